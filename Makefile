@@ -1,0 +1,85 @@
+# Every habit of the project is a target here; CI calls only targets.
+# Needs: a Rust toolchain (with the C compiler that it links with) and Python 3 with pip. Everything else is fetched into
+# .hush.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CARGO ?= cargo
+# `release` or `dev`: which build `models`, `run` and `bench` use.
+PROFILE ?= release
+
+LOCAL := .hush
+ORT_LIB := $(LOCAL)/lib/libonnxruntime.so
+MODELS := $(LOCAL)/models
+# Python packages of the tests and benchmarks; nothing is installed on the machine.
+PACKAGES := $(LOCAL)/python
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+HUSH := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/hush-server
+CHECKPOINT := tests/fixtures/model/whisper-hush-tiny
+PRECISIONS := int8 fp32
+INSTALLED := $(PRECISIONS:%=$(MODELS)/hush-tiny/%/model.json)
+# What decides the content of a model directory.
+INSTALLER := $(wildcard server/whisper/src/*/*.rs server/whisper/src/install.rs server/whisper/src/model_dir.rs)
+
+# libopus is built with cmake; where there is none, pip has one.
+ifeq ($(shell command -v cmake),)
+export CMAKE := $(abspath $(PACKAGES)/cmake/data/bin/cmake)
+TOOLS := $(CMAKE)
+endif
+
+.PHONY: help build run ort models test lint licences bench clean
+
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: $(TOOLS) ## Build hush-server (PROFILE=dev for a debug build)
+	$(CARGO) build --locked --profile $(PROFILE) --package hush-server
+
+run: build ort models ## Serve the bundled model (LISTEN=, OPS_LISTEN=, IDLE_TIMEOUT=, ARGS=)
+	exec $(HUSH) serve --model hush-tiny --models-dir $(MODELS) --ort-lib $(ORT_LIB) \
+	    $(if $(LISTEN),--listen $(LISTEN)) $(if $(OPS_LISTEN),--ops-listen $(OPS_LISTEN)) \
+	    $(if $(IDLE_TIMEOUT),--idle-timeout $(IDLE_TIMEOUT)) $(ARGS)
+
+ort: ## Fetch ONNX Runtime's library into .hush/lib
+	$(PYTHON) scripts/fetch-onnxruntime $(LOCAL)/lib
+
+models: $(INSTALLED) ## Install the bundled model into .hush/models
+
+$(INSTALLED): $(MODELS)/hush-tiny/%/model.json: $(wildcard $(CHECKPOINT)/*) $(INSTALLER) | build
+	$(HUSH) install $(CHECKPOINT) --name hush-tiny --precision $* --models-dir $(MODELS) --force
+
+$(abspath $(PACKAGES)/cmake/data/bin/cmake):
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(PACKAGES) cmake
+
+# Touched after pip, so that a failed install is tried again.
+$(PACKAGES)/.tests: tests/requirements.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(PACKAGES) --requirement $<
+	touch $@
+
+$(PACKAGES)/.bench: tests/bench/requirements.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(PACKAGES) --requirement $<
+	touch $@
+
+test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
+test: $(TOOLS) ort $(PACKAGES)/.tests ## Run every test
+	$(CARGO) build --locked --package hush-server
+	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
+
+lint: $(TOOLS) ## Formatting and clippy, without a warning
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+licences: ## Licences of what is built, and advisories where cargo-deny is installed
+	if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; else $(PYTHON) scripts/check-licences; fi
+
+bench: build ort models $(PACKAGES)/.bench ## Print the figures, each beside a peer's (ARGS= sections)
+	$(CARGO) build --locked --release --package hush-tests --bins
+	PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/bench/run.py $(ARGS)
+
+clean: ## Remove what was built and installed here
+	$(CARGO) clean
+	rm -rf $(MODELS) $(PACKAGES) $(LOCAL)/bench

@@ -1,0 +1,7 @@
+//! What `hush-server` and `hush-controller` say to each other: metric names, label names, states and reasons.
+//! Both sides use this crate; neither spells a name twice.
+
+pub mod metrics;
+mod state;
+
+pub use state::{ModelState, UnloadReason, UnloadRefusal};

@@ -1,0 +1,97 @@
+//! The life of a model, as labels and as words.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a model is in its life: `Unloaded -> Loading -> Ready -> Draining -> Unloading -> Unloaded`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelState {
+    Unloaded,
+    Loading,
+    /// In memory; idle when nothing is in flight, busy otherwise.
+    Ready,
+    /// Finishing what is in flight; takes nothing new.
+    Draining,
+    Unloading,
+    /// Wants to load, but the device has no room or a hold is in force.
+    WaitingForMemory,
+    /// Loading failed; waits before it tries again.
+    Failed,
+}
+
+impl ModelState {
+    pub const ALL: [Self; 7] = [
+        Self::Unloaded,
+        Self::Loading,
+        Self::Ready,
+        Self::Draining,
+        Self::Unloading,
+        Self::WaitingForMemory,
+        Self::Failed,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unloaded => "unloaded",
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Unloading => "unloading",
+            Self::WaitingForMemory => "waiting_for_memory",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Why a model left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum UnloadReason {
+    IdleTimeout,
+    OnDemand,
+    SoftPressure,
+    HardPressure,
+    Manual,
+    Shutdown,
+}
+
+impl UnloadReason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::IdleTimeout => "IdleTimeout",
+            Self::OnDemand => "OnDemand",
+            Self::SoftPressure => "SoftPressure",
+            Self::HardPressure => "HardPressure",
+            Self::Manual => "Manual",
+            Self::Shutdown => "Shutdown",
+        }
+    }
+}
+
+/// Why an unload command changed nothing: its condition did not hold at the moment it was judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnloadRefusal {
+    /// Requests hold the model, and the command asked for an idle one.
+    Busy,
+    /// Idle, but not for as long as the command asked.
+    NotIdle,
+    /// Loaded again since the command was decided.
+    GenerationChanged,
+    Loading,
+    NotLoaded,
+    /// Already on its way out.
+    Draining,
+}
+
+impl UnloadRefusal {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::NotIdle => "not_idle",
+            Self::GenerationChanged => "generation_changed",
+            Self::Loading => "loading",
+            Self::NotLoaded => "not_loaded",
+            Self::Draining => "draining",
+        }
+    }
+}

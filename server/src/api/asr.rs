@@ -1,0 +1,54 @@
+//! `POST /asr`.
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, Request, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+
+use super::ApiState;
+use super::error::ApiError;
+use super::header::{quote, quote_unprintable};
+use super::query::AsrQuery;
+use crate::format::{Format, JsonShape, Writer};
+use crate::job::Transcription;
+
+pub async fn asr(
+    State(state): State<ApiState>,
+    Query(pairs): Query<Vec<(String, String)>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (head, body) = request.into_parts();
+    let (query, upload) = state.receive(&head.headers, body, AsrQuery::parse(&pairs)).await?;
+    let file_name = format!("{}.{}", quote(&upload.file_name), quote_unprintable(&query.output));
+    let format = format(&query.output, state.config.json_shape);
+    let pcm = state.decode(upload, query.encode).await?;
+    let Transcription { transcript, segments } = state.speech.transcribe(pcm, query.options).await?;
+    let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[state.speech.model()]);
+    audio_seconds.inc_by(transcript.duration_seconds.max(0.0));
+    let unwritten = |error| ApiError::Internal(format!("a transcript could not be written: {error}"));
+    let mut writer = Writer::new(format, Vec::new()).map_err(unwritten)?;
+    for segment in segments {
+        writer.segment(segment).map_err(unwritten)?;
+    }
+    let text = writer.finish(&transcript).map_err(unwritten)?;
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
+        (header::HeaderName::from_static("asr-engine"), state.config.json_shape.engine().to_owned()),
+        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{file_name}\"")),
+    ];
+    // As a stream, so that it has no Content-Length, as the peer's has none.
+    let body = Body::from_stream(stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from(text))]));
+    Ok((headers, body).into_response())
+}
+
+/// Whatever is unknown is text, as in the peer.
+fn format(output: &str, json_shape: JsonShape) -> Format {
+    match output {
+        "vtt" => Format::Vtt,
+        "srt" => Format::Srt,
+        "tsv" => Format::Tsv,
+        "json" => Format::Json(json_shape),
+        _ => Format::Txt,
+    }
+}

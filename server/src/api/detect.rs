@@ -1,0 +1,37 @@
+//! `POST /detect-language`.
+
+use axum::extract::{Query, Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use hush_whisper::language;
+use serde::Serialize;
+
+use super::error::{ApiError, json_response};
+use super::{ApiState, query};
+
+#[derive(Serialize)]
+struct Detected<'a> {
+    /// Lower-case English name.
+    detected_language: &'a str,
+    language_code: &'a str,
+    /// Of the detected language (the peer gives that of the last code in the alphabet).
+    confidence: f32,
+}
+
+pub async fn detect_language(
+    State(state): State<ApiState>,
+    Query(pairs): Query<Vec<(String, String)>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (head, body) = request.into_parts();
+    let (encode, upload) = state.receive(&head.headers, body, query::encode(&pairs)).await?;
+    let pcm = state.decode(upload, encode).await?;
+    let languages = state.speech.detect_language(pcm).await?;
+    let best = languages.first().ok_or_else(|| ApiError::Internal("no language was detected".to_owned()))?;
+    let detected = Detected {
+        detected_language: language::name(&best.code).unwrap_or(&best.code),
+        language_code: &best.code,
+        confidence: best.probability,
+    };
+    Ok(json_response(StatusCode::OK, &detected))
+}

@@ -1,0 +1,227 @@
+//! What goes back when there is no transcript. Faults of the caller have FastAPI's shapes and texts, faults of the
+//! engine are the peer's bare 500; nothing that failed is ever a 200 (Bazarr saves the body of whatever it gets).
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::multipart::MultipartError;
+use crate::audio::AudioError;
+use crate::format::PythonJson;
+use crate::job::JobError;
+use crate::spool::SpoolError;
+
+/// While the server ends, another one may take its place.
+const SHUTDOWN_RETRY_SECONDS: u64 = 10;
+
+/// One entry of a 422's `detail`: pydantic's error object.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FieldError {
+    r#type: &'static str,
+    loc: [&'static str; 2],
+    msg: String,
+    input: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ctx: Option<Value>,
+}
+
+impl FieldError {
+    fn query(r#type: &'static str, name: &'static str, msg: &str, given: &str) -> Self {
+        Self { r#type, loc: ["query", name], msg: msg.to_owned(), input: given.into(), ctx: None }
+    }
+
+    pub fn bool_parsing(name: &'static str, given: &str) -> Self {
+        Self::query("bool_parsing", name, "Input should be a valid boolean, unable to interpret input", given)
+    }
+
+    pub fn int_parsing(name: &'static str, given: &str) -> Self {
+        Self::query("int_parsing", name, "Input should be a valid integer, unable to parse string as an integer", given)
+    }
+
+    /// As pydantic refuses a value that is not in an enum.
+    pub fn task(given: &str) -> Self {
+        let expected = "'transcribe' or 'translate'";
+        let error = Self::query("enum", "task", &format!("Input should be {expected}"), given);
+        Self { ctx: Some(json!({"expected": expected})), ..error }
+    }
+
+    pub fn language(given: &str) -> Self {
+        let msg = "Value error, unknown language; give a code such as 'en' or an English name such as 'english'";
+        Self { ctx: Some(json!({"error": {}})), ..Self::query("value_error", "language", msg, given) }
+    }
+
+    pub fn missing_file() -> Self {
+        Self {
+            r#type: "missing",
+            loc: ["body", "audio_file"],
+            msg: "Field required".to_owned(),
+            input: Value::Null,
+            ctx: None,
+        }
+    }
+
+    pub fn not_a_file(given: String) -> Self {
+        Self {
+            r#type: "value_error",
+            loc: ["body", "audio_file"],
+            msg: "Value error, Expected UploadFile, received: <class 'str'>".to_owned(),
+            input: given.into(),
+            ctx: Some(json!({"error": {}})),
+        }
+    }
+}
+
+/// Why the body did not become an upload.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    #[error("Missing boundary in multipart.")]
+    NoBoundary,
+    #[error(transparent)]
+    Multipart(#[from] MultipartError),
+    #[error("Part exceeded maximum size of 1024KB.")]
+    FieldTooLarge,
+    #[error("Too many fields. Maximum number of fields is 1000.")]
+    TooManyFields,
+    #[error("Too many files. Maximum number of files is 1000.")]
+    TooManyFiles,
+    #[error("the upload is larger than this server's limit of {limit_bytes} bytes")]
+    TooLarge { limit_bytes: u64 },
+    #[error("no byte of the upload came for {seconds} s")]
+    Stalled { seconds: u64 },
+    /// Nobody will read the answer.
+    #[error("the client is gone: {0}")]
+    ClientGone(#[source] axum::Error),
+    #[error("storing the upload failed: {0}")]
+    Spool(#[source] SpoolError),
+}
+
+impl From<SpoolError> for UploadError {
+    fn from(error: SpoolError) -> Self {
+        match error {
+            SpoolError::TooLarge { limit_bytes } => Self::TooLarge { limit_bytes },
+            error @ SpoolError::Disk(_) => Self::Spool(error),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// 422 with one entry per fault.
+    #[error("invalid request")]
+    Fields(Vec<FieldError>),
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    #[error(transparent)]
+    Audio(#[from] AudioError),
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// A defect of this server.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl ApiError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Fields(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Upload(error) => match error {
+                UploadError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                UploadError::Stalled { .. } => StatusCode::REQUEST_TIMEOUT,
+                UploadError::Spool(error) => storage(error),
+                UploadError::NoBoundary
+                | UploadError::Multipart(_)
+                | UploadError::FieldTooLarge
+                | UploadError::TooManyFields
+                | UploadError::TooManyFiles
+                | UploadError::ClientGone(_) => StatusCode::BAD_REQUEST,
+            },
+            Self::Audio(AudioError::Spool(error)) => storage(error),
+            Self::Audio(error) if error.is_client_fault() => StatusCode::BAD_REQUEST,
+            Self::Job(JobError::QueueFull { .. } | JobError::LoadFailed { .. } | JobError::ShuttingDown) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Job(JobError::Invalid(_)) => StatusCode::BAD_REQUEST,
+            Self::Audio(_) | Self::Job(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn retry_after_seconds(&self) -> Option<u64> {
+        match self {
+            Self::Job(
+                JobError::QueueFull { retry_after_seconds, .. } | JobError::LoadFailed { retry_after_seconds, .. },
+            ) => Some(*retry_after_seconds),
+            Self::Job(JobError::ShuttingDown) => Some(SHUTDOWN_RETRY_SECONDS),
+            _ => None,
+        }
+    }
+}
+
+fn storage(error: &SpoolError) -> StatusCode {
+    if error.is_storage_full() { StatusCode::INSUFFICIENT_STORAGE } else { StatusCode::INTERNAL_SERVER_ERROR }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        if status.is_server_error() {
+            tracing::error!(status = status.as_u16(), error = &self as &dyn std::error::Error, "request failed");
+        } else {
+            tracing::debug!(status = status.as_u16(), error = %self, "request refused");
+        }
+        let mut response = match &self {
+            Self::Fields(faults) => json_response(status, &Detail { detail: faults }),
+            _ if status == StatusCode::INTERNAL_SERVER_ERROR => internal_server_error(),
+            error => detail(status, &error.to_string()),
+        };
+        if let Some(seconds) = self.retry_after_seconds() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct Detail<T> {
+    detail: T,
+}
+
+/// `{"detail":"..."}`, as FastAPI's `HTTPException`.
+pub fn detail(status: StatusCode, text: &str) -> Response {
+    json_response(status, &Detail { detail: text })
+}
+
+/// The peer's answer to anything that it did not expect.
+pub fn internal_server_error() -> Response {
+    let content_type = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    (StatusCode::INTERNAL_SERVER_ERROR, content_type, "Internal Server Error").into_response()
+}
+
+/// JSON as FastAPI prints it.
+pub fn json_response<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    let mut body = Vec::new();
+    match PythonJson::COMPACT.write(&mut body, value) {
+        Ok(()) => (status, [(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response(),
+        Err(error) => ApiError::Internal(format!("an answer could not be printed: {error}")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_507_wherever_it_is_met() {
+        let full = || SpoolError::Disk(io::Error::from(io::ErrorKind::StorageFull));
+        for error in [ApiError::Upload(full().into()), ApiError::Audio(AudioError::Spool(full()))] {
+            let response = error.into_response();
+            assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+        }
+        let other = SpoolError::Disk(io::Error::from(io::ErrorKind::PermissionDenied));
+        assert_eq!(ApiError::Upload(other.into()).into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

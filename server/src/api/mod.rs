@@ -1,0 +1,105 @@
+//! The public listener: the HTTP API of whisper-asr-webservice, with subgen's `/status`.
+
+mod asr;
+mod detect;
+mod error;
+mod header;
+mod health;
+mod multipart;
+mod query;
+mod speech;
+mod upload;
+mod work;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::response::Response;
+use axum::routing::{get, post};
+use tokio::sync::Semaphore;
+
+pub use speech::{ServedModel, Speech};
+pub use upload::UploadOptions;
+
+use crate::audio::DecodeOptions;
+use crate::format::JsonShape;
+use crate::metrics::Metrics;
+use crate::serve;
+
+/// What the operator chooses of the API.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Whose JSON `/asr` answers with, and the `Asr-Engine` that it says.
+    pub json_shape: JsonShape,
+    pub upload: UploadOptions,
+    pub decode: DecodeOptions,
+    /// Files that are decoded at the same time; the others wait, uploaded.
+    pub concurrent_decodes: usize,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            json_shape: JsonShape::default(),
+            upload: UploadOptions::default(),
+            decode: DecodeOptions::default(),
+            concurrent_decodes: 2 * cores,
+        }
+    }
+}
+
+/// Everything that the routes share; cheap to clone.
+#[derive(Clone)]
+pub struct ApiState {
+    speech: Arc<dyn Speech>,
+    metrics: Arc<Metrics>,
+    config: Arc<ApiConfig>,
+    decodes: Arc<Semaphore>,
+}
+
+impl ApiState {
+    pub fn new(speech: Arc<dyn Speech>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
+        let decodes = Arc::new(Semaphore::new(config.concurrent_decodes.max(1)));
+        Self { speech, metrics, config: Arc::new(config), decodes }
+    }
+}
+
+/// Bazarr of old joined its endpoint and the path with a slash of its own, and a slash too many at the end costs
+/// other clients a redirect of a whole upload: both are the route itself.
+pub fn router(state: ApiState) -> Router {
+    let recorded = middleware::from_fn_with_state(Arc::clone(&state.metrics), serve::record);
+    let mut router = Router::new();
+    for path in ["/asr", "//asr", "/asr/"] {
+        router = router.route(path, post(asr::asr));
+    }
+    for path in ["/detect-language", "//detect-language", "/detect-language/"] {
+        router = router.route(path, post(detect::detect_language));
+    }
+    router
+        .route("/", get(health::index))
+        .route("/status", get(health::status))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(recorded)
+        .with_state(state)
+}
+
+async fn not_found(state: State<ApiState>, request: Request) -> Response {
+    refuse(&state, request, StatusCode::NOT_FOUND, "Not Found").await
+}
+
+async fn method_not_allowed(state: State<ApiState>, request: Request) -> Response {
+    refuse(&state, request, StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed").await
+}
+
+async fn refuse(state: &ApiState, request: Request, status: StatusCode, text: &str) -> Response {
+    let (head, body) = request.into_parts();
+    upload::discard(&head.headers, body, &state.config.upload).await;
+    error::detail(status, text)
+}

@@ -1,0 +1,304 @@
+//! The body of a request on its way into a spool. It is read at once and to its end, whatever the model does: a body
+//! that stalls because the GPU is busy costs a Bazarr user 24 hours.
+
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::http::{HeaderMap, header};
+use futures_util::StreamExt;
+
+use super::error::UploadError;
+use super::header::{Parameters, decode};
+use super::multipart::{Event, Parser};
+use crate::spool::{Spool, SpoolOptions, Spooled};
+
+/// Files travel to the spool in pieces of this size, on a thread that may wait for a disk.
+const PIECE_BYTES: usize = 256 << 10;
+/// Room for boundaries, headers and fields beside the file.
+const OVERHEAD_BYTES: u64 = 1 << 20;
+/// The peer's limits.
+const FIELD_LIMIT_BYTES: usize = 1 << 20;
+const PARTS_LIMIT: usize = 1000;
+
+/// How uploads are taken in.
+#[derive(Clone, Debug)]
+pub struct UploadOptions {
+    /// A larger file is refused: 413.
+    pub max_upload_bytes: u64,
+    /// What is refused is still read, up to this much, so that clients which send everything before they read see
+    /// the answer rather than a reset connection.
+    pub max_drain_bytes: u64,
+    /// Longest silence in the middle of a body: 408.
+    pub idle_timeout: Duration,
+    /// Held in memory up to here, then in a file.
+    pub memory_bytes: usize,
+    /// Where that file goes.
+    pub dir: Option<std::path::PathBuf>,
+}
+
+impl Default for UploadOptions {
+    fn default() -> Self {
+        Self {
+            // 35 hours as Bazarr sends them.
+            max_upload_bytes: 4 << 30,
+            max_drain_bytes: 4 << 30,
+            idle_timeout: Duration::from_secs(300),
+            memory_bytes: crate::spool::DEFAULT_MEMORY_BYTES,
+            dir: None,
+        }
+    }
+}
+
+/// What the form holds under the name that was asked for; the last of several counts.
+#[derive(Debug)]
+pub enum FormFile {
+    Missing,
+    /// A plain field.
+    Text(String),
+    File(Upload),
+}
+
+#[derive(Debug)]
+pub struct Upload {
+    pub content: Spooled,
+    /// As the client calls it; never used as a path.
+    pub file_name: String,
+}
+
+/// Reads a form to its end and keeps its file `name`.
+pub async fn receive(
+    headers: &HeaderMap,
+    body: Body,
+    name: &'static str,
+    options: &UploadOptions,
+) -> Result<FormFile, UploadError> {
+    let mut body = Chunks { stream: body.into_data_stream(), idle_timeout: options.idle_timeout };
+    match read_form(headers, &mut body, name, options).await {
+        Err(error @ (UploadError::ClientGone(_) | UploadError::Stalled { .. })) => Err(error),
+        // A client that asked first waits for the answer with its body in hand.
+        Err(error) if headers.contains_key(header::EXPECT) => Err(error),
+        Err(error) => {
+            body.drain(options.max_drain_bytes).await;
+            Err(error)
+        }
+        received => received,
+    }
+}
+
+/// Reads what nobody asked for, so that the answer is seen.
+pub async fn discard(headers: &HeaderMap, body: Body, options: &UploadOptions) {
+    if !headers.contains_key(header::EXPECT) {
+        let mut body = Chunks { stream: body.into_data_stream(), idle_timeout: options.idle_timeout };
+        body.drain(options.max_drain_bytes).await;
+    }
+}
+
+async fn read_form(
+    headers: &HeaderMap,
+    body: &mut Chunks,
+    name: &'static str,
+    options: &UploadOptions,
+) -> Result<FormFile, UploadError> {
+    let limit_bytes = options.max_upload_bytes;
+    let too_large = |bytes: u64| bytes > limit_bytes.saturating_add(OVERHEAD_BYTES);
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(too_large) {
+        return Err(UploadError::TooLarge { limit_bytes });
+    }
+    let content_type = Parameters::parse(headers.get(header::CONTENT_TYPE).map_or(b"", |value| value.as_bytes()));
+    if content_type.value != "multipart/form-data" {
+        body.drain(options.max_drain_bytes).await;
+        return Ok(FormFile::Missing);
+    }
+    let boundary = content_type.get("boundary").ok_or(UploadError::NoBoundary)?;
+    let mut parser = Parser::new(boundary);
+    let mut form = Form::new(name, options);
+    let mut read_bytes = 0;
+    while let Some(chunk) = body.next().await? {
+        read_bytes += chunk.len() as u64;
+        if too_large(read_bytes) {
+            return Err(UploadError::TooLarge { limit_bytes });
+        }
+        parser.push(&chunk, |event| form.take(event))?;
+        form.write_through(PIECE_BYTES).await?;
+    }
+    form.write_through(1).await?;
+    Ok(form.finish())
+}
+
+/// The body, chunk by chunk, with a limit on silence.
+struct Chunks {
+    stream: BodyDataStream,
+    idle_timeout: Duration,
+}
+
+impl Chunks {
+    async fn next(&mut self) -> Result<Option<Bytes>, UploadError> {
+        match tokio::time::timeout(self.idle_timeout, self.stream.next()).await {
+            Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
+            Ok(Some(Err(error))) => Err(UploadError::ClientGone(error)),
+            Ok(None) => Ok(None),
+            Err(_) => Err(UploadError::Stalled { seconds: self.idle_timeout.as_secs() }),
+        }
+    }
+
+    async fn drain(&mut self, max_bytes: u64) {
+        let mut read_bytes = 0;
+        while let Ok(Some(chunk)) = self.next().await {
+            read_bytes += chunk.len() as u64;
+            if read_bytes > max_bytes {
+                return;
+            }
+        }
+    }
+}
+
+/// Where the part that is being read goes.
+enum Current {
+    Ignored,
+    /// A field of another name: only its length counts.
+    OtherField(usize),
+    Text(Vec<u8>),
+    File {
+        file_name: String,
+        spool: Spool,
+    },
+}
+
+/// The parts of a form, as they come.
+struct Form<'a> {
+    name: &'static str,
+    options: &'a UploadOptions,
+    current: Current,
+    /// What the file has got and the spool has not.
+    pending: Vec<u8>,
+    /// The last whole part of that name.
+    kept: Kept,
+    fields: usize,
+    files: usize,
+}
+
+enum Kept {
+    Missing,
+    Text(String),
+    File {
+        file_name: String,
+        spool: Spool,
+        /// Its end, when the chunk that ended it also held some of it.
+        tail: Vec<u8>,
+    },
+}
+
+impl<'a> Form<'a> {
+    fn new(name: &'static str, options: &'a UploadOptions) -> Self {
+        let (current, kept) = (Current::Ignored, Kept::Missing);
+        Self { name, options, current, pending: Vec::new(), kept, fields: 0, files: 0 }
+    }
+
+    fn take(&mut self, event: Event<'_>) -> Result<(), UploadError> {
+        match event {
+            Event::Begin { name, file_name } => self.begin(&name, file_name),
+            Event::Data(data) => self.data(data),
+            Event::End => {
+                self.end();
+                Ok(())
+            }
+        }
+    }
+
+    fn begin(&mut self, name: &str, file_name: Option<String>) -> Result<(), UploadError> {
+        let is_file = file_name.is_some();
+        let (count, refusal) = if is_file {
+            (&mut self.files, UploadError::TooManyFiles)
+        } else {
+            (&mut self.fields, UploadError::TooManyFields)
+        };
+        *count += 1;
+        if *count > PARTS_LIMIT {
+            return Err(refusal);
+        }
+        self.current = match file_name {
+            Some(file_name) if name == self.name => {
+                Current::File { file_name, spool: Spool::new(self.spool_options()) }
+            }
+            Some(_) => Current::Ignored,
+            None if name == self.name => Current::Text(Vec::new()),
+            None => Current::OtherField(0),
+        };
+        Ok(())
+    }
+
+    fn data(&mut self, data: &[u8]) -> Result<(), UploadError> {
+        let field_bytes = match &mut self.current {
+            Current::Ignored => 0,
+            Current::File { .. } => {
+                self.pending.extend_from_slice(data);
+                0
+            }
+            Current::Text(text) => {
+                text.extend_from_slice(data);
+                text.len()
+            }
+            Current::OtherField(len_bytes) => {
+                *len_bytes += data.len();
+                *len_bytes
+            }
+        };
+        if field_bytes > FIELD_LIMIT_BYTES { Err(UploadError::FieldTooLarge) } else { Ok(()) }
+    }
+
+    fn end(&mut self) {
+        match std::mem::replace(&mut self.current, Current::Ignored) {
+            Current::Ignored | Current::OtherField(_) => {}
+            Current::Text(text) => self.kept = Kept::Text(decode(&text)),
+            Current::File { file_name, spool } => {
+                self.kept = Kept::File { file_name, spool, tail: std::mem::take(&mut self.pending) };
+            }
+        }
+    }
+
+    fn spool_options(&self) -> SpoolOptions {
+        SpoolOptions {
+            memory_bytes: self.options.memory_bytes,
+            limit_bytes: Some(self.options.max_upload_bytes),
+            dir: self.options.dir.clone(),
+        }
+    }
+
+    /// Writes what waits once there is `least` of it.
+    async fn write_through(&mut self, least: usize) -> Result<(), UploadError> {
+        if let Kept::File { spool, tail, .. } = &mut self.kept
+            && !tail.is_empty()
+        {
+            write(spool, tail).await?;
+        }
+        if let Current::File { spool, .. } = &mut self.current
+            && self.pending.len() >= least
+        {
+            write(spool, &mut self.pending).await?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> FormFile {
+        match self.kept {
+            Kept::Missing => FormFile::Missing,
+            Kept::Text(text) => FormFile::Text(text),
+            Kept::File { file_name, spool, .. } => FormFile::File(Upload { content: spool.finish(), file_name }),
+        }
+    }
+}
+
+/// Moves `bytes` into the spool and leaves the buffer empty, with its room.
+async fn write(spool: &mut Spool, bytes: &mut Vec<u8>) -> Result<(), UploadError> {
+    let mut moved_spool = std::mem::replace(spool, Spool::new(SpoolOptions::default()));
+    let mut moved_bytes = std::mem::take(bytes);
+    let written = tokio::task::spawn_blocking(move || {
+        let result = moved_spool.write(&moved_bytes);
+        moved_bytes.clear();
+        result.map(|()| (moved_spool, moved_bytes))
+    });
+    let written = written.await.map_err(|panicked| std::io::Error::other(panicked.to_string()));
+    (*spool, *bytes) = written.map_err(crate::spool::SpoolError::Disk)??;
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! From a request to samples: the part that all routes share.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use tokio_util::sync::CancellationToken;
+
+use super::ApiState;
+use super::error::{ApiError, FieldError};
+use super::upload::{self, FormFile, Upload};
+use crate::audio::{self, AudioError, Pcm};
+use crate::job::JobError;
+
+impl ApiState {
+    /// Reads the form, then reports what is wrong with the query and the file together, as the peer does.
+    pub(super) async fn receive<Q>(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        query: Result<Q, Vec<FieldError>>,
+    ) -> Result<(Q, Upload), ApiError> {
+        let file = upload::receive(headers, body, "audio_file", &self.config.upload).await?;
+        let (query, mut faults) = match query {
+            Ok(query) => (Some(query), Vec::new()),
+            Err(faults) => (None, faults),
+        };
+        match (query, file) {
+            (Some(query), FormFile::File(upload)) => return Ok((query, upload)),
+            (_, FormFile::File(_)) => {}
+            (_, FormFile::Missing) => faults.push(FieldError::missing_file()),
+            (_, FormFile::Text(text)) => faults.push(FieldError::not_a_file(text)),
+        }
+        Err(ApiError::Fields(faults))
+    }
+
+    /// Decodes on a blocking thread, a bounded number at a time. Dropping the future ends the decoding.
+    pub(super) async fn decode(&self, upload: Upload, encode: bool) -> Result<Pcm, ApiError> {
+        let closed = |_| ApiError::Job(JobError::ShuttingDown);
+        let permit = Arc::clone(&self.decodes).acquire_owned().await.map_err(closed)?;
+        let options = self.config.decode.clone();
+        let cancelled = CancellationToken::new();
+        let _cancel_on_drop = cancelled.clone().drop_guard();
+        let decoded = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let Upload { content, file_name } = upload;
+            match encode {
+                true => audio::decode(&content, Some(&file_name), &options, &|| !cancelled.is_cancelled()),
+                false if content.is_empty() => Err(AudioError::Empty),
+                false => audio::decode_raw_s16le(content, options.limit_seconds),
+            }
+        });
+        let decoded = decoded.await.map_err(|panicked| ApiError::Internal(format!("decoding: {panicked}")))?;
+        Ok(decoded?)
+    }
+}

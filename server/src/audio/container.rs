@@ -1,0 +1,311 @@
+//! Files through symphonia: container -> packets -> samples -> mono -> 16 kHz.
+
+use std::fmt::Write as _;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use symphonia::core::codecs::CodecParameters;
+use symphonia::core::codecs::audio::well_known::*;
+use symphonia::core::codecs::audio::{AudioCodecId, AudioDecoder, AudioDecoderOptions, CODEC_ID_NULL_AUDIO};
+use symphonia::core::codecs::registry::CodecRegistry;
+use symphonia::core::common::Limit;
+use symphonia::core::errors::Error as SymphoniaError;
+use symphonia::core::formats::probe::Hint;
+use symphonia::core::formats::well_known::{FORMAT_ID_ISOMP4, FORMAT_ID_MKV};
+use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
+use symphonia::core::io::{MediaSource, MediaSourceStream};
+use symphonia::core::meta::MetadataOptions;
+use symphonia::core::packet::Packet;
+use symphonia::core::units::{Duration, TimeBase};
+
+use super::headers;
+use super::output::{MAX_CHANGES, Output, too_many_changes};
+use super::pcm::{Pcm, PcmWriter};
+use super::{AudioError, KeepGoing};
+use crate::spool::{SpoolReader, Spooled};
+
+/// Errors in a row from a demuxer before its stream counts as ended.
+const MAX_DEMUX_ERRORS: usize = 16;
+
+const FIX: &str =
+    "install ffmpeg on the server, or convert the file to WAV, FLAC, MP3, AAC (LC), Vorbis or mono/stereo Opus";
+
+static CODECS: LazyLock<CodecRegistry> = LazyLock::new(|| {
+    let mut registry = CodecRegistry::new();
+    symphonia::default::register_enabled_codecs(&mut registry);
+    registry.register_audio_decoder::<symphonia_adapter_libopus::OpusDecoder>();
+    registry
+});
+
+pub(super) struct Decoded {
+    pub pcm: Pcm,
+    /// `false` when there is much less, or more, than the headers tell of.
+    pub is_whole: bool,
+}
+
+pub(super) fn decode(
+    input: &Spooled,
+    file_name: Option<&str>,
+    writer: PcmWriter,
+    keep_going: &KeepGoing<'_>,
+) -> Result<Decoded, AudioError> {
+    let failure = Failure::default();
+    let probe = |is_seekable: bool| {
+        let source = Input {
+            reader: input.open(),
+            len_bytes: input.len_bytes(),
+            is_seekable,
+            keep_going,
+            failure: failure.clone(),
+        };
+        let stream = MediaSourceStream::new(Box::new(source), Default::default());
+        let mut hint = Hint::new();
+        if let Some(extension) = file_name.and_then(|name| Path::new(name).extension()).and_then(|ext| ext.to_str()) {
+            hint.with_extension(extension);
+        }
+        // Covers and lyrics are of no use here: pictures are skipped, tags kept short.
+        let metadata =
+            MetadataOptions::default().limit_visual_bytes(Limit::Maximum(0)).limit_tag_bytes(Limit::Maximum(64 << 10));
+        symphonia::default::get_probe().probe(&hint, stream, FormatOptions::default(), metadata)
+    };
+    let probed = match probe(true) {
+        Ok(format) => Ok(format),
+        Err(error) => {
+            failure.check()?;
+            // A file that was cut off fails on its index, which is at the end. As a stream of unknown length, nobody
+            // looks for it.
+            probe(false).map_err(|_| error)
+        }
+    };
+    let mut format = match probed {
+        Ok(format) => format,
+        Err(error) => {
+            failure.check()?;
+            return Err(match error {
+                // A container that was recognised and makes no sense.
+                SymphoniaError::DecodeError(reason) => AudioError::Malformed { reason: reason.to_owned() },
+                _ => AudioError::Unrecognised { hint: describe(input, file_name) },
+            });
+        }
+    };
+
+    let mut track = Track::open(&*format, input)?;
+    let edit = (format.format_info().format == FORMAT_ID_ISOMP4).then(|| headers::mp4_edit(input, track.id)).flatten();
+    let mut output = Output::new(writer, edit);
+    let mut stopped_early = false;
+    let (mut good, mut bad, mut demux_errors, mut changes) = (0_u64, 0_u64, 0, 0);
+    let mut last_error = None;
+    loop {
+        if !keep_going() {
+            return Err(AudioError::Cancelled);
+        }
+        // Metadata in the stream would pile up.
+        while format.metadata().pop().is_some() {}
+        let packet = match format.next_packet() {
+            Ok(Some(packet)) => packet,
+            Ok(None) => break,
+            // Another chained stream begins.
+            Err(SymphoniaError::ResetRequired) => {
+                changes += 1;
+                if changes > MAX_CHANGES {
+                    return Err(too_many_changes());
+                }
+                track = Track::open(&*format, input)?;
+                continue;
+            }
+            // The file is shorter than it says: what there is counts, as for ffmpeg.
+            Err(SymphoniaError::IoError(_)) => {
+                failure.check()?;
+                stopped_early = true;
+                break;
+            }
+            Err(error) => {
+                demux_errors += 1;
+                last_error = Some(error.to_string());
+                if demux_errors >= MAX_DEMUX_ERRORS {
+                    stopped_early = true;
+                    break;
+                }
+                continue;
+            }
+        };
+        demux_errors = 0;
+        if packet.track_id != track.id {
+            continue;
+        }
+        match track.decoder.decode(&packet) {
+            Ok(buffer) => {
+                good += 1;
+                if buffer.frames() > 0 {
+                    output.take(&buffer, track.is_float_pcm)?;
+                }
+            }
+            Err(SymphoniaError::ResetRequired) => track.decoder.reset(),
+            Err(error) => {
+                bad += 1;
+                tracing::debug!(%error, "damaged audio packet");
+                last_error = Some(error.to_string());
+                output.conceal(track.seconds_of(&packet))?;
+            }
+        }
+    }
+    failure.check()?;
+    if bad > good {
+        let reason = format!(
+            "{bad} of {} packets could not be decoded{}",
+            good + bad,
+            last_error.map(|error| format!(" ({error})")).unwrap_or_default()
+        );
+        return Err(AudioError::Malformed { reason });
+    }
+    let pcm = output.finish()?;
+    // A demuxer may lose its way without a word, so a clean end is compared with the headers as well, unless an edit
+    // hides a part. PCM has nothing more to find.
+    let expected = track.declared_seconds.filter(|_| !track.is_pcm && (stopped_early || edit.is_none()));
+    let is_whole =
+        expected.is_none_or(|seconds| (0.9 * seconds..=1.1 * seconds + 1.0).contains(&pcm.duration_seconds()));
+    Ok(Decoded { pcm, is_whole })
+}
+
+/// The track that is listened to.
+struct Track {
+    id: u32,
+    time_base: Option<TimeBase>,
+    decoder: Box<dyn AudioDecoder>,
+    declared_seconds: Option<f64>,
+    is_pcm: bool,
+    is_float_pcm: bool,
+}
+
+impl Track {
+    /// The default audio track, or the first one whose codec has a name.
+    fn open(format: &dyn FormatReader, input: &Spooled) -> Result<Self, AudioError> {
+        let marked = (format.format_info().format == FORMAT_ID_MKV)
+            .then(|| headers::matroska_default_audio(input))
+            .flatten()
+            .and_then(|number| format.tracks().iter().find(|track| track.id == number))
+            .filter(|track| track.track_type() == Some(TrackType::Audio));
+        let track = marked
+            .or_else(|| format.default_track(TrackType::Audio))
+            .or_else(|| format.first_track(TrackType::Audio))
+            .ok_or(AudioError::NoAudioTrack)?;
+        let Some(CodecParameters::Audio(params)) = &track.codec_params else { return Err(AudioError::NoAudioTrack) };
+        if params.channels.as_ref().is_some_and(|channels| channels.count() == 0) {
+            return Err(AudioError::ZeroChannels);
+        }
+        let decoder = CODECS.make_audio_decoder(params, &AudioDecoderOptions::default()).map_err(|error| {
+            let detail = match error {
+                SymphoniaError::Unsupported(detail) if CODECS.get_audio_decoder(params.codec).is_some() => {
+                    format!(" ({detail})")
+                }
+                _ => String::new(),
+            };
+            AudioError::UnsupportedCodec { codec: format!("{}{detail}", codec_name(params.codec)), fix: FIX }
+        })?;
+        Ok(Self {
+            id: track.id,
+            time_base: track.time_base,
+            decoder,
+            declared_seconds: track.time_base.zip(track.duration).map(|(base, duration)| seconds(base, duration)),
+            is_pcm: (CODEC_ID_PCM_S32LE..=CODEC_ID_PCM_MULAW).contains(&params.codec),
+            is_float_pcm: (CODEC_ID_PCM_F32LE..=CODEC_ID_PCM_F64BE_PLANAR).contains(&params.codec),
+        })
+    }
+
+    fn seconds_of(&self, packet: &Packet) -> f64 {
+        self.time_base.map_or(0.0, |base| seconds(base, packet.dur))
+    }
+}
+
+fn seconds(base: TimeBase, duration: Duration) -> f64 {
+    duration.get() as f64 * f64::from(base.numer.get()) / f64::from(base.denom.get())
+}
+
+fn codec_name(codec: AudioCodecId) -> String {
+    let known = match codec {
+        CODEC_ID_OPUS => Some("Opus"),
+        CODEC_ID_SPEEX => Some("Speex"),
+        CODEC_ID_AC3 => Some("AC-3"),
+        CODEC_ID_EAC3 => Some("E-AC-3"),
+        CODEC_ID_AC4 => Some("AC-4"),
+        CODEC_ID_DCA => Some("DTS"),
+        CODEC_ID_TRUEHD => Some("TrueHD"),
+        CODEC_ID_WMA => Some("WMA"),
+        CODEC_ID_WAVPACK => Some("WavPack"),
+        CODEC_ID_AAC => Some("AAC"),
+        CODEC_ID_ADPCM_G722 => Some("G.722"),
+        CODEC_ID_ADPCM_G726 | CODEC_ID_ADPCM_G726LE => Some("G.726"),
+        CODEC_ID_NULL_AUDIO => Some("in an unknown codec"),
+        _ => None,
+    };
+    match known.or_else(|| CODECS.get_audio_decoder(codec).map(|decoder| decoder.codec.info.long_name)) {
+        Some(name) => name.to_owned(),
+        None => format!("in codec {codec}"),
+    }
+}
+
+/// For a person who wonders what was sent.
+fn describe(input: &Spooled, file_name: Option<&str>) -> String {
+    let mut start = [0; 8];
+    let n = start.len().min(usize::try_from(input.len_bytes()).unwrap_or(start.len()));
+    let mut text = file_name.map(|name| format!("named `{name}`, ")).unwrap_or_default();
+    text.push_str("starts with");
+    match input.read_exact_at(&mut start[..n], 0) {
+        Ok(()) => start[..n].iter().for_each(|byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, " {byte:02x}");
+        }),
+        Err(_) => text.push_str(" unreadable bytes"),
+    }
+    text
+}
+
+/// What ended the reading, if it was not the audio's fault: symphonia flattens errors of its source.
+#[derive(Clone, Default)]
+struct Failure(Arc<Mutex<Option<AudioError>>>);
+
+impl Failure {
+    fn set(&self, error: AudioError) -> io::Error {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        io::Error::other("stopped")
+    }
+
+    fn check(&self) -> Result<(), AudioError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+}
+
+struct Input<'a> {
+    reader: SpoolReader,
+    len_bytes: u64,
+    is_seekable: bool,
+    keep_going: &'a KeepGoing<'a>,
+    failure: Failure,
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        // A demuxer may look for its next packet through the whole file.
+        if !(self.keep_going)() {
+            return Err(self.failure.set(AudioError::Cancelled));
+        }
+        self.reader.read(out).map_err(|error| self.failure.set(error.into()))
+    }
+}
+
+impl Seek for Input<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.reader.seek(to)
+    }
+}
+
+impl MediaSource for Input<'_> {
+    fn is_seekable(&self) -> bool {
+        self.is_seekable
+    }
+
+    fn byte_len(&self) -> Option<u64> {
+        self.is_seekable.then_some(self.len_bytes)
+    }
+}

@@ -1,0 +1,92 @@
+use std::io;
+
+use crate::spool::SpoolError;
+
+/// Why an upload did not become samples.
+#[derive(Debug, thiserror::Error)]
+pub enum AudioError {
+    #[error("the upload is empty")]
+    Empty,
+    #[error("the upload is not audio in a format known here ({hint})")]
+    Unrecognised { hint: String },
+    #[error("the file has no audio track")]
+    NoAudioTrack,
+    #[error("the audio track has no channels")]
+    ZeroChannels,
+    #[error("a sample rate of {hertz} Hz is not supported (2,000 to 384,000 Hz are)")]
+    SampleRate { hertz: u32 },
+    #[error("the audio is {codec}, which is not supported here: {fix}")]
+    UnsupportedCodec { codec: String, fix: &'static str },
+    #[error("the file is damaged: {reason}")]
+    Malformed { reason: String },
+    /// The headers were read, but no packet gave a sample.
+    #[error("no audio could be decoded from the file")]
+    NoSamples,
+    /// Models answer NaN with NaN: decoding would never end well.
+    #[error("the audio has a sample that is not a finite number, {seconds:.3} s from its start")]
+    NonFinite { seconds: f64 },
+    #[error("raw 16-bit audio must have an even number of bytes, and {bytes} is odd")]
+    OddRawLength { bytes: u64 },
+    #[error("the audio is longer than the limit of {limit_seconds} s")]
+    TooLong { limit_seconds: u64 },
+    /// The built-in decoders could not read it and ffmpeg refused it as well; its last words.
+    #[error("the audio could not be decoded; ffmpeg says: {stderr}")]
+    Ffmpeg { stderr: String },
+    #[error("ffmpeg did not finish within {seconds} s")]
+    FfmpegTimeout { seconds: u64 },
+    #[error("ffmpeg could not be run: {0}")]
+    FfmpegSpawn(#[source] io::Error),
+    /// `keep_going` said no.
+    #[error("the client is gone")]
+    Cancelled,
+    /// The temporary files of the server, not the audio.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+impl AudioError {
+    /// A short name that never changes, for metrics and machine-readable answers.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Unrecognised { .. } => "unrecognised",
+            Self::NoAudioTrack => "no_audio_track",
+            Self::ZeroChannels => "zero_channels",
+            Self::SampleRate { .. } => "sample_rate",
+            Self::UnsupportedCodec { .. } => "unsupported_codec",
+            Self::Malformed { .. } => "malformed",
+            Self::NoSamples => "no_samples",
+            Self::NonFinite { .. } => "non_finite",
+            Self::OddRawLength { .. } => "odd_raw_length",
+            Self::TooLong { .. } => "too_long",
+            Self::Ffmpeg { .. } => "ffmpeg",
+            Self::FfmpegTimeout { .. } => "ffmpeg_timeout",
+            Self::FfmpegSpawn(_) => "ffmpeg_spawn",
+            Self::Cancelled => "cancelled",
+            Self::Spool(_) => "spool",
+        }
+    }
+
+    /// Whether another upload would fare better: `false` for what the server itself got wrong.
+    pub fn is_client_fault(&self) -> bool {
+        !matches!(self, Self::FfmpegTimeout { .. } | Self::FfmpegSpawn(_) | Self::Cancelled | Self::Spool(_))
+    }
+
+    /// Whether ffmpeg may know better than the built-in decoders.
+    pub(super) fn is_worth_ffmpeg(&self) -> bool {
+        matches!(
+            self,
+            Self::Unrecognised { .. }
+                | Self::NoAudioTrack
+                | Self::UnsupportedCodec { .. }
+                | Self::Malformed { .. }
+                | Self::NoSamples
+        )
+    }
+}
+
+impl From<io::Error> for AudioError {
+    fn from(error: io::Error) -> Self {
+        Self::Spool(SpoolError::Disk(error))
+    }
+}

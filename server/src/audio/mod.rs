@@ -1,0 +1,109 @@
+//! Uploads become samples: any file that symphonia, libopus or ffmpeg can read -> mono 16 kHz [`Pcm`], as a stream, in
+//! memory that does not grow with the length of the audio.
+//!
+//! ```text
+//! Spooled -> container (symphonia: packets -> samples) -> mix (mono) -> resample (16 kHz) -> Pcm
+//!         -> ffmpeg (what symphonia cannot read, if it is installed)                      -> Pcm
+//!         -> decode_raw_s16le (headerless)                                                -> Pcm
+//! ```
+//! Everything here blocks: call it from a blocking task.
+
+mod container;
+mod error;
+mod ffmpeg;
+mod headers;
+mod mix;
+mod output;
+mod pcm;
+mod resample;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use error::AudioError;
+pub use ffmpeg::Ffmpeg;
+pub use pcm::{Pcm, PcmReader, decode_raw_s16le};
+
+use crate::spool::{SpoolOptions, Spooled};
+use pcm::PcmWriter;
+
+/// Asked many times per second of audio; `false` ends the work with [`AudioError::Cancelled`].
+pub type KeepGoing<'a> = dyn Fn() -> bool + Sync + 'a;
+
+/// Default of [`DecodeOptions::limit_seconds`]: a day.
+pub const DEFAULT_LIMIT_SECONDS: u64 = 24 * 3600;
+/// Default of [`DecodeOptions::memory_bytes`]: ten minutes.
+pub const DEFAULT_PCM_MEMORY_BYTES: usize = 600 * 16_000 * 2;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodeOptions {
+    /// Samples (2 bytes each) are held in memory up to here, then in a temporary file.
+    pub memory_bytes: usize,
+    /// Where that file goes; the system's temporary directory when `None`.
+    pub dir: Option<PathBuf>,
+    /// Longer audio is refused; it also bounds what a small file can unpack to.
+    pub limit_seconds: u64,
+    pub ffmpeg: Ffmpeg,
+    pub ffmpeg_timeout: Duration,
+}
+
+impl Default for DecodeOptions {
+    fn default() -> Self {
+        Self {
+            memory_bytes: DEFAULT_PCM_MEMORY_BYTES,
+            dir: None,
+            limit_seconds: DEFAULT_LIMIT_SECONDS,
+            ffmpeg: Ffmpeg::default(),
+            ffmpeg_timeout: Duration::from_secs(1800),
+        }
+    }
+}
+
+/// Decodes a whole file. `file_name` (as the client calls it) is a hint, never trusted.
+pub fn decode(
+    input: &Spooled,
+    file_name: Option<&str>,
+    options: &DecodeOptions,
+    keep_going: &KeepGoing<'_>,
+) -> Result<Pcm, AudioError> {
+    if input.is_empty() {
+        return Err(AudioError::Empty);
+    }
+    let writer = || {
+        let spool = SpoolOptions { memory_bytes: options.memory_bytes, limit_bytes: None, dir: options.dir.clone() };
+        PcmWriter::new(spool, options.limit_seconds)
+    };
+    // The one place where panics are caught: decoders of untrusted bytes have bugs (indexes, overflows), and one file
+    // must not take the server down. Nothing that they touched outlives the call. Needs `panic = "unwind"`.
+    let built_in = catch_unwind(AssertUnwindSafe(|| container::decode(input, file_name, writer(), keep_going)))
+        .unwrap_or_else(|_| Err(AudioError::Malformed { reason: "the decoder failed on it".to_owned() }));
+    let error = match built_in {
+        Ok(container::Decoded { pcm, is_whole: true }) => return Ok(pcm),
+        // A part may be lost on symphonia; ffmpeg may find its way past the damage.
+        Ok(container::Decoded { pcm, is_whole: false }) => {
+            return match ffmpeg::decode(&options.ffmpeg, input, writer(), options.ffmpeg_timeout, keep_going) {
+                Ok(Some(more)) if more.len_samples() > pcm.len_samples() => Ok(more),
+                Err(error @ (AudioError::Cancelled | AudioError::Spool(_) | AudioError::TooLong { .. })) => Err(error),
+                _ => {
+                    tracing::warn!(seconds = pcm.duration_seconds(), "a damaged file: some of its audio may be lost");
+                    Ok(pcm)
+                }
+            };
+        }
+        Err(error) if error.is_worth_ffmpeg() => error,
+        Err(error) => return Err(error),
+    };
+    match ffmpeg::decode(&options.ffmpeg, input, writer(), options.ffmpeg_timeout, keep_going) {
+        Ok(Some(pcm)) => Ok(pcm),
+        Ok(None) => Err(match error {
+            AudioError::Unrecognised { hint } => {
+                AudioError::Unrecognised { hint: format!("{hint}; ffmpeg, which reads more formats, is not available") }
+            }
+            error => error,
+        }),
+        // It found nothing either: the first error says more.
+        Err(AudioError::NoSamples) => Err(error),
+        Err(error) => Err(error),
+    }
+}

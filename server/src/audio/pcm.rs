@@ -1,0 +1,137 @@
+use std::io;
+
+use hush_whisper::{PcmSource, SAMPLE_RATE};
+
+use super::AudioError;
+use crate::spool::{Spool, SpoolOptions, Spooled};
+
+const BYTES_PER_SAMPLE: u64 = 2;
+
+/// Mono 16 kHz samples, 16 bits each as in the reference (which hears everything through ffmpeg's `s16le`).
+/// Cheap to clone; in memory or in a file without a name, as its spool decides.
+#[derive(Clone, Debug)]
+pub struct Pcm {
+    bytes: Spooled,
+}
+
+impl Pcm {
+    pub fn len_samples(&self) -> u64 {
+        self.bytes.len_bytes() / BYTES_PER_SAMPLE
+    }
+
+    pub fn duration_seconds(&self) -> f64 {
+        self.len_samples() as f64 / f64::from(SAMPLE_RATE)
+    }
+
+    pub fn is_in_memory(&self) -> bool {
+        self.bytes.is_in_memory()
+    }
+
+    /// A reader for the engine; any number of them work at once.
+    pub fn source(&self) -> PcmReader {
+        PcmReader { bytes: self.bytes.clone(), scratch: Vec::new() }
+    }
+}
+
+/// Created by [`Pcm::source`].
+#[derive(Debug)]
+pub struct PcmReader {
+    bytes: Spooled,
+    scratch: Vec<u8>,
+}
+
+impl PcmSource for PcmReader {
+    fn len(&self) -> u64 {
+        self.bytes.len_bytes() / BYTES_PER_SAMPLE
+    }
+
+    fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
+        self.scratch.resize(out.len() * BYTES_PER_SAMPLE as usize, 0);
+        let offset_bytes = offset.checked_mul(BYTES_PER_SAMPLE).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.bytes.read_exact_at(&mut self.scratch, offset_bytes)?;
+        let (pairs, _) = self.scratch.as_chunks();
+        for (sample, pair) in out.iter_mut().zip(pairs) {
+            *sample = f32::from(i16::from_le_bytes(*pair)) / 32_768.0;
+        }
+        Ok(())
+    }
+}
+
+/// A body of headerless 16-bit little-endian mono 16 kHz samples (`encode=false`): the upload's own spool becomes the
+/// samples, nothing is copied. An odd length is refused, as by the reference (`numpy.frombuffer`).
+pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioError> {
+    let bytes = body.len_bytes();
+    if bytes == 0 {
+        return Err(AudioError::Empty);
+    }
+    if !bytes.is_multiple_of(BYTES_PER_SAMPLE) {
+        return Err(AudioError::OddRawLength { bytes });
+    }
+    if bytes / BYTES_PER_SAMPLE > samples_in(limit_seconds) {
+        return Err(AudioError::TooLong { limit_seconds });
+    }
+    Ok(Pcm { bytes: body })
+}
+
+fn samples_in(seconds: u64) -> u64 {
+    seconds.saturating_mul(u64::from(SAMPLE_RATE))
+}
+
+/// Where samples go while a file is decoded.
+pub(super) struct PcmWriter {
+    spool: Spool,
+    buffer: Vec<u8>,
+    len_samples: u64,
+    limit_seconds: u64,
+}
+
+impl PcmWriter {
+    const FLUSH_BYTES: usize = 64 << 10;
+
+    pub(super) fn new(spool: SpoolOptions, limit_seconds: u64) -> Self {
+        Self { spool: Spool::new(spool), buffer: Vec::with_capacity(Self::FLUSH_BYTES), len_samples: 0, limit_seconds }
+    }
+
+    pub(super) fn len_samples(&self) -> u64 {
+        self.len_samples
+    }
+
+    pub(super) fn write_f32(&mut self, samples: &[f32]) -> Result<(), AudioError> {
+        self.count(samples.len() as u64)?;
+        for sample in samples {
+            // As ffmpeg rounds and clips; `as` saturates.
+            let value = (sample * 32_768.0).round_ties_even() as i16;
+            self.buffer.extend_from_slice(&value.to_le_bytes());
+            if self.buffer.len() >= Self::FLUSH_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whole little-endian 16-bit samples.
+    pub(super) fn write_s16le(&mut self, bytes: &[u8]) -> Result<(), AudioError> {
+        self.count(bytes.len() as u64 / BYTES_PER_SAMPLE)?;
+        self.flush()?;
+        Ok(self.spool.write(bytes)?)
+    }
+
+    pub(super) fn finish(mut self) -> Result<Pcm, AudioError> {
+        self.flush()?;
+        Ok(Pcm { bytes: self.spool.finish() })
+    }
+
+    fn count(&mut self, samples: u64) -> Result<(), AudioError> {
+        self.len_samples += samples;
+        if self.len_samples > samples_in(self.limit_seconds) {
+            return Err(AudioError::TooLong { limit_seconds: self.limit_seconds });
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), AudioError> {
+        self.spool.write(&self.buffer)?;
+        self.buffer.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,302 @@
+//! The command line as clap sees it. Every option is optional here: defaults, variables and their precedence are
+//! decided in [`super::settings`]. Each option `--some-name` has the variable `HUSH_SOME_NAME`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::values::{
+    AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, LogLevel, OutputFormat, PrecisionChoice, Residency, Span,
+    Switch, TaskWord,
+};
+
+/// A Whisper speech-to-text server whose model is a guest on the GPU.
+///
+/// The model runs in a child process. When nobody needs it, the process ends and every byte of its memory is free; the
+/// next request brings it back.
+#[derive(Debug, Parser)]
+#[command(name = "hush-server", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(subcommand_required = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the HTTP API: /asr, /detect-language, /status, and the operations port.
+    Serve(Box<ServeArgs>),
+    /// Turn a checkpoint (a folder, or a model of the Hugging Face hub) into a model directory.
+    Install(InstallArgs),
+    /// Transcribe files without a server.
+    Transcribe(TranscribeArgs),
+    /// List the installed models.
+    Models(ModelsArgs),
+    /// The process that holds a model; started by `serve` and `transcribe`, never by hand.
+    #[command(hide = true)]
+    Runner(RunnerArgs),
+}
+
+#[derive(Args, Debug, Default)]
+pub struct RunnerArgs {
+    /// Handed on to the runner as they are.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub args: Vec<OsString>,
+}
+
+#[derive(Args, Debug, Default)]
+pub struct StoreArgs {
+    /// Folder that holds the installed models, as NAME/PRECISION below it.
+    ///
+    /// Default: $XDG_DATA_HOME/hush/models, or ~/.local/share/hush/models.
+    #[arg(long, value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+}
+
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// Where the model runs: cpu, cuda, cuda:N (N is the number of the GPU, from 0) or auto.
+    ///
+    /// auto takes CUDA when the machine has an NVIDIA GPU and the ONNX Runtime library has its CUDA part beside it,
+    /// else the CPU. When cuda is asked for by name and cannot be had, that is an error. Default: auto.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+
+    /// How the model's numbers are stored: fp32, fp16, int8 or auto.
+    ///
+    /// auto is int8 on a CPU and fp16 on CUDA; if that one is not installed, one that is. Default: auto.
+    #[arg(long, value_name = "PRECISION")]
+    pub precision: Option<PrecisionChoice>,
+
+    /// Threads that compute on the CPU; 0 is one for each core that this process may use. Default: 0.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// ONNX Runtime's shared library, such as /usr/lib/libonnxruntime.so.
+    ///
+    /// Default: ORT_DYLIB_PATH, else beside this program, in ../lib of it, and in the usual library folders.
+    #[arg(long, value_name = "PATH")]
+    pub ort_lib: Option<PathBuf>,
+
+    /// The ffmpeg program, used for audio and video that the built-in decoders cannot read.
+    ///
+    /// Default: ffmpeg in PATH; without it such files are refused with an error that says so.
+    #[arg(long, value_name = "PATH")]
+    pub ffmpeg: Option<PathBuf>,
+}
+
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Log")]
+pub struct LogArgs {
+    /// Form of the log lines on standard error: text or json. Default: text.
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// What to log: error, warn, info, debug or trace, or a filter such as info,hush_server=debug. Default: info.
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+}
+
+#[derive(Args, Debug, Default)]
+#[command(after_long_help = super::SERVE_NOTES)]
+pub struct ServeArgs {
+    /// Model to serve: an installed name (base), a model of the hub (openai/whisper-base) or a model directory.
+    ///
+    /// May be given several times; the first is the one that /asr uses. As a variable: names with commas between them.
+    /// Default: the installed model if there is exactly one, else base.
+    #[arg(long, value_name = "NAME|DIR")]
+    pub model: Vec<String>,
+
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Whether a model that is not installed is downloaded from the hub and installed at start: true or false.
+    ///
+    /// Default: true.
+    #[arg(long, value_name = "BOOL")]
+    pub install_missing: Option<Switch>,
+
+    /// Address of the public API. Default: 0.0.0.0:9000.
+    #[arg(long, value_name = "ADDR", help_heading = "Listeners")]
+    pub listen: Option<Listen>,
+
+    /// Address of the operations port: /metrics. Default: 127.0.0.1:9001.
+    #[arg(long, value_name = "ADDR", help_heading = "Listeners")]
+    pub ops_listen: Option<Listen>,
+
+    /// When a model stays in memory: resident, idle or on-demand.
+    ///
+    /// resident: loaded at start and kept. idle: loaded by the first request, gone after --idle-timeout without one.
+    /// on-demand: gone as soon as no request waits. Default: idle.
+    #[arg(long, value_name = "MODE", help_heading = "Residency")]
+    pub residency: Option<Residency>,
+
+    /// How long an idle model stays, with --residency idle: 90s, 5m, 1h30m, or whole seconds; 0 is for ever.
+    ///
+    /// The clock starts when the last request ends. Default: 5m.
+    #[arg(long, value_name = "DURATION", help_heading = "Residency")]
+    pub idle_timeout: Option<Span>,
+
+    /// Keep a process waiting with its libraries loaded and no model, so that a cold start pays for the model only.
+    ///
+    /// Costs some memory of the host and none of the GPU. Default: false.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Residency"
+    )]
+    pub spare_runner: Option<Switch>,
+
+    /// How long a model may take to load before its process is ended and the load counts as failed. Default: 5m.
+    #[arg(long, value_name = "DURATION", help_heading = "Residency")]
+    pub load_timeout: Option<Span>,
+
+    /// How long the model's process may be silent in the middle of work before it counts as hung. Default: 2m.
+    #[arg(long, value_name = "DURATION", help_heading = "Residency")]
+    pub stall_timeout: Option<Span>,
+
+    /// How long work in progress may go on after SIGTERM. Default: 30s.
+    #[arg(long, value_name = "DURATION", help_heading = "Residency")]
+    pub drain_timeout: Option<Span>,
+
+    /// Requests that may wait for one model; more are refused. Default: 256.
+    #[arg(long, value_name = "N", help_heading = "Requests")]
+    pub max_queue: Option<usize>,
+
+    /// Largest upload: 4GiB, 512MiB, 100MB, or whole bytes. Larger ones are answered with 413. Default: 4GiB.
+    #[arg(long, value_name = "SIZE", help_heading = "Requests")]
+    pub max_upload: Option<ByteSize>,
+
+    /// Folder for uploads that are too large for memory. Default: the system's folder for temporary files.
+    #[arg(long, value_name = "DIR", help_heading = "Requests")]
+    pub spool_dir: Option<PathBuf>,
+
+    /// Size up to which an upload is kept in memory instead of in --spool-dir. Default: 1MiB.
+    #[arg(long, value_name = "SIZE", help_heading = "Requests")]
+    pub spool_memory: Option<ByteSize>,
+
+    /// Shape of /asr's JSON, after the engines of whisper-asr-webservice: openai_whisper or faster_whisper.
+    ///
+    /// Default: openai_whisper.
+    #[arg(long, value_name = "ENGINE", help_heading = "Requests")]
+    pub asr_engine: Option<AsrEngine>,
+
+    #[command(flatten)]
+    pub engine: EngineArgs,
+
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Args, Debug, Default)]
+#[command(after_long_help = super::INSTALL_NOTES)]
+pub struct InstallArgs {
+    /// Checkpoint folder (with config.json and model.safetensors), model of the hub (openai/whisper-base), or one of
+    /// the usual short names (tiny, base.en, large-v3, turbo, distil-large-v3, ...).
+    #[arg(value_name = "SOURCE", required = true)]
+    pub sources: Vec<String>,
+
+    /// Name under which the model is installed; only with one SOURCE. Default: the folder's name or the short name.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Precisions to build: fp32, fp16, int8 or auto; several with commas or by repeating the option.
+    ///
+    /// auto is int8 for the CPU and fp16 for CUDA. Default: auto.
+    #[arg(long, value_name = "PRECISION", value_delimiter = ',')]
+    pub precision: Vec<PrecisionChoice>,
+
+    /// The device that --precision auto builds for: cpu, cuda or auto. Default: auto.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+
+    /// Branch, tag or commit of the hub's repository. Default: main.
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+
+    /// Install again what is installed already.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub force: Option<Switch>,
+
+    /// Keep the downloaded checkpoint in .download below the models folder instead of removing it afterwards.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub keep_download: Option<Switch>,
+
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Args, Debug, Default)]
+pub struct TranscribeArgs {
+    /// Audio or video files.
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+
+    /// Format of the transcript: txt, vtt, srt, tsv or json. Default: txt.
+    #[arg(long, value_name = "FORMAT")]
+    pub output: Option<OutputFormat>,
+
+    /// Folder for the transcripts, one file each, named after the input. Default: everything on standard output.
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+
+    /// Language that is spoken, as a code of Whisper: en, de, yue, ... Default: heard from the first 30 seconds.
+    #[arg(long, value_name = "CODE")]
+    pub language: Option<String>,
+
+    /// transcribe writes what is said; translate writes it in English. Default: transcribe.
+    #[arg(long, value_name = "TASK")]
+    pub task: Option<TaskWord>,
+
+    /// Text that comes before the audio: names and spellings that the model should know.
+    #[arg(long, value_name = "TEXT")]
+    pub initial_prompt: Option<String>,
+
+    /// Shape of the json format, after the engines of whisper-asr-webservice: openai_whisper or faster_whisper.
+    ///
+    /// Default: openai_whisper.
+    #[arg(long, value_name = "ENGINE")]
+    pub asr_engine: Option<AsrEngine>,
+
+    /// Model to use: an installed name (base), a model of the hub (openai/whisper-base) or a model directory.
+    ///
+    /// Default: the installed model if there is exactly one, else base.
+    #[arg(long, value_name = "NAME|DIR")]
+    pub model: Option<String>,
+
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Whether a model that is not installed is downloaded from the hub and installed first: true or false.
+    ///
+    /// Default: true.
+    #[arg(long, value_name = "BOOL")]
+    pub install_missing: Option<Switch>,
+
+    #[command(flatten)]
+    pub engine: EngineArgs,
+
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Args, Debug, Default)]
+pub struct ModelsArgs {
+    /// Print JSON instead of a table.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub json: Option<Switch>,
+
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    #[command(flatten)]
+    pub log: LogArgs,
+}

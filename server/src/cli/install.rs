@@ -1,0 +1,230 @@
+//! `hush-server install`, and the install of a model that `serve` was asked for and does not have.
+//!
+//! Blocking: call it from a thread of its own.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use hush_whisper::{InstallError, InstallOptions, install};
+
+use super::env::Env;
+use super::progress::Meter;
+use super::resolve::{ResolveError, Resolved, Store, as_folder, best, is_name};
+use super::settings::InstallSettings;
+use super::values::{Device, Precision, PrecisionChoice};
+use crate::hub::{self, HubConfig, HubError, Repo};
+
+/// Downloads lie here below the models folder until they are installed.
+const DOWNLOADS: &str = ".download";
+
+#[derive(Debug, thiserror::Error)]
+pub enum InstallCommandError {
+    #[error(
+        "{0:?} is neither a folder nor a model of the hub; expected a path such as ./my-model, OWNER/NAME, or one of {1}"
+    )]
+    UnknownSource(String, String),
+    #[error("{} has no folder name to call the model by; give one with --name", .0.display())]
+    NoName(PathBuf),
+    #[error(
+        "{0:?} cannot be the name of a model; letters, digits, `.`, `_` and `-` are allowed, a letter or digit first"
+    )]
+    BadName(String),
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    #[error("installing {source_label}: {cause}")]
+    Install {
+        source_label: String,
+        #[source]
+        cause: InstallError,
+    },
+    #[error("{}: {cause}", .path.display())]
+    Disk {
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+}
+
+fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> InstallCommandError {
+    let path = path.to_owned();
+    move |cause| InstallCommandError::Disk { path, cause }
+}
+
+enum Source {
+    Folder(PathBuf),
+    Hub(Repo),
+}
+
+/// One model to install.
+struct Order<'a> {
+    store: &'a Store,
+    source: Source,
+    /// Folder below the models folder.
+    name: String,
+    precisions: Vec<Precision>,
+    revision: &'a str,
+    force: bool,
+    keep_download: bool,
+}
+
+/// Installs every source and returns the model directories, in the order of the arguments.
+pub fn run(settings: &InstallSettings, env: &Env, device: Device) -> Result<Vec<PathBuf>, InstallCommandError> {
+    let store = Store::new(&settings.models_dir);
+    let mut precisions: Vec<Precision> = settings.precisions.iter().map(|choice| exact(*choice, device)).collect();
+    precisions.sort_unstable();
+    precisions.dedup();
+    let mut installed = Vec::new();
+    for source in &settings.sources {
+        let source = source_of(source)?;
+        let order = Order {
+            store: &store,
+            name: name_of(&source, settings.name.as_deref())?,
+            source,
+            precisions: precisions.clone(),
+            revision: settings.revision.as_deref().unwrap_or("main"),
+            force: settings.force,
+            keep_download: settings.keep_download,
+        };
+        installed.extend(order.carry_out(env)?);
+    }
+    Ok(installed)
+}
+
+/// The model directory of `model`, installed from the hub first when it is missing and `install_missing` allows it.
+pub fn find_or_install(
+    store: &Store,
+    model: &str,
+    wanted: PrecisionChoice,
+    device: Device,
+    install_missing: bool,
+    env: &Env,
+) -> Result<Resolved, InstallCommandError> {
+    let (repo, precision) = match store.find(model, wanted, device) {
+        Err(ResolveError::NotInstalled { repo: Some(repo), precision, .. }) if install_missing => (repo, precision),
+        found => return Ok(found?),
+    };
+    tracing::info!(model, %repo, %precision, "not installed; installing it from the hub");
+    let order = Order {
+        store,
+        name: repo.folder(),
+        source: Source::Hub(repo),
+        precisions: vec![precision],
+        revision: "main",
+        force: false,
+        keep_download: false,
+    };
+    order.carry_out(env)?;
+    Ok(store.find(model, wanted, device)?)
+}
+
+fn exact(choice: PrecisionChoice, device: Device) -> Precision {
+    match choice {
+        PrecisionChoice::Auto => best(device),
+        PrecisionChoice::Exactly(precision) => precision,
+    }
+}
+
+fn source_of(text: &str) -> Result<Source, InstallCommandError> {
+    if let Some(folder) = as_folder(text) {
+        return Ok(Source::Folder(folder));
+    }
+    if let Some(repo) = Repo::of(text) {
+        return Ok(Source::Hub(repo));
+    }
+    // Unlike `--model`, this takes a folder by its bare name: a word that is no model can mean nothing else.
+    if Path::new(text).is_dir() {
+        return Ok(Source::Folder(text.into()));
+    }
+    let names: Vec<_> = hub::short_names().collect();
+    Err(InstallCommandError::UnknownSource(text.to_owned(), names.join(", ")))
+}
+
+fn name_of(source: &Source, given: Option<&str>) -> Result<String, InstallCommandError> {
+    let name = match (given, source) {
+        (Some(given), _) => hub::folder_of(given),
+        (None, Source::Hub(repo)) => repo.folder(),
+        (None, Source::Folder(folder)) => {
+            // The name of `.` is that of the folder it stands for.
+            let whole = fs::canonicalize(folder).map_err(disk(folder))?;
+            let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());
+            name.ok_or_else(|| InstallCommandError::NoName(folder.clone()))?
+        }
+    };
+    if is_name(&name) { Ok(name) } else { Err(InstallCommandError::BadName(name)) }
+}
+
+impl Order<'_> {
+    fn carry_out(self, env: &Env) -> Result<Vec<PathBuf>, InstallCommandError> {
+        let downloads = self.store.models_dir.join(DOWNLOADS);
+        fs::create_dir_all(&downloads).map_err(disk(&downloads))?;
+        // Two servers that start together on one models folder: the second finds the work done.
+        let _lock = self.lock(&downloads)?;
+        let folder = self.store.models_dir.join(&self.name);
+        let (there, missing): (Vec<Precision>, Vec<Precision>) = self.precisions.iter().partition(|precision| {
+            !self.force && folder.join(precision.as_str()).join(hush_whisper::model_dir::MANIFEST).is_file()
+        });
+        for precision in there {
+            tracing::info!(model = self.name, %precision, "is installed already; --force installs it again");
+        }
+        if !missing.is_empty() {
+            match &self.source {
+                Source::Folder(path) => {
+                    let label = fs::canonicalize(path).map_err(disk(path))?.display().to_string();
+                    self.build(path, &label, &missing)?;
+                }
+                Source::Hub(repo) => self.build_from_hub(repo, env, &downloads, &missing)?,
+            }
+        }
+        Ok(self.precisions.iter().map(|precision| folder.join(precision.as_str())).collect())
+    }
+
+    fn lock(&self, downloads: &Path) -> Result<File, InstallCommandError> {
+        let path = downloads.join(format!("{}.lock", self.name));
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(disk(&path))?;
+        if file.try_lock().is_err() {
+            tracing::info!(model = self.name, "another process installs this model; waiting for it");
+            file.lock().map_err(disk(&path))?;
+        }
+        Ok(file)
+    }
+
+    fn build_from_hub(
+        &self,
+        repo: &Repo,
+        env: &Env,
+        downloads: &Path,
+        precisions: &[Precision],
+    ) -> Result<(), InstallCommandError> {
+        let config = HubConfig::from_env(env)?;
+        let mut meter = Meter::new(format!("downloading {repo}"));
+        let checkpoint = hub::download(&config, repo, self.revision, downloads, &mut |event| meter.hub(event))?;
+        drop(meter);
+        tracing::info!(%repo, commit = checkpoint.commit, "downloaded");
+        let label = format!("{}@{}", checkpoint.repo, checkpoint.commit);
+        self.build(&checkpoint.dir, &label, precisions)?;
+        if !self.keep_download {
+            fs::remove_dir_all(&checkpoint.dir).map_err(disk(&checkpoint.dir))?;
+        }
+        Ok(())
+    }
+
+    fn build(&self, checkpoint: &Path, label: &str, precisions: &[Precision]) -> Result<(), InstallCommandError> {
+        for precision in precisions {
+            let options = InstallOptions {
+                name: self.name.clone(),
+                precision: (*precision).into(),
+                source_label: label.to_owned(),
+            };
+            let mut meter = Meter::new(format!("installing {} as {precision}", self.name));
+            let mut report = |progress: hush_whisper::Progress| meter.set(progress.done_bytes, progress.total_bytes);
+            let installed = install(checkpoint, &self.store.models_dir, &options, &mut report);
+            drop(meter);
+            let dir =
+                installed.map_err(|cause| InstallCommandError::Install { source_label: label.to_owned(), cause })?;
+            tracing::info!(model = self.name, %precision, dir = %dir.display(), "installed");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! The command line and its variables.
+//!
+//! ```text
+//! argv -> args (clap) -+
+//!                      +-> settings (pure: flag > HUSH_ > ASR_ > default) -> resolve (name -> model directory)
+//! environment -> env  -+
+//! ```
+
+pub mod args;
+pub mod env;
+pub mod install;
+pub mod log;
+pub mod models;
+pub mod ort_lib;
+pub mod progress;
+pub mod resolve;
+pub mod serve;
+pub mod settings;
+pub mod transcribe;
+pub mod values;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches};
+
+pub use args::Cli;
+pub use env::Env;
+pub use settings::{
+    EngineSettings, InstallSettings, LegacyUse, LogSettings, ModelsSettings, ServeSettings, SettingError, Settings,
+    TranscribeSettings,
+};
+
+const SERVE_NOTES: &str = "\
+Precedence: the flag, then the HUSH_ variable, then the variable of whisper-asr-webservice, then the default. An empty
+variable counts as not set.
+
+Variables of whisper-asr-webservice that are understood:
+  ASR_MODEL            --model
+  ASR_MODEL_PATH       --models-dir
+  ASR_DEVICE           --device: cuda or cpu
+  ASR_QUANTIZATION     --precision: float32, float16 or int8
+  ASR_ENGINE           --asr-engine: openai_whisper or faster_whisper (the shape of the JSON)
+  MODEL_IDLE_TIMEOUT   --idle-timeout: whole seconds, 0 is for ever
+
+Variables of the Hugging Face hub, for models that are not installed: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME,
+HF_HUB_OFFLINE.
+
+Example:
+  hush-server serve --model base --idle-timeout 10m
+  curl -F audio_file=@talk.mp3 'localhost:9000/asr?output=srt'";
+
+const INSTALL_NOTES: &str = "\
+Variables of the Hugging Face hub: HF_ENDPOINT (another hub), HF_TOKEN or HF_TOKEN_PATH (a token; else the file that
+`huggingface-cli login` writes), HF_HOME, HF_HUB_OFFLINE (1: never download).
+
+Examples:
+  hush-server install base
+  hush-server install openai/whisper-large-v3 --precision fp16 --name large
+  hush-server install ./my-fine-tune --precision int8,fp32";
+
+/// The variable of an option: `idle-timeout` -> `HUSH_IDLE_TIMEOUT`.
+pub(crate) fn variable(option: &str) -> String {
+    format!("HUSH_{}", option.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// The command line with each option's variable in its help.
+pub fn command() -> clap::Command {
+    Cli::command().mut_subcommands(|subcommand| {
+        if subcommand.get_name() == "runner" {
+            return subcommand;
+        }
+        subcommand.mut_args(|arg| {
+            let Some(long) = arg.get_long() else { return arg };
+            let note = format!("[env: {}]", variable(long));
+            let short = arg.get_help().map(|help| format!("{help} {note}"));
+            let long = arg.get_long_help().map(|help| format!("{help}\n\n{note}"));
+            let arg = match short {
+                Some(text) => arg.help(text),
+                None => arg,
+            };
+            match long {
+                Some(text) => arg.long_help(text),
+                None => arg,
+            }
+        })
+    })
+}
+
+/// Reads the arguments; the environment is not looked at here.
+pub fn parse<I, T>(argv: I) -> Result<Cli, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(argv)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clap_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_is_explained_and_names_its_variable() {
+        for subcommand in command().get_subcommands().filter(|c| c.get_name() != "runner") {
+            for arg in subcommand.get_arguments() {
+                let Some(long) = arg.get_long() else { continue };
+                let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
+                let name = format!("{} --{long}", subcommand.get_name());
+                assert!(help.len() > 30, "{name} is not explained");
+                assert!(help.contains(&format!("[env: {}]", variable(long))), "{name} does not name its variable");
+                // Inputs and lists say what they default to; switches and texts need not.
+                let free = ["name", "initial-prompt", "force", "keep-download", "json"];
+                assert!(help.contains("Default: ") || free.contains(&long), "{name} does not say its default");
+            }
+        }
+    }
+
+    #[test]
+    fn the_documentation_names_every_option() {
+        let text = include_str!("../../../docs/configuration.md");
+        for subcommand in command().get_subcommands().filter(|c| c.get_name() != "runner") {
+            for long in subcommand.get_arguments().filter_map(clap::Arg::get_long) {
+                let name = variable(long);
+                assert!(text.contains(&format!("--{long}")), "docs/configuration.md does not name --{long}");
+                let listed = subcommand.get_name() != "serve" || text.contains(&name);
+                assert!(listed, "docs/configuration.md does not name {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_runner_is_hidden_but_there() {
+        let help = command().render_long_help().to_string();
+        assert!(help.contains("transcribe") && !help.contains("runner"), "{help}");
+        assert!(parse(["hush-server", "runner", "--fd", "3"]).is_ok());
+    }
+
+    #[test]
+    fn a_bad_flag_says_what_is_expected() {
+        let error = parse(["hush-server", "serve", "--idle-timeout", "soon"]).unwrap_err().to_string();
+        assert!(error.contains("--idle-timeout") && error.contains("1h30m"), "{error}");
+        assert!(parse(["hush-server", "install"]).is_err());
+        assert!(parse(["hush-server", "transcribe"]).is_err());
+    }
+
+    #[test]
+    fn switches_take_an_optional_value() {
+        let serve = |argv: &[&str]| match parse([&["hush-server", "serve"], argv].concat()).unwrap().command {
+            args::Command::Serve(args) => args.spare_runner.map(|s| s.0),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(serve(&[]), None);
+        assert_eq!(serve(&["--spare-runner"]), Some(true));
+        assert_eq!(serve(&["--spare-runner=false"]), Some(false));
+    }
+}

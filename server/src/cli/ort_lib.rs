@@ -1,0 +1,112 @@
+//! Where ONNX Runtime's library is, and which device it and the machine allow.
+
+use std::path::{Path, PathBuf};
+
+use super::env::Env;
+use super::values::{Device, DeviceChoice};
+
+const NAME: &str = "libonnxruntime.so";
+/// The part that ONNX Runtime loads for CUDA; it lies beside the library.
+const CUDA_PART: &str = "libonnxruntime_providers_cuda.so";
+const USUAL: &[&str] = &[
+    "/usr/local/lib",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/opt/onnxruntime/lib",
+];
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum OrtLibError {
+    #[error("{origin} names {}, where there is no file", .path.display())]
+    NoFile { origin: &'static str, path: PathBuf },
+    #[error(
+        "ONNX Runtime's library ({NAME}) was not found in {places}; give its path with --ort-lib or HUSH_ORT_LIB \
+         (`make ort` fetches it into .hush/lib)"
+    )]
+    NotFound { places: String },
+}
+
+/// The option, else `ORT_DYLIB_PATH`, else beside the program, in `../lib` of it, and in the usual folders.
+pub fn find(option: Option<&Path>, env: &Env, program: &Path) -> Result<PathBuf, OrtLibError> {
+    find_in(option, env, program, USUAL)
+}
+
+fn find_in(option: Option<&Path>, env: &Env, program: &Path, usual: &[&str]) -> Result<PathBuf, OrtLibError> {
+    let given = option.map(|path| ("--ort-lib (or HUSH_ORT_LIB)", path.to_owned()));
+    let given = given.or_else(|| Some(("ORT_DYLIB_PATH", env.path("ORT_DYLIB_PATH")?)));
+    if let Some((origin, path)) = given {
+        return if path.is_file() { Ok(path) } else { Err(OrtLibError::NoFile { origin, path }) };
+    }
+    let beside = program.parent().into_iter().flat_map(|folder| [folder.to_owned(), folder.join("../lib")]);
+    let folders: Vec<PathBuf> = beside.chain(usual.iter().map(PathBuf::from)).collect();
+    let found = folders.iter().map(|folder| folder.join(NAME)).find(|path| path.is_file());
+    found.ok_or_else(|| {
+        let places: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+        OrtLibError::NotFound { places: places.join(", ") }
+    })
+}
+
+/// What `auto` means here. A device that is asked for by name is not doubted: the engine fails loudly if it is not there.
+pub fn device(choice: DeviceChoice, ort_lib: Option<&Path>) -> Device {
+    device_on(choice, ort_lib, Path::new("/dev/nvidiactl").exists())
+}
+
+fn device_on(choice: DeviceChoice, ort_lib: Option<&Path>, has_gpu: bool) -> Device {
+    match choice {
+        DeviceChoice::Cpu => Device::Cpu,
+        DeviceChoice::Cuda(number) => Device::Cuda(number),
+        DeviceChoice::Auto => {
+            let has_part = ort_lib.is_some_and(|library| library.with_file_name(CUDA_PART).exists());
+            if has_gpu && has_part { Device::Cuda(0) } else { Device::Cpu }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_paths_are_taken_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (library, other) = (folder.path().join("a.so"), folder.path().join("b.so"));
+        std::fs::write(&library, "").unwrap();
+        std::fs::write(&other, "").unwrap();
+        let env: Env = [("ORT_DYLIB_PATH", other.as_os_str())].into_iter().collect();
+        let program = Path::new("/nowhere/bin/hush-server");
+        assert_eq!(find(Some(&library), &env, program), Ok(library));
+        assert_eq!(find(None, &env, program), Ok(other));
+        let gone = Path::new("/nowhere/x.so");
+        let error = find(Some(gone), &env, program).unwrap_err().to_string();
+        assert!(error.contains("--ort-lib") && error.contains("/nowhere/x.so"), "{error}");
+    }
+
+    #[test]
+    fn found_beside_the_program() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("bin/hush-server");
+        std::fs::create_dir_all(folder.path().join("bin")).unwrap();
+        std::fs::create_dir_all(folder.path().join("lib")).unwrap();
+        let find = || find_in(None, &Env::default(), &program, &["/nowhere"]);
+        assert!(find().unwrap_err().to_string().contains("HUSH_ORT_LIB"));
+        std::fs::write(folder.path().join("lib").join(NAME), "").unwrap();
+        assert!(find().unwrap().ends_with("bin/../lib/libonnxruntime.so"));
+        std::fs::write(folder.path().join("bin").join(NAME), "").unwrap();
+        assert!(find().unwrap().ends_with("bin/libonnxruntime.so"));
+    }
+
+    #[test]
+    fn auto_needs_the_gpu_and_the_library() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join(NAME);
+        let auto = |has_gpu| device_on(DeviceChoice::Auto, Some(&library), has_gpu);
+        assert_eq!(auto(true), Device::Cpu);
+        std::fs::write(folder.path().join(CUDA_PART), "").unwrap();
+        assert_eq!(auto(true), Device::Cuda(0));
+        assert_eq!(auto(false), Device::Cpu);
+        assert_eq!(device_on(DeviceChoice::Cuda(2), None, false), Device::Cuda(2));
+        assert_eq!(device_on(DeviceChoice::Cpu, Some(&library), true), Device::Cpu);
+    }
+}

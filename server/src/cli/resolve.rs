@@ -1,0 +1,354 @@
+//! NAME|DIR -> the model directory to load. Names live in the models folder as `NAME/PRECISION`.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use super::values::{Device, Precision, PrecisionChoice};
+use crate::hub::{Repo, folder_of};
+
+const MANIFEST: &str = "model.json";
+
+/// A model directory that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// What clients call it: the name as it was asked for, or the folder's name.
+    pub id: String,
+    pub dir: PathBuf,
+    pub precision: Precision,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// `serve` may install it, when it has a repository.
+    #[error("model `{name}` is not installed as {precision} in {}{}", .models_dir.display(), advice(.repo.as_ref(), .name, .known))]
+    NotInstalled { name: String, precision: Precision, repo: Option<Repo>, models_dir: PathBuf, known: Vec<String> },
+    #[error("{0} is no model name; letters, digits, `.`, `_` and `-` are allowed, or OWNER/NAME of the hub")]
+    BadName(String),
+    #[error("there is no folder {}", .0.display())]
+    NoFolder(PathBuf),
+    #[error("{dir} is a checkpoint, not an installed model; install it first: hush-server install {dir}", dir = .0.display())]
+    Checkpoint(PathBuf),
+    #[error("{} is not a model directory: it has neither {MANIFEST} nor folders named fp32, fp16 or int8", .0.display())]
+    NotAModel(PathBuf),
+    #[error("{} is installed as {installed}, not as {wanted}", .dir.display())]
+    OtherPrecision { dir: PathBuf, wanted: Precision, installed: String },
+    #[error("several models are installed in {} ({}); say which with --model or HUSH_MODEL", .models_dir.display(), .known.join(", "))]
+    Several { models_dir: PathBuf, known: Vec<String> },
+    #[error("two models are called `{0}`; rename one of the folders")]
+    Twice(String),
+    #[error("{}: {cause}", .path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn advice(repo: Option<&Repo>, name: &str, known: &[String]) -> String {
+    let installed = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
+    match repo {
+        Some(_) => format!("; install it with: hush-server install {name}"),
+        None => format!(
+            "; it is no model of the hub either (OWNER/NAME, or a short name such as base). A checkpoint of yours: \
+             hush-server install FOLDER --name {name}. Installed: {installed}"
+        ),
+    }
+}
+
+/// The folder with the installed models.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub models_dir: PathBuf,
+}
+
+impl Store {
+    pub fn new(models_dir: impl Into<PathBuf>) -> Self {
+        Self { models_dir: models_dir.into() }
+    }
+
+    /// The folder of a model with this name, whether it is there or not.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.models_dir.join(folder_of(name))
+    }
+
+    /// Names and precisions of what is installed, sorted. A models folder that is not there holds nothing.
+    pub fn installed(&self) -> Vec<(String, Vec<Precision>)> {
+        let Ok(entries) = fs::read_dir(&self.models_dir) else { return Vec::new() };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut models: Vec<_> = names
+            .filter(|name| !name.starts_with('.'))
+            .map(|name| {
+                let precisions = precisions_in(&self.models_dir.join(&name));
+                (name, precisions)
+            })
+            .filter(|(_, precisions)| !precisions.is_empty())
+            .collect();
+        models.sort();
+        models
+    }
+
+    fn known(&self) -> Vec<String> {
+        self.installed().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// The model when none is named: the only one, or `base` (as in whisper-asr-webservice) when there is none.
+    pub fn default_model(&self) -> Result<String, ResolveError> {
+        let known = self.known();
+        match known.as_slice() {
+            [] => Ok("base".to_owned()),
+            [only] => Ok(only.clone()),
+            _ => Err(ResolveError::Several { models_dir: self.models_dir.clone(), known }),
+        }
+    }
+
+    pub fn find(&self, model: &str, wanted: PrecisionChoice, device: Device) -> Result<Resolved, ResolveError> {
+        if let Some(dir) = as_folder(model) {
+            return find_folder(&dir, wanted, device);
+        }
+        if !is_name(model) && Repo::of(model).is_none() {
+            return Err(ResolveError::BadName(format!("{model:?}")));
+        }
+        let folder = self.folder(model);
+        let installed = precisions_in(&folder);
+        match choose(&installed, wanted, device) {
+            Ok(precision) => {
+                warn_if_second_choice(model, precision, wanted, device);
+                Ok(Resolved { id: model.to_owned(), dir: folder.join(precision.as_str()), precision })
+            }
+            Err(precision) => Err(ResolveError::NotInstalled {
+                name: model.to_owned(),
+                precision,
+                repo: Repo::of(model),
+                models_dir: self.models_dir.clone(),
+                known: self.known(),
+            }),
+        }
+    }
+}
+
+/// Every model has a name of its own.
+pub fn check_ids(models: &[Resolved]) -> Result<(), ResolveError> {
+    for (index, model) in models.iter().enumerate() {
+        if models[..index].iter().any(|earlier| earlier.id == model.id) {
+            return Err(ResolveError::Twice(model.id.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// One plain path component that no tool takes for an option or a hidden file.
+pub fn is_name(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// What the user means as a path: anything that looks like one, and `a/b` when that folder exists. A lone word is a
+/// name, whatever lies in the current folder.
+pub fn as_folder(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let explicit = path.is_absolute()
+        || text.ends_with('/')
+        || matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir));
+    (explicit || (text.contains('/') && path.is_dir())).then(|| path.to_owned())
+}
+
+fn find_folder(dir: &Path, wanted: PrecisionChoice, device: Device) -> Result<Resolved, ResolveError> {
+    // The name of `.` is that of the folder it stands for.
+    let dir =
+        fs::canonicalize(dir).ok().filter(|dir| dir.is_dir()).ok_or_else(|| ResolveError::NoFolder(dir.to_owned()))?;
+    let name =
+        |dir: &Path| dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+    if dir.join(MANIFEST).is_file() {
+        let precision = precision_of(&dir)?;
+        if let PrecisionChoice::Exactly(wanted) = wanted
+            && wanted != precision
+        {
+            return Err(ResolveError::OtherPrecision { dir, wanted, installed: precision.to_string() });
+        }
+        let own = name(&dir);
+        let id = if own == precision.as_str() { dir.parent().map_or(own, name) } else { own };
+        warn_if_second_choice(&id, precision, wanted, device);
+        return Ok(Resolved { id, dir, precision });
+    }
+    let installed = precisions_in(&dir);
+    if installed.is_empty() {
+        let checkpoint = dir.join("config.json").is_file();
+        return Err(if checkpoint { ResolveError::Checkpoint(dir) } else { ResolveError::NotAModel(dir) });
+    }
+    match choose(&installed, wanted, device) {
+        Ok(precision) => {
+            let id = name(&dir);
+            warn_if_second_choice(&id, precision, wanted, device);
+            Ok(Resolved { id, dir: dir.join(precision.as_str()), precision })
+        }
+        Err(wanted) => {
+            let installed: Vec<_> = installed.iter().map(|precision| precision.as_str()).collect();
+            Err(ResolveError::OtherPrecision { dir, wanted, installed: installed.join(", ") })
+        }
+    }
+}
+
+fn precisions_in(folder: &Path) -> Vec<Precision> {
+    let there = |precision: &Precision| folder.join(precision.as_str()).join(MANIFEST).is_file();
+    Precision::ALL.iter().copied().filter(there).collect()
+}
+
+/// Only the precision: the engine checks the rest when it opens the directory.
+fn precision_of(dir: &Path) -> Result<Precision, ResolveError> {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        precision: String,
+    }
+    let path = dir.join(MANIFEST);
+    let unreadable = |cause| ResolveError::Unreadable { path: path.clone(), cause };
+    let text = fs::read(&path).map_err(|cause| unreadable(cause.into()))?;
+    let head: Head = serde_json::from_slice(&text).map_err(|cause| unreadable(cause.into()))?;
+    head.precision.parse().map_err(|_| unreadable(format!("`precision` is {:?}", head.precision).into()))
+}
+
+/// Best first.
+const fn order(device: Device) -> [Precision; 3] {
+    match device {
+        Device::Cpu => [Precision::Int8, Precision::Fp32, Precision::Fp16],
+        Device::Cuda(_) => [Precision::Fp16, Precision::Fp32, Precision::Int8],
+    }
+}
+
+/// What `auto` builds for a device.
+pub const fn best(device: Device) -> Precision {
+    order(device)[0]
+}
+
+/// The precision to load, or the one that is missing.
+fn choose(installed: &[Precision], wanted: PrecisionChoice, device: Device) -> Result<Precision, Precision> {
+    match wanted {
+        PrecisionChoice::Exactly(precision) if installed.contains(&precision) => Ok(precision),
+        PrecisionChoice::Exactly(precision) => Err(precision),
+        PrecisionChoice::Auto => {
+            order(device).into_iter().find(|precision| installed.contains(precision)).ok_or(best(device))
+        }
+    }
+}
+
+fn warn_if_second_choice(model: &str, precision: Precision, wanted: PrecisionChoice, device: Device) {
+    if wanted == PrecisionChoice::Auto && precision != best(device) {
+        tracing::warn!(
+            model,
+            "{} would suit {device} best, but only {precision} is installed; `hush-server install` makes the other",
+            best(device)
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AUTO: PrecisionChoice = PrecisionChoice::Auto;
+    const CUDA: Device = Device::Cuda(0);
+
+    fn store(models: &[&str]) -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        for model in models {
+            let dir = folder.path().join(model);
+            fs::create_dir_all(&dir).unwrap();
+            let precision = model.rsplit('/').next().unwrap();
+            fs::write(dir.join(MANIFEST), format!("{{\"precision\":\"{precision}\"}}")).unwrap();
+        }
+        let store = Store::new(folder.path());
+        (folder, store)
+    }
+
+    fn exactly(precision: Precision) -> PrecisionChoice {
+        PrecisionChoice::Exactly(precision)
+    }
+
+    #[test]
+    fn precision_follows_the_device() {
+        let (folder, store) = store(&["base/int8", "base/fp16", "base/fp32", "tiny/fp32"]);
+        let find = |model: &str, wanted, device| store.find(model, wanted, device).unwrap();
+        assert_eq!(find("base", AUTO, Device::Cpu).precision, Precision::Int8);
+        assert_eq!(find("base", AUTO, CUDA).precision, Precision::Fp16);
+        assert_eq!(find("base", exactly(Precision::Fp32), CUDA).dir, folder.path().join("base/fp32"));
+        assert_eq!(find("tiny", AUTO, Device::Cpu).precision, Precision::Fp32);
+    }
+
+    #[test]
+    fn one_model_under_all_its_names() {
+        let (folder, store) = store(&["large-v3-turbo/int8", "someone--tune/int8"]);
+        for name in ["turbo", "large-v3-turbo", "openai/whisper-large-v3-turbo"] {
+            let found = store.find(name, AUTO, Device::Cpu).unwrap();
+            assert_eq!((found.id.as_str(), found.dir), (name, folder.path().join("large-v3-turbo/int8")));
+        }
+        assert_eq!(store.find("someone/tune", AUTO, Device::Cpu).unwrap().id, "someone/tune");
+    }
+
+    #[test]
+    fn what_is_not_installed_is_typed() {
+        let (_folder, store) = store(&["base/int8"]);
+        let error = store.find("turbo", AUTO, CUDA).unwrap_err();
+        let ResolveError::NotInstalled { precision, repo, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((*precision, repo.as_ref().unwrap().as_str()), (Precision::Fp16, "openai/whisper-large-v3-turbo"));
+        assert!(error.to_string().contains("hush-server install turbo"), "{error}");
+        let other = store.find("base", exactly(Precision::Fp32), Device::Cpu).unwrap_err();
+        assert!(matches!(other, ResolveError::NotInstalled { precision: Precision::Fp32, .. }), "{other:?}");
+        let unknown = store.find("nobodys", AUTO, Device::Cpu).unwrap_err();
+        assert!(matches!(unknown, ResolveError::NotInstalled { repo: None, .. }), "{unknown:?}");
+        assert!(unknown.to_string().contains("Installed: base"), "{unknown}");
+        assert!(matches!(store.find("-x", AUTO, Device::Cpu), Err(ResolveError::BadName(_))));
+        assert!(matches!(store.find("", AUTO, Device::Cpu), Err(ResolveError::BadName(_))));
+    }
+
+    #[test]
+    fn folders() {
+        let (folder, store) = store(&["mine/int8", "mine/fp32", "alone"]);
+        fs::write(folder.path().join("alone/model.json"), r#"{"precision":"fp32"}"#).unwrap();
+        let at = |dir: &str| folder.path().join(dir).display().to_string();
+        let find = |dir: &str, wanted| store.find(&at(dir), wanted, Device::Cpu);
+        assert_eq!(find("mine", AUTO).unwrap().dir, fs::canonicalize(at("mine/int8")).unwrap());
+        assert_eq!(find("mine", AUTO).unwrap().id, "mine");
+        assert_eq!(find("mine/fp32", AUTO).unwrap().id, "mine");
+        assert_eq!(find("alone", AUTO).unwrap().id, "alone");
+        assert!(matches!(find("alone", exactly(Precision::Int8)), Err(ResolveError::OtherPrecision { .. })));
+        assert!(matches!(find("mine", exactly(Precision::Fp16)), Err(ResolveError::OtherPrecision { .. })));
+        assert!(matches!(find("gone", AUTO), Err(ResolveError::NoFolder(_))));
+
+        fs::create_dir_all(folder.path().join("raw")).unwrap();
+        assert!(matches!(find("raw", AUTO), Err(ResolveError::NotAModel(_))));
+        fs::write(folder.path().join("raw/config.json"), "{}").unwrap();
+        let error = find("raw", AUTO).unwrap_err().to_string();
+        assert!(error.contains("hush-server install /"), "{error}");
+        fs::write(folder.path().join("alone/model.json"), "{").unwrap();
+        assert!(matches!(find("alone", AUTO), Err(ResolveError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn the_default_model() {
+        let (_folder, none) = store(&[]);
+        assert_eq!(none.default_model().unwrap(), "base");
+        assert_eq!(Store::new("/nowhere").default_model().unwrap(), "base");
+        let (_folder, one) = store(&["mine/int8", "mine/fp32", ".download/x"]);
+        assert_eq!(one.default_model().unwrap(), "mine");
+        assert_eq!(one.installed(), [("mine".to_owned(), vec![Precision::Fp32, Precision::Int8])]);
+        let (_folder, two) = store(&["a/int8", "b/int8"]);
+        assert!(two.default_model().unwrap_err().to_string().contains("a, b"));
+    }
+
+    #[test]
+    fn names_and_paths() {
+        for path in ["/m", "./m", "../m", ".", "..", "m/", "/"] {
+            assert!(as_folder(path).is_some(), "{path}");
+        }
+        assert_eq!(as_folder("base"), None);
+        assert_eq!(as_folder("src"), None, "a word is a name even where such a folder lies");
+        assert_eq!(as_folder("openai/whisper-base"), None);
+        assert_eq!(as_folder("src/cli"), Some("src/cli".into()));
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let model = |id: &str| Resolved { id: id.into(), dir: "/".into(), precision: Precision::Int8 };
+        assert!(check_ids(&[model("a"), model("b")]).is_ok());
+        assert!(matches!(check_ids(&[model("a"), model("b"), model("a")]), Err(ResolveError::Twice(id)) if id == "a"));
+    }
+}

@@ -1,0 +1,190 @@
+//! `hush-server serve`: settings become listeners, models and runners; a signal ends them in order.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use hush_whisper::runtime;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::env::Env;
+use super::install::find_or_install;
+use super::resolve::{self, Resolved, Store};
+use super::settings::ServeSettings;
+use super::values::{AsrEngine, Device, Residency};
+use super::{log, ort_lib};
+use crate::api::{ApiConfig, ApiState, ServedModel, UploadOptions};
+use crate::audio::{DecodeOptions, Ffmpeg};
+use crate::format::JsonShape;
+use crate::metrics::{self, Metrics};
+use crate::residency::{self, ModelSettings, Models, Policy};
+use crate::runner;
+use crate::runner::wire::LoadSpec;
+use crate::serve::{ServeOptions, serve};
+
+/// Answers are little work and runners are processes of their own: two threads serve any number of clients.
+const WORKER_THREADS: usize = 2;
+
+/// After the runners had their time, connections get this much to hand out the last answers.
+const ANSWER_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
+    for used in &settings.legacy {
+        tracing::info!("{used}");
+    }
+    let program = std::env::current_exe().context("finding this program")?;
+    let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
+    let device = ort_lib::device(settings.engine.device, Some(&library));
+    let models = find_models(settings, env, device)?;
+    let model_dir = models.first().map(|model| model.dir.clone()).unwrap_or_default();
+    let served = models.iter().map(|model| model_settings(settings, device, model)).collect();
+    let mut runners = runner::Settings::this_program(vec![OsString::from("runner")]);
+    runners.env.push((runtime::PATH_VARIABLE.into(), library.clone().into_os_string()));
+    runners.env.extend(log::variables(&settings.log));
+    runners.load_timeout = settings.load_timeout;
+    runners.stall_timeout = settings.stall_timeout;
+    runners.spare = settings.spare_runner;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(async {
+        let metrics = Arc::new(Metrics::new().context("registering metrics")?);
+        let models = Arc::new(Models::start(served, runners, &metrics)?);
+        let stop = CancellationToken::new();
+        let speech = ServedModel::new(models.default_model().clone(), vec![library, model_dir], stop.clone());
+        let api = crate::api::router(ApiState::new(Arc::new(speech), Arc::clone(&metrics), api_config(settings)));
+        let ops = metrics::router(Arc::clone(&metrics));
+        let (listener, address) = bind("--listen", settings.listen).await?;
+        let (ops_listener, ops_address) = bind("--ops-listen", settings.ops_listen).await?;
+        for model in models.iter() {
+            tracing::info!(model = model.name(), %device, "model");
+        }
+        tracing::info!(api = %address, ops = %ops_address, "listening");
+
+        let drain = settings.drain_timeout;
+        let ops_stop = CancellationToken::new();
+        let options = ServeOptions { drain_deadline: drain + ANSWER_GRACE, ..ServeOptions::default() };
+        let requests = tokio::spawn(serve(listener, api, stop.clone(), options.clone()));
+        let operations = tokio::spawn(serve(ops_listener, ops, ops_stop.clone(), options));
+        let mut signals = Signals::new().context("listening for signals")?;
+        let signal = signals.next().await;
+        tracing::info!(signal, "shutting down; requests that have arrived are served, for {drain:?} at most");
+        tokio::spawn(async move {
+            let signal = signals.next().await;
+            tracing::warn!(signal, "a second signal: ending at once");
+            // The runners end with this process.
+            std::process::exit(1);
+        });
+        stop.cancel();
+        let requests = async { requests.await.context("serving requests") };
+        let (ended, ()) = tokio::join!(requests, models.shutdown(drain));
+        // Until here `/metrics` and `/healthz` told how far the end has come.
+        ops_stop.cancel();
+        operations.await.context("serving operations")?;
+        tracing::info!("ended");
+        ended
+    })
+}
+
+fn find_models(settings: &ServeSettings, env: &Env, device: Device) -> anyhow::Result<Vec<Resolved>> {
+    let store = Store::new(&settings.models_dir);
+    let mut names = settings.models.clone();
+    if names.is_empty() {
+        names.push(store.default_model()?);
+    }
+    let mut found = Vec::new();
+    for name in &names {
+        let precision = settings.engine.precision;
+        found.push(find_or_install(&store, name, precision, device, settings.install_missing, env)?);
+    }
+    resolve::check_ids(&found)?;
+    Ok(found)
+}
+
+fn model_settings(settings: &ServeSettings, device: Device, model: &Resolved) -> ModelSettings {
+    let spec = LoadSpec {
+        model_dir: model.dir.clone(),
+        device: device.to_string(),
+        threads: settings.engine.threads,
+        prepack: false,
+    };
+    let policy = Policy {
+        residency: match settings.residency {
+            Residency::Resident => residency::Residency::Resident,
+            Residency::Idle => residency::Residency::Idle(settings.idle_timeout),
+            Residency::OnDemand => residency::Residency::OnDemand,
+        },
+        queue_limit: NonZeroUsize::new(settings.max_queue).unwrap_or(NonZeroUsize::MIN),
+        drain: settings.drain_timeout,
+        ..Policy::default()
+    };
+    ModelSettings { name: model.id.clone(), spec, policy }
+}
+
+fn api_config(settings: &ServeSettings) -> ApiConfig {
+    let memory_bytes = usize::try_from(settings.spool_memory_bytes).unwrap_or(usize::MAX);
+    ApiConfig {
+        json_shape: match settings.asr_engine {
+            AsrEngine::OpenaiWhisper => JsonShape::OpenAiWhisper,
+            AsrEngine::FasterWhisper => JsonShape::FasterWhisper,
+        },
+        upload: UploadOptions {
+            max_upload_bytes: settings.max_upload_bytes,
+            memory_bytes,
+            dir: settings.spool_dir.clone(),
+            ..UploadOptions::default()
+        },
+        decode: decode_options(settings.engine.ffmpeg.as_deref(), settings.spool_dir.as_deref(), memory_bytes),
+        ..ApiConfig::default()
+    }
+}
+
+/// How audio is decoded, for `serve` and `transcribe`.
+pub fn decode_options(
+    ffmpeg: Option<&std::path::Path>,
+    spool_dir: Option<&std::path::Path>,
+    memory_bytes: usize,
+) -> DecodeOptions {
+    DecodeOptions {
+        ffmpeg: ffmpeg.map_or(Ffmpeg::OnPath, |program| Ffmpeg::At(program.to_owned())),
+        dir: spool_dir.map(ToOwned::to_owned),
+        memory_bytes,
+        ..DecodeOptions::default()
+    }
+}
+
+async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("{option} {address} cannot be listened on"))?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
+/// What asks the server to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Arguments and environment -> settings. Pure: the environment is an argument, nothing is read from the disk.
+//!
+//! Precedence: flag, `HUSH_` variable, variable of whisper-asr-webservice, default. An empty variable is not set.
+
+mod sources;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::args::{Cli, Command, InstallArgs, LogArgs, ModelsArgs, ServeArgs, TranscribeArgs};
+use super::env::Env;
+use super::values::{
+    AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, OutputFormat, PrecisionChoice, Residency, Span, TaskWord,
+};
+use super::variable;
+use sources::{Count, Sources, legacy_seconds};
+
+/// A variable or a combination of options that cannot be used. Ends the program with the exit status of a usage error.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingError {
+    #[error("the variable {variable} is {value:?}: {problem}")]
+    Variable { variable: String, value: String, problem: String },
+    #[error("{0}")]
+    Combination(String),
+}
+
+/// A variable of whisper-asr-webservice that decided something; `serve` logs each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LegacyUse {
+    pub variable: &'static str,
+    pub value: String,
+    /// The option it stands for, without dashes.
+    pub option: &'static str,
+}
+
+impl fmt::Display for LegacyUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { variable: name, value, option } = self;
+        write!(f, "{name}={value} is used for --{option}; its name here is {}", variable(option))
+    }
+}
+
+#[derive(Debug)]
+pub enum Settings {
+    Serve(Box<ServeSettings>),
+    Install(InstallSettings),
+    Transcribe(Box<TranscribeSettings>),
+    Models(ModelsSettings),
+    Runner(LogSettings),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineSettings {
+    pub device: DeviceChoice,
+    pub precision: PrecisionChoice,
+    /// `None`: one for each core that the process may use.
+    pub threads: Option<usize>,
+    /// `None`: look for it ([`super::ort_lib::find`]).
+    pub ort_lib: Option<PathBuf>,
+    /// `None`: `ffmpeg` in `PATH`.
+    pub ffmpeg: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    pub format: LogFormat,
+    /// Directives of `EnvFilter`, already checked.
+    pub level: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServeSettings {
+    /// Names or directories, the first is the default; empty: see [`super::resolve::Store::default_model`].
+    pub models: Vec<String>,
+    pub models_dir: PathBuf,
+    pub install_missing: bool,
+    pub listen: SocketAddr,
+    pub ops_listen: SocketAddr,
+    pub residency: Residency,
+    /// `None`: never by idleness.
+    pub idle_timeout: Option<Duration>,
+    pub spare_runner: bool,
+    pub load_timeout: Duration,
+    pub stall_timeout: Duration,
+    pub drain_timeout: Duration,
+    pub max_queue: usize,
+    pub max_upload_bytes: u64,
+    /// `None`: the system's folder for temporary files.
+    pub spool_dir: Option<PathBuf>,
+    pub spool_memory_bytes: u64,
+    pub asr_engine: AsrEngine,
+    pub engine: EngineSettings,
+    pub log: LogSettings,
+    pub legacy: Vec<LegacyUse>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct InstallSettings {
+    pub sources: Vec<String>,
+    pub name: Option<String>,
+    pub precisions: Vec<PrecisionChoice>,
+    pub device: DeviceChoice,
+    /// `None`: `main`.
+    pub revision: Option<String>,
+    pub force: bool,
+    pub keep_download: bool,
+    pub models_dir: PathBuf,
+    pub log: LogSettings,
+    pub legacy: Vec<LegacyUse>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct TranscribeSettings {
+    pub files: Vec<PathBuf>,
+    pub output: OutputFormat,
+    /// `None`: standard output.
+    pub output_dir: Option<PathBuf>,
+    pub language: Option<String>,
+    pub task: TaskWord,
+    pub initial_prompt: Option<String>,
+    pub asr_engine: AsrEngine,
+    pub model: Option<String>,
+    pub models_dir: PathBuf,
+    pub install_missing: bool,
+    pub engine: EngineSettings,
+    pub log: LogSettings,
+    pub legacy: Vec<LegacyUse>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelsSettings {
+    pub json: bool,
+    pub models_dir: PathBuf,
+    pub log: LogSettings,
+    pub legacy: Vec<LegacyUse>,
+}
+
+/// Everything that the options and variables say, with defaults filled in.
+pub fn resolve(cli: Cli, env: &Env) -> Result<Settings, SettingError> {
+    Ok(match cli.command {
+        Command::Serve(args) => Settings::Serve(Box::new(serve(*args, env)?)),
+        Command::Install(args) => Settings::Install(install(args, env)?),
+        Command::Transcribe(args) => Settings::Transcribe(Box::new(transcribe(args, env)?)),
+        Command::Models(args) => Settings::Models(models(args, env)?),
+        Command::Runner(_) => Settings::Runner(Sources { env, legacy: Vec::new() }.log(LogArgs::default())?),
+    })
+}
+
+/// `serve` alone; [`resolve`] for any command.
+pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> {
+    let mut from = Sources { env, legacy: Vec::new() };
+    let models = match from.list("model", args.model)? {
+        models if models.is_empty() => {
+            from.legacy("model", "ASR_MODEL", |name| Ok(vec![name.to_owned()]))?.unwrap_or_default()
+        }
+        models => models,
+    };
+    let listen = from.value("listen", args.listen)?.unwrap_or(Listen(([0, 0, 0, 0], 9000).into())).0;
+    let ops_listen = from.value("ops-listen", args.ops_listen)?.unwrap_or(Listen(([127, 0, 0, 1], 9001).into())).0;
+    if listen.port() == ops_listen.port()
+        && listen.port() != 0
+        && (listen.ip() == ops_listen.ip() || listen.ip().is_unspecified() || ops_listen.ip().is_unspecified())
+    {
+        let problem =
+            format!("--listen {listen} and --ops-listen {ops_listen} are the same port; give one of them another");
+        return Err(SettingError::Combination(problem));
+    }
+    let idle_timeout = match from.value("idle-timeout", args.idle_timeout)? {
+        Some(Span(span)) => span,
+        None => from.legacy("idle-timeout", "MODEL_IDLE_TIMEOUT", legacy_seconds)?.unwrap_or(Duration::from_secs(300)),
+    };
+    let max_queue = from.value("max-queue", args.max_queue.map(Count))?.map_or(256, |count| count.0);
+    if max_queue == 0 {
+        return Err(SettingError::Combination("--max-queue must be at least 1".to_owned()));
+    }
+    let settings = ServeSettings {
+        models,
+        models_dir: from.models_dir(args.store)?,
+        install_missing: from.switch("install-missing", args.install_missing)?.unwrap_or(true),
+        listen,
+        ops_listen,
+        residency: from.value("residency", args.residency)?.unwrap_or(Residency::Idle),
+        idle_timeout: (!idle_timeout.is_zero()).then_some(idle_timeout),
+        spare_runner: from.switch("spare-runner", args.spare_runner)?.unwrap_or(false),
+        load_timeout: from.positive("load-timeout", args.load_timeout, Duration::from_secs(300))?,
+        stall_timeout: from.positive("stall-timeout", args.stall_timeout, Duration::from_secs(120))?,
+        drain_timeout: from.value("drain-timeout", args.drain_timeout)?.map_or(Duration::from_secs(30), |span| span.0),
+        max_queue,
+        max_upload_bytes: from.value("max-upload", args.max_upload)?.map_or(4 << 30, |size: ByteSize| size.0),
+        spool_dir: from.path("spool-dir", args.spool_dir),
+        spool_memory_bytes: from.value("spool-memory", args.spool_memory)?.map_or(1 << 20, |size: ByteSize| size.0),
+        asr_engine: from.asr_engine(args.asr_engine)?,
+        engine: from.engine(args.engine)?,
+        log: from.log(args.log)?,
+        legacy: Vec::new(),
+    };
+    Ok(ServeSettings { legacy: from.legacy, ..settings })
+}
+
+fn install(args: InstallArgs, env: &Env) -> Result<InstallSettings, SettingError> {
+    let mut from = Sources { env, legacy: Vec::new() };
+    let name = from.text("name", args.name)?;
+    if name.is_some() && args.sources.len() > 1 {
+        return Err(SettingError::Combination("--name needs exactly one SOURCE".to_owned()));
+    }
+    let mut precisions = from.list("precision", args.precision)?;
+    if precisions.is_empty() {
+        precisions.push(PrecisionChoice::Auto);
+    }
+    let settings = InstallSettings {
+        sources: args.sources,
+        name,
+        precisions,
+        device: from.device(args.device)?,
+        revision: from.text("revision", args.revision)?,
+        force: from.switch("force", args.force)?.unwrap_or(false),
+        keep_download: from.switch("keep-download", args.keep_download)?.unwrap_or(false),
+        models_dir: from.models_dir(args.store)?,
+        log: from.log(args.log)?,
+        legacy: Vec::new(),
+    };
+    Ok(InstallSettings { legacy: from.legacy, ..settings })
+}
+
+fn transcribe(args: TranscribeArgs, env: &Env) -> Result<TranscribeSettings, SettingError> {
+    let mut from = Sources { env, legacy: Vec::new() };
+    let model = match from.list("model", args.model.into_iter().collect())?.into_iter().next() {
+        Some(model) => Some(model),
+        None => from.legacy("model", "ASR_MODEL", |name| Ok(name.to_owned()))?,
+    };
+    let settings = TranscribeSettings {
+        files: args.files,
+        output: from.value("output", args.output)?.unwrap_or(OutputFormat::Txt),
+        output_dir: from.path("output-dir", args.output_dir),
+        language: from.text("language", args.language)?,
+        task: from.value("task", args.task)?.unwrap_or(TaskWord::Transcribe),
+        initial_prompt: from.text("initial-prompt", args.initial_prompt)?,
+        asr_engine: from.asr_engine(args.asr_engine)?,
+        model,
+        models_dir: from.models_dir(args.store)?,
+        install_missing: from.switch("install-missing", args.install_missing)?.unwrap_or(true),
+        engine: from.engine(args.engine)?,
+        log: from.log(args.log)?,
+        legacy: Vec::new(),
+    };
+    Ok(TranscribeSettings { legacy: from.legacy, ..settings })
+}
+
+fn models(args: ModelsArgs, env: &Env) -> Result<ModelsSettings, SettingError> {
+    let mut from = Sources { env, legacy: Vec::new() };
+    let settings = ModelsSettings {
+        json: from.switch("json", args.json)?.unwrap_or(false),
+        models_dir: from.models_dir(args.store)?,
+        log: from.log(args.log)?,
+        legacy: Vec::new(),
+    };
+    Ok(ModelsSettings { legacy: from.legacy, ..settings })
+}

@@ -1,0 +1,270 @@
+use super::super::args::ServeArgs;
+use super::super::parse;
+use super::super::values::Precision;
+use super::*;
+
+fn env(variables: &[(&str, &str)]) -> Env {
+    [("HOME", "/home/u")].iter().chain(variables).copied().collect()
+}
+
+fn try_serve(argv: &[&str], variables: &[(&str, &str)]) -> Result<ServeSettings, SettingError> {
+    let cli = parse([&["hush-server", "serve"], argv].concat()).expect("arguments parse");
+    match resolve(cli, &env(variables))? {
+        Settings::Serve(settings) => Ok(*settings),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn settled(argv: &[&str], variables: &[(&str, &str)]) -> ServeSettings {
+    try_serve(argv, variables).expect("settings")
+}
+
+#[test]
+fn defaults() {
+    let settings = settled(&[], &[]);
+    let expected = ServeSettings {
+        models: vec![],
+        models_dir: "/home/u/.local/share/hush/models".into(),
+        install_missing: true,
+        listen: "0.0.0.0:9000".parse().unwrap(),
+        ops_listen: "127.0.0.1:9001".parse().unwrap(),
+        residency: Residency::Idle,
+        idle_timeout: Some(Duration::from_secs(300)),
+        spare_runner: false,
+        load_timeout: Duration::from_secs(300),
+        stall_timeout: Duration::from_secs(120),
+        drain_timeout: Duration::from_secs(30),
+        max_queue: 256,
+        max_upload_bytes: 4 << 30,
+        spool_dir: None,
+        spool_memory_bytes: 1 << 20,
+        asr_engine: AsrEngine::OpenaiWhisper,
+        engine: EngineSettings {
+            device: DeviceChoice::Auto,
+            precision: PrecisionChoice::Auto,
+            threads: None,
+            ort_lib: None,
+            ffmpeg: None,
+        },
+        log: LogSettings { format: LogFormat::Text, level: "info".into() },
+        legacy: vec![],
+    };
+    assert_eq!(settings, expected);
+}
+
+#[test]
+fn flag_beats_hush_beats_legacy() {
+    let legacy = ("MODEL_IDLE_TIMEOUT", "60");
+    let ours = ("HUSH_IDLE_TIMEOUT", "2m");
+    assert_eq!(settled(&[], &[legacy]).idle_timeout, Some(Duration::from_secs(60)));
+    assert_eq!(settled(&[], &[legacy, ours]).idle_timeout, Some(Duration::from_secs(120)));
+    let all = settled(&["--idle-timeout", "3m"], &[legacy, ours]);
+    assert_eq!(all.idle_timeout, Some(Duration::from_secs(180)));
+    assert_eq!(all.legacy, vec![]);
+
+    assert_eq!(settled(&[], &[("ASR_MODEL", "small")]).models, ["small"]);
+    assert_eq!(settled(&[], &[("ASR_MODEL", "small"), ("HUSH_MODEL", "tiny, base")]).models, ["tiny", "base"]);
+    assert_eq!(settled(&["--model", "a", "--model", "b"], &[("HUSH_MODEL", "tiny")]).models, ["a", "b"]);
+}
+
+#[test]
+fn legacy_variables_work_and_are_reported() {
+    let settings = settled(
+        &[],
+        &[
+            ("ASR_MODEL", "large-v3"),
+            ("ASR_MODEL_PATH", "/data/whisper"),
+            ("ASR_DEVICE", "cuda"),
+            ("ASR_QUANTIZATION", "float16"),
+            ("MODEL_IDLE_TIMEOUT", "0"),
+            ("ASR_ENGINE", "faster_whisper"),
+        ],
+    );
+    assert_eq!(settings.models, ["large-v3"]);
+    assert_eq!(settings.models_dir, PathBuf::from("/data/whisper"));
+    assert_eq!(settings.engine.device, DeviceChoice::Cuda(0));
+    assert_eq!(settings.engine.precision, PrecisionChoice::Exactly(Precision::Fp16));
+    assert_eq!(settings.idle_timeout, None);
+    assert_eq!(settings.asr_engine, AsrEngine::FasterWhisper);
+    let mut used: Vec<_> = settings.legacy.iter().map(|used| used.variable).collect();
+    used.sort_unstable();
+    let all = ["ASR_DEVICE", "ASR_ENGINE", "ASR_MODEL", "ASR_MODEL_PATH", "ASR_QUANTIZATION", "MODEL_IDLE_TIMEOUT"];
+    assert_eq!(used, all);
+    let line = settings.legacy.iter().find(|used| used.variable == "ASR_DEVICE").unwrap().to_string();
+    assert_eq!(line, "ASR_DEVICE=cuda is used for --device; its name here is HUSH_DEVICE");
+}
+
+#[test]
+fn an_overridden_legacy_variable_is_not_even_read() {
+    let settings = settled(&["--device", "cpu"], &[("ASR_DEVICE", "nonsense")]);
+    assert_eq!(settings.engine.device, DeviceChoice::Cpu);
+    assert_eq!(settings.legacy, vec![]);
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let empty = [
+        ("HUSH_LISTEN", ""),
+        ("HUSH_IDLE_TIMEOUT", ""),
+        ("HUSH_MODEL", ""),
+        ("HUSH_MODELS_DIR", ""),
+        ("ASR_MODEL", ""),
+        ("ASR_MODEL_PATH", ""),
+        ("ASR_DEVICE", ""),
+        ("ASR_QUANTIZATION", ""),
+        ("ASR_ENGINE", ""),
+        ("MODEL_IDLE_TIMEOUT", ""),
+        ("XDG_DATA_HOME", ""),
+    ];
+    assert_eq!(settled(&[], &empty), settled(&[], &[]));
+    let behind = settled(&[], &[("HUSH_DEVICE", ""), ("ASR_DEVICE", "cpu")]);
+    assert_eq!(behind.engine.device, DeviceChoice::Cpu);
+}
+
+#[test]
+fn a_bad_variable_is_named_with_its_fix() {
+    for (name, value, fix) in [
+        ("HUSH_IDLE_TIMEOUT", "soon", "1h30m"),
+        ("HUSH_LISTEN", "9000", "0.0.0.0:9000"),
+        ("HUSH_DEVICE", "gpu", "cuda:N"),
+        ("HUSH_PRECISION", "half", "fp16"),
+        ("HUSH_RESIDENCY", "lazy", "on-demand"),
+        ("HUSH_MAX_UPLOAD", "big", "4GiB"),
+        ("HUSH_MAX_QUEUE", "-1", "whole number"),
+        ("HUSH_THREADS", "two", "whole number"),
+        ("HUSH_SPARE_RUNNER", "perhaps", "true or false"),
+        ("HUSH_INSTALL_MISSING", "perhaps", "true or false"),
+        ("HUSH_ASR_ENGINE", "whisperx", "faster_whisper"),
+        ("HUSH_LOG_FORMAT", "xml", "json"),
+        ("HUSH_LOG_LEVEL", "loud", "debug"),
+        ("ASR_DEVICE", "gpu", "cuda or cpu"),
+        ("ASR_QUANTIZATION", "fp16", "float16"),
+        ("ASR_ENGINE", "whisperx", "faster_whisper"),
+        ("MODEL_IDLE_TIMEOUT", "5m", "whole seconds"),
+        ("MODEL_IDLE_TIMEOUT", "-1", "whole seconds"),
+    ] {
+        let error = try_serve(&[], &[(name, value)]).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, SettingError::Variable { .. }), "{text}");
+        assert!(text.contains(name) && text.contains(value) && text.contains(fix), "{text}");
+    }
+}
+
+#[test]
+fn a_variable_that_is_not_text() {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = std::ffi::OsString::from_vec(vec![0xff]);
+    let env: Env = [("HUSH_LISTEN".into(), bytes.clone()), ("HUSH_MODELS_DIR".into(), bytes.clone())]
+        .into_iter()
+        .collect::<Vec<(std::ffi::OsString, _)>>()
+        .into_iter()
+        .collect();
+    assert!(serve(ServeArgs::default(), &env).unwrap_err().to_string().contains("HUSH_LISTEN"));
+    let env: Env = [("HUSH_MODELS_DIR", bytes.clone())].into_iter().collect();
+    assert_eq!(serve(ServeArgs::default(), &env).unwrap().models_dir, PathBuf::from(bytes));
+}
+
+#[test]
+fn every_hush_variable_reaches_its_setting() {
+    let settings = settled(
+        &[],
+        &[
+            ("HUSH_MODEL", "tiny"),
+            ("HUSH_MODELS_DIR", "/m"),
+            ("HUSH_INSTALL_MISSING", "false"),
+            ("HUSH_LISTEN", ":8000"),
+            ("HUSH_OPS_LISTEN", "localhost:8001"),
+            ("HUSH_RESIDENCY", "on-demand"),
+            ("HUSH_IDLE_TIMEOUT", "90"),
+            ("HUSH_SPARE_RUNNER", "1"),
+            ("HUSH_LOAD_TIMEOUT", "1m"),
+            ("HUSH_STALL_TIMEOUT", "10s"),
+            ("HUSH_DRAIN_TIMEOUT", "0"),
+            ("HUSH_MAX_QUEUE", "7"),
+            ("HUSH_MAX_UPLOAD", "1MiB"),
+            ("HUSH_SPOOL_DIR", "/spool"),
+            ("HUSH_SPOOL_MEMORY", "0"),
+            ("HUSH_ASR_ENGINE", "faster_whisper"),
+            ("HUSH_DEVICE", "cuda:1"),
+            ("HUSH_PRECISION", "int8"),
+            ("HUSH_THREADS", "3"),
+            ("HUSH_ORT_LIB", "/o.so"),
+            ("HUSH_FFMPEG", "/f"),
+            ("HUSH_LOG_FORMAT", "json"),
+            ("HUSH_LOG_LEVEL", "debug"),
+        ],
+    );
+    let expected = ServeSettings {
+        models: vec!["tiny".into()],
+        models_dir: "/m".into(),
+        install_missing: false,
+        listen: "0.0.0.0:8000".parse().unwrap(),
+        ops_listen: "127.0.0.1:8001".parse().unwrap(),
+        residency: Residency::OnDemand,
+        idle_timeout: Some(Duration::from_secs(90)),
+        spare_runner: true,
+        load_timeout: Duration::from_secs(60),
+        stall_timeout: Duration::from_secs(10),
+        drain_timeout: Duration::ZERO,
+        max_queue: 7,
+        max_upload_bytes: 1 << 20,
+        spool_dir: Some("/spool".into()),
+        spool_memory_bytes: 0,
+        asr_engine: AsrEngine::FasterWhisper,
+        engine: EngineSettings {
+            device: DeviceChoice::Cuda(1),
+            precision: PrecisionChoice::Exactly(Precision::Int8),
+            threads: Some(3),
+            ort_lib: Some("/o.so".into()),
+            ffmpeg: Some("/f".into()),
+        },
+        log: LogSettings { format: LogFormat::Json, level: "debug".into() },
+        legacy: vec![],
+    };
+    assert_eq!(settings, expected);
+}
+
+#[test]
+fn the_models_folder() {
+    let dir = |variables: &[(&str, &str)]| settled(&[], variables).models_dir;
+    assert_eq!(dir(&[("XDG_DATA_HOME", "/xdg")]), PathBuf::from("/xdg/hush/models"));
+    assert_eq!(dir(&[("XDG_DATA_HOME", "xdg")]), PathBuf::from("/home/u/.local/share/hush/models"));
+    assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("XDG_DATA_HOME", "/xdg")]), PathBuf::from("/a"));
+    assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("HUSH_MODELS_DIR", "/h")]), PathBuf::from("/h"));
+    let error = serve(ServeArgs::default(), &Env::default()).unwrap_err().to_string();
+    assert!(error.contains("HUSH_MODELS_DIR"), "{error}");
+}
+
+#[test]
+fn combinations_that_cannot_work() {
+    assert!(try_serve(&["--listen", ":9001"], &[]).unwrap_err().to_string().contains("--ops-listen"));
+    assert!(try_serve(&["--listen", ":0", "--ops-listen", ":0"], &[]).is_ok());
+    assert!(try_serve(&["--max-queue", "0"], &[]).is_err());
+    assert!(try_serve(&["--load-timeout", "0"], &[]).is_err());
+    let cli = parse(["hush-server", "install", "a", "b", "--name", "c"]).unwrap();
+    assert!(resolve(cli, &env(&[])).unwrap_err().to_string().contains("--name"));
+}
+
+#[test]
+fn install_settings() {
+    let cli = parse(["hush-server", "install", "tiny", "--precision", "int8,fp32", "--force"]).unwrap();
+    let Settings::Install(settings) = resolve(cli, &env(&[("HUSH_KEEP_DOWNLOAD", "yes")])).unwrap() else { panic!() };
+    let exactly = |p| PrecisionChoice::Exactly(p);
+    assert_eq!(settings.precisions, [exactly(Precision::Int8), exactly(Precision::Fp32)]);
+    assert!(settings.force && settings.keep_download);
+    let cli = parse(["hush-server", "install", "tiny"]).unwrap();
+    let Settings::Install(settings) = resolve(cli, &env(&[("HUSH_PRECISION", "fp16")])).unwrap() else { panic!() };
+    assert_eq!(settings.precisions, [exactly(Precision::Fp16)]);
+}
+
+#[test]
+fn transcribe_settings() {
+    let cli = parse(["hush-server", "transcribe", "a.wav", "b.wav", "--output", "srt", "--language", "de"]).unwrap();
+    let variables = [("ASR_MODEL", "small"), ("HUSH_TASK", "translate"), ("HUSH_INITIAL_PROMPT", "Hush.")];
+    let Settings::Transcribe(settings) = resolve(cli, &env(&variables)).unwrap() else { panic!() };
+    assert_eq!(settings.files.len(), 2);
+    assert_eq!((settings.output, settings.task), (OutputFormat::Srt, TaskWord::Translate));
+    assert_eq!(settings.language.as_deref(), Some("de"));
+    assert_eq!(settings.model.as_deref(), Some("small"));
+    assert_eq!(settings.initial_prompt.as_deref(), Some("Hush."));
+}

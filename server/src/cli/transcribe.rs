@@ -1,0 +1,175 @@
+//! `hush-server transcribe`: the engine of the server on files, without a server.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+
+use anyhow::{Context, bail, ensure};
+use hush_whisper::engine::LoadTimings;
+use hush_whisper::{Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOptions, runtime};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::env::Env;
+use super::install::find_or_install;
+use super::ort_lib;
+use super::resolve::Store;
+use super::serve::decode_options;
+use super::settings::TranscribeSettings;
+use super::values::{AsrEngine, OutputFormat};
+use crate::audio;
+use crate::format::{Format, JsonShape, Writer};
+use crate::spool::{Spool, SpoolOptions, Spooled};
+
+/// Goes through all files; a file that fails is told and makes the status 1, the others are still done.
+pub fn run(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<ExitCode> {
+    let outputs = outputs(settings)?;
+    let mut engine = load(settings, env)?;
+    let mut failed = false;
+    for (file, output) in settings.files.iter().zip(outputs) {
+        if let Err(error) = transcribe(&mut engine, settings, file, output.as_deref()) {
+            eprintln!("error: {}: {error:#}", file.display());
+            failed = true;
+        }
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Where each file's text goes; `None`: standard output.
+fn outputs(settings: &TranscribeSettings) -> anyhow::Result<Vec<Option<PathBuf>>> {
+    let Some(dir) = &settings.output_dir else { return Ok(vec![None; settings.files.len()]) };
+    fs::create_dir_all(dir).with_context(|| format!("--output-dir {}", dir.display()))?;
+    let mut taken: Vec<Option<PathBuf>> = Vec::new();
+    for file in &settings.files {
+        let name = file.file_stem().with_context(|| format!("{} is not a file", file.display()))?;
+        let mut name = name.to_owned();
+        name.push(".");
+        name.push(settings.output.as_str());
+        let path = dir.join(name);
+        ensure!(
+            !taken.iter().flatten().any(|earlier| *earlier == path),
+            "two of the files would be written to {}; give them in two calls with different --output-dir",
+            path.display()
+        );
+        taken.push(Some(path));
+    }
+    Ok(taken)
+}
+
+fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
+    let device = ort_lib::device(settings.engine.device, Some(&library));
+    let store = Store::new(&settings.models_dir);
+    let name = match &settings.model {
+        Some(name) => name.clone(),
+        None => store.default_model()?,
+    };
+    let precision = settings.engine.precision;
+    let model = find_or_install(&store, &name, precision, device, settings.install_missing, env)?;
+    runtime::init(&library)?;
+    let options = EngineOptions {
+        device: device.into(),
+        threads: settings.engine.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get)),
+        // Worth its while: all files go through one load.
+        prepack: true,
+    };
+    let engine = Engine::load(&ModelDir::open(&model.dir)?, &options, &mut LoadTimings::default())?;
+    Ok(engine)
+}
+
+fn transcribe(
+    engine: &mut Engine,
+    settings: &TranscribeSettings,
+    file: &Path,
+    output: Option<&Path>,
+) -> anyhow::Result<()> {
+    let decode = decode_options(settings.engine.ffmpeg.as_deref(), None, audio::DEFAULT_PCM_MEMORY_BYTES);
+    let name = file.file_name().map(|name| name.to_string_lossy());
+    let pcm = audio::decode(&open(file)?, name.as_deref(), &decode, &|| true)?;
+    let options = TranscribeOptions {
+        task: settings.task.into(),
+        language: settings.language.clone(),
+        initial_prompt: settings.initial_prompt.clone(),
+        ..TranscribeOptions::default()
+    };
+    let format = match settings.output {
+        OutputFormat::Txt => Format::Txt,
+        OutputFormat::Vtt => Format::Vtt,
+        OutputFormat::Srt => Format::Srt,
+        OutputFormat::Tsv => Format::Tsv,
+        OutputFormat::Json => Format::Json(match settings.asr_engine {
+            AsrEngine::OpenaiWhisper => JsonShape::OpenAiWhisper,
+            AsrEngine::FasterWhisper => JsonShape::FasterWhisper,
+        }),
+    };
+    let out: Box<dyn Write> = match output {
+        Some(path) => {
+            Box::new(BufWriter::new(File::create(path).with_context(|| format!("writing {}", path.display()))?))
+        }
+        None => Box::new(io::stdout()),
+    };
+    let mut sink = FileSink { writer: Writer::new(format, out)?, broken: None, bar: progress_bar(file) };
+    let transcript = engine.transcribe(&mut pcm.source(), &options, &mut sink);
+    sink.bar.finish_and_clear();
+    if let Some(error) = sink.broken {
+        bail!(anyhow::Error::new(error).context("writing the text"));
+    }
+    sink.writer.finish(&transcript?).context("writing the text")?;
+    Ok(())
+}
+
+/// The decoders go back and forth in what they read: a file as it is, anything else (`/dev/stdin`) through a spool.
+fn open(path: &Path) -> anyhow::Result<Spooled> {
+    let mut input = File::open(path).context("opening it")?;
+    if input.metadata().context("opening it")?.is_file() {
+        return Spooled::from_file(input).context("opening it");
+    }
+    let mut spool = Spool::new(SpoolOptions::default());
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        match input.read(&mut piece).context("reading it")? {
+            0 => return Ok(spool.finish()),
+            length => spool.write(&piece[..length])?,
+        }
+    }
+}
+
+/// On a terminal the share of the file that is done; nothing elsewhere.
+fn progress_bar(file: &Path) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0).with_message(file.display().to_string());
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} s, {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+struct FileSink {
+    writer: Writer<Box<dyn Write>>,
+    /// The first failed write; ends the work.
+    broken: Option<io::Error>,
+    bar: ProgressBar,
+}
+
+impl Sink for FileSink {
+    fn segment(&mut self, segment: Segment) {
+        if self.broken.is_none() {
+            self.broken = self.bar.suspend(|| self.writer.segment(segment)).err();
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds of audio, for a bar")]
+    fn progress(&mut self, done_seconds: f64, total_seconds: f64) {
+        self.bar.set_length(total_seconds as u64);
+        self.bar.set_position(done_seconds as u64);
+    }
+
+    fn keep_going(&mut self) -> bool {
+        self.broken.is_none()
+    }
+}

@@ -1,0 +1,260 @@
+//! Requests to the hub: redirects by hand (the token stays with the hub), timeouts, and errors that say what to do.
+
+use std::sync::Arc;
+
+use ureq::http::{HeaderMap, Response};
+use ureq::{Agent, Body};
+
+use super::config::{HubConfig, Token};
+use super::digest::Digest;
+use super::{HubError, Repo};
+
+const MAX_REDIRECTS: usize = 10;
+/// A listing or an index; the largest real ones have some hundred kilobytes.
+const MAX_TEXT: u64 = 32 << 20;
+
+pub struct Client {
+    agent: Agent,
+    endpoint: String,
+    token: Option<Token>,
+}
+
+/// The start of a file's content.
+pub struct Answer {
+    pub status: u16,
+    pub url: String,
+    /// Said by the hub itself, not by the store that it redirects to.
+    pub digest: Option<Digest>,
+    /// Length of the whole file, if known.
+    pub size: Option<u64>,
+    /// First byte of the body within the file.
+    pub offset: u64,
+    pub body: Body,
+}
+
+impl Client {
+    pub fn new(config: &HubConfig) -> Self {
+        let patience = &config.patience;
+        let tls = ureq::tls::TlsConfig::builder()
+            .root_certs(ureq::tls::RootCerts::PlatformVerifier)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("hush-server/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .timeout_resolve(Some(patience.connect_timeout))
+            .timeout_connect(Some(patience.connect_timeout))
+            .timeout_recv_response(Some(patience.read_timeout))
+            .timeout_per_read(Some(patience.read_timeout))
+            .timeout_per_write(Some(patience.read_timeout))
+            .build()
+            .new_agent();
+        Self { agent, endpoint: config.endpoint.clone(), token: config.token.clone() }
+    }
+
+    /// What the revision holds.
+    pub fn listing(&self, repo: &Repo, revision: &str) -> Result<Vec<u8>, HubError> {
+        let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.endpoint, escape(revision));
+        let (response, url, _) = self.get(&url, 0)?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            return Err(self.refusal(&response, url, repo, revision, None));
+        }
+        let mut body = response.into_body();
+        body.with_config().limit(MAX_TEXT).read_to_vec().map_err(|cause| transport(&url, cause))
+    }
+
+    /// The content of a file from `offset` on.
+    pub fn open(&self, repo: &Repo, commit: &str, file: &str, offset: u64) -> Result<Answer, HubError> {
+        let url = format!("{}/{repo}/resolve/{commit}/{}", self.endpoint, escape(file));
+        let (response, url, said) = self.get(&url, offset)?;
+        let status = response.status().as_u16();
+        let length = header(response.headers(), "content-length").and_then(|text| text.parse::<u64>().ok());
+        let (start, size) = match status {
+            200 => (0, length),
+            206 => content_range(response.headers()).ok_or_else(|| HubError::Nonsense {
+                what: url.clone(),
+                problem: "a part of a file without a Content-Range".to_owned(),
+            })?,
+            // Nothing is left after `offset`: either all of it is here, or what is here is of another file.
+            416 => (offset, content_range(response.headers()).and_then(|(_, size)| size)),
+            _ => return Err(self.refusal(&response, url, repo, commit, Some(file))),
+        };
+        let size = size.or(said.size);
+        Ok(Answer { status, url, digest: said.digest, size, offset: start, body: response.into_body() })
+    }
+
+    /// Follows redirects. The token goes to the hub's own origin and nowhere else.
+    fn get(&self, url: &str, offset: u64) -> Result<(Response<Body>, String, Said), HubError> {
+        let mut url = url.to_owned();
+        let mut said = Said::default();
+        for _ in 0..=MAX_REDIRECTS {
+            let ours = origin(&url) == origin(&self.endpoint);
+            let mut request = self.agent.get(&url);
+            if offset > 0 {
+                request = request.header("Range", format!("bytes={offset}-"));
+            }
+            if let (true, Some(token)) = (ours, &self.token) {
+                request = request.header("Authorization", token.header());
+            }
+            let response = request.call().map_err(|cause| transport(&url, cause))?;
+            if ours {
+                said.note(response.headers());
+            }
+            if !response.status().is_redirection() {
+                return Ok((response, url, said));
+            }
+            let location = header(response.headers(), "location").ok_or_else(|| HubError::Nonsense {
+                what: url.clone(),
+                problem: "a redirect without a Location".to_owned(),
+            })?;
+            let next = join(&url, location);
+            // What starts protected stays protected.
+            if url.starts_with("https://") && !next.starts_with("https://") {
+                return Err(HubError::Nonsense { what: url, problem: format!("a redirect from https to {next}") });
+            }
+            url = next;
+        }
+        Err(HubError::Nonsense { what: url, problem: format!("more than {MAX_REDIRECTS} redirects") })
+    }
+
+    fn refusal(
+        &self,
+        response: &Response<Body>,
+        url: String,
+        repo: &Repo,
+        revision: &str,
+        file: Option<&str>,
+    ) -> HubError {
+        let status = response.status().as_u16();
+        let code = header(response.headers(), "x-error-code").unwrap_or_default();
+        let (repo, hub) = (repo.to_string(), origin(&url) == origin(&self.endpoint));
+        match (status, code) {
+            (404, "RevisionNotFound") => HubError::NoRevision { repo, revision: revision.to_owned() },
+            (404, "RepoNotFound") => HubError::NoRepository { repo, endpoint: self.endpoint.clone() },
+            (404, _) => match file {
+                Some(file) => HubError::NoFile { repo, file: file.to_owned() },
+                None => HubError::NoRepository { repo, endpoint: self.endpoint.clone() },
+            },
+            (401 | 403, _) if hub => HubError::Forbidden { repo, status, had_token: self.token.is_some() },
+            _ => {
+                let reason = header(response.headers(), "x-error-message").map(|text| format!(": {text}"));
+                HubError::Status { url, status, reason: reason.unwrap_or_default() }
+            }
+        }
+    }
+}
+
+/// What the hub's own answers said of the file, whoever delivers it.
+#[derive(Default)]
+struct Said {
+    digest: Option<Digest>,
+    size: Option<u64>,
+}
+
+impl Said {
+    fn note(&mut self, headers: &HeaderMap) {
+        let linked = header(headers, "x-linked-etag");
+        let tag = linked.or_else(|| header(headers, "etag"));
+        if linked.is_some() || self.digest.is_none() {
+            self.digest = tag.and_then(Digest::from_etag).or(self.digest.take());
+        }
+        self.size = header(headers, "x-linked-size").and_then(|text| text.parse().ok()).or(self.size);
+    }
+}
+
+pub fn transport(url: &str, cause: ureq::Error) -> HubError {
+    HubError::Transport { url: without_query(url), cause: Box::new(cause) }
+}
+
+/// The query of a store's URL is a credential: it stays out of messages.
+pub fn without_query(url: &str) -> String {
+    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// `bytes 5-9/10` -> (5, Some(10)); `bytes */10` -> (0, Some(10)).
+fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+    let (range, size) = header(headers, "content-range")?.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let start = match range.split_once('-') {
+        Some((start, _)) => start.trim().parse().ok()?,
+        None => 0,
+    };
+    Some((start, size.trim().parse().ok()))
+}
+
+/// Scheme, host and port.
+fn origin(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return String::new() };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let default = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
+    format!("{scheme}://{}", authority.strip_suffix(default).unwrap_or(authority)).to_ascii_lowercase()
+}
+
+fn join(base: &str, location: &str) -> String {
+    let scheme = base.split("://").next().unwrap_or("https");
+    if location.contains("://") && !location.starts_with('/') {
+        location.to_owned()
+    } else if let Some(rest) = location.strip_prefix("//") {
+        format!("{scheme}://{rest}")
+    } else if location.starts_with('/') {
+        format!("{}{location}", origin(base))
+    } else {
+        let path = without_query(base);
+        let folder = path.rfind('/').map_or(path.as_str(), |slash| &path[..slash]);
+        format!("{folder}/{location}")
+    }
+}
+
+/// Percent-encodes a path segment; a revision may hold a slash, which the hub wants encoded.
+fn escape(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            use std::fmt::Write as _;
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        assert_eq!(origin("https://Hub.example/a?b"), "https://hub.example");
+        assert_eq!(origin("https://hub.example:443/a"), origin("https://hub.example"));
+        assert_ne!(origin("http://hub.example"), origin("https://hub.example"));
+        assert_ne!(origin("http://hub.example:1"), origin("http://hub.example:2"));
+        assert_ne!(origin("https://hub.example@evil.example/"), origin("https://hub.example"));
+        assert_eq!(join("https://h/a/b?c", "/x"), "https://h/x");
+        assert_eq!(join("https://h/a/b?c", "x"), "https://h/a/x");
+        assert_eq!(join("https://h/a", "http://other/y?u=http://z"), "http://other/y?u=http://z");
+        assert_eq!(join("https://h/a", "//cdn/y"), "https://cdn/y");
+        assert_eq!(escape("refs/pr/1"), "refs%2Fpr%2F1");
+        assert_eq!(without_query("https://cdn/x?sig=secret"), "https://cdn/x");
+    }
+
+    #[test]
+    fn ranges() {
+        let range = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("content-range", value.parse().unwrap());
+            content_range(&headers)
+        };
+        assert_eq!(range("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(range("bytes */10"), Some((0, Some(10))));
+        assert_eq!(range("bytes 5-9/*"), Some((5, None)));
+        assert_eq!(range("lines 5-9/10"), None);
+    }
+}

@@ -1,0 +1,195 @@
+//! What a repository holds, and which of it a checkpoint needs.
+
+use serde::Deserialize;
+
+use super::digest::Digest;
+use super::{HubError, Repo};
+
+/// The hub's answer to `/api/models/{repo}/revision/{revision}?blobs=true`.
+#[derive(Debug, Deserialize)]
+pub struct Listing {
+    /// The commit.
+    pub sha: String,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    #[serde(rename = "blobId")]
+    blob_id: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Lfs {
+    sha256: Option<String>,
+    size: Option<u64>,
+}
+
+/// A file to fetch, with what the listing says of its content (a mirror may say nothing).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub name: String,
+    pub size: Option<u64>,
+    pub digest: Option<Digest>,
+}
+
+pub const INDEX: &str = "model.safetensors.index.json";
+const WEIGHTS: &str = "model.safetensors";
+const OPTIONAL: &[&str] = &["generation_config.json", "preprocessor_config.json"];
+
+impl Listing {
+    pub fn parse(repo: &Repo, json: &[u8]) -> Result<Self, HubError> {
+        let nonsense = |problem: String| HubError::Nonsense { what: format!("`{repo}`"), problem };
+        let listing: Self = serde_json::from_slice(json).map_err(|error| nonsense(error.to_string()))?;
+        // It becomes part of a path and of URLs.
+        if listing.sha.is_empty() || !listing.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(nonsense(format!("{:?} is no commit", listing.sha)));
+        }
+        Ok(listing)
+    }
+
+    /// Everything but the shards, which only the index names.
+    pub fn wanted(&self, repo: &Repo) -> Result<Vec<Wanted>, HubError> {
+        let config = self.find("config.json");
+        let config =
+            config.ok_or_else(|| HubError::NoFile { repo: repo.to_string(), file: "config.json".to_owned() })?;
+        let weights = self.find(WEIGHTS).or_else(|| self.find(INDEX)).ok_or_else(|| HubError::NoWeights {
+            repo: repo.to_string(),
+            ctranslate2: self.find("model.bin").is_some(),
+        })?;
+        let mut wanted = vec![config];
+        wanted.extend(OPTIONAL.iter().filter_map(|name| self.find(name)));
+        match (self.find("tokenizer.json"), self.find("vocab.json"), self.find("merges.txt")) {
+            (Some(tokenizer), ..) => wanted.push(tokenizer),
+            (None, Some(vocabulary), Some(merges)) => {
+                wanted.extend([vocabulary, merges]);
+                wanted.extend(self.find("added_tokens.json"));
+            }
+            _ => return Err(HubError::NoTokenizer { repo: repo.to_string() }),
+        }
+        wanted.push(weights);
+        Ok(wanted)
+    }
+
+    /// The shards that an index names.
+    pub fn shards(&self, repo: &Repo, index: &[u8]) -> Result<Vec<Wanted>, HubError> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: std::collections::BTreeMap<String, String>,
+        }
+        let nonsense = |problem: String| HubError::Nonsense { what: format!("{INDEX} of `{repo}`"), problem };
+        let index: Index = serde_json::from_slice(index).map_err(|error| nonsense(error.to_string()))?;
+        let mut names: Vec<String> = index.weight_map.into_values().collect();
+        names.sort_unstable();
+        names.dedup();
+        let shards = names.into_iter().map(|name| {
+            // A name is a file beside the index, nothing else.
+            if !name.ends_with(".safetensors") || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
+                return Err(nonsense(format!("{name:?} is no name of a shard")));
+            }
+            self.find(&name).ok_or(HubError::NoFile { repo: repo.to_string(), file: name })
+        });
+        shards.collect()
+    }
+
+    fn find(&self, name: &str) -> Option<Wanted> {
+        let sibling = self.siblings.iter().find(|sibling| sibling.rfilename == name)?;
+        let sha256 = sibling.lfs.as_ref().and_then(|lfs| lfs.sha256.as_deref());
+        // The blob id of a large file is that of its pointer, not of its content.
+        let blob = sibling.lfs.is_none().then_some(sibling.blob_id.as_deref()).flatten();
+        Some(Wanted {
+            name: name.to_owned(),
+            size: sibling.lfs.as_ref().and_then(|lfs| lfs.size).or(sibling.size),
+            digest: sha256.or(blob).and_then(Digest::from_etag),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(files: &[&str]) -> Listing {
+        let siblings: Vec<_> = files.iter().map(|name| serde_json::json!({ "rfilename": name })).collect();
+        let json = serde_json::json!({ "sha": "abc123", "siblings": siblings }).to_string();
+        Listing::parse(&repo(), json.as_bytes()).unwrap()
+    }
+
+    fn repo() -> Repo {
+        "a/b".parse().unwrap()
+    }
+
+    fn names(files: &[&str]) -> Result<Vec<String>, HubError> {
+        Ok(listing(files).wanted(&repo())?.into_iter().map(|wanted| wanted.name).collect())
+    }
+
+    #[test]
+    fn only_what_is_needed() {
+        let files = [
+            "README.md",
+            "config.json",
+            "generation_config.json",
+            "preprocessor_config.json",
+            "tokenizer.json",
+            "vocab.json",
+            "merges.txt",
+            "added_tokens.json",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "tf_model.h5",
+            "flax_model.msgpack",
+            "model.safetensors.index.fp32.json",
+            "onnx/model.onnx",
+        ];
+        let expected = [
+            "config.json",
+            "generation_config.json",
+            "preprocessor_config.json",
+            "tokenizer.json",
+            "model.safetensors",
+        ];
+        assert_eq!(names(&files).unwrap(), expected);
+        let old = ["config.json", "vocab.json", "merges.txt", "added_tokens.json", "model.safetensors.index.json"];
+        assert_eq!(names(&old).unwrap(), old);
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        assert!(matches!(names(&["model.safetensors"]), Err(HubError::NoFile { .. })));
+        let pytorch = names(&["config.json", "tokenizer.json", "pytorch_model.bin"]);
+        assert!(matches!(pytorch, Err(HubError::NoWeights { ctranslate2: false, .. })));
+        let ct2 = names(&["config.json", "tokenizer.json", "model.bin"]).unwrap_err().to_string();
+        assert!(ct2.contains("CTranslate2"), "{ct2}");
+        assert!(matches!(names(&["config.json", "model.safetensors"]), Err(HubError::NoTokenizer { .. })));
+    }
+
+    #[test]
+    fn shards_stay_in_their_folder() {
+        let listing = listing(&["model-1.safetensors", "model-2.safetensors"]);
+        let shards = |map: &str| listing.shards(&repo(), format!("{{\"weight_map\":{map}}}").as_bytes());
+        let good =
+            shards(r#"{"a":"model-2.safetensors","b":"model-1.safetensors","c":"model-2.safetensors"}"#).unwrap();
+        assert_eq!(good.len(), 2);
+        assert!(shards(r#"{"a":"../model-1.safetensors"}"#).is_err());
+        assert!(shards(r#"{"a":"/etc/passwd"}"#).is_err());
+        assert!(matches!(shards(r#"{"a":"model-3.safetensors"}"#), Err(HubError::NoFile { .. })));
+        assert!(listing.shards(&repo(), b"[]").is_err());
+    }
+
+    #[test]
+    fn a_pointer_is_not_the_content() {
+        let json = format!(
+            r#"{{"sha":"abc","siblings":[{{"rfilename":"w","size":130,"blobId":"{}","lfs":{{"sha256":"{}","size":9}}}}]}}"#,
+            "1".repeat(40),
+            "2".repeat(64)
+        );
+        let file = Listing::parse(&repo(), json.as_bytes()).unwrap().find("w").unwrap();
+        assert_eq!(file.digest, Some(Digest::Sha256("2".repeat(64))));
+        assert_eq!(file.size, Some(9));
+        assert!(Listing::parse(&repo(), br#"{"sha":"../x"}"#).is_err());
+    }
+}

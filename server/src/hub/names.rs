@@ -1,0 +1,128 @@
+//! Names of models: the short ones that everybody uses, and repositories of the hub.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::HubError;
+
+/// Short name -> repository. The first short name of a repository is the one it is installed under.
+const SHORT: &[(&str, &str)] = &[
+    ("tiny", "openai/whisper-tiny"),
+    ("tiny.en", "openai/whisper-tiny.en"),
+    ("base", "openai/whisper-base"),
+    ("base.en", "openai/whisper-base.en"),
+    ("small", "openai/whisper-small"),
+    ("small.en", "openai/whisper-small.en"),
+    ("medium", "openai/whisper-medium"),
+    ("medium.en", "openai/whisper-medium.en"),
+    // openai/whisper-large is the first version.
+    ("large-v1", "openai/whisper-large"),
+    ("large-v2", "openai/whisper-large-v2"),
+    ("large-v3", "openai/whisper-large-v3"),
+    // As in openai/whisper and faster-whisper: the newest.
+    ("large", "openai/whisper-large-v3"),
+    ("large-v3-turbo", "openai/whisper-large-v3-turbo"),
+    ("turbo", "openai/whisper-large-v3-turbo"),
+    ("distil-small.en", "distil-whisper/distil-small.en"),
+    ("distil-medium.en", "distil-whisper/distil-medium.en"),
+    ("distil-large-v2", "distil-whisper/distil-large-v2"),
+    ("distil-large-v3", "distil-whisper/distil-large-v3"),
+    ("distil-large-v3.5", "distil-whisper/distil-large-v3.5"),
+];
+
+/// `owner/name` on the hub.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Repo(String);
+
+impl Repo {
+    /// The repository that a short name or a repository name means; `None` when it is neither.
+    pub fn of(name: &str) -> Option<Self> {
+        let short = SHORT.iter().find(|(short, _)| *short == name).map(|(_, repo)| Self((*repo).to_owned()));
+        short.or_else(|| name.parse().ok())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of its folder below the models folder: the short name if it has one, else `owner--name`.
+    pub fn folder(&self) -> String {
+        let short = SHORT.iter().find(|(_, repo)| *repo == self.0);
+        short.map_or_else(|| self.0.replace('/', "--"), |(short, _)| (*short).to_owned())
+    }
+}
+
+impl FromStr for Repo {
+    type Err = HubError;
+
+    fn from_str(text: &str) -> Result<Self, HubError> {
+        // The hub's own rule; it also keeps a name from leaving its folder.
+        let part = |part: &str| {
+            !part.is_empty()
+                && part.len() <= 96
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+                && !part.starts_with(['-', '.'])
+                && !part.ends_with(['-', '.'])
+                && !part.contains("--")
+                && !part.contains("..")
+        };
+        match text.split_once('/') {
+            Some((owner, name)) if part(owner) && part(name) => Ok(Self(text.to_owned())),
+            _ => Err(HubError::BadName(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Repo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The folder name of a model that is asked for by name: `turbo` and `openai/whisper-large-v3-turbo` are one model.
+pub fn folder_of(name: &str) -> String {
+    Repo::of(name).map_or_else(|| name.to_owned(), |repo| repo.folder())
+}
+
+/// Short names, for messages.
+pub fn short_names() -> impl Iterator<Item = &'static str> {
+    SHORT.iter().map(|(short, _)| *short)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_mean_repositories() {
+        let repo = |name: &str| Repo::of(name).map(|repo| repo.to_string());
+        assert_eq!(repo("tiny").as_deref(), Some("openai/whisper-tiny"));
+        assert_eq!(repo("large").as_deref(), Some("openai/whisper-large-v3"));
+        assert_eq!(repo("large-v1").as_deref(), Some("openai/whisper-large"));
+        assert_eq!(repo("turbo").as_deref(), Some("openai/whisper-large-v3-turbo"));
+        assert_eq!(repo("distil-large-v3.5").as_deref(), Some("distil-whisper/distil-large-v3.5"));
+        assert_eq!(repo("someone/fine-tune").as_deref(), Some("someone/fine-tune"));
+        assert_eq!(repo("hush-tiny"), None);
+        for short in short_names() {
+            let repo = Repo::of(short).unwrap();
+            assert!(repo.as_str().parse::<Repo>().is_ok(), "{repo}");
+            assert_eq!(Repo::of(&repo.folder()), Some(repo));
+        }
+    }
+
+    #[test]
+    fn one_model_has_one_folder() {
+        assert_eq!(folder_of("turbo"), "large-v3-turbo");
+        assert_eq!(folder_of("openai/whisper-large-v3"), "large-v3");
+        assert_eq!(folder_of("large"), "large-v3");
+        assert_eq!(folder_of("someone/fine-tune"), "someone--fine-tune");
+        assert_eq!(folder_of("my-model"), "my-model");
+    }
+
+    #[test]
+    fn names_that_are_none() {
+        for bad in ["", "a", "/a", "a/", "a/b/c", "../b", "a/..", "a/.b", "a b/c", "a/b?x", "a/b--c", "a//b"] {
+            assert!(bad.parse::<Repo>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! `hush-server`: a Whisper speech-to-text server whose model is a guest on the GPU.
+//!
+//! ```text
+//! bytes -> api -> spool -> audio -> residency -> runner (child process) -> hush-whisper -> segments -> api
+//! ```
+
+pub mod api;
+pub mod audio;
+pub mod cli;
+pub mod format;
+pub mod hub;
+pub mod job;
+mod memory;
+pub mod metrics;
+pub mod residency;
+pub mod runner;
+pub mod serve;
+pub mod spool;

@@ -1,0 +1,59 @@
+//! `hush-server`: reads the command line and hands over to the command.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use hush_server::cli::{self, Env, Settings};
+use hush_server::runner;
+
+fn main() -> ExitCode {
+    let arguments = match cli::parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        // Help and versions are such errors too; clap knows which status each has.
+        Err(error) => error.exit(),
+    };
+    let env = Env::from_process();
+    let settings = match cli::settings::resolve(arguments, &env) {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(settings, &env) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: Settings, env: &Env) -> anyhow::Result<ExitCode> {
+    match settings {
+        Settings::Runner(log) => {
+            cli::log::init(&log);
+            return Ok(runner::child::main::<runner::EngineBackend>());
+        }
+        Settings::Serve(settings) => {
+            cli::log::init(&settings.log);
+            cli::serve::run(&settings, env)?;
+        }
+        Settings::Transcribe(settings) => {
+            cli::log::init(&settings.log);
+            return cli::transcribe::run(&settings, env);
+        }
+        Settings::Install(settings) => {
+            cli::log::init(&settings.log);
+            let device = cli::ort_lib::device(settings.device, None);
+            for dir in cli::install::run(&settings, env, device)? {
+                println!("{}", dir.display());
+            }
+        }
+        Settings::Models(settings) => {
+            cli::log::init(&settings.log);
+            cli::models::run(&settings).context("listing the models")?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,79 @@
+//! State as metrics, computed at scrape time.
+
+use std::fs;
+
+use hush_contract::ModelState;
+use hush_contract::metrics as names;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{GaugeVec, Opts};
+
+use super::handle::ModelHandle;
+
+pub struct ResidencyCollector {
+    models: Vec<ModelHandle>,
+    state: GaugeVec,
+    idle_seconds: GaugeVec,
+    inflight: GaugeVec,
+    queued: GaugeVec,
+    generation: GaugeVec,
+    resident_bytes: GaugeVec,
+}
+
+impl ResidencyCollector {
+    pub fn new(models: Vec<ModelHandle>) -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &[names::LABEL_MODEL]);
+        Ok(Self {
+            models,
+            state: GaugeVec::new(
+                Opts::new(names::MODEL_STATE, "1 for the state that the model is in, 0 for the others."),
+                &[names::LABEL_MODEL, names::LABEL_STATE],
+            )?,
+            idle_seconds: gauge(
+                names::MODEL_IDLE_SECONDS,
+                "Seconds since the last request or the load ended; 0 while busy or not loaded.",
+            )?,
+            inflight: gauge(names::MODEL_INFLIGHT_REQUESTS, "Requests that hold the model.")?,
+            queued: gauge(names::MODEL_QUEUED_REQUESTS, "Requests that wait for the model.")?,
+            generation: gauge(names::MODEL_GENERATION, "Grows by one at each load.")?,
+            resident_bytes: gauge(
+                names::RUNNER_RESIDENT_BYTES,
+                "Resident memory of the runner process; 0 when there is none.",
+            )?,
+        })
+    }
+
+    fn gauges(&self) -> [&GaugeVec; 6] {
+        [&self.state, &self.idle_seconds, &self.inflight, &self.queued, &self.generation, &self.resident_bytes]
+    }
+}
+
+impl Collector for ResidencyCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauges().into_iter().flat_map(GaugeVec::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        for model in &self.models {
+            let now = model.snapshot();
+            for state in ModelState::ALL {
+                let value = if state == now.state { 1.0 } else { 0.0 };
+                self.state.with_label_values(&[model.name(), state.as_str()]).set(value);
+            }
+            let set = |gauge: &GaugeVec, value: f64| gauge.with_label_values(&[model.name()]).set(value);
+            set(&self.idle_seconds, now.idle.as_secs_f64());
+            set(&self.inflight, now.inflight as f64);
+            set(&self.queued, now.queued as f64);
+            set(&self.generation, now.generation as f64);
+            set(&self.resident_bytes, now.runner_pid.and_then(resident_bytes).unwrap_or(0) as f64);
+        }
+        self.gauges().into_iter().flat_map(GaugeVec::collect).collect()
+    }
+}
+
+/// `None` when the process has just gone.
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

@@ -1,0 +1,178 @@
+//! How everybody else asks for a model.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hush_contract::UnloadRefusal;
+use hush_whisper::Segment;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::job::{self, Attempt, Output};
+use super::machine::{LeaseId, Refusal, Unload, UnloadReport};
+use super::owner::{Grant, Message};
+use super::snapshot::{Board, Snapshot};
+use crate::job::{Audio, JobError, Outcome, Work};
+use crate::runner::{Ending, Runner};
+
+/// Of one job: after that its input is suspect.
+const LOSSES_MAX: u32 = 2;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("could not be loaded: {cause}; next try in {retry_after_seconds} s")]
+    Failed { cause: String, retry_after_seconds: u64 },
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// One model. Cheap to clone.
+#[derive(Clone)]
+pub struct ModelHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    model: String,
+    inbox: mpsc::UnboundedSender<Message>,
+    board: Board,
+    next_lease: AtomicU64,
+}
+
+impl ModelHandle {
+    pub(super) fn new(model: String, inbox: mpsc::UnboundedSender<Message>, board: Board) -> Self {
+        Self { shared: Arc::new(Shared { model, inbox, board, next_lease: AtomicU64::new(1) }) }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.shared.model
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.board.read(&self.shared.model)
+    }
+
+    /// Does `work`, loading the model first if need be, and sends segments as they come. Dropping the future ends the
+    /// work at the next token. A lost runner is replaced and the work done again, once, unless `segments` has been
+    /// given something already. A slow reader of `segments` holds back the answer, not the model.
+    pub async fn run(
+        &self,
+        audio: Arc<dyn Audio>,
+        work: Work,
+        segments: mpsc::Sender<Segment>,
+    ) -> Result<Outcome, JobError> {
+        let mut output = Output::stream(segments);
+        let outcome = self.attempts(&audio, &work, &mut output).await?;
+        output.flush().await;
+        Ok(outcome)
+    }
+
+    /// As [`Self::run`], for whoever needs the end before the beginning: a lost runner is never seen in it.
+    pub async fn gather(&self, audio: Arc<dyn Audio>, work: Work) -> Result<(Outcome, Vec<Segment>), JobError> {
+        let mut output = Output::gather();
+        let outcome = self.attempts(&audio, &work, &mut output).await?;
+        Ok((outcome, output.into_segments()))
+    }
+
+    /// Has the model in memory, for no request in particular; the generation that is. Ends a hold.
+    pub async fn load(&self) -> Result<u64, LoadError> {
+        match self.ask(|reply| Message::Load { reply }).await {
+            Some(Ok(generation)) => Ok(generation),
+            Some(Err(Refusal::LoadFailed { cause, retry_after })) => {
+                Err(LoadError::Failed { cause, retry_after_seconds: whole_seconds(retry_after) })
+            }
+            Some(Err(Refusal::QueueFull { .. } | Refusal::ShuttingDown)) | None => Err(LoadError::ShuttingDown),
+        }
+    }
+
+    /// Returns when the runner is reaped, or at once when the condition does not hold.
+    pub async fn unload(&self, unload: Unload) -> Result<UnloadReport, UnloadRefusal> {
+        self.ask(|reply| Message::Unload { unload, reply }).await.unwrap_or(Err(UnloadRefusal::NotLoaded))
+    }
+
+    /// Serves what has arrived, refuses what comes, ends the runner; waits for nobody after `deadline`.
+    pub async fn shutdown(&self, deadline: Instant) {
+        self.ask(|reply| Message::Shutdown { deadline, reply }).await;
+    }
+
+    /// `None`: the owner is gone, with the runtime.
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.inbox.send(message(reply)).ok()?;
+        answer.await.ok()
+    }
+
+    async fn attempts(&self, audio: &Arc<dyn Audio>, work: &Work, output: &mut Output) -> Result<Outcome, JobError> {
+        let mut losses = 0;
+        let mut again = false;
+        let arrived = Instant::now();
+        loop {
+            let lease = self.acquire(again).await?;
+            let ending = match job::attempt(&lease.runner, audio, work, arrived, output).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(Attempt::Answered(error)) => return Err(error),
+                Err(Attempt::Ended(ending)) => ending,
+            };
+            drop(lease);
+            let cause = match ending {
+                Ending::Lost(loss) => {
+                    losses += 1;
+                    loss.to_string()
+                }
+                Ending::Stopped => "an unload could not wait for it".to_owned(),
+            };
+            if losses >= LOSSES_MAX || !output.restart() {
+                return Err(JobError::RunnerLost { model: self.name().to_owned(), cause });
+            }
+            again = true;
+        }
+    }
+
+    async fn acquire(&self, again: bool) -> Result<Lease, JobError> {
+        let (reply, answer) = oneshot::channel::<Grant>();
+        let id = LeaseId(self.shared.next_lease.fetch_add(1, Ordering::Relaxed));
+        let ticket = Ticket { id, inbox: self.shared.inbox.clone() };
+        self.shared.inbox.send(Message::Arrive { lease: id, again, reply }).map_err(|_| JobError::ShuttingDown)?;
+        match answer.await {
+            Ok(Ok(runner)) => Ok(Lease { runner, _ticket: ticket }),
+            Ok(Err(refusal)) => Err(self.explain(refusal)),
+            Err(_) => Err(JobError::ShuttingDown),
+        }
+    }
+
+    fn explain(&self, refusal: Refusal) -> JobError {
+        let model = self.name().to_owned();
+        match refusal {
+            Refusal::QueueFull { limit, retry_after } => {
+                JobError::QueueFull { model, limit, retry_after_seconds: whole_seconds(retry_after) }
+            }
+            Refusal::LoadFailed { cause, retry_after } => {
+                JobError::LoadFailed { model, cause, retry_after_seconds: whole_seconds(retry_after) }
+            }
+            Refusal::ShuttingDown => JobError::ShuttingDown,
+        }
+    }
+}
+
+/// Rounded up, and never zero: it becomes a `Retry-After`.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1)
+}
+
+/// A place in the queue, or the model itself. Its drop gives it back, whatever the reason.
+struct Ticket {
+    id: LeaseId,
+    inbox: mpsc::UnboundedSender<Message>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let _ = self.inbox.send(Message::End { lease: self.id });
+    }
+}
+
+struct Lease {
+    runner: Runner,
+    _ticket: Ticket,
+}

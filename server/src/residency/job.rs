@@ -1,0 +1,161 @@
+//! One attempt at a job on one runner.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use hush_whisper::{PcmSource, Segment};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::job::{Audio, JobError, Outcome, Work};
+use crate::runner::wire::FailureKind;
+use crate::runner::{Ending, JobEvent, Runner};
+
+/// Where segments go.
+pub(super) enum Output {
+    /// Kept until the end: an attempt that fails leaves nothing behind.
+    Gather(Vec<Segment>),
+    Stream {
+        to: mpsc::Sender<Segment>,
+        /// Not taken yet by a reader that is slower than the engine.
+        pending: VecDeque<Segment>,
+        begun: bool,
+    },
+}
+
+impl Output {
+    pub(super) const fn gather() -> Self {
+        Self::Gather(Vec::new())
+    }
+
+    pub(super) fn stream(to: mpsc::Sender<Segment>) -> Self {
+        Self::Stream { to, pending: VecDeque::new(), begun: false }
+    }
+
+    /// What was gathered.
+    pub(super) fn into_segments(self) -> Vec<Segment> {
+        match self {
+            Self::Gather(segments) => segments,
+            Self::Stream { .. } => Vec::new(),
+        }
+    }
+
+    fn push(&mut self, segment: Segment) {
+        match self {
+            Self::Gather(segments) => segments.push(segment),
+            Self::Stream { pending, .. } => pending.push_back(segment),
+        }
+    }
+
+    fn has_pending(&self) -> bool {
+        matches!(self, Self::Stream { pending, .. } if !pending.is_empty())
+    }
+
+    /// Hands on one pending segment; loses none when the future is dropped.
+    async fn flush_one(&mut self) {
+        let Self::Stream { to, pending, begun } = self else { return };
+        match to.reserve().await {
+            Ok(place) => {
+                if let Some(segment) = pending.pop_front() {
+                    *begun = true;
+                    place.send(segment);
+                }
+            }
+            // Nobody reads; the caller still wants the outcome.
+            Err(_) => pending.clear(),
+        }
+    }
+
+    pub(super) async fn flush(&mut self) {
+        while self.has_pending() {
+            self.flush_one().await;
+        }
+    }
+
+    /// Forgets what an attempt gave; `false` when somebody has seen it already.
+    pub(super) fn restart(&mut self) -> bool {
+        match self {
+            Self::Gather(segments) => {
+                segments.clear();
+                true
+            }
+            Self::Stream { pending, begun, .. } => {
+                pending.clear();
+                !*begun
+            }
+        }
+    }
+}
+
+pub(super) enum Attempt {
+    /// The runner answered, or we cannot go on; another attempt would end the same way.
+    Answered(JobError),
+    /// The runner ended before it answered.
+    Ended(Ending),
+}
+
+/// `arrived`: when the request came, for the log's first token.
+pub(super) async fn attempt(
+    runner: &Runner,
+    audio: &Arc<dyn Audio>,
+    work: &Work,
+    arrived: Instant,
+    output: &mut Output,
+) -> Result<Outcome, Attempt> {
+    let len_samples = audio.len_samples();
+    let mut source = audio.source();
+    let mut job = runner.work(work.clone(), len_samples);
+    loop {
+        let pending = output.has_pending();
+        let event = tokio::select! {
+            event = job.next() => event.map_err(Attempt::Ended)?,
+            () = output.flush_one(), if pending => continue,
+        };
+        match event {
+            JobEvent::NeedAudio { offset, samples } => {
+                let read;
+                (source, read) = read_block(source, offset, samples).await.map_err(spool)?;
+                job.audio(offset, read.map_err(spool)?);
+            }
+            JobEvent::Segment(segment) => output.push(segment),
+            JobEvent::Progress { done_seconds, total_seconds } => {
+                tracing::debug!(done_seconds, total_seconds, "progress");
+            }
+            JobEvent::FirstToken { timings } => tracing::info!(
+                first_token_seconds = arrived.elapsed().as_secs_f64(),
+                mel_seconds = timings.mel_seconds,
+                encode_seconds = timings.encode_seconds,
+                prefill_seconds = timings.prefill_seconds,
+                "first token"
+            ),
+            JobEvent::Done(outcome) => return Ok(outcome),
+            JobEvent::Failed { kind, message } => {
+                return Err(Attempt::Answered(match kind {
+                    FailureKind::Invalid => JobError::Invalid(message),
+                    FailureKind::Engine | FailureKind::Cancelled => JobError::Failed(message),
+                }));
+            }
+        }
+    }
+}
+
+fn spool(error: io::Error) -> Attempt {
+    Attempt::Answered(JobError::Spool(error))
+}
+
+type Source = Box<dyn PcmSource>;
+
+/// Reads where it may block: hours of audio are spooled to a disk.
+async fn read_block(mut source: Source, offset: u64, samples: usize) -> io::Result<(Source, io::Result<Vec<f32>>)> {
+    let read = move || {
+        let end = offset.checked_add(samples as u64).filter(|end| *end <= source.len());
+        let mut block = vec![0.0; samples];
+        let read = match end {
+            Some(_) => source.read(offset, &mut block).map(|()| block),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        };
+        (source, read)
+    };
+    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)
+}

@@ -1,0 +1,209 @@
+//! What an event changes.
+
+use hush_contract::UnloadRefusal;
+
+use super::types::{
+    CommandId, Count, Effect, Event, LeaseId, Loss, LossCause, LostWhy, Moment, Refusal, Unload, UnloadReport,
+};
+use super::{Failure, Leaving, Machine, Phase, Shutdown, Stopping, Waiting, backoff};
+
+impl Machine {
+    pub(super) fn apply(&mut self, now: Moment, event: Event, out: &mut Vec<Effect>) {
+        match event {
+            Event::Arrive { lease, again } => self.arrive(now, lease, again, out),
+            Event::End { lease } => self.end(now, lease),
+            Event::Load { command } => self.load(now, command, out),
+            Event::Unload { command, unload } => self.unload(now, command, unload, out),
+            Event::Loaded { generation } => self.loaded(now, generation, out),
+            Event::LoadFailed { generation, cause } => {
+                if generation == self.generation && matches!(self.phase, Phase::Loading { .. }) {
+                    self.load_failed(now, cause, out);
+                    self.phase = Phase::Unloading(None);
+                    out.push(Effect::KillRunner { generation });
+                }
+            }
+            Event::RunnerLost { generation, loss } => {
+                if generation == self.generation {
+                    self.lost(now, loss, out);
+                }
+            }
+            Event::Exited { generation } => self.exited(now, generation, out),
+            Event::Shutdown { deadline } => {
+                self.shutdown.get_or_insert(Shutdown { deadline, forced: false });
+                for command in self.loads.drain(..) {
+                    out.push(Effect::ReplyLoad { command, result: Err(Refusal::ShuttingDown) });
+                }
+            }
+            Event::Tick => {}
+        }
+    }
+
+    fn arrive(&mut self, now: Moment, lease: LeaseId, again: bool, out: &mut Vec<Effect>) {
+        if !again && let Some(last) = self.last_arrival.replace(now) {
+            out.push(Effect::Count(Count::Interarrival(now.since(last))));
+        }
+        let full = self.queue.len() >= self.policy.queue_limit.get() && !self.has_room();
+        let refusal = if self.closed_to(again) {
+            Some(Refusal::ShuttingDown)
+        } else if let Some(refusal) = self.backing_off(now) {
+            Some(refusal)
+        } else if full && !again {
+            Some(Refusal::QueueFull { limit: self.policy.queue_limit.get(), retry_after: self.retry_after() })
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            out.push(Effect::Refuse { lease, refusal });
+            return;
+        }
+        self.parked = false;
+        let waiting = Waiting { lease, since: now, cold: !matches!(self.phase, Phase::Ready { .. }) };
+        if again {
+            self.queue.push_front(waiting);
+        } else {
+            self.queue.push_back(waiting);
+        }
+    }
+
+    fn end(&mut self, now: Moment, lease: LeaseId) {
+        self.queue.retain(|waiting| waiting.lease != lease);
+        let Some(since) = self.granted.remove(&lease) else { return };
+        let took = now.since(since);
+        self.service = Some(self.service.map_or(took, |average| (average * 7 + took) / 8));
+        self.lost_ready = 0;
+        let nobody = self.granted.is_empty();
+        if let Phase::Ready { idle_since, asked_for } = &mut self.phase {
+            *asked_for = false;
+            if nobody {
+                *idle_since = Some(now);
+            }
+        }
+    }
+
+    fn load(&mut self, now: Moment, command: CommandId, out: &mut Vec<Effect>) {
+        let refusal = if self.closed_to(false) { Some(Refusal::ShuttingDown) } else { self.backing_off(now) };
+        if let Some(refusal) = refusal {
+            out.push(Effect::ReplyLoad { command, result: Err(refusal) });
+            return;
+        }
+        self.hold_until = None;
+        self.parked = false;
+        if let Phase::Draining(leaving) | Phase::Unloading(Some(Stopping { leaving, .. })) = &mut self.phase {
+            leaving.hold = None;
+        }
+        self.loads.push(command);
+    }
+
+    fn unload(&mut self, now: Moment, command: CommandId, unload: Unload, out: &mut Vec<Effect>) {
+        let refusal = match &self.phase {
+            Phase::Unloaded | Phase::Stopped => Some(UnloadRefusal::NotLoaded),
+            Phase::Loading { .. } => Some(UnloadRefusal::Loading),
+            Phase::Draining(_) | Phase::Unloading(_) => Some(UnloadRefusal::Draining),
+            Phase::Ready { .. } if unload.if_generation.is_some_and(|wanted| wanted != self.generation) => {
+                Some(UnloadRefusal::GenerationChanged)
+            }
+            Phase::Ready { idle_since, .. } => match (unload.if_idle, idle_since) {
+                (Some(_), None) => Some(UnloadRefusal::Busy),
+                (Some(wanted), Some(since)) if now.since(*since) < wanted => Some(UnloadRefusal::NotIdle),
+                _ => None,
+            },
+        };
+        if let Some(refusal) = refusal {
+            out.push(Effect::Count(Count::UnloadRefused(refusal)));
+            out.push(Effect::ReplyUnload { command, result: Err(refusal) });
+            return;
+        }
+        out.push(Effect::ReplyUnload { command, result: Ok(()) });
+        self.parked = unload.hold.is_none();
+        self.phase = Phase::Draining(Leaving {
+            reason: unload.reason,
+            command: Some(command),
+            hold: unload.hold,
+            since: now,
+            until: now + unload.drain.unwrap_or(self.policy.drain),
+        });
+    }
+
+    fn loaded(&mut self, now: Moment, generation: u64, out: &mut Vec<Effect>) {
+        let Phase::Loading { since } = self.phase else { return };
+        if generation != self.generation {
+            return;
+        }
+        self.failure = None;
+        self.lost_loading = 0;
+        out.push(Effect::Count(Count::Loaded { total: now.since(since) }));
+        for waiting in &mut self.queue {
+            if std::mem::take(&mut waiting.cold) {
+                out.push(Effect::Count(Count::ColdStart(now.since(waiting.since))));
+            }
+        }
+        self.phase = Phase::Ready { idle_since: Some(now), asked_for: !self.loads.is_empty() };
+    }
+
+    /// Whoever waits is told why; the next try is due after a pause.
+    fn load_failed(&mut self, now: Moment, cause: String, out: &mut Vec<Effect>) {
+        let times = self.failure.as_ref().map_or(0, |failure| failure.times);
+        let pause = backoff(&self.policy, times);
+        self.lost_loading = 0;
+        self.failure = Some(Failure { cause, until: now + pause, times: times.saturating_add(1) });
+        out.push(Effect::Count(Count::LoadFailed));
+        let Some(refusal) = self.backing_off(now) else { return };
+        for waiting in self.queue.drain(..) {
+            out.push(Effect::Refuse { lease: waiting.lease, refusal: refusal.clone() });
+        }
+        for command in self.loads.drain(..) {
+            out.push(Effect::ReplyLoad { command, result: Err(refusal.clone()) });
+        }
+    }
+
+    fn lost(&mut self, now: Moment, loss: Loss, out: &mut Vec<Effect>) {
+        match &self.phase {
+            Phase::Loading { .. } => {
+                out.push(Effect::Count(Count::RunnerLost(loss.cause)));
+                self.lost_loading += 1;
+                // A second try costs little, except after a load that took its whole time.
+                if self.lost_loading > 1 || loss.cause == LossCause::LoadTimeout {
+                    self.load_failed(now, loss.detail, out);
+                }
+                self.phase = Phase::Unloading(None);
+            }
+            Phase::Ready { .. } => {
+                out.push(Effect::Count(Count::RunnerLost(loss.cause)));
+                if self.lost_ready > 0 {
+                    self.rest_until = Some(now + backoff(&self.policy, self.lost_ready - 1));
+                }
+                self.lost_ready = self.lost_ready.saturating_add(1);
+                self.lose_all(LostWhy::Runner(loss), out);
+                self.phase = Phase::Unloading(None);
+            }
+            Phase::Draining(_) => {
+                out.push(Effect::Count(Count::RunnerLost(loss.cause)));
+                self.lose_all(LostWhy::Runner(loss), out);
+                if let Phase::Draining(leaving) = std::mem::replace(&mut self.phase, Phase::Unloading(None)) {
+                    self.phase = Phase::Unloading(Some(Stopping { leaving, since: now }));
+                }
+            }
+            Phase::Unloaded | Phase::Unloading(_) | Phase::Stopped => {}
+        }
+    }
+
+    fn exited(&mut self, now: Moment, generation: u64, out: &mut Vec<Effect>) {
+        if generation != self.generation {
+            return;
+        }
+        if matches!(self.phase, Phase::Loading { .. } | Phase::Ready { .. } | Phase::Draining(_)) {
+            self.lost(now, Loss { cause: LossCause::Exited, detail: "it ended by itself".to_owned() }, out);
+        }
+        if !matches!(self.phase, Phase::Unloading(_)) {
+            return;
+        }
+        let Phase::Unloading(stopping) = std::mem::replace(&mut self.phase, Phase::Unloaded) else { return };
+        let Some(Stopping { leaving, since }) = stopping else { return };
+        self.hold_until = leaving.hold.map(|hold| now + hold);
+        out.push(Effect::Count(Count::Unloaded { reason: leaving.reason, total: now.since(leaving.since) }));
+        if let Some(command) = leaving.command {
+            let report = UnloadReport { generation, drain: since.since(leaving.since), exit: now.since(since) };
+            out.push(Effect::Unloaded { command, report });
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The engine as a runner's backend.
+
+use std::error::Error;
+use std::num::NonZeroUsize;
+use std::thread::available_parallelism;
+
+use hush_whisper::engine::LoadTimings;
+use hush_whisper::{
+    Device, Engine, EngineOptions, LanguageProbability, ModelDir, PcmSource, Sink, TranscribeError, TranscribeOptions,
+    Transcript, runtime,
+};
+
+use super::child::{Backend, WorkFailure};
+use super::wire::LoadSpec;
+
+/// `hush-whisper` on the ONNX Runtime that [`runtime::PATH_VARIABLE`] names, or that lies in one of the usual places.
+pub struct EngineBackend {
+    engine: Option<Engine>,
+}
+
+impl Backend for EngineBackend {
+    fn start() -> Result<(Self, String), String> {
+        let library = runtime::find_library(None).map_err(|error| explain(&error))?;
+        let info = runtime::init(&library).map_err(|error| explain(&error))?;
+        Ok((Self { engine: None }, format!("ONNX Runtime {}", info.version)))
+    }
+
+    fn load(&mut self, spec: &LoadSpec) -> Result<(), String> {
+        let device = device(&spec.device)?;
+        let threads = spec.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get));
+        let options = EngineOptions { device, threads, prepack: spec.prepack };
+        let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
+        let mut timings = LoadTimings::default();
+        self.engine = Some(Engine::load(&model, &options, &mut timings).map_err(|error| explain(&error))?);
+        Ok(())
+    }
+
+    fn transcribe(
+        &mut self,
+        audio: &mut dyn PcmSource,
+        options: &TranscribeOptions,
+        sink: &mut dyn Sink,
+    ) -> Result<Transcript, WorkFailure> {
+        self.loaded()?.transcribe(audio, options, sink).map_err(failure)
+    }
+
+    fn detect_language(&mut self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure> {
+        self.loaded()?.detect_language(audio).map_err(failure)
+    }
+}
+
+impl EngineBackend {
+    fn loaded(&mut self) -> Result<&mut Engine, WorkFailure> {
+        self.engine.as_mut().ok_or_else(|| WorkFailure::Engine("no model is loaded".to_owned()))
+    }
+}
+
+fn device(name: &str) -> Result<Device, String> {
+    match name.split_once(':') {
+        None if name == "cpu" => Ok(Device::Cpu),
+        None if name == "cuda" => Ok(Device::Cuda { index: 0 }),
+        Some(("cuda", index)) if index.bytes().all(|byte| byte.is_ascii_digit()) => {
+            index.parse().map(|index| Device::Cuda { index }).map_err(|_| format!("unknown device `{name}`"))
+        }
+        _ => Err(format!("unknown device `{name}`; a device is `cpu`, `cuda` or `cuda:N`")),
+    }
+}
+
+fn failure(error: TranscribeError) -> WorkFailure {
+    match error {
+        TranscribeError::Cancelled => WorkFailure::Cancelled,
+        TranscribeError::UnknownLanguage { .. }
+        | TranscribeError::InvalidOption { .. }
+        | TranscribeError::EnglishOnly => WorkFailure::Invalid(error.to_string()),
+        TranscribeError::Source(_) | TranscribeError::Tokenizer(_) | TranscribeError::Runtime(_) => {
+            WorkFailure::Engine(explain(&error))
+        }
+    }
+}
+
+/// The error and what it came from: only text crosses the socket.
+fn explain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let line = error.to_string();
+        // Many errors already end with their cause.
+        if !text.contains(&line) {
+            text = format!("{text}: {line}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_exactly() {
+        assert_eq!(device("cpu"), Ok(Device::Cpu));
+        assert_eq!(device("cuda"), Ok(Device::Cuda { index: 0 }));
+        assert_eq!(device("cuda:3"), Ok(Device::Cuda { index: 3 }));
+        for wrong in ["", "gpu", "cpu:0", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999"] {
+            assert!(device(wrong).is_err(), "{wrong}");
+        }
+    }
+}

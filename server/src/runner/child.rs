@@ -1,0 +1,388 @@
+//! The runner's own side. One thread reads frames, so that an order to exit is obeyed whatever the engine does; the
+//! main thread owns the engine and is the only one that writes.
+
+use std::collections::HashSet;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+use std::{env, fs, process, thread};
+
+use hush_whisper::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript};
+use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::wire::{Decoder, FailureKind, FromRunner, JobId, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION};
+use crate::job::{Outcome, Work};
+
+/// Process id of the server, so that a runner whose server is already dead does not live on.
+pub const PARENT_VARIABLE: &str = "HUSH_RUNNER_PARENT";
+
+/// A runner is worth less than its server when memory is short: it can be started again.
+const OOM_SCORE: &str = "500";
+
+/// Signs of life are not sent more often than this.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// Asked for at once, however little the engine wants: 5 s.
+const BLOCK_SAMPLES: usize = 80_000;
+
+/// What runs in the child. The thread that calls [`main`] makes it and is the only one that touches it.
+pub trait Backend: Sized {
+    /// Loads the libraries, and nothing on a device: a spare runner waits in this state. Also says what they are.
+    fn start() -> Result<(Self, String), String>;
+
+    fn load(&mut self, spec: &LoadSpec) -> Result<(), String>;
+
+    fn transcribe(
+        &mut self,
+        audio: &mut dyn PcmSource,
+        options: &TranscribeOptions,
+        sink: &mut dyn Sink,
+    ) -> Result<Transcript, WorkFailure>;
+
+    fn detect_language(&mut self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WorkFailure {
+    Cancelled,
+    Invalid(String),
+    Engine(String),
+}
+
+/// Everything that `hush-server runner` does. Returns only when this is not a runner's place to be.
+pub fn main<B: Backend>() -> ExitCode {
+    match serve::<B>() {
+        Ok(never) => match never {},
+        Err(error) => {
+            tracing::error!("runner: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+enum Never {}
+
+fn serve<B: Backend>() -> io::Result<Never> {
+    die_with_parent()?;
+    leave_signals_to_parent()?;
+    // Both only help people and the kernel; a sandbox may forbid them.
+    let _ = fs::write("/proc/self/comm", "hush-runner");
+    let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    socket.peer_addr().map_err(|error| {
+        io::Error::other(format!("standard input is no socket ({error}); the server starts runners"))
+    })?;
+    let (orders, inbox) = mpsc::channel();
+    let (samples, audio) = mpsc::channel();
+    let cancelled = Cancelled::default();
+    let reader = Reader { socket: socket.try_clone()?, orders, samples, cancelled: cancelled.clone() };
+    thread::Builder::new().name("frames".to_owned()).spawn(move || reader.run())?;
+
+    let started = Instant::now();
+    let voice = Mutex::new(Voice { socket, last_frame: started });
+    let mut engine = EngineThread { voice, audio, cancelled };
+    let mut backend = B::start();
+    engine.say(&FromRunner::Hello {
+        version: VERSION,
+        pid: process::id(),
+        runtime: backend.as_ref().ok().map(|(_, runtime)| runtime.clone()),
+        libraries_seconds: started.elapsed().as_secs_f64(),
+    });
+    for order in inbox {
+        match (order, &mut backend) {
+            (Order::Load(_), Err(message)) => engine.say(&FromRunner::LoadFailed { message: message.clone() }),
+            (Order::Load(spec), Ok((backend, _))) => engine.load(backend, &spec),
+            (Order::Work { id, .. }, Err(message)) => engine.fail(id, WorkFailure::Engine(message.clone())),
+            (Order::Work { id, work, len_samples }, Ok((backend, _))) => engine.work(backend, id, &work, len_samples),
+        }
+    }
+    leave()
+}
+
+/// The kernel ends us with the thread that started us; if that has happened already, nobody needs us.
+fn die_with_parent() -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let parent = env::var(PARENT_VARIABLE).ok().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+    if parent.is_some() && getppid() != parent {
+        return Err(io::Error::other("the server that started this runner is gone"));
+    }
+    Ok(())
+}
+
+/// Who stops a whole group or container means the server, and that decides how its runners end.
+fn leave_signals_to_parent() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _entered = runtime.enter();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        // The handler stays for the life of the process, without anybody listening.
+        drop(signal(kind)?);
+    }
+    Ok(())
+}
+
+/// Ends the process now. No destructor of a library runs: the kernel frees memory and device faster than they do.
+fn leave() -> ! {
+    let _ = kill_process(rustix::process::getpid(), Signal::KILL);
+    process::abort()
+}
+
+enum Order {
+    Load(LoadSpec),
+    Work { id: JobId, work: Work, len_samples: u64 },
+}
+
+enum Samples {
+    Here {
+        id: JobId,
+        offset: u64,
+        samples: Vec<f32>,
+    },
+    /// A job was cancelled: whoever waits should look whether it was theirs.
+    Look,
+}
+
+struct Reader {
+    socket: UnixStream,
+    orders: mpsc::Sender<Order>,
+    samples: mpsc::Sender<Samples>,
+    cancelled: Cancelled,
+}
+
+impl Reader {
+    fn run(mut self) -> ! {
+        let mut decoder = Decoder::default();
+        let mut piece = vec![0; 256 << 10];
+        loop {
+            match decoder.message::<ToRunner>() {
+                Ok(Some(message)) => self.obey(message),
+                Ok(None) => match self.socket.read(&mut piece) {
+                    Ok(0) => leave(),
+                    Ok(count) => decoder.buffer().extend_from_slice(&piece[..count]),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => leave(),
+                },
+                Err(error) => {
+                    tracing::error!("runner: the server's orders make no sense: {error}");
+                    leave()
+                }
+            }
+        }
+    }
+
+    fn obey(&self, message: ToRunner) {
+        // A send fails only while the process ends.
+        let _ = match message {
+            ToRunner::Load(spec) => self.orders.send(Order::Load(spec)).ok(),
+            ToRunner::Work { id, work, len_samples } => self.orders.send(Order::Work { id, work, len_samples }).ok(),
+            ToRunner::Audio { id, offset, samples } => self.samples.send(Samples::Here { id, offset, samples }).ok(),
+            ToRunner::Cancel { id } => {
+                self.cancelled.insert(id);
+                self.samples.send(Samples::Look).ok()
+            }
+            ToRunner::Exit => leave(),
+        };
+    }
+}
+
+/// What the engine thread tells the server.
+struct Voice {
+    socket: UnixStream,
+    last_frame: Instant,
+}
+
+impl Voice {
+    fn say(&mut self, message: &FromRunner) {
+        let sent = message.encode().map_err(io::Error::other).and_then(|frame| self.socket.write_all(&frame));
+        if let Err(error) = sent {
+            // The server is gone, or a frame that cannot be sent would leave a job waiting for ever.
+            tracing::error!("runner: telling the server failed: {error}");
+            leave();
+        }
+        self.last_frame = Instant::now();
+    }
+}
+
+struct EngineThread {
+    /// Shared by the reading and the reporting half of one job, on one thread: never contended.
+    voice: Mutex<Voice>,
+    audio: mpsc::Receiver<Samples>,
+    cancelled: Cancelled,
+}
+
+impl EngineThread {
+    fn say(&self, message: &FromRunner) {
+        lock(&self.voice).say(message);
+    }
+
+    fn load<B: Backend>(&self, backend: &mut B, spec: &LoadSpec) {
+        let started = Instant::now();
+        match backend.load(spec) {
+            Ok(()) => self.say(&FromRunner::Loaded { sessions_seconds: started.elapsed().as_secs_f64() }),
+            Err(message) => self.say(&FromRunner::LoadFailed { message }),
+        }
+    }
+
+    fn work<B: Backend>(&mut self, backend: &mut B, id: JobId, work: &Work, len_samples: u64) {
+        let cancelled = &self.cancelled;
+        let result = if cancelled.contains(id) {
+            Err(WorkFailure::Cancelled)
+        } else {
+            let (voice, incoming) = (&self.voice, &mut self.audio);
+            let mut audio =
+                RemotePcm { voice, incoming, cancelled, id, len_samples, block_offset: 0, block: Vec::new() };
+            let mut sink = Report { voice, cancelled, id };
+            match work {
+                Work::Transcribe(options) => {
+                    backend.transcribe(&mut audio, options, &mut sink).map(Outcome::Transcribed)
+                }
+                Work::DetectLanguage => backend.detect_language(&mut audio).map(Outcome::Languages),
+            }
+        };
+        match result {
+            Ok(outcome) => self.say(&FromRunner::Done { id, outcome }),
+            // Whatever the engine makes of audio that is not coming any more.
+            Err(_) if self.cancelled.contains(id) => self.fail(id, WorkFailure::Cancelled),
+            Err(failure) => self.fail(id, failure),
+        }
+        self.cancelled.forget(id);
+    }
+
+    fn fail(&self, id: JobId, failure: WorkFailure) {
+        let (kind, message) = match failure {
+            WorkFailure::Cancelled => (FailureKind::Cancelled, "cancelled".to_owned()),
+            WorkFailure::Invalid(message) => (FailureKind::Invalid, message),
+            WorkFailure::Engine(message) => (FailureKind::Engine, message),
+        };
+        self.say(&FromRunner::Failed { id, kind, message });
+    }
+}
+
+/// Jobs that nobody waits for any more.
+#[derive(Clone, Default)]
+struct Cancelled {
+    ids: Arc<Mutex<HashSet<JobId>>>,
+}
+
+impl Cancelled {
+    fn contains(&self, id: JobId) -> bool {
+        lock(&self.ids).contains(&id)
+    }
+
+    fn insert(&self, id: JobId) {
+        lock(&self.ids).insert(id);
+    }
+
+    /// Also of earlier jobs, whose cancellation came too late to matter.
+    fn forget(&self, id: JobId) {
+        lock(&self.ids).retain(|cancelled| *cancelled > id);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Audio that is in the server: a block of it is here.
+struct RemotePcm<'a> {
+    voice: &'a Mutex<Voice>,
+    incoming: &'a mut mpsc::Receiver<Samples>,
+    cancelled: &'a Cancelled,
+    id: JobId,
+    len_samples: u64,
+    block_offset: u64,
+    block: Vec<f32>,
+}
+
+impl RemotePcm<'_> {
+    /// Has the server send the block that begins at `offset`, at least `wanted` samples of it if they fit a frame.
+    fn fetch(&mut self, offset: u64, wanted: usize) -> io::Result<()> {
+        let rest = usize::try_from(self.len_samples.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let count = wanted.clamp(BLOCK_SAMPLES, MAX_SAMPLES).min(rest);
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        lock(self.voice).say(&FromRunner::NeedAudio { id: self.id, offset, samples: count });
+        loop {
+            if self.cancelled.contains(self.id) {
+                return Err(io::Error::other("cancelled"));
+            }
+            match self.incoming.recv() {
+                // What an earlier job asked for may still come in.
+                Ok(Samples::Here { id, offset: at, samples }) if id == self.id && at == offset => {
+                    if samples.len() != count {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    self.block_offset = offset;
+                    self.block = samples;
+                    return Ok(());
+                }
+                Ok(Samples::Here { .. } | Samples::Look) => {}
+                Err(mpsc::RecvError) => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+    }
+
+    /// Copies what the block holds from `offset` on; how much that was.
+    fn copy(&self, offset: u64, out: &mut [f32]) -> usize {
+        let start = offset.checked_sub(self.block_offset).and_then(|start| usize::try_from(start).ok());
+        let Some(here) = start.and_then(|start| self.block.get(start..)) else { return 0 };
+        let count = here.len().min(out.len());
+        out[..count].copy_from_slice(&here[..count]);
+        count
+    }
+}
+
+impl PcmSource for RemotePcm<'_> {
+    fn len(&self) -> u64 {
+        self.len_samples
+    }
+
+    fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
+        let mut done = self.copy(offset, out);
+        while done < out.len() {
+            let at = offset + done as u64;
+            self.fetch(at, out.len() - done)?;
+            done += self.copy(at, &mut out[done..]);
+        }
+        Ok(())
+    }
+}
+
+struct Report<'a> {
+    voice: &'a Mutex<Voice>,
+    cancelled: &'a Cancelled,
+    id: JobId,
+}
+
+impl Sink for Report<'_> {
+    fn segment(&mut self, mut segment: Segment) {
+        // JSON has no word for these.
+        for number in [&mut segment.avg_logprob, &mut segment.compression_ratio, &mut segment.no_speech_prob] {
+            if !number.is_finite() {
+                *number = if number.is_nan() { 0.0 } else { number.clamp(f64::MIN, f64::MAX) };
+            }
+        }
+        lock(self.voice).say(&FromRunner::Segment { id: self.id, segment });
+    }
+
+    fn first_token(&mut self, timings: FirstToken) {
+        lock(self.voice).say(&FromRunner::FirstToken { id: self.id, timings });
+    }
+
+    fn progress(&mut self, done_seconds: f64, total_seconds: f64) {
+        lock(self.voice).say(&FromRunner::Progress { id: self.id, done_seconds, total_seconds });
+    }
+
+    fn keep_going(&mut self) -> bool {
+        let mut voice = lock(self.voice);
+        if voice.last_frame.elapsed() >= BEAT {
+            voice.say(&FromRunner::Beat);
+        }
+        !self.cancelled.contains(self.id)
+    }
+}

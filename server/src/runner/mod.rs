@@ -1,0 +1,17 @@
+//! The child process that holds a model. Dropping a session leaves the CUDA context and the libraries behind; ending
+//! a process leaves nothing, so the model lives in one of its own.
+//!
+//! ```text
+//! parent: Runners -> Runner -> Job        child: child::main -> Backend (hush-whisper)
+//!               \-- supervisor task --- socket pair (wire) --- reader thread, engine thread
+//! ```
+
+mod backend;
+pub mod child;
+mod process;
+mod spawn;
+mod supervisor;
+pub mod wire;
+
+pub use backend::EngineBackend;
+pub use process::{Ending, Job, JobEvent, LoadTimings, Notify, Runner, RunnerEvent, Runners, Settings};

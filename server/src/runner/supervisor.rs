@@ -1,0 +1,452 @@
+//! One task per runner: reads its frames, watches its signs of life, ends it, and reaps it.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Child;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::process::{Ending, JobEvent, LoadTimings, Notify, RunnerEvent, Settings};
+use super::spawn::Spawner;
+use super::wire::{Decoder, FailureKind, FromRunner, JobId, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION};
+use crate::job::Work;
+use crate::residency::machine::{Loss, LossCause};
+
+/// Between the end of a socket and the end of its process.
+const REAP_PATIENCE: Duration = Duration::from_secs(1);
+
+pub(super) enum Command {
+    Load { spec: LoadSpec, notify: Notify },
+    Work { id: JobId, work: Work, len_samples: u64, events: mpsc::UnboundedSender<JobEvent> },
+    Audio { id: JobId, offset: u64, samples: Vec<f32> },
+    Cancel { id: JobId },
+    Stop,
+    Kill,
+}
+
+pub(super) async fn run(
+    settings: Arc<Settings>,
+    spawner: Arc<Spawner>,
+    mut inbox: mpsc::UnboundedReceiver<Command>,
+    ending: Arc<OnceLock<Ending>>,
+) {
+    let spawned_at = Instant::now();
+    let started = spawner.spawn(settings.clone()).await.and_then(|spawned| {
+        let (read, write) = UnixStream::from_std(spawned.socket)?.into_split();
+        Ok((spawned.child, read, write))
+    });
+    let (mut child, read, write) = match started {
+        Ok(started) => started,
+        Err(error) => return refuse(&settings, &error, &mut inbox, &ending).await,
+    };
+    let (frames, outbox) = mpsc::unbounded_channel();
+    tokio::spawn(write_frames(write, outbox));
+    let mut state = Supervised {
+        pid: child.id().unwrap_or_default(),
+        settings,
+        frames,
+        notify: None,
+        load: None,
+        hello: None,
+        spawned_at,
+        jobs: HashMap::new(),
+        unanswered: HashSet::new(),
+        awaiting_audio: HashSet::new(),
+        last_sign: spawned_at,
+        stop_by: None,
+        told: false,
+    };
+    let mut reader = FrameReader { socket: read, decoder: Decoder::default() };
+    let end = state.watch(&mut child, &mut reader, &mut inbox).await;
+    state.finish(child, end, inbox, &ending).await;
+}
+
+/// The process could not even be started: whoever wants a model from it is told, once it is asked for.
+async fn refuse(
+    settings: &Settings,
+    error: &io::Error,
+    inbox: &mut mpsc::UnboundedReceiver<Command>,
+    ending: &OnceLock<Ending>,
+) {
+    let message = format!("could not start `{}`: {error}", settings.program.display());
+    tracing::error!("{message}");
+    let loss = Loss { cause: LossCause::Exited, detail: message.clone() };
+    let _ = ending.set(Ending::Lost(loss));
+    // A spare is not taken once its ending is set; one that was taken before has its order under way.
+    while let Some(command) = inbox.recv().await {
+        if let Command::Load { notify, .. } = command {
+            notify(RunnerEvent::LoadFailed(message));
+            notify(RunnerEvent::Exited);
+            return;
+        }
+    }
+}
+
+async fn write_frames(mut socket: OwnedWriteHalf, mut outbox: mpsc::UnboundedReceiver<Bytes>) {
+    while let Some(frame) = outbox.recv().await {
+        // The reading side sees the end of the runner too, and knows what to do.
+        if socket.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct FrameReader {
+    socket: OwnedReadHalf,
+    decoder: Decoder,
+}
+
+impl FrameReader {
+    /// The next message; `None` at the end. Nothing is lost when the future is dropped.
+    async fn next(&mut self) -> io::Result<Option<FromRunner>> {
+        loop {
+            if let Some(message) = self.decoder.message().map_err(io::Error::other)? {
+                return Ok(Some(message));
+            }
+            if self.socket.read_buf(self.decoder.buffer()).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// How the watching ended.
+enum End {
+    /// We wanted it to end.
+    Wanted,
+    /// It is gone, or its socket is.
+    Gone,
+    /// It must go.
+    Condemned(Loss),
+}
+
+struct Load {
+    since: Instant,
+    deadline: Option<Instant>,
+}
+
+struct Supervised {
+    pid: u32,
+    settings: Arc<Settings>,
+    frames: mpsc::UnboundedSender<Bytes>,
+    notify: Option<Notify>,
+    load: Option<Load>,
+    /// When it said hello, and the time its libraries took.
+    hello: Option<(Instant, Duration)>,
+    spawned_at: Instant,
+    jobs: HashMap<JobId, mpsc::UnboundedSender<JobEvent>>,
+    /// Jobs that it has not finished, also those that nobody waits for any more.
+    unanswered: HashSet<JobId>,
+    /// Jobs that wait for us, not for the engine.
+    awaiting_audio: HashSet<JobId>,
+    last_sign: Instant,
+    stop_by: Option<Instant>,
+    told: bool,
+}
+
+impl Supervised {
+    async fn watch(
+        &mut self,
+        child: &mut Child,
+        reader: &mut FrameReader,
+        inbox: &mut mpsc::UnboundedReceiver<Command>,
+    ) -> End {
+        let mut abandoned = false;
+        loop {
+            let wake = self.deadline();
+            tokio::select! {
+                frame = reader.next() => match frame {
+                    Ok(Some(message)) => {
+                        self.last_sign = Instant::now();
+                        if let Err(loss) = self.hear(message) {
+                            return End::Condemned(loss);
+                        }
+                    }
+                    Ok(None) => return if self.stop_by.is_some() { End::Wanted } else { End::Gone },
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return End::Gone,
+                    Err(error) => {
+                        let detail = format!("the runner's answers make no sense: {error}");
+                        return End::Condemned(Loss { cause: LossCause::Exited, detail });
+                    }
+                },
+                command = inbox.recv(), if !abandoned => match command {
+                    Some(Command::Kill) => return End::Wanted,
+                    Some(Command::Stop) => self.ask_to_exit(),
+                    Some(command) => self.obey(command),
+                    None => {
+                        abandoned = true;
+                        self.ask_to_exit();
+                    }
+                },
+                _ = child.wait() => {
+                    // What it said before is still in the socket.
+                    let rest = timeout(REAP_PATIENCE, self.drain(reader)).await;
+                    return match rest.ok().flatten() {
+                        _ if self.stop_by.is_some() => End::Wanted,
+                        Some(loss) => End::Condemned(loss),
+                        None => End::Gone,
+                    };
+                }
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                    if let Some(end) = self.overdue() {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hears what a dead runner said last.
+    async fn drain(&mut self, reader: &mut FrameReader) -> Option<Loss> {
+        while let Ok(Some(message)) = reader.next().await {
+            if let Err(loss) = self.hear(message) {
+                return Some(loss);
+            }
+        }
+        None
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let load = self.load.as_ref().and_then(|load| load.deadline);
+        [self.stop_by, load, self.stall_deadline()].into_iter().flatten().min()
+    }
+
+    fn stall_deadline(&self) -> Option<Instant> {
+        let works = self.load.is_some() && self.unanswered.difference(&self.awaiting_audio).next().is_some();
+        let loading = self.load.as_ref().is_some_and(|load| load.deadline.is_some());
+        (works && !loading).then(|| self.last_sign + self.settings.stall_timeout)
+    }
+
+    fn overdue(&self) -> Option<End> {
+        let now = Instant::now();
+        if self.stop_by.is_some_and(|by| now >= by) {
+            tracing::warn!(pid = self.pid, "runner did not exit when asked; killing it");
+            return Some(End::Wanted);
+        }
+        if self.load.as_ref().and_then(|load| load.deadline).is_some_and(|by| now >= by) {
+            let detail = format!("not loaded within {} s", self.settings.load_timeout.as_secs_f64());
+            return Some(End::Condemned(Loss { cause: LossCause::LoadTimeout, detail }));
+        }
+        if self.stall_deadline().is_some_and(|by| now >= by) {
+            let detail = format!("no sign of life for {} s while working", self.settings.stall_timeout.as_secs_f64());
+            return Some(End::Condemned(Loss { cause: LossCause::Hung, detail }));
+        }
+        None
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Load { spec, notify } => {
+                notify(RunnerEvent::Started { pid: self.pid });
+                self.notify = Some(notify);
+                let now = Instant::now();
+                self.load = Some(Load { since: now, deadline: Some(now + self.settings.load_timeout) });
+                self.say(&ToRunner::Load(spec));
+            }
+            Command::Work { id, work, len_samples, events } => {
+                if self.unanswered.is_empty() {
+                    self.last_sign = Instant::now();
+                }
+                match (ToRunner::Work { id, work, len_samples }).encode() {
+                    Ok(frame) => {
+                        self.unanswered.insert(id);
+                        self.jobs.insert(id, events);
+                        self.say_frame(frame);
+                    }
+                    Err(error) => {
+                        let failed = JobEvent::Failed { kind: FailureKind::Invalid, message: error.to_string() };
+                        let _ = events.send(failed);
+                    }
+                }
+            }
+            Command::Audio { id, offset, samples } => {
+                if self.awaiting_audio.remove(&id) {
+                    self.last_sign = Instant::now();
+                    self.say(&ToRunner::Audio { id, offset, samples });
+                }
+            }
+            Command::Cancel { id } => {
+                self.jobs.remove(&id);
+                if self.awaiting_audio.remove(&id) {
+                    self.last_sign = Instant::now();
+                }
+                if self.unanswered.contains(&id) {
+                    self.say(&ToRunner::Cancel { id });
+                }
+            }
+            Command::Stop | Command::Kill => {}
+        }
+    }
+
+    fn ask_to_exit(&mut self) {
+        self.stop_by.get_or_insert(Instant::now() + self.settings.exit_timeout);
+        self.say(&ToRunner::Exit);
+    }
+
+    fn say(&self, message: &ToRunner) {
+        match message.encode() {
+            Ok(frame) => self.say_frame(frame),
+            Err(error) => tracing::error!(pid = self.pid, "a message to the runner was not sent: {error}"),
+        }
+    }
+
+    fn say_frame(&self, frame: Bytes) {
+        let _ = self.frames.send(frame);
+    }
+
+    fn hear(&mut self, message: FromRunner) -> Result<(), Loss> {
+        let nonsense = |detail: String| Loss { cause: LossCause::Exited, detail };
+        match message {
+            FromRunner::Hello { version, runtime, libraries_seconds, .. } => {
+                if version != VERSION {
+                    let detail = format!("the runner speaks protocol {version}, this server {VERSION}: restart it");
+                    return Err(nonsense(detail));
+                }
+                let libraries = Duration::try_from_secs_f64(libraries_seconds).unwrap_or_default();
+                self.hello = Some((Instant::now(), libraries));
+                tracing::debug!(pid = self.pid, ?libraries, runtime, "runner started");
+            }
+            FromRunner::Loaded { sessions_seconds } => {
+                let Some(load) = &mut self.load else { return Err(nonsense("loaded without an order".to_owned())) };
+                load.deadline = None;
+                let timings = timings(load, self.hello, self.spawned_at, sessions_seconds);
+                self.tell(RunnerEvent::Loaded(timings));
+            }
+            FromRunner::LoadFailed { message } => {
+                if let Some(load) = &mut self.load {
+                    load.deadline = None;
+                }
+                self.told = true;
+                self.tell(RunnerEvent::LoadFailed(message));
+            }
+            FromRunner::NeedAudio { id, offset, samples } => {
+                if samples > MAX_SAMPLES {
+                    return Err(nonsense(format!("the runner asks for {samples} samples at once")));
+                }
+                if self.jobs.contains_key(&id) {
+                    self.awaiting_audio.insert(id);
+                }
+                self.pass(id, JobEvent::NeedAudio { offset, samples });
+            }
+            FromRunner::Segment { id, segment } => self.pass(id, JobEvent::Segment(segment)),
+            FromRunner::Progress { id, done_seconds, total_seconds } => {
+                self.pass(id, JobEvent::Progress { done_seconds, total_seconds });
+            }
+            FromRunner::FirstToken { id, timings } => self.pass(id, JobEvent::FirstToken { timings }),
+            FromRunner::Beat => {}
+            FromRunner::Done { id, outcome } => self.end_job(id, JobEvent::Done(outcome)),
+            FromRunner::Failed { id, kind, message } => self.end_job(id, JobEvent::Failed { kind, message }),
+        }
+        Ok(())
+    }
+
+    fn tell(&self, event: RunnerEvent) {
+        if let Some(notify) = &self.notify {
+            notify(event);
+        }
+    }
+
+    /// To a job that was dropped nothing matters any more.
+    fn pass(&self, id: JobId, event: JobEvent) {
+        if let Some(job) = self.jobs.get(&id) {
+            let _ = job.send(event);
+        }
+    }
+
+    fn end_job(&mut self, id: JobId, event: JobEvent) {
+        self.unanswered.remove(&id);
+        self.awaiting_audio.remove(&id);
+        if let Some(job) = self.jobs.remove(&id) {
+            let _ = job.send(event);
+        }
+    }
+
+    /// Makes sure that nothing is left of the process; the owner hears of a loss before the jobs do.
+    async fn finish(
+        mut self,
+        mut child: Child,
+        end: End,
+        mut inbox: mpsc::UnboundedReceiver<Command>,
+        ending: &OnceLock<Ending>,
+    ) {
+        if !matches!(end, End::Gone) || timeout(REAP_PATIENCE, child.wait()).await.is_err() {
+            // Fails only when it has been reaped already.
+            let _ = child.start_kill();
+        }
+        let ended = match end {
+            End::Wanted => Ending::Stopped,
+            End::Gone if self.told => Ending::Stopped,
+            End::Gone => Ending::Lost(self.post_mortem(&mut child).await),
+            End::Condemned(loss) => Ending::Lost(loss),
+        };
+        if let Ending::Lost(loss) = &ended {
+            tracing::warn!(pid = self.pid, cause = loss.cause.as_str(), "runner lost: {loss}");
+        }
+        let _ = ending.set(ended.clone());
+        // The owner first: whoever loses its job here asks for a runner again, and must not be given this one.
+        let loss = match ended {
+            Ending::Lost(loss) => Some(loss),
+            Ending::Stopped => None,
+        };
+        self.tell_loss(loss.as_ref());
+        inbox.close();
+        while let Ok(command) = inbox.try_recv() {
+            // A spare that died just before it was wanted.
+            if let Command::Load { notify, .. } = command {
+                self.notify = Some(notify);
+                self.tell_loss(loss.as_ref());
+            }
+        }
+        self.jobs.clear();
+        if let Err(error) = child.wait().await {
+            tracing::error!(pid = self.pid, "reaping the runner failed: {error}");
+        }
+        self.tell(RunnerEvent::Exited);
+    }
+
+    fn tell_loss(&self, loss: Option<&Loss>) {
+        if let Some(loss) = loss {
+            self.tell(RunnerEvent::Lost(loss.clone()));
+        }
+    }
+
+    async fn post_mortem(&self, child: &mut Child) -> Loss {
+        match timeout(REAP_PATIENCE, child.wait()).await {
+            Ok(Ok(status)) => of_status(status),
+            Ok(Err(error)) => Loss { cause: LossCause::Exited, detail: format!("it ended; waiting failed: {error}") },
+            Err(_) => Loss { cause: LossCause::Exited, detail: "it closed its socket and would not end".to_owned() },
+        }
+    }
+}
+
+fn of_status(status: ExitStatus) -> Loss {
+    match status.signal() {
+        Some(9) => Loss {
+            cause: LossCause::Killed,
+            detail: "killed by signal 9 (the kernel does so when memory is short)".to_owned(),
+        },
+        Some(signal) => Loss { cause: LossCause::Killed, detail: format!("killed by signal {signal}") },
+        None => Loss { cause: LossCause::Exited, detail: status.to_string() },
+    }
+}
+
+fn timings(load: &Load, hello: Option<(Instant, Duration)>, spawned_at: Instant, sessions: f64) -> LoadTimings {
+    let (spawn, libraries) = match hello {
+        // A spare runner had this behind it before the load was ordered.
+        Some((at, libraries)) if at >= load.since => {
+            (at.duration_since(spawned_at).saturating_sub(libraries), libraries)
+        }
+        _ => (Duration::ZERO, Duration::ZERO),
+    };
+    let sessions = Duration::try_from_secs_f64(sessions).unwrap_or_default();
+    LoadTimings { spawn, libraries, sessions, total: load.since.elapsed() }
+}

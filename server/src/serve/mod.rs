@@ -1,0 +1,115 @@
+//! Connections: HTTP/1.1 with keep-alive, an end that lets running requests finish, and a record of each request.
+
+mod record;
+
+use std::io;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use record::record;
+
+/// Out of file descriptors, most likely: connections that end give some back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Below the 60 s after which common proxies drop a silent connection.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(45);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 5;
+
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// Longest wait for the head of a request, from the start of the connection or the end of the last answer. Long,
+    /// because a client that reuses a connection at the moment of its end sees an error.
+    pub head_timeout: Duration,
+    /// How long running requests may go on once the shutdown has begun.
+    pub drain_deadline: Duration,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self { head_timeout: Duration::from_secs(120), drain_deadline: Duration::from_secs(30) }
+    }
+}
+
+/// Serves until `shutdown` is cancelled, then accepts nothing more, lets running requests finish until the deadline
+/// and cuts off the rest. Dropping the future cuts off everything at once.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken, options: ServeOptions) {
+    let connections = TaskTracker::new();
+    let cut_off = CancellationToken::new();
+    let _cut_off_on_drop = cut_off.clone().drop_guard();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) if is_of_one_connection(&error) => continue,
+            Err(error) => {
+                tracing::error!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (router, shutdown, cut_off) = (router.clone(), shutdown.clone(), cut_off.clone());
+        let head_timeout = options.head_timeout;
+        connections.spawn(async move {
+            tokio::select! {
+                () = connection(stream, router, shutdown, head_timeout) => {}
+                () = cut_off.cancelled() => {}
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(options.drain_deadline, connections.wait()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "cutting off what still runs at the end of the shutdown");
+        cut_off.cancel();
+        connections.wait().await;
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken, head_timeout: Duration) {
+    if let Err(error) = set_options(&stream) {
+        tracing::debug!(%error, "socket options");
+    }
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_timeout)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// An answer may take an hour, and nothing is sent meanwhile: keep-alive probes show who has vanished without a word,
+/// and keep NAT and load balancers from forgetting the connection.
+fn set_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
+    Ok(())
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}

@@ -1,0 +1,8 @@
+//! The public listener over real sockets, with a model that stands in for the engine.
+
+mod errors;
+mod lifetime;
+mod routes;
+mod support;
+mod transcripts;
+mod uploads;

@@ -1,0 +1,320 @@
+//! Bytes that mean harm, or were cut on their way: an error or some samples, soon, in little memory, never a panic.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod audio_support;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use audio_support::*;
+use hush_server::audio::{self, AudioError, DecodeOptions, Pcm};
+use hush_server::spool::Spooled;
+use proptest::prelude::*;
+
+const FILES: &[&str] = &[
+    "formats/speech.flac",
+    "formats/speech-flac.mkv",
+    "formats/speech-alac.m4a",
+    "formats/speech.caf",
+    "formats/speech.aiff",
+    "formats/speech-mulaw.wav",
+    "formats/speech-adpcm-ima.wav",
+    "formats/speech-adpcm-ms.wav",
+    "formats/speech.mp3",
+    "formats/speech-cover.mp3",
+    "formats/speech-aac.m4a",
+    "formats/speech.aac",
+    "formats/speech-vorbis.ogg",
+    "formats/speech-vorbis.webm",
+    "formats/speech-opus.ogg",
+    "formats/speech-opus.webm",
+    "formats/speech-opus-live.webm",
+    "formats/two-tracks.mkv",
+    "formats/speech-ac3.mkv",
+    "formats/speech.wma",
+    "audio/en-1.wav",
+];
+
+/// A minute is more than any of these files holds.
+fn bounded() -> DecodeOptions {
+    DecodeOptions { limit_seconds: 60, ..built_in() }
+}
+
+/// Decodes, and fails if that takes too long.
+fn soon(bytes: Vec<u8>) -> Result<Pcm, AudioError> {
+    let start = Instant::now();
+    let result = decode_with(bytes, &bounded());
+    assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
+    if let Ok(pcm) = &result {
+        assert!(pcm.len_samples() > 0);
+        assert!(samples(pcm).iter().all(|sample| sample.is_finite()));
+    }
+    result
+}
+
+fn header() -> Header {
+    Header { format: 1, channels: 1, hertz: 16_000, bits: 16, data_bytes: 1_000 }
+}
+
+#[test]
+fn nothing_and_nonsense_are_told_apart() {
+    assert!(matches!(soon(Vec::new()), Err(AudioError::Empty)));
+    for bytes in [b"x".to_vec(), b"{\"not\": \"audio\"}".to_vec(), vec![0; 1 << 20], vec![0xff; 1 << 20]] {
+        let error = soon(bytes).unwrap_err();
+        assert!(error.is_client_fault(), "{error:?}");
+    }
+    let error = soon(b"{\"not\": \"audio\"}".to_vec()).unwrap_err();
+    assert!(matches!(&error, AudioError::Unrecognised { hint } if hint.contains("7b 22")), "{error:?}");
+    let error = soon(wav_with_header(Header { data_bytes: 0, ..header() }, &[])).unwrap_err();
+    assert!(matches!(error, AudioError::NoSamples), "{error:?}");
+}
+
+#[test]
+fn wild_wav_headers() {
+    let data = vec![1; 4_000];
+    for hertz in [0, 1, 7, 1_999, 384_001, 4_000_000, u32::MAX] {
+        let error = soon(wav_with_header(Header { hertz, data_bytes: 4_000, ..header() }, &data)).unwrap_err();
+        assert!(error.is_client_fault(), "{hertz}: {error:?}");
+        if (1..u32::MAX).contains(&hertz) {
+            assert!(matches!(error, AudioError::SampleRate { .. }), "{hertz}: {error:?}");
+        }
+    }
+    for channels in [0, 3, 7, 8, 9, 18, 19, 26, 27, 32, 33, 64, 255, 256, 4_096, u16::MAX] {
+        for bits in [0, 1, 8, 12, 16, 20, 24, 32, 64, 255, u16::MAX] {
+            for format in [0, 1, 2, 3, 6, 7, 0x11, 0x55, 0xfffe, 0xffff] {
+                let _ = soon(wav_with_header(Header { format, channels, bits, data_bytes: 4_000, ..header() }, &data));
+            }
+        }
+    }
+    let error = soon(wav_with_header(Header { channels: 0, ..header() }, &data)).unwrap_err();
+    assert!(error.is_client_fault(), "{error:?}");
+}
+
+#[test]
+fn many_channels_are_heard() {
+    for channels in [8, 16, 18] {
+        let heard = decoded(wav(16_000, channels, Width::S16, 1_000, |_, _| 0.25));
+        assert_eq!(heard.len(), 1_000, "{channels}");
+        assert!(heard.iter().all(|sample| (sample - 0.25).abs() < 1e-3), "{channels}");
+    }
+}
+
+#[test]
+fn a_header_may_promise_more_than_there_is() {
+    // Streams of unknown length say 4 GB, or nothing.
+    let data: Vec<u8> = (0..32_000).map(|i| (i % 7) as u8).collect();
+    for data_bytes in [u32::MAX, u32::MAX - 36, 0x7fff_ffff, 64_000, 32_001] {
+        let before = peak_rss_kib();
+        let pcm = soon(wav_with_header(Header { data_bytes, ..header() }, &data)).unwrap();
+        assert_eq!(pcm.len_samples(), 16_000, "{data_bytes}");
+        assert!(peak_rss_kib() - before < 200_000);
+    }
+}
+
+#[test]
+fn every_beginning_of_a_file() {
+    for name in FILES {
+        let bytes = fixture(name);
+        for part in 0..64 {
+            let _ = soon(bytes[..bytes.len() * part / 64].to_vec());
+        }
+        for n in 0..64.min(bytes.len()) {
+            let _ = soon(bytes[..n].to_vec());
+        }
+    }
+}
+
+#[test]
+fn a_truncated_file_gives_what_there_is() {
+    for name in ["speech.flac", "speech.mp3", "speech-opus.webm", "speech-mulaw.wav", "speech-flac.mkv"] {
+        let bytes = fixture(&format!("formats/{name}"));
+        let half = soon(bytes[..bytes.len() / 2].to_vec()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!((4_000..16_000).contains(&half.len_samples()), "{name}: {}", half.len_samples());
+    }
+}
+
+/// Joined without being encoded again: the numbers of the frames start anew, and symphonia drops a part of them.
+#[test]
+fn a_joined_flac_is_left_to_ffmpeg() {
+    const JOINED: u64 = 4;
+    let once = fixture("formats/speech.flac");
+    let mut at = 4;
+    loop {
+        let is_last = once[at] & 0x80 != 0;
+        at += 4 + u32::from_be_bytes([0, once[at + 1], once[at + 2], once[at + 3]]) as usize;
+        if is_last {
+            break;
+        }
+    }
+    let mut bytes = once.clone();
+    for _ in 1..JOINED {
+        bytes.extend_from_slice(&once[at..]);
+    }
+    // The length in STREAMINFO: as the first piece has it, or as it is now. The checksum is unknown.
+    let field = u64::from_be_bytes(bytes[18..26].try_into().unwrap());
+    let samples = (field & ((1 << 36) - 1)) * JOINED;
+    bytes[26..42].fill(0);
+    for declared in [field, field >> 36 << 36 | samples] {
+        bytes[18..26].copy_from_slice(&declared.to_be_bytes());
+        let alone = soon(bytes.clone()).unwrap().len_samples();
+        if has_ffmpeg() {
+            let options = DecodeOptions { limit_seconds: 60, ..DecodeOptions::default() };
+            let both = decode_with(bytes.clone(), &options).unwrap();
+            println!("alone {alone} of {samples}, with ffmpeg {}", both.len_samples());
+            assert_eq!(both.len_samples(), samples);
+        }
+    }
+}
+
+fn damaged_in_the_middle(name: &str) -> Vec<u8> {
+    let mut bytes = fixture(&format!("formats/{name}"));
+    let (at, n) = (bytes.len() * 2 / 5, bytes.len() / 20);
+    for (i, byte) in bytes[at..at + n].iter_mut().enumerate() {
+        *byte ^= (i * 37 + 11) as u8;
+    }
+    bytes
+}
+
+#[test]
+fn damage_in_the_middle_spares_the_end() {
+    let original = decoded(fixture("audio/en-3.wav"));
+    // Frames of MP3 that cannot be found leave a gap, as with ffmpeg; lost blocks of FLAC as well; AAC keeps its time.
+    for (name, most) in [("speech.mp3", 2_000), ("speech.flac", 4_700), ("speech-aac.m4a", 16)] {
+        let heard = samples(&soon(damaged_in_the_middle(name)).unwrap_or_else(|error| panic!("{name}: {error}")));
+        let tail = &original[original.len() * 2 / 3..original.len() - 1_000];
+        let from_end = original.len() - original.len() * 2 / 3;
+        let ending = &heard[heard.len() - from_end..];
+        let (shift, like) = best_shift(tail, ending, 700);
+        println!("{name}: {} of {} samples, the end is like {like:.3} at {shift}", heard.len(), original.len());
+        assert!(like > 0.9, "{name}: {like}");
+        assert!(heard.len().abs_diff(original.len()) <= most, "{name}");
+    }
+}
+
+#[test]
+fn what_symphonia_gives_up_on_is_left_to_ffmpeg() {
+    let bytes = damaged_in_the_middle("speech-flac.mkv");
+    let alone = soon(bytes.clone()).unwrap().len_samples();
+    assert!(alone < 10_000, "{alone}");
+    if has_ffmpeg() {
+        let both = decode_with(bytes, &DecodeOptions { limit_seconds: 60, ..DecodeOptions::default() }).unwrap();
+        println!("alone {alone}, with ffmpeg {}", both.len_samples());
+        assert!(both.len_samples() >= alone);
+    }
+}
+
+#[test]
+fn a_client_that_left_stops_the_work() {
+    let bytes = wav(48_000, 1, Width::S16, 2_000_000, |i, _| tone(300.0, 48_000.0, i));
+    let asked = AtomicUsize::new(0);
+    let input = Spooled::from_bytes(bytes);
+    let result = audio::decode(&input, None, &built_in(), &|| asked.fetch_add(1, Ordering::Relaxed) < 20);
+    assert!(matches!(result, Err(AudioError::Cancelled)), "{result:?}");
+    assert!(asked.into_inner() < 25);
+    let result = audio::decode(&input, None, &built_in(), &|| false);
+    assert!(matches!(result, Err(AudioError::Cancelled)), "{result:?}");
+}
+
+#[derive(Clone, Debug)]
+enum Damage {
+    Set(prop::sample::Index, u8),
+    Flip(prop::sample::Index, u8),
+    /// Lengths and counts live in fields like these.
+    Field(prop::sample::Index, u32),
+    Cut(prop::sample::Index),
+    Remove(prop::sample::Index, usize),
+    Repeat(prop::sample::Index, usize),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    let at = any::<prop::sample::Index>;
+    let wild = prop_oneof![Just(0), Just(1), Just(u32::MAX), Just(0x7fff_ffff), Just(0x8000_0000), any::<u32>()];
+    prop_oneof![
+        (at(), any::<u8>()).prop_map(|(at, byte)| Damage::Set(at, byte)),
+        (at(), 0..8_u8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
+        (at(), wild).prop_map(|(at, value)| Damage::Field(at, value)),
+        at().prop_map(Damage::Cut),
+        (at(), 1..200_usize).prop_map(|(at, n)| Damage::Remove(at, n)),
+        (at(), 1..2_000_usize).prop_map(|(at, n)| Damage::Repeat(at, n)),
+    ]
+}
+
+/// Half of the damage goes to the first kilobyte, where the headers are.
+fn apply(bytes: &mut Vec<u8>, damages: &[(bool, Damage)]) {
+    for (in_head, damage) in damages {
+        let len = if *in_head { bytes.len().min(1_024) } else { bytes.len() };
+        if len == 0 {
+            return;
+        }
+        match damage {
+            Damage::Set(at, byte) => bytes[at.index(len)] = *byte,
+            Damage::Flip(at, bit) => bytes[at.index(len)] ^= 1 << bit,
+            Damage::Field(at, value) => {
+                let at = at.index(len);
+                for (byte, new) in bytes[at..].iter_mut().zip(value.to_be_bytes()) {
+                    *byte = new;
+                }
+            }
+            Damage::Cut(at) => bytes.truncate(at.index(bytes.len())),
+            Damage::Remove(at, n) => {
+                let at = at.index(len);
+                let end = bytes.len().min(at + n);
+                bytes.drain(at..end);
+            }
+            Damage::Repeat(at, n) => {
+                let at = at.index(len);
+                let part = bytes[at..bytes.len().min(at + n)].to_vec();
+                bytes.splice(at..at, part);
+            }
+        }
+    }
+}
+
+const MAGIC: &[&[u8]] = &[
+    b"RIFF\xff\xff\xff\xffWAVEfmt ",
+    b"fLaC",
+    b"OggS",
+    b"ID3\x04",
+    b"\xff\xfb\x90",
+    b"\xff\xf1\x50",
+    b"\0\0\0\x20ftypM4A ",
+    b"\x1a\x45\xdf\xa3",
+    b"FORM\0\0\xff\xffAIFF",
+    b"caff\0\x01\0\0",
+    b"",
+];
+
+fn cases() -> u32 {
+    std::env::var("HUSH_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(300)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_files_never_panic_or_hang(
+        file in prop::sample::select(FILES),
+        damages in prop::collection::vec((any::<bool>(), damage()), 1..12),
+    ) {
+        let mut bytes = fixture(file);
+        apply(&mut bytes, &damages);
+        let _ = soon(bytes);
+    }
+
+    #[test]
+    fn any_bytes_after_any_magic(
+        magic in prop::sample::select(MAGIC),
+        rest in prop::collection::vec(any::<u8>(), 0..4_000),
+    ) {
+        let mut bytes = magic.to_vec();
+        bytes.extend_from_slice(&rest);
+        let _ = soon(bytes);
+    }
+}
+
+/// Of this process, since it began.
+fn peak_rss_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}

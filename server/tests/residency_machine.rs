@@ -1,0 +1,472 @@
+//! Random and adversarial histories of one model: whatever happens in whatever order, no request is lost, there is at
+//! most one runner, and an unload does exactly what its condition says.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "test support, though no test itself")]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
+use hush_server::residency::machine::{
+    CommandId, Count, Effect, Event, LeaseId, Loss, LossCause, LostWhy, Machine, Moment, Policy, Refusal, Residency,
+    Unload,
+};
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Act {
+    Arrive,
+    /// The n-th living lease ends, waiting or holding.
+    End(usize),
+    /// The n-th lost lease arrives again.
+    Again(usize),
+    Load,
+    Unload {
+        generation_off: Option<u64>,
+        if_idle: Option<u64>,
+        drain: Option<u64>,
+        hold: Option<u64>,
+    },
+    /// The runner answers what it was asked.
+    Answer,
+    LoadFails,
+    Lost(LossCause),
+    /// The runner is reaped without a word before.
+    Vanishes,
+    /// News of a runner that is long gone.
+    Stale,
+    Advance(u64),
+    ToDeadline,
+    Shutdown(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Runner {
+    Loading,
+    Loaded,
+    /// Lost, stopped or killed; not yet reaped.
+    Ending,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Lease {
+    Waiting,
+    Holding,
+}
+
+/// The world around the machine, with its own bookkeeping of what must hold.
+struct World {
+    machine: Machine,
+    policy: Policy,
+    now: u64,
+    generation: u64,
+    runner: Option<Runner>,
+    leases: BTreeMap<LeaseId, Lease>,
+    order: VecDeque<LeaseId>,
+    ended: BTreeSet<LeaseId>,
+    lost: Vec<LeaseId>,
+    next: u64,
+    loads: BTreeSet<CommandId>,
+    unloads: BTreeSet<CommandId>,
+    idle_since: Option<u64>,
+    hold_until: u64,
+    hold_next: Option<u64>,
+    /// When the accepted unload, or the shutdown, may stop waiting.
+    patience: u64,
+    shutdown: bool,
+    stopped: bool,
+    grants: usize,
+}
+
+impl World {
+    fn new(policy: Policy) -> Self {
+        let mut world = Self {
+            machine: Machine::new(policy),
+            policy,
+            now: 0,
+            generation: 0,
+            runner: None,
+            leases: BTreeMap::new(),
+            order: VecDeque::new(),
+            ended: BTreeSet::new(),
+            lost: Vec::new(),
+            next: 0,
+            loads: BTreeSet::new(),
+            unloads: BTreeSet::new(),
+            idle_since: None,
+            hold_until: 0,
+            hold_next: None,
+            patience: u64::MAX,
+            shutdown: false,
+            stopped: false,
+            grants: 0,
+        };
+        world.step(Event::Tick);
+        world
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn holding(&self) -> usize {
+        self.leases.values().filter(|lease| **lease == Lease::Holding).count()
+    }
+
+    fn waiting(&self) -> usize {
+        self.leases.len() - self.holding()
+    }
+
+    fn step(&mut self, event: Event) -> Vec<Effect> {
+        let effects = self.machine.step(Moment::from_millis(self.now), event);
+        for effect in &effects {
+            self.check(effect);
+        }
+        assert_eq!(self.machine.inflight(), self.holding());
+        assert_eq!(self.machine.queued(), self.waiting());
+        assert_eq!(self.machine.generation(), self.generation);
+        let ready = self.machine.state() == ModelState::Ready;
+        let idle = (ready && self.holding() == 0).then_some(self.idle_since).flatten();
+        assert_eq!(self.machine.idle_since().map(Moment::as_millis), idle, "the idle clock");
+        assert_eq!(ready, self.machine.state() == ModelState::Ready && self.runner == Some(Runner::Loaded));
+        if let Some(deadline) = self.machine.deadline() {
+            assert!(deadline.as_millis() > self.now, "a deadline in the past would spin");
+        }
+        effects
+    }
+
+    fn check(&mut self, effect: &Effect) {
+        match effect {
+            Effect::StartRunner { generation } => {
+                assert_eq!(self.runner, None, "one runner at a time");
+                assert_eq!(*generation, self.generation + 1);
+                assert!(self.now >= self.hold_until, "loaded into a hold");
+                self.generation = *generation;
+                self.runner = Some(Runner::Loading);
+            }
+            Effect::StopRunner { generation } | Effect::KillRunner { generation } => {
+                assert_eq!(*generation, self.generation);
+                assert!(self.runner.is_some());
+                assert_eq!(self.holding(), 0, "stopped under a lease");
+                self.runner = Some(Runner::Ending);
+            }
+            Effect::Grant { lease, generation } => {
+                assert_eq!(*generation, self.generation);
+                assert_eq!(self.runner, Some(Runner::Loaded), "granted without a model");
+                assert_eq!(self.order.pop_front(), Some(*lease), "first come, first served");
+                assert_eq!(self.leases.insert(*lease, Lease::Holding), Some(Lease::Waiting));
+                assert!(self.holding() <= self.policy.concurrency.get());
+                self.grants += 1;
+            }
+            Effect::Refuse { lease, refusal } => {
+                assert_eq!(self.leases.remove(lease), Some(Lease::Waiting), "refused twice or never asked");
+                self.order.retain(|waiting| waiting != lease);
+                assert!(self.ended.insert(*lease));
+                if *refusal == Refusal::ShuttingDown {
+                    assert!(self.shutdown);
+                }
+            }
+            Effect::Lost { lease, why } => {
+                assert_eq!(self.leases.remove(lease), Some(Lease::Holding));
+                assert!(self.ended.insert(*lease));
+                self.lost.push(*lease);
+                if *why == LostWhy::Displaced {
+                    assert_eq!(self.machine.state(), ModelState::Unloading);
+                    assert!(self.now >= self.patience, "displaced before its time");
+                }
+            }
+            Effect::ReplyLoad { command, .. } => assert!(self.loads.remove(command), "answered twice"),
+            Effect::ReplyUnload { command, result } => {
+                if result.is_err() {
+                    assert!(self.unloads.remove(command), "answered twice");
+                }
+            }
+            Effect::Unloaded { command, report } => {
+                assert!(self.unloads.remove(command), "answered twice");
+                assert_eq!(report.generation, self.generation);
+                assert_eq!(self.runner, None, "not reaped");
+                self.hold_until = self.hold_next.take().map_or(0, |hold| self.now + hold);
+            }
+            Effect::Count(Count::ColdStart(_) | Count::Loaded { .. }) => assert!(self.runner.is_some()),
+            Effect::Count(_) => {}
+            Effect::Stopped => {
+                assert!(self.shutdown && !self.stopped);
+                assert_eq!(self.runner, None);
+                assert!(self.leases.is_empty());
+                self.stopped = true;
+            }
+        }
+    }
+
+    fn arrive(&mut self, again: bool) {
+        let lease = LeaseId(self.id());
+        let free = self.machine.state() == ModelState::Ready && self.holding() < self.policy.concurrency.get();
+        let full = self.waiting() >= self.policy.queue_limit.get() && !free;
+        self.leases.insert(lease, Lease::Waiting);
+        if again {
+            self.order.push_front(lease);
+        } else {
+            self.order.push_back(lease);
+        }
+        let effects = self.step(Event::Arrive { lease, again });
+        let refused = effects.iter().any(|effect| matches!(effect, Effect::Refuse { lease: l, .. } if *l == lease));
+        let for_room =
+            effects.iter().any(|effect| matches!(effect, Effect::Refuse { refusal: Refusal::QueueFull { .. }, .. }));
+        if full && !again {
+            assert!(refused, "the queue has a bound");
+        }
+        assert!(!for_room || full && !again, "refused with room in the queue");
+    }
+
+    fn end(&mut self, lease: LeaseId) {
+        if self.leases.remove(&lease) == Some(Lease::Holding) && self.holding() == 0 {
+            self.idle_since = Some(self.now);
+        }
+        self.order.retain(|waiting| *waiting != lease);
+        self.ended.insert(lease);
+        self.step(Event::End { lease });
+    }
+
+    fn answer(&mut self) {
+        let generation = self.generation;
+        match self.runner {
+            Some(Runner::Loading) => {
+                self.runner = Some(Runner::Loaded);
+                self.idle_since = Some(self.now);
+                self.step(Event::Loaded { generation });
+            }
+            Some(Runner::Ending) => {
+                self.runner = None;
+                self.step(Event::Exited { generation });
+            }
+            Some(Runner::Loaded) | None => {
+                self.step(Event::Tick);
+            }
+        }
+    }
+
+    fn unload(&mut self, generation_off: Option<u64>, if_idle: Option<u64>, drain: Option<u64>, hold: Option<u64>) {
+        let command = CommandId(self.id());
+        let unload = Unload {
+            if_generation: generation_off.map(|off| self.generation + off),
+            if_idle: if_idle.map(Duration::from_millis),
+            drain: drain.map(Duration::from_millis),
+            hold: hold.map(Duration::from_millis),
+            reason: UnloadReason::Manual,
+        };
+        let expected = match self.machine.state() {
+            ModelState::Unloaded | ModelState::Failed | ModelState::WaitingForMemory => Err(UnloadRefusal::NotLoaded),
+            ModelState::Loading => Err(UnloadRefusal::Loading),
+            ModelState::Draining | ModelState::Unloading => Err(UnloadRefusal::Draining),
+            ModelState::Ready if generation_off.is_some_and(|off| off != 0) => Err(UnloadRefusal::GenerationChanged),
+            ModelState::Ready if if_idle.is_some() && self.holding() > 0 => Err(UnloadRefusal::Busy),
+            ModelState::Ready
+                if if_idle.is_some_and(|wanted| self.now - self.idle_since.unwrap_or(self.now) < wanted) =>
+            {
+                Err(UnloadRefusal::NotIdle)
+            }
+            ModelState::Ready => Ok(()),
+        };
+        let before = format!("{:?}", self.machine);
+        self.unloads.insert(command);
+        if expected.is_ok() {
+            self.hold_next = hold;
+            let own = self.now + drain.unwrap_or(2000);
+            self.patience = if self.shutdown { own.min(self.patience) } else { own };
+        }
+        let effects = self.step(Event::Unload { command, unload });
+        assert!(effects.contains(&Effect::ReplyUnload { command, result: expected }), "{expected:?}: {effects:?}");
+        if let Err(refusal) = expected {
+            assert_eq!(before, format!("{:?}", self.machine), "a refused command changes nothing");
+            let counted = Effect::Count(Count::UnloadRefused(refusal));
+            assert_eq!(effects, [counted, Effect::ReplyUnload { command, result: expected }]);
+        }
+    }
+
+    fn act(&mut self, act: &Act) {
+        match act {
+            Act::Arrive => self.arrive(false),
+            Act::Again(n) => {
+                if !self.lost.is_empty() {
+                    self.lost.remove(n % self.lost.len());
+                    self.arrive(true);
+                }
+            }
+            Act::End(n) => {
+                let lease = self.leases.keys().nth(n % self.leases.len().max(1)).copied();
+                // Ends come late and twice: the drop of a lease that was lost.
+                let late = self.ended.iter().nth(n % self.ended.len().max(1)).copied();
+                match (lease, late) {
+                    (Some(lease), _) => self.end(lease),
+                    (None, Some(late)) => self.end(late),
+                    (None, None) => {}
+                }
+            }
+            Act::Load => {
+                let command = CommandId(self.id());
+                self.loads.insert(command);
+                if !self.shutdown {
+                    let refused = self.machine.failure().is_some_and(|(_, until)| until.as_millis() > self.now);
+                    if !refused {
+                        self.hold_until = 0;
+                        self.hold_next = None;
+                    }
+                }
+                self.step(Event::Load { command });
+            }
+            Act::Unload { generation_off, if_idle, drain, hold } => {
+                self.unload(*generation_off, *if_idle, *drain, *hold)
+            }
+            Act::Answer => self.answer(),
+            Act::LoadFails => {
+                if self.runner == Some(Runner::Loading) {
+                    let generation = self.generation;
+                    self.step(Event::LoadFailed { generation, cause: "no such file".to_owned() });
+                    assert_eq!(self.waiting(), 0, "whoever waits is told");
+                }
+            }
+            Act::Lost(cause) => {
+                if self.runner.is_some() {
+                    self.runner = Some(Runner::Ending);
+                    let generation = self.generation;
+                    self.step(Event::RunnerLost { generation, loss: Loss { cause: *cause, detail: "x".to_owned() } });
+                    assert_eq!(self.holding(), 0);
+                }
+            }
+            Act::Vanishes => {
+                if self.runner.take().is_some() {
+                    let generation = self.generation;
+                    self.step(Event::Exited { generation });
+                }
+            }
+            Act::Stale => {
+                let generation = self.generation.wrapping_sub(1);
+                let loss = Loss { cause: LossCause::Exited, detail: "old".to_owned() };
+                for event in [
+                    Event::Loaded { generation },
+                    Event::LoadFailed { generation, cause: "old".to_owned() },
+                    Event::RunnerLost { generation, loss },
+                    Event::Exited { generation },
+                ] {
+                    self.step(event);
+                }
+            }
+            Act::Advance(millis) => {
+                // Time passes through every deadline on its way, as it does for the owner.
+                let target = self.now + millis;
+                while let Some(deadline) = self.machine.deadline().filter(|deadline| deadline.as_millis() <= target) {
+                    self.now = deadline.as_millis();
+                    self.step(Event::Tick);
+                }
+                self.now = target;
+                self.step(Event::Tick);
+            }
+            Act::ToDeadline => {
+                if let Some(deadline) = self.machine.deadline() {
+                    self.now = deadline.as_millis();
+                    self.step(Event::Tick);
+                }
+            }
+            Act::Shutdown(after) => {
+                self.shutdown = true;
+                let draining = self.machine.state() == ModelState::Draining;
+                self.patience = if draining { self.patience.min(self.now + after) } else { self.now + after };
+                let deadline = Moment::from_millis(self.now + after);
+                self.step(Event::Shutdown { deadline });
+            }
+        }
+    }
+
+    /// From here on everybody does their part: then everything must come to an end.
+    fn run_out(&mut self) {
+        for _ in 0..2000 {
+            let holding = self.leases.iter().find(|(_, lease)| **lease == Lease::Holding).map(|(id, _)| *id);
+            if matches!(self.runner, Some(Runner::Loading | Runner::Ending)) {
+                self.answer();
+            } else if let Some(lease) = holding {
+                self.end(lease);
+            } else if !self.leases.is_empty() || !self.loads.is_empty() || !self.unloads.is_empty() {
+                let deadline = self.machine.deadline().expect("somebody waits, so something must be due");
+                self.now = deadline.as_millis();
+                self.step(Event::Tick);
+            } else {
+                break;
+            }
+        }
+        assert!(self.leases.is_empty(), "a request was lost: {:?}", self.machine);
+        assert!(self.loads.is_empty() && self.unloads.is_empty(), "a command was lost: {:?}", self.machine);
+        if self.shutdown {
+            assert!(self.stopped && self.runner.is_none(), "{:?}", self.machine);
+        }
+    }
+}
+
+fn acts() -> impl Strategy<Value = Act> {
+    let cause = prop_oneof![
+        Just(LossCause::Exited),
+        Just(LossCause::Killed),
+        Just(LossCause::Hung),
+        Just(LossCause::LoadTimeout)
+    ];
+    prop_oneof![
+        8 => Just(Act::Arrive),
+        6 => any::<usize>().prop_map(Act::End),
+        3 => any::<usize>().prop_map(Act::Again),
+        1 => Just(Act::Load),
+        4 => (
+            proptest::option::weighted(0.5, prop_oneof![4 => Just(0_u64), 1 => Just(1)]),
+            proptest::option::of(0_u64..3000),
+            proptest::option::of(prop_oneof![Just(0_u64), 1_u64..2000]),
+            proptest::option::weighted(0.3, 0_u64..4000),
+        ).prop_map(|(generation_off, if_idle, drain, hold)| Act::Unload { generation_off, if_idle, drain, hold }),
+        10 => Just(Act::Answer),
+        1 => Just(Act::LoadFails),
+        2 => cause.prop_map(Act::Lost),
+        1 => Just(Act::Vanishes),
+        1 => Just(Act::Stale),
+        4 => (0_u64..2500).prop_map(Act::Advance),
+        2 => Just(Act::ToDeadline),
+    ]
+}
+
+fn policies() -> impl Strategy<Value = Policy> {
+    let residency = prop_oneof![
+        Just(Residency::Resident),
+        Just(Residency::Idle(None)),
+        (1_u64..3000).prop_map(|ms| Residency::Idle(Some(Duration::from_millis(ms)))),
+        Just(Residency::OnDemand),
+    ];
+    (residency, 1_usize..5, 1_usize..4).prop_map(|(residency, queue, concurrency)| Policy {
+        residency,
+        queue_limit: NonZeroUsize::new(queue).unwrap(),
+        concurrency: NonZeroUsize::new(concurrency).unwrap(),
+        backoff_first: Duration::from_secs(1),
+        backoff_max: Duration::from_secs(60),
+        drain: Duration::from_secs(2),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_history_ends_well(
+        policy in policies(),
+        history in proptest::collection::vec(acts(), 0..120),
+        shutdown in proptest::option::weighted(0.4, (0_u64..3000, proptest::collection::vec(acts(), 0..30))),
+    ) {
+        let mut world = World::new(policy);
+        for act in &history {
+            world.act(act);
+        }
+        if let Some((after, rest)) = shutdown {
+            world.act(&Act::Shutdown(after));
+            for act in &rest {
+                world.act(act);
+            }
+        }
+        world.run_out();
+    }
+}

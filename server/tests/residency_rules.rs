@@ -1,0 +1,189 @@
+//! The rules of a model's life one by one, each with the exact effects.
+
+#![allow(clippy::unwrap_used, reason = "test support, though no test itself")]
+
+use std::time::Duration;
+
+use hush_contract::{ModelState, UnloadReason};
+use hush_server::residency::machine::{
+    CommandId, Count, Effect, Event, LeaseId, Loss, LossCause, LostWhy, Machine, Moment, Policy, Refusal, Residency,
+    Unload,
+};
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn policy(residency: Residency) -> Policy {
+    Policy { residency, ..Policy::default() }
+}
+
+fn at(seconds: u64) -> Moment {
+    Moment::from_millis(seconds * 1000)
+}
+
+/// A machine whose model is loaded at second 1 and idle since then.
+fn idle(residency: Residency) -> Machine {
+    let mut machine = Machine::new(policy(residency));
+    machine.step(at(0), Event::Load { command: CommandId(0) });
+    machine.step(at(1), Event::Loaded { generation: 1 });
+    machine
+}
+
+fn arrive(lease: u64) -> Event {
+    Event::Arrive { lease: LeaseId(lease), again: false }
+}
+
+fn end(lease: u64) -> Event {
+    Event::End { lease: LeaseId(lease) }
+}
+
+#[test]
+fn the_idle_clock_starts_when_the_last_request_ends() {
+    let mut machine = idle(Residency::Idle(Some(secs(10))));
+    assert_eq!(machine.deadline(), Some(at(11)));
+    machine.step(at(5), arrive(1));
+    assert_eq!((machine.deadline(), machine.idle_since()), (None, None));
+    assert_eq!(machine.step(at(30), Event::Tick), []);
+    machine.step(at(40), end(1));
+    assert_eq!(machine.idle_since(), Some(at(40)));
+    assert_eq!(machine.step(at(49), Event::Tick), []);
+    assert_eq!(machine.step(at(50), Event::Tick), [Effect::StopRunner { generation: 1 }]);
+    let effects = machine.step(at(51), Event::Exited { generation: 1 });
+    assert_eq!(effects, [Effect::Count(Count::Unloaded { reason: UnloadReason::IdleTimeout, total: secs(1) })]);
+    assert_eq!(machine.state(), ModelState::Unloaded);
+}
+
+#[test]
+fn an_arrival_during_an_unload_waits_and_brings_the_model_back() {
+    let mut machine = idle(Residency::Idle(None));
+    let unload = Unload::now(UnloadReason::Manual);
+    let effects = machine.step(at(2), Event::Unload { command: CommandId(1), unload });
+    assert_eq!(
+        effects,
+        [Effect::ReplyUnload { command: CommandId(1), result: Ok(()) }, Effect::StopRunner { generation: 1 }]
+    );
+    assert_eq!(machine.step(at(2), arrive(1)), []);
+    let effects = machine.step(at(3), Event::Exited { generation: 1 });
+    assert!(effects.contains(&Effect::StartRunner { generation: 2 }), "{effects:?}");
+    let effects = machine.step(at(4), Event::Loaded { generation: 2 });
+    assert!(effects.contains(&Effect::Grant { lease: LeaseId(1), generation: 2 }), "{effects:?}");
+    assert!(effects.contains(&Effect::Count(Count::ColdStart(secs(2)))), "{effects:?}");
+}
+
+#[test]
+fn what_outlasts_the_drain_is_displaced_not_dropped() {
+    let mut machine = idle(Residency::Idle(None));
+    machine.step(at(2), arrive(1));
+    let unload = Unload { drain: Some(secs(5)), ..Unload::now(UnloadReason::HardPressure) };
+    machine.step(at(3), Event::Unload { command: CommandId(1), unload });
+    assert_eq!((machine.state(), machine.deadline()), (ModelState::Draining, Some(at(8))));
+    let effects = machine.step(at(8), Event::Tick);
+    assert_eq!(
+        effects,
+        [Effect::Lost { lease: LeaseId(1), why: LostWhy::Displaced }, Effect::KillRunner { generation: 1 }]
+    );
+    machine.step(at(8), Event::Arrive { lease: LeaseId(2), again: true });
+    let effects = machine.step(at(9), Event::Exited { generation: 1 });
+    assert!(effects.contains(&Effect::StartRunner { generation: 2 }), "{effects:?}");
+}
+
+#[test]
+fn a_hold_keeps_requests_waiting_and_ends_by_itself() {
+    let mut machine = idle(Residency::Idle(None));
+    let unload = Unload { hold: Some(secs(60)), ..Unload::now(UnloadReason::SoftPressure) };
+    machine.step(at(2), Event::Unload { command: CommandId(1), unload });
+    machine.step(at(3), Event::Exited { generation: 1 });
+    assert_eq!(machine.step(at(4), arrive(1)), []);
+    assert_eq!((machine.state(), machine.deadline()), (ModelState::WaitingForMemory, Some(at(63))));
+    assert_eq!(machine.step(at(63), Event::Tick), [Effect::StartRunner { generation: 2 }]);
+}
+
+#[test]
+fn a_failed_load_backs_off_and_says_why() {
+    let mut machine = Machine::new(policy(Residency::Idle(None)));
+    machine.step(at(0), arrive(1));
+    let failed = |generation| Event::LoadFailed { generation, cause: "weights.bin is truncated".to_owned() };
+    let refused = |lease, seconds| Effect::Refuse {
+        lease: LeaseId(lease),
+        refusal: Refusal::LoadFailed {
+            cause: "weights.bin is truncated".to_owned(),
+            retry_after: Duration::from_secs(seconds),
+        },
+    };
+    assert!(machine.step(at(0), failed(1)).contains(&refused(1, 1)));
+    machine.step(at(0), Event::Exited { generation: 1 });
+    assert_eq!(machine.state(), ModelState::Failed);
+    assert!(machine.step(at(0), arrive(2)).contains(&refused(2, 1)));
+    let mut pauses = Vec::new();
+    let mut now = 1;
+    for generation in 2..10 {
+        let lease = generation + 10;
+        assert!(machine.step(at(now), arrive(lease)).contains(&Effect::StartRunner { generation }));
+        machine.step(at(now), failed(generation));
+        machine.step(at(now), Event::Exited { generation });
+        let (_, until) = machine.failure().unwrap();
+        pauses.push(until.since(at(now)).as_secs());
+        now = until.as_millis() / 1000;
+    }
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60]);
+    machine.step(at(now), arrive(30));
+    machine.step(at(now), Event::Loaded { generation: 10 });
+    assert_eq!((machine.state(), machine.failure()), (ModelState::Ready, None));
+}
+
+#[test]
+fn a_runner_killed_while_it_loads_is_replaced_once() {
+    let mut machine = Machine::new(policy(Residency::Idle(None)));
+    machine.step(at(0), arrive(1));
+    let loss = Loss { cause: LossCause::Killed, detail: "killed by signal 9".to_owned() };
+    let lost = |generation| Event::RunnerLost { generation, loss: loss.clone() };
+    assert_eq!(machine.step(at(1), lost(1)), [Effect::Count(Count::RunnerLost(LossCause::Killed))]);
+    assert_eq!(machine.step(at(1), Event::Exited { generation: 1 }), [Effect::StartRunner { generation: 2 }]);
+    let effects = machine.step(at(2), lost(2));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Refuse { .. })), "{effects:?}");
+    machine.step(at(2), Event::Exited { generation: 2 });
+    assert_eq!(machine.state(), ModelState::Failed);
+}
+
+#[test]
+fn a_resident_model_loads_at_start_and_after_a_loss_and_does_not_spin() {
+    let mut machine = Machine::new(policy(Residency::Resident));
+    assert_eq!(machine.step(at(0), Event::Tick), [Effect::StartRunner { generation: 1 }]);
+    let loss = Loss { cause: LossCause::Exited, detail: "exited".to_owned() };
+    let mut loads = 0;
+    for generation in 1..6 {
+        let now = machine.deadline().unwrap_or(at(0)).max(at(0));
+        loads += machine.step(now, Event::Tick).len();
+        machine.step(now, Event::Loaded { generation });
+        machine.step(now, Event::RunnerLost { generation, loss: loss.clone() });
+        loads += machine.step(now, Event::Exited { generation }).len();
+    }
+    assert_eq!(loads, 4);
+    assert_eq!(machine.deadline(), Some(at(1 + 2 + 4 + 8)), "1, 2, 4 s were waited for, 8 s are due");
+}
+
+#[test]
+fn on_demand_leaves_when_nobody_waits() {
+    let mut machine = Machine::new(policy(Residency::OnDemand));
+    machine.step(at(0), arrive(1));
+    machine.step(at(0), arrive(2));
+    machine.step(at(1), Event::Loaded { generation: 1 });
+    assert_eq!(machine.step(at(2), end(1)), [Effect::Grant { lease: LeaseId(2), generation: 1 }]);
+    assert_eq!(machine.step(at(3), end(2)), [Effect::StopRunner { generation: 1 }]);
+}
+
+#[test]
+fn shutdown_serves_what_has_arrived_and_takes_nothing_new() {
+    let mut machine = Machine::new(policy(Residency::Resident));
+    machine.step(at(0), arrive(1));
+    machine.step(at(0), arrive(2));
+    machine.step(at(1), Event::Loaded { generation: 1 });
+    assert_eq!(machine.step(at(2), Event::Shutdown { deadline: at(10) }), []);
+    let refused = Effect::Refuse { lease: LeaseId(3), refusal: Refusal::ShuttingDown };
+    assert!(machine.step(at(3), arrive(3)).contains(&refused));
+    machine.step(at(4), end(1));
+    assert_eq!(machine.step(at(5), end(2)), [Effect::StopRunner { generation: 1 }]);
+    let effects = machine.step(at(6), Event::Exited { generation: 1 });
+    assert_eq!(effects.last(), Some(&Effect::Stopped));
+}

@@ -1,0 +1,210 @@
+//! The runner as a process, spoken to over its socket: what it says, how fast it is there, and how it ends.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test support, though no test itself")]
+
+mod scripted;
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use hush_server::job::Outcome;
+use hush_server::runner::child::PARENT_VARIABLE;
+use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, MAX_SAMPLES, Message, ToRunner, VERSION};
+use scripted::{audio, spec, work};
+
+#[test]
+fn runner_child() {
+    scripted::child_entry();
+}
+
+struct Runner {
+    child: Child,
+    socket: UnixStream,
+    decoder: Decoder,
+}
+
+impl Runner {
+    fn start_under(parent: u32) -> Self {
+        let (socket, theirs) = UnixStream::pair().unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let child = Command::new("/proc/self/exe")
+            .args(["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"])
+            .env(PARENT_VARIABLE, parent.to_string())
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, socket, decoder: Decoder::default() }
+    }
+
+    fn start() -> Self {
+        Self::start_under(std::process::id())
+    }
+
+    /// One that has loaded its model.
+    fn loaded() -> Self {
+        let mut runner = Self::start();
+        runner.say(&ToRunner::Load(spec("")));
+        assert!(matches!(runner.hear(), FromRunner::Hello { .. }));
+        assert!(matches!(runner.hear(), FromRunner::Loaded { .. }));
+        runner
+    }
+
+    fn say(&mut self, message: &ToRunner) {
+        self.socket.write_all(&message.encode().unwrap()).unwrap();
+    }
+
+    fn hear(&mut self) -> FromRunner {
+        loop {
+            if let Some(message) = self.decoder.message().unwrap() {
+                return message;
+            }
+            let mut piece = [0; 4096];
+            let count = self.socket.read(&mut piece).unwrap();
+            assert_ne!(count, 0, "the runner left");
+            self.decoder.buffer().extend_from_slice(&piece[..count]);
+        }
+    }
+
+    fn ended_within(&mut self, limit: Duration) -> ExitStatus {
+        let since = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(since.elapsed() < limit, "still there after {limit:?}");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn it_is_there_fast_and_gone_fast() {
+    let (mut hello, mut gone) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let started = Instant::now();
+        let mut runner = Runner::start();
+        let FromRunner::Hello { version, pid, runtime, .. } = runner.hear() else { panic!("no hello") };
+        hello.push(started.elapsed());
+        assert_eq!((version, pid, runtime.as_deref()), (VERSION, runner.child.id(), Some("scripted")));
+        let asked = Instant::now();
+        runner.say(&ToRunner::Exit);
+        runner.ended_within(Duration::from_secs(2));
+        gone.push(asked.elapsed());
+    }
+    hello.sort();
+    gone.sort();
+    println!("spawn -> hello: median {:?}, worst {:?}", hello[10], hello[19]);
+    println!("exit asked -> reaped: median {:?}, worst {:?}", gone[10], gone[19]);
+}
+
+#[test]
+fn it_ends_with_its_socket_and_on_nonsense_whatever_its_engine_does() {
+    let mut closed = Runner::loaded();
+    closed.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    closed.ended_within(Duration::from_secs(2));
+
+    let mut garbage = Runner::loaded();
+    garbage.socket.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    garbage.ended_within(Duration::from_secs(2));
+
+    let mut loading = Runner::start();
+    loading.say(&ToRunner::Load(spec("sleep=60000")));
+    assert!(matches!(loading.hear(), FromRunner::Hello { .. }));
+    loading.say(&ToRunner::Exit);
+    assert_eq!(loading.ended_within(Duration::from_secs(2)).signal(), Some(9));
+
+    let mut working = Runner::loaded();
+    working.say(&ToRunner::Work { id: 1, work: work("hang"), len_samples: 0 });
+    assert!(matches!(working.hear(), FromRunner::FirstToken { id: 1, .. }));
+    drop(working.socket.shutdown(std::net::Shutdown::Write));
+    working.ended_within(Duration::from_secs(2));
+}
+
+#[test]
+fn it_does_not_live_without_its_server() {
+    let mut orphan = Runner::start_under(1);
+    assert_eq!(orphan.ended_within(Duration::from_secs(5)).code(), Some(1));
+}
+
+#[test]
+fn it_pulls_audio_in_bounded_blocks_and_every_sample_once() {
+    let samples = audio(100);
+    let mut runner = Runner::loaded();
+    runner.say(&ToRunner::Work { id: 5, work: work("piece=1000"), len_samples: samples.len() as u64 });
+    let (mut next, mut asked) = (0, 0);
+    loop {
+        match runner.hear() {
+            FromRunner::NeedAudio { id: 5, offset, samples: count } => {
+                assert_eq!(offset, next, "in order, without a gap");
+                assert!(count <= MAX_SAMPLES);
+                let block = samples[offset as usize..][..count].to_vec();
+                next += count as u64;
+                asked += 1;
+                // A late answer to an earlier job is not taken for this one.
+                runner.say(&ToRunner::Audio { id: 4, offset, samples: vec![9.0; count] });
+                runner.say(&ToRunner::Audio { id: 5, offset, samples: block });
+            }
+            FromRunner::Done { id: 5, outcome: Outcome::Transcribed(transcript) } => {
+                assert_eq!(transcript.duration_seconds, 100.0);
+                break;
+            }
+            FromRunner::Segment { segment, .. } => {
+                let heard: f64 = segment.text.split_once(' ').unwrap().1.parse().unwrap();
+                assert_eq!(heard, scripted::sum(&samples));
+            }
+            FromRunner::FirstToken { .. } | FromRunner::Beat => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(next, samples.len() as u64);
+    assert!(asked <= 20, "{asked} round trips for 100 s: small reads are gathered");
+}
+
+#[test]
+fn cancelled_work_ends_wherever_it_is_and_the_next_is_done() {
+    let mut runner = Runner::loaded();
+    let cancelled = |message| matches!(message, FromRunner::Failed { kind: FailureKind::Cancelled, .. });
+    // Waiting for audio.
+    runner.say(&ToRunner::Work { id: 1, work: work(""), len_samples: 16_000 });
+    assert!(matches!(runner.hear(), FromRunner::NeedAudio { id: 1, .. }));
+    runner.say(&ToRunner::Cancel { id: 1 });
+    assert!(cancelled(runner.hear()));
+    // Between tokens; and one that has not begun.
+    runner.say(&ToRunner::Work { id: 2, work: work("each=60000"), len_samples: 0 });
+    runner.say(&ToRunner::Work { id: 3, work: work("each=60000"), len_samples: 0 });
+    assert!(matches!(runner.hear(), FromRunner::FirstToken { id: 2, .. }));
+    runner.say(&ToRunner::Cancel { id: 3 });
+    runner.say(&ToRunner::Cancel { id: 2 });
+    assert!(cancelled(runner.hear()) && cancelled(runner.hear()));
+    runner.say(&ToRunner::Work { id: 4, work: work(""), len_samples: 0 });
+    assert!(matches!(runner.hear(), FromRunner::FirstToken { id: 4, .. }));
+    assert!(matches!(runner.hear(), FromRunner::Segment { id: 4, .. }));
+    assert!(matches!(runner.hear(), FromRunner::Done { id: 4, .. }));
+}
+
+#[test]
+fn signs_of_life_come_while_it_works() {
+    let mut runner = Runner::loaded();
+    runner.say(&ToRunner::Work { id: 1, work: work("each=900"), len_samples: 0 });
+    let mut beats = 0;
+    loop {
+        match runner.hear() {
+            FromRunner::Beat => beats += 1,
+            FromRunner::Done { .. } => break,
+            _ => {}
+        }
+    }
+    assert!((2..=4).contains(&beats), "{beats}");
+}

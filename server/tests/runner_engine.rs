@@ -1,0 +1,103 @@
+//! The real engine in a real runner: the bundled model is installed, loaded, asked, and gone.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test support, though no test itself")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{env, fs, process};
+
+use hush_contract::UnloadReason;
+use hush_server::job::{JobError, Outcome, Work};
+use hush_server::metrics::Metrics;
+use hush_server::residency::{ModelSettings, Models, Policy, Unload};
+use hush_server::runner::child::{self, PARENT_VARIABLE};
+use hush_server::runner::wire::LoadSpec;
+use hush_server::runner::{EngineBackend, Settings};
+use hush_whisper::{InstallOptions, Precision, TranscribeOptions, install};
+use tokio::sync::mpsc;
+
+#[test]
+fn runner_child() {
+    if env::var_os(PARENT_VARIABLE).is_some() {
+        let _ = child::main::<EngineBackend>();
+        process::exit(1);
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// 16-bit mono at 16 kHz, as the fixtures are.
+fn read_wav(name: &str) -> Arc<Vec<f32>> {
+    let bytes = fs::read(root().join("tests/fixtures/audio").join(name)).unwrap();
+    let data = bytes.windows(4).position(|tag| tag == b"data").unwrap() + 8;
+    Arc::new(bytes[data..].as_chunks().0.iter().map(|pair| f32::from(i16::from_le_bytes(*pair)) / 32_768.0).collect())
+}
+
+fn start(model_dir: PathBuf, library: PathBuf) -> Models {
+    let spec = LoadSpec { model_dir, device: "cpu".to_owned(), threads: Some(2), prepack: false };
+    let model = ModelSettings { name: "tiny".to_owned(), spec, policy: Policy::default() };
+    let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"].map(Into::into).to_vec();
+    let env = vec![("ORT_DYLIB_PATH".into(), library.into())];
+    let runners = Settings { env, ..Settings::this_program(args) };
+    Models::start(vec![model], runners, &Arc::new(Metrics::new().unwrap())).unwrap()
+}
+
+fn library() -> PathBuf {
+    env::var_os("ORT_DYLIB_PATH").map_or_else(|| root().join(".hush/lib/libonnxruntime.so"), PathBuf::from)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recording_becomes_text_in_a_child_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        InstallOptions { name: "tiny".to_owned(), precision: Precision::Int8, source_label: "bundled".to_owned() };
+    let checkpoint = root().join("tests/fixtures/model/whisper-hush-tiny");
+    let model_dir = install(&checkpoint, dir.path(), &options, &mut |_| {}).unwrap();
+    let models = start(model_dir, library());
+    let model = models.default_model();
+
+    let parity = fs::read_to_string(root().join("tests/fixtures/parity/en-1.json")).unwrap();
+    let parity: serde_json::Value = serde_json::from_str(&parity).unwrap();
+    let expected = parity["greedy"]["text"].as_str().unwrap_or_else(|| panic!("no text in {parity}")).trim();
+    let mut pids = Vec::new();
+    for _ in 0..3 {
+        let asked = Instant::now();
+        let (sender, mut receiver) = mpsc::channel(64);
+        let work = Work::Transcribe(TranscribeOptions::default());
+        let outcome = model.run(read_wav("en-1.wav"), work, sender).await.unwrap();
+        let mut text = String::new();
+        while let Some(segment) = receiver.recv().await {
+            text.push_str(&segment.text);
+        }
+        println!("unloaded -> text: {:?}", asked.elapsed());
+        assert_eq!(text.trim(), expected);
+        assert!(matches!(outcome, Outcome::Transcribed(transcript) if transcript.language == "en"));
+        let klingon = TranscribeOptions { language: Some("klingon".to_owned()), ..TranscribeOptions::default() };
+        let refused = model.gather(read_wav("en-1.wav"), Work::Transcribe(klingon)).await;
+        assert!(matches!(refused, Err(JobError::Invalid(_))), "{refused:?}");
+        pids.push(model.snapshot().runner_pid);
+        let asked = Instant::now();
+        model.unload(Unload::now(UnloadReason::Manual)).await.unwrap();
+        println!("unload, request -> reaped: {:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_millis(100));
+    }
+    pids.dedup();
+    assert_eq!(pids.len(), 3);
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    assert!(!maps.contains("libonnxruntime"), "the server never maps it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_missing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let work = || Work::Transcribe(TranscribeOptions::default());
+    let models = start(dir.path().join("no-such-model"), library());
+    let error = models.default_model().gather(read_wav("en-1.wav"), work()).await.unwrap_err().to_string();
+    assert!(error.contains("no-such-model"), "{error}");
+    let models = start(dir.path().to_owned(), dir.path().join("no-such-library.so"));
+    let error = models.default_model().gather(read_wav("en-1.wav"), work()).await.unwrap_err().to_string();
+    assert!(error.contains("no-such-library.so"), "{error}");
+}

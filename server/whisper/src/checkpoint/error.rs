@@ -1,0 +1,54 @@
+//! What can be wrong with a checkpoint. Every message names the file, what was expected and what was found.
+
+use std::io;
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{} is not a folder; expected a Hugging Face checkpoint folder (config.json, model.safetensors, ...)", .0.display())]
+    NotAFolder(PathBuf),
+    #[error("{} is missing; {hint}", path.display())]
+    MissingFile { path: PathBuf, hint: &'static str },
+    #[error("{}: cannot be read: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: is not valid JSON: {source}", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("{}: not a Whisper model: `model_type` is {found}, expected \"whisper\"", path.display())]
+    NotWhisper { path: PathBuf, found: String },
+    #[error("{}: `{field}` {problem}", path.display())]
+    Field { path: PathBuf, field: String, problem: String },
+    #[error(
+        "{} holds pickled weights, which can run code when they are read; convert the checkpoint to safetensors \
+         (`model.save_pretrained(folder, safe_serialization=True)` in transformers) and install that folder",
+        .0.display()
+    )]
+    PickleOnly(PathBuf),
+    #[error("{}: not a readable safetensors file: {problem}", path.display())]
+    Corrupt { path: PathBuf, problem: String },
+    #[error("{}: truncated: its header describes {expected} bytes, the file has {found}", path.display())]
+    Truncated { path: PathBuf, expected: u64, found: u64 },
+    #[error("{}: shard `{shard}` is missing, the index places {tensors} tensors in it", index.display())]
+    MissingShard { index: PathBuf, shard: String, tensors: usize },
+    #[error("{}: the index places tensor `{tensor}` in `{shard}`, but that file does not hold it", index.display())]
+    AbsentFromShard { index: PathBuf, tensor: String, shard: String },
+    #[error("{}: tensor `{tensor}` is missing, expected {expected:?}", path.display())]
+    MissingTensor { path: PathBuf, tensor: String, expected: Vec<usize> },
+    #[error("{}: tensor `{tensor}` has shape {found:?}, expected {expected:?} by config.json", path.display())]
+    Shape { path: PathBuf, tensor: String, expected: Vec<usize>, found: Vec<usize> },
+    #[error("{}: tensor `{tensor}` has type {found}, expected F32, F16 or BF16", path.display())]
+    Dtype { path: PathBuf, tensor: String, found: String },
+    #[error("{}: tensor `{tensor}` holds a value that is not finite, at index {index}", path.display())]
+    NotFinite { path: PathBuf, tensor: String, index: usize },
+    #[error("{}: the tokenizer cannot be used: {problem}", path.display())]
+    Tokenizer { path: PathBuf, problem: String },
+}
+
+impl CheckpointError {
+    pub(crate) fn field(path: &std::path::Path, field: &str, problem: impl Into<String>) -> Self {
+        Self::Field { path: path.to_owned(), field: field.to_owned(), problem: problem.into() }
+    }
+
+    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+}

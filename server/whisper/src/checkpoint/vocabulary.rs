@@ -1,0 +1,234 @@
+//! The tokenizer of a checkpoint, and the ids of the tokens that steer Whisper.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::json::JsonFile;
+use super::{CheckpointError, Config};
+
+/// Ids of the tokens that steer decoding, and what is never to be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecialTokens {
+    /// `<|endoftext|>`
+    pub eot: u32,
+    /// `<|startoftranscript|>`
+    pub sot: u32,
+    /// `<|startofprev|>`
+    pub sot_prev: u32,
+    /// `<|startoflm|>`
+    pub sot_lm: u32,
+    /// `<|nospeech|>`, in older vocabularies `<|nocaptions|>`
+    pub no_speech: u32,
+    /// `<|notimestamps|>`
+    pub no_timestamps: u32,
+    /// `<|0.00|>`; the following ids are 0.02 s apart.
+    pub timestamp_begin: u32,
+    pub transcribe: u32,
+    pub translate: u32,
+    /// Whisper language code to id; the reference takes them in the order of their ids.
+    pub languages: BTreeMap<String, u32>,
+    /// `false` for the `.en` models: no language and no task in their prompt.
+    pub multilingual: bool,
+    /// Never written.
+    pub suppress: Vec<u32>,
+    /// Not written first.
+    pub begin_suppress: Vec<u32>,
+    /// Highest timestamp of a first token, counted from `timestamp_begin`.
+    pub max_initial_timestamp_index: u32,
+}
+
+/// What the reference takes when a checkpoint does not say: 1.0 s.
+const MAX_INITIAL_TIMESTAMP_INDEX: u32 = 50;
+
+/// Reads `tokenizer.json`, or makes it from `vocab.json`, `merges.txt` and `added_tokens.json`. Returns it with its text.
+pub(super) fn read_tokenizer(folder: &Path) -> Result<(Tokenizer, Vec<u8>), CheckpointError> {
+    let path = folder.join("tokenizer.json");
+    if path.exists() {
+        let text = fs::read(&path).map_err(CheckpointError::io(&path))?;
+        let tokenizer =
+            Tokenizer::from_bytes(&text).map_err(|e| CheckpointError::Tokenizer { path, problem: e.to_string() })?;
+        return Ok((tokenizer, text));
+    }
+    let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+    if !vocab.exists() || !merges.exists() {
+        let hint = "a tokenizer is needed: tokenizer.json, or vocab.json with merges.txt";
+        return Err(CheckpointError::MissingFile { path, hint });
+    }
+    let tokenizer = from_vocab(folder, &vocab, &merges)?;
+    let text =
+        tokenizer.to_string(false).map_err(|e| CheckpointError::Tokenizer { path: vocab, problem: e.to_string() })?;
+    Ok((tokenizer, text.into_bytes()))
+}
+
+fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<Tokenizer, CheckpointError> {
+    let problem = |path: &Path, problem: String| CheckpointError::Tokenizer { path: path.to_owned(), problem };
+    let vocab: Vocab = JsonFile::read(vocab_path)?.all_tokens()?.into_iter().collect();
+    let text = fs::read_to_string(merges_path).map_err(CheckpointError::io(merges_path))?;
+    let mut merges = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        if line.starts_with("#version") || line.is_empty() {
+            continue;
+        }
+        let (a, b) = line
+            .split_once(' ')
+            .ok_or_else(|| problem(merges_path, format!("line {} is not two tokens", number + 1)))?;
+        merges.push((a.to_owned(), b.to_owned()));
+    }
+    let bpe = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| problem(vocab_path, e.to_string()))?;
+    let mut tokenizer = Tokenizer::new(bpe);
+    let bytes = ByteLevel::new(false, true, true);
+    tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
+
+    let added_path = folder.join("added_tokens.json");
+    if let Some(added) = JsonFile::read_if_there(&added_path)? {
+        let mut added = added.all_tokens()?;
+        added.sort_by_key(|(_, id)| *id);
+        for (token, id) in added {
+            let timestamp = token.strip_prefix("<|").is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()));
+            tokenizer
+                .add_tokens([AddedToken::from(token.clone(), !timestamp).normalized(false)])
+                .map_err(|e| problem(&added_path, e.to_string()))?;
+            // Ids of added tokens follow from their order: a hole in the numbering cannot be expressed.
+            let got = tokenizer.token_to_id(&token);
+            if got != Some(id) {
+                return Err(problem(&added_path, format!("`{token}` has id {id}, but it would become {got:?}")));
+            }
+        }
+    }
+    Ok(tokenizer)
+}
+
+impl JsonFile {
+    fn all_tokens(&self) -> Result<Vec<(String, u32)>, CheckpointError> {
+        self.entries()
+            .map(|(token, id)| {
+                let id = id.as_u64().and_then(|n| u32::try_from(n).ok());
+                Ok((token.clone(), id.ok_or_else(|| self.error(token, "must be a token id"))?))
+            })
+            .collect()
+    }
+}
+
+impl SpecialTokens {
+    pub(super) fn read(
+        tokenizer: &Tokenizer,
+        tokenizer_path: &Path,
+        config: &Config,
+        config_json: &JsonFile,
+        generation: Option<&JsonFile>,
+    ) -> Result<Self, CheckpointError> {
+        let size = config.vocab_size;
+        let error = |problem: String| CheckpointError::Tokenizer { path: tokenizer_path.to_owned(), problem };
+        let find = |names: &[&str]| {
+            let id = names.iter().find_map(|name| tokenizer.token_to_id(name));
+            let id = id.ok_or_else(|| error(format!("it has no token `{}`", names[0])))?;
+            if (id as usize) < size {
+                return Ok(id);
+            }
+            Err(error(format!("`{}` has id {id}, but `vocab_size` in config.json is {size}", names[0])))
+        };
+        let eot = find(&["<|endoftext|>"])?;
+        let sot = find(&["<|startoftranscript|>"])?;
+        let sot_prev = find(&["<|startofprev|>"])?;
+        let sot_lm = find(&["<|startoflm|>"])?;
+        let no_speech = find(&["<|nospeech|>", "<|nocaptions|>"])?;
+        let no_timestamps = find(&["<|notimestamps|>"])?;
+        let transcribe = find(&["<|transcribe|>"])?;
+        let translate = find(&["<|translate|>"])?;
+        // Older tokenizers do not name the timestamps; they follow in every vocabulary.
+        let timestamp_begin = no_timestamps + 1;
+        if timestamp_begin as usize >= size {
+            return Err(error(format!("its timestamps begin at {timestamp_begin}, but `vocab_size` is {size}")));
+        }
+
+        let from_generation = |field| generation.map_or(Ok(None), |g| g.tokens(field, size));
+        let named = generation.map_or(Ok(None), |g| g.token_map("lang_to_id", size))?;
+        let languages: BTreeMap<String, u32> = match named {
+            Some(named) => named.into_iter().map(|(name, id)| (bare(&name).to_owned(), id)).collect(),
+            // The languages lie between <|startoftranscript|> and the tasks.
+            None => (sot + 1..translate.min(transcribe))
+                .filter_map(|id| Some((bare(&tokenizer.id_to_token(id)?).to_owned(), id)))
+                .collect(),
+        };
+        // As the reference tells them apart: the .en vocabulary has one token less.
+        let multilingual = match generation.map_or(Ok(None), |g| g.flag("is_multilingual"))? {
+            Some(said) => said,
+            None => size >= 51_865,
+        };
+        let suppress = match (from_generation("suppress_tokens")?, config_json.tokens("suppress_tokens", size)?) {
+            (Some(given), _) | (None, Some(given)) => given,
+            (None, None) => {
+                let control = [translate, transcribe, sot_lm, sot_prev, sot, no_speech];
+                let mut all = non_speech(tokenizer).map_err(|e| error(e.to_string()))?;
+                all.extend(control);
+                all
+            }
+        };
+        let begin_suppress =
+            match (from_generation("begin_suppress_tokens")?, config_json.tokens("begin_suppress_tokens", size)?) {
+                (Some(given), _) | (None, Some(given)) => given,
+                (None, None) => {
+                    let blank = tokenizer.encode(" ", false).map_err(|e| error(e.to_string()))?;
+                    blank.get_ids().first().copied().into_iter().chain([eot]).collect()
+                }
+            };
+        let max_initial = generation.map_or(Ok(None), |g| g.token("max_initial_timestamp_index", size))?;
+        Ok(Self {
+            eot,
+            sot,
+            sot_prev,
+            sot_lm,
+            no_speech,
+            no_timestamps,
+            timestamp_begin,
+            transcribe,
+            translate,
+            languages,
+            multilingual,
+            suppress: sorted(suppress),
+            begin_suppress: sorted(begin_suppress),
+            max_initial_timestamp_index: max_initial.unwrap_or(MAX_INITIAL_TIMESTAMP_INDEX),
+        })
+    }
+}
+
+fn bare(token: &str) -> &str {
+    token.strip_prefix("<|").and_then(|t| t.strip_suffix("|>")).unwrap_or(token)
+}
+
+fn sorted(mut ids: Vec<u32>) -> Vec<u32> {
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Tokens that stand for no sound: speaker tags, brackets, notes. The list of the reference
+/// (`Tokenizer.non_speech_tokens` in openai/whisper), computed as it computes it.
+fn non_speech(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u32>> {
+    const SIGNS: &str = "\"#()*+/:;<=>@[\\]^_`{|}~「」『』";
+    const GROUPS: &str = "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪";
+    // Several of these share their first bytes, and so their first token.
+    const NOTES: &str = "♩♪♫♬♭♮♯";
+    let mut ids = Vec::new();
+    // A hyphen and an apostrophe may stand between letters, but not begin a word.
+    for text in [" -", " '"] {
+        ids.extend(tokenizer.encode(text, false)?.get_ids().first());
+    }
+    let signs = SIGNS.chars().map(String::from).chain(GROUPS.split(' ').map(str::to_owned)).map(|s| (s, false));
+    for (sign, note) in signs.chain(NOTES.chars().map(|c| (c.to_string(), true))) {
+        for text in [sign.clone(), format!(" {sign}")] {
+            let encoding = tokenizer.encode(text, false)?;
+            match encoding.get_ids() {
+                [first, rest @ ..] if note || rest.is_empty() => ids.push(*first),
+                _ => {}
+            }
+        }
+    }
+    Ok(ids)
+}

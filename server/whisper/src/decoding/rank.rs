@@ -1,0 +1,57 @@
+//! Judging what was decoded.
+
+use std::io::Write;
+
+use flate2::{Compression, write::ZlibEncoder};
+
+/// The candidate with the highest log-probability per token (`MaximumLikelihoodRanker`); the first of equals.
+pub fn most_likely(candidates: impl Iterator<Item = (f64, usize)>) -> usize {
+    let mut best = (0, f64::NEG_INFINITY);
+    for (index, (sum_logprob, length)) in candidates.enumerate() {
+        let score = sum_logprob / length.max(1) as f64;
+        if score > best.1 {
+            best = (index, score);
+        }
+    }
+    best.0
+}
+
+/// How much shorter zlib makes the text: high where it repeats itself.
+pub fn compression_ratio(text: &str) -> f64 {
+    let mut encoder = ZlibEncoder::new(Counter(0), Compression::new(6));
+    // A counter takes every byte.
+    let compressed = encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish()).map_or(0, |counter| counter.0);
+    text.len() as f64 / compressed.max(1) as f64
+}
+
+struct Counter(usize);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn length_is_normalised_and_the_first_of_equals_wins() {
+        assert_eq!(most_likely([(-4.0, 2), (-6.0, 6), (-1.0, 1)].into_iter()), 1);
+        assert_eq!(most_likely([(f64::NEG_INFINITY, 1), (f64::NEG_INFINITY, 2)].into_iter()), 0);
+    }
+
+    #[test]
+    fn ratios_are_those_of_zlib() {
+        // Python: len(t.encode()) / len(zlib.compress(t.encode()))
+        assert_eq!(compression_ratio(""), 0.0);
+        assert!((compression_ratio(&"ha ".repeat(50)) - 150.0 / 14.0).abs() < 1e-9);
+        assert!((compression_ratio("Größe") - 7.0 / 15.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,156 @@
+//! Choosing a token from logits, and the probabilities that go with the choice.
+
+/// Exponents below this add nothing that a sum over a vocabulary could show.
+const NEGLIGIBLE: f32 = -30.0;
+
+/// The first of the largest values.
+pub fn arg_max(logits: &[f32]) -> usize {
+    let largest = maximum(logits);
+    logits.iter().position(|logit| *logit == largest).unwrap_or(0)
+}
+
+fn maximum(logits: &[f32]) -> f32 {
+    // Eight lanes, so that the compiler keeps them in one register.
+    let mut lanes = [f32::NEG_INFINITY; 8];
+    let chunks = logits.chunks_exact(8);
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for chunk in chunks {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if *logit > *lane { *logit } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(rest, f32::max)
+}
+
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
+    let largest = maximum(logits);
+    if !largest.is_finite() {
+        return f64::from(largest);
+    }
+    let sum: f64 = logits
+        .iter()
+        .map(|logit| logit - largest)
+        .filter(|below| *below > NEGLIGIBLE)
+        .map(|below| f64::from(below.exp()))
+        .sum();
+    f64::from(largest) + sum.ln()
+}
+
+/// The natural logarithm of the probability of `token`.
+pub fn log_probability(logits: &[f32], token: usize) -> f64 {
+    logits.get(token).map_or(f64::NEG_INFINITY, |logit| f64::from(*logit) - log_sum_exp(logits))
+}
+
+/// Draws a token with probability `softmax(logits / temperature)`.
+pub fn draw(logits: &[f32], temperature: f32, random: &mut Random) -> usize {
+    let largest = maximum(logits);
+    let weight = |logit: f32| {
+        let below = (logit - largest) / temperature;
+        if below > NEGLIGIBLE { f64::from(below.exp()) } else { 0.0 }
+    };
+    let total: f64 = logits.iter().copied().map(weight).sum();
+    let mut left = random.unit() * total;
+    let mut chosen = arg_max(logits);
+    for (token, logit) in logits.iter().enumerate() {
+        let weight = weight(*logit);
+        if weight > 0.0 {
+            chosen = token;
+            left -= weight;
+            if left < 0.0 {
+                break;
+            }
+        }
+    }
+    chosen
+}
+
+/// A small random generator (SplitMix64): the same seed gives the same text, on every machine and in every version.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// `parts` tell apart the draws of one request: window, attempt, candidate.
+    pub fn new(seed: u64, parts: &[u64]) -> Self {
+        let mut random = Self(seed);
+        for part in parts {
+            random.0 = random.next() ^ part.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        }
+        random
+    }
+
+    /// A seed for draws that these `parts` tell apart further.
+    pub fn seed(mut self) -> u64 {
+        self.next()
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Evenly from 0 up to, but not including, 1.
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_first_of_equals_wins() {
+        assert_eq!(arg_max(&[1.0, 3.0, 3.0, 2.0]), 1);
+        assert_eq!(arg_max(&[f32::NEG_INFINITY; 20]), 0);
+        assert_eq!(arg_max(&[]), 0);
+    }
+
+    #[test]
+    fn forbidden_tokens_are_never_drawn() {
+        let mut logits = vec![f32::NEG_INFINITY; 50];
+        logits[7] = 1.0;
+        logits[9] = 0.5;
+        let mut random = Random::new(3, &[]);
+        for _ in 0..1000 {
+            assert!([7, 9].contains(&draw(&logits, 1.0, &mut random)));
+        }
+        assert_eq!(draw(&logits, 1e-6, &mut random), 7);
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let logits = [0.0_f32, 1.0, 2.0];
+        for temperature in [0.5, 1.0] {
+            let mut random = Random::new(11, &[1, 2]);
+            let mut counts = [0.0_f64; 3];
+            for _ in 0..20_000 {
+                counts[draw(&logits, temperature, &mut random)] += 1.0 / 20_000.0;
+            }
+            let scaled: Vec<f32> = logits.iter().map(|logit| logit / temperature).collect();
+            for (token, count) in counts.iter().enumerate() {
+                assert!((count - log_probability(&scaled, token).exp()).abs() < 0.02, "{token}: {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_and_parts_tell_sequences_apart() {
+        let first = |seed, parts: &[u64]| Random::new(seed, parts).next();
+        assert_eq!(first(1, &[0, 3]), first(1, &[0, 3]));
+        assert_ne!(first(1, &[0, 3]), first(2, &[0, 3]));
+        assert_ne!(first(1, &[0, 3]), first(1, &[3, 0]));
+    }
+
+    proptest! {
+        #[test]
+        fn probabilities_sum_to_one(logits in prop::collection::vec(-40.0_f32..40.0, 1..100)) {
+            let total: f64 = (0..logits.len()).map(|token| log_probability(&logits, token).exp()).sum();
+            prop_assert!((total - 1.0).abs() < 1e-5, "{}", total);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! `mel` -> `hidden` and the cross-attention's keys and values of every decoder layer.
+
+use crate::onnx::Element;
+
+use super::Precision;
+use super::builder::{Builder, Matrix, Packed, Result};
+
+pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
+    let config = b.config();
+    let (d, frames, real) = (config.d_model, config.max_source_positions, b.real());
+    let how = if b.precision == Precision::Int8 { Matrix::Dynamic } else { Matrix::Dense };
+
+    b.graph.input("mel", Element::F32, &["W".into(), config.num_mel_bins.into(), config.mel_frames().into()]);
+    let mut x = "mel".to_owned();
+    if real != Element::F32 {
+        b.graph.op("Cast", &["mel"], &["mel_real"]).int("to", real.onnx());
+        x = "mel_real".to_owned();
+    }
+    b.graph.op("Transpose", &[&x], &["mel_rows"]).ints("perm", &[0, 2, 1]);
+    convolution(&mut b, Matrix::Dense, "mel_rows", "encoder.conv1", 1, "conv1")?;
+    convolution(&mut b, how, "conv1", "encoder.conv2", 2, "conv2")?;
+    let positions = b.plain("encoder.embed_positions.weight")?;
+    b.graph.op("Add", &["conv2", &positions], &["x_0"]);
+
+    let layers = config.encoder_layers;
+    b.layer_norm("x_0", "encoder.layers.0.self_attn_layer_norm", "norm_0")?;
+    let (mut x, mut norm) = ("x_0".to_owned(), "norm_0".to_owned());
+    for i in 0..layers {
+        let layer = format!("encoder.layers.{i}");
+        let [q, k, v, heard, o] = ["q", "k", "v", "heard", "o"].map(|n| format!("{n}_{i}"));
+        let attention = format!("{layer}.self_attn");
+        for (name, out) in [("q", &q), ("k", &k), ("v", &v)] {
+            let part = format!("{attention}.{name}_proj");
+            let packed = Packed { name: part.clone(), parts: &[(&part, name != "k")] };
+            b.linear(how, &norm, &packed, true, out)?;
+        }
+        b.graph
+            .contrib("MultiHeadAttention", &[&q, &k, &v], &[&heard])
+            .int("num_heads", config.encoder_attention_heads as i64);
+        let projection = format!("{attention}.out_proj");
+        b.one(how, &heard, &projection, true, &o)?;
+
+        let [n, sum, y] = ["mid_norm", "mid", "mlp"].map(|n| format!("{n}_{i}"));
+        b.add_then_norm([&x, &o], &format!("{layer}.final_layer_norm"), &n, &sum)?;
+        b.mlp(how, &n, &layer, true, &y)?;
+        let last = i + 1 == layers;
+        let following = if last {
+            "encoder.layer_norm".to_owned()
+        } else {
+            format!("encoder.layers.{}.self_attn_layer_norm", i + 1)
+        };
+        let (next_norm, next) = (format!("norm_{}", i + 1), format!("x_{}", i + 1));
+        b.add_then_norm([&sum, &y], &following, &next_norm, &next)?;
+        (x, norm) = (next, next_norm);
+    }
+
+    b.graph.output("hidden", Element::F32, &["W".into(), frames.into(), d.into()]);
+    if real == Element::F32 {
+        b.graph.op("Identity", &[&norm], &["hidden"]);
+    } else {
+        b.graph.op("Cast", &[&norm], &["hidden"]).int("to", Element::F32.onnx());
+    }
+    let (heads, width) = (config.decoder_attention_heads, config.head_width());
+    b.graph.constant_i64("split_heads", &[4], &[0, 0, heads as i64, width as i64]);
+    for i in 0..config.decoder_layers {
+        for kind in ["k", "v"] {
+            let name = format!("decoder.layers.{i}.encoder_attn.{kind}_proj");
+            let [flat, rows, out] = ["flat", "rows", "cross"].map(|n| format!("{n}_{kind}_{i}"));
+            b.linear(how, &norm, &Packed { name: name.clone(), parts: &[(&name, kind == "v")] }, true, &flat)?;
+            let (values, element) = if b.precision == Precision::Int8 {
+                (to_bytes(&mut b, &flat, &format!("cross_{kind}_scale_{i}")), Element::I8)
+            } else {
+                (flat, real)
+            };
+            b.graph.op("Reshape", &[&values, "split_heads"], &[&rows]);
+            b.graph.output(&out, element, &["W".into(), heads.into(), frames.into(), width.into()]);
+            b.graph.op("Transpose", &[&rows], &[&out]).ints("perm", &[0, 2, 1, 3]);
+        }
+    }
+    Ok(b.graph.finish())
+}
+
+/// `x` `[W, E, D]` in signed bytes, with one scale per window and channel as the output `scale` `[W, 1, D]`. A decoder step
+/// reads all keys and values of a window: a quarter of the bytes is most of a quarter of the time.
+fn to_bytes(b: &mut Builder<'_, '_>, x: &str, scale: &str) -> String {
+    b.graph.constant_f32("largest_byte", &[], &[127.0]);
+    // Keeps the scale of a channel of zeros above zero.
+    b.graph.constant_f32("smallest_range", &[1], &[1e-20]);
+    let [size, image, strips, column, largest, range, scaled, rounded, bytes] =
+        ["size", "image", "strips", "column", "largest", "range", "scaled", "rounded", "bytes"]
+            .map(|n| format!("{x}_{n}"));
+    // The largest of each column, as two poolings: ten times faster than `ReduceMax`.
+    let (frames, d) = (b.config().max_source_positions, b.config().d_model);
+    let strip = (1..=frames).take_while(|n| n * n <= frames).filter(|n| frames % n == 0).last().unwrap_or(1);
+    b.graph.constant_i64("one_image", &[4], &[0, 1, frames as i64, d as i64]);
+    b.graph.constant_i64("one_row", &[3], &[0, 1, d as i64]);
+    b.graph.op("Abs", &[x], &[&size]);
+    b.graph.op("Reshape", &[&size, "one_image"], &[&image]);
+    let height = [strip as i64, 1];
+    b.graph.op("MaxPool", &[&image], &[&strips]).ints("kernel_shape", &height).ints("strides", &height);
+    b.graph.op("MaxPool", &[&strips], &[&column]).ints("kernel_shape", &[(frames / strip) as i64, 1]);
+    b.graph.op("Reshape", &[&column, "one_row"], &[&largest]);
+    b.graph.op("Max", &[&largest, "smallest_range"], &[&range]);
+    b.graph.output(scale, Element::F32, &["W".into(), 1.into(), d.into()]);
+    b.graph.op("Div", &[&range, "largest_byte"], &[scale]);
+    b.graph.op("Div", &[x, scale], &[&scaled]);
+    b.graph.op("Round", &[&scaled], &[&rounded]);
+    b.graph.op("Cast", &[&rounded], &[&bytes]).int("to", Element::I8.onnx());
+    bytes
+}
+
+/// A convolution of width 3 over `[W, frames, channels]`, and its GELU: three shifted copies side by side, one product.
+/// No `Conv`: on a GPU that would need cuDNN.
+fn convolution(b: &mut Builder<'_, '_>, how: Matrix, x: &str, name: &str, stride: i64, out: &str) -> Result<()> {
+    let frames = b.config().mel_frames() as i64;
+    b.graph.constant_i64("conv_pads", &[6], &[0, 1, 0, 0, 1, 0]);
+    b.graph.constant_i64("conv_axis", &[1], &[1]);
+    let step = format!("conv_step_{stride}");
+    b.graph.constant_i64(&step, &[1], &[stride]);
+    let (padded, joined, product) = (format!("{out}_padded"), format!("{out}_joined"), format!("{out}_product"));
+    b.graph.op("Pad", &[x, "conv_pads"], &[&padded]);
+    let taps = [0, 1, 2].map(|tap| format!("{out}_tap_{tap}"));
+    for (tap, shifted) in taps.iter().enumerate() {
+        let (first, end) = (format!("{shifted}_first"), format!("{shifted}_end"));
+        b.graph.constant_i64(&first, &[1], &[tap as i64]);
+        b.graph.constant_i64(&end, &[1], &[tap as i64 + frames - (stride - 1)]);
+        b.graph.op("Slice", &[&padded, &first, &end, "conv_axis", &step], &[shifted]);
+    }
+    b.graph.op("Concat", &[&taps[0], &taps[1], &taps[2]], &[&joined]).int("axis", 2);
+    b.convolution(how, &joined, name, &product)?;
+    b.bias_gelu(how, &product, &format!("{name}.bias"), out)
+}

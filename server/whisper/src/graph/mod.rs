@@ -1,0 +1,109 @@
+//! The three graphs of a model. `W` windows, `B` rows (`B` a multiple of `W`: row `b` hears window `b / (B / W)`), `S`
+//! tokens of this call, `L` decoder layers, `H` decoder heads of width `d`, `D = H d`, `E` = 1500 frames, `T` slots of
+//! the self-attention cache (448), `V` the vocabulary. `real` is f32, or f16 for [`Precision::Fp16`].
+//!
+//! | graph | inputs | outputs |
+//! |---|---|---|
+//! | `encoder.onnx` | `mel` f32 `[W, 80 or 128, 2 E]` | `hidden` f32 `[W, E, D]`; `cross_*` |
+//! | `decoder.onnx` | `input_ids` i32 `[B, S]`, `position_ids` i32 `[B, S]`, `seqlens_k` i32 `[B]`, `total_sequence_length` i32 scalar (on the CPU), all `cross_*`, for each layer `self_k_i`, `self_v_i` real `[B, H, T, d]` | `logits` f32 `[B, V]` and `next_token` i64 `[B]` of the last position, `present_k_i`, `present_v_i`; for int8 `present_cross_*` |
+//! | `align.onnx` | `input_ids`, `position_ids`, those `cross_*` that it names; here `B = W` | `weights` f32 `[B, alignment heads, S, E]`: softmax of the cross-attention |
+//!
+//! What the encoder gives as `cross_*` goes under the same name to the other two; whoever runs the graphs carries these
+//! tensors and need not know them. For fp32 and fp16 they are `cross_k_i` and `cross_v_i`, real `[W, H, E, d]`, for each
+//! layer. For int8 these two are i8, and with them go `cross_k_scale_i` and `cross_v_scale_i`, f32 `[W, 1, D]`: a step
+//! reads every key and value of a window, and reads a quarter of the bytes. One call of the int8 decoder takes at most
+//! `E` positions for a window (`B / W` rows of `S` tokens).
+//!
+//! `present_k_i` and `present_v_i` must be bound to the same buffer as `self_k_i` and `self_v_i`: the cache is written in
+//! place. `present_cross_k_i` and `present_cross_v_i` should be bound to the buffers of `cross_k_i` and `cross_v_i`:
+//! nothing is written there, but left unbound they are copies. `seqlens_k` is the number of tokens in the cache after
+//! this call, less one; `total_sequence_length` the largest of them, plus one.
+//!
+//! The graphs are written as ONNX Runtime runs them fastest. Load them with optimisation disabled or basic: the extended
+//! level would join the encoder's additions and norms again, which is slower on a CPU. Prepacking may be disabled, except
+//! for the int8 decoder: ONNX Runtime multiplies unpacked blocks some thirty times slower.
+
+mod align;
+mod builder;
+mod decoder;
+mod encoder;
+mod quantise;
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::onnx::WeightsFile;
+
+use builder::Builder;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    Fp32,
+    /// Weights, activations and caches in half precision: for GPUs.
+    Fp16,
+    /// 8-bit weights, f32 caches: for CPUs.
+    Int8,
+}
+
+impl Precision {
+    pub const ALL: [Self; 3] = [Self::Fp32, Self::Fp16, Self::Int8];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|p| p.as_str() == text)
+            .ok_or_else(|| format!("`{text}` is not a precision; one of fp32, fp16, int8"))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("writing the weights: {0}")]
+    Write(#[from] io::Error),
+    #[error("{precision} is not possible for this model: {problem}")]
+    Unsupported { precision: Precision, problem: String },
+}
+
+/// A graph, ready to be written beside the weights file.
+pub struct GraphFile {
+    pub name: &'static str,
+    pub bytes: Vec<u8>,
+}
+
+/// Writes the weights into `weights` and returns the graphs that refer to them.
+pub fn build(
+    checkpoint: &Checkpoint,
+    precision: Precision,
+    weights: &mut WeightsFile<'_>,
+) -> Result<[GraphFile; 3], BuildError> {
+    let encoder = encoder::build(Builder::new(checkpoint, precision, weights, "encoder"))?;
+    let decoder = decoder::build(Builder::new(checkpoint, precision, weights, "decoder"))?;
+    let align = align::build(Builder::new(checkpoint, precision, weights, "align"))?;
+    Ok([("encoder.onnx", encoder), ("decoder.onnx", decoder), ("align.onnx", align)]
+        .map(|(name, bytes)| GraphFile { name, bytes }))
+}

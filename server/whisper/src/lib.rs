@@ -1,0 +1,32 @@
+//! The speech engine of Hush: a published Whisper checkpoint becomes ONNX graphs ([`install`]), and samples become
+//! text ([`engine`]). No HTTP and no processes here.
+//!
+//! ```text
+//! checkpoint -> graph -> model_dir            (install: once, no ONNX Runtime needed)
+//! PcmSource -> mel -> engine -> decoding -> transcribe -> Segment   (run: one owner of the sessions)
+//! ```
+
+pub mod checkpoint;
+pub mod decoding;
+pub mod engine;
+pub mod graph;
+pub mod install;
+pub mod language;
+pub mod mel;
+pub mod model_dir;
+mod onnx;
+pub mod runtime;
+pub mod segments;
+pub mod task;
+pub mod tokenizer;
+mod transcribe;
+
+pub use engine::{Device, Engine, EngineOptions};
+pub use graph::Precision;
+pub use install::{InstallError, InstallOptions, Progress, install};
+pub use model_dir::{Manifest, ModelDir, ModelDirError};
+pub use task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, Task, TranscribeOptions, Transcript};
+pub use transcribe::{MOST_CANDIDATES, TranscribeError};
+
+/// Samples per second of everything the engine hears.
+pub const SAMPLE_RATE: u32 = 16_000;

@@ -1,0 +1,184 @@
+//! An installed model: a folder with three graphs, their weights, the tokenizer, and `model.json` that says what it is.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::checkpoint::{Config, SpecialTokens};
+use crate::graph::Precision;
+use crate::onnx::{WeightsFile, hex};
+
+/// Grows when a model directory of before cannot be used any more.
+pub const FORMAT_VERSION: u32 = 1;
+
+pub const MANIFEST: &str = "model.json";
+pub const ENCODER: &str = "encoder.onnx";
+pub const DECODER: &str = "decoder.onnx";
+pub const ALIGN: &str = "align.onnx";
+pub const WEIGHTS: &str = WeightsFile::NAME;
+pub const TOKENIZER: &str = "tokenizer.json";
+
+/// Every file beside `model.json`.
+pub const FILES: [&str; 5] = [ENCODER, DECODER, ALIGN, WEIGHTS, TOKENIZER];
+
+/// `model.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format_version: u32,
+    /// As it was named at install; the folder may have been renamed since.
+    pub name: String,
+    pub precision: Precision,
+    /// Where the checkpoint came from, for people.
+    pub source: String,
+    pub config: Config,
+    pub tokens: SpecialTokens,
+    /// `[layer, head]` in the order of the second dimension of `align.onnx`'s output.
+    pub alignment_heads: Vec<[usize; 2]>,
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// A model directory whose files are there in their lengths.
+#[derive(Clone, Debug)]
+pub struct ModelDir {
+    path: PathBuf,
+    manifest: Manifest,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ModelDirError {
+    #[error("{}: there is no such model directory; make one with `hush-server install`", .0.display())]
+    NotFound(PathBuf),
+    #[error(
+        "{} is a checkpoint, not an installed model; install it with `hush-server install {}`",
+        .0.display(), .0.display()
+    )]
+    Checkpoint(PathBuf),
+    #[error("{} is missing, so this is no installed model; make one with `hush-server install`", .0.display())]
+    NoManifest(PathBuf),
+    #[error("{}: cannot be read: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: not a valid manifest: {source}; repeat `hush-server install`", path.display())]
+    Manifest { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "{}: written in format {found}, this version of Hush reads format {FORMAT_VERSION}; \
+         repeat `hush-server install`",
+        path.display()
+    )]
+    Version { path: PathBuf, found: u32 },
+    #[error("{} is missing; repeat `hush-server install`", .0.display())]
+    MissingFile(PathBuf),
+    #[error("{}: {found} bytes long, expected {expected}; repeat `hush-server install`", path.display())]
+    Length { path: PathBuf, expected: u64, found: u64 },
+    #[error("{}: its content changed since the install (sha256 {found}, expected {expected}); repeat `hush-server install`", path.display())]
+    Digest { path: PathBuf, expected: String, found: String },
+}
+
+impl ModelDir {
+    /// Reads the manifest and looks at the length of each file; cheap at any size.
+    pub fn open(path: &Path) -> Result<Self, ModelDirError> {
+        let manifest_path = path.join(MANIFEST);
+        let text = match fs::read(&manifest_path) {
+            Ok(text) => text,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(if !path.is_dir() {
+                    ModelDirError::NotFound(path.to_owned())
+                } else if path.join("config.json").exists() {
+                    ModelDirError::Checkpoint(path.to_owned())
+                } else {
+                    ModelDirError::NoManifest(manifest_path)
+                });
+            }
+            Err(source) => return Err(ModelDirError::Io { path: manifest_path, source }),
+        };
+        let bad = |source| ModelDirError::Manifest { path: manifest_path.clone(), source };
+        // The version first: what follows may look different in another one.
+        let version: Version = serde_json::from_slice(&text).map_err(bad)?;
+        if version.format_version != FORMAT_VERSION {
+            return Err(ModelDirError::Version { path: manifest_path, found: version.format_version });
+        }
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(bad)?;
+        for name in FILES {
+            let path = path.join(name);
+            let found = match fs::metadata(&path) {
+                Ok(metadata) => metadata.len(),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(ModelDirError::MissingFile(path)),
+                Err(source) => return Err(ModelDirError::Io { path, source }),
+            };
+            match manifest.files.get(name) {
+                Some(entry) if entry.bytes == found => {}
+                Some(FileEntry { bytes: expected, .. }) => {
+                    return Err(ModelDirError::Length { path, expected: *expected, found });
+                }
+                None => return Err(bad(serde::de::Error::custom(format!("`files` does not list `{name}`")))),
+            }
+        }
+        Ok(Self { path: path.to_owned(), manifest })
+    }
+
+    /// Reads every file to its end and compares it with the digest that the install wrote down.
+    pub fn verify_digests(&self) -> Result<(), ModelDirError> {
+        for (name, entry) in &self.manifest.files {
+            let path = self.path.join(name);
+            let found = match digest(&path) {
+                Ok(found) => found.sha256,
+                Err(source) => return Err(ModelDirError::Io { path, source }),
+            };
+            if found != entry.sha256 {
+                return Err(ModelDirError::Digest { path, expected: entry.sha256.clone(), found });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Path of one of [`FILES`].
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Length of all files together.
+    pub fn bytes(&self) -> u64 {
+        self.manifest.files.values().map(|entry| entry.bytes).sum()
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    format_version: u32,
+}
+
+pub(crate) fn entry(bytes: &[u8]) -> FileEntry {
+    FileEntry { bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) }
+}
+
+fn digest(path: &Path) -> io::Result<FileEntry> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(FileEntry { bytes, sha256: hex(&hash.finalize()) });
+        }
+        hash.update(&buffer[..read]);
+        bytes += read as u64;
+    }
+}

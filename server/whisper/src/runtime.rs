@@ -1,0 +1,208 @@
+//! ONNX Runtime, loaded at run time from a path. Nothing is mapped before [`init`].
+
+use std::{
+    env, fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use ort::environment::Environment;
+
+/// Oldest ONNX Runtime 1.x that the engine works with.
+pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
+
+const FILE: &str = "libonnxruntime.so";
+/// Names one library instead of searching.
+pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
+const BESIDE_EXECUTABLE: [&str; 3] = [".", "lib", "../lib"];
+const USUAL_PLACES: [&str; 4] = ["/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/opt/onnxruntime/lib"];
+
+/// What was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeInfo {
+    /// As ONNX Runtime names its release; its whole build description where it does not.
+    pub version: String,
+    pub library: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error(
+        "ONNX Runtime was not found; looked at {}. Give its path with --ort-lib or {PATH_VARIABLE}, or put {FILE} \
+         into one of these folders",
+        list(.tried)
+    )]
+    NotFound { tried: Vec<PathBuf> },
+    #[error("{} (from {source_of_path}) does not exist; it must be ONNX Runtime's {FILE} or the folder that holds it", path.display())]
+    Missing { path: PathBuf, source_of_path: &'static str },
+    #[error("{}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} could not be loaded as a library: {cause}. Use {FILE} from an ONNX Runtime release", path.display())]
+    NotALibrary { path: PathBuf, cause: String },
+    #[error("{} is a library, but not ONNX Runtime. Use {FILE} from an ONNX Runtime release", path.display())]
+    NotOnnxRuntime { path: PathBuf },
+    #[error("{} is ONNX Runtime {version}, which is too old; use 1.{OLDEST_MINOR} or later", path.display())]
+    TooOld { path: PathBuf, version: String },
+    #[error(
+        "ONNX Runtime was already loaded from {}; one process can load only one, so {} was not", loaded.display(),
+        asked.display()
+    )]
+    AlreadyLoaded { loaded: PathBuf, asked: PathBuf },
+    #[error("ONNX Runtime refused to start: {0}")]
+    Start(#[source] ort::Error),
+    #[error("ONNX Runtime is not loaded; call `runtime::init` first")]
+    NotLoaded,
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+struct Loaded {
+    info: RuntimeInfo,
+    environment: Environment,
+}
+
+/// ONNX Runtime allows one environment per process, ever.
+static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
+
+/// Loads ONNX Runtime from `library`. A second call with the same library gives the same answer.
+pub fn init(library: &Path) -> Result<RuntimeInfo, RuntimeError> {
+    let library = fs::canonicalize(library).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => RuntimeError::Missing { path: library.into(), source_of_path: "the caller" },
+        _ => RuntimeError::Read { path: library.into(), source },
+    })?;
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(Loaded { info, .. }) = &*loaded {
+        if info.library == library {
+            return Ok(info.clone());
+        }
+        return Err(RuntimeError::AlreadyLoaded { loaded: info.library.clone(), asked: library });
+    }
+    let builder = ort::init_from(&library).map_err(|error| refused(&library, error))?;
+    let environment = builder.with_telemetry(false).build().map_err(RuntimeError::Start)?;
+    let info = RuntimeInfo { version: release(&library).unwrap_or_else(|| ort::info().to_owned()), library };
+    tracing::info!(version = info.version, library = %info.library.display(), "loaded ONNX Runtime");
+    *loaded = Some(Loaded { info: info.clone(), environment });
+    Ok(info)
+}
+
+pub(crate) fn environment() -> Result<Environment, RuntimeError> {
+    let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    loaded.as_ref().map(|loaded| loaded.environment.clone()).ok_or(RuntimeError::NotLoaded)
+}
+
+fn refused(library: &Path, error: ort::LoadDynamicError) -> RuntimeError {
+    let path = library.to_path_buf();
+    match error {
+        ort::LoadDynamicError::Dlopen { error, .. } => RuntimeError::NotALibrary { path, cause: error.to_string() },
+        ort::LoadDynamicError::BadVersion { version_str, .. } => RuntimeError::TooOld { path, version: version_str },
+        ort::LoadDynamicError::MissingApi { .. } | ort::LoadDynamicError::InvalidVersionString => {
+            RuntimeError::NotOnnxRuntime { path }
+        }
+    }
+}
+
+/// `1.32.0`: the version under which the library exports its symbols. ort tells it only to those it refuses.
+fn release(library: &Path) -> Option<String> {
+    const MARK: &[u8] = b"VERS_";
+    // The names of symbols lie near the start.
+    let mut start = Vec::new();
+    fs::File::open(library).ok()?.take(1 << 20).read_to_end(&mut start).ok()?;
+    let at = start.windows(MARK.len() + 1).position(|six| six.starts_with(MARK) && six[MARK.len()].is_ascii_digit())?;
+    let version = start[at + MARK.len()..].iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
+    Some(version.map(|byte| char::from(*byte)).collect())
+}
+
+/// The library to load: `explicit`, then `ORT_DYLIB_PATH`, then beside the executable, then the usual places.
+pub fn find_library(explicit: Option<&Path>) -> Result<PathBuf, RuntimeError> {
+    if let Some(path) = explicit {
+        return named(path, "--ort-lib");
+    }
+    if let Some(path) = env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty()) {
+        return named(Path::new(&path), PATH_VARIABLE);
+    }
+    let beside = env::current_exe().ok().and_then(|executable| executable.parent().map(Path::to_path_buf));
+    let beside = beside.iter().flat_map(|folder| BESIDE_EXECUTABLE.map(|place| folder.join(place)));
+    search(beside.chain(USUAL_PLACES.map(PathBuf::from)).collect())
+}
+
+fn named(path: &Path, source_of_path: &'static str) -> Result<PathBuf, RuntimeError> {
+    let found = if path.is_dir() { in_folder(path) } else { path.exists().then(|| path.to_path_buf()) };
+    found.ok_or_else(|| RuntimeError::Missing { path: path.into(), source_of_path })
+}
+
+fn search(folders: Vec<PathBuf>) -> Result<PathBuf, RuntimeError> {
+    match folders.iter().find_map(|folder| in_folder(folder)) {
+        Some(library) => Ok(library),
+        None => Err(RuntimeError::NotFound { tried: folders.into_iter().map(|folder| folder.join(FILE)).collect() }),
+    }
+}
+
+/// `libonnxruntime.so`, or what it would link to: a release names its file `libonnxruntime.so.1.32.0`.
+fn in_folder(folder: &Path) -> Option<PathBuf> {
+    let plain = folder.join(FILE);
+    if plain.is_file() {
+        return Some(plain);
+    }
+    let mut versioned: Vec<PathBuf> = fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libonnxruntime.so.")))
+        .collect();
+    versioned.sort();
+    versioned.pop()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_library_must_exist() {
+        let error = find_library(Some(Path::new("/nowhere/libonnxruntime.so"))).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/libonnxruntime.so") && error.contains("--ort-lib"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_stands_for_the_library_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(find_library(Some(folder.path())).is_err());
+        let versioned = folder.path().join("libonnxruntime.so.1.32.0");
+        fs::write(&versioned, "").unwrap();
+        assert_eq!(find_library(Some(folder.path())).unwrap(), versioned);
+        let plain = folder.path().join(FILE);
+        fs::write(&plain, "").unwrap();
+        assert_eq!(find_library(Some(folder.path())).unwrap(), plain);
+    }
+
+    #[test]
+    fn the_error_lists_every_place() {
+        let error = search(vec!["/a".into(), "/b/lib".into()]).unwrap_err().to_string();
+        assert!(error.contains("/a/libonnxruntime.so, /b/lib/libonnxruntime.so"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_runtime_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = folder.path().join("text.so");
+        fs::write(&text, "not a library").unwrap();
+        assert!(matches!(init(&text), Err(RuntimeError::NotALibrary { .. })));
+        assert!(matches!(init(&folder.path().join("none.so")), Err(RuntimeError::Missing { .. })));
+        let other = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/libm.so.6", "/usr/lib/libm.so.6"];
+        if let Some(other) = other.into_iter().map(Path::new).find(|path| path.exists()) {
+            assert!(matches!(init(other), Err(RuntimeError::NotOnnxRuntime { .. })));
+        }
+    }
+
+    #[test]
+    fn the_version_is_read_from_the_names_of_symbols() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join(FILE);
+        fs::write(&library, b"\x7fELF\0VERS_\0GLIBC_2.2\0VERS_1.32.0\0more").unwrap();
+        assert_eq!(release(&library).unwrap(), "1.32.0");
+        fs::write(&library, b"nothing").unwrap();
+        assert_eq!(release(&library), None);
+    }
+}

@@ -1,0 +1,141 @@
+//! What a caller asks of the engine and what it gets back. Names and defaults are those of openai/whisper
+//! (`whisper/transcribe.py`, `whisper/decoding.py`).
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// Write what is said, in the language that is spoken.
+    #[default]
+    Transcribe,
+    /// Write what is said, in English.
+    Translate,
+}
+
+/// Options of one transcription; the default is the reference's default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TranscribeOptions {
+    pub task: Task,
+    /// Whisper language code (`en`, `yue`, ...); `None` detects it from the first 30 s.
+    pub language: Option<String>,
+    pub initial_prompt: Option<String>,
+    pub condition_on_previous_text: bool,
+    /// Tried in order until a window passes the thresholds below.
+    pub temperatures: Vec<f32>,
+    /// Candidates sampled at each temperature above zero.
+    pub best_of: usize,
+    pub compression_ratio_threshold: Option<f32>,
+    pub logprob_threshold: Option<f32>,
+    pub no_speech_threshold: Option<f32>,
+    pub without_timestamps: bool,
+    /// Seed of the sampler at temperatures above zero: the same request gives the same text.
+    pub seed: u64,
+}
+
+impl Default for TranscribeOptions {
+    fn default() -> Self {
+        Self {
+            task: Task::Transcribe,
+            language: None,
+            initial_prompt: None,
+            condition_on_previous_text: true,
+            temperatures: vec![0.0, 0.2, 0.4, 0.6, 0.8, 1.0],
+            best_of: 5,
+            compression_ratio_threshold: Some(2.4),
+            logprob_threshold: Some(-1.0),
+            no_speech_threshold: Some(0.6),
+            without_timestamps: false,
+            seed: 0,
+        }
+    }
+}
+
+/// One piece of the transcript, as the reference's `segments` entries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Position in the transcript, from 0.
+    pub id: usize,
+    /// First mel frame (10 ms each) of the window that this segment was decoded from.
+    pub seek: usize,
+    pub start_seconds: f64,
+    pub end_seconds: f64,
+    pub text: String,
+    pub tokens: Vec<u32>,
+    pub temperature: f32,
+    pub avg_logprob: f64,
+    pub compression_ratio: f64,
+    pub no_speech_prob: f64,
+}
+
+/// What is known of the whole audio once the last segment is out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Transcript {
+    /// Whisper language code that was used.
+    pub language: String,
+    /// Set when the language was detected, not given.
+    pub language_probability: Option<f32>,
+    pub duration_seconds: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LanguageProbability {
+    /// Whisper language code.
+    pub code: String,
+    pub probability: f32,
+}
+
+/// Mono 16 kHz samples in -1..1 that can be read from any place: the engine holds one window, not the file.
+pub trait PcmSource: Send {
+    /// Length in samples.
+    fn len(&self) -> u64;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `out` with the samples from `offset`; `offset + out.len()` is at most `len()`.
+    fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()>;
+}
+
+impl PcmSource for Vec<f32> {
+    fn len(&self) -> u64 {
+        self.as_slice().len() as u64
+    }
+
+    fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        let samples = self.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(samples);
+        Ok(())
+    }
+}
+
+/// Where the time until the first token went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FirstToken {
+    pub mel_seconds: f64,
+    /// Both passes, where the language was detected on one of its own.
+    pub encode_seconds: f64,
+    pub prefill_seconds: f64,
+}
+
+/// Where the engine reports while it works. Every method is called from the thread that runs the engine.
+pub trait Sink {
+    /// A finished segment, in order. Never taken back.
+    fn segment(&mut self, segment: Segment);
+
+    /// The first token of the first window is about to be chosen.
+    fn first_token(&mut self, _timings: FirstToken) {}
+
+    /// Audio done so far; called after each window.
+    fn progress(&mut self, _done_seconds: f64, _total_seconds: f64) {}
+
+    /// A sign of life, and the question whether to go on; asked at least once per decoded token.
+    /// `false` ends the work with `TranscribeError::Cancelled`.
+    fn keep_going(&mut self) -> bool {
+        true
+    }
+}

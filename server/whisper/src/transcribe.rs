@@ -1,0 +1,394 @@
+//! A whole recording, window by window: `transcribe` of openai/whisper (`whisper/transcribe.py`).
+
+use std::{io, time::Instant};
+
+use crate::{
+    decoding::{DecodeError, Decoded, Prompt, Rules, Search, Window, language_probabilities, sampling::Random},
+    engine::{Engine, PendingTokenizer, Speech},
+    language,
+    mel::{FRAMES_PER_SECOND, HOP, ScanError, Spectrogram, WINDOW_FRAMES},
+    segments::{Advance, Piece, split},
+    task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript},
+    tokenizer::{TokenizerError, strip},
+};
+
+/// More candidates than this would only fill memory.
+pub const MOST_CANDIDATES: usize = 32;
+/// At higher temperatures than this, text is too wild to be the next window's prompt.
+const CALM: f32 = 0.5;
+const MEL_FRAMES_PER_TIMESTAMP: u64 = 2;
+const SECONDS_PER_TIMESTAMP: f64 = MEL_FRAMES_PER_TIMESTAMP as f64 * HOP as f64 / crate::SAMPLE_RATE as f64;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TranscribeError {
+    #[error("cancelled")]
+    Cancelled,
+    #[error("unknown language `{given}`: {hint}")]
+    UnknownLanguage { given: String, hint: String },
+    #[error("`{option}` {problem}")]
+    InvalidOption { option: &'static str, problem: String },
+    #[error("this model knows only English, so it cannot tell languages apart")]
+    EnglishOnly,
+    #[error("reading the audio failed: {0}")]
+    Source(#[from] io::Error),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error("the model failed: {0}")]
+    Runtime(#[from] ort::Error),
+}
+
+impl From<ScanError> for TranscribeError {
+    fn from(error: ScanError) -> Self {
+        match error {
+            ScanError::Source(error) => Self::Source(error),
+            ScanError::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl From<DecodeError<ort::Error>> for TranscribeError {
+    fn from(error: DecodeError<ort::Error>) -> Self {
+        match error {
+            DecodeError::Forward(error) => Self::Runtime(error),
+            DecodeError::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl TranscribeOptions {
+    /// Refuses what no model could do.
+    pub fn validate(&self) -> Result<(), TranscribeError> {
+        let refuse = |option, problem: String| Err(TranscribeError::InvalidOption { option, problem });
+        if self.temperatures.is_empty() {
+            return refuse("temperatures", "must hold at least one temperature".into());
+        }
+        if let Some(wrong) = self.temperatures.iter().find(|t| !(0.0..=2.0).contains(*t)) {
+            return refuse("temperatures", format!("must lie between 0 and 2, got {wrong}"));
+        }
+        if !(1..=MOST_CANDIDATES).contains(&self.best_of) {
+            return refuse("best_of", format!("must lie between 1 and {MOST_CANDIDATES}, got {}", self.best_of));
+        }
+        for (option, threshold) in [
+            ("compression_ratio_threshold", self.compression_ratio_threshold),
+            ("logprob_threshold", self.logprob_threshold),
+            ("no_speech_threshold", self.no_speech_threshold),
+        ] {
+            if threshold.is_some_and(f32::is_nan) {
+                return refuse(option, "must be a number".into());
+            }
+        }
+        match &self.language {
+            Some(given) if language::code(given).is_none() => Err(TranscribeError::UnknownLanguage {
+                given: given.clone(),
+                hint: "give a code such as `en` or an English name such as `german`".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Engine {
+    /// Writes what is said. Segments go to `sink` as each window is done.
+    pub fn transcribe(
+        &mut self,
+        source: &mut dyn PcmSource,
+        options: &TranscribeOptions,
+        sink: &mut dyn Sink,
+    ) -> Result<Transcript, TranscribeError> {
+        options.validate()?;
+        let samples = source.len();
+        let Self { mel, speech, tokenizer } = self;
+        let started = Instant::now();
+        let spectrogram = Spectrogram::scan(source, mel, &mut || sink.keep_going())?;
+        let timings = FirstToken { mel_seconds: started.elapsed().as_secs_f64(), ..FirstToken::default() };
+        let mut run = Run {
+            rules: Rules::new(speech.special(), options.without_timestamps),
+            window: vec![0.0; spectrogram_size(speech)],
+            encoded: None,
+            content_frames: spectrogram.content_frames(),
+            spectrogram,
+            speech,
+            tokenizer,
+            options,
+            timings: Some(timings),
+            history: History::default(),
+        };
+        let (language, language_probability) = run.language(sink)?;
+        if let Some(prompt) = &options.initial_prompt {
+            run.history.tokens = run.tokenizer.get()?.encode(&format!(" {}", strip(prompt)))?;
+        }
+        run.windows(&language, sink)?;
+        Ok(Transcript {
+            language,
+            language_probability,
+            duration_seconds: samples as f64 / f64::from(crate::SAMPLE_RATE),
+        })
+    }
+
+    /// The languages that the first 30 s may be in, most probable first.
+    pub fn detect_language(&mut self, source: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, TranscribeError> {
+        let Self { mel, speech, .. } = self;
+        if !speech.special().multilingual {
+            return Err(TranscribeError::EnglishOnly);
+        }
+        let mut window = vec![0.0; spectrogram_size(speech)];
+        Spectrogram::scan_start(source, mel, &mut || true)?.window(0, WINDOW_FRAMES, &mut window)?;
+        speech.encode(&window)?;
+        Ok(spoken(speech)?)
+    }
+}
+
+fn spectrogram_size(speech: &Speech) -> usize {
+    speech.config().num_mel_bins * WINDOW_FRAMES
+}
+
+/// The languages of the window that was encoded last.
+fn spoken(speech: &mut Speech) -> Result<Vec<LanguageProbability>, ort::Error> {
+    use crate::decoding::Forward;
+    speech.restart()?;
+    let special = speech.special().clone();
+    let logits = speech.feed(&[special.sot])?;
+    Ok(language_probabilities(&special, logits))
+}
+
+/// What was written so far, as far as the next prompt wants it.
+#[derive(Default)]
+struct History {
+    tokens: Vec<u32>,
+    /// Where the prompt of the next window begins.
+    prompt_from: usize,
+    segments: usize,
+}
+
+struct Run<'a> {
+    spectrogram: Spectrogram<'a>,
+    speech: &'a mut Speech,
+    tokenizer: &'a mut PendingTokenizer,
+    options: &'a TranscribeOptions,
+    rules: Rules,
+    window: Vec<f32>,
+    /// Place and length of the window that was encoded last.
+    encoded: Option<(u64, usize)>,
+    content_frames: u64,
+    /// Until the first token is out.
+    timings: Option<FirstToken>,
+    history: History,
+}
+
+impl Run<'_> {
+    /// The language to write, and its probability if it was detected.
+    fn language(&mut self, sink: &mut dyn Sink) -> Result<(String, Option<f32>), TranscribeError> {
+        if !self.speech.special().multilingual {
+            return Ok(("en".into(), None));
+        }
+        if let Some(given) = &self.options.language {
+            let code = language::code(given).filter(|code| self.speech.special().languages.contains_key(*code));
+            return match code {
+                Some(code) => Ok((code.to_owned(), None)),
+                None => Err(TranscribeError::UnknownLanguage {
+                    given: given.clone(),
+                    hint: "this model was not trained on it".into(),
+                }),
+            };
+        }
+        if !sink.keep_going() {
+            return Err(TranscribeError::Cancelled);
+        }
+        // As the reference: silence up to 30 s, where a window to be written ends in zeros.
+        self.encode(0, WINDOW_FRAMES)?;
+        match spoken(self.speech)?.into_iter().next() {
+            Some(LanguageProbability { code, probability }) => Ok((code, Some(probability))),
+            None => Err(TranscribeError::EnglishOnly),
+        }
+    }
+
+    fn windows(&mut self, language: &str, sink: &mut dyn Sink) -> Result<(), TranscribeError> {
+        let language = self.speech.special().languages.get(language).copied();
+        let language = language.filter(|_| self.speech.special().multilingual);
+        let total = seconds(self.content_frames);
+        let mut seek = 0;
+        while seek < self.content_frames {
+            let size = (self.content_frames - seek).min(WINDOW_FRAMES as u64);
+            let decoded = self.decode(seek, size as usize, language, sink)?;
+            let advance = if self.is_silence(&decoded) { size } else { self.write(&decoded, seek, size, sink)? };
+            seek += advance;
+            sink.progress(seconds(seek.min(self.content_frames)), total);
+        }
+        Ok(())
+    }
+
+    fn encode(&mut self, seek: u64, size: usize) -> Result<(), TranscribeError> {
+        if self.encoded == Some((seek, size)) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.spectrogram.window(seek, size, &mut self.window)?;
+        let cut = Instant::now();
+        self.speech.encode(&self.window)?;
+        self.encoded = Some((seek, size));
+        if let Some(timings) = &mut self.timings {
+            timings.mel_seconds += (cut - started).as_secs_f64();
+            timings.encode_seconds += cut.elapsed().as_secs_f64();
+        }
+        Ok(())
+    }
+
+    /// Tries the temperatures until an attempt is good enough; the last one counts whatever it is.
+    fn decode(
+        &mut self,
+        seek: u64,
+        size: usize,
+        language: Option<u32>,
+        sink: &mut dyn Sink,
+    ) -> Result<Decoded, TranscribeError> {
+        if !sink.keep_going() {
+            return Err(TranscribeError::Cancelled);
+        }
+        self.encode(seek, size)?;
+        let options = self.options;
+        let context = self.speech.config().max_target_positions;
+        let special = self.speech.special().clone();
+        let previous = &self.history.tokens[self.history.prompt_from..];
+        let prompt = Prompt::new(&special, context, previous, language, options.task, options.without_timestamps);
+        let started = Instant::now();
+        let mut window = Window::start(self.speech, &special, &self.rules, context, &prompt)?;
+        if let Some(mut timings) = self.timings.take() {
+            timings.prefill_seconds = started.elapsed().as_secs_f64();
+            sink.first_token(timings);
+        }
+        let tokenizer = self.tokenizer.get()?;
+        let mut last = None;
+        for (attempt, temperature) in options.temperatures.iter().copied().enumerate() {
+            let search = if temperature > 0.0 {
+                let seed = Random::new(options.seed, &[seek, attempt as u64]).seed();
+                Search::Sample { temperature, candidates: options.best_of, seed }
+            } else {
+                Search::Greedy
+            };
+            let decoded = window.attempt(search, tokenizer, &mut || sink.keep_going())?;
+            let enough = !needs_fallback(&decoded, options);
+            last = Some(decoded);
+            if enough {
+                break;
+            }
+        }
+        last.ok_or_else(|| TranscribeError::InvalidOption { option: "temperatures", problem: "is empty".into() })
+    }
+
+    fn is_silence(&self, decoded: &Decoded) -> bool {
+        let options = self.options;
+        let confident = options.logprob_threshold.is_some_and(|least| decoded.avg_logprob > f64::from(least));
+        above(decoded.no_speech_prob, options.no_speech_threshold) && !confident
+    }
+
+    /// Sends the segments of a window; gives the frames to the next.
+    fn write(&mut self, decoded: &Decoded, seek: u64, size: u64, sink: &mut dyn Sink) -> Result<u64, TranscribeError> {
+        let begin = self.speech.special().timestamp_begin;
+        let (pieces, advance) = split(&decoded.tokens, begin);
+        for piece in &pieces {
+            let segment = self.segment(piece, decoded, seek, size)?;
+            self.history.tokens.extend_from_slice(&segment.tokens);
+            self.history.segments += 1;
+            sink.segment(segment);
+        }
+        if !self.options.condition_on_previous_text || decoded.temperature > CALM {
+            self.history.prompt_from = self.history.tokens.len();
+        }
+        Ok(match advance {
+            Advance::To(timestamp) if timestamp > 0 => u64::from(timestamp) * MEL_FRAMES_PER_TIMESTAMP,
+            // Without timestamp rules a model may say that nothing is done: the reference would try for ever.
+            Advance::To(_) | Advance::WholeWindow => size,
+        })
+    }
+
+    fn segment(&mut self, piece: &Piece, decoded: &Decoded, seek: u64, size: u64) -> Result<Segment, TranscribeError> {
+        let offset = seconds(seek);
+        let start_seconds = offset + f64::from(piece.start) * SECONDS_PER_TIMESTAMP;
+        let lasts = piece.end.map_or(seconds(size), |end| f64::from(end) * SECONDS_PER_TIMESTAMP);
+        let end_seconds = offset + lasts;
+        let eot = self.speech.special().eot;
+        let text = self.tokenizer.get()?.decode(piece.tokens.iter().copied().filter(|token| *token < eot));
+        let empty = start_seconds == end_seconds || strip(&text).is_empty();
+        let (text, tokens) = if empty { (String::new(), Vec::new()) } else { (text, piece.tokens.to_vec()) };
+        Ok(Segment {
+            id: self.history.segments,
+            seek: seek as usize,
+            start_seconds,
+            end_seconds,
+            text,
+            tokens,
+            temperature: decoded.temperature,
+            avg_logprob: decoded.avg_logprob,
+            compression_ratio: decoded.compression_ratio,
+            no_speech_prob: decoded.no_speech_prob,
+        })
+    }
+}
+
+fn seconds(frames: u64) -> f64 {
+    frames as f64 / FRAMES_PER_SECOND
+}
+
+fn above(value: f64, threshold: Option<f32>) -> bool {
+    threshold.is_some_and(|threshold| value > f64::from(threshold))
+}
+
+fn below(value: f64, threshold: Option<f32>) -> bool {
+    threshold.is_some_and(|threshold| value < f64::from(threshold))
+}
+
+/// Whether an attempt repeats itself or is unlikely; silence is left as it is.
+fn needs_fallback(decoded: &Decoded, options: &TranscribeOptions) -> bool {
+    let unlikely = below(decoded.avg_logprob, options.logprob_threshold);
+    let silent = above(decoded.no_speech_prob, options.no_speech_threshold) && unlikely;
+    let repetitive = above(decoded.compression_ratio, options.compression_ratio_threshold);
+    (repetitive || unlikely) && !silent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(compression_ratio: f64, avg_logprob: f64, no_speech_prob: f64) -> Decoded {
+        Decoded {
+            tokens: vec![],
+            text: String::new(),
+            avg_logprob,
+            no_speech_prob,
+            temperature: 0.0,
+            compression_ratio,
+        }
+    }
+
+    #[test]
+    fn falls_back_as_the_reference_does() {
+        let options = TranscribeOptions::default();
+        assert!(!needs_fallback(&decoded(2.0, -0.5, 0.9), &options));
+        assert!(needs_fallback(&decoded(2.5, -0.5, 0.9), &options));
+        assert!(needs_fallback(&decoded(2.0, -1.5, 0.1), &options));
+        assert!(!needs_fallback(&decoded(2.5, -1.5, 0.9), &options), "silence");
+        let none = TranscribeOptions { logprob_threshold: None, ..options.clone() };
+        assert!(needs_fallback(&decoded(2.5, -1.5, 0.9), &none), "silence is told by both");
+        let none = TranscribeOptions { no_speech_threshold: None, ..options.clone() };
+        assert!(needs_fallback(&decoded(2.0, -1.5, 0.9), &none));
+        let none = TranscribeOptions { compression_ratio_threshold: None, ..options };
+        assert!(!needs_fallback(&decoded(9.0, -0.5, 0.0), &none));
+    }
+
+    #[test]
+    fn options_are_validated() {
+        let wrong = |change: fn(&mut TranscribeOptions)| {
+            let mut options = TranscribeOptions::default();
+            change(&mut options);
+            options.validate().unwrap_err().to_string()
+        };
+        assert!(TranscribeOptions::default().validate().is_ok());
+        assert!(wrong(|o| o.temperatures.clear()).contains("temperatures"));
+        assert!(wrong(|o| o.temperatures = vec![0.0, f32::NAN]).contains("NaN"));
+        assert!(wrong(|o| o.temperatures = vec![-0.1]).contains("-0.1"));
+        assert!(wrong(|o| o.best_of = 0).contains("best_of"));
+        assert!(wrong(|o| o.best_of = 1000).contains("best_of"));
+        assert!(wrong(|o| o.no_speech_threshold = Some(f32::NAN)).contains("no_speech_threshold"));
+        assert!(wrong(|o| o.language = Some("klingon".into())).contains("klingon"));
+    }
+}

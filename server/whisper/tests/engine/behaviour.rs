@@ -1,0 +1,180 @@
+//! What no reference value shows: fallback, cancelling, streaming, odd input.
+
+use std::io;
+
+use hush_whisper::{PcmSource, Precision, TranscribeError, TranscribeOptions};
+
+use crate::support::{Kept, audio, engine};
+
+fn english() -> TranscribeOptions {
+    TranscribeOptions { language: Some("en".into()), ..TranscribeOptions::default() }
+}
+
+/// Options that no attempt can satisfy.
+fn never_content() -> TranscribeOptions {
+    TranscribeOptions {
+        logprob_threshold: Some(0.0),
+        no_speech_threshold: None,
+        temperatures: vec![0.0, 0.4, 0.8],
+        best_of: 3,
+        ..english()
+    }
+}
+
+#[test]
+fn falls_back_to_the_last_temperature_and_repeats_itself_by_seed() {
+    let mut engine = engine(Precision::Fp32);
+    let mut write = |options: &TranscribeOptions| {
+        let mut kept = Kept::default();
+        engine.transcribe(&mut audio("audio/noisy-fr.flac"), options, &mut kept).unwrap();
+        assert!(!kept.segments.is_empty());
+        kept.segments
+    };
+    let options = never_content();
+    let first = write(&options);
+    assert!(first.iter().all(|segment| segment.temperature == 0.8));
+    assert_eq!(write(&options), first);
+    let other = (1..6).map(|seed| write(&TranscribeOptions { seed, ..options.clone() }));
+    assert!(other.into_iter().any(|segments| segments != first), "the seed changes nothing");
+    // A cold draw is the greedy one.
+    let cold = write(&TranscribeOptions { temperatures: vec![0.0, 1e-5], ..options.clone() });
+    let greedy = write(&TranscribeOptions { temperatures: vec![0.0], ..options });
+    let texts = |segments: &[hush_whisper::Segment]| segments.iter().map(|s| s.text.clone()).collect::<Vec<_>>();
+    assert_eq!(texts(&cold), texts(&greedy));
+}
+
+#[test]
+fn stops_at_the_first_temperature_that_is_good_enough() {
+    let mut kept = Kept::default();
+    engine(Precision::Fp32).transcribe(&mut audio("audio/en-1.wav"), &english(), &mut kept).unwrap();
+    assert!(kept.segments.iter().all(|segment| segment.temperature == 0.0));
+}
+
+#[test]
+fn cancels_at_every_question() {
+    let mut engine = engine(Precision::Fp32);
+    let mut samples = audio("audio/en-1.wav");
+    let options = TranscribeOptions { language: None, ..never_content() };
+    let mut kept = Kept::default();
+    engine.transcribe(&mut samples, &options, &mut kept).unwrap();
+    assert!(kept.asked > 20, "asked {} times", kept.asked);
+    for stop in [1, 2, 3, 4, 5, 8, kept.asked] {
+        let mut stopping = Kept { stop_at: Some(stop), ..Kept::default() };
+        let result = engine.transcribe(&mut samples, &options, &mut stopping);
+        assert!(matches!(result, Err(TranscribeError::Cancelled)), "{stop}: {result:?}");
+        assert_eq!(stopping.asked, stop);
+        assert!(stopping.segments.is_empty());
+    }
+    let mut again = Kept::default();
+    engine.transcribe(&mut samples, &options, &mut again).unwrap();
+    assert_eq!(again.segments, kept.segments, "a cancelled request left something behind");
+}
+
+#[test]
+fn segments_stream_out_window_by_window() {
+    let mut kept = Kept::default();
+    let mut samples = audio("audio/long-en.flac");
+    let seconds = samples.len() as f64 / 16_000.0;
+    let options = TranscribeOptions { language: None, ..english() };
+    let transcript = engine(Precision::Fp32).transcribe(&mut samples, &options, &mut kept).unwrap();
+    assert_eq!(transcript.language, "en");
+    assert!(transcript.language_probability.is_some_and(|probability| probability > 0.5));
+    assert_eq!(transcript.duration_seconds, seconds);
+    assert_eq!(kept.first_tokens, 1);
+    assert!(kept.progress.len() >= 3);
+    assert!(kept.progress.is_sorted_by(|a, b| a.0 < b.0), "{:?}", kept.progress);
+    let (done, total) = *kept.progress.last().unwrap();
+    assert_eq!(done, total);
+    assert!((total - seconds).abs() < 0.01);
+    assert!(kept.segments_at_progress[0] > 0 && kept.segments_at_progress[0] < kept.segments.len());
+    assert!(kept.segments.iter().enumerate().all(|(index, segment)| segment.id == index));
+    assert!(kept.segments.is_sorted_by_key(|segment| segment.seek));
+}
+
+#[test]
+fn nothing_is_written_for_nothing() {
+    let mut engine = engine(Precision::Fp32);
+    for samples in [0, 1, 159] {
+        let mut kept = Kept::default();
+        let transcript = engine.transcribe(&mut vec![0.1; samples], &english(), &mut kept).unwrap();
+        assert!(kept.segments.is_empty(), "{samples}");
+        assert_eq!(transcript.language, "en");
+    }
+    for samples in [160, 161, 480_000, 480_001] {
+        engine.transcribe(&mut vec![0.0; samples], &english(), &mut Kept::default()).unwrap();
+    }
+}
+
+#[test]
+fn samples_that_are_no_numbers_do_no_harm() {
+    let mut engine = engine(Precision::Fp32);
+    let mut wild = [f32::NAN, f32::INFINITY, f32::MAX, f32::NEG_INFINITY].repeat(20_000);
+    engine.transcribe(&mut wild, &english(), &mut Kept::default()).unwrap();
+    let languages = engine.detect_language(&mut wild).unwrap();
+    assert!(languages.iter().all(|language| language.probability.is_finite()));
+}
+
+struct Broken;
+
+impl PcmSource for Broken {
+    fn len(&self) -> u64 {
+        160_000
+    }
+
+    fn read(&mut self, _: u64, _: &mut [f32]) -> io::Result<()> {
+        Err(io::Error::other("the disk is gone"))
+    }
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let mut engine = engine(Precision::Fp32);
+    let error = engine.transcribe(&mut Broken, &english(), &mut Kept::default()).unwrap_err();
+    assert!(matches!(error, TranscribeError::Source(_)) && error.to_string().contains("the disk is gone"));
+    let mut with = |options: TranscribeOptions| {
+        engine.transcribe(&mut vec![0.0; 1600], &options, &mut Kept::default()).unwrap_err().to_string()
+    };
+    assert!(with(TranscribeOptions { language: Some("xx".into()), ..english() }).contains("`xx`"));
+    // 99 languages: Cantonese came with the hundredth.
+    assert!(with(TranscribeOptions { language: Some("cantonese".into()), ..english() }).contains("not trained"));
+    assert!(with(TranscribeOptions { best_of: 0, ..english() }).contains("best_of"));
+}
+
+/// A long recording that is never in memory.
+struct Endless {
+    piece: Vec<f32>,
+    length: u64,
+    largest_read: usize,
+}
+
+impl PcmSource for Endless {
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
+        self.largest_read = self.largest_read.max(out.len());
+        for (index, sample) in out.iter_mut().enumerate() {
+            *sample = self.piece[((offset + index as u64) % self.piece.len() as u64) as usize];
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_long_recording_is_read_a_window_at_a_time() {
+    let mut source = Endless { piece: audio("audio/long-en.flac"), length: 16_000 * 60 * 60, largest_read: 0 };
+    let mut kept = Kept { stop_at: Some(1000), ..Kept::default() };
+    let result = engine(Precision::Int8).transcribe(&mut source, &english(), &mut kept);
+    assert!(matches!(result, Err(TranscribeError::Cancelled)));
+    assert!(!kept.segments.is_empty());
+    assert!(source.largest_read <= 16_000 * 31);
+}
+
+#[test]
+fn a_long_prompt_is_cut_as_the_reference_cuts_it() {
+    let mut kept = Kept::default();
+    let options = TranscribeOptions { initial_prompt: Some("The server is open. ".repeat(200)), ..english() };
+    engine(Precision::Fp32).transcribe(&mut audio("audio/en-1.wav"), &options, &mut kept).unwrap();
+    assert!(!kept.segments.is_empty());
+}

@@ -1,0 +1,10 @@
+//! The engine against the reference: the bundled model on the bundled recordings.
+
+// Clippy's leave for tests covers test functions, not the helpers beside them.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod behaviour;
+mod numbers;
+mod support;
+mod transcripts;
+mod words;

@@ -1,0 +1,142 @@
+//! The installed model, the recordings and the reference values.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use hush_whisper::{
+    Device, Engine, EngineOptions, InstallOptions, ModelDir, Precision, Segment, Sink, engine::LoadTimings, install,
+    runtime,
+};
+use symphonia::core::{
+    codecs::audio::AudioDecoderOptions,
+    formats::{FormatOptions, TrackType, probe::Hint},
+    io::MediaSourceStream,
+    meta::MetadataOptions,
+};
+use tempfile::TempDir;
+
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+pub fn fixture(path: &str) -> PathBuf {
+    root().join("tests/fixtures").join(path)
+}
+
+/// The bundled model, installed once per test program.
+pub fn model(precision: Precision) -> ModelDir {
+    static MODELS: OnceLock<(TempDir, Vec<(Precision, PathBuf)>)> = OnceLock::new();
+    let (_, installed) = MODELS.get_or_init(|| {
+        let models = tempfile::tempdir().unwrap();
+        let install = |precision: Precision| {
+            let options = InstallOptions { name: "tiny".into(), precision, source_label: "bundled".into() };
+            install(&fixture("model/whisper-hush-tiny"), models.path(), &options, &mut |_| ()).unwrap()
+        };
+        let installed = [Precision::Fp32, Precision::Int8].map(|precision| (precision, install(precision))).to_vec();
+        (models, installed)
+    });
+    let (_, path) = installed.iter().find(|(installed, _)| *installed == precision).unwrap();
+    ModelDir::open(path).unwrap()
+}
+
+pub fn engine(precision: Precision) -> Engine {
+    let library = match env::var_os(runtime::PATH_VARIABLE) {
+        Some(path) => PathBuf::from(path),
+        None => root().join(".hush/lib/libonnxruntime.so"),
+    };
+    runtime::init(&library).unwrap_or_else(|error| panic!("{error}; `scripts/fetch-onnxruntime` fetches it"));
+    // The tests run side by side.
+    let options = EngineOptions { device: Device::Cpu, threads: 1, prepack: false };
+    Engine::load(&model(precision), &options, &mut LoadTimings::default()).unwrap()
+}
+
+/// Samples of a 16 kHz mono recording.
+pub fn audio(path: &str) -> Vec<f32> {
+    let file = fs::File::open(fixture(path)).unwrap();
+    let stream = MediaSourceStream::new(Box::new(file), Default::default());
+    let (format_options, metadata_options) = (FormatOptions::default(), MetadataOptions::default());
+    let mut format =
+        symphonia::default::get_probe().probe(&Hint::new(), stream, format_options, metadata_options).unwrap();
+    let track = format.default_track(TrackType::Audio).unwrap();
+    let mut decoder = symphonia::default::get_codecs()
+        .make_audio_decoder(track.codec_params.as_ref().unwrap().audio().unwrap(), &AudioDecoderOptions::default())
+        .unwrap();
+    let (mut samples, mut packet_samples) = (Vec::new(), Vec::new());
+    while let Some(packet) = format.next_packet().unwrap() {
+        decoder.decode(&packet).unwrap().copy_to_vec_interleaved::<f32>(&mut packet_samples);
+        samples.extend_from_slice(&packet_samples);
+    }
+    samples
+}
+
+pub fn json(path: &str) -> serde_json::Value {
+    serde_json::from_str(&fs::read_to_string(fixture(path)).unwrap()).unwrap()
+}
+
+/// A NumPy array of f32: its shape and values.
+pub fn array(path: &str) -> (Vec<usize>, Vec<f32>) {
+    let bytes = fs::read(fixture(path)).unwrap();
+    let header_end = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let header = std::str::from_utf8(&bytes[10..header_end]).unwrap();
+    assert!(header.contains("'<f4'") && header.contains("'fortran_order': False"), "{header}");
+    let shape = header.split_once('(').unwrap().1.split_once(')').unwrap().0;
+    let shape = shape.split(',').filter_map(|side| side.trim().parse().ok()).collect();
+    let values = bytes[header_end..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    (shape, values)
+}
+
+/// The names of all recordings with reference transcripts.
+pub fn recordings() -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(fixture("parity"))
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().unwrap().strip_suffix(".json").map(str::to_owned))
+        .filter(|name| !name.contains('.'))
+        .collect();
+    names.sort();
+    assert!(names.len() >= 20, "{names:?}");
+    names
+}
+
+/// Keeps what it is given.
+#[derive(Default)]
+pub struct Kept {
+    pub segments: Vec<Segment>,
+    pub progress: Vec<(f64, f64)>,
+    pub first_tokens: usize,
+    /// Segments that were there at each report of progress.
+    pub segments_at_progress: Vec<usize>,
+    pub asked: usize,
+    /// Says no at this question.
+    pub stop_at: Option<usize>,
+}
+
+impl Sink for Kept {
+    fn segment(&mut self, segment: Segment) {
+        self.segments.push(segment);
+    }
+
+    fn first_token(&mut self, timings: hush_whisper::FirstToken) {
+        assert!(timings.mel_seconds > 0.0 && timings.encode_seconds > 0.0 && timings.prefill_seconds > 0.0);
+        assert!(self.segments.is_empty());
+        self.first_tokens += 1;
+    }
+
+    fn progress(&mut self, done_seconds: f64, total_seconds: f64) {
+        self.progress.push((done_seconds, total_seconds));
+        self.segments_at_progress.push(self.segments.len());
+    }
+
+    fn keep_going(&mut self) -> bool {
+        self.asked += 1;
+        self.stop_at.is_none_or(|stop| self.asked < stop)
+    }
+}
+
+impl Kept {
+    pub fn text(&self) -> String {
+        self.segments.iter().map(|segment| segment.text.as_str()).collect()
+    }
+}

@@ -1,0 +1,194 @@
+//! Runs installed graphs in ONNX Runtime, the simplest way: every input and output by name.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use half::f16;
+use hush_whisper::{ModelDir, Precision};
+use ndarray::{ArrayD, Axis, IxDyn};
+use ort::environment::Environment;
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor};
+
+/// ONNX Runtime has one environment per process.
+fn environment() -> &'static Environment {
+    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+    ENVIRONMENT.get_or_init(|| {
+        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.hush/lib/libonnxruntime.so");
+        let library = std::env::var_os("ORT_DYLIB_PATH").map_or(beside, PathBuf::from);
+        let builder = ort::init_from(&library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));
+        builder.with_telemetry(false).build().unwrap()
+    })
+}
+
+pub struct Model {
+    encoder: Session,
+    decoder: Session,
+    align: Session,
+    pub layers: usize,
+    pub heads: usize,
+    pub width: usize,
+    bins: usize,
+    half: bool,
+}
+
+/// The self-attention's keys and values by input name, without the prefix: `k_0`, `v_0`, ...
+pub type Cache = Vec<(String, ArrayD<f32>)>;
+
+/// Whatever the encoder hands to the other graphs, by name.
+pub type Cross = Vec<(String, Carried)>;
+
+/// A tensor in its own type.
+pub enum Carried {
+    F32(ArrayD<f32>),
+    F16(ArrayD<f16>),
+    I8(ArrayD<i8>),
+}
+
+impl Carried {
+    fn read(value: &DynValue) -> Self {
+        if let Ok(array) = value.try_extract_array::<f32>() {
+            return Self::F32(array.to_owned());
+        }
+        match value.try_extract_array::<f16>() {
+            Ok(array) => Self::F16(array.to_owned()),
+            Err(_) => Self::I8(value.try_extract_array::<i8>().unwrap().to_owned()),
+        }
+    }
+
+    fn value(&self) -> DynValue {
+        match self {
+            Self::F32(array) => tensor(array),
+            Self::F16(array) => tensor(array),
+            Self::I8(array) => tensor(array),
+        }
+    }
+
+    /// One window of several.
+    pub fn window(&self, window: usize) -> Self {
+        let slice = (window..=window).into();
+        match self {
+            Self::F32(array) => Self::F32(array.slice_axis(Axis(0), slice).to_owned()),
+            Self::F16(array) => Self::F16(array.slice_axis(Axis(0), slice).to_owned()),
+            Self::I8(array) => Self::I8(array.slice_axis(Axis(0), slice).to_owned()),
+        }
+    }
+}
+
+/// Slots of the cache in these tests.
+const SLOTS: usize = 448;
+
+impl Model {
+    pub fn load(dir: &ModelDir) -> Self {
+        let config = &dir.manifest().config;
+        Self {
+            encoder: session(&dir.file("encoder.onnx")),
+            decoder: session(&dir.file("decoder.onnx")),
+            align: session(&dir.file("align.onnx")),
+            layers: config.decoder_layers,
+            heads: config.decoder_attention_heads,
+            width: config.head_width(),
+            bins: config.num_mel_bins,
+            half: dir.manifest().precision == Precision::Fp16,
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        (0..self.layers).flat_map(|i| ["k", "v"].map(|kind| format!("{kind}_{i}"))).collect()
+    }
+
+    /// Windows of mel -> encoder output, and what the other graphs need of it.
+    pub fn encode(&mut self, windows: &[&[f32]]) -> (ArrayD<f32>, Cross) {
+        let shape = [windows.len(), self.bins, windows[0].len() / self.bins];
+        let mel = ArrayD::from_shape_vec(IxDyn(&shape), windows.concat()).unwrap();
+        let names = self.encoder.outputs().iter().map(|o| o.name().to_owned());
+        let names: Vec<String> = names.filter(|n| n.starts_with("cross_")).collect();
+        let outputs = self.encoder.run(vec![("mel", tensor(&mel))]).unwrap();
+        let cross = names.into_iter().map(|n| {
+            let carried = Carried::read(&outputs[n.as_str()]);
+            (n, carried)
+        });
+        let cross = cross.collect();
+        (read(&outputs["hidden"], false), cross)
+    }
+
+    pub fn empty(&self, rows: usize) -> Cache {
+        let shape = [rows, self.heads, SLOTS, self.width];
+        self.names().into_iter().map(|n| (n, ArrayD::zeros(IxDyn(&shape)))).collect()
+    }
+
+    /// One call of the decoder over `ids` (as many per row) after `done` tokens; the cache is replaced by what comes
+    /// out. Returns logits `[rows, vocabulary]` and the best token of each row.
+    pub fn decode(
+        &mut self,
+        ids: &[&[u32]],
+        done: &[usize],
+        cross: &Cross,
+        cache: &mut Cache,
+    ) -> (ArrayD<f32>, Vec<i64>) {
+        let after: Vec<i32> = done.iter().map(|d| (d + ids[0].len()) as i32).collect();
+        let mut inputs = token_inputs(ids, done);
+        let lengths: Vec<i32> = after.iter().map(|n| n - 1).collect();
+        inputs.push(("seqlens_k".into(), ints(&[lengths.len()], lengths)));
+        let total = after.iter().copied().max().unwrap();
+        inputs.push(("total_sequence_length".into(), ints(&[], vec![total])));
+        inputs.extend(cross.iter().map(|(n, a)| (n.clone(), a.value())));
+        inputs.extend(cache.iter().map(|(n, a)| (format!("self_{n}"), value(a, self.half))));
+        let outputs = self.decoder.run(inputs).unwrap();
+        for (name, array) in cache {
+            *array = read(&outputs[format!("present_{name}").as_str()], self.half);
+        }
+        let best = outputs["next_token"].try_extract_array::<i64>().unwrap().iter().copied().collect();
+        (read(&outputs["logits"], false), best)
+    }
+
+    /// Weights of the alignment heads, `[rows, heads, tokens, frames]`.
+    pub fn align(&mut self, ids: &[&[u32]], cross: &Cross) -> ArrayD<f32> {
+        let wanted: Vec<String> = self.align.inputs().iter().map(|i| i.name().to_owned()).collect();
+        let mut inputs = token_inputs(ids, &vec![0; ids.len()]);
+        inputs.extend(cross.iter().filter(|(n, _)| wanted.contains(n)).map(|(n, a)| (n.clone(), a.value())));
+        let outputs = self.align.run(inputs).unwrap();
+        read(&outputs["weights"], false)
+    }
+}
+
+fn session(path: &Path) -> Session {
+    // As Hush loads them: nothing is left for the optimiser, and nothing is prepacked.
+    let builder = Session::builder(environment()).unwrap();
+    let mut builder = builder
+        .with_optimization_level(GraphOptimizationLevel::Disable)
+        .unwrap()
+        .with_prepacking(false)
+        .unwrap()
+        .with_intra_threads(2)
+        .unwrap();
+    builder.commit_from_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn token_inputs(ids: &[&[u32]], done: &[usize]) -> Vec<(String, DynValue)> {
+    let shape = [ids.len(), ids[0].len()];
+    let tokens = ids.iter().flat_map(|row| row.iter().map(|t| *t as i32)).collect();
+    let positions = done.iter().flat_map(|d| (0..ids[0].len()).map(move |i| (d + i) as i32)).collect();
+    vec![("input_ids".into(), ints(&shape, tokens)), ("position_ids".into(), ints(&shape, positions))]
+}
+
+fn ints(shape: &[usize], values: Vec<i32>) -> DynValue {
+    Tensor::from_array((shape.to_vec(), values)).unwrap().into_dyn()
+}
+
+fn value(array: &ArrayD<f32>, half: bool) -> DynValue {
+    if half { tensor(&array.mapv(f16::from_f32)) } else { tensor(array) }
+}
+
+fn tensor<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(array: &ArrayD<T>) -> DynValue {
+    let values: Vec<T> = array.iter().cloned().collect();
+    Tensor::from_array((array.shape().to_vec(), values)).unwrap().into_dyn()
+}
+
+fn read(value: &DynValue, half: bool) -> ArrayD<f32> {
+    if half {
+        return value.try_extract_array::<f16>().unwrap().mapv(f16::to_f32).into_dyn();
+    }
+    value.try_extract_array::<f32>().unwrap().to_owned()
+}

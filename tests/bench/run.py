@@ -1,0 +1,226 @@
+"""Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
+
+usage: run.py [SECTION...]        sections: wer speed cold memory health hours (all by default)
+"""
+import concurrent.futures
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import wave
+
+from server import MODELS, ORT, ROOT, Server, hush, resident_mb
+
+HERE = pathlib.Path(__file__).resolve().parent
+FIXTURES = ROOT / "tests/fixtures"
+CACHE = ROOT / ".hush/bench"
+THREADS, TOKENS = "2", "100"
+
+
+def row(name: str, value: str, note: str = "") -> None:
+    print(f"  {name:<46}{value:>16}  {note}", flush=True)
+
+
+def spread(values: list[float]) -> str:
+    return f"{min(values):.0f} / {statistics.median(values):.0f} / {max(values):.0f}"
+
+
+# --- word error rate ---------------------------------------------------------------------------------------------
+
+
+def distance(a: list[str], b: list[str]) -> int:
+    line = list(range(len(b) + 1))
+    for i, word in enumerate(a, 1):
+        previous, line[0] = line[:], i
+        for j, other in enumerate(b, 1):
+            line[j] = min(previous[j] + 1, line[j - 1] + 1, previous[j - 1] + (word != other))
+    return line[-1]
+
+
+def words(text: str, language: str) -> list[str]:
+    if language == "zh":
+        return [c for c in text if c.isalnum()]
+    return "".join(c for c in text.lower() if c.isalnum() or c == " ").split()
+
+
+def wer() -> None:
+    print("word error rate on the held-out set, % (zh: characters); reference: openai-whisper, greedy, fp32")
+    manifest = json.loads((FIXTURES / "wer/manifest.json").read_text())
+    for precision in ("fp32", "int8"):
+        total = {"ours": 0, "reference": 0, "length": 0}
+        for language in ("en", "de", "fr", "es", "zh"):
+            entries = [e for e in manifest if e["language"] == language]
+            with tempfile.TemporaryDirectory() as out:
+                files = [str(FIXTURES / e["file"]) for e in entries]
+                hush("transcribe", "--model", "hush-tiny", "--precision", precision, "--language", language,
+                     "--output", "txt", "--output-dir", out, *files)  # fmt: skip
+                ours = [(pathlib.Path(out) / (pathlib.Path(f).stem + ".txt")).read_text() for f in files]
+            counts = {"ours": 0, "reference": 0, "length": 0}
+            for entry, text in zip(entries, ours):
+                said = words(entry["text"], language)
+                counts["length"] += len(said)
+                counts["ours"] += distance(said, words(text, language))
+                counts["reference"] += distance(said, words(entry["reference_greedy"], language))
+            for key, value in counts.items():
+                total[key] += value
+            rate = {k: 100 * counts[k] / counts["length"] for k in ("ours", "reference")}
+            row(f"{precision} {language}", f"{rate['ours']:.2f}", f"reference {rate['reference']:.2f}")
+        rate = {k: 100 * total[k] / total["length"] for k in ("ours", "reference")}
+        row(f"{precision} all", f"{rate['ours']:.2f}", f"reference {rate['reference']:.2f}")
+
+
+# --- speed of the engine -----------------------------------------------------------------------------------------
+
+
+def base_checkpoint() -> pathlib.Path:
+    checkpoint = CACHE / "base-random"
+    if not (checkpoint / "model.safetensors").exists():
+        subprocess.run([sys.executable, HERE / "random_checkpoint.py", checkpoint], check=True)
+    return checkpoint
+
+
+def base_model(precision: str) -> pathlib.Path:
+    model = MODELS / "base-random" / precision
+    hush("install", "--force", "--name", "base-random", "--precision", precision, str(base_checkpoint()))
+    return model
+
+
+def lines(command: list[object]) -> list[dict]:
+    """One JSON object a run; the first run warms up and does not count."""
+    output = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
+    return [json.loads(line) for line in output.splitlines()][1:]
+
+
+def speed(rounds: int = 3, runs: int = 4) -> None:
+    print(f"base shape, random weights, {TOKENS} forced tokens, {THREADS} threads, ms: least / median / most of {rounds * runs} runs")
+    checkpoint, bench = base_checkpoint(), ROOT / "target/release/hush-bench"
+    prototype = CACHE / "prototype-int8"
+    if not (prototype / "align.onnx").exists():
+        subprocess.run([sys.executable, HERE / "prototype_graphs.py", checkpoint, prototype, "int8"],
+                       env=os.environ | {"BLOCK": "128"}, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    candidates = {
+        "Hush int8": [bench, "engine", base_model("int8"), ORT, THREADS, runs, TOKENS],
+        "prototype int8, Python and IoBinding": [sys.executable, HERE / "prototype_speed.py", prototype, checkpoint, THREADS, runs, TOKENS],
+        "CTranslate2 int8": [sys.executable, HERE / "ctranslate2_speed.py", checkpoint, "int8", THREADS, runs, TOKENS],
+        "Hush fp32": [bench, "engine", base_model("fp32"), ORT, THREADS, runs, TOKENS],
+        "CTranslate2 fp32": [sys.executable, HERE / "ctranslate2_speed.py", checkpoint, "float32", THREADS, runs, TOKENS],
+    }
+    seen: dict[str, list[dict]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, command in candidates.items():
+            seen[name] += lines([str(part) for part in command])
+    median = {}
+    for name, figures in seen.items():
+        if any(f["tokens"] != int(TOKENS) for f in figures):
+            raise SystemExit(f"{name} did not decode {TOKENS} tokens: {figures}")
+        median[name] = statistics.median(f["total_ms"] for f in figures)
+        row(name, spread([f["total_ms"] for f in figures]), f"encode {spread([f['encode_ms'] for f in figures])}")
+    for ours, peer, goal in (
+        ("Hush int8", "CTranslate2 int8", 1.5),
+        ("Hush int8", "prototype int8, Python and IoBinding", 1.0),
+        ("Hush fp32", "CTranslate2 fp32", 1.0),
+    ):
+        row(f"{ours} against {peer}", f"{median[peer] / median[ours]:.2f} x", f"goal {goal} x")
+
+
+# --- life of a model ---------------------------------------------------------------------------------------------
+
+
+def cold(rounds: int = 7) -> None:
+    print("unloaded -> first token, base shape int8, 2 threads, page cache warm, ms: least / median / most")
+    base_model("int8")
+    audio = FIXTURES / "audio/en-1.wav"
+    for label, extra in (("", []), (" with --spare-runner", ["--spare-runner"])):
+        with Server("--model", "base-random", "--precision", "int8", "--threads", THREADS, "--residency", "on-demand", *extra) as server:
+            for _ in range(rounds + 1):
+                # Random weights never come to an end of text: what follows the first token is not of interest.
+                server.asr_until(audio, "language=en", "first_token_seconds")
+                server.wait_logged("reaped_seconds")
+                time.sleep(1 if extra else 0.1)
+            for event in ("loaded", "first token", "unloaded"):
+                entries = [e for e in server.log if e.get("message") == event][1:]
+                for phase in [k for k in entries[0] if k.endswith("_seconds")]:
+                    row(f"{event}: {phase.removesuffix('_seconds')}{label}", spread([1e3 * float(e[phase]) for e in entries]))
+
+
+def memory() -> None:
+    print("resident memory of the server process, MB (its runner apart)")
+    with Server("--model", "hush-tiny", "--precision", "int8", "--idle-timeout", "1s") as server:
+        row("before the first request", f"{resident_mb(server.process.pid):.1f}")
+        # The recordings that the model is sure of: what is measured is the uploads, not the transcription.
+        files = [FIXTURES / f"audio/{name}.wav" for name in ("en-1", "de-1", "fr-1", "es-1", "zh-1")]
+        with concurrent.futures.ThreadPoolExecutor(20) as clients:
+            list(clients.map(server.asr, files * 40))
+        server.asr(FIXTURES / "audio/long-de.flac")
+        row("201 requests later, model loaded", f"{resident_mb(server.process.pid):.1f}")
+        server.wait_unloaded()
+        time.sleep(1)
+        row("model unloaded", f"{resident_mb(server.process.pid):.1f}", "goal 30")
+        row("highest ever", f"{resident_mb(server.process.pid, 'VmHWM'):.1f}")
+
+
+def slowest_health(server: Server, work) -> float:
+    """Milliseconds of the slowest /healthz while `work` runs."""
+    done, worst = threading.Event(), 0.0
+    thread = threading.Thread(target=lambda: (work(), done.set()))
+    thread.start()
+    while not done.is_set():
+        start = time.perf_counter()
+        server.get("/healthz")
+        worst = max(worst, time.perf_counter() - start)
+        time.sleep(0.005)
+    thread.join()
+    return worst * 1e3
+
+
+def health() -> None:
+    print("slowest answer of /healthz, ms")
+    base_model("int8")
+    with Server("--model", "base-random", "--precision", "int8", "--residency", "on-demand") as server:
+        work = lambda: server.asr(FIXTURES / "audio/en-1.wav", "language=en")  # noqa: E731
+        row("while the base shape loads and works", f"{slowest_health(server, work):.1f}", "goal 100")
+    with Server("--model", "hush-tiny", "--precision", "int8") as server:
+        work = lambda: server.asr(FIXTURES / "audio/long-en.flac", "language=en")  # noqa: E731
+        row("while a long file is transcribed", f"{slowest_health(server, work):.1f}", "goal 100")
+
+
+def hours(length: int = 3) -> None:
+    print(f"{length} hours of audio in one request")
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "hours.wav"
+        with wave.open(str(FIXTURES / "audio/es-1.wav")) as source:
+            speech = source.readframes(source.getnframes())
+        with wave.open(str(path), "wb") as out:
+            out.setparams((1, 2, 16000, 0, "NONE", ""))
+            piece = speech + bytes(2 * 16000 * 20 - len(speech) % (2 * 16000 * 20))
+            for _ in range(length * 180):
+                out.writeframesraw(piece[: 2 * 16000 * 20])
+        row("the file", f"{path.stat().st_size / 2**20:.0f} MB")
+        with Server("--model", "hush-tiny", "--precision", "int8") as server:
+            server.asr(FIXTURES / "audio/es-1.wav", "language=es")
+            (runner,) = server.runners()
+            start = time.perf_counter()
+            text = server.asr(path, "language=es&output=txt")
+            row("seconds", f"{time.perf_counter() - start:.0f}", f"{len(text.splitlines())} segments")
+            row("server, highest resident MB", f"{resident_mb(server.process.pid, 'VmHWM'):.1f}")
+            row("runner, highest resident MB", f"{resident_mb(runner, 'VmHWM'):.1f}")
+
+
+SECTIONS = {"wer": wer, "speed": speed, "cold": cold, "memory": memory, "health": health, "hours": hours}
+
+
+def main() -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for name in sys.argv[1:] or SECTIONS:
+        if name not in SECTIONS:
+            raise SystemExit(f"run.py: no section {name}; there are {', '.join(SECTIONS)}")
+        SECTIONS[name]()
+
+
+if __name__ == "__main__":
+    main()

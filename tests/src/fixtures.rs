@@ -1,0 +1,71 @@
+//! Paths of the workspace: fixtures, the binary under test, installed models.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
+
+pub const MODEL: &str = "hush-tiny";
+
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    workspace().join("tests/fixtures").join(name)
+}
+
+pub fn audio(name: &str) -> Result<Vec<u8>> {
+    let path = fixture("audio").join(name);
+    fs::read(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// The checkpoint folder of the bundled model.
+pub fn checkpoint() -> PathBuf {
+    fixture("model/whisper-hush-tiny")
+}
+
+pub fn onnxruntime() -> PathBuf {
+    match std::env::var_os("ORT_DYLIB_PATH") {
+        Some(path) => path.into(),
+        None => workspace().join(".hush/lib/libonnxruntime.so"),
+    }
+}
+
+/// `hush-server` of the profile that this test was built with. Cargo does not build another package's binary for a
+/// test: `make test` builds the workspace first.
+pub fn binary() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let profile = test.parent().and_then(Path::parent).context("no target directory")?;
+    let binary = profile.join("hush-server");
+    ensure!(binary.exists(), "{} is missing: run `cargo build -p hush-server` first", binary.display());
+    Ok(binary)
+}
+
+/// A models directory that holds the bundled model at this precision. Installed once per build of the binary, shared
+/// by all tests: they only read it.
+pub fn models_dir(precision: &str) -> Result<PathBuf> {
+    let binary = binary()?;
+    let dir = binary.with_file_name("test-models");
+    fs::create_dir_all(&dir)?;
+    let lock = File::create(dir.join(format!(".{precision}.lock")))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let installed = dir.join(MODEL).join(precision).join("model.json");
+    let newer = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+    if newer(&installed) < newer(&binary) {
+        install_into(&dir, precision)?;
+    }
+    Ok(dir)
+}
+
+pub fn install_into(models_dir: &Path, precision: &str) -> Result<()> {
+    let output = Command::new(binary()?)
+        .args(["install", "--force", "--name", MODEL, "--precision", precision, "--models-dir"])
+        .arg(models_dir)
+        .arg(checkpoint())
+        .output()?;
+    ensure!(output.status.success(), "install failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! What `/proc` says of a process.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Process ids of the living children of `parent`, zombies included.
+pub fn children(parent: u32) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        // The process may be gone between the listing and the reading.
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        if stat_field(&stat, 1).and_then(|p| p.parse().ok()) == Some(parent) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// `R`, `S`, `Z`, `T`, ...; `None` when the process is gone.
+pub fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat_field(&stat, 0)?.chars().next()
+}
+
+/// The n-th field after the command name, which is in parentheses and may hold spaces.
+fn stat_field(stat: &str, n: usize) -> Option<&str> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(n)
+}
+
+/// Whether a file whose name holds `part` is mapped by the process.
+pub fn maps(pid: u32, part: &str) -> Result<bool> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).context("reading the memory map")?;
+    Ok(maps.lines().any(|line| line.contains(part)))
+}
+
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("VmRSS without a value")?.parse()?;
+    Ok(kib * 1024)
+}
+
+pub fn send(pid: u32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid)?).context("process id 0")?;
+    Ok(kill_process(pid, signal)?)
+}

@@ -1,0 +1,108 @@
+//! The command line without a server.
+
+use std::process::{Command, Output};
+
+use anyhow::Result;
+use hush_tests::fixtures;
+
+fn hush(args: &[&str]) -> Result<Output> {
+    let mut command = Command::new(fixtures::binary()?);
+    command.args(args).env("HUSH_ORT_LIB", fixtures::onnxruntime());
+    Ok(command.output()?)
+}
+
+fn path(path: &std::path::Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn transcribe_writes_the_five_formats() -> Result<()> {
+    let models = path(&fixtures::models_dir("int8")?);
+    let file = path(&fixtures::fixture("audio/en-1.wav"));
+    for (format, expected) in [
+        ("txt", "Clean the light.\n"),
+        ("srt", "1\n00:00:00,000 --> 00:00:00,760\nClean the light.\n\n"),
+        ("vtt", "WEBVTT\n\n00:00.000 --> 00:00.760\nClean the light.\n\n"),
+        ("tsv", "start\tend\ttext\n0\t760\tClean the light.\n"),
+    ] {
+        let output = hush(&["transcribe", "--models-dir", &models, "--model", "hush-tiny", "--output", format, &file])?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{format}");
+    }
+    let output = hush(&["transcribe", "--models-dir", &models, "--model", "hush-tiny", "--output", "json", &file])?;
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(json["segments"][0]["text"], " Clean the light.");
+    Ok(())
+}
+
+#[test]
+fn several_files_go_into_a_folder() -> Result<()> {
+    let models = path(&fixtures::models_dir("int8")?);
+    let out = tempfile::tempdir()?;
+    let files = ["fr-1", "es-1"].map(|n| path(&fixtures::fixture(&format!("audio/{n}.wav"))));
+    let mut args = vec!["transcribe", "--models-dir", &models, "--model", "hush-tiny", "--output", "srt"];
+    let folder = path(out.path());
+    args.extend(["--output-dir", &folder, &files[0], &files[1]]);
+    let output = hush(&args)?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read_to_string(out.path().join("fr-1.srt"))?.contains("Nettoie le chat."));
+    assert!(out.path().join("es-1.srt").exists());
+    Ok(())
+}
+
+#[test]
+fn a_missing_model_names_the_command_that_installs_it() -> Result<()> {
+    let empty = tempfile::tempdir()?;
+    let file = path(&fixtures::fixture("audio/en-1.wav"));
+    let output = hush(&["transcribe", "--models-dir", &path(empty.path()), "--model", "nobody-has-this", &file])?;
+    assert!(!output.status.success());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("nobody-has-this") && error.contains("hush-server install"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn models_lists_what_is_installed() -> Result<()> {
+    let models = path(&fixtures::models_dir("int8")?);
+    let output = hush(&["models", "--models-dir", &models])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("hush-tiny") && text.contains("int8"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn every_option_of_serve_is_explained_and_has_a_variable() -> Result<()> {
+    let output = hush(&["serve", "--help"])?;
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    for option in [
+        "--model",
+        "--models-dir",
+        "--listen",
+        "--ops-listen",
+        "--residency",
+        "--idle-timeout",
+        "--device",
+        "--precision",
+        "--ort-lib",
+        "--spare-runner",
+    ] {
+        assert!(help.contains(option), "{option} is not in\n{help}");
+        let variable = format!("HUSH_{}", option.trim_start_matches('-').replace('-', "_").to_uppercase());
+        assert!(help.contains(&variable), "{variable} is not in\n{help}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bad_value_names_the_option_and_the_fix() -> Result<()> {
+    for (args, named) in [
+        (["serve", "--idle-timeout", "soon"], "idle-timeout"),
+        (["serve", "--device", "tpu"], "device"),
+        (["serve", "--listen", "nowhere"], "listen"),
+    ] {
+        let output = hush(&args)?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(named), "{error}");
+    }
+    Ok(())
+}

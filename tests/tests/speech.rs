@@ -1,0 +1,156 @@
+//! Speech goes in, text comes out, the model leaves and comes back.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hush_tests::{Server, fixtures, http, process, wait::wait_for};
+use serde_json::Value;
+
+const LOAD: Duration = Duration::from_secs(60);
+const LEAVE: Duration = Duration::from_secs(20);
+
+fn parity(name: &str) -> Result<Value> {
+    Ok(serde_json::from_slice(&std::fs::read(fixtures::fixture(&format!("parity/{name}.json")))?)?)
+}
+
+#[test]
+fn every_short_recording_gives_the_words_of_the_reference() -> Result<()> {
+    let server = Server::start(&[])?;
+    for name in ["en-1", "en-2", "de-1", "fr-1", "fr-3", "es-1", "zh-1", "zh-2"] {
+        let expected = parity(name)?;
+        let language = expected["language"].as_str().context("no language")?;
+        let answer = server.asr(&format!("?output=txt&language={language}"), &format!("{name}.wav"))?;
+        assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+        let said = expected["greedy"]["text"].as_str().context("no text")?.trim();
+        assert_eq!(answer.text().trim(), said, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn subtitles_have_the_headers_and_the_shape_of_the_peer() -> Result<()> {
+    let server = Server::start(&[])?;
+    let answer = server.asr("?output=srt&language=en", "en-1.wav")?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(answer.header("asr-engine"), Some("openai_whisper"));
+    assert_eq!(answer.header("content-disposition"), Some("attachment; filename=\"en-1.wav.srt\""));
+    assert_eq!(answer.header("content-length"), None);
+    assert_eq!(answer.text(), "1\n00:00:00,000 --> 00:00:00,760\nClean the light.\n\n");
+    Ok(())
+}
+
+#[test]
+fn a_long_recording_is_transcribed_to_its_end_and_twice_the_same() -> Result<()> {
+    let server = Server::start(&[])?;
+    // 51 s and 80 s: the small model is unsure of both, so windows fall back to higher temperatures.
+    for (name, seconds) in [("long-de", 51.0), ("long-en", 80.0)] {
+        let query = format!("?output=json&language={}", parity(name)?["language"].as_str().context("no language")?);
+        let answer = server.asr(&query, &format!("{name}.flac"))?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let json = answer.json()?;
+        let segments = json["segments"].as_array().context("no segments")?;
+        let times = |key: &str| segments.iter().filter_map(|s| s[key].as_f64()).collect::<Vec<_>>();
+        let (starts, ends) = (times("start"), times("end"));
+        assert!(starts.is_sorted(), "{name}: {starts:?}");
+        let last = ends.last().copied().context("no end")?;
+        assert!((last - seconds).abs() < 10.0, "{name} ends at {last}");
+        assert_eq!(server.asr(&query, &format!("{name}.flac"))?.body, answer.body, "the sampler is seeded");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_language_is_detected_with_its_own_probability() -> Result<()> {
+    let server = Server::start(&[])?;
+    for (file, code, english) in [("de-1.wav", "de", "german"), ("zh-1.wav", "zh", "chinese")] {
+        let answer = http::upload(server.api, "/detect-language", file, &fixtures::audio(file)?)?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let json = answer.json()?;
+        assert_eq!(json["language_code"], code);
+        assert_eq!(json["detected_language"], english);
+        assert!(json["confidence"].as_f64().is_some_and(|c| c > 0.5 && c <= 1.0), "{json}");
+    }
+    Ok(())
+}
+
+#[test]
+fn translation_writes_english() -> Result<()> {
+    let server = Server::start(&[])?;
+    let expected = parity("de-1")?;
+    let answer = server.asr("?task=translate&language=de&output=txt", "de-1.wav")?;
+    assert_eq!(answer.text().trim(), expected["translate"]["text"].as_str().context("no text")?.trim());
+    Ok(())
+}
+
+#[test]
+fn the_model_leaves_when_idle_and_comes_back_with_the_next_request() -> Result<()> {
+    let server = Server::start(&["--idle-timeout", "1s"])?;
+    assert_eq!(server.runners()?, [0_u32; 0], "nothing is loaded before the first request");
+    server.wait_for_state("unloaded", LOAD)?;
+
+    assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
+    let first = server.runners()?;
+    assert_eq!(first.len(), 1, "one runner while the model is in memory");
+    assert!(process::maps(first[0], "onnxruntime")?, "the runner maps ONNX Runtime");
+
+    server.wait_for_state("unloaded", LEAVE)?;
+    wait_for("the runner is reaped", LEAVE, || Ok(server.runners()?.is_empty().then_some(())))?;
+    assert_eq!(server.metric("hush_model_unloads_total{model=\"hush-tiny\",reason=\"IdleTimeout\"}")?, Some(1.0));
+    assert_eq!(http::get(server.api, "/readyz")?.status, 200, "ready also while the model is away");
+
+    assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
+    assert_eq!(server.metric("hush_model_generation{model=\"hush-tiny\"}")?, Some(2.0));
+    assert_ne!(server.runners()?, first);
+    assert!(!process::maps(server.pid(), "onnxruntime")?, "the server itself never maps ONNX Runtime");
+    Ok(())
+}
+
+#[test]
+fn on_demand_unloads_as_soon_as_nobody_waits() -> Result<()> {
+    let server = Server::start(&["--residency", "on-demand"])?;
+    assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
+    server.wait_for_state("unloaded", LEAVE)?;
+    assert_eq!(server.metric("hush_model_unloads_total{model=\"hush-tiny\",reason=\"OnDemand\"}")?, Some(1.0));
+    Ok(())
+}
+
+#[test]
+fn resident_loads_at_start_and_stays() -> Result<()> {
+    let server = Server::start(&["--residency", "resident", "--idle-timeout", "1s"])?;
+    server.wait_for_state("ready", LOAD)?;
+    let runner = server.runners()?;
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(server.runners()?, runner, "the idle timeout does not concern a resident model");
+    Ok(())
+}
+
+#[test]
+fn a_spare_runner_waits_with_the_libraries_and_takes_the_load() -> Result<()> {
+    let server = Server::start(&["--spare-runner", "--idle-timeout", "1s"])?;
+    let spare = wait_for("the spare runner maps the library", LOAD, || {
+        let runners = server.runners()?;
+        Ok(runners.first().copied().filter(|pid| process::maps(*pid, "onnxruntime").unwrap_or(false)))
+    })?;
+    assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
+    assert!(server.runners()?.contains(&spare), "the spare became the runner of the model");
+    wait_for("a new spare", LOAD, || Ok((server.runners()?.len() == 2).then_some(())))?;
+    Ok(())
+}
+
+#[test]
+fn variables_of_whisper_asr_webservice_keep_working() -> Result<()> {
+    let models_dir = fixtures::models_dir("fp32")?;
+    let server = Server::start_with(hush_tests::ServerOptions {
+        env: vec![
+            ("ASR_MODEL".into(), fixtures::MODEL.into()),
+            ("ASR_QUANTIZATION".into(), "float32".into()),
+            ("ASR_DEVICE".into(), "cpu".into()),
+            ("MODEL_IDLE_TIMEOUT".into(), "1".into()),
+        ],
+        models_dir: Some(models_dir),
+        ..Default::default()
+    })?;
+    assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
+    server.wait_for_state("unloaded", LEAVE)
+}
