@@ -115,6 +115,7 @@ mod tests {
             avg_logprob: -0.25,
             compression_ratio: 1.0,
             no_speech_prob: 1e-5,
+            ..Segment::default()
         }
     }
 

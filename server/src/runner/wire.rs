@@ -267,6 +267,7 @@ mod tests {
                 avg_logprob: logprob,
                 compression_ratio: ratio,
                 no_speech_prob: no_speech,
+                ..Segment::default()
             })
     }
 

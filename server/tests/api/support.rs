@@ -133,6 +133,7 @@ pub fn segment(id: usize, start_seconds: f64, end_seconds: f64, text: &str) -> S
         avg_logprob: -0.25,
         compression_ratio: 1.0,
         no_speech_prob: 1e-5,
+        ..Segment::default()
     }
 }
 

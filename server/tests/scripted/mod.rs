@@ -162,6 +162,7 @@ fn segment(text: String) -> Segment {
         avg_logprob: f64::NEG_INFINITY,
         compression_ratio: 1.0,
         no_speech_prob: f64::NAN,
+        ..Segment::default()
     }
 }
 

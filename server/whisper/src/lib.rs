@@ -25,7 +25,7 @@ pub use engine::{Device, Engine, EngineOptions};
 pub use graph::Precision;
 pub use install::{InstallError, InstallOptions, Progress, install};
 pub use model_dir::{Manifest, ModelDir, ModelDirError};
-pub use task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, Task, TranscribeOptions, Transcript};
+pub use task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, Task, TranscribeOptions, Transcript, Word};
 pub use transcribe::{MOST_CANDIDATES, TranscribeError};
 
 /// Samples per second of everything the engine hears.

@@ -5,6 +5,8 @@
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece<'a> {
     pub tokens: &'a [u32],
+    /// Where they begin in the window's tokens.
+    pub from: usize,
     pub start: u32,
     /// `None`: it lasts as long as the window.
     pub end: Option<u32>,
@@ -31,7 +33,7 @@ pub fn split(tokens: &[u32], timestamp_begin: u32) -> (Vec<Piece<'_>>, Advance) 
     if cuts.is_empty() {
         let latest = tokens.iter().rev().copied().find(|token| is_timestamp(*token));
         let end = latest.filter(|token| *token != timestamp_begin).map(|token| token - timestamp_begin);
-        return (vec![Piece { tokens, start: 0, end }], Advance::WholeWindow);
+        return (vec![Piece { tokens, from: 0, start: 0, end }], Advance::WholeWindow);
     }
     if ends_with_one {
         cuts.push(tokens.len());
@@ -42,7 +44,7 @@ pub fn split(tokens: &[u32], timestamp_begin: u32) -> (Vec<Piece<'_>>, Advance) 
         let piece = &tokens[from..cut];
         // The first piece of a window may begin, by rule, only with a timestamp; others begin behind a cut.
         let at = |token: Option<&u32>| token.map_or(0, |token| token.saturating_sub(timestamp_begin));
-        pieces.push(Piece { tokens: piece, start: at(piece.first()), end: Some(at(piece.last())) });
+        pieces.push(Piece { tokens: piece, from, start: at(piece.first()), end: Some(at(piece.last())) });
         from = cut;
     }
     let advance = if ends_with_one { Advance::WholeWindow } else { Advance::To(tokens[from - 1] - timestamp_begin) };

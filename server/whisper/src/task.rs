@@ -54,7 +54,7 @@ impl Default for TranscribeOptions {
 }
 
 /// One piece of the transcript, as the reference's `segments` entries.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Segment {
     /// Position in the transcript, from 0.
     pub id: usize,
@@ -64,10 +64,27 @@ pub struct Segment {
     pub end_seconds: f64,
     pub text: String,
     pub tokens: Vec<u32>,
+    /// The natural logarithm of the probability that each of `tokens` was chosen with.
+    #[serde(default)]
+    pub token_logprobs: Vec<f32>,
     pub temperature: f32,
     pub avg_logprob: f64,
     pub compression_ratio: f64,
     pub no_speech_prob: f64,
+    /// Empty unless asked for.
+    #[serde(default)]
+    pub words: Vec<Word>,
+}
+
+/// A word and when it is spoken, as the reference's `words` entries.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Word {
+    /// With the blank before it and the punctuation around it.
+    pub text: String,
+    pub start_seconds: f64,
+    pub end_seconds: f64,
+    /// Mean probability of its tokens.
+    pub probability: f32,
 }
 
 /// What is known of the whole audio once the last segment is out.

@@ -310,6 +310,7 @@ impl Run<'_> {
         let text = self.tokenizer.get()?.decode(piece.tokens.iter().copied().filter(|token| *token < eot));
         let empty = start_seconds == end_seconds || strip(&text).is_empty();
         let (text, tokens) = if empty { (String::new(), Vec::new()) } else { (text, piece.tokens.to_vec()) };
+        let token_logprobs = decoded.token_logprobs[piece.from..][..tokens.len()].to_vec();
         Ok(Segment {
             id: self.history.segments,
             seek: seek as usize,
@@ -317,10 +318,12 @@ impl Run<'_> {
             end_seconds,
             text,
             tokens,
+            token_logprobs,
             temperature: decoded.temperature,
             avg_logprob: decoded.avg_logprob,
             compression_ratio: decoded.compression_ratio,
             no_speech_prob: decoded.no_speech_prob,
+            words: Vec::new(),
         })
     }
 }
@@ -352,6 +355,7 @@ mod tests {
     fn decoded(compression_ratio: f64, avg_logprob: f64, no_speech_prob: f64) -> Decoded {
         Decoded {
             tokens: vec![],
+            token_logprobs: vec![],
             text: String::new(),
             avg_logprob,
             no_speech_prob,

@@ -126,6 +126,8 @@ impl Search {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded {
     pub tokens: Vec<u32>,
+    /// Natural logarithms, one for each of `tokens`.
+    pub token_logprobs: Vec<f32>,
     pub text: String,
     pub avg_logprob: f64,
     pub no_speech_prob: f64,
@@ -185,7 +187,7 @@ impl<'a, F: Forward> Window<'a, F> {
     ) -> Result<Decoded, DecodeError<F::Error>> {
         let mut rows = self.sample(search, keep_going)?;
         let chosen = most_likely(rows.iter().map(|row| (row.sum_logprob, row.tokens.len())));
-        let Row { tokens, sum_logprob, .. } = rows.swap_remove(chosen);
+        let Row { tokens, token_logprobs, sum_logprob, .. } = rows.swap_remove(chosen);
         let end = self.special.timestamp_begin;
         let text = tokenizer.decode(tokens.iter().copied().filter(|token| *token < end));
         let text = strip(&text).to_owned();
@@ -195,6 +197,7 @@ impl<'a, F: Forward> Window<'a, F> {
             temperature: search.temperature(),
             compression_ratio: compression_ratio(&text),
             tokens,
+            token_logprobs,
             text,
         })
     }
@@ -231,6 +234,7 @@ impl<'a, F: Forward> Window<'a, F> {
 /// One candidate while it is decoded.
 struct Row {
     tokens: Vec<u32>,
+    token_logprobs: Vec<f32>,
     sum_logprob: f64,
     ended: bool,
     random: Random,
@@ -242,7 +246,7 @@ impl Row {
             Search::Greedy => Random::new(0, &[]),
             Search::Sample { seed, .. } => Random::new(seed, &[index as u64]),
         };
-        Self { tokens: Vec::new(), sum_logprob: 0.0, ended: false, random }
+        Self { tokens: Vec::new(), token_logprobs: Vec::new(), sum_logprob: 0.0, ended: false, random }
     }
 
     /// A row that has ended goes on with ends, as the reference's rows do.
@@ -255,12 +259,14 @@ impl Row {
             Search::Greedy => sampling::arg_max(logits),
             Search::Sample { temperature, .. } => sampling::draw(logits, temperature, &mut self.random),
         };
-        self.sum_logprob += sampling::log_probability(logits, token);
+        let logprob = sampling::log_probability(logits, token);
+        self.sum_logprob += logprob;
         let token = token as u32;
         if token == eot {
             self.ended = true;
         } else {
             self.tokens.push(token);
+            self.token_logprobs.push(logprob as f32);
         }
         token
     }
