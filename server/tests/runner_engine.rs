@@ -40,7 +40,7 @@ fn read_wav(name: &str) -> Arc<Vec<f32>> {
 fn start(model_dir: PathBuf, library: PathBuf) -> Models {
     let spec = LoadSpec { model_dir, device: "cpu".to_owned(), threads: Some(2), prepack: false, max_batch: 8 };
     let policy = Policy { concurrency: NonZeroUsize::new(8).unwrap(), ..Policy::default() };
-    let model = ModelSettings { name: "tiny".to_owned(), spec, policy };
+    let model = ModelSettings { name: "tiny".to_owned(), spec, precision: None, policy };
     let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"].map(Into::into).to_vec();
     let env = vec![("ORT_DYLIB_PATH".into(), library.into())];
     let runners = Settings { env, ..Settings::this_program(args) };
