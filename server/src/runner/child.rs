@@ -115,12 +115,12 @@ fn serve<B: Backend>() -> io::Result<Never> {
                 }
             }
             Order::Work(job) => {
-                let Err(job) = desks.as_ref().map_or(Err(job), |desks| {
-                    // A send fails when no desk is left, and hands the job back.
-                    desks.send(job).map_err(|mpsc::SendError(job)| job)
-                }) else {
-                    continue;
+                let refused = match &desks {
+                    // Fails when no desk is left.
+                    Some(desks) => desks.send(job).err().map(|mpsc::SendError(job)| job),
+                    None => Some(job),
                 };
+                let Some(job) = refused else { continue };
                 let problem = backend.as_ref().err().map_or("no model is loaded", String::as_str);
                 voice.fail(job.id, WorkFailure::Engine(problem.to_owned()));
                 jobs.forget(job.id);
@@ -132,7 +132,7 @@ fn serve<B: Backend>() -> io::Result<Never> {
 
 /// Threads that do jobs, as many as may hold the model; further jobs wait. They end when the sender is dropped.
 fn open_desks<M: Model>(model: Arc<M>, count: usize, voice: &Arc<Voice>, jobs: &Jobs) -> io::Result<mpsc::Sender<Job>> {
-    let (sender, inbox) = mpsc::channel();
+    let (sender, inbox) = mpsc::channel::<Job>();
     let inbox = Arc::new(Mutex::new(inbox));
     for number in 0..count.max(1) {
         let (model, inbox, voice, jobs) = (model.clone(), inbox.clone(), voice.clone(), jobs.clone());
