@@ -27,6 +27,10 @@ pub struct Settings {
     pub load_timeout: Duration,
     /// The longest silence of an engine that works.
     pub stall_timeout: Duration,
+    /// How long one job may work; `None`: for ever.
+    pub busy_timeout: Option<Duration>,
+    /// How long a runner may go on with a job that was ended for that, before it is ended itself.
+    pub let_go_timeout: Duration,
     /// How long a runner may take to exit when it is asked to.
     pub exit_timeout: Duration,
     /// Keep a runner waiting with its libraries loaded and no model.
@@ -43,6 +47,9 @@ impl Settings {
             env: Vec::new(),
             load_timeout: Duration::from_secs(300),
             stall_timeout: Duration::from_secs(120),
+            busy_timeout: None,
+            // An encoder window on a small CPU takes some seconds, and is not interrupted.
+            let_go_timeout: Duration::from_secs(15),
             exit_timeout: Duration::from_secs(5),
             spare: false,
         }
@@ -204,6 +211,10 @@ pub enum JobEvent {
         kind: FailureKind,
         message: String,
     },
+    /// It took longer than [`Settings::busy_timeout`] and was cancelled.
+    Overdue {
+        after: Duration,
+    },
 }
 
 /// Work in progress. Dropping it ends the work at the next token; the runner goes on.
@@ -215,11 +226,11 @@ pub struct Job {
 }
 
 impl Job {
-    /// What happens next; after `Done` or `Failed` nothing does.
+    /// What happens next; after `Done`, `Failed` or `Overdue` nothing does.
     pub async fn next(&mut self) -> Result<JobEvent, Ending> {
         match self.events.recv().await {
             Some(event) => {
-                self.finished |= matches!(event, JobEvent::Done(_) | JobEvent::Failed { .. });
+                self.finished |= matches!(event, JobEvent::Done(_) | JobEvent::Failed { .. } | JobEvent::Overdue { .. });
                 Ok(event)
             }
             None => {
