@@ -90,7 +90,8 @@ impl Server {
 
     async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
         let (address, length) = (self.address, body.len());
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}");
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}");
         self.send(&format!("{head}\r\n{headers}\r\n{body}")).await
     }
 
@@ -284,7 +285,8 @@ async fn without_any_configured_only_this_machine_is_served_and_no_browser() {
     let local = Server::new("", never()).await;
     let load = "/admin/v1/models/org%2Ftiny/load";
     local.ask("POST", load, "Origin: http://evil.example\r\n", "").await.is_error(403, "forbidden");
-    let rebound = format!("POST {load} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    let rebound =
+        format!("POST {load} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     local.send(&rebound).await.is_error(403, "forbidden");
     assert_eq!(local.models.default_model().snapshot().generation, 0);
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get;
-use hush_server::serve::Tls;
 use https::{Https, Pair, connect};
+use hush_server::serve::Tls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -64,7 +64,8 @@ async fn a_rotated_pair_is_used_for_new_connections_and_no_request_is_lost() {
     // A connection from before goes on.
     let mut kept = connect(server.address, &[&first]).await.unwrap();
     second.write(server.dir.path());
-    until("the new certificate answers", async || ask(&server, &[&first, &second]).await.unwrap() == second.der()).await;
+    until("the new certificate answers", async || ask(&server, &[&first, &second]).await.unwrap() == second.der())
+        .await;
     kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     kept.read_to_string(&mut answer).await.unwrap();
@@ -102,7 +103,8 @@ async fn a_swapped_directory_is_seen_and_a_broken_pair_is_not_used() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(ask(&server, &[&first]).await.unwrap(), first.der(), "the old pair stays");
     swap("two");
-    until("the new certificate answers", async || ask(&server, &[&first, &second]).await.unwrap() == second.der()).await;
+    until("the new certificate answers", async || ask(&server, &[&first, &second]).await.unwrap() == second.der())
+        .await;
 }
 
 #[tokio::test]

@@ -16,8 +16,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use futures_util::future::join_all;
-use hush_server::auth::{Authenticate, Caller, Denied, ReviewSettings, TokenReview};
 use https::Https;
+use hush_server::auth::{Authenticate, Caller, Denied, ReviewSettings, TokenReview};
 use serde_json::{Value, json};
 
 const CONTROLLER: &str = "system:serviceaccount:hush:controller";
@@ -37,13 +37,18 @@ enum Answer {
 
 async fn review(State(cluster): State<Arc<Cluster>>, headers: HeaderMap, Json(body): Json<Value>) -> Response {
     cluster.asked.fetch_add(1, Ordering::SeqCst);
-    assert_eq!((body["apiVersion"].as_str(), body["kind"].as_str()), (Some("authentication.k8s.io/v1"), Some("TokenReview")));
+    assert_eq!(
+        (body["apiVersion"].as_str(), body["kind"].as_str()),
+        (Some("authentication.k8s.io/v1"), Some("TokenReview"))
+    );
     assert_eq!(body["spec"]["audiences"], json!(["hush-server"]));
     if headers["authorization"] != "Bearer server-token" {
         return StatusCode::FORBIDDEN.into_response();
     }
     match cluster.answers.get(body["spec"]["token"].as_str().unwrap()) {
-        Some(Answer::Status(status)) => (StatusCode::CREATED, Json(json!({"kind": "TokenReview", "status": status}))).into_response(),
+        Some(Answer::Status(status)) => {
+            (StatusCode::CREATED, Json(json!({"kind": "TokenReview", "status": status}))).into_response()
+        }
         Some(Answer::Raw(status, text)) => (*status, *text).into_response(),
         Some(Answer::Never) => std::future::pending().await,
         None => Json(json!({"status": {"error": "invalid bearer token"}})).into_response(),
@@ -191,8 +196,7 @@ async fn verdicts_are_remembered_for_a_while() {
         review.authenticate("bad").await.unwrap_err();
     }
     assert_eq!(world.asked(), 2);
-    let forgetful =
-        ReviewSettings { remember: Duration::ZERO, remember_refusal: Duration::ZERO, ..world.settings() };
+    let forgetful = ReviewSettings { remember: Duration::ZERO, remember_refusal: Duration::ZERO, ..world.settings() };
     let forgetful = TokenReview::new(forgetful).unwrap();
     for _ in 0..3 {
         forgetful.authenticate("good").await.unwrap();

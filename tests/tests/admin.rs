@@ -43,7 +43,10 @@ fn an_idle_model_is_unloaded_by_its_condition() -> Result<()> {
     assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
     let model = listed(&server)?;
     assert_eq!((&model["state"], &model["generation"]), (&json!("ready"), &json!(1)), "{model}");
-    assert_eq!((&model["device"], &model["precision"], &model["residency"]), (&json!("cpu"), &json!("int8"), &json!("idle")));
+    assert_eq!(
+        (&model["device"], &model["precision"], &model["residency"]),
+        (&json!("cpu"), &json!("int8"), &json!("idle"))
+    );
     let unload = json!({"if_generation": 1, "if_idle_seconds": 1.5, "drain_seconds": 5, "reason": "IdleTimeout", "policy": "speech/quiet"});
     refused(&command(&server, "unload", &unload)?, 409, "not_idle")?;
     wait_for("the model is idle for long enough", SOON, || {
@@ -74,7 +77,8 @@ fn a_busy_model_is_left_alone_under_soft_pressure_and_drained_under_hard() -> Re
     server.wait_for_metric("hush_model_inflight_requests{model=\"hush-tiny\"}", 1.0, LOAD)?;
     refused(&command(&server, "unload", &json!({"if_idle_seconds": 0, "reason": "SoftPressure"}))?, 409, "busy")?;
     refused(&command(&server, "unload", &json!({"if_generation": 7}))?, 409, "generation_changed")?;
-    let answer = command(&server, "unload", &json!({"if_generation": 1, "drain_seconds": 300, "reason": "HardPressure"}))?;
+    let answer =
+        command(&server, "unload", &json!({"if_generation": 1, "drain_seconds": 300, "reason": "HardPressure"}))?;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert!(answer.json()?["drain_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{}", answer.text());
     let transcript = request.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
@@ -181,7 +185,8 @@ fn the_log_has_one_line_for_a_request_with_all_its_phases() -> Result<()> {
     assert_eq!((answer.status, answer.header("x-request-id")), (200, Some("trace-me-1")));
     let lines = wait_for("the line of the request", SOON, || {
         let lines: Vec<Value> = server.log().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let of_request = lines.into_iter().filter(|line| line["span"]["id"] == "trace-me-1" && line["message"] == "answered");
+        let of_request =
+            lines.into_iter().filter(|line| line["span"]["id"] == "trace-me-1" && line["message"] == "answered");
         let lines: Vec<Value> = of_request.collect();
         Ok((!lines.is_empty()).then_some(lines))
     })?;

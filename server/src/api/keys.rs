@@ -8,9 +8,9 @@ use axum::middleware::Next;
 use axum::response::Response;
 use serde::Serialize;
 
+use super::ApiState;
 use super::error::{detail, json_response};
 use super::upload::{self, UploadOptions};
-use super::ApiState;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 

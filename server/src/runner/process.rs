@@ -230,7 +230,8 @@ impl Job {
     pub async fn next(&mut self) -> Result<JobEvent, Ending> {
         match self.events.recv().await {
             Some(event) => {
-                self.finished |= matches!(event, JobEvent::Done(_) | JobEvent::Failed { .. } | JobEvent::Overdue { .. });
+                self.finished |=
+                    matches!(event, JobEvent::Done(_) | JobEvent::Failed { .. } | JobEvent::Overdue { .. });
                 Ok(event)
             }
             None => {

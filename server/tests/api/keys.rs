@@ -47,10 +47,7 @@ async fn without_a_key_the_api_says_401_in_its_own_words_and_no_work_is_done() {
         |length| [("content-length", length), ("content-type", "application/json"), ("www-authenticate", "Bearer")];
     let answer = server.send(upload("", &body)).await;
     answer.is("401 Unauthorized", &headers("30"), r#"{"detail":"Not authenticated"}"#);
-    for header in [
-        "Authorization: Bearer 0123456789abcdee\r\n",
-        "X-API-Key: 0123456789abcdef0\r\n",
-    ] {
+    for header in ["Authorization: Bearer 0123456789abcdee\r\n", "X-API-Key: 0123456789abcdef0\r\n"] {
         let answer = server.send(upload(header, &body)).await;
         answer.is("401 Unauthorized", &headers("28"), r#"{"detail":"Invalid API key"}"#);
     }

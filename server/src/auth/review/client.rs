@@ -145,8 +145,7 @@ impl Client {
             .body(Body::from(body.to_string()))?;
         let name = ServerName::try_from(self.api.host.clone())
             .map_err(|error| ReviewError::Tls(io::Error::other(error.to_string())))?;
-        let stream =
-            TcpStream::connect((self.api.host.as_str(), self.api.port)).await.map_err(ReviewError::Connect)?;
+        let stream = TcpStream::connect((self.api.host.as_str(), self.api.port)).await.map_err(ReviewError::Connect)?;
         let connector = TlsConnector::from(self.trust.get());
         let stream = connector.connect(name, stream).await.map_err(ReviewError::Tls)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -212,7 +211,9 @@ mod tests {
         assert_eq!(show("https://10.96.0.1:6443").as_deref(), Some("10.96.0.1:6443"));
         assert_eq!(show("https://kubernetes.default.svc").as_deref(), Some("kubernetes.default.svc:443"));
         assert_eq!(show("https://[fd00::1]/").as_deref(), Some("[fd00::1]:443"));
-        for wrong in ["", "http://10.96.0.1", "10.96.0.1:443", "https://", "https://u@h", "https://h/path", "https://h?q"] {
+        for wrong in
+            ["", "http://10.96.0.1", "10.96.0.1:443", "https://", "https://u@h", "https://h/path", "https://h?q"]
+        {
             assert_eq!(show(wrong), None, "{wrong}");
         }
         assert_eq!(ApiServer::new("fd00::1", 443).unwrap().to_string(), "[fd00::1]:443");
