@@ -175,7 +175,7 @@ fn nothing_configured_and_everybody_listening_lets_nobody_in() -> Result<()> {
 
 #[test]
 fn the_log_has_one_line_for_a_request_with_all_its_phases() -> Result<()> {
-    let server = Server::start(&[])?;
+    let server = Server::start(&["--log-level", "info,hush_server::runner::child=debug"])?;
     let content = fixtures::audio("en-1.wav")?;
     let bytes = http::upload_bytes(server.api, "/asr?language=en", "en-1.wav", &content);
     let head = String::from_utf8_lossy(&bytes).into_owned();
@@ -208,6 +208,9 @@ fn the_log_has_one_line_for_a_request_with_all_its_phases() -> Result<()> {
     }
     assert_eq!((&line["model"], &line["generation"], &line["status"]), (&json!("hush-tiny"), &json!(1), &json!(200)));
     assert_eq!((&line["client_gone"], line.get("retries")), (&json!(false), None));
+    let of_runner = |line: &Value| line["message"] == "work begins" && line["span"]["id"] == "trace-me-1";
+    let mut log = server.log().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+    assert!(log.any(|line| of_runner(&line)), "the runner's lines carry the id too");
     // The next one finds it loaded.
     assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
     wait_for("the line of the second request", SOON, || {

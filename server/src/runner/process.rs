@@ -14,6 +14,7 @@ use super::spawn::Spawner;
 use super::supervisor::{self, Command};
 use super::wire::{FailureKind, JobId, LoadSpec};
 use crate::job::{Outcome, Work};
+use crate::request;
 use crate::residency::machine::Loss;
 
 #[derive(Clone, Debug)]
@@ -172,7 +173,8 @@ impl Runner {
     pub fn work(&self, work: Work, len_samples: u64) -> Job {
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
         let (events, inbox) = mpsc::unbounded_channel();
-        self.send(Command::Work { id, work, len_samples, events });
+        let request = request::id().map(|id| id.to_string());
+        self.send(Command::Work { id, work, len_samples, request, events });
         Job { id, events: inbox, runner: self.clone(), finished: false }
     }
 

@@ -26,7 +26,7 @@ const REAP_PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) enum Command {
     Load { spec: LoadSpec, notify: Notify },
-    Work { id: JobId, work: Work, len_samples: u64, events: mpsc::UnboundedSender<JobEvent> },
+    Work { id: JobId, work: Work, len_samples: u64, request: Option<String>, events: mpsc::UnboundedSender<JobEvent> },
     Audio { id: JobId, offset: u64, samples: Vec<f32> },
     Cancel { id: JobId },
     Stop,
@@ -290,11 +290,11 @@ impl Supervised {
                 self.load = Some(Load { since: now, deadline: Some(now + self.settings.load_timeout) });
                 self.say(&ToRunner::Load(spec));
             }
-            Command::Work { id, work, len_samples, events } => {
+            Command::Work { id, work, len_samples, request, events } => {
                 if self.unanswered.is_empty() {
                     self.last_sign = Instant::now();
                 }
-                match (ToRunner::Work { id, work, len_samples }).encode() {
+                match (ToRunner::Work { id, work, len_samples, request }).encode() {
                     Ok(frame) => {
                         self.unanswered.insert(id);
                         if let Some(timeout) = self.settings.busy_timeout {
