@@ -25,6 +25,9 @@ use crate::audio;
 use crate::format::{Format, JsonShape, Words, Writer};
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
+/// Chunks of a file that are transcribed at once with --vad-parallel.
+const PARALLEL_WINDOWS: usize = 8;
+
 /// Goes through all files; a file that fails is told and makes the status 1, the others are still done.
 pub fn run(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<ExitCode> {
     let outputs = outputs(settings)?;
@@ -81,7 +84,8 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
         threads: settings.engine.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get)),
         // Worth its while: all files go through one load.
         prepack: true,
-        max_batch: 1,
+        // One file at a time; of its chunks several.
+        max_batch: if settings.vad.as_ref().is_some_and(|vad| vad.parallel) { PARALLEL_WINDOWS } else { 1 },
     };
     let engine = Engine::load(&ModelDir::open(&model.dir)?, &options, &mut LoadTimings::default())?;
     if let Some(model) = vad_model {
