@@ -2,6 +2,8 @@
 
 mod errors;
 mod lifetime;
+mod openai;
+mod openai_stream;
 mod routes;
 mod support;
 mod transcripts;
