@@ -50,6 +50,8 @@ pub enum UnloadReason {
     OnDemand,
     SoftPressure,
     HardPressure,
+    /// Another model of its server took its place (`--max-loaded`).
+    MaxLoaded,
     Manual,
     Shutdown,
 }
@@ -61,6 +63,7 @@ impl UnloadReason {
             Self::OnDemand => "OnDemand",
             Self::SoftPressure => "SoftPressure",
             Self::HardPressure => "HardPressure",
+            Self::MaxLoaded => "MaxLoaded",
             Self::Manual => "Manual",
             Self::Shutdown => "Shutdown",
         }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -13,6 +14,7 @@ use super::collector::ResidencyCollector;
 use super::handle::ModelHandle;
 use super::machine::Policy;
 use super::owner::Owner;
+use super::places::Places;
 use super::snapshot::Board;
 use crate::metrics::Metrics;
 use crate::runner::wire::LoadSpec;
@@ -38,10 +40,31 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
+/// Every model that is served, and which of them is the default. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Registry(Arc<RwLock<BTreeMap<String, ModelHandle>>>);
+
+impl Registry {
+    /// In the order of their names.
+    pub(super) fn all(&self) -> Vec<ModelHandle> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn get(&self, name: &str) -> Option<ModelHandle> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, ModelHandle>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 pub struct Models {
     default: ModelHandle,
-    by_name: BTreeMap<String, ModelHandle>,
+    registry: Registry,
+    places: Places,
     runners: Runners,
+    metrics: Arc<Metrics>,
 }
 
 impl Models {
@@ -51,44 +74,81 @@ impl Models {
         runners: runner::Settings,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
-        let runners = Runners::new(runners).map_err(StartError::Runners)?;
-        let mut default = None;
-        let mut by_name = BTreeMap::new();
-        for ModelSettings { name, spec, policy } in models {
-            if by_name.contains_key(&name) {
-                return Err(StartError::Twice(name));
-            }
-            let (inbox, messages) = mpsc::unbounded_channel();
-            let board = Board::new();
-            let (weak, metrics) = (inbox.downgrade(), metrics.clone());
-            let owner = Owner::new(name.clone(), spec, policy, runners.clone(), metrics, board.clone(), weak);
-            tokio::spawn(owner.run(messages));
-            let handle = ModelHandle::new(name.clone(), inbox, board);
-            default.get_or_insert_with(|| handle.clone());
-            by_name.insert(name, handle);
-        }
-        let default = default.ok_or(StartError::NoModel)?;
-        metrics.register(Box::new(ResidencyCollector::new(by_name.values().cloned().collect())?))?;
-        Ok(Self { default, by_name, runners })
+        Self::start_limited(models, None, runners, metrics)
     }
 
+    /// As [`Self::start`], with at most `max_loaded` models in memory at the same time.
+    pub fn start_limited(
+        models: Vec<ModelSettings>,
+        max_loaded: Option<NonZeroUsize>,
+        runners: runner::Settings,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, StartError> {
+        let runners = Runners::new(runners).map_err(StartError::Runners)?;
+        let (registry, places) = (Registry::default(), Places::new(max_loaded));
+        let mut default = None;
+        for settings in models {
+            let handle = begin(settings, &registry, &places, &runners, metrics)?;
+            default.get_or_insert(handle);
+        }
+        let default = default.ok_or(StartError::NoModel)?;
+        metrics.register(Box::new(ResidencyCollector::new(registry.clone())?))?;
+        Ok(Self { default, registry, places, runners, metrics: Arc::clone(metrics) })
+    }
+
+    /// The first that was given at the start.
     pub fn default_model(&self) -> &ModelHandle {
         &self.default
     }
 
-    pub fn get(&self, name: &str) -> Option<&ModelHandle> {
-        self.by_name.get(name)
+    pub fn get(&self, name: &str) -> Option<ModelHandle> {
+        self.registry.get(name)
     }
 
     /// In the order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = &ModelHandle> {
-        self.by_name.values()
+    pub fn iter(&self) -> impl Iterator<Item = ModelHandle> {
+        self.registry.all().into_iter()
+    }
+
+    /// One more model. Must be called inside a tokio runtime.
+    pub fn add(&self, settings: ModelSettings) -> Result<ModelHandle, StartError> {
+        begin(settings, &self.registry, &self.places, &self.runners, &self.metrics)
+    }
+
+    /// Takes a model away: what has arrived is served, for `patience` at most; then its runner is gone.
+    pub async fn remove(&self, name: &str, patience: Duration) {
+        let removed = self.registry.write().remove(name);
+        if let Some(model) = removed {
+            model.shutdown(Instant::now() + patience).await;
+        }
     }
 
     /// Serves what has arrived, for `patience` at most; then no runner is left.
     pub async fn shutdown(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        join_all(self.by_name.values().map(|model| model.shutdown(deadline))).await;
+        join_all(self.registry.all().iter().map(|model| model.shutdown(deadline))).await;
         self.runners.shutdown().await;
     }
+}
+
+fn begin(
+    settings: ModelSettings,
+    registry: &Registry,
+    places: &Places,
+    runners: &Runners,
+    metrics: &Arc<Metrics>,
+) -> Result<ModelHandle, StartError> {
+    let ModelSettings { name, spec, policy } = settings;
+    let mut models = registry.write();
+    if models.contains_key(&name) {
+        return Err(StartError::Twice(name));
+    }
+    let (inbox, messages) = mpsc::unbounded_channel();
+    let board = Board::new();
+    let (weak, metrics) = (inbox.downgrade(), metrics.clone());
+    let owner = Owner::new(name.clone(), spec, policy, runners.clone(), metrics, board.clone(), weak);
+    tokio::spawn(owner.among(places.clone()).run(messages));
+    let handle = ModelHandle::new(name.clone(), inbox, board);
+    models.insert(name, handle.clone());
+    Ok(handle)
 }
