@@ -23,6 +23,11 @@ pub trait Speech: Send + Sync + 'static {
 
     fn state(&self) -> ModelState;
 
+    /// For requests that do not say otherwise.
+    fn defaults(&self) -> TranscribeOptions {
+        TranscribeOptions::default()
+    }
+
     /// What keeps it from ever answering (its files, the runtime library, a server that ends), one line each. Empty
     /// when it is able, also while it is cold or busy.
     fn missing(&self) -> Vec<String>;
@@ -50,6 +55,7 @@ pub struct ServedModel {
     dir: PathBuf,
     library: PathBuf,
     shutdown: CancellationToken,
+    defaults: TranscribeOptions,
     /// Read when the first request wants it: few do.
     vocabulary: OnceCell<Arc<Vocabulary>>,
 }
@@ -73,7 +79,13 @@ impl Vocabulary {
 impl ServedModel {
     /// `dir`: the model's own; `library`: the runtime's. Without either it will never load.
     pub fn new(handle: ModelHandle, dir: PathBuf, library: PathBuf, shutdown: CancellationToken) -> Self {
-        Self { handle, dir, library, shutdown, vocabulary: OnceCell::new() }
+        let defaults = TranscribeOptions::default();
+        Self { handle, dir, library, shutdown, defaults, vocabulary: OnceCell::new() }
+    }
+
+    /// How it decodes where a request does not say.
+    pub fn with_defaults(self, defaults: TranscribeOptions) -> Self {
+        Self { defaults, ..self }
     }
 
     async fn vocabulary(&self) -> Result<Arc<Vocabulary>, JobError> {
@@ -93,6 +105,10 @@ impl Speech for ServedModel {
 
     fn state(&self) -> ModelState {
         self.handle.snapshot().state
+    }
+
+    fn defaults(&self) -> TranscribeOptions {
+        self.defaults.clone()
     }
 
     fn missing(&self) -> Vec<String> {
@@ -146,6 +162,15 @@ impl Speech for ServedModel {
             }
         }
         .boxed()
+    }
+}
+
+/// `options` with what they leave open taken from `defaults`.
+pub fn with_defaults(options: TranscribeOptions, defaults: TranscribeOptions) -> TranscribeOptions {
+    TranscribeOptions {
+        language: options.language.or(defaults.language),
+        initial_prompt: options.initial_prompt.or(defaults.initial_prompt),
+        ..options
     }
 }
 

@@ -20,7 +20,7 @@ use axum::routing::{get, post};
 use hush_whisper::Task;
 
 use super::ApiState;
-use super::speech::Speech;
+use super::speech::{Speech, with_defaults};
 use super::upload::{self, FormFile, Upload, Wanted};
 use asked::Asked;
 use error::OpenAiError;
@@ -55,13 +55,14 @@ async fn translations(State(state): State<ApiState>, request: Request) -> Result
 async fn answer(state: &ApiState, request: Request, task: Task) -> Result<Response, OpenAiError> {
     let (head, body) = request.into_parts();
     let form = upload::receive(&head.headers, body, FORM, &state.config.upload).await?;
-    let asked = Asked::parse(task, &form.fields)?;
+    let mut asked = Asked::parse(task, &form.fields)?;
     let upload = match form.file {
         FormFile::File(upload) => upload,
         FormFile::Missing => return Err(OpenAiError::missing_file()),
         FormFile::Text(_) => return Err(OpenAiError::not_a_file()),
     };
     let model = find_model(state, asked.model.as_deref())?;
+    asked.options = with_defaults(asked.options, model.defaults());
     let is_encoded = !is_raw(&upload);
     let pcm = state.decode(upload, is_encoded).await?;
     if asked.stream {

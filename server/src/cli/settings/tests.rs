@@ -23,6 +23,13 @@ fn settled(argv: &[&str], variables: &[(&str, &str)]) -> ServeSettings {
 fn defaults() {
     let settings = settled(&[], &[]);
     let expected = ServeSettings {
+        check_config: false,
+        default_aliases: ["whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe"]
+            .map(str::to_owned)
+            .to_vec(),
+        serve_installed: true,
+        max_loaded: None,
+        overrides: BTreeMap::new(),
         models: vec![],
         models_dir: "/home/u/.local/share/hush/models".into(),
         install_missing: true,
