@@ -52,11 +52,30 @@ pub enum UnloadReason {
     HardPressure,
     /// Another model of its server took its place (`--max-loaded`).
     MaxLoaded,
+    /// The models of one policy hold more than their budget.
+    OverBudget,
+    /// A model of higher priority waits for memory.
+    MakeRoom,
     Manual,
     Shutdown,
+    /// A word that this version does not know.
+    Other,
 }
 
 impl UnloadReason {
+    pub const ALL: [Self; 10] = [
+        Self::IdleTimeout,
+        Self::OnDemand,
+        Self::SoftPressure,
+        Self::HardPressure,
+        Self::MaxLoaded,
+        Self::OverBudget,
+        Self::MakeRoom,
+        Self::Manual,
+        Self::Shutdown,
+        Self::Other,
+    ];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::IdleTimeout => "IdleTimeout",
@@ -64,8 +83,11 @@ impl UnloadReason {
             Self::SoftPressure => "SoftPressure",
             Self::HardPressure => "HardPressure",
             Self::MaxLoaded => "MaxLoaded",
+            Self::OverBudget => "OverBudget",
+            Self::MakeRoom => "MakeRoom",
             Self::Manual => "Manual",
             Self::Shutdown => "Shutdown",
+            Self::Other => "Other",
         }
     }
 }
@@ -87,6 +109,9 @@ pub enum UnloadRefusal {
 }
 
 impl UnloadRefusal {
+    pub const ALL: [Self; 6] =
+        [Self::Busy, Self::NotIdle, Self::GenerationChanged, Self::Loading, Self::NotLoaded, Self::Draining];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Busy => "busy",

@@ -36,6 +36,7 @@ impl Plan {
             settings: ModelSettings {
                 name: found.id.clone(),
                 spec: spec(settings, &own, found, library),
+                precision: Some(found.precision.to_string()),
                 policy: policy(settings, &own),
             },
             card: card(found),
@@ -52,7 +53,8 @@ impl Plan {
 fn spec(settings: &ServeSettings, own: &ModelOverrides, found: &Resolved, library: &Path) -> LoadSpec {
     let device = ort_lib::device(own.device.unwrap_or(settings.engine.device), Some(library));
     let threads = own.threads.or(settings.engine.threads);
-    LoadSpec { model_dir: found.dir.clone(), device: device.to_string(), threads, prepack: false }
+    let (model_dir, device, max_batch) = (found.dir.clone(), device.to_string(), settings.max_batch);
+    LoadSpec { model_dir, device, threads, prepack: false, max_batch }
 }
 
 fn policy(settings: &ServeSettings, own: &ModelOverrides) -> Policy {
@@ -67,6 +69,7 @@ fn policy(settings: &ServeSettings, own: &ModelOverrides) -> Policy {
             Residency::OnDemand => residency::Residency::OnDemand,
         },
         queue_limit: NonZeroUsize::new(own.max_queue.unwrap_or(settings.max_queue)).unwrap_or(NonZeroUsize::MIN),
+        concurrency: NonZeroUsize::new(settings.max_batch).unwrap_or(NonZeroUsize::MIN),
         drain: settings.drain_timeout,
         ..Policy::default()
     }

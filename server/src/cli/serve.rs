@@ -18,6 +18,7 @@ use super::reload::Reload;
 use super::settings::ServeSettings;
 use super::values::AsrEngine;
 use super::{check, log, ort_lib};
+use crate::admin::{self, Access, AdminState};
 use crate::api::{ApiConfig, ApiState, Catalogue, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
@@ -57,20 +58,22 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     runtime.block_on(async {
         let metrics = Arc::new(Metrics::new().context("registering metrics")?);
         let stop = CancellationToken::new();
-        let fleet = Fleet::start(settings, plans, runners, library.clone(), &metrics, stop.clone())?;
-        let (fleet, models) = (Arc::new(fleet), Arc::clone(fleet.models()));
+        let fleet = Arc::new(Fleet::start(settings, plans, runners, library.clone(), &metrics, stop.clone())?);
+        let models = Arc::clone(fleet.models());
         let catalogue = Arc::clone(&fleet) as Arc<dyn Catalogue>;
         let api = crate::api::router(ApiState::new(catalogue, Arc::clone(&metrics), api_config(settings)));
-        let ops = metrics::router(Arc::clone(&metrics));
         let (listener, address) = bind("--listen", settings.listen).await?;
         let (ops_listener, ops_address) = bind("--ops-listen", settings.ops_listen).await?;
+        let ops_stop = CancellationToken::new();
+        let access = Access::new(Vec::new(), ops_address.ip());
+        let admin = AdminState::new(Arc::clone(&models), access, ops_stop.clone());
+        let ops = metrics::router(Arc::clone(&metrics)).merge(admin::router(admin, Arc::clone(&metrics)));
         for model in models.iter() {
             tracing::info!(model = model.name(), "model");
         }
         tracing::info!(api = %address, ops = %ops_address, "listening");
 
         let drain = settings.drain_timeout;
-        let ops_stop = CancellationToken::new();
         let options = ServeOptions { drain_deadline: drain + ANSWER_GRACE, ..ServeOptions::default() };
         let requests = tokio::spawn(serve(listener, api, stop.clone(), options.clone()));
         let operations = tokio::spawn(serve(ops_listener, ops, ops_stop.clone(), options));

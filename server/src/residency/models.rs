@@ -11,11 +11,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::collector::ResidencyCollector;
+use super::feed::Feed;
 use super::handle::ModelHandle;
 use super::machine::Policy;
 use super::owner::Owner;
 use super::places::Places;
-use super::snapshot::Board;
+use super::snapshot::{About, Board};
 use crate::metrics::Metrics;
 use crate::runner::wire::LoadSpec;
 use crate::runner::{self, Runners};
@@ -25,6 +26,8 @@ pub struct ModelSettings {
     /// As requests and metrics name it.
     pub name: String,
     pub spec: LoadSpec,
+    /// How its weights are stored, for people; `None`: not known.
+    pub precision: Option<String>,
     pub policy: Policy,
 }
 
@@ -61,10 +64,16 @@ impl Registry {
 
 pub struct Models {
     default: ModelHandle,
+    shared: Shared,
+}
+
+/// What all models have in common.
+struct Shared {
     registry: Registry,
     places: Places,
     runners: Runners,
     metrics: Arc<Metrics>,
+    feed: Feed,
 }
 
 impl Models {
@@ -85,15 +94,16 @@ impl Models {
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
         let runners = Runners::new(runners).map_err(StartError::Runners)?;
-        let (registry, places) = (Registry::default(), Places::new(max_loaded));
+        let (places, feed) = (Places::new(max_loaded), Feed::new());
+        let shared = Shared { registry: Registry::default(), places, runners, metrics: Arc::clone(metrics), feed };
         let mut default = None;
         for settings in models {
-            let handle = begin(settings, &registry, &places, &runners, metrics)?;
+            let handle = shared.begin(settings)?;
             default.get_or_insert(handle);
         }
         let default = default.ok_or(StartError::NoModel)?;
-        metrics.register(Box::new(ResidencyCollector::new(registry.clone())?))?;
-        Ok(Self { default, registry, places, runners, metrics: Arc::clone(metrics) })
+        metrics.register(Box::new(ResidencyCollector::new(shared.registry.clone())?))?;
+        Ok(Self { default, shared })
     }
 
     /// The first that was given at the start.
@@ -102,53 +112,55 @@ impl Models {
     }
 
     pub fn get(&self, name: &str) -> Option<ModelHandle> {
-        self.registry.get(name)
+        self.shared.registry.get(name)
     }
 
     /// In the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = ModelHandle> {
-        self.registry.all().into_iter()
+        self.shared.registry.all().into_iter()
     }
 
     /// One more model. Must be called inside a tokio runtime.
     pub fn add(&self, settings: ModelSettings) -> Result<ModelHandle, StartError> {
-        begin(settings, &self.registry, &self.places, &self.runners, &self.metrics)
+        self.shared.begin(settings)
     }
 
     /// Takes a model away: what has arrived is served, for `patience` at most; then its runner is gone.
     pub async fn remove(&self, name: &str, patience: Duration) {
-        let removed = self.registry.write().remove(name);
+        let removed = self.shared.registry.write().remove(name);
         if let Some(model) = removed {
             model.shutdown(Instant::now() + patience).await;
         }
     }
 
+    /// Changes of all of them.
+    pub fn feed(&self) -> &Feed {
+        &self.shared.feed
+    }
+
     /// Serves what has arrived, for `patience` at most; then no runner is left.
     pub async fn shutdown(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        join_all(self.registry.all().iter().map(|model| model.shutdown(deadline))).await;
-        self.runners.shutdown().await;
+        join_all(self.shared.registry.all().iter().map(|model| model.shutdown(deadline))).await;
+        self.shared.runners.shutdown().await;
     }
 }
 
-fn begin(
-    settings: ModelSettings,
-    registry: &Registry,
-    places: &Places,
-    runners: &Runners,
-    metrics: &Arc<Metrics>,
-) -> Result<ModelHandle, StartError> {
-    let ModelSettings { name, spec, policy } = settings;
-    let mut models = registry.write();
-    if models.contains_key(&name) {
-        return Err(StartError::Twice(name));
+impl Shared {
+    fn begin(&self, settings: ModelSettings) -> Result<ModelHandle, StartError> {
+        let ModelSettings { name, spec, precision, policy } = settings;
+        let mut models = self.registry.write();
+        if models.contains_key(&name) {
+            return Err(StartError::Twice(name));
+        }
+        let (inbox, messages) = mpsc::unbounded_channel();
+        let about = About { model: name.clone(), device: spec.device.clone(), precision };
+        let board = Board::new(about, policy.residency, self.feed.clone());
+        let (weak, metrics) = (inbox.downgrade(), Arc::clone(&self.metrics));
+        let owner = Owner::new(name.clone(), spec, policy, self.runners.clone(), metrics, board.clone(), weak);
+        tokio::spawn(owner.among(self.places.clone()).run(messages));
+        let handle = ModelHandle::new(name.clone(), inbox, board);
+        models.insert(name, handle.clone());
+        Ok(handle)
     }
-    let (inbox, messages) = mpsc::unbounded_channel();
-    let board = Board::new();
-    let (weak, metrics) = (inbox.downgrade(), metrics.clone());
-    let owner = Owner::new(name.clone(), spec, policy, runners.clone(), metrics, board.clone(), weak);
-    tokio::spawn(owner.among(places.clone()).run(messages));
-    let handle = ModelHandle::new(name.clone(), inbox, board);
-    models.insert(name, handle.clone());
-    Ok(handle)
 }

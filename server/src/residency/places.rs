@@ -196,7 +196,7 @@ impl Inner {
     /// A guess that may be old: what follows from it is a conditional order to the owner.
     fn used(&self, taken: &Taken) -> Use {
         let now = self.now();
-        let seen = taken.guest.board.read(&taken.guest.model);
+        let seen = taken.guest.board.read();
         match seen.state {
             ModelState::Ready if seen.inflight == 0 => {
                 let millis = now.as_millis().saturating_sub(u64::try_from(seen.idle.as_millis()).unwrap_or(u64::MAX));
@@ -214,7 +214,7 @@ impl Inner {
 
 impl Guest {
     fn leave(&self) -> Unload {
-        let generation = self.board.read(&self.model).generation;
+        let generation = self.board.read().generation;
         Unload { if_generation: Some(generation), ..Unload::now(UnloadReason::MaxLoaded) }
     }
 

@@ -1,11 +1,11 @@
 //! The fields of the form as a wish. What OpenAI may add tomorrow is ignored; what is known and wrong is refused.
 
-use hush_whisper::{Task, TranscribeOptions, language};
+use hush_whisper::{MOST_CANDIDATES, Task, TranscribeOptions, language};
 
 use super::error::OpenAiError;
 
 /// Fields that are read here.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 16] = [
     "model",
     "language",
     "prompt",
@@ -19,6 +19,8 @@ const KNOWN: [&str; 14] = [
     "vad_filter",
     "without_timestamps",
     "hotwords",
+    "beam_size",
+    "best_of",
     "chunking_strategy",
 ];
 
@@ -80,13 +82,16 @@ impl Asked {
             let message = "A stream carries text: with `stream` the response_format is `json` or `text`.";
             return Err(OpenAiError::invalid("response_format", "unsupported_value", message.to_owned()));
         }
+        let fallback = TranscribeOptions::default();
         let options = TranscribeOptions {
             task,
+            beam_size: count(fields, "beam_size")?,
+            best_of: count(fields, "best_of")?.unwrap_or(fallback.best_of),
             language: language(fields)?,
             initial_prompt: given(fields, "prompt").map(str::to_owned),
             temperatures: temperatures(fields)?,
             without_timestamps: boolean(fields, "without_timestamps")?.unwrap_or(false) && is_plain(format),
-            ..TranscribeOptions::default()
+            ..fallback
         };
         let model = given(fields, "model").map(str::to_owned);
         Ok(Self { model, format, segments, words, stream, logprobs, options })
@@ -117,6 +122,19 @@ fn boolean(fields: &Fields, name: &'static str) -> Result<Option<bool>, OpenAiEr
         "false" | "0" | "no" | "off" => Ok(Some(false)),
         _ => {
             let message = format!("Invalid value for {name}: `{value}`. Expected `true` or `false`.");
+            Err(OpenAiError::invalid(name, "invalid_value", message))
+        }
+    }
+}
+
+/// From 1 to as many as the engine takes.
+fn count(fields: &Fields, name: &'static str) -> Result<Option<usize>, OpenAiError> {
+    let Some(value) = given(fields, name) else { return Ok(None) };
+    match value.parse() {
+        Ok(count) if (1..=MOST_CANDIDATES).contains(&count) => Ok(Some(count)),
+        _ => {
+            let message =
+                format!("Invalid value for {name}: `{value}`. Expected a whole number from 1 to {MOST_CANDIDATES}.");
             Err(OpenAiError::invalid(name, "invalid_value", message))
         }
     }
@@ -225,6 +243,8 @@ mod tests {
             ("language", "German"),
             ("prompt", "Names: Anna."),
             ("temperature", "0.4"),
+            ("beam_size", "5"),
+            ("best_of", "3"),
             ("response_format", "verbose_json"),
             ("timestamp_granularities[]", "word"),
             ("timestamp_granularities[]", "segment"),
@@ -234,6 +254,7 @@ mod tests {
         assert_eq!(asked.options.language.as_deref(), Some("de"));
         assert_eq!(asked.options.initial_prompt.as_deref(), Some("Names: Anna."));
         assert_eq!(asked.options.temperatures, [0.4]);
+        assert_eq!((asked.options.beam_size, asked.options.best_of), (Some(5), 3));
         assert_eq!((asked.format, asked.segments, asked.words), (ResponseFormat::VerboseJson, true, true));
         let stream = parse(&[("stream", "True"), ("include[]", "logprobs"), ("include", "logprobs")]).unwrap();
         assert!(stream.stream && stream.logprobs);
@@ -271,6 +292,8 @@ mod tests {
             ("temperature", "NaN", "invalid_value"),
             ("stream", "maybe", "invalid_value"),
             ("vad_filter", "maybe", "invalid_value"),
+            ("beam_size", "0", "invalid_value"),
+            ("best_of", "many", "invalid_value"),
         ] {
             assert_eq!(refused(&[(name, value)]), (Some(name), Some(code)), "{value}");
         }

@@ -31,7 +31,7 @@ pub struct ConfigFile {
     /// Names that mean the default model, beside its own: `[whisper-1]`.
     pub default_aliases: Option<Vec<String>>,
     /// Models that may be in memory at the same time; 0 is no limit.
-    pub max_loaded: Option<Checked<Number>>,
+    pub max_loaded: Option<Checked<Count>>,
     /// `resident`, `idle` or `on-demand`.
     pub residency: Option<Checked<Residency>>,
     /// How long an idle model stays: `90s`, `5m`, `1h30m`; 0 is for ever.
@@ -45,7 +45,9 @@ pub struct ConfigFile {
     /// How long work in progress may go on after SIGTERM.
     pub drain_timeout: Option<Checked<Span>>,
     /// Requests that may wait for one model.
-    pub max_queue: Option<Checked<Number>>,
+    pub max_queue: Option<Checked<Count>>,
+    /// Requests that one model works on at the same time.
+    pub max_batch: Option<Checked<Count>>,
     /// Largest upload: `4GiB`.
     pub max_upload: Option<Checked<ByteSize>>,
     /// Folder for uploads that are too large for memory.
@@ -59,7 +61,7 @@ pub struct ConfigFile {
     /// `fp32`, `fp16`, `int8` or `auto`.
     pub precision: Option<Checked<PrecisionChoice>>,
     /// Threads that compute on the CPU; 0 is one for each core.
-    pub threads: Option<Checked<Number>>,
+    pub threads: Option<Checked<Count>>,
     /// ONNX Runtime's shared library.
     pub ort_lib: Option<PathBuf>,
     /// The ffmpeg program.
@@ -91,9 +93,9 @@ pub struct ModelConfig {
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
     pub device: Option<Checked<DeviceChoice>>,
     /// Threads that compute on the CPU.
-    pub threads: Option<Checked<Number>>,
+    pub threads: Option<Checked<Count>>,
     /// Requests that may wait for it.
-    pub max_queue: Option<Checked<Number>>,
+    pub max_queue: Option<Checked<Count>>,
     /// For requests that do not say otherwise.
     pub defaults: DecodingDefaults,
 }
@@ -110,9 +112,9 @@ pub struct DecodingDefaults {
 
 /// A whole number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Number(pub usize);
+pub struct Count(pub usize);
 
-impl FromStr for Number {
+impl FromStr for Count {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
@@ -144,7 +146,7 @@ impl ModelConfig {
 impl ConfigFile {
     /// What one value alone cannot show.
     pub(super) fn checked(self) -> Result<Self, String> {
-        let is_zero = |number: &Option<Checked<Number>>| number.as_ref().is_some_and(|number| number.text() == "0");
+        let is_zero = |number: &Option<Checked<Count>>| number.as_ref().is_some_and(|number| number.text() == "0");
         if is_zero(&self.max_queue) {
             return Err("maxQueue must be at least 1".to_owned());
         }
@@ -189,6 +191,7 @@ impl ConfigFile {
             "stall-timeout" => text(&self.stall_timeout),
             "drain-timeout" => text(&self.drain_timeout),
             "max-queue" => text(&self.max_queue),
+            "max-batch" => text(&self.max_batch),
             "max-upload" => text(&self.max_upload),
             "spool-memory" => text(&self.spool_memory),
             "asr-engine" => text(&self.asr_engine),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 pub use checked::Checked;
-pub use file::{ConfigFile, DecodingDefaults, ModelConfig};
+pub use file::{ConfigFile, Count, DecodingDefaults, ModelConfig};
 
 /// More is no configuration but a mistake.
 const LIMIT_BYTES: u64 = 1 << 20;

@@ -42,6 +42,7 @@ fn defaults() {
         stall_timeout: Duration::from_secs(120),
         drain_timeout: Duration::from_secs(30),
         max_queue: 256,
+        max_batch: 8,
         max_upload_bytes: 4 << 30,
         spool_dir: None,
         spool_memory_bytes: 1 << 20,
@@ -166,9 +167,9 @@ fn a_variable_that_is_not_text() {
         .collect::<Vec<(std::ffi::OsString, _)>>()
         .into_iter()
         .collect();
-    assert!(serve(ServeArgs::default(), &env).unwrap_err().to_string().contains("HUSH_LISTEN"));
+    assert!(serve(ServeArgs::default(), &env, &ConfigFile::default()).unwrap_err().to_string().contains("HUSH_LISTEN"));
     let env: Env = [("HUSH_MODELS_DIR", bytes.clone())].into_iter().collect();
-    assert_eq!(serve(ServeArgs::default(), &env).unwrap().models_dir, PathBuf::from(bytes));
+    assert_eq!(serve(ServeArgs::default(), &env, &ConfigFile::default()).unwrap().models_dir, PathBuf::from(bytes));
 }
 
 #[test]
@@ -188,8 +189,13 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_STALL_TIMEOUT", "10s"),
             ("HUSH_DRAIN_TIMEOUT", "0"),
             ("HUSH_MAX_QUEUE", "7"),
+            ("HUSH_MAX_BATCH", "3"),
             ("HUSH_MAX_UPLOAD", "1MiB"),
             ("HUSH_SPOOL_DIR", "/spool"),
+            ("HUSH_CHECK_CONFIG", "true"),
+            ("HUSH_DEFAULT_ALIAS", "a, b"),
+            ("HUSH_SERVE_INSTALLED", "yes"),
+            ("HUSH_MAX_LOADED", "2"),
             ("HUSH_SPOOL_MEMORY", "0"),
             ("HUSH_ASR_ENGINE", "faster_whisper"),
             ("HUSH_DEVICE", "cuda:1"),
@@ -202,6 +208,11 @@ fn every_hush_variable_reaches_its_setting() {
         ],
     );
     let expected = ServeSettings {
+        check_config: true,
+        default_aliases: vec!["a".into(), "b".into()],
+        serve_installed: true,
+        max_loaded: NonZeroUsize::new(2),
+        overrides: BTreeMap::new(),
         models: vec!["tiny".into()],
         models_dir: "/m".into(),
         install_missing: false,
@@ -214,6 +225,7 @@ fn every_hush_variable_reaches_its_setting() {
         stall_timeout: Duration::from_secs(10),
         drain_timeout: Duration::ZERO,
         max_queue: 7,
+        max_batch: 3,
         max_upload_bytes: 1 << 20,
         spool_dir: Some("/spool".into()),
         spool_memory_bytes: 0,
@@ -238,7 +250,7 @@ fn the_models_folder() {
     assert_eq!(dir(&[("XDG_DATA_HOME", "xdg")]), PathBuf::from("/home/u/.local/share/hush/models"));
     assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("XDG_DATA_HOME", "/xdg")]), PathBuf::from("/a"));
     assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("HUSH_MODELS_DIR", "/h")]), PathBuf::from("/h"));
-    let error = serve(ServeArgs::default(), &Env::default()).unwrap_err().to_string();
+    let error = serve(ServeArgs::default(), &Env::default(), &ConfigFile::default()).unwrap_err().to_string();
     assert!(error.contains("HUSH_MODELS_DIR"), "{error}");
 }
 
@@ -247,6 +259,8 @@ fn combinations_that_cannot_work() {
     assert!(try_serve(&["--listen", ":9001"], &[]).unwrap_err().to_string().contains("--ops-listen"));
     assert!(try_serve(&["--listen", ":0", "--ops-listen", ":0"], &[]).is_ok());
     assert!(try_serve(&["--max-queue", "0"], &[]).is_err());
+    assert!(try_serve(&["--max-batch", "0"], &[]).unwrap_err().to_string().contains("--max-batch"));
+    assert!(try_serve(&[], &[("HUSH_MAX_BATCH", "257")]).is_err());
     assert!(try_serve(&["--load-timeout", "0"], &[]).is_err());
     let cli = parse(["hush-server", "install", "a", "b", "--name", "c"]).unwrap();
     assert!(resolve(cli, &env(&[])).unwrap_err().to_string().contains("--name"));
@@ -274,4 +288,23 @@ fn transcribe_settings() {
     assert_eq!(settings.language.as_deref(), Some("de"));
     assert_eq!(settings.model.as_deref(), Some("small"));
     assert_eq!(settings.initial_prompt.as_deref(), Some("Hush."));
+    assert_eq!(settings.search, SearchSettings::default());
+}
+
+#[test]
+fn how_transcribe_searches() {
+    let cli = parse(["hush-server", "transcribe", "a.wav", "--beam-size", "5", "--patience=1.5"]).unwrap();
+    let variables = [("HUSH_LENGTH_PENALTY", "0.5"), ("HUSH_BEST_OF", "3"), ("HUSH_TEMPERATURE", "0")];
+    let Settings::Transcribe(settings) = resolve(cli, &env(&variables)).unwrap() else { panic!() };
+    let expected = SearchSettings {
+        beam_size: Some(5),
+        patience: Some(1.5),
+        best_of: Some(3),
+        length_penalty: Some(0.5),
+        temperature: Some(0.0),
+    };
+    assert_eq!(settings.search, expected);
+    let cli = parse(["hush-server", "transcribe", "a.wav"]).unwrap();
+    let error = resolve(cli, &env(&[("HUSH_PATIENCE", "much")])).unwrap_err().to_string();
+    assert!(error.contains("HUSH_PATIENCE"), "{error}");
 }
