@@ -6,6 +6,7 @@ mod detect;
 mod error;
 mod header;
 mod health;
+mod keys;
 mod multipart;
 pub mod openai;
 mod query;
@@ -25,10 +26,12 @@ use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
 pub use catalogue::{Catalogue, DEFAULT_ALIASES, ModelCard, Single, is_alias, is_same_model};
+pub use keys::{KeyGuard, Shape, require_key};
 pub use speech::{ServedModel, Speech};
 pub use upload::UploadOptions;
 
 use crate::audio::DecodeOptions;
+use crate::auth::KeyFile;
 use crate::format::JsonShape;
 use crate::metrics::Metrics;
 use crate::serve;
@@ -44,6 +47,8 @@ pub struct ApiConfig {
     pub concurrent_decodes: usize,
     /// Longest silence in a stream of events.
     pub stream_heartbeat: Duration,
+    /// Who may use the API; `None`: everybody.
+    pub keys: Option<KeyFile>,
 }
 
 impl Default for ApiConfig {
@@ -56,6 +61,7 @@ impl Default for ApiConfig {
             concurrent_decodes: 2 * cores,
             // A quarter of the 60 s after which common proxies give up.
             stream_heartbeat: Duration::from_secs(15),
+            keys: None,
         }
     }
 }
@@ -85,6 +91,7 @@ impl ApiState {
 /// other clients a redirect of a whole upload: both are the route itself.
 pub fn router(state: ApiState) -> Router {
     let recorded = middleware::from_fn_with_state(Arc::clone(&state.metrics), serve::record);
+    let guard = KeyGuard { state: state.clone(), shape: Shape::Asr };
     let mut router = Router::new();
     for path in ["/asr", "//asr", "/asr/"] {
         router = router.route(path, post(asr::asr));
@@ -92,9 +99,11 @@ pub fn router(state: ApiState) -> Router {
     for path in ["/detect-language", "//detect-language", "/detect-language/"] {
         router = router.route(path, post(detect::detect_language));
     }
-    openai::routes(router)
-        .route("/", get(health::index))
+    router
         .route("/status", get(health::status))
+        .route_layer(middleware::from_fn_with_state(guard, require_key))
+        .merge(openai::routes(&state))
+        .route("/", get(health::index))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .fallback(not_found)

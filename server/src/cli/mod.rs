@@ -19,6 +19,7 @@ pub mod ort_lib;
 pub mod progress;
 pub mod reload;
 pub mod resolve;
+mod security;
 pub mod serve;
 pub mod settings;
 pub mod transcribe;

@@ -15,11 +15,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
 use hush_whisper::Task;
 
 use super::ApiState;
+use super::keys::{KeyGuard, Shape, require_key};
 use super::speech::{Speech, with_defaults};
 use super::upload::{self, FormFile, Upload, Wanted};
 use asked::Asked;
@@ -30,13 +32,15 @@ const FORM: Wanted = Wanted { file: "file", keeps: asked::is_known };
 /// Samples without a header (speaches' extension).
 const RAW_TYPES: [&str; 2] = ["audio/pcm", "audio/raw"];
 
-pub fn routes(router: Router<ApiState>) -> Router<ApiState> {
-    router
+pub fn routes(state: &ApiState) -> Router<ApiState> {
+    let guard = KeyGuard { state: state.clone(), shape: Shape::OpenAi };
+    Router::new()
         .route("/v1/audio/transcriptions", post(transcriptions))
         .route("/v1/audio/translations", post(translations))
         .route("/v1/models", get(models::list))
         // Names of the hub have a slash.
         .route("/v1/models/{*id}", get(models::retrieve))
+        .route_layer(middleware::from_fn_with_state(guard, require_key))
 }
 
 /// Whether a path answers in OpenAI's shapes, also where there is no route.

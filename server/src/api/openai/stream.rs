@@ -15,7 +15,6 @@ use hush_whisper::{Segment, Transcript};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::Instrument;
 
 use super::super::ApiState;
 use super::super::speech::Speech;
@@ -26,6 +25,7 @@ use super::text::Joiner;
 use crate::audio::Pcm;
 use crate::format::PythonJson;
 use crate::job::JobError;
+use crate::request;
 
 /// Segments that wait for a slow client here; more wait beside the job.
 const WAITING: usize = 64;
@@ -97,7 +97,7 @@ impl Job {
         let (to, segments) = mpsc::channel(WAITING);
         let options = asked.options.clone();
         let work = async move { model.stream(pcm, options, to).await };
-        Self { segments, work: AbortOnDropHandle::new(tokio::spawn(work.in_current_span())), heartbeat }
+        Self { segments, work: AbortOnDropHandle::new(tokio::spawn(request::carried(work))), heartbeat }
     }
 
     async fn next(&mut self) -> News {
