@@ -59,6 +59,11 @@ pub enum JobError {
     /// The runner died, hung or was killed under this job, twice or after a part of the answer was given.
     #[error("the process that runs model `{model}` was lost under this request: {cause}")]
     RunnerLost { model: String, cause: String },
+    /// The model was not in memory, and the request was not to wait any longer for it.
+    #[error(
+        "model `{model}` is not in memory: {cause}; waited {waited_seconds} s, try again in {retry_after_seconds} s"
+    )]
+    ColdHold { model: String, cause: String, waited_seconds: u64, retry_after_seconds: u64 },
     /// The engine refused the request: an option it does not have, an unknown language, a prompt that is too long.
     #[error("{0}")]
     Invalid(String),

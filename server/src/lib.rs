@@ -8,6 +8,7 @@ pub mod api;
 pub mod audio;
 pub mod cli;
 pub mod format;
+pub mod gpu;
 pub mod hub;
 pub mod job;
 mod memory;

@@ -52,6 +52,10 @@ pub enum UnloadReason {
     HardPressure,
     Manual,
     Shutdown,
+    /// Its work did not fit on the device; it comes back with the room that it is now known to need.
+    OutOfMemory,
+    /// The server's own threshold for the whole device, where no controller decides.
+    MemoryReclaimer,
 }
 
 impl UnloadReason {
@@ -63,6 +67,8 @@ impl UnloadReason {
             Self::HardPressure => "HardPressure",
             Self::Manual => "Manual",
             Self::Shutdown => "Shutdown",
+            Self::OutOfMemory => "OutOfMemory",
+            Self::MemoryReclaimer => "MemoryReclaimer",
         }
     }
 }

@@ -64,7 +64,7 @@ impl Speech for ServedModel {
 
     fn transcribe(&self, pcm: Pcm, options: TranscribeOptions) -> BoxFuture<'_, Result<Transcription, JobError>> {
         async move {
-            match self.handle.gather(Arc::new(pcm), Work::Transcribe(options)).await? {
+            match self.handle.gather(Arc::new(pcm), Work::Transcribe(options), None).await? {
                 (Outcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
                 (Outcome::Languages(_), _) => Err(other_answer()),
             }
@@ -74,7 +74,7 @@ impl Speech for ServedModel {
 
     fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         async move {
-            match self.handle.gather(Arc::new(pcm), Work::DetectLanguage).await? {
+            match self.handle.gather(Arc::new(pcm), Work::DetectLanguage, None).await? {
                 (Outcome::Languages(languages), _) => Ok(languages),
                 (Outcome::Transcribed(_), _) => Err(other_answer()),
             }

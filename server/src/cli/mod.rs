@@ -7,6 +7,7 @@
 //! ```
 
 pub mod args;
+pub mod cuda;
 pub mod env;
 pub mod install;
 pub mod log;
@@ -26,8 +27,8 @@ use clap::{CommandFactory, FromArgMatches};
 pub use args::Cli;
 pub use env::Env;
 pub use settings::{
-    EngineSettings, InstallSettings, LegacyUse, LogSettings, ModelsSettings, ServeSettings, SettingError, Settings,
-    TranscribeSettings,
+    EngineSettings, InstallSettings, LegacyUse, LogSettings, MemorySettings, ModelsSettings, ServeSettings,
+    SettingError, Settings, TranscribeSettings,
 };
 
 const SERVE_NOTES: &str = "\

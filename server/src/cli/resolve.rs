@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     const AUTO: PrecisionChoice = PrecisionChoice::Auto;
-    const CUDA: Device = Device::Cuda(0);
+    const CUDA: Device = Device::Cuda(crate::gpu::CudaDevice::Index(0));
 
     fn store(models: &[&str]) -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();

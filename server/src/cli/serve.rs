@@ -18,12 +18,16 @@ use super::install::find_or_install;
 use super::resolve::{self, Resolved, Store};
 use super::settings::ServeSettings;
 use super::values::{AsrEngine, Device, Residency};
-use super::{log, ort_lib};
+use super::{cuda, log, ort_lib};
 use crate::api::{ApiConfig, ApiState, ServedModel, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
+use crate::gpu::{
+    AccountSettings, Accounts, DeviceCollector, GpuCollector, GpuRef, Needs, Placed, Sampler, SamplerSettings,
+    estimate_bytes,
+};
 use crate::metrics::{self, Metrics};
-use crate::residency::{self, ModelSettings, Models, Policy};
+use crate::residency::{self, ModelSettings, Models, Policy, reclaim_memory};
 use crate::runner;
 use crate::runner::wire::LoadSpec;
 use crate::serve::{ServeOptions, serve};
@@ -41,12 +45,27 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     }
     let program = std::env::current_exe().context("finding this program")?;
     let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
-    let device = ort_lib::device(settings.engine.device, Some(&library));
+    let choice = settings.engine.device;
+    let placement = ort_lib::placement(choice, Some(&library), || cuda::probe(&program, &library, 0));
+    let device = placement.device;
+    if let Some(reason) = &placement.reason {
+        tracing::info!(%device, "--device {choice} is the CPU here: {reason}");
+    }
     let models = find_models(settings, env, device)?;
     let model_dir = models.first().map(|model| model.dir.clone()).unwrap_or_default();
-    let served = models.iter().map(|model| model_settings(settings, device, model)).collect();
+    let seat = cuda::Seat::of(device, env)?;
+    let gpu = settings.memory.account_gpu.or(seat.gpu);
+    let served: Vec<_> = models.iter().map(|model| model_settings(settings, &seat, gpu, model)).collect();
+    let placed = models.iter().map(|model| Placed {
+        model: model.id.clone(),
+        asked: choice.to_string(),
+        device: device.to_string(),
+        reason: placement.reason.clone().unwrap_or_default(),
+    });
+    let placed: Vec<_> = placed.collect();
     let mut runners = runner::Settings::this_program(vec![OsString::from("runner")]);
     runners.env.push((runtime::PATH_VARIABLE.into(), library.clone().into_os_string()));
+    runners.env.extend(seat.env);
     runners.env.extend(log::variables(&settings.log));
     runners.load_timeout = settings.load_timeout;
     runners.stall_timeout = settings.stall_timeout;
@@ -59,7 +78,12 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         .context("starting the runtime")?;
     runtime.block_on(async {
         let metrics = Arc::new(Metrics::new().context("registering metrics")?);
-        let models = Arc::new(Models::start(served, runners, &metrics)?);
+        let accounts = accounts(settings, gpu.is_some(), &metrics)?;
+        metrics.register(Box::new(DeviceCollector::new(placed)?))?;
+        let models = Arc::new(Models::start(served, runners, Some(&accounts), &metrics)?);
+        if let Some(percent) = settings.memory.reclaimer {
+            tokio::spawn(reclaim_memory(models.clone(), accounts, f64::from(percent) / 100.0));
+        }
         let stop = CancellationToken::new();
         let speech = ServedModel::new(models.default_model().clone(), vec![library, model_dir], stop.clone());
         let api = crate::api::router(ApiState::new(Arc::new(speech), Arc::clone(&metrics), api_config(settings)));
@@ -111,12 +135,28 @@ fn find_models(settings: &ServeSettings, env: &Env, device: Device) -> anyhow::R
     Ok(found)
 }
 
-fn model_settings(settings: &ServeSettings, device: Device, model: &Resolved) -> ModelSettings {
+/// The GPUs are looked at also where no model runs on one: what is free there is worth knowing.
+fn accounts(settings: &ServeSettings, expected: bool, metrics: &Arc<Metrics>) -> anyhow::Result<Accounts> {
+    let memory = &settings.memory;
+    let sampler = Sampler::start(SamplerSettings {
+        library: memory.nvml_lib.clone(),
+        interval: memory.sample_interval,
+        expected: expected || memory.nvml_lib.is_some(),
+    });
+    let sampler = sampler.context("starting the thread that looks at the GPUs")?;
+    let needs = Needs::open(&settings.models_dir);
+    let accounts = Accounts::start(sampler, needs, Arc::clone(metrics), memory.headroom_bytes, memory.reclaim_timeout);
+    metrics.register(Box::new(GpuCollector::new(accounts.clone())?)).context("registering metrics")?;
+    Ok(accounts)
+}
+
+fn model_settings(settings: &ServeSettings, seat: &cuda::Seat, gpu: Option<GpuRef>, model: &Resolved) -> ModelSettings {
     let spec = LoadSpec {
         model_dir: model.dir.clone(),
-        device: device.to_string(),
+        device: seat.device.clone(),
         threads: settings.engine.threads,
         prepack: false,
+        memory_limit_bytes: None,
     };
     let policy = Policy {
         residency: match settings.residency {
@@ -128,7 +168,15 @@ fn model_settings(settings: &ServeSettings, device: Device, model: &Resolved) ->
         drain: settings.drain_timeout,
         ..Policy::default()
     };
-    ModelSettings { name: model.id.clone(), spec, policy }
+    // A directory that cannot be read is the load's to explain.
+    let files = hush_whisper::ModelDir::open(&model.dir).ok();
+    let account = gpu.map(|gpu| AccountSettings {
+        gpu,
+        precision: model.precision.to_string(),
+        weights_bytes: files.as_ref().map_or(0, hush_whisper::ModelDir::bytes),
+        estimate_bytes: files.as_ref().map_or(0, estimate_bytes),
+    });
+    ModelSettings { name: model.id.clone(), spec, policy, account }
 }
 
 fn api_config(settings: &ServeSettings) -> ApiConfig {

@@ -18,9 +18,10 @@ use super::ort_lib;
 use super::resolve::Store;
 use super::serve::decode_options;
 use super::settings::TranscribeSettings;
-use super::values::{AsrEngine, OutputFormat};
+use super::values::{AsrEngine, Device, OutputFormat};
 use crate::audio;
 use crate::format::{Format, JsonShape, Writer};
+use crate::gpu::CudaDevice;
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
 /// Goes through all files; a file that fails is told and makes the status 1, the others are still done.
@@ -71,13 +72,25 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
     let model = find_or_install(&store, &name, precision, device, settings.install_missing, env)?;
     runtime::init(&library)?;
     let options = EngineOptions {
-        device: device.into(),
+        device: engine_device(device)?,
         threads: settings.engine.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get)),
         // Worth its while: all files go through one load.
         prepack: true,
+        memory_limit_bytes: None,
     };
     let engine = Engine::load(&ModelDir::open(&model.dir)?, &options, &mut LoadTimings::default())?;
     Ok(engine)
+}
+
+/// CUDA reads its own variable before anything else of it runs, so that a UUID cannot be chosen from inside.
+fn engine_device(device: Device) -> anyhow::Result<hush_whisper::Device> {
+    match device {
+        Device::Cpu => Ok(hush_whisper::Device::Cpu),
+        Device::Cuda(CudaDevice::Index(index)) => Ok(hush_whisper::Device::Cuda { index: i32::try_from(index)? }),
+        Device::Cuda(CudaDevice::Uuid(uuid)) => {
+            bail!("transcribe takes a GPU by its number; for this one: CUDA_VISIBLE_DEVICES={uuid} and --device cuda")
+        }
+    }
 }
 
 fn transcribe(

@@ -46,6 +46,12 @@ pub struct Metrics {
     pub interarrival_seconds: HistogramVec,
     /// `{model, cause}`
     pub runner_restarts_total: IntCounterVec,
+    /// `{model}`
+    pub reclaimed_bytes_total: IntCounterVec,
+    /// `{model}`
+    pub reclaim_duration_seconds: HistogramVec,
+    /// `{model}`
+    pub out_of_memory_total: IntCounterVec,
 }
 
 impl Metrics {
@@ -108,6 +114,22 @@ impl Metrics {
                 names::RUNNER_RESTARTS_TOTAL,
                 "Runners that had to be replaced.",
                 &[model, names::LABEL_CAUSE],
+            )?,
+            reclaimed_bytes_total: counter(
+                names::MODEL_RECLAIMED_BYTES_TOTAL,
+                "Device memory that unloads gave back.",
+                &[model],
+            )?,
+            reclaim_duration_seconds: histogram(
+                names::MODEL_RECLAIM_DURATION_SECONDS,
+                "Seconds from the end of a runner until its device memory was back, or nobody waited any longer.",
+                UNLOAD_BUCKETS,
+                &[model],
+            )?,
+            out_of_memory_total: counter(
+                names::MODEL_OUT_OF_MEMORY_TOTAL,
+                "Loads and requests that the device had too little memory for.",
+                &[model],
             )?,
             registry,
         })

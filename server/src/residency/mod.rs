@@ -12,10 +12,12 @@ mod job;
 pub mod machine;
 mod models;
 mod owner;
+mod reclaimer;
 mod snapshot;
 
 pub use collector::ResidencyCollector;
 pub use handle::{LoadError, ModelHandle};
-pub use machine::{LossCause, Policy, Residency, Unload, UnloadReport};
+pub use machine::{LossCause, Policy, Reclaimed, Residency, Unload, UnloadReport, Verdict};
 pub use models::{ModelSettings, Models, StartError};
+pub use reclaimer::reclaim_memory;
 pub use snapshot::{Failure, Snapshot};

@@ -14,6 +14,7 @@ use super::handle::ModelHandle;
 use super::machine::Policy;
 use super::owner::Owner;
 use super::snapshot::Board;
+use crate::gpu::{AccountSettings, Accounts};
 use crate::metrics::Metrics;
 use crate::runner::wire::LoadSpec;
 use crate::runner::{self, Runners};
@@ -24,6 +25,8 @@ pub struct ModelSettings {
     pub name: String,
     pub spec: LoadSpec,
     pub policy: Policy,
+    /// Where its device memory is counted; `None`: nowhere.
+    pub account: Option<AccountSettings>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,21 +52,25 @@ impl Models {
     pub fn start(
         models: Vec<ModelSettings>,
         runners: runner::Settings,
+        accounts: Option<&Accounts>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
         let runners = Runners::new(runners).map_err(StartError::Runners)?;
         let mut default = None;
         let mut by_name = BTreeMap::new();
-        for ModelSettings { name, spec, policy } in models {
+        for settings in models {
+            let name = settings.name.clone();
             if by_name.contains_key(&name) {
                 return Err(StartError::Twice(name));
             }
             let (inbox, messages) = mpsc::unbounded_channel();
             let board = Board::new();
             let (weak, metrics) = (inbox.downgrade(), metrics.clone());
-            let owner = Owner::new(name.clone(), spec, policy, runners.clone(), metrics, board.clone(), weak);
+            let account =
+                accounts.zip(settings.account.clone()).map(|(accounts, account)| accounts.open(&name, account));
+            let owner = Owner::new(settings, account.clone(), runners.clone(), metrics, board.clone(), weak);
             tokio::spawn(owner.run(messages));
-            let handle = ModelHandle::new(name.clone(), inbox, board);
+            let handle = ModelHandle::new(name.clone(), inbox, board, account);
             default.get_or_insert_with(|| handle.clone());
             by_name.insert(name, handle);
         }

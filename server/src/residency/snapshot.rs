@@ -6,6 +6,8 @@ use std::time::Duration;
 use hush_contract::ModelState;
 use tokio::time::Instant;
 
+use crate::gpu::ModelMemory;
+
 /// A model at one moment. To decide anything by it is a race: send the owner a conditional command instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -23,6 +25,10 @@ pub struct Snapshot {
     pub runner_pid: Option<u32>,
     /// Why the last load failed.
     pub failure: Option<Failure>,
+    /// What must be free before it loads, while it waits for that.
+    pub demand_bytes: Option<u64>,
+    /// Of its device; `None`: that is not measured.
+    pub memory: Option<ModelMemory>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +49,7 @@ pub(super) struct Facts {
     pub(super) loaded_since: Option<Instant>,
     pub(super) runner_pid: Option<u32>,
     pub(super) failure: Option<(String, Instant)>,
+    pub(super) demand_bytes: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -61,6 +68,7 @@ impl Board {
             loaded_since: None,
             runner_pid: None,
             failure: None,
+            demand_bytes: None,
         };
         Self { facts: Arc::new(Mutex::new(facts)) }
     }
@@ -84,6 +92,8 @@ impl Board {
             failure: facts
                 .failure
                 .map(|(cause, until)| Failure { cause, retry_after: until.saturating_duration_since(Instant::now()) }),
+            demand_bytes: facts.demand_bytes,
+            memory: None,
         }
     }
 }

@@ -28,7 +28,8 @@ impl Backend for EngineBackend {
     fn load(&mut self, spec: &LoadSpec) -> Result<(), String> {
         let device = device(&spec.device)?;
         let threads = spec.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get));
-        let options = EngineOptions { device, threads, prepack: spec.prepack };
+        let options =
+            EngineOptions { device, threads, prepack: spec.prepack, memory_limit_bytes: spec.memory_limit_bytes };
         let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
         let mut timings = LoadTimings::default();
         self.engine = Some(Engine::load(&model, &options, &mut timings).map_err(|error| explain(&error))?);
@@ -73,7 +74,7 @@ fn failure(error: TranscribeError) -> WorkFailure {
         | TranscribeError::InvalidOption { .. }
         | TranscribeError::EnglishOnly => WorkFailure::Invalid(error.to_string()),
         TranscribeError::Source(_) | TranscribeError::Tokenizer(_) | TranscribeError::Runtime(_) => {
-            WorkFailure::Engine(explain(&error))
+            WorkFailure::of_engine(explain(&error))
         }
     }
 }

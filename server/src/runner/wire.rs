@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::job::{Outcome, Work};
 
 /// Both sides are the same binary, until somebody replaces it on disk under a running server.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The most samples in one audio frame: one window of Whisper, 1.9 MB.
 pub const MAX_SAMPLES: usize = 480_000;
@@ -39,6 +39,9 @@ pub struct LoadSpec {
     pub threads: Option<usize>,
     /// Rearrange the weights at load time: slower to load, faster to run.
     pub prepack: bool,
+    /// Of the device, for each session; `None`: as much as there is.
+    #[serde(default)]
+    pub memory_limit_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,6 +79,7 @@ pub enum FromRunner {
         sessions_seconds: f64,
     },
     LoadFailed {
+        kind: FailureKind,
         message: String,
     },
     NeedAudio {
@@ -117,6 +121,8 @@ pub enum FailureKind {
     /// The request asks for what the model cannot do.
     Invalid,
     Engine,
+    /// The device has too little memory for it.
+    OutOfMemory,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -283,7 +289,13 @@ mod tests {
         );
         prop_oneof![
             (".{0,30}", proptest::option::of(any::<usize>()), any::<bool>()).prop_map(|(dir, threads, prepack)| {
-                ToRunner::Load(LoadSpec { model_dir: dir.into(), device: "cpu".to_owned(), threads, prepack })
+                ToRunner::Load(LoadSpec {
+                    model_dir: dir.into(),
+                    device: "cpu".to_owned(),
+                    threads,
+                    prepack,
+                    memory_limit_bytes: Some(1 << 40),
+                })
             }),
             (any::<u64>(), options, any::<u64>()).prop_map(|(id, options, len_samples)| ToRunner::Work {
                 id,
@@ -310,7 +322,7 @@ mod tests {
             (any::<u32>(), proptest::option::of(".{0,20}"), 0.0_f64..9.0).prop_map(|(pid, runtime, seconds)| {
                 FromRunner::Hello { version: VERSION, pid, runtime, libraries_seconds: seconds }
             }),
-            ".{0,80}".prop_map(|message| FromRunner::LoadFailed { message }),
+            ".{0,80}".prop_map(|message| FromRunner::LoadFailed { kind: FailureKind::OutOfMemory, message }),
             (any::<u64>(), any::<u64>(), any::<usize>()).prop_map(|(id, offset, samples)| FromRunner::NeedAudio {
                 id,
                 offset,

@@ -1,6 +1,6 @@
 //! The engine alone, without a server, for `tests/bench/run.py`. Prints one JSON line of milliseconds per run.
 //!
-//! usage: hush-bench engine MODEL_DIR LIBRARY THREADS RUNS TOKENS
+//! usage: hush-bench engine MODEL_DIR LIBRARY THREADS RUNS TOKENS        HUSH_BENCH_CUDA=N: on that GPU
 //!
 //! Prompt and tokens are forced, so that every run does the same work; one run more comes first and warms up.
 
@@ -28,7 +28,11 @@ fn main() -> Result<()> {
     runtime::init(Path::new(library))?;
     let model = ModelDir::open(Path::new(model))?;
     // As the peers do: they arrange their weights at load time, too.
-    let options = EngineOptions { device: Device::Cpu, threads, prepack: true };
+    let device = match std::env::var("HUSH_BENCH_CUDA") {
+        Ok(index) => Device::Cuda { index: index.parse().context("HUSH_BENCH_CUDA")? },
+        Err(_) => Device::Cpu,
+    };
+    let options = EngineOptions { device, threads, prepack: true, memory_limit_bytes: None };
     let mut engine = Engine::load(&model, &options, &mut LoadTimings::default())?;
     let speech = engine.speech();
     let frames = 2 * speech.config().max_source_positions;

@@ -17,6 +17,7 @@ use super::values::{
     AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, OutputFormat, PrecisionChoice, Residency, Span, TaskWord,
 };
 use super::variable;
+use crate::gpu::GpuRef;
 use sources::{Count, Sources, legacy_seconds};
 
 /// A variable or a combination of options that cannot be used. Ends the program with the exit status of a usage error.
@@ -51,6 +52,11 @@ pub enum Settings {
     Transcribe(Box<TranscribeSettings>),
     Models(ModelsSettings),
     Runner(LogSettings),
+    /// Whether CUDA works on this GPU with this ONNX Runtime; asked by `serve` in a process of its own.
+    ProbeCuda {
+        library: PathBuf,
+        index: u32,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -93,9 +99,26 @@ pub struct ServeSettings {
     pub spool_dir: Option<PathBuf>,
     pub spool_memory_bytes: u64,
     pub asr_engine: AsrEngine,
+    /// Of requests that do not wait for a cold model as long as it takes.
+    pub cold_hold: Duration,
+    pub memory: MemorySettings,
     pub engine: EngineSettings,
     pub log: LogSettings,
     pub legacy: Vec<LegacyUse>,
+}
+
+/// Of devices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemorySettings {
+    /// `None`: the usual names.
+    pub nvml_lib: Option<PathBuf>,
+    pub sample_interval: Duration,
+    pub headroom_bytes: u64,
+    pub reclaim_timeout: Duration,
+    /// In per cent of the device; `None`: off.
+    pub reclaimer: Option<u8>,
+    /// `None`: the device that the models run on.
+    pub account_gpu: Option<GpuRef>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -146,8 +169,20 @@ pub fn resolve(cli: Cli, env: &Env) -> Result<Settings, SettingError> {
         Command::Install(args) => Settings::Install(install(args, env)?),
         Command::Transcribe(args) => Settings::Transcribe(Box::new(transcribe(args, env)?)),
         Command::Models(args) => Settings::Models(models(args, env)?),
+        Command::Runner(args) if args.args.first().is_some_and(|word| word == PROBE_CUDA) => {
+            let [_, library, index] = args.args.as_slice() else { return Err(probe_usage()) };
+            let index = index.to_str().and_then(|index| index.parse().ok()).ok_or_else(probe_usage)?;
+            Settings::ProbeCuda { library: library.into(), index }
+        }
         Command::Runner(_) => Settings::Runner(Sources { env, legacy: Vec::new() }.log(LogArgs::default())?),
     })
+}
+
+/// The first argument of a runner that loads nothing and only looks.
+pub const PROBE_CUDA: &str = "probe-cuda";
+
+fn probe_usage() -> SettingError {
+    SettingError::Combination(format!("{PROBE_CUDA} wants ONNX Runtime's library and the number of a GPU"))
 }
 
 /// `serve` alone; [`resolve`] for any command.
@@ -194,6 +229,8 @@ pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> 
         spool_dir: from.path("spool-dir", args.spool_dir),
         spool_memory_bytes: from.value("spool-memory", args.spool_memory)?.map_or(1 << 20, |size: ByteSize| size.0),
         asr_engine: from.asr_engine(args.asr_engine)?,
+        cold_hold: from.value("cold-hold", args.cold_hold)?.map_or(Duration::from_secs(60), |span| span.0),
+        memory: from.memory(args.memory)?,
         engine: from.engine(args.engine)?,
         log: from.log(args.log)?,
         legacy: Vec::new(),

@@ -16,6 +16,7 @@ use std::{
 };
 
 use crate::{
+    cuda::{self, CudaError},
     graph::Precision,
     mel::LogMel,
     model_dir::{DECODER, ENCODER, ModelDir, TOKENIZER},
@@ -41,6 +42,8 @@ pub struct EngineOptions {
     /// Copies weights into the layout that kernels like best: slower to load, and then faster to run. The decoder of
     /// an 8-bit model always does.
     pub prepack: bool,
+    /// Of the device, for each session's arena; `None`: as much as there is.
+    pub memory_limit_bytes: Option<u64>,
 }
 
 /// Where the time of a load went. The tokenizer is read beside the sessions and is not part of it.
@@ -58,6 +61,8 @@ pub enum LoadError {
     Runtime(#[from] RuntimeError),
     #[error("opening {graph} failed: {source}")]
     Session { graph: &'static str, source: ort::Error },
+    #[error("CUDA cannot be used: {missing}")]
+    Cuda { missing: CudaError, source: ort::Error },
     #[error("a thread could not be started: {0}")]
     Thread(#[from] io::Error),
     #[error("preparing the buffers failed: {0}")]
@@ -82,7 +87,7 @@ impl Engine {
         let open = |graph: &'static str, prepack: bool| {
             let started = Instant::now();
             let session = session::open(&environment, &model.file(graph), options, prepack)
-                .map_err(|source| LoadError::Session { graph, source })?;
+                .map_err(|source| explain(graph, source, options.device))?;
             Ok::<_, LoadError>((session, started.elapsed().as_secs_f64()))
         };
         let (encoder, decoder) = thread::scope(|scope| {
@@ -103,6 +108,17 @@ impl Engine {
     pub fn speech(&mut self) -> &mut Speech {
         &mut self.speech
     }
+}
+
+/// What ONNX Runtime says of CUDA is that it does not work; what is missing has to be looked for.
+fn explain(graph: &'static str, source: ort::Error, device: Device) -> LoadError {
+    if let Device::Cuda { index } = device
+        && let Ok(library) = runtime::library()
+        && let Err(missing) = cuda::probe(&library, index)
+    {
+        return LoadError::Cuda { missing, source };
+    }
+    LoadError::Session { graph, source }
 }
 
 /// A tokenizer that is read on a thread of its own: the first window is encoded before text is needed.
