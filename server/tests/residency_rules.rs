@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
+use hush_contract::admin::UnloadOutcome;
 use hush_contract::{ModelState, UnloadReason};
 use hush_server::residency::machine::{
-    Cold, CommandId, Count, DeviceMemory, Effect, Event, LeaseId, Loss, LossCause, LostWhy, Machine, Moment, Policy,
-    Reclaimed, Refusal, Residency, Unload, UnloadReport, Verdict,
+    Cold, CommandId, Count, DeviceMemory, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Machine, Moment,
+    Policy, Reclaimed, Refusal, Residency, Unload, UnloadReport, Verdict,
 };
 
 fn secs(seconds: u64) -> Duration {
@@ -25,7 +26,7 @@ fn at(seconds: u64) -> Moment {
 /// A machine whose model is loaded at second 1 and idle since then.
 fn idle(residency: Residency) -> Machine {
     let mut machine = Machine::new(policy(residency));
-    machine.step(at(0), Event::Load { command: CommandId(0) });
+    machine.step(at(0), Event::Load { command: CommandId(0), load: Load::now() });
     machine.step(at(1), Event::Loaded { generation: 1 });
     machine
 }
@@ -269,7 +270,7 @@ fn patience_ends_while_the_model_is_away_and_not_behind_one_that_is_there() {
 #[test]
 fn an_unload_is_complete_when_the_memory_is_back() {
     let mut machine = accounted();
-    machine.step(at(0), Event::Load { command: CommandId(0) });
+    machine.step(at(0), Event::Load { command: CommandId(0), load: Load::now() });
     machine.step(at(0), memory(8));
     machine.step(at(1), Event::Loaded { generation: 1 });
     let unload = Unload { hold: Some(secs(60)), ..Unload::now(UnloadReason::SoftPressure) };
@@ -287,7 +288,9 @@ fn an_unload_is_complete_when_the_memory_is_back() {
         verdict: Verdict::Residual,
     };
     let effects = machine.step(at(8), Event::Reclaimed { generation: 1, memory: Some(back) });
-    let report = UnloadReport { generation: 1, drain: secs(0), exit: secs(1), settle: secs(5), memory: Some(back) };
+    let outcome = UnloadOutcome::Unloaded;
+    let report =
+        UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), settle: secs(5), memory: Some(back) };
     let expected = [
         Effect::Count(Count::Reclaimed { memory: back, took: secs(5) }),
         Effect::Unloaded { command: CommandId(1), report },
@@ -339,12 +342,13 @@ fn a_model_that_can_never_fit_is_a_failed_load() {
 #[test]
 fn a_server_that_ends_waits_for_no_memory() {
     let mut machine = accounted();
-    machine.step(at(0), Event::Load { command: CommandId(0) });
+    machine.step(at(0), Event::Load { command: CommandId(0), load: Load::now() });
     machine.step(at(0), memory(8));
     machine.step(at(1), Event::Loaded { generation: 1 });
     machine.step(at(2), Event::Unload { command: CommandId(1), unload: Unload::now(UnloadReason::Manual) });
     machine.step(at(3), Event::Exited { generation: 1 });
     let effects = machine.step(at(4), Event::Shutdown { deadline: at(9) });
-    let report = UnloadReport { generation: 1, drain: secs(0), exit: secs(1), settle: secs(1), memory: None };
+    let outcome = UnloadOutcome::Unloaded;
+    let report = UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), settle: secs(1), memory: None };
     assert_eq!(effects, [Effect::Unloaded { command: CommandId(1), report }, Effect::Stopped]);
 }

@@ -50,25 +50,46 @@ pub enum UnloadReason {
     OnDemand,
     SoftPressure,
     HardPressure,
+    /// The models of one policy hold more than their budget.
+    OverBudget,
+    /// A model of higher priority waits for memory.
+    MakeRoom,
     Manual,
     Shutdown,
     /// Its work did not fit on the device; it comes back with the room that it is now known to need.
     OutOfMemory,
     /// The server's own threshold for the whole device, where no controller decides.
     MemoryReclaimer,
+    /// A word that this version does not know.
+    Other,
 }
 
 impl UnloadReason {
+    pub const ALL: [Self; 9] = [
+        Self::IdleTimeout,
+        Self::OnDemand,
+        Self::SoftPressure,
+        Self::HardPressure,
+        Self::OverBudget,
+        Self::MakeRoom,
+        Self::Manual,
+        Self::Shutdown,
+        Self::Other,
+    ];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::IdleTimeout => "IdleTimeout",
             Self::OnDemand => "OnDemand",
             Self::SoftPressure => "SoftPressure",
             Self::HardPressure => "HardPressure",
+            Self::OverBudget => "OverBudget",
+            Self::MakeRoom => "MakeRoom",
             Self::Manual => "Manual",
             Self::Shutdown => "Shutdown",
             Self::OutOfMemory => "OutOfMemory",
             Self::MemoryReclaimer => "MemoryReclaimer",
+            Self::Other => "Other",
         }
     }
 }
@@ -90,6 +111,9 @@ pub enum UnloadRefusal {
 }
 
 impl UnloadRefusal {
+    pub const ALL: [Self; 6] =
+        [Self::Busy, Self::NotIdle, Self::GenerationChanged, Self::Loading, Self::NotLoaded, Self::Draining];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Busy => "busy",

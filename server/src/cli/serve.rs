@@ -19,6 +19,7 @@ use super::resolve::{self, Resolved, Store};
 use super::settings::ServeSettings;
 use super::values::{AsrEngine, Device, Residency};
 use super::{cuda, log, ort_lib};
+use crate::admin::{self, Access, AdminState};
 use crate::api::{ApiConfig, ApiState, ServedModel, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
@@ -87,16 +88,18 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         let speech = ServedModel::new(models.default_model().clone(), vec![library, model_dir], stop.clone());
         let api = crate::api::router(ApiState::new(Arc::new(speech), Arc::clone(&metrics), api_config(settings)));
-        let ops = metrics::router(Arc::clone(&metrics));
         let (listener, address) = bind("--listen", settings.listen).await?;
         let (ops_listener, ops_address) = bind("--ops-listen", settings.ops_listen).await?;
+        let ops_stop = CancellationToken::new();
+        let access = Access::new(Vec::new(), ops_address.ip());
+        let admin = AdminState::new(Arc::clone(&models), access, ops_stop.clone());
+        let ops = metrics::router(Arc::clone(&metrics)).merge(admin::router(admin, Arc::clone(&metrics)));
         for model in models.iter() {
             tracing::info!(model = model.name(), %device, "model");
         }
         tracing::info!(api = %address, ops = %ops_address, "listening");
 
         let drain = settings.drain_timeout;
-        let ops_stop = CancellationToken::new();
         let options = ServeOptions { drain_deadline: drain + ANSWER_GRACE, ..ServeOptions::default() };
         let requests = tokio::spawn(serve(listener, api, stop.clone(), options.clone()));
         let operations = tokio::spawn(serve(ops_listener, ops, ops_stop.clone(), options));
@@ -156,6 +159,7 @@ fn model_settings(settings: &ServeSettings, seat: &cuda::Seat, gpu: Option<GpuRe
         device: seat.device.clone(),
         threads: settings.engine.threads,
         prepack: false,
+        max_batch: settings.max_batch,
         memory_limit_bytes: None,
     };
     let policy = Policy {
@@ -165,6 +169,7 @@ fn model_settings(settings: &ServeSettings, seat: &cuda::Seat, gpu: Option<GpuRe
             Residency::OnDemand => residency::Residency::OnDemand,
         },
         queue_limit: NonZeroUsize::new(settings.max_queue).unwrap_or(NonZeroUsize::MIN),
+        concurrency: NonZeroUsize::new(settings.max_batch).unwrap_or(NonZeroUsize::MIN),
         drain: settings.drain_timeout,
         ..Policy::default()
     };
@@ -174,9 +179,9 @@ fn model_settings(settings: &ServeSettings, seat: &cuda::Seat, gpu: Option<GpuRe
         gpu,
         precision: model.precision.to_string(),
         weights_bytes: files.as_ref().map_or(0, hush_whisper::ModelDir::bytes),
-        estimate_bytes: files.as_ref().map_or(0, estimate_bytes),
+        estimate_bytes: files.as_ref().map_or(0, |files| estimate_bytes(files, settings.max_batch)),
     });
-    ModelSettings { name: model.id.clone(), spec, policy, account }
+    ModelSettings { name: model.id.clone(), spec, precision: Some(model.precision.to_string()), policy, account }
 }
 
 fn api_config(settings: &ServeSettings) -> ApiConfig {

@@ -10,10 +10,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::collector::ResidencyCollector;
+use super::feed::Feed;
 use super::handle::ModelHandle;
 use super::machine::Policy;
 use super::owner::Owner;
-use super::snapshot::Board;
+use super::snapshot::{About, Board};
 use crate::gpu::{AccountSettings, Accounts};
 use crate::metrics::Metrics;
 use crate::runner::wire::LoadSpec;
@@ -24,6 +25,8 @@ pub struct ModelSettings {
     /// As requests and metrics name it.
     pub name: String,
     pub spec: LoadSpec,
+    /// How its weights are stored, for people; `None`: not known.
+    pub precision: Option<String>,
     pub policy: Policy,
     /// Where its device memory is counted; `None`: nowhere.
     pub account: Option<AccountSettings>,
@@ -45,6 +48,7 @@ pub struct Models {
     default: ModelHandle,
     by_name: BTreeMap<String, ModelHandle>,
     runners: Runners,
+    feed: Feed,
 }
 
 impl Models {
@@ -56,6 +60,7 @@ impl Models {
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
         let runners = Runners::new(runners).map_err(StartError::Runners)?;
+        let feed = Feed::new();
         let mut default = None;
         let mut by_name = BTreeMap::new();
         for settings in models {
@@ -64,19 +69,21 @@ impl Models {
                 return Err(StartError::Twice(name));
             }
             let (inbox, messages) = mpsc::unbounded_channel();
-            let board = Board::new();
-            let (weak, metrics) = (inbox.downgrade(), metrics.clone());
             let account =
                 accounts.zip(settings.account.clone()).map(|(accounts, account)| accounts.open(&name, account));
-            let owner = Owner::new(settings, account.clone(), runners.clone(), metrics, board.clone(), weak);
+            let (device, precision) = (settings.spec.device.clone(), settings.precision.clone());
+            let about = About { model: name.clone(), device, precision };
+            let board = Board::new(about, settings.policy.residency, account.clone(), feed.clone());
+            let (weak, metrics) = (inbox.downgrade(), metrics.clone());
+            let owner = Owner::new(settings, account, runners.clone(), metrics, board.clone(), weak);
             tokio::spawn(owner.run(messages));
-            let handle = ModelHandle::new(name.clone(), inbox, board, account);
+            let handle = ModelHandle::new(name.clone(), inbox, board);
             default.get_or_insert_with(|| handle.clone());
             by_name.insert(name, handle);
         }
         let default = default.ok_or(StartError::NoModel)?;
         metrics.register(Box::new(ResidencyCollector::new(by_name.values().cloned().collect())?))?;
-        Ok(Self { default, by_name, runners })
+        Ok(Self { default, by_name, runners, feed })
     }
 
     pub fn default_model(&self) -> &ModelHandle {
@@ -90,6 +97,11 @@ impl Models {
     /// In the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &ModelHandle> {
         self.by_name.values()
+    }
+
+    /// Changes of all of them.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// Serves what has arrived, for `patience` at most; then no runner is left.

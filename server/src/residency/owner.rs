@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::machine::{
-    CommandId, Count, Effect, Event, LeaseId, LostWhy, Machine, Moment, Policy, Reclaimed, Refusal, Unload,
+    CommandId, Count, Effect, Event, LeaseId, Load, LostWhy, Machine, Moment, Policy, Reclaimed, Refusal, Unload,
     UnloadReport,
 };
 use super::models::ModelSettings;
@@ -24,14 +24,38 @@ pub(super) type Inbox = mpsc::UnboundedReceiver<Message>;
 pub(super) type Grant = Result<Runner, Refusal>;
 
 pub(super) enum Message {
-    Arrive { lease: LeaseId, again: bool, patience: Option<Duration>, reply: oneshot::Sender<Grant> },
-    End { lease: LeaseId },
-    Load { reply: oneshot::Sender<Result<u64, Refusal>> },
-    Unload { unload: Unload, reply: oneshot::Sender<Result<UnloadReport, UnloadRefusal>> },
-    Runner { generation: u64, event: RunnerEvent },
+    Arrive {
+        lease: LeaseId,
+        again: bool,
+        patience: Option<Duration>,
+        reply: oneshot::Sender<Grant>,
+    },
+    End {
+        lease: LeaseId,
+    },
+    /// `judged` is sent once the order is accepted or refused, `reply` when the model is there or will not come.
+    Load {
+        load: Load,
+        judged: oneshot::Sender<()>,
+        reply: oneshot::Sender<Result<u64, Refusal>>,
+    },
+    Unload {
+        unload: Unload,
+        reply: oneshot::Sender<Result<UnloadReport, UnloadRefusal>>,
+    },
+    Runner {
+        generation: u64,
+        event: RunnerEvent,
+    },
     Measured(Measured),
-    Reclaimed { generation: u64, memory: Option<Reclaimed> },
-    Shutdown { deadline: Instant, reply: oneshot::Sender<()> },
+    Reclaimed {
+        generation: u64,
+        memory: Option<Reclaimed>,
+    },
+    Shutdown {
+        deadline: Instant,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 pub(super) struct Owner {
@@ -50,6 +74,8 @@ pub(super) struct Owner {
     runner: Option<Runner>,
     pid: Option<u32>,
     loaded_since: Option<Instant>,
+    /// What the last load took.
+    last_load: Option<Duration>,
     waiting: HashMap<LeaseId, oneshot::Sender<Grant>>,
     next_command: u64,
     loads: HashMap<CommandId, oneshot::Sender<Result<u64, Refusal>>>,
@@ -82,6 +108,7 @@ impl Owner {
             runner: None,
             pid: None,
             loaded_since: None,
+            last_load: None,
             waiting: HashMap::new(),
             next_command: 0,
             loads: HashMap::new(),
@@ -124,10 +151,12 @@ impl Owner {
                 self.waiting.remove(&lease);
                 self.step(Event::End { lease });
             }
-            Message::Load { reply } => {
+            Message::Load { load, judged, reply } => {
                 let command = self.command();
                 self.loads.insert(command, reply);
-                self.step(Event::Load { command });
+                self.step(Event::Load { command, load });
+                // Whoever asked may not wait for it.
+                let _ = judged.send(());
             }
             Message::Unload { unload, reply } => {
                 let command = self.command();
@@ -160,6 +189,7 @@ impl Owner {
             RunnerEvent::Loaded(timings) => {
                 if current {
                     self.loaded_since = Some(Instant::now());
+                    self.last_load = Some(timings.total);
                     self.note_load(generation, timings);
                     if let (Some(account), Some(pid)) = (self.account.clone(), self.pid) {
                         tokio::spawn(async move { account.loaded(pid).await });
@@ -396,6 +426,9 @@ impl Owner {
             queued: machine.queued(),
             idle_since: machine.idle_since().map(|since| self.instant(since)),
             loaded_since: self.loaded_since.filter(|_| ready),
+            residency: machine.residency(),
+            hold_until: machine.hold_until().map(|until| self.instant(until)),
+            last_load: self.last_load,
             runner_pid: self.pid,
             failure: machine.failure().map(|(cause, until)| (cause.to_owned(), self.instant(until))),
             demand_bytes: machine.shortage().map(|memory| memory.demand_bytes),

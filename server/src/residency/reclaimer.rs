@@ -64,6 +64,7 @@ fn victim<'a>(snapshots: &'a [Snapshot], gpu_uuid: &str) -> Option<&'a Snapshot>
 mod tests {
     use super::*;
     use crate::gpu::ModelMemory;
+    use crate::residency::Residency;
 
     fn model(name: &str, idle_seconds: u64, gpu: &str) -> Snapshot {
         Snapshot {
@@ -74,6 +75,11 @@ mod tests {
             queued: 0,
             idle: Duration::from_secs(idle_seconds),
             loaded_for: Duration::from_secs(idle_seconds),
+            device: "cuda:0".to_owned(),
+            precision: None,
+            residency: Residency::Idle(None),
+            hold: None,
+            last_load: None,
             runner_pid: Some(1),
             failure: None,
             demand_bytes: None,

@@ -39,6 +39,8 @@ pub struct LoadSpec {
     pub threads: Option<usize>,
     /// Rearrange the weights at load time: slower to load, faster to run.
     pub prepack: bool,
+    /// Jobs that hold the model at the same time; more wait.
+    pub max_batch: usize,
     /// Of the device, for each session; `None`: as much as there is.
     #[serde(default)]
     pub memory_limit_bytes: Option<u64>,
@@ -288,15 +290,14 @@ mod tests {
             },
         );
         prop_oneof![
-            (".{0,30}", proptest::option::of(any::<usize>()), any::<bool>()).prop_map(|(dir, threads, prepack)| {
-                ToRunner::Load(LoadSpec {
-                    model_dir: dir.into(),
-                    device: "cpu".to_owned(),
-                    threads,
-                    prepack,
-                    memory_limit_bytes: Some(1 << 40),
-                })
-            }),
+            (".{0,30}", proptest::option::of(any::<usize>()), any::<bool>(), any::<usize>()).prop_map(
+                |(dir, threads, prepack, max_batch)| {
+                    let (device, limit) = ("cpu".to_owned(), Some(1 << 40));
+                    let model_dir = dir.into();
+                    let spec = LoadSpec { model_dir, device, threads, prepack, max_batch, memory_limit_bytes: limit };
+                    ToRunner::Load(spec)
+                }
+            ),
             (any::<u64>(), options, any::<u64>()).prop_map(|(id, options, len_samples)| ToRunner::Work {
                 id,
                 work: Work::Transcribe(options),

@@ -19,8 +19,8 @@ use std::time::Duration;
 use hush_contract::{ModelState, UnloadReason};
 
 pub use types::{
-    Cold, CommandId, Count, DeviceMemory, Effect, Event, LeaseId, Loss, LossCause, LostWhy, Moment, Policy, Reclaimed,
-    Refusal, Residency, Unload, UnloadReport, Verdict,
+    Cold, CommandId, Count, DeviceMemory, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Moment, Policy,
+    Reclaimed, Refusal, Residency, Unload, UnloadReport, Verdict,
 };
 
 /// The longest `Retry-After` that the clients we know honour.
@@ -219,6 +219,15 @@ impl Machine {
             Phase::Ready { idle_since, .. } => idle_since,
             _ => None,
         }
+    }
+
+    /// Until when it may not be loaded.
+    pub const fn hold_until(&self) -> Option<Moment> {
+        self.hold_until
+    }
+
+    pub const fn residency(&self) -> Residency {
+        self.policy.residency
     }
 
     /// Why the last load failed, and when the next may be tried.
