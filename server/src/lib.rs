@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod api;
 pub mod audio;
+pub mod auth;
 pub mod cli;
 pub mod format;
 pub mod gpu;
@@ -14,6 +15,7 @@ pub mod hub;
 pub mod job;
 mod memory;
 pub mod metrics;
+pub mod request;
 pub mod residency;
 pub mod runner;
 pub mod serve;

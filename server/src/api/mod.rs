@@ -5,6 +5,7 @@ mod detect;
 mod error;
 mod header;
 mod health;
+mod keys;
 mod multipart;
 mod query;
 mod speech;
@@ -21,10 +22,12 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
+pub use keys::{KeyGuard, Shape, require_key};
 pub use speech::{ServedModel, Speech};
 pub use upload::UploadOptions;
 
 use crate::audio::DecodeOptions;
+use crate::auth::KeyFile;
 use crate::format::JsonShape;
 use crate::metrics::Metrics;
 use crate::serve;
@@ -38,6 +41,8 @@ pub struct ApiConfig {
     pub decode: DecodeOptions,
     /// Files that are decoded at the same time; the others wait, uploaded.
     pub concurrent_decodes: usize,
+    /// Who may use the API; `None`: everybody.
+    pub keys: Option<KeyFile>,
 }
 
 impl Default for ApiConfig {
@@ -48,6 +53,7 @@ impl Default for ApiConfig {
             upload: UploadOptions::default(),
             decode: DecodeOptions::default(),
             concurrent_decodes: 2 * cores,
+            keys: None,
         }
     }
 }
@@ -72,6 +78,7 @@ impl ApiState {
 /// other clients a redirect of a whole upload: both are the route itself.
 pub fn router(state: ApiState) -> Router {
     let recorded = middleware::from_fn_with_state(Arc::clone(&state.metrics), serve::record);
+    let guard = KeyGuard { state: state.clone(), shape: Shape::Asr };
     let mut router = Router::new();
     for path in ["/asr", "//asr", "/asr/"] {
         router = router.route(path, post(asr::asr));
@@ -80,8 +87,9 @@ pub fn router(state: ApiState) -> Router {
         router = router.route(path, post(detect::detect_language));
     }
     router
-        .route("/", get(health::index))
         .route("/status", get(health::status))
+        .route_layer(middleware::from_fn_with_state(guard, require_key))
+        .route("/", get(health::index))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .fallback(not_found)
