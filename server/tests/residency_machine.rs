@@ -211,6 +211,7 @@ impl World {
                         assert!((1..=120).contains(&retry_after.as_secs()));
                     }
                     Refusal::QueueFull { .. } | Refusal::LoadFailed { .. } => {}
+                    Refusal::GenerationChanged | Refusal::Held { .. } => unreachable!("an answer to a command"),
                 }
             }
             Effect::Lost { lease, why } => {

@@ -128,7 +128,6 @@ impl Accounts {
             before: None,
             held: None,
             reclaim: None,
-            pid: None,
             residual_bytes: 0,
         };
         self.inner.book().insert(model.to_owned(), entry);
