@@ -162,7 +162,8 @@ impl Machine {
     /// When [`Event::Tick`] is due; later than the last step, or never.
     pub fn deadline(&self) -> Option<Moment> {
         let own = match &self.phase {
-            Phase::Unloaded if self.wanted() => {
+            // With the room asked for or waited for, the device is what it waits for.
+            Phase::Unloaded if self.wanted() && self.room == Room::Unknown => {
                 let failed = self.failure.as_ref().map(|failure| failure.until);
                 let resting = if self.asked() { None } else { self.rest_until };
                 [self.hold_until, failed, resting].into_iter().flatten().max()
