@@ -1,6 +1,7 @@
 //! One piece of work for a model: what the API asks of `residency`, and what comes back.
 
 use std::io;
+use std::time::Duration;
 
 use hush_whisper::{LanguageProbability, PcmSource, Segment, TranscribeOptions, Transcript};
 use serde::{Deserialize, Serialize};
@@ -64,8 +65,8 @@ pub enum JobError {
         "model `{model}` is not in memory: {cause}; waited {waited_seconds} s, try again in {retry_after_seconds} s"
     )]
     ColdHold { model: String, cause: String, waited_seconds: u64, retry_after_seconds: u64 },
-    #[error("the request held the model for longer than {seconds} s (--busy-timeout) and was ended")]
-    Overdue { seconds: u64 },
+    #[error("the request held the model for longer than {after:?} (--busy-timeout) and was ended")]
+    Overdue { after: Duration },
     /// The engine refused the request: an option it does not have, an unknown language, a prompt that is too long.
     #[error("{0}")]
     Invalid(String),

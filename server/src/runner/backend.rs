@@ -1,13 +1,15 @@
 //! The engine as a runner's backend.
 
+use std::env;
 use std::error::Error;
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
 use hush_whisper::engine::LoadTimings;
+use hush_whisper::vad::VadError;
 use hush_whisper::{
     Device, Engine, EngineOptions, LanguageProbability, ModelDir, PcmSource, Sink, TranscribeError, TranscribeOptions,
-    Transcript, runtime,
+    Transcript, runtime, vad,
 };
 
 use super::child::{Backend, Model, WorkFailure};
@@ -31,7 +33,11 @@ impl Backend for EngineBackend {
         let (prepack, memory_limit_bytes, max_batch) = (spec.prepack, spec.memory_limit_bytes, spec.max_batch);
         let options = EngineOptions { device, threads, prepack, max_batch, memory_limit_bytes };
         let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
-        Engine::load(&model, &options, &mut LoadTimings::default()).map_err(|error| explain(&error))
+        let engine = Engine::load(&model, &options, &mut LoadTimings::default()).map_err(|error| explain(&error))?;
+        if let Some(model) = env::var_os(vad::PATH_VARIABLE).filter(|path| !path.is_empty()) {
+            engine.use_vad(model.into());
+        }
+        Ok(engine)
     }
 }
 
@@ -66,10 +72,12 @@ fn failure(error: TranscribeError) -> WorkFailure {
         TranscribeError::Cancelled => WorkFailure::Cancelled,
         TranscribeError::UnknownLanguage { .. }
         | TranscribeError::InvalidOption { .. }
-        | TranscribeError::EnglishOnly => WorkFailure::Invalid(error.to_string()),
-        TranscribeError::Source(_) | TranscribeError::Tokenizer(_) | TranscribeError::Runtime(_) => {
-            WorkFailure::of_engine(explain(&error))
-        }
+        | TranscribeError::EnglishOnly
+        | TranscribeError::Vad(VadError::NoModel) => WorkFailure::Invalid(error.to_string()),
+        TranscribeError::Source(_)
+        | TranscribeError::Tokenizer(_)
+        | TranscribeError::Runtime(_)
+        | TranscribeError::Vad(_) => WorkFailure::of_engine(explain(&error)),
     }
 }
 
