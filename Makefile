@@ -31,7 +31,7 @@ export CMAKE := $(abspath $(PACKAGES)/cmake/data/bin/cmake)
 TOOLS := $(CMAKE)
 endif
 
-.PHONY: help build run ort vad models test lint schema licences bench clean
+.PHONY: help build run ort ort-gpu vad models test test-gpu lint schema licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ run: build ort vad models ## Serve the bundled model (LISTEN=, OPS_LISTEN=, IDLE
 
 ort: ## Fetch ONNX Runtime's library into .hush/lib
 	$(PYTHON) scripts/fetch-onnxruntime $(LOCAL)/lib
+
+ort-gpu: ## Fetch ONNX Runtime for CUDA and NVIDIA's libraries into .hush/lib-gpu (1.5 GB)
+	$(PYTHON) scripts/fetch-onnxruntime --gpu $(LOCAL)/lib-gpu
 
 vad: ## Fetch Silero's model for voice activity detection into .hush/lib
 	$(PYTHON) scripts/fetch-vad $(LOCAL)/lib
@@ -71,6 +74,18 @@ test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(CARGO) build --locked --package hush-server
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
+
+# Each skips with a word where there is no GPU; `scripts/gpu pack` carries both to a machine without Rust.
+GPU := $(wildcard /dev/nvidiactl)
+
+test-gpu: $(if $(GPU),ort-gpu) ## Run the engine's parity tests on a GPU, where there is one
+	$(if $(GPU),$(CARGO) test --locked --package hush-whisper --test engine --no-run)
+	scripts/gpu test
+
+bench-gpu: $(if $(GPU),ort-gpu) ## Print the figures of a GPU, where there is one
+	$(if $(GPU),$(MAKE) models PRECISIONS="fp16 fp32")
+	$(if $(GPU),$(CARGO) build --locked --release --package hush-tests --bins)
+	scripts/gpu bench
 
 lint: $(TOOLS) ## Formatting and clippy, without a warning
 	$(CARGO) fmt --all --check

@@ -60,6 +60,11 @@ pub enum JobError {
     /// The runner died, hung or was killed under this job, twice or after a part of the answer was given.
     #[error("the process that runs model `{model}` was lost under this request: {cause}")]
     RunnerLost { model: String, cause: String },
+    /// The model was not in memory, and the request was not to wait any longer for it.
+    #[error(
+        "model `{model}` is not in memory: {cause}; waited {waited_seconds} s, try again in {retry_after_seconds} s"
+    )]
+    ColdHold { model: String, cause: String, waited_seconds: u64, retry_after_seconds: u64 },
     #[error("the request held the model for longer than {after:?} (--busy-timeout) and was ended")]
     Overdue { after: Duration },
     /// The engine refused the request: an option it does not have, an unknown language, a prompt that is too long.

@@ -10,6 +10,7 @@ pub mod audio;
 pub mod auth;
 pub mod cli;
 pub mod format;
+pub mod gpu;
 pub mod hub;
 pub mod job;
 mod memory;

@@ -35,6 +35,7 @@ fn run(settings: Settings, env: &Env) -> anyhow::Result<ExitCode> {
             cli::log::init(&log);
             return Ok(runner::child::main::<runner::EngineBackend>());
         }
+        Settings::ProbeCuda { library, index } => return Ok(cli::cuda::answer_probe(&library, index)),
         Settings::Serve(settings) => {
             cli::log::init(&settings.log);
             cli::serve::run(&settings, env)?;

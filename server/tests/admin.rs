@@ -67,8 +67,14 @@ impl Server {
     async fn with(script: &str, policy: Policy, access: impl FnOnce(SocketAddr) -> Access) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let spec = spec(script);
-        let model = ModelSettings { name: "org/tiny".to_owned(), spec, precision: Some("int8".to_owned()), policy };
-        let models = Arc::new(Models::start(vec![model], settings(), &metrics).unwrap());
+        let model = ModelSettings {
+            name: "org/tiny".to_owned(),
+            spec,
+            precision: Some("int8".to_owned()),
+            policy,
+            account: None,
+        };
+        let models = Arc::new(Models::start(vec![model], settings(), None, &metrics).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -154,7 +160,7 @@ async fn each_condition_that_does_not_hold_has_its_code_and_changes_nothing() {
     refused(r#"{"if_generation":2}"#, UnloadRefusal::GenerationChanged).await;
     refused(r#"{"if_idle_seconds":300}"#, UnloadRefusal::NotIdle).await;
     let model = server.models.default_model().clone();
-    let job = tokio::spawn(async move { model.gather(audio(1), work("each=3600000")).await });
+    let job = tokio::spawn(async move { model.gather(audio(1), work("each=3600000"), None).await });
     until("it works", || server.models.default_model().snapshot().inflight == 1).await;
     refused(r#"{"if_idle_seconds":0}"#, UnloadRefusal::Busy).await;
     job.abort();
@@ -184,7 +190,7 @@ async fn a_hold_refuses_loads_until_it_ends() {
     // A request waits for the end of the hold; a shorter hold does not shorten it.
     server.command("unload", r#"{"hold_seconds":1}"#).await;
     let model = server.models.default_model().clone();
-    let job = tokio::spawn(async move { model.gather(audio(1), work("")).await });
+    let job = tokio::spawn(async move { model.gather(audio(1), work(""), None).await });
     until("it waits", || server.state() == ModelState::WaitingForMemory).await;
     let loaded: LoadResponse = server.command("load", r#"{"despite_hold":true}"#).await.json();
     assert_eq!(loaded.generation, 2);
@@ -374,13 +380,13 @@ async fn a_slow_reader_is_told_what_it_lost_and_begins_again() {
     let before = server.models.feed().last_id();
     // Each makes two changes: busy, idle.
     while server.models.feed().last_id() < before + 300 {
-        model.gather(audio(1), work("")).await.unwrap();
+        model.gather(audio(1), work(""), None).await.unwrap();
     }
     until("the model is idle", || model.snapshot().inflight == 0).await;
     let Event::Lost { count } = next().await else { panic!("no word of the loss") };
     assert!(count >= 300 - 256, "{count}");
     let Event::Snapshot { models } = next().await else { panic!("no snapshot after the loss") };
     assert_eq!((models[0].state, models[0].inflight), (ModelState::Ready, 0));
-    model.gather(audio(1), work("")).await.unwrap();
+    model.gather(audio(1), work(""), None).await.unwrap();
     assert!(matches!(next().await, Event::Model { model, .. } if model.inflight + model.queued == 1));
 }

@@ -39,8 +39,9 @@ struct Server {
 impl Server {
     fn start(script: &str, policy: Policy, runners: runner::Settings) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let model = ModelSettings { name: "tiny".to_owned(), spec: spec(script), precision: None, policy };
-        let models = Models::start(vec![model], runners, &metrics).unwrap();
+        let (name, spec) = ("tiny".to_owned(), spec(script));
+        let model = ModelSettings { name, spec, precision: None, policy, account: None };
+        let models = Models::start(vec![model], runners, None, &metrics).unwrap();
         Self { models, metrics }
     }
 
@@ -75,7 +76,7 @@ impl Server {
 
 async fn ask(model: &ModelHandle, script: &str) -> Result<u32, JobError> {
     let samples = audio(2);
-    let (outcome, segments) = model.gather(samples.clone(), work(script)).await?;
+    let (outcome, segments) = model.gather(samples.clone(), work(script), None).await?;
     assert!(matches!(outcome, Outcome::Transcribed(transcript) if transcript.duration_seconds == 2.0));
     let (pid, heard) = segments[0].text.split_once(' ').unwrap();
     assert_eq!(heard.parse::<f64>().unwrap(), sum(&samples), "every sample, once");
@@ -102,7 +103,7 @@ async fn a_request_brings_the_model_and_idleness_takes_it_away() {
     assert_ne!(server.ask("").await.unwrap(), pid);
     assert_eq!(server.metric("hush_model_generation{model=\"tiny\"}"), 2.0);
     assert_eq!(server.metric("hush_cold_start_wait_seconds_count{model=\"tiny\"}"), 2.0);
-    let (outcome, _) = server.model().gather(audio(1), Work::DetectLanguage).await.unwrap();
+    let (outcome, _) = server.model().gather(audio(1), Work::DetectLanguage, None).await.unwrap();
     assert!(matches!(outcome, Outcome::Languages(languages) if languages[0].code == "de"));
 }
 
@@ -111,7 +112,7 @@ async fn segments_come_while_the_work_goes_on() {
     let server = Server::new("");
     let (sender, mut receiver) = mpsc::channel(1);
     let model = server.model().clone();
-    let job = tokio::spawn(async move { model.run(audio(1), work("segments=3 each=200"), sender).await });
+    let job = tokio::spawn(async move { model.run(audio(1), work("segments=3 each=200"), sender, None).await });
     let first = receiver.recv().await.unwrap();
     assert_eq!((first.id, first.no_speech_prob), (0, 0.0), "not a number becomes one on its way");
     assert!(!job.is_finished());
@@ -159,7 +160,8 @@ async fn a_stream_that_has_begun_is_not_started_again() {
     let server = Server::new("");
     let (sender, mut receiver) = mpsc::channel(8);
     let model = server.model().clone();
-    let job = tokio::spawn(async move { model.run(audio(1), work("segments=9 each=30 die_after=3"), sender).await });
+    let job =
+        tokio::spawn(async move { model.run(audio(1), work("segments=9 each=30 die_after=3"), sender, None).await });
     let mut ids = Vec::new();
     while let Some(segment) = receiver.recv().await {
         ids.push(segment.id);
@@ -271,11 +273,45 @@ async fn what_the_engine_refuses_is_told_and_the_runner_lives_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_without_enough_memory_is_tried_once_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::new(&format!("full_once={}", flag(dir.path(), "full")));
+    server.ask("").await.unwrap();
+    assert_eq!(server.model().snapshot().generation, 2);
+    assert_eq!(server.metric("hush_model_out_of_memory_total{model=\"tiny\"}"), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_without_enough_memory_is_done_again_on_a_fresh_runner() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::new("");
+    let first = server.ask("").await.unwrap();
+    let second = server.ask(&format!("full_once={}", flag(dir.path(), "full"))).await.unwrap();
+    assert_ne!(first, second);
+    assert_eq!(process_state(first), None);
+    assert_eq!(server.metric("hush_model_unloads_total{model=\"tiny\",reason=\"OutOfMemory\"}"), 1.0);
+    let error = server.ask("full").await.unwrap_err();
+    assert!(matches!(&error, JobError::RunnerLost { cause, .. } if cause.contains("out of memory")), "{error}");
+    server.ask("").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn patience_with_a_cold_model_ends_and_the_model_still_comes() {
+    let server = Server::new("sleep=1500");
+    let patience = Some(Duration::from_millis(100));
+    let error = server.model().gather(audio(1), work(""), patience).await.unwrap_err();
+    assert!(matches!(&error, JobError::ColdHold { retry_after_seconds: 1..=120, .. }), "{error}");
+    assert!(error.to_string().contains("still loading"), "{error}");
+    until("it is loaded for whoever comes next", || server.model().snapshot().state == ModelState::Ready).await;
+    server.model().gather(audio(1), work(""), patience).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_request_ends_its_work_and_the_runner_is_used_again() {
     let server = Server::new("");
     let pid = server.ask("").await.unwrap();
     for script in ["segments=1 each=60000", "piece=16000 segments=1 each=60000"] {
-        let job = server.model().gather(audio(600), work(script));
+        let job = server.model().gather(audio(600), work(script), None);
         assert!(timeout(Duration::from_millis(150), job).await.is_err());
         let dropped = Instant::now();
         assert_eq!(server.ask("").await.unwrap(), pid);
@@ -283,7 +319,7 @@ async fn a_dropped_request_ends_its_work_and_the_runner_is_used_again() {
         assert!(dropped.elapsed() < Duration::from_secs(1));
     }
     // Also while it waits in the queue.
-    let (busy, waiting) = (server.model().gather(audio(1), work("each=300")), server.ask(""));
+    let (busy, waiting) = (server.model().gather(audio(1), work("each=300"), None), server.ask(""));
     let (busy, waiting) = tokio::join!(busy, timeout(Duration::from_millis(50), waiting));
     assert!(busy.is_ok() && waiting.is_err());
     until("nobody waits", || server.model().snapshot().queued == 0).await;

@@ -1,5 +1,5 @@
 //! Random and adversarial histories of one model: whatever happens in whatever order, no request is lost, there is at
-//! most one runner, and an unload does exactly what its condition says.
+//! most one runner, none without room for it, and an unload does exactly what its condition says.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "test support, though no test itself")]
 
@@ -10,14 +10,15 @@ use std::time::Duration;
 use hush_contract::admin::UnloadOutcome;
 use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
 use hush_server::residency::machine::{
-    CommandId, Count, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Machine, Moment, Policy, Refusal,
-    Residency, Unload,
+    CommandId, Count, DeviceMemory, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Machine, Moment, Policy,
+    Reclaimed, Refusal, Residency, Unload, Verdict,
 };
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Act {
-    Arrive,
+    /// With this much patience for a model that is not there.
+    Arrive(Option<u64>),
     /// The n-th living lease ends, waiting or holding.
     End(usize),
     /// The n-th lost lease arrives again.
@@ -31,7 +32,16 @@ enum Act {
     },
     /// The runner answers what it was asked.
     Answer,
-    LoadFails,
+    LoadFails {
+        out_of_memory: bool,
+    },
+    /// The device is measured, asked for or not.
+    Memory {
+        has_room: bool,
+    },
+    NeverFits,
+    /// Work on the runner finds too little memory.
+    OutOfMemory,
     Lost(LossCause),
     /// The runner is reaped without a word before.
     Vanishes,
@@ -78,6 +88,14 @@ struct World {
     shutdown: bool,
     stopped: bool,
     grants: usize,
+    /// When the patience of those that wait ends.
+    ends: BTreeMap<LeaseId, u64>,
+    /// An answer to [`Effect::Measure`] is due.
+    measuring: bool,
+    /// Holds while a measurement with room is told.
+    has_room: bool,
+    /// An answer to [`Effect::Reclaim`] is due.
+    reclaiming: bool,
 }
 
 impl World {
@@ -102,6 +120,10 @@ impl World {
             shutdown: false,
             stopped: false,
             grants: 0,
+            ends: BTreeMap::new(),
+            measuring: false,
+            has_room: false,
+            reclaiming: false,
         };
         world.step(Event::Tick);
         world
@@ -132,6 +154,10 @@ impl World {
         let idle = (ready && self.holding() == 0).then_some(self.idle_since).flatten();
         assert_eq!(self.machine.idle_since().map(Moment::as_millis), idle, "the idle clock");
         assert_eq!(ready, self.machine.state() == ModelState::Ready && self.runner == Some(Runner::Loaded));
+        let overdue =
+            |(lease, end): (&LeaseId, &u64)| self.leases.get(lease) == Some(&Lease::Waiting) && *end <= self.now;
+        assert!(ready || !self.ends.iter().any(overdue), "waits longer than it wants to");
+        assert!(self.machine.shortage().is_none() || self.machine.state() == ModelState::WaitingForMemory);
         if let Some(deadline) = self.machine.deadline() {
             assert!(deadline.as_millis() > self.now, "a deadline in the past would spin");
         }
@@ -140,7 +166,19 @@ impl World {
 
     fn check(&mut self, effect: &Effect) {
         match effect {
+            Effect::Measure => {
+                assert!(self.policy.accounted && self.runner.is_none() && !self.reclaiming);
+                assert!(self.now >= self.hold_until, "measured for a load that a hold forbids");
+                self.measuring = true;
+            }
+            Effect::Reclaim { generation } => {
+                assert_eq!((*generation, self.runner), (self.generation, None), "not reaped");
+                assert!(self.policy.accounted && !self.shutdown);
+                self.reclaiming = true;
+            }
             Effect::StartRunner { generation } => {
+                assert!(self.has_room || !self.policy.accounted, "loaded without room");
+                assert!(!self.reclaiming, "loaded into memory that is still on its way back");
                 assert_eq!(self.runner, None, "one runner at a time");
                 assert_eq!(*generation, self.generation + 1);
                 assert!(self.now >= self.hold_until, "loaded into a hold");
@@ -165,8 +203,15 @@ impl World {
                 assert_eq!(self.leases.remove(lease), Some(Lease::Waiting), "refused twice or never asked");
                 self.order.retain(|waiting| waiting != lease);
                 assert!(self.ended.insert(*lease));
-                if *refusal == Refusal::ShuttingDown {
-                    assert!(self.shutdown);
+                match refusal {
+                    Refusal::ShuttingDown => assert!(self.shutdown),
+                    Refusal::ColdHold { retry_after, .. } => {
+                        assert!(self.ends.get(lease).is_some_and(|end| *end <= self.now), "its patience was not over");
+                        assert_ne!(self.machine.state(), ModelState::Ready);
+                        assert!((1..=120).contains(&retry_after.as_secs()));
+                    }
+                    Refusal::QueueFull { .. } | Refusal::LoadFailed { .. } => {}
+                    Refusal::GenerationChanged | Refusal::Held { .. } => unreachable!("an answer to a command"),
                 }
             }
             Effect::Lost { lease, why } => {
@@ -188,6 +233,8 @@ impl World {
                 assert!(self.unloads.remove(command), "answered twice");
                 assert_eq!(report.generation, self.generation);
                 assert_eq!(self.runner, None, "not reaped");
+                assert!(!self.reclaiming || self.shutdown, "before its memory was seen to come back");
+                assert!(report.memory.is_none() || self.policy.accounted);
                 let hold_until = self.hold_next.take().map_or(0, |hold| self.now + hold);
                 self.hold_until = match report.outcome {
                     UnloadOutcome::Unloaded => hold_until,
@@ -205,8 +252,11 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, again: bool) {
+    fn arrive(&mut self, again: bool, patience: Option<u64>) {
         let lease = LeaseId(self.id());
+        if let Some(patience) = patience {
+            self.ends.insert(lease, self.now + patience);
+        }
         let free = self.machine.state() == ModelState::Ready && self.holding() < self.policy.concurrency.get();
         let full = self.waiting() >= self.policy.queue_limit.get() && !free;
         self.leases.insert(lease, Lease::Waiting);
@@ -215,7 +265,7 @@ impl World {
         } else {
             self.order.push_back(lease);
         }
-        let effects = self.step(Event::Arrive { lease, again });
+        let effects = self.step(Event::Arrive { lease, again, patience: patience.map(Duration::from_millis) });
         let refused = effects.iter().any(|effect| matches!(effect, Effect::Refuse { lease: l, .. } if *l == lease));
         let for_room =
             effects.iter().any(|effect| matches!(effect, Effect::Refuse { refusal: Refusal::QueueFull { .. }, .. }));
@@ -234,9 +284,36 @@ impl World {
         self.step(Event::End { lease });
     }
 
+    fn memory(&mut self, has_room: bool) {
+        // A loser of a race: nobody asks any more, and nothing may come of it.
+        let is_wanted = self.measuring || self.machine.shortage().is_some();
+        self.measuring = false;
+        self.has_room = has_room && is_wanted;
+        let available_bytes = Some(if has_room { 8 } else { 7 });
+        let effects = self.step(Event::Memory { memory: DeviceMemory { available_bytes, demand_bytes: 8 } });
+        let starts = effects.iter().any(|effect| matches!(effect, Effect::StartRunner { .. }));
+        assert!(!starts || self.has_room);
+        self.has_room = false;
+    }
+
+    fn reclaimed(&mut self) {
+        self.reclaiming = false;
+        let memory = Reclaimed {
+            vram_before_bytes: 8,
+            reclaimed_bytes: 8,
+            residual_bytes: 0,
+            taken_bytes: 0,
+            verdict: Verdict::Returned,
+        };
+        let generation = self.generation;
+        self.step(Event::Reclaimed { generation, memory: Some(memory) });
+    }
+
     fn answer(&mut self) {
         let generation = self.generation;
         match self.runner {
+            None if self.reclaiming => self.reclaimed(),
+            None if self.measuring => self.memory(true),
             Some(Runner::Loading) => {
                 self.runner = Some(Runner::Loaded);
                 self.idle_since = Some(self.now);
@@ -297,11 +374,11 @@ impl World {
 
     fn act(&mut self, act: &Act) {
         match act {
-            Act::Arrive => self.arrive(false),
+            Act::Arrive(patience) => self.arrive(false, *patience),
             Act::Again(n) => {
                 if !self.lost.is_empty() {
                     self.lost.remove(n % self.lost.len());
-                    self.arrive(true);
+                    self.arrive(true, None);
                 }
             }
             Act::End(n) => {
@@ -330,11 +407,33 @@ impl World {
                 self.unload(*generation_off, *if_idle, *drain, *hold)
             }
             Act::Answer => self.answer(),
-            Act::LoadFails => {
+            Act::LoadFails { out_of_memory } => {
                 if self.runner == Some(Runner::Loading) {
+                    let (generation, waiting) = (self.generation, self.waiting());
+                    let cause = "no such file".to_owned();
+                    self.step(Event::LoadFailed { generation, cause, out_of_memory: *out_of_memory });
+                    let told = self.waiting() == 0;
+                    assert!(told || *out_of_memory && self.waiting() == waiting, "whoever waits is told");
+                }
+            }
+            Act::Memory { has_room } => self.memory(*has_room),
+            Act::NeverFits => {
+                if self.measuring {
+                    self.measuring = false;
+                    self.step(Event::NeverFits { cause: "too large".to_owned() });
+                    assert!(self.waiting() == 0 || self.runner.is_some(), "whoever waits is told");
+                }
+            }
+            Act::OutOfMemory => {
+                if self.runner == Some(Runner::Loaded) {
+                    if self.machine.state() == ModelState::Ready {
+                        let own = self.now + 2000;
+                        self.patience = if self.shutdown { own.min(self.patience) } else { own };
+                        self.hold_next = None;
+                    }
                     let generation = self.generation;
-                    self.step(Event::LoadFailed { generation, cause: "no such file".to_owned() });
-                    assert_eq!(self.waiting(), 0, "whoever waits is told");
+                    self.step(Event::OutOfMemory { generation });
+                    assert_ne!(self.machine.state(), ModelState::Ready);
                 }
             }
             Act::Lost(cause) => {
@@ -356,7 +455,9 @@ impl World {
                 let loss = Loss { cause: LossCause::Exited, detail: "old".to_owned() };
                 for event in [
                     Event::Loaded { generation },
-                    Event::LoadFailed { generation, cause: "old".to_owned() },
+                    Event::LoadFailed { generation, cause: "old".to_owned(), out_of_memory: true },
+                    Event::OutOfMemory { generation },
+                    Event::Reclaimed { generation, memory: None },
                     Event::RunnerLost { generation, loss },
                     Event::Exited { generation },
                 ] {
@@ -381,6 +482,7 @@ impl World {
             }
             Act::Shutdown(after) => {
                 self.shutdown = true;
+                self.reclaiming = false;
                 let draining = self.machine.state() == ModelState::Draining;
                 self.patience = if draining { self.patience.min(self.now + after) } else { self.now + after };
                 let deadline = Moment::from_millis(self.now + after);
@@ -393,8 +495,10 @@ impl World {
     fn run_out(&mut self) {
         for _ in 0..2000 {
             let holding = self.leases.iter().find(|(_, lease)| **lease == Lease::Holding).map(|(id, _)| *id);
-            if matches!(self.runner, Some(Runner::Loading | Runner::Ending)) {
+            if matches!(self.runner, Some(Runner::Loading | Runner::Ending)) || self.reclaiming || self.measuring {
                 self.answer();
+            } else if self.machine.shortage().is_some() {
+                self.memory(true);
             } else if let Some(lease) = holding {
                 self.end(lease);
             } else if !self.leases.is_empty() || !self.loads.is_empty() || !self.unloads.is_empty() {
@@ -421,7 +525,7 @@ fn acts() -> impl Strategy<Value = Act> {
         Just(LossCause::LoadTimeout)
     ];
     prop_oneof![
-        8 => Just(Act::Arrive),
+        8 => proptest::option::weighted(0.4, 0_u64..3000).prop_map(Act::Arrive),
         6 => any::<usize>().prop_map(Act::End),
         3 => any::<usize>().prop_map(Act::Again),
         1 => Just(Act::Load),
@@ -432,7 +536,10 @@ fn acts() -> impl Strategy<Value = Act> {
             proptest::option::weighted(0.3, 0_u64..4000),
         ).prop_map(|(generation_off, if_idle, drain, hold)| Act::Unload { generation_off, if_idle, drain, hold }),
         10 => Just(Act::Answer),
-        1 => Just(Act::LoadFails),
+        2 => any::<bool>().prop_map(|out_of_memory| Act::LoadFails { out_of_memory }),
+        3 => any::<bool>().prop_map(|has_room| Act::Memory { has_room }),
+        1 => Just(Act::NeverFits),
+        1 => Just(Act::OutOfMemory),
         2 => cause.prop_map(Act::Lost),
         1 => Just(Act::Vanishes),
         1 => Just(Act::Stale),
@@ -448,13 +555,14 @@ fn policies() -> impl Strategy<Value = Policy> {
         (1_u64..3000).prop_map(|ms| Residency::Idle(Some(Duration::from_millis(ms)))),
         Just(Residency::OnDemand),
     ];
-    (residency, 1_usize..5, 1_usize..4).prop_map(|(residency, queue, concurrency)| Policy {
+    (residency, 1_usize..5, 1_usize..4, any::<bool>()).prop_map(|(residency, queue, concurrency, accounted)| Policy {
         residency,
         queue_limit: NonZeroUsize::new(queue).unwrap(),
         concurrency: NonZeroUsize::new(concurrency).unwrap(),
         backoff_first: Duration::from_secs(1),
         backoff_max: Duration::from_secs(60),
         drain: Duration::from_secs(2),
+        accounted,
     })
 }
 

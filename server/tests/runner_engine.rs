@@ -38,13 +38,14 @@ fn read_wav(name: &str) -> Arc<Vec<f32>> {
 }
 
 fn start(model_dir: PathBuf, library: PathBuf) -> Models {
-    let spec = LoadSpec { model_dir, device: "cpu".to_owned(), threads: Some(2), prepack: false, max_batch: 8 };
+    let (device, threads) = ("cpu".to_owned(), Some(2));
+    let spec = LoadSpec { model_dir, device, threads, prepack: false, max_batch: 8, memory_limit_bytes: None };
     let policy = Policy { concurrency: NonZeroUsize::new(8).unwrap(), ..Policy::default() };
-    let model = ModelSettings { name: "tiny".to_owned(), spec, precision: None, policy };
+    let model = ModelSettings { name: "tiny".to_owned(), spec, precision: None, policy, account: None };
     let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"].map(Into::into).to_vec();
     let env = vec![("ORT_DYLIB_PATH".into(), library.into())];
     let runners = Settings { env, ..Settings::this_program(args) };
-    Models::start(vec![model], runners, &Arc::new(Metrics::new().unwrap())).unwrap()
+    Models::start(vec![model], runners, None, &Arc::new(Metrics::new().unwrap())).unwrap()
 }
 
 fn library() -> PathBuf {
@@ -69,7 +70,7 @@ async fn a_recording_becomes_text_in_a_child_process() {
         let asked = Instant::now();
         let (sender, mut receiver) = mpsc::channel(64);
         let work = Work::Transcribe(TranscribeOptions::default());
-        let outcome = model.run(read_wav("en-1.wav"), work, sender).await.unwrap();
+        let outcome = model.run(read_wav("en-1.wav"), work, sender, None).await.unwrap();
         let mut text = String::new();
         while let Some(segment) = receiver.recv().await {
             text.push_str(&segment.text);
@@ -78,7 +79,7 @@ async fn a_recording_becomes_text_in_a_child_process() {
         assert_eq!(text.trim(), expected);
         assert!(matches!(outcome, Outcome::Transcribed(transcript) if transcript.language == "en"));
         let klingon = TranscribeOptions { language: Some("klingon".to_owned()), ..TranscribeOptions::default() };
-        let refused = model.gather(read_wav("en-1.wav"), Work::Transcribe(klingon)).await;
+        let refused = model.gather(read_wav("en-1.wav"), Work::Transcribe(klingon), None).await;
         assert!(matches!(refused, Err(JobError::Invalid(_))), "{refused:?}");
         pids.push(model.snapshot().runner_pid);
         let asked = Instant::now();
@@ -93,7 +94,7 @@ async fn a_recording_becomes_text_in_a_child_process() {
     for number in 0..12 {
         let model = model.clone();
         requests.spawn(async move {
-            let request = model.gather(read_wav("en-1.wav"), Work::Transcribe(TranscribeOptions::default()));
+            let request = model.gather(read_wav("en-1.wav"), Work::Transcribe(TranscribeOptions::default()), None);
             if number % 3 == 2 {
                 let _ = tokio::time::timeout(Duration::from_millis(20 * number), request).await;
                 return None;
@@ -114,9 +115,9 @@ async fn what_is_missing_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let work = || Work::Transcribe(TranscribeOptions::default());
     let models = start(dir.path().join("no-such-model"), library());
-    let error = models.default_model().gather(read_wav("en-1.wav"), work()).await.unwrap_err().to_string();
+    let error = models.default_model().gather(read_wav("en-1.wav"), work(), None).await.unwrap_err().to_string();
     assert!(error.contains("no-such-model"), "{error}");
     let models = start(dir.path().to_owned(), dir.path().join("no-such-library.so"));
-    let error = models.default_model().gather(read_wav("en-1.wav"), work()).await.unwrap_err().to_string();
+    let error = models.default_model().gather(read_wav("en-1.wav"), work(), None).await.unwrap_err().to_string();
     assert!(error.contains("no-such-library.so"), "{error}");
 }

@@ -2,6 +2,7 @@
 //! it is given, the fixtures, and a look into `/proc`. One topic per file in `tests/`.
 
 pub mod fixtures;
+pub mod gpus;
 pub mod http;
 pub mod process;
 pub mod server;

@@ -58,6 +58,10 @@ pub enum UnloadReason {
     MakeRoom,
     Manual,
     Shutdown,
+    /// Its work did not fit on the device; it comes back with the room that it is now known to need.
+    OutOfMemory,
+    /// The server's own threshold for the whole device, where no controller decides.
+    MemoryReclaimer,
     /// A word that this version does not know.
     Other,
 }
@@ -87,6 +91,8 @@ impl UnloadReason {
             Self::MakeRoom => "MakeRoom",
             Self::Manual => "Manual",
             Self::Shutdown => "Shutdown",
+            Self::OutOfMemory => "OutOfMemory",
+            Self::MemoryReclaimer => "MemoryReclaimer",
             Self::Other => "Other",
         }
     }

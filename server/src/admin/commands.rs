@@ -79,11 +79,11 @@ pub async fn unload(
         model: model.name().to_owned(),
         outcome: report.outcome,
         generation: report.generation,
-        vram_before_bytes: None,
-        reclaimed_bytes: None,
-        residual_bytes: None,
+        vram_before_bytes: report.memory.map(|memory| memory.vram_before_bytes),
+        reclaimed_bytes: report.memory.map(|memory| memory.reclaimed_bytes),
+        residual_bytes: report.memory.map(|memory| memory.residual_bytes),
         drain_seconds: report.drain.as_secs_f64(),
         exit_seconds: report.exit.as_secs_f64(),
-        verify_seconds: None,
+        verify_seconds: report.memory.map(|_| report.settle.as_secs_f64()),
     }))
 }

@@ -30,9 +30,12 @@ pub(super) fn status(now: Snapshot) -> ModelStatus {
         queued: now.queued as u64,
         device: now.device,
         precision: now.precision,
-        gpu_uuid: None,
-        vram_bytes: None,
-        memory_demand_bytes: None,
+        vram_bytes: now.memory.as_ref().map(|memory| match memory.vram_bytes {
+            0 => memory.need_bytes,
+            held => held,
+        }),
+        gpu_uuid: now.memory.and_then(|memory| memory.gpu_uuid),
+        memory_demand_bytes: now.demand_bytes,
         hold_remaining_seconds: now.hold.map(|hold| hold.as_secs_f64()),
         last_load_seconds: now.last_load.map(|took| took.as_secs_f64()),
         failure: now.failure.map(|failure| LoadFailure {

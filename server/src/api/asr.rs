@@ -30,7 +30,7 @@ pub async fn asr(
     let pcm = state.decode(upload, query.encode).await?;
     let speech = state.speech();
     let options = with_defaults(query.options, speech.defaults());
-    let Transcription { transcript, segments } = speech.transcribe(pcm, options).await?;
+    let Transcription { transcript, segments } = speech.transcribe(pcm, options, None).await?;
     let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[speech.model()]);
     audio_seconds.inc_by(transcript.duration_seconds.max(0.0));
     let unwritten = |error| ApiError::Internal(format!("a transcript could not be written: {error}"));

@@ -154,9 +154,12 @@ impl ApiError {
             },
             Self::Audio(AudioError::Spool(error)) => storage(error),
             Self::Audio(error) if error.is_client_fault() => StatusCode::BAD_REQUEST,
-            Self::Job(JobError::QueueFull { .. } | JobError::LoadFailed { .. } | JobError::ShuttingDown) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Job(
+                JobError::QueueFull { .. }
+                | JobError::LoadFailed { .. }
+                | JobError::ColdHold { .. }
+                | JobError::ShuttingDown,
+            ) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Job(JobError::Overdue { .. }) => StatusCode::GATEWAY_TIMEOUT,
             Self::Job(JobError::Invalid(_)) | Self::NoVad => StatusCode::BAD_REQUEST,
             Self::Audio(_) | Self::Job(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -166,7 +169,9 @@ impl ApiError {
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
             Self::Job(
-                JobError::QueueFull { retry_after_seconds, .. } | JobError::LoadFailed { retry_after_seconds, .. },
+                JobError::QueueFull { retry_after_seconds, .. }
+                | JobError::LoadFailed { retry_after_seconds, .. }
+                | JobError::ColdHold { retry_after_seconds, .. },
             ) => Some(*retry_after_seconds),
             Self::Job(JobError::ShuttingDown) => Some(Self::SHUTDOWN_RETRY_SECONDS),
             _ => None,

@@ -51,6 +51,8 @@ pub struct ApiConfig {
     pub keys: Option<KeyFile>,
     /// Whether runners have the model for `vad_filter`.
     pub has_vad: bool,
+    /// How long requests of OpenAI's API wait for a model that is not loaded; those of `/asr` wait for ever.
+    pub cold_hold: Duration,
 }
 
 impl Default for ApiConfig {
@@ -65,6 +67,7 @@ impl Default for ApiConfig {
             stream_heartbeat: Duration::from_secs(15),
             keys: None,
             has_vad: false,
+            cold_hold: Duration::from_secs(60),
         }
     }
 }

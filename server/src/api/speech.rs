@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -32,13 +33,20 @@ pub trait Speech: Send + Sync + 'static {
     /// when it is able, also while it is cold or busy.
     fn missing(&self) -> Vec<String>;
 
-    fn transcribe(&self, pcm: Pcm, options: TranscribeOptions) -> BoxFuture<'_, Result<Transcription, JobError>>;
+    /// `patience`: how long to wait for a model that is not loaded; `None`: for as long as it takes.
+    fn transcribe(
+        &self,
+        pcm: Pcm,
+        options: TranscribeOptions,
+        patience: Option<Duration>,
+    ) -> BoxFuture<'_, Result<Transcription, JobError>>;
 
     /// As [`Self::transcribe`], with the segments as they are decoded. A slow reader does not hold back the model.
     fn stream(
         &self,
         pcm: Pcm,
         options: TranscribeOptions,
+        patience: Option<Duration>,
         segments: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>>;
 
@@ -120,9 +128,14 @@ impl Speech for ServedModel {
         missing
     }
 
-    fn transcribe(&self, pcm: Pcm, options: TranscribeOptions) -> BoxFuture<'_, Result<Transcription, JobError>> {
+    fn transcribe(
+        &self,
+        pcm: Pcm,
+        options: TranscribeOptions,
+        patience: Option<Duration>,
+    ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         async move {
-            match self.handle.gather(Arc::new(pcm), Work::Transcribe(options)).await? {
+            match self.handle.gather(Arc::new(pcm), Work::Transcribe(options), patience).await? {
                 (Outcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
                 (Outcome::Languages(_), _) => Err(other_answer()),
             }
@@ -134,10 +147,11 @@ impl Speech for ServedModel {
         &self,
         pcm: Pcm,
         options: TranscribeOptions,
+        patience: Option<Duration>,
         segments: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         async move {
-            match self.handle.run(Arc::new(pcm), Work::Transcribe(options), segments).await? {
+            match self.handle.run(Arc::new(pcm), Work::Transcribe(options), segments, patience).await? {
                 Outcome::Transcribed(transcript) => Ok(transcript),
                 Outcome::Languages(_) => Err(other_answer()),
             }
@@ -156,7 +170,7 @@ impl Speech for ServedModel {
 
     fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         async move {
-            match self.handle.gather(Arc::new(pcm), Work::DetectLanguage).await? {
+            match self.handle.gather(Arc::new(pcm), Work::DetectLanguage, None).await? {
                 (Outcome::Languages(languages), _) => Ok(languages),
                 (Outcome::Transcribed(_), _) => Err(other_answer()),
             }

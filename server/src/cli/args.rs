@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::values::{
-    AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, LogLevel, OutputFormat, PrecisionChoice, Residency, Span,
-    Switch, TaskWord,
+    AsrEngine, ByteSize, DeviceChoice, GpuChoice, Listen, LogFormat, LogLevel, OutputFormat, Percent, PrecisionChoice,
+    Residency, Span, Switch, TaskWord,
 };
 use crate::auth::{Account, ApiServer};
 
@@ -58,10 +58,10 @@ pub struct StoreArgs {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
-    /// Where the model runs: cpu, cuda, cuda:N (N is the number of the GPU, from 0) or auto.
+    /// Where the model runs: cpu, cuda, cuda:N (N is the number of the GPU, from 0), cuda:UUID or auto.
     ///
-    /// auto takes CUDA when the machine has an NVIDIA GPU and the ONNX Runtime library has its CUDA part beside it,
-    /// else the CPU. When cuda is asked for by name and cannot be had, that is an error. Default: auto.
+    /// auto takes CUDA when the machine has a working NVIDIA GPU and the ONNX Runtime library has its CUDA part beside
+    /// it, else the CPU, and says why. When cuda is asked for by name and cannot be had, that is an error. Default: auto.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
 
@@ -235,6 +235,16 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ENGINE", help_heading = "Requests")]
     pub asr_engine: Option<AsrEngine>,
 
+    /// How long a request of the OpenAI API waits for a model that is not in memory; then it is answered with 503 and
+    /// Retry-After.
+    ///
+    /// /asr waits as long as it takes: Bazarr would give up on the server for a day. Default: 60s.
+    #[arg(long, value_name = "DURATION", help_heading = "Requests")]
+    pub cold_hold: Option<Span>,
+
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+
     #[command(flatten)]
     pub security: SecurityArgs,
 
@@ -243,6 +253,41 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Device memory")]
+pub struct MemoryArgs {
+    /// NVIDIA's management library, which tells how much memory each GPU has and who holds it.
+    ///
+    /// Default: libnvidia-ml.so.1 where the loader finds it, and in the usual folders of drivers.
+    #[arg(long, value_name = "PATH")]
+    pub nvml_lib: Option<PathBuf>,
+
+    /// How often the GPUs are looked at. Default: 1s.
+    #[arg(long, value_name = "DURATION")]
+    pub gpu_sample_interval: Option<Span>,
+
+    /// Device memory that must stay free beside a model that loads. Without that much room it waits. Default: 256MiB.
+    #[arg(long, value_name = "SIZE")]
+    pub headroom: Option<ByteSize>,
+
+    /// How long an unload waits for the device's memory to come back before it reports what is missing. Default: 5s.
+    #[arg(long, value_name = "DURATION")]
+    pub reclaim_timeout: Option<Span>,
+
+    /// Unload the longest idle model when more than this share of its GPU is used: 95%, or off.
+    ///
+    /// For a server without a controller, which decides over all servers of a GPU and knows better. Default: off.
+    #[arg(long, value_name = "PERCENT")]
+    pub memory_reclaimer: Option<Percent>,
+
+    /// Count the models against this GPU, by number or UUID, wherever they run.
+    ///
+    /// For tests and demonstrations: what the GPU has decides whether a model that runs on the CPU loads. Default: the
+    /// GPU of --device.
+    #[arg(long, value_name = "N|UUID", hide_short_help = true)]
+    pub account_gpu: Option<GpuChoice>,
 }
 
 #[derive(Args, Debug, Default)]

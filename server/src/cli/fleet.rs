@@ -1,7 +1,6 @@
 //! The models of one server as its settings say them: found by name, grown on demand, changed by a reload.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::UNIX_EPOCH;
 
@@ -9,12 +8,13 @@ use hush_whisper::TranscribeOptions;
 use tokio_util::sync::CancellationToken;
 
 use super::env::Env;
+use super::ground::{Ground, Site};
 use super::install::{InstallCommandError, find_or_install};
-use super::ort_lib;
 use super::resolve::{self, Resolved, Store};
-use super::settings::{ModelOverrides, ServeSettings};
+use super::settings::{ModelOverrides, ServeSettings, SettingError};
 use super::values::Residency;
 use crate::api::{Catalogue, ModelCard, ServedModel, Speech, is_alias, is_same_model};
+use crate::gpu::{AccountSettings, Accounts, estimate_bytes};
 use crate::hub::{Repo, folder_of};
 use crate::metrics::Metrics;
 use crate::residency::{self, ModelHandle, ModelSettings, Models, Policy, StartError};
@@ -23,6 +23,7 @@ use crate::runner::{self, wire::LoadSpec};
 /// One model and how it is to be served.
 pub struct Plan {
     pub settings: ModelSettings,
+    pub site: Site,
     pub card: ModelCard,
     /// Other names that requests may use.
     pub aliases: Vec<String>,
@@ -30,15 +31,23 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn new(settings: &ServeSettings, found: &Resolved, library: &Path) -> Self {
-        let own = settings.overrides_of(&found.id);
+    fn new(settings: &ServeSettings, own: ModelOverrides, found: &Resolved, site: Site) -> Self {
         Self {
             settings: ModelSettings {
                 name: found.id.clone(),
-                spec: spec(settings, &own, found, library),
+                spec: LoadSpec {
+                    model_dir: found.dir.clone(),
+                    device: site.device.clone(),
+                    threads: own.threads.or(settings.engine.threads),
+                    prepack: false,
+                    max_batch: settings.max_batch,
+                    memory_limit_bytes: None,
+                },
                 precision: Some(found.precision.to_string()),
                 policy: policy(settings, &own),
+                account: account(settings, found, &site),
             },
+            site,
             card: card(found),
             aliases: own.aliases,
             defaults: TranscribeOptions {
@@ -50,11 +59,17 @@ impl Plan {
     }
 }
 
-fn spec(settings: &ServeSettings, own: &ModelOverrides, found: &Resolved, library: &Path) -> LoadSpec {
-    let device = ort_lib::device(own.device.unwrap_or(settings.engine.device), Some(library));
-    let threads = own.threads.or(settings.engine.threads);
-    let (model_dir, device, max_batch) = (found.dir.clone(), device.to_string(), settings.max_batch);
-    LoadSpec { model_dir, device, threads, prepack: false, max_batch }
+/// Where its device memory is counted; `None`: it uses none.
+fn account(settings: &ServeSettings, found: &Resolved, site: &Site) -> Option<AccountSettings> {
+    let gpu = site.gpu?;
+    // A directory that cannot be read is the load's to explain.
+    let files = hush_whisper::ModelDir::open(&found.dir).ok();
+    Some(AccountSettings {
+        gpu,
+        precision: found.precision.to_string(),
+        weights_bytes: files.as_ref().map_or(0, hush_whisper::ModelDir::bytes),
+        estimate_bytes: files.as_ref().map_or(0, |files| estimate_bytes(files, settings.max_batch)),
+    })
 }
 
 fn policy(settings: &ServeSettings, own: &ModelOverrides) -> Policy {
@@ -83,26 +98,37 @@ fn card(found: &Resolved) -> ModelCard {
     ModelCard { id: found.id.clone(), created_seconds: created, owned_by: owner.to_owned() }
 }
 
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error(transparent)]
+    Model(#[from] InstallCommandError),
+    #[error(transparent)]
+    Resolve(#[from] resolve::ResolveError),
+    #[error(transparent)]
+    Device(#[from] SettingError),
+}
+
 /// The models that the settings name, the default first; what is missing is installed where that is allowed.
-pub fn plan(settings: &ServeSettings, env: &Env, library: &Path) -> Result<Vec<Plan>, InstallCommandError> {
+pub fn plan(settings: &ServeSettings, env: &Env, ground: &Ground) -> Result<Vec<Plan>, PlanError> {
     let store = Store::new(&settings.models_dir);
     let mut names = settings.models.clone();
     if names.is_empty() {
         names.push(store.default_model()?);
     }
-    let mut found = Vec::new();
+    let mut planned = Vec::new();
     for name in &names {
         let own = settings.overrides_of(name);
-        let device = ort_lib::device(own.device.unwrap_or(settings.engine.device), Some(library));
+        let site = ground.site(own.device.unwrap_or(settings.engine.device))?;
+        let device = site.placement.device;
         let precision = own.precision.unwrap_or(settings.engine.precision);
         let mut resolved = find_or_install(&store, name, precision, device, settings.install_missing, env)?;
-        if let Some(name) = own.name {
-            resolved.id = name;
+        if let Some(name) = &own.name {
+            resolved.id.clone_from(name);
         }
-        found.push(resolved);
+        planned.push((resolved, own, site));
     }
-    resolve::check_ids(&found)?;
-    Ok(found.iter().map(|found| Plan::new(settings, found, library)).collect())
+    resolve::check_ids(planned.iter().map(|(found, ..)| found.id.as_str()))?;
+    Ok(planned.into_iter().map(|(found, own, site)| Plan::new(settings, own, &found, site)).collect())
 }
 
 struct Entry {
@@ -127,7 +153,8 @@ struct Table {
 /// The models of a running server. Requests find them by name; a reload changes which they are and how they live.
 pub struct Fleet {
     models: Arc<Models>,
-    library: PathBuf,
+    ground: Ground,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
     table: RwLock<Table>,
     default: RwLock<Arc<ServedModel>>,
@@ -147,21 +174,23 @@ impl Fleet {
         settings: &ServeSettings,
         plans: Vec<Plan>,
         runners: runner::Settings,
-        library: PathBuf,
+        ground: Ground,
+        accounts: &Accounts,
         metrics: &Arc<Metrics>,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let started = plans.iter().map(|plan| plan.settings.clone()).collect();
-        let models = Arc::new(Models::start_limited(started, settings.max_loaded, runners, metrics)?);
+        let models = Arc::new(Models::start_limited(started, settings.max_loaded, runners, Some(accounts), metrics)?);
         let mut entries = Vec::new();
         for plan in plans {
             let handle = models.get(&plan.settings.name).ok_or(StartError::NoModel)?;
-            let speech = served(&plan, handle, &library, &stop);
+            let speech = served(&plan, handle, &ground, &stop);
+            announce(&plan, metrics);
             entries.push(Entry { plan, speech, on_demand: false });
         }
         let default = RwLock::new(Arc::clone(&entries.first().ok_or(StartError::NoModel)?.speech));
         let table = RwLock::new(Table { settings: settings.clone(), entries });
-        Ok(Self { models, library, stop, table, default })
+        Ok(Self { models, ground, metrics: Arc::clone(metrics), stop, table, default })
     }
 
     pub const fn models(&self) -> &Arc<Models> {
@@ -172,6 +201,12 @@ impl Fleet {
     /// Must be called inside a tokio runtime.
     pub fn apply(&self, settings: ServeSettings, plans: Vec<Plan>) -> Result<Changes, StartError> {
         let mut table = self.write();
+        let is_kept = |name: &str| table.entries.iter().any(|entry| entry.plan.settings.name == name);
+        // Before anything is changed: a model of that name may still be on its way out.
+        let leaving = plans.iter().map(|plan| plan.settings.name.as_str());
+        if let Some(name) = leaving.filter(|name| !is_kept(name)).find(|name| self.models.get(name).is_some()) {
+            return Err(StartError::Twice(name.to_owned()));
+        }
         let mut before = std::mem::take(&mut table.entries);
         let mut changes = Changes::default();
         for plan in plans {
@@ -194,7 +229,8 @@ impl Fleet {
                     self.models.add(plan.settings.clone())?
                 }
             };
-            let speech = served(&plan, handle, &self.library, &self.stop);
+            let speech = served(&plan, handle, &self.ground, &self.stop);
+            announce(&plan, &self.metrics);
             table.entries.push(Entry { plan, speech, on_demand: false });
         }
         if let Some(first) = table.entries.first() {
@@ -233,27 +269,37 @@ impl Fleet {
         if let Some(entry) = table.entries.iter().find(|entry| is_same_model(&entry.plan.card.id, name)) {
             return Some(Arc::clone(&entry.speech));
         }
-        let plan = plan_installed(&table.settings, name, &self.library)?;
+        let plan = plan_installed(&table.settings, name, &self.ground)?;
         let handle = self.models.add(plan.settings.clone()).ok()?;
         tracing::info!(model = plan.card.id, "serving an installed model that was asked for");
-        let speech = served(&plan, handle, &self.library, &self.stop);
+        let speech = served(&plan, handle, &self.ground, &self.stop);
+        announce(&plan, &self.metrics);
         table.entries.push(Entry { plan, speech: Arc::clone(&speech), on_demand: true });
         Some(speech)
     }
 }
 
 /// `None`: it is not installed, or not in a form that this device runs.
-fn plan_installed(settings: &ServeSettings, name: &str, library: &Path) -> Option<Plan> {
-    let device = ort_lib::device(settings.engine.device, Some(library));
+fn plan_installed(settings: &ServeSettings, name: &str, ground: &Ground) -> Option<Plan> {
+    let site = ground.site(settings.engine.device).ok()?;
+    let device = site.placement.device;
     let mut found = Store::new(&settings.models_dir).find(name, settings.engine.precision, device).ok()?;
     // One model has one name here, whatever it was asked as.
     found.id = folder_of(name);
-    Some(Plan::new(settings, &found, library))
+    let own = settings.overrides_of(&found.id);
+    Some(Plan::new(settings, own, &found, site))
 }
 
-fn served(plan: &Plan, handle: ModelHandle, library: &Path, stop: &CancellationToken) -> Arc<ServedModel> {
+/// Where the model runs, for the metrics.
+fn announce(plan: &Plan, metrics: &Metrics) {
+    let Site { asked, placement, device, .. } = &plan.site;
+    let (asked, reason) = (asked.to_string(), placement.reason.as_deref().unwrap_or_default());
+    metrics.device_info.with_label_values(&[plan.settings.name.as_str(), &asked, device, reason]).set(1.0);
+}
+
+fn served(plan: &Plan, handle: ModelHandle, ground: &Ground, stop: &CancellationToken) -> Arc<ServedModel> {
     let dir = plan.settings.spec.model_dir.clone();
-    Arc::new(ServedModel::new(handle, dir, library.to_owned(), stop.clone()).with_defaults(plan.defaults.clone()))
+    Arc::new(ServedModel::new(handle, dir, ground.library.clone(), stop.clone()).with_defaults(plan.defaults.clone()))
 }
 
 impl Catalogue for Fleet {
@@ -285,7 +331,7 @@ impl Catalogue for Fleet {
         if table.settings.serve_installed {
             for (name, _) in Store::new(&table.settings.models_dir).installed() {
                 if !cards.iter().any(|card| is_same_model(&card.id, &name))
-                    && let Some(plan) = plan_installed(&table.settings, &name, &self.library)
+                    && let Some(plan) = plan_installed(&table.settings, &name, &self.ground)
                 {
                     cards.push(plan.card);
                 }

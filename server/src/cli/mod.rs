@@ -10,8 +10,10 @@
 pub mod args;
 pub mod check;
 pub mod config;
+pub mod cuda;
 pub mod env;
 pub mod fleet;
+pub mod ground;
 pub mod install;
 pub mod log;
 pub mod models;
@@ -33,8 +35,8 @@ use clap::{CommandFactory, FromArgMatches};
 pub use args::Cli;
 pub use env::Env;
 pub use settings::{
-    EngineSettings, InstallSettings, LegacyUse, LogSettings, ModelsSettings, ServeSettings, SettingError, Settings,
-    TranscribeSettings,
+    EngineSettings, InstallSettings, LegacyUse, LogSettings, MemorySettings, ModelsSettings, ServeSettings,
+    SettingError, Settings, TranscribeSettings,
 };
 
 const SERVE_NOTES: &str = "\

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::env::Env;
 use super::values::{Device, DeviceChoice};
+use crate::gpu::CudaDevice;
 
 const NAME: &str = "libonnxruntime.so";
 /// The part that ONNX Runtime loads for CUDA; it lies beside the library.
@@ -48,19 +49,53 @@ fn find_in(option: Option<&Path>, env: &Env, program: &Path, usual: &[&str]) -> 
     })
 }
 
-/// What `auto` means here. A device that is asked for by name is not doubted: the engine fails loudly if it is not there.
-pub fn device(choice: DeviceChoice, ort_lib: Option<&Path>) -> Device {
-    device_on(choice, ort_lib, Path::new("/dev/nvidiactl").exists())
+/// Where models run, and why elsewhere than on the best that `auto` may mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub device: Device,
+    /// Why it is the CPU although a GPU would do.
+    pub reason: Option<String>,
 }
 
-fn device_on(choice: DeviceChoice, ort_lib: Option<&Path>, has_gpu: bool) -> Device {
+/// What `auto` means here, without trying. A device that is asked for by name is not doubted: the engine fails loudly if
+/// it is not there.
+pub fn device(choice: DeviceChoice, ort_lib: Option<&Path>) -> Device {
+    place(choice, ort_lib, has_gpu(), || Ok(())).device
+}
+
+/// As [`device`], and `auto` takes a GPU only where CUDA works: `probe` says what is missing.
+pub fn placement(
+    choice: DeviceChoice,
+    ort_lib: Option<&Path>,
+    probe: impl FnOnce() -> Result<(), String>,
+) -> Placement {
+    place(choice, ort_lib, has_gpu(), probe)
+}
+
+fn has_gpu() -> bool {
+    Path::new("/dev/nvidiactl").exists()
+}
+
+fn place(
+    choice: DeviceChoice,
+    ort_lib: Option<&Path>,
+    has_gpu: bool,
+    probe: impl FnOnce() -> Result<(), String>,
+) -> Placement {
+    let cpu = |reason: String| Placement { device: Device::Cpu, reason: Some(reason) };
     match choice {
-        DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Cuda(number) => Device::Cuda(number),
-        DeviceChoice::Auto => {
-            let has_part = ort_lib.is_some_and(|library| library.with_file_name(CUDA_PART).exists());
-            if has_gpu && has_part { Device::Cuda(0) } else { Device::Cpu }
+        DeviceChoice::Cpu => Placement { device: Device::Cpu, reason: None },
+        DeviceChoice::Cuda(gpu) => Placement { device: Device::Cuda(gpu), reason: None },
+        DeviceChoice::Auto if !has_gpu => {
+            cpu("this machine has no NVIDIA GPU (/dev/nvidiactl is not there)".to_owned())
         }
+        DeviceChoice::Auto if !ort_lib.is_some_and(|library| library.with_file_name(CUDA_PART).exists()) => {
+            cpu(format!("ONNX Runtime's library has no {CUDA_PART} beside it: it is the build for CPUs"))
+        }
+        DeviceChoice::Auto => match probe() {
+            Ok(()) => Placement { device: Device::Cuda(CudaDevice::Index(0)), reason: None },
+            Err(missing) => cpu(missing),
+        },
     }
 }
 
@@ -98,15 +133,26 @@ mod tests {
     }
 
     #[test]
-    fn auto_needs_the_gpu_and_the_library() {
+    fn auto_needs_the_gpu_the_library_and_a_cuda_that_works() {
         let folder = tempfile::tempdir().unwrap();
         let library = folder.path().join(NAME);
-        let auto = |has_gpu| device_on(DeviceChoice::Auto, Some(&library), has_gpu);
-        assert_eq!(auto(true), Device::Cpu);
+        let auto = |has_gpu, works: Result<(), &str>| {
+            let placement = place(DeviceChoice::Auto, Some(&library), has_gpu, || works.map_err(str::to_owned));
+            (placement.device, placement.reason.unwrap_or_default())
+        };
+        let (device, reason) = auto(true, Ok(()));
+        assert!(device == Device::Cpu && reason.contains(CUDA_PART), "{reason}");
         std::fs::write(folder.path().join(CUDA_PART), "").unwrap();
-        assert_eq!(auto(true), Device::Cuda(0));
-        assert_eq!(auto(false), Device::Cpu);
-        assert_eq!(device_on(DeviceChoice::Cuda(2), None, false), Device::Cuda(2));
-        assert_eq!(device_on(DeviceChoice::Cpu, Some(&library), true), Device::Cpu);
+        assert_eq!(auto(true, Ok(())), (Device::Cuda(CudaDevice::Index(0)), String::new()));
+        assert_eq!(
+            auto(true, Err("libcublas.so.13 is missing")),
+            (Device::Cpu, "libcublas.so.13 is missing".to_owned())
+        );
+        let (device, reason) = auto(false, Ok(()));
+        assert!(device == Device::Cpu && reason.contains("no NVIDIA GPU"), "{reason}");
+        let named = DeviceChoice::Cuda(CudaDevice::Index(2));
+        let placement = place(named, None, false, || Err("no".to_owned()));
+        assert_eq!(placement, Placement { device: Device::Cuda(CudaDevice::Index(2)), reason: None });
+        assert_eq!(place(DeviceChoice::Cpu, Some(&library), true, || Ok(())).device, Device::Cpu);
     }
 }

@@ -2,11 +2,11 @@
 //! changes nothing.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::fleet::{self, Changes, Fleet};
+use super::ground::Ground;
 use super::settings::{ServeSettings, Settings};
 use super::{Env, parse, settle};
 use crate::metrics::Metrics;
@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 pub struct Reload {
     argv: Vec<OsString>,
     env: Env,
-    library: PathBuf,
+    ground: Ground,
     metrics: Arc<Metrics>,
     /// What is changed besides models takes a restart.
     started: ServeSettings,
@@ -23,11 +23,11 @@ pub struct Reload {
 
 impl Reload {
     /// The start counts as the first time that the configuration was taken over.
-    pub fn new(started: &ServeSettings, env: &Env, library: PathBuf, metrics: &Arc<Metrics>) -> Self {
+    pub fn new(started: &ServeSettings, env: &Env, ground: Ground, metrics: &Arc<Metrics>) -> Self {
         let reload = Self {
             argv: std::env::args_os().collect(),
             env: env.clone(),
-            library,
+            ground,
             metrics: Arc::clone(metrics),
             started: started.clone(),
         };
@@ -49,13 +49,13 @@ impl Reload {
     }
 
     async fn try_run(&self, fleet: &Arc<Fleet>) -> anyhow::Result<Changes> {
-        let (argv, env, library) = (self.argv.clone(), self.env.clone(), self.library.clone());
+        let (argv, env, ground) = (self.argv.clone(), self.env.clone(), self.ground.clone());
         // A new model may have to be downloaded.
         let read = move || -> anyhow::Result<_> {
             let Settings::Serve(settings) = settle(parse(argv)?, &env)? else {
                 anyhow::bail!("these are not the settings of a server");
             };
-            let plans = fleet::plan(&settings, &env, &library)?;
+            let plans = fleet::plan(&settings, &env, &ground)?;
             Ok((*settings, plans))
         };
         let (settings, plans) = tokio::task::spawn_blocking(read).await??;

@@ -127,10 +127,11 @@ impl Store {
 }
 
 /// Every model has a name of its own.
-pub fn check_ids(models: &[Resolved]) -> Result<(), ResolveError> {
-    for (index, model) in models.iter().enumerate() {
-        if models[..index].iter().any(|earlier| earlier.id == model.id) {
-            return Err(ResolveError::Twice(model.id.clone()));
+pub fn check_ids<'a>(ids: impl Iterator<Item = &'a str>) -> Result<(), ResolveError> {
+    let mut seen = std::collections::BTreeSet::new();
+    for id in ids {
+        if !seen.insert(id) {
+            return Err(ResolveError::Twice(id.to_owned()));
         }
     }
     Ok(())
@@ -245,7 +246,7 @@ mod tests {
     use super::*;
 
     const AUTO: PrecisionChoice = PrecisionChoice::Auto;
-    const CUDA: Device = Device::Cuda(0);
+    const CUDA: Device = Device::Cuda(crate::gpu::CudaDevice::Index(0));
 
     fn store(models: &[&str]) -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
@@ -347,8 +348,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let model = |id: &str| Resolved { id: id.into(), dir: "/".into(), precision: Precision::Int8 };
-        assert!(check_ids(&[model("a"), model("b")]).is_ok());
-        assert!(matches!(check_ids(&[model("a"), model("b"), model("a")]), Err(ResolveError::Twice(id)) if id == "a"));
+        assert!(check_ids(["a", "b"].into_iter()).is_ok());
+        assert!(matches!(check_ids(["a", "b", "a"].into_iter()), Err(ResolveError::Twice(id)) if id == "a"));
     }
 }

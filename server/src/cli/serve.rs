@@ -14,15 +14,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::env::Env;
 use super::fleet::{self, Fleet};
+use super::ground::Ground;
 use super::reload::Reload;
 use super::settings::ServeSettings;
 use super::values::AsrEngine;
-use super::{check, log, ort_lib, security, vad_model};
+use super::{check, ground, log, ort_lib, security, vad_model};
 use crate::admin::{self, AdminState};
 use crate::api::{ApiConfig, ApiState, Catalogue, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
+use crate::gpu::GpuCollector;
 use crate::metrics::{self, Metrics};
+use crate::residency::reclaim_memory;
 use crate::runner;
 use crate::serve::{ServeOptions, serve};
 
@@ -41,12 +44,20 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
     let vad_model = vad_model::find(settings.engine.vad_model.as_deref(), &library, &program)?;
     let has_vad = vad_model.is_some();
-    let plans = fleet::plan(settings, env, &library)?;
+    let ground = Ground::survey(settings, env, &program, library.clone())?;
+    let plans = fleet::plan(settings, env, &ground)?;
     if settings.check_config {
         return check::print(settings, &plans).context("printing the settings");
     }
+    for plan in &plans {
+        if let Some(reason) = &plan.site.placement.reason {
+            let (model, asked) = (&plan.settings.name, plan.site.asked);
+            tracing::info!(model, "--device {asked} is the CPU here: {reason}");
+        }
+    }
     let mut runners = runner::Settings::this_program(vec![OsString::from("runner")]);
     runners.env.push((runtime::PATH_VARIABLE.into(), library.clone().into_os_string()));
+    runners.env.extend(ground.runner_env.iter().cloned());
     runners.env.extend(vad_model.map(|model| (vad::PATH_VARIABLE.into(), model.into_os_string())));
     runners.env.extend(log::variables(&settings.log));
     runners.load_timeout = settings.load_timeout;
@@ -61,9 +72,17 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         .context("starting the runtime")?;
     runtime.block_on(async {
         let metrics = Arc::new(Metrics::new().context("registering metrics")?);
+        let expected = plans.iter().any(|plan| plan.site.gpu.is_some());
+        let accounts =
+            ground::accounts(settings, expected, &metrics).context("starting the thread that looks at the GPUs")?;
+        metrics.register(Box::new(GpuCollector::new(accounts.clone())?)).context("registering metrics")?;
         let stop = CancellationToken::new();
-        let fleet = Arc::new(Fleet::start(settings, plans, runners, library.clone(), &metrics, stop.clone())?);
+        let fleet = Fleet::start(settings, plans, runners, ground.clone(), &accounts, &metrics, stop.clone())?;
+        let fleet = Arc::new(fleet);
         let models = Arc::clone(fleet.models());
+        if let Some(percent) = settings.memory.reclaimer {
+            tokio::spawn(reclaim_memory(models.clone(), accounts, f64::from(percent) / 100.0));
+        }
         let catalogue = Arc::clone(&fleet) as Arc<dyn Catalogue>;
         let config = ApiConfig { keys: security::api_keys(&settings.security)?, has_vad, ..api_config(settings) };
         let api = crate::api::router(ApiState::new(catalogue, Arc::clone(&metrics), config));
@@ -86,7 +105,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let requests = tokio::spawn(serve(listener, api, stop.clone(), options));
         let operations = tokio::spawn(serve(ops_listener, ops, ops_stop.clone(), ops_options));
         let mut signals = Signals::new().context("listening for signals")?;
-        let reload = Reload::new(settings, env, library, &metrics);
+        let reload = Reload::new(settings, env, ground, &metrics);
         let signal = loop {
             match signals.next().await {
                 "SIGHUP" => reload.run(&fleet).await,
@@ -130,6 +149,7 @@ fn api_config(settings: &ServeSettings) -> ApiConfig {
             ..UploadOptions::default()
         },
         decode: decode_options(settings.engine.ffmpeg.as_deref(), settings.spool_dir.as_deref(), memory_bytes),
+        cold_hold: settings.cold_hold,
         ..ApiConfig::default()
     }
 }

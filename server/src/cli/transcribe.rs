@@ -20,9 +20,10 @@ use super::resolve::Store;
 use super::serve::decode_options;
 use super::settings::TranscribeSettings;
 use super::vad_model;
-use super::values::{AsrEngine, OutputFormat};
+use super::values::{AsrEngine, Device, OutputFormat};
 use crate::audio;
 use crate::format::{Format, JsonShape, Words, Writer};
+use crate::gpu::CudaDevice;
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
 /// Chunks of a file that are transcribed at once with --vad-parallel.
@@ -80,18 +81,30 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
     let model = find_or_install(&store, &name, precision, device, settings.install_missing, env)?;
     runtime::init(&library)?;
     let options = EngineOptions {
-        device: device.into(),
+        device: engine_device(device)?,
         threads: settings.engine.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get)),
         // Worth its while: all files go through one load.
         prepack: true,
         // One file at a time; of its chunks several.
         max_batch: if settings.vad.as_ref().is_some_and(|vad| vad.parallel) { PARALLEL_WINDOWS } else { 1 },
+        memory_limit_bytes: None,
     };
     let engine = Engine::load(&ModelDir::open(&model.dir)?, &options, &mut LoadTimings::default())?;
     if let Some(model) = vad_model {
         engine.use_vad(model);
     }
     Ok(engine)
+}
+
+/// CUDA reads its own variable before anything else of it runs, so that a UUID cannot be chosen from inside.
+fn engine_device(device: Device) -> anyhow::Result<hush_whisper::Device> {
+    match device {
+        Device::Cpu => Ok(hush_whisper::Device::Cpu),
+        Device::Cuda(CudaDevice::Index(index)) => Ok(hush_whisper::Device::Cuda { index: i32::try_from(index)? }),
+        Device::Cuda(CudaDevice::Uuid(uuid)) => {
+            bail!("transcribe takes a GPU by its number; for this one: CUDA_VISIBLE_DEVICES={uuid} and --device cuda")
+        }
+    }
 }
 
 fn transcribe(

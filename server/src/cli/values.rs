@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::gpu::{CudaDevice, GpuRef};
+
 /// What a value should have been, for the person who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -150,23 +152,79 @@ pub enum DeviceChoice {
     #[default]
     Auto,
     Cpu,
-    Cuda(u32),
+    Cuda(CudaDevice),
+}
+
+impl DeviceChoice {
+    /// `cuda` without more.
+    pub const CUDA: Self = Self::Cuda(CudaDevice::Index(0));
 }
 
 impl FromStr for DeviceChoice {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let wrong = || ValueError("expected cpu, cuda, cuda:N (N is the number of the GPU, from 0) or auto".to_owned());
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
+            "cuda" => Ok(Self::CUDA),
             _ => {
-                let number = text.strip_prefix("cuda:").ok_or_else(wrong)?;
-                number.parse().map(Self::Cuda).map_err(|_| wrong())
+                let gpu = text.strip_prefix("cuda:").and_then(|gpu| gpu.parse().ok());
+                let gpu = gpu.map(|GpuChoice(gpu)| match gpu {
+                    GpuRef::Index(index) => CudaDevice::Index(index),
+                    GpuRef::Uuid(uuid) => CudaDevice::Uuid(uuid),
+                });
+                gpu.map(Self::Cuda).ok_or_else(|| {
+                    let what = "expected cpu, cuda, cuda:N (N is the number of the GPU, from 0), cuda:UUID \
+                                (as `nvidia-smi -L` prints it) or auto";
+                    ValueError(what.to_owned())
+                })
             }
         }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => Device::Cpu.fmt(f),
+            Self::Cuda(gpu) => Device::Cuda(*gpu).fmt(f),
+        }
+    }
+}
+
+/// A GPU by its number or its UUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuChoice(pub GpuRef);
+
+impl FromStr for GpuChoice {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let index = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+        let gpu = index.map(GpuRef::Index).or_else(|| text.parse().ok().map(GpuRef::Uuid));
+        gpu.map(Self).ok_or_else(|| {
+            let what = "expected the number of a GPU, from 0, or its UUID as `nvidia-smi -L` prints it";
+            ValueError(what.to_owned())
+        })
+    }
+}
+
+/// A share of a whole: `95%`; `off` is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub Option<u8>);
+
+impl FromStr for Percent {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || ValueError("expected a percentage from 1% to 99%, such as 95%, or off".to_owned());
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let number: u8 = text.strip_suffix('%').ok_or_else(wrong)?.parse().map_err(|_| wrong())?;
+        if (1..100).contains(&number) { Ok(Self(Some(number))) } else { Err(wrong()) }
     }
 }
 
@@ -174,23 +232,15 @@ impl FromStr for DeviceChoice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     Cpu,
-    Cuda(u32),
-}
-
-impl From<Device> for hush_whisper::Device {
-    fn from(device: Device) -> Self {
-        match device {
-            Device::Cpu => Self::Cpu,
-            Device::Cuda(number) => Self::Cuda { index: i32::try_from(number).unwrap_or(i32::MAX) },
-        }
-    }
+    Cuda(CudaDevice),
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Cuda(CudaDevice::Index(index)) => write!(f, "cuda:{index}"),
+            Self::Cuda(CudaDevice::Uuid(uuid)) => write!(f, "cuda:{uuid}"),
         }
     }
 }
@@ -389,11 +439,22 @@ mod tests {
     #[test]
     fn devices() {
         assert_eq!("cpu".parse(), Ok(DeviceChoice::Cpu));
-        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
-        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::CUDA));
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(CudaDevice::Index(3))));
+        let uuid = "cuda:GPU-8d1e1c0b-0123-4567-89ab-0123456789ab";
+        assert_eq!(uuid.parse::<DeviceChoice>().map(|device| device.to_string()).as_deref(), Ok(uuid));
         assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
-        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cuda:GPU-8d1e", "cuda:99999999999"] {
             assert!(bad.parse::<DeviceChoice>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        assert_eq!("95%".parse(), Ok(Percent(Some(95))));
+        assert_eq!("off".parse(), Ok(Percent(None)));
+        for bad in ["", "95", "0.95", "0%", "100%", "300%", "-5%", "%"] {
+            assert!(bad.parse::<Percent>().is_err(), "{bad}");
         }
     }
 

@@ -5,7 +5,9 @@ mod handler;
 
 use hush_contract::metrics as names;
 use prometheus::core::Collector;
-use prometheus::{CounterVec, Encoder, Gauge, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
+};
 
 pub use handler::router;
 
@@ -46,8 +48,16 @@ pub struct Metrics {
     pub interarrival_seconds: HistogramVec,
     /// `{model, cause}`
     pub runner_restarts_total: IntCounterVec,
+    /// `{model, asked, device, reason}`, always 1.
+    pub device_info: GaugeVec,
     pub config_last_reload_successful: Gauge,
     pub config_last_reload_success_timestamp_seconds: Gauge,
+    /// `{model}`
+    pub reclaimed_bytes_total: IntCounterVec,
+    /// `{model}`
+    pub reclaim_duration_seconds: HistogramVec,
+    /// `{model}`
+    pub out_of_memory_total: IntCounterVec,
 }
 
 impl Metrics {
@@ -72,6 +82,11 @@ impl Metrics {
         let audio_seconds_total =
             CounterVec::new(Opts::new(names::AUDIO_SECONDS_TOTAL, "Seconds of audio transcribed."), &[model])?;
         registry.register(Box::new(audio_seconds_total.clone()))?;
+        let device_info = GaugeVec::new(
+            Opts::new(names::DEVICE_INFO, "Where a model runs, and why elsewhere than on a GPU."),
+            &[model, names::LABEL_ASKED, names::LABEL_DEVICE, names::LABEL_REASON],
+        )?;
+        registry.register(Box::new(device_info.clone()))?;
         Ok(Self {
             request_duration_seconds: histogram(
                 names::REQUEST_DURATION_SECONDS,
@@ -116,6 +131,7 @@ impl Metrics {
                 "Runners that had to be replaced.",
                 &[model, names::LABEL_CAUSE],
             )?,
+            device_info,
             config_last_reload_successful: gauge(
                 names::CONFIG_LAST_RELOAD_SUCCESSFUL,
                 "1 when the configuration was good the last time it was read, 0 when it was refused.",
@@ -123,6 +139,22 @@ impl Metrics {
             config_last_reload_success_timestamp_seconds: gauge(
                 names::CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS,
                 "Unix time of the last time that the configuration was taken over.",
+            )?,
+            reclaimed_bytes_total: counter(
+                names::MODEL_RECLAIMED_BYTES_TOTAL,
+                "Device memory that unloads gave back.",
+                &[model],
+            )?,
+            reclaim_duration_seconds: histogram(
+                names::MODEL_RECLAIM_DURATION_SECONDS,
+                "Seconds from the end of a runner until its device memory was back, or nobody waited any longer.",
+                UNLOAD_BUCKETS,
+                &[model],
+            )?,
+            out_of_memory_total: counter(
+                names::MODEL_OUT_OF_MEMORY_TOTAL,
+                "Loads and requests that the device had too little memory for.",
+                &[model],
             )?,
             registry,
         })

@@ -18,6 +18,7 @@ pub struct ResidencyCollector {
     queued: GaugeVec,
     generation: GaugeVec,
     resident_bytes: GaugeVec,
+    demand_bytes: GaugeVec,
 }
 
 impl ResidencyCollector {
@@ -40,11 +41,23 @@ impl ResidencyCollector {
                 names::RUNNER_RESIDENT_BYTES,
                 "Resident memory of the runner process; 0 when there is none.",
             )?,
+            demand_bytes: gauge(
+                names::MODEL_MEMORY_DEMAND_BYTES,
+                "Device memory that must be free before the model loads, while it waits for that; 0 while it does not.",
+            )?,
         })
     }
 
-    fn gauges(&self) -> [&GaugeVec; 6] {
-        [&self.state, &self.idle_seconds, &self.inflight, &self.queued, &self.generation, &self.resident_bytes]
+    fn gauges(&self) -> [&GaugeVec; 7] {
+        [
+            &self.state,
+            &self.idle_seconds,
+            &self.inflight,
+            &self.queued,
+            &self.generation,
+            &self.resident_bytes,
+            &self.demand_bytes,
+        ]
     }
 }
 
@@ -68,6 +81,9 @@ impl Collector for ResidencyCollector {
             set(&self.queued, now.queued as f64);
             set(&self.generation, now.generation as f64);
             set(&self.resident_bytes, now.runner_pid.and_then(resident_bytes).unwrap_or(0) as f64);
+            if now.memory.is_some() {
+                set(&self.demand_bytes, now.demand_bytes.unwrap_or(0) as f64);
+            }
         }
         self.gauges().into_iter().flat_map(GaugeVec::collect).collect()
     }

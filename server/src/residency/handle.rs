@@ -41,7 +41,7 @@ impl From<Refusal> for LoadError {
             }
             Refusal::GenerationChanged => Self::GenerationChanged,
             Refusal::Held { retry_after } => Self::Held { retry_after_seconds: whole_seconds(retry_after) },
-            Refusal::QueueFull { .. } | Refusal::ShuttingDown => Self::ShuttingDown,
+            Refusal::QueueFull { .. } | Refusal::ColdHold { .. } | Refusal::ShuttingDown => Self::ShuttingDown,
         }
     }
 }
@@ -91,22 +91,30 @@ impl ModelHandle {
     /// Does `work`, loading the model first if need be, and sends segments as they come. Dropping the future ends the
     /// work at the next token. A lost runner is replaced and the work done again, once, unless `segments` has been
     /// given something already. A slow reader of `segments` holds back the answer, not the model.
+    ///
+    /// `patience`: how long it waits for a model that is not in memory; `None`: as long as it takes.
     pub async fn run(
         &self,
         audio: Arc<dyn Audio>,
         work: Work,
         segments: mpsc::Sender<Segment>,
+        patience: Option<Duration>,
     ) -> Result<Outcome, JobError> {
         let mut output = Output::stream(segments);
-        let outcome = self.attempts(&audio, &work, &mut output).await?;
+        let outcome = self.attempts(&audio, &work, &mut output, patience).await?;
         output.flush().await;
         Ok(outcome)
     }
 
     /// As [`Self::run`], for whoever needs the end before the beginning: a lost runner is never seen in it.
-    pub async fn gather(&self, audio: Arc<dyn Audio>, work: Work) -> Result<(Outcome, Vec<Segment>), JobError> {
+    pub async fn gather(
+        &self,
+        audio: Arc<dyn Audio>,
+        work: Work,
+        patience: Option<Duration>,
+    ) -> Result<(Outcome, Vec<Segment>), JobError> {
         let mut output = Output::gather();
-        let outcome = self.attempts(&audio, &work, &mut output).await?;
+        let outcome = self.attempts(&audio, &work, &mut output, patience).await?;
         Ok((outcome, output.into_segments()))
     }
 
@@ -153,26 +161,36 @@ impl ModelHandle {
         answer.await.ok()
     }
 
-    async fn attempts(&self, audio: &Arc<dyn Audio>, work: &Work, output: &mut Output) -> Result<Outcome, JobError> {
+    async fn attempts(
+        &self,
+        audio: &Arc<dyn Audio>,
+        work: &Work,
+        output: &mut Output,
+        patience: Option<Duration>,
+    ) -> Result<Outcome, JobError> {
         let mut losses = 0;
         let mut again = false;
         let arrived = Instant::now();
         loop {
-            let lease = self.acquire(again).await?;
-            let ending = match job::attempt(&lease.runner, audio, work, arrived, output).await {
+            let lease = self.acquire(again, patience).await?;
+            let ended = match job::attempt(&lease.runner, audio, work, arrived, output).await {
                 Ok(outcome) => return Ok(outcome),
-                Err(Attempt::Answered(error)) => return Err(error),
-                Err(Attempt::Ended(ending)) => ending,
+                Err(ended) => ended,
             };
             drop(lease);
-            request::note(|facts| *facts.retries.get_or_insert(0) += 1);
-            let cause = match ending {
-                Ending::Lost(loss) => {
+            let cause = match ended {
+                Attempt::Answered(error) => return Err(error),
+                Attempt::OutOfMemory(message) => {
+                    losses += 1;
+                    format!("the device ran out of memory: {message}")
+                }
+                Attempt::Ended(Ending::Lost(loss)) => {
                     losses += 1;
                     loss.to_string()
                 }
-                Ending::Stopped => "an unload could not wait for it".to_owned(),
+                Attempt::Ended(Ending::Stopped) => "an unload could not wait for it".to_owned(),
             };
+            request::note(|facts| *facts.retries.get_or_insert(0) += 1);
             if losses >= LOSSES_MAX || !output.restart() {
                 return Err(JobError::RunnerLost { model: self.name().to_owned(), cause });
             }
@@ -180,12 +198,13 @@ impl ModelHandle {
         }
     }
 
-    async fn acquire(&self, again: bool) -> Result<Lease, JobError> {
+    async fn acquire(&self, again: bool, patience: Option<Duration>) -> Result<Lease, JobError> {
         let (reply, answer) = oneshot::channel::<Grant>();
         let id = LeaseId(self.shared.next_lease.fetch_add(1, Ordering::Relaxed));
         let ticket = Ticket { id, inbox: self.shared.inbox.clone() };
         let (since, cold) = (Instant::now(), self.snapshot().state != ModelState::Ready);
-        self.shared.inbox.send(Message::Arrive { lease: id, again, reply }).map_err(|_| JobError::ShuttingDown)?;
+        let arrive = Message::Arrive { lease: id, again, patience, reply };
+        self.shared.inbox.send(arrive).map_err(|_| JobError::ShuttingDown)?;
         match answer.await {
             Ok(Ok(runner)) => {
                 self.note_wait(since.elapsed(), cold);
@@ -215,6 +234,12 @@ impl ModelHandle {
             Refusal::LoadFailed { cause, retry_after } => {
                 JobError::LoadFailed { model, cause, retry_after_seconds: whole_seconds(retry_after) }
             }
+            Refusal::ColdHold { waited, why, retry_after } => JobError::ColdHold {
+                model,
+                cause: why.to_string(),
+                waited_seconds: waited.as_secs(),
+                retry_after_seconds: whole_seconds(retry_after),
+            },
             // The other two are answers to commands.
             Refusal::ShuttingDown | Refusal::GenerationChanged | Refusal::Held { .. } => JobError::ShuttingDown,
         }

@@ -94,6 +94,8 @@ pub(super) enum Attempt {
     Answered(JobError),
     /// The runner ended before it answered.
     Ended(Ending),
+    /// The device has too little memory; the model leaves and comes back with more room.
+    OutOfMemory(String),
 }
 
 /// `arrived`: when the request came, for the log's first token.
@@ -146,10 +148,11 @@ pub(super) async fn attempt(
                 return Err(Attempt::Answered(JobError::Overdue { after }));
             }
             JobEvent::Failed { kind, message } => {
-                return Err(Attempt::Answered(match kind {
-                    FailureKind::Invalid => JobError::Invalid(message),
-                    FailureKind::Engine | FailureKind::Cancelled => JobError::Failed(message),
-                }));
+                return Err(match kind {
+                    FailureKind::Invalid => Attempt::Answered(JobError::Invalid(message)),
+                    FailureKind::Engine | FailureKind::Cancelled => Attempt::Answered(JobError::Failed(message)),
+                    FailureKind::OutOfMemory => Attempt::OutOfMemory(message),
+                });
             }
         }
     }

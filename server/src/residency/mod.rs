@@ -15,11 +15,13 @@ pub mod machine;
 mod models;
 mod owner;
 mod places;
+mod reclaimer;
 mod snapshot;
 
 pub use collector::ResidencyCollector;
 pub use feed::{Change, Feed};
 pub use handle::{LoadError, Loading, ModelHandle, PendingLoad};
-pub use machine::{Load, LossCause, Policy, Residency, Unload, UnloadReport};
+pub use machine::{Load, LossCause, Policy, Reclaimed, Residency, Unload, UnloadReport, Verdict};
 pub use models::{ModelSettings, Models, StartError};
+pub use reclaimer::reclaim_memory;
 pub use snapshot::{Failure, Snapshot};

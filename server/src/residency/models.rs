@@ -17,6 +17,7 @@ use super::machine::Policy;
 use super::owner::Owner;
 use super::places::Places;
 use super::snapshot::{About, Board};
+use crate::gpu::{AccountSettings, Accounts};
 use crate::metrics::Metrics;
 use crate::runner::wire::LoadSpec;
 use crate::runner::{self, Runners};
@@ -29,6 +30,8 @@ pub struct ModelSettings {
     /// How its weights are stored, for people; `None`: not known.
     pub precision: Option<String>,
     pub policy: Policy,
+    /// Where its device memory is counted; `None`: nowhere.
+    pub account: Option<AccountSettings>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +75,8 @@ struct Shared {
     registry: Registry,
     places: Places,
     runners: Runners,
+    /// `None`: nothing measures devices.
+    accounts: Option<Accounts>,
     metrics: Arc<Metrics>,
     feed: Feed,
 }
@@ -81,9 +86,10 @@ impl Models {
     pub fn start(
         models: Vec<ModelSettings>,
         runners: runner::Settings,
+        accounts: Option<&Accounts>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
-        Self::start_limited(models, None, runners, metrics)
+        Self::start_limited(models, None, runners, accounts, metrics)
     }
 
     /// As [`Self::start`], with at most `max_loaded` models in memory at the same time.
@@ -91,11 +97,13 @@ impl Models {
         models: Vec<ModelSettings>,
         max_loaded: Option<NonZeroUsize>,
         runners: runner::Settings,
+        accounts: Option<&Accounts>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
         let runners = Runners::new(runners).map_err(StartError::Runners)?;
         let (places, feed) = (Places::new(max_loaded), Feed::new());
-        let shared = Shared { registry: Registry::default(), places, runners, metrics: Arc::clone(metrics), feed };
+        let (registry, accounts) = (Registry::default(), accounts.cloned());
+        let shared = Shared { registry, places, runners, accounts, metrics: Arc::clone(metrics), feed };
         let mut default = None;
         for settings in models {
             let handle = shared.begin(settings)?;
@@ -148,16 +156,22 @@ impl Models {
 
 impl Shared {
     fn begin(&self, settings: ModelSettings) -> Result<ModelHandle, StartError> {
-        let ModelSettings { name, spec, precision, policy } = settings;
+        let name = settings.name.clone();
         let mut models = self.registry.write();
         if models.contains_key(&name) {
             return Err(StartError::Twice(name));
         }
         let (inbox, messages) = mpsc::unbounded_channel();
-        let about = About { model: name.clone(), device: spec.device.clone(), precision };
-        let board = Board::new(about, policy.residency, self.feed.clone());
+        let account = self
+            .accounts
+            .as_ref()
+            .zip(settings.account.clone())
+            .map(|(accounts, account)| accounts.open(&name, account));
+        let (device, precision) = (settings.spec.device.clone(), settings.precision.clone());
+        let about = About { model: name.clone(), device, precision };
+        let board = Board::new(about, settings.policy.residency, account.clone(), self.feed.clone());
         let (weak, metrics) = (inbox.downgrade(), Arc::clone(&self.metrics));
-        let owner = Owner::new(name.clone(), spec, policy, self.runners.clone(), metrics, board.clone(), weak);
+        let owner = Owner::new(settings, account, self.runners.clone(), metrics, board.clone(), weak);
         tokio::spawn(owner.among(self.places.clone()).run(messages));
         let handle = ModelHandle::new(name.clone(), inbox, board);
         models.insert(name, handle.clone());

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hush_contract::{ModelState, UnloadRefusal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::machine::{
-    CommandId, Count, Effect, Event, LeaseId, Load, LostWhy, Machine, Moment, Policy, Refusal, Unload, UnloadReport,
+    CommandId, Count, Effect, Event, LeaseId, Load, LostWhy, Machine, Moment, Policy, Reclaimed, Refusal, Unload,
+    UnloadReport,
 };
+use super::models::ModelSettings;
 use super::places::{Guest, Place, Places};
 use super::snapshot::{Board, Facts};
+use crate::gpu::{Account, Measured, View};
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::runner::wire::LoadSpec;
@@ -26,6 +29,7 @@ pub(super) enum Message {
     Arrive {
         lease: LeaseId,
         again: bool,
+        patience: Option<Duration>,
         reply: oneshot::Sender<Grant>,
     },
     End {
@@ -55,6 +59,11 @@ pub(super) enum Message {
         generation: u64,
         place: Option<Place>,
     },
+    Measured(Measured),
+    Reclaimed {
+        generation: u64,
+        memory: Option<Reclaimed>,
+    },
     Shutdown {
         deadline: Instant,
         reply: oneshot::Sender<()>,
@@ -67,7 +76,9 @@ pub(super) struct Owner {
     runners: Runners,
     metrics: Arc<Metrics>,
     board: Board,
-    /// For the news of runners. Weak: a model that nobody can ask for ends.
+    /// `None`: its device is not measured.
+    account: Option<Account>,
+    /// For the news of runners and devices. Weak: a model that nobody can ask for ends.
     own_inbox: mpsc::WeakUnboundedSender<Message>,
     machine: Machine,
     start: Instant,
@@ -92,20 +103,22 @@ pub(super) struct Owner {
 
 impl Owner {
     pub(super) fn new(
-        model: String,
-        spec: LoadSpec,
-        policy: Policy,
+        settings: ModelSettings,
+        account: Option<Account>,
         runners: Runners,
         metrics: Arc<Metrics>,
         board: Board,
         own_inbox: mpsc::WeakUnboundedSender<Message>,
     ) -> Self {
+        let ModelSettings { name: model, spec, policy, .. } = settings;
+        let policy = Policy { accounted: account.is_some(), ..policy };
         Self {
             model,
             spec,
             runners,
             metrics,
             board,
+            account,
             own_inbox,
             machine: Machine::new(policy),
             start: Instant::now(),
@@ -131,8 +144,10 @@ impl Owner {
     }
 
     pub(super) async fn run(mut self, mut inbox: Inbox) {
+        let mut views = self.account.as_ref().map(Account::follow);
         self.step(Event::Tick);
         loop {
+            let is_short = self.machine.shortage().is_some();
             let wake = self.machine.deadline().map(|deadline| self.instant(deadline));
             tokio::select! {
                 message = inbox.recv() => match message {
@@ -141,15 +156,21 @@ impl Owner {
                     None => return,
                 },
                 () = sleep_until(wake.unwrap_or(self.start)), if wake.is_some() => self.step(Event::Tick),
+                view = next_view(&mut views), if is_short => {
+                    if let Some(account) = &self.account {
+                        let measured = account.room(&view);
+                        self.measured(measured);
+                    }
+                }
             }
         }
     }
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Arrive { lease, again, reply } => {
+            Message::Arrive { lease, again, patience, reply } => {
                 self.waiting.insert(lease, reply);
-                self.step(Event::Arrive { lease, again });
+                self.step(Event::Arrive { lease, again, patience });
             }
             Message::End { lease } => {
                 self.waiting.remove(&lease);
@@ -169,6 +190,7 @@ impl Owner {
             }
             Message::Update { spec, policy } => {
                 self.spec = spec;
+                let policy = Policy { accounted: self.account.is_some(), ..policy };
                 self.step(Event::Policy { policy });
             }
             Message::Runner { generation, event } => self.hear(generation, event),
@@ -179,6 +201,8 @@ impl Owner {
                     self.start_runner(generation);
                 }
             }
+            Message::Measured(measured) => self.measured(measured),
+            Message::Reclaimed { generation, memory } => self.step(Event::Reclaimed { generation, memory }),
             Message::Shutdown { deadline, reply } => {
                 if self.stopped {
                     let _ = reply.send(());
@@ -204,24 +228,77 @@ impl Owner {
                     self.loaded_since = Some(Instant::now());
                     self.last_load = Some(timings.total);
                     self.note_load(generation, timings);
+                    if let (Some(account), Some(pid)) = (self.account.clone(), self.pid) {
+                        tokio::spawn(async move { account.loaded(pid).await });
+                    }
                 }
                 self.step(Event::Loaded { generation });
             }
-            RunnerEvent::LoadFailed(cause) => {
+            RunnerEvent::LoadFailed { cause, out_of_memory } => {
                 tracing::warn!(model = self.model, generation, "load failed: {cause}");
-                self.step(Event::LoadFailed { generation, cause });
+                self.with_account(|account| {
+                    if out_of_memory && current {
+                        account.out_of_memory();
+                    }
+                });
+                self.step(Event::LoadFailed { generation, cause, out_of_memory });
             }
-            RunnerEvent::Lost(loss) => self.step(Event::RunnerLost { generation, loss }),
+            RunnerEvent::OutOfMemory(cause) => {
+                tracing::warn!(model = self.model, generation, "out of memory: {cause}");
+                if current {
+                    self.with_account(Account::out_of_memory);
+                }
+                self.step(Event::OutOfMemory { generation });
+            }
+            RunnerEvent::Lost(loss) => {
+                if current {
+                    self.with_account(Account::leaving);
+                }
+                self.step(Event::RunnerLost { generation, loss });
+            }
             RunnerEvent::Exited => {
                 if current {
                     self.runner = None;
                     self.place = None;
                     self.pid = None;
                     self.loaded_since = None;
+                    self.with_account(Account::gone);
                     tokio::task::spawn_blocking(memory::give_back);
                 }
                 self.step(Event::Exited { generation });
             }
+        }
+    }
+
+    fn measured(&mut self, measured: Measured) {
+        self.step(match measured {
+            Measured::Room(memory) => Event::Memory { memory },
+            Measured::NeverFits(cause) => Event::NeverFits { cause },
+        });
+        // Whoever wanted it may have left meanwhile.
+        if self.machine.state() != ModelState::Loading {
+            self.with_account(Account::release_claim);
+        }
+    }
+
+    /// What takes time and ends with a message to itself.
+    fn ask<F>(&self, question: impl FnOnce(Account) -> F, message: impl FnOnce(F::Output) -> Message + Send + 'static)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let Some(account) = self.account.clone() else { return };
+        let (answer, inbox) = (question(account), self.own_inbox.clone());
+        tokio::spawn(async move {
+            let answer = answer.await;
+            if let Some(inbox) = inbox.upgrade() {
+                let _ = inbox.send(message(answer));
+            }
+        });
+    }
+
+    fn with_account(&self, change: impl FnOnce(&Account)) {
+        if let Some(account) = &self.account {
+            change(account);
         }
     }
 
@@ -243,10 +320,23 @@ impl Owner {
 
     fn perform(&mut self, effect: Effect) {
         match effect {
+            Effect::Measure => {
+                self.ask(|account| async move { account.measure().await }, Message::Measured);
+            }
+            Effect::Reclaim { generation } => {
+                let message = move |memory| Message::Reclaimed { generation, memory };
+                self.ask(|account| async move { account.reclaim().await }, message);
+            }
             Effect::StartRunner { generation } if self.places.is_limited() => self.enter(generation),
             Effect::StartRunner { generation } => self.start_runner(generation),
-            Effect::StopRunner { generation } => self.with_runner(generation, Runner::stop),
-            Effect::KillRunner { generation } => self.with_runner(generation, Runner::kill),
+            Effect::StopRunner { generation } => {
+                self.with_account(Account::leaving);
+                self.with_runner(generation, Runner::stop);
+            }
+            Effect::KillRunner { generation } => {
+                self.with_account(Account::leaving);
+                self.with_runner(generation, Runner::kill);
+            }
             Effect::Grant { lease, .. } => {
                 if let (Some(reply), Some(runner)) = (self.waiting.remove(&lease), &self.runner) {
                     // Whoever left has sent the end of its lease too.
@@ -309,7 +399,10 @@ impl Owner {
                 let _ = inbox.send(Message::Runner { generation, event });
             }
         });
-        self.runner = Some(self.runners.start(self.spec.clone(), notify));
+        // What was free is all that it may take: the rest belongs to whoever came later.
+        let memory_limit_bytes = self.account.as_ref().and_then(Account::limit_bytes);
+        let spec = LoadSpec { memory_limit_bytes, ..self.spec.clone() };
+        self.runner = Some(self.runners.start(spec, notify));
     }
 
     fn with_runner(&mut self, generation: u64, order: impl FnOnce(&Runner)) {
@@ -333,6 +426,22 @@ impl Owner {
                 metrics.unload_duration_seconds.with_label_values(&[model]).observe(total.as_secs_f64());
                 tracing::info!(model, reason = reason.as_str(), reaped_seconds = total.as_secs_f64(), "unloaded");
             }
+            Count::Reclaimed { memory, took } => {
+                metrics.reclaimed_bytes_total.with_label_values(&[model]).inc_by(memory.reclaimed_bytes);
+                metrics.reclaim_duration_seconds.with_label_values(&[model]).observe(took.as_secs_f64());
+                let Reclaimed { vram_before_bytes, reclaimed_bytes, residual_bytes, taken_bytes, verdict } = memory;
+                tracing::info!(
+                    model,
+                    vram_before_bytes,
+                    reclaimed_bytes,
+                    residual_bytes,
+                    taken_bytes,
+                    verdict = verdict.as_str(),
+                    settle_seconds = took.as_secs_f64(),
+                    "device memory after the unload"
+                );
+            }
+            Count::OutOfMemory => metrics.out_of_memory_total.with_label_values(&[model]).inc(),
             Count::UnloadRefused(refusal) => {
                 metrics.unload_refused_total.with_label_values(&[model, refusal.as_str()]).inc();
             }
@@ -380,6 +489,7 @@ impl Owner {
             last_load: self.last_load,
             runner_pid: self.pid,
             failure: machine.failure().map(|(cause, until)| (cause.to_owned(), self.instant(until))),
+            demand_bytes: machine.shortage().map(|memory| memory.demand_bytes),
         });
         self.places.poke();
     }
@@ -398,4 +508,14 @@ impl Owner {
         let year = Duration::from_secs(365 * 86400);
         self.start.checked_add(moment.since(Moment::START)).unwrap_or_else(|| Instant::now() + year)
     }
+}
+
+/// The next look at the GPUs; never, where there are none.
+async fn next_view(views: &mut Option<watch::Receiver<Arc<View>>>) -> Arc<View> {
+    if let Some(views) = views
+        && views.changed().await.is_ok()
+    {
+        return views.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }

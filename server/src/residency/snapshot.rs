@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::feed::Feed;
 use super::machine::Residency;
+use crate::gpu::{Account, ModelMemory};
 
 /// A model at one moment. To decide anything by it is a race: send the owner a conditional command instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,10 @@ pub struct Snapshot {
     pub runner_pid: Option<u32>,
     /// Why the last load failed.
     pub failure: Option<Failure>,
+    /// What must be free before it loads, while it waits for that.
+    pub demand_bytes: Option<u64>,
+    /// Of its device; `None`: that is not measured.
+    pub memory: Option<ModelMemory>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +63,7 @@ pub(super) struct Facts {
     pub(super) last_load: Option<Duration>,
     pub(super) runner_pid: Option<u32>,
     pub(super) failure: Option<(String, Instant)>,
+    pub(super) demand_bytes: Option<u64>,
 }
 
 impl Facts {
@@ -74,6 +80,7 @@ impl Facts {
             last_load: None,
             runner_pid: None,
             failure: None,
+            demand_bytes: None,
         }
     }
 
@@ -100,12 +107,14 @@ pub(super) struct About {
 pub(super) struct Board {
     about: Arc<About>,
     facts: Arc<Mutex<Facts>>,
+    /// `None`: its device is not measured.
+    account: Option<Account>,
     feed: Feed,
 }
 
 impl Board {
-    pub(super) fn new(about: About, residency: Residency, feed: Feed) -> Self {
-        Self { about: Arc::new(about), facts: Arc::new(Mutex::new(Facts::of(residency))), feed }
+    pub(super) fn new(about: About, residency: Residency, account: Option<Account>, feed: Feed) -> Self {
+        Self { about: Arc::new(about), facts: Arc::new(Mutex::new(Facts::of(residency))), account, feed }
     }
 
     /// For the owner alone.
@@ -140,6 +149,8 @@ impl Board {
             last_load: facts.last_load,
             runner_pid: facts.runner_pid,
             failure: facts.failure.map(|(cause, until)| Failure { cause, retry_after: left(until) }),
+            demand_bytes: facts.demand_bytes,
+            memory: self.account.as_ref().map(Account::memory),
         }
     }
 }

@@ -30,7 +30,8 @@ impl Backend for EngineBackend {
     fn load(&mut self, spec: &LoadSpec) -> Result<Engine, String> {
         let device = device(&spec.device)?;
         let threads = spec.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get));
-        let options = EngineOptions { device, threads, prepack: spec.prepack, max_batch: spec.max_batch };
+        let (prepack, memory_limit_bytes, max_batch) = (spec.prepack, spec.memory_limit_bytes, spec.max_batch);
+        let options = EngineOptions { device, threads, prepack, max_batch, memory_limit_bytes };
         let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
         let engine = Engine::load(&model, &options, &mut LoadTimings::default()).map_err(|error| explain(&error))?;
         if let Some(model) = env::var_os(vad::PATH_VARIABLE).filter(|path| !path.is_empty()) {
@@ -76,7 +77,7 @@ fn failure(error: TranscribeError) -> WorkFailure {
         TranscribeError::Source(_)
         | TranscribeError::Tokenizer(_)
         | TranscribeError::Runtime(_)
-        | TranscribeError::Vad(_) => WorkFailure::Engine(explain(&error)),
+        | TranscribeError::Vad(_) => WorkFailure::of_engine(explain(&error)),
     }
 }
 

@@ -57,6 +57,37 @@ pub enum WorkFailure {
     Cancelled,
     Invalid(String),
     Engine(String),
+    OutOfMemory(String),
+}
+
+impl WorkFailure {
+    /// A failure of the engine, by what it says. ONNX Runtime has no code of its own for a device that is full.
+    pub fn of_engine(message: String) -> Self {
+        if says_out_of_memory(&message) { Self::OutOfMemory(message) } else { Self::Engine(message) }
+    }
+
+    fn into_parts(self) -> (FailureKind, String) {
+        match self {
+            Self::Cancelled => (FailureKind::Cancelled, "cancelled".to_owned()),
+            Self::Invalid(message) => (FailureKind::Invalid, message),
+            Self::Engine(message) => (FailureKind::Engine, message),
+            Self::OutOfMemory(message) => (FailureKind::OutOfMemory, message),
+        }
+    }
+}
+
+/// How ONNX Runtime's arena (with and without a limit), CUDA, cuBLAS and cuDNN say that the device is full.
+fn says_out_of_memory(message: &str) -> bool {
+    const SIGNS: &[&str] = &[
+        "Failed to allocate memory for requested buffer",
+        "is smaller than requested bytes",
+        "cudaErrorMemoryAllocation",
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+    ];
+    SIGNS.iter().any(|sign| message.contains(sign))
 }
 
 /// Everything that `hush-server runner` does. Returns only when this is not a runner's place to be.
@@ -111,7 +142,10 @@ fn serve<B: Backend>() -> io::Result<Never> {
                         desks = Some(open_desks(Arc::new(model), spec.max_batch, &voice, &jobs)?);
                         voice.say(&FromRunner::Loaded { sessions_seconds: started.elapsed().as_secs_f64() });
                     }
-                    Err(message) => voice.say(&FromRunner::LoadFailed { message }),
+                    Err(message) => {
+                        let (kind, message) = WorkFailure::of_engine(message).into_parts();
+                        voice.say(&FromRunner::LoadFailed { kind, message });
+                    }
                 }
             }
             Order::Work(job) => {
@@ -337,11 +371,7 @@ impl Voice {
     }
 
     fn fail(&self, id: JobId, failure: WorkFailure) {
-        let (kind, message) = match failure {
-            WorkFailure::Cancelled => (FailureKind::Cancelled, "cancelled".to_owned()),
-            WorkFailure::Invalid(message) => (FailureKind::Invalid, message),
-            WorkFailure::Engine(message) => (FailureKind::Engine, message),
-        };
+        let (kind, message) = failure.into_parts();
         self.say(&FromRunner::Failed { id, kind, message });
     }
 

@@ -72,7 +72,12 @@ pub enum RunnerEvent {
         pid: u32,
     },
     Loaded(LoadTimings),
-    LoadFailed(String),
+    LoadFailed {
+        cause: String,
+        out_of_memory: bool,
+    },
+    /// Work failed for lack of device memory. Told before its job hears of it.
+    OutOfMemory(String),
     /// Told before any of its jobs ends, so that whoever hears of it first is its owner.
     Lost(Loss),
     /// Reaped. The last event.
@@ -117,7 +122,7 @@ impl Runners {
         let inner = Arc::downgrade(&self.inner);
         let notify: Notify = Box::new(move |event| {
             // Not earlier: a new process would take the processor from the load that somebody waits for.
-            if matches!(event, RunnerEvent::Loaded(_) | RunnerEvent::LoadFailed(_) | RunnerEvent::Lost(_))
+            if matches!(event, RunnerEvent::Loaded(_) | RunnerEvent::LoadFailed { .. } | RunnerEvent::Lost(_))
                 && let Some(inner) = inner.upgrade()
             {
                 inner.replenish();

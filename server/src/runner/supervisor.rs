@@ -85,7 +85,7 @@ async fn refuse(
     // A spare is not taken once its ending is set; one that was taken before has its order under way.
     while let Some(command) = inbox.recv().await {
         if let Command::Load { notify, .. } = command {
-            notify(RunnerEvent::LoadFailed(message));
+            notify(RunnerEvent::LoadFailed { cause: message, out_of_memory: false });
             notify(RunnerEvent::Exited);
             return;
         }
@@ -367,12 +367,12 @@ impl Supervised {
                 let timings = timings(load, self.hello, self.spawned_at, sessions_seconds);
                 self.tell(RunnerEvent::Loaded(timings));
             }
-            FromRunner::LoadFailed { message } => {
+            FromRunner::LoadFailed { kind, message: cause } => {
                 if let Some(load) = &mut self.load {
                     load.deadline = None;
                 }
                 self.told = true;
-                self.tell(RunnerEvent::LoadFailed(message));
+                self.tell(RunnerEvent::LoadFailed { cause, out_of_memory: kind == FailureKind::OutOfMemory });
             }
             FromRunner::NeedAudio { id, offset, samples } => {
                 if samples > MAX_SAMPLES {
@@ -390,7 +390,12 @@ impl Supervised {
             FromRunner::FirstToken { id, timings } => self.pass(id, JobEvent::FirstToken { timings }),
             FromRunner::Beat => {}
             FromRunner::Done { id, outcome } => self.end_job(id, JobEvent::Done(outcome)),
-            FromRunner::Failed { id, kind, message } => self.end_job(id, JobEvent::Failed { kind, message }),
+            FromRunner::Failed { id, kind, message } => {
+                if kind == FailureKind::OutOfMemory {
+                    self.tell(RunnerEvent::OutOfMemory(message.clone()));
+                }
+                self.end_job(id, JobEvent::Failed { kind, message });
+            }
         }
         Ok(())
     }

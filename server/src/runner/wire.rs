@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::job::{Outcome, Work};
 
 /// Both sides are the same binary, until somebody replaces it on disk under a running server.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The most samples in one audio frame: one window of Whisper, 1.9 MB.
 pub const MAX_SAMPLES: usize = 480_000;
@@ -41,6 +41,9 @@ pub struct LoadSpec {
     pub prepack: bool,
     /// Jobs that hold the model at the same time; more wait.
     pub max_batch: usize,
+    /// Of the device, for each session; `None`: as much as there is.
+    #[serde(default)]
+    pub memory_limit_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +83,7 @@ pub enum FromRunner {
         sessions_seconds: f64,
     },
     LoadFailed {
+        kind: FailureKind,
         message: String,
     },
     NeedAudio {
@@ -121,6 +125,8 @@ pub enum FailureKind {
     /// The request asks for what the model cannot do.
     Invalid,
     Engine,
+    /// The device has too little memory for it.
+    OutOfMemory,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -288,8 +294,10 @@ mod tests {
         prop_oneof![
             (".{0,30}", proptest::option::of(any::<usize>()), any::<bool>(), any::<usize>()).prop_map(
                 |(dir, threads, prepack, max_batch)| {
-                    let device = "cpu".to_owned();
-                    ToRunner::Load(LoadSpec { model_dir: dir.into(), device, threads, prepack, max_batch })
+                    let (device, limit) = ("cpu".to_owned(), Some(1 << 40));
+                    let model_dir = dir.into();
+                    let spec = LoadSpec { model_dir, device, threads, prepack, max_batch, memory_limit_bytes: limit };
+                    ToRunner::Load(spec)
                 }
             ),
             (any::<u64>(), options, any::<u64>(), proptest::option::of(".{0,30}")).prop_map(
@@ -317,7 +325,7 @@ mod tests {
             (any::<u32>(), proptest::option::of(".{0,20}"), 0.0_f64..9.0).prop_map(|(pid, runtime, seconds)| {
                 FromRunner::Hello { version: VERSION, pid, runtime, libraries_seconds: seconds }
             }),
-            ".{0,80}".prop_map(|message| FromRunner::LoadFailed { message }),
+            ".{0,80}".prop_map(|message| FromRunner::LoadFailed { kind: FailureKind::OutOfMemory, message }),
             (any::<u64>(), any::<u64>(), any::<usize>()).prop_map(|(id, offset, samples)| FromRunner::NeedAudio {
                 id,
                 offset,

@@ -160,7 +160,7 @@ async fn failures_of_the_model() {
     }
     let invalid = ask(|_| JobError::Invalid("this model knows no language but en".to_owned())).await;
     invalid.is_json("400 Bad Request", r#"{"detail":"this model knows no language but en"}"#);
-    let unavailable: [(Failure, &str, &str); 3] = [
+    let unavailable: [(Failure, &str, &str); 4] = [
         (
             |model| JobError::QueueFull { model, limit: 8, retry_after_seconds: 7 },
             "7",
@@ -170,6 +170,16 @@ async fn failures_of_the_model() {
             |model| JobError::LoadFailed { model, cause: "no file".to_owned(), retry_after_seconds: 30 },
             "30",
             r#"{"detail":"model `tiny` could not be loaded: no file; next try in 30 s"}"#,
+        ),
+        (
+            |model| JobError::ColdHold {
+                model,
+                cause: "it is still loading".to_owned(),
+                waited_seconds: 60,
+                retry_after_seconds: 15,
+            },
+            "15",
+            r#"{"detail":"model `tiny` is not in memory: it is still loading; waited 60 s, try again in 15 s"}"#,
         ),
         (|_| JobError::ShuttingDown, "10", r#"{"detail":"the server is shutting down"}"#),
     ];

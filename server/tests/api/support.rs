@@ -120,7 +120,12 @@ impl Speech for Fake {
         self.missing.lock().unwrap().clone()
     }
 
-    fn transcribe(&self, pcm: Pcm, options: TranscribeOptions) -> BoxFuture<'_, Result<Transcription, JobError>> {
+    fn transcribe(
+        &self,
+        pcm: Pcm,
+        options: TranscribeOptions,
+        _patience: Option<Duration>,
+    ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());
         let transcript = Transcript { language, language_probability: None, duration_seconds: pcm.duration_seconds() };
         let transcription = Transcription { transcript, segments: self.segments.clone() };
@@ -131,6 +136,7 @@ impl Speech for Fake {
         &self,
         pcm: Pcm,
         options: TranscribeOptions,
+        _patience: Option<Duration>,
         to: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());

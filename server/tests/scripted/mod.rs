@@ -38,8 +38,8 @@ pub fn settings() -> Settings {
 }
 
 pub fn spec(script: &str) -> LoadSpec {
-    let device = "cpu".to_owned();
-    LoadSpec { model_dir: PathBuf::from(script), device, threads: None, prepack: false, max_batch: 1 }
+    let (model_dir, device) = (PathBuf::from(script), "cpu".to_owned());
+    LoadSpec { model_dir, device, threads: None, prepack: false, max_batch: 1, memory_limit_bytes: None }
 }
 
 pub fn options(script: &str) -> TranscribeOptions {
@@ -91,6 +91,9 @@ impl Backend for Scripted {
         match (word(script, "fail"), word(script, "fail_once"), word(script, "hang_once")) {
             (Some(_), ..) => Err("weights.bin is truncated".to_owned()),
             (_, Some(path), _) if first_time(path) => Err("the disk was away".to_owned()),
+            _ if word(script, "full_once").is_some_and(first_time) => {
+                Err("CUDA failure 2: out of memory ; GPU=0".to_owned())
+            }
             (_, _, Some(path)) if first_time(path) => loop {
                 thread::park();
             },
@@ -112,6 +115,10 @@ impl Model for Scripted {
         }
         if let Some(message) = word(script, "invalid") {
             return Err(WorkFailure::Invalid(message.to_owned()));
+        }
+        if word(script, "full").is_some() || word(script, "full_once").is_some_and(first_time) {
+            let message = "BFCArena: Failed to allocate memory for requested buffer of size 1073741824";
+            return Err(WorkFailure::of_engine(message.to_owned()));
         }
         if word(script, "engine").is_some() {
             return Err(WorkFailure::Engine("no".to_owned()));

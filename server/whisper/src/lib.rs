@@ -7,6 +7,7 @@
 //! ```
 
 pub mod checkpoint;
+pub mod cuda;
 pub mod decoding;
 pub mod engine;
 pub mod graph;

@@ -93,6 +93,12 @@ pub(crate) fn environment() -> Result<Environment, RuntimeError> {
     loaded.as_ref().map(|loaded| loaded.environment.clone()).ok_or(RuntimeError::NotLoaded)
 }
 
+/// Where it was loaded from.
+pub(crate) fn library() -> Result<PathBuf, RuntimeError> {
+    let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    loaded.as_ref().map(|loaded| loaded.info.library.clone()).ok_or(RuntimeError::NotLoaded)
+}
+
 fn refused(library: &Path, error: ort::LoadDynamicError) -> RuntimeError {
     let path = library.to_path_buf();
     match error {

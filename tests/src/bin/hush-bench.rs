@@ -1,6 +1,6 @@
 //! The engine alone, without a server, for `tests/bench/run.py`. Prints one JSON line of milliseconds per run.
 //!
-//! usage: hush-bench COMMAND MODEL_DIR LIBRARY THREADS RUNS TOKENS
+//! usage: hush-bench COMMAND MODEL_DIR LIBRARY THREADS RUNS TOKENS        HUSH_BENCH_CUDA=N: on that GPU
 //!
 //! | command | what one run does |
 //! |---|---|
@@ -37,7 +37,11 @@ fn main() -> Result<()> {
     let model = ModelDir::open(Path::new(model))?;
     // As the peers do: they arrange their weights at load time, too.
     let max_batch = if command == "batch" { count } else { 1 };
-    let options = EngineOptions { device: Device::Cpu, threads, prepack: true, max_batch };
+    let device = match std::env::var("HUSH_BENCH_CUDA") {
+        Ok(index) => Device::Cuda { index: index.parse().context("HUSH_BENCH_CUDA")? },
+        Err(_) => Device::Cpu,
+    };
+    let options = EngineOptions { device, threads, prepack: true, max_batch, memory_limit_bytes: None };
     let engine = Engine::load(&model, &options, &mut LoadTimings::default())?;
     let bench = Bench { engine, tokens };
     for _ in 0..=runs {

@@ -119,7 +119,8 @@ pub fn count_audio(state: &ApiState, model: &dyn Speech, transcript: &Transcript
 
 pub async fn answer(state: &ApiState, model: Arc<dyn Speech>, pcm: Pcm, asked: Asked) -> Result<Response, OpenAiError> {
     let task = asked.options.task;
-    let Transcription { transcript, segments } = model.transcribe(pcm, asked.options).await?;
+    let work = model.transcribe(pcm, asked.options, Some(state.config.cold_hold));
+    let Transcription { transcript, segments } = work.await?;
     count_audio(state, &*model, &transcript);
     match asked.format {
         ResponseFormat::Json => {

@@ -157,6 +157,9 @@ impl From<JobError> for OpenAiError {
                 let status = StatusCode::TOO_MANY_REQUESTS;
                 Self::new(status, "rate_limit_error", Some("queue_full"), message).after(retry_after_seconds)
             }
+            JobError::ColdHold { retry_after_seconds, .. } => {
+                unavailable("model_loading", message).after(retry_after_seconds)
+            }
             JobError::LoadFailed { retry_after_seconds, .. } => {
                 unavailable("model_load_failed", message).after(retry_after_seconds)
             }

@@ -16,8 +16,8 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::ApiState;
 use super::super::speech::Speech;
+use super::super::{ApiConfig, ApiState};
 use super::asked::Asked;
 use super::body::{Logprob, count_audio, logprobs};
 use super::error::{ErrorBody, OpenAiError};
@@ -93,10 +93,11 @@ struct Job {
 }
 
 impl Job {
-    fn start(model: Arc<dyn Speech>, pcm: Pcm, asked: &Asked, heartbeat: Duration) -> Self {
+    fn start(model: Arc<dyn Speech>, pcm: Pcm, asked: &Asked, config: &ApiConfig) -> Self {
         let (to, segments) = mpsc::channel(WAITING);
-        let options = asked.options.clone();
-        let work = async move { model.stream(pcm, options, to).await };
+        let (options, patience) = (asked.options.clone(), Some(config.cold_hold));
+        let work = async move { model.stream(pcm, options, patience, to).await };
+        let heartbeat = config.stream_heartbeat;
         Self { segments, work: AbortOnDropHandle::new(tokio::spawn(request::carried(work))), heartbeat }
     }
 
@@ -114,7 +115,7 @@ impl Job {
 }
 
 pub async fn answer(state: &ApiState, model: Arc<dyn Speech>, pcm: Pcm, asked: Asked) -> Result<Response, OpenAiError> {
-    let mut job = Job::start(Arc::clone(&model), pcm, &asked, state.config.stream_heartbeat);
+    let mut job = Job::start(Arc::clone(&model), pcm, &asked, &state.config);
     let first = match job.next().await {
         News::Ended(Err(error)) => return Err(error.into()),
         news => news,

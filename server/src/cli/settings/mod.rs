@@ -25,6 +25,7 @@ use super::values::{
 use super::variable;
 use crate::api::DEFAULT_ALIASES;
 use crate::format::{Layout, Words};
+use crate::gpu::GpuRef;
 pub use security::{SecuritySettings, TlsFiles};
 use sources::{Count, Number, Sources, legacy_seconds};
 
@@ -71,6 +72,11 @@ pub enum Settings {
     Transcribe(Box<TranscribeSettings>),
     Models(ModelsSettings),
     Runner(LogSettings),
+    /// Whether CUDA works on this GPU with this ONNX Runtime; asked by `serve` in a process of its own.
+    ProbeCuda {
+        library: PathBuf,
+        index: u32,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -166,6 +172,9 @@ pub struct ServeSettings {
     pub spool_dir: Option<PathBuf>,
     pub spool_memory_bytes: u64,
     pub asr_engine: AsrEngine,
+    /// Of requests that do not wait for a cold model as long as it takes.
+    pub cold_hold: Duration,
+    pub memory: MemorySettings,
     pub security: SecuritySettings,
     pub engine: EngineSettings,
     pub log: LogSettings,
@@ -201,6 +210,20 @@ impl ServeSettings {
         ];
         differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
+}
+
+/// Of devices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemorySettings {
+    /// `None`: the usual names.
+    pub nvml_lib: Option<PathBuf>,
+    pub sample_interval: Duration,
+    pub headroom_bytes: u64,
+    pub reclaim_timeout: Duration,
+    /// In per cent of the device; `None`: off.
+    pub reclaimer: Option<u8>,
+    /// `None`: the device that the models run on.
+    pub account_gpu: Option<GpuRef>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -277,8 +300,20 @@ pub fn resolve_with(cli: Cli, env: &Env, file: &ConfigFile) -> Result<Settings, 
         Command::Install(args) => Settings::Install(install(args, env)?),
         Command::Transcribe(args) => Settings::Transcribe(Box::new(transcribe(args, env)?)),
         Command::Models(args) => Settings::Models(models(args, env)?),
+        Command::Runner(args) if args.args.first().is_some_and(|word| word == PROBE_CUDA) => {
+            let [_, library, index] = args.args.as_slice() else { return Err(probe_usage()) };
+            let index = index.to_str().and_then(|index| index.parse().ok()).ok_or_else(probe_usage)?;
+            Settings::ProbeCuda { library: library.into(), index }
+        }
         Command::Runner(_) => Settings::Runner(Sources::new(env).log(LogArgs::default())?),
     })
+}
+
+/// The first argument of a runner that loads nothing and only looks.
+pub const PROBE_CUDA: &str = "probe-cuda";
+
+fn probe_usage() -> SettingError {
+    SettingError::Combination(format!("{PROBE_CUDA} wants ONNX Runtime's library and the number of a GPU"))
 }
 
 /// `serve` alone; [`resolve`] for any command.
@@ -352,6 +387,8 @@ pub fn serve(args: ServeArgs, env: &Env, file: &ConfigFile) -> Result<ServeSetti
         spool_dir: from.path("spool-dir", args.spool_dir),
         spool_memory_bytes: from.value("spool-memory", args.spool_memory)?.map_or(1 << 20, |size: ByteSize| size.0),
         asr_engine: from.asr_engine(args.asr_engine)?,
+        cold_hold: from.value("cold-hold", args.cold_hold)?.map_or(Duration::from_secs(60), |span| span.0),
+        memory: from.memory(args.memory)?,
         security: from.security(args.security)?,
         engine: from.engine(args.engine)?,
         log: from.log(args.log)?,

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::super::args::{EngineArgs, LogArgs, StoreArgs};
+use super::super::args::{EngineArgs, LogArgs, MemoryArgs, StoreArgs};
 use super::super::config::ConfigFile;
 use super::super::env::Env;
 use super::super::values::{
     AsrEngine, DeviceChoice, LogFormat, LogLevel, Precision, PrecisionChoice, Span, Switch, ValueError,
 };
 use super::super::variable;
-use super::{EngineSettings, LegacyUse, LogSettings, SettingError};
+use super::{EngineSettings, LegacyUse, LogSettings, MemorySettings, SettingError};
 
 /// A whole number as a variable.
 pub(super) struct Count(pub usize);
@@ -55,7 +55,7 @@ pub(super) fn legacy_seconds(text: &str) -> Result<Duration, ValueError> {
 fn legacy_device(text: &str) -> Result<DeviceChoice, ValueError> {
     match text {
         "cpu" => Ok(DeviceChoice::Cpu),
-        "cuda" => Ok(DeviceChoice::Cuda(0)),
+        "cuda" => Ok(DeviceChoice::CUDA),
         _ => Err(ValueError("expected cuda or cpu".to_owned())),
     }
 }
@@ -224,6 +224,20 @@ impl<'a> Sources<'a> {
             ort_lib: self.path("ort-lib", args.ort_lib),
             vad_model: self.path("vad-model", args.vad_model),
             ffmpeg: self.path("ffmpeg", args.ffmpeg),
+        })
+    }
+
+    pub fn memory(&self, args: MemoryArgs) -> Result<MemorySettings, SettingError> {
+        let interval = Duration::from_secs(1);
+        Ok(MemorySettings {
+            nvml_lib: self.path("nvml-lib", args.nvml_lib),
+            sample_interval: self.positive("gpu-sample-interval", args.gpu_sample_interval, interval)?,
+            headroom_bytes: self.value("headroom", args.headroom)?.map_or(256 << 20, |size| size.0),
+            reclaim_timeout: self
+                .value("reclaim-timeout", args.reclaim_timeout)?
+                .map_or(Duration::from_secs(5), |span| span.0),
+            reclaimer: self.value("memory-reclaimer", args.memory_reclaimer)?.and_then(|percent| percent.0),
+            account_gpu: self.value("account-gpu", args.account_gpu)?.map(|gpu| gpu.0),
         })
     }
 

@@ -3,6 +3,7 @@ use super::super::parse;
 use super::super::values::Precision;
 use super::*;
 use crate::auth::ReviewSettings;
+use crate::gpu::CudaDevice;
 
 fn env(variables: &[(&str, &str)]) -> Env {
     [("HOME", "/home/u")].iter().chain(variables).copied().collect()
@@ -49,6 +50,15 @@ fn defaults() {
         spool_dir: None,
         spool_memory_bytes: 1 << 20,
         asr_engine: AsrEngine::OpenaiWhisper,
+        cold_hold: Duration::from_secs(60),
+        memory: MemorySettings {
+            nvml_lib: None,
+            sample_interval: Duration::from_secs(1),
+            headroom_bytes: 256 << 20,
+            reclaim_timeout: Duration::from_secs(5),
+            reclaimer: None,
+            account_gpu: None,
+        },
         security: SecuritySettings::default(),
         engine: EngineSettings {
             device: DeviceChoice::Auto,
@@ -94,7 +104,7 @@ fn legacy_variables_work_and_are_reported() {
     );
     assert_eq!(settings.models, ["large-v3"]);
     assert_eq!(settings.models_dir, PathBuf::from("/data/whisper"));
-    assert_eq!(settings.engine.device, DeviceChoice::Cuda(0));
+    assert_eq!(settings.engine.device, DeviceChoice::CUDA);
     assert_eq!(settings.engine.precision, PrecisionChoice::Exactly(Precision::Fp16));
     assert_eq!(settings.idle_timeout, None);
     assert_eq!(settings.asr_engine, AsrEngine::FasterWhisper);
@@ -140,6 +150,10 @@ fn a_bad_variable_is_named_with_its_fix() {
         ("HUSH_LISTEN", "9000", "0.0.0.0:9000"),
         ("HUSH_DEVICE", "gpu", "cuda:N"),
         ("HUSH_PRECISION", "half", "fp16"),
+        ("HUSH_MEMORY_RECLAIMER", "0.95", "95%"),
+        ("HUSH_ACCOUNT_GPU", "first", "nvidia-smi -L"),
+        ("HUSH_HEADROOM", "much", "4GiB"),
+        ("HUSH_COLD_HOLD", "long", "1h30m"),
         ("HUSH_RESIDENCY", "lazy", "on-demand"),
         ("HUSH_MAX_UPLOAD", "big", "4GiB"),
         ("HUSH_MAX_QUEUE", "-1", "whole number"),
@@ -205,6 +219,13 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_MAX_LOADED", "2"),
             ("HUSH_SPOOL_MEMORY", "0"),
             ("HUSH_ASR_ENGINE", "faster_whisper"),
+            ("HUSH_COLD_HOLD", "10s"),
+            ("HUSH_NVML_LIB", "/nvml.so"),
+            ("HUSH_GPU_SAMPLE_INTERVAL", "200ms"),
+            ("HUSH_HEADROOM", "1GiB"),
+            ("HUSH_RECLAIM_TIMEOUT", "2s"),
+            ("HUSH_MEMORY_RECLAIMER", "95%"),
+            ("HUSH_ACCOUNT_GPU", "1"),
             ("HUSH_TLS_CERT", "/tls.crt"),
             ("HUSH_TLS_KEY", "/tls.key"),
             ("HUSH_OPS_TLS_CERT", "/ops.crt"),
@@ -251,6 +272,15 @@ fn every_hush_variable_reaches_its_setting() {
         spool_dir: Some("/spool".into()),
         spool_memory_bytes: 0,
         asr_engine: AsrEngine::FasterWhisper,
+        cold_hold: Duration::from_secs(10),
+        memory: MemorySettings {
+            nvml_lib: Some("/nvml.so".into()),
+            sample_interval: Duration::from_millis(200),
+            headroom_bytes: 1 << 30,
+            reclaim_timeout: Duration::from_secs(2),
+            reclaimer: Some(95),
+            account_gpu: Some(GpuRef::Index(1)),
+        },
         security: SecuritySettings {
             tls: Some(TlsFiles { certificate: "/tls.crt".into(), key: "/tls.key".into() }),
             ops_tls: Some(TlsFiles { certificate: "/ops.crt".into(), key: "/ops.key".into() }),
@@ -268,7 +298,7 @@ fn every_hush_variable_reaches_its_setting() {
             }),
         },
         engine: EngineSettings {
-            device: DeviceChoice::Cuda(1),
+            device: DeviceChoice::Cuda(CudaDevice::Index(1)),
             precision: PrecisionChoice::Exactly(Precision::Int8),
             threads: Some(3),
             ort_lib: Some("/o.so".into()),
@@ -300,8 +330,18 @@ fn combinations_that_cannot_work() {
     assert!(try_serve(&["--max-batch", "0"], &[]).unwrap_err().to_string().contains("--max-batch"));
     assert!(try_serve(&[], &[("HUSH_MAX_BATCH", "257")]).is_err());
     assert!(try_serve(&["--load-timeout", "0"], &[]).is_err());
+    assert!(try_serve(&["--gpu-sample-interval", "0"], &[]).is_err());
     let cli = parse(["hush-server", "install", "a", "b", "--name", "c"]).unwrap();
     assert!(resolve(cli, &env(&[])).unwrap_err().to_string().contains("--name"));
+}
+
+#[test]
+fn a_runner_may_only_be_asked_whether_cuda_works() {
+    let asked = |argv: &[&str]| resolve(parse([&["hush-server", "runner"], argv].concat()).unwrap(), &env(&[]));
+    let Settings::ProbeCuda { library, index } = asked(&["probe-cuda", "/o.so", "1"]).unwrap() else { panic!() };
+    assert_eq!((library, index), (PathBuf::from("/o.so"), 1));
+    assert!(asked(&["probe-cuda", "/o.so"]).is_err());
+    assert!(matches!(asked(&[]).unwrap(), Settings::Runner(_)));
 }
 
 #[test]

@@ -2,27 +2,52 @@
 
 use std::time::Duration;
 
-use hush_contract::UnloadRefusal;
 use hush_contract::admin::UnloadOutcome;
+use hush_contract::{UnloadReason, UnloadRefusal};
 
 use super::types::{
-    CommandId, Count, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Moment, Refusal, Unload, UnloadReport,
+    CommandId, Count, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Moment, Reclaimed, Refusal, Unload,
+    UnloadReport,
 };
-use super::{Failure, Leaving, Machine, Phase, Shutdown, Stopping, Waiting, backoff};
+use super::{Failure, Leaving, Machine, Phase, Room, Settling, Shutdown, Stopping, Waiting, backoff};
 
 impl Machine {
     pub(super) fn apply(&mut self, now: Moment, event: Event, out: &mut Vec<Effect>) {
         match event {
-            Event::Arrive { lease, again } => self.arrive(now, lease, again, out),
+            Event::Arrive { lease, again, patience } => self.arrive(now, lease, again, patience, out),
             Event::End { lease } => self.end(now, lease),
             Event::Load { command, load } => self.load(now, command, load, out),
             Event::Unload { command, unload } => self.unload(now, command, unload, out),
             Event::Loaded { generation } => self.loaded(now, generation, out),
-            Event::LoadFailed { generation, cause } => {
+            Event::LoadFailed { generation, cause, out_of_memory } => {
                 if generation == self.generation && matches!(self.phase, Phase::Loading { .. }) {
-                    self.load_failed(now, cause, out);
+                    if out_of_memory {
+                        out.push(Effect::Count(Count::OutOfMemory));
+                        self.out_of_memory += 1;
+                    }
+                    // Now more is known of what it needs: once it may try again, with that much room.
+                    if !out_of_memory || self.out_of_memory > 1 {
+                        self.load_failed(now, cause, out);
+                    }
                     self.phase = Phase::Unloading(None);
                     out.push(Effect::KillRunner { generation });
+                }
+            }
+            Event::Memory { memory } => {
+                if matches!(self.phase, Phase::Unloaded) && self.room != Room::Unknown {
+                    self.room = if memory.has_room() { Room::Enough } else { Room::Short(memory) };
+                }
+            }
+            Event::NeverFits { cause } => {
+                if matches!(self.phase, Phase::Unloaded) && self.room != Room::Unknown {
+                    self.room = Room::Unknown;
+                    self.load_failed(now, cause, out);
+                }
+            }
+            Event::OutOfMemory { generation } => self.out_of_memory(now, generation, out),
+            Event::Reclaimed { generation, memory } => {
+                if generation == self.generation {
+                    self.reclaimed(now, memory, out);
                 }
             }
             Event::RunnerLost { generation, loss } => {
@@ -46,7 +71,7 @@ impl Machine {
         }
     }
 
-    fn arrive(&mut self, now: Moment, lease: LeaseId, again: bool, out: &mut Vec<Effect>) {
+    fn arrive(&mut self, now: Moment, lease: LeaseId, again: bool, patience: Option<Duration>, out: &mut Vec<Effect>) {
         if !again && let Some(last) = self.last_arrival.replace(now) {
             out.push(Effect::Count(Count::Interarrival(now.since(last))));
         }
@@ -65,7 +90,8 @@ impl Machine {
             return;
         }
         self.parked = false;
-        let waiting = Waiting { lease, since: now, cold: !matches!(self.phase, Phase::Ready { .. }) };
+        let until = patience.map(|patience| now + patience);
+        let waiting = Waiting { lease, since: now, cold: !self.is_ready(), until };
         if again {
             self.queue.push_front(waiting);
         } else {
@@ -105,7 +131,10 @@ impl Machine {
         }
         self.hold_until = None;
         self.parked = false;
-        if let Phase::Draining(leaving) | Phase::Unloading(Some(Stopping { leaving, .. })) = &mut self.phase {
+        if let Phase::Draining(leaving)
+        | Phase::Unloading(Some(Stopping { leaving, .. }))
+        | Phase::Reclaiming(Settling { leaving, .. }) = &mut self.phase
+        {
             leaving.hold = None;
         }
         self.loads.push(command);
@@ -114,7 +143,9 @@ impl Machine {
     /// What is left of a hold, also of one that begins when the model has left.
     fn held_for(&self, now: Moment) -> Option<Duration> {
         match &self.phase {
-            Phase::Draining(leaving) | Phase::Unloading(Some(Stopping { leaving, .. })) => leaving.hold,
+            Phase::Draining(leaving)
+            | Phase::Unloading(Some(Stopping { leaving, .. }))
+            | Phase::Reclaiming(Settling { leaving, .. }) => leaving.hold,
             _ => self.hold_until.filter(|until| now < *until).map(|until| until.since(now)),
         }
     }
@@ -125,7 +156,8 @@ impl Machine {
             self.parked = unload.hold.is_none();
             self.hold_until = self.hold_until.max(unload.hold.map(|hold| now + hold));
             let (outcome, none) = (UnloadOutcome::AlreadyUnloaded, Duration::ZERO);
-            let report = UnloadReport { outcome, generation: self.generation, drain: none, exit: none };
+            let generation = self.generation;
+            let report = UnloadReport { outcome, generation, drain: none, exit: none, settle: none, memory: None };
             out.push(Effect::ReplyUnload { command, result: Ok(()) });
             out.push(Effect::Unloaded { command, report });
             return;
@@ -133,7 +165,7 @@ impl Machine {
         let refusal = match &self.phase {
             Phase::Unloaded | Phase::Stopped => Some(UnloadRefusal::NotLoaded),
             Phase::Loading { .. } => Some(UnloadRefusal::Loading),
-            Phase::Draining(_) | Phase::Unloading(_) => Some(UnloadRefusal::Draining),
+            Phase::Draining(_) | Phase::Unloading(_) | Phase::Reclaiming(_) => Some(UnloadRefusal::Draining),
             Phase::Ready { .. } if unload.if_generation.is_some_and(|wanted| wanted != self.generation) => {
                 Some(UnloadRefusal::GenerationChanged)
             }
@@ -166,6 +198,7 @@ impl Machine {
         }
         self.failure = None;
         self.lost_loading = 0;
+        self.out_of_memory = 0;
         out.push(Effect::Count(Count::Loaded { total: now.since(since) }));
         for waiting in &mut self.queue {
             if std::mem::take(&mut waiting.cold) {
@@ -180,6 +213,7 @@ impl Machine {
         let times = self.failure.as_ref().map_or(0, |failure| failure.times);
         let pause = backoff(&self.policy, times);
         self.lost_loading = 0;
+        self.out_of_memory = 0;
         self.failure = Some(Failure { cause, until: now + pause, times: times.saturating_add(1) });
         out.push(Effect::Count(Count::LoadFailed));
         let Some(refusal) = self.backing_off(now) else { return };
@@ -189,6 +223,22 @@ impl Machine {
         for command in self.loads.drain(..) {
             out.push(Effect::ReplyLoad { command, result: Err(refusal.clone()) });
         }
+    }
+
+    /// What it holds is not enough for its work. It leaves when the others that hold it are done, and comes back into as
+    /// much room as it is known to need by then.
+    fn out_of_memory(&mut self, now: Moment, generation: u64, out: &mut Vec<Effect>) {
+        if generation != self.generation || !self.is_ready() {
+            return;
+        }
+        out.push(Effect::Count(Count::OutOfMemory));
+        self.phase = Phase::Draining(Leaving {
+            reason: UnloadReason::OutOfMemory,
+            command: None,
+            hold: None,
+            since: now,
+            until: now + self.policy.drain,
+        });
     }
 
     fn lost(&mut self, now: Moment, loss: Loss, out: &mut Vec<Effect>) {
@@ -218,7 +268,7 @@ impl Machine {
                     self.phase = Phase::Unloading(Some(Stopping { leaving, since: now }));
                 }
             }
-            Phase::Unloaded | Phase::Unloading(_) | Phase::Stopped => {}
+            Phase::Unloaded | Phase::Unloading(_) | Phase::Reclaiming(_) | Phase::Stopped => {}
         }
     }
 
@@ -234,11 +284,34 @@ impl Machine {
         }
         let Phase::Unloading(stopping) = std::mem::replace(&mut self.phase, Phase::Unloaded) else { return };
         let Some(Stopping { leaving, since }) = stopping else { return };
-        self.hold_until = leaving.hold.map(|hold| now + hold);
         out.push(Effect::Count(Count::Unloaded { reason: leaving.reason, total: now.since(leaving.since) }));
+        let (drain, exit) = (since.since(leaving.since), now.since(since));
+        let settling = Settling { leaving, exit, drain, since: now };
+        if self.policy.accounted && self.shutdown.is_none() {
+            self.phase = Phase::Reclaiming(settling);
+            out.push(Effect::Reclaim { generation });
+        } else {
+            self.unloaded(now, settling, None, out);
+        }
+    }
+
+    pub(super) fn reclaimed(&mut self, now: Moment, memory: Option<Reclaimed>, out: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Reclaiming(_)) {
+            return;
+        }
+        let Phase::Reclaiming(settling) = std::mem::replace(&mut self.phase, Phase::Unloaded) else { return };
+        if let Some(memory) = memory {
+            out.push(Effect::Count(Count::Reclaimed { memory, took: now.since(settling.since) }));
+        }
+        self.unloaded(now, settling, memory, out);
+    }
+
+    fn unloaded(&mut self, now: Moment, settling: Settling, memory: Option<Reclaimed>, out: &mut Vec<Effect>) {
+        let Settling { leaving, exit, drain, since } = settling;
+        self.hold_until = leaving.hold.map(|hold| now + hold);
         if let Some(command) = leaving.command {
-            let (outcome, drain) = (UnloadOutcome::Unloaded, since.since(leaving.since));
-            let report = UnloadReport { outcome, generation, drain, exit: now.since(since) };
+            let (outcome, generation) = (UnloadOutcome::Unloaded, self.generation);
+            let report = UnloadReport { outcome, generation, drain, exit, settle: now.since(since), memory };
             out.push(Effect::Unloaded { command, report });
         }
     }

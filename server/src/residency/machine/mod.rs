@@ -1,8 +1,11 @@
 //! The life of one model as a pure function: `step(now, event) -> effects`. No clock, no task, no process.
 //!
 //! ```text
-//! Unloaded --wanted--> Loading --> Ready --unload--> Draining --nobody holds it--> Unloading --reaped--> Unloaded
+//! Unloaded --wanted, room--> Loading --> Ready --unload--> Draining --nobody holds it--> Unloading --reaped--> Unloaded
 //! ```
+//! A model whose device is measured also asks for the room before it loads, and after it is reaped it stays `Unloading`
+//! until its memory is back.
+//!
 //! An event changes the facts (`apply`); then the machine does everything that these facts and the time
 //! allow (`settle`). Whatever depends on time is in [`Machine::deadline`], so no timer can be stale.
 
@@ -16,8 +19,8 @@ use std::time::Duration;
 use hush_contract::{ModelState, UnloadReason};
 
 pub use types::{
-    CommandId, Count, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Moment, Policy, Refusal, Residency,
-    Unload, UnloadReport,
+    Cold, CommandId, Count, DeviceMemory, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Moment, Policy,
+    Reclaimed, Refusal, Residency, Unload, UnloadReport, Verdict,
 };
 
 /// The longest `Retry-After` that the clients we know honour.
@@ -34,6 +37,9 @@ pub struct Machine {
     queue: VecDeque<Waiting>,
     loads: Vec<CommandId>,
     failure: Option<Failure>,
+    room: Room,
+    /// Loads that ran out of memory one after the other.
+    out_of_memory: u32,
     /// Runners lost one after the other while they loaded.
     lost_loading: u32,
     /// Runners lost one after the other without a finished request.
@@ -63,7 +69,18 @@ enum Phase {
     Draining(Leaving),
     /// The runner is on its way out; `None`: it was lost.
     Unloading(Option<Stopping>),
+    /// The runner is gone, its memory is on its way back.
+    Reclaiming(Settling),
     Stopped,
+}
+
+/// What is known of the room for the next load, while nothing is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Unknown,
+    Asked,
+    Enough,
+    Short(DeviceMemory),
 }
 
 #[derive(Debug)]
@@ -82,10 +99,20 @@ struct Stopping {
 }
 
 #[derive(Debug)]
+struct Settling {
+    leaving: Leaving,
+    exit: Duration,
+    drain: Duration,
+    since: Moment,
+}
+
+#[derive(Debug)]
 struct Waiting {
     lease: LeaseId,
     since: Moment,
     cold: bool,
+    /// When its patience with a cold model ends.
+    until: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -111,6 +138,8 @@ impl Machine {
             queue: VecDeque::new(),
             loads: Vec::new(),
             failure: None,
+            room: Room::Unknown,
+            out_of_memory: 0,
             lost_loading: 0,
             lost_ready: 0,
             rest_until: None,
@@ -133,7 +162,8 @@ impl Machine {
     /// When [`Event::Tick`] is due; later than the last step, or never.
     pub fn deadline(&self) -> Option<Moment> {
         let own = match &self.phase {
-            Phase::Unloaded if self.wanted() => {
+            // With the room asked for or waited for, the device is what it waits for.
+            Phase::Unloaded if self.wanted() && self.room == Room::Unknown => {
                 let failed = self.failure.as_ref().map(|failure| failure.until);
                 let resting = if self.asked() { None } else { self.rest_until };
                 [self.hold_until, failed, resting].into_iter().flatten().max()
@@ -146,18 +176,29 @@ impl Machine {
             _ => None,
         };
         let shutdown = self.shutdown.as_ref().filter(|shutdown| !shutdown.forced).map(|shutdown| shutdown.deadline);
-        own.into_iter().chain(shutdown).min()
+        let patience = if self.is_ready() { None } else { self.queue.iter().filter_map(|waiting| waiting.until).min() };
+        own.into_iter().chain(shutdown).chain(patience).min()
     }
 
     pub fn state(&self) -> ModelState {
         match &self.phase {
-            Phase::Unloaded if self.hold_until.is_some() && self.wanted() => ModelState::WaitingForMemory,
+            Phase::Unloaded if self.wanted() && (self.hold_until.is_some() || self.shortage().is_some()) => {
+                ModelState::WaitingForMemory
+            }
             Phase::Unloaded if self.failure.is_some() => ModelState::Failed,
             Phase::Unloaded | Phase::Stopped => ModelState::Unloaded,
             Phase::Loading { .. } => ModelState::Loading,
             Phase::Ready { .. } => ModelState::Ready,
             Phase::Draining(_) => ModelState::Draining,
-            Phase::Unloading(_) => ModelState::Unloading,
+            Phase::Unloading(_) | Phase::Reclaiming(_) => ModelState::Unloading,
+        }
+    }
+
+    /// What the device lacks, while the model waits for that.
+    pub fn shortage(&self) -> Option<DeviceMemory> {
+        match self.room {
+            Room::Short(memory) if self.wanted() => Some(memory),
+            _ => None,
         }
     }
 
@@ -211,8 +252,12 @@ impl Machine {
         Some(Refusal::LoadFailed { cause: failure.cause.clone(), retry_after: failure.until.since(now) })
     }
 
+    const fn is_ready(&self) -> bool {
+        matches!(self.phase, Phase::Ready { .. })
+    }
+
     fn has_room(&self) -> bool {
-        matches!(self.phase, Phase::Ready { .. }) && self.granted.len() < self.policy.concurrency.get()
+        self.is_ready() && self.granted.len() < self.policy.concurrency.get()
     }
 
     /// Somebody waits for it.

@@ -1,15 +1,21 @@
 //! What follows from the facts and the time, without any event.
 
+use std::time::Duration;
+
 use hush_contract::UnloadReason;
 
-use super::types::{Effect, LostWhy, Moment, Refusal, Residency};
-use super::{Leaving, Machine, Phase, Stopping};
+use super::types::{Cold, Effect, LostWhy, Moment, Refusal, Residency};
+use super::{Leaving, Machine, Phase, RETRY_AFTER_MAX, Room, Stopping};
+
+/// When to ask again for a model that is not there yet, where nothing better is known.
+const COLD_RETRY: Duration = Duration::from_secs(15);
 
 impl Machine {
     /// Does what facts and time allow. Each arm changes the phase at most once, towards the next event.
     pub(super) fn settle(&mut self, now: Moment, out: &mut Vec<Effect>) {
         expire(&mut self.hold_until, now);
         expire(&mut self.rest_until, now);
+        self.end_patience(now, out);
         self.enforce_shutdown(now, out);
         if let Phase::Ready { .. } = self.phase {
             self.grant(now, out);
@@ -33,18 +39,63 @@ impl Machine {
         }
         if matches!(self.phase, Phase::Unloaded) {
             if self.may_start(now) {
-                self.generation += 1;
-                self.phase = Phase::Loading { since: now };
-                out.push(Effect::StartRunner { generation: self.generation });
-            } else if self.shutdown.is_some() && self.queue.is_empty() {
+                self.start(now, out);
+                return;
+            }
+            // By the time that it may, another may be there.
+            self.room = Room::Unknown;
+            if self.shutdown.is_some() && self.queue.is_empty() {
                 self.phase = Phase::Stopped;
                 out.push(Effect::Stopped);
             }
         }
     }
 
+    /// Loads, once there is known to be room.
+    fn start(&mut self, now: Moment, out: &mut Vec<Effect>) {
+        match self.room {
+            Room::Unknown if self.policy.accounted => {
+                self.room = Room::Asked;
+                out.push(Effect::Measure);
+            }
+            Room::Asked | Room::Short(_) => {}
+            Room::Unknown | Room::Enough => {
+                self.room = Room::Unknown;
+                self.generation += 1;
+                self.phase = Phase::Loading { since: now };
+                out.push(Effect::StartRunner { generation: self.generation });
+            }
+        }
+    }
+
+    /// A queue before a model that is there moves; patience is for one that is not.
+    fn end_patience(&mut self, now: Moment, out: &mut Vec<Effect>) {
+        if self.is_ready() {
+            return;
+        }
+        let why = match (self.hold_until, self.room) {
+            (Some(_), _) => Cold::Held,
+            (None, Room::Short(memory)) => Cold::NoRoom(memory),
+            (None, _) => Cold::Loading,
+        };
+        let held = self.hold_until.map(|until| until.since(now));
+        let retry_after = held.unwrap_or(COLD_RETRY).clamp(Duration::from_secs(1), RETRY_AFTER_MAX);
+        self.queue.retain(|waiting| {
+            let over = waiting.until.is_some_and(|until| now >= until);
+            if over {
+                let refusal = Refusal::ColdHold { waited: now.since(waiting.since), why, retry_after };
+                out.push(Effect::Refuse { lease: waiting.lease, refusal });
+            }
+            !over
+        });
+    }
+
     /// At the deadline nobody is waited for any more; without anybody left, not until then.
     fn enforce_shutdown(&mut self, now: Moment, out: &mut Vec<Effect>) {
+        if self.shutdown.is_some() {
+            // Nobody will look at the proof.
+            self.reclaimed(now, None, out);
+        }
         let Some(shutdown) = &mut self.shutdown else { return };
         if now >= shutdown.deadline && !shutdown.forced {
             shutdown.forced = true;

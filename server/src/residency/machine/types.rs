@@ -75,6 +75,9 @@ pub struct Policy {
     pub backoff_max: Duration,
     /// How long an unload waits for what is in flight when its command does not say.
     pub drain: Duration,
+    /// The model takes memory of a device that is measured: none is loaded without room, and an unload is complete
+    /// when the memory has come back.
+    pub accounted: bool,
 }
 
 impl Default for Policy {
@@ -86,6 +89,7 @@ impl Default for Policy {
             backoff_first: Duration::from_secs(1),
             backoff_max: Duration::from_secs(60),
             drain: Duration::from_secs(30),
+            accounted: false,
         }
     }
 }
@@ -161,12 +165,66 @@ impl fmt::Display for Loss {
     }
 }
 
+/// The device's memory, measured for the next load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Free, less what other loads in progress will take; `None`: nobody can tell, and that forbids nothing.
+    pub available_bytes: Option<u64>,
+    /// What the model needs and what must stay free beside it.
+    pub demand_bytes: u64,
+}
+
+impl DeviceMemory {
+    pub fn has_room(&self) -> bool {
+        self.available_bytes.is_none_or(|available| available >= self.demand_bytes)
+    }
+}
+
+/// What an unload gave back, as the device's figures prove it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// What the model held before it left.
+    pub vram_before_bytes: u64,
+    /// How much of it is back.
+    pub reclaimed_bytes: u64,
+    /// How much is not.
+    pub residual_bytes: u64,
+    /// What others took meanwhile.
+    pub taken_bytes: u64,
+    pub verdict: Verdict,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All of it is back.
+    Returned,
+    /// All of it is back, and others took some.
+    Taken,
+    /// Some is not back although the process is gone.
+    Residual,
+    /// Less is free than should be, and no list says who holds it.
+    Unattributed,
+}
+
+impl Verdict {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Returned => "returned",
+            Self::Taken => "taken",
+            Self::Residual => "residual",
+            Self::Unattributed => "unattributed",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A request wants the model. `again`: its runner was lost under it; it has waited its turn already.
+    /// A request wants the model. `again`: its runner was lost under it; it has waited its turn already. `patience`: how
+    /// long it waits for a model that is not in memory; `None`: as long as it takes.
     Arrive {
         lease: LeaseId,
         again: bool,
+        patience: Option<Duration>,
     },
     /// A request has ended, whether it was waiting or holding.
     End {
@@ -184,9 +242,28 @@ pub enum Event {
     Loaded {
         generation: u64,
     },
+    /// `out_of_memory`: the device had too little, whatever was measured before.
     LoadFailed {
         generation: u64,
         cause: String,
+        out_of_memory: bool,
+    },
+    /// The answer to [`Effect::Measure`], and news while the model waits for memory.
+    Memory {
+        memory: DeviceMemory,
+    },
+    /// The other answer: it can never fit.
+    NeverFits {
+        cause: String,
+    },
+    /// Work failed because the device had too little memory.
+    OutOfMemory {
+        generation: u64,
+    },
+    /// The answer to [`Effect::Reclaim`]; `None`: nothing could be measured.
+    Reclaimed {
+        generation: u64,
+        memory: Option<Reclaimed>,
     },
     /// The runner is useless. [`Event::Exited`] follows when it is reaped.
     RunnerLost {
@@ -211,6 +288,12 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
+    /// Look whether the device has room: [`Event::Memory`] or [`Event::NeverFits`] must follow.
+    Measure,
+    /// The runner is reaped. See its memory come back, for a bounded time: [`Event::Reclaimed`] must follow.
+    Reclaim {
+        generation: u64,
+    },
     /// Start a runner and load the model.
     StartRunner {
         generation: u64,
@@ -271,6 +354,12 @@ pub enum Refusal {
         cause: String,
         retry_after: Duration,
     },
+    /// Its patience ended before the model was there.
+    ColdHold {
+        waited: Duration,
+        why: Cold,
+        retry_after: Duration,
+    },
     /// Loaded again since the command was decided.
     GenerationChanged,
     /// An unload asked for a pause.
@@ -278,6 +367,29 @@ pub enum Refusal {
         retry_after: Duration,
     },
     ShuttingDown,
+}
+
+/// Why a model that is wanted is not there yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cold {
+    Loading,
+    /// The device has no room for it.
+    NoRoom(DeviceMemory),
+    /// Whoever unloaded it wants it to stay away for a while.
+    Held,
+}
+
+impl fmt::Display for Cold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loading => f.write_str("it is still loading"),
+            Self::Held => f.write_str("it was unloaded to make room and stays away for a while"),
+            Self::NoRoom(DeviceMemory { available_bytes, demand_bytes }) => {
+                let available = available_bytes.unwrap_or_default();
+                write!(f, "its device has {available} bytes free and it needs {demand_bytes}")
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,6 +400,10 @@ pub struct UnloadReport {
     pub drain: Duration,
     /// From there until the runner was reaped.
     pub exit: Duration,
+    /// From there until its memory was back, or nobody waited any longer.
+    pub settle: Duration,
+    /// `None`: its device is not measured.
+    pub memory: Option<Reclaimed>,
 }
 
 /// What metrics want to know.
@@ -301,6 +417,11 @@ pub enum Count {
         reason: UnloadReason,
         total: Duration,
     },
+    Reclaimed {
+        memory: Reclaimed,
+        took: Duration,
+    },
+    OutOfMemory,
     UnloadRefused(UnloadRefusal),
     RunnerLost(LossCause),
     Interarrival(Duration),

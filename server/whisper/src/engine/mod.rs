@@ -31,6 +31,7 @@ use ort::{session::Session, value::TensorElementType};
 
 use crate::{
     checkpoint::{Config, SpecialTokens},
+    cuda::{self, CudaError},
     graph::Precision,
     model_dir::{ALIGN, DECODER, ENCODER, Manifest, ModelDir, TOKENIZER},
     runtime::{self, RuntimeError},
@@ -63,6 +64,8 @@ pub struct EngineOptions {
     pub prepack: bool,
     /// Windows that are held at the same time, and so the jobs that make progress at the same time; at least 1.
     pub max_batch: usize,
+    /// Of the device, for each session's arena; `None`: as much as there is.
+    pub memory_limit_bytes: Option<u64>,
 }
 
 /// Rows of beams and candidates for each window of a batch: enough for the usual five.
@@ -83,6 +86,8 @@ pub enum LoadError {
     Runtime(#[from] RuntimeError),
     #[error("opening {graph} failed: {source}")]
     Session { graph: &'static str, source: ort::Error },
+    #[error("CUDA cannot be used: {missing}")]
+    Cuda { missing: CudaError, source: ort::Error },
     #[error("a thread could not be started: {0}")]
     Thread(#[from] io::Error),
     #[error("preparing the buffers failed: {0}")]
@@ -117,7 +122,7 @@ impl Engine {
         let open = |graph: &'static str, prepack: bool| {
             let started = Instant::now();
             let session = session::open(&environment, &model.file(graph), options, prepack)
-                .map_err(|source| LoadError::Session { graph, source })?;
+                .map_err(|source| explain(graph, source, options.device))?;
             Ok::<_, LoadError>((session, started.elapsed().as_secs_f64()))
         };
         let (encoder, decoder) = thread::scope(|scope| {
@@ -190,6 +195,17 @@ impl Engine {
     pub fn hidden(&self, mel: Vec<f32>) -> Result<Vec<f32>, ort::Error> {
         self.shared.line.hidden(mel)
     }
+}
+
+/// What ONNX Runtime says of CUDA is that it does not work; what is missing has to be looked for.
+fn explain(graph: &'static str, source: ort::Error, device: Device) -> LoadError {
+    if let Device::Cuda { index } = device
+        && let Ok(library) = runtime::library()
+        && let Err(missing) = cuda::probe(&library, index)
+    {
+        return LoadError::Cuda { missing, source };
+    }
+    LoadError::Session { graph, source }
 }
 
 fn owner(

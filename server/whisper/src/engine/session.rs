@@ -24,14 +24,20 @@ pub fn open(
         .with_optimization_level(GraphOptimizationLevel::Disable)?
         .with_intra_threads(options.threads)?
         .with_prepacking(prepack)?;
-    on_device(builder, options.device)?.commit_from_file(graph)
+    on_device(builder, options)?.commit_from_file(graph)
 }
 
-fn on_device(builder: SessionBuilder, device: Device) -> Result<SessionBuilder, ort::Error> {
-    match device {
+fn on_device(builder: SessionBuilder, options: &EngineOptions) -> Result<SessionBuilder, ort::Error> {
+    match options.device {
         Device::Cpu => Ok(builder),
         Device::Cuda { index } => {
-            let provider = ep::CUDA::default()
+            let mut provider = ep::CUDA::default();
+            if let Some(limit) = options.memory_limit_bytes.and_then(|limit| usize::try_from(limit).ok()) {
+                provider = provider.with_memory_limit(limit);
+            }
+            // The arena takes what is asked for instead of the next power of two, and the first convolution is not
+            // found out by trying every kernel.
+            let provider = provider
                 .with_device_id(index)
                 .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
                 .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic)

@@ -18,8 +18,9 @@ use symphonia::core::{
 };
 use tempfile::TempDir;
 
+/// `HUSH_TEST_ROOT`: where the fixtures are on a machine that did not build this.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    env::var_os("HUSH_TEST_ROOT").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."), PathBuf::from)
 }
 
 pub fn fixture(path: &str) -> PathBuf {
@@ -58,8 +59,16 @@ pub fn start_runtime() {
 pub fn batched(precision: Precision, max_batch: usize) -> Engine {
     start_runtime();
     // The tests run side by side.
-    let options = EngineOptions { device: Device::Cpu, threads: 1, prepack: false, max_batch };
+    let options = EngineOptions { device: device(), threads: 1, prepack: false, max_batch, memory_limit_bytes: None };
     Engine::load(&model(precision), &options, &mut LoadTimings::default()).unwrap()
+}
+
+/// `HUSH_TEST_CUDA=N` runs the engine's tests on that GPU, as `make test-gpu` does.
+fn device() -> Device {
+    match env::var("HUSH_TEST_CUDA") {
+        Ok(index) => Device::Cuda { index: index.parse().unwrap() },
+        Err(_) => Device::Cpu,
+    }
 }
 
 /// Samples of a 16 kHz mono recording.

@@ -1,0 +1,80 @@
+//! Where the models of a server may run. Looked at once: trying CUDA takes seconds.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::env::Env;
+use super::ort_lib::Placement;
+use super::settings::{ServeSettings, SettingError};
+use super::values::DeviceChoice;
+use super::{cuda, ort_lib};
+use crate::gpu::{Accounts, GpuRef, Needs, Sampler, SamplerSettings};
+use crate::metrics::Metrics;
+
+/// The ground that models stand on. Cheap to clone.
+#[derive(Clone)]
+pub struct Ground {
+    pub library: PathBuf,
+    env: Env,
+    /// What `auto` means here.
+    auto: Placement,
+    /// Instead of the device that a model runs on ([`super::settings::MemorySettings::account_gpu`]).
+    account_gpu: Option<GpuRef>,
+    /// What runners inherit, so that all of them count the GPUs alike.
+    pub runner_env: Vec<(OsString, OsString)>,
+}
+
+/// Where one model runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    pub asked: DeviceChoice,
+    pub placement: Placement,
+    /// As its runner counts.
+    pub device: String,
+    /// As NVML calls it; `None`: no GPU.
+    pub gpu: Option<GpuRef>,
+}
+
+impl Ground {
+    pub fn survey(settings: &ServeSettings, env: &Env, program: &Path, library: PathBuf) -> Result<Self, SettingError> {
+        let auto = ort_lib::placement(DeviceChoice::Auto, Some(&library), || cuda::probe(program, &library, 0));
+        let account_gpu = settings.memory.account_gpu;
+        let mut ground = Self { library, env: env.clone(), auto, account_gpu, runner_env: Vec::new() };
+        ground.runner_env = cuda::Seat::of(ground.placement(settings.engine.device).device, env)?.env;
+        Ok(ground)
+    }
+
+    pub fn placement(&self, choice: DeviceChoice) -> Placement {
+        match choice {
+            DeviceChoice::Auto => self.auto.clone(),
+            named => ort_lib::placement(named, Some(&self.library), || Ok(())),
+        }
+    }
+
+    /// Refuses a device that only runners with another environment would see.
+    pub fn site(&self, asked: DeviceChoice) -> Result<Site, SettingError> {
+        let placement = self.placement(asked);
+        let seat = cuda::Seat::of(placement.device, &self.env)?;
+        if let Some((name, _)) = seat.env.iter().find(|entry| !self.runner_env.contains(entry)) {
+            let name = name.to_string_lossy();
+            return Err(SettingError::Combination(format!(
+                "device `{asked}` needs {name} of its own, and all models of a server share one environment; name the GPU \
+                 by its number, or give its model a server of its own"
+            )));
+        }
+        Ok(Site { asked, placement, device: seat.device, gpu: self.account_gpu.or(seat.gpu) })
+    }
+}
+
+/// The GPUs are looked at also where no model runs on one: what is free there is worth knowing.
+pub fn accounts(settings: &ServeSettings, expected: bool, metrics: &Arc<Metrics>) -> std::io::Result<Accounts> {
+    let memory = &settings.memory;
+    let sampler = Sampler::start(SamplerSettings {
+        library: memory.nvml_lib.clone(),
+        interval: memory.sample_interval,
+        expected: expected || memory.nvml_lib.is_some(),
+    })?;
+    let needs = Needs::open(&settings.models_dir);
+    Ok(Accounts::start(sampler, needs, Arc::clone(metrics), memory.headroom_bytes, memory.reclaim_timeout))
+}

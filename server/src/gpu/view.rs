@@ -1,0 +1,69 @@
+//! What a look at the GPUs has shown: plain data.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::uuid::GpuUuid;
+
+/// The GPUs at one moment; where MIG is on, its instances instead of the GPU.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Grows with each look.
+    pub sequence: u64,
+    /// When the look began: whatever happened before is in it.
+    pub begun: Instant,
+    /// Why NVML itself did not answer.
+    pub fault: Option<String>,
+    pub driver: Option<String>,
+    /// Also those that answer no more, with their last figures.
+    pub devices: Vec<Device>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub uuid: String,
+    /// Of the GPU, as NVML counts.
+    pub index: u32,
+    pub name: String,
+    pub memory: Memory,
+    /// Bytes by process, as NVML numbers them; `None`: the driver does not tell.
+    pub processes: Option<BTreeMap<u32, u64>>,
+    /// When these figures were read.
+    pub taken: Instant,
+    /// Why they are not read any more.
+    pub fault: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub total_bytes: u64,
+    /// By processes; what the driver keeps for itself is neither used nor free.
+    pub used_bytes: u64,
+    pub free_bytes: u64,
+}
+
+/// How a setting names a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuRef {
+    /// As NVML counts.
+    Index(u32),
+    Uuid(GpuUuid),
+}
+
+impl View {
+    pub fn nothing() -> Self {
+        Self { sequence: 0, begun: Instant::now(), fault: None, driver: None, devices: Vec::new() }
+    }
+
+    pub fn find(&self, gpu: GpuRef) -> Option<&Device> {
+        self.devices.iter().find(|device| match gpu {
+            GpuRef::Index(index) => device.index == index,
+            GpuRef::Uuid(uuid) => device.uuid == uuid.to_string(),
+        })
+    }
+
+    /// A device whose figures are good enough to decide by.
+    pub fn current(&self, gpu: GpuRef, age_max: Duration) -> Option<&Device> {
+        self.find(gpu).filter(|device| device.fault.is_none() && device.taken.elapsed() <= age_max)
+    }
+}
