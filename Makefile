@@ -31,7 +31,7 @@ export CMAKE := $(abspath $(PACKAGES)/cmake/data/bin/cmake)
 TOOLS := $(CMAKE)
 endif
 
-.PHONY: help build run ort models test lint licences bench clean
+.PHONY: help build run ort vad models test lint licences bench clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,13 +39,16 @@ help: ## Say what there is
 build: $(TOOLS) ## Build hush-server (PROFILE=dev for a debug build)
 	$(CARGO) build --locked --profile $(PROFILE) --package hush-server
 
-run: build ort models ## Serve the bundled model (LISTEN=, OPS_LISTEN=, IDLE_TIMEOUT=, ARGS=)
+run: build ort vad models ## Serve the bundled model (LISTEN=, OPS_LISTEN=, IDLE_TIMEOUT=, ARGS=)
 	exec $(HUSH) serve --model hush-tiny --models-dir $(MODELS) --ort-lib $(ORT_LIB) \
 	    $(if $(LISTEN),--listen $(LISTEN)) $(if $(OPS_LISTEN),--ops-listen $(OPS_LISTEN)) \
 	    $(if $(IDLE_TIMEOUT),--idle-timeout $(IDLE_TIMEOUT)) $(ARGS)
 
 ort: ## Fetch ONNX Runtime's library into .hush/lib
 	$(PYTHON) scripts/fetch-onnxruntime $(LOCAL)/lib
+
+vad: ## Fetch Silero's model for voice activity detection into .hush/lib
+	$(PYTHON) scripts/fetch-vad $(LOCAL)/lib
 
 models: $(INSTALLED) ## Install the bundled model into .hush/models
 
@@ -65,7 +68,7 @@ $(PACKAGES)/.bench: tests/bench/requirements.txt
 	touch $@
 
 test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
-test: $(TOOLS) ort $(PACKAGES)/.tests ## Run every test
+test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(CARGO) build --locked --package hush-server
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
 

@@ -50,6 +50,48 @@ fn several_files_go_into_a_folder() -> Result<()> {
     Ok(())
 }
 
+/// A call of `transcribe` that succeeds; what it writes.
+fn transcribed(options: &[&str], audio: &str) -> Result<String> {
+    let (models, file) = (path(&fixtures::models_dir("int8")?), path(&fixtures::fixture("audio").join(audio)));
+    let args = [&["transcribe", "--models-dir", &models, "--model", "hush-tiny"], options, &[&file]].concat();
+    let output = hush(&args)?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+fn words_make_subtitles() -> Result<()> {
+    let json: serde_json::Value =
+        serde_json::from_str(&transcribed(&["--word-timestamps", "--output", "json"], "en-1.wav")?)?;
+    let words: Vec<_> = json["segments"][0]["words"].as_array().into_iter().flatten().collect();
+    assert_eq!(words.iter().filter_map(|word| word["word"].as_str()).collect::<String>(), " Clean the light.");
+    let srt = transcribed(&["--word-timestamps", "--max-words-per-line", "1", "--output", "srt"], "en-1.wav")?;
+    assert_eq!(srt.matches(" --> ").count(), 3, "{srt}");
+    assert!(srt.contains("\nClean\n") && srt.contains("\nlight.\n"), "{srt}");
+    let lit = transcribed(&["--word-timestamps", "--highlight-words", "--output", "vtt"], "en-1.wav")?;
+    assert!(lit.contains("Clean <u>the</u> light."), "{lit}");
+    Ok(())
+}
+
+#[test]
+fn noise_is_not_listened_to() -> Result<()> {
+    assert_eq!(transcribed(&["--vad-filter", "--output", "srt"], "noise.flac")?, "");
+    let srt = transcribed(&["--vad-filter", "--language", "es", "--output", "srt"], "pauses-es.flac")?;
+    // The last phrase begins 55 s into the file, behind 40 s of pauses.
+    let last = srt.lines().rev().find(|line| line.contains(" --> ")).unwrap_or_default();
+    assert!(last.starts_with("00:00:5"), "{srt}");
+    Ok(())
+}
+
+#[test]
+fn a_missing_model_for_voice_activity_is_told_before_anything_else() -> Result<()> {
+    let file = path(&fixtures::fixture("audio/en-1.wav"));
+    let output = hush(&["transcribe", "--vad-filter", "--vad-model", "/nowhere/vad.onnx", &file])?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("/nowhere/vad.onnx") && error.contains("silero-vad"), "{error}");
+    Ok(())
+}
+
 #[test]
 fn a_missing_model_names_the_command_that_installs_it() -> Result<()> {
     let empty = tempfile::tempdir()?;

@@ -41,6 +41,45 @@ fn subtitles_have_the_headers_and_the_shape_of_the_peer() -> Result<()> {
 }
 
 #[test]
+fn words_are_in_json_and_subtitles_are_made_of_them() -> Result<()> {
+    let server = Server::start(&[])?;
+    let answer = server.asr("?output=json&language=en&word_timestamps=true", "en-1.wav")?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let json = answer.json()?;
+    let words = json["segments"][0]["words"].as_array().context("no words")?;
+    assert_eq!(
+        words.iter().filter_map(|word| word["word"].as_str()).collect::<Vec<_>>(),
+        [" Clean", " the", " light."]
+    );
+    for word in words {
+        let number = |key: &str| word[key].as_f64().context("no number");
+        assert!(number("start")? < number("end")? && (0.0..=1.0).contains(&number("probability")?), "{word}");
+    }
+    let query = "?output=srt&language=en&word_timestamps=true&max_words_per_line=1";
+    let answer = server.asr(query, "en-1.wav")?;
+    assert_eq!(answer.text().matches(" --> ").count(), 3, "{}", answer.text());
+    assert!(answer.text().contains("\nlight.\n\n"), "{}", answer.text());
+    Ok(())
+}
+
+#[test]
+fn only_what_is_spoken_is_listened_to() -> Result<()> {
+    let server = Server::start(&[])?;
+    let answer = server.asr("?output=json&language=es&vad_filter=true", "pauses-es.flac")?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let json = answer.json()?;
+    let segments = json["segments"].as_array().context("no segments")?;
+    let said = parity("pauses-es")?["said"].as_array().context("nothing said")?.clone();
+    let last = |of: &[Value], key: &str| of.last().and_then(|last| last[key].as_f64()).unwrap_or_default();
+    assert!((last(segments, "end") - last(&said, "end")).abs() < 1.5, "{json}");
+    for file in ["silence.flac", "noise.flac"] {
+        let answer = server.asr("?output=txt&language=en&vad_filter=true", file)?;
+        assert_eq!((answer.status, answer.text().as_str()), (200, ""), "{file}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_long_recording_is_transcribed_to_its_end_and_twice_the_same() -> Result<()> {
     let server = Server::start(&[])?;
     // 51 s and 80 s: the small model is unsure of both, so windows fall back to higher temperatures.

@@ -21,13 +21,17 @@ pub async fn asr(
     let (head, body) = request.into_parts();
     let (query, upload) = state.receive(&head.headers, body, AsrQuery::parse(&pairs)).await?;
     let file_name = format!("{}.{}", quote(&upload.file_name), quote_unprintable(&query.output));
+    if query.options.vad.is_some() && !state.config.has_vad {
+        return Err(ApiError::NoVad);
+    }
     let format = format(&query.output, state.config.json_shape);
+    let words = query.words(state.config.json_shape);
     let pcm = state.decode(upload, query.encode).await?;
     let Transcription { transcript, segments } = state.speech.transcribe(pcm, query.options).await?;
     let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[state.speech.model()]);
     audio_seconds.inc_by(transcript.duration_seconds.max(0.0));
     let unwritten = |error| ApiError::Internal(format!("a transcript could not be written: {error}"));
-    let mut writer = Writer::new(format, Vec::new()).map_err(unwritten)?;
+    let mut writer = Writer::with_words(format, words, Vec::new()).map_err(unwritten)?;
     for segment in segments {
         writer.segment(segment).map_err(unwritten)?;
     }

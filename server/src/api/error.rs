@@ -4,6 +4,7 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hush_whisper::vad::VadError;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -38,6 +39,17 @@ impl FieldError {
 
     pub fn int_parsing(name: &'static str, given: &str) -> Self {
         Self::query("int_parsing", name, "Input should be a valid integer, unable to parse string as an integer", given)
+    }
+
+    pub fn at_least_one(name: &'static str, given: &str) -> Self {
+        let error = Self::query("greater_than_equal", name, "Input should be greater than or equal to 1", given);
+        Self { ctx: Some(json!({"ge": 1})), ..error }
+    }
+
+    /// An option of subtitles that are made of words.
+    pub fn needs_words(name: &'static str, given: &str) -> Self {
+        let error = Self::query("value_error", name, "Value error, needs word_timestamps=true", given);
+        Self { ctx: Some(json!({"error": {}})), ..error }
     }
 
     /// As pydantic refuses a value that is not in an enum.
@@ -117,6 +129,9 @@ pub enum ApiError {
     Audio(#[from] AudioError),
     #[error(transparent)]
     Job(#[from] JobError),
+    /// The operator has not installed what `vad_filter=true` needs.
+    #[error("vad_filter: {}", VadError::NoModel)]
+    NoVad,
     /// A defect of this server.
     #[error("{0}")]
     Internal(String),
@@ -143,7 +158,7 @@ impl ApiError {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Job(JobError::Overdue { .. }) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Job(JobError::Invalid(_)) => StatusCode::BAD_REQUEST,
+            Self::Job(JobError::Invalid(_)) | Self::NoVad => StatusCode::BAD_REQUEST,
             Self::Audio(_) | Self::Job(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

@@ -43,6 +43,8 @@ pub struct ApiConfig {
     pub concurrent_decodes: usize,
     /// Who may use the API; `None`: everybody.
     pub keys: Option<KeyFile>,
+    /// Whether runners have the model for `vad_filter`.
+    pub has_vad: bool,
 }
 
 impl Default for ApiConfig {
@@ -54,6 +56,7 @@ impl Default for ApiConfig {
             decode: DecodeOptions::default(),
             concurrent_decodes: 2 * cores,
             keys: None,
+            has_vad: false,
         }
     }
 }

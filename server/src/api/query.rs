@@ -3,9 +3,10 @@
 //! Unknown parameters are ignored, the last of several wins, and all faults are reported at once, in the order in
 //! which the peer declares its parameters.
 
-use hush_whisper::{Task, TranscribeOptions, language};
+use hush_whisper::{Task, TranscribeOptions, VadOptions, language};
 
 use super::error::FieldError;
+use crate::format::{JsonShape, Layout, Words};
 
 /// What the query of `/asr` asks for.
 #[derive(Debug, PartialEq)]
@@ -13,6 +14,8 @@ pub struct AsrQuery {
     /// `false`: the file is raw 16-bit mono 16 kHz.
     pub encode: bool,
     pub options: TranscribeOptions,
+    /// How subtitles are laid out, where the query says.
+    pub layout: Option<Layout>,
     /// As given: it also ends the name of the answer's file.
     pub output: String,
 }
@@ -20,26 +23,62 @@ pub struct AsrQuery {
 type Pairs = [(String, String)];
 
 impl AsrQuery {
-    /// All faults, or what was asked. `vad_filter`, `word_timestamps`, `diarize`, `min_speakers` and `max_speakers`
-    /// are checked and then ignored, as the peer's engines ignore those that they do not have.
+    /// All faults, or what was asked. `diarize`, `min_speakers` and `max_speakers` are checked and then ignored, as the
+    /// peer's engines ignore those that they do not have.
     pub fn parse(pairs: &Pairs) -> Result<Self, Vec<FieldError>> {
         let mut faults = Vec::new();
         let encode = boolean(pairs, "encode", true, &mut faults);
         let task = task(pairs, &mut faults);
         let language = language(pairs, &mut faults);
-        boolean(pairs, "vad_filter", false, &mut faults);
-        boolean(pairs, "word_timestamps", false, &mut faults);
+        let vad = boolean(pairs, "vad_filter", false, &mut faults);
+        // Unknown to the peer.
+        let parallel = boolean(pairs, "vad_parallel", false, &mut faults);
+        let vad = (vad || parallel).then(|| VadOptions { parallel, ..VadOptions::default() });
+        let word_timestamps = boolean(pairs, "word_timestamps", false, &mut faults);
         boolean(pairs, "diarize", false, &mut faults);
         integer(pairs, "min_speakers", &mut faults);
         integer(pairs, "max_speakers", &mut faults);
+        let layout = layout(pairs, word_timestamps, &mut faults);
         if !faults.is_empty() {
             return Err(faults);
         }
         let initial_prompt = last(pairs, "initial_prompt").filter(|prompt| !prompt.is_empty()).map(str::to_owned);
         let output = last(pairs, "output").unwrap_or("txt").to_owned();
-        let options = TranscribeOptions { task, language, initial_prompt, ..TranscribeOptions::default() };
-        Ok(Self { encode, options, output })
+        let options =
+            TranscribeOptions { task, language, initial_prompt, word_timestamps, vad, ..TranscribeOptions::default() };
+        Ok(Self { encode, options, layout, output })
     }
+
+    /// What becomes of words: as the query says, else as the peer's engine of this shape does it.
+    pub fn words(&self, shape: JsonShape) -> Words {
+        match (self.layout, shape) {
+            _ if !self.options.word_timestamps => Words::Without,
+            (Some(layout), _) => Words::LaidOut(layout),
+            (None, JsonShape::OpenAiWhisper) => Words::LaidOut(Layout::PEER),
+            (None, JsonShape::FasterWhisper) => Words::Plain,
+        }
+    }
+}
+
+/// The options of openai/whisper's own subtitles, which the peer does not have. They need words.
+fn layout(pairs: &Pairs, word_timestamps: bool, faults: &mut Vec<FieldError>) -> Option<Layout> {
+    let layout = Layout {
+        highlight_words: boolean(pairs, "highlight_words", false, faults),
+        max_line_width: positive(pairs, "max_line_width", faults),
+        max_line_count: positive(pairs, "max_line_count", faults),
+        max_words_per_line: positive(pairs, "max_words_per_line", faults),
+    };
+    if layout == Layout::default() {
+        return None;
+    }
+    if !word_timestamps {
+        for name in ["highlight_words", "max_line_width", "max_line_count", "max_words_per_line"] {
+            if let Some(given) = last(pairs, name).filter(|_| name != "highlight_words" || layout.highlight_words) {
+                faults.push(FieldError::needs_words(name, given));
+            }
+        }
+    }
+    Some(layout)
 }
 
 /// The one parameter of `/detect-language`.
@@ -65,12 +104,27 @@ fn boolean(pairs: &Pairs, name: &'static str, default: bool, faults: &mut Vec<Fi
     }
 }
 
-fn integer(pairs: &Pairs, name: &'static str, faults: &mut Vec<FieldError>) {
-    if let Some(given) = last(pairs, name)
-        && !is_integer(given)
-    {
+/// The number as text, if it is one.
+fn integer<'a>(pairs: &'a Pairs, name: &'static str, faults: &mut Vec<FieldError>) -> Option<&'a str> {
+    let given = last(pairs, name)?;
+    if !is_integer(given) {
         faults.push(FieldError::int_parsing(name, given));
+        return None;
     }
+    Some(given)
+}
+
+/// A number of at least 1. What is too large for a computer is no limit.
+fn positive(pairs: &Pairs, name: &'static str, faults: &mut Vec<FieldError>) -> Option<usize> {
+    let given = integer(pairs, name, faults)?;
+    let whole = given.trim().split('.').next().unwrap_or_default();
+    let digits: String = whole.chars().filter(char::is_ascii_digit).collect();
+    let digits = digits.trim_start_matches('0');
+    if digits.is_empty() || whole.starts_with('-') {
+        faults.push(FieldError::at_least_one(name, given));
+        return None;
+    }
+    Some(digits.parse().unwrap_or(usize::MAX))
 }
 
 /// A sign, digits with single underscores between them, and a fraction of zeros at most.
@@ -116,7 +170,8 @@ mod tests {
     #[test]
     fn defaults_are_the_peers() {
         let query = parse(&[("zzz", "1")]).unwrap();
-        assert_eq!(query, AsrQuery { encode: true, options: TranscribeOptions::default(), output: "txt".to_owned() });
+        let options = TranscribeOptions::default();
+        assert_eq!(query, AsrQuery { encode: true, options, layout: None, output: "txt".to_owned() });
     }
 
     #[test]
@@ -132,6 +187,49 @@ mod tests {
         }
         assert_eq!(parse(&[("language", "")]).unwrap().options.language, None);
         assert_eq!(parse(&[("language", "zz")]), Err(vec![FieldError::language("zz")]));
+    }
+
+    #[test]
+    fn words_are_laid_out_as_the_peer_s_engines_do_it_or_as_asked() {
+        assert_eq!(parse(&[]).unwrap().words(JsonShape::OpenAiWhisper), Words::Without);
+        let words = ("word_timestamps", "true");
+        let query = parse(&[words]).unwrap();
+        assert!(query.options.word_timestamps);
+        assert_eq!(query.words(JsonShape::OpenAiWhisper), Words::LaidOut(Layout::PEER));
+        assert_eq!(query.words(JsonShape::FasterWhisper), Words::Plain);
+        let query =
+            parse(&[words, ("max_line_width", "42"), ("max_line_count", "2"), ("highlight_words", "on")]).unwrap();
+        let layout = Layout {
+            highlight_words: true,
+            max_line_width: Some(42),
+            max_line_count: Some(2),
+            max_words_per_line: None,
+        };
+        for shape in [JsonShape::OpenAiWhisper, JsonShape::FasterWhisper] {
+            assert_eq!(query.words(shape), Words::LaidOut(layout));
+        }
+    }
+
+    #[test]
+    fn a_layout_needs_words_and_sizes() {
+        assert_eq!(parse(&[("max_line_width", "42")]), Err(vec![FieldError::needs_words("max_line_width", "42")]));
+        assert!(parse(&[("highlight_words", "false")]).is_ok());
+        let words = ("word_timestamps", "1");
+        for wrong in ["0", "-3", "0.0"] {
+            let fault = FieldError::at_least_one("max_words_per_line", wrong);
+            assert_eq!(parse(&[words, ("max_words_per_line", wrong)]), Err(vec![fault]));
+        }
+        assert!(parse(&[words, ("max_line_count", "two")]).is_err());
+        let huge = parse(&[words, ("max_line_width", "99999999999999999999999")]).unwrap();
+        assert_eq!(huge.layout.and_then(|layout| layout.max_line_width), Some(usize::MAX));
+    }
+
+    #[test]
+    fn voice_activity_is_detected_when_asked() {
+        assert_eq!(parse(&[("vad_filter", "true")]).unwrap().options.vad, Some(VadOptions::default()));
+        assert_eq!(parse(&[("vad_filter", "0")]).unwrap().options.vad, None);
+        let parallel = Some(VadOptions { parallel: true, ..VadOptions::default() });
+        assert_eq!(parse(&[("vad_parallel", "1")]).unwrap().options.vad, parallel);
     }
 
     #[test]

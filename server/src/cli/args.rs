@@ -81,6 +81,13 @@ pub struct EngineArgs {
     #[arg(long, value_name = "PATH")]
     pub ort_lib: Option<PathBuf>,
 
+    /// Silero's model for voice activity detection, which requests with vad_filter need.
+    ///
+    /// Default: silero_vad.onnx beside ONNX Runtime's library, beside this program or in ../lib of it; without it such
+    /// requests are refused with an error that says so.
+    #[arg(long, value_name = "PATH")]
+    pub vad_model: Option<PathBuf>,
+
     /// The ffmpeg program, used for audio and video that the built-in decoders cannot read.
     ///
     /// Default: ffmpeg in PATH; without it such files are refused with an error that says so.
@@ -353,6 +360,48 @@ pub struct TranscribeArgs {
     /// unlikely.
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
+
+    /// Find out when each word is spoken: words in json, subtitles made of words.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Words and subtitles"
+    )]
+    pub word_timestamps: Option<Switch>,
+
+    /// In srt and vtt, underline each word while it is spoken. Needs --word-timestamps.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Words and subtitles"
+    )]
+    pub highlight_words: Option<Switch>,
+
+    /// Characters in a line of a subtitle. Needs --word-timestamps.
+    #[arg(long, value_name = "N", help_heading = "Words and subtitles")]
+    pub max_line_width: Option<usize>,
+
+    /// Lines in a subtitle; takes effect with --max-line-width. Needs --word-timestamps.
+    #[arg(long, value_name = "N", help_heading = "Words and subtitles")]
+    pub max_line_count: Option<usize>,
+
+    /// Words in a subtitle; no effect with both of the above. Needs --word-timestamps.
+    #[arg(long, value_name = "N", help_heading = "Words and subtitles")]
+    pub max_words_per_line: Option<usize>,
+
+    /// Listen only where somebody speaks (voice activity detection).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub vad_filter: Option<Switch>,
+
+    /// As --vad-filter, and stretches of up to 30 s are transcribed side by side, each without the text before it.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub vad_parallel: Option<Switch>,
 
     /// Shape of the json format, after the engines of whisper-asr-webservice: openai_whisper or faster_whisper.
     ///

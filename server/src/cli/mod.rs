@@ -18,6 +18,7 @@ mod security;
 pub mod serve;
 pub mod settings;
 pub mod transcribe;
+pub mod vad_model;
 pub mod values;
 
 use std::ffi::OsString;

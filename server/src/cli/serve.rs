@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hush_whisper::runtime;
+use hush_whisper::{runtime, vad};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use super::install::find_or_install;
 use super::resolve::{self, Resolved, Store};
 use super::settings::ServeSettings;
 use super::values::{AsrEngine, Device, Residency};
-use super::{log, ort_lib, security};
+use super::{log, ort_lib, security, vad_model};
 use crate::admin::{self, AdminState};
 use crate::api::{ApiConfig, ApiState, ServedModel, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
@@ -42,12 +42,15 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     }
     let program = std::env::current_exe().context("finding this program")?;
     let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
+    let vad_model = vad_model::find(settings.engine.vad_model.as_deref(), &library, &program)?;
+    let has_vad = vad_model.is_some();
     let device = ort_lib::device(settings.engine.device, Some(&library));
     let models = find_models(settings, env, device)?;
     let model_dir = models.first().map(|model| model.dir.clone()).unwrap_or_default();
     let served = models.iter().map(|model| model_settings(settings, device, model)).collect();
     let mut runners = runner::Settings::this_program(vec![OsString::from("runner")]);
     runners.env.push((runtime::PATH_VARIABLE.into(), library.clone().into_os_string()));
+    runners.env.extend(vad_model.map(|model| (vad::PATH_VARIABLE.into(), model.into_os_string())));
     runners.env.extend(log::variables(&settings.log));
     runners.load_timeout = settings.load_timeout;
     runners.stall_timeout = settings.stall_timeout;
@@ -64,7 +67,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let models = Arc::new(Models::start(served, runners, &metrics)?);
         let stop = CancellationToken::new();
         let speech = ServedModel::new(models.default_model().clone(), vec![library, model_dir], stop.clone());
-        let config = ApiConfig { keys: security::api_keys(&settings.security)?, ..api_config(settings) };
+        let config = ApiConfig { keys: security::api_keys(&settings.security)?, has_vad, ..api_config(settings) };
         let api = crate::api::router(ApiState::new(Arc::new(speech), Arc::clone(&metrics), config));
         let tls = security::tls("tls", settings.security.tls.as_ref())?;
         let ops_tls = security::tls("ops-tls", settings.security.ops_tls.as_ref())?;

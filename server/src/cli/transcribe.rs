@@ -9,6 +9,7 @@ use std::thread::available_parallelism;
 
 use anyhow::{Context, bail, ensure};
 use hush_whisper::engine::LoadTimings;
+use hush_whisper::vad::VadError;
 use hush_whisper::{Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOptions, runtime};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -18,10 +19,14 @@ use super::ort_lib;
 use super::resolve::Store;
 use super::serve::decode_options;
 use super::settings::TranscribeSettings;
+use super::vad_model;
 use super::values::{AsrEngine, OutputFormat};
 use crate::audio;
-use crate::format::{Format, JsonShape, Writer};
+use crate::format::{Format, JsonShape, Words, Writer};
 use crate::spool::{Spool, SpoolOptions, Spooled};
+
+/// Chunks of a file that are transcribed at once with --vad-parallel.
+const PARALLEL_WINDOWS: usize = 8;
 
 /// Goes through all files; a file that fails is told and makes the status 1, the others are still done.
 pub fn run(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<ExitCode> {
@@ -61,6 +66,10 @@ fn outputs(settings: &TranscribeSettings) -> anyhow::Result<Vec<Option<PathBuf>>
 fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
     let program = std::env::current_exe().context("finding this program")?;
     let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
+    let vad_model = vad_model::find(settings.engine.vad_model.as_deref(), &library, &program)?;
+    if settings.vad.is_some() && vad_model.is_none() {
+        return Err(anyhow::Error::new(VadError::NoModel).context("--vad-filter"));
+    }
     let device = ort_lib::device(settings.engine.device, Some(&library));
     let store = Store::new(&settings.models_dir);
     let name = match &settings.model {
@@ -75,9 +84,13 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
         threads: settings.engine.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get)),
         // Worth its while: all files go through one load.
         prepack: true,
-        max_batch: 1,
+        // One file at a time; of its chunks several.
+        max_batch: if settings.vad.as_ref().is_some_and(|vad| vad.parallel) { PARALLEL_WINDOWS } else { 1 },
     };
     let engine = Engine::load(&ModelDir::open(&model.dir)?, &options, &mut LoadTimings::default())?;
+    if let Some(model) = vad_model {
+        engine.use_vad(model);
+    }
     Ok(engine)
 }
 
@@ -101,6 +114,8 @@ fn transcribe(
         beam_size: search.beam_size,
         patience: search.patience,
         length_penalty: search.length_penalty,
+        word_timestamps: settings.words != Words::Without,
+        vad: settings.vad.clone(),
         ..TranscribeOptions::default()
     };
     let format = match settings.output {
@@ -119,7 +134,8 @@ fn transcribe(
         }
         None => Box::new(io::stdout()),
     };
-    let mut sink = FileSink { writer: Writer::new(format, out)?, broken: None, bar: progress_bar(file) };
+    let mut sink =
+        FileSink { writer: Writer::with_words(format, settings.words, out)?, broken: None, bar: progress_bar(file) };
     let transcript = engine.transcribe(&mut pcm.source(), &options, &mut sink);
     sink.bar.finish_and_clear();
     if let Some(error) = sink.broken {

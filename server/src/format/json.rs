@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use hush_whisper::Segment;
+use hush_whisper::{Segment, Word};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
@@ -118,6 +118,24 @@ struct OpenAiSegment<'a> {
     avg_logprob: f64,
     compression_ratio: f64,
     no_speech_prob: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    words: Option<Vec<OpenAiWord<'a>>>,
+}
+
+#[derive(Serialize)]
+struct OpenAiWord<'a> {
+    word: &'a str,
+    start: f64,
+    end: f64,
+    probability: f32,
+}
+
+#[derive(Serialize)]
+struct FasterWord<'a> {
+    start: f64,
+    end: f64,
+    word: &'a str,
+    probability: f32,
 }
 
 #[derive(Serialize)]
@@ -139,11 +157,27 @@ struct FasterSegment<'a> {
     compression_ratio: f64,
     no_speech_prob: f64,
     /// `null` where no word timestamps were made.
-    words: (),
+    words: Option<Vec<FasterWord<'a>>>,
     temperature: f32,
 }
 
-pub fn write<W: Write>(out: W, shape: JsonShape, language: &str, segments: &[Segment]) -> io::Result<()> {
+fn openai_word(word: &Word) -> OpenAiWord<'_> {
+    let Word { text, start_seconds, end_seconds, probability } = word;
+    OpenAiWord { word: text, start: *start_seconds, end: *end_seconds, probability: *probability }
+}
+
+fn faster_word(word: &Word) -> FasterWord<'_> {
+    let Word { text, start_seconds, end_seconds, probability } = word;
+    FasterWord { start: *start_seconds, end: *end_seconds, word: text, probability: *probability }
+}
+
+pub fn write<W: Write>(
+    out: W,
+    shape: JsonShape,
+    language: &str,
+    segments: &[Segment],
+    with_words: bool,
+) -> io::Result<()> {
     let text = segments.iter().map(|segment| segment.text.as_str()).collect();
     match shape {
         JsonShape::OpenAiWhisper => {
@@ -158,6 +192,7 @@ pub fn write<W: Write>(out: W, shape: JsonShape, language: &str, segments: &[Seg
                 avg_logprob: segment.avg_logprob,
                 compression_ratio: segment.compression_ratio,
                 no_speech_prob: segment.no_speech_prob,
+                words: with_words.then(|| segment.words.iter().map(openai_word).collect()),
             });
             PythonJson::DEFAULT.write(out, &OpenAiTranscript { text, segments: segments.collect(), language })
         }
@@ -172,7 +207,7 @@ pub fn write<W: Write>(out: W, shape: JsonShape, language: &str, segments: &[Seg
                 avg_logprob: segment.avg_logprob,
                 compression_ratio: segment.compression_ratio,
                 no_speech_prob: segment.no_speech_prob,
-                words: (),
+                words: with_words.then(|| segment.words.iter().map(faster_word).collect()),
                 temperature: segment.temperature,
             });
             PythonJson::DEFAULT.write(out, &FasterTranscript { language, segments: segments.collect(), text })

@@ -2,6 +2,7 @@
 //! faster-whisper print them.
 
 mod json;
+mod subtitles;
 mod timestamp;
 
 use std::io::{self, Write};
@@ -9,6 +10,8 @@ use std::io::{self, Write};
 use hush_whisper::{Segment, Transcript};
 
 pub use json::PythonJson;
+pub use subtitles::Layout;
+use subtitles::{Composer, Cue};
 use timestamp::{Clock, milliseconds};
 
 /// What a transcript is written as.
@@ -43,40 +46,60 @@ impl JsonShape {
     }
 }
 
+/// What becomes of words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Words {
+    /// None were asked for.
+    #[default]
+    Without,
+    /// In JSON; a subtitle is a segment.
+    Plain,
+    /// In JSON, and subtitles are laid out word by word.
+    LaidOut(Layout),
+}
+
 /// Writes a transcript segment by segment. JSON, whose head needs the end, comes out at [`Writer::finish`].
 pub struct Writer<W> {
     out: W,
     format: Format,
+    with_words: bool,
+    /// Where subtitles do not follow the segments.
+    composer: Option<Composer>,
+    /// Subtitles so far.
     written: usize,
     /// Kept for JSON alone.
     gathered: Vec<Segment>,
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes the head of the format, if it has one.
-    pub fn new(format: Format, mut out: W) -> io::Result<Self> {
+    /// Writes the head of the format, if it has one. Words are left out.
+    pub fn new(format: Format, out: W) -> io::Result<Self> {
+        Self::with_words(format, Words::Without, out)
+    }
+
+    pub fn with_words(format: Format, words: Words, mut out: W) -> io::Result<Self> {
         match format {
             Format::Vtt => out.write_all(b"WEBVTT\n\n")?,
             Format::Tsv => out.write_all(b"start\tend\ttext\n")?,
             Format::Txt | Format::Srt | Format::Json(_) => {}
         }
-        Ok(Self { out, format, written: 0, gathered: Vec::new() })
+        let composer = match (format, words) {
+            (Format::Vtt | Format::Srt, Words::LaidOut(layout)) => Some(Composer::new(layout)),
+            _ => None,
+        };
+        let with_words = words != Words::Without;
+        Ok(Self { out, format, with_words, composer, written: 0, gathered: Vec::new() })
     }
 
     pub fn segment(&mut self, segment: Segment) -> io::Result<()> {
-        self.written += 1;
+        if let Some(composer) = &mut self.composer {
+            return composer.segment(&segment).into_iter().try_for_each(|cue| self.cue(&cue));
+        }
         let text = strip(&segment.text);
         let (start, end) = (milliseconds(segment.start_seconds), milliseconds(segment.end_seconds));
         match self.format {
             Format::Txt => writeln!(self.out, "{text}"),
-            Format::Vtt => {
-                let (start, end) = (Clock::vtt(start), Clock::vtt(end));
-                write!(self.out, "{start} --> {end}\n{}\n\n", text.replace("-->", "->"))
-            }
-            Format::Srt => {
-                let (start, end) = (Clock::srt(start), Clock::srt(end));
-                write!(self.out, "{}\n{start} --> {end}\n{}\n\n", self.written, text.replace("-->", "->"))
-            }
+            Format::Vtt | Format::Srt => self.cue(&Cue { start, end, text: text.replace("-->", "->") }),
             Format::Tsv => writeln!(self.out, "{start}\t{end}\t{}", text.replace('\t', " ")),
             Format::Json(_) => {
                 self.gathered.push(segment);
@@ -85,10 +108,21 @@ impl<W: Write> Writer<W> {
         }
     }
 
+    fn cue(&mut self, Cue { start, end, text }: &Cue) -> io::Result<()> {
+        self.written += 1;
+        if self.format == Format::Vtt {
+            return write!(self.out, "{} --> {}\n{text}\n\n", Clock::vtt(*start), Clock::vtt(*end));
+        }
+        write!(self.out, "{}\n{} --> {}\n{text}\n\n", self.written, Clock::srt(*start), Clock::srt(*end))
+    }
+
     /// Ends the format and gives the sink back.
     pub fn finish(mut self, transcript: &Transcript) -> io::Result<W> {
+        if let Some(composer) = self.composer.take() {
+            composer.finish().into_iter().try_for_each(|cue| self.cue(&cue))?;
+        }
         if let Format::Json(shape) = self.format {
-            json::write(&mut self.out, shape, &transcript.language, &self.gathered)?;
+            json::write(&mut self.out, shape, &transcript.language, &self.gathered, self.with_words)?;
         }
         Ok(self.out)
     }

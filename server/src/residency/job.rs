@@ -143,7 +143,7 @@ pub(super) async fn attempt(
                 return Ok(outcome);
             }
             JobEvent::Overdue { after } => {
-                return Err(Attempt::Answered(JobError::Overdue { seconds: after.as_secs() }));
+                return Err(Attempt::Answered(JobError::Overdue { after }));
             }
             JobEvent::Failed { kind, message } => {
                 return Err(Attempt::Answered(match kind {

@@ -1,13 +1,15 @@
 //! The engine as a runner's backend.
 
+use std::env;
 use std::error::Error;
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
 use hush_whisper::engine::LoadTimings;
+use hush_whisper::vad::VadError;
 use hush_whisper::{
     Device, Engine, EngineOptions, LanguageProbability, ModelDir, PcmSource, Sink, TranscribeError, TranscribeOptions,
-    Transcript, runtime,
+    Transcript, runtime, vad,
 };
 
 use super::child::{Backend, Model, WorkFailure};
@@ -30,7 +32,11 @@ impl Backend for EngineBackend {
         let threads = spec.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get));
         let options = EngineOptions { device, threads, prepack: spec.prepack, max_batch: spec.max_batch };
         let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
-        Engine::load(&model, &options, &mut LoadTimings::default()).map_err(|error| explain(&error))
+        let engine = Engine::load(&model, &options, &mut LoadTimings::default()).map_err(|error| explain(&error))?;
+        if let Some(model) = env::var_os(vad::PATH_VARIABLE).filter(|path| !path.is_empty()) {
+            engine.use_vad(model.into());
+        }
+        Ok(engine)
     }
 }
 
@@ -65,10 +71,12 @@ fn failure(error: TranscribeError) -> WorkFailure {
         TranscribeError::Cancelled => WorkFailure::Cancelled,
         TranscribeError::UnknownLanguage { .. }
         | TranscribeError::InvalidOption { .. }
-        | TranscribeError::EnglishOnly => WorkFailure::Invalid(error.to_string()),
-        TranscribeError::Source(_) | TranscribeError::Tokenizer(_) | TranscribeError::Runtime(_) => {
-            WorkFailure::Engine(explain(&error))
-        }
+        | TranscribeError::EnglishOnly
+        | TranscribeError::Vad(VadError::NoModel) => WorkFailure::Invalid(error.to_string()),
+        TranscribeError::Source(_)
+        | TranscribeError::Tokenizer(_)
+        | TranscribeError::Runtime(_)
+        | TranscribeError::Vad(_) => WorkFailure::Engine(explain(&error)),
     }
 }
 

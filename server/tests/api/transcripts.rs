@@ -4,7 +4,7 @@ use hush_server::api::ApiConfig;
 use hush_server::format::JsonShape;
 use hush_server::job::Work;
 use hush_server::serve::ServeOptions;
-use hush_whisper::{Task, TranscribeOptions};
+use hush_whisper::{Segment, Task, TranscribeOptions, VadOptions, Word};
 
 use crate::support::{Fake, GOLDEN_SRT, Server, audio_file, form, golden, half_a_second, part, post};
 
@@ -118,14 +118,62 @@ async fn options_come_from_the_query_alone() {
     let file = part("name=\"audio_file\"; filename=\"a.raw\"", &half_a_second());
     let body = form(&[fields.concat(), file]);
     let answer = server
-        .post("/asr?encode=off&language=German&initial_prompt=Na+so%20was&zzz=1&vad_filter=on&word_timestamps=t", &body)
+        .post("/asr?encode=off&language=German&initial_prompt=Na+so%20was&zzz=1&diarize=on&word_timestamps=t", &body)
         .await;
     answer.is_transcript("a.raw.txt", "Hello\tworld --> é.\nBye.\n");
     let options = TranscribeOptions {
         language: Some("de".to_owned()),
         initial_prompt: Some("Na so was".to_owned()),
+        word_timestamps: true,
         ..TranscribeOptions::default()
     };
+    assert_eq!(server.fake.asked(), [(Work::Transcribe(options), 8000)]);
+}
+
+/// The peer's openai_whisper engine makes one subtitle of segments without a pause, its faster_whisper engine does not.
+#[tokio::test]
+async fn words_flow_into_subtitles_as_in_the_peer_s_engines() {
+    let word = |text: &str, start_seconds, end_seconds| Word {
+        text: text.to_owned(),
+        start_seconds,
+        end_seconds,
+        probability: 0.5,
+    };
+    let segment = |start_seconds, end_seconds, words: Vec<Word>| Segment {
+        start_seconds,
+        end_seconds,
+        text: words.iter().map(|word| word.text.as_str()).collect(),
+        words,
+        ..Segment::default()
+    };
+    let first = vec![word(" One", 0.0, 0.5), word(" two.", 0.5, 1.0)];
+    let segments = vec![segment(0.0, 1.0, first), segment(2.0, 3.0, vec![word(" Three.", 2.0, 3.0)])];
+    let flowing = "1\n00:00:00,000 --> 00:00:03,000\nOne two. Three.\n\n";
+    let apart = "1\n00:00:00,000 --> 00:00:01,000\nOne two.\n\n2\n00:00:02,000 --> 00:00:03,000\nThree.\n\n";
+    for (json_shape, expected) in [(JsonShape::OpenAiWhisper, flowing), (JsonShape::FasterWhisper, apart)] {
+        let config = ApiConfig { json_shape, ..ApiConfig::default() };
+        let server = Server::with(Fake::answering(segments.clone()), config, ServeOptions::default()).await;
+        let words = "/asr?encode=false&output=srt&word_timestamps=true";
+        let answer = server.post(words, &audio_file(&half_a_second())).await;
+        assert_eq!((answer.status.as_str(), answer.body.as_str()), ("200 OK", expected));
+        // Asked for by name, both do the same.
+        let answer = server.post(&format!("{words}&max_words_per_line=5"), &audio_file(&half_a_second())).await;
+        assert_eq!(answer.body, apart);
+    }
+}
+
+#[tokio::test]
+async fn voice_activity_detection_needs_its_model() {
+    let server = Server::start(Fake::answering(golden())).await;
+    let answer = server.post("/asr?encode=false&vad_filter=true", &audio_file(&half_a_second())).await;
+    assert_eq!(answer.status, "400 Bad Request");
+    assert!(answer.body.contains("make vad") && answer.body.contains("--vad-model"), "{}", answer.body);
+    assert!(server.fake.asked().is_empty());
+    let config = ApiConfig { has_vad: true, ..ApiConfig::default() };
+    let server = Server::with(Fake::answering(golden()), config, ServeOptions::default()).await;
+    let answer = server.post("/asr?encode=false&vad_filter=true", &audio_file(&half_a_second())).await;
+    assert_eq!(answer.status, "200 OK");
+    let options = TranscribeOptions { vad: Some(VadOptions::default()), ..TranscribeOptions::default() };
     assert_eq!(server.fake.asked(), [(Work::Transcribe(options), 8000)]);
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! checkpoint -> graph -> model_dir            (install: once, no ONNX Runtime needed)
-//! PcmSource -> mel -> engine -> decoding -> transcribe -> Segment   (run: one owner of the sessions)
+//! PcmSource -> vad -> mel -> engine -> decoding -> timing -> transcribe -> Segment   (run: one owner of the sessions)
 //! ```
 
 pub mod checkpoint;
@@ -15,11 +15,14 @@ pub mod language;
 pub mod mel;
 pub mod model_dir;
 mod onnx;
+mod parallel;
 pub mod runtime;
 pub mod segments;
 pub mod task;
+pub mod timing;
 pub mod tokenizer;
 mod transcribe;
+pub mod vad;
 
 pub use engine::{Device, Engine, EngineOptions};
 pub use graph::Precision;
@@ -27,6 +30,7 @@ pub use install::{InstallError, InstallOptions, Progress, install};
 pub use model_dir::{Manifest, ModelDir, ModelDirError};
 pub use task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, Task, TranscribeOptions, Transcript, Word};
 pub use transcribe::{MOST_CANDIDATES, TranscribeError};
+pub use vad::VadOptions;
 
 /// Samples per second of everything the engine hears.
 pub const SAMPLE_RATE: u32 = 16_000;

@@ -13,7 +13,7 @@ use crate::graph::Precision;
 use crate::onnx::{WeightsFile, hex};
 
 /// Grows when a model directory of before cannot be used any more.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 pub const MANIFEST: &str = "model.json";
 pub const ENCODER: &str = "encoder.onnx";

@@ -20,13 +20,15 @@ pub enum Advance {
     To(u32),
 }
 
+/// Whether the text ends with a single timestamp: nothing is said behind it.
+pub fn is_finished(tokens: &[u32], timestamp_begin: u32) -> bool {
+    matches!(tokens, [.., before, last] if *before < timestamp_begin && *last >= timestamp_begin)
+}
+
 /// `timestamp_begin` is the token `<|0.00|>`.
 pub fn split(tokens: &[u32], timestamp_begin: u32) -> (Vec<Piece<'_>>, Advance) {
     let is_timestamp = |token: u32| token >= timestamp_begin;
-    let ends_with_one = match tokens {
-        [.., before, last] => !is_timestamp(*before) && is_timestamp(*last),
-        _ => false,
-    };
+    let ends_with_one = is_finished(tokens, timestamp_begin);
     // A cut lies between two timestamps in a row.
     let mut cuts: Vec<usize> =
         (1..tokens.len()).filter(|at| is_timestamp(tokens[at - 1]) && is_timestamp(tokens[*at])).collect();

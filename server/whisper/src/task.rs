@@ -5,6 +5,11 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    timing::{APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS},
+    vad::VadOptions,
+};
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Task {
@@ -40,6 +45,21 @@ pub struct TranscribeOptions {
     pub logprob_threshold: Option<f32>,
     pub no_speech_threshold: Option<f32>,
     pub without_timestamps: bool,
+    /// Whether segments get their words, and times that agree with them.
+    #[serde(default)]
+    pub word_timestamps: bool,
+    /// Marks that belong to the word behind them.
+    #[serde(default = "prepend_punctuations")]
+    pub prepend_punctuations: String,
+    /// Marks that belong to the word before them.
+    #[serde(default = "append_punctuations")]
+    pub append_punctuations: String,
+    /// With word timestamps: text that looks made up is left out where more silence than this, in seconds, is beside it.
+    #[serde(default)]
+    pub hallucination_silence_threshold: Option<f32>,
+    /// Listens only where somebody speaks.
+    #[serde(default)]
+    pub vad: Option<VadOptions>,
     /// Seed of the sampler at temperatures above zero: the same request gives the same text.
     pub seed: u64,
 }
@@ -60,9 +80,22 @@ impl Default for TranscribeOptions {
             logprob_threshold: Some(-1.0),
             no_speech_threshold: Some(0.6),
             without_timestamps: false,
+            word_timestamps: false,
+            prepend_punctuations: prepend_punctuations(),
+            append_punctuations: append_punctuations(),
+            hallucination_silence_threshold: None,
+            vad: None,
             seed: 0,
         }
     }
+}
+
+fn prepend_punctuations() -> String {
+    PREPEND_PUNCTUATIONS.to_owned()
+}
+
+fn append_punctuations() -> String {
+    APPEND_PUNCTUATIONS.to_owned()
 }
 
 /// One piece of the transcript, as the reference's `segments` entries.

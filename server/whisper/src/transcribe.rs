@@ -10,9 +10,12 @@ use crate::{
     engine::{Engine, Window},
     language,
     mel::{FRAMES_PER_SECOND, HOP, LogMel, ScanError, Spectrogram, WINDOW_FRAMES},
-    segments::{Advance, Piece, split},
+    parallel,
+    segments::{Advance, Piece, is_finished, split},
     task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript},
+    timing::{self, Aligned, Verdict},
     tokenizer::{TokenizerError, strip},
+    vad::{self, Chunk, ChunkMap, SpeechModel, VadError, VadOptions},
 };
 
 /// More candidates or beams than this would only fill memory.
@@ -40,6 +43,18 @@ pub enum TranscribeError {
     Tokenizer(#[from] TokenizerError),
     #[error("the model failed: {0}")]
     Runtime(#[from] ort::Error),
+    #[error(transparent)]
+    Vad(VadError),
+}
+
+impl From<VadError> for TranscribeError {
+    fn from(error: VadError) -> Self {
+        match error {
+            VadError::Source(error) => Self::Source(error),
+            VadError::Cancelled => Self::Cancelled,
+            error => Self::Vad(error),
+        }
+    }
 }
 
 impl From<ScanError> for TranscribeError {
@@ -83,6 +98,10 @@ impl TranscribeOptions {
                 return refuse(option, "must be a number".into());
             }
         }
+        self.validate_words()?;
+        if let Some(vad) = &self.vad {
+            vad.validate()?;
+        }
         match &self.language {
             Some(given) if language::code(given).is_none() => Err(TranscribeError::UnknownLanguage {
                 given: given.clone(),
@@ -90,6 +109,16 @@ impl TranscribeOptions {
             }),
             _ => Ok(()),
         }
+    }
+
+    fn validate_words(&self) -> Result<(), TranscribeError> {
+        let option = "hallucination_silence_threshold";
+        let problem = match self.hallucination_silence_threshold {
+            Some(_) if !self.word_timestamps => "needs `word_timestamps`".into(),
+            Some(wrong) if wrong.is_nan() || wrong < 0.0 => format!("must be 0 or more seconds, got {wrong}"),
+            _ => return Ok(()),
+        };
+        Err(TranscribeError::InvalidOption { option, problem })
     }
 
     fn validate_beams(&self) -> Result<(), TranscribeError> {
@@ -136,6 +165,40 @@ impl Engine {
         sink: &mut dyn Sink,
     ) -> Result<Transcript, TranscribeError> {
         options.validate()?;
+        let Some(vad) = &options.vad else { return self.transcribe_all(source, options, sink) };
+        let samples = source.len();
+        let chunks = self.spoken_chunks(source, vad, sink)?;
+        if vad.parallel && !chunks.is_empty() {
+            return parallel::transcribe(self, source, chunks, options, sink);
+        }
+        let map = ChunkMap::new(chunks, samples);
+        let transcript = self.transcribe_all(&mut map.spoken(source), options, &mut map.restored(sink))?;
+        Ok(Transcript { duration_seconds: samples as f64 / f64::from(crate::SAMPLE_RATE), ..transcript })
+    }
+
+    fn spoken_chunks(
+        &self,
+        source: &mut dyn PcmSource,
+        options: &VadOptions,
+        sink: &mut dyn Sink,
+    ) -> Result<Vec<Chunk>, VadError> {
+        let mut options = options.clone();
+        if options.parallel {
+            // What is one window is one piece of work.
+            let longest = options.max_speech_duration_seconds.unwrap_or(parallel::LONGEST_SECONDS);
+            options.max_speech_duration_seconds = Some(longest.min(parallel::LONGEST_SECONDS));
+        }
+        let mut model = SpeechModel::open(self.vad_model().ok_or(VadError::NoModel)?)?;
+        vad::chunks(source, &mut model, &options, &mut || sink.keep_going())
+    }
+
+    /// Writes what is said in all of `source`.
+    pub(crate) fn transcribe_all(
+        &self,
+        source: &mut dyn PcmSource,
+        options: &TranscribeOptions,
+        sink: &mut dyn Sink,
+    ) -> Result<Transcript, TranscribeError> {
         let samples = source.len();
         let mut mel = LogMel::new(self.config().num_mel_bins);
         let started = Instant::now();
@@ -151,6 +214,7 @@ impl Engine {
             options,
             timings: Some(timings),
             history: History::default(),
+            language: None,
         };
         let (language, language_probability) = run.language(sink)?;
         if let Some(prompt) = &options.initial_prompt {
@@ -189,6 +253,8 @@ struct History {
     /// Where the prompt of the next window begins.
     prompt_from: usize,
     segments: usize,
+    /// Where the last word ended, seconds.
+    last_speech: f64,
 }
 
 struct Run<'a> {
@@ -202,6 +268,8 @@ struct Run<'a> {
     /// Until the first token is out.
     timings: Option<FirstToken>,
     history: History,
+    /// Language code and token that is written; the code also tells how words are set apart.
+    language: Option<(String, u32)>,
 }
 
 /// The window that was listened to last.
@@ -239,15 +307,17 @@ impl Run<'_> {
     }
 
     fn windows(&mut self, language: &str, sink: &mut dyn Sink) -> Result<(), TranscribeError> {
-        let language = self.engine.special().languages.get(language).copied();
-        let language = language.filter(|_| self.engine.special().multilingual);
+        let special = self.engine.special();
+        let token = special.languages.get(language).copied().filter(|_| special.multilingual);
+        self.language = token.map(|token| (language.to_owned(), token));
         let total = seconds(self.content_frames);
         let mut seek = 0;
         while seek < self.content_frames {
             let size = (self.content_frames - seek).min(WINDOW_FRAMES as u64);
-            let decoded = self.decode(seek, size as usize, language, sink)?;
-            let advance = if self.is_silence(&decoded) { size } else { self.write(&decoded, seek, size, sink)? };
-            seek += advance;
+            let decoded = self.decode(seek, size as usize, sink)?;
+            let next = if self.is_silence(&decoded) { seek + size } else { self.write(&decoded, seek, size, sink)? };
+            // A model may say that nothing is done, and words may end where they began: the reference would try for ever.
+            seek = if next > seek { next } else { seek + size };
             sink.progress(seconds(seek.min(self.content_frames)), total);
         }
         Ok(())
@@ -273,19 +343,14 @@ impl Run<'_> {
     }
 
     /// Tries the temperatures until an attempt is good enough; the last one counts whatever it is.
-    fn decode(
-        &mut self,
-        seek: u64,
-        size: usize,
-        language: Option<u32>,
-        sink: &mut dyn Sink,
-    ) -> Result<Decoded, TranscribeError> {
+    fn decode(&mut self, seek: u64, size: usize, sink: &mut dyn Sink) -> Result<Decoded, TranscribeError> {
         if !sink.keep_going() {
             return Err(TranscribeError::Cancelled);
         }
         let (engine, options, rules) = (self.engine, self.options, self.rules.clone());
         let (special, context) = (engine.special(), engine.config().max_target_positions);
         let previous = &self.history.tokens[self.history.prompt_from..];
+        let language = self.language_token();
         let prompt = Prompt::new(special, context, previous, language, options.task, options.without_timestamps);
         let window = self.listen(seek, size)?;
         // The place in the queue may have cost as much time as the window itself.
@@ -328,12 +393,35 @@ impl Run<'_> {
         above(decoded.no_speech_prob, options.no_speech_threshold) && !confident
     }
 
-    /// Sends the segments of a window; gives the frames to the next.
+    fn language_token(&self) -> Option<u32> {
+        self.language.as_ref().map(|(_, token)| *token)
+    }
+
+    /// Sends the segments of a window; gives the frame where the next one begins.
     fn write(&mut self, decoded: &Decoded, seek: u64, size: u64, sink: &mut dyn Sink) -> Result<u64, TranscribeError> {
         let begin = self.engine.special().timestamp_begin;
         let (pieces, advance) = split(&decoded.tokens, begin);
-        for piece in &pieces {
-            let segment = self.segment(piece, decoded, seek, size)?;
+        let segments = pieces.iter().map(|piece| self.segment(piece, decoded, seek, size));
+        let mut segments = segments.collect::<Result<Vec<_>, _>>()?;
+        let mut next = match advance {
+            Advance::To(timestamp) => seek + u64::from(timestamp) * MEL_FRAMES_PER_TIMESTAMP,
+            Advance::WholeWindow => seek + size,
+        };
+        if self.options.word_timestamps {
+            self.add_words(&mut segments, seek, size)?;
+            let finished = is_finished(&decoded.tokens, begin);
+            let verdict = self.judge(&segments, seek, size, finished, next);
+            next = verdict.next;
+            let Some(keep) = verdict.keep else { return Ok(next) };
+            segments.truncate(keep);
+            self.history.last_speech = timing::last_end(&segments).unwrap_or(self.history.last_speech);
+        }
+        for mut segment in segments {
+            segment.id = self.history.segments;
+            if segment.start_seconds == segment.end_seconds || strip(&segment.text).is_empty() {
+                segment =
+                    Segment { text: String::new(), tokens: vec![], token_logprobs: vec![], words: vec![], ..segment };
+            }
             self.history.tokens.extend_from_slice(&segment.tokens);
             self.history.segments += 1;
             sink.segment(segment);
@@ -341,25 +429,62 @@ impl Run<'_> {
         if !self.options.condition_on_previous_text || decoded.temperature > CALM {
             self.history.prompt_from = self.history.tokens.len();
         }
-        Ok(match advance {
-            Advance::To(timestamp) if timestamp > 0 => u64::from(timestamp) * MEL_FRAMES_PER_TIMESTAMP,
-            // Without timestamp rules a model may say that nothing is done: the reference would try for ever.
-            Advance::To(_) | Advance::WholeWindow => size,
-        })
+        Ok(next)
     }
 
-    fn segment(&mut self, piece: &Piece, decoded: &Decoded, seek: u64, size: u64) -> Result<Segment, TranscribeError> {
+    /// Finds when each word of a window is spoken. The text is heard once more, without what came before it.
+    fn add_words(&mut self, segments: &mut [Segment], seek: u64, size: u64) -> Result<(), TranscribeError> {
+        let (engine, options) = (self.engine, self.options);
+        let special = engine.special();
+        let context = engine.config().max_target_positions;
+        let prompt = Prompt::new(special, context, &[], self.language_token(), options.task, true);
+        let text = segments.iter().flat_map(|segment| &segment.tokens).copied().filter(|token| *token < special.eot);
+        let text: Vec<u32> = text.collect();
+        let timings = if text.is_empty() {
+            Vec::new()
+        } else {
+            let row = [prompt.tokens(), &text, &[special.eot]].concat();
+            let alignment = engine.align(self.listen(seek, size as usize)?, row)?;
+            let aligned = Aligned {
+                attention: &alignment.attention,
+                logprobs: &alignment.logprobs,
+                frames: (size / MEL_FRAMES_PER_TIMESTAMP) as usize,
+                prompt: prompt.tokens().len(),
+            };
+            let language = self.language.as_ref().map(|(code, _)| code.as_str());
+            timing::align(&aligned, engine.tokenizer()?, &text, special.eot, language)
+        };
+        let marks = [&options.prepend_punctuations, &options.append_punctuations].map(String::as_str);
+        timing::add_words(segments, timings, special.eot, marks, seconds(seek), self.history.last_speech);
+        Ok(())
+    }
+
+    /// What words say of where the window ends, and of what is to be believed.
+    fn judge(&self, segments: &[Segment], seek: u64, size: u64, finished: bool, next: u64) -> Verdict {
+        let heard = timing::Heard {
+            seek,
+            size,
+            content_frames: self.content_frames,
+            finished,
+            next,
+            last_speech: self.history.last_speech,
+            threshold: self.options.hallucination_silence_threshold.map(f64::from),
+        };
+        timing::judge(segments, &heard)
+    }
+
+    fn segment(&self, piece: &Piece, decoded: &Decoded, seek: u64, size: u64) -> Result<Segment, TranscribeError> {
         let offset = seconds(seek);
         let start_seconds = offset + f64::from(piece.start) * SECONDS_PER_TIMESTAMP;
         let lasts = piece.end.map_or(seconds(size), |end| f64::from(end) * SECONDS_PER_TIMESTAMP);
         let end_seconds = offset + lasts;
         let eot = self.engine.special().eot;
         let text = self.engine.tokenizer()?.decode(piece.tokens.iter().copied().filter(|token| *token < eot));
-        let empty = start_seconds == end_seconds || strip(&text).is_empty();
-        let (text, tokens) = if empty { (String::new(), Vec::new()) } else { (text, piece.tokens.to_vec()) };
+        let tokens = piece.tokens.to_vec();
         let token_logprobs = decoded.token_logprobs[piece.from..][..tokens.len()].to_vec();
         Ok(Segment {
-            id: self.history.segments,
+            // Given when it is sent.
+            id: 0,
             seek: seek as usize,
             start_seconds,
             end_seconds,

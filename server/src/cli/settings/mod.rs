@@ -12,12 +12,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hush_whisper::VadOptions;
+
 use super::args::{Cli, Command, InstallArgs, LogArgs, ModelsArgs, ServeArgs, TranscribeArgs};
 use super::env::Env;
 use super::values::{
     AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, OutputFormat, PrecisionChoice, Residency, Span, TaskWord,
 };
 use super::variable;
+use crate::format::{Layout, Words};
 pub use security::{SecuritySettings, TlsFiles};
 use sources::{Count, Number, Sources, legacy_seconds};
 
@@ -66,6 +69,8 @@ pub struct EngineSettings {
     pub threads: Option<usize>,
     /// `None`: look for it ([`super::ort_lib::find`]).
     pub ort_lib: Option<PathBuf>,
+    /// `None`: look for it ([`super::vad_model::find`]).
+    pub vad_model: Option<PathBuf>,
     /// `None`: `ffmpeg` in `PATH`.
     pub ffmpeg: Option<PathBuf>,
 }
@@ -142,6 +147,8 @@ pub struct TranscribeSettings {
     pub task: TaskWord,
     pub initial_prompt: Option<String>,
     pub search: SearchSettings,
+    pub words: Words,
+    pub vad: Option<VadOptions>,
     pub asr_engine: AsrEngine,
     pub model: Option<String>,
     pub models_dir: PathBuf,
@@ -259,6 +266,21 @@ fn transcribe(args: TranscribeArgs, env: &Env) -> Result<TranscribeSettings, Set
         Some(model) => Some(model),
         None => from.legacy("model", "ASR_MODEL", |name| Ok(name.to_owned()))?,
     };
+    let word_timestamps = from.switch("word-timestamps", args.word_timestamps)?.unwrap_or(false);
+    let layout = Layout {
+        highlight_words: from.switch("highlight-words", args.highlight_words)?.unwrap_or(false),
+        max_line_width: from.at_least_one("max-line-width", args.max_line_width)?,
+        max_line_count: from.at_least_one("max-line-count", args.max_line_count)?,
+        max_words_per_line: from.at_least_one("max-words-per-line", args.max_words_per_line)?,
+    };
+    if !word_timestamps && layout != Layout::default() {
+        let problem = "--highlight-words, --max-line-width, --max-line-count and --max-words-per-line need \
+                       --word-timestamps";
+        return Err(SettingError::Combination(problem.to_owned()));
+    }
+    let vad_filter = from.switch("vad-filter", args.vad_filter)?.unwrap_or(false);
+    let parallel = from.switch("vad-parallel", args.vad_parallel)?.unwrap_or(false);
+    let words = if word_timestamps { Words::LaidOut(layout) } else { Words::Without };
     let settings = TranscribeSettings {
         files: args.files,
         output: from.value("output", args.output)?.unwrap_or(OutputFormat::Txt),
@@ -273,6 +295,8 @@ fn transcribe(args: TranscribeArgs, env: &Env) -> Result<TranscribeSettings, Set
             length_penalty: from.value("length-penalty", args.length_penalty.map(Number))?.map(|number| number.0),
             temperature: from.value("temperature", args.temperature.map(Number))?.map(|number| number.0),
         },
+        words,
+        vad: (vad_filter || parallel).then(|| VadOptions { parallel, ..VadOptions::default() }),
         asr_engine: from.asr_engine(args.asr_engine)?,
         model,
         models_dir: from.models_dir(args.store)?,

@@ -132,6 +132,13 @@ impl Sources<'_> {
             .collect()
     }
 
+    pub fn at_least_one(&self, option: &str, flag: Option<usize>) -> Result<Option<usize>, SettingError> {
+        match self.value(option, flag.map(Count))? {
+            Some(Count(0)) => Err(SettingError::Combination(format!("--{option} must be at least 1"))),
+            count => Ok(count.map(|count| count.0)),
+        }
+    }
+
     pub fn positive(&self, option: &str, flag: Option<Span>, default: Duration) -> Result<Duration, SettingError> {
         match self.value(option, flag)? {
             Some(Span(span)) if span.is_zero() => {
@@ -180,6 +187,7 @@ impl Sources<'_> {
             precision,
             threads: self.value("threads", args.threads.map(Count))?.map(|count| count.0).filter(|&count| count > 0),
             ort_lib: self.path("ort-lib", args.ort_lib),
+            vad_model: self.path("vad-model", args.vad_model),
             ffmpeg: self.path("ffmpeg", args.ffmpeg),
         })
     }

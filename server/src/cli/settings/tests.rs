@@ -48,6 +48,7 @@ fn defaults() {
             precision: PrecisionChoice::Auto,
             threads: None,
             ort_lib: None,
+            vad_model: None,
             ffmpeg: None,
         },
         log: LogSettings { format: LogFormat::Text, level: "info".into() },
@@ -349,4 +350,39 @@ fn how_transcribe_searches() {
     let cli = parse(["hush-server", "transcribe", "a.wav"]).unwrap();
     let error = resolve(cli, &env(&[("HUSH_PATIENCE", "much")])).unwrap_err().to_string();
     assert!(error.contains("HUSH_PATIENCE"), "{error}");
+}
+
+fn transcription(argv: &[&str], variables: &[(&str, &str)]) -> Result<TranscribeSettings, SettingError> {
+    let cli = parse([&["hush-server", "transcribe", "a.wav"], argv].concat()).expect("arguments parse");
+    match resolve(cli, &env(variables))? {
+        Settings::Transcribe(settings) => Ok(*settings),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn subtitles_are_laid_out_as_asked() {
+    let plain = transcription(&[], &[]).unwrap();
+    assert_eq!((plain.words, plain.vad, plain.engine.vad_model), (Words::Without, None, None));
+    let flags = ["--word-timestamps", "--max-line-width", "42", "--max-line-count", "2", "--vad-filter"];
+    let settings = transcription(&flags, &[("HUSH_VAD_MODEL", "/m.onnx"), ("HUSH_HIGHLIGHT_WORDS", "yes")]).unwrap();
+    let layout =
+        Layout { highlight_words: true, max_line_width: Some(42), max_line_count: Some(2), max_words_per_line: None };
+    assert_eq!(settings.words, Words::LaidOut(layout));
+    assert_eq!(settings.vad, Some(VadOptions::default()));
+    let parallel = Some(VadOptions { parallel: true, ..VadOptions::default() });
+    assert_eq!(transcription(&["--vad-parallel"], &[]).unwrap().vad, parallel);
+    assert_eq!(settings.engine.vad_model, Some("/m.onnx".into()));
+    let by_variables =
+        transcription(&[], &[("HUSH_WORD_TIMESTAMPS", "true"), ("HUSH_MAX_WORDS_PER_LINE", "3")]).unwrap();
+    let layout = Layout { max_words_per_line: Some(3), ..Layout::default() };
+    assert_eq!(by_variables.words, Words::LaidOut(layout));
+}
+
+#[test]
+fn subtitles_of_words_need_words_and_room() {
+    let refused = |argv: &[&str]| transcription(argv, &[]).unwrap_err().to_string();
+    assert!(refused(&["--max-line-width", "42"]).contains("--word-timestamps"));
+    assert!(refused(&["--highlight-words"]).contains("--word-timestamps"));
+    assert!(refused(&["--word-timestamps", "--max-words-per-line", "0"]).contains("--max-words-per-line"));
 }

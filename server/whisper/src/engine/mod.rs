@@ -4,6 +4,7 @@
 //! ([`owner`]): a job has it listen to a [`Window`] and search it, and the rows of all searches share the decoder's
 //! steps.
 
+mod align;
 mod band;
 mod buffer;
 mod encoder;
@@ -13,13 +14,14 @@ mod session;
 mod wide;
 mod window;
 
+pub use align::Alignment;
 pub use encoder::Cross;
 pub use window::Window;
 
 use std::{
     io,
     panic::resume_unwind,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::Instant,
@@ -30,11 +32,12 @@ use ort::{session::Session, value::TensorElementType};
 use crate::{
     checkpoint::{Config, SpecialTokens},
     graph::Precision,
-    model_dir::{DECODER, ENCODER, Manifest, ModelDir, TOKENIZER},
+    model_dir::{ALIGN, DECODER, ENCODER, Manifest, ModelDir, TOKENIZER},
     runtime::{self, RuntimeError},
     tokenizer::{Tokenizer, TokenizerError},
     transcribe::MOST_CANDIDATES,
 };
+use align::Aligner;
 use band::{Decoder, Shape};
 use encoder::Encoder;
 use owner::{Limits, Owner};
@@ -97,6 +100,10 @@ struct Shared {
     special: SpecialTokens,
     tokenizer: PendingTokenizer,
     line: Arc<Line>,
+    /// Used on the engine's thread, which alone has the windows.
+    aligner: Arc<Mutex<Aligner>>,
+    vad_model: OnceLock<PathBuf>,
+    max_batch: usize,
 }
 
 impl Engine {
@@ -128,7 +135,16 @@ impl Engine {
         timings.total_seconds = started.elapsed().as_secs_f64();
         let Manifest { config, tokens, .. } = model.manifest();
         let line = Arc::new(Line::new(orders, thread));
-        let shared = Shared { config: config.clone(), special: tokens.clone(), tokenizer, line };
+        let aligner = Aligner::new(environment, model.file(ALIGN), options.clone(), options.prepack || blocks);
+        let shared = Shared {
+            config: config.clone(),
+            special: tokens.clone(),
+            tokenizer,
+            line,
+            aligner: Arc::new(Mutex::new(aligner)),
+            vad_model: OnceLock::new(),
+            max_batch: options.max_batch.max(1),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -148,6 +164,26 @@ impl Engine {
     /// again for the next.
     pub fn listen(&self, mel: &mut Vec<f32>) -> Result<Window, ort::Error> {
         Window::encode(&self.shared.line, mel)
+    }
+
+    /// Where each of `tokens` (a prompt, what was said, the end) listened in `window`.
+    pub fn align(&self, window: &Window, tokens: Vec<u32>) -> Result<Alignment, ort::Error> {
+        let aligner = Arc::clone(&self.shared.aligner);
+        window.with_cross(move |cross| aligner.lock().unwrap_or_else(PoisonError::into_inner).align(&tokens, cross))
+    }
+
+    /// Where Silero's model is, for requests with [`crate::VadOptions`]; they open it. The first call counts.
+    pub fn use_vad(&self, model: PathBuf) {
+        let _ = self.shared.vad_model.set(model);
+    }
+
+    /// Windows that are held at the same time.
+    pub(crate) fn max_batch(&self) -> usize {
+        self.shared.max_batch
+    }
+
+    pub(crate) fn vad_model(&self) -> Option<&Path> {
+        self.shared.vad_model.get().map(PathBuf::as_path)
     }
 
     /// What the encoder makes of a window, `[1500, width]`, for checks.

@@ -1,4 +1,5 @@
-//! A finished row of tokens, without a cache -> where each token listened: the softmax of the alignment heads.
+//! A finished row of tokens, without a cache -> where each token listened (the softmax of the alignment heads), and how
+//! probable each was.
 
 use crate::onnx::Element;
 
@@ -9,14 +10,13 @@ use super::decoder::{self, Cross};
 pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
     let config = b.config();
     let alignment = b.alignment_heads();
-    let deepest = alignment.iter().map(|[layer, _]| *layer).max().unwrap_or_default();
     let (heads, width) = (config.decoder_attention_heads, config.head_width());
     decoder::inputs(&mut b);
     b.graph.constant_i64("split_heads", &[4], &[0, 0, heads as i64, width as i64]);
     b.graph.constant_f32("scale", &[], &[(width as f32).powf(-0.5)]);
     let (mut x, mut norm) = decoder::embed(&mut b)?;
     let mut weights = Vec::new();
-    for i in 0..=deepest {
+    for i in 0..config.decoder_layers {
         let [qkv, q, k, v, heard] = ["qkv", "q", "k", "v", "heard"].map(|n| format!("{n}_{i}"));
         decoder::self_projection(&mut b, &norm, i, &qkv)?;
         b.graph.op("Split", &[&qkv], &[&q, &k, &v]).int("axis", 2).int("num_outputs", 3);
@@ -27,13 +27,9 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         (x, norm) = decoder::after_self_attention(&mut b, &x, &heard, i)?;
         let query = decoder::cross_query(&mut b, &norm, i)?;
         let chosen: Vec<i64> = alignment.iter().filter(|[l, _]| *l == i).map(|[_, head]| *head as i64).collect();
-        let keys = if i == deepest {
-            decoder::cross_input(&mut b, "k", i)
-        } else {
-            (x, norm) = decoder::cross_attention(&mut b, attend, &x, &query, i)?;
-            Cross::named(&b, "k", i)
-        };
+        (x, norm) = decoder::cross_attention(&mut b, attend, &x, &query, i)?;
         if !chosen.is_empty() {
+            let keys = Cross::named(&b, "k", i);
             weights.push(attention_weights(&mut b, query, &keys, i, &chosen));
         }
     }
@@ -41,7 +37,42 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
     b.graph.output("weights", Element::F32, &shape);
     let all: Vec<&str> = weights.iter().map(String::as_str).collect();
     b.graph.op("Concat", &all, &["weights"]).int("axis", 1);
+    logprobs(&mut b, &norm)?;
     Ok(b.graph.finish())
+}
+
+/// The logarithm of the probability, among the tokens of text, of each token behind the one before it.
+fn logprobs(b: &mut Builder<'_, '_>, hidden: &str) -> Result<()> {
+    let config = b.config();
+    let text = b.tokens().eot as usize;
+    b.graph.constant_i64("flat", &[2], &[-1, config.d_model as i64]);
+    b.graph.op("Reshape", &[hidden, "flat"], &["positions"]);
+    b.vocabulary("positions", "all_logits")?;
+    for (name, value) in
+        [("zero", 0), ("first", 1), ("second_axis", 1), ("text_end", text as i64), ("until_last", i64::MAX)]
+    {
+        b.graph.constant_i64(name, &[1], &[value]);
+    }
+    b.graph.op("Slice", &["all_logits", "zero", "text_end", "second_axis"], &["text_logits"]);
+    let logits = if b.real() == Element::F32 { "text_logits".to_owned() } else { in_f32(b, "text_logits") };
+    b.graph.op("LogSoftmax", &[&logits], &["flat_logprobs"]).int("axis", -1);
+    b.graph.constant_i64("text_tail", &[1], &[text as i64]);
+    b.graph.op("Shape", &["input_ids"], &["batch_and_length"]);
+    b.graph.op("Concat", &["batch_and_length", "text_tail"], &["unflattened"]).int("axis", 0);
+    b.graph.op("Reshape", &["flat_logprobs", "unflattened"], &["every_logprob"]);
+
+    b.graph.constant_i64("minus_one", &[1], &[-1]);
+    b.graph.op("Slice", &["every_logprob", "zero", "minus_one", "second_axis"], &["before_last"]);
+    b.graph.op("Slice", &["input_ids", "first", "until_last", "second_axis"], &["following"]);
+    // What is no text has no place in the table.
+    b.graph.constant_i32("last_text", &[], &[text as i32 - 1]);
+    b.graph.op("Min", &["following", "last_text"], &["within"]);
+    b.graph.constant_i64("as_column", &[1], &[2]);
+    b.graph.op("Unsqueeze", &["within", "as_column"], &["column"]);
+    b.graph.op("GatherElements", &["before_last", "column"], &["chosen_column"]).int("axis", 2);
+    b.graph.output("logprobs", Element::F32, &["B".into(), "N".into()]);
+    b.graph.op("Squeeze", &["chosen_column", "as_column"], &["logprobs"]);
+    Ok(())
 }
 
 /// Softmax of query and keys of some heads, in f32.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::checkpoint::{Checkpoint, Config, Tensor};
+use crate::checkpoint::{Checkpoint, Config, SpecialTokens, Tensor};
 use crate::onnx::{Element, Fill, Graph, Placed, WeightsFile};
 
 use super::{BuildError, Precision, quantise};
@@ -54,6 +54,10 @@ impl<'a, 'w> Builder<'a, 'w> {
 
     pub fn config(&self) -> &'a Config {
         &self.checkpoint.config
+    }
+
+    pub fn tokens(&self) -> &'a SpecialTokens {
+        &self.checkpoint.tokens
     }
 
     pub fn alignment_heads(&self) -> &'a [[usize; 2]] {
@@ -239,7 +243,7 @@ impl<'a, 'w> Builder<'a, 'w> {
         Ok(())
     }
 
-    /// `logits = x embedding'`, for `x` of one position per row.
+    /// `logits = x embedding'`, for `x` of one position per row: `[rows, D]`.
     pub fn vocabulary(&mut self, x: &str, out: &str) -> Result<()> {
         let name = format!("{EMBEDDING}.weight");
         if self.precision == Precision::Int8 {

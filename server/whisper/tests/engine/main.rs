@@ -6,5 +6,7 @@
 mod behaviour;
 mod numbers;
 mod support;
+mod timing;
 mod transcripts;
+mod vad;
 mod words;

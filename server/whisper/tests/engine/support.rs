@@ -46,13 +46,17 @@ pub fn engine(precision: Precision) -> Engine {
     batched(precision, 1)
 }
 
-/// An engine that holds so many windows at once.
-pub fn batched(precision: Precision, max_batch: usize) -> Engine {
+pub fn start_runtime() {
     let library = match env::var_os(runtime::PATH_VARIABLE) {
         Some(path) => PathBuf::from(path),
         None => root().join(".hush/lib/libonnxruntime.so"),
     };
     runtime::init(&library).unwrap_or_else(|error| panic!("{error}; `scripts/fetch-onnxruntime` fetches it"));
+}
+
+/// An engine that holds so many windows at once.
+pub fn batched(precision: Precision, max_batch: usize) -> Engine {
+    start_runtime();
     // The tests run side by side.
     let options = EngineOptions { device: Device::Cpu, threads: 1, prepack: false, max_batch };
     Engine::load(&model(precision), &options, &mut LoadTimings::default()).unwrap()

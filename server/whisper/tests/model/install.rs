@@ -113,7 +113,7 @@ fn an_unusable_model_directory_names_the_file_and_the_way_out() {
     edit(&path, MANIFEST, |m| m["files"].as_object_mut().unwrap().retain(|name, _| name != ALIGN));
     assert!(matches!(refusal(ALIGN), ModelDirError::Manifest { .. }));
     edit(&path, MANIFEST, |m| {
-        *m = serde_json::json!({"format_version": 2});
+        *m = serde_json::json!({"format_version": 3});
     });
     assert!(matches!(refusal(MANIFEST), ModelDirError::Version { found: 2, .. }));
     fs::write(path.join(MANIFEST), "{").unwrap();

@@ -1,0 +1,62 @@
+//! A finished row of tokens -> where each token listened. The session is opened when words are first asked for.
+
+use std::path::PathBuf;
+
+use ort::{
+    environment::Environment,
+    session::{Session, SessionInputValue},
+    value::Tensor,
+};
+
+use super::{EngineOptions, encoder::Cross, session};
+use crate::timing::Attention;
+
+/// What the `align` graph says of one row.
+pub struct Alignment {
+    pub attention: Attention,
+    /// The natural logarithm of the probability of each token of text behind the one before it; one fewer than tokens.
+    pub logprobs: Vec<f32>,
+}
+
+pub struct Aligner {
+    environment: Environment,
+    path: PathBuf,
+    options: EngineOptions,
+    prepack: bool,
+    session: Option<Session>,
+}
+
+impl Aligner {
+    pub fn new(environment: Environment, path: PathBuf, options: EngineOptions, prepack: bool) -> Self {
+        Self { environment, path, options, prepack, session: None }
+    }
+
+    /// Aligns `tokens` (prompt, text, end) with the window that `cross` holds.
+    pub fn align(&mut self, tokens: &[u32], cross: &[Cross]) -> Result<Alignment, ort::Error> {
+        let session = match &mut self.session {
+            Some(session) => session,
+            none => none.insert(session::open(&self.environment, &self.path, &self.options, self.prepack)?),
+        };
+        let ids = tokens.iter().map(|token| *token as i32).collect::<Vec<_>>();
+        let positions = (0..tokens.len() as i32).collect::<Vec<_>>();
+        let mut inputs: Vec<(String, SessionInputValue<'_>)> = vec![
+            ("input_ids".into(), Tensor::from_array(([1, tokens.len()], ids))?.into()),
+            ("position_ids".into(), Tensor::from_array(([1, tokens.len()], positions))?.into()),
+        ];
+        for Cross { name, tensor } in cross {
+            if session.inputs().iter().any(|input| input.name() == name) {
+                inputs.push((name.clone(), tensor.into()));
+            }
+        }
+        let outputs = session.run(inputs)?;
+        let (shape, weights) = outputs["weights"].try_extract_tensor::<f32>()?;
+        let &[1, heads, rows, frames] = &**shape else {
+            return Err(ort::Error::new(format!("weights of shape {shape}, expected [1, heads, tokens, frames]")));
+        };
+        let size = |side: i64| usize::try_from(side).unwrap_or_default();
+        let attention =
+            Attention { weights: weights.to_vec(), heads: size(heads), tokens: size(rows), frames: size(frames) };
+        let (_, logprobs) = outputs["logprobs"].try_extract_tensor::<f32>()?;
+        Ok(Alignment { attention, logprobs: logprobs.to_vec() })
+    }
+}

@@ -1,0 +1,43 @@
+//! When each word is spoken: `timing.py` of openai/whisper, on the weights that the `align` graph gives.
+//!
+//! ```text
+//! weights [heads, tokens, frames] -> attention (one cost for each token and frame) -> dtw (a time for each token)
+//! tokens -> split (words) -> words (durations, punctuation, segments) -> hallucination (what was made up)
+//! ```
+//! Nothing here knows ONNX Runtime.
+
+mod attention;
+mod dtw;
+mod hallucination;
+mod punctuation;
+mod split;
+mod words;
+
+pub use attention::Attention;
+pub use hallucination::{Heard, Verdict, judge};
+pub use punctuation::{APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS};
+pub use words::{Aligned, Timing, add_words, align, last_end};
+
+/// Encoder frames per second.
+const FRAMES_PER_SECOND: f64 = 50.0;
+
+/// Python's `round(value, 2)`.
+pub(crate) fn hundredths(value: f64) -> f64 {
+    // The decimal text is rounded from the exact value, as Python does it.
+    format!("{value:.2}").parse().unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hundredths;
+
+    #[test]
+    fn rounds_as_python_does() {
+        // python3 -c 'print([round(v, 2) for v in (...)])'
+        for (value, expected) in
+            [(2.675, 2.67), (1.005, 1.0), (0.125, 0.12), (0.375, 0.38), (59.999, 60.0), (-0.125, -0.12)]
+        {
+            assert_eq!(hundredths(value), expected, "{value}");
+        }
+    }
+}
