@@ -31,7 +31,7 @@ export CMAKE := $(abspath $(PACKAGES)/cmake/data/bin/cmake)
 TOOLS := $(CMAKE)
 endif
 
-.PHONY: help build run ort vad models test lint licences bench clean
+.PHONY: help build run ort vad models test lint schema licences bench clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,9 @@ test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 lint: $(TOOLS) ## Formatting and clippy, without a warning
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+schema: ## Write docs/config.schema.json anew
+	UPDATE_SCHEMA=1 $(CARGO) test --locked --package hush-server --lib -- the_committed_schema
 
 licences: ## Licences of what is built, and advisories where cargo-deny is installed
 	if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; else $(PYTHON) scripts/check-licences; fi

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let env = Env::from_process();
-    let settings = match cli::settings::resolve(arguments, &env) {
+    let settings = match cli::settle(arguments, &env) {
         Ok(settings) => settings,
         Err(error) => {
             eprintln!("error: {error}");

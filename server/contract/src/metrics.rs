@@ -33,6 +33,11 @@ pub const RUNNER_RESTARTS_TOTAL: &str = "hush_runner_restarts_total";
 /// Gauge `{model}`: resident memory of the runner process; 0 when there is none.
 pub const RUNNER_RESIDENT_BYTES: &str = "hush_runner_resident_bytes";
 
+/// Gauge: 1 when the configuration file was good the last time it was read, 0 when it was refused.
+pub const CONFIG_LAST_RELOAD_SUCCESSFUL: &str = "hush_config_last_reload_successful";
+/// Gauge: Unix time of the last time that the configuration was taken over.
+pub const CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS: &str = "hush_config_last_reload_success_timestamp_seconds";
+
 pub const LABEL_MODEL: &str = "model";
 pub const LABEL_STATE: &str = "state";
 pub const LABEL_PHASE: &str = "phase";

@@ -50,6 +50,8 @@ pub enum UnloadReason {
     OnDemand,
     SoftPressure,
     HardPressure,
+    /// Another model of its server took its place (`--max-loaded`).
+    MaxLoaded,
     /// The models of one policy hold more than their budget.
     OverBudget,
     /// A model of higher priority waits for memory.
@@ -61,11 +63,12 @@ pub enum UnloadReason {
 }
 
 impl UnloadReason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::IdleTimeout,
         Self::OnDemand,
         Self::SoftPressure,
         Self::HardPressure,
+        Self::MaxLoaded,
         Self::OverBudget,
         Self::MakeRoom,
         Self::Manual,
@@ -79,6 +82,7 @@ impl UnloadReason {
             Self::OnDemand => "OnDemand",
             Self::SoftPressure => "SoftPressure",
             Self::HardPressure => "HardPressure",
+            Self::MaxLoaded => "MaxLoaded",
             Self::OverBudget => "OverBudget",
             Self::MakeRoom => "MakeRoom",
             Self::Manual => "Manual",

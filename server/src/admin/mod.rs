@@ -39,8 +39,9 @@ impl AdminState {
         Self { models, access: Arc::new(access), stop }
     }
 
-    fn model(&self, name: &str) -> Result<&ModelHandle, AdminError> {
-        self.models.get(name).ok_or_else(|| AdminError::unknown_model(name, self.models.iter().map(ModelHandle::name)))
+    fn model(&self, name: &str) -> Result<ModelHandle, AdminError> {
+        let known: Vec<ModelHandle> = self.models.iter().collect();
+        self.models.get(name).ok_or_else(|| AdminError::unknown_model(name, known.iter().map(ModelHandle::name)))
     }
 }
 

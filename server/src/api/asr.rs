@@ -10,6 +10,7 @@ use super::ApiState;
 use super::error::ApiError;
 use super::header::{quote, quote_unprintable};
 use super::query::AsrQuery;
+use super::speech::with_defaults;
 use crate::format::{Format, JsonShape, Writer};
 use crate::job::Transcription;
 
@@ -27,8 +28,10 @@ pub async fn asr(
     let format = format(&query.output, state.config.json_shape);
     let words = query.words(state.config.json_shape);
     let pcm = state.decode(upload, query.encode).await?;
-    let Transcription { transcript, segments } = state.speech.transcribe(pcm, query.options).await?;
-    let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[state.speech.model()]);
+    let speech = state.speech();
+    let options = with_defaults(query.options, speech.defaults());
+    let Transcription { transcript, segments } = speech.transcribe(pcm, options).await?;
+    let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[speech.model()]);
     audio_seconds.inc_by(transcript.duration_seconds.max(0.0));
     let unwritten = |error| ApiError::Internal(format!("a transcript could not be written: {error}"));
     let mut writer = Writer::with_words(format, words, Vec::new()).map_err(unwritten)?;

@@ -15,7 +15,7 @@ pub async fn healthz() -> &'static str {
 
 /// Able to serve, also while the model is cold or busy; otherwise what is missing, one line each.
 pub async fn readyz(State(state): State<ApiState>) -> Response {
-    let missing = state.speech.missing();
+    let missing = state.speech().missing();
     if missing.is_empty() {
         return "ok".into_response();
     }
@@ -26,7 +26,8 @@ pub async fn readyz(State(state): State<ApiState>) -> Response {
 struct Status<'a> {
     /// Bazarr's "Test Connection" shows it.
     version: &'static str,
-    models: [ModelStatus<'a>; 1],
+    /// The default first.
+    models: Vec<ModelStatus<'a>>,
 }
 
 #[derive(Serialize)]
@@ -36,9 +37,10 @@ struct ModelStatus<'a> {
 }
 
 pub async fn status(State(state): State<ApiState>) -> Response {
-    let model = ModelStatus { name: state.speech.model(), state: state.speech.state() };
+    let served = state.catalogue.served();
+    let models = served.iter().map(|model| ModelStatus { name: model.model(), state: model.state() }).collect();
     let version = concat!("Hush ", env!("CARGO_PKG_VERSION"));
-    json_response(StatusCode::OK, &Status { version, models: [model] })
+    json_response(StatusCode::OK, &Status { version, models })
 }
 
 pub async fn index() -> Html<&'static str> {

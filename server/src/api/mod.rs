@@ -1,27 +1,31 @@
-//! The public listener: the HTTP API of whisper-asr-webservice, with subgen's `/status`.
+//! The public listener: the HTTP API of whisper-asr-webservice with subgen's `/status`, and OpenAI's audio API.
 
 mod asr;
+mod catalogue;
 mod detect;
 mod error;
 mod header;
 mod health;
 mod keys;
 mod multipart;
+pub mod openai;
 mod query;
 mod speech;
 mod upload;
 mod work;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
+pub use catalogue::{Catalogue, DEFAULT_ALIASES, ModelCard, Single, is_alias, is_same_model};
 pub use keys::{KeyGuard, Shape, require_key};
 pub use speech::{ServedModel, Speech};
 pub use upload::UploadOptions;
@@ -41,6 +45,8 @@ pub struct ApiConfig {
     pub decode: DecodeOptions,
     /// Files that are decoded at the same time; the others wait, uploaded.
     pub concurrent_decodes: usize,
+    /// Longest silence in a stream of events.
+    pub stream_heartbeat: Duration,
     /// Who may use the API; `None`: everybody.
     pub keys: Option<KeyFile>,
     /// Whether runners have the model for `vad_filter`.
@@ -55,6 +61,8 @@ impl Default for ApiConfig {
             upload: UploadOptions::default(),
             decode: DecodeOptions::default(),
             concurrent_decodes: 2 * cores,
+            // A quarter of the 60 s after which common proxies give up.
+            stream_heartbeat: Duration::from_secs(15),
             keys: None,
             has_vad: false,
         }
@@ -64,16 +72,21 @@ impl Default for ApiConfig {
 /// Everything that the routes share; cheap to clone.
 #[derive(Clone)]
 pub struct ApiState {
-    speech: Arc<dyn Speech>,
+    catalogue: Arc<dyn Catalogue>,
     metrics: Arc<Metrics>,
     config: Arc<ApiConfig>,
     decodes: Arc<Semaphore>,
 }
 
 impl ApiState {
-    pub fn new(speech: Arc<dyn Speech>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
+    pub fn new(catalogue: Arc<dyn Catalogue>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
         let decodes = Arc::new(Semaphore::new(config.concurrent_decodes.max(1)));
-        Self { speech, metrics, config: Arc::new(config), decodes }
+        Self { catalogue, metrics, config: Arc::new(config), decodes }
+    }
+
+    /// The model of routes that name none.
+    fn speech(&self) -> Arc<dyn Speech> {
+        self.catalogue.default_model()
     }
 }
 
@@ -92,6 +105,7 @@ pub fn router(state: ApiState) -> Router {
     router
         .route("/status", get(health::status))
         .route_layer(middleware::from_fn_with_state(guard, require_key))
+        .merge(openai::routes(&state))
         .route("/", get(health::index))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
@@ -112,5 +126,8 @@ async fn method_not_allowed(state: State<ApiState>, request: Request) -> Respons
 async fn refuse(state: &ApiState, request: Request, status: StatusCode, text: &str) -> Response {
     let (head, body) = request.into_parts();
     upload::discard(&head.headers, body, &state.config.upload).await;
+    if openai::is_own(head.uri.path()) {
+        return openai::error::OpenAiError::route(status, head.method.as_str(), head.uri.path()).into_response();
+    }
     error::detail(status, text)
 }

@@ -1,12 +1,15 @@
 //! What the API needs of a model: residency has it, tests stand in for it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hush_contract::ModelState;
-use hush_whisper::{LanguageProbability, PcmSource, TranscribeOptions};
+use hush_whisper::model_dir::TOKENIZER;
+use hush_whisper::tokenizer::Tokenizer;
+use hush_whisper::{LanguageProbability, ModelDir, PcmSource, Segment, TranscribeOptions, Transcript};
+use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::audio::Pcm;
@@ -20,11 +23,27 @@ pub trait Speech: Send + Sync + 'static {
 
     fn state(&self) -> ModelState;
 
+    /// For requests that do not say otherwise.
+    fn defaults(&self) -> TranscribeOptions {
+        TranscribeOptions::default()
+    }
+
     /// What keeps it from ever answering (its files, the runtime library, a server that ends), one line each. Empty
     /// when it is able, also while it is cold or busy.
     fn missing(&self) -> Vec<String>;
 
     fn transcribe(&self, pcm: Pcm, options: TranscribeOptions) -> BoxFuture<'_, Result<Transcription, JobError>>;
+
+    /// As [`Self::transcribe`], with the segments as they are decoded. A slow reader does not hold back the model.
+    fn stream(
+        &self,
+        pcm: Pcm,
+        options: TranscribeOptions,
+        segments: mpsc::Sender<Segment>,
+    ) -> BoxFuture<'_, Result<Transcript, JobError>>;
+
+    /// The bytes that each token stands for; `None` for tokens that stand for no text (timestamps and the like).
+    fn token_bytes(&self, tokens: Vec<u32>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, JobError>>;
 
     /// Most probable first.
     fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>>;
@@ -33,14 +52,49 @@ pub trait Speech: Send + Sync + 'static {
 /// A model of residency, and what it cannot do without.
 pub struct ServedModel {
     handle: ModelHandle,
-    needs: Vec<PathBuf>,
+    dir: PathBuf,
+    library: PathBuf,
     shutdown: CancellationToken,
+    defaults: TranscribeOptions,
+    /// Read when the first request wants it: few do.
+    vocabulary: OnceCell<Arc<Vocabulary>>,
+}
+
+/// Tokens as bytes.
+struct Vocabulary {
+    tokenizer: Tokenizer,
+    /// From here on tokens are no text.
+    eot: u32,
+}
+
+impl Vocabulary {
+    fn open(dir: &Path) -> Result<Self, JobError> {
+        let failed = |error: &dyn std::error::Error| JobError::Failed(error.to_string());
+        let model = ModelDir::open(dir).map_err(|error| failed(&error))?;
+        let tokenizer = Tokenizer::open(&dir.join(TOKENIZER)).map_err(|error| failed(&error))?;
+        Ok(Self { tokenizer, eot: model.manifest().tokens.eot })
+    }
 }
 
 impl ServedModel {
-    /// `needs`: files and directories without which it will never load.
-    pub fn new(handle: ModelHandle, needs: Vec<PathBuf>, shutdown: CancellationToken) -> Self {
-        Self { handle, needs, shutdown }
+    /// `dir`: the model's own; `library`: the runtime's. Without either it will never load.
+    pub fn new(handle: ModelHandle, dir: PathBuf, library: PathBuf, shutdown: CancellationToken) -> Self {
+        let defaults = TranscribeOptions::default();
+        Self { handle, dir, library, shutdown, defaults, vocabulary: OnceCell::new() }
+    }
+
+    /// How it decodes where a request does not say.
+    pub fn with_defaults(self, defaults: TranscribeOptions) -> Self {
+        Self { defaults, ..self }
+    }
+
+    async fn vocabulary(&self) -> Result<Arc<Vocabulary>, JobError> {
+        let opened = self.vocabulary.get_or_try_init(|| async {
+            let dir = self.dir.clone();
+            let opened = tokio::task::spawn_blocking(move || Vocabulary::open(&dir)).await;
+            opened.map_err(|panicked| JobError::Failed(panicked.to_string()))?.map(Arc::new)
+        });
+        opened.await.cloned()
     }
 }
 
@@ -53,8 +107,12 @@ impl Speech for ServedModel {
         self.handle.snapshot().state
     }
 
+    fn defaults(&self) -> TranscribeOptions {
+        self.defaults.clone()
+    }
+
     fn missing(&self) -> Vec<String> {
-        let absent = self.needs.iter().filter(|path| !path.exists());
+        let absent = [&self.library, &self.dir].into_iter().filter(|path| !path.exists());
         let mut missing: Vec<String> = absent.map(|path| format!("{} is missing", path.display())).collect();
         if self.shutdown.is_cancelled() {
             missing.push(JobError::ShuttingDown.to_string());
@@ -72,6 +130,30 @@ impl Speech for ServedModel {
         .boxed()
     }
 
+    fn stream(
+        &self,
+        pcm: Pcm,
+        options: TranscribeOptions,
+        segments: mpsc::Sender<Segment>,
+    ) -> BoxFuture<'_, Result<Transcript, JobError>> {
+        async move {
+            match self.handle.run(Arc::new(pcm), Work::Transcribe(options), segments).await? {
+                Outcome::Transcribed(transcript) => Ok(transcript),
+                Outcome::Languages(_) => Err(other_answer()),
+            }
+        }
+        .boxed()
+    }
+
+    fn token_bytes(&self, tokens: Vec<u32>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, JobError>> {
+        async move {
+            let vocabulary = self.vocabulary().await?;
+            let text = |token: u32| (token < vocabulary.eot).then(|| vocabulary.tokenizer.bytes(token).to_vec());
+            Ok(tokens.into_iter().map(text).collect())
+        }
+        .boxed()
+    }
+
     fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         async move {
             match self.handle.gather(Arc::new(pcm), Work::DetectLanguage).await? {
@@ -80,6 +162,15 @@ impl Speech for ServedModel {
             }
         }
         .boxed()
+    }
+}
+
+/// `options` with what they leave open taken from `defaults`.
+pub fn with_defaults(options: TranscribeOptions, defaults: TranscribeOptions) -> TranscribeOptions {
+    TranscribeOptions {
+        language: options.language.or(defaults.language),
+        initial_prompt: options.initial_prompt.or(defaults.initial_prompt),
+        ..options
     }
 }
 

@@ -120,6 +120,35 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub store: StoreArgs,
 
+    /// A file with these settings and those of each model, in YAML; see docs/configuration.md. Default: none.
+    ///
+    /// Options and variables beat it. SIGHUP reads it again.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Check the settings, print what they come to, and end. Default: false.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub check_config: Option<Switch>,
+
+    /// Names that mean the default model in the OpenAI API, beside its own; a date may follow them.
+    ///
+    /// May be given several times; as a variable, with commas. Default: whisper-1, gpt-4o-transcribe,
+    /// gpt-4o-mini-transcribe, gpt-transcribe.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub default_alias: Vec<String>,
+
+    /// Whether every installed model is served when a request names it: true or false.
+    ///
+    /// Default: true when no model is named by --model, a variable or the configuration file, else false.
+    #[arg(long, value_name = "BOOL")]
+    pub serve_installed: Option<Switch>,
+
+    /// Models that may be in memory at the same time; 0 is no limit. Default: 0.
+    ///
+    /// The least recently used idle one leaves before another loads.
+    #[arg(long, value_name = "N", help_heading = "Residency")]
+    pub max_loaded: Option<usize>,
+
     /// Whether a model that is not installed is downloaded from the hub and installed at start: true or false.
     ///
     /// Default: true.

@@ -4,15 +4,20 @@
 //! argv -> args (clap) -+
 //!                      +-> settings (pure: flag > HUSH_ > ASR_ > default) -> resolve (name -> model directory)
 //! environment -> env  -+
+//! --config FILE -> config -+
 //! ```
 
 pub mod args;
+pub mod check;
+pub mod config;
 pub mod env;
+pub mod fleet;
 pub mod install;
 pub mod log;
 pub mod models;
 pub mod ort_lib;
 pub mod progress;
+pub mod reload;
 pub mod resolve;
 mod security;
 pub mod serve;
@@ -33,8 +38,8 @@ pub use settings::{
 };
 
 const SERVE_NOTES: &str = "\
-Precedence: the flag, then the HUSH_ variable, then the variable of whisper-asr-webservice, then the default. An empty
-variable counts as not set.
+Precedence: the flag, then the HUSH_ variable, then the variable of whisper-asr-webservice, then the file of --config,
+then the default. An empty variable counts as not set.
 
 Variables of whisper-asr-webservice that are understood:
   ASR_MODEL            --model
@@ -86,6 +91,15 @@ pub fn command() -> clap::Command {
             }
         })
     })
+}
+
+/// What the arguments, the environment and the configuration file that they name come to.
+pub fn settle(arguments: Cli, env: &Env) -> Result<Settings, SettingError> {
+    let file = match settings::config_path(&arguments, env) {
+        Some(path) => config::read(&path)?,
+        None => config::ConfigFile::default(),
+    };
+    settings::resolve_with(arguments, env, &file)
 }
 
 /// Reads the arguments; the environment is not looked at here.

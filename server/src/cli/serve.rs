@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,19 +13,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::env::Env;
-use super::install::find_or_install;
-use super::resolve::{self, Resolved, Store};
+use super::fleet::{self, Fleet};
+use super::reload::Reload;
 use super::settings::ServeSettings;
-use super::values::{AsrEngine, Device, Residency};
-use super::{log, ort_lib, security, vad_model};
+use super::values::AsrEngine;
+use super::{check, log, ort_lib, security, vad_model};
 use crate::admin::{self, AdminState};
-use crate::api::{ApiConfig, ApiState, ServedModel, UploadOptions};
+use crate::api::{ApiConfig, ApiState, Catalogue, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
 use crate::metrics::{self, Metrics};
-use crate::residency::{self, ModelSettings, Models, Policy};
 use crate::runner;
-use crate::runner::wire::LoadSpec;
 use crate::serve::{ServeOptions, serve};
 
 /// Answers are little work and runners are processes of their own: two threads serve any number of clients.
@@ -44,10 +41,10 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
     let vad_model = vad_model::find(settings.engine.vad_model.as_deref(), &library, &program)?;
     let has_vad = vad_model.is_some();
-    let device = ort_lib::device(settings.engine.device, Some(&library));
-    let models = find_models(settings, env, device)?;
-    let model_dir = models.first().map(|model| model.dir.clone()).unwrap_or_default();
-    let served = models.iter().map(|model| model_settings(settings, device, model)).collect();
+    let plans = fleet::plan(settings, env, &library)?;
+    if settings.check_config {
+        return check::print(settings, &plans).context("printing the settings");
+    }
     let mut runners = runner::Settings::this_program(vec![OsString::from("runner")]);
     runners.env.push((runtime::PATH_VARIABLE.into(), library.clone().into_os_string()));
     runners.env.extend(vad_model.map(|model| (vad::PATH_VARIABLE.into(), model.into_os_string())));
@@ -64,11 +61,12 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         .context("starting the runtime")?;
     runtime.block_on(async {
         let metrics = Arc::new(Metrics::new().context("registering metrics")?);
-        let models = Arc::new(Models::start(served, runners, &metrics)?);
         let stop = CancellationToken::new();
-        let speech = ServedModel::new(models.default_model().clone(), vec![library, model_dir], stop.clone());
+        let fleet = Arc::new(Fleet::start(settings, plans, runners, library.clone(), &metrics, stop.clone())?);
+        let models = Arc::clone(fleet.models());
+        let catalogue = Arc::clone(&fleet) as Arc<dyn Catalogue>;
         let config = ApiConfig { keys: security::api_keys(&settings.security)?, has_vad, ..api_config(settings) };
-        let api = crate::api::router(ApiState::new(Arc::new(speech), Arc::clone(&metrics), config));
+        let api = crate::api::router(ApiState::new(catalogue, Arc::clone(&metrics), config));
         let tls = security::tls("tls", settings.security.tls.as_ref())?;
         let ops_tls = security::tls("ops-tls", settings.security.ops_tls.as_ref())?;
         let (listener, address) = bind("--listen", settings.listen).await?;
@@ -78,7 +76,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let admin = AdminState::new(Arc::clone(&models), access, ops_stop.clone());
         let ops = metrics::router(Arc::clone(&metrics)).merge(admin::router(admin, Arc::clone(&metrics)));
         for model in models.iter() {
-            tracing::info!(model = model.name(), %device, "model");
+            tracing::info!(model = model.name(), "model");
         }
         tracing::info!(api = %address, ops = %ops_address, "listening");
 
@@ -88,10 +86,21 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let requests = tokio::spawn(serve(listener, api, stop.clone(), options));
         let operations = tokio::spawn(serve(ops_listener, ops, ops_stop.clone(), ops_options));
         let mut signals = Signals::new().context("listening for signals")?;
-        let signal = signals.next().await;
+        let reload = Reload::new(settings, env, library, &metrics);
+        let signal = loop {
+            match signals.next().await {
+                "SIGHUP" => reload.run(&fleet).await,
+                signal => break signal,
+            }
+        };
         tracing::info!(signal, "shutting down; requests that have arrived are served, for {drain:?} at most");
         tokio::spawn(async move {
-            let signal = signals.next().await;
+            let signal = loop {
+                match signals.next().await {
+                    "SIGHUP" => {}
+                    signal => break signal,
+                }
+            };
             tracing::warn!(signal, "a second signal: ending at once");
             // The runners end with this process.
             std::process::exit(1);
@@ -105,43 +114,6 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         tracing::info!("ended");
         ended
     })
-}
-
-fn find_models(settings: &ServeSettings, env: &Env, device: Device) -> anyhow::Result<Vec<Resolved>> {
-    let store = Store::new(&settings.models_dir);
-    let mut names = settings.models.clone();
-    if names.is_empty() {
-        names.push(store.default_model()?);
-    }
-    let mut found = Vec::new();
-    for name in &names {
-        let precision = settings.engine.precision;
-        found.push(find_or_install(&store, name, precision, device, settings.install_missing, env)?);
-    }
-    resolve::check_ids(&found)?;
-    Ok(found)
-}
-
-fn model_settings(settings: &ServeSettings, device: Device, model: &Resolved) -> ModelSettings {
-    let spec = LoadSpec {
-        model_dir: model.dir.clone(),
-        device: device.to_string(),
-        threads: settings.engine.threads,
-        prepack: false,
-        max_batch: settings.max_batch,
-    };
-    let policy = Policy {
-        residency: match settings.residency {
-            Residency::Resident => residency::Residency::Resident,
-            Residency::Idle => residency::Residency::Idle(settings.idle_timeout),
-            Residency::OnDemand => residency::Residency::OnDemand,
-        },
-        queue_limit: NonZeroUsize::new(settings.max_queue).unwrap_or(NonZeroUsize::MIN),
-        concurrency: NonZeroUsize::new(settings.max_batch).unwrap_or(NonZeroUsize::MIN),
-        drain: settings.drain_timeout,
-        ..Policy::default()
-    };
-    ModelSettings { name: model.id.clone(), spec, precision: Some(model.precision.to_string()), policy }
 }
 
 fn api_config(settings: &ServeSettings) -> ApiConfig {
@@ -183,21 +155,27 @@ async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<(TcpListener,
     Ok((listener, bound))
 }
 
-/// What asks the server to end.
+/// What asks the server to end, or to read its configuration again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
         }
     }
 }

@@ -5,7 +5,7 @@ mod handler;
 
 use hush_contract::metrics as names;
 use prometheus::core::Collector;
-use prometheus::{CounterVec, Encoder, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{CounterVec, Encoder, Gauge, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
 
 pub use handler::router;
 
@@ -46,6 +46,8 @@ pub struct Metrics {
     pub interarrival_seconds: HistogramVec,
     /// `{model, cause}`
     pub runner_restarts_total: IntCounterVec,
+    pub config_last_reload_successful: Gauge,
+    pub config_last_reload_success_timestamp_seconds: Gauge,
 }
 
 impl Metrics {
@@ -61,6 +63,11 @@ impl Metrics {
             let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(vec.clone()))?;
             prometheus::Result::Ok(vec)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = Gauge::with_opts(Opts::new(name, help))?;
+            registry.register(Box::new(gauge.clone()))?;
+            prometheus::Result::Ok(gauge)
         };
         let audio_seconds_total =
             CounterVec::new(Opts::new(names::AUDIO_SECONDS_TOTAL, "Seconds of audio transcribed."), &[model])?;
@@ -109,6 +116,14 @@ impl Metrics {
                 "Runners that had to be replaced.",
                 &[model, names::LABEL_CAUSE],
             )?,
+            config_last_reload_successful: gauge(
+                names::CONFIG_LAST_RELOAD_SUCCESSFUL,
+                "1 when the configuration was good the last time it was read, 0 when it was refused.",
+            )?,
+            config_last_reload_success_timestamp_seconds: gauge(
+                names::CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS,
+                "Unix time of the last time that the configuration was taken over.",
+            )?,
             registry,
         })
     }
@@ -130,7 +145,6 @@ impl Metrics {
 mod tests {
     use prometheus::core::Desc;
     use prometheus::proto::MetricFamily;
-    use prometheus::{Gauge, Opts};
 
     use super::*;
 

@@ -8,10 +8,10 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{GaugeVec, Opts};
 
-use super::handle::ModelHandle;
+use super::models::Registry;
 
 pub struct ResidencyCollector {
-    models: Vec<ModelHandle>,
+    models: Registry,
     state: GaugeVec,
     idle_seconds: GaugeVec,
     inflight: GaugeVec,
@@ -21,7 +21,7 @@ pub struct ResidencyCollector {
 }
 
 impl ResidencyCollector {
-    pub fn new(models: Vec<ModelHandle>) -> prometheus::Result<Self> {
+    pub(super) fn new(models: Registry) -> prometheus::Result<Self> {
         let gauge = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &[names::LABEL_MODEL]);
         Ok(Self {
             models,
@@ -54,7 +54,9 @@ impl Collector for ResidencyCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        for model in &self.models {
+        // Of models that have been removed nothing is left.
+        self.gauges().into_iter().for_each(GaugeVec::reset);
+        for model in self.models.all() {
             let now = model.snapshot();
             for state in ModelState::ALL {
                 let value = if state == now.state { 1.0 } else { 0.0 };

@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::job::{self, Attempt, Output};
-use super::machine::{LeaseId, Load, Refusal, Unload, UnloadReport};
+use super::machine::{LeaseId, Load, Policy, Refusal, Unload, UnloadReport};
 use super::owner::{Grant, Message};
 use super::snapshot::{Board, Snapshot};
 use crate::job::{Audio, JobError, Outcome, Work};
 use crate::request;
+use crate::runner::wire::LoadSpec;
 use crate::runner::{Ending, Runner};
 
 /// Of one job: after that its input is suspect.
@@ -132,6 +133,12 @@ impl ModelHandle {
     /// Returns when the runner is reaped, or at once when the condition does not hold.
     pub async fn unload(&self, unload: Unload) -> Result<UnloadReport, UnloadRefusal> {
         self.ask(|reply| Message::Unload { unload, reply }).await.unwrap_or(Err(UnloadRefusal::NotLoaded))
+    }
+
+    /// Another policy from now on, another way to load from the next load on.
+    pub fn update(&self, spec: LoadSpec, policy: Policy) {
+        // Without an owner there is nothing left to change.
+        let _ = self.shared.inbox.send(Message::Update { spec, policy });
     }
 
     /// Serves what has arrived, refuses what comes, ends the runner; waits for nobody after `deadline`.

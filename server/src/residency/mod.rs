@@ -10,9 +10,11 @@ mod collector;
 mod feed;
 mod handle;
 mod job;
+pub mod lru;
 pub mod machine;
 mod models;
 mod owner;
+mod places;
 mod snapshot;
 
 pub use collector::ResidencyCollector;

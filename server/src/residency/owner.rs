@@ -7,10 +7,12 @@ use std::time::Duration;
 use hush_contract::{ModelState, UnloadRefusal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::machine::{
     CommandId, Count, Effect, Event, LeaseId, Load, LostWhy, Machine, Moment, Policy, Refusal, Unload, UnloadReport,
 };
+use super::places::{Guest, Place, Places};
 use super::snapshot::{Board, Facts};
 use crate::memory;
 use crate::metrics::Metrics;
@@ -39,9 +41,19 @@ pub(super) enum Message {
         unload: Unload,
         reply: oneshot::Sender<Result<UnloadReport, UnloadRefusal>>,
     },
+    /// Other settings: the policy holds at once, the rest from the next load on.
+    Update {
+        spec: LoadSpec,
+        policy: Policy,
+    },
     Runner {
         generation: u64,
         event: RunnerEvent,
+    },
+    /// There is a place in memory for this generation.
+    Entered {
+        generation: u64,
+        place: Option<Place>,
     },
     Shutdown {
         deadline: Instant,
@@ -59,6 +71,11 @@ pub(super) struct Owner {
     own_inbox: mpsc::WeakUnboundedSender<Message>,
     machine: Machine,
     start: Instant,
+    places: Places,
+    /// Waits for a place of the current generation.
+    entering: Option<AbortOnDropHandle<()>>,
+    /// Of the current generation, until it is reaped.
+    place: Option<Place>,
     /// Of the current generation, until it is reaped.
     runner: Option<Runner>,
     pid: Option<u32>,
@@ -92,6 +109,9 @@ impl Owner {
             own_inbox,
             machine: Machine::new(policy),
             start: Instant::now(),
+            places: Places::unlimited(),
+            entering: None,
+            place: None,
             runner: None,
             pid: None,
             loaded_since: None,
@@ -103,6 +123,11 @@ impl Owner {
             shutdowns: Vec::new(),
             stopped: false,
         }
+    }
+
+    /// The model shares the memory with others.
+    pub(super) fn among(self, places: Places) -> Self {
+        Self { places, ..self }
     }
 
     pub(super) async fn run(mut self, mut inbox: Inbox) {
@@ -142,7 +167,18 @@ impl Owner {
                 self.unloads.insert(command, reply);
                 self.step(Event::Unload { command, unload });
             }
+            Message::Update { spec, policy } => {
+                self.spec = spec;
+                self.step(Event::Policy { policy });
+            }
             Message::Runner { generation, event } => self.hear(generation, event),
+            Message::Entered { generation, place } => {
+                // Otherwise it is not wanted any more, and the place is free again.
+                if generation == self.machine.generation() && self.entering.take().is_some() {
+                    self.place = place;
+                    self.start_runner(generation);
+                }
+            }
             Message::Shutdown { deadline, reply } => {
                 if self.stopped {
                     let _ = reply.send(());
@@ -179,6 +215,7 @@ impl Owner {
             RunnerEvent::Exited => {
                 if current {
                     self.runner = None;
+                    self.place = None;
                     self.pid = None;
                     self.loaded_since = None;
                     tokio::task::spawn_blocking(memory::give_back);
@@ -206,17 +243,10 @@ impl Owner {
 
     fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::StartRunner { generation } => {
-                let inbox = self.own_inbox.clone();
-                let notify = Box::new(move |event| {
-                    if let Some(inbox) = inbox.upgrade() {
-                        let _ = inbox.send(Message::Runner { generation, event });
-                    }
-                });
-                self.runner = Some(self.runners.start(self.spec.clone(), notify));
-            }
-            Effect::StopRunner { .. } => self.with_runner(Runner::stop),
-            Effect::KillRunner { .. } => self.with_runner(Runner::kill),
+            Effect::StartRunner { generation } if self.places.is_limited() => self.enter(generation),
+            Effect::StartRunner { generation } => self.start_runner(generation),
+            Effect::StopRunner { generation } => self.with_runner(generation, Runner::stop),
+            Effect::KillRunner { generation } => self.with_runner(generation, Runner::kill),
             Effect::Grant { lease, .. } => {
                 if let (Some(reply), Some(runner)) = (self.waiting.remove(&lease), &self.runner) {
                     // Whoever left has sent the end of its lease too.
@@ -260,9 +290,36 @@ impl Owner {
         }
     }
 
-    fn with_runner(&self, order: impl FnOnce(&Runner)) {
+    /// Waits for a place first.
+    fn enter(&mut self, generation: u64) {
+        let guest = Guest { model: self.model.clone(), inbox: self.own_inbox.clone(), board: self.board.clone() };
+        let (places, inbox) = (self.places.clone(), self.own_inbox.clone());
+        self.entering = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let place = places.take(guest).await;
+            if let Some(inbox) = inbox.upgrade() {
+                let _ = inbox.send(Message::Entered { generation, place });
+            }
+        })));
+    }
+
+    fn start_runner(&mut self, generation: u64) {
+        let inbox = self.own_inbox.clone();
+        let notify = Box::new(move |event| {
+            if let Some(inbox) = inbox.upgrade() {
+                let _ = inbox.send(Message::Runner { generation, event });
+            }
+        });
+        self.runner = Some(self.runners.start(self.spec.clone(), notify));
+    }
+
+    fn with_runner(&mut self, generation: u64, order: impl FnOnce(&Runner)) {
         if let Some(runner) = &self.runner {
             order(runner);
+        } else if self.entering.take().is_some()
+            && let Some(inbox) = self.own_inbox.upgrade()
+        {
+            // It waited for its place and has nothing to reap.
+            let _ = inbox.send(Message::Runner { generation, event: RunnerEvent::Exited });
         }
     }
 
@@ -324,6 +381,7 @@ impl Owner {
             runner_pid: self.pid,
             failure: machine.failure().map(|(cause, until)| (cause.to_owned(), self.instant(until))),
         });
+        self.places.poke();
     }
 
     fn command(&mut self) -> CommandId {

@@ -3,6 +3,8 @@
 mod errors;
 mod keys;
 mod lifetime;
+mod openai;
+mod openai_stream;
 mod routes;
 mod support;
 mod transcripts;

@@ -7,19 +7,23 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hush_whisper::VadOptions;
 
 use super::args::{Cli, Command, InstallArgs, LogArgs, ModelsArgs, ServeArgs, TranscribeArgs};
+use super::config::{self, Checked, ConfigError, ConfigFile, ModelConfig};
 use super::env::Env;
 use super::values::{
     AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, OutputFormat, PrecisionChoice, Residency, Span, TaskWord,
 };
 use super::variable;
+use crate::api::DEFAULT_ALIASES;
 use crate::format::{Layout, Words};
 pub use security::{SecuritySettings, TlsFiles};
 use sources::{Count, Number, Sources, legacy_seconds};
@@ -34,6 +38,14 @@ pub enum SettingError {
     Variable { variable: String, value: String, problem: String },
     #[error("{0}")]
     Combination(String),
+    #[error("{0}")]
+    Config(String),
+}
+
+impl From<ConfigError> for SettingError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error.to_string())
+    }
 }
 
 /// A variable of whisper-asr-webservice that decided something; `serve` logs each.
@@ -82,8 +94,56 @@ pub struct LogSettings {
     pub level: String,
 }
 
+/// What the configuration file says of one model. It beats the settings for the whole server.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelOverrides {
+    /// What requests call a model that was given as a directory.
+    pub name: Option<String>,
+    pub aliases: Vec<String>,
+    pub residency: Option<Residency>,
+    /// Zero: never by idleness.
+    pub idle_timeout: Option<Duration>,
+    pub precision: Option<PrecisionChoice>,
+    pub device: Option<DeviceChoice>,
+    pub threads: Option<usize>,
+    pub max_queue: Option<usize>,
+    /// For requests that name none: a code of Whisper.
+    pub language: Option<String>,
+    pub prompt: Option<String>,
+}
+
+impl From<&ModelConfig> for ModelOverrides {
+    fn from(model: &ModelConfig) -> Self {
+        let number = |number: &Option<Checked<config::Count>>| {
+            number.as_ref().and_then(|number| number.value()).map(|number| number.0)
+        };
+        Self {
+            name: model.name.clone().filter(|_| model.path.is_some()),
+            aliases: model.aliases.clone(),
+            residency: model.residency.as_ref().and_then(|residency| residency.value()),
+            idle_timeout: model.idle_timeout.as_ref().and_then(|timeout| timeout.value()).map(|Span(timeout)| timeout),
+            precision: model.precision.as_ref().and_then(|precision| precision.value()),
+            device: model.device.as_ref().and_then(|device| device.value()),
+            threads: number(&model.threads).filter(|threads| *threads > 0),
+            max_queue: number(&model.max_queue),
+            language: model.defaults.language.as_ref().and_then(|code| code.value()).map(|code| code.0.to_owned()),
+            prompt: model.defaults.prompt.clone(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServeSettings {
+    /// Check and print, do not serve.
+    pub check_config: bool,
+    /// Names that mean the default model.
+    pub default_aliases: Vec<String>,
+    /// Whether a request may name any installed model.
+    pub serve_installed: bool,
+    /// `None`: no limit.
+    pub max_loaded: Option<NonZeroUsize>,
+    /// By the name or directory that [`Self::models`] has.
+    pub overrides: BTreeMap<String, ModelOverrides>,
     /// Names or directories, the first is the default; empty: see [`super::resolve::Store::default_model`].
     pub models: Vec<String>,
     pub models_dir: PathBuf,
@@ -110,6 +170,37 @@ pub struct ServeSettings {
     pub engine: EngineSettings,
     pub log: LogSettings,
     pub legacy: Vec<LegacyUse>,
+}
+
+impl ServeSettings {
+    /// By the name or directory as it was given, or by the name that it has here.
+    pub fn overrides_of(&self, name: &str) -> ModelOverrides {
+        let own = self
+            .overrides
+            .get(name)
+            .or_else(|| self.overrides.values().find(|overrides| overrides.name.as_deref() == Some(name)));
+        own.cloned().unwrap_or_default()
+    }
+
+    /// Options that differ in `other` and hold only from the start of a server.
+    pub fn restart_for(&self, other: &Self) -> Vec<&'static str> {
+        let differs = [
+            ("listen", self.listen != other.listen),
+            ("opsListen", self.ops_listen != other.ops_listen),
+            ("maxLoaded", self.max_loaded != other.max_loaded),
+            ("spareRunner", self.spare_runner != other.spare_runner),
+            ("loadTimeout", self.load_timeout != other.load_timeout),
+            ("stallTimeout", self.stall_timeout != other.stall_timeout),
+            ("maxUpload", self.max_upload_bytes != other.max_upload_bytes),
+            ("spoolDir", self.spool_dir != other.spool_dir),
+            ("spoolMemory", self.spool_memory_bytes != other.spool_memory_bytes),
+            ("asrEngine", self.asr_engine != other.asr_engine),
+            ("ortLib", self.engine.ort_lib != other.engine.ort_lib),
+            ("ffmpeg", self.engine.ffmpeg != other.engine.ffmpeg),
+            ("logFormat or logLevel", self.log != other.log),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -166,26 +257,51 @@ pub struct ModelsSettings {
     pub legacy: Vec<LegacyUse>,
 }
 
+/// The configuration file that options and variables name.
+pub fn config_path(cli: &Cli, env: &Env) -> Option<PathBuf> {
+    match &cli.command {
+        Command::Serve(args) => args.config.clone().or_else(|| env.path(&variable("config"))),
+        _ => None,
+    }
+}
+
 /// Everything that the options and variables say, with defaults filled in.
 pub fn resolve(cli: Cli, env: &Env) -> Result<Settings, SettingError> {
+    resolve_with(cli, env, &ConfigFile::default())
+}
+
+/// As [`resolve`], with the configuration file of `serve`.
+pub fn resolve_with(cli: Cli, env: &Env, file: &ConfigFile) -> Result<Settings, SettingError> {
     Ok(match cli.command {
-        Command::Serve(args) => Settings::Serve(Box::new(serve(*args, env)?)),
+        Command::Serve(args) => Settings::Serve(Box::new(serve(*args, env, file)?)),
         Command::Install(args) => Settings::Install(install(args, env)?),
         Command::Transcribe(args) => Settings::Transcribe(Box::new(transcribe(args, env)?)),
         Command::Models(args) => Settings::Models(models(args, env)?),
-        Command::Runner(_) => Settings::Runner(Sources { env, legacy: Vec::new() }.log(LogArgs::default())?),
+        Command::Runner(_) => Settings::Runner(Sources::new(env).log(LogArgs::default())?),
     })
 }
 
 /// `serve` alone; [`resolve`] for any command.
-pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> {
-    let mut from = Sources { env, legacy: Vec::new() };
+pub fn serve(args: ServeArgs, env: &Env, file: &ConfigFile) -> Result<ServeSettings, SettingError> {
+    let mut from = Sources { file: Some(file), ..Sources::new(env) };
     let models = match from.list("model", args.model)? {
         models if models.is_empty() => {
             from.legacy("model", "ASR_MODEL", |name| Ok(vec![name.to_owned()]))?.unwrap_or_default()
         }
         models => models,
     };
+    let configured = file.models.as_deref().unwrap_or_default();
+    let models = match models.is_empty() {
+        true => configured.iter().filter_map(ModelConfig::source).collect(),
+        false => models,
+    };
+    let overrides = configured.iter().filter_map(|model| Some((model.source()?, model.into()))).collect();
+    let mut default_aliases = from.list("default-alias", args.default_alias)?;
+    if default_aliases.is_empty() {
+        default_aliases = file.default_aliases.clone().unwrap_or_else(|| DEFAULT_ALIASES.map(str::to_owned).to_vec());
+    }
+    let serve_installed = from.switch("serve-installed", args.serve_installed)?.unwrap_or(models.is_empty());
+    let max_loaded = from.value("max-loaded", args.max_loaded.map(Count))?.and_then(|count| NonZeroUsize::new(count.0));
     let listen = from.value("listen", args.listen)?.unwrap_or(Listen(([0, 0, 0, 0], 9000).into())).0;
     let ops_listen = from.value("ops-listen", args.ops_listen)?.unwrap_or(Listen(([127, 0, 0, 1], 9001).into())).0;
     if listen.port() == ops_listen.port()
@@ -196,9 +312,13 @@ pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> 
             format!("--listen {listen} and --ops-listen {ops_listen} are the same port; give one of them another");
         return Err(SettingError::Combination(problem));
     }
-    let idle_timeout = match from.value("idle-timeout", args.idle_timeout)? {
-        Some(Span(span)) => span,
-        None => from.legacy("idle-timeout", "MODEL_IDLE_TIMEOUT", legacy_seconds)?.unwrap_or(Duration::from_secs(300)),
+    let idle_timeout = match from.given("idle-timeout", args.idle_timeout)? {
+        Some(Span(span)) => Some(span),
+        None => from.legacy("idle-timeout", "MODEL_IDLE_TIMEOUT", legacy_seconds)?,
+    };
+    let idle_timeout = match idle_timeout {
+        Some(timeout) => timeout,
+        None => from.filed("idle-timeout")?.map_or(Duration::from_secs(300), |Span(timeout)| timeout),
     };
     let max_queue = from.value("max-queue", args.max_queue.map(Count))?.map_or(256, |count| count.0);
     if max_queue == 0 {
@@ -209,6 +329,11 @@ pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> 
         return Err(SettingError::Combination(format!("--max-batch must lie between 1 and {MOST_BATCH}")));
     }
     let settings = ServeSettings {
+        check_config: from.switch("check-config", args.check_config)?.unwrap_or(false),
+        default_aliases,
+        serve_installed,
+        max_loaded,
+        overrides,
         models,
         models_dir: from.models_dir(args.store)?,
         install_missing: from.switch("install-missing", args.install_missing)?.unwrap_or(true),
@@ -236,7 +361,7 @@ pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> 
 }
 
 fn install(args: InstallArgs, env: &Env) -> Result<InstallSettings, SettingError> {
-    let mut from = Sources { env, legacy: Vec::new() };
+    let mut from = Sources::new(env);
     let name = from.text("name", args.name)?;
     if name.is_some() && args.sources.len() > 1 {
         return Err(SettingError::Combination("--name needs exactly one SOURCE".to_owned()));
@@ -261,7 +386,7 @@ fn install(args: InstallArgs, env: &Env) -> Result<InstallSettings, SettingError
 }
 
 fn transcribe(args: TranscribeArgs, env: &Env) -> Result<TranscribeSettings, SettingError> {
-    let mut from = Sources { env, legacy: Vec::new() };
+    let mut from = Sources::new(env);
     let model = match from.list("model", args.model.into_iter().collect())?.into_iter().next() {
         Some(model) => Some(model),
         None => from.legacy("model", "ASR_MODEL", |name| Ok(name.to_owned()))?,
@@ -309,7 +434,7 @@ fn transcribe(args: TranscribeArgs, env: &Env) -> Result<TranscribeSettings, Set
 }
 
 fn models(args: ModelsArgs, env: &Env) -> Result<ModelsSettings, SettingError> {
-    let mut from = Sources { env, legacy: Vec::new() };
+    let mut from = Sources::new(env);
     let settings = ModelsSettings {
         json: from.switch("json", args.json)?.unwrap_or(false),
         models_dir: from.models_dir(args.store)?,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::super::args::{EngineArgs, LogArgs, StoreArgs};
+use super::super::config::ConfigFile;
 use super::super::env::Env;
 use super::super::values::{
     AsrEngine, DeviceChoice, LogFormat, LogLevel, Precision, PrecisionChoice, Span, Switch, ValueError,
@@ -78,12 +79,36 @@ fn legacy_engine(text: &str) -> Result<AsrEngine, ValueError> {
 /// Where values come from besides the flags.
 pub(super) struct Sources<'a> {
     pub env: &'a Env,
+    /// Of `serve`.
+    pub file: Option<&'a ConfigFile>,
     pub legacy: Vec<LegacyUse>,
 }
 
-impl Sources<'_> {
-    /// The flag, or the option's variable.
+impl<'a> Sources<'a> {
+    pub fn new(env: &'a Env) -> Self {
+        Self { env, file: None, legacy: Vec::new() }
+    }
+
+    /// The flag, the option's variable, or the configuration file.
     pub fn value<T: FromStr<Err = ValueError>>(
+        &self,
+        option: &str,
+        flag: Option<T>,
+    ) -> Result<Option<T>, SettingError> {
+        match self.given(option, flag)? {
+            Some(value) => Ok(Some(value)),
+            None => self.filed(option),
+        }
+    }
+
+    /// What the configuration file says; it has been checked.
+    pub fn filed<T: FromStr<Err = ValueError>>(&self, option: &str) -> Result<Option<T>, SettingError> {
+        let Some(text) = self.file.and_then(|file| file.option(option)) else { return Ok(None) };
+        text.parse().map(Some).map_err(|error: ValueError| SettingError::Config(format!("{option}: {error}")))
+    }
+
+    /// The flag, or the option's variable.
+    pub fn given<T: FromStr<Err = ValueError>>(
         &self,
         option: &str,
         flag: Option<T>,
@@ -113,7 +138,7 @@ impl Sources<'_> {
     }
 
     pub fn path(&self, option: &str, flag: Option<PathBuf>) -> Option<PathBuf> {
-        flag.or_else(|| self.env.path(&variable(option)))
+        flag.or_else(|| self.env.path(&variable(option))).or_else(|| self.file?.path(option))
     }
 
     /// The flags, or the variable with commas between the values.
@@ -162,26 +187,36 @@ impl Sources<'_> {
         Ok(Some(value))
     }
 
-    pub fn device(&mut self, flag: Option<DeviceChoice>) -> Result<DeviceChoice, SettingError> {
-        match self.value("device", flag)? {
-            Some(device) => Ok(device),
-            None => Ok(self.legacy("device", "ASR_DEVICE", legacy_device)?.unwrap_or_default()),
+    /// The flag, the option's variable, the variable of whisper-asr-webservice, or the configuration file.
+    fn with_legacy<T: FromStr<Err = ValueError>>(
+        &mut self,
+        option: &'static str,
+        flag: Option<T>,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, ValueError>,
+    ) -> Result<Option<T>, SettingError> {
+        if let Some(value) = self.given(option, flag)? {
+            return Ok(Some(value));
+        }
+        match self.legacy(option, name, parse)? {
+            Some(value) => Ok(Some(value)),
+            None => self.filed(option),
         }
     }
 
+    pub fn device(&mut self, flag: Option<DeviceChoice>) -> Result<DeviceChoice, SettingError> {
+        self.with_legacy("device", flag, "ASR_DEVICE", legacy_device).map(Option::unwrap_or_default)
+    }
+
     pub fn asr_engine(&mut self, flag: Option<AsrEngine>) -> Result<AsrEngine, SettingError> {
-        match self.value("asr-engine", flag)? {
-            Some(engine) => Ok(engine),
-            None => Ok(self.legacy("asr-engine", "ASR_ENGINE", legacy_engine)?.unwrap_or(AsrEngine::OpenaiWhisper)),
-        }
+        let engine = self.with_legacy("asr-engine", flag, "ASR_ENGINE", legacy_engine)?;
+        Ok(engine.unwrap_or(AsrEngine::OpenaiWhisper))
     }
 
     pub fn engine(&mut self, args: EngineArgs) -> Result<EngineSettings, SettingError> {
         let device = self.device(args.device)?;
-        let precision = match self.value("precision", args.precision)? {
-            Some(precision) => precision,
-            None => self.legacy("precision", "ASR_QUANTIZATION", legacy_precision)?.unwrap_or_default(),
-        };
+        let precision = self.with_legacy("precision", args.precision, "ASR_QUANTIZATION", legacy_precision)?;
+        let precision = precision.unwrap_or_default();
         Ok(EngineSettings {
             device,
             precision,
@@ -200,12 +235,16 @@ impl Sources<'_> {
     }
 
     pub fn models_dir(&mut self, args: StoreArgs) -> Result<PathBuf, SettingError> {
-        if let Some(dir) = self.path("models-dir", args.models_dir) {
+        let given = args.models_dir.or_else(|| self.env.path(&variable("models-dir")));
+        if let Some(dir) = given {
             return Ok(dir);
         }
         if let Some(dir) = self.env.path("ASR_MODEL_PATH") {
             let value = dir.display().to_string();
             self.legacy.push(LegacyUse { variable: "ASR_MODEL_PATH", value, option: "models-dir" });
+            return Ok(dir);
+        }
+        if let Some(dir) = self.file.and_then(|file| file.path("models-dir")) {
             return Ok(dir);
         }
         // The XDG rules: a relative path there is to be ignored.

@@ -24,6 +24,13 @@ fn settled(argv: &[&str], variables: &[(&str, &str)]) -> ServeSettings {
 fn defaults() {
     let settings = settled(&[], &[]);
     let expected = ServeSettings {
+        check_config: false,
+        default_aliases: ["whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe"]
+            .map(str::to_owned)
+            .to_vec(),
+        serve_installed: true,
+        max_loaded: None,
+        overrides: BTreeMap::new(),
         models: vec![],
         models_dir: "/home/u/.local/share/hush/models".into(),
         install_missing: true,
@@ -166,9 +173,9 @@ fn a_variable_that_is_not_text() {
         .collect::<Vec<(std::ffi::OsString, _)>>()
         .into_iter()
         .collect();
-    assert!(serve(ServeArgs::default(), &env).unwrap_err().to_string().contains("HUSH_LISTEN"));
+    assert!(serve(ServeArgs::default(), &env, &ConfigFile::default()).unwrap_err().to_string().contains("HUSH_LISTEN"));
     let env: Env = [("HUSH_MODELS_DIR", bytes.clone())].into_iter().collect();
-    assert_eq!(serve(ServeArgs::default(), &env).unwrap().models_dir, PathBuf::from(bytes));
+    assert_eq!(serve(ServeArgs::default(), &env, &ConfigFile::default()).unwrap().models_dir, PathBuf::from(bytes));
 }
 
 #[test]
@@ -192,6 +199,10 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_MAX_BATCH", "3"),
             ("HUSH_MAX_UPLOAD", "1MiB"),
             ("HUSH_SPOOL_DIR", "/spool"),
+            ("HUSH_CHECK_CONFIG", "true"),
+            ("HUSH_DEFAULT_ALIAS", "a, b"),
+            ("HUSH_SERVE_INSTALLED", "yes"),
+            ("HUSH_MAX_LOADED", "2"),
             ("HUSH_SPOOL_MEMORY", "0"),
             ("HUSH_ASR_ENGINE", "faster_whisper"),
             ("HUSH_TLS_CERT", "/tls.crt"),
@@ -211,11 +222,17 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_THREADS", "3"),
             ("HUSH_ORT_LIB", "/o.so"),
             ("HUSH_FFMPEG", "/f"),
+            ("HUSH_VAD_MODEL", "/m.onnx"),
             ("HUSH_LOG_FORMAT", "json"),
             ("HUSH_LOG_LEVEL", "debug"),
         ],
     );
     let expected = ServeSettings {
+        check_config: true,
+        default_aliases: vec!["a".into(), "b".into()],
+        serve_installed: true,
+        max_loaded: NonZeroUsize::new(2),
+        overrides: BTreeMap::new(),
         models: vec!["tiny".into()],
         models_dir: "/m".into(),
         install_missing: false,
@@ -256,6 +273,7 @@ fn every_hush_variable_reaches_its_setting() {
             threads: Some(3),
             ort_lib: Some("/o.so".into()),
             ffmpeg: Some("/f".into()),
+            vad_model: Some("/m.onnx".into()),
         },
         log: LogSettings { format: LogFormat::Json, level: "debug".into() },
         legacy: vec![],
@@ -270,7 +288,7 @@ fn the_models_folder() {
     assert_eq!(dir(&[("XDG_DATA_HOME", "xdg")]), PathBuf::from("/home/u/.local/share/hush/models"));
     assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("XDG_DATA_HOME", "/xdg")]), PathBuf::from("/a"));
     assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("HUSH_MODELS_DIR", "/h")]), PathBuf::from("/h"));
-    let error = serve(ServeArgs::default(), &Env::default()).unwrap_err().to_string();
+    let error = serve(ServeArgs::default(), &Env::default(), &ConfigFile::default()).unwrap_err().to_string();
     assert!(error.contains("HUSH_MODELS_DIR"), "{error}");
 }
 

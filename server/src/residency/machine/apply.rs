@@ -31,6 +31,11 @@ impl Machine {
                 }
             }
             Event::Exited { generation } => self.exited(now, generation, out),
+            Event::Policy { policy } => {
+                // Whoever makes it resident now wants it back.
+                self.parked &= policy.residency == self.policy.residency;
+                self.policy = policy;
+            }
             Event::Shutdown { deadline } => {
                 self.shutdown.get_or_insert(Shutdown { deadline, forced: false });
                 for command in self.loads.drain(..) {

@@ -197,6 +197,10 @@ pub enum Event {
     Exited {
         generation: u64,
     },
+    /// Another policy holds from now on; nobody who waits is sent away by it.
+    Policy {
+        policy: Policy,
+    },
     /// Serve what has arrived, take nothing new, stop; at `deadline` without further waiting.
     Shutdown {
         deadline: Moment,

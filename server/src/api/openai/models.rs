@@ -1,0 +1,46 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::Serialize;
+
+use super::super::ApiState;
+use super::super::catalogue::ModelCard;
+use super::super::error::json_response;
+use super::error::OpenAiError;
+
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Model<'a>>,
+}
+
+#[derive(Serialize)]
+struct Model<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'a str,
+}
+
+impl<'a> From<&'a ModelCard> for Model<'a> {
+    fn from(card: &'a ModelCard) -> Self {
+        Self { id: &card.id, object: "model", created: card.created_seconds, owned_by: &card.owned_by }
+    }
+}
+
+pub async fn list(State(state): State<ApiState>) -> Response {
+    let cards = state.catalogue.cards();
+    json_response(StatusCode::OK, &List { object: "list", data: cards.iter().map(Model::from).collect() })
+}
+
+/// Other names of a model lead to it, and it says what it is called.
+pub async fn retrieve(State(state): State<ApiState>, Path(name): Path<String>) -> Result<Response, OpenAiError> {
+    let cards = state.catalogue.cards();
+    let found = state.catalogue.find(&name).and_then(|model| cards.iter().find(|card| card.id == model.model()));
+    match found.or_else(|| cards.iter().find(|card| card.id == name)) {
+        Some(card) => Ok(json_response(StatusCode::OK, &Model::from(card))),
+        None => Err(OpenAiError::model_not_found(&name, &cards)),
+    }
+}

@@ -1,0 +1,150 @@
+//! `--config FILE`: the settings of `serve` as YAML, checked as it is read.
+//!
+//! A value is written as on the command line (`10m`, `4GiB`, `cuda:0`) and checked by the same code, so a mistake is
+//! reported with its line and column and with what was expected there.
+
+mod checked;
+mod file;
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+pub use checked::Checked;
+pub use file::{ConfigFile, Count, DecodingDefaults, ModelConfig};
+
+/// More is no configuration but a mistake.
+const LIMIT_BYTES: u64 = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {problem}", path.display())]
+    Invalid { path: PathBuf, problem: String },
+}
+
+/// Reads and checks a file.
+pub fn read(path: &Path) -> Result<ConfigFile, ConfigError> {
+    let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
+    let invalid = |problem| ConfigError::Invalid { path: path.to_owned(), problem };
+    let length = fs::metadata(path).map_err(unreadable)?.len();
+    if length > LIMIT_BYTES {
+        return Err(invalid(format!("{length} bytes are too long for a configuration; the limit is {LIMIT_BYTES}")));
+    }
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    parse(&text).map_err(invalid)
+}
+
+/// Where and why `text` is no configuration, for people.
+pub fn parse(text: &str) -> Result<ConfigFile, String> {
+    // A file of comments says nothing, which is fine.
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(ConfigFile::default());
+    }
+    serde_yaml::from_str::<ConfigFile>(text)
+        .map_err(|error| with_advice(&error.to_string()))
+        .and_then(ConfigFile::checked)
+}
+
+/// Names the key that was probably meant.
+fn with_advice(problem: &str) -> String {
+    let advice = (|| {
+        let mut quoted = problem.split("unknown field").nth(1)?.split('`').skip(1).step_by(2);
+        let unknown = quoted.next()?;
+        let nearest = quoted.map(|known| (distance(unknown, known), known)).min()?;
+        (nearest.0 <= 1 + unknown.len() / 4).then(|| nearest.1.to_owned())
+    })();
+    match advice {
+        Some(known) => format!("{problem}\ndid you mean `{known}`?"),
+        None => problem.to_owned(),
+    }
+}
+
+/// Edits between two keys (Levenshtein), without regard to case and dashes.
+fn distance(one: &str, other: &str) -> usize {
+    let plain = |key: &str| key.chars().filter(|c| !"-_".contains(*c)).flat_map(char::to_lowercase).collect::<Vec<_>>();
+    let (one, other) = (plain(one), plain(other));
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in other.iter().enumerate() {
+            let change = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+/// The JSON schema of the file, as `docs/config.schema.json` holds it.
+pub fn schema() -> String {
+    let schema = schemars::schema_for!(ConfigFile);
+    let mut text = serde_json::to_string_pretty(&schema).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_committed_schema_is_that_of_the_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/config.schema.json");
+        if std::env::var_os("UPDATE_SCHEMA").is_some() {
+            fs::write(path, schema()).unwrap();
+        }
+        let committed = fs::read_to_string(path).unwrap_or_default();
+        assert!(committed == schema(), "docs/config.schema.json is old; write it anew with `make schema`");
+    }
+
+    #[test]
+    fn a_file_is_read() {
+        let file = parse(
+            "# comment\nlisten: ':9000'\nidleTimeout: 10m\nmaxLoaded: 2\nspareRunner: true\nmodels:\n  - name: base\n    \
+             aliases: [whisper-1]\n    residency: resident\n    idleTimeout: 0\n    defaults: {language: German}\n  - path: /m/x\n",
+        )
+        .unwrap();
+        assert_eq!(file.idle_timeout.unwrap().text(), "10m");
+        assert_eq!(file.spare_runner.unwrap().text(), "true");
+        let models = file.models.unwrap();
+        assert_eq!((models[0].name.as_deref(), models[1].path.as_deref()), (Some("base"), Some(Path::new("/m/x"))));
+        assert_eq!(models[0].idle_timeout.as_ref().unwrap().text(), "0");
+        for empty in ["", "\n", "# nothing\n"] {
+            assert_eq!(parse(empty).unwrap(), ConfigFile::default());
+        }
+    }
+
+    #[test]
+    fn mistakes_say_where_they_are_and_what_was_expected() {
+        for (text, place, words) in [
+            ("idleTimeot: 5m\n", "1", vec!["idleTimeot", "did you mean `idleTimeout`?"]),
+            ("listen: ':9000'\nmax-queue: 4\n", "2", vec!["max-queue", "did you mean `maxQueue`?"]),
+            ("idleTimeout: soon\n", "1", vec!["1h30m"]),
+            ("models:\n  - name: base\n    residency: lazy\n", "3", vec!["resident, idle, on-demand"]),
+            ("models:\n  - name: base\n    alias: x\n", "3", vec!["did you mean `aliases`?"]),
+            ("models: base\n", "1", vec!["sequence"]),
+            ("maxQueue: 0\n", "", vec!["maxQueue", "at least 1"]),
+            ("models:\n  - aliases: [a]\n", "", vec!["name", "path"]),
+            ("models:\n  - name: a\n  - name: a\n", "", vec!["twice", "`a`"]),
+            ("models:\n  - name: a\n    defaults: {language: klingon}\n", "3", vec!["klingon"]),
+            ("listen: [\n", "", vec![]),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(error.contains(place), "{text}: no line {place} in\n{error}");
+            for word in words {
+                assert!(error.contains(word), "{text}: no {word:?} in\n{error}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(text in "[a-zA-Z:\\-\\[\\]{}&*!|>'\" \n#0-9]{0,120}") {
+            let _ = parse(&text);
+        }
+    }
+}
