@@ -150,9 +150,6 @@ def batch(rounds: int = 3, runs: int = 2, jobs: int = 8, beams: int = 5) -> None
     for _ in range(rounds):
         for name, command in candidates.items():
             seen[name] += lines([str(part) for part in command])
-    if any(f["tokens"] != int(TOKENS) * jobs for f in seen["peer"]):
-        raise SystemExit(f"faster-whisper did not decode {TOKENS} tokens for each: {seen['peer']}")
-
     def median(name: str, key: str) -> float:
         return statistics.median(f[key] for f in seen[name])
 
@@ -169,6 +166,8 @@ def batch(rounds: int = 3, runs: int = 2, jobs: int = 8, beams: int = 5) -> None
         greedy, wide = (spread([f[key] for f in seen[name]]) for key in ("greedy_ms", "beams_ms"))
         ratio = median(name, "beams_ms") / median(name, "greedy_ms")
         row(f"{beams} {name}", wide, f"greedy {greedy}, {ratio:.2f} x")
+    if any(f["tokens"] != int(TOKENS) * jobs for f in seen["peer"]):
+        raise SystemExit(f"faster-whisper did not decode {TOKENS} tokens for each: {seen['peer']}")
 
 
 # --- life of a model ---------------------------------------------------------------------------------------------
