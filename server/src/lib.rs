@@ -16,3 +16,4 @@ pub mod residency;
 pub mod runner;
 pub mod serve;
 pub mod spool;
+pub mod web;

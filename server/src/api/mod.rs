@@ -5,7 +5,9 @@ mod detect;
 mod error;
 mod header;
 mod health;
+mod live;
 mod multipart;
+pub mod openapi;
 mod query;
 mod speech;
 mod upload;
@@ -21,6 +23,8 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
+pub(crate) use error::detail;
+pub use live::{Live, Show};
 pub use speech::{ServedModel, Speech};
 pub use upload::UploadOptions;
 
@@ -28,6 +32,7 @@ use crate::audio::DecodeOptions;
 use crate::format::JsonShape;
 use crate::metrics::Metrics;
 use crate::serve;
+use crate::web;
 
 /// What the operator chooses of the API.
 #[derive(Clone, Debug)]
@@ -38,6 +43,8 @@ pub struct ApiConfig {
     pub decode: DecodeOptions,
     /// Files that are decoded at the same time; the others wait, uploaded.
     pub concurrent_decodes: usize,
+    /// Whether `/` is a page; `/docs` otherwise.
+    pub web_ui: bool,
 }
 
 impl Default for ApiConfig {
@@ -48,6 +55,7 @@ impl Default for ApiConfig {
             upload: UploadOptions::default(),
             decode: DecodeOptions::default(),
             concurrent_decodes: 2 * cores,
+            web_ui: true,
         }
     }
 }
@@ -59,12 +67,19 @@ pub struct ApiState {
     metrics: Arc<Metrics>,
     config: Arc<ApiConfig>,
     decodes: Arc<Semaphore>,
+    live: Live,
 }
 
 impl ApiState {
     pub fn new(speech: Arc<dyn Speech>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
         let decodes = Arc::new(Semaphore::new(config.concurrent_decodes.max(1)));
-        Self { speech, metrics, config: Arc::new(config), decodes }
+        Self { speech, metrics, config: Arc::new(config), decodes, live: Live::default() }
+    }
+
+    /// With models to show at `/v1/hush/`.
+    #[must_use]
+    pub fn with_live(self, live: Live) -> Self {
+        Self { live, ..self }
     }
 }
 
@@ -84,6 +99,10 @@ pub fn router(state: ApiState) -> Router {
         .route("/status", get(health::status))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
+        .route("/v1/hush/models", get(live::models))
+        .route("/v1/hush/events", get(live::events))
+        .route("/openapi.json", get(openapi::openapi))
+        .merge(web::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(recorded)

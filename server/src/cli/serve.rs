@@ -19,7 +19,7 @@ use super::resolve::{self, Resolved, Store};
 use super::settings::ServeSettings;
 use super::values::{AsrEngine, Device, Residency};
 use super::{log, ort_lib};
-use crate::api::{ApiConfig, ApiState, ServedModel, UploadOptions};
+use crate::api::{ApiConfig, ApiState, Live, ServedModel, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
 use crate::metrics::{self, Metrics};
@@ -62,7 +62,9 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let models = Arc::new(Models::start(served, runners, &metrics)?);
         let stop = CancellationToken::new();
         let speech = ServedModel::new(models.default_model().clone(), vec![library, model_dir], stop.clone());
-        let api = crate::api::router(ApiState::new(Arc::new(speech), Arc::clone(&metrics), api_config(settings)));
+        let live = Live::new(models.clone(), stop.clone());
+        let state = ApiState::new(Arc::new(speech), Arc::clone(&metrics), api_config(settings)).with_live(live);
+        let api = crate::api::router(state);
         let ops = metrics::router(Arc::clone(&metrics));
         let (listener, address) = bind("--listen", settings.listen).await?;
         let (ops_listener, ops_address) = bind("--ops-listen", settings.ops_listen).await?;
@@ -144,6 +146,7 @@ fn api_config(settings: &ServeSettings) -> ApiConfig {
             dir: settings.spool_dir.clone(),
             ..UploadOptions::default()
         },
+        web_ui: settings.web_ui,
         decode: decode_options(settings.engine.ffmpeg.as_deref(), settings.spool_dir.as_deref(), memory_bytes),
         ..ApiConfig::default()
     }

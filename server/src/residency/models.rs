@@ -59,7 +59,7 @@ impl Models {
                 return Err(StartError::Twice(name));
             }
             let (inbox, messages) = mpsc::unbounded_channel();
-            let board = Board::new();
+            let board = Board::new(policy.residency);
             let (weak, metrics) = (inbox.downgrade(), metrics.clone());
             let owner = Owner::new(name.clone(), spec, policy, runners.clone(), metrics, board.clone(), weak);
             tokio::spawn(owner.run(messages));

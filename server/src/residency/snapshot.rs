@@ -6,6 +6,8 @@ use std::time::Duration;
 use hush_contract::ModelState;
 use tokio::time::Instant;
 
+use super::machine::Residency;
+
 /// A model at one moment. To decide anything by it is a race: send the owner a conditional command instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -21,6 +23,7 @@ pub struct Snapshot {
     /// How long this generation has been ready; zero when it is not.
     pub loaded_for: Duration,
     pub runner_pid: Option<u32>,
+    pub residency: Residency,
     /// Why the last load failed.
     pub failure: Option<Failure>,
 }
@@ -47,11 +50,12 @@ pub(super) struct Facts {
 
 #[derive(Clone)]
 pub(super) struct Board {
+    residency: Residency,
     facts: Arc<Mutex<Facts>>,
 }
 
 impl Board {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(residency: Residency) -> Self {
         let facts = Facts {
             state: ModelState::Unloaded,
             generation: 0,
@@ -62,7 +66,7 @@ impl Board {
             runner_pid: None,
             failure: None,
         };
-        Self { facts: Arc::new(Mutex::new(facts)) }
+        Self { residency, facts: Arc::new(Mutex::new(facts)) }
     }
 
     pub(super) fn write(&self, facts: Facts) {
@@ -81,6 +85,7 @@ impl Board {
             idle: elapsed(facts.idle_since),
             loaded_for: elapsed(facts.loaded_since),
             runner_pid: facts.runner_pid,
+            residency: self.residency,
             failure: facts
                 .failure
                 .map(|(cause, until)| Failure { cause, retry_after: until.saturating_duration_since(Instant::now()) }),

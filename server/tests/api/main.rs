@@ -2,7 +2,10 @@
 
 mod errors;
 mod lifetime;
+mod live;
+mod openapi;
 mod routes;
 mod support;
 mod transcripts;
 mod uploads;
+mod web;
