@@ -4,6 +4,7 @@
 //! bytes -> api -> spool -> audio -> residency -> runner (child process) -> hush-whisper -> segments -> api
 //! ```
 
+pub mod admin;
 pub mod api;
 pub mod audio;
 pub mod cli;
@@ -16,4 +17,5 @@ pub mod residency;
 pub mod runner;
 pub mod serve;
 pub mod spool;
+pub mod watch;
 pub mod web;

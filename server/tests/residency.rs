@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use hush_contract::admin::UnloadOutcome;
 use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
 use hush_server::job::{JobError, Outcome, Work};
 use hush_server::metrics::Metrics;
@@ -38,7 +39,7 @@ struct Server {
 impl Server {
     fn start(script: &str, policy: Policy, runners: runner::Settings) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let model = ModelSettings { name: "tiny".to_owned(), spec: spec(script), policy };
+        let model = ModelSettings { name: "tiny".to_owned(), spec: spec(script), precision: None, policy };
         let models = Models::start(vec![model], runners, &metrics).unwrap();
         Self { models, metrics }
     }
@@ -319,7 +320,9 @@ async fn a_crowd_before_a_cold_model_is_served_and_the_queue_has_a_bound() {
 async fn an_unload_is_conditional_and_fast() {
     let server = Server::new("");
     let now = Unload::now(UnloadReason::Manual);
-    assert_eq!(server.unload().await, Err(UnloadRefusal::NotLoaded));
+    let conditional = Unload { if_generation: Some(0), ..now };
+    assert_eq!(server.model().unload(conditional).await, Err(UnloadRefusal::NotLoaded));
+    assert_eq!(server.model().unload(now).await.unwrap().outcome, UnloadOutcome::AlreadyUnloaded);
     let mut took = Vec::new();
     for generation in 1..=20 {
         assert_eq!(server.model().load().await.unwrap(), generation);

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use hush_contract::admin::UnloadOutcome;
 use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
 use hush_server::residency::machine::{
-    CommandId, Count, Effect, Event, LeaseId, Loss, LossCause, LostWhy, Machine, Moment, Policy, Refusal, Residency,
-    Unload,
+    CommandId, Count, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Machine, Moment, Policy, Refusal,
+    Residency, Unload,
 };
 use proptest::prelude::*;
 
@@ -187,7 +188,11 @@ impl World {
                 assert!(self.unloads.remove(command), "answered twice");
                 assert_eq!(report.generation, self.generation);
                 assert_eq!(self.runner, None, "not reaped");
-                self.hold_until = self.hold_next.take().map_or(0, |hold| self.now + hold);
+                let hold_until = self.hold_next.take().map_or(0, |hold| self.now + hold);
+                self.hold_until = match report.outcome {
+                    UnloadOutcome::Unloaded => hold_until,
+                    UnloadOutcome::AlreadyUnloaded => self.hold_until.max(hold_until),
+                };
             }
             Effect::Count(Count::ColdStart(_) | Count::Loaded { .. }) => assert!(self.runner.is_some()),
             Effect::Count(_) => {}
@@ -257,7 +262,10 @@ impl World {
             reason: UnloadReason::Manual,
         };
         let expected = match self.machine.state() {
-            ModelState::Unloaded | ModelState::Failed | ModelState::WaitingForMemory => Err(UnloadRefusal::NotLoaded),
+            ModelState::Unloaded | ModelState::Failed | ModelState::WaitingForMemory => {
+                let unconditional = generation_off.is_none() && if_idle.is_none();
+                if unconditional && !self.stopped { Ok(()) } else { Err(UnloadRefusal::NotLoaded) }
+            }
             ModelState::Loading => Err(UnloadRefusal::Loading),
             ModelState::Draining | ModelState::Unloading => Err(UnloadRefusal::Draining),
             ModelState::Ready if generation_off.is_some_and(|off| off != 0) => Err(UnloadRefusal::GenerationChanged),
@@ -273,6 +281,8 @@ impl World {
         self.unloads.insert(command);
         if expected.is_ok() {
             self.hold_next = hold;
+        }
+        if expected.is_ok() && self.runner.is_some() {
             let own = self.now + drain.unwrap_or(2000);
             self.patience = if self.shutdown { own.min(self.patience) } else { own };
         }
@@ -314,7 +324,7 @@ impl World {
                         self.hold_next = None;
                     }
                 }
-                self.step(Event::Load { command });
+                self.step(Event::Load { command, load: Load::now() });
             }
             Act::Unload { generation_off, if_idle, drain, hold } => {
                 self.unload(*generation_off, *if_idle, *drain, *hold)

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use hush_contract::{ModelState, UnloadReason};
 use hush_server::residency::machine::{
-    CommandId, Count, Effect, Event, LeaseId, Loss, LossCause, LostWhy, Machine, Moment, Policy, Refusal, Residency,
-    Unload,
+    CommandId, Count, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Machine, Moment, Policy, Refusal,
+    Residency, Unload,
 };
 
 fn secs(seconds: u64) -> Duration {
@@ -25,7 +25,7 @@ fn at(seconds: u64) -> Moment {
 /// A machine whose model is loaded at second 1 and idle since then.
 fn idle(residency: Residency) -> Machine {
     let mut machine = Machine::new(policy(residency));
-    machine.step(at(0), Event::Load { command: CommandId(0) });
+    machine.step(at(0), Event::Load { command: CommandId(0), load: Load::now() });
     machine.step(at(1), Event::Loaded { generation: 1 });
     machine
 }

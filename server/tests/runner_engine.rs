@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use std::{env, fs, process};
 
 use hush_contract::UnloadReason;
@@ -38,7 +38,7 @@ fn read_wav(name: &str) -> Arc<Vec<f32>> {
 
 fn start(model_dir: PathBuf, library: PathBuf) -> Models {
     let spec = LoadSpec { model_dir, device: "cpu".to_owned(), threads: Some(2), prepack: false };
-    let model = ModelSettings { name: "tiny".to_owned(), spec, policy: Policy::default() };
+    let model = ModelSettings { name: "tiny".to_owned(), spec, precision: None, policy: Policy::default() };
     let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"].map(Into::into).to_vec();
     let env = vec![("ORT_DYLIB_PATH".into(), library.into())];
     let runners = Settings { env, ..Settings::this_program(args) };

@@ -1,6 +1,8 @@
-//! What `hush-server` and `hush-controller` say to each other: metric names, label names, states and reasons.
+//! What `hush-server` and `hush-controller` say to each other: metric names, label names, states and reasons, and the
+//! admin API's requests and answers.
 //! Both sides use this crate; neither spells a name twice.
 
+pub mod admin;
 pub mod metrics;
 mod state;
 

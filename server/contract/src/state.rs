@@ -50,19 +50,40 @@ pub enum UnloadReason {
     OnDemand,
     SoftPressure,
     HardPressure,
+    /// The models of one policy hold more than their budget.
+    OverBudget,
+    /// A model of higher priority waits for memory.
+    MakeRoom,
     Manual,
     Shutdown,
+    /// A word that this version does not know.
+    Other,
 }
 
 impl UnloadReason {
+    pub const ALL: [Self; 9] = [
+        Self::IdleTimeout,
+        Self::OnDemand,
+        Self::SoftPressure,
+        Self::HardPressure,
+        Self::OverBudget,
+        Self::MakeRoom,
+        Self::Manual,
+        Self::Shutdown,
+        Self::Other,
+    ];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::IdleTimeout => "IdleTimeout",
             Self::OnDemand => "OnDemand",
             Self::SoftPressure => "SoftPressure",
             Self::HardPressure => "HardPressure",
+            Self::OverBudget => "OverBudget",
+            Self::MakeRoom => "MakeRoom",
             Self::Manual => "Manual",
             Self::Shutdown => "Shutdown",
+            Self::Other => "Other",
         }
     }
 }
@@ -84,6 +105,9 @@ pub enum UnloadRefusal {
 }
 
 impl UnloadRefusal {
+    pub const ALL: [Self; 6] =
+        [Self::Busy, Self::NotIdle, Self::GenerationChanged, Self::Loading, Self::NotLoaded, Self::Draining];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Busy => "busy",

@@ -21,7 +21,8 @@ use super::ApiState;
 use super::error::{detail, json_response};
 use crate::residency::{Models, Residency, Snapshot};
 
-/// How soon a change is seen. Looking is a lock and a copy.
+/// How soon a change is seen. Looking is a lock and a copy; the feed of changes that the admin API has does not tell
+/// of every request that joins a queue, and the page does.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Keeps proxies from ending a connection on which nothing happens.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -221,12 +222,16 @@ mod tests {
     fn snapshot() -> Snapshot {
         Snapshot {
             model: "tiny".to_owned(),
+            device: "cuda:0".to_owned(),
+            precision: Some("fp16".to_owned()),
             state: ModelState::Ready,
             generation: 1,
             inflight: 0,
             queued: 0,
             idle: Duration::from_millis(61_500),
             loaded_for: Duration::from_secs(70),
+            hold: None,
+            last_load: None,
             runner_pid: Some(7),
             residency: Residency::Idle(Some(Duration::from_secs(300))),
             failure: None,

@@ -19,6 +19,7 @@ use super::resolve::{self, Resolved, Store};
 use super::settings::ServeSettings;
 use super::values::{AsrEngine, Device, Residency};
 use super::{log, ort_lib};
+use crate::admin::{self, Access, AdminState};
 use crate::api::{ApiConfig, ApiState, Live, ServedModel, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
@@ -65,16 +66,18 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let live = Live::new(models.clone(), stop.clone());
         let state = ApiState::new(Arc::new(speech), Arc::clone(&metrics), api_config(settings)).with_live(live);
         let api = crate::api::router(state);
-        let ops = metrics::router(Arc::clone(&metrics));
         let (listener, address) = bind("--listen", settings.listen).await?;
         let (ops_listener, ops_address) = bind("--ops-listen", settings.ops_listen).await?;
+        let ops_stop = CancellationToken::new();
+        let access = Access::new(Vec::new(), ops_address.ip());
+        let admin = AdminState::new(Arc::clone(&models), access, ops_stop.clone());
+        let ops = metrics::router(Arc::clone(&metrics)).merge(admin::router(admin, Arc::clone(&metrics)));
         for model in models.iter() {
             tracing::info!(model = model.name(), %device, "model");
         }
         tracing::info!(api = %address, ops = %ops_address, "listening");
 
         let drain = settings.drain_timeout;
-        let ops_stop = CancellationToken::new();
         let options = ServeOptions { drain_deadline: drain + ANSWER_GRACE, ..ServeOptions::default() };
         let requests = tokio::spawn(serve(listener, api, stop.clone(), options.clone()));
         let operations = tokio::spawn(serve(ops_listener, ops, ops_stop.clone(), options));
@@ -130,7 +133,7 @@ fn model_settings(settings: &ServeSettings, device: Device, model: &Resolved) ->
         drain: settings.drain_timeout,
         ..Policy::default()
     };
-    ModelSettings { name: model.id.clone(), spec, policy }
+    ModelSettings { name: model.id.clone(), spec, precision: Some(model.precision.to_string()), policy }
 }
 
 fn api_config(settings: &ServeSettings) -> ApiConfig {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::job::{self, Attempt, Output};
-use super::machine::{LeaseId, Refusal, Unload, UnloadReport};
+use super::machine::{LeaseId, Load, Refusal, Unload, UnloadReport};
 use super::owner::{Grant, Message};
 use super::snapshot::{Board, Snapshot};
 use crate::job::{Audio, JobError, Outcome, Work};
@@ -23,8 +23,41 @@ const LOSSES_MAX: u32 = 2;
 pub enum LoadError {
     #[error("could not be loaded: {cause}; next try in {retry_after_seconds} s")]
     Failed { cause: String, retry_after_seconds: u64 },
+    #[error("loaded again since the command was decided")]
+    GenerationChanged,
+    #[error("held after an unload for another {retry_after_seconds} s")]
+    Held { retry_after_seconds: u64 },
     #[error("the server is shutting down")]
     ShuttingDown,
+}
+
+impl From<Refusal> for LoadError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::LoadFailed { cause, retry_after } => {
+                Self::Failed { cause, retry_after_seconds: whole_seconds(retry_after) }
+            }
+            Refusal::GenerationChanged => Self::GenerationChanged,
+            Refusal::Held { retry_after } => Self::Held { retry_after_seconds: whole_seconds(retry_after) },
+            Refusal::QueueFull { .. } | Refusal::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+}
+
+/// An order to load that was accepted. It is carried out whether anybody waits or not.
+pub enum Loading {
+    /// It is in memory already: its generation.
+    Ready(u64),
+    Pending(PendingLoad),
+}
+
+pub struct PendingLoad(oneshot::Receiver<Result<u64, Refusal>>);
+
+impl PendingLoad {
+    /// The generation that is in memory.
+    pub async fn wait(self) -> Result<u64, LoadError> {
+        self.0.await.map_err(|_| LoadError::ShuttingDown)?.map_err(LoadError::from)
+    }
 }
 
 /// One model. Cheap to clone.
@@ -50,7 +83,7 @@ impl ModelHandle {
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        self.shared.board.read(&self.shared.model)
+        self.shared.board.read()
     }
 
     /// Does `work`, loading the model first if need be, and sends segments as they come. Dropping the future ends the
@@ -77,12 +110,21 @@ impl ModelHandle {
 
     /// Has the model in memory, for no request in particular; the generation that is. Ends a hold.
     pub async fn load(&self) -> Result<u64, LoadError> {
-        match self.ask(|reply| Message::Load { reply }).await {
-            Some(Ok(generation)) => Ok(generation),
-            Some(Err(Refusal::LoadFailed { cause, retry_after })) => {
-                Err(LoadError::Failed { cause, retry_after_seconds: whole_seconds(retry_after) })
-            }
-            Some(Err(Refusal::QueueFull { .. } | Refusal::ShuttingDown)) | None => Err(LoadError::ShuttingDown),
+        match self.order_load(Load::now()).await? {
+            Loading::Ready(generation) => Ok(generation),
+            Loading::Pending(load) => load.wait().await,
+        }
+    }
+
+    /// Returns when the order is judged, long before the load ends.
+    pub async fn order_load(&self, load: Load) -> Result<Loading, LoadError> {
+        let (reply, mut answer) = oneshot::channel();
+        self.ask(|judged| Message::Load { load, judged, reply }).await.ok_or(LoadError::ShuttingDown)?;
+        match answer.try_recv() {
+            Ok(Ok(generation)) => Ok(Loading::Ready(generation)),
+            Ok(Err(refusal)) => Err(refusal.into()),
+            Err(oneshot::error::TryRecvError::Empty) => Ok(Loading::Pending(PendingLoad(answer))),
+            Err(oneshot::error::TryRecvError::Closed) => Err(LoadError::ShuttingDown),
         }
     }
 
@@ -150,7 +192,8 @@ impl ModelHandle {
             Refusal::LoadFailed { cause, retry_after } => {
                 JobError::LoadFailed { model, cause, retry_after_seconds: whole_seconds(retry_after) }
             }
-            Refusal::ShuttingDown => JobError::ShuttingDown,
+            // The other two are answers to commands.
+            Refusal::ShuttingDown | Refusal::GenerationChanged | Refusal::Held { .. } => JobError::ShuttingDown,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! Only the owner reads the state to change it; everybody else sends it a message, or looks at a [`Snapshot`].
 
 mod collector;
+mod feed;
 mod handle;
 mod job;
 pub mod machine;
@@ -15,7 +16,8 @@ mod owner;
 mod snapshot;
 
 pub use collector::ResidencyCollector;
-pub use handle::{LoadError, ModelHandle};
-pub use machine::{LossCause, Policy, Residency, Unload, UnloadReport};
+pub use feed::{Change, Feed};
+pub use handle::{LoadError, Loading, ModelHandle, PendingLoad};
+pub use machine::{Load, LossCause, Policy, Residency, Unload, UnloadReport};
 pub use models::{ModelSettings, Models, StartError};
 pub use snapshot::{Failure, Snapshot};

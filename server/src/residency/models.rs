@@ -10,10 +10,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::collector::ResidencyCollector;
+use super::feed::Feed;
 use super::handle::ModelHandle;
 use super::machine::Policy;
 use super::owner::Owner;
-use super::snapshot::Board;
+use super::snapshot::{About, Board};
 use crate::metrics::Metrics;
 use crate::runner::wire::LoadSpec;
 use crate::runner::{self, Runners};
@@ -23,6 +24,8 @@ pub struct ModelSettings {
     /// As requests and metrics name it.
     pub name: String,
     pub spec: LoadSpec,
+    /// How its weights are stored, for people; `None`: not known.
+    pub precision: Option<String>,
     pub policy: Policy,
 }
 
@@ -42,6 +45,7 @@ pub struct Models {
     default: ModelHandle,
     by_name: BTreeMap<String, ModelHandle>,
     runners: Runners,
+    feed: Feed,
 }
 
 impl Models {
@@ -52,14 +56,16 @@ impl Models {
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
         let runners = Runners::new(runners).map_err(StartError::Runners)?;
+        let feed = Feed::new();
         let mut default = None;
         let mut by_name = BTreeMap::new();
-        for ModelSettings { name, spec, policy } in models {
+        for ModelSettings { name, spec, precision, policy } in models {
             if by_name.contains_key(&name) {
                 return Err(StartError::Twice(name));
             }
             let (inbox, messages) = mpsc::unbounded_channel();
-            let board = Board::new(policy.residency);
+            let about = About { model: name.clone(), device: spec.device.clone(), precision };
+            let board = Board::new(about, policy.residency, feed.clone());
             let (weak, metrics) = (inbox.downgrade(), metrics.clone());
             let owner = Owner::new(name.clone(), spec, policy, runners.clone(), metrics, board.clone(), weak);
             tokio::spawn(owner.run(messages));
@@ -69,7 +75,7 @@ impl Models {
         }
         let default = default.ok_or(StartError::NoModel)?;
         metrics.register(Box::new(ResidencyCollector::new(by_name.values().cloned().collect())?))?;
-        Ok(Self { default, by_name, runners })
+        Ok(Self { default, by_name, runners, feed })
     }
 
     pub fn default_model(&self) -> &ModelHandle {
@@ -83,6 +89,11 @@ impl Models {
     /// In the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &ModelHandle> {
         self.by_name.values()
+    }
+
+    /// Changes of all of them.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// Serves what has arrived, for `patience` at most; then no runner is left.

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hush_contract::{ModelState, UnloadRefusal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::machine::{
-    CommandId, Count, Effect, Event, LeaseId, LostWhy, Machine, Moment, Policy, Refusal, Unload, UnloadReport,
+    CommandId, Count, Effect, Event, LeaseId, Load, LostWhy, Machine, Moment, Policy, Refusal, Unload, UnloadReport,
 };
 use super::snapshot::{Board, Facts};
 use crate::memory;
@@ -20,12 +21,32 @@ pub(super) type Inbox = mpsc::UnboundedReceiver<Message>;
 pub(super) type Grant = Result<Runner, Refusal>;
 
 pub(super) enum Message {
-    Arrive { lease: LeaseId, again: bool, reply: oneshot::Sender<Grant> },
-    End { lease: LeaseId },
-    Load { reply: oneshot::Sender<Result<u64, Refusal>> },
-    Unload { unload: Unload, reply: oneshot::Sender<Result<UnloadReport, UnloadRefusal>> },
-    Runner { generation: u64, event: RunnerEvent },
-    Shutdown { deadline: Instant, reply: oneshot::Sender<()> },
+    Arrive {
+        lease: LeaseId,
+        again: bool,
+        reply: oneshot::Sender<Grant>,
+    },
+    End {
+        lease: LeaseId,
+    },
+    /// `judged` is sent once the order is accepted or refused, `reply` when the model is there or will not come.
+    Load {
+        load: Load,
+        judged: oneshot::Sender<()>,
+        reply: oneshot::Sender<Result<u64, Refusal>>,
+    },
+    Unload {
+        unload: Unload,
+        reply: oneshot::Sender<Result<UnloadReport, UnloadRefusal>>,
+    },
+    Runner {
+        generation: u64,
+        event: RunnerEvent,
+    },
+    Shutdown {
+        deadline: Instant,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 pub(super) struct Owner {
@@ -42,6 +63,8 @@ pub(super) struct Owner {
     runner: Option<Runner>,
     pid: Option<u32>,
     loaded_since: Option<Instant>,
+    /// What the last load took.
+    last_load: Option<Duration>,
     waiting: HashMap<LeaseId, oneshot::Sender<Grant>>,
     next_command: u64,
     loads: HashMap<CommandId, oneshot::Sender<Result<u64, Refusal>>>,
@@ -72,6 +95,7 @@ impl Owner {
             runner: None,
             pid: None,
             loaded_since: None,
+            last_load: None,
             waiting: HashMap::new(),
             next_command: 0,
             loads: HashMap::new(),
@@ -106,10 +130,12 @@ impl Owner {
                 self.waiting.remove(&lease);
                 self.step(Event::End { lease });
             }
-            Message::Load { reply } => {
+            Message::Load { load, judged, reply } => {
                 let command = self.command();
                 self.loads.insert(command, reply);
-                self.step(Event::Load { command });
+                self.step(Event::Load { command, load });
+                // Whoever asked may not wait for it.
+                let _ = judged.send(());
             }
             Message::Unload { unload, reply } => {
                 let command = self.command();
@@ -140,6 +166,7 @@ impl Owner {
             RunnerEvent::Loaded(timings) => {
                 if current {
                     self.loaded_since = Some(Instant::now());
+                    self.last_load = Some(timings.total);
                     self.note_load(generation, timings);
                 }
                 self.step(Event::Loaded { generation });
@@ -291,6 +318,9 @@ impl Owner {
             queued: machine.queued(),
             idle_since: machine.idle_since().map(|since| self.instant(since)),
             loaded_since: self.loaded_since.filter(|_| ready),
+            residency: machine.residency(),
+            hold_until: machine.hold_until().map(|until| self.instant(until)),
+            last_load: self.last_load,
             runner_pid: self.pid,
             failure: machine.failure().map(|(cause, until)| (cause.to_owned(), self.instant(until))),
         });
@@ -307,7 +337,7 @@ impl Owner {
 
     fn instant(&self, moment: Moment) -> Instant {
         // A settings file may say `forever` in seconds.
-        let year = std::time::Duration::from_secs(365 * 86400);
+        let year = Duration::from_secs(365 * 86400);
         self.start.checked_add(moment.since(Moment::START)).unwrap_or_else(|| Instant::now() + year)
     }
 }

@@ -1,20 +1,27 @@
-//! Connections: HTTP/1.1 with keep-alive, an end that lets running requests finish, and a record of each request.
+//! Connections: HTTP/1.1 with keep-alive, over TLS if wanted, an end that lets running requests finish, and a record of each request.
 
 mod record;
+mod tls;
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use record::record;
+pub use tls::Tls;
 
 /// Out of file descriptors, most likely: connections that end give some back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -31,11 +38,19 @@ pub struct ServeOptions {
     pub head_timeout: Duration,
     /// How long running requests may go on once the shutdown has begun.
     pub drain_deadline: Duration,
+    /// `None`: plain HTTP.
+    pub tls: Option<Tls>,
+}
+
+/// Who is at the other end of the connection; an extension of each request.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    pub address: SocketAddr,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { head_timeout: Duration::from_secs(120), drain_deadline: Duration::from_secs(30) }
+        Self { head_timeout: Duration::from_secs(120), drain_deadline: Duration::from_secs(30), tls: None }
     }
 }
 
@@ -50,8 +65,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) if is_of_one_connection(&error) => continue,
             Err(error) => {
                 tracing::error!(%error, "accepting a connection failed");
@@ -60,10 +75,11 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             }
         };
         let (router, shutdown, cut_off) = (router.clone(), shutdown.clone(), cut_off.clone());
-        let head_timeout = options.head_timeout;
+        let (head_timeout, tls) = (options.head_timeout, options.tls.clone());
+        let service = WithPeer { peer: Peer { address }, router: TowerToHyperService::new(router) };
         connections.spawn(async move {
             tokio::select! {
-                () = connection(stream, router, shutdown, head_timeout) => {}
+                () = connection(stream, tls, service, shutdown, head_timeout) => {}
                 () = cut_off.cancelled() => {}
             }
         });
@@ -77,14 +93,35 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken, head_timeout: Duration) {
+async fn connection(
+    stream: TcpStream,
+    tls: Option<Tls>,
+    service: WithPeer,
+    shutdown: CancellationToken,
+    head_timeout: Duration,
+) {
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "socket options");
     }
+    let Some(tls) = tls else { return http(stream, service, shutdown, head_timeout).await };
+    let accepted = tokio::select! {
+        accepted = tls.accept(stream) => accepted,
+        () = shutdown.cancelled() => return,
+    };
+    match accepted {
+        Ok(stream) => http(stream, service, shutdown, head_timeout).await,
+        Err(error) => tracing::debug!(%error, peer = %service.peer.address, "a TLS handshake failed"),
+    }
+}
+
+async fn http<S>(stream: S, service: WithPeer, shutdown: CancellationToken, head_timeout: Duration)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -95,6 +132,23 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// The router, told who asks.
+struct WithPeer {
+    peer: Peer,
+    router: TowerToHyperService<Router>,
+}
+
+impl Service<Request<Incoming>> for WithPeer {
+    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
+        self.router.call(request)
     }
 }
 

@@ -24,12 +24,16 @@ impl Show for Board {
 fn snapshot(model: &str) -> Snapshot {
     Snapshot {
         model: model.to_owned(),
+        device: "cuda:0".to_owned(),
+        precision: Some("fp16".to_owned()),
         state: ModelState::Unloaded,
         generation: 0,
         inflight: 0,
         queued: 0,
         idle: Duration::ZERO,
         loaded_for: Duration::ZERO,
+        hold: None,
+        last_load: None,
         runner_pid: None,
         residency: Residency::Idle(Some(Duration::from_secs(300))),
         failure: None,

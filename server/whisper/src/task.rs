@@ -27,6 +27,15 @@ pub struct TranscribeOptions {
     pub temperatures: Vec<f32>,
     /// Candidates sampled at each temperature above zero.
     pub best_of: usize,
+    /// Beams at temperature zero; `None`: the likeliest token each time.
+    #[serde(default)]
+    pub beam_size: Option<usize>,
+    /// How many ended sequences a beam search waits for, in sizes of the beam; `None`: 1.
+    #[serde(default)]
+    pub patience: Option<f32>,
+    /// Exponent that weighs long candidates against short ones, from 0 to 1; `None`: the mean per token.
+    #[serde(default)]
+    pub length_penalty: Option<f32>,
     pub compression_ratio_threshold: Option<f32>,
     pub logprob_threshold: Option<f32>,
     pub no_speech_threshold: Option<f32>,
@@ -44,6 +53,9 @@ impl Default for TranscribeOptions {
             condition_on_previous_text: true,
             temperatures: vec![0.0, 0.2, 0.4, 0.6, 0.8, 1.0],
             best_of: 5,
+            beam_size: None,
+            patience: None,
+            length_penalty: None,
             compression_ratio_threshold: Some(2.4),
             logprob_threshold: Some(-1.0),
             no_speech_threshold: Some(0.6),
@@ -139,7 +151,7 @@ pub struct FirstToken {
     pub prefill_seconds: f64,
 }
 
-/// Where the engine reports while it works. Every method is called from the thread that runs the engine.
+/// Where the engine reports while it works. Every method is called on the thread that asked for the work.
 pub trait Sink {
     /// A finished segment, in order. Never taken back.
     fn segment(&mut self, segment: Segment);

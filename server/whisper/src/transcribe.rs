@@ -1,21 +1,26 @@
 //! A whole recording, window by window: `transcribe` of openai/whisper (`whisper/transcribe.py`).
 
-use std::{io, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use crate::{
-    decoding::{DecodeError, Decoded, Prompt, Rules, Search, Window, language_probabilities, sampling::Random},
-    engine::{Engine, PendingTokenizer, Speech},
+    decoding::{
+        Beam, DecodeError, Decoded, Frame, Prompt, Rules, Sampler, Search, language_probabilities, most_finished,
+        sampling::{self, Random},
+    },
+    engine::{Engine, Window},
     language,
-    mel::{FRAMES_PER_SECOND, HOP, ScanError, Spectrogram, WINDOW_FRAMES},
+    mel::{FRAMES_PER_SECOND, HOP, LogMel, ScanError, Spectrogram, WINDOW_FRAMES},
     segments::{Advance, Piece, split},
     task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript},
     tokenizer::{TokenizerError, strip},
 };
 
-/// More candidates than this would only fill memory.
+/// More candidates or beams than this would only fill memory.
 pub const MOST_CANDIDATES: usize = 32;
 /// At higher temperatures than this, text is too wild to be the next window's prompt.
 const CALM: f32 = 0.5;
+/// More patience than this waits for sequences that never come.
+const MOST_PATIENCE: f32 = 100.0;
 const MEL_FRAMES_PER_TIMESTAMP: u64 = 2;
 const SECONDS_PER_TIMESTAMP: f64 = MEL_FRAMES_PER_TIMESTAMP as f64 * HOP as f64 / crate::SAMPLE_RATE as f64;
 
@@ -68,6 +73,7 @@ impl TranscribeOptions {
         if !(1..=MOST_CANDIDATES).contains(&self.best_of) {
             return refuse("best_of", format!("must lie between 1 and {MOST_CANDIDATES}, got {}", self.best_of));
         }
+        self.validate_beams()?;
         for (option, threshold) in [
             ("compression_ratio_threshold", self.compression_ratio_threshold),
             ("logprob_threshold", self.logprob_threshold),
@@ -85,37 +91,70 @@ impl TranscribeOptions {
             _ => Ok(()),
         }
     }
+
+    fn validate_beams(&self) -> Result<(), TranscribeError> {
+        let refuse = |option, problem: String| Err(TranscribeError::InvalidOption { option, problem });
+        if let Some(wrong) = self.beam_size.filter(|size| !(1..=MOST_CANDIDATES).contains(size)) {
+            return refuse("beam_size", format!("must lie between 1 and {MOST_CANDIDATES}, got {wrong}"));
+        }
+        if let Some(patience) = self.patience {
+            let Some(beam_size) = self.beam_size else { return refuse("patience", "needs `beam_size`".into()) };
+            if !(0.0..=MOST_PATIENCE).contains(&patience) || most_finished(beam_size, Some(patience)) == 0 {
+                let problem = format!(
+                    "must lie between 0 and {MOST_PATIENCE} and wait for at least one of {beam_size} beams, got {patience}"
+                );
+                return refuse("patience", problem);
+            }
+        }
+        match self.length_penalty.filter(|penalty| !(0.0..=1.0).contains(penalty)) {
+            Some(wrong) => refuse("length_penalty", format!("must lie between 0 and 1, got {wrong}")),
+            None => Ok(()),
+        }
+    }
+
+    /// How one temperature searches: as the reference, beams only at zero and several candidates only above.
+    fn search(&self, frame: &Frame, temperature: f32, seek: u64, attempt: usize) -> Box<dyn Search> {
+        let frame = frame.clone();
+        if temperature > 0.0 {
+            let seed = Random::new(self.seed, &[seek, attempt as u64]).seed();
+            return Box::new(Sampler::draws(frame, temperature, self.best_of, seed));
+        }
+        match self.beam_size {
+            Some(size) => Box::new(Beam::new(frame, size, self.patience)),
+            None => Box::new(Sampler::greedy(frame)),
+        }
+    }
 }
 
 impl Engine {
-    /// Writes what is said. Segments go to `sink` as each window is done.
+    /// Writes what is said. Segments go to `sink` as each window is done. May be called on several threads at once:
+    /// the requests share the decoder's steps.
     pub fn transcribe(
-        &mut self,
+        &self,
         source: &mut dyn PcmSource,
         options: &TranscribeOptions,
         sink: &mut dyn Sink,
     ) -> Result<Transcript, TranscribeError> {
         options.validate()?;
         let samples = source.len();
-        let Self { mel, speech, tokenizer } = self;
+        let mut mel = LogMel::new(self.config().num_mel_bins);
         let started = Instant::now();
-        let spectrogram = Spectrogram::scan(source, mel, &mut || sink.keep_going())?;
+        let spectrogram = Spectrogram::scan(source, &mut mel, &mut || sink.keep_going())?;
         let timings = FirstToken { mel_seconds: started.elapsed().as_secs_f64(), ..FirstToken::default() };
         let mut run = Run {
-            rules: Rules::new(speech.special(), options.without_timestamps),
-            window: vec![0.0; spectrogram_size(speech)],
-            encoded: None,
+            rules: Arc::new(Rules::new(self.special(), options.without_timestamps)),
+            mel: vec![0.0; self.config().num_mel_bins * WINDOW_FRAMES],
+            heard: None,
             content_frames: spectrogram.content_frames(),
             spectrogram,
-            speech,
-            tokenizer,
+            engine: self,
             options,
             timings: Some(timings),
             history: History::default(),
         };
         let (language, language_probability) = run.language(sink)?;
         if let Some(prompt) = &options.initial_prompt {
-            run.history.tokens = run.tokenizer.get()?.encode(&format!(" {}", strip(prompt)))?;
+            run.history.tokens = self.tokenizer()?.encode(&format!(" {}", strip(prompt)))?;
         }
         run.windows(&language, sink)?;
         Ok(Transcript {
@@ -126,29 +165,21 @@ impl Engine {
     }
 
     /// The languages that the first 30 s may be in, most probable first.
-    pub fn detect_language(&mut self, source: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, TranscribeError> {
-        let Self { mel, speech, .. } = self;
-        if !speech.special().multilingual {
+    pub fn detect_language(&self, source: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, TranscribeError> {
+        if !self.special().multilingual {
             return Err(TranscribeError::EnglishOnly);
         }
-        let mut window = vec![0.0; spectrogram_size(speech)];
-        Spectrogram::scan_start(source, mel, &mut || true)?.window(0, WINDOW_FRAMES, &mut window)?;
-        speech.encode(&window)?;
-        Ok(spoken(speech)?)
+        let mut mel = LogMel::new(self.config().num_mel_bins);
+        let mut window = vec![0.0; self.config().num_mel_bins * WINDOW_FRAMES];
+        Spectrogram::scan_start(source, &mut mel, &mut || true)?.window(0, WINDOW_FRAMES, &mut window)?;
+        Ok(self.spoken(&mut self.listen(&mut window)?)?)
     }
-}
 
-fn spectrogram_size(speech: &Speech) -> usize {
-    speech.config().num_mel_bins * WINDOW_FRAMES
-}
-
-/// The languages of the window that was encoded last.
-fn spoken(speech: &mut Speech) -> Result<Vec<LanguageProbability>, ort::Error> {
-    use crate::decoding::Forward;
-    speech.restart()?;
-    let special = speech.special().clone();
-    let logits = speech.feed(&[special.sot])?;
-    Ok(language_probabilities(&special, logits))
+    /// The languages that a window may be in.
+    fn spoken(&self, window: &mut Window) -> Result<Vec<LanguageProbability>, ort::Error> {
+        let logits = window.feed(&[self.special().sot], true)?;
+        Ok(language_probabilities(self.special(), &logits))
+    }
 }
 
 /// What was written so far, as far as the next prompt wants it.
@@ -162,27 +193,32 @@ struct History {
 
 struct Run<'a> {
     spectrogram: Spectrogram<'a>,
-    speech: &'a mut Speech,
-    tokenizer: &'a mut PendingTokenizer,
+    engine: &'a Engine,
     options: &'a TranscribeOptions,
-    rules: Rules,
-    window: Vec<f32>,
-    /// Place and length of the window that was encoded last.
-    encoded: Option<(u64, usize)>,
+    rules: Arc<Rules>,
+    mel: Vec<f32>,
+    heard: Option<Heard>,
     content_frames: u64,
     /// Until the first token is out.
     timings: Option<FirstToken>,
     history: History,
 }
 
+/// The window that was listened to last.
+struct Heard {
+    seek: u64,
+    size: usize,
+    window: Window,
+}
+
 impl Run<'_> {
     /// The language to write, and its probability if it was detected.
     fn language(&mut self, sink: &mut dyn Sink) -> Result<(String, Option<f32>), TranscribeError> {
-        if !self.speech.special().multilingual {
+        if !self.engine.special().multilingual {
             return Ok(("en".into(), None));
         }
         if let Some(given) = &self.options.language {
-            let code = language::code(given).filter(|code| self.speech.special().languages.contains_key(*code));
+            let code = language::code(given).filter(|code| self.engine.special().languages.contains_key(*code));
             return match code {
                 Some(code) => Ok((code.to_owned(), None)),
                 None => Err(TranscribeError::UnknownLanguage {
@@ -195,16 +231,16 @@ impl Run<'_> {
             return Err(TranscribeError::Cancelled);
         }
         // As the reference: silence up to 30 s, where a window to be written ends in zeros.
-        self.encode(0, WINDOW_FRAMES)?;
-        match spoken(self.speech)?.into_iter().next() {
+        let engine = self.engine;
+        match engine.spoken(self.listen(0, WINDOW_FRAMES)?)?.into_iter().next() {
             Some(LanguageProbability { code, probability }) => Ok((code, Some(probability))),
             None => Err(TranscribeError::EnglishOnly),
         }
     }
 
     fn windows(&mut self, language: &str, sink: &mut dyn Sink) -> Result<(), TranscribeError> {
-        let language = self.speech.special().languages.get(language).copied();
-        let language = language.filter(|_| self.speech.special().multilingual);
+        let language = self.engine.special().languages.get(language).copied();
+        let language = language.filter(|_| self.engine.special().multilingual);
         let total = seconds(self.content_frames);
         let mut seek = 0;
         while seek < self.content_frames {
@@ -217,20 +253,23 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn encode(&mut self, seek: u64, size: usize) -> Result<(), TranscribeError> {
-        if self.encoded == Some((seek, size)) {
-            return Ok(());
-        }
-        let started = Instant::now();
-        self.spectrogram.window(seek, size, &mut self.window)?;
-        let cut = Instant::now();
-        self.speech.encode(&self.window)?;
-        self.encoded = Some((seek, size));
-        if let Some(timings) = &mut self.timings {
-            timings.mel_seconds += (cut - started).as_secs_f64();
-            timings.encode_seconds += cut.elapsed().as_secs_f64();
-        }
-        Ok(())
+    fn listen(&mut self, seek: u64, size: usize) -> Result<&mut Window, TranscribeError> {
+        // Its place first, or two jobs could each hold one and wait for another.
+        let heard = match self.heard.take().filter(|heard| (heard.seek, heard.size) == (seek, size)) {
+            Some(heard) => heard,
+            None => {
+                let started = Instant::now();
+                self.spectrogram.window(seek, size, &mut self.mel)?;
+                let cut = Instant::now();
+                let window = self.engine.listen(&mut self.mel)?;
+                if let Some(timings) = &mut self.timings {
+                    timings.mel_seconds += (cut - started).as_secs_f64();
+                    timings.encode_seconds += cut.elapsed().as_secs_f64();
+                }
+                Heard { seek, size, window }
+            }
+        };
+        Ok(&mut self.heard.insert(heard).window)
     }
 
     /// Tries the temperatures until an attempt is good enough; the last one counts whatever it is.
@@ -244,28 +283,36 @@ impl Run<'_> {
         if !sink.keep_going() {
             return Err(TranscribeError::Cancelled);
         }
-        self.encode(seek, size)?;
-        let options = self.options;
-        let context = self.speech.config().max_target_positions;
-        let special = self.speech.special().clone();
+        let (engine, options, rules) = (self.engine, self.options, self.rules.clone());
+        let (special, context) = (engine.special(), engine.config().max_target_positions);
         let previous = &self.history.tokens[self.history.prompt_from..];
-        let prompt = Prompt::new(&special, context, previous, language, options.task, options.without_timestamps);
-        let started = Instant::now();
-        let mut window = Window::start(self.speech, &special, &self.rules, context, &prompt)?;
-        if let Some(mut timings) = self.timings.take() {
-            timings.prefill_seconds = started.elapsed().as_secs_f64();
-            sink.first_token(timings);
+        let prompt = Prompt::new(special, context, previous, language, options.task, options.without_timestamps);
+        let window = self.listen(seek, size)?;
+        // The place in the queue may have cost as much time as the window itself.
+        if !sink.keep_going() {
+            return Err(TranscribeError::Cancelled);
         }
-        let tokenizer = self.tokenizer.get()?;
+        let started = Instant::now();
+        let (before, after) = prompt.parts();
+        let at_sot = window.feed(before, true)?;
+        let no_speech_prob = sampling::log_probability(&at_sot, special.no_speech as usize).exp();
+        if !after.is_empty() {
+            window.feed(after, false)?;
+        }
+        let prefill_seconds = started.elapsed().as_secs_f64();
+        let prompt_length = prompt.tokens().len();
+        let frame = Frame { rules, end_of_text: special.eot, prompt_length, context };
+        if let Some(timings) = self.timings.take() {
+            sink.first_token(FirstToken { prefill_seconds, ..timings });
+        }
+        let tokenizer = engine.tokenizer()?;
+        let window = self.listen(seek, size)?;
         let mut last = None;
         for (attempt, temperature) in options.temperatures.iter().copied().enumerate() {
-            let search = if temperature > 0.0 {
-                let seed = Random::new(options.seed, &[seek, attempt as u64]).seed();
-                Search::Sample { temperature, candidates: options.best_of, seed }
-            } else {
-                Search::Greedy
-            };
-            let decoded = window.attempt(search, tokenizer, &mut || sink.keep_going())?;
+            let search = options.search(&frame, temperature, seek, attempt);
+            let candidates = window.decode(search, &mut || sink.keep_going())?;
+            let decoded = Decoded::best(candidates, options.length_penalty, special, tokenizer);
+            let decoded = Decoded { no_speech_prob, temperature, ..decoded };
             let enough = !needs_fallback(&decoded, options);
             last = Some(decoded);
             if enough {
@@ -283,7 +330,7 @@ impl Run<'_> {
 
     /// Sends the segments of a window; gives the frames to the next.
     fn write(&mut self, decoded: &Decoded, seek: u64, size: u64, sink: &mut dyn Sink) -> Result<u64, TranscribeError> {
-        let begin = self.speech.special().timestamp_begin;
+        let begin = self.engine.special().timestamp_begin;
         let (pieces, advance) = split(&decoded.tokens, begin);
         for piece in &pieces {
             let segment = self.segment(piece, decoded, seek, size)?;
@@ -306,8 +353,8 @@ impl Run<'_> {
         let start_seconds = offset + f64::from(piece.start) * SECONDS_PER_TIMESTAMP;
         let lasts = piece.end.map_or(seconds(size), |end| f64::from(end) * SECONDS_PER_TIMESTAMP);
         let end_seconds = offset + lasts;
-        let eot = self.speech.special().eot;
-        let text = self.tokenizer.get()?.decode(piece.tokens.iter().copied().filter(|token| *token < eot));
+        let eot = self.engine.special().eot;
+        let text = self.engine.tokenizer()?.decode(piece.tokens.iter().copied().filter(|token| *token < eot));
         let empty = start_seconds == end_seconds || strip(&text).is_empty();
         let (text, tokens) = if empty { (String::new(), Vec::new()) } else { (text, piece.tokens.to_vec()) };
         let token_logprobs = decoded.token_logprobs[piece.from..][..tokens.len()].to_vec();
@@ -392,6 +439,20 @@ mod tests {
         assert!(wrong(|o| o.temperatures = vec![-0.1]).contains("-0.1"));
         assert!(wrong(|o| o.best_of = 0).contains("best_of"));
         assert!(wrong(|o| o.best_of = 1000).contains("best_of"));
+        assert!(wrong(|o| o.beam_size = Some(0)).contains("beam_size"));
+        assert!(wrong(|o| o.beam_size = Some(33)).contains("beam_size"));
+        assert!(wrong(|o| o.patience = Some(1.0)).contains("beam_size"));
+        assert!(wrong(|o| (o.beam_size, o.patience) = (Some(5), Some(0.05))).contains("patience"));
+        assert!(wrong(|o| (o.beam_size, o.patience) = (Some(5), Some(f32::NAN))).contains("patience"));
+        assert!(wrong(|o| o.length_penalty = Some(1.5)).contains("length_penalty"));
+        assert!(wrong(|o| o.length_penalty = Some(f32::NAN)).contains("length_penalty"));
+        let beams = TranscribeOptions {
+            beam_size: Some(5),
+            patience: Some(2.0),
+            length_penalty: Some(0.6),
+            ..TranscribeOptions::default()
+        };
+        assert!(beams.validate().is_ok());
         assert!(wrong(|o| o.no_speech_threshold = Some(f32::NAN)).contains("no_speech_threshold"));
         assert!(wrong(|o| o.language = Some("klingon".into())).contains("klingon"));
     }

@@ -1,9 +1,12 @@
 //! What an event changes.
 
+use std::time::Duration;
+
 use hush_contract::UnloadRefusal;
+use hush_contract::admin::UnloadOutcome;
 
 use super::types::{
-    CommandId, Count, Effect, Event, LeaseId, Loss, LossCause, LostWhy, Moment, Refusal, Unload, UnloadReport,
+    CommandId, Count, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Moment, Refusal, Unload, UnloadReport,
 };
 use super::{Failure, Leaving, Machine, Phase, Shutdown, Stopping, Waiting, backoff};
 
@@ -12,7 +15,7 @@ impl Machine {
         match event {
             Event::Arrive { lease, again } => self.arrive(now, lease, again, out),
             Event::End { lease } => self.end(now, lease),
-            Event::Load { command } => self.load(now, command, out),
+            Event::Load { command, load } => self.load(now, command, load, out),
             Event::Unload { command, unload } => self.unload(now, command, unload, out),
             Event::Loaded { generation } => self.loaded(now, generation, out),
             Event::LoadFailed { generation, cause } => {
@@ -80,8 +83,17 @@ impl Machine {
         }
     }
 
-    fn load(&mut self, now: Moment, command: CommandId, out: &mut Vec<Effect>) {
-        let refusal = if self.closed_to(false) { Some(Refusal::ShuttingDown) } else { self.backing_off(now) };
+    fn load(&mut self, now: Moment, command: CommandId, load: Load, out: &mut Vec<Effect>) {
+        let held = self.held_for(now).filter(|_| !load.despite_hold);
+        let refusal = if self.closed_to(false) {
+            Some(Refusal::ShuttingDown)
+        } else if load.if_generation.is_some_and(|wanted| wanted != self.generation) {
+            Some(Refusal::GenerationChanged)
+        } else if let Some(retry_after) = held {
+            Some(Refusal::Held { retry_after })
+        } else {
+            self.backing_off(now)
+        };
         if let Some(refusal) = refusal {
             out.push(Effect::ReplyLoad { command, result: Err(refusal) });
             return;
@@ -94,7 +106,25 @@ impl Machine {
         self.loads.push(command);
     }
 
+    /// What is left of a hold, also of one that begins when the model has left.
+    fn held_for(&self, now: Moment) -> Option<Duration> {
+        match &self.phase {
+            Phase::Draining(leaving) | Phase::Unloading(Some(Stopping { leaving, .. })) => leaving.hold,
+            _ => self.hold_until.filter(|until| now < *until).map(|until| until.since(now)),
+        }
+    }
+
     fn unload(&mut self, now: Moment, command: CommandId, unload: Unload, out: &mut Vec<Effect>) {
+        let unconditional = unload.if_generation.is_none() && unload.if_idle.is_none();
+        if unconditional && matches!(self.phase, Phase::Unloaded) {
+            self.parked = unload.hold.is_none();
+            self.hold_until = self.hold_until.max(unload.hold.map(|hold| now + hold));
+            let (outcome, none) = (UnloadOutcome::AlreadyUnloaded, Duration::ZERO);
+            let report = UnloadReport { outcome, generation: self.generation, drain: none, exit: none };
+            out.push(Effect::ReplyUnload { command, result: Ok(()) });
+            out.push(Effect::Unloaded { command, report });
+            return;
+        }
         let refusal = match &self.phase {
             Phase::Unloaded | Phase::Stopped => Some(UnloadRefusal::NotLoaded),
             Phase::Loading { .. } => Some(UnloadRefusal::Loading),
@@ -202,7 +232,8 @@ impl Machine {
         self.hold_until = leaving.hold.map(|hold| now + hold);
         out.push(Effect::Count(Count::Unloaded { reason: leaving.reason, total: now.since(leaving.since) }));
         if let Some(command) = leaving.command {
-            let report = UnloadReport { generation, drain: since.since(leaving.since), exit: now.since(since) };
+            let (outcome, drain) = (UnloadOutcome::Unloaded, since.since(leaving.since));
+            let report = UnloadReport { outcome, generation, drain, exit: now.since(since) };
             out.push(Effect::Unloaded { command, report });
         }
     }

@@ -16,8 +16,8 @@ use std::time::Duration;
 use hush_contract::{ModelState, UnloadReason};
 
 pub use types::{
-    CommandId, Count, Effect, Event, LeaseId, Loss, LossCause, LostWhy, Moment, Policy, Refusal, Residency, Unload,
-    UnloadReport,
+    CommandId, Count, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Moment, Policy, Refusal, Residency,
+    Unload, UnloadReport,
 };
 
 /// The longest `Retry-After` that the clients we know honour.
@@ -179,6 +179,15 @@ impl Machine {
             Phase::Ready { idle_since, .. } => idle_since,
             _ => None,
         }
+    }
+
+    /// Until when it may not be loaded.
+    pub const fn hold_until(&self) -> Option<Moment> {
+        self.hold_until
+    }
+
+    pub const fn residency(&self) -> Residency {
+        self.policy.residency
     }
 
     /// Why the last load failed, and when the next may be tried.

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::ops::Add;
 use std::time::Duration;
 
+use hush_contract::admin::UnloadOutcome;
 use hush_contract::{UnloadReason, UnloadRefusal};
 
 /// A point on a clock that only grows, in milliseconds since its owner started it.
@@ -109,6 +110,21 @@ impl Unload {
     }
 }
 
+/// An order to come, and what must hold for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    pub if_generation: Option<u64>,
+    /// Ends a hold; otherwise a hold refuses the order.
+    pub despite_hold: bool,
+}
+
+impl Load {
+    /// Without conditions.
+    pub const fn now() -> Self {
+        Self { if_generation: None, despite_hold: true }
+    }
+}
+
 /// How a runner was lost, as metrics count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossCause {
@@ -156,9 +172,10 @@ pub enum Event {
     End {
         lease: LeaseId,
     },
-    /// Have the model in memory, for no request in particular. Ends a hold.
+    /// Have the model in memory, for no request in particular.
     Load {
         command: CommandId,
+        load: Load,
     },
     Unload {
         command: CommandId,
@@ -242,13 +259,26 @@ pub enum LostWhy {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    QueueFull { limit: usize, retry_after: Duration },
-    LoadFailed { cause: String, retry_after: Duration },
+    QueueFull {
+        limit: usize,
+        retry_after: Duration,
+    },
+    LoadFailed {
+        cause: String,
+        retry_after: Duration,
+    },
+    /// Loaded again since the command was decided.
+    GenerationChanged,
+    /// An unload asked for a pause.
+    Held {
+        retry_after: Duration,
+    },
     ShuttingDown,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnloadReport {
+    pub outcome: UnloadOutcome,
     pub generation: u64,
     /// Waiting for what was in flight.
     pub drain: Duration,

@@ -1,40 +1,26 @@
 //! From logits to the text of one window: `DecodingTask` of openai/whisper (`whisper/decoding.py`).
 //!
-//! Nothing here knows ONNX Runtime: a [`Forward`] gives logits, [`Rules`] forbid, [`sampling`] chooses.
+//! Nothing here knows ONNX Runtime: the engine gives logits, [`Rules`] forbid, a [`Search`] chooses, [`Decoded::best`]
+//! judges.
 
+mod beam;
 mod language;
 mod rank;
 mod rules;
 pub mod sampling;
+mod search;
 
+pub use beam::{Beam, most_finished};
 pub use language::language_probabilities;
 pub use rank::{compression_ratio, most_likely};
 pub use rules::{Rules, TimestampRules};
-
-use sampling::Random;
+pub use search::{Candidate, Forced, Frame, Logits, Next, Sampler, Search};
 
 use crate::{
     checkpoint::SpecialTokens,
     task::Task,
     tokenizer::{Tokenizer, strip},
 };
-
-/// The decoder's forward pass over the rows of one window.
-pub trait Forward {
-    type Error;
-
-    /// Goes back to one row with nothing in it.
-    fn restart(&mut self) -> Result<(), Self::Error>;
-
-    /// Feeds tokens to the one row there is; gives the logits after the last.
-    fn feed(&mut self, tokens: &[u32]) -> Result<&mut [f32], Self::Error>;
-
-    /// Goes on with `rows` copies of what was fed, and forgets all steps.
-    fn fork(&mut self, rows: usize) -> Result<(), Self::Error>;
-
-    /// Feeds one token to each row; gives the logits row after row.
-    fn step(&mut self, tokens: &[u32]) -> Result<&mut [f32], Self::Error>;
-}
 
 /// What stands before the first sampled token.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +64,11 @@ impl Prompt {
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
+
+    /// Up to and with `<|startoftranscript|>`, where the probability of silence is read; and what follows.
+    pub fn parts(&self) -> (&[u32], &[u32]) {
+        self.tokens.split_at(self.sot + 1)
+    }
 }
 
 impl Rules {
@@ -94,31 +85,6 @@ impl Rules {
             max_initial: Some(special.max_initial_timestamp_index),
         });
         Self { blank: special.begin_suppress.clone(), suppressed, timestamps }
-    }
-}
-
-/// How one attempt at a window chooses its tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Search {
-    /// The likeliest token each time.
-    Greedy,
-    /// The best of some candidates drawn at a temperature.
-    Sample { temperature: f32, candidates: usize, seed: u64 },
-}
-
-impl Search {
-    fn rows(self) -> usize {
-        match self {
-            Self::Greedy => 1,
-            Self::Sample { candidates, .. } => candidates.max(1),
-        }
-    }
-
-    fn temperature(self) -> f32 {
-        match self {
-            Self::Greedy => 0.0,
-            Self::Sample { temperature, .. } => temperature,
-        }
     }
 }
 
@@ -149,125 +115,28 @@ impl<E> From<E> for DecodeError<E> {
     }
 }
 
-/// One window whose prompt was fed; each attempt starts from there.
-pub struct Window<'a, F: Forward> {
-    forward: &'a mut F,
-    special: &'a SpecialTokens,
-    rules: &'a Rules,
-    /// Most tokens in a row, prompt included.
-    context: usize,
-    prompt_length: usize,
-    first_logits: Vec<f32>,
-    no_speech_prob: f64,
-}
-
-impl<'a, F: Forward> Window<'a, F> {
-    pub fn start(
-        forward: &'a mut F,
-        special: &'a SpecialTokens,
-        rules: &'a Rules,
-        context: usize,
-        prompt: &Prompt,
-    ) -> Result<Self, F::Error> {
-        let (before, after) = prompt.tokens.split_at(prompt.sot + 1);
-        forward.restart()?;
-        let at_sot = forward.feed(before)?;
-        let no_speech_prob = sampling::log_probability(at_sot, special.no_speech as usize).exp();
-        let first_logits = if after.is_empty() { at_sot.to_vec() } else { forward.feed(after)?.to_vec() };
-        let prompt_length = prompt.tokens.len();
-        Ok(Self { forward, special, rules, context, prompt_length, first_logits, no_speech_prob })
-    }
-
-    /// Decodes the window once. `keep_going` is asked before each step.
-    pub fn attempt(
-        &mut self,
-        search: Search,
+impl Decoded {
+    /// The best of `candidates`. `length_penalty` weighs long against short ones, see [`most_likely`].
+    pub fn best(
+        mut candidates: Vec<Candidate>,
+        length_penalty: Option<f32>,
+        special: &SpecialTokens,
         tokenizer: &Tokenizer,
-        keep_going: &mut dyn FnMut() -> bool,
-    ) -> Result<Decoded, DecodeError<F::Error>> {
-        let mut rows = self.sample(search, keep_going)?;
-        let chosen = most_likely(rows.iter().map(|row| (row.sum_logprob, row.tokens.len())));
-        let Row { tokens, token_logprobs, sum_logprob, .. } = rows.swap_remove(chosen);
-        let end = self.special.timestamp_begin;
-        let text = tokenizer.decode(tokens.iter().copied().filter(|token| *token < end));
+    ) -> Self {
+        let lengths = candidates.iter().map(|candidate| (candidate.sum_logprob, candidate.tokens.len()));
+        let chosen = most_likely(lengths, length_penalty);
+        let best = if candidates.is_empty() { Candidate::default() } else { candidates.swap_remove(chosen) };
+        let Candidate { tokens, token_logprobs, sum_logprob } = best;
+        let text = tokenizer.decode(tokens.iter().copied().filter(|token| *token < special.timestamp_begin));
         let text = strip(&text).to_owned();
-        Ok(Decoded {
+        Self {
             avg_logprob: sum_logprob / (tokens.len() + 1) as f64,
-            no_speech_prob: self.no_speech_prob,
-            temperature: search.temperature(),
+            no_speech_prob: 0.0,
+            temperature: 0.0,
             compression_ratio: compression_ratio(&text),
             tokens,
             token_logprobs,
             text,
-        })
-    }
-
-    fn sample(
-        &mut self,
-        search: Search,
-        keep_going: &mut dyn FnMut() -> bool,
-    ) -> Result<Vec<Row>, DecodeError<F::Error>> {
-        let count = search.rows();
-        let vocabulary = self.first_logits.len();
-        self.forward.fork(count)?;
-        let mut rows: Vec<Row> = (0..count).map(|index| Row::new(search, index)).collect();
-        let mut first = self.first_logits.repeat(count);
-        let mut logits = first.as_mut_slice();
-        let mut next = vec![self.special.eot; count];
-        for sampled in 1..=self.context / 2 {
-            for ((row, logits), next) in rows.iter_mut().zip(logits.chunks_exact_mut(vocabulary)).zip(&mut next) {
-                *next = row.choose(self.rules, self.special.eot, search, logits);
-            }
-            let length = self.prompt_length + sampled;
-            if rows.iter().all(|row| row.ended) || length > self.context || sampled == self.context / 2 {
-                break;
-            }
-            if !keep_going() {
-                return Err(DecodeError::Cancelled);
-            }
-            logits = self.forward.step(&next)?;
         }
-        Ok(rows)
-    }
-}
-
-/// One candidate while it is decoded.
-struct Row {
-    tokens: Vec<u32>,
-    token_logprobs: Vec<f32>,
-    sum_logprob: f64,
-    ended: bool,
-    random: Random,
-}
-
-impl Row {
-    fn new(search: Search, index: usize) -> Self {
-        let random = match search {
-            Search::Greedy => Random::new(0, &[]),
-            Search::Sample { seed, .. } => Random::new(seed, &[index as u64]),
-        };
-        Self { tokens: Vec::new(), token_logprobs: Vec::new(), sum_logprob: 0.0, ended: false, random }
-    }
-
-    /// A row that has ended goes on with ends, as the reference's rows do.
-    fn choose(&mut self, rules: &Rules, eot: u32, search: Search, logits: &mut [f32]) -> u32 {
-        if self.ended {
-            return eot;
-        }
-        rules.apply(logits, &self.tokens);
-        let token = match search {
-            Search::Greedy => sampling::arg_max(logits),
-            Search::Sample { temperature, .. } => sampling::draw(logits, temperature, &mut self.random),
-        };
-        let logprob = sampling::log_probability(logits, token);
-        self.sum_logprob += logprob;
-        let token = token as u32;
-        if token == eot {
-            self.ended = true;
-        } else {
-            self.tokens.push(token);
-            self.token_logprobs.push(logprob as f32);
-        }
-        token
     }
 }

@@ -3,51 +3,59 @@
 use ort::{
     memory::Allocator,
     session::{IoBinding, Session},
-    value::{DynTensor, Tensor, ValueType},
+    value::{DynTensor, Tensor, TensorElementType, ValueType},
 };
 
 use crate::checkpoint::Config;
 
-/// An output of the encoder that is an input of the decoder, and stays in place.
+/// An output of the encoder that is an input of the decoder, of one window or of several: `[windows, ...]`.
 pub struct Cross {
     pub name: String,
     pub tensor: DynTensor,
+}
+
+/// What a [`Cross`] is for one window.
+#[derive(Clone)]
+pub struct CrossShape {
+    pub name: String,
+    pub element: TensorElementType,
+    /// Without the number of windows.
+    pub shape: Vec<usize>,
 }
 
 pub struct Encoder {
     session: Session,
     binding: IoBinding,
     mel: Tensor<f32>,
-    cross: Vec<Cross>,
     hidden_size: usize,
 }
 
 impl Encoder {
-    pub fn new(session: Session, config: &Config, memory: &Allocator) -> Result<Self, ort::Error> {
-        let mut binding = session.create_binding()?;
+    pub fn new(session: Session, config: &Config) -> Result<Self, ort::Error> {
+        let binding = session.create_binding()?;
         let mel = Tensor::<f32>::new(&Allocator::default(), [1, config.num_mel_bins, config.mel_frames()])?;
-        let mut cross = Vec::new();
-        for outlet in session.outputs().iter().filter(|outlet| outlet.name().starts_with("cross_")) {
-            let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else { continue };
-            // What has no fixed size is the number of windows.
-            let shape: Vec<usize> = shape.iter().map(|size| usize::try_from(*size).unwrap_or(1)).collect();
-            let mut tensor = DynTensor::new(memory, *ty, shape)?;
-            binding.bind_output(outlet.name(), &mut tensor)?;
-            cross.push(Cross { name: outlet.name().to_owned(), tensor });
-        }
         let hidden_size = config.max_source_positions * config.d_model;
-        Ok(Self { session, binding, mel, cross, hidden_size })
+        Ok(Self { session, binding, mel, hidden_size })
     }
 
-    /// Where the keys and values of the last window lie. Exclusive, because some graphs want them bound as outputs too.
-    pub fn cross(&mut self) -> &mut [Cross] {
-        &mut self.cross
+    pub fn cross_shapes(&self) -> Vec<CrossShape> {
+        let outlets = self.session.outputs().iter().filter(|outlet| outlet.name().starts_with("cross_"));
+        let shapes = outlets.filter_map(|outlet| {
+            let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else { return None };
+            let shape = shape.iter().skip(1).map(|side| usize::try_from(*side).unwrap_or(1)).collect();
+            Some(CrossShape { name: outlet.name().to_owned(), element: *ty, shape })
+        });
+        shapes.collect()
     }
 
-    pub fn encode(&mut self, mel: &[f32]) -> Result<(), ort::Error> {
+    /// Listens to one window and writes to `cross`.
+    pub fn encode(&mut self, mel: &[f32], cross: &mut [Cross]) -> Result<(), ort::Error> {
         self.hear(mel)?;
         // Bound anew each time: on a GPU that is what copies it.
         self.binding.bind_input("mel", &self.mel)?;
+        for Cross { name, tensor } in cross {
+            self.binding.bind_output(&*name, tensor)?;
+        }
         self.session.run_binding(&self.binding)?;
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::io;
 
 use hush_whisper::{PcmSource, Precision, TranscribeError, TranscribeOptions};
 
-use crate::support::{Kept, audio, engine};
+use crate::support::{Kept, audio, batched, engine};
 
 fn english() -> TranscribeOptions {
     TranscribeOptions { language: Some("en".into()), ..TranscribeOptions::default() }
@@ -23,8 +23,8 @@ fn never_content() -> TranscribeOptions {
 
 #[test]
 fn falls_back_to_the_last_temperature_and_repeats_itself_by_seed() {
-    let mut engine = engine(Precision::Fp32);
-    let mut write = |options: &TranscribeOptions| {
+    let engine = engine(Precision::Fp32);
+    let write = |options: &TranscribeOptions| {
         let mut kept = Kept::default();
         engine.transcribe(&mut audio("audio/noisy-fr.flac"), options, &mut kept).unwrap();
         assert!(!kept.segments.is_empty());
@@ -52,7 +52,7 @@ fn stops_at_the_first_temperature_that_is_good_enough() {
 
 #[test]
 fn cancels_at_every_question() {
-    let mut engine = engine(Precision::Fp32);
+    let engine = engine(Precision::Fp32);
     let mut samples = audio("audio/en-1.wav");
     let options = TranscribeOptions { language: None, ..never_content() };
     let mut kept = Kept::default();
@@ -93,7 +93,7 @@ fn segments_stream_out_window_by_window() {
 
 #[test]
 fn nothing_is_written_for_nothing() {
-    let mut engine = engine(Precision::Fp32);
+    let engine = engine(Precision::Fp32);
     for samples in [0, 1, 159] {
         let mut kept = Kept::default();
         let transcript = engine.transcribe(&mut vec![0.1; samples], &english(), &mut kept).unwrap();
@@ -107,11 +107,63 @@ fn nothing_is_written_for_nothing() {
 
 #[test]
 fn samples_that_are_no_numbers_do_no_harm() {
-    let mut engine = engine(Precision::Fp32);
+    let engine = engine(Precision::Fp32);
     let mut wild = [f32::NAN, f32::INFINITY, f32::MAX, f32::NEG_INFINITY].repeat(20_000);
     engine.transcribe(&mut wild, &english(), &mut Kept::default()).unwrap();
     let languages = engine.detect_language(&mut wild).unwrap();
     assert!(languages.iter().all(|language| language.probability.is_finite()));
+}
+
+#[test]
+fn requests_share_the_engine_and_one_that_leaves_does_not_disturb() {
+    let engine = batched(Precision::Fp32, 4);
+    let options = TranscribeOptions { language: None, ..english() };
+    let mut alone = Kept::default();
+    engine.transcribe(&mut audio("audio/long-en.flac"), &options, &mut alone).unwrap();
+    // More requests than windows, some of which leave, some of which search over several rows.
+    std::thread::scope(|scope| {
+        let stays = [0, 1, 2].map(|_| {
+            scope.spawn(|| {
+                let mut kept = Kept::default();
+                engine.transcribe(&mut audio("audio/long-en.flac"), &options, &mut kept).unwrap();
+                kept.segments
+            })
+        });
+        for stop in [1, 5, 9, 30] {
+            let engine = engine.clone();
+            let leaving = if stop % 2 == 0 { never_content() } else { options.clone() };
+            scope.spawn(move || {
+                for stop in [stop, stop + 3, stop + 20] {
+                    let mut kept = Kept { stop_at: Some(stop), ..Kept::default() };
+                    let left = engine.transcribe(&mut audio("audio/noisy-fr.flac"), &leaving, &mut kept);
+                    assert!(matches!(left, Err(TranscribeError::Cancelled)), "{stop}: {left:?}");
+                }
+            });
+        }
+        for stayed in stays {
+            let texts = |segments: &[hush_whisper::Segment]| segments.iter().map(|s| s.tokens.clone()).collect::<Vec<_>>();
+            assert_eq!(texts(&stayed.join().unwrap()), texts(&alone.segments));
+        }
+    });
+}
+
+#[test]
+fn a_full_engine_lets_others_wait() {
+    let engine = batched(Precision::Fp32, 1);
+    let held = engine.listen(&mut vec![0.0; 80 * 3000]).unwrap();
+    std::thread::scope(|scope| {
+        let (sender, done) = std::sync::mpsc::channel();
+        let engine = &engine;
+        scope.spawn(move || {
+            engine.transcribe(&mut audio("audio/en-1.wav"), &english(), &mut Kept::default()).unwrap();
+            sender.send(()).unwrap();
+        });
+        // Whatever else the engine is asked, it answers; the second window waits for the first.
+        engine.hidden(vec![0.0; 80 * 3000]).unwrap();
+        assert!(done.try_recv().is_err());
+        drop(held);
+        done.recv().unwrap();
+    });
 }
 
 struct Broken;
@@ -128,10 +180,10 @@ impl PcmSource for Broken {
 
 #[test]
 fn errors_say_what_is_wrong() {
-    let mut engine = engine(Precision::Fp32);
+    let engine = engine(Precision::Fp32);
     let error = engine.transcribe(&mut Broken, &english(), &mut Kept::default()).unwrap_err();
     assert!(matches!(error, TranscribeError::Source(_)) && error.to_string().contains("the disk is gone"));
-    let mut with = |options: TranscribeOptions| {
+    let with = |options: TranscribeOptions| {
         engine.transcribe(&mut vec![0.0; 1600], &options, &mut Kept::default()).unwrap_err().to_string()
     };
     assert!(with(TranscribeOptions { language: Some("xx".into()), ..english() }).contains("`xx`"));

@@ -1,8 +1,10 @@
 //! Spectrogram, encoder and logits against the reference's values.
 
+use std::sync::{Arc, Mutex};
+
 use hush_whisper::{
     PcmSource, Precision,
-    decoding::Forward,
+    decoding::Forced,
     mel::{LogMel, Spectrogram, WINDOW_FRAMES},
 };
 
@@ -37,11 +39,11 @@ fn spectrograms_are_the_reference_s() {
 
 #[test]
 fn the_encoder_hears_what_the_reference_hears() {
-    let mut engine = engine(Precision::Fp32);
+    let engine = engine(Precision::Fp32);
     for (name, file) in RECORDINGS {
         let (shape, expected) = array(&format!("parity/{name}.encoder.npy"));
         assert_eq!(shape, [1500, 128]);
-        let hidden = engine.speech().hidden(&first_window(&mut audio(file), 80)).unwrap();
+        let hidden = engine.hidden(first_window(&mut audio(file), 80)).unwrap();
         let difference = largest_difference(&hidden, &expected);
         println!("{name}: {difference:.1e}");
         assert!(difference < 1e-3, "{name}: {difference}");
@@ -50,29 +52,32 @@ fn the_encoder_hears_what_the_reference_hears() {
 
 /// Greedy steps from the reference's prompt, all in one row or in each of several.
 fn logits_of_steps(rows: usize, limit: f32, precision: Precision) {
-    let mut engine = engine(precision);
-    let speech = engine.speech();
+    let engine = engine(precision);
     for (name, file) in RECORDINGS {
         let steps = json(&format!("parity/{name}.steps.json"));
         let tokens = |key: &str| -> Vec<u32> { serde_json::from_value(steps[key].clone()).unwrap() };
         let (prompt, generated, ids) = (tokens("prompt"), tokens("generated"), tokens("logit_ids"));
         let (shape, expected) = array(&format!("parity/{name}.logits.npy"));
         assert_eq!(shape, [generated.len(), ids.len() + 1]);
-        speech.encode(&first_window(&mut audio(file), 80)).unwrap();
-        speech.restart().unwrap();
-        let vocabulary = speech.config().vocab_size;
+        let mut window = engine.listen(&mut first_window(&mut audio(file), 80)).unwrap();
         // In two parts, as decoding feeds it.
-        speech.feed(&prompt[..1]).unwrap();
-        let mut logits = speech.feed(&prompt[1..]).unwrap().repeat(rows);
-        speech.fork(rows).unwrap();
+        window.feed(&prompt[..1], true).unwrap();
+        window.feed(&prompt[1..], false).unwrap();
+        // The logits that the reference keeps, row after row, step after step.
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let listener = heard.clone();
+        let forced = Forced::new(generated.clone(), rows, move |_, logits| {
+            listener.lock().unwrap().extend(ids.iter().map(|id| logits[*id as usize]));
+        });
+        window.decode(Box::new(forced), &mut || true).unwrap();
+        let heard = heard.lock().unwrap();
+        let (kept, step) = (shape[1] - 1, (shape[1] - 1) * rows);
+        assert_eq!(heard.len(), (generated.len() + 1) * step);
         let mut worst = 0.0_f32;
-        for (token, expected) in generated.iter().zip(expected.chunks_exact(ids.len() + 1)) {
-            for row in logits.chunks_exact(vocabulary) {
-                for (id, expected) in ids.iter().zip(expected) {
-                    worst = worst.max((row[*id as usize] - expected).abs());
-                }
+        for (step, expected) in heard.chunks_exact(step).zip(expected.chunks_exact(kept + 1)) {
+            for row in step.chunks_exact(kept) {
+                worst = worst.max(largest_difference(row, &expected[..kept]));
             }
-            logits = speech.step(&vec![*token; rows]).unwrap().to_vec();
         }
         println!("{name}, {rows} rows, {precision}: {worst:.1e}");
         assert!(worst < limit, "{name}, {rows} rows, {precision}: {worst}");
@@ -92,13 +97,38 @@ fn logits_in_8_bits_are_near() {
 
 #[test]
 fn a_row_longer_than_the_cache_is_refused() {
-    let mut engine = engine(Precision::Fp32);
-    let speech = engine.speech();
-    speech.encode(&vec![0.0; 80 * WINDOW_FRAMES]).unwrap();
-    speech.restart().unwrap();
-    speech.feed(&[50_258; 448]).unwrap();
-    speech.fork(1).unwrap();
-    let error = speech.step(&[50_258]).unwrap_err().to_string();
+    let engine = engine(Precision::Fp32);
+    let mut window = engine.listen(&mut vec![0.0; 80 * WINDOW_FRAMES]).unwrap();
+    for rows in [1, 3] {
+        window.feed(&[50_258; 448], true).unwrap();
+        let error = window.decode(Box::new(Forced::new(vec![50_258], rows, |_, _| ())), &mut || true).unwrap_err();
+        assert!(error.to_string().contains("448 slots"), "{error}");
+    }
+    let error = window.feed(&[50_258], false).unwrap_err().to_string();
     assert!(error.contains("448 slots"), "{error}");
-    assert!(speech.encode(&[0.0; 7]).is_err());
+    assert!(engine.listen(&mut vec![0.0; 7]).is_err());
+    // The window lives on.
+    window.feed(&[50_258; 2], true).unwrap();
+}
+
+#[test]
+fn a_window_s_keys_and_values_can_be_read() {
+    let engine = crate::support::batched(Precision::Fp32, 3);
+    let mut mel = first_window(&mut audio("audio/en-1.wav"), 80);
+    let mut silence = vec![0.0; mel.len()];
+    let [first, _other, again] = [&mut mel.clone(), &mut silence, &mut mel].map(|mel| engine.listen(mel).unwrap());
+    let read = |window: &hush_whisper::engine::Window| {
+        window.with_cross(|cross| {
+            let cross = cross.iter().map(|cross| {
+                let (shape, values) = cross.tensor.try_extract_tensor::<f32>()?;
+                Ok((cross.name.clone(), shape.to_vec(), values.to_vec()))
+            });
+            cross.collect::<Result<Vec<_>, ort::Error>>()
+        })
+    };
+    let cross = read(&first).unwrap();
+    assert!(cross.iter().any(|(name, shape, _)| name == "cross_k_0" && shape[0] == 1 && shape[2] == 1500));
+    assert_eq!(read(&again).unwrap(), cross);
+    drop(first);
+    assert_eq!(read(&again).unwrap(), cross, "it moved, and is still the same");
 }

@@ -43,13 +43,18 @@ pub fn model(precision: Precision) -> ModelDir {
 }
 
 pub fn engine(precision: Precision) -> Engine {
+    batched(precision, 1)
+}
+
+/// An engine that holds so many windows at once.
+pub fn batched(precision: Precision, max_batch: usize) -> Engine {
     let library = match env::var_os(runtime::PATH_VARIABLE) {
         Some(path) => PathBuf::from(path),
         None => root().join(".hush/lib/libonnxruntime.so"),
     };
     runtime::init(&library).unwrap_or_else(|error| panic!("{error}; `scripts/fetch-onnxruntime` fetches it"));
     // The tests run side by side.
-    let options = EngineOptions { device: Device::Cpu, threads: 1, prepack: false };
+    let options = EngineOptions { device: Device::Cpu, threads: 1, prepack: false, max_batch };
     Engine::load(&model(precision), &options, &mut LoadTimings::default()).unwrap()
 }
 
@@ -86,6 +91,12 @@ pub fn array(path: &str) -> (Vec<usize>, Vec<f32>) {
     let shape = shape.split(',').filter_map(|side| side.trim().parse().ok()).collect();
     let values = bytes[header_end..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     (shape, values)
+}
+
+/// A recording of `audio`, whatever its format.
+pub fn recording(name: &str) -> Vec<f32> {
+    let file = ["wav", "flac"].map(|kind| format!("audio/{name}.{kind}"));
+    audio(file.iter().find(|file| fixture(file).exists()).unwrap())
 }
 
 /// The names of all recordings with reference transcripts.

@@ -3,7 +3,7 @@
 use hush_whisper::{Precision, Segment, Task, TranscribeOptions};
 use serde_json::Value;
 
-use crate::support::{Kept, audio, engine, json, recordings};
+use crate::support::{Kept, batched, engine, json, recording, recordings};
 
 /// What is different, in words; empty where all agrees.
 fn compare(expected: &Value, segments: &[Segment]) -> Vec<String> {
@@ -39,7 +39,7 @@ fn compare(expected: &Value, segments: &[Segment]) -> Vec<String> {
 }
 
 fn all_recordings(key: &str, change: fn(&mut TranscribeOptions)) {
-    let mut engine = engine(Precision::Fp32);
+    let engine = engine(Precision::Fp32);
     let mut wrong = Vec::new();
     let mut compared = 0;
     for name in recordings() {
@@ -51,10 +51,8 @@ fn all_recordings(key: &str, change: fn(&mut TranscribeOptions)) {
             ..TranscribeOptions::default()
         };
         change(&mut options);
-        let file = ["wav", "flac"].map(|kind| format!("audio/{name}.{kind}"));
-        let file = file.iter().find(|file| crate::support::fixture(file).exists()).unwrap();
         let mut kept = Kept::default();
-        let transcript = engine.transcribe(&mut audio(file), &options, &mut kept).unwrap();
+        let transcript = engine.transcribe(&mut recording(&name), &options, &mut kept).unwrap();
         assert_eq!(transcript.language, expected["language"]);
         wrong.extend(compare(expected, &kept.segments).into_iter().map(|line| format!("{name}: {line}")));
         compared += 1;
@@ -79,19 +77,79 @@ fn greedy_with_a_prompt() {
 }
 
 #[test]
+fn beams() {
+    all_recordings("beam5", |options| options.beam_size = Some(5));
+}
+
+/// What each of `names` becomes when all of them are transcribed at once.
+fn at_once(precision: Precision, names: &[String], options: &TranscribeOptions) -> Vec<Vec<Segment>> {
+    let engine = batched(precision, names.len());
+    std::thread::scope(|scope| {
+        let jobs: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let engine = engine.clone();
+                scope.spawn(move || {
+                    let mut kept = Kept::default();
+                    engine.transcribe(&mut recording(name), options, &mut kept).unwrap();
+                    kept.segments
+                })
+            })
+            .collect();
+        jobs.into_iter().map(|job| job.join().unwrap()).collect()
+    })
+}
+
+/// Eight of different languages and lengths, so that they begin and end at different times.
+fn eight() -> Vec<String> {
+    ["en-1", "de-1", "long-de", "fr-1", "long-en", "es-1", "zh-1", "noisy-fr"].map(str::to_owned).to_vec()
+}
+
+#[test]
+fn eight_at_once_are_as_each_alone() {
+    let options = TranscribeOptions { temperatures: vec![0.0], ..TranscribeOptions::default() };
+    let beams = TranscribeOptions { beam_size: Some(5), ..options.clone() };
+    for (key, options) in [("greedy", &options), ("beam5", &beams)] {
+        let names = eight();
+        let found = at_once(Precision::Fp32, &names, options);
+        let mut wrong = Vec::new();
+        for (name, segments) in names.iter().zip(&found) {
+            let expected = &json(&format!("parity/{name}.json"))[key];
+            wrong.extend(compare(expected, segments).into_iter().map(|line| format!("{name}: {line}")));
+        }
+        assert!(wrong.is_empty(), "{key}:\n{}", wrong.join("\n"));
+    }
+}
+
+#[test]
+fn eight_at_once_in_8_bits_are_as_each_alone() {
+    let options = TranscribeOptions { temperatures: vec![0.0], ..TranscribeOptions::default() };
+    let names = eight();
+    let together = at_once(Precision::Int8, &names, &options);
+    let mut different = Vec::new();
+    for (name, together) in names.iter().zip(together) {
+        let alone = at_once(Precision::Int8, std::slice::from_ref(name), &options).remove(0);
+        let tokens = |segments: &[Segment]| segments.iter().flat_map(|s| s.tokens.clone()).collect::<Vec<_>>();
+        if tokens(&together) != tokens(&alone) {
+            different.push(name.clone());
+        }
+    }
+    println!("int8, different from alone: {different:?}");
+    assert!(different.is_empty(), "{different:?}");
+}
+
+#[test]
 fn translated() {
     all_recordings("translate", |options| options.task = Task::Translate);
 }
 
 #[test]
 fn languages() {
-    let mut engine = engine(Precision::Fp32);
+    let engine = engine(Precision::Fp32);
     for name in recordings() {
         let parity = json(&format!("parity/{name}.json"));
         let expected = parity["language_probs"].as_object().unwrap();
-        let file = ["wav", "flac"].map(|kind| format!("audio/{name}.{kind}"));
-        let file = file.iter().find(|file| crate::support::fixture(file).exists()).unwrap();
-        let found = engine.detect_language(&mut audio(file)).unwrap();
+        let found = engine.detect_language(&mut recording(&name)).unwrap();
         assert_eq!(found.len(), 99);
         assert!(found.windows(2).all(|two| two[0].probability >= two[1].probability));
         let total: f32 = found.iter().map(|language| language.probability).sum();

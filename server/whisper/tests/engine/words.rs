@@ -29,7 +29,7 @@ fn edits(a: &[String], b: &[String]) -> usize {
 
 /// Error rates in percent of the engine and of the reference, over every utterance.
 fn error_rates(precision: Precision) -> (f64, f64) {
-    let mut engine = engine(precision);
+    let engine = engine(precision);
     let (mut ours, mut reference, mut total) = (0, 0, 0);
     for utterance in json("wer/manifest.json").as_array().unwrap() {
         let text = |key: &str| utterance[key].as_str().unwrap();

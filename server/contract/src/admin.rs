@@ -1,0 +1,388 @@
+//! The admin API of a server: `GET /admin/v1/models`, `POST /admin/v1/models/{model}/load` and `.../unload`,
+//! `GET /admin/v1/events`. Requests are strict, so that a misspelt condition is an error and never an unconditional
+//! command; answers may grow fields, which an older reader ignores.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::{ModelState, UnloadReason, UnloadRefusal};
+
+/// Below this path everything asks for a credential.
+pub const ADMIN_PATH: &str = "/admin/v1";
+/// The audience of the tokens that servers accept.
+pub const TOKEN_AUDIENCE: &str = "hush-server";
+
+/// Seconds in a request: finite, not negative, a week at most.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Seconds(f64);
+
+impl Seconds {
+    pub const MAX: Self = Self(7.0 * 86400.0);
+
+    pub fn new(seconds: f64) -> Result<Self, InvalidValue> {
+        if (0.0..=Self::MAX.0).contains(&seconds) {
+            Ok(Self(seconds))
+        } else {
+            Err(InvalidValue("must be a number of seconds from 0 to 604800"))
+        }
+    }
+
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+/// What a value of a request must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidValue(pub &'static str);
+
+impl fmt::Display for InvalidValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for InvalidValue {}
+
+impl TryFrom<f64> for Seconds {
+    type Error = InvalidValue;
+
+    fn try_from(seconds: f64) -> Result<Self, InvalidValue> {
+        Self::new(seconds)
+    }
+}
+
+impl From<Seconds> for f64 {
+    fn from(seconds: Seconds) -> Self {
+        seconds.0
+    }
+}
+
+impl From<Seconds> for Duration {
+    fn from(seconds: Seconds) -> Self {
+        Self::from_secs_f64(seconds.0)
+    }
+}
+
+/// Why a command is given, in CamelCase; a word that is not in [`UnloadReason`] is counted as `Other` and logged as it
+/// is, so that a newer controller can speak to an older server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Reason(String);
+
+impl Reason {
+    const MAX_BYTES: usize = 64;
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// As metrics count it.
+    pub fn kind(&self) -> UnloadReason {
+        UnloadReason::ALL.into_iter().find(|known| known.as_str() == self.0).unwrap_or(UnloadReason::Other)
+    }
+}
+
+impl Default for Reason {
+    fn default() -> Self {
+        UnloadReason::Manual.into()
+    }
+}
+
+impl From<UnloadReason> for Reason {
+    fn from(reason: UnloadReason) -> Self {
+        Self(reason.as_str().to_owned())
+    }
+}
+
+impl TryFrom<String> for Reason {
+    type Error = InvalidValue;
+
+    fn try_from(word: String) -> Result<Self, InvalidValue> {
+        let camel = word.starts_with(|first: char| first.is_ascii_uppercase())
+            && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if camel && word.len() <= Self::MAX_BYTES {
+            Ok(Self(word))
+        } else {
+            Err(InvalidValue("must be one word in CamelCase of at most 64 letters and digits, such as IdleTimeout"))
+        }
+    }
+}
+
+impl From<Reason> for String {
+    fn from(reason: Reason) -> Self {
+        reason.0
+    }
+}
+
+/// `namespace/name` of a policy; `/name` for one of the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PolicyName(String);
+
+impl PolicyName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for PolicyName {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
+        let valid = |part: &str, max: usize| {
+            part.len() <= max
+                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+        };
+        match text.split_once('/') {
+            Some((namespace, name)) if valid(namespace, 63) && valid(name, 253) && !name.is_empty() => Ok(Self(text)),
+            _ => Err(InvalidValue("must be namespace/name, or /name for a policy of the whole cluster")),
+        }
+    }
+}
+
+impl From<PolicyName> for String {
+    fn from(policy: PolicyName) -> Self {
+        policy.0
+    }
+}
+
+/// Body of `POST .../unload`. Every `if_` is judged by the one task that owns the model; if one does not hold, nothing
+/// changes and the answer is 409 with the [`UnloadRefusal`] as its code.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UnloadRequest {
+    /// Only this generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_generation: Option<u64>,
+    /// Only if nothing has held the model for this long; 0: only if nothing holds it now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_idle_seconds: Option<Seconds>,
+    /// How long to wait for what is in flight; what is not done then is started again after the next load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_seconds: Option<Seconds>,
+    /// How long after it has left not to load it again, whoever asks. Expires by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_seconds: Option<Seconds>,
+    pub reason: Reason,
+    /// On whose behalf.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyName>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnloadOutcome {
+    Unloaded,
+    /// It was not in memory, and the command had no condition; a hold that it asked for is in force.
+    AlreadyUnloaded,
+}
+
+/// Answer to `POST .../unload` once nothing is left of the model's process. Bytes are absent where the device's memory
+/// is not known.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnloadResponse {
+    pub model: String,
+    pub outcome: UnloadOutcome,
+    /// That was unloaded.
+    pub generation: u64,
+    /// Of the device, held by this model before it left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vram_before_bytes: Option<u64>,
+    /// That came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaimed_bytes: Option<u64>,
+    /// That did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual_bytes: Option<u64>,
+    /// Waiting for what was in flight.
+    pub drain_seconds: f64,
+    /// From there until the process was reaped.
+    pub exit_seconds: f64,
+    /// From there until the device's memory had settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_seconds: Option<f64>,
+}
+
+/// Body of `POST .../load`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoadRequest {
+    /// Only if the model has not been loaded again since this generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_generation: Option<u64>,
+    /// Load also while a hold of an earlier unload is in force, and end it; otherwise that is 409 `held`.
+    pub despite_hold: bool,
+    /// How long to wait for the end of the load; after that, or at once with 0, the answer is 202 and the load goes on.
+    /// Default: 60.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_seconds: Option<Seconds>,
+    pub reason: Reason,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyName>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadOutcome {
+    /// In memory, whether this command brought it there or it was there already.
+    Ready,
+    /// Accepted; 202.
+    Pending,
+}
+
+/// Answer to `POST .../load`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadResponse {
+    pub model: String,
+    pub outcome: LoadOutcome,
+    pub state: ModelState,
+    pub generation: u64,
+    /// That this command waited.
+    pub waited_seconds: f64,
+}
+
+/// When a model stays in memory without anybody's command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResidencyMode {
+    Resident,
+    Idle,
+    OnDemand,
+}
+
+/// A model at one moment. To decide by it is safe only with the conditions of the command that follows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelStatus {
+    pub model: String,
+    pub state: ModelState,
+    /// Grows by one at each load; 0 before the first.
+    pub generation: u64,
+    pub residency: ResidencyMode,
+    /// With residency `idle`; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_seconds: Option<f64>,
+    /// Since the last request or the load ended; 0 while busy or not loaded.
+    pub idle_seconds: f64,
+    /// Since this generation became ready; 0 when it is not.
+    pub loaded_seconds: f64,
+    /// Requests that hold the model.
+    pub inflight: u64,
+    /// Requests that wait for it.
+    pub queued: u64,
+    /// As the server was told: `cpu`, `cuda:0`.
+    pub device: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_uuid: Option<String>,
+    /// On the device now; for a model that is not loaded, what it needed last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vram_bytes: Option<u64>,
+    /// While it waits for memory: what it needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_demand_bytes: Option<u64>,
+    /// Until it may be loaded again after an unload with a hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_remaining_seconds: Option<f64>,
+    /// What the last load took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_load_seconds: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<LoadFailure>,
+}
+
+/// Why the last load failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadFailure {
+    pub message: String,
+    /// Until the next try may begin.
+    pub retry_after_seconds: f64,
+}
+
+/// Answer to `GET /admin/v1/models`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelList {
+    /// In the order of their names.
+    pub models: Vec<ModelStatus>,
+    /// The last event that this listing includes; see [`Event`].
+    pub event_id: u64,
+}
+
+/// One event of `GET /admin/v1/events`; its SSE `event` is the `type`, its SSE `id` counts up by one for each change
+/// since the server started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event {
+    /// Every model: at the beginning, and after [`Event::Lost`].
+    Snapshot { models: Vec<ModelStatus> },
+    /// A model changed its state, became busy or idle, or came under a hold.
+    Model { from: ModelState, model: ModelStatus },
+    /// The reader was too slow: this many changes are gone. A snapshot follows.
+    Lost { count: u64 },
+}
+
+impl Event {
+    /// The SSE `event`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Snapshot { .. } => "snapshot",
+            Self::Model { .. } => "model",
+            Self::Lost { .. } => "lost",
+        }
+    }
+}
+
+/// Body of every answer that is no success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// One of [`code`], or an [`UnloadRefusal`].
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// The field of the request that is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+}
+
+impl ErrorBody {
+    /// Why an unload changed nothing; `None` for any other error.
+    pub fn refusal(&self) -> Option<UnloadRefusal> {
+        UnloadRefusal::ALL.into_iter().find(|refusal| refusal.as_str() == self.code)
+    }
+}
+
+/// Codes of [`ErrorBody`] beside those of [`UnloadRefusal`].
+pub mod code {
+    /// 400: the body is not what the request must be; `field` names the place.
+    pub const INVALID_REQUEST: &str = "invalid_request";
+    /// 401: no credential.
+    pub const UNAUTHENTICATED: &str = "unauthenticated";
+    /// 401: a credential that is not valid.
+    pub const INVALID_TOKEN: &str = "invalid_token";
+    /// 403: a valid credential of somebody who may not; or nothing is configured that could tell.
+    pub const FORBIDDEN: &str = "forbidden";
+    /// 404
+    pub const UNKNOWN_MODEL: &str = "unknown_model";
+    /// 404
+    pub const NOT_FOUND: &str = "not_found";
+    /// 405
+    pub const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
+    /// 409: a hold is in force; `Retry-After` says how long.
+    pub const HELD: &str = "held";
+    /// 413
+    pub const BODY_TOO_LARGE: &str = "body_too_large";
+    /// 415
+    pub const UNSUPPORTED_MEDIA_TYPE: &str = "unsupported_media_type";
+    /// 500
+    pub const INTERNAL: &str = "internal";
+    /// 503: who could check the credential does not answer.
+    pub const AUTHENTICATION_UNAVAILABLE: &str = "authentication_unavailable";
+    /// 503: the load failed and backs off; `Retry-After` says how long.
+    pub const LOAD_FAILED: &str = "load_failed";
+    /// 503
+    pub const SHUTTING_DOWN: &str = "shutting_down";
+}

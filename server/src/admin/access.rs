@@ -1,0 +1,186 @@
+//! Who may use the admin API.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::future::BoxFuture;
+use hush_contract::admin::code;
+
+use super::AdminState;
+use super::error::AdminError;
+use crate::serve::Peer;
+
+/// Longer ones are no token of anybody's.
+const TOKEN_LIMIT_BYTES: usize = 16 << 10;
+
+/// Who gave a command, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller(pub String);
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why somebody is not let in. The texts go to the caller and hold nothing of the credential.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// The credential is none that is known here.
+    #[error("{0}")]
+    Invalid(String),
+    /// A valid credential of somebody who may not.
+    #[error("{0}")]
+    Forbidden(String),
+    /// Who could tell does not answer.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Checks a bearer token.
+pub trait Authenticate: Send + Sync + 'static {
+    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, Denied>>;
+}
+
+/// How the admin API is guarded.
+pub enum Access {
+    /// Nothing is configured and the listener is on the loopback: whoever is on this machine, browsers apart.
+    Local,
+    /// Nothing is configured and the listener is not on the loopback.
+    Closed,
+    /// One of these must know the token; asked in this order.
+    Tokens(Vec<Arc<dyn Authenticate>>),
+}
+
+impl Access {
+    /// `listener`: the address of the operations listener.
+    pub fn new(checks: Vec<Arc<dyn Authenticate>>, listener: IpAddr) -> Self {
+        match checks.is_empty() {
+            false => Self::Tokens(checks),
+            true if listener.to_canonical().is_loopback() => Self::Local,
+            true => Self::Closed,
+        }
+    }
+
+    async fn admit(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller, AdminError> {
+        match self {
+            Self::Closed => Err(AdminError::new(
+                StatusCode::FORBIDDEN,
+                code::FORBIDDEN,
+                "no credential is configured, and the operations listener is not on the loopback: give \
+                 --admin-token-file or --admin-token-review, or listen on 127.0.0.1",
+            )),
+            Self::Local => local(headers, peer),
+            Self::Tokens(checks) => check(checks, bearer(headers)?).await,
+        }
+    }
+}
+
+/// Middleware of every admin route.
+pub(super) async fn guard(State(state): State<AdminState>, mut request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
+    match state.access.admit(request.headers(), peer).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// A page in a browser on this machine is not its user: it must not command a server that it can reach. Browsers say
+/// `Origin` with every POST, and a name that was rebound to the loopback stands in `Host`.
+fn local(headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller, AdminError> {
+    let forbidden = |message: &str| AdminError::new(StatusCode::FORBIDDEN, code::FORBIDDEN, message);
+    if !peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
+        return Err(forbidden("without a configured credential only this machine is served"));
+    }
+    if headers.contains_key(header::ORIGIN) || !headers.get(header::HOST).is_none_or(|host| is_local(host.as_bytes())) {
+        return Err(forbidden("without a configured credential no browser is served"));
+    }
+    Ok(Caller("local".to_owned()))
+}
+
+fn is_local(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+fn bearer(headers: &HeaderMap) -> Result<&str, AdminError> {
+    let missing = "this needs a credential: `Authorization: Bearer <token>`";
+    let value = headers
+        .get(header::AUTHORIZATION)
+        .ok_or_else(|| AdminError::unauthorized(code::UNAUTHENTICATED, missing, "Bearer"))?;
+    let token = value.to_str().ok().and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("Bearer").then_some(token.trim())
+    });
+    let malformed = "the header `Authorization` must be `Bearer <token>`";
+    token
+        .filter(|token| (1..=TOKEN_LIMIT_BYTES).contains(&token.len()))
+        .ok_or_else(|| AdminError::unauthorized(code::INVALID_TOKEN, malformed, "Bearer error=\"invalid_token\""))
+}
+
+/// The first that knows the token decides; otherwise the most telling refusal.
+async fn check(checks: &[Arc<dyn Authenticate>], token: &str) -> Result<Caller, AdminError> {
+    let mut denied = Denied::Invalid("this token is not known here".to_owned());
+    for check in checks {
+        match check.authenticate(token).await {
+            Ok(caller) => return Ok(caller),
+            Err(Denied::Invalid(message)) => {
+                if matches!(denied, Denied::Invalid(_)) {
+                    denied = Denied::Invalid(message);
+                }
+            }
+            Err(other) => denied = other,
+        }
+    }
+    tracing::warn!(%denied, "the admin API let nobody in");
+    Err(match denied {
+        Denied::Invalid(message) => {
+            AdminError::unauthorized(code::INVALID_TOKEN, message, "Bearer error=\"invalid_token\"")
+        }
+        Denied::Forbidden(message) => AdminError::new(StatusCode::FORBIDDEN, code::FORBIDDEN, message),
+        Denied::Unavailable(message) => {
+            AdminError::new(StatusCode::SERVICE_UNAVAILABLE, code::AUTHENTICATION_UNAVAILABLE, message)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_this_machine() {
+        for host in ["localhost", "localhost:9001", "LOCALHOST:1", "127.0.0.1:9001", "127.9.9.9", "[::1]:9001", "[::1]"]
+        {
+            assert!(is_local(host.as_bytes()), "{host}");
+        }
+        for host in ["evil.example", "evil.example:9001", "localhost.evil.example", "10.0.0.1:9001", "127.0.0.1.x", ""]
+        {
+            assert!(!is_local(host.as_bytes()), "{host}");
+        }
+    }
+
+    #[test]
+    fn without_a_credential_only_the_loopback_is_open() {
+        let access = |ip: &str| Access::new(Vec::new(), ip.parse().unwrap());
+        assert!(matches!(access("127.0.0.1"), Access::Local));
+        assert!(matches!(access("::1"), Access::Local));
+        assert!(matches!(access("::ffff:127.0.0.1"), Access::Local));
+        assert!(matches!(access("0.0.0.0"), Access::Closed));
+        assert!(matches!(access("::"), Access::Closed));
+        assert!(matches!(access("10.0.0.1"), Access::Closed));
+    }
+}

@@ -1,0 +1,69 @@
+//! The admin API on the operations listener: what models there are, load and unload under conditions, changes as they
+//! happen. Its requests and answers are `hush_contract::admin`.
+
+mod access;
+mod body;
+mod commands;
+mod error;
+mod events;
+mod status;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::middleware;
+use axum::response::Response;
+use axum::routing::{get, post};
+use hush_contract::admin::ModelList;
+use tokio_util::sync::CancellationToken;
+
+pub use access::{Access, Authenticate, Caller, Denied};
+
+use crate::metrics::Metrics;
+use crate::residency::{ModelHandle, Models};
+use crate::serve;
+use error::{AdminError, json};
+
+/// Everything that the routes share; cheap to clone.
+#[derive(Clone)]
+pub struct AdminState {
+    models: Arc<Models>,
+    access: Arc<Access>,
+    /// Ends the event streams, which would otherwise outlive the server's patience.
+    stop: CancellationToken,
+}
+
+impl AdminState {
+    pub fn new(models: Arc<Models>, access: Access, stop: CancellationToken) -> Self {
+        Self { models, access: Arc::new(access), stop }
+    }
+
+    fn model(&self, name: &str) -> Result<&ModelHandle, AdminError> {
+        self.models.get(name).ok_or_else(|| AdminError::unknown_model(name, self.models.iter().map(ModelHandle::name)))
+    }
+}
+
+/// Every route asks [`Access`] first. To be merged with [`crate::metrics::router`], which is open.
+pub fn router(state: AdminState, metrics: Arc<Metrics>) -> Router {
+    let guarded = middleware::from_fn_with_state(state.clone(), access::guard);
+    Router::new()
+        .route("/admin/v1/models", get(models))
+        .route("/admin/v1/models/{model}/load", post(commands::load))
+        .route("/admin/v1/models/{model}/unload", post(commands::unload))
+        .route("/admin/v1/events", get(events::events))
+        .fallback(async || AdminError::not_found())
+        .method_not_allowed_fallback(async || AdminError::method_not_allowed())
+        .layer(guarded)
+        .layer(middleware::from_fn_with_state(metrics, serve::record))
+        .with_state(state)
+}
+
+async fn models(State(state): State<AdminState>) -> Response {
+    // Before the models are looked at: they may only be newer.
+    let event_id = state.models.feed().last_id();
+    json(&ModelList { models: state.listing(), event_id })
+}
+
+/// The name of a model in a path; a slash in it is written `%2F`.
+type ModelName = Path<String>;

@@ -1,0 +1,67 @@
+//! TLS on a listener: a certificate and a key from files, read again when they rotate.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::watch::{WatchError, Watched};
+
+/// Whoever opens a connection and says nothing must not keep it.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections that are open keep the certificate that they began with.
+#[derive(Clone)]
+pub struct Tls {
+    config: Watched<ServerConfig>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+impl Tls {
+    /// `certificate`: PEM, the server's own first, then the chain; `key`: PEM. Must be called inside a tokio runtime.
+    pub fn from_files(certificate: PathBuf, key: PathBuf) -> Result<Self, WatchError> {
+        let config = Watched::start(vec![certificate, key], |contents| match contents {
+            [certificate, key] => config(certificate, key),
+            _ => Err("a certificate and a key are needed".to_owned()),
+        })?;
+        Ok(Self { config })
+    }
+
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let handshake = TlsAcceptor::from(self.config.get()).accept(stream);
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+fn config(certificate: &[u8], key: &[u8]) -> Result<ServerConfig, String> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("the certificate is no PEM: {error}"))?;
+    if chain.is_empty() {
+        return Err("the first file holds no certificate".to_owned());
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("the second file holds no key: {error}"))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_no_client_auth()
+        // Also checks that the key is the certificate's.
+        .with_single_cert(chain, key)
+        .map_err(|error| error.to_string())?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}

@@ -1,0 +1,232 @@
+//! Windows side by side, each with the same number of rows: what one call of the decoder sees.
+
+use std::ops::Range;
+
+use ort::{
+    memory::Allocator,
+    session::{IoBinding, Session},
+    value::{Tensor, TensorElementType},
+};
+
+use super::{
+    buffer::Buffer,
+    encoder::{Cross, CrossShape},
+};
+use crate::checkpoint::Config;
+
+/// The decoder's session and what all calls of it share.
+pub struct Decoder {
+    pub session: Session,
+    pub memory: Allocator,
+    pub shape: Shape,
+    pub cross: Vec<CrossShape>,
+}
+
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub layers: usize,
+    pub heads: usize,
+    /// Tokens that a row has room for.
+    pub slots: usize,
+    pub width: usize,
+    pub vocabulary: usize,
+    pub real: TensorElementType,
+}
+
+impl Shape {
+    pub fn new(config: &Config, real: TensorElementType) -> Self {
+        Self {
+            layers: config.decoder_layers,
+            heads: config.decoder_attention_heads,
+            slots: config.max_target_positions,
+            width: config.head_width(),
+            vocabulary: config.vocab_size,
+            real,
+        }
+    }
+}
+
+/// Places for windows, of `rows` rows each. Row `r` of the window at place `p` is row `p * rows + r` of a call.
+pub struct Band {
+    rows: usize,
+    places: usize,
+    /// Keys and values of the windows, one place for each.
+    cross: Vec<Shared>,
+    /// Keys and values of the rows' own tokens, one place for each row.
+    cache: Vec<Shared>,
+    logits: Buffer,
+    binding: IoBinding,
+    /// The places that are bound.
+    bound: Option<Range<usize>>,
+}
+
+/// A buffer that a graph reads under one name and may write under another.
+struct Shared {
+    input: String,
+    output: Option<String>,
+    buffer: Buffer,
+}
+
+impl Band {
+    pub fn new(decoder: &Decoder, rows: usize, places: usize) -> Result<Self, ort::Error> {
+        let Decoder { session, memory, shape, cross } = decoder;
+        let mut heard = Vec::with_capacity(cross.len());
+        for CrossShape { name, element, shape } in cross {
+            // Nothing is written there, but left unbound it would be a copy.
+            let present = format!("present_{name}");
+            let output = session.outputs().iter().any(|outlet| outlet.name() == present).then_some(present);
+            heard.push(Shared {
+                input: name.clone(),
+                output,
+                buffer: Buffer::new(memory, *element, places, shape.clone())?,
+            });
+        }
+        let mut cache = Vec::with_capacity(2 * shape.layers);
+        for layer in 0..shape.layers {
+            for kind in ["k", "v"] {
+                let row = vec![shape.heads, shape.slots, shape.width];
+                cache.push(Shared {
+                    input: format!("self_{kind}_{layer}"),
+                    output: Some(format!("present_{kind}_{layer}")),
+                    buffer: Buffer::new(memory, shape.real, places * rows, row)?,
+                });
+            }
+        }
+        let logits =
+            Buffer::new(&Allocator::default(), TensorElementType::Float32, places * rows, vec![shape.vocabulary])?;
+        let binding = session.create_binding()?;
+        Ok(Self { rows, places, cross: heard, cache, logits, binding, bound: None })
+    }
+
+    pub fn places(&self) -> usize {
+        self.places
+    }
+
+    /// Room for `places` windows; the first `used` keep what they hold.
+    pub fn grow(&mut self, decoder: &Decoder, places: usize, used: usize) -> Result<(), ort::Error> {
+        // What is bound points into the old buffers.
+        self.bound = None;
+        self.binding = decoder.session.create_binding()?;
+        let host = Allocator::default();
+        self.places = self.places.min(places);
+        for Shared { buffer, .. } in &mut self.cross {
+            buffer.grow(&decoder.memory, places, used)?;
+        }
+        for Shared { buffer, .. } in &mut self.cache {
+            buffer.grow(&decoder.memory, places * self.rows, used * self.rows)?;
+        }
+        self.logits.grow(&host, places * self.rows, 0)?;
+        self.places = places;
+        Ok(())
+    }
+
+    /// The keys and values of one window, where they lie.
+    pub fn cross(&mut self, decoder: &Decoder, place: usize) -> Result<Vec<Cross>, ort::Error> {
+        let view = |shared: &mut Shared| {
+            let tensor = shared.buffer.view(&decoder.memory, place..place + 1)?;
+            Ok(Cross { name: shared.input.clone(), tensor })
+        };
+        self.cross.iter_mut().map(view).collect()
+    }
+
+    /// Copies a window, of whose rows `length` tokens count.
+    pub fn copy_window(
+        &mut self,
+        decoder: &Decoder,
+        from: usize,
+        to: usize,
+        length: usize,
+    ) -> Result<(), ort::Error> {
+        for Shared { buffer, .. } in &mut self.cross {
+            buffer.copy_within(&decoder.memory, from, to, None)?;
+        }
+        for row in 0..self.rows {
+            self.copy_row(decoder, from * self.rows + row, to * self.rows + row, length)?;
+        }
+        Ok(())
+    }
+
+    /// Copies `length` tokens of a row.
+    pub fn copy_row(&mut self, decoder: &Decoder, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
+        for Shared { buffer, .. } in &mut self.cache {
+            buffer.copy_within(&decoder.memory, from, to, Some(length))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a window over from a band of one row: each row here begins as that one.
+    pub fn fork(
+        &mut self,
+        decoder: &Decoder,
+        single: &mut Self,
+        from: usize,
+        to: usize,
+        length: usize,
+    ) -> Result<(), ort::Error> {
+        for (here, there) in self.cross.iter_mut().zip(&mut single.cross) {
+            here.buffer.copy_from(&decoder.memory, &mut there.buffer, from, to, None)?;
+        }
+        for (here, there) in self.cache.iter_mut().zip(&mut single.cache) {
+            for row in 0..self.rows {
+                let to = to * self.rows + row;
+                here.buffer.copy_from(&decoder.memory, &mut there.buffer, from, to, Some(length))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Feeds the same number of tokens to each row of the windows at `places`, row after row; `lengths` is how many
+    /// tokens each row holds. Gives the logits after the last token of each.
+    pub fn run(
+        &mut self,
+        decoder: &mut Decoder,
+        places: Range<usize>,
+        tokens: &[u32],
+        lengths: &[usize],
+    ) -> Result<&mut [f32], ort::Error> {
+        let count = lengths.len();
+        let step = tokens.len() / count.max(1);
+        let longest = lengths.iter().copied().max().unwrap_or_default() + step;
+        if step == 0 || count != places.len() * self.rows || longest > decoder.shape.slots {
+            let slots = decoder.shape.slots;
+            let problem = format!("{step} tokens for {count} rows, {longest} in the longest, which has {slots} slots");
+            return Err(ort::Error::new(problem));
+        }
+        let rows = places.start * self.rows..places.end * self.rows;
+        self.bind(decoder, &places, &rows)?;
+        let host = Allocator::default();
+        let mut input = |name: &str, shape: &[usize], values: &mut dyn Iterator<Item = usize>| {
+            let mut tensor = Tensor::<i32>::new(&host, shape.to_vec())?;
+            for (into, value) in tensor.extract_tensor_mut().1.iter_mut().zip(values) {
+                *into = value as i32;
+            }
+            // Bound anew each time: on a GPU that is what copies it.
+            self.binding.bind_input(name, &tensor)
+        };
+        input("input_ids", &[count, step], &mut tokens.iter().map(|token| *token as usize))?;
+        input("position_ids", &[count, step], &mut lengths.iter().flat_map(|length| *length..length + step))?;
+        input("seqlens_k", &[count], &mut lengths.iter().map(|length| length + step - 1))?;
+        input("total_sequence_length", &[], &mut std::iter::once(longest))?;
+        decoder.session.run_binding(&self.binding)?;
+        self.logits.numbers(rows)
+    }
+
+    fn bind(&mut self, decoder: &Decoder, places: &Range<usize>, rows: &Range<usize>) -> Result<(), ort::Error> {
+        if self.bound.as_ref() == Some(places) {
+            return Ok(());
+        }
+        self.bound = None;
+        let caches = self.cache.iter_mut().map(|shared| (shared, rows));
+        for (Shared { input, output, buffer }, range) in self.cross.iter_mut().map(|s| (s, places)).chain(caches) {
+            let mut view = buffer.view(&decoder.memory, range.clone())?;
+            self.binding.bind_input(&*input, &view)?;
+            if let Some(output) = output {
+                self.binding.bind_output(&*output, &mut view)?;
+            }
+        }
+        let mut logits = self.logits.view(&Allocator::default(), rows.clone())?;
+        self.binding.bind_output("logits", &mut logits)?;
+        self.bound = Some(places.clone());
+        Ok(())
+    }
+}
