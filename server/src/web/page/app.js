@@ -137,7 +137,7 @@ function remedy({ status, retryAfterSeconds }) {
 }
 
 function fail(problem, advice) {
-  $('problem').textContent = problem;
+  $('problem').textContent = problem[0].toUpperCase() + problem.slice(1);
   $('remedy').textContent = advice;
   $('retry').hidden = given === null;
   show('failed');
