@@ -51,8 +51,9 @@ pub async fn asr(
     let file_name = format!("{}.{}", quote(&upload.file_name), quote_unprintable(&query.output));
     let format = format(&query.output, state.config.json_shape);
     let pcm = state.decode(upload, query.encode).await?;
-    let Transcription { transcript, segments } = state.speech.transcribe(pcm, query.options).await?;
-    let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[state.speech.model()]);
+    let speech = state.speech();
+    let Transcription { transcript, segments } = speech.transcribe(pcm, query.options).await?;
+    let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[speech.model()]);
     audio_seconds.inc_by(transcript.duration_seconds.max(0.0));
     let unwritten = |error| ApiError::Internal(format!("a transcript could not be written: {error}"));
     let mut writer = Writer::new(format, Vec::new()).map_err(unwritten)?;

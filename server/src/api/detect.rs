@@ -49,7 +49,7 @@ pub async fn detect_language(
     let (head, body) = request.into_parts();
     let (encode, upload) = state.receive(&head.headers, body, query::encode(&pairs)).await?;
     let pcm = state.decode(upload, encode).await?;
-    let languages = state.speech.detect_language(pcm).await?;
+    let languages = state.speech().detect_language(pcm).await?;
     let best = languages.first().ok_or_else(|| ApiError::Internal("no language was detected".to_owned()))?;
     let detected = Detected {
         detected_language: language::name(&best.code).unwrap_or(&best.code),

@@ -14,9 +14,6 @@ use crate::format::PythonJson;
 use crate::job::JobError;
 use crate::spool::SpoolError;
 
-/// While the server ends, another one may take its place.
-const SHUTDOWN_RETRY_SECONDS: u64 = 10;
-
 /// One entry of a 422's `detail`: pydantic's error object.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[schema(as = Fault)]
@@ -132,6 +129,9 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// While the server ends, another one may take its place.
+    pub const SHUTDOWN_RETRY_SECONDS: u64 = 10;
+
     fn status(&self) -> StatusCode {
         match self {
             Self::Fields(_) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -161,7 +161,7 @@ impl ApiError {
             Self::Job(
                 JobError::QueueFull { retry_after_seconds, .. } | JobError::LoadFailed { retry_after_seconds, .. },
             ) => Some(*retry_after_seconds),
-            Self::Job(JobError::ShuttingDown) => Some(SHUTDOWN_RETRY_SECONDS),
+            Self::Job(JobError::ShuttingDown) => Some(Self::SHUTDOWN_RETRY_SECONDS),
             _ => None,
         }
     }

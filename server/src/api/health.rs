@@ -27,7 +27,7 @@ pub async fn healthz() -> &'static str {
     (status = 503, description = "What is missing, one line each.", body = String),
 ))]
 pub async fn readyz(State(state): State<ApiState>) -> Response {
-    let missing = state.speech.missing();
+    let missing = state.speech().missing();
     if missing.is_empty() {
         return "ok".into_response();
     }
@@ -39,7 +39,8 @@ pub async fn readyz(State(state): State<ApiState>) -> Response {
 struct Status<'a> {
     /// Bazarr's "Test Connection" shows it.
     version: &'static str,
-    models: [ModelStatus<'a>; 1],
+    /// The default first.
+    models: Vec<ModelStatus<'a>>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -54,9 +55,10 @@ struct ModelStatus<'a> {
     (status = 200, description = "As subgen's; Bazarr shows the version.", body = Status),
 ))]
 pub async fn status(State(state): State<ApiState>) -> Response {
-    let model = ModelStatus { name: state.speech.model(), state: state.speech.state() };
+    let served = state.catalogue.served();
+    let models = served.iter().map(|model| ModelStatus { name: model.model(), state: model.state() }).collect();
     let version = concat!("Hush ", env!("CARGO_PKG_VERSION"));
-    json_response(StatusCode::OK, &Status { version, models: [model] })
+    json_response(StatusCode::OK, &Status { version, models })
 }
 
 /// The page for browsers; everything else is sent on to the reference, as the peer does.

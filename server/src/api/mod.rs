@@ -1,12 +1,14 @@
-//! The public listener: the HTTP API of whisper-asr-webservice, with subgen's `/status`.
+//! The public listener: the HTTP API of whisper-asr-webservice with subgen's `/status`, and OpenAI's audio API.
 
 mod asr;
+mod catalogue;
 mod detect;
 mod error;
 mod header;
 mod health;
 mod live;
 mod multipart;
+pub mod openai;
 pub mod openapi;
 mod query;
 mod speech;
@@ -14,15 +16,17 @@ mod upload;
 mod work;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
+pub use catalogue::{Catalogue, DEFAULT_ALIASES, ModelCard, Single, is_alias, is_same_model};
 pub(crate) use error::detail;
 pub use live::{Live, Show};
 pub use speech::{ServedModel, Speech};
@@ -45,6 +49,8 @@ pub struct ApiConfig {
     pub concurrent_decodes: usize,
     /// Whether `/` is a page; `/docs` otherwise.
     pub web_ui: bool,
+    /// Longest silence in a stream of events.
+    pub stream_heartbeat: Duration,
 }
 
 impl Default for ApiConfig {
@@ -56,6 +62,8 @@ impl Default for ApiConfig {
             decode: DecodeOptions::default(),
             concurrent_decodes: 2 * cores,
             web_ui: true,
+            // A quarter of the 60 s after which common proxies give up.
+            stream_heartbeat: Duration::from_secs(15),
         }
     }
 }
@@ -63,7 +71,7 @@ impl Default for ApiConfig {
 /// Everything that the routes share; cheap to clone.
 #[derive(Clone)]
 pub struct ApiState {
-    speech: Arc<dyn Speech>,
+    catalogue: Arc<dyn Catalogue>,
     metrics: Arc<Metrics>,
     config: Arc<ApiConfig>,
     decodes: Arc<Semaphore>,
@@ -71,15 +79,20 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    pub fn new(speech: Arc<dyn Speech>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
+    pub fn new(catalogue: Arc<dyn Catalogue>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
         let decodes = Arc::new(Semaphore::new(config.concurrent_decodes.max(1)));
-        Self { speech, metrics, config: Arc::new(config), decodes, live: Live::default() }
+        Self { catalogue, metrics, config: Arc::new(config), decodes, live: Live::default() }
     }
 
     /// With models to show at `/v1/hush/`.
     #[must_use]
     pub fn with_live(self, live: Live) -> Self {
         Self { live, ..self }
+    }
+
+    /// The model of routes that name none.
+    fn speech(&self) -> Arc<dyn Speech> {
+        self.catalogue.default_model()
     }
 }
 
@@ -94,7 +107,7 @@ pub fn router(state: ApiState) -> Router {
     for path in ["/detect-language", "//detect-language", "/detect-language/"] {
         router = router.route(path, post(detect::detect_language));
     }
-    router
+    openai::routes(router)
         .route("/", get(health::index))
         .route("/status", get(health::status))
         .route("/healthz", get(health::healthz))
@@ -120,5 +133,8 @@ async fn method_not_allowed(state: State<ApiState>, request: Request) -> Respons
 async fn refuse(state: &ApiState, request: Request, status: StatusCode, text: &str) -> Response {
     let (head, body) = request.into_parts();
     upload::discard(&head.headers, body, &state.config.upload).await;
+    if openai::is_own(head.uri.path()) {
+        return openai::error::OpenAiError::route(status, head.method.as_str(), head.uri.path()).into_response();
+    }
     error::detail(status, text)
 }

@@ -14,6 +14,8 @@ pub enum Event<'a> {
         name: String,
         /// Present for files, also when empty.
         file_name: Option<String>,
+        /// In lower case, without parameters.
+        content_type: Option<String>,
     },
     Data(&'a [u8]),
     /// The part is whole.
@@ -178,7 +180,7 @@ fn boundary_end(input: &[u8]) -> BoundaryEnd {
 }
 
 fn begin(headers: &[u8]) -> Result<Event<'static>, MultipartError> {
-    let mut disposition = None;
+    let (mut disposition, mut content_type) = (None, None);
     for line in headers.split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.is_empty() {
@@ -187,11 +189,13 @@ fn begin(headers: &[u8]) -> Result<Event<'static>, MultipartError> {
         let colon = line.iter().position(|byte| *byte == b':').ok_or(MultipartError::Malformed)?;
         if line[..colon].eq_ignore_ascii_case(b"content-disposition") {
             disposition = Some(Parameters::parse(&line[colon + 1..]));
+        } else if line[..colon].eq_ignore_ascii_case(b"content-type") {
+            content_type = Some(Parameters::parse(&line[colon + 1..]).value);
         }
     }
     let disposition = disposition.ok_or(MultipartError::NoName)?;
     let name = disposition.get("name").ok_or(MultipartError::NoName)?.to_owned();
-    Ok(Event::Begin { name, file_name: disposition.get("filename").map(str::to_owned) })
+    Ok(Event::Begin { name, file_name: disposition.get("filename").map(str::to_owned), content_type })
 }
 
 #[cfg(test)]
@@ -214,7 +218,7 @@ mod tests {
         for piece in pieces {
             parser.push(piece, |event| {
                 match event {
-                    Event::Begin { name, file_name } => parts.push(Part { name, file_name, ..Part::default() }),
+                    Event::Begin { name, file_name, .. } => parts.push(Part { name, file_name, ..Part::default() }),
                     Event::Data(data) => parts.last_mut().unwrap().data.extend_from_slice(data),
                     Event::End => parts.last_mut().unwrap().whole = true,
                 }

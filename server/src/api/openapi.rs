@@ -8,20 +8,24 @@ use hush_whisper::language::LANGUAGES;
 use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 use utoipa::{IntoParams, OpenApi, ToSchema};
 
-use super::{asr, detect, error, health, live};
+use super::{asr, detect, error, health, live, openai};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Hush",
-        description = "Speech to text with Whisper. The routes under *whisper-asr-webservice* have the parameters and \
-                       the answers of that server.",
+        description = "Speech to text with Whisper. The routes under *whisper-asr-webservice* and *OpenAI* have the \
+                       parameters and the answers of those.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     paths(
         asr::asr,
         detect::detect_language,
         health::status,
+        openai::transcriptions,
+        openai::translations,
+        openai::models::list,
+        openai::models::retrieve,
         live::models,
         live::events,
         health::healthz,
@@ -30,6 +34,7 @@ use super::{asr, detect, error, health, live};
     components(schemas(error::Refusal, error::Faults)),
     tags(
         (name = "whisper-asr-webservice", description = "As that server, for its clients."),
+        (name = "OpenAI", description = "As OpenAI's audio API, for its clients."),
         (name = "Models", description = "What the models are doing."),
         (name = "Health", description = "For probes."),
     ),
@@ -122,13 +127,13 @@ fn output() -> Object {
 }
 
 /// The codes alone, sorted, as the peer lists them; names are understood too.
-fn language() -> Object {
+pub fn language() -> Object {
     let mut codes = LANGUAGES.map(|(code, _)| code);
     codes.sort_unstable();
     words(&codes, None)
 }
 
-fn words(words: &[&str], default: Option<&str>) -> Object {
+pub fn words(words: &[&str], default: Option<&str>) -> Object {
     ObjectBuilder::new()
         .schema_type(SchemaType::Type(Type::String))
         .enum_values(Some(words.iter().copied()))

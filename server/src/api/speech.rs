@@ -1,12 +1,15 @@
 //! What the API needs of a model: residency has it, tests stand in for it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hush_contract::ModelState;
-use hush_whisper::{LanguageProbability, PcmSource, TranscribeOptions};
+use hush_whisper::model_dir::TOKENIZER;
+use hush_whisper::tokenizer::Tokenizer;
+use hush_whisper::{LanguageProbability, ModelDir, PcmSource, Segment, TranscribeOptions, Transcript};
+use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::audio::Pcm;
@@ -26,6 +29,17 @@ pub trait Speech: Send + Sync + 'static {
 
     fn transcribe(&self, pcm: Pcm, options: TranscribeOptions) -> BoxFuture<'_, Result<Transcription, JobError>>;
 
+    /// As [`Self::transcribe`], with the segments as they are decoded. A slow reader does not hold back the model.
+    fn stream(
+        &self,
+        pcm: Pcm,
+        options: TranscribeOptions,
+        segments: mpsc::Sender<Segment>,
+    ) -> BoxFuture<'_, Result<Transcript, JobError>>;
+
+    /// The bytes that each token stands for; `None` for tokens that stand for no text (timestamps and the like).
+    fn token_bytes(&self, tokens: Vec<u32>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, JobError>>;
+
     /// Most probable first.
     fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>>;
 }
@@ -33,14 +47,42 @@ pub trait Speech: Send + Sync + 'static {
 /// A model of residency, and what it cannot do without.
 pub struct ServedModel {
     handle: ModelHandle,
-    needs: Vec<PathBuf>,
+    dir: PathBuf,
+    library: PathBuf,
     shutdown: CancellationToken,
+    /// Read when the first request wants it: few do.
+    vocabulary: OnceCell<Arc<Vocabulary>>,
+}
+
+/// Tokens as bytes.
+struct Vocabulary {
+    tokenizer: Tokenizer,
+    /// From here on tokens are no text.
+    eot: u32,
+}
+
+impl Vocabulary {
+    fn open(dir: &Path) -> Result<Self, JobError> {
+        let failed = |error: &dyn std::error::Error| JobError::Failed(error.to_string());
+        let model = ModelDir::open(dir).map_err(|error| failed(&error))?;
+        let tokenizer = Tokenizer::open(&dir.join(TOKENIZER)).map_err(|error| failed(&error))?;
+        Ok(Self { tokenizer, eot: model.manifest().tokens.eot })
+    }
 }
 
 impl ServedModel {
-    /// `needs`: files and directories without which it will never load.
-    pub fn new(handle: ModelHandle, needs: Vec<PathBuf>, shutdown: CancellationToken) -> Self {
-        Self { handle, needs, shutdown }
+    /// `dir`: the model's own; `library`: the runtime's. Without either it will never load.
+    pub fn new(handle: ModelHandle, dir: PathBuf, library: PathBuf, shutdown: CancellationToken) -> Self {
+        Self { handle, dir, library, shutdown, vocabulary: OnceCell::new() }
+    }
+
+    async fn vocabulary(&self) -> Result<Arc<Vocabulary>, JobError> {
+        let opened = self.vocabulary.get_or_try_init(|| async {
+            let dir = self.dir.clone();
+            let opened = tokio::task::spawn_blocking(move || Vocabulary::open(&dir)).await;
+            opened.map_err(|panicked| JobError::Failed(panicked.to_string()))?.map(Arc::new)
+        });
+        opened.await.cloned()
     }
 }
 
@@ -54,7 +96,7 @@ impl Speech for ServedModel {
     }
 
     fn missing(&self) -> Vec<String> {
-        let absent = self.needs.iter().filter(|path| !path.exists());
+        let absent = [&self.library, &self.dir].into_iter().filter(|path| !path.exists());
         let mut missing: Vec<String> = absent.map(|path| format!("{} is missing", path.display())).collect();
         if self.shutdown.is_cancelled() {
             missing.push(JobError::ShuttingDown.to_string());
@@ -68,6 +110,30 @@ impl Speech for ServedModel {
                 (Outcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
                 (Outcome::Languages(_), _) => Err(other_answer()),
             }
+        }
+        .boxed()
+    }
+
+    fn stream(
+        &self,
+        pcm: Pcm,
+        options: TranscribeOptions,
+        segments: mpsc::Sender<Segment>,
+    ) -> BoxFuture<'_, Result<Transcript, JobError>> {
+        async move {
+            match self.handle.run(Arc::new(pcm), Work::Transcribe(options), segments).await? {
+                Outcome::Transcribed(transcript) => Ok(transcript),
+                Outcome::Languages(_) => Err(other_answer()),
+            }
+        }
+        .boxed()
+    }
+
+    fn token_bytes(&self, tokens: Vec<u32>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, JobError>> {
+        async move {
+            let vocabulary = self.vocabulary().await?;
+            let text = |token: u32| (token < vocabulary.eot).then(|| vocabulary.tokenizer.bytes(token).to_vec());
+            Ok(tokens.into_iter().map(text).collect())
         }
         .boxed()
     }

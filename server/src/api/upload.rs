@@ -49,6 +49,23 @@ impl Default for UploadOptions {
     }
 }
 
+/// What a route wants of a form.
+#[derive(Clone, Copy)]
+pub struct Wanted {
+    /// The field that holds the file.
+    pub file: &'static str,
+    /// Whether the text of a field is of interest; what is not is counted and forgotten.
+    pub keeps: fn(&str) -> bool,
+}
+
+/// A form that was read to its end.
+#[derive(Debug)]
+pub struct Received {
+    pub file: FormFile,
+    /// The fields that were wanted, in their order.
+    pub fields: Vec<(String, String)>,
+}
+
 /// What the form holds under the name that was asked for; the last of several counts.
 #[derive(Debug)]
 pub enum FormFile {
@@ -63,17 +80,19 @@ pub struct Upload {
     pub content: Spooled,
     /// As the client calls it; never used as a path.
     pub file_name: String,
+    /// As the client calls it, in lower case and without parameters.
+    pub content_type: Option<String>,
 }
 
-/// Reads a form to its end and keeps its file `name`.
+/// Reads a form to its end and keeps what is wanted, in whatever order it comes.
 pub async fn receive(
     headers: &HeaderMap,
     body: Body,
-    name: &'static str,
+    wanted: Wanted,
     options: &UploadOptions,
-) -> Result<FormFile, UploadError> {
+) -> Result<Received, UploadError> {
     let mut body = Chunks { stream: body.into_data_stream(), idle_timeout: options.idle_timeout };
-    match read_form(headers, &mut body, name, options).await {
+    match read_form(headers, &mut body, wanted, options).await {
         Err(error @ (UploadError::ClientGone(_) | UploadError::Stalled { .. })) => Err(error),
         // A client that asked first waits for the answer with its body in hand.
         Err(error) if headers.contains_key(header::EXPECT) => Err(error),
@@ -96,9 +115,9 @@ pub async fn discard(headers: &HeaderMap, body: Body, options: &UploadOptions) {
 async fn read_form(
     headers: &HeaderMap,
     body: &mut Chunks,
-    name: &'static str,
+    wanted: Wanted,
     options: &UploadOptions,
-) -> Result<FormFile, UploadError> {
+) -> Result<Received, UploadError> {
     let limit_bytes = options.max_upload_bytes;
     let too_large = |bytes: u64| bytes > limit_bytes.saturating_add(OVERHEAD_BYTES);
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -108,11 +127,11 @@ async fn read_form(
     let content_type = Parameters::parse(headers.get(header::CONTENT_TYPE).map_or(b"", |value| value.as_bytes()));
     if content_type.value != "multipart/form-data" {
         body.drain(options.max_drain_bytes).await;
-        return Ok(FormFile::Missing);
+        return Ok(Received { file: FormFile::Missing, fields: Vec::new() });
     }
     let boundary = content_type.get("boundary").ok_or(UploadError::NoBoundary)?;
     let mut parser = Parser::new(boundary);
-    let mut form = Form::new(name, options);
+    let mut form = Form::new(wanted, options);
     let mut read_bytes = 0;
     while let Some(chunk) = body.next().await? {
         read_bytes += chunk.len() as u64;
@@ -156,24 +175,33 @@ impl Chunks {
 /// Where the part that is being read goes.
 enum Current {
     Ignored,
-    /// A field of another name: only its length counts.
+    /// A field that nobody wants: only its length counts.
     OtherField(usize),
+    Field {
+        name: String,
+        text: Vec<u8>,
+    },
+    /// A field where a file should be.
     Text(Vec<u8>),
     File {
         file_name: String,
+        content_type: Option<String>,
         spool: Spool,
     },
 }
 
 /// The parts of a form, as they come.
 struct Form<'a> {
-    name: &'static str,
+    wanted: Wanted,
     options: &'a UploadOptions,
     current: Current,
     /// What the file has got and the spool has not.
     pending: Vec<u8>,
     /// The last whole part of that name.
     kept: Kept,
+    texts: Vec<(String, String)>,
+    /// Of all wanted fields together.
+    text_bytes: usize,
     fields: usize,
     files: usize,
 }
@@ -183,6 +211,7 @@ enum Kept {
     Text(String),
     File {
         file_name: String,
+        content_type: Option<String>,
         spool: Spool,
         /// Its end, when the chunk that ended it also held some of it.
         tail: Vec<u8>,
@@ -190,14 +219,23 @@ enum Kept {
 }
 
 impl<'a> Form<'a> {
-    fn new(name: &'static str, options: &'a UploadOptions) -> Self {
-        let (current, kept) = (Current::Ignored, Kept::Missing);
-        Self { name, options, current, pending: Vec::new(), kept, fields: 0, files: 0 }
+    fn new(wanted: Wanted, options: &'a UploadOptions) -> Self {
+        Self {
+            wanted,
+            options,
+            current: Current::Ignored,
+            pending: Vec::new(),
+            kept: Kept::Missing,
+            texts: Vec::new(),
+            text_bytes: 0,
+            fields: 0,
+            files: 0,
+        }
     }
 
     fn take(&mut self, event: Event<'_>) -> Result<(), UploadError> {
         match event {
-            Event::Begin { name, file_name } => self.begin(&name, file_name),
+            Event::Begin { name, file_name, content_type } => self.begin(name, file_name, content_type),
             Event::Data(data) => self.data(data),
             Event::End => {
                 self.end();
@@ -206,7 +244,12 @@ impl<'a> Form<'a> {
         }
     }
 
-    fn begin(&mut self, name: &str, file_name: Option<String>) -> Result<(), UploadError> {
+    fn begin(
+        &mut self,
+        name: String,
+        file_name: Option<String>,
+        content_type: Option<String>,
+    ) -> Result<(), UploadError> {
         let is_file = file_name.is_some();
         let (count, refusal) = if is_file {
             (&mut self.files, UploadError::TooManyFiles)
@@ -218,11 +261,12 @@ impl<'a> Form<'a> {
             return Err(refusal);
         }
         self.current = match file_name {
-            Some(file_name) if name == self.name => {
-                Current::File { file_name, spool: Spool::new(self.spool_options()) }
+            Some(file_name) if name == self.wanted.file => {
+                Current::File { file_name, content_type, spool: Spool::new(self.spool_options()) }
             }
             Some(_) => Current::Ignored,
-            None if name == self.name => Current::Text(Vec::new()),
+            None if name == self.wanted.file => Current::Text(Vec::new()),
+            None if (self.wanted.keeps)(&name) => Current::Field { name, text: Vec::new() },
             None => Current::OtherField(0),
         };
         Ok(())
@@ -239,6 +283,11 @@ impl<'a> Form<'a> {
                 text.extend_from_slice(data);
                 text.len()
             }
+            Current::Field { text, .. } => {
+                text.extend_from_slice(data);
+                self.text_bytes += data.len();
+                self.text_bytes
+            }
             Current::OtherField(len_bytes) => {
                 *len_bytes += data.len();
                 *len_bytes
@@ -250,9 +299,10 @@ impl<'a> Form<'a> {
     fn end(&mut self) {
         match std::mem::replace(&mut self.current, Current::Ignored) {
             Current::Ignored | Current::OtherField(_) => {}
+            Current::Field { name, text } => self.texts.push((name, decode(&text))),
             Current::Text(text) => self.kept = Kept::Text(decode(&text)),
-            Current::File { file_name, spool } => {
-                self.kept = Kept::File { file_name, spool, tail: std::mem::take(&mut self.pending) };
+            Current::File { file_name, content_type, spool } => {
+                self.kept = Kept::File { file_name, content_type, spool, tail: std::mem::take(&mut self.pending) };
             }
         }
     }
@@ -280,12 +330,15 @@ impl<'a> Form<'a> {
         Ok(())
     }
 
-    fn finish(self) -> FormFile {
-        match self.kept {
+    fn finish(self) -> Received {
+        let file = match self.kept {
             Kept::Missing => FormFile::Missing,
             Kept::Text(text) => FormFile::Text(text),
-            Kept::File { file_name, spool, .. } => FormFile::File(Upload { content: spool.finish(), file_name }),
-        }
+            Kept::File { file_name, content_type, spool, .. } => {
+                FormFile::File(Upload { content: spool.finish(), file_name, content_type })
+            }
+        };
+        Received { file, fields: self.texts }
     }
 }
 

@@ -8,9 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::ApiState;
 use super::error::{ApiError, FieldError};
-use super::upload::{self, FormFile, Upload};
+use super::upload::{self, FormFile, Upload, Wanted};
 use crate::audio::{self, AudioError, Pcm};
 use crate::job::JobError;
+
+/// The form of whisper-asr-webservice; everything but the file is in the query.
+const AUDIO_FILE: Wanted = Wanted { file: "audio_file", keeps: |_| false };
 
 impl ApiState {
     /// Reads the form, then reports what is wrong with the query and the file together, as the peer does.
@@ -20,7 +23,7 @@ impl ApiState {
         body: Body,
         query: Result<Q, Vec<FieldError>>,
     ) -> Result<(Q, Upload), ApiError> {
-        let file = upload::receive(headers, body, "audio_file", &self.config.upload).await?;
+        let file = upload::receive(headers, body, AUDIO_FILE, &self.config.upload).await?.file;
         let (query, mut faults) = match query {
             Ok(query) => (Some(query), Vec::new()),
             Err(faults) => (None, faults),
@@ -43,7 +46,7 @@ impl ApiState {
         let _cancel_on_drop = cancelled.clone().drop_guard();
         let decoded = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let Upload { content, file_name } = upload;
+            let Upload { content, file_name, .. } = upload;
             match encode {
                 true => audio::decode(&content, Some(&file_name), &options, &|| !cancelled.is_cancelled()),
                 false if content.is_empty() => Err(AudioError::Empty),

@@ -82,7 +82,7 @@ async fn each_change_is_an_event_until_the_server_ends() {
     {
         board.0.lock().unwrap()[0].state = state;
         let event = client.chunk().await.unwrap();
-        let data = event.strip_prefix("event: models\ndata: ").unwrap_or_else(|| panic!("{event:?}"));
+        let data = event.trim_end().strip_prefix("event: models\ndata: ").unwrap_or_else(|| panic!("{event:?}"));
         let view: Value = serde_json::from_str(data).unwrap();
         assert_eq!(view["models"][0]["state"], word);
     }

@@ -3,6 +3,8 @@
 mod errors;
 mod lifetime;
 mod live;
+mod openai;
+mod openai_stream;
 mod openapi;
 mod routes;
 mod support;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hush_server::api::openapi;
 use serde_json::Value;
 
-use crate::support::{Answer, Fake, Server, audio_file, golden, half_a_second};
+use crate::support::{Answer, Fake, Server, audio_file, form, golden, half_a_second, part};
 
 /// What people look at; the peer leaves its own out too.
 const PAGES: [&str; 5] = ["/", "/docs", "/docs/{version}/{file}", "/openapi.json", "/ui/{version}/{file}"];
@@ -59,43 +59,57 @@ async fn every_route_is_described_with_its_methods() {
     assert_eq!(routed, described);
 }
 
-/// Each described answer that can be had: good, without a file, and with everything wrong at once.
+/// Each described answer that can be had: good in every form, with an empty file, and without one.
 #[tokio::test]
 async fn every_described_route_answers_as_described() {
     let document = document();
     let server = Server::start(Fake::answering(golden())).await;
+    let wav = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/audio/en-1.wav")).unwrap();
     for ((path, method), operation) in operations(&document) {
         if method == "GET" {
             let mut client = server.connect().await;
-            client.write(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await;
+            let target = path.replace("{id}", "tiny");
+            client.write(format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await;
             // A stream of events has no end.
             let answer = if path.ends_with("/events") { client.head().await } else { client.answer().await };
             assert_eq!(answer.status, "200 OK", "{path}");
             is_described(&document, &operation, &path, &answer);
             continue;
         }
-        let field = form_field(&document, &operation);
-        assert_eq!(field, "audio_file", "{path}");
-        for (query, body, expected) in [
-            ("?encode=false", audio_file(&half_a_second()), "200 OK"),
-            ("?encode=false", audio_file(b""), "400 Bad Request"),
-            ("?encode=maybe", b"--B--\r\n".to_vec(), "422 Unprocessable Entity"),
-        ] {
-            let answer = server.post(&format!("{path}{query}"), &body).await;
-            assert_eq!(answer.status, expected, "{path}{query}: {}", answer.body);
+        let (file, formats) = form_of(&document, &operation);
+        let whole = |content: &[u8], fields: &[(&str, &str)]| {
+            let mut parts: Vec<_> =
+                fields.iter().map(|(name, value)| part(&format!("name=\"{name}\""), value.as_bytes())).collect();
+            parts.push(part(&format!("name=\"{file}\"; filename=\"a.wav\""), content));
+            form(&parts)
+        };
+        let missing = if path.starts_with("/v1/") { "400 Bad Request" } else { "422 Unprocessable Entity" };
+        let mut cases = vec![
+            (whole(&wav, &[]), "200 OK"),
+            (whole(b"", &[]), "400 Bad Request"),
+            (form(&[part("name=\"other\"", b"x")]), missing),
+        ];
+        cases.extend(formats.iter().map(|format| (whole(&wav, &[("response_format", format)]), "200 OK")));
+        if !formats.is_empty() {
+            cases.push((whole(&wav, &[("stream", "true")]), "200 OK"));
+        }
+        for (body, expected) in cases {
+            let answer = server.post(&path, &body).await;
+            assert_eq!(answer.status, expected, "{path}: {}", answer.body);
             is_described(&document, &operation, &path, &answer);
         }
     }
 }
 
-/// The name of the one file of a form.
-fn form_field(document: &Value, operation: &Value) -> String {
+/// The name of the one file of a form, and the values of its field `response_format`.
+fn form_of(document: &Value, operation: &Value) -> (String, Vec<String>) {
     let content = &operation["requestBody"]["content"]["multipart/form-data"]["schema"];
     let form = resolve(document, content);
     let fields = form["properties"].as_object().unwrap();
     let files: Vec<_> = fields.iter().filter(|(_, field)| field["format"] == "binary").collect();
     assert_eq!(files.len(), 1, "{form}");
-    files[0].0.clone()
+    let formats = form["properties"]["response_format"]["enum"].as_array().into_iter().flatten();
+    (files[0].0.clone(), formats.filter_map(|format| format.as_str().map(str::to_owned)).collect())
 }
 
 fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
@@ -123,6 +137,16 @@ fn is_described(document: &Value, operation: &Value, path: &str, answer: &Answer
 #[track_caller]
 fn has_shape(document: &Value, schema: &Value, value: &Value, place: &str) {
     let schema = resolve(document, schema);
+    if let Some(choices) = schema["oneOf"].as_array() {
+        // The one whose fields are all there.
+        let fits = |choice: &&Value| {
+            let required = resolve(document, choice)["required"].as_array();
+            required.into_iter().flatten().filter_map(Value::as_str).all(|name| value.get(name).is_some())
+        };
+        let choice =
+            choices.iter().rev().find(fits).unwrap_or_else(|| panic!("{place} is none of {choices:?}: {value}"));
+        return has_shape(document, choice, value, place);
+    }
     if let Some(properties) = schema["properties"].as_object() {
         let fields = value.as_object().unwrap_or_else(|| panic!("{place} is no object: {value}"));
         let required = schema["required"].as_array().cloned().unwrap_or_default();

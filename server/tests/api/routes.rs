@@ -12,7 +12,7 @@ use crate::support::{Fake, Server, audio_file, golden, half_a_second};
 #[tokio::test]
 async fn unknown_routes_and_methods_are_refused_as_fastapi_does() {
     let server = Server::start(Fake::answering(golden())).await;
-    for path in ["/nope", "/asr/x", "/v1/nope", "/assets/../asr"] {
+    for path in ["/nope", "/asr/x", "/v1x", "/assets/../asr"] {
         server.get(path).await.is_json("404 Not Found", r#"{"detail":"Not Found"}"#);
     }
     server.post("/nope", &audio_file(&half_a_second())).await.is_json("404 Not Found", r#"{"detail":"Not Found"}"#);

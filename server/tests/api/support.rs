@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hush_contract::ModelState;
-use hush_server::api::{ApiConfig, ApiState, Live, Speech};
+use hush_server::api::{ApiConfig, ApiState, Live, Single, Speech};
 use hush_server::audio::Pcm;
 use hush_server::job::{JobError, Transcription, Work};
 use hush_server::metrics::Metrics;
@@ -20,7 +20,7 @@ use hush_server::serve::{ServeOptions, serve};
 use hush_whisper::{LanguageProbability, Segment, TranscribeOptions, Transcript};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// Far longer than anything here takes; a test that reaches it has failed.
@@ -32,6 +32,8 @@ pub struct Fake {
     error: Box<dyn Fn() -> Option<JobError> + Send + Sync>,
     /// One permit lets one job end.
     pub gate: Semaphore,
+    /// One permit lets one segment out of a stream.
+    pub segment_gate: Semaphore,
     pub missing: Mutex<Vec<String>>,
     /// What was asked, with the length of the audio in samples.
     pub asked: Mutex<Vec<(Work, u64)>>,
@@ -45,6 +47,7 @@ impl Fake {
             segments,
             error: Box::new(|| None),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            segment_gate: Semaphore::new(Semaphore::MAX_PERMITS),
             missing: Mutex::default(),
             asked: Mutex::default(),
             running: AtomicUsize::new(0),
@@ -57,8 +60,18 @@ impl Fake {
         Self { gate: Semaphore::new(0), ..Self::answering(segments) }
     }
 
+    /// Streams a segment for each permit of `segment_gate`, of which there are this many.
+    pub fn streaming(segments: Vec<Segment>, permits: usize) -> Self {
+        Self { segment_gate: Semaphore::new(permits), ..Self::answering(segments) }
+    }
+
     pub fn failing(error: impl Fn() -> JobError + Send + Sync + 'static) -> Self {
-        Self { error: Box::new(move || Some(error())), ..Self::answering(Vec::new()) }
+        Self::failing_after(Vec::new(), error)
+    }
+
+    /// Streams these segments and then fails.
+    pub fn failing_after(segments: Vec<Segment>, error: impl Fn() -> JobError + Send + Sync + 'static) -> Self {
+        Self { error: Box::new(move || Some(error())), ..Self::answering(segments) }
     }
 
     pub fn asked(&self) -> Vec<(Work, u64)> {
@@ -114,6 +127,36 @@ impl Speech for Fake {
         self.work(pcm, Work::Transcribe(options), transcription)
     }
 
+    fn stream(
+        &self,
+        pcm: Pcm,
+        options: TranscribeOptions,
+        to: mpsc::Sender<Segment>,
+    ) -> BoxFuture<'_, Result<Transcript, JobError>> {
+        let language = options.language.clone().unwrap_or("en".to_owned());
+        let transcript = Transcript { language, language_probability: None, duration_seconds: pcm.duration_seconds() };
+        self.asked.lock().unwrap().push((Work::Transcribe(options), pcm.len_samples()));
+        async move {
+            self.running.fetch_add(1, Ordering::SeqCst);
+            let mut running = Running { fake: self, ended: false };
+            for segment in &self.segments {
+                self.segment_gate.acquire().await.unwrap().forget();
+                to.send(segment.clone()).await.unwrap();
+            }
+            self.gate.acquire().await.unwrap().forget();
+            running.ended = true;
+            drop(pcm);
+            (self.error)().map_or(Ok(transcript), Err)
+        }
+        .boxed()
+    }
+
+    /// The token `n` is the letter `n`; from 50257 on there is no text.
+    fn token_bytes(&self, tokens: Vec<u32>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, JobError>> {
+        let bytes = |token: u32| (token < 50_257).then(|| vec![u8::try_from(token).unwrap()]);
+        std::future::ready(Ok(tokens.into_iter().map(bytes).collect())).boxed()
+    }
+
     fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         let languages = [("en", 0.98), ("zh", 0.01)]
             .map(|(code, probability)| LanguageProbability { code: code.to_owned(), probability });
@@ -167,7 +210,7 @@ impl Server {
         let fake = Arc::new(fake);
         let metrics = Arc::new(Metrics::new().unwrap());
         let speech: Arc<dyn Speech> = fake.clone();
-        let state = ApiState::new(speech, Arc::clone(&metrics), config).with_live(live);
+        let state = ApiState::new(Arc::new(Single(speech)), Arc::clone(&metrics), config).with_live(live);
         let router = hush_server::api::router(state);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -272,15 +315,6 @@ impl Client {
         self.read.drain(..length).collect()
     }
 
-    /// One chunk of an answer in chunks, without the white space at its end; `None`: the answer is over.
-    pub async fn chunk(&mut self) -> Option<String> {
-        let size = String::from_utf8(self.until(b"\r\n").await).unwrap();
-        let size = usize::from_str_radix(size.trim(), 16).unwrap();
-        let chunk = self.exactly(size).await;
-        assert_eq!(self.exactly(2).await, b"\r\n");
-        (size > 0).then(|| String::from_utf8(chunk).unwrap().trim_end().to_owned())
-    }
-
     /// The answer to a request with a body (not to HEAD).
     pub async fn answer(&mut self) -> Answer {
         let mut answer = self.head().await;
@@ -300,6 +334,15 @@ impl Client {
             answer.body = String::from_utf8(body).unwrap();
         }
         answer
+    }
+
+    /// One piece of a chunked body; `None` behind the last.
+    pub async fn chunk(&mut self) -> Option<String> {
+        let size = String::from_utf8(self.until(b"\r\n").await).unwrap();
+        let size = usize::from_str_radix(size.trim(), 16).unwrap();
+        let data = self.exactly(size).await;
+        assert_eq!(self.exactly(2).await, b"\r\n");
+        (size > 0).then(|| String::from_utf8(data).unwrap())
     }
 
     /// Status and headers, without the two that differ each time.

@@ -1,0 +1,296 @@
+//! Answers that are sent when the last segment is there.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hush_whisper::{Segment, Task, Transcript, language};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::super::ApiState;
+use super::super::error::{ApiError, json_response};
+use super::super::speech::Speech;
+use super::asked::{Asked, ResponseFormat};
+use super::error::OpenAiError;
+use super::text::Joiner;
+use crate::audio::Pcm;
+use crate::format::{Format, Writer};
+use crate::job::{JobError, Transcription};
+
+/// `response_format` `json`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Transcription)]
+pub struct Json {
+    text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<Logprob>>,
+    usage: Duration,
+}
+
+/// What was used: seconds of audio, rounded up.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TranscriptionUsage)]
+struct Duration {
+    r#type: &'static str,
+    seconds: u64,
+}
+
+impl Duration {
+    fn of(transcript: &Transcript) -> Self {
+        Self { r#type: "duration", seconds: transcript.duration_seconds.ceil() as u64 }
+    }
+}
+
+/// `response_format` `verbose_json`.
+// Fields in the order of the real service.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VerboseTranscription)]
+pub struct Verbose<'a> {
+    task: &'static str,
+    /// Lower-case English name.
+    language: &'a str,
+    duration: f64,
+    text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    words: Option<Vec<VerboseWord<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    segments: Option<Vec<VerboseSegment<'a>>>,
+    usage: Duration,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = TranscriptionWord)]
+struct VerboseWord<'a> {
+    word: &'a str,
+    start: f64,
+    end: f64,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = TranscriptionSegment)]
+struct VerboseSegment<'a> {
+    id: usize,
+    /// Mel frames of 10 ms.
+    seek: usize,
+    start: f64,
+    end: f64,
+    text: &'a str,
+    tokens: &'a [u32],
+    temperature: f32,
+    avg_logprob: f64,
+    compression_ratio: f64,
+    no_speech_prob: f64,
+}
+
+impl<'a> VerboseSegment<'a> {
+    fn new(id: usize, segment: &'a Segment) -> Self {
+        Self {
+            id,
+            seek: segment.seek,
+            start: segment.start_seconds,
+            end: segment.end_seconds,
+            text: &segment.text,
+            tokens: &segment.tokens,
+            temperature: segment.temperature,
+            avg_logprob: segment.avg_logprob,
+            compression_ratio: segment.compression_ratio,
+            no_speech_prob: segment.no_speech_prob,
+        }
+    }
+}
+
+/// One token of text and how sure the model was of it.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Logprob {
+    token: String,
+    logprob: f32,
+    bytes: Vec<u8>,
+}
+
+/// The tokens of text in a segment; a token may be a part of a character.
+pub async fn logprobs(model: &dyn Speech, segment: &Segment) -> Result<Vec<Logprob>, JobError> {
+    let bytes = model.token_bytes(segment.tokens.clone()).await?;
+    let tokens = bytes.into_iter().zip(&segment.token_logprobs);
+    let logprob = |(bytes, logprob): (Option<Vec<u8>>, &f32)| {
+        let bytes = bytes?;
+        Some(Logprob { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: *logprob, bytes })
+    };
+    Ok(tokens.filter_map(logprob).collect())
+}
+
+pub fn count_audio(state: &ApiState, model: &dyn Speech, transcript: &Transcript) {
+    let counter = state.metrics.audio_seconds_total.with_label_values(&[model.model()]);
+    counter.inc_by(transcript.duration_seconds.max(0.0));
+}
+
+pub async fn answer(state: &ApiState, model: Arc<dyn Speech>, pcm: Pcm, asked: Asked) -> Result<Response, OpenAiError> {
+    let task = asked.options.task;
+    let Transcription { transcript, segments } = model.transcribe(pcm, asked.options).await?;
+    count_audio(state, &*model, &transcript);
+    match asked.format {
+        ResponseFormat::Json => {
+            let mut all = Vec::new();
+            if asked.logprobs {
+                for segment in &segments {
+                    all.append(&mut logprobs(&*model, segment).await?);
+                }
+            }
+            let logprobs = asked.logprobs.then_some(all);
+            Ok(json_response(
+                StatusCode::OK,
+                &Json { text: text(&segments), logprobs, usage: Duration::of(&transcript) },
+            ))
+        }
+        ResponseFormat::VerboseJson => {
+            let (words, with_segments) = (asked.words, asked.segments);
+            Ok(json_response(StatusCode::OK, &verbose(task, words, with_segments, &transcript, &segments)))
+        }
+        ResponseFormat::Text => Ok(plain("text/plain; charset=utf-8", format!("{}\n", text(&segments)).into())),
+        ResponseFormat::Srt => subtitles(Format::Srt, "text/plain; charset=utf-8", &transcript, segments),
+        ResponseFormat::Vtt => subtitles(Format::Vtt, "text/vtt; charset=utf-8", &transcript, segments),
+    }
+}
+
+/// The lower-case English name of what is written, not of what is spoken.
+pub fn language_of(task: Task, transcript: &Transcript) -> &str {
+    match task {
+        Task::Transcribe => language::name(&transcript.language).unwrap_or(&transcript.language),
+        Task::Translate => "english",
+    }
+}
+
+fn verbose<'a>(
+    task: Task,
+    words: bool,
+    with_segments: bool,
+    transcript: &'a Transcript,
+    segments: &'a [Segment],
+) -> Verbose<'a> {
+    let of_segment = |segment: &'a Segment| {
+        segment.words.iter().map(|word| VerboseWord {
+            word: word.text.trim(),
+            start: word.start_seconds,
+            end: word.end_seconds,
+        })
+    };
+    let language = language_of(task, transcript);
+    let task = match task {
+        Task::Transcribe => "transcribe",
+        Task::Translate => "translate",
+    };
+    let listed = || segments.iter().enumerate().map(|(id, segment)| VerboseSegment::new(id, segment)).collect();
+    Verbose {
+        task,
+        language,
+        duration: transcript.duration_seconds,
+        text: text(segments),
+        words: words.then(|| segments.iter().flat_map(of_segment).collect()),
+        segments: with_segments.then(listed),
+        usage: Duration::of(transcript),
+    }
+}
+
+fn text(segments: &[Segment]) -> String {
+    let mut joiner = Joiner::default();
+    for segment in segments {
+        joiner.push(&segment.text);
+    }
+    joiner.into_text()
+}
+
+fn subtitles(
+    format: Format,
+    content_type: &'static str,
+    transcript: &Transcript,
+    segments: Vec<Segment>,
+) -> Result<Response, OpenAiError> {
+    let write = || {
+        let mut writer = Writer::new(format, Vec::new())?;
+        for segment in segments {
+            writer.segment(segment)?;
+        }
+        writer.finish(transcript)
+    };
+    let unwritten = |error: io::Error| ApiError::Internal(format!("a transcript could not be written: {error}"));
+    Ok(plain(content_type, write().map_err(unwritten)?))
+}
+
+fn plain(content_type: &'static str, body: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, content_type)], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use hush_whisper::Word;
+
+    use super::*;
+    use crate::format::PythonJson;
+
+    fn print<T: Serialize>(value: &T) -> String {
+        let mut out = Vec::new();
+        PythonJson::COMPACT.write(&mut out, value).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn said() -> (Transcript, Vec<Segment>) {
+        let word = |text: &str, start_seconds, end_seconds| Word {
+            text: text.to_owned(),
+            start_seconds,
+            end_seconds,
+            probability: 0.9,
+        };
+        let segment = |id, seek, start_seconds, text: &str, words| Segment {
+            id,
+            seek,
+            start_seconds,
+            end_seconds: start_seconds + 2.5,
+            text: text.to_owned(),
+            tokens: vec![50364, 2425],
+            token_logprobs: vec![-0.1, -0.2],
+            temperature: 0.2,
+            avg_logprob: -0.25,
+            compression_ratio: 1.5,
+            no_speech_prob: 0.5,
+            words,
+        };
+        let segments = vec![
+            segment(0, 0, 0.0, " Grüß Gott.", vec![word(" Grüß", 0.0, 0.5), word(" Gott.", 0.5, 2.0)]),
+            segment(1, 250, 2.5, " \"Ja\"", vec![word(" \"Ja\"", 2.5, 3.0)]),
+        ];
+        (Transcript { language: "de".to_owned(), language_probability: None, duration_seconds: 5.25 }, segments)
+    }
+
+    #[test]
+    fn verbose_json_with_segments() {
+        let (transcript, segments) = said();
+        let expected = "{\"task\":\"transcribe\",\"language\":\"german\",\"duration\":5.25,\
+            \"text\":\"Grüß Gott. \\\"Ja\\\"\",\"segments\":[\
+            {\"id\":0,\"seek\":0,\"start\":0.0,\"end\":2.5,\"text\":\" Grüß Gott.\",\"tokens\":[50364,2425],\
+            \"temperature\":0.2,\"avg_logprob\":-0.25,\"compression_ratio\":1.5,\"no_speech_prob\":0.5},\
+            {\"id\":1,\"seek\":250,\"start\":2.5,\"end\":5.0,\"text\":\" \\\"Ja\\\"\",\"tokens\":[50364,2425],\
+            \"temperature\":0.2,\"avg_logprob\":-0.25,\"compression_ratio\":1.5,\"no_speech_prob\":0.5}],\
+            \"usage\":{\"type\":\"duration\",\"seconds\":6}}";
+        assert_eq!(print(&verbose(Task::Transcribe, false, true, &transcript, &segments)), expected);
+    }
+
+    #[test]
+    fn verbose_json_with_words_alone() {
+        let (transcript, segments) = said();
+        let expected = "{\"task\":\"translate\",\"language\":\"english\",\"duration\":5.25,\
+            \"text\":\"Grüß Gott. \\\"Ja\\\"\",\"words\":[\
+            {\"word\":\"Grüß\",\"start\":0.0,\"end\":0.5},{\"word\":\"Gott.\",\"start\":0.5,\"end\":2.0},\
+            {\"word\":\"\\\"Ja\\\"\",\"start\":2.5,\"end\":3.0}],\
+            \"usage\":{\"type\":\"duration\",\"seconds\":6}}";
+        assert_eq!(print(&verbose(Task::Translate, true, false, &transcript, &segments)), expected);
+    }
+
+    #[test]
+    fn silence_is_an_empty_text_and_no_segment() {
+        let transcript = Transcript { language: "xx".to_owned(), language_probability: None, duration_seconds: 0.0 };
+        let expected = "{\"task\":\"transcribe\",\"language\":\"xx\",\"duration\":0.0,\"text\":\"\",\"segments\":[],\
+            \"usage\":{\"type\":\"duration\",\"seconds\":0}}";
+        assert_eq!(print(&verbose(Task::Transcribe, false, true, &transcript, &[])), expected);
+    }
+}
