@@ -30,6 +30,8 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A name that is not this machine for the browser: pages from it are not trusted with a microphone.
+    "--host-resolver-rules=MAP hush.test 127.0.0.1",
     "--autoplay-policy=no-user-gesture-required",
     "--window-size=1100,900",
 ]
