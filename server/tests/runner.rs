@@ -4,6 +4,7 @@
 
 mod scripted;
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use hush_server::job::Outcome;
 use hush_server::runner::child::PARENT_VARIABLE;
-use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, MAX_SAMPLES, Message, ToRunner, VERSION};
+use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION};
 use scripted::{audio, spec, work};
 
 #[test]
@@ -192,6 +193,42 @@ fn cancelled_work_ends_wherever_it_is_and_the_next_is_done() {
     assert!(matches!(runner.hear(), FromRunner::FirstToken { id: 4, .. }));
     assert!(matches!(runner.hear(), FromRunner::Segment { id: 4, .. }));
     assert!(matches!(runner.hear(), FromRunner::Done { id: 4, .. }));
+}
+
+#[test]
+fn several_jobs_have_their_own_audio_and_their_own_end() {
+    let mut runner = Runner::start();
+    runner.say(&ToRunner::Load(LoadSpec { max_batch: 3, ..spec("") }));
+    assert!(matches!(runner.hear(), FromRunner::Hello { .. }));
+    assert!(matches!(runner.hear(), FromRunner::Loaded { .. }));
+    // The fourth waits for one of the others.
+    for id in 1..=4 {
+        runner.say(&ToRunner::Work { id, work: work("each=30"), len_samples: 200_000 });
+    }
+    let (mut done, mut sums, mut cancelled) = (Vec::new(), HashMap::new(), false);
+    while done.len() < 3 || !cancelled {
+        match runner.hear() {
+            FromRunner::NeedAudio { id: 2, .. } => runner.say(&ToRunner::Cancel { id: 2 }),
+            FromRunner::NeedAudio { id, offset, samples } => {
+                assert!(id != 4 || cancelled || !done.is_empty(), "four at once");
+                let block = (offset..offset + samples as u64).map(|n| (n % 5 * id) as f32).collect();
+                runner.say(&ToRunner::Audio { id, offset, samples: block });
+            }
+            FromRunner::Segment { id, segment } => {
+                let heard: f64 = segment.text.split_once(' ').unwrap().1.parse().unwrap();
+                sums.insert(id, heard);
+            }
+            FromRunner::Done { id, .. } => done.push(id),
+            FromRunner::Failed { id: 2, kind: FailureKind::Cancelled, .. } => cancelled = true,
+            FromRunner::FirstToken { .. } | FromRunner::Beat => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    done.sort_unstable();
+    assert_eq!(done, [1, 3, 4]);
+    for (id, heard) in sums {
+        assert_eq!(heard, (400_000 * id) as f64, "job {id}");
+    }
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test support, though no test itself")]
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{env, fs, process};
 
 use hush_contract::UnloadReason;
@@ -37,8 +38,9 @@ fn read_wav(name: &str) -> Arc<Vec<f32>> {
 }
 
 fn start(model_dir: PathBuf, library: PathBuf) -> Models {
-    let spec = LoadSpec { model_dir, device: "cpu".to_owned(), threads: Some(2), prepack: false };
-    let model = ModelSettings { name: "tiny".to_owned(), spec, precision: None, policy: Policy::default() };
+    let spec = LoadSpec { model_dir, device: "cpu".to_owned(), threads: Some(2), prepack: false, max_batch: 8 };
+    let policy = Policy { concurrency: NonZeroUsize::new(8).unwrap(), ..Policy::default() };
+    let model = ModelSettings { name: "tiny".to_owned(), spec, precision: None, policy };
     let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"].map(Into::into).to_vec();
     let env = vec![("ORT_DYLIB_PATH".into(), library.into())];
     let runners = Settings { env, ..Settings::this_program(args) };
@@ -85,6 +87,24 @@ async fn a_recording_becomes_text_in_a_child_process() {
     }
     pids.dedup();
     assert_eq!(pids.len(), 3);
+
+    // Many at once, of which some leave.
+    let mut requests = tokio::task::JoinSet::new();
+    for number in 0..12 {
+        let model = model.clone();
+        requests.spawn(async move {
+            let request = model.gather(read_wav("en-1.wav"), Work::Transcribe(TranscribeOptions::default()));
+            if number % 3 == 2 {
+                let _ = tokio::time::timeout(Duration::from_millis(20 * number), request).await;
+                return None;
+            }
+            let (_, segments) = request.await.unwrap();
+            Some(segments.into_iter().map(|segment| segment.text).collect::<String>())
+        });
+    }
+    let texts = requests.join_all().await;
+    assert_eq!(texts.iter().flatten().count(), 8);
+    assert!(texts.iter().flatten().all(|text| text.trim() == expected), "{texts:?}");
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     assert!(!maps.contains("libonnxruntime"), "the server never maps it");
 }

@@ -68,8 +68,8 @@ def build(checkpoint: str, out: str) -> dict:
     spec.config.lang_ids = list(range(50259, 50358))
     spec.config.alignment_heads = [[0, 0]]
     tokens = [f"token{i}" for i in range(config["vocab_size"])]
-    for i, token in zip(PROMPT + [END_OF_TEXT], ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>", "<|endoftext|>"]):
-        tokens[i] = token
+    for token in json.load(open(f"{checkpoint}/tokenizer.json"))["added_tokens"]:
+        tokens[token["id"]] = token["content"]
     spec.register_vocabulary(tokens)
     spec.validate()
     spec.save(out)

@@ -1,6 +1,6 @@
-"""Writes a checkpoint folder of whisper-base's shape with random weights: speed does not depend on what is in them.
+"""Writes a checkpoint folder of a published model's shape with random weights: speed does not depend on what is in them.
 
-usage: random_checkpoint.py OUT_DIR
+usage: random_checkpoint.py OUT_DIR [tiny|base]
 """
 import json
 import pathlib
@@ -10,7 +10,10 @@ import sys
 import numpy as np
 from safetensors.numpy import save_file
 
-WIDTH, LAYERS, HEADS, VOCABULARY, MELS = 512, 6, 8, 51865, 80
+VOCABULARY, MELS = 51865, 80
+# Width, layers, heads.
+SHAPES = {"tiny": (384, 4, 6), "base": (512, 6, 8)}
+WIDTH, LAYERS, HEADS = SHAPES[sys.argv[2] if len(sys.argv) > 2 else "base"]
 BUNDLED = pathlib.Path(__file__).resolve().parents[1] / "fixtures/model/whisper-hush-tiny"
 
 
@@ -57,7 +60,7 @@ def main() -> None:
         config |= {f"{side}_layers": LAYERS, f"{side}_attention_heads": HEADS, f"{side}_ffn_dim": 4 * WIDTH}
     config["d_model"] = WIDTH
     generation = json.loads((BUNDLED / "generation_config.json").read_text())
-    generation["alignment_heads"] = [[3, 1], [4, 2], [5, 3]]
+    generation["alignment_heads"] = [[layer, 1] for layer in range(LAYERS // 2, LAYERS)]
     (out / "config.json").write_text(json.dumps(config))
     (out / "generation_config.json").write_text(json.dumps(generation))
     for name in ("tokenizer.json", "preprocessor_config.json", "tokenizer_config.json"):

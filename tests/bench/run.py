@@ -1,6 +1,6 @@
 """Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
 
-usage: run.py [SECTION...]        sections: wer speed cold memory health hours (all by default)
+usage: run.py [SECTION...]        sections: wer speed batch cold memory health hours (all by default)
 """
 import concurrent.futures
 import json
@@ -77,17 +77,25 @@ def wer() -> None:
 # --- speed of the engine -----------------------------------------------------------------------------------------
 
 
-def base_checkpoint() -> pathlib.Path:
-    checkpoint = CACHE / "base-random"
+def random_checkpoint(shape: str) -> pathlib.Path:
+    checkpoint = CACHE / f"{shape}-random"
     if not (checkpoint / "model.safetensors").exists():
-        subprocess.run([sys.executable, HERE / "random_checkpoint.py", checkpoint], check=True)
+        subprocess.run([sys.executable, HERE / "random_checkpoint.py", checkpoint, shape], check=True)
     return checkpoint
 
 
+def random_model(shape: str, precision: str) -> pathlib.Path:
+    name = f"{shape}-random"
+    hush("install", "--force", "--name", name, "--precision", precision, str(random_checkpoint(shape)))
+    return MODELS / name / precision
+
+
+def base_checkpoint() -> pathlib.Path:
+    return random_checkpoint("base")
+
+
 def base_model(precision: str) -> pathlib.Path:
-    model = MODELS / "base-random" / precision
-    hush("install", "--force", "--name", "base-random", "--precision", precision, str(base_checkpoint()))
-    return model
+    return random_model("base", precision)
 
 
 def lines(command: list[object]) -> list[dict]:
@@ -126,6 +134,41 @@ def speed(rounds: int = 3, runs: int = 4) -> None:
         ("Hush fp32", "CTranslate2 fp32", 1.0),
     ):
         row(f"{ours} against {peer}", f"{median[peer] / median[ours]:.2f} x", f"goal {goal} x")
+
+
+def batch(rounds: int = 3, runs: int = 2, jobs: int = 8, beams: int = 5) -> None:
+    print(f"{jobs} requests of 30 s, tiny shape int8, random weights, {TOKENS} tokens each, {THREADS} threads, ms: least / median / most of {rounds * runs} runs")
+    checkpoint, bench = random_checkpoint("tiny"), ROOT / "target/release/hush-bench"
+    model, rest = random_model("tiny", "int8"), [ORT, THREADS, runs, TOKENS]
+    candidates = {
+        "hush": [bench, f"batch={jobs}", model, *rest],
+        "peer": [sys.executable, HERE / "faster_whisper_batch.py", checkpoint, "int8", THREADS, runs, TOKENS, jobs],
+        "beams": [bench, f"beams={beams}", model, *rest],
+        "beams, base": [bench, f"beams={beams}", base_model("int8"), *rest],
+    }
+    seen: dict[str, list[dict]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, command in candidates.items():
+            seen[name] += lines([str(part) for part in command])
+    if any(f["tokens"] != int(TOKENS) * jobs for f in seen["peer"]):
+        raise SystemExit(f"faster-whisper did not decode {TOKENS} tokens for each: {seen['peer']}")
+
+    def median(name: str, key: str) -> float:
+        return statistics.median(f[key] for f in seen[name])
+
+    for name, key, label in (
+        ("hush", "alone_ms", "Hush, one after the other"),
+        ("hush", "together_ms", "Hush, at once"),
+        ("peer", "total_ms", "faster-whisper, batched, spectrograms apart"),
+    ):
+        row(label, spread([f[key] for f in seen[name]]))
+    together = median("hush", "together_ms")
+    row("Hush at once against one after the other", f"{median('hush', 'alone_ms') / together:.2f} x", "goal 1.5 x")
+    row("Hush against faster-whisper, batched", f"{median('peer', 'total_ms') / together:.2f} x", "goal 1.5 x")
+    for name in ("beams", "beams, base"):
+        greedy, wide = (spread([f[key] for f in seen[name]]) for key in ("greedy_ms", "beams_ms"))
+        ratio = median(name, "beams_ms") / median(name, "greedy_ms")
+        row(f"{beams} {name}", wide, f"greedy {greedy}, {ratio:.2f} x")
 
 
 # --- life of a model ---------------------------------------------------------------------------------------------
@@ -211,7 +254,7 @@ def hours(length: int = 3) -> None:
             row("runner, highest resident MB", f"{resident_mb(runner, 'VmHWM'):.1f}")
 
 
-SECTIONS = {"wer": wer, "speed": speed, "cold": cold, "memory": memory, "health": health, "hours": hours}
+SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "cold": cold, "memory": memory, "health": health, "hours": hours}
 
 
 def main() -> None:

@@ -130,7 +130,7 @@ fn two_hundred_clients_at_once_against_a_cold_model_are_all_served() -> Result<(
 
 #[test]
 fn a_full_queue_refuses_with_a_reason_and_a_time() -> Result<()> {
-    let server = Server::start(&["--max-queue", "1"])?;
+    let server = Server::start(&["--max-queue", "1", "--max-batch", "1"])?;
     let request = busy(&server)?;
     let content = fixtures::audio("en-1.wav")?;
     let bytes = http::upload_bytes(server.api, "/asr?language=en", "en-1.wav", &content);

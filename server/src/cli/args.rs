@@ -172,6 +172,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", help_heading = "Requests")]
     pub max_queue: Option<usize>,
 
+    /// Requests that one model works on at the same time: their decoding steps are done together.
+    ///
+    /// More gives more text per second and needs more memory; the others wait in the queue. Default: 8.
+    #[arg(long, value_name = "N", help_heading = "Requests")]
+    pub max_batch: Option<usize>,
+
     /// Largest upload: 4GiB, 512MiB, 100MB, or whole bytes. Larger ones are answered with 413. Default: 4GiB.
     #[arg(long, value_name = "SIZE", help_heading = "Requests")]
     pub max_upload: Option<ByteSize>,
@@ -263,6 +269,27 @@ pub struct TranscribeArgs {
     /// Text that comes before the audio: names and spellings that the model should know.
     #[arg(long, value_name = "TEXT")]
     pub initial_prompt: Option<String>,
+
+    /// Keep this many likeliest sequences side by side (beam search) instead of always the likeliest token.
+    #[arg(long, value_name = "N")]
+    pub beam_size: Option<usize>,
+
+    /// How long a beam search waits for sequences to end: 2 is until twice as many as beams have. Default: 1.
+    #[arg(long, value_name = "FACTOR")]
+    pub patience: Option<f32>,
+
+    /// Candidates that are drawn at each temperature above zero. Default: 5.
+    #[arg(long, value_name = "N")]
+    pub best_of: Option<usize>,
+
+    /// Weight of long candidates against short ones, from 0 to 1. Default: the mean per token decides.
+    #[arg(long, value_name = "EXPONENT")]
+    pub length_penalty: Option<f32>,
+
+    /// Use only this temperature, from 0 to 2. Default: 0, and higher ones up to 1 where the text repeats itself or is
+    /// unlikely.
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
 
     /// Shape of the json format, after the engines of whisper-asr-webservice: openai_whisper or faster_whisper.
     ///

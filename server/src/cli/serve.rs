@@ -123,6 +123,7 @@ fn model_settings(settings: &ServeSettings, device: Device, model: &Resolved) ->
         device: device.to_string(),
         threads: settings.engine.threads,
         prepack: false,
+        max_batch: settings.max_batch,
     };
     let policy = Policy {
         residency: match settings.residency {
@@ -131,6 +132,7 @@ fn model_settings(settings: &ServeSettings, device: Device, model: &Resolved) ->
             Residency::OnDemand => residency::Residency::OnDemand,
         },
         queue_limit: NonZeroUsize::new(settings.max_queue).unwrap_or(NonZeroUsize::MIN),
+        concurrency: NonZeroUsize::new(settings.max_batch).unwrap_or(NonZeroUsize::MIN),
         drain: settings.drain_timeout,
         ..Policy::default()
     };

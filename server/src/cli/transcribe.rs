@@ -26,10 +26,10 @@ use crate::spool::{Spool, SpoolOptions, Spooled};
 /// Goes through all files; a file that fails is told and makes the status 1, the others are still done.
 pub fn run(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<ExitCode> {
     let outputs = outputs(settings)?;
-    let mut engine = load(settings, env)?;
+    let engine = load(settings, env)?;
     let mut failed = false;
     for (file, output) in settings.files.iter().zip(outputs) {
-        if let Err(error) = transcribe(&mut engine, settings, file, output.as_deref()) {
+        if let Err(error) = transcribe(&engine, settings, file, output.as_deref()) {
             eprintln!("error: {}: {error:#}", file.display());
             failed = true;
         }
@@ -75,13 +75,14 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
         threads: settings.engine.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get)),
         // Worth its while: all files go through one load.
         prepack: true,
+        max_batch: 1,
     };
     let engine = Engine::load(&ModelDir::open(&model.dir)?, &options, &mut LoadTimings::default())?;
     Ok(engine)
 }
 
 fn transcribe(
-    engine: &mut Engine,
+    engine: &Engine,
     settings: &TranscribeSettings,
     file: &Path,
     output: Option<&Path>,
@@ -89,10 +90,17 @@ fn transcribe(
     let decode = decode_options(settings.engine.ffmpeg.as_deref(), None, audio::DEFAULT_PCM_MEMORY_BYTES);
     let name = file.file_name().map(|name| name.to_string_lossy());
     let pcm = audio::decode(&open(file)?, name.as_deref(), &decode, &|| true)?;
+    let defaults = TranscribeOptions::default();
+    let search = settings.search;
     let options = TranscribeOptions {
         task: settings.task.into(),
         language: settings.language.clone(),
         initial_prompt: settings.initial_prompt.clone(),
+        temperatures: search.temperature.map_or(defaults.temperatures, |temperature| vec![temperature]),
+        best_of: search.best_of.unwrap_or(defaults.best_of),
+        beam_size: search.beam_size,
+        patience: search.patience,
+        length_penalty: search.length_penalty,
         ..TranscribeOptions::default()
     };
     let format = match settings.output {

@@ -10,48 +10,42 @@ use hush_whisper::{
     Transcript, runtime,
 };
 
-use super::child::{Backend, WorkFailure};
+use super::child::{Backend, Model, WorkFailure};
 use super::wire::LoadSpec;
 
 /// `hush-whisper` on the ONNX Runtime that [`runtime::PATH_VARIABLE`] names, or that lies in one of the usual places.
-pub struct EngineBackend {
-    engine: Option<Engine>,
-}
+pub struct EngineBackend;
 
 impl Backend for EngineBackend {
+    type Model = Engine;
+
     fn start() -> Result<(Self, String), String> {
         let library = runtime::find_library(None).map_err(|error| explain(&error))?;
         let info = runtime::init(&library).map_err(|error| explain(&error))?;
-        Ok((Self { engine: None }, format!("ONNX Runtime {}", info.version)))
+        Ok((Self, format!("ONNX Runtime {}", info.version)))
     }
 
-    fn load(&mut self, spec: &LoadSpec) -> Result<(), String> {
+    fn load(&mut self, spec: &LoadSpec) -> Result<Engine, String> {
         let device = device(&spec.device)?;
         let threads = spec.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get));
-        let options = EngineOptions { device, threads, prepack: spec.prepack };
+        let options = EngineOptions { device, threads, prepack: spec.prepack, max_batch: spec.max_batch };
         let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
-        let mut timings = LoadTimings::default();
-        self.engine = Some(Engine::load(&model, &options, &mut timings).map_err(|error| explain(&error))?);
-        Ok(())
+        Engine::load(&model, &options, &mut LoadTimings::default()).map_err(|error| explain(&error))
     }
+}
 
+impl Model for Engine {
     fn transcribe(
-        &mut self,
+        &self,
         audio: &mut dyn PcmSource,
         options: &TranscribeOptions,
         sink: &mut dyn Sink,
     ) -> Result<Transcript, WorkFailure> {
-        self.loaded()?.transcribe(audio, options, sink).map_err(failure)
+        Self::transcribe(self, audio, options, sink).map_err(failure)
     }
 
-    fn detect_language(&mut self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure> {
-        self.loaded()?.detect_language(audio).map_err(failure)
-    }
-}
-
-impl EngineBackend {
-    fn loaded(&mut self) -> Result<&mut Engine, WorkFailure> {
-        self.engine.as_mut().ok_or_else(|| WorkFailure::Engine("no model is loaded".to_owned()))
+    fn detect_language(&self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure> {
+        Self::detect_language(self, audio).map_err(failure)
     }
 }
 

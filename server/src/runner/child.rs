@@ -1,11 +1,12 @@
 //! The runner's own side. One thread reads frames, so that an order to exit is obeyed whatever the engine does; the
-//! main thread owns the engine and is the only one that writes.
+//! main thread loads the model; each job has a thread of its own, of which there are as many as jobs may hold the model.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
@@ -31,19 +32,24 @@ const BLOCK_SAMPLES: usize = 80_000;
 
 /// What runs in the child. The thread that calls [`main`] makes it and is the only one that touches it.
 pub trait Backend: Sized {
+    type Model: Model;
+
     /// Loads the libraries, and nothing on a device: a spare runner waits in this state. Also says what they are.
     fn start() -> Result<(Self, String), String>;
 
-    fn load(&mut self, spec: &LoadSpec) -> Result<(), String>;
+    fn load(&mut self, spec: &LoadSpec) -> Result<Self::Model, String>;
+}
 
+/// What a backend has loaded. Several jobs use it at once, each on a thread of its own.
+pub trait Model: Send + Sync + 'static {
     fn transcribe(
-        &mut self,
+        &self,
         audio: &mut dyn PcmSource,
         options: &TranscribeOptions,
         sink: &mut dyn Sink,
     ) -> Result<Transcript, WorkFailure>;
 
-    fn detect_language(&mut self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure>;
+    fn detect_language(&self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,30 +84,90 @@ fn serve<B: Backend>() -> io::Result<Never> {
         io::Error::other(format!("standard input is no socket ({error}); the server starts runners"))
     })?;
     let (orders, inbox) = mpsc::channel();
-    let (samples, audio) = mpsc::channel();
-    let cancelled = Cancelled::default();
-    let reader = Reader { socket: socket.try_clone()?, orders, samples, cancelled: cancelled.clone() };
+    let jobs = Jobs::default();
+    let reader = Reader { socket: socket.try_clone()?, orders, jobs: jobs.clone() };
     thread::Builder::new().name("frames".to_owned()).spawn(move || reader.run())?;
 
     let started = Instant::now();
-    let voice = Mutex::new(Voice { socket, last_frame: started });
-    let mut engine = EngineThread { voice, audio, cancelled };
+    let voice = Arc::new(Voice { writer: Mutex::new(Writer { socket, last_frame: started }) });
     let mut backend = B::start();
-    engine.say(&FromRunner::Hello {
+    voice.say(&FromRunner::Hello {
         version: VERSION,
         pid: process::id(),
         runtime: backend.as_ref().ok().map(|(_, runtime)| runtime.clone()),
         libraries_seconds: started.elapsed().as_secs_f64(),
     });
+    let mut desks: Option<mpsc::Sender<Job>> = None;
     for order in inbox {
-        match (order, &mut backend) {
-            (Order::Load(_), Err(message)) => engine.say(&FromRunner::LoadFailed { message: message.clone() }),
-            (Order::Load(spec), Ok((backend, _))) => engine.load(backend, &spec),
-            (Order::Work { id, .. }, Err(message)) => engine.fail(id, WorkFailure::Engine(message.clone())),
-            (Order::Work { id, work, len_samples }, Ok((backend, _))) => engine.work(backend, id, &work, len_samples),
+        match order {
+            Order::Load(spec) => {
+                let started = Instant::now();
+                let model = match &mut backend {
+                    Ok((backend, _)) => backend.load(&spec),
+                    Err(message) => Err(message.clone()),
+                };
+                match model {
+                    Ok(model) => {
+                        desks = Some(open_desks(Arc::new(model), spec.max_batch, &voice, &jobs)?);
+                        voice.say(&FromRunner::Loaded { sessions_seconds: started.elapsed().as_secs_f64() });
+                    }
+                    Err(message) => voice.say(&FromRunner::LoadFailed { message }),
+                }
+            }
+            Order::Work(job) => {
+                let Err(job) = desks.as_ref().map_or(Err(job), |desks| {
+                    // A send fails when no desk is left, and hands the job back.
+                    desks.send(job).map_err(|mpsc::SendError(job)| job)
+                }) else {
+                    continue;
+                };
+                let problem = backend.as_ref().err().map_or("no model is loaded", String::as_str);
+                voice.fail(job.id, WorkFailure::Engine(problem.to_owned()));
+                jobs.forget(job.id);
+            }
         }
     }
     leave()
+}
+
+/// Threads that do jobs, as many as may hold the model; further jobs wait. They end when the sender is dropped.
+fn open_desks<M: Model>(model: Arc<M>, count: usize, voice: &Arc<Voice>, jobs: &Jobs) -> io::Result<mpsc::Sender<Job>> {
+    let (sender, inbox) = mpsc::channel();
+    let inbox = Arc::new(Mutex::new(inbox));
+    for number in 0..count.max(1) {
+        let (model, inbox, voice, jobs) = (model.clone(), inbox.clone(), voice.clone(), jobs.clone());
+        thread::Builder::new().name(format!("job-{number}")).spawn(move || {
+            loop {
+                let next = lock(&inbox).recv();
+                let Ok(job) = next else { return };
+                let id = job.id;
+                work(&*model, job, &voice);
+                jobs.forget(id);
+            }
+        })?;
+    }
+    Ok(sender)
+}
+
+fn work<M: Model>(model: &M, job: Job, voice: &Voice) {
+    let Job { id, work, len_samples, incoming, cancelled } = job;
+    let cancelled = &*cancelled;
+    let result = if cancelled.load(Ordering::Relaxed) {
+        Err(WorkFailure::Cancelled)
+    } else {
+        let mut audio = RemotePcm { voice, incoming, cancelled, id, len_samples, block_offset: 0, block: Vec::new() };
+        let mut sink = Report { voice, cancelled, id };
+        match &work {
+            Work::Transcribe(options) => model.transcribe(&mut audio, options, &mut sink).map(Outcome::Transcribed),
+            Work::DetectLanguage => model.detect_language(&mut audio).map(Outcome::Languages),
+        }
+    };
+    match result {
+        Ok(outcome) => voice.say(&FromRunner::Done { id, outcome }),
+        // Whatever the engine makes of audio that is not coming any more.
+        Err(_) if cancelled.load(Ordering::Relaxed) => voice.fail(id, WorkFailure::Cancelled),
+        Err(failure) => voice.fail(id, failure),
+    }
 }
 
 /// The kernel ends us with the thread that started us; if that has happened already, nobody needs us.
@@ -133,24 +199,69 @@ fn leave() -> ! {
 
 enum Order {
     Load(LoadSpec),
-    Work { id: JobId, work: Work, len_samples: u64 },
+    Work(Job),
+}
+
+/// Work, and the reader's ways to it.
+struct Job {
+    id: JobId,
+    work: Work,
+    len_samples: u64,
+    incoming: mpsc::Receiver<Samples>,
+    cancelled: Arc<AtomicBool>,
 }
 
 enum Samples {
     Here {
-        id: JobId,
         offset: u64,
         samples: Vec<f32>,
     },
-    /// A job was cancelled: whoever waits should look whether it was theirs.
+    /// The job was cancelled: whoever waits should look.
     Look,
+}
+
+/// The jobs that are not done, for whom the reader gets audio and cancellations.
+#[derive(Clone, Default)]
+struct Jobs {
+    known: Arc<Mutex<HashMap<JobId, Correspondence>>>,
+}
+
+struct Correspondence {
+    samples: mpsc::Sender<Samples>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Jobs {
+    fn open(&self, id: JobId, work: Work, len_samples: u64) -> Job {
+        let (samples, incoming) = mpsc::channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        lock(&self.known).insert(id, Correspondence { samples, cancelled: cancelled.clone() });
+        Job { id, work, len_samples, incoming, cancelled }
+    }
+
+    /// Audio and cancellations may cross the end of their job.
+    fn hand(&self, id: JobId, offset: u64, samples: Vec<f32>) {
+        if let Some(job) = lock(&self.known).get(&id) {
+            let _ = job.samples.send(Samples::Here { offset, samples });
+        }
+    }
+
+    fn cancel(&self, id: JobId) {
+        if let Some(job) = lock(&self.known).get(&id) {
+            job.cancelled.store(true, Ordering::Relaxed);
+            let _ = job.samples.send(Samples::Look);
+        }
+    }
+
+    fn forget(&self, id: JobId) {
+        lock(&self.known).remove(&id);
+    }
 }
 
 struct Reader {
     socket: UnixStream,
     orders: mpsc::Sender<Order>,
-    samples: mpsc::Sender<Samples>,
-    cancelled: Cancelled,
+    jobs: Jobs,
 }
 
 impl Reader {
@@ -176,26 +287,29 @@ impl Reader {
 
     fn obey(&self, message: ToRunner) {
         // A send fails only while the process ends.
-        let _ = match message {
-            ToRunner::Load(spec) => self.orders.send(Order::Load(spec)).ok(),
-            ToRunner::Work { id, work, len_samples } => self.orders.send(Order::Work { id, work, len_samples }).ok(),
-            ToRunner::Audio { id, offset, samples } => self.samples.send(Samples::Here { id, offset, samples }).ok(),
-            ToRunner::Cancel { id } => {
-                self.cancelled.insert(id);
-                self.samples.send(Samples::Look).ok()
+        match message {
+            ToRunner::Load(spec) => drop(self.orders.send(Order::Load(spec))),
+            ToRunner::Work { id, work, len_samples } => {
+                drop(self.orders.send(Order::Work(self.jobs.open(id, work, len_samples))));
             }
+            ToRunner::Audio { id, offset, samples } => self.jobs.hand(id, offset, samples),
+            ToRunner::Cancel { id } => self.jobs.cancel(id),
             ToRunner::Exit => leave(),
-        };
+        }
     }
 }
 
-/// What the engine thread tells the server.
+/// What all jobs tell the server.
 struct Voice {
+    writer: Mutex<Writer>,
+}
+
+struct Writer {
     socket: UnixStream,
     last_frame: Instant,
 }
 
-impl Voice {
+impl Writer {
     fn say(&mut self, message: &FromRunner) {
         let sent = message.encode().map_err(io::Error::other).and_then(|frame| self.socket.write_all(&frame));
         if let Err(error) = sent {
@@ -207,49 +321,9 @@ impl Voice {
     }
 }
 
-struct EngineThread {
-    /// Shared by the reading and the reporting half of one job, on one thread: never contended.
-    voice: Mutex<Voice>,
-    audio: mpsc::Receiver<Samples>,
-    cancelled: Cancelled,
-}
-
-impl EngineThread {
+impl Voice {
     fn say(&self, message: &FromRunner) {
-        lock(&self.voice).say(message);
-    }
-
-    fn load<B: Backend>(&self, backend: &mut B, spec: &LoadSpec) {
-        let started = Instant::now();
-        match backend.load(spec) {
-            Ok(()) => self.say(&FromRunner::Loaded { sessions_seconds: started.elapsed().as_secs_f64() }),
-            Err(message) => self.say(&FromRunner::LoadFailed { message }),
-        }
-    }
-
-    fn work<B: Backend>(&mut self, backend: &mut B, id: JobId, work: &Work, len_samples: u64) {
-        let cancelled = &self.cancelled;
-        let result = if cancelled.contains(id) {
-            Err(WorkFailure::Cancelled)
-        } else {
-            let (voice, incoming) = (&self.voice, &mut self.audio);
-            let mut audio =
-                RemotePcm { voice, incoming, cancelled, id, len_samples, block_offset: 0, block: Vec::new() };
-            let mut sink = Report { voice, cancelled, id };
-            match work {
-                Work::Transcribe(options) => {
-                    backend.transcribe(&mut audio, options, &mut sink).map(Outcome::Transcribed)
-                }
-                Work::DetectLanguage => backend.detect_language(&mut audio).map(Outcome::Languages),
-            }
-        };
-        match result {
-            Ok(outcome) => self.say(&FromRunner::Done { id, outcome }),
-            // Whatever the engine makes of audio that is not coming any more.
-            Err(_) if self.cancelled.contains(id) => self.fail(id, WorkFailure::Cancelled),
-            Err(failure) => self.fail(id, failure),
-        }
-        self.cancelled.forget(id);
+        lock(&self.writer).say(message);
     }
 
     fn fail(&self, id: JobId, failure: WorkFailure) {
@@ -260,26 +334,13 @@ impl EngineThread {
         };
         self.say(&FromRunner::Failed { id, kind, message });
     }
-}
 
-/// Jobs that nobody waits for any more.
-#[derive(Clone, Default)]
-struct Cancelled {
-    ids: Arc<Mutex<HashSet<JobId>>>,
-}
-
-impl Cancelled {
-    fn contains(&self, id: JobId) -> bool {
-        lock(&self.ids).contains(&id)
-    }
-
-    fn insert(&self, id: JobId) {
-        lock(&self.ids).insert(id);
-    }
-
-    /// Also of earlier jobs, whose cancellation came too late to matter.
-    fn forget(&self, id: JobId) {
-        lock(&self.ids).retain(|cancelled| *cancelled > id);
+    /// A sign of life, where the last frame was long ago.
+    fn beat(&self) {
+        let mut writer = lock(&self.writer);
+        if writer.last_frame.elapsed() >= BEAT {
+            writer.say(&FromRunner::Beat);
+        }
     }
 }
 
@@ -289,9 +350,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Audio that is in the server: a block of it is here.
 struct RemotePcm<'a> {
-    voice: &'a Mutex<Voice>,
-    incoming: &'a mut mpsc::Receiver<Samples>,
-    cancelled: &'a Cancelled,
+    voice: &'a Voice,
+    incoming: mpsc::Receiver<Samples>,
+    cancelled: &'a AtomicBool,
     id: JobId,
     len_samples: u64,
     block_offset: u64,
@@ -306,14 +367,13 @@ impl RemotePcm<'_> {
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        lock(self.voice).say(&FromRunner::NeedAudio { id: self.id, offset, samples: count });
+        self.voice.say(&FromRunner::NeedAudio { id: self.id, offset, samples: count });
         loop {
-            if self.cancelled.contains(self.id) {
+            if self.cancelled.load(Ordering::Relaxed) {
                 return Err(io::Error::other("cancelled"));
             }
             match self.incoming.recv() {
-                // What an earlier job asked for may still come in.
-                Ok(Samples::Here { id, offset: at, samples }) if id == self.id && at == offset => {
+                Ok(Samples::Here { offset: at, samples }) if at == offset => {
                     if samples.len() != count {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
@@ -354,8 +414,8 @@ impl PcmSource for RemotePcm<'_> {
 }
 
 struct Report<'a> {
-    voice: &'a Mutex<Voice>,
-    cancelled: &'a Cancelled,
+    voice: &'a Voice,
+    cancelled: &'a AtomicBool,
     id: JobId,
 }
 
@@ -367,22 +427,19 @@ impl Sink for Report<'_> {
                 *number = if number.is_nan() { 0.0 } else { number.clamp(f64::MIN, f64::MAX) };
             }
         }
-        lock(self.voice).say(&FromRunner::Segment { id: self.id, segment });
+        self.voice.say(&FromRunner::Segment { id: self.id, segment });
     }
 
     fn first_token(&mut self, timings: FirstToken) {
-        lock(self.voice).say(&FromRunner::FirstToken { id: self.id, timings });
+        self.voice.say(&FromRunner::FirstToken { id: self.id, timings });
     }
 
     fn progress(&mut self, done_seconds: f64, total_seconds: f64) {
-        lock(self.voice).say(&FromRunner::Progress { id: self.id, done_seconds, total_seconds });
+        self.voice.say(&FromRunner::Progress { id: self.id, done_seconds, total_seconds });
     }
 
     fn keep_going(&mut self) -> bool {
-        let mut voice = lock(self.voice);
-        if voice.last_frame.elapsed() >= BEAT {
-            voice.say(&FromRunner::Beat);
-        }
-        !self.cancelled.contains(self.id)
+        self.voice.beat();
+        !self.cancelled.load(Ordering::Relaxed)
     }
 }

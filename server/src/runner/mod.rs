@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! parent: Runners -> Runner -> Job        child: child::main -> Backend (hush-whisper)
-//!               \-- supervisor task --- socket pair (wire) --- reader thread, engine thread
+//!               \-- supervisor task --- socket pair (wire) --- reader thread, a thread per job
 //! ```
 
 mod backend;

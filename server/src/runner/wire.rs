@@ -39,6 +39,8 @@ pub struct LoadSpec {
     pub threads: Option<usize>,
     /// Rearrange the weights at load time: slower to load, faster to run.
     pub prepack: bool,
+    /// Jobs that hold the model at the same time; more wait.
+    pub max_batch: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -282,9 +284,12 @@ mod tests {
             },
         );
         prop_oneof![
-            (".{0,30}", proptest::option::of(any::<usize>()), any::<bool>()).prop_map(|(dir, threads, prepack)| {
-                ToRunner::Load(LoadSpec { model_dir: dir.into(), device: "cpu".to_owned(), threads, prepack })
-            }),
+            (".{0,30}", proptest::option::of(any::<usize>()), any::<bool>(), any::<usize>()).prop_map(
+                |(dir, threads, prepack, max_batch)| {
+                    let device = "cpu".to_owned();
+                    ToRunner::Load(LoadSpec { model_dir: dir.into(), device, threads, prepack, max_batch })
+                }
+            ),
             (any::<u64>(), options, any::<u64>()).prop_map(|(id, options, len_samples)| ToRunner::Work {
                 id,
                 work: Work::Transcribe(options),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
 use hush_server::job::Work;
-use hush_server::runner::child::{self, Backend, WorkFailure};
+use hush_server::runner::child::{self, Backend, Model, WorkFailure};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{Settings, child::PARENT_VARIABLE};
 use hush_whisper::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript};
@@ -38,7 +38,8 @@ pub fn settings() -> Settings {
 }
 
 pub fn spec(script: &str) -> LoadSpec {
-    LoadSpec { model_dir: PathBuf::from(script), device: "cpu".to_owned(), threads: None, prepack: false }
+    let device = "cpu".to_owned();
+    LoadSpec { model_dir: PathBuf::from(script), device, threads: None, prepack: false, max_batch: 1 }
 }
 
 pub fn options(script: &str) -> TranscribeOptions {
@@ -77,12 +78,14 @@ fn first_time(path: &str) -> bool {
 }
 
 impl Backend for Scripted {
+    type Model = Self;
+
     fn start() -> Result<(Self, String), String> {
         thread::sleep(millis(&env::var(START_MILLIS).unwrap_or_default(), "sleep"));
         Ok((Self, "scripted".to_owned()))
     }
 
-    fn load(&mut self, spec: &LoadSpec) -> Result<(), String> {
+    fn load(&mut self, spec: &LoadSpec) -> Result<Self, String> {
         let script = spec.model_dir.to_str().unwrap();
         thread::sleep(millis(script, "sleep"));
         match (word(script, "fail"), word(script, "fail_once"), word(script, "hang_once")) {
@@ -91,12 +94,14 @@ impl Backend for Scripted {
             (_, _, Some(path)) if first_time(path) => loop {
                 thread::park();
             },
-            _ => Ok(()),
+            _ => Ok(Self),
         }
     }
+}
 
+impl Model for Scripted {
     fn transcribe(
-        &mut self,
+        &self,
         audio: &mut dyn PcmSource,
         options: &TranscribeOptions,
         sink: &mut dyn Sink,
@@ -144,7 +149,7 @@ impl Backend for Scripted {
         Ok(Transcript { language: "en".to_owned(), language_probability: None, duration_seconds })
     }
 
-    fn detect_language(&mut self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure> {
+    fn detect_language(&self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure> {
         audio.read(0, &mut [0.0; 100]).map_err(|error| WorkFailure::Engine(error.to_string()))?;
         Ok(vec![LanguageProbability { code: "de".to_owned(), probability: 0.75 }])
     }

@@ -1,17 +1,26 @@
 //! The engine alone, without a server, for `tests/bench/run.py`. Prints one JSON line of milliseconds per run.
 //!
-//! usage: hush-bench engine MODEL_DIR LIBRARY THREADS RUNS TOKENS
+//! usage: hush-bench COMMAND MODEL_DIR LIBRARY THREADS RUNS TOKENS
 //!
-//! Prompt and tokens are forced, so that every run does the same work; one run more comes first and warms up.
+//! | command | what one run does |
+//! |---|---|
+//! | `engine` | one window, tokens forced |
+//! | `batch=N` | N windows one after the other, then N at once |
+//! | `beams=N` | one window greedily, then with N beams |
+//!
+//! The end of text is forbidden, so that every run decodes the same number of tokens; one run more comes first and warms
+//! up.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use hush_whisper::decoding::Forward;
+use hush_whisper::decoding::{Beam, Forced, Frame, Rules, Sampler, Search};
 use hush_whisper::engine::LoadTimings;
 use hush_whisper::{Device, Engine, EngineOptions, ModelDir, runtime};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Start of transcript, English, transcribe, no timestamps: of the multilingual vocabulary.
 const PROMPT: [u32; 4] = [50_258, 50_259, 50_359, 50_363];
@@ -19,34 +28,88 @@ const PROMPT: [u32; 4] = [50_258, 50_259, 50_359, 50_363];
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [command, model, library, threads, runs, tokens] = arguments.as_slice() else {
-        bail!("usage: hush-bench engine MODEL_DIR LIBRARY THREADS RUNS TOKENS");
+        bail!("usage: hush-bench engine|batch=N|beams=N MODEL_DIR LIBRARY THREADS RUNS TOKENS");
     };
-    if command != "engine" {
-        bail!("there is no bench `{command}`");
-    }
-    let (threads, runs, tokens): (usize, usize, u32) = (threads.parse()?, runs.parse()?, tokens.parse()?);
+    let (command, count) = command.split_once('=').unwrap_or((command, "1"));
+    let (count, threads, runs, tokens): (usize, usize, usize, usize) =
+        (count.parse()?, threads.parse()?, runs.parse()?, tokens.parse()?);
     runtime::init(Path::new(library))?;
     let model = ModelDir::open(Path::new(model))?;
     // As the peers do: they arrange their weights at load time, too.
-    let options = EngineOptions { device: Device::Cpu, threads, prepack: true };
-    let mut engine = Engine::load(&model, &options, &mut LoadTimings::default())?;
-    let speech = engine.speech();
-    let frames = 2 * speech.config().max_source_positions;
-    let mel: Vec<f32> = noise(speech.config().num_mel_bins * frames);
+    let max_batch = if command == "batch" { count } else { 1 };
+    let options = EngineOptions { device: Device::Cpu, threads, prepack: true, max_batch };
+    let engine = Engine::load(&model, &options, &mut LoadTimings::default())?;
+    let bench = Bench { engine, tokens };
     for _ in 0..=runs {
-        let begun = Instant::now();
-        speech.encode(&mel).context("encoding")?;
-        let encode_ms = milliseconds(begun);
-        speech.restart()?;
-        speech.feed(&PROMPT).context("the prompt")?;
-        speech.fork(1)?;
-        for token in 0..tokens {
-            speech.step(&[1000 + token]).context("a step")?;
-        }
-        let total_ms = milliseconds(begun);
-        println!("{}", json!({"encode_ms": encode_ms, "total_ms": total_ms, "tokens": tokens}));
+        let line = match command {
+            "engine" => bench.forced()?,
+            "batch" => bench.batch(count)?,
+            "beams" => bench.beams(count)?,
+            other => bail!("there is no bench `{other}`"),
+        };
+        println!("{line}");
     }
     Ok(())
+}
+
+struct Bench {
+    engine: Engine,
+    tokens: usize,
+}
+
+impl Bench {
+    fn forced(&self) -> Result<Value> {
+        let tokens = (0..self.tokens).map(|token| 1000 + token as u32).collect();
+        let (encode_ms, total_ms) = self.window(Box::new(Forced::new(tokens, 1, |_, _| ())))?;
+        Ok(json!({"encode_ms": encode_ms, "total_ms": total_ms, "tokens": self.tokens}))
+    }
+
+    fn batch(&self, count: usize) -> Result<Value> {
+        let begun = Instant::now();
+        for _ in 0..count {
+            self.window(Box::new(Sampler::greedy(self.frame())))?;
+        }
+        let alone_ms = milliseconds(begun);
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            let jobs: Vec<_> =
+                (0..count).map(|_| scope.spawn(|| self.window(Box::new(Sampler::greedy(self.frame()))))).collect();
+            jobs.into_iter().try_for_each(|job| match job.join() {
+                Ok(result) => result.map(|_| ()),
+                Err(_) => bail!("a job panicked"),
+            })
+        })?;
+        Ok(json!({"alone_ms": alone_ms, "together_ms": milliseconds(begun), "tokens": self.tokens}))
+    }
+
+    fn beams(&self, count: usize) -> Result<Value> {
+        let (encode_ms, greedy_ms) = self.window(Box::new(Sampler::greedy(self.frame())))?;
+        let (_, beams_ms) = self.window(Box::new(Beam::new(self.frame(), count, None)))?;
+        Ok(json!({"encode_ms": encode_ms, "greedy_ms": greedy_ms, "beams_ms": beams_ms, "tokens": self.tokens}))
+    }
+
+    /// From log-mel to text; milliseconds of the encoder and of everything.
+    fn window(&self, search: Box<dyn Search>) -> Result<(f64, f64)> {
+        let config = self.engine.config();
+        let mut mel = noise(config.num_mel_bins * 2 * config.max_source_positions);
+        let expected = self.tokens;
+        let begun = Instant::now();
+        let mut window = self.engine.listen(&mut mel).context("encoding")?;
+        let encode_ms = milliseconds(begun);
+        window.feed(&PROMPT, true).context("the prompt")?;
+        let found = window.decode(search, &mut || true)?;
+        if let Some(wrong) = found.iter().find(|candidate| candidate.tokens.len() != expected) {
+            bail!("{} tokens instead of {expected}", wrong.tokens.len());
+        }
+        Ok((encode_ms, milliseconds(begun)))
+    }
+
+    /// Every search goes on until it has the tokens.
+    fn frame(&self) -> Frame {
+        let end = self.engine.special().eot;
+        let rules = Arc::new(Rules { blank: vec![], suppressed: vec![end], timestamps: None });
+        Frame { rules, end_of_text: end, prompt_length: PROMPT.len(), context: 2 * self.tokens }
+    }
 }
 
 fn milliseconds(since: Instant) -> f64 {

@@ -17,7 +17,10 @@ use super::values::{
     AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, OutputFormat, PrecisionChoice, Residency, Span, TaskWord,
 };
 use super::variable;
-use sources::{Count, Sources, legacy_seconds};
+use sources::{Count, Number, Sources, legacy_seconds};
+
+/// Each request of a batch has a thread in the runner and a window in its memory.
+const MOST_BATCH: usize = 256;
 
 /// A variable or a combination of options that cannot be used. Ends the program with the exit status of a usage error.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +92,7 @@ pub struct ServeSettings {
     pub stall_timeout: Duration,
     pub drain_timeout: Duration,
     pub max_queue: usize,
+    pub max_batch: usize,
     pub max_upload_bytes: u64,
     /// `None`: the system's folder for temporary files.
     pub spool_dir: Option<PathBuf>,
@@ -114,6 +118,16 @@ pub struct InstallSettings {
     pub legacy: Vec<LegacyUse>,
 }
 
+/// How text is searched; `None`: as the engine does by itself, which also checks what is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SearchSettings {
+    pub beam_size: Option<usize>,
+    pub patience: Option<f32>,
+    pub best_of: Option<usize>,
+    pub length_penalty: Option<f32>,
+    pub temperature: Option<f32>,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct TranscribeSettings {
     pub files: Vec<PathBuf>,
@@ -123,6 +137,7 @@ pub struct TranscribeSettings {
     pub language: Option<String>,
     pub task: TaskWord,
     pub initial_prompt: Option<String>,
+    pub search: SearchSettings,
     pub asr_engine: AsrEngine,
     pub model: Option<String>,
     pub models_dir: PathBuf,
@@ -178,6 +193,10 @@ pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> 
     if max_queue == 0 {
         return Err(SettingError::Combination("--max-queue must be at least 1".to_owned()));
     }
+    let max_batch = from.value("max-batch", args.max_batch.map(Count))?.map_or(8, |count| count.0);
+    if !(1..=MOST_BATCH).contains(&max_batch) {
+        return Err(SettingError::Combination(format!("--max-batch must lie between 1 and {MOST_BATCH}")));
+    }
     let settings = ServeSettings {
         models,
         models_dir: from.models_dir(args.store)?,
@@ -192,6 +211,7 @@ pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> 
         stall_timeout: from.positive("stall-timeout", args.stall_timeout, Duration::from_secs(120))?,
         drain_timeout: from.value("drain-timeout", args.drain_timeout)?.map_or(Duration::from_secs(30), |span| span.0),
         max_queue,
+        max_batch,
         max_upload_bytes: from.value("max-upload", args.max_upload)?.map_or(4 << 30, |size: ByteSize| size.0),
         spool_dir: from.path("spool-dir", args.spool_dir),
         spool_memory_bytes: from.value("spool-memory", args.spool_memory)?.map_or(1 << 20, |size: ByteSize| size.0),
@@ -241,6 +261,13 @@ fn transcribe(args: TranscribeArgs, env: &Env) -> Result<TranscribeSettings, Set
         language: from.text("language", args.language)?,
         task: from.value("task", args.task)?.unwrap_or(TaskWord::Transcribe),
         initial_prompt: from.text("initial-prompt", args.initial_prompt)?,
+        search: SearchSettings {
+            beam_size: from.value("beam-size", args.beam_size.map(Count))?.map(|count| count.0),
+            patience: from.value("patience", args.patience.map(Number))?.map(|number| number.0),
+            best_of: from.value("best-of", args.best_of.map(Count))?.map(|count| count.0),
+            length_penalty: from.value("length-penalty", args.length_penalty.map(Number))?.map(|number| number.0),
+            temperature: from.value("temperature", args.temperature.map(Number))?.map(|number| number.0),
+        },
         asr_engine: from.asr_engine(args.asr_engine)?,
         model,
         models_dir: from.models_dir(args.store)?,

@@ -24,6 +24,17 @@ impl FromStr for Count {
     }
 }
 
+/// A number as a variable.
+pub(super) struct Number(pub f32);
+
+impl FromStr for Number {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        text.parse().map(Self).map_err(|_| ValueError("expected a number".to_owned()))
+    }
+}
+
 /// Any text.
 struct Text(String);
 

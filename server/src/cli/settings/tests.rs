@@ -36,6 +36,7 @@ fn defaults() {
         stall_timeout: Duration::from_secs(120),
         drain_timeout: Duration::from_secs(30),
         max_queue: 256,
+        max_batch: 8,
         max_upload_bytes: 4 << 30,
         spool_dir: None,
         spool_memory_bytes: 1 << 20,
@@ -184,6 +185,7 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_STALL_TIMEOUT", "10s"),
             ("HUSH_DRAIN_TIMEOUT", "0"),
             ("HUSH_MAX_QUEUE", "7"),
+            ("HUSH_MAX_BATCH", "3"),
             ("HUSH_MAX_UPLOAD", "1MiB"),
             ("HUSH_SPOOL_DIR", "/spool"),
             ("HUSH_SPOOL_MEMORY", "0"),
@@ -211,6 +213,7 @@ fn every_hush_variable_reaches_its_setting() {
         stall_timeout: Duration::from_secs(10),
         drain_timeout: Duration::ZERO,
         max_queue: 7,
+        max_batch: 3,
         max_upload_bytes: 1 << 20,
         spool_dir: Some("/spool".into()),
         spool_memory_bytes: 0,
@@ -244,6 +247,8 @@ fn combinations_that_cannot_work() {
     assert!(try_serve(&["--listen", ":9001"], &[]).unwrap_err().to_string().contains("--ops-listen"));
     assert!(try_serve(&["--listen", ":0", "--ops-listen", ":0"], &[]).is_ok());
     assert!(try_serve(&["--max-queue", "0"], &[]).is_err());
+    assert!(try_serve(&["--max-batch", "0"], &[]).unwrap_err().to_string().contains("--max-batch"));
+    assert!(try_serve(&[], &[("HUSH_MAX_BATCH", "257")]).is_err());
     assert!(try_serve(&["--load-timeout", "0"], &[]).is_err());
     let cli = parse(["hush-server", "install", "a", "b", "--name", "c"]).unwrap();
     assert!(resolve(cli, &env(&[])).unwrap_err().to_string().contains("--name"));
@@ -271,4 +276,23 @@ fn transcribe_settings() {
     assert_eq!(settings.language.as_deref(), Some("de"));
     assert_eq!(settings.model.as_deref(), Some("small"));
     assert_eq!(settings.initial_prompt.as_deref(), Some("Hush."));
+    assert_eq!(settings.search, SearchSettings::default());
+}
+
+#[test]
+fn how_transcribe_searches() {
+    let cli = parse(["hush-server", "transcribe", "a.wav", "--beam-size", "5", "--patience=1.5"]).unwrap();
+    let variables = [("HUSH_LENGTH_PENALTY", "0.5"), ("HUSH_BEST_OF", "3"), ("HUSH_TEMPERATURE", "0")];
+    let Settings::Transcribe(settings) = resolve(cli, &env(&variables)).unwrap() else { panic!() };
+    let expected = SearchSettings {
+        beam_size: Some(5),
+        patience: Some(1.5),
+        best_of: Some(3),
+        length_penalty: Some(0.5),
+        temperature: Some(0.0),
+    };
+    assert_eq!(settings.search, expected);
+    let cli = parse(["hush-server", "transcribe", "a.wav"]).unwrap();
+    let error = resolve(cli, &env(&[("HUSH_PATIENCE", "much")])).unwrap_err().to_string();
+    assert!(error.contains("HUSH_PATIENCE"), "{error}");
 }

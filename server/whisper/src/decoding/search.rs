@@ -96,11 +96,7 @@ impl Sampler {
     }
 
     pub fn draws(frame: Frame, temperature: f32, candidates: usize, seed: u64) -> Self {
-        let row = |index| Row {
-            found: Candidate::default(),
-            ended: false,
-            random: Random::new(seed, &[index as u64]),
-        };
+        let row = |index| Row { found: Candidate::default(), ended: false, random: Random::new(seed, &[index as u64]) };
         let rows = (0..candidates.max(1)).map(row).collect();
         Self { frame, temperature: Some(temperature), rows, sampled: 0 }
     }

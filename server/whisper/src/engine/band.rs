@@ -130,13 +130,7 @@ impl Band {
     }
 
     /// Copies a window, of whose rows `length` tokens count.
-    pub fn copy_window(
-        &mut self,
-        decoder: &Decoder,
-        from: usize,
-        to: usize,
-        length: usize,
-    ) -> Result<(), ort::Error> {
+    pub fn copy_window(&mut self, decoder: &Decoder, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
         for Shared { buffer, .. } in &mut self.cross {
             buffer.copy_within(&decoder.memory, from, to, None)?;
         }

@@ -277,12 +277,7 @@ impl Owner {
         }
     }
 
-    fn begin_wide(
-        &mut self,
-        window: WindowId,
-        decoding: Decoding,
-        rows: usize,
-    ) -> Result<(), (Decoding, ort::Error)> {
+    fn begin_wide(&mut self, window: WindowId, decoding: Decoding, rows: usize) -> Result<(), (Decoding, ort::Error)> {
         if !self.wide.iter().any(|wide| wide.rows() == rows) {
             // Memory of widths that nobody uses any more.
             self.wide.retain(|wide| !wide.is_empty());

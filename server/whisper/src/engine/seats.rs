@@ -92,13 +92,7 @@ impl Seats {
     }
 
     /// Moves a window into a place whose own window is gone.
-    fn fill(
-        &mut self,
-        decoder: &Decoder,
-        hole: usize,
-        from: usize,
-        lengths: Lengths<'_>,
-    ) -> Result<(), ort::Error> {
+    fn fill(&mut self, decoder: &Decoder, hole: usize, from: usize, lengths: Lengths<'_>) -> Result<(), ort::Error> {
         if hole == from {
             return Ok(());
         }

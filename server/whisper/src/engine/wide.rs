@@ -81,13 +81,7 @@ impl Wide {
     }
 
     /// Steps `count` members from `first` on; `false` when several failed together and should be tried alone.
-    fn run(
-        &mut self,
-        decoder: &mut Decoder,
-        first: usize,
-        count: usize,
-        ended: &mut Vec<(usize, Course)>,
-    ) -> bool {
+    fn run(&mut self, decoder: &mut Decoder, first: usize, count: usize, ended: &mut Vec<(usize, Course)>) -> bool {
         let Self { rows, band, members } = self;
         let members = &mut members[first..first + count];
         let mut tokens = vec![0; count * *rows];
@@ -125,9 +119,9 @@ impl Wide {
                 let (order, copies) = rearranged(&member.order, &from);
                 let base = (first + index) * *rows;
                 let length = member.decoding.length;
-                let mut copied = copies.into_iter().map(|(source, target)| {
-                    band.copy_row(decoder, base + source, base + target, length)
-                });
+                let mut copied = copies
+                    .into_iter()
+                    .map(|(source, target)| band.copy_row(decoder, base + source, base + target, length));
                 match copied.find_map(Result::err) {
                     Some(error) => course = Course::Failed(error),
                     None => member.order = order,

@@ -18,12 +18,32 @@ pub(super) type WindowId = u64;
 /// What the engine's thread is asked to do.
 pub(super) enum Order {
     /// The mel comes back, to be filled again.
-    Encode { mel: Vec<f32>, reply: Sender<(Vec<f32>, Result<WindowId, ort::Error>)> },
-    Hidden { mel: Vec<f32>, reply: Sender<Result<Vec<f32>, ort::Error>> },
-    Feed { window: WindowId, restart: bool, tokens: Vec<u32>, reply: Sender<Result<Vec<f32>, ort::Error>> },
-    Decode { window: WindowId, search: Box<dyn Search>, events: Sender<Event> },
-    Look { window: WindowId, task: Box<dyn FnOnce(Result<&mut [Cross], ort::Error>) + Send> },
-    Drop { window: WindowId },
+    Encode {
+        mel: Vec<f32>,
+        reply: Sender<(Vec<f32>, Result<WindowId, ort::Error>)>,
+    },
+    Hidden {
+        mel: Vec<f32>,
+        reply: Sender<Result<Vec<f32>, ort::Error>>,
+    },
+    Feed {
+        window: WindowId,
+        restart: bool,
+        tokens: Vec<u32>,
+        reply: Sender<Result<Vec<f32>, ort::Error>>,
+    },
+    Decode {
+        window: WindowId,
+        search: Box<dyn Search>,
+        events: Sender<Event>,
+    },
+    Look {
+        window: WindowId,
+        task: Box<dyn FnOnce(Result<&mut [Cross], ort::Error>) + Send>,
+    },
+    Drop {
+        window: WindowId,
+    },
 }
 
 /// What a job hears of its search.

@@ -141,7 +141,8 @@ fn requests_share_the_engine_and_one_that_leaves_does_not_disturb() {
             });
         }
         for stayed in stays {
-            let texts = |segments: &[hush_whisper::Segment]| segments.iter().map(|s| s.tokens.clone()).collect::<Vec<_>>();
+            let texts =
+                |segments: &[hush_whisper::Segment]| segments.iter().map(|s| s.tokens.clone()).collect::<Vec<_>>();
             assert_eq!(texts(&stayed.join().unwrap()), texts(&alone.segments));
         }
     });

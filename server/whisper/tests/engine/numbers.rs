@@ -8,7 +8,7 @@ use hush_whisper::{
     mel::{LogMel, Spectrogram, WINDOW_FRAMES},
 };
 
-use crate::support::{array, audio, engine, json};
+use crate::support::{array, audio, batched, engine, json};
 
 const RECORDINGS: [(&str, &str); 2] = [("en-1", "audio/en-1.wav"), ("long-de", "audio/long-de.flac")];
 
@@ -97,7 +97,7 @@ fn logits_in_8_bits_are_near() {
 
 #[test]
 fn a_row_longer_than_the_cache_is_refused() {
-    let engine = engine(Precision::Fp32);
+    let engine = batched(Precision::Fp32, 2);
     let mut window = engine.listen(&mut vec![0.0; 80 * WINDOW_FRAMES]).unwrap();
     for rows in [1, 3] {
         window.feed(&[50_258; 448], true).unwrap();
@@ -113,7 +113,7 @@ fn a_row_longer_than_the_cache_is_refused() {
 
 #[test]
 fn a_window_s_keys_and_values_can_be_read() {
-    let engine = crate::support::batched(Precision::Fp32, 3);
+    let engine = batched(Precision::Fp32, 3);
     let mut mel = first_window(&mut audio("audio/en-1.wav"), 80);
     let mut silence = vec![0.0; mel.len()];
     let [first, _other, again] = [&mut mel.clone(), &mut silence, &mut mel].map(|mel| engine.listen(mel).unwrap());
