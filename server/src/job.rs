@@ -59,6 +59,8 @@ pub enum JobError {
     /// The runner died, hung or was killed under this job, twice or after a part of the answer was given.
     #[error("the process that runs model `{model}` was lost under this request: {cause}")]
     RunnerLost { model: String, cause: String },
+    #[error("the request held the model for longer than {seconds} s (--busy-timeout) and was ended")]
+    Overdue { seconds: u64 },
     /// The engine refused the request: an option it does not have, an unknown language, a prompt that is too long.
     #[error("{0}")]
     Invalid(String),

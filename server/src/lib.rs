@@ -7,12 +7,14 @@
 pub mod admin;
 pub mod api;
 pub mod audio;
+pub mod auth;
 pub mod cli;
 pub mod format;
 pub mod hub;
 pub mod job;
 mod memory;
 pub mod metrics;
+pub mod request;
 pub mod residency;
 pub mod runner;
 pub mod serve;

@@ -555,3 +555,52 @@ fn a_killed_server_takes_its_runner_along() {
         }
     }
 }
+
+fn busy_timeout(busy: u64, let_go: u64) -> runner::Settings {
+    runner::Settings {
+        busy_timeout: Some(Duration::from_millis(busy)),
+        let_go_timeout: Duration::from_millis(let_go),
+        ..settings()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_takes_too_long_is_ended_and_the_runner_goes_on() {
+    let policy = Policy { residency: Residency::Idle(None), ..Policy::default() };
+    let server = Server::start("", policy, busy_timeout(1000, 60_000));
+    let pid = server.ask("").await.unwrap();
+    let error = server.ask("each=3600000").await.unwrap_err();
+    assert!(matches!(error, JobError::Overdue { seconds: 1 }), "{error}");
+    assert!(error.to_string().contains("--busy-timeout"), "{error}");
+    assert_eq!(server.ask("").await.unwrap(), pid, "the same runner");
+    assert_eq!(server.model().snapshot().generation, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runner_that_does_not_let_go_is_replaced_and_others_are_served() {
+    let policy = Policy { residency: Residency::Idle(None), ..Policy::default() };
+    let server = Server::start("", policy, busy_timeout(1000, 300));
+    let pid = server.ask("").await.unwrap();
+    let model = server.model().clone();
+    let stuck = tokio::spawn(async move { ask(&model, "hang").await });
+    until("it works", || server.model().snapshot().inflight == 1).await;
+    // Waits for its turn, gets a runner that does not listen, and then another.
+    let other = server.ask("").await.unwrap();
+    assert!(matches!(stuck.await.unwrap(), Err(JobError::Overdue { .. })));
+    assert_ne!(other, pid);
+    assert_eq!(process_state(pid), None);
+    assert_eq!(server.metric("hush_runner_restarts_total{cause=\"hung\",model=\"tiny\"}"), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_left_does_not_make_its_request_overdue() {
+    let policy = Policy { residency: Residency::Idle(None), ..Policy::default() };
+    let server = Server::start("", policy, busy_timeout(600, 1));
+    let pid = server.ask("").await.unwrap();
+    let model = server.model().clone();
+    let left = tokio::spawn(async move { ask(&model, "each=3600000").await });
+    until("it works", || server.model().snapshot().inflight == 1).await;
+    left.abort();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(server.ask("").await.unwrap(), pid);
+}

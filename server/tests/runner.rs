@@ -127,7 +127,7 @@ fn it_ends_with_its_socket_and_on_nonsense_whatever_its_engine_does() {
     assert_eq!(loading.ended_within(Duration::from_secs(2)).signal(), Some(9));
 
     let mut working = Runner::loaded();
-    working.say(&ToRunner::Work { id: 1, work: work("hang"), len_samples: 0 });
+    working.say(&ToRunner::Work { id: 1, work: work("hang"), len_samples: 0, request: None });
     assert!(matches!(working.hear(), FromRunner::FirstToken { id: 1, .. }));
     drop(working.socket.shutdown(std::net::Shutdown::Write));
     working.ended_within(Duration::from_secs(2));
@@ -143,7 +143,7 @@ fn it_does_not_live_without_its_server() {
 fn it_pulls_audio_in_bounded_blocks_and_every_sample_once() {
     let samples = audio(100);
     let mut runner = Runner::loaded();
-    runner.say(&ToRunner::Work { id: 5, work: work("piece=1000"), len_samples: samples.len() as u64 });
+    runner.say(&ToRunner::Work { id: 5, work: work("piece=1000"), len_samples: samples.len() as u64, request: None });
     let (mut next, mut asked) = (0, 0);
     loop {
         match runner.hear() {
@@ -178,18 +178,18 @@ fn cancelled_work_ends_wherever_it_is_and_the_next_is_done() {
     let mut runner = Runner::loaded();
     let cancelled = |message| matches!(message, FromRunner::Failed { kind: FailureKind::Cancelled, .. });
     // Waiting for audio.
-    runner.say(&ToRunner::Work { id: 1, work: work(""), len_samples: 16_000 });
+    runner.say(&ToRunner::Work { id: 1, work: work(""), len_samples: 16_000, request: None });
     assert!(matches!(runner.hear(), FromRunner::NeedAudio { id: 1, .. }));
     runner.say(&ToRunner::Cancel { id: 1 });
     assert!(cancelled(runner.hear()));
     // Between tokens; and one that has not begun.
-    runner.say(&ToRunner::Work { id: 2, work: work("each=60000"), len_samples: 0 });
-    runner.say(&ToRunner::Work { id: 3, work: work("each=60000"), len_samples: 0 });
+    runner.say(&ToRunner::Work { id: 2, work: work("each=60000"), len_samples: 0, request: None });
+    runner.say(&ToRunner::Work { id: 3, work: work("each=60000"), len_samples: 0, request: None });
     assert!(matches!(runner.hear(), FromRunner::FirstToken { id: 2, .. }));
     runner.say(&ToRunner::Cancel { id: 3 });
     runner.say(&ToRunner::Cancel { id: 2 });
     assert!(cancelled(runner.hear()) && cancelled(runner.hear()));
-    runner.say(&ToRunner::Work { id: 4, work: work(""), len_samples: 0 });
+    runner.say(&ToRunner::Work { id: 4, work: work(""), len_samples: 0, request: None });
     assert!(matches!(runner.hear(), FromRunner::FirstToken { id: 4, .. }));
     assert!(matches!(runner.hear(), FromRunner::Segment { id: 4, .. }));
     assert!(matches!(runner.hear(), FromRunner::Done { id: 4, .. }));
@@ -203,7 +203,7 @@ fn several_jobs_have_their_own_audio_and_their_own_end() {
     assert!(matches!(runner.hear(), FromRunner::Loaded { .. }));
     // The fourth waits for one of the others.
     for id in 1..=4 {
-        runner.say(&ToRunner::Work { id, work: work("each=30"), len_samples: 200_000 });
+        runner.say(&ToRunner::Work { id, work: work("each=30"), len_samples: 200_000, request: None });
     }
     let (mut done, mut sums, mut cancelled) = (Vec::new(), HashMap::new(), false);
     while done.len() < 3 || !cancelled {
@@ -234,7 +234,7 @@ fn several_jobs_have_their_own_audio_and_their_own_end() {
 #[test]
 fn signs_of_life_come_while_it_works() {
     let mut runner = Runner::loaded();
-    runner.say(&ToRunner::Work { id: 1, work: work("each=900"), len_samples: 0 });
+    runner.say(&ToRunner::Work { id: 1, work: work("each=900"), len_samples: 0, request: None });
     let mut beats = 0;
     loop {
         match runner.hear() {

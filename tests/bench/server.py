@@ -29,7 +29,9 @@ def hush(*args: str) -> str:
 
 class Server:
     def __init__(self, *args: str):
-        command = [BINARY, "serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log-format", "json", *args]
+        levels = "info,hush_server::residency=debug"
+        command = [BINARY, "serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log-format", "json"]
+        command += ["--log-level", levels, *args]
         self.process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
         self.log: list[dict] = []
         self.seen: dict[str, int] = {}

@@ -320,7 +320,7 @@ pub enum Event {
     /// Every model: at the beginning, and after [`Event::Lost`].
     Snapshot { models: Vec<ModelStatus> },
     /// A model changed its state, became busy or idle, or came under a hold.
-    Model { from: ModelState, model: ModelStatus },
+    Model { from: ModelState, model: Box<ModelStatus> },
     /// The reader was too slow: this many changes are gone. A snapshot follows.
     Lost { count: u64 },
 }

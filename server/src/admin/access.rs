@@ -1,6 +1,5 @@
 //! Who may use the admin API.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,44 +7,15 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use futures_util::future::BoxFuture;
 use hush_contract::admin::code;
 
 use super::AdminState;
 use super::error::AdminError;
+use crate::auth::{Authenticate, Caller, Denied};
 use crate::serve::Peer;
 
 /// Longer ones are no token of anybody's.
 const TOKEN_LIMIT_BYTES: usize = 16 << 10;
-
-/// Who gave a command, for the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller(pub String);
-
-impl fmt::Display for Caller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Why somebody is not let in. The texts go to the caller and hold nothing of the credential.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
-    /// The credential is none that is known here.
-    #[error("{0}")]
-    Invalid(String),
-    /// A valid credential of somebody who may not.
-    #[error("{0}")]
-    Forbidden(String),
-    /// Who could tell does not answer.
-    #[error("{0}")]
-    Unavailable(String),
-}
-
-/// Checks a bearer token.
-pub trait Authenticate: Send + Sync + 'static {
-    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, Denied>>;
-}
 
 /// How the admin API is guarded.
 pub enum Access {

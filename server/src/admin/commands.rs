@@ -9,9 +9,9 @@ use axum::response::{IntoResponse, Response};
 use hush_contract::admin::{LoadOutcome, LoadRequest, LoadResponse, UnloadRequest, UnloadResponse};
 use tokio::time::Instant;
 
-use super::access::Caller;
 use super::error::{AdminError, json};
 use super::{AdminState, ModelName, body};
+use crate::auth::Caller;
 use crate::residency::{Load, Loading, Unload};
 
 const LOAD_WAIT: Duration = Duration::from_secs(60);

@@ -57,7 +57,7 @@ impl Follower {
         while self.pending.is_empty() {
             match self.changes.recv().await {
                 Ok(change) => {
-                    self.push(change.id, &Event::Model { from: change.from, model: status(change.now) });
+                    self.push(change.id, &Event::Model { from: change.from, model: Box::new(status(change.now)) });
                 }
                 Err(RecvError::Lagged(count)) => {
                     let last_id = self.state.models.feed().last_id();

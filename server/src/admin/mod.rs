@@ -18,7 +18,7 @@ use axum::routing::{get, post};
 use hush_contract::admin::ModelList;
 use tokio_util::sync::CancellationToken;
 
-pub use access::{Access, Authenticate, Caller, Denied};
+pub use access::Access;
 
 use crate::metrics::Metrics;
 use crate::residency::{ModelHandle, Models};

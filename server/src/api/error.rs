@@ -151,6 +151,7 @@ impl ApiError {
             Self::Job(JobError::QueueFull { .. } | JobError::LoadFailed { .. } | JobError::ShuttingDown) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            Self::Job(JobError::Overdue { .. }) => StatusCode::GATEWAY_TIMEOUT,
             Self::Job(JobError::Invalid(_)) => StatusCode::BAD_REQUEST,
             Self::Audio(_) | Self::Job(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }

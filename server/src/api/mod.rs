@@ -6,6 +6,7 @@ mod detect;
 mod error;
 mod header;
 mod health;
+mod keys;
 mod live;
 mod multipart;
 pub mod openai;
@@ -28,11 +29,13 @@ use tokio::sync::Semaphore;
 
 pub use catalogue::{Catalogue, DEFAULT_ALIASES, ModelCard, Single, is_alias, is_same_model};
 pub(crate) use error::detail;
+pub use keys::{KeyGuard, Shape, require_key};
 pub use live::{Live, Show};
 pub use speech::{ServedModel, Speech};
 pub use upload::UploadOptions;
 
 use crate::audio::DecodeOptions;
+use crate::auth::KeyFile;
 use crate::format::JsonShape;
 use crate::metrics::Metrics;
 use crate::serve;
@@ -51,6 +54,8 @@ pub struct ApiConfig {
     pub web_ui: bool,
     /// Longest silence in a stream of events.
     pub stream_heartbeat: Duration,
+    /// Who may use the API; `None`: everybody.
+    pub keys: Option<KeyFile>,
 }
 
 impl Default for ApiConfig {
@@ -64,6 +69,7 @@ impl Default for ApiConfig {
             web_ui: true,
             // A quarter of the 60 s after which common proxies give up.
             stream_heartbeat: Duration::from_secs(15),
+            keys: None,
         }
     }
 }
@@ -100,6 +106,11 @@ impl ApiState {
 /// other clients a redirect of a whole upload: both are the route itself.
 pub fn router(state: ApiState) -> Router {
     let recorded = middleware::from_fn_with_state(Arc::clone(&state.metrics), serve::record);
+    let guard = KeyGuard { state: state.clone(), shape: Shape::Asr };
+    let v1_guard = KeyGuard { state: state.clone(), shape: Shape::OpenAi };
+    let v1 = openai::routes(Router::new())
+        .route("/v1/hush/models", get(live::models))
+        .route("/v1/hush/events", get(live::events));
     let mut router = Router::new();
     for path in ["/asr", "//asr", "/asr/"] {
         router = router.route(path, post(asr::asr));
@@ -107,13 +118,13 @@ pub fn router(state: ApiState) -> Router {
     for path in ["/detect-language", "//detect-language", "/detect-language/"] {
         router = router.route(path, post(detect::detect_language));
     }
-    openai::routes(router)
-        .route("/", get(health::index))
+    router
         .route("/status", get(health::status))
+        .route_layer(middleware::from_fn_with_state(guard, require_key))
+        .merge(v1.route_layer(middleware::from_fn_with_state(v1_guard, require_key)))
+        .route("/", get(health::index))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
-        .route("/v1/hush/models", get(live::models))
-        .route("/v1/hush/events", get(live::events))
         .route("/openapi.json", get(openapi::openapi))
         .merge(web::routes())
         .fallback(not_found)

@@ -1,7 +1,7 @@
 //! The body of a request on its way into a spool. It is read at once and to its end, whatever the model does: a body
 //! that stalls because the GPU is busy costs a Bazarr user 24 hours.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::{HeaderMap, header};
@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use super::error::UploadError;
 use super::header::{Parameters, decode};
 use super::multipart::{Event, Parser};
+use crate::request;
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
 /// Files travel to the spool in pieces of this size, on a thread that may wait for a disk.
@@ -92,7 +93,10 @@ pub async fn receive(
     options: &UploadOptions,
 ) -> Result<Received, UploadError> {
     let mut body = Chunks { stream: body.into_data_stream(), idle_timeout: options.idle_timeout };
-    match read_form(headers, &mut body, wanted, options).await {
+    let began = Instant::now();
+    let form = read_form(headers, &mut body, wanted, options).await;
+    request::note(|facts| facts.upload_seconds = Some(began.elapsed().as_secs_f64()));
+    match form {
         Err(error @ (UploadError::ClientGone(_) | UploadError::Stalled { .. })) => Err(error),
         // A client that asked first waits for the answer with its body in hand.
         Err(error) if headers.contains_key(header::EXPECT) => Err(error),

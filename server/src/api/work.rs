@@ -1,6 +1,7 @@
 //! From a request to samples: the part that all routes share.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
@@ -11,6 +12,7 @@ use super::error::{ApiError, FieldError};
 use super::upload::{self, FormFile, Upload, Wanted};
 use crate::audio::{self, AudioError, Pcm};
 use crate::job::JobError;
+use crate::request;
 
 /// The form of whisper-asr-webservice; everything but the file is in the query.
 const AUDIO_FILE: Wanted = Wanted { file: "audio_file", keeps: |_| false };
@@ -39,6 +41,7 @@ impl ApiState {
 
     /// Decodes on a blocking thread, a bounded number at a time. Dropping the future ends the decoding.
     pub(super) async fn decode(&self, upload: Upload, encode: bool) -> Result<Pcm, ApiError> {
+        let began = Instant::now();
         let closed = |_| ApiError::Job(JobError::ShuttingDown);
         let permit = Arc::clone(&self.decodes).acquire_owned().await.map_err(closed)?;
         let options = self.config.decode.clone();
@@ -53,7 +56,11 @@ impl ApiState {
                 false => audio::decode_raw_s16le(content, options.limit_seconds),
             }
         });
-        let decoded = decoded.await.map_err(|panicked| ApiError::Internal(format!("decoding: {panicked}")))?;
-        Ok(decoded?)
+        let decoded = decoded.await.map_err(|panicked| ApiError::Internal(format!("decoding: {panicked}")))??;
+        request::note(|facts| {
+            facts.audio_decode_seconds = Some(began.elapsed().as_secs_f64());
+            facts.audio_seconds = Some(decoded.duration_seconds());
+        });
+        Ok(decoded)
     }
 }

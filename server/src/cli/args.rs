@@ -10,6 +10,7 @@ use super::values::{
     AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, LogLevel, OutputFormat, PrecisionChoice, Residency, Span,
     Switch, TaskWord,
 };
+use crate::auth::{Account, ApiServer};
 
 /// A Whisper speech-to-text server whose model is a guest on the GPU.
 ///
@@ -126,7 +127,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDR", help_heading = "Listeners")]
     pub listen: Option<Listen>,
 
-    /// Address of the operations port: /metrics. Default: 127.0.0.1:9001.
+    /// Address of the operations port: /metrics and /admin. Default: 127.0.0.1:9001.
     #[arg(long, value_name = "ADDR", help_heading = "Listeners")]
     pub ops_listen: Option<Listen>,
 
@@ -164,6 +165,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DURATION", help_heading = "Residency")]
     pub stall_timeout: Option<Span>,
 
+    /// How long one request may hold the model; longer ones are ended with an error. Default: 0, for ever.
+    ///
+    /// When the model's process does not let go of it soon, the process is ended and its other requests start again.
+    #[arg(long, value_name = "DURATION", help_heading = "Residency")]
+    pub busy_timeout: Option<Span>,
+
     /// How long work in progress may go on after SIGTERM. Default: 30s.
     #[arg(long, value_name = "DURATION", help_heading = "Residency")]
     pub drain_timeout: Option<Span>,
@@ -197,10 +204,70 @@ pub struct ServeArgs {
     pub asr_engine: Option<AsrEngine>,
 
     #[command(flatten)]
+    pub security: SecurityArgs,
+
+    #[command(flatten)]
     pub engine: EngineArgs,
 
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Security")]
+pub struct SecurityArgs {
+    /// Certificate of the public listener, PEM, followed by its chain; makes it HTTPS. Read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of --tls-cert, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificate of the operations listener, PEM, followed by its chain; makes it HTTPS. Read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub ops_tls_cert: Option<PathBuf>,
+
+    /// Key of --ops-tls-cert, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub ops_tls_key: Option<PathBuf>,
+
+    /// Keys for the public API, one a line, as KEY or NAME KEY; read again when the file changes.
+    ///
+    /// A client sends one as `Authorization: Bearer KEY` or `X-API-Key: KEY`. Default: no key is asked for.
+    #[arg(long, value_name = "FILE")]
+    pub api_keys_file: Option<PathBuf>,
+
+    /// Tokens for the admin API, one a line, as TOKEN or NAME TOKEN; read again when the file changes.
+    ///
+    /// Without this and without --admin-token-review the admin API serves only this machine, and only when
+    /// --ops-listen is on the loopback.
+    #[arg(long, value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// Let Kubernetes check the tokens of the admin API (TokenReview). Default: false.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub admin_token_review: Option<Switch>,
+
+    /// Service account that may use the admin API; may be given several times, as a variable with commas.
+    #[arg(long, value_name = "NAMESPACE:NAME")]
+    pub admin_account: Vec<Account>,
+
+    /// For whom a service account's token must have been made. Default: hush-server.
+    #[arg(long, value_name = "AUDIENCE")]
+    pub admin_audience: Option<String>,
+
+    /// The Kubernetes API server. Default: the one of the cluster that this runs in.
+    #[arg(long, value_name = "URL")]
+    pub kubernetes_api: Option<ApiServer>,
+
+    /// Who signs the API server's certificate, PEM. Default: ca.crt of this pod's service account.
+    #[arg(long, value_name = "FILE")]
+    pub kubernetes_ca: Option<PathBuf>,
+
+    /// Token with which this server asks the API server. Default: that of this pod's service account.
+    #[arg(long, value_name = "FILE")]
+    pub kubernetes_token: Option<PathBuf>,
 }
 
 #[derive(Args, Debug, Default)]

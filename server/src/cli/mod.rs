@@ -14,6 +14,7 @@ pub mod models;
 pub mod ort_lib;
 pub mod progress;
 pub mod resolve;
+mod security;
 pub mod serve;
 pub mod settings;
 pub mod transcribe;

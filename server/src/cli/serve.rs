@@ -18,8 +18,8 @@ use super::install::find_or_install;
 use super::resolve::{self, Resolved, Store};
 use super::settings::ServeSettings;
 use super::values::{AsrEngine, Device, Residency};
-use super::{log, ort_lib};
-use crate::admin::{self, Access, AdminState};
+use super::{log, ort_lib, security};
+use crate::admin::{self, AdminState};
 use crate::api::{ApiConfig, ApiState, Live, ServedModel, Single, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
@@ -51,6 +51,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     runners.env.extend(log::variables(&settings.log));
     runners.load_timeout = settings.load_timeout;
     runners.stall_timeout = settings.stall_timeout;
+    runners.busy_timeout = settings.busy_timeout;
     runners.spare = settings.spare_runner;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -64,13 +65,15 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         let speech = ServedModel::new(models.default_model().clone(), model_dir, library, stop.clone());
         let catalogue = Arc::new(Single(Arc::new(speech)));
+        let config = ApiConfig { keys: security::api_keys(&settings.security)?, ..api_config(settings) };
         let live = Live::new(models.clone(), stop.clone());
-        let state = ApiState::new(catalogue, Arc::clone(&metrics), api_config(settings)).with_live(live);
-        let api = crate::api::router(state);
+        let api = crate::api::router(ApiState::new(catalogue, Arc::clone(&metrics), config).with_live(live));
+        let tls = security::tls("tls", settings.security.tls.as_ref())?;
+        let ops_tls = security::tls("ops-tls", settings.security.ops_tls.as_ref())?;
         let (listener, address) = bind("--listen", settings.listen).await?;
         let (ops_listener, ops_address) = bind("--ops-listen", settings.ops_listen).await?;
         let ops_stop = CancellationToken::new();
-        let access = Access::new(Vec::new(), ops_address.ip());
+        let access = security::access(&settings.security, ops_address.ip())?;
         let admin = AdminState::new(Arc::clone(&models), access, ops_stop.clone());
         let ops = metrics::router(Arc::clone(&metrics)).merge(admin::router(admin, Arc::clone(&metrics)));
         for model in models.iter() {
@@ -79,9 +82,10 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         tracing::info!(api = %address, ops = %ops_address, "listening");
 
         let drain = settings.drain_timeout;
-        let options = ServeOptions { drain_deadline: drain + ANSWER_GRACE, ..ServeOptions::default() };
-        let requests = tokio::spawn(serve(listener, api, stop.clone(), options.clone()));
-        let operations = tokio::spawn(serve(ops_listener, ops, ops_stop.clone(), options));
+        let options = ServeOptions { drain_deadline: drain + ANSWER_GRACE, tls, ..ServeOptions::default() };
+        let ops_options = ServeOptions { tls: ops_tls, ..options.clone() };
+        let requests = tokio::spawn(serve(listener, api, stop.clone(), options));
+        let operations = tokio::spawn(serve(ops_listener, ops, ops_stop.clone(), ops_options));
         let mut signals = Signals::new().context("listening for signals")?;
         let signal = signals.next().await;
         tracing::info!(signal, "shutting down; requests that have arrived are served, for {drain:?} at most");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hush_contract::UnloadRefusal;
+use hush_contract::{ModelState, UnloadRefusal};
 use hush_whisper::Segment;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -14,6 +14,7 @@ use super::machine::{LeaseId, Load, Refusal, Unload, UnloadReport};
 use super::owner::{Grant, Message};
 use super::snapshot::{Board, Snapshot};
 use crate::job::{Audio, JobError, Outcome, Work};
+use crate::request;
 use crate::runner::{Ending, Runner};
 
 /// Of one job: after that its input is suspect.
@@ -157,6 +158,7 @@ impl ModelHandle {
                 Err(Attempt::Ended(ending)) => ending,
             };
             drop(lease);
+            request::note(|facts| *facts.retries.get_or_insert(0) += 1);
             let cause = match ending {
                 Ending::Lost(loss) => {
                     losses += 1;
@@ -175,12 +177,26 @@ impl ModelHandle {
         let (reply, answer) = oneshot::channel::<Grant>();
         let id = LeaseId(self.shared.next_lease.fetch_add(1, Ordering::Relaxed));
         let ticket = Ticket { id, inbox: self.shared.inbox.clone() };
+        let (since, cold) = (Instant::now(), self.snapshot().state != ModelState::Ready);
         self.shared.inbox.send(Message::Arrive { lease: id, again, reply }).map_err(|_| JobError::ShuttingDown)?;
         match answer.await {
-            Ok(Ok(runner)) => Ok(Lease { runner, _ticket: ticket }),
+            Ok(Ok(runner)) => {
+                self.note_wait(since.elapsed(), cold);
+                Ok(Lease { runner, _ticket: ticket })
+            }
             Ok(Err(refusal)) => Err(self.explain(refusal)),
             Err(_) => Err(JobError::ShuttingDown),
         }
+    }
+
+    /// For the log alone.
+    fn note_wait(&self, waited: Duration, cold: bool) {
+        request::note(|facts| {
+            let wait = if cold { &mut facts.cold_start_seconds } else { &mut facts.queue_seconds };
+            *wait.get_or_insert(0.0) += waited.as_secs_f64();
+            facts.model = Some(self.name().to_owned());
+            facts.generation = Some(self.snapshot().generation);
+        });
     }
 
     fn explain(&self, refusal: Refusal) -> JobError {

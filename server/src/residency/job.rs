@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use hush_whisper::{PcmSource, Segment};
+use hush_whisper::{FirstToken, PcmSource, Segment};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::job::{Audio, JobError, Outcome, Work};
+use crate::request;
 use crate::runner::wire::FailureKind;
 use crate::runner::{Ending, JobEvent, Runner};
 
@@ -105,6 +106,7 @@ pub(super) async fn attempt(
 ) -> Result<Outcome, Attempt> {
     let len_samples = audio.len_samples();
     let mut source = audio.source();
+    let mut first_token_at = None;
     let mut job = runner.work(work.clone(), len_samples);
     loop {
         let pending = output.has_pending();
@@ -122,14 +124,27 @@ pub(super) async fn attempt(
             JobEvent::Progress { done_seconds, total_seconds } => {
                 tracing::debug!(done_seconds, total_seconds, "progress");
             }
-            JobEvent::FirstToken { timings } => tracing::info!(
-                first_token_seconds = arrived.elapsed().as_secs_f64(),
-                mel_seconds = timings.mel_seconds,
-                encode_seconds = timings.encode_seconds,
-                prefill_seconds = timings.prefill_seconds,
-                "first token"
-            ),
-            JobEvent::Done(outcome) => return Ok(outcome),
+            JobEvent::FirstToken { timings } => {
+                first_token_at = Some(Instant::now());
+                let first_token_seconds = arrived.elapsed().as_secs_f64();
+                let FirstToken { mel_seconds, encode_seconds, prefill_seconds } = timings;
+                request::note(|facts| {
+                    facts.first_token_seconds = Some(first_token_seconds);
+                    facts.mel_seconds = Some(mel_seconds);
+                    facts.encode_seconds = Some(encode_seconds);
+                    facts.prefill_seconds = Some(prefill_seconds);
+                });
+                // The line of the request says it too, but only at the end.
+                tracing::debug!(first_token_seconds, mel_seconds, encode_seconds, prefill_seconds, "first token");
+            }
+            JobEvent::Done(outcome) => {
+                let decode_seconds = first_token_at.map(|at| at.elapsed().as_secs_f64());
+                request::note(|facts| facts.decode_seconds = decode_seconds);
+                return Ok(outcome);
+            }
+            JobEvent::Overdue { after } => {
+                return Err(Attempt::Answered(JobError::Overdue { seconds: after.as_secs() }));
+            }
             JobEvent::Failed { kind, message } => {
                 return Err(Attempt::Answered(match kind {
                     FailureKind::Invalid => JobError::Invalid(message),

@@ -115,12 +115,12 @@ fn serve<B: Backend>() -> io::Result<Never> {
                 }
             }
             Order::Work(job) => {
-                let Err(job) = desks.as_ref().map_or(Err(job), |desks| {
-                    // A send fails when no desk is left, and hands the job back.
-                    desks.send(job).map_err(|mpsc::SendError(job)| job)
-                }) else {
-                    continue;
+                let refused = match &desks {
+                    // Fails when no desk is left.
+                    Some(desks) => desks.send(job).err().map(|mpsc::SendError(job)| job),
+                    None => Some(job),
                 };
+                let Some(job) = refused else { continue };
                 let problem = backend.as_ref().err().map_or("no model is loaded", String::as_str);
                 voice.fail(job.id, WorkFailure::Engine(problem.to_owned()));
                 jobs.forget(job.id);
@@ -132,7 +132,7 @@ fn serve<B: Backend>() -> io::Result<Never> {
 
 /// Threads that do jobs, as many as may hold the model; further jobs wait. They end when the sender is dropped.
 fn open_desks<M: Model>(model: Arc<M>, count: usize, voice: &Arc<Voice>, jobs: &Jobs) -> io::Result<mpsc::Sender<Job>> {
-    let (sender, inbox) = mpsc::channel();
+    let (sender, inbox) = mpsc::channel::<Job>();
     let inbox = Arc::new(Mutex::new(inbox));
     for number in 0..count.max(1) {
         let (model, inbox, voice, jobs) = (model.clone(), inbox.clone(), voice.clone(), jobs.clone());
@@ -150,7 +150,9 @@ fn open_desks<M: Model>(model: Arc<M>, count: usize, voice: &Arc<Voice>, jobs: &
 }
 
 fn work<M: Model>(model: &M, job: Job, voice: &Voice) {
-    let Job { id, work, len_samples, incoming, cancelled } = job;
+    let Job { id, work, len_samples, request, incoming, cancelled } = job;
+    let _request = tracing::info_span!("request", id = request).entered();
+    tracing::debug!(job = id, len_samples, "work begins");
     let cancelled = &*cancelled;
     let result = if cancelled.load(Ordering::Relaxed) {
         Err(WorkFailure::Cancelled)
@@ -166,8 +168,14 @@ fn work<M: Model>(model: &M, job: Job, voice: &Voice) {
         Ok(outcome) => voice.say(&FromRunner::Done { id, outcome }),
         // Whatever the engine makes of audio that is not coming any more.
         Err(_) if cancelled.load(Ordering::Relaxed) => voice.fail(id, WorkFailure::Cancelled),
-        Err(failure) => voice.fail(id, failure),
+        Err(failure) => {
+            if let WorkFailure::Engine(problem) = &failure {
+                tracing::error!(job = id, "the engine failed: {problem}");
+            }
+            voice.fail(id, failure);
+        }
     }
+    tracing::debug!(job = id, "work ends");
 }
 
 /// The kernel ends us with the thread that started us; if that has happened already, nobody needs us.
@@ -207,6 +215,8 @@ struct Job {
     id: JobId,
     work: Work,
     len_samples: u64,
+    /// For the log.
+    request: Option<String>,
     incoming: mpsc::Receiver<Samples>,
     cancelled: Arc<AtomicBool>,
 }
@@ -232,11 +242,11 @@ struct Correspondence {
 }
 
 impl Jobs {
-    fn open(&self, id: JobId, work: Work, len_samples: u64) -> Job {
+    fn open(&self, id: JobId, work: Work, len_samples: u64, request: Option<String>) -> Job {
         let (samples, incoming) = mpsc::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
         lock(&self.known).insert(id, Correspondence { samples, cancelled: cancelled.clone() });
-        Job { id, work, len_samples, incoming, cancelled }
+        Job { id, work, len_samples, request, incoming, cancelled }
     }
 
     /// Audio and cancellations may cross the end of their job.
@@ -289,8 +299,8 @@ impl Reader {
         // A send fails only while the process ends.
         match message {
             ToRunner::Load(spec) => drop(self.orders.send(Order::Load(spec))),
-            ToRunner::Work { id, work, len_samples } => {
-                drop(self.orders.send(Order::Work(self.jobs.open(id, work, len_samples))));
+            ToRunner::Work { id, work, len_samples, request } => {
+                drop(self.orders.send(Order::Work(self.jobs.open(id, work, len_samples, request))));
             }
             ToRunner::Audio { id, offset, samples } => self.jobs.hand(id, offset, samples),
             ToRunner::Cancel { id } => self.jobs.cancel(id),

@@ -14,6 +14,7 @@ use super::spawn::Spawner;
 use super::supervisor::{self, Command};
 use super::wire::{FailureKind, JobId, LoadSpec};
 use crate::job::{Outcome, Work};
+use crate::request;
 use crate::residency::machine::Loss;
 
 #[derive(Clone, Debug)]
@@ -27,6 +28,10 @@ pub struct Settings {
     pub load_timeout: Duration,
     /// The longest silence of an engine that works.
     pub stall_timeout: Duration,
+    /// How long one job may work; `None`: for ever.
+    pub busy_timeout: Option<Duration>,
+    /// How long a runner may go on with a job that was ended for that, before it is ended itself.
+    pub let_go_timeout: Duration,
     /// How long a runner may take to exit when it is asked to.
     pub exit_timeout: Duration,
     /// Keep a runner waiting with its libraries loaded and no model.
@@ -43,6 +48,9 @@ impl Settings {
             env: Vec::new(),
             load_timeout: Duration::from_secs(300),
             stall_timeout: Duration::from_secs(120),
+            busy_timeout: None,
+            // An encoder window on a small CPU takes some seconds, and is not interrupted.
+            let_go_timeout: Duration::from_secs(15),
             exit_timeout: Duration::from_secs(5),
             spare: false,
         }
@@ -165,7 +173,8 @@ impl Runner {
     pub fn work(&self, work: Work, len_samples: u64) -> Job {
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
         let (events, inbox) = mpsc::unbounded_channel();
-        self.send(Command::Work { id, work, len_samples, events });
+        let request = request::id().map(|id| id.to_string());
+        self.send(Command::Work { id, work, len_samples, request, events });
         Job { id, events: inbox, runner: self.clone(), finished: false }
     }
 
@@ -204,6 +213,10 @@ pub enum JobEvent {
         kind: FailureKind,
         message: String,
     },
+    /// It took longer than [`Settings::busy_timeout`] and was cancelled.
+    Overdue {
+        after: Duration,
+    },
 }
 
 /// Work in progress. Dropping it ends the work at the next token; the runner goes on.
@@ -215,11 +228,12 @@ pub struct Job {
 }
 
 impl Job {
-    /// What happens next; after `Done` or `Failed` nothing does.
+    /// What happens next; after `Done`, `Failed` or `Overdue` nothing does.
     pub async fn next(&mut self) -> Result<JobEvent, Ending> {
         match self.events.recv().await {
             Some(event) => {
-                self.finished |= matches!(event, JobEvent::Done(_) | JobEvent::Failed { .. });
+                self.finished |=
+                    matches!(event, JobEvent::Done(_) | JobEvent::Failed { .. } | JobEvent::Overdue { .. });
                 Ok(event)
             }
             None => {

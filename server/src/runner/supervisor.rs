@@ -26,7 +26,7 @@ const REAP_PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) enum Command {
     Load { spec: LoadSpec, notify: Notify },
-    Work { id: JobId, work: Work, len_samples: u64, events: mpsc::UnboundedSender<JobEvent> },
+    Work { id: JobId, work: Work, len_samples: u64, request: Option<String>, events: mpsc::UnboundedSender<JobEvent> },
     Audio { id: JobId, offset: u64, samples: Vec<f32> },
     Cancel { id: JobId },
     Stop,
@@ -61,6 +61,7 @@ pub(super) async fn run(
         jobs: HashMap::new(),
         unanswered: HashSet::new(),
         awaiting_audio: HashSet::new(),
+        busy: HashMap::new(),
         last_sign: spawned_at,
         stop_by: None,
         told: false,
@@ -134,6 +135,12 @@ struct Load {
     deadline: Option<Instant>,
 }
 
+enum Busy {
+    Until(Instant),
+    /// It was cancelled; the runner must let go of it by then.
+    LetGo(Instant),
+}
+
 struct Supervised {
     pid: u32,
     settings: Arc<Settings>,
@@ -148,6 +155,8 @@ struct Supervised {
     unanswered: HashSet<JobId>,
     /// Jobs that wait for us, not for the engine.
     awaiting_audio: HashSet<JobId>,
+    /// With [`Settings::busy_timeout`], by when each job must end.
+    busy: HashMap<JobId, Busy>,
     last_sign: Instant,
     stop_by: Option<Instant>,
     told: bool,
@@ -217,7 +226,10 @@ impl Supervised {
 
     fn deadline(&self) -> Option<Instant> {
         let load = self.load.as_ref().and_then(|load| load.deadline);
-        [self.stop_by, load, self.stall_deadline()].into_iter().flatten().min()
+        let busy = self.busy.values().map(|busy| match busy {
+            Busy::Until(at) | Busy::LetGo(at) => *at,
+        });
+        [self.stop_by, load, self.stall_deadline()].into_iter().flatten().chain(busy).min()
     }
 
     fn stall_deadline(&self) -> Option<Instant> {
@@ -226,7 +238,7 @@ impl Supervised {
         (works && !loading).then(|| self.last_sign + self.settings.stall_timeout)
     }
 
-    fn overdue(&self) -> Option<End> {
+    fn overdue(&mut self) -> Option<End> {
         let now = Instant::now();
         if self.stop_by.is_some_and(|by| now >= by) {
             tracing::warn!(pid = self.pid, "runner did not exit when asked; killing it");
@@ -240,7 +252,33 @@ impl Supervised {
             let detail = format!("no sign of life for {} s while working", self.settings.stall_timeout.as_secs_f64());
             return Some(End::Condemned(Loss { cause: LossCause::Hung, detail }));
         }
-        None
+        self.end_overdue_jobs(now).err().map(End::Condemned)
+    }
+
+    /// Cancels what has worked for too long; an error if the runner does not let go of what was cancelled before.
+    fn end_overdue_jobs(&mut self, now: Instant) -> Result<(), Loss> {
+        let mut overdue = Vec::new();
+        for (id, busy) in &mut self.busy {
+            match busy {
+                Busy::LetGo(by) if now >= *by => {
+                    let seconds = self.settings.let_go_timeout.as_secs_f64();
+                    let detail = format!("it went on for {seconds} s with a request that had been ended");
+                    return Err(Loss { cause: LossCause::Hung, detail });
+                }
+                Busy::Until(until) if now >= *until => {
+                    *busy = Busy::LetGo(now + self.settings.let_go_timeout);
+                    overdue.push(*id);
+                }
+                _ => {}
+            }
+        }
+        for id in overdue {
+            let after = self.settings.busy_timeout.unwrap_or_default();
+            tracing::warn!(pid = self.pid, job = id, "ending a request that has worked for {} s", after.as_secs_f64());
+            self.pass(id, JobEvent::Overdue { after });
+            self.cancel(id);
+        }
+        Ok(())
     }
 
     fn obey(&mut self, command: Command) {
@@ -252,13 +290,16 @@ impl Supervised {
                 self.load = Some(Load { since: now, deadline: Some(now + self.settings.load_timeout) });
                 self.say(&ToRunner::Load(spec));
             }
-            Command::Work { id, work, len_samples, events } => {
+            Command::Work { id, work, len_samples, request, events } => {
                 if self.unanswered.is_empty() {
                     self.last_sign = Instant::now();
                 }
-                match (ToRunner::Work { id, work, len_samples }).encode() {
+                match (ToRunner::Work { id, work, len_samples, request }).encode() {
                     Ok(frame) => {
                         self.unanswered.insert(id);
+                        if let Some(timeout) = self.settings.busy_timeout {
+                            self.busy.insert(id, Busy::Until(Instant::now() + timeout));
+                        }
                         self.jobs.insert(id, events);
                         self.say_frame(frame);
                     }
@@ -275,15 +316,20 @@ impl Supervised {
                 }
             }
             Command::Cancel { id } => {
-                self.jobs.remove(&id);
-                if self.awaiting_audio.remove(&id) {
-                    self.last_sign = Instant::now();
-                }
-                if self.unanswered.contains(&id) {
-                    self.say(&ToRunner::Cancel { id });
-                }
+                self.busy.remove(&id);
+                self.cancel(id);
             }
             Command::Stop | Command::Kill => {}
+        }
+    }
+
+    fn cancel(&mut self, id: JobId) {
+        self.jobs.remove(&id);
+        if self.awaiting_audio.remove(&id) {
+            self.last_sign = Instant::now();
+        }
+        if self.unanswered.contains(&id) {
+            self.say(&ToRunner::Cancel { id });
         }
     }
 
@@ -364,6 +410,7 @@ impl Supervised {
 
     fn end_job(&mut self, id: JobId, event: JobEvent) {
         self.unanswered.remove(&id);
+        self.busy.remove(&id);
         self.awaiting_audio.remove(&id);
         if let Some(job) = self.jobs.remove(&id) {
             let _ = job.send(event);

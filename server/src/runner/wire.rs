@@ -51,6 +51,8 @@ pub enum ToRunner {
         id: JobId,
         work: Work,
         len_samples: u64,
+        /// The id of the request that this is for; for the log.
+        request: Option<String>,
     },
     #[serde(skip)]
     Audio {
@@ -290,11 +292,11 @@ mod tests {
                     ToRunner::Load(LoadSpec { model_dir: dir.into(), device, threads, prepack, max_batch })
                 }
             ),
-            (any::<u64>(), options, any::<u64>()).prop_map(|(id, options, len_samples)| ToRunner::Work {
-                id,
-                work: Work::Transcribe(options),
-                len_samples
-            }),
+            (any::<u64>(), options, any::<u64>(), proptest::option::of(".{0,30}")).prop_map(
+                |(id, options, len_samples, request)| {
+                    ToRunner::Work { id, work: Work::Transcribe(options), len_samples, request }
+                }
+            ),
             (any::<u64>(), any::<u64>(), proptest::collection::vec(-1.0_f32..1.0, 0..3000))
                 .prop_map(|(id, offset, samples)| ToRunner::Audio { id, offset, samples }),
             any::<u64>().prop_map(|id| ToRunner::Cancel { id }),

@@ -19,6 +19,7 @@ use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
 use crate::metrics::Metrics;
+use crate::request;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_LIMIT_BYTES: usize = 128;
@@ -37,6 +38,7 @@ pub async fn record(
     let id = request.headers().get(REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_id);
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), route);
     let method = request.method().clone();
+    let facts = request::Request::new(id.to_str().unwrap_or_default());
     let mut record = Record {
         metrics,
         span: span.clone(),
@@ -45,8 +47,10 @@ pub async fn record(
         started: Instant::now(),
         code: CLIENT_GONE,
         sent_bytes: 0,
+        whole: false,
+        facts: facts.clone(),
     };
-    let answered = AssertUnwindSafe(next.run(request).instrument(span)).catch_unwind().await;
+    let answered = AssertUnwindSafe(facts.scope(next.run(request)).instrument(span)).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|panic| {
         record.span.in_scope(|| tracing::error!(message = message(&*panic), "a handler panicked"));
         let content_type = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
@@ -54,7 +58,10 @@ pub async fn record(
     });
     record.code = response.status().as_u16();
     response.headers_mut().insert(REQUEST_ID, id);
-    response.map(|body| Body::new(Recorded { body, record }))
+    response.map(|body| {
+        record.whole = body.is_end_stream();
+        Body::new(Recorded { body, record })
+    })
 }
 
 /// Aliases with extra slashes are one route.
@@ -90,6 +97,9 @@ struct Record {
     started: Instant,
     code: u16,
     sent_bytes: u64,
+    /// The last byte is out.
+    whole: bool,
+    facts: request::Request,
 }
 
 impl Drop for Record {
@@ -102,10 +112,37 @@ impl Drop for Record {
         // Probes and scrapes come every few seconds.
         if matches!(self.route.as_str(), "/healthz" | "/readyz" | "/metrics") {
             tracing::debug!(method, status, seconds, bytes, "answered");
-        } else {
-            tracing::info!(method, status, seconds, bytes, "answered");
+            return;
         }
+        let known = self.facts.facts();
+        tracing::info!(
+            method,
+            status,
+            bytes,
+            seconds = brief(seconds),
+            client_gone = !self.whole,
+            key = known.key,
+            model = known.model,
+            generation = known.generation,
+            audio_seconds = known.audio_seconds.map(brief),
+            upload_seconds = known.upload_seconds.map(brief),
+            audio_decode_seconds = known.audio_decode_seconds.map(brief),
+            queue_seconds = known.queue_seconds.map(brief),
+            cold_start_seconds = known.cold_start_seconds.map(brief),
+            mel_seconds = known.mel_seconds.map(brief),
+            encode_seconds = known.encode_seconds.map(brief),
+            prefill_seconds = known.prefill_seconds.map(brief),
+            first_token_seconds = known.first_token_seconds.map(brief),
+            decode_seconds = known.decode_seconds.map(brief),
+            retries = known.retries,
+            "answered"
+        );
     }
+}
+
+/// To the microsecond: a line is for people too.
+fn brief(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e6
 }
 
 /// The body of an answer that takes its record along.
@@ -122,7 +159,10 @@ impl HttpBody for Recorded {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        // A stream works while it is read.
+        let Self { body, record } = &mut *self;
+        let polled = record.span.in_scope(|| record.facts.within(|| Pin::new(&mut *body).poll_frame(context)));
+        record.whole |= matches!(polled, Poll::Ready(None)) || body.is_end_stream();
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {

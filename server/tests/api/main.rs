@@ -1,6 +1,7 @@
 //! The public listener over real sockets, with a model that stands in for the engine.
 
 mod errors;
+mod keys;
 mod lifetime;
 mod live;
 mod openai;

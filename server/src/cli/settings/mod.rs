@@ -2,6 +2,7 @@
 //!
 //! Precedence: flag, `HUSH_` variable, variable of whisper-asr-webservice, default. An empty variable is not set.
 
+mod security;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use super::values::{
     AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, OutputFormat, PrecisionChoice, Residency, Span, TaskWord,
 };
 use super::variable;
+pub use security::{SecuritySettings, TlsFiles};
 use sources::{Count, Number, Sources, legacy_seconds};
 
 /// Each request of a batch has a thread in the runner and a window in its memory.
@@ -90,6 +92,8 @@ pub struct ServeSettings {
     pub spare_runner: bool,
     pub load_timeout: Duration,
     pub stall_timeout: Duration,
+    /// `None`: a request may hold the model for ever.
+    pub busy_timeout: Option<Duration>,
     pub drain_timeout: Duration,
     pub max_queue: usize,
     pub max_batch: usize,
@@ -98,6 +102,7 @@ pub struct ServeSettings {
     pub spool_dir: Option<PathBuf>,
     pub spool_memory_bytes: u64,
     pub asr_engine: AsrEngine,
+    pub security: SecuritySettings,
     pub engine: EngineSettings,
     pub log: LogSettings,
     pub legacy: Vec<LegacyUse>,
@@ -209,6 +214,7 @@ pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> 
         spare_runner: from.switch("spare-runner", args.spare_runner)?.unwrap_or(false),
         load_timeout: from.positive("load-timeout", args.load_timeout, Duration::from_secs(300))?,
         stall_timeout: from.positive("stall-timeout", args.stall_timeout, Duration::from_secs(120))?,
+        busy_timeout: from.value("busy-timeout", args.busy_timeout)?.map(|span| span.0).filter(|span| !span.is_zero()),
         drain_timeout: from.value("drain-timeout", args.drain_timeout)?.map_or(Duration::from_secs(30), |span| span.0),
         max_queue,
         max_batch,
@@ -216,6 +222,7 @@ pub fn serve(args: ServeArgs, env: &Env) -> Result<ServeSettings, SettingError> 
         spool_dir: from.path("spool-dir", args.spool_dir),
         spool_memory_bytes: from.value("spool-memory", args.spool_memory)?.map_or(1 << 20, |size: ByteSize| size.0),
         asr_engine: from.asr_engine(args.asr_engine)?,
+        security: from.security(args.security)?,
         engine: from.engine(args.engine)?,
         log: from.log(args.log)?,
         legacy: Vec::new(),

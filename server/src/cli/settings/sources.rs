@@ -96,6 +96,14 @@ impl Sources<'_> {
         text.trim().parse().map(Some).map_err(|error: ValueError| bad(name, text, error))
     }
 
+    /// As [`Self::value`], for types of other modules.
+    pub fn parsed<T: FromStr>(&self, option: &str, flag: Option<T>) -> Result<Option<T>, SettingError>
+    where
+        T::Err: fmt::Display,
+    {
+        Ok(self.list(option, flag.into_iter().collect())?.into_iter().next())
+    }
+
     pub fn switch(&self, option: &str, flag: Option<Switch>) -> Result<Option<bool>, SettingError> {
         Ok(self.value(option, flag)?.map(|switch| switch.0))
     }

@@ -2,6 +2,7 @@ use super::super::args::ServeArgs;
 use super::super::parse;
 use super::super::values::Precision;
 use super::*;
+use crate::auth::ReviewSettings;
 
 fn env(variables: &[(&str, &str)]) -> Env {
     [("HOME", "/home/u")].iter().chain(variables).copied().collect()
@@ -34,6 +35,7 @@ fn defaults() {
         spare_runner: false,
         load_timeout: Duration::from_secs(300),
         stall_timeout: Duration::from_secs(120),
+        busy_timeout: None,
         drain_timeout: Duration::from_secs(30),
         max_queue: 256,
         max_batch: 8,
@@ -41,6 +43,7 @@ fn defaults() {
         spool_dir: None,
         spool_memory_bytes: 1 << 20,
         asr_engine: AsrEngine::OpenaiWhisper,
+        security: SecuritySettings::default(),
         engine: EngineSettings {
             device: DeviceChoice::Auto,
             precision: PrecisionChoice::Auto,
@@ -138,6 +141,8 @@ fn a_bad_variable_is_named_with_its_fix() {
         ("HUSH_INSTALL_MISSING", "perhaps", "true or false"),
         ("HUSH_WEB_UI", "perhaps", "true or false"),
         ("HUSH_ASR_ENGINE", "whisperx", "faster_whisper"),
+        ("HUSH_BUSY_TIMEOUT", "long", "1h30m"),
+        ("HUSH_ADMIN_TOKEN_REVIEW", "perhaps", "true or false"),
         ("HUSH_LOG_FORMAT", "xml", "json"),
         ("HUSH_LOG_LEVEL", "loud", "debug"),
         ("ASR_DEVICE", "gpu", "cuda or cpu"),
@@ -183,6 +188,7 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_SPARE_RUNNER", "1"),
             ("HUSH_LOAD_TIMEOUT", "1m"),
             ("HUSH_STALL_TIMEOUT", "10s"),
+            ("HUSH_BUSY_TIMEOUT", "1h"),
             ("HUSH_DRAIN_TIMEOUT", "0"),
             ("HUSH_MAX_QUEUE", "7"),
             ("HUSH_MAX_BATCH", "3"),
@@ -190,6 +196,18 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_SPOOL_DIR", "/spool"),
             ("HUSH_SPOOL_MEMORY", "0"),
             ("HUSH_ASR_ENGINE", "faster_whisper"),
+            ("HUSH_TLS_CERT", "/tls.crt"),
+            ("HUSH_TLS_KEY", "/tls.key"),
+            ("HUSH_OPS_TLS_CERT", "/ops.crt"),
+            ("HUSH_OPS_TLS_KEY", "/ops.key"),
+            ("HUSH_API_KEYS_FILE", "/keys"),
+            ("HUSH_ADMIN_TOKEN_FILE", "/tokens"),
+            ("HUSH_ADMIN_TOKEN_REVIEW", "true"),
+            ("HUSH_ADMIN_ACCOUNT", "hush:controller, ops:admin"),
+            ("HUSH_ADMIN_AUDIENCE", "speech"),
+            ("HUSH_KUBERNETES_API", "https://10.0.0.1:6443"),
+            ("HUSH_KUBERNETES_CA", "/ca.crt"),
+            ("HUSH_KUBERNETES_TOKEN", "/token"),
             ("HUSH_DEVICE", "cuda:1"),
             ("HUSH_PRECISION", "int8"),
             ("HUSH_THREADS", "3"),
@@ -211,6 +229,7 @@ fn every_hush_variable_reaches_its_setting() {
         spare_runner: true,
         load_timeout: Duration::from_secs(60),
         stall_timeout: Duration::from_secs(10),
+        busy_timeout: Some(Duration::from_secs(3600)),
         drain_timeout: Duration::ZERO,
         max_queue: 7,
         max_batch: 3,
@@ -218,6 +237,22 @@ fn every_hush_variable_reaches_its_setting() {
         spool_dir: Some("/spool".into()),
         spool_memory_bytes: 0,
         asr_engine: AsrEngine::FasterWhisper,
+        security: SecuritySettings {
+            tls: Some(TlsFiles { certificate: "/tls.crt".into(), key: "/tls.key".into() }),
+            ops_tls: Some(TlsFiles { certificate: "/ops.crt".into(), key: "/ops.key".into() }),
+            api_keys_file: Some("/keys".into()),
+            admin_token_file: Some("/tokens".into()),
+            admin_token_review: Some(ReviewSettings {
+                api: "https://10.0.0.1:6443".parse().unwrap(),
+                ca_file: "/ca.crt".into(),
+                token_file: "/token".into(),
+                audience: "speech".to_owned(),
+                accounts: vec!["hush:controller".parse().unwrap(), "ops:admin".parse().unwrap()],
+                timeout: Duration::from_secs(5),
+                remember: Duration::from_secs(10),
+                remember_refusal: Duration::from_secs(2),
+            }),
+        },
         engine: EngineSettings {
             device: DeviceChoice::Cuda(1),
             precision: PrecisionChoice::Exactly(Precision::Int8),
@@ -252,6 +287,29 @@ fn combinations_that_cannot_work() {
     assert!(try_serve(&["--load-timeout", "0"], &[]).is_err());
     let cli = parse(["hush-server", "install", "a", "b", "--name", "c"]).unwrap();
     assert!(resolve(cli, &env(&[])).unwrap_err().to_string().contains("--name"));
+}
+
+#[test]
+fn token_review_takes_the_api_server_of_the_pod() {
+    let pod = [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "6443")];
+    let on = ["--admin-token-review", "--admin-account", "hush:controller"];
+    let review = settled(&on, &pod).security.admin_token_review.unwrap();
+    assert_eq!((review.api.to_string().as_str(), review.audience.as_str()), ("10.96.0.1:6443", "hush-server"));
+    let dir = PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount");
+    assert_eq!((review.ca_file, review.token_file), (dir.join("ca.crt"), dir.join("token")));
+    assert_eq!(settled(&["--admin-account", "hush:controller"], &pod).security, SecuritySettings::default());
+
+    let refused = |argv: &[&str], variables: &[(&str, &str)]| try_serve(argv, variables).unwrap_err().to_string();
+    assert!(refused(&on, &[]).contains("KUBERNETES_SERVICE_HOST"));
+    assert!(refused(&["--admin-token-review"], &pod).contains("--admin-account"));
+    let bad_port = [pod[0], ("KUBERNETES_SERVICE_PORT", "tcp")];
+    assert!(refused(&on, &bad_port).contains("KUBERNETES_SERVICE_PORT"));
+    let plain = [pod[0], ("HUSH_KUBERNETES_API", "http://10.96.0.1")];
+    assert!(refused(&on, &plain).contains("https://"));
+    let account = [pod[0], ("HUSH_ADMIN_TOKEN_REVIEW", "true"), ("HUSH_ADMIN_ACCOUNT", "controller")];
+    assert!(refused(&[], &account).contains("namespace:name"));
+    assert!(refused(&["--tls-cert", "/c"], &[]).contains("--tls-key"));
+    assert!(refused(&[], &[("HUSH_OPS_TLS_KEY", "/k")]).contains("--ops-tls-cert"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Which tokens may come next: the logit filters of openai/whisper (`SuppressBlank`, `SuppressTokens`,
 //! `ApplyTimestampRules` in `whisper/decoding.py`).
 
-use super::sampling::log_sum_exp;
+use super::sampling::{log_sum_exp, maximum};
 
 /// The filters of one decoding, in the reference's order.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +69,7 @@ impl TimestampRules {
         // Timestamps together against the best word. The reference compares log-probabilities; their common
         // normaliser cancels.
         let (words, times) = logits.split_at_mut(begin);
-        let best_word = words.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let best_word = maximum(words);
         if log_sum_exp(times) > f64::from(best_word) {
             words.fill(f32::NEG_INFINITY);
         }

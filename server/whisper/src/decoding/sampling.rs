@@ -9,7 +9,8 @@ pub fn arg_max(logits: &[f32]) -> usize {
     logits.iter().position(|logit| *logit == largest).unwrap_or(0)
 }
 
-fn maximum(logits: &[f32]) -> f32 {
+/// Minus infinity where there is none.
+pub(super) fn maximum(logits: &[f32]) -> f32 {
     // Eight lanes, so that the compiler keeps them in one register.
     let mut lanes = [f32::NEG_INFINITY; 8];
     let chunks = logits.chunks_exact(8);
@@ -97,10 +98,7 @@ pub fn log_probability(logits: &[f32], token: usize) -> f64 {
 /// Draws a token with probability `softmax(logits / temperature)`.
 pub fn draw(logits: &[f32], temperature: f32, random: &mut Random) -> usize {
     let largest = maximum(logits);
-    let weight = |logit: f32| {
-        let below = (logit - largest) / temperature;
-        if below > NEGLIGIBLE { f64::from(below.exp()) } else { 0.0 }
-    };
+    let weight = |logit: f32| f64::from(exp((logit - largest) / temperature));
     let total: f64 = logits.iter().copied().map(weight).sum();
     let mut left = random.unit() * total;
     let mut chosen = arg_max(logits);

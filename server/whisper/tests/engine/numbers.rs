@@ -132,3 +132,30 @@ fn a_window_s_keys_and_values_can_be_read() {
     drop(first);
     assert_eq!(read(&again).unwrap(), cross, "it moved, and is still the same");
 }
+
+#[test]
+fn a_row_that_cannot_go_on_fails_alone() {
+    let engine = batched(Precision::Fp32, 3);
+    let tokens: Vec<u32> = (0..40).map(|token| 1000 + token).collect();
+    // The first numbers of the logits of every step.
+    let force = |fed: usize| {
+        let mut window = engine.listen(&mut first_window(&mut audio("audio/en-1.wav"), 80)).unwrap();
+        window.feed(&vec![50_258; fed], true).unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let listener = heard.clone();
+        let forced = Forced::new(tokens.clone(), 1, move |_, logits| {
+            listener.lock().unwrap().extend_from_slice(&logits[..8]);
+        });
+        window.decode(Box::new(forced), &mut || true).map(|_| heard.lock().unwrap().clone())
+    };
+    let alone = force(3).unwrap();
+    assert_eq!(alone.len(), 8 * (tokens.len() + 1));
+    std::thread::scope(|scope| {
+        let fits = [(); 2].map(|()| scope.spawn(|| force(3).unwrap()));
+        let error = scope.spawn(|| force(440)).join().unwrap().unwrap_err().to_string();
+        assert!(error.contains("448 slots"), "{error}");
+        for fits in fits {
+            assert!(largest_difference(&fits.join().unwrap(), &alone) < 1e-3);
+        }
+    });
+}
