@@ -38,7 +38,8 @@ fn the_document_is_valid_openapi() -> Result<()> {
 #[test]
 fn the_page_can_be_turned_off() -> Result<()> {
     let ask = |server: &Server| {
-        let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nAccept: text/html\r\nConnection: close\r\n\r\n", server.api);
+        let request =
+            format!("GET / HTTP/1.1\r\nHost: {}\r\nAccept: text/html\r\nConnection: close\r\n\r\n", server.api);
         http::exchange(server.api, request.as_bytes())
     };
     assert_eq!(ask(&Server::start(&[])?)?.status, 200);
