@@ -31,7 +31,7 @@ export CMAKE := $(abspath $(PACKAGES)/cmake/data/bin/cmake)
 TOOLS := $(CMAKE)
 endif
 
-.PHONY: help build run ort ort-gpu vad models test test-gpu lint schema licences bench bench-gpu clean
+.PHONY: help build run ort ort-gpu vad models test test-web test-gpu openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,10 +70,25 @@ $(PACKAGES)/.bench: tests/bench/requirements.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(PACKAGES) --requirement $<
 	touch $@
 
+# axe-core comes in a Python package whose own dependency, another browser driver, is not needed.
+$(PACKAGES)/.web: tests/web/requirements.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(PACKAGES) --requirement $<
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(PACKAGES) --no-deps axe-playwright-python==0.1.8
+	touch $@
+
 test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(CARGO) build --locked --package hush-server
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
+	$(MAKE) test-web
+
+test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, where that is installed (ARGS= names)
+	$(MAKE) PROFILE=dev models
+	HUSH_SERVER=$(abspath $(TARGET))/debug/hush-server HUSH_MODELS=$(abspath $(MODELS)) \
+	    PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/web/test_page.py $(ARGS)
+
+openapi: ## Write docs/openapi.json from the code
+	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --package hush-server --test api the_committed_copy
 
 # Each skips with a word where there is no GPU; `scripts/gpu pack` carries both to a machine without Rust.
 GPU := $(wildcard /dev/nvidiactl)

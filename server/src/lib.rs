@@ -21,3 +21,4 @@ pub mod runner;
 pub mod serve;
 pub mod spool;
 pub mod watch;
+pub mod web;

@@ -7,13 +7,41 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 
 use super::ApiState;
-use super::error::ApiError;
+use super::error::{ApiError, Faults, Refusal};
 use super::header::{quote, quote_unprintable};
+use super::openapi::{AsrParameters, AudioForm};
 use super::query::AsrQuery;
 use super::speech::with_defaults;
 use crate::format::{Format, JsonShape, Writer};
 use crate::job::Transcription;
 
+/// Write what is said in a recording.
+///
+/// Waits as long as the model is busy or loading: the answer comes when there is a transcript.
+#[utoipa::path(
+    post,
+    path = "/asr",
+    tag = "whisper-asr-webservice",
+    params(AsrParameters),
+    request_body(content = AudioForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The transcript in the form that `output` asks for, JSON too.", body = String,
+            content_type = "text/plain; charset=utf-8",
+            headers(
+                ("Asr-Engine" = String, description = "The engine whose JSON this is."),
+                ("Content-Disposition" = String, description = "The name of the upload with the form at its end."),
+            )),
+        (status = 400, description = "Not a form, not audio, or a request that the model cannot do.", body = Refusal),
+        (status = 408, description = "The upload stopped in the middle.", body = Refusal),
+        (status = 413, description = "The upload is larger than this server takes.", body = Refusal),
+        (status = 422, description = "The file is missing, or a parameter is wrong.", body = Faults),
+        (status = 500, description = "The recording could not be transcribed.", body = String,
+            content_type = "text/plain; charset=utf-8"),
+        (status = 503, description = "Too many requests wait, or the model cannot be loaded now.", body = Refusal,
+            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
+        (status = 507, description = "There is no room to store the upload.", body = Refusal),
+    ),
+)]
 pub async fn asr(
     State(state): State<ApiState>,
     Query(pairs): Query<Vec<(String, String)>>,

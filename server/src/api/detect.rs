@@ -5,11 +5,14 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use hush_whisper::language;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::error::{ApiError, json_response};
+use super::error::{ApiError, Faults, Refusal, json_response};
+use super::openapi::{AudioForm, DetectParameters};
 use super::{ApiState, query};
 
-#[derive(Serialize)]
+/// The language that is most probable.
+#[derive(Serialize, ToSchema)]
 struct Detected<'a> {
     /// Lower-case English name.
     detected_language: &'a str,
@@ -18,6 +21,26 @@ struct Detected<'a> {
     confidence: f32,
 }
 
+/// Say which language is spoken in the first 30 seconds of a recording.
+#[utoipa::path(
+    post,
+    path = "/detect-language",
+    tag = "whisper-asr-webservice",
+    params(DetectParameters),
+    request_body(content = AudioForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The language.", body = Detected),
+        (status = 400, description = "Not a form, or not audio.", body = Refusal),
+        (status = 408, description = "The upload stopped in the middle.", body = Refusal),
+        (status = 413, description = "The upload is larger than this server takes.", body = Refusal),
+        (status = 422, description = "The file is missing, or a parameter is wrong.", body = Faults),
+        (status = 500, description = "The language could not be heard.", body = String,
+            content_type = "text/plain; charset=utf-8"),
+        (status = 503, description = "Too many requests wait, or the model cannot be loaded now.", body = Refusal,
+            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
+        (status = 507, description = "There is no room to store the upload.", body = Refusal),
+    ),
+)]
 pub async fn detect_language(
     State(state): State<ApiState>,
     Query(pairs): Query<Vec<(String, String)>>,

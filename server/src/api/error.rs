@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use hush_whisper::vad::VadError;
 use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::multipart::MultipartError;
 use crate::audio::AudioError;
@@ -15,15 +16,23 @@ use crate::job::JobError;
 use crate::spool::SpoolError;
 
 /// One entry of a 422's `detail`: pydantic's error object.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = Fault)]
 pub struct FieldError {
     r#type: &'static str,
+    /// Where it is: `query` or `body`, and the name.
     loc: [&'static str; 2],
     msg: String,
+    /// What was given.
     input: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     ctx: Option<Value>,
 }
+
+/// What is wrong with a request, all of it.
+pub type Faults = Detail<Vec<FieldError>>;
+/// Why there is no answer, for people.
+pub type Refusal = Detail<String>;
 
 impl FieldError {
     fn query(r#type: &'static str, name: &'static str, msg: &str, given: &str) -> Self {
@@ -203,8 +212,9 @@ impl IntoResponse for ApiError {
     }
 }
 
-#[derive(Serialize)]
-struct Detail<T> {
+/// The body of an error, as FastAPI writes it.
+#[derive(Serialize, ToSchema)]
+pub struct Detail<T> {
     detail: T,
 }
 

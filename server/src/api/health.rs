@@ -1,19 +1,31 @@
 //! Is it there (`/healthz`), can it serve (`/readyz`), what is it (`/status`, `/`).
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{Html, IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
 use hush_contract::ModelState;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::ApiState;
 use super::error::json_response;
+use super::{ApiState, live};
+use crate::web;
 
+/// Whether the process is alive.
+#[utoipa::path(get, path = "/healthz", tag = "Health", responses(
+    (status = 200, description = "`ok`, whatever the models do.", body = String),
+))]
 pub async fn healthz() -> &'static str {
     "ok"
 }
 
-/// Able to serve, also while the model is cold or busy; otherwise what is missing, one line each.
+/// Whether requests can be served.
+///
+/// Also while a model is cold or busy.
+#[utoipa::path(get, path = "/readyz", tag = "Health", responses(
+    (status = 200, description = "`ok`.", body = String),
+    (status = 503, description = "What is missing, one line each.", body = String),
+))]
 pub async fn readyz(State(state): State<ApiState>) -> Response {
     let missing = state.speech().missing();
     if missing.is_empty() {
@@ -22,7 +34,8 @@ pub async fn readyz(State(state): State<ApiState>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n")).into_response()
 }
 
-#[derive(Serialize)]
+/// What this server is.
+#[derive(Serialize, ToSchema)]
 struct Status<'a> {
     /// Bazarr's "Test Connection" shows it.
     version: &'static str,
@@ -30,12 +43,17 @@ struct Status<'a> {
     models: Vec<ModelStatus<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ModelStatus<'a> {
     name: &'a str,
+    #[schema(schema_with = live::model_state)]
     state: ModelState,
 }
 
+/// The version, and the state of the model.
+#[utoipa::path(get, path = "/status", tag = "whisper-asr-webservice", responses(
+    (status = 200, description = "As subgen's; Bazarr shows the version.", body = Status),
+))]
 pub async fn status(State(state): State<ApiState>) -> Response {
     let served = state.catalogue.served();
     let models = served.iter().map(|model| ModelStatus { name: model.model(), state: model.state() }).collect();
@@ -43,6 +61,11 @@ pub async fn status(State(state): State<ApiState>) -> Response {
     json_response(StatusCode::OK, &Status { version, models })
 }
 
-pub async fn index() -> Html<&'static str> {
-    Html(include_str!("index.html"))
+/// The page for browsers; everything else is sent on to the reference, as the peer does.
+pub async fn index(State(state): State<ApiState>, headers: HeaderMap) -> Response {
+    if state.config.web_ui && web::wants_page(&headers) {
+        return web::index(&headers);
+    }
+    let vary = HeaderValue::from_static("accept");
+    ([(header::VARY, vary)], Redirect::temporary("/docs")).into_response()
 }

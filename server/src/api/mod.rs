@@ -7,8 +7,10 @@ mod error;
 mod header;
 mod health;
 mod keys;
+mod live;
 mod multipart;
 pub mod openai;
+pub mod openapi;
 mod query;
 mod speech;
 mod upload;
@@ -26,7 +28,9 @@ use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
 pub use catalogue::{Catalogue, DEFAULT_ALIASES, ModelCard, Single, is_alias, is_same_model};
+pub(crate) use error::detail;
 pub use keys::{KeyGuard, Shape, require_key};
+pub use live::{Live, Show};
 pub use speech::{ServedModel, Speech};
 pub use upload::UploadOptions;
 
@@ -35,6 +39,7 @@ use crate::auth::KeyFile;
 use crate::format::JsonShape;
 use crate::metrics::Metrics;
 use crate::serve;
+use crate::web;
 
 /// What the operator chooses of the API.
 #[derive(Clone, Debug)]
@@ -45,6 +50,8 @@ pub struct ApiConfig {
     pub decode: DecodeOptions,
     /// Files that are decoded at the same time; the others wait, uploaded.
     pub concurrent_decodes: usize,
+    /// Whether `/` is a page; `/docs` otherwise.
+    pub web_ui: bool,
     /// Longest silence in a stream of events.
     pub stream_heartbeat: Duration,
     /// Who may use the API; `None`: everybody.
@@ -63,6 +70,7 @@ impl Default for ApiConfig {
             upload: UploadOptions::default(),
             decode: DecodeOptions::default(),
             concurrent_decodes: 2 * cores,
+            web_ui: true,
             // A quarter of the 60 s after which common proxies give up.
             stream_heartbeat: Duration::from_secs(15),
             keys: None,
@@ -79,12 +87,19 @@ pub struct ApiState {
     metrics: Arc<Metrics>,
     config: Arc<ApiConfig>,
     decodes: Arc<Semaphore>,
+    live: Live,
 }
 
 impl ApiState {
     pub fn new(catalogue: Arc<dyn Catalogue>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
         let decodes = Arc::new(Semaphore::new(config.concurrent_decodes.max(1)));
-        Self { catalogue, metrics, config: Arc::new(config), decodes }
+        Self { catalogue, metrics, config: Arc::new(config), decodes, live: Live::default() }
+    }
+
+    /// With models to show at `/v1/hush/`.
+    #[must_use]
+    pub fn with_live(self, live: Live) -> Self {
+        Self { live, ..self }
     }
 
     /// The model of routes that name none.
@@ -98,6 +113,11 @@ impl ApiState {
 pub fn router(state: ApiState) -> Router {
     let recorded = middleware::from_fn_with_state(Arc::clone(&state.metrics), serve::record);
     let guard = KeyGuard { state: state.clone(), shape: Shape::Asr };
+    let v1_guard = KeyGuard { state: state.clone(), shape: Shape::OpenAi };
+    let live = Router::new()
+        .route("/v1/hush/models", get(live::models))
+        .route("/v1/hush/events", get(live::events))
+        .route_layer(middleware::from_fn_with_state(v1_guard, require_key));
     let mut router = Router::new();
     for path in ["/asr", "//asr", "/asr/"] {
         router = router.route(path, post(asr::asr));
@@ -109,9 +129,12 @@ pub fn router(state: ApiState) -> Router {
         .route("/status", get(health::status))
         .route_layer(middleware::from_fn_with_state(guard, require_key))
         .merge(openai::routes(&state))
+        .merge(live)
         .route("/", get(health::index))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
+        .route("/openapi.json", get(openapi::openapi))
+        .merge(web::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(recorded)

@@ -155,6 +155,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "BOOL")]
     pub install_missing: Option<Switch>,
 
+    /// Whether browsers get a page for people at /: true or false. Without it / leads to /docs. Default: true.
+    #[arg(long, value_name = "BOOL", help_heading = "Listeners")]
+    pub web_ui: Option<Switch>,
+
     /// Address of the public API. Default: 0.0.0.0:9000.
     #[arg(long, value_name = "ADDR", help_heading = "Listeners")]
     pub listen: Option<Listen>,

@@ -20,7 +20,7 @@ use super::settings::ServeSettings;
 use super::values::AsrEngine;
 use super::{check, ground, log, ort_lib, security, vad_model};
 use crate::admin::{self, AdminState};
-use crate::api::{ApiConfig, ApiState, Catalogue, UploadOptions};
+use crate::api::{ApiConfig, ApiState, Catalogue, Live, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
 use crate::gpu::GpuCollector;
@@ -85,7 +85,8 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         }
         let catalogue = Arc::clone(&fleet) as Arc<dyn Catalogue>;
         let config = ApiConfig { keys: security::api_keys(&settings.security)?, has_vad, ..api_config(settings) };
-        let api = crate::api::router(ApiState::new(catalogue, Arc::clone(&metrics), config));
+        let live = Live::new(models.clone(), stop.clone());
+        let api = crate::api::router(ApiState::new(catalogue, Arc::clone(&metrics), config).with_live(live));
         let tls = security::tls("tls", settings.security.tls.as_ref())?;
         let ops_tls = security::tls("ops-tls", settings.security.ops_tls.as_ref())?;
         let (listener, address) = bind("--listen", settings.listen).await?;
@@ -148,6 +149,7 @@ fn api_config(settings: &ServeSettings) -> ApiConfig {
             dir: settings.spool_dir.clone(),
             ..UploadOptions::default()
         },
+        web_ui: settings.web_ui,
         decode: decode_options(settings.engine.ffmpeg.as_deref(), settings.spool_dir.as_deref(), memory_bytes),
         cold_hold: settings.cold_hold,
         ..ApiConfig::default()

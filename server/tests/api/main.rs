@@ -3,9 +3,12 @@
 mod errors;
 mod keys;
 mod lifetime;
+mod live;
 mod openai;
 mod openai_stream;
+mod openapi;
 mod routes;
 mod support;
 mod transcripts;
 mod uploads;
+mod web;

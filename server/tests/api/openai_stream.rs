@@ -48,6 +48,22 @@ async fn each_segment_arrives_before_the_next_is_made() {
     assert!(text.contains("hush_audio_seconds_total{model=\"tiny\"} 0.5\n"), "{text}");
 }
 
+/// An extension: whoever asks for segments by name gets their times, and what the whole is.
+#[tokio::test]
+async fn pieces_have_times_where_they_are_asked_for() {
+    let server = Server::start(Fake::answering(golden())).await;
+    let mut client = client(&server, &[("timestamp_granularities[]", "segment")]).await;
+    client.head().await;
+    let first =
+        "data: {\"type\":\"transcript.text.delta\",\"delta\":\"Hello\\tworld --> é.\",\"start\":0.0,\"end\":2.5}\n\n";
+    assert_eq!(client.chunk().await.as_deref(), Some(first));
+    let second =
+        "data: {\"type\":\"transcript.text.delta\",\"delta\":\" Bye.\",\"start\":3661.2345,\"end\":3663.0}\n\n";
+    assert_eq!(client.chunk().await.as_deref(), Some(second));
+    let done = client.chunk().await.unwrap();
+    assert!(done.ends_with(",\"language\":\"english\",\"duration\":0.5}\n\n"), "{done}");
+}
+
 #[tokio::test]
 async fn what_fails_before_the_first_word_has_a_status() {
     let full = || JobError::QueueFull { model: "tiny".to_owned(), limit: 4, retry_after_seconds: 7 };

@@ -55,19 +55,6 @@ async fn alive_is_not_able() {
 }
 
 #[tokio::test]
-async fn the_index_names_the_routes() {
-    let server = Server::start(Fake::answering(golden())).await;
-    let answer = server.get("/").await;
-    assert_eq!(
-        (answer.status.as_str(), answer.headers["content-type"].as_str()),
-        ("200 OK", "text/html; charset=utf-8")
-    );
-    for route in ["/asr", "/v1/audio/transcriptions", "/detect-language", "/status", "/healthz", "/readyz"] {
-        assert!(answer.body.contains(route), "{route}");
-    }
-}
-
-#[tokio::test]
 async fn requests_have_ids() {
     let server = Server::start(Fake::answering(golden())).await;
     let (one, other) = (server.get("/healthz").await.id.unwrap(), server.get("/healthz").await.id.unwrap());

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hush_contract::ModelState;
-use hush_server::api::{ApiConfig, ApiState, Single, Speech};
+use hush_server::api::{ApiConfig, ApiState, Live, Single, Speech};
 use hush_server::audio::Pcm;
 use hush_server::job::{JobError, Transcription, Work};
 use hush_server::metrics::Metrics;
@@ -197,6 +197,7 @@ pub const GOLDEN_SRT: &str = "1\n00:00:00,000 --> 00:00:02,500\nHello\tworld -> 
 pub struct Server {
     pub address: SocketAddr,
     pub fake: Arc<Fake>,
+    pub router: axum::Router,
     pub metrics: Arc<Metrics>,
     pub shutdown: CancellationToken,
     pub served: tokio::task::JoinHandle<()>,
@@ -208,15 +209,20 @@ impl Server {
     }
 
     pub async fn with(fake: Fake, config: ApiConfig, options: ServeOptions) -> Self {
+        Self::showing(Live::default(), fake, config, options).await
+    }
+
+    pub async fn showing(live: Live, fake: Fake, config: ApiConfig, options: ServeOptions) -> Self {
         let fake = Arc::new(fake);
         let metrics = Arc::new(Metrics::new().unwrap());
         let speech: Arc<dyn Speech> = fake.clone();
-        let router = hush_server::api::router(ApiState::new(Arc::new(Single(speech)), Arc::clone(&metrics), config));
+        let state = ApiState::new(Arc::new(Single(speech)), Arc::clone(&metrics), config).with_live(live);
+        let router = hush_server::api::router(state);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(serve(listener, router, shutdown.clone(), options));
-        Self { address, fake, metrics, shutdown, served }
+        let served = tokio::spawn(serve(listener, router.clone(), shutdown.clone(), options));
+        Self { address, fake, router, metrics, shutdown, served }
     }
 
     pub async fn connect(&self) -> Client {

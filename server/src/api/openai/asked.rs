@@ -57,6 +57,8 @@ pub struct Asked {
     pub segments: bool,
     pub words: bool,
     pub stream: bool,
+    /// In a stream, each piece of text with its times: `segment` was asked for by name. An extension.
+    pub segment_times: bool,
     pub logprobs: bool,
     pub options: TranscribeOptions,
 }
@@ -68,6 +70,7 @@ impl Asked {
         let format = format(fields)?;
         let (segments, words) = granularities(fields)?;
         let stream = boolean(fields, "stream")?.unwrap_or(false);
+        let segment_times = stream && list(fields, "timestamp_granularities").any(|value| value == "segment");
         let logprobs = logprobs(fields)?;
         let vad = boolean(fields, "vad_filter")?.unwrap_or(false).then(VadOptions::default);
         if words && format != ResponseFormat::VerboseJson {
@@ -96,7 +99,7 @@ impl Asked {
             ..fallback
         };
         let model = given(fields, "model").map(str::to_owned);
-        Ok(Self { model, format, segments, words, stream, logprobs, options })
+        Ok(Self { model, format, segments, words, stream, segment_times, logprobs, options })
     }
 }
 
@@ -229,6 +232,7 @@ mod tests {
             segments: true,
             words: false,
             stream: false,
+            segment_times: false,
             logprobs: false,
             options: TranscribeOptions::default(),
         };
@@ -259,7 +263,8 @@ mod tests {
         assert_eq!((asked.options.beam_size, asked.options.best_of), (Some(5), 3));
         assert_eq!((asked.format, asked.segments, asked.words), (ResponseFormat::VerboseJson, true, true));
         let stream = parse(&[("stream", "True"), ("include[]", "logprobs"), ("include", "logprobs")]).unwrap();
-        assert!(stream.stream && stream.logprobs);
+        assert!(stream.stream && stream.logprobs && !stream.segment_times);
+        assert!(parse(&[("stream", "true"), ("timestamp_granularities[]", "segment")]).unwrap().segment_times);
         // The last of several counts.
         assert_eq!(parse(&[("model", "a"), ("model", "b")]).unwrap().model.as_deref(), Some("b"));
     }

@@ -7,6 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hush_whisper::{Segment, Task, Transcript, language};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::super::ApiState;
 use super::super::error::{ApiError, json_response};
@@ -18,8 +19,10 @@ use crate::audio::Pcm;
 use crate::format::{Format, Writer};
 use crate::job::{JobError, Transcription};
 
-#[derive(Serialize)]
-struct Json {
+/// `response_format` `json`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Transcription)]
+pub struct Json {
     text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Vec<Logprob>>,
@@ -27,7 +30,8 @@ struct Json {
 }
 
 /// What was used: seconds of audio, rounded up.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TranscriptionUsage)]
 struct Duration {
     r#type: &'static str,
     seconds: u64,
@@ -39,9 +43,11 @@ impl Duration {
     }
 }
 
-/// Fields in the order of the real service.
-#[derive(Serialize)]
-struct Verbose<'a> {
+/// `response_format` `verbose_json`.
+// Fields in the order of the real service.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VerboseTranscription)]
+pub struct Verbose<'a> {
     task: &'static str,
     /// Lower-case English name.
     language: &'a str,
@@ -54,14 +60,16 @@ struct Verbose<'a> {
     usage: Duration,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TranscriptionWord)]
 struct VerboseWord<'a> {
     word: &'a str,
     start: f64,
     end: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TranscriptionSegment)]
 struct VerboseSegment<'a> {
     id: usize,
     /// Mel frames of 10 ms.
@@ -94,7 +102,7 @@ impl<'a> VerboseSegment<'a> {
 }
 
 /// One token of text and how sure the model was of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Logprob {
     token: String,
     logprob: f32,
@@ -146,6 +154,14 @@ pub async fn answer(state: &ApiState, model: Arc<dyn Speech>, pcm: Pcm, asked: A
     }
 }
 
+/// The lower-case English name of what is written, not of what is spoken.
+pub fn language_of(task: Task, transcript: &Transcript) -> &str {
+    match task {
+        Task::Transcribe => language::name(&transcript.language).unwrap_or(&transcript.language),
+        Task::Translate => "english",
+    }
+}
+
 fn verbose<'a>(
     task: Task,
     words: bool,
@@ -160,10 +176,10 @@ fn verbose<'a>(
             end: word.end_seconds,
         })
     };
-    let (task, language) = match task {
-        Task::Transcribe => ("transcribe", language::name(&transcript.language).unwrap_or(&transcript.language)),
-        // Of what is written, not of what is spoken.
-        Task::Translate => ("translate", "english"),
+    let language = language_of(task, transcript);
+    let task = match task {
+        Task::Transcribe => "transcribe",
+        Task::Translate => "translate",
     };
     let listed = || segments.iter().enumerate().map(|(id, segment)| VerboseSegment::new(id, segment)).collect();
     Verbose {

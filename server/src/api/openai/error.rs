@@ -6,6 +6,7 @@
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::super::catalogue::ModelCard;
 use super::super::error::{ApiError, UploadError, json_response};
@@ -21,7 +22,8 @@ const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 
 /// The object below `error`, also in the middle of a stream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = OpenAiFault)]
 pub struct ErrorBody {
     pub message: String,
     pub r#type: &'static str,
@@ -189,8 +191,10 @@ impl From<ApiError> for OpenAiError {
     }
 }
 
-#[derive(Serialize)]
-struct Envelope<'a> {
+/// An error in OpenAI's shape.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiError)]
+pub struct Envelope<'a> {
     error: &'a ErrorBody,
 }
 

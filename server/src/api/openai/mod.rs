@@ -7,7 +7,8 @@
 mod asked;
 mod body;
 pub mod error;
-mod models;
+mod form;
+pub mod models;
 mod stream;
 mod text;
 
@@ -26,7 +27,8 @@ use super::keys::{KeyGuard, Shape, require_key};
 use super::speech::{Speech, with_defaults};
 use super::upload::{self, FormFile, Upload, Wanted};
 use asked::Asked;
-use error::OpenAiError;
+use error::{Envelope, OpenAiError};
+use form::{Answer, TranscriptionForm, TranslationForm};
 
 const FORM: Wanted = Wanted { file: "file", keeps: asked::is_known };
 
@@ -49,11 +51,64 @@ pub fn is_own(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
 }
 
-async fn transcriptions(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
+/// Write what is said in a recording.
+///
+/// With `stream` the answer is server-sent events: a `transcript.text.delta` for each piece of text as soon as it is
+/// decoded, then `transcript.text.done` with the whole.
+#[utoipa::path(
+    post,
+    path = "/v1/audio/transcriptions",
+    tag = "OpenAI",
+    request_body(content = TranscriptionForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The transcript in the form that `response_format` asks for.", content(
+            (Answer = "application/json"),
+            (String = "text/plain"),
+            (String = "text/vtt"),
+            (String = "text/event-stream"),
+        )),
+        (status = 400, description = "A field is wrong, or the file is not audio.", body = Envelope),
+        (status = 404, description = "There is no model of this name.", body = Envelope),
+        (status = 408, description = "The upload stopped in the middle.", body = Envelope),
+        (status = 413, description = "The upload is larger than this server takes.", body = Envelope),
+        (status = 429, description = "Too many requests wait.", body = Envelope,
+            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
+        (status = 500, description = "The recording could not be transcribed.", body = Envelope),
+        (status = 503, description = "The model cannot be loaded now.", body = Envelope,
+            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
+        (status = 507, description = "There is no room to store the upload.", body = Envelope),
+    ),
+)]
+pub async fn transcriptions(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
     answer(&state, request, Task::Transcribe).await
 }
 
-async fn translations(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
+/// Write in English what is said in another language.
+#[utoipa::path(
+    post,
+    path = "/v1/audio/translations",
+    tag = "OpenAI",
+    request_body(content = TranslationForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The translation in the form that `response_format` asks for.", content(
+            (Answer = "application/json"),
+            (String = "text/plain"),
+            (String = "text/vtt"),
+            (String = "text/event-stream"),
+        )),
+        (status = 400, description = "A field is wrong, or the file is not audio.", body = Envelope),
+        (status = 404, description = "There is no model of this name.", body = Envelope),
+        (status = 408, description = "The upload stopped in the middle.", body = Envelope),
+        (status = 413, description = "The upload is larger than this server takes.", body = Envelope),
+        (status = 429, description = "Too many requests wait.", body = Envelope,
+            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
+        (status = 500, description = "The recording could not be transcribed.", body = Envelope),
+        (status = 503, description = "The model cannot be loaded now.", body = Envelope,
+            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
+        (status = 507, description = "There is no room to store the upload.", body = Envelope),
+    ),
+)]
+pub async fn translations(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
     answer(&state, request, Task::Translate).await
 }
 

@@ -4,22 +4,26 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::super::ApiState;
 use super::super::catalogue::ModelCard;
 use super::super::error::json_response;
-use super::error::OpenAiError;
+use super::error::{Envelope, OpenAiError};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ModelList)]
 struct List<'a> {
     object: &'static str,
     data: Vec<Model<'a>>,
 }
 
-#[derive(Serialize)]
+/// One model.
+#[derive(Serialize, ToSchema)]
 struct Model<'a> {
     id: &'a str,
     object: &'static str,
+    /// Unix time of its installation, in seconds.
     created: u64,
     owned_by: &'a str,
 }
@@ -30,12 +34,28 @@ impl<'a> From<&'a ModelCard> for Model<'a> {
     }
 }
 
+/// The models that requests may name.
+#[utoipa::path(get, path = "/v1/models", tag = "OpenAI", responses(
+    (status = 200, description = "The default model first.", body = List),
+))]
 pub async fn list(State(state): State<ApiState>) -> Response {
     let cards = state.catalogue.cards();
     json_response(StatusCode::OK, &List { object: "list", data: cards.iter().map(Model::from).collect() })
 }
 
+/// One model.
+///
 /// Other names of a model lead to it, and it says what it is called.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    tag = "OpenAI",
+    params(("id" = String, Path, description = "Its name; one of the hub has a slash in it.")),
+    responses(
+        (status = 200, description = "The model.", body = Model),
+        (status = 404, description = "There is none of this name.", body = Envelope),
+    ),
+)]
 pub async fn retrieve(State(state): State<ApiState>, Path(name): Path<String>) -> Result<Response, OpenAiError> {
     let cards = state.catalogue.cards();
     let found = state.catalogue.find(&name).and_then(|model| cards.iter().find(|card| card.id == model.model()));

@@ -11,7 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use hush_whisper::{Segment, Transcript};
+use hush_whisper::{Segment, Task, Transcript};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::speech::Speech;
 use super::super::{ApiConfig, ApiState};
 use super::asked::Asked;
-use super::body::{Logprob, count_audio, logprobs};
+use super::body::{Logprob, count_audio, language_of, logprobs};
 use super::error::{ErrorBody, OpenAiError};
 use super::text::Joiner;
 use crate::audio::Pcm;
@@ -40,6 +40,11 @@ enum Event<'a> {
         delta: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         logprobs: Option<&'a [Logprob]>,
+        /// In seconds, as the end is; when they were asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        start: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        end: Option<f64>,
     },
     #[serde(rename = "transcript.text.done")]
     Done {
@@ -47,6 +52,11 @@ enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         logprobs: Option<&'a [Logprob]>,
         usage: Usage,
+        /// Lower-case English name, and seconds; with the times of the pieces.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        language: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        duration: Option<f64>,
     },
     #[serde(rename = "error")]
     Error { error: ErrorBody },
@@ -128,6 +138,8 @@ pub async fn answer(state: &ApiState, model: Arc<dyn Speech>, pcm: Pcm, asked: A
         text: Joiner::default(),
         output_tokens: 0,
         logprobs: asked.logprobs.then(Vec::new),
+        task: asked.options.task,
+        segment_times: asked.segment_times,
         ended: false,
     };
     let body = stream::unfold(events, |mut events| async move {
@@ -152,6 +164,8 @@ struct Events {
     output_tokens: u64,
     /// Of everything so far, when they are wanted.
     logprobs: Option<Vec<Logprob>>,
+    task: Task,
+    segment_times: bool,
     ended: bool,
 }
 
@@ -188,7 +202,13 @@ impl Events {
             None => None,
         };
         let delta = self.text.push(&segment.text);
-        let event = Event::Delta { delta: &delta, logprobs: own.as_deref() }.print();
+        let event = Event::Delta {
+            delta: &delta,
+            logprobs: own.as_deref(),
+            start: self.segment_times.then_some(segment.start_seconds),
+            end: self.segment_times.then_some(segment.end_seconds),
+        }
+        .print();
         if let (Some(all), Some(mut own)) = (&mut self.logprobs, own) {
             all.append(&mut own);
         }
@@ -200,7 +220,14 @@ impl Events {
         count_audio(&self.state, &*self.model, transcript);
         let text = std::mem::take(&mut self.text).into_text();
         let usage = Usage::new(transcript.duration_seconds, self.output_tokens);
-        Event::Done { text: &text, logprobs: self.logprobs.as_deref(), usage }.print()
+        Event::Done {
+            text: &text,
+            logprobs: self.logprobs.as_deref(),
+            usage,
+            language: self.segment_times.then(|| language_of(self.task, transcript)),
+            duration: self.segment_times.then_some(transcript.duration_seconds),
+        }
+        .print()
     }
 
     fn fail(&mut self, error: JobError) -> Bytes {
@@ -217,11 +244,17 @@ mod tests {
     fn events_have_the_bytes_of_the_real_service() {
         let print = |event: Event<'_>| String::from_utf8(event.print().to_vec()).unwrap();
         assert_eq!(
-            print(Event::Delta { delta: "Grüß\n", logprobs: None }),
+            print(Event::Delta { delta: "Grüß\n", logprobs: None, start: None, end: None }),
             "data: {\"type\":\"transcript.text.delta\",\"delta\":\"Grüß\\n\"}\n\n"
         );
         assert_eq!(
-            print(Event::Done { text: "a", logprobs: Some(&[]), usage: Usage::new(2.01, 7) }),
+            print(Event::Done {
+                text: "a",
+                logprobs: Some(&[]),
+                usage: Usage::new(2.01, 7),
+                language: None,
+                duration: None
+            }),
             "data: {\"type\":\"transcript.text.done\",\"text\":\"a\",\"logprobs\":[],\"usage\":{\"type\":\"tokens\",\
              \"input_tokens\":101,\"output_tokens\":7,\"total_tokens\":108}}\n\n"
         );
