@@ -421,7 +421,9 @@ impl World {
                 if self.measuring {
                     self.measuring = false;
                     self.step(Event::NeverFits { cause: "too large".to_owned() });
-                    assert!(self.waiting() == 0 || self.runner.is_some(), "whoever waits is told");
+                    // Under a hold nobody is told yet: it is measured again when the hold ends.
+                    let held = self.machine.state() == ModelState::WaitingForMemory;
+                    assert!(self.waiting() == 0 || self.runner.is_some() || held, "whoever waits is told");
                 }
             }
             Act::OutOfMemory => {

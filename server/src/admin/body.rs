@@ -56,7 +56,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, AdminError> {
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let message = error.inner().to_string();
-        let field = quoted_field(&message).or((path != ".").then_some(path));
+        // A body that is no JSON has no field that could be named.
+        let field = quoted_field(&message).or((path != "." && path != "?").then_some(path));
         AdminError::invalid(field, message)
     })?;
     json.end().map_err(|error| AdminError::invalid(None, error.to_string()))?;

@@ -30,9 +30,16 @@ pub struct FieldError {
 }
 
 /// What is wrong with a request, all of it.
-pub type Faults = Detail<Vec<FieldError>>;
-/// Why there is no answer, for people.
-pub type Refusal = Detail<String>;
+#[derive(Serialize, ToSchema)]
+pub struct Faults {
+    detail: Vec<FieldError>,
+}
+
+/// The body of an error, as FastAPI writes it: why there is no answer, for people.
+#[derive(Serialize, ToSchema)]
+pub struct Refusal {
+    detail: String,
+}
 
 impl FieldError {
     fn query(r#type: &'static str, name: &'static str, msg: &str, given: &str) -> Self {
@@ -201,7 +208,7 @@ impl IntoResponse for ApiError {
             tracing::debug!(status = status.as_u16(), error = %self, "request refused");
         }
         let mut response = match &self {
-            Self::Fields(faults) => json_response(status, &Detail { detail: faults }),
+            Self::Fields(faults) => json_response(status, &Faults { detail: faults.clone() }),
             _ if status == StatusCode::INTERNAL_SERVER_ERROR => internal_server_error(),
             error => detail(status, &error.to_string()),
         };
@@ -212,15 +219,9 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The body of an error, as FastAPI writes it.
-#[derive(Serialize, ToSchema)]
-pub struct Detail<T> {
-    detail: T,
-}
-
 /// `{"detail":"..."}`, as FastAPI's `HTTPException`.
 pub fn detail(status: StatusCode, text: &str) -> Response {
-    json_response(status, &Detail { detail: text })
+    json_response(status, &Refusal { detail: text.to_owned() })
 }
 
 /// The peer's answer to anything that it did not expect.

@@ -298,18 +298,20 @@ pub struct MemoryArgs {
 #[command(next_help_heading = "Security")]
 pub struct SecurityArgs {
     /// Certificate of the public listener, PEM, followed by its chain; makes it HTTPS. Read again when it changes.
+    /// Default: none, plain HTTP.
     #[arg(long, value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
 
-    /// Key of --tls-cert, PEM.
+    /// Key of --tls-cert, PEM. Default: none.
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
 
     /// Certificate of the operations listener, PEM, followed by its chain; makes it HTTPS. Read again when it changes.
+    /// Default: none, plain HTTP.
     #[arg(long, value_name = "FILE")]
     pub ops_tls_cert: Option<PathBuf>,
 
-    /// Key of --ops-tls-cert, PEM.
+    /// Key of --ops-tls-cert, PEM. Default: none.
     #[arg(long, value_name = "FILE")]
     pub ops_tls_key: Option<PathBuf>,
 
@@ -322,7 +324,7 @@ pub struct SecurityArgs {
     /// Tokens for the admin API, one a line, as TOKEN or NAME TOKEN; read again when the file changes.
     ///
     /// Without this and without --admin-token-review the admin API serves only this machine, and only when
-    /// --ops-listen is on the loopback.
+    /// --ops-listen is on the loopback. Default: none.
     #[arg(long, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
 
@@ -331,6 +333,7 @@ pub struct SecurityArgs {
     pub admin_token_review: Option<Switch>,
 
     /// Service account that may use the admin API; may be given several times, as a variable with commas.
+    /// Default: none.
     #[arg(long, value_name = "NAMESPACE:NAME")]
     pub admin_account: Vec<Account>,
 
@@ -419,6 +422,7 @@ pub struct TranscribeArgs {
     pub initial_prompt: Option<String>,
 
     /// Keep this many likeliest sequences side by side (beam search) instead of always the likeliest token.
+    /// Default: no beams.
     #[arg(long, value_name = "N")]
     pub beam_size: Option<usize>,
 
@@ -461,23 +465,24 @@ pub struct TranscribeArgs {
     )]
     pub highlight_words: Option<Switch>,
 
-    /// Characters in a line of a subtitle. Needs --word-timestamps.
+    /// Characters in a line of a subtitle. Needs --word-timestamps. Default: no limit.
     #[arg(long, value_name = "N", help_heading = "Words and subtitles")]
     pub max_line_width: Option<usize>,
 
-    /// Lines in a subtitle; takes effect with --max-line-width. Needs --word-timestamps.
+    /// Lines in a subtitle; takes effect with --max-line-width. Needs --word-timestamps. Default: no limit.
     #[arg(long, value_name = "N", help_heading = "Words and subtitles")]
     pub max_line_count: Option<usize>,
 
-    /// Words in a subtitle; no effect with both of the above. Needs --word-timestamps.
+    /// Words in a subtitle; no effect with both of the above. Needs --word-timestamps. Default: no limit.
     #[arg(long, value_name = "N", help_heading = "Words and subtitles")]
     pub max_words_per_line: Option<usize>,
 
-    /// Listen only where somebody speaks (voice activity detection).
+    /// Listen only where somebody speaks (voice activity detection). Default: false.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub vad_filter: Option<Switch>,
 
     /// As --vad-filter, and stretches of up to 30 s are transcribed side by side, each without the text before it.
+    /// Default: false.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub vad_parallel: Option<Switch>,
 

@@ -44,7 +44,7 @@ struct File {
 pub struct Bundle {
     /// Changes when any byte of any file does.
     version: String,
-    html: Bytes,
+    html: File,
     files: BTreeMap<&'static str, File>,
     policy: HeaderValue,
 }
@@ -70,7 +70,8 @@ impl Bundle {
             // Writing to a String cannot fail.
             let _ = write!(version, "{byte:02x}");
         }
-        let (html, _) = compressed(html.replace(VERSION_MARK, &version).as_bytes());
+        let (content, gzip) = compressed(html.replace(VERSION_MARK, &version).as_bytes());
+        let html = File { content_type: "text/html; charset=utf-8", content, gzip };
         Self { version, html, files, policy: HeaderValue::from_static(policy) }
     }
 
@@ -81,7 +82,7 @@ impl Bundle {
         let mut response = if known.flat_map(|value| value.split(',')).any(|known| weak_equal(known, &tag)) {
             StatusCode::NOT_MODIFIED.into_response()
         } else {
-            body(headers, "text/html; charset=utf-8", &self.html, true)
+            body(headers, self.html.content_type, &self.html.content, self.html.gzip)
         };
         let answer = response.headers_mut();
         answer.insert(header::CACHE_CONTROL, ASK_FIRST);

@@ -63,8 +63,9 @@ async fn without_a_key_the_api_says_401_in_its_own_words_and_no_work_is_done() {
 async fn probes_need_no_key() {
     let dir = tempfile::tempdir().unwrap();
     let server = guarded(&dir).await;
-    for path in ["/healthz", "/readyz", "/"] {
+    for path in ["/healthz", "/readyz", "/openapi.json"] {
         assert_eq!(server.get(path).await.status, "200 OK", "{path}");
     }
+    assert_eq!(server.get("/").await.status, "307 Temporary Redirect", "to the reference");
     assert_eq!(server.get("/nope").await.status, "404 Not Found");
 }

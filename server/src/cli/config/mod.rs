@@ -49,9 +49,11 @@ pub fn parse(text: &str) -> Result<ConfigFile, String> {
 /// Names the key that was probably meant.
 fn with_advice(problem: &str) -> String {
     let advice = (|| {
-        let mut quoted = problem.split("unknown field").nth(1)?.split('`').skip(1).step_by(2);
-        let unknown = quoted.next()?;
-        let nearest = quoted.map(|known| (distance(unknown, known), known)).min()?;
+        let (unknown, rest) = problem.split_once("unknown field `")?.1.split_once('`')?;
+        let known = rest.lines().next()?.strip_prefix(", expected ")?;
+        let known = known.strip_prefix("one of ").unwrap_or(known);
+        let known = known.split([',', ' ']).map(|key| key.trim_matches('`')).filter(|key| !key.is_empty());
+        let nearest = known.map(|known| (distance(unknown, known), known)).min()?;
         (nearest.0 <= 1 + unknown.len() / 4).then(|| nearest.1.to_owned())
     })();
     match advice {
