@@ -46,7 +46,7 @@ impl Server {
         };
         let mut command = Command::new(fixtures::binary()?);
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log-format", "json"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
             .arg("--models-dir")
             .arg(models_dir)
             .arg("--ort-lib")
@@ -55,6 +55,9 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        if !command.get_args().any(|a| a == "--ops-listen") {
+            command.args(["--ops-listen", "127.0.0.1:0"]);
+        }
         // A variable of the person who runs the tests must not steer the server under test.
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
@@ -111,9 +114,12 @@ impl Server {
     }
 
     pub fn wait_for_metric(&self, series: &str, expected: f64, deadline: Duration) -> Result<()> {
-        wait_for(&format!("{series} {expected}"), deadline, || {
-            Ok(self.metric(series)?.filter(|value| (value - expected).abs() < 1e-9).map(|_| ()))
-        })
+        let mut last = None;
+        let waited = wait_for(&format!("{series} {expected}"), deadline, || {
+            last = self.metric(series)?;
+            Ok(last.filter(|value| (value - expected).abs() < 1e-9).map(|_| ()))
+        });
+        waited.with_context(|| format!("it is {last:?}; log of the server:\n{}", self.log().join("\n")))
     }
 
     pub fn wait_for_state(&self, state: &str, deadline: Duration) -> Result<()> {

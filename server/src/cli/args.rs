@@ -443,7 +443,7 @@ pub struct TranscribeArgs {
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
 
-    /// Find out when each word is spoken: words in json, subtitles made of words.
+    /// Find out when each word is spoken: words in json, subtitles made of words. Default: false.
     #[arg(
         long,
         value_name = "BOOL",
@@ -455,6 +455,7 @@ pub struct TranscribeArgs {
     pub word_timestamps: Option<Switch>,
 
     /// In srt and vtt, underline each word while it is spoken. Needs --word-timestamps.
+    /// Default: false.
     #[arg(
         long,
         value_name = "BOOL",

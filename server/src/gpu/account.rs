@@ -364,9 +364,7 @@ impl Account {
                 let reclaim = entry.reclaim.as_mut()?;
                 if let Some(device) = view.current(entry.settings.gpu, age_max) {
                     let done = reclaim.look(device);
-                    let result = reclaim.result();
-                    entry.residual_bytes = result.residual_bytes;
-                    seen = Some(result);
+                    seen = Some(reclaim.result());
                     if done.is_some() {
                         break;
                     }
@@ -377,6 +375,10 @@ impl Account {
             }
             let is_early = begun.elapsed() < LOOK_LATER;
             sleep(if is_early { LOOK_FIRST } else { LOOK_LATER }).await;
+        }
+        if let Some(result) = &seen {
+            // Not earlier: what comes back from here on is late, and counted as such.
+            self.change(|entry| entry.residual_bytes = result.residual_bytes);
         }
         seen
     }

@@ -164,7 +164,10 @@ impl Eye {
 
     fn close(&mut self, now: Instant) {
         self.driver = None;
-        self.open_after = Some(now + REOPEN);
+        // A look that did not even try must not put off the next try.
+        if self.open_after.is_none_or(|after| now >= after) {
+            self.open_after = Some(now + REOPEN);
+        }
     }
 
     /// Each fault once.

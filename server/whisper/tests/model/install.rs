@@ -115,7 +115,7 @@ fn an_unusable_model_directory_names_the_file_and_the_way_out() {
     edit(&path, MANIFEST, |m| {
         *m = serde_json::json!({"format_version": 3});
     });
-    assert!(matches!(refusal(MANIFEST), ModelDirError::Version { found: 2, .. }));
+    assert!(matches!(refusal(MANIFEST), ModelDirError::Version { found: 3, .. }));
     fs::write(path.join(MANIFEST), "{").unwrap();
     assert!(matches!(refusal(MANIFEST), ModelDirError::Manifest { .. }));
     fs::remove_file(path.join(MANIFEST)).unwrap();
