@@ -20,7 +20,9 @@ fn policy(spec: &str) -> String {
 fn a_good_file_is_valid() {
     let text = format!(
         "# two policies\n{}---\n{}",
-        policy("  residency: {mode: Idle, idleTimeout: 5m}\n  pressure: {soft: {availableBelow: 20%, gracePeriod: 90s}}\n"),
+        policy(
+            "  residency: {mode: Idle, idleTimeout: 5m}\n  pressure: {soft: {availableBelow: 20%, gracePeriod: 90s}}\n"
+        ),
         "apiVersion: gpu.hush.dev/v1alpha1\nkind: ClusterGpuModelPolicy\nmetadata: {name: floor}\nspec:\n  selector:\n    \
          matchExpressions: [{key: app, operator: Exists}]\n",
     );
@@ -41,7 +43,11 @@ fn each_mistake_is_named_with_its_line() {
         ("  pressure: {hard: {availableBelow: 8Gi}, soft: {availableBelow: 4Gi}}\n", 6, "soft.availableBelow"),
         ("  residency:\n    schedule:\n    - {cron: 0 8 * *, duration: 1h, mode: Resident}\n", 8, "cron"),
         ("  residency:\n    schedule:\n    - {cron: 0 25 * * *, duration: 1h, mode: Resident}\n", 8, "cron"),
-        ("  residency:\n    schedule:\n    - {cron: 0 8 * * *, duration: 1h, timeZone: Mars/Olympus, mode: Idle}\n", 8, "time zone"),
+        (
+            "  residency:\n    schedule:\n    - {cron: 0 8 * * *, duration: 1h, timeZone: Mars/Olympus, mode: Idle}\n",
+            8,
+            "time zone",
+        ),
         ("  residency:\n    schedule:\n    - {cron: 0 8 * * *, duration: 30s, mode: Idle}\n", 8, "1m"),
         ("  priority: 5000000\n", 6, "priority"),
         ("  minLoaded: -1\n", 6, "minLoaded"),

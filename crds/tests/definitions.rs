@@ -56,7 +56,9 @@ fn every_field_is_explained_and_bounded() {
                         // Conditions are the API server's own type.
                         _ if path.contains("conditions") => true,
                         Some("string") => {
-                            schema.get("maxLength").is_some() || schema.get("enum").is_some() || schema["format"] == "date-time"
+                            schema.get("maxLength").is_some()
+                                || schema.get("enum").is_some()
+                                || schema["format"] == "date-time"
                         }
                         Some("array") => schema.get("maxItems").is_some(),
                         Some("object") => schema.get("properties").is_some() || schema.get("maxProperties").is_some(),

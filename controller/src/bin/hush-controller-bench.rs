@@ -44,7 +44,11 @@ fn core() -> anyhow::Result<()> {
         }
         micros.sort_unstable();
         let ms = |micros: u128| micros as f64 / 1e3;
-        println!("models {models} gpus {gpus} policies {POLICIES} median_ms {:.2} most_ms {:.2}", ms(micros[RUNS / 2]), ms(micros[RUNS - 1]));
+        println!(
+            "models {models} gpus {gpus} policies {POLICIES} median_ms {:.2} most_ms {:.2}",
+            ms(micros[RUNS / 2]),
+            ms(micros[RUNS - 1])
+        );
     }
     Ok(())
 }

@@ -70,6 +70,11 @@ fn upper_bound_ms(ms: u64) -> u64 {
     ms.div_ceil(1 << shift) << shift
 }
 
+/// How far the bucket of this upper bound reaches down, at most.
+pub fn width_ms(bound_ms: u64) -> u64 {
+    1 << bound_ms.checked_ilog2().unwrap_or(0).saturating_sub(3)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

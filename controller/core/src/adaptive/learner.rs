@@ -135,8 +135,7 @@ impl Learner {
             found.map(|(bound, _)| *bound)
         };
         let (early, late) = (quantile(5)?, quantile(95)?);
-        // A bucket reaches an eighth below its bound.
-        let from = early - early / 7;
+        let from = early.saturating_sub(super::gaps::width_ms(early));
         let until = late + late / 16;
         let worth = from > price / 4 && until > from;
         let window = Window { from: Duration::from_millis(from), until: Duration::from_millis(until) };

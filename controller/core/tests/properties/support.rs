@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use hush_core::{
-    Amount, Asks, Gpu, GpuId, Labels, Model, ModelKey, Policy, PolicyName, Residency, Selector, ServerName, State, World,
+    Amount, Asks, Gpu, GpuId, Labels, Model, ModelKey, Policy, PolicyName, Residency, Selector, ServerName, State,
+    World,
 };
 use jiff::Timestamp;
 use proptest::collection::vec;
@@ -74,12 +75,7 @@ fn seconds(most: u64) -> impl Strategy<Value = Duration> {
 }
 
 pub fn modes() -> impl Strategy<Value = Residency> {
-    prop_oneof![
-        Just(Residency::Resident),
-        Just(Residency::Idle),
-        Just(Residency::Adaptive),
-        Just(Residency::OnDemand)
-    ]
+    prop_oneof![Just(Residency::Resident), Just(Residency::Idle), Just(Residency::Adaptive), Just(Residency::OnDemand)]
 }
 
 prop_compose! {
