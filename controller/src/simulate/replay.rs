@@ -17,10 +17,7 @@ const STEP: Duration = Duration::from_secs(5);
 /// What follows the last request is simulated too, so that a model that stays is seen to stay.
 const AFTER: Duration = Duration::from_secs(3600);
 /// Monday, 5 January 2026, midnight UTC.
-const START: Timestamp = match Timestamp::new(1_767_571_200, 0) {
-    Ok(start) => start,
-    Err(_) => Timestamp::UNIX_EPOCH,
-};
+const START_SECONDS: i64 = 1_767_571_200;
 /// Bounds of the histogram of gaps, as servers have it, in seconds.
 const BOUNDS: [u64; 16] = [1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 57_600, 86_400];
 
@@ -65,7 +62,8 @@ pub fn replay(
 }
 
 fn time(at: Duration) -> Timestamp {
-    START + SignedDuration::try_from(at).unwrap_or(SignedDuration::MAX)
+    let start = Timestamp::from_second(START_SECONDS).unwrap_or(Timestamp::UNIX_EPOCH);
+    start + SignedDuration::try_from(at).unwrap_or(SignedDuration::MAX)
 }
 
 #[derive(Debug)]
