@@ -113,7 +113,7 @@ licences: ## Licences of what is built, and advisories where cargo-deny is insta
 	if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; else $(PYTHON) scripts/check-licences; fi
 
 bench: build ort models $(PACKAGES)/.bench ## Print the figures, each beside a peer's (ARGS= sections)
-	$(CARGO) build --locked --release --package hush-tests --bins
+	$(CARGO) build --locked --release --package hush-tests --package hush-controller --bins
 	PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/bench/run.py $(ARGS)
 
 clean: ## Remove what was built and installed here

@@ -1,6 +1,6 @@
 """Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
 
-usage: run.py [SECTION...]        sections: wer speed batch cold memory health hours (all by default)
+usage: run.py [SECTION...]        sections: wer speed batch cold memory health hours controller (all by default)
 """
 import concurrent.futures
 import json
@@ -253,7 +253,15 @@ def hours(length: int = 3) -> None:
             row("runner, highest resident MB", f"{resident_mb(runner, 'VmHWM'):.1f}")
 
 
-SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "cold": cold, "memory": memory, "health": health, "hours": hours}
+def controller() -> None:
+    bench = ROOT / "target/release/hush-controller-bench"
+    print("one step of the controller's core; goal: 1000 models under 5 ms, and near linear")
+    print(subprocess.run([bench, "core"], check=True, text=True, stdout=subprocess.PIPE).stdout, end="")
+    print("adaptive residency against fixed timeouts; goal: under 2.00, and the least over all")
+    print(subprocess.run([bench, "adaptive"], check=True, text=True, stdout=subprocess.PIPE).stdout, end="")
+
+
+SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller}
 
 
 def main() -> None:

@@ -1,0 +1,126 @@
+//! Every model with its rules: which policies select it, merged. Models that look alike share the work.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::memory::{Work, sampled_at};
+use crate::merge::{Merged, Rules, mode_at};
+use crate::policy::{Policy, Residency};
+use crate::world::{Gpu, GpuId, Labels, Model, State, World};
+
+#[derive(Debug)]
+pub struct Fleet<'a> {
+    /// Sorted by name.
+    pub policies: &'a [&'a Policy],
+    pub members: Vec<Member<'a>>,
+    /// Places of policies, ascending; each different combination once.
+    sets: Vec<Vec<usize>>,
+}
+
+#[derive(Debug)]
+pub struct Member<'a> {
+    pub model: &'a Model,
+    /// `None`: no policy selects it.
+    pub rules: Option<Rc<Rules>>,
+    set: usize,
+    pub fresh: bool,
+    /// A command for it is under way.
+    pub pending: bool,
+    /// A decision rested on this sample already.
+    pub used: bool,
+    /// One of its policies holds more than its budget on this card.
+    pub over_budget: bool,
+}
+
+impl Member<'_> {
+    /// Of two models that no policy governs, neither is ever ranked.
+    pub fn priority(&self) -> i32 {
+        self.rules.as_ref().map_or(0, |rules| rules.priority.value)
+    }
+
+    pub const fn counts_as_ready(&self) -> bool {
+        self.fresh && !self.pending && self.model.ready()
+    }
+
+    /// May be named by a decision to unload, as far as its own state goes.
+    pub const fn nameable(&self) -> bool {
+        self.counts_as_ready() && !self.used
+    }
+
+    pub fn old_enough(&self) -> bool {
+        self.rules.as_ref().is_some_and(|rules| self.model.loaded_for >= rules.min_resident)
+    }
+
+    /// Whether its memory counts towards budgets.
+    pub const fn holds_memory(&self) -> bool {
+        matches!(self.model.state, State::Ready | State::Loading | State::Draining)
+    }
+}
+
+impl<'a> Fleet<'a> {
+    /// `policies` sorted by name.
+    pub fn new(now: Timestamp, world: &'a World, policies: &'a [&'a Policy], work: &Work) -> Self {
+        let modes: Vec<Option<(Residency, bool)>> = policies.iter().map(|p| mode_at(&p.asks, now)).collect();
+        let totals: BTreeMap<&GpuId, u64> = world.gpus.iter().map(|gpu| (&gpu.uuid, gpu.total_bytes)).collect();
+        let mut fleet = Self { policies, members: Vec::with_capacity(world.models.len()), sets: Vec::new() };
+        let mut alike: BTreeMap<(&str, &Labels, &str), usize> = BTreeMap::new();
+        let mut known_sets: BTreeMap<Vec<usize>, usize> = BTreeMap::new();
+        let mut known_rules: BTreeMap<(usize, Option<u64>), Option<Rc<Rules>>> = BTreeMap::new();
+        let nothing = Labels::new();
+        for model in &world.models {
+            let namespace = model.key.server.namespace();
+            let set = *alike.entry((namespace, &model.labels, &model.key.model)).or_insert_with(|| {
+                let labels = world.namespaces.get(namespace).unwrap_or(&nothing);
+                let set: Vec<usize> = (0..policies.len()).filter(|&p| policies[p].selects(model, labels)).collect();
+                *known_sets.entry(set).or_insert_with_key(|set| {
+                    fleet.sets.push(set.clone());
+                    fleet.sets.len() - 1
+                })
+            });
+            let total = model.gpu.as_ref().and_then(|gpu| totals.get(gpu)).copied();
+            let rules = known_rules
+                .entry((set, total))
+                .or_insert_with(|| rules(policies, &modes, &fleet.sets[set], total).map(Rc::new))
+                .clone();
+            fleet.members.push(Member {
+                model,
+                rules,
+                set,
+                fresh: model.sample_age <= world.stale_after,
+                pending: work.pending(&model.key),
+                used: work.used(&model.key, sampled_at(now, model.sample_age)),
+                over_budget: false,
+            });
+        }
+        fleet
+    }
+
+    pub fn set(&self, member: &Member<'_>) -> &[usize] {
+        &self.sets[member.set]
+    }
+
+    pub fn policy_name(&self, policy: usize) -> String {
+        self.policies[policy].name.to_string()
+    }
+}
+
+fn rules(
+    policies: &[&Policy],
+    modes: &[Option<(Residency, bool)>],
+    set: &[usize],
+    total_bytes: Option<u64>,
+) -> Option<Rules> {
+    let merged = set
+        .iter()
+        .map(|&policy| Merged::of(policy, &policies[policy].asks, modes[policy], total_bytes))
+        .reduce(|a, b| a.merge(&b))?;
+    Some(Rules::fill(&merged, *set.first()?))
+}
+
+/// Whether a card's sample may be acted on.
+pub fn gpu_fresh(gpu: &Gpu, stale_after: Duration) -> bool {
+    gpu.sample_age <= stale_after
+}

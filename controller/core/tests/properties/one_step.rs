@@ -1,0 +1,143 @@
+//! Properties of one step in any world.
+
+use std::collections::BTreeSet;
+
+use hush_core::{Action, Memory, Model, ModelKey, Plan, Policy, Reason, SkipReason, State, World, step};
+use proptest::prelude::*;
+
+use crate::support::{STALE_AFTER, at, policies, worlds};
+
+fn plan(world: &World, policies: &[Policy]) -> Plan {
+    step(&mut Memory::default(), at(0), world, policies)
+}
+
+fn enforced(policies: &[Policy]) -> Vec<Policy> {
+    policies.iter().map(|policy| Policy { dry_run: false, ..policy.clone() }).collect()
+}
+
+fn find<'a>(world: &'a World, key: &ModelKey) -> &'a Model {
+    world.models.iter().find(|model| model.key == *key).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_order_of_the_input_does_not_matter(world in worlds(), policies in policies(), seed in any::<u64>()) {
+        let mut other = world.clone();
+        let turn = |len: usize| if len == 0 { 0 } else { usize::try_from(seed % 97).unwrap() % len };
+        other.models.rotate_left(turn(world.models.len()));
+        other.gpus.reverse();
+        let mut mixed = policies.clone();
+        mixed.rotate_left(turn(policies.len()));
+        prop_assert_eq!(plan(&world, &policies), plan(&other, &mixed));
+    }
+
+    #[test]
+    fn every_model_is_decided_on_once_or_has_a_reason(world in worlds(), policies in policies()) {
+        let plan = plan(&world, &policies);
+        let live: Vec<ModelKey> = plan.decisions.iter().filter(|d| !d.dry_run).map(|d| d.key()).collect();
+        let unique: BTreeSet<&ModelKey> = live.iter().collect();
+        prop_assert_eq!(live.len(), unique.len());
+        for model in &world.models {
+            let skipped = plan.skips.iter().any(|s| s.server == model.key.server && s.model == model.key.model);
+            prop_assert!(unique.contains(&model.key) || skipped, "{} is not in {:?}", model.key, plan);
+        }
+    }
+
+    #[test]
+    fn stale_data_causes_no_action(world in worlds(), policies in policies()) {
+        for decision in plan(&world, &policies).decisions {
+            let model = find(&world, &decision.key());
+            prop_assert!(model.sample_age <= STALE_AFTER, "{:?}", decision);
+            let gpu = world.gpus.iter().find(|gpu| Some(&gpu.uuid) == model.gpu.as_ref());
+            let rests_on_the_card = !matches!(decision.reason, Reason::IdleTimeout | Reason::OnDemand);
+            if let (Some(gpu), true) = (gpu, rests_on_the_card) {
+                prop_assert!(gpu.sample_age <= STALE_AFTER, "{:?}", decision);
+            }
+        }
+    }
+
+    #[test]
+    fn only_ready_models_leave_and_busy_ones_under_hard_pressure_only(world in worlds(), policies in policies()) {
+        for decision in plan(&world, &policies).decisions {
+            let model = find(&world, &decision.key());
+            match decision.action {
+                Action::Unload => {
+                    prop_assert_eq!(model.state, State::Ready);
+                    prop_assert!(!model.busy() || decision.reason == Reason::HardPressure, "{:?}", decision);
+                    // The command carries what it was decided on.
+                    prop_assert_eq!(decision.if_generation, Some(model.generation));
+                    if decision.reason != Reason::HardPressure {
+                        let asked = decision.if_idle_seconds.unwrap();
+                        prop_assert!(model.idle.as_secs() >= asked, "{:?}", decision);
+                    }
+                }
+                Action::Load => prop_assert_eq!(model.state, State::Unloaded),
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_that_a_policy_protects_is_no_victim(world in worlds(), policies in policies()) {
+        let policies = enforced(&policies);
+        let plan = plan(&world, &policies);
+        for policy in &policies {
+            let selected = |key: &ModelKey| {
+                let model = find(&world, key);
+                policy.selects(model, &Default::default())
+            };
+            // The least of the minima holds, so only the policy whose own is the least is sure to be heard.
+            let least = policies.iter().filter_map(|p| p.asks.min_loaded).min();
+            let Some(keep) = policy.asks.min_loaded.filter(|keep| Some(*keep) == least && *keep > 0) else { continue };
+            let ready = world.models.iter().filter(|m| m.ready() && m.sample_age <= STALE_AFTER && selected(&m.key)).count();
+            let gone = plan.decisions.iter().filter(|d| d.action == Action::Unload && selected(&d.key())).count();
+            prop_assert!(gone == 0 || ready - gone >= keep as usize, "{:?}", plan);
+        }
+    }
+
+    #[test]
+    fn a_dry_run_shows_what_enforcing_would_do(world in worlds(), policies in policies()) {
+        // One policy at a time: each dry run is computed alone.
+        for policy in enforced(&policies) {
+            let live = plan(&world, std::slice::from_ref(&policy));
+            let dry = plan(&world, &[Policy { dry_run: true, ..policy }]);
+            prop_assert!(dry.decisions.iter().all(|decision| decision.dry_run));
+            let shown: Vec<_> = dry.decisions.into_iter().map(|d| hush_core::Decision { dry_run: false, ..d }).collect();
+            prop_assert_eq!(shown, live.decisions);
+        }
+    }
+
+    #[test]
+    fn a_dry_run_changes_nothing(world in worlds(), policies in policies()) {
+        let live: Vec<Policy> = policies.iter().filter(|policy| !policy.dry_run).cloned().collect();
+        let with = plan(&world, &policies);
+        let without = plan(&world, &live);
+        let enforced: Vec<_> = with.decisions.into_iter().filter(|d| !d.dry_run).collect();
+        prop_assert_eq!(enforced, without.decisions);
+        prop_assert_eq!(with.gpus, without.gpus);
+        let skips: Vec<_> = with.skips.into_iter().filter(|s| s.reason != SkipReason::DryRun).collect();
+        prop_assert_eq!(skips, without.skips);
+    }
+
+    #[test]
+    fn no_second_action_on_one_sample(world in worlds(), policies in policies()) {
+        let mut memory = Memory::default();
+        let first = step(&mut memory, at(0), &world, &policies);
+        for decision in first.decisions.iter().filter(|d| !d.dry_run) {
+            memory.settle(&decision.key(), hush_core::Settled::Nothing);
+        }
+        // A second later, nothing new was seen.
+        let mut later = world.clone();
+        later.gpus.iter_mut().for_each(|gpu| gpu.sample_age += std::time::Duration::from_secs(1));
+        later.models.iter_mut().for_each(|model| model.sample_age += std::time::Duration::from_secs(1));
+        let second = step(&mut memory, at(1), &later, &policies);
+        let named: BTreeSet<ModelKey> = first.decisions.iter().filter(|d| !d.dry_run).map(|d| d.key()).collect();
+        for decision in second.decisions.iter().filter(|d| !d.dry_run) {
+            prop_assert!(!named.contains(&decision.key()), "{:?}", decision);
+            let same_card = first.decisions.iter().any(|d| !d.dry_run && d.action == Action::Unload && d.gpu.is_some() && d.gpu == decision.gpu);
+            let idle = matches!(decision.reason, Reason::IdleTimeout | Reason::OnDemand);
+            prop_assert!(!same_card || idle || decision.action == Action::Load, "{:?}", decision);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Properties of pressure over many steps.
+
+use std::time::Duration;
+
+use hush_core::{Amount, Asks, Memory, Plan, Policy, Pressure, Reason, Residency, Settled, SkipReason, World, step};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::support::{GIB, at, gpu, model, policy, world};
+
+const GRACE: i64 = 60;
+
+fn soft(min_reclaim: u64) -> Vec<Policy> {
+    let asks = Asks {
+        residency: Some(Residency::Resident),
+        soft_below: Some(Amount::Bytes(4 * GIB)),
+        grace_period: Some(Duration::from_secs(60)),
+        min_reclaim: Some(Amount::Bytes(min_reclaim)),
+        transition_period: Some(Duration::from_secs(30)),
+        ..Asks::default()
+    };
+    vec![policy("soft", asks)]
+}
+
+fn seen(available: u64) -> World {
+    world(vec![gpu("GPU-a", available)], vec![model("w1", "GPU-a"), model("w2", "GPU-a"), model("w3", "GPU-a")])
+}
+
+fn stale(mut world: World) -> World {
+    world.gpus[0].sample_age = Duration::from_secs(60);
+    world
+}
+
+fn acts(plan: &Plan) -> bool {
+    plan.decisions.iter().any(|decision| decision.reason == Reason::SoftPressure)
+}
+
+fn refuse(memory: &mut Memory, plan: &Plan) {
+    for decision in &plan.decisions {
+        memory.settle(&decision.key(), Settled::Nothing);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Each second: short of memory, enough of it, or no sample.
+    #[test]
+    fn grace_is_never_shortened_by_noise(seconds in vec(0..12_u8, 1..240)) {
+        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let mut crossed_for: Option<i64> = None;
+        let mut previous_fresh = false;
+        for (second, kind) in seconds.into_iter().enumerate() {
+            let world = match kind {
+                0 => seen(20 * GIB),
+                1 => stale(seen(GIB)),
+                _ => seen(GIB),
+            };
+            let fresh = kind != 1;
+            if fresh {
+                // A gap in the samples is no break and adds nothing.
+                crossed_for = (kind != 0).then(|| crossed_for.map_or(0, |seconds| seconds + i64::from(previous_fresh)));
+            }
+            previous_fresh = fresh;
+            let plan = step(&mut memory, at(second as i64), &world, &policies);
+            prop_assert!(!acts(&plan) || crossed_for.is_some_and(|seconds| seconds >= GRACE), "{second} {crossed_for:?}");
+            if acts(&plan) {
+                return Ok(());
+            }
+        }
+    }
+
+    #[test]
+    fn without_noise_it_acts_exactly_when_the_grace_period_has_passed(start in 0..1000_i64) {
+        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        for second in 0..=GRACE {
+            let plan = step(&mut memory, at(start + second), &seen(GIB), &policies);
+            prop_assert_eq!(acts(&plan), second == GRACE, "{}", second);
+            let waits = plan.skips.iter().any(|skip| skip.reason == SkipReason::GracePeriod);
+            prop_assert_eq!(waits, second < GRACE);
+            prop_assert_eq!(plan.gpus[0].pressure, Pressure::Soft);
+        }
+    }
+
+    #[test]
+    fn a_missing_sample_freezes_the_timers(before in 1..GRACE, missing in 16..1000_i64) {
+        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        for second in 0..=before {
+            prop_assert!(!acts(&step(&mut memory, at(second), &seen(GIB), &policies)));
+        }
+        let plan = step(&mut memory, at(before + 1), &stale(seen(GIB)), &policies);
+        prop_assert_eq!(plan.gpus[0].pressure, Pressure::Unknown);
+        let back = before + missing;
+        // Neither advanced nor reset: what was left is still left.
+        for second in 0..=(GRACE - before) {
+            let plan = step(&mut memory, at(back + second), &seen(GIB), &policies);
+            prop_assert_eq!(acts(&plan), second == GRACE - before, "{}", second);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_changes_nothing(jump in prop_oneof![-100_000..-1_i64, 16..100_000_i64], after in 1..GRACE) {
+        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        for second in 0..=after {
+            prop_assert!(!acts(&step(&mut memory, at(second), &seen(GIB), &policies)));
+        }
+        for second in 0..=(GRACE - after) {
+            let plan = step(&mut memory, at(after + jump + second), &seen(GIB), &policies);
+            prop_assert_eq!(acts(&plan), second == GRACE - after, "{}", second);
+        }
+    }
+
+    #[test]
+    fn once_acting_it_goes_on_to_the_target_and_then_stops(reclaim in 1..4_u64, steps in 1..6_u64) {
+        let (mut memory, policies) = (Memory::default(), soft(reclaim * GIB));
+        for second in 0..=GRACE {
+            let plan = step(&mut memory, at(second), &seen(GIB), &policies);
+            refuse(&mut memory, &plan);
+        }
+        // Above the threshold, below the target: on it goes.
+        let between = 4 * GIB + (reclaim * GIB - 1) * steps / 6;
+        let plan = step(&mut memory, at(GRACE + 1), &seen(between), &policies);
+        prop_assert!(acts(&plan));
+        refuse(&mut memory, &plan);
+        // The target: it stops, and does not begin again before the threshold is crossed.
+        for (second, available) in [(2, (4 + reclaim) * GIB), (3, between), (4, 4 * GIB)] {
+            prop_assert!(!acts(&step(&mut memory, at(GRACE + second), &seen(available), &policies)), "{}", second);
+        }
+    }
+
+    #[test]
+    fn pressure_is_left_after_the_transition_period(clear in 0..40_i64) {
+        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        step(&mut memory, at(0), &seen(GIB), &policies);
+        for second in 0..=clear {
+            let plan = step(&mut memory, at(1 + second), &seen(20 * GIB), &policies);
+            let expected = if second >= 30 { Pressure::None } else { Pressure::Soft };
+            prop_assert_eq!(plan.gpus[0].pressure, expected, "{}", second);
+        }
+    }
+}
+
+#[test]
+fn after_an_unload_only_a_newer_sample_counts() {
+    let (mut memory, policies) = (Memory::default(), soft(GIB));
+    let mut acted = false;
+    for second in 0..=GRACE {
+        let plan = step(&mut memory, at(second), &seen(GIB), &policies);
+        acted = acts(&plan);
+    }
+    assert!(acted);
+    // Under way: nothing more, whatever is sampled.
+    assert!(!acts(&step(&mut memory, at(GRACE + 1), &seen(GIB), &policies)));
+    let key = model("w1", "GPU-a").key;
+    for name in ["w1", "w2", "w3"] {
+        memory.settle(&model(name, "").key, Settled::Unloaded { completed_at: at(GRACE + 3) });
+    }
+    let without = |age: u64| {
+        let mut world = seen(GIB);
+        world.models.retain(|model| model.key != key);
+        world.gpus[0].sample_age = Duration::from_secs(age);
+        world
+    };
+    let plan = step(&mut memory, at(GRACE + 4), &without(1), &policies);
+    assert!(!acts(&plan), "sampled when the unload ended");
+    assert!(acts(&step(&mut memory, at(GRACE + 5), &without(1), &policies)), "sampled a second later");
+}

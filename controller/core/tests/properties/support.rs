@@ -1,0 +1,164 @@
+//! Random worlds and policies, small enough to be read when a case fails.
+
+use std::time::Duration;
+
+use hush_core::{
+    Amount, Asks, Gpu, GpuId, Labels, Model, ModelKey, Policy, PolicyName, Residency, Selector, ServerName, State,
+    World,
+};
+use jiff::Timestamp;
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::*;
+
+pub const GIB: u64 = 1 << 30;
+pub const STALE_AFTER: Duration = Duration::from_secs(15);
+
+pub fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_795_000_000 + seconds).unwrap()
+}
+
+pub fn labels(app: &str) -> Labels {
+    Labels::from([("app".to_owned(), app.to_owned())])
+}
+
+pub fn policy(name: &str, asks: Asks) -> Policy {
+    Policy {
+        name: PolicyName { namespace: Some("a".to_owned()), name: name.to_owned() },
+        selector: Selector { labels: labels("whisper"), expressions: Vec::new() },
+        namespace_selector: None,
+        models: Vec::new(),
+        dry_run: false,
+        asks,
+    }
+}
+
+pub fn gpu(uuid: &str, available_bytes: u64) -> Gpu {
+    Gpu {
+        uuid: GpuId::from(uuid),
+        node: "n1".to_owned(),
+        total_bytes: 24 * GIB,
+        used_bytes: 24 * GIB - available_bytes,
+        sample_age: Duration::ZERO,
+    }
+}
+
+pub fn model(name: &str, gpu: &str) -> Model {
+    Model {
+        key: ModelKey { server: ServerName(format!("a/{name}")), model: "turbo".to_owned() },
+        gpu: Some(GpuId::from(gpu)),
+        labels: labels("whisper"),
+        state: State::Ready,
+        idle: Duration::from_secs(60),
+        inflight: 0,
+        queued: 0,
+        vram_bytes: 2 * GIB,
+        generation: 1,
+        loaded_for: Duration::from_secs(3600),
+        reload: Duration::from_secs(1),
+        demand_bytes: 0,
+        sample_age: Duration::ZERO,
+        arrivals: None,
+    }
+}
+
+pub fn world(gpus: Vec<Gpu>, models: Vec<Model>) -> World {
+    World { stale_after: STALE_AFTER, gpus, models, namespaces: Default::default() }
+}
+
+fn amounts() -> impl Strategy<Value = Amount> {
+    prop_oneof![(1..12_u64).prop_map(|gib| Amount::Bytes(gib * GIB)), (1..60_u8).prop_map(Amount::Percent)]
+}
+
+fn seconds(most: u64) -> impl Strategy<Value = Duration> {
+    (0..=most).prop_map(Duration::from_secs)
+}
+
+pub fn modes() -> impl Strategy<Value = Residency> {
+    prop_oneof![Just(Residency::Resident), Just(Residency::Idle), Just(Residency::Adaptive), Just(Residency::OnDemand)]
+}
+
+prop_compose! {
+    pub fn asks()(
+        residency in of(modes()),
+        idle_timeout in of(seconds(900)),
+        min_resident in of(seconds(120)),
+        hard_below in of(amounts()),
+        soft_below in of(amounts()),
+        grace_period in of(seconds(120)),
+        min_reclaim in of(amounts()),
+        (transition_period, priority, budget, min_loaded, drain_timeout, hold_after_eviction) in
+            (of(seconds(300)), of(-2..3_i32), of(amounts()), of(0..3_u32), of(seconds(60)), of(seconds(300))),
+    ) -> Asks {
+        Asks {
+            residency, idle_timeout, min_resident, schedule: Vec::new(), hard_below, soft_below, grace_period,
+            min_reclaim, transition_period, priority, budget, min_loaded, drain_timeout, hold_after_eviction,
+        }
+    }
+}
+
+prop_compose! {
+    pub fn some_policy()(name in 0..6_u8, cluster in any::<bool>(), app in 0..3_u8, dry_run in any::<bool>(), asks in asks()) -> Policy {
+        let namespace = (!cluster).then(|| "a".to_owned());
+        let labels = if app == 0 { Labels::new() } else { labels(["", "whisper", "vip"][usize::from(app)]) };
+        Policy {
+            name: PolicyName { namespace, name: format!("p{name}") },
+            selector: Selector { labels, expressions: Vec::new() },
+            dry_run,
+            ..policy("", asks)
+        }
+    }
+}
+
+/// Names are unique, as in a cluster.
+pub fn policies() -> impl Strategy<Value = Vec<Policy>> {
+    vec(some_policy(), 0..5).prop_map(|mut policies| {
+        policies.sort_by(|a, b| a.name.cmp(&b.name));
+        policies.dedup_by(|a, b| a.name == b.name);
+        policies
+    })
+}
+
+fn states() -> impl Strategy<Value = State> {
+    prop_oneof![
+        8 => Just(State::Ready),
+        1 => Just(State::Unloaded),
+        1 => Just(State::Loading),
+        1 => Just(State::Draining),
+        1 => Just(State::Unloading),
+        2 => Just(State::WaitingForMemory),
+        1 => Just(State::Failed),
+    ]
+}
+
+prop_compose! {
+    fn some_model(name: usize)(
+        state in states(), on in 0..3_u8, vip in any::<bool>(), idle in seconds(1000), inflight in 0..2_u64,
+        vram in 0..6_u64, loaded_for in seconds(300), reload in 0..5000_u64, demand in 0..12_u64, age in 0..20_u64,
+    ) -> Model {
+        Model {
+            gpu: [None, Some(GpuId::from("GPU-a")), Some(GpuId::from("GPU-b"))][usize::from(on)].clone(),
+            labels: labels(if vip { "vip" } else { "whisper" }),
+            state, idle, inflight,
+            vram_bytes: vram * GIB,
+            loaded_for,
+            reload: Duration::from_millis(reload),
+            demand_bytes: if state == State::WaitingForMemory { demand * GIB } else { 0 },
+            sample_age: Duration::from_secs(age),
+            ..model(&format!("w{name}"), "")
+        }
+    }
+}
+
+prop_compose! {
+    pub fn worlds()(
+        available in (0..=24_u64, 0..=24_u64),
+        ages in (0..20_u64, 0..20_u64),
+        models in (0..8_usize).prop_flat_map(|count| (0..count).map(some_model).collect::<Vec<_>>()),
+    ) -> World {
+        let mut gpus = vec![gpu("GPU-a", available.0 * GIB), gpu("GPU-b", available.1 * GIB)];
+        gpus[0].sample_age = Duration::from_secs(ages.0);
+        gpus[1].sample_age = Duration::from_secs(ages.1);
+        world(gpus, models)
+    }
+}

@@ -1,0 +1,105 @@
+//! The command line.
+
+mod check;
+mod plan;
+mod simulate;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(name = "hush-controller", version, about = "Decides when a model leaves the GPU and when it may come back.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check policies without a cluster, by the rules of their definitions; complaints name the line and the fix.
+    Check(CheckArgs),
+    /// Show what would be done in a world, and for every other model why not. Does nothing.
+    Plan(PlanArgs),
+    /// Replay requests through the same decisions in virtual time and count what it costs.
+    Simulate(SimulateArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// YAML files with one or more policies.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// A world: what was seen, what is remembered, and policies.
+    #[arg(long, value_name = "FILE")]
+    pub world: PathBuf,
+    /// Further policies. May be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub policy: Vec<PathBuf>,
+    /// How to print the plan.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct SimulateArgs {
+    /// Policies. Each file is simulated by itself, so that two can be compared. May be repeated.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub policy: Vec<PathBuf>,
+    /// Requests: CSV or JSON lines with `at` (seconds), `model`, `busy` (seconds); or a generated trace: `poisson`,
+    /// `bursty`, `office` or `adversarial`.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub trace: String,
+    /// Seed of a generated trace.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Days of a generated trace.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=365))]
+    pub days: u32,
+    /// Labels of the simulated server's pod, as in `app=whisper,tier=gold`. Default: those that the policies ask for.
+    #[arg(long, value_name = "LABELS")]
+    pub labels: Option<String>,
+    /// Memory that each model holds, in GiB.
+    #[arg(long, default_value_t = 3)]
+    pub vram_gib: u64,
+    /// Memory of the card, in GiB.
+    #[arg(long, default_value_t = 24)]
+    pub gpu_gib: u64,
+    /// What a load takes, in milliseconds.
+    #[arg(long, default_value_t = 1500)]
+    pub reload_ms: u64,
+    /// How to print the figures.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Check(args) => Ok(check::run(&args)),
+        Command::Plan(args) => plan::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn clap_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,6 @@
+//! The controller's shell around `hush-core`: reads policies and worlds, shows plans.
+
+pub mod cli;
+pub mod policies;
+pub mod simulate;
+pub mod world;

@@ -1,0 +1,98 @@
+//! Policies as people write them: YAML documents, checked with the rules of the definitions, each complaint with its line.
+
+mod convert;
+mod documents;
+mod lines;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use hush_core::Policy;
+use hush_crds::{ClusterGpuModelPolicy, GpuModelPolicy};
+
+pub use convert::{cluster, namespaced};
+pub use documents::Document;
+
+/// Something that is wrong in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Counted from 1, where it is known.
+    pub line: Option<u64>,
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "line {line}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// A file that cannot be used, with everything that is wrong in it.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("{}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}", listing(path, problems))]
+    Invalid { path: PathBuf, problems: Vec<Problem> },
+}
+
+fn listing(path: &Path, problems: &[Problem]) -> String {
+    let lines = problems.iter().map(|problem| match problem.line {
+        Some(line) => format!("{}:{line}: {}", path.display(), problem.message),
+        None => format!("{}: {}", path.display(), problem.message),
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// All policies of a file, or everything that is wrong in it.
+pub fn read(path: &Path) -> Result<Vec<Policy>, FileError> {
+    let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    parse(&text).map_err(|problems| FileError::Invalid { path: path.to_owned(), problems })
+}
+
+/// All policies of a YAML text of one or more documents.
+pub fn parse(text: &str) -> Result<Vec<Policy>, Vec<Problem>> {
+    let mut policies: Vec<Policy> = Vec::new();
+    let mut problems = Vec::new();
+    for document in documents::split(text) {
+        match policy(&document) {
+            Ok(policy) if policies.iter().any(|other| other.name == policy.name) => {
+                let message = format!("there are two policies with the name `{}`", policy.name);
+                problems.push(Problem { line: document.line_of("metadata.name"), message });
+            }
+            Ok(policy) => policies.push(policy),
+            Err(found) => problems.extend(found),
+        }
+    }
+    if policies.is_empty() && problems.is_empty() {
+        problems.push(Problem { line: None, message: "there is no policy in it".to_owned() });
+    }
+    if problems.is_empty() { Ok(policies) } else { Err(problems) }
+}
+
+/// One policy object.
+pub fn policy(document: &Document) -> Result<Policy, Vec<Problem>> {
+    let head = document.head()?;
+    if head.api_version.as_deref() != Some(hush_crds::API_VERSION) {
+        let message = format!("`apiVersion` must be `{}`", hush_crds::API_VERSION);
+        return Err(vec![Problem { line: document.line_of("apiVersion"), message }]);
+    }
+    let found = match head.kind.as_deref() {
+        Some("GpuModelPolicy") => namespaced(&document.read::<GpuModelPolicy>()?),
+        Some("ClusterGpuModelPolicy") => cluster(&document.read::<ClusterGpuModelPolicy>()?),
+        _ => {
+            let message = "`kind` must be `GpuModelPolicy` or `ClusterGpuModelPolicy`".to_owned();
+            return Err(vec![Problem { line: document.line_of("kind"), message }]);
+        }
+    };
+    found.map_err(|found| {
+        let located = |invalid: hush_crds::Invalid| Problem {
+            line: document.line_of(&invalid.path),
+            message: invalid.to_string(),
+        };
+        found.into_iter().map(located).collect()
+    })
+}

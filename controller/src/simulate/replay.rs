@@ -1,0 +1,225 @@
+//! One card and its models over virtual time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hush_core::{
+    Action, Arrivals, Decision, Gpu, GpuId, Labels, Memory, Model, ModelKey, Policy, Reason, ServerName, Settled,
+    State, World,
+};
+use jiff::{SignedDuration, Timestamp};
+
+use super::figures::Figures;
+use super::trace::Request;
+
+/// The core decides so often.
+const STEP: Duration = Duration::from_secs(5);
+/// What follows the last request is simulated too, so that a model that stays is seen to stay.
+const AFTER: Duration = Duration::from_secs(3600);
+/// Monday, 5 January 2026, midnight UTC.
+const START_SECONDS: i64 = 1_767_571_200;
+/// Bounds of the histogram of gaps, as servers have it, in seconds.
+const BOUNDS: [u64; 16] = [1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 57_600, 86_400];
+
+/// What is simulated.
+#[derive(Clone, Copy, Debug)]
+pub struct Hardware {
+    pub gpu_bytes: u64,
+    /// Held by each model.
+    pub vram_bytes: u64,
+    /// What a load takes.
+    pub reload: Duration,
+}
+
+/// Runs the trace, sorted by time, under the policies.
+pub fn replay(
+    requests: &[Request],
+    policies: &[Policy],
+    labels: &Labels,
+    server: &str,
+    hardware: &Hardware,
+) -> Figures {
+    let mut card = Card::new(labels, server, hardware);
+    let mut memory = Memory::default();
+    let end = requests.last().map_or(Duration::ZERO, |request| request.at) + AFTER;
+    let mut next = 0;
+    let mut now = Duration::ZERO;
+    while now <= end {
+        while let Some(request) = requests.get(next).filter(|request| request.at <= now) {
+            card.advance(request.at);
+            card.arrive(request);
+            next += 1;
+        }
+        card.advance(now);
+        let plan = hush_core::step(&mut memory, time(now), &card.world(now), policies);
+        for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
+            let settled = card.carry_out(now, decision);
+            memory.settle(&decision.key(), settled);
+        }
+        now += STEP;
+    }
+    card.finish(end)
+}
+
+fn time(at: Duration) -> Timestamp {
+    let start = Timestamp::from_second(START_SECONDS).unwrap_or(Timestamp::UNIX_EPOCH);
+    start + SignedDuration::try_from(at).unwrap_or(SignedDuration::MAX)
+}
+
+#[derive(Debug)]
+struct Card<'a> {
+    labels: &'a Labels,
+    server: ServerName,
+    hardware: &'a Hardware,
+    guests: BTreeMap<String, Guest>,
+    figures: Figures,
+}
+
+#[derive(Debug, Default)]
+struct Guest {
+    /// Since when it holds memory, and when it is (or was) ready.
+    loaded: Option<(Duration, Duration)>,
+    generation: u64,
+    /// Requests that wait, with their length.
+    waiting: Vec<(Duration, Duration)>,
+    /// Ends of the requests in work; the last of those that have ended is the beginning of idleness.
+    working: Vec<Duration>,
+    idle_since: Duration,
+    held_until: Duration,
+    last_arrival: Option<Duration>,
+    gaps: [u64; BOUNDS.len()],
+    gap_count: u64,
+}
+
+impl<'a> Card<'a> {
+    fn new(labels: &'a Labels, server: &str, hardware: &'a Hardware) -> Self {
+        let server = ServerName(server.to_owned());
+        Self { labels, server, hardware, guests: BTreeMap::new(), figures: Figures::default() }
+    }
+
+    fn available(&self) -> u64 {
+        let loaded = self.guests.values().filter(|guest| guest.loaded.is_some()).count() as u64;
+        self.hardware.gpu_bytes.saturating_sub(loaded * self.hardware.vram_bytes)
+    }
+
+    fn arrive(&mut self, request: &Request) {
+        self.figures.requests += 1;
+        let guest = self.guests.entry(request.model.clone()).or_default();
+        if let Some(last) = guest.last_arrival.replace(request.at) {
+            let gap = request.at.saturating_sub(last);
+            guest.gap_count += 1;
+            for (bound, count) in BOUNDS.iter().zip(&mut guest.gaps) {
+                *count += u64::from(gap <= Duration::from_secs(*bound));
+            }
+        }
+        if guest.loaded.is_none() && guest.waiting.is_empty() {
+            self.figures.cold_starts += 1;
+        }
+        guest.waiting.push((request.at, request.busy));
+        self.advance(request.at);
+    }
+
+    /// Starts loads that are wanted and possible, starts requests of ready models, ends what has ended.
+    fn advance(&mut self, now: Duration) {
+        for name in self.guests.keys().cloned().collect::<Vec<_>>() {
+            let room = self.available() >= self.hardware.vram_bytes;
+            let Some(guest) = self.guests.get_mut(&name) else { continue };
+            if guest.loaded.is_none() && !guest.waiting.is_empty() && room && now >= guest.held_until {
+                guest.load(now, self.hardware.reload);
+            }
+            if let Some((_, ready)) = guest.loaded.filter(|(_, ready)| *ready <= now) {
+                for (arrived, busy) in std::mem::take(&mut guest.waiting) {
+                    let start = ready.max(arrived);
+                    self.figures.waited += start - arrived;
+                    guest.working.push(start + busy);
+                }
+            }
+            let ended = guest.working.iter().filter(|end| **end <= now).max().copied();
+            guest.idle_since = guest.idle_since.max(ended.unwrap_or_default());
+            guest.working.retain(|end| *end > now);
+        }
+    }
+
+    fn world(&self, now: Duration) -> World {
+        let used = self.hardware.gpu_bytes - self.available();
+        let gpu = Gpu {
+            uuid: GpuId("GPU-simulated".to_owned()),
+            node: "simulated".to_owned(),
+            total_bytes: self.hardware.gpu_bytes,
+            used_bytes: used,
+            sample_age: Duration::ZERO,
+        };
+        let models = self.guests.iter().map(|(name, guest)| self.model(now, name, guest)).collect();
+        World { stale_after: STEP * 3, gpus: vec![gpu], models, namespaces: BTreeMap::new() }
+    }
+
+    fn model(&self, now: Duration, name: &str, guest: &Guest) -> Model {
+        let waits = !guest.waiting.is_empty();
+        let (state, loaded_for) = match guest.loaded {
+            Some((_, ready)) if ready <= now => (State::Ready, now - ready),
+            Some(_) => (State::Loading, Duration::ZERO),
+            None if waits => (State::WaitingForMemory, Duration::ZERO),
+            None => (State::Unloaded, Duration::ZERO),
+        };
+        let idle = state == State::Ready && guest.working.is_empty() && !waits;
+        Model {
+            key: ModelKey { server: self.server.clone(), model: name.to_owned() },
+            gpu: Some(GpuId("GPU-simulated".to_owned())),
+            labels: self.labels.clone(),
+            state,
+            idle: if idle { now.saturating_sub(guest.idle_since) } else { Duration::ZERO },
+            inflight: guest.working.len() as u64,
+            queued: guest.waiting.len() as u64,
+            vram_bytes: self.hardware.vram_bytes,
+            generation: guest.generation,
+            loaded_for,
+            reload: self.hardware.reload,
+            demand_bytes: if state == State::WaitingForMemory { self.hardware.vram_bytes } else { 0 },
+            sample_age: Duration::ZERO,
+            arrivals: Some(Arrivals {
+                buckets: BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(guest.gaps).collect(),
+                count: guest.gap_count,
+            }),
+        }
+    }
+
+    fn carry_out(&mut self, now: Duration, decision: &Decision) -> Settled {
+        let room = self.available() >= self.hardware.vram_bytes;
+        let Some(guest) = self.guests.get_mut(&decision.model) else { return Settled::Nothing };
+        if decision.action == Action::Load {
+            if guest.loaded.is_some() || !room || now < guest.held_until {
+                return Settled::Nothing;
+            }
+            guest.load(now, self.hardware.reload);
+            self.figures.warm_loads += 1;
+            return Settled::Loaded;
+        }
+        let Some((since, _)) = guest.loaded else { return Settled::Nothing };
+        // What is in flight ends first: it holds the memory until then.
+        let end = guest.working.iter().max().copied().unwrap_or(now).max(now);
+        guest.loaded = None;
+        guest.working.clear();
+        guest.held_until = end + Duration::from_secs(decision.hold_seconds.unwrap_or(0));
+        self.figures.held += u128::from(self.hardware.vram_bytes) * (end - since).as_millis();
+        match decision.reason {
+            Reason::IdleTimeout | Reason::OnDemand => self.figures.idle_unloads += 1,
+            _ => self.figures.evictions += 1,
+        }
+        Settled::Unloaded { completed_at: time(now) }
+    }
+
+    fn finish(mut self, end: Duration) -> Figures {
+        for (since, _) in self.guests.values().filter_map(|guest| guest.loaded) {
+            self.figures.held += u128::from(self.hardware.vram_bytes) * end.saturating_sub(since).as_millis();
+        }
+        self.figures
+    }
+}
+
+impl Guest {
+    fn load(&mut self, now: Duration, reload: Duration) {
+        self.loaded = Some((now, now + reload));
+        self.idle_since = now + reload;
+        self.generation += 1;
+    }
+}

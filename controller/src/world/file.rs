@@ -1,0 +1,164 @@
+//! The form of a world file; `docs/policies.md` describes it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hush_core as core;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::values::{Bytes, Time};
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct World {
+    pub now: Timestamp,
+    #[serde(default = "default_stale_after")]
+    stale_after: Time,
+    #[serde(default)]
+    gpus: Vec<Gpu>,
+    #[serde(default)]
+    models: Vec<Model>,
+    #[serde(default)]
+    memory: Memory,
+    #[serde(default)]
+    namespaces: BTreeMap<String, core::Labels>,
+    #[serde(default)]
+    pub policies: Vec<serde_json::Value>,
+    /// What a test expects of the plan.
+    #[serde(default, rename = "expect")]
+    _expect: Option<IgnoredAny>,
+}
+
+fn default_stale_after() -> Time {
+    Time(Duration::from_secs(15))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Gpu {
+    uuid: String,
+    #[serde(default)]
+    node: String,
+    total: Bytes,
+    used: Bytes,
+    #[serde(default)]
+    sample_age: Time,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Model {
+    server: String,
+    model: String,
+    #[serde(default)]
+    gpu: Option<String>,
+    #[serde(default)]
+    labels: core::Labels,
+    state: core::State,
+    #[serde(default)]
+    idle: Time,
+    #[serde(default)]
+    inflight: u64,
+    #[serde(default)]
+    queued: u64,
+    #[serde(default)]
+    vram: Bytes,
+    #[serde(default)]
+    generation: u64,
+    #[serde(default)]
+    loaded_for: Time,
+    #[serde(default)]
+    reload: Time,
+    #[serde(default)]
+    demand: Bytes,
+    #[serde(default)]
+    sample_age: Time,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Memory {
+    #[serde(default)]
+    pressure: Vec<Pressure>,
+    #[serde(default)]
+    last_unload: Vec<LastUnload>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Pressure {
+    gpu: String,
+    soft: Option<Since>,
+    hard: Option<Since>,
+    clear_since: Option<Timestamp>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Since {
+    since: Timestamp,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LastUnload {
+    gpu: String,
+    completed_at: Timestamp,
+}
+
+impl World {
+    pub fn memory(&self) -> core::Memory {
+        let pressure = self.memory.pressure.iter().map(|entry| core::PressureMemory {
+            gpu: core::GpuId(entry.gpu.clone()),
+            soft_since: entry.soft.as_ref().map(|soft| soft.since),
+            hard_since: entry.hard.as_ref().map(|hard| hard.since),
+            clear_since: entry.clear_since,
+        });
+        let unloads = self.memory.last_unload.iter().map(|e| (core::GpuId(e.gpu.clone()), e.completed_at));
+        core::Memory::restore(self.now, &pressure.collect::<Vec<_>>(), &unloads.collect::<Vec<_>>())
+    }
+
+    pub fn world(self) -> core::World {
+        core::World {
+            stale_after: self.stale_after.0,
+            gpus: self.gpus.into_iter().map(Gpu::into_core).collect(),
+            models: self.models.into_iter().map(Model::into_core).collect(),
+            namespaces: self.namespaces,
+        }
+    }
+}
+
+impl Gpu {
+    fn into_core(self) -> core::Gpu {
+        core::Gpu {
+            uuid: core::GpuId(self.uuid),
+            node: self.node,
+            total_bytes: self.total.0,
+            used_bytes: self.used.0,
+            sample_age: self.sample_age.0,
+        }
+    }
+}
+
+impl Model {
+    fn into_core(self) -> core::Model {
+        core::Model {
+            key: core::ModelKey { server: core::ServerName(self.server), model: self.model },
+            gpu: self.gpu.map(core::GpuId),
+            labels: self.labels,
+            state: self.state,
+            idle: self.idle.0,
+            inflight: self.inflight,
+            queued: self.queued,
+            vram_bytes: self.vram.0,
+            generation: self.generation,
+            loaded_for: self.loaded_for.0,
+            reload: self.reload.0,
+            demand_bytes: self.demand.0,
+            sample_age: self.sample_age.0,
+            arrivals: None,
+        }
+    }
+}

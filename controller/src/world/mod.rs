@@ -1,0 +1,43 @@
+//! A world in a file: what was seen, what is remembered, and the policies that hold in it.
+
+mod file;
+mod values;
+
+use std::path::Path;
+
+use hush_core::{Memory, Policy, World};
+use jiff::Timestamp;
+
+use crate::policies::{self, Document, FileError, Problem};
+
+/// Everything that one step needs.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    pub now: Timestamp,
+    pub world: World,
+    pub memory: Memory,
+    pub policies: Vec<Policy>,
+}
+
+pub fn read(path: &Path) -> Result<Scene, FileError> {
+    let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    parse(&text).map_err(|problems| FileError::Invalid { path: path.to_owned(), problems })
+}
+
+pub fn parse(text: &str) -> Result<Scene, Vec<Problem>> {
+    let document = Document::whole(text.to_owned());
+    let file: file::World = document.read()?;
+    let mut problems = Vec::new();
+    let mut found = Vec::new();
+    for (index, object) in file.policies.iter().enumerate() {
+        // Each is checked as if it stood alone; complaints get the line that it has here.
+        match policies::policy(&document.part(&format!("policies[{index}]"), object)) {
+            Ok(policy) => found.push(policy),
+            Err(more) => problems.extend(more),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(Scene { now: file.now, memory: file.memory(), policies: found, world: file.world() })
+}

@@ -1,0 +1,84 @@
+//! Worlds and the plans that they must give: every file of `plan-cases`, through the program itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Map, Value};
+
+const QUANTITIES: [&str; 2] = ["available", "target"];
+
+fn cases() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plan-cases");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn plan(world: &Path) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_hush-controller"))
+        .args(["plan", "-o", "json", "--world"])
+        .arg(world)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}: {}", world.display(), String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn expectation(world: &Path) -> Map<String, Value> {
+    let text = std::fs::read_to_string(world).unwrap();
+    let mut file: Map<String, Value> = serde_yaml::from_str(&text).unwrap();
+    file.remove("expect").and_then(|expect| expect.as_object().cloned()).expect("no `expect`")
+}
+
+/// Every field that is expected is there with that value; what is left out is free.
+fn fits(expected: &Value, got: &Value) -> bool {
+    let Some(fields) = expected.as_object() else { return false };
+    fields.iter().all(|(name, value)| {
+        let amount = value.as_str().filter(|_| QUANTITIES.contains(&name.as_str())).and_then(hush_crds::quantity);
+        amount.map_or_else(|| got.get(name) == Some(value), |bytes| got[name].as_u64() == Some(bytes))
+    })
+}
+
+fn list<'a>(value: Option<&'a Value>) -> &'a [Value] {
+    value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+#[test]
+fn every_world_gives_its_plan() {
+    let mut failures = Vec::new();
+    for case in cases() {
+        let (expect, plan) = (expectation(&case), plan(&case));
+        let mut wrong = Vec::new();
+        let (expected, got) = (list(expect.get("decisions")), list(plan.get("decisions")));
+        if expected.len() != got.len() || !expected.iter().zip(got).all(|(e, g)| fits(e, g)) {
+            wrong.push("decisions");
+        }
+        for part in ["skips", "gpus"] {
+            let got = list(plan.get(part));
+            if !list(expect.get(part)).iter().all(|expected| got.iter().any(|got| fits(expected, got))) {
+                wrong.push(part);
+            }
+        }
+        if !wrong.is_empty() {
+            failures.push(format!("{}: {wrong:?}\n{}", case.display(), serde_json::to_string_pretty(&plan).unwrap()));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(cases().len() >= 12);
+}
+
+#[test]
+fn the_order_of_everything_given_does_not_matter() {
+    for case in cases() {
+        let text = std::fs::read_to_string(&case).unwrap();
+        let mut file: Map<String, Value> = serde_yaml::from_str(&text).unwrap();
+        for part in ["gpus", "models", "policies"] {
+            if let Some(list) = file.get_mut(part).and_then(Value::as_array_mut) {
+                list.reverse();
+            }
+        }
+        let reversed = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(reversed.path(), serde_yaml::to_string(&file).unwrap()).unwrap();
+        assert_eq!(plan(&case), plan(reversed.path()), "{}", case.display());
+    }
+}

@@ -1,0 +1,92 @@
+//! Durations as the Gateway API writes them (GEP-2257): `5m`, `1h30m`, `500ms`. Never negative, at most a week.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+pub const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+pub const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+const MAX_LENGTH: usize = 28;
+pub const MESSAGE: &str = "must be a duration such as `90s`, `5m` or `1h30m`, at most `168h`";
+
+/// A duration as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DurationText(pub String);
+
+impl DurationText {
+    pub fn get(&self) -> Option<Duration> {
+        read(&self.0, 5, 4).filter(|duration| *duration <= MAX)
+    }
+}
+
+/// The same form without bounds on digits and parts, for what machines write.
+pub fn parse(text: &str) -> Option<Duration> {
+    read(text, 15, 8)
+}
+
+fn read(text: &str, max_digits: usize, max_parts: usize) -> Option<Duration> {
+    let mut rest = text;
+    let mut sum = Duration::ZERO;
+    for _ in 0..max_parts {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        if !(1..=max_digits).contains(&digits) {
+            return None;
+        }
+        let (number, after) = rest.split_at(digits);
+        let number: u64 = number.parse().ok()?;
+        let units = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+        let (unit, millis) = units.into_iter().find(|(unit, _)| after.starts_with(unit))?;
+        sum = sum.checked_add(Duration::from_millis(number.checked_mul(millis)?))?;
+        rest = &after[unit.len()..];
+        if rest.is_empty() {
+            return Some(sum);
+        }
+    }
+    None
+}
+
+impl JsonSchema for DurationText {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "maxLength": MAX_LENGTH,
+            "pattern": PATTERN,
+            "x-kubernetes-validations": [{"rule": "duration(self) <= duration('168h')", "message": MESSAGE}],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_of_the_gateway_api() {
+        let get = |text: &str| DurationText(text.to_owned()).get();
+        for (text, seconds) in
+            [("0s", 0), ("90s", 90), ("5m", 300), ("1h30m", 5400), ("1h0m30s", 3630), ("99999s", 99_999)]
+        {
+            assert_eq!(get(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        assert_eq!(get("1s500ms"), Some(Duration::from_millis(1500)));
+        for text in
+            ["", "5", "-5m", "5 m", "1d", "1.5h", "123456s", "1s1s1s1s1s", "m", "5mm", "+1s", "1S", "1µs", "169h"]
+        {
+            assert_eq!(get(text), None, "{text}");
+        }
+        assert_eq!(get("168h"), Some(MAX));
+        assert_eq!(parse("1000000ms"), Some(Duration::from_secs(1000)));
+        assert_eq!(parse("999999999999999h"), None);
+    }
+}
