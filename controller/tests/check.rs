@@ -1,5 +1,7 @@
 //! `hush-controller check`: what is wrong is said with its line and the fix.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
+
 use std::io::Write;
 use std::process::{Command, Output};
 

@@ -1,5 +1,7 @@
 //! Worlds and the plans that they must give: every file of `plan-cases`, through the program itself.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -39,7 +41,7 @@ fn fits(expected: &Value, got: &Value) -> bool {
     })
 }
 
-fn list<'a>(value: Option<&'a Value>) -> &'a [Value] {
+fn list(value: Option<&Value>) -> &[Value] {
     value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 

@@ -5,8 +5,11 @@ use serde_json::Value;
 
 use crate::policy::{ClusterGpuModelPolicy, GpuModelPolicy};
 
+/// Writes a definition.
+type Content = fn() -> Result<String, serde_yaml::SerializeError>;
+
 /// File name and content of each definition.
-pub const FILES: [(&str, fn() -> Result<String, serde_yaml::SerializeError>); 2] = [
+pub const FILES: [(&str, Content); 2] = [
     ("gpumodelpolicies.yaml", yaml::<GpuModelPolicy>),
     ("clustergpumodelpolicies.yaml", yaml::<ClusterGpuModelPolicy>),
 ];

@@ -1,5 +1,7 @@
 //! The YAML beside the crate is what the types say, and what the API server takes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
+
 use serde_json::Value;
 
 fn walk(value: &Value, path: &str, visit: &mut dyn FnMut(&str, &Value)) {

@@ -1,5 +1,5 @@
 //! The ffmpeg path with programs that stand in for ffmpeg and do what the real one does on a bad day; and the real one.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod audio_support;
 

@@ -1,5 +1,5 @@
 //! Real files of every format that clients send.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod audio_support;
 

@@ -1,5 +1,5 @@
 //! Bytes that mean harm, or were cut on their way: an error or some samples, soon, in little memory, never a panic.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod audio_support;
 

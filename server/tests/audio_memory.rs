@@ -1,6 +1,6 @@
 //! Hours of audio in bounded memory. Slow and alone in its process, since it reads the peak of the whole process:
 //! `cargo test --release -p hush-server --test audio_memory -- --ignored --nocapture --test-threads 1`
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod audio_support;
 

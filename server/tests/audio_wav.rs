@@ -1,5 +1,5 @@
 //! Samples, channels and rates, measured on WAV files written by hand.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod audio_support;
 

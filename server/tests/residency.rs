@@ -1,6 +1,6 @@
 //! Models in real child processes, on good days and on bad ones: signals, crashes, hangs, crowds, races.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "test support, though no test itself")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod scripted;
 

@@ -1,7 +1,7 @@
 //! Random and adversarial histories of one model: whatever happens in whatever order, no request is lost, there is at
 //! most one runner, none without room for it, and an unload does exactly what its condition says.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "test support, though no test itself")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;

@@ -1,6 +1,6 @@
 //! The rules of a model's life one by one, each with the exact effects.
 
-#![allow(clippy::unwrap_used, reason = "test support, though no test itself")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 use std::time::Duration;
 
@@ -235,7 +235,8 @@ fn whoever_leaves_a_waiting_model_takes_its_demand_along() {
     machine.step(at(1), end(1));
     assert_eq!((machine.state(), machine.shortage()), (ModelState::Unloaded, None));
     assert_eq!(machine.step(at(2), memory(8)), [], "nobody wants it any more");
-    assert_eq!(machine.step(at(3), arrive(2)), [Effect::Measure], "measured anew");
+    let effects = machine.step(at(3), arrive(2));
+    assert_eq!(effects, [Effect::Count(Count::Interarrival(secs(3))), Effect::Measure], "measured anew");
 }
 
 #[test]

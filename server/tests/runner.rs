@@ -1,6 +1,6 @@
 //! The runner as a process, spoken to over its socket: what it says, how fast it is there, and how it ends.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "test support, though no test itself")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod scripted;
 

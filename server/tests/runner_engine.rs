@@ -1,6 +1,6 @@
 //! The real engine in a real runner: the bundled model is installed, loaded, asked, and gone.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "test support, though no test itself")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};

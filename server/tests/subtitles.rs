@@ -1,6 +1,6 @@
 //! Subtitles from words against the writers of openai/whisper (`scripts/golden_subtitles.py`).
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "test support, though no test itself")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

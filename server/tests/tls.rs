@@ -1,6 +1,6 @@
 //! TLS on a listener, with certificates that rotate while requests run.
 
-#![allow(clippy::unwrap_used, reason = "test support, though no test itself")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod https;
 

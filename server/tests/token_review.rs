@@ -1,7 +1,7 @@
 //! Tokens that Kubernetes vouches for, asked of a real HTTPS server that speaks TokenReview: what it says, and what
 //! happens when it says nothing, nonsense, or is somebody else.
 
-#![allow(clippy::unwrap_used, reason = "test support, though no test itself")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod https;
 

@@ -214,8 +214,8 @@ fn the_log_has_one_line_for_a_request_with_all_its_phases() -> Result<()> {
     // The next one finds it loaded.
     assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
     wait_for("the line of the second request", SOON, || {
-        let lines = server.log().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
-        Ok(lines.filter(|line| line["message"] == "answered" && line.get("queue_seconds").is_some()).last())
+        let mut lines = server.log().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+        Ok(lines.rfind(|line| line["message"] == "answered" && line.get("queue_seconds").is_some()))
     })?;
     Ok(())
 }

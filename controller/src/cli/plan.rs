@@ -70,6 +70,6 @@ fn decision_line(decision: &Decision) -> String {
 
 /// Two decimals, rounded down.
 fn gib(bytes: u64) -> String {
-    let hundredths = u128::from(bytes) * 100 >> 30;
+    let hundredths = (u128::from(bytes) * 100) >> 30;
     format!("{}.{:02}Gi", hundredths / 100, hundredths % 100)
 }

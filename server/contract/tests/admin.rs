@@ -1,5 +1,7 @@
 //! The admin API's requests and answers as JSON: exact, strict where it matters, tolerant where it may grow.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
+
 use hush_contract::admin::{ErrorBody, Event, LoadRequest, ModelList, ModelStatus, Reason, UnloadRequest};
 use hush_contract::{UnloadReason, UnloadRefusal};
 use serde_json::json;

@@ -1,5 +1,7 @@
 //! The public listener over real sockets, with a model that stands in for the engine.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
+
 mod errors;
 mod keys;
 mod lifetime;

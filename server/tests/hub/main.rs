@@ -1,6 +1,6 @@
 //! The hub client against a local server that speaks the hub's protocol and serves the bundled checkpoint.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by failing")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod install;
 mod server;

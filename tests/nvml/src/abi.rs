@@ -153,6 +153,7 @@ macro_rules! nvml {
     ($($(#[$meta:meta])* fn $name:ident($($argument:ident: $type:ty),*) $body:block)+) => {$(
         $(#[$meta])*
         #[unsafe(no_mangle)]
+        #[allow(clippy::redundant_closure_call, reason = "the closure is what `?` and `return` of a body end")]
         pub unsafe extern "C" fn $name($($argument: $type),*) -> Code {
             // Each body touches memory only through `put`, `put_text`, `put_list` and `text_argument`.
             returned((|| -> Result<(), Code> { $body })())

@@ -148,12 +148,15 @@ impl Row {
     }
 }
 
+/// Hears the logits of a row.
+type Heard = Box<dyn FnMut(usize, &[f32]) + Send>;
+
 /// Feeds given tokens, for measurements and checks: every run does the same work.
 pub struct Forced {
     tokens: std::vec::IntoIter<u32>,
     rows: usize,
     /// Hears the logits of each row before each token, and behind the last.
-    heard: Box<dyn FnMut(usize, &[f32]) + Send>,
+    heard: Heard,
 }
 
 impl Forced {

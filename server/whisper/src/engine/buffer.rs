@@ -117,7 +117,7 @@ impl Buffer {
                 let (stride, used) = (self.bytes(slots * inner), self.bytes(prefix.min(*slots) * inner));
                 (0..*heads).map(|head| head * stride..head * stride + used).collect()
             }
-            _ => vec![0..self.stride()],
+            _ => std::iter::once(0..self.stride()).collect(),
         }
     }
 

@@ -15,6 +15,9 @@ use crate::decoding::{Candidate, DecodeError, Search};
 /// Names a window; never used twice.
 pub(super) type WindowId = u64;
 
+/// What looks at a window's keys and values.
+type Task = Box<dyn FnOnce(Result<&mut [Cross], ort::Error>) + Send>;
+
 /// What the engine's thread is asked to do.
 pub(super) enum Order {
     /// The mel comes back, to be filled again.
@@ -39,7 +42,7 @@ pub(super) enum Order {
     },
     Look {
         window: WindowId,
-        task: Box<dyn FnOnce(Result<&mut [Cross], ort::Error>) + Send>,
+        task: Task,
     },
     Drop {
         window: WindowId,
