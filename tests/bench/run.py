@@ -1,6 +1,6 @@
 """Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
 
-usage: run.py [SECTION...]        sections: wer speed batch cold memory health hours controller (all by default)
+usage: run.py [SECTION...]        sections: wer speed batch cold memory health hours controller storm (all by default)
 """
 import concurrent.futures
 import json
@@ -14,6 +14,7 @@ import threading
 import time
 import wave
 
+import storm
 from server import MODELS, ORT, ROOT, Server, hush, resident_mb
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -261,7 +262,7 @@ def controller() -> None:
     print(subprocess.run([bench, "adaptive"], check=True, text=True, stdout=subprocess.PIPE).stdout, end="")
 
 
-SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller}
+SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "storm": lambda: storm.run(row)}
 
 
 def main() -> None:

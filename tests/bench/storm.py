@@ -1,7 +1,6 @@
 """Thousands of requests while the model is told to leave again and again: is one lost, is one answer wrong, does memory grow?"""
 import concurrent.futures
 import json
-import pathlib
 import threading
 import time
 import urllib.error
