@@ -13,6 +13,7 @@ pub mod adaptive;
 mod amount;
 mod budget;
 mod card;
+mod conflict;
 mod fleet;
 mod floor;
 mod idle;
@@ -31,6 +32,7 @@ mod warm;
 mod world;
 
 pub use amount::Amount;
+pub use conflict::{Conflict, conflicts};
 pub use memory::{Memory, PressureMemory, Settled};
 pub use merge::{Merged, Pick, Rules};
 pub use plan::{Action, Decision, GpuPlan, GpuReason, Plan, Pressure, Reason, Skip, SkipReason};
