@@ -31,7 +31,7 @@ export CMAKE := $(abspath $(PACKAGES)/cmake/data/bin/cmake)
 TOOLS := $(CMAKE)
 endif
 
-.PHONY: help build run ort ort-gpu vad models test test-web test-gpu openapi schema lint licences bench bench-gpu clean
+.PHONY: help build run demo ort ort-gpu vad models test test-web test-gpu openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,11 @@ run: build ort vad models ## Serve the bundled model (LISTEN=, OPS_LISTEN=, IDLE
 	exec $(HUSH) serve --model hush-tiny --models-dir $(MODELS) --ort-lib $(ORT_LIB) \
 	    $(if $(LISTEN),--listen $(LISTEN)) $(if $(OPS_LISTEN),--ops-listen $(OPS_LISTEN)) \
 	    $(if $(IDLE_TIMEOUT),--idle-timeout $(IDLE_TIMEOUT)) $(ARGS)
+
+demo: ort ## Two servers, a controller and a scripted GPU: what happens, told as it happens (about a minute)
+	$(CARGO) build --locked --profile $(PROFILE) --package hush-server --package hush-controller --package hush-nvml
+	$(CARGO) build --locked --profile $(PROFILE) --package hush-tests --bin hush-demo
+	ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) $(dir $(HUSH))hush-demo
 
 ort: ## Fetch ONNX Runtime's library into .hush/lib
 	$(PYTHON) scripts/fetch-onnxruntime $(LOCAL)/lib
@@ -78,7 +83,7 @@ $(PACKAGES)/.web: tests/web/requirements.txt
 
 test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
-	$(CARGO) build --locked --package hush-server
+	$(CARGO) build --locked --package hush-server --package hush-controller
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
 	$(MAKE) test-web
 

@@ -1,11 +1,14 @@
 //! Harness of the end-to-end tests: a real `hush-server` process, a plain HTTP/1.1 client that writes exactly the bytes
 //! it is given, the fixtures, and a look into `/proc`. One topic per file in `tests/`.
 
+pub mod controller;
 pub mod fixtures;
+pub mod fleet;
 pub mod gpus;
 pub mod http;
 pub mod process;
 pub mod server;
 pub mod wait;
 
+pub use controller::Controller;
 pub use server::{Server, ServerOptions};

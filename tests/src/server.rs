@@ -109,8 +109,7 @@ impl Server {
     /// The value of one series of `/metrics`, `name{label="value",...}` as it is printed there; `None` when absent.
     pub fn metric(&self, series: &str) -> Result<Option<f64>> {
         let text = http::get(self.ops, "/metrics")?.text();
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map(|value| value.parse().with_context(|| format!("{series} {value}"))).transpose()
+        http::series(&text, series)
     }
 
     pub fn wait_for_metric(&self, series: &str, expected: f64, deadline: Duration) -> Result<()> {
