@@ -130,11 +130,6 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let readiness = Readiness::default();
     let (executor, ends) = Executor::new(scraper.client, args.token_file.clone(), gate, Arc::clone(&metrics));
     let router = ops::router(Arc::clone(&metrics), readiness.clone());
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!("the listener failed: {error}");
-        }
-    });
     let outputs = Outputs {
         executor,
         ends,
@@ -146,7 +141,13 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     };
     let inputs = Inputs { targets, policies, namespaces, store: scraper.store };
     let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after };
-    Loop::new(settings, inputs, outputs).run(stopped()?, FINISH).await;
+    let control = Loop::new(settings, inputs, outputs);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!("the listener failed: {error}");
+        }
+    });
+    control.run(stopped()?, FINISH).await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

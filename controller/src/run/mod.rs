@@ -67,6 +67,7 @@ pub struct Loop {
 
 impl Loop {
     pub fn new(settings: LoopSettings, inputs: Inputs, outputs: Outputs) -> Self {
+        outputs.readiness.set("targets", Some("no server has answered yet".to_owned()));
         Self {
             settings,
             inputs,
