@@ -24,13 +24,13 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Looks five times a second, by these policies.
+    /// By these policies; looks five times a second unless the arguments say otherwise.
     pub fn start(policies: &str, args: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         fs::write(folder.path().join("policies.yaml"), policies)?;
         let mut command = Command::new(fixtures::controller()?);
         command
-            .args(["run", "--listen", "127.0.0.1:0", "--log-format", "json", "--interval", "200ms", "--policy"])
+            .args(["run", "--listen", "127.0.0.1:0", "--log-format", "json", "--policy"])
             .arg(folder.path().join("policies.yaml"))
             .arg("--audit-log")
             .arg(folder.path().join("audit.jsonl"))
@@ -38,6 +38,9 @@ impl Controller {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        if !args.contains(&"--interval") {
+            command.args(["--interval", "200ms"]);
+        }
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("HUSH_CONTROLLER_") {
                 command.env_remove(name);
