@@ -273,6 +273,9 @@ def fleet() -> None:
         f = dict(zip(line[::2], line[1::2]))
         figures = f"{f['p50_ms']} / {f['p99_ms']} / {f['most_ms']}"
         row(f"{servers} servers, {gpus} GPUs, every {interval} ms", figures, f"{f['cpu_share']} of a core, {f['resident_mb']} MB  {goals.get((servers, gpus, interval), '')}")
+    line = subprocess.run([str(bench), "idle", "100", "1000"], check=True, text=True, stdout=subprocess.PIPE).stdout.split()
+    f = dict(zip(line[::2], line[1::2]))
+    row("idle timeout -> unload command, every 1000 ms", f"{f['p50_ms']} / {f['p99_ms']} / {f['most_ms']}", "goal 1000, never before")
 
 
 SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "storm": lambda: storm.run(row)}

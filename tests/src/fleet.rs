@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use axum::Router;
@@ -30,6 +30,8 @@ pub struct Received {
     pub at: Instant,
     pub server: usize,
     pub request: UnloadRequest,
+    /// How long its model had been idle.
+    pub idle: Duration,
     /// Whether it was carried out.
     pub accepted: bool,
 }
@@ -218,8 +220,9 @@ async fn unload(
 ) -> Response {
     let at = Instant::now();
     let answer = fleet.with(|inner| {
+        let idle = inner.members[place.0].idle_since.elapsed();
         let answer = inner.unload(place.0, &request);
-        inner.received.push(Received { at, server: place.0, request, accepted: answer.is_ok() });
+        inner.received.push(Received { at, server: place.0, request, idle, accepted: answer.is_ok() });
         answer
     });
     match answer {

@@ -46,7 +46,8 @@ impl Story<'_> {
                     let took = value(format!("hush_model_last_load_seconds{{model=\"{}\"}}", fixtures::MODEL))?;
                     self.tell(name, &format!("model is on the GPU, loaded in {took:.2} s"));
                 }
-                "waiting_for_memory" => self.tell(name, "wants to load and waits: there is no room, or it was asked to stay away for a while"),
+                "waiting_for_memory" => self
+                    .tell(name, "wants to load and waits: there is no room, or it was asked to stay away for a while"),
                 "unloaded" if before.is_some() => self.tell(name, "model and process are gone"),
                 _ => {}
             }
