@@ -1,25 +1,22 @@
 //! One `hush-controller run` process over static targets; killed when the test lets go of it.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::server::START_DEADLINE;
+use crate::child::Program;
 use crate::wait::wait_for;
 use crate::{fixtures, http};
 
 pub struct Controller {
-    child: Child,
+    program: Program,
     pub ops: SocketAddr,
-    log: Arc<Mutex<Vec<String>>>,
     folder: TempDir,
 }
 
@@ -29,50 +26,24 @@ impl Controller {
         let folder = tempfile::tempdir()?;
         fs::write(folder.path().join("policies.yaml"), policies)?;
         let mut command = Command::new(fixtures::controller()?);
-        command
-            .args(["run", "--listen", "127.0.0.1:0", "--log-format", "json", "--policy"])
-            .arg(folder.path().join("policies.yaml"))
-            .arg("--audit-log")
-            .arg(folder.path().join("audit.jsonl"))
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.args(["run", "--listen", "127.0.0.1:0", "--log-format", "json", "--policy"]);
+        command.arg(folder.path().join("policies.yaml")).arg("--audit-log").arg(folder.path().join("audit.jsonl"));
         if !args.contains(&"--interval") {
             command.args(["--interval", "200ms"]);
         }
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("HUSH_CONTROLLER_") {
-                command.env_remove(name);
-            }
-        }
-        let mut child = command.spawn()?;
-        let stderr = child.stderr.take().context("no stderr")?;
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let lines = Arc::clone(&log);
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-            }
-        });
-        let mut controller = Self { child, ops: SocketAddr::from(([0, 0, 0, 0], 0)), log, folder };
-        controller.ops = wait_for("the controller says where it listens", START_DEADLINE, || {
-            if let Some(status) = controller.child.try_wait()? {
-                bail!("hush-controller ended with {status}:\n{}", controller.log().join("\n"));
-            }
-            let address = |line: &String| serde_json::from_str::<Value>(line).ok()?["ops"].as_str()?.parse().ok();
-            Ok(controller.log().iter().find_map(address))
-        })?;
-        Ok(controller)
+        command.args(args);
+        let mut program = Program::start("hush-controller", command, &["HUSH_CONTROLLER_"])?;
+        let ops = program.wait_for_entry("where it listens", |entry| entry["ops"].as_str()?.parse().ok())?;
+        Ok(Self { program, ops, folder })
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.program.pid()
     }
 
     /// A JSON object a line.
     pub fn log(&self) -> Vec<String> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.program.log()
     }
 
     pub fn policies(&self) -> PathBuf {
@@ -106,18 +77,6 @@ impl Controller {
 
     /// Waits until the process has ended by itself.
     pub fn wait_for_exit(&mut self, deadline: Duration) -> Result<ExitStatus> {
-        let child = &mut self.child;
-        wait_for("hush-controller ends", deadline, || Ok(child.try_wait()?))
-    }
-}
-
-impl Drop for Controller {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("log of the controller:\n{}", self.log().join("\n"));
-        }
-        // Both fail only when the process has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.program.wait_for_exit(deadline)
     }
 }
