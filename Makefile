@@ -31,7 +31,7 @@ export CMAKE := $(abspath $(PACKAGES)/cmake/data/bin/cmake)
 TOOLS := $(CMAKE)
 endif
 
-.PHONY: help build run demo ort ort-gpu vad models test test-web test-gpu openapi schema lint licences bench bench-gpu clean
+.PHONY: help build run demo ort ort-gpu vad models test test-web test-observability test-gpu dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,6 +86,7 @@ test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
 	$(MAKE) test-web
+	$(MAKE) test-observability
 
 test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, where that is installed (ARGS= names)
 	$(MAKE) PROFILE=dev models
@@ -94,6 +95,14 @@ test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, w
 
 openapi: ## Write docs/openapi.json from the code
 	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --workspace --test api the_committed_copy
+
+test-observability: $(TOOLS) ort ## Test dashboards and alerts against a real Prometheus, where that is installed (ARGS= names)
+	$(MAKE) PROFILE=dev models
+	ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
+	    $(PYTHON) tests/observability/test_observability.py $(ARGS)
+
+dashboards: ## Write the Grafana dashboards anew
+	$(PYTHON) scripts/dashboards
 
 # Each skips with a word where there is no GPU; `scripts/gpu pack` carries both to a machine without Rust.
 GPU := $(wildcard /dev/nvidiactl)
