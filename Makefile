@@ -36,18 +36,24 @@ CONTROL_PLANE ?= $(LOCAL)/control-plane
 # A Go that can build it, or nothing.
 GO := $(if $(filter test,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
 
-.PHONY: help build run ort ort-gpu vad models control-plane test test-web test-gpu openapi schema lint licences bench bench-gpu clean
+.PHONY: help build run demo ort ort-gpu vad models control-plane test test-web test-observability test-gpu dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
+# Always over the whole workspace, also for one program or test: another choice of packages would mean other features of
+# shared dependencies, and everything would be built twice.
 build: $(TOOLS) ## Build hush-server (PROFILE=dev for a debug build)
-	$(CARGO) build --locked --profile $(PROFILE) --package hush-server
+	$(CARGO) build --locked --profile $(PROFILE) --workspace --bin hush-server
 
 run: build ort vad models ## Serve the bundled model (LISTEN=, OPS_LISTEN=, IDLE_TIMEOUT=, ARGS=)
 	exec $(HUSH) serve --model hush-tiny --models-dir $(MODELS) --ort-lib $(ORT_LIB) \
 	    $(if $(LISTEN),--listen $(LISTEN)) $(if $(OPS_LISTEN),--ops-listen $(OPS_LISTEN)) \
 	    $(if $(IDLE_TIMEOUT),--idle-timeout $(IDLE_TIMEOUT)) $(ARGS)
+
+demo: ort ## Two servers, a controller and a scripted GPU: what happens, told as it happens (about a minute)
+	$(CARGO) build --locked --profile $(PROFILE) --workspace --bin hush-server --bin hush-controller --bin hush-demo
+	ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) $(dir $(HUSH))hush-demo
 
 ort: ## Fetch ONNX Runtime's library into .hush/lib
 	$(PYTHON) scripts/fetch-onnxruntime $(LOCAL)/lib
@@ -94,9 +100,9 @@ endif
 
 test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
-	$(CARGO) build --locked --package hush-server
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
 	$(MAKE) test-web
+	$(MAKE) test-observability
 
 test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, where that is installed (ARGS= names)
 	$(MAKE) PROFILE=dev models
@@ -104,18 +110,26 @@ test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, w
 	    PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/web/test_page.py $(ARGS)
 
 openapi: ## Write docs/openapi.json from the code
-	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --package hush-server --test api the_committed_copy
+	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --workspace --test api the_committed_copy
+
+test-observability: $(TOOLS) ort ## Test dashboards and alerts against a real Prometheus, where that is installed (ARGS= names)
+	$(MAKE) PROFILE=dev models
+	ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
+	    $(PYTHON) tests/observability/test_observability.py $(ARGS)
+
+dashboards: ## Write the Grafana dashboards anew
+	$(PYTHON) scripts/dashboards
 
 # Each skips with a word where there is no GPU; `scripts/gpu pack` carries both to a machine without Rust.
 GPU := $(wildcard /dev/nvidiactl)
 
 test-gpu: $(if $(GPU),ort-gpu) ## Run the engine's parity tests on a GPU, where there is one
-	$(if $(GPU),$(CARGO) test --locked --package hush-whisper --test engine --no-run)
+	$(if $(GPU),$(CARGO) test --locked --workspace --test engine --no-run)
 	scripts/gpu test
 
 bench-gpu: $(if $(GPU),ort-gpu) ## Print the figures of a GPU, where there is one
 	$(if $(GPU),$(MAKE) models PRECISIONS="fp16 fp32")
-	$(if $(GPU),$(CARGO) build --locked --release --package hush-tests --bins)
+	$(if $(GPU),$(CARGO) build --locked --release --workspace --bin hush-bench)
 	scripts/gpu bench
 
 lint: $(TOOLS) ## Formatting and clippy, without a warning
@@ -123,13 +137,13 @@ lint: $(TOOLS) ## Formatting and clippy, without a warning
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 schema: ## Write docs/config.schema.json anew
-	UPDATE_SCHEMA=1 $(CARGO) test --locked --package hush-server --lib -- the_committed_schema
+	UPDATE_SCHEMA=1 $(CARGO) test --locked --workspace --lib -- the_committed_schema
 
 licences: ## Licences of what is built, and advisories where cargo-deny is installed
 	if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; else $(PYTHON) scripts/check-licences; fi
 
 bench: build ort models $(PACKAGES)/.bench ## Print the figures, each beside a peer's (ARGS= sections)
-	$(CARGO) build --locked --release --package hush-tests --package hush-controller --bins
+	$(CARGO) build --locked --release --workspace --bins
 	PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/bench/run.py $(ARGS)
 
 clean: ## Remove what was built and installed here

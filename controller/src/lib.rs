@@ -1,7 +1,20 @@
-//! The controller's shell around `hush-core`: reads policies and worlds, shows plans.
+//! The controller around `hush-core`: reads policies, watches servers, carries out what was decided.
+//!
+//! ```text
+//! sources --> targets --> observe (a scrape a second) --> world --+
+//!        \-> policies ------------------------------------------- +--> hush_core::step --> act --> servers
+//! ```
 
+pub mod act;
+mod amount;
 pub mod cli;
+mod http;
 pub mod lease;
+pub mod metrics;
+pub mod observe;
+mod ops;
 pub mod policies;
+pub mod run;
 pub mod simulate;
+mod sources;
 pub mod world;

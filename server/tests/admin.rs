@@ -79,7 +79,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let state = AdminState::new(Arc::clone(&models), access(address), stop.clone());
-        let router = metrics::router(Arc::clone(&metrics)).merge(admin::router(state, metrics));
+        let router = metrics::router(Arc::clone(&metrics), None).merge(admin::router(state, metrics));
         let served = tokio::spawn(serve(listener, router, stop.clone(), ServeOptions::default()));
         Self { models, address, stop, served }
     }

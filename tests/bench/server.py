@@ -81,21 +81,24 @@ class Server:
         with urllib.request.urlopen(self.request(audio, query), timeout=3600) as answer:
             return answer.read().decode()
 
-    def asr_until(self, audio: pathlib.Path, query: str, field: str) -> None:
-        """Leaves as soon as the log has another entry with this field."""
+    def asr_until(self, audio: pathlib.Path, query: str, message: str) -> None:
+        """Leaves as soon as the log has another entry with this message."""
         request = self.request(audio, query)
         address = urllib.parse.urlsplit(self.api)
         connection = http.client.HTTPConnection(address.hostname, address.port)
         connection.request("POST", request.selector, request.data, dict(request.header_items()))
-        self.wait_logged(field)
+        self.wait_logged(message)
         connection.close()
 
-    def wait_logged(self, field: str) -> None:
-        """Waits for an entry with this field that no earlier call has seen."""
-        seen = self.seen.get(field, 0)
-        while sum(field in entry for entry in list(self.log)) <= seen:
+    def wait_logged(self, message: str, patience_seconds: float = 120) -> None:
+        """Waits for an entry with this message that no earlier call has seen."""
+        seen = self.seen.get(message, 0)
+        end = time.monotonic() + patience_seconds
+        while sum(entry.get("message") == message for entry in list(self.log)) <= seen:
+            if time.monotonic() > end:
+                raise SystemExit(f"the server did not log {message!r}: {self.log[-5:]}")
             time.sleep(0.002)
-        self.seen[field] = seen + 1
+        self.seen[message] = seen + 1
 
     def runners(self) -> list[int]:
         found = []

@@ -34,14 +34,22 @@ pub fn onnxruntime() -> PathBuf {
     }
 }
 
-/// `hush-server` of the profile that this test was built with. Cargo does not build another package's binary for a
-/// test: `make test` builds the workspace first.
+/// `hush-server` of the profile that this test was built with.
 pub fn binary() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let profile = test.parent().and_then(Path::parent).context("no target directory")?;
-    let binary = profile.join("hush-server");
-    ensure!(binary.exists(), "{} is missing: run `cargo build -p hush-server` first", binary.display());
-    Ok(binary)
+    program("hush-server")
+}
+
+/// `hush-controller`, likewise.
+pub fn controller() -> Result<PathBuf> {
+    program("hush-controller")
+}
+
+/// Cargo does not build another package's binary for a test: `make test` builds both first.
+fn program(name: &str) -> Result<PathBuf> {
+    // A test lies in `deps` beside it, a program of this crate right beside it.
+    let this = std::env::current_exe()?;
+    let found = this.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("{name} is missing near {}: run `cargo build -p {name}` first", this.display()))
 }
 
 /// A models directory that holds the bundled model at this precision. Installed once per build of the binary, shared

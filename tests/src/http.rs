@@ -120,3 +120,9 @@ fn read_chunks(reader: &mut impl BufRead) -> Result<Vec<u8>> {
         }
     }
 }
+
+/// The value of one series in the text of `/metrics`, as it is printed there; `None` when absent.
+pub fn series(text: &str, series: &str) -> Result<Option<f64>> {
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map(|value| value.parse().with_context(|| format!("{series} {value}"))).transpose()
+}

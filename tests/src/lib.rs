@@ -2,12 +2,16 @@
 //! it is given, the fixtures, and a look into `/proc`. One topic per file in `tests/`. `cluster` has a real API server.
 
 pub mod cases;
+pub mod child;
 pub mod cluster;
+pub mod controller;
 pub mod fixtures;
+pub mod fleet;
 pub mod gpus;
 pub mod http;
 pub mod process;
 pub mod server;
 pub mod wait;
 
+pub use controller::Controller;
 pub use server::{Server, ServerOptions};

@@ -43,6 +43,14 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
+/// Processor time that the process has used so far, in user and kernel.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let ticks = |n| stat_field(&stat, n).context("a short stat")?.parse::<u64>().context("no number in stat");
+    // Linux tells them in hundredths of a second whatever its own clock is.
+    Ok((ticks(11)? + ticks(12)?) as f64 / 100.0)
+}
+
 pub fn send(pid: u32, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(pid)?).context("process id 0")?;
     Ok(kill_process(pid, signal)?)

@@ -27,7 +27,7 @@ pub struct Member<'a> {
     pub rules: Option<Rc<Rules>>,
     set: usize,
     pub fresh: bool,
-    /// A command for it is under way.
+    /// A command for it is under way, or commands to its server fail.
     pub pending: bool,
     /// A decision rested on this sample already.
     pub used: bool,
@@ -90,7 +90,7 @@ impl<'a> Fleet<'a> {
                 rules,
                 set,
                 fresh: model.sample_age <= world.stale_after,
-                pending: work.pending(&model.key),
+                pending: work.pending(&model.key) || model.back_off,
                 used: work.used(&model.key, sampled_at(now, model.sample_age)),
                 over_budget: false,
             });

@@ -125,6 +125,8 @@ words! {
         MetricsStale,
         /// Loading, leaving, failed, or under a command that has not ended.
         Transition,
+        /// Commands to its server failed lately.
+        BackOff,
         NotLoaded,
         Busy,
         NotIdle,

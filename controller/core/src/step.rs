@@ -106,12 +106,15 @@ fn evaluate(
 fn governed(turn: &mut Turn<'_>, place: usize) -> bool {
     let member = turn.member(place);
     let (fresh, pending, state) = (member.fresh, member.pending, member.model.state);
+    let back_off = member.model.back_off;
     if member.rules.is_none() {
         turn.skip(place, SkipReason::NotGoverned, "no policy selects it");
         return false;
     }
     if !fresh {
         turn.skip(place, SkipReason::MetricsStale, "its sample is too old");
+    } else if back_off {
+        turn.skip(place, SkipReason::BackOff, "commands to its server failed lately");
     } else if pending {
         turn.skip(place, SkipReason::Transition, "a command for it is under way");
     } else if matches!(state, State::Draining | State::Unloading | State::Loading | State::Failed) {

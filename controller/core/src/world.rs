@@ -111,6 +111,8 @@ pub struct Model {
     /// What it waits for, in the state `WaitingForMemory`.
     pub demand_bytes: u64,
     pub sample_age: Duration,
+    /// Commands to its server failed lately: it is named by no decision for a while.
+    pub back_off: bool,
     /// What adaptive residency learns from.
     pub arrivals: Option<Arrivals>,
 }

@@ -94,6 +94,7 @@ fn world(models: u64, gpus: u64) -> World {
         reload: Duration::from_millis(500 + dice.below(4000)),
         demand_bytes: 0,
         sample_age: Duration::ZERO,
+        back_off: false,
         arrivals: None,
     };
     World {

@@ -1,8 +1,11 @@
 //! The command line.
 
 mod check;
+mod log;
 mod plan;
+mod run;
 mod simulate;
+mod values;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,9 +21,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Watch servers and carry out what policies decide, until SIGTERM.
+    Run(Box<run::RunArgs>),
     /// Check policies without a cluster, by the rules of their definitions; complaints name the line and the fix.
     Check(CheckArgs),
-    /// Show what would be done in a world, and for every other model why not. Does nothing.
+    /// Show what would be done now with real servers, or in a world from a file, and for every other model why not. Does
+    /// nothing.
     Plan(PlanArgs),
     /// Replay requests through the same decisions in virtual time and count what it costs.
     Simulate(SimulateArgs),
@@ -35,12 +41,11 @@ pub struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// A world: what was seen, what is remembered, and policies.
-    #[arg(long, value_name = "FILE")]
-    pub world: PathBuf,
-    /// Further policies. May be repeated.
-    #[arg(long, value_name = "FILE")]
-    pub policy: Vec<PathBuf>,
+    /// A world: what was seen, what is remembered, and policies. Instead of --target and --targets.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "targets"])]
+    pub world: Option<PathBuf>,
+    #[command(flatten)]
+    pub fleet: run::FleetArgs,
     /// How to print the plan.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -86,6 +91,7 @@ pub enum Output {
 
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
+        Command::Run(args) => run::run(&args),
         Command::Check(args) => Ok(check::run(&args)),
         Command::Plan(args) => plan::run(&args),
         Command::Simulate(args) => simulate::run(&args),

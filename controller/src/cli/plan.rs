@@ -1,25 +1,70 @@
 //! `hush-controller plan`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hush_core::{Decision, GpuPlan, Plan};
+use hush_core::{Decision, GpuPlan, Memory, Plan};
+use jiff::Timestamp;
 
 use super::{Output, PlanArgs};
+use crate::amount::gib;
+use crate::metrics::Metrics;
+use crate::observe::{self, Frame};
+use crate::sources::Source;
 use crate::{policies, world};
 
+/// Between the looks of one plan there is none.
+const STALE_AFTER: Duration = Duration::from_secs(15);
+
 pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
-    let mut scene = world::read(&args.world)?;
-    for path in &args.policy {
-        scene.policies.extend(policies::read(path)?);
-    }
-    let plan = hush_core::step(&mut scene.memory, scene.now, &scene.world, &scene.policies);
+    let plan = match &args.world {
+        Some(path) => of_file(path, args)?,
+        None => of_servers(args)?,
+    };
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&plan).context("writing the plan")?),
         Output::Text => print!("{}", text(&plan)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn of_file(path: &Path, args: &PlanArgs) -> anyhow::Result<Plan> {
+    let mut scene = world::read(path)?;
+    for path in &args.fleet.policy {
+        scene.policies.extend(policies::read(path)?);
+    }
+    Ok(hush_core::step(&mut scene.memory, scene.now, &scene.world, &scene.policies))
+}
+
+/// Asks each server once. Without a past, a grace period begins now.
+fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
+    let fleet = &args.fleet;
+    anyhow::ensure!(
+        !fleet.policy.is_empty() && (!fleet.target.is_empty() || fleet.targets.is_some()),
+        "nothing to plan: give --world, or --policy with --target or --targets"
+    );
+    let policies = fleet.policies().read().map_err(anyhow::Error::msg)?;
+    let targets = fleet.targets().read().map_err(anyhow::Error::msg)?;
+    let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
+    let scraper = fleet.scraper(Duration::from_secs(1), &metrics)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(observe::once(&scraper, &targets));
+    let seen = scraper.store.all();
+    for (server, seen) in &seen {
+        if let Some(failure) = &seen.failure {
+            eprintln!("{server} cannot be observed: {failure}");
+        }
+    }
+    let namespaces = BTreeMap::new();
+    let frame = Frame { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &namespaces };
+    let assembled = observe::assemble(&frame, &targets, &seen, |_| false);
+    assembled.problems.iter().for_each(|problem| eprintln!("{problem}"));
+    Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &policies))
 }
 
 /// For people: the cards, what is to be done, and why nothing else.
@@ -66,10 +111,4 @@ fn decision_line(decision: &Decision) -> String {
         }
     }
     if decision.dry_run { format!("dry run: {text}") } else { text }
-}
-
-/// Two decimals, rounded down.
-fn gib(bytes: u64) -> String {
-    let hundredths = (u128::from(bytes) * 100) >> 30;
-    format!("{}.{:02}Gi", hundredths / 100, hundredths % 100)
 }

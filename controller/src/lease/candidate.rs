@@ -35,7 +35,12 @@ impl Terms {
     /// `None` unless the lease lasts for whole seconds between the bounds.
     pub fn of(lease: Duration) -> Option<Self> {
         let usual = (Self::SHORTEST..=Self::LONGEST).contains(&lease) && lease.subsec_nanos() == 0;
-        usual.then(|| Self { lease, claim: lease * 2 / 3, renew: lease / 3, retry: (lease / 15).min(Duration::from_secs(1)) })
+        usual.then(|| Self {
+            lease,
+            claim: lease * 2 / 3,
+            renew: lease / 3,
+            retry: (lease / 15).min(Duration::from_secs(1)),
+        })
     }
 }
 
@@ -47,9 +52,13 @@ pub enum Next {
     /// cannot be told how long there has been nothing: it may have been there in between.
     Create,
     /// Write our name into the lease as it was seen.
-    Write { transitions: i32 },
+    Write {
+        transitions: i32,
+    },
     /// Nothing before then, unless the lease is seen to change.
-    Wait { until: Moment },
+    Wait {
+        until: Moment,
+    },
     Lost(Loss),
 }
 

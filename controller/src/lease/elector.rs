@@ -4,25 +4,23 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{self, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::candidate::{Candidate, Loss, Next, Record, Terms};
+use super::candidate::{Candidate, Loss, Next, Terms};
+use super::changes::{changes, record};
 use super::claim::{Claim, Standing};
 use super::clock::Moment;
 
 /// What a lease promises that was given back: the least that can be written.
 const RELEASED_SECONDS: i32 = 1;
-/// Of a watch before it is begun anew: so long a connection that has died in silence goes unnoticed.
-const WATCH_SECONDS: u32 = 30;
 
 #[derive(Clone, Debug)]
 pub struct LeaseName {
@@ -61,7 +59,7 @@ impl Elector {
     /// that the claim was lost, and with it the right to go on: the process should end.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Loss> {
         let mut stop = pin!(stop);
-        let mut changes = self.changes();
+        let mut changes = changes(self.api.clone(), &self.name, self.candidate.terms().retry);
         loop {
             let now = Moment::now();
             let next = self.candidate.next(now);
@@ -90,34 +88,6 @@ impl Elector {
         self.standing.send_replace(Standing::default());
         self.release().await;
         Ok(())
-    }
-
-    /// The lease whenever it changes, `None` when there is none. Errors are waited out: to take over is safe without it.
-    fn changes(&self) -> BoxStream<'static, Option<Lease>> {
-        let (name, retry) = (self.name.clone(), self.candidate.terms().retry);
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}")).timeout(WATCH_SECONDS);
-        let mut there = false;
-        let changes = watcher(self.api.clone(), config).filter_map(move |event| {
-            let (mut pause, mut seen) = (Duration::ZERO, None);
-            match event {
-                Ok(Event::Init) => there = false,
-                Ok(Event::InitApply(lease) | Event::Apply(lease)) => {
-                    there = true;
-                    seen = Some(Some(lease));
-                }
-                Ok(Event::InitDone) => seen = (!there).then_some(None),
-                Ok(Event::Delete(_)) => seen = Some(None),
-                Err(error) => {
-                    tracing::debug!(lease = name, "watching the lease failed: {error}");
-                    pause = retry;
-                }
-            }
-            async move {
-                sleep(pause).await;
-                seen
-            }
-        });
-        changes.boxed()
     }
 
     fn see(&mut self, object: Option<Lease>) {
@@ -208,10 +178,7 @@ impl Elector {
     }
 
     fn publish(&self) {
-        let standing = Standing {
-            claim: self.candidate.claim(),
-            holder: self.candidate.holder().map(str::to_owned),
-        };
+        let standing = Standing { claim: self.candidate.claim(), holder: self.candidate.holder().map(str::to_owned) };
         self.standing.send_if_modified(|before| {
             let changed = *before != standing;
             *before = standing;
@@ -231,14 +198,4 @@ enum Failure {
     Answer(#[source] kube::Error),
     #[error("no answer within {0:?}")]
     Silence(Duration),
-}
-
-fn record(lease: &Lease) -> Record {
-    let spec = lease.spec.clone().unwrap_or_default();
-    Record {
-        holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
-        duration: spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs),
-        renewed: spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default(),
-        transitions: spec.lease_transitions.unwrap_or(0),
-    }
 }

@@ -8,11 +8,14 @@
 //! The decision is in [`candidate`], without a clock and without a cluster; [`elector`] carries it out.
 
 pub mod candidate;
+mod changes;
 mod claim;
 mod clock;
 mod elector;
+mod sight;
 
 pub use candidate::{Loss, Terms};
 pub use claim::{Claim, Standing};
 pub use clock::Moment;
 pub use elector::{Elector, LeaseName, identity};
+pub use sight::{Leader, Sight};

@@ -176,6 +176,7 @@ impl<'a> Card<'a> {
             reload: self.hardware.reload,
             demand_bytes: if state == State::WaitingForMemory { self.hardware.vram_bytes } else { 0 },
             sample_age: Duration::ZERO,
+            back_off: false,
             arrivals: Some(Arrivals {
                 buckets: BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(guest.gaps).collect(),
                 count: guest.gap_count,

@@ -158,6 +158,7 @@ impl Model {
             reload: self.reload.0,
             demand_bytes: self.demand.0,
             sample_age: self.sample_age.0,
+            back_off: false,
             arrivals: None,
         }
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use hush_controller::lease::candidate::{Candidate, Next, Record, Terms};
 use hush_controller::lease::{Loss, Moment};
-use world::{Faults, World};
 use proptest::prelude::*;
+use world::{Faults, World};
 
 fn terms() -> Terms {
     Terms::of(Duration::from_secs(15)).unwrap()
@@ -100,7 +100,11 @@ fn a_write_that_was_never_answered_is_found_again() {
     me.saw(at(0.0), Some(record("", 0)));
     me.failed(at(20.0));
     me.saw(at(21.0), Some(Record { transitions: 0, ..record("me", 1) }));
-    assert_eq!((me.claim(), me.next(at(21.0))), (None, Next::Write { transitions: 0 }), "no claim before it is written again");
+    assert_eq!(
+        (me.claim(), me.next(at(21.0))),
+        (None, Next::Write { transitions: 0 }),
+        "no claim before it is written again"
+    );
 }
 
 #[test]

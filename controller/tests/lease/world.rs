@@ -64,7 +64,10 @@ enum Request {
     Read,
     Create,
     /// Only if the lease is still of this version.
-    Replace { version: u64, transitions: i32 },
+    Replace {
+        version: u64,
+        transitions: i32,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,5 +1,8 @@
 //! Metric families of `hush-server`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape time.
 
+/// Where they are, on the operations listener.
+pub const PATH: &str = "/metrics";
+
 /// Gauge `{model, state}`: 1 for the state the model is in, 0 for the others.
 pub const MODEL_STATE: &str = "hush_model_state";
 /// Gauge `{model}`: seconds since the last request (or the load) ended; 0 while busy or not loaded.
@@ -10,6 +13,10 @@ pub const MODEL_INFLIGHT_REQUESTS: &str = "hush_model_inflight_requests";
 pub const MODEL_QUEUED_REQUESTS: &str = "hush_model_queued_requests";
 /// Gauge `{model}`: grows by one at each load.
 pub const MODEL_GENERATION: &str = "hush_model_generation";
+/// Gauge `{model}`: seconds since this generation became ready; 0 when it is not.
+pub const MODEL_LOADED_SECONDS: &str = "hush_model_loaded_seconds";
+/// Gauge `{model}`: what the last load took; 0 before the first.
+pub const MODEL_LAST_LOAD_SECONDS: &str = "hush_model_last_load_seconds";
 /// Histogram `{model, phase}`: seconds per phase of a load (`spawn`, `libraries`, `sessions`, `total`).
 pub const MODEL_LOAD_DURATION_SECONDS: &str = "hush_model_load_duration_seconds";
 /// Counter `{model, result}`.

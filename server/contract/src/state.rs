@@ -67,7 +67,7 @@ pub enum UnloadReason {
 }
 
 impl UnloadReason {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::IdleTimeout,
         Self::OnDemand,
         Self::SoftPressure,
@@ -77,6 +77,8 @@ impl UnloadReason {
         Self::MakeRoom,
         Self::Manual,
         Self::Shutdown,
+        Self::OutOfMemory,
+        Self::MemoryReclaimer,
         Self::Other,
     ];
 

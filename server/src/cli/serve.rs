@@ -76,6 +76,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let accounts =
             ground::accounts(settings, expected, &metrics).context("starting the thread that looks at the GPUs")?;
         metrics.register(Box::new(GpuCollector::new(accounts.clone())?)).context("registering metrics")?;
+        let gpus = accounts.sampler().clone();
         let stop = CancellationToken::new();
         let fleet = Fleet::start(settings, plans, runners, ground.clone(), &accounts, &metrics, stop.clone())?;
         let fleet = Arc::new(fleet);
@@ -94,7 +95,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let ops_stop = CancellationToken::new();
         let access = security::access(&settings.security, ops_address.ip())?;
         let admin = AdminState::new(Arc::clone(&models), access, ops_stop.clone());
-        let ops = metrics::router(Arc::clone(&metrics)).merge(admin::router(admin, Arc::clone(&metrics)));
+        let ops = metrics::router(Arc::clone(&metrics), Some(gpus)).merge(admin::router(admin, Arc::clone(&metrics)));
         for model in models.iter() {
             tracing::info!(model = model.name(), "model");
         }

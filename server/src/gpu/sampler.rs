@@ -18,6 +18,11 @@ const AGE_MAX: Duration = Duration::from_secs(10);
 /// Opening a library that is not there costs little, but it need not be at each look.
 const REOPEN: Duration = Duration::from_secs(1);
 
+/// Figures that are younger need no new look.
+const NEW: Duration = Duration::from_millis(50);
+/// A look takes a millisecond; a reader waits for it no longer than this.
+const REFRESH_PATIENCE: Duration = Duration::from_millis(250);
+
 #[derive(Clone, Debug)]
 pub struct SamplerSettings {
     /// NVML's library; `None`: the usual names.
@@ -76,6 +81,14 @@ impl Sampler {
         let mut view = self.view.clone();
         view.mark_unchanged();
         view
+    }
+
+    /// Looks again for somebody who is about to read the figures, unless they are new or the driver has fallen silent.
+    pub async fn refresh(&self) {
+        let age = self.view().begun.elapsed();
+        if age > NEW && age <= self.age_max {
+            self.fresh(REFRESH_PATIENCE).await;
+        }
     }
 
     /// A look that begins now or later; `None` when the driver does not answer in time.

@@ -10,19 +10,25 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::Metrics;
+use crate::gpu::Sampler;
 use crate::serve;
 
 /// The part of the operations listener that needs no credential: `GET /metrics` and `GET /healthz`.
-pub fn router(metrics: Arc<Metrics>) -> Router {
+///
+/// `gpus`: looked at anew for each scrape, so that whoever decides by the figures decides by what is so now.
+pub fn router(metrics: Arc<Metrics>, gpus: Option<Sampler>) -> Router {
     let recorded = middleware::from_fn_with_state(Arc::clone(&metrics), serve::record);
     Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok" }))
         .layer(recorded)
-        .with_state(metrics)
+        .with_state((metrics, gpus))
 }
 
-async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
+async fn scrape(State((metrics, gpus)): State<(Arc<Metrics>, Option<Sampler>)>) -> Response {
+    if let Some(gpus) = gpus {
+        gpus.refresh().await;
+    }
     // Collectors read /proc and ask drivers: not on a thread that serves connections.
     let encoded = tokio::task::spawn_blocking(move || metrics.encode()).await;
     match encoded {

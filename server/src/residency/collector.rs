@@ -17,6 +17,8 @@ pub struct ResidencyCollector {
     inflight: GaugeVec,
     queued: GaugeVec,
     generation: GaugeVec,
+    loaded_seconds: GaugeVec,
+    last_load_seconds: GaugeVec,
     resident_bytes: GaugeVec,
     demand_bytes: GaugeVec,
 }
@@ -37,6 +39,11 @@ impl ResidencyCollector {
             inflight: gauge(names::MODEL_INFLIGHT_REQUESTS, "Requests that hold the model.")?,
             queued: gauge(names::MODEL_QUEUED_REQUESTS, "Requests that wait for the model.")?,
             generation: gauge(names::MODEL_GENERATION, "Grows by one at each load.")?,
+            loaded_seconds: gauge(
+                names::MODEL_LOADED_SECONDS,
+                "Seconds since this generation became ready; 0 when it is not.",
+            )?,
+            last_load_seconds: gauge(names::MODEL_LAST_LOAD_SECONDS, "What the last load took; 0 before the first.")?,
             resident_bytes: gauge(
                 names::RUNNER_RESIDENT_BYTES,
                 "Resident memory of the runner process; 0 when there is none.",
@@ -48,13 +55,15 @@ impl ResidencyCollector {
         })
     }
 
-    fn gauges(&self) -> [&GaugeVec; 7] {
+    fn gauges(&self) -> [&GaugeVec; 9] {
         [
             &self.state,
             &self.idle_seconds,
             &self.inflight,
             &self.queued,
             &self.generation,
+            &self.loaded_seconds,
+            &self.last_load_seconds,
             &self.resident_bytes,
             &self.demand_bytes,
         ]
@@ -80,6 +89,8 @@ impl Collector for ResidencyCollector {
             set(&self.inflight, now.inflight as f64);
             set(&self.queued, now.queued as f64);
             set(&self.generation, now.generation as f64);
+            set(&self.loaded_seconds, now.loaded_for.as_secs_f64());
+            set(&self.last_load_seconds, now.last_load.unwrap_or_default().as_secs_f64());
             set(&self.resident_bytes, now.runner_pid.and_then(resident_bytes).unwrap_or(0) as f64);
             if now.memory.is_some() {
                 set(&self.demand_bytes, now.demand_bytes.unwrap_or(0) as f64);

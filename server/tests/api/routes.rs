@@ -85,7 +85,7 @@ async fn requests_and_audio_are_counted() {
 
 #[tokio::test]
 async fn the_operations_listener_shows_the_metrics() {
-    let router = metrics::router(Arc::new(Metrics::new().unwrap()));
+    let router = metrics::router(Arc::new(Metrics::new().unwrap()), None);
     let get = async |path: &str| {
         let request = Request::get(path).body(Body::empty()).unwrap();
         let response = router.clone().oneshot(request).await.unwrap();

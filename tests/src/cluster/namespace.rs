@@ -89,8 +89,7 @@ impl Namespace {
         let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };
-        let ports: Vec<_> =
-            pod.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port})).collect();
+        let ports: Vec<_> = pod.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port})).collect();
         let object = serde_json::from_value(json!({
             "metadata": {"name": pod.name, "labels": map(pod.labels), "annotations": map(pod.annotations)},
             "spec": {"nodeName": pod.node, "containers": [{"name": "server", "image": "hush-server", "ports": ports}]},

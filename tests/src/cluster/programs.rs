@@ -26,7 +26,8 @@ impl Programs {
             api_server: folder.join("kube-apiserver"),
             kubectl: folder.join("kubectl"),
         };
-        let missing = [&programs.etcd, &programs.api_server, &programs.kubectl].into_iter().find(|path| !path.is_file());
+        let missing =
+            [&programs.etcd, &programs.api_server, &programs.kubectl].into_iter().find(|path| !path.is_file());
         let Some(missing) = missing else { return Ok(Some(programs)) };
         ensure!(promised.is_none(), "{VARIABLE} is set, but {} is missing", missing.display());
         static SAID: Once = Once::new();

@@ -96,8 +96,10 @@ async fn get_shows_what_matters() -> Result<()> {
     assert_eq!(table[0], ["NAME", "MODE", "MATCHED", "LOADED", "PRESSURE", "READY", "AGE"]);
     // The default of `mode` is filled in; the status is nobody's yet.
     assert_eq!(table[1][..2], ["speech", "Enforce"]);
-    let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": "Tested", "message": "",
-        "lastTransitionTime": "2026-11-23T12:00:00Z", "observedGeneration": 1});
+    let condition = |kind: &str, status: &str| {
+        json!({"type": kind, "status": status, "reason": "Tested", "message": "",
+        "lastTransitionTime": "2026-11-23T12:00:00Z", "observedGeneration": 1})
+    };
     let status = json!({"status": {
         "observedGeneration": 1, "matched": 4, "loaded": 3,
         "conditions": [condition("Ready", "True"), condition("Pressure", "False")],
@@ -119,9 +121,7 @@ async fn conditions_are_kept_by_type_and_belong_to_the_status() -> Result<()> {
     let policies = namespace.api::<GpuModelPolicy>();
     let (now, kind) = ("2026-11-23T12:00:00Z", "GpuModelPolicy");
     let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "Tested", "message": "", "lastTransitionTime": now});
-    let object = |part: &str, content: serde_json::Value| {
-        json!({"apiVersion": hush_crds::API_VERSION, "kind": kind, "metadata": {"name": "p"}, part: content})
-    };
+    let object = |part: &str, content: serde_json::Value| json!({"apiVersion": hush_crds::API_VERSION, "kind": kind, "metadata": {"name": "p"}, part: content});
     let spec = object("spec", json!({"selector": {"matchLabels": {"app": "whisper"}}}));
     policies.patch("p", &PatchParams::apply("a"), &Patch::Apply(&spec)).await?;
     // Each manager has its own condition, and neither takes away the other's.

@@ -20,9 +20,8 @@ fn offline(object: &Value) -> Result<Option<String>> {
 async fn api_server(client: &Client, namespace: &str, plural: &str, object: &Value) -> Result<Option<String>> {
     let place = if plural == "gpumodelpolicies" { format!("namespaces/{namespace}/") } else { String::new() };
     let path = format!("/apis/{}/{place}{plural}?dryRun=All&fieldValidation=Strict", hush_crds::API_VERSION);
-    let request = http::Request::post(path)
-        .header("Content-Type", "application/json")
-        .body(object.to_string().into_bytes())?;
+    let request =
+        http::Request::post(path).header("Content-Type", "application/json").body(object.to_string().into_bytes())?;
     match client.request::<Value>(request).await {
         Ok(_) => Ok(None),
         Err(kube::Error::Api(status)) if status.code < 500 => Ok(Some(status.message.clone())),

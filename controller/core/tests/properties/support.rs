@@ -58,6 +58,7 @@ pub fn model(name: &str, gpu: &str) -> Model {
         reload: Duration::from_secs(1),
         demand_bytes: 0,
         sample_age: Duration::ZERO,
+        back_off: false,
         arrivals: None,
     }
 }

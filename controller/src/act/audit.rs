@@ -1,0 +1,80 @@
+//! What was done, line by line: JSON for machines, the log for people.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hush_core::Decision;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::command::Outcome;
+use crate::amount::gib;
+use crate::metrics::Metrics;
+
+/// One decision and its end.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Of the end.
+    pub time: Timestamp,
+    pub decided_at: Timestamp,
+    #[serde(flatten)]
+    pub decision: Decision,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// From the decision to the end.
+    pub seconds: f64,
+}
+
+/// Where records go.
+#[derive(Clone)]
+pub struct Audit {
+    /// `None`: only to the log.
+    path: Option<PathBuf>,
+    metrics: Arc<Metrics>,
+}
+
+impl Audit {
+    pub fn new(path: Option<PathBuf>, metrics: Arc<Metrics>) -> Self {
+        Self { path, metrics }
+    }
+
+    /// The file is opened for each line: it may be moved away at any time, and there are few lines.
+    pub fn write(&self, record: &Record) {
+        say(record);
+        let Some(path) = &self.path else { return };
+        let written = serde_json::to_vec(record).map_err(std::io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            // One write, so that two controllers never mix their lines.
+            OpenOptions::new().create(true).append(true).open(path)?.write_all(&line)
+        });
+        if let Err(error) = written {
+            self.metrics.audit_failures_total.inc();
+            tracing::error!(path = %path.display(), "the audit log cannot be written: {error}");
+        }
+    }
+}
+
+fn say(record: &Record) {
+    let Decision { server, model, action, reason, policy, .. } = &record.decision;
+    let seconds = format!("{:.3}", record.seconds);
+    match &record.outcome {
+        Outcome::Unloaded { reclaimed_bytes, residual_bytes } => {
+            let came_back = reclaimed_bytes.map_or_else(|| "not measured".to_owned(), gib);
+            let residual = residual_bytes.filter(|bytes| *bytes > 0).map(gib);
+            tracing::info!(%server, model, %reason, policy, came_back, residual, seconds, "unloaded");
+        }
+        Outcome::Loading => tracing::info!(%server, model, %reason, policy, seconds, "loading"),
+        Outcome::Refused { code, message } => {
+            tracing::info!(%server, model, %reason, policy, code, "the server refused to {action}: {message}");
+        }
+        Outcome::Withheld { message } => {
+            tracing::debug!(%server, model, %reason, policy, "{action} is not sent: {message}");
+        }
+        Outcome::Failed { code, message } => {
+            tracing::warn!(%server, model, %reason, policy, code, "{action} failed: {message}");
+        }
+    }
+}

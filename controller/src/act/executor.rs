@@ -1,0 +1,126 @@
+//! Carries decisions out: each by itself, so that no server waits for another.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hush_core::{Action, Decision};
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::audit::Record;
+use super::command::{self, Outcome};
+use crate::http::Client;
+use crate::metrics::Metrics;
+use crate::observe::BaseUrl;
+
+/// Commands under way at a time; each is a few hundred bytes and a wait.
+const AT_ONCE: usize = 128;
+
+/// Whether this controller may act on a server now. Asked right before each command.
+pub trait Gate: Send + Sync {
+    /// `Err`: why not.
+    fn check(&self, decision: &Decision) -> Result<(), String>;
+}
+
+/// Nobody else decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Open;
+
+impl Gate for Open {
+    fn check(&self, _: &Decision) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Everything is decided and shown, nothing is sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Closed;
+
+impl Gate for Closed {
+    fn check(&self, _: &Decision) -> Result<(), String> {
+        Err("this controller only observes (--dry-run)".to_owned())
+    }
+}
+
+pub struct Executor {
+    hands: Hands,
+    running: JoinSet<()>,
+}
+
+/// What every command needs.
+#[derive(Clone)]
+struct Hands {
+    client: Client,
+    /// Read anew for each command: tokens are rotated.
+    token_file: Option<PathBuf>,
+    gate: Arc<dyn Gate>,
+    metrics: Arc<Metrics>,
+    places: Arc<Semaphore>,
+    ended: mpsc::UnboundedSender<Record>,
+}
+
+impl Executor {
+    /// Each decision's end arrives at the receiver, exactly once.
+    pub fn new(
+        client: Client,
+        token_file: Option<PathBuf>,
+        gate: Arc<dyn Gate>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, mpsc::UnboundedReceiver<Record>) {
+        let (ended, ends) = mpsc::unbounded_channel();
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        let hands = Hands { client, token_file, gate, metrics, places, ended };
+        (Self { hands, running: JoinSet::new() }, ends)
+    }
+
+    /// `url`: of the decision's server.
+    pub fn submit(&mut self, decided_at: Timestamp, decision: Decision, url: BaseUrl) {
+        while self.running.try_join_next().is_some() {}
+        let hands = self.hands.clone();
+        self.running.spawn(async move {
+            let begun = Instant::now();
+            let outcome = hands.carry_out(&decision, &url).await;
+            let record = Record {
+                time: Timestamp::now(),
+                decided_at,
+                decision,
+                outcome,
+                seconds: begun.elapsed().as_secs_f64(),
+            };
+            // The loop is gone only when the process ends.
+            let _ = hands.ended.send(record);
+        });
+    }
+
+    /// Lets what is under way end, for so long.
+    pub async fn finish(&mut self, patience: Duration) {
+        let _ = tokio::time::timeout(patience, async { while self.running.join_next().await.is_some() {} }).await;
+    }
+}
+
+impl Hands {
+    async fn carry_out(&self, decision: &Decision, url: &BaseUrl) -> Outcome {
+        let Ok(_place) = self.places.acquire().await else {
+            return Outcome::Withheld { message: "the controller is shutting down".to_owned() };
+        };
+        let token = match &self.token_file {
+            None => None,
+            Some(path) => match tokio::fs::read_to_string(path).await {
+                Ok(text) => Some(text.trim().to_owned()),
+                Err(error) => return Outcome::failed("no_token", format!("{}: {error}", path.display())),
+            },
+        };
+        if let Err(message) = self.gate.check(decision) {
+            return Outcome::Withheld { message };
+        }
+        let begun = Instant::now();
+        let outcome = command::send(&self.client, url, token.as_deref(), decision).await;
+        self.metrics.commanded(decision.action.as_str(), outcome.label(), begun.elapsed());
+        if let (Action::Unload, Outcome::Unloaded { reclaimed_bytes: Some(bytes), .. }) = (decision.action, &outcome) {
+            self.metrics.reclaimed_bytes_total.with_label_values(&[decision.reason.as_str()]).inc_by(*bytes);
+        }
+        outcome
+    }
+}

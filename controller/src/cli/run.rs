@@ -1,0 +1,171 @@
+//! `hush-controller run`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::sync::watch;
+
+use super::log::LogArgs;
+use super::values::span;
+use crate::act::{Audit, Closed, Executor, Gate, Open};
+use crate::http::Client;
+use crate::metrics::Metrics;
+use crate::observe::{self, ScrapeSettings, Scraper, Store};
+use crate::ops;
+use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot};
+use crate::sources::{self, NamedTarget, PolicyFiles, Source, TargetsFile};
+
+/// Enough for a request that an unload waits for; Kubernetes kills after 30 s.
+const FINISH: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub fleet: FleetArgs,
+    /// Time between two looks at a server.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = span, env = "HUSH_CONTROLLER_INTERVAL")]
+    pub interval: Duration,
+    /// Figures that are older cause no action.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = span, env = "HUSH_CONTROLLER_STALE_AFTER")]
+    pub stale_after: Duration,
+    /// File with the token that the servers' admin API asks for; read again for each command.
+    #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// A line of JSON for each command that was sent and how it ended is added to this file.
+    #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_AUDIT_LOG")]
+    pub audit_log: Option<PathBuf>,
+    /// Own listener for /metrics, /healthz and /readyz.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9002", env = "HUSH_CONTROLLER_LISTEN")]
+    pub listen: SocketAddr,
+    /// Decide and tell, but send no command.
+    #[arg(long, env = "HUSH_CONTROLLER_DRY_RUN")]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Which servers, by which policies.
+#[derive(Debug, Args)]
+pub struct FleetArgs {
+    /// Policies: YAML files, or folders of them, watched for changes. May be repeated.
+    #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_POLICY", value_delimiter = ',')]
+    pub policy: Vec<PathBuf>,
+    /// A server's operations port, as in `http://127.0.0.1:9001`, `subtitles=http://...` or `speech/subtitles=http://...`
+    /// (namespace and name, by which policies select). May be repeated.
+    #[arg(long, value_name = "[[NAMESPACE/]NAME=]URL", env = "HUSH_CONTROLLER_TARGET", value_delimiter = ',')]
+    pub target: Vec<NamedTarget>,
+    /// YAML file with `targets: [{url, name, labels, node}]`, watched for changes.
+    #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_TARGETS")]
+    pub targets: Option<PathBuf>,
+    /// Longest wait for a server's metrics.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = span, env = "HUSH_CONTROLLER_SCRAPE_TIMEOUT")]
+    pub scrape_timeout: Duration,
+    /// Certificates that servers with HTTPS are checked against; default: those of the system.
+    #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
+}
+
+impl FleetArgs {
+    pub fn policies(&self) -> PolicyFiles {
+        PolicyFiles(self.policy.clone())
+    }
+
+    pub fn targets(&self) -> TargetsFile {
+        TargetsFile { fixed: self.target.clone(), path: self.targets.clone() }
+    }
+
+    pub fn scraper(&self, interval: Duration, metrics: &Arc<Metrics>) -> anyhow::Result<Scraper> {
+        let client = Client::new(self.ca_file.as_deref()).context("--ca-file")?;
+        let settings = ScrapeSettings { interval, timeout: self.scrape_timeout };
+        Ok(Scraper { client, settings, store: Store::default(), metrics: Arc::clone(metrics) })
+    }
+}
+
+pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    args.log.init()?;
+    let fleet = &args.fleet;
+    anyhow::ensure!(!fleet.policy.is_empty(), "no policy: give a file with --policy");
+    anyhow::ensure!(
+        !fleet.target.is_empty() || fleet.targets.is_some(),
+        "no server: give the URL of its operations port with --target, or a file with --targets"
+    );
+    anyhow::ensure!(
+        args.stale_after >= args.interval * 2,
+        "--stale-after must be at least twice --interval, or every sample is too old when it is looked at"
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let fleet = &args.fleet;
+    let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
+    let (policy_files, targets_file) = (Arc::new(fleet.policies()), Arc::new(fleet.targets()));
+    let policies = policy_files.read().map_err(anyhow::Error::msg)?;
+    let targets = targets_file.read().map_err(anyhow::Error::msg)?;
+    for source in [PolicyFiles::NAME, TargetsFile::NAME] {
+        metrics.source_valid.with_label_values(&[source]).set(1);
+    }
+    let scraper = fleet.scraper(args.interval, &metrics)?;
+    let listener =
+        tokio::net::TcpListener::bind(args.listen).await.with_context(|| format!("--listen {}", args.listen))?;
+    let address = listener.local_addr()?;
+    tracing::info!(policies = policies.len(), targets = targets.len(), ops = %address, dry_run = args.dry_run, "controlling");
+
+    let (told_policies, policies) = watch::channel(Arc::new(policies));
+    let (told_targets, targets) = watch::channel(Arc::new(targets));
+    let (_namespaces, namespaces) = watch::channel(Arc::new(BTreeMap::new()));
+    tokio::spawn(sources::follow(policy_files, told_policies, Arc::clone(&metrics)));
+    tokio::spawn(sources::follow(targets_file, told_targets, Arc::clone(&metrics)));
+    tokio::spawn(observe::follow(scraper.clone(), targets.clone()));
+
+    let gate: Arc<dyn Gate> = if args.dry_run { Arc::new(Closed) } else { Arc::new(Open) };
+    metrics.acting.set(i64::from(!args.dry_run));
+    let readiness = Readiness::default();
+    let (executor, ends) = Executor::new(scraper.client, args.token_file.clone(), gate, Arc::clone(&metrics));
+    let router = ops::router(Arc::clone(&metrics), readiness.clone());
+    let outputs = Outputs {
+        executor,
+        ends,
+        audit: Audit::new(args.audit_log.clone(), Arc::clone(&metrics)),
+        metrics,
+        readiness,
+        snapshots: watch::channel(Arc::new(Snapshot::nothing())).0,
+        records: None,
+    };
+    let inputs = Inputs { targets, policies, namespaces, store: scraper.store };
+    let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after };
+    let control = Loop::new(settings, inputs, outputs);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!("the listener failed: {error}");
+        }
+    });
+    control.run(stopped()?, FINISH).await;
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// True from the first SIGTERM or SIGINT on.
+fn stopped() -> anyhow::Result<watch::Receiver<bool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (told, stop) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("stopping: no new command is sent");
+        // Kept until the loop has seen it.
+        told.send_replace(true);
+        told.closed().await;
+    });
+    Ok(stop)
+}

@@ -1,0 +1,210 @@
+//! What the controller counts of itself. State is mirrored after each step.
+
+use std::time::Duration;
+
+use hush_core::{Decision, GpuReason, Plan, Pressure, SkipReason};
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// From a loopback scrape to a server that hangs until its timeout.
+const SCRAPE_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Unloads take tens of milliseconds; a drain takes as long as the longest request.
+const COMMAND_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+const STEP_BUCKETS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
+
+pub struct Metrics {
+    registry: Registry,
+    decisions_total: IntCounterVec,
+    commands_total: IntCounterVec,
+    command_duration_seconds: HistogramVec,
+    scrape_duration_seconds: HistogramVec,
+    step_duration_seconds: Histogram,
+    skipped_models: IntGaugeVec,
+    gpus: IntGaugeVec,
+    gpus_foreign: IntGauge,
+    gpu_sample_age_seconds: GaugeVec,
+    gpu_available_bytes: IntGaugeVec,
+    gpu_target_bytes: IntGaugeVec,
+    /// `{reason}`
+    pub reclaimed_bytes_total: IntCounterVec,
+    pub audit_failures_total: IntCounter,
+    /// `{state}`: `answering`, `failing`, `unknown`.
+    pub targets: IntGaugeVec,
+    /// `{source}`: 1 when it was good the last time it was read.
+    pub source_valid: IntGaugeVec,
+    pub policies: IntGauge,
+    /// 1 while this controller may act.
+    pub acting: IntGauge,
+}
+
+impl Metrics {
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let made = Maker { registry: &registry };
+        Ok(Self {
+            decisions_total: made.counters(
+                "hush_controller_decisions_total",
+                "Decisions by what they do and why; also those of dry runs.",
+                &["action", "reason", "dry_run"],
+            )?,
+            commands_total: made.counters(
+                "hush_controller_commands_total",
+                "Commands sent to servers, by how they ended.",
+                &["action", "outcome"],
+            )?,
+            command_duration_seconds: made.histograms(
+                "hush_controller_command_duration_seconds",
+                "Seconds from sending a command to its end.",
+                COMMAND_BUCKETS,
+                &["action"],
+            )?,
+            scrape_duration_seconds: made.histograms(
+                "hush_controller_scrape_duration_seconds",
+                "Seconds that a scrape of a server took.",
+                SCRAPE_BUCKETS,
+                &["result"],
+            )?,
+            step_duration_seconds: {
+                let opts = HistogramOpts::new("hush_controller_step_duration_seconds", "Seconds per step over the world.");
+                let histogram = Histogram::with_opts(opts.buckets(STEP_BUCKETS.to_vec()))?;
+                registry.register(Box::new(histogram.clone()))?;
+                histogram
+            },
+            skipped_models: made.gauges(
+                "hush_controller_skipped_models",
+                "Models that the last step left alone, by reason.",
+                &["reason"],
+            )?,
+            gpus: made.gauges("hush_controller_gpus", "GPUs by the pressure that they are under.", &["pressure"])?,
+            gpus_foreign: made.gauge(
+                "hush_controller_gpus_under_foreign_pressure",
+                "GPUs on which everything that is governed would not be enough.",
+            )?,
+            gpu_sample_age_seconds: {
+                let opts = Opts::new("hush_controller_gpu_sample_age_seconds", "Age of a GPU's figures in the last step.");
+                let gauges = GaugeVec::new(opts, &["gpu_uuid"])?;
+                registry.register(Box::new(gauges.clone()))?;
+                gauges
+            },
+            gpu_available_bytes: made.gauges(
+                "hush_controller_gpu_available_bytes",
+                "Memory of a GPU that nobody holds, in the last step.",
+                &["gpu_uuid"],
+            )?,
+            gpu_target_bytes: made.gauges(
+                "hush_controller_gpu_target_bytes",
+                "What must become available on a GPU while its pressure is relieved; 0 otherwise.",
+                &["gpu_uuid"],
+            )?,
+            reclaimed_bytes_total: made.counters(
+                "hush_controller_reclaimed_bytes_total",
+                "Device memory that came back after commands, by their reason.",
+                &["reason"],
+            )?,
+            audit_failures_total: {
+                let counter = IntCounter::new("hush_controller_audit_failures_total", "Audit lines that were not written.")?;
+                registry.register(Box::new(counter.clone()))?;
+                counter
+            },
+            targets: made.gauges("hush_controller_targets", "Servers by whether they answer.", &["state"])?,
+            source_valid: made.gauges(
+                "hush_controller_source_valid",
+                "1 when policies or targets were good the last time they were read, 0 while an older version is in force.",
+                &["source"],
+            )?,
+            policies: made.gauge("hush_controller_policies", "Policies in force.")?,
+            acting: made.gauge("hush_controller_acting", "1 while this controller may act, 0 while it only observes.")?,
+            registry,
+        })
+    }
+
+    pub fn scraped(&self, result: &str, took: Duration) {
+        self.scrape_duration_seconds.with_label_values(&[result]).observe(took.as_secs_f64());
+    }
+
+    pub fn commanded(&self, action: &str, outcome: &str, took: Duration) {
+        self.commands_total.with_label_values(&[action, outcome]).inc();
+        self.command_duration_seconds.with_label_values(&[action]).observe(took.as_secs_f64());
+    }
+
+    /// `news`: decisions that the step before did not make; `ages`: of the cards in the world of this step.
+    pub fn stepped<'a>(
+        &self,
+        plan: &Plan,
+        news: impl Iterator<Item = &'a Decision>,
+        ages: impl Iterator<Item = (&'a str, Duration)>,
+        took: Duration,
+    ) {
+        self.step_duration_seconds.observe(took.as_secs_f64());
+        for decision in news {
+            let dry_run = if decision.dry_run { "true" } else { "false" };
+            let labels = [decision.action.as_str(), decision.reason.as_str(), dry_run];
+            self.decisions_total.with_label_values(&labels).inc();
+        }
+        for reason in SkipReason::ALL {
+            let count = plan.skips.iter().filter(|skip| skip.reason == *reason).count();
+            self.skipped_models.with_label_values(&[reason.as_str()]).set(count as i64);
+        }
+        for pressure in Pressure::ALL {
+            let count = plan.gpus.iter().filter(|gpu| gpu.pressure == *pressure).count();
+            self.gpus.with_label_values(&[pressure.as_str()]).set(count as i64);
+        }
+        let foreign = plan.gpus.iter().filter(|gpu| gpu.reason == Some(GpuReason::ForeignPressure)).count();
+        self.gpus_foreign.set(foreign as i64);
+        // Of cards that are gone nothing is left.
+        self.gpu_sample_age_seconds.reset();
+        for (uuid, age) in ages {
+            self.gpu_sample_age_seconds.with_label_values(&[uuid]).set(age.as_secs_f64());
+        }
+        self.gpu_available_bytes.reset();
+        self.gpu_target_bytes.reset();
+        for gpu in &plan.gpus {
+            let uuid = [gpu.uuid.as_str()];
+            self.gpu_available_bytes.with_label_values(&uuid).set(signed(gpu.available));
+            self.gpu_target_bytes.with_label_values(&uuid).set(signed(gpu.target.unwrap_or(0)));
+        }
+    }
+
+    /// The text exposition format, version 0.0.4.
+    pub fn encode(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+struct Maker<'a> {
+    registry: &'a Registry,
+}
+
+impl Maker<'_> {
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.registry.register(Box::new(counters.clone()))?;
+        Ok(counters)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.registry.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        let gauge = IntGauge::new(name, help)?;
+        self.registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
+    fn histograms(&self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> prometheus::Result<HistogramVec> {
+        let histograms = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
+        self.registry.register(Box::new(histograms.clone()))?;
+        Ok(histograms)
+    }
+}

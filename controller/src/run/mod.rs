@@ -1,0 +1,221 @@
+//! The loop: observe, step, act, tell. Level-triggered: each step looks at the whole world as it is now.
+
+mod readiness;
+mod snapshot;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hush_core::{Decision, GpuId, Labels, Memory, Plan, Policy, Settled, step};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+
+pub use readiness::Readiness;
+pub use snapshot::Snapshot;
+
+use crate::act::{Audit, Backoff, Executor, Outcome, Record};
+use crate::metrics::Metrics;
+use crate::observe::{Assembled, Frame, Store, Targets, assemble};
+
+/// Samples that arrive together are looked at together.
+const COALESCE: Duration = Duration::from_millis(10);
+/// A step may take this part of the time at most.
+const STEP_SHARE: u32 = 10;
+/// What the page and the status show of the past.
+const REMEMBERED: usize = 200;
+
+/// What comes in.
+pub struct Inputs {
+    pub targets: watch::Receiver<Arc<Targets>>,
+    pub policies: watch::Receiver<Arc<Vec<Policy>>>,
+    /// Labels by namespace.
+    pub namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
+    pub store: Store,
+}
+
+/// What goes out.
+pub struct Outputs {
+    pub executor: Executor,
+    /// The ends of the executor's commands.
+    pub ends: mpsc::UnboundedReceiver<Record>,
+    pub audit: Audit,
+    pub metrics: Arc<Metrics>,
+    pub readiness: Readiness,
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    /// Each command that was sent, when it has ended.
+    pub records: Option<mpsc::UnboundedSender<Record>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct LoopSettings {
+    /// Without news the loop steps so often all the same: timers run out.
+    pub interval: Duration,
+    pub stale_after: Duration,
+}
+
+pub struct Loop {
+    settings: LoopSettings,
+    inputs: Inputs,
+    outputs: Outputs,
+    memory: Memory,
+    backoff: Backoff,
+    records: VecDeque<Record>,
+    last_plan: Plan,
+    last_problems: Vec<String>,
+}
+
+impl Loop {
+    pub fn new(settings: LoopSettings, inputs: Inputs, outputs: Outputs) -> Self {
+        outputs.readiness.set("targets", Some("no server has answered yet".to_owned()));
+        Self {
+            settings,
+            inputs,
+            outputs,
+            memory: Memory::default(),
+            backoff: Backoff::default(),
+            records: VecDeque::new(),
+            last_plan: Plan::default(),
+            last_problems: Vec::new(),
+        }
+    }
+
+    /// Until `stop` is true; then commands under way get `patience` to end.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>, patience: Duration) {
+        let mut changes = self.inputs.store.changes();
+        let mut took = Duration::ZERO;
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                Some(record) = self.outputs.ends.recv() => self.settle(record),
+                Ok(()) = changes.changed() => {}
+                Ok(()) = self.inputs.policies.changed() => {}
+                Ok(()) = self.inputs.targets.changed() => {}
+                Ok(()) = self.inputs.namespaces.changed() => {}
+                () = tokio::time::sleep(self.settings.interval) => {}
+            }
+            tokio::time::sleep(COALESCE.max(took * STEP_SHARE)).await;
+            while let Ok(record) = self.outputs.ends.try_recv() {
+                self.settle(record);
+            }
+            changes.mark_unchanged();
+            let begun = Instant::now();
+            self.step();
+            took = begun.elapsed();
+        }
+        self.outputs.executor.finish(patience).await;
+        while let Ok(record) = self.outputs.ends.try_recv() {
+            self.settle(record);
+        }
+    }
+
+    fn step(&mut self) {
+        let begun = Instant::now();
+        let targets = self.inputs.targets.borrow_and_update().clone();
+        let policies = self.inputs.policies.borrow_and_update().clone();
+        let namespaces = self.inputs.namespaces.borrow_and_update().clone();
+        let seen = self.inputs.store.all();
+        self.backoff.retain(|server| targets.contains_key(server));
+        let frame = Frame { now: begun, stale_after: self.settings.stale_after, namespaces: &namespaces };
+        let backoff = &self.backoff;
+        let Assembled { world, problems, outdated } =
+            assemble(&frame, &targets, &seen, |key| backoff.holds(begun, key));
+        let now = Timestamp::now();
+        let plan = step(&mut self.memory, now, &world, &policies);
+        for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
+            // Every model in the world came from a target.
+            if let Some(target) = targets.get(&decision.server) {
+                self.outputs.executor.submit(now, decision.clone(), target.url.clone());
+            }
+        }
+        for server in outdated {
+            self.inputs.store.nudge(&server);
+        }
+        let ages = world.gpus.iter().map(|gpu| (gpu.uuid.as_str(), gpu.sample_age));
+        let news = plan.decisions.iter().filter(|decision| !self.last_plan.decisions.iter().any(|l| same(l, decision)));
+        self.outputs.metrics.stepped(&plan, news, ages, begun.elapsed());
+        self.outputs.metrics.policies.set(i64::try_from(policies.len()).unwrap_or(i64::MAX));
+        self.say(&problems);
+        let snapshot = Snapshot {
+            at: now,
+            world,
+            plan,
+            policies,
+            targets,
+            seen,
+            problems,
+            records: self.records.iter().cloned().collect(),
+        };
+        self.tell(&snapshot);
+        self.last_plan.clone_from(&snapshot.plan);
+        self.outputs.snapshots.send_replace(Arc::new(snapshot));
+    }
+
+    fn tell(&self, snapshot: &Snapshot) {
+        let (mut answering, mut failing, mut unknown) = (0, 0, 0);
+        for server in snapshot.targets.keys() {
+            match snapshot.seen.get(server) {
+                Some(seen) if seen.failure.is_some() => failing += 1,
+                Some(_) => answering += 1,
+                None => unknown += 1,
+            }
+        }
+        for (state, count) in [("answering", answering), ("failing", failing), ("unknown", unknown)] {
+            self.outputs.metrics.targets.with_label_values(&[state]).set(count);
+        }
+        let known = snapshot.targets.is_empty() || snapshot.seen.values().any(|seen| seen.last.is_some());
+        self.outputs.readiness.set("targets", (!known).then(|| "no server has answered yet".to_owned()));
+        self.outputs.readiness.beat();
+    }
+
+    /// Each problem once.
+    fn say(&mut self, problems: &[String]) {
+        for problem in problems.iter().filter(|problem| !self.last_problems.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        self.last_problems = problems.to_vec();
+    }
+
+    fn settle(&mut self, record: Record) {
+        let key = record.decision.key();
+        let how = match record.outcome {
+            Outcome::Unloaded { .. } => Settled::Unloaded { completed_at: Timestamp::now() },
+            Outcome::Loading => Settled::Loaded,
+            _ => Settled::Nothing,
+        };
+        self.memory.settle(&key, how);
+        if let Some(verdict) = record.outcome.verdict() {
+            self.backoff.note(Instant::now(), &key, verdict);
+        }
+        if let (Settled::Unloaded { .. }, Some(gpu)) = (how, &record.decision.gpu) {
+            self.look_again(gpu);
+        }
+        self.outputs.audit.write(&record);
+        if matches!(record.outcome, Outcome::Withheld { .. }) {
+            return;
+        }
+        if self.records.len() == REMEMBERED {
+            self.records.pop_front();
+        }
+        self.records.push_back(record.clone());
+        if let Some(records) = &self.outputs.records {
+            // Whoever wrote them to somewhere is gone.
+            let _ = records.send(record);
+        }
+    }
+
+    /// Nothing more is decided on a card until its figures are newer than its last unload.
+    fn look_again(&self, gpu: &GpuId) {
+        for (server, seen) in self.inputs.store.all() {
+            if seen.last.is_some_and(|(_, sample)| sample.gpus.contains_key(gpu)) {
+                self.inputs.store.nudge(&server);
+            }
+        }
+    }
+}
+
+/// The same decision, made again because it was not carried out.
+fn same(a: &Decision, b: &Decision) -> bool {
+    (&a.server, &a.model, a.action, a.reason, a.if_generation, a.dry_run)
+        == (&b.server, &b.model, b.action, b.reason, b.if_generation, b.dry_run)
+}

@@ -1,0 +1,46 @@
+//! What the last step saw and decided.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hush_core::{Plan, Policy, ServerName, World};
+use jiff::Timestamp;
+
+use crate::act::Record;
+use crate::observe::{Observation, Targets};
+
+/// For status, page and plugin; to decide by it would be a race.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub at: Timestamp,
+    pub world: World,
+    pub plan: Plan,
+    pub policies: Arc<Vec<Policy>>,
+    pub targets: Arc<Targets>,
+    pub seen: BTreeMap<ServerName, Observation>,
+    /// What was left out of the world, and why.
+    pub problems: Vec<String>,
+    /// The last commands, oldest first.
+    pub records: Vec<Record>,
+}
+
+impl Snapshot {
+    /// Before the first step.
+    pub fn nothing() -> Self {
+        Self {
+            at: Timestamp::UNIX_EPOCH,
+            world: World {
+                stale_after: std::time::Duration::ZERO,
+                gpus: Vec::new(),
+                models: Vec::new(),
+                namespaces: BTreeMap::new(),
+            },
+            plan: Plan::default(),
+            policies: Arc::default(),
+            targets: Arc::default(),
+            seen: BTreeMap::new(),
+            problems: Vec::new(),
+            records: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Figures of a whole controller process over stand-ins for `make bench`: the time from the moment at which pressure
+//! crosses the hard threshold to the unload command's arrival, when an idle model leaves, and what watching costs.
+//!
+//! `hush-controller-latency SERVERS GPUS INTERVAL_MS ROUNDS`, or `hush-controller-latency idle SERVERS INTERVAL_MS`
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hush_tests::controller::Controller;
+use hush_tests::fleet::Fleet;
+use hush_tests::process;
+use tokio::runtime::Runtime;
+
+const GIB: u64 = 1 << 30;
+const POLICIES: &str = "\
+apiVersion: gpu.hush.dev/v1alpha1
+kind: ClusterGpuModelPolicy
+metadata: {name: floor}
+spec:
+  selector: {matchLabels: {gpu.hush.dev/server: \"true\"}}
+  residency: {mode: Resident}
+  pressure: {hard: {availableBelow: 1Gi}, transitionPeriod: 1s}
+  holdAfterEviction: 0s
+";
+
+const IDLE: &str = "\
+apiVersion: gpu.hush.dev/v1alpha1
+kind: ClusterGpuModelPolicy
+metadata: {name: floor}
+spec:
+  selector: {matchLabels: {gpu.hush.dev/server: \"true\"}}
+  residency: {mode: Idle, idleTimeout: 5s}
+";
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn main() -> Result<()> {
+    let usage = "usage: hush-controller-latency SERVERS GPUS INTERVAL_MS ROUNDS, or idle SERVERS INTERVAL_MS";
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let numbers =
+        |words: &[String]| words.iter().map(|word| word.parse()).collect::<Result<Vec<usize>, _>>().context(usage);
+    match words.split_first() {
+        Some((first, rest)) if first == "idle" => match numbers(rest)?[..] {
+            [servers, interval_ms] => idle(&runtime, servers, interval_ms),
+            _ => anyhow::bail!(usage),
+        },
+        _ => match numbers(&words)?[..] {
+            [servers, gpus, interval_ms, rounds] => pressure(&runtime, servers, gpus, interval_ms, rounds),
+            _ => anyhow::bail!(usage),
+        },
+    }
+}
+
+/// A controller that sees the whole fleet.
+fn control(fleet: &Fleet, servers: usize, interval_ms: usize, policies: &str) -> Result<Controller> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("targets.yaml");
+    let entry = |n| format!("- {{url: \"{}\", name: fleet/s{n:05}, node: n{}}}\n", fleet.url(n), fleet.gpu_of(n));
+    std::fs::write(&file, format!("targets:\n{}", (0..servers).map(entry).collect::<String>()))?;
+    let file = file.to_string_lossy().into_owned();
+    let controller = Controller::start(policies, &["--targets", &file, "--interval", &format!("{interval_ms}ms")])?;
+    let answering = "hush_controller_targets{state=\"answering\"}";
+    controller.wait_for_metric(answering, servers as f64, Duration::from_secs(120))?;
+    Ok(controller)
+}
+
+/// How long after its timeout each idle model is told to leave; a refused command came too early.
+fn idle(runtime: &Runtime, servers: usize, interval_ms: usize) -> Result<()> {
+    let fleet = runtime.block_on(Fleet::start(servers, servers, 8 * GIB, 2 * GIB))?;
+    let _controller = control(&fleet, servers, interval_ms, IDLE)?;
+    let mut late = Vec::new();
+    let deadline = Instant::now() + IDLE_TIMEOUT * 3;
+    while late.len() < servers && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+        for command in fleet.take_received() {
+            ensure!(command.accepted, "a command came before the timeout");
+            late.push(command.idle.saturating_sub(IDLE_TIMEOUT).as_secs_f64() * 1e3);
+        }
+    }
+    ensure!(late.len() == servers, "{} of {servers} models left", late.len());
+    let text = spread(&mut late);
+    println!("servers {servers} interval_ms {interval_ms} {text}");
+    Ok(())
+}
+
+fn spread(values: &mut [f64]) -> String {
+    values.sort_by(f64::total_cmp);
+    let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
+    format!("p50_ms {:.0} p99_ms {:.0} most_ms {:.0}", at(0.5), at(0.99), at(1.0))
+}
+
+fn pressure(runtime: &Runtime, servers: usize, gpus: usize, interval_ms: usize, rounds: usize) -> Result<()> {
+    // Each model holds 2 GiB; with all of them there, 2 GiB are left on a card.
+    let total = (servers.div_ceil(gpus) as u64 + 1) * 2 * GIB;
+    let fleet = runtime.block_on(Fleet::start(servers, gpus, total, 2 * GIB))?;
+    let controller = control(&fleet, servers, interval_ms, POLICIES)?;
+
+    // At rest.
+    let (cpu, start) = (process::cpu_seconds(controller.pid())?, Instant::now());
+    std::thread::sleep(Duration::from_secs(10));
+    let share = (process::cpu_seconds(controller.pid())? - cpu) / start.elapsed().as_secs_f64();
+    let resident = process::resident_bytes(controller.pid())?;
+
+    let mut latencies = Vec::new();
+    for round in 0..rounds {
+        fleet.load_all();
+        (0..gpus).for_each(|gpu| fleet.set_foreign(gpu, 0));
+        std::thread::sleep(Duration::from_millis(3 * interval_ms as u64 + 1500));
+        fleet.take_received();
+        let mut crossed = vec![Instant::now(); gpus];
+        for (gpu, crossed) in crossed.iter_mut().enumerate() {
+            // At moments that have nothing to do with anybody's clock.
+            std::thread::sleep(Duration::from_micros(
+                (((gpu * 7919 + round * 104_729) % 1000) * interval_ms / gpus.max(1)) as u64,
+            ));
+            *crossed = Instant::now();
+            fleet.set_foreign(gpu, GIB + GIB / 2);
+        }
+        let deadline = Instant::now() + Duration::from_millis(4 * interval_ms as u64 + 4000);
+        let mut received = Vec::new();
+        while received.len() < gpus && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            received.extend(fleet.take_received());
+        }
+        // Were there a second command for a card, it would come with the next samples.
+        std::thread::sleep(Duration::from_millis(interval_ms as u64 * 3 / 2));
+        received.extend(fleet.take_received());
+        ensure!(received.len() == gpus, "{} commands for {gpus} cards", received.len());
+        ensure!(received.iter().all(|command| command.accepted), "a command was refused");
+        for command in received {
+            let gpu = fleet.gpu_of(command.server);
+            latencies.push(command.at.saturating_duration_since(crossed[gpu]).as_secs_f64() * 1e3);
+        }
+    }
+    let commands = latencies.len();
+    let text = spread(&mut latencies);
+    println!(
+        "servers {servers} gpus {gpus} interval_ms {interval_ms} commands {commands} {text} cpu_share {share:.3} resident_mb {:.1}",
+        resident as f64 / 1e6
+    );
+    Ok(())
+}

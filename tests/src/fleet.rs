@@ -1,0 +1,236 @@
+//! Many stand-ins for `hush-server` in one process: they speak the contract over HTTP, hold scripted memory on scripted
+//! GPUs, obey conditional commands, and remember when each arrived. For figures of a controller over a large fleet; what
+//! a server really does is tested with real ones.
+//!
+//! Each has an address of its own in 127.0.0.0/8 on one port, as pods have.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use axum::Router;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{Json, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use hush_contract::admin::{ErrorBody, UnloadOutcome, UnloadRequest, UnloadResponse};
+use hush_contract::{ModelState, UnloadRefusal, metrics as names};
+use tokio::net::TcpListener;
+
+/// The model of every stand-in.
+pub const MODEL: &str = "turbo";
+
+/// A command that a stand-in received.
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub at: Instant,
+    pub server: usize,
+    pub request: UnloadRequest,
+    /// How long its model had been idle.
+    pub idle: Duration,
+    /// Whether it was carried out.
+    pub accepted: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    gpu: usize,
+    vram_bytes: u64,
+    loaded: bool,
+    generation: u64,
+    idle_since: Instant,
+}
+
+#[derive(Clone, Debug)]
+struct Card {
+    total_bytes: u64,
+    foreign_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    members: Vec<Member>,
+    cards: Vec<Card>,
+    received: Vec<Received>,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Fleet {
+    inner: Arc<Mutex<Inner>>,
+    port: u16,
+}
+
+/// The address that a client connected to says which stand-in it means.
+#[derive(Clone, Copy, Debug)]
+struct Place(usize);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Place {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        let ip = stream.io().local_addr().map(|address| address.ip()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        match ip {
+            IpAddr::V4(ip) => Self(index(ip)),
+            IpAddr::V6(_) => Self(0),
+        }
+    }
+}
+
+/// 127.1.0.0 is the first.
+fn address(index: usize) -> Ipv4Addr {
+    let [_, high, middle, low] = u32::try_from(index).unwrap_or(0).to_be_bytes();
+    Ipv4Addr::new(127, high + 1, middle, low)
+}
+
+fn index(ip: Ipv4Addr) -> usize {
+    let [_, high, middle, low] = ip.octets();
+    u32::from_be_bytes([0, high.saturating_sub(1), middle, low]) as usize
+}
+
+impl Fleet {
+    /// `servers` stand-ins with one loaded model each, spread evenly over `gpus` cards. Needs a runtime.
+    pub async fn start(servers: usize, gpus: usize, total_bytes: u64, vram_bytes: u64) -> Result<Self> {
+        let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], 0))).await?;
+        let port = listener.local_addr()?.port();
+        let now = Instant::now();
+        let member = |n| Member { gpu: n % gpus, vram_bytes, loaded: true, generation: 1, idle_since: now };
+        let members = (0..servers).map(member).collect();
+        let cards = vec![Card { total_bytes, foreign_bytes: 0 }; gpus];
+        let inner = Arc::new(Mutex::new(Inner { members, cards, received: Vec::new() }));
+        let fleet = Self { inner, port };
+        let router = Router::new()
+            .route(names::PATH, get(scrape))
+            .route("/admin/v1/models/{model}/unload", post(unload))
+            .with_state(fleet.clone());
+        tokio::spawn(async move {
+            // It ends with the runtime.
+            let _ = axum::serve(listener, router.into_make_service_with_connect_info::<Place>()).await;
+        });
+        Ok(fleet)
+    }
+
+    pub fn url(&self, server: usize) -> String {
+        format!("http://{}:{}", address(server), self.port)
+    }
+
+    /// What others than the stand-ins hold on a card, from now on.
+    pub fn set_foreign(&self, gpu: usize, bytes: u64) {
+        self.with(|inner| inner.cards[gpu].foreign_bytes = bytes);
+    }
+
+    /// Every model is back, and idle since now.
+    pub fn load_all(&self) {
+        self.with(|inner| {
+            for member in inner.members.iter_mut().filter(|member| !member.loaded) {
+                member.loaded = true;
+                member.generation += 1;
+                member.idle_since = Instant::now();
+            }
+        });
+    }
+
+    pub fn gpu_of(&self, server: usize) -> usize {
+        self.with(|inner| inner.members[server].gpu)
+    }
+
+    /// Every command since the last call, in the order of arrival.
+    pub fn take_received(&self) -> Vec<Received> {
+        self.with(|inner| std::mem::take(&mut inner.received))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
+        work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Inner {
+    fn text(&self, server: usize) -> String {
+        let member = &self.members[server];
+        let card = &self.cards[member.gpu];
+        let held = |m: &Member| if m.loaded { m.vram_bytes } else { 0 };
+        let ours: u64 = self.members.iter().filter(|m| m.gpu == member.gpu).map(held).sum();
+        let used = card.total_bytes.min(ours + card.foreign_bytes);
+        let state_now = if member.loaded { ModelState::Ready } else { ModelState::Unloaded };
+        let idle = if member.loaded { member.idle_since.elapsed().as_secs_f64() } else { 0.0 };
+        let uuid = format!("GPU-{:08}", member.gpu);
+        let mut text = String::with_capacity(2048);
+        let mut line = |name: &str, labels: &str, value: f64| {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{name}{{{labels}}} {value}");
+        };
+        let of_model = format!("model=\"{MODEL}\"");
+        for state in ModelState::ALL {
+            let value = if state == state_now { 1.0 } else { 0.0 };
+            line(names::MODEL_STATE, &format!("{of_model},state=\"{}\"", state.as_str()), value);
+        }
+        line(names::MODEL_IDLE_SECONDS, &of_model, idle);
+        line(names::MODEL_LOADED_SECONDS, &of_model, idle);
+        line(names::MODEL_INFLIGHT_REQUESTS, &of_model, 0.0);
+        line(names::MODEL_QUEUED_REQUESTS, &of_model, 0.0);
+        line(names::MODEL_GENERATION, &of_model, member.generation as f64);
+        let of_both = format!("gpu_uuid=\"{uuid}\",{of_model}");
+        line(names::MODEL_VRAM_BYTES, &of_both, held(member) as f64);
+        line(names::MODEL_NEED_BYTES, &of_both, member.vram_bytes as f64);
+        let of_gpu = format!("gpu_uuid=\"{uuid}\"");
+        line(names::GPU_MEMORY_TOTAL_BYTES, &of_gpu, card.total_bytes as f64);
+        line(names::GPU_MEMORY_USED_BYTES, &of_gpu, used as f64);
+        line(names::GPU_SAMPLE_AGE_SECONDS, &of_gpu, 0.0);
+        line(names::GPU_DEVICE_UP, &of_gpu, 1.0);
+        text
+    }
+
+    fn unload(&mut self, server: usize, request: &UnloadRequest) -> Result<UnloadResponse, UnloadRefusal> {
+        let member = &mut self.members[server];
+        if !member.loaded {
+            return Err(UnloadRefusal::NotLoaded);
+        }
+        if request.if_generation.is_some_and(|asked| asked != member.generation) {
+            return Err(UnloadRefusal::GenerationChanged);
+        }
+        let idle = member.idle_since.elapsed().as_secs_f64();
+        if request.if_idle_seconds.is_some_and(|asked| idle < asked.get()) {
+            return Err(UnloadRefusal::NotIdle);
+        }
+        member.loaded = false;
+        Ok(UnloadResponse {
+            model: MODEL.to_owned(),
+            outcome: UnloadOutcome::Unloaded,
+            generation: member.generation,
+            vram_before_bytes: Some(member.vram_bytes),
+            reclaimed_bytes: Some(member.vram_bytes),
+            residual_bytes: Some(0),
+            drain_seconds: 0.0,
+            exit_seconds: 0.0,
+            verify_seconds: Some(0.0),
+        })
+    }
+}
+
+async fn scrape(State(fleet): State<Fleet>, ConnectInfo(place): ConnectInfo<Place>) -> String {
+    fleet.with(|inner| inner.text(place.0))
+}
+
+async fn unload(
+    State(fleet): State<Fleet>,
+    ConnectInfo(place): ConnectInfo<Place>,
+    Json(request): Json<UnloadRequest>,
+) -> Response {
+    let at = Instant::now();
+    let answer = fleet.with(|inner| {
+        let idle = inner.members[place.0].idle_since.elapsed();
+        let answer = inner.unload(place.0, &request);
+        inner.received.push(Received { at, server: place.0, request, idle, accepted: answer.is_ok() });
+        answer
+    });
+    match answer {
+        Ok(answer) => Json(answer).into_response(),
+        Err(refusal) => {
+            let message = "the condition does not hold".to_owned();
+            let body = ErrorBody { code: refusal.as_str().to_owned(), message, field: None };
+            (StatusCode::CONFLICT, Json(body)).into_response()
+        }
+    }
+}
