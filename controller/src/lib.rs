@@ -8,6 +8,7 @@
 pub mod act;
 mod amount;
 pub mod cli;
+pub mod cluster;
 mod http;
 pub mod lease;
 pub mod metrics;
@@ -17,4 +18,5 @@ pub mod policies;
 pub mod run;
 pub mod simulate;
 mod sources;
+pub mod status;
 pub mod world;

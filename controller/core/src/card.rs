@@ -51,7 +51,7 @@ impl<'a> Card<'a> {
     ) -> Self {
         let fresh = gpu.is_some_and(|gpu| gpu_fresh(gpu, turn.stale_after));
         let used = |gpu: &Gpu| work.gpu_used(&gpu.uuid, sampled_at(turn.now, gpu.sample_age));
-        let awaiting = gpu.is_some_and(|gpu| used(gpu) || work.unloading().any(|busy| *busy == gpu.uuid));
+        let awaiting = gpu.is_some_and(|gpu| used(gpu) || work.unloading(turn.now).any(|busy| *busy == gpu.uuid));
         let available = gpu.map_or(0, Gpu::available_bytes);
         let mut card = Self { id, gpu, fresh, awaiting, ranked: places, available, freed: 0 };
         crate::budget::mark(turn, &card);

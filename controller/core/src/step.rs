@@ -21,6 +21,7 @@ use crate::{budget, idle, pressure, room, warm};
 /// the cards, models and policies given does not matter.
 pub fn step(memory: &mut Memory, now: Timestamp, world: &World, policies: &[Policy]) -> Plan {
     memory.work.advance(now, world.stale_after);
+    memory.work.observe(now, world);
     memory.learners.observe(now, world);
     let mut sorted: Vec<&Policy> = policies.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));

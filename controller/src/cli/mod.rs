@@ -1,6 +1,7 @@
 //! The command line.
 
 mod check;
+mod kubernetes;
 mod log;
 mod plan;
 mod run;
@@ -26,7 +27,7 @@ pub enum Command {
     /// Check policies without a cluster, by the rules of their definitions; complaints name the line and the fix.
     Check(CheckArgs),
     /// Show what would be done now with real servers, or in a world from a file, and for every other model why not. Does
-    /// nothing.
+    /// nothing. Without --world, --policy and targets it looks at the cluster of the current kubeconfig.
     Plan(PlanArgs),
     /// Replay requests through the same decisions in virtual time and count what it costs.
     Simulate(SimulateArgs),

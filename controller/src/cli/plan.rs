@@ -1,6 +1,5 @@
 //! `hush-controller plan`.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,6 +12,7 @@ use jiff::Timestamp;
 
 use super::{Output, PlanArgs};
 use crate::amount::gib;
+use crate::cluster::{self, Look};
 use crate::metrics::Metrics;
 use crate::observe::{self, Frame};
 use crate::sources::Source;
@@ -44,27 +44,37 @@ fn of_file(path: &Path, args: &PlanArgs) -> anyhow::Result<Plan> {
 /// Asks each server once. Without a past, a grace period begins now.
 fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     let fleet = &args.fleet;
-    anyhow::ensure!(
-        !fleet.policy.is_empty() && (!fleet.target.is_empty() || fleet.targets.is_some()),
-        "nothing to plan: give --world, or --policy with --target or --targets"
-    );
-    let policies = fleet.policies().read().map_err(anyhow::Error::msg)?;
-    let targets = fleet.targets().read().map_err(anyhow::Error::msg)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let of_cluster = fleet.target.is_empty() && fleet.targets.is_none();
+    let mut look = if of_cluster { runtime.block_on(of_kubeconfig())? } else { Look::default() };
+    if !of_cluster {
+        anyhow::ensure!(!fleet.policy.is_empty(), "no policy: give a file with --policy");
+        look.targets = fleet.targets().read().map_err(anyhow::Error::msg)?;
+    }
+    if !fleet.policy.is_empty() {
+        look.policies.extend(fleet.policies().read().map_err(anyhow::Error::msg)?);
+    }
+    look.problems.iter().for_each(|problem| eprintln!("{problem}"));
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
     let scraper = fleet.scraper(Duration::from_secs(1), &metrics)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(observe::once(&scraper, &targets));
+    runtime.block_on(observe::once(&scraper, &look.targets));
     let seen = scraper.store.all();
     for (server, seen) in &seen {
         if let Some(failure) = &seen.failure {
             eprintln!("{server} cannot be observed: {failure}");
         }
     }
-    let namespaces = BTreeMap::new();
-    let frame = Frame { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &namespaces };
-    let assembled = observe::assemble(&frame, &targets, &seen, |_| false);
+    let frame = Frame { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &look.namespaces };
+    let assembled = observe::assemble(&frame, &look.targets, &seen, |_| false);
     assembled.problems.iter().for_each(|problem| eprintln!("{problem}"));
-    Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &policies))
+    Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &look.policies))
+}
+
+async fn of_kubeconfig() -> anyhow::Result<Look> {
+    let (client, _) = super::kubernetes::client()
+        .await
+        .context("nothing to plan: give --world, or --policy with --target or --targets, or a kubeconfig")?;
+    cluster::look(&client).await.context("listing servers and policies")
 }
 
 /// For people: the cards, what is to be done, and why nothing else.

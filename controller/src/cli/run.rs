@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use tokio::sync::watch;
+use hush_core::{Labels, Policy};
+use tokio::sync::{mpsc, watch};
 
+use super::kubernetes::{Cluster, KubernetesArgs};
 use super::log::LogArgs;
 use super::values::span;
-use crate::act::{Audit, Closed, Executor, Gate, Open};
+use crate::act::{Audit, Closed, Executor, Gate, Open, Record};
+use crate::cluster::ScopeGate;
 use crate::http::Client;
 use crate::metrics::Metrics;
-use crate::observe::{self, ScrapeSettings, Scraper, Store};
+use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets};
 use crate::ops;
 use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot};
 use crate::sources::{self, NamedTarget, PolicyFiles, Source, TargetsFile};
@@ -46,6 +49,8 @@ pub struct RunArgs {
     /// Decide and tell, but send no command.
     #[arg(long, env = "HUSH_CONTROLLER_DRY_RUN")]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     #[command(flatten)]
     pub log: LogArgs,
 }
@@ -90,11 +95,16 @@ impl FleetArgs {
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     args.log.init()?;
     let fleet = &args.fleet;
-    anyhow::ensure!(!fleet.policy.is_empty(), "no policy: give a file with --policy");
-    anyhow::ensure!(
-        !fleet.target.is_empty() || fleet.targets.is_some(),
-        "no server: give the URL of its operations port with --target, or a file with --targets"
-    );
+    if args.kubernetes.scope.is_none() {
+        anyhow::ensure!(
+            !fleet.policy.is_empty(),
+            "no policy: give a file with --policy, or --scope to take policies from Kubernetes"
+        );
+        anyhow::ensure!(
+            !fleet.target.is_empty() || fleet.targets.is_some(),
+            "no server: give the URL of its operations port with --target, or a file with --targets"
+        );
+    }
     anyhow::ensure!(
         args.stale_after >= args.interval * 2,
         "--stale-after must be at least twice --interval, or every sample is too old when it is looked at"
@@ -103,42 +113,39 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     runtime.block_on(serve(args))
 }
 
+/// Where everything comes from, and whether it may be acted upon.
+struct Feed {
+    targets: watch::Receiver<Arc<Targets>>,
+    policies: watch::Receiver<Arc<Vec<Policy>>>,
+    namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
+    gate: Arc<dyn Gate>,
+    records: Option<mpsc::UnboundedSender<Record>>,
+}
+
 async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let fleet = &args.fleet;
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
-    let (policy_files, targets_file) = (Arc::new(fleet.policies()), Arc::new(fleet.targets()));
-    let policies = policy_files.read().map_err(anyhow::Error::msg)?;
-    let targets = targets_file.read().map_err(anyhow::Error::msg)?;
-    for source in [PolicyFiles::NAME, TargetsFile::NAME] {
-        metrics.source_valid.with_label_values(&[source]).set(1);
-    }
-    let scraper = fleet.scraper(args.interval, &metrics)?;
+    let readiness = Readiness::default();
+    let scraper = args.fleet.scraper(args.interval, &metrics)?;
+    let (snapshots, looks) = watch::channel(Arc::new(Snapshot::nothing()));
+    let mut cluster = match args.kubernetes.scope {
+        Some(name) => Some(args.kubernetes.connect(name, args.dry_run, &readiness).await?),
+        None => None,
+    };
+    let feed = match &cluster {
+        Some(cluster) => of_cluster(args, cluster, looks, &metrics),
+        None => of_files(args, &metrics)?,
+    };
     let listener =
         tokio::net::TcpListener::bind(args.listen).await.with_context(|| format!("--listen {}", args.listen))?;
-    let address = listener.local_addr()?;
-    tracing::info!(policies = policies.len(), targets = targets.len(), ops = %address, dry_run = args.dry_run, "controlling");
+    let scope = cluster.as_ref().map(|cluster| tracing::field::debug(&cluster.scope));
+    tracing::info!(ops = %listener.local_addr()?, dry_run = args.dry_run, scope, "controlling");
 
-    let (told_policies, policies) = watch::channel(Arc::new(policies));
-    let (told_targets, targets) = watch::channel(Arc::new(targets));
-    let (_namespaces, namespaces) = watch::channel(Arc::new(BTreeMap::new()));
-    tokio::spawn(sources::follow(policy_files, told_policies, Arc::clone(&metrics)));
-    tokio::spawn(sources::follow(targets_file, told_targets, Arc::clone(&metrics)));
+    let Feed { targets, policies, namespaces, gate, records } = feed;
     tokio::spawn(observe::follow(scraper.clone(), targets.clone()));
-
-    let gate: Arc<dyn Gate> = if args.dry_run { Arc::new(Closed) } else { Arc::new(Open) };
-    metrics.acting.set(i64::from(!args.dry_run));
-    let readiness = Readiness::default();
     let (executor, ends) = Executor::new(scraper.client, args.token_file.clone(), gate, Arc::clone(&metrics));
     let router = ops::router(Arc::clone(&metrics), readiness.clone());
-    let outputs = Outputs {
-        executor,
-        ends,
-        audit: Audit::new(args.audit_log.clone(), Arc::clone(&metrics)),
-        metrics,
-        readiness,
-        snapshots: watch::channel(Arc::new(Snapshot::nothing())).0,
-        records: None,
-    };
+    let audit = Audit::new(args.audit_log.clone(), Arc::clone(&metrics));
+    let outputs = Outputs { executor, ends, audit, metrics, readiness, snapshots, records };
     let inputs = Inputs { targets, policies, namespaces, store: scraper.store };
     let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after };
     let control = Loop::new(settings, inputs, outputs);
@@ -147,9 +154,67 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
             tracing::error!("the listener failed: {error}");
         }
     });
-    control.run(stopped()?, FINISH).await;
+    let stop = stopped()?;
+    let Some(cluster) = &mut cluster else {
+        control.run(stop, FINISH).await;
+        tracing::info!("stopped");
+        return Ok(ExitCode::SUCCESS);
+    };
+    tokio::select! {
+        () = control.run(stop, FINISH) => {}
+        loss = cluster.lost() => anyhow::bail!("this controller may not act any more: {loss}"),
+    }
+    cluster.leave().await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+fn of_files(args: &RunArgs, metrics: &Arc<Metrics>) -> anyhow::Result<Feed> {
+    let (policy_files, targets_file) = (Arc::new(args.fleet.policies()), Arc::new(args.fleet.targets()));
+    let policies = policy_files.read().map_err(anyhow::Error::msg)?;
+    let targets = targets_file.read().map_err(anyhow::Error::msg)?;
+    for source in [PolicyFiles::NAME, TargetsFile::NAME] {
+        metrics.source_valid.with_label_values(&[source]).set(1);
+    }
+    tracing::info!(policies = policies.len(), targets = targets.len(), "policies and targets from files");
+    let (told_policies, policies) = watch::channel(Arc::new(policies));
+    let (told_targets, targets) = watch::channel(Arc::new(targets));
+    tokio::spawn(sources::follow(policy_files, told_policies, Arc::clone(metrics)));
+    tokio::spawn(sources::follow(targets_file, told_targets, Arc::clone(metrics)));
+    let gate: Arc<dyn Gate> = if args.dry_run { Arc::new(Closed) } else { Arc::new(Open) };
+    metrics.acting.set(i64::from(!args.dry_run));
+    let namespaces = watch::channel(Arc::default()).1;
+    Ok(Feed { targets, policies, namespaces, gate, records: None })
+}
+
+fn of_cluster(
+    args: &RunArgs,
+    cluster: &Cluster,
+    looks: watch::Receiver<Arc<Snapshot>>,
+    metrics: &Arc<Metrics>,
+) -> Feed {
+    let sources = &cluster.sources;
+    let (gate, records): (Arc<dyn Gate>, _) = if args.dry_run {
+        (Arc::new(Closed), None)
+    } else {
+        tokio::spawn(show_acting(Arc::clone(&cluster.gate), Arc::clone(metrics)));
+        (cluster.gate.clone(), Some(cluster.tell(looks)))
+    };
+    Feed {
+        targets: sources.targets.clone(),
+        policies: sources.policies.clone(),
+        namespaces: sources.namespaces.clone(),
+        gate,
+        records,
+    }
+}
+
+/// A claim ends by itself, so it is looked at now and then.
+async fn show_acting(gate: Arc<ScopeGate>, metrics: Arc<Metrics>) {
+    loop {
+        metrics.acting.set(i64::from(gate.open().is_ok()));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }
 
 /// True from the first SIGTERM or SIGINT on.

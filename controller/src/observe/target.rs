@@ -40,6 +40,13 @@ impl BaseUrl {
         format!("{self}{path}").parse()
     }
 
+    /// The same port of this machine, or of this pod.
+    #[must_use]
+    pub fn on_loopback(&self) -> Self {
+        let port = self.authority.rsplit(':').next().unwrap_or_default();
+        Self { scheme: self.scheme, authority: format!("127.0.0.1:{port}") }
+    }
+
     pub fn host(&self) -> &str {
         let end = self.authority.rfind(':').unwrap_or(self.authority.len());
         &self.authority[..end]

@@ -1,0 +1,157 @@
+//! Options of a controller in a cluster, and how it is put together there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use hush_core::ServerName;
+use kube::{Client, Config};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::values::{lease, server};
+use crate::act::Record;
+use crate::cluster::{Reporting, Scope, ScopeGate, Sources, Writer, follow};
+use crate::lease::{Claim, Elector, Leader, LeaseName, Loss, Terms, identity};
+use crate::run::{Readiness, Snapshot};
+
+#[derive(Debug, Args)]
+pub struct KubernetesArgs {
+    /// Take servers and policies from Kubernetes, and act for all servers (`cluster`), those of one node (`node`), or the
+    /// one beside which this runs (`pod`). Node and pod only observe while a controller for more leads.
+    #[arg(long, value_enum, env = "HUSH_CONTROLLER_SCOPE", conflicts_with_all = ["policy", "target", "targets"])]
+    pub scope: Option<ScopeName>,
+    /// The node that this runs on; with `--scope node` and `--scope pod`.
+    #[arg(long, value_name = "NAME", env = "HUSH_CONTROLLER_NODE")]
+    pub node: Option<String>,
+    /// The pod that this runs in; with `--scope pod`.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = server, env = "HUSH_CONTROLLER_POD")]
+    pub pod: Option<ServerName>,
+    /// The lease of the controller for the whole cluster; that of a node has the node's name added to it.
+    #[arg(long, value_name = "NAME", default_value = "hush-controller", env = "HUSH_CONTROLLER_LEASE")]
+    pub lease: String,
+    /// Where the leases are. Default: the namespace of this pod.
+    #[arg(long, value_name = "NAMESPACE", env = "HUSH_CONTROLLER_LEASE_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// How long nobody acts when a leader is gone without a word, whole seconds.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = lease, env = "HUSH_CONTROLLER_LEASE_DURATION")]
+    pub lease_duration: Terms,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScopeName {
+    Cluster,
+    Node,
+    Pod,
+}
+
+/// A controller's place in a cluster.
+pub struct Cluster {
+    client: Client,
+    pub scope: Scope,
+    pub gate: Arc<ScopeGate>,
+    pub sources: Sources,
+    election: Option<Election>,
+    identity: String,
+}
+
+struct Election {
+    stop: oneshot::Sender<()>,
+    end: JoinHandle<Result<(), Loss>>,
+}
+
+impl KubernetesArgs {
+    fn scope(&self, name: ScopeName) -> anyhow::Result<Scope> {
+        let node = || self.node.clone().context("--scope node and --scope pod need --node, the name of the node");
+        Ok(match name {
+            ScopeName::Cluster => Scope::Cluster,
+            ScopeName::Node => Scope::Node { node: node()? },
+            ScopeName::Pod => {
+                let server = self.pod.clone().context("--scope pod needs --pod, the pod's NAMESPACE/NAME")?;
+                Scope::Pod { node: node()?, server }
+            }
+        })
+    }
+
+    /// Begins to follow the API server, and to stand for the lease; who only observes does not take it from others.
+    pub async fn connect(
+        &self,
+        name: ScopeName,
+        observes_only: bool,
+        readiness: &Readiness,
+    ) -> anyhow::Result<Cluster> {
+        let scope = self.scope(name)?;
+        let (client, own_namespace) = client().await?;
+        let namespace = self.lease_namespace.clone().unwrap_or(own_namespace);
+        let named = |name: String| LeaseName { namespace: namespace.clone(), name };
+        let identity = identity().context("making up a name for this process")?;
+        let patience = self.lease_duration.lease;
+        let wider = scope.wider(&self.lease).into_iter().map(named);
+        let wider = wider.map(|lease| Leader::follow(client.clone(), &lease, patience)).collect();
+        let (election, claim) = match scope.lease(&self.lease).filter(|_| !observes_only) {
+            None => (None, Claim::unrivalled()),
+            Some(name) => {
+                let (elector, claim) =
+                    Elector::new(client.clone(), named(name), identity.clone(), self.lease_duration);
+                let (stop, stopped) = oneshot::channel();
+                let end = tokio::spawn(elector.run(async move {
+                    // Also when nobody is there any more to say it.
+                    let _ = stopped.await;
+                }));
+                (Some(Election { stop, end }), claim)
+            }
+        };
+        let sources = follow(&client, &scope, readiness);
+        let gate = Arc::new(ScopeGate { scope: scope.clone(), claim, wider });
+        Ok(Cluster { client, scope, gate, sources, election, identity })
+    }
+}
+
+/// As kubectl is configured, or as a pod is; and the namespace there.
+pub async fn client() -> anyhow::Result<(Client, String)> {
+    let config = Config::infer().await.context("there is no kubeconfig, and this is no pod of a cluster")?;
+    let namespace = config.default_namespace.clone();
+    Ok((Client::try_from(config).context("connecting to the API server")?, namespace))
+}
+
+impl Cluster {
+    /// Tells people of what is done: Events, and of the whole cluster's controller the status of policies.
+    pub fn tell(&self, snapshots: watch::Receiver<Arc<Snapshot>>) -> mpsc::UnboundedSender<Record> {
+        let (told, records) = mpsc::unbounded_channel();
+        let reporting = Reporting {
+            client: self.client.clone(),
+            identity: self.identity.clone(),
+            policies: self.sources.objects.clone(),
+            pods: self.sources.pods.clone(),
+        };
+        tokio::spawn(reporting.run(records));
+        if self.scope == Scope::Cluster {
+            let (client, claim) = (self.client.clone(), self.gate.claim.clone());
+            let writer = Writer { client, claim, policies: self.sources.objects.clone(), snapshots };
+            tokio::spawn(writer.run());
+        }
+        told
+    }
+
+    /// Ends when the right to act is lost for good, or never.
+    pub async fn lost(&mut self) -> Loss {
+        match &mut self.election {
+            None => std::future::pending().await,
+            Some(election) => match (&mut election.end).await {
+                Ok(Err(loss)) => loss,
+                // It ends without a loss only when it is told to, and then nobody asks.
+                Ok(Ok(())) | Err(_) => Loss::Gone,
+            },
+        }
+    }
+
+    /// Gives the lease back. Only after the last command.
+    pub async fn leave(&mut self) {
+        if let Some(Election { stop, end }) = self.election.take() {
+            // An elector that is gone needs not be told.
+            let _ = stop.send(());
+            let _ = tokio::time::timeout(Duration::from_secs(5), end).await;
+        }
+    }
+}

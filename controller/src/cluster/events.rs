@@ -1,0 +1,113 @@
+//! Events: each command that was carried out, on the policy that caused it and on the pod of the server.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hush_core::ServerName;
+use hush_crds::API_VERSION;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::mirror::Copied;
+use super::pods::ServerPod;
+use super::sources::Policies;
+use crate::act::{Outcome, Record};
+use crate::amount::gib;
+
+pub const CONTROLLER: &str = "gpu.hush.dev/hush-controller";
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What the API server takes.
+const NOTE_MAX_CHARS: usize = 1000;
+
+pub struct Reporting {
+    pub client: Client,
+    /// Of this process.
+    pub identity: String,
+    pub policies: watch::Receiver<Policies>,
+    pub pods: watch::Receiver<Copied<ServerName, ServerPod>>,
+}
+
+/// What is told of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Story {
+    warning: bool,
+    reason: &'static str,
+    note: String,
+}
+
+impl Reporting {
+    /// Until the loop is gone.
+    pub async fn run(self, mut records: mpsc::UnboundedReceiver<Record>) {
+        let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(self.identity.clone()) };
+        let recorder = Recorder::new(self.client.clone(), reporter);
+        while let Some(record) = records.recv().await {
+            let Some(story) = story(&record) else { continue };
+            let (policy, pod) = (self.policy(&record), self.pod(&record));
+            for (regarding, secondary) in [(&policy, &pod), (&pod, &policy)] {
+                let Some(regarding) = regarding else { continue };
+                let event = Event {
+                    type_: if story.warning { EventType::Warning } else { EventType::Normal },
+                    reason: story.reason.to_owned(),
+                    note: Some(story.note.chars().take(NOTE_MAX_CHARS).collect()),
+                    action: record.decision.action.to_string(),
+                    secondary: secondary.clone(),
+                };
+                match timeout(PATIENCE, recorder.publish(&event, regarding)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!("an Event could not be written: {error}"),
+                    Err(_) => tracing::warn!("an Event could not be written within {PATIENCE:?}"),
+                }
+            }
+        }
+    }
+
+    fn policy(&self, record: &Record) -> Option<ObjectReference> {
+        let policies = Arc::clone(&self.policies.borrow());
+        let (name, object) = policies.iter().find(|(name, _)| name.to_string() == record.decision.policy)?;
+        let kind = if name.namespace.is_some() { "GpuModelPolicy" } else { "ClusterGpuModelPolicy" };
+        Some(ObjectReference {
+            api_version: Some(API_VERSION.to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace: name.namespace.clone(),
+            name: Some(name.name.clone()),
+            uid: Some(object.uid.clone()),
+            ..ObjectReference::default()
+        })
+    }
+
+    fn pod(&self, record: &Record) -> Option<ObjectReference> {
+        let server = &record.decision.server;
+        let pods: Arc<BTreeMap<ServerName, ServerPod>> = self.pods.borrow().clone()?;
+        let (namespace, name) = server.as_str().split_once('/')?;
+        Some(ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(namespace.to_owned()),
+            name: Some(name.to_owned()),
+            uid: Some(pods.get(server)?.uid.clone()),
+            ..ObjectReference::default()
+        })
+    }
+}
+
+/// `None`: nothing was done.
+fn story(record: &Record) -> Option<Story> {
+    let decision = &record.decision;
+    let what = format!("{} of {} for {} ({})", decision.model, decision.server, decision.policy, decision.reason);
+    let (warning, reason, note) = match &record.outcome {
+        Outcome::Unloaded { reclaimed_bytes, residual_bytes } => {
+            let came_back = reclaimed_bytes.map_or_else(String::new, |bytes| format!(", {} came back", gib(bytes)));
+            let left = residual_bytes.filter(|bytes| *bytes > 0);
+            let left = left.map_or_else(String::new, |bytes| format!(", {} did not", gib(bytes)));
+            (!left.is_empty(), "Unloaded", format!("unloaded {what}{came_back}{left}"))
+        }
+        Outcome::Loading => (false, "Loading", format!("loads {what}")),
+        Outcome::Failed { message, .. } => (true, "CommandFailed", format!("{}: {what}: {message}", decision.action)),
+        Outcome::Refused { .. } | Outcome::Withheld { .. } => return None,
+    };
+    Some(Story { warning, reason, note })
+}

@@ -1,0 +1,24 @@
+//! Kubernetes: servers, policies and namespaces come from it, status and Events go to it.
+//!
+//! ```text
+//! pods ------\
+//! policies ---+--> mirror (what matters of each object) --> sources --> the loop --> writer (status), events
+//! namespaces -/
+//! ```
+
+mod events;
+mod mirror;
+mod namespaces;
+mod pods;
+mod policies;
+mod scope;
+mod sources;
+mod writer;
+
+pub use events::Reporting;
+pub use mirror::{Copied, Mirror};
+pub use pods::{PORT_ANNOTATION, PORT_NAME, ServerPod};
+pub use policies::PolicyObject;
+pub use scope::{Scope, ScopeGate};
+pub use sources::{Look, Policies, Sources, follow, look};
+pub use writer::Writer;

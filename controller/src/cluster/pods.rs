@@ -1,0 +1,143 @@
+//! Pods in which a server runs.
+
+use hush_core::{Labels, ServerName};
+use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind, Object};
+use kube::{Api, Client, ResourceExt};
+use kube::runtime::watcher;
+use serde::Deserialize;
+
+use super::mirror::Mirror;
+use crate::observe::{BaseUrl, SERVER_LABEL, Target};
+
+/// Names the operations port, or gives its number, where no port of the pod is called [`PORT_NAME`].
+pub const PORT_ANNOTATION: &str = "gpu.hush.dev/ops-port";
+pub const PORT_NAME: &str = "ops";
+
+/// As much of a pod as is read.
+pub type Pod = Object<PodSpec, PodStatus>;
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSpec {
+    node_name: Option<String>,
+    #[serde(default)]
+    containers: Vec<Container>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Container {
+    #[serde(default)]
+    ports: Vec<Port>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Port {
+    name: Option<String>,
+    container_port: u16,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    phase: Option<String>,
+}
+
+/// What is kept of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerPod {
+    /// Tells the pod from another of the same name.
+    pub uid: String,
+    /// `Err`: why there is nothing to be observed.
+    pub target: Result<Target, String>,
+}
+
+/// All servers, or those on one node.
+pub fn mirror(client: &Client, node: Option<&str>) -> Mirror<DeserializeGuard<Pod>, ServerName, ServerPod> {
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
+    let mut config = watcher::Config::default().labels(&format!("{SERVER_LABEL}=true"));
+    if let Some(node) = node {
+        config = config.fields(&format!("spec.nodeName={node}"));
+    }
+    Mirror { part: "pods", what: "pods", api: Api::all_with(client.clone(), &resource), config, keep }
+}
+
+fn keep(pod: &DeserializeGuard<Pod>) -> (ServerName, ServerPod) {
+    let server = ServerName(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
+    let target = match &pod.0 {
+        Ok(pod) => target(pod),
+        Err(error) => Err(format!("the pod cannot be read: {error}")),
+    };
+    (server, ServerPod { uid: pod.uid().unwrap_or_default(), target })
+}
+
+/// Where its server is observed.
+pub fn target(pod: &Pod) -> Result<Target, String> {
+    let status = pod.status.as_ref();
+    if matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")) {
+        return Err("the pod has ended".to_owned());
+    }
+    let ip = status.and_then(|status| status.pod_ip.as_deref()).filter(|ip| !ip.is_empty());
+    let ip = ip.ok_or("the pod has no address yet")?;
+    let port = port(pod)?;
+    let authority = if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
+    let labels: Labels = pod.labels().clone();
+    Ok(Target { url: BaseUrl::http(authority), labels, node: pod.spec.node_name.clone().unwrap_or_default() })
+}
+
+fn port(pod: &Pod) -> Result<u16, String> {
+    let named = |name: &str| {
+        let mut ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+        ports.find(|port| port.name.as_deref() == Some(name)).map(|port| port.container_port)
+    };
+    match pod.annotations().get(PORT_ANNOTATION) {
+        Some(asked) => asked.parse().ok().filter(|port| *port > 0).or_else(|| named(asked)).ok_or_else(|| {
+            format!("the annotation `{PORT_ANNOTATION}` must be a port's number or name, and is `{asked}`")
+        }),
+        None => named(PORT_NAME).ok_or_else(|| {
+            format!("the pod has no port with the name `{PORT_NAME}`, and no annotation `{PORT_ANNOTATION}`")
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(annotations: Value, ports: Value, status: Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "w", "namespace": "a", "labels": {"app": "whisper"}, "annotations": annotations},
+            "spec": {"nodeName": "n1", "containers": [{"name": "other"}, {"name": "server", "image": "x", "ports": ports}]},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn where_a_server_is_observed() {
+        let running = json!({"phase": "Running", "podIP": "10.1.2.3"});
+        let ops = json!([{"name": "http", "containerPort": 9000}, {"name": "ops", "containerPort": 9001}]);
+        let url = |annotations: Value, ports: &Value, status: &Value| {
+            target(&pod(annotations, ports.clone(), status.clone())).map(|target| target.url.to_string())
+        };
+        assert_eq!(url(json!({}), &ops, &running).unwrap(), "http://10.1.2.3:9001");
+        assert_eq!(url(json!({PORT_ANNOTATION: "9100"}), &ops, &running).unwrap(), "http://10.1.2.3:9100");
+        assert_eq!(url(json!({PORT_ANNOTATION: "http"}), &ops, &running).unwrap(), "http://10.1.2.3:9000");
+        let six = json!({"phase": "Running", "podIP": "fd00::1"});
+        assert_eq!(url(json!({}), &ops, &six).unwrap(), "http://[fd00::1]:9001");
+        for (annotations, ports, status, why) in [
+            (json!({}), json!([]), running.clone(), "no port with the name `ops`"),
+            (json!({PORT_ANNOTATION: "0"}), ops.clone(), running.clone(), "must be a port's number or name"),
+            (json!({PORT_ANNOTATION: "metrics"}), ops.clone(), running, "and is `metrics`"),
+            (json!({}), ops.clone(), json!({"phase": "Pending"}), "no address yet"),
+            (json!({}), ops, json!({"phase": "Failed", "podIP": "10.1.2.3"}), "has ended"),
+        ] {
+            let error = url(annotations, &ports, &status).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Writes the status of policies, and only when it says something new.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hush_core::{Policy, PolicyName, conflicts};
+use hush_crds::{ClusterGpuModelPolicy, GpuModelPolicy, PolicyStatus};
+use jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::policies::PolicyObject;
+use super::sources::Policies;
+use crate::lease::Claim;
+use crate::run::Snapshot;
+use crate::status::{Scene, Subject, status};
+
+/// From one round to the next: figures change faster than anybody reads.
+const PAUSE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub struct Writer {
+    pub client: Client,
+    /// Of several controllers one writes.
+    pub claim: Claim,
+    pub policies: watch::Receiver<Policies>,
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// What was written, until the API server reports it back.
+type Written = BTreeMap<PolicyName, (PolicyStatus, PolicyStatus)>;
+
+impl Writer {
+    /// Until the loop is gone.
+    pub async fn run(mut self) {
+        let mut written = Written::new();
+        while self.snapshots.changed().await.is_ok() {
+            if self.claim.is_current() {
+                let snapshot = self.snapshots.borrow_and_update().clone();
+                let policies = self.policies.borrow_and_update().clone();
+                self.round(&snapshot, &policies, &mut written).await;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn round(&self, snapshot: &Snapshot, policies: &BTreeMap<PolicyName, PolicyObject>, written: &mut Written) {
+        written.retain(|name, (before, _)| policies.get(name).is_some_and(|object| object.status == *before));
+        let found = conflicts(snapshot.at, &snapshot.world, &snapshot.policies);
+        let scene =
+            Scene { world: &snapshot.world, plan: &snapshot.plan, records: &snapshot.records, conflicts: &found };
+        let decided_by: BTreeSet<&PolicyName> = snapshot.policies.iter().map(|policy| &policy.name).collect();
+        for (name, object) in policies {
+            if !is_current(object, decided_by.contains(name), &snapshot.policies) {
+                continue;
+            }
+            let subject = Subject {
+                name,
+                generation: object.generation,
+                policy: object.policy.as_ref().map_err(String::as_str),
+                before: &object.status,
+            };
+            let wanted = status(Timestamp::now(), &scene, &subject);
+            let sent = written.get(name).map_or(&object.status, |(_, sent)| sent);
+            if wanted != *sent && self.claim.is_current() {
+                match timeout(PATIENCE, self.patch(name, &wanted)).await {
+                    Ok(Ok(())) => drop(written.insert(name.clone(), (object.status.clone(), wanted))),
+                    // It is gone; the watch will say so.
+                    Ok(Err(kube::Error::Api(error))) if error.code == 404 => {}
+                    Ok(Err(error)) => tracing::warn!(policy = %name, "the status could not be written: {error}"),
+                    Err(_) => tracing::warn!(policy = %name, "the status could not be written within {PATIENCE:?}"),
+                }
+            }
+        }
+    }
+
+    async fn patch(&self, name: &PolicyName, wanted: &PolicyStatus) -> Result<(), kube::Error> {
+        let patch = Patch::Merge(json!({"status": wanted}));
+        let parameters = PatchParams::default();
+        match &name.namespace {
+            Some(namespace) => {
+                let api = Api::<GpuModelPolicy>::namespaced(self.client.clone(), namespace);
+                api.patch_status(&name.name, &parameters, &patch).await.map(drop)
+            }
+            None => {
+                let api = Api::<ClusterGpuModelPolicy>::all(self.client.clone());
+                api.patch_status(&name.name, &parameters, &patch).await.map(drop)
+            }
+        }
+    }
+}
+
+/// Whether the step that is told of was made with this policy as it is now: else the next one is told of.
+fn is_current(object: &PolicyObject, was_there: bool, decided_with: &[Policy]) -> bool {
+    match &object.policy {
+        Ok(policy) => decided_with.contains(policy),
+        Err(_) => !was_there,
+    }
+}

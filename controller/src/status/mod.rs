@@ -1,0 +1,61 @@
+//! What a policy's owner is told, computed from what the last step saw. Pure: time is an argument, nothing is written.
+
+mod actions;
+mod conditions;
+
+use std::collections::BTreeSet;
+
+use hush_core::{Conflict, Model, Plan, Policy, PolicyName, State, World};
+use hush_crds::PolicyStatus;
+use jiff::Timestamp;
+
+use crate::act::Record;
+
+/// What all policies are judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Scene<'a> {
+    pub world: &'a World,
+    pub plan: &'a Plan,
+    /// Commands that have ended, oldest first.
+    pub records: &'a [Record],
+    pub conflicts: &'a BTreeSet<Conflict>,
+}
+
+/// One policy as it is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    pub name: &'a PolicyName,
+    pub generation: i64,
+    pub policy: Result<&'a Policy, &'a str>,
+    pub before: &'a PolicyStatus,
+}
+
+/// What the status should be. It equals `before` when nothing but time has passed.
+pub fn status(now: Timestamp, scene: &Scene<'_>, subject: &Subject<'_>) -> PolicyStatus {
+    let selected = selected(scene, subject);
+    let loaded = selected.iter().filter(|model| matches!(model.state, State::Ready | State::Draining)).count();
+    let mut conditions = conditions::all(scene, subject, &selected);
+    let before = subject.before.conditions.as_deref().unwrap_or_default();
+    conditions::date(now, subject.generation, before, &mut conditions);
+    PolicyStatus {
+        observed_generation: Some(subject.generation),
+        conditions: Some(conditions),
+        matched: Some(count(selected.len())),
+        loaded: Some(count(loaded)),
+        last_actions: actions::newest(scene.records, subject.name, subject.before.last_actions.as_deref()),
+    }
+}
+
+fn selected<'a>(scene: &Scene<'a>, subject: &Subject<'_>) -> Vec<&'a Model> {
+    let Ok(policy) = subject.policy else { return Vec::new() };
+    let nothing = hush_core::Labels::new();
+    let selects = |model: &&Model| {
+        let labels = scene.world.namespaces.get(model.key.server.namespace()).unwrap_or(&nothing);
+        policy.selects(model, labels)
+    };
+    scene.world.models.iter().filter(selects).collect()
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
