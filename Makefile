@@ -87,6 +87,7 @@ test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
 	$(MAKE) test-web
 	$(MAKE) test-observability
+	$(MAKE) test-chart
 
 test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, where that is installed (ARGS= names)
 	$(MAKE) PROFILE=dev models
@@ -100,6 +101,20 @@ test-observability: $(TOOLS) ort ## Test dashboards and alerts against a real Pr
 	$(MAKE) PROFILE=dev models
 	ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
 	    $(PYTHON) tests/observability/test_observability.py $(ARGS)
+
+.PHONY: helm chart test-chart
+HELM_DIR := $(LOCAL)/helm
+
+helm: ## Build helm for the tests of the chart into .hush/helm (a minute or two, once)
+	scripts/build-helm $(HELM_DIR)
+
+# Without Go, or a helm from before, its tests say that they are skipped. KUBEBUILDER_ASSETS may name another control plane.
+test-chart: $(if $(shell command -v go),helm) $(PACKAGES)/.tests ## Test the chart: lint, golden files, refusals, a real API server (ARGS= names)
+	HELM=$(abspath $(HELM_DIR))/helm KUBEBUILDER_ASSETS=$(or $(KUBEBUILDER_ASSETS),$(abspath $(LOCAL)/control-plane)) \
+	    PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/chart/test_chart.py $(ARGS)
+
+chart: $(PACKAGES)/.tests ## Write the chart's copies of the CRDs and the schema of its values anew
+	PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) scripts/chart
 
 dashboards: ## Write the Grafana dashboards anew
 	$(PYTHON) scripts/dashboards
