@@ -4,6 +4,7 @@ UPDATE_GOLDEN=1 writes the golden files anew.
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -258,6 +259,28 @@ class Rendered(unittest.TestCase):
                 done = template("--values", values(text))
                 self.assertNotEqual(done.returncode, 0)
                 self.assertIn(complaint, done.stderr)
+
+    def test_what_the_documentation_shows(self):
+        """Its values and its commands are taken, and the files and values that it names are there."""
+        text = (ROOT / "docs/kubernetes.md").read_text()
+        for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.S):
+            if language == "yaml":
+                rendered("--values", values(block))
+            for line in block.splitlines():
+                if line.startswith(("helm install ", "helm upgrade ")):
+                    words = shlex.split(line.replace(" --create-namespace", ""))
+                    done = helm("template", *words[2:])
+                    self.assertEqual(done.returncode, 0, f"{line}\n{done.stderr}")
+                if line.startswith("docker build "):
+                    words = shlex.split(line)
+                    self.assertTrue((ROOT / words[words.index("--file") + 1]).exists(), line)
+        self.assertEqual(set(re.findall(r"`([a-z-]+\.yaml)`", text)), {path.name for path in EXAMPLES})
+        defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+        for path in re.findall(r"`((?:server|controller|networkPolicy)(?:\.\w+)+)(?:\[\])?[`:]", text):
+            node = defaults
+            for part in path.split("."):
+                self.assertIn(part, node, path)
+                node = node[part]
 
     def test_rules_and_dashboards_arrive_as_they_are(self):
         documents = rendered("--values", CHART / "examples/scope-cluster.yaml")
