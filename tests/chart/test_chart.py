@@ -16,6 +16,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CHART = ROOT / "charts/hush"
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
+BUILT = pathlib.Path(os.environ.get("HUSH_BUILT", ROOT / "target/debug"))
+MODELS = pathlib.Path(os.environ.get("HUSH_MODELS", ROOT / ".hush/models"))
 HELM = pathlib.Path(os.environ.get("HELM", ROOT / ".hush/helm/helm"))
 
 
@@ -288,6 +290,56 @@ class Rendered(unittest.TestCase):
         for path in (CHART / "dashboards").glob("*.json"):
             data = the(documents, "ConfigMap", f"hush-dashboard-{path.stem}")["data"]
             self.assertEqual(data[path.name].strip(), path.read_text().strip())
+
+
+@unittest.skipUnless(HELM.exists(), f"there is no helm at {HELM}: `make helm` builds it")
+class Programs(unittest.TestCase):
+    """What the chart hands to the programs is what they take."""
+
+    def container(self, name: str, *arguments) -> tuple[dict, str]:
+        documents = rendered(*arguments)
+        spec = the(documents, "Deployment", "hush")["spec"]["template"]["spec"]
+        (found,) = [c for c in containers({"spec": spec}) if c["name"] == name]
+        return found, the(documents, "ConfigMap", "hush")["data"]["config.yaml"]
+
+    @unittest.skipUnless((BUILT / "hush-server").exists(), f"hush-server is not in {BUILT}")
+    @unittest.skipUnless((MODELS / "hush-tiny/int8").exists(), "the bundled model is not installed: `make PROFILE=dev models`")
+    def test_the_server_takes_its_arguments_and_its_configuration(self):
+        settings = {"defaultAlias": ["a", "b"], "serveInstalled": False, "maxLoaded": 1, "webUi": False, "residency": "on-demand",
+                    "idleTimeout": "90s", "spareRunner": True, "loadTimeout": 60, "stallTimeout": "2m", "busyTimeout": "1h",
+                    "maxQueue": 10, "maxBatch": 2, "maxUpload": "1Gi", "spoolMemory": "2MiB", "asrEngine": "faster_whisper",
+                    "coldHold": "5s", "gpuSampleInterval": "2s", "headroom": "1GB", "reclaimTimeout": "5s",
+                    "memoryReclaimer": "95%", "device": "cpu", "precision": "int8", "threads": 2, "logFormat": "text",
+                    "logLevel": "info,hush_server=debug"}
+        models = [{"name": "hush-tiny", "aliases": ["x"], "residency": "idle", "idleTimeout": "1m", "precision": "int8",
+                   "device": "cpu", "threads": 1, "maxQueue": 3, "defaults": {"language": "en", "prompt": "Anna"},
+                   "source": "acme/tiny", "revision": "v1"}]
+        file = values(yaml.safe_dump({"server": {"gpu": {"enabled": False}, "settings": settings, "models": models}}))
+        schema = yaml.safe_load((CHART / "values.schema.json").read_text())["definitions"]["server"]["properties"]
+        self.assertEqual(set(settings), set(schema["settings"]["properties"]), "each setting is tried")
+        container, config = self.container("server", "--values", file)
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            for name, text in (("config.yaml", config), ("token", "x"), ("ca.crt", "")):
+                (folder / name).write_text(text)
+            arguments = [a.replace("/etc/hush/", f"{folder}/").replace("/models", str(MODELS)) for a in container["args"]]
+            env = {e["name"]: e["value"] for e in container["env"]}
+            env |= {"PATH": os.environ["PATH"], "ORT_DYLIB_PATH": str(ROOT / ".hush/lib/libonnxruntime.so"),
+                    # What a pod has by itself.
+                    "HUSH_KUBERNETES_API": "https://127.0.0.1:1", "HUSH_KUBERNETES_TOKEN": str(folder / "token"),
+                    "HUSH_KUBERNETES_CA": str(folder / "ca.crt")}
+            done = subprocess.run([BUILT / "hush-server", *arguments, "--check-config"], env=env, text=True, capture_output=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("hush-tiny", done.stdout + done.stderr)
+
+    @unittest.skipUnless((BUILT / "hush-controller").exists(), f"hush-controller is not in {BUILT}")
+    def test_the_controller_knows_its_arguments(self):
+        help_ = subprocess.run([BUILT / "hush-controller", "run", "--help"], text=True, capture_output=True).stdout
+        if "--scope" not in help_:
+            self.skipTest("this controller knows no cluster yet")
+        container, _ = self.container("controller", "--set", "controller.scope=pod,controller.dryRun=true")
+        for argument in container["args"][1:]:
+            self.assertRegex(help_, rf"(?m)^\s+{re.escape(argument.split('=')[0])}\b")
 
 
 if __name__ == "__main__":

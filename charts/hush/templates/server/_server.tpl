@@ -61,9 +61,11 @@ models:
 {{/* One step for each model that comes from the hub. */}}
 {{- define "hush.server.install" -}}
 {{- $values := .server.values }}
-{{- $best := $values.gpu.enabled | ternary "fp16" "int8" }}
 {{- range $index, $model := $values.models }}
 {{- if not $model.path }}
+{{- /* What the server takes by itself on that device. */}}
+{{- $device := coalesce $model.device $values.settings.device ($values.gpu.enabled | ternary "cuda" "cpu") }}
+{{- $best := and $values.gpu.enabled (ne $device "cpu") | ternary "fp16" "int8" }}
 {{- $precision := coalesce $model.precision $values.settings.precision $best }}
 - name: install-{{ $index }}
   image: {{ include "hush.server.image" $ }}
