@@ -87,6 +87,8 @@ test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
 	$(MAKE) test-web
 	$(MAKE) test-observability
+	$(MAKE) test-chart
+	$(MAKE) test-images
 
 test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, where that is installed (ARGS= names)
 	$(MAKE) PROFILE=dev models
@@ -100,6 +102,26 @@ test-observability: $(TOOLS) ort ## Test dashboards and alerts against a real Pr
 	$(MAKE) PROFILE=dev models
 	ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
 	    $(PYTHON) tests/observability/test_observability.py $(ARGS)
+
+.PHONY: helm chart test-chart test-images
+HELM_DIR := $(LOCAL)/helm
+
+helm: ## Build helm for the tests of the chart into .hush/helm (a minute or two, once)
+	scripts/build-helm $(HELM_DIR)
+
+# Without Go, or a helm from before, its tests say that they are skipped. KUBEBUILDER_ASSETS may name another control plane.
+test-chart: $(if $(shell command -v go),helm) $(PACKAGES)/.tests ## Test the chart: lint, golden files, refusals, a real API server (ARGS= names)
+	HELM=$(abspath $(HELM_DIR))/helm KUBEBUILDER_ASSETS=$(or $(KUBEBUILDER_ASSETS),$(abspath $(LOCAL)/control-plane)) \
+	    HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
+	    PYTHONPATH=$(abspath $(PACKAGES)):tests/chart $(PYTHON) -m unittest --verbose $(or $(ARGS),test_chart test_cluster)
+
+test-images: $(TOOLS) ort vad $(PACKAGES)/.tests ## Test the images: their files, and their steps in folders (ARGS= names)
+	$(MAKE) PROFILE=dev models
+	HUSH_SERVER=$(abspath $(TARGET))/debug/hush-server HUSH_MODELS=$(abspath $(MODELS)) PYTHONPATH=$(abspath $(PACKAGES)) \
+	    $(PYTHON) tests/images/test_images.py $(ARGS)
+
+chart: $(PACKAGES)/.tests ## Write the chart's copies of the CRDs and the schema of its values anew
+	PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) scripts/chart
 
 dashboards: ## Write the Grafana dashboards anew
 	$(PYTHON) scripts/dashboards
