@@ -114,6 +114,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let fleet = &args.fleet;
+    let page_token = args.page_token_file.clone().map(Token::new).transpose();
+    let page_token = page_token.map_err(|problem| anyhow::anyhow!("--page-token-file {problem}"))?;
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
     let (policy_files, targets_file) = (Arc::new(fleet.policies()), Arc::new(fleet.targets()));
     let policies = policy_files.read().map_err(anyhow::Error::msg)?;
@@ -142,7 +144,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let (snapshots, looks) = watch::channel(Arc::new(Snapshot::nothing()));
     let (ask, requests) = mpsc::channel(REQUESTS);
     if args.web_ui {
-        router = router.merge(web::router(Web::new(looks, ask, Arc::clone(&metrics), page_token(args)?)));
+        router = router.merge(web::router(Web::new(looks, ask, Arc::clone(&metrics), page_token)));
     }
     let outputs = Outputs {
         executor,
@@ -164,11 +166,6 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     control.run(stopped()?, FINISH).await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
-}
-
-fn page_token(args: &RunArgs) -> anyhow::Result<Option<Token>> {
-    let token = args.page_token_file.clone().map(Token::new).transpose();
-    token.map_err(|problem| anyhow::anyhow!("--page-token-file {problem}"))
 }
 
 /// True from the first SIGTERM or SIGINT on.

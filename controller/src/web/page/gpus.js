@@ -15,7 +15,7 @@ export function showGpus(root, gpus, servers) {
 }
 
 function newNode({ name }) {
-  return make('section', { class: 'card node', 'aria-label': `Node ${name}` },
+  return make('article', { class: 'card node', 'aria-label': `Node ${name}` },
     make('div', { class: 'bar' }, make('h3', {}, name), make('span', { class: 'hint', 'data-part': 'servers' })),
     make('div', { class: 'gpus' }));
 }

@@ -69,6 +69,9 @@ export class ModelList {
   }
 }
 
+/** Their details count time, which the clock does better, or say the same again. */
+const WITHOUT_DETAIL = ['NotIdle', 'MinResident', 'GracePeriod', 'NotGoverned', 'NotLoaded', 'MetricsStale'];
+
 const key = ({ server, model }) => `${server} ${model}`;
 const busy = (model) => model.state === 'Ready' && model.inflight + model.queued > 0;
 
@@ -109,8 +112,8 @@ function reasons(model) {
     return [{ reason: 'decision', text: `${dryRun ? 'Would be told' : 'Told'} to ${action.toLowerCase()}${by} (${reason})` }];
   }
   return model.why.map(({ reason, detail }) => {
-    const counted = reason === 'NotIdle' || reason === 'NotGoverned' || !detail ? '' : `: ${detail}`;
-    return { reason, text: `${WHY[reason] ?? reason}${counted}` };
+    const plain = !detail || WITHOUT_DETAIL.includes(reason);
+    return { reason, text: `${WHY[reason] ?? reason}${plain ? '' : `: ${detail}`}` };
   });
 }
 
