@@ -285,10 +285,13 @@ fn the_events_tell_of_changes_and_not_of_time() -> Result<()> {
     let mut reader = BufReader::new(stream);
     let (first, before) = event(&mut reader, |name, _| name == "state")?;
     assert_eq!((before, &first["models"][0]["state"]), (0, &json!("Ready")), "at once");
-    // The first of the stream's own may repeat it; between two heartbeats nothing but time goes on.
-    event(&mut reader, |name, _| name == "heartbeat")?;
-    let (beat, before) = event(&mut reader, |name, _| name == "heartbeat")?;
-    assert_eq!(before, 0, "time is no change");
+    // On a busy machine a scrape may be so late that it looks like news; that time goes on never does, five times a
+    // second.
+    let quiet = wait_for("nothing between two heartbeats", SOON, || {
+        let (beat, before) = event(&mut reader, |name, _| name == "heartbeat")?;
+        Ok((before == 0).then_some(beat))
+    });
+    let beat = quiet?;
     assert!(beat["steppedAt"].is_string() && beat["at"].is_string(), "{beat}");
     let begun = Instant::now();
     stage.gpus.change(|gpu| gpu.used_bytes = GIB)?;

@@ -45,3 +45,44 @@ pub fn same(a: &Decision, b: &Decision) -> bool {
     (&a.server, &a.model, a.action, a.reason, a.if_generation, a.dry_run)
         == (&b.server, &b.model, b.action, b.reason, b.if_generation, b.dry_run)
 }
+
+#[cfg(test)]
+mod tests {
+    use hush_core::{Action, Reason};
+
+    use super::*;
+
+    fn decision(generation: u64) -> Decision {
+        Decision {
+            server: "a/b".into(),
+            model: "m".to_owned(),
+            gpu: None,
+            action: Action::Unload,
+            reason: Reason::IdleTimeout,
+            policy: "a/p".to_owned(),
+            if_generation: Some(generation),
+            if_idle_seconds: None,
+            drain_seconds: None,
+            hold_seconds: None,
+            vram_bytes: 0,
+            dry_run: true,
+        }
+    }
+
+    #[test]
+    fn what_nobody_carries_out_is_told_once() {
+        let (mut timeline, now) = (Timeline::default(), Timestamp::UNIX_EPOCH);
+        for generation in [1, 1, 1, 2, 2] {
+            timeline.would(now, &decision(generation));
+        }
+        assert_eq!(timeline.records().len(), 2);
+        let outcome = Outcome::Loading;
+        for _ in 0..2 {
+            let (decision, outcome) = (decision(2), outcome.clone());
+            timeline.push(Record { time: now, decided_at: now, decision, outcome, seconds: 0.0 });
+        }
+        assert_eq!(timeline.records().len(), 4, "commands are all told");
+        (0..300).for_each(|generation| timeline.would(now, &decision(generation)));
+        assert_eq!(timeline.records().len(), REMEMBERED);
+    }
+}

@@ -391,3 +391,43 @@ fn after(at: Timestamp, ms: u64) -> Timestamp {
     let span = i64::try_from(ms).map(SignedDuration::from_millis).unwrap_or(SignedDuration::MAX);
     at.checked_add(span).unwrap_or(Timestamp::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_795_000_000 + seconds).unwrap()
+    }
+
+    fn why(reason: SkipReason, detail: &str) -> WhyView {
+        WhyView { reason, detail: detail.to_owned() }
+    }
+
+    #[test]
+    fn time_is_no_change() {
+        assert_eq!(Passing(at(0)), Passing(at(9)));
+        let since = Since(at(0));
+        assert_eq!(since, Since(at(1)), "a scrape is not exact");
+        assert_ne!(since, Since(at(2)), "a request has come and gone");
+        assert_eq!(why(SkipReason::NotIdle, "1s of 5s"), why(SkipReason::NotIdle, "2s of 5s"));
+        assert_ne!(why(SkipReason::Busy, "1 in flight"), why(SkipReason::Busy, "2 in flight"));
+        assert_ne!(why(SkipReason::NotIdle, ""), why(SkipReason::Busy, ""));
+    }
+
+    #[test]
+    fn times_out_of_range_are_the_first_or_the_last() {
+        assert_eq!(before(at(0), Duration::MAX), Timestamp::UNIX_EPOCH);
+        assert_eq!(after(at(0), u64::MAX), Timestamp::MAX);
+        assert_eq!(after(before(at(9), Duration::from_secs(4)), 5000), at(10));
+    }
+
+    #[test]
+    fn before_the_first_step_there_is_nothing() {
+        let view = serde_json::to_value(StateView::new(&Snapshot::nothing(), true, false)).unwrap();
+        assert_eq!(view["at"], "1970-01-01T00:00:00Z");
+        for part in ["gpus", "servers", "models", "decisions", "policies", "problems", "records"] {
+            assert_eq!(view[part], serde_json::json!([]), "{part}");
+        }
+    }
+}

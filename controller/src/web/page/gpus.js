@@ -66,9 +66,11 @@ function showGpu(element, gpu) {
 function bar(gpu) {
   const share = (count) => `${(100 * Math.min(1, count / Math.max(1, gpu.totalBytes))).toFixed(2)}%`;
   const label = `${bytes(gpu.oursBytes)} ours, ${bytes(gpu.othersBytes)} others, ${bytes(gpu.freeBytes)} free of ${bytes(gpu.totalBytes)}`;
-  const marks = gpu.thresholds.map(({ level, belowBytes }) => {
+  const marks = gpu.thresholds.flatMap(({ level, belowBytes }) => {
     const x = share(gpu.totalBytes - belowBytes);
-    return draw('line', { class: `mark ${level.toLowerCase()}`, x1: x, x2: x, y1: 0, y2: 34 });
+    const line = (name) => draw('line', { class: name, x1: x, x2: x, y1: 0, y2: 34 });
+    // Seen on every colour below it.
+    return [line('halo'), line(`mark ${level.toLowerCase()}`)];
   });
   return draw('svg', { class: 'memory-bar', role: 'img', 'aria-label': label, width: '100%', height: 34 },
     draw('rect', { class: 'free', x: 0, y: 4, width: '100%', height: 26, rx: 6 }),
