@@ -392,6 +392,33 @@ class BadDays(WithBrowser):
         controller.send_signal(signal.SIGCONT)
         self.browser.until_connected("live")
 
+    def test_a_controller_that_answers_and_looks_at_nothing_is_told(self):
+        # The state is a real one; only the heartbeats, of a loop that stands still, are the test's own.
+        fleet = self.fleet((3,))
+        ops = fleet.start_controller(policies=SPEECH)
+        wait_for("it has looked", lambda: json.loads(get(f"http://{ops}/api/v1/state"))["models"])
+        script = self.browser.cdp("Page.addScriptToEvaluateOnNewDocument", source="""
+            window.EventSource = class extends EventTarget {
+              constructor() {
+                super();
+                const tell = (name, data) => this.dispatchEvent(new MessageEvent(name, { data }));
+                fetch('api/v1/state').then((answer) => answer.text()).then((text) => tell('state', text));
+                const ago = (seconds) => new Date(Date.now() - 1000 * seconds).toISOString();
+                window.beat = (seconds) => tell('heartbeat', JSON.stringify({ at: ago(0), steppedAt: ago(seconds) }));
+              }
+              close() {}
+            };
+        """)
+        self.addCleanup(lambda: self.browser.cdp("Page.removeScriptToEvaluateOnNewDocument", **script))
+        self.browser.watch(ops)
+        self.browser.js("beat(60)")
+        self.browser.until_connected("stale")
+        self.browser.until_reads("#trouble", "has not looked at anything for 60 s")
+        self.no_serious_finding("a loop that stands still")
+        self.browser.js("beat(0)")
+        self.browser.until_connected("live")
+        self.assertFalse(self.browser.find("#trouble").is_displayed())
+
     def test_before_anything_is_known(self):
         fleet = self.fleet(())
         ops = fleet.start_controller("--target", "apps/gone=http://127.0.0.1:9", policies=SPEECH)

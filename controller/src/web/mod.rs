@@ -4,6 +4,7 @@ mod actions;
 mod error;
 mod live;
 mod page;
+mod portray;
 mod token;
 mod view;
 mod what_if;

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 
 use super::Web;
 use super::error::Refusal;
-use super::view::{EditedView, ProblemView, WhatIfView, gpus, models, selected};
+use super::portray::{gpus, models, selected};
+use super::view::{EditedView, ProblemView, WhatIfView};
 use crate::policies;
 use crate::run::{Request, Snapshot};
 

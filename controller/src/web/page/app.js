@@ -107,10 +107,13 @@ watch({
   alive: (at, steppedAt) => {
     offset = Date.parse(at) - performance.now();
     const silent = Math.round((Date.parse(at) - Date.parse(steppedAt)) / 1000);
-    const old = state && silent > state.staleAfterSeconds;
-    if (old) {
+    if (!state) return;
+    if (silent > state.staleAfterSeconds) {
       connection('stale', 'Old figures');
       trouble(`The controller has not looked at anything for ${silent} s. What is below may be wrong.`);
+    } else if (document.body.dataset.state === 'stale') {
+      trouble(null);
+      show(state);
     }
   },
   lost: () => {
