@@ -90,10 +90,17 @@ test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(MAKE) test-chart
 	$(MAKE) test-images
 
-test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, where that is installed (ARGS= names)
+# `page`: the server's; `controller_page`: the controller's.
+WEB := page controller_page
+
+test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test both pages in headless Chromium, where that is installed (WEB= which, ARGS= names)
 	$(MAKE) PROFILE=dev models
-	HUSH_SERVER=$(abspath $(TARGET))/debug/hush-server HUSH_MODELS=$(abspath $(MODELS)) \
-	    PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/web/test_page.py $(ARGS)
+	$(CARGO) build --locked --workspace --bin hush-server --bin hush-controller
+	$(CARGO) test --locked --quiet --workspace --test controller_page --no-run
+	for page in $(WEB); do \
+	    HUSH_SERVER=$(abspath $(TARGET))/debug/hush-server HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
+	        ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/web/test_$$page.py $(ARGS); \
+	done
 
 openapi: ## Write docs/openapi.json from the code
 	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --workspace --test api the_committed_copy

@@ -16,4 +16,5 @@ pub mod policies;
 pub mod run;
 pub mod simulate;
 mod sources;
+pub mod web;
 pub mod world;

@@ -40,7 +40,8 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
     }
 }
 
-fn timeout(turn: &Turn<'_>, place: usize, rules: &Rules) -> Option<(Pick<Duration>, Reason)> {
+/// How long it may be idle, and why it leaves then; `None`: idleness is no reason.
+pub fn timeout(turn: &Turn<'_>, place: usize, rules: &Rules) -> Option<(Pick<Duration>, Reason)> {
     let policy = rules.residency.policy;
     match rules.residency.value {
         Residency::Resident => None,

@@ -56,6 +56,11 @@ impl Memory {
         memory
     }
 
+    /// Tells of a command that somebody gave beside the plan, as if the plan had.
+    pub fn commanded(&mut self, now: Timestamp, decision: &Decision) {
+        self.work.record(now, std::slice::from_ref(decision));
+    }
+
     /// Tells how the command for a model ended. Until then the model is not named again and its card is left alone.
     pub fn settle(&mut self, key: &ModelKey, how: Settled) {
         let pending = self.work.pending.remove(key);

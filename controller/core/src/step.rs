@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use crate::adaptive::Learners;
 use crate::card::{Card, Turn};
+use crate::explain::explain;
 use crate::fleet::{Fleet, gpu_fresh};
 use crate::floor::Floor;
 use crate::memory::{Memory, Work};
@@ -29,7 +30,7 @@ pub fn step(memory: &mut Memory, now: Timestamp, world: &World, policies: &[Poli
 
     // How long a threshold has been crossed is a fact, whoever asks: a new dry run begins with the timers that are there.
     let timers_before = (!dry_run.is_empty()).then(|| memory.timers.clone());
-    let mut plan = evaluate(now, world, &enforced, &mut memory.timers, &memory.work, &memory.learners);
+    let mut plan = evaluate(now, world, &enforced, &mut memory.timers, &memory.work, &memory.learners, true);
     memory.dry_run.retain(|name, _| dry_run.iter().any(|policy| policy.name == *name));
     let mut differences = Vec::new();
     for policy in dry_run {
@@ -38,7 +39,7 @@ pub fn step(memory: &mut Memory, now: Timestamp, world: &World, policies: &[Poli
         let mut with: Vec<&Policy> = enforced.clone();
         with.push(policy);
         with.sort_by(|a, b| a.name.cmp(&b.name));
-        let other = evaluate(now, world, &with, timers, &memory.work, &memory.learners);
+        let other = evaluate(now, world, &with, timers, &memory.work, &memory.learners, false);
         differences.push((policy, other));
     }
     memory.work.record(now, &plan.decisions);
@@ -73,6 +74,7 @@ fn evaluate(
     timers: &mut Timers,
     work: &Work,
     learners: &Learners,
+    explained: bool,
 ) -> Plan {
     let fleet = Fleet::new(now, world, policies, work);
     let floor = Floor::new(&fleet);
@@ -98,6 +100,9 @@ fn evaluate(
         let pressure = pressure::apply(&mut turn, &mut card, timers);
         room::apply(&mut turn, &mut card);
         warm::apply(&mut turn, &card, pressure);
+    }
+    if explained {
+        (turn.plan.rules, turn.plan.models) = explain(&turn);
     }
     finish(turn)
 }
