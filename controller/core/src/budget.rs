@@ -1,4 +1,5 @@
-//! Rule 12: the models of one policy on one card hold no more than its budget.
+//! Rule 12: the models of one policy on one card hold no more than its budget. Whoever is loaded by us must fit into it,
+//! or it would leave again at once.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,30 +7,55 @@ use std::time::Duration;
 use crate::card::{Card, Terms, Turn};
 use crate::plan::{Reason, SkipReason};
 
-/// Budget and bytes held, by policy.
-fn held(turn: &Turn<'_>, card: &Card<'_>) -> BTreeMap<usize, (u64, u64)> {
-    let mut held: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
-    let total = card.gpu.map(|gpu| gpu.total_bytes);
-    for &place in &card.ranked {
-        let member = turn.member(place);
-        if !member.holds_memory() {
-            continue;
+/// The budgets of one card and what is held of each, by policy.
+#[derive(Debug)]
+pub struct Books(BTreeMap<usize, Book>);
+
+#[derive(Debug)]
+struct Book {
+    budget: u64,
+    held: u64,
+}
+
+impl Books {
+    pub fn new(turn: &Turn<'_>, card: &Card<'_>) -> Self {
+        let mut books = Self(BTreeMap::new());
+        let total = card.gpu.map(|gpu| gpu.total_bytes);
+        for &place in &card.ranked {
+            let member = turn.member(place);
+            let bytes = if member.holds_memory() { member.model.vram_bytes } else { 0 };
+            for &policy in turn.fleet.set(member) {
+                if let Some(budget) = turn.fleet.policies[policy].asks.budget.and_then(|budget| budget.bytes(total)) {
+                    let book = books.0.entry(policy).or_insert(Book { budget, held: 0 });
+                    book.held = book.held.saturating_add(bytes);
+                }
+            }
         }
-        for &policy in turn.fleet.set(member) {
-            let Some(budget) = turn.fleet.policies[policy].asks.budget.and_then(|budget| budget.bytes(total)) else {
-                continue;
-            };
-            let entry = held.entry(policy).or_insert((budget, 0));
-            entry.1 = entry.1.saturating_add(member.model.vram_bytes);
-        }
+        books
     }
-    held.retain(|_, (budget, held)| held > budget);
-    held
+
+    /// Enters a model that is about to load, if every budget of its policies allows it.
+    pub fn admit(&mut self, policies: &[usize], bytes: u64) -> bool {
+        let fits = |book: &Book| book.held.saturating_add(bytes) <= book.budget;
+        if !policies.iter().filter_map(|policy| self.0.get(policy)).all(fits) {
+            return false;
+        }
+        for policy in policies {
+            if let Some(book) = self.0.get_mut(policy) {
+                book.held = book.held.saturating_add(bytes);
+            }
+        }
+        true
+    }
+
+    fn overdrawn(self) -> BTreeMap<usize, Book> {
+        self.0.into_iter().filter(|(_, book)| book.held > book.budget).collect()
+    }
 }
 
 /// Marks the models of policies that are over their budget: they rank first.
 pub fn mark(turn: &mut Turn<'_>, card: &Card<'_>) {
-    let over = held(turn, card);
+    let over = Books::new(turn, card).overdrawn();
     if over.is_empty() {
         return;
     }
@@ -41,7 +67,7 @@ pub fn mark(turn: &mut Turn<'_>, card: &Card<'_>) {
 }
 
 pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
-    for (policy, (budget, mut holds)) in held(turn, card) {
+    for (policy, Book { budget, held: mut holds }) in Books::new(turn, card).overdrawn() {
         for place in card.ranked.clone() {
             let member = turn.member(place);
             if !turn.fleet.set(member).contains(&policy) || !member.model.ready() {

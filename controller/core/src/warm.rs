@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 
+use crate::budget::Books;
 use crate::card::{Card, Turn};
 use crate::plan::{Pressure, Reason, SkipReason};
 use crate::policy::Residency;
@@ -19,9 +20,13 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &Card<'a>, pressure: Option<Pressure
             None => turn.skip(place, SkipReason::NotLoaded, "nobody asks for it"),
         }
     }
+    if wanted.is_empty() {
+        return;
+    }
     wanted.sort_by_key(|&(place, _)| (Reverse(turn.member(place).priority()), &turn.member(place).model.key));
     let floor = highest_threshold(turn, card);
     let mut available = card.available;
+    let mut books = Books::new(turn, card);
     for (place, (reason, policy)) in wanted {
         let member = turn.member(place);
         let vram = member.model.vram_bytes;
@@ -32,12 +37,15 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &Card<'a>, pressure: Option<Pressure
             turn.load(place, reason, policy);
         } else if !card.fresh {
             turn.skip(place, SkipReason::MetricsStale, "the sample of its GPU is too old");
-        } else if pressure == Some(Pressure::None) && fits {
+        } else if !fits {
+            turn.skip(place, SkipReason::NoRoom, "it would cross a threshold, or not fit");
+        } else if pressure != Some(Pressure::None) {
+            turn.skip(place, SkipReason::NoRoom, "the GPU is under pressure");
+        } else if !books.admit(turn.fleet.set(member), vram) {
+            turn.skip(place, SkipReason::NoRoom, "it would exceed a budget");
+        } else {
             available -= vram;
             turn.load(place, reason, policy);
-        } else {
-            let detail = if fits { "the GPU is under pressure" } else { "it would cross a threshold, or not fit" };
-            turn.skip(place, SkipReason::NoRoom, detail);
         }
     }
 }
