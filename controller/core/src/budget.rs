@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::card::{Card, Terms, Turn};
 use crate::plan::{Reason, SkipReason};
+use crate::world::Gpu;
 
 /// The budgets of one card and what is held of each, by policy.
 #[derive(Debug)]
@@ -18,10 +19,11 @@ struct Book {
 }
 
 impl Books {
-    pub fn new(turn: &Turn<'_>, card: &Card<'_>) -> Self {
+    /// `places`: the governed models on the card.
+    pub fn new(turn: &Turn<'_>, gpu: Option<&Gpu>, places: &[usize]) -> Self {
         let mut books = Self(BTreeMap::new());
-        let total = card.gpu.map(|gpu| gpu.total_bytes);
-        for &place in &card.ranked {
+        let total = gpu.map(|gpu| gpu.total_bytes);
+        for &place in places {
             let member = turn.member(place);
             let bytes = if member.holds_memory() { member.model.vram_bytes } else { 0 };
             for &policy in turn.fleet.set(member) {
@@ -48,26 +50,28 @@ impl Books {
         true
     }
 
-    fn overdrawn(self) -> BTreeMap<usize, Book> {
-        self.0.into_iter().filter(|(_, book)| book.held > book.budget).collect()
+    /// Each policy whose budget is exceeded, with what it allows and what is held.
+    fn overdrawn(&self) -> Vec<(usize, u64, u64)> {
+        let over = self.0.iter().filter(|(_, book)| book.held > book.budget);
+        over.map(|(policy, book)| (*policy, book.budget, book.held)).collect()
     }
 }
 
 /// Marks the models of policies that are over their budget: they rank first.
 pub fn mark(turn: &mut Turn<'_>, card: &Card<'_>) {
-    let over = Books::new(turn, card).overdrawn();
+    let over = card.books.overdrawn();
     if over.is_empty() {
         return;
     }
     for &place in &card.ranked {
         let set = turn.fleet.set(turn.member(place));
-        let marked = set.iter().any(|policy| over.contains_key(policy));
+        let marked = over.iter().any(|(policy, ..)| set.contains(policy));
         turn.fleet.members[place].over_budget = marked;
     }
 }
 
 pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
-    for (policy, Book { budget, held: mut holds }) in Books::new(turn, card).overdrawn() {
+    for (policy, budget, mut holds) in card.books.overdrawn() {
         for place in card.ranked.clone() {
             let member = turn.member(place);
             if !turn.fleet.set(member).contains(&policy) || !member.model.ready() {

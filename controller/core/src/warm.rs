@@ -2,13 +2,12 @@
 
 use std::cmp::Reverse;
 
-use crate::budget::Books;
 use crate::card::{Card, Turn};
 use crate::plan::{Pressure, Reason, SkipReason};
 use crate::policy::Residency;
 use crate::world::State;
 
-pub fn apply<'a>(turn: &mut Turn<'a>, card: &Card<'a>, pressure: Option<Pressure>) {
+pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, pressure: Option<Pressure>) {
     let mut wanted = Vec::new();
     for &place in &card.ranked {
         let member = turn.member(place);
@@ -26,7 +25,6 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &Card<'a>, pressure: Option<Pressure
     wanted.sort_by_key(|&(place, _)| (Reverse(turn.member(place).priority()), &turn.member(place).model.key));
     let floor = highest_threshold(turn, card);
     let mut available = card.available;
-    let mut books = Books::new(turn, card);
     for (place, (reason, policy)) in wanted {
         let member = turn.member(place);
         let vram = member.model.vram_bytes;
@@ -41,7 +39,7 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &Card<'a>, pressure: Option<Pressure
             turn.skip(place, SkipReason::NoRoom, "it would cross a threshold, or not fit");
         } else if pressure != Some(Pressure::None) {
             turn.skip(place, SkipReason::NoRoom, "the GPU is under pressure");
-        } else if !books.admit(turn.fleet.set(member), vram) {
+        } else if !card.books.admit(turn.fleet.set(member), vram) {
             turn.skip(place, SkipReason::NoRoom, "it would exceed a budget");
         } else {
             available -= vram;

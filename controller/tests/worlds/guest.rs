@@ -42,6 +42,8 @@ pub struct Clients {
     pub far_ms: u64,
     /// Requests in a burst, at most.
     pub burst: u64,
+    /// The bursts come like clockwork.
+    pub regular: bool,
     pub work_ms: u64,
     /// How long a client waits for a cold model; `None`: as long as it takes.
     pub patience_ms: Option<u64>,
@@ -176,7 +178,8 @@ impl Guest {
         let clients = self.spec.clients;
         if self.left_in_burst == 0 {
             self.left_in_burst = scene.dice.between(1, clients.burst);
-            self.next_arrival += scene.dice.around_ms(clients.far_ms);
+            let irregular = scene.dice.around_ms(clients.far_ms);
+            self.next_arrival += if clients.regular { clients.far_ms } else { irregular };
         } else {
             self.next_arrival += scene.dice.around_ms(clients.near_ms);
         }

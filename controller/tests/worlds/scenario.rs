@@ -65,8 +65,7 @@ impl Scenario {
         let mut dice = Dice(seed);
         let dice = &mut dice;
         // Short worlds are looked at closely, long ones coarsely.
-        let (interval_ms, steps) =
-            dice.pick(&[(1000, 1200), (2000, 1200), (5000, 1500), (15_000, 1500), (60_000, 2200)]);
+        let (interval_ms, steps) = dice.pick(&[(1000, 300), (2000, 400), (5000, 500), (15_000, 600), (60_000, 1500)]);
         let faulty = dice.chance(60);
         let devices = devices(dice);
         let guests = guests(dice, &devices, faulty);
@@ -172,6 +171,7 @@ fn clients(dice: &mut Dice) -> Clients {
         near_ms: dice.pick(&[2000, 10_000, MINUTE]),
         far_ms: dice.pick(&[MINUTE, 10 * MINUTE, HOUR, 6 * HOUR]),
         burst: dice.pick(&[1, 5, 30]),
+        regular: dice.chance(20),
         work_ms: dice.pick(&[1000, 5000, 20_000]),
         patience_ms: dice.perhaps(50, &[MINUTE]),
     }
