@@ -64,7 +64,7 @@ pub fn explain(turn: &Turn<'_>) -> (Vec<RuleSet>, Vec<ModelPlan>) {
             })
         });
         let timeout = member.rules.as_ref().and_then(|rules| idle::timeout(turn, place, rules));
-        let idle_timeout_ms = timeout.map(|(timeout, _)| Chosen {
+        let idle_timeout_ms = timeout.map(|idle::Timeout { after: timeout, .. }| Chosen {
             value: u64::try_from(timeout.value.as_millis()).unwrap_or(u64::MAX),
             policy: turn.fleet.policy_name(timeout.policy),
         });

@@ -1,6 +1,6 @@
 //! What the core remembers from step to step. Losing it lengthens a grace period and never shortens one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -75,8 +75,9 @@ impl Memory {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Work {
     last_unload: BTreeMap<GpuId, Timestamp>,
-    pending: BTreeMap<ModelKey, Pending>,
-    decided: BTreeMap<ModelKey, Timestamp>,
+    // Asked for each model in each step, and never walked in an order that matters.
+    pending: HashMap<ModelKey, Pending>,
+    decided: HashMap<ModelKey, Timestamp>,
     gpu_decided: BTreeMap<GpuId, Timestamp>,
 }
 
@@ -130,8 +131,8 @@ impl Work {
     }
 
     /// Cards with an unload under way.
-    pub fn unloading(&self) -> impl Iterator<Item = &GpuId> {
-        self.pending.values().filter(|p| p.action == Action::Unload).filter_map(|p| p.gpu.as_ref())
+    pub fn unloading(&self) -> HashSet<&GpuId> {
+        self.pending.values().filter(|p| p.action == Action::Unload).filter_map(|p| p.gpu.as_ref()).collect()
     }
 
     /// The sample tells nothing of the card after its last unload, or was acted on already.

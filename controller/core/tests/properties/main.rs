@@ -6,4 +6,5 @@ mod merge;
 mod one_step;
 mod over_time;
 mod residency;
+mod schedules;
 mod support;
