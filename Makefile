@@ -31,10 +31,15 @@ export CMAKE := $(abspath $(PACKAGES)/cmake/data/bin/cmake)
 TOOLS := $(CMAKE)
 endif
 
-.PHONY: help build run demo ort ort-gpu vad models test test-web test-observability test-gpu dashboards openapi schema lint licences bench bench-gpu clean
+# A real API server for the tests: KUBEBUILDER_ASSETS names a folder that holds one; otherwise Go builds it.
+CONTROL_PLANE ?= $(LOCAL)/control-plane
+# A Go that can build it, or nothing.
+GO := $(if $(filter test,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
+
+.PHONY: help build run demo ort ort-gpu vad models control-plane test test-web test-observability test-gpu dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 # Always over the whole workspace, also for one program or test: another choice of packages would mean other features of
 # shared dependencies, and everything would be built twice.
@@ -81,6 +86,17 @@ $(PACKAGES)/.web: tests/web/requirements.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(PACKAGES) --requirement $<
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(PACKAGES) --no-deps axe-playwright-python==0.1.8
 	touch $@
+
+control-plane: ## Build etcd, kube-apiserver and kubectl for the tests into .hush/control-plane (minutes, once)
+	scripts/build-control-plane $(CONTROL_PLANE)
+
+# Where neither is to be had the tests in a cluster say that they are skipped.
+ifneq ($(KUBEBUILDER_ASSETS),)
+test: export KUBEBUILDER_ASSETS := $(abspath $(KUBEBUILDER_ASSETS))
+else ifneq ($(GO),)
+test: control-plane
+test: export KUBEBUILDER_ASSETS := $(abspath $(CONTROL_PLANE))
+endif
 
 test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test

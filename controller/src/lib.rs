@@ -9,6 +9,7 @@ pub mod act;
 mod amount;
 pub mod cli;
 mod http;
+pub mod lease;
 pub mod metrics;
 pub mod observe;
 mod ops;

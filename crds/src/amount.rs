@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-pub const PATTERN: &str = r"^(([1-9][0-9]?|100)%|[0-9]{1,12}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?)$";
 const MAX_LENGTH: usize = 18;
 const MAX_BYTES: u64 = 1 << 50;
 pub const MESSAGE: &str =
@@ -70,12 +69,13 @@ impl JsonSchema for AmountText {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let rule = "self.endsWith('%') || (isQuantity(self) && quantity(self).isGreaterThan(quantity('0')) && \
-                    quantity(self).compareTo(quantity('1Pi')) <= 0)";
+        // Not as `pattern`: its complaint would show a regular expression.
+        let rule = "self.matches('^([1-9][0-9]?|100)%$') || \
+                    (self.matches('^[0-9]{1,12}([.][0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$') && \
+                    quantity(self).isGreaterThan(quantity('0')) && quantity(self).compareTo(quantity('1Pi')) <= 0)";
         json_schema!({
             "type": "string",
             "maxLength": MAX_LENGTH,
-            "pattern": PATTERN,
             "x-kubernetes-validations": [{"rule": rule, "message": MESSAGE}],
         })
     }

@@ -183,17 +183,27 @@ pub enum ResidencyMode {
 pub struct Window {
     /// When it opens: minute, hour, day of the month, month, day of the week. `0 8 * * 1-5` is eight in the morning
     /// from Monday to Friday.
-    #[schemars(length(max = 128), regex(pattern = r"^[0-9A-Za-z*/,#?-]+( +[0-9A-Za-z*/,#?-]+){4}$"))]
+    #[schemars(length(max = 128))]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "self.matches('^[0-9A-Za-z*/,#?-]+( +[0-9A-Za-z*/,#?-]+){4}$')",
+        "message": "must be a cron expression of five fields (minute hour day month weekday), such as `0 8 * * 1-5`",
+    }]))]
     pub cron: String,
     /// How long it is open, in true hours, also where the clocks change in it. At least `1m`.
-    #[schemars(extend("x-kubernetes-validations" = [
-        {"rule": "duration(self) >= duration('1m') && duration(self) <= duration('168h')", "message": "must be at least `1m` and at most `168h`"},
-    ]))]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') && duration(self) >= duration('1m') \
+            && duration(self) <= duration('168h')",
+        "message": "must be a duration of at least `1m` and at most `168h`",
+    }]))]
     pub duration: DurationText,
     /// The time zone of the cron expression, by its name in the IANA database, such as `Europe/Berlin`. `UTC` when left
     /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,3}$"))]
+    #[schemars(length(max = 64))]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,3}$')",
+        "message": "must name a time zone of the IANA database, such as `Europe/Berlin`",
+    }]))]
     pub time_zone: Option<String>,
     /// The mode inside the window. `Resident` also loads the model when the window is open and there is room.
     pub mode: ResidencyMode,
@@ -203,11 +213,12 @@ pub struct Window {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!has(self.hard) || !has(self.soft) || self.hard.availableBelow.endsWith('%') != self.soft.availableBelow.endsWith('%') \
-        || (self.hard.availableBelow.endsWith('%') \
+    // Of a share and a quantity only a card can say which is more.
+    "rule": "!has(self.hard) || !has(self.soft) || (\
+        self.hard.availableBelow.matches('^[0-9]{1,3}%$') && self.soft.availableBelow.matches('^[0-9]{1,3}%$') \
             ? int(self.hard.availableBelow.replace('%', '')) <= int(self.soft.availableBelow.replace('%', '')) \
-            : isQuantity(self.hard.availableBelow) && isQuantity(self.soft.availableBelow) \
-                && quantity(self.hard.availableBelow).compareTo(quantity(self.soft.availableBelow)) <= 0)",
+            : !isQuantity(self.hard.availableBelow) || !isQuantity(self.soft.availableBelow) \
+                || quantity(self.hard.availableBelow).compareTo(quantity(self.soft.availableBelow)) <= 0)",
     "message": "`soft.availableBelow` must be at least `hard.availableBelow`: soft pressure comes first",
 }]))]
 pub struct Pressure {

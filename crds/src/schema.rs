@@ -29,6 +29,9 @@ fn tidy(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.remove("nullable");
+            if let Some(Value::Array(values)) = fields.get_mut("enum") {
+                values.retain(|value| !value.is_null());
+            }
             if fields.get("additionalProperties") == Some(&Value::Bool(false)) {
                 fields.remove("additionalProperties");
             }

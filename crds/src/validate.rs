@@ -100,7 +100,7 @@ fn window(window: &Window, report: &mut Report<'_>) {
         "must be a cron expression of five fields (minute hour day month weekday), such as `0 8 * * 1-5`",
     );
     let at_least_a_minute = window.duration.get().is_some_and(|duration| duration.as_secs() >= 60);
-    report.at("duration").require(at_least_a_minute, "must be at least `1m` and at most `168h`");
+    report.at("duration").require(at_least_a_minute, "must be a duration of at least `1m` and at most `168h`");
     if let Some(zone) = &window.time_zone {
         let known = |c: char| c.is_ascii_alphanumeric() || "_+-".contains(c);
         let parts: Vec<&str> = zone.split('/').collect();

@@ -1,7 +1,9 @@
 //! Harness of the end-to-end tests: a real `hush-server` process, a plain HTTP/1.1 client that writes exactly the bytes
-//! it is given, the fixtures, and a look into `/proc`. One topic per file in `tests/`.
+//! it is given, the fixtures, and a look into `/proc`. One topic per file in `tests/`. `cluster` has a real API server.
 
+pub mod cases;
 pub mod child;
+pub mod cluster;
 pub mod controller;
 pub mod fixtures;
 pub mod fleet;

@@ -17,3 +17,21 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// The same where asking takes a future. An error of the condition ends the wait.
+pub async fn eventually<T>(
+    what: &str,
+    deadline: Duration,
+    mut condition: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition().await? {
+            return Ok(value);
+        }
+        if start.elapsed() > deadline {
+            bail!("waited {deadline:?} in vain: {what}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

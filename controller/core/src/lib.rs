@@ -13,6 +13,7 @@ pub mod adaptive;
 mod amount;
 mod budget;
 mod card;
+mod conflict;
 mod explain;
 mod fleet;
 mod floor;
@@ -32,6 +33,7 @@ mod warm;
 mod world;
 
 pub use amount::Amount;
+pub use conflict::{Conflict, conflicts};
 pub use explain::{Chosen, ModelPlan, RuleSet};
 pub use memory::{Memory, PressureMemory, Settled};
 pub use merge::{Merged, Pick, Rules};

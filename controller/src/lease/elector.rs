@@ -1,0 +1,201 @@
+//! Carries out what [`Candidate`] decides, against the API server.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::candidate::{Candidate, Loss, Next, Terms};
+use super::changes::{changes, record};
+use super::claim::{Claim, Standing};
+use super::clock::Moment;
+
+/// What a lease promises that was given back: the least that can be written.
+const RELEASED_SECONDS: i32 = 1;
+
+#[derive(Clone, Debug)]
+pub struct LeaseName {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// The host's name (of a pod, the pod's) and something that no other process has, this one in an earlier life included.
+pub fn identity() -> std::io::Result<String> {
+    let mut random = [0; 8];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(format!("{host}_{:016x}", u64::from_ne_bytes(random)))
+}
+
+pub struct Elector {
+    api: Api<Lease>,
+    name: String,
+    candidate: Candidate,
+    /// As it was last read or written; a write goes through only if it is still this.
+    object: Option<Lease>,
+    standing: watch::Sender<Standing>,
+    /// What was last said of a failure; a failure that lasts is said once.
+    trouble: Option<String>,
+}
+
+impl Elector {
+    pub fn new(client: Client, lease: LeaseName, identity: String, terms: Terms) -> (Self, Claim) {
+        let (standing, receiver) = watch::channel(Standing::default());
+        let api = Api::namespaced(client, &lease.namespace);
+        let candidate = Candidate::new(identity, terms);
+        (Self { api, name: lease.name, candidate, object: None, standing, trouble: None }, Claim::of(receiver))
+    }
+
+    /// Stands for the lease until `stop`, which must come after the last command: then it is given back. An error means
+    /// that the claim was lost, and with it the right to go on: the process should end.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Loss> {
+        let mut stop = pin!(stop);
+        let mut changes = changes(self.api.clone(), &self.name, self.candidate.terms().retry);
+        loop {
+            let now = Moment::now();
+            let next = self.candidate.next(now);
+            self.publish();
+            match next {
+                Next::Lost(loss) => {
+                    self.standing.send_replace(Standing::default());
+                    return Err(loss);
+                }
+                Next::Look => self.look().await,
+                Next::Create => self.create().await,
+                Next::Write { transitions } => self.write(transitions).await,
+                Next::Wait { until } => {
+                    if self.candidate.claim().is_some() {
+                        // The holder learns from its own writes; what is reported may be older than they are.
+                        changes = stream::pending().boxed();
+                    }
+                    tokio::select! {
+                        () = &mut stop => break,
+                        () = sleep(now.until(until)) => {}
+                        Some(seen) = changes.next() => self.see(seen),
+                    }
+                }
+            }
+        }
+        self.standing.send_replace(Standing::default());
+        self.release().await;
+        Ok(())
+    }
+
+    fn see(&mut self, object: Option<Lease>) {
+        self.trouble = None;
+        self.candidate.saw(Moment::now(), object.as_ref().map(record));
+        self.object = object;
+    }
+
+    async fn look(&mut self) {
+        match self.in_time(self.api.get_opt(&self.name)).await {
+            Ok(object) => self.see(object),
+            Err(error) => self.failed("read", &error),
+        }
+    }
+
+    async fn create(&mut self) {
+        let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+        let spec = self.spec(LeaseSpec::default(), None, 0);
+        let object = Lease { metadata, spec: Some(spec) };
+        match self.in_time(self.api.create(&PostParams::default(), &object)).await {
+            Ok(created) => self.see(Some(created)),
+            Err(error) => self.not_written(&error),
+        }
+    }
+
+    async fn write(&mut self, transitions: i32) {
+        // Nothing is written that was not read before.
+        let Some(mut object) = self.object.clone() else { return self.candidate.overtaken() };
+        let identity = Some(self.candidate.identity().to_owned());
+        object.spec = Some(self.spec(object.spec.unwrap_or_default(), identity, transitions));
+        let sent = Moment::now();
+        match self.in_time(self.api.replace(&self.name, &PostParams::default(), &object)).await {
+            Ok(written) => {
+                if self.candidate.claim().is_none() {
+                    let identity = self.candidate.identity();
+                    tracing::info!(lease = self.name, identity, transitions, "leading");
+                }
+                self.trouble = None;
+                self.candidate.wrote(sent, record(&written));
+                self.object = Some(written);
+            }
+            Err(error) => self.not_written(&error),
+        }
+    }
+
+    fn not_written(&mut self, error: &Failure) {
+        match error {
+            // Somebody wrote, created or deleted it since we looked.
+            Failure::Answer(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => self.candidate.overtaken(),
+            _ => self.failed("written", error),
+        }
+    }
+
+    fn spec(&self, before: LeaseSpec, holder: Option<String>, transitions: i32) -> LeaseSpec {
+        let now = MicroTime(Timestamp::now());
+        let goes_on = before.holder_identity == holder;
+        LeaseSpec {
+            acquire_time: before.acquire_time.filter(|_| goes_on).or_else(|| holder.is_some().then(|| now.clone())),
+            holder_identity: holder,
+            lease_duration_seconds: i32::try_from(self.candidate.terms().lease.as_secs()).ok(),
+            renew_time: Some(now),
+            lease_transitions: Some(transitions),
+            ..LeaseSpec::default()
+        }
+    }
+
+    /// Lets another begin at once. Best effort: otherwise the lease runs out.
+    async fn release(&mut self) {
+        let (Some(_), Some(mut object)) = (self.candidate.claim(), self.object.take()) else { return };
+        if let Some(spec) = &mut object.spec {
+            spec.holder_identity = None;
+            spec.lease_duration_seconds = Some(RELEASED_SECONDS);
+            spec.renew_time = Some(MicroTime(Timestamp::now()));
+        }
+        match self.in_time(self.api.replace(&self.name, &PostParams::default(), &object)).await {
+            Ok(_) => tracing::info!(lease = self.name, "gave the lease back"),
+            Err(error) => tracing::warn!(lease = self.name, "the lease runs out by itself: {error}"),
+        }
+    }
+
+    fn failed(&mut self, what: &str, error: &Failure) {
+        let text = format!("the lease could not be {what}: {error}");
+        if self.trouble.as_ref() != Some(&text) {
+            tracing::warn!(lease = self.name, "{text}");
+            self.trouble = Some(text);
+        }
+        self.candidate.failed(Moment::now());
+    }
+
+    fn publish(&self) {
+        let standing = Standing { claim: self.candidate.claim(), holder: self.candidate.holder().map(str::to_owned) };
+        self.standing.send_if_modified(|before| {
+            let changed = *before != standing;
+            *before = standing;
+            changed
+        });
+    }
+
+    async fn in_time<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
+        let patience = self.candidate.terms().renew;
+        timeout(patience, request).await.map_err(|_| Failure::Silence(patience))?.map_err(Failure::Answer)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Answer(#[source] kube::Error),
+    #[error("no answer within {0:?}")]
+    Silence(Duration),
+}

@@ -1,0 +1,38 @@
+//! kubectl against the control plane, as a person types it.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::credentials::ADMIN_TOKEN;
+use super::plane::ControlPlane;
+
+impl ControlPlane {
+    /// As a user who may do everything; `input` is what `-f -` reads.
+    pub fn kubectl(&self, args: &[&str], input: &str) -> Result<Output> {
+        let mut child = Command::new(&self.programs.kubectl)
+            .args(["--server", &self.url(), "--token", ADMIN_TOKEN])
+            .arg("--certificate-authority")
+            .arg(self.ca_file())
+            .arg("--cache-dir")
+            .arg(self.folder().join("kubectl"))
+            .args(args)
+            // Nothing of the person who runs the tests.
+            .env("KUBECONFIG", self.folder().join("no-kubeconfig"))
+            .env("HOME", self.folder())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("no input")?.write_all(input.as_bytes())?;
+        Ok(child.wait_with_output()?)
+    }
+
+    /// What it prints; its complaint when it fails.
+    pub fn kubectl_text(&self, args: &[&str], input: &str) -> Result<String> {
+        let output = self.kubectl(args, input)?;
+        ensure!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}

@@ -1,0 +1,250 @@
+//! The processes of a control plane.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use kube::config::AuthInfo;
+use kube::{Client, Config};
+use rustix::process::Signal;
+use tokio::sync::OnceCell;
+
+use super::credentials::{ADMIN_TOKEN, Claims, Credentials, ISSUER};
+use super::keeper::Keeper;
+use super::programs::Programs;
+use crate::process;
+use crate::wait::eventually;
+
+const START_DEADLINE: Duration = Duration::from_secs(120);
+/// Of starting, when somebody else took a port between our look and its use.
+const TRIES: usize = 3;
+
+pub struct ControlPlane {
+    pub(super) programs: Programs,
+    pub(super) credentials: Credentials,
+    etcd_url: String,
+    address: SocketAddr,
+    running: Mutex<Running>,
+    // Last: it clears up when the processes have ended.
+    keeper: Mutex<Keeper>,
+}
+
+#[derive(Default)]
+struct Running {
+    etcd: Option<Child>,
+    api_server: Option<Child>,
+}
+
+impl ControlPlane {
+    /// The one that the tests of this executable share. `None`: to be skipped.
+    pub async fn shared() -> Result<Option<&'static Self>> {
+        static SHARED: OnceCell<Option<ControlPlane>> = OnceCell::const_new();
+        Ok(SHARED.get_or_try_init(Self::start).await?.as_ref())
+    }
+
+    /// One of its own, for a test that does harm to it.
+    pub async fn start() -> Result<Option<Self>> {
+        let Some(programs) = Programs::find()? else { return Ok(None) };
+        let mut tries = 1;
+        loop {
+            match Self::try_start(programs.clone()).await {
+                Err(error) if tries < TRIES && format!("{error:#}").contains("address already in use") => tries += 1,
+                started => return started.map(Some),
+            }
+        }
+    }
+
+    async fn try_start(programs: Programs) -> Result<Self> {
+        let keeper = Keeper::start()?;
+        let credentials = Credentials::write(keeper.folder())?;
+        let [etcd, peer, api] = free_ports()?;
+        let plane = Self {
+            programs,
+            credentials,
+            etcd_url: format!("http://127.0.0.1:{etcd}"),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, api)),
+            running: Mutex::default(),
+            keeper: Mutex::new(keeper),
+        };
+        plane.spawn_etcd(&format!("http://127.0.0.1:{peer}"))?;
+        plane.spawn_api_server()?;
+        plane.wait_until_ready().await?;
+        Ok(plane)
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// PEM of what signed the API server's certificate.
+    pub fn ca_file(&self) -> &Path {
+        &self.credentials.certificate
+    }
+
+    /// Exists as long as the control plane.
+    pub fn folder(&self) -> PathBuf {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner).folder().to_owned()
+    }
+
+    /// Of a user who may do everything. A client belongs to the runtime of the test that made it.
+    pub fn admin(&self) -> Result<Client> {
+        self.client(ADMIN_TOKEN)
+    }
+
+    /// Of whom the token belongs to.
+    pub fn client(&self, token: &str) -> Result<Client> {
+        Ok(Client::try_from(self.config(token)?)?)
+    }
+
+    pub fn config(&self, token: &str) -> Result<Config> {
+        let mut config = Config::new(self.url().parse()?);
+        config.root_cert = Some(vec![self.credentials.certificate_der.clone()]);
+        config.auth_info = AuthInfo { token: Some(token.to_owned().into()), ..AuthInfo::default() };
+        // A test wants to see each answer.
+        config.default_retry = false;
+        Ok(config)
+    }
+
+    /// A token as the API server makes them, for what it would not make itself.
+    pub fn sign(&self, claims: &Claims<'_>) -> Result<String> {
+        self.credentials.sign(claims)
+    }
+
+    /// Ends the API server at once; nothing listens on its port.
+    pub fn stop_api_server(&self) -> Result<()> {
+        let mut running = self.lock();
+        if let Some(mut child) = running.api_server.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        self.tell_keeper(&running)
+    }
+
+    /// Starts it again, on the same port and with the same data.
+    pub async fn start_api_server(&self) -> Result<()> {
+        self.spawn_api_server()?;
+        self.wait_until_ready().await
+    }
+
+    /// Freezes etcd, or lets it go on.
+    pub fn freeze_etcd(&self, frozen: bool) -> Result<()> {
+        let pid = self.lock().etcd.as_ref().context("etcd does not run")?.id();
+        process::send(pid, if frozen { Signal::STOP } else { Signal::CONT })
+    }
+
+    /// Of everything that runs.
+    pub fn pids(&self) -> Vec<u32> {
+        pids(&self.lock())
+    }
+
+    fn spawn_etcd(&self, peer_url: &str) -> Result<()> {
+        let mut command = Command::new(&self.programs.etcd);
+        command
+            .arg("--data-dir")
+            .arg(self.folder().join("etcd"))
+            .args(["--listen-client-urls", &self.etcd_url, "--advertise-client-urls", &self.etcd_url])
+            .args(["--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url])
+            .arg(format!("--initial-cluster=default={peer_url}"))
+            .args(["--unsafe-no-fsync", "--log-level", "error"]);
+        let mut running = self.lock();
+        running.etcd = Some(self.spawn(command, "etcd.log")?);
+        self.tell_keeper(&running)
+    }
+
+    fn spawn_api_server(&self) -> Result<()> {
+        let Credentials { certificate, key, account_key, users, .. } = &self.credentials;
+        let mut command = Command::new(&self.programs.api_server);
+        command
+            .args(["--etcd-servers", &self.etcd_url, "--bind-address", "127.0.0.1"])
+            .args(["--secure-port", &self.address.port().to_string()])
+            .arg("--tls-cert-file")
+            .arg(certificate)
+            .arg("--tls-private-key-file")
+            .arg(key)
+            .arg("--cert-dir")
+            .arg(self.folder())
+            .args(["--service-account-issuer", ISSUER, "--service-account-key-file"])
+            .arg(account_key)
+            .arg("--service-account-signing-key-file")
+            .arg(account_key)
+            .args(["--authorization-mode", "RBAC", "--token-auth-file"])
+            .arg(users)
+            .args(["--service-cluster-ip-range", "10.0.0.0/24", "--endpoint-reconciler-type", "none"])
+            // Nothing here makes the secrets that it would wait for.
+            .args(["--disable-admission-plugins", "ServiceAccount", "--profiling=false"]);
+        let mut running = self.lock();
+        running.api_server = Some(self.spawn(command, "api-server.log")?);
+        self.tell_keeper(&running)
+    }
+
+    fn spawn(&self, mut command: Command, log: &str) -> Result<Child> {
+        let log = File::create(self.folder().join(log))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.spawn().with_context(|| format!("starting {:?}", command.get_program()))
+    }
+
+    async fn wait_until_ready(&self) -> Result<()> {
+        let client = self.admin()?;
+        eventually("the API server is ready", START_DEADLINE, async || {
+            self.fail_if_ended()?;
+            let request = http::Request::get("/readyz").body(Vec::new())?;
+            Ok(client.request_text(request).await.ok().filter(|answer| answer == "ok").map(|_| ()))
+        })
+        .await
+        .with_context(|| self.log_end("api-server.log"))
+    }
+
+    fn fail_if_ended(&self) -> Result<()> {
+        let mut running = self.lock();
+        let Running { etcd, api_server } = &mut *running;
+        for (child, log) in [(etcd, "etcd.log"), (api_server, "api-server.log")] {
+            if let Some(status) = child.as_mut().map(Child::try_wait).transpose()?.flatten() {
+                bail!("it ended with {status}: {}", self.log_end(log));
+            }
+        }
+        Ok(())
+    }
+
+    fn log_end(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.folder().join(name)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    fn tell_keeper(&self, running: &Running) -> Result<()> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner).keep(&pids(running))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for child in [&mut running.api_server, &mut running.etcd].into_iter().flatten() {
+            // Both fail only when it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        // A number that has been given to somebody else by now must not be ended.
+        let _ = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner).keep(&[]);
+    }
+}
+
+fn pids(running: &Running) -> Vec<u32> {
+    [&running.etcd, &running.api_server].into_iter().flatten().map(Child::id).collect()
+}
+
+/// Different ones that nobody listened on a moment ago.
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let listeners: Vec<TcpListener> =
+        (0..N).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
+    let ports: Vec<u16> = listeners.iter().map(|l| Ok(l.local_addr()?.port())).collect::<Result<_>>()?;
+    ports.try_into().map_err(|_| anyhow::anyhow!("too few ports"))
+}

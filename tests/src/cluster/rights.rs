@@ -1,0 +1,57 @@
+//! The rights that are shipped, granted in a namespace of a test.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::namespace::Namespace;
+use super::plane::ControlPlane;
+use crate::fixtures::workspace;
+
+/// One manifest each, about the namespace `hush`.
+#[derive(Clone, Copy, Debug)]
+pub enum Rights {
+    Controller,
+    Server,
+}
+
+impl Rights {
+    const fn file(self) -> &'static str {
+        match self {
+            Self::Controller => "controller/rbac/controller.yaml",
+            Self::Server => "server/rbac.yaml",
+        }
+    }
+}
+
+impl ControlPlane {
+    /// Makes the account and gives it exactly what the manifest says.
+    pub fn grant(&self, namespace: &Namespace, rights: Rights) -> Result<()> {
+        let path = workspace().join(rights.file());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let mut items = Vec::new();
+        for document in text.split("\n---\n") {
+            let mut object: Value = serde_yaml::from_str(document)?;
+            settle(&mut object, &namespace.name)?;
+            items.push(object);
+        }
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        self.kubectl_text(&["apply", "--filename", "-"], &list.to_string()).map(drop)
+    }
+}
+
+/// Moves an object into the namespace of the test, or gives it a name of the test's own if it belongs to none.
+fn settle(object: &mut Value, namespace: &str) -> Result<()> {
+    let own = |name: &mut Value| *name = json!(format!("{}-{namespace}", name.as_str().unwrap_or_default()));
+    if object["metadata"].get("namespace").is_some() {
+        object["metadata"]["namespace"] = json!(namespace);
+    } else {
+        own(&mut object["metadata"]["name"]);
+    }
+    if object["roleRef"]["kind"] == "ClusterRole" {
+        own(&mut object["roleRef"]["name"]);
+    }
+    for subject in object.get_mut("subjects").and_then(Value::as_array_mut).into_iter().flatten() {
+        subject["namespace"] = json!(namespace);
+    }
+    Ok(())
+}
