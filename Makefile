@@ -31,7 +31,7 @@ export CMAKE := $(abspath $(PACKAGES)/cmake/data/bin/cmake)
 TOOLS := $(CMAKE)
 endif
 
-.PHONY: help build run ort ort-gpu vad models test test-web test-gpu openapi schema lint licences bench bench-gpu clean
+.PHONY: help build run ort ort-gpu vad models test test-web test-gpu fuzz openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,6 +86,9 @@ test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, w
 	$(MAKE) PROFILE=dev models
 	HUSH_SERVER=$(abspath $(TARGET))/debug/hush-server HUSH_MODELS=$(abspath $(MODELS)) \
 	    PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/web/test_page.py $(ARGS)
+
+fuzz: $(TOOLS) ## Feed hostile bytes to everything that reads some, for SECONDS= each (ARGS= names of properties)
+	HUSH_FUZZ_SECONDS=$(or $(SECONDS),60) $(CARGO) test --locked --workspace --test fuzz -- --nocapture $(ARGS)
 
 openapi: ## Write docs/openapi.json from the code
 	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --package hush-server --test api the_committed_copy

@@ -182,10 +182,10 @@ def cold(rounds: int = 7) -> None:
         with Server("--model", "base-random", "--precision", "int8", "--threads", THREADS, "--residency", "on-demand", *extra) as server:
             for _ in range(rounds + 1):
                 # Random weights never come to an end of text: what follows the first token is not of interest.
-                server.asr_until(audio, "language=en", "first_token_seconds")
-                server.wait_logged("reaped_seconds")
+                server.asr_until(audio, "language=en", "first token")
+                server.wait_logged("unloaded")
                 time.sleep(1 if extra else 0.1)
-            for event in ("loaded", "first token", "unloaded"):
+            for event in ("loaded", "settled", "first token", "unloaded"):
                 entries = [e for e in server.log if e.get("message") == event][1:]
                 for phase in [k for k in entries[0] if k.endswith("_seconds")]:
                     row(f"{event}: {phase.removesuffix('_seconds')}{label}", spread([1e3 * float(e[phase]) for e in entries]))

@@ -81,21 +81,23 @@ class Server:
         with urllib.request.urlopen(self.request(audio, query), timeout=3600) as answer:
             return answer.read().decode()
 
-    def asr_until(self, audio: pathlib.Path, query: str, field: str) -> None:
-        """Leaves as soon as the log has another entry with this field."""
+    def asr_until(self, audio: pathlib.Path, query: str, message: str) -> None:
+        """Leaves as soon as the log has another entry of this message."""
         request = self.request(audio, query)
         address = urllib.parse.urlsplit(self.api)
         connection = http.client.HTTPConnection(address.hostname, address.port)
         connection.request("POST", request.selector, request.data, dict(request.header_items()))
-        self.wait_logged(field)
+        self.wait_logged(message)
         connection.close()
 
-    def wait_logged(self, field: str) -> None:
-        """Waits for an entry with this field that no earlier call has seen."""
-        seen = self.seen.get(field, 0)
-        while sum(field in entry for entry in list(self.log)) <= seen:
+    def wait_logged(self, message: str) -> None:
+        """Waits for an entry of this message that no earlier call has seen."""
+        seen, deadline = self.seen.get(message, 0), time.monotonic() + 120
+        while sum(entry.get("message") == message for entry in list(self.log)) <= seen:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the log never says {message!r} again: {self.log[-5:]}")
             time.sleep(0.002)
-        self.seen[field] = seen + 1
+        self.seen[message] = seen + 1
 
     def runners(self) -> list[int]:
         found = []

@@ -14,7 +14,9 @@ use crate::serve;
 
 /// The part of the operations listener that needs no credential: `GET /metrics` and `GET /healthz`.
 pub fn router(metrics: Arc<Metrics>) -> Router {
-    let recorded = middleware::from_fn_with_state(Arc::clone(&metrics), serve::record);
+    let panicked = |_: &str| StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    let recorder = serve::Recorder { metrics: Arc::clone(&metrics), panicked };
+    let recorded = middleware::from_fn_with_state(recorder, serve::record);
     Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok" }))
