@@ -36,7 +36,7 @@ CONTROL_PLANE ?= $(LOCAL)/control-plane
 # A Go that can build it, or nothing.
 GO := $(if $(filter test,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
 
-.PHONY: help build run demo ort ort-gpu vad models control-plane test test-web test-observability test-gpu dashboards openapi schema lint licences bench bench-gpu clean
+.PHONY: help build run demo ort ort-gpu vad models control-plane test test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -117,6 +117,9 @@ test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test both pages in headless Chromium,
 	    HUSH_SERVER=$(abspath $(TARGET))/debug/hush-server HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
 	        ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/web/test_$$page.py $(ARGS); \
 	done
+
+fuzz: $(TOOLS) ## Feed hostile bytes to everything that reads some, for SECONDS= each (ARGS= names of properties)
+	HUSH_FUZZ_SECONDS=$(or $(SECONDS),60) $(CARGO) test --locked --workspace --test fuzz -- --nocapture $(ARGS)
 
 openapi: ## Write docs/openapi.json from the code
 	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --workspace --test api the_committed_copy
