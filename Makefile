@@ -36,7 +36,7 @@ CONTROL_PLANE ?= $(LOCAL)/control-plane
 # A Go that can build it, or nothing.
 GO := $(if $(filter test,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
 
-.PHONY: help build run demo ort ort-gpu vad models control-plane test test-web test-observability test-gpu dashboards openapi schema lint licences bench bench-gpu clean
+.PHONY: help build run demo ort ort-gpu vad models control-plane test test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -103,11 +103,23 @@ test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
 	$(MAKE) test-web
 	$(MAKE) test-observability
+	$(MAKE) test-chart
+	$(MAKE) test-images
 
-test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test the page in headless Chromium, where that is installed (ARGS= names)
+# `page`: the server's; `controller_page`: the controller's.
+WEB := page controller_page
+
+test-web: $(TOOLS) ort $(PACKAGES)/.web ## Test both pages in headless Chromium, where that is installed (WEB= which, ARGS= names)
 	$(MAKE) PROFILE=dev models
-	HUSH_SERVER=$(abspath $(TARGET))/debug/hush-server HUSH_MODELS=$(abspath $(MODELS)) \
-	    PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/web/test_page.py $(ARGS)
+	$(CARGO) build --locked --workspace --bin hush-server --bin hush-controller
+	$(CARGO) test --locked --quiet --workspace --test controller_page --no-run
+	for page in $(WEB); do \
+	    HUSH_SERVER=$(abspath $(TARGET))/debug/hush-server HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
+	        ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/web/test_$$page.py $(ARGS); \
+	done
+
+fuzz: $(TOOLS) ## Feed hostile bytes to everything that reads some, for SECONDS= each (ARGS= names of properties)
+	HUSH_FUZZ_SECONDS=$(or $(SECONDS),60) $(CARGO) test --locked --workspace --test fuzz -- --nocapture $(ARGS)
 
 openapi: ## Write docs/openapi.json from the code
 	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --workspace --test api the_committed_copy
@@ -116,6 +128,26 @@ test-observability: $(TOOLS) ort ## Test dashboards and alerts against a real Pr
 	$(MAKE) PROFILE=dev models
 	ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
 	    $(PYTHON) tests/observability/test_observability.py $(ARGS)
+
+.PHONY: helm chart test-chart test-images
+HELM_DIR := $(LOCAL)/helm
+
+helm: ## Build helm for the tests of the chart into .hush/helm (a minute or two, once)
+	scripts/build-helm $(HELM_DIR)
+
+# Without Go, or a helm from before, its tests say that they are skipped. KUBEBUILDER_ASSETS may name another control plane.
+test-chart: $(if $(shell command -v go),helm) $(PACKAGES)/.tests ## Test the chart: lint, golden files, refusals, a real API server (ARGS= names)
+	HELM=$(abspath $(HELM_DIR))/helm KUBEBUILDER_ASSETS=$(or $(KUBEBUILDER_ASSETS),$(abspath $(LOCAL)/control-plane)) \
+	    HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
+	    PYTHONPATH=$(abspath $(PACKAGES)):tests/chart $(PYTHON) -m unittest --verbose $(or $(ARGS),test_chart test_cluster)
+
+test-images: $(TOOLS) ort vad $(PACKAGES)/.tests ## Test the images: their files, and their steps in folders (ARGS= names)
+	$(MAKE) PROFILE=dev models
+	HUSH_SERVER=$(abspath $(TARGET))/debug/hush-server HUSH_MODELS=$(abspath $(MODELS)) PYTHONPATH=$(abspath $(PACKAGES)) \
+	    $(PYTHON) tests/images/test_images.py $(ARGS)
+
+chart: $(PACKAGES)/.tests ## Write the chart's copies of the CRDs and the schema of its values anew
+	PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) scripts/chart
 
 dashboards: ## Write the Grafana dashboards anew
 	$(PYTHON) scripts/dashboards

@@ -19,4 +19,5 @@ pub mod run;
 pub mod simulate;
 mod sources;
 pub mod status;
+pub mod web;
 pub mod world;

@@ -55,7 +55,7 @@ fn every_world_gives_its_plan() {
         if expected.len() != got.len() || !expected.iter().zip(got).all(|(e, g)| fits(e, g)) {
             wrong.push("decisions");
         }
-        for part in ["skips", "gpus"] {
+        for part in ["skips", "gpus", "rules", "models"] {
             let got = list(plan.get(part));
             if !list(expect.get(part)).iter().all(|expected| got.iter().any(|got| fits(expected, got))) {
                 wrong.push(part);
@@ -67,6 +67,24 @@ fn every_world_gives_its_plan() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(cases().len() >= 12);
+}
+
+#[test]
+fn every_model_is_explained_once() {
+    for case in cases() {
+        let plan = plan(&case);
+        let named = |part: &str| -> std::collections::BTreeSet<(String, String)> {
+            let name = |entry: &Value| (entry["server"].to_string(), entry["model"].to_string());
+            list(plan.get(part)).iter().map(name).collect()
+        };
+        assert_eq!(named("models"), &named("decisions") | &named("skips"), "{}", case.display());
+        assert_eq!(named("models").len(), list(plan.get("models")).len(), "{}", case.display());
+        let ungoverned = |skip: &&Value| skip["reason"] == "NotGoverned";
+        let without = list(plan.get("models")).iter().filter(|model| model.get("rules").is_none()).count();
+        assert_eq!(without, list(plan.get("skips")).iter().filter(ungoverned).count(), "{}", case.display());
+        let known = list(plan.get("rules")).len() as u64;
+        assert!(list(plan.get("models")).iter().filter_map(|model| model.get("rules")?.as_u64()).all(|at| at < known));
+    }
 }
 
 #[test]

@@ -9,31 +9,6 @@ use std::time::{Duration, Instant};
 use audio_support::*;
 use hush_server::audio::{self, AudioError, DecodeOptions, Pcm};
 use hush_server::spool::Spooled;
-use proptest::prelude::*;
-
-const FILES: &[&str] = &[
-    "formats/speech.flac",
-    "formats/speech-flac.mkv",
-    "formats/speech-alac.m4a",
-    "formats/speech.caf",
-    "formats/speech.aiff",
-    "formats/speech-mulaw.wav",
-    "formats/speech-adpcm-ima.wav",
-    "formats/speech-adpcm-ms.wav",
-    "formats/speech.mp3",
-    "formats/speech-cover.mp3",
-    "formats/speech-aac.m4a",
-    "formats/speech.aac",
-    "formats/speech-vorbis.ogg",
-    "formats/speech-vorbis.webm",
-    "formats/speech-opus.ogg",
-    "formats/speech-opus.webm",
-    "formats/speech-opus-live.webm",
-    "formats/two-tracks.mkv",
-    "formats/speech-ac3.mkv",
-    "formats/speech.wma",
-    "audio/en-1.wav",
-];
 
 /// A minute is more than any of these files holds.
 fn bounded() -> DecodeOptions {
@@ -213,103 +188,6 @@ fn a_client_that_left_stops_the_work() {
     assert!(asked.into_inner() < 25);
     let result = audio::decode(&input, None, &built_in(), &|| false);
     assert!(matches!(result, Err(AudioError::Cancelled)), "{result:?}");
-}
-
-#[derive(Clone, Debug)]
-enum Damage {
-    Set(prop::sample::Index, u8),
-    Flip(prop::sample::Index, u8),
-    /// Lengths and counts live in fields like these.
-    Field(prop::sample::Index, u32),
-    Cut(prop::sample::Index),
-    Remove(prop::sample::Index, usize),
-    Repeat(prop::sample::Index, usize),
-}
-
-fn damage() -> impl Strategy<Value = Damage> {
-    let at = any::<prop::sample::Index>;
-    let wild = prop_oneof![Just(0), Just(1), Just(u32::MAX), Just(0x7fff_ffff), Just(0x8000_0000), any::<u32>()];
-    prop_oneof![
-        (at(), any::<u8>()).prop_map(|(at, byte)| Damage::Set(at, byte)),
-        (at(), 0..8_u8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
-        (at(), wild).prop_map(|(at, value)| Damage::Field(at, value)),
-        at().prop_map(Damage::Cut),
-        (at(), 1..200_usize).prop_map(|(at, n)| Damage::Remove(at, n)),
-        (at(), 1..2_000_usize).prop_map(|(at, n)| Damage::Repeat(at, n)),
-    ]
-}
-
-/// Half of the damage goes to the first kilobyte, where the headers are.
-fn apply(bytes: &mut Vec<u8>, damages: &[(bool, Damage)]) {
-    for (in_head, damage) in damages {
-        let len = if *in_head { bytes.len().min(1_024) } else { bytes.len() };
-        if len == 0 {
-            return;
-        }
-        match damage {
-            Damage::Set(at, byte) => bytes[at.index(len)] = *byte,
-            Damage::Flip(at, bit) => bytes[at.index(len)] ^= 1 << bit,
-            Damage::Field(at, value) => {
-                let at = at.index(len);
-                for (byte, new) in bytes[at..].iter_mut().zip(value.to_be_bytes()) {
-                    *byte = new;
-                }
-            }
-            Damage::Cut(at) => bytes.truncate(at.index(bytes.len())),
-            Damage::Remove(at, n) => {
-                let at = at.index(len);
-                let end = bytes.len().min(at + n);
-                bytes.drain(at..end);
-            }
-            Damage::Repeat(at, n) => {
-                let at = at.index(len);
-                let part = bytes[at..bytes.len().min(at + n)].to_vec();
-                bytes.splice(at..at, part);
-            }
-        }
-    }
-}
-
-const MAGIC: &[&[u8]] = &[
-    b"RIFF\xff\xff\xff\xffWAVEfmt ",
-    b"fLaC",
-    b"OggS",
-    b"ID3\x04",
-    b"\xff\xfb\x90",
-    b"\xff\xf1\x50",
-    b"\0\0\0\x20ftypM4A ",
-    b"\x1a\x45\xdf\xa3",
-    b"FORM\0\0\xff\xffAIFF",
-    b"caff\0\x01\0\0",
-    b"",
-];
-
-fn cases() -> u32 {
-    std::env::var("HUSH_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(300)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn damaged_files_never_panic_or_hang(
-        file in prop::sample::select(FILES),
-        damages in prop::collection::vec((any::<bool>(), damage()), 1..12),
-    ) {
-        let mut bytes = fixture(file);
-        apply(&mut bytes, &damages);
-        let _ = soon(bytes);
-    }
-
-    #[test]
-    fn any_bytes_after_any_magic(
-        magic in prop::sample::select(MAGIC),
-        rest in prop::collection::vec(any::<u8>(), 0..4_000),
-    ) {
-        let mut bytes = magic.to_vec();
-        bytes.extend_from_slice(&rest);
-        let _ = soon(bytes);
-    }
 }
 
 /// Of this process, since it began.

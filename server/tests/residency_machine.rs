@@ -32,8 +32,14 @@ enum Act {
     },
     /// The runner answers what it was asked.
     Answer,
+    /// While it loads, or when what was left to the first work turns out to be broken.
     LoadFails {
         out_of_memory: bool,
+    },
+    Settles,
+    /// The model moves to a device that is measured, or to one that is not.
+    Moves {
+        accounted: bool,
     },
     /// The device is measured, asked for or not.
     Memory {
@@ -408,12 +414,28 @@ impl World {
             }
             Act::Answer => self.answer(),
             Act::LoadFails { out_of_memory } => {
-                if self.runner == Some(Runner::Loading) {
-                    let (generation, waiting) = (self.generation, self.waiting());
+                if matches!(self.runner, Some(Runner::Loading | Runner::Loaded)) {
+                    let generation = self.generation;
                     let cause = "no such file".to_owned();
                     self.step(Event::LoadFailed { generation, cause, out_of_memory: *out_of_memory });
-                    let told = self.waiting() == 0;
-                    assert!(told || *out_of_memory && self.waiting() == waiting, "whoever waits is told");
+                    // With less memory than it needs it is tried once more.
+                    assert!(self.waiting() == 0 || *out_of_memory, "whoever waits is told");
+                    assert_eq!((self.holding(), self.runner), (0, Some(Runner::Ending)));
+                }
+            }
+            Act::Settles => {
+                if self.runner == Some(Runner::Loaded) {
+                    let generation = self.generation;
+                    self.step(Event::Settled { generation });
+                }
+            }
+            Act::Moves { accounted } => {
+                // What is on its way back was measured for the device before.
+                if !self.reclaiming {
+                    self.measuring &= self.policy.accounted == *accounted;
+                    self.policy.accounted = *accounted;
+                    let policy = self.policy;
+                    self.step(Event::Policy { policy });
                 }
             }
             Act::Memory { has_room } => self.memory(*has_room),
@@ -457,6 +479,7 @@ impl World {
                 let loss = Loss { cause: LossCause::Exited, detail: "old".to_owned() };
                 for event in [
                     Event::Loaded { generation },
+                    Event::Settled { generation },
                     Event::LoadFailed { generation, cause: "old".to_owned(), out_of_memory: true },
                     Event::OutOfMemory { generation },
                     Event::Reclaimed { generation, memory: None },
@@ -539,6 +562,8 @@ fn acts() -> impl Strategy<Value = Act> {
         ).prop_map(|(generation_off, if_idle, drain, hold)| Act::Unload { generation_off, if_idle, drain, hold }),
         10 => Just(Act::Answer),
         2 => any::<bool>().prop_map(|out_of_memory| Act::LoadFails { out_of_memory }),
+        1 => Just(Act::Settles),
+        1 => any::<bool>().prop_map(|accounted| Act::Moves { accounted }),
         3 => any::<bool>().prop_map(|has_room| Act::Memory { has_room }),
         1 => Just(Act::NeverFits),
         1 => Just(Act::OutOfMemory),

@@ -135,6 +135,39 @@ fn a_failed_load_backs_off_and_says_why() {
     machine.step(at(now), arrive(30));
     machine.step(at(now), Event::Loaded { generation: 10 });
     assert_eq!((machine.state(), machine.failure()), (ModelState::Ready, None));
+    machine.step(at(now), Event::Settled { generation: 10 });
+    assert!(machine.step(at(now), failed(10)).contains(&Effect::KillRunner { generation: 10 }));
+    assert_eq!(machine.failure().unwrap().1, at(now + 1), "after a whole load the pause is short again");
+}
+
+#[test]
+fn a_load_that_fails_under_its_first_work_is_a_failed_load() {
+    let mut machine = Machine::new(policy(Residency::Idle(None)));
+    for lease in [1, 2] {
+        machine.step(at(0), arrive(lease));
+    }
+    machine.step(at(1), Event::Loaded { generation: 1 });
+    let cause = "decoder.onnx is broken".to_owned();
+    let effects = machine.step(at(2), Event::LoadFailed { generation: 1, cause: cause.clone(), out_of_memory: false });
+    let refusal = Refusal::LoadFailed { cause: cause.clone(), retry_after: secs(1) };
+    let loss = Loss { cause: LossCause::Exited, detail: cause };
+    let expected = [
+        Effect::Count(Count::LoadFailed),
+        Effect::Refuse { lease: LeaseId(2), refusal: refusal.clone() },
+        Effect::Lost { lease: LeaseId(1), why: LostWhy::Runner(loss) },
+        Effect::KillRunner { generation: 1 },
+    ];
+    assert_eq!(effects, expected);
+    // Whoever lost its lease asks again, and is told why.
+    let again = machine.step(at(2), Event::Arrive { lease: LeaseId(3), again: true, patience: None });
+    assert_eq!(again, [Effect::Refuse { lease: LeaseId(3), refusal }]);
+    machine.step(at(2), Event::Exited { generation: 1 });
+    assert_eq!(machine.state(), ModelState::Failed);
+    // The pause grows although each load had begun well.
+    machine.step(at(3), arrive(4));
+    machine.step(at(3), Event::Loaded { generation: 2 });
+    machine.step(at(3), Event::LoadFailed { generation: 2, cause: "again".to_owned(), out_of_memory: false });
+    assert_eq!(machine.failure(), Some(("again", at(5))));
 }
 
 #[test]

@@ -59,10 +59,13 @@ impl Runner {
         self.socket.write_all(&message.encode().unwrap()).unwrap();
     }
 
+    /// Whatever it says but that its load has settled: that may come at any time.
     fn hear(&mut self) -> FromRunner {
         loop {
-            if let Some(message) = self.decoder.message().unwrap() {
-                return message;
+            match self.decoder.message().unwrap() {
+                Some(FromRunner::Settled { .. }) => continue,
+                Some(message) => return message,
+                None => {}
             }
             let mut piece = [0; 4096];
             let count = self.socket.read(&mut piece).unwrap();

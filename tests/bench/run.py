@@ -186,7 +186,7 @@ def cold(rounds: int = 7) -> None:
                 server.asr_until(audio, "language=en", "first token")
                 server.wait_logged("unloaded")
                 time.sleep(1 if extra else 0.1)
-            for event in ("loaded", "first token", "unloaded"):
+            for event in ("loaded", "settled", "first token", "unloaded"):
                 entries = [e for e in server.log if e.get("message") == event][1:]
                 for phase in [k for k in entries[0] if k.endswith("_seconds")]:
                     row(f"{event}: {phase.removesuffix('_seconds')}{label}", spread([1e3 * float(e[phase]) for e in entries]))

@@ -60,7 +60,8 @@ impl Gpus {
             let installed = fixtures::models_dir("int8")?.canonicalize()?.join(fixtures::MODEL);
             std::os::unix::fs::symlink(installed, models.join(fixtures::MODEL))?;
         }
-        let server = Server::start_with(ServerOptions { args: all, env, models_dir: Some(models) })?;
+        let server =
+            Server::start_with(ServerOptions { args: all, env, models_dir: Some(models), ..ServerOptions::default() })?;
         let guest = Guest {
             process: "hush-runner".to_owned(),
             parent_pid: Some(server.pid()),

@@ -19,6 +19,8 @@ pub struct ServerOptions {
     pub env: Vec<(String, String)>,
     /// Instead of the shared one with the bundled model.
     pub models_dir: Option<PathBuf>,
+    /// A configuration file says which models are served.
+    pub names_models: bool,
 }
 
 pub struct Server {
@@ -50,7 +52,8 @@ impl Server {
         if !command.get_args().any(|a| a == "--ops-listen") {
             command.args(["--ops-listen", "127.0.0.1:0"]);
         }
-        if !command.get_args().any(|a| a == "--model") && !options.env.iter().any(|(n, _)| n == "ASR_MODEL") {
+        let names_models = options.names_models || command.get_args().any(|a| a == "--model");
+        if !names_models && !options.env.iter().any(|(n, _)| n == "ASR_MODEL") {
             command.args(["--model", fixtures::MODEL]);
         }
         command.envs(options.env);

@@ -185,7 +185,7 @@ fn a_client_that_leaves_mid_answer_frees_the_model() -> Result<()> {
 
 #[test]
 fn sigterm_lets_the_running_request_finish() -> Result<()> {
-    let mut server = Server::start(&["--drain-timeout", "60s"])?;
+    let mut server = Server::start(&["--drain-timeout", "300s"])?;
     let request = busy(&server)?;
     let runner = one_runner(&server)?;
     process::send(server.pid(), Signal::TERM)?;

@@ -16,9 +16,11 @@ impl Amount {
     pub fn bytes(self, total: Option<u64>) -> Option<u64> {
         match self {
             Self::Bytes(bytes) => Some(bytes),
-            // A share of a u64 is at most 100 times a u64 in between, and at most `total` in the end.
-            Self::Percent(share) => total
-                .map(|total| u64::try_from(u128::from(total) * u128::from(share.min(100)) / 100).unwrap_or(u64::MAX)),
+            // Hundredths and the rest apart, so that nothing overflows.
+            Self::Percent(share) => total.map(|total| {
+                let share = u64::from(share.min(100));
+                total / 100 * share + total % 100 * share / 100
+            }),
         }
     }
 }
@@ -31,6 +33,7 @@ mod tests {
     fn a_share_is_rounded_down_to_a_byte() {
         assert_eq!(Amount::Percent(33).bytes(Some(100)), Some(33));
         assert_eq!(Amount::Percent(33).bytes(Some(101)), Some(33));
+        assert_eq!(Amount::Percent(99).bytes(Some(199)), Some(197));
         assert_eq!(Amount::Percent(100).bytes(Some(u64::MAX)), Some(u64::MAX));
         assert_eq!(Amount::Percent(20).bytes(None), None);
         assert_eq!(Amount::Bytes(7).bytes(None), Some(7));

@@ -5,10 +5,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::adaptive::Learners;
+use crate::budget::Books;
 use crate::fleet::{Fleet, Member, gpu_fresh};
 use crate::floor::Floor;
-use crate::memory::{Work, sampled_at};
-use crate::plan::{Action, Decision, Plan, Reason, Skip, SkipReason};
+use crate::plan::{Action, Decision, Plan, Reason, SkipReason};
 use crate::rank;
 use crate::world::{Gpu, GpuId};
 
@@ -22,7 +22,16 @@ pub struct Turn<'a> {
     pub learners: &'a Learners,
     /// By place in the fleet.
     pub decided: Vec<bool>,
+    pub skips: Vec<WhyNot>,
     pub plan: Plan,
+}
+
+/// Why the model at this place of the fleet is left alone.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WhyNot {
+    pub place: usize,
+    pub reason: SkipReason,
+    pub detail: String,
 }
 
 #[derive(Debug)]
@@ -35,6 +44,7 @@ pub struct Card<'a> {
     pub awaiting: bool,
     /// Places in the fleet of the governed models, in rank order.
     pub ranked: Vec<usize>,
+    pub books: Books,
     pub available: u64,
     /// What this step's decisions give back.
     pub freed: u64,
@@ -47,13 +57,12 @@ impl<'a> Card<'a> {
         id: Option<&'a GpuId>,
         gpu: Option<&'a Gpu>,
         places: Vec<usize>,
-        work: &Work,
+        awaiting: bool,
     ) -> Self {
         let fresh = gpu.is_some_and(|gpu| gpu_fresh(gpu, turn.stale_after));
-        let used = |gpu: &Gpu| work.gpu_used(&gpu.uuid, sampled_at(turn.now, gpu.sample_age));
-        let awaiting = gpu.is_some_and(|gpu| used(gpu) || work.unloading(turn.now).any(|busy| *busy == gpu.uuid));
         let available = gpu.map_or(0, Gpu::available_bytes);
-        let mut card = Self { id, gpu, fresh, awaiting, ranked: places, available, freed: 0 };
+        let books = Books::new(turn, gpu, &places);
+        let mut card = Self { id, gpu, fresh, awaiting, ranked: places, books, available, freed: 0 };
         crate::budget::mark(turn, &card);
         let members = &turn.fleet.members;
         card.ranked.sort_by(|&a, &b| rank::compare(&members[a], &members[b]));
@@ -139,13 +148,11 @@ impl<'a> Turn<'a> {
     }
 
     pub fn skip(&mut self, place: usize, reason: SkipReason, detail: impl Into<String>) {
-        let key = &self.member(place).model.key;
-        let skip = Skip { server: key.server.clone(), model: key.model.clone(), reason, detail: detail.into() };
-        self.plan.skips.push(skip);
+        self.skips.push(WhyNot { place, reason, detail: detail.into() });
     }
 }
 
 /// Rounded up, so that a condition is never weaker than the rule.
-fn whole_seconds(duration: Duration) -> u64 {
+pub fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }

@@ -1,6 +1,6 @@
 //! Every model with its rules: which policies select it, merged. Models that look alike share the work.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::world::{Gpu, GpuId, Labels, Model, State, World};
 pub struct Fleet<'a> {
     /// Sorted by name.
     pub policies: &'a [&'a Policy],
+    /// In the order of their keys.
     pub members: Vec<Member<'a>>,
     /// Places of policies, ascending; each different combination once.
     sets: Vec<Vec<usize>>,
@@ -64,13 +65,15 @@ impl<'a> Fleet<'a> {
     /// `policies` sorted by name.
     pub fn new(now: Timestamp, world: &'a World, policies: &'a [&'a Policy], work: &Work) -> Self {
         let modes: Vec<Option<(Residency, bool)>> = policies.iter().map(|p| mode_at(&p.asks, now)).collect();
-        let totals: BTreeMap<&GpuId, u64> = world.gpus.iter().map(|gpu| (&gpu.uuid, gpu.total_bytes)).collect();
+        let totals: HashMap<&GpuId, u64> = world.gpus.iter().map(|gpu| (&gpu.uuid, gpu.total_bytes)).collect();
         let mut fleet = Self { policies, members: Vec::with_capacity(world.models.len()), sets: Vec::new() };
-        let mut alike: BTreeMap<(&str, &Labels, &str), usize> = BTreeMap::new();
-        let mut known_sets: BTreeMap<Vec<usize>, usize> = BTreeMap::new();
-        let mut known_rules: BTreeMap<(usize, Option<u64>), Option<Rc<Rules>>> = BTreeMap::new();
+        let mut alike: HashMap<(&str, &Labels, &str), usize> = HashMap::new();
+        let mut known_sets: HashMap<Vec<usize>, usize> = HashMap::new();
+        let mut known_rules: HashMap<(usize, Option<u64>), Option<Rc<Rules>>> = HashMap::new();
         let nothing = Labels::new();
-        for model in &world.models {
+        let mut models: Vec<&Model> = world.models.iter().collect();
+        models.sort_by(|a, b| a.key.cmp(&b.key));
+        for model in models {
             let namespace = model.key.server.namespace();
             let set = *alike.entry((namespace, &model.labels, &model.key.model)).or_insert_with(|| {
                 let labels = world.namespaces.get(namespace).unwrap_or(&nothing);

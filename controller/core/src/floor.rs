@@ -9,10 +9,11 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// Only models that are known to be ready count: one whose sample is stale may be gone.
+    /// Only models that are known to be ready count: one whose sample is stale, or older than its last command, may be
+    /// gone.
     pub fn new(fleet: &Fleet<'_>) -> Self {
         let mut ready = vec![0; fleet.policies.len()];
-        for member in fleet.members.iter().filter(|member| member.counts_as_ready()) {
+        for member in fleet.members.iter().filter(|member| member.nameable()) {
             for &policy in fleet.set(member) {
                 ready[policy] += 1;
             }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::card::{Card, Terms, Turn};
+use crate::adaptive::Why;
+use crate::card::{Card, Terms, Turn, whole_seconds};
 use crate::merge::{Pick, Rules};
 use crate::plan::{Reason, SkipReason};
 use crate::policy::Residency;
@@ -14,15 +15,18 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
             continue;
         }
         let Some(rules) = member.rules.clone() else { continue };
-        let Some((timeout, reason)) = timeout(turn, place, &rules) else {
+        let Some(Timeout { after, reason, why }) = timeout(turn, place, &rules) else {
             turn.skip(place, SkipReason::Resident, "no idle timeout");
             continue;
         };
+        // The command speaks of whole seconds; sooner the server would refuse it.
+        let timeout = Pick { value: Duration::from_secs(whole_seconds(after.value)), ..after };
         let (model, used, old) = (member.model, member.used, member.old_enough());
         if model.busy() {
             turn.skip(place, SkipReason::Busy, format!("{} in flight, {} queued", model.inflight, model.queued));
         } else if model.idle < timeout.value {
-            turn.skip(place, SkipReason::NotIdle, format!("{:?} of {:?}", model.idle, timeout.value));
+            let why = why.map(|why| format!(": {}", why.words())).unwrap_or_default();
+            turn.skip(place, SkipReason::NotIdle, format!("{:?} of {:?}{why}", model.idle, timeout.value));
         } else if used {
             turn.skip(place, SkipReason::AwaitingFreshSample, "decided on this sample already");
         } else if !old {
@@ -40,17 +44,26 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
     }
 }
 
-fn timeout(turn: &Turn<'_>, place: usize, rules: &Rules) -> Option<(Pick<Duration>, Reason)> {
+pub struct Timeout {
+    pub after: Pick<Duration>,
+    pub reason: Reason,
+    /// Of a timeout that was chosen for this model alone.
+    pub why: Option<Why>,
+}
+
+/// How long it may be idle, and why it leaves then; `None`: idleness is no reason.
+pub fn timeout(turn: &Turn<'_>, place: usize, rules: &Rules) -> Option<Timeout> {
     let policy = rules.residency.policy;
+    let own = |value| Pick { value, policy };
     match rules.residency.value {
         Residency::Resident => None,
-        Residency::Idle => rules.idle_timeout.map(|timeout| (timeout, Reason::IdleTimeout)),
-        Residency::OnDemand => Some((Pick { value: Duration::ZERO, policy }, Reason::OnDemand)),
+        Residency::Idle => rules.idle_timeout.map(|after| Timeout { after, reason: Reason::IdleTimeout, why: None }),
+        Residency::OnDemand => Some(Timeout { after: own(Duration::ZERO), reason: Reason::OnDemand, why: None }),
         Residency::Adaptive => {
-            let model = turn.member(place).model;
-            let own = Pick { value: turn.learners.keep(turn.now, model), policy };
-            let timeout = rules.idle_timeout.filter(|cap| cap.value < own.value).unwrap_or(own);
-            Some((timeout, Reason::IdleTimeout))
+            let (keep, why) = turn.learners.keep(turn.now, turn.member(place).model);
+            let cap = rules.idle_timeout.filter(|cap| cap.value < keep);
+            let why = cap.is_none().then_some(why);
+            Some(Timeout { after: cap.unwrap_or(own(keep)), reason: Reason::IdleTimeout, why })
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the core remembers from step to step. Losing it lengthens a grace period and never shortens one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -56,6 +56,11 @@ impl Memory {
         memory
     }
 
+    /// Tells of a command that somebody gave beside the plan, as if the plan had.
+    pub fn commanded(&mut self, now: Timestamp, decision: &Decision) {
+        self.work.record(now, std::slice::from_ref(decision));
+    }
+
     /// Tells how the command for a model ended. Until then the model is not named again and its card is left alone.
     pub fn settle(&mut self, key: &ModelKey, how: Settled) {
         let pending = self.work.pending.remove(key);
@@ -70,8 +75,9 @@ impl Memory {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Work {
     last_unload: BTreeMap<GpuId, Timestamp>,
-    pending: BTreeMap<ModelKey, Pending>,
-    decided: BTreeMap<ModelKey, Timestamp>,
+    // Asked for each model in each step, and never walked in an order that matters.
+    pending: HashMap<ModelKey, Pending>,
+    decided: HashMap<ModelKey, Timestamp>,
     gpu_decided: BTreeMap<GpuId, Timestamp>,
     /// Models that held memory when they were last seen, and where.
     holders: BTreeMap<ModelKey, GpuId>,
@@ -166,10 +172,10 @@ impl Work {
     }
 
     /// Cards with an unload under way, unless it takes so long that nothing is to be expected of it.
-    pub fn unloading(&self, now: Timestamp) -> impl Iterator<Item = &GpuId> {
+    pub fn unloading(&self, now: Timestamp) -> HashSet<&GpuId> {
         let ours = self.pending.values().filter(|p| p.action == Action::Unload).filter_map(|p| p.gpu.as_ref());
-        let others = self.leaving.values().filter(move |(_, since)| elapsed(*since, now) <= UNLOAD_PATIENCE);
-        ours.chain(others.map(|(gpu, _)| gpu))
+        let others = self.leaving.values().filter(|(_, since)| elapsed(*since, now) <= UNLOAD_PATIENCE);
+        ours.chain(others.map(|(gpu, _)| gpu)).collect()
     }
 
     /// The sample tells nothing of the card after its last unload, or was acted on already.

@@ -2,6 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::explain::{ModelPlan, RuleSet};
 use crate::world::{GpuId, ModelKey, ServerName};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -10,6 +11,10 @@ pub struct Plan {
     pub decisions: Vec<Decision>,
     pub skips: Vec<Skip>,
     pub gpus: Vec<GpuPlan>,
+    /// Each different set of rules once; without those of dry runs.
+    pub rules: Vec<RuleSet>,
+    /// Every model, by name.
+    pub models: Vec<ModelPlan>,
 }
 
 /// One command, with the condition under which it holds.
@@ -22,7 +27,8 @@ pub struct Decision {
     pub gpu: Option<GpuId>,
     pub action: Action,
     pub reason: Reason,
-    /// The policy whose value decided.
+    /// The policy whose value decided; empty when a person did.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub policy: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub if_generation: Option<u64>,
@@ -66,6 +72,21 @@ pub struct GpuPlan {
     /// Bytes that the level which acts wants available; the greatest of all models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<u64>,
+    /// Where pressure begins, each different one once.
+    pub thresholds: Vec<Threshold>,
+}
+
+/// Below so much available memory models leave.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Threshold {
+    /// `Soft` or `Hard`.
+    pub level: Pressure,
+    pub below_bytes: u64,
+    /// Once begun, so much is made available.
+    pub target_bytes: u64,
+    /// The first by name that sets it.
+    pub policy: String,
 }
 
 macro_rules! words {
@@ -114,6 +135,8 @@ words! {
         WarmWindow,
         /// Adaptive residency expects a request.
         PreWarm,
+        /// A person; no rule gives it.
+        Manual,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::card::{Card, Terms, Turn};
 use crate::merge::Rules;
-use crate::plan::{GpuPlan, GpuReason, Pressure, Reason, SkipReason};
+use crate::plan::{GpuPlan, GpuReason, Pressure, Reason, SkipReason, Threshold};
 use crate::signal::{Level, Reading, Signal, Timers};
 
 /// A victim, or one who could be.
@@ -38,6 +38,7 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, timers: &mut Timers) 
         reason: Some(GpuReason::MetricsStale),
         available: card.available,
         target: None,
+        thresholds: thresholds(turn, card),
     };
     if card.fresh {
         let readings = observe(turn, card, timers);
@@ -51,6 +52,24 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, timers: &mut Timers) 
     let pressure = report.pressure;
     turn.plan.gpus.push(report);
     Some(pressure)
+}
+
+fn thresholds(turn: &Turn<'_>, card: &Card<'_>) -> Vec<Threshold> {
+    let mut first: BTreeMap<(Level, u64, u64), usize> = BTreeMap::new();
+    for rules in card.ranked.iter().filter_map(|&place| turn.member(place).rules.as_ref()) {
+        for (level, below) in [(Level::Hard, rules.hard_below), (Level::Soft, rules.soft_below)] {
+            let (Some(below), Some(signal)) = (below, signal(rules, level)) else { continue };
+            let policy = first.entry((level, signal.below_bytes, signal.target_bytes)).or_insert(below.policy);
+            *policy = below.policy.min(*policy);
+        }
+    }
+    let threshold = |((level, below_bytes, target_bytes), policy)| Threshold {
+        level: if level == Level::Hard { Pressure::Hard } else { Pressure::Soft },
+        below_bytes,
+        target_bytes,
+        policy: turn.fleet.policy_name(policy),
+    };
+    first.into_iter().map(threshold).collect()
 }
 
 fn observe(turn: &Turn<'_>, card: &Card<'_>, timers: &mut Timers) -> BTreeMap<Signal, Reading> {

@@ -40,6 +40,14 @@ impl Window {
         Ok(Self { text: format!("{cron} {}", zone.iana_name().unwrap_or("UTC")), cron: parsed, zone, duration, mode })
     }
 
+    pub fn cron(&self) -> &str {
+        self.text.rsplit_once(' ').map_or("", |(cron, _)| cron)
+    }
+
+    pub fn time_zone(&self) -> &str {
+        self.text.rsplit_once(' ').map_or("", |(_, zone)| zone)
+    }
+
     /// Whether `now` is in a window: `start <= now < start + duration`, the duration being true hours, also over a
     /// change of the clocks. A time that a change of the clocks skips opens the window when the clocks have moved on.
     pub fn open(&self, now: Timestamp) -> bool {

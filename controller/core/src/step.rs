@@ -1,18 +1,19 @@
 //! One step over the whole world.
 
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 
 use crate::adaptive::Learners;
-use crate::card::{Card, Turn};
+use crate::card::{Card, Turn, WhyNot};
+use crate::explain::explain;
 use crate::fleet::{Fleet, gpu_fresh};
 use crate::floor::Floor;
-use crate::memory::{Memory, Work};
+use crate::memory::{Memory, Work, sampled_at};
 use crate::plan::{Decision, Plan, Skip, SkipReason};
 use crate::policy::Policy;
 use crate::signal::Timers;
-use crate::world::{GpuId, State, World};
+use crate::world::{Gpu, GpuId, ModelKey, ServerName, State, World};
 use crate::{budget, idle, pressure, room, warm};
 
 /// Decides what is to be done now. Every model is in the plan, with a decision or with the reason why there is none.
@@ -30,7 +31,7 @@ pub fn step(memory: &mut Memory, now: Timestamp, world: &World, policies: &[Poli
 
     // How long a threshold has been crossed is a fact, whoever asks: a new dry run begins with the timers that are there.
     let timers_before = (!dry_run.is_empty()).then(|| memory.timers.clone());
-    let mut plan = evaluate(now, world, &enforced, &mut memory.timers, &memory.work, &memory.learners);
+    let mut plan = evaluate(now, world, &enforced, &mut memory.timers, &memory.work, &memory.learners, true);
     memory.dry_run.retain(|name, _| dry_run.iter().any(|policy| policy.name == *name));
     let mut differences = Vec::new();
     for policy in dry_run {
@@ -39,32 +40,42 @@ pub fn step(memory: &mut Memory, now: Timestamp, world: &World, policies: &[Poli
         let mut with: Vec<&Policy> = enforced.clone();
         with.push(policy);
         with.sort_by(|a, b| a.name.cmp(&b.name));
-        let other = evaluate(now, world, &with, timers, &memory.work, &memory.learners);
+        let other = evaluate(now, world, &with, timers, &memory.work, &memory.learners, false);
         differences.push((policy, other));
     }
     memory.work.record(now, &plan.decisions);
+    memory.learners.record(&plan.decisions);
     for (policy, other) in differences {
-        difference(&mut plan, policy, other);
+        difference(&mut plan, policy, &other);
     }
     plan
 }
 
 /// Adds what a dry-run policy would change.
-fn difference(plan: &mut Plan, policy: &Policy, other: Plan) {
-    let enforced: Vec<Decision> = plan.decisions.iter().filter(|decision| !decision.dry_run).cloned().collect();
-    let spared = enforced.iter().filter(|decision| !other.decisions.iter().any(|o| o.key() == decision.key()));
-    let spared = spared.map(|decision| Skip {
-        server: decision.server.clone(),
-        model: decision.model.clone(),
-        reason: SkipReason::DryRun,
-        detail: format!("would not be named with {}", policy.name),
-    });
-    plan.skips.extend(spared);
+fn difference(plan: &mut Plan, policy: &Policy, other: &Plan) {
+    fn key(decision: &Decision) -> (&ServerName, &str) {
+        (&decision.server, &decision.model)
+    }
     let same = |a: &Decision, b: &Decision| {
         Decision { policy: String::new(), ..a.clone() } == Decision { policy: String::new(), ..b.clone() }
     };
-    let differing = other.decisions.into_iter().filter(|decision| !enforced.iter().any(|e| same(e, decision)));
-    plan.decisions.extend(differing.map(|decision| Decision { dry_run: true, ..decision }));
+    let enforced = || plan.decisions.iter().filter(|decision| !decision.dry_run);
+    let others: HashSet<_> = other.decisions.iter().map(key).collect();
+    let spared = enforced().filter(|decision| !others.contains(&key(decision)));
+    let spared: Vec<Skip> = spared
+        .map(|decision| Skip {
+            server: decision.server.clone(),
+            model: decision.model.clone(),
+            reason: SkipReason::DryRun,
+            detail: format!("would not be named with {}", policy.name),
+        })
+        .collect();
+    let in_force: HashMap<_, &Decision> = enforced().map(|decision| (key(decision), decision)).collect();
+    let differs = |decision: &&Decision| in_force.get(&key(decision)).is_none_or(|live| !same(live, decision));
+    let differing = other.decisions.iter().filter(differs);
+    let differing: Vec<Decision> = differing.map(|decision| Decision { dry_run: true, ..decision.clone() }).collect();
+    plan.decisions.extend(differing);
+    plan.skips.extend(spared);
 }
 
 fn evaluate(
@@ -74,33 +85,61 @@ fn evaluate(
     timers: &mut Timers,
     work: &Work,
     learners: &Learners,
+    explained: bool,
 ) -> Plan {
     let fleet = Fleet::new(now, world, policies, work);
     let floor = Floor::new(&fleet);
     let decided = vec![false; fleet.members.len()];
-    let mut turn = Turn { now, stale_after: world.stale_after, fleet, floor, learners, decided, plan: Plan::default() };
-    let mut cards: BTreeMap<Option<&GpuId>, Vec<usize>> = BTreeMap::new();
-    for gpu in &world.gpus {
-        cards.entry(Some(&gpu.uuid)).or_default();
-    }
-    for place in 0..turn.fleet.members.len() {
-        if governed(&mut turn, place) {
-            cards.entry(turn.member(place).model.gpu.as_ref()).or_default().push(place);
-        }
-    }
+    let (skips, plan) = (Vec::new(), Plan::default());
+    let mut turn = Turn { now, stale_after: world.stale_after, fleet, floor, learners, decided, skips, plan };
     let fresh = world.gpus.iter().filter(|gpu| gpu_fresh(gpu, world.stale_after)).map(|gpu| &gpu.uuid).collect();
     timers.freeze_all_but(&fresh);
-    let gpus: BTreeMap<&GpuId, _> = world.gpus.iter().map(|gpu| (&gpu.uuid, gpu)).collect();
-    for (id, places) in cards {
-        let gpu = id.and_then(|id| gpus.get(id)).copied();
-        let mut card = Card::new(&mut turn, id, gpu, places, work);
+    let unloading = work.unloading(now);
+    for Site { id, gpu, places } in sites(&mut turn, world) {
+        let used = |gpu: &Gpu| work.gpu_used(&gpu.uuid, sampled_at(now, gpu.sample_age));
+        let awaiting = gpu.is_some_and(|gpu| used(gpu) || unloading.contains(&gpu.uuid));
+        let mut card = Card::new(&mut turn, id, gpu, places, awaiting);
         budget::apply(&mut turn, &mut card);
         idle::apply(&mut turn, &mut card);
         let pressure = pressure::apply(&mut turn, &mut card, timers);
         room::apply(&mut turn, &mut card);
-        warm::apply(&mut turn, &card, pressure);
+        warm::apply(&mut turn, &mut card, pressure);
+    }
+    if explained {
+        (turn.plan.rules, turn.plan.models) = explain(&turn);
     }
     finish(turn)
+}
+
+/// A card, and the places in the fleet of the governed models on it. `None`: those that are on no card.
+struct Site<'a> {
+    id: Option<&'a GpuId>,
+    gpu: Option<&'a Gpu>,
+    places: Vec<usize>,
+}
+
+/// In the order of their ids.
+fn sites<'a>(turn: &mut Turn<'a>, world: &'a World) -> Vec<Site<'a>> {
+    let mut sites: Vec<Site<'a>> = Vec::with_capacity(world.gpus.len());
+    let mut known: HashMap<Option<&GpuId>, usize> = HashMap::with_capacity(world.gpus.len());
+    let mut site = |sites: &mut Vec<Site<'a>>, id: Option<&'a GpuId>| {
+        *known.entry(id).or_insert_with(|| {
+            sites.push(Site { id, gpu: None, places: Vec::new() });
+            sites.len() - 1
+        })
+    };
+    for gpu in &world.gpus {
+        let at = site(&mut sites, Some(&gpu.uuid));
+        sites[at].gpu = Some(gpu);
+    }
+    for place in 0..turn.fleet.members.len() {
+        if governed(turn, place) {
+            let at = site(&mut sites, turn.member(place).model.gpu.as_ref());
+            sites[at].places.push(place);
+        }
+    }
+    sites.sort_unstable_by_key(|site| site.id);
+    sites
 }
 
 /// Whether the rules look at a model at all; if not, says why.
@@ -126,10 +165,14 @@ fn governed(turn: &mut Turn<'_>, place: usize) -> bool {
 
 /// A model that is decided on needs no reason; of several reasons each is said once.
 fn finish(turn: Turn<'_>) -> Plan {
-    let mut plan = turn.plan;
-    let named: std::collections::BTreeSet<_> = plan.decisions.iter().map(|d| (&d.server, &d.model)).collect();
-    plan.skips.retain(|skip| !named.contains(&(&skip.server, &skip.model)));
-    plan.skips.sort();
-    plan.skips.dedup_by(|a, b| (&a.server, &a.model, a.reason) == (&b.server, &b.model, b.reason));
+    let Turn { fleet, decided, mut skips, mut plan, .. } = turn;
+    skips.retain(|skip| !decided[skip.place]);
+    skips.sort_unstable();
+    skips.dedup_by(|a, b| (a.place, a.reason) == (b.place, b.reason));
+    let named = |WhyNot { place, reason, detail }| {
+        let ModelKey { server, model } = fleet.members[place].model.key.clone();
+        Skip { server, model, reason, detail }
+    };
+    plan.skips = skips.into_iter().map(named).collect();
     plan
 }

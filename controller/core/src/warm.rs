@@ -7,7 +7,7 @@ use crate::plan::{Pressure, Reason, SkipReason};
 use crate::policy::Residency;
 use crate::world::State;
 
-pub fn apply<'a>(turn: &mut Turn<'a>, card: &Card<'a>, pressure: Option<Pressure>) {
+pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, pressure: Option<Pressure>) {
     let mut wanted = Vec::new();
     for &place in &card.ranked {
         let member = turn.member(place);
@@ -18,6 +18,9 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &Card<'a>, pressure: Option<Pressure
             Some(call) => wanted.push((place, call)),
             None => turn.skip(place, SkipReason::NotLoaded, "nobody asks for it"),
         }
+    }
+    if wanted.is_empty() {
+        return;
     }
     wanted.sort_by_key(|&(place, _)| (Reverse(turn.member(place).priority()), &turn.member(place).model.key));
     let floor = highest_threshold(turn, card);
@@ -32,12 +35,15 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &Card<'a>, pressure: Option<Pressure
             turn.load(place, reason, policy);
         } else if !card.fresh {
             turn.skip(place, SkipReason::MetricsStale, "the sample of its GPU is too old");
-        } else if pressure == Some(Pressure::None) && fits {
+        } else if !fits {
+            turn.skip(place, SkipReason::NoRoom, "it would cross a threshold, or not fit");
+        } else if pressure != Some(Pressure::None) {
+            turn.skip(place, SkipReason::NoRoom, "the GPU is under pressure");
+        } else if !card.books.admit(turn.fleet.set(member), vram) {
+            turn.skip(place, SkipReason::NoRoom, "it would exceed a budget");
+        } else {
             available -= vram;
             turn.load(place, reason, policy);
-        } else {
-            let detail = if fits { "the GPU is under pressure" } else { "it would cross a threshold, or not fit" };
-            turn.skip(place, SkipReason::NoRoom, detail);
         }
     }
 }

@@ -5,13 +5,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hush_core::Decision;
+use hush_core::{Decision, PolicyName};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::command::Outcome;
 use crate::amount::gib;
 use crate::metrics::Metrics;
+use crate::run::Paused;
 
 /// One decision and its end.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -26,6 +27,17 @@ pub struct Record {
     pub outcome: Outcome,
     /// From the decision to the end.
     pub seconds: f64,
+}
+
+/// A policy that a person has stopped, or set going again.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PauseRecord {
+    time: Timestamp,
+    policy: String,
+    action: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
 }
 
 /// Where records go.
@@ -44,6 +56,18 @@ impl Audit {
     /// The file is opened for each line: it may be moved away at any time, and there are few lines.
     pub fn write(&self, record: &Record) {
         say(record);
+        self.append(record);
+    }
+
+    /// `None`: resumed.
+    pub fn paused(&self, now: Timestamp, policy: &PolicyName, paused: Option<Paused>) {
+        let action = if paused.is_some() { "Pause" } else { "Resume" };
+        let until = paused.and_then(|paused| paused.until);
+        tracing::info!(%policy, until = until.map(|until| until.to_string()), "{action}, by a person");
+        self.append(&PauseRecord { time: now, policy: policy.to_string(), action, until });
+    }
+
+    fn append(&self, record: &impl Serialize) {
         let Some(path) = &self.path else { return };
         let written = serde_json::to_vec(record).map_err(std::io::Error::from).and_then(|mut line| {
             line.push(b'\n');

@@ -200,7 +200,11 @@ fn reason(decision: &Decision) -> Result<Reason, CommandError> {
         .map_err(|error: hush_contract::admin::InvalidValue| CommandError::Write(error.to_string()))
 }
 
+/// A person needs no policy.
 fn policy(decision: &Decision) -> Result<Option<PolicyName>, CommandError> {
+    if decision.policy.is_empty() {
+        return Ok(None);
+    }
     let name = PolicyName::try_from(decision.policy.clone()).map_err(|error| CommandError::Write(error.to_string()))?;
     Ok(Some(name))
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hush_core::{Action, Decision};
 use jiff::Timestamp;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::audit::Record;
@@ -75,8 +75,14 @@ impl Executor {
         (Self { hands, running: JoinSet::new() }, ends)
     }
 
-    /// `url`: of the decision's server.
-    pub fn submit(&mut self, decided_at: Timestamp, decision: Decision, url: BaseUrl) {
+    /// `url`: of the decision's server. `waiting` gets the end too.
+    pub fn submit(
+        &mut self,
+        decided_at: Timestamp,
+        decision: Decision,
+        url: BaseUrl,
+        waiting: Option<oneshot::Sender<Record>>,
+    ) {
         while self.running.try_join_next().is_some() {}
         let hands = self.hands.clone();
         self.running.spawn(async move {
@@ -89,6 +95,10 @@ impl Executor {
                 outcome,
                 seconds: begun.elapsed().as_secs_f64(),
             };
+            if let Some(waiting) = waiting {
+                // Whoever asked may be gone.
+                let _ = waiting.send(record.clone());
+            }
             // The loop is gone only when the process ends.
             let _ = hands.ended.send(record);
         });

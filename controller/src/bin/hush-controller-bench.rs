@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hush_controller::policies;
-use hush_controller::simulate::adaptive;
 use hush_controller::simulate::trace::Dice;
+use hush_controller::simulate::{adaptive, measured};
 use hush_core::{Gpu, GpuId, Labels, Memory, Model, ModelKey, Policy, ServerName, State, World};
 use jiff::{SignedDuration, Timestamp};
 
@@ -108,6 +108,8 @@ fn world(models: u64, gpus: u64) -> World {
 fn print_adaptive() {
     for reload_ms in [500, 1500, 4000] {
         println!("load {reload_ms} ms; hours of holding, in brackets times the optimum");
-        print!("{}", adaptive::table(&adaptive::compare(1, 28, Duration::from_millis(reload_ms))));
+        print!("{}", adaptive::compare(1, 28, Duration::from_millis(reload_ms)).table());
     }
+    println!("load 1500 ms, through the controller, a decision every 5 s");
+    print!("{}", measured::table(&measured::measure(1, 28, Duration::from_millis(1500))));
 }

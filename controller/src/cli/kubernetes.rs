@@ -92,8 +92,7 @@ impl KubernetesArgs {
         let (election, claim) = match scope.lease(&self.lease).filter(|_| !observes_only) {
             None => (None, Claim::unrivalled()),
             Some(name) => {
-                let (elector, claim) =
-                    Elector::new(client.clone(), named(name), identity.clone(), self.lease_duration);
+                let (elector, claim) = Elector::new(client.clone(), named(name), identity.clone(), self.lease_duration);
                 let (stop, stopped) = oneshot::channel();
                 let end = tokio::spawn(elector.run(async move {
                     // Also when nobody is there any more to say it.

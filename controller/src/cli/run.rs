@@ -23,9 +23,12 @@ use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets};
 use crate::ops;
 use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot};
 use crate::sources::{self, NamedTarget, PolicyFiles, Source, TargetsFile};
+use crate::web::{self, Token, Web};
 
 /// Enough for a request that an unload waits for; Kubernetes kills after 30 s.
 const FINISH: Duration = Duration::from_secs(20);
+/// What people asked for and the loop has not seen yet.
+const REQUESTS: usize = 64;
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -43,9 +46,15 @@ pub struct RunArgs {
     /// A line of JSON for each command that was sent and how it ended is added to this file.
     #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_AUDIT_LOG")]
     pub audit_log: Option<PathBuf>,
-    /// Own listener for /metrics, /healthz and /readyz.
+    /// Own listener for the page, /metrics, /healthz and /readyz.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9002", env = "HUSH_CONTROLLER_LISTEN")]
     pub listen: SocketAddr,
+    /// File with the token of those who may act on the page: unload, load, pause a policy. Without it nobody may.
+    #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_PAGE_TOKEN_FILE")]
+    pub page_token_file: Option<PathBuf>,
+    /// Whether there is a page at `/` of the own listener, and the API below it.
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set, env = "HUSH_CONTROLLER_WEB_UI")]
+    pub web_ui: bool,
     /// Decide and tell, but send no command.
     #[arg(long, env = "HUSH_CONTROLLER_DRY_RUN")]
     pub dry_run: bool,
@@ -123,6 +132,8 @@ struct Feed {
 }
 
 async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let page_token = args.page_token_file.clone().map(Token::new).transpose();
+    let page_token = page_token.map_err(|problem| anyhow::anyhow!("--page-token-file {problem}"))?;
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
     let readiness = Readiness::default();
     let scraper = args.fleet.scraper(args.interval, &metrics)?;
@@ -143,10 +154,14 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let Feed { targets, policies, namespaces, gate, records } = feed;
     tokio::spawn(observe::follow(scraper.clone(), targets.clone()));
     let (executor, ends) = Executor::new(scraper.client, args.token_file.clone(), gate, Arc::clone(&metrics));
-    let router = ops::router(Arc::clone(&metrics), readiness.clone());
+    let mut router = ops::router(Arc::clone(&metrics), readiness.clone());
+    let (ask, requests) = mpsc::channel(REQUESTS);
+    if args.web_ui {
+        router = router.merge(web::router(Web::new(snapshots.subscribe(), ask, Arc::clone(&metrics), page_token)));
+    }
     let audit = Audit::new(args.audit_log.clone(), Arc::clone(&metrics));
     let outputs = Outputs { executor, ends, audit, metrics, readiness, snapshots, records };
-    let inputs = Inputs { targets, policies, namespaces, store: scraper.store };
+    let inputs = Inputs { targets, policies, namespaces, store: scraper.store, requests };
     let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after };
     let control = Loop::new(settings, inputs, outputs);
     tokio::spawn(async move {

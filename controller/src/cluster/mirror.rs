@@ -103,7 +103,11 @@ where
                 }
                 Some(Ok(Event::Apply(object))) => {
                     let (key, value) = (self.keep)(&object);
-                    change(told, |all| all.get(&key) != Some(&value), |all| drop(all.insert(key.clone(), value.clone())));
+                    change(
+                        told,
+                        |all| all.get(&key) != Some(&value),
+                        |all| drop(all.insert(key.clone(), value.clone())),
+                    );
                 }
                 Some(Ok(Event::Delete(object))) => {
                     let (key, _) = (self.keep)(&object);

@@ -2,8 +2,8 @@
 
 use hush_core::{Labels, ServerName};
 use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind, Object};
-use kube::{Api, Client, ResourceExt};
 use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt};
 use serde::Deserialize;
 
 use super::mirror::Mirror;

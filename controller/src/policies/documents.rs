@@ -63,15 +63,22 @@ impl Document {
         self.read()
     }
 
+    /// As an API server reads it: what is written as a number is no text, and the other way round.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Vec<Problem>> {
         let content = self.part.as_ref().map_or(&self.text, |part| &part.content);
-        serde_yaml::from_str(content).map_err(|error| {
+        let value: serde_json::Value = serde_yaml::from_str(content).map_err(|error| {
             let line = match &self.part {
                 None => error.location().map(|location| location.line()).filter(|line| *line > 0),
                 // A place in the copy says nothing; the object begins here.
                 Some(_) => self.line_of(""),
             };
             vec![Problem { line, message: plain(&error) }]
+        })?;
+        serde_path_to_error::deserialize(value).map_err(|error| {
+            let path = error.path().to_string();
+            let message = error.into_inner().to_string();
+            let message = if path == "." { message } else { format!("`{path}`: {message}") };
+            vec![Problem { line: self.line_of(&path), message }]
         })
     }
 

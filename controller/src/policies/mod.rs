@@ -3,6 +3,7 @@
 mod convert;
 mod documents;
 mod lines;
+mod render;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use hush_crds::{ClusterGpuModelPolicy, GpuModelPolicy};
 
 pub use convert::{cluster, namespaced};
 pub use documents::Document;
+pub use render::yaml;
 
 /// Something that is wrong in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,18 +1,22 @@
 //! The loop: observe, step, act, tell. Level-triggered: each step looks at the whole world as it is now.
 
 mod readiness;
+mod request;
 mod snapshot;
+mod timeline;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hush_core::{Decision, GpuId, Labels, Memory, Plan, Policy, Settled, step};
+use hush_core::{Decision, GpuId, Labels, Memory, Plan, Policy, PolicyName, Reason, Settled, step};
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use readiness::Readiness;
+pub use request::{Paused, Request};
 pub use snapshot::Snapshot;
+use timeline::{Timeline, same};
 
 use crate::act::{Audit, Backoff, Executor, Outcome, Record};
 use crate::metrics::Metrics;
@@ -22,8 +26,6 @@ use crate::observe::{Assembled, Frame, Store, Targets, assemble};
 const COALESCE: Duration = Duration::from_millis(10);
 /// A step may take this part of the time at most.
 const STEP_SHARE: u32 = 10;
-/// What the page and the status show of the past.
-const REMEMBERED: usize = 200;
 
 /// What comes in.
 pub struct Inputs {
@@ -32,6 +34,8 @@ pub struct Inputs {
     /// Labels by namespace.
     pub namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
     pub store: Store,
+    /// What people ask for.
+    pub requests: mpsc::Receiver<Request>,
 }
 
 /// What goes out.
@@ -60,7 +64,8 @@ pub struct Loop {
     outputs: Outputs,
     memory: Memory,
     backoff: Backoff,
-    records: VecDeque<Record>,
+    paused: BTreeMap<PolicyName, Paused>,
+    timeline: Timeline,
     last_plan: Plan,
     last_problems: Vec<String>,
 }
@@ -74,7 +79,8 @@ impl Loop {
             outputs,
             memory: Memory::default(),
             backoff: Backoff::default(),
-            records: VecDeque::new(),
+            paused: BTreeMap::new(),
+            timeline: Timeline::default(),
             last_plan: Plan::default(),
             last_problems: Vec::new(),
         }
@@ -88,6 +94,7 @@ impl Loop {
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => break,
                 Some(record) = self.outputs.ends.recv() => self.settle(record),
+                Some(request) = self.inputs.requests.recv() => self.answer(request),
                 Ok(()) = changes.changed() => {}
                 Ok(()) = self.inputs.policies.changed() => {}
                 Ok(()) = self.inputs.targets.changed() => {}
@@ -121,13 +128,15 @@ impl Loop {
         let Assembled { world, problems, outdated } =
             assemble(&frame, &targets, &seen, |key| backoff.holds(begun, key));
         let now = Timestamp::now();
-        let plan = step(&mut self.memory, now, &world, &policies);
+        let in_force = self.in_force(now, &policies);
+        let plan = step(&mut self.memory, now, &world, &in_force);
         for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
             // Every model in the world came from a target.
             if let Some(target) = targets.get(&decision.server) {
-                self.outputs.executor.submit(now, decision.clone(), target.url.clone());
+                self.outputs.executor.submit(now, decision.clone(), target.url.clone(), None);
             }
         }
+        plan.decisions.iter().filter(|decision| decision.dry_run).for_each(|d| self.timeline.would(now, d));
         for server in outdated {
             self.inputs.store.nudge(&server);
         }
@@ -144,7 +153,8 @@ impl Loop {
             targets,
             seen,
             problems,
-            records: self.records.iter().cloned().collect(),
+            paused: self.paused.clone(),
+            records: self.timeline.records(),
         };
         self.tell(&snapshot);
         self.last_plan.clone_from(&snapshot.plan);
@@ -168,6 +178,51 @@ impl Loop {
         self.outputs.readiness.beat();
     }
 
+    /// Whoever asked may be gone when the answer comes.
+    fn answer(&mut self, request: Request) {
+        let now = Timestamp::now();
+        match request {
+            Request::Memory(to) => drop(to.send(self.memory.clone())),
+            Request::Command(decision, to) => self.command(now, *decision, to),
+            Request::Pause(policy, span, to) => {
+                let until = span.and_then(|span| now.checked_add(jiff::SignedDuration::try_from(span).ok()?).ok());
+                let paused = Paused { since: now, until };
+                self.outputs.audit.paused(now, &policy, Some(paused));
+                self.paused.insert(policy, paused);
+                let _ = to.send(paused);
+            }
+            Request::Resume(policy, to) => {
+                let was = self.paused.remove(&policy).is_some();
+                if was {
+                    self.outputs.audit.paused(now, &policy, None);
+                }
+                let _ = to.send(was);
+            }
+        }
+    }
+
+    fn command(&mut self, now: Timestamp, decision: Decision, to: oneshot::Sender<Record>) {
+        let targets = self.inputs.targets.borrow().clone();
+        let Some(target) = targets.get(&decision.server) else { return };
+        self.memory.commanded(now, &decision);
+        self.outputs.executor.submit(now, decision, target.url.clone(), Some(to));
+    }
+
+    /// The policies, those that are paused in dry run.
+    fn in_force(&mut self, now: Timestamp, policies: &Arc<Vec<Policy>>) -> Arc<Vec<Policy>> {
+        self.paused.retain(|name, paused| {
+            paused.until.is_none_or(|until| now < until) && policies.iter().any(|policy| policy.name == *name)
+        });
+        if self.paused.is_empty() {
+            return Arc::clone(policies);
+        }
+        let pause = |policy: &Policy| Policy {
+            dry_run: policy.dry_run || self.paused.contains_key(&policy.name),
+            ..policy.clone()
+        };
+        Arc::new(policies.iter().map(pause).collect())
+    }
+
     /// Each problem once.
     fn say(&mut self, problems: &[String]) {
         for problem in problems.iter().filter(|problem| !self.last_problems.contains(problem)) {
@@ -184,20 +239,19 @@ impl Loop {
             _ => Settled::Nothing,
         };
         self.memory.settle(&key, how);
-        if let Some(verdict) = record.outcome.verdict() {
+        // What a person asked for says nothing of whom the rules may choose.
+        let by_rule = record.decision.reason != Reason::Manual;
+        if let Some(verdict) = record.outcome.verdict().filter(|_| by_rule) {
             self.backoff.note(Instant::now(), &key, verdict);
         }
         if let (Settled::Unloaded { .. }, Some(gpu)) = (how, &record.decision.gpu) {
             self.look_again(gpu);
         }
         self.outputs.audit.write(&record);
+        self.timeline.push(record.clone());
         if matches!(record.outcome, Outcome::Withheld { .. }) {
             return;
         }
-        if self.records.len() == REMEMBERED {
-            self.records.pop_front();
-        }
-        self.records.push_back(record.clone());
         if let Some(records) = &self.outputs.records {
             // Whoever wrote them to somewhere is gone.
             let _ = records.send(record);
@@ -212,10 +266,4 @@ impl Loop {
             }
         }
     }
-}
-
-/// The same decision, made again because it was not carried out.
-fn same(a: &Decision, b: &Decision) -> bool {
-    (&a.server, &a.model, a.action, a.reason, a.if_generation, a.dry_run)
-        == (&b.server, &b.model, b.action, b.reason, b.if_generation, b.dry_run)
 }

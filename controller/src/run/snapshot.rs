@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hush_core::{Plan, Policy, ServerName, World};
+use hush_core::{Plan, Policy, PolicyName, ServerName, World};
 use jiff::Timestamp;
 
+use super::Paused;
 use crate::act::Record;
 use crate::observe::{Observation, Targets};
 
@@ -20,7 +21,9 @@ pub struct Snapshot {
     pub seen: BTreeMap<ServerName, Observation>,
     /// What was left out of the world, and why.
     pub problems: Vec<String>,
-    /// The last commands, oldest first.
+    /// Policies that count as dry run, because a person said so.
+    pub paused: BTreeMap<PolicyName, Paused>,
+    /// The last commands and what would have been commanded, oldest first.
     pub records: Vec<Record>,
 }
 
@@ -40,6 +43,7 @@ impl Snapshot {
             targets: Arc::default(),
             seen: BTreeMap::new(),
             problems: Vec::new(),
+            paused: BTreeMap::new(),
             records: Vec::new(),
         }
     }

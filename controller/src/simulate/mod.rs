@@ -5,6 +5,7 @@
 
 pub mod adaptive;
 mod figures;
+pub mod measured;
 mod replay;
 pub mod trace;
 

@@ -39,9 +39,20 @@ pub fn replay(
     server: &str,
     hardware: &Hardware,
 ) -> Figures {
+    let last = requests.last().map_or(Duration::ZERO, |request| request.at);
+    replay_until(last + AFTER, requests, policies, labels, server, hardware)
+}
+
+pub fn replay_until(
+    end: Duration,
+    requests: &[Request],
+    policies: &[Policy],
+    labels: &Labels,
+    server: &str,
+    hardware: &Hardware,
+) -> Figures {
     let mut card = Card::new(labels, server, hardware);
     let mut memory = Memory::default();
-    let end = requests.last().map_or(Duration::ZERO, |request| request.at) + AFTER;
     let mut next = 0;
     let mut now = Duration::ZERO;
     while now <= end {

@@ -72,7 +72,8 @@ fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condi
 fn dry_run(scene: &Scene<'_>, subject: &Subject<'_>) -> String {
     let name = subject.name.to_string();
     let ours = scene.plan.decisions.iter().filter(|decision| decision.dry_run && decision.policy == name);
-    let would: BTreeSet<String> = ours.map(|d| format!("{} {} {} ({})", d.action, d.server, d.model, d.reason)).collect();
+    let would: BTreeSet<String> =
+        ours.map(|d| format!("{} {} {} ({})", d.action, d.server, d.model, d.reason)).collect();
     if would.is_empty() {
         "changes nothing, and would change nothing now".to_owned()
     } else {
@@ -94,7 +95,10 @@ fn pressure(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Co
     let soft = with(|plan| plan.pressure == Pressure::Soft);
     let unknown = with(|plan| plan.pressure == Pressure::Unknown);
     if !foreign.is_empty() {
-        let message = format!("all models that are governed together are not enough for {}: others hold the memory", some(foreign));
+        let message = format!(
+            "all models that are governed together are not enough for {}: others hold the memory",
+            some(foreign)
+        );
         condition(PRESSURE, "True", "ForeignPressure", message)
     } else if !hard.is_empty() {
         condition(PRESSURE, "True", "HardPressure", format!("memory is very short on {}", some(hard)))

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -56,6 +57,7 @@ pub(super) async fn guard(State(state): State<AdminState>, mut request: Request,
     let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
     match state.access.admit(request.headers(), peer).await {
         Ok(caller) => {
+            state.governor.note(Instant::now());
             request.extensions_mut().insert(caller);
             next.run(request).await
         }

@@ -7,14 +7,26 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use hush_contract::admin::{LoadOutcome, LoadRequest, LoadResponse, UnloadRequest, UnloadResponse};
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::error::{AdminError, json};
 use super::{AdminState, ModelName, body};
 use crate::auth::Caller;
-use crate::residency::{Load, Loading, Unload};
+use crate::residency::{Load, Loading, ModelHandle, Unload};
 
 const LOAD_WAIT: Duration = Duration::from_secs(60);
+
+/// The model that a command is for, and what the command says.
+async fn receive<T: DeserializeOwned + Default>(
+    state: &AdminState,
+    name: &str,
+    request: Request,
+) -> Result<(ModelHandle, T), AdminError> {
+    let model = state.model(name)?;
+    let (head, content) = request.into_parts();
+    Ok((model, body::read(&head.headers, content).await?))
+}
 
 /// Answers when the model is in memory, or 202 when that takes longer than the caller wants to wait.
 pub async fn load(
@@ -23,9 +35,7 @@ pub async fn load(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, AdminError> {
-    let model = state.model(&name)?;
-    let (head, content) = request.into_parts();
-    let request: LoadRequest = body::read(&head.headers, content).await?;
+    let (model, request) = receive::<LoadRequest>(&state, &name, request).await?;
     let policy = request.policy.as_ref().map(|policy| policy.as_str());
     tracing::info!(model = model.name(), caller = %caller, reason = request.reason.as_str(), policy, "load ordered");
     let began = Instant::now();
@@ -61,9 +71,7 @@ pub async fn unload(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, AdminError> {
-    let model = state.model(&name)?;
-    let (head, content) = request.into_parts();
-    let request: UnloadRequest = body::read(&head.headers, content).await?;
+    let (model, request) = receive::<UnloadRequest>(&state, &name, request).await?;
     let policy = request.policy.as_ref().map(|policy| policy.as_str());
     let unload = Unload {
         if_generation: request.if_generation,

@@ -36,6 +36,11 @@ impl AdminError {
         Self { challenge: Some(challenge), ..Self::new(StatusCode::UNAUTHORIZED, code, message) }
     }
 
+    /// A handler panicked; the log says where.
+    pub fn panicked() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL, "this server failed; its log says why")
+    }
+
     pub fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, code::NOT_FOUND, "there is no such route")
     }

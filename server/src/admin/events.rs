@@ -14,7 +14,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::AdminState;
 use super::status::status;
-use crate::residency::Change;
+use crate::residency::{Change, Following};
 
 /// Below the minute after which proxies drop a silent connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -36,12 +36,14 @@ struct Follower {
     state: AdminState,
     changes: broadcast::Receiver<Change>,
     pending: VecDeque<sse::Event>,
+    _following: Following,
 }
 
 impl Follower {
     fn new(state: AdminState) -> Self {
         let (_, changes) = state.models.feed().subscribe();
-        let mut follower = Self { state, changes, pending: VecDeque::new() };
+        let following = state.governor.follow();
+        let mut follower = Self { state, changes, pending: VecDeque::new(), _following: following };
         follower.begin();
         follower
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::middleware;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hush_contract::admin::ModelList;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub use access::Access;
 
 use crate::metrics::Metrics;
-use crate::residency::{ModelHandle, Models};
+use crate::residency::{Governor, ModelHandle, Models};
 use crate::serve;
 use error::{AdminError, json};
 
@@ -30,13 +30,20 @@ use error::{AdminError, json};
 pub struct AdminState {
     models: Arc<Models>,
     access: Arc<Access>,
+    governor: Governor,
     /// Ends the event streams, which would otherwise outlive the server's patience.
     stop: CancellationToken,
 }
 
 impl AdminState {
     pub fn new(models: Arc<Models>, access: Access, stop: CancellationToken) -> Self {
-        Self { models, access: Arc::new(access), stop }
+        Self { models, access: Arc::new(access), governor: Governor::default(), stop }
+    }
+
+    /// Whoever is let in is noted there.
+    #[must_use]
+    pub fn noting(self, governor: Governor) -> Self {
+        Self { governor, ..self }
     }
 
     fn model(&self, name: &str) -> Result<ModelHandle, AdminError> {
@@ -47,6 +54,7 @@ impl AdminState {
 
 /// Every route asks [`Access`] first. To be merged with [`crate::metrics::router`], which is open.
 pub fn router(state: AdminState, metrics: Arc<Metrics>) -> Router {
+    let recorder = serve::Recorder { metrics, panicked: |_| AdminError::panicked().into_response() };
     let guarded = middleware::from_fn_with_state(state.clone(), access::guard);
     Router::new()
         .route("/admin/v1/models", get(models))
@@ -56,7 +64,7 @@ pub fn router(state: AdminState, metrics: Arc<Metrics>) -> Router {
         .fallback(async || AdminError::not_found())
         .method_not_allowed_fallback(async || AdminError::method_not_allowed())
         .layer(guarded)
-        .layer(middleware::from_fn_with_state(metrics, serve::record))
+        .layer(middleware::from_fn_with_state(recorder, serve::record))
         .with_state(state)
 }
 

@@ -7,11 +7,10 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 
 use super::ApiState;
-use super::error::{ApiError, Faults, Refusal};
+use super::error::ApiError;
 use super::header::{quote, quote_unprintable};
-use super::openapi::{AsrParameters, AudioForm};
+use super::openapi::{AsrParameters, AudioForm, AudioRefusals};
 use super::query::AsrQuery;
-use super::speech::with_defaults;
 use crate::format::{Format, JsonShape, Writer};
 use crate::job::Transcription;
 
@@ -31,15 +30,7 @@ use crate::job::Transcription;
                 ("Asr-Engine" = String, description = "The engine whose JSON this is."),
                 ("Content-Disposition" = String, description = "The name of the upload with the form at its end."),
             )),
-        (status = 400, description = "Not a form, not audio, or a request that the model cannot do.", body = Refusal),
-        (status = 408, description = "The upload stopped in the middle.", body = Refusal),
-        (status = 413, description = "The upload is larger than this server takes.", body = Refusal),
-        (status = 422, description = "The file is missing, or a parameter is wrong.", body = Faults),
-        (status = 500, description = "The recording could not be transcribed.", body = String,
-            content_type = "text/plain; charset=utf-8"),
-        (status = 503, description = "Too many requests wait, or the model cannot be loaded now.", body = Refusal,
-            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
-        (status = 507, description = "There is no room to store the upload.", body = Refusal),
+        AudioRefusals,
     ),
 )]
 pub async fn asr(
@@ -48,17 +39,15 @@ pub async fn asr(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
-    let (query, upload) = state.receive(&head.headers, body, AsrQuery::parse(&pairs)).await?;
+    let speech = state.speech();
+    let query = AsrQuery::parse(&pairs, speech.defaults());
+    let (query, upload) = state.receive(&head.headers, body, query).await?;
     let file_name = format!("{}.{}", quote(&upload.file_name), quote_unprintable(&query.output));
-    if query.options.vad.is_some() && !state.config.has_vad {
-        return Err(ApiError::NoVad);
-    }
+    state.check_vad(&query.options)?;
     let format = format(&query.output, state.config.json_shape);
     let words = query.words(state.config.json_shape);
     let pcm = state.decode(upload, query.encode).await?;
-    let speech = state.speech();
-    let options = with_defaults(query.options, speech.defaults());
-    let Transcription { transcript, segments } = speech.transcribe(pcm, options, None).await?;
+    let Transcription { transcript, segments } = speech.transcribe(pcm, query.options, None).await?;
     let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[speech.model()]);
     audio_seconds.inc_by(transcript.duration_seconds.max(0.0));
     let unwritten = |error| ApiError::Internal(format!("a transcript could not be written: {error}"));

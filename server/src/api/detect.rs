@@ -7,8 +7,8 @@ use hush_whisper::language;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::error::{ApiError, Faults, Refusal, json_response};
-use super::openapi::{AudioForm, DetectParameters};
+use super::error::{ApiError, json_response};
+use super::openapi::{AudioForm, AudioRefusals, DetectParameters};
 use super::{ApiState, query};
 
 /// The language that is most probable.
@@ -30,15 +30,7 @@ struct Detected<'a> {
     request_body(content = AudioForm, content_type = "multipart/form-data"),
     responses(
         (status = 200, description = "The language.", body = Detected),
-        (status = 400, description = "Not a form, or not audio.", body = Refusal),
-        (status = 408, description = "The upload stopped in the middle.", body = Refusal),
-        (status = 413, description = "The upload is larger than this server takes.", body = Refusal),
-        (status = 422, description = "The file is missing, or a parameter is wrong.", body = Faults),
-        (status = 500, description = "The language could not be heard.", body = String,
-            content_type = "text/plain; charset=utf-8"),
-        (status = 503, description = "Too many requests wait, or the model cannot be loaded now.", body = Refusal,
-            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
-        (status = 507, description = "There is no room to store the upload.", body = Refusal),
+        AudioRefusals,
     ),
 )]
 pub async fn detect_language(

@@ -8,6 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::json_response;
+use super::openapi::NoKey;
 use super::{ApiState, live};
 use crate::web;
 
@@ -53,6 +54,7 @@ struct ModelStatus<'a> {
 /// The version, and the state of the model.
 #[utoipa::path(get, path = "/status", tag = "whisper-asr-webservice", responses(
     (status = 200, description = "As subgen's; Bazarr shows the version.", body = Status),
+    NoKey,
 ))]
 pub async fn status(State(state): State<ApiState>) -> Response {
     let served = state.catalogue.served();

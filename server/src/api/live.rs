@@ -19,6 +19,7 @@ use utoipa::openapi::{Object, ObjectBuilder, Type};
 
 use super::ApiState;
 use super::error::{detail, json_response};
+use super::openai::error::NoKey;
 use crate::residency::{Models, Residency, Snapshot};
 
 /// How soon a change is seen. Looking is a lock and a copy; the feed of changes that the admin API has does not tell
@@ -156,7 +157,7 @@ fn view(state: &ApiState, models: &[Snapshot]) -> View {
     get,
     path = "/v1/hush/models",
     tag = "Models",
-    responses((status = 200, description = "Every model that this server has.", body = View)),
+    responses((status = 200, description = "Every model that this server has.", body = View), NoKey),
 )]
 pub async fn models(State(state): State<ApiState>) -> Response {
     json_response(StatusCode::OK, &view(&state, &state.live.models.models()))
@@ -173,6 +174,7 @@ pub async fn models(State(state): State<ApiState>) -> Response {
     responses(
         (status = 200, description = "One event at once, then one for each change.", body = String,
             content_type = "text/event-stream"),
+        NoKey,
         (status = 503, description = "Too many streams are open.", body = super::error::Refusal),
     ),
 )]

@@ -111,7 +111,8 @@ impl ApiState {
 /// Bazarr of old joined its endpoint and the path with a slash of its own, and a slash too many at the end costs
 /// other clients a redirect of a whole upload: both are the route itself.
 pub fn router(state: ApiState) -> Router {
-    let recorded = middleware::from_fn_with_state(Arc::clone(&state.metrics), serve::record);
+    let recorder = serve::Recorder { metrics: Arc::clone(&state.metrics), panicked };
+    let recorded = middleware::from_fn_with_state(recorder, serve::record);
     let guard = KeyGuard { state: state.clone(), shape: Shape::Asr };
     let v1_guard = KeyGuard { state: state.clone(), shape: Shape::OpenAi };
     let live = Router::new()
@@ -147,6 +148,14 @@ async fn not_found(state: State<ApiState>, request: Request) -> Response {
 
 async fn method_not_allowed(state: State<ApiState>, request: Request) -> Response {
     refuse(&state, request, StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed").await
+}
+
+/// In the words of the path whose handler it was.
+fn panicked(path: &str) -> Response {
+    if openai::is_own(path) {
+        return openai::error::OpenAiError::panicked().into_response();
+    }
+    error::internal_server_error()
 }
 
 async fn refuse(state: &ApiState, request: Request, status: StatusCode, text: &str) -> Response {

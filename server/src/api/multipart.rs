@@ -80,19 +80,19 @@ impl Parser {
         match self.stage {
             Stage::Start => {
                 let line_ends = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+                if line_ends > 0 {
+                    // However many: they are not kept.
+                    return Ok(Some(line_ends));
+                }
                 let boundary = &self.delimiter[2..];
-                let Some(found) = input.get(line_ends..line_ends + boundary.len()) else {
-                    return if boundary.starts_with(&input[line_ends..]) {
-                        Ok(None)
-                    } else {
-                        Err(MultipartError::Malformed.into())
-                    };
+                let Some(found) = input.get(..boundary.len()) else {
+                    return if boundary.starts_with(input) { Ok(None) } else { Err(MultipartError::Malformed.into()) };
                 };
                 if found != boundary {
                     return Err(MultipartError::Malformed.into());
                 }
                 self.stage = Stage::AfterBoundary;
-                Ok(Some(line_ends + boundary.len()))
+                Ok(Some(boundary.len()))
             }
             Stage::AfterBoundary => match boundary_end(input) {
                 BoundaryEnd::Unknown => Ok(None),

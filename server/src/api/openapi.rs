@@ -6,9 +6,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hush_whisper::language::LANGUAGES;
 use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
-use utoipa::{IntoParams, OpenApi, ToSchema};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{IntoParams, IntoResponses, Modify, OpenApi, ToSchema};
 
-use super::{asr, detect, error, health, live, openai};
+use super::error::{Faults, Refusal};
+use super::{asr, detect, health, live, openai};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -31,7 +33,9 @@ use super::{asr, detect, error, health, live, openai};
         health::healthz,
         health::readyz,
     ),
-    components(schemas(error::Refusal, error::Faults)),
+    components(schemas(Refusal, Faults, openai::error::Envelope<'static>)),
+    modifiers(&Keys),
+    security((), ("bearer" = []), ("header" = [])),
     tags(
         (name = "whisper-asr-webservice", description = "As that server, for its clients."),
         (name = "OpenAI", description = "As OpenAI's audio API, for its clients."),
@@ -79,12 +83,28 @@ pub struct AsrParameters {
     /// Text that comes before the audio: names and spellings that the model should know.
     #[param(required = false)]
     initial_prompt: String,
-    /// Accepted; changes nothing.
+    /// Leaves out what is not speech before anything is written. Needs Silero's model on the server.
     #[param(default = false, required = false)]
     vad_filter: bool,
-    /// Accepted; changes nothing.
+    /// As `vad_filter`, and the pieces of a long recording are written side by side: faster, and no piece knows the text
+    /// before it.
+    #[param(default = false, required = false)]
+    vad_parallel: bool,
+    /// When each word is spoken: in JSON, and as subtitles that are made of words.
     #[param(default = false, required = false)]
     word_timestamps: bool,
+    /// With words: underlines each word of a subtitle while it is spoken.
+    #[param(default = false, required = false)]
+    highlight_words: bool,
+    /// With words: the longest line of a subtitle, in characters.
+    #[param(minimum = 1, required = false)]
+    max_line_width: i64,
+    /// With words: lines of a subtitle.
+    #[param(minimum = 1, required = false)]
+    max_line_count: i64,
+    /// With words: words of a line.
+    #[param(minimum = 1, required = false)]
+    max_words_per_line: i64,
     /// Accepted; changes nothing.
     #[param(default = false, required = false)]
     diarize: bool,
@@ -97,6 +117,58 @@ pub struct AsrParameters {
     /// Anything else is `txt`.
     #[param(schema_with = output, required = false)]
     output: String,
+}
+
+/// What both routes answer where they do not do the work.
+#[derive(IntoResponses)]
+pub enum AudioRefusals {
+    /// Not a form, not audio, or a request that the model cannot do.
+    #[response(status = 400)]
+    Impossible(Refusal),
+    /// This server has API keys, and the request has none of them.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`.")))]
+    NoKey(Refusal),
+    /// The upload stopped in the middle.
+    #[response(status = 408)]
+    Stalled(Refusal),
+    /// The upload is larger than this server takes.
+    #[response(status = 413)]
+    TooLarge(Refusal),
+    /// The file is missing, or a parameter is wrong.
+    #[response(status = 422)]
+    Faults(Faults),
+    /// The recording was understood, but the work failed.
+    #[response(status = 500, content_type = "text/plain; charset=utf-8")]
+    Failed(String),
+    /// Too many requests wait, or the model cannot be loaded now.
+    #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds until it may work.")))]
+    Unavailable(Refusal),
+    /// It held the model for longer than this server allows.
+    #[response(status = 504)]
+    Overdue(Refusal),
+    /// There is no room to store the upload.
+    #[response(status = 507)]
+    StorageFull(Refusal),
+}
+
+/// What the other routes of this group answer whom they do not know.
+#[derive(IntoResponses)]
+pub enum NoKey {
+    /// This server has API keys, and the request has none of them.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`.")))]
+    NoKey(Refusal),
+}
+
+/// The ways to show a key, which only some servers want.
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+        let header = ApiKeyValue::new("X-API-Key");
+        components.add_security_scheme("header", SecurityScheme::ApiKey(ApiKey::Header(header)));
+    }
 }
 
 /// The query of `/detect-language`.

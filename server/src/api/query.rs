@@ -23,17 +23,18 @@ pub struct AsrQuery {
 type Pairs = [(String, String)];
 
 impl AsrQuery {
-    /// All faults, or what was asked. `diarize`, `min_speakers` and `max_speakers` are checked and then ignored, as the
-    /// peer's engines ignore those that they do not have.
-    pub fn parse(pairs: &Pairs) -> Result<Self, Vec<FieldError>> {
+    /// All faults, or what was asked; what is not said is as in `defaults`. `diarize`, `min_speakers` and `max_speakers`
+    /// are checked and then ignored, as the peer's engines ignore those that they do not have.
+    pub fn parse(pairs: &Pairs, defaults: TranscribeOptions) -> Result<Self, Vec<FieldError>> {
         let mut faults = Vec::new();
         let encode = boolean(pairs, "encode", true, &mut faults);
         let task = task(pairs, &mut faults);
         let language = language(pairs, &mut faults);
-        let vad = boolean(pairs, "vad_filter", false, &mut faults);
+        let usual = defaults.vad.clone().unwrap_or_default();
+        let vad = boolean(pairs, "vad_filter", defaults.vad.is_some(), &mut faults);
         // Unknown to the peer.
-        let parallel = boolean(pairs, "vad_parallel", false, &mut faults);
-        let vad = (vad || parallel).then(|| VadOptions { parallel, ..VadOptions::default() });
+        let parallel = boolean(pairs, "vad_parallel", usual.parallel && vad, &mut faults);
+        let vad = (vad || parallel).then(|| VadOptions { parallel, ..usual });
         let word_timestamps = boolean(pairs, "word_timestamps", false, &mut faults);
         boolean(pairs, "diarize", false, &mut faults);
         integer(pairs, "min_speakers", &mut faults);
@@ -44,8 +45,14 @@ impl AsrQuery {
         }
         let initial_prompt = last(pairs, "initial_prompt").filter(|prompt| !prompt.is_empty()).map(str::to_owned);
         let output = last(pairs, "output").unwrap_or("txt").to_owned();
-        let options =
-            TranscribeOptions { task, language, initial_prompt, word_timestamps, vad, ..TranscribeOptions::default() };
+        let options = TranscribeOptions {
+            task,
+            language: language.or(defaults.language),
+            initial_prompt: initial_prompt.or(defaults.initial_prompt),
+            word_timestamps,
+            vad,
+            ..defaults
+        };
         Ok(Self { encode, options, layout, output })
     }
 
@@ -164,7 +171,7 @@ mod tests {
 
     fn parse(pairs: &[(&str, &str)]) -> Result<AsrQuery, Vec<FieldError>> {
         let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        AsrQuery::parse(&pairs)
+        AsrQuery::parse(&pairs, TranscribeOptions::default())
     }
 
     #[test]
@@ -230,6 +237,27 @@ mod tests {
         assert_eq!(parse(&[("vad_filter", "0")]).unwrap().options.vad, None);
         let parallel = Some(VadOptions { parallel: true, ..VadOptions::default() });
         assert_eq!(parse(&[("vad_parallel", "1")]).unwrap().options.vad, parallel);
+    }
+
+    #[test]
+    fn what_is_not_said_is_as_the_model_has_it() {
+        let defaults = TranscribeOptions {
+            language: Some("de".to_owned()),
+            initial_prompt: Some("Anna".to_owned()),
+            beam_size: Some(5),
+            vad: Some(VadOptions { parallel: true, ..VadOptions::default() }),
+            ..TranscribeOptions::default()
+        };
+        let parse = |pairs: &[(&str, &str)]| {
+            let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            AsrQuery::parse(&pairs, defaults.clone()).unwrap().options
+        };
+        assert_eq!(parse(&[]), defaults);
+        assert_eq!(
+            parse(&[("language", "fr"), ("vad_filter", "false")]),
+            TranscribeOptions { language: Some("fr".to_owned()), vad: None, ..defaults.clone() }
+        );
+        assert_eq!(parse(&[("vad_parallel", "false")]).vad, Some(VadOptions::default()));
     }
 
     #[test]

@@ -179,15 +179,6 @@ impl Speech for ServedModel {
     }
 }
 
-/// `options` with what they leave open taken from `defaults`.
-pub fn with_defaults(options: TranscribeOptions, defaults: TranscribeOptions) -> TranscribeOptions {
-    TranscribeOptions {
-        language: options.language.or(defaults.language),
-        initial_prompt: options.initial_prompt.or(defaults.initial_prompt),
-        ..options
-    }
-}
-
 fn other_answer() -> JobError {
     JobError::Failed("the model answered another question".to_owned())
 }

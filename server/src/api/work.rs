@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
+use hush_whisper::TranscribeOptions;
 use tokio_util::sync::CancellationToken;
 
 use super::ApiState;
@@ -37,6 +38,11 @@ impl ApiState {
             (_, FormFile::Text(text)) => faults.push(FieldError::not_a_file(text)),
         }
         Err(ApiError::Fields(faults))
+    }
+
+    /// Refuses `vad_filter` where the operator has not installed what it needs.
+    pub(super) fn check_vad(&self, options: &TranscribeOptions) -> Result<(), ApiError> {
+        if options.vad.is_some() && !self.config.has_vad { Err(ApiError::NoVad) } else { Ok(()) }
     }
 
     /// Decodes on a blocking thread, a bounded number at a time. Dropping the future ends the decoding.

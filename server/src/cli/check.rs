@@ -54,6 +54,13 @@ fn model(plan: &Plan) -> Value {
         "device": plan.settings.spec.device,
         "threads": plan.settings.spec.threads.unwrap_or(0),
         "maxQueue": policy.queue_limit,
-        "defaults": {"language": plan.defaults.language, "prompt": plan.defaults.initial_prompt},
+        "defaults": {
+            "language": plan.defaults.language,
+            "prompt": plan.defaults.initial_prompt,
+            "vadFilter": plan.defaults.vad.is_some(),
+            "vadParallel": plan.defaults.vad.as_ref().is_some_and(|vad| vad.parallel),
+            "beamSize": plan.defaults.beam_size,
+            "bestOf": plan.defaults.best_of,
+        },
     })
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::UNIX_EPOCH;
 
 use hush_whisper::TranscribeOptions;
+use hush_whisper::vad::SOURCE;
 use tokio_util::sync::CancellationToken;
 
 use super::env::Env;
@@ -50,11 +51,7 @@ impl Plan {
             site,
             card: card(found),
             aliases: own.aliases,
-            defaults: TranscribeOptions {
-                language: own.language,
-                initial_prompt: own.prompt,
-                ..TranscribeOptions::default()
-            },
+            defaults: own.defaults,
         }
     }
 }
@@ -106,6 +103,11 @@ pub enum PlanError {
     Resolve(#[from] resolve::ResolveError),
     #[error(transparent)]
     Device(#[from] SettingError),
+    #[error(
+        "model `{0}` detects voice activity by default, and the model for that is not here: fetch {SOURCE} and put it \
+         beside ONNX Runtime's library, or give its path with --vad-model"
+    )]
+    NoVad(String),
 }
 
 /// The models that the settings name, the default first; what is missing is installed where that is allowed.
@@ -128,6 +130,9 @@ pub fn plan(settings: &ServeSettings, env: &Env, ground: &Ground) -> Result<Vec<
         planned.push((resolved, own, site));
     }
     resolve::check_ids(planned.iter().map(|(found, ..)| found.id.as_str()))?;
+    if let Some((found, ..)) = planned.iter().find(|(_, own, _)| own.defaults.vad.is_some() && !ground.has_vad) {
+        return Err(PlanError::NoVad(found.id.clone()));
+    }
     Ok(planned.into_iter().map(|(found, own, site)| Plan::new(settings, own, &found, site)).collect())
 }
 
@@ -213,14 +218,14 @@ impl Fleet {
             let name = plan.settings.name.clone();
             let handle = match before.iter().position(|entry| entry.plan.settings.name == name) {
                 Some(at) => {
-                    before.remove(at);
+                    retract(&before.remove(at).plan, &self.metrics);
                     self.models.get(&name)
                 }
                 None => None,
             };
             let handle = match handle {
                 Some(handle) => {
-                    handle.update(plan.settings.spec.clone(), plan.settings.policy);
+                    handle.update(plan.settings.clone());
                     changes.kept.push(name);
                     handle
                 }
@@ -242,6 +247,7 @@ impl Fleet {
                 table.entries.push(entry);
                 continue;
             }
+            retract(&entry.plan, &self.metrics);
             let (models, name) = (Arc::clone(&self.models), entry.plan.settings.name);
             changes.removed.push(name.clone());
             tokio::spawn(async move { models.remove(&name, patience).await });
@@ -292,9 +298,20 @@ fn plan_installed(settings: &ServeSettings, name: &str, ground: &Ground) -> Opti
 
 /// Where the model runs, for the metrics.
 fn announce(plan: &Plan, metrics: &Metrics) {
+    let labels = device_labels(plan);
+    metrics.device_info.with_label_values(&labels.each_ref().map(String::as_str)).set(1.0);
+}
+
+/// Takes back what [`announce`] has said.
+fn retract(plan: &Plan, metrics: &Metrics) {
+    let labels = device_labels(plan);
+    // Fails only where it was never said.
+    let _ = metrics.device_info.remove_label_values(&labels.each_ref().map(String::as_str));
+}
+
+fn device_labels(plan: &Plan) -> [String; 4] {
     let Site { asked, placement, device, .. } = &plan.site;
-    let (asked, reason) = (asked.to_string(), placement.reason.as_deref().unwrap_or_default());
-    metrics.device_info.with_label_values(&[plan.settings.name.as_str(), &asked, device, reason]).set(1.0);
+    [plan.settings.name.clone(), asked.to_string(), device.clone(), placement.reason.clone().unwrap_or_default()]
 }
 
 fn served(plan: &Plan, handle: ModelHandle, ground: &Ground, stop: &CancellationToken) -> Arc<ServedModel> {

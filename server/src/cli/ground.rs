@@ -1,8 +1,8 @@
-//! Where the models of a server may run. Looked at once: trying CUDA takes seconds.
+//! Where the models of a server may run. CUDA is tried once, when a model first wants to know: it takes seconds.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::env::Env;
 use super::ort_lib::Placement;
@@ -16,9 +16,12 @@ use crate::metrics::Metrics;
 #[derive(Clone)]
 pub struct Ground {
     pub library: PathBuf,
+    /// Whether runners have the model for voice activity detection.
+    pub has_vad: bool,
+    program: PathBuf,
     env: Env,
-    /// What `auto` means here.
-    auto: Placement,
+    /// What `auto` means here, once a model has asked for that.
+    auto: Arc<OnceLock<Placement>>,
     /// Instead of the device that a model runs on ([`super::settings::MemorySettings::account_gpu`]).
     account_gpu: Option<GpuRef>,
     /// What runners inherit, so that all of them count the GPUs alike.
@@ -37,17 +40,35 @@ pub struct Site {
 }
 
 impl Ground {
-    pub fn survey(settings: &ServeSettings, env: &Env, program: &Path, library: PathBuf) -> Result<Self, SettingError> {
-        let auto = ort_lib::placement(DeviceChoice::Auto, Some(&library), || cuda::probe(program, &library, 0));
-        let account_gpu = settings.memory.account_gpu;
-        let mut ground = Self { library, env: env.clone(), auto, account_gpu, runner_env: Vec::new() };
+    pub fn survey(
+        settings: &ServeSettings,
+        env: &Env,
+        program: &Path,
+        library: PathBuf,
+        has_vad: bool,
+    ) -> Result<Self, SettingError> {
+        let mut ground = Self {
+            library,
+            has_vad,
+            program: program.to_owned(),
+            env: env.clone(),
+            auto: Arc::default(),
+            account_gpu: settings.memory.account_gpu,
+            runner_env: Vec::new(),
+        };
         ground.runner_env = cuda::Seat::of(ground.placement(settings.engine.device).device, env)?.env;
         Ok(ground)
     }
 
     pub fn placement(&self, choice: DeviceChoice) -> Placement {
         match choice {
-            DeviceChoice::Auto => self.auto.clone(),
+            DeviceChoice::Auto => self
+                .auto
+                .get_or_init(|| {
+                    let probe = || cuda::probe(&self.program, &self.library, 0);
+                    ort_lib::placement(choice, Some(&self.library), probe)
+                })
+                .clone(),
             named => ort_lib::placement(named, Some(&self.library), || Ok(())),
         }
     }

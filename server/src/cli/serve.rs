@@ -25,7 +25,7 @@ use crate::audio::{DecodeOptions, Ffmpeg};
 use crate::format::JsonShape;
 use crate::gpu::GpuCollector;
 use crate::metrics::{self, Metrics};
-use crate::residency::reclaim_memory;
+use crate::residency::{Governor, reclaim_memory};
 use crate::runner;
 use crate::serve::{ServeOptions, serve};
 
@@ -44,7 +44,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
     let vad_model = vad_model::find(settings.engine.vad_model.as_deref(), &library, &program)?;
     let has_vad = vad_model.is_some();
-    let ground = Ground::survey(settings, env, &program, library.clone())?;
+    let ground = Ground::survey(settings, env, &program, library.clone(), has_vad)?;
     let plans = fleet::plan(settings, env, &ground)?;
     if settings.check_config {
         return check::print(settings, &plans).context("printing the settings");
@@ -80,9 +80,9 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         let fleet = Fleet::start(settings, plans, runners, ground.clone(), &accounts, &metrics, stop.clone())?;
         let fleet = Arc::new(fleet);
-        let models = Arc::clone(fleet.models());
+        let (models, governor) = (Arc::clone(fleet.models()), Governor::default());
         if let Some(percent) = settings.memory.reclaimer {
-            tokio::spawn(reclaim_memory(models.clone(), accounts, f64::from(percent) / 100.0));
+            tokio::spawn(reclaim_memory(models.clone(), accounts, f64::from(percent) / 100.0, governor.clone()));
         }
         let catalogue = Arc::clone(&fleet) as Arc<dyn Catalogue>;
         let config = ApiConfig { keys: security::api_keys(&settings.security)?, has_vad, ..api_config(settings) };
@@ -94,7 +94,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let (ops_listener, ops_address) = bind("--ops-listen", settings.ops_listen).await?;
         let ops_stop = CancellationToken::new();
         let access = security::access(&settings.security, ops_address.ip())?;
-        let admin = AdminState::new(Arc::clone(&models), access, ops_stop.clone());
+        let admin = AdminState::new(Arc::clone(&models), access, ops_stop.clone()).noting(governor);
         let ops = metrics::router(Arc::clone(&metrics), Some(gpus)).merge(admin::router(admin, Arc::clone(&metrics)));
         for model in models.iter() {
             tracing::info!(model = model.name(), "model");

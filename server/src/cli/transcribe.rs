@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, bail, ensure};
-use hush_whisper::engine::LoadTimings;
 use hush_whisper::vad::VadError;
 use hush_whisper::{Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOptions, runtime};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -89,7 +88,7 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
         max_batch: if settings.vad.as_ref().is_some_and(|vad| vad.parallel) { PARALLEL_WINDOWS } else { 1 },
         memory_limit_bytes: None,
     };
-    let engine = Engine::load(&ModelDir::open(&model.dir)?, &options, &mut LoadTimings::default())?;
+    let engine = Engine::load(&ModelDir::open(&model.dir)?, &options)?;
     if let Some(model) = vad_model {
         engine.use_vad(model);
     }

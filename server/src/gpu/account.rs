@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hush_contract::metrics as names;
-use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::need::{NeedKey, Needs};
@@ -24,7 +23,7 @@ const LOOK_FIRST: Duration = Duration::from_millis(10);
 const LOOK_LATER: Duration = Duration::from_millis(100);
 
 /// Where a model's memory is counted, and what is known of its need before it was ever seen.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountSettings {
     pub gpu: GpuRef,
     pub precision: String,
@@ -134,6 +133,18 @@ impl Accounts {
         Account { model: model.to_owned(), inner: self.inner.clone() }
     }
 
+    /// The account of a model whose settings may have changed while it is not loaded. What is known of its device is kept
+    /// where that is still the same. `None`: its device is not measured any more.
+    pub fn reopen(&self, model: &str, settings: Option<AccountSettings>) -> Option<Account> {
+        let Some(settings) = settings else {
+            self.inner.book().remove(model);
+            return None;
+        };
+        let is_same = self.inner.book().get(model).is_some_and(|entry| entry.settings == settings);
+        let account = Account { model: model.to_owned(), inner: self.inner.clone() };
+        Some(if is_same { account } else { self.open(model, settings) })
+    }
+
     /// By model.
     pub fn list(&self) -> Vec<(String, ModelMemory)> {
         let view = self.inner.sampler.view();
@@ -228,10 +239,6 @@ pub struct Account {
 }
 
 impl Account {
-    pub fn follow(&self) -> watch::Receiver<Arc<View>> {
-        self.inner.sampler.follow()
-    }
-
     pub fn memory(&self) -> ModelMemory {
         let view = self.inner.sampler.view();
         let book = self.inner.book();

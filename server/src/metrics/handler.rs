@@ -17,7 +17,9 @@ use crate::serve;
 ///
 /// `gpus`: looked at anew for each scrape, so that whoever decides by the figures decides by what is so now.
 pub fn router(metrics: Arc<Metrics>, gpus: Option<Sampler>) -> Router {
-    let recorded = middleware::from_fn_with_state(Arc::clone(&metrics), serve::record);
+    let panicked = |_: &str| StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    let recorder = serve::Recorder { metrics: Arc::clone(&metrics), panicked };
+    let recorded = middleware::from_fn_with_state(recorder, serve::record);
     Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok" }))

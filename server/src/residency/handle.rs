@@ -10,12 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::job::{self, Attempt, Output};
-use super::machine::{LeaseId, Load, Policy, Refusal, Unload, UnloadReport};
+use super::machine::{LeaseId, Load, Refusal, Unload, UnloadReport};
+use super::models::ModelSettings;
 use super::owner::{Grant, Message};
 use super::snapshot::{Board, Snapshot};
 use crate::job::{Audio, JobError, Outcome, Work};
 use crate::request;
-use crate::runner::wire::LoadSpec;
 use crate::runner::{Ending, Runner};
 
 /// Of one job: after that its input is suspect.
@@ -143,10 +143,10 @@ impl ModelHandle {
         self.ask(|reply| Message::Unload { unload, reply }).await.unwrap_or(Err(UnloadRefusal::NotLoaded))
     }
 
-    /// Another policy from now on, another way to load from the next load on.
-    pub fn update(&self, spec: LoadSpec, policy: Policy) {
+    /// Another policy from now on, another way to load from the next load on. The name stays what it is.
+    pub fn update(&self, settings: ModelSettings) {
         // Without an owner there is nothing left to change.
-        let _ = self.shared.inbox.send(Message::Update { spec, policy });
+        let _ = self.shared.inbox.send(Message::Update(settings));
     }
 
     /// Serves what has arrived, refuses what comes, ends the runner; waits for nobody after `deadline`.

@@ -8,6 +8,7 @@
 
 mod collector;
 mod feed;
+mod governor;
 mod handle;
 mod job;
 pub mod lru;
@@ -17,9 +18,11 @@ mod owner;
 mod places;
 mod reclaimer;
 mod snapshot;
+mod tally;
 
 pub use collector::ResidencyCollector;
 pub use feed::{Change, Feed};
+pub use governor::{Following, Governor};
 pub use handle::{LoadError, Loading, ModelHandle, PendingLoad};
 pub use machine::{Load, LossCause, Policy, Reclaimed, Residency, Unload, UnloadReport, Verdict};
 pub use models::{ModelSettings, Models, StartError};

@@ -16,7 +16,7 @@ use super::handle::ModelHandle;
 use super::machine::Policy;
 use super::owner::Owner;
 use super::places::Places;
-use super::snapshot::{About, Board};
+use super::snapshot::Board;
 use crate::gpu::{AccountSettings, Accounts};
 use crate::metrics::Metrics;
 use crate::runner::wire::LoadSpec;
@@ -162,16 +162,9 @@ impl Shared {
             return Err(StartError::Twice(name));
         }
         let (inbox, messages) = mpsc::unbounded_channel();
-        let account = self
-            .accounts
-            .as_ref()
-            .zip(settings.account.clone())
-            .map(|(accounts, account)| accounts.open(&name, account));
-        let (device, precision) = (settings.spec.device.clone(), settings.precision.clone());
-        let about = About { model: name.clone(), device, precision };
-        let board = Board::new(about, settings.policy.residency, account.clone(), self.feed.clone());
+        let board = Board::new(&settings, self.feed.clone());
         let (weak, metrics) = (inbox.downgrade(), Arc::clone(&self.metrics));
-        let owner = Owner::new(settings, account, self.runners.clone(), metrics, board.clone(), weak);
+        let owner = Owner::new(settings, self.accounts.clone(), self.runners.clone(), metrics, board.clone(), weak);
         tokio::spawn(owner.among(self.places.clone()).run(messages));
         let handle = ModelHandle::new(name.clone(), inbox, board);
         models.insert(name, handle.clone());

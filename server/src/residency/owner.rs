@@ -10,17 +10,17 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::machine::{
-    CommandId, Count, Effect, Event, LeaseId, Load, LostWhy, Machine, Moment, Policy, Reclaimed, Refusal, Unload,
-    UnloadReport,
+    CommandId, Effect, Event, LeaseId, Load, LostWhy, Machine, Moment, Policy, Reclaimed, Refusal, Unload, UnloadReport,
 };
 use super::models::ModelSettings;
 use super::places::{Guest, Place, Places};
 use super::snapshot::{Board, Facts};
-use crate::gpu::{Account, Measured, View};
+use super::tally;
+use crate::gpu::{Account, Accounts, Measured, View};
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::runner::wire::LoadSpec;
-use crate::runner::{LoadTimings, Runner, RunnerEvent, Runners};
+use crate::runner::{Runner, RunnerEvent, Runners};
 
 pub(super) type Inbox = mpsc::UnboundedReceiver<Message>;
 pub(super) type Grant = Result<Runner, Refusal>;
@@ -46,10 +46,7 @@ pub(super) enum Message {
         reply: oneshot::Sender<Result<UnloadReport, UnloadRefusal>>,
     },
     /// Other settings: the policy holds at once, the rest from the next load on.
-    Update {
-        spec: LoadSpec,
-        policy: Policy,
-    },
+    Update(ModelSettings),
     Runner {
         generation: u64,
         event: RunnerEvent,
@@ -73,10 +70,15 @@ pub(super) enum Message {
 pub(super) struct Owner {
     model: String,
     spec: LoadSpec,
+    precision: Option<String>,
+    /// Settings that wait until nothing is loaded by the old ones.
+    next: Option<ModelSettings>,
     runners: Runners,
     metrics: Arc<Metrics>,
     board: Board,
-    /// `None`: its device is not measured.
+    /// `None`: no device is measured.
+    accounts: Option<Accounts>,
+    /// `None`: the model's device is not measured.
     account: Option<Account>,
     /// For the news of runners and devices. Weak: a model that nobody can ask for ends.
     own_inbox: mpsc::WeakUnboundedSender<Message>,
@@ -104,20 +106,24 @@ pub(super) struct Owner {
 impl Owner {
     pub(super) fn new(
         settings: ModelSettings,
-        account: Option<Account>,
+        accounts: Option<Accounts>,
         runners: Runners,
         metrics: Arc<Metrics>,
         board: Board,
         own_inbox: mpsc::WeakUnboundedSender<Message>,
     ) -> Self {
-        let ModelSettings { name: model, spec, policy, .. } = settings;
+        let ModelSettings { name: model, spec, precision, policy, account } = settings;
+        let account = accounts.as_ref().zip(account).map(|(accounts, account)| accounts.open(&model, account));
         let policy = Policy { accounted: account.is_some(), ..policy };
         Self {
             model,
             spec,
+            precision,
+            next: None,
             runners,
             metrics,
             board,
+            accounts,
             account,
             own_inbox,
             machine: Machine::new(policy),
@@ -144,7 +150,7 @@ impl Owner {
     }
 
     pub(super) async fn run(mut self, mut inbox: Inbox) {
-        let mut views = self.account.as_ref().map(Account::follow);
+        let mut views = self.accounts.as_ref().map(|accounts| accounts.sampler().follow());
         self.step(Event::Tick);
         loop {
             let is_short = self.machine.shortage().is_some();
@@ -188,9 +194,9 @@ impl Owner {
                 self.unloads.insert(command, reply);
                 self.step(Event::Unload { command, unload });
             }
-            Message::Update { spec, policy } => {
-                self.spec = spec;
-                let policy = Policy { accounted: self.account.is_some(), ..policy };
+            Message::Update(settings) => {
+                let policy = Policy { accounted: self.account.is_some(), ..settings.policy };
+                self.next = Some(settings);
                 self.step(Event::Policy { policy });
             }
             Message::Runner { generation, event } => self.hear(generation, event),
@@ -202,7 +208,13 @@ impl Owner {
                 }
             }
             Message::Measured(measured) => self.measured(measured),
-            Message::Reclaimed { generation, memory } => self.step(Event::Reclaimed { generation, memory }),
+            Message::Reclaimed { generation, memory } => {
+                // The next load may be part of this step.
+                if generation == self.machine.generation() {
+                    self.adopt();
+                }
+                self.step(Event::Reclaimed { generation, memory });
+            }
             Message::Shutdown { deadline, reply } => {
                 if self.stopped {
                     let _ = reply.send(());
@@ -227,12 +239,16 @@ impl Owner {
                 if current {
                     self.loaded_since = Some(Instant::now());
                     self.last_load = Some(timings.total);
-                    self.note_load(generation, timings);
+                    tally::load(&self.metrics, &self.model, generation, timings);
                     if let (Some(account), Some(pid)) = (self.account.clone(), self.pid) {
                         tokio::spawn(async move { account.loaded(pid).await });
                     }
                 }
                 self.step(Event::Loaded { generation });
+            }
+            RunnerEvent::Settled(took) => {
+                tracing::debug!(model = self.model, generation, settled_seconds = took.as_secs_f64(), "settled");
+                self.step(Event::Settled { generation });
             }
             RunnerEvent::LoadFailed { cause, out_of_memory } => {
                 tracing::warn!(model = self.model, generation, "load failed: {cause}");
@@ -264,6 +280,10 @@ impl Owner {
                     self.loaded_since = None;
                     self.with_account(Account::gone);
                     tokio::task::spawn_blocking(memory::give_back);
+                    // Otherwise the old account still has to see its memory come back.
+                    if self.account.is_none() {
+                        self.adopt();
+                    }
                 }
                 self.step(Event::Exited { generation });
             }
@@ -316,6 +336,22 @@ impl Owner {
         for effect in effects {
             self.perform(effect);
         }
+        let is_loaded =
+            matches!(after, ModelState::Loading | ModelState::Ready | ModelState::Draining | ModelState::Unloading);
+        if !is_loaded {
+            self.adopt();
+        }
+    }
+
+    /// Takes over the settings that wait, now that nothing is loaded by the old ones.
+    fn adopt(&mut self) {
+        let Some(settings) = self.next.take() else { return };
+        let ModelSettings { spec, precision, policy, account, .. } = settings;
+        (self.spec, self.precision) = (spec, precision);
+        if let Some(accounts) = &self.accounts {
+            self.account = accounts.reopen(&self.model, account);
+        }
+        self.step(Event::Policy { policy: Policy { accounted: self.account.is_some(), ..policy } });
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -370,7 +406,7 @@ impl Owner {
                     let _ = reply.send(Ok(report));
                 }
             }
-            Effect::Count(count) => self.count(count),
+            Effect::Count(count) => tally::count(&self.metrics, &self.model, count),
             Effect::Stopped => {
                 self.stopped = true;
                 for reply in self.shutdowns.drain(..) {
@@ -416,68 +452,13 @@ impl Owner {
         }
     }
 
-    fn count(&self, count: Count) {
-        let (metrics, model) = (&self.metrics, self.model.as_str());
-        match count {
-            Count::Loaded { .. } => metrics.loads_total.with_label_values(&[model, "success"]).inc(),
-            Count::LoadFailed => metrics.loads_total.with_label_values(&[model, "failure"]).inc(),
-            Count::Unloaded { reason, total } => {
-                metrics.unloads_total.with_label_values(&[model, reason.as_str()]).inc();
-                metrics.unload_duration_seconds.with_label_values(&[model]).observe(total.as_secs_f64());
-                tracing::info!(model, reason = reason.as_str(), reaped_seconds = total.as_secs_f64(), "unloaded");
-            }
-            Count::Reclaimed { memory, took } => {
-                metrics.reclaimed_bytes_total.with_label_values(&[model]).inc_by(memory.reclaimed_bytes);
-                metrics.reclaim_duration_seconds.with_label_values(&[model]).observe(took.as_secs_f64());
-                let Reclaimed { vram_before_bytes, reclaimed_bytes, residual_bytes, taken_bytes, verdict } = memory;
-                tracing::info!(
-                    model,
-                    vram_before_bytes,
-                    reclaimed_bytes,
-                    residual_bytes,
-                    taken_bytes,
-                    verdict = verdict.as_str(),
-                    settle_seconds = took.as_secs_f64(),
-                    "device memory after the unload"
-                );
-            }
-            Count::OutOfMemory => metrics.out_of_memory_total.with_label_values(&[model]).inc(),
-            Count::UnloadRefused(refusal) => {
-                metrics.unload_refused_total.with_label_values(&[model, refusal.as_str()]).inc();
-            }
-            Count::RunnerLost(cause) => {
-                metrics.runner_restarts_total.with_label_values(&[model, cause.as_str()]).inc();
-            }
-            Count::Interarrival(gap) => {
-                metrics.interarrival_seconds.with_label_values(&[model]).observe(gap.as_secs_f64());
-            }
-            Count::ColdStart(wait) => {
-                metrics.cold_start_wait_seconds.with_label_values(&[model]).observe(wait.as_secs_f64());
-            }
-        }
-    }
-
-    fn note_load(&self, generation: u64, timings: LoadTimings) {
-        let LoadTimings { spawn, libraries, sessions, total } = timings;
-        for (phase, took) in [("spawn", spawn), ("libraries", libraries), ("sessions", sessions), ("total", total)] {
-            let histogram = self.metrics.load_duration_seconds.with_label_values(&[self.model.as_str(), phase]);
-            histogram.observe(took.as_secs_f64());
-        }
-        tracing::info!(
-            model = self.model,
-            generation,
-            spawn_seconds = spawn.as_secs_f64(),
-            libraries_seconds = libraries.as_secs_f64(),
-            sessions_seconds = sessions.as_secs_f64(),
-            total_seconds = total.as_secs_f64(),
-            "loaded"
-        );
-    }
-
     fn publish(&self) {
         let machine = &self.machine;
         let ready = matches!(machine.state(), ModelState::Ready | ModelState::Draining);
         self.board.write(Facts {
+            device: self.spec.device.clone(),
+            precision: self.precision.clone(),
+            account: self.account.clone(),
             state: machine.state(),
             generation: machine.generation(),
             inflight: machine.inflight(),

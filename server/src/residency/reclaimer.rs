@@ -1,4 +1,5 @@
-//! `--memory-reclaimer`: the server's own answer to a full device, for where no controller decides over several servers.
+//! `--memory-reclaimer`: the server's own answer to a full device, for where no controller decides over several servers;
+//! where one does, it stands back.
 //! After LocalAI's watchdog: over the threshold the least recently used idle model leaves, one at a time. Unlike there,
 //! each device is looked at by itself (a sum over all hides a full one), and nothing happens twice on one measurement.
 
@@ -7,19 +8,29 @@ use std::time::{Duration, Instant};
 
 use hush_contract::{ModelState, UnloadReason};
 
+use super::governor::Governor;
 use super::machine::Unload;
 use super::models::Models;
 use super::snapshot::Snapshot;
 use crate::gpu::{Accounts, Device};
 
 /// Runs until the sampler ends. `threshold`: used memory over the whole, from 0 to 1.
-pub async fn reclaim_memory(models: Arc<Models>, accounts: Accounts, threshold: f64) {
+pub async fn reclaim_memory(models: Arc<Models>, accounts: Accounts, threshold: f64, governor: Governor) {
+    let mut stands_back = false;
     let mut views = accounts.sampler().follow();
     // Only what was measured after the last unload says whether another is needed.
     let mut newer_than = Instant::now();
     while views.changed().await.is_ok() {
         let view = views.borrow_and_update().clone();
         if view.begun < newer_than || view.fault.is_some() {
+            continue;
+        }
+        if governor.is_present(Instant::now()) != stands_back {
+            stands_back = !stands_back;
+            let why = if stands_back { "a controller governs this server" } else { "no controller is there any more" };
+            tracing::info!(stands_back, "the memory reclaimer: {why}");
+        }
+        if stands_back {
             continue;
         }
         for device in view.devices.iter().filter(|device| device.fault.is_none() && is_over(device, threshold)) {

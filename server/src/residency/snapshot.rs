@@ -8,13 +8,14 @@ use tokio::time::Instant;
 
 use super::feed::Feed;
 use super::machine::Residency;
+use super::models::ModelSettings;
 use crate::gpu::{Account, ModelMemory};
 
 /// A model at one moment. To decide anything by it is a race: send the owner a conditional command instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     pub model: String,
-    /// As the server was told: `cpu`, `cuda:0`.
+    /// Where it is loaded, or will be: `cpu`, `cuda:0`.
     pub device: String,
     /// How its weights are stored; `None`: not known.
     pub precision: Option<String>,
@@ -50,8 +51,12 @@ pub struct Failure {
 }
 
 /// The owner writes, everybody reads; what grows with time is computed by the reader.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Facts {
+    pub(super) device: String,
+    pub(super) precision: Option<String>,
+    /// `None`: its device is not measured.
+    pub(super) account: Option<Account>,
     pub(super) residency: Residency,
     pub(super) state: ModelState,
     pub(super) generation: u64,
@@ -67,9 +72,13 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    fn of(residency: Residency) -> Self {
+    /// Before its owner has said anything.
+    fn of(settings: &ModelSettings) -> Self {
         Self {
-            residency,
+            device: settings.spec.device.clone(),
+            precision: settings.precision.clone(),
+            account: None,
+            residency: settings.policy.residency,
             state: ModelState::Unloaded,
             generation: 0,
             inflight: 0,
@@ -90,31 +99,23 @@ impl Facts {
 
     /// Whether those who follow the model hear of the step from `before` to here.
     fn is_news(&self, before: &Self) -> bool {
-        (self.state, self.generation, self.is_busy(), self.hold_until.is_some(), self.residency)
-            != (before.state, before.generation, before.is_busy(), before.hold_until.is_some(), before.residency)
+        let state = |facts: &Self| (facts.state, facts.generation, facts.is_busy(), facts.hold_until.is_some());
+        state(self) != state(before)
+            || (self.residency, &self.device, &self.precision) != (before.residency, &before.device, &before.precision)
     }
-}
-
-/// What does not change while a model lives.
-#[derive(Clone, Debug)]
-pub(super) struct About {
-    pub(super) model: String,
-    pub(super) device: String,
-    pub(super) precision: Option<String>,
 }
 
 #[derive(Clone)]
 pub(super) struct Board {
-    about: Arc<About>,
+    model: Arc<str>,
     facts: Arc<Mutex<Facts>>,
-    /// `None`: its device is not measured.
-    account: Option<Account>,
     feed: Feed,
 }
 
 impl Board {
-    pub(super) fn new(about: About, residency: Residency, account: Option<Account>, feed: Feed) -> Self {
-        Self { about: Arc::new(about), facts: Arc::new(Mutex::new(Facts::of(residency))), account, feed }
+    pub(super) fn new(settings: &ModelSettings, feed: Feed) -> Self {
+        let facts = Arc::new(Mutex::new(Facts::of(settings)));
+        Self { model: settings.name.as_str().into(), facts, feed }
     }
 
     /// For the owner alone.
@@ -133,11 +134,10 @@ impl Board {
     fn snapshot(&self, facts: Facts) -> Snapshot {
         let elapsed = |since: Option<Instant>| since.map_or(Duration::ZERO, |since| since.elapsed());
         let left = |until: Instant| until.saturating_duration_since(Instant::now());
-        let About { model, device, precision } = self.about.as_ref().clone();
         Snapshot {
-            model,
-            device,
-            precision,
+            model: self.model.to_string(),
+            device: facts.device,
+            precision: facts.precision,
             residency: facts.residency,
             state: facts.state,
             generation: facts.generation,
@@ -150,7 +150,7 @@ impl Board {
             runner_pid: facts.runner_pid,
             failure: facts.failure.map(|(cause, until)| Failure { cause, retry_after: left(until) }),
             demand_bytes: facts.demand_bytes,
-            memory: self.account.as_ref().map(Account::memory),
+            memory: facts.account.as_ref().map(Account::memory),
         }
     }
 }

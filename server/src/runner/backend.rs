@@ -5,7 +5,6 @@ use std::error::Error;
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
-use hush_whisper::engine::LoadTimings;
 use hush_whisper::vad::VadError;
 use hush_whisper::{
     Device, Engine, EngineOptions, LanguageProbability, ModelDir, PcmSource, Sink, TranscribeError, TranscribeOptions,
@@ -33,7 +32,7 @@ impl Backend for EngineBackend {
         let (prepack, memory_limit_bytes, max_batch) = (spec.prepack, spec.memory_limit_bytes, spec.max_batch);
         let options = EngineOptions { device, threads, prepack, max_batch, memory_limit_bytes };
         let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
-        let engine = Engine::load(&model, &options, &mut LoadTimings::default()).map_err(|error| explain(&error))?;
+        let engine = Engine::load(&model, &options).map_err(|error| explain(&error))?;
         if let Some(model) = env::var_os(vad::PATH_VARIABLE).filter(|path| !path.is_empty()) {
             engine.use_vad(model.into());
         }
@@ -42,6 +41,10 @@ impl Backend for EngineBackend {
 }
 
 impl Model for Engine {
+    fn settle(&self) -> Result<(), String> {
+        Self::settle(self).map_err(|error| explain(error))
+    }
+
     fn transcribe(
         &self,
         audio: &mut dyn PcmSource,

@@ -8,6 +8,7 @@
 
 mod backend;
 pub mod child;
+mod frames;
 mod process;
 mod spawn;
 mod supervisor;

@@ -71,7 +71,10 @@ pub enum RunnerEvent {
     Started {
         pid: u32,
     },
+    /// Work may begin.
     Loaded(LoadTimings),
+    /// All of it is loaded, so long after the sessions were begun. [`Self::LoadFailed`] may come in its place.
+    Settled(Duration),
     LoadFailed {
         cause: String,
         out_of_memory: bool,

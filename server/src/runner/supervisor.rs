@@ -8,16 +8,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::frames::{FrameReader, write_frames};
 use super::process::{Ending, JobEvent, LoadTimings, Notify, RunnerEvent, Settings};
 use super::spawn::Spawner;
-use super::wire::{Decoder, FailureKind, FromRunner, JobId, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION};
+use super::wire::{FailureKind, FromRunner, JobId, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION};
 use crate::job::Work;
 use crate::residency::machine::{Loss, LossCause};
 
@@ -66,7 +65,7 @@ pub(super) async fn run(
         stop_by: None,
         told: false,
     };
-    let mut reader = FrameReader { socket: read, decoder: Decoder::default() };
+    let mut reader = FrameReader::new(read);
     let end = state.watch(&mut child, &mut reader, &mut inbox).await;
     state.finish(child, end, inbox, &ending).await;
 }
@@ -88,34 +87,6 @@ async fn refuse(
             notify(RunnerEvent::LoadFailed { cause: message, out_of_memory: false });
             notify(RunnerEvent::Exited);
             return;
-        }
-    }
-}
-
-async fn write_frames(mut socket: OwnedWriteHalf, mut outbox: mpsc::UnboundedReceiver<Bytes>) {
-    while let Some(frame) = outbox.recv().await {
-        // The reading side sees the end of the runner too, and knows what to do.
-        if socket.write_all(&frame).await.is_err() {
-            return;
-        }
-    }
-}
-
-struct FrameReader {
-    socket: OwnedReadHalf,
-    decoder: Decoder,
-}
-
-impl FrameReader {
-    /// The next message; `None` at the end. Nothing is lost when the future is dropped.
-    async fn next(&mut self) -> io::Result<Option<FromRunner>> {
-        loop {
-            if let Some(message) = self.decoder.message().map_err(io::Error::other)? {
-                return Ok(Some(message));
-            }
-            if self.socket.read_buf(self.decoder.buffer()).await? == 0 {
-                return Ok(None);
-            }
         }
     }
 }
@@ -366,6 +337,9 @@ impl Supervised {
                 load.deadline = None;
                 let timings = timings(load, self.hello, self.spawned_at, sessions_seconds);
                 self.tell(RunnerEvent::Loaded(timings));
+            }
+            FromRunner::Settled { seconds } => {
+                self.tell(RunnerEvent::Settled(Duration::try_from_secs_f64(seconds).unwrap_or_default()));
             }
             FromRunner::LoadFailed { kind, message: cause } => {
                 if let Some(load) = &mut self.load {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::job::{Outcome, Work};
 
 /// Both sides are the same binary, until somebody replaces it on disk under a running server.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The most samples in one audio frame: one window of Whisper, 1.9 MB.
 pub const MAX_SAMPLES: usize = 480_000;
@@ -79,8 +79,13 @@ pub enum FromRunner {
         runtime: Option<String>,
         libraries_seconds: f64,
     },
+    /// Work may begin.
     Loaded {
         sessions_seconds: f64,
+    },
+    /// All of it is loaded, counted from the same moment. A load may also still fail after [`Self::Loaded`].
+    Settled {
+        seconds: f64,
     },
     LoadFailed {
         kind: FailureKind,

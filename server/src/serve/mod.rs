@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use record::record;
+pub use record::{Recorder, record};
 pub use tls::Tls;
 
 /// Out of file descriptors, most likely: connections that end give some back.

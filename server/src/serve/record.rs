@@ -11,9 +11,9 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures_util::FutureExt;
 use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
@@ -26,18 +26,27 @@ const REQUEST_ID_LIMIT_BYTES: usize = 128;
 /// The client left before there was an answer (nginx's word for it).
 const CLIENT_GONE: u16 = 499;
 
-/// Middleware for [`axum::Router::layer`]: gives the request an id, answers 500 where a handler panics, and records
-/// how it went once the last byte of the answer is out or the client is gone.
+/// State of [`record`], for one listener.
+#[derive(Clone)]
+pub struct Recorder {
+    pub metrics: Arc<Metrics>,
+    /// What the client of a path is told when its handler has panicked.
+    pub panicked: fn(&str) -> Response,
+}
+
+/// Middleware for [`axum::Router::layer`]: gives the request an id, answers where a handler panics, and records how it
+/// went once the last byte of the answer is out or the client is gone.
 pub async fn record(
-    State(metrics): State<Arc<Metrics>>,
+    State(recorder): State<Recorder>,
     matched: Option<MatchedPath>,
     request: Request,
     next: Next,
 ) -> Response {
+    let Recorder { metrics, panicked } = recorder;
     let route = matched.map_or_else(|| "other".to_owned(), |matched| route(matched.as_str()));
     let id = request.headers().get(REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_id);
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), route);
-    let method = request.method().clone();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let facts = request::Request::new(id.to_str().unwrap_or_default());
     let mut record = Record {
         metrics,
@@ -53,8 +62,7 @@ pub async fn record(
     let answered = AssertUnwindSafe(facts.scope(next.run(request)).instrument(span)).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|panic| {
         record.span.in_scope(|| tracing::error!(message = message(&*panic), "a handler panicked"));
-        let content_type = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-        (StatusCode::INTERNAL_SERVER_ERROR, content_type, "Internal Server Error").into_response()
+        panicked(&path)
     });
     record.code = response.status().as_u16();
     response.headers_mut().insert(REQUEST_ID, id);

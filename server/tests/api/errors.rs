@@ -3,6 +3,7 @@
 
 use hush_server::job::JobError;
 
+use crate::openai::{TRANSCRIPTIONS, is_error, with};
 use crate::support::{Fake, Server, audio_file, form, golden, half_a_second, part, post};
 
 const MISSING: &str =
@@ -198,6 +199,9 @@ async fn a_panic_costs_one_request() {
     client.write(&post("/asr?encode=false", "multipart/form-data; boundary=B", &audio_file(&half_a_second()))).await;
     let headers = [("content-length", "21"), ("content-type", "text/plain; charset=utf-8")];
     client.answer().await.is("500 Internal Server Error", &headers, "Internal Server Error");
+    // In the words of the API that was asked.
+    let answer = server.post(TRANSCRIPTIONS, &with(&[])).await;
+    is_error(&answer, "500 Internal Server Error", "server_error", "null", "internal");
     client.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert_eq!(client.answer().await.body, "ok");
 }

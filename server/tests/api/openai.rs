@@ -23,7 +23,7 @@ pub fn with(fields: &[(&str, &str)]) -> Vec<u8> {
 }
 
 #[track_caller]
-fn is_error(answer: &Answer, status: &str, r#type: &str, param: &str, code: &str) {
+pub fn is_error(answer: &Answer, status: &str, r#type: &str, param: &str, code: &str) {
     let quote = |text: &str| if text == "null" { text.to_owned() } else { format!("\"{text}\"") };
     let tail = format!("\",\"type\":\"{type}\",\"param\":{},\"code\":{}}}}}", quote(param), quote(code));
     assert_eq!((answer.status.as_str(), answer.headers["content-type"].as_str()), (status, "application/json"));

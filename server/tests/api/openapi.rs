@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hush_server::api::openapi;
+use hush_server::api::{ApiConfig, openapi};
+use hush_server::auth::KeyFile;
+use hush_server::serve::ServeOptions;
 use serde_json::Value;
 
 use crate::support::{Answer, Fake, Server, audio_file, form, golden, half_a_second, part};
@@ -99,6 +101,29 @@ async fn every_described_route_answers_as_described() {
             is_described(&document, &operation, &path, &answer);
         }
     }
+}
+
+/// Where the server has API keys.
+#[tokio::test]
+async fn every_guarded_route_says_that_it_is() {
+    let document = document();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("keys"), "0123456789abcdef\n").unwrap();
+    let keys = Some(KeyFile::open(dir.path().join("keys")).unwrap());
+    let config = ApiConfig { keys, ..ApiConfig::default() };
+    let server = Server::with(Fake::answering(golden()), config, ServeOptions::default()).await;
+    for ((path, method), operation) in operations(&document) {
+        let target = path.replace("{id}", "tiny");
+        let answer = server.send(format!("{method} {target} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")).await;
+        let is_guarded = operation["responses"].get("401").is_some();
+        assert_eq!(answer.status == "401 Unauthorized", is_guarded, "{method} {path}: {}", answer.status);
+        if is_guarded {
+            assert_eq!(answer.headers["www-authenticate"], "Bearer");
+            is_described(&document, &operation, &path, &answer);
+        }
+    }
+    let schemes = document["components"]["securitySchemes"].as_object().unwrap();
+    assert_eq!(schemes.keys().collect::<Vec<_>>(), ["bearer", "header"]);
 }
 
 /// The name of the one file of a form, and the values of its field `response_format`.

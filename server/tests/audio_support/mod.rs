@@ -172,3 +172,28 @@ pub fn correlation(a: &[f32], b: &[f32], shift: isize) -> f64 {
 pub fn best_shift(a: &[f32], b: &[f32], most: isize) -> (isize, f64) {
     (-most..=most).map(|shift| (shift, correlation(a, b, shift))).max_by(|x, y| x.1.total_cmp(&y.1)).unwrap()
 }
+
+/// One of each kind.
+pub const FILES: &[&str] = &[
+    "formats/speech.flac",
+    "formats/speech-flac.mkv",
+    "formats/speech-alac.m4a",
+    "formats/speech.caf",
+    "formats/speech.aiff",
+    "formats/speech-mulaw.wav",
+    "formats/speech-adpcm-ima.wav",
+    "formats/speech-adpcm-ms.wav",
+    "formats/speech.mp3",
+    "formats/speech-cover.mp3",
+    "formats/speech-aac.m4a",
+    "formats/speech.aac",
+    "formats/speech-vorbis.ogg",
+    "formats/speech-vorbis.webm",
+    "formats/speech-opus.ogg",
+    "formats/speech-opus.webm",
+    "formats/speech-opus-live.webm",
+    "formats/two-tracks.mkv",
+    "formats/speech-ac3.mkv",
+    "formats/speech.wma",
+    "audio/en-1.wav",
+];

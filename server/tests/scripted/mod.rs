@@ -61,6 +61,12 @@ pub fn sum(samples: &[f32]) -> f64 {
 
 pub struct Scripted;
 
+/// What is left of a load: it ends so long after work may begin, well or not.
+pub struct Loaded {
+    settle: Duration,
+    broken: bool,
+}
+
 fn word<'a>(script: &'a str, name: &str) -> Option<&'a str> {
     script.split_whitespace().find_map(|word| match word.split_once('=') {
         Some((key, value)) => (key == name).then_some(value),
@@ -78,14 +84,14 @@ fn first_time(path: &str) -> bool {
 }
 
 impl Backend for Scripted {
-    type Model = Self;
+    type Model = Loaded;
 
     fn start() -> Result<(Self, String), String> {
         thread::sleep(millis(&env::var(START_MILLIS).unwrap_or_default(), "sleep"));
         Ok((Self, "scripted".to_owned()))
     }
 
-    fn load(&mut self, spec: &LoadSpec) -> Result<Self, String> {
+    fn load(&mut self, spec: &LoadSpec) -> Result<Loaded, String> {
         let script = spec.model_dir.to_str().unwrap();
         thread::sleep(millis(script, "sleep"));
         match (word(script, "fail"), word(script, "fail_once"), word(script, "hang_once")) {
@@ -97,12 +103,20 @@ impl Backend for Scripted {
             (_, _, Some(path)) if first_time(path) => loop {
                 thread::park();
             },
-            _ => Ok(Self),
+            _ => Ok(Loaded {
+                settle: millis(script, "settle"),
+                broken: word(script, "broken").is_some() || word(script, "broken_once").is_some_and(first_time),
+            }),
         }
     }
 }
 
-impl Model for Scripted {
+impl Model for Loaded {
+    fn settle(&self) -> Result<(), String> {
+        thread::sleep(self.settle);
+        if self.broken { Err("decoder.onnx is broken".to_owned()) } else { Ok(()) }
+    }
+
     fn transcribe(
         &self,
         audio: &mut dyn PcmSource,
@@ -112,6 +126,9 @@ impl Model for Scripted {
         let script = options.initial_prompt.as_deref().unwrap_or_default();
         if word(script, "die").is_some() || word(script, "die_once").is_some_and(first_time) {
             kill(process::id(), Signal::KILL);
+        }
+        if self.broken {
+            return Err(WorkFailure::Engine("there is no decoder".to_owned()));
         }
         if let Some(message) = word(script, "invalid") {
             return Err(WorkFailure::Invalid(message.to_owned()));

@@ -18,7 +18,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use hush_whisper::decoding::{Beam, Forced, Frame, Rules, Sampler, Search};
-use hush_whisper::engine::LoadTimings;
 use hush_whisper::{Device, Engine, EngineOptions, ModelDir, runtime};
 use serde_json::{Value, json};
 
@@ -42,7 +41,7 @@ fn main() -> Result<()> {
         Err(_) => Device::Cpu,
     };
     let options = EngineOptions { device, threads, prepack: true, max_batch, memory_limit_bytes: None };
-    let engine = Engine::load(&model, &options, &mut LoadTimings::default())?;
+    let engine = Engine::load(&model, &options)?;
     let bench = Bench { engine, tokens };
     for _ in 0..=runs {
         let line = match command {

@@ -23,6 +23,8 @@ pub struct Credentials {
     pub key: PathBuf,
     /// Signs the tokens of service accounts.
     pub account_key: PathBuf,
+    /// What those signatures are checked with: the API server takes no private key in this form for it.
+    pub account_public_key: PathBuf,
     account_key_pkcs8: Vec<u8>,
     /// Tokens of users who are no service accounts.
     pub users: PathBuf,
@@ -53,6 +55,7 @@ impl Credentials {
             certificate_der: cert.der().to_vec(),
             key: file("api-server.key", &signing_key.serialize_pem())?,
             account_key: file("accounts.key", &account_key.serialize_pem())?,
+            account_public_key: file("accounts.pub", &account_key.public_key_pem())?,
             account_key_pkcs8: account_key.serialize_der(),
             users: file("users.csv", &format!("{ADMIN_TOKEN},admin,admin,system:masters\n"))?,
         })

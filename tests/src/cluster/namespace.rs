@@ -23,6 +23,8 @@ pub struct Namespace {
 pub struct PodAt<'a> {
     pub name: &'a str,
     pub node: &'a str,
+    /// Its service account.
+    pub account: &'a str,
     pub labels: &'a [(&'a str, &'a str)],
     /// `gpu.hush.dev/ops-port`, or whatever the test wants to be read.
     pub annotations: &'a [(&'a str, &'a str)],
@@ -92,7 +94,7 @@ impl Namespace {
         let ports: Vec<_> = pod.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port})).collect();
         let object = serde_json::from_value(json!({
             "metadata": {"name": pod.name, "labels": map(pod.labels), "annotations": map(pod.annotations)},
-            "spec": {"nodeName": pod.node, "containers": [{"name": "server", "image": "hush-server", "ports": ports}]},
+            "spec": {"nodeName": pod.node, "serviceAccountName": pod.account, "containers": [{"name": "server", "image": "hush-server", "ports": ports}]},
         }))?;
         let pods = self.api::<core::Pod>();
         pods.create(&PostParams::default(), &object).await?;

@@ -156,7 +156,7 @@ impl ControlPlane {
     }
 
     fn spawn_api_server(&self) -> Result<()> {
-        let Credentials { certificate, key, account_key, users, .. } = &self.credentials;
+        let Credentials { certificate, key, account_key, account_public_key, users, .. } = &self.credentials;
         let mut command = Command::new(&self.programs.api_server);
         command
             .args(["--etcd-servers", &self.etcd_url, "--bind-address", "127.0.0.1"])
@@ -168,7 +168,7 @@ impl ControlPlane {
             .arg("--cert-dir")
             .arg(self.folder())
             .args(["--service-account-issuer", ISSUER, "--service-account-key-file"])
-            .arg(account_key)
+            .arg(account_public_key)
             .arg("--service-account-signing-key-file")
             .arg(account_key)
             .args(["--authorization-mode", "RBAC", "--token-auth-file"])

@@ -115,8 +115,15 @@ async fn a_token_dies_with_its_pod_and_with_its_account() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
     let guarded = Guarded::start(plane).await?;
     let namespace = &guarded.namespace;
-    let pod =
-        PodAt { name: "controller", node: "n1", labels: &[], annotations: &[], ports: &[], ip: Ipv4Addr::LOCALHOST };
+    let pod = PodAt {
+        name: "controller",
+        node: "n1",
+        account: CONTROLLER,
+        labels: &[],
+        annotations: &[],
+        ports: &[],
+        ip: Ipv4Addr::LOCALHOST,
+    };
     namespace.pod(&pod).await?;
     // Never shown before, so that no verdict is remembered.
     let bound = namespace.token_of_pod(CONTROLLER, AUDIENCE, "controller").await?;

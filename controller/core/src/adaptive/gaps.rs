@@ -1,9 +1,9 @@
-//! Gaps between requests in buckets that grow by an eighth of their octave, old ones fading.
+//! Gaps between requests in buckets that grow by a sixteenth of their octave, old ones fading.
 
 use std::time::Duration;
 
 /// A gap that is known to lie between two bounds, in milliseconds, both inclusive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Gap {
     pub least_ms: u64,
     pub most_ms: u64,
@@ -15,18 +15,38 @@ impl Gap {
     }
 
     pub fn between(least: Duration, most: Duration) -> Self {
-        let ms = |gap: Duration| u64::try_from(gap.as_millis()).unwrap_or(u64::MAX).min(LONGEST_MS);
-        Self { least_ms: ms(least), most_ms: ms(most) }
+        Self { least_ms: millis(least), most_ms: millis(most) }
+    }
+
+    /// Where nothing tells how long it was: twice as long as it was at least.
+    #[must_use]
+    pub fn closed(self) -> Self {
+        let open = self.most_ms == LONGEST_MS;
+        Self { most_ms: if open { self.least_ms.saturating_mul(2).min(LONGEST_MS) } else { self.most_ms }, ..self }
+    }
+
+    /// What both say; this one alone where they contradict each other.
+    #[must_use]
+    pub fn narrowed(self, other: Self) -> Self {
+        let both = Self { least_ms: self.least_ms.max(other.least_ms), most_ms: self.most_ms.min(other.most_ms) };
+        if both.least_ms <= both.most_ms { both } else { self }
     }
 }
 
 /// A year: nothing here depends on longer gaps, and sums of products stay far below their type's end.
 pub const LONGEST_MS: u64 = 365 * 24 * 3600 * 1000;
+
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(LONGEST_MS)
+}
+
 /// One observation. Weights are integers and fade by 1/64 with each further observation.
-pub const UNIT: u64 = 1 << 16;
+const UNIT: u64 = 1 << 16;
 const FADE_SHIFT: u32 = 6;
 /// A weight below this is rounding, not memory.
 const DUST: u64 = 1 << FADE_SHIFT;
+/// An octave has 2 to the power of this many buckets.
+const FINE: u32 = 4;
 
 /// Weights by bucket, ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,10 +62,23 @@ impl Gaps {
             *weight -= *weight >> FADE_SHIFT;
         }
         self.weights.retain(|(_, weight)| *weight > DUST);
-        let bound = upper_bound_ms(gap_ms);
-        match self.weights.binary_search_by_key(&bound, |(bound, _)| *bound) {
-            Ok(at) => self.weights[at].1 += UNIT,
-            Err(at) => self.weights.insert(at, (bound, UNIT)),
+        self.add(upper_bound_ms(gap_ms), UNIT);
+    }
+
+    /// Both together, as if one had seen it all.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let mut all = Self { weights: self.weights.clone(), observed: self.observed.saturating_add(other.observed) };
+        for &(bound, weight) in &other.weights {
+            all.add(bound, weight);
+        }
+        all
+    }
+
+    fn add(&mut self, bound_ms: u64, weight: u64) {
+        match self.weights.binary_search_by_key(&bound_ms, |(bound, _)| *bound) {
+            Ok(at) => self.weights[at].1 += weight,
+            Err(at) => self.weights.insert(at, (bound_ms, weight)),
         }
     }
 
@@ -57,22 +90,18 @@ impl Gaps {
     pub const fn observed(&self) -> u64 {
         self.observed
     }
-
-    pub fn total(&self) -> u64 {
-        self.weights.iter().map(|(_, weight)| weight).sum()
-    }
 }
 
-/// The least number of the form m * 2^n with m in 8..16 (or below 8) that is not less.
+/// The least number of the form m * 2^n with m in 16..32 (or below 16) that is not less.
 fn upper_bound_ms(ms: u64) -> u64 {
     let ms = ms.min(LONGEST_MS);
-    let shift = ms.checked_ilog2().unwrap_or(0).saturating_sub(3);
+    let shift = ms.checked_ilog2().unwrap_or(0).saturating_sub(FINE);
     ms.div_ceil(1 << shift) << shift
 }
 
 /// How far the bucket of this upper bound reaches down, at most.
 pub fn width_ms(bound_ms: u64) -> u64 {
-    1 << bound_ms.checked_ilog2().unwrap_or(0).saturating_sub(3)
+    1 << bound_ms.checked_ilog2().unwrap_or(0).saturating_sub(FINE)
 }
 
 #[cfg(test)]
@@ -80,11 +109,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_is_at_most_an_eighth_wider_than_its_gap() {
+    fn a_bucket_is_at_most_a_sixteenth_wider_than_its_gap() {
         for ms in (0..5_000).chain([60_000, 299_999, 300_000, 86_400_000, LONGEST_MS, u64::MAX]) {
             let bound = upper_bound_ms(ms);
             let ms = ms.min(LONGEST_MS);
-            assert!(bound >= ms && bound - ms <= ms / 8, "{ms} {bound}");
+            assert!(bound >= ms && bound - ms <= ms / 16 && bound - ms < width_ms(bound).max(1), "{ms} {bound}");
         }
     }
 
@@ -96,6 +125,26 @@ mod tests {
             gaps.observe(60_000);
         }
         assert_eq!(gaps.weights().len(), 1);
-        assert!(gaps.total() <= 64 * UNIT + UNIT);
+        assert!(gaps.weights()[0].1 <= 64 * UNIT + UNIT);
+    }
+
+    #[test]
+    fn both_together_are_their_sum() {
+        let of = |gaps: &[u64]| {
+            let mut all = Gaps::default();
+            gaps.iter().for_each(|gap| all.observe(*gap));
+            all
+        };
+        let both = of(&[16, 4096]).with(&of(&[16]));
+        assert_eq!(both.observed(), 3);
+        assert_eq!(both.weights().iter().map(|(bound, _)| *bound).collect::<Vec<_>>(), [16, 4096]);
+        assert!(both.weights()[0].1 > UNIT);
+    }
+
+    #[test]
+    fn bounds_narrow_each_other_unless_they_contradict() {
+        let gap = |least_ms, most_ms| Gap { least_ms, most_ms };
+        assert_eq!(gap(300, 600).narrowed(gap(0, 400)), gap(300, 400));
+        assert_eq!(gap(300, 600).narrowed(gap(700, 800)), gap(300, 600));
     }
 }

@@ -6,5 +6,6 @@ mod merge;
 mod one_step;
 mod over_time;
 mod residency;
+mod schedules;
 mod scopes;
 mod support;

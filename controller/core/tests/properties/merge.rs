@@ -1,6 +1,6 @@
 //! The merge of policies.
 
-use hush_core::{Asks, Merged, Residency};
+use hush_core::{Asks, Merged, Pick};
 use proptest::prelude::*;
 
 use crate::support::{GIB, asks, modes};
@@ -36,19 +36,27 @@ proptest! {
         prop_assert_eq!(a.merge(&Merged::of(policy, &Asks::default(), None, TOTAL)), a);
     }
 
+    /// Of no field does a tenant's policy leave more than the operator's floor.
     #[test]
     fn a_tenant_can_only_tighten(floor in merged(), tenant in merged()) {
+        fn least<T: Ord + Copy>(floor: Option<Pick<T>>, both: Option<Pick<T>>) -> bool {
+            floor.is_none_or(|floor| both.is_some_and(|both| both.value <= floor.value))
+        }
+        fn greatest<T: Ord + Copy>(floor: Option<Pick<T>>, both: Option<Pick<T>>) -> bool {
+            floor.is_none_or(|floor| both.is_some_and(|both| both.value >= floor.value))
+        }
         let both = floor.merge(&tenant);
-        let value = |merged: &Merged| merged.residency.map(|pick| pick.value);
-        prop_assert!(value(&both).unwrap_or(Residency::Resident) >= value(&floor).unwrap_or(Residency::Resident));
-        if let Some(timeout) = floor.idle_timeout {
-            prop_assert!(both.idle_timeout.unwrap().value <= timeout.value);
-        }
-        if let Some(below) = floor.hard_below {
-            prop_assert!(both.hard_below.unwrap().value >= below.value);
-        }
-        if let Some(priority) = floor.priority {
-            prop_assert!(both.priority.unwrap().value <= priority.value);
-        }
+        prop_assert!(greatest(floor.residency, both.residency));
+        prop_assert!(least(floor.idle_timeout, both.idle_timeout));
+        prop_assert!(least(floor.min_resident, both.min_resident));
+        prop_assert!(greatest(floor.hard_below, both.hard_below));
+        prop_assert!(greatest(floor.soft_below, both.soft_below));
+        prop_assert!(least(floor.grace_period, both.grace_period));
+        prop_assert!(greatest(floor.min_reclaim, both.min_reclaim));
+        prop_assert!(greatest(floor.transition_period, both.transition_period));
+        prop_assert!(least(floor.priority, both.priority));
+        prop_assert!(least(floor.min_loaded, both.min_loaded));
+        prop_assert!(least(floor.drain_timeout, both.drain_timeout));
+        prop_assert!(greatest(floor.hold_after_eviction, both.hold_after_eviction));
     }
 }

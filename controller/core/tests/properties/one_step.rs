@@ -79,6 +79,27 @@ proptest! {
     }
 
     #[test]
+    fn a_young_model_leaves_under_hard_pressure_only(world in worlds(), policies in policies()) {
+        let policies = enforced(&policies);
+        for decision in plan(&world, &policies).decisions.iter().filter(|d| d.action == Action::Unload) {
+            let model = find(&world, &decision.key());
+            let selecting = policies.iter().filter(|policy| policy.selects(model, &Default::default()));
+            let stays = selecting.filter_map(|policy| policy.asks.min_resident).min().unwrap_or_default();
+            prop_assert!(model.loaded_for >= stays || decision.reason == Reason::HardPressure, "{:?}", decision);
+        }
+    }
+
+    #[test]
+    fn the_same_world_gives_the_same_plan_and_the_same_memory(world in worlds(), policies in policies()) {
+        let (mut first, mut second) = (Memory::default(), Memory::default());
+        for second_of_time in 0..3 {
+            let now = at(second_of_time);
+            prop_assert_eq!(step(&mut first, now, &world, &policies), step(&mut second, now, &world, &policies));
+            prop_assert_eq!(&first, &second);
+        }
+    }
+
+    #[test]
     fn a_model_that_a_policy_protects_is_no_victim(world in worlds(), policies in policies()) {
         let policies = enforced(&policies);
         let plan = plan(&world, &policies);
@@ -105,6 +126,28 @@ proptest! {
             prop_assert!(dry.decisions.iter().all(|decision| decision.dry_run));
             let shown: Vec<_> = dry.decisions.into_iter().map(|d| hush_core::Decision { dry_run: false, ..d }).collect();
             prop_assert_eq!(shown, live.decisions);
+        }
+    }
+
+    /// Beside others that are in force: what is shown is the difference to the plan with it in force.
+    #[test]
+    fn a_dry_run_shows_what_it_would_change(world in worlds(), policies in policies()) {
+        let Some((policy, others)) = enforced(&policies).split_first().map(|(first, rest)| (first.clone(), rest.to_vec())) else {
+            return Ok(());
+        };
+        let with = |policy: Policy| plan(&world, &[others.clone(), vec![policy]].concat());
+        let (without, live) = (plan(&world, &others), with(policy.clone()));
+        let dry = with(Policy { dry_run: true, ..policy });
+        // The name of a policy is no difference in what is done.
+        let nameless = |d: &hush_core::Decision| hush_core::Decision { policy: String::new(), dry_run: false, ..d.clone() };
+        let in_force: Vec<_> = without.decisions.iter().map(nameless).collect();
+        let differs = live.decisions.iter().map(nameless).filter(|d| !in_force.contains(d));
+        let shown = dry.decisions.iter().filter(|d| d.dry_run).map(nameless);
+        prop_assert!(shown.eq(differs), "{:?} {:?}", dry, live);
+        for decision in &without.decisions {
+            let spared = live.decisions.iter().all(|other| other.key() != decision.key());
+            let said = dry.skips.iter().any(|s| s.reason == SkipReason::DryRun && s.server == decision.server && s.model == decision.model);
+            prop_assert_eq!(spared, said);
         }
     }
 

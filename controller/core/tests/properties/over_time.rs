@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use hush_core::{Amount, Asks, Memory, Plan, Policy, Pressure, Reason, Residency, Settled, SkipReason, World, step};
+use hush_core::{
+    Amount, Asks, Memory, Plan, Policy, Pressure, PressureMemory, Reason, Residency, Settled, SkipReason, World, step,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -80,6 +82,89 @@ proptest! {
             prop_assert_eq!(waits, second < GRACE);
             prop_assert_eq!(plan.gpus[0].pressure, Pressure::Soft);
         }
+    }
+
+    /// Each second: short of memory, enough of it, no sample, a clock that is set, or another controller that knows
+    /// nothing or only what was written down.
+    #[test]
+    fn grace_is_never_shortened_by_restarts_and_clocks(seconds in vec(0..24_u8, 1..240)) {
+        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let mut clock = 0;
+        // True seconds: since when every sample that was seen was short of memory.
+        let mut crossed_since: Option<i64> = None;
+        for (second, kind) in (0_i64..).zip(seconds) {
+            match kind {
+                2 => clock += 100_000,
+                3 => clock -= 3600,
+                4 => memory = Memory::default(),
+                5 => {
+                    let since = crossed_since.map(|since| at(clock + since));
+                    let gpu = hush_core::GpuId::from("GPU-a");
+                    let entry = PressureMemory { gpu, soft_since: since, hard_since: None, clear_since: None };
+                    memory = Memory::restore(at(clock + second), &[entry], &[]);
+                }
+                _ => {}
+            }
+            let world = match kind {
+                0 => seen(20 * GIB),
+                1 => stale(seen(GIB)),
+                _ => seen(GIB),
+            };
+            crossed_since = match kind {
+                0 => None,
+                1 => crossed_since,
+                _ => crossed_since.or(Some(second)),
+            };
+            let plan = step(&mut memory, at(clock + second), &world, &policies);
+            let lasted = crossed_since.map(|since| second - since);
+            prop_assert!(!acts(&plan) || lasted >= Some(GRACE), "{second} {lasted:?}");
+            if acts(&plan) {
+                return Ok(());
+            }
+        }
+    }
+
+    #[test]
+    fn a_dry_run_acts_when_it_would_act_live(seconds in vec(0..12_u8, 1..240)) {
+        let live = soft(GIB);
+        let dry: Vec<Policy> = live.iter().map(|policy| Policy { dry_run: true, ..policy.clone() }).collect();
+        let (mut memory, mut other) = (Memory::default(), Memory::default());
+        for (second, kind) in (0_i64..).zip(seconds) {
+            let world = match kind {
+                0 => seen(20 * GIB),
+                1 => stale(seen(GIB)),
+                _ => seen(GIB),
+            };
+            let (plan, shown) = (step(&mut memory, at(second), &world, &live), step(&mut other, at(second), &world, &dry));
+            prop_assert_eq!(acts(&plan), acts(&shown), "{}", second);
+            prop_assert!(shown.decisions.iter().all(|decision| decision.dry_run));
+            if acts(&plan) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The wait for a newer sample ends with the next sample, wherever the clock has gone meanwhile.
+    #[test]
+    fn a_clock_that_is_set_back_neither_repeats_nor_blocks(back in 1..100_000_i64) {
+        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        for second in 0..=GRACE {
+            let plan = step(&mut memory, at(second), &seen(GIB), &policies);
+            if acts(&plan) {
+                for decision in &plan.decisions {
+                    memory.settle(&decision.key(), Settled::Unloaded { completed_at: at(GRACE) });
+                }
+            }
+        }
+        let aged = |age: u64| {
+            let mut world = seen(GIB);
+            world.gpus[0].sample_age = Duration::from_secs(age);
+            world.models.iter_mut().for_each(|model| model.sample_age = Duration::from_secs(age));
+            world
+        };
+        // The same sample, two seconds later by a clock that has gone back.
+        prop_assert!(!acts(&step(&mut memory, at(GRACE + 2 - back), &aged(2), &policies)));
+        prop_assert!(acts(&step(&mut memory, at(GRACE + 4 - back), &aged(1), &policies)));
     }
 
     #[test]

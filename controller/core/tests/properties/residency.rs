@@ -8,36 +8,41 @@ use proptest::prelude::*;
 
 proptest! {
     #[test]
-    fn never_worse_than_twice_the_clairvoyant_and_one_break_even(
+    fn never_worse_than_twice_the_clairvoyant(
         gaps in vec(prop_oneof![1..5_000_u64, 1..2_000_000_u64, 800_000..1_000_000_u64], 1..300),
         reload_ms in 0..8000_u64,
     ) {
         let price = break_even(Duration::from_millis(reload_ms));
         let ms = u64::try_from(price.as_millis()).unwrap();
         let mut learner = Learner::new(price);
-        let (mut paid, mut least) = (0, 0);
+        // The first load, which nobody can avoid.
+        let (mut paid, mut least) = (ms, ms);
         for gap in gaps {
             paid += cost_ms(&learner.choose(price), gap, ms);
             least += clairvoyant_ms(gap, ms);
             learner.observe(Gap::exactly(Duration::from_millis(gap)), price);
-            prop_assert!(paid <= 2 * least + ms, "{paid} {least} {ms}");
+            prop_assert!(paid <= 2 * least, "{paid} {least}");
         }
     }
 
     /// Who asks for the next gap just after the model has left gains nothing beyond the bound.
     #[test]
-    fn an_adversary_gains_nothing(picks in vec(0..4_u64, 1..300)) {
+    fn an_adversary_gains_nothing(picks in vec(0..6_u64, 1..300)) {
         let price = break_even(Duration::from_millis(1500));
         let ms = u64::try_from(price.as_millis()).unwrap();
         let mut learner = Learner::new(price);
-        let (mut paid, mut least) = (0, 0);
+        let (mut paid, mut least) = (ms, ms);
         for pick in picks {
-            let keep = u64::try_from(learner.choose(price).keep.as_millis()).unwrap();
-            let gap = [keep + 1, keep.max(1), 2 * ms, 1][usize::try_from(pick).unwrap()];
+            let choice = learner.choose(price);
+            let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap();
+            let keep = millis(choice.keep);
+            let (from, until) = choice.prewarm.map_or((keep, keep), |window| (millis(window.from), millis(window.until)));
+            let gaps = [keep + 1, keep.max(1), 2 * ms, 1, from.saturating_sub(1).max(1), until + 1];
+            let gap = gaps[usize::try_from(pick).unwrap()];
             paid += cost_ms(&learner.choose(price), gap, ms);
             least += clairvoyant_ms(gap, ms);
             learner.observe(Gap::exactly(Duration::from_millis(gap)), price);
-            prop_assert!(paid <= 2 * least + ms, "{paid} {least} {ms}");
+            prop_assert!(paid <= 2 * least, "{paid} {least}");
         }
     }
 }

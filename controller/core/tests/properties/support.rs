@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hush_core::{
     Amount, Asks, Gpu, GpuId, Labels, Model, ModelKey, Policy, PolicyName, Residency, Selector, ServerName, State,
-    World,
+    Window, World,
 };
 use jiff::Timestamp;
 use proptest::collection::vec;
@@ -80,8 +80,19 @@ pub fn modes() -> impl Strategy<Value = Residency> {
 }
 
 prop_compose! {
+    /// Open now, just over, or on another day.
+    fn window()(
+        minute in 0..60_u32, hour in prop_oneof![9..14_u32, 0..24_u32], days in prop_oneof![Just("*"), Just("1-5"), Just("6")],
+        duration in 1..200_u64, zone in prop_oneof![Just("UTC"), Just("Europe/Berlin"), Just("Asia/Kolkata")], mode in modes(),
+    ) -> Window {
+        Window::new(&format!("{minute} {hour} * * {days}"), Duration::from_secs(duration * 60), zone, mode).unwrap()
+    }
+}
+
+prop_compose! {
     pub fn asks()(
         residency in of(modes()),
+        schedule in vec(window(), 0..2),
         idle_timeout in of(seconds(900)),
         min_resident in of(seconds(120)),
         hard_below in of(amounts()),
@@ -92,7 +103,7 @@ prop_compose! {
             (of(seconds(300)), of(-2..3_i32), of(amounts()), of(0..3_u32), of(seconds(60)), of(seconds(300))),
     ) -> Asks {
         Asks {
-            residency, idle_timeout, min_resident, schedule: Vec::new(), hard_below, soft_below, grace_period,
+            residency, idle_timeout, min_resident, schedule, hard_below, soft_below, grace_period,
             min_reclaim, transition_period, priority, budget, min_loaded, drain_timeout, hold_after_eviction,
         }
     }

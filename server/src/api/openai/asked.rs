@@ -1,6 +1,6 @@
 //! The fields of the form as a wish. What OpenAI may add tomorrow is ignored; what is known and wrong is refused.
 
-use hush_whisper::{MOST_CANDIDATES, Task, TranscribeOptions, VadOptions, language};
+use hush_whisper::{MOST_CANDIDATES, Task, TranscribeOptions, language};
 
 use super::error::OpenAiError;
 
@@ -50,8 +50,6 @@ impl ResponseFormat {
 /// What a request wants.
 #[derive(Debug, PartialEq)]
 pub struct Asked {
-    /// `None`: the default model.
-    pub model: Option<String>,
     pub format: ResponseFormat,
     /// Of `verbose_json`.
     pub segments: bool,
@@ -65,14 +63,23 @@ pub struct Asked {
 
 type Fields = [(String, String)];
 
+/// The name of the model that a form asks for; `None`: the default.
+pub fn model(fields: &Fields) -> Option<&str> {
+    given(fields, "model")
+}
+
 impl Asked {
-    pub fn parse(task: Task, fields: &Fields) -> Result<Self, OpenAiError> {
+    /// What is not said is as in `defaults`.
+    pub fn parse(task: Task, fields: &Fields, defaults: TranscribeOptions) -> Result<Self, OpenAiError> {
         let format = format(fields)?;
         let (segments, words) = granularities(fields)?;
         let stream = boolean(fields, "stream")?.unwrap_or(false);
         let segment_times = stream && list(fields, "timestamp_granularities").any(|value| value == "segment");
         let logprobs = logprobs(fields)?;
-        let vad = boolean(fields, "vad_filter")?.unwrap_or(false).then(VadOptions::default);
+        let vad = match boolean(fields, "vad_filter")? {
+            Some(wanted) => wanted.then(|| defaults.vad.clone().unwrap_or_default()),
+            None => defaults.vad.clone(),
+        };
         if words && format != ResponseFormat::VerboseJson {
             let message = "timestamp_granularities with `word` needs response_format `verbose_json`.";
             return Err(OpenAiError::invalid("timestamp_granularities", "unsupported_value", message.to_owned()));
@@ -85,21 +92,19 @@ impl Asked {
             let message = "A stream carries text: with `stream` the response_format is `json` or `text`.";
             return Err(OpenAiError::invalid("response_format", "unsupported_value", message.to_owned()));
         }
-        let fallback = TranscribeOptions::default();
         let options = TranscribeOptions {
             task,
-            beam_size: count(fields, "beam_size")?,
-            best_of: count(fields, "best_of")?.unwrap_or(fallback.best_of),
-            language: language(fields)?,
-            initial_prompt: given(fields, "prompt").map(str::to_owned),
-            temperatures: temperatures(fields)?,
+            beam_size: count(fields, "beam_size")?.or(defaults.beam_size),
+            best_of: count(fields, "best_of")?.unwrap_or(defaults.best_of),
+            language: language(fields)?.or(defaults.language),
+            initial_prompt: given(fields, "prompt").map(str::to_owned).or(defaults.initial_prompt),
+            temperatures: temperatures(fields)?.unwrap_or(defaults.temperatures),
             word_timestamps: words,
             vad,
             without_timestamps: boolean(fields, "without_timestamps")?.unwrap_or(false) && is_plain(format),
-            ..fallback
+            ..defaults
         };
-        let model = given(fields, "model").map(str::to_owned);
-        Ok(Self { model, format, segments, words, stream, segment_times, logprobs, options })
+        Ok(Self { format, segments, words, stream, segment_times, logprobs, options })
     }
 }
 
@@ -196,13 +201,12 @@ fn language(fields: &Fields) -> Result<Option<String>, OpenAiError> {
     })
 }
 
-/// Zero lets the engine raise it where it must; any other is used as it is.
-fn temperatures(fields: &Fields) -> Result<Vec<f32>, OpenAiError> {
-    let fallback = TranscribeOptions::default().temperatures;
-    let Some(value) = given(fields, "temperature") else { return Ok(fallback) };
+/// Zero, as good as none, lets the engine raise it where it must; any other is used as it is.
+fn temperatures(fields: &Fields) -> Result<Option<Vec<f32>>, OpenAiError> {
+    let Some(value) = given(fields, "temperature") else { return Ok(None) };
     match value.parse::<f32>() {
-        Ok(0.0) => Ok(fallback),
-        Ok(temperature) if (0.0..=1.0).contains(&temperature) => Ok(vec![temperature]),
+        Ok(0.0) => Ok(None),
+        Ok(temperature) if (0.0..=1.0).contains(&temperature) => Ok(Some(vec![temperature])),
         _ => {
             let message = format!("Invalid value for temperature: `{value}`. Expected a number between 0 and 1.");
             Err(OpenAiError::invalid("temperature", "invalid_value", message))
@@ -212,11 +216,13 @@ fn temperatures(fields: &Fields) -> Result<Vec<f32>, OpenAiError> {
 
 #[cfg(test)]
 mod tests {
+    use hush_whisper::VadOptions;
+
     use super::*;
 
     fn parse(fields: &[(&str, &str)]) -> Result<Asked, OpenAiError> {
         let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Asked::parse(Task::Transcribe, &fields)
+        Asked::parse(Task::Transcribe, &fields, TranscribeOptions::default())
     }
 
     fn refused(fields: &[(&str, &str)]) -> (Option<&'static str>, Option<&'static str>) {
@@ -227,7 +233,6 @@ mod tests {
     #[test]
     fn defaults() {
         let expected = Asked {
-            model: None,
             format: ResponseFormat::Json,
             segments: true,
             words: false,
@@ -256,7 +261,6 @@ mod tests {
             ("timestamp_granularities[]", "segment"),
         ])
         .unwrap();
-        assert_eq!(asked.model.as_deref(), Some("whisper-1"));
         assert_eq!(asked.options.language.as_deref(), Some("de"));
         assert_eq!(asked.options.initial_prompt.as_deref(), Some("Names: Anna."));
         assert_eq!(asked.options.temperatures, [0.4]);
@@ -265,8 +269,33 @@ mod tests {
         let stream = parse(&[("stream", "True"), ("include[]", "logprobs"), ("include", "logprobs")]).unwrap();
         assert!(stream.stream && stream.logprobs && !stream.segment_times);
         assert!(parse(&[("stream", "true"), ("timestamp_granularities[]", "segment")]).unwrap().segment_times);
-        // The last of several counts.
-        assert_eq!(parse(&[("model", "a"), ("model", "b")]).unwrap().model.as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn the_model_is_the_last_that_is_named() {
+        let fields = [("model", "a"), ("model", " b "), ("file", "c")].map(|(name, value)| (name.into(), value.into()));
+        assert_eq!(model(&fields), Some("b"));
+        assert_eq!(model(&[("model".into(), " ".into())]), None);
+    }
+
+    #[test]
+    fn what_is_not_said_is_as_the_model_has_it() {
+        let defaults = TranscribeOptions {
+            language: Some("de".to_owned()),
+            beam_size: Some(4),
+            best_of: 2,
+            vad: Some(VadOptions { parallel: true, ..VadOptions::default() }),
+            ..TranscribeOptions::default()
+        };
+        let parse = |fields: &[(&str, &str)]| {
+            let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            Asked::parse(Task::Transcribe, &fields, defaults.clone()).unwrap().options
+        };
+        assert_eq!(parse(&[]), defaults);
+        assert_eq!(parse(&[("vad_filter", "true")]), defaults);
+        assert_eq!(parse(&[("vad_filter", "false")]).vad, None);
+        let other = parse(&[("language", "fr"), ("beam_size", "1"), ("best_of", "3")]);
+        assert_eq!((other.language.as_deref(), other.beam_size, other.best_of), (Some("fr"), Some(1), 3));
     }
 
     /// What speaches' tests assert of the real service.

@@ -6,7 +6,7 @@
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
 use super::super::catalogue::ModelCard;
 use super::super::error::{ApiError, UploadError, json_response};
@@ -99,6 +99,15 @@ impl OpenAiError {
     /// What happened is in the log, under the id of the request; paths and processes are nobody's business.
     fn internal(code: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, code, "request failed");
+        Self::unexpected(code)
+    }
+
+    /// A handler panicked; the log says where.
+    pub fn panicked() -> Self {
+        Self::unexpected("internal")
+    }
+
+    fn unexpected(code: &'static str) -> Self {
         let message = "The server had an error while processing your request; its log says more, under the \
                        x-request-id of this answer.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some(code), message.to_owned())
@@ -196,6 +205,49 @@ impl From<ApiError> for OpenAiError {
 #[schema(as = OpenAiError)]
 pub struct Envelope<'a> {
     error: &'a ErrorBody,
+}
+
+/// What the routes for audio answer where they do not do the work.
+#[derive(IntoResponses)]
+pub enum Refusals {
+    /// A field is wrong, the file is not audio, or the model cannot do it.
+    #[response(status = 400)]
+    Invalid(Envelope<'static>),
+    /// This server has API keys, and the request has none of them.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`.")))]
+    NoKey(Envelope<'static>),
+    /// There is no model of this name.
+    #[response(status = 404)]
+    NoModel(Envelope<'static>),
+    /// The upload stopped in the middle.
+    #[response(status = 408)]
+    Stalled(Envelope<'static>),
+    /// The upload is larger than this server takes.
+    #[response(status = 413)]
+    TooLarge(Envelope<'static>),
+    /// Too many requests wait.
+    #[response(status = 429, headers(("Retry-After" = u64, description = "Seconds until it may work.")))]
+    QueueFull(Envelope<'static>),
+    /// The recording could not be transcribed.
+    #[response(status = 500)]
+    Failed(Envelope<'static>),
+    /// The model cannot be loaded now.
+    #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds until it may work.")))]
+    Unavailable(Envelope<'static>),
+    /// It held the model for longer than this server allows.
+    #[response(status = 504)]
+    Overdue(Envelope<'static>),
+    /// There is no room to store the upload.
+    #[response(status = 507)]
+    StorageFull(Envelope<'static>),
+}
+
+/// What the other routes below `/v1` answer whom they do not know.
+#[derive(IntoResponses)]
+pub enum NoKey {
+    /// This server has API keys, and the request has none of them.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`.")))]
+    NoKey(Envelope<'static>),
 }
 
 impl IntoResponse for OpenAiError {

@@ -37,6 +37,18 @@ pub struct TranscriptionForm {
     /// How sure the model was of each token; with `json`.
     #[schema(rename = "include[]", schema_with = include, required = false)]
     include: Vec<String>,
+    /// Leaves out what is not speech before anything is written. Needs Silero's model on the server. Not OpenAI's.
+    #[schema(default = false, required = false)]
+    vad_filter: bool,
+    /// Beams of the search where the temperature is 0; without it, the most probable token is taken. Not OpenAI's.
+    #[schema(minimum = 1, required = false)]
+    beam_size: usize,
+    /// Candidates where the temperature is above 0. Not OpenAI's.
+    #[schema(default = 5, minimum = 1, required = false)]
+    best_of: usize,
+    /// Decodes without times; with `json` or `text`. Not OpenAI's.
+    #[schema(default = false, required = false)]
+    without_timestamps: bool,
 }
 
 /// The form of `/v1/audio/translations`.

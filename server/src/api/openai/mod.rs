@@ -22,12 +22,11 @@ use axum::routing::{get, post};
 use hush_whisper::Task;
 
 use super::ApiState;
-use super::error::ApiError;
 use super::keys::{KeyGuard, Shape, require_key};
-use super::speech::{Speech, with_defaults};
+use super::speech::Speech;
 use super::upload::{self, FormFile, Upload, Wanted};
 use asked::Asked;
-use error::{Envelope, OpenAiError};
+use error::{OpenAiError, Refusals};
 use form::{Answer, TranscriptionForm, TranslationForm};
 
 const FORM: Wanted = Wanted { file: "file", keeps: asked::is_known };
@@ -67,16 +66,7 @@ pub fn is_own(path: &str) -> bool {
             (String = "text/vtt"),
             (String = "text/event-stream"),
         )),
-        (status = 400, description = "A field is wrong, or the file is not audio.", body = Envelope),
-        (status = 404, description = "There is no model of this name.", body = Envelope),
-        (status = 408, description = "The upload stopped in the middle.", body = Envelope),
-        (status = 413, description = "The upload is larger than this server takes.", body = Envelope),
-        (status = 429, description = "Too many requests wait.", body = Envelope,
-            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
-        (status = 500, description = "The recording could not be transcribed.", body = Envelope),
-        (status = 503, description = "The model cannot be loaded now.", body = Envelope,
-            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
-        (status = 507, description = "There is no room to store the upload.", body = Envelope),
+        Refusals,
     ),
 )]
 pub async fn transcriptions(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
@@ -96,16 +86,7 @@ pub async fn transcriptions(State(state): State<ApiState>, request: Request) -> 
             (String = "text/vtt"),
             (String = "text/event-stream"),
         )),
-        (status = 400, description = "A field is wrong, or the file is not audio.", body = Envelope),
-        (status = 404, description = "There is no model of this name.", body = Envelope),
-        (status = 408, description = "The upload stopped in the middle.", body = Envelope),
-        (status = 413, description = "The upload is larger than this server takes.", body = Envelope),
-        (status = 429, description = "Too many requests wait.", body = Envelope,
-            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
-        (status = 500, description = "The recording could not be transcribed.", body = Envelope),
-        (status = 503, description = "The model cannot be loaded now.", body = Envelope,
-            headers(("Retry-After" = u64, description = "Seconds until it may work."))),
-        (status = 507, description = "There is no room to store the upload.", body = Envelope),
+        Refusals,
     ),
 )]
 pub async fn translations(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
@@ -115,17 +96,15 @@ pub async fn translations(State(state): State<ApiState>, request: Request) -> Re
 async fn answer(state: &ApiState, request: Request, task: Task) -> Result<Response, OpenAiError> {
     let (head, body) = request.into_parts();
     let form = upload::receive(&head.headers, body, FORM, &state.config.upload).await?;
-    let mut asked = Asked::parse(task, &form.fields)?;
+    let model = find_model(state, asked::model(&form.fields));
+    let asked = Asked::parse(task, &form.fields, model.as_ref().map(|model| model.defaults()).unwrap_or_default())?;
     let upload = match form.file {
         FormFile::File(upload) => upload,
         FormFile::Missing => return Err(OpenAiError::missing_file()),
         FormFile::Text(_) => return Err(OpenAiError::not_a_file()),
     };
-    let model = find_model(state, asked.model.as_deref())?;
-    if asked.options.vad.is_some() && !state.config.has_vad {
-        return Err(ApiError::NoVad.into());
-    }
-    asked.options = with_defaults(asked.options, model.defaults());
+    let model = model?;
+    state.check_vad(&asked.options)?;
     let is_encoded = !is_raw(&upload);
     let pcm = state.decode(upload, is_encoded).await?;
     if asked.stream {

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::super::ApiState;
 use super::super::catalogue::ModelCard;
 use super::super::error::json_response;
-use super::error::{Envelope, OpenAiError};
+use super::error::{Envelope, NoKey, OpenAiError};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = ModelList)]
@@ -37,6 +37,7 @@ impl<'a> From<&'a ModelCard> for Model<'a> {
 /// The models that requests may name.
 #[utoipa::path(get, path = "/v1/models", tag = "OpenAI", responses(
     (status = 200, description = "The default model first.", body = List),
+    NoKey,
 ))]
 pub async fn list(State(state): State<ApiState>) -> Response {
     let cards = state.catalogue.cards();
@@ -53,6 +54,7 @@ pub async fn list(State(state): State<ApiState>) -> Response {
     params(("id" = String, Path, description = "Its name; one of the hub has a slash in it.")),
     responses(
         (status = 200, description = "The model.", body = Model),
+        NoKey,
         (status = 404, description = "There is none of this name.", body = Envelope),
     ),
 )]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use hush_whisper::language;
+use hush_whisper::{MOST_CANDIDATES, TranscribeOptions, VadOptions, language};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -108,6 +108,34 @@ pub struct DecodingDefaults {
     pub language: Option<Checked<Language>>,
     /// Names and spellings that the model should know.
     pub prompt: Option<String>,
+    /// Leave out what is not speech: `true` or `false`.
+    pub vad_filter: Option<Checked<Switch>>,
+    /// As `vadFilter`, and the pieces of a long recording are written side by side: `true` or `false`.
+    pub vad_parallel: Option<Checked<Switch>>,
+    /// Beams of the search where the temperature is 0: from 1 to 32.
+    pub beam_size: Option<Checked<Candidates>>,
+    /// Candidates where the temperature is above 0: from 1 to 32.
+    pub best_of: Option<Checked<Candidates>>,
+}
+
+impl DecodingDefaults {
+    /// As the engine is told.
+    pub fn options(&self) -> TranscribeOptions {
+        fn value<T: FromStr>(checked: &Option<Checked<T>>) -> Option<T> {
+            checked.as_ref().and_then(Checked::value)
+        }
+        let on = |switch: &Option<Checked<Switch>>| value(switch).is_some_and(|Switch(on)| on);
+        let parallel = on(&self.vad_parallel);
+        let fallback = TranscribeOptions::default();
+        TranscribeOptions {
+            language: value(&self.language).map(|Language(code)| code.to_owned()),
+            initial_prompt: self.prompt.clone(),
+            vad: (parallel || on(&self.vad_filter)).then(|| VadOptions { parallel, ..VadOptions::default() }),
+            beam_size: value(&self.beam_size).map(|Candidates(count)| count),
+            best_of: value(&self.best_of).map_or(fallback.best_of, |Candidates(count)| count),
+            ..fallback
+        }
+    }
 }
 
 /// A whole number.
@@ -119,6 +147,19 @@ impl FromStr for Count {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         text.parse().map(Self).map_err(|_| ValueError("expected a whole number".to_owned()))
+    }
+}
+
+/// As many beams or candidates as the engine takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidates(pub usize);
+
+impl FromStr for Candidates {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let count = text.parse().ok().filter(|count| (1..=MOST_CANDIDATES).contains(count));
+        count.map(Self).ok_or_else(|| ValueError(format!("expected a whole number from 1 to {MOST_CANDIDATES}")))
     }
 }
 

@@ -14,7 +14,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hush_whisper::VadOptions;
+use hush_whisper::{TranscribeOptions, VadOptions};
 
 use super::args::{Cli, Command, InstallArgs, LogArgs, ModelsArgs, ServeArgs, TranscribeArgs};
 use super::config::{self, Checked, ConfigError, ConfigFile, ModelConfig};
@@ -113,9 +113,8 @@ pub struct ModelOverrides {
     pub device: Option<DeviceChoice>,
     pub threads: Option<usize>,
     pub max_queue: Option<usize>,
-    /// For requests that name none: a code of Whisper.
-    pub language: Option<String>,
-    pub prompt: Option<String>,
+    /// How it decodes where a request does not say.
+    pub defaults: TranscribeOptions,
 }
 
 impl From<&ModelConfig> for ModelOverrides {
@@ -132,8 +131,7 @@ impl From<&ModelConfig> for ModelOverrides {
             device: model.device.as_ref().and_then(|device| device.value()),
             threads: number(&model.threads).filter(|threads| *threads > 0),
             max_queue: number(&model.max_queue),
-            language: model.defaults.language.as_ref().and_then(|code| code.value()).map(|code| code.0.to_owned()),
-            prompt: model.defaults.prompt.clone(),
+            defaults: model.defaults.options(),
         }
     }
 }

@@ -19,18 +19,14 @@ impl Machine {
             Event::Load { command, load } => self.load(now, command, load, out),
             Event::Unload { command, unload } => self.unload(now, command, unload, out),
             Event::Loaded { generation } => self.loaded(now, generation, out),
+            Event::Settled { generation } => {
+                if generation == self.generation && !matches!(self.phase, Phase::Loading { .. }) {
+                    self.failed_loads = 0;
+                }
+            }
             Event::LoadFailed { generation, cause, out_of_memory } => {
-                if generation == self.generation && matches!(self.phase, Phase::Loading { .. }) {
-                    if out_of_memory {
-                        out.push(Effect::Count(Count::OutOfMemory));
-                        self.out_of_memory += 1;
-                    }
-                    // Now more is known of what it needs: once it may try again, with that much room.
-                    if !out_of_memory || self.out_of_memory > 1 {
-                        self.load_failed(now, cause, out);
-                    }
-                    self.phase = Phase::Unloading(None);
-                    out.push(Effect::KillRunner { generation });
+                if generation == self.generation {
+                    self.loading_failed(now, cause, out_of_memory, out);
                 }
             }
             Event::Memory { memory } => {
@@ -59,6 +55,10 @@ impl Machine {
             Event::Policy { policy } => {
                 // Whoever makes it resident now wants it back.
                 self.parked &= policy.residency == self.policy.residency;
+                if policy.accounted != self.policy.accounted {
+                    // It is another device that must have room, or none.
+                    self.room = Room::Unknown;
+                }
                 self.policy = policy;
             }
             Event::Shutdown { deadline } => {
@@ -208,13 +208,34 @@ impl Machine {
         self.phase = Phase::Ready { idle_since: Some(now), asked_for: !self.loads.is_empty() };
     }
 
+    fn loading_failed(&mut self, now: Moment, cause: String, out_of_memory: bool, out: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Loading { .. } | Phase::Ready { .. } | Phase::Draining(_)) {
+            return;
+        }
+        if out_of_memory {
+            out.push(Effect::Count(Count::OutOfMemory));
+            self.out_of_memory += 1;
+        }
+        let detail = cause.clone();
+        // Now more is known of what it needs: once it may try again, with that much room.
+        if !out_of_memory || self.out_of_memory > 1 {
+            self.load_failed(now, cause, out);
+        }
+        self.lose_all(LostWhy::Runner(Loss { cause: LossCause::Exited, detail }), out);
+        let before = std::mem::replace(&mut self.phase, Phase::Unloading(None));
+        if let Phase::Draining(leaving) = before {
+            self.phase = Phase::Unloading(Some(Stopping { leaving, since: now }));
+        }
+        out.push(Effect::KillRunner { generation: self.generation });
+    }
+
     /// Whoever waits is told why; the next try is due after a pause.
     fn load_failed(&mut self, now: Moment, cause: String, out: &mut Vec<Effect>) {
-        let times = self.failure.as_ref().map_or(0, |failure| failure.times);
-        let pause = backoff(&self.policy, times);
+        let pause = backoff(&self.policy, self.failed_loads);
+        self.failed_loads = self.failed_loads.saturating_add(1);
         self.lost_loading = 0;
         self.out_of_memory = 0;
-        self.failure = Some(Failure { cause, until: now + pause, times: times.saturating_add(1) });
+        self.failure = Some(Failure { cause, until: now + pause });
         out.push(Effect::Count(Count::LoadFailed));
         let Some(refusal) = self.backing_off(now) else { return };
         for waiting in self.queue.drain(..) {

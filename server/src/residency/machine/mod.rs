@@ -37,6 +37,8 @@ pub struct Machine {
     queue: VecDeque<Waiting>,
     loads: Vec<CommandId>,
     failure: Option<Failure>,
+    /// One after the other.
+    failed_loads: u32,
     room: Room,
     /// Loads that ran out of memory one after the other.
     out_of_memory: u32,
@@ -119,7 +121,6 @@ struct Waiting {
 struct Failure {
     cause: String,
     until: Moment,
-    times: u32,
 }
 
 #[derive(Debug)]
@@ -138,6 +139,7 @@ impl Machine {
             queue: VecDeque::new(),
             loads: Vec::new(),
             failure: None,
+            failed_loads: 0,
             room: Room::Unknown,
             out_of_memory: 0,
             lost_loading: 0,

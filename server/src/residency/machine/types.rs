@@ -239,9 +239,15 @@ pub enum Event {
         command: CommandId,
         unload: Unload,
     },
+    /// Work may begin.
     Loaded {
         generation: u64,
     },
+    /// All of it is loaded: nothing of the load can fail any more.
+    Settled {
+        generation: u64,
+    },
+    /// May come even after [`Event::Loaded`], when what was left to the first work turns out to be broken.
     /// `out_of_memory`: the device had too little, whatever was measured before.
     LoadFailed {
         generation: u64,

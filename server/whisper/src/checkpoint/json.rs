@@ -41,13 +41,17 @@ impl JsonFile {
     }
 
     pub fn size(&self, field: &str) -> Result<usize, CheckpointError> {
+        // Far above any Whisper, far below an overflow of a product of two dimensions.
+        self.size_up_to(field, 1 << 24)
+    }
+
+    pub fn size_up_to(&self, field: &str, most: usize) -> Result<usize, CheckpointError> {
         let value = self.get(field).ok_or_else(|| self.error(field, "is missing, expected a whole number"))?;
         value
             .as_u64()
             .and_then(|n| usize::try_from(n).ok())
-            // Far above any Whisper, far below an overflow of a product of two dimensions.
-            .filter(|n| (1..=1 << 24).contains(n))
-            .ok_or_else(|| self.error(field, format!("is {value}, expected a whole number above 0")))
+            .filter(|n| (1..=most).contains(n))
+            .ok_or_else(|| self.error(field, format!("is {value}, expected a whole number from 1 to {most}")))
     }
 
     pub fn flag(&self, field: &str) -> Result<Option<bool>, CheckpointError> {

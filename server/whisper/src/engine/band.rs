@@ -4,19 +4,20 @@ use std::ops::Range;
 
 use ort::{
     memory::Allocator,
-    session::{IoBinding, Session},
+    session::IoBinding,
     value::{Tensor, TensorElementType},
 };
 
 use super::{
     buffer::Buffer,
     encoder::{Cross, CrossShape},
+    opening::Opening,
 };
 use crate::checkpoint::Config;
 
 /// The decoder's session and what all calls of it share.
 pub struct Decoder {
-    pub session: Session,
+    pub session: Opening,
     pub memory: Allocator,
     pub shape: Shape,
     pub cross: Vec<CrossShape>,
@@ -55,7 +56,8 @@ pub struct Band {
     /// Keys and values of the rows' own tokens, one place for each row.
     cache: Vec<Shared>,
     logits: Buffer,
-    binding: IoBinding,
+    /// Of the session, once it is needed; new when the buffers are.
+    binding: Option<IoBinding>,
     /// The places that are bound.
     bound: Option<Range<usize>>,
 }
@@ -69,12 +71,11 @@ struct Shared {
 
 impl Band {
     pub fn new(decoder: &Decoder, rows: usize, places: usize) -> Result<Self, ort::Error> {
-        let Decoder { session, memory, shape, cross } = decoder;
+        let Decoder { memory, shape, cross, .. } = decoder;
         let mut heard = Vec::with_capacity(cross.len());
         for CrossShape { name, element, shape } in cross {
             // Nothing is written there, but left unbound it would be a copy.
-            let present = format!("present_{name}");
-            let output = session.outputs().iter().any(|outlet| outlet.name() == present).then_some(present);
+            let output = (*element == TensorElementType::Int8).then(|| format!("present_{name}"));
             heard.push(Shared {
                 input: name.clone(),
                 output,
@@ -94,8 +95,7 @@ impl Band {
         }
         let logits =
             Buffer::new(&Allocator::default(), TensorElementType::Float32, places * rows, vec![shape.vocabulary])?;
-        let binding = session.create_binding()?;
-        Ok(Self { rows, places, cross: heard, cache, logits, binding, bound: None })
+        Ok(Self { rows, places, cross: heard, cache, logits, binding: None, bound: None })
     }
 
     pub fn places(&self) -> usize {
@@ -105,8 +105,7 @@ impl Band {
     /// Room for `places` windows; the first `used` keep what they hold.
     pub fn grow(&mut self, decoder: &Decoder, places: usize, used: usize) -> Result<(), ort::Error> {
         // What is bound points into the old buffers.
-        self.bound = None;
-        self.binding = decoder.session.create_binding()?;
+        (self.bound, self.binding) = (None, None);
         let host = Allocator::default();
         self.places = self.places.min(places);
         for Shared { buffer, .. } in &mut self.cross {
@@ -187,7 +186,14 @@ impl Band {
             return Err(ort::Error::new(problem));
         }
         let rows = places.start * self.rows..places.end * self.rows;
-        self.bind(decoder, &places, &rows)?;
+        let mut binding = match self.binding.take() {
+            Some(binding) => binding,
+            None => {
+                self.bound = None;
+                decoder.session.get()?.create_binding()?
+            }
+        };
+        self.bind(&mut binding, &decoder.memory, &places, &rows)?;
         let host = Allocator::default();
         let mut input = |name: &str, shape: &[usize], values: &mut dyn Iterator<Item = usize>| {
             let mut tensor = Tensor::<i32>::new(&host, shape.to_vec())?;
@@ -195,31 +201,40 @@ impl Band {
                 *into = value as i32;
             }
             // Bound anew each time: on a GPU that is what copies it.
-            self.binding.bind_input(name, &tensor)
+            binding.bind_input(name, &tensor)
         };
         input("input_ids", &[count, step], &mut tokens.iter().map(|token| *token as usize))?;
         input("position_ids", &[count, step], &mut lengths.iter().flat_map(|length| *length..length + step))?;
         input("seqlens_k", &[count], &mut lengths.iter().map(|length| length + step - 1))?;
         input("total_sequence_length", &[], &mut std::iter::once(longest))?;
-        decoder.session.run_binding(&self.binding)?;
+        let ran = decoder.session.get()?.run_binding(&binding).map(drop);
+        self.binding = Some(binding);
+        ran?;
         self.logits.numbers(rows)
     }
 
-    fn bind(&mut self, decoder: &Decoder, places: &Range<usize>, rows: &Range<usize>) -> Result<(), ort::Error> {
+    /// Binds the buffers as they lie at `places`; only the small inputs differ from call to call.
+    fn bind(
+        &mut self,
+        binding: &mut IoBinding,
+        memory: &Allocator,
+        places: &Range<usize>,
+        rows: &Range<usize>,
+    ) -> Result<(), ort::Error> {
         if self.bound.as_ref() == Some(places) {
             return Ok(());
         }
         self.bound = None;
         let caches = self.cache.iter_mut().map(|shared| (shared, rows));
         for (Shared { input, output, buffer }, range) in self.cross.iter_mut().map(|s| (s, places)).chain(caches) {
-            let mut view = buffer.view(&decoder.memory, range.clone())?;
-            self.binding.bind_input(&*input, &view)?;
+            let mut view = buffer.view(memory, range.clone())?;
+            binding.bind_input(&*input, &view)?;
             if let Some(output) = output {
-                self.binding.bind_output(&*output, &mut view)?;
+                binding.bind_output(&*output, &mut view)?;
             }
         }
         let mut logits = self.logits.view(&Allocator::default(), rows.clone())?;
-        self.binding.bind_output("logits", &mut logits)?;
+        binding.bind_output("logits", &mut logits)?;
         self.bound = Some(places.clone());
         Ok(())
     }

@@ -8,6 +8,7 @@ mod align;
 mod band;
 mod buffer;
 mod encoder;
+mod opening;
 mod owner;
 mod seats;
 mod session;
@@ -24,10 +25,9 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     thread::{self, JoinHandle},
-    time::Instant,
 };
 
-use ort::{session::Session, value::TensorElementType};
+use ort::{environment::Environment, memory::Allocator, session::Session, value::TensorElementType};
 
 use crate::{
     checkpoint::{Config, SpecialTokens},
@@ -41,6 +41,7 @@ use crate::{
 use align::Aligner;
 use band::{Decoder, Shape};
 use encoder::Encoder;
+use opening::{Opening, Outcome};
 use owner::{Limits, Owner};
 use window::Line;
 
@@ -71,15 +72,6 @@ pub struct EngineOptions {
 /// Rows of beams and candidates for each window of a batch: enough for the usual five.
 const ROWS_PER_WINDOW: usize = 5;
 
-/// Where the time of a load went. The tokenizer is read beside the sessions and is not part of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LoadTimings {
-    pub encoder_seconds: f64,
-    pub decoder_seconds: f64,
-    /// From the first to the last of it: the sessions are created side by side.
-    pub total_seconds: f64,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(transparent)]
@@ -90,6 +82,8 @@ pub enum LoadError {
     Cuda { missing: CudaError, source: ort::Error },
     #[error("a thread could not be started: {0}")]
     Thread(#[from] io::Error),
+    #[error(transparent)]
+    Decoder(ort::Error),
     #[error("preparing the buffers failed: {0}")]
     Buffers(#[source] ort::Error),
 }
@@ -105,6 +99,7 @@ struct Shared {
     special: SpecialTokens,
     tokenizer: PendingTokenizer,
     line: Arc<Line>,
+    decoder: Outcome,
     /// Used on the engine's thread, which alone has the windows.
     aligner: Arc<Mutex<Aligner>>,
     vad_model: OnceLock<PathBuf>,
@@ -112,45 +107,40 @@ struct Shared {
 }
 
 impl Engine {
-    /// Creates the sessions; `runtime::init` comes before.
-    pub fn load(model: &ModelDir, options: &EngineOptions, timings: &mut LoadTimings) -> Result<Self, LoadError> {
+    /// Creates the sessions; `runtime::init` comes before. On a CPU it returns when the encoder is there: the decoder's
+    /// weights are still being packed while the first window is listened to ([`Self::settle`]).
+    pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, LoadError> {
         let environment = runtime::environment()?;
-        let started = Instant::now();
         let tokenizer = PendingTokenizer::start(model)?;
         // The kernel of 8-bit blocks needs its weights packed: without, it unpacks all of them at each step.
-        let blocks = model.manifest().precision == Precision::Int8;
-        let open = |graph: &'static str, prepack: bool| {
-            let started = Instant::now();
-            let session = session::open(&environment, &model.file(graph), options, prepack)
-                .map_err(|source| explain(graph, source, options.device))?;
-            Ok::<_, LoadError>((session, started.elapsed().as_secs_f64()))
+        let prepack = options.prepack || model.manifest().precision == Precision::Int8;
+        let (decoder, outcome) = {
+            let (environment, path, options) = (environment.clone(), model.file(DECODER), options.clone());
+            Opening::begin(move || open(&environment, DECODER, &path, &options, prepack))?
         };
-        let (encoder, decoder) = thread::scope(|scope| {
-            let encoder = thread::Builder::new()
-                .name("encoder-session".into())
-                .spawn_scoped(scope, || open(ENCODER, options.prepack))?;
-            let decoder = open(DECODER, options.prepack || blocks);
-            let encoder = encoder.join().unwrap_or_else(|panic| resume_unwind(panic));
-            Ok::<_, LoadError>((encoder?, decoder?))
-        })?;
-        (timings.encoder_seconds, timings.decoder_seconds) = (encoder.1, decoder.1);
-        let owner = owner(encoder.0, decoder.0, model.manifest(), options).map_err(LoadError::Buffers)?;
+        let encoder = open(&environment, ENCODER, &model.file(ENCODER), options, options.prepack)?;
+        let owner = owner(encoder, decoder, model.manifest(), options)?;
         let (orders, inbox) = mpsc::channel();
         let thread = thread::Builder::new().name("engine".into()).spawn(move || owner.run(&inbox))?;
-        timings.total_seconds = started.elapsed().as_secs_f64();
         let Manifest { config, tokens, .. } = model.manifest();
         let line = Arc::new(Line::new(orders, thread));
-        let aligner = Aligner::new(environment, model.file(ALIGN), options.clone(), options.prepack || blocks);
+        let aligner = Aligner::new(environment, model.file(ALIGN), options.clone(), prepack);
         let shared = Shared {
             config: config.clone(),
             special: tokens.clone(),
             tokenizer,
             line,
+            decoder: outcome,
             aligner: Arc::new(Mutex::new(aligner)),
             vad_model: OnceLock::new(),
             max_batch: options.max_batch.max(1),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Waits until all of it is loaded.
+    pub fn settle(&self) -> Result<(), &LoadError> {
+        self.shared.decoder.wait().as_ref().copied()
     }
 
     pub fn config(&self) -> &Config {
@@ -197,6 +187,16 @@ impl Engine {
     }
 }
 
+fn open(
+    environment: &Environment,
+    graph: &'static str,
+    path: &Path,
+    options: &EngineOptions,
+    prepack: bool,
+) -> Result<Session, LoadError> {
+    session::open(environment, path, options, prepack).map_err(|source| explain(graph, source, options.device))
+}
+
 /// What ONNX Runtime says of CUDA is that it does not work; what is missing has to be looked for.
 fn explain(graph: &'static str, source: ort::Error, device: Device) -> LoadError {
     if let Device::Cuda { index } = device
@@ -210,21 +210,28 @@ fn explain(graph: &'static str, source: ort::Error, device: Device) -> LoadError
 
 fn owner(
     encoder: Session,
-    decoder: Session,
+    mut decoder: Opening,
     manifest: &Manifest,
     options: &EngineOptions,
-) -> Result<Owner, ort::Error> {
+) -> Result<Owner, LoadError> {
     let config = &manifest.config;
     let real = match manifest.precision {
         Precision::Fp16 => TensorElementType::Float16,
         Precision::Fp32 | Precision::Int8 => TensorElementType::Float32,
     };
-    let encoder = Encoder::new(encoder, config)?;
-    let memory = session::device_memory(&decoder, options.device)?;
+    let encoder = Encoder::new(encoder, config).map_err(LoadError::Buffers)?;
+    let memory = match options.device {
+        Device::Cpu => Allocator::default(),
+        Device::Cuda { index } => {
+            let decoder = decoder.get().map_err(LoadError::Decoder)?;
+            session::device_memory(decoder, index).map_err(LoadError::Buffers)?
+        }
+    };
     let cross = encoder.cross_shapes();
     let decoder = Decoder { session: decoder, memory, shape: Shape::new(config, real), cross };
     let windows = options.max_batch.max(1);
-    Owner::new(encoder, decoder, Limits { windows, rows: (ROWS_PER_WINDOW * windows).max(MOST_CANDIDATES) })
+    let limits = Limits { windows, rows: (ROWS_PER_WINDOW * windows).max(MOST_CANDIDATES) };
+    Owner::new(encoder, decoder, limits).map_err(LoadError::Buffers)
 }
 
 /// A tokenizer that is read on a thread of its own: the first window is encoded before text is needed.

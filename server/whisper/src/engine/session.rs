@@ -48,13 +48,8 @@ fn on_device(builder: SessionBuilder, options: &EngineOptions) -> Result<Session
     }
 }
 
-/// Memory that the kernels of `session` work on.
-pub fn device_memory(session: &Session, device: Device) -> Result<Allocator, ort::Error> {
-    match device {
-        Device::Cpu => Ok(Allocator::default()),
-        Device::Cuda { index } => {
-            let info = MemoryInfo::new(AllocationDevice::CUDA, index, AllocatorType::Device, MemoryType::Default)?;
-            Allocator::new(session, info)
-        }
-    }
+/// Memory of the GPU that the kernels of `session` work on.
+pub fn device_memory(session: &Session, index: i32) -> Result<Allocator, ort::Error> {
+    let info = MemoryInfo::new(AllocationDevice::CUDA, index, AllocatorType::Device, MemoryType::Default)?;
+    Allocator::new(session, info)
 }

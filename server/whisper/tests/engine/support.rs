@@ -7,8 +7,7 @@ use std::{
 };
 
 use hush_whisper::{
-    Device, Engine, EngineOptions, InstallOptions, ModelDir, Precision, Segment, Sink, engine::LoadTimings, install,
-    runtime,
+    Device, Engine, EngineOptions, InstallOptions, ModelDir, Precision, Segment, Sink, install, runtime,
 };
 use symphonia::core::{
     codecs::audio::AudioDecoderOptions,
@@ -60,7 +59,7 @@ pub fn batched(precision: Precision, max_batch: usize) -> Engine {
     start_runtime();
     // The tests run side by side.
     let options = EngineOptions { device: device(), threads: 1, prepack: false, max_batch, memory_limit_bytes: None };
-    Engine::load(&model(precision), &options, &mut LoadTimings::default()).unwrap()
+    Engine::load(&model(precision), &options).unwrap()
 }
 
 /// `HUSH_TEST_CUDA=N` runs the engine's tests on that GPU, as `make test-gpu` does.

@@ -1,0 +1,106 @@
+//! The same comparison through the whole core: requests that take their time, samples of histograms, a decision every
+//! few seconds.
+
+use std::time::Duration;
+
+use hush_core::adaptive::break_even;
+use hush_core::{Asks, Labels, Policy, PolicyName, Residency, Selector};
+
+use super::adaptive::FIXED;
+use super::replay::{Hardware, replay_until};
+use super::trace::{Kind, Request};
+
+/// Hours of holding, each cold start priced with a break-even.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    pub trace: &'static str,
+    pub requests: usize,
+    /// Of one who knows when the next request comes, and keeps the model or lets it go.
+    pub optimum: Duration,
+    /// Those of [`FIXED`], then adaptive.
+    pub costs: Vec<Duration>,
+}
+
+pub fn measure(seed: u64, days: u64, reload: Duration) -> Vec<Measured> {
+    let labels = Labels::from([("app".to_owned(), "whisper".to_owned())]);
+    let hardware = Hardware { gpu_bytes: 24 << 30, vram_bytes: 2 << 30, reload };
+    Kind::ALL
+        .into_iter()
+        .map(|(trace, kind)| {
+            let requests = kind.generate(seed, days * 86_400);
+            let end = requests.last().map_or(Duration::ZERO, |request| request.at);
+            let costs = rules().into_iter().map(|asks| {
+                let policy = policy(&labels, asks);
+                let figures = replay_until(end, &requests, &[policy], &labels, "default/simulated", &hardware);
+                let held_ms = figures.held / u128::from(hardware.vram_bytes);
+                let cold = u32::try_from(figures.cold_starts).unwrap_or(u32::MAX);
+                Duration::from_millis(u64::try_from(held_ms).unwrap_or(u64::MAX)) + break_even(reload) * cold
+            });
+            let costs = costs.collect();
+            Measured { trace, requests: requests.len(), optimum: optimum(&requests, break_even(reload)), costs }
+        })
+        .collect()
+}
+
+fn rules() -> Vec<Asks> {
+    let fixed = FIXED.map(|(name, timeout)| {
+        let mode = if name == "never" { Residency::Resident } else { Residency::Idle };
+        Asks { residency: Some(mode), idle_timeout: Some(timeout), ..Asks::default() }
+    });
+    fixed.into_iter().chain([Asks { residency: Some(Residency::Adaptive), ..Asks::default() }]).collect()
+}
+
+fn policy(labels: &Labels, asks: Asks) -> Policy {
+    Policy {
+        name: PolicyName { namespace: Some("default".to_owned()), name: "compared".to_owned() },
+        selector: Selector { labels: labels.clone(), expressions: Vec::new() },
+        namespace_selector: None,
+        models: Vec::new(),
+        dry_run: false,
+        asks,
+    }
+}
+
+/// The first load, all the time in which somebody is served, and of each pause its length or a break-even.
+fn optimum(requests: &[Request], price: Duration) -> Duration {
+    let mut busy_until: Option<Duration> = None;
+    let mut cost = Duration::ZERO;
+    for request in requests {
+        let pause = busy_until.map_or(price, |until| request.at.saturating_sub(until).min(price));
+        let start = busy_until.map_or(request.at, |until| until.max(request.at));
+        let end = start.max(request.at + request.busy);
+        cost += pause + (end - start);
+        busy_until = Some(end);
+    }
+    cost
+}
+
+pub fn table(rows: &[Measured]) -> String {
+    let mut text = format!("{:<14}{:>9}{:>10}", "trace", "requests", "optimum");
+    FIXED.map(|(name, _)| name).into_iter().chain(["adaptive"]).for_each(|name| text += &format!("{name:>17}"));
+    text.push('\n');
+    let hours = |cost: &Duration| cost.as_secs_f64() / 3600.0;
+    for row in rows {
+        text += &format!("{:<14}{:>9}{:>10.1}", row.trace, row.requests, hours(&row.optimum));
+        for cost in &row.costs {
+            text += &format!("{:>9.1} ({:>5.2})", hours(cost), hours(cost) / hours(&row.optimum));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn through_the_controller_it_is_within_the_bound_and_ahead_of_every_fixed_timeout() {
+        let rows = measure(1, 4, Duration::from_millis(1500));
+        for row in &rows {
+            assert!(row.costs[FIXED.len()] <= row.optimum * 2, "{}", table(&rows));
+        }
+        let sum = |at: usize| rows.iter().map(|row| row.costs[at]).sum::<Duration>();
+        assert!((0..FIXED.len()).all(|fixed| sum(FIXED.len()) < sum(fixed)), "{}", table(&rows));
+    }
+}

@@ -1,0 +1,163 @@
+//! What people may do, with the token: unload and load a model, pause and resume a policy.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use hush_contract::admin::code;
+use hush_core::{Action, Decision, Model, ModelKey, PolicyName, Reason, ServerName};
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+
+use super::Web;
+use super::error::Refusal;
+use super::view::{LoadRequest, PauseRequest, PausedView, UnloadRequest};
+use super::what_if::{find, read};
+use crate::act::{Outcome, Record};
+use crate::run::Request;
+
+const OFF: &str = "actions are off: start the controller with --page-token-file FILE";
+/// A drain, and what the executor gives an unload beyond it.
+const DRAIN_MAX_SECONDS: u64 = 600;
+const BEYOND_DRAIN: Duration = Duration::from_secs(60);
+const LOOP_PATIENCE: Duration = Duration::from_secs(10);
+
+pub async fn unload(
+    State(web): State<Web>,
+    Path((server, model)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Record>, Refusal> {
+    may_act(&web, &headers).await?;
+    let request: UnloadRequest = json(body).await?;
+    if request.drain_seconds.is_some_and(|drain| drain > DRAIN_MAX_SECONDS) {
+        return Err(Refusal::invalid(format!("`drainSeconds` must be at most {DRAIN_MAX_SECONDS}")));
+    }
+    let model = known(&web, server, model)?;
+    let decision = Decision {
+        if_generation: Some(request.if_generation),
+        if_idle_seconds: request.drain_seconds.is_none().then_some(0),
+        drain_seconds: request.drain_seconds,
+        hold_seconds: request.hold_seconds,
+        ..manual(&model, Action::Unload)
+    };
+    command(&web, decision).await
+}
+
+pub async fn load(
+    State(web): State<Web>,
+    Path((server, model)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Record>, Refusal> {
+    may_act(&web, &headers).await?;
+    let request: LoadRequest = json(body).await?;
+    let model = known(&web, server, model)?;
+    let decision = Decision { if_generation: Some(request.if_generation), ..manual(&model, Action::Load) };
+    command(&web, decision).await
+}
+
+pub async fn pause(
+    State(web): State<Web>,
+    Path(policy): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<PausedView>, Refusal> {
+    may_act(&web, &headers).await?;
+    let request: PauseRequest = json(body).await?;
+    let span = |text: &String| {
+        let span = hush_crds::parse_duration(text).filter(|span| !span.is_zero());
+        span.ok_or_else(|| Refusal::invalid("`duration` must be a duration such as 30m or 1h30m, longer than nothing"))
+    };
+    let span = request.duration.as_ref().map(span).transpose()?;
+    let name = policy_name(&web, &policy)?;
+    let paused = ask(&web, |to| Request::Pause(name, span, to), LOOP_PATIENCE).await?;
+    Ok(Json(PausedView { since: paused.since, until: paused.until }))
+}
+
+/// Answers whether it was paused.
+pub async fn resume(
+    State(web): State<Web>,
+    Path(policy): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<serde_json::Value>, Refusal> {
+    may_act(&web, &headers).await?;
+    let name = policy_name(&web, &policy)?;
+    let was = ask(&web, |to| Request::Resume(name, to), LOOP_PATIENCE).await?;
+    Ok(Json(serde_json::json!({ "resumed": was })))
+}
+
+async fn may_act(web: &Web, headers: &HeaderMap) -> Result<(), Refusal> {
+    let token = web.token.clone().ok_or_else(|| Refusal::new(StatusCode::FORBIDDEN, code::FORBIDDEN, OFF))?;
+    let headers = headers.clone();
+    // It reads a file.
+    tokio::task::spawn_blocking(move || token.check(&headers)).await.map_err(|_| Refusal::stopping())?
+}
+
+async fn json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+    let bytes = read(body).await?;
+    let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
+    serde_json::from_slice(bytes).map_err(|error| Refusal::invalid(format!("the body is not what it must be: {error}")))
+}
+
+fn policy_name(web: &Web, name: &str) -> Result<PolicyName, Refusal> {
+    find(&web.snapshot(), name).map(|policy| policy.name.clone())
+}
+
+fn known(web: &Web, server: String, model: String) -> Result<Model, Refusal> {
+    let key = ModelKey { server: ServerName(server), model };
+    let snapshot = web.snapshot();
+    let found = snapshot.world.models.iter().find(|model| model.key == key).cloned();
+    found.ok_or_else(|| {
+        let message = format!("there is no model `{}` on a server `{}` (namespace/name)", key.model, key.server);
+        Refusal::new(StatusCode::NOT_FOUND, code::UNKNOWN_MODEL, message)
+    })
+}
+
+fn manual(model: &Model, action: Action) -> Decision {
+    Decision {
+        server: model.key.server.clone(),
+        model: model.key.model.clone(),
+        gpu: model.gpu.clone(),
+        action,
+        reason: Reason::Manual,
+        policy: String::new(),
+        if_generation: None,
+        if_idle_seconds: None,
+        drain_seconds: None,
+        hold_seconds: None,
+        vram_bytes: model.vram_bytes,
+        dry_run: false,
+    }
+}
+
+/// Goes on although the person who asked does not wait for it.
+async fn command(web: &Web, decision: Decision) -> Result<Json<Record>, Refusal> {
+    let patience = BEYOND_DRAIN + Duration::from_secs(decision.drain_seconds.unwrap_or(0));
+    let record = ask(web, |to| Request::Command(Box::new(decision), to), patience).await?;
+    let (status, code, message) = match &record.outcome {
+        Outcome::Unloaded { .. } | Outcome::Loading => return Ok(Json(record)),
+        Outcome::Refused { code, message } => {
+            let message = format!("the server refused ({code}): {message}");
+            (StatusCode::CONFLICT, "refused", message)
+        }
+        Outcome::Withheld { message } => (StatusCode::CONFLICT, "withheld", message.clone()),
+        Outcome::Failed { code, message } => (StatusCode::BAD_GATEWAY, *code, message.clone()),
+    };
+    Err(Refusal::new(status, code, message))
+}
+
+async fn ask<T>(
+    web: &Web,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    patience: Duration,
+) -> Result<T, Refusal> {
+    let (to, answer) = oneshot::channel();
+    web.requests.send(request(to)).await.map_err(|_| Refusal::stopping())?;
+    let late =
+        || Refusal::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "no answer yet; the timeline will tell how it ended");
+    let gone = || Refusal::new(StatusCode::NOT_FOUND, code::NOT_FOUND, "its server is not known any more");
+    tokio::time::timeout(patience, answer).await.map_err(|_| late())?.map_err(|_| gone())
+}

@@ -1,0 +1,80 @@
+//! The controller's page and the JSON API below it. Reading is open, as `/metrics` is; acting asks for a token.
+
+mod actions;
+mod error;
+mod live;
+mod page;
+mod portray;
+mod token;
+mod view;
+mod what_if;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+pub use token::Token;
+
+use crate::metrics::Metrics;
+use crate::run::{Request, Snapshot};
+use view::StateView;
+
+/// What every route needs; cheap to clone.
+#[derive(Clone)]
+pub struct Web {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    requests: mpsc::Sender<Request>,
+    metrics: Arc<Metrics>,
+    /// `None`: nobody may act.
+    token: Option<Arc<Token>>,
+    feed: live::Feed,
+    /// What-ifs at a time.
+    thinking: Arc<Semaphore>,
+}
+
+impl Web {
+    /// Must be called in a runtime.
+    pub fn new(
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        requests: mpsc::Sender<Request>,
+        metrics: Arc<Metrics>,
+        token: Option<Token>,
+    ) -> Self {
+        let feed = live::Feed::default();
+        let thinking = Arc::new(Semaphore::new(1));
+        let web = Self { snapshots, requests, metrics, token: token.map(Arc::new), feed, thinking };
+        tokio::spawn(live::publish(web.clone()));
+        web
+    }
+
+    fn view(&self, snapshot: &Snapshot) -> StateView {
+        StateView::new(snapshot, self.metrics.acting.get() != 0, self.token.is_some())
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
+    }
+}
+
+pub fn router(web: Web) -> Router {
+    Router::new()
+        .route("/", get(page::index))
+        .route("/ui/{file}", get(page::file))
+        .route("/api/v1/state", get(state))
+        .route("/api/v1/events", get(live::events))
+        .route("/api/v1/policies/{policy}", get(what_if::policy))
+        .route("/api/v1/plan", post(what_if::plan))
+        .route("/api/v1/models/{server}/{model}/unload", post(actions::unload))
+        .route("/api/v1/models/{server}/{model}/load", post(actions::load))
+        .route("/api/v1/policies/{policy}/pause", post(actions::pause))
+        .route("/api/v1/policies/{policy}/resume", post(actions::resume))
+        .with_state(web)
+}
+
+async fn state(State(web): State<Web>) -> Response {
+    axum::Json(web.view(&web.snapshot())).into_response()
+}

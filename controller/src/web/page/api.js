@@ -1,0 +1,92 @@
+// What the page asks of the controller. Addresses are relative: the page may live below a path of a proxy.
+
+const TOKEN = 'hush-controller-token';
+/** Gone with the tab. */
+let token = sessionStorage.getItem(TOKEN) ?? '';
+
+export const hasToken = () => token !== '';
+
+export function useToken(given) {
+  token = given.trim();
+  if (token) sessionStorage.setItem(TOKEN, token);
+  else sessionStorage.removeItem(TOKEN);
+}
+
+/** The controller said no, or nothing. `status` 0: it was not reached. */
+export class Refused extends Error {
+  constructor(status, code, message, problems = []) {
+    super(message);
+    Object.assign(this, { status, code, problems });
+  }
+}
+
+async function ask(address, options) {
+  let response;
+  try {
+    response = await fetch(address, { cache: 'no-store', ...options });
+  } catch {
+    throw new Refused(0, 'unreachable', 'The controller does not answer.');
+  }
+  if (response.ok) return response;
+  const text = await response.text();
+  let body = {};
+  try {
+    body = JSON.parse(text);
+  } catch {
+    // Not from the controller itself.
+  }
+  throw new Refused(response.status, body.code ?? '', body.message ?? `The answer was ${response.status}.`, body.problems);
+}
+
+const path = (...parts) => parts.map(encodeURIComponent).join('/');
+
+export const policyYaml = async (name) => (await ask(`api/v1/policies/${path(name)}`)).text();
+export const whatIf = async (yaml) => (await ask('api/v1/plan', { method: 'POST', body: yaml })).json();
+
+async function act(address, body) {
+  const headers = { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' };
+  return (await ask(address, { method: 'POST', headers, body: JSON.stringify(body) })).json();
+}
+
+export const unload = ({ server, model }, body) => act(`api/v1/models/${path(server, model)}/unload`, body);
+export const load = ({ server, model }, body) => act(`api/v1/models/${path(server, model)}/load`, body);
+export const pause = (policy, duration) => act(`api/v1/policies/${path(policy)}/pause`, duration ? { duration } : {});
+export const resume = (policy) => act(`api/v1/policies/${path(policy)}/resume`, {});
+
+/** Nothing for so long, not even a heartbeat, is a lost connection. */
+const SILENCE_MS = 15_000;
+
+/** Follows the state; comes back after each loss. `on.state(view)`, `on.alive(at, steppedAt)`, `on.lost()`. */
+export function watch(on) {
+  let source;
+  let silence;
+  let pauseMs = 500;
+  const heard = () => {
+    clearTimeout(silence);
+    silence = setTimeout(again, SILENCE_MS);
+    pauseMs = 500;
+  };
+  const again = () => {
+    clearTimeout(silence);
+    source.close();
+    on.lost();
+    setTimeout(open, pauseMs);
+    pauseMs = Math.min(2 * pauseMs, 8000);
+  };
+  const open = () => {
+    source = new EventSource('api/v1/events');
+    silence = setTimeout(again, SILENCE_MS);
+    source.addEventListener('state', (event) => {
+      heard();
+      on.state(JSON.parse(event.data));
+    });
+    source.addEventListener('heartbeat', (event) => {
+      heard();
+      const { at, steppedAt } = JSON.parse(event.data);
+      on.alive(at, steppedAt);
+    });
+    // Some losses EventSource mends by itself, others not: all are mended here.
+    source.onerror = again;
+  };
+  open();
+}

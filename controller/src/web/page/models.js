@@ -1,0 +1,127 @@
+// The models: what they do, how long they stay, who governs them and why they are left alone.
+
+import { keep, make, write } from './dom.js';
+import { STATES, WHY, bytes, clock, span } from './words.js';
+
+/** `now()` gives the controller's time in milliseconds; `act(kind, model)` is there when people may act. */
+export class ModelList {
+  #root;
+  #now;
+  #act;
+  #models = [];
+
+  constructor(root, now, act) {
+    this.#root = root;
+    this.#now = now;
+    this.#act = act;
+    setInterval(() => this.tick(), 500);
+  }
+
+  show(models, mayAct, decisions) {
+    this.#models = models.map((model) => ({
+      ...model,
+      mayAct,
+      decision: decisions.find((d) => d.server === model.server && d.model === model.model),
+    }));
+    keep(this.#root, this.#models, key, (model) => this.#create(model), (element, model) => this.#update(element, model));
+    this.tick();
+  }
+
+  #create(model) {
+    const button = (kind, text) =>
+      make('button', { type: 'button', 'data-do': kind, 'aria-label': `${text} ${model.model} of ${model.server}`,
+        onclick: () => this.#act(kind, this.#models.find((other) => key(other) === key(model))) }, text);
+    return make('article', { class: 'card model', 'aria-label': `Model ${model.model} of ${model.server}` },
+      make('div', { class: 'model-head' },
+        make('div', {}, make('h3', {}, model.model), make('p', { class: 'hint' }, model.server)),
+        make('p', { class: 'state' }, make('span', { class: 'dot', 'aria-hidden': 'true' }), make('span', { 'data-part': 'state' }))),
+      make('progress', { max: 1, 'data-part': 'left', 'aria-label': 'Time until it leaves' }),
+      make('p', { 'data-part': 'clock', class: 'clock' }),
+      make('ul', { 'data-part': 'why', class: 'why' }),
+      make('p', { 'data-part': 'rules', class: 'hint' }),
+      make('div', { class: 'row actions' }, button('unload', 'Unload'), button('load', 'Load')));
+  }
+
+  #update(element, model) {
+    const part = (name) => element.querySelector(`[data-part=${name}]`);
+    element.dataset.state = tone(model);
+    write(part('state'), stateOf(model));
+    write(part('rules'), rulesOf(model));
+    keep(part('why'), reasons(model), ({ reason }) => reason, () => make('li'), (item, { text }) => write(item, text));
+    const inMemory = model.state === 'Ready' || model.state === 'Loading';
+    element.querySelector('.actions').hidden = !model.mayAct;
+    element.querySelector('[data-do=unload]').hidden = !inMemory;
+    element.querySelector('[data-do=load]').hidden = model.state !== 'Unloaded' && model.state !== 'Failed';
+  }
+
+  /** What grows with time alone. */
+  tick() {
+    const now = this.#now();
+    for (const model of this.#models) {
+      const element = this.#root.querySelector(`[data-key="${CSS.escape(key(model))}"]`);
+      if (!element) continue;
+      const left = element.querySelector('[data-part=left]');
+      const part = remaining(model, now);
+      left.hidden = part === null;
+      if (part !== null) left.value = part.share;
+      write(element.querySelector('[data-part=clock]'), clockOf(model, now, part));
+    }
+  }
+}
+
+/** Their details count time, which the clock does better, or say the same again. */
+const WITHOUT_DETAIL = ['NotIdle', 'MinResident', 'GracePeriod', 'NotGoverned', 'NotLoaded', 'MetricsStale'];
+
+const key = ({ server, model }) => `${server} ${model}`;
+const busy = (model) => model.state === 'Ready' && model.inflight + model.queued > 0;
+
+function tone(model) {
+  if (!model.fresh) return 'stale';
+  return busy(model) ? 'busy' : model.state;
+}
+
+function stateOf(model) {
+  const held = model.vramBytes > 0 && model.state !== 'Unloaded' && model.state !== 'Failed' ? `, ${bytes(model.vramBytes)}` : '';
+  const stale = model.fresh ? '' : ' (old figures)';
+  if (!busy(model)) return `${STATES[model.state] ?? model.state}${held}${stale}`;
+  const waiting = model.queued > 0 ? `, ${model.queued} waiting` : '';
+  return `working on ${model.inflight}${waiting}${held}${stale}`;
+}
+
+function remaining(model, now) {
+  if (!model.fresh || model.leavesAt === null || model.idleTimeoutMs === null) return null;
+  const seconds = (Date.parse(model.leavesAt) - now) / 1000;
+  const whole = Math.max(model.idleTimeoutMs.value / 1000, seconds, 0.001);
+  return { seconds, share: Math.min(1, Math.max(0, seconds / whole)) };
+}
+
+function clockOf(model, now, left) {
+  const demand = model.demandBytes ? `needs ${bytes(model.demandBytes)}` : '';
+  if (model.idleSince === null) return demand;
+  const idle = `idle ${clock((now - Date.parse(model.idleSince)) / 1000)}`;
+  if (left === null) return idle;
+  if (left.seconds <= 0) return `${idle}, leaves now`;
+  // Rounded up: it is gone at 0:00.
+  return `${idle}, leaves in ${clock(Math.ceil(left.seconds))}`;
+}
+
+function reasons(model) {
+  if (model.decision) {
+    const { action, reason, policy, dryRun } = model.decision;
+    const by = policy ? ` by ${policy}` : '';
+    return [{ reason: 'decision', text: `${dryRun ? 'Would be told' : 'Told'} to ${action.toLowerCase()}${by} (${reason})` }];
+  }
+  return model.why.map(({ reason, detail }) => {
+    const plain = !detail || WITHOUT_DETAIL.includes(reason);
+    return { reason, text: `${WHY[reason] ?? reason}${plain ? '' : `: ${detail}`}` };
+  });
+}
+
+function rulesOf(model) {
+  if (model.rules === null) return 'No policy governs it.';
+  const { policies, residency, window: open, priority } = model.rules;
+  const mode = `${residency.value}${open ? `, warm window of ${open}` : ''}`;
+  const timeout = model.idleTimeoutMs ? `, idle timeout ${span(model.idleTimeoutMs.value)} by ${model.idleTimeoutMs.policy}` : '';
+  const rank = priority.value !== 0 ? `, priority ${priority.value}` : '';
+  return `Governed by ${policies.join(', ')}: ${mode}${timeout}${rank}.`;
+}

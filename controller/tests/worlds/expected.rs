@@ -1,0 +1,81 @@
+//! The rules of a model, worked out a second time and in another way than the core does it: one field after the other,
+//! straight from the table of `docs/policies.md`.
+
+use std::time::Duration;
+
+use hush_core::{Amount, Asks, Labels, Model, Policy, Residency};
+use jiff::Timestamp;
+
+use crate::scenario::Scenario;
+
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// The enforced policies that select the model.
+    pub policies: Vec<usize>,
+    pub mode: Residency,
+    /// An open window makes it resident.
+    pub warm: bool,
+    pub idle_timeout: Option<Duration>,
+    pub min_resident: Duration,
+    pub hard_below: Option<u64>,
+    pub soft_below: Option<u64>,
+    pub grace: Duration,
+    pub min_reclaim: u64,
+    pub transition: Duration,
+    pub priority: i32,
+    pub min_loaded: u32,
+    pub drain: Duration,
+    pub hold: Duration,
+}
+
+pub fn expected(scenario: &Scenario, model: &Model, total: Option<u64>, wall: Timestamp) -> Option<Expected> {
+    let nothing = Labels::new();
+    let labels = scenario.namespaces.get(model.key.server.namespace()).unwrap_or(&nothing);
+    let enforced = |policy: &Policy| !policy.dry_run && policy.selects(model, labels);
+    let policies: Vec<usize> = (0..scenario.policies.len()).filter(|&at| enforced(&scenario.policies[at])).collect();
+    let asks: Vec<&Asks> = policies.iter().map(|&at| &scenario.policies[at].asks).collect();
+    if asks.is_empty() {
+        return None;
+    }
+    fn all<'a, T: 'a>(asks: &[&'a Asks], field: impl Fn(&'a Asks) -> Option<T>) -> Vec<T> {
+        asks.iter().filter_map(|asks| field(asks)).collect()
+    }
+    let seconds = |field: fn(&Asks) -> Option<Duration>| all(&asks, field);
+    let bytes = |field: fn(&Asks) -> Option<Amount>| -> Vec<u64> {
+        all(&asks, field).into_iter().filter_map(|amount| amount.bytes(total)).collect()
+    };
+    let window = |asks: &Asks| asks.schedule.iter().filter(|w| w.open(wall)).map(|w| w.mode).max();
+    let modes = all(&asks, |asks| window(asks).or(asks.residency));
+    let mode = modes.into_iter().max().unwrap_or(Residency::Idle);
+    let timeouts = seconds(|asks| asks.idle_timeout);
+    Some(Expected {
+        mode,
+        warm: mode == Residency::Resident && asks.iter().any(|asks| window(asks) == Some(Residency::Resident)),
+        idle_timeout: match mode {
+            Residency::Idle => Some(timeouts.into_iter().min().unwrap_or(Duration::from_secs(300))),
+            Residency::OnDemand => Some(Duration::ZERO),
+            Residency::Resident | Residency::Adaptive => None,
+        },
+        min_resident: seconds(|asks| asks.min_resident).into_iter().min().unwrap_or(Duration::ZERO),
+        hard_below: bytes(|asks| asks.hard_below).into_iter().max(),
+        soft_below: bytes(|asks| asks.soft_below).into_iter().max(),
+        grace: seconds(|asks| asks.grace_period).into_iter().min().unwrap_or(Duration::from_secs(60)),
+        min_reclaim: bytes(|asks| asks.min_reclaim).into_iter().max().unwrap_or(0),
+        transition: seconds(|asks| asks.transition_period).into_iter().max().unwrap_or(Duration::from_secs(300)),
+        priority: all(&asks, |asks| asks.priority).into_iter().min().unwrap_or(0),
+        min_loaded: all(&asks, |asks| asks.min_loaded).into_iter().min().unwrap_or(0),
+        drain: seconds(|asks| asks.drain_timeout).into_iter().min().unwrap_or(Duration::from_secs(30)),
+        hold: seconds(|asks| asks.hold_after_eviction).into_iter().max().unwrap_or(Duration::from_secs(120)),
+        policies,
+    })
+}
+
+impl Expected {
+    pub fn hard_target(&self) -> Option<u64> {
+        self.hard_below.map(|below| below + self.min_reclaim)
+    }
+
+    pub fn soft_target(&self) -> Option<u64> {
+        self.soft_below.map(|below| below + self.min_reclaim)
+    }
+}

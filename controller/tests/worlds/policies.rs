@@ -1,0 +1,97 @@
+//! Policies of every kind, some of them on the same models.
+
+use std::time::Duration;
+
+use hush_controller::simulate::trace::Dice;
+use hush_core::{Amount, Asks, Glob, Labels, Policy, PolicyName, Residency, Selector, Window};
+
+use crate::dice::Throw;
+use crate::scenario::{GIB, label};
+
+const MODES: [Residency; 5] =
+    [Residency::Resident, Residency::Idle, Residency::Idle, Residency::Adaptive, Residency::OnDemand];
+
+pub fn some(dice: &mut Dice) -> Vec<Policy> {
+    let mut policies: Vec<Policy> = (0..dice.between(1, 4)).map(|at| policy(dice, at)).collect();
+    // Most worlds have somebody who cares for everything.
+    if dice.chance(80) {
+        policies.push(Policy {
+            name: PolicyName { namespace: None, name: "floor".to_owned() },
+            selector: Selector::default(),
+            namespace_selector: None,
+            models: Vec::new(),
+            dry_run: false,
+            asks: asks(dice),
+        });
+    }
+    // Without thresholds it is the models among themselves who need room.
+    if dice.chance(20) {
+        for asks in policies.iter_mut().map(|policy| &mut policy.asks) {
+            (asks.hard_below, asks.soft_below, asks.budget, asks.min_loaded) = (None, None, None, None);
+        }
+    }
+    policies
+}
+
+fn policy(dice: &mut Dice, at: u64) -> Policy {
+    let cluster = dice.chance(25);
+    let selector = match dice.below(4) {
+        0 => Labels::new(),
+        1 => label("tier", dice.pick(&["gold", "silver"])),
+        _ => label("app", dice.pick(&["whisper", "vip"])),
+    };
+    Policy {
+        name: PolicyName {
+            namespace: (!cluster).then(|| dice.pick(&["a", "a", "b"]).to_owned()),
+            name: format!("p{at}"),
+        },
+        selector: Selector { labels: selector, expressions: Vec::new() },
+        namespace_selector: (cluster && dice.chance(50))
+            .then(|| Selector { labels: label("team", "speech"), expressions: Vec::new() }),
+        models: if dice.chance(20) { vec![Glob::new("t*")] } else { Vec::new() },
+        dry_run: dice.chance(20),
+        asks: asks(dice),
+    }
+}
+
+fn asks(dice: &mut Dice) -> Asks {
+    let seconds = |dice: &mut Dice, none: u64, from: &[u64]| dice.perhaps(none, from).map(Duration::from_secs);
+    Asks {
+        residency: dice.perhaps(40, &MODES),
+        idle_timeout: seconds(dice, 40, &[20, 60, 300, 1800, 86_400]),
+        min_resident: seconds(dice, 60, &[0, 30, 120, 600]),
+        schedule: if dice.chance(15) { vec![window(dice)] } else { Vec::new() },
+        hard_below: amount(dice, 50),
+        soft_below: amount(dice, 40),
+        grace_period: seconds(dice, 50, &[0, 30, 120]),
+        min_reclaim: dice.perhaps(60, &[Amount::Bytes(GIB / 2), Amount::Percent(5), Amount::Percent(20)]),
+        transition_period: seconds(dice, 60, &[0, 60, 600]),
+        priority: dice.perhaps(40, &[-5, 0, 5, 100]),
+        budget: amount(dice, 75),
+        min_loaded: dice.perhaps(75, &[0, 1, 2]),
+        drain_timeout: seconds(dice, 60, &[0, 30, 120]),
+        hold_after_eviction: seconds(dice, 60, &[0, 30, 300]),
+    }
+}
+
+fn amount(dice: &mut Dice, none: u64) -> Option<Amount> {
+    dice.perhaps(
+        none,
+        &[
+            Amount::Bytes(GIB / 2),
+            Amount::Bytes(2 * GIB),
+            Amount::Percent(5),
+            Amount::Percent(20),
+            Amount::Percent(40),
+            Amount::Percent(70),
+        ],
+    )
+}
+
+fn window(dice: &mut Dice) -> Window {
+    let cron = dice.pick(&["0 8 * * 1-5", "*/30 * * * *", "15 3 * * *"]);
+    let zone = dice.pick(&["Europe/Berlin", "UTC", "America/New_York"]);
+    let duration = Duration::from_secs(dice.pick(&[600, 3600, 36_000]));
+    Window::new(cron, duration, zone, dice.pick(&[Residency::Resident, Residency::Resident, Residency::OnDemand]))
+        .unwrap()
+}

@@ -1,0 +1,175 @@
+//! What goes to the server, and the audio that is asked of it.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use hush_whisper::{FirstToken, PcmSource, Segment, Sink};
+
+use super::reader::Samples;
+use super::{WorkFailure, leave, lock};
+use crate::runner::wire::{FromRunner, JobId, MAX_SAMPLES, Message};
+
+/// Signs of life are not sent more often than this.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// Asked for at once, however little the engine wants: 5 s.
+const BLOCK_SAMPLES: usize = 80_000;
+
+/// What all jobs tell the server.
+pub(super) struct Voice {
+    writer: Mutex<Writer>,
+}
+
+struct Writer {
+    socket: UnixStream,
+    last_frame: Instant,
+}
+
+impl Writer {
+    fn say(&mut self, message: &FromRunner) {
+        let sent = message.encode().map_err(io::Error::other).and_then(|frame| self.socket.write_all(&frame));
+        if let Err(error) = sent {
+            // The server is gone, or a frame that cannot be sent would leave a job waiting for ever.
+            tracing::error!("runner: telling the server failed: {error}");
+            leave();
+        }
+        self.last_frame = Instant::now();
+    }
+}
+
+impl Voice {
+    pub(super) fn new(socket: UnixStream) -> Self {
+        Self { writer: Mutex::new(Writer { socket, last_frame: Instant::now() }) }
+    }
+
+    pub(super) fn say(&self, message: &FromRunner) {
+        lock(&self.writer).say(message);
+    }
+
+    pub(super) fn fail(&self, id: JobId, failure: WorkFailure) {
+        let (kind, message) = failure.into_parts();
+        self.say(&FromRunner::Failed { id, kind, message });
+    }
+
+    pub(super) fn fail_load(&self, message: String) {
+        let (kind, message) = WorkFailure::of_engine(message).into_parts();
+        self.say(&FromRunner::LoadFailed { kind, message });
+    }
+
+    /// A sign of life, where the last frame was long ago.
+    fn beat(&self) {
+        let mut writer = lock(&self.writer);
+        if writer.last_frame.elapsed() >= BEAT {
+            writer.say(&FromRunner::Beat);
+        }
+    }
+}
+
+/// Audio that is in the server: a block of it is here.
+pub(super) struct RemotePcm<'a> {
+    voice: &'a Voice,
+    incoming: mpsc::Receiver<Samples>,
+    cancelled: &'a AtomicBool,
+    id: JobId,
+    len_samples: u64,
+    block_offset: u64,
+    block: Vec<f32>,
+}
+
+impl<'a> RemotePcm<'a> {
+    pub(super) fn new(
+        voice: &'a Voice,
+        incoming: mpsc::Receiver<Samples>,
+        cancelled: &'a AtomicBool,
+        id: JobId,
+        len_samples: u64,
+    ) -> Self {
+        Self { voice, incoming, cancelled, id, len_samples, block_offset: 0, block: Vec::new() }
+    }
+
+    /// Has the server send the block that begins at `offset`, at least `wanted` samples of it if they fit a frame.
+    fn fetch(&mut self, offset: u64, wanted: usize) -> io::Result<()> {
+        let rest = usize::try_from(self.len_samples.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let count = wanted.clamp(BLOCK_SAMPLES, MAX_SAMPLES).min(rest);
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.voice.say(&FromRunner::NeedAudio { id: self.id, offset, samples: count });
+        loop {
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(io::Error::other("cancelled"));
+            }
+            match self.incoming.recv() {
+                Ok(Samples::Here { offset: at, samples }) if at == offset => {
+                    if samples.len() != count {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    self.block_offset = offset;
+                    self.block = samples;
+                    return Ok(());
+                }
+                Ok(Samples::Here { .. } | Samples::Look) => {}
+                Err(mpsc::RecvError) => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+    }
+
+    /// Copies what the block holds from `offset` on; how much that was.
+    fn copy(&self, offset: u64, out: &mut [f32]) -> usize {
+        let start = offset.checked_sub(self.block_offset).and_then(|start| usize::try_from(start).ok());
+        let Some(here) = start.and_then(|start| self.block.get(start..)) else { return 0 };
+        let count = here.len().min(out.len());
+        out[..count].copy_from_slice(&here[..count]);
+        count
+    }
+}
+
+impl PcmSource for RemotePcm<'_> {
+    fn len(&self) -> u64 {
+        self.len_samples
+    }
+
+    fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
+        let mut done = self.copy(offset, out);
+        while done < out.len() {
+            let at = offset + done as u64;
+            self.fetch(at, out.len() - done)?;
+            done += self.copy(at, &mut out[done..]);
+        }
+        Ok(())
+    }
+}
+
+pub(super) struct Report<'a> {
+    pub(super) voice: &'a Voice,
+    pub(super) cancelled: &'a AtomicBool,
+    pub(super) id: JobId,
+}
+
+impl Sink for Report<'_> {
+    fn segment(&mut self, mut segment: Segment) {
+        // JSON has no word for these.
+        for number in [&mut segment.avg_logprob, &mut segment.compression_ratio, &mut segment.no_speech_prob] {
+            if !number.is_finite() {
+                *number = if number.is_nan() { 0.0 } else { number.clamp(f64::MIN, f64::MAX) };
+            }
+        }
+        self.voice.say(&FromRunner::Segment { id: self.id, segment });
+    }
+
+    fn first_token(&mut self, timings: FirstToken) {
+        self.voice.say(&FromRunner::FirstToken { id: self.id, timings });
+    }
+
+    fn progress(&mut self, done_seconds: f64, total_seconds: f64) {
+        self.voice.say(&FromRunner::Progress { id: self.id, done_seconds, total_seconds });
+    }
+
+    fn keep_going(&mut self) -> bool {
+        self.voice.beat();
+        !self.cancelled.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,20 @@
+//! Whatever bytes come from outside: an answer or an error, soon and in bounded memory, never a panic.
+//!
+//! `cargo test` runs each property over some hundred inputs; `make fuzz SECONDS=600` runs each for that long. What fails is
+//! shrunk, and kept in `corpus/`, from where it is tried first the next time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
+
+mod admin;
+#[path = "../api/support.rs"]
+#[allow(dead_code, reason = "the other part is for the tests of the API")]
+mod api_support;
+mod audio;
+#[path = "../audio_support/mod.rs"]
+mod audio_support;
+mod bodies;
+mod checkpoint;
+mod config;
+mod damage;
+mod frames;
+mod harness;

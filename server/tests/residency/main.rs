@@ -1,0 +1,87 @@
+//! Models in real child processes, on good days and on bad ones: signals, crashes, hangs, crowds, races.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
+
+mod busy;
+mod life;
+mod loads;
+mod losses;
+#[path = "../scripted/mod.rs"]
+mod scripted;
+mod shutdown;
+mod unloads;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hush_contract::{UnloadReason, UnloadRefusal};
+use hush_server::job::{JobError, Outcome};
+use hush_server::metrics::Metrics;
+use hush_server::residency::{ModelHandle, ModelSettings, Models, Policy, Residency, Unload};
+use hush_server::runner;
+
+use scripted::{audio, settings, spec, sum, work};
+
+#[test]
+fn runner_child() {
+    scripted::child_entry();
+}
+
+/// Tells the runners of one test from all others.
+const MARK: &str = "HUSH_TEST_MARK";
+
+struct Server {
+    models: Models,
+    metrics: Arc<Metrics>,
+}
+
+impl Server {
+    fn start(script: &str, policy: Policy, runners: runner::Settings) -> Self {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (name, spec) = ("tiny".to_owned(), spec(script));
+        let model = ModelSettings { name, spec, precision: None, policy, account: None };
+        let models = Models::start(vec![model], runners, None, &metrics).unwrap();
+        Self { models, metrics }
+    }
+
+    fn new(script: &str) -> Self {
+        Self::start(script, Policy { residency: Residency::Idle(None), ..Policy::default() }, settings())
+    }
+
+    fn model(&self) -> &ModelHandle {
+        self.models.default_model()
+    }
+
+    /// The value of one sample on `/metrics`.
+    fn metric(&self, sample: &str) -> f64 {
+        let text = String::from_utf8(self.metrics.encode().unwrap()).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {sample} in {text}")).parse().unwrap()
+    }
+
+    /// Transcribes two seconds; gives the process that did it.
+    async fn ask(&self, script: &str) -> Result<u32, JobError> {
+        ask(self.model(), script).await
+    }
+
+    async fn unload(&self) -> Result<(), UnloadRefusal> {
+        self.model().unload(Unload::now(UnloadReason::Manual)).await.map(|_| ())
+    }
+
+    fn pid(&self) -> u32 {
+        self.model().snapshot().runner_pid.unwrap()
+    }
+}
+
+async fn ask(model: &ModelHandle, script: &str) -> Result<u32, JobError> {
+    let samples = audio(2);
+    let (outcome, segments) = model.gather(samples.clone(), work(script), None).await?;
+    assert!(matches!(outcome, Outcome::Transcribed(transcript) if transcript.duration_seconds == 2.0));
+    let (pid, heard) = segments[0].text.split_once(' ').unwrap();
+    assert_eq!(heard.parse::<f64>().unwrap(), sum(&samples), "every sample, once");
+    Ok(pid.parse().unwrap())
+}
+
+fn idle_after(millis: u64) -> Policy {
+    Policy { residency: Residency::Idle(Some(Duration::from_millis(millis))), ..Policy::default() }
+}

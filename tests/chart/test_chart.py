@@ -1,0 +1,346 @@
+"""The chart: linted, its examples rendered as the golden files say, typos refused. `make test-chart` prepares and calls it;
+UPDATE_GOLDEN=1 writes the golden files anew.
+"""
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import yaml
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CHART = ROOT / "charts/hush"
+EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
+BUILT = pathlib.Path(os.environ.get("HUSH_BUILT", ROOT / "target/debug"))
+MODELS = pathlib.Path(os.environ.get("HUSH_MODELS", ROOT / ".hush/models"))
+HELM = pathlib.Path(os.environ.get("HELM", ROOT / ".hush/helm/helm"))
+
+
+def helm(*arguments) -> subprocess.CompletedProcess:
+    # Nothing of the one who tests: no repositories, no cluster.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("HELM_", "KUBE"))}
+    return subprocess.run([HELM, *map(str, arguments)], text=True, capture_output=True, env=env, timeout=120)
+
+
+def template(*arguments, release="hush", namespace="hush") -> subprocess.CompletedProcess:
+    return helm("template", release, CHART, "--namespace", namespace, *arguments)
+
+
+def rendered(*arguments, **names) -> list[dict]:
+    done = template(*arguments, **names)
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def values(text: str) -> str:
+    """A file with these values."""
+    file = tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False)
+    with file:
+        file.write(text)
+    unittest.addModuleCleanup(os.unlink, file.name)
+    return file.name
+
+
+def the(documents: list[dict], kind: str, name: str) -> dict:
+    (found,) = [d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name]
+    return found
+
+
+def pods(documents: list[dict]):
+    """Name and template of everything that makes pods."""
+    for document in documents:
+        if document["kind"] in ("Deployment", "DaemonSet"):
+            yield document["metadata"]["name"], document["spec"]["template"]
+
+
+def containers(pod: dict) -> list[dict]:
+    return pod["spec"].get("initContainers", []) + pod["spec"]["containers"]
+
+
+class Files(unittest.TestCase):
+    def test_what_is_repeated_from_elsewhere_is_up_to_date(self):
+        done = subprocess.run([sys.executable, ROOT / "scripts/chart", "--check"], text=True, capture_output=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_the_version_is_the_workspaces(self):
+        chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+        workspace = re.search(r'^\[workspace\.package\]\nversion = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
+        self.assertEqual((chart["version"], chart["appVersion"]), (workspace, workspace))
+
+    def test_settings_are_the_options_of_the_server(self):
+        """An option is a setting, or the chart sets it, or it has no place in a pod."""
+        text = (ROOT / "docs/configuration.md").read_text()
+        table = text.split("## serve\n")[1].split("\n## ")[0]
+        options = {option for line in table.splitlines() if line.startswith("| `--")
+                   for option in re.findall(r"`--([a-z-]+)", line.split("|")[1])}
+        own = {"model", "models-dir", "config", "check-config", "install-missing", "listen", "ops-listen", "drain-timeout",
+               "spool-dir", "tls-cert", "tls-key", "api-keys-file", "admin-token-file", "admin-token-review", "admin-account"}
+        fixed_by_the_image = {"ort-lib", "vad-model", "ffmpeg"}
+        left = {"ops-tls-cert", "ops-tls-key", "admin-audience", "kubernetes-api", "kubernetes-ca", "kubernetes-token",
+                "nvml-lib", "account-gpu"}
+        schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+        settings = schema["definitions"]["server"]["properties"]["settings"]["properties"]
+        kebab = {re.sub("([A-Z])", lambda letter: "-" + letter[1].lower(), name) for name in settings}
+        self.assertEqual(kebab, options - own - fixed_by_the_image - left)
+
+    def test_models_are_those_of_the_configuration_file(self):
+        config = yaml.safe_load((ROOT / "docs/config.schema.json").read_text())["$defs"]["ModelConfig"]["properties"]
+        schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+        models = schema["definitions"]["server"]["properties"]["models"]["items"]["properties"]
+        self.assertEqual(set(models) - {"source", "revision"}, set(config))
+
+    def test_the_schema_has_every_default_and_refuses_all_else(self):
+        schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+
+        def look(node, path):
+            if isinstance(node, dict):
+                if "properties" in node and node.get("type") == "object":
+                    self.assertIs(node.get("additionalProperties"), False, path)
+                for key, value in node.items():
+                    look(value, f"{path}.{key}")
+
+        look(schema, "")
+        defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+        self.assertEqual(set(defaults) | {"global"}, set(schema["properties"]))
+        for name, part in (("server", schema["definitions"]["server"]), ("controller", schema["properties"]["controller"])):
+            self.assertEqual(set(defaults[name]), set(part["properties"]), name)
+
+
+@unittest.skipUnless(HELM.exists(), f"there is no helm at {HELM}: `make helm` builds it")
+class Rendered(unittest.TestCase):
+    maxDiff = None
+
+    def test_lint(self):
+        for example in [None, *EXAMPLES]:
+            done = helm("lint", "--strict", CHART, *(["--values", example] if example else []))
+            self.assertEqual(done.returncode, 0, f"{example}\n{done.stdout}{done.stderr}")
+
+    def test_examples_are_rendered_as_the_golden_files_say(self):
+        for example in EXAMPLES:
+            with self.subTest(example.stem):
+                done = template("--values", example)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                golden = HERE / "golden" / example.name
+                if os.environ.get("UPDATE_GOLDEN"):
+                    golden.write_text(done.stdout)
+                self.assertTrue(golden.exists(), "there is no golden file yet: UPDATE_GOLDEN=1 writes it")
+                self.assertEqual(done.stdout, golden.read_text())
+        self.assertEqual({path.name for path in (HERE / "golden").iterdir()}, {path.name for path in EXAMPLES})
+
+    def test_every_pod_is_hardened(self):
+        for example in EXAMPLES:
+            for name, pod in pods(rendered("--values", example)):
+                with self.subTest(f"{example.stem} {name}"):
+                    spec = pod["spec"]
+                    self.assertIs(spec["automountServiceAccountToken"], False)
+                    self.assertIs(spec["enableServiceLinks"], False)
+                    self.assertIs(spec["securityContext"]["runAsNonRoot"], True)
+                    self.assertEqual(spec["securityContext"]["seccompProfile"], {"type": "RuntimeDefault"})
+                    for container in containers(pod):
+                        security = container["securityContext"]
+                        self.assertIs(security["allowPrivilegeEscalation"], False)
+                        self.assertIs(security["readOnlyRootFilesystem"], True)
+                        self.assertEqual(security["capabilities"], {"drop": ["ALL"]})
+                        self.assertIn("requests", container["resources"])
+                        self.assertNotIn("latest", container["image"])
+
+    def test_a_busy_server_is_not_killed(self):
+        server = the(rendered(), "Deployment", "hush")["spec"]["template"]["spec"]
+        (container,) = server["containers"]
+        liveness = container["livenessProbe"]
+        self.assertEqual(liveness["httpGet"], {"path": "/healthz", "port": "http", "scheme": "HTTP"})
+        self.assertGreaterEqual(liveness["periodSeconds"] * liveness["failureThreshold"], 120)
+        self.assertEqual(container["readinessProbe"]["httpGet"]["path"], "/readyz")
+        # The drain, and the pause before it.
+        drain = int(next(a for a in container["args"] if a.startswith("--drain-timeout=")).split("=")[1].rstrip("s"))
+        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        self.assertGreater(server["terminationGracePeriodSeconds"], drain + pause)
+
+    def test_only_the_install_sees_the_hubs_token(self):
+        documents = rendered("--set", "server.install.tokenSecret.name=hub")
+        spec = the(documents, "Deployment", "hush")["spec"]["template"]["spec"]
+        told = {c["name"] for c in containers({"spec": spec}) if any(e["name"] == "HF_TOKEN" for e in c.get("env", []))}
+        self.assertEqual(told, {"install-0"})
+        # And not the credential of the API server.
+        mounted = {c["name"] for c in containers({"spec": spec}) if any(m["name"] == "kube-api" for m in c["volumeMounts"])}
+        self.assertEqual(mounted, {"server"})
+
+    def test_scopes(self):
+        def kinds(scope):
+            documents = rendered("--set", f"controller.scope={scope}")
+            return documents, {(d["kind"], d["metadata"]["name"]) for d in documents}
+
+        _, found = kinds("cluster")
+        self.assertIn(("Deployment", "hush-controller"), found)
+        self.assertIn(("PodDisruptionBudget", "hush-controller"), found)
+        _, found = kinds("node")
+        self.assertIn(("DaemonSet", "hush-controller"), found)
+        self.assertNotIn(("Deployment", "hush-controller"), found)
+        documents, found = kinds("pod")
+        self.assertNotIn("hush-controller", {name for kind, name in found if kind != "NetworkPolicy"})
+        (sidecar,) = [c for c in the(documents, "Deployment", "hush")["spec"]["template"]["spec"]["initContainers"]
+                      if c["name"] == "controller"]
+        self.assertEqual(sidecar["restartPolicy"], "Always")
+        self.assertNotIn("readinessProbe", sidecar)
+        documents, found = kinds("none")
+        self.assertEqual({kind for kind, _ in found}, {"Deployment", "Service", "ConfigMap", "ServiceAccount", "NetworkPolicy",
+                                                       "PersistentVolumeClaim", "PodDisruptionBudget"})
+        arguments = the(documents, "Deployment", "hush")["spec"]["template"]["spec"]["containers"][0]["args"]
+        self.assertFalse([a for a in arguments if a.startswith("--admin")])
+
+    def test_the_roles_are_those_that_the_programs_are_tested_with(self):
+        for path, release in ((ROOT / "controller/rbac/controller.yaml", "controller"), (ROOT / "server/rbac.yaml", "server")):
+            if not path.exists():
+                self.skipTest(f"{path.relative_to(ROOT)} is not there")
+            wanted = [d["rules"] for d in yaml.safe_load_all(path.read_text()) if d and d["kind"] in ("ClusterRole", "Role")]
+            found = [d["rules"] for d in rendered() if d["kind"] in ("ClusterRole", "Role") and release in d["metadata"]["name"]]
+            self.assertEqual(found, wanted)
+
+    def test_a_gpu_is_asked_for_by_name_or_shared(self):
+        def server(*arguments):
+            return the(rendered(*arguments), "Deployment", "hush")["spec"]["template"]["spec"]["containers"][0]
+
+        claimed = server()
+        self.assertEqual(claimed["resources"]["limits"], {"nvidia.com/gpu": 1})
+        self.assertIn("--device=cuda", claimed["args"])
+        self.assertIn({"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "compute,utility"}, claimed["env"])
+        shared = server("--set", "server.gpu.count=0,server.gpu.visibleDevices=all")
+        self.assertNotIn("limits", shared["resources"])
+        self.assertIn({"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}, shared["env"])
+        without = server("--set", "server.gpu.enabled=false")
+        self.assertIn("--device=cpu", without["args"])
+        self.assertTrue(without["image"].endswith("-cpu"))
+        self.assertFalse([e for e in without["env"] if e["name"].startswith("NVIDIA")])
+
+    def test_numbers_keep_their_form(self):
+        documents = rendered("--values", values(
+            "policies: {p: {selector: {matchLabels: {a: b}}, priority: 1000000}}\n"
+            "server: {settings: {maxUpload: 4294967296, maxQueue: 1000000, webUi: false, defaultAlias: [a, b]}}\n"))
+        self.assertEqual(the(documents, "GpuModelPolicy", "p")["spec"]["priority"], 1000000)
+        env = the(documents, "Deployment", "hush")["spec"]["template"]["spec"]["containers"][0]["env"]
+        for variable in ({"name": "HUSH_MAX_UPLOAD", "value": "4294967296"}, {"name": "HUSH_MAX_QUEUE", "value": "1000000"},
+                         {"name": "HUSH_WEB_UI", "value": "false"}, {"name": "HUSH_DEFAULT_ALIAS", "value": "a,b"}):
+            self.assertIn(variable, env)
+
+    def test_mistakes_are_refused(self):
+        for text, complaint in (
+            ("servr: {}", "servr"),
+            ("server: {replica: 2}", "replica"),
+            ("server: {settings: {idleTimout: 5m}}", "idleTimout"),
+            ("server: {settings: {idleTimeout: five}}", "idleTimeout"),
+            ("server: {settings: {residency: forever}}", "residency"),
+            ("server: {models: [{nam: base}]}", "nam"),
+            ("server: {models: [{name: base, residncy: idle}]}", "residncy"),
+            ("server: {gpu: {visibledevices: all}}", "visibledevices"),
+            ("server: {cache: {kind: hostPath}}", "path"),
+            ("server: {tolerations: [{keys: a}]}", "keys"),
+            ("servers: {a: {modles: []}}", "modles"),
+            ("servers: {Upper: {}}", "Upper"),
+            ("controller: {scope: galaxy}", "scope"),
+            ("controller: {interval: 5}", "interval"),
+            ("controller: {leases: {}}", "leases"),
+            ("policies: {p: {selector: {matchLabels: {a: b}}, prio: 1}}", "prio"),
+            ("policies: {p: {selector: {matchLabels: {a: b}}, residency: {mode: Idel}}}", "mode"),
+            ("policies: {p: {residency: {mode: Idle}}}", "selector"),
+            ("policies: {p: {selector: {matchLabels: {a: b}}, namespaceSelector: {}}}", "namespaceSelector"),
+            ("clusterPolicies: {p: {selector: {matchLabels: {a: b}}, pressure: {hard: {below: 1Gi}}}}", "below"),
+            ("networkPolicy: {from: everyone}", "from"),
+            ("networkPolicy: {clients: [{}]}", "clients"),
+            ("monitoring: {servicemonitor: {}}", "servicemonitor"),
+            ("podSecurityContext: {runAsNonroot: true}", "runAsNonroot"),
+            ("image: {pullPolicy: Sometimes}", "pullPolicy"),
+            ("servers: {a: {cache: {name: x}}, b: {cache: {name: x, size: 1Gi}}}", "cache.name"),
+        ):
+            with self.subTest(text):
+                done = template("--values", values(text))
+                self.assertNotEqual(done.returncode, 0)
+                self.assertIn(complaint, done.stderr)
+
+    def test_what_the_documentation_shows(self):
+        """Its values and its commands are taken, and the files and values that it names are there."""
+        text = (ROOT / "docs/kubernetes.md").read_text()
+        for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.S):
+            if language == "yaml":
+                rendered("--values", values(block))
+            for line in block.splitlines():
+                if line.startswith(("helm install ", "helm upgrade ")):
+                    words = shlex.split(line.replace(" --create-namespace", ""))
+                    done = helm("template", *words[2:])
+                    self.assertEqual(done.returncode, 0, f"{line}\n{done.stderr}")
+                if line.startswith("docker build "):
+                    words = shlex.split(line)
+                    self.assertTrue((ROOT / words[words.index("--file") + 1]).exists(), line)
+        self.assertEqual(set(re.findall(r"`([a-z-]+\.yaml)`", text)), {path.name for path in EXAMPLES})
+        defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+        for path in re.findall(r"`((?:server|controller|networkPolicy)(?:\.\w+)+)(?:\[\])?[`:]", text):
+            node = defaults
+            for part in path.split("."):
+                self.assertIn(part, node, path)
+                node = node[part]
+
+    def test_rules_and_dashboards_arrive_as_they_are(self):
+        documents = rendered("--values", CHART / "examples/scope-cluster.yaml")
+        self.assertEqual(the(documents, "PrometheusRule", "hush")["spec"], yaml.safe_load((CHART / "rules.yaml").read_text()))
+        for path in (CHART / "dashboards").glob("*.json"):
+            data = the(documents, "ConfigMap", f"hush-dashboard-{path.stem}")["data"]
+            self.assertEqual(data[path.name].strip(), path.read_text().strip())
+
+
+@unittest.skipUnless(HELM.exists(), f"there is no helm at {HELM}: `make helm` builds it")
+class Programs(unittest.TestCase):
+    """What the chart hands to the programs is what they take."""
+
+    def container(self, name: str, *arguments) -> tuple[dict, str]:
+        documents = rendered(*arguments)
+        spec = the(documents, "Deployment", "hush")["spec"]["template"]["spec"]
+        (found,) = [c for c in containers({"spec": spec}) if c["name"] == name]
+        return found, the(documents, "ConfigMap", "hush")["data"]["config.yaml"]
+
+    @unittest.skipUnless((BUILT / "hush-server").exists(), f"hush-server is not in {BUILT}")
+    @unittest.skipUnless((MODELS / "hush-tiny/int8").exists(), "the bundled model is not installed: `make PROFILE=dev models`")
+    def test_the_server_takes_its_arguments_and_its_configuration(self):
+        settings = {"defaultAlias": ["a", "b"], "serveInstalled": False, "maxLoaded": 1, "webUi": False, "residency": "on-demand",
+                    "idleTimeout": "90s", "spareRunner": True, "loadTimeout": 60, "stallTimeout": "2m", "busyTimeout": "1h",
+                    "maxQueue": 10, "maxBatch": 2, "maxUpload": "1Gi", "spoolMemory": "2MiB", "asrEngine": "faster_whisper",
+                    "coldHold": "5s", "gpuSampleInterval": "2s", "headroom": "1GB", "reclaimTimeout": "5s",
+                    "memoryReclaimer": "95%", "device": "cpu", "precision": "int8", "threads": 2, "logFormat": "text",
+                    "logLevel": "info,hush_server=debug"}
+        models = [{"name": "hush-tiny", "aliases": ["x"], "residency": "idle", "idleTimeout": "1m", "precision": "int8",
+                   "device": "cpu", "threads": 1, "maxQueue": 3, "defaults": {"language": "en", "prompt": "Anna"},
+                   "source": "acme/tiny", "revision": "v1"}]
+        file = values(yaml.safe_dump({"server": {"gpu": {"enabled": False}, "settings": settings, "models": models}}))
+        schema = yaml.safe_load((CHART / "values.schema.json").read_text())["definitions"]["server"]["properties"]
+        self.assertEqual(set(settings), set(schema["settings"]["properties"]), "each setting is tried")
+        container, config = self.container("server", "--values", file)
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            for name, text in (("config.yaml", config), ("token", "x"), ("ca.crt", "")):
+                (folder / name).write_text(text)
+            arguments = [a.replace("/etc/hush/", f"{folder}/").replace("/models", str(MODELS)) for a in container["args"]]
+            env = {e["name"]: e["value"] for e in container["env"]}
+            env |= {"PATH": os.environ["PATH"], "ORT_DYLIB_PATH": str(ROOT / ".hush/lib/libonnxruntime.so"),
+                    # What a pod has by itself.
+                    "HUSH_KUBERNETES_API": "https://127.0.0.1:1", "HUSH_KUBERNETES_TOKEN": str(folder / "token"),
+                    "HUSH_KUBERNETES_CA": str(folder / "ca.crt")}
+            done = subprocess.run([BUILT / "hush-server", *arguments, "--check-config"], env=env, text=True, capture_output=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("hush-tiny", done.stdout + done.stderr)
+
+    @unittest.skipUnless((BUILT / "hush-controller").exists(), f"hush-controller is not in {BUILT}")
+    def test_the_controller_knows_its_arguments(self):
+        help_ = subprocess.run([BUILT / "hush-controller", "run", "--help"], text=True, capture_output=True).stdout
+        if "--scope" not in help_:
+            self.skipTest("this controller knows no cluster yet")
+        container, _ = self.container("controller", "--set", "controller.scope=pod,controller.dryRun=true")
+        for argument in container["args"][1:]:
+            self.assertRegex(help_, rf"(?m)^\s+{re.escape(argument.split('=')[0])}\b")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,129 @@
+"""The chart against a real API server: every object of every example is accepted, pods pass the strictest Pod Security
+level, and a release is installed, changed and removed. `make test-chart` prepares and calls it.
+"""
+import json
+import pathlib
+import tempfile
+import time
+import unittest
+
+import yaml
+
+from control_plane import ASSETS, MISSING, ControlPlane
+from test_chart import CHART, EXAMPLES, HELM, HERE, pods, rendered, template
+
+KINDS = ["gpumodelpolicies.gpu.hush.dev", "clustergpumodelpolicies.gpu.hush.dev"]
+
+
+@unittest.skipUnless(HELM.exists(), f"there is no helm at {HELM}: `make helm` builds it")
+@unittest.skipIf(MISSING, f"{', '.join(MISSING)} not in {ASSETS}: `make control-plane` builds them")
+class Cluster(unittest.TestCase):
+    def setUp(self):
+        self.cluster = self.enterContext(ControlPlane())
+        self.kubectl = self.cluster.kubectl
+
+    def helm(self, *arguments) -> str:
+        done = self.cluster.run(HELM, *arguments)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn("WARNING", done.stderr)
+        return done.stdout
+
+    def namespace(self, name: str, **levels: str) -> None:
+        labels = {f"pod-security.kubernetes.io/{mode}": level for mode, level in levels.items()}
+        self.kubectl("apply", "-f", "-", text=json.dumps(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}))
+
+    def definitions(self) -> None:
+        self.kubectl("apply", "--server-side", "-f", CHART / "crds", "-f", HERE / "operator_crds.yaml")
+        self.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+
+    def accepted(self, text: str, what: str) -> int:
+        """How many objects; each as it was sent: a field that is not known is an error."""
+        said = self.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", text=text)
+        lines = said.splitlines()
+        self.assertEqual([line for line in lines if not line.endswith("serverside-applied (server dry run)")], [], what)
+        return len(lines)
+
+    def test_every_object_is_accepted(self):
+        self.definitions()
+        # What would not pass `restricted` comes as a warning, which is an error here.
+        self.namespace("hush", warn="restricted")
+        self.namespace("strict", enforce="restricted")
+        for example in EXAMPLES:
+            with self.subTest(example.stem):
+                began = time.monotonic()
+                text = template("--values", example).stdout
+                count = self.accepted(text, example.stem)
+                self.assertEqual(count, len([d for d in yaml.safe_load_all(text) if d]))
+                seconds = time.monotonic() - began
+                print(f"{example.stem}: {count} objects, {len(text.splitlines())} lines, accepted in {seconds:.1f} s")
+                for name, pod in pods(rendered("--values", example)):
+                    alone = {"apiVersion": "v1", "kind": "Pod", **pod,
+                             "metadata": {"name": name, "namespace": "strict", **pod["metadata"]}}
+                    alone["spec"].pop("priorityClassName", None)
+                    alone["spec"].pop("runtimeClassName", None)
+                    self.assertEqual(self.accepted(json.dumps(alone), name), 1)
+
+    def test_what_the_schema_lets_through_and_the_cluster_refuses(self):
+        self.definitions()
+        self.namespace("hush")
+        policy = template("--set", "policies.p.selector.matchLabels.a=b,policies.p.residency.idleTimeout=999h").stdout
+        with self.assertRaisesRegex(AssertionError, "at most `168h`"):
+            self.accepted(policy, "a policy")
+
+    def test_a_release_comes_changes_and_goes(self):
+        adaptive, shared = CHART / "examples/adaptive.yaml", CHART / "examples/shared-card.yaml"
+        began = time.monotonic()
+        notes = self.helm("install", "hush", CHART, "--namespace", "hush", "--create-namespace", "--values", adaptive)
+        print(f"helm install of adaptive: every object accepted in {time.monotonic() - began:.1f} s")
+        self.assertIn("port-forward service/hush", notes)
+        self.assertIn("adaptive", self.kubectl("get", "gmp", "--namespace", "hush"))
+
+        self.helm("upgrade", "hush", CHART, "--namespace", "hush", "--values", shared)
+        names = self.kubectl("get", "gmp,deployments", "--namespace", "hush", "--output", "name").split()
+        self.assertIn("deployment.apps/hush-archive", names)
+        self.assertNotIn("deployment.apps/hush", names)
+        self.assertIn("gpumodelpolicy.gpu.hush.dev/room-for-others", names)
+        self.assertNotIn("gpumodelpolicy.gpu.hush.dev/adaptive", names)
+
+        # CRDs of an earlier version are told of, with what helps.
+        self.assertNotIn("of another version", self.helm("get", "notes", "hush", "--namespace", "hush"))
+        older = json.loads(self.kubectl("get", "crd", KINDS[0], "--output", "json"))
+        spec = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        del spec["properties"]["budget"]
+        self.kubectl("replace", "-f", "-", text=json.dumps(older))
+        notes = self.helm("upgrade", "hush", CHART, "--namespace", "hush", "--values", adaptive)
+        self.assertIn(f"{KINDS[0]} is of another version", notes)
+        self.assertNotIn(f"{KINDS[1]} is of another version", notes)
+        definitions = self.helm("show", "crds", CHART)
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=definitions)
+        notes = self.helm("upgrade", "hush", CHART, "--namespace", "hush", "--values", adaptive)
+        self.assertNotIn("of another version", notes)
+
+        # The policies of others stay with their kinds.
+        self.kubectl("apply", "-f", "-", text=json.dumps(
+            {"apiVersion": "gpu.hush.dev/v1alpha1", "kind": "GpuModelPolicy", "metadata": {"name": "theirs", "namespace": "default"},
+             "spec": {"selector": {"matchLabels": {"app": "x"}}}}))
+        self.helm("uninstall", "hush", "--namespace", "hush")
+        for kind in KINDS:
+            self.kubectl("get", "crd", kind)
+        self.assertEqual(self.kubectl("get", "gmp", "--all-namespaces", "--output", "jsonpath={.items[*].metadata.name}"), "theirs")
+        left = self.kubectl("get", "deployments,services,configmaps,serviceaccounts,roles,networkpolicies,pdb", "--namespace",
+                            "hush", "--selector", "app.kubernetes.io/managed-by=Helm", "--output", "name")
+        self.assertEqual(left.replace("No resources found in hush namespace.\n", ""), "")
+        roles = self.kubectl("get", "clusterroles,clusterrolebindings", "--output", "name")
+        self.assertNotIn("hush", roles)
+
+    def test_a_packaged_chart_is_the_same(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.helm("package", CHART, "--destination", folder)
+            (archive,) = pathlib.Path(folder).glob("hush-*.tgz")
+            self.helm("install", "speech", archive, "--namespace", "speech", "--create-namespace",
+                      "--values", CHART / "examples/scope-pod.yaml")
+        pod = json.loads(self.kubectl("get", "deployment", "speech-hush", "--namespace", "speech", "--output", "json"))
+        steps = [c["name"] for c in pod["spec"]["template"]["spec"]["initContainers"]]
+        self.assertEqual(steps, ["install-0", "controller"])
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
