@@ -177,7 +177,7 @@ spec:
     minReclaim: 1G
     transitionPeriod: 2m
   priority: -10
-  budget: 1025
+  budget: "1025"
   minLoaded: 2
   drainTimeout: 30s
   holdAfterEviction: 2m
