@@ -9,7 +9,7 @@ use crate::adaptive::Learners;
 use crate::plan::{Action, Decision};
 use crate::policy::PolicyName;
 use crate::signal::Timers;
-use crate::world::{GpuId, ModelKey, State, World};
+use crate::world::{GpuId, ModelKey};
 
 /// A command that has not reported back this long after its drain is taken for lost.
 const UNLOAD_PATIENCE: Duration = Duration::from_secs(60);
@@ -65,8 +65,8 @@ impl Memory {
     pub fn settle(&mut self, key: &ModelKey, how: Settled) {
         let pending = self.work.pending.remove(key);
         if let (Settled::Unloaded { completed_at }, Some(gpu)) = (how, pending.and_then(|pending| pending.gpu)) {
-            self.work.unloaded(gpu, completed_at);
-            self.work.holders.remove(key);
+            let last = self.work.last_unload.entry(gpu).or_insert(completed_at);
+            *last = completed_at.max(*last);
         }
     }
 }
@@ -79,10 +79,6 @@ pub(crate) struct Work {
     pending: HashMap<ModelKey, Pending>,
     decided: HashMap<ModelKey, Timestamp>,
     gpu_decided: BTreeMap<GpuId, Timestamp>,
-    /// Models that held memory when they were last seen, and where.
-    holders: BTreeMap<ModelKey, GpuId>,
-    /// Models that are leaving, whoever asked them to, and since when that is known.
-    leaving: BTreeMap<ModelKey, (GpuId, Timestamp)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -110,43 +106,6 @@ impl Work {
         self.pending.retain(|_, pending| elapsed(pending.since, now) <= pending.patience);
     }
 
-    /// Models leave without a command of ours too: by themselves, by a person, by a controller for another part of the
-    /// card. The card is left alone for as long, and its next figures must be newer, as if it had been ours.
-    pub fn observe(&mut self, now: Timestamp, world: &World) {
-        let mut holders = BTreeMap::new();
-        let mut leaving = BTreeMap::new();
-        for model in &world.models {
-            let key = &model.key;
-            let Some(gpu) = model.gpu.as_ref() else { continue };
-            match model.state {
-                State::Ready | State::Loading | State::Draining | State::Unloading => {
-                    // A sample from before the last unload may be of a model that has left with it.
-                    let newer = |at: &Timestamp| sampled_at(now, model.sample_age) > *at;
-                    if self.last_unload.get(gpu).is_none_or(newer) {
-                        holders.insert(key.clone(), gpu.clone());
-                    }
-                }
-                State::Unloaded | State::WaitingForMemory | State::Failed => {
-                    // It was over when the sample was taken, or before.
-                    if let Some(gpu) = self.holders.remove(key) {
-                        self.unloaded(gpu, sampled_at(now, model.sample_age));
-                    }
-                }
-            }
-            if matches!(model.state, State::Draining | State::Unloading) {
-                let since = self.leaving.get(key).map_or(now, |(_, since)| now.min(*since));
-                leaving.insert(key.clone(), (gpu.clone(), since));
-            }
-        }
-        self.holders = holders;
-        self.leaving = leaving;
-    }
-
-    fn unloaded(&mut self, gpu: GpuId, completed_at: Timestamp) {
-        let last = self.last_unload.entry(gpu).or_insert(completed_at);
-        *last = completed_at.max(*last);
-    }
-
     pub fn record(&mut self, now: Timestamp, decisions: &[Decision]) {
         for decision in decisions.iter().filter(|decision| !decision.dry_run) {
             let patience = match decision.action {
@@ -171,11 +130,9 @@ impl Work {
         self.decided.get(key).is_some_and(|at| sampled_at <= *at)
     }
 
-    /// Cards with an unload under way, unless it takes so long that nothing is to be expected of it.
-    pub fn unloading(&self, now: Timestamp) -> HashSet<&GpuId> {
-        let ours = self.pending.values().filter(|p| p.action == Action::Unload).filter_map(|p| p.gpu.as_ref());
-        let others = self.leaving.values().filter(|(_, since)| elapsed(*since, now) <= UNLOAD_PATIENCE);
-        ours.chain(others.map(|(gpu, _)| gpu)).collect()
+    /// Cards with an unload under way.
+    pub fn unloading(&self) -> HashSet<&GpuId> {
+        self.pending.values().filter(|p| p.action == Action::Unload).filter_map(|p| p.gpu.as_ref()).collect()
     }
 
     /// The sample tells nothing of the card after its last unload, or was acted on already.

@@ -22,7 +22,6 @@ use crate::{budget, idle, pressure, room, warm};
 /// the cards, models and policies given does not matter.
 pub fn step(memory: &mut Memory, now: Timestamp, world: &World, policies: &[Policy]) -> Plan {
     memory.work.advance(now, world.stale_after);
-    memory.work.observe(now, world);
     memory.learners.observe(now, world);
     let mut sorted: Vec<&Policy> = policies.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
@@ -94,7 +93,7 @@ fn evaluate(
     let mut turn = Turn { now, stale_after: world.stale_after, fleet, floor, learners, decided, skips, plan };
     let fresh = world.gpus.iter().filter(|gpu| gpu_fresh(gpu, world.stale_after)).map(|gpu| &gpu.uuid).collect();
     timers.freeze_all_but(&fresh);
-    let unloading = work.unloading(now);
+    let unloading = work.unloading();
     for Site { id, gpu, places } in sites(&mut turn, world) {
         let used = |gpu: &Gpu| work.gpu_used(&gpu.uuid, sampled_at(now, gpu.sample_age));
         let awaiting = gpu.is_some_and(|gpu| used(gpu) || unloading.contains(&gpu.uuid));

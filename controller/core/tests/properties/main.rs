@@ -7,5 +7,4 @@ mod one_step;
 mod over_time;
 mod residency;
 mod schedules;
-mod scopes;
 mod support;
