@@ -24,14 +24,27 @@ impl Controller {
     /// By these policies; looks five times a second unless the arguments say otherwise.
     pub fn start(policies: &str, args: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        fs::write(folder.path().join("policies.yaml"), policies)?;
+        let file = folder.path().join("policies.yaml");
+        fs::write(&file, policies)?;
+        Self::launch(folder, |command| command.arg("--policy").arg(file).args(args))
+    }
+
+    /// Servers and policies come from Kubernetes, as this kubeconfig reaches it.
+    pub fn in_cluster(kubeconfig: &str, args: &[&str]) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("kubeconfig");
+        fs::write(&file, kubeconfig)?;
+        Self::launch(folder, |command| command.env("KUBECONFIG", file).args(args))
+    }
+
+    fn launch(folder: TempDir, with: impl FnOnce(&mut Command) -> &mut Command) -> Result<Self> {
         let mut command = Command::new(fixtures::controller()?);
-        command.args(["run", "--listen", "127.0.0.1:0", "--log-format", "json", "--policy"]);
-        command.arg(folder.path().join("policies.yaml")).arg("--audit-log").arg(folder.path().join("audit.jsonl"));
-        if !args.contains(&"--interval") {
+        command.args(["run", "--listen", "127.0.0.1:0", "--log-format", "json"]);
+        command.arg("--audit-log").arg(folder.path().join("audit.jsonl"));
+        with(&mut command);
+        if !command.get_args().any(|arg| arg == "--interval") {
             command.args(["--interval", "200ms"]);
         }
-        command.args(args);
         let mut program = Program::start("hush-controller", command, &["HUSH_CONTROLLER_"])?;
         let ops = program.wait_for_entry("where it listens", |entry| entry["ops"].as_str()?.parse().ok())?;
         Ok(Self { program, ops, folder })
