@@ -19,7 +19,7 @@ pub fn newest(records: &[Record], policy: &PolicyName, before: Option<&[LastActi
             all.push(old.clone());
         }
     }
-    all.sort_by(|a, b| b.time.0.cmp(&a.time.0));
+    all.sort_by_key(|action| std::cmp::Reverse(action.time.0));
     all.truncate(KEPT);
     (!all.is_empty()).then_some(all)
 }

@@ -34,7 +34,7 @@ impl AsrQuery {
         let vad = boolean(pairs, "vad_filter", defaults.vad.is_some(), &mut faults);
         // Unknown to the peer.
         let parallel = boolean(pairs, "vad_parallel", usual.parallel && vad, &mut faults);
-        let vad = (vad || parallel).then(|| VadOptions { parallel, ..usual });
+        let vad = (vad || parallel).then_some(VadOptions { parallel, ..usual });
         let word_timestamps = boolean(pairs, "word_timestamps", false, &mut faults);
         boolean(pairs, "diarize", false, &mut faults);
         integer(pairs, "min_speakers", &mut faults);

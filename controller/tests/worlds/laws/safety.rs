@@ -140,6 +140,9 @@ fn min_loaded(watch: &Watch, moment: &Moment<'_>, known: &Known<'_>, all: &[Know
     Ok(())
 }
 
+/// What must become available, as a policy has it.
+type Target = fn(&Expected) -> Option<u64>;
+
 /// No victim of pressure but is needed: without any of them a target would not be met.
 fn spared(card: &Gpu, known: &[Known<'_>]) -> Result<(), Broken> {
     let here = |known: &&Known<'_>| known.model.gpu.as_ref() == Some(&card.uuid) && known.leaves();
@@ -149,7 +152,7 @@ fn spared(card: &Gpu, known: &[Known<'_>]) -> Result<(), Broken> {
     };
     let sum = |of: &[&Known<'_>]| of.iter().map(|known| known.model.vram_bytes).sum::<u64>();
     let mut before = card.available_bytes() + sum(&of(&[Reason::OverBudget, Reason::IdleTimeout, Reason::OnDemand]));
-    let targets: [(Reason, fn(&Expected) -> Option<u64>); 2] =
+    let targets: [(Reason, Target); 2] =
         [(Reason::HardPressure, Expected::hard_target), (Reason::SoftPressure, Expected::soft_target)];
     for (reason, target) in targets {
         let victims = of(&[reason]);
