@@ -79,7 +79,9 @@ class Cluster(unittest.TestCase):
         self.assertIn("port-forward service/hush", notes)
         self.assertIn("adaptive", self.kubectl("get", "gmp", "--namespace", "hush"))
 
-        self.helm("upgrade", "hush", CHART, "--namespace", "hush", "--values", shared)
+        # Without a volume behind it a claim cannot grow.
+        same_size = ("--set", "server.cache.size=20Gi")
+        self.helm("upgrade", "hush", CHART, "--namespace", "hush", "--values", shared, *same_size)
         names = self.kubectl("get", "gmp,deployments", "--namespace", "hush", "--output", "name").split()
         self.assertIn("deployment.apps/hush-archive", names)
         self.assertNotIn("deployment.apps/hush", names)
