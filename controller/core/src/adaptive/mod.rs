@@ -4,7 +4,7 @@
 //! that one cold start is worth. Nobody knows a gap before it ends. Leaving after exactly one break-even costs at most
 //! twice what a clairvoyant would pay (ski rental). Where the gaps have a shape, another time is better; how far it may
 //! lie from the break-even is limited by a credit: what has been saved so far against twice the clairvoyant's cost. So
-//! the bound of two holds on every sequence of gaps, whatever was learned. `docs/adaptive.md` has the proof and figures.
+//! the bound of two holds on every sequence of gaps, whatever was learned. `docs/policies.md` has figures.
 //! The shape of the histogram and the pre-warming follow "Serverless in the Wild" (USENIX ATC 2020).
 
 mod choice;
