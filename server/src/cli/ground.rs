@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock};
 use super::env::Env;
 use super::ort_lib::Placement;
 use super::settings::{ServeSettings, SettingError};
-use super::values::DeviceChoice;
+use super::values::{Device, DeviceChoice};
 use super::{cuda, ort_lib};
-use crate::gpu::{Accounts, GpuRef, Needs, Sampler, SamplerSettings};
+use crate::gpu::{Accounts, CudaDevice, GpuRef, Needs, Sampler, SamplerSettings};
 use crate::metrics::Metrics;
 
 /// The ground that models stand on. Cheap to clone.
@@ -56,7 +56,13 @@ impl Ground {
             account_gpu: settings.memory.account_gpu,
             runner_env: Vec::new(),
         };
-        ground.runner_env = cuda::Seat::of(ground.placement(settings.engine.device).device, env)?.env;
+        // Also where the default is no GPU: a single model may name one, now or after a reload. Which `auto` finds is not
+        // asked here, the environment is the same.
+        let device = match settings.engine.device {
+            DeviceChoice::Cuda(gpu) => Device::Cuda(gpu),
+            DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cuda(CudaDevice::Index(0)),
+        };
+        ground.runner_env = cuda::Seat::of(device, env)?.env;
         Ok(ground)
     }
 
