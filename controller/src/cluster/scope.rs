@@ -1,7 +1,7 @@
 //! For how much a controller acts. All scopes observe what shares their GPUs and compute the same plan; each carries out
 //! its own part of it, and the narrower one waits while a wider one leads.
 
-use hush_core::{Decision, ServerName};
+use hush_core::ServerName;
 
 use crate::act::Gate;
 use crate::lease::{Claim, Leader};
@@ -78,9 +78,9 @@ impl ScopeGate {
 }
 
 impl Gate for ScopeGate {
-    fn check(&self, decision: &Decision) -> Result<(), String> {
-        if self.scope.own_server().is_some_and(|own| *own != decision.server) {
-            return Err(format!("{} has a controller of its own", decision.server));
+    fn check(&self, server: &ServerName) -> Result<(), String> {
+        if self.scope.own_server().is_some_and(|own| own != server) {
+            return Err(format!("{server} has a controller of its own"));
         }
         self.open()
     }
