@@ -22,6 +22,11 @@ const AT_ONCE: usize = 128;
 pub trait Gate: Send + Sync {
     /// `Err`: why not.
     fn check(&self, server: &ServerName) -> Result<(), String>;
+
+    /// Whether a controller beside this one, that finds the same, carries it out.
+    fn is_for_another(&self, _: &Decision) -> bool {
+        false
+    }
 }
 
 /// Nobody else decides.
@@ -101,6 +106,10 @@ impl Executor {
             // The loop is gone only when the process ends.
             let _ = hands.ended.send(record);
         });
+    }
+
+    pub fn is_for_another(&self, decision: &Decision) -> bool {
+        self.hands.gate.is_for_another(decision)
     }
 
     /// Lets what is under way end, for so long.

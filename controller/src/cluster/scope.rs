@@ -1,7 +1,7 @@
 //! For how much a controller acts. All scopes observe what shares their GPUs and compute the same plan; each carries out
 //! its own part of it, and the narrower one waits while a wider one leads.
 
-use hush_core::ServerName;
+use hush_core::{Decision, ServerName};
 
 use crate::act::Gate;
 use crate::lease::{Claim, Leader};
@@ -31,6 +31,11 @@ impl Scope {
             Self::Pod { server, .. } => Some(server),
             Self::Cluster | Self::Node { .. } => None,
         }
+    }
+
+    /// Of those that it looks at.
+    pub fn acts_on(&self, server: &ServerName) -> bool {
+        self.own_server().is_none_or(|own| own == server)
     }
 
     /// The lease that such a controller stands for, if it is one of several.
@@ -79,9 +84,14 @@ impl ScopeGate {
 
 impl Gate for ScopeGate {
     fn check(&self, server: &ServerName) -> Result<(), String> {
-        if self.scope.own_server().is_some_and(|own| own != server) {
+        if !self.scope.acts_on(server) {
             return Err(format!("{server} has a controller of its own"));
         }
         self.open()
+    }
+
+    /// While somebody leads for more, it is that one's.
+    fn is_for_another(&self, decision: &Decision) -> bool {
+        !self.scope.acts_on(&decision.server) && self.open().is_ok()
     }
 }
