@@ -99,7 +99,7 @@ impl Client {
         self.send(request.body(Full::from(json))?, limit).await
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> Result<Answer, HttpError> {
+    pub async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> Result<Answer, HttpError> {
         let answer = self.inner.request(request).await.map_err(HttpError::Connect)?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), limit).collect().await;
