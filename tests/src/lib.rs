@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod gpus;
 pub mod http;
 pub mod process;
+pub mod reference;
 pub mod server;
 pub mod wait;
 
