@@ -175,6 +175,11 @@ lint: $(TOOLS) ## Formatting and clippy, without a warning
 schema: ## Write docs/config.schema.json anew
 	UPDATE_SCHEMA=1 $(CARGO) test --locked --workspace --lib -- the_committed_schema
 
+.PHONY: reference
+reference: $(TOOLS) ## Write docs/reference anew: options, policy fields, metrics, HTTP
+	$(CARGO) build --locked --workspace --bin hush-reference
+	$(TARGET)/debug/hush-reference
+
 licences: ## Licences of what is built, and advisories where cargo-deny is installed
 	if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; else $(PYTHON) scripts/check-licences; fi
 

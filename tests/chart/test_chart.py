@@ -195,12 +195,15 @@ class Rendered(unittest.TestCase):
         self.assertFalse([a for a in arguments if a.startswith("--admin")])
 
     def test_the_roles_are_those_that_the_programs_are_tested_with(self):
-        for path, release in ((ROOT / "controller/rbac/controller.yaml", "controller"), (ROOT / "server/rbac.yaml", "server")):
-            if not path.exists():
-                self.skipTest(f"{path.relative_to(ROOT)} is not there")
-            wanted = [d["rules"] for d in yaml.safe_load_all(path.read_text()) if d and d["kind"] in ("ClusterRole", "Role")]
-            found = [d["rules"] for d in rendered() if d["kind"] in ("ClusterRole", "Role") and release in d["metadata"]["name"]]
-            self.assertEqual(found, wanted)
+        for path, release, scope in (("controller/rbac/controller.yaml", "controller", "cluster"),
+                                     ("controller/rbac/node.yaml", "controller", "node"),
+                                     ("controller/rbac/sidecar.yaml", "controller", "pod"),
+                                     ("server/rbac.yaml", "server", "cluster")):
+            documents = yaml.safe_load_all((ROOT / path).read_text())
+            wanted = [d["rules"] for d in documents if d["kind"] in ("ClusterRole", "Role")]
+            documents = rendered("--set", f"controller.scope={scope}")
+            found = [d["rules"] for d in documents if d["kind"] in ("ClusterRole", "Role") and release in d["metadata"]["name"]]
+            self.assertEqual(found, wanted, path)
 
     def test_the_roles_of_people_are_those_that_the_plugin_is_tested_with(self):
         text = (ROOT / "controller/rbac/people.yaml").read_text()

@@ -11,6 +11,7 @@ pub mod gpus;
 pub mod http;
 pub mod plugin;
 pub mod process;
+pub mod reference;
 pub mod server;
 pub mod wait;
 
