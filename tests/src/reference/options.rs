@@ -25,33 +25,41 @@ pub fn page() -> Result<String> {
     Ok(page)
 }
 
-fn program(page: &mut String, mut command: Command, variable: Variable) -> Result<()> {
-    command.build();
-    let name = command.get_name().to_owned();
-    writeln!(page, "\n## {name}\n\n{}", marked(&text(command.get_long_about().or(command.get_about()))))?;
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set()) {
+fn program(page: &mut String, mut program: Command, variable: Variable) -> Result<()> {
+    program.build();
+    let name = program.get_name().to_owned();
+    writeln!(page, "\n## {name}\n\n{}", marked(&text(program.get_long_about().or(program.get_about()))))?;
+    commands(page, &program, &name, 1, variable)
+}
+
+/// Those of a program, and of a command that has some itself.
+fn commands(page: &mut String, parent: &Command, path: &str, depth: usize, variable: Variable) -> Result<()> {
+    for command in parent.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set()) {
         let about = marked(&text(command.get_long_about().or(command.get_about())));
-        writeln!(page, "\n### {name} {}\n\n{about}", command.get_name())?;
+        let path = format!("{path} {}", command.get_name());
+        writeln!(page, "\n{} {path}\n\n{about}", "#".repeat(depth + 2))?;
         let inputs: Vec<&Arg> = command.get_positionals().collect();
         if !inputs.is_empty() {
             let rows: Vec<_> = inputs.iter().map(|arg| vec![code(&value(arg)), explained(arg).1]).collect();
             write!(page, "\n{}", table(&["argument", "meaning"], &rows))?;
         }
-        for (heading, options) in groups(command) {
+        for (heading, options) in groups(command, depth > 1) {
             if let Some(heading) = heading {
                 writeln!(page, "\n**{heading}**")?;
             }
             let rows: Vec<_> = options.iter().map(|arg| row(arg, variable)).collect();
             write!(page, "\n{}", table(&["option", "variable", "default", "meaning"], &rows))?;
         }
+        commands(page, command, &path, depth + 1, variable)?;
     }
     Ok(())
 }
 
-/// Options by their heading, in the order of the help.
-fn groups(command: &Command) -> Vec<(Option<&str>, Vec<&Arg>)> {
+/// Options by their heading, in the order of the help. What a command `inherits` is told where it comes from.
+fn groups(command: &Command, inherits: bool) -> Vec<(Option<&str>, Vec<&Arg>)> {
     let mut groups: Vec<(Option<&str>, Vec<&Arg>)> = Vec::new();
-    for arg in command.get_opts().chain(command.get_arguments().filter(|arg| is_flag(arg))) {
+    let all = command.get_opts().chain(command.get_arguments().filter(|arg| is_flag(arg)));
+    for arg in all.filter(|arg| !(inherits && arg.is_global_set())) {
         let heading = arg.get_help_heading();
         match groups.iter_mut().find(|(known, _)| *known == heading) {
             Some((_, options)) => options.push(arg),
