@@ -36,7 +36,7 @@ CONTROL_PLANE ?= $(LOCAL)/control-plane
 # A Go that can build it, or nothing.
 GO := $(if $(filter test,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
 
-.PHONY: help build run demo ort ort-gpu vad models control-plane test test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
+.PHONY: help build plugin run demo ort ort-gpu vad models control-plane test test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -45,6 +45,10 @@ help: ## Say what there is
 # shared dependencies, and everything would be built twice.
 build: $(TOOLS) ## Build hush-server (PROFILE=dev for a debug build)
 	$(CARGO) build --locked --profile $(PROFILE) --workspace --bin hush-server
+
+plugin: $(TOOLS) ## Build kubectl-hush, the plugin of kubectl: hush-controller under its name
+	$(CARGO) build --locked --profile $(PROFILE) --workspace --bin hush-controller
+	ln -sf hush-controller $(dir $(HUSH))kubectl-hush
 
 run: build ort vad models ## Serve the bundled model (LISTEN=, OPS_LISTEN=, IDLE_TIMEOUT=, ARGS=)
 	exec $(HUSH) serve --model hush-tiny --models-dir $(MODELS) --ort-lib $(ORT_LIB) \

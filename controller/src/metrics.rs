@@ -36,6 +36,7 @@ pub struct Metrics {
     pub audit_failures_total: IntCounter,
     /// `{state}`: `answering`, `failing`, `unknown`.
     pub targets: IntGaugeVec,
+    pub targets_refusing: IntGauge,
     /// `{source}`: 1 when it was good the last time it was read.
     pub source_valid: IntGaugeVec,
     pub policies: IntGauge,
@@ -108,6 +109,10 @@ impl Metrics {
             audit_failures_total: made
                 .counter("hush_controller_audit_failures_total", "Audit lines that were not written.")?,
             targets: made.gauges("hush_controller_targets", "Servers by whether they answer.", &["state"])?,
+            targets_refusing: made.gauge(
+                "hush_controller_targets_refusing",
+                "Servers that do not take this controller's credential.",
+            )?,
             source_valid: made.gauges(
                 "hush_controller_source_valid",
                 "1 when policies or targets were good the last time they were read, 0 while an older version is in force.",

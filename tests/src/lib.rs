@@ -9,6 +9,7 @@ pub mod fixtures;
 pub mod fleet;
 pub mod gpus;
 pub mod http;
+pub mod plugin;
 pub mod process;
 pub mod reference;
 pub mod server;

@@ -75,6 +75,13 @@ impl Server {
         self.program.log()
     }
 
+    /// Who ordered each unload that it received so far, also of those that it then refused.
+    pub fn unloads_ordered(&self) -> Vec<String> {
+        let entries = self.log().into_iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(&line).ok());
+        let orders = entries.filter(|entry| entry["message"] == "unload ordered");
+        orders.map(|entry| entry["caller"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
     /// Process ids of the runners that live.
     pub fn runners(&self) -> Result<Vec<u32>> {
         process::children(self.pid())

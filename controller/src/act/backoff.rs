@@ -64,6 +64,11 @@ impl Backoff {
         }
     }
 
+    /// Nobody acts on it who should: for a while it is no candidate.
+    pub fn absent(&mut self, now: Instant, key: &ModelKey) {
+        self.models.entry(key.clone()).or_default().until = Some(now + LONGEST);
+    }
+
     pub fn holds(&self, now: Instant, key: &ModelKey) -> bool {
         self.servers.get(&key.server).is_some_and(|pause| pause.holds(now))
             || self.models.get(key).is_some_and(|pause| pause.holds(now))

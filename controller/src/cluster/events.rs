@@ -97,7 +97,8 @@ impl Reporting {
 /// `None`: nothing was done.
 fn story(record: &Record) -> Option<Story> {
     let decision = &record.decision;
-    let what = format!("{} of {} for {} ({})", decision.model, decision.server, decision.policy, decision.reason);
+    let whose = if decision.policy.is_empty() { "a person" } else { &decision.policy };
+    let what = format!("{} of {} for {whose} ({})", decision.model, decision.server, decision.reason);
     let (warning, reason, note) = match &record.outcome {
         Outcome::Unloaded { reclaimed_bytes, residual_bytes } => {
             let came_back = reclaimed_bytes.map_or_else(String::new, |bytes| format!(", {} came back", gib(bytes)));
@@ -110,4 +111,49 @@ fn story(record: &Record) -> Option<Story> {
         Outcome::Refused { .. } | Outcome::Withheld { .. } => return None,
     };
     Some(Story { warning, reason, note })
+}
+
+#[cfg(test)]
+mod tests {
+    use hush_core::{Action, Decision, Reason};
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn told(policy: &str, reason: Reason, outcome: Outcome) -> Option<(bool, &'static str, String)> {
+        let decision = Decision {
+            server: "a/w".into(),
+            model: "turbo".to_owned(),
+            gpu: None,
+            action: Action::Unload,
+            reason,
+            policy: policy.to_owned(),
+            if_generation: None,
+            if_idle_seconds: None,
+            drain_seconds: None,
+            hold_seconds: None,
+            vram_bytes: 0,
+            dry_run: false,
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        let story = story(&Record { time: now, decided_at: now, decision, outcome, seconds: 0.0 })?;
+        Some((story.warning, story.reason, story.note))
+    }
+
+    #[test]
+    fn what_is_told() {
+        let done = Outcome::Unloaded { reclaimed_bytes: Some(2 << 30), residual_bytes: Some(0) };
+        let note = "unloaded turbo of a/w for a/speech (HardPressure), 2.00Gi came back";
+        assert_eq!(told("a/speech", Reason::HardPressure, done.clone()), Some((false, "Unloaded", note.to_owned())));
+        let note = "unloaded turbo of a/w for a person (Manual), 2.00Gi came back";
+        assert_eq!(told("", Reason::Manual, done), Some((false, "Unloaded", note.to_owned())));
+        let left = Outcome::Unloaded { reclaimed_bytes: Some(0), residual_bytes: Some(1 << 30) };
+        assert!(told("a/speech", Reason::HardPressure, left).is_some_and(|(warning, ..)| warning));
+        let failed = told("a/speech", Reason::IdleTimeout, Outcome::failed("timeout", "no answer"));
+        assert!(failed.is_some_and(|(warning, reason, _)| warning && reason == "CommandFailed"));
+        let refused = Outcome::Refused { code: "busy".to_owned(), message: String::new() };
+        for nothing in [refused, Outcome::Withheld { message: String::new() }] {
+            assert_eq!(told("a/speech", Reason::IdleTimeout, nothing), None);
+        }
+    }
 }

@@ -33,6 +33,11 @@ impl Scope {
         }
     }
 
+    /// Of those that it looks at.
+    pub fn acts_on(&self, server: &ServerName) -> bool {
+        self.own_server().is_none_or(|own| own == server)
+    }
+
     /// The lease that such a controller stands for, if it is one of several.
     pub fn lease(&self, cluster: &str) -> Option<String> {
         match self {
@@ -78,10 +83,15 @@ impl ScopeGate {
 }
 
 impl Gate for ScopeGate {
-    fn check(&self, decision: &Decision) -> Result<(), String> {
-        if self.scope.own_server().is_some_and(|own| *own != decision.server) {
-            return Err(format!("{} has a controller of its own", decision.server));
+    fn check(&self, server: &ServerName) -> Result<(), String> {
+        if !self.scope.acts_on(server) {
+            return Err(format!("{server} has a controller of its own"));
         }
         self.open()
+    }
+
+    /// While somebody leads for more, it is that one's.
+    fn is_for_another(&self, decision: &Decision) -> bool {
+        !self.scope.acts_on(&decision.server) && self.open().is_ok()
     }
 }

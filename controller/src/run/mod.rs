@@ -1,5 +1,6 @@
 //! The loop: observe, step, act, tell. Level-triggered: each step looks at the whole world as it is now.
 
+pub mod others;
 mod readiness;
 mod request;
 mod snapshot;
@@ -13,6 +14,7 @@ use hush_core::{Decision, GpuId, Labels, Memory, Plan, Policy, PolicyName, Reaso
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use others::Others;
 pub use readiness::Readiness;
 pub use request::{Paused, Request};
 pub use snapshot::Snapshot;
@@ -63,6 +65,7 @@ pub struct Loop {
     inputs: Inputs,
     outputs: Outputs,
     memory: Memory,
+    others: Others,
     backoff: Backoff,
     paused: BTreeMap<PolicyName, Paused>,
     timeline: Timeline,
@@ -78,6 +81,7 @@ impl Loop {
             inputs,
             outputs,
             memory: Memory::default(),
+            others: Others::default(),
             backoff: Backoff::default(),
             paused: BTreeMap::new(),
             timeline: Timeline::default(),
@@ -129,10 +133,17 @@ impl Loop {
             assemble(&frame, &targets, &seen, |key| backoff.holds(begun, key));
         let now = Timestamp::now();
         let in_force = self.in_force(now, &policies);
+        for key in self.others.observe(now, &world, &mut self.memory) {
+            tracing::warn!(server = %key.server, model = key.model, "its own controller does not act: others stand in for it");
+            self.backoff.absent(begun, &key);
+        }
         let plan = step(&mut self.memory, now, &world, &in_force);
         for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
-            // Every model in the world came from a target.
-            if let Some(target) = targets.get(&decision.server) {
+            if self.outputs.executor.is_for_another(decision) {
+                self.others.expect(now, decision);
+            } else if let Some(target) = targets.get(&decision.server) {
+                // Every model in the world came from a target.
+                self.others.sent(decision.key());
                 self.outputs.executor.submit(now, decision.clone(), target.url.clone(), None);
             }
         }
@@ -205,6 +216,7 @@ impl Loop {
         let targets = self.inputs.targets.borrow().clone();
         let Some(target) = targets.get(&decision.server) else { return };
         self.memory.commanded(now, &decision);
+        self.others.sent(decision.key());
         self.outputs.executor.submit(now, decision, target.url.clone(), Some(to));
     }
 
@@ -216,11 +228,7 @@ impl Loop {
         if self.paused.is_empty() {
             return Arc::clone(policies);
         }
-        let pause = |policy: &Policy| Policy {
-            dry_run: policy.dry_run || self.paused.contains_key(&policy.name),
-            ..policy.clone()
-        };
-        Arc::new(policies.iter().map(pause).collect())
+        Arc::new(snapshot::in_force(policies, &self.paused))
     }
 
     /// Each problem once.
@@ -239,6 +247,7 @@ impl Loop {
             _ => Settled::Nothing,
         };
         self.memory.settle(&key, how);
+        self.others.ended(Timestamp::now(), &key);
         // What a person asked for says nothing of whom the rules may choose.
         let by_rule = record.decision.reason != Reason::Manual;
         if let Some(verdict) = record.outcome.verdict().filter(|_| by_rule) {

@@ -24,6 +24,8 @@ pub mod resolve;
 mod security;
 pub mod serve;
 pub mod settings;
+#[cfg(feature = "otel")]
+mod traces;
 pub mod transcribe;
 pub mod vad_model;
 pub mod values;
@@ -53,6 +55,9 @@ Variables of whisper-asr-webservice that are understood:
 
 Variables of the Hugging Face hub, for models that are not installed: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME,
 HF_HUB_OFFLINE.
+
+Variables of OpenTelemetry, for a trace of each request: OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
+(a collector's URL; http/protobuf), and the others of its specification.
 
 Example:
   hush-server serve --model base --idle-timeout 10m

@@ -7,12 +7,14 @@
 mod credentials;
 mod keeper;
 mod kubectl;
+mod link;
 mod namespace;
 mod plane;
 mod programs;
 mod rights;
 
 pub use credentials::Claims;
+pub use link::Link;
 pub use namespace::{Namespace, PodAt};
 pub use plane::ControlPlane;
 pub use rights::Rights;

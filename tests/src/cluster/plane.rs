@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use kube::config::AuthInfo;
 use kube::{Client, Config};
 use rustix::process::Signal;
+use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use super::credentials::{ADMIN_TOKEN, Claims, Credentials, ISSUER};
@@ -19,6 +20,15 @@ use super::programs::Programs;
 use crate::process;
 use crate::wait::eventually;
 
+/// Who asked for what: of service accounts alone, when they were answered.
+const AUDIT_POLICY: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived, ResponseStarted]
+rules:
+- {level: Metadata, userGroups: ['system:serviceaccounts']}
+- {level: None}
+";
 const START_DEADLINE: Duration = Duration::from_secs(120);
 /// Of starting, when somebody else took a port between our look and its use.
 const TRIES: usize = 3;
@@ -78,6 +88,21 @@ impl ControlPlane {
 
     pub fn url(&self) -> String {
         format!("https://{}", self.address)
+    }
+
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What an account asked for so far: entries of the API server's audit log. A watch is there when it has ended.
+    pub fn requests_of(&self, namespace: &str, account: &str) -> Result<Vec<Value>> {
+        let user = format!("system:serviceaccount:{namespace}:{account}");
+        let text = std::fs::read_to_string(self.folder().join("audit.jsonl"))?;
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let entries = whole.lines().map(|line| Ok(serde_json::from_str::<Value>(line)?));
+        entries
+            .filter(|entry| entry.as_ref().map_or(true, |entry| entry["user"]["username"] == user.as_str()))
+            .collect()
     }
 
     /// PEM of what signed the API server's certificate.
@@ -157,6 +182,8 @@ impl ControlPlane {
 
     fn spawn_api_server(&self) -> Result<()> {
         let Credentials { certificate, key, account_key, account_public_key, users, .. } = &self.credentials;
+        let audit_policy = self.folder().join("audit-policy.yaml");
+        std::fs::write(&audit_policy, AUDIT_POLICY)?;
         let mut command = Command::new(&self.programs.api_server);
         command
             .args(["--etcd-servers", &self.etcd_url, "--bind-address", "127.0.0.1"])
@@ -167,6 +194,10 @@ impl ControlPlane {
             .arg(key)
             .arg("--cert-dir")
             .arg(self.folder())
+            .arg("--audit-policy-file")
+            .arg(audit_policy)
+            .arg("--audit-log-path")
+            .arg(self.folder().join("audit.jsonl"))
             .args(["--service-account-issuer", ISSUER, "--service-account-key-file"])
             .arg(account_public_key)
             .arg("--service-account-signing-key-file")

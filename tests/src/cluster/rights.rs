@@ -11,6 +11,10 @@ use crate::fixtures::workspace;
 #[derive(Clone, Copy, Debug)]
 pub enum Rights {
     Controller,
+    /// Of a controller for one node.
+    Node,
+    /// Of a controller beside a server.
+    Sidecar,
     Server,
 }
 
@@ -18,6 +22,8 @@ impl Rights {
     const fn file(self) -> &'static str {
         match self {
             Self::Controller => "controller/rbac/controller.yaml",
+            Self::Node => "controller/rbac/node.yaml",
+            Self::Sidecar => "controller/rbac/sidecar.yaml",
             Self::Server => "server/rbac.yaml",
         }
     }

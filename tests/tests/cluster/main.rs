@@ -1,4 +1,5 @@
-//! Against a real API server: what only it knows. One control plane for all tests, except for those that do harm to it.
+//! Against a real API server: what only it knows. One control plane for all tests, except for those that do harm to it
+//! or whose controller looks at everything in it.
 
 mod definitions;
 mod governs;
@@ -6,3 +7,6 @@ mod harness;
 mod lease;
 mod policies;
 mod review;
+mod rights;
+mod scopes;
+mod stage;

@@ -1,0 +1,205 @@
+//! A card with servers, and controllers that look at each server at times of their own.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hush_controller::run::others::Others;
+use hush_core::{
+    Action, Amount, Asks, Gpu, GpuId, Labels, Memory, Model, ModelKey, Policy, PolicyName, Residency, Selector,
+    ServerName, Settled, State, World, step,
+};
+use jiff::{SignedDuration, Timestamp};
+
+pub const GIB: u64 = 1 << 30;
+pub const SCRAPE_MS: i64 = 1000;
+const TICK_MS: i64 = 50;
+const CARD_GIB: u64 = 24;
+const STALE_AFTER: Duration = Duration::from_secs(15);
+
+/// A model, and what is true of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    pub idle_seconds: i64,
+    pub gib: u64,
+    /// From the command until the memory is back.
+    pub unload_ms: i64,
+    /// When each unload began.
+    left_ms: Option<i64>,
+    /// Its own controller is gone.
+    pub orphan: bool,
+    /// A person unloads it then.
+    pub by_hand_ms: Option<i64>,
+}
+
+impl Guest {
+    pub const fn new(idle_seconds: i64, gib: u64, unload_ms: i64) -> Self {
+        Self { idle_seconds, gib, unload_ms, left_ms: None, orphan: false, by_hand_ms: None }
+    }
+
+    const fn state(&self, ms: i64) -> State {
+        match self.left_ms {
+            Some(left) if ms >= left + self.unload_ms => State::Unloaded,
+            Some(left) if ms >= left => State::Unloading,
+            _ => State::Ready,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Card {
+    pub guests: Vec<Guest>,
+    /// What others hold from when on.
+    pub foreign_gib: u64,
+    pub more_gib: u64,
+    pub more_at_ms: i64,
+}
+
+impl Card {
+    fn available(&self, ms: i64) -> u64 {
+        let held = self.guests.iter().filter(|guest| guest.state(ms) != State::Unloaded).map(|guest| guest.gib);
+        let more = if ms >= self.more_at_ms { self.more_gib } else { 0 };
+        CARD_GIB.saturating_sub(self.foreign_gib + more + held.sum::<u64>()) * GIB
+    }
+
+    /// What a scrape at `ms` shows of a server to somebody who thinks about it at `now`.
+    fn look(&self, place: usize, ms: i64, now: i64) -> Model {
+        let guest = &self.guests[place];
+        Model {
+            key: key(place),
+            gpu: Some("GPU-a".into()),
+            labels: Labels::new(),
+            state: guest.state(ms),
+            idle: millis(guest.idle_seconds * 1000 + ms),
+            inflight: 0,
+            queued: 0,
+            vram_bytes: guest.gib * GIB,
+            generation: 1,
+            loaded_for: Duration::from_secs(3600),
+            reload: Duration::from_secs(1),
+            demand_bytes: 0,
+            sample_age: millis(now - ms),
+            back_off: false,
+            arrivals: None,
+        }
+    }
+
+    fn world(&self, looks: &[i64], now: i64) -> World {
+        let newest = looks.iter().copied().max().unwrap();
+        let card = Gpu {
+            uuid: GpuId::from("GPU-a"),
+            node: "n1".to_owned(),
+            total_bytes: CARD_GIB * GIB,
+            used_bytes: CARD_GIB * GIB - self.available(newest),
+            sample_age: millis(now - newest),
+        };
+        let models = (0..self.guests.len()).map(|place| self.look(place, looks[place], now)).collect();
+        World { stale_after: STALE_AFTER, gpus: vec![card], models, namespaces: BTreeMap::new() }
+    }
+}
+
+fn millis(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap())
+}
+
+fn key(place: usize) -> ModelKey {
+    ModelKey { server: ServerName(format!("a/w{place}")), model: "turbo".to_owned() }
+}
+
+fn time(ms: i64) -> Timestamp {
+    Timestamp::from_second(1_795_000_000).unwrap() + SignedDuration::from_millis(ms)
+}
+
+/// A controller: when it looks at each server, and whose commands it sends.
+pub struct Controller {
+    phases: Vec<i64>,
+    /// `None`: for all of them.
+    own: Option<usize>,
+    memory: Memory,
+    others: Others,
+    absent: Vec<usize>,
+}
+
+impl Controller {
+    pub fn new(phases: Vec<i64>, own: Option<usize>) -> Self {
+        Self { phases, own, memory: Memory::default(), others: Others::default(), absent: Vec::new() }
+    }
+
+    /// Gives the guests that it commands to leave.
+    fn step(&mut self, card: &Card, now: i64, policies: &[Policy]) -> Vec<usize> {
+        let looks: Vec<i64> = self.phases.iter().map(|phase| now - (now - phase).rem_euclid(SCRAPE_MS)).collect();
+        let mut world = card.world(&looks, now);
+        for model in &mut world.models {
+            model.back_off = self.absent.iter().any(|place| key(*place) == model.key);
+        }
+        for missing in self.others.observe(time(now), &world, &mut self.memory) {
+            self.absent.extend((0..card.guests.len()).find(|place| key(*place) == missing));
+        }
+        let plan = step(&mut self.memory, time(now), &world, policies);
+        let mut commands = Vec::new();
+        for decision in plan.decisions.iter().filter(|decision| decision.action == Action::Unload) {
+            let place = (0..card.guests.len()).find(|place| key(*place) == decision.key()).unwrap();
+            if self.own.is_none_or(|own| own == place) {
+                self.others.sent(decision.key());
+                commands.push(place);
+            } else {
+                self.others.expect(time(now), decision);
+            }
+        }
+        commands
+    }
+
+    fn ended(&mut self, now: i64, place: usize, how: Settled) {
+        self.memory.settle(&key(place), how);
+        self.others.ended(time(now), &key(place));
+    }
+}
+
+/// Who was commanded to leave, in that order: more than once if it was.
+pub fn play(mut card: Card, mut controllers: Vec<Controller>, policies: &[Policy], end_ms: i64) -> Vec<usize> {
+    let mut commanded = Vec::new();
+    let mut under_way: Vec<(i64, usize, usize)> = Vec::new();
+    for now in (SCRAPE_MS..end_ms).step_by(usize::try_from(TICK_MS).unwrap()) {
+        for guest in &mut card.guests {
+            if guest.by_hand_ms.is_some_and(|at| at <= now) && guest.left_ms.is_none() {
+                guest.left_ms = Some(now);
+            }
+        }
+        under_way.retain(|(ends, controller, place)| {
+            let over = *ends <= now;
+            if over {
+                let how = Settled::Unloaded { completed_at: time(*ends) };
+                controllers[*controller].ended(now, *place, how);
+            }
+            !over
+        });
+        for at in 0..controllers.len() {
+            if controllers[at].own.is_some_and(|own| card.guests[own].orphan) {
+                continue;
+            }
+            for place in controllers[at].step(&card, now, policies) {
+                let guest = &mut card.guests[place];
+                if guest.left_ms.is_some() {
+                    // The generation is another, or it leaves already: refused.
+                    controllers[at].ended(now, place, Settled::Nothing);
+                    continue;
+                }
+                guest.left_ms = Some(now);
+                commanded.push(place);
+                under_way.push((now + guest.unload_ms, at, place));
+            }
+        }
+    }
+    commanded
+}
+
+pub fn policy(asks: Asks) -> Policy {
+    let asks = Asks { residency: Some(Residency::Resident), min_reclaim: Some(Amount::Bytes(GIB)), ..asks };
+    Policy {
+        name: PolicyName { namespace: Some("a".to_owned()), name: "speech".to_owned() },
+        selector: Selector::default(),
+        namespace_selector: None,
+        models: Vec::new(),
+        dry_run: false,
+        asks,
+    }
+}

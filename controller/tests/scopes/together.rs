@@ -1,0 +1,98 @@
+//! Sidecars that share a card.
+
+use std::time::Duration;
+
+use hush_controller::run::others::PATIENCE;
+use hush_core::{Amount, Asks, Policy};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::card::{Card, Controller, GIB, Guest, SCRAPE_MS, play, policy};
+
+const END_MS: i64 = 60_000;
+
+fn sidecars(card: &Card, phases: &[Vec<i64>]) -> Vec<Controller> {
+    (0..card.guests.len()).map(|own| Controller::new(phases[own][..card.guests.len()].to_vec(), Some(own))).collect()
+}
+
+fn one_for_all(card: &Card) -> Vec<Controller> {
+    vec![Controller::new(vec![0; card.guests.len()], None)]
+}
+
+fn sorted(mut places: Vec<usize>) -> Vec<usize> {
+    places.sort_unstable();
+    places
+}
+
+fn hard() -> Policy {
+    policy(Asks { hard_below: Some(Amount::Bytes(4 * GIB)), ..Asks::default() })
+}
+
+fn soft() -> Policy {
+    let grace_period = Some(Duration::from_secs(5));
+    let min_resident = Some(Duration::ZERO);
+    policy(Asks { soft_below: Some(Amount::Bytes(4 * GIB)), grace_period, min_resident, ..Asks::default() })
+}
+
+prop_compose! {
+    /// Two or three guests who are told apart by their idleness, and an app that takes memory after a while.
+    fn cards()(
+        sizes in vec((1..5_u64, 100..4000_i64), 2..4),
+        order in Just((0..3_i64).collect::<Vec<_>>()).prop_shuffle(),
+        free in 4..8_u64,
+        more_gib in 0..8_u64,
+        more_at_ms in 3000..6000_i64,
+    ) -> Card {
+        let guests: Vec<Guest> =
+            sizes.iter().zip(&order).map(|((gib, ms), order)| Guest::new(60 + 60 * order, *gib, *ms)).collect();
+        let held: u64 = sizes.iter().map(|(gib, _)| gib).sum();
+        Card { guests, foreign_gib: (24 - held).saturating_sub(free), more_gib, more_at_ms }
+    }
+}
+
+fn phases() -> impl Strategy<Value = Vec<Vec<i64>>> {
+    vec(vec(0..SCRAPE_MS, 3), 3)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn they_do_together_what_one_for_all_does(card in cards(), phases in phases(), soft_pressure in any::<bool>()) {
+        let policies = [if soft_pressure { soft() } else { hard() }];
+        let wide = play(card.clone(), one_for_all(&card), &policies, END_MS);
+        let narrow = play(card.clone(), sidecars(&card, &phases), &policies, END_MS);
+        prop_assert_eq!(sorted(narrow), sorted(wide));
+    }
+
+    /// The one whose turn it is has nobody who acts for it: the next one leaves, not at once and not never.
+    #[test]
+    fn who_does_not_act_is_stood_in_for(mut card in cards(), phases in phases()) {
+        let policies = [hard()];
+        let wide = play(card.clone(), one_for_all(&card), &policies, END_MS);
+        let Some(&first) = wide.first() else { return Ok(()) };
+        card.guests[first].orphan = true;
+        let patience = i64::try_from(PATIENCE.as_millis()).unwrap();
+        let soon = play(card.clone(), sidecars(&card, &phases), &policies, card.more_at_ms + patience / 2);
+        let others_in_plan = wide.len() > 1;
+        prop_assert!(others_in_plan || soon.is_empty(), "{soon:?}");
+        let narrow = play(card.clone(), sidecars(&card, &phases), &policies, END_MS);
+        prop_assert!(!narrow.is_empty() && !narrow.contains(&first), "{narrow:?}");
+        let all = narrow.len();
+        let mut once = sorted(narrow);
+        once.dedup();
+        prop_assert_eq!(once.len(), all);
+    }
+
+    /// A person unloads enough in the very second in which memory becomes short.
+    #[test]
+    fn what_a_person_unloads_is_waited_for(mut card in cards(), phases in phases(), lead_ms in 0..800_i64) {
+        let policies = [hard()];
+        let wide = play(card.clone(), one_for_all(&card), &policies, END_MS);
+        let [only] = wide[..] else { return Ok(()) };
+        card.guests[only].by_hand_ms = Some(card.more_at_ms - lead_ms);
+        for controllers in [one_for_all(&card), sidecars(&card, &phases)] {
+            prop_assert_eq!(play(card.clone(), controllers, &policies, END_MS), Vec::<usize>::new());
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What each identity may do under the roles that are shipped, and nothing else, as the API server itself judges.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result};
+use hush_tests::cluster::{ControlPlane, Namespace, Rights};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::api::PostParams;
+use kube::{Api, Client};
+
+const VERBS: [&str; 9] =
+    ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "impersonate"];
+/// Group, resource, subresource.
+const RESOURCES: [(&str, &str, &str); 29] = [
+    ("", "pods", ""),
+    ("", "pods", "status"),
+    ("", "pods", "exec"),
+    ("", "pods", "eviction"),
+    ("", "pods", "log"),
+    ("", "namespaces", ""),
+    ("", "nodes", ""),
+    ("", "secrets", ""),
+    ("", "configmaps", ""),
+    ("", "services", ""),
+    ("", "events", ""),
+    ("", "serviceaccounts", ""),
+    ("", "serviceaccounts", "token"),
+    ("", "users", ""),
+    ("apps", "deployments", ""),
+    ("apps", "daemonsets", ""),
+    ("apiextensions.k8s.io", "customresourcedefinitions", ""),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", ""),
+    ("authentication.k8s.io", "tokenreviews", ""),
+    ("authorization.k8s.io", "subjectaccessreviews", ""),
+    ("coordination.k8s.io", "leases", ""),
+    ("events.k8s.io", "events", ""),
+    ("gpu.hush.dev", "gpumodelpolicies", ""),
+    ("gpu.hush.dev", "gpumodelpolicies", "status"),
+    ("gpu.hush.dev", "clustergpumodelpolicies", ""),
+    ("gpu.hush.dev", "clustergpumodelpolicies", "status"),
+    ("rbac.authorization.k8s.io", "clusterroles", ""),
+    ("rbac.authorization.k8s.io", "clusterrolebindings", ""),
+    ("rbac.authorization.k8s.io", "rolebindings", ""),
+];
+/// Of leases; of everything else any name will do.
+const NAMES: [&str; 2] = ["hush-controller", "another"];
+
+struct Judge {
+    client: Client,
+    own: String,
+    other: String,
+}
+
+impl Judge {
+    /// Everything that an account may do: `verb resource[/subresource][:name] [elsewhere]`.
+    async fn allowed(&self, account: &str) -> Result<BTreeSet<String>> {
+        let mut allowed = BTreeSet::new();
+        for (group, resource, subresource) in RESOURCES {
+            let names: &[&str] = if resource == "leases" { &NAMES } else { &["any"] };
+            for verb in VERBS {
+                for (place, namespace) in [("", &self.own), (" elsewhere", &self.other)] {
+                    for name in names {
+                        let asked = ResourceAttributes {
+                            group: Some(group.to_owned()),
+                            resource: Some(resource.to_owned()),
+                            subresource: Some(subresource.to_owned()).filter(|sub| !sub.is_empty()),
+                            verb: Some(verb.to_owned()),
+                            namespace: Some(namespace.clone()),
+                            // Who creates has no name yet.
+                            name: (verb != "create").then(|| (*name).to_owned()),
+                            ..ResourceAttributes::default()
+                        };
+                        if self.judge(account, asked).await? {
+                            let sub = if subresource.is_empty() { String::new() } else { format!("/{subresource}") };
+                            let name =
+                                if names.len() > 1 && verb != "create" { format!(":{name}") } else { String::new() };
+                            let resource = if group == "events.k8s.io" { group } else { resource };
+                            allowed.insert(format!("{verb} {resource}{sub}{name}{place}"));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(allowed)
+    }
+
+    async fn judge(&self, account: &str, asked: ResourceAttributes) -> Result<bool> {
+        let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{}", self.own)];
+        let review = SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: Some(format!("system:serviceaccount:{}:{account}", self.own)),
+                groups: Some([&groups[..], &["system:authenticated".to_owned()]].concat()),
+                resource_attributes: Some(asked),
+                ..SubjectAccessReviewSpec::default()
+            },
+            ..SubjectAccessReview::default()
+        };
+        let answer =
+            Api::<SubjectAccessReview>::all(self.client.clone()).create(&PostParams::default(), &review).await?;
+        Ok(answer.status.context("no verdict")?.allowed)
+    }
+}
+
+async fn allowed(plane: &ControlPlane, rights: Rights, account: &str) -> Result<BTreeSet<String>> {
+    let own: Namespace = plane.namespace("rights", &[]).await?;
+    let other = plane.namespace("elsewhere", &[]).await?;
+    plane.grant(&own, rights)?;
+    Judge { client: plane.admin()?, own: own.name, other: other.name }.allowed(account).await
+}
+
+/// Everywhere: here and elsewhere.
+fn everywhere(rights: &[&str]) -> BTreeSet<String> {
+    rights.iter().flat_map(|right| [(*right).to_owned(), format!("{right} elsewhere")]).collect()
+}
+
+fn and(mut set: BTreeSet<String>, more: &[&str]) -> BTreeSet<String> {
+    set.extend(more.iter().map(|right| (*right).to_owned()));
+    set
+}
+
+/// What every controller reads, and what it tells.
+fn common() -> BTreeSet<String> {
+    everywhere(&[
+        "list pods",
+        "watch pods",
+        "list namespaces",
+        "watch namespaces",
+        "list gpumodelpolicies",
+        "watch gpumodelpolicies",
+        "list clustergpumodelpolicies",
+        "watch clustergpumodelpolicies",
+        "create events.k8s.io",
+        "patch events.k8s.io",
+    ])
+}
+
+#[tokio::test]
+async fn each_may_do_what_it_does_and_nothing_else() -> Result<()> {
+    let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
+    let controller = allowed(plane, Rights::Controller, "hush-controller").await?;
+    let status = everywhere(&["patch gpumodelpolicies/status", "patch clustergpumodelpolicies/status"]);
+    let lease = [
+        "create leases",
+        "get leases:hush-controller",
+        "list leases:hush-controller",
+        "watch leases:hush-controller",
+        "update leases:hush-controller",
+    ];
+    assert_eq!(controller, and(&common() | &status, &lease));
+
+    let reads = |name: &str| ["get", "list", "watch"].map(|verb| format!("{verb} leases:{name}"));
+    let leases: Vec<String> = NAMES.iter().flat_map(|name| reads(name)).collect();
+    let leases: Vec<&str> = leases.iter().map(String::as_str).collect();
+    let node = allowed(plane, Rights::Node, "hush-controller").await?;
+    let writes = ["create leases", "update leases:hush-controller", "update leases:another"];
+    assert_eq!(node, and(and(common(), &leases), &writes));
+
+    let sidecar = allowed(plane, Rights::Sidecar, "hush-server").await?;
+    assert_eq!(sidecar, and(common(), &leases));
+    let written = |rights: &BTreeSet<String>| -> BTreeSet<String> {
+        let reads = |right: &&String| ["get ", "list ", "watch "].iter().any(|verb| right.starts_with(verb));
+        rights.iter().filter(|right| !reads(right)).cloned().collect()
+    };
+    assert!(written(&sidecar).is_subset(&written(&node)) && written(&sidecar) != written(&node));
+    assert!(written(&sidecar).is_subset(&written(&controller)) && written(&sidecar) != written(&controller));
+    assert_eq!(
+        written(&sidecar),
+        everywhere(&["create events.k8s.io", "patch events.k8s.io"]),
+        "Events and nothing else"
+    );
+
+    let server = allowed(plane, Rights::Server, "hush-server").await?;
+    assert_eq!(server, everywhere(&["create tokenreviews"]));
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! Controllers for a node and beside a server: several of them on one card do what one for all would, and whoever acts
+//! for less steps back while somebody acts for more.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use hush_tests::cluster::Rights;
+use hush_tests::process;
+use rustix::process::Signal;
+
+use crate::definitions::with_definitions;
+use crate::stage::{
+    App, CONTROLLER, Cast, SERVER, SOON, Stage, own_plane, wait_until_acting, wait_until_calm, wait_until_ready,
+};
+
+const LEASE: Duration = Duration::from_secs(3);
+
+fn orders(apps: &[&App]) -> Vec<usize> {
+    apps.iter().map(|app| app.server.unloads_ordered().len()).collect()
+}
+
+#[tokio::test]
+async fn three_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
+    let Some(plane) = with_definitions().await? else { return Ok(()) };
+    let mut stage = Stage::new(plane).await?;
+    plane.grant(&stage.system, Rights::Sidecar)?;
+    let node = "sidecars";
+    let dear = stage.app(Cast::new("dear", 2, 10).on(node)).await?;
+    let middle = stage.app(Cast::new("middle", 2, 5).on(node)).await?;
+    let cheap = stage.app(Cast::new("cheap", 2, 0).on(node)).await?;
+    let apps = [&dear, &middle, &cheap];
+    let mut sidecars = Vec::new();
+    for app in apps {
+        app.transcribe()?;
+        sidecars.push(stage.sidecar(app).await?);
+    }
+    for sidecar in &sidecars {
+        wait_until_ready(sidecar)?;
+        // Nobody leads: it has waited for a lease to be sure of it.
+        wait_until_acting(sidecar, true)?;
+        sidecar.wait_for_metric("hush_controller_targets{state=\"answering\"}", 3.0, SOON)?;
+        wait_until_calm(sidecar)?;
+    }
+    // Each time one is enough, and all three of them have seen that it was.
+    for (quarters, expected) in [(6, [0, 0, 1]), (14, [0, 1, 1]), (22, [1, 1, 1])] {
+        stage.others_hold(quarters)?;
+        let leaves = apps[expected.iter().position(|count| *count == 1).unwrap_or_default()];
+        leaves.server.wait_for_state("unloaded", SOON)?;
+        for sidecar in &sidecars {
+            wait_until_calm(sidecar)?;
+        }
+        assert_eq!(orders(&apps), expected, "others hold {quarters} quarters of a GiB");
+    }
+    for (app, sidecar) in apps.iter().zip(&sidecars) {
+        assert_eq!(app.server.unloads_ordered(), [stage.caller(SERVER)]);
+        assert_eq!(sidecar.audit()?.len(), 1, "each sends its own command alone");
+        assert!(!app.events(plane)?.is_empty(), "and tells of it");
+    }
+    let asked = plane.requests_of(&stage.system.name, SERVER)?;
+    let forbidden: Vec<_> = asked.iter().filter(|entry| entry["responseStatus"]["code"] == 403).collect();
+    assert!(forbidden.is_empty(), "{forbidden:?}");
+    Ok(())
+}
+
+/// Whose turn it is has lost its sidecar: after a while the next one leaves for it.
+#[tokio::test]
+async fn a_sidecar_that_is_gone_does_not_leave_the_card_to_its_fate() -> Result<()> {
+    let Some(plane) = with_definitions().await? else { return Ok(()) };
+    let mut stage = Stage::new(plane).await?;
+    plane.grant(&stage.system, Rights::Sidecar)?;
+    let node = "orphan";
+    let dear = stage.app(Cast::new("dear", 2, 10).on(node)).await?;
+    let cheap = stage.app(Cast::new("cheap", 2, 0).on(node)).await?;
+    dear.transcribe()?;
+    cheap.transcribe()?;
+    let sidecar = stage.sidecar(&dear).await?;
+    wait_until_ready(&sidecar)?;
+    wait_until_acting(&sidecar, true)?;
+    stage.others_hold(14)?;
+    dear.server.wait_for_state("unloaded", SOON)?;
+    sidecar.wait_for_log(&["its own controller does not act", &cheap.pod()], SOON)?;
+    wait_until_calm(&sidecar)?;
+    assert_eq!(orders(&[&dear, &cheap]), [1, 0]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sidecar_steps_back_while_a_leader_for_more_governs() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    plane.grant(&stage.system, Rights::Sidecar)?;
+    let dear = stage.app(Cast::new("dear", 2, 10)).await?;
+    let cheap = stage.app(Cast::new("cheap", 2, 0)).await?;
+    let mut sidecars = Vec::new();
+    for app in [&dear, &cheap] {
+        app.transcribe()?;
+        sidecars.push(stage.sidecar(app).await?);
+    }
+    for sidecar in &sidecars {
+        wait_until_ready(sidecar)?;
+        wait_until_acting(sidecar, true)?;
+    }
+    let leader = stage.controller(&["--scope", "cluster"]).await?;
+    wait_until_ready(&leader)?;
+    wait_until_acting(&leader, true)?;
+    for sidecar in &sidecars {
+        wait_until_acting(sidecar, false)?;
+    }
+    stage.others_hold(14)?;
+    cheap.server.wait_for_state("unloaded", SOON)?;
+    wait_until_calm(&leader)?;
+    assert_eq!(cheap.server.unloads_ordered(), [stage.caller(CONTROLLER)]);
+
+    process::send(leader.pid(), Signal::KILL)?;
+    let killed = Instant::now();
+    for sidecar in &sidecars {
+        wait_until_acting(sidecar, true)?;
+    }
+    let took = killed.elapsed();
+    eprintln!("sidecars take over {took:?} after the leader was killed; the lease lasts {LEASE:?}");
+    assert!(took < LEASE + Duration::from_secs(2), "{took:?}");
+    stage.others_hold(22)?;
+    dear.server.wait_for_state("unloaded", SOON)?;
+    for sidecar in &sidecars {
+        wait_until_calm(sidecar)?;
+    }
+    assert_eq!(dear.server.unloads_ordered(), [stage.caller(SERVER)]);
+    assert_eq!(cheap.server.unloads_ordered().len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_controller_for_a_node_acts_there_alone_and_before_a_sidecar() -> Result<()> {
+    let Some(plane) = with_definitions().await? else { return Ok(()) };
+    let mut stage = Stage::new(plane).await?;
+    for rights in [Rights::Node, Rights::Sidecar] {
+        plane.grant(&stage.system, rights)?;
+    }
+    let here = stage.app(Cast::new("here", 2, 10).on("here")).await?;
+    // Of lower priority, on what the other node takes for its own card.
+    let there = stage.app(Cast::new("there", 2, 0).on("there")).await?;
+    here.transcribe()?;
+    there.transcribe()?;
+    let node = stage.controller(&["--scope", "node", "--node", "here"]).await?;
+    wait_until_ready(&node)?;
+    wait_until_acting(&node, true)?;
+    let sidecar = stage.sidecar(&here).await?;
+    wait_until_ready(&sidecar)?;
+    for controller in [&node, &sidecar] {
+        controller.wait_for_metric("hush_controller_targets{state=\"answering\"}", 1.0, SOON)?;
+    }
+    wait_until_acting(&sidecar, false)?;
+    stage.others_hold(14)?;
+    here.server.wait_for_state("unloaded", SOON)?;
+    wait_until_calm(&node)?;
+    assert_eq!(here.server.unloads_ordered(), [stage.caller(CONTROLLER)]);
+    assert_eq!(orders(&[&here, &there]), [1, 0]);
+
+    stage.others_hold(0)?;
+    process::send(node.pid(), Signal::KILL)?;
+    wait_until_acting(&sidecar, true)?;
+    assert!(
+        plane.kubectl_text(&["get", "lease", "hush-controller-here", "--namespace", &stage.system.name], "").is_ok()
+    );
+    Ok(())
+}

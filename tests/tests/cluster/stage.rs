@@ -1,0 +1,271 @@
+//! Servers, their pods and policies in namespaces of their own, and controllers over them, all with the rights that are
+//! shipped. The GPU is the double's; servers, models, tokens and commands are real.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hush_nvml::Guest;
+use hush_tests::cluster::{ControlPlane, Namespace, PodAt, Rights};
+use hush_tests::gpus::{GIB, Gpus};
+use hush_tests::wait::wait_for;
+use hush_tests::{Controller, Server, http};
+use serde_json::{Value, json};
+
+use crate::definitions;
+
+pub const SOON: Duration = Duration::from_secs(60);
+pub const POD: &str = "whisper-0";
+/// Of the controller for the cluster or a node, and of the servers, which is also that of a controller beside one.
+pub const CONTROLLER: &str = "hush-controller";
+pub const SERVER: &str = "hush-server";
+
+/// A namespace with one server, its pod and a policy.
+pub struct App {
+    pub namespace: Namespace,
+    pub server: Server,
+    pub node: String,
+}
+
+/// How a server holds memory and what its policy says of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Cast<'a> {
+    pub name: &'a str,
+    pub node: &'a str,
+    pub gib: u64,
+    pub priority: i32,
+    /// Of `serve`.
+    pub args: &'a [&'a str],
+}
+
+impl<'a> Cast<'a> {
+    pub const fn new(name: &'a str, gib: u64, priority: i32) -> Self {
+        Self { name, node: "n1", gib, priority, args: &[] }
+    }
+
+    pub const fn on(self, node: &'a str) -> Self {
+        Self { node, ..self }
+    }
+}
+
+/// A control plane of the test's own, since a controller for the whole cluster looks at everything in it.
+pub async fn own_plane() -> Result<Option<ControlPlane>> {
+    let Some(plane) = ControlPlane::start().await? else { return Ok(None) };
+    definitions::apply(&plane).await?;
+    Ok(Some(plane))
+}
+
+pub struct Stage<'a> {
+    pub plane: &'a ControlPlane,
+    pub gpus: Gpus,
+    pub system: Namespace,
+    folder: tempfile::TempDir,
+}
+
+impl<'a> Stage<'a> {
+    /// One GPU of 8 GiB.
+    pub async fn new(plane: &'a ControlPlane) -> Result<Self> {
+        let system = plane.namespace("hush", &[]).await?;
+        for rights in [Rights::Server, Rights::Controller] {
+            plane.grant(&system, rights)?;
+        }
+        Ok(Self { plane, gpus: Gpus::one()?, system, folder: tempfile::tempdir()? })
+    }
+
+    fn file(&self, name: &str, content: &str) -> Result<String> {
+        let path = self.path(name);
+        std::fs::write(&path, content)?;
+        Ok(path.to_string_lossy().into_owned())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A server that holds so much of the GPU once it is loaded, and a policy by which it never leaves unless memory is
+    /// short.
+    pub async fn app(&mut self, cast: Cast<'_>) -> Result<App> {
+        let app = self.server(cast).await?;
+        app.apply(self.plane, policy(&cast.name.to_owned(), cast.priority))?;
+        Ok(app)
+    }
+
+    /// The same without a policy.
+    pub async fn server(&mut self, cast: Cast<'_>) -> Result<App> {
+        // Pods have addresses of their own.
+        static LAST: AtomicU8 = AtomicU8::new(20);
+        let ip = Ipv4Addr::new(127, 0, 1, LAST.fetch_add(1, Ordering::Relaxed));
+        let namespace = self.plane.namespace(cast.name, &[("team", cast.name)]).await?;
+        let token = self.system.token(SERVER, None).await?;
+        let token = self.file(&format!("token-{}", namespace.name), &token)?;
+        let accounts = [CONTROLLER, SERVER].map(|account| format!("{}:{account}", self.system.name));
+        let (url, ca) = (self.plane.url(), self.plane.ca_file().to_string_lossy().into_owned());
+        let fixed = [
+            // A controller beside it comes over the loopback, everybody else to the pod's address.
+            "--ops-listen",
+            "0.0.0.0:0",
+            "--admin-token-review",
+            "--admin-account",
+            &accounts[0],
+            "--admin-account",
+            &accounts[1],
+            "--kubernetes-api",
+            &url,
+            "--kubernetes-ca",
+            &ca,
+            "--kubernetes-token",
+            &token,
+        ];
+        let guest = Guest { bytes: cast.gib * GIB, ..Guest::default() };
+        let server = self.gpus.server(guest, &[&fixed[..], cast.args].concat())?;
+        namespace.service_account("default").await?;
+        let pod = PodAt {
+            name: POD,
+            node: cast.node,
+            account: "default",
+            labels: &[("gpu.hush.dev/server", "true"), ("app", cast.name)],
+            annotations: &[],
+            ports: &[("ops", server.ops.port())],
+            ip,
+        };
+        namespace.pod(&pod).await?;
+        Ok(App { namespace, server, node: cast.node.to_owned() })
+    }
+
+    /// As whom the account is, on the way to the API server that `url` is.
+    pub async fn kubeconfig(&self, account: &str, url: &str) -> Result<String> {
+        let token = self.system.token(account, None).await?;
+        let ca = self.plane.ca_file().to_string_lossy().into_owned();
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": self.system.name}}],
+            "clusters": [{"name": "test", "cluster": {"server": url, "certificate-authority": ca}}],
+            "users": [{"name": "test", "user": {"token": token}}],
+        });
+        Ok(kubeconfig.to_string())
+    }
+
+    pub async fn controller(&self, args: &[&str]) -> Result<Controller> {
+        self.controller_of(CONTROLLER, &self.plane.url(), args).await
+    }
+
+    pub async fn controller_of(&self, account: &str, url: &str, args: &[&str]) -> Result<Controller> {
+        let kubeconfig = self.kubeconfig(account, url).await?;
+        let servers = self.system.token(account, Some("hush-server")).await?;
+        let servers = self.file(&format!("token-servers-{account}"), &servers)?;
+        let all = [&["--token-file", servers.as_str(), "--lease-duration", "3s"], args].concat();
+        Controller::in_cluster(&kubeconfig, &all)
+    }
+
+    /// A controller beside the server of an app.
+    pub async fn sidecar(&self, app: &App) -> Result<Controller> {
+        let args = ["--scope", "pod", "--node", &app.node, "--pod", &app.pod()];
+        self.controller_of(SERVER, &self.plane.url(), &args).await
+    }
+
+    /// What others hold of the GPU, in quarters of a GiB.
+    pub fn others_hold(&mut self, quarters: u64) -> Result<()> {
+        self.gpus.change(|gpu| gpu.used_bytes = quarters * GIB / 4)
+    }
+
+    pub fn caller(&self, account: &str) -> String {
+        format!("system:serviceaccount:{}:{account}", self.system.name)
+    }
+}
+
+/// Never leaves unless memory is short; then in the order of priorities.
+pub fn policy(app: &str, priority: i32) -> Value {
+    json!({
+        "selector": {"matchLabels": {"app": app}},
+        "residency": {"mode": "Resident"},
+        "pressure": {"hard": {"availableBelow": "1Gi"}, "minReclaim": "512Mi", "transitionPeriod": "1s"},
+        "priority": priority,
+    })
+}
+
+impl App {
+    /// As a controller calls it.
+    pub fn pod(&self) -> String {
+        format!("{}/{POD}", self.namespace.name)
+    }
+
+    /// The namespace's policy `speech`.
+    pub fn apply(&self, plane: &ControlPlane, spec: Value) -> Result<()> {
+        let policy = json!({
+            "apiVersion": "gpu.hush.dev/v1alpha1",
+            "kind": "GpuModelPolicy",
+            "metadata": {"name": "speech", "namespace": self.namespace.name},
+            "spec": spec,
+        });
+        plane.kubectl_text(&["apply", "--filename", "-"], &policy.to_string()).map(drop)
+    }
+
+    pub fn policy(&self, plane: &ControlPlane) -> Result<Value> {
+        let args = ["get", "gmp", "speech", "--namespace", &self.namespace.name, "--output", "json"];
+        Ok(serde_json::from_str(&plane.kubectl_text(&args, "")?)?)
+    }
+
+    /// Waits until a field of the policy's status has this value.
+    pub fn wait_for_status(&self, plane: &ControlPlane, field: &str, value: impl Into<Value>) -> Result<()> {
+        let (value, mut last) = (value.into(), Value::Null);
+        let waited = wait_for(&format!("{field} of {} is {value}", self.namespace.name), SOON, || {
+            last = self.policy(plane)?["status"].take();
+            Ok((last[field] == value).then_some(()))
+        });
+        waited.with_context(|| last.to_string())
+    }
+
+    /// Waits until a condition of the policy has this status and reason, and gives its message.
+    pub fn wait_for_condition(&self, plane: &ControlPlane, kind: &str, is: (&str, &str)) -> Result<String> {
+        let mut last = Value::Null;
+        let waited = wait_for(&format!("{kind} of {} is {is:?}", self.namespace.name), SOON, || {
+            last = self.policy(plane)?;
+            let condition = condition(&last, kind);
+            let found = condition
+                .filter(|condition| (&condition["status"], &condition["reason"]) == (&json!(is.0), &json!(is.1)));
+            Ok(found.map(|condition| condition["message"].as_str().unwrap_or_default().to_owned()))
+        });
+        waited.with_context(|| last.to_string())
+    }
+
+    pub fn events(&self, plane: &ControlPlane) -> Result<Vec<Value>> {
+        let args = ["get", "events", "--namespace", &self.namespace.name, "--output", "json"];
+        let list: Value = serde_json::from_str(&plane.kubectl_text(&args, "")?)?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Loads the model, if it is not there.
+    pub fn transcribe(&self) -> Result<()> {
+        let answer = self.server.asr("?language=en", "en-1.wav")?;
+        ensure!(answer.status == 200, "{}", answer.text());
+        Ok(())
+    }
+}
+
+pub fn condition<'a>(policy: &'a Value, kind: &str) -> Option<&'a Value> {
+    policy["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
+}
+
+pub fn wait_until_ready(controller: &Controller) -> Result<()> {
+    let mut said = String::new();
+    let waited = wait_for("the controller is ready", SOON, || {
+        let answer = http::get(controller.ops, "/readyz")?;
+        said = answer.text();
+        Ok((answer.status == 200).then_some(()))
+    });
+    waited.with_context(|| format!("{said}\n{}", controller.log().join("\n")))
+}
+
+/// Waits until it may act, or may not.
+pub fn wait_until_acting(controller: &Controller, acts: bool) -> Result<()> {
+    controller.wait_for_metric("hush_controller_acting", f64::from(u8::from(acts)), SOON)
+}
+
+/// Waits until it has seen that its one card is short of nothing.
+pub fn wait_until_calm(controller: &Controller) -> Result<()> {
+    controller.wait_for_metric("hush_controller_gpus{pressure=\"None\"}", 1.0, SOON)
+}
