@@ -105,7 +105,7 @@ class Names(unittest.TestCase):
     def test_variables(self):
         known = set(re.findall(r"`(HUSH_[A-Z_]+)`", reference("options.md")))
         # Of tests and of Make; and ways to speak of variables.
-        others = {"HUSH_WRITE_IMAGES", "HUSH_SOME_NAME", "HUSH_", "HUSH_CONTROLLER_"}
+        others = {"HUSH_WRITE_IMAGES", "HUSH_WRITE_EXAMPLES", "HUSH_SOME_NAME", "HUSH_", "HUSH_CONTROLLER_"}
         wrong = []
         for page in PAGES:
             for number, line in enumerate(page.lines, 1):
@@ -166,6 +166,25 @@ class Names(unittest.TestCase):
                     wrong.append(f"{page.path.relative_to(ROOT)}:{number}: {code}")
         self.assertEqual(wrong, [])
         self.assertGreater(seen, 5)
+
+
+class Messages(unittest.TestCase):
+    def test_messages_are_those_of_the_code(self):
+        """The first column of the troubleshooting page; `...` is what the code fills in."""
+        sources = (path.read_text() for part in ("server", "controller", "crds") for path in (ROOT / part).rglob("*.rs"))
+        code = re.sub(r"\\\n *", "", "\n".join(sources))
+        page = BY_PATH[DOCS / "troubleshooting.md"].text()
+        wrong, seen = [], 0
+        for row in re.findall(r"^\| (.+?) \|", page, re.M):
+            for message in re.findall(r"`([^`]+)`", row):
+                # Words of metrics, options and answers are checked elsewhere.
+                if " " not in message or re.match(r"(GET|POST) |hush-|--log", message):
+                    continue
+                seen += 1
+                parts = [part.strip() for part in message.split("...")]
+                wrong += [message for part in parts if part and part not in code]
+        self.assertEqual(wrong, [])
+        self.assertGreater(seen, 40)
 
 
 def has(whole: dict, schema: dict, keys: list[str]) -> bool:

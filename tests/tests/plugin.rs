@@ -96,7 +96,10 @@ fn top_and_explain_tell_who_holds_what_and_why() -> Result<()> {
     let line = |part: &str| top.lines().find(|line| line.contains(part)).with_context(|| top.clone());
     let gpu = line(&UUID[..12])?;
     // 3 GiB of 8; pressure begins where less than one is free.
-    assert!(gpu.contains("[#########............!..]") && gpu.contains("5.00Gi") && gpu.contains("hard 1.00Gi"), "{gpu}");
+    assert!(
+        gpu.contains("[#########............!..]") && gpu.contains("5.00Gi") && gpu.contains("hard 1.00Gi"),
+        "{gpu}"
+    );
     let model = line("media/subtitles")?;
     for part in ["hush-tiny", "Ready", "3.00Gi", "/floor, media/own", "NotIdle"] {
         assert!(model.contains(part), "{part}: {model}");

@@ -4,13 +4,19 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use clap::{Arg, ArgAction, Command, CommandFactory};
+use serde_json::Value;
 
-use super::head;
 use super::markdown::{code, marked, table};
+use super::{head, schema};
 
 const TEXT: &str = "\
 What `--help` tells, in one place. How options, variables and the configuration file go together, and how durations and
 sizes are written: [configuration](../configuration.md).
+";
+
+const FILE: &str = "\
+What `hush-server serve --config FILE` reads. Values are written as on the command line, and mean the same; options that are
+not here are given as such or as variables. The same for editors: [config.schema.json](../config.schema.json).
 ";
 
 /// The variable of an option.
@@ -22,28 +28,56 @@ pub fn page() -> Result<String> {
     program(&mut page, hush_controller::cli::Cli::command(), |arg| {
         arg.get_env().and_then(|name| name.to_str()).map(str::to_owned)
     })?;
+    file(&mut page)?;
     Ok(page)
 }
 
 fn program(page: &mut String, mut command: Command, variable: Variable) -> Result<()> {
     command.build();
-    let name = command.get_name().to_owned();
-    writeln!(page, "\n## {name}\n\n{}", marked(&text(command.get_long_about().or(command.get_about()))))?;
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set()) {
-        let about = marked(&text(command.get_long_about().or(command.get_about())));
-        writeln!(page, "\n### {name} {}\n\n{about}", command.get_name())?;
-        let inputs: Vec<&Arg> = command.get_positionals().collect();
-        if !inputs.is_empty() {
-            let rows: Vec<_> = inputs.iter().map(|arg| vec![code(&value(arg)), explained(arg).1]).collect();
-            write!(page, "\n{}", table(&["argument", "meaning"], &rows))?;
+    writeln!(page, "\n## {}\n\n{}", command.get_name(), about(&command))?;
+    for part in visible(&command) {
+        describe(page, command.get_name(), part, variable)?;
+    }
+    Ok(())
+}
+
+/// A command, and what is below it.
+fn describe(page: &mut String, above: &str, command: &Command, variable: Variable) -> Result<()> {
+    let name = format!("{above} {}", command.get_name());
+    writeln!(page, "\n### {name}\n\n{}", about(command))?;
+    let inputs: Vec<&Arg> = command.get_positionals().collect();
+    if !inputs.is_empty() {
+        let rows: Vec<_> = inputs.iter().map(|arg| vec![code(&value(arg)), explained(arg).1]).collect();
+        write!(page, "\n{}", table(&["argument", "meaning"], &rows))?;
+    }
+    for (heading, options) in groups(command) {
+        if let Some(heading) = heading {
+            writeln!(page, "\n**{heading}**")?;
         }
-        for (heading, options) in groups(command) {
-            if let Some(heading) = heading {
-                writeln!(page, "\n**{heading}**")?;
-            }
-            let rows: Vec<_> = options.iter().map(|arg| row(arg, variable)).collect();
-            write!(page, "\n{}", table(&["option", "variable", "default", "meaning"], &rows))?;
-        }
+        let rows: Vec<_> = options.iter().map(|arg| row(arg, variable)).collect();
+        write!(page, "\n{}", table(&["option", "variable", "default", "meaning"], &rows))?;
+    }
+    visible(command).try_for_each(|part| describe(page, &name, part, variable))
+}
+
+fn visible(command: &Command) -> impl Iterator<Item = &Command> {
+    command.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set())
+}
+
+fn about(command: &Command) -> String {
+    marked(&text(command.get_long_about().or(command.get_about())))
+}
+
+/// The keys of the file that `serve --config` reads.
+fn file(page: &mut String) -> Result<()> {
+    let schema: Value = serde_json::from_str(&hush_server::cli::config::schema())?;
+    let none = |name: &str| name.to_owned();
+    let keys = |schema: &Value| -> Vec<Vec<String>> {
+        schema::fields(schema, &none).into_iter().map(|row| vec![row[0].clone(), row[4].clone()]).collect()
+    };
+    write!(page, "\n## The configuration file\n\n{FILE}\n{}", table(&["key", "meaning"], &keys(&schema)))?;
+    for (title, name) in [("models[]", "ModelConfig"), ("models[].defaults", "DecodingDefaults")] {
+        write!(page, "\n### {title}\n\n{}", table(&["key", "meaning"], &keys(&schema["$defs"][name])))?;
     }
     Ok(())
 }
