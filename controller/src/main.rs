@@ -1,12 +1,19 @@
-//! `hush-controller`: reads the command line and hands over to the command.
+//! `hush-controller`, or under the name `kubectl-hush` a plugin of kubectl: reads the command line and hands over to the
+//! command.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use hush_controller::cli::{Cli, run};
+use hush_controller::kubectl::{self, AsPlugin, is_called_as_plugin};
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let ended = if is_called_as_plugin(std::env::args_os().next().as_deref()) {
+        kubectl::run(AsPlugin::parse().plugin)
+    } else {
+        run(Cli::parse())
+    };
+    match ended {
         Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,8 +1,11 @@
 //! What the controller counts of itself. State is mirrored after each step.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
+use hush_contract::metrics::{Family, Kind};
 use hush_core::{Decision, GpuReason, Plan, Pressure, SkipReason};
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -16,6 +19,7 @@ const STEP_BUCKETS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.
 
 pub struct Metrics {
     registry: Registry,
+    families: Vec<Family>,
     decisions_total: IntCounterVec,
     commands_total: IntCounterVec,
     command_duration_seconds: HistogramVec,
@@ -32,6 +36,7 @@ pub struct Metrics {
     pub audit_failures_total: IntCounter,
     /// `{state}`: `answering`, `failing`, `unknown`.
     pub targets: IntGaugeVec,
+    pub targets_refusing: IntGauge,
     /// `{source}`: 1 when it was good the last time it was read.
     pub source_valid: IntGaugeVec,
     pub policies: IntGauge,
@@ -42,7 +47,7 @@ pub struct Metrics {
 impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let made = Maker { registry: &registry };
+        let made = Maker { registry: &registry, families: RefCell::default() };
         Ok(Self {
             decisions_total: made.counters(
                 "hush_controller_decisions_total",
@@ -66,12 +71,11 @@ impl Metrics {
                 SCRAPE_BUCKETS,
                 &["result"],
             )?,
-            step_duration_seconds: {
-                let opts = HistogramOpts::new("hush_controller_step_duration_seconds", "Seconds per step over the world.");
-                let histogram = Histogram::with_opts(opts.buckets(STEP_BUCKETS.to_vec()))?;
-                registry.register(Box::new(histogram.clone()))?;
-                histogram
-            },
+            step_duration_seconds: made.histogram(
+                "hush_controller_step_duration_seconds",
+                "Seconds per step over the world.",
+                STEP_BUCKETS,
+            )?,
             skipped_models: made.gauges(
                 "hush_controller_skipped_models",
                 "Models that the last step left alone, by reason.",
@@ -82,12 +86,11 @@ impl Metrics {
                 "hush_controller_gpus_under_foreign_pressure",
                 "GPUs on which everything that is governed would not be enough.",
             )?,
-            gpu_sample_age_seconds: {
-                let opts = Opts::new("hush_controller_gpu_sample_age_seconds", "Age of a GPU's figures in the last step.");
-                let gauges = GaugeVec::new(opts, &["gpu_uuid"])?;
-                registry.register(Box::new(gauges.clone()))?;
-                gauges
-            },
+            gpu_sample_age_seconds: made.ages(
+                "hush_controller_gpu_sample_age_seconds",
+                "Age of a GPU's figures in the last step.",
+                &["gpu_uuid"],
+            )?,
             gpu_available_bytes: made.gauges(
                 "hush_controller_gpu_available_bytes",
                 "Memory of a GPU that nobody holds, in the last step.",
@@ -103,12 +106,13 @@ impl Metrics {
                 "Device memory that came back after commands, by their reason.",
                 &["reason"],
             )?,
-            audit_failures_total: {
-                let counter = IntCounter::new("hush_controller_audit_failures_total", "Audit lines that were not written.")?;
-                registry.register(Box::new(counter.clone()))?;
-                counter
-            },
+            audit_failures_total: made
+                .counter("hush_controller_audit_failures_total", "Audit lines that were not written.")?,
             targets: made.gauges("hush_controller_targets", "Servers by whether they answer.", &["state"])?,
+            targets_refusing: made.gauge(
+                "hush_controller_targets_refusing",
+                "Servers that do not take this controller's credential.",
+            )?,
             source_valid: made.gauges(
                 "hush_controller_source_valid",
                 "1 when policies or targets were good the last time they were read, 0 while an older version is in force.",
@@ -116,8 +120,14 @@ impl Metrics {
             )?,
             policies: made.gauge("hush_controller_policies", "Policies in force.")?,
             acting: made.gauge("hush_controller_acting", "1 while this controller may act, 0 while it only observes.")?,
+            families: made.families.into_inner(),
             registry,
         })
+    }
+
+    /// What there is, in the order of this file.
+    pub fn families(&self) -> &[Family] {
+        &self.families
     }
 
     pub fn scraped(&self, result: &str, took: Duration) {
@@ -179,32 +189,57 @@ fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
+type Text = &'static str;
+
 struct Maker<'a> {
     registry: &'a Registry,
+    families: RefCell<Vec<Family>>,
 }
 
 impl Maker<'_> {
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-        self.registry.register(Box::new(counters.clone()))?;
-        Ok(counters)
+    fn keep<M>(&self, made: M, kind: Kind, name: Text, help: Text, labels: &'static [Text]) -> prometheus::Result<M>
+    where
+        M: Collector + Clone + 'static,
+    {
+        self.registry.register(Box::new(made.clone()))?;
+        self.families.borrow_mut().push(Family { name, kind, labels, help });
+        Ok(made)
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        self.registry.register(Box::new(gauges.clone()))?;
-        Ok(gauges)
+    fn counters(&self, name: Text, help: Text, labels: &'static [Text]) -> prometheus::Result<IntCounterVec> {
+        self.keep(IntCounterVec::new(Opts::new(name, help), labels)?, Kind::Counter, name, help, labels)
     }
 
-    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-        let gauge = IntGauge::new(name, help)?;
-        self.registry.register(Box::new(gauge.clone()))?;
-        Ok(gauge)
+    fn counter(&self, name: Text, help: Text) -> prometheus::Result<IntCounter> {
+        self.keep(IntCounter::new(name, help)?, Kind::Counter, name, help, &[])
     }
 
-    fn histograms(&self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> prometheus::Result<HistogramVec> {
-        let histograms = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
-        self.registry.register(Box::new(histograms.clone()))?;
-        Ok(histograms)
+    fn gauges(&self, name: Text, help: Text, labels: &'static [Text]) -> prometheus::Result<IntGaugeVec> {
+        self.keep(IntGaugeVec::new(Opts::new(name, help), labels)?, Kind::Gauge, name, help, labels)
+    }
+
+    fn gauge(&self, name: Text, help: Text) -> prometheus::Result<IntGauge> {
+        self.keep(IntGauge::new(name, help)?, Kind::Gauge, name, help, &[])
+    }
+
+    /// Gauges of seconds, which are not whole.
+    fn ages(&self, name: Text, help: Text, labels: &'static [Text]) -> prometheus::Result<GaugeVec> {
+        self.keep(GaugeVec::new(Opts::new(name, help), labels)?, Kind::Gauge, name, help, labels)
+    }
+
+    fn histograms(
+        &self,
+        name: Text,
+        help: Text,
+        buckets: &[f64],
+        labels: &'static [Text],
+    ) -> prometheus::Result<HistogramVec> {
+        let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.keep(HistogramVec::new(opts, labels)?, Kind::Histogram, name, help, labels)
+    }
+
+    fn histogram(&self, name: Text, help: Text, buckets: &[f64]) -> prometheus::Result<Histogram> {
+        let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.keep(Histogram::with_opts(opts)?, Kind::Histogram, name, help, &[])
     }
 }

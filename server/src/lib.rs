@@ -20,5 +20,6 @@ pub mod residency;
 pub mod runner;
 pub mod serve;
 pub mod spool;
+mod trust;
 pub mod watch;
 pub mod web;

@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tracing::Instrument;
 
@@ -47,11 +48,32 @@ pub struct Facts {
     pub decode_seconds: Option<f64>,
     /// Runners that were lost under it.
     pub retries: Option<u64>,
+    /// When each of the times above was over.
+    pub phases: Vec<Phase>,
+}
+
+/// A part of a request's time.
+#[derive(Clone, Debug)]
+pub struct Phase {
+    pub name: &'static str,
+    pub ended: Instant,
+    pub seconds: f64,
+}
+
+impl Facts {
+    /// A phase that has just ended.
+    pub fn ended(&mut self, name: &'static str, seconds: f64) {
+        self.phases.push(Phase { name, ended: Instant::now(), seconds });
+    }
 }
 
 impl Request {
     pub fn new(id: &str) -> Self {
         Self { id: id.into(), facts: Arc::default() }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Runs a future on behalf of this request.

@@ -70,6 +70,11 @@ impl Spool {
         self.len_bytes
     }
 
+    /// Whether so many more bytes are a copy, and no work for a disk.
+    pub fn stays_in_memory(&self, more: usize) -> bool {
+        matches!(self.store, Store::Memory(_)) && self.len_bytes + more as u64 <= self.options.memory_bytes as u64
+    }
+
     /// Appends all of `bytes`, or nothing that counts: after an error the spool is only good for dropping.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
         let len_after = self.len_bytes + bytes.len() as u64;

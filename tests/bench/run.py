@@ -1,6 +1,6 @@
 """Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
 
-usage: run.py [SECTION...]        sections: wer speed batch cold memory health hours controller fleet storm (all by default)
+usage: run.py [SECTION...]        sections: wer speed batch words overhead cold memory health hours controller fleet storm (all by default)
 """
 import concurrent.futures
 import json
@@ -27,8 +27,8 @@ def row(name: str, value: str, note: str = "") -> None:
     print(f"  {name:<46}{value:>16}  {note}", flush=True)
 
 
-def spread(values: list[float]) -> str:
-    return f"{min(values):.0f} / {statistics.median(values):.0f} / {max(values):.0f}"
+def spread(values: list[float], decimals: int = 0) -> str:
+    return " / ".join(f"{value:.{decimals}f}" for value in (min(values), statistics.median(values), max(values)))
 
 
 # --- word error rate ---------------------------------------------------------------------------------------------
@@ -172,6 +172,51 @@ def batch(rounds: int = 3, runs: int = 2, jobs: int = 8, beams: int = 5) -> None
         raise SystemExit(f"faster-whisper did not decode {TOKENS} tokens for each: {seen['peer']}")
 
 
+def one_window(path: pathlib.Path, seconds: int) -> None:
+    """Speech of that length."""
+    with wave.open(str(FIXTURES / "audio/es-1.wav")) as source:
+        speech = source.readframes(source.getnframes())
+    length = 2 * 16000 * seconds
+    with wave.open(str(path), "wb") as out:
+        out.setparams((1, 2, 16000, 0, "NONE", ""))
+        out.writeframes((speech * (length // len(speech) + 1))[:length])
+
+
+def overhead(requests: int = 100) -> None:
+    print(f"what a request takes beyond the engine's work, 10 s of audio, model loaded, {requests} requests, ms: least / median / most")
+    with tempfile.TemporaryDirectory() as folder, Server("--model", "hush-tiny", "--precision", "int8", "--threads", THREADS) as server:
+        audio = pathlib.Path(folder) / "ten.wav"
+        one_window(audio, 10)
+        client = []
+        for _ in range(requests + 1):
+            start = time.perf_counter()
+            server.asr(audio, "language=es&output=json")
+            client.append(time.perf_counter() - start)
+            server.wait_logged("answered")
+        answered = [e for e in server.log if e.get("message") == "answered"][1:]
+        engine = [sum(float(e[f"{phase}_seconds"]) for phase in ("mel", "encode", "prefill", "decode")) for e in answered]
+        row("the engine's work", spread([1e3 * e for e in engine]))
+        row("beyond it, in the server", spread([1e3 * (float(a["seconds"]) - e) for a, e in zip(answered, engine)], 1), "goal p50 2")
+        row("beyond it, as a client sees it", spread([1e3 * (c - e) for c, e in zip(client[1:], engine)], 1))
+        for phase in ("upload", "audio_decode", "queue"):
+            row(f"of it: {phase}", spread([1e3 * float(e.get(f"{phase}_seconds", 0)) for e in answered], 1))
+
+
+def word_times(rounds: int = 3) -> None:
+    print(f"timestamps of words against greedy without, a long recording, {THREADS} threads, ms: least / median / most of {rounds}")
+    audio = FIXTURES / "audio/long-en.flac"
+    with Server("--model", "hush-tiny", "--precision", "int8", "--threads", THREADS) as server:
+        seen: dict[str, list[float]] = {}
+        for _ in range(rounds + 1):
+            for name, query in (("greedy", "language=en&output=json"), ("with words", "language=en&output=json&word_timestamps=true")):
+                start = time.perf_counter()
+                server.asr(audio, query)
+                seen.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
+        greedy, words = (figures[1:] for figures in seen.values())
+        row("greedy", spread(greedy))
+        row("with words", spread(words), f"{statistics.median(words) / statistics.median(greedy):.2f} x")
+
+
 # --- life of a model ---------------------------------------------------------------------------------------------
 
 
@@ -287,7 +332,7 @@ def fleet() -> None:
     row("idle timeout -> unload command, every 1000 ms", f"{f['p50_ms']} / {f['p99_ms']} / {f['most_ms']}", "goal 1000, never before")
 
 
-SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "storm": lambda: storm.run(row)}
+SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "storm": lambda: storm.run(row)}
 
 
 def main() -> None:

@@ -205,6 +205,64 @@ class Rendered(unittest.TestCase):
             found = [d["rules"] for d in documents if d["kind"] in ("ClusterRole", "Role") and release in d["metadata"]["name"]]
             self.assertEqual(found, wanted, path)
 
+    def test_the_roles_of_people_are_those_that_the_plugin_is_tested_with(self):
+        text = (ROOT / "controller/rbac/people.yaml").read_text()
+        wanted = {d["metadata"]["name"]: d["rules"] for d in yaml.safe_load_all(text)}
+        for scope in ("cluster", "node", "pod"):
+            documents = rendered("--set", f"controller.scope={scope},controller.pageToken.name=hush-page")
+            self.assertEqual({name: the(documents, "Role", name)["rules"] for name in wanted}, wanted, scope)
+        # Without a token there is none to be read.
+        rules = the(rendered(), "Role", "hush-operate")["rules"]
+        self.assertEqual([rule["resources"] for rule in rules], [["pods/proxy"]])
+        self.assertNotIn("Role", {d["kind"] for d in rendered("--set", "rbac.create=false")})
+
+    def test_the_token_of_those_who_may_act_is_seen_by_the_controller_alone(self):
+        secret = ("--set", "controller.pageToken.name=acting,controller.pageToken.key=word")
+        for scope, kind, name in (("cluster", "Deployment", "hush-controller"), ("node", "DaemonSet", "hush-controller"),
+                                  ("pod", "Deployment", "hush")):
+            with self.subTest(scope):
+                pod = the(rendered("--set", f"controller.scope={scope}", *secret), kind, name)["spec"]["template"]
+                self.assertEqual(pod["metadata"]["annotations"]["gpu.hush.dev/page-token"], "acting/word")
+                self.assertEqual(pod["metadata"]["labels"]["gpu.hush.dev/controller"], "true")
+                seen = {c["name"] for c in containers(pod) if any(m["name"] == "page-token" for m in c["volumeMounts"])}
+                self.assertEqual(seen, {"controller"})
+                (controller,) = [c for c in containers(pod) if c["name"] == "controller"]
+                self.assertIn("--page-token-file=/var/run/secrets/hush-page/word", controller["args"])
+                self.assertIn({"name": "controller", "containerPort": 9002}, controller["ports"])
+        # Beside no server, and with no token.
+        documents = rendered()
+        self.assertNotIn("gpu.hush.dev/controller", the(documents, "Deployment", "hush")["spec"]["template"]["metadata"]["labels"])
+        text = str(the(documents, "Deployment", "hush-controller"))
+        self.assertNotIn("page-token", text)
+
+    def test_who_reaches_which_port(self):
+        anybody = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"gpu.hush.dev/server": "true"}}}
+        for scope, holder in (("cluster", "hush-controller"), ("node", "hush-controller"), ("pod", "hush-server")):
+            def peers(port, name, *arguments):
+                documents = rendered("--set", f"controller.scope={scope}", *arguments)
+                rules = the(documents, "NetworkPolicy", name)["spec"].get("ingress", [])
+                found = [rule for rule in rules if [p["port"] for p in rule["ports"]] == [port]]
+                # An empty list of peers would be everybody.
+                self.assertTrue(all(rule.get("from", "everybody") for rule in found), (scope, port))
+                return [peer for rule in found for peer in rule["from"]]
+
+            with self.subTest(scope):
+                prometheus, agents = peers("controller", holder)
+                self.assertEqual(prometheus["podSelector"]["matchLabels"], {"app.kubernetes.io/name": "prometheus"})
+                self.assertEqual(agents["podSelector"]["matchLabels"], {"k8s-app": "konnectivity-agent"})
+                nobody = ("--set-json", "networkPolicy.prometheus=[]", "--set-json", "networkPolicy.apiServer=[]")
+                self.assertEqual(peers("controller", holder, *nobody), [])
+                mine = ("--set-json", 'networkPolicy.apiServer=[{"ipBlock": {"cidr": "10.0.0.10/32"}}]')
+                self.assertIn({"ipBlock": {"cidr": "10.0.0.10/32"}}, peers("controller", holder, *mine))
+                # Sidecars look at every server on their cards; others come from the controller's own pods.
+                ops = peers("ops", "hush-server", *nobody)
+                own = {"app.kubernetes.io/component": "controller"}
+                self.assertEqual(len(ops), 1)
+                if scope == "pod":
+                    self.assertEqual(ops, [anybody])
+                else:
+                    self.assertEqual(ops[0]["podSelector"]["matchLabels"] | own, ops[0]["podSelector"]["matchLabels"])
+
     def test_a_gpu_is_asked_for_by_name_or_shared(self):
         def server(*arguments):
             return the(rendered(*arguments), "Deployment", "hush")["spec"]["template"]["spec"]["containers"][0]
@@ -248,6 +306,9 @@ class Rendered(unittest.TestCase):
             ("controller: {scope: galaxy}", "scope"),
             ("controller: {interval: 5}", "interval"),
             ("controller: {leases: {}}", "leases"),
+            ("controller: {pageToken: hush-page}", "pageToken"),
+            ("controller: {pageToken: {secret: hush-page}}", "secret"),
+            ("networkPolicy: {apiServer: 10.0.0.1}", "apiServer"),
             ("policies: {p: {selector: {matchLabels: {a: b}}, prio: 1}}", "prio"),
             ("policies: {p: {selector: {matchLabels: {a: b}}, residency: {mode: Idel}}}", "mode"),
             ("policies: {p: {residency: {mode: Idle}}}", "selector"),
@@ -340,7 +401,7 @@ class Programs(unittest.TestCase):
         help_ = subprocess.run([BUILT / "hush-controller", "run", "--help"], text=True, capture_output=True).stdout
         if "--scope" not in help_:
             self.skipTest("this controller knows no cluster yet")
-        container, _ = self.container("controller", "--set", "controller.scope=pod,controller.dryRun=true")
+        container, _ = self.container("controller", "--set", "controller.scope=pod,controller.dryRun=true,controller.pageToken.name=a")
         for argument in container["args"][1:]:
             self.assertRegex(help_, rf"(?m)^\s+{re.escape(argument.split('=')[0])}\b")
 

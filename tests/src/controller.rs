@@ -39,11 +39,13 @@ impl Controller {
 
     fn launch(folder: TempDir, with: impl FnOnce(&mut Command) -> &mut Command) -> Result<Self> {
         let mut command = Command::new(fixtures::controller()?);
-        command.args(["run", "--listen", "127.0.0.1:0", "--log-format", "json"]);
+        command.args(["run", "--log-format", "json"]);
         command.arg("--audit-log").arg(folder.path().join("audit.jsonl"));
         with(&mut command);
-        if !command.get_args().any(|arg| arg == "--interval") {
-            command.args(["--interval", "200ms"]);
+        for (option, value) in [("--interval", "200ms"), ("--listen", "127.0.0.1:0")] {
+            if !command.get_args().any(|arg| arg == option) {
+                command.args([option, value]);
+            }
         }
         let mut program = Program::start("hush-controller", command, &["HUSH_CONTROLLER_"])?;
         let ops = program.wait_for_entry("where it listens", |entry| entry["ops"].as_str()?.parse().ok())?;

@@ -9,7 +9,9 @@ pub mod fixtures;
 pub mod fleet;
 pub mod gpus;
 pub mod http;
+pub mod plugin;
 pub mod process;
+pub mod reference;
 pub mod server;
 pub mod wait;
 

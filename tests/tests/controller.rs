@@ -214,6 +214,8 @@ fn a_server_that_refuses_commands_is_no_candidate_for_a_while() -> Result<()> {
     let token = mine.to_string_lossy().into_owned();
     let args = ["--target", &targets[0], "--target", &targets[1], "--token-file", &token];
     let controller = Controller::start(&policies, &args)?;
+    // Known before anything is commanded.
+    controller.wait_for_metric("hush_controller_targets_refusing", 1.0, SOON)?;
     transcribe(&locked)?;
     transcribe(&open)?;
     gpus.change(|gpu| gpu.used_bytes = 2 * GIB + GIB / 2)?;
@@ -227,6 +229,25 @@ fn a_server_that_refuses_commands_is_no_candidate_for_a_while() -> Result<()> {
     std::fs::write(&mine, "secret-of-the-servers\n")?;
     gpus.change(|gpu| gpu.used_bytes = 5 * GIB + GIB / 2)?;
     locked.wait_for_state("unloaded", Duration::from_secs(90))
+}
+
+#[test]
+fn the_servers_own_reclaimer_stands_back_while_a_controller_decides() -> Result<()> {
+    let mut gpus = Gpus::one()?;
+    let server = gpus.server(holds(3), &["--memory-reclaimer", "50%"])?;
+    let targets = target("a/one", &server);
+    let controller = Controller::start(&policy("a", "  residency: {mode: Resident}"), &["--target", &targets])?;
+    let said = |words: &str| server.log().iter().any(|line| line.contains(words));
+    wait_for("it stands back", SOON, || Ok(said("a controller governs this server").then_some(())))?;
+    transcribe(&server)?;
+    gpus.change(|gpu| gpu.used_bytes = 4 * GIB + GIB / 2)?;
+    // Ten more looks of the controller at what the reclaimer sees too: more than half is used.
+    let scrapes = "hush_controller_scrape_duration_seconds_count{result=\"success\"}";
+    let seen = controller.metric(scrapes)?.context("no scrapes")?;
+    wait_for("more looks", SOON, || Ok(controller.metric(scrapes)?.filter(|now| *now > seen + 10.0)))?;
+    server.wait_for_state("ready", SOON)?;
+    assert_eq!(unloads(&server, "MemoryReclaimer")?, 0.0);
+    Ok(())
 }
 
 #[test]

@@ -75,8 +75,8 @@ impl Stage {
     }
 }
 
-const UNLOAD: &str = "models/a%2Fone/hush-tiny/unload";
-const LOAD: &str = "models/a%2Fone/hush-tiny/load";
+const UNLOAD: &str = "unload?server=a/one&model=hush-tiny";
+const LOAD: &str = "load?server=a/one&model=hush-tiny";
 
 #[test]
 fn the_state_tells_who_holds_what_and_who_governs_it() -> Result<()> {
@@ -104,7 +104,7 @@ fn the_state_tells_who_holds_what_and_who_governs_it() -> Result<()> {
 #[test]
 fn nobody_acts_without_the_token() -> Result<()> {
     let stage = Stage::new(&[])?;
-    for path in [UNLOAD, LOAD, "policies/a%2Ftest/pause", "policies/a%2Ftest/resume"] {
+    for path in [UNLOAD, LOAD, "pause?policy=a/test", "resume?policy=a/test"] {
         for token in [None, Some(TOKEN)] {
             let (status, code, message) = stage.refused(path, token, "{\"ifGeneration\":1}")?;
             assert_eq!((status, code.as_str()), (403, "forbidden"), "{path}");
@@ -112,7 +112,7 @@ fn nobody_acts_without_the_token() -> Result<()> {
         }
     }
     let stage = Stage::with_token()?;
-    for path in [UNLOAD, LOAD, "policies/a%2Ftest/pause", "policies/a%2Ftest/resume"] {
+    for path in [UNLOAD, LOAD, "pause?policy=a/test", "resume?policy=a/test"] {
         let (status, code, _) = stage.refused(path, None, "{\"ifGeneration\":1}")?;
         assert_eq!((status, code.as_str()), (401, "unauthenticated"), "{path}");
         let (status, code, _) =
@@ -161,16 +161,19 @@ fn a_request_that_is_wrong_is_told_what_is_wrong() -> Result<()> {
         (UNLOAD, "{\"ifGeneration\":1,\"force\":true}", 400, "force"),
         (UNLOAD, "{\"ifGeneration\":1,\"drainSeconds\":100000}", 400, "at most 600"),
         (LOAD, "[]", 400, "the body"),
-        ("models/a%2Fone/other/unload", "{\"ifGeneration\":1}", 404, "no model `other`"),
-        ("models/a%2Ftwo/hush-tiny/load", "{\"ifGeneration\":1}", 404, "server `a/two`"),
-        ("policies/a%2Fother/pause", "", 404, "no policy `a/other`"),
-        ("policies/a%2Ftest/pause", "{\"duration\":\"soon\"}", 400, "such as 30m"),
-        ("policies/a%2Ftest/pause", "{\"duration\":\"0s\"}", 400, "longer than nothing"),
+        ("unload?server=a/one&model=other", "{\"ifGeneration\":1}", 404, "no model `other`"),
+        ("load?server=a%2Ftwo&model=hush-tiny", "{\"ifGeneration\":1}", 404, "server `a/two`"),
+        ("pause?policy=a/other", "", 404, "no policy `a/other`"),
+        ("pause?policy=a/test", "{\"duration\":\"soon\"}", 400, "such as 30m"),
+        ("pause?policy=a/test", "{\"duration\":\"0s\"}", 400, "longer than nothing"),
+        ("unload?server=a/one", "{\"ifGeneration\":1}", 400, "`model`"),
+        ("pause", "", 400, "`policy`"),
+        ("pause?policy=a/test&for=5m", "", 400, "`for`"),
     ] {
         let (got, _, message) = stage.refused(path, Some(TOKEN), body)?;
         assert_eq!((got, message.contains(part)), (status, true), "{path} {body}: {message}");
     }
-    let nobody = http::get(stage.controller.ops, "/api/v1/policies/a%2Fother")?;
+    let nobody = http::get(stage.controller.ops, "/api/v1/policy?policy=a/other")?;
     assert_eq!(nobody.status, 404, "{}", nobody.text());
     Ok(())
 }
@@ -178,7 +181,7 @@ fn a_request_that_is_wrong_is_told_what_is_wrong() -> Result<()> {
 #[test]
 fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
     let mut stage = Stage::with_token()?;
-    let paused = stage.post("policies/a%2Ftest/pause", Some(TOKEN), "")?;
+    let paused = stage.post("pause?policy=a/test", Some(TOKEN), "")?;
     assert_eq!(paused.status, 200, "{}", paused.text());
     assert_eq!(paused.json()?.get("until"), None);
     stage.until("the pause is seen", |state| state["policies"][0]["paused"].is_object())?;
@@ -189,11 +192,11 @@ fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
     assert_eq!(state["records"].as_array().map(Vec::len), Some(1), "told once: {state}");
     assert_eq!((&state["decisions"][0]["dryRun"], &state["models"][0]["state"]), (&json!(true), &json!("Ready")));
     // For a while only: then it is in force by itself.
-    let paused = stage.post("policies/a%2Ftest/pause", Some(TOKEN), "{\"duration\":\"1s\"}")?;
+    let paused = stage.post("pause?policy=a/test", Some(TOKEN), "{\"duration\":\"1s\"}")?;
     assert!(paused.json()?["until"].is_string(), "{}", paused.text());
     stage.server.wait_for_state("unloaded", SOON)?;
     stage.until("it is not paused any more", |state| state["policies"][0]["paused"].is_null())?;
-    let again = stage.post("policies/a%2Ftest/resume", Some(TOKEN), "")?;
+    let again = stage.post("resume?policy=a/test", Some(TOKEN), "")?;
     assert_eq!(again.json()?, json!({"resumed": false}));
     let paused = stage.controller.audit()?.iter().filter(|record| record["action"] == "Pause").count();
     assert_eq!(paused, 2, "pauses are written down");
@@ -203,7 +206,7 @@ fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
 #[test]
 fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
     let stage = Stage::new(&[])?;
-    let now = http::get(stage.controller.ops, "/api/v1/policies/a%2Ftest")?;
+    let now = http::get(stage.controller.ops, "/api/v1/policy?policy=a%2Ftest")?;
     assert_eq!((now.status, now.header("content-type")), (200, Some("application/yaml")));
     let same = stage.post("plan", None, &now.text())?;
     assert_eq!(same.status, 200, "{}", same.text());

@@ -439,7 +439,7 @@ class BadDays(WithBrowser):
         self.browser.until_reads(self.browser.model("s0", "[data-part=state]"), "in memory")
         self.assertFalse(self.browser.find("#acting").is_displayed())
         self.assertFalse(self.browser.find(self.browser.model("s0", "[data-do=unload]")).is_displayed())
-        request = urllib.request.Request(f"http://{ops}/api/v1/models/apps%2Fs0/hush-tiny/unload", b'{"ifGeneration": 1}')
+        request = urllib.request.Request(f"http://{ops}/api/v1/unload?server=apps/s0&model=hush-tiny", b'{"ifGeneration": 1}')
         with self.assertRaises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request)
         self.assertEqual(refused.exception.code, 403)

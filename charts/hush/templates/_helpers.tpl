@@ -97,6 +97,24 @@ securityContext: {{- toYaml . | nindent 2 }}
 - {name: kube-api, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
 {{- end }}
 
+{{/* By this people find a controller's pod, and the token of those who may act. */}}
+{{- define "hush.controller.podLabels" -}}
+gpu.hush.dev/controller: "true"
+{{- end }}
+
+{{- define "hush.controller.podAnnotations" -}}
+{{- with .Values.controller.pageToken }}
+{{- if .name }}
+gpu.hush.dev/page-token: {{ .name }}/{{ .key }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Who reaches a controller's listener: Prometheus its metrics, people its page. JSON. */}}
+{{- define "hush.controller.peers" -}}
+{{- toJson (concat (.Values.networkPolicy.prometheus | default list) (.Values.networkPolicy.apiServer | default list)) }}
+{{- end }}
+
 {{/* A rule of a NetworkPolicy for names and what is outside. */}}
 {{- define "hush.egress" -}}
 - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]

@@ -9,6 +9,7 @@
 //! ```
 //! One file per rule; `docs/policies.md` has them in words.
 
+mod account;
 pub mod adaptive;
 mod amount;
 mod budget;
@@ -32,6 +33,7 @@ mod step;
 mod warm;
 mod world;
 
+pub use account::{Account, Asked, Matching, Setting, Term, account};
 pub use amount::Amount;
 pub use conflict::{Conflict, conflicts};
 pub use explain::{Chosen, ModelPlan, RuleSet};

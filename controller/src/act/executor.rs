@@ -1,10 +1,10 @@
 //! Carries decisions out: each by itself, so that no server waits for another.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hush_core::{Action, Decision};
+use hush_core::{Action, Decision, ServerName};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -21,7 +21,7 @@ const AT_ONCE: usize = 128;
 /// Whether this controller may act on a server now. Asked right before each command.
 pub trait Gate: Send + Sync {
     /// `Err`: why not.
-    fn check(&self, decision: &Decision) -> Result<(), String>;
+    fn check(&self, server: &ServerName) -> Result<(), String>;
 
     /// Whether a controller beside this one, that finds the same, carries it out.
     fn is_for_another(&self, _: &Decision) -> bool {
@@ -34,7 +34,7 @@ pub trait Gate: Send + Sync {
 pub struct Open;
 
 impl Gate for Open {
-    fn check(&self, _: &Decision) -> Result<(), String> {
+    fn check(&self, _: &ServerName) -> Result<(), String> {
         Ok(())
     }
 }
@@ -44,7 +44,7 @@ impl Gate for Open {
 pub struct Closed;
 
 impl Gate for Closed {
-    fn check(&self, _: &Decision) -> Result<(), String> {
+    fn check(&self, _: &ServerName) -> Result<(), String> {
         Err("this controller only observes (--dry-run)".to_owned())
     }
 }
@@ -58,7 +58,6 @@ pub struct Executor {
 #[derive(Clone)]
 struct Hands {
     client: Client,
-    /// Read anew for each command: tokens are rotated.
     token_file: Option<PathBuf>,
     gate: Arc<dyn Gate>,
     metrics: Arc<Metrics>,
@@ -124,14 +123,11 @@ impl Hands {
         let Ok(_place) = self.places.acquire().await else {
             return Outcome::Withheld { message: "the controller is shutting down".to_owned() };
         };
-        let token = match &self.token_file {
-            None => None,
-            Some(path) => match tokio::fs::read_to_string(path).await {
-                Ok(text) => Some(text.trim().to_owned()),
-                Err(error) => return Outcome::failed("no_token", format!("{}: {error}", path.display())),
-            },
+        let token = match token(self.token_file.as_deref()).await {
+            Ok(token) => token,
+            Err(problem) => return Outcome::failed("no_token", problem),
         };
-        if let Err(message) = self.gate.check(decision) {
+        if let Err(message) = self.gate.check(&decision.server) {
             return Outcome::Withheld { message };
         }
         let begun = Instant::now();
@@ -141,5 +137,14 @@ impl Hands {
             self.metrics.reclaimed_bytes_total.with_label_values(&[decision.reason.as_str()]).inc_by(*bytes);
         }
         outcome
+    }
+}
+
+/// What is shown to servers. Read anew each time: tokens are rotated.
+pub(super) async fn token(file: Option<&Path>) -> Result<Option<String>, String> {
+    let Some(path) = file else { return Ok(None) };
+    match tokio::fs::read_to_string(path).await {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }

@@ -13,6 +13,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::kubectl;
+pub use values::span;
+
 #[derive(Debug, Parser)]
 #[command(name = "hush-controller", version, about = "Decides when a model leaves the GPU and when it may come back.")]
 pub struct Cli {
@@ -31,6 +34,9 @@ pub enum Command {
     Plan(PlanArgs),
     /// Replay requests through the same decisions in virtual time and count what it costs.
     Simulate(SimulateArgs),
+    /// GPUs and models as the controllers of a cluster see them, and commands to them. As a program with the name
+    /// `kubectl-hush` it is a plugin of kubectl.
+    Kubectl(Box<kubectl::Plugin>),
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +102,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(args) => Ok(check::run(&args)),
         Command::Plan(args) => plan::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Kubectl(plugin) => kubectl::run(*plugin),
     }
 }
 

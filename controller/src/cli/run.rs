@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use super::kubernetes::{Cluster, KubernetesArgs};
 use super::log::LogArgs;
 use super::values::span;
-use crate::act::{Audit, Closed, Executor, Gate, Open, Record};
+use crate::act::{Audit, Closed, Executor, Gate, Open, Presence, Record};
 use crate::cluster::ScopeGate;
 use crate::http::Client;
 use crate::metrics::Metrics;
@@ -153,6 +153,14 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
     let Feed { targets, policies, namespaces, gate, records } = feed;
     tokio::spawn(observe::follow(scraper.clone(), targets.clone()));
+    let presence = Presence {
+        client: scraper.client.clone(),
+        token_file: args.token_file.clone(),
+        gate: Arc::clone(&gate),
+        metrics: Arc::clone(&metrics),
+        targets: targets.clone(),
+    };
+    tokio::spawn(presence.run());
     let (executor, ends) = Executor::new(scraper.client, args.token_file.clone(), gate, Arc::clone(&metrics));
     let mut router = ops::router(Arc::clone(&metrics), readiness.clone());
     let (ask, requests) = mpsc::channel(REQUESTS);

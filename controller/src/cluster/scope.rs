@@ -83,9 +83,9 @@ impl ScopeGate {
 }
 
 impl Gate for ScopeGate {
-    fn check(&self, decision: &Decision) -> Result<(), String> {
-        if !self.scope.acts_on(&decision.server) {
-            return Err(format!("{} has a controller of its own", decision.server));
+    fn check(&self, server: &ServerName) -> Result<(), String> {
+        if !self.scope.acts_on(server) {
+            return Err(format!("{server} has a controller of its own"));
         }
         self.open()
     }

@@ -155,7 +155,7 @@ async fn scrape(scraper: &Scraper, target: &Target) -> Result<Sample, ScrapeErro
     let timeout = scraper.settings.timeout;
     let answer = async {
         let uri = target.url.join(hush_contract::metrics::PATH).map_err(HttpError::from)?;
-        Ok::<_, ScrapeError>(scraper.client.get(uri, ANSWER_LIMIT_BYTES).await?)
+        Ok::<_, ScrapeError>(scraper.client.get(uri, None, ANSWER_LIMIT_BYTES).await?)
     };
     let answer = tokio::time::timeout(timeout, answer).await.map_err(|_| ScrapeError::Timeout(timeout))??;
     if answer.status != StatusCode::OK {

@@ -228,11 +228,7 @@ impl Loop {
         if self.paused.is_empty() {
             return Arc::clone(policies);
         }
-        let pause = |policy: &Policy| Policy {
-            dry_run: policy.dry_run || self.paused.contains_key(&policy.name),
-            ..policy.clone()
-        };
-        Arc::new(policies.iter().map(pause).collect())
+        Arc::new(snapshot::in_force(policies, &self.paused))
     }
 
     /// Each problem once.

@@ -28,6 +28,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The policies, those that are paused in dry run.
+    pub fn in_force(&self) -> Vec<Policy> {
+        in_force(&self.policies, &self.paused)
+    }
+
     /// Before the first step.
     pub fn nothing() -> Self {
         Self {
@@ -47,4 +52,11 @@ impl Snapshot {
             records: Vec::new(),
         }
     }
+}
+
+/// The policies, those that are paused in dry run.
+pub fn in_force(policies: &[Policy], paused: &BTreeMap<PolicyName, Paused>) -> Vec<Policy> {
+    let pause =
+        |policy: &Policy| Policy { dry_run: policy.dry_run || paused.contains_key(&policy.name), ..policy.clone() };
+    policies.iter().map(pause).collect()
 }

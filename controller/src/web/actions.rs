@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use hush_contract::admin::code;
-use hush_core::{Action, Decision, Model, ModelKey, PolicyName, Reason, ServerName};
+use hush_core::{Action, Decision, Model, PolicyName, Reason};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::Web;
+use super::address::{About, OfModel, OfPolicy};
 use super::error::Refusal;
 use super::view::{LoadRequest, PauseRequest, PausedView, UnloadRequest};
 use super::what_if::{find, read};
@@ -19,14 +20,16 @@ use crate::act::{Outcome, Record};
 use crate::run::Request;
 
 const OFF: &str = "actions are off: start the controller with --page-token-file FILE";
+/// The code of a refusal by which nothing was sent: this controller may not act now, another one might.
+pub const WITHHELD: &str = "withheld";
 /// A drain, and what the executor gives an unload beyond it.
-const DRAIN_MAX_SECONDS: u64 = 600;
+pub const DRAIN_MAX_SECONDS: u64 = 600;
 const BEYOND_DRAIN: Duration = Duration::from_secs(60);
 const LOOP_PATIENCE: Duration = Duration::from_secs(10);
 
 pub async fn unload(
     State(web): State<Web>,
-    Path((server, model)): Path<(String, String)>,
+    About(model): About<OfModel>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Record>, Refusal> {
@@ -35,7 +38,7 @@ pub async fn unload(
     if request.drain_seconds.is_some_and(|drain| drain > DRAIN_MAX_SECONDS) {
         return Err(Refusal::invalid(format!("`drainSeconds` must be at most {DRAIN_MAX_SECONDS}")));
     }
-    let model = known(&web, server, model)?;
+    let model = known(&web, model)?;
     let decision = Decision {
         if_generation: Some(request.if_generation),
         if_idle_seconds: request.drain_seconds.is_none().then_some(0),
@@ -48,20 +51,20 @@ pub async fn unload(
 
 pub async fn load(
     State(web): State<Web>,
-    Path((server, model)): Path<(String, String)>,
+    About(model): About<OfModel>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Record>, Refusal> {
     may_act(&web, &headers).await?;
     let request: LoadRequest = json(body).await?;
-    let model = known(&web, server, model)?;
+    let model = known(&web, model)?;
     let decision = Decision { if_generation: Some(request.if_generation), ..manual(&model, Action::Load) };
     command(&web, decision).await
 }
 
 pub async fn pause(
     State(web): State<Web>,
-    Path(policy): Path<String>,
+    About(OfPolicy { policy }): About<OfPolicy>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PausedView>, Refusal> {
@@ -73,6 +76,7 @@ pub async fn pause(
     };
     let span = request.duration.as_ref().map(span).transpose()?;
     let name = policy_name(&web, &policy)?;
+    leads(&web)?;
     let paused = ask(&web, |to| Request::Pause(name, span, to), LOOP_PATIENCE).await?;
     Ok(Json(PausedView { since: paused.since, until: paused.until }))
 }
@@ -80,11 +84,12 @@ pub async fn pause(
 /// Answers whether it was paused.
 pub async fn resume(
     State(web): State<Web>,
-    Path(policy): Path<String>,
+    About(OfPolicy { policy }): About<OfPolicy>,
     headers: HeaderMap,
 ) -> Result<Json<serde_json::Value>, Refusal> {
     may_act(&web, &headers).await?;
     let name = policy_name(&web, &policy)?;
+    leads(&web)?;
     let was = ask(&web, |to| Request::Resume(name, to), LOOP_PATIENCE).await?;
     Ok(Json(serde_json::json!({ "resumed": was })))
 }
@@ -94,6 +99,13 @@ async fn may_act(web: &Web, headers: &HeaderMap) -> Result<(), Refusal> {
     let headers = headers.clone();
     // It reads a file.
     tokio::task::spawn_blocking(move || token.check(&headers)).await.map_err(|_| Refusal::stopping())?
+}
+
+/// To pause a policy where nobody acts by it would change nothing, and look as if it had.
+fn leads(web: &Web) -> Result<(), Refusal> {
+    let message = "this controller only observes; ask the one that acts";
+    let observes = || Refusal::new(StatusCode::CONFLICT, WITHHELD, message);
+    if web.acting() { Ok(()) } else { Err(observes()) }
 }
 
 async fn json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
@@ -106,8 +118,8 @@ fn policy_name(web: &Web, name: &str) -> Result<PolicyName, Refusal> {
     find(&web.snapshot(), name).map(|policy| policy.name.clone())
 }
 
-fn known(web: &Web, server: String, model: String) -> Result<Model, Refusal> {
-    let key = ModelKey { server: ServerName(server), model };
+fn known(web: &Web, about: OfModel) -> Result<Model, Refusal> {
+    let key = about.key();
     let snapshot = web.snapshot();
     let found = snapshot.world.models.iter().find(|model| model.key == key).cloned();
     found.ok_or_else(|| {
@@ -143,7 +155,7 @@ async fn command(web: &Web, decision: Decision) -> Result<Json<Record>, Refusal>
             let message = format!("the server refused ({code}): {message}");
             (StatusCode::CONFLICT, "refused", message)
         }
-        Outcome::Withheld { message } => (StatusCode::CONFLICT, "withheld", message.clone()),
+        Outcome::Withheld { message } => (StatusCode::CONFLICT, WITHHELD, message.clone()),
         Outcome::Failed { code, message } => (StatusCode::BAD_GATEWAY, *code, message.clone()),
     };
     Err(Refusal::new(status, code, message))

@@ -1,7 +1,9 @@
 //! The controller's page and the JSON API below it. Reading is open, as `/metrics` is; acting asks for a token.
 
 mod actions;
+mod address;
 mod error;
+mod explain;
 mod live;
 mod page;
 mod portray;
@@ -17,7 +19,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-pub use token::Token;
+pub use actions::{DRAIN_MAX_SECONDS, WITHHELD};
+pub use token::{TOKEN_HEADER, Token};
 
 use crate::metrics::Metrics;
 use crate::run::{Request, Snapshot};
@@ -52,7 +55,12 @@ impl Web {
     }
 
     fn view(&self, snapshot: &Snapshot) -> StateView {
-        StateView::new(snapshot, self.metrics.acting.get() != 0, self.token.is_some())
+        StateView::new(snapshot, self.acting(), self.token.is_some())
+    }
+
+    /// Whether commands are sent.
+    fn acting(&self) -> bool {
+        self.metrics.acting.get() != 0
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -66,12 +74,13 @@ pub fn router(web: Web) -> Router {
         .route("/ui/{file}", get(page::file))
         .route("/api/v1/state", get(state))
         .route("/api/v1/events", get(live::events))
-        .route("/api/v1/policies/{policy}", get(what_if::policy))
+        .route("/api/v1/explain", get(explain::server))
+        .route("/api/v1/policy", get(what_if::policy))
         .route("/api/v1/plan", post(what_if::plan))
-        .route("/api/v1/models/{server}/{model}/unload", post(actions::unload))
-        .route("/api/v1/models/{server}/{model}/load", post(actions::load))
-        .route("/api/v1/policies/{policy}/pause", post(actions::pause))
-        .route("/api/v1/policies/{policy}/resume", post(actions::resume))
+        .route("/api/v1/unload", post(actions::unload))
+        .route("/api/v1/load", post(actions::load))
+        .route("/api/v1/pause", post(actions::pause))
+        .route("/api/v1/resume", post(actions::resume))
         .with_state(web)
 }
 

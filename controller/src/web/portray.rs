@@ -51,7 +51,7 @@ pub fn selected(plan: &Plan) -> BTreeMap<&str, usize> {
     counts
 }
 
-fn servers(snapshot: &Snapshot) -> Vec<ServerView> {
+pub fn servers(snapshot: &Snapshot) -> Vec<ServerView> {
     let view = |(server, target): (&hush_core::ServerName, &crate::observe::Target)| {
         let seen = snapshot.seen.get(server);
         let failure = seen.and_then(|seen| seen.failure.clone());

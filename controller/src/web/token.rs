@@ -9,7 +9,9 @@ use subtle::ConstantTimeEq;
 use super::error::Refusal;
 
 const SHORTEST: usize = 16;
-const HEADER: &str = "send `Authorization: Bearer TOKEN` with the token of --page-token-file";
+/// Where the token is when the request comes through the API server, which keeps `Authorization` for itself.
+pub const TOKEN_HEADER: &str = "x-hush-token";
+const MISSING: &str = "send the token of --page-token-file, as `Authorization: Bearer TOKEN` or, through the API server, as `X-Hush-Token: TOKEN`";
 
 #[derive(Clone, Debug)]
 pub struct Token {
@@ -37,9 +39,8 @@ impl Token {
     }
 
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        let presented = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let Some(presented) = presented.and_then(bearer) else {
-            return Err(Refusal::new(StatusCode::UNAUTHORIZED, code::UNAUTHENTICATED, HEADER));
+        let Some(presented) = presented(headers) else {
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, code::UNAUTHENTICATED, MISSING));
         };
         let token = self.read().map_err(|problem| {
             tracing::error!("nobody may act: {problem}");
@@ -56,6 +57,12 @@ impl Token {
             ))
         }
     }
+}
+
+/// A header of its own goes first: on the way through a proxy the other may be that of the proxy.
+fn presented(headers: &HeaderMap) -> Option<&str> {
+    let text = |name| headers.get(name).and_then(|value: &axum::http::HeaderValue| value.to_str().ok());
+    text(TOKEN_HEADER).map(str::trim).or_else(|| text(header::AUTHORIZATION.as_str()).and_then(bearer))
 }
 
 fn bearer(value: &str) -> Option<&str> {
@@ -96,6 +103,14 @@ mod tests {
             assert_eq!(verdict(&token, &said(&value)), expected, "{value}");
         }
         assert_eq!(verdict(&token, &HeaderMap::new()), code::UNAUTHENTICATED);
+        let own =
+            |value: &str| (axum::http::HeaderName::from_static(TOKEN_HEADER), HeaderValue::try_from(value).unwrap());
+        let mut through_a_proxy = said("Bearer of-the-proxy-itself");
+        through_a_proxy.extend([own(GOOD)]);
+        assert_eq!(verdict(&token, &through_a_proxy), "in");
+        let mut wrong = said(&format!("Bearer {GOOD}"));
+        wrong.extend([own("0123456789abcdeF")]);
+        assert_eq!(verdict(&token, &wrong), code::INVALID_TOKEN, "one that is shown counts");
         std::fs::write(file.path(), "another-token-of-them").unwrap();
         assert_eq!(verdict(&token, &said(&format!("Bearer {GOOD}"))), code::INVALID_TOKEN);
         assert_eq!(verdict(&token, &said("Bearer another-token-of-them")), "in");

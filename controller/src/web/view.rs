@@ -1,6 +1,6 @@
 //! The types of the JSON API. `docs/controller-page.md` has them in words.
 
-use hush_core::{Chosen, Decision, GpuReason, Labels, Pressure, RuleSet, SkipReason, State, Threshold};
+use hush_core::{Account, Chosen, Decision, GpuReason, Labels, Pressure, RuleSet, SkipReason, State, Threshold};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -148,6 +148,30 @@ pub struct PausedView {
     /// Absent: until it is resumed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
+}
+
+/// Answer to `GET /api/v1/explain`: one server, and for each of its models where every value comes from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainView {
+    pub at: Timestamp,
+    /// Whether commands are sent.
+    pub acting: bool,
+    pub server: ServerView,
+    /// The cards of its models.
+    pub gpus: Vec<GpuView>,
+    pub models: Vec<AccountView>,
+    /// What the plan says of it now.
+    pub decisions: Vec<Decision>,
+    /// Of the last commands those to it, oldest first.
+    pub records: Vec<Record>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AccountView {
+    pub model: ModelView,
+    /// Policies that are paused count as dry run.
+    pub account: Account,
 }
 
 /// Answer to `POST /api/v1/plan`: what would be done now with the policies of the body.

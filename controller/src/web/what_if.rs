@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hush_contract::admin::code;
@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use super::Web;
+use super::address::{About, OfPolicy};
 use super::error::Refusal;
 use super::portray::{gpus, models, selected};
 use super::view::{EditedView, ProblemView, WhatIfView};
@@ -24,9 +25,9 @@ const BODY_LIMIT_BYTES: usize = 256 << 10;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A policy in force, as YAML.
-pub async fn policy(State(web): State<Web>, Path(name): Path<String>) -> Result<Response, Refusal> {
+pub async fn policy(State(web): State<Web>, About(of): About<OfPolicy>) -> Result<Response, Refusal> {
     let snapshot = web.snapshot();
-    let policy = find(&snapshot, &name)?;
+    let policy = find(&snapshot, &of.policy)?;
     let text = policies::yaml(policy).map_err(|error| {
         Refusal::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -88,12 +89,9 @@ fn imagine(snapshot: &Snapshot, mut memory: Memory, edited: Vec<Policy>) -> What
     };
     let names: Vec<_> = edited.iter().map(|policy| (policy.name.to_string(), is(policy))).collect();
     // What is paused stays so, unless it is what was edited.
-    let kept = snapshot.policies.iter().filter(|policy| edited.iter().all(|other| other.name != policy.name));
-    let kept = kept.map(|policy| Policy {
-        dry_run: policy.dry_run || snapshot.paused.contains_key(&policy.name),
-        ..policy.clone()
-    });
-    let policies: Vec<Policy> = kept.chain(edited.iter().cloned()).collect();
+    let mut policies = snapshot.in_force();
+    policies.retain(|policy| edited.iter().all(|other| other.name != policy.name));
+    policies.extend(edited);
     let plan: Plan = step(&mut memory, snapshot.at, &snapshot.world, &policies);
     let counts = selected(&plan);
     let view = |(name, is): (String, &'static str)| {

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::state::{ModelState, UnloadReason, UnloadRefusal};
@@ -39,8 +40,9 @@ fn encoded(segment: &str) -> String {
 pub const TOKEN_AUDIENCE: &str = "hush-server";
 
 /// Seconds in a request: finite, not negative, a week at most.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "f64", into = "f64")]
+#[schemars(extend("minimum" = 0, "maximum" = 604_800))]
 pub struct Seconds(f64);
 
 impl Seconds {
@@ -93,7 +95,7 @@ impl From<Seconds> for Duration {
 
 /// Why a command is given, in CamelCase; a word that is not in [`UnloadReason`] is counted as `Other` and logged as it
 /// is, so that a newer controller can speak to an older server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct Reason(String);
 
@@ -143,7 +145,7 @@ impl From<Reason> for String {
 }
 
 /// `namespace/name` of a policy; `/name` for one of the whole cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct PolicyName(String);
 
@@ -176,7 +178,7 @@ impl From<PolicyName> for String {
 
 /// Body of `POST .../unload`. Every `if_` is judged by the one task that owns the model; if one does not hold, nothing
 /// changes and the answer is 409 with the [`UnloadRefusal`] as its code.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UnloadRequest {
     /// Only this generation.
@@ -197,7 +199,7 @@ pub struct UnloadRequest {
     pub policy: Option<PolicyName>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UnloadOutcome {
     Unloaded,
@@ -207,7 +209,7 @@ pub enum UnloadOutcome {
 
 /// Answer to `POST .../unload` once nothing is left of the model's process. Bytes are absent where the device's memory
 /// is not known.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UnloadResponse {
     pub model: String,
     pub outcome: UnloadOutcome,
@@ -232,7 +234,7 @@ pub struct UnloadResponse {
 }
 
 /// Body of `POST .../load`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoadRequest {
     /// Only if the model has not been loaded again since this generation.
@@ -249,7 +251,7 @@ pub struct LoadRequest {
     pub policy: Option<PolicyName>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoadOutcome {
     /// In memory, whether this command brought it there or it was there already.
@@ -259,7 +261,7 @@ pub enum LoadOutcome {
 }
 
 /// Answer to `POST .../load`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LoadResponse {
     pub model: String,
     pub outcome: LoadOutcome,
@@ -270,7 +272,7 @@ pub struct LoadResponse {
 }
 
 /// When a model stays in memory without anybody's command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResidencyMode {
     Resident,
@@ -279,7 +281,7 @@ pub enum ResidencyMode {
 }
 
 /// A model at one moment. To decide by it is safe only with the conditions of the command that follows.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelStatus {
     pub model: String,
     pub state: ModelState,
@@ -320,7 +322,7 @@ pub struct ModelStatus {
 }
 
 /// Why the last load failed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LoadFailure {
     pub message: String,
     /// Until the next try may begin.
@@ -328,7 +330,7 @@ pub struct LoadFailure {
 }
 
 /// Answer to `GET /admin/v1/models`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelList {
     /// In the order of their names.
     pub models: Vec<ModelStatus>,
@@ -338,7 +340,7 @@ pub struct ModelList {
 
 /// One event of `GET /admin/v1/events`; its SSE `event` is the `type`, its SSE `id` counts up by one for each change
 /// since the server started.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Event {
     /// Every model: at the beginning, and after [`Event::Lost`].
@@ -361,9 +363,9 @@ impl Event {
 }
 
 /// Body of every answer that is no success.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
-    /// One of [`code`], or an [`UnloadRefusal`].
+    /// A word for programs: of [`code`], or why an unload was refused ([`UnloadRefusal`]).
     pub code: String,
     /// For people.
     pub message: String,

@@ -3,85 +3,126 @@
 /// Where they are, on the operations listener.
 pub const PATH: &str = "/metrics";
 
-/// Gauge `{model, state}`: 1 for the state the model is in, 0 for the others.
-pub const MODEL_STATE: &str = "hush_model_state";
-/// Gauge `{model}`: seconds since the last request (or the load) ended; 0 while busy or not loaded.
-pub const MODEL_IDLE_SECONDS: &str = "hush_model_idle_seconds";
-/// Gauge `{model}`: requests that hold the model.
-pub const MODEL_INFLIGHT_REQUESTS: &str = "hush_model_inflight_requests";
-/// Gauge `{model}`: requests that wait for the model.
-pub const MODEL_QUEUED_REQUESTS: &str = "hush_model_queued_requests";
-/// Gauge `{model}`: grows by one at each load.
-pub const MODEL_GENERATION: &str = "hush_model_generation";
-/// Gauge `{model}`: seconds since this generation became ready; 0 when it is not.
-pub const MODEL_LOADED_SECONDS: &str = "hush_model_loaded_seconds";
-/// Gauge `{model}`: what the last load took; 0 before the first.
-pub const MODEL_LAST_LOAD_SECONDS: &str = "hush_model_last_load_seconds";
-/// Histogram `{model, phase}`: seconds per phase of a load (`spawn`, `libraries`, `sessions`, `total`).
-pub const MODEL_LOAD_DURATION_SECONDS: &str = "hush_model_load_duration_seconds";
-/// Counter `{model, result}`.
-pub const MODEL_LOADS_TOTAL: &str = "hush_model_loads_total";
-/// Histogram `{model}`: seconds from the decision to unload until the runner is reaped.
-pub const MODEL_UNLOAD_DURATION_SECONDS: &str = "hush_model_unload_duration_seconds";
-/// Counter `{model, reason}`.
-pub const MODEL_UNLOADS_TOTAL: &str = "hush_model_unloads_total";
-/// Counter `{model, reason}`: unload commands whose condition no longer held.
-pub const MODEL_UNLOAD_REFUSED_TOTAL: &str = "hush_model_unload_refused_total";
-/// Histogram `{model}`: seconds between the arrivals of requests.
-pub const MODEL_INTERARRIVAL_SECONDS: &str = "hush_model_interarrival_seconds";
-/// Histogram `{model}`: seconds that a request waited because the model was not loaded.
-pub const COLD_START_WAIT_SECONDS: &str = "hush_cold_start_wait_seconds";
-/// Histogram `{route, code}`.
-pub const REQUEST_DURATION_SECONDS: &str = "hush_request_duration_seconds";
-/// Counter `{model}`: seconds of audio that were transcribed.
-pub const AUDIO_SECONDS_TOTAL: &str = "hush_audio_seconds_total";
-/// Counter `{model, cause}`: runners that had to be replaced (`exited`, `killed`, `hung`, `load_timeout`).
-pub const RUNNER_RESTARTS_TOTAL: &str = "hush_runner_restarts_total";
-/// Gauge `{model}`: resident memory of the runner process; 0 when there is none.
-pub const RUNNER_RESIDENT_BYTES: &str = "hush_runner_resident_bytes";
+/// What a family is, for whoever reads it; `docs/reference/metrics.md` is made of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Family {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    /// One or more sentences.
+    pub help: &'static str,
+}
 
-/// Gauge: 1 when the configuration file was good the last time it was read, 0 when it was refused.
-pub const CONFIG_LAST_RELOAD_SUCCESSFUL: &str = "hush_config_last_reload_successful";
-/// Gauge: Unix time of the last time that the configuration was taken over.
-pub const CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS: &str = "hush_config_last_reload_success_timestamp_seconds";
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
 
-// Device memory. Absent, not zero, where nothing measures it.
+impl Kind {
+    /// As the exposition format writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
 
-/// Gauge `{model, gpu_uuid}`: device memory that the model holds; 0 when it is not loaded.
-pub const MODEL_VRAM_BYTES: &str = "hush_model_vram_bytes";
-/// Gauge `{model, gpu_uuid}`: device memory that the next load is expected to take.
-pub const MODEL_NEED_BYTES: &str = "hush_model_need_bytes";
-/// Gauge `{model}`: what must be free before the model loads, while it waits for that; 0 while it does not.
-pub const MODEL_MEMORY_DEMAND_BYTES: &str = "hush_model_memory_demand_bytes";
-/// Counter `{model}`: device memory that unloads gave back.
-pub const MODEL_RECLAIMED_BYTES_TOTAL: &str = "hush_model_reclaimed_bytes_total";
-/// Gauge `{model}`: what the last unload has not given back yet.
-pub const MODEL_RESIDUAL_BYTES: &str = "hush_model_residual_bytes";
-/// Counter `{model}`: loads and requests that the device had too little memory for.
-pub const MODEL_OUT_OF_MEMORY_TOTAL: &str = "hush_model_out_of_memory_total";
-/// Histogram `{model}`: seconds from the end of a runner until its memory was back.
-pub const MODEL_RECLAIM_DURATION_SECONDS: &str = "hush_model_reclaim_duration_seconds";
-/// Gauge: 1 while NVML answers, 0 while it does not.
-pub const GPU_UP: &str = "hush_gpu_up";
-/// Gauge `{gpu_uuid}`: 1 while the device answers, 0 since it does not.
-pub const GPU_DEVICE_UP: &str = "hush_gpu_device_up";
-/// Gauge `{gpu_uuid}`.
-pub const GPU_MEMORY_TOTAL_BYTES: &str = "hush_gpu_memory_total_bytes";
-/// Gauge `{gpu_uuid}`: by anybody.
-pub const GPU_MEMORY_USED_BYTES: &str = "hush_gpu_memory_used_bytes";
-/// Gauge `{gpu_uuid}`.
-pub const GPU_MEMORY_FREE_BYTES: &str = "hush_gpu_memory_free_bytes";
-/// Gauge `{gpu_uuid}`: used by others than this server's models: what unloading them cannot help.
-pub const GPU_MEMORY_FOREIGN_BYTES: &str = "hush_gpu_memory_foreign_bytes";
-/// Gauge `{gpu_uuid}`: seconds since the device's figures were read.
-pub const GPU_SAMPLE_AGE_SECONDS: &str = "hush_gpu_sample_age_seconds";
-/// Gauge, always 1, `{gpu_uuid, index, name, driver}`.
-pub const GPU_INFO: &str = "hush_gpu_info";
-/// Gauge, always 1, `{model, gpu_uuid, method}`: how a model's memory is measured ([`METHOD_PROCESS`],
-/// [`METHOD_DEVICE_DELTA`]).
-pub const MODEL_VRAM_METHOD_INFO: &str = "hush_model_vram_method_info";
-/// Gauge, always 1, `{model, asked, device, reason}`: where a model runs, and why elsewhere than it was asked to.
-pub const DEVICE_INFO: &str = "hush_device_info";
+/// A constant with the name of each family, and all of them as [`FAMILIES`].
+macro_rules! families {
+    ($($(#[doc = $help:literal])+ $constant:ident = $name:literal, $kind:ident [$($label:ident),*];)+) => {
+        $($(#[doc = $help])+ pub const $constant: &str = $name;)+
+
+        pub const FAMILIES: &[Family] = &[
+            $(Family { name: $constant, kind: Kind::$kind, labels: &[$($label),*], help: concat!($($help),+) }),+
+        ];
+    };
+}
+
+families! {
+    /// 1 for the state the model is in, 0 for the others.
+    MODEL_STATE = "hush_model_state", Gauge [LABEL_MODEL, LABEL_STATE];
+    /// Seconds since the last request (or the load) ended; 0 while busy or not loaded.
+    MODEL_IDLE_SECONDS = "hush_model_idle_seconds", Gauge [LABEL_MODEL];
+    /// Requests that hold the model.
+    MODEL_INFLIGHT_REQUESTS = "hush_model_inflight_requests", Gauge [LABEL_MODEL];
+    /// Requests that wait for the model.
+    MODEL_QUEUED_REQUESTS = "hush_model_queued_requests", Gauge [LABEL_MODEL];
+    /// Grows by one at each load.
+    MODEL_GENERATION = "hush_model_generation", Gauge [LABEL_MODEL];
+    /// Seconds since this generation became ready; 0 when it is not.
+    MODEL_LOADED_SECONDS = "hush_model_loaded_seconds", Gauge [LABEL_MODEL];
+    /// What the last load took; 0 before the first.
+    MODEL_LAST_LOAD_SECONDS = "hush_model_last_load_seconds", Gauge [LABEL_MODEL];
+    /// Seconds per phase of a load (`spawn`, `libraries`, `sessions`, `total`).
+    MODEL_LOAD_DURATION_SECONDS = "hush_model_load_duration_seconds", Histogram [LABEL_MODEL, LABEL_PHASE];
+    /// Loads, by how they ended (`success`, `failure`).
+    MODEL_LOADS_TOTAL = "hush_model_loads_total", Counter [LABEL_MODEL, LABEL_RESULT];
+    /// Seconds from the decision to unload until the runner is reaped.
+    MODEL_UNLOAD_DURATION_SECONDS = "hush_model_unload_duration_seconds", Histogram [LABEL_MODEL];
+    /// Unloads, by reason.
+    MODEL_UNLOADS_TOTAL = "hush_model_unloads_total", Counter [LABEL_MODEL, LABEL_REASON];
+    /// Unload commands that changed nothing, by the condition that no longer held.
+    MODEL_UNLOAD_REFUSED_TOTAL = "hush_model_unload_refused_total", Counter [LABEL_MODEL, LABEL_REASON];
+    /// Seconds between the arrivals of requests.
+    MODEL_INTERARRIVAL_SECONDS = "hush_model_interarrival_seconds", Histogram [LABEL_MODEL];
+    /// Seconds that a request waited because the model was not loaded.
+    COLD_START_WAIT_SECONDS = "hush_cold_start_wait_seconds", Histogram [LABEL_MODEL];
+    /// Seconds from the head of a request to the end of its answer.
+    REQUEST_DURATION_SECONDS = "hush_request_duration_seconds", Histogram [LABEL_ROUTE, LABEL_CODE];
+    /// Seconds of audio that were transcribed.
+    AUDIO_SECONDS_TOTAL = "hush_audio_seconds_total", Counter [LABEL_MODEL];
+    /// Runners that had to be replaced (`exited`, `killed`, `hung`, `load_timeout`).
+    RUNNER_RESTARTS_TOTAL = "hush_runner_restarts_total", Counter [LABEL_MODEL, LABEL_CAUSE];
+    /// Resident memory of the runner process; 0 when there is none.
+    RUNNER_RESIDENT_BYTES = "hush_runner_resident_bytes", Gauge [LABEL_MODEL];
+
+    /// 1 when the configuration file was good the last time it was read, 0 when it was refused.
+    CONFIG_LAST_RELOAD_SUCCESSFUL = "hush_config_last_reload_successful", Gauge [];
+    /// Unix time of the last time that the configuration was taken over.
+    CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "hush_config_last_reload_success_timestamp_seconds", Gauge [];
+
+    // Device memory. Absent, not zero, where nothing measures it.
+
+    /// Device memory that the model holds; 0 when it is not loaded.
+    MODEL_VRAM_BYTES = "hush_model_vram_bytes", Gauge [LABEL_MODEL, LABEL_GPU_UUID];
+    /// Device memory that the next load is expected to take.
+    MODEL_NEED_BYTES = "hush_model_need_bytes", Gauge [LABEL_MODEL, LABEL_GPU_UUID];
+    /// What must be free before the model loads, while it waits for that; 0 while it does not.
+    MODEL_MEMORY_DEMAND_BYTES = "hush_model_memory_demand_bytes", Gauge [LABEL_MODEL];
+    /// Device memory that unloads gave back.
+    MODEL_RECLAIMED_BYTES_TOTAL = "hush_model_reclaimed_bytes_total", Counter [LABEL_MODEL];
+    /// What the last unload has not given back yet.
+    MODEL_RESIDUAL_BYTES = "hush_model_residual_bytes", Gauge [LABEL_MODEL];
+    /// Loads and requests that the device had too little memory for.
+    MODEL_OUT_OF_MEMORY_TOTAL = "hush_model_out_of_memory_total", Counter [LABEL_MODEL];
+    /// Seconds from the end of a runner until its memory was back.
+    MODEL_RECLAIM_DURATION_SECONDS = "hush_model_reclaim_duration_seconds", Histogram [LABEL_MODEL];
+    /// 1 while NVML answers, 0 while it does not.
+    GPU_UP = "hush_gpu_up", Gauge [];
+    /// 1 while the device answers, 0 since it does not.
+    GPU_DEVICE_UP = "hush_gpu_device_up", Gauge [LABEL_GPU_UUID];
+    /// Memory of the device, or of the MIG instance.
+    GPU_MEMORY_TOTAL_BYTES = "hush_gpu_memory_total_bytes", Gauge [LABEL_GPU_UUID];
+    /// Memory that processes hold, whosever they are.
+    GPU_MEMORY_USED_BYTES = "hush_gpu_memory_used_bytes", Gauge [LABEL_GPU_UUID];
+    /// Memory that nobody holds.
+    GPU_MEMORY_FREE_BYTES = "hush_gpu_memory_free_bytes", Gauge [LABEL_GPU_UUID];
+    /// Used by others than this server's models: what unloading them cannot help.
+    GPU_MEMORY_FOREIGN_BYTES = "hush_gpu_memory_foreign_bytes", Gauge [LABEL_GPU_UUID];
+    /// Seconds since the device's figures were read.
+    GPU_SAMPLE_AGE_SECONDS = "hush_gpu_sample_age_seconds", Gauge [LABEL_GPU_UUID];
+    /// Always 1: the device and its driver.
+    GPU_INFO = "hush_gpu_info", Gauge [LABEL_GPU_UUID, LABEL_INDEX, LABEL_NAME, LABEL_DRIVER];
+    /// Always 1: how a model's memory is measured: `process`, where NVML lists the runner; `device_delta`, what the
+    /// device's used memory grew by while the model loaded.
+    MODEL_VRAM_METHOD_INFO = "hush_model_vram_method_info", Gauge [LABEL_MODEL, LABEL_GPU_UUID, LABEL_METHOD];
+    /// Always 1: where a model runs, and why elsewhere than it was asked to.
+    DEVICE_INFO = "hush_device_info", Gauge [LABEL_MODEL, LABEL_ASKED, LABEL_DEVICE, LABEL_REASON];
+}
 
 /// NVML lists the runner's process and what it holds.
 pub const METHOD_PROCESS: &str = "process";

@@ -1,9 +1,10 @@
 //! The life of a model, as labels and as words.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Where a model is in its life: `Unloaded -> Loading -> Ready -> Draining -> Unloading -> Unloaded`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelState {
     Unloaded,
@@ -44,7 +45,7 @@ impl ModelState {
 }
 
 /// Why a model left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum UnloadReason {
     IdleTimeout,
     OnDemand,
@@ -101,7 +102,7 @@ impl UnloadReason {
 }
 
 /// Why an unload command changed nothing: its condition did not hold at the moment it was judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UnloadRefusal {
     /// Requests hold the model, and the command asked for an idle one.

@@ -95,7 +95,11 @@ pub async fn receive(
     let mut body = Chunks { stream: body.into_data_stream(), idle_timeout: options.idle_timeout };
     let began = Instant::now();
     let form = read_form(headers, &mut body, wanted, options).await;
-    request::note(|facts| facts.upload_seconds = Some(began.elapsed().as_secs_f64()));
+    request::note(|facts| {
+        let seconds = began.elapsed().as_secs_f64();
+        facts.upload_seconds = Some(seconds);
+        facts.ended("upload", seconds);
+    });
     match form {
         Err(error @ (UploadError::ClientGone(_) | UploadError::Stalled { .. })) => Err(error),
         // A client that asked first waits for the answer with its body in hand.
@@ -348,6 +352,11 @@ impl<'a> Form<'a> {
 
 /// Moves `bytes` into the spool and leaves the buffer empty, with its room.
 async fn write(spool: &mut Spool, bytes: &mut Vec<u8>) -> Result<(), UploadError> {
+    if spool.stays_in_memory(bytes.len()) {
+        let result = spool.write(bytes);
+        bytes.clear();
+        return Ok(result?);
+    }
     let mut moved_spool = std::mem::replace(spool, Spool::new(SpoolOptions::default()));
     let mut moved_bytes = std::mem::take(bytes);
     let written = tokio::task::spawn_blocking(move || {

@@ -64,7 +64,9 @@ impl ApiState {
         });
         let decoded = decoded.await.map_err(|panicked| ApiError::Internal(format!("decoding: {panicked}")))??;
         request::note(|facts| {
-            facts.audio_decode_seconds = Some(began.elapsed().as_secs_f64());
+            let seconds = began.elapsed().as_secs_f64();
+            facts.audio_decode_seconds = Some(seconds);
+            facts.ended("decode audio", seconds);
             facts.audio_seconds = Some(decoded.duration_seconds());
         });
         Ok(decoded)

@@ -54,7 +54,10 @@ impl Output {
         let Some((spec, mix, _)) = &mut self.form else { return Ok(()) };
         buffer.copy_to_vec_interleaved::<f32>(&mut self.interleaved);
         let channels = spec.channels().count();
-        if let Some(at) = self.interleaved.iter().position(|sample| !sample.is_finite()) {
+        // All of them are looked at first: without a way out in the middle that is many at a time.
+        let wrong = self.interleaved.iter().filter(|sample| !sample.is_finite()).count();
+        if let Some(at) = (wrong > 0).then(|| self.interleaved.iter().position(|sample| !sample.is_finite())).flatten()
+        {
             if is_float_pcm {
                 let frames = self.frames + (at / channels) as u64;
                 let seconds = self.seconds_before + frames as f64 / f64::from(spec.rate());

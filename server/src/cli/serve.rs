@@ -40,6 +40,9 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     for used in &settings.legacy {
         tracing::info!("{used}");
     }
+    // Sends what is left when the server has ended.
+    #[cfg(feature = "otel")]
+    let _traces = super::traces::start(env)?;
     let program = std::env::current_exe().context("finding this program")?;
     let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
     let vad_model = vad_model::find(settings.engine.vad_model.as_deref(), &library, &program)?;

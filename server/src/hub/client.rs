@@ -1,7 +1,5 @@
 //! Requests to the hub: redirects by hand (the token stays with the hub), timeouts, and errors that say what to do.
 
-use std::sync::Arc;
-
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
@@ -35,12 +33,8 @@ pub struct Answer {
 impl Client {
     pub fn new(config: &HubConfig) -> Self {
         let patience = &config.patience;
-        let tls = ureq::tls::TlsConfig::builder()
-            .root_certs(ureq::tls::RootCerts::PlatformVerifier)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .build();
         let agent = Agent::config_builder()
-            .tls_config(tls)
+            .tls_config(crate::trust::tls())
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)

@@ -220,6 +220,7 @@ impl ModelHandle {
         request::note(|facts| {
             let wait = if cold { &mut facts.cold_start_seconds } else { &mut facts.queue_seconds };
             *wait.get_or_insert(0.0) += waited.as_secs_f64();
+            facts.ended(if cold { "cold start" } else { "queue" }, waited.as_secs_f64());
             facts.model = Some(self.name().to_owned());
             facts.generation = Some(self.snapshot().generation);
         });

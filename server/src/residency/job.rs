@@ -135,13 +135,17 @@ pub(super) async fn attempt(
                     facts.mel_seconds = Some(mel_seconds);
                     facts.encode_seconds = Some(encode_seconds);
                     facts.prefill_seconds = Some(prefill_seconds);
+                    facts.ended("first window", mel_seconds + encode_seconds + prefill_seconds);
                 });
                 // The line of the request says it too, but only at the end.
                 tracing::debug!(first_token_seconds, mel_seconds, encode_seconds, prefill_seconds, "first token");
             }
             JobEvent::Done(outcome) => {
                 let decode_seconds = first_token_at.map(|at| at.elapsed().as_secs_f64());
-                request::note(|facts| facts.decode_seconds = decode_seconds);
+                request::note(|facts| {
+                    facts.decode_seconds = decode_seconds;
+                    decode_seconds.into_iter().for_each(|seconds| facts.ended("decode", seconds));
+                });
                 return Ok(outcome);
             }
             JobEvent::Overdue { after } => {

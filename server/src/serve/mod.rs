@@ -2,6 +2,8 @@
 
 mod record;
 mod tls;
+#[cfg(feature = "otel")]
+pub mod trace;
 
 use std::io;
 use std::net::SocketAddr;

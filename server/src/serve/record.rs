@@ -58,6 +58,8 @@ pub async fn record(
         sent_bytes: 0,
         whole: false,
         facts: facts.clone(),
+        #[cfg(feature = "otel")]
+        parent: super::trace::Parent::of(request.headers()),
     };
     let answered = AssertUnwindSafe(facts.scope(next.run(request)).instrument(span)).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|panic| {
@@ -108,6 +110,24 @@ struct Record {
     /// The last byte is out.
     whole: bool,
     facts: request::Request,
+    #[cfg(feature = "otel")]
+    parent: super::trace::Parent,
+}
+
+impl Record {
+    /// Tells the collector of traces, if there is one; gives the trace's id.
+    #[cfg(feature = "otel")]
+    fn trace(&self, facts: &request::Facts) -> Option<String> {
+        use super::trace::{Served, report};
+        let (method, route, request_id) = (self.method.as_str(), self.route.as_str(), self.facts.id());
+        let served = Served { method, route, request_id, status: self.code, began: self.started, facts };
+        report(&self.parent, &served)
+    }
+
+    #[cfg(not(feature = "otel"))]
+    fn trace(&self, _: &request::Facts) -> Option<String> {
+        None
+    }
 }
 
 impl Drop for Record {
@@ -123,12 +143,14 @@ impl Drop for Record {
             return;
         }
         let known = self.facts.facts();
+        let trace_id = self.trace(&known);
         tracing::info!(
             method,
             status,
             bytes,
             seconds = brief(seconds),
             client_gone = !self.whole,
+            trace_id,
             key = known.key,
             model = known.model,
             generation = known.generation,

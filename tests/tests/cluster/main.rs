@@ -7,6 +7,7 @@ mod governs;
 mod harness;
 mod leaders;
 mod lease;
+mod plugin;
 mod policies;
 mod refusals;
 mod review;

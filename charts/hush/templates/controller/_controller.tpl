@@ -15,6 +15,11 @@
   {{- end }}
   - --listen={{ .Values.listenAddress }}:9002
   - --token-file=/var/run/secrets/hush/token
+  {{- with $controller.pageToken }}
+  {{- if .name }}
+  - --page-token-file=/var/run/secrets/hush-page/{{ .key }}
+  {{- end }}
+  {{- end }}
   - --lease={{ $controller.lease.name }}
   - --lease-namespace={{ $controller.lease.namespace | default .Release.Namespace }}
   - --lease-duration={{ $controller.lease.duration }}
@@ -62,15 +67,22 @@
   volumeMounts:
   {{- include "hush.apiMount" . | nindent 2 }}
   - {name: server-token, mountPath: /var/run/secrets/hush, readOnly: true}
+  {{- if $controller.pageToken.name }}
+  - {name: page-token, mountPath: /var/run/secrets/hush-page, readOnly: true}
+  {{- end }}
 {{- end }}
 
-{{/* The token that the servers ask for, and nobody else takes. */}}
-{{- define "hush.controller.tokenVolume" -}}
+{{/* The token that the servers ask for, and nobody else takes; and the one that people show. */}}
+{{- define "hush.controller.tokenVolumes" -}}
 - name: server-token
   projected:
     defaultMode: 0440
     sources:
     - serviceAccountToken: {path: token, audience: hush-server, expirationSeconds: 3600}
+{{- with .Values.controller.pageToken.name }}
+- name: page-token
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
 {{- end }}
 
 {{/* A pod that holds the controller alone. */}}
@@ -78,11 +90,19 @@
 {{- $controller := .Values.controller -}}
 metadata:
   labels: {{- include "hush.selectorLabels" (list . "controller") | nindent 4 }}
+    {{- include "hush.controller.podLabels" . | nindent 4 }}
     {{- with $controller.podLabels }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
-  {{- with $controller.podAnnotations }}
-  annotations: {{- toYaml . | nindent 4 }}
+  {{- $annotations := include "hush.controller.podAnnotations" . | trim }}
+  {{- if or $annotations $controller.podAnnotations }}
+  annotations:
+    {{- with $annotations }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with $controller.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- end }}
 spec:
   serviceAccountName: {{ include "hush.controllerName" . }}
@@ -105,5 +125,5 @@ spec:
   {{- include "hush.controller.container" . | nindent 2 }}
   volumes:
   {{- include "hush.apiVolume" . | nindent 2 }}
-  {{- include "hush.controller.tokenVolume" . | nindent 2 }}
+  {{- include "hush.controller.tokenVolumes" . | nindent 2 }}
 {{- end }}

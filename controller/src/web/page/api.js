@@ -38,20 +38,22 @@ async function ask(address, options) {
   throw new Refused(response.status, body.code ?? '', body.message ?? `The answer was ${response.status}.`, body.problems);
 }
 
-const path = (...parts) => parts.map(encodeURIComponent).join('/');
+/** In the query: proxies on the way write an encoded slash of a path as a slash. */
+const about = (names) => `?${new URLSearchParams(names)}`;
 
-export const policyYaml = async (name) => (await ask(`api/v1/policies/${path(name)}`)).text();
+export const policyYaml = async (policy) => (await ask(`api/v1/policy${about({ policy })}`)).text();
 export const whatIf = async (yaml) => (await ask('api/v1/plan', { method: 'POST', body: yaml })).json();
 
 async function act(address, body) {
-  const headers = { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' };
+  // Not `Authorization`: behind `kubectl proxy` that is the API server's.
+  const headers = { 'X-Hush-Token': token, 'Content-Type': 'application/json' };
   return (await ask(address, { method: 'POST', headers, body: JSON.stringify(body) })).json();
 }
 
-export const unload = ({ server, model }, body) => act(`api/v1/models/${path(server, model)}/unload`, body);
-export const load = ({ server, model }, body) => act(`api/v1/models/${path(server, model)}/load`, body);
-export const pause = (policy, duration) => act(`api/v1/policies/${path(policy)}/pause`, duration ? { duration } : {});
-export const resume = (policy) => act(`api/v1/policies/${path(policy)}/resume`, {});
+export const unload = ({ server, model }, body) => act(`api/v1/unload${about({ server, model })}`, body);
+export const load = ({ server, model }, body) => act(`api/v1/load${about({ server, model })}`, body);
+export const pause = (policy, duration) => act(`api/v1/pause${about({ policy })}`, duration ? { duration } : {});
+export const resume = (policy) => act(`api/v1/resume${about({ policy })}`, {});
 
 /** Nothing for so long, not even a heartbeat, is a lost connection. */
 const SILENCE_MS = 15_000;

@@ -1,0 +1,94 @@
+//! Every server that this controller may act on hears of it once a minute: then it leaves memory to the controller
+//! (`--memory-reclaimer`), and a credential that it does not take is known before the first command.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hush_contract::admin::{ADMIN_PATH, ErrorBody};
+use hush_core::ServerName;
+use hyper::StatusCode;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::executor::{Gate, token};
+use crate::http::{Client, HttpError};
+use crate::metrics::Metrics;
+use crate::observe::{BaseUrl, Targets};
+
+/// A server takes a controller for gone after two minutes.
+const PERIOD: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_secs(1);
+/// So many calls begin per tick: a thousand servers hear of it within the period, and none waits for another.
+const PER_TICK: usize = 32;
+const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_LIMIT_BYTES: usize = 8 << 20;
+
+pub struct Presence {
+    pub client: Client,
+    pub token_file: Option<PathBuf>,
+    pub gate: Arc<dyn Gate>,
+    pub metrics: Arc<Metrics>,
+    pub targets: watch::Receiver<Arc<Targets>>,
+}
+
+impl Presence {
+    /// Until the targets' source is gone.
+    pub async fn run(mut self) {
+        let (mut called, mut refusing) = (BTreeMap::<ServerName, Instant>::new(), BTreeSet::<ServerName>::new());
+        let mut calls = JoinSet::new();
+        while self.targets.has_changed().is_ok() {
+            let targets = self.targets.borrow_and_update().clone();
+            called.retain(|server, _| targets.contains_key(server));
+            refusing.retain(|server| targets.contains_key(server));
+            let now = Instant::now();
+            let due = |server: &ServerName| called.get(server).is_none_or(|at| now.duration_since(*at) >= PERIOD);
+            let due: Vec<_> = targets
+                .iter()
+                .filter(|(server, _)| due(server) && self.gate.check(server).is_ok())
+                .take(PER_TICK)
+                .map(|(server, target)| (server.clone(), target.url.clone()))
+                .collect();
+            for (server, url) in due {
+                called.insert(server.clone(), now);
+                let (client, token_file) = (self.client.clone(), self.token_file.clone());
+                calls.spawn(async move { (server, call(&client, token_file, &url).await) });
+            }
+            while let Some(ended) = calls.try_join_next() {
+                let Ok((server, answer)) = ended else { continue };
+                match answer {
+                    Some(Ok(())) => drop(refusing.remove(&server)),
+                    Some(Err(problem)) if refusing.insert(server.clone()) => {
+                        tracing::warn!(%server, "it will take no command from this controller: {problem}");
+                    }
+                    // Known already, or it cannot be reached, which its scrape tells.
+                    Some(Err(_)) | None => {}
+                }
+            }
+            self.metrics.targets_refusing.set(i64::try_from(refusing.len()).unwrap_or(i64::MAX));
+            tokio::time::sleep(TICK).await;
+        }
+    }
+}
+
+/// `None`: nothing was learnt.
+async fn call(client: &Client, token_file: Option<PathBuf>, url: &BaseUrl) -> Option<Result<(), String>> {
+    let token = match token(token_file.as_deref()).await {
+        Ok(token) => token,
+        Err(problem) => return Some(Err(problem)),
+    };
+    let asked = async {
+        let uri = url.join(&format!("{ADMIN_PATH}/models")).map_err(HttpError::from)?;
+        client.get(uri, token.as_deref(), ANSWER_LIMIT_BYTES).await
+    };
+    let answer = tokio::time::timeout(PATIENCE, asked).await.ok()?.ok()?;
+    match answer.status {
+        StatusCode::OK => Some(Ok(())),
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
+            Some(Err(body.map_or_else(|| status.to_string(), |body| body.message)))
+        }
+        _ => None,
+    }
+}

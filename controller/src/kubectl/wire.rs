@@ -1,0 +1,264 @@
+//! One request to a controller, on either way, and what can go wrong on it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::http::{Answer, Client, HttpError};
+use crate::web::TOKEN_HEADER;
+
+/// A state of thousands of models.
+const ANSWER_LIMIT_BYTES: usize = 64 << 20;
+/// Every controller has it.
+pub const STATE: &str = "/api/v1/state";
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A controller and the way to it; cheap to clone.
+#[derive(Clone)]
+pub struct Controller {
+    /// For people: `NAMESPACE/POD`, or the address.
+    pub name: String,
+    pub way: Way,
+    /// `NAMESPACE/NAME/KEY` of the Secret with the token of those who may act.
+    pub token_secret: Option<String>,
+}
+
+#[derive(Clone)]
+pub enum Way {
+    Direct {
+        client: Client,
+        url: String,
+    },
+    /// Through the API server to a port of a pod.
+    Proxied {
+        client: kube::Client,
+        namespace: String,
+        pod: String,
+        port: u16,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    #[error("{controller} does not answer within {} s", patience.as_secs())]
+    Late { controller: String, patience: Duration },
+    #[error("{controller} cannot be reached: {source}")]
+    Direct { controller: String, source: HttpError },
+    #[error("the API server cannot be reached: {0}")]
+    Cluster(#[source] Box<kube::Error>),
+    #[error("{controller} cannot be asked through the API server: {message}\n{fix}")]
+    ApiServer { controller: String, message: String, fix: String },
+    #[error("{controller} refuses: {0}", controller = .0.controller)]
+    Refused(Box<Refusal>),
+    #[error("{0} is no controller, or its page is off (--web-ui)")]
+    NoController(String),
+    #[error("{controller} answers what is no answer of a controller ({status}): {text}")]
+    Unintelligible { controller: String, status: StatusCode, text: String },
+}
+
+/// The controller's own no.
+#[derive(Debug)]
+pub struct Refusal {
+    pub controller: String,
+    pub code: String,
+    pub message: String,
+    pub problems: Vec<String>,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    code: String,
+    message: String,
+    #[serde(default)]
+    problems: Vec<ProblemBody>,
+}
+
+#[derive(Deserialize)]
+struct ProblemBody {
+    line: Option<u64>,
+    message: String,
+}
+
+/// How the API server says no.
+#[derive(Deserialize)]
+struct StatusBody {
+    kind: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// A request; `path` begins with `/api/v1/`.
+pub struct Ask<'a> {
+    pub method: Method,
+    pub path: String,
+    pub token: Option<&'a str>,
+    pub body: String,
+    pub patience: Duration,
+}
+
+impl Ask<'_> {
+    pub fn get(path: String) -> Self {
+        Self { method: Method::GET, path, token: None, body: String::new(), patience: PATIENCE }
+    }
+
+    fn request(&self, base: &str) -> Result<Request<Bytes>, hyper::http::Error> {
+        let request = Request::builder().method(self.method.clone()).uri(format!("{base}{}", self.path));
+        let mut request = request.header(CONTENT_TYPE, "application/json").body(Bytes::from(self.body.clone()))?;
+        if let Some(token) = self.token {
+            let mut value = HeaderValue::try_from(token)?;
+            value.set_sensitive(true);
+            request.headers_mut().insert(TOKEN_HEADER, value);
+        }
+        Ok(request)
+    }
+}
+
+impl Controller {
+    pub async fn ask<T: DeserializeOwned>(&self, ask: &Ask<'_>) -> Result<T, Trouble> {
+        let late = |_| Trouble::Late { controller: self.name.clone(), patience: ask.patience };
+        let answer = tokio::time::timeout(ask.patience, self.send(ask)).await.map_err(late)??;
+        self.read(ask, &answer)
+    }
+
+    async fn send(&self, ask: &Ask<'_>) -> Result<Answer, Trouble> {
+        let failed = |source| Trouble::Direct { controller: self.name.clone(), source };
+        match &self.way {
+            Way::Direct { client, url } => {
+                let request = ask.request(url).map_err(|error| failed(error.into()))?;
+                client.send(request.map(Full::new), ANSWER_LIMIT_BYTES).await.map_err(failed)
+            }
+            Way::Proxied { client, namespace, pod, port } => {
+                let base = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy");
+                let request = ask.request(&base).map_err(|error| failed(error.into()))?;
+                let cluster = |error| Trouble::Cluster(Box::new(error));
+                let answer = client.send(request.map(kube::client::Body::from)).await.map_err(cluster)?;
+                let (head, body) = answer.into_parts();
+                let body = Limited::new(body, ANSWER_LIMIT_BYTES).collect().await;
+                let body = body.map_err(|source| failed(HttpError::Body { limit: ANSWER_LIMIT_BYTES, source }))?;
+                Ok(Answer { status: head.status, body: body.to_bytes() })
+            }
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, ask: &Ask<'_>, answer: &Answer) -> Result<T, Trouble> {
+        let controller = self.name.clone();
+        if answer.status.is_success() {
+            return serde_json::from_slice(&answer.body).map_err(|error| Trouble::Unintelligible {
+                controller,
+                status: answer.status,
+                text: error.to_string(),
+            });
+        }
+        // Those of old clusters answer in plain text.
+        let status = serde_json::from_slice::<StatusBody>(&answer.body).ok().filter(|body| body.kind == "Status");
+        if status.is_none() && answer.status == StatusCode::NOT_FOUND && ask.path == STATE {
+            return Err(Trouble::NoController(controller));
+        }
+        if let Ok(ErrorBody { code, message, problems }) = serde_json::from_slice(&answer.body) {
+            let problem = |ProblemBody { line, message }| match line {
+                Some(line) => format!("line {line}: {message}"),
+                None => message,
+            };
+            let problems = problems.into_iter().map(problem).collect();
+            return Err(Trouble::Refused(Box::new(Refusal { controller, code, message, problems })));
+        }
+        let text: String = String::from_utf8_lossy(&answer.body).trim().chars().take(300).collect();
+        match &self.way {
+            Way::Proxied { namespace, pod, port, .. } if status.is_some() || answer.status != StatusCode::NOT_FOUND => {
+                let message = status.map_or(text, |status| status.message);
+                let fix = fix(answer.status, &ask.method, namespace, pod, *port);
+                Err(Trouble::ApiServer { controller, message, fix })
+            }
+            _ => Err(Trouble::Unintelligible { controller, status: answer.status, text }),
+        }
+    }
+}
+
+fn fix(status: StatusCode, method: &Method, namespace: &str, pod: &str, port: u16) -> String {
+    let around = format!(
+        "go round it: kubectl --namespace {namespace} port-forward pod/{pod} {port}, and --controller http://127.0.0.1:{port}"
+    );
+    match status {
+        StatusCode::UNAUTHORIZED => "it does not know you: look at the user of the context".to_owned(),
+        StatusCode::FORBIDDEN => {
+            let verb = if *method == Method::GET { "get" } else { "create" };
+            format!(
+                "ask for the verb `{verb}` on `pods/proxy` in the namespace `{namespace}` (docs/kubectl.md has the role)"
+            )
+        }
+        StatusCode::NOT_FOUND => "the pod is gone; try again".to_owned(),
+        StatusCode::BAD_REQUEST => around,
+        _ => {
+            format!("a NetworkPolicy may keep the API server out (`networkPolicy.apiServer` of the chart); or {around}")
+        }
+    }
+}
+
+/// A value of a query.
+pub fn encoded(text: &str) -> String {
+    use std::fmt::Write;
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn controller() -> Controller {
+        let way = Way::Direct { client: Client::new(None).unwrap(), url: "http://h".to_owned() };
+        Controller { name: "h".to_owned(), way, token_secret: None }
+    }
+
+    fn said(status: u16, body: &str) -> String {
+        let answer = Answer { status: StatusCode::from_u16(status).unwrap(), body: Bytes::from(body.to_owned()) };
+        controller().read::<Vec<u64>>(&Ask::get(STATE.to_owned()), &answer).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_by_whom() {
+        assert_eq!(said(409, r#"{"code":"withheld","message":"a leads"}"#), "h refuses: a leads");
+        let yaml =
+            r#"{"code":"invalid_request","message":"mistakes","problems":[{"line":3,"message":"no"},{"message":"x"}]}"#;
+        assert_eq!(said(400, yaml), "h refuses: mistakes\n  line 3: no\n  x");
+        assert!(said(502, "<html>").contains("no answer of a controller (502 Bad Gateway): <html>"));
+        assert_eq!(
+            said(404, r#"{"code":"not_found","message":"no such route"}"#),
+            "h is no controller, or its page is off (--web-ui)"
+        );
+        assert!(said(200, "{}").contains("no answer of a controller (200 OK): invalid type"));
+    }
+
+    #[test]
+    fn what_to_do_is_said_too() {
+        let of = |status, method| fix(status, &method, "hush", "c-0", 9002);
+        assert!(of(StatusCode::FORBIDDEN, Method::GET).contains("`get` on `pods/proxy` in the namespace `hush`"));
+        assert!(of(StatusCode::FORBIDDEN, Method::POST).contains("`create` on `pods/proxy`"));
+        let unreachable = of(StatusCode::SERVICE_UNAVAILABLE, Method::GET);
+        assert!(unreachable.contains("networkPolicy.apiServer") && unreachable.contains("port-forward pod/c-0 9002"));
+    }
+
+    #[test]
+    fn values_of_a_query() {
+        assert_eq!(encoded("media/a b&c=d%ü"), "media/a%20b%26c%3Dd%25%C3%BC");
+    }
+}

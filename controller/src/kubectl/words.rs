@@ -1,0 +1,118 @@
+//! Spans, settings and conditions for people.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::read::Decision;
+use crate::amount::gib;
+
+/// The two largest units: `2m10s`, `1h05m`, `3d4h`.
+pub fn span(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) if milliseconds > 0 && milliseconds % 1000 != 0 && seconds < 10 => format!("{milliseconds}ms"),
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => two(minutes, "m", seconds % 60, "s"),
+        (0, ..) => two(hours, "h", minutes, "m"),
+        _ => two(days, "d", hours, "h"),
+    }
+}
+
+fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
+    if small == 0 { format!("{large}{large_unit}") } else { format!("{large}{large_unit}{small:02}{small_unit}") }
+}
+
+/// Nothing when `later` is not later.
+pub fn between(earlier: Timestamp, later: Timestamp) -> String {
+    span(u64::try_from(later.duration_since(earlier).as_millis()).unwrap_or(0) / 1000 * 1000)
+}
+
+/// A value of a policy's field, as `hush_core::Setting` is written.
+pub fn setting(value: &Value) -> String {
+    let Some((kind, value)) = value.as_object().and_then(|object| object.iter().next()) else {
+        return value.to_string();
+    };
+    match (kind.as_str(), value.as_u64(), value.as_str()) {
+        ("milliseconds", Some(milliseconds), _) => span(milliseconds),
+        ("bytes", Some(bytes), _) => gib(bytes),
+        (_, _, Some(text)) => text.to_owned(),
+        _ => value.to_string(),
+    }
+}
+
+/// Under what condition a command holds, and what comes with it.
+pub fn condition(decision: &Decision) -> String {
+    let generation = decision.if_generation.map(|generation| format!("generation {generation}"));
+    let idle = decision.if_idle_seconds.map(|idle| match idle {
+        0 => "not busy".to_owned(),
+        idle => format!("idle for {}", span(idle * 1000)),
+    });
+    let condition: Vec<_> = [generation, idle].into_iter().flatten().collect();
+    let mut parts: Vec<_> =
+        (!condition.is_empty()).then(|| format!("if {}", condition.join(" and "))).into_iter().collect();
+    parts.extend(decision.drain_seconds.map(|drain| format!("drain {}", span(drain * 1000))));
+    parts.extend(decision.hold_seconds.filter(|hold| *hold > 0).map(|hold| format!("hold {}", span(hold * 1000))));
+    parts.join(", ")
+}
+
+/// So much of a card's name as tells it from others; `kubectl hush top -o json` has all of it.
+pub fn card(uuid: &str) -> String {
+    uuid.chars().take(12).collect()
+}
+
+/// With a plural.
+pub fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// Without a share of the letters of those who write to other people's terminals.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn spans() {
+        for (milliseconds, text) in [
+            (0, "0s"),
+            (250, "250ms"),
+            (45_000, "45s"),
+            (300_000, "5m"),
+            (130_000, "2m10s"),
+            (3_900_000, "1h05m"),
+            (7_200_000, "2h"),
+            (273_600_000, "3d04h"),
+        ] {
+            assert_eq!(span(milliseconds), text);
+        }
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        assert_eq!(between(at(10), at(75)), "1m05s");
+        assert_eq!(between(at(75), at(10)), "0s");
+    }
+
+    #[test]
+    fn settings() {
+        for (value, text) in [
+            (json!({"milliseconds": 300_000}), "5m"),
+            (json!({"bytes": 1 << 30}), "1.00Gi"),
+            (json!({"mode": "OnDemand"}), "OnDemand"),
+            (json!({"number": -2}), "-2"),
+            // Of a controller that is newer.
+            (json!({"ratio": 0.5}), "0.5"),
+            (json!("as it is"), "\"as it is\""),
+        ] {
+            assert_eq!(setting(&value), text);
+        }
+    }
+
+    #[test]
+    fn nobody_writes_to_a_terminal_through_a_name() {
+        assert_eq!(plain("a\u{1b}[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
+    }
+}

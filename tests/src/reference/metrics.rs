@@ -1,0 +1,58 @@
+//! Every metric family of both programs, and the words that labels may have.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use hush_contract::metrics::{FAMILIES, Family};
+use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
+use hush_controller::metrics::Metrics;
+use hush_core::{Pressure, Reason, SkipReason};
+
+use super::head;
+use super::markdown::{code, table};
+
+const TEXT: &str = "\
+In Prometheus' text form, in seconds and bytes. What stands for the state of something is looked up at each scrape. Which
+alerts are made of them: [runbooks](../runbooks.md).
+";
+
+pub fn page() -> Result<String> {
+    let mut page = head("Metrics", TEXT);
+    writeln!(
+        page,
+        "\n## hush-server\n\nAt `/metrics` of the operations listener (`--ops-listen`). Families of device"
+    )?;
+    writeln!(page, "memory are absent, not zero, where nothing measures it.\n")?;
+    page += &families(FAMILIES);
+    writeln!(page, "\n## hush-controller\n\nAt `/metrics` of its own listener (`--listen`).\n")?;
+    page += &families(Metrics::new()?.families());
+    writeln!(page, "\n## Words\n")?;
+    let words = |family: &str, label: &str, words: Vec<&str>| {
+        vec![code(family), code(label), words.into_iter().map(code).collect::<Vec<_>>().join(", ")]
+    };
+    let rows = [
+        words("hush_model_state", "state", ModelState::ALL.iter().map(|word| word.as_str()).collect()),
+        words("hush_model_unloads_total", "reason", UnloadReason::ALL.iter().map(|word| word.as_str()).collect()),
+        words(
+            "hush_model_unload_refused_total",
+            "reason",
+            UnloadRefusal::ALL.iter().map(|word| word.as_str()).collect(),
+        ),
+        words("hush_controller_decisions_total", "reason", Reason::ALL.iter().map(|word| word.as_str()).collect()),
+        words("hush_controller_skipped_models", "reason", SkipReason::ALL.iter().map(|word| word.as_str()).collect()),
+        words("hush_controller_gpus", "pressure", Pressure::ALL.iter().map(|word| word.as_str()).collect()),
+    ];
+    page += &table(&["family", "label", "words"], &rows);
+    Ok(page)
+}
+
+fn families(families: &[Family]) -> String {
+    let rows: Vec<_> = families
+        .iter()
+        .map(|family| {
+            let labels = family.labels.iter().map(|label| code(label)).collect::<Vec<_>>().join(", ");
+            vec![code(family.name), family.kind.as_str().to_owned(), labels, family.help.to_owned()]
+        })
+        .collect();
+    table(&["family", "kind", "labels", "meaning"], &rows)
+}

@@ -1,0 +1,98 @@
+//! A JSON schema, of OpenAPI or of a definition, in words.
+
+use serde_json::{Map, Value};
+
+use super::markdown::{code, marked};
+
+/// More values than this are counted, not listed.
+const LISTED: usize = 16;
+
+fn text<'a>(schema: &'a Value, key: &str) -> &'a str {
+    schema[key].as_str().unwrap_or_default()
+}
+
+fn list<'a>(schema: &'a Value, key: &str) -> &'a [Value] {
+    schema[key].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// A value as JSON writes it, texts without quotes.
+pub fn literal(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// `link` makes a link of the name of another schema.
+pub fn kind(schema: &Value, link: &dyn Fn(&str) -> String) -> String {
+    if let Some(target) = schema["$ref"].as_str() {
+        return link(target.rsplit('/').next().unwrap_or(target));
+    }
+    let choices: Vec<&Value> = ["oneOf", "anyOf", "allOf"].iter().flat_map(|key| list(schema, key)).collect();
+    let choices: Vec<&Value> = choices.into_iter().filter(|choice| choice["type"] != "null").collect();
+    if !choices.is_empty() {
+        let between = if choices.iter().any(|choice| choice["$ref"].is_string()) { " or " } else { ", " };
+        return choices.iter().map(|choice| kind(choice, link)).collect::<Vec<_>>().join(between);
+    }
+    if let Some(value) = schema.get("const") {
+        return code(&literal(value));
+    }
+    let values: Vec<String> =
+        list(schema, "enum").iter().filter(|value| !value.is_null()).map(|value| code(&literal(value))).collect();
+    match values.len() {
+        0 => {}
+        count if count > LISTED => return format!("one of {count} words, {} to {}", values[0], values[count - 1]),
+        _ => return values.join(", "),
+    }
+    match named(schema) {
+        "array" => format!("list of {}", kind(&schema["items"], link)),
+        "object" if schema["additionalProperties"].is_object() => "map".to_owned(),
+        "string" if text(schema, "format") == "binary" => "file".to_owned(),
+        "string" if text(schema, "format") == "date-time" => "time".to_owned(),
+        "string" => "text".to_owned(),
+        "integer" => "whole number".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// The type that is not null.
+fn named(schema: &Value) -> &str {
+    match &schema["type"] {
+        Value::Array(types) => types.iter().filter_map(Value::as_str).find(|name| *name != "null").unwrap_or_default(),
+        one => one.as_str().unwrap_or_default(),
+    }
+}
+
+/// How large or long it may be, and what the rules say.
+pub fn bounds(schema: &Value) -> String {
+    let number = |key: &str| schema.get(key).filter(|value| value.is_number()).map(Value::to_string);
+    let mut parts = Vec::new();
+    match (number("minimum"), number("maximum")) {
+        (Some(least), Some(most)) => parts.push(format!("{least} to {most}")),
+        (Some(least), None) => parts.push(format!("at least {least}")),
+        (None, Some(most)) => parts.push(format!("at most {most}")),
+        (None, None) => {}
+    }
+    parts.extend(number("maxItems").map(|most| format!("at most {most}")));
+    parts.extend(number("maxProperties").map(|most| format!("at most {most}")));
+    let rules: Vec<&str> = list(schema, "x-kubernetes-validations").iter().map(|rule| text(rule, "message")).collect();
+    if rules.is_empty() && text(schema, "format").is_empty() {
+        parts.extend(number("maxLength").map(|most| format!("at most {most} characters")));
+    }
+    parts.extend(rules.into_iter().map(str::to_owned));
+    parts.join("; ")
+}
+
+/// Rows of `name, type, default, bounds, meaning`, one for each property.
+pub fn fields(schema: &Value, link: &dyn Fn(&str) -> String) -> Vec<Vec<String>> {
+    let none = Map::new();
+    let required: Vec<&str> = list(schema, "required").iter().filter_map(Value::as_str).collect();
+    let properties = schema["properties"].as_object().unwrap_or(&none);
+    properties.iter().map(|(name, field)| row(name, field, required.contains(&name.as_str()), link)).collect()
+}
+
+pub fn row(name: &str, field: &Value, required: bool, link: &dyn Fn(&str) -> String) -> Vec<String> {
+    let default = match field.get("default").filter(|value| !value.is_null()) {
+        Some(value) => code(&literal(value)),
+        None if required => "required".to_owned(),
+        None => String::new(),
+    };
+    vec![code(name), kind(field, link), default, bounds(field), marked(text(field, "description"))]
+}
