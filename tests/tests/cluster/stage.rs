@@ -100,7 +100,7 @@ impl<'a> Stage<'a> {
     /// short.
     pub async fn app(&mut self, cast: Cast<'_>) -> Result<App> {
         let app = self.server(cast).await?;
-        app.apply(self.plane, policy(&cast.name.to_owned(), cast.priority))?;
+        app.apply(self.plane, policy(cast.name, cast.priority))?;
         Ok(app)
     }
 
