@@ -40,7 +40,8 @@ pub struct Card<'a> {
     /// `None`: nobody reported it.
     pub gpu: Option<&'a Gpu>,
     pub fresh: bool,
-    /// The sample is not newer than the last unload here, or one is under way.
+    /// The sample is not newer than the last unload here, or one is under way, or a model that was named has not been seen
+    /// since: nobody else leaves in its stead.
     pub awaiting: bool,
     /// Places in the fleet of the governed models, in rank order.
     pub ranked: Vec<usize>,
@@ -62,6 +63,8 @@ impl<'a> Card<'a> {
         let fresh = gpu.is_some_and(|gpu| gpu_fresh(gpu, turn.stale_after));
         let available = gpu.map_or(0, Gpu::available_bytes);
         let books = Books::new(turn, gpu, &places);
+        let named = |&place: &usize| turn.member(place).used && turn.member(place).counts_as_ready();
+        let awaiting = awaiting || places.iter().any(named);
         let mut card = Self { id, gpu, fresh, awaiting, ranked: places, books, available, freed: 0 };
         crate::budget::mark(turn, &card);
         let members = &turn.fleet.members;

@@ -63,7 +63,12 @@ impl Duty<'_> {
     /// The card can be acted on; what is available there when this plan is carried out.
     fn card(&self, all: &[Known<'_>], known: &Known<'_>) -> Option<u64> {
         let gpu = known.gpu.filter(|_| known.card_fresh(self.moment.world))?;
-        if self.watch.may_wait(self.moment, known) {
+        // Who was named and has not been seen since may leave yet, or have left.
+        let named = |other: &&Known<'_>| {
+            let here = other.model.gpu == known.model.gpu && other.fresh && other.model.ready();
+            here && self.watch.may_spare(self.moment, other)
+        };
+        if self.watch.may_wait(self.moment, known) || all.iter().any(|other| named(&other)) {
             return None;
         }
         let leave = all.iter().filter(|other| other.model.gpu == known.model.gpu && other.leaves());
