@@ -34,9 +34,9 @@ endif
 # A real API server for the tests: KUBEBUILDER_ASSETS names a folder that holds one; otherwise Go builds it.
 CONTROL_PLANE ?= $(LOCAL)/control-plane
 # A Go that can build it, or nothing.
-GO := $(if $(filter test,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
+GO := $(if $(filter test soak,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
 
-.PHONY: help build plugin run demo ort ort-gpu vad models control-plane test test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
+.PHONY: help build plugin run demo ort ort-gpu vad models control-plane test soak test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -96,10 +96,10 @@ control-plane: ## Build etcd, kube-apiserver and kubectl for the tests into .hus
 
 # Where neither is to be had the tests in a cluster say that they are skipped.
 ifneq ($(KUBEBUILDER_ASSETS),)
-test: export KUBEBUILDER_ASSETS := $(abspath $(KUBEBUILDER_ASSETS))
+test soak: export KUBEBUILDER_ASSETS := $(abspath $(KUBEBUILDER_ASSETS))
 else ifneq ($(GO),)
-test: control-plane
-test: export KUBEBUILDER_ASSETS := $(abspath $(CONTROL_PLANE))
+test soak: control-plane
+test soak: export KUBEBUILDER_ASSETS := $(abspath $(CONTROL_PLANE))
 endif
 
 test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
@@ -110,6 +110,12 @@ test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(MAKE) test-chart
 	$(MAKE) test-images
 	$(MAKE) test-docs
+
+soak: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
+soak: $(TOOLS) ort vad ## Random faults in a cluster for SECONDS= (half an hour) with the dice SEED=; two minutes are among the tests
+	$(CARGO) build --locked --workspace --bin hush-server --bin hush-controller
+	HUSH_SOAK_SECONDS=$(or $(SECONDS),1800) HUSH_SOAK_SEED=$(or $(SEED),1) \
+	    $(CARGO) test --locked --workspace --test cluster -- --exact --nocapture soak::whatever_happens
 
 # `page`: the server's; `controller_page`: the controller's.
 WEB := page controller_page

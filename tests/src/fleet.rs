@@ -113,7 +113,11 @@ impl Fleet {
     }
 
     pub fn url(&self, server: usize) -> String {
-        format!("http://{}:{}", address(server), self.port)
+        format!("http://{}", self.address(server))
+    }
+
+    pub fn address(&self, server: usize) -> SocketAddr {
+        SocketAddr::from((address(server), self.port))
     }
 
     /// What others than the stand-ins hold on a card, from now on.

@@ -143,7 +143,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let feed = match &cluster {
-        Some(cluster) => of_cluster(args, cluster, looks, &metrics),
+        Some(cluster) => of_cluster(args, cluster, looks, &metrics, &readiness),
         None => of_files(args, &metrics)?,
     };
     let listener =
@@ -215,12 +215,13 @@ fn of_cluster(
     cluster: &Cluster,
     looks: watch::Receiver<Arc<Snapshot>>,
     metrics: &Arc<Metrics>,
+    readiness: &Readiness,
 ) -> Feed {
     let sources = &cluster.sources;
     let (gate, records): (Arc<dyn Gate>, _) = if args.dry_run {
         (Arc::new(Closed), None)
     } else {
-        tokio::spawn(show_acting(Arc::clone(&cluster.gate), Arc::clone(metrics)));
+        tokio::spawn(show_acting(Arc::clone(&cluster.gate), Arc::clone(metrics), readiness.clone()));
         (cluster.gate.clone(), Some(cluster.tell(looks)))
     };
     Feed {
@@ -233,8 +234,9 @@ fn of_cluster(
 }
 
 /// A claim ends by itself, so it is looked at now and then.
-async fn show_acting(gate: Arc<ScopeGate>, metrics: Arc<Metrics>) {
+async fn show_acting(gate: Arc<ScopeGate>, metrics: Arc<Metrics>, readiness: Readiness) {
     loop {
+        readiness.set("lease", gate.claim.trouble());
         metrics.acting.set(i64::from(gate.open().is_ok()));
         tokio::time::sleep(Duration::from_millis(500)).await;
     }

@@ -13,6 +13,8 @@ pub struct Standing {
     pub claim: Option<Moment>,
     /// Whose name was last seen in the lease.
     pub holder: Option<String>,
+    /// Why the lease could not be read or written last time.
+    pub trouble: Option<String>,
 }
 
 impl Standing {
@@ -47,6 +49,11 @@ impl Claim {
     /// Whose name was last seen in the lease.
     pub fn holder(&self) -> Option<String> {
         self.0.as_ref()?.borrow().holder.clone()
+    }
+
+    /// Why the lease could not be read or written last time.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.as_ref()?.borrow().trouble.clone()
     }
 
     /// Until it is current. Never ends when the elector is gone.

@@ -22,6 +22,9 @@ use super::clock::Moment;
 /// What a lease promises that was given back: the least that can be written.
 const RELEASED_SECONDS: i32 = 1;
 
+/// Of a request to an API server that is busy.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Debug)]
 pub struct LeaseName {
     pub namespace: String,
@@ -178,7 +181,11 @@ impl Elector {
     }
 
     fn publish(&self) {
-        let standing = Standing { claim: self.candidate.claim(), holder: self.candidate.holder().map(str::to_owned) };
+        let standing = Standing {
+            claim: self.candidate.claim(),
+            holder: self.candidate.holder().map(str::to_owned),
+            trouble: self.trouble.clone(),
+        };
         self.standing.send_if_modified(|before| {
             let changed = *before != standing;
             *before = standing;
@@ -187,7 +194,9 @@ impl Elector {
     }
 
     async fn in_time<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
-        let patience = self.candidate.terms().renew;
+        // Time for a second try before the claim is over.
+        let renew = self.candidate.terms().renew;
+        let patience = (renew / 2).max(LEAST_PATIENCE).min(renew);
         timeout(patience, request).await.map_err(|_| Failure::Silence(patience))?.map_err(Failure::Answer)
     }
 }

@@ -172,15 +172,15 @@ pub fn play(mut card: Card, mut controllers: Vec<Controller>, policies: &[Policy
             }
             !over
         });
-        for at in 0..controllers.len() {
-            if controllers[at].own.is_some_and(|own| card.guests[own].orphan) {
+        for (at, controller) in controllers.iter_mut().enumerate() {
+            if controller.own.is_some_and(|own| card.guests[own].orphan) {
                 continue;
             }
-            for place in controllers[at].step(&card, now, policies) {
+            for place in controller.step(&card, now, policies) {
                 let guest = &mut card.guests[place];
                 if guest.left_ms.is_some() {
                     // The generation is another, or it leaves already: refused.
-                    controllers[at].ended(now, place, Settled::Nothing);
+                    controller.ended(now, place, Settled::Nothing);
                     continue;
                 }
                 guest.left_ms = Some(now);

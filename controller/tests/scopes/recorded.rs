@@ -35,7 +35,7 @@ fn on_node(world: &World, node: &str) -> World {
 fn part(scope: Scope, plan: &Plan) -> Vec<Decision> {
     let gate = ScopeGate { scope, claim: Claim::unrivalled(), wider: Vec::new() };
     let live = plan.decisions.iter().filter(|decision| !decision.dry_run);
-    let part: Vec<Decision> = live.filter(|decision| gate.check(decision).is_ok()).cloned().collect();
+    let part: Vec<Decision> = live.filter(|decision| gate.check(&decision.server).is_ok()).cloned().collect();
     let others = plan.decisions.iter().filter(|decision| !decision.dry_run && gate.is_for_another(decision)).count();
     assert_eq!(part.len() + others, plan.decisions.iter().filter(|d| !d.dry_run).count(), "each is somebody's");
     part

@@ -1,14 +1,21 @@
 //! Figures of a whole controller process over stand-ins for `make bench`: the time from the moment at which pressure
 //! crosses the hard threshold to the unload command's arrival, when an idle model leaves, and what watching costs.
 //!
-//! `hush-controller-latency SERVERS GPUS INTERVAL_MS ROUNDS`, or `hush-controller-latency idle SERVERS INTERVAL_MS`
+//! `hush-controller-latency SERVERS GPUS INTERVAL_MS ROUNDS`, `... cluster SERVERS GPUS INTERVAL_MS ROUNDS` (the stand-ins
+//! are pods of a real API server), `... idle SERVERS INTERVAL_MS`, or `... takeover ROUNDS` (from the death of a leader of a
+//! lease of 15 s until another acts).
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use hush_tests::cluster::{ControlPlane, Namespace, PodAt, Rights};
 use hush_tests::controller::Controller;
+use hush_tests::fixtures::workspace;
 use hush_tests::fleet::Fleet;
 use hush_tests::process;
+use hush_tests::wait::wait_for;
+use rustix::process::Signal;
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 const GIB: u64 = 1 << 30;
@@ -34,7 +41,8 @@ spec:
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn main() -> Result<()> {
-    let usage = "usage: hush-controller-latency SERVERS GPUS INTERVAL_MS ROUNDS, or idle SERVERS INTERVAL_MS";
+    let usage = "usage: hush-controller-latency [cluster] SERVERS GPUS INTERVAL_MS ROUNDS, or idle SERVERS INTERVAL_MS, or \
+                 takeover ROUNDS";
     let words: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let numbers =
@@ -44,8 +52,16 @@ fn main() -> Result<()> {
             [servers, interval_ms] => idle(&runtime, servers, interval_ms),
             _ => anyhow::bail!(usage),
         },
+        Some((first, rest)) if first == "takeover" => match numbers(rest)?[..] {
+            [rounds] => takeover(&runtime, rounds),
+            _ => anyhow::bail!(usage),
+        },
+        Some((first, rest)) if first == "cluster" => match numbers(rest)?[..] {
+            [servers, gpus, interval_ms, rounds] => pressure(&runtime, servers, gpus, interval_ms, rounds, true),
+            _ => anyhow::bail!(usage),
+        },
         _ => match numbers(&words)?[..] {
-            [servers, gpus, interval_ms, rounds] => pressure(&runtime, servers, gpus, interval_ms, rounds),
+            [servers, gpus, interval_ms, rounds] => pressure(&runtime, servers, gpus, interval_ms, rounds, false),
             _ => anyhow::bail!(usage),
         },
     }
@@ -89,15 +105,124 @@ fn spread(values: &mut [f64]) -> String {
     format!("p50_ms {:.0} p99_ms {:.0} most_ms {:.0}", at(0.5), at(0.99), at(1.0))
 }
 
-fn pressure(runtime: &Runtime, servers: usize, gpus: usize, interval_ms: usize, rounds: usize) -> Result<()> {
+/// An API server with the definitions and a policy, and the rights of the controller.
+struct Cluster {
+    plane: ControlPlane,
+    system: Namespace,
+}
+
+impl Cluster {
+    async fn start(policies: &str) -> Result<Self> {
+        let plane = ControlPlane::start().await?.context("there is no API server: run `make control-plane` first")?;
+        let definitions = workspace().join("crds");
+        plane.kubectl_text(&["apply", "--filename", &definitions.to_string_lossy()], "")?;
+        plane.kubectl_text(&["wait", "--for=condition=Established", "--all", "crd", "--timeout=60s"], "")?;
+        plane.kubectl_text(&["apply", "--filename", "-"], policies)?;
+        let system = plane.namespace("hush", &[]).await?;
+        plane.grant(&system, Rights::Controller)?;
+        Ok(Self { plane, system })
+    }
+
+    async fn controller(&self, args: &[&str]) -> Result<Controller> {
+        let token = self.system.token("hush-controller", None).await?;
+        let ca = self.plane.ca_file().to_string_lossy().into_owned();
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "bench",
+            "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench", "namespace": self.system.name}}],
+            "clusters": [{"name": "bench", "cluster": {"server": self.plane.url(), "certificate-authority": ca}}],
+            "users": [{"name": "bench", "user": {"token": token}}],
+        });
+        Controller::in_cluster(&kubeconfig.to_string(), &[&["--scope", "cluster"], args].concat())
+    }
+
+    /// Each stand-in as a pod.
+    async fn pods(&self, fleet: &Fleet, servers: usize) -> Result<()> {
+        let namespace = self.plane.namespace("fleet", &[]).await?;
+        for server in 0..servers {
+            let address = fleet.address(server);
+            let std::net::IpAddr::V4(ip) = address.ip() else { continue };
+            let pod = PodAt {
+                name: &format!("s{server:05}"),
+                node: &format!("n{}", fleet.gpu_of(server)),
+                account: "default",
+                labels: &[("gpu.hush.dev/server", "true")],
+                annotations: &[],
+                ports: &[("ops", address.port())],
+                ip,
+            };
+            namespace.pod(&pod).await?;
+        }
+        Ok(())
+    }
+
+    fn requests(&self) -> Result<usize> {
+        Ok(self.plane.requests_of(&self.system.name, "hush-controller")?.len())
+    }
+}
+
+/// From the death of a leader until another may act.
+fn takeover(runtime: &Runtime, rounds: usize) -> Result<()> {
+    let cluster = runtime.block_on(Cluster::start(POLICIES))?;
+    let acts = |controller: &Controller| Ok((controller.metric("hush_controller_acting")? == Some(1.0)).then_some(()));
+    let begin = || runtime.block_on(cluster.controller(&[]));
+    let mut leader = begin()?;
+    wait_for("the first leads", Duration::from_secs(60), || acts(&leader))?;
+    let mut took = Vec::new();
+    for round in 0..rounds {
+        let next = begin()?;
+        next.wait_for_log(&["controlling"], Duration::from_secs(60))?;
+        // At moments that have nothing to do with when it writes the lease.
+        std::thread::sleep(Duration::from_millis(3000 + (round as u64 * 1700) % 5000));
+        process::send(leader.pid(), Signal::KILL)?;
+        let killed = Instant::now();
+        wait_for("the next leads", Duration::from_secs(60), || acts(&next))?;
+        took.push(killed.elapsed().as_secs_f64() * 1e3);
+        leader = next;
+    }
+    println!("rounds {rounds} {}", spread(&mut took));
+    Ok(())
+}
+
+fn pressure(
+    runtime: &Runtime,
+    servers: usize,
+    gpus: usize,
+    interval_ms: usize,
+    rounds: usize,
+    in_cluster: bool,
+) -> Result<()> {
     // Each model holds 2 GiB; with all of them there, 2 GiB are left on a card.
     let total = (servers.div_ceil(gpus) as u64 + 1) * 2 * GIB;
     let fleet = runtime.block_on(Fleet::start(servers, gpus, total, 2 * GIB))?;
-    let controller = control(&fleet, servers, interval_ms, POLICIES)?;
+    let mut cluster = None;
+    let controller = if in_cluster {
+        let cluster = cluster.insert(runtime.block_on(Cluster::start(POLICIES))?);
+        runtime.block_on(cluster.pods(&fleet, servers))?;
+        let controller = runtime.block_on(cluster.controller(&["--interval", &format!("{interval_ms}ms")]))?;
+        let answering = "hush_controller_targets{state=\"answering\"}";
+        controller.wait_for_metric(answering, servers as f64, Duration::from_secs(120))?;
+        controller.wait_for_metric("hush_controller_acting", 1.0, Duration::from_secs(60))?;
+        controller
+    } else {
+        control(&fleet, servers, interval_ms, POLICIES)?
+    };
 
-    // At rest.
+    // At rest; what is written once at the beginning is not rest.
+    std::thread::sleep(Duration::from_secs(if in_cluster { 5 } else { 0 }));
+    let asked = cluster.as_ref().map(Cluster::requests).transpose()?;
     let (cpu, start) = (process::cpu_seconds(controller.pid())?, Instant::now());
-    std::thread::sleep(Duration::from_secs(10));
+    std::thread::sleep(Duration::from_secs(if in_cluster { 60 } else { 10 }));
+    let per_minute = match (&cluster, asked) {
+        (Some(cluster), Some(asked)) => {
+            format!(
+                " requests_per_minute {:.0}",
+                (cluster.requests()? - asked) as f64 * 60.0 / start.elapsed().as_secs_f64()
+            )
+        }
+        _ => String::new(),
+    };
     let share = (process::cpu_seconds(controller.pid())? - cpu) / start.elapsed().as_secs_f64();
     let resident = process::resident_bytes(controller.pid())?;
 
@@ -135,7 +260,7 @@ fn pressure(runtime: &Runtime, servers: usize, gpus: usize, interval_ms: usize, 
     let commands = latencies.len();
     let text = spread(&mut latencies);
     println!(
-        "servers {servers} gpus {gpus} interval_ms {interval_ms} commands {commands} {text} cpu_share {share:.3} resident_mb {:.1}",
+        "servers {servers} gpus {gpus} interval_ms {interval_ms} commands {commands} {text} cpu_share {share:.3} resident_mb {:.1}{per_minute}",
         resident as f64 / 1e6
     );
     Ok(())

@@ -2,12 +2,17 @@
 //! or whose controller looks at everything in it.
 
 mod definitions;
+mod faults;
 mod governs;
 mod harness;
+mod leaders;
 mod lease;
 mod plugin;
 mod policies;
+mod refusals;
 mod review;
 mod rights;
 mod scopes;
+mod soak;
 mod stage;
+mod tenants;

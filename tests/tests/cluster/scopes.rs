@@ -13,7 +13,7 @@ use crate::stage::{
     App, CONTROLLER, Cast, SERVER, SOON, Stage, own_plane, wait_until_acting, wait_until_calm, wait_until_ready,
 };
 
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(6);
 
 fn orders(apps: &[&App]) -> Vec<usize> {
     apps.iter().map(|app| app.server.unloads_ordered().len()).collect()

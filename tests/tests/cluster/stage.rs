@@ -50,6 +50,18 @@ impl<'a> Cast<'a> {
     }
 }
 
+/// Where a controller is started.
+pub struct Seat {
+    kubeconfig: String,
+    args: Vec<String>,
+}
+
+impl Seat {
+    pub fn start(&self) -> Result<Controller> {
+        Controller::in_cluster(&self.kubeconfig, &self.args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
 /// A control plane of the test's own, since a controller for the whole cluster looks at everything in it.
 pub async fn own_plane() -> Result<Option<ControlPlane>> {
     let Some(plane) = ControlPlane::start().await? else { return Ok(None) };
@@ -88,7 +100,7 @@ impl<'a> Stage<'a> {
     /// short.
     pub async fn app(&mut self, cast: Cast<'_>) -> Result<App> {
         let app = self.server(cast).await?;
-        app.apply(self.plane, policy(&cast.name.to_owned(), cast.priority))?;
+        app.apply(self.plane, policy(cast.name, cast.priority))?;
         Ok(app)
     }
 
@@ -154,11 +166,21 @@ impl<'a> Stage<'a> {
     }
 
     pub async fn controller_of(&self, account: &str, url: &str, args: &[&str]) -> Result<Controller> {
+        self.seat(account, url, args).await?.start()
+    }
+
+    /// All that a controller needs to be started, also while the API server is away.
+    pub async fn seat(&self, account: &str, url: &str, args: &[&str]) -> Result<Seat> {
         let kubeconfig = self.kubeconfig(account, url).await?;
         let servers = self.system.token(account, Some("hush-server")).await?;
         let servers = self.file(&format!("token-servers-{account}"), &servers)?;
-        let all = [&["--token-file", servers.as_str(), "--lease-duration", "3s"], args].concat();
-        Controller::in_cluster(&kubeconfig, &all)
+        let mut all = vec!["--token-file", servers.as_str()];
+        if !args.contains(&"--lease-duration") {
+            // Short, but a machine that runs many tests at once must be able to renew it.
+            all.extend(["--lease-duration", "6s"]);
+        }
+        all.extend(args);
+        Ok(Seat { kubeconfig, args: all.into_iter().map(str::to_owned).collect() })
     }
 
     /// A controller beside the server of an app.

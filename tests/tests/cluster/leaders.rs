@@ -1,0 +1,118 @@
+//! Two controllers for one cluster, over real servers: whatever becomes of the leader, never two act, and no command is
+//! repeated or lost. What the servers were ordered is the proof.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use hush_tests::{Controller, http, process};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::stage::{App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, policy, wait_until_acting, wait_until_ready};
+
+const LEASE: Duration = Duration::from_secs(6);
+
+/// An app whose model comes back as soon as it is asked for.
+async fn app(stage: &mut Stage<'_>, name: &str, priority: i32) -> Result<App> {
+    let app = stage.server(Cast::new(name, 2, priority)).await?;
+    let mut spec = policy(name, priority);
+    spec["holdAfterEviction"] = json!("0s");
+    app.apply(stage.plane, spec)?;
+    app.transcribe()?;
+    Ok(app)
+}
+
+/// Short of memory, so that the app's model leaves, and enough again with the model back.
+fn pulse(stage: &mut Stage<'_>, app: &App) -> Result<()> {
+    stage.others_hold(14)?;
+    app.server.wait_for_state("unloaded", SOON)?;
+    stage.others_hold(0)?;
+    app.transcribe()
+}
+
+/// What it sent, and how that ended. Whoever does not lead decides too, and writes down that it did not send it.
+fn sent(controller: &Controller) -> Result<Vec<Value>> {
+    Ok(controller.audit()?.into_iter().filter(|record| record["outcome"] != "Withheld").collect())
+}
+
+/// What a controller says of itself.
+fn told(controller: &Controller) -> String {
+    let figures = http::get(controller.ops, "/metrics").map(|answer| answer.text()).unwrap_or_default();
+    let figures: Vec<&str> = figures.lines().filter(|line| line.starts_with("hush_controller_")).collect();
+    format!("{}\n{}", controller.log().join("\n"), figures.join("\n"))
+}
+
+fn begin(seat: &Seat) -> Result<Controller> {
+    let controller = seat.start()?;
+    wait_until_ready(&controller)?;
+    Ok(controller)
+}
+
+/// The loss of the right to act ends the process.
+fn wait_until_lost(controller: &mut Controller) -> Result<()> {
+    let status = controller.wait_for_exit(SOON)?;
+    assert!(!status.success(), "{status}");
+    assert!(controller.log().join("\n").contains("lease"), "{:?}", controller.log().last());
+    Ok(())
+}
+
+#[tokio::test]
+async fn never_two_act_and_nothing_is_repeated_or_lost() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    let links = [plane.link()?, plane.link()?];
+    let scope = ["--scope", "cluster"];
+    let seats = [
+        stage.seat(CONTROLLER, &links[0].url(), &scope).await?,
+        stage.seat(CONTROLLER, &links[1].url(), &scope).await?,
+    ];
+    let dear = app(&mut stage, "dear", 10).await?;
+    let cheap = app(&mut stage, "cheap", 0).await?;
+    let mut first = begin(&seats[0])?;
+    wait_until_acting(&first, true)?;
+    let mut second = begin(&seats[1])?;
+    wait_until_acting(&second, false)?;
+    pulse(&mut stage, &cheap)?;
+    assert_eq!(cheap.server.unloads_ordered().len(), 1);
+
+    // Frozen before memory became short, and let go again when another has acted.
+    process::send(first.pid(), Signal::STOP)?;
+    let frozen = Instant::now();
+    stage.others_hold(14)?;
+    cheap.server.wait_for_state("unloaded", SOON).with_context(|| told(&second))?;
+    eprintln!("a model left {:?} after the leader was frozen; the lease lasts {LEASE:?}", frozen.elapsed());
+    process::send(first.pid(), Signal::CONT)?;
+    wait_until_lost(&mut first)?;
+    stage.others_hold(0)?;
+    cheap.transcribe()?;
+    assert_eq!((sent(&first)?.len(), sent(&second)?.len()), (1, 1));
+    assert_eq!(cheap.server.unloads_ordered().len(), 2, "once by each");
+
+    // Cut off: it is no leader any more before another is.
+    let third = begin(&seats[0])?;
+    wait_until_acting(&third, false)?;
+    links[1].cut(true);
+    wait_until_lost(&mut second)?;
+    wait_until_acting(&third, true)?;
+    links[1].cut(false);
+    pulse(&mut stage, &cheap)?;
+
+    // Killed.
+    let fourth = begin(&seats[1])?;
+    process::send(third.pid(), Signal::KILL)?;
+    let killed = Instant::now();
+    wait_until_acting(&fourth, true)?;
+    let took = killed.elapsed();
+    eprintln!("another acts {took:?} after the leader was killed; the lease lasts {LEASE:?}");
+    assert!(took < LEASE + Duration::from_secs(2), "{took:?}");
+    pulse(&mut stage, &cheap)?;
+
+    let audits = [&first, &second, &third, &fourth].map(sent);
+    let records: Vec<_> = audits.into_iter().collect::<Result<Vec<_>>>()?.concat();
+    let generations: Vec<_> = records.iter().map(|record| record["ifGeneration"].as_u64()).collect();
+    assert_eq!(generations, [1, 2, 3, 4].map(Some), "each life ended once: {records:?}");
+    assert!(records.iter().all(|record| record["outcome"] == "Unloaded"), "{records:?}");
+    assert_eq!(cheap.server.unloads_ordered().len(), records.len());
+    assert!(dear.server.unloads_ordered().is_empty());
+    Ok(())
+}

@@ -1,0 +1,320 @@
+//! Random faults for a while, and what must hold whatever happens: no request is lost, never two act, no life of a model
+//! is ended twice, nobody leaves without a reason, and in the end everything is as the policies say.
+//!
+//! `HUSH_SOAK_SECONDS=N` lasts longer than here (`make soak`), `HUSH_SOAK_SEED=N` begins with other dice.
+
+use std::collections::BTreeSet;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hush_tests::cluster::{ControlPlane, Link};
+use hush_tests::wait::wait_for;
+use hush_tests::{Controller, fixtures, http, process};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::stage::{App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, policy, wait_until_ready};
+
+const SECONDS: u64 = 120;
+/// A model may leave for what was seen so long ago: samples grow stale, commands take their time.
+const LATE: Duration = Duration::from_secs(20);
+
+/// Small and good enough to choose faults by.
+struct Dice(u64);
+
+impl Dice {
+    /// SplitMix64.
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.below(to - from))
+    }
+}
+
+fn variable(name: &str) -> Result<Option<u64>> {
+    let Ok(text) = std::env::var(name) else { return Ok(None) };
+    Ok(Some(text.parse().with_context(|| format!("{name} must be a number, not {text:?}"))?))
+}
+
+/// A controller's place, who sits there, and everybody who sat there before.
+struct Chair {
+    seat: Seat,
+    link: Link,
+    sits: Controller,
+    before: Vec<Controller>,
+}
+
+impl Chair {
+    async fn new(stage: &Stage<'_>) -> Result<Self> {
+        let link = stage.plane.link()?;
+        let seat = stage.seat(CONTROLLER, &link.url(), &["--scope", "cluster"]).await?;
+        let sits = seat.start()?;
+        Ok(Self { seat, link, sits, before: Vec::new() })
+    }
+
+    /// As a kubelet does.
+    fn restart_if_ended(&mut self) -> Result<()> {
+        if !matches!(process::state(self.sits.pid()), None | Some('Z')) {
+            return Ok(());
+        }
+        let next = self.seat.start()?;
+        self.before.push(std::mem::replace(&mut self.sits, next));
+        Ok(())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Controller> {
+        self.before.iter().chain([&self.sits])
+    }
+}
+
+struct Soak<'a, 'b> {
+    stage: &'a mut Stage<'b>,
+    apps: Vec<App>,
+    chairs: Vec<Chair>,
+    dice: Dice,
+    /// When others gave everything back, and took again.
+    peace: Vec<(Instant, Option<Instant>)>,
+    began: (Instant, jiff::Timestamp),
+    answers: (Sender<Result<()>>, Receiver<Result<()>>),
+    asked: usize,
+    faults: std::collections::BTreeMap<&'static str, usize>,
+}
+
+impl Soak<'_, '_> {
+    fn hold(&mut self, quarters: u64) -> Result<()> {
+        if let Some((_, until @ None)) = self.peace.last_mut()
+            && quarters > 0
+        {
+            *until = Some(Instant::now());
+        }
+        self.stage.others_hold(quarters)?;
+        if quarters == 0 && self.peace.last().is_none_or(|(_, until)| until.is_some()) {
+            self.peace.push((Instant::now(), None));
+        }
+        Ok(())
+    }
+
+    /// A client that waits for its answer, however long it takes.
+    fn ask(&mut self) {
+        let at = self.dice.below(self.apps.len() as u64) as usize;
+        let (api, to) = (self.apps[at].server.api, self.answers.0.clone());
+        self.asked += 1;
+        thread::spawn(move || {
+            let answer =
+                fixtures::audio("en-1.wav").and_then(|audio| http::upload(api, "/asr?language=en", "en-1.wav", &audio));
+            let answer = answer.and_then(|answer| {
+                ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+                Ok(())
+            });
+            // The test has ended when nobody listens.
+            let _ = to.send(answer);
+        });
+    }
+
+    async fn fault(&mut self, plane: &ControlPlane) -> Result<()> {
+        let (chair, app) = (self.dice.below(2) as usize, self.dice.below(3) as usize);
+        let name = match self.dice.below(12) {
+            0 => {
+                process::send(self.chairs[chair].sits.pid(), Signal::KILL)?;
+                "controller killed"
+            }
+            1 => {
+                let pid = self.chairs[chair].sits.pid();
+                process::send(pid, Signal::STOP)?;
+                thread::sleep(self.dice.millis(500, 9000));
+                process::send(pid, Signal::CONT)?;
+                "controller frozen"
+            }
+            2 => {
+                self.chairs[chair].link.cut(true);
+                thread::sleep(self.dice.millis(500, 9000));
+                self.chairs[chair].link.cut(false);
+                "controller cut off"
+            }
+            3 => {
+                plane.stop_api_server()?;
+                thread::sleep(self.dice.millis(0, 3000));
+                plane.start_api_server().await?;
+                "API server restarted"
+            }
+            4 => {
+                plane.freeze_etcd(true)?;
+                thread::sleep(self.dice.millis(500, 5000));
+                plane.freeze_etcd(false)?;
+                "etcd frozen"
+            }
+            5 => {
+                for runner in self.apps[app].server.runners()? {
+                    // It may have ended by itself meanwhile.
+                    let _ = process::send(runner, Signal::KILL);
+                }
+                "runner killed"
+            }
+            6 => {
+                let priority = -(self.dice.below(20) as i32);
+                self.govern(app, priority)?;
+                "policy edited"
+            }
+            7 => {
+                let namespace = self.apps[app].namespace.name.clone();
+                plane.kubectl_text(&["delete", "gmp", "speech", "--namespace", &namespace], "")?;
+                thread::sleep(self.dice.millis(0, 2000));
+                self.govern(app, app as i32 * 5)?;
+                "policy deleted"
+            }
+            _ => {
+                let quarters = [0, 6, 14, 22][self.dice.below(4) as usize];
+                self.hold(quarters)?;
+                "memory taken or given"
+            }
+        };
+        *self.faults.entry(name).or_default() += 1;
+        Ok(())
+    }
+
+    fn govern(&self, app: usize, priority: i32) -> Result<()> {
+        let name = ["cheap", "middle", "dear"][app];
+        let mut spec = policy(name, priority);
+        spec["holdAfterEviction"] = json!("0s");
+        self.apps[app].apply(self.stage.plane, spec)
+    }
+
+    /// What was sent, by which life of which controller.
+    fn commands(&self) -> Result<Vec<(jiff::Timestamp, usize, Value)>> {
+        let mut commands = Vec::new();
+        for (life, controller) in self.chairs.iter().flat_map(Chair::all).enumerate() {
+            for record in controller.audit()?.into_iter().filter(|record| record["outcome"] != "Withheld") {
+                let decided_at = record["decidedAt"].as_str().context("no decidedAt")?.parse()?;
+                commands.push((decided_at, life, record));
+            }
+        }
+        commands.sort_by_key(|(at, ..)| *at);
+        Ok(commands)
+    }
+
+    fn laws(&self) -> Result<()> {
+        let commands = self.commands()?;
+        let mut reigns: Vec<usize> = commands.iter().map(|(_, life, _)| *life).collect();
+        reigns.dedup();
+        let different: BTreeSet<usize> = reigns.iter().copied().collect();
+        ensure!(reigns.len() == different.len(), "two acted at the same time: {reigns:?}");
+        let mut ended = BTreeSet::new();
+        for (at, _, record) in &commands {
+            if record["outcome"] == "Unloaded" && record["reclaimedBytes"] != 0 {
+                let life = (record["server"].to_string(), record["ifGeneration"].as_u64());
+                ensure!(ended.insert(life), "the same life of a model was ended twice: {record}");
+            }
+            let at = self.began.0 + Duration::try_from(at.duration_since(self.began.1)).unwrap_or_default();
+            let peaceful =
+                |(from, until): &(Instant, Option<Instant>)| at > *from + LATE && until.is_none_or(|until| at < until);
+            ensure!(!self.peace.iter().any(peaceful), "nobody was short of memory for {LATE:?}: {record}");
+        }
+        Ok(())
+    }
+
+    /// When nothing is under way any more: what the servers received is what was sent.
+    fn nothing_unheard_of(&self) -> Result<()> {
+        let commands = self.commands()?;
+        // A controller that was killed could not write down its last command.
+        let ended: usize = self.chairs.iter().map(|chair| chair.before.len()).sum();
+        for app in &self.apps {
+            let received = app.server.unloads_ordered().len();
+            let sent = commands.iter().filter(|(.., record)| record["server"] == app.pod()).count();
+            let of = format!("{} received {received} commands of {sent}, {ended} controllers ended", app.pod());
+            ensure!(received <= sent + ended, "{of}");
+        }
+        Ok(())
+    }
+
+    fn answered(&self, deadline: Duration) -> Result<()> {
+        for count in 0..self.asked {
+            match self.answers.1.recv_timeout(deadline) {
+                Ok(answer) => answer.context("a request was lost")?,
+                Err(_) => bail!("{count} of {} requests were answered", self.asked),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_happens() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let seconds = variable("HUSH_SOAK_SECONDS")?.unwrap_or(SECONDS);
+    let seed = variable("HUSH_SOAK_SEED")?.unwrap_or(1);
+    let mut stage = Stage::new(&plane).await?;
+    let mut apps = Vec::new();
+    for name in ["cheap", "middle", "dear"] {
+        apps.push(stage.server(Cast::new(name, 2, 0)).await?);
+    }
+    let chairs = vec![Chair::new(&stage).await?, Chair::new(&stage).await?];
+    let began = (Instant::now(), jiff::Timestamp::now());
+    let mut soak = Soak {
+        stage: &mut stage,
+        apps,
+        chairs,
+        dice: Dice(seed),
+        peace: Vec::new(),
+        began,
+        answers: channel(),
+        asked: 0,
+        faults: Default::default(),
+    };
+    for app in 0..3 {
+        soak.govern(app, app as i32 * 5)?;
+    }
+    soak.hold(0)?;
+    while began.0.elapsed() < Duration::from_secs(seconds) {
+        soak.ask();
+        soak.fault(&plane).await.with_context(|| format!("after {:?}", soak.faults))?;
+        for chair in &mut soak.chairs {
+            chair.restart_if_ended()?;
+        }
+        soak.laws().with_context(|| format!("HUSH_SOAK_SEED={seed}"))?;
+        thread::sleep(soak.dice.millis(200, 2500));
+    }
+
+    // Calm again: everything is as the policies say.
+    soak.hold(0)?;
+    for app in 0..3 {
+        soak.govern(app, app as i32 * 5)?;
+    }
+    soak.answered(SOON * 2)?;
+    for chair in &mut soak.chairs {
+        chair.restart_if_ended()?;
+        wait_until_ready(&chair.sits)?;
+    }
+    let leads = wait_for("somebody leads", SOON, || {
+        let acts = |chair: &Chair| Ok::<_, anyhow::Error>(chair.sits.metric("hush_controller_acting")? == Some(1.0));
+        let acting: Vec<bool> = soak.chairs.iter().map(acts).collect::<Result<_>>()?;
+        ensure!(acting != [true, true], "two lead");
+        Ok(acting.iter().position(|acts| *acts))
+    })?;
+    soak.hold(22)?;
+    for app in &soak.apps {
+        app.wait_for_status(&plane, "loaded", 0)?;
+        let object = app.policy(&plane)?;
+        assert_eq!(object["status"]["observedGeneration"], object["metadata"]["generation"], "{object}");
+    }
+    soak.laws()?;
+    soak.nothing_unheard_of()?;
+    let commands = soak.commands()?.len();
+    eprintln!(
+        "{seconds} s, seed {seed}: {:?}, {} requests answered, {commands} commands, chair {leads} leads",
+        soak.faults, soak.asked
+    );
+    assert!(commands > 0 && soak.asked > 0);
+    Ok(())
+}

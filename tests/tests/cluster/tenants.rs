@@ -1,0 +1,166 @@
+//! Several policies on one server: the strictest value holds, everybody is told, and nobody reaches into another
+//! namespace.
+
+use anyhow::Result;
+use hush_tests::cluster::ControlPlane;
+use hush_tests::wait::wait_for;
+use serde_json::{Value, json};
+
+use crate::stage::{App, CONTROLLER, Cast, POD, SOON, Stage, own_plane, policy, wait_until_calm, wait_until_ready};
+
+/// The operator's policy for a team.
+fn floor(plane: &ControlPlane, team: &str, spec: &Value) -> Result<()> {
+    let mut spec = spec.clone();
+    spec["selector"] = json!({"matchLabels": {"gpu.hush.dev/server": "true"}});
+    spec["namespaceSelector"] = json!({"matchLabels": {"team": team}});
+    let policy = json!({
+        "apiVersion": "gpu.hush.dev/v1alpha1",
+        "kind": "ClusterGpuModelPolicy",
+        "metadata": {"name": "floor"},
+        "spec": spec,
+    });
+    plane.kubectl_text(&["apply", "--filename", "-"], &policy.to_string()).map(drop)
+}
+
+fn with(mut spec: Value, field: &str, value: Value) -> Value {
+    spec[field] = value;
+    spec
+}
+
+/// The first command that was carried out for an app, by its reason.
+fn reasons(app: &App, plane: &ControlPlane) -> Result<Vec<Value>> {
+    let actions = app.policy(plane)?["status"]["lastActions"].as_array().cloned().unwrap_or_default();
+    Ok(actions.into_iter().map(|action| action["reason"].clone()).collect())
+}
+
+#[tokio::test]
+async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    let controller = stage.controller(&["--scope", "cluster"]).await?;
+    let tenant = stage.app(Cast::new("tenant", 2, 0)).await?;
+    let other = stage.app(Cast::new("other", 2, 0)).await?;
+    wait_until_ready(&controller)?;
+    tenant.transcribe()?;
+    other.transcribe()?;
+    for app in [&tenant, &other] {
+        app.wait_for_status(&plane, "loaded", 1)?;
+        app.wait_for_condition(&plane, "Conflicted", ("False", "NoConflict"))?;
+    }
+
+    // The tenant wants its model to stay; the operator does not.
+    floor(&plane, "tenant", &json!({"residency": {"mode": "Idle", "idleTimeout": "2s"}}))?;
+    tenant.server.wait_for_state("unloaded", SOON)?;
+    let why = tenant.wait_for_condition(&plane, "Conflicted", ("True", "StricterPolicy"))?;
+    assert!(why.contains("`residency.mode` of `/floor`"), "{why}");
+    let status: Value = serde_json::from_str(&plane.kubectl_text(&["get", "cgmp", "floor", "--output", "json"], "")?)?;
+    assert_eq!(status["status"]["matched"], 1, "its own namespaces and no other: {status}");
+
+    // An hour is not as strict as two seconds: nothing is loosened by it.
+    let loose = json!({"mode": "Idle", "idleTimeout": "1h"});
+    tenant.apply(&plane, with(policy("tenant", 0), "residency", loose))?;
+    tenant.wait_for_status(&plane, "observedGeneration", 2)?;
+    let why = tenant.wait_for_condition(&plane, "Conflicted", ("True", "StricterPolicy"))?;
+    assert!(why.contains("`residency.idleTimeout` of `/floor`"), "{why}");
+    tenant.transcribe()?;
+    tenant.server.wait_for_state("unloaded", SOON)?;
+
+    // Stricter than an hour: the tenant's own word holds, and is the operator's conflict to read about.
+    floor(&plane, "tenant", &json!({"residency": {"mode": "Idle", "idleTimeout": "1h"}}))?;
+    tenant.apply(&plane, with(policy("tenant", 0), "residency", json!({"mode": "OnDemand"})))?;
+    tenant.wait_for_status(&plane, "observedGeneration", 3)?;
+    tenant.transcribe()?;
+    tenant.server.wait_for_state("unloaded", SOON)?;
+    tenant.wait_for_condition(&plane, "Conflicted", ("False", "NoConflict"))?;
+    wait_for("the policy tells of it", SOON, || {
+        Ok(reasons(&tenant, &plane)?.contains(&json!("OnDemand")).then_some(()))
+    })?;
+
+    // A selector that means everybody means everybody at home.
+    let everybody = json!({"matchLabels": {"gpu.hush.dev/server": "true"}});
+    let spec = with(policy("tenant", 0), "selector", everybody);
+    tenant.apply(&plane, with(spec, "residency", json!({"mode": "OnDemand"})))?;
+    tenant.wait_for_status(&plane, "observedGeneration", 4)?;
+    tenant.wait_for_status(&plane, "matched", 1)?;
+    tenant.transcribe()?;
+    tenant.server.wait_for_state("unloaded", SOON)?;
+    other.server.wait_for_state("ready", SOON)?;
+    assert!(other.server.unloads_ordered().is_empty());
+    assert!(other.events(&plane)?.is_empty());
+
+    // A pod that is gone is governed by nobody, and one that comes back is.
+    tenant.namespace.delete_pod(POD).await?;
+    tenant.wait_for_status(&plane, "matched", 0)?;
+    tenant.wait_for_condition(&plane, "Ready", ("True", "NothingSelected"))?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_policy_may_be_edited_or_deleted_at_any_moment() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    let controller = stage.controller(&["--scope", "cluster"]).await?;
+    wait_until_ready(&controller)?;
+    let app = stage.server(Cast::new("app", 2, 0)).await?;
+    let soft = |grace: &str| {
+        let pressure = json!({"soft": {"availableBelow": "1Gi", "gracePeriod": grace}, "transitionPeriod": "1s"});
+        with(with(policy("app", 0), "pressure", pressure), "holdAfterEviction", json!("0s"))
+    };
+    app.apply(&plane, soft("1h"))?;
+    app.transcribe()?;
+    app.wait_for_status(&plane, "loaded", 1)?;
+    stage.others_hold(22)?;
+    app.wait_for_condition(&plane, "Pressure", ("True", "SoftPressure"))?;
+    controller.wait_for_metric("hush_controller_skipped_models{reason=\"GracePeriod\"}", 1.0, SOON)?;
+
+    // Deleted in the middle of its grace period: nothing is left of it.
+    plane.kubectl_text(&["delete", "gmp", "speech", "--namespace", &app.namespace.name], "")?;
+    controller.wait_for_metric("hush_controller_skipped_models{reason=\"NotGoverned\"}", 1.0, SOON)?;
+    app.apply(&plane, soft("1h"))?;
+    controller.wait_for_metric("hush_controller_skipped_models{reason=\"GracePeriod\"}", 1.0, SOON)?;
+    assert!(app.server.unloads_ordered().is_empty());
+
+    // Edited in the middle of it: what has been waited for counts.
+    app.apply(&plane, soft("1s"))?;
+    app.server.wait_for_state("unloaded", SOON)?;
+    app.wait_for_status(&plane, "observedGeneration", 2)?;
+    wait_for("the policy tells of it", SOON, || Ok((reasons(&app, &plane)? == ["SoftPressure"]).then_some(())))?;
+
+    // Deleted while its command is on its way or has just been carried out: the loop goes on.
+    stage.others_hold(0)?;
+    app.transcribe()?;
+    wait_until_calm(&controller)?;
+    stage.others_hold(22)?;
+    wait_for("the second command", SOON, || Ok((app.server.unloads_ordered().len() == 2).then_some(())))?;
+    plane.kubectl_text(&["delete", "gmp", "speech", "--namespace", &app.namespace.name], "")?;
+    controller.wait_for_metric("hush_controller_skipped_models{reason=\"NotGoverned\"}", 1.0, SOON)?;
+    app.server.wait_for_state("unloaded", SOON)?;
+    wait_until_ready(&controller)?;
+    assert!(!controller.log().join("\n").contains("panicked"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_waiting_model_gets_room_from_another_namespace() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    let controller = stage.controller(&["--scope", "cluster"]).await?;
+    wait_until_ready(&controller)?;
+    // Half a GiB is left with the one, and more than enough without it.
+    stage.others_hold(14)?;
+    let low = stage.server(Cast::new("low", 4, 0)).await?;
+    let high = stage.server(Cast::new("high", 3, 10)).await?;
+    for (app, name, priority) in [(&low, "low", 0), (&high, "high", 10)] {
+        let spec = json!({"selector": {"matchLabels": {"app": name}}, "residency": {"mode": "Resident"}, "priority": priority});
+        app.apply(&plane, spec)?;
+    }
+    low.transcribe()?;
+    low.wait_for_status(&plane, "loaded", 1)?;
+    high.wait_for_status(&plane, "matched", 1)?;
+    // Waits in the server until there is room, and is answered then.
+    high.transcribe()?;
+    low.server.wait_for_state("unloaded", SOON)?;
+    wait_for("the policy tells of it", SOON, || Ok((reasons(&low, &plane)? == ["MakeRoom"]).then_some(())))?;
+    assert_eq!(low.server.unloads_ordered(), [stage.caller(CONTROLLER)]);
+    Ok(())
+}
