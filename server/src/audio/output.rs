@@ -56,7 +56,8 @@ impl Output {
         let channels = spec.channels().count();
         // All of them are looked at first: without a way out in the middle that is many at a time.
         let wrong = self.interleaved.iter().filter(|sample| !sample.is_finite()).count();
-        if let Some(at) = (wrong > 0).then(|| self.interleaved.iter().position(|sample| !sample.is_finite())).flatten() {
+        if let Some(at) = (wrong > 0).then(|| self.interleaved.iter().position(|sample| !sample.is_finite())).flatten()
+        {
             if is_float_pcm {
                 let frames = self.frames + (at / channels) as u64;
                 let seconds = self.seconds_before + frames as f64 / f64::from(spec.rate());

@@ -4,13 +4,19 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use clap::{Arg, ArgAction, Command, CommandFactory};
+use serde_json::Value;
 
-use super::head;
 use super::markdown::{code, marked, table};
+use super::{head, schema};
 
 const TEXT: &str = "\
 What `--help` tells, in one place. How options, variables and the configuration file go together, and how durations and
 sizes are written: [configuration](../configuration.md).
+";
+
+const FILE: &str = "\
+What `hush-server serve --config FILE` reads. Values are written as on the command line, and mean the same; options that are
+not here are given as such or as variables. The same for editors: [config.schema.json](../config.schema.json).
 ";
 
 /// The variable of an option.
@@ -22,44 +28,64 @@ pub fn page() -> Result<String> {
     program(&mut page, hush_controller::cli::Cli::command(), |arg| {
         arg.get_env().and_then(|name| name.to_str()).map(str::to_owned)
     })?;
+    file(&mut page)?;
     Ok(page)
 }
 
-fn program(page: &mut String, mut program: Command, variable: Variable) -> Result<()> {
-    program.build();
-    let name = program.get_name().to_owned();
-    writeln!(page, "\n## {name}\n\n{}", marked(&text(program.get_long_about().or(program.get_about()))))?;
-    commands(page, &program, &name, 1, variable)
-}
-
-/// Those of a program, and of a command that has some itself.
-fn commands(page: &mut String, parent: &Command, path: &str, depth: usize, variable: Variable) -> Result<()> {
-    for command in parent.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set()) {
-        let about = marked(&text(command.get_long_about().or(command.get_about())));
-        let path = format!("{path} {}", command.get_name());
-        writeln!(page, "\n{} {path}\n\n{about}", "#".repeat(depth + 2))?;
-        let inputs: Vec<&Arg> = command.get_positionals().collect();
-        if !inputs.is_empty() {
-            let rows: Vec<_> = inputs.iter().map(|arg| vec![code(&value(arg)), explained(arg).1]).collect();
-            write!(page, "\n{}", table(&["argument", "meaning"], &rows))?;
-        }
-        for (heading, options) in groups(command, depth > 1) {
-            if let Some(heading) = heading {
-                writeln!(page, "\n**{heading}**")?;
-            }
-            let rows: Vec<_> = options.iter().map(|arg| row(arg, variable)).collect();
-            write!(page, "\n{}", table(&["option", "variable", "default", "meaning"], &rows))?;
-        }
-        commands(page, command, &path, depth + 1, variable)?;
+fn program(page: &mut String, mut command: Command, variable: Variable) -> Result<()> {
+    command.build();
+    writeln!(page, "\n## {}\n\n{}", command.get_name(), about(&command))?;
+    for part in visible(&command) {
+        describe(page, command.get_name(), part, variable)?;
     }
     Ok(())
 }
 
-/// Options by their heading, in the order of the help. What a command `inherits` is told where it comes from.
-fn groups(command: &Command, inherits: bool) -> Vec<(Option<&str>, Vec<&Arg>)> {
+/// A command, and what is below it.
+fn describe(page: &mut String, above: &str, command: &Command, variable: Variable) -> Result<()> {
+    let name = format!("{above} {}", command.get_name());
+    writeln!(page, "\n### {name}\n\n{}", about(command))?;
+    let inputs: Vec<&Arg> = command.get_positionals().collect();
+    if !inputs.is_empty() {
+        let rows: Vec<_> = inputs.iter().map(|arg| vec![code(&value(arg)), explained(arg).1]).collect();
+        write!(page, "\n{}", table(&["argument", "meaning"], &rows))?;
+    }
+    for (heading, options) in groups(command) {
+        if let Some(heading) = heading {
+            writeln!(page, "\n**{heading}**")?;
+        }
+        let rows: Vec<_> = options.iter().map(|arg| row(arg, variable)).collect();
+        write!(page, "\n{}", table(&["option", "variable", "default", "meaning"], &rows))?;
+    }
+    visible(command).try_for_each(|part| describe(page, &name, part, variable))
+}
+
+fn visible(command: &Command) -> impl Iterator<Item = &Command> {
+    command.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set())
+}
+
+fn about(command: &Command) -> String {
+    marked(&text(command.get_long_about().or(command.get_about())))
+}
+
+/// The keys of the file that `serve --config` reads.
+fn file(page: &mut String) -> Result<()> {
+    let schema: Value = serde_json::from_str(&hush_server::cli::config::schema())?;
+    let none = |name: &str| name.to_owned();
+    let keys = |schema: &Value| -> Vec<Vec<String>> {
+        schema::fields(schema, &none).into_iter().map(|row| vec![row[0].clone(), row[4].clone()]).collect()
+    };
+    write!(page, "\n## The configuration file\n\n{FILE}\n{}", table(&["key", "meaning"], &keys(&schema)))?;
+    for (title, name) in [("models[]", "ModelConfig"), ("models[].defaults", "DecodingDefaults")] {
+        write!(page, "\n### {title}\n\n{}", table(&["key", "meaning"], &keys(&schema["$defs"][name])))?;
+    }
+    Ok(())
+}
+
+/// Options by their heading, in the order of the help.
+fn groups(command: &Command) -> Vec<(Option<&str>, Vec<&Arg>)> {
     let mut groups: Vec<(Option<&str>, Vec<&Arg>)> = Vec::new();
-    let all = command.get_opts().chain(command.get_arguments().filter(|arg| is_flag(arg)));
-    for arg in all.filter(|arg| !(inherits && arg.is_global_set())) {
+    for arg in command.get_opts().chain(command.get_arguments().filter(|arg| is_flag(arg))) {
         let heading = arg.get_help_heading();
         match groups.iter_mut().find(|(known, _)| *known == heading) {
             Some((_, options)) => options.push(arg),
