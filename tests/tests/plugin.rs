@@ -108,11 +108,13 @@ fn top_and_explain_tell_who_holds_what_and_why() -> Result<()> {
     let state = json(&stage.said(&["top", "-o", "json"])?)?;
     assert_eq!((&state["controllers"][0]["acting"], &state["gpus"][0]["uuid"]), (&json!(true), &json!(UUID)));
     assert_eq!(state["models"][0]["rules"]["policies"], json!(["/floor", "media/own"]));
+    let elsewhere = json(&stage.said(&["top", "-o", "json", "-n", "other"])?)?;
+    assert_eq!((&elsewhere["models"], elsewhere["gpus"].as_array().map(Vec::len)), (&json!([]), Some(1)));
 
     for target in ["subtitles", "media/subtitles", "pod/subtitles", "hush-tiny"] {
         let told = stage.said(&["explain", target])?;
         for part in [
-            "media/subtitles: answering",
+            "media/subtitles on 127.0.0.1: answering (asked: http://",
             "hard pressure below 1.00Gi, by /floor",
             "an idle timeout of 1h by /floor",
             "Selected by /floor, media/own.",
@@ -239,7 +241,7 @@ fn where_no_controller_is_it_is_said() -> Result<()> {
     assert!(typo.contains("must be a URL such as http://127.0.0.1:9002"), "{typo}");
     let server = Server::start(&[])?;
     let another = plugin::complaint(&["top", "--controller", &format!("http://{}", server.ops)])?;
-    assert!(another.contains("no answer of a controller (404 Not Found)"), "{another}");
+    assert!(another.contains("is no controller, or its page is off (--web-ui)"), "{another}");
     let none = plugin::complaint(&["top", "--kubeconfig", "/nonexistent/config"])?;
     assert!(none.contains("/nonexistent/config"), "{none}");
     Ok(())

@@ -43,10 +43,11 @@ pub struct ReachArgs {
     /// Which context of the kubeconfig.
     #[arg(long, value_name = "NAME", global = true)]
     pub context: Option<String>,
-    /// Default: as for kubectl, `$KUBECONFIG` or `~/.kube/config`.
+    /// Which clusters there are, and as whom. Default: as for kubectl, `$KUBECONFIG` or `~/.kube/config`.
     #[arg(long, value_name = "FILE", global = true)]
     pub kubeconfig: Option<PathBuf>,
-    /// Where to look for controllers. Default: everywhere, and where that is not allowed in the namespace above.
+    /// Where to look for controllers. Default: everywhere, and where that is not allowed in --namespace and that of the
+    /// context.
     #[arg(long, value_name = "NAMESPACE", global = true)]
     pub controller_namespace: Option<String>,
     /// Speak to this controller directly, without a cluster: its own listener, such as http://127.0.0.1:9002.

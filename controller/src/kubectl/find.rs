@@ -54,6 +54,8 @@ struct PodStatus {
 pub struct Place {
     /// Of pods and policies; `None`: any.
     pub namespace: Option<String>,
+    /// The one that was asked for in words; the context's own is none.
+    pub only: Option<String>,
     token_file: Option<std::path::PathBuf>,
     source: Source,
 }
@@ -64,8 +66,8 @@ enum Source {
         client: Client,
         /// `None`: everywhere.
         within: Option<String>,
-        /// Where that is not allowed.
-        own: String,
+        /// Where that is not allowed: the namespace that was asked for, and that of the context.
+        own: Vec<String>,
     },
 }
 
@@ -79,13 +81,18 @@ impl Place {
             }
             let client = crate::http::Client::new(None)?;
             let controller = Controller { name: url.clone(), way: Way::Direct { client, url }, token_secret: None };
-            return Ok(Self { namespace: args.namespace.clone(), token_file, source: Source::Direct(controller) });
+            let (namespace, only) = (args.namespace.clone(), args.namespace.clone());
+            return Ok(Self { namespace, only, token_file, source: Source::Direct(controller) });
         }
         let config = config(args).await?;
-        let own = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let mut own: Vec<String> = args.namespace.iter().cloned().collect();
+        if !own.contains(&config.default_namespace) {
+            own.push(config.default_namespace.clone());
+        }
+        let namespace = own.first().cloned();
         let client = Client::try_from(config).context("connecting to the API server")?;
-        let source = Source::Cluster { client, within: args.controller_namespace.clone(), own: own.clone() };
-        Ok(Self { namespace: Some(own), token_file, source })
+        let source = Source::Cluster { client, within: args.controller_namespace.clone(), own };
+        Ok(Self { namespace, only: args.namespace.clone(), token_file, source })
     }
 
     /// All that there are; at least one.
@@ -97,19 +104,19 @@ impl Place {
         let (pods, looked) = match within {
             Some(namespace) => (list(client, Some(namespace)).await, format!("in the namespace `{namespace}`")),
             None => match list(client, None).await {
-                Err(kube::Error::Api(status)) if status.code == 403 => {
-                    (list(client, Some(own)).await, format!("in the namespace `{own}`, and you may not look elsewhere"))
-                }
+                Err(error) if forbidden(&error).is_some() => (
+                    within_any(client, own).await,
+                    format!("in `{}`, and you may not look elsewhere", own.join("`, `")),
+                ),
                 found => (found, "in this cluster".to_owned()),
             },
         };
-        let pods = pods.map_err(|error| match error {
-            kube::Error::Api(status) if status.code == 403 => anyhow::anyhow!(
-                "looking for controllers: {}\nask for the verb `list` on `pods` where they are, and name that namespace \
-                 with --controller-namespace (docs/kubectl.md has the role)",
-                status.message
+        let pods = pods.map_err(|error| match forbidden(&error) {
+            Some(message) => anyhow::anyhow!(
+                "looking for controllers: {message}\nask for the verb `list` on `pods` where they are, and name that \
+                 namespace with --controller-namespace (docs/kubectl.md has the role)"
             ),
-            error => anyhow::Error::new(error).context("looking for controllers"),
+            None => anyhow::Error::new(error).context("looking for controllers"),
         })?;
         let controllers: Vec<Controller> = pods.iter().filter_map(|pod| controller(client, pod)).collect();
         if controllers.is_empty() {
@@ -163,6 +170,30 @@ async fn config(args: &ReachArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+/// Those of the first of some namespaces that has any; an error when none may be looked into.
+async fn within_any(client: &Client, namespaces: &[String]) -> Result<Vec<Pod>, kube::Error> {
+    let (mut looked, mut refused) = (false, None);
+    for namespace in namespaces {
+        match list(client, Some(namespace)).await {
+            Ok(pods) if !pods.is_empty() => return Ok(pods),
+            Ok(_) => looked = true,
+            Err(error) => refused = Some(error),
+        }
+    }
+    match refused {
+        Some(error) if !looked => Err(error),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// What the API server says to somebody who may not.
+fn forbidden(error: &kube::Error) -> Option<&str> {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => Some(&status.message),
+        _ => None,
+    }
+}
+
 async fn list(client: &Client, namespace: Option<&str>) -> Result<Vec<Pod>, kube::Error> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
     let api: Api<Pod> = match namespace {
@@ -173,17 +204,67 @@ async fn list(client: &Client, namespace: Option<&str>) -> Result<Vec<Pod>, kube
 }
 
 fn controller(client: &Client, pod: &Pod) -> Option<Controller> {
+    let Address { namespace, pod, port, token_secret } = address(pod)?;
+    let name = format!("{namespace}/{pod}");
+    Some(Controller { name, way: Way::Proxied { client: client.clone(), namespace, pod, port }, token_secret })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Address {
+    namespace: String,
+    pod: String,
+    port: u16,
+    token_secret: Option<String>,
+}
+
+/// `None`: nobody answers there, or it is no controller in spite of its label.
+fn address(pod: &Pod) -> Option<Address> {
     if pod.status.as_ref()?.phase.as_deref() != Some("Running") {
         return None;
     }
+    // One beside a server is an init container that goes on.
     let mut ports = pod.spec.containers.iter().chain(&pod.spec.init_containers).flat_map(|container| &container.ports);
     let port = ports.find(|port| port.name.as_deref() == Some(PORT_NAME))?.container_port;
-    let (namespace, pod_name) = (pod.namespace()?, pod.name_any());
+    let namespace = pod.namespace()?;
     let token_secret = pod.annotations().get(TOKEN_ANNOTATION).map(|place| format!("{namespace}/{place}"));
-    let name = format!("{namespace}/{pod_name}");
-    Some(Controller {
-        name,
-        way: Way::Proxied { client: client.clone(), namespace, pod: pod_name, port },
-        token_secret,
-    })
+    Some(Address { namespace, pod: pod.name_any(), port, token_secret })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn found(more: Value) -> Option<Address> {
+        let mut pod = json!({
+            "metadata": {"name": "c-0", "namespace": "hush", "annotations": {TOKEN_ANNOTATION: "hush-page/token"}},
+            "spec": {"containers": [{"name": "controller", "ports": [{"name": "controller", "containerPort": 9002}]}]},
+            "status": {"phase": "Running"},
+        });
+        more.as_object().unwrap().iter().for_each(|(key, value)| pod[key] = value.clone());
+        address(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn where_a_controller_is() {
+        let (namespace, pod) = ("hush".to_owned(), "c-0".to_owned());
+        let token_secret = Some("hush/hush-page/token".to_owned());
+        assert_eq!(found(json!({})), Some(Address { namespace, pod, port: 9002, token_secret }));
+        let beside = json!({
+            "containers": [{"name": "server", "ports": [{"name": "ops", "containerPort": 9001}]}, {"name": "other"}],
+            "initContainers": [{"name": "controller", "ports": [{"name": "controller", "containerPort": 9102}]}],
+        });
+        assert_eq!(found(json!({"spec": beside})).map(|address| address.port), Some(9102));
+        let bare = json!({"metadata": {"name": "c-0", "namespace": "hush"}});
+        assert_eq!(found(bare).map(|address| address.token_secret), Some(None));
+        for more in [
+            json!({"status": {"phase": "Pending"}}),
+            json!({"status": {"phase": "Succeeded"}}),
+            json!({"status": null}),
+            json!({"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 9002}]}]}}),
+        ] {
+            assert_eq!(found(more.clone()), None, "{more}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::find::Place;
 use super::read::{Decision, Gpu, Item, Model, Policy, Record, Server, State};
-use super::wire::{Ask, Controller};
+use super::wire::{Ask, Controller, STATE};
 use super::words::count;
 
 const AT_ONCE: usize = 16;
@@ -54,7 +54,7 @@ impl Fleet {
     /// Asks all of them; fails when none answers.
     pub async fn look(controllers: &[Controller]) -> anyhow::Result<Self> {
         let asked = controllers.iter().map(async |controller| {
-            let state = controller.ask::<State>(&Ask::get("/api/v1/state".to_owned())).await;
+            let state = controller.ask::<State>(&Ask::get(STATE.to_owned())).await;
             (controller.clone(), state)
         });
         let answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
@@ -117,6 +117,18 @@ impl Fleet {
         fleet.records.sort_by_key(|record| record.time);
         fleet.seen = seen;
         fleet
+    }
+
+    /// Servers of this namespace alone, and what is theirs; cards stay, since all share them.
+    #[must_use]
+    pub fn within(mut self, namespace: Option<&str>) -> Self {
+        let Some(namespace) = namespace else { return self };
+        let inside = |server: &str| server.split_once('/').is_some_and(|(of, _)| of == namespace);
+        self.servers.retain(|server| inside(&server.server));
+        self.models.retain(|model| inside(&model.server));
+        self.decisions.retain(|decision| inside(&decision.server));
+        self.records.retain(|record| inside(&record.server));
+        self
     }
 
     /// Those that know the server, the one that would act on it first.
@@ -336,6 +348,8 @@ mod tests {
         assert_eq!(servers(Some("m"), "base").unwrap(), ["m/w-0", "m/w-1"]);
         let error = servers(Some("m"), "w-9").unwrap_err();
         assert!(error.contains("`w-9` in the namespace `m`") && error.contains("there are: m/w-0, m/w-1, n/w-0"));
+        let theirs = fleet.clone().within(Some("n"));
+        assert_eq!((theirs.servers.len(), theirs.models.len(), theirs.gpus.len()), (1, 1, 1));
         let models = |target, model| fleet.models_named(Some("m"), target, model).map(|models| models.len());
         assert_eq!(models("base", None).unwrap(), 2);
         assert_eq!(models("w-0", None).unwrap(), 1);

@@ -27,12 +27,13 @@ const LOOK_AROUND_EVERY: Duration = Duration::from_secs(30);
 
 pub async fn run(place: Place, args: &TopArgs) -> anyhow::Result<ExitCode> {
     if args.output == Output::Json {
-        let fleet = Fleet::at(&place).await?;
+        let fleet = Fleet::at(&place).await?.within(place.only.as_deref());
         println!("{}", serde_json::to_string_pretty(&fleet).context("writing the state")?);
         return Ok(ExitCode::SUCCESS);
     }
     if args.once || !screen::is_there() {
-        page(&Fleet::at(&place).await?, Timestamp::now(), 0).iter().for_each(|line| println!("{line}"));
+        let fleet = Fleet::at(&place).await?.within(place.only.as_deref());
+        page(&fleet, Timestamp::now(), 0).iter().for_each(|line| println!("{line}"));
         return Ok(ExitCode::SUCCESS);
     }
     live(&place, args.interval).await
@@ -85,7 +86,7 @@ impl Watched<'_> {
         if fleet.as_ref().map_or(true, |fleet| fleet.seen.len() < self.controllers.len()) {
             self.since = None;
         }
-        fleet
+        fleet.map(|fleet| fleet.within(self.place.only.as_deref()))
     }
 }
 

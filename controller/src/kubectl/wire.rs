@@ -14,6 +14,8 @@ use crate::web::TOKEN_HEADER;
 
 /// A state of thousands of models.
 const ANSWER_LIMIT_BYTES: usize = 64 << 20;
+/// Every controller has it.
+pub const STATE: &str = "/api/v1/state";
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A controller and the way to it; cheap to clone.
@@ -53,6 +55,8 @@ pub enum Trouble {
     ApiServer { controller: String, message: String, fix: String },
     #[error("{controller} refuses: {0}", controller = .0.controller)]
     Refused(Box<Refusal>),
+    #[error("{0} is no controller, or its page is off (--web-ui)")]
+    NoController(String),
     #[error("{controller} answers what is no answer of a controller ({status}): {text}")]
     Unintelligible { controller: String, status: StatusCode, text: String },
 }
@@ -157,6 +161,11 @@ impl Controller {
                 text: error.to_string(),
             });
         }
+        // Those of old clusters answer in plain text.
+        let status = serde_json::from_slice::<StatusBody>(&answer.body).ok().filter(|body| body.kind == "Status");
+        if status.is_none() && answer.status == StatusCode::NOT_FOUND && ask.path == STATE {
+            return Err(Trouble::NoController(controller));
+        }
         if let Ok(ErrorBody { code, message, problems }) = serde_json::from_slice(&answer.body) {
             let problem = |ProblemBody { line, message }| match line {
                 Some(line) => format!("line {line}: {message}"),
@@ -165,8 +174,6 @@ impl Controller {
             let problems = problems.into_iter().map(problem).collect();
             return Err(Trouble::Refused(Box::new(Refusal { controller, code, message, problems })));
         }
-        // Those of old clusters answer in plain text.
-        let status = serde_json::from_slice::<StatusBody>(&answer.body).ok().filter(|body| body.kind == "Status");
         let text: String = String::from_utf8_lossy(&answer.body).trim().chars().take(300).collect();
         match &self.way {
             Way::Proxied { namespace, pod, port, .. } if status.is_some() || answer.status != StatusCode::NOT_FOUND => {
@@ -224,7 +231,7 @@ mod tests {
 
     fn said(status: u16, body: &str) -> String {
         let answer = Answer { status: StatusCode::from_u16(status).unwrap(), body: Bytes::from(body.to_owned()) };
-        controller().read::<Vec<u64>>(&Ask::get("/".to_owned()), &answer).unwrap_err().to_string()
+        controller().read::<Vec<u64>>(&Ask::get(STATE.to_owned()), &answer).unwrap_err().to_string()
     }
 
     #[test]
@@ -233,7 +240,11 @@ mod tests {
         let yaml =
             r#"{"code":"invalid_request","message":"mistakes","problems":[{"line":3,"message":"no"},{"message":"x"}]}"#;
         assert_eq!(said(400, yaml), "h refuses: mistakes\n  line 3: no\n  x");
-        assert!(said(404, "<html>").contains("no answer of a controller (404 Not Found): <html>"));
+        assert!(said(502, "<html>").contains("no answer of a controller (502 Bad Gateway): <html>"));
+        assert_eq!(
+            said(404, r#"{"code":"not_found","message":"no such route"}"#),
+            "h is no controller, or its page is off (--web-ui)"
+        );
         assert!(said(200, "{}").contains("no answer of a controller (200 OK): invalid type"));
     }
 

@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use ort::environment::Environment;
+use ort::{environment::Environment, logging::LogLevel};
 
 /// Oldest ONNX Runtime 1.x that the engine works with.
 pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
@@ -82,10 +82,23 @@ pub fn init(library: &Path) -> Result<RuntimeInfo, RuntimeError> {
     }
     let builder = ort::init_from(&library).map_err(|error| refused(&library, error))?;
     let environment = builder.with_telemetry(false).build().map_err(RuntimeError::Start)?;
+    environment.set_log_level(log_level());
     let info = RuntimeInfo { version: release(&library).unwrap_or_else(|| ort::info().to_owned()), library };
     tracing::info!(version = info.version, library = %info.library.display(), "loaded ONNX Runtime");
     *loaded = Some(Loaded { info: info.clone(), environment });
     Ok(info)
+}
+
+/// Only what somebody wants to read: ort lets ONNX Runtime write everything, and a session writes thousands of lines
+/// when it is opened, each of which takes its time.
+fn log_level() -> LogLevel {
+    if tracing::enabled!(target: "ort::logging", tracing::Level::TRACE) {
+        LogLevel::Verbose
+    } else if tracing::enabled!(target: "ort::logging", tracing::Level::INFO) {
+        LogLevel::Info
+    } else {
+        LogLevel::Warning
+    }
 }
 
 pub(crate) fn environment() -> Result<Environment, RuntimeError> {

@@ -1,6 +1,7 @@
 //! kubectl against the control plane, as a person types it.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +10,11 @@ use super::credentials::ADMIN_TOKEN;
 use super::plane::ControlPlane;
 
 impl ControlPlane {
+    /// For a test that sets it up itself.
+    pub fn kubectl_program(&self) -> &Path {
+        &self.programs.kubectl
+    }
+
     /// As a user who may do everything; `input` is what `-f -` reads.
     pub fn kubectl(&self, args: &[&str], input: &str) -> Result<Output> {
         let mut child = Command::new(&self.programs.kubectl)

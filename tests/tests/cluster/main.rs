@@ -5,6 +5,7 @@ mod definitions;
 mod governs;
 mod harness;
 mod lease;
+mod plugin;
 mod policies;
 mod review;
 mod rights;
