@@ -3,6 +3,7 @@ level, and a release is installed, changed and removed. `make test-chart` prepar
 """
 import json
 import pathlib
+import shlex
 import tempfile
 import time
 import unittest
@@ -115,6 +116,36 @@ class Cluster(unittest.TestCase):
         self.assertEqual(left.replace("No resources found in hush namespace.\n", ""), "")
         roles = self.kubectl("get", "clusterroles,clusterrolebindings", "--output", "name")
         self.assertNotIn("hush", roles)
+
+    def test_the_notes_let_people_in(self):
+        """Their commands, as they are, and exactly the rights that follow."""
+        notes = self.helm("install", "hush", CHART, "--namespace", "hush", "--create-namespace")
+        lines = [line.strip() for line in notes.splitlines()]
+        self.assertIn("kubectl hush top", lines)
+        commands = [line.replace("NAME", "anna") for line in lines if line.startswith("kubectl --namespace hush create ")]
+        (upgrade,) = [line.replace("CHART", str(CHART)) for line in lines if line.startswith("helm upgrade ")]
+
+        def may(verb: str, resource: str, *more: str, name="anna", namespace="hush") -> bool:
+            return "yes" in self.cluster.run(ASSETS / "kubectl", "auth", "can-i", verb, resource, *more, "--as", name,
+                                             "--namespace", namespace).stdout
+
+        looks, acts, token = ("get", "pods", "--subresource=proxy"), ("create", "pods", "--subresource=proxy"), ("get", "secrets/hush-page")
+        self.assertFalse(may(*looks))
+        self.assertEqual(len(commands), 3)
+        for command in commands:
+            self.kubectl(*shlex.split(command.replace("$(openssl rand -hex 16)", "0123456789abcdef"))[1:])
+        self.assertEqual([may(*looks), may("list", "pods"), may(*acts)], [True] * 3)
+        self.assertFalse(may(*token), "no token was named yet")
+        notes = self.helm(*shlex.split(upgrade)[1:])
+        self.assertIn("kubectl hush unload POD", notes)
+        self.assertTrue(may(*token))
+        for right in (("get", "secrets"), ("get", "secrets/other"), ("delete", "pods"), ("create", "pods", "--subresource=exec")):
+            self.assertFalse(may(*right), right)
+        for right in (looks, acts, token):
+            self.assertFalse(may(*right, namespace="default"), right)
+            self.assertFalse(may(*right, name="berta"), right)
+        pod = json.loads(self.kubectl("get", "deployment", "hush-controller", "--namespace", "hush", "--output", "json"))["spec"]["template"]
+        self.assertEqual(pod["metadata"]["annotations"]["gpu.hush.dev/page-token"], "hush-page/token")
 
     def test_a_packaged_chart_is_the_same(self):
         with tempfile.TemporaryDirectory() as folder:

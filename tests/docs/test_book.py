@@ -11,8 +11,8 @@ PAGES = pages()
 BY_PATH = {page.path: page for page in PAGES}
 
 
-# Of docker, helm and kubectl; and a way to speak of options.
-OTHERS = {"--build-arg", "--set", "--values", "--some-name"}
+# Of docker, helm and a peer; and a way to speak of options.
+OTHERS = {"--build-arg", "--set", "--values", "--host", "--port", "--some-name"}
 
 
 def reference(name: str) -> str:

@@ -185,6 +185,34 @@ fn a_model_comes_back_by_hand() -> Result<()> {
 }
 
 #[test]
+fn several_models_are_commanded_only_in_so_many_words() -> Result<()> {
+    let (server, folder) = (Server::start(&[])?, tempfile::tempdir()?);
+    let token = folder.path().join("token");
+    std::fs::write(&token, TOKEN)?;
+    let token = token.to_string_lossy().into_owned();
+    let targets = ["one", "two"].map(|name| format!("media/{name}=http://{}", server.ops));
+    let args = ["--target", &targets[0], "--target", &targets[1], "--page-token-file", &token];
+    let controller = Controller::start(POLICIES, &args)?;
+    wait_for("both are seen", SOON, || {
+        let state = http::get(controller.ops, "/api/v1/state")?.json()?;
+        Ok((state["models"].as_array().map(Vec::len) == Some(2)).then_some(()))
+    })?;
+    let url = format!("http://{}", controller.ops);
+    let with = |args: &[&'static str]| [args, &["--controller", url.as_str(), "--token-file", &token]].concat();
+    let complaint = plugin::complaint(&with(&["load", "hush-tiny"]))?;
+    assert!(complaint.contains("several models") && complaint.contains("  media/two hush-tiny"), "{complaint}");
+    let complaint = plugin::complaint(&with(&["load", "hush-tiny", "--all"]))?;
+    let asked = "load 2 models: media/one hush-tiny, media/two hush-tiny: say --yes where nobody can be asked";
+    assert!(complaint.contains(asked), "{complaint}");
+    assert!(controller.audit()?.is_empty(), "nothing was commanded so far");
+    let would = plugin::said(&with(&["load", "hush-tiny", "--all", "--dry-run"]))?;
+    assert_eq!(would.lines().filter(|line| line.starts_with("would load media/")).count(), 2, "{would}");
+    let done = plugin::said(&with(&["load", "one"]))?;
+    assert_eq!(done, "media/one hush-tiny is being loaded\n");
+    server.wait_for_state("ready", SOON)
+}
+
+#[test]
 fn a_plan_with_edited_policies_says_what_is_new() -> Result<()> {
     let stage = Stage::new(&[])?;
     let now = stage.said(&["plan"])?;

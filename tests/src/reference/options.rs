@@ -36,13 +36,13 @@ fn program(page: &mut String, mut command: Command, variable: Variable) -> Resul
     command.build();
     writeln!(page, "\n## {}\n\n{}", command.get_name(), about(&command))?;
     for part in visible(&command) {
-        describe(page, command.get_name(), part, variable)?;
+        describe(page, command.get_name(), part, false, variable)?;
     }
     Ok(())
 }
 
-/// A command, and what is below it.
-fn describe(page: &mut String, above: &str, command: &Command, variable: Variable) -> Result<()> {
+/// A command, and what is below it, where options for all of them are not repeated.
+fn describe(page: &mut String, above: &str, command: &Command, below: bool, variable: Variable) -> Result<()> {
     let name = format!("{above} {}", command.get_name());
     writeln!(page, "\n### {name}\n\n{}", about(command))?;
     let inputs: Vec<&Arg> = command.get_positionals().collect();
@@ -50,14 +50,18 @@ fn describe(page: &mut String, above: &str, command: &Command, variable: Variabl
         let rows: Vec<_> = inputs.iter().map(|arg| vec![code(&value(arg)), explained(arg).1]).collect();
         write!(page, "\n{}", table(&["argument", "meaning"], &rows))?;
     }
-    for (heading, options) in groups(command) {
+    for (heading, mut options) in groups(command) {
+        options.retain(|arg| !(below && arg.is_global_set()));
+        if options.is_empty() {
+            continue;
+        }
         if let Some(heading) = heading {
             writeln!(page, "\n**{heading}**")?;
         }
         let rows: Vec<_> = options.iter().map(|arg| row(arg, variable)).collect();
         write!(page, "\n{}", table(&["option", "variable", "default", "meaning"], &rows))?;
     }
-    visible(command).try_for_each(|part| describe(page, &name, part, variable))
+    visible(command).try_for_each(|part| describe(page, &name, part, true, variable))
 }
 
 fn visible(command: &Command) -> impl Iterator<Item = &Command> {

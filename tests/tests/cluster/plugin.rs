@@ -3,12 +3,13 @@
 //! loopback address, so the controllers listen on another one of this machine; without one the tests say that they are
 //! skipped.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use hush_tests::cluster::{ControlPlane, PodAt};
-use hush_tests::{Controller, fixtures, plugin};
+use hush_tests::{Controller, fixtures, http, plugin};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
@@ -133,6 +134,20 @@ impl<'a> Scene<'a> {
         Ok(command.output()?)
     }
 
+    /// The page of a controller as a browser reaches it through `kubectl proxy`.
+    fn proxy(&self) -> Result<Proxy> {
+        let mut command = Command::new(self.stage.plane.kubectl_program());
+        command.args(["proxy", "--port=0", "--context", "test"]).env("KUBECONFIG", &self.kubeconfig);
+        let mut child = command.env("HOME", self.stage.plane.folder()).stdout(Stdio::piped()).spawn()?;
+        let out = child.stdout.take().context("no output")?;
+        let mut proxy = Proxy { child, address: ([127, 0, 0, 1], 0).into() };
+        let mut line = String::new();
+        BufReader::new(out).read_line(&mut line)?;
+        let address = line.trim().rsplit(' ').next().context("no address")?;
+        proxy.address = address.parse().with_context(|| line.clone())?;
+        Ok(proxy)
+    }
+
     /// Waits until the controllers have seen the app's model in memory.
     async fn seen(&self, app: &App) -> Result<Value> {
         hush_tests::wait::eventually("the model is seen", SOON, async || {
@@ -142,6 +157,20 @@ impl<'a> Scene<'a> {
             Ok((found == 1).then_some(state))
         })
         .await
+    }
+}
+
+/// Until it is let go of.
+struct Proxy {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -232,6 +261,17 @@ async fn of_several_controllers_the_one_that_acts_is_asked() -> Result<()> {
     {
         assert!(problems.contains(part), "{part}: {problems}");
     }
+    // The page comes the same way, with all that it asks for.
+    let proxy = scene.proxy()?;
+    let page = format!("/api/v1/namespaces/{system}/pods/b-leads:{}/proxy", leader.ops.port());
+    let html = http::get(proxy.address, &format!("{page}/"))?;
+    assert!(html.status == 200 && html.text().contains("ui/app.js"), "{} {}", html.status, html.text());
+    assert_eq!(http::get(proxy.address, &format!("{page}/ui/app.js"))?.status, 200);
+    let mut events = http::connect(proxy.address)?;
+    write!(events, "GET {page}/api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")?;
+    let lines = BufReader::new(events).lines().map_while(Result::ok);
+    assert!(lines.into_iter().any(|line| line.contains(&app.pod())), "the stream of states");
+
     let done = scene.said(&["unload", &app.pod()])?;
     assert!(done.contains("unloaded, 3.00Gi came back"), "{done}");
     assert!(follower.audit()?.is_empty(), "{:?}", follower.audit()?);

@@ -111,11 +111,11 @@ impl Engine {
     /// weights are still being packed while the first window is listened to ([`Self::settle`]).
     pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, LoadError> {
         let environment = runtime::environment()?;
-        let tokenizer = PendingTokenizer::start(model)?;
         // The kernel of 8-bit blocks needs its weights packed: without, it unpacks all of them at each step.
         let prepack = options.prepack || model.manifest().precision == Precision::Int8;
-        // The encoder first and by itself: side by side both take twice as long, and work begins with the encoder.
+        // The encoder first and by itself: side by side everything takes twice as long, and work begins with the encoder.
         let encoder = open(&environment, ENCODER, &model.file(ENCODER), options, options.prepack)?;
+        let tokenizer = PendingTokenizer::start(model)?;
         let (decoder, outcome) = {
             let (environment, path, options) = (environment.clone(), model.file(DECODER), options.clone());
             Opening::begin(move || open(&environment, DECODER, &path, &options, prepack))?
