@@ -71,6 +71,11 @@ impl Controller {
         text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
     }
 
+    /// The same once there are so many; whoever asked for a command may hear of its end before it is written down.
+    pub fn wait_for_audit(&self, lines: usize, deadline: Duration) -> Result<Vec<Value>> {
+        wait_for(&format!("{lines} audit lines"), deadline, || Ok(Some(self.audit()?).filter(|all| all.len() >= lines)))
+    }
+
     pub fn metric(&self, series: &str) -> Result<Option<f64>> {
         http::series(&http::get(self.ops, "/metrics")?.text(), series)
     }

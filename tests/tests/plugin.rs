@@ -155,7 +155,7 @@ fn commands_carry_what_was_seen_and_a_refusal_says_why() -> Result<()> {
     let done = stage.acted(&["unload", "hush-tiny", "--hold", "10m"])?;
     assert_eq!(done, "media/subtitles hush-tiny unloaded, 3.00Gi came back\n");
     stage.server.wait_for_state("unloaded", SOON)?;
-    let audit = stage.controller.audit()?;
+    let audit = stage.controller.wait_for_audit(1, SOON)?;
     assert_eq!((&audit[0]["ifGeneration"], &audit[0]["ifIdleSeconds"]), (&json!(1), &json!(0)), "{audit:?}");
     assert_eq!((&audit[0]["reason"], &audit[0]["holdSeconds"]), (&json!("Manual"), &json!(600)), "{audit:?}");
     stage.until("the controller sees it", |state| state["models"][0]["state"] == "Unloaded")?;

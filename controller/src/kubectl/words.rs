@@ -11,7 +11,7 @@ pub fn span(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
-        (0, 0, 0) if milliseconds > 0 && milliseconds % 1000 != 0 && seconds < 10 => format!("{milliseconds}ms"),
+        (0, 0, 0) if !milliseconds.is_multiple_of(1000) && seconds < 10 => format!("{milliseconds}ms"),
         (0, 0, 0) => format!("{seconds}s"),
         (0, 0, _) => two(minutes, "m", seconds % 60, "s"),
         (0, ..) => two(hours, "h", minutes, "m"),

@@ -222,7 +222,7 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
     });
     assert!(done.await?.contains("unloaded, 3.00Gi came back"));
     app.server.wait_for_state("unloaded", SOON)?;
-    let audit = controller.audit()?;
+    let audit = controller.wait_for_audit(1, SOON)?;
     assert_eq!(
         (audit.len(), &audit[0]["reason"], &audit[0]["outcome"]),
         (1, &json!("Manual"), &json!("Unloaded")),
@@ -275,7 +275,7 @@ async fn of_several_controllers_the_one_that_acts_is_asked() -> Result<()> {
     let done = scene.said(&["unload", &app.pod()])?;
     assert!(done.contains("unloaded, 3.00Gi came back"), "{done}");
     assert!(follower.audit()?.is_empty(), "{:?}", follower.audit()?);
-    ensure!(leader.audit()?.len() == 1, "{:?}", leader.audit()?);
+    ensure!(leader.wait_for_audit(1, SOON)?.len() == 1, "{:?}", leader.audit()?);
 
     // A controller that is gone is no pod any more either.
     for name in ["a-follows", "b-leads", "c-is-gone", "d-at-home"] {
