@@ -84,6 +84,8 @@ fn what_a_server_and_a_controller_show_is_in_it() -> Result<()> {
     let missing: Vec<_> = told.keys().filter(|name| !seen.contains_key(*name)).collect();
     assert_eq!(missing, ["hush_model_out_of_memory_total", "hush_runner_restarts_total"], "not shown by a server");
     let controller = Controller::start(POLICY, &["--target", &format!("http://{}", server.ops)])?;
+    // Families with labels are there from the first step on that has seen something.
+    controller.wait_for_metric("hush_controller_targets{state=\"answering\"}", 1.0, SOON)?;
     let shown = shown(&http::get(controller.ops, "/metrics")?.text())?;
     ensure!(shown.len() > 8, "a controller shows {} families", shown.len());
     for name in shown.keys() {
