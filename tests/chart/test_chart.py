@@ -75,8 +75,8 @@ class Files(unittest.TestCase):
 
     def test_settings_are_the_options_of_the_server(self):
         """An option is a setting, or the chart sets it, or it has no place in a pod."""
-        text = (ROOT / "docs/configuration.md").read_text()
-        table = text.split("## serve\n")[1].split("\n## ")[0]
+        text = (ROOT / "docs/reference/options.md").read_text()
+        table = text.split("### hush-server serve\n")[1].split("\n### ")[0]
         options = {option for line in table.splitlines() if line.startswith("| `--")
                    for option in re.findall(r"`--([a-z-]+)", line.split("|")[1])}
         own = {"model", "models-dir", "config", "check-config", "install-missing", "listen", "ops-listen", "drain-timeout",
