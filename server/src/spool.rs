@@ -83,8 +83,8 @@ impl Spool {
         {
             return Err(SpoolError::TooLarge { limit_bytes });
         }
-        if let Store::Memory(memory) = &mut self.store
-            && len_after > self.options.memory_bytes as u64
+        if !self.stays_in_memory(bytes.len())
+            && let Store::Memory(memory) = &mut self.store
         {
             let mut file = temp_file(self.options.dir.as_deref())?;
             file.write_all(memory)?;

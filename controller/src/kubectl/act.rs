@@ -4,7 +4,8 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
+use hush_contract::percent::query_value;
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -12,8 +13,8 @@ use super::args::{LoadArgs, PauseArgs, ResumeArgs, TargetArgs, UnloadArgs};
 use super::find::Place;
 use super::fleet::{Fleet, Seen};
 use super::read::{Model, Record};
-use super::wire::{Ask, Trouble, encoded};
-use super::words::{count, plain, span};
+use super::wire::{Ask, Trouble};
+use super::words::{came_back, count, plain, span};
 use crate::amount::gib;
 use crate::web::WITHHELD;
 
@@ -74,8 +75,7 @@ async fn command(place: &Place, command: Command<'_>) -> anyhow::Result<ExitCode
     let TargetArgs { target, model, all, dry_run, yes } = command.args;
     let verb = command.verb;
     let fleet = Fleet::at(place).await?;
-    let found = fleet.models_named(place.namespace.as_deref(), target, model.as_deref());
-    let found = found.map_err(|error| anyhow!(plain(&error)))?;
+    let found = fleet.models_named(place.namespace.as_deref(), target, model.as_deref())?;
     if found.len() > 1 && !all {
         let names: Vec<String> = found.iter().map(|model| format!("  {}", plain(&model.name()))).collect();
         bail!(
@@ -119,7 +119,7 @@ async fn command(place: &Place, command: Command<'_>) -> anyhow::Result<ExitCode
 /// Asks one controller after the other until one may act: the others have sent nothing.
 async fn send(place: &Place, fleet: &Fleet, model: &Model, command: &Command<'_>) -> anyhow::Result<Record> {
     let verb = command.verb;
-    let path = format!("/api/v1/{verb}?server={}&model={}", encoded(&model.server), encoded(&model.model));
+    let path = format!("/api/v1/{verb}?server={}&model={}", query_value(&model.server), query_value(&model.model));
     let mut withheld = Vec::new();
     for seen in fleet.controllers_of(&model.server) {
         let token = token(place, seen).await?;
@@ -173,7 +173,7 @@ pub async fn resume(place: &Place, args: &ResumeArgs) -> anyhow::Result<ExitCode
 
 async fn policy(place: &Place, name: &str) -> anyhow::Result<(Fleet, String)> {
     let fleet = Fleet::at(place).await?;
-    let name = fleet.policy_named(place.namespace.as_deref(), name).map_err(|error| anyhow!(plain(&error)))?.to_owned();
+    let name = fleet.policy_named(place.namespace.as_deref(), name)?.to_owned();
     Ok((fleet, name))
 }
 
@@ -186,7 +186,7 @@ async fn tell(place: &Place, fleet: &Fleet, verb: &str, policy: &str, body: Valu
         let token = token(place, seen).await?;
         let ask = Ask {
             method: Method::POST,
-            path: format!("/api/v1/{verb}?policy={}", encoded(policy)),
+            path: format!("/api/v1/{verb}?policy={}", query_value(policy)),
             token: Some(&token),
             body: body.to_string(),
             patience: super::wire::PATIENCE,
@@ -197,14 +197,10 @@ async fn tell(place: &Place, fleet: &Fleet, verb: &str, policy: &str, body: Valu
 }
 
 fn end(model: &Model, record: &Record) -> String {
-    match (record.outcome.as_str(), record.reclaimed_bytes) {
-        ("Unloaded", Some(bytes)) => {
-            let residual = record.residual_bytes.filter(|bytes| *bytes > 0);
-            let residual = residual.map(|bytes| format!(", {} did not", gib(bytes))).unwrap_or_default();
-            format!("{} unloaded, {} came back{residual}", model.name(), gib(bytes))
-        }
-        ("Loading", _) => format!("{} is being loaded", model.name()),
-        (outcome, _) => format!("{} {}", model.name(), outcome.to_lowercase()),
+    match (came_back(record), record.outcome.as_str()) {
+        (Some(memory), _) => format!("{} unloaded, {memory}", model.name()),
+        (None, "Loading") => format!("{} is being loaded", model.name()),
+        (None, outcome) => format!("{} {}", model.name(), outcome.to_lowercase()),
     }
 }
 

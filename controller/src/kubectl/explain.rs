@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
+use hush_contract::percent::query_value;
 use serde_json::Value;
 
 use super::args::ExplainArgs;
@@ -12,17 +13,17 @@ use super::fleet::Fleet;
 use super::read::{Account, Accounted, Explained, Gpu, Item};
 use super::table::Table;
 use super::top::record;
-use super::wire::{Ask, encoded};
+use super::wire::Ask;
 use super::words::{between, plain, setting};
 use crate::amount::gib;
 use crate::cli::Output;
 
 pub async fn run(place: &Place, args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let fleet = Fleet::at(place).await?;
-    let servers = fleet.servers_named(place.namespace.as_deref(), &args.target).map_err(|error| anyhow!(error))?;
+    let servers = fleet.servers_named(place.namespace.as_deref(), &args.target)?;
     let mut all: Vec<(String, Item<Explained>)> = Vec::with_capacity(servers.len());
     for server in servers {
-        let path = format!("/api/v1/explain?server={}", encoded(server));
+        let path = format!("/api/v1/explain?server={}", query_value(server));
         // Who named it knows it.
         let best = fleet.controllers_of(server).next().context("its controller is gone")?;
         all.push((best.controller.name.clone(), best.controller.ask(&Ask::get(path)).await?));
@@ -64,17 +65,16 @@ fn text(controller: &str, explained: &Explained) -> Vec<String> {
 }
 
 fn gpu(gpu: &Gpu) -> Vec<String> {
-    let reason = gpu.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     let target = gpu.target_bytes.map(|bytes| format!(", until {} are free", gib(bytes))).unwrap_or_default();
     let stale = if gpu.fresh { "" } else { "; the figures are too old to act on" };
     let mut lines = vec![plain(&format!(
-        "{}: {} free of {}, {} ours, {} of others; pressure {}{reason}{target}{stale}",
+        "{}: {} free of {}, {} ours, {} of others; pressure {}{target}{stale}",
         gpu.uuid,
         gib(gpu.free_bytes),
         gib(gpu.total_bytes),
         gib(gpu.ours_bytes),
         gib(gpu.others_bytes),
-        gpu.pressure,
+        gpu.pressure_and_reason(),
     ))];
     lines.extend(gpu.thresholds.iter().map(|threshold| {
         let level = threshold.level.to_lowercase();

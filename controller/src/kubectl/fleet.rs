@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::find::Place;
 use super::read::{Decision, Gpu, Item, Model, Policy, Record, Server, State};
 use super::wire::{Ask, Controller, STATE};
-use super::words::count;
+use super::words::{count, plain};
 
 const AT_ONCE: usize = 16;
 /// More help nobody who has mistyped a name.
@@ -123,11 +123,10 @@ impl Fleet {
     #[must_use]
     pub fn within(mut self, namespace: Option<&str>) -> Self {
         let Some(namespace) = namespace else { return self };
-        let inside = |server: &str| server.split_once('/').is_some_and(|(of, _)| of == namespace);
-        self.servers.retain(|server| inside(&server.server));
-        self.models.retain(|model| inside(&model.server));
-        self.decisions.retain(|decision| inside(&decision.server));
-        self.records.retain(|record| inside(&record.server));
+        self.servers.retain(|server| is_in(namespace, &server.server));
+        self.models.retain(|model| is_in(namespace, &model.server));
+        self.decisions.retain(|decision| is_in(namespace, &decision.server));
+        self.records.retain(|record| is_in(namespace, &record.server));
         self
     }
 
@@ -160,9 +159,9 @@ impl Fleet {
     }
 
     /// Servers by the name of a pod, as `POD`, `pod/POD` or `NAMESPACE/POD`, else those that have a model of this name.
-    pub fn servers_named(&self, namespace: Option<&str>, target: &str) -> Result<Vec<&str>, String> {
+    pub fn servers_named(&self, namespace: Option<&str>, target: &str) -> anyhow::Result<Vec<&str>> {
         let target = target.strip_prefix("pod/").or_else(|| target.strip_prefix("pods/")).unwrap_or(target);
-        let inside = |server: &str| namespace.is_none_or(|n| server.split_once('/').is_some_and(|(of, _)| of == n));
+        let inside = |server: &str| namespace.is_none_or(|namespace| is_in(namespace, server));
         let pods = self.servers.iter().map(|server| server.server.as_str()).filter(|server| {
             *server == target || (inside(server) && server.split_once('/').is_some_and(|(_, pod)| pod == target))
         });
@@ -172,7 +171,11 @@ impl Fleet {
         }
         let with_model = self.models.iter().filter(|model| model.model == target && inside(&model.server));
         let servers: BTreeSet<&str> = with_model.map(|model| model.server.as_str()).collect();
-        if servers.is_empty() { Err(self.nothing_named(namespace, target)) } else { Ok(servers.into_iter().collect()) }
+        if servers.is_empty() {
+            Err(wrong(&self.nothing_named(namespace, target)))
+        } else {
+            Ok(servers.into_iter().collect())
+        }
     }
 
     /// Models by the name of their pod or their own.
@@ -181,7 +184,7 @@ impl Fleet {
         namespace: Option<&str>,
         target: &str,
         model: Option<&str>,
-    ) -> Result<Vec<&Model>, String> {
+    ) -> anyhow::Result<Vec<&Model>> {
         let servers = self.servers_named(namespace, target)?;
         let found = self.models.iter().map(|model| &**model).filter(|m| servers.contains(&m.server.as_str()));
         let found: Vec<&Model> = found.collect();
@@ -190,7 +193,7 @@ impl Fleet {
         let wanted = model.or_else(|| (!by_pod).then_some(target));
         let Some(wanted) = wanted else {
             return if found.is_empty() {
-                Err(format!("nothing is known yet of the models of {}", servers.join(", ")))
+                Err(wrong(&format!("nothing is known yet of the models of {}", servers.join(", "))))
             } else {
                 Ok(found)
             };
@@ -198,13 +201,13 @@ impl Fleet {
         let chosen: Vec<&Model> = found.iter().copied().filter(|model| model.model == wanted).collect();
         if chosen.is_empty() {
             let known: BTreeSet<&str> = found.iter().map(|model| model.model.as_str()).collect();
-            return Err(format!("{} has no model `{wanted}`; {}", servers.join(", "), listed(known)));
+            return Err(wrong(&format!("{} has no model `{wanted}`; {}", servers.join(", "), listed(known))));
         }
         Ok(chosen)
     }
 
     /// A policy by `NAME`, `NAMESPACE/NAME`, or `/NAME` of the cluster kind.
-    pub fn policy_named(&self, namespace: Option<&str>, name: &str) -> Result<&str, String> {
+    pub fn policy_named(&self, namespace: Option<&str>, name: &str) -> anyhow::Result<&str> {
         let names = self.policies.iter().map(|policy| policy.name.as_str());
         let fits = |full: &str| match full.split_once('/') {
             _ if full == name => true,
@@ -214,8 +217,8 @@ impl Fleet {
         let found: Vec<&str> = names.clone().filter(|full| fits(full)).collect();
         match found.as_slice() {
             [one] => Ok(one),
-            [] => Err(format!("there is no policy `{name}`; {}", listed(names.collect()))),
-            several => Err(format!("several policies are called `{name}`: {}", several.join(", "))),
+            [] => Err(wrong(&format!("there is no policy `{name}`; {}", listed(names.collect())))),
+            several => Err(wrong(&format!("several policies are called `{name}`: {}", several.join(", ")))),
         }
     }
 
@@ -259,6 +262,15 @@ fn by_rank<'a>(seen: &'a [Seen], server: &'a str) -> impl Iterator<Item = &'a Se
         Reverse((seen.state.acting, seen.controller.name == server, fresh))
     });
     known.into_iter()
+}
+
+fn is_in(namespace: &str, server: &str) -> bool {
+    server.split_once('/').is_some_and(|(of, _)| of == namespace)
+}
+
+/// Names come from elsewhere.
+fn wrong(text: &str) -> anyhow::Error {
+    anyhow::anyhow!(plain(text))
 }
 
 fn listed(names: BTreeSet<&str>) -> String {
@@ -346,14 +358,17 @@ mod tests {
         assert_eq!(servers(Some("m"), "n/w-0").unwrap(), ["n/w-0"], "a full name needs no namespace");
         assert_eq!(servers(None, "w-0").unwrap(), ["m/w-0", "n/w-0"]);
         assert_eq!(servers(Some("m"), "base").unwrap(), ["m/w-0", "m/w-1"]);
-        let error = servers(Some("m"), "w-9").unwrap_err();
+        let error = servers(Some("m"), "w-9").unwrap_err().to_string();
         assert!(error.contains("`w-9` in the namespace `m`") && error.contains("there are: m/w-0, m/w-1, n/w-0"));
         let theirs = fleet.clone().within(Some("n"));
         assert_eq!((theirs.servers.len(), theirs.models.len(), theirs.gpus.len()), (1, 1, 1));
         let models = |target, model| fleet.models_named(Some("m"), target, model).map(|models| models.len());
         assert_eq!(models("base", None).unwrap(), 2);
         assert_eq!(models("w-0", None).unwrap(), 1);
-        assert_eq!(models("w-0", Some("large")).unwrap_err(), "m/w-0 has no model `large`; there are: base");
+        assert_eq!(
+            models("w-0", Some("large")).unwrap_err().to_string(),
+            "m/w-0 has no model `large`; there are: base"
+        );
     }
 
     #[test]
@@ -362,7 +377,7 @@ mod tests {
         let fleet = Fleet::of(vec![seen("h/c", true, &[], policies)], Vec::new());
         assert_eq!(fleet.policy_named(Some("m"), "idle").unwrap(), "m/idle");
         assert_eq!(fleet.policy_named(Some("m"), "/floor").unwrap(), "/floor");
-        assert!(fleet.policy_named(None, "idle").unwrap_err().contains("several policies"));
-        assert!(fleet.policy_named(None, "x").unwrap_err().contains("there are: /floor, m/idle, n/idle"));
+        assert!(fleet.policy_named(None, "idle").unwrap_err().to_string().contains("several policies"));
+        assert!(fleet.policy_named(None, "x").unwrap_err().to_string().contains("there are: /floor, m/idle, n/idle"));
     }
 }

@@ -96,9 +96,9 @@ fn text(plan: &Plan, now: Option<&[Item<Decision>]>) -> Vec<String> {
         lines.push(plain(&format!("{} is {} and selects {}", edited.name, edited.is, count(edited.models, "model"))));
     }
     for gpu in &plan.gpus {
-        let reason = gpu.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
         let target = gpu.target_bytes.map(|bytes| format!(", wants {}", gib(bytes))).unwrap_or_default();
-        let line = format!("{}: pressure {}{reason}, {} free{target}", gpu.uuid, gpu.pressure, gib(gpu.free_bytes));
+        let (pressure, free) = (gpu.pressure_and_reason(), gib(gpu.free_bytes));
+        let line = format!("{}: pressure {pressure}, {free} free{target}", gpu.uuid);
         lines.push(plain(&line));
     }
     lines.push(String::new());

@@ -77,6 +77,16 @@ pub struct Gpu {
     pub thresholds: Vec<Threshold>,
 }
 
+impl Gpu {
+    /// For people.
+    pub fn pressure_and_reason(&self) -> String {
+        match &self.reason {
+            Some(reason) => format!("{} ({reason})", self.pressure),
+            None => self.pressure.clone(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Threshold {

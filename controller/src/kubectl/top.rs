@@ -15,7 +15,7 @@ use super::read::{Gpu, Model, Record};
 use super::screen::{self, Screen};
 use super::table::Table;
 use super::wire::Controller;
-use super::words::{between, card, count, plain};
+use super::words::{between, came_back, card, count, plain};
 use crate::amount::gib;
 use crate::cli::Output;
 
@@ -138,11 +138,7 @@ fn gpus(fleet: &Fleet) -> Table {
     let mut table =
         Table::new(&["NODE", "GPU", "#OURS =OTHERS .FREE", "OURS", "OTHERS", "FREE", "OF", "PRESSURE", "BELOW"]);
     for gpu in &fleet.gpus {
-        let pressure = match (&gpu.reason, gpu.fresh) {
-            (_, false) => "too old".to_owned(),
-            (Some(reason), _) => format!("{} ({reason})", gpu.pressure),
-            (None, _) => gpu.pressure.clone(),
-        };
+        let pressure = if gpu.fresh { gpu.pressure_and_reason() } else { "too old".to_owned() };
         let below = gpu.thresholds.iter().map(|t| format!("{} {}", t.level.to_lowercase(), gib(t.below_bytes)));
         table.row([
             gpu.node.clone(),
@@ -222,17 +218,10 @@ fn state(model: &Model) -> String {
 /// One of the last commands and its end.
 pub fn record(record: &Record) -> String {
     let by = if record.policy.is_empty() { String::new() } else { format!(", {}", record.policy) };
-    let end = match (record.outcome.as_str(), record.reclaimed_bytes) {
-        ("Unloaded", Some(bytes)) => {
-            let residual = record.residual_bytes.filter(|bytes| *bytes > 0);
-            let residual = residual.map(|bytes| format!(", {} did not", gib(bytes))).unwrap_or_default();
-            format!("unloaded, {} came back{residual}", gib(bytes))
-        }
-        (outcome, _) => {
-            let message = record.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-            format!("{}{message}", outcome.to_lowercase())
-        }
-    };
+    let end = came_back(record).map(|memory| format!("unloaded, {memory}")).unwrap_or_else(|| {
+        let message = record.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+        format!("{}{message}", record.outcome.to_lowercase())
+    });
     plain(&format!(
         "{}  {} {} {} ({}{by}): {end}",
         record.time.strftime("%H:%M:%SZ"),

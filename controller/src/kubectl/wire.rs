@@ -206,20 +206,6 @@ fn fix(status: StatusCode, method: &Method, namespace: &str, pod: &str, port: u1
     }
 }
 
-/// A value of a query.
-pub fn encoded(text: &str) -> String {
-    use std::fmt::Write;
-    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,10 +241,5 @@ mod tests {
         assert!(of(StatusCode::FORBIDDEN, Method::POST).contains("`create` on `pods/proxy`"));
         let unreachable = of(StatusCode::SERVICE_UNAVAILABLE, Method::GET);
         assert!(unreachable.contains("networkPolicy.apiServer") && unreachable.contains("port-forward pod/c-0 9002"));
-    }
-
-    #[test]
-    fn values_of_a_query() {
-        assert_eq!(encoded("media/a b&c=d%ü"), "media/a%20b%26c%3Dd%25%C3%BC");
     }
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::read::Decision;
+use super::read::{Decision, Record};
 use crate::amount::gib;
 
 /// The two largest units: `2m10s`, `1h05m`, `3d4h`.
@@ -54,6 +54,14 @@ pub fn condition(decision: &Decision) -> String {
     parts.extend(decision.drain_seconds.map(|drain| format!("drain {}", span(drain * 1000))));
     parts.extend(decision.hold_seconds.filter(|hold| *hold > 0).map(|hold| format!("hold {}", span(hold * 1000))));
     parts.join(", ")
+}
+
+/// What an unload gave back; `None`: nothing was unloaded, or nobody measured it.
+pub fn came_back(record: &Record) -> Option<String> {
+    let bytes = record.reclaimed_bytes.filter(|_| record.outcome == "Unloaded")?;
+    let residual = record.residual_bytes.filter(|bytes| *bytes > 0);
+    let residual = residual.map(|bytes| format!(", {} did not", gib(bytes))).unwrap_or_default();
+    Some(format!("{} came back{residual}", gib(bytes)))
 }
 
 /// So much of a card's name as tells it from others; `kubectl hush top -o json` has all of it.

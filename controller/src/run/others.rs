@@ -148,25 +148,14 @@ impl Theirs {
     fn verdict(&self, now: Timestamp, sampled_at: Timestamp, model: &Model) -> Verdict {
         let late = elapsed(self.since, now) > PATIENCE && sampled_at > self.since;
         let untouched = !self.begun && model.generation == self.generation;
+        let not_yet = if late { Verdict::InVain } else { Verdict::Open };
         match (self.action, model.state) {
             // How long a drain may take is its own affair; the core does not wait for ever.
             (Action::Unload, State::Draining | State::Unloading) => Verdict::Open,
-            (Action::Unload, State::Ready) if untouched => {
-                if late {
-                    Verdict::InVain
-                } else {
-                    Verdict::Open
-                }
-            }
+            (Action::Unload, State::Ready) if untouched => not_yet,
             // Gone, or gone and back.
             (Action::Unload, _) => Verdict::Done(Settled::Unloaded { completed_at: sampled_at }),
-            (Action::Load, State::Unloaded) => {
-                if late {
-                    Verdict::InVain
-                } else {
-                    Verdict::Open
-                }
-            }
+            (Action::Load, State::Unloaded) => not_yet,
             (Action::Load, _) => Verdict::Done(Settled::Loaded),
         }
     }

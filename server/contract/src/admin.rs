@@ -8,32 +8,19 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::percent::segment;
 use crate::state::{ModelState, UnloadReason, UnloadRefusal};
 
 /// Below this path everything asks for a credential.
 pub const ADMIN_PATH: &str = "/admin/v1";
 /// Where a model is unloaded.
 pub fn unload_path(model: &str) -> String {
-    format!("{ADMIN_PATH}/models/{}/unload", encoded(model))
+    format!("{ADMIN_PATH}/models/{}/unload", segment(model))
 }
 
 /// Where a model is loaded.
 pub fn load_path(model: &str) -> String {
-    format!("{ADMIN_PATH}/models/{}/load", encoded(model))
-}
-
-/// As one segment of a path: everything but the unreserved characters of RFC 3986 as `%XX`.
-fn encoded(segment: &str) -> String {
-    let mut out = String::with_capacity(segment.len());
-    for byte in segment.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = fmt::Write::write_fmt(&mut out, format_args!("%{byte:02X}"));
-        }
-    }
-    out
+    format!("{ADMIN_PATH}/models/{}/load", segment(model))
 }
 
 /// The audience of the tokens that servers accept.

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod metrics;
+pub mod percent;
 mod state;
 
 pub use state::{ModelState, UnloadReason, UnloadRefusal};

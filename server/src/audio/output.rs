@@ -55,9 +55,8 @@ impl Output {
         buffer.copy_to_vec_interleaved::<f32>(&mut self.interleaved);
         let channels = spec.channels().count();
         // All of them are looked at first: without a way out in the middle that is many at a time.
-        let wrong = self.interleaved.iter().filter(|sample| !sample.is_finite()).count();
-        if let Some(at) = (wrong > 0).then(|| self.interleaved.iter().position(|sample| !sample.is_finite())).flatten()
-        {
+        let any_wrong = self.interleaved.iter().fold(false, |wrong, sample| wrong | !sample.is_finite());
+        if any_wrong && let Some(at) = self.interleaved.iter().position(|sample| !sample.is_finite()) {
             if is_float_pcm {
                 let frames = self.frames + (at / channels) as u64;
                 let seconds = self.seconds_before + frames as f64 / f64::from(spec.rate());

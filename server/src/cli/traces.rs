@@ -8,6 +8,7 @@ use crate::serve::trace::{self, Exporting};
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
 const PROTOCOL: &str = "http/protobuf";
+
 /// `None`: nobody wants traces. To be kept until the end.
 pub fn start(env: &Env) -> Result<Option<Exporting>, SettingError> {
     let Some(endpoint) = wanted(env)? else { return Ok(None) };

@@ -1,5 +1,6 @@
 //! Requests to the hub: redirects by hand (the token stays with the hub), timeouts, and errors that say what to do.
 
+use hush_contract::percent::segment;
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
@@ -52,7 +53,7 @@ impl Client {
 
     /// What the revision holds.
     pub fn listing(&self, repo: &Repo, revision: &str) -> Result<Vec<u8>, HubError> {
-        let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.endpoint, escape(revision));
+        let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.endpoint, segment(revision));
         let (response, url, _) = self.get(&url, 0)?;
         let status = response.status().as_u16();
         if status != 200 {
@@ -64,7 +65,7 @@ impl Client {
 
     /// The content of a file from `offset` on.
     pub fn open(&self, repo: &Repo, commit: &str, file: &str, offset: u64) -> Result<Answer, HubError> {
-        let url = format!("{}/{repo}/resolve/{commit}/{}", self.endpoint, escape(file));
+        let url = format!("{}/{repo}/resolve/{commit}/{}", self.endpoint, segment(file));
         let (response, url, said) = self.get(&url, offset)?;
         let status = response.status().as_u16();
         let length = header(response.headers(), "content-length").and_then(|text| text.parse::<u64>().ok());
@@ -207,19 +208,6 @@ fn join(base: &str, location: &str) -> String {
     }
 }
 
-/// Percent-encodes a path segment; a revision may hold a slash, which the hub wants encoded.
-fn escape(text: &str) -> String {
-    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            use std::fmt::Write as _;
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,7 +223,7 @@ mod tests {
         assert_eq!(join("https://h/a/b?c", "x"), "https://h/a/x");
         assert_eq!(join("https://h/a", "http://other/y?u=http://z"), "http://other/y?u=http://z");
         assert_eq!(join("https://h/a", "//cdn/y"), "https://cdn/y");
-        assert_eq!(escape("refs/pr/1"), "refs%2Fpr%2F1");
+        assert_eq!(segment("refs/pr/1").to_string(), "refs%2Fpr%2F1");
         assert_eq!(without_query("https://cdn/x?sig=secret"), "https://cdn/x");
     }
 

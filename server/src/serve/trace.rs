@@ -16,7 +16,7 @@ use ureq::Agent;
 
 use crate::request::Facts;
 
-/// The specification's time for one export, where `OTEL_EXPORTER_OTLP_TIMEOUT` names no shorter one.
+/// The specification's default for one export.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `None`: nobody wants traces.

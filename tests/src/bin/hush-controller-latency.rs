@@ -10,12 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hush_tests::cluster::{ControlPlane, Namespace, PodAt, Rights};
 use hush_tests::controller::Controller;
-use hush_tests::fixtures::workspace;
 use hush_tests::fleet::Fleet;
 use hush_tests::process;
 use hush_tests::wait::wait_for;
 use rustix::process::Signal;
-use serde_json::json;
 use tokio::runtime::Runtime;
 
 const GIB: u64 = 1 << 30;
@@ -114,9 +112,7 @@ struct Cluster {
 impl Cluster {
     async fn start(policies: &str) -> Result<Self> {
         let plane = ControlPlane::start().await?.context("there is no API server: run `make control-plane` first")?;
-        let definitions = workspace().join("crds");
-        plane.kubectl_text(&["apply", "--filename", &definitions.to_string_lossy()], "")?;
-        plane.kubectl_text(&["wait", "--for=condition=Established", "--all", "crd", "--timeout=60s"], "")?;
+        plane.apply_definitions().await?;
         plane.kubectl_text(&["apply", "--filename", "-"], policies)?;
         let system = plane.namespace("hush", &[]).await?;
         plane.grant(&system, Rights::Controller)?;
@@ -124,17 +120,8 @@ impl Cluster {
     }
 
     async fn controller(&self, args: &[&str]) -> Result<Controller> {
-        let token = self.system.token("hush-controller", None).await?;
-        let ca = self.plane.ca_file().to_string_lossy().into_owned();
-        let kubeconfig = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "bench",
-            "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench", "namespace": self.system.name}}],
-            "clusters": [{"name": "bench", "cluster": {"server": self.plane.url(), "certificate-authority": ca}}],
-            "users": [{"name": "bench", "user": {"token": token}}],
-        });
-        Controller::in_cluster(&kubeconfig.to_string(), &[&["--scope", "cluster"], args].concat())
+        let kubeconfig = self.plane.kubeconfig(&self.system, "hush-controller", &self.plane.url()).await?;
+        Controller::in_cluster(&kubeconfig, &[&["--scope", "cluster"], args].concat())
     }
 
     /// Each stand-in as a pod.

@@ -12,6 +12,7 @@ mod namespace;
 mod plane;
 mod programs;
 mod rights;
+mod setup;
 
 pub use credentials::Claims;
 pub use link::Link;

@@ -8,7 +8,6 @@ use hush_tests::cluster::ControlPlane;
 use hush_tests::wait::eventually;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, CustomResourceExt};
 use serde_json::json;
 use tokio::sync::OnceCell;
@@ -19,20 +18,8 @@ const SOON: Duration = Duration::from_secs(60);
 pub async fn with_definitions() -> Result<Option<&'static ControlPlane>> {
     static APPLIED: OnceCell<()> = OnceCell::const_new();
     let Some(plane) = ControlPlane::shared().await? else { return Ok(None) };
-    APPLIED.get_or_try_init(|| apply(plane)).await?;
+    APPLIED.get_or_try_init(|| plane.apply_definitions()).await?;
     Ok(Some(plane))
-}
-
-pub async fn apply(plane: &ControlPlane) -> Result<()> {
-    let folder = hush_tests::fixtures::workspace().join("crds");
-    let folder = folder.to_str().context("the path is not UTF-8")?;
-    plane.kubectl_text(&["apply", "--filename", folder], "")?;
-    let definitions = Api::<CustomResourceDefinition>::all(plane.admin()?);
-    for name in [GpuModelPolicy::crd_name(), ClusterGpuModelPolicy::crd_name()] {
-        let established = await_condition(definitions.clone(), name, conditions::is_crd_established());
-        tokio::time::timeout(SOON, established).await.with_context(|| format!("{name} is not established"))??;
-    }
-    Ok(())
 }
 
 #[tokio::test]

@@ -8,7 +8,6 @@ use hush_tests::cluster::ControlPlane;
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, http};
 
-use crate::definitions;
 use crate::stage::{App, Cast, SOON, Stage, policy, wait_until_acting, wait_until_ready};
 
 /// Longer than the default of 15 s, so that a busy machine does not cost the leader its lease while nobody asks for it.
@@ -52,7 +51,7 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     // Before the definitions.
     wait_until_missing(&controller, "knows no GpuModelPolicies: apply the definitions in `crds/`")?;
     controller.wait_for_log(&["knows no ClusterGpuModelPolicies"], SOON)?;
-    definitions::apply(&plane).await?;
+    plane.apply_definitions().await?;
     wait_until_ready(&controller)?;
     apply(&plane, &app)?;
     pulse(&mut stage, &app)?;
@@ -81,7 +80,7 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     wait_until_missing(&controller, "knows no GpuModelPolicies")?;
     controller.wait_for_metric("hush_controller_skipped_models{reason=\"NotGoverned\"}", 1.0, SOON)?;
     let before = app.server.unloads_ordered().len();
-    definitions::apply(&plane).await?;
+    plane.apply_definitions().await?;
     wait_until_ready(&controller)?;
     assert_eq!(app.server.unloads_ordered().len(), before);
     apply(&plane, &app)?;

@@ -14,8 +14,6 @@ use hush_tests::wait::wait_for;
 use hush_tests::{Controller, Server, http};
 use serde_json::{Value, json};
 
-use crate::definitions;
-
 pub const SOON: Duration = Duration::from_secs(60);
 pub const POD: &str = "whisper-0";
 /// Of the controller for the cluster or a node, and of the servers, which is also that of a controller beside one.
@@ -65,7 +63,7 @@ impl Seat {
 /// A control plane of the test's own, since a controller for the whole cluster looks at everything in it.
 pub async fn own_plane() -> Result<Option<ControlPlane>> {
     let Some(plane) = ControlPlane::start().await? else { return Ok(None) };
-    definitions::apply(&plane).await?;
+    plane.apply_definitions().await?;
     Ok(Some(plane))
 }
 
@@ -148,17 +146,7 @@ impl<'a> Stage<'a> {
 
     /// As whom the account is, on the way to the API server that `url` is.
     pub async fn kubeconfig(&self, account: &str, url: &str) -> Result<String> {
-        let token = self.system.token(account, None).await?;
-        let ca = self.plane.ca_file().to_string_lossy().into_owned();
-        let kubeconfig = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "test",
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": self.system.name}}],
-            "clusters": [{"name": "test", "cluster": {"server": url, "certificate-authority": ca}}],
-            "users": [{"name": "test", "user": {"token": token}}],
-        });
-        Ok(kubeconfig.to_string())
+        self.plane.kubeconfig(&self.system, account, url).await
     }
 
     pub async fn controller(&self, args: &[&str]) -> Result<Controller> {
