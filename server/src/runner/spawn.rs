@@ -13,8 +13,14 @@ use tokio::sync::oneshot;
 use super::process::Settings;
 
 /// What a runner inherits: enough to find libraries and devices and to log alike, and no secret of ours.
-const INHERITED: &[&str] = &["PATH", "HOME", "TMPDIR", "TZ", "LANG", "LD_LIBRARY_PATH", "RUST_LOG", "RUST_BACKTRACE"];
+const INHERITED: &[&str] =
+    &["PATH", "HOME", "TMPDIR", "TZ", "LANG", "LD_LIBRARY_PATH", "RUST_LOG", "RUST_BACKTRACE", MALLOC_VARIABLE];
 const INHERITED_PREFIXES: &[&str] = &["CUDA_", "NVIDIA_", "NO_COLOR", "HUSH_LOG", "OMP_", "ORT_"];
+/// Huge pages for the heap, where the kernel gives them to those who ask: a runner takes hundreds of megabytes in its first
+/// second, and a fault for every 4 KiB of them is a tenth of that time, and half of the time in which it is reaped. An
+/// allocator that is not glibc's does not know it. Who sets the variable for the server sets it for its runners.
+const MALLOC_VARIABLE: &str = "GLIBC_TUNABLES";
+const MALLOC: &str = "glibc.malloc.hugetlb=1";
 
 pub(super) struct Spawned {
     pub(super) child: Child,
@@ -64,6 +70,7 @@ fn spawn(settings: &Settings) -> io::Result<Spawned> {
         .arg0("hush-runner")
         .args(&settings.args)
         .env_clear()
+        .env(MALLOC_VARIABLE, MALLOC)
         .envs(inherited)
         .envs(settings.env.iter().cloned())
         .env(super::child::PARENT_VARIABLE, std::process::id().to_string())
