@@ -245,6 +245,26 @@ fn another_device_is_taken_from_the_next_load_on() -> Result<()> {
 }
 
 #[test]
+fn a_look_at_the_settings_fetches_nothing() -> Result<()> {
+    let folder = Folder::new(&["one"])?;
+    folder.write("models:\n  - name: one\n  - name: base\n")?;
+    let hub = std::net::TcpListener::bind("127.0.0.1:0")?;
+    hub.set_nonblocking(true)?;
+    let mut command = Command::new(fixtures::binary()?);
+    command.args(["serve", "--check-config", "--config"]).arg(folder.config()).arg("--models-dir");
+    command.arg(folder.dir.path().join("models")).arg("--ort-lib").arg(fixtures::onnxruntime());
+    let looked = command.env("HF_ENDPOINT", format!("http://{}", hub.local_addr()?)).output()?;
+    let settled: Value = serde_json::from_slice(&looked.stdout)?;
+    let installed = |at: usize| (&settled["models"][at]["name"], &settled["models"][at]["installed"]);
+    assert_eq!((installed(0), installed(1)), ((&json!("one"), &json!(true)), (&json!("base"), &json!(false))));
+    assert_eq!(hub.accept().map(|_| ()).map_err(|error| error.kind()), Err(std::io::ErrorKind::WouldBlock));
+    let refused = command.arg("--install-missing=false").output()?;
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && error.contains("`base` is not installed"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn a_default_that_needs_the_model_for_voice_activity_is_refused_without_it() -> Result<()> {
     let folder = Folder::new(&["one"])?;
     folder.write("models:\n  - name: one\n    defaults: {vadFilter: true, beamSize: 5}\n")?;

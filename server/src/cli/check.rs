@@ -48,6 +48,7 @@ fn model(plan: &Plan) -> Value {
     json!({
         "name": plan.settings.name,
         "path": plan.settings.spec.model_dir,
+        "installed": plan.settings.spec.model_dir.is_dir(),
         "aliases": plan.aliases,
         "residency": residency,
         "idleTimeoutSeconds": idle,

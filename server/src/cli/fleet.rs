@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::env::Env;
 use super::ground::{Ground, Site};
-use super::install::{InstallCommandError, find_or_install};
+use super::install::{InstallCommandError, Missing, find_or_install};
 use super::resolve::{self, Resolved, Store};
 use super::settings::{ModelOverrides, ServeSettings, SettingError};
 use super::values::Residency;
@@ -110,20 +110,26 @@ pub enum PlanError {
     NoVad(String),
 }
 
-/// The models that the settings name, the default first; what is missing is installed where that is allowed.
+/// The models that the settings name, the default first; what is missing is installed where that is allowed, and not by
+/// who only looks at the settings.
 pub fn plan(settings: &ServeSettings, env: &Env, ground: &Ground) -> Result<Vec<Plan>, PlanError> {
     let store = Store::new(&settings.models_dir);
     let mut names = settings.models.clone();
     if names.is_empty() {
         names.push(store.default_model()?);
     }
+    let missing = match (settings.install_missing, settings.check_config) {
+        (false, _) => Missing::Refuse,
+        (true, false) => Missing::Install,
+        (true, true) => Missing::Foresee,
+    };
     let mut planned = Vec::new();
     for name in &names {
         let own = settings.overrides_of(name);
         let site = ground.site(own.device.unwrap_or(settings.engine.device))?;
         let device = site.placement.device;
         let precision = own.precision.unwrap_or(settings.engine.precision);
-        let mut resolved = find_or_install(&store, name, precision, device, settings.install_missing, env)?;
+        let mut resolved = find_or_install(&store, name, precision, device, missing, env)?;
         if let Some(name) = &own.name {
             resolved.id.clone_from(name);
         }

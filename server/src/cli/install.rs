@@ -92,19 +92,35 @@ pub fn run(settings: &InstallSettings, env: &Env, device: Device) -> Result<Vec<
     Ok(installed)
 }
 
-/// The model directory of `model`, installed from the hub first when it is missing and `install_missing` allows it.
+/// What is done about a model that is not installed and has a repository on the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// It is an error.
+    Refuse,
+    Install,
+    /// It is taken for installed: the hub is for those who mean it.
+    Foresee,
+}
+
+/// The model directory of `model`.
 pub fn find_or_install(
     store: &Store,
     model: &str,
     wanted: PrecisionChoice,
     device: Device,
-    install_missing: bool,
+    missing: Missing,
     env: &Env,
 ) -> Result<Resolved, InstallCommandError> {
     let (repo, precision) = match store.find(model, wanted, device) {
-        Err(ResolveError::NotInstalled { repo: Some(repo), precision, .. }) if install_missing => (repo, precision),
+        Err(ResolveError::NotInstalled { repo: Some(repo), precision, .. }) if missing != Missing::Refuse => {
+            (repo, precision)
+        }
         found => return Ok(found?),
     };
+    if missing == Missing::Foresee {
+        let dir = store.folder(model).join(precision.as_str());
+        return Ok(Resolved { id: model.to_owned(), dir, precision });
+    }
     tracing::info!(model, %repo, %precision, "not installed; installing it from the hub");
     let order = Order {
         store,

@@ -13,7 +13,7 @@ use hush_whisper::{Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOpt
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::env::Env;
-use super::install::find_or_install;
+use super::install::{Missing, find_or_install};
 use super::ort_lib;
 use super::resolve::Store;
 use super::serve::decode_options;
@@ -77,7 +77,8 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
         None => store.default_model()?,
     };
     let precision = settings.engine.precision;
-    let model = find_or_install(&store, &name, precision, device, settings.install_missing, env)?;
+    let missing = if settings.install_missing { Missing::Install } else { Missing::Refuse };
+    let model = find_or_install(&store, &name, precision, device, missing, env)?;
     runtime::init(&library)?;
     let options = EngineOptions {
         device: engine_device(device)?,
