@@ -1,6 +1,7 @@
 //! Against a real API server: what only it knows. One control plane for all tests, except for those that do harm to it
 //! or whose controller looks at everything in it.
 
+mod all_faults;
 mod definitions;
 mod faults;
 mod governs;
@@ -13,6 +14,5 @@ mod refusals;
 mod review;
 mod rights;
 mod scopes;
-mod soak;
 mod stage;
 mod tenants;
