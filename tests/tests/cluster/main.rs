@@ -3,6 +3,7 @@
 
 mod all_faults;
 mod definitions;
+mod expired;
 mod faults;
 mod governs;
 mod harness;
