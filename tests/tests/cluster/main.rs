@@ -2,6 +2,7 @@
 //! or whose controller looks at everything in it.
 
 mod all_faults;
+mod busy;
 mod definitions;
 mod expired;
 mod faults;
