@@ -4,6 +4,7 @@
 mod all_faults;
 mod busy;
 mod definitions;
+mod edits;
 mod expired;
 mod faults;
 mod governs;
