@@ -153,19 +153,20 @@ fn it_pulls_audio_in_bounded_blocks_and_every_sample_once() {
             FromRunner::NeedAudio { id: 5, offset, samples: count } => {
                 assert_eq!(offset, next, "in order, without a gap");
                 assert!(count <= MAX_SAMPLES);
-                let block = samples[offset as usize..][..count].to_vec();
+                let block =
+                    samples[offset as usize..][..count].iter().flat_map(|sample| sample.to_le_bytes()).collect();
                 next += count as u64;
                 asked += 1;
                 // A late answer to an earlier job is not taken for this one.
-                runner.say(&ToRunner::Audio { id: 4, offset, samples: vec![9.0; count] });
-                runner.say(&ToRunner::Audio { id: 5, offset, samples: block });
+                runner.say(&ToRunner::Audio { id: 4, offset, s16le: vec![9; 2 * count] });
+                runner.say(&ToRunner::Audio { id: 5, offset, s16le: block });
             }
             FromRunner::Done { id: 5, outcome: Outcome::Transcribed(transcript) } => {
                 assert_eq!(transcript.duration_seconds, 100.0);
                 break;
             }
             FromRunner::Segment { segment, .. } => {
-                let heard: f64 = segment.text.split_once(' ').unwrap().1.parse().unwrap();
+                let heard: i64 = segment.text.split_once(' ').unwrap().1.parse().unwrap();
                 assert_eq!(heard, scripted::sum(&samples));
             }
             FromRunner::FirstToken { .. } | FromRunner::Beat => {}
@@ -214,11 +215,12 @@ fn several_jobs_have_their_own_audio_and_their_own_end() {
             FromRunner::NeedAudio { id: 2, .. } => runner.say(&ToRunner::Cancel { id: 2 }),
             FromRunner::NeedAudio { id, offset, samples } => {
                 assert!(id != 4 || cancelled || !done.is_empty(), "four at once");
-                let block = (offset..offset + samples as u64).map(|n| (n % 5 * id) as f32).collect();
-                runner.say(&ToRunner::Audio { id, offset, samples: block });
+                let block =
+                    (offset..offset + samples as u64).flat_map(|n| ((n % 5 * id) as i16).to_le_bytes()).collect();
+                runner.say(&ToRunner::Audio { id, offset, s16le: block });
             }
             FromRunner::Segment { id, segment } => {
-                let heard: f64 = segment.text.split_once(' ').unwrap().1.parse().unwrap();
+                let heard: i64 = segment.text.split_once(' ').unwrap().1.parse().unwrap();
                 sums.insert(id, heard);
             }
             FromRunner::Done { id, .. } => done.push(id),
@@ -230,7 +232,7 @@ fn several_jobs_have_their_own_audio_and_their_own_end() {
     done.sort_unstable();
     assert_eq!(done, [1, 3, 4]);
     for (id, heard) in sums {
-        assert_eq!(heard, (400_000 * id) as f64, "job {id}");
+        assert_eq!(heard, 400_000 * id as i64, "job {id}");
     }
 }
 

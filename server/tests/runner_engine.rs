@@ -31,10 +31,10 @@ fn root() -> PathBuf {
 }
 
 /// 16-bit mono at 16 kHz, as the fixtures are.
-fn read_wav(name: &str) -> Arc<Vec<f32>> {
+fn read_wav(name: &str) -> Arc<Vec<i16>> {
     let bytes = fs::read(root().join("tests/fixtures/audio").join(name)).unwrap();
     let data = bytes.windows(4).position(|tag| tag == b"data").unwrap() + 8;
-    Arc::new(bytes[data..].as_chunks().0.iter().map(|pair| f32::from(i16::from_le_bytes(*pair)) / 32_768.0).collect())
+    Arc::new(bytes[data..].as_chunks().0.iter().map(|pair| i16::from_le_bytes(*pair)).collect())
 }
 
 fn start(model_dir: PathBuf, library: PathBuf) -> Models {

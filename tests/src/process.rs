@@ -1,6 +1,7 @@
 //! What `/proc` says of a process.
 
-use std::fs;
+use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
@@ -51,7 +52,19 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok((ticks(11)? + ticks(12)?) as f64 / 100.0)
 }
 
+/// A process that is stopped stands still afterwards: its threads hear of it one after the other, and might still answer.
 pub fn send(pid: u32, signal: Signal) -> Result<()> {
-    let pid = Pid::from_raw(i32::try_from(pid)?).context("process id 0")?;
-    Ok(kill_process(pid, signal)?)
+    kill_process(Pid::from_raw(i32::try_from(pid)?).context("process id 0")?, signal)?;
+    while signal == Signal::STOP && !stands_still(pid) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 'Z']))
+    })
 }

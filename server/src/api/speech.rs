@@ -1,5 +1,6 @@
 //! What the API needs of a model: residency has it, tests stand in for it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use futures_util::future::BoxFuture;
 use hush_contract::ModelState;
 use hush_whisper::model_dir::TOKENIZER;
 use hush_whisper::tokenizer::Tokenizer;
-use hush_whisper::{LanguageProbability, ModelDir, PcmSource, Segment, TranscribeOptions, Transcript};
+use hush_whisper::{LanguageProbability, ModelDir, Segment, TranscribeOptions, Transcript};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -188,7 +189,11 @@ impl Audio for Pcm {
         Pcm::len_samples(self)
     }
 
-    fn source(&self) -> Box<dyn PcmSource> {
-        Box::new(Pcm::source(self))
+    fn is_in_memory(&self) -> bool {
+        Pcm::is_in_memory(self)
+    }
+
+    fn read_s16le(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        Pcm::read_s16le(self, offset, out)
     }
 }

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 pub use error::AudioError;
 pub use ffmpeg::Ffmpeg;
+pub(crate) use pcm::from_s16le;
 pub use pcm::{Pcm, PcmReader, decode_raw_s16le};
 
 use crate::spool::{SpoolOptions, Spooled};

@@ -29,31 +29,41 @@ impl Pcm {
 
     /// A reader for the engine; any number of them work at once.
     pub fn source(&self) -> PcmReader {
-        PcmReader { bytes: self.bytes.clone(), scratch: Vec::new() }
+        PcmReader { pcm: self.clone(), scratch: Vec::new() }
+    }
+
+    /// Fills `out` with samples from the one at `offset` on, little-endian.
+    pub fn read_s16le(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let offset_bytes = offset.checked_mul(BYTES_PER_SAMPLE).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.bytes.read_exact_at(out, offset_bytes)
     }
 }
 
 /// Created by [`Pcm::source`].
 #[derive(Debug)]
 pub struct PcmReader {
-    bytes: Spooled,
+    pcm: Pcm,
     scratch: Vec<u8>,
 }
 
 impl PcmSource for PcmReader {
     fn len(&self) -> u64 {
-        self.bytes.len_bytes() / BYTES_PER_SAMPLE
+        self.pcm.len_samples()
     }
 
     fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
         self.scratch.resize(out.len() * BYTES_PER_SAMPLE as usize, 0);
-        let offset_bytes = offset.checked_mul(BYTES_PER_SAMPLE).ok_or(io::ErrorKind::UnexpectedEof)?;
-        self.bytes.read_exact_at(&mut self.scratch, offset_bytes)?;
-        let (pairs, _) = self.scratch.as_chunks();
-        for (sample, pair) in out.iter_mut().zip(pairs) {
-            *sample = f32::from(i16::from_le_bytes(*pair)) / 32_768.0;
-        }
+        self.pcm.read_s16le(offset, &mut self.scratch)?;
+        from_s16le(&self.scratch, out);
         Ok(())
+    }
+}
+
+/// Little-endian 16-bit samples as the engine hears them, -1 to 1.
+pub(crate) fn from_s16le(bytes: &[u8], out: &mut [f32]) {
+    let (pairs, _) = bytes.as_chunks();
+    for (sample, pair) in out.iter_mut().zip(pairs) {
+        *sample = f32::from(i16::from_le_bytes(*pair)) / 32_768.0;
     }
 }
 
@@ -106,6 +116,14 @@ impl PcmWriter {
     }
 
     pub(super) fn write_f32(&mut self, samples: &[f32]) -> Result<(), AudioError> {
+        self.write(samples, to_i16)
+    }
+
+    pub(super) fn write_i16(&mut self, samples: &[i16]) -> Result<(), AudioError> {
+        self.write(samples, |sample| sample)
+    }
+
+    fn write<S: Copy>(&mut self, samples: &[S], to_i16: impl Fn(S) -> i16) -> Result<(), AudioError> {
         self.count(samples.len() as u64)?;
         for piece in samples.chunks(Self::FLUSH_BYTES / BYTES_PER_SAMPLE as usize) {
             let start = self.buffer.len();

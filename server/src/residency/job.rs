@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use hush_whisper::{FirstToken, PcmSource, Segment};
+use hush_whisper::{FirstToken, Segment};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -107,7 +107,6 @@ pub(super) async fn attempt(
     output: &mut Output,
 ) -> Result<Outcome, Attempt> {
     let len_samples = audio.len_samples();
-    let mut source = audio.source();
     let mut first_token_at = None;
     let mut job = runner.work(work.clone(), len_samples);
     loop {
@@ -118,9 +117,7 @@ pub(super) async fn attempt(
         };
         match event {
             JobEvent::NeedAudio { offset, samples } => {
-                let read;
-                (source, read) = read_block(source, offset, samples).await.map_err(spool)?;
-                job.audio(offset, read.map_err(spool)?);
+                job.audio(offset, read_block(audio, offset, samples).await.map_err(spool)?);
             }
             JobEvent::Segment(segment) => output.push(segment),
             JobEvent::Progress { done_seconds, total_seconds } => {
@@ -166,18 +163,13 @@ fn spool(error: io::Error) -> Attempt {
     Attempt::Answered(JobError::Spool(error))
 }
 
-type Source = Box<dyn PcmSource>;
-
 /// Reads where it may block: hours of audio are spooled to a disk.
-async fn read_block(mut source: Source, offset: u64, samples: usize) -> io::Result<(Source, io::Result<Vec<f32>>)> {
+async fn read_block(audio: &Arc<dyn Audio>, offset: u64, samples: usize) -> io::Result<Vec<u8>> {
+    offset.checked_add(samples as u64).filter(|end| *end <= audio.len_samples()).ok_or(io::ErrorKind::UnexpectedEof)?;
+    let of = audio.clone();
     let read = move || {
-        let end = offset.checked_add(samples as u64).filter(|end| *end <= source.len());
-        let mut block = vec![0.0; samples];
-        let read = match end {
-            Some(_) => source.read(offset, &mut block).map(|()| block),
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
-        };
-        (source, read)
+        let mut block = vec![0; samples * 2];
+        of.read_s16le(offset, &mut block).map(|()| block)
     };
-    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)
+    if audio.is_in_memory() { read() } else { tokio::task::spawn_blocking(read).await.map_err(io::Error::other)? }
 }

@@ -251,8 +251,8 @@ impl Job {
         }
     }
 
-    pub fn audio(&self, offset: u64, samples: Vec<f32>) {
-        self.runner.send(Command::Audio { id: self.id, offset, samples });
+    pub fn audio(&self, offset: u64, s16le: Vec<u8>) {
+        self.runner.send(Command::Audio { id: self.id, offset, s16le });
     }
 }
 

@@ -26,7 +26,7 @@ const REAP_PATIENCE: Duration = Duration::from_secs(1);
 pub(super) enum Command {
     Load { spec: LoadSpec, notify: Notify },
     Work { id: JobId, work: Work, len_samples: u64, request: Option<String>, events: mpsc::UnboundedSender<JobEvent> },
-    Audio { id: JobId, offset: u64, samples: Vec<f32> },
+    Audio { id: JobId, offset: u64, s16le: Vec<u8> },
     Cancel { id: JobId },
     Stop,
     Kill,
@@ -280,10 +280,10 @@ impl Supervised {
                     }
                 }
             }
-            Command::Audio { id, offset, samples } => {
+            Command::Audio { id, offset, s16le } => {
                 if self.awaiting_audio.remove(&id) {
                     self.last_sign = Instant::now();
-                    self.say(&ToRunner::Audio { id, offset, samples });
+                    self.say(&ToRunner::Audio { id, offset, s16le });
                 }
             }
             Command::Cancel { id } => {

@@ -1,6 +1,6 @@
 //! What server and runner say to each other, over a socket pair that is the runner's standard input.
 //!
-//! A frame is `u32` length (little endian, of what follows), `u8` kind, payload: JSON, or samples as they are. The
+//! A frame is `u32` length (little endian, of what follows), `u8` kind, payload: JSON, or 16-bit samples. The
 //! runner **pulls** audio window by window, so that neither side holds hours of it.
 
 use std::path::PathBuf;
@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::job::{Outcome, Work};
 
 /// Both sides are the same binary, until somebody replaces it on disk under a running server.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
-/// The most samples in one audio frame: one window of Whisper, 1.9 MB.
+/// The most samples in one audio frame: one window of Whisper, 960 kB.
 pub const MAX_SAMPLES: usize = 480_000;
 
 /// The longest frame, without its length. Larger than any audio frame; a segment is a few kB.
@@ -25,6 +25,7 @@ const KIND_JSON: u8 = 1;
 const KIND_AUDIO: u8 = 2;
 const HEADER: usize = 5;
 const AUDIO_HEADER: usize = 16;
+pub(super) const BYTES_PER_SAMPLE: usize = 2;
 
 /// Names one job on one runner.
 pub type JobId = u64;
@@ -60,8 +61,9 @@ pub enum ToRunner {
     #[serde(skip)]
     Audio {
         id: JobId,
+        /// In samples.
         offset: u64,
-        samples: Vec<f32>,
+        s16le: Vec<u8>,
     },
     Cancel {
         id: JobId,
@@ -168,7 +170,7 @@ impl Message for FromRunner {
 impl Message for ToRunner {
     fn encode(&self) -> Result<Bytes, WireError> {
         match self {
-            Self::Audio { id, offset, samples } => encode_audio(*id, *offset, samples),
+            Self::Audio { id, offset, s16le } => encode_audio(*id, *offset, s16le),
             control => encode_json(control),
         }
     }
@@ -177,13 +179,12 @@ impl Message for ToRunner {
         if kind != KIND_AUDIO {
             return decode_json(kind, payload);
         }
-        if payload.len() < AUDIO_HEADER || !payload.len().is_multiple_of(4) {
+        if payload.len() < AUDIO_HEADER || !payload.len().is_multiple_of(BYTES_PER_SAMPLE) {
             return Err(WireError::AudioLength(payload.len()));
         }
         let id = payload.get_u64_le();
         let offset = payload.get_u64_le();
-        let samples = payload.chunks_exact(4).map(|mut chunk| chunk.get_f32_le()).collect();
-        Ok(Self::Audio { id, offset, samples })
+        Ok(Self::Audio { id, offset, s16le: payload.to_vec() })
     }
 }
 
@@ -194,13 +195,11 @@ fn encode_json<T: Serialize>(message: &T) -> Result<Bytes, WireError> {
     Ok(frame.freeze())
 }
 
-fn encode_audio(id: JobId, offset: u64, samples: &[f32]) -> Result<Bytes, WireError> {
-    let mut frame = header(KIND_AUDIO, AUDIO_HEADER + samples.len() * 4)?;
+fn encode_audio(id: JobId, offset: u64, s16le: &[u8]) -> Result<Bytes, WireError> {
+    let mut frame = header(KIND_AUDIO, AUDIO_HEADER + s16le.len())?;
     frame.put_u64_le(id);
     frame.put_u64_le(offset);
-    for sample in samples {
-        frame.put_f32_le(*sample);
-    }
+    frame.put_slice(s16le);
     Ok(frame.freeze())
 }
 
@@ -310,8 +309,8 @@ mod tests {
                     ToRunner::Work { id, work: Work::Transcribe(options), len_samples, request }
                 }
             ),
-            (any::<u64>(), any::<u64>(), proptest::collection::vec(-1.0_f32..1.0, 0..3000))
-                .prop_map(|(id, offset, samples)| ToRunner::Audio { id, offset, samples }),
+            (any::<u64>(), any::<u64>(), proptest::collection::vec(any::<[u8; 2]>(), 0..3000))
+                .prop_map(|(id, offset, samples)| ToRunner::Audio { id, offset, s16le: samples.concat() }),
             any::<u64>().prop_map(|id| ToRunner::Cancel { id }),
             Just(ToRunner::Exit),
         ]
@@ -393,23 +392,13 @@ mod tests {
 
     #[test]
     fn a_frame_is_bounded_on_both_ends() {
-        let long = ToRunner::Audio { id: 1, offset: 0, samples: vec![0.0; MAX_FRAME / 4] };
+        let long = ToRunner::Audio { id: 1, offset: 0, s16le: vec![0; MAX_FRAME] };
         assert!(matches!(long.encode(), Err(WireError::TooLong(_))));
-        let window = ToRunner::Audio { id: 1, offset: 0, samples: vec![0.0; MAX_SAMPLES] };
+        let window = ToRunner::Audio { id: 1, offset: 0, s16le: vec![0; MAX_SAMPLES * BYTES_PER_SAMPLE] };
         assert!(window.encode().is_ok());
         let mut decoder = Decoder::default();
         decoder.buffer().extend_from_slice(&u32::MAX.to_le_bytes());
         assert!(matches!(decoder.message::<FromRunner>(), Err(WireError::TooLong(_))));
         assert!(decoder.buffer.capacity() < 1 << 20, "nothing is allocated on the word of a length");
-    }
-
-    #[test]
-    fn samples_travel_bit_for_bit() {
-        let samples = vec![f32::NAN, -0.0, f32::MIN_POSITIVE, 1.0, f32::INFINITY];
-        let bytes = ToRunner::Audio { id: 7, offset: 9, samples: samples.clone() }.encode().unwrap();
-        let decoded = decode_in_pieces::<ToRunner>(&bytes, 3).unwrap();
-        let [ToRunner::Audio { id: 7, offset: 9, samples: out }] = decoded.as_slice() else { panic!("{decoded:?}") };
-        let bits = |samples: &[f32]| samples.iter().map(|sample| sample.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(out), bits(&samples));
     }
 }

@@ -78,7 +78,7 @@ async fn ask(model: &ModelHandle, script: &str) -> Result<u32, JobError> {
     let (outcome, segments) = model.gather(samples.clone(), work(script), None).await?;
     assert!(matches!(outcome, Outcome::Transcribed(transcript) if transcript.duration_seconds == 2.0));
     let (pid, heard) = segments[0].text.split_once(' ').unwrap();
-    assert_eq!(heard.parse::<f64>().unwrap(), sum(&samples), "every sample, once");
+    assert_eq!(heard.parse::<i64>().unwrap(), sum(&samples), "every sample, once");
     Ok(pid.parse().unwrap())
 }
 

@@ -51,12 +51,12 @@ pub fn work(script: &str) -> Work {
 }
 
 /// Seconds of audio whose samples count up, so that their sum tells whether all of them came, once each.
-pub fn audio(seconds: usize) -> Arc<Vec<f32>> {
-    Arc::new((0..seconds * 16_000).map(|n| (n % 7) as f32).collect())
+pub fn audio(seconds: usize) -> Arc<Vec<i16>> {
+    Arc::new((0..seconds * 16_000).map(|n| (n % 7) as i16).collect())
 }
 
-pub fn sum(samples: &[f32]) -> f64 {
-    samples.iter().map(|sample| f64::from(*sample)).sum()
+pub fn sum(samples: &[i16]) -> i64 {
+    samples.iter().map(|sample| i64::from(*sample)).sum()
 }
 
 pub struct Scripted;
@@ -159,7 +159,8 @@ impl Model for Loaded {
                 }
                 thread::sleep(Duration::from_millis(1));
             }
-            sink.segment(Segment { id, ..segment(format!("{} {}", process::id(), sum(&samples))) });
+            let heard: f64 = samples.iter().map(|sample| f64::from(*sample) * 32_768.0).sum();
+            sink.segment(Segment { id, ..segment(format!("{} {heard}", process::id())) });
             if word(script, "die_after").is_some_and(|after| after.parse() == Ok(id + 1)) {
                 kill(process::id(), Signal::KILL);
             }
@@ -195,14 +196,29 @@ fn segment(text: String) -> Segment {
     }
 }
 
+/// A process that is stopped stands still afterwards: its threads hear of it one after the other, and might still answer.
 pub fn kill(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
+    while signal == Signal::STOP
+        && fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|mut threads| {
+            threads.any(|thread| {
+                thread.is_ok_and(|thread| {
+                    state(&thread.path().join("stat")).is_some_and(|state| !matches!(state, 'T' | 'Z'))
+                })
+            })
+        })
+    {
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// State letter of a process; `None`: there is no such process, not even a zombie.
 pub fn process_state(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
+    state(Path::new(&format!("/proc/{pid}/stat")))
+}
+
+fn state(stat: &Path) -> Option<char> {
+    fs::read_to_string(stat).ok()?.rsplit_once(") ")?.1.chars().next()
 }
 
 /// Children of this process that ended and were not reaped.

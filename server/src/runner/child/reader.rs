@@ -29,7 +29,7 @@ pub(super) struct Job {
 pub(super) enum Samples {
     Here {
         offset: u64,
-        samples: Vec<f32>,
+        s16le: Vec<u8>,
     },
     /// The job was cancelled: whoever waits should look.
     Look,
@@ -55,9 +55,9 @@ impl Jobs {
     }
 
     /// Audio and cancellations may cross the end of their job.
-    fn hand(&self, id: JobId, offset: u64, samples: Vec<f32>) {
+    fn hand(&self, id: JobId, offset: u64, s16le: Vec<u8>) {
         if let Some(job) = lock(&self.known).get(&id) {
-            let _ = job.samples.send(Samples::Here { offset, samples });
+            let _ = job.samples.send(Samples::Here { offset, s16le });
         }
     }
 
@@ -107,7 +107,7 @@ impl Reader {
             ToRunner::Work { id, work, len_samples, request } => {
                 drop(self.orders.send(Order::Work(self.jobs.open(id, work, len_samples, request))));
             }
-            ToRunner::Audio { id, offset, samples } => self.jobs.hand(id, offset, samples),
+            ToRunner::Audio { id, offset, s16le } => self.jobs.hand(id, offset, s16le),
             ToRunner::Cancel { id } => self.jobs.cancel(id),
             ToRunner::Exit => leave(),
         }

@@ -10,7 +10,8 @@ use hush_whisper::{FirstToken, PcmSource, Segment, Sink};
 
 use super::reader::Samples;
 use super::{WorkFailure, leave, lock};
-use crate::runner::wire::{FromRunner, JobId, MAX_SAMPLES, Message};
+use crate::audio::from_s16le;
+use crate::runner::wire::{BYTES_PER_SAMPLE, FromRunner, JobId, MAX_SAMPLES, Message};
 
 /// Signs of life are not sent more often than this.
 const BEAT: Duration = Duration::from_millis(250);
@@ -76,7 +77,8 @@ pub(super) struct RemotePcm<'a> {
     id: JobId,
     len_samples: u64,
     block_offset: u64,
-    block: Vec<f32>,
+    /// Little-endian samples of 16 bits.
+    block: Vec<u8>,
 }
 
 impl<'a> RemotePcm<'a> {
@@ -103,12 +105,12 @@ impl<'a> RemotePcm<'a> {
                 return Err(io::Error::other("cancelled"));
             }
             match self.incoming.recv() {
-                Ok(Samples::Here { offset: at, samples }) if at == offset => {
-                    if samples.len() != count {
+                Ok(Samples::Here { offset: at, s16le }) if at == offset => {
+                    if s16le.len() != count * BYTES_PER_SAMPLE {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
                     self.block_offset = offset;
-                    self.block = samples;
+                    self.block = s16le;
                     return Ok(());
                 }
                 Ok(Samples::Here { .. } | Samples::Look) => {}
@@ -120,9 +122,10 @@ impl<'a> RemotePcm<'a> {
     /// Copies what the block holds from `offset` on; how much that was.
     fn copy(&self, offset: u64, out: &mut [f32]) -> usize {
         let start = offset.checked_sub(self.block_offset).and_then(|start| usize::try_from(start).ok());
+        let start = start.and_then(|start| start.checked_mul(BYTES_PER_SAMPLE));
         let Some(here) = start.and_then(|start| self.block.get(start..)) else { return 0 };
-        let count = here.len().min(out.len());
-        out[..count].copy_from_slice(&here[..count]);
+        let count = (here.len() / BYTES_PER_SAMPLE).min(out.len());
+        from_s16le(here, &mut out[..count]);
         count
     }
 }
