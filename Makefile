@@ -112,10 +112,10 @@ test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
 	$(MAKE) test-docs
 
 soak: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
-soak: $(TOOLS) ort vad ## Random faults in a cluster for SECONDS= (half an hour) with the dice SEED=; two minutes are among the tests
+soak: $(TOOLS) ort vad ## Random faults in a cluster for SECONDS= (half an hour) with the dice SEED=; three minutes are among the tests
 	$(CARGO) build --locked --workspace --bin hush-server --bin hush-controller
 	HUSH_SOAK_SECONDS=$(or $(SECONDS),1800) HUSH_SOAK_SEED=$(or $(SEED),1) \
-	    $(CARGO) test --locked --workspace --test cluster -- --exact --nocapture soak::whatever_happens
+	    $(CARGO) test --locked --workspace --test cluster -- --exact --nocapture all_faults::whatever_happens
 
 # `page`: the server's; `controller_page`: the controller's.
 WEB := page controller_page

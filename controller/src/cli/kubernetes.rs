@@ -49,6 +49,8 @@ pub enum ScopeName {
 /// A controller's place in a cluster.
 pub struct Cluster {
     client: Client,
+    /// Asks again by itself where the API server is busy.
+    patient: Client,
     pub scope: Scope,
     pub gate: Arc<ScopeGate>,
     pub sources: Sources,
@@ -82,8 +84,13 @@ impl KubernetesArgs {
         readiness: &Readiness,
     ) -> anyhow::Result<Cluster> {
         let scope = self.scope(name)?;
-        let (client, own_namespace) = client().await?;
-        let namespace = self.lease_namespace.clone().unwrap_or(own_namespace);
+        let mut config = config().await?;
+        let namespace = self.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let patient = connected(config.clone())?;
+        // Whoever follows and writes what is there now asks again when it is time to, and says what it waits for: tries
+        // that nobody sees would take longer than a lease lasts.
+        config.default_retry = false;
+        let client = connected(config)?;
         let named = |name: String| LeaseName { namespace: namespace.clone(), name };
         let identity = identity().context("making up a name for this process")?;
         let patience = self.lease_duration.lease;
@@ -103,23 +110,31 @@ impl KubernetesArgs {
         };
         let sources = follow(&client, &scope, readiness);
         let gate = Arc::new(ScopeGate { scope: scope.clone(), claim, wider });
-        Ok(Cluster { client, scope, gate, sources, election, identity })
+        Ok(Cluster { client, patient, scope, gate, sources, election, identity })
     }
 }
 
-/// As kubectl is configured, or as a pod is; and the namespace there.
-pub async fn client() -> anyhow::Result<(Client, String)> {
-    let config = Config::infer().await.context("there is no kubeconfig, and this is no pod of a cluster")?;
-    let namespace = config.default_namespace.clone();
-    Ok((Client::try_from(config).context("connecting to the API server")?, namespace))
+/// For a single look.
+pub async fn client() -> anyhow::Result<Client> {
+    connected(config().await?)
+}
+
+/// As kubectl is configured, or as a pod is.
+async fn config() -> anyhow::Result<Config> {
+    Config::infer().await.context("there is no kubeconfig, and this is no pod of a cluster")
+}
+
+fn connected(config: Config) -> anyhow::Result<Client> {
+    Client::try_from(config).context("connecting to the API server")
 }
 
 impl Cluster {
     /// Tells people of what is done: Events, and of the whole cluster's controller the status of policies.
     pub fn tell(&self, snapshots: watch::Receiver<Arc<Snapshot>>) -> mpsc::UnboundedSender<Record> {
         let (told, records) = mpsc::unbounded_channel();
+        // What has happened is told once.
         let reporting = Reporting {
-            client: self.client.clone(),
+            client: self.patient.clone(),
             identity: self.identity.clone(),
             policies: self.sources.objects.clone(),
             pods: self.sources.pods.clone(),

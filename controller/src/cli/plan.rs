@@ -71,7 +71,7 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
 }
 
 async fn of_kubeconfig() -> anyhow::Result<Look> {
-    let (client, _) = super::kubernetes::client()
+    let client = super::kubernetes::client()
         .await
         .context("nothing to plan: give --world, or --policy with --target or --targets, or a kubeconfig")?;
     cluster::look(&client).await.context("listing servers and policies")

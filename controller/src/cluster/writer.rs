@@ -71,6 +71,10 @@ impl Writer {
                     Ok(Ok(())) => drop(written.insert(name.clone(), (object.status.clone(), wanted))),
                     // It is gone; the watch will say so.
                     Ok(Err(kube::Error::Api(error))) if error.code == 404 => {}
+                    Ok(Err(kube::Error::Api(error))) if error.code == 429 => {
+                        tracing::warn!(policy = %name, "the API server is busy; the status is written later");
+                        return;
+                    }
                     Ok(Err(error)) => tracing::warn!(policy = %name, "the status could not be written: {error}"),
                     Err(_) => tracing::warn!(policy = %name, "the status could not be written within {PATIENCE:?}"),
                 }

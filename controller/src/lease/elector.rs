@@ -197,7 +197,10 @@ impl Elector {
         // Time for a second try before the claim is over.
         let renew = self.candidate.terms().renew;
         let patience = (renew / 2).max(LEAST_PATIENCE).min(renew);
-        timeout(patience, request).await.map_err(|_| Failure::Silence(patience))?.map_err(Failure::Answer)
+        timeout(patience, request).await.map_err(|_| Failure::Silence(patience))?.map_err(|error| match error {
+            kube::Error::Api(status) if status.code == 429 => Failure::Busy,
+            error => Failure::Answer(error),
+        })
     }
 }
 
@@ -205,6 +208,8 @@ impl Elector {
 enum Failure {
     #[error("{0}")]
     Answer(#[source] kube::Error),
+    #[error("the API server is busy")]
+    Busy,
     #[error("no answer within {0:?}")]
     Silence(Duration),
 }

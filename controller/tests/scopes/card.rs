@@ -19,7 +19,7 @@ const STALE_AFTER: Duration = Duration::from_secs(15);
 /// A model, and what is true of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Guest {
-    pub idle_seconds: i64,
+    pub idle_ms: i64,
     pub gib: u64,
     /// From the command until the memory is back.
     pub unload_ms: i64,
@@ -32,8 +32,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub const fn new(idle_seconds: i64, gib: u64, unload_ms: i64) -> Self {
-        Self { idle_seconds, gib, unload_ms, left_ms: None, orphan: false, by_hand_ms: None }
+    pub const fn new(idle_ms: i64, gib: u64, unload_ms: i64) -> Self {
+        Self { idle_ms, gib, unload_ms, left_ms: None, orphan: false, by_hand_ms: None }
     }
 
     const fn state(&self, ms: i64) -> State {
@@ -61,15 +61,15 @@ impl Card {
         CARD_GIB.saturating_sub(self.foreign_gib + more + held.sum::<u64>()) * GIB
     }
 
-    /// What a scrape at `ms` shows of a server to somebody who thinks about it at `now`.
-    fn look(&self, place: usize, ms: i64, now: i64) -> Model {
+    /// What a scrape at `ms` shows of a server that answers so much later, to somebody who thinks about it at `now`.
+    fn look(&self, place: usize, ms: i64, late_ms: i64, now: i64) -> Model {
         let guest = &self.guests[place];
         Model {
             key: key(place),
             gpu: Some("GPU-a".into()),
             labels: Labels::new(),
             state: guest.state(ms),
-            idle: millis(guest.idle_seconds * 1000 + ms),
+            idle: millis(guest.idle_ms + ms + late_ms),
             inflight: 0,
             queued: 0,
             vram_bytes: guest.gib * GIB,
@@ -83,7 +83,7 @@ impl Card {
         }
     }
 
-    fn world(&self, looks: &[i64], now: i64) -> World {
+    fn world(&self, looks: &[i64], late: &[i64], now: i64) -> World {
         let newest = looks.iter().copied().max().unwrap();
         let card = Gpu {
             uuid: GpuId::from("GPU-a"),
@@ -92,7 +92,7 @@ impl Card {
             used_bytes: CARD_GIB * GIB - self.available(newest),
             sample_age: millis(now - newest),
         };
-        let models = (0..self.guests.len()).map(|place| self.look(place, looks[place], now)).collect();
+        let models = (0..self.guests.len()).map(|place| self.look(place, looks[place], late[place], now)).collect();
         World { stale_after: STALE_AFTER, gpus: vec![card], models, namespaces: BTreeMap::new() }
     }
 }
@@ -112,6 +112,8 @@ fn time(ms: i64) -> Timestamp {
 /// A controller: when it looks at each server, and whose commands it sends.
 pub struct Controller {
     phases: Vec<i64>,
+    /// How long each server takes to answer it.
+    late: Vec<i64>,
     /// `None`: for all of them.
     own: Option<usize>,
     memory: Memory,
@@ -121,13 +123,18 @@ pub struct Controller {
 
 impl Controller {
     pub fn new(phases: Vec<i64>, own: Option<usize>) -> Self {
-        Self { phases, own, memory: Memory::default(), others: Others::default(), absent: Vec::new() }
+        let late = vec![0; phases.len()];
+        Self { phases, late, own, memory: Memory::default(), others: Others::default(), absent: Vec::new() }
+    }
+
+    pub fn late(self, late: Vec<i64>) -> Self {
+        Self { late, ..self }
     }
 
     /// Gives the guests that it commands to leave.
     fn step(&mut self, card: &Card, now: i64, policies: &[Policy]) -> Vec<usize> {
         let looks: Vec<i64> = self.phases.iter().map(|phase| now - (now - phase).rem_euclid(SCRAPE_MS)).collect();
-        let mut world = card.world(&looks, now);
+        let mut world = card.world(&looks, &self.late, now);
         for model in &mut world.models {
             model.back_off = self.absent.iter().any(|place| key(*place) == model.key);
         }

@@ -35,6 +35,41 @@ fn soft() -> Policy {
     policy(Asks { soft_below: Some(Amount::Bytes(BELOW_GIB * GIB)), grace_period, min_resident, ..Asks::default() })
 }
 
+/// Two of the same size of whom one is enough, told apart by so much idleness; the first is idle for longer.
+fn pair(apart_ms: i64) -> Card {
+    let guests = vec![Guest::new(60_000 + apart_ms, 4, 500), Guest::new(60_000, 4, 500)];
+    Card { guests, foreign_gib: 8, more_gib: 6, more_at_ms: 4500 }
+}
+
+/// Just before a step: neither sees yet what the other does in it.
+const AT_ONCE: i64 = 990;
+
+/// Each of two sidecars asks both servers at the same time, and is answered so much later.
+fn answered(late: [[i64; 2]; 2]) -> Vec<Controller> {
+    let sidecar = |own: usize| Controller::new(vec![AT_ONCE; 2], Some(own)).late(late[own].to_vec());
+    vec![sidecar(0), sidecar(1)]
+}
+
+/// What the documentation says of it: two who have been idle for the same time, to within what an answer takes, can be
+/// taken for the idler one each by its own sidecar. Then both leave, once. With one controller for both it is one.
+#[test]
+fn idleness_that_differs_by_less_than_an_answer_takes_tells_nobody_apart() {
+    let late = [[80, 20], [20, 80]];
+    assert_eq!(play(pair(100), answered(late), &[hard()], END_MS), [0], "by more than it takes");
+    assert_eq!(
+        sorted(play(pair(10), answered(late), &[hard()], END_MS)),
+        [0, 1],
+        "by less: each takes its own for idler"
+    );
+    // The other way round each waits for the other's, and after a while stands in for it with what it has: its own.
+    let crossed = [[20, 80], [80, 20]];
+    assert_eq!(sorted(play(pair(10), answered(crossed), &[hard()], END_MS)), [0, 1]);
+    for late in [vec![80, 20], vec![20, 80]] {
+        let one = Controller::new(vec![0, 0], None).late(late);
+        assert_eq!(play(pair(10), vec![one], &[hard()], END_MS).len(), 1, "one for both");
+    }
+}
+
 prop_compose! {
     /// Two or three guests who are told apart by their idleness, and an app that takes memory after a while.
     fn cards()(
@@ -45,7 +80,7 @@ prop_compose! {
         more_at_ms in 3000..6000_i64,
     ) -> Card {
         let guests: Vec<Guest> =
-            sizes.iter().zip(&order).map(|((gib, ms), order)| Guest::new(60 + 60 * order, *gib, *ms)).collect();
+            sizes.iter().zip(&order).map(|((gib, ms), order)| Guest::new(60_000 + 60_000 * order, *gib, *ms)).collect();
         let held: u64 = sizes.iter().map(|(gib, _)| gib).sum();
         Card { guests, foreign_gib: (24 - held).saturating_sub(free), more_gib, more_at_ms }
     }
@@ -57,6 +92,16 @@ fn phases() -> impl Strategy<Value = Vec<Vec<i64>>> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// However long each answer takes.
+    #[test]
+    fn answers_that_differ_by_less_than_idleness_change_nothing(
+        apart_ms in 100..10_000_i64,
+        late in vec(vec(0..100_i64, 2), 2),
+    ) {
+        let late = [[late[0][0], late[0][1]], [late[1][0], late[1][1]]];
+        prop_assert_eq!(play(pair(apart_ms), answered(late), &[hard()], END_MS), [0]);
+    }
 
     /// The same leave, each once. One who looks only after the first has left may never see the threshold crossed: then
     /// nothing forces it, and it stays.

@@ -13,6 +13,7 @@ mod plane;
 mod programs;
 mod rights;
 mod setup;
+mod store;
 
 pub use credentials::Claims;
 pub use link::Link;

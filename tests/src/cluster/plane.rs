@@ -36,17 +36,20 @@ const TRIES: usize = 3;
 pub struct ControlPlane {
     pub(super) programs: Programs,
     pub(super) credentials: Credentials,
-    etcd_url: String,
+    pub(super) etcd: SocketAddr,
+    etcd_peers: SocketAddr,
     address: SocketAddr,
-    running: Mutex<Running>,
+    /// Of the API server, beside those that every test needs.
+    args: Vec<String>,
+    pub(super) running: Mutex<Running>,
     // Last: it clears up when the processes have ended.
     keeper: Mutex<Keeper>,
 }
 
 #[derive(Default)]
-struct Running {
-    etcd: Option<Child>,
-    api_server: Option<Child>,
+pub(super) struct Running {
+    pub(super) etcd: Option<Child>,
+    pub(super) api_server: Option<Child>,
 }
 
 impl ControlPlane {
@@ -58,29 +61,36 @@ impl ControlPlane {
 
     /// One of its own, for a test that does harm to it.
     pub async fn start() -> Result<Option<Self>> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with further arguments of the API server.
+    pub async fn start_with(args: &[&str]) -> Result<Option<Self>> {
         let Some(programs) = Programs::find()? else { return Ok(None) };
         let mut tries = 1;
         loop {
-            match Self::try_start(programs.clone()).await {
+            match Self::try_start(programs.clone(), args).await {
                 Err(error) if tries < TRIES && format!("{error:#}").contains("address already in use") => tries += 1,
                 started => return started.map(Some),
             }
         }
     }
 
-    async fn try_start(programs: Programs) -> Result<Self> {
+    async fn try_start(programs: Programs, args: &[&str]) -> Result<Self> {
         let keeper = Keeper::start()?;
         let credentials = Credentials::write(keeper.folder())?;
-        let [etcd, peer, api] = free_ports()?;
+        let [etcd, etcd_peers, address] = free_ports()?.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let plane = Self {
             programs,
             credentials,
-            etcd_url: format!("http://127.0.0.1:{etcd}"),
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, api)),
+            etcd,
+            etcd_peers,
+            address,
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             running: Mutex::default(),
             keeper: Mutex::new(keeper),
         };
-        plane.spawn_etcd(&format!("http://127.0.0.1:{peer}"))?;
+        plane.spawn_etcd()?;
         plane.spawn_api_server()?;
         plane.wait_until_ready().await?;
         Ok(plane)
@@ -141,12 +151,12 @@ impl ControlPlane {
 
     /// Ends the API server at once; nothing listens on its port.
     pub fn stop_api_server(&self) -> Result<()> {
-        let mut running = self.lock();
-        if let Some(mut child) = running.api_server.take() {
-            child.kill()?;
-            child.wait()?;
-        }
-        self.tell_keeper(&running)
+        self.end(Signal::KILL, |running| &mut running.api_server)
+    }
+
+    /// Lets the API server take its leave of whoever is connected.
+    pub fn shut_api_server_down(&self) -> Result<()> {
+        self.end(Signal::TERM, |running| &mut running.api_server)
     }
 
     /// Starts it again, on the same port and with the same data.
@@ -155,25 +165,30 @@ impl ControlPlane {
         self.wait_until_ready().await
     }
 
-    /// Freezes etcd, or lets it go on.
-    pub fn freeze_etcd(&self, frozen: bool) -> Result<()> {
-        let pid = self.lock().etcd.as_ref().context("etcd does not run")?.id();
-        process::send(pid, if frozen { Signal::STOP } else { Signal::CONT })
-    }
-
     /// Of everything that runs.
     pub fn pids(&self) -> Vec<u32> {
         pids(&self.lock())
     }
 
-    fn spawn_etcd(&self, peer_url: &str) -> Result<()> {
+    /// Waits until it has ended.
+    pub(super) fn end(&self, signal: Signal, which: impl FnOnce(&mut Running) -> &mut Option<Child>) -> Result<()> {
+        let mut running = self.lock();
+        if let Some(mut child) = which(&mut running).take() {
+            process::send(child.id(), signal)?;
+            child.wait()?;
+        }
+        self.tell_keeper(&running)
+    }
+
+    pub(super) fn spawn_etcd(&self) -> Result<()> {
+        let [clients, peers] = [self.etcd, self.etcd_peers].map(|address| format!("http://{address}"));
         let mut command = Command::new(&self.programs.etcd);
         command
             .arg("--data-dir")
             .arg(self.folder().join("etcd"))
-            .args(["--listen-client-urls", &self.etcd_url, "--advertise-client-urls", &self.etcd_url])
-            .args(["--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url])
-            .arg(format!("--initial-cluster=default={peer_url}"))
+            .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])
+            .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
+            .arg(format!("--initial-cluster=default={peers}"))
             .args(["--unsafe-no-fsync", "--log-level", "error"]);
         let mut running = self.lock();
         running.etcd = Some(self.spawn(command, "etcd.log")?);
@@ -186,7 +201,7 @@ impl ControlPlane {
         std::fs::write(&audit_policy, AUDIT_POLICY)?;
         let mut command = Command::new(&self.programs.api_server);
         command
-            .args(["--etcd-servers", &self.etcd_url, "--bind-address", "127.0.0.1"])
+            .args(["--etcd-servers", &format!("http://{}", self.etcd), "--bind-address", "127.0.0.1"])
             .args(["--secure-port", &self.address.port().to_string()])
             .arg("--tls-cert-file")
             .arg(certificate)
@@ -206,7 +221,8 @@ impl ControlPlane {
             .arg(users)
             .args(["--service-cluster-ip-range", "10.0.0.0/24", "--endpoint-reconciler-type", "none"])
             // Nothing here makes the secrets that it would wait for.
-            .args(["--disable-admission-plugins", "ServiceAccount", "--profiling=false"]);
+            .args(["--disable-admission-plugins", "ServiceAccount", "--profiling=false"])
+            .args(&self.args);
         let mut running = self.lock();
         running.api_server = Some(self.spawn(command, "api-server.log")?);
         self.tell_keeper(&running)
@@ -250,7 +266,7 @@ impl ControlPlane {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner).keep(&pids(running))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Running> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

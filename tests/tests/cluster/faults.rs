@@ -1,45 +1,18 @@
 //! The API server away, its store frozen, the definitions not there yet or not there any more: the controller says what
 //! it waits for and goes on by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use hush_tests::cluster::ControlPlane;
-use hush_tests::wait::wait_for;
-use hush_tests::{Controller, http};
+use hush_tests::http;
 
-use crate::stage::{App, Cast, SOON, Stage, policy, wait_until_acting, wait_until_ready};
+use crate::stage::{
+    CONTROLLER, Cast, SOON, Stage, own_plane, pulse, returning, wait_until_acting, wait_until_missing, wait_until_ready,
+};
 
 /// Longer than the default of 15 s, so that a busy machine does not cost the leader its lease while nobody asks for it.
 const LEASE: &str = "30s";
-
-/// Waits until `/readyz` says that it waits for this.
-fn wait_until_missing(controller: &Controller, part: &str) -> Result<()> {
-    let mut said = String::new();
-    let waited = wait_for(&format!("`/readyz` says {part:?}"), SOON, || {
-        let answer = http::get(controller.ops, "/readyz")?;
-        said = answer.text();
-        Ok((answer.status == 503 && said.contains(part)).then_some(()))
-    });
-    waited.with_context(|| format!("{said}\n{}", controller.log().join("\n")))
-}
-
-/// The app's model leaves for others and comes back.
-fn pulse(stage: &mut Stage<'_>, app: &App) -> Result<()> {
-    app.transcribe()?;
-    let before = app.server.unloads_ordered().len();
-    stage.others_hold(22)?;
-    app.server.wait_for_state("unloaded", SOON)?;
-    stage.others_hold(0)?;
-    ensure!(app.server.unloads_ordered().len() == before + 1, "by one command");
-    Ok(())
-}
-
-fn apply(plane: &ControlPlane, app: &App) -> Result<()> {
-    let mut spec = policy("app", 0);
-    spec["holdAfterEviction"] = "0s".into();
-    app.apply(plane, spec)
-}
 
 #[tokio::test]
 async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
@@ -53,7 +26,7 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     controller.wait_for_log(&["knows no ClusterGpuModelPolicies"], SOON)?;
     plane.apply_definitions().await?;
     wait_until_ready(&controller)?;
-    apply(&plane, &app)?;
+    app.apply(&plane, returning("app", 0))?;
     pulse(&mut stage, &app)?;
 
     // The API server goes, and comes back with watches that nobody remembers.
@@ -83,7 +56,7 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     plane.apply_definitions().await?;
     wait_until_ready(&controller)?;
     assert_eq!(app.server.unloads_ordered().len(), before);
-    apply(&plane, &app)?;
+    app.apply(&plane, returning("app", 0))?;
     app.wait_for_status(&plane, "loaded", 1)?;
     pulse(&mut stage, &app)
 }
@@ -91,11 +64,11 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
 /// Longer than the lease: the leader ends rather than act without it, and the next one needs nobody's help.
 #[tokio::test]
 async fn without_its_store_for_too_long_a_leader_ends_and_the_next_one_goes_on() -> Result<()> {
-    let Some(plane) = crate::stage::own_plane().await? else { return Ok(()) };
+    let Some(plane) = own_plane().await? else { return Ok(()) };
     let mut stage = Stage::new(&plane).await?;
     let app = stage.server(Cast::new("app", 2, 0)).await?;
-    apply(&plane, &app)?;
-    let seat = stage.seat(crate::stage::CONTROLLER, &plane.url(), &["--scope", "cluster"]).await?;
+    app.apply(&plane, returning("app", 0))?;
+    let seat = stage.seat(CONTROLLER, &plane.url(), &["--scope", "cluster"]).await?;
     let mut controller = seat.start()?;
     wait_until_ready(&controller)?;
     pulse(&mut stage, &app)?;
@@ -110,5 +83,49 @@ async fn without_its_store_for_too_long_a_leader_ends_and_the_next_one_goes_on()
     plane.freeze_etcd(false)?;
     wait_until_ready(&next)?;
     wait_until_acting(&next, true)?;
+    pulse(&mut stage, &app)
+}
+
+/// Not there at all for a minute, while memory is short: nobody acts, and whoever is there goes on by itself.
+#[tokio::test]
+async fn a_minute_without_its_store_is_waited_out() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    let app = stage.server(Cast::new("app", 2, 0)).await?;
+    app.apply(&plane, returning("app", 0))?;
+    let seat = stage.seat(CONTROLLER, &plane.url(), &["--scope", "cluster", "--lease-duration", "15s"]).await?;
+    let mut first = seat.start()?;
+    wait_until_ready(&first)?;
+    wait_until_acting(&first, true)?;
+    pulse(&mut stage, &app)?;
+    app.transcribe()?;
+
+    plane.stop_etcd()?;
+    let stopped = Instant::now();
+    wait_until_missing(&first, "the lease could not be written")?;
+    let status = first.wait_for_exit(SOON)?;
+    assert!(!status.success(), "{status}");
+    // As a kubelet does it.
+    let next = seat.start()?;
+    wait_until_missing(&next, "pods")?;
+    wait_until_missing(&next, "the lease could not be")?;
+    stage.others_hold(22)?;
+    let rest = Duration::from_secs(60).saturating_sub(stopped.elapsed());
+    tokio::time::sleep(rest).await;
+    wait_until_acting(&next, false)?;
+    assert_eq!(
+        http::get(next.ops, "/healthz")?.status,
+        200,
+        "it lives, and is not to be restarted for what others lack"
+    );
+    assert_eq!(app.server.unloads_ordered().len(), 1);
+
+    plane.start_etcd()?;
+    wait_until_ready(&next)?;
+    wait_until_acting(&next, true)?;
+    app.server.wait_for_state("unloaded", SOON)?;
+    assert_eq!(app.server.unloads_ordered().len(), 2, "for what was short meanwhile, once");
+    stage.others_hold(0)?;
+    app.wait_for_status(&plane, "loaded", 0)?;
     pulse(&mut stage, &app)
 }

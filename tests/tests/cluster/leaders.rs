@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use hush_tests::{Controller, http, process};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::stage::{App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, policy, wait_until_acting, wait_until_ready};
+use crate::stage::{
+    App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, returning, wait_until_acting, wait_until_ready,
+};
 
 const LEASE: Duration = Duration::from_secs(6);
 
 /// An app whose model comes back as soon as it is asked for.
 async fn app(stage: &mut Stage<'_>, name: &str, priority: i32) -> Result<App> {
     let app = stage.server(Cast::new(name, 2, priority)).await?;
-    let mut spec = policy(name, priority);
-    spec["holdAfterEviction"] = json!("0s");
-    app.apply(stage.plane, spec)?;
+    app.apply(stage.plane, returning(name, priority))?;
     app.transcribe()?;
     Ok(app)
 }

@@ -1,7 +1,11 @@
 //! Against a real API server: what only it knows. One control plane for all tests, except for those that do harm to it
 //! or whose controller looks at everything in it.
 
+mod all_faults;
+mod busy;
 mod definitions;
+mod edits;
+mod expired;
 mod faults;
 mod governs;
 mod harness;
@@ -13,6 +17,5 @@ mod refusals;
 mod review;
 mod rights;
 mod scopes;
-mod soak;
 mod stage;
 mod tenants;

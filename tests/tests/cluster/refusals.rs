@@ -1,5 +1,5 @@
-//! An API server that refuses: too busy, and a watch that is too old. A real one does neither when a test asks for it, so
-//! this one is a stand-in that answers from a list.
+//! An API server that refuses: too busy, and a watch that is too old. This one is a stand-in that answers from a list, so
+//! that each request can be counted; a real one does both in `busy` and `expired`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -5,18 +5,38 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hush_tests::cluster::Rights;
-use hush_tests::process;
+use hush_tests::wait::wait_for;
+use hush_tests::{Controller, http, process};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::definitions::with_definitions;
 use crate::stage::{
-    App, CONTROLLER, Cast, SERVER, SOON, Stage, own_plane, wait_until_acting, wait_until_calm, wait_until_ready,
+    App, CONTROLLER, Cast, SERVER, SOON, Stage, own_plane, returning, wait_until_acting, wait_until_calm,
+    wait_until_ready,
 };
 
 const LEASE: Duration = Duration::from_secs(6);
 
 fn orders(apps: &[&App]) -> Vec<usize> {
     apps.iter().map(|app| app.server.unloads_ordered().len()).collect()
+}
+
+/// One beside each, when all of them act and have seen all of the card.
+async fn sidecars(stage: &Stage<'_>, apps: &[&App]) -> Result<Vec<Controller>> {
+    let mut sidecars = Vec::new();
+    for app in apps {
+        app.transcribe()?;
+        sidecars.push(stage.sidecar(app).await?);
+    }
+    for sidecar in &sidecars {
+        wait_until_ready(sidecar)?;
+        // Nobody leads: it has waited for a lease to be sure of it.
+        wait_until_acting(sidecar, true)?;
+        sidecar.wait_for_metric("hush_controller_targets{state=\"answering\"}", apps.len() as f64, SOON)?;
+        wait_until_calm(sidecar)?;
+    }
+    Ok(sidecars)
 }
 
 #[tokio::test]
@@ -29,18 +49,7 @@ async fn three_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
     let middle = stage.app(Cast::new("middle", 2, 5).on(node)).await?;
     let cheap = stage.app(Cast::new("cheap", 2, 0).on(node)).await?;
     let apps = [&dear, &middle, &cheap];
-    let mut sidecars = Vec::new();
-    for app in apps {
-        app.transcribe()?;
-        sidecars.push(stage.sidecar(app).await?);
-    }
-    for sidecar in &sidecars {
-        wait_until_ready(sidecar)?;
-        // Nobody leads: it has waited for a lease to be sure of it.
-        wait_until_acting(sidecar, true)?;
-        sidecar.wait_for_metric("hush_controller_targets{state=\"answering\"}", 3.0, SOON)?;
-        wait_until_calm(sidecar)?;
-    }
+    let sidecars = sidecars(&stage, &apps).await?;
     // Each time one is enough, and all three of them have seen that it was.
     for (quarters, expected) in [(6, [0, 0, 1]), (14, [0, 1, 1]), (22, [1, 1, 1])] {
         stage.others_hold(quarters)?;
@@ -59,6 +68,66 @@ async fn three_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
     let asked = plane.requests_of(&stage.system.name, SERVER)?;
     let forbidden: Vec<_> = asked.iter().filter(|entry| entry["responseStatus"]["code"] == 403).collect();
     assert!(forbidden.is_empty(), "{forbidden:?}");
+    Ok(())
+}
+
+/// Waits until a sidecar has seen that all models are there, and with these priorities.
+fn wait_until_seen(sidecar: &Controller, apps: &[&App], priorities: &[i32]) -> Result<()> {
+    wait_for("the sidecar sees all models", SOON, || {
+        let state = http::get(sidecar.ops, "/api/v1/state")?.json()?;
+        let seen = |app: &App, priority: i32| {
+            let models = state["models"].as_array()?;
+            let model = models.iter().find(|model| model["server"] == app.pod())?;
+            (model["state"] == "Ready" && model["rules"]["priority"]["value"] == priority).then_some(())
+        };
+        Ok(apps.iter().zip(priorities).map(|(app, priority)| seen(app, *priority)).collect::<Option<()>>())
+    })
+}
+
+/// Whose priority is lower leaves, once, and comes back for good when there is room; also when that changes.
+#[tokio::test]
+async fn two_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
+    let Some(plane) = with_definitions().await? else { return Ok(()) };
+    let mut stage = Stage::new(plane).await?;
+    plane.grant(&stage.system, Rights::Sidecar)?;
+    let one = stage.server(Cast::new("one", 2, 0).on("pair")).await?;
+    let two = stage.server(Cast::new("two", 2, 0).on("pair")).await?;
+    let apps = [&one, &two];
+    let sidecars = sidecars(&stage, &apps).await?;
+    let mut expected = [0, 0];
+    for priorities in [[5, 0], [0, 5], [0, 5]] {
+        for ((app, name), priority) in apps.iter().zip(["one", "two"]).zip(priorities) {
+            app.apply(plane, returning(name, priority))?;
+            app.transcribe()?;
+        }
+        for sidecar in &sidecars {
+            wait_until_seen(sidecar, &apps, &priorities)?;
+        }
+        let leaves = usize::from(priorities[0] > priorities[1]);
+        expected[leaves] += 1;
+        stage.others_hold(14)?;
+        apps[leaves].server.wait_for_state("unloaded", SOON)?;
+        for sidecar in &sidecars {
+            wait_until_calm(sidecar)?;
+        }
+        assert_eq!(orders(&apps), expected, "{priorities:?}");
+
+        // Others give it back: the model returns, and nobody leaves for that.
+        stage.others_hold(0)?;
+        apps[leaves].transcribe()?;
+        for sidecar in &sidecars {
+            wait_until_seen(sidecar, &apps, &priorities)?;
+            wait_until_calm(sidecar)?;
+        }
+        assert_eq!(orders(&apps), expected, "{priorities:?}, afterwards");
+    }
+    for (app, sidecar) in apps.iter().zip(&sidecars) {
+        let own = |record: &Value| record["server"] == app.pod() && record["outcome"] == "Unloaded";
+        let audit = sidecar.audit()?;
+        assert!(audit.iter().all(own), "each sends its own commands alone, and each is carried out: {audit:?}");
+        assert_eq!(audit.len(), app.server.unloads_ordered().len());
+        assert!(app.server.unloads_ordered().iter().all(|caller| *caller == stage.caller(SERVER)));
+    }
     Ok(())
 }
 

@@ -15,6 +15,8 @@ use hush_tests::{Controller, Server, http};
 use serde_json::{Value, json};
 
 pub const SOON: Duration = Duration::from_secs(60);
+/// From one look with kubectl to the next: each is a process that costs more than what it looks at.
+const LOOK: Duration = Duration::from_millis(250);
 pub const POD: &str = "whisper-0";
 /// Of the controller for the cluster or a node, and of the servers, which is also that of a controller beside one.
 pub const CONTROLLER: &str = "hush-controller";
@@ -62,7 +64,12 @@ impl Seat {
 
 /// A control plane of the test's own, since a controller for the whole cluster looks at everything in it.
 pub async fn own_plane() -> Result<Option<ControlPlane>> {
-    let Some(plane) = ControlPlane::start().await? else { return Ok(None) };
+    own_plane_with(&[]).await
+}
+
+/// The same with further arguments of the API server.
+pub async fn own_plane_with(args: &[&str]) -> Result<Option<ControlPlane>> {
+    let Some(plane) = ControlPlane::start_with(args).await? else { return Ok(None) };
     plane.apply_definitions().await?;
     Ok(Some(plane))
 }
@@ -187,6 +194,24 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// The app's model leaves for others, by one command, and may come back.
+pub fn pulse(stage: &mut Stage<'_>, app: &App) -> Result<()> {
+    app.transcribe()?;
+    let before = app.server.unloads_ordered().len();
+    stage.others_hold(22)?;
+    app.server.wait_for_state("unloaded", SOON)?;
+    stage.others_hold(0)?;
+    ensure!(app.server.unloads_ordered().len() == before + 1, "by one command");
+    Ok(())
+}
+
+/// Never leaves unless memory is short; then in the order of priorities. Comes back as soon as it is asked for.
+pub fn returning(app: &str, priority: i32) -> Value {
+    let mut spec = policy(app, priority);
+    spec["holdAfterEviction"] = json!("0s");
+    spec
+}
+
 /// Never leaves unless memory is short; then in the order of priorities.
 pub fn policy(app: &str, priority: i32) -> Value {
     json!({
@@ -224,7 +249,7 @@ impl App {
         let (value, mut last) = (value.into(), Value::Null);
         let waited = wait_for(&format!("{field} of {} is {value}", self.namespace.name), SOON, || {
             last = self.policy(plane)?["status"].take();
-            Ok((last[field] == value).then_some(()))
+            Ok(or_later((last[field] == value).then_some(())))
         });
         waited.with_context(|| last.to_string())
     }
@@ -237,7 +262,7 @@ impl App {
             let condition = condition(&last, kind);
             let found = condition
                 .filter(|condition| (&condition["status"], &condition["reason"]) == (&json!(is.0), &json!(is.1)));
-            Ok(found.map(|condition| condition["message"].as_str().unwrap_or_default().to_owned()))
+            Ok(or_later(found.map(|condition| condition["message"].as_str().unwrap_or_default().to_owned())))
         });
         waited.with_context(|| last.to_string())
     }
@@ -256,6 +281,13 @@ impl App {
     }
 }
 
+fn or_later<T>(found: Option<T>) -> Option<T> {
+    if found.is_none() {
+        std::thread::sleep(LOOK);
+    }
+    found
+}
+
 pub fn condition<'a>(policy: &'a Value, kind: &str) -> Option<&'a Value> {
     policy["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
 }
@@ -266,6 +298,17 @@ pub fn wait_until_ready(controller: &Controller) -> Result<()> {
         let answer = http::get(controller.ops, "/readyz")?;
         said = answer.text();
         Ok((answer.status == 200).then_some(()))
+    });
+    waited.with_context(|| format!("{said}\n{}", controller.log().join("\n")))
+}
+
+/// Waits until `/readyz` says that it waits for this.
+pub fn wait_until_missing(controller: &Controller, part: &str) -> Result<()> {
+    let mut said = String::new();
+    let waited = wait_for(&format!("`/readyz` says {part:?}"), SOON, || {
+        let answer = http::get(controller.ops, "/readyz")?;
+        said = answer.text();
+        Ok((answer.status == 503 && said.contains(part)).then_some(()))
     });
     waited.with_context(|| format!("{said}\n{}", controller.log().join("\n")))
 }

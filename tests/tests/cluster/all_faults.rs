@@ -13,11 +13,11 @@ use hush_tests::cluster::{ControlPlane, Link};
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, fixtures, http, process};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::stage::{App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, policy, wait_until_ready};
+use crate::stage::{App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, returning, wait_until_ready};
 
-const SECONDS: u64 = 120;
+const SECONDS: u64 = 180;
 /// A model may leave for what was seen so long ago: samples grow stale, commands take their time.
 const LATE: Duration = Duration::from_secs(20);
 
@@ -186,9 +186,7 @@ impl Soak<'_, '_> {
 
     fn govern(&self, app: usize, priority: i32) -> Result<()> {
         let name = ["cheap", "middle", "dear"][app];
-        let mut spec = policy(name, priority);
-        spec["holdAfterEviction"] = json!("0s");
-        self.apps[app].apply(self.stage.plane, spec)
+        self.apps[app].apply(self.stage.plane, returning(name, priority))
     }
 
     /// What was sent, by which life of which controller.

@@ -1,0 +1,160 @@
+//! A policy that is changed or deleted while a model leaves by it: what was ordered stands, once, and nothing follows from
+//! what does not hold any more.
+
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, ensure};
+use hush_tests::cluster::ControlPlane;
+use hush_tests::wait::wait_for;
+use hush_tests::{fixtures, http, process};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::stage::{
+    App, CONTROLLER, Cast, POD, SOON, Stage, own_plane, returning, wait_until_acting, wait_until_calm, wait_until_ready,
+};
+
+const DRAIN: &str = "120s";
+
+/// A request that lasts until it is let go on.
+struct Long {
+    runner: u32,
+    request: JoinHandle<Result<http::Response>>,
+}
+
+impl Long {
+    fn begin(app: &App) -> Result<Self> {
+        app.transcribe()?;
+        let [runner] = app.server.runners()?[..] else { anyhow::bail!("not one runner") };
+        process::send(runner, Signal::STOP)?;
+        let (api, audio): (SocketAddr, _) = (app.server.api, fixtures::audio("en-1.wav")?);
+        let request = std::thread::spawn(move || http::upload(api, "/asr?language=en", "en-1.wav", &audio));
+        app.server.wait_for_metric(&in_flight(), 1.0, SOON)?;
+        Ok(Self { runner, request })
+    }
+
+    fn end(self) -> Result<()> {
+        process::send(self.runner, Signal::CONT)?;
+        let answer = self.request.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        ensure!(answer.status == 200, "a request was lost: {}", answer.text());
+        Ok(())
+    }
+}
+
+fn in_flight() -> String {
+    format!("hush_model_inflight_requests{{model=\"{}\"}}", fixtures::MODEL)
+}
+
+fn orders(app: &App) -> usize {
+    app.server.unloads_ordered().len()
+}
+
+fn patient(app: &str, priority: i32) -> Value {
+    let mut spec = returning(app, priority);
+    spec["drainTimeout"] = json!(DRAIN);
+    spec
+}
+
+/// Reasons and notes of the Events on one kind of object.
+fn told(app: &App, plane: &ControlPlane, kind: &str) -> Result<Vec<(String, String)>> {
+    let events = app.events(plane)?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let these = events.iter().filter(|event| event["involvedObject"]["kind"] == kind);
+    Ok(these.map(|event| (text(&event["reason"]), text(&event["message"]))).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    // A runner that stands still is not taken for one that hangs.
+    let patience = ["--stall-timeout", "600s"];
+    let edited = stage.server(Cast { args: &patience, ..Cast::new("edited", 2, 0) }).await?;
+    let deleted = stage.server(Cast { args: &patience, ..Cast::new("deleted", 2, 0) }).await?;
+    // Of higher priority: it leaves only where nobody else does.
+    let witness = stage.server(Cast::new("witness", 2, 9)).await?;
+    edited.apply(&plane, patient("edited", 0))?;
+    deleted.apply(&plane, patient("deleted", 0))?;
+    witness.apply(&plane, returning("witness", 9))?;
+    let controller = stage.controller(&["--scope", "cluster", "--lease-duration", "30s"]).await?;
+    wait_until_ready(&controller)?;
+    wait_until_acting(&controller, true)?;
+
+    for (app, is_deleted) in [(&edited, false), (&deleted, true)] {
+        let long = Long::begin(app)?;
+        app.wait_for_status(&plane, "loaded", 1)?;
+        stage.others_hold(22)?;
+        app.server.wait_for_state("draining", SOON)?;
+        let namespace = app.namespace.name.clone();
+        if is_deleted {
+            plane.kubectl_text(&["delete", "gmp", "speech", "--namespace", &namespace], "")?;
+            controller.wait_for_metric("hush_controller_policies", 2.0, SOON)?;
+        } else {
+            // By this one nobody leaves for lack of memory.
+            app.apply(
+                &plane,
+                json!({"selector": {"matchLabels": {"app": "edited"}}, "residency": {"mode": "Resident"}}),
+            )?;
+            app.wait_for_status(&plane, "observedGeneration", 2)?;
+        }
+        assert_eq!(app.server.metric(&in_flight())?, Some(1.0), "it is still answering");
+        ensure!(controller.audit()?.iter().all(|record| record["server"] != app.pod()), "the command has not ended");
+        long.end()?;
+        app.server.wait_for_state("unloaded", SOON)?;
+        wait_until_calm(&controller)?;
+        assert_eq!(orders(app), 1, "one command, though memory was short all the time");
+
+        // It is told of where somebody is left to be told.
+        let record = wait_for("the command has ended", SOON, || {
+            Ok(controller.audit()?.into_iter().find(|record| record["server"] == app.pod()))
+        })?;
+        assert_eq!((&record["outcome"], &record["reason"]), (&json!("Unloaded"), &json!("HardPressure")), "{record}");
+        assert_eq!(record["policy"], format!("{namespace}/speech"));
+        let note = format!("unloaded {} of {namespace}/{POD} for {namespace}/speech (HardPressure)", fixtures::MODEL);
+        let event = wait_for("an Event on the pod", SOON, || Ok(told(app, &plane, "Pod")?.pop()))?;
+        assert!(event.0 == "Unloaded" && event.1.starts_with(&note), "{event:?}");
+        if is_deleted {
+            let about_policy = told(app, &plane, "GpuModelPolicy")?;
+            assert!(about_policy.is_empty(), "there is no policy to tell of it: {about_policy:?}");
+        } else {
+            let policy = wait_for("the status tells of it", SOON, || {
+                Ok(Some(app.policy(&plane)?).filter(|policy| policy["status"]["lastActions"].is_array()))
+            })?;
+            let last = &policy["status"]["lastActions"][0];
+            assert_eq!((&last["action"], &last["reason"]), (&json!("Unload"), &json!("HardPressure")), "{policy}");
+            assert_eq!(policy["status"]["observedGeneration"], policy["metadata"]["generation"], "{policy}");
+        }
+
+        // The model is back and memory is short again: it is not its turn any more.
+        stage.others_hold(0)?;
+        app.transcribe()?;
+        witness.transcribe()?;
+        let before = orders(&witness);
+        witness.wait_for_status(&plane, "loaded", 1)?;
+        stage.others_hold(14)?;
+        witness.server.wait_for_state("unloaded", SOON)?;
+        wait_until_calm(&controller)?;
+        assert_eq!((orders(app), orders(&witness)), (1, before + 1));
+        assert_eq!(controller.audit()?.iter().filter(|record| record["server"] == app.pod()).count(), 1);
+        app.server.wait_for_state("ready", SOON)?;
+        stage.others_hold(0)?;
+        // Out of the way of the next.
+        unload(&stage, app).await?;
+    }
+    Ok(())
+}
+
+/// As a person does it.
+async fn unload(stage: &Stage<'_>, app: &App) -> Result<()> {
+    let token = stage.system.token(CONTROLLER, Some("hush-server")).await?;
+    let (ops, body, model) = (app.server.ops, "{}", fixtures::MODEL);
+    let request = format!(
+        "POST /admin/v1/models/{model}/unload HTTP/1.1\r\nHost: {ops}\r\nContent-Type: application/json\r\n\
+         Authorization: Bearer {token}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = http::exchange(ops, request.as_bytes()).context("unloading")?;
+    ensure!(answer.status == 200, "{}", answer.text());
+    Ok(())
+}
