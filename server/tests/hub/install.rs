@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hush_server::cli::install::{InstallCommandError, find_or_install, run};
+use hush_server::cli::install::{InstallCommandError, Missing, find_or_install, run};
 use hush_server::cli::models;
 use hush_server::cli::resolve::{ResolveError, Store};
 use hush_server::cli::settings::{Settings, resolve};
@@ -56,19 +56,19 @@ fn a_missing_model_comes_from_the_hub() {
     let models_dir = tempfile::tempdir().unwrap();
     let store = Store::new(models_dir.path());
     let find = |missing| find_or_install(&store, REPO, PrecisionChoice::Auto, Device::Cpu, missing, &env);
-    let refused = find(false).unwrap_err();
+    let refused = find(Missing::Refuse).unwrap_err();
     assert!(matches!(refused, InstallCommandError::Resolve(ResolveError::NotInstalled { .. })), "{refused:?}");
     assert!(hub.requests().is_empty());
 
     // As two servers that start together would.
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| assert_eq!(find(true).unwrap().id, REPO));
+            scope.spawn(|| assert_eq!(find(Missing::Install).unwrap().id, REPO));
         }
     });
     let weights = hub.requests().iter().filter(|r| r.store && r.path.ends_with("/model.safetensors")).count();
     assert_eq!(weights, 1, "one download for both");
-    let found = find(false).unwrap();
+    let found = find(Missing::Refuse).unwrap();
     assert_eq!(found.dir, models_dir.path().join("hush--whisper-hush-tiny/int8"));
     assert_eq!(ModelDir::open(&found.dir).unwrap().manifest().source, format!("{REPO}@{COMMIT}"));
     let download = models_dir.path().join(".download/hush--whisper-hush-tiny").join(COMMIT);

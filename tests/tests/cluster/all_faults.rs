@@ -303,8 +303,10 @@ async fn whatever_happens() -> Result<()> {
     soak.hold(22)?;
     for app in &soak.apps {
         app.wait_for_status(&plane, "loaded", 0)?;
-        let object = app.policy(&plane)?;
-        assert_eq!(object["status"]["observedGeneration"], object["metadata"]["generation"], "{object}");
+        wait_for("its status is of the policy's last change", SOON, || {
+            let object = app.policy(&plane)?;
+            Ok((object["status"]["observedGeneration"] == object["metadata"]["generation"]).then_some(()))
+        })?;
     }
     soak.laws()?;
     soak.nothing_unheard_of()?;
