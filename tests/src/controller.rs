@@ -71,7 +71,13 @@ impl Controller {
         text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
     }
 
-    /// The same once there are so many; whoever asked for a command may hear of its end before it is written down.
+    /// Of these what was sent: whoever does not lead decides too, and writes down that it did not send it. So does a leader
+    /// whose claim lapses for a moment on a slow machine.
+    pub fn sent(&self) -> Result<Vec<Value>> {
+        Ok(self.audit()?.into_iter().filter(|record| record["outcome"] != "Withheld").collect())
+    }
+
+    /// The same as `audit` once there are so many; whoever asked for a command may hear of its end before it is written down.
     pub fn wait_for_audit(&self, lines: usize, deadline: Duration) -> Result<Vec<Value>> {
         wait_for(&format!("{lines} audit lines"), deadline, || Ok(Some(self.audit()?).filter(|all| all.len() >= lines)))
     }

@@ -193,7 +193,7 @@ impl Soak<'_, '_> {
     fn commands(&self) -> Result<Vec<(jiff::Timestamp, usize, Value)>> {
         let mut commands = Vec::new();
         for (life, controller) in self.chairs.iter().flat_map(Chair::all).enumerate() {
-            for record in controller.audit()?.into_iter().filter(|record| record["outcome"] != "Withheld") {
+            for record in controller.sent()? {
                 let decided_at = record["decidedAt"].as_str().context("no decidedAt")?.parse()?;
                 commands.push((decided_at, life, record));
             }

@@ -117,7 +117,7 @@ fn refused(plane: &ControlPlane, stage: &Stage<'_>, verb: &str, resource: &str) 
 fn sent(controllers: &[&Controller]) -> Result<Vec<Value>> {
     let mut all = Vec::new();
     for controller in controllers {
-        all.extend(controller.audit()?.into_iter().filter(|record| record["outcome"] != "Withheld"));
+        all.extend(controller.sent()?);
     }
     Ok(all)
 }

@@ -99,7 +99,7 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
             app.wait_for_status(&plane, "observedGeneration", 2)?;
         }
         assert_eq!(app.server.metric(&in_flight())?, Some(1.0), "it is still answering");
-        ensure!(controller.audit()?.iter().all(|record| record["server"] != app.pod()), "the command has not ended");
+        ensure!(controller.sent()?.iter().all(|record| record["server"] != app.pod()), "the command has not ended");
         long.end()?;
         app.server.wait_for_state("unloaded", SOON)?;
         wait_until_calm(&controller)?;
@@ -107,7 +107,7 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
 
         // It is told of where somebody is left to be told.
         let record = wait_for("the command has ended", SOON, || {
-            Ok(controller.audit()?.into_iter().find(|record| record["server"] == app.pod()))
+            Ok(controller.sent()?.into_iter().find(|record| record["server"] == app.pod()))
         })?;
         assert_eq!((&record["outcome"], &record["reason"]), (&json!("Unloaded"), &json!("HardPressure")), "{record}");
         assert_eq!(record["policy"], format!("{namespace}/speech"));
@@ -136,7 +136,7 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
         witness.server.wait_for_state("unloaded", SOON)?;
         wait_until_calm(&controller)?;
         assert_eq!((orders(app), orders(&witness)), (1, before + 1));
-        assert_eq!(controller.audit()?.iter().filter(|record| record["server"] == app.pod()).count(), 1);
+        assert_eq!(controller.sent()?.iter().filter(|record| record["server"] == app.pod()).count(), 1);
         app.server.wait_for_state("ready", SOON)?;
         stage.others_hold(0)?;
         // Out of the way of the next.

@@ -59,7 +59,7 @@ async fn the_right_model_leaves_and_everybody_can_read_why() -> Result<()> {
     stage.others_hold(10)?;
     cheap.server.wait_for_state("unloaded", SOON)?;
     cheap.wait_for_status(&plane, "loaded", 0)?;
-    let record = wait_for("the audit says so", SOON, || Ok(controller.audit()?.into_iter().next()))?;
+    let record = wait_for("the audit says so", SOON, || Ok(controller.sent()?.into_iter().next()))?;
     assert_eq!((&record["server"], &record["reason"]), (&json!(cheap.pod()), &json!("HardPressure")), "{record}");
     wait_for("Events on policy and pod", SOON, || {
         let kinds: Vec<_> = cheap.events(&plane)?.iter().map(|event| event["involvedObject"]["kind"].clone()).collect();
@@ -67,7 +67,7 @@ async fn the_right_model_leaves_and_everybody_can_read_why() -> Result<()> {
     })?;
     assert!(dear.events(&plane)?.is_empty(), "nothing was done to it");
     dear.server.wait_for_state("ready", SOON)?;
-    assert_eq!(controller.audit()?.len(), 1, "one command was enough");
+    assert_eq!(controller.sent()?.len(), 1, "one command was enough");
     assert_eq!(cheap.server.unloads_ordered(), [stage.caller(CONTROLLER)]);
 
     // A policy that is gone governs nobody.

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use hush_tests::{Controller, http, process};
 use rustix::process::Signal;
-use serde_json::Value;
 
 use crate::stage::{
     App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, returning, wait_until_acting, wait_until_ready,
@@ -28,11 +27,6 @@ fn pulse(stage: &mut Stage<'_>, app: &App) -> Result<()> {
     app.server.wait_for_state("unloaded", SOON)?;
     stage.others_hold(0)?;
     app.transcribe()
-}
-
-/// What it sent, and how that ended. Whoever does not lead decides too, and writes down that it did not send it.
-fn sent(controller: &Controller) -> Result<Vec<Value>> {
-    Ok(controller.audit()?.into_iter().filter(|record| record["outcome"] != "Withheld").collect())
 }
 
 /// What a controller says of itself.
@@ -85,7 +79,7 @@ async fn never_two_act_and_nothing_is_repeated_or_lost() -> Result<()> {
     wait_until_lost(&mut first)?;
     stage.others_hold(0)?;
     cheap.transcribe()?;
-    assert_eq!((sent(&first)?.len(), sent(&second)?.len()), (1, 1));
+    assert_eq!((first.sent()?.len(), second.sent()?.len()), (1, 1));
     assert_eq!(cheap.server.unloads_ordered().len(), 2, "once by each");
 
     // Cut off: it is no leader any more before another is.
@@ -107,7 +101,7 @@ async fn never_two_act_and_nothing_is_repeated_or_lost() -> Result<()> {
     assert!(took < LEASE + Duration::from_secs(2), "{took:?}");
     pulse(&mut stage, &cheap)?;
 
-    let audits = [&first, &second, &third, &fourth].map(sent);
+    let audits = [&first, &second, &third, &fourth].map(Controller::sent);
     let records: Vec<_> = audits.into_iter().collect::<Result<Vec<_>>>()?.concat();
     let generations: Vec<_> = records.iter().map(|record| record["ifGeneration"].as_u64()).collect();
     assert_eq!(generations, [1, 2, 3, 4].map(Some), "each life ended once: {records:?}");

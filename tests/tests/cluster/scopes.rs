@@ -62,7 +62,7 @@ async fn three_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
     }
     for (app, sidecar) in apps.iter().zip(&sidecars) {
         assert_eq!(app.server.unloads_ordered(), [stage.caller(SERVER)]);
-        assert_eq!(sidecar.audit()?.len(), 1, "each sends its own command alone");
+        assert_eq!(sidecar.sent()?.len(), 1, "each sends its own command alone");
         assert!(!app.events(plane)?.is_empty(), "and tells of it");
     }
     let asked = plane.requests_of(&stage.system.name, SERVER)?;
@@ -123,7 +123,7 @@ async fn two_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
     }
     for (app, sidecar) in apps.iter().zip(&sidecars) {
         let own = |record: &Value| record["server"] == app.pod() && record["outcome"] == "Unloaded";
-        let audit = sidecar.audit()?;
+        let audit = sidecar.sent()?;
         assert!(audit.iter().all(own), "each sends its own commands alone, and each is carried out: {audit:?}");
         assert_eq!(audit.len(), app.server.unloads_ordered().len());
         assert!(app.server.unloads_ordered().iter().all(|caller| *caller == stage.caller(SERVER)));
