@@ -4,6 +4,8 @@
 //! `HUSH_SOAK_SECONDS=N` lasts longer than here (`make soak`), `HUSH_SOAK_SEED=N` begins with other dice.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -89,6 +91,10 @@ struct Soak<'a, 'b> {
     began: (Instant, jiff::Timestamp),
     answers: (Sender<Result<()>>, Receiver<Result<()>>),
     asked: usize,
+    /// Of which app, since when, and whether it was answered.
+    requests: Vec<(usize, Instant, Arc<AtomicBool>)>,
+    /// When each app's runner was killed last.
+    killed: [Option<Instant>; 3],
     faults: std::collections::BTreeMap<&'static str, usize>,
 }
 
@@ -111,6 +117,8 @@ impl Soak<'_, '_> {
         let at = self.dice.below(self.apps.len() as u64) as usize;
         let (api, to) = (self.apps[at].server.api, self.answers.0.clone());
         self.asked += 1;
+        let answered = Arc::new(AtomicBool::new(false));
+        self.requests.push((at, Instant::now(), answered.clone()));
         thread::spawn(move || {
             let answer =
                 fixtures::audio("en-1.wav").and_then(|audio| http::upload(api, "/asr?language=en", "en-1.wav", &audio));
@@ -118,9 +126,19 @@ impl Soak<'_, '_> {
                 ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
                 Ok(())
             });
+            answered.store(true, Ordering::Relaxed);
             // The test has ended when nobody listens.
             let _ = to.send(answer);
         });
+    }
+
+    /// Whether a request may be on its second runner: a third is not promised.
+    fn is_retried(&self, app: usize) -> bool {
+        let Some(killed) = self.killed[app] else { return false };
+        let waits = |(of, asked, answered): &(usize, Instant, Arc<AtomicBool>)| {
+            *of == app && *asked < killed && !answered.load(Ordering::Relaxed)
+        };
+        self.requests.iter().any(waits)
     }
 
     async fn fault(&mut self, plane: &ControlPlane) -> Result<()> {
@@ -155,7 +173,9 @@ impl Soak<'_, '_> {
                 plane.freeze_etcd(false)?;
                 "etcd frozen"
             }
+            5 if self.is_retried(app) => "runner spared",
             5 => {
+                self.killed[app] = Some(Instant::now());
                 for runner in self.apps[app].server.runners()? {
                     // It may have ended by itself meanwhile.
                     let _ = process::send(runner, Signal::KILL);
@@ -268,6 +288,8 @@ async fn whatever_happens() -> Result<()> {
         began,
         answers: channel(),
         asked: 0,
+        requests: Vec::new(),
+        killed: [None; 3],
         faults: Default::default(),
     };
     for app in 0..3 {
