@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::job::{Audio, JobError, Outcome, Work};
 use crate::request;
-use crate::runner::wire::FailureKind;
+use crate::runner::wire::{BYTES_PER_SAMPLE, FailureKind};
 use crate::runner::{Ending, JobEvent, Runner};
 
 /// Where segments go.
@@ -168,7 +168,7 @@ async fn read_block(audio: &Arc<dyn Audio>, offset: u64, samples: usize) -> io::
     offset.checked_add(samples as u64).filter(|end| *end <= audio.len_samples()).ok_or(io::ErrorKind::UnexpectedEof)?;
     let of = audio.clone();
     let read = move || {
-        let mut block = vec![0; samples * 2];
+        let mut block = vec![0; samples * BYTES_PER_SAMPLE];
         of.read_s16le(offset, &mut block).map(|()| block)
     };
     if audio.is_in_memory() { read() } else { tokio::task::spawn_blocking(read).await.map_err(io::Error::other)? }

@@ -25,7 +25,7 @@ const KIND_JSON: u8 = 1;
 const KIND_AUDIO: u8 = 2;
 const HEADER: usize = 5;
 const AUDIO_HEADER: usize = 16;
-pub(super) const BYTES_PER_SAMPLE: usize = 2;
+pub(crate) const BYTES_PER_SAMPLE: usize = 2;
 
 /// Names one job on one runner.
 pub type JobId = u64;
