@@ -12,9 +12,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use hush_server::job::Outcome;
+use hush_server::job::{Outcome, Work};
 use hush_server::runner::child::PARENT_VARIABLE;
-use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION};
+use hush_server::runner::wire::{
+    Decoder, FailureKind, FromRunner, JobId, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION,
+};
 use scripted::{audio, spec, work};
 
 #[test]
@@ -93,6 +95,15 @@ impl Drop for Runner {
     }
 }
 
+/// Whose audio has to be asked for, all of it.
+fn job(id: JobId, work: Work, len_samples: u64) -> ToRunner {
+    ToRunner::Work { id, work, len_samples, first_samples: 0, request: None }
+}
+
+fn bytes(samples: &[i16]) -> Vec<u8> {
+    samples.iter().flat_map(|sample| sample.to_le_bytes()).collect()
+}
+
 #[test]
 fn it_is_there_fast_and_gone_fast() {
     let (mut hello, mut gone) = (Vec::new(), Vec::new());
@@ -130,7 +141,7 @@ fn it_ends_with_its_socket_and_on_nonsense_whatever_its_engine_does() {
     assert_eq!(loading.ended_within(Duration::from_secs(2)).signal(), Some(9));
 
     let mut working = Runner::loaded();
-    working.say(&ToRunner::Work { id: 1, work: work("hang"), len_samples: 0, request: None });
+    working.say(&job(1, work("hang"), 0));
     assert!(matches!(working.hear(), FromRunner::FirstToken { id: 1, .. }));
     drop(working.socket.shutdown(std::net::Shutdown::Write));
     working.ended_within(Duration::from_secs(2));
@@ -146,15 +157,14 @@ fn it_does_not_live_without_its_server() {
 fn it_pulls_audio_in_bounded_blocks_and_every_sample_once() {
     let samples = audio(100);
     let mut runner = Runner::loaded();
-    runner.say(&ToRunner::Work { id: 5, work: work("piece=1000"), len_samples: samples.len() as u64, request: None });
+    runner.say(&job(5, work("piece=1000"), samples.len() as u64));
     let (mut next, mut asked) = (0, 0);
     loop {
         match runner.hear() {
             FromRunner::NeedAudio { id: 5, offset, samples: count } => {
                 assert_eq!(offset, next, "in order, without a gap");
                 assert!(count <= MAX_SAMPLES);
-                let block =
-                    samples[offset as usize..][..count].iter().flat_map(|sample| sample.to_le_bytes()).collect();
+                let block = bytes(&samples[offset as usize..][..count]);
                 next += count as u64;
                 asked += 1;
                 // A late answer to an earlier job is not taken for this one.
@@ -178,22 +188,54 @@ fn it_pulls_audio_in_bounded_blocks_and_every_sample_once() {
 }
 
 #[test]
+fn the_beginning_of_the_audio_comes_unasked() {
+    let samples = audio(10);
+    let mut runner = Runner::loaded();
+    for (id, first_samples) in [(1, samples.len()), (2, 30_000), (3, 1)] {
+        let len_samples = samples.len() as u64;
+        runner.say(&ToRunner::Work { id, work: work(""), len_samples, first_samples, request: None });
+        runner.say(&ToRunner::Audio { id, offset: 0, s16le: bytes(&samples[..first_samples]) });
+        let mut next = first_samples;
+        loop {
+            match runner.hear() {
+                FromRunner::NeedAudio { offset, samples: count, .. } => {
+                    assert_eq!(offset, next as u64, "only what did not come");
+                    runner.say(&ToRunner::Audio { id, offset, s16le: bytes(&samples[next..][..count]) });
+                    next += count;
+                }
+                FromRunner::Segment { segment, .. } => {
+                    assert!(segment.text.ends_with(&format!(" {}", scripted::sum(&samples))), "{}", segment.text);
+                }
+                FromRunner::Done { .. } => break,
+                FromRunner::FirstToken { .. } | FromRunner::Beat => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(next, samples.len());
+    }
+    // Cancelled while it waits for what was promised.
+    runner.say(&ToRunner::Work { id: 4, work: work(""), len_samples: 9, first_samples: 9, request: None });
+    runner.say(&ToRunner::Cancel { id: 4 });
+    assert!(matches!(runner.hear(), FromRunner::Failed { id: 4, kind: FailureKind::Cancelled, .. }));
+}
+
+#[test]
 fn cancelled_work_ends_wherever_it_is_and_the_next_is_done() {
     let mut runner = Runner::loaded();
     let cancelled = |message| matches!(message, FromRunner::Failed { kind: FailureKind::Cancelled, .. });
     // Waiting for audio.
-    runner.say(&ToRunner::Work { id: 1, work: work(""), len_samples: 16_000, request: None });
+    runner.say(&job(1, work(""), 16_000));
     assert!(matches!(runner.hear(), FromRunner::NeedAudio { id: 1, .. }));
     runner.say(&ToRunner::Cancel { id: 1 });
     assert!(cancelled(runner.hear()));
     // Between tokens; and one that has not begun.
-    runner.say(&ToRunner::Work { id: 2, work: work("each=60000"), len_samples: 0, request: None });
-    runner.say(&ToRunner::Work { id: 3, work: work("each=60000"), len_samples: 0, request: None });
+    runner.say(&job(2, work("each=60000"), 0));
+    runner.say(&job(3, work("each=60000"), 0));
     assert!(matches!(runner.hear(), FromRunner::FirstToken { id: 2, .. }));
     runner.say(&ToRunner::Cancel { id: 3 });
     runner.say(&ToRunner::Cancel { id: 2 });
     assert!(cancelled(runner.hear()) && cancelled(runner.hear()));
-    runner.say(&ToRunner::Work { id: 4, work: work(""), len_samples: 0, request: None });
+    runner.say(&job(4, work(""), 0));
     assert!(matches!(runner.hear(), FromRunner::FirstToken { id: 4, .. }));
     assert!(matches!(runner.hear(), FromRunner::Segment { id: 4, .. }));
     assert!(matches!(runner.hear(), FromRunner::Done { id: 4, .. }));
@@ -207,7 +249,7 @@ fn several_jobs_have_their_own_audio_and_their_own_end() {
     assert!(matches!(runner.hear(), FromRunner::Loaded { .. }));
     // The fourth waits for one of the others.
     for id in 1..=4 {
-        runner.say(&ToRunner::Work { id, work: work("each=30"), len_samples: 200_000, request: None });
+        runner.say(&job(id, work("each=30"), 200_000));
     }
     let (mut done, mut sums, mut cancelled) = (Vec::new(), HashMap::new(), false);
     while done.len() < 3 || !cancelled {
@@ -239,7 +281,7 @@ fn several_jobs_have_their_own_audio_and_their_own_end() {
 #[test]
 fn signs_of_life_come_while_it_works() {
     let mut runner = Runner::loaded();
-    runner.say(&ToRunner::Work { id: 1, work: work("each=900"), len_samples: 0, request: None });
+    runner.say(&job(1, work("each=900"), 0));
     let mut beats = 0;
     loop {
         match runner.hear() {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::job::{Audio, JobError, Outcome, Work};
 use crate::request;
-use crate::runner::wire::{BYTES_PER_SAMPLE, FailureKind};
+use crate::runner::wire::{BYTES_PER_SAMPLE, FailureKind, MAX_SAMPLES};
 use crate::runner::{Ending, JobEvent, Runner};
 
 /// Where segments go.
@@ -108,7 +108,9 @@ pub(super) async fn attempt(
 ) -> Result<Outcome, Attempt> {
     let len_samples = audio.len_samples();
     let mut first_token_at = None;
-    let mut job = runner.work(work.clone(), len_samples);
+    let first = usize::try_from(len_samples).unwrap_or(usize::MAX).min(MAX_SAMPLES);
+    let first = read_block(audio, 0, first).await.map_err(spool)?;
+    let mut job = runner.work(work.clone(), len_samples, first);
     loop {
         let pending = output.has_pending();
         let event = tokio::select! {

@@ -177,12 +177,13 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Begins `work` on `len_samples` of audio, which the runner will ask for.
-    pub fn work(&self, work: Work, len_samples: u64) -> Job {
+    /// Begins `work` on `len_samples` of audio that begins with `first`, at most
+    /// [`MAX_SAMPLES`](super::wire::MAX_SAMPLES) of them in 16 bits; the runner will ask for the rest.
+    pub fn work(&self, work: Work, len_samples: u64, first: Vec<u8>) -> Job {
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
         let (events, inbox) = mpsc::unbounded_channel();
         let request = request::id().map(|id| id.to_string());
-        self.send(Command::Work { id, work, len_samples, request, events });
+        self.send(Command::Work { id, work, len_samples, first, request, events });
         Job { id, events: inbox, runner: self.clone(), finished: false }
     }
 

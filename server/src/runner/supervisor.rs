@@ -16,7 +16,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::frames::{FrameReader, write_frames};
 use super::process::{Ending, JobEvent, LoadTimings, Notify, RunnerEvent, Settings};
 use super::spawn::Spawner;
-use super::wire::{FailureKind, FromRunner, JobId, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION};
+use super::wire::{
+    BYTES_PER_SAMPLE, FailureKind, FromRunner, JobId, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION,
+};
 use crate::job::Work;
 use crate::residency::machine::{Loss, LossCause};
 
@@ -24,10 +26,27 @@ use crate::residency::machine::{Loss, LossCause};
 const REAP_PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) enum Command {
-    Load { spec: LoadSpec, notify: Notify },
-    Work { id: JobId, work: Work, len_samples: u64, request: Option<String>, events: mpsc::UnboundedSender<JobEvent> },
-    Audio { id: JobId, offset: u64, s16le: Vec<u8> },
-    Cancel { id: JobId },
+    Load {
+        spec: LoadSpec,
+        notify: Notify,
+    },
+    Work {
+        id: JobId,
+        work: Work,
+        len_samples: u64,
+        /// The beginning of the audio.
+        first: Vec<u8>,
+        request: Option<String>,
+        events: mpsc::UnboundedSender<JobEvent>,
+    },
+    Audio {
+        id: JobId,
+        offset: u64,
+        s16le: Vec<u8>,
+    },
+    Cancel {
+        id: JobId,
+    },
     Stop,
     Kill,
 }
@@ -261,11 +280,12 @@ impl Supervised {
                 self.load = Some(Load { since: now, deadline: Some(now + self.settings.load_timeout) });
                 self.say(&ToRunner::Load(spec));
             }
-            Command::Work { id, work, len_samples, request, events } => {
+            Command::Work { id, work, len_samples, first, request, events } => {
                 if self.unanswered.is_empty() {
                     self.last_sign = Instant::now();
                 }
-                match (ToRunner::Work { id, work, len_samples, request }).encode() {
+                let first_samples = first.len() / BYTES_PER_SAMPLE;
+                match (ToRunner::Work { id, work, len_samples, first_samples, request }).encode() {
                     Ok(frame) => {
                         self.unanswered.insert(id);
                         if let Some(timeout) = self.settings.busy_timeout {
@@ -273,6 +293,9 @@ impl Supervised {
                         }
                         self.jobs.insert(id, events);
                         self.say_frame(frame);
+                        if first_samples > 0 {
+                            self.say(&ToRunner::Audio { id, offset: 0, s16le: first });
+                        }
                     }
                     Err(error) => {
                         let failed = JobEvent::Failed { kind: FailureKind::Invalid, message: error.to_string() };

@@ -1,7 +1,8 @@
 //! What server and runner say to each other, over a socket pair that is the runner's standard input.
 //!
-//! A frame is `u32` length (little endian, of what follows), `u8` kind, payload: JSON, or 16-bit samples. The
-//! runner **pulls** audio window by window, so that neither side holds hours of it.
+//! A frame is `u32` length (little endian, of what follows), `u8` kind, payload: JSON, or 16-bit samples. The first
+//! window of audio follows its work unasked, which saves the way there and back; the runner **pulls** the rest window by
+//! window, so that neither side holds hours of it.
 
 use std::path::PathBuf;
 
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::job::{Outcome, Work};
 
 /// Both sides are the same binary, until somebody replaces it on disk under a running server.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The most samples in one audio frame: one window of Whisper, 960 kB.
 pub const MAX_SAMPLES: usize = 480_000;
@@ -55,6 +56,8 @@ pub enum ToRunner {
         id: JobId,
         work: Work,
         len_samples: u64,
+        /// So much of the audio's beginning comes unasked, in the next frame; 0: none.
+        first_samples: usize,
         /// The id of the request that this is for; for the log.
         request: Option<String>,
     },
@@ -304,9 +307,9 @@ mod tests {
                     ToRunner::Load(spec)
                 }
             ),
-            (any::<u64>(), options, any::<u64>(), proptest::option::of(".{0,30}")).prop_map(
-                |(id, options, len_samples, request)| {
-                    ToRunner::Work { id, work: Work::Transcribe(options), len_samples, request }
+            (any::<u64>(), options, any::<u64>(), any::<usize>(), proptest::option::of(".{0,30}")).prop_map(
+                |(id, options, len_samples, first_samples, request)| {
+                    ToRunner::Work { id, work: Work::Transcribe(options), len_samples, first_samples, request }
                 }
             ),
             (any::<u64>(), any::<u64>(), proptest::collection::vec(any::<[u8; 2]>(), 0..3000))

@@ -31,7 +31,7 @@ fn good() -> [Vec<u8>; 2] {
     let work = Work::Transcribe(options);
     let to = [
         ToRunner::Load(spec),
-        ToRunner::Work { id: 1, work, len_samples: 160_000, request: Some("r".to_owned()) },
+        ToRunner::Work { id: 1, work, len_samples: 160_000, first_samples: 400, request: Some("r".to_owned()) },
         ToRunner::Audio { id: 1, offset: 5, s16le: vec![64; 800] },
         ToRunner::Cancel { id: 1 },
         ToRunner::Exit,

@@ -190,14 +190,14 @@ fn open_desks<M: Model>(model: Arc<M>, count: usize, voice: &Arc<Voice>, jobs: &
 }
 
 fn work<M: Model>(model: &M, job: Job, voice: &Voice) {
-    let Job { id, work, len_samples, request, incoming, cancelled } = job;
+    let Job { id, work, len_samples, first_samples, request, incoming, cancelled } = job;
     let _request = tracing::info_span!("request", id = request).entered();
     tracing::debug!(job = id, len_samples, "work begins");
     let cancelled = &*cancelled;
     let result = if cancelled.load(Ordering::Relaxed) {
         Err(WorkFailure::Cancelled)
     } else {
-        let mut audio = RemotePcm::new(voice, incoming, cancelled, id, len_samples);
+        let mut audio = RemotePcm::new(voice, incoming, cancelled, id, len_samples, first_samples);
         let mut sink = Report { voice, cancelled, id };
         match &work {
             Work::Transcribe(options) => model.transcribe(&mut audio, options, &mut sink).map(Outcome::Transcribed),

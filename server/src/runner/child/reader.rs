@@ -20,6 +20,8 @@ pub(super) struct Job {
     pub(super) id: JobId,
     pub(super) work: Work,
     pub(super) len_samples: u64,
+    /// Comes without being asked for.
+    pub(super) first_samples: usize,
     /// For the log.
     pub(super) request: Option<String>,
     pub(super) incoming: mpsc::Receiver<Samples>,
@@ -47,11 +49,11 @@ struct Correspondence {
 }
 
 impl Jobs {
-    fn open(&self, id: JobId, work: Work, len_samples: u64, request: Option<String>) -> Job {
+    fn open(&self, id: JobId, work: Work, len_samples: u64, first_samples: usize, request: Option<String>) -> Job {
         let (samples, incoming) = mpsc::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
         lock(&self.known).insert(id, Correspondence { samples, cancelled: cancelled.clone() });
-        Job { id, work, len_samples, request, incoming, cancelled }
+        Job { id, work, len_samples, first_samples, request, incoming, cancelled }
     }
 
     /// Audio and cancellations may cross the end of their job.
@@ -104,8 +106,9 @@ impl Reader {
         // A send fails only while the process ends.
         match message {
             ToRunner::Load(spec) => drop(self.orders.send(Order::Load(spec))),
-            ToRunner::Work { id, work, len_samples, request } => {
-                drop(self.orders.send(Order::Work(self.jobs.open(id, work, len_samples, request))));
+            ToRunner::Work { id, work, len_samples, first_samples, request } => {
+                let job = self.jobs.open(id, work, len_samples, first_samples, request);
+                drop(self.orders.send(Order::Work(job)));
             }
             ToRunner::Audio { id, offset, s16le } => self.jobs.hand(id, offset, s16le),
             ToRunner::Cancel { id } => self.jobs.cancel(id),

@@ -1,6 +1,7 @@
 //! What goes to the server, and the audio that is asked of it.
 
 use std::io::{self, Write};
+use std::mem;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
@@ -76,6 +77,8 @@ pub(super) struct RemotePcm<'a> {
     cancelled: &'a AtomicBool,
     id: JobId,
     len_samples: u64,
+    /// Under way without having been asked for: so much of the beginning.
+    first_samples: usize,
     block_offset: u64,
     /// Little-endian samples of 16 bits.
     block: Vec<u8>,
@@ -88,18 +91,31 @@ impl<'a> RemotePcm<'a> {
         cancelled: &'a AtomicBool,
         id: JobId,
         len_samples: u64,
+        first_samples: usize,
     ) -> Self {
-        Self { voice, incoming, cancelled, id, len_samples, block_offset: 0, block: Vec::new() }
+        Self { voice, incoming, cancelled, id, len_samples, first_samples, block_offset: 0, block: Vec::new() }
     }
 
-    /// Has the server send the block that begins at `offset`, at least `wanted` samples of it if they fit a frame.
+    /// Takes the block that begins at `offset`: the one that comes unasked, or else at least `wanted` samples if they fit
+    /// a frame.
     fn fetch(&mut self, offset: u64, wanted: usize) -> io::Result<()> {
+        let first = mem::take(&mut self.first_samples);
+        let count = if offset == 0 && first > 0 { first } else { self.ask(offset, wanted)? };
+        self.wait_for(offset, count)
+    }
+
+    /// Has the server send it; how many samples it will be.
+    fn ask(&self, offset: u64, wanted: usize) -> io::Result<usize> {
         let rest = usize::try_from(self.len_samples.saturating_sub(offset)).unwrap_or(usize::MAX);
         let count = wanted.clamp(BLOCK_SAMPLES, MAX_SAMPLES).min(rest);
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.voice.say(&FromRunner::NeedAudio { id: self.id, offset, samples: count });
+        Ok(count)
+    }
+
+    fn wait_for(&mut self, offset: u64, count: usize) -> io::Result<()> {
         loop {
             if self.cancelled.load(Ordering::Relaxed) {
                 return Err(io::Error::other("cancelled"));
