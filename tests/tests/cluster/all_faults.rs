@@ -3,7 +3,9 @@
 //!
 //! `HUSH_SOAK_SECONDS=N` lasts longer than here (`make soak`), `HUSH_SOAK_SEED=N` begins with other dice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -95,7 +97,9 @@ struct Soak<'a, 'b> {
     requests: Vec<(usize, Instant, Arc<AtomicBool>)>,
     /// When each app's runner was killed last.
     killed: [Option<Instant>; 3],
-    faults: std::collections::BTreeMap<&'static str, usize>,
+    faults: BTreeMap<&'static str, usize>,
+    /// Each of them, with its time.
+    history: Vec<String>,
 }
 
 impl Soak<'_, '_> {
@@ -200,6 +204,7 @@ impl Soak<'_, '_> {
                 "memory taken or given"
             }
         };
+        self.history.push(format!("{} {name}; chair {chair}, app {app}", jiff::Timestamp::now()));
         *self.faults.entry(name).or_default() += 1;
         Ok(())
     }
@@ -265,6 +270,72 @@ impl Soak<'_, '_> {
         }
         Ok(())
     }
+
+    async fn live(&mut self, plane: &ControlPlane, lasts: Duration) -> Result<()> {
+        self.govern_all()?;
+        self.hold(0)?;
+        while self.began.0.elapsed() < lasts {
+            self.ask();
+            self.fault(plane).await.with_context(|| format!("after {:?}", self.faults))?;
+            for chair in &mut self.chairs {
+                chair.restart_if_ended()?;
+            }
+            self.laws()?;
+            thread::sleep(self.dice.millis(200, 2500));
+        }
+        let leads = self.calm_down(plane)?;
+        self.laws()?;
+        self.nothing_unheard_of()?;
+        let (commands, asked, faults) = (self.commands()?.len(), self.asked, &self.faults);
+        eprintln!("{lasts:?}: {faults:?}, {asked} requests answered, {commands} commands, chair {leads} leads");
+        ensure!(commands > 0 && asked > 0, "nothing happened");
+        Ok(())
+    }
+
+    /// Everything becomes as the policies say; who leads then.
+    fn calm_down(&mut self, plane: &ControlPlane) -> Result<usize> {
+        self.hold(0)?;
+        self.govern_all()?;
+        self.answered(SOON * 2)?;
+        for chair in &mut self.chairs {
+            chair.restart_if_ended()?;
+            wait_until_ready(&chair.sits)?;
+        }
+        let leads = wait_for("somebody leads", SOON, || {
+            let acts =
+                |chair: &Chair| Ok::<_, anyhow::Error>(chair.sits.metric("hush_controller_acting")? == Some(1.0));
+            let acting: Vec<bool> = self.chairs.iter().map(acts).collect::<Result<_>>()?;
+            ensure!(acting != [true, true], "two lead");
+            Ok(acting.iter().position(|acts| *acts))
+        })?;
+        self.hold(22)?;
+        for app in &self.apps {
+            app.wait_for_status(plane, "loaded", 0)?;
+            wait_for("its status is of the policy's last change", SOON, || {
+                let object = app.policy(plane)?;
+                Ok((object["status"]["observedGeneration"] == object["metadata"]["generation"]).then_some(()))
+            })?;
+        }
+        Ok(leads)
+    }
+
+    fn govern_all(&self) -> Result<()> {
+        (0..self.apps.len()).try_for_each(|app| self.govern(app, app as i32 * 5))
+    }
+
+    /// Who was lost under what is in the logs, and half an hour of them is more than a terminal keeps.
+    fn keep_logs(&self, seed: u64) -> Result<PathBuf> {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("soak-{seed}"));
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("faults.txt"), self.history.join("\n"))?;
+        for app in &self.apps {
+            fs::write(dir.join(format!("server-{}.jsonl", app.pod())), app.server.log().join("\n"))?;
+        }
+        for (life, controller) in self.chairs.iter().flat_map(Chair::all).enumerate() {
+            fs::write(dir.join(format!("controller-{life}.jsonl")), controller.log().join("\n"))?;
+        }
+        Ok(dir)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -290,53 +361,10 @@ async fn whatever_happens() -> Result<()> {
         asked: 0,
         requests: Vec::new(),
         killed: [None; 3],
-        faults: Default::default(),
+        faults: BTreeMap::new(),
+        history: Vec::new(),
     };
-    for app in 0..3 {
-        soak.govern(app, app as i32 * 5)?;
-    }
-    soak.hold(0)?;
-    while began.0.elapsed() < Duration::from_secs(seconds) {
-        soak.ask();
-        soak.fault(&plane).await.with_context(|| format!("after {:?}", soak.faults))?;
-        for chair in &mut soak.chairs {
-            chair.restart_if_ended()?;
-        }
-        soak.laws().with_context(|| format!("HUSH_SOAK_SEED={seed}"))?;
-        thread::sleep(soak.dice.millis(200, 2500));
-    }
-
-    // Calm again: everything is as the policies say.
-    soak.hold(0)?;
-    for app in 0..3 {
-        soak.govern(app, app as i32 * 5)?;
-    }
-    soak.answered(SOON * 2)?;
-    for chair in &mut soak.chairs {
-        chair.restart_if_ended()?;
-        wait_until_ready(&chair.sits)?;
-    }
-    let leads = wait_for("somebody leads", SOON, || {
-        let acts = |chair: &Chair| Ok::<_, anyhow::Error>(chair.sits.metric("hush_controller_acting")? == Some(1.0));
-        let acting: Vec<bool> = soak.chairs.iter().map(acts).collect::<Result<_>>()?;
-        ensure!(acting != [true, true], "two lead");
-        Ok(acting.iter().position(|acts| *acts))
-    })?;
-    soak.hold(22)?;
-    for app in &soak.apps {
-        app.wait_for_status(&plane, "loaded", 0)?;
-        wait_for("its status is of the policy's last change", SOON, || {
-            let object = app.policy(&plane)?;
-            Ok((object["status"]["observedGeneration"] == object["metadata"]["generation"]).then_some(()))
-        })?;
-    }
-    soak.laws()?;
-    soak.nothing_unheard_of()?;
-    let commands = soak.commands()?.len();
-    eprintln!(
-        "{seconds} s, seed {seed}: {:?}, {} requests answered, {commands} commands, chair {leads} leads",
-        soak.faults, soak.asked
-    );
-    assert!(commands > 0 && soak.asked > 0);
-    Ok(())
+    let Err(error) = soak.live(&plane, Duration::from_secs(seconds)).await else { return Ok(()) };
+    let logs = soak.keep_logs(seed)?;
+    Err(error.context(format!("HUSH_SOAK_SEED={seed}; everybody's log is in {}", logs.display())))
 }
