@@ -48,9 +48,8 @@ pub fn holders(script: &Script, path: &Path, now: u64) -> Vec<Holder> {
     let mut after = Vec::new();
     for device in devices() {
         for guest in &device.guests {
-            for alive in procfs::named(&guest.process) {
-                let is_child = guest.parent_pid.is_none_or(|parent| parent == alive.parent);
-                if is_child && guest.mapped.as_ref().is_none_or(|part| procfs::maps(alive.pid, part)) {
+            for alive in procfs::named(&guest.process, guest.parent_pid) {
+                if guest.mapped.as_ref().is_none_or(|part| procfs::maps(alive.pid, part)) {
                     after.push(Holder {
                         device: device.uuid.clone(),
                         pid: alive.pid,

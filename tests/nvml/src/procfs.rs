@@ -1,6 +1,7 @@
 //! Which processes live, by name.
 
 use std::fs;
+use std::path::Path;
 
 /// A process that cannot be mistaken for a later one with its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,13 +12,33 @@ pub struct Alive {
     pub parent: u32,
 }
 
-/// Living processes with this name; a dead one that nobody has reaped yet holds no memory.
-pub fn named(name: &str) -> Vec<Alive> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+/// Living processes with this name, of one parent if it is given; a dead one that nobody has reaped yet holds no memory.
+pub fn named(name: &str, parent: Option<u32>) -> Vec<Alive> {
     // The kernel keeps 15 bytes of a name.
     let name = name.get(..15).unwrap_or(name);
-    pids.filter_map(|pid| alive(pid, name)).collect()
+    let pids = parent.and_then(children).unwrap_or_else(|| numbers("/proc"));
+    let is_child = |alive: &Alive| parent.is_none_or(|parent| alive.parent == parent);
+    pids.into_iter().filter_map(|pid| alive(pid, name)).filter(is_child).collect()
+}
+
+/// Without a look at every process of the machine: the double is asked many times a second. `None`: this kernel does not
+/// tell (`CONFIG_PROC_CHILDREN`).
+fn children(parent: u32) -> Option<Vec<u32>> {
+    let mut children = Vec::new();
+    for thread in numbers(&format!("/proc/{parent}/task")) {
+        match fs::read_to_string(format!("/proc/{parent}/task/{thread}/children")) {
+            Ok(pids) => children.extend(pids.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok())),
+            // The thread has just ended.
+            Err(_) if !Path::new(&format!("/proc/{parent}/task/{thread}")).exists() => {}
+            Err(_) => return None,
+        }
+    }
+    Some(children)
+}
+
+fn numbers(dir: &str) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 fn alive(pid: u32, name: &str) -> Option<Alive> {
