@@ -61,13 +61,18 @@ impl Parser {
         mut on_event: impl FnMut(Event<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut rest = std::mem::take(&mut self.rest);
-        rest.extend_from_slice(piece);
+        // Most of a file is understood where it lies.
+        let input = if rest.is_empty() {
+            piece
+        } else {
+            rest.extend_from_slice(piece);
+            &rest
+        };
         let mut at = 0;
-        while let Some(used) = self.step(&rest[at..], &mut on_event)? {
+        while let Some(used) = self.step(&input[at..], &mut on_event)? {
             at += used;
         }
-        rest.drain(..at);
-        self.rest = rest;
+        self.rest = input[at..].to_vec();
         Ok(())
     }
 

@@ -203,7 +203,7 @@ struct Form<'a> {
     wanted: Wanted,
     options: &'a UploadOptions,
     current: Current,
-    /// What the file has got and the spool has not.
+    /// What the file has got and the spool has not: it goes to a disk.
     pending: Vec<u8>,
     /// The last whole part of that name.
     kept: Kept,
@@ -283,8 +283,12 @@ impl<'a> Form<'a> {
     fn data(&mut self, data: &[u8]) -> Result<(), UploadError> {
         let field_bytes = match &mut self.current {
             Current::Ignored => 0,
-            Current::File { .. } => {
-                self.pending.extend_from_slice(data);
+            Current::File { spool, .. } => {
+                if self.pending.is_empty() && spool.stays_in_memory(data.len()) {
+                    spool.write(data)?;
+                } else {
+                    self.pending.extend_from_slice(data);
+                }
                 0
             }
             Current::Text(text) => {
@@ -350,13 +354,8 @@ impl<'a> Form<'a> {
     }
 }
 
-/// Moves `bytes` into the spool and leaves the buffer empty, with its room.
+/// Moves `bytes` into the spool, on a disk, and leaves the buffer empty, with its room.
 async fn write(spool: &mut Spool, bytes: &mut Vec<u8>) -> Result<(), UploadError> {
-    if spool.stays_in_memory(bytes.len()) {
-        let result = spool.write(bytes);
-        bytes.clear();
-        return Ok(result?);
-    }
     let mut moved_spool = std::mem::replace(spool, Spool::new(SpoolOptions::default()));
     let mut moved_bytes = std::mem::take(bytes);
     let written = tokio::task::spawn_blocking(move || {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::ApiState;
 use super::error::{ApiError, FieldError};
 use super::upload::{self, FormFile, Upload, Wanted};
-use crate::audio::{self, AudioError, Pcm};
+use crate::audio::{self, DecodeOptions, Pcm};
 use crate::job::JobError;
 use crate::request;
 
@@ -45,24 +45,15 @@ impl ApiState {
         if options.vad.is_some() && !self.config.has_vad { Err(ApiError::NoVad) } else { Ok(()) }
     }
 
-    /// Decodes on a blocking thread, a bounded number at a time. Dropping the future ends the decoding.
+    /// The samples of an upload; without `encode` they are what it holds.
     pub(super) async fn decode(&self, upload: Upload, encode: bool) -> Result<Pcm, ApiError> {
         let began = Instant::now();
-        let closed = |_| ApiError::Job(JobError::ShuttingDown);
-        let permit = Arc::clone(&self.decodes).acquire_owned().await.map_err(closed)?;
         let options = self.config.decode.clone();
-        let cancelled = CancellationToken::new();
-        let _cancel_on_drop = cancelled.clone().drop_guard();
-        let decoded = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            let Upload { content, file_name, .. } = upload;
-            match encode {
-                true => audio::decode(&content, Some(&file_name), &options, &|| !cancelled.is_cancelled()),
-                false if content.is_empty() => Err(AudioError::Empty),
-                false => audio::decode_raw_s16le(content, options.limit_seconds),
-            }
-        });
-        let decoded = decoded.await.map_err(|panicked| ApiError::Internal(format!("decoding: {panicked}")))??;
+        let decoded = if encode {
+            self.decode_file(upload, options).await?
+        } else {
+            audio::decode_raw_s16le(upload.content, options.limit_seconds)?
+        };
         request::note(|facts| {
             let seconds = began.elapsed().as_secs_f64();
             facts.audio_decode_seconds = Some(seconds);
@@ -70,5 +61,19 @@ impl ApiState {
             facts.audio_seconds = Some(decoded.duration_seconds());
         });
         Ok(decoded)
+    }
+
+    /// On a blocking thread, a bounded number at a time. Dropping the future ends the decoding.
+    async fn decode_file(&self, upload: Upload, options: DecodeOptions) -> Result<Pcm, ApiError> {
+        let closed = |_| ApiError::Job(JobError::ShuttingDown);
+        let permit = Arc::clone(&self.decodes).acquire_owned().await.map_err(closed)?;
+        let cancelled = CancellationToken::new();
+        let _cancel_on_drop = cancelled.clone().drop_guard();
+        let decoded = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let Upload { content, file_name, .. } = upload;
+            audio::decode(&content, Some(&file_name), &options, &|| !cancelled.is_cancelled())
+        });
+        Ok(decoded.await.map_err(|panicked| ApiError::Internal(format!("decoding: {panicked}")))??)
     }
 }

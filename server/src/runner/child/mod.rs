@@ -193,6 +193,7 @@ fn work<M: Model>(model: &M, job: Job, voice: &Voice) {
     let Job { id, work, len_samples, first_samples, request, incoming, cancelled } = job;
     let _request = tracing::info_span!("request", id = request).entered();
     tracing::debug!(job = id, len_samples, "work begins");
+    voice.begin();
     let cancelled = &*cancelled;
     let result = if cancelled.load(Ordering::Relaxed) {
         Err(WorkFailure::Cancelled)

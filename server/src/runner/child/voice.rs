@@ -27,6 +27,7 @@ pub(super) struct Voice {
 
 struct Writer {
     socket: UnixStream,
+    /// Or the beginning of work.
     last_frame: Instant,
 }
 
@@ -59,6 +60,11 @@ impl Voice {
     pub(super) fn fail_load(&self, message: String) {
         let (kind, message) = WorkFailure::of_engine(message).into_parts();
         self.say(&FromRunner::LoadFailed { kind, message });
+    }
+
+    /// Work begins, of which the server knows: no sign of life is due yet, in the moment that counts.
+    pub(super) fn begin(&self) {
+        lock(&self.writer).last_frame = Instant::now();
     }
 
     /// A sign of life, where the last frame was long ago.
