@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::card::{Card, Terms, Turn};
+use crate::card::{Card, Terms, Turn, tenths};
 use crate::merge::Rules;
 use crate::plan::{GpuPlan, GpuReason, Pressure, Reason, SkipReason, Threshold};
 use crate::signal::{Level, Reading, Signal, Timers};
@@ -192,7 +192,7 @@ fn in_grace(turn: &mut Turn<'_>, place: usize, rules: &Rules, readings: &BTreeMa
     // Crossed for long enough, it does not act because what leaves anyway is enough.
     let Some(reading) = reading.filter(|reading| reading.crossed) else { return };
     if reading.crossed_for < rules.grace_period {
-        let detail = format!("crossed for {:?} of {:?}", reading.crossed_for, rules.grace_period);
+        let detail = format!("crossed for {:?} of {:?}", tenths(reading.crossed_for), rules.grace_period);
         turn.skip(place, SkipReason::GracePeriod, detail);
     }
 }
