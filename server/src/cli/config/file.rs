@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::Checked;
 use crate::cli::values::{
-    AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, LogLevel, PrecisionChoice, Residency, Span, Switch,
+    AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, LogLevel, Percent, PrecisionChoice, Residency, Span, Switch,
     ValueError,
 };
 
@@ -42,12 +42,16 @@ pub struct ConfigFile {
     pub load_timeout: Option<Checked<Span>>,
     /// How long the model's process may be silent in the middle of work.
     pub stall_timeout: Option<Checked<Span>>,
+    /// How long one request may hold the model: `10m`; 0 is for ever.
+    pub busy_timeout: Option<Checked<Span>>,
     /// How long work in progress may go on after SIGTERM.
     pub drain_timeout: Option<Checked<Span>>,
     /// Requests that may wait for one model.
     pub max_queue: Option<Checked<Count>>,
     /// Requests that one model works on at the same time.
     pub max_batch: Option<Checked<Count>>,
+    /// How long a request of the OpenAI API waits for a model that is not in memory.
+    pub cold_hold: Option<Checked<Span>>,
     /// Largest upload: `4GiB`.
     pub max_upload: Option<Checked<ByteSize>>,
     /// Folder for uploads that are too large for memory.
@@ -64,8 +68,34 @@ pub struct ConfigFile {
     pub threads: Option<Checked<Count>>,
     /// ONNX Runtime's shared library.
     pub ort_lib: Option<PathBuf>,
+    /// Silero's model for voice activity detection.
+    pub vad_model: Option<PathBuf>,
     /// The ffmpeg program.
     pub ffmpeg: Option<PathBuf>,
+    /// NVIDIA's management library.
+    pub nvml_lib: Option<PathBuf>,
+    /// How often the GPUs are looked at.
+    pub gpu_sample_interval: Option<Checked<Span>>,
+    /// Device memory that must stay free beside a model that loads: `256MiB`.
+    pub headroom: Option<Checked<ByteSize>>,
+    /// How long an unload waits for the device's memory to come back.
+    pub reclaim_timeout: Option<Checked<Span>>,
+    /// Unload the longest idle model when more than this share of its GPU is used: `95%`, or `off`.
+    pub memory_reclaimer: Option<Checked<Percent>>,
+    /// Certificate of the public listener, PEM; makes it HTTPS.
+    pub tls_cert: Option<PathBuf>,
+    /// Its key.
+    pub tls_key: Option<PathBuf>,
+    /// Certificate of the operations listener, PEM; makes it HTTPS.
+    pub ops_tls_cert: Option<PathBuf>,
+    /// Its key.
+    pub ops_tls_key: Option<PathBuf>,
+    /// Keys of the public API, one a line.
+    pub api_keys_file: Option<PathBuf>,
+    /// Tokens of the admin API, one a line.
+    pub admin_token_file: Option<PathBuf>,
+    /// Whether browsers get a page for people: `true` or `false`.
+    pub web_ui: Option<Checked<Switch>>,
     /// `text` or `json`.
     pub log_format: Option<Checked<LogFormat>>,
     /// A level, or a filter such as `info,hush_server=debug`.
@@ -230,15 +260,22 @@ impl ConfigFile {
             "spare-runner" => text(&self.spare_runner),
             "load-timeout" => text(&self.load_timeout),
             "stall-timeout" => text(&self.stall_timeout),
+            "busy-timeout" => text(&self.busy_timeout),
             "drain-timeout" => text(&self.drain_timeout),
             "max-queue" => text(&self.max_queue),
             "max-batch" => text(&self.max_batch),
+            "cold-hold" => text(&self.cold_hold),
             "max-upload" => text(&self.max_upload),
             "spool-memory" => text(&self.spool_memory),
             "asr-engine" => text(&self.asr_engine),
             "device" => text(&self.device),
             "precision" => text(&self.precision),
             "threads" => text(&self.threads),
+            "gpu-sample-interval" => text(&self.gpu_sample_interval),
+            "headroom" => text(&self.headroom),
+            "reclaim-timeout" => text(&self.reclaim_timeout),
+            "memory-reclaimer" => text(&self.memory_reclaimer),
+            "web-ui" => text(&self.web_ui),
             "log-format" => text(&self.log_format),
             "log-level" => text(&self.log_level),
             _ => None,
@@ -251,7 +288,15 @@ impl ConfigFile {
             "models-dir" => self.models_dir.clone(),
             "spool-dir" => self.spool_dir.clone(),
             "ort-lib" => self.ort_lib.clone(),
+            "vad-model" => self.vad_model.clone(),
             "ffmpeg" => self.ffmpeg.clone(),
+            "nvml-lib" => self.nvml_lib.clone(),
+            "tls-cert" => self.tls_cert.clone(),
+            "tls-key" => self.tls_key.clone(),
+            "ops-tls-cert" => self.ops_tls_cert.clone(),
+            "ops-tls-key" => self.ops_tls_key.clone(),
+            "api-keys-file" => self.api_keys_file.clone(),
+            "admin-token-file" => self.admin_token_file.clone(),
             _ => None,
         }
     }

@@ -120,6 +120,26 @@ mod tests {
         }
     }
 
+    /// An option that reads no key would leave its key without effect.
+    #[test]
+    fn every_key_is_that_of_an_option() {
+        let text = "{listen: ':1', opsListen: ':2', modelsDir: /m, installMissing: false, serveInstalled: true, maxLoaded: 1, \
+                    residency: idle, idleTimeout: 1s, spareRunner: true, loadTimeout: 1s, stallTimeout: 1s, busyTimeout: 1s, \
+                    drainTimeout: 1s, maxQueue: 1, maxBatch: 1, coldHold: 1s, maxUpload: 1MiB, spoolDir: /s, \
+                    spoolMemory: 1MiB, asrEngine: faster_whisper, device: cpu, precision: int8, threads: 1, ortLib: /o, \
+                    vadModel: /v, ffmpeg: /f, nvmlLib: /n, gpuSampleInterval: 1s, headroom: 1MiB, reclaimTimeout: 1s, \
+                    memoryReclaimer: 95%, tlsCert: /a, tlsKey: /b, opsTlsCert: /c, opsTlsKey: /d, apiKeysFile: /k, \
+                    adminTokenFile: /t, webUi: false, logFormat: json, logLevel: debug}";
+        let file = parse(text).unwrap();
+        let schema = serde_json::to_value(schemars::schema_for!(ConfigFile)).unwrap();
+        for key in schema["properties"].as_object().unwrap().keys() {
+            let kebab = |c: char| if c.is_uppercase() { format!("-{}", c.to_lowercase()) } else { c.to_string() };
+            let option: String = key.chars().map(kebab).collect();
+            let has_it = file.option(&option).is_some() || file.path(&option).is_some();
+            assert!(has_it || ["models", "default-aliases"].contains(&option.as_str()), "{key}");
+        }
+    }
+
     #[test]
     fn mistakes_say_where_they_are_and_what_was_expected() {
         for (text, place, words) in [

@@ -199,12 +199,18 @@ impl ServeSettings {
             ("spareRunner", self.spare_runner != other.spare_runner),
             ("loadTimeout", self.load_timeout != other.load_timeout),
             ("stallTimeout", self.stall_timeout != other.stall_timeout),
+            ("busyTimeout", self.busy_timeout != other.busy_timeout),
+            ("coldHold", self.cold_hold != other.cold_hold),
             ("maxUpload", self.max_upload_bytes != other.max_upload_bytes),
             ("spoolDir", self.spool_dir != other.spool_dir),
             ("spoolMemory", self.spool_memory_bytes != other.spool_memory_bytes),
             ("asrEngine", self.asr_engine != other.asr_engine),
             ("ortLib", self.engine.ort_lib != other.engine.ort_lib),
+            ("vadModel", self.engine.vad_model != other.engine.vad_model),
             ("ffmpeg", self.engine.ffmpeg != other.engine.ffmpeg),
+            ("nvmlLib, gpuSampleInterval, headroom, reclaimTimeout or memoryReclaimer", self.memory != other.memory),
+            ("tls, keys or tokens", self.security != other.security),
+            ("webUi", self.web_ui != other.web_ui),
             ("logFormat or logLevel", self.log != other.log),
         ];
         differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()

@@ -414,6 +414,24 @@ fn how_transcribe_searches() {
     assert!(error.contains("HUSH_PATIENCE"), "{error}");
 }
 
+#[test]
+fn the_file_says_who_gets_in_and_what_memory_must_stay_free() {
+    let text = "busyTimeout: 10m\ncoldHold: 5s\nheadroom: 1GiB\nmemoryReclaimer: 90%\ntlsCert: /c.pem\ntlsKey: /k.pem\n\
+                apiKeysFile: /keys\nadminTokenFile: /token\nwebUi: false\n";
+    let file = config::parse(text).unwrap();
+    let settings = serve(ServeArgs::default(), &env(&[("HUSH_HEADROOM", "2GiB"), ("HOME", "/h")]), &file).unwrap();
+    assert_eq!((settings.busy_timeout, settings.cold_hold), (Some(Duration::from_secs(600)), Duration::from_secs(5)));
+    assert_eq!((settings.memory.headroom_bytes, settings.memory.reclaimer), (2 << 30, Some(90)), "a variable beats it");
+    let tls = TlsFiles { certificate: "/c.pem".into(), key: "/k.pem".into() };
+    assert_eq!(settings.security.tls, Some(tls));
+    assert_eq!(settings.security.api_keys_file, Some("/keys".into()));
+    assert_eq!(settings.security.admin_token_file, Some("/token".into()));
+    assert!(!settings.web_ui);
+    let half = config::parse("opsTlsCert: /c.pem\n").unwrap();
+    let error = serve(ServeArgs::default(), &env(&[("HOME", "/h")]), &half).unwrap_err().to_string();
+    assert!(error.contains("--ops-tls-key"), "{error}");
+}
+
 fn transcription(argv: &[&str], variables: &[(&str, &str)]) -> Result<TranscribeSettings, SettingError> {
     let cli = parse([&["hush-server", "transcribe", "a.wav"], argv].concat()).expect("arguments parse");
     match resolve(cli, &env(variables))? {
