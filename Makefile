@@ -36,7 +36,7 @@ CONTROL_PLANE ?= $(LOCAL)/control-plane
 # A Go that can build it, or nothing.
 GO := $(if $(filter test soak,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
 
-.PHONY: help build plugin run demo ort ort-gpu vad models control-plane test soak test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
+.PHONY: help build plugin run demo ort ort-gpu vad models control-plane build-tests test soak test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -101,6 +101,9 @@ else ifneq ($(GO),)
 test soak: control-plane
 test soak: export KUBEBUILDER_ASSETS := $(abspath $(CONTROL_PLANE))
 endif
+
+build-tests: $(TOOLS) ## Build the programs and their tests
+	$(CARGO) test --locked --workspace --no-run
 
 test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
