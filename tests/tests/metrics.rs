@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use hush_tests::{Server, fixtures, http};
@@ -48,6 +49,7 @@ fn a_real_parser_reads_every_family_with_its_type_and_help() -> Result<()> {
     for expected in [
         ("hush_model_state", "gauge"),
         ("hush_model_idle_seconds", "gauge"),
+        ("hush_model_idle_since_timestamp_seconds", "gauge"),
         ("hush_model_inflight_requests", "gauge"),
         ("hush_model_queued_requests", "gauge"),
         ("hush_model_generation", "gauge"),
@@ -66,13 +68,32 @@ fn a_real_parser_reads_every_family_with_its_type_and_help() -> Result<()> {
     Ok(())
 }
 
+fn sum(families: &[Value], name: &str) -> f64 {
+    let samples = families.iter().filter(|f| f["name"] == name).filter_map(|f| f["samples"].as_array());
+    samples.flatten().filter_map(|s| s["value"].as_f64()).sum()
+}
+
+/// Whoever asks, and whenever: controllers that look at different times must come to the same order.
+#[test]
+fn the_time_since_when_a_model_is_idle_does_not_depend_on_the_look() -> Result<()> {
+    const SINCE: &str = "hush_model_idle_since_timestamp_seconds";
+    let server = Server::start(&[])?;
+    let look = || parse(&http::get(server.ops, "/metrics")?.text());
+    assert_eq!(sum(&look()?, SINCE), 0.0, "not loaded");
+    let unix = || Ok::<_, anyhow::Error>(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64());
+    let before = unix()?;
+    assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
+    let after = unix()?;
+    let looks = (0..20).map(|_| Ok(sum(&look()?, SINCE))).collect::<Result<Vec<_>>>()?;
+    assert!(looks.iter().all(|since| (before..after + 0.1).contains(since)), "{before} {looks:?} {after}");
+    let [least, most] = [f64::min, f64::max].map(|of| looks.iter().copied().reduce(of).unwrap_or_default());
+    assert!(most - least < 0.0015, "{looks:?}");
+    Ok(())
+}
+
 #[test]
 fn exactly_one_state_holds_and_the_runner_has_memory() -> Result<()> {
     let server = Server::start(&[])?;
-    let sum = |families: &[Value], name: &str| -> f64 {
-        let samples = families.iter().filter(|f| f["name"] == name).filter_map(|f| f["samples"].as_array());
-        samples.flatten().filter_map(|s| s["value"].as_f64()).sum()
-    };
     let cold = parse(&http::get(server.ops, "/metrics")?.text())?;
     assert_eq!(sum(&cold, "hush_model_state"), 1.0);
     assert_eq!(sum(&cold, "hush_runner_resident_bytes"), 0.0);

@@ -32,6 +32,8 @@ pub struct Member<'a> {
     pub pending: bool,
     /// A decision rested on this sample already.
     pub used: bool,
+    /// How long it has been idle, for the order in which models leave a card.
+    pub idleness: Duration,
     /// One of its policies holds more than its budget on this card.
     pub over_budget: bool,
 }
@@ -71,6 +73,7 @@ impl<'a> Fleet<'a> {
         let mut known_sets: HashMap<Vec<usize>, usize> = HashMap::new();
         let mut known_rules: HashMap<(usize, Option<u64>), Option<Rc<Rules>>> = HashMap::new();
         let nothing = Labels::new();
+        let clocks = clocks(world);
         let mut models: Vec<&Model> = world.models.iter().collect();
         models.sort_by(|a, b| a.key.cmp(&b.key));
         for model in models {
@@ -95,6 +98,7 @@ impl<'a> Fleet<'a> {
                 fresh: model.sample_age <= world.stale_after,
                 pending: work.pending(&model.key) || model.back_off,
                 used: work.used(&model.key, sampled_at(now, model.sample_age)),
+                idleness: idleness(model, &clocks),
                 over_budget: false,
             });
         }
@@ -107,6 +111,30 @@ impl<'a> Fleet<'a> {
 
     pub fn policy_name(&self, policy: usize) -> String {
         self.policies[policy].name.to_string()
+    }
+}
+
+/// The time on each card's node now, as its models tell it.
+fn clocks(world: &World) -> HashMap<&GpuId, Duration> {
+    let mut clocks = HashMap::new();
+    for model in &world.models {
+        if let (Some(gpu), Some(since)) = (&model.gpu, model.idle_since) {
+            let clock = since.saturating_add(model.idle).saturating_add(model.sample_age);
+            let latest = clocks.entry(gpu).or_insert(clock);
+            *latest = clock.max(*latest);
+        }
+    }
+    clocks
+}
+
+/// Whoever looked earlier or later, or was answered more slowly, comes to the same order: with times of one clock its
+/// differences are exact, else they are right to within what an answer takes.
+fn idleness(model: &Model, clocks: &HashMap<&GpuId, Duration>) -> Duration {
+    let clock = model.gpu.as_ref().and_then(|gpu| clocks.get(gpu));
+    match (model.idle, model.idle_since, clock) {
+        (Duration::ZERO, ..) => Duration::ZERO,
+        (_, Some(since), Some(clock)) => clock.saturating_sub(since),
+        (idle, ..) => idle.saturating_add(model.sample_age),
     }
 }
 

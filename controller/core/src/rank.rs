@@ -17,15 +17,10 @@ pub fn compare(a: &Member<'_>, b: &Member<'_>) -> Ordering {
         .then_with(|| a.model.key.cmp(&b.model.key))
 }
 
-/// Compares `idle / max(reload, floor)` exactly, by cross multiplication. The age of a sample counts: whoever looked
-/// earlier or later comes to the same order.
+/// Compares `idle / max(reload, floor)` exactly, by cross multiplication.
 fn idleness(a: &Member<'_>, b: &Member<'_>) -> Ordering {
-    let idle = |member: &Member<'_>| match member.model.idle {
-        Duration::ZERO => Duration::ZERO,
-        idle => idle.saturating_add(member.model.sample_age),
-    };
     let weighed = |member: &Member<'_>, other: &Member<'_>| {
-        idle(member).as_nanos().saturating_mul(other.model.reload.max(RELOAD_FLOOR).as_nanos())
+        member.idleness.as_nanos().saturating_mul(other.model.reload.max(RELOAD_FLOOR).as_nanos())
     };
     weighed(a, b).cmp(&weighed(b, a))
 }

@@ -100,6 +100,9 @@ pub struct Model {
     pub state: State,
     /// Since the last request (or the load) ended.
     pub idle: Duration,
+    /// Since when, in Unix time by the clock of its node; `None`: it does not tell. For the order among models of a card,
+    /// in which a difference of milliseconds counts: `idle` has grown by then by however long its answer took.
+    pub idle_since: Option<Duration>,
     pub inflight: u64,
     pub queued: u64,
     /// Now held; of an unloaded model: what it needed last time, 0 when that is unknown.

@@ -86,6 +86,7 @@ fn world(models: u64, gpus: u64) -> World {
         labels: Labels::from([("tier".to_owned(), format!("t{}", n % 10)), ("app".to_owned(), "whisper".to_owned())]),
         state: State::Ready,
         idle: Duration::from_secs(dice.below(900)),
+        idle_since: None,
         inflight: dice.below(5) / 4,
         queued: 0,
         vram_bytes: (1 + dice.below(4)) * GIB,

@@ -26,6 +26,8 @@ pub struct Sample {
 pub struct ModelSample {
     pub state: State,
     pub idle: Duration,
+    /// Since when, in Unix time by its server's clock; `None`: it is busy, or of a version that does not tell.
+    pub idle_since: Option<Duration>,
     pub inflight: u64,
     pub queued: u64,
     pub generation: u64,
@@ -69,8 +71,9 @@ struct Raw {
     gap_count: Option<f64>,
 }
 
-const OF_MODEL: [&str; 9] = [
+const OF_MODEL: [&str; 10] = [
     names::MODEL_IDLE_SECONDS,
+    names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS,
     names::MODEL_INFLIGHT_REQUESTS,
     names::MODEL_QUEUED_REQUESTS,
     names::MODEL_GENERATION,
@@ -178,6 +181,7 @@ fn model(raw: &Raw, gpus: &BTreeMap<GpuId, GpuSample>) -> Result<ModelSample, St
     Ok(ModelSample {
         state,
         idle: seconds(&raw.values, names::MODEL_IDLE_SECONDS)?,
+        idle_since: Some(lasting(names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS)?).filter(|since| !since.is_zero()),
         inflight: whole(&raw.values, names::MODEL_INFLIGHT_REQUESTS)?,
         queued: whole(&raw.values, names::MODEL_QUEUED_REQUESTS)?,
         generation: whole(&raw.values, names::MODEL_GENERATION)?,
@@ -242,6 +246,7 @@ mod tests {
 hush_model_state{model="a",state="ready"} 1
 hush_model_state{model="a",state="unloaded"} 0
 hush_model_idle_seconds{model="a"} 12.5
+hush_model_idle_since_timestamp_seconds{model="a"} 1795630969.125
 hush_model_inflight_requests{model="a"} 0
 hush_model_queued_requests{model="a"} 0
 hush_model_generation{model="a"} 3
@@ -267,6 +272,7 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
         let model = &sample.models["a"];
         assert_eq!((model.state, model.generation, model.vram_bytes), (State::Ready, 3, 2 << 30));
         assert_eq!((model.idle, model.reload), (Duration::from_millis(12500), Duration::from_millis(1250)));
+        assert_eq!(model.idle_since, Some(Duration::from_millis(1_795_630_969_125)));
         assert_eq!(model.loaded_for, Duration::from_secs(90));
         let arrivals = model.arrivals.as_ref().unwrap();
         assert_eq!((arrivals.count, arrivals.buckets.len()), (6, 2));

@@ -120,6 +120,7 @@ fn model(key: ModelKey, target: &Target, sample: &ModelSample, age: Duration, ba
         labels: target.labels.clone(),
         state: sample.state,
         idle: sample.idle,
+        idle_since: sample.idle_since,
         inflight: sample.inflight,
         queued: sample.queued,
         vram_bytes: sample.vram_bytes,
@@ -165,6 +166,7 @@ mod tests {
             let model = ModelSample {
                 state: State::Ready,
                 idle: Duration::ZERO,
+                idle_since: None,
                 inflight: 0,
                 queued: 0,
                 generation: 1,

@@ -179,6 +179,7 @@ impl<'a> Card<'a> {
             labels: self.labels.clone(),
             state,
             idle: if idle { now.saturating_sub(guest.idle_since) } else { Duration::ZERO },
+            idle_since: None,
             inflight: guest.working.len() as u64,
             queued: guest.waiting.len() as u64,
             vram_bytes: self.hardware.vram_bytes,

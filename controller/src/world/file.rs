@@ -150,6 +150,7 @@ impl Model {
             labels: self.labels,
             state: self.state,
             idle: self.idle.0,
+            idle_since: None,
             inflight: self.inflight,
             queued: self.queued,
             vram_bytes: self.vram.0,

@@ -8,18 +8,22 @@ use hush_core::{
     Action, Amount, Asks, Gpu, GpuId, Labels, Memory, Model, ModelKey, Policy, PolicyName, Residency, Selector,
     ServerName, Settled, State, World, step,
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 pub const GIB: u64 = 1 << 30;
 pub const SCRAPE_MS: i64 = 1000;
 const TICK_MS: i64 = 50;
 const CARD_GIB: u64 = 24;
+/// In Unix time.
+const BEGAN_MS: i64 = 1_795_000_000_000;
 const STALE_AFTER: Duration = Duration::from_secs(15);
 
 /// A model, and what is true of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Guest {
     pub idle_ms: i64,
+    /// Whether its server also says since when.
+    pub tells_since: bool,
     pub gib: u64,
     /// From the command until the memory is back.
     pub unload_ms: i64,
@@ -33,7 +37,7 @@ pub struct Guest {
 
 impl Guest {
     pub const fn new(idle_ms: i64, gib: u64, unload_ms: i64) -> Self {
-        Self { idle_ms, gib, unload_ms, left_ms: None, orphan: false, by_hand_ms: None }
+        Self { idle_ms, tells_since: true, gib, unload_ms, left_ms: None, orphan: false, by_hand_ms: None }
     }
 
     const fn state(&self, ms: i64) -> State {
@@ -70,6 +74,7 @@ impl Card {
             labels: Labels::new(),
             state: guest.state(ms),
             idle: millis(guest.idle_ms + ms + late_ms),
+            idle_since: guest.tells_since.then(|| millis(BEGAN_MS - guest.idle_ms)),
             inflight: 0,
             queued: 0,
             vram_bytes: guest.gib * GIB,
@@ -106,7 +111,7 @@ fn key(place: usize) -> ModelKey {
 }
 
 fn time(ms: i64) -> Timestamp {
-    Timestamp::from_second(1_795_000_000).unwrap() + SignedDuration::from_millis(ms)
+    Timestamp::from_millisecond(BEGAN_MS + ms).unwrap()
 }
 
 /// A controller: when it looks at each server, and whose commands it sends.

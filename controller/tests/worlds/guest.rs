@@ -386,6 +386,7 @@ impl Guest {
             labels: self.spec.labels.clone(),
             state: self.state(),
             idle: since(self.idle_since),
+            idle_since: self.idle_since.map(Duration::from_millis),
             inflight: self.machine.inflight() as u64,
             queued: self.machine.queued() as u64,
             vram_bytes: if self.held_bytes > 0 { self.held_bytes } else { self.need_bytes },

@@ -47,6 +47,8 @@ families! {
     MODEL_STATE = "hush_model_state", Gauge [LABEL_MODEL, LABEL_STATE];
     /// Seconds since the last request (or the load) ended; 0 while busy or not loaded.
     MODEL_IDLE_SECONDS = "hush_model_idle_seconds", Gauge [LABEL_MODEL];
+    /// When the last request (or the load) ended, in Unix time; 0 while busy or not loaded.
+    MODEL_IDLE_SINCE_TIMESTAMP_SECONDS = "hush_model_idle_since_timestamp_seconds", Gauge [LABEL_MODEL];
     /// Requests that hold the model.
     MODEL_INFLIGHT_REQUESTS = "hush_model_inflight_requests", Gauge [LABEL_MODEL];
     /// Requests that wait for the model.

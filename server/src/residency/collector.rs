@@ -1,6 +1,7 @@
 //! State as metrics, computed at scrape time.
 
 use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hush_contract::ModelState;
 use hush_contract::metrics as names;
@@ -14,6 +15,7 @@ pub struct ResidencyCollector {
     models: Registry,
     state: GaugeVec,
     idle_seconds: GaugeVec,
+    idle_since: GaugeVec,
     inflight: GaugeVec,
     queued: GaugeVec,
     generation: GaugeVec,
@@ -36,6 +38,10 @@ impl ResidencyCollector {
                 names::MODEL_IDLE_SECONDS,
                 "Seconds since the last request or the load ended; 0 while busy or not loaded.",
             )?,
+            idle_since: gauge(
+                names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS,
+                "When the last request (or the load) ended, in Unix time; 0 while busy or not loaded.",
+            )?,
             inflight: gauge(names::MODEL_INFLIGHT_REQUESTS, "Requests that hold the model.")?,
             queued: gauge(names::MODEL_QUEUED_REQUESTS, "Requests that wait for the model.")?,
             generation: gauge(names::MODEL_GENERATION, "Grows by one at each load.")?,
@@ -55,10 +61,11 @@ impl ResidencyCollector {
         })
     }
 
-    fn gauges(&self) -> [&GaugeVec; 9] {
+    fn gauges(&self) -> [&GaugeVec; 10] {
         [
             &self.state,
             &self.idle_seconds,
+            &self.idle_since,
             &self.inflight,
             &self.queued,
             &self.generation,
@@ -86,6 +93,7 @@ impl Collector for ResidencyCollector {
             }
             let set = |gauge: &GaugeVec, value: f64| gauge.with_label_values(&[model.name()]).set(value);
             set(&self.idle_seconds, now.idle.as_secs_f64());
+            set(&self.idle_since, idle_since(SystemTime::now(), now.idle));
             set(&self.inflight, now.inflight as f64);
             set(&self.queued, now.queued as f64);
             set(&self.generation, now.generation as f64);
@@ -98,6 +106,15 @@ impl Collector for ResidencyCollector {
         }
         self.gauges().into_iter().flat_map(GaugeVec::collect).collect()
     }
+}
+
+/// In seconds, to the millisecond: the same at each look.
+fn idle_since(now: SystemTime, idle: Duration) -> f64 {
+    if idle.is_zero() {
+        return 0.0;
+    }
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    (now.saturating_sub(idle).as_secs_f64() * 1e3).round() / 1e3
 }
 
 /// `None` when the process has just gone.

@@ -50,6 +50,7 @@ pub fn model(name: &str, gpu: &str) -> Model {
         labels: labels("whisper"),
         state: State::Ready,
         idle: Duration::from_secs(60),
+        idle_since: None,
         inflight: 0,
         queued: 0,
         vram_bytes: 2 * GIB,
