@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::wire::{FailureKind, FromRunner, LoadSpec, VERSION};
 use crate::job::{Outcome, Work};
-use reader::{Job, Jobs, Order, Reader};
+use reader::{Desks, Job, Jobs, Order, Reader};
 use voice::{RemotePcm, Report, Voice};
 
 /// Process id of the server, so that a runner whose server is already dead does not live on.
@@ -119,7 +119,8 @@ fn serve<B: Backend>() -> io::Result<Never> {
     })?;
     let (orders, inbox) = mpsc::channel();
     let jobs = Jobs::default();
-    let reader = Reader { socket: socket.try_clone()?, orders, jobs: jobs.clone() };
+    let desks = Desks::default();
+    let reader = Reader { socket: socket.try_clone()?, orders, desks: desks.clone(), jobs: jobs.clone() };
     thread::Builder::new().name("frames".to_owned()).spawn(move || reader.run())?;
 
     let started = Instant::now();
@@ -131,7 +132,6 @@ fn serve<B: Backend>() -> io::Result<Never> {
         runtime: backend.as_ref().ok().map(|(_, runtime)| runtime.clone()),
         libraries_seconds: started.elapsed().as_secs_f64(),
     });
-    let mut desks: Option<mpsc::Sender<Job>> = None;
     for order in inbox {
         match order {
             Order::Load(spec) => {
@@ -143,7 +143,8 @@ fn serve<B: Backend>() -> io::Result<Never> {
                 match model {
                     Ok(model) => {
                         let model = Arc::new(model);
-                        desks = Some(open_desks(model.clone(), spec.max_batch, &voice, &jobs)?);
+                        // A runner loads one model in its life.
+                        let _ = desks.set(open_desks(model.clone(), spec.max_batch, &voice, &jobs)?);
                         voice.say(&FromRunner::Loaded { sessions_seconds: started.elapsed().as_secs_f64() });
                         let voice = voice.clone();
                         thread::Builder::new().name("settle".to_owned()).spawn(move || match model.settle() {
@@ -155,7 +156,7 @@ fn serve<B: Backend>() -> io::Result<Never> {
                 }
             }
             Order::Work(job) => {
-                let refused = match &desks {
+                let refused = match desks.get() {
                     // Fails when no desk is left.
                     Some(desks) => desks.send(job).err().map(|mpsc::SendError(job)| job),
                     None => Some(job),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use super::{leave, lock};
 use crate::job::Work;
@@ -75,9 +75,13 @@ impl Jobs {
     }
 }
 
+/// Where jobs go once the model is loaded.
+pub(super) type Desks = Arc<OnceLock<mpsc::Sender<Job>>>;
+
 pub(super) struct Reader {
     pub(super) socket: UnixStream,
     pub(super) orders: mpsc::Sender<Order>,
+    pub(super) desks: Desks,
     pub(super) jobs: Jobs,
 }
 
@@ -108,7 +112,12 @@ impl Reader {
             ToRunner::Load(spec) => drop(self.orders.send(Order::Load(spec))),
             ToRunner::Work { id, work, len_samples, first_samples, request } => {
                 let job = self.jobs.open(id, work, len_samples, first_samples, request);
-                drop(self.orders.send(Order::Work(job)));
+                // Not by way of the main thread: that would wake two threads one after the other.
+                let refused = match self.desks.get() {
+                    Some(desks) => desks.send(job).err().map(|mpsc::SendError(job)| job),
+                    None => Some(job),
+                };
+                drop(refused.map(|job| self.orders.send(Order::Work(job))));
             }
             ToRunner::Audio { id, offset, s16le } => self.jobs.hand(id, offset, s16le),
             ToRunner::Cancel { id } => self.jobs.cancel(id),
