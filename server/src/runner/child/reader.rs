@@ -117,7 +117,9 @@ impl Reader {
                     Some(desks) => desks.send(job).err().map(|mpsc::SendError(job)| job),
                     None => Some(job),
                 };
-                drop(refused.map(|job| self.orders.send(Order::Work(job))));
+                if let Some(job) = refused {
+                    drop(self.orders.send(Order::Work(job)));
+                }
             }
             ToRunner::Audio { id, offset, s16le } => self.jobs.hand(id, offset, s16le),
             ToRunner::Cancel { id } => self.jobs.cancel(id),
