@@ -92,7 +92,6 @@ struct Soak<'a, 'b> {
     peace: Vec<(Instant, Option<Instant>)>,
     began: (Instant, jiff::Timestamp),
     answers: (Sender<Result<()>>, Receiver<Result<()>>),
-    asked: usize,
     /// Of which app, since when, and whether it was answered.
     requests: Vec<(usize, Instant, Arc<AtomicBool>)>,
     /// When each app's runner was killed last.
@@ -120,7 +119,6 @@ impl Soak<'_, '_> {
     fn ask(&mut self) {
         let at = self.dice.below(self.apps.len() as u64) as usize;
         let (api, to) = (self.apps[at].server.api, self.answers.0.clone());
-        self.asked += 1;
         let answered = Arc::new(AtomicBool::new(false));
         self.requests.push((at, Instant::now(), answered.clone()));
         thread::spawn(move || {
@@ -262,10 +260,10 @@ impl Soak<'_, '_> {
     }
 
     fn answered(&self, deadline: Duration) -> Result<()> {
-        for count in 0..self.asked {
+        for count in 0..self.requests.len() {
             match self.answers.1.recv_timeout(deadline) {
                 Ok(answer) => answer.context("a request was lost")?,
-                Err(_) => bail!("{count} of {} requests were answered", self.asked),
+                Err(_) => bail!("{count} of {} requests were answered", self.requests.len()),
             }
         }
         Ok(())
@@ -286,7 +284,7 @@ impl Soak<'_, '_> {
         let leads = self.calm_down(plane)?;
         self.laws()?;
         self.nothing_unheard_of()?;
-        let (commands, asked, faults) = (self.commands()?.len(), self.asked, &self.faults);
+        let (commands, asked, faults) = (self.commands()?.len(), self.requests.len(), &self.faults);
         eprintln!("{lasts:?}: {faults:?}, {asked} requests answered, {commands} commands, chair {leads} leads");
         ensure!(commands > 0 && asked > 0, "nothing happened");
         Ok(())
@@ -343,6 +341,7 @@ async fn whatever_happens() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
     let seconds = variable("HUSH_SOAK_SECONDS")?.unwrap_or(SECONDS);
     let seed = variable("HUSH_SOAK_SEED")?.unwrap_or(1);
+    eprintln!("HUSH_SOAK_SEED={seed}");
     let mut stage = Stage::new(&plane).await?;
     let mut apps = Vec::new();
     for name in ["cheap", "middle", "dear"] {
@@ -358,7 +357,6 @@ async fn whatever_happens() -> Result<()> {
         peace: Vec::new(),
         began,
         answers: channel(),
-        asked: 0,
         requests: Vec::new(),
         killed: [None; 3],
         faults: BTreeMap::new(),

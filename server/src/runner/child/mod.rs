@@ -143,8 +143,7 @@ fn serve<B: Backend>() -> io::Result<Never> {
                 match model {
                     Ok(model) => {
                         let model = Arc::new(model);
-                        // A runner loads one model in its life.
-                        let _ = desks.set(open_desks(model.clone(), spec.max_batch, &voice, &jobs)?);
+                        desks.open(open_desks(model.clone(), spec.max_batch, &voice, &jobs)?);
                         voice.say(&FromRunner::Loaded { sessions_seconds: started.elapsed().as_secs_f64() });
                         let voice = voice.clone();
                         thread::Builder::new().name("settle".to_owned()).spawn(move || match model.settle() {
@@ -156,12 +155,7 @@ fn serve<B: Backend>() -> io::Result<Never> {
                 }
             }
             Order::Work(job) => {
-                let refused = match desks.get() {
-                    // Fails when no desk is left.
-                    Some(desks) => desks.send(job).err().map(|mpsc::SendError(job)| job),
-                    None => Some(job),
-                };
-                let Some(job) = refused else { continue };
+                let Some(job) = desks.take(job) else { continue };
                 let problem = backend.as_ref().err().map_or("no model is loaded", String::as_str);
                 voice.fail(job.id, WorkFailure::Engine(problem.to_owned()));
                 jobs.forget(job.id);

@@ -75,8 +75,26 @@ impl Jobs {
     }
 }
 
-/// Where jobs go once the model is loaded.
-pub(super) type Desks = Arc<OnceLock<mpsc::Sender<Job>>>;
+/// Where jobs go once the model is loaded: the threads that do them.
+#[derive(Clone, Default)]
+pub(super) struct Desks {
+    jobs: Arc<OnceLock<mpsc::Sender<Job>>>,
+}
+
+impl Desks {
+    /// A runner loads one model in its life: what comes later has no effect.
+    pub(super) fn open(&self, jobs: mpsc::Sender<Job>) {
+        let _ = self.jobs.set(jobs);
+    }
+
+    /// Gives the job back where nobody takes it: no model is loaded, or no thread is left.
+    pub(super) fn take(&self, job: Job) -> Option<Job> {
+        match self.jobs.get() {
+            Some(jobs) => jobs.send(job).err().map(|mpsc::SendError(job)| job),
+            None => Some(job),
+        }
+    }
+}
 
 pub(super) struct Reader {
     pub(super) socket: UnixStream,
@@ -113,11 +131,7 @@ impl Reader {
             ToRunner::Work { id, work, len_samples, first_samples, request } => {
                 let job = self.jobs.open(id, work, len_samples, first_samples, request);
                 // Not by way of the main thread: that would wake two threads one after the other.
-                let refused = match self.desks.get() {
-                    Some(desks) => desks.send(job).err().map(|mpsc::SendError(job)| job),
-                    None => Some(job),
-                };
-                if let Some(job) = refused {
+                if let Some(job) = self.desks.take(job) {
                     drop(self.orders.send(Order::Work(job)));
                 }
             }
