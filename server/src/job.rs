@@ -6,35 +6,6 @@ use std::time::Duration;
 use hush_whisper::{LanguageProbability, Segment, TranscribeOptions, Transcript};
 use serde::{Deserialize, Serialize};
 
-/// Decoded audio, mono at 16 kHz, 16 bits. It can be read again from the start: a job whose runner was lost is started anew.
-pub trait Audio: Send + Sync {
-    fn len_samples(&self) -> u64;
-
-    /// Whether reading is a copy; where not, it may block on a disk.
-    fn is_in_memory(&self) -> bool;
-
-    /// Fills `out` with samples from the one at `offset` on, little-endian.
-    fn read_s16le(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
-}
-
-impl Audio for Vec<i16> {
-    fn len_samples(&self) -> u64 {
-        self.len() as u64
-    }
-
-    fn is_in_memory(&self) -> bool {
-        true
-    }
-
-    fn read_s16le(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let (pairs, _) = out.as_chunks_mut();
-        let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let samples = self.get(start..start + pairs.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        pairs.iter_mut().zip(samples).for_each(|(pair, sample)| *pair = sample.to_le_bytes());
-        Ok(())
-    }
-}
-
 /// What to do with the audio.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,6 +57,6 @@ pub enum JobError {
     Failed(String),
     #[error("the server is shutting down")]
     ShuttingDown,
-    #[error("reading the spooled audio failed: {0}")]
+    #[error("handing the audio to the model's process failed: {0}")]
     Spool(#[from] io::Error),
 }

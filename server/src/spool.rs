@@ -1,5 +1,6 @@
-//! Bytes on their way through the server: in memory while they are few, then in a temporary file without a name
-//! (it is gone when its last reader is, whatever happens to the process).
+//! Bytes on their way through the server: in memory while they are few, then in a temporary file. Neither has a name: it
+//! is gone when its last reader is, whatever happens to the process. Both are open files (`memfd_create`), so that other
+//! processes, runners and ffmpeg, are given them as they are.
 //!
 //! [`Spool`] is written once; [`Spool::finish`] makes it a [`Spooled`], which any number of readers share.
 //! Nothing here is async: a write below the memory threshold is a copy, one above it is a write to the page cache.
@@ -9,6 +10,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Default of [`SpoolOptions::memory_bytes`].
 pub const DEFAULT_MEMORY_BYTES: usize = 16 << 20;
@@ -47,23 +50,19 @@ impl Default for SpoolOptions {
     }
 }
 
-#[derive(Debug)]
-enum Store {
-    Memory(Vec<u8>),
-    File(File),
-}
-
 /// The writing half.
 #[derive(Debug)]
 pub struct Spool {
-    store: Store,
+    /// None before the first byte.
+    file: Option<File>,
+    is_in_memory: bool,
     len_bytes: u64,
     options: SpoolOptions,
 }
 
 impl Spool {
     pub fn new(options: SpoolOptions) -> Self {
-        Self { store: Store::Memory(Vec::new()), len_bytes: 0, options }
+        Self { file: None, is_in_memory: true, len_bytes: 0, options }
     }
 
     pub fn len_bytes(&self) -> u64 {
@@ -72,7 +71,7 @@ impl Spool {
 
     /// Whether so many more bytes are a copy, and no work for a disk.
     pub fn stays_in_memory(&self, more: usize) -> bool {
-        matches!(self.store, Store::Memory(_)) && self.len_bytes + more as u64 <= self.options.memory_bytes as u64
+        self.is_in_memory && self.len_bytes + more as u64 <= self.options.memory_bytes as u64
     }
 
     /// Appends all of `bytes`, or nothing that counts: after an error the spool is only good for dropping.
@@ -83,44 +82,44 @@ impl Spool {
         {
             return Err(SpoolError::TooLarge { limit_bytes });
         }
-        if !self.stays_in_memory(bytes.len())
-            && let Store::Memory(memory) = &mut self.store
-        {
-            let mut file = temp_file(self.options.dir.as_deref())?;
-            file.write_all(memory)?;
-            self.store = Store::File(file);
-        }
-        match &mut self.store {
-            Store::Memory(memory) => memory.extend_from_slice(bytes),
-            Store::File(file) => file.write_all(bytes)?,
-        }
+        let moves = self.is_in_memory && !self.stays_in_memory(bytes.len());
+        let file = match self.file.take() {
+            Some(file) if !moves => file,
+            None if !moves => memory_file()?,
+            before => {
+                let mut disk = temp_file(self.options.dir.as_deref())?;
+                if let Some(mut memory) = before {
+                    memory.rewind()?;
+                    io::copy(&mut memory, &mut disk)?;
+                }
+                self.is_in_memory = false;
+                disk
+            }
+        };
+        self.file.insert(file).write_all(bytes)?;
         self.len_bytes = len_after;
         Ok(())
     }
 
     pub fn finish(self) -> Spooled {
-        Spooled { store: Arc::new(self.store), len_bytes: self.len_bytes, dir: self.options.dir }
+        Spooled { file: self.file.map(Arc::new), is_in_memory: self.is_in_memory, len_bytes: self.len_bytes }
     }
 }
 
 /// The reading half: cheap to clone, all clones share the content.
 #[derive(Clone, Debug)]
 pub struct Spooled {
-    store: Arc<Store>,
+    /// None: nothing was written.
+    file: Option<Arc<File>>,
+    is_in_memory: bool,
     len_bytes: u64,
-    dir: Option<PathBuf>,
 }
 
 impl Spooled {
-    /// Content that is in memory already.
-    pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self { len_bytes: bytes.len() as u64, store: Arc::new(Store::Memory(bytes)), dir: None }
-    }
-
     /// A file as it lies on the disk; nothing is copied. It must not be a pipe: readers come back to earlier places.
     pub fn from_file(file: File) -> io::Result<Self> {
         let len_bytes = file.metadata()?.len();
-        Ok(Self { len_bytes, store: Arc::new(Store::File(file)), dir: None })
+        Ok(Self { file: Some(Arc::new(file)), is_in_memory: false, len_bytes })
     }
 
     pub fn len_bytes(&self) -> u64 {
@@ -132,7 +131,7 @@ impl Spooled {
     }
 
     pub fn is_in_memory(&self) -> bool {
-        matches!(*self.store, Store::Memory(_))
+        self.is_in_memory
     }
 
     /// A reader with a position of its own, at the start.
@@ -142,40 +141,17 @@ impl Spooled {
 
     /// Fills `out` with the bytes from `offset`.
     pub fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
-        match &*self.store {
-            Store::File(file) => file.read_exact_at(out, offset),
-            Store::Memory(memory) => {
-                let start = usize::try_from(offset).map_err(io::Error::other)?;
-                let end = start.checked_add(out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-                out.copy_from_slice(memory.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
-                Ok(())
-            }
+        match &self.file {
+            Some(file) => file.read_exact_at(out, offset),
+            None if out.is_empty() => Ok(()),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 
-    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        match &*self.store {
-            Store::File(file) => file.read_at(out, offset),
-            Store::Memory(memory) => {
-                let start = usize::try_from(offset).map_or(memory.len(), |start| start.min(memory.len()));
-                let n = out.len().min(memory.len() - start);
-                out[..n].copy_from_slice(&memory[start..start + n]);
-                Ok(n)
-            }
-        }
-    }
-
-    /// The content as a file descriptor for a child process; what is in memory is written to a temporary file first.
+    /// The content for another process, which shares the position of the descriptor with whoever else has one: it reads
+    /// at places that it names, or opens the file anew.
     pub(crate) fn to_file(&self) -> io::Result<File> {
-        match &*self.store {
-            Store::File(file) => file.try_clone(),
-            Store::Memory(memory) => {
-                let mut file = temp_file(self.dir.as_deref())?;
-                file.write_all(memory)?;
-                file.rewind()?;
-                Ok(file)
-            }
-        }
+        self.file.as_ref().map_or_else(memory_file, |file| file.try_clone())
     }
 }
 
@@ -188,7 +164,8 @@ pub struct SpoolReader {
 
 impl Read for SpoolReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = self.content.read_at(out, self.position)?;
+        let Some(file) = &self.content.file else { return Ok(0) };
+        let n = file.read_at(out, self.position)?;
         self.position += n as u64;
         Ok(n)
     }
@@ -206,6 +183,10 @@ impl Seek for SpoolReader {
     }
 }
 
+fn memory_file() -> io::Result<File> {
+    Ok(memfd_create("hush-spool", MemfdFlags::CLOEXEC)?.into())
+}
+
 fn temp_file(dir: Option<&Path>) -> io::Result<File> {
     match dir {
         Some(dir) => tempfile::tempfile_in(dir),
@@ -220,7 +201,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_apart() {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut spool = Spool { store: Store::File(full), len_bytes: 0, options: SpoolOptions::default() };
+        let mut spool = Spool { file: Some(full), is_in_memory: false, len_bytes: 0, options: SpoolOptions::default() };
         let error = spool.write(b"x").unwrap_err();
         assert!(error.is_storage_full(), "{error:?}");
         assert_eq!(spool.len_bytes(), 0);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use audio_support::*;
 use hush_server::audio::{self, AudioError, DecodeOptions, Ffmpeg};
-use hush_server::spool::{Spool, SpoolOptions, Spooled};
+use hush_server::spool::{Spool, SpoolOptions};
 
 struct Program {
     dir: tempfile::TempDir,
@@ -95,7 +95,7 @@ fn it_is_killed_when_it_hangs_or_nobody_waits() {
     assert!(program.is_gone());
 
     let program = Program::new("exec sleep 100");
-    let input = Spooled::from_bytes(unknown());
+    let input = spooled(&unknown());
     let started = program.dir.path().join("pid");
     let result = audio::decode(&input, None, &program.options(), &|| !started.exists());
     assert!(matches!(result, Err(AudioError::Cancelled)), "{result:?}");

@@ -5,7 +5,6 @@ mod audio_support;
 
 use audio_support::*;
 use hush_server::audio::{self, AudioError, DecodeOptions};
-use hush_server::spool::Spooled;
 
 /// File, least likeness to the original, most samples that its length may differ by, samples that it may be late.
 const BUILT_IN: &[(&str, f64, usize, isize)] = &[
@@ -67,7 +66,7 @@ fn long_flac_fixtures_have_their_known_lengths() {
 #[test]
 fn names_lie_and_do_not_matter() {
     for name in ["x.mp3", "x.wav", "x", "", "ü.\u{0}", "../../etc/passwd"] {
-        let input = Spooled::from_bytes(fixture("formats/speech.flac"));
+        let input = spooled(&fixture("formats/speech.flac"));
         let pcm = audio::decode(&input, Some(name), &built_in(), &|| true).unwrap();
         assert_eq!(pcm.len_samples(), 18_494, "{name}");
     }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use audio_support::*;
 use hush_server::audio::{self, AudioError, DecodeOptions, Pcm};
-use hush_server::spool::Spooled;
 
 /// A minute is more than any of these files holds.
 fn bounded() -> DecodeOptions {
@@ -182,7 +181,7 @@ fn what_symphonia_gives_up_on_is_left_to_ffmpeg() {
 fn a_client_that_left_stops_the_work() {
     let bytes = wav(48_000, 1, Width::S16, 2_000_000, |i, _| tone(300.0, 48_000.0, i));
     let asked = AtomicUsize::new(0);
-    let input = Spooled::from_bytes(bytes);
+    let input = spooled(&bytes);
     let result = audio::decode(&input, None, &built_in(), &|| asked.fetch_add(1, Ordering::Relaxed) < 20);
     assert!(matches!(result, Err(AudioError::Cancelled)), "{result:?}");
     assert!(asked.into_inner() < 25);

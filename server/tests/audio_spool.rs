@@ -107,11 +107,11 @@ fn raw_samples_are_the_upload_itself() {
 
 #[test]
 fn raw_samples_are_refused_when_they_cannot_be_any() {
-    let refused = |n: usize, limit| decode_raw_s16le(Spooled::from_bytes(bytes(n)), limit).unwrap_err();
+    let refused = |n: usize, limit| decode_raw_s16le(spooled(&bytes(n), 1 << 20, 4096), limit).unwrap_err();
     assert!(matches!(refused(0, 60), AudioError::Empty));
     assert!(matches!(refused(7, 60), AudioError::OddRawLength { bytes: 7 }));
     assert!(matches!(refused(32_002, 1), AudioError::TooLong { limit_seconds: 1 }));
-    assert!(decode_raw_s16le(Spooled::from_bytes(bytes(32_000)), 1).is_ok());
+    assert!(decode_raw_s16le(spooled(&bytes(32_000), 1 << 20, 4096), 1).is_ok());
 }
 
 #[test]

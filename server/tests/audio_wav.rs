@@ -20,6 +20,39 @@ fn mono_16_khz_passes_to_the_bit() {
     }
 }
 
+/// Nothing is copied: what stands around the samples must not be heard, whatever the header says of their number.
+#[test]
+fn samples_that_lie_in_the_file_as_they_are_wanted_are_found_there() {
+    let plain = wav(16_000, 1, Width::S16, 1_000, |i, _| i as f64 / 32_768.0);
+    let expected: Vec<f32> = (0..1_000).map(|i| i as f32 / 32_768.0).collect();
+    assert_eq!(&plain[36..40], b"data");
+    let (head, data) = plain.split_at(36);
+    let chunk = |tag: &[u8], content: &[u8]| [tag, &(content.len() as u32).to_le_bytes(), content].concat();
+    let riff = |chunks: &[Vec<u8>], declared: Option<u32>| {
+        let mut file = [head, &chunks.concat()].concat();
+        let length = declared.unwrap_or(file.len() as u32 - 8);
+        file[4..8].copy_from_slice(&length.to_le_bytes());
+        file
+    };
+    let data = data.to_vec();
+    let tail = chunk(b"LIST", b"INFOISFT\x04\0\0\0Lavf");
+    assert!(decoded(plain.clone()) == expected);
+    assert!(decoded(riff(&[tail.clone(), data.clone(), tail.clone()], None)) == expected, "chunks around it");
+    // A stream whose writer never learnt the length; then half a sample that was cut off.
+    let mut endless = data.clone();
+    endless[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    let mut file = riff(&[endless], Some(u32::MAX));
+    assert!(decoded(file.clone()) == expected, "of unknown length");
+    file.push(7);
+    assert!(decoded(file) == expected, "half a sample");
+    // A file that is shorter than it says.
+    assert!(decoded(plain[..44 + 2 * 600 + 1].to_vec()) == expected[..600], "cut off");
+    assert!(matches!(decode(plain[..45].to_vec()), Err(AudioError::NoSamples)));
+    let limited = DecodeOptions { limit_seconds: 1, ..built_in() };
+    let long = wav(16_000, 1, Width::S16, 16_001, |_, _| 0.0);
+    assert!(matches!(decode_with(long, &limited), Err(AudioError::TooLong { limit_seconds: 1 })));
+}
+
 #[test]
 fn every_width_carries_the_same_sound() {
     let sound = |i: usize| 0.5 * tone(440.0, 16_000.0, i);
@@ -190,6 +223,6 @@ fn long_audio_goes_to_a_file_and_sounds_the_same() {
     assert!(in_memory.is_in_memory() && !in_file.is_in_memory());
     assert!(samples(&in_memory) == samples(&in_file));
     let no_dir = DecodeOptions { memory_bytes: 0, dir: Some("/nonexistent".into()), ..built_in() };
-    let error = decode_with(wav(16_000, 1, Width::S16, 10, |_, _| 0.0), &no_dir).unwrap_err();
+    let error = decode_with(wav(48_000, 1, Width::S16, 10, |_, _| 0.0), &no_dir).unwrap_err();
     assert!(matches!(error, AudioError::Spool(_)) && !error.is_client_fault(), "{error:?}");
 }

@@ -6,18 +6,18 @@ mod scripted;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use hush_server::audio::{Pcm, Span};
 use hush_server::job::{Outcome, Work};
 use hush_server::runner::child::PARENT_VARIABLE;
-use hush_server::runner::wire::{
-    Decoder, FailureKind, FromRunner, JobId, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION,
-};
-use scripted::{audio, spec, work};
+use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, JobId, LoadSpec, Message, ToRunner, VERSION, send};
+use hush_whisper::Segment;
+use scripted::{audio, pcm, samples, spec, sum, work};
 
 #[test]
 fn runner_child() {
@@ -61,6 +61,13 @@ impl Runner {
         self.socket.write_all(&message.encode().unwrap()).unwrap();
     }
 
+    fn give(&mut self, id: JobId, work: Work, audio: &Pcm) {
+        let (file, audio) = audio.to_file().unwrap();
+        let frame = ToRunner::Work { id, work, audio, request: None }.encode().unwrap();
+        let sent = send(&self.socket, &frame, Some(file.as_fd())).unwrap();
+        self.socket.write_all(&frame[sent..]).unwrap();
+    }
+
     /// Whatever it says but that its load has settled: that may come at any time.
     fn hear(&mut self) -> FromRunner {
         loop {
@@ -73,6 +80,21 @@ impl Runner {
             let count = self.socket.read(&mut piece).unwrap();
             assert_ne!(count, 0, "the runner left");
             self.decoder.buffer().extend_from_slice(&piece[..count]);
+        }
+    }
+
+    /// What a job heard, and for how long; nothing else may come.
+    fn finish(&mut self, job: JobId) -> (i64, f64) {
+        let mut sum = 0;
+        loop {
+            match self.hear() {
+                FromRunner::Segment { id, segment } if id == job => sum += heard(&segment),
+                FromRunner::Done { id, outcome: Outcome::Transcribed(transcript) } if id == job => {
+                    return (sum, transcript.duration_seconds);
+                }
+                FromRunner::FirstToken { .. } | FromRunner::Beat => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 
@@ -95,13 +117,9 @@ impl Drop for Runner {
     }
 }
 
-/// Whose audio has to be asked for, all of it.
-fn job(id: JobId, work: Work, len_samples: u64) -> ToRunner {
-    ToRunner::Work { id, work, len_samples, first_samples: 0, request: None }
-}
-
-fn bytes(samples: &[i16]) -> Vec<u8> {
-    samples.iter().flat_map(|sample| sample.to_le_bytes()).collect()
+/// The sum of its samples, which a scripted engine writes.
+fn heard(segment: &Segment) -> i64 {
+    segment.text.split_once(' ').unwrap().1.parse().unwrap()
 }
 
 #[test]
@@ -141,7 +159,7 @@ fn it_ends_with_its_socket_and_on_nonsense_whatever_its_engine_does() {
     assert_eq!(loading.ended_within(Duration::from_secs(2)).signal(), Some(9));
 
     let mut working = Runner::loaded();
-    working.say(&job(1, work("hang"), 0));
+    working.give(1, work("hang"), &audio(1));
     assert!(matches!(working.hear(), FromRunner::FirstToken { id: 1, .. }));
     drop(working.socket.shutdown(std::net::Shutdown::Write));
     working.ended_within(Duration::from_secs(2));
@@ -154,88 +172,51 @@ fn it_does_not_live_without_its_server() {
 }
 
 #[test]
-fn it_pulls_audio_in_bounded_blocks_and_every_sample_once() {
-    let samples = audio(100);
+fn it_reads_the_audio_that_comes_with_its_work_and_nothing_around_it() {
+    let samples = samples(100);
+    let bytes: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[0x55; 45]).unwrap();
+    file.write_all(&bytes).unwrap();
+    file.write_all(&[0x55; 1001]).unwrap();
     let mut runner = Runner::loaded();
-    runner.say(&job(5, work("piece=1000"), samples.len() as u64));
-    let (mut next, mut asked) = (0, 0);
-    loop {
-        match runner.hear() {
-            FromRunner::NeedAudio { id: 5, offset, samples: count } => {
-                assert_eq!(offset, next, "in order, without a gap");
-                assert!(count <= MAX_SAMPLES);
-                let block = bytes(&samples[offset as usize..][..count]);
-                next += count as u64;
-                asked += 1;
-                // A late answer to an earlier job is not taken for this one.
-                runner.say(&ToRunner::Audio { id: 4, offset, s16le: vec![9; 2 * count] });
-                runner.say(&ToRunner::Audio { id: 5, offset, s16le: block });
-            }
-            FromRunner::Done { id: 5, outcome: Outcome::Transcribed(transcript) } => {
-                assert_eq!(transcript.duration_seconds, 100.0);
-                break;
-            }
-            FromRunner::Segment { segment, .. } => {
-                let heard: i64 = segment.text.split_once(' ').unwrap().1.parse().unwrap();
-                assert_eq!(heard, scripted::sum(&samples));
-            }
-            FromRunner::FirstToken { .. } | FromRunner::Beat => {}
-            other => panic!("{other:?}"),
-        }
+    for (id, piece) in [(1, "piece=1000"), (2, "piece=10000000")] {
+        let audio = Span { start_bytes: 45, len_samples: samples.len() as u64 };
+        let frame = ToRunner::Work { id, work: work(piece), audio, request: None }.encode().unwrap();
+        // Its first byte by itself: the file comes with that.
+        assert_eq!(send(&runner.socket, &frame[..1], Some(file.as_fd())).unwrap(), 1);
+        runner.socket.write_all(&frame[1..]).unwrap();
+        let (heard, seconds) = runner.finish(id);
+        assert_eq!((heard, seconds), (sum(&samples), 100.0));
     }
-    assert_eq!(next, samples.len() as u64);
-    assert!(asked <= 20, "{asked} round trips for 100 s: small reads are gathered");
-}
-
-#[test]
-fn the_beginning_of_the_audio_comes_unasked() {
-    let samples = audio(10);
-    let mut runner = Runner::loaded();
-    for (id, first_samples) in [(1, samples.len()), (2, 30_000), (3, 1)] {
-        let len_samples = samples.len() as u64;
-        runner.say(&ToRunner::Work { id, work: work(""), len_samples, first_samples, request: None });
-        runner.say(&ToRunner::Audio { id, offset: 0, s16le: bytes(&samples[..first_samples]) });
-        let mut next = first_samples;
-        loop {
-            match runner.hear() {
-                FromRunner::NeedAudio { offset, samples: count, .. } => {
-                    assert_eq!(offset, next as u64, "only what did not come");
-                    runner.say(&ToRunner::Audio { id, offset, s16le: bytes(&samples[next..][..count]) });
-                    next += count;
-                }
-                FromRunner::Segment { segment, .. } => {
-                    assert!(segment.text.ends_with(&format!(" {}", scripted::sum(&samples))), "{}", segment.text);
-                }
-                FromRunner::Done { .. } => break,
-                FromRunner::FirstToken { .. } | FromRunner::Beat => {}
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(next, samples.len());
-    }
-    // Cancelled while it waits for what was promised.
-    runner.say(&ToRunner::Work { id: 4, work: work(""), len_samples: 9, first_samples: 9, request: None });
-    runner.say(&ToRunner::Cancel { id: 4 });
-    assert!(matches!(runner.hear(), FromRunner::Failed { id: 4, kind: FailureKind::Cancelled, .. }));
+    // Shorter than was said: its own fault, and the next is done.
+    let audio = Span { start_bytes: 45, len_samples: 2 * samples.len() as u64 };
+    let frame = ToRunner::Work { id: 3, work: work(""), audio, request: None }.encode().unwrap();
+    assert_eq!(send(&runner.socket, &frame, Some(file.as_fd())).unwrap(), frame.len());
+    assert!(matches!(runner.hear(), FromRunner::Failed { id: 3, kind: FailureKind::Engine, .. }));
+    let audio = Span { start_bytes: u64::MAX, len_samples: u64::MAX };
+    let frame = ToRunner::Work { id: 4, work: Work::DetectLanguage, audio, request: None }.encode().unwrap();
+    assert_eq!(send(&runner.socket, &frame, Some(file.as_fd())).unwrap(), frame.len());
+    assert!(matches!(runner.hear(), FromRunner::Failed { id: 4, kind: FailureKind::Engine, .. }));
+    runner.give(5, work(""), &scripted::audio(10));
+    assert_eq!(runner.finish(5).1, 10.0);
+    // Work without audio: the other side is not what it says.
+    runner.say(&ToRunner::Work { id: 6, work: work(""), audio, request: None });
+    runner.ended_within(Duration::from_secs(2));
 }
 
 #[test]
 fn cancelled_work_ends_wherever_it_is_and_the_next_is_done() {
     let mut runner = Runner::loaded();
     let cancelled = |message| matches!(message, FromRunner::Failed { kind: FailureKind::Cancelled, .. });
-    // Waiting for audio.
-    runner.say(&job(1, work(""), 16_000));
-    assert!(matches!(runner.hear(), FromRunner::NeedAudio { id: 1, .. }));
-    runner.say(&ToRunner::Cancel { id: 1 });
-    assert!(cancelled(runner.hear()));
     // Between tokens; and one that has not begun.
-    runner.say(&job(2, work("each=60000"), 0));
-    runner.say(&job(3, work("each=60000"), 0));
+    runner.give(2, work("each=60000"), &audio(1));
+    runner.give(3, work("each=60000"), &audio(1));
     assert!(matches!(runner.hear(), FromRunner::FirstToken { id: 2, .. }));
     runner.say(&ToRunner::Cancel { id: 3 });
     runner.say(&ToRunner::Cancel { id: 2 });
     assert!(cancelled(runner.hear()) && cancelled(runner.hear()));
-    runner.say(&job(4, work(""), 0));
+    runner.give(4, work(""), &audio(1));
     assert!(matches!(runner.hear(), FromRunner::FirstToken { id: 4, .. }));
     assert!(matches!(runner.hear(), FromRunner::Segment { id: 4, .. }));
     assert!(matches!(runner.hear(), FromRunner::Done { id: 4, .. }));
@@ -249,25 +230,24 @@ fn several_jobs_have_their_own_audio_and_their_own_end() {
     assert!(matches!(runner.hear(), FromRunner::Loaded { .. }));
     // The fourth waits for one of the others.
     for id in 1..=4 {
-        runner.say(&job(id, work("each=30"), 200_000));
+        let samples: Vec<i16> = (0..200_000_u64).map(|n| (n % 5 * id) as i16).collect();
+        runner.give(id, work("each=30"), &pcm(&samples));
     }
-    let (mut done, mut sums, mut cancelled) = (Vec::new(), HashMap::new(), false);
+    let (mut done, mut sums, mut begun) = (Vec::new(), HashMap::new(), Vec::new());
+    let mut cancelled = false;
     while done.len() < 3 || !cancelled {
         match runner.hear() {
-            FromRunner::NeedAudio { id: 2, .. } => runner.say(&ToRunner::Cancel { id: 2 }),
-            FromRunner::NeedAudio { id, offset, samples } => {
-                assert!(id != 4 || cancelled || !done.is_empty(), "four at once");
-                let block =
-                    (offset..offset + samples as u64).flat_map(|n| ((n % 5 * id) as i16).to_le_bytes()).collect();
-                runner.say(&ToRunner::Audio { id, offset, s16le: block });
+            FromRunner::FirstToken { id, .. } => {
+                begun.push(id);
+                assert!(begun.len() < 4 || cancelled || !done.is_empty(), "four at once");
+                if begun.len() == 3 {
+                    runner.say(&ToRunner::Cancel { id: 2 });
+                }
             }
-            FromRunner::Segment { id, segment } => {
-                let heard: i64 = segment.text.split_once(' ').unwrap().1.parse().unwrap();
-                sums.insert(id, heard);
-            }
+            FromRunner::Segment { id, segment } => drop(sums.insert(id, heard(&segment))),
             FromRunner::Done { id, .. } => done.push(id),
             FromRunner::Failed { id: 2, kind: FailureKind::Cancelled, .. } => cancelled = true,
-            FromRunner::FirstToken { .. } | FromRunner::Beat => {}
+            FromRunner::Beat => {}
             other => panic!("{other:?}"),
         }
     }
@@ -281,7 +261,7 @@ fn several_jobs_have_their_own_audio_and_their_own_end() {
 #[test]
 fn signs_of_life_come_while_it_works() {
     let mut runner = Runner::loaded();
-    runner.say(&job(1, work("each=900"), 0));
+    runner.give(1, work("each=900"), &audio(1));
     let mut beats = 0;
     loop {
         match runner.hear() {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
+use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,12 +10,14 @@ use std::time::{Duration, Instant};
 use std::{env, fs, process};
 
 use hush_contract::UnloadReason;
+use hush_server::audio::{self, DecodeOptions, Pcm};
 use hush_server::job::{JobError, Outcome, Work};
 use hush_server::metrics::Metrics;
 use hush_server::residency::{ModelSettings, Models, Policy, Unload};
 use hush_server::runner::child::{self, PARENT_VARIABLE};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{EngineBackend, Settings};
+use hush_server::spool::Spooled;
 use hush_whisper::{InstallOptions, Precision, TranscribeOptions, install};
 use tokio::sync::mpsc;
 
@@ -30,11 +33,9 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// 16-bit mono at 16 kHz, as the fixtures are.
-fn read_wav(name: &str) -> Arc<Vec<i16>> {
-    let bytes = fs::read(root().join("tests/fixtures/audio").join(name)).unwrap();
-    let data = bytes.windows(4).position(|tag| tag == b"data").unwrap() + 8;
-    Arc::new(bytes[data..].as_chunks().0.iter().map(|pair| i16::from_le_bytes(*pair)).collect())
+fn read_wav(name: &str) -> Pcm {
+    let file = File::open(root().join("tests/fixtures/audio").join(name)).unwrap();
+    audio::decode(&Spooled::from_file(file).unwrap(), None, &DecodeOptions::default(), &|| true).unwrap()
 }
 
 fn start(model_dir: PathBuf, library: PathBuf) -> Models {

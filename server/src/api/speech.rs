@@ -1,6 +1,5 @@
 //! What the API needs of a model: residency has it, tests stand in for it.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::audio::Pcm;
-use crate::job::{Audio, JobError, Outcome, Transcription, Work};
+use crate::job::{JobError, Outcome, Transcription, Work};
 use crate::residency::ModelHandle;
 
 /// One model that does work when it is asked, loaded or not. Dropping a future cancels its work.
@@ -136,7 +135,7 @@ impl Speech for ServedModel {
         patience: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         async move {
-            match self.handle.gather(Arc::new(pcm), Work::Transcribe(options), patience).await? {
+            match self.handle.gather(pcm, Work::Transcribe(options), patience).await? {
                 (Outcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
                 (Outcome::Languages(_), _) => Err(other_answer()),
             }
@@ -152,7 +151,7 @@ impl Speech for ServedModel {
         segments: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         async move {
-            match self.handle.run(Arc::new(pcm), Work::Transcribe(options), segments, patience).await? {
+            match self.handle.run(pcm, Work::Transcribe(options), segments, patience).await? {
                 Outcome::Transcribed(transcript) => Ok(transcript),
                 Outcome::Languages(_) => Err(other_answer()),
             }
@@ -171,7 +170,7 @@ impl Speech for ServedModel {
 
     fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         async move {
-            match self.handle.gather(Arc::new(pcm), Work::DetectLanguage, None).await? {
+            match self.handle.gather(pcm, Work::DetectLanguage, None).await? {
                 (Outcome::Languages(languages), _) => Ok(languages),
                 (Outcome::Transcribed(_), _) => Err(other_answer()),
             }
@@ -182,18 +181,4 @@ impl Speech for ServedModel {
 
 fn other_answer() -> JobError {
     JobError::Failed("the model answered another question".to_owned())
-}
-
-impl Audio for Pcm {
-    fn len_samples(&self) -> u64 {
-        Pcm::len_samples(self)
-    }
-
-    fn is_in_memory(&self) -> bool {
-        Pcm::is_in_memory(self)
-    }
-
-    fn read_s16le(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        Pcm::read_s16le(self, offset, out)
-    }
 }

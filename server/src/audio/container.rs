@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use hush_whisper::SAMPLE_RATE;
 use symphonia::core::codecs::CodecParameters;
 use symphonia::core::codecs::audio::well_known::*;
 use symphonia::core::codecs::audio::{AudioCodecId, AudioDecoder, AudioDecoderOptions, CODEC_ID_NULL_AUDIO};
@@ -12,9 +13,9 @@ use symphonia::core::codecs::registry::CodecRegistry;
 use symphonia::core::common::Limit;
 use symphonia::core::errors::Error as SymphoniaError;
 use symphonia::core::formats::probe::Hint;
-use symphonia::core::formats::well_known::{FORMAT_ID_ISOMP4, FORMAT_ID_MKV};
+use symphonia::core::formats::well_known::{FORMAT_ID_ISOMP4, FORMAT_ID_MKV, FORMAT_ID_WAVE};
 use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
-use symphonia::core::io::{MediaSource, MediaSourceStream};
+use symphonia::core::io::{MediaSource, MediaSourceStream, ReadBytes};
 use symphonia::core::meta::MetadataOptions;
 use symphonia::core::packet::Packet;
 use symphonia::core::units::{Duration, TimeBase};
@@ -91,6 +92,12 @@ pub(super) fn decode(
     };
 
     let mut track = Track::open(&*format, input)?;
+    if track.is_wanted && format.format_info().format == FORMAT_ID_WAVE && track.declared_frames != Some(0) {
+        // Its reader stands where the samples begin.
+        let start_bytes = format.into_inner().pos();
+        let pcm = writer.found(input, start_bytes, track.declared_frames)?.ok_or(AudioError::NoSamples)?;
+        return Ok(Decoded { pcm, is_whole: true });
+    }
     let edit = (format.format_info().format == FORMAT_ID_ISOMP4).then(|| headers::mp4_edit(input, track.id)).flatten();
     let mut output = Output::new(writer, edit);
     let mut stopped_early = false;
@@ -174,7 +181,10 @@ struct Track {
     time_base: Option<TimeBase>,
     decoder: Box<dyn AudioDecoder>,
     declared_seconds: Option<f64>,
+    declared_frames: Option<u64>,
     is_pcm: bool,
+    /// Samples as [`Pcm`] has them.
+    is_wanted: bool,
     is_float_pcm: bool,
 }
 
@@ -208,6 +218,10 @@ impl Track {
             time_base: track.time_base,
             decoder,
             declared_seconds: track.time_base.zip(track.duration).map(|(base, duration)| seconds(base, duration)),
+            declared_frames: track.num_frames,
+            is_wanted: params.codec == CODEC_ID_PCM_S16LE
+                && params.sample_rate == Some(SAMPLE_RATE)
+                && params.channels.as_ref().is_some_and(|channels| channels.count() == 1),
             is_pcm: (CODEC_ID_PCM_S32LE..=CODEC_ID_PCM_MULAW).contains(&params.codec),
             is_float_pcm: (CODEC_ID_PCM_F32LE..=CODEC_ID_PCM_F64BE_PLANAR).contains(&params.codec),
         })

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! Spooled -> container (symphonia: packets -> samples) -> mix (mono) -> resample (16 kHz) -> Pcm
+//!            (a WAV file that holds what is wanted: nothing is copied)                     -> Pcm
 //!         -> ffmpeg (what symphonia cannot read, if it is installed)                      -> Pcm
 //!         -> decode_raw_s16le (headerless)                                                -> Pcm
 //! ```
@@ -23,8 +24,7 @@ use std::time::Duration;
 
 pub use error::AudioError;
 pub use ffmpeg::Ffmpeg;
-pub(crate) use pcm::from_s16le;
-pub use pcm::{Pcm, PcmReader, decode_raw_s16le};
+pub use pcm::{Pcm, PcmReader, Span, decode_raw_s16le};
 
 use crate::spool::{SpoolOptions, Spooled};
 use pcm::PcmWriter;

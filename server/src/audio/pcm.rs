@@ -1,6 +1,8 @@
+use std::fs::File;
 use std::io;
 
 use hush_whisper::{PcmSource, SAMPLE_RATE};
+use serde::{Deserialize, Serialize};
 
 use super::AudioError;
 use crate::spool::{Spool, SpoolOptions, Spooled};
@@ -12,11 +14,25 @@ const BYTES_PER_SAMPLE: u64 = 2;
 #[derive(Clone, Debug)]
 pub struct Pcm {
     bytes: Spooled,
+    span: Span,
+}
+
+/// The part of a file that is samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    pub start_bytes: u64,
+    pub len_samples: u64,
 }
 
 impl Pcm {
+    /// All of `bytes`, but for half a sample at the end.
+    fn whole(bytes: Spooled) -> Self {
+        let span = Span { start_bytes: 0, len_samples: bytes.len_bytes() / BYTES_PER_SAMPLE };
+        Self { bytes, span }
+    }
+
     pub fn len_samples(&self) -> u64 {
-        self.bytes.len_bytes() / BYTES_PER_SAMPLE
+        self.span.len_samples
     }
 
     pub fn duration_seconds(&self) -> f64 {
@@ -32,10 +48,14 @@ impl Pcm {
         PcmReader { pcm: self.clone(), scratch: Vec::new() }
     }
 
-    /// Fills `out` with samples from the one at `offset` on, little-endian.
-    pub fn read_s16le(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let offset_bytes = offset.checked_mul(BYTES_PER_SAMPLE).ok_or(io::ErrorKind::UnexpectedEof)?;
-        self.bytes.read_exact_at(out, offset_bytes)
+    /// What [`Self::to_file`] gave to this process.
+    pub(crate) fn from_file(file: File, span: Span) -> io::Result<Self> {
+        Ok(Self { bytes: Spooled::from_file(file)?, span })
+    }
+
+    /// For another process: the file, and where in it the samples lie.
+    pub fn to_file(&self) -> io::Result<(File, Span)> {
+        Ok((self.bytes.to_file()?, self.span))
     }
 }
 
@@ -52,15 +72,19 @@ impl PcmSource for PcmReader {
     }
 
     fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
+        let Span { start_bytes, len_samples } = self.pcm.span;
+        let inside = offset.checked_add(out.len() as u64).filter(|end| *end <= len_samples).map(|_| offset);
+        let at = inside.and_then(|offset| offset.checked_mul(BYTES_PER_SAMPLE)?.checked_add(start_bytes));
+        let at = at.ok_or(io::ErrorKind::UnexpectedEof)?;
         self.scratch.resize(out.len() * BYTES_PER_SAMPLE as usize, 0);
-        self.pcm.read_s16le(offset, &mut self.scratch)?;
+        self.pcm.bytes.read_exact_at(&mut self.scratch, at)?;
         from_s16le(&self.scratch, out);
         Ok(())
     }
 }
 
 /// Little-endian 16-bit samples as the engine hears them, -1 to 1.
-pub(crate) fn from_s16le(bytes: &[u8], out: &mut [f32]) {
+fn from_s16le(bytes: &[u8], out: &mut [f32]) {
     let (pairs, _) = bytes.as_chunks();
     for (sample, pair) in out.iter_mut().zip(pairs) {
         *sample = f32::from(i16::from_le_bytes(*pair)) / 32_768.0;
@@ -80,7 +104,7 @@ pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioE
     if bytes / BYTES_PER_SAMPLE > samples_in(limit_seconds) {
         return Err(AudioError::TooLong { limit_seconds });
     }
-    Ok(Pcm { bytes: body })
+    Ok(Pcm::whole(body))
 }
 
 /// As ffmpeg rounds (halves to even) and clips. Without `round_ties_even`, which is a call per sample where the
@@ -116,14 +140,6 @@ impl PcmWriter {
     }
 
     pub(super) fn write_f32(&mut self, samples: &[f32]) -> Result<(), AudioError> {
-        self.write(samples, to_i16)
-    }
-
-    pub(super) fn write_i16(&mut self, samples: &[i16]) -> Result<(), AudioError> {
-        self.write(samples, |sample| sample)
-    }
-
-    fn write<S: Copy>(&mut self, samples: &[S], to_i16: impl Fn(S) -> i16) -> Result<(), AudioError> {
         self.count(samples.len() as u64)?;
         for piece in samples.chunks(Self::FLUSH_BYTES / BYTES_PER_SAMPLE as usize) {
             let start = self.buffer.len();
@@ -148,7 +164,24 @@ impl PcmWriter {
 
     pub(super) fn finish(mut self) -> Result<Pcm, AudioError> {
         self.flush()?;
-        Ok(Pcm { bytes: self.spool.finish() })
+        Ok(Pcm::whole(self.spool.finish()))
+    }
+
+    /// Samples that lie in `input` as they are wanted: `declared` of them from a place on, or as many as there are. Nothing
+    /// is copied. `None`: there are none.
+    pub(super) fn found(
+        &self,
+        input: &Spooled,
+        start_bytes: u64,
+        declared: Option<u64>,
+    ) -> Result<Option<Pcm>, AudioError> {
+        let there = input.len_bytes().saturating_sub(start_bytes) / BYTES_PER_SAMPLE;
+        let len_samples = declared.map_or(there, |declared| declared.min(there));
+        if len_samples > samples_in(self.limit_seconds) {
+            return Err(AudioError::TooLong { limit_seconds: self.limit_seconds });
+        }
+        let span = Span { start_bytes, len_samples };
+        Ok((len_samples > 0).then(|| Pcm { bytes: input.clone(), span }))
     }
 
     fn count(&mut self, samples: u64) -> Result<(), AudioError> {

@@ -14,7 +14,8 @@ use super::machine::{LeaseId, Load, Refusal, Unload, UnloadReport};
 use super::models::ModelSettings;
 use super::owner::{Grant, Message};
 use super::snapshot::{Board, Snapshot};
-use crate::job::{Audio, JobError, Outcome, Work};
+use crate::audio::Pcm;
+use crate::job::{JobError, Outcome, Work};
 use crate::request;
 use crate::runner::{Ending, Runner};
 
@@ -95,7 +96,7 @@ impl ModelHandle {
     /// `patience`: how long it waits for a model that is not in memory; `None`: as long as it takes.
     pub async fn run(
         &self,
-        audio: Arc<dyn Audio>,
+        audio: Pcm,
         work: Work,
         segments: mpsc::Sender<Segment>,
         patience: Option<Duration>,
@@ -109,7 +110,7 @@ impl ModelHandle {
     /// As [`Self::run`], for whoever needs the end before the beginning: a lost runner is never seen in it.
     pub async fn gather(
         &self,
-        audio: Arc<dyn Audio>,
+        audio: Pcm,
         work: Work,
         patience: Option<Duration>,
     ) -> Result<(Outcome, Vec<Segment>), JobError> {
@@ -163,7 +164,7 @@ impl ModelHandle {
 
     async fn attempts(
         &self,
-        audio: &Arc<dyn Audio>,
+        audio: &Pcm,
         work: &Work,
         output: &mut Output,
         patience: Option<Duration>,

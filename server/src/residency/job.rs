@@ -1,16 +1,15 @@
 //! One attempt at a job on one runner.
 
 use std::collections::VecDeque;
-use std::io;
-use std::sync::Arc;
 
 use hush_whisper::{FirstToken, Segment};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::job::{Audio, JobError, Outcome, Work};
+use crate::audio::Pcm;
+use crate::job::{JobError, Outcome, Work};
 use crate::request;
-use crate::runner::wire::{BYTES_PER_SAMPLE, FailureKind, MAX_SAMPLES};
+use crate::runner::wire::FailureKind;
 use crate::runner::{Ending, JobEvent, Runner};
 
 /// Where segments go.
@@ -101,16 +100,14 @@ pub(super) enum Attempt {
 /// `arrived`: when the request came, for the log's first token.
 pub(super) async fn attempt(
     runner: &Runner,
-    audio: &Arc<dyn Audio>,
+    audio: &Pcm,
     work: &Work,
     arrived: Instant,
     output: &mut Output,
 ) -> Result<Outcome, Attempt> {
-    let len_samples = audio.len_samples();
+    let audio = audio.to_file().map_err(|error| Attempt::Answered(JobError::Spool(error)))?;
+    let mut job = runner.work(work.clone(), audio);
     let mut first_token_at = None;
-    let first = usize::try_from(len_samples).unwrap_or(usize::MAX).min(MAX_SAMPLES);
-    let first = read_block(audio, 0, first).await.map_err(spool)?;
-    let mut job = runner.work(work.clone(), len_samples, first);
     loop {
         let pending = output.has_pending();
         let event = tokio::select! {
@@ -118,9 +115,6 @@ pub(super) async fn attempt(
             () = output.flush_one(), if pending => continue,
         };
         match event {
-            JobEvent::NeedAudio { offset, samples } => {
-                job.audio(offset, read_block(audio, offset, samples).await.map_err(spool)?);
-            }
             JobEvent::Segment(segment) => output.push(segment),
             JobEvent::Progress { done_seconds, total_seconds } => {
                 tracing::debug!(done_seconds, total_seconds, "progress");
@@ -159,19 +153,4 @@ pub(super) async fn attempt(
             }
         }
     }
-}
-
-fn spool(error: io::Error) -> Attempt {
-    Attempt::Answered(JobError::Spool(error))
-}
-
-/// Reads where it may block: hours of audio are spooled to a disk.
-async fn read_block(audio: &Arc<dyn Audio>, offset: u64, samples: usize) -> io::Result<Vec<u8>> {
-    offset.checked_add(samples as u64).filter(|end| *end <= audio.len_samples()).ok_or(io::ErrorKind::UnexpectedEof)?;
-    let of = audio.clone();
-    let read = move || {
-        let mut block = vec![0; samples * BYTES_PER_SAMPLE];
-        of.read_s16le(offset, &mut block).map(|()| block)
-    };
-    if audio.is_in_memory() { read() } else { tokio::task::spawn_blocking(read).await.map_err(io::Error::other)? }
 }

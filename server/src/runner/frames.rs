@@ -1,19 +1,67 @@
 //! The server's end of a runner's socket.
 
+use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 
-use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
 
-use super::wire::{Decoder, FromRunner};
+use super::wire::{Decoder, FromRunner, send};
 
-pub(super) async fn write_frames(mut socket: OwnedWriteHalf, mut outbox: mpsc::UnboundedReceiver<Bytes>) {
-    while let Some(frame) = outbox.recv().await {
-        // The reading side sees the end of the runner too, and knows what to do.
-        if socket.write_all(&frame).await.is_err() {
-            return;
+/// Sends what the socket takes at once, and keeps the rest in order.
+pub(super) struct FrameWriter {
+    socket: OwnedWriteHalf,
+    waiting: VecDeque<Frame>,
+}
+
+struct Frame {
+    bytes: Bytes,
+    /// Goes with the first of them.
+    file: Option<File>,
+}
+
+impl FrameWriter {
+    pub(super) fn new(socket: OwnedWriteHalf) -> Self {
+        Self { socket, waiting: VecDeque::new() }
+    }
+
+    pub(super) fn push(&mut self, bytes: Bytes, file: Option<File>) {
+        self.waiting.push_back(Frame { bytes, file });
+        self.send_waiting();
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Returns when nothing waits any more. Nothing is lost when the future is dropped.
+    pub(super) async fn flush(&mut self) {
+        while self.is_waiting() && self.socket.writable().await.is_ok() {
+            self.send_waiting();
+        }
+    }
+
+    fn send_waiting(&mut self) {
+        let socket: &UnixStream = self.socket.as_ref();
+        while let Some(frame) = self.waiting.front_mut() {
+            let file = frame.file.as_ref().map(AsFd::as_fd);
+            match socket.try_io(Interest::WRITABLE, || send(socket, &frame.bytes, file)) {
+                Ok(sent) => {
+                    frame.file = None;
+                    frame.bytes.advance(sent);
+                    if frame.bytes.is_empty() {
+                        self.waiting.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The reading side sees the end of the runner too, and knows what to do.
+                Err(_) => self.waiting.clear(),
+            }
         }
     }
 }

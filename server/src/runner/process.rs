@@ -1,6 +1,7 @@
 //! The parent's side: runners, and the jobs on them.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 use super::spawn::Spawner;
 use super::supervisor::{self, Command};
 use super::wire::{FailureKind, JobId, LoadSpec};
+use crate::audio::Span;
 use crate::job::{Outcome, Work};
 use crate::request;
 use crate::residency::machine::Loss;
@@ -177,13 +179,12 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Begins `work` on `len_samples` of audio that begins with `first`, at most
-    /// [`MAX_SAMPLES`](super::wire::MAX_SAMPLES) of them in 16 bits; the runner will ask for the rest.
-    pub fn work(&self, work: Work, len_samples: u64, first: Vec<u8>) -> Job {
+    /// Begins `work` on `audio`, see [`Pcm::to_file`](crate::audio::Pcm): the runner reads it itself.
+    pub fn work(&self, work: Work, audio: (File, Span)) -> Job {
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
         let (events, inbox) = mpsc::unbounded_channel();
         let request = request::id().map(|id| id.to_string());
-        self.send(Command::Work { id, work, len_samples, first, request, events });
+        self.send(Command::Work { id, work, audio, request, events });
         Job { id, events: inbox, runner: self.clone(), finished: false }
     }
 
@@ -204,11 +205,6 @@ impl Runner {
 
 #[derive(Debug)]
 pub enum JobEvent {
-    /// Answer with [`Job::audio`].
-    NeedAudio {
-        offset: u64,
-        samples: usize,
-    },
     Segment(Segment),
     Progress {
         done_seconds: f64,
@@ -250,10 +246,6 @@ impl Job {
                 Err(self.runner.ending.get().cloned().unwrap_or(Ending::Stopped))
             }
         }
-    }
-
-    pub fn audio(&self, offset: u64, s16le: Vec<u8>) {
-        self.runner.send(Command::Audio { id: self.id, offset, s16le });
     }
 }
 

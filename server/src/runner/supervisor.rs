@@ -1,24 +1,23 @@
 //! One task per runner: reads its frames, watches its signs of life, ends it, and reaps it.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::frames::{FrameReader, write_frames};
+use super::frames::{FrameReader, FrameWriter};
 use super::process::{Ending, JobEvent, LoadTimings, Notify, RunnerEvent, Settings};
 use super::spawn::Spawner;
-use super::wire::{
-    BYTES_PER_SAMPLE, FailureKind, FromRunner, JobId, LoadSpec, MAX_SAMPLES, Message, ToRunner, VERSION,
-};
+use super::wire::{FailureKind, FromRunner, JobId, LoadSpec, Message, ToRunner, VERSION};
+use crate::audio::Span;
 use crate::job::Work;
 use crate::residency::machine::{Loss, LossCause};
 
@@ -33,16 +32,9 @@ pub(super) enum Command {
     Work {
         id: JobId,
         work: Work,
-        len_samples: u64,
-        /// The beginning of the audio.
-        first: Vec<u8>,
+        audio: (File, Span),
         request: Option<String>,
         events: mpsc::UnboundedSender<JobEvent>,
-    },
-    Audio {
-        id: JobId,
-        offset: u64,
-        s16le: Vec<u8>,
     },
     Cancel {
         id: JobId,
@@ -66,19 +58,16 @@ pub(super) async fn run(
         Ok(started) => started,
         Err(error) => return refuse(&settings, &error, &mut inbox, &ending).await,
     };
-    let (frames, outbox) = mpsc::unbounded_channel();
-    tokio::spawn(write_frames(write, outbox));
     let mut state = Supervised {
         pid: child.id().unwrap_or_default(),
         settings,
-        frames,
+        frames: FrameWriter::new(write),
         notify: None,
         load: None,
         hello: None,
         spawned_at,
         jobs: HashMap::new(),
         unanswered: HashSet::new(),
-        awaiting_audio: HashSet::new(),
         busy: HashMap::new(),
         last_sign: spawned_at,
         stop_by: None,
@@ -134,7 +123,7 @@ enum Busy {
 struct Supervised {
     pid: u32,
     settings: Arc<Settings>,
-    frames: mpsc::UnboundedSender<Bytes>,
+    frames: FrameWriter,
     notify: Option<Notify>,
     load: Option<Load>,
     /// When it said hello, and the time its libraries took.
@@ -143,8 +132,6 @@ struct Supervised {
     jobs: HashMap<JobId, mpsc::UnboundedSender<JobEvent>>,
     /// Jobs that it has not finished, also those that nobody waits for any more.
     unanswered: HashSet<JobId>,
-    /// Jobs that wait for us, not for the engine.
-    awaiting_audio: HashSet<JobId>,
     /// With [`Settings::busy_timeout`], by when each job must end.
     busy: HashMap<JobId, Busy>,
     last_sign: Instant,
@@ -195,6 +182,7 @@ impl Supervised {
                         None => End::Gone,
                     };
                 }
+                () = self.frames.flush(), if self.frames.is_waiting() => {}
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     if let Some(end) = self.overdue() {
                         return end;
@@ -223,7 +211,7 @@ impl Supervised {
     }
 
     fn stall_deadline(&self) -> Option<Instant> {
-        let works = self.load.is_some() && self.unanswered.difference(&self.awaiting_audio).next().is_some();
+        let works = self.load.is_some() && !self.unanswered.is_empty();
         let loading = self.load.as_ref().is_some_and(|load| load.deadline.is_some());
         (works && !loading).then(|| self.last_sign + self.settings.stall_timeout)
     }
@@ -280,33 +268,24 @@ impl Supervised {
                 self.load = Some(Load { since: now, deadline: Some(now + self.settings.load_timeout) });
                 self.say(&ToRunner::Load(spec));
             }
-            Command::Work { id, work, len_samples, first, request, events } => {
+            Command::Work { id, work, audio, request, events } => {
                 if self.unanswered.is_empty() {
                     self.last_sign = Instant::now();
                 }
-                let first_samples = first.len() / BYTES_PER_SAMPLE;
-                match (ToRunner::Work { id, work, len_samples, first_samples, request }).encode() {
-                    Ok(frame) => {
+                let (file, audio) = audio;
+                match (ToRunner::Work { id, work, audio, request }).encode() {
+                    Ok(bytes) => {
                         self.unanswered.insert(id);
                         if let Some(timeout) = self.settings.busy_timeout {
                             self.busy.insert(id, Busy::Until(Instant::now() + timeout));
                         }
                         self.jobs.insert(id, events);
-                        self.say_frame(frame);
-                        if first_samples > 0 {
-                            self.say(&ToRunner::Audio { id, offset: 0, s16le: first });
-                        }
+                        self.frames.push(bytes, Some(file));
                     }
                     Err(error) => {
                         let failed = JobEvent::Failed { kind: FailureKind::Invalid, message: error.to_string() };
                         let _ = events.send(failed);
                     }
-                }
-            }
-            Command::Audio { id, offset, s16le } => {
-                if self.awaiting_audio.remove(&id) {
-                    self.last_sign = Instant::now();
-                    self.say(&ToRunner::Audio { id, offset, s16le });
                 }
             }
             Command::Cancel { id } => {
@@ -319,9 +298,6 @@ impl Supervised {
 
     fn cancel(&mut self, id: JobId) {
         self.jobs.remove(&id);
-        if self.awaiting_audio.remove(&id) {
-            self.last_sign = Instant::now();
-        }
         if self.unanswered.contains(&id) {
             self.say(&ToRunner::Cancel { id });
         }
@@ -332,15 +308,11 @@ impl Supervised {
         self.say(&ToRunner::Exit);
     }
 
-    fn say(&self, message: &ToRunner) {
+    fn say(&mut self, message: &ToRunner) {
         match message.encode() {
-            Ok(frame) => self.say_frame(frame),
+            Ok(bytes) => self.frames.push(bytes, None),
             Err(error) => tracing::error!(pid = self.pid, "a message to the runner was not sent: {error}"),
         }
-    }
-
-    fn say_frame(&self, frame: Bytes) {
-        let _ = self.frames.send(frame);
     }
 
     fn hear(&mut self, message: FromRunner) -> Result<(), Loss> {
@@ -370,15 +342,6 @@ impl Supervised {
                 }
                 self.told = true;
                 self.tell(RunnerEvent::LoadFailed { cause, out_of_memory: kind == FailureKind::OutOfMemory });
-            }
-            FromRunner::NeedAudio { id, offset, samples } => {
-                if samples > MAX_SAMPLES {
-                    return Err(nonsense(format!("the runner asks for {samples} samples at once")));
-                }
-                if self.jobs.contains_key(&id) {
-                    self.awaiting_audio.insert(id);
-                }
-                self.pass(id, JobEvent::NeedAudio { offset, samples });
             }
             FromRunner::Segment { id, segment } => self.pass(id, JobEvent::Segment(segment)),
             FromRunner::Progress { id, done_seconds, total_seconds } => {
@@ -413,7 +376,6 @@ impl Supervised {
     fn end_job(&mut self, id: JobId, event: JobEvent) {
         self.unanswered.remove(&id);
         self.busy.remove(&id);
-        self.awaiting_audio.remove(&id);
         if let Some(job) = self.jobs.remove(&id) {
             let _ = job.send(event);
         }

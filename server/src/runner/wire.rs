@@ -1,32 +1,37 @@
 //! What server and runner say to each other, over a socket pair that is the runner's standard input.
 //!
-//! A frame is `u32` length (little endian, of what follows), `u8` kind, payload: JSON, or 16-bit samples. The first
-//! window of audio follows its work unasked, which saves the way there and back; the runner **pulls** the rest window by
-//! window, so that neither side holds hours of it.
+//! A frame is `u32` length (little endian, of what follows) and JSON. Audio does not travel: work comes with the open file
+//! in which it lies (in memory or on a disk, see `spool`), and the runner reads of it what it needs when it needs it, so
+//! that neither side holds hours of it.
 
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hush_whisper::{FirstToken, Segment};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::audio::Span;
 use crate::job::{Outcome, Work};
 
 /// Both sides are the same binary, until somebody replaces it on disk under a running server.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
-/// The most samples in one audio frame: one window of Whisper, 960 kB.
-pub const MAX_SAMPLES: usize = 480_000;
-
-/// The longest frame, without its length. Larger than any audio frame; a segment is a few kB.
+/// The longest frame, without its length. A segment is a few kB, a prompt as long as its request lets it be.
 pub const MAX_FRAME: usize = 4 << 20;
 
-const KIND_JSON: u8 = 1;
-const KIND_AUDIO: u8 = 2;
-const HEADER: usize = 5;
-const AUDIO_HEADER: usize = 16;
-pub(crate) const BYTES_PER_SAMPLE: usize = 2;
+const PREFIX: usize = 4;
+
+/// Files that one read may bring.
+const MAX_FILES: usize = 8;
 
 /// Names one job on one runner.
 pub type JobId = u64;
@@ -52,21 +57,13 @@ pub struct LoadSpec {
 #[serde(rename_all = "snake_case")]
 pub enum ToRunner {
     Load(LoadSpec),
+    /// The file with its audio comes with it, see [`send`].
     Work {
         id: JobId,
         work: Work,
-        len_samples: u64,
-        /// So much of the audio's beginning comes unasked, in the next frame; 0: none.
-        first_samples: usize,
+        audio: Span,
         /// The id of the request that this is for; for the log.
         request: Option<String>,
-    },
-    #[serde(skip)]
-    Audio {
-        id: JobId,
-        /// In samples.
-        offset: u64,
-        s16le: Vec<u8>,
     },
     Cancel {
         id: JobId,
@@ -95,11 +92,6 @@ pub enum FromRunner {
     LoadFailed {
         kind: FailureKind,
         message: String,
-    },
-    NeedAudio {
-        id: JobId,
-        offset: u64,
-        samples: usize,
     },
     Segment {
         id: JobId,
@@ -143,83 +135,51 @@ pub enum FailureKind {
 pub enum WireError {
     #[error("a frame of {0} bytes; the limit is {MAX_FRAME}")]
     TooLong(usize),
-    #[error("an empty frame")]
-    Empty,
-    #[error("a frame of unknown kind {0}")]
-    UnknownKind(u8),
-    #[error("an audio frame of {0} bytes")]
-    AudioLength(usize),
     #[error("a frame that is not what the protocol says: {0}")]
     Json(#[from] serde_json::Error),
 }
 
 /// A message of one direction.
-pub trait Message: Sized {
-    fn encode(&self) -> Result<Bytes, WireError>;
-
-    fn decode(kind: u8, payload: &[u8]) -> Result<Self, WireError>;
-}
-
-impl Message for FromRunner {
+pub trait Message: Serialize + DeserializeOwned {
+    /// Its frame.
     fn encode(&self) -> Result<Bytes, WireError> {
-        encode_json(self)
-    }
-
-    fn decode(kind: u8, payload: &[u8]) -> Result<Self, WireError> {
-        decode_json(kind, payload)
+        let json = serde_json::to_vec(self)?;
+        let length = u32::try_from(json.len()).ok().filter(|_| json.len() <= MAX_FRAME);
+        let mut frame = BytesMut::with_capacity(PREFIX + json.len());
+        frame.put_u32_le(length.ok_or(WireError::TooLong(json.len()))?);
+        frame.put_slice(&json);
+        Ok(frame.freeze())
     }
 }
 
-impl Message for ToRunner {
-    fn encode(&self) -> Result<Bytes, WireError> {
-        match self {
-            Self::Audio { id, offset, s16le } => encode_audio(*id, *offset, s16le),
-            control => encode_json(control),
+impl Message for ToRunner {}
+
+impl Message for FromRunner {}
+
+/// Sends the beginning of `bytes`, and an open file with it; how many bytes that were. The file comes once, with the first.
+pub fn send(socket: impl AsFd, bytes: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if let Some(file) = &file {
+        beside.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(file)));
+    }
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut beside, SendFlags::NOSIGNAL)?)
+}
+
+/// Waits for some bytes, and for the files that were sent with them; how many bytes, 0 at the end.
+pub fn receive(socket: impl AsFd, into: &mut [u8], files: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(into)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(sent) = message {
+            files.extend(sent);
         }
     }
-
-    fn decode(kind: u8, mut payload: &[u8]) -> Result<Self, WireError> {
-        if kind != KIND_AUDIO {
-            return decode_json(kind, payload);
-        }
-        if payload.len() < AUDIO_HEADER || !payload.len().is_multiple_of(BYTES_PER_SAMPLE) {
-            return Err(WireError::AudioLength(payload.len()));
-        }
-        let id = payload.get_u64_le();
-        let offset = payload.get_u64_le();
-        Ok(Self::Audio { id, offset, s16le: payload.to_vec() })
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other("an open file was lost on its way: is the limit of open files too low?"));
     }
-}
-
-fn encode_json<T: Serialize>(message: &T) -> Result<Bytes, WireError> {
-    let json = serde_json::to_vec(message)?;
-    let mut frame = header(KIND_JSON, json.len())?;
-    frame.put_slice(&json);
-    Ok(frame.freeze())
-}
-
-fn encode_audio(id: JobId, offset: u64, s16le: &[u8]) -> Result<Bytes, WireError> {
-    let mut frame = header(KIND_AUDIO, AUDIO_HEADER + s16le.len())?;
-    frame.put_u64_le(id);
-    frame.put_u64_le(offset);
-    frame.put_slice(s16le);
-    Ok(frame.freeze())
-}
-
-fn header(kind: u8, payload: usize) -> Result<BytesMut, WireError> {
-    let length = payload + 1;
-    let prefix = u32::try_from(length).ok().filter(|_| length <= MAX_FRAME).ok_or(WireError::TooLong(length))?;
-    let mut frame = BytesMut::with_capacity(HEADER + payload);
-    frame.put_u32_le(prefix);
-    frame.put_u8(kind);
-    Ok(frame)
-}
-
-fn decode_json<T: DeserializeOwned>(kind: u8, payload: &[u8]) -> Result<T, WireError> {
-    if kind != KIND_JSON {
-        return Err(WireError::UnknownKind(kind));
-    }
-    Ok(serde_json::from_slice(payload)?)
+    Ok(received.bytes)
 }
 
 /// Turns bytes as they come into messages. After an error the stream has no meaning any more.
@@ -231,35 +191,35 @@ pub struct Decoder {
 impl Decoder {
     /// Where to put more bytes.
     pub fn buffer(&mut self) -> &mut BytesMut {
-        // Room for an audio frame in few reads; kept small while only control frames come.
-        self.buffer.reserve(64 << 10);
+        self.buffer.reserve(16 << 10);
         &mut self.buffer
     }
 
     /// The next whole message, if its last byte is here.
     pub fn message<M: Message>(&mut self) -> Result<Option<M>, WireError> {
-        let Some((mut prefix, _)) = self.buffer.split_at_checked(4) else { return Ok(None) };
+        let Some((mut prefix, _)) = self.buffer.split_at_checked(PREFIX) else { return Ok(None) };
         let length = prefix.get_u32_le() as usize;
         if length > MAX_FRAME {
             return Err(WireError::TooLong(length));
         }
-        if length == 0 {
-            return Err(WireError::Empty);
-        }
-        if self.buffer.len() < 4 + length {
-            self.buffer.reserve(4 + length - self.buffer.len());
+        if self.buffer.len() < PREFIX + length {
+            self.buffer.reserve(PREFIX + length - self.buffer.len());
             return Ok(None);
         }
-        let frame = self.buffer.split_to(4 + length);
-        let kind = frame[4];
-        M::decode(kind, &frame[HEADER..]).map(Some)
+        let frame = self.buffer.split_to(PREFIX + length);
+        Ok(Some(serde_json::from_slice(&frame[PREFIX..])?))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::os::unix::net::UnixStream;
+
     use hush_whisper::{LanguageProbability, TranscribeOptions, Transcript};
     use proptest::prelude::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
 
@@ -307,13 +267,12 @@ mod tests {
                     ToRunner::Load(spec)
                 }
             ),
-            (any::<u64>(), options, any::<u64>(), any::<usize>(), proptest::option::of(".{0,30}")).prop_map(
-                |(id, options, len_samples, first_samples, request)| {
-                    ToRunner::Work { id, work: Work::Transcribe(options), len_samples, first_samples, request }
+            (any::<u64>(), options, any::<[u64; 2]>(), proptest::option::of(".{0,30}")).prop_map(
+                |(id, options, [start_bytes, len_samples], request)| {
+                    let (work, audio) = (Work::Transcribe(options), Span { start_bytes, len_samples });
+                    ToRunner::Work { id, work, audio, request }
                 }
             ),
-            (any::<u64>(), any::<u64>(), proptest::collection::vec(any::<[u8; 2]>(), 0..3000))
-                .prop_map(|(id, offset, samples)| ToRunner::Audio { id, offset, s16le: samples.concat() }),
             any::<u64>().prop_map(|id| ToRunner::Cancel { id }),
             Just(ToRunner::Exit),
         ]
@@ -333,11 +292,6 @@ mod tests {
                 FromRunner::Hello { version: VERSION, pid, runtime, libraries_seconds: seconds }
             }),
             ".{0,80}".prop_map(|message| FromRunner::LoadFailed { kind: FailureKind::OutOfMemory, message }),
-            (any::<u64>(), any::<u64>(), any::<usize>()).prop_map(|(id, offset, samples)| FromRunner::NeedAudio {
-                id,
-                offset,
-                samples
-            }),
             (any::<u64>(), segments()).prop_map(|(id, segment)| FromRunner::Segment { id, segment }),
             (any::<u64>(), prop_oneof![languages, transcript])
                 .prop_map(|(id, outcome)| FromRunner::Done { id, outcome }),
@@ -394,11 +348,45 @@ mod tests {
     }
 
     #[test]
+    fn each_file_comes_with_its_frame_also_where_the_socket_takes_little_at_a_time() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            for number in 0..50_u64 {
+                let file = File::from(memfd_create("wire", MemfdFlags::CLOEXEC).unwrap());
+                file.write_all_at(&number.to_le_bytes(), 0).unwrap();
+                let mut bytes = vec![number as u8; 1 + number as usize * 9000];
+                let mut file = (number % 3 != 0).then_some(file);
+                while !bytes.is_empty() {
+                    let sent = send(&ours, &bytes, file.as_ref().map(AsFd::as_fd)).unwrap();
+                    file = None;
+                    bytes.drain(..sent);
+                }
+            }
+        });
+        let (mut files, mut read, mut piece) = (VecDeque::new(), Vec::new(), vec![0; 10_000]);
+        loop {
+            let known = files.len();
+            let count = receive(&theirs, &mut piece, &mut files).unwrap();
+            read.extend_from_slice(&piece[..count]);
+            for file in files.range(known..) {
+                let mut number = [0; 8];
+                File::from(file.try_clone().unwrap()).read_exact_at(&mut number, 0).unwrap();
+                assert!(read.contains(&number[0]), "before the first byte of its frame");
+            }
+            if count == 0 {
+                break;
+            }
+        }
+        writer.join().unwrap();
+        assert_eq!(files.len(), (0..50).filter(|number| number % 3 != 0).count());
+        assert_eq!(read.len(), (0..50).map(|number| 1 + number * 9000).sum::<usize>());
+    }
+
+    #[test]
     fn a_frame_is_bounded_on_both_ends() {
-        let long = ToRunner::Audio { id: 1, offset: 0, s16le: vec![0; MAX_FRAME] };
-        assert!(matches!(long.encode(), Err(WireError::TooLong(_))));
-        let window = ToRunner::Audio { id: 1, offset: 0, s16le: vec![0; MAX_SAMPLES * BYTES_PER_SAMPLE] };
-        assert!(window.encode().is_ok());
+        let of = |length| FromRunner::LoadFailed { kind: FailureKind::Engine, message: "x".repeat(length) };
+        assert!(matches!(of(MAX_FRAME).encode(), Err(WireError::TooLong(_))));
+        assert!(of(MAX_FRAME - 100).encode().is_ok());
         let mut decoder = Decoder::default();
         decoder.buffer().extend_from_slice(&u32::MAX.to_le_bytes());
         assert!(matches!(decoder.message::<FromRunner>(), Err(WireError::TooLong(_))));

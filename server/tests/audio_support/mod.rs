@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 use std::path::PathBuf;
 
 use hush_server::audio::{self, AudioError, DecodeOptions, Ffmpeg, Pcm};
-use hush_server::spool::Spooled;
+use hush_server::spool::{Spool, SpoolOptions, Spooled};
 use hush_whisper::PcmSource;
 
 /// Without ffmpeg, so that nothing depends on what is installed.
@@ -14,7 +14,13 @@ pub fn built_in() -> DecodeOptions {
 }
 
 pub fn decode_with(bytes: Vec<u8>, options: &DecodeOptions) -> Result<Pcm, AudioError> {
-    audio::decode(&Spooled::from_bytes(bytes), None, options, &|| true)
+    audio::decode(&spooled(&bytes), None, options, &|| true)
+}
+
+pub fn spooled(bytes: &[u8]) -> Spooled {
+    let mut spool = Spool::new(SpoolOptions::default());
+    spool.write(bytes).unwrap();
+    spool.finish()
 }
 
 pub fn decode(bytes: Vec<u8>) -> Result<Pcm, AudioError> {

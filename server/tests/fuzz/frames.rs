@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hush_server::audio::Span;
 use hush_server::job::{Outcome, Work};
 use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, LoadSpec, MAX_FRAME, Message, ToRunner, VERSION};
 use hush_whisper::{LanguageProbability, Segment, TranscribeOptions, Transcript};
@@ -31,8 +32,12 @@ fn good() -> [Vec<u8>; 2] {
     let work = Work::Transcribe(options);
     let to = [
         ToRunner::Load(spec),
-        ToRunner::Work { id: 1, work, len_samples: 160_000, first_samples: 400, request: Some("r".to_owned()) },
-        ToRunner::Audio { id: 1, offset: 5, s16le: vec![64; 800] },
+        ToRunner::Work {
+            id: 1,
+            work,
+            audio: Span { start_bytes: 44, len_samples: 160_000 },
+            request: Some("r".to_owned()),
+        },
         ToRunner::Cancel { id: 1 },
         ToRunner::Exit,
     ];
@@ -43,7 +48,6 @@ fn good() -> [Vec<u8>; 2] {
         FromRunner::Hello { version: VERSION, pid: 7, runtime: Some("x".to_owned()), libraries_seconds: 0.04 },
         FromRunner::Loaded { sessions_seconds: 0.02 },
         FromRunner::Settled { seconds: 0.2 },
-        FromRunner::NeedAudio { id: 1, offset: 0, samples: 80_000 },
         FromRunner::Segment { id: 1, segment },
         FromRunner::Progress { id: 1, done_seconds: 1.0, total_seconds: 2.0 },
         FromRunner::Beat,
@@ -107,11 +111,9 @@ fn wild_json() {
     ]);
     fuzz("wild_json", 200, LIMITS, (start, piece, 0_usize..400_000), |(start, piece, times)| {
         let mut json = start.as_bytes().to_vec();
-        json.extend(
-            piece.as_bytes().iter().copied().cycle().take((piece.len() * times).min(MAX_FRAME - 1 - json.len())),
-        );
-        let length = u32::try_from(json.len() + 1).unwrap();
-        let frame = [&length.to_le_bytes()[..], &[1], &json].concat();
+        json.extend(piece.as_bytes().iter().copied().cycle().take((piece.len() * times).min(MAX_FRAME - json.len())));
+        let length = u32::try_from(json.len()).unwrap();
+        let frame = [&length.to_le_bytes()[..], &json].concat();
         decode::<ToRunner>(&frame, 64 << 10);
         decode::<FromRunner>(&frame, 64 << 10);
     });

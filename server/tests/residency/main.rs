@@ -74,11 +74,10 @@ impl Server {
 }
 
 async fn ask(model: &ModelHandle, script: &str) -> Result<u32, JobError> {
-    let samples = audio(2);
-    let (outcome, segments) = model.gather(samples.clone(), work(script), None).await?;
+    let (outcome, segments) = model.gather(audio(2), work(script), None).await?;
     assert!(matches!(outcome, Outcome::Transcribed(transcript) if transcript.duration_seconds == 2.0));
     let (pid, heard) = segments[0].text.split_once(' ').unwrap();
-    assert_eq!(heard.parse::<i64>().unwrap(), sum(&samples), "every sample, once");
+    assert_eq!(heard.parse::<i64>().unwrap(), sum(&crate::scripted::samples(2)), "every sample, once");
     Ok(pid.parse().unwrap())
 }
 

@@ -6,14 +6,15 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
+use hush_server::audio::{Pcm, decode_raw_s16le};
 use hush_server::job::Work;
 use hush_server::runner::child::{self, Backend, Model, WorkFailure};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{Settings, child::PARENT_VARIABLE};
+use hush_server::spool::{Spool, SpoolOptions};
 use hush_whisper::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -51,8 +52,18 @@ pub fn work(script: &str) -> Work {
 }
 
 /// Seconds of audio whose samples count up, so that their sum tells whether all of them came, once each.
-pub fn audio(seconds: usize) -> Arc<Vec<i16>> {
-    Arc::new((0..seconds * 16_000).map(|n| (n % 7) as i16).collect())
+pub fn samples(seconds: usize) -> Vec<i16> {
+    (0..seconds * 16_000).map(|n| (n % 7) as i16).collect()
+}
+
+pub fn audio(seconds: usize) -> Pcm {
+    pcm(&samples(seconds))
+}
+
+pub fn pcm(samples: &[i16]) -> Pcm {
+    let mut spool = Spool::new(SpoolOptions::default());
+    spool.write(&samples.iter().flat_map(|sample| sample.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    decode_raw_s16le(spool.finish(), 24 * 3600).unwrap()
 }
 
 pub fn sum(samples: &[i16]) -> i64 {

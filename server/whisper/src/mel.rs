@@ -31,11 +31,13 @@ struct Band {
     weights: Vec<f32>,
 }
 
-/// Samples to frames of `bins` logarithmic mel energies, not yet normalised.
+/// Samples to frames of `bins` logarithmic mel energies, not yet normalised. A clone shares the tables, which take as long
+/// to make as a second of audio to transform, and works beside it.
+#[derive(Clone)]
 pub struct LogMel {
     bins: usize,
-    bands: Vec<Band>,
-    hann: Vec<f32>,
+    bands: Arc<[Band]>,
+    hann: Arc<[f32]>,
     fft: Arc<dyn RealToComplex<f32>>,
     input: Vec<f32>,
     spectrum: Vec<Complex<f32>>,
@@ -51,7 +53,7 @@ impl LogMel {
             .collect();
         Self {
             bins,
-            bands: mel_bands(bins),
+            bands: mel_bands(bins).into(),
             hann,
             input: fft.make_input_vec(),
             spectrum: fft.make_output_vec(),
@@ -69,7 +71,7 @@ impl LogMel {
     fn frames(&mut self, samples: &[f32], out: &mut [f32]) {
         for (frame, cells) in out.chunks_exact_mut(self.bins).enumerate() {
             let covered = &samples[frame * HOP..][..N_FFT];
-            for ((into, sample), weight) in self.input.iter_mut().zip(covered).zip(&self.hann) {
+            for ((into, sample), weight) in self.input.iter_mut().zip(covered).zip(&*self.hann) {
                 *into = sample * weight;
             }
             // The lengths are the plan's own, the only thing that it checks.
@@ -79,7 +81,7 @@ impl LogMel {
             for (power, value) in self.power.iter_mut().zip(&self.spectrum) {
                 *power = value.norm_sqr();
             }
-            for (cell, band) in cells.iter_mut().zip(&self.bands) {
+            for (cell, band) in cells.iter_mut().zip(&*self.bands) {
                 let powers = &self.power[band.first..][..band.weights.len()];
                 let energy: f32 = powers.iter().zip(&band.weights).map(|(power, weight)| power * weight).sum();
                 *cell = energy.clamp(FLOOR, f32::MAX).log10();

@@ -195,7 +195,8 @@ pub trait Sink {
     /// Audio done so far; called after each window.
     fn progress(&mut self, _done_seconds: f64, _total_seconds: f64) {}
 
-    /// A sign of life, and the question whether to go on; asked at least once per decoded token.
+    /// A sign of life, and the question whether to go on: asked before each window, and some 50 times a second while
+    /// tokens are decoded.
     /// `false` ends the work with `TranscribeError::Cancelled`.
     fn keep_going(&mut self) -> bool {
         true

@@ -9,7 +9,7 @@ use crate::{
     },
     engine::{Engine, Window},
     language,
-    mel::{FRAMES_PER_SECOND, HOP, LogMel, ScanError, Spectrogram, WINDOW_FRAMES},
+    mel::{FRAMES_PER_SECOND, HOP, ScanError, Spectrogram, WINDOW_FRAMES},
     parallel,
     segments::{Advance, Piece, is_finished, split},
     task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript},
@@ -200,7 +200,7 @@ impl Engine {
         sink: &mut dyn Sink,
     ) -> Result<Transcript, TranscribeError> {
         let samples = source.len();
-        let mut mel = LogMel::new(self.config().num_mel_bins);
+        let mut mel = self.log_mel();
         let started = Instant::now();
         let spectrogram = Spectrogram::scan(source, &mut mel, &mut || sink.keep_going())?;
         let timings = FirstToken { mel_seconds: started.elapsed().as_secs_f64(), ..FirstToken::default() };
@@ -233,7 +233,7 @@ impl Engine {
         if !self.special().multilingual {
             return Err(TranscribeError::EnglishOnly);
         }
-        let mut mel = LogMel::new(self.config().num_mel_bins);
+        let mut mel = self.log_mel();
         let mut window = vec![0.0; self.config().num_mel_bins * WINDOW_FRAMES];
         Spectrogram::scan_start(source, &mut mel, &mut || true)?.window(0, WINDOW_FRAMES, &mut window)?;
         Ok(self.spoken(&mut self.listen(&mut window)?)?)

@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::wire::{FailureKind, FromRunner, LoadSpec, VERSION};
 use crate::job::{Outcome, Work};
 use reader::{Desks, Job, Jobs, Order, Reader};
-use voice::{RemotePcm, Report, Voice};
+use voice::{Report, Voice};
 
 /// Process id of the server, so that a runner whose server is already dead does not live on.
 pub const PARENT_VARIABLE: &str = "HUSH_RUNNER_PARENT";
@@ -185,15 +185,15 @@ fn open_desks<M: Model>(model: Arc<M>, count: usize, voice: &Arc<Voice>, jobs: &
 }
 
 fn work<M: Model>(model: &M, job: Job, voice: &Voice) {
-    let Job { id, work, len_samples, first_samples, request, incoming, cancelled } = job;
+    let Job { id, work, audio, request, cancelled } = job;
     let _request = tracing::info_span!("request", id = request).entered();
-    tracing::debug!(job = id, len_samples, "work begins");
+    tracing::debug!(job = id, seconds = audio.duration_seconds(), "work begins");
     voice.begin();
     let cancelled = &*cancelled;
     let result = if cancelled.load(Ordering::Relaxed) {
         Err(WorkFailure::Cancelled)
     } else {
-        let mut audio = RemotePcm::new(voice, incoming, cancelled, id, len_samples, first_samples);
+        let mut audio = audio.source();
         let mut sink = Report { voice, cancelled, id };
         match &work {
             Work::Transcribe(options) => model.transcribe(&mut audio, options, &mut sink).map(Outcome::Transcribed),

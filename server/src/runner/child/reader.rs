@@ -1,77 +1,53 @@
 //! What comes from the server.
 
-use std::collections::HashMap;
-use std::io::{self, Read};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use super::{leave, lock};
+use crate::audio::Pcm;
 use crate::job::Work;
-use crate::runner::wire::{Decoder, JobId, LoadSpec, ToRunner};
+use crate::runner::wire::{Decoder, JobId, LoadSpec, ToRunner, receive};
 
 pub(super) enum Order {
     Load(LoadSpec),
     Work(Job),
 }
 
-/// Work, and the reader's ways to it.
 pub(super) struct Job {
     pub(super) id: JobId,
     pub(super) work: Work,
-    pub(super) len_samples: u64,
-    /// Comes without being asked for.
-    pub(super) first_samples: usize,
+    pub(super) audio: Pcm,
     /// For the log.
     pub(super) request: Option<String>,
-    pub(super) incoming: mpsc::Receiver<Samples>,
     pub(super) cancelled: Arc<AtomicBool>,
 }
 
-pub(super) enum Samples {
-    Here {
-        offset: u64,
-        s16le: Vec<u8>,
-    },
-    /// The job was cancelled: whoever waits should look.
-    Look,
-}
-
-/// The jobs that are not done, for whom the reader gets audio and cancellations.
+/// The jobs that are not done, whom a cancellation may still reach.
 #[derive(Clone, Default)]
 pub(super) struct Jobs {
-    known: Arc<Mutex<HashMap<JobId, Correspondence>>>,
-}
-
-struct Correspondence {
-    samples: mpsc::Sender<Samples>,
-    cancelled: Arc<AtomicBool>,
+    cancelled: Arc<Mutex<HashMap<JobId, Arc<AtomicBool>>>>,
 }
 
 impl Jobs {
-    fn open(&self, id: JobId, work: Work, len_samples: u64, first_samples: usize, request: Option<String>) -> Job {
-        let (samples, incoming) = mpsc::channel();
+    fn open(&self, id: JobId) -> Arc<AtomicBool> {
         let cancelled = Arc::new(AtomicBool::new(false));
-        lock(&self.known).insert(id, Correspondence { samples, cancelled: cancelled.clone() });
-        Job { id, work, len_samples, first_samples, request, incoming, cancelled }
+        lock(&self.cancelled).insert(id, cancelled.clone());
+        cancelled
     }
 
-    /// Audio and cancellations may cross the end of their job.
-    fn hand(&self, id: JobId, offset: u64, s16le: Vec<u8>) {
-        if let Some(job) = lock(&self.known).get(&id) {
-            let _ = job.samples.send(Samples::Here { offset, s16le });
-        }
-    }
-
+    /// It may cross the end of its job.
     fn cancel(&self, id: JobId) {
-        if let Some(job) = lock(&self.known).get(&id) {
-            job.cancelled.store(true, Ordering::Relaxed);
-            let _ = job.samples.send(Samples::Look);
+        if let Some(cancelled) = lock(&self.cancelled).get(&id) {
+            cancelled.store(true, Ordering::Relaxed);
         }
     }
 
     pub(super) fn forget(&self, id: JobId) {
-        lock(&self.known).remove(&id);
+        lock(&self.cancelled).remove(&id);
     }
 }
 
@@ -105,39 +81,47 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn run(mut self) -> ! {
-        let mut decoder = Decoder::default();
-        let mut piece = vec![0; 256 << 10];
+        let error = self.read().err().map(|error| error.to_string());
+        if let Some(error) = error {
+            tracing::error!("runner: the server's orders make no sense: {error}");
+        }
+        leave()
+    }
+
+    /// Until the server is gone.
+    fn read(&mut self) -> io::Result<()> {
+        let (mut decoder, mut files) = (Decoder::default(), VecDeque::new());
+        let mut piece = vec![0; 16 << 10];
         loop {
-            match decoder.message::<ToRunner>() {
-                Ok(Some(message)) => self.obey(message),
-                Ok(None) => match self.socket.read(&mut piece) {
-                    Ok(0) => leave(),
-                    Ok(count) => decoder.buffer().extend_from_slice(&piece[..count]),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => leave(),
-                },
-                Err(error) => {
-                    tracing::error!("runner: the server's orders make no sense: {error}");
-                    leave()
-                }
+            while let Some(message) = decoder.message().map_err(io::Error::other)? {
+                self.obey(message, &mut files)?;
+            }
+            match receive(&self.socket, &mut piece, &mut files) {
+                Ok(0) => return Ok(()),
+                Ok(count) => decoder.buffer().extend_from_slice(&piece[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+                Err(error) => return Err(error),
             }
         }
     }
 
-    fn obey(&self, message: ToRunner) {
+    fn obey(&self, message: ToRunner, files: &mut VecDeque<OwnedFd>) -> io::Result<()> {
         // A send fails only while the process ends.
         match message {
             ToRunner::Load(spec) => drop(self.orders.send(Order::Load(spec))),
-            ToRunner::Work { id, work, len_samples, first_samples, request } => {
-                let job = self.jobs.open(id, work, len_samples, first_samples, request);
+            ToRunner::Work { id, work, audio, request } => {
+                let file = files.pop_front().ok_or_else(|| io::Error::other("work came without its audio"))?;
+                let audio = Pcm::from_file(file.into(), audio)?;
+                let job = Job { id, work, audio, request, cancelled: self.jobs.open(id) };
                 // Not by way of the main thread: that would wake two threads one after the other.
                 if let Some(job) = self.desks.take(job) {
                     drop(self.orders.send(Order::Work(job)));
                 }
             }
-            ToRunner::Audio { id, offset, s16le } => self.jobs.hand(id, offset, s16le),
             ToRunner::Cancel { id } => self.jobs.cancel(id),
             ToRunner::Exit => leave(),
         }
+        Ok(())
     }
 }

@@ -1,24 +1,18 @@
-//! What goes to the server, and the audio that is asked of it.
+//! What goes to the server.
 
 use std::io::{self, Write};
-use std::mem;
 use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use hush_whisper::{FirstToken, PcmSource, Segment, Sink};
+use hush_whisper::{FirstToken, Segment, Sink};
 
-use super::reader::Samples;
 use super::{WorkFailure, leave, lock};
-use crate::audio::from_s16le;
-use crate::runner::wire::{BYTES_PER_SAMPLE, FromRunner, JobId, MAX_SAMPLES, Message};
+use crate::runner::wire::{FromRunner, JobId, Message};
 
 /// Signs of life are not sent more often than this.
 const BEAT: Duration = Duration::from_millis(250);
-
-/// Asked for at once, however little the engine wants: 5 s.
-const BLOCK_SAMPLES: usize = 80_000;
 
 /// What all jobs tell the server.
 pub(super) struct Voice {
@@ -73,98 +67,6 @@ impl Voice {
         if writer.last_frame.elapsed() >= BEAT {
             writer.say(&FromRunner::Beat);
         }
-    }
-}
-
-/// Audio that is in the server: a block of it is here.
-pub(super) struct RemotePcm<'a> {
-    voice: &'a Voice,
-    incoming: mpsc::Receiver<Samples>,
-    cancelled: &'a AtomicBool,
-    id: JobId,
-    len_samples: u64,
-    /// Under way without having been asked for: so much of the beginning.
-    first_samples: usize,
-    block_offset: u64,
-    /// Little-endian samples of 16 bits.
-    block: Vec<u8>,
-}
-
-impl<'a> RemotePcm<'a> {
-    pub(super) fn new(
-        voice: &'a Voice,
-        incoming: mpsc::Receiver<Samples>,
-        cancelled: &'a AtomicBool,
-        id: JobId,
-        len_samples: u64,
-        first_samples: usize,
-    ) -> Self {
-        Self { voice, incoming, cancelled, id, len_samples, first_samples, block_offset: 0, block: Vec::new() }
-    }
-
-    /// Takes the block that begins at `offset`: the one that comes unasked, or else at least `wanted` samples if they fit
-    /// a frame.
-    fn fetch(&mut self, offset: u64, wanted: usize) -> io::Result<()> {
-        let first = mem::take(&mut self.first_samples);
-        let count = if offset == 0 && first > 0 { first } else { self.ask(offset, wanted)? };
-        self.wait_for(offset, count)
-    }
-
-    /// Has the server send it; how many samples it will be.
-    fn ask(&self, offset: u64, wanted: usize) -> io::Result<usize> {
-        let rest = usize::try_from(self.len_samples.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let count = wanted.clamp(BLOCK_SAMPLES, MAX_SAMPLES).min(rest);
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.voice.say(&FromRunner::NeedAudio { id: self.id, offset, samples: count });
-        Ok(count)
-    }
-
-    fn wait_for(&mut self, offset: u64, count: usize) -> io::Result<()> {
-        loop {
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Err(io::Error::other("cancelled"));
-            }
-            match self.incoming.recv() {
-                Ok(Samples::Here { offset: at, s16le }) if at == offset => {
-                    if s16le.len() != count * BYTES_PER_SAMPLE {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                    self.block_offset = offset;
-                    self.block = s16le;
-                    return Ok(());
-                }
-                Ok(Samples::Here { .. } | Samples::Look) => {}
-                Err(mpsc::RecvError) => return Err(io::ErrorKind::BrokenPipe.into()),
-            }
-        }
-    }
-
-    /// Copies what the block holds from `offset` on; how much that was.
-    fn copy(&self, offset: u64, out: &mut [f32]) -> usize {
-        let start = offset.checked_sub(self.block_offset).and_then(|start| usize::try_from(start).ok());
-        let start = start.and_then(|start| start.checked_mul(BYTES_PER_SAMPLE));
-        let Some(here) = start.and_then(|start| self.block.get(start..)) else { return 0 };
-        let count = (here.len() / BYTES_PER_SAMPLE).min(out.len());
-        from_s16le(here, &mut out[..count]);
-        count
-    }
-}
-
-impl PcmSource for RemotePcm<'_> {
-    fn len(&self) -> u64 {
-        self.len_samples
-    }
-
-    fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
-        let mut done = self.copy(offset, out);
-        while done < out.len() {
-            let at = offset + done as u64;
-            self.fetch(at, out.len() - done)?;
-            done += self.copy(at, &mut out[done..]);
-        }
-        Ok(())
     }
 }
 

@@ -33,6 +33,7 @@ use crate::{
     checkpoint::{Config, SpecialTokens},
     cuda::{self, CudaError},
     graph::Precision,
+    mel::LogMel,
     model_dir::{ALIGN, DECODER, ENCODER, Manifest, ModelDir, TOKENIZER},
     runtime::{self, RuntimeError},
     tokenizer::{Tokenizer, TokenizerError},
@@ -98,6 +99,8 @@ struct Shared {
     config: Config,
     special: SpecialTokens,
     tokenizer: PendingTokenizer,
+    /// Made for the first job.
+    log_mel: OnceLock<LogMel>,
     line: Arc<Line>,
     decoder: Outcome,
     /// Used on the engine's thread, which alone has the windows.
@@ -130,6 +133,7 @@ impl Engine {
             config: config.clone(),
             special: tokens.clone(),
             tokenizer,
+            log_mel: OnceLock::new(),
             line,
             decoder: outcome,
             aligner: Arc::new(Mutex::new(aligner)),
@@ -154,6 +158,10 @@ impl Engine {
 
     pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, TokenizerError> {
         self.shared.tokenizer.get()
+    }
+
+    pub(crate) fn log_mel(&self) -> LogMel {
+        self.shared.log_mel.get_or_init(|| LogMel::new(self.shared.config.num_mel_bins)).clone()
     }
 
     /// Listens to one window: log-mel `[bins, 3000]`. Waits while as many windows are held as may be; `mel` may be used

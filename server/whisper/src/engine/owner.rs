@@ -6,7 +6,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::mpsc::{Receiver, TryRecvError},
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, Sender, TryRecvError},
+    },
 };
 
 use super::{
@@ -14,7 +18,7 @@ use super::{
     encoder::Encoder,
     seats::Seats,
     wide::Wide,
-    window::{Event, Order, WindowId},
+    window::{Order, Watch, WindowId},
 };
 use crate::decoding::{Logits, Next, Search};
 
@@ -56,7 +60,8 @@ struct Held {
 /// A search under way.
 pub(super) struct Decoding {
     search: Box<dyn Search>,
-    events: std::sync::mpsc::Sender<Event>,
+    watch: Arc<Watch>,
+    end: Sender<Result<Box<dyn Search>, ort::Error>>,
     /// To feed next, one for each row.
     pub(super) tokens: Vec<u32>,
     /// The row that each row continues, until that is done.
@@ -73,19 +78,20 @@ impl Decoding {
             Next::Feed { tokens, from } => {
                 self.tokens = tokens;
                 self.from = from;
-                if self.events.send(Event::Step).is_ok() { Course::On } else { Course::Gone }
+                self.watch.steps.fetch_add(1, Ordering::Relaxed);
+                if self.watch.cancelled.load(Ordering::Relaxed) { Course::Gone } else { Course::On }
             }
         }
     }
 
     pub(super) fn end(self, course: Course) {
-        let event = match course {
-            Course::Done => Event::Done(self.search),
-            Course::Failed(error) => Event::Failed(error),
+        let end = match course {
+            Course::Done => Ok(self.search),
+            Course::Failed(error) => Err(error),
             Course::On | Course::Gone => return,
         };
         // The job may have left in the meantime.
-        let _ = self.events.send(event);
+        let _ = self.end.send(end);
     }
 }
 
@@ -201,9 +207,9 @@ impl Owner {
                 let _ = reply.send(self.feed(window, restart, &tokens));
                 long
             }
-            Order::Decode { window, search, events } => {
+            Order::Decode { window, search, watch, end } => {
                 let (tokens, from) = (Vec::new(), None);
-                self.begin(window, Decoding { search, events, tokens, from, length: 0 });
+                self.begin(window, Decoding { search, watch, end, tokens, from, length: 0 });
                 false
             }
             Order::Look { window, task } => {

@@ -4,9 +4,11 @@
 use std::{
     sync::{
         Arc,
-        mpsc::{self, Sender},
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{self, RecvTimeoutError, Sender},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use super::encoder::Cross;
@@ -38,7 +40,8 @@ pub(super) enum Order {
     Decode {
         window: WindowId,
         search: Box<dyn Search>,
-        events: Sender<Event>,
+        watch: Arc<Watch>,
+        end: Sender<Result<Box<dyn Search>, ort::Error>>,
     },
     Look {
         window: WindowId,
@@ -49,13 +52,18 @@ pub(super) enum Order {
     },
 }
 
-/// What a job hears of its search.
-pub(super) enum Event {
-    /// A token was chosen for each row, and the next step begins unless the job is gone.
-    Step,
-    Done(Box<dyn Search>),
-    Failed(ort::Error),
+/// How a job and its search see each other between two steps. A message for each step would wake the job's thread as
+/// often, at the cost of whoever computes the next.
+#[derive(Default)]
+pub(super) struct Watch {
+    /// Steps that were done: a token was chosen for each row.
+    pub(super) steps: AtomicU64,
+    /// The job does not want any more.
+    pub(super) cancelled: AtomicBool,
 }
+
+/// How often a job looks.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The way to the engine's thread, which ends with the last of its jobs.
 pub(super) struct Line {
@@ -122,24 +130,29 @@ impl Window {
     }
 
     /// Lets `search` go on from what was fed. It shares the decoder's steps with all searches that are under way.
-    /// `keep_going` is asked before each step; another search may follow from the same tokens.
+    /// `keep_going` is asked every [`LOOK_EVERY`] as long as there are steps; another search may follow from the same tokens.
     pub fn decode(
         &mut self,
         search: Box<dyn Search>,
         keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Vec<Candidate>, DecodeError<ort::Error>> {
-        let (events, inbox) = mpsc::channel();
-        self.line.send(Order::Decode { window: self.id, search, events })?;
+        let (end, inbox) = mpsc::channel();
+        let watch = Arc::new(Watch::default());
+        self.line.send(Order::Decode { window: self.id, search, watch: watch.clone(), end })?;
+        let mut seen = 0;
         loop {
-            match inbox.recv().map_err(|_| gone())? {
-                Event::Step => {
-                    // The engine finds the inbox closed at its next step.
-                    if !keep_going() {
+            match inbox.recv_timeout(LOOK_EVERY) {
+                Ok(search) => return Ok(search?.finish()),
+                Err(RecvTimeoutError::Disconnected) => return Err(gone().into()),
+                Err(RecvTimeoutError::Timeout) => {
+                    let steps = watch.steps.load(Ordering::Relaxed);
+                    // An engine that stands still gives no sign of life.
+                    if steps != seen && !keep_going() {
+                        watch.cancelled.store(true, Ordering::Relaxed);
                         return Err(DecodeError::Cancelled);
                     }
+                    seen = steps;
                 }
-                Event::Done(search) => return Ok(search.finish()),
-                Event::Failed(error) => return Err(error.into()),
             }
         }
     }

@@ -53,12 +53,13 @@ fn stops_at_the_first_temperature_that_is_good_enough() {
 #[test]
 fn cancels_at_every_question() {
     let engine = engine(Precision::Fp32);
-    let mut samples = audio("audio/en-1.wav");
+    let mut samples = audio("audio/long-de.flac");
     let options = TranscribeOptions { language: None, ..never_content() };
     let mut kept = Kept::default();
     engine.transcribe(&mut samples, &options, &mut kept).unwrap();
-    assert!(kept.asked > 20, "asked {} times", kept.asked);
-    for stop in [1, 2, 3, 4, 5, 8, kept.asked] {
+    // At each window, and while tokens are decoded as often as the time that it takes wants.
+    assert!(kept.asked > 10, "asked {} times", kept.asked);
+    for stop in [1, 2, 3, 4, 5, 8] {
         let mut stopping = Kept { stop_at: Some(stop), ..Kept::default() };
         let result = engine.transcribe(&mut samples, &options, &mut stopping);
         assert!(matches!(result, Err(TranscribeError::Cancelled)), "{stop}: {result:?}");
