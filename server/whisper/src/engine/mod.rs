@@ -116,13 +116,18 @@ impl Engine {
         let environment = runtime::environment()?;
         // The kernel of 8-bit blocks needs its weights packed: without, it unpacks all of them at each step.
         let prepack = options.prepack || model.manifest().precision == Precision::Int8;
-        // The encoder first and by itself: side by side everything takes twice as long, and work begins with the encoder.
-        let encoder = open(&environment, ENCODER, &model.file(ENCODER), options, options.prepack)?;
-        let tokenizer = PendingTokenizer::start(model)?;
+        // To open a session keeps one core busy. What the others do meanwhile is not left for the time in which the encoder
+        // wants all of them.
         let (decoder, outcome) = {
             let (environment, path, options) = (environment.clone(), model.file(DECODER), options.clone());
             Opening::begin(move || open(&environment, DECODER, &path, &options, prepack))?
         };
+        let tokenizer = PendingTokenizer::start(model)?;
+        let encoder = open(&environment, ENCODER, &model.file(ENCODER), options, options.prepack);
+        let encoder = encoder.inspect_err(|_| {
+            // A process must not end around a session that is being opened.
+            let _ = outcome.wait();
+        })?;
         let owner = owner(encoder, decoder, model.manifest(), options)?;
         let (orders, inbox) = mpsc::channel();
         let thread = thread::Builder::new().name("engine".into()).spawn(move || owner.run(&inbox))?;
