@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
 
 /// Default of [`SpoolOptions::memory_bytes`].
 pub const DEFAULT_MEMORY_BYTES: usize = 16 << 20;
@@ -184,7 +185,10 @@ impl Seek for SpoolReader {
 }
 
 fn memory_file() -> io::Result<File> {
-    Ok(memfd_create("hush-spool", MemfdFlags::CLOEXEC)?.into())
+    let create = |flags| memfd_create("hush-spool", flags);
+    // A hardened kernel wants the promise that nobody will execute it; one before Linux 6.3 does not know it.
+    let file = create(MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL);
+    Ok(file.or_else(|error| if error == Errno::INVAL { create(MemfdFlags::CLOEXEC) } else { Err(error) })?.into())
 }
 
 fn temp_file(dir: Option<&Path>) -> io::Result<File> {

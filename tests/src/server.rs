@@ -21,6 +21,8 @@ pub struct ServerOptions {
     pub models_dir: Option<PathBuf>,
     /// A configuration file says which models are served.
     pub names_models: bool,
+    /// The soft limit of open files that it starts with.
+    pub open_files: Option<u32>,
 }
 
 pub struct Server {
@@ -41,7 +43,15 @@ impl Server {
             Some(dir) => dir,
             None => fixtures::models_dir("int8")?,
         };
-        let mut command = Command::new(fixtures::binary()?);
+        let binary = fixtures::binary()?;
+        let mut command = match options.open_files {
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("ulimit -Sn {limit} && exec \"$0\" \"$@\"")).arg(binary);
+                shell
+            }
+            None => Command::new(binary),
+        };
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
             .arg("--models-dir")

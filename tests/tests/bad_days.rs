@@ -109,7 +109,9 @@ fn a_broken_model_directory_is_told_and_the_server_lives_on() -> Result<()> {
 
 #[test]
 fn two_hundred_clients_at_once_against_a_cold_model_are_all_served() -> Result<()> {
-    let server = Server::start(&["--max-queue", "256"])?;
+    // Fewer files than there are clients, of whom each needs two: the server lifts what it may lift.
+    let args = ["--max-queue", "256"].map(str::to_owned).to_vec();
+    let server = Server::start_with(ServerOptions { args, open_files: Some(150), ..ServerOptions::default() })?;
     let content = fixtures::audio("fr-1.wav")?;
     let request = http::upload_bytes(server.api, "/asr?language=fr", "fr-1.wav", &content);
     let answers = std::thread::scope(|scope| {

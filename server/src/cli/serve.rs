@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hush_whisper::{runtime, vad};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -35,8 +36,18 @@ const WORKER_THREADS: usize = 2;
 /// After the runners had their time, connections get this much to hand out the last answers.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
 
+/// Whoever waits for the model holds a connection and a file. The soft limit, often 1024, is only there for programs that
+/// use `select`; the hard one is the operator's word.
+fn lift_limit_of_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(soft_limit = limit.current, "the limit of open files stays as it is: {error}");
+    }
+}
+
 /// Runs until SIGTERM or SIGINT.
 pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
+    lift_limit_of_open_files();
     for used in &settings.legacy {
         tracing::info!("{used}");
     }

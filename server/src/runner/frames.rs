@@ -40,8 +40,11 @@ impl FrameWriter {
 
     /// Returns when nothing waits any more. Nothing is lost when the future is dropped.
     pub(super) async fn flush(&mut self) {
-        while self.is_waiting() && self.socket.writable().await.is_ok() {
-            self.send_waiting();
+        while self.is_waiting() {
+            match self.socket.writable().await {
+                Ok(()) => self.send_waiting(),
+                Err(_) => self.waiting.clear(),
+            }
         }
     }
 
