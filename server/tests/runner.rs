@@ -5,6 +5,7 @@
 mod scripted;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -63,9 +64,14 @@ impl Runner {
 
     fn give(&mut self, id: JobId, work: Work, audio: &Pcm) {
         let (file, audio) = audio.to_file().unwrap();
+        self.give_file(id, work, &file, audio);
+    }
+
+    fn give_file(&mut self, id: JobId, work: Work, file: &File, audio: Span) {
         let frame = ToRunner::Work { id, work, audio, request: None }.encode().unwrap();
-        let sent = send(&self.socket, &frame, Some(file.as_fd())).unwrap();
-        self.socket.write_all(&frame[sent..]).unwrap();
+        // Its first byte by itself: the file comes with that.
+        assert_eq!(send(&self.socket, &frame[..1], Some(file.as_fd())).unwrap(), 1);
+        self.socket.write_all(&frame[1..]).unwrap();
     }
 
     /// Whatever it says but that its load has settled: that may come at any time.
@@ -182,21 +188,16 @@ fn it_reads_the_audio_that_comes_with_its_work_and_nothing_around_it() {
     let mut runner = Runner::loaded();
     for (id, piece) in [(1, "piece=1000"), (2, "piece=10000000")] {
         let audio = Span { start_bytes: 45, len_samples: samples.len() as u64 };
-        let frame = ToRunner::Work { id, work: work(piece), audio, request: None }.encode().unwrap();
-        // Its first byte by itself: the file comes with that.
-        assert_eq!(send(&runner.socket, &frame[..1], Some(file.as_fd())).unwrap(), 1);
-        runner.socket.write_all(&frame[1..]).unwrap();
+        runner.give_file(id, work(piece), &file, audio);
         let (heard, seconds) = runner.finish(id);
         assert_eq!((heard, seconds), (sum(&samples), 100.0));
     }
     // Shorter than was said: its own fault, and the next is done.
     let audio = Span { start_bytes: 45, len_samples: 2 * samples.len() as u64 };
-    let frame = ToRunner::Work { id: 3, work: work(""), audio, request: None }.encode().unwrap();
-    assert_eq!(send(&runner.socket, &frame, Some(file.as_fd())).unwrap(), frame.len());
+    runner.give_file(3, work(""), &file, audio);
     assert!(matches!(runner.hear(), FromRunner::Failed { id: 3, kind: FailureKind::Engine, .. }));
     let audio = Span { start_bytes: u64::MAX, len_samples: u64::MAX };
-    let frame = ToRunner::Work { id: 4, work: Work::DetectLanguage, audio, request: None }.encode().unwrap();
-    assert_eq!(send(&runner.socket, &frame, Some(file.as_fd())).unwrap(), frame.len());
+    runner.give_file(4, Work::DetectLanguage, &file, audio);
     assert!(matches!(runner.hear(), FromRunner::Failed { id: 4, kind: FailureKind::Engine, .. }));
     runner.give(5, work(""), &scripted::audio(10));
     assert_eq!(runner.finish(5).1, 10.0);

@@ -101,9 +101,7 @@ pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioE
     if !bytes.is_multiple_of(BYTES_PER_SAMPLE) {
         return Err(AudioError::OddRawLength { bytes });
     }
-    if bytes / BYTES_PER_SAMPLE > samples_in(limit_seconds) {
-        return Err(AudioError::TooLong { limit_seconds });
-    }
+    refuse_longer(bytes / BYTES_PER_SAMPLE, limit_seconds)?;
     Ok(Pcm::whole(body))
 }
 
@@ -116,8 +114,9 @@ fn to_i16(sample: f32) -> i16 {
     (scaled + WHOLE).to_bits() as i16
 }
 
-fn samples_in(seconds: u64) -> u64 {
-    seconds.saturating_mul(u64::from(SAMPLE_RATE))
+fn refuse_longer(samples: u64, limit_seconds: u64) -> Result<(), AudioError> {
+    let limit = limit_seconds.saturating_mul(u64::from(SAMPLE_RATE));
+    if samples > limit { Err(AudioError::TooLong { limit_seconds }) } else { Ok(()) }
 }
 
 /// Where samples go while a file is decoded.
@@ -177,19 +176,14 @@ impl PcmWriter {
     ) -> Result<Option<Pcm>, AudioError> {
         let there = input.len_bytes().saturating_sub(start_bytes) / BYTES_PER_SAMPLE;
         let len_samples = declared.map_or(there, |declared| declared.min(there));
-        if len_samples > samples_in(self.limit_seconds) {
-            return Err(AudioError::TooLong { limit_seconds: self.limit_seconds });
-        }
+        refuse_longer(len_samples, self.limit_seconds)?;
         let span = Span { start_bytes, len_samples };
         Ok((len_samples > 0).then(|| Pcm { bytes: input.clone(), span }))
     }
 
     fn count(&mut self, samples: u64) -> Result<(), AudioError> {
         self.len_samples += samples;
-        if self.len_samples > samples_in(self.limit_seconds) {
-            return Err(AudioError::TooLong { limit_seconds: self.limit_seconds });
-        }
-        Ok(())
+        refuse_longer(self.len_samples, self.limit_seconds)
     }
 
     fn flush(&mut self) -> Result<(), AudioError> {

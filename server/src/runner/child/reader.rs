@@ -81,8 +81,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn run(mut self) -> ! {
-        let error = self.read().err().map(|error| error.to_string());
-        if let Some(error) = error {
+        if let Err(error) = self.read() {
             tracing::error!("runner: the server's orders make no sense: {error}");
         }
         leave()
