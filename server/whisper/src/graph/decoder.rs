@@ -54,8 +54,6 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         b.vocabulary("last_hidden", "logits_real")?;
         b.graph.op("Cast", &["logits_real"], &["logits"]).int("to", Element::F32.onnx());
     }
-    b.graph.output("next_token", Element::I64, &["B".into()]);
-    b.graph.op("ArgMax", &["logits"], &["next_token"]).int("axis", -1).int("keepdims", 0);
     Ok(b.graph.finish())
 }
 

@@ -5,7 +5,7 @@
 //! | graph | inputs | outputs |
 //! |---|---|---|
 //! | `encoder.onnx` | `mel` f32 `[W, 80 or 128, 2 E]` | `hidden` f32 `[W, E, D]`; `cross_*` |
-//! | `decoder.onnx` | `input_ids` i32 `[B, S]`, `position_ids` i32 `[B, S]`, `seqlens_k` i32 `[B]`, `total_sequence_length` i32 scalar (on the CPU), all `cross_*`, for each layer `self_k_i`, `self_v_i` real `[B, H, T, d]` | `logits` f32 `[B, V]` and `next_token` i64 `[B]` of the last position, `present_k_i`, `present_v_i`; for int8 `present_cross_*` |
+//! | `decoder.onnx` | `input_ids` i32 `[B, S]`, `position_ids` i32 `[B, S]`, `seqlens_k` i32 `[B]`, `total_sequence_length` i32 scalar (on the CPU), all `cross_*`, for each layer `self_k_i`, `self_v_i` real `[B, H, T, d]` | `logits` f32 `[B, V]` of the last position, `present_k_i`, `present_v_i`; for int8 `present_cross_*` |
 //! | `align.onnx` | `input_ids`, `position_ids`, those `cross_*` that it names; here `B = W` | `weights` f32 `[B, alignment heads, S, E]`: softmax of the cross-attention; `logprobs` f32 `[B, S - 1]`: the natural logarithm of the probability that `input_ids[b, s + 1]` has behind `s`, among the tokens of text (no meaning where it is none) |
 //!
 //! What the encoder gives as `cross_*` goes under the same name to the other two; whoever runs the graphs carries these

@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayD, Axis, s};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::run::{Cross, Model};
+use crate::support::run::{Cross, Model, best};
 use crate::support::{bundled, fixtures, installed, npy};
 
 /// What the reference computed for one recording.
@@ -61,11 +61,11 @@ fn differences(precision: Precision, name: &str) -> (f32, f32) {
     let (mut cache, mut done, mut of_logits) = (model.empty(1), 0, 0.0f32);
     let mut next = reference.prompt.clone();
     for (step, expected) in reference.generated.iter().enumerate() {
-        let (logits, best) = model.decode(&[&next], &[done], &cross, &mut cache);
-        let logits = logits.index_axis(Axis(0), 0);
+        let all = model.decode(&[&next], &[done], &cross, &mut cache);
+        let logits = all.index_axis(Axis(0), 0);
         let found: Vec<f32> = reference.sampled.iter().map(|id| logits[*id as usize]).collect();
         of_logits = of_logits.max(furthest(&found, reference.logits.slice(s![step, ..-1])));
-        assert_eq!(best, [i64::from(*expected)], "step {step} of {name}, {precision}");
+        assert_eq!(best(&all), [i64::from(*expected)], "step {step} of {name}, {precision}");
         done += next.len();
         next = vec![*expected];
     }
@@ -114,10 +114,10 @@ fn rows_of_one_window_do_not_disturb_each_other() {
         let run = |model: &mut Model, rows: &[usize], cross: &Cross| {
             let mut cache = model.empty(rows.len());
             let prompt: Vec<&[u32]> = rows.iter().map(|r| prompts[*r].as_slice()).collect();
-            let mut all = vec![model.decode(&prompt, &vec![0; rows.len()], cross, &mut cache).0];
+            let mut all = vec![model.decode(&prompt, &vec![0; rows.len()], cross, &mut cache)];
             for (i, step) in steps.iter().enumerate() {
                 let ids: Vec<&[u32]> = rows.iter().map(|r| &step[*r..=*r]).collect();
-                all.push(model.decode(&ids, &vec![4 + i; rows.len()], cross, &mut cache).0);
+                all.push(model.decode(&ids, &vec![4 + i; rows.len()], cross, &mut cache));
             }
             all
         };
@@ -150,10 +150,10 @@ fn rows_of_different_lengths_share_a_step() {
         for ((_, all), (_, one)) in shared.iter_mut().zip(&cache) {
             all.index_axis_mut(Axis(0), row).assign(&one.index_axis(Axis(0), 0));
         }
-        alone.push(model.decode(&[&tokens[*length..=*length]], &[*length], &cross, &mut cache).0);
+        alone.push(model.decode(&[&tokens[*length..=*length]], &[*length], &cross, &mut cache));
     }
     let next: Vec<&[u32]> = lengths.iter().map(|n| &tokens[*n..=*n]).collect();
-    let (together, _) = model.decode(&next, &lengths, &cross, &mut shared);
+    let together = model.decode(&next, &lengths, &cross, &mut shared);
     for (row, alone) in alone.iter().enumerate() {
         let difference = furthest(together.index_axis(Axis(0), row), alone);
         assert!(difference < 1e-3, "row {row}: {difference}");

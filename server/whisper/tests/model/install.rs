@@ -165,9 +165,9 @@ fn every_shape_of_whisper_installs_and_runs() {
             assert_eq!(tokens.multilingual, !english);
             assert_eq!(tokens.sot, if english { 50257 } else { 50258 });
             let mut cache = model.empty(1);
-            let (logits, best) = model.decode(&[&[50258, 50259, 50359]], &[0], &cross, &mut cache);
+            let logits = model.decode(&[&[50258, 50259, 50359]], &[0], &cross, &mut cache);
             assert_eq!(logits.shape(), [1, config.vocab_size]);
-            assert!(logits.iter().all(|v| v.is_finite()) && best[0] >= 0);
+            assert!(logits.iter().all(|v| v.is_finite()));
             let weights = model.align(&[&[50258, 50259, 50359, 11]], &cross);
             assert_eq!(weights.shape(), [1, dir.manifest().alignment_heads.len(), 4, 1500]);
             assert!(weights.sum_axis(Axis(3)).iter().all(|s| (s - 1.0).abs() < 1e-3));

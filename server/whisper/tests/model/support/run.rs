@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use half::f16;
 use hush_whisper::{ModelDir, Precision};
-use ndarray::{ArrayD, Axis, IxDyn};
+use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use ort::environment::Environment;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
@@ -119,14 +119,8 @@ impl Model {
     }
 
     /// One call of the decoder over `ids` (as many per row) after `done` tokens; the cache is replaced by what comes
-    /// out. Returns logits `[rows, vocabulary]` and the best token of each row.
-    pub fn decode(
-        &mut self,
-        ids: &[&[u32]],
-        done: &[usize],
-        cross: &Cross,
-        cache: &mut Cache,
-    ) -> (ArrayD<f32>, Vec<i64>) {
+    /// out. Returns logits `[rows, vocabulary]`.
+    pub fn decode(&mut self, ids: &[&[u32]], done: &[usize], cross: &Cross, cache: &mut Cache) -> ArrayD<f32> {
         let after: Vec<i32> = done.iter().map(|d| (d + ids[0].len()) as i32).collect();
         let mut inputs = token_inputs(ids, done);
         let lengths: Vec<i32> = after.iter().map(|n| n - 1).collect();
@@ -139,8 +133,7 @@ impl Model {
         for (name, array) in cache {
             *array = read(&outputs[format!("present_{name}").as_str()], self.half);
         }
-        let best = outputs["next_token"].try_extract_array::<i64>().unwrap().iter().copied().collect();
-        (read(&outputs["logits"], false), best)
+        read(&outputs["logits"], false)
     }
 
     /// Weights of the alignment heads, `[rows, heads, tokens, frames]`.
@@ -151,6 +144,12 @@ impl Model {
         let outputs = self.align.run(inputs).unwrap();
         read(&outputs["weights"], false)
     }
+}
+
+/// The likeliest token of each row.
+pub fn best(logits: &ArrayD<f32>) -> Vec<i64> {
+    let largest = |row: ArrayViewD<'_, f32>| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+    logits.outer_iter().map(|row| largest(row) as i64).collect()
 }
 
 fn session(path: &Path) -> Session {
