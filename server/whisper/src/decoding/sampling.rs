@@ -53,7 +53,7 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     }
     // Apart from the sum: of a loop that does both the compiler does one at a time, which takes twice as long.
     let mut powers = [0.0_f32; CHUNK];
-    let mut chunk_sum = |values: &[f32]| {
+    let chunk_sum = |values: &[f32]| {
         for (power, value) in powers.iter_mut().zip(values) {
             *power = exp(value - largest);
         }
