@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hush_tests::{Controller, http, process};
+use hush_tests::{Controller, process};
 use rustix::process::Signal;
 
 use crate::stage::{
-    App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, returning, wait_until_acting, wait_until_ready,
+    App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, returning, told, wait_until_acting, wait_until_ready,
 };
 
 const LEASE: Duration = Duration::from_secs(6);
@@ -27,13 +27,6 @@ fn pulse(stage: &mut Stage<'_>, app: &App) -> Result<()> {
     app.server.wait_for_state("unloaded", SOON)?;
     stage.others_hold(0)?;
     app.transcribe()
-}
-
-/// What a controller says of itself.
-fn told(controller: &Controller) -> String {
-    let figures = http::get(controller.ops, "/metrics").map(|answer| answer.text()).unwrap_or_default();
-    let figures: Vec<&str> = figures.lines().filter(|line| line.starts_with("hush_controller_")).collect();
-    format!("{}\n{}", controller.log().join("\n"), figures.join("\n"))
 }
 
 fn begin(seat: &Seat) -> Result<Controller> {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hush_tests::cluster::Rights;
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, http, process};
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::definitions::with_definitions;
 use crate::stage::{
-    App, CONTROLLER, Cast, SERVER, SOON, Stage, own_plane, returning, wait_until_acting, wait_until_calm,
+    App, CONTROLLER, Cast, SERVER, SOON, Stage, own_plane, returning, told, wait_until_acting, wait_until_calm,
     wait_until_ready,
 };
 
@@ -54,7 +54,8 @@ async fn three_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
     for (quarters, expected) in [(6, [0, 0, 1]), (14, [0, 1, 1]), (22, [1, 1, 1])] {
         stage.others_hold(quarters)?;
         let leaves = apps[expected.iter().position(|count| *count == 1).unwrap_or_default()];
-        leaves.server.wait_for_state("unloaded", SOON)?;
+        let left = leaves.server.wait_for_state("unloaded", SOON);
+        left.with_context(|| sidecars.iter().map(told).collect::<Vec<_>>().join("\n"))?;
         for sidecar in &sidecars {
             wait_until_calm(sidecar)?;
         }

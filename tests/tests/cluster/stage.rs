@@ -322,3 +322,11 @@ pub fn wait_until_acting(controller: &Controller, acts: bool) -> Result<()> {
 pub fn wait_until_calm(controller: &Controller) -> Result<()> {
     controller.wait_for_metric("hush_controller_gpus{pressure=\"None\"}", 1.0, SOON)
 }
+
+/// What a controller says of itself: its log, what it decides now, its figures.
+pub fn told(controller: &Controller) -> String {
+    let text = |path: &str| http::get(controller.ops, path).map(|answer| answer.text()).unwrap_or_default();
+    let figures = text("/metrics");
+    let figures: Vec<&str> = figures.lines().filter(|line| line.starts_with("hush_controller_")).collect();
+    format!("{}\n{}\n{}", controller.log().join("\n"), text("/api/v1/state"), figures.join("\n"))
+}
