@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 
-use super::elf::{Library, Section};
+use super::elf::Library;
 
 const SECTION: &str = ".nv_fatbin";
 const MAGIC: u32 = 0xBA55_ED50;

@@ -81,7 +81,9 @@ pub struct DriverError {
 impl DriverError {
     fn advice(&self) -> Option<&'static str> {
         match self.code {
-            100 => Some("CUDA sees no GPU: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, and give a container the GPU"),
+            100 => {
+                Some("CUDA sees no GPU: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, and give a container the GPU")
+            }
             802 => Some("on machines with NVSwitch the fabric manager must run"),
             803 => Some("libcuda.so.1 and the kernel's module are of different versions: load the driver anew"),
             804 => Some("a forward-compatible libcuda.so.1 serves data centre GPUs only: use the driver's own"),

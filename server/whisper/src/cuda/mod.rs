@@ -29,6 +29,10 @@ pub use error::{CudaError, DriverError};
 pub use libraries::MissingLibrary;
 pub use precision::check_precision;
 
+use crate::engine::Device;
+use crate::graph::Precision;
+use crate::runtime;
+
 /// ONNX Runtime's CUDA part; it lies beside the library.
 pub const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 /// By default CUDA puts the fastest GPU first; NVML, `nvidia-smi` and people who write `cuda:1` count by bus.
@@ -76,6 +80,17 @@ pub fn probe(ort_library: &Path, index: c_int) -> Result<CudaFacts, CudaError> {
     match architectures::support(&library, capability).map_err(unreadable)? {
         Support::Lacks(architectures) => Err(CudaError::Architecture { index, has: capability, architectures }),
         Support::Runs | Support::Unknown => Ok(CudaFacts { driver: has, runtime: opened.cuda, capability }),
+    }
+}
+
+/// What must hold before a model of this precision is loaded on `device` with the ONNX Runtime that this process has loaded.
+/// Where the device is a GPU, the libraries of its provider are open afterwards.
+pub fn prepare(device: Device, precision: Precision) -> Result<(), CudaError> {
+    check_precision(device, precision)?;
+    match (device, runtime::library()) {
+        (Device::Cuda { index }, Ok(library)) => probe(&library, index).map(drop),
+        // The load says itself that there is no ONNX Runtime.
+        (Device::Cuda { .. }, Err(_)) | (Device::Cpu, _) => Ok(()),
     }
 }
 
