@@ -7,7 +7,7 @@ use std::ffi::c_int;
 use std::path::Path;
 
 use ort::{
-    ep,
+    ep::{self, cuda::AttentionBackend},
     session::{Session, builder::GraphOptimizationLevel},
     value::Tensor,
 };
@@ -69,7 +69,8 @@ pub fn is_out_of_memory(message: &str) -> bool {
     SIGNS.iter().any(|sign| message.contains(sign))
 }
 
-/// The decoder's self-attention by itself: a projection, and attention to a cache.
+/// The operators of the models that choose their kernels by the GPU: a projection, attention to a cache, and attention to what
+/// was encoded.
 fn graph() -> Vec<u8> {
     let mut graph = Graph::new("attention");
     let half = |graph: &mut Graph, from: &str, to: &str| {
@@ -91,10 +92,11 @@ fn graph() -> Vec<u8> {
         .contrib(
             "GroupQueryAttention",
             &["qkv", "", "", "past_k_half", "past_v_half", "seqlens_k", "total_sequence_length"],
-            &["y_half", "k_half", "v_half"],
+            &["heard", "k_half", "v_half"],
         )
         .int("num_heads", HEADS as i64)
         .int("kv_num_heads", HEADS as i64);
+    graph.attention(["heard", "x_half", "x_half"], HEADS, "y_half");
     graph.output("y", Element::F32, &[1.into(), "S".into(), WIDTH.into()]);
     graph.output("k", Element::F32, &cache);
     graph.output("v", Element::F32, &cache);
@@ -102,6 +104,13 @@ fn graph() -> Vec<u8> {
         graph.op("Cast", &[&format!("{name}_half")], &[name]).int("to", Element::F32.onnx());
     }
     graph.finish()
+}
+
+/// As sessions of models have it: attention never by cuDNN, which is used where it happens to be installed and plans anew for
+/// each shape.
+fn provider(index: c_int) -> ep::ExecutionProviderDispatch {
+    let kernels = AttentionBackend::FLASH_ATTENTION | AttentionBackend::EFFICIENT_ATTENTION | AttentionBackend::MATH;
+    ep::CUDA::default().with_device_id(index).with_attention_backend(kernels).build().error_on_failure()
 }
 
 struct Attention {
@@ -118,7 +127,7 @@ impl Attention {
         if let Some(index) = gpu {
             builder = builder
                 .with_config_entry("session.disable_cpu_ep_fallback", "1")?
-                .with_execution_providers([ep::CUDA::default().with_device_id(index).build().error_on_failure()])?;
+                .with_execution_providers([provider(index)])?;
         }
         Ok(Self { session: builder.commit_from_memory(&graph())? })
     }
