@@ -183,7 +183,7 @@ fn configurations_of_models() {
 fn manifests_of_models() {
     let folder = tempfile::tempdir().unwrap();
     let good = serde_json::to_vec(&json!({
-        "format_version": hush_whisper::model_dir::FORMAT_VERSION,
+        "format_version": hush_whisper::model_dir::format_version(hush_whisper::Precision::Int8),
         "name": "m",
         "precision": "int8",
         "source": "a test",

@@ -11,9 +11,7 @@ use tempfile::TempDir;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::graph::{self, BuildError, Precision};
-use crate::model_dir::{
-    self, FORMAT_VERSION, FileEntry, MANIFEST, Manifest, ModelDir, ModelDirError, TOKENIZER, WEIGHTS,
-};
+use crate::model_dir::{self, FileEntry, MANIFEST, Manifest, ModelDir, ModelDirError, TOKENIZER, WEIGHTS};
 use crate::onnx::WeightsFile;
 
 /// Folders of an install that has not ended, beside the models. Whoever lists models skips names that begin with a dot.
@@ -223,7 +221,7 @@ fn write_model(
         files.insert(name.to_owned(), model_dir::entry(bytes));
     }
     let manifest = Manifest {
-        format_version: FORMAT_VERSION,
+        format_version: model_dir::format_version(options.precision),
         name: options.name.clone(),
         precision: options.precision,
         source: options.source_label.clone(),

@@ -12,8 +12,14 @@ use crate::checkpoint::{Config, SpecialTokens};
 use crate::graph::Precision;
 use crate::onnx::{WeightsFile, hex};
 
-/// Grows when a model directory of before cannot be used any more.
-pub const FORMAT_VERSION: u32 = 2;
+/// The format that this version of Hush reads and writes; it grows when an older model directory cannot be used any more.
+pub const fn format_version(precision: Precision) -> u32 {
+    match precision {
+        Precision::Fp32 | Precision::Int8 => 2,
+        // 3: attention without cuDNN, keys and values frame by frame, the choice of tokens on the device.
+        Precision::Fp16 => 3,
+    }
+}
 
 pub const MANIFEST: &str = "model.json";
 pub const ENCODER: &str = "encoder.onnx";
@@ -70,11 +76,10 @@ pub enum ModelDirError {
     #[error("{}: not a valid manifest: {source}; repeat `hush-server install`", path.display())]
     Manifest { path: PathBuf, source: serde_json::Error },
     #[error(
-        "{}: written in format {found}, this version of Hush reads format {FORMAT_VERSION}; \
-         repeat `hush-server install`",
+        "{}: written in format {found}, this version of Hush reads format {expected}; repeat `hush-server install`",
         path.display()
     )]
-    Version { path: PathBuf, found: u32 },
+    Version { path: PathBuf, found: u32, expected: u32 },
     #[error("{} is missing; repeat `hush-server install`", .0.display())]
     MissingFile(PathBuf),
     #[error("{}: {found} bytes long, expected {expected}; repeat `hush-server install`", path.display())]
@@ -103,8 +108,9 @@ impl ModelDir {
         let bad = |source| ModelDirError::Manifest { path: manifest_path.clone(), source };
         // The version first: what follows may look different in another one.
         let version: Version = serde_json::from_slice(&text).map_err(bad)?;
-        if version.format_version != FORMAT_VERSION {
-            return Err(ModelDirError::Version { path: manifest_path, found: version.format_version });
+        let expected = format_version(version.precision.unwrap_or(Precision::Int8));
+        if version.format_version != expected {
+            return Err(ModelDirError::Version { path: manifest_path, found: version.format_version, expected });
         }
         let manifest: Manifest = serde_json::from_slice(&text).map_err(bad)?;
         for name in FILES {
@@ -162,6 +168,14 @@ impl ModelDir {
 #[derive(Deserialize)]
 struct Version {
     format_version: u32,
+    /// Absent where a later format names it in another way.
+    #[serde(default, deserialize_with = "known_precision")]
+    precision: Option<Precision>,
+}
+
+fn known_precision<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Precision>, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    Ok(value.as_str().and_then(|name| name.parse().ok()))
 }
 
 pub(crate) fn entry(bytes: &[u8]) -> FileEntry {

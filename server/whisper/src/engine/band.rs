@@ -13,7 +13,7 @@ use super::{
     encoder::{Cross, CrossShape},
     opening::Opening,
 };
-use crate::checkpoint::Config;
+use crate::{checkpoint::Config, graph::choice};
 
 /// The decoder's session and what all calls of it share.
 pub struct Decoder {
@@ -21,6 +21,13 @@ pub struct Decoder {
     pub memory: Allocator,
     pub shape: Shape,
     pub cross: Vec<CrossShape>,
+}
+
+impl Decoder {
+    /// Whether the graph names the likeliest tokens by itself.
+    fn chooses(&mut self) -> Result<bool, ort::Error> {
+        Ok(self.session.get()?.outputs().iter().any(|output| output.name() == choice::OUTPUT))
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -207,6 +214,12 @@ impl Band {
         input("position_ids", &[count, step], &mut lengths.iter().flat_map(|length| *length..length + step))?;
         input("seqlens_k", &[count], &mut lengths.iter().map(|length| length + step - 1))?;
         input("total_sequence_length", &[], &mut std::iter::once(longest))?;
+        if decoder.chooses()? {
+            // The host chooses from the logits here, so the ranges do not matter.
+            for name in choice::RANGES {
+                input(name, &[count, 1], &mut std::iter::repeat_n(0, count))?;
+            }
+        }
         let ran = decoder.session.get()?.run_binding(&binding).map(drop);
         self.binding = Some(binding);
         ran?;

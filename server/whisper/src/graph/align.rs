@@ -20,10 +20,14 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         let [qkv, q, k, v, heard] = ["qkv", "q", "k", "v", "heard"].map(|n| format!("{n}_{i}"));
         decoder::self_projection(&mut b, &norm, i, &qkv)?;
         b.graph.op("Split", &[&qkv], &[&q, &k, &v]).int("axis", 2).int("num_outputs", 3);
-        b.graph
-            .contrib("MultiHeadAttention", &[&q, &k, &v], &[&heard])
-            .int("num_heads", heads as i64)
-            .int("unidirectional", 1);
+        if b.for_gpu() {
+            b.graph.attention([&q, &k, &v], heads, &heard).int("is_causal", 1);
+        } else {
+            b.graph
+                .contrib("MultiHeadAttention", &[&q, &k, &v], &[&heard])
+                .int("num_heads", heads as i64)
+                .int("unidirectional", 1);
+        }
         (x, norm) = decoder::after_self_attention(&mut b, &x, &heard, i)?;
         let query = decoder::cross_query(&mut b, &norm, i)?;
         let chosen: Vec<i64> = alignment.iter().filter(|[l, _]| *l == i).map(|[_, head]| *head as i64).collect();
@@ -86,8 +90,15 @@ fn attention_weights(b: &mut Builder<'_, '_>, query: String, keys: &Cross, layer
     b.graph.op("Reshape", &[&query, "split_heads"], &[&rows]);
     b.graph.op("Transpose", &[&rows], &[&turned]).ints("perm", &[0, 2, 1, 3]);
     b.graph.op("Gather", &[&turned, &chosen], &[&q]).int("axis", 1);
-    b.graph.op("Gather", &[&keys.values, &chosen], &[&k]).int("axis", 1);
-    b.graph.op("Transpose", &[&k], &[&columns]).ints("perm", &[0, 1, 3, 2]);
+    if b.for_gpu() {
+        let by_head = named("a_by_head");
+        b.graph.op("Reshape", &[&keys.values, "split_heads"], &[&by_head]);
+        b.graph.op("Gather", &[&by_head, &chosen], &[&k]).int("axis", 2);
+        b.graph.op("Transpose", &[&k], &[&columns]).ints("perm", &[0, 2, 3, 1]);
+    } else {
+        b.graph.op("Gather", &[&keys.values, &chosen], &[&k]).int("axis", 1);
+        b.graph.op("Transpose", &[&k], &[&columns]).ints("perm", &[0, 1, 3, 2]);
+    }
     let factors =
         if b.precision == Precision::Fp32 { [q, columns] } else { [q, columns].map(|factor| in_f32(b, &factor)) };
     b.graph.op("MatMul", &[&factors[0], &factors[1]], &[&product]);
@@ -102,8 +113,12 @@ fn attend(b: &mut Builder<'_, '_>, query: &str, keys: &Cross, values: &Cross, _l
         Some(_) => in_f32(b, &cross.values),
         None => cross.values.clone(),
     });
-    let heads = b.config().decoder_attention_heads as i64;
-    b.graph.contrib("MultiHeadAttention", &[query, &k, &v], &[out]).int("num_heads", heads);
+    let heads = b.config().decoder_attention_heads;
+    if b.for_gpu() {
+        b.graph.attention([query, &k, &v], heads, out);
+    } else {
+        b.graph.contrib("MultiHeadAttention", &[query, &k, &v], &[out]).int("num_heads", heads as i64);
+    }
 }
 
 fn in_f32(b: &mut Builder<'_, '_>, x: &str) -> String {

@@ -72,6 +72,18 @@ impl<'a, 'w> Builder<'a, 'w> {
         }
     }
 
+    /// Whether the graphs are those for a GPU: no operator that needs cuDNN, and as few launches as possible.
+    pub fn for_gpu(&self) -> bool {
+        self.precision == Precision::Fp16
+    }
+
+    /// A table that the checkpoint does not have, in the weights file.
+    pub fn table(&mut self, name: &str, element: Element, shape: &[usize], bytes: &[u8]) -> Result<()> {
+        let placed = self.weights.add(name, element, shape, |out| Ok::<_, BuildError>(out.write_all(bytes)?))?;
+        self.graph.external(name, &placed);
+        Ok(())
+    }
+
     fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
         Ok(self.checkpoint.weights.tensor(name)?)
     }

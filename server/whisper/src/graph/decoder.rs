@@ -4,6 +4,7 @@ use crate::onnx::Element;
 
 use super::Precision;
 use super::builder::{Builder, Matrix, Packed, Result};
+use super::choice;
 
 pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
     let config = b.config();
@@ -11,6 +12,9 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         (config.decoder_attention_heads, config.head_width(), config.vocab_size, config.decoder_layers);
     let real = b.real();
     inputs(&mut b);
+    if b.for_gpu() {
+        choice::inputs(&mut b);
+    }
     b.graph.input("seqlens_k", Element::I32, &["B".into()]);
     b.graph.input("total_sequence_length", Element::I32, &[]);
     let (mut x, mut norm) = embed(&mut b)?;
@@ -54,6 +58,9 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         b.vocabulary("last_hidden", "logits_real")?;
         b.graph.op("Cast", &["logits_real"], &["logits"]).int("to", Element::F32.onnx());
     }
+    if b.for_gpu() {
+        choice::outputs(&mut b)?;
+    }
     Ok(b.graph.finish())
 }
 
@@ -86,14 +93,12 @@ impl Cross {
 /// Inputs `cross_{kind}_{layer}` and, in 8 bits, `cross_{kind}_scale_{layer}`.
 pub fn cross_input(b: &mut Builder<'_, '_>, kind: &str, layer: usize) -> Cross {
     let config = b.config();
-    let shape = [
-        "W".into(),
-        config.decoder_attention_heads.into(),
-        config.max_source_positions.into(),
-        config.head_width().into(),
-    ];
+    let frames = config.max_source_positions;
+    let by_head = ["W".into(), config.decoder_attention_heads.into(), frames.into(), config.head_width().into()];
+    let by_frame = ["W".into(), frames.into(), config.d_model.into()];
+    let shape = if b.for_gpu() { &by_frame[..] } else { &by_head[..] };
     let cross = Cross::named(b, kind, layer);
-    b.graph.input(&cross.values, if cross.scale.is_some() { Element::I8 } else { b.real() }, &shape);
+    b.graph.input(&cross.values, if cross.scale.is_some() { Element::I8 } else { b.real() }, shape);
     if let Some(scale) = &cross.scale {
         b.graph.input(scale, Element::F32, &["W".into(), 1.into(), config.d_model.into()]);
     }
@@ -193,6 +198,10 @@ pub fn scaled(b: &mut Builder<'_, '_>, x: String, cross: &Cross) -> String {
 /// Attention over a window.
 fn attend(b: &mut Builder<'_, '_>, query: &str, keys: &Cross, values: &Cross, layer: usize, out: &str) {
     let heads = b.config().decoder_attention_heads as i64;
+    if b.for_gpu() {
+        b.graph.attention([query, &keys.values, &values.values], heads as usize, out);
+        return;
+    }
     if keys.scale.is_none() {
         b.graph.contrib("MultiHeadAttention", &[query, &keys.values, &values.values], &[out]).int("num_heads", heads);
         return;

@@ -27,22 +27,22 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
     let (mut x, mut norm) = ("x_0".to_owned(), "norm_0".to_owned());
     for i in 0..layers {
         let layer = format!("encoder.layers.{i}");
-        let [q, k, v, heard, o] = ["q", "k", "v", "heard", "o"].map(|n| format!("{n}_{i}"));
+        let [attended, o] = ["heard", "o"].map(|n| format!("{n}_{i}"));
         let attention = format!("{layer}.self_attn");
-        for (name, out) in [("q", &q), ("k", &k), ("v", &v)] {
-            let part = format!("{attention}.{name}_proj");
-            let packed = Packed { name: part.clone(), parts: &[(&part, name != "k")] };
-            b.linear(how, &norm, &packed, true, out)?;
-        }
-        b.graph
-            .contrib("MultiHeadAttention", &[&q, &k, &v], &[&heard])
-            .int("num_heads", config.encoder_attention_heads as i64);
+        self_attention(&mut b, how, &norm, &attention, i, &attended)?;
         let projection = format!("{attention}.out_proj");
-        b.one(how, &heard, &projection, true, &o)?;
+        // On a GPU the bias is added by the norm that follows.
+        let fused = b.for_gpu();
+        b.one(how, &attended, &projection, !fused, &o)?;
 
         let [n, sum, y] = ["mid_norm", "mid", "mlp"].map(|n| format!("{n}_{i}"));
-        b.add_then_norm([&x, &o], &format!("{layer}.final_layer_norm"), &n, &sum)?;
-        b.mlp(how, &n, &layer, true, &y)?;
+        let middle = format!("{layer}.final_layer_norm");
+        if fused {
+            b.add_norm([&x, &o], &format!("{projection}.bias"), &middle, &n, &sum)?;
+        } else {
+            b.add_then_norm([&x, &o], &middle, &n, &sum)?;
+        }
+        b.mlp(how, &n, &layer, !fused, &y)?;
         let last = i + 1 == layers;
         let following = if last {
             "encoder.layer_norm".to_owned()
@@ -50,7 +50,12 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
             format!("encoder.layers.{}.self_attn_layer_norm", i + 1)
         };
         let (next_norm, next) = (format!("norm_{}", i + 1), format!("x_{}", i + 1));
-        b.add_then_norm([&sum, &y], &following, &next_norm, &next)?;
+        if fused {
+            let sum_out = if last { "" } else { &next };
+            b.add_norm([&sum, &y], &format!("{layer}.fc2.bias"), &following, &next_norm, sum_out)?;
+        } else {
+            b.add_then_norm([&sum, &y], &following, &next_norm, &next)?;
+        }
         (x, norm) = (next, next_norm);
     }
 
@@ -66,7 +71,14 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         for kind in ["k", "v"] {
             let name = format!("decoder.layers.{i}.encoder_attn.{kind}_proj");
             let [flat, rows, out] = ["flat", "rows", "cross"].map(|n| format!("{n}_{kind}_{i}"));
-            b.linear(how, &norm, &Packed { name: name.clone(), parts: &[(&name, kind == "v")] }, true, &flat)?;
+            let packed = Packed { name: name.clone(), parts: &[(&name, kind == "v")] };
+            if b.for_gpu() {
+                // Its attention reads the heads of a frame side by side.
+                b.linear(how, &norm, &packed, true, &out)?;
+                b.graph.output(&out, real, &["W".into(), frames.into(), d.into()]);
+                continue;
+            }
+            b.linear(how, &norm, &packed, true, &flat)?;
             let (values, element) = if b.precision == Precision::Int8 {
                 (to_bytes(&mut b, &flat, &format!("cross_{kind}_scale_{i}")), Element::I8)
             } else {
@@ -78,6 +90,36 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         }
     }
     Ok(b.graph.finish())
+}
+
+/// Projections and attention of one layer.
+fn self_attention(
+    b: &mut Builder<'_, '_>,
+    how: Matrix,
+    norm: &str,
+    attention: &str,
+    layer: usize,
+    out: &str,
+) -> Result<()> {
+    let heads = b.config().encoder_attention_heads;
+    let [q, k, v] = ["q", "k", "v"].map(|n| format!("{n}_{layer}"));
+    let parts = ["q", "k", "v"].map(|name| format!("{attention}.{name}_proj"));
+    if b.for_gpu() {
+        let [q_part, k_part, v_part] = &parts;
+        let packed =
+            Packed { name: format!("{attention}.qkv"), parts: &[(q_part, true), (k_part, false), (v_part, true)] };
+        let joined = format!("qkv_{layer}");
+        b.linear(how, norm, &packed, true, &joined)?;
+        b.graph.op("Split", &[&joined], &[&q, &k, &v]).int("axis", 2).int("num_outputs", 3);
+        b.graph.attention([&q, &k, &v], heads, out);
+        return Ok(());
+    }
+    for ((part, with_bias), projected) in parts.iter().zip([true, false, true]).zip([&q, &k, &v]) {
+        let packed = Packed { name: part.clone(), parts: &[(part, with_bias)] };
+        b.linear(how, norm, &packed, true, projected)?;
+    }
+    b.graph.contrib("MultiHeadAttention", &[&q, &k, &v], &[out]).int("num_heads", heads as i64);
+    Ok(())
 }
 
 /// `x` `[W, E, D]` in signed bytes, with one scale per window and channel as the output `scale` `[W, 1, D]`. A decoder step

@@ -25,6 +25,7 @@
 
 mod align;
 mod builder;
+pub(crate) mod choice;
 mod decoder;
 mod encoder;
 mod quantise;

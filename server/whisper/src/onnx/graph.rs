@@ -18,6 +18,8 @@ use super::proto::{
 /// Operators of ONNX Runtime that are not in the standard.
 pub const MICROSOFT: &str = "com.microsoft";
 const OPSET: i64 = 18;
+/// The first with `Attention`.
+const ATTENTION_OPSET: i64 = 23;
 const IR_VERSION: i64 = 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,7 @@ impl<'a> From<&'a str> for Dim<'a> {
 
 pub struct Graph {
     graph: GraphProto,
+    opset: i64,
     named: HashSet<String>,
 }
 
@@ -85,7 +88,8 @@ pub struct Node<'a>(&'a mut NodeProto);
 
 impl Graph {
     pub fn new(name: &str) -> Self {
-        Self { graph: GraphProto { name: Some(name.to_owned()), ..Default::default() }, named: HashSet::new() }
+        let graph = GraphProto { name: Some(name.to_owned()), ..Default::default() };
+        Self { graph, opset: OPSET, named: HashSet::new() }
     }
 
     pub fn input(&mut self, name: &str, element: Element, shape: &[Dim]) {
@@ -99,6 +103,14 @@ impl Graph {
     /// An operator of the standard. An empty input name leaves an optional input out.
     pub fn op(&mut self, op: &str, inputs: &[&str], outputs: &[&str]) -> Node<'_> {
         self.add(op, "", inputs, outputs)
+    }
+
+    /// `Attention` of the standard, over `[batch, sequence, heads x width]`. It needs a newer version of the standard than
+    /// the rest, so the graph is then written in that version.
+    pub fn attention(&mut self, [query, keys, values]: [&str; 3], heads: usize, out: &str) -> Node<'_> {
+        self.opset = ATTENTION_OPSET;
+        let heads = heads as i64;
+        self.op("Attention", &[query, keys, values], &[out]).int("q_num_heads", heads).int("kv_num_heads", heads)
     }
 
     /// An operator of ONNX Runtime.
@@ -166,7 +178,7 @@ impl Graph {
             ir_version: Some(IR_VERSION),
             producer_name: Some("hush".to_owned()),
             producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            opset_import: vec![opset("", OPSET), opset(MICROSOFT, 1)],
+            opset_import: vec![opset("", self.opset), opset(MICROSOFT, 1)],
             graph: Some(self.graph),
             ..Default::default()
         };

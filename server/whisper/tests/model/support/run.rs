@@ -30,6 +30,7 @@ pub struct Model {
     pub heads: usize,
     pub width: usize,
     bins: usize,
+    vocabulary: usize,
     half: bool,
 }
 
@@ -90,6 +91,7 @@ impl Model {
             heads: config.decoder_attention_heads,
             width: config.head_width(),
             bins: config.num_mel_bins,
+            vocabulary: config.vocab_size,
             half: dir.manifest().precision == Precision::Fp16,
         }
     }
@@ -127,6 +129,15 @@ impl Model {
         inputs.push(("seqlens_k".into(), ints(&[lengths.len()], lengths)));
         let total = after.iter().copied().max().unwrap();
         inputs.push(("total_sequence_length".into(), ints(&[], vec![total])));
+        if self.half {
+            // All tokens may follow; these tests read the logits.
+            let vocabulary = self.vocabulary as i32;
+            for (name, bound) in
+                [("word_first", 0), ("word_end", vocabulary), ("time_first", 0), ("time_end", vocabulary)]
+            {
+                inputs.push((name.into(), ints(&[ids.len(), 1], vec![bound; ids.len()])));
+            }
+        }
         inputs.extend(cross.iter().map(|(n, a)| (n.clone(), a.value())));
         inputs.extend(cache.iter().map(|(n, a)| (format!("self_{n}"), value(a, self.half))));
         let outputs = self.decoder.run(inputs).unwrap();
