@@ -85,7 +85,9 @@ pub(super) fn open_all(provider: &Path) -> io::Result<Opened> {
         if name == DRIVER {
             opened.driver = Some(cause);
         } else {
-            opened.missing.push(MissingLibrary { name: name.clone(), cause, cuda });
+            // The loader begins with the name.
+            let cause = cause.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&cause);
+            opened.missing.push(MissingLibrary { name: name.clone(), cause: cause.to_owned(), cuda });
         }
     }
     Ok(opened)
