@@ -8,7 +8,11 @@ use ort::{
     value::Tensor,
 };
 
-use super::{EngineOptions, encoder::Cross, session};
+use super::{
+    EngineOptions,
+    encoder::Cross,
+    session::{self, SessionPlace},
+};
 use crate::timing::Attention;
 
 /// What the `align` graph says of one row.
@@ -23,19 +27,29 @@ pub struct Aligner {
     path: PathBuf,
     options: EngineOptions,
     prepack: bool,
+    // Dropped before the place, whose stream and weights it uses.
     session: Option<Session>,
+    place: SessionPlace,
 }
 
 impl Aligner {
-    pub fn new(environment: Environment, path: PathBuf, options: EngineOptions, prepack: bool) -> Self {
-        Self { environment, path, options, prepack, session: None }
+    pub fn new(
+        environment: Environment,
+        path: PathBuf,
+        options: EngineOptions,
+        prepack: bool,
+        place: SessionPlace,
+    ) -> Self {
+        Self { environment, path, options, prepack, place, session: None }
     }
 
     /// Aligns `tokens` (prompt, text, end) with the window that `cross` holds.
     pub fn align(&mut self, tokens: &[u32], cross: &[Cross]) -> Result<Alignment, ort::Error> {
         let session = match &mut self.session {
             Some(session) => session,
-            none => none.insert(session::open(&self.environment, &self.path, &self.options, self.prepack)?),
+            none => {
+                none.insert(session::open(&self.environment, &self.path, &self.options, self.prepack, &self.place)?)
+            }
         };
         let ids = tokens.iter().map(|token| *token as i32).collect::<Vec<_>>();
         let positions = (0..tokens.len() as i32).collect::<Vec<_>>();
