@@ -55,33 +55,51 @@ KERNEL(_GatherKernel) {
     };
 }
 
-// <T, index, gather, offsets, ...>(T* in, index* indices, T* out, long axis, long axis stride, offsets, operation, n): a row a
-// value, where the axis is the last one
+// <T, index, gather, offsets, ...>(T* in, index* indices, T* out, long axis, long axis stride, offsets, operation, n)
 KERNEL(_GatherScatterElementsKernel) {
     const auto& types = launch.name.arguments;
     Bytes values = values_of(launch, 0);
-    // The input and output are laid out differently in scatters and along other axes.
-    bool last_axis = types[3].find("OffsetCalculatorFor2D") != std::string::npos;
-    if (values.size == 0 || types[2] != "true" || !last_axis || (types[1] != "int" && types[1] != "long")) return {};
+    // In two dimensions, along the last one, a row has one value. Otherwise the offsets are sums over the dimensions.
+    bool rows = types[3].find("OffsetCalculatorFor2D") != std::string::npos;
+    bool sums = types[3] == "OffsetCalculator<false>";
+    if (values.size == 0 || types[2] != "true" || !(rows || sums) || (types[1] != "int" && types[1] != "long")) return {};
+    struct Offsets {
+        int rank;
+        Divisors dimensions;
+        // Nothing along the axis.
+        Longs strides;
+
+        size_t of(size_t n) const {
+            size_t offset = 0;
+            for (int d = 0; d < rank; ++d) {
+                size_t size = divisor(dimensions.data[d]);
+                offset += n / size * static_cast<size_t>(strides.data[d]);
+                n %= size;
+            }
+            return offset;
+        }
+    };
     bool wide = types[1] == "long";
     auto in = launch.device<char>(0), indices = launch.device<char>(1), out = launch.device<char>(2);
     auto axis = launch.value<long>(3);
+    auto axis_stride = static_cast<size_t>(rows ? 1 : launch.value<long>(4));
+    Offsets offsets{};
+    if (sums) offsets = launch.value<Offsets>(5);
     auto count = static_cast<size_t>(launch.value<int>(7));
-    struct Offsets {
-        DivMod row;
-        long stride;
-    };
-    (void)sizeof(Offsets);
     return [=] {
         const char* chosen = indices.at(count * (wide ? 8 : 4));
         char* to = out.at(count * values.size);
-        const char* from = in.at(count * static_cast<size_t>(axis) * values.size);
+        std::vector<size_t> sources;
         for (size_t n = 0; n < count; ++n) {
             long index = wide ? reinterpret_cast<const long*>(chosen)[n] : reinterpret_cast<const int*>(chosen)[n];
             if (index < 0) index += axis;
             if (index < 0 || index >= axis) throw IllegalAddress{indices.address};
-            values.copy(to, n, from, n * static_cast<size_t>(axis) + static_cast<size_t>(index));
+            size_t start = rows ? n * static_cast<size_t>(axis) : offsets.of(n);
+            sources.push_back(start + static_cast<size_t>(index) * axis_stride);
         }
+        size_t end = sources.empty() ? 0 : *std::max_element(sources.begin(), sources.end()) + 1;
+        const char* from = in.at(end * values.size);
+        for (size_t n = 0; n < count; ++n) values.copy(to, n, from, sources[n]);
     };
 }
 
