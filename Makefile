@@ -65,6 +65,13 @@ ort: ## Fetch ONNX Runtime's library into .hush/lib
 ort-gpu: ## Fetch ONNX Runtime for CUDA and NVIDIA's libraries into .hush/lib-gpu (1.5 GB)
 	$(PYTHON) scripts/fetch-onnxruntime --gpu $(LOCAL)/lib-gpu
 
+CUDA_DOUBLE := $(LOCAL)/cuda-double
+
+# Status 3 is a machine that cannot: it has said why.
+.PHONY: cuda-double test-cuda
+cuda-double: ## Build the double of the CUDA runtime, and fetch ONNX Runtime for CUDA, into .hush/cuda-double
+	PYTHON=$(PYTHON) tests/cuda/build $(CUDA_DOUBLE) || [ $$? = 3 ]
+
 vad: ## Fetch Silero's model for voice activity detection into .hush/lib
 	$(PYTHON) scripts/fetch-vad $(LOCAL)/lib
 
@@ -106,13 +113,18 @@ build-tests: $(TOOLS) ## Build the programs and their tests
 	$(CARGO) test --locked --workspace --no-run
 
 test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
-test: $(TOOLS) ort vad $(PACKAGES)/.tests ## Run every test
+test: $(TOOLS) ort vad cuda-double $(PACKAGES)/.tests ## Run every test
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
 	$(MAKE) test-web
 	$(MAKE) test-observability
 	$(MAKE) test-chart
 	$(MAKE) test-images
 	$(MAKE) test-docs
+
+test-cuda: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
+test-cuda: $(TOOLS) ort vad cuda-double ## Run the CUDA provider on the double of the CUDA runtime, where that can be built (ARGS= names)
+	$(CARGO) build --locked --workspace --bin hush-server
+	$(CARGO) test --locked --workspace --test cuda -- $(ARGS)
 
 soak: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 soak: $(TOOLS) ort vad ## Random faults in a cluster for SECONDS= (half an hour) with the dice SEED=; three minutes are among the tests

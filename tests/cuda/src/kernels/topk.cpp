@@ -1,7 +1,7 @@
-// The largest values of each row, and where they lie: the kernels of ONNX Runtime's `TopK`. It has three ways, by the
-// number of rows and their length; each writes the largest first, and of equals the one that lies first.
+// TopK: the largest (or smallest) values of each row and where they are, by each of the algorithms that ONNX Runtime has
+// for it. Of equal values the first comes first.
 #include <algorithm>
-#include <limits>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -10,153 +10,222 @@
 namespace cuda_double {
 namespace {
 
-struct Entry {
-    float value;
-    long index;
-};
+template <class T>
+float comparable(T value) {
+    return static_cast<float>(value);
+}
+inline long comparable(int value) { return value; }
+inline long comparable(long value) { return value; }
+inline double comparable(double value) { return value; }
 
-bool before(const Entry& a, const Entry& b) { return a.value > b.value || (a.value == b.value && a.index < b.index); }
-
-// The first `count` of `entries` in their order.
-void keep_largest(std::vector<Entry>& entries, size_t count) {
-    count = std::min(count, entries.size());
-    std::partial_sort(entries.begin(), entries.begin() + static_cast<long>(count), entries.end(), before);
-    entries.resize(count);
+// The places of the first `count` of `length` values in the order asked for; NaN comes last.
+template <class Value>
+std::vector<size_t> select(size_t length, size_t count, bool largest, Value value_at) {
+    std::vector<size_t> places(length);
+    std::iota(places.begin(), places.end(), 0);
+    auto before = [&](size_t a, size_t b) {
+        auto x = value_at(a), y = value_at(b);
+        bool x_is_number = x == x, y_is_number = y == y;
+        if (x_is_number != y_is_number) return x_is_number;
+        if (x_is_number && x != y) return largest ? x > y : x < y;
+        return a < b;
+    };
+    count = std::min(count, length);
+    std::partial_sort(places.begin(), places.begin() + static_cast<ptrdiff_t>(count), places.end(), before);
+    places.resize(count);
+    return places;
 }
 
-std::vector<Entry> largest(const float* row, long length, long count, long first_index = 0) {
-    std::vector<Entry> entries;
-    for (long n = 0; n < length; ++n) {
-        // Not a number is smaller than everything.
-        float value = row[n] == row[n] ? row[n] : -std::numeric_limits<float>::infinity();
-        entries.push_back({value, first_index + n});
-    }
-    keep_largest(entries, static_cast<size_t>(count));
-    return entries;
-}
+bool in_space(const Launch& launch, const char* space) { return launch.name.space.find(space) != std::string::npos; }
 
-void write_rows(const float* from, float* values, long* indices, long rows, long length, long count) {
-    for (long row = 0; row < rows; ++row) {
-        auto entries = largest(from + row * length, length, count);
-        for (size_t n = 0; n < entries.size(); ++n) {
-            values[row * count + static_cast<long>(n)] = from[row * length + entries[n].index];
-            indices[row * count + static_cast<long>(n)] = entries[n].index;
-        }
-    }
-}
-
-// <float, partition, K>(float* in, float* values, int* indices, int length, int partitions); grid: partitions, rows
-KERNEL(FindPartitionTopK) {
-    if (launch.name.arguments[0] != "float") return {};
-    long partition = std::stol(launch.name.arguments[1]), kept = std::stol(launch.name.arguments[2]);
-    auto in = launch.device<float>(0), values = launch.device<float>(1);
-    auto indices = launch.device<int>(2);
-    long length = launch.value<int>(3), partitions = launch.value<int>(4), rows = launch.grid.y;
-    return [=] {
-        const float* from = in.at(static_cast<size_t>(rows * length));
-        float* to = values.at(static_cast<size_t>(rows * partitions * kept));
-        int* at = indices.at(static_cast<size_t>(rows * partitions * kept));
-        for (long block = 0; block < rows * partitions; ++block) {
-            long row = block / partitions, start = block % partitions * partition;
-            auto entries = largest(from + row * length + start, std::min(partition, length - start), kept, start);
-            entries.resize(static_cast<size_t>(kept), {-std::numeric_limits<float>::infinity(), 0});
-            for (long n = 0; n < kept; ++n) {
-                to[block * kept + n] = entries[static_cast<size_t>(n)].value;
-                at[block * kept + n] = static_cast<int>(entries[static_cast<size_t>(n)].index);
+// (T* in, T* values, long* places, sizes, size_t rank, int axis, long K, [long aligned K], long largest, long sorted,
+// long length, ...): a block a row. Sizes are products of all dimensions from one on.
+Work rows_by_axis(const Launch& launch, int after_k) {
+    return with_type(launch.name.arguments[0], [&](auto sample) -> Work {
+        using T = decltype(sample);
+        auto in = launch.device<T>(0), values = launch.device<T>(1);
+        auto places = launch.device<long>(2);
+        auto sizes = launch.value<Longs>(3);
+        auto rank = launch.value<long>(4);
+        auto axis = launch.value<int>(5);
+        auto count = launch.value<size_t>(6);
+        bool largest = launch.value<long>(after_k) == 1, sorted = launch.value<long>(after_k + 1) == 1;
+        auto length = launch.value<size_t>(after_k + 2);
+        size_t rows = launch.grid.x;
+        return [=] {
+            size_t step = axis == rank - 1 ? 1 : static_cast<size_t>(sizes.data[axis + 1]);
+            const T* from = in.at(rows * length);
+            T* to = values.at(rows * count);
+            long* to_places = places.at(rows * count);
+            for (size_t row = 0; row < rows; ++row) {
+                const T* start = from + row / step * step * length + row % step;
+                auto chosen = select(length, count, largest, [&](size_t n) { return comparable(start[n * step]); });
+                if (!sorted) std::sort(chosen.begin(), chosen.end());
+                for (size_t n = 0; n < chosen.size(); ++n) {
+                    size_t at = row / step * step * count + n * step + row % step;
+                    to[at] = start[chosen[n] * step];
+                    to_places[at] = static_cast<long>(chosen[n]);
+                }
             }
-        }
-    };
-}
-
-// <K, block, factor, factor, factor>(int* indices, float* values, int* other indices, float* other values, int partitions):
-// each factor above one merges so many partitions, from one pair of buffers into the other and back; grid: x, rows
-KERNEL(CooperativeReduce) {
-    long kept = std::stol(launch.name.arguments[0]);
-    long stages = 0;
-    for (size_t n = 2; n < 5; ++n) stages += std::stol(launch.name.arguments[n]) > 1;
-    auto indices = launch.device<int>(0), other_indices = launch.device<int>(2);
-    auto values = launch.device<float>(1), other_values = launch.device<float>(3);
-    long partitions = launch.value<int>(4), rows = launch.grid.y;
-    auto final_indices = stages % 2 ? other_indices : indices;
-    auto final_values = stages % 2 ? other_values : values;
-    return [=] {
-        auto all = static_cast<size_t>(rows * partitions * kept);
-        const int* at = indices.at(all);
-        const float* from = values.at(all);
-        std::vector<Entry> found;
-        for (long row = 0; row < rows; ++row) {
-            std::vector<Entry> entries;
-            for (long n = 0; n < partitions * kept; ++n) {
-                long place = row * partitions * kept + n;
-                entries.push_back({from[place], at[place]});
-            }
-            keep_largest(entries, static_cast<size_t>(kept));
-            found.insert(found.end(), entries.begin(), entries.end());
-        }
-        int* to = final_indices.at(found.size());
-        float* to_values = final_values.at(found.size());
-        for (size_t n = 0; n < found.size(); ++n) {
-            to[n] = static_cast<int>(found[n].index);
-            to_values[n] = found[n].value;
-        }
-    };
-}
-
-// <float>(float* in, int* indices, float* values, long* indices out, int rows, int length, int K padded, int K)
-KERNEL(WriteOutput) {
-    if (launch.name.arguments[0] != "float") return {};
-    auto in = launch.device<float>(0), values = launch.device<float>(2);
-    auto indices = launch.device<int>(1);
-    auto out = launch.device<long>(3);
-    long rows = launch.grid.x, length = launch.value<int>(5), padded = launch.value<int>(6), count = launch.value<int>(7);
-    return [=] {
-        const float* from = in.at(static_cast<size_t>(rows * length));
-        const int* at = indices.at(static_cast<size_t>(rows * padded));
-        float* to = values.at(static_cast<size_t>(rows * count));
-        long* to_indices = out.at(static_cast<size_t>(rows * count));
-        for (long row = 0; row < rows; ++row) {
-            for (long n = 0; n < count; ++n) {
-                int index = at[row * padded + n];
-                to[row * count + n] = from[row * length + index];
-                to_indices[row * count + n] = index;
-            }
-        }
-    };
-}
-
-// <float>(float* in, unsigned long* packed, long ..., long ..., long ..., int ...): `FinalTopK` looks at all of a row again,
-// so nothing needs to be remembered here.
-KERNEL(PartialTopK) {
-    if (launch.name.arguments[0] != "float") return {};
-    return [] {};
-}
-
-// <float>(float* in, float* values, long* indices, unsigned long* packed, long length, long K, int ...); grid: rows
-KERNEL(FinalTopK) {
-    if (launch.name.arguments[0] != "float") return {};
-    auto in = launch.device<float>(0), values = launch.device<float>(1);
-    auto indices = launch.device<long>(2);
-    long length = launch.value<long>(4), count = launch.value<long>(5), rows = launch.grid.x;
-    return [=] {
-        write_rows(in.at(static_cast<size_t>(rows * length)), values.at(static_cast<size_t>(rows * count)),
-                   indices.at(static_cast<size_t>(rows * count)), rows, length, count);
-    };
-}
-
-// <float, threads, per thread>(float* in, float* values, long* indices, sizes, size_t rank, int axis, long K, long largest,
-// long sorted, long length, ...): along the last axis; grid: rows
-KERNEL(RadixTopK) {
-    if (launch.name.arguments[0] != "float") return {};
-    bool last_axis = launch.value<int>(5) + 1 == static_cast<int>(launch.value<size_t>(4));
-    if (!last_axis || !launch.value<long>(7) || !launch.value<long>(8)) return {};
-    auto in = launch.device<float>(0), values = launch.device<float>(1);
-    auto indices = launch.device<long>(2);
-    long count = launch.value<long>(6), length = launch.value<long>(9), rows = launch.grid.x;
-    return [=] {
-        write_rows(in.at(static_cast<size_t>(rows * length)), values.at(static_cast<size_t>(rows * count)),
-                   indices.at(static_cast<size_t>(rows * count)), rows, length, count);
-    };
+        };
+    });
 }
 
 }  // namespace
+
+KERNEL(BitonicTopK) { return rows_by_axis(launch, 8); }
+KERNEL(RadixTopK) { return rows_by_axis(launch, 7); }
+
+// <T>(T* in, u64* candidates, long length, long K, long largest, int blocks a row): K candidates of each block; rows in y
+KERNEL(PartialTopK) {
+    if (!in_space(launch, "smallk_topk")) return {};
+    return with_type(launch.name.arguments[0], [&](auto sample) -> Work {
+        using T = decltype(sample);
+        auto in = launch.device<T>(0);
+        auto candidates = launch.device<uint64_t>(1);
+        auto length = launch.value<size_t>(2), count = launch.value<size_t>(3);
+        bool largest = launch.value<long>(4) == 1;
+        auto blocks = static_cast<size_t>(launch.value<int>(5));
+        size_t rows = launch.grid.y;
+        return [=] {
+            const T* from = in.at(rows * length);
+            uint64_t* to = candidates.at(rows * blocks * count);
+            for (size_t row = 0; row < rows; ++row) {
+                // All of them are the first block's; a candidate is a place, and zero is none.
+                auto chosen = select(length, count, largest, [&](size_t n) { return comparable(from[row * length + n]); });
+                std::fill(to + row * blocks * count, to + (row + 1) * blocks * count, 0);
+                for (size_t n = 0; n < chosen.size(); ++n) to[row * blocks * count + n] = chosen[n] + 1;
+            }
+        };
+    });
+}
+
+// <T>(T* in, T* values, long* places, u64* candidates, long length, long K, int candidates a row)
+KERNEL(FinalTopK) {
+    if (!in_space(launch, "smallk_topk")) return {};
+    return with_type(launch.name.arguments[0], [&](auto sample) -> Work {
+        using T = decltype(sample);
+        auto in = launch.device<T>(0), values = launch.device<T>(1);
+        auto places = launch.device<long>(2);
+        auto candidates = launch.device<uint64_t>(3);
+        auto length = launch.value<size_t>(4), count = launch.value<size_t>(5);
+        auto of_row = static_cast<size_t>(launch.value<int>(6));
+        size_t rows = launch.grid.x;
+        return [=] {
+            const T* from = in.at(rows * length);
+            const uint64_t* chosen = candidates.at(rows * of_row);
+            for (size_t row = 0; row < rows; ++row) {
+                for (size_t n = 0; n < count; ++n) {
+                    size_t place = chosen[row * of_row + n] - 1;
+                    values.at(rows * count)[row * count + n] = from[row * length + place];
+                    places.at(rows * count)[row * count + n] = static_cast<long>(place);
+                }
+            }
+        };
+    });
+}
+
+// <T, partition, K>(T* in, float* scores, int* places, int length, int partitions): the K best of each partition; rows in y
+KERNEL(FindPartitionTopK) {
+    if (!in_space(launch, "hybrid_topk")) return {};
+    size_t partition = std::stoul(launch.name.arguments[1]), count = std::stoul(launch.name.arguments[2]);
+    return with_type(launch.name.arguments[0], [&](auto sample) -> Work {
+        using T = decltype(sample);
+        auto in = launch.device<T>(0);
+        auto scores = launch.device<float>(1);
+        auto places = launch.device<int>(2);
+        auto length = static_cast<size_t>(launch.value<int>(3)), partitions = static_cast<size_t>(launch.value<int>(4));
+        size_t rows = launch.grid.y;
+        return [=] {
+            const T* from = in.at(rows * length);
+            size_t results = rows * partitions * count;
+            float* to = scores.at(results);
+            int* to_places = places.at(results);
+            for (size_t n = 0; n < rows * partitions; ++n) {
+                size_t first = n % partitions * partition, size = std::min(partition, length - first);
+                const T* start = from + n / partitions * length + first;
+                auto chosen = select(size, count, true, [&](size_t place) { return comparable(start[place]); });
+                for (size_t k = 0; k < count; ++k) {
+                    bool there = k < chosen.size();
+                    to[n * count + k] = there ? static_cast<float>(start[chosen[k]]) : -INFINITY;
+                    to_places[n * count + k] = there ? static_cast<int>(first + chosen[k]) : INT32_MAX;
+                }
+            }
+        };
+    });
+}
+
+namespace {
+
+struct Candidates {
+    DevicePointer<int> places;
+    DevicePointer<float> scores;
+};
+
+// The best `count` of each `factor` neighbouring partitions.
+void merge(const Candidates& from, const Candidates& to, size_t rows, size_t partitions, size_t count, size_t factor) {
+    size_t merged = (partitions + factor - 1) / factor;
+    const float* scores = from.scores.at(rows * partitions * count);
+    const int* places = from.places.at(rows * partitions * count);
+    float* to_scores = to.scores.at(rows * merged * count);
+    int* to_places = to.places.at(rows * merged * count);
+    for (size_t n = 0; n < rows * merged; ++n) {
+        size_t first = n % merged * factor, groups = std::min(factor, partitions - first);
+        size_t start = (n / merged * partitions + first) * count;
+        // Within a partition equal scores are in order, and so are the partitions.
+        auto chosen = select(groups * count, count, true, [&](size_t k) { return scores[start + k]; });
+        for (size_t k = 0; k < count; ++k) {
+            to_scores[n * count + k] = scores[start + chosen[k]];
+            to_places[n * count + k] = places[start + chosen[k]];
+        }
+    }
+}
+
+}  // namespace
+
+// <K, .., three factors>(int* places 1, float* scores 1, int* places 2, float* scores 2, int partitions); rows in y
+KERNEL(CooperativeReduce) {
+    if (!in_space(launch, "hybrid_topk")) return {};
+    size_t count = std::stoul(launch.name.arguments[0]);
+    std::vector<size_t> factors;
+    for (size_t n = 2; n < 5; ++n) factors.push_back(std::stoul(launch.name.arguments[n]));
+    Candidates one{launch.device<int>(0), launch.device<float>(1)}, two{launch.device<int>(2), launch.device<float>(3)};
+    auto partitions = static_cast<size_t>(launch.value<int>(4));
+    size_t rows = launch.grid.y;
+    return [=] {
+        Candidates from = one, to = two;
+        size_t left = partitions;
+        for (size_t factor : factors) {
+            if (factor == 1) continue;
+            merge(from, to, rows, left, count, factor);
+            left = (left + factor - 1) / factor;
+            std::swap(from, to);
+        }
+    };
+}
+
+// <T>(T* in, int* places, T* values, long* to places, int rows, int length, int K, int stride): a block a row
+KERNEL(WriteOutput) {
+    if (!in_space(launch, "hybrid_topk")) return {};
+    return with_type(launch.name.arguments[0], [&](auto sample) -> Work {
+        using T = decltype(sample);
+        auto in = launch.device<T>(0), values = launch.device<T>(2);
+        auto chosen = launch.device<int>(1);
+        auto places = launch.device<long>(3);
+        auto size = [&](int n) { return static_cast<size_t>(launch.value<int>(n)); };
+        size_t rows = size(4), length = size(5), count = size(6), stride = size(7);
+        return [=] {
+            const T* from = in.at(rows * length);
+            const int* place = chosen.at(rows * stride);
+            for (size_t row = 0; row < rows; ++row) {
+                for (size_t n = 0; n < count; ++n) {
+                    int at = place[row * stride + n];
+                    values.at(rows * count)[row * count + n] = from[row * length + static_cast<size_t>(at)];
+                    places.at(rows * count)[row * count + n] = at;
+                }
+            }
+        };
+    });
+}
+
 }  // namespace cuda_double
