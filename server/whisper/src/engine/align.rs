@@ -13,7 +13,7 @@ use super::{
     encoder::Cross,
     session::{self, SessionPlace},
 };
-use crate::timing::Attention;
+use crate::{graph::decoder, timing::Attention};
 
 /// What the `align` graph says of one row.
 pub struct Alignment {
@@ -30,6 +30,7 @@ pub struct Aligner {
     // Dropped before the place, whose stream and weights it uses.
     session: Option<Session>,
     place: SessionPlace,
+    model_width: usize,
 }
 
 impl Aligner {
@@ -39,8 +40,9 @@ impl Aligner {
         options: EngineOptions,
         prepack: bool,
         place: SessionPlace,
+        model_width: usize,
     ) -> Self {
-        Self { environment, path, options, prepack, place, session: None }
+        Self { environment, path, options, prepack, place, model_width, session: None }
     }
 
     /// Aligns `tokens` (prompt, text, end) with the window that `cross` holds.
@@ -57,6 +59,13 @@ impl Aligner {
             ("input_ids".into(), Tensor::from_array(([1, tokens.len()], ids))?.into()),
             ("position_ids".into(), Tensor::from_array(([1, tokens.len()], positions))?.into()),
         ];
+        if session.inputs().iter().any(|input| input.name() == decoder::SHAPES[0]) {
+            // One row hears one window, so both shapes are the same.
+            for name in decoder::SHAPES {
+                let shape = vec![1, tokens.len() as i64, self.model_width as i64];
+                inputs.push((name.into(), Tensor::from_array(([shape.len()], shape))?.into()));
+            }
+        }
         for Cross { name, tensor } in cross {
             if session.inputs().iter().any(|input| input.name() == name) {
                 inputs.push((name.clone(), tensor.into()));

@@ -11,7 +11,7 @@ use ort::{
 use super::{
     buffer::Buffer,
     encoder::{Cross, CrossShape},
-    kv_cache::{Decoder, StepInput},
+    kv_cache::{Decoder, StepInput, bind_shapes},
 };
 use crate::graph::choice;
 
@@ -164,6 +164,7 @@ impl HostKvCache {
             for name in choice::RANGES {
                 input(name, &[count, 1], &mut std::iter::repeat_n(0, count))?;
             }
+            bind_shapes(&mut binding, [places.len(), count, step], decoder.shape.model_width)?;
         }
         let ran = decoder.session.get()?.run_binding(&binding).map(drop);
         self.binding = Some(binding);

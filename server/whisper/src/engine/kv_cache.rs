@@ -3,7 +3,10 @@
 
 use std::ops::Range;
 
-use ort::value::TensorElementType;
+use ort::{
+    session::IoBinding,
+    value::{Tensor, TensorElementType},
+};
 
 use super::{
     device::{
@@ -18,6 +21,7 @@ use super::{
 use crate::{
     checkpoint::Config,
     decoding::{ChoiceLayout, Scores, TokenRanges, Wanted},
+    graph::decoder,
 };
 
 /// The decoder's session and what all calls of it share.
@@ -43,6 +47,8 @@ pub struct Shape {
     /// Tokens that a row has room for.
     pub slots: usize,
     pub width: usize,
+    /// Of a token's vector: the heads side by side.
+    pub model_width: usize,
     pub vocabulary: usize,
     pub real: TensorElementType,
 }
@@ -54,6 +60,7 @@ impl Shape {
             heads: config.decoder_attention_heads,
             slots: config.max_target_positions,
             width: config.head_width(),
+            model_width: config.d_model,
             vocabulary: config.vocab_size,
             real,
         }
@@ -102,6 +109,20 @@ impl<'a> StepInput<'a> {
             Wanted::Likeliest(count) => count > likeliest || self.ranges.len() != self.lengths.len(),
         }
     }
+}
+
+/// Binds the shapes that graphs for a GPU are told; see [`decoder::SHAPES`].
+pub fn bind_shapes(
+    binding: &mut IoBinding,
+    [windows, rows, tokens]: [usize; 3],
+    model_width: usize,
+) -> Result<(), ort::Error> {
+    let by_window = [windows, rows / windows.max(1) * tokens, model_width];
+    for (name, shape) in decoder::SHAPES.into_iter().zip([by_window, [rows, tokens, model_width]]) {
+        let shape: Vec<i64> = shape.into_iter().map(|side| side as i64).collect();
+        binding.bind_input(name, &Tensor::from_array(([shape.len()], shape))?)?;
+    }
+    Ok(())
 }
 
 /// What is wanted where searches share a call.

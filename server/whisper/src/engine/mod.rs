@@ -168,7 +168,8 @@ impl Engine {
         let thread = thread::Builder::new().name("engine".into()).spawn(move || owner.run(&inbox))?;
         let Manifest { config, tokens, .. } = model.manifest();
         let line = Arc::new(Line::new(orders, thread));
-        let aligner = Aligner::new(environment, model.file(ALIGN), options.clone(), prepack, place(false));
+        let aligner =
+            Aligner::new(environment, model.file(ALIGN), options.clone(), prepack, place(false), config.d_model);
         let shared = Shared {
             config: config.clone(),
             special: tokens.clone(),

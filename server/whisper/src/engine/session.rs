@@ -32,6 +32,8 @@ pub fn open(
         .with_prepacking(prepack)?;
     if let SessionPlace::Device { context, captures } = place {
         builder = on_device(builder, options, context, *captures)?;
+        // A node that the device cannot compute is an error, and not a copy to the host and back in each call.
+        builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1")?;
         for (name, tensor) in context.weights.initialisers(graph)? {
             builder = builder.with_initializer(name, tensor.into_dyn())?;
         }

@@ -17,7 +17,7 @@ use crate::{
     decoding::ChoiceLayout,
     engine::{
         encoder::Cross,
-        kv_cache::{Decoder, Shape, StepInput, StepScores},
+        kv_cache::{Decoder, Shape, StepInput, StepScores, bind_shapes},
     },
 };
 
@@ -224,6 +224,7 @@ impl DeviceKvCache {
         }
         // For single tokens any number that is large enough does, and a captured graph keeps the one that it saw.
         bind_total(&mut binding, decoder.shape.slots)?;
+        bind_shapes(&mut binding, [places.len(), rows.len(), *tokens], decoder.shape.model_width)?;
         self.io.bind(&info, &mut binding, rows.start, rows.len(), *tokens)?;
         Ok(BoundCall { binding, options: run_options(captured.then(|| self.graphs.next()))? })
     }
