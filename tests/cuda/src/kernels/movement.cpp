@@ -1,5 +1,6 @@
 // Kernels that move values: whatever the values are, only their size counts.
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "../kernel.h"
@@ -55,33 +56,65 @@ KERNEL(_GatherKernel) {
     };
 }
 
-// <T, index, gather, offsets, ...>(T* in, index* indices, T* out, long axis, long axis stride, offsets, operation, n): a row a
-// value, where the axis is the last one
+namespace {
+
+// Where a value of the indices' number lies in the data, but for the index itself: ONNX Runtime's OffsetCalculator for any
+// dimensions, and OffsetCalculatorFor2D<along the first axis, ...> for matrices.
+std::function<size_t(size_t)> offsets_of(const Launch& launch, const std::string& calculator) {
+    struct Any {
+        int rank;
+        Divisors dimensions;
+        Array<int, 8> strides;
+    };
+    struct Matrix {
+        DivMod row;
+        int data_row;
+    };
+    if (calculator == "OffsetCalculator<false>") {
+        auto any = launch.value<Any>(5);
+        return [any](size_t n) {
+            size_t offset = 0;
+            for (int d = 0; d < any.rank; ++d) {
+                offset += n / divisor(any.dimensions.data[d]) * static_cast<size_t>(any.strides.data[d]);
+                n %= divisor(any.dimensions.data[d]);
+            }
+            return offset;
+        };
+    }
+    auto matrix = launch.value<Matrix>(5);
+    size_t row = divisor(matrix.row), data_row = static_cast<size_t>(matrix.data_row);
+    if (calculator == "OffsetCalculatorFor2D<false, false>") return [=](size_t n) { return n / row * data_row; };
+    if (calculator == "OffsetCalculatorFor2D<true, false>") return [=](size_t n) { return n % row; };
+    return {};
+}
+
+}  // namespace
+
+// <T, index, gather, offsets, operation>(T* in, index* indices, T* out, long axis, long axis stride, offsets, operation, n)
 KERNEL(_GatherScatterElementsKernel) {
     const auto& types = launch.name.arguments;
     Bytes values = values_of(launch, 0);
-    // The input and output are laid out differently in scatters and along other axes.
-    bool last_axis = types[3].find("OffsetCalculatorFor2D") != std::string::npos;
-    if (values.size == 0 || types[2] != "true" || !last_axis || (types[1] != "int" && types[1] != "long")) return {};
+    auto offset_of = offsets_of(launch, types[3]);
+    bool gather = types[2] == "true", assigns = types[4].find("FuncAssignment") != std::string::npos;
+    if (values.size == 0 || !offset_of || !assigns || (types[1] != "int" && types[1] != "long")) return {};
     bool wide = types[1] == "long";
     auto in = launch.device<char>(0), indices = launch.device<char>(1), out = launch.device<char>(2);
-    auto axis = launch.value<long>(3);
+    auto axis = launch.value<long>(3), stride = launch.value<long>(4);
     auto count = static_cast<size_t>(launch.value<int>(7));
-    struct Offsets {
-        DivMod row;
-        long stride;
-    };
-    (void)sizeof(Offsets);
     return [=] {
         const char* chosen = indices.at(count * (wide ? 8 : 4));
-        char* to = out.at(count * values.size);
-        const char* from = in.at(count * static_cast<size_t>(axis) * values.size);
+        std::vector<size_t> places(count);
+        size_t span = 0;
         for (size_t n = 0; n < count; ++n) {
             long index = wide ? reinterpret_cast<const long*>(chosen)[n] : reinterpret_cast<const int*>(chosen)[n];
             if (index < 0) index += axis;
             if (index < 0 || index >= axis) throw IllegalAddress{indices.address};
-            values.copy(to, n, from, n * static_cast<size_t>(axis) + static_cast<size_t>(index));
+            places[n] = offset_of(n) + static_cast<size_t>(index * stride);
+            span = std::max(span, places[n] + 1);
         }
+        const char* from = in.at((gather ? span : count) * values.size);
+        char* to = out.at((gather ? count : span) * values.size);
+        for (size_t n = 0; n < count; ++n) values.copy(to, gather ? n : places[n], from, gather ? places[n] : n);
     };
 }
 
@@ -130,6 +163,29 @@ KERNEL(_ConcatKernelSameConcatDim) {
         for (size_t n = 0; n < count; ++n) {
             size_t along = n % outer / inner;
             values.copy(to, n, from[along / axis], (n / outer * axis + along % axis) * inner + n % inner);
+        }
+    };
+}
+
+// <T>(DivMod axis and inner, DivMod inner, ends of the inputs along the axis, T* out, inputs, n)
+KERNEL(_ConcatKernelOutputMajor) {
+    Bytes values = values_of(launch, 0);
+    if (values.size == 0) return {};
+    size_t outer = divisor(launch.value<DivMod>(0)), inner = divisor(launch.value<DivMod>(1));
+    auto ends = launch.value<Array<long, 32>>(2);
+    auto out = launch.device<char>(3);
+    auto inputs = launch.value<Array<const void*, 32>>(4);
+    auto count = static_cast<size_t>(launch.value<int>(5));
+    return [=] {
+        char* to = out.at(count * values.size);
+        size_t rows = count / outer, start = 0;
+        for (int n = 0; n < inputs.size; ++n) {
+            size_t width = (static_cast<size_t>(ends.data[n]) - start) * inner;
+            const char* from = DevicePointer<char>{inputs.data[n]}.at(rows * width * values.size);
+            for (size_t row = 0; row < rows; ++row) {
+                std::memcpy(to + (row * outer + start * inner) * values.size, from + row * width * values.size, width * values.size);
+            }
+            start = static_cast<size_t>(ends.data[n]);
         }
     };
 }
