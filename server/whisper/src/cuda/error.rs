@@ -53,14 +53,6 @@ pub enum CudaError {
         "precision {0} does not run on CUDA, which takes fp16 only: use --precision fp16 (or auto), or --device cpu for {0}"
     )]
     Precision(Precision),
-    #[error(
-        "this ONNX Runtime has no CUDA kernel for {} of the model's nodes and would run them on the CPU, with copies at each \
-         step and wrong results: {}; install the model anew with --precision fp16, or use --device cpu",
-        .0.len(), .0.join(", ")
-    )]
-    OnCpu(Vec<String>),
-    #[error("where the nodes of the model run cannot be found out: {0}")]
-    Assignment(String),
     #[error("a small attention graph does not run on GPU {index}: {cause}")]
     Graph { index: c_int, cause: String },
     #[error(

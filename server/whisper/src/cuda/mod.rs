@@ -7,12 +7,10 @@
 //! | `libraries` | opens the libraries that lie beside the provider, and names the packages of those that are missing |
 //! | `driver` | version, number of GPUs, compute capability |
 //! | `architectures` | the GPUs that the provider holds code for |
-//! | `assignment` | which nodes of a session run on the GPU and which on the CPU |
 //! | `attention` | a small graph on the GPU, compared with the CPU |
 //! | `precision` | which precisions run on CUDA |
 
 mod architectures;
-mod assignment;
 mod attention;
 mod driver;
 mod elf;
@@ -25,7 +23,6 @@ use std::path::Path;
 
 use architectures::Support;
 pub use architectures::{Architectures, Capability};
-pub use assignment::{AssignedNode, RECORD_ASSIGNMENT, assignment, check_assignment};
 pub use attention::{Trial, is_out_of_memory, try_attention, try_cuda};
 use driver::Driver;
 pub use error::{CudaError, DriverError};
