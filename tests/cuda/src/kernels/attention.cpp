@@ -119,8 +119,8 @@ Work flash(const Launch& launch, bool causal) {
 
 }  // namespace
 
-// <traits, dropout, causal, local, ...>(parameters)
-KERNEL(flash_fwd_kernel) { return flash(launch, launch.name.arguments[2] == "true"); }
+// <traits, causal, local, ...>(parameters)
+KERNEL(flash_fwd_kernel) { return flash(launch, launch.name.arguments[1] == "true"); }
 // <traits, causal, local, ...>(parameters)
 KERNEL(flash_fwd_splitkv_kernel) { return flash(launch, launch.name.arguments[1] == "true"); }
 // The kernel before it has already put everything together.
