@@ -5,6 +5,7 @@ pub mod cases;
 pub mod child;
 pub mod cluster;
 pub mod controller;
+pub mod cuda_double;
 pub mod fixtures;
 pub mod fleet;
 pub mod gpus;

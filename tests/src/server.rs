@@ -19,6 +19,8 @@ pub struct ServerOptions {
     pub env: Vec<(String, String)>,
     /// Instead of the shared one with the bundled model.
     pub models_dir: Option<PathBuf>,
+    /// Instead of the CPU's ONNX Runtime.
+    pub ort_lib: Option<PathBuf>,
     /// A configuration file says which models are served.
     pub names_models: bool,
     /// The soft limit of open files that it starts with.
@@ -57,7 +59,7 @@ impl Server {
             .arg("--models-dir")
             .arg(models_dir)
             .arg("--ort-lib")
-            .arg(fixtures::onnxruntime())
+            .arg(options.ort_lib.unwrap_or_else(fixtures::onnxruntime))
             .args(options.args);
         if !command.get_args().any(|a| a == "--ops-listen") {
             command.args(["--ops-listen", "127.0.0.1:0"]);

@@ -9,6 +9,7 @@ use crate::Code;
 use crate::observed;
 use crate::script::{Device, unix_millis};
 use crate::session::{device_error, enter, init, shutdown};
+use crate::usage;
 use crate::world::{self, Memory, Place, Running};
 
 /// `nvmlDevice_t`: opaque to callers. `gpu + 1` in the low 16 bits, `instance + 1` above.
@@ -93,7 +94,9 @@ fn look(function: &str, device: Handle) -> Result<Seen, Code> {
     device_error(&parent.errors, function)?;
     device_error(&found.errors, function)?;
     let now = unix_millis();
-    Ok(Seen { place, device: found.clone(), holders: observed::holders(&script, &path, now), now })
+    let mut device = found.clone();
+    usage::add_processes(&mut device, &path);
+    Ok(Seen { place, device, holders: observed::holders(&script, &path, now), now })
 }
 
 /// Writes through a caller's pointer, which NVML wants to be valid or null.

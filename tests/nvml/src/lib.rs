@@ -12,6 +12,7 @@ mod observed;
 mod procfs;
 mod script;
 mod session;
+mod usage;
 mod world;
 
 pub use code::Code;

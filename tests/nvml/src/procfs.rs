@@ -41,12 +41,24 @@ fn numbers(dir: &str) -> Vec<u32> {
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// When a living process started, in clock ticks since boot.
+pub fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, tail) = stat.rsplit_once(')')?;
+    Some(of_stat(pid, tail)?.started)
+}
+
 fn alive(pid: u32, name: &str) -> Option<Alive> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (head, tail) = stat.rsplit_once(')')?;
     if head.split_once('(')?.1 != name {
         return None;
     }
+    of_stat(pid, tail)
+}
+
+/// From what stands behind the name.
+fn of_stat(pid: u32, tail: &str) -> Option<Alive> {
     let fields: Vec<&str> = tail.split_whitespace().collect();
     let [state, parent, ..] = fields[..] else { return None };
     // proc(5) counts from 1 and the name is its second: the start is its 22nd.

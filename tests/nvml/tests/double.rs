@@ -272,3 +272,44 @@ fn mig_instances_are_devices_of_their_own() {
         assert_eq!(nvml.device_by_uuid("MIG-a").unwrap().memory_info().unwrap().total, 10 * GIB);
     });
 }
+
+/// What the double of the CUDA runtime writes counts as long as its process lives.
+#[test]
+fn what_cuda_allocates_is_its_process_memory() {
+    alone("what_cuda_allocates_is_its_process_memory", |path| {
+        Script::of([Device::new(UUID, 8 * GIB)]).write(path).unwrap();
+        let folder = PathBuf::from(format!("{}.cuda", path.display()));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("lock"), "").unwrap();
+        let start = |pid: u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().to_owned()
+        };
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let (this, other) = (std::process::id(), child.id());
+        fs::write(folder.join(this.to_string()), format!("{}\nGPU-another 77\n{UUID} {GIB}\n", start(this))).unwrap();
+        fs::write(folder.join(other.to_string()), format!("{}\n{UUID} 1000\n", start(other))).unwrap();
+        // An earlier process of this number.
+        fs::write(folder.join("1"), format!("1{}\n{UUID} 5000\n", start(1))).unwrap();
+
+        let nvml = open().unwrap();
+        let device = nvml.device_by_index(0).unwrap();
+        let held = || {
+            let running = device.running_compute_processes().unwrap().into_iter();
+            running.map(|process| (process.pid, process.used_gpu_memory)).collect::<Vec<_>>()
+        };
+        let mut both = held();
+        both.sort_by_key(|(pid, _)| *pid != this);
+        assert_eq!(both, [(this, UsedGpuMemory::Used(GIB)), (other, UsedGpuMemory::Used(1000))]);
+        assert_eq!(used(&nvml), GIB + 1000);
+
+        // Killed, and not even reaped yet.
+        child.kill().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while used(&nvml) != GIB && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(held(), [(this, UsedGpuMemory::Used(GIB))]);
+        child.wait().unwrap();
+    });
+}
