@@ -124,7 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::decoding::Rules;
+    use crate::decoding::{Rules, sampling};
 
     const END: u32 = 5;
     const SIZE: usize = 6;

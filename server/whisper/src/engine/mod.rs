@@ -94,11 +94,8 @@ pub enum LoadError {
     Session { graph: &'static str, source: ort::Error },
     #[error("CUDA cannot be used: {missing}")]
     Cuda { missing: CudaError, source: ort::Error },
-    #[error(
-        "the model is installed in {0}, and CUDA computes in fp16 alone: its attention has no kernels for {0}; install the \
-         model with `--precision fp16`, or use `--device cpu`"
-    )]
-    Precision(Precision),
+    #[error("CUDA cannot be used: {0}")]
+    Unusable(#[from] CudaError),
     #[error("CUDA: {0}")]
     Device(#[from] CudaCallError),
     #[error("copying the weights to the device: {0}")]
@@ -253,9 +250,7 @@ fn open(
 
 /// The device, and the weights on their way to it.
 fn device_context(model: &ModelDir, index: i32) -> Result<DeviceContext, LoadError> {
-    if model.manifest().precision != Precision::Fp16 {
-        return Err(LoadError::Precision(model.manifest().precision));
-    }
+    cuda::check_precision(Device::Cuda { index }, model.manifest().precision)?;
     let library = runtime::library()?;
     let cuda = CudaApi::open(&library, index).map(Arc::new).map_err(|error| match cuda::probe(&library, index) {
         Err(missing) => LoadError::Cuda { missing, source: error.into() },
