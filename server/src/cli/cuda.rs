@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hush_whisper::cuda;
+use hush_whisper::{cuda, runtime};
 
 use super::env::Env;
 use super::settings::{PROBE_CUDA, SettingError};
@@ -42,6 +42,7 @@ impl Seat {
 pub fn probe(program: &Path, ort_lib: &Path, index: u32) -> Result<(), String> {
     let mut command = Command::new(program);
     command.args(["runner", PROBE_CUDA]).arg(ort_lib).arg(index.to_string());
+    command.env(runtime::TELEMETRY_VARIABLE, runtime::NO_TELEMETRY);
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = spawned.map_err(|error| format!("CUDA could not be tried: {error}"))?;
     let deadline = Instant::now() + PROBE_PATIENCE;
