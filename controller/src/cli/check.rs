@@ -14,7 +14,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         match policies::read_input(path) {
             Ok(found) => {
                 for policy in found {
-                    outln!("{}: {} is valid", path.display(), policy.name);
+                    outln!("{}: {} is valid", policies::input_name(path).display(), policy.name);
                 }
             }
             Err(error) => {

@@ -64,12 +64,15 @@ pub fn read_input(path: &Path) -> Result<Vec<Policy>, FileError> {
     checked_input(path).map(|(policies, _)| policies)
 }
 
+/// What messages call a file of [`read_input`].
+pub fn input_name(path: &Path) -> &Path {
+    if path == Path::new(STANDARD_INPUT) { Path::new("standard input") } else { path }
+}
+
 /// As [`read_input`], with the text that it is made of.
 pub fn checked_input(path: &Path) -> Result<(Vec<Policy>, String), FileError> {
-    let (name, text) = match path == Path::new(STANDARD_INPUT) {
-        true => (Path::new("standard input"), std::io::read_to_string(std::io::stdin())),
-        false => (path, std::fs::read_to_string(path)),
-    };
+    let name = input_name(path);
+    let text = if name == path { std::fs::read_to_string(path) } else { std::io::read_to_string(std::io::stdin()) };
     let text = text.map_err(|source| FileError::Read { path: name.to_owned(), source })?;
     match parse(&text) {
         Ok(policies) => Ok((policies, text)),

@@ -126,7 +126,8 @@ pub fn router(state: ApiState) -> Router {
     }
 }
 
-fn routes(state: ApiState) -> Router {
+/// The routes under their own paths.
+pub fn routes(state: ApiState) -> Router {
     let recorder = serve::Recorder { metrics: Arc::clone(&state.metrics), panicked };
     let recorded = middleware::from_fn_with_state(recorder, serve::record);
     let guard = KeyGuard { state: state.clone(), shape: Shape::Asr };
