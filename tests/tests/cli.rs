@@ -1,14 +1,18 @@
 //! The command line without a server.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::Result;
-use hush_tests::fixtures;
+use hush_tests::{fixtures, process};
+
+/// For a command that is to end by itself.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn hush(args: &[&str]) -> Result<Output> {
     let mut command = Command::new(fixtures::binary()?);
     command.args(args).env("HUSH_ORT_LIB", fixtures::onnxruntime());
-    Ok(command.output()?)
+    process::output_within(&mut command, DEADLINE)
 }
 
 fn path(path: &std::path::Path) -> String {

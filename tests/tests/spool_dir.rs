@@ -46,18 +46,19 @@ fn a_folder_that_cannot_be_used_is_no_start() -> Result<()> {
     for unusable in [missing.as_path(), &file, Path::new("/proc")] {
         let mut arguments = arguments(unusable)?;
         arguments.extend(["--listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0"].map(str::to_owned));
-        let output = Command::new(fixtures::binary()?).args(arguments).output()?;
+        let output = process::output_within(Command::new(fixtures::binary()?).args(arguments), START)?;
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
         let name = unusable.display().to_string();
         assert!(said.contains(&name) && said.contains("--spool-dir"), "{said}");
     }
     // Without the option it is the system's.
-    let output = Command::new(fixtures::binary()?)
+    let mut command = Command::new(fixtures::binary()?);
+    command
         .args(arguments(folder.path())?.iter().filter(|argument| !argument.starts_with("--spool-dir")))
         .args(["--listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0"])
-        .env("TMPDIR", &missing)
-        .output()?;
+        .env("TMPDIR", &missing);
+    let output = process::output_within(&mut command, START)?;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && said.contains(&missing.display().to_string()), "{said}");
     Ok(())
@@ -110,7 +111,7 @@ fn a_full_folder_is_named() -> Result<()> {
     let filled = format!("! cat /dev/zero > '{name}/fill'");
     let listeners = [http::free_address()?, http::free_address()?];
     let options = [format!("--listen={}", listeners[0]), format!("--ops-listen={}", listeners[1])];
-    let output = run(&filled, &options)?.output()?;
+    let output = process::output_within(&mut run(&filled, &options)?, START)?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1) && said.contains(&name), "{said}");
 
