@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use hush_contract::percent::query_value;
+use hush_log::outln;
 use serde_json::Value;
 
 use super::args::ExplainArgs;
@@ -30,14 +31,14 @@ pub async fn run(place: &Place, args: &ExplainArgs) -> anyhow::Result<ExitCode> 
     }
     if args.output == Output::Json {
         let whole: Vec<&Value> = all.iter().map(|(_, explained)| &explained.whole).collect();
-        println!("{}", serde_json::to_string_pretty(&whole).context("writing the explanation")?);
+        outln!("{}", serde_json::to_string_pretty(&whole).context("writing the explanation")?);
         return Ok(ExitCode::SUCCESS);
     }
     for (place, (controller, explained)) in all.iter().enumerate() {
         if place > 0 {
-            println!();
+            outln!();
         }
-        text(controller, explained).iter().for_each(|line| println!("{line}"));
+        text(controller, explained).iter().for_each(|line| outln!("{line}"));
     }
     Ok(ExitCode::SUCCESS)
 }

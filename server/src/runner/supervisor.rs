@@ -349,6 +349,7 @@ impl Supervised {
             }
             FromRunner::FirstToken { id, timings } => self.pass(id, JobEvent::FirstToken { timings }),
             FromRunner::Beat => {}
+            FromRunner::LogLinesDropped { count } => hush_log::count_dropped_lines(count),
             FromRunner::Done { id, outcome } => self.end_job(id, JobEvent::Done(outcome)),
             FromRunner::Failed { id, kind, message } => {
                 if kind == FailureKind::OutOfMemory {

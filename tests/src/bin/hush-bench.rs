@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 const PROMPT: [u32; 4] = [50_258, 50_259, 50_359, 50_363];
 
 fn main() -> Result<()> {
+    runtime::restart_without_telemetry().context("starting without the telemetry of ONNX Runtime")?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [command, model, library, threads, runs, tokens] = arguments.as_slice() else {
         bail!("usage: hush-bench engine|batch=N|beams=N|marked=N MODEL_DIR LIBRARY THREADS RUNS TOKENS");
