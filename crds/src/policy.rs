@@ -34,7 +34,7 @@ macro_rules! policy {
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub pressure: Option<Pressure>,
             /// Models of lower priority leave first, and make room for waiting ones of higher priority. Of several
-            /// policies the least holds. 0 where no policy sets it.
+            /// policies the least holds. 0 where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(range(min = -1_000_000, max = 1_000_000))]
             pub priority: Option<i32>,
@@ -43,7 +43,7 @@ macro_rules! policy {
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub budget: Option<AmountText>,
             /// So many of the models that this policy selects stay loaded, whatever happens. Of several policies the
-            /// least holds. 0 where no policy sets it.
+            /// least holds. 0 where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(range(min = 0, max = 100_000))]
             pub min_loaded: Option<i32>,
@@ -158,7 +158,7 @@ pub struct Residency {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<DurationText>,
     /// So long after its load a model stays, unless pressure is hard. Of several policies the least holds. `0s` where no
-    /// policy sets it.
+    /// policy sets it, and in each ClusterGpuModelPolicy that does not set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_resident: Option<DurationText>,
     /// Windows of time in which another mode holds, such as office hours in which models are kept warm. Where several
