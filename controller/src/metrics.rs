@@ -41,6 +41,8 @@ pub struct Metrics {
     /// `{source}`: 1 when it was good the last time it was read.
     pub source_valid: IntGaugeVec,
     pub policies: IntGauge,
+    /// In a cluster, where each policy is an object of its own.
+    pub policies_invalid: IntGauge,
     /// 1 while this controller may act.
     pub acting: IntGauge,
 }
@@ -120,6 +122,10 @@ impl Metrics {
                 &["source"],
             )?,
             policies: made.gauge("hush_controller_policies", "Policies in force.")?,
+            policies_invalid: made.gauge(
+                "hush_controller_policies_invalid",
+                "Policies in the cluster whose last edit is not valid; what was valid before it is in force.",
+            )?,
             acting: made.gauge("hush_controller_acting", "1 while this controller may act, 0 while it only observes.")?,
             families: {
                 made.dropped_lines(
