@@ -133,6 +133,8 @@ pub enum FailureKind {
     Engine,
     /// The device has too little memory for it.
     OutOfMemory,
+    /// The device computes no more for this runner: a fresh one may be luckier.
+    DeviceLost,
 }
 
 #[derive(Debug, thiserror::Error)]
