@@ -62,7 +62,7 @@ demo: ort ## Two servers, a controller and a scripted GPU: what happens, told as
 ort: ## Fetch ONNX Runtime's library into .hush/lib
 	$(PYTHON) scripts/fetch-onnxruntime $(LOCAL)/lib
 
-ort-gpu: ## Fetch ONNX Runtime for CUDA and NVIDIA's libraries into .hush/lib-gpu (1.5 GB)
+ort-gpu: ## Fetch ONNX Runtime for CUDA and NVIDIA's libraries into .hush/lib-gpu (1.1 GB)
 	$(PYTHON) scripts/fetch-onnxruntime --gpu $(LOCAL)/lib-gpu
 
 CUDA_DOUBLE := $(LOCAL)/cuda-double

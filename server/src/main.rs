@@ -46,7 +46,10 @@ fn run(settings: Settings, env: &Env) -> anyhow::Result<ExitCode> {
         }
         Settings::Install(settings) => {
             cli::log::init(&settings.log);
-            let device = cli::ort_lib::device(settings.device, None);
+            let program = std::env::current_exe().context("finding this program")?;
+            // Without the library the models are for the CPU.
+            let library = cli::ort_lib::find(env.path("HUSH_ORT_LIB").as_deref(), env, &program).ok();
+            let device = cli::cuda::placement(settings.device, &program, library.as_deref(), env).device;
             for dir in cli::install::run(&settings, env, device)? {
                 println!("{}", dir.display());
             }

@@ -320,11 +320,25 @@ class Rendered(unittest.TestCase):
             ("podSecurityContext: {runAsNonroot: true}", "runAsNonroot"),
             ("image: {pullPolicy: Sometimes}", "pullPolicy"),
             ("servers: {a: {cache: {name: x}}, b: {cache: {name: x, size: 1Gi}}}", "cache.name"),
+            ("server: {gpu: {enabled: true}, settings: {precision: int8}, models: []}", "fp16 only"),
+            ("server: {gpu: {enabled: true}, models: [{name: base, precision: fp32}]}", "model base"),
+            ("server: {settings: {device: 'cuda:1'}, models: [{name: base, precision: int8}]}", "cuda:1"),
+            ("server: {gpu: {enabled: false}, models: [{name: base, device: cuda, precision: int8}]}", "device: cpu"),
         ):
             with self.subTest(text):
                 done = template("--values", values(text))
                 self.assertNotEqual(done.returncode, 0)
                 self.assertIn(complaint, done.stderr)
+
+    def test_a_precision_is_taken_where_its_device_is(self):
+        for text in (
+            "server: {gpu: {enabled: true}, models: [{name: base, precision: fp16}]}",
+            "server: {gpu: {enabled: true}, models: [{name: base, device: cpu, precision: int8}]}",
+            "server: {gpu: {enabled: true}, settings: {device: auto}, models: [{name: base, precision: int8}]}",
+            "server: {gpu: {enabled: false}, settings: {precision: int8}, models: [{name: base}]}",
+        ):
+            with self.subTest(text):
+                rendered("--values", values(text))
 
     def test_what_the_documentation_shows(self):
         """Its values and its commands are taken, and the files and values that it names are there."""

@@ -223,7 +223,7 @@ fn another_device_is_taken_from_the_next_load_on() -> Result<()> {
     let folder = Folder::new(&["one"])?;
     let server = folder.start("models:\n  - name: one\n    device: cpu\n", &["--idle-timeout", "0"])?;
     said(&server, "one")?;
-    folder.write("models:\n  - name: one\n    device: cuda:0\n    precision: int8\n")?;
+    folder.write("models:\n  - name: one\n    device: cuda:0\n    precision: fp16\n")?;
     hang_up(&server)?;
     wait_for("the configuration is read", SOON, || Ok((logged(&server, "was read again") == 1).then_some(())))?;
     let now = listed(&server, "one")?.context("it is gone")?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use hush_nvml::{Code, Guest, Process, ProcessList, Taker};
 use hush_tests::gpus::{GIB, Gpus, SOON, of_both, of_gpu, of_model};
-use hush_tests::{Server, fixtures, http, wait::wait_for};
+use hush_tests::{Server, ServerOptions, fixtures, http, wait::wait_for};
 use serde_json::Value;
 
 const LOAD: Duration = Duration::from_secs(300);
@@ -69,6 +69,35 @@ fn gauges_tell_of_the_device_and_whose_its_memory_is() -> Result<()> {
     assert_eq!(server.metric(&method)?, Some(1.0));
     assert!(server.metric(&of_gpu("hush_gpu_sample_age_seconds"))?.is_some_and(|age| age < 20.0));
     Ok(())
+}
+
+/// As on an instance of MIG.
+#[test]
+fn a_list_of_processes_that_draw_is_not_needed() -> Result<()> {
+    let mut gpus = Gpus::one()?;
+    for version in ["", "_v2", "_v3"] {
+        let function = format!("nvmlDeviceGetGraphicsRunningProcesses{version}");
+        gpus.script.devices[0].errors.insert(function, Code::NOT_SUPPORTED);
+    }
+    let server = gpus.server(holds(3 * GIB), &[])?;
+    answered(ask(&server))?;
+    server.wait_for_metric(&of_both("hush_model_vram_bytes"), (3 * GIB) as f64, SOON)?;
+    let method = format!(
+        "hush_model_vram_method_info{{gpu_uuid=\"{}\",method=\"process\",model=\"{}\"}}",
+        hush_tests::gpus::UUID,
+        fixtures::MODEL
+    );
+    assert_eq!(server.metric(&method)?, Some(1.0));
+    Ok(())
+}
+
+#[test]
+fn what_the_driver_keeps_is_no_room_for_anybody() -> Result<()> {
+    let mut gpus = Gpus::one()?;
+    gpus.script.devices[0].reserved_bytes = GIB / 2;
+    let server = gpus.server(holds(3 * GIB), &[])?;
+    server.wait_for_metric(&of_gpu("hush_gpu_memory_total_bytes"), (8 * GIB - GIB / 2) as f64, SOON)?;
+    server.wait_for_metric(&of_gpu("hush_gpu_memory_free_bytes"), (8 * GIB - GIB / 2) as f64, SOON)
 }
 
 #[test]
@@ -264,7 +293,9 @@ fn without_nvml_there_are_no_figures_and_no_obstacles() -> Result<()> {
 
 #[test]
 fn a_gpu_that_is_asked_for_and_not_there_is_a_load_that_says_what_is_missing() -> Result<()> {
-    let server = Server::start(&["--device", "cuda", "--precision", "int8"])?;
+    let models = fixtures::models_dir("fp16")?;
+    let args = ["--device", "cuda", "--precision", "fp16"].map(str::to_owned).to_vec();
+    let server = Server::start_with(ServerOptions { args, models_dir: Some(models), ..ServerOptions::default() })?;
     let answer = server.asr("?language=en", "en-1.wav")?;
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert!(answer.text().contains("libonnxruntime_providers_cuda.so"), "{}", answer.text());

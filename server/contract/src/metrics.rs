@@ -107,7 +107,7 @@ families! {
     GPU_UP = "hush_gpu_up", Gauge [];
     /// 1 while the device answers, 0 since it does not.
     GPU_DEVICE_UP = "hush_gpu_device_up", Gauge [LABEL_GPU_UUID];
-    /// Memory of the device, or of the MIG instance.
+    /// Memory of the device, or of the MIG instance, that processes can have: without what the driver keeps for itself.
     GPU_MEMORY_TOTAL_BYTES = "hush_gpu_memory_total_bytes", Gauge [LABEL_GPU_UUID];
     /// Memory that processes hold, whosever they are.
     GPU_MEMORY_USED_BYTES = "hush_gpu_memory_used_bytes", Gauge [LABEL_GPU_UUID];

@@ -60,14 +60,15 @@ pub struct StoreArgs {
 pub struct EngineArgs {
     /// Where the model runs: cpu, cuda, cuda:N (N is the number of the GPU, from 0), cuda:UUID or auto.
     ///
-    /// auto takes CUDA when the machine has a working NVIDIA GPU and the ONNX Runtime library has its CUDA part beside
-    /// it, else the CPU, and says why. When cuda is asked for by name and cannot be had, that is an error. Default: auto.
+    /// auto takes CUDA when the ONNX Runtime library has its CUDA part beside it and a small graph runs on the first GPU,
+    /// else the CPU, and says why. When cuda is asked for by name and cannot be had, that is an error. Default: auto.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
 
     /// How the model's numbers are stored: fp32, fp16, int8 or auto.
     ///
-    /// auto is int8 on a CPU and fp16 on CUDA; if that one is not installed, one that is. Default: auto.
+    /// auto is int8 on a CPU (if that one is not installed, one that is) and fp16 on CUDA, which takes no other.
+    /// Default: auto.
     #[arg(long, value_name = "PRECISION")]
     pub precision: Option<PrecisionChoice>,
 
@@ -372,7 +373,8 @@ pub struct InstallArgs {
     #[arg(long, value_name = "PRECISION", value_delimiter = ',')]
     pub precision: Vec<PrecisionChoice>,
 
-    /// The device that --precision auto builds for: cpu, cuda or auto. Default: auto.
+    /// The device that --precision auto builds for: cpu, cuda or auto, which is the one that `serve` would take. cuda takes
+    /// fp16 only. Default: auto.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
 

@@ -1,22 +1,28 @@
-//! CUDA as `serve` sees it: it never opens its libraries itself, but asks a child process, and tells runners which GPU is
+//! CUDA as the server sees it: it never opens its libraries itself, but asks a child process, and tells runners which GPU is
 //! theirs.
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+use std::{env, io, thread};
 
-use hush_whisper::cuda;
+use hush_whisper::cuda::{self, Trial};
 
 use super::env::Env;
+use super::ort_lib::{self, Placement};
 use super::settings::{PROBE_CUDA, SettingError};
-use super::values::Device;
-use crate::gpu::{GpuRef, Visible};
+use super::values::{Device, DeviceChoice};
+use crate::gpu::{CudaDevice, GpuRef, Visible};
 
-/// A driver that hangs must not keep the server from starting on the CPU.
-const PROBE_PATIENCE: Duration = Duration::from_secs(20);
+/// A driver that hangs must not keep the server from starting on the CPU. Libraries of a gigabyte that come from a slow disk,
+/// and a driver that starts eight GPUs, take tens of seconds.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
+/// What the child prints where CUDA works; anything else is the reason why it does not.
+const WORKS: &str = "works";
 
 /// How runners are told where to run, and how NVML calls that place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,66 +38,152 @@ impl Seat {
         let Device::Cuda(asked) = device else {
             return Ok(Self { device: device.to_string(), env: Vec::new(), gpu: None });
         };
-        // Set and empty means no GPU at all, which `Env` does not tell apart from not set: CUDA will.
-        let visible = Visible::resolve(asked, env.text("CUDA_VISIBLE_DEVICES")?, env.text("CUDA_DEVICE_ORDER")?);
+        let visible = visible(asked, env)?;
         Ok(Self { device: format!("cuda:{}", visible.index), env: visible.env, gpu: visible.gpu })
     }
 }
 
-/// Whether CUDA works here, asked of `program runner probe-cuda`: what it opens and whatever goes wrong stays there.
-pub fn probe(program: &Path, ort_lib: &Path, index: u32) -> Result<(), String> {
-    let mut command = Command::new(program);
-    command.args(["runner", PROBE_CUDA]).arg(ort_lib).arg(index.to_string());
-    let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let mut child = spawned.map_err(|error| format!("CUDA could not be tried: {error}"))?;
-    let deadline = Instant::now() + PROBE_PATIENCE;
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(10)),
-            Ok(None) | Err(_) => {
-                // Both fail only when it has ended after all.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!("CUDA did not answer within {} s", PROBE_PATIENCE.as_secs()));
-            }
-        }
-    };
-    if status.success() {
-        return Ok(());
-    }
-    let mut missing = String::new();
-    if let Some(mut out) = child.stdout.take() {
-        // The answer is a line; what cannot be read of it is not there.
-        let _ = out.read_to_string(&mut missing);
-    }
-    let missing = missing.trim();
-    Err(if missing.is_empty() { format!("trying CUDA ended with {status}") } else { missing.to_owned() })
+fn visible(asked: CudaDevice, env: &Env) -> Result<Visible, SettingError> {
+    // Set and empty means no GPU at all, which `Env` does not tell apart from not set: CUDA will.
+    Ok(Visible::resolve(asked, env.text("CUDA_VISIBLE_DEVICES")?, env.text(cuda::ORDER_VARIABLE)?))
 }
 
-/// The child's side: status 0, or what is missing on standard output and status 1.
-pub fn answer_probe(ort_lib: &Path, index: u32) -> ExitCode {
-    match cuda::probe(ort_lib, i32::try_from(index).unwrap_or(i32::MAX)) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nobody listens when this fails.
-            let _ = writeln!(std::io::stdout(), "{error}");
-            ExitCode::FAILURE
+/// The index at which CUDA finds `asked` in this process. CUDA reads its variables before anything else of it runs: where they
+/// have to be others, this process starts itself anew with them, under the same number.
+pub fn index_here(asked: CudaDevice, env: &Env) -> anyhow::Result<u32> {
+    let Visible { index, env: needed, .. } = visible(asked, env)?;
+    let is_set = |(name, value): &(OsString, OsString)| env::var_os(name).as_ref() == Some(value);
+    if needed.iter().all(is_set) {
+        return Ok(index);
+    }
+    let program = env::current_exe()?;
+    // Returns only where it fails.
+    let error = Command::new(program).args(env::args_os().skip(1)).envs(needed).exec();
+    Err(anyhow::Error::new(error).context("starting anew with the variables of CUDA"))
+}
+
+/// What `choice` means here, for a command that runs one model in this process.
+pub fn placement(choice: DeviceChoice, program: &Path, ort_lib: Option<&Path>, env: &Env) -> Placement {
+    ort_lib::placement(choice, ort_lib, || {
+        let seat = Seat::of(Device::Cuda(CudaDevice::Index(0)), env).map_err(|error| error.to_string())?;
+        let library = ort_lib.ok_or_else(|| "ONNX Runtime's library was not found".to_owned())?;
+        probe(program, library, 0, &seat.env)
+    })
+}
+
+/// Whether CUDA works here, asked of `program runner probe-cuda`: what it opens, the memory of the GPU that it takes and
+/// whatever goes wrong stays there. `variables` are those of runners.
+pub fn probe(program: &Path, ort_lib: &Path, index: u32, variables: &[(OsString, OsString)]) -> Result<(), String> {
+    probe_within(PROBE_TIMEOUT, program, ort_lib, index, variables)
+}
+
+fn probe_within(
+    timeout: Duration,
+    program: &Path,
+    ort_lib: &Path,
+    index: u32,
+    variables: &[(OsString, OsString)],
+) -> Result<(), String> {
+    let not_tried = |error: io::Error| format!("CUDA could not be tried: {error}");
+    let mut command = Command::new(program);
+    command.args(["runner", PROBE_CUDA]).arg(ort_lib).arg(index.to_string()).envs(variables.iter().cloned());
+    let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = spawned.map_err(not_tried)?;
+
+    let (sender, answer) = mpsc::channel();
+    let output = child.stdout.take();
+    let reader = thread::Builder::new().name("probe-cuda".to_owned()).spawn(move || {
+        let mut line = String::new();
+        if let Some(output) = output {
+            // What cannot be read of the answer is not there.
+            let _ = BufReader::new(output).read_line(&mut line);
+        }
+        // The other end is gone where the answer came too late.
+        let _ = sender.send(line);
+    });
+    let answer = reader.map_err(not_tried).map(|_| answer.recv_timeout(timeout));
+
+    // With the answer its work is done: how it would end by itself says nothing, and may take long. An end of its own that
+    // came before is what is to be told. Both calls fail only where it has ended.
+    let is_silent = matches!(&answer, Ok(Ok(line)) if line.trim().is_empty());
+    if !is_silent {
+        let _ = child.kill();
+    }
+    let status = child.wait();
+    match answer?.as_deref().map(str::trim) {
+        Ok(WORKS) => Ok(()),
+        Ok("") => Err(match status {
+            Ok(status) => format!("trying CUDA ended with {status}"),
+            Err(error) => not_tried(error),
+        }),
+        Ok(reason) => Err(reason.to_owned()),
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+            Err(format!("CUDA did not answer within {} s", timeout.as_secs()))
         }
     }
+}
+
+/// The child's side: one line on standard output.
+pub fn answer_probe(ort_lib: &Path, index: u32) -> ExitCode {
+    let answer = match cuda::try_cuda(ort_lib, i32::try_from(index).unwrap_or(i32::MAX)) {
+        // A model waits for room, so that a GPU which is full now is no reason to do without it.
+        Ok(Trial::Works | Trial::Full(_)) => WORKS.to_owned(),
+        Err(error) => error.to_string().replace(['\n', '\r'], " "),
+    };
+    // The other end is gone where this fails.
+    let _ = writeln!(io::stdout(), "{answer}");
+    ExitCode::SUCCESS
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
+
     use super::*;
+
+    /// A program that ignores its arguments.
+    fn program(folder: &Path, script: &str) -> std::path::PathBuf {
+        let path = folder.join("program");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
 
     #[test]
     fn what_the_child_says_is_the_reason() {
-        assert!(probe(Path::new("/nonexistent"), Path::new("/o.so"), 0).unwrap_err().contains("could not be tried"));
-        assert_eq!(probe(Path::new("/bin/true"), Path::new("/o.so"), 0), Ok(()));
-        assert!(probe(Path::new("/bin/false"), Path::new("/o.so"), 0).unwrap_err().contains("exit status: 1"));
-        // It prints its arguments and succeeds or not as the shell does: here it cannot find such a script.
-        assert!(probe(Path::new("/bin/sh"), Path::new("/o.so"), 0).is_err());
+        let folder = tempfile::tempdir().unwrap();
+        let ask = |script: &str| probe(&program(folder.path(), script), Path::new("/o.so"), 0, &[]);
+        assert_eq!(ask("echo works"), Ok(()));
+        assert_eq!(ask("echo works; exit 3"), Ok(()), "how it ends by itself says nothing");
+        assert_eq!(ask("echo libcublas is missing"), Err("libcublas is missing".to_owned()));
+        assert!(ask("exit 3").unwrap_err().contains("exit status: 3"));
+        assert!(ask("kill -SEGV $$").unwrap_err().contains("signal: 11"));
+        assert!(
+            probe(Path::new("/nonexistent"), Path::new("/o.so"), 0, &[]).unwrap_err().contains("could not be tried")
+        );
+    }
+
+    #[test]
+    fn a_child_that_hangs_is_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let begun = Instant::now();
+        let hangs = program(folder.path(), "exec sleep 600");
+        let answer = probe_within(Duration::from_secs(1), &hangs, Path::new("/o.so"), 0, &[]);
+        assert!(answer.unwrap_err().contains("did not answer within 1 s"));
+        let ends_late = program(folder.path(), "echo works; exec sleep 600");
+        assert_eq!(probe(&ends_late, Path::new("/o.so"), 0, &[]), Ok(()));
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn the_child_counts_gpus_as_runners_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = program(folder.path(), "echo order is $CUDA_DEVICE_ORDER");
+        let seat = Seat::of(Device::Cuda(CudaDevice::Index(0)), &Env::default()).unwrap();
+        let answer = probe(&program, Path::new("/o.so"), 0, &seat.env);
+        assert_eq!(answer, Err("order is PCI_BUS_ID".to_owned()));
     }
 
     #[test]

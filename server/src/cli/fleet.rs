@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::env::Env;
 use super::ground::{Ground, Site};
 use super::install::{InstallCommandError, Missing, find_or_install};
+use super::model_placement::find_model;
 use super::resolve::{self, Resolved, Store};
 use super::settings::{ModelOverrides, ServeSettings, SettingError};
 use super::values::Residency;
@@ -126,10 +127,16 @@ pub fn plan(settings: &ServeSettings, env: &Env, ground: &Ground) -> Result<Vec<
     let mut planned = Vec::new();
     for name in &names {
         let own = settings.overrides_of(name);
-        let site = ground.site(own.device.unwrap_or(settings.engine.device))?;
-        let device = site.placement.device;
         let precision = own.precision.unwrap_or(settings.engine.precision);
-        let mut resolved = find_or_install(&store, name, precision, device, missing, env)?;
+        let asked = own.device.unwrap_or(settings.engine.device);
+        let (mut resolved, placement) = find_model(
+            asked,
+            || ground.placement(asked),
+            precision,
+            |device| find_or_install(&store, name, precision, device, missing, env),
+            |device| store.find(name, precision, device),
+        )?;
+        let site = ground.site(asked, placement)?;
         if let Some(name) = &own.name {
             resolved.id.clone_from(name);
         }
@@ -293,9 +300,13 @@ impl Fleet {
 
 /// `None`: it is not installed, or not in a form that this device runs.
 fn plan_installed(settings: &ServeSettings, name: &str, ground: &Ground) -> Option<Plan> {
-    let site = ground.site(settings.engine.device).ok()?;
-    let device = site.placement.device;
-    let mut found = Store::new(&settings.models_dir).find(name, settings.engine.precision, device).ok()?;
+    let store = Store::new(&settings.models_dir);
+    let (asked, precision) = (settings.engine.device, settings.engine.precision);
+    let find = |device| store.find(name, precision, device);
+    let place = || ground.placement(asked);
+    let found = find_model(asked, place, precision, |device| find(device).map_err(Into::into), find);
+    let (mut found, placement) = found.ok()?;
+    let site = ground.site(asked, placement).ok()?;
     // One model has one name here, whatever it was asked as.
     found.id = folder_of(name);
     let own = settings.overrides_of(&found.id);

@@ -71,7 +71,7 @@ impl Ground {
             DeviceChoice::Auto => self
                 .auto
                 .get_or_init(|| {
-                    let probe = || cuda::probe(&self.program, &self.library, 0);
+                    let probe = || cuda::probe(&self.program, &self.library, 0, &self.runner_env);
                     ort_lib::placement(choice, Some(&self.library), probe)
                 })
                 .clone(),
@@ -80,8 +80,7 @@ impl Ground {
     }
 
     /// Refuses a device that only runners with another environment would see.
-    pub fn site(&self, asked: DeviceChoice) -> Result<Site, SettingError> {
-        let placement = self.placement(asked);
+    pub fn site(&self, asked: DeviceChoice, placement: Placement) -> Result<Site, SettingError> {
         let seat = cuda::Seat::of(placement.device, &self.env)?;
         if let Some((name, _)) = seat.env.iter().find(|entry| !self.runner_env.contains(entry)) {
             let name = name.to_string_lossy();

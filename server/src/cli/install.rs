@@ -111,21 +111,27 @@ pub fn find_or_install(
     missing: Missing,
     env: &Env,
 ) -> Result<Resolved, InstallCommandError> {
-    let (repo, precision) = match store.find(model, wanted, device) {
-        Err(ResolveError::NotInstalled { repo: Some(repo), precision, .. }) if missing != Missing::Refuse => {
-            (repo, precision)
-        }
+    let error = match store.find(model, wanted, device) {
+        Err(error) if missing != Missing::Refuse => error,
         found => return Ok(found?),
     };
+    let ResolveError::NotInstalled { repo, precision, installed, .. } = &error else { return Err(error.into()) };
+    let precision = *precision;
+    let source = repo.clone().map(Source::Hub).or_else(|| known_checkpoint(&store.folder(model), installed));
+    let Some(source) = source else { return Err(error.into()) };
     if missing == Missing::Foresee {
         let dir = store.folder(model).join(precision.as_str());
         return Ok(Resolved { id: model.to_owned(), dir, precision });
     }
-    tracing::info!(model, %repo, %precision, "not installed; installing it from the hub");
+    let from = match &source {
+        Source::Hub(repo) => repo.to_string(),
+        Source::Folder(folder) => folder.display().to_string(),
+    };
+    tracing::info!(model, from, %precision, "not installed in this precision; installing it");
     let order = Order {
         store,
-        name: repo.folder(),
-        source: Source::Hub(repo),
+        name: hub::folder_of(model),
+        source,
         precisions: vec![precision],
         revision: "main",
         force: false,
@@ -133,6 +139,15 @@ pub fn find_or_install(
     };
     order.carry_out(env)?;
     Ok(store.find(model, wanted, device)?)
+}
+
+/// The folder that a model was installed from in another precision, where it is still there.
+fn known_checkpoint(folder: &Path, installed: &[Precision]) -> Option<Source> {
+    installed.iter().find_map(|precision| {
+        let model = hush_whisper::ModelDir::open(&folder.join(precision.as_str())).ok()?;
+        let checkpoint = PathBuf::from(&model.manifest().source);
+        (checkpoint.is_absolute() && checkpoint.join("config.json").is_file()).then_some(Source::Folder(checkpoint))
+    })
 }
 
 fn exact(choice: PrecisionChoice, device: Device) -> Precision {

@@ -16,6 +16,7 @@ pub mod fleet;
 pub mod ground;
 pub mod install;
 pub mod log;
+pub mod model_placement;
 pub mod models;
 pub mod ort_lib;
 pub mod progress;

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use hush_whisper::cuda::PROVIDER;
+
 use super::env::Env;
 use super::values::{Device, DeviceChoice};
 use crate::gpu::CudaDevice;
 
 const NAME: &str = "libonnxruntime.so";
-/// The part that ONNX Runtime loads for CUDA; it lies beside the library.
-const CUDA_PART: &str = "libonnxruntime_providers_cuda.so";
+/// Where a driver is loaded: Linux, and Linux inside Windows.
+const GPU_FILES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
 const USUAL: &[&str] = &[
     "/usr/local/lib",
     "/usr/lib",
@@ -57,13 +59,8 @@ pub struct Placement {
     pub reason: Option<String>,
 }
 
-/// What `auto` means here, without trying. A device that is asked for by name is not doubted: the engine fails loudly if
-/// it is not there.
-pub fn device(choice: DeviceChoice, ort_lib: Option<&Path>) -> Device {
-    place(choice, ort_lib, has_gpu(), || Ok(())).device
-}
-
-/// As [`device`], and `auto` takes a GPU only where CUDA works: `probe` says what is missing.
+/// What the choice means here. `auto` takes a GPU only where CUDA works: `probe` says what is missing. A device that is asked
+/// for by name is not doubted: the engine fails loudly if it is not there.
 pub fn placement(
     choice: DeviceChoice,
     ort_lib: Option<&Path>,
@@ -72,8 +69,9 @@ pub fn placement(
     place(choice, ort_lib, has_gpu(), probe)
 }
 
+/// For the reason alone: whether CUDA works is asked of its driver.
 fn has_gpu() -> bool {
-    Path::new("/dev/nvidiactl").exists()
+    GPU_FILES.iter().any(|file| Path::new(file).exists())
 }
 
 fn place(
@@ -86,11 +84,12 @@ fn place(
     match choice {
         DeviceChoice::Cpu => Placement { device: Device::Cpu, reason: None },
         DeviceChoice::Cuda(gpu) => Placement { device: Device::Cuda(gpu), reason: None },
-        DeviceChoice::Auto if !has_gpu => {
-            cpu("this machine has no NVIDIA GPU (/dev/nvidiactl is not there)".to_owned())
-        }
-        DeviceChoice::Auto if !ort_lib.is_some_and(|library| library.with_file_name(CUDA_PART).exists()) => {
-            cpu(format!("ONNX Runtime's library has no {CUDA_PART} beside it: it is the build for CPUs"))
+        DeviceChoice::Auto if !ort_lib.is_some_and(|library| library.with_file_name(PROVIDER).exists()) => {
+            cpu(if has_gpu {
+                format!("ONNX Runtime's library has no {PROVIDER} beside it: it is the build for CPUs")
+            } else {
+                "this machine has no NVIDIA GPU (/dev/nvidiactl is not there)".to_owned()
+            })
         }
         DeviceChoice::Auto => match probe() {
             Ok(()) => Placement { device: Device::Cuda(CudaDevice::Index(0)), reason: None },
@@ -141,15 +140,16 @@ mod tests {
             (placement.device, placement.reason.unwrap_or_default())
         };
         let (device, reason) = auto(true, Ok(()));
-        assert!(device == Device::Cpu && reason.contains(CUDA_PART), "{reason}");
-        std::fs::write(folder.path().join(CUDA_PART), "").unwrap();
+        assert!(device == Device::Cpu && reason.contains(PROVIDER), "{reason}");
+        let (device, reason) = auto(false, Ok(()));
+        assert!(device == Device::Cpu && reason.contains("no NVIDIA GPU"), "{reason}");
+        std::fs::write(folder.path().join(PROVIDER), "").unwrap();
         assert_eq!(auto(true, Ok(())), (Device::Cuda(CudaDevice::Index(0)), String::new()));
         assert_eq!(
             auto(true, Err("libcublas.so.13 is missing")),
             (Device::Cpu, "libcublas.so.13 is missing".to_owned())
         );
-        let (device, reason) = auto(false, Ok(()));
-        assert!(device == Device::Cpu && reason.contains("no NVIDIA GPU"), "{reason}");
+        assert_eq!(auto(false, Ok(())), (Device::Cuda(CudaDevice::Index(0)), String::new()), "the driver knows better");
         let named = DeviceChoice::Cuda(CudaDevice::Index(2));
         let placement = place(named, None, false, || Err("no".to_owned()));
         assert_eq!(placement, Placement { device: Device::Cuda(CudaDevice::Index(2)), reason: None });

@@ -20,8 +20,19 @@ pub struct Resolved {
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// `serve` may install it, when it has a repository.
-    #[error("model `{name}` is not installed as {precision} in {}{}", .models_dir.display(), advice(.repo.as_ref(), .name, .known))]
-    NotInstalled { name: String, precision: Precision, repo: Option<Repo>, models_dir: PathBuf, known: Vec<String> },
+    #[error(
+        "model `{name}` is not installed as {precision} in {}{}{}",
+        .models_dir.display(), instead(*.precision, .installed), advice(.repo.as_ref(), .name, *.precision, .known)
+    )]
+    NotInstalled {
+        name: String,
+        precision: Precision,
+        /// In what other precisions it is.
+        installed: Vec<Precision>,
+        repo: Option<Repo>,
+        models_dir: PathBuf,
+        known: Vec<String>,
+    },
     #[error("{0} is no model name; letters, digits, `.`, `_` and `-` are allowed, or OWNER/NAME of the hub")]
     BadName(String),
     #[error("there is no folder {}", .0.display())]
@@ -32,6 +43,12 @@ pub enum ResolveError {
     NotAModel(PathBuf),
     #[error("{} is installed as {installed}, not as {wanted}", .dir.display())]
     OtherPrecision { dir: PathBuf, wanted: Precision, installed: String },
+    #[error(
+        "{} is installed as {installed}, and CUDA takes fp16 only; install its checkpoint with --precision fp16, or use \
+         --device cpu",
+        .dir.display()
+    )]
+    NotForCuda { dir: PathBuf, installed: String },
     #[error("several models are installed in {} ({}); say which with --model or HUSH_MODEL", .models_dir.display(), .known.join(", "))]
     Several { models_dir: PathBuf, known: Vec<String> },
     #[error("two models are called `{0}`; rename one of the folders")]
@@ -44,10 +61,25 @@ pub enum ResolveError {
     },
 }
 
-fn advice(repo: Option<&Repo>, name: &str, known: &[String]) -> String {
+/// What is there of a model that is not there as it is wanted.
+fn instead(wanted: Precision, installed: &[Precision]) -> String {
+    if installed.is_empty() {
+        return String::new();
+    }
+    let installed: Vec<_> = installed.iter().map(|precision| precision.as_str()).collect();
+    let why = if wanted == Precision::Fp16 { ", and CUDA takes fp16 only" } else { "" };
+    format!(" (it is there as {}{why})", installed.join(", "))
+}
+
+fn advice(repo: Option<&Repo>, name: &str, precision: Precision, known: &[String]) -> String {
     let installed = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
     match repo {
-        Some(_) => format!("; install it with: hush-server install {name}"),
+        Some(_) => format!("; install it with: hush-server install {name} --precision {precision}"),
+        None if known.iter().any(|known| known == name) => {
+            format!(
+                "; install its checkpoint once more: hush-server install FOLDER --name {name} --precision {precision}"
+            )
+        }
         None => format!(
             "; it is no model of the hub either (OWNER/NAME, or a short name such as base). A checkpoint of yours: \
              hush-server install FOLDER --name {name}. Installed: {installed}"
@@ -118,6 +150,7 @@ impl Store {
             Err(precision) => Err(ResolveError::NotInstalled {
                 name: model.to_owned(),
                 precision,
+                installed,
                 repo: Repo::of(model),
                 models_dir: self.models_dir.clone(),
                 known: self.known(),
@@ -166,6 +199,9 @@ fn find_folder(dir: &Path, wanted: PrecisionChoice, device: Device) -> Result<Re
         {
             return Err(ResolveError::OtherPrecision { dir, wanted, installed: precision.to_string() });
         }
+        if !suits(precision, device) {
+            return Err(ResolveError::NotForCuda { dir, installed: precision.to_string() });
+        }
         let own = name(&dir);
         let id = if own == precision.as_str() { dir.parent().map_or(own, name) } else { own };
         warn_if_second_choice(&id, precision, wanted, device);
@@ -183,8 +219,13 @@ fn find_folder(dir: &Path, wanted: PrecisionChoice, device: Device) -> Result<Re
             Ok(Resolved { id, dir: dir.join(precision.as_str()), precision })
         }
         Err(wanted) => {
-            let installed: Vec<_> = installed.iter().map(|precision| precision.as_str()).collect();
-            Err(ResolveError::OtherPrecision { dir, wanted, installed: installed.join(", ") })
+            let names: Vec<_> = installed.iter().map(|precision| precision.as_str()).collect();
+            let names = names.join(", ");
+            Err(if installed.iter().any(|precision| suits(*precision, device)) {
+                ResolveError::OtherPrecision { dir, wanted, installed: names }
+            } else {
+                ResolveError::NotForCuda { dir, installed: names }
+            })
         }
     }
 }
@@ -207,26 +248,35 @@ fn precision_of(dir: &Path) -> Result<Precision, ResolveError> {
     head.precision.parse().map_err(|_| unreadable(format!("`precision` is {:?}", head.precision).into()))
 }
 
-/// Best first.
-const fn order(device: Device) -> [Precision; 3] {
+/// What runs on a device, best first.
+const fn order(device: Device) -> &'static [Precision] {
     match device {
-        Device::Cpu => [Precision::Int8, Precision::Fp32, Precision::Fp16],
-        Device::Cuda(_) => [Precision::Fp16, Precision::Fp32, Precision::Int8],
+        Device::Cpu => &[Precision::Int8, Precision::Fp32, Precision::Fp16],
+        Device::Cuda(_) => &[Precision::Fp16],
     }
+}
+
+fn suits(precision: Precision, device: Device) -> bool {
+    order(device).contains(&precision)
 }
 
 /// What `auto` builds for a device.
 pub const fn best(device: Device) -> Precision {
-    order(device)[0]
+    match device {
+        Device::Cpu => Precision::Int8,
+        Device::Cuda(_) => Precision::Fp16,
+    }
 }
 
 /// The precision to load, or the one that is missing.
 fn choose(installed: &[Precision], wanted: PrecisionChoice, device: Device) -> Result<Precision, Precision> {
     match wanted {
-        PrecisionChoice::Exactly(precision) if installed.contains(&precision) => Ok(precision),
+        PrecisionChoice::Exactly(precision) if installed.contains(&precision) && suits(precision, device) => {
+            Ok(precision)
+        }
         PrecisionChoice::Exactly(precision) => Err(precision),
         PrecisionChoice::Auto => {
-            order(device).into_iter().find(|precision| installed.contains(precision)).ok_or(best(device))
+            order(device).iter().copied().find(|precision| installed.contains(precision)).ok_or(best(device))
         }
     }
 }
@@ -270,8 +320,26 @@ mod tests {
         let find = |model: &str, wanted, device| store.find(model, wanted, device).unwrap();
         assert_eq!(find("base", AUTO, Device::Cpu).precision, Precision::Int8);
         assert_eq!(find("base", AUTO, CUDA).precision, Precision::Fp16);
-        assert_eq!(find("base", exactly(Precision::Fp32), CUDA).dir, folder.path().join("base/fp32"));
+        assert_eq!(find("base", exactly(Precision::Fp32), Device::Cpu).dir, folder.path().join("base/fp32"));
         assert_eq!(find("tiny", AUTO, Device::Cpu).precision, Precision::Fp32);
+    }
+
+    #[test]
+    fn cuda_takes_fp16_only() {
+        let (folder, store) = store(&["mine/int8", "mine/fp32", "base/int8", "alone"]);
+        fs::write(folder.path().join("alone/model.json"), r#"{"precision":"int8"}"#).unwrap();
+        let refused = |model: &str, parts: &[&str]| {
+            let error = store.find(model, AUTO, CUDA).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        };
+        refused("mine", &["fp32, int8", "fp16 only", "install FOLDER --name mine --precision fp16"]);
+        refused("base", &["int8", "fp16 only", "hush-server install base --precision fp16"]);
+        let dir = |name: &str| folder.path().join(name).display().to_string();
+        for folder in [dir("mine"), dir("mine/int8"), dir("alone")] {
+            refused(&folder, &["int8", "fp16 only", "--precision fp16", "--device cpu"]);
+        }
+        assert!(store.find("mine", exactly(Precision::Int8), CUDA).is_err());
+        assert!(store.find("mine", exactly(Precision::Int8), Device::Cpu).is_ok());
     }
 
     #[test]

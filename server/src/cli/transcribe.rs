@@ -12,8 +12,10 @@ use hush_whisper::vad::VadError;
 use hush_whisper::{Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOptions, runtime};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::cuda;
 use super::env::Env;
 use super::install::{Missing, find_or_install};
+use super::model_placement::find_model;
 use super::ort_lib;
 use super::resolve::Store;
 use super::serve::decode_options;
@@ -22,7 +24,6 @@ use super::vad_model;
 use super::values::{AsrEngine, Device, OutputFormat};
 use crate::audio;
 use crate::format::{Format, JsonShape, Words, Writer};
-use crate::gpu::CudaDevice;
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
 /// Chunks of a file that are transcribed at once with --vad-parallel.
@@ -70,7 +71,6 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
     if settings.vad.is_some() && vad_model.is_none() {
         return Err(anyhow::Error::new(VadError::NoModel).context("--vad-filter"));
     }
-    let device = ort_lib::device(settings.engine.device, Some(&library));
     let store = Store::new(&settings.models_dir);
     let name = match &settings.model {
         Some(name) => name.clone(),
@@ -78,10 +78,22 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
     };
     let precision = settings.engine.precision;
     let missing = if settings.install_missing { Missing::Install } else { Missing::Refuse };
-    let model = find_or_install(&store, &name, precision, device, missing, env)?;
+    let asked = settings.engine.device;
+    let (model, placement) = find_model(
+        asked,
+        || cuda::placement(asked, &program, Some(&library), env),
+        precision,
+        |device| find_or_install(&store, &name, precision, device, missing, env),
+        |device| store.find(&name, precision, device),
+    )?;
+    if let Some(reason) = &placement.reason {
+        tracing::info!("--device {asked} is the CPU here: {reason}");
+    }
+    let device = engine_device(placement.device, env)?;
     runtime::init(&library)?;
+    hush_whisper::cuda::prepare(device, model.precision.into())?;
     let options = EngineOptions {
-        device: engine_device(device)?,
+        device,
         threads: settings.engine.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get)),
         // Worth its while: all files go through one load.
         prepack: true,
@@ -96,14 +108,10 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
     Ok(engine)
 }
 
-/// CUDA reads its own variable before anything else of it runs, so that a UUID cannot be chosen from inside.
-fn engine_device(device: Device) -> anyhow::Result<hush_whisper::Device> {
+fn engine_device(device: Device, env: &Env) -> anyhow::Result<hush_whisper::Device> {
     match device {
         Device::Cpu => Ok(hush_whisper::Device::Cpu),
-        Device::Cuda(CudaDevice::Index(index)) => Ok(hush_whisper::Device::Cuda { index: i32::try_from(index)? }),
-        Device::Cuda(CudaDevice::Uuid(uuid)) => {
-            bail!("transcribe takes a GPU by its number; for this one: CUDA_VISIBLE_DEVICES={uuid} and --device cuda")
-        }
+        Device::Cuda(gpu) => Ok(hush_whisper::Device::Cuda { index: i32::try_from(cuda::index_here(gpu, env)?)? }),
     }
 }
 

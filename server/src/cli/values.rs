@@ -443,8 +443,10 @@ mod tests {
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(CudaDevice::Index(3))));
         let uuid = "cuda:GPU-8d1e1c0b-0123-4567-89ab-0123456789ab";
         assert_eq!(uuid.parse::<DeviceChoice>().map(|device| device.to_string()).as_deref(), Ok(uuid));
+        let short = "cuda:GPU-8d1e";
+        assert_eq!(short.parse::<DeviceChoice>().map(|device| device.to_string()).as_deref(), Ok(short));
         assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
-        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cuda:GPU-8d1e", "cuda:99999999999"] {
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cuda:GPU-", "cuda:MIG-8d1e", "cuda:99999999999"] {
             assert!(bad.parse::<DeviceChoice>().is_err(), "{bad}");
         }
     }

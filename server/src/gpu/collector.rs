@@ -44,7 +44,7 @@ impl Families {
         Ok(Self {
             up: gauge(names::GPU_UP, "1 while NVML answers.", &[])?,
             device_up: gauge(names::GPU_DEVICE_UP, "1 while the device answers.", &gpu)?,
-            total: gauge(names::GPU_MEMORY_TOTAL_BYTES, "Memory of the device.", &gpu)?,
+            total: gauge(names::GPU_MEMORY_TOTAL_BYTES, "Memory of the device that processes can have.", &gpu)?,
             used: gauge(names::GPU_MEMORY_USED_BYTES, "Memory that processes hold.", &gpu)?,
             free: gauge(names::GPU_MEMORY_FREE_BYTES, "Memory that nobody holds.", &gpu)?,
             foreign: gauge(

@@ -103,20 +103,28 @@ fn read_device(device: &nvml_wrapper::Device<'_>, index: u32) -> Result<Device, 
         uuid: device.uuid()?,
         index,
         name: device.name()?,
-        memory: Memory { total_bytes: memory.total, used_bytes: memory.used, free_bytes: memory.free },
+        memory: Memory {
+            // The rest is the driver's own: no process will ever get it.
+            total_bytes: memory.total.saturating_sub(memory.reserved),
+            used_bytes: memory.used,
+            free_bytes: memory.free,
+        },
         processes,
         taken: Instant::now(),
         fault: None,
     })
 }
 
-/// `None` when the lists are not to be had, or name processes without what they hold.
+/// `None` when the list of processes that compute is not to be had, or names them without what they hold. The list of those
+/// that draw is taken where there is one: an instance of MIG has none.
 fn read_processes(device: &nvml_wrapper::Device<'_>) -> Option<BTreeMap<u32, u64>> {
     let mut processes = BTreeMap::new();
-    for ProcessInfo { pid, used_gpu_memory, .. } in
-        device.running_compute_processes().ok()?.into_iter().chain(device.running_graphics_processes().ok()?)
-    {
+    for ProcessInfo { pid, used_gpu_memory, .. } in device.running_compute_processes().ok()? {
         let UsedGpuMemory::Used(bytes) = used_gpu_memory else { return None };
+        processes.insert(pid, bytes);
+    }
+    for ProcessInfo { pid, used_gpu_memory, .. } in device.running_graphics_processes().unwrap_or_default() {
+        let UsedGpuMemory::Used(bytes) = used_gpu_memory else { continue };
         // One that computes and draws is in both lists with the same sum.
         let held = processes.entry(pid).or_insert(0);
         *held = bytes.max(*held);

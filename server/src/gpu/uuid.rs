@@ -9,17 +9,25 @@ pub enum UuidKind {
     Mig,
 }
 
+/// A UUID, or for a GPU its beginning: CUDA takes as many digits as tell a GPU from the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GpuUuid {
     pub kind: UuidKind,
+    /// Digits that are given, from the left; the rest is 0.
     number: u128,
+    digits: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected a UUID such as GPU-8d1e1c0b-0123-4567-89ab-0123456789ab, as `nvidia-smi -L` prints it")]
+#[error(
+    "expected a UUID such as GPU-8d1e1c0b-0123-4567-89ab-0123456789ab, as `nvidia-smi -L` prints it; that of a GPU may be cut \
+     short where no other begins so"
+)]
 pub struct UuidError;
 
-const GROUPS: [usize; 5] = [8, 4, 4, 4, 12];
+const DIGITS: u32 = 32;
+/// Digits before each hyphen.
+const HYPHENS: [u32; 4] = [8, 12, 16, 20];
 
 impl FromStr for GpuUuid {
     type Err = UuidError;
@@ -30,27 +38,45 @@ impl FromStr for GpuUuid {
             ("MIG-", rest) => (UuidKind::Mig, rest),
             _ => return Err(UuidError),
         };
-        let is_shaped = rest.split('-').map(str::len).eq(GROUPS);
-        let digits: String = rest.chars().filter(|c| *c != '-').collect();
-        if !is_shaped || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(UuidError);
+        let (mut number, mut digits, mut hyphens) = (0_u128, 0, HYPHENS.iter().copied().peekable());
+        for character in rest.chars() {
+            if hyphens.next_if_eq(&digits).is_some() {
+                if character != '-' {
+                    return Err(UuidError);
+                }
+                continue;
+            }
+            let digit = character.to_digit(16).filter(|_| digits < DIGITS).ok_or(UuidError)?;
+            digits += 1;
+            number |= u128::from(digit) << (4 * (DIGITS - digits));
         }
-        u128::from_str_radix(&digits, 16).map(|number| Self { kind, number }).map_err(|_| UuidError)
+        let is_long_enough = match kind {
+            UuidKind::Gpu => digits > 0,
+            UuidKind::Mig => digits == DIGITS,
+        };
+        if is_long_enough { Ok(Self { kind, number, digits }) } else { Err(UuidError) }
+    }
+}
+
+impl GpuUuid {
+    /// Whether the device that NVML calls `uuid` begins so.
+    pub fn is_of(self, uuid: &str) -> bool {
+        let own = self.to_string();
+        uuid.get(..own.len()).is_some_and(|start| start.eq_ignore_ascii_case(&own))
     }
 }
 
 impl fmt::Display for GpuUuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = format!("{:032x}", self.number);
         f.write_str(match self.kind {
-            UuidKind::Gpu => "GPU",
-            UuidKind::Mig => "MIG",
+            UuidKind::Gpu => "GPU-",
+            UuidKind::Mig => "MIG-",
         })?;
-        let mut rest = digits.as_str();
-        for length in GROUPS {
-            let (group, tail) = rest.split_at(length);
-            write!(f, "-{group}")?;
-            rest = tail;
+        for digit in 0..self.digits {
+            if HYPHENS.contains(&digit) {
+                f.write_str("-")?;
+            }
+            write!(f, "{:x}", self.number >> (4 * (DIGITS - 1 - digit)) & 0xf)?;
         }
         Ok(())
     }
@@ -68,14 +94,32 @@ mod tests {
         for wrong in [
             "",
             "GPU-",
-            "GPU-8d1e1c0b",
+            "GPU-8d1e1c0b0",
+            "GPU-8d1e1c0b--0123",
             "8d1e1c0b-0123-4567-89ab-0123456789ab",
             "GPU-8d1e1c0b-0123-4567-89ab-0123456789ag",
+            "GPU-8d1e1c0b-0123-4567-89ab-0123456789abc",
             "GPU-8d1e1c0b01234-567-89ab-0123456789ab",
             "TPU-8d1e1c0b-0123-4567-89ab-0123456789ab",
+            "MIG-8d1e1c0b",
+            "MIG-",
             "GPÜ",
         ] {
             assert_eq!(wrong.parse::<GpuUuid>(), Err(UuidError), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_gpu_may_be_named_by_the_beginning_of_its_uuid() {
+        let whole = "GPU-8d1e1c0b-0123-4567-89ab-0123456789ab";
+        for short in ["GPU-8", "GPU-8d1e1c0b", "GPU-8d1e1c0b-0", "GPU-8D1E1c0b-0123-4567-89ab-0123456789ab"] {
+            let uuid = short.parse::<GpuUuid>().unwrap();
+            assert_eq!(uuid.to_string(), short.to_lowercase().replacen("gpu", "GPU", 1));
+            assert!(uuid.is_of(whole), "{short}");
+        }
+        assert!("GPU-8d1e1c0b-".parse::<GpuUuid>().unwrap().is_of(whole));
+        assert!(!"GPU-8d1e1c0c".parse::<GpuUuid>().unwrap().is_of(whole));
+        assert!(!"GPU-8d".parse::<GpuUuid>().unwrap().is_of("MIG-8d1e1c0b-0123-4567-89ab-0123456789ab"));
+        assert!(!whole.parse::<GpuUuid>().unwrap().is_of("GPU-8d1e"));
     }
 }

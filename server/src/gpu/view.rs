@@ -36,8 +36,9 @@ pub struct Device {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
+    /// What processes can have: without what the driver keeps for itself, which is neither used nor free.
     pub total_bytes: u64,
-    /// By processes; what the driver keeps for itself is neither used nor free.
+    /// By processes.
     pub used_bytes: u64,
     pub free_bytes: u64,
 }
@@ -56,14 +57,50 @@ impl View {
     }
 
     pub fn find(&self, gpu: GpuRef) -> Option<&Device> {
-        self.devices.iter().find(|device| match gpu {
+        let mut found = self.devices.iter().filter(|device| match gpu {
             GpuRef::Index(index) => device.index == index,
-            GpuRef::Uuid(uuid) => device.uuid == uuid.to_string(),
-        })
+            GpuRef::Uuid(uuid) => uuid.is_of(&device.uuid),
+        });
+        let first = found.next();
+        match gpu {
+            // The instances of a GPU share its number.
+            GpuRef::Index(_) => first,
+            // An abbreviation that several begin with names none of them: CUDA takes none either.
+            GpuRef::Uuid(_) => first.filter(|_| found.next().is_none()),
+        }
     }
 
     /// A device whose figures are good enough to decide by.
     pub fn current(&self, gpu: GpuRef, age_max: Duration) -> Option<&Device> {
         self.find(gpu).filter(|device| device.fault.is_none() && device.taken.elapsed() <= age_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_abbreviated_uuid_names_the_only_device_that_begins_so() {
+        let device = |index, uuid: &str| Device {
+            uuid: uuid.to_owned(),
+            index,
+            name: String::new(),
+            memory: Memory::default(),
+            processes: None,
+            taken: Instant::now(),
+            fault: None,
+        };
+        let devices = vec![
+            device(0, "GPU-8d1e1c0b-0123-4567-89ab-0123456789ab"),
+            device(1, "GPU-8d1e1c0b-0123-4567-89ab-0123456789ac"),
+            device(2, "GPU-1d1e1c0b-0123-4567-89ab-0123456789ab"),
+        ];
+        let view = View { devices, ..View::nothing() };
+        let find = |uuid: &str| view.find(GpuRef::Uuid(uuid.parse().unwrap())).map(|device| device.index);
+        assert_eq!(find("GPU-1d"), Some(2));
+        assert_eq!(find("GPU-8d1e1c0b-0123-4567-89ab-0123456789ac"), Some(1));
+        assert_eq!(find("GPU-8d1e1c0b-0123"), None, "two begin so");
+        assert_eq!(find("GPU-7"), None);
     }
 }

@@ -58,6 +58,19 @@ models:
 {{- end }}
 {{- end }}
 
+{{/* Fails where a GPU is asked for by name with a precision that CUDA does not take: the server would refuse to start. */}}
+{{- define "hush.server.checkPrecision" -}}
+{{- $values := .server.values }}
+{{- range $model := $values.models | default (list dict) }}
+{{- $device := coalesce $model.device $values.settings.device ($values.gpu.enabled | ternary "cuda" "cpu") }}
+{{- $precision := coalesce $model.precision $values.settings.precision "auto" }}
+{{- if and (hasPrefix "cuda" $device) (has $precision (list "fp32" "int8")) }}
+{{- $whose := $model.name | empty | ternary "" (printf "model %v: " $model.name) }}
+{{- fail (printf "server.models, server.settings: %sprecision %s does not run on device %s (CUDA takes fp16 only; gpu.enabled asks for it): set precision: fp16 or leave it out, or device: cpu" $whose $precision $device) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* One step for each model that comes from the hub. */}}
 {{- define "hush.server.install" -}}
 {{- $values := .server.values }}

@@ -20,7 +20,8 @@ use super::args::{Cli, Command, InstallArgs, LogArgs, ModelsArgs, ServeArgs, Tra
 use super::config::{self, Checked, ConfigError, ConfigFile, ModelConfig};
 use super::env::Env;
 use super::values::{
-    AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, OutputFormat, PrecisionChoice, Residency, Span, TaskWord,
+    AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, OutputFormat, Precision, PrecisionChoice, Residency, Span,
+    TaskWord,
 };
 use super::variable;
 use crate::api::DEFAULT_ALIASES;
@@ -400,7 +401,34 @@ pub fn serve(args: ServeArgs, env: &Env, file: &ConfigFile) -> Result<ServeSetti
         log: from.log(args.log)?,
         legacy: Vec::new(),
     };
+    check_precision(settings.engine.device, settings.engine.precision, "", &from.legacy)?;
+    for (source, own) in &settings.overrides {
+        let device = own.device.unwrap_or(settings.engine.device);
+        let precision = own.precision.unwrap_or(settings.engine.precision);
+        check_precision(device, precision, &format!("model `{source}` of the configuration file: "), &from.legacy)?;
+    }
     Ok(ServeSettings { legacy: from.legacy, ..settings })
+}
+
+/// CUDA takes fp16 only. `auto`, of either, is not refused: it means what goes with the other.
+fn check_precision(
+    device: DeviceChoice,
+    precision: PrecisionChoice,
+    whose: &str,
+    legacy: &[LegacyUse],
+) -> Result<(), SettingError> {
+    let (DeviceChoice::Cuda(_), PrecisionChoice::Exactly(precision)) = (device, precision) else { return Ok(()) };
+    if precision == Precision::Fp16 {
+        return Ok(());
+    }
+    let mut problem = format!(
+        "{whose}--precision {precision} does not run on --device {device}: CUDA takes fp16 only. Use --precision fp16 or \
+         leave it out, or take --device cpu"
+    );
+    for used in legacy.iter().filter(|used| ["device", "precision"].contains(&used.option)) {
+        problem.push_str(&format!(" ({used})"));
+    }
+    Err(SettingError::Combination(problem))
 }
 
 fn install(args: InstallArgs, env: &Env) -> Result<InstallSettings, SettingError> {
@@ -425,6 +453,9 @@ fn install(args: InstallArgs, env: &Env) -> Result<InstallSettings, SettingError
         log: from.log(args.log)?,
         legacy: Vec::new(),
     };
+    for precision in &settings.precisions {
+        check_precision(settings.device, *precision, "", &from.legacy)?;
+    }
     Ok(InstallSettings { legacy: from.legacy, ..settings })
 }
 
@@ -473,6 +504,7 @@ fn transcribe(args: TranscribeArgs, env: &Env) -> Result<TranscribeSettings, Set
         log: from.log(args.log)?,
         legacy: Vec::new(),
     };
+    check_precision(settings.engine.device, settings.engine.precision, "", &from.legacy)?;
     Ok(TranscribeSettings { legacy: from.legacy, ..settings })
 }
 

@@ -242,7 +242,7 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_KUBERNETES_CA", "/ca.crt"),
             ("HUSH_KUBERNETES_TOKEN", "/token"),
             ("HUSH_DEVICE", "cuda:1"),
-            ("HUSH_PRECISION", "int8"),
+            ("HUSH_PRECISION", "fp16"),
             ("HUSH_THREADS", "3"),
             ("HUSH_ORT_LIB", "/o.so"),
             ("HUSH_FFMPEG", "/f"),
@@ -303,7 +303,7 @@ fn every_hush_variable_reaches_its_setting() {
         },
         engine: EngineSettings {
             device: DeviceChoice::Cuda(CudaDevice::Index(1)),
-            precision: PrecisionChoice::Exactly(Precision::Int8),
+            precision: PrecisionChoice::Exactly(Precision::Fp16),
             threads: Some(3),
             ort_lib: Some("/o.so".into()),
             ffmpeg: Some("/f".into()),
@@ -337,6 +337,40 @@ fn combinations_that_cannot_work() {
     assert!(try_serve(&["--gpu-sample-interval", "0"], &[]).is_err());
     let cli = parse(["hush-server", "install", "a", "b", "--name", "c"]).unwrap();
     assert!(resolve(cli, &env(&[])).unwrap_err().to_string().contains("--name"));
+}
+
+#[test]
+fn cuda_takes_fp16_only() {
+    let says = |error: SettingError, parts: &[&str]| {
+        let text = error.to_string();
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    };
+    let fix = ["fp16 only", "--precision fp16", "--device cpu"];
+    for precision in ["int8", "fp32"] {
+        let both = ["--device", "cuda:1", "--precision", precision];
+        says(
+            try_serve(&both, &[]).unwrap_err(),
+            &[&fix[..], &[&format!("--precision {precision}"), "cuda:1"]].concat(),
+        );
+        says(transcription(&both, &[]).unwrap_err(), &fix);
+        let cli = parse([&["hush-server", "install", "tiny"], &both[..]].concat()).unwrap();
+        says(resolve(cli, &env(&[])).unwrap_err(), &fix);
+    }
+    let legacy = try_serve(&[], &[("ASR_DEVICE", "cuda"), ("ASR_QUANTIZATION", "int8")]).unwrap_err();
+    says(legacy, &["ASR_QUANTIZATION=int8 is used for --precision", "ASR_DEVICE=cuda is used for --device"]);
+    let of_file = |text: &str| serve(ServeArgs::default(), &env(&[("HOME", "/h")]), &config::parse(text).unwrap());
+    says(of_file("device: cuda\nprecision: int8\n").unwrap_err(), &fix);
+    says(of_file("models:\n  - name: a\n    device: cuda\n    precision: fp32\n").unwrap_err(), &["model `a`", "fp32"]);
+    says(of_file("device: cuda\nmodels:\n  - name: a\n    precision: int8\n").unwrap_err(), &["model `a`"]);
+    for fine in [
+        &["--device", "cuda", "--precision", "fp16"][..],
+        &["--device", "cuda", "--precision", "auto"],
+        &["--device", "auto", "--precision", "int8"],
+        &["--device", "cpu", "--precision", "fp32"],
+    ] {
+        assert!(try_serve(fine, &[]).is_ok(), "{fine:?}");
+    }
+    assert!(of_file("device: cuda\nmodels:\n  - name: a\n    device: cpu\n    precision: int8\n").is_ok());
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub enum WorkFailure {
 impl WorkFailure {
     /// A failure of the engine, by what it says. ONNX Runtime has no code of its own for a device that is full.
     pub fn of_engine(message: String) -> Self {
-        if says_out_of_memory(&message) { Self::OutOfMemory(message) } else { Self::Engine(message) }
+        if hush_whisper::cuda::is_out_of_memory(&message) { Self::OutOfMemory(message) } else { Self::Engine(message) }
     }
 
     fn into_parts(self) -> (FailureKind, String) {
@@ -77,20 +77,6 @@ impl WorkFailure {
             Self::OutOfMemory(message) => (FailureKind::OutOfMemory, message),
         }
     }
-}
-
-/// How ONNX Runtime's arena (with and without a limit), CUDA, cuBLAS and cuDNN say that the device is full.
-fn says_out_of_memory(message: &str) -> bool {
-    const SIGNS: &[&str] = &[
-        "Failed to allocate memory for requested buffer",
-        "is smaller than requested bytes",
-        "cudaErrorMemoryAllocation",
-        "CUDA_ERROR_OUT_OF_MEMORY",
-        "out of memory",
-        "CUBLAS_STATUS_ALLOC_FAILED",
-        "CUDNN_STATUS_ALLOC_FAILED",
-    ];
-    SIGNS.iter().any(|sign| message.contains(sign))
 }
 
 /// Everything that `hush-server runner` does. Returns only when this is not a runner's place to be.

@@ -1,8 +1,8 @@
 //! Beam search: `BeamSearchDecoder` of openai/whisper (`whisper/decoding.py`).
 
 use super::{
-    sampling,
-    search::{Candidate, Frame, Logits, Next, Search},
+    scores::{Scores, TokenRanges, Wanted},
+    search::{Candidate, Frame, Next, Search},
 };
 
 /// The likeliest few sequences side by side, until enough of them have ended.
@@ -37,19 +37,15 @@ impl Beam {
     }
 
     /// The `size + 1` likeliest continuations of each beam, likeliest first, the first of equals first.
-    fn extensions(&mut self, logits: &mut Logits<'_>) -> Vec<Extension> {
+    fn extensions(&mut self, scores: &mut Scores<'_>) -> Vec<Extension> {
         let size = self.beams.len();
         // At first all beams are the same, and the reference counts equal sequences once.
         let distinct = if self.sampled == 0 { 1 } else { size };
         let mut extensions = Vec::with_capacity(distinct * (size + 1));
         for (index, beam) in self.beams.iter().take(distinct).enumerate() {
-            let row = logits.row(index);
-            self.frame.rules.apply(row, &beam.tokens);
-            let total = sampling::log_sum_exp(row);
-            for token in sampling::largest(row, size + 1) {
-                let logprob = f64::from(row[token]) - total;
-                let sum_logprob = beam.sum_logprob + logprob;
-                extensions.push(Extension { beam: index, token: token as u32, logprob, sum_logprob });
+            for scored in scores.row(index).likeliest(&self.frame.rules, &beam.tokens, size + 1) {
+                let sum_logprob = beam.sum_logprob + scored.logprob;
+                extensions.push(Extension { beam: index, token: scored.token, logprob: scored.logprob, sum_logprob });
             }
         }
         extensions.sort_by(|a, b| b.sum_logprob.total_cmp(&a.sum_logprob));
@@ -69,10 +65,18 @@ impl Search for Beam {
         self.beams.len()
     }
 
-    fn choose(&mut self, logits: &mut Logits<'_>) -> Next {
+    fn wants(&self) -> Wanted {
+        Wanted::Likeliest(self.beams.len() + 1)
+    }
+
+    fn ranges(&self, row: usize) -> TokenRanges {
+        self.frame.rules.ranges(&self.beams[row].tokens)
+    }
+
+    fn choose(&mut self, scores: &mut Scores<'_>) -> Next {
         let size = self.beams.len();
         let (mut beams, mut tokens, mut from) = (Vec::with_capacity(size), Vec::new(), Vec::new());
-        for extension in self.extensions(logits) {
+        for extension in self.extensions(scores) {
             let ended = extension.token == self.frame.end_of_text;
             let mut next = self.beams[extension.beam].clone();
             next.sum_logprob = extension.sum_logprob;
@@ -120,7 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::decoding::Rules;
+    use crate::decoding::{Rules, sampling};
 
     const END: u32 = 5;
     const SIZE: usize = 6;
@@ -152,7 +156,7 @@ mod tests {
         loop {
             let mut all: Vec<f32> = prefixes.iter().flat_map(|prefix| model(seed, prefix)).collect();
             steps += 1;
-            let next = search.choose(&mut Logits::new(&mut all, SIZE, &places));
+            let next = search.choose(&mut Scores::logits(&mut all, SIZE, &places));
             let Next::Feed { tokens, from } = next else { return steps };
             let from = from.unwrap();
             prefixes = from.iter().map(|parent| prefixes[*parent].clone()).collect();

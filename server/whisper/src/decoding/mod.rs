@@ -8,13 +8,15 @@ mod language;
 mod rank;
 mod rules;
 pub mod sampling;
+mod scores;
 mod search;
 
 pub use beam::{Beam, most_finished};
 pub use language::language_probabilities;
 pub use rank::{compression_ratio, most_likely};
 pub use rules::{Rules, TimestampRules};
-pub use search::{Candidate, Forced, Frame, Logits, Next, Sampler, Search};
+pub use scores::{ChoiceLayout, RowScores, ScoredToken, Scores, TokenRanges, Wanted};
+pub use search::{Candidate, Forced, Frame, Next, Sampler, Search};
 
 use crate::{
     checkpoint::SpecialTokens,

@@ -1,7 +1,10 @@
 //! Which tokens may come next: the logit filters of openai/whisper (`SuppressBlank`, `SuppressTokens`,
 //! `ApplyTimestampRules` in `whisper/decoding.py`).
 
-use super::sampling::{log_sum_exp, maximum};
+use super::{
+    sampling::{log_sum_exp, maximum},
+    scores::TokenRanges,
+};
 
 /// The filters of one decoding, in the reference's order.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,37 +37,56 @@ impl Rules {
             timestamps.apply(logits, sampled);
         }
     }
+
+    /// What may follow `sampled`, apart from single tokens that are suppressed and from the rule that timestamps which are
+    /// together likelier than each word are forced.
+    pub fn ranges(&self, sampled: &[u32]) -> TokenRanges {
+        match &self.timestamps {
+            Some(timestamps) => timestamps.ranges(sampled),
+            None => TokenRanges { words: 0..u32::MAX, times: 0..u32::MAX },
+        }
+    }
 }
 
 impl TimestampRules {
-    fn apply(&self, logits: &mut [f32], sampled: &[u32]) {
-        let size = logits.len();
-        let begin = (self.begin as usize).min(size);
-        forbid_each(logits, &[self.no_timestamps]);
+    /// Words end where timestamps begin, and `<|notimestamps|>`, the token before, is none of them.
+    fn ranges(&self, sampled: &[u32]) -> TokenRanges {
+        let words_end = if self.no_timestamps + 1 == self.begin { self.no_timestamps } else { self.begin };
+        let (mut words, mut times) = (0..words_end, self.begin..u32::MAX);
 
         let is_timestamp = |token: &u32| *token >= self.begin;
         let last = sampled.last().is_some_and(is_timestamp);
         // Before the second token the reference takes the one before the first for a timestamp.
         let before_last = sampled.len() < 2 || is_timestamp(&sampled[sampled.len() - 2]);
-        if last {
-            if before_last {
-                logits[begin..].fill(f32::NEG_INFINITY);
-            } else {
-                logits[..(self.end_of_text as usize).min(size)].fill(f32::NEG_INFINITY);
-            }
-        }
         if let Some(latest) = sampled.iter().rev().copied().find(is_timestamp) {
             // Time does not run backwards, and a segment has a length, so that seeking goes on.
-            let allowed_from = if last && !before_last { latest } else { latest + 1 };
-            logits[begin..(allowed_from as usize).clamp(begin, size)].fill(f32::NEG_INFINITY);
+            times.start = if last && !before_last { latest } else { latest + 1 };
         }
-        if sampled.is_empty() {
-            logits[..begin].fill(f32::NEG_INFINITY);
-            if let Some(max_initial) = self.max_initial {
-                let beyond = (self.begin + max_initial + 1) as usize;
-                logits[beyond.min(size)..].fill(f32::NEG_INFINITY);
+        if last {
+            if before_last {
+                times = self.begin..self.begin;
+            } else {
+                words.start = self.end_of_text;
             }
         }
+        if sampled.is_empty() {
+            words = self.begin..self.begin;
+            if let Some(max_initial) = self.max_initial {
+                times.end = self.begin + max_initial + 1;
+            }
+        }
+        TokenRanges { words, times }
+    }
+
+    fn apply(&self, logits: &mut [f32], sampled: &[u32]) {
+        let size = logits.len();
+        let begin = (self.begin as usize).min(size);
+        forbid_each(logits, &[self.no_timestamps]);
+        let TokenRanges { words, times } = self.ranges(sampled);
+        let bounded = |token: u32, from: usize, until: usize| (token as usize).clamp(from, until);
+        logits[..bounded(words.start, 0, begin)].fill(f32::NEG_INFINITY);
+        logits[begin..bounded(times.start, begin, size)].fill(f32::NEG_INFINITY);
+        logits[bounded(times.end, begin, size)..].fill(f32::NEG_INFINITY);
 
         // Timestamps together against the best word. The reference compares log-probabilities; their common
         // normaliser cancels.

@@ -2,15 +2,25 @@
 
 use std::sync::Arc;
 
-use super::{Rules, sampling, sampling::Random};
+use super::{
+    Rules, sampling,
+    sampling::Random,
+    scores::{RowScores, ScoredToken, Scores, TokenRanges, Wanted},
+};
 
 /// Chooses the tokens of a window's rows. It runs beside the decoder, so that no row waits for another thread.
 pub trait Search: Send {
     /// Rows that go on side by side from one prompt.
     fn rows(&self) -> usize;
 
-    /// Looks at the logits behind each row's last token, and may change them.
-    fn choose(&mut self, logits: &mut Logits<'_>) -> Next;
+    /// What it needs to see of each row after the first choice, for which it sees all logits.
+    fn wants(&self) -> Wanted;
+
+    /// The tokens that may follow in a row.
+    fn ranges(&self, row: usize) -> TokenRanges;
+
+    /// Looks at the scores behind each row's last token; logits may be changed by that.
+    fn choose(&mut self, scores: &mut Scores<'_>) -> Next;
 
     /// What was found, the first of equals first.
     fn finish(self: Box<Self>) -> Vec<Candidate>;
@@ -26,24 +36,6 @@ pub enum Next {
         /// The row that each row continues; `None`: itself.
         from: Option<Vec<usize>>,
     },
-}
-
-/// Logits of several rows, `vocabulary` numbers each, that need not lie in order.
-pub struct Logits<'a> {
-    all: &'a mut [f32],
-    vocabulary: usize,
-    places: &'a [usize],
-}
-
-impl<'a> Logits<'a> {
-    /// Row `i` is the `places[i]`th piece of `all`.
-    pub fn new(all: &'a mut [f32], vocabulary: usize, places: &'a [usize]) -> Self {
-        Self { all, vocabulary, places }
-    }
-
-    pub fn row(&mut self, row: usize) -> &mut [f32] {
-        &mut self.all[self.places[row] * self.vocabulary..][..self.vocabulary]
-    }
 }
 
 /// Tokens that a window may turn out to say.
@@ -107,9 +99,21 @@ impl Search for Sampler {
         self.rows.len()
     }
 
-    fn choose(&mut self, logits: &mut Logits<'_>) -> Next {
+    fn wants(&self) -> Wanted {
+        match self.temperature {
+            None => Wanted::Likeliest(1),
+            // A draw looks at all probabilities.
+            Some(_) => Wanted::Logits,
+        }
+    }
+
+    fn ranges(&self, row: usize) -> TokenRanges {
+        self.frame.rules.ranges(&self.rows[row].found.tokens)
+    }
+
+    fn choose(&mut self, scores: &mut Scores<'_>) -> Next {
         let Self { frame, temperature, rows, .. } = self;
-        let choose = |(index, row): (usize, &mut Row)| row.choose(frame, *temperature, logits.row(index));
+        let choose = |(index, row): (usize, &mut Row)| row.choose(frame, *temperature, scores.row(index));
         let tokens = rows.iter_mut().enumerate().map(choose).collect();
         self.sampled += 1;
         if self.rows.iter().all(|row| row.ended) || self.frame.is_full(self.sampled) {
@@ -125,19 +129,27 @@ impl Search for Sampler {
 
 impl Row {
     /// A row that has ended goes on with ends, as the reference's rows do.
-    fn choose(&mut self, frame: &Frame, temperature: Option<f32>, logits: &mut [f32]) -> u32 {
+    fn choose(&mut self, frame: &Frame, temperature: Option<f32>, scores: RowScores<'_>) -> u32 {
         let end = frame.end_of_text;
         if self.ended {
             return end;
         }
-        frame.rules.apply(logits, &self.found.tokens);
-        let token = match temperature {
-            None => sampling::arg_max(logits),
-            Some(temperature) => sampling::draw(logits, temperature, &mut self.random),
+        let sampled = &self.found.tokens;
+        let chosen = match (temperature, scores) {
+            (Some(temperature), RowScores::Logits(logits)) => {
+                frame.rules.apply(logits, sampled);
+                let token = sampling::draw(logits, temperature, &mut self.random);
+                let logprob = sampling::log_probability(logits, token);
+                ScoredToken { token: token as u32, logprob }
+            }
+            (_, scores) => {
+                let likeliest = scores.likeliest(&frame.rules, sampled, 1);
+                // Where nothing may follow, the row ends.
+                likeliest.first().copied().unwrap_or(ScoredToken { token: end, logprob: f64::NEG_INFINITY })
+            }
         };
-        let logprob = sampling::log_probability(logits, token);
+        let ScoredToken { token, logprob } = chosen;
         self.found.sum_logprob += logprob;
-        let token = token as u32;
         if token == end {
             self.ended = true;
         } else {
@@ -170,9 +182,19 @@ impl Search for Forced {
         self.rows
     }
 
-    fn choose(&mut self, logits: &mut Logits<'_>) -> Next {
+    fn wants(&self) -> Wanted {
+        Wanted::Logits
+    }
+
+    fn ranges(&self, _row: usize) -> TokenRanges {
+        TokenRanges { words: 0..u32::MAX, times: 0..u32::MAX }
+    }
+
+    fn choose(&mut self, scores: &mut Scores<'_>) -> Next {
         for row in 0..self.rows {
-            (self.heard)(row, logits.row(row));
+            if let RowScores::Logits(logits) = scores.row(row) {
+                (self.heard)(row, logits);
+            }
         }
         match self.tokens.next() {
             Some(token) => Next::Feed { tokens: vec![token; self.rows], from: None },

@@ -8,8 +8,12 @@ use ort::{
     value::Tensor,
 };
 
-use super::{EngineOptions, encoder::Cross, session};
-use crate::timing::Attention;
+use super::{
+    EngineOptions,
+    encoder::Cross,
+    session::{self, SessionPlace},
+};
+use crate::{graph::decoder, timing::Attention};
 
 /// What the `align` graph says of one row.
 pub struct Alignment {
@@ -23,19 +27,31 @@ pub struct Aligner {
     path: PathBuf,
     options: EngineOptions,
     prepack: bool,
+    // Dropped before the place, whose stream and weights it uses.
     session: Option<Session>,
+    place: SessionPlace,
+    model_width: usize,
 }
 
 impl Aligner {
-    pub fn new(environment: Environment, path: PathBuf, options: EngineOptions, prepack: bool) -> Self {
-        Self { environment, path, options, prepack, session: None }
+    pub fn new(
+        environment: Environment,
+        path: PathBuf,
+        options: EngineOptions,
+        prepack: bool,
+        place: SessionPlace,
+        model_width: usize,
+    ) -> Self {
+        Self { environment, path, options, prepack, place, model_width, session: None }
     }
 
     /// Aligns `tokens` (prompt, text, end) with the window that `cross` holds.
     pub fn align(&mut self, tokens: &[u32], cross: &[Cross]) -> Result<Alignment, ort::Error> {
         let session = match &mut self.session {
             Some(session) => session,
-            none => none.insert(session::open(&self.environment, &self.path, &self.options, self.prepack)?),
+            none => {
+                none.insert(session::open(&self.environment, &self.path, &self.options, self.prepack, &self.place)?)
+            }
         };
         let ids = tokens.iter().map(|token| *token as i32).collect::<Vec<_>>();
         let positions = (0..tokens.len() as i32).collect::<Vec<_>>();
@@ -43,6 +59,13 @@ impl Aligner {
             ("input_ids".into(), Tensor::from_array(([1, tokens.len()], ids))?.into()),
             ("position_ids".into(), Tensor::from_array(([1, tokens.len()], positions))?.into()),
         ];
+        if session.inputs().iter().any(|input| input.name() == decoder::SHAPES[0]) {
+            // One row hears one window, so both shapes are the same.
+            for name in decoder::SHAPES {
+                let shape = vec![1, tokens.len() as i64, self.model_width as i64];
+                inputs.push((name.into(), Tensor::from_array(([shape.len()], shape))?.into()));
+            }
+        }
         for Cross { name, tensor } in cross {
             if session.inputs().iter().any(|input| input.name() == name) {
                 inputs.push((name.clone(), tensor.into()));

@@ -19,21 +19,16 @@ pub struct Buffer {
 
 impl Buffer {
     /// What is in it is undefined.
-    pub fn new(
-        memory: &Allocator,
-        element: TensorElementType,
-        places: usize,
-        place: Vec<usize>,
-    ) -> Result<Self, ort::Error> {
+    pub fn new(element: TensorElementType, places: usize, place: Vec<usize>) -> Result<Self, ort::Error> {
         let shape: Vec<usize> = std::iter::once(places).chain(place.iter().copied()).collect();
-        Ok(Self { whole: DynTensor::new(memory, element, shape)?, element, place, places })
+        Ok(Self { whole: DynTensor::new(&Allocator::default(), element, shape)?, element, place, places })
     }
 
     /// Room for `places`, with what the first `used` places hold.
-    pub fn grow(&mut self, memory: &Allocator, places: usize, used: usize) -> Result<(), ort::Error> {
-        let mut larger = Self::new(memory, self.element, places, self.place.clone())?;
+    pub fn grow(&mut self, places: usize, used: usize) -> Result<(), ort::Error> {
+        let mut larger = Self::new(self.element, places, self.place.clone())?;
         for place in 0..used.min(self.places) {
-            larger.copy_from(memory, self, place, place, None)?;
+            larger.copy_from(self, place, place, None)?;
         }
         *self = larger;
         Ok(())
@@ -50,21 +45,20 @@ impl Buffer {
 
     /// These places as a tensor of their own, for graphs to read and write. It must not be used after the buffer grew or
     /// went.
-    pub fn view(&mut self, memory: &Allocator, places: Range<usize>) -> Result<DynTensor, ort::Error> {
+    pub fn view(&mut self, places: Range<usize>) -> Result<DynTensor, ort::Error> {
         let count = places.end.saturating_sub(places.start);
         if places.end > self.places || count == 0 {
             return Err(ort::Error::new(format!("no places {places:?} in a buffer of {}", self.places)));
         }
         let shape: Shape = std::iter::once(count).chain(self.place.iter().copied()).map(|side| side as i64).collect();
         let (start, length) = (places.start * self.stride(), count * self.stride());
-        view(&mut self.whole, memory, self.element, &shape, start, length)
+        view(&mut self.whole, self.element, &shape, start, length)
     }
 
     /// A copy of a place of `from`, a buffer of the same shape. `prefix` is how much of the second dimension counts; on
     /// a device all of the place is copied.
     pub fn copy_from(
         &mut self,
-        memory: &Allocator,
         from: &mut Self,
         source: usize,
         target: usize,
@@ -73,40 +67,24 @@ impl Buffer {
         if source >= from.places || target >= self.places || from.place != self.place || from.element != self.element {
             return Err(ort::Error::new(format!("a copy from place {source} to {target} does not fit")));
         }
-        if memory.memory_info().is_cpu_accessible() {
-            let pieces = self.pieces(prefix);
-            let (into, out) = (target * self.stride(), source * self.stride());
-            copy_pieces(&mut self.whole, into, &from.whole, out, &pieces);
-            return Ok(());
-        }
-        let out = from.view(memory, source..source + 1)?;
-        let into = self.view(memory, target..target + 1)?;
-        out.copy_into(into)
+        let pieces = self.pieces(prefix);
+        let (into, out) = (target * self.stride(), source * self.stride());
+        copy_pieces(&mut self.whole, into, &from.whole, out, &pieces);
+        Ok(())
     }
 
     /// As [`Self::copy_from`], within this buffer.
-    pub fn copy_within(
-        &mut self,
-        memory: &Allocator,
-        source: usize,
-        target: usize,
-        prefix: Option<usize>,
-    ) -> Result<(), ort::Error> {
+    pub fn copy_within(&mut self, source: usize, target: usize, prefix: Option<usize>) -> Result<(), ort::Error> {
         if source == target {
             return Ok(());
         }
         if source.max(target) >= self.places {
             return Err(ort::Error::new(format!("a copy from place {source} to {target} does not fit")));
         }
-        if memory.memory_info().is_cpu_accessible() {
-            let pieces = self.pieces(prefix);
-            let (into, out) = (target * self.stride(), source * self.stride());
-            copy_pieces_within(&mut self.whole, into, out, &pieces);
-            return Ok(());
-        }
-        let out = self.view(memory, source..source + 1)?;
-        let into = self.view(memory, target..target + 1)?;
-        out.copy_into(into)
+        let pieces = self.pieces(prefix);
+        let (into, out) = (target * self.stride(), source * self.stride());
+        copy_pieces_within(&mut self.whole, into, out, &pieces);
+        Ok(())
     }
 
     /// Offset and length in bytes of what counts in a place `[heads, slots, ...]`.
@@ -132,7 +110,6 @@ impl Buffer {
 #[allow(unsafe_code, reason = "ort has views of borrowed memory, but copies them when they are bound as inputs")]
 fn view(
     whole: &mut DynTensor,
-    memory: &Allocator,
     element: TensorElementType,
     shape: &Shape,
     start: usize,
@@ -149,7 +126,7 @@ fn view(
         let status = create(info, data, length, shape.as_ptr(), shape.len(), element.into(), &raw mut value);
         ort::Error::result_from_status(status)?;
         let value = ptr::NonNull::new(value).ok_or_else(|| ort::Error::new("a view without a value"))?;
-        Ok(DynTensor::from_ptr(value, Some(memory)))
+        Ok(DynTensor::from_ptr(value, Some(&Allocator::default())))
     }
 }
 

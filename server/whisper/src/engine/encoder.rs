@@ -6,6 +6,7 @@ use ort::{
     value::{DynTensor, Tensor, TensorElementType, ValueType},
 };
 
+use super::device::encoder::DeviceEncoder;
 use crate::checkpoint::Config;
 
 /// An output of the encoder that is an input of the decoder, of one window or of several: `[windows, ...]`.
@@ -23,29 +24,58 @@ pub struct CrossShape {
     pub shape: Vec<usize>,
 }
 
-pub struct Encoder {
-    session: Session,
-    binding: IoBinding,
-    mel: Tensor<f32>,
-    hidden_size: usize,
+/// The encoder's session, and what a call of it needs.
+pub enum Encoder {
+    Host(HostEncoder),
+    Device(DeviceEncoder),
 }
 
 impl Encoder {
-    pub fn new(session: Session, config: &Config) -> Result<Self, ort::Error> {
-        let binding = session.create_binding()?;
-        let mel = Tensor::<f32>::new(&Allocator::default(), [1, config.num_mel_bins, config.mel_frames()])?;
-        let hidden_size = config.max_source_positions * config.d_model;
-        Ok(Self { session, binding, mel, hidden_size })
-    }
-
+    /// What the encoder gives for one window.
     pub fn cross_shapes(&self) -> Vec<CrossShape> {
-        let outlets = self.session.outputs().iter().filter(|outlet| outlet.name().starts_with("cross_"));
+        let session = match self {
+            Self::Host(encoder) => &encoder.session,
+            Self::Device(encoder) => encoder.session(),
+        };
+        let outlets = session.outputs().iter().filter(|outlet| outlet.name().starts_with("cross_"));
         let shapes = outlets.filter_map(|outlet| {
             let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else { return None };
             let shape = shape.iter().skip(1).map(|side| usize::try_from(*side).unwrap_or(1)).collect();
             Some(CrossShape { name: outlet.name().to_owned(), element: *ty, shape })
         });
         shapes.collect()
+    }
+
+    /// Encodes one window and writes to `cross`.
+    pub fn encode(&mut self, mel: &[f32], cross: &mut [Cross]) -> Result<(), ort::Error> {
+        match self {
+            Self::Host(encoder) => encoder.encode(mel, cross),
+            Self::Device(encoder) => encoder.encode(mel, cross),
+        }
+    }
+
+    /// The encoder's output for a window, `[frames, width]`, for checks.
+    pub fn hidden(&mut self, mel: &[f32]) -> Result<Vec<f32>, ort::Error> {
+        match self {
+            Self::Host(encoder) => encoder.hidden(mel),
+            Self::Device(encoder) => encoder.hidden(mel),
+        }
+    }
+}
+
+pub struct HostEncoder {
+    session: Session,
+    binding: IoBinding,
+    mel: Tensor<f32>,
+    hidden_size: usize,
+}
+
+impl HostEncoder {
+    pub fn new(session: Session, config: &Config) -> Result<Self, ort::Error> {
+        let binding = session.create_binding()?;
+        let mel = Tensor::<f32>::new(&Allocator::default(), [1, config.num_mel_bins, config.mel_frames()])?;
+        let hidden_size = config.max_source_positions * config.d_model;
+        Ok(Self { session, binding, mel, hidden_size })
     }
 
     /// Listens to one window and writes to `cross`.

@@ -5,11 +5,13 @@
 //! steps.
 
 mod align;
-mod band;
 mod buffer;
+mod device;
 mod encoder;
-mod opening;
+mod host_kv_cache;
+mod kv_cache;
 mod owner;
+mod pending_session;
 mod seats;
 mod session;
 mod wide;
@@ -27,23 +29,34 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use ort::{environment::Environment, memory::Allocator, session::Session, value::TensorElementType};
+use ort::{environment::Environment, session::Session, value::TensorElementType};
 
 use crate::{
     checkpoint::{Config, SpecialTokens},
     cuda::{self, CudaError},
-    graph::Precision,
+    decoding::ChoiceLayout,
+    graph::{Precision, choice},
     mel::LogMel,
-    model_dir::{ALIGN, DECODER, ENCODER, Manifest, ModelDir, TOKENIZER},
+    model_dir::{ALIGN, DECODER, ENCODER, Manifest, ModelDir, TOKENIZER, WEIGHTS},
+    onnx::external_tensors,
     runtime::{self, RuntimeError},
     tokenizer::{Tokenizer, TokenizerError},
     transcribe::MOST_CANDIDATES,
 };
 use align::Aligner;
-use band::{Decoder, Shape};
-use encoder::Encoder;
-use opening::{Opening, Outcome};
+use device::{
+    DeviceContext,
+    cuda_api::{CudaApi, CudaCallError},
+    encoder::DeviceEncoder,
+    kv_cache::GraphNumbers,
+    memory::Stream,
+    weights::{DeviceWeights, UploadError},
+};
+use encoder::{Encoder, HostEncoder};
+use kv_cache::{Backend, Decoder, Shape};
 use owner::{Limits, Owner};
+use pending_session::{Outcome, PendingSession};
+use session::SessionPlace;
 use window::Line;
 
 /// Where the model runs.
@@ -81,6 +94,14 @@ pub enum LoadError {
     Session { graph: &'static str, source: ort::Error },
     #[error("CUDA cannot be used: {missing}")]
     Cuda { missing: CudaError, source: ort::Error },
+    #[error("CUDA cannot be used: {0}")]
+    Unusable(#[from] CudaError),
+    #[error("CUDA: {0}")]
+    Device(#[from] CudaCallError),
+    #[error("copying the weights to the device: {0}")]
+    Weights(#[from] UploadError),
+    #[error("reading {graph}: {source}")]
+    Graph { graph: &'static str, source: io::Error },
     #[error("a thread could not be started: {0}")]
     Thread(#[from] io::Error),
     #[error(transparent)]
@@ -103,6 +124,8 @@ struct Shared {
     log_mel: OnceLock<LogMel>,
     line: Arc<Line>,
     decoder: Outcome,
+    /// On a device: the weights, and whether all of them arrived.
+    weights: Option<(Arc<DeviceWeights>, Outcome)>,
     /// Used on the engine's thread, which alone has the windows.
     aligner: Arc<Mutex<Aligner>>,
     vad_model: OnceLock<PathBuf>,
@@ -114,26 +137,36 @@ impl Engine {
     /// weights are still being packed while the first window is listened to ([`Self::settle`]).
     pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, LoadError> {
         let environment = runtime::environment()?;
+        let context = match options.device {
+            Device::Cpu => None,
+            Device::Cuda { index } => Some(device_context(model, index)?),
+        };
+        let place = |captures| match &context {
+            None => SessionPlace::Host,
+            Some(context) => SessionPlace::Device { context: context.clone(), captures },
+        };
         // The kernel of 8-bit blocks needs its weights packed: without, it unpacks all of them at each step.
         let prepack = options.prepack || model.manifest().precision == Precision::Int8;
         // To open a session keeps one core busy. What the others do meanwhile is not left for the time in which the encoder
         // wants all of them.
         let (decoder, outcome) = {
             let (environment, path, options) = (environment.clone(), model.file(DECODER), options.clone());
-            Opening::begin(move || open(&environment, DECODER, &path, &options, prepack))?
+            let place = place(true);
+            PendingSession::begin(move || open(&environment, DECODER, &path, &options, prepack, &place))?
         };
         let tokenizer = PendingTokenizer::start(model)?;
-        let encoder = open(&environment, ENCODER, &model.file(ENCODER), options, options.prepack);
+        let encoder = open(&environment, ENCODER, &model.file(ENCODER), options, options.prepack, &place(false));
         let encoder = encoder.inspect_err(|_| {
             // A process must not end around a session that is being opened.
             let _ = outcome.wait();
         })?;
-        let owner = owner(encoder, decoder, model.manifest(), options)?;
+        let owner = owner(encoder, decoder, context.clone(), model.manifest(), options)?;
         let (orders, inbox) = mpsc::channel();
         let thread = thread::Builder::new().name("engine".into()).spawn(move || owner.run(&inbox))?;
         let Manifest { config, tokens, .. } = model.manifest();
         let line = Arc::new(Line::new(orders, thread));
-        let aligner = Aligner::new(environment, model.file(ALIGN), options.clone(), prepack);
+        let aligner =
+            Aligner::new(environment, model.file(ALIGN), options.clone(), prepack, place(false), config.d_model);
         let shared = Shared {
             config: config.clone(),
             special: tokens.clone(),
@@ -141,6 +174,7 @@ impl Engine {
             log_mel: OnceLock::new(),
             line,
             decoder: outcome,
+            weights: context.map(|context| (context.weights, Outcome::default())),
             aligner: Arc::new(Mutex::new(aligner)),
             vad_model: OnceLock::new(),
             max_batch: options.max_batch.max(1),
@@ -150,7 +184,9 @@ impl Engine {
 
     /// Waits until all of it is loaded.
     pub fn settle(&self) -> Result<(), &LoadError> {
-        self.shared.decoder.wait().as_ref().copied()
+        self.shared.decoder.wait().as_ref().copied()?;
+        let Some((weights, outcome)) = &self.shared.weights else { return Ok(()) };
+        outcome.get_or_init(|| weights.settle().map_err(LoadError::Decoder)).as_ref().copied()
     }
 
     pub fn config(&self) -> &Config {
@@ -207,8 +243,25 @@ fn open(
     path: &Path,
     options: &EngineOptions,
     prepack: bool,
+    place: &SessionPlace,
 ) -> Result<Session, LoadError> {
-    session::open(environment, path, options, prepack).map_err(|source| explain(graph, source, options.device))
+    session::open(environment, path, options, prepack, place).map_err(|source| explain(graph, source, options.device))
+}
+
+/// The device, and the weights on their way to it.
+fn device_context(model: &ModelDir, index: i32) -> Result<DeviceContext, LoadError> {
+    cuda::check_precision(Device::Cuda { index }, model.manifest().precision)?;
+    let library = runtime::library()?;
+    let cuda = CudaApi::open(&library, index).map(Arc::new).map_err(|error| match cuda::probe(&library, index) {
+        Err(missing) => LoadError::Cuda { missing, source: error.into() },
+        Ok(_) => LoadError::Device(error),
+    })?;
+    let stream = Arc::new(Stream::new(cuda.clone())?);
+    let tensors = external_tensors(&model.file(ENCODER));
+    let tensors = tensors.map_err(|source| LoadError::Graph { graph: ENCODER, source })?;
+    let encoder_bytes = tensors.iter().map(|(_, placed)| placed.offset + placed.length).max().unwrap_or_default();
+    let weights = Arc::new(DeviceWeights::begin(cuda.clone(), &model.file(WEIGHTS), encoder_bytes)?);
+    Ok(DeviceContext { cuda, stream, weights })
 }
 
 /// What ONNX Runtime says of CUDA is that it does not work; what is missing has to be looked for.
@@ -224,7 +277,8 @@ fn explain(graph: &'static str, source: ort::Error, device: Device) -> LoadError
 
 fn owner(
     encoder: Session,
-    mut decoder: Opening,
+    decoder: PendingSession,
+    context: Option<DeviceContext>,
     manifest: &Manifest,
     options: &EngineOptions,
 ) -> Result<Owner, LoadError> {
@@ -233,16 +287,20 @@ fn owner(
         Precision::Fp16 => TensorElementType::Float16,
         Precision::Fp32 | Precision::Int8 => TensorElementType::Float32,
     };
-    let encoder = Encoder::new(encoder, config).map_err(LoadError::Buffers)?;
-    let memory = match options.device {
-        Device::Cpu => Allocator::default(),
-        Device::Cuda { index } => {
-            let decoder = decoder.get().map_err(LoadError::Decoder)?;
-            session::device_memory(decoder, index).map_err(LoadError::Buffers)?
+    let (encoder, backend) = match context {
+        None => (HostEncoder::new(encoder, config).map(Encoder::Host), Backend::Host),
+        Some(context) => {
+            let encoder = DeviceEncoder::new(encoder, context.clone(), config).map(Encoder::Device);
+            (encoder, Backend::Device { context, graphs: GraphNumbers::default() })
         }
     };
+    let encoder = encoder.map_err(LoadError::Buffers)?;
     let cross = encoder.cross_shapes();
-    let decoder = Decoder { session: decoder, memory, shape: Shape::new(config, real), cross };
+    let choice = (manifest.precision == Precision::Fp16).then(|| {
+        let timestamps = manifest.tokens.timestamp_begin;
+        ChoiceLayout { likeliest: choice::likeliest(config.vocab_size, timestamps as usize), timestamps }
+    });
+    let decoder = Decoder { session: decoder, backend, shape: Shape::new(config, real), cross, choice };
     let windows = options.max_batch.max(1);
     let limits = Limits { windows, rows: (ROWS_PER_WINDOW * windows).max(MOST_CANDIDATES) };
     Owner::new(encoder, decoder, limits).map_err(LoadError::Buffers)

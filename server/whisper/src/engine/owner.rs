@@ -14,13 +14,13 @@ use std::{
 };
 
 use super::{
-    band::Decoder,
     encoder::Encoder,
+    kv_cache::{Backend, Decoder, StepInput, StepScores, wanted_together},
     seats::Seats,
     wide::Wide,
     window::{Order, Watch, WindowId},
 };
-use crate::decoding::{Logits, Next, Search};
+use crate::decoding::{Next, Scores, Search};
 
 /// Prompts up to this length are read at once, whatever waits: they cost about as much as a step.
 const SHORT_PROMPT: usize = 8;
@@ -72,8 +72,8 @@ pub(super) struct Decoding {
 
 impl Decoding {
     /// Lets the search choose; whether it goes on.
-    pub(super) fn choose(&mut self, logits: &mut Logits<'_>) -> Course {
-        match self.search.choose(logits) {
+    pub(super) fn choose(&mut self, scores: &mut Scores<'_>) -> Course {
+        match self.search.choose(scores) {
             Next::Done => Course::Done,
             Next::Feed { tokens, from } => {
                 self.tokens = tokens;
@@ -82,6 +82,10 @@ impl Decoding {
                 if self.watch.cancelled.load(Ordering::Relaxed) { Course::Gone } else { Course::On }
             }
         }
+    }
+
+    pub(super) fn search(&self) -> &dyn Search {
+        &*self.search
     }
 
     pub(super) fn end(self, course: Course) {
@@ -106,7 +110,7 @@ pub(super) enum Course {
 
 impl Owner {
     pub fn new(encoder: Encoder, decoder: Decoder, limits: Limits) -> Result<Self, ort::Error> {
-        let seats = Seats::new(&decoder)?;
+        let seats = Seats::new(&decoder, limits.windows)?;
         Ok(Self {
             encoder,
             decoder,
@@ -121,6 +125,12 @@ impl Owner {
 
     /// Works until nobody can send an order any more.
     pub fn run(mut self, inbox: &Receiver<Order>) {
+        if let Backend::Device { context, .. } = &self.decoder.backend
+            && let Err(error) = context.cuda.use_device()
+        {
+            // The first call says it again, and to whom it concerns.
+            tracing::warn!("the engine's thread cannot use the device: {error}");
+        }
         loop {
             if self.queue.is_empty() && !self.decodes() {
                 let Ok(order) = inbox.recv() else { return };
@@ -214,7 +224,7 @@ impl Owner {
             }
             Order::Look { window, task } => {
                 let place = self.seats.place(window);
-                match place.and_then(|place| self.seats.band().cross(&self.decoder, place)) {
+                match place.and_then(|place| self.seats.cache().cross(&self.decoder, place)) {
                     Ok(mut cross) => task(Ok(&mut cross)),
                     Err(error) => task(Err(error)),
                 }
@@ -231,7 +241,7 @@ impl Owner {
         self.next_window += 1;
         let id = self.next_window;
         let place = self.seats.add(&self.decoder, id, self.limits.windows)?;
-        let encoded = self.seats.band().cross(&self.decoder, place);
+        let encoded = self.seats.cache().cross(&self.decoder, place);
         match encoded.and_then(|mut cross| self.encoder.encode(mel, &mut cross)) {
             Ok(()) => {
                 self.windows.insert(id, Held { length: 0, logits: Vec::new(), decoding: None });
@@ -250,7 +260,11 @@ impl Owner {
         if restart {
             held.length = 0;
         }
-        let logits = self.seats.band().run(&mut self.decoder, place..place + 1, tokens, &[held.length])?;
+        let lengths = [held.length];
+        let prompt = StepInput::prompt(tokens, &lengths);
+        let StepScores::Logits(logits) = self.seats.cache().run(&mut self.decoder, place..place + 1, &prompt)? else {
+            return Err(ort::Error::new("a prompt without logits"));
+        };
         held.length += tokens.len();
         held.logits.clear();
         held.logits.extend_from_slice(logits);
@@ -266,14 +280,14 @@ impl Owner {
         decoding.length = held.length;
         let mut first = held.logits.repeat(rows);
         let places: Vec<usize> = (0..rows).collect();
-        let course = decoding.choose(&mut Logits::new(&mut first, held.logits.len(), &places));
+        let course = decoding.choose(&mut Scores::logits(&mut first, held.logits.len(), &places));
         let Course::On = course else { return decoding.end(course) };
         // So far all rows are the same.
         decoding.from = None;
         if rows == 1 {
             held.decoding = Some(decoding);
             let lengths = lengths(&self.windows);
-            if let Err(error) = self.seats.begin(&self.decoder, window, &lengths) {
+            if let Err(error) = self.seats.begin(window, &lengths) {
                 self.fail_singles(&error);
             }
             return;
@@ -294,7 +308,7 @@ impl Owner {
         }
         let Some(wide) = self.wide.iter_mut().find(|wide| wide.rows() == rows) else { return Ok(()) };
         match self.seats.place(window) {
-            Ok(place) => wide.add(&mut self.decoder, self.seats.band(), place, window, decoding, self.limits.rows),
+            Ok(place) => wide.add(&mut self.decoder, self.seats.cache(), place, window, decoding, self.limits.rows),
             Err(error) => Err((decoding, error)),
         }
     }
@@ -306,20 +320,25 @@ impl Owner {
             return;
         }
         let (mut tokens, mut lengths) = (Vec::with_capacity(ids.len()), Vec::with_capacity(ids.len()));
+        let (mut ranges, mut wanted) = (Vec::with_capacity(ids.len()), Vec::with_capacity(ids.len()));
         for id in &ids {
-            let decoding = self.windows.get(id).and_then(|held| held.decoding.as_ref());
-            tokens.push(decoding.and_then(|decoding| decoding.tokens.first().copied()).unwrap_or_default());
-            lengths.push(decoding.map_or(0, |decoding| decoding.length));
+            let Some(decoding) = self.windows.get(id).and_then(|held| held.decoding.as_ref()) else { continue };
+            tokens.push(decoding.tokens.first().copied().unwrap_or_default());
+            lengths.push(decoding.length);
+            ranges.push(decoding.search().ranges(0));
+            wanted.push(decoding.search().wants());
         }
+        let wanted = wanted_together(wanted.into_iter());
+        let all = StepInput { tokens: &tokens, lengths: &lengths, ranges: &ranges, wanted };
         let slots = self.decoder.shape.slots;
         let mut ended = Vec::new();
         // Together, or where that fails each by itself: only what cannot be done fails.
         let together = lengths.iter().all(|length| *length < slots)
-            && match self.seats.band().run(&mut self.decoder, 0..ids.len(), &tokens, &lengths) {
-                Ok(logits) => {
-                    let vocabulary = logits.len() / ids.len();
-                    for (id, logits) in ids.iter().zip(logits.chunks_exact_mut(vocabulary)) {
-                        if let Some(course) = advance(&mut self.windows, *id, Ok(logits)) {
+            && match self.seats.cache().run(&mut self.decoder, 0..ids.len(), &all) {
+                Ok(mut scores) => {
+                    for (row, id) in ids.iter().enumerate() {
+                        let scores = scores.of_rows(row..row + 1, ids.len(), &[0]);
+                        if let Some(course) = advance(&mut self.windows, *id, Ok(scores)) {
                             ended.push((*id, course));
                         }
                     }
@@ -336,9 +355,14 @@ impl Owner {
             };
         if !together {
             for (place, id) in ids.iter().enumerate() {
-                let (token, length) = (&tokens[place..=place], &lengths[place..=place]);
-                let logits = self.seats.band().run(&mut self.decoder, place..place + 1, token, length);
-                if let Some(course) = advance(&mut self.windows, *id, logits) {
+                let (tokens, lengths) = (&tokens[place..=place], &lengths[place..=place]);
+                let one = StepInput { tokens, lengths, ranges: &ranges[place..=place], wanted };
+                let mut scores = self.seats.cache().run(&mut self.decoder, place..place + 1, &one);
+                let scores = match &mut scores {
+                    Ok(scores) => Ok(scores.of_rows(0..1, 1, &[0])),
+                    Err(error) => Err(ort::Error::new(error.to_string())),
+                };
+                if let Some(course) = advance(&mut self.windows, *id, scores) {
                     ended.push((*id, course));
                 }
             }
@@ -350,7 +374,7 @@ impl Owner {
 
     fn end_single(&mut self, window: WindowId, course: Course) {
         let lengths = lengths(&self.windows);
-        let moved = self.seats.end(&self.decoder, window, &lengths);
+        let moved = self.seats.end(window, &lengths);
         if let Some(decoding) = self.windows.get_mut(&window).and_then(|held| held.decoding.take()) {
             decoding.end(course);
         }
@@ -371,7 +395,7 @@ impl Owner {
 
     fn forget(&mut self, window: WindowId) {
         for wide in &mut self.wide {
-            wide.remove(&self.decoder, window);
+            wide.remove(window);
         }
         self.remove_seat(window);
         self.windows.remove(&window);
@@ -379,24 +403,23 @@ impl Owner {
 
     fn remove_seat(&mut self, window: WindowId) {
         let lengths = lengths(&self.windows);
-        if let Err(error) = self.seats.remove(&self.decoder, window, &lengths) {
+        if let Err(error) = self.seats.remove(window, &lengths) {
             self.fail_singles(&error);
         }
     }
 }
 
-/// Hands a step's logits to a search of one row; how it ends, if it does.
+/// Hands a step's scores to a search of one row; how it ends, if it does.
 fn advance(
     windows: &mut HashMap<WindowId, Held>,
     window: WindowId,
-    logits: Result<&mut [f32], ort::Error>,
+    scores: Result<Scores<'_>, ort::Error>,
 ) -> Option<Course> {
     let decoding = windows.get_mut(&window)?.decoding.as_mut()?;
-    let course = match logits {
-        Ok(logits) => {
+    let course = match scores {
+        Ok(mut scores) => {
             decoding.length += 1;
-            let vocabulary = logits.len();
-            decoding.choose(&mut Logits::new(logits, vocabulary, &[0]))
+            decoding.choose(&mut scores)
         }
         Err(error) => Course::Failed(error),
     };

@@ -2,12 +2,12 @@
 //! exactly them; when one begins or ends, at most two windows change places.
 
 use super::{
-    band::{Band, Decoder},
+    kv_cache::{Backend, Decoder, KvCache},
     window::WindowId,
 };
 
 pub struct Seats {
-    band: Band,
+    cache: KvCache,
     /// The windows in the order of their places.
     windows: Vec<WindowId>,
     /// So many of them take steps.
@@ -18,12 +18,18 @@ pub struct Seats {
 pub type Lengths<'a> = &'a dyn Fn(WindowId) -> usize;
 
 impl Seats {
-    pub fn new(decoder: &Decoder) -> Result<Self, ort::Error> {
-        Ok(Self { band: Band::new(decoder, 1, 1)?, windows: Vec::new(), stepping: 0 })
+    /// `most` is how many windows there will ever be. A device's memory is taken for all of them at once: what a model
+    /// needs is then known when it is loaded, and a captured graph stays valid.
+    pub fn new(decoder: &Decoder, most: usize) -> Result<Self, ort::Error> {
+        let places = match decoder.backend {
+            Backend::Host => 1,
+            Backend::Device { .. } => places_for(most, most),
+        };
+        Ok(Self { cache: KvCache::new(decoder, 1, places)?, windows: Vec::new(), stepping: 0 })
     }
 
-    pub fn band(&mut self) -> &mut Band {
-        &mut self.band
+    pub fn cache(&mut self) -> &mut KvCache {
+        &mut self.cache
     }
 
     pub fn len(&self) -> usize {
@@ -47,26 +53,26 @@ impl Seats {
     pub fn add(&mut self, decoder: &Decoder, window: WindowId, most: usize) -> Result<usize, ort::Error> {
         let used = self.windows.len();
         let wanted = places_for(used + 1, most);
-        if self.band.places() < wanted {
-            self.band.grow(decoder, wanted, used)?;
+        if self.cache.places() < wanted {
+            self.cache.grow(decoder, wanted, used)?;
         }
         self.windows.push(window);
         Ok(used)
     }
 
-    pub fn begin(&mut self, decoder: &Decoder, window: WindowId, lengths: Lengths<'_>) -> Result<(), ort::Error> {
+    pub fn begin(&mut self, window: WindowId, lengths: Lengths<'_>) -> Result<(), ort::Error> {
         let place = self.place(window)?;
         if place >= self.stepping {
-            self.exchange(decoder, place, self.stepping, lengths)?;
+            self.exchange(place, self.stepping, lengths)?;
             self.stepping += 1;
         }
         Ok(())
     }
 
-    pub fn end(&mut self, decoder: &Decoder, window: WindowId, lengths: Lengths<'_>) -> Result<(), ort::Error> {
+    pub fn end(&mut self, window: WindowId, lengths: Lengths<'_>) -> Result<(), ort::Error> {
         let place = self.place(window)?;
         if place < self.stepping {
-            self.exchange(decoder, place, self.stepping - 1, lengths)?;
+            self.exchange(place, self.stepping - 1, lengths)?;
             self.stepping -= 1;
         }
         Ok(())
@@ -77,38 +83,38 @@ impl Seats {
     }
 
     /// Frees a place; a window without one has been removed already.
-    pub fn remove(&mut self, decoder: &Decoder, window: WindowId, lengths: Lengths<'_>) -> Result<(), ort::Error> {
+    pub fn remove(&mut self, window: WindowId, lengths: Lengths<'_>) -> Result<(), ort::Error> {
         let Ok(mut hole) = self.place(window) else { return Ok(()) };
         let mut result = Ok(());
         if hole < self.stepping {
             self.stepping -= 1;
-            result = self.fill(decoder, hole, self.stepping, lengths);
+            result = self.fill(hole, self.stepping, lengths);
             hole = self.stepping;
         }
         let last = self.windows.len() - 1;
-        result = result.and(self.fill(decoder, hole, last, lengths));
+        result = result.and(self.fill(hole, last, lengths));
         self.windows.pop();
         result
     }
 
     /// Moves a window into a place whose own window is gone.
-    fn fill(&mut self, decoder: &Decoder, hole: usize, from: usize, lengths: Lengths<'_>) -> Result<(), ort::Error> {
+    fn fill(&mut self, hole: usize, from: usize, lengths: Lengths<'_>) -> Result<(), ort::Error> {
         if hole == from {
             return Ok(());
         }
         self.windows[hole] = self.windows[from];
-        self.band.copy_window(decoder, from, hole, lengths(self.windows[from]))
+        self.cache.copy_window(from, hole, lengths(self.windows[from]))
     }
 
-    fn exchange(&mut self, decoder: &Decoder, a: usize, b: usize, lengths: Lengths<'_>) -> Result<(), ort::Error> {
+    fn exchange(&mut self, a: usize, b: usize, lengths: Lengths<'_>) -> Result<(), ort::Error> {
         if a == b {
             return Ok(());
         }
-        let spare = self.band.places() - 1;
+        let spare = self.cache.places() - 1;
         let (first, second) = (lengths(self.windows[a]), lengths(self.windows[b]));
-        self.band.copy_window(decoder, a, spare, first)?;
-        self.band.copy_window(decoder, b, a, second)?;
-        self.band.copy_window(decoder, spare, b, first)?;
+        self.cache.copy_window(a, spare, first)?;
+        self.cache.copy_window(b, a, second)?;
+        self.cache.copy_window(spare, b, first)?;
         self.windows.swap(a, b);
         Ok(())
     }

@@ -3,15 +3,14 @@
 use std::path::Path;
 
 use ort::{
-    ep::{self, ArenaExtendStrategy, cuda::ConvAlgorithmSearch},
-    memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
+    ep::{self, ArenaExtendStrategy, cuda::AttentionBackend},
     session::{
         Session,
         builder::{GraphOptimizationLevel, SessionBuilder},
     },
 };
 
-use super::{Device, EngineOptions};
+use super::{EngineOptions, device::DeviceContext};
 
 /// Microseconds for which idle threads of a session look for work before they sleep: longer than the time between two
 /// operators or two steps. ONNX Runtime's own choice is some 50 ms, after each run and from the moment at which the session
@@ -24,38 +23,58 @@ pub fn open(
     graph: &Path,
     options: &EngineOptions,
     prepack: bool,
+    place: &SessionPlace,
 ) -> Result<Session, ort::Error> {
-    let builder = Session::builder(environment)?
+    let mut builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::Disable)?
         .with_intra_threads(options.threads)?
         .with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?
         .with_prepacking(prepack)?;
-    on_device(builder, options)?.commit_from_file(graph)
-}
-
-fn on_device(builder: SessionBuilder, options: &EngineOptions) -> Result<SessionBuilder, ort::Error> {
-    match options.device {
-        Device::Cpu => Ok(builder),
-        Device::Cuda { index } => {
-            let mut provider = ep::CUDA::default();
-            if let Some(limit) = options.memory_limit_bytes.and_then(|limit| usize::try_from(limit).ok()) {
-                provider = provider.with_memory_limit(limit);
-            }
-            // The arena takes what is asked for instead of the next power of two, and the first convolution is not
-            // found out by trying every kernel.
-            let provider = provider
-                .with_device_id(index)
-                .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
-                .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic)
-                .build()
-                .error_on_failure();
-            Ok(builder.with_execution_providers([provider])?)
+    if let SessionPlace::Device { context, captures } = place {
+        builder = on_device(builder, options, context, *captures)?;
+        // A node that the device cannot compute is an error, and not a copy to the host and back in each call.
+        builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1")?;
+        for (name, tensor) in context.weights.initialisers(graph)? {
+            builder = builder.with_initializer(name, tensor.into_dyn())?;
         }
     }
+    builder.commit_from_file(graph)
 }
 
-/// Memory of the GPU that the kernels of `session` work on.
-pub fn device_memory(session: &Session, index: i32) -> Result<Allocator, ort::Error> {
-    let info = MemoryInfo::new(AllocationDevice::CUDA, index, AllocatorType::Device, MemoryType::Default)?;
-    Allocator::new(session, info)
+/// Where a session works.
+#[derive(Clone)]
+pub enum SessionPlace {
+    Host,
+    Device {
+        context: DeviceContext,
+        /// Whether its calls may be captured as CUDA graphs.
+        captures: bool,
+    },
+}
+
+#[allow(unsafe_code, reason = "ONNX Runtime takes the stream as an address")]
+fn on_device(
+    builder: SessionBuilder,
+    options: &EngineOptions,
+    context: &DeviceContext,
+    captures: bool,
+) -> Result<SessionBuilder, ort::Error> {
+    let mut provider = ep::CUDA::default();
+    if let Some(limit) = options.memory_limit_bytes.and_then(|limit| usize::try_from(limit).ok()) {
+        provider = provider.with_memory_limit(limit);
+    }
+    let provider = provider
+        .with_device_id(context.cuda.device())
+        // The arena takes what is asked for instead of the next power of two.
+        .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+        // TF32 would round the few products in f32 to ten bits.
+        .with_tf32(false)
+        // Without cuDNN, which is not needed, and which makes a plan for each new shape.
+        .with_attention_backend(
+            AttentionBackend::FLASH_ATTENTION | AttentionBackend::EFFICIENT_ATTENTION | AttentionBackend::MATH,
+        )
+        .with_cuda_graph(captures);
+    // SAFETY: the context, which the owner of the session keeps until the session is gone, keeps the stream.
+    let provider = unsafe { provider.with_compute_stream(context.stream.handle().cast()) };
+    Ok(builder.with_execution_providers([provider.build().error_on_failure()])?)
 }

@@ -2,15 +2,15 @@
 //! steps together.
 
 use super::{
-    band::{Band, Decoder},
+    kv_cache::{Decoder, KvCache, StepInput, wanted_together},
     owner::{Course, Decoding},
     window::WindowId,
 };
-use crate::decoding::Logits;
+use crate::decoding::{TokenRanges, Wanted};
 
 pub struct Wide {
     rows: usize,
-    band: Band,
+    cache: KvCache,
     /// In the order of their places.
     members: Vec<Member>,
 }
@@ -24,7 +24,7 @@ struct Member {
 
 impl Wide {
     pub fn new(decoder: &Decoder, rows: usize) -> Result<Self, ort::Error> {
-        Ok(Self { rows, band: Band::new(decoder, rows, 1)?, members: Vec::new() })
+        Ok(Self { rows, cache: KvCache::new(decoder, rows, 1)?, members: Vec::new() })
     }
 
     pub fn rows(&self) -> usize {
@@ -43,7 +43,7 @@ impl Wide {
     pub fn add(
         &mut self,
         decoder: &mut Decoder,
-        single: &mut Band,
+        single: &mut KvCache,
         place: usize,
         window: WindowId,
         decoding: Decoding,
@@ -51,8 +51,8 @@ impl Wide {
     ) -> Result<(), (Decoding, ort::Error)> {
         let used = self.members.len();
         let wanted = (used + 1).next_power_of_two().min((most_rows / self.rows).max(used + 1));
-        let grown = if self.band.places() < wanted { self.band.grow(decoder, wanted, used) } else { Ok(()) };
-        if let Err(error) = grown.and_then(|()| self.band.fork(decoder, single, place, used, decoding.length)) {
+        let grown = if self.cache.places() < wanted { self.cache.grow(decoder, wanted, used) } else { Ok(()) };
+        if let Err(error) = grown.and_then(|()| self.cache.fork(single, place, used, decoding.length)) {
             return Err((decoding, error));
         }
         self.members.push(Member { window, decoding, order: (0..self.rows).collect() });
@@ -76,13 +76,13 @@ impl Wide {
         // From the back, so that the places before stay what they are.
         ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
         for (place, course) in ended {
-            self.take(decoder, place, course);
+            self.take(place, course);
         }
     }
 
     /// Steps `count` members from `first` on; `false` when several failed together and should be tried alone.
     fn run(&mut self, decoder: &mut Decoder, first: usize, count: usize, ended: &mut Vec<(usize, Course)>) -> bool {
-        let Self { rows, band, members } = self;
+        let Self { rows, cache, members } = self;
         let members = &mut members[first..first + count];
         let mut tokens = vec![0; count * *rows];
         for (member, tokens) in members.iter().zip(tokens.chunks_exact_mut(*rows)) {
@@ -92,8 +92,11 @@ impl Wide {
         }
         let lengths: Vec<usize> =
             members.iter().flat_map(|member| std::iter::repeat_n(member.decoding.length, *rows)).collect();
-        let logits = match band.run(decoder, first..first + count, &tokens, &lengths) {
-            Ok(logits) => logits,
+        let wanted = wanted_together(members.iter().map(|member| member.decoding.search().wants()));
+        let ranges = if wanted == Wanted::Logits { Vec::new() } else { ranges(members, *rows) };
+        let step = StepInput { tokens: &tokens, lengths: &lengths, ranges: &ranges, wanted };
+        let mut scores = match cache.run(decoder, first..first + count, &step) {
+            Ok(scores) => scores,
             Err(error) if count == 1 => {
                 ended.push((first, Course::Failed(error)));
                 return true;
@@ -103,13 +106,11 @@ impl Wide {
                 return false;
             }
         };
-        let vocabulary = logits.len() / (count * *rows);
         let mut courses = Vec::with_capacity(count);
-        for (Member { decoding, order, .. }, logits) in
-            members.iter_mut().zip(logits.chunks_exact_mut(*rows * vocabulary))
-        {
+        for (index, Member { decoding, order, .. }) in members.iter_mut().enumerate() {
             decoding.length += 1;
-            courses.push(decoding.choose(&mut Logits::new(logits, vocabulary, order)));
+            let own_rows = index * *rows..(index + 1) * *rows;
+            courses.push(decoding.choose(&mut scores.of_rows(own_rows, count * *rows, order)));
         }
         for (index, mut course) in courses.into_iter().enumerate() {
             let member = &mut members[index];
@@ -119,9 +120,8 @@ impl Wide {
                 let (order, copies) = rearranged(&member.order, &from);
                 let base = (first + index) * *rows;
                 let length = member.decoding.length;
-                let mut copied = copies
-                    .into_iter()
-                    .map(|(source, target)| band.copy_row(decoder, base + source, base + target, length));
+                let mut copied =
+                    copies.into_iter().map(|(source, target)| cache.copy_row(base + source, base + target, length));
                 match copied.find_map(Result::err) {
                     Some(error) => course = Course::Failed(error),
                     None => member.order = order,
@@ -134,25 +134,36 @@ impl Wide {
         true
     }
 
-    pub fn remove(&mut self, decoder: &Decoder, window: WindowId) {
+    pub fn remove(&mut self, window: WindowId) {
         if let Some(place) = self.members.iter().position(|member| member.window == window) {
-            self.take(decoder, place, Course::Gone);
+            self.take(place, Course::Gone);
         }
     }
 
     /// Ends a search; the last one moves to its place.
-    fn take(&mut self, decoder: &Decoder, place: usize, course: Course) {
+    fn take(&mut self, place: usize, course: Course) {
         self.members.swap_remove(place).decoding.end(course);
         let last = self.members.len();
         if place == last {
             return;
         }
         let length = self.members[place].decoding.length;
-        if let Err(error) = self.band.copy_window(decoder, last, place, length) {
+        if let Err(error) = self.cache.copy_window(last, place, length) {
             // Nobody knows what is left of it.
-            self.take(decoder, place, Course::Failed(error));
+            self.take(place, Course::Failed(error));
         }
     }
+}
+
+/// The tokens that may follow in each row, in the order in which the rows lie in memory.
+fn ranges(members: &[Member], rows: usize) -> Vec<TokenRanges> {
+    let mut ranges = vec![TokenRanges { words: 0..0, times: 0..0 }; members.len() * rows];
+    for (member, ranges) in members.iter().zip(ranges.chunks_exact_mut(rows)) {
+        for (row, place) in member.order.iter().enumerate() {
+            ranges[*place] = member.decoding.search().ranges(row);
+        }
+    }
+    ranges
 }
 
 /// Where each row lies after row `i` continues row `from[i]`, and which copies of rows in memory come first. A row that

@@ -60,9 +60,13 @@ fn logprobs(b: &mut Builder<'_, '_>, hidden: &str) -> Result<()> {
     b.graph.op("Slice", &["all_logits", "zero", "text_end", "second_axis"], &["text_logits"]);
     let logits = if b.real() == Element::F32 { "text_logits".to_owned() } else { in_f32(b, "text_logits") };
     b.graph.op("LogSoftmax", &[&logits], &["flat_logprobs"]).int("axis", -1);
-    b.graph.constant_i64("text_tail", &[1], &[text as i64]);
-    b.graph.op("Shape", &["input_ids"], &["batch_and_length"]);
-    b.graph.op("Concat", &["batch_and_length", "text_tail"], &["unflattened"]).int("axis", 0);
+    if b.for_gpu() {
+        b.graph.constant_i64("unflattened", &[3], &[1, -1, text as i64]);
+    } else {
+        b.graph.constant_i64("text_tail", &[1], &[text as i64]);
+        b.graph.op("Shape", &["input_ids"], &["batch_and_length"]);
+        b.graph.op("Concat", &["batch_and_length", "text_tail"], &["unflattened"]).int("axis", 0);
+    }
     b.graph.op("Reshape", &["flat_logprobs", "unflattened"], &["every_logprob"]);
 
     b.graph.constant_i64("minus_one", &[1], &[-1]);

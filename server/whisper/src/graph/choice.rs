@@ -47,7 +47,10 @@ pub fn outputs(b: &mut Builder<'_, '_>) -> Result<()> {
     let count = likeliest(vocabulary, timestamps);
 
     let mut mask = vec![0.0_f32; vocabulary];
-    for token in Rules::new(b.tokens(), true).suppressed {
+    let (no_timestamps, begin) = (b.tokens().no_timestamps, b.tokens().timestamp_begin);
+    // A range cannot leave it out where it is not the last word.
+    let inside = (no_timestamps + 1 != begin).then_some(no_timestamps);
+    for token in Rules::new(b.tokens(), true).suppressed.into_iter().chain(inside) {
         if let Some(value) = mask.get_mut(token as usize) {
             *value = f32::NEG_INFINITY;
         }

@@ -73,7 +73,15 @@ pub fn inputs(b: &mut Builder<'_, '_>) {
     for name in ["input_ids", "position_ids"] {
         b.graph.input(name, Element::I32, &["B".into(), "S".into()]);
     }
+    if b.for_gpu() {
+        for name in SHAPES {
+            b.graph.input(name, Element::I64, &[3.into()]);
+        }
+    }
 }
+
+/// Inputs of graphs for a GPU, on the host: `[W, (B / W) S, D]` and `[B, S, D]`.
+pub const SHAPES: [&str; 2] = ["by_window", "by_row"];
 
 /// Keys or values of the cross-attention, as inputs.
 pub struct Cross {
@@ -153,7 +161,7 @@ pub fn cross_attention(
     let config = b.config();
     let d = config.d_model as i64;
     let [keys, values] = ["k", "v"].map(|kind| cross_input(b, kind, layer));
-    if layer == 0 {
+    if layer == 0 && !b.for_gpu() {
         b.graph.constant_i64("group_tail", &[2], &[-1, d]);
         b.graph.constant_i64("row_tail", &[1], &[d]);
         b.graph.op("Shape", &[&keys.values], &["windows"]).int("start", 0).int("end", 1);
@@ -162,6 +170,7 @@ pub fn cross_attention(
         b.graph.op("Concat", &["rows", "row_tail"], &["by_row"]).int("axis", 0);
     }
     let [grouped, heard, split, o] = ["grouped", "cross", "cross_rows", "cross_o"].map(|n| format!("{n}_{layer}"));
+    // For a GPU the host says the shapes: to compute them in the graph would take the CPU into each step.
     b.graph.op("Reshape", &[query, "by_window"], &[&grouped]);
     let grouped = scaled(b, grouped, &keys);
     attend(b, &grouped, &keys, &values, layer, &heard);

@@ -66,7 +66,9 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         b.graph.op("Cast", &[&norm], &["hidden"]).int("to", Element::F32.onnx());
     }
     let (heads, width) = (config.decoder_attention_heads, config.head_width());
-    b.graph.constant_i64("split_heads", &[4], &[0, 0, heads as i64, width as i64]);
+    if !b.for_gpu() {
+        b.graph.constant_i64("split_heads", &[4], &[0, 0, heads as i64, width as i64]);
+    }
     for i in 0..config.decoder_layers {
         for kind in ["k", "v"] {
             let name = format!("decoder.layers.{i}.encoder_attn.{kind}_proj");

@@ -26,7 +26,7 @@
 mod align;
 mod builder;
 pub(crate) mod choice;
-mod decoder;
+pub(crate) mod decoder;
 mod encoder;
 mod quantise;
 

@@ -53,6 +53,12 @@ impl Element {
         }) as i32
     }
 
+    pub(super) fn from_data_type(data_type: i32) -> Option<Self> {
+        [Self::F32, Self::F16, Self::I32, Self::I64, Self::I8, Self::U8]
+            .into_iter()
+            .find(|element| element.data_type() == data_type)
+    }
+
     pub fn onnx(self) -> i64 {
         i64::from(self.data_type())
     }

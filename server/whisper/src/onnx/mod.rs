@@ -2,9 +2,11 @@
 
 mod external;
 mod graph;
+mod read;
 
 pub use external::{Fill, Placed, WeightsFile};
 pub use graph::{Element, Graph};
+pub use read::external_tensors;
 
 pub(crate) use external::hex;
 

@@ -66,6 +66,14 @@ impl Carried {
         }
     }
 
+    pub fn windows(&self) -> usize {
+        match self {
+            Self::F32(array) => array.shape()[0],
+            Self::F16(array) => array.shape()[0],
+            Self::I8(array) => array.shape()[0],
+        }
+    }
+
     /// One window of several.
     pub fn window(&self, window: usize) -> Self {
         let slice = (window..=window).into();
@@ -137,6 +145,8 @@ impl Model {
             {
                 inputs.push((name.into(), ints(&[ids.len(), 1], vec![bound; ids.len()])));
             }
+            let windows = cross.first().map_or(1, |(_, carried)| carried.windows());
+            inputs.extend(self.shapes(windows, ids));
         }
         inputs.extend(cross.iter().map(|(n, a)| (n.clone(), a.value())));
         inputs.extend(cache.iter().map(|(n, a)| (format!("self_{n}"), value(a, self.half))));
@@ -147,10 +157,24 @@ impl Model {
         read(&outputs["logits"], false)
     }
 
+    /// What the graphs for a GPU are told of their shapes.
+    fn shapes(&self, windows: usize, ids: &[&[u32]]) -> Vec<(String, DynValue)> {
+        let (rows, tokens, width) = (ids.len(), ids[0].len(), self.heads * self.width);
+        let shape =
+            |sides: [usize; 3]| Tensor::from_array(([3], sides.map(|side| side as i64).to_vec())).unwrap().into_dyn();
+        vec![
+            ("by_window".into(), shape([windows, rows / windows * tokens, width])),
+            ("by_row".into(), shape([rows, tokens, width])),
+        ]
+    }
+
     /// Weights of the alignment heads, `[rows, heads, tokens, frames]`.
     pub fn align(&mut self, ids: &[&[u32]], cross: &Cross) -> ArrayD<f32> {
         let wanted: Vec<String> = self.align.inputs().iter().map(|i| i.name().to_owned()).collect();
         let mut inputs = token_inputs(ids, &vec![0; ids.len()]);
+        if self.half {
+            inputs.extend(self.shapes(ids.len(), ids));
+        }
         inputs.extend(cross.iter().filter(|(n, _)| wanted.contains(n)).map(|(n, a)| (n.clone(), a.value())));
         let outputs = self.align.run(inputs).unwrap();
         read(&outputs["weights"], false)

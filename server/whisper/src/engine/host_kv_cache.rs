@@ -1,4 +1,4 @@
-//! Windows side by side, each with the same number of rows: what one call of the decoder sees.
+//! Keys and values of windows and of their rows, in the host's memory.
 
 use std::ops::Range;
 
@@ -11,51 +11,12 @@ use ort::{
 use super::{
     buffer::Buffer,
     encoder::{Cross, CrossShape},
-    opening::Opening,
+    kv_cache::{Decoder, StepInput, bind_shapes},
 };
-use crate::{checkpoint::Config, graph::choice};
-
-/// The decoder's session and what all calls of it share.
-pub struct Decoder {
-    pub session: Opening,
-    pub memory: Allocator,
-    pub shape: Shape,
-    pub cross: Vec<CrossShape>,
-}
-
-impl Decoder {
-    /// Whether the graph names the likeliest tokens by itself.
-    fn chooses(&mut self) -> Result<bool, ort::Error> {
-        Ok(self.session.get()?.outputs().iter().any(|output| output.name() == choice::OUTPUT))
-    }
-}
-
-#[derive(Clone, Copy)]
-pub struct Shape {
-    pub layers: usize,
-    pub heads: usize,
-    /// Tokens that a row has room for.
-    pub slots: usize,
-    pub width: usize,
-    pub vocabulary: usize,
-    pub real: TensorElementType,
-}
-
-impl Shape {
-    pub fn new(config: &Config, real: TensorElementType) -> Self {
-        Self {
-            layers: config.decoder_layers,
-            heads: config.decoder_attention_heads,
-            slots: config.max_target_positions,
-            width: config.head_width(),
-            vocabulary: config.vocab_size,
-            real,
-        }
-    }
-}
+use crate::graph::choice;
 
 /// Places for windows, of `rows` rows each. Row `r` of the window at place `p` is row `p * rows + r` of a call.
-pub struct Band {
+pub struct HostKvCache {
     rows: usize,
     places: usize,
     /// Keys and values of the windows, one place for each.
@@ -76,18 +37,14 @@ struct Shared {
     buffer: Buffer,
 }
 
-impl Band {
+impl HostKvCache {
     pub fn new(decoder: &Decoder, rows: usize, places: usize) -> Result<Self, ort::Error> {
-        let Decoder { memory, shape, cross, .. } = decoder;
+        let Decoder { shape, cross, .. } = decoder;
         let mut heard = Vec::with_capacity(cross.len());
         for CrossShape { name, element, shape } in cross {
             // Nothing is written there, but left unbound it would be a copy.
             let output = (*element == TensorElementType::Int8).then(|| format!("present_{name}"));
-            heard.push(Shared {
-                input: name.clone(),
-                output,
-                buffer: Buffer::new(memory, *element, places, shape.clone())?,
-            });
+            heard.push(Shared { input: name.clone(), output, buffer: Buffer::new(*element, places, shape.clone())? });
         }
         let mut cache = Vec::with_capacity(2 * shape.layers);
         for layer in 0..shape.layers {
@@ -96,13 +53,16 @@ impl Band {
                 cache.push(Shared {
                     input: format!("self_{kind}_{layer}"),
                     output: Some(format!("present_{kind}_{layer}")),
-                    buffer: Buffer::new(memory, shape.real, places * rows, row)?,
+                    buffer: Buffer::new(shape.real, places * rows, row)?,
                 });
             }
         }
-        let logits =
-            Buffer::new(&Allocator::default(), TensorElementType::Float32, places * rows, vec![shape.vocabulary])?;
+        let logits = Buffer::new(TensorElementType::Float32, places * rows, vec![shape.vocabulary])?;
         Ok(Self { rows, places, cross: heard, cache, logits, binding: None, bound: None })
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     pub fn places(&self) -> usize {
@@ -110,88 +70,73 @@ impl Band {
     }
 
     /// Room for `places` windows; the first `used` keep what they hold.
-    pub fn grow(&mut self, decoder: &Decoder, places: usize, used: usize) -> Result<(), ort::Error> {
+    pub fn grow(&mut self, places: usize, used: usize) -> Result<(), ort::Error> {
         // What is bound points into the old buffers.
         (self.bound, self.binding) = (None, None);
-        let host = Allocator::default();
         self.places = self.places.min(places);
         for Shared { buffer, .. } in &mut self.cross {
-            buffer.grow(&decoder.memory, places, used)?;
+            buffer.grow(places, used)?;
         }
         for Shared { buffer, .. } in &mut self.cache {
-            buffer.grow(&decoder.memory, places * self.rows, used * self.rows)?;
+            buffer.grow(places * self.rows, used * self.rows)?;
         }
-        self.logits.grow(&host, places * self.rows, 0)?;
+        self.logits.grow(places * self.rows, 0)?;
         self.places = places;
         Ok(())
     }
 
     /// The keys and values of one window, where they lie.
-    pub fn cross(&mut self, decoder: &Decoder, place: usize) -> Result<Vec<Cross>, ort::Error> {
+    pub fn cross(&mut self, place: usize) -> Result<Vec<Cross>, ort::Error> {
         let view = |shared: &mut Shared| {
-            let tensor = shared.buffer.view(&decoder.memory, place..place + 1)?;
+            let tensor = shared.buffer.view(place..place + 1)?;
             Ok(Cross { name: shared.input.clone(), tensor })
         };
         self.cross.iter_mut().map(view).collect()
     }
 
     /// Copies a window, of whose rows `length` tokens count.
-    pub fn copy_window(&mut self, decoder: &Decoder, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
+    pub fn copy_window(&mut self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
         for Shared { buffer, .. } in &mut self.cross {
-            buffer.copy_within(&decoder.memory, from, to, None)?;
+            buffer.copy_within(from, to, None)?;
         }
         for row in 0..self.rows {
-            self.copy_row(decoder, from * self.rows + row, to * self.rows + row, length)?;
+            self.copy_row(from * self.rows + row, to * self.rows + row, length)?;
         }
         Ok(())
     }
 
     /// Copies `length` tokens of a row.
-    pub fn copy_row(&mut self, decoder: &Decoder, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
+    pub fn copy_row(&mut self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
         for Shared { buffer, .. } in &mut self.cache {
-            buffer.copy_within(&decoder.memory, from, to, Some(length))?;
+            buffer.copy_within(from, to, Some(length))?;
         }
         Ok(())
     }
 
     /// Takes a window over from a band of one row: each row here begins as that one.
-    pub fn fork(
-        &mut self,
-        decoder: &Decoder,
-        single: &mut Self,
-        from: usize,
-        to: usize,
-        length: usize,
-    ) -> Result<(), ort::Error> {
+    pub fn fork(&mut self, single: &mut Self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
         for (here, there) in self.cross.iter_mut().zip(&mut single.cross) {
-            here.buffer.copy_from(&decoder.memory, &mut there.buffer, from, to, None)?;
+            here.buffer.copy_from(&mut there.buffer, from, to, None)?;
         }
         for (here, there) in self.cache.iter_mut().zip(&mut single.cache) {
             for row in 0..self.rows {
                 let to = to * self.rows + row;
-                here.buffer.copy_from(&decoder.memory, &mut there.buffer, from, to, Some(length))?;
+                here.buffer.copy_from(&mut there.buffer, from, to, Some(length))?;
             }
         }
         Ok(())
     }
 
-    /// Feeds the same number of tokens to each row of the windows at `places`, row after row; `lengths` is how many
-    /// tokens each row holds. Gives the logits after the last token of each.
+    /// See [`super::kv_cache::KvCache::run`]; gives the logits after the last token of each row.
     pub fn run(
         &mut self,
         decoder: &mut Decoder,
         places: Range<usize>,
-        tokens: &[u32],
-        lengths: &[usize],
+        step_input: &StepInput<'_>,
     ) -> Result<&mut [f32], ort::Error> {
-        let count = lengths.len();
-        let step = tokens.len() / count.max(1);
-        let longest = lengths.iter().copied().max().unwrap_or_default() + step;
-        if step == 0 || count != places.len() * self.rows || longest > decoder.shape.slots {
-            let slots = decoder.shape.slots;
-            let problem = format!("{step} tokens for {count} rows, {longest} in the longest, which has {slots} slots");
-            return Err(ort::Error::new(problem));
-        }
+        let StepInput { tokens, lengths, .. } = *step_input;
+        let (count, step) = (lengths.len(), step_input.tokens_per_row());
+        let longest = step_input.longest();
         let rows = places.start * self.rows..places.end * self.rows;
         let mut binding = match self.binding.take() {
             Some(binding) => binding,
@@ -200,7 +145,7 @@ impl Band {
                 decoder.session.get()?.create_binding()?
             }
         };
-        self.bind(&mut binding, &decoder.memory, &places, &rows)?;
+        self.bind(&mut binding, &places, &rows)?;
         let host = Allocator::default();
         let mut input = |name: &str, shape: &[usize], values: &mut dyn Iterator<Item = usize>| {
             let mut tensor = Tensor::<i32>::new(&host, shape.to_vec())?;
@@ -214,11 +159,12 @@ impl Band {
         input("position_ids", &[count, step], &mut lengths.iter().flat_map(|length| *length..length + step))?;
         input("seqlens_k", &[count], &mut lengths.iter().map(|length| length + step - 1))?;
         input("total_sequence_length", &[], &mut std::iter::once(longest))?;
-        if decoder.chooses()? {
+        if decoder.choice.is_some() {
             // The host chooses from the logits here, so the ranges do not matter.
             for name in choice::RANGES {
                 input(name, &[count, 1], &mut std::iter::repeat_n(0, count))?;
             }
+            bind_shapes(&mut binding, [places.len(), count, step], decoder.shape.model_width)?;
         }
         let ran = decoder.session.get()?.run_binding(&binding).map(drop);
         self.binding = Some(binding);
@@ -227,26 +173,20 @@ impl Band {
     }
 
     /// Binds the buffers as they lie at `places`; only the small inputs differ from call to call.
-    fn bind(
-        &mut self,
-        binding: &mut IoBinding,
-        memory: &Allocator,
-        places: &Range<usize>,
-        rows: &Range<usize>,
-    ) -> Result<(), ort::Error> {
+    fn bind(&mut self, binding: &mut IoBinding, places: &Range<usize>, rows: &Range<usize>) -> Result<(), ort::Error> {
         if self.bound.as_ref() == Some(places) {
             return Ok(());
         }
         self.bound = None;
         let caches = self.cache.iter_mut().map(|shared| (shared, rows));
         for (Shared { input, output, buffer }, range) in self.cross.iter_mut().map(|s| (s, places)).chain(caches) {
-            let mut view = buffer.view(memory, range.clone())?;
+            let mut view = buffer.view(range.clone())?;
             binding.bind_input(&*input, &view)?;
             if let Some(output) = output {
                 binding.bind_output(&*output, &mut view)?;
             }
         }
-        let mut logits = self.logits.view(&Allocator::default(), rows.clone())?;
+        let mut logits = self.logits.view(rows.clone())?;
         binding.bind_output("logits", &mut logits)?;
         self.bound = Some(places.clone());
         Ok(())

@@ -17,13 +17,13 @@ use super::LoadError;
 pub type Outcome = Arc<OnceLock<Result<(), LoadError>>>;
 
 /// A session that another thread opens.
-pub struct Opening {
+pub struct PendingSession {
     session: Option<Session>,
     coming: Receiver<Session>,
     outcome: Outcome,
 }
 
-impl Opening {
+impl PendingSession {
     /// Has `open` run on a thread of its own; tells how it ended, and who waits for the session gets it.
     pub fn begin(
         open: impl FnOnce() -> Result<Session, LoadError> + Send + 'static,

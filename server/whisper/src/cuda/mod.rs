@@ -1,0 +1,120 @@
+//! What CUDA needs and whether it is there. ONNX Runtime says only that its CUDA part could not be loaded; this says which
+//! library is missing, which driver is too old, which GPU is not supported.
+//!
+//! | file | job |
+//! |---|---|
+//! | `elf` | names and sections of a library that is not loaded |
+//! | `libraries` | opens the libraries that lie beside the provider, and names the packages of those that are missing |
+//! | `driver` | version, number of GPUs, compute capability |
+//! | `architectures` | the GPUs that the provider holds code for |
+//! | `attention` | a small graph on the GPU, compared with the CPU |
+//! | `precision` | which precisions run on CUDA |
+
+mod architectures;
+mod attention;
+mod driver;
+mod elf;
+mod error;
+mod libraries;
+mod precision;
+
+use std::ffi::c_int;
+use std::path::Path;
+
+use architectures::Support;
+pub use architectures::{Architectures, Capability};
+pub use attention::{Trial, is_out_of_memory, try_attention, try_cuda};
+use driver::Driver;
+pub use error::{CudaError, DriverError};
+pub use libraries::MissingLibrary;
+pub use precision::check_precision;
+
+use crate::engine::Device;
+use crate::graph::Precision;
+use crate::runtime;
+
+/// ONNX Runtime's CUDA part; it lies beside the library.
+pub const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
+/// By default CUDA puts the fastest GPU first; NVML, `nvidia-smi` and people who write `cuda:1` count by bus.
+pub const ORDER_VARIABLE: &str = "CUDA_DEVICE_ORDER";
+pub const ORDER: &str = "PCI_BUS_ID";
+
+/// What works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaFacts {
+    /// The CUDA that the driver is made for: `13000` is 13.0.
+    pub driver: c_int,
+    /// The CUDA that ONNX Runtime is made for; `None`: it does not tell.
+    pub runtime: Option<u32>,
+    pub capability: Capability,
+}
+
+/// Looks whether ONNX Runtime at `ort_library` can use the GPU that CUDA counts as `index`. Opens the libraries that the
+/// CUDA part needs, so that a session finds them whatever `LD_LIBRARY_PATH` says, and takes no memory of a GPU.
+pub fn probe(ort_library: &Path, index: c_int) -> Result<CudaFacts, CudaError> {
+    let provider = ort_library.with_file_name(PROVIDER);
+    if !provider.exists() {
+        return Err(CudaError::NoProvider(provider));
+    }
+    let unreadable = |cause| CudaError::Provider { path: provider.clone(), cause };
+    let opened = libraries::open_all(&provider).map_err(unreadable)?;
+    if !opened.missing.is_empty() {
+        return Err(CudaError::Libraries { missing: opened.missing, driver: opened.driver });
+    }
+    if let Some(cause) = opened.driver {
+        return Err(CudaError::NoDriver(cause));
+    }
+
+    let driver = Driver::start()?;
+    let has = driver.version()?;
+    if let Some(needs) = opened.cuda.filter(|needs| c_int::try_from(*needs).is_ok_and(|needs| has / 1000 < needs)) {
+        return Err(CudaError::OldDriver { has, needs });
+    }
+    let count = driver.count()?;
+    if !(0..count).contains(&index) {
+        return Err(CudaError::NoSuchGpu { index, count });
+    }
+
+    let capability = driver.capability(index)?;
+    let library = elf::Library::open(&provider).map_err(unreadable)?;
+    match architectures::support(&library, capability).map_err(unreadable)? {
+        Support::Lacks(architectures) => Err(CudaError::Architecture { index, has: capability, architectures }),
+        Support::Runs | Support::Unknown => Ok(CudaFacts { driver: has, runtime: opened.cuda, capability }),
+    }
+}
+
+/// What must hold before a model of this precision is loaded on `device` with the ONNX Runtime that this process has loaded.
+/// Where the device is a GPU, the libraries of its provider are open afterwards.
+pub fn prepare(device: Device, precision: Precision) -> Result<(), CudaError> {
+    check_precision(device, precision)?;
+    match (device, runtime::library()) {
+        (Device::Cuda { index }, Ok(library)) => probe(&library, index).map(drop),
+        // The load says itself that there is no ONNX Runtime.
+        (Device::Cuda { .. }, Err(_)) | (Device::Cpu, _) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_for_cpus_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("libonnxruntime.so");
+        let error = probe(&library, 0).unwrap_err().to_string();
+        assert!(error.contains(PROVIDER) && error.contains("docs/gpu.md"), "{error}");
+        std::fs::write(folder.path().join(PROVIDER), "not a library").unwrap();
+        assert!(matches!(probe(&library, 0), Err(CudaError::Provider { .. })));
+    }
+
+    #[test]
+    fn each_missing_part_has_its_own_words() {
+        let old = CudaError::OldDriver { has: 12040, needs: 13 }.to_string();
+        assert!(old.contains("CUDA 12.4") && old.contains("CUDA 13"), "{old}");
+        let none = CudaError::NoDriver("no such file".to_owned()).to_string();
+        assert!(none.starts_with("no NVIDIA driver") && !none.contains("LD_LIBRARY_PATH"), "{none}");
+        let refused = CudaError::Driver(DriverError { code: 100, text: "no device".to_owned() }).to_string();
+        assert!(refused.contains("no device (error 100); CUDA sees no GPU"), "{refused}");
+    }
+}
