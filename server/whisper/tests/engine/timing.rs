@@ -82,11 +82,12 @@ fn words_are_the_reference_s() {
     assert!(largest_probability < 2e-3, "{largest_probability}");
 }
 
-/// Where 8 bits write the same text, the words are at nearly the same places.
+/// Where 8 bits write the same text, the words are at nearly the same places. Beside a long pause a word may come to lie at the
+/// other end of it: which one does depends on how the processor sums products of 8 bits (with VNNI or without).
 #[test]
 fn words_in_8_bits_are_near() {
     let engine = engine(Precision::Int8);
-    let (mut off, mut words, mut recordings_compared) = (0, 0, 0);
+    let (mut off, mut words, mut recordings_compared) = (0_u32, 0_u32, 0);
     let (mut largest, mut total) = (0.0_f64, 0.0);
     for name in recordings() {
         let parity = json(&format!("parity/{name}.json"));
@@ -104,17 +105,21 @@ fn words_in_8_bits_are_near() {
             for (found, expected) in [(word.start_seconds, &expected["start"]), (word.end_seconds, &expected["end"])] {
                 let difference = (found - expected.as_f64().unwrap()).abs();
                 largest = largest.max(difference);
-                total += difference;
                 words += 1;
-                off += usize::from(difference > 0.1);
+                if difference > 0.1 {
+                    off += 1;
+                } else {
+                    total += difference;
+                }
             }
         }
     }
-    let mean = total / f64::from(words);
+    let mean = total / f64::from(words - off);
     println!(
-        "{recordings_compared} recordings, {words} times: {mean:.4} s off in the mean, {largest:.2} s at most, {off} by more than 0.1 s"
+        "{recordings_compared} recordings, {words} times: {off} off by more than 0.1 s, {largest:.2} s at most, the others by {mean:.4} s in the mean"
     );
     assert!(recordings_compared >= 10 && words > 100);
+    assert!(off * 100 <= 3 * words, "{off} of {words}");
     assert!(mean < 0.03, "{mean}");
 }
 
