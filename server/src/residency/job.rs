@@ -147,7 +147,9 @@ pub(super) async fn attempt(
             JobEvent::Failed { kind, message } => {
                 return Err(match kind {
                     FailureKind::Invalid => Attempt::Answered(JobError::Invalid(message)),
-                    FailureKind::Engine | FailureKind::Cancelled => Attempt::Answered(JobError::Failed(message)),
+                    FailureKind::Engine | FailureKind::Cancelled | FailureKind::DeviceLost => {
+                        Attempt::Answered(JobError::Failed(message))
+                    }
                     FailureKind::OutOfMemory => Attempt::OutOfMemory(message),
                 });
             }

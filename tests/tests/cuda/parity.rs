@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use hush_server::audio::{self, DecodeOptions};
@@ -16,6 +17,9 @@ use hush_whisper::{
 };
 
 const ROWS: usize = 8;
+const TIME_TOLERANCE_SECONDS: f64 = 0.041;
+/// Of fp16, whose sums are formed in another order.
+const PROBABILITY_TOLERANCE: f64 = 0.02;
 
 struct Engines {
     cpu: Engine,
@@ -117,13 +121,17 @@ fn differences(name: &str, cpu: &[Segment], gpu: &[Segment]) -> Vec<String> {
             let is_near = (cpu - gpu).abs() <= tolerance;
             (!is_near).then(|| format!("{name}: segment {id}: {what} {gpu}, {cpu} on the CPU"))
         };
-        different.extend(near("end", cpu.end_seconds, gpu.end_seconds, 1e-3));
-        different.extend(near("avg_logprob", cpu.avg_logprob, gpu.avg_logprob, 0.02));
-        different.extend(near("no_speech_prob", cpu.no_speech_prob, gpu.no_speech_prob, 0.02));
+        // Two frames: rounding may move the end of a word, and with words that is the end of its segment, and where the next
+        // window begins. Another window has other probabilities.
+        different.extend(near("end", cpu.end_seconds, gpu.end_seconds, TIME_TOLERANCE_SECONDS));
+        if cpu.seek == gpu.seek {
+            different.extend(near("avg_logprob", cpu.avg_logprob, gpu.avg_logprob, PROBABILITY_TOLERANCE));
+            different.extend(near("no_speech_prob", cpu.no_speech_prob, gpu.no_speech_prob, PROBABILITY_TOLERANCE));
+        }
         for (cpu, gpu) in cpu.words.iter().zip(&gpu.words) {
-            different.extend(near("start of a word", cpu.start_seconds, gpu.start_seconds, 0.041));
-            different.extend(near("end of a word", cpu.end_seconds, gpu.end_seconds, 0.041));
-            different.extend(near("probability", cpu.probability.into(), gpu.probability.into(), 0.02));
+            different.extend(near("start of a word", cpu.start_seconds, gpu.start_seconds, TIME_TOLERANCE_SECONDS));
+            different.extend(near("end of a word", cpu.end_seconds, gpu.end_seconds, TIME_TOLERANCE_SECONDS));
+            different.extend(near("probability", cpu.probability.into(), gpu.probability.into(), 0.05));
         }
         let words = |segment: &Segment| segment.words.iter().map(|word| word.text.clone()).collect::<Vec<_>>();
         if words(cpu) != words(gpu) {
@@ -135,13 +143,14 @@ fn differences(name: &str, cpu: &[Segment], gpu: &[Segment]) -> Vec<String> {
 
 fn all_agree(names: &[String], options: &TranscribeOptions) -> Result<()> {
     let Some(engines) = engines()? else { return Ok(()) };
+    let begun = Instant::now();
     let mut wrong = Vec::new();
     for name in names {
         let (cpu, gpu) = (transcribe(&engines.cpu, name, options)?, transcribe(&engines.gpu, name, options)?);
         wrong.extend(differences(name, &cpu, &gpu));
     }
     ensure!(wrong.is_empty(), "{} differences in {} recordings:\n{}", wrong.len(), names.len(), wrong.join("\n"));
-    println!("{} recordings with the CPU's tokens", names.len());
+    println!("{} recordings with the CPU's tokens, {:.0} s", names.len(), begun.elapsed().as_secs_f64());
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 use std::{env, fs, process, thread};
 
-use hush_whisper::{LanguageProbability, PcmSource, Sink, TranscribeOptions, Transcript};
+use hush_whisper::{LanguageProbability, PcmSource, Sink, TranscribeOptions, Transcript, cuda};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -61,12 +61,19 @@ pub enum WorkFailure {
     Invalid(String),
     Engine(String),
     OutOfMemory(String),
+    DeviceLost(String),
 }
 
 impl WorkFailure {
     /// A failure of the engine, by what it says. ONNX Runtime has no code of its own for a device that is full.
     pub fn of_engine(message: String) -> Self {
-        if hush_whisper::cuda::is_out_of_memory(&message) { Self::OutOfMemory(message) } else { Self::Engine(message) }
+        if cuda::is_out_of_memory(&message) {
+            Self::OutOfMemory(message)
+        } else if cuda::is_device_lost(&message) {
+            Self::DeviceLost(message)
+        } else {
+            Self::Engine(message)
+        }
     }
 
     fn into_parts(self) -> (FailureKind, String) {
@@ -75,6 +82,7 @@ impl WorkFailure {
             Self::Invalid(message) => (FailureKind::Invalid, message),
             Self::Engine(message) => (FailureKind::Engine, message),
             Self::OutOfMemory(message) => (FailureKind::OutOfMemory, message),
+            Self::DeviceLost(message) => (FailureKind::DeviceLost, message),
         }
     }
 }
@@ -193,7 +201,7 @@ fn work<M: Model>(model: &M, job: Job, voice: &Voice) {
         // The server hears of the load, and ends this process.
         Err(_) if model.settle().is_err() => {}
         Err(failure) => {
-            if let WorkFailure::Engine(problem) = &failure {
+            if let WorkFailure::Engine(problem) | WorkFailure::DeviceLost(problem) = &failure {
                 tracing::error!(job = id, "the engine failed: {problem}");
             }
             voice.fail(id, failure);

@@ -13,6 +13,7 @@ use ort::{
 };
 
 use super::error::CudaError;
+use super::failure::is_out_of_memory;
 use crate::onnx::{Element, Graph};
 use crate::runtime;
 
@@ -53,20 +54,6 @@ fn compare(index: c_int, expected: &[f32], found: &[f32]) -> Result<(), CudaErro
         Some((expected, found)) => Err(CudaError::Wrong { index, expected: *expected, found: *found }),
         None => Ok(()),
     }
-}
-
-/// How ONNX Runtime's arena (with and without a limit), CUDA, cuBLAS and cuDNN say that the device is full.
-pub fn is_out_of_memory(message: &str) -> bool {
-    const SIGNS: &[&str] = &[
-        "Failed to allocate memory for requested buffer",
-        "is smaller than requested bytes",
-        "cudaErrorMemoryAllocation",
-        "CUDA_ERROR_OUT_OF_MEMORY",
-        "out of memory",
-        "CUBLAS_STATUS_ALLOC_FAILED",
-        "CUDNN_STATUS_ALLOC_FAILED",
-    ];
-    SIGNS.iter().any(|sign| message.contains(sign))
 }
 
 /// The operators of the models that choose their kernels by the GPU: a projection, attention to a cache, and attention to what

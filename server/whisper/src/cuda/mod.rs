@@ -8,6 +8,7 @@
 //! | `driver` | version, number of GPUs, compute capability |
 //! | `architectures` | the GPUs that the provider holds code for |
 //! | `attention` | a small graph on the GPU, compared with the CPU |
+//! | `failure` | what a failure on a GPU means |
 //! | `precision` | which precisions run on CUDA |
 
 mod architectures;
@@ -15,6 +16,7 @@ mod attention;
 mod driver;
 mod elf;
 mod error;
+mod failure;
 mod libraries;
 mod precision;
 
@@ -23,9 +25,10 @@ use std::path::Path;
 
 use architectures::Support;
 pub use architectures::{Architectures, Capability};
-pub use attention::{Trial, is_out_of_memory, try_attention, try_cuda};
+pub use attention::{Trial, try_attention, try_cuda};
 use driver::Driver;
 pub use error::{CudaError, DriverError};
+pub use failure::{is_device_lost, is_out_of_memory};
 pub use libraries::MissingLibrary;
 pub use precision::check_precision;
 
