@@ -2,7 +2,7 @@
 //! variables once.
 
 #![allow(unsafe_code, reason = "a C interface: each function is called with the types that the double declares")]
-#![allow(non_snake_case, reason = "the names are NVIDIA's")]
+#![allow(non_snake_case, clippy::too_many_arguments, reason = "the names and the arguments are NVIDIA's")]
 
 use std::env;
 use std::ffi::{c_char, c_void};
@@ -130,7 +130,7 @@ impl Api {
         written(ptr::null_mut(), |pointer| self.cudaMalloc(pointer, bytes))
     }
 
-    pub fn pinned(&self, bytes: usize) -> &mut [u8] {
+    pub fn pinned(&self, bytes: usize) -> &'static mut [u8] {
         let pointer = written(ptr::null_mut(), |pointer| self.cudaHostAlloc(pointer, bytes, 0));
         // SAFETY: it was allocated with this length just now, and lives as long as the process.
         unsafe { std::slice::from_raw_parts_mut(pointer.cast(), bytes) }

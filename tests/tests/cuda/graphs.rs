@@ -12,6 +12,8 @@ use crate::api::{
 /// `onnxruntime::cuda::RangeKernel<float>(float start, float delta, long count, float* out)`
 const RANGE: &std::ffi::CStr = c"_ZN11onnxruntime4cuda11RangeKernelIfEEvT_S2_lPS2_";
 
+type Call<'a> = Box<dyn FnMut() -> i32 + 'a>;
+
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
 }
@@ -80,7 +82,7 @@ fn what_cannot_be_recorded_is_refused_and_spoils_the_recording() {
         let mut pageable = [0_u8; 16];
         let pageable: Pointer = pageable.as_mut_ptr().cast();
         let mut pointer = ptr::null_mut();
-        let mut forbidden: Vec<(&str, Box<dyn FnMut() -> i32>)> = vec![
+        let mut forbidden: Vec<(&str, Call<'_>)> = vec![
             ("cudaMalloc", Box::new(|| api.cudaMalloc(&mut pointer, 16))),
             ("cudaStreamSynchronize", Box::new(|| api.cudaStreamSynchronize(stream))),
             ("cudaDeviceSynchronize", Box::new(|| api.cudaDeviceSynchronize())),

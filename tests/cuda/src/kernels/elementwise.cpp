@@ -35,53 +35,85 @@ Work with_wide(Wide wide, Body body) {
     return {};
 }
 
-// Which value of an operand belongs to the result's value of a number.
-using Index = std::function<size_t(size_t)>;
-
-size_t same(size_t n) { return n; }
-size_t first(size_t) { return 0; }
-
-// The index of an operand that is broadcast: the result's number taken apart by its dimensions, put together by strides.
-Index by_strides(const Longs& strides, const Divisors& dimensions) {
-    return [=](size_t n) {
-        size_t index = 0;
-        for (int d = 0; d < dimensions.size; ++d) {
-            auto divisor = static_cast<size_t>(dimensions.data[d].divisor);
-            index += static_cast<size_t>(strides.data[d]) * (n / divisor);
-            n %= divisor;
+// Which value of an operand belongs to each value of the result: the result's number is taken apart by dimensions and put
+// together by the operand's strides.
+class Broadcast {
+public:
+    // `divisors`: how many results lie behind one step of each dimension.
+    Broadcast(std::vector<size_t> divisors, std::vector<size_t> strides)
+        : divisors_(std::move(divisors)), strides_(std::move(strides)) {
+        if (divisors_.empty() || divisors_.back() != 1) {
+            divisors_.push_back(1);
+            strides_.push_back(0);
         }
-        return index;
-    };
-}
+    }
+    static Broadcast each() { return {{1}, {1}}; }
+    static Broadcast one() { return {{1}, {0}}; }
+    static Broadcast of(const Longs& strides, const Divisors& dimensions) {
+        std::vector<size_t> divisors, steps;
+        for (int d = 0; d < dimensions.size; ++d) {
+            divisors.push_back(static_cast<size_t>(dimensions.data[d].divisor));
+            steps.push_back(static_cast<size_t>(strides.data[d]));
+        }
+        return {divisors, steps};
+    }
 
-template <class C>
-struct Source {
-    std::function<void(size_t from, size_t count, C* to)> load;
+    // How many values of the operand `count` results use, from the first to the last.
+    size_t span(size_t count) const {
+        if (count == 0) return 0;
+        size_t last = (count - 1) / divisors_[0] * strides_[0];
+        for (size_t d = 1; d < divisors_.size(); ++d) last += (divisors_[d - 1] / divisors_[d] - 1) * strides_[d];
+        return last + 1;
+    }
+
+    // Calls `run` with the first place, the step between places, and the number of results, for one stretch of results
+    // along the last dimension after the other.
+    template <class Run>
+    void runs(size_t from, size_t count, Run run) const {
+        size_t inner = divisors_.size() - 1;
+        while (count > 0) {
+            size_t rest = from, place = 0;
+            for (size_t d = 0; d < inner; ++d) {
+                place += rest / divisors_[d] * strides_[d];
+                rest %= divisors_[d];
+            }
+            size_t length = inner == 0 ? count : std::min(count, divisors_[inner - 1] - rest);
+            run(place + rest * strides_[inner], strides_[inner], length);
+            from += length;
+            count -= length;
+        }
+    }
+
+private:
+    std::vector<size_t> divisors_, strides_;
 };
 
-// How many values of an operand are used by `count` results.
-size_t span(const Index& index, size_t count) {
-    size_t last = 0;
-    for (size_t n = 0; n < count; ++n) last = std::max(last, index(n));
-    return count == 0 ? 0 : last + 1;
+template <class C, class T>
+void widen(const T* from, size_t step, size_t count, C* to) {
+    if constexpr (std::is_same_v<T, half>) {
+        if (step == 1 && std::is_same_v<C, float>) return to_float(from, reinterpret_cast<float*>(to), count);
+        for (size_t n = 0; n < count; ++n) to[n] = static_cast<C>(float(from[n * step]));
+    } else {
+        if (step == 1) for (size_t n = 0; n < count; ++n) to[n] = static_cast<C>(from[n]);
+        else for (size_t n = 0; n < count; ++n) to[n] = static_cast<C>(from[n * step]);
+    }
 }
 
+// Loads `count` values of an operand, from the one of the result's number `from` on.
 template <class C>
-std::function<void(size_t, size_t, C*)> loader(const std::string& type, DevicePointer<char> data, Index index, bool plain,
-                                               size_t count) {
-    std::function<void(size_t, size_t, C*)> load;
+using Load = std::function<void(size_t from, size_t count, C* to)>;
+
+template <class C>
+Load<C> loader(const std::string& type, DevicePointer<char> data, const Broadcast& broadcast, size_t results) {
+    Load<C> load;
     with_type(type, [&](auto sample) {
         using T = decltype(sample);
-        const T* values = DevicePointer<T>{data.address}.at(plain ? count : span(index, count));
-        load = [=](size_t from, size_t length, C* to) {
-            if constexpr (std::is_same_v<T, half> && std::is_same_v<C, float>) {
-                if (plain) return to_float(values + from, to, length);
-            }
-            for (size_t n = 0; n < length; ++n) {
-                const T& value = values[plain ? from + n : index(from + n)];
-                if constexpr (std::is_same_v<T, half>) to[n] = static_cast<C>(float(value));
-                else to[n] = static_cast<C>(value);
-            }
+        const T* values = DevicePointer<T>{data.address}.at(broadcast.span(results));
+        load = [=](size_t from, size_t count, C* to) {
+            broadcast.runs(from, count, [&](size_t place, size_t step, size_t length) {
+                widen<C, T>(values + place, step, length, to);
+                to += length;
+            });
         };
         return true;
     });
@@ -172,11 +204,8 @@ Binary<C> binary(const std::string& name) {
 struct Operand {
     std::string type;
     DevicePointer<char> data;
-    Index index;
-    bool plain;
+    Broadcast broadcast = Broadcast::each();
 };
-
-Operand plain(const std::string& type, DevicePointer<char> data) { return {type, data, same, true}; }
 
 Work binary_work(const std::string& functor, const Operand& a, const Operand& b, const std::string& type,
                  DevicePointer<char> out, size_t count) {
@@ -191,8 +220,8 @@ Work binary_work(const std::string& functor, const Operand& a, const Operand& b,
         Binary<C> operation = binary<C>(operation_of(functor));
         if (operation == nullptr) return {};
         return [=] {
-            auto load_a = loader<C>(a.type, a.data, a.index, a.plain, count);
-            auto load_b = loader<C>(b.type, b.data, b.index, b.plain, count);
+            auto load_a = loader<C>(a.type, a.data, a.broadcast, count);
+            auto load_b = loader<C>(b.type, b.data, b.broadcast, count);
             auto store = storer<C>(type, out, count);
             std::array<C, block> left, right, result;
             for (size_t at = 0; at < count; at += block) {
@@ -206,7 +235,7 @@ Work binary_work(const std::string& functor, const Operand& a, const Operand& b,
     });
 }
 
-bool counts_by_int(const std::vector<std::string>& arguments) { return arguments.back() == "int"; }
+bool counts_by_int(const KernelName::Arguments& arguments) { return arguments.back() == "int"; }
 
 }  // namespace
 
@@ -215,8 +244,7 @@ KERNEL(_BinaryElementWiseSimple) {
     const auto& types = launch.name.arguments;
     if (!counts_by_int(types)) return {};
     auto operand = [&](int n, const std::string& each_place, const std::string& type) {
-        bool each_one = each_place == "true";
-        return Operand{type, launch.device<char>(n), each_one ? Index(same) : Index(first), each_one};
+        return Operand{type, launch.device<char>(n), each_place == "true" ? Broadcast::each() : Broadcast::one()};
     };
     return binary_work(types[5], operand(0, types[0], types[3]), operand(1, types[1], types[4]), types[2],
                        launch.device<char>(2), launch.value<unsigned>(4));
@@ -227,8 +255,8 @@ KERNEL(_BinaryElementWiseRhsPerChannelBatch1) {
     const auto& types = launch.name.arguments;
     if (!counts_by_int(types)) return {};
     auto height = static_cast<size_t>(launch.value<DivMod>(2).divisor);
-    Operand rhs{types[2], launch.device<char>(1), [=](size_t n) { return n / height; }, false};
-    return binary_work(types[3], plain(types[1], launch.device<char>(0)), rhs, types[0], launch.device<char>(3),
+    Operand rhs{types[2], launch.device<char>(1), Broadcast({height}, {1})};
+    return binary_work(types[3], {types[1], launch.device<char>(0)}, rhs, types[0], launch.device<char>(3),
                        launch.value<unsigned>(5));
 }
 
@@ -238,8 +266,8 @@ KERNEL(_BinaryElementWiseRhsPerChannelBatchN) {
     if (!counts_by_int(types)) return {};
     auto height = static_cast<size_t>(launch.value<DivMod>(2).divisor);
     auto channels = static_cast<size_t>(launch.value<DivMod>(3).divisor);
-    Operand rhs{types[2], launch.device<char>(1), [=](size_t n) { return n / height % channels; }, false};
-    return binary_work(types[3], plain(types[1], launch.device<char>(0)), rhs, types[0], launch.device<char>(4),
+    Operand rhs{types[2], launch.device<char>(1), Broadcast({height * channels, height}, {0, 1})};
+    return binary_work(types[3], {types[1], launch.device<char>(0)}, rhs, types[0], launch.device<char>(4),
                        launch.value<unsigned>(6));
 }
 
@@ -251,7 +279,7 @@ KERNEL(_BinaryElementWise) {
     auto dimensions = launch.value<Divisors>(5);
     auto operand = [&](int strides, const std::string& type, bool computed) {
         auto data = launch.device<char>(strides + 1);
-        return computed ? Operand{type, data, by_strides(launch.value<Longs>(strides), dimensions), false} : plain(type, data);
+        return Operand{type, data, computed ? Broadcast::of(launch.value<Longs>(strides), dimensions) : Broadcast::each()};
     };
     return binary_work(types[3], operand(1, types[1], types[4] == "true"), operand(3, types[2], types[5] == "true"), types[0],
                        launch.device<char>(6), launch.value<unsigned>(8));
@@ -266,7 +294,7 @@ KERNEL(VariadicElementWiseNoBroadcastInputBatchKernel) {
     std::vector<Work> steps;
     for (int n = 1; n < inputs.size; ++n) {
         DevicePointer<char> so_far = n == 1 ? DevicePointer<char>{inputs.data[0]} : out;
-        steps.push_back(binary_work(types[1], plain(types[0], so_far), plain(types[0], {inputs.data[n]}), types[0], out, count));
+        steps.push_back(binary_work(types[1], {types[0], so_far}, {types[0], {inputs.data[n]}}, types[0], out, count));
         if (!steps.back()) return {};
     }
     return [=] { for (const Work& step : steps) step(); };
@@ -333,7 +361,7 @@ KERNEL(_UnaryElementWise) {
         auto operation = unary<C>(operation_of(types[2]));
         if (operation == nullptr) return {};
         return [=] {
-            auto load = loader<C>(from, in, same, true, count);
+            auto load = loader<C>(from, in, Broadcast::each(), count);
             auto store = storer<C>(to, out, count);
             std::array<C, block> values;
             for (size_t at = 0; at < count; at += block) {
@@ -348,48 +376,58 @@ KERNEL(_UnaryElementWise) {
 
 namespace {
 
-template <class T>
-Work where(DevicePointer<bool> condition, Index condition_index, DevicePointer<T> yes, Index yes_index, DevicePointer<T> no,
-           Index no_index, DevicePointer<T> out, size_t count) {
-    return [=] {
-        const bool* choose = condition.at(span(condition_index, count));
-        const T* a = yes.at(span(yes_index, count));
-        const T* b = no.at(span(no_index, count));
-        T* to = out.at(count);
-        for (size_t n = 0; n < count; ++n) to[n] = choose[condition_index(n)] ? a[yes_index(n)] : b[no_index(n)];
-    };
+Work where(const std::string& type, const Operand& condition, const Operand& yes, const Operand& no, DevicePointer<char> out,
+           size_t count) {
+    // Nothing is computed: a type that holds each value is enough.
+    return with_wide(wide_of(type), [&](auto sample) -> Work {
+        using C = decltype(sample);
+        return [=] {
+            auto choose = loader<long>("bool", condition.data, condition.broadcast, count);
+            auto load_yes = loader<C>(type, yes.data, yes.broadcast, count);
+            auto load_no = loader<C>(type, no.data, no.broadcast, count);
+            auto store = storer<C>(type, out, count);
+            std::array<long, block> chosen;
+            std::array<C, block> left, right;
+            for (size_t at = 0; at < count; at += block) {
+                size_t length = std::min(block, count - at);
+                choose(at, length, chosen.data());
+                load_yes(at, length, left.data());
+                load_no(at, length, right.data());
+                for (size_t n = 0; n < length; ++n) left[n] = chosen[n] != 0 ? left[n] : right[n];
+                store(at, length, left.data());
+            }
+        };
+    });
 }
 
 // `(BroadcastIndexType)0`: each place; 1: one value; 2: by strides.
-char broadcast_of(const std::string& argument) { return argument.back(); }
+char broadcast_of(const std::string& argument) { return argument.empty() ? '?' : argument.back(); }
 
 }  // namespace
 
 // <T, three kinds of broadcast, ...>(bool* condition, T* yes, T* no, T* out, n)
 KERNEL(_TenaryElementWiseSimple) {
     const auto& types = launch.name.arguments;
-    auto index = [&](size_t n) { return broadcast_of(types[n]) == '0' ? Index(same) : Index(first); };
-    return with_type(types[0], [&](auto sample) -> Work {
-        using T = decltype(sample);
-        return where<T>(launch.device<bool>(0), index(1), launch.device<T>(1), index(2), launch.device<T>(2), index(3),
-                        launch.device<T>(3), launch.value<unsigned>(4));
-    });
+    if (size_of_type(types[0]) == 0) return {};
+    auto operand = [&](size_t kind, int n) {
+        Broadcast broadcast = broadcast_of(types[kind]) == '0' ? Broadcast::each() : Broadcast::one();
+        return Operand{types[0], launch.device<char>(n), broadcast};
+    };
+    return where(types[0], operand(1, 0), operand(2, 1), operand(3, 2), launch.device<char>(3), launch.value<unsigned>(4));
 }
 
 // <T, three kinds of broadcast, ...>(rank, strides, bool* condition, strides, T* yes, strides, T* no, dimensions, T* out, n)
 KERNEL(_TenaryElementWise) {
     const auto& types = launch.name.arguments;
+    if (size_of_type(types[0]) == 0) return {};
     auto dimensions = launch.value<Divisors>(7);
-    auto index = [&](size_t n, int strides) {
-        char kind = broadcast_of(types[n]);
-        if (kind == '0') return Index(same);
-        return kind == '1' ? Index(first) : by_strides(launch.value<Longs>(strides), dimensions);
+    auto operand = [&](size_t kind, int strides) {
+        Broadcast broadcast = Broadcast::each();
+        if (broadcast_of(types[kind]) == '1') broadcast = Broadcast::one();
+        if (broadcast_of(types[kind]) == '2') broadcast = Broadcast::of(launch.value<Longs>(strides), dimensions);
+        return Operand{types[0], launch.device<char>(strides + 1), broadcast};
     };
-    return with_type(types[0], [&](auto sample) -> Work {
-        using T = decltype(sample);
-        return where<T>(launch.device<bool>(2), index(1, 1), launch.device<T>(4), index(2, 3), launch.device<T>(6),
-                        index(3, 5), launch.device<T>(8), launch.value<unsigned>(9));
-    });
+    return where(types[0], operand(1, 1), operand(2, 3), operand(3, 5), launch.device<char>(8), launch.value<unsigned>(9));
 }
 
 // <T>(T* in, T* out, T* low, T* high, T lowest, T highest, n)

@@ -17,19 +17,30 @@ KERNEL(_SliceKernel) {
     auto count = static_cast<size_t>(launch.value<int>(6));
     return [=] {
         char* to = out.at(count * values.size);
-        auto source = [&](size_t n) {
-            long at = 0;
-            for (int d = 0; d < rank - 1; ++d) {
-                size_t size = divisor(dimensions.data[d]);
-                at += (starts.data[d] + static_cast<long>(n / size) * steps.data[d]) * strides.data[d];
-                n %= size;
+        if (count == 0) return;
+        // Rows along the last dimension; each begins at a place that the others say.
+        int last = rank - 1;
+        size_t row = last == 0 ? count : divisor(dimensions.data[last - 1]);
+        auto start = [&](size_t n) {
+            long at = starts.data[last];
+            for (int d = 0; d < last; ++d) {
+                at += (starts.data[d] + static_cast<long>(n / divisor(dimensions.data[d])) * steps.data[d]) * strides.data[d];
+                n %= divisor(dimensions.data[d]);
             }
-            return static_cast<size_t>(at + starts.data[rank - 1] + static_cast<long>(n) * steps.data[rank - 1]);
+            return at;
         };
-        size_t last = 0;
-        for (size_t n = 0; n < count; ++n) last = std::max(last, source(n));
-        const char* from = in.at(count == 0 ? 0 : (last + 1) * values.size);
-        for (size_t n = 0; n < count; ++n) values.copy(to, n, from, source(n));
+        long step = steps.data[last];
+        long length = static_cast<long>(row) - 1, end = 0;
+        for (size_t n = 0; n < count; n += row) end = std::max({end, start(n) + 1, start(n) + length * step + 1});
+        const char* from = in.at(static_cast<size_t>(end) * values.size);
+        for (size_t n = 0; n < count; n += row) {
+            long at = start(n);
+            if (step == 1) {
+                std::memcpy(to + n * values.size, from + static_cast<size_t>(at) * values.size, row * values.size);
+                continue;
+            }
+            for (size_t k = 0; k < row; ++k) values.copy(to, n + k, from, static_cast<size_t>(at + static_cast<long>(k) * step));
+        }
     };
 }
 
