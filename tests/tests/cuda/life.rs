@@ -123,11 +123,12 @@ fn a_device_that_is_lost_costs_its_runner_and_not_the_server() -> Result<()> {
     let server = cuda.server(&["--idle-timeout", "0"])?;
     answered(&server)?;
     let first = runner(&server)?;
-    cuda.change(|script| script.launches_before_failure = Some(20))?;
+    cuda.change(|script| script.launches_before_failure = Some(3))?;
     let request = ask(&server, "en-1.wav");
-    wait_for("the runner with the lost device is gone", SOON, || {
+    let gone = wait_for("the runner with the lost device is gone", SOON, || {
         Ok((!server.runners()?.contains(&first)).then_some(()))
-    })?;
+    });
+    gone.with_context(|| server.log().join("\n"))?;
     cuda.change(|script| script.launches_before_failure = None)?;
     // It was tried once more on a fresh runner, before or after the device came back.
     let response = answer(request)?;
