@@ -82,10 +82,19 @@ fn words_are_the_reference_s() {
     assert!(largest_probability < 2e-3, "{largest_probability}");
 }
 
-/// Where 8 bits write the same text, the words are at nearly the same places.
 #[test]
 fn words_in_8_bits_are_near() {
-    let engine = engine(Precision::Int8);
+    words_are_near(Precision::Int8);
+}
+
+#[test]
+fn words_in_16_bits_are_near() {
+    words_are_near(Precision::Fp16);
+}
+
+/// Where a precision writes the same text, the words are at nearly the same places.
+fn words_are_near(precision: Precision) {
+    let engine = engine(precision);
     let (mut off, mut words, mut recordings_compared) = (0, 0, 0);
     let (mut largest, mut total) = (0.0_f64, 0.0);
     for name in recordings() {
