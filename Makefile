@@ -215,7 +215,7 @@ test-docs: $(TOOLS) ort $(PACKAGES)/.tests ## Test the documentation: links, exa
 licences: ## Licences of what is built, and advisories where cargo-deny is installed
 	if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; else $(PYTHON) scripts/check-licences; fi
 
-bench: build ort models $(PACKAGES)/.bench ## Print the figures, each beside a peer's (ARGS= sections)
+bench: build ort models $(if $(filter cuda,$(ARGS)),cuda-double) $(PACKAGES)/.bench ## Print the figures, each beside a peer's (ARGS= sections)
 	$(CARGO) build --locked --release --workspace --bins
 	PYTHONPATH=$(abspath $(PACKAGES)) $(PYTHON) tests/bench/run.py $(ARGS)
 

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use hush_controller::cli::{Cli, run};
 use hush_controller::kubectl::{self, AsPlugin, is_called_as_plugin};
+use hush_log::{errorln, explain};
 
 fn main() -> ExitCode {
+    hush_log::install_panic_hook();
     let ended = if is_called_as_plugin(std::env::args_os().next().as_deref()) {
         kubectl::run(AsPlugin::parse().plugin)
     } else {
@@ -16,7 +18,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            errorln!("error: {}", explain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

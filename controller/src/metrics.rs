@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hush_contract::metrics::{Family, Kind};
 use hush_core::{Decision, GpuReason, Plan, Pressure, SkipReason};
+use hush_log::DroppedLines;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -40,6 +41,8 @@ pub struct Metrics {
     /// `{source}`: 1 when it was good the last time it was read.
     pub source_valid: IntGaugeVec,
     pub policies: IntGauge,
+    /// In a cluster, where each policy is an object of its own.
+    pub policies_invalid: IntGauge,
     /// 1 while this controller may act.
     pub acting: IntGauge,
 }
@@ -119,8 +122,18 @@ impl Metrics {
                 &["source"],
             )?,
             policies: made.gauge("hush_controller_policies", "Policies in force.")?,
+            policies_invalid: made.gauge(
+                "hush_controller_policies_invalid",
+                "Policies in the cluster whose last edit is not valid; what was valid before it is in force.",
+            )?,
             acting: made.gauge("hush_controller_acting", "1 while this controller may act, 0 while it only observes.")?,
-            families: made.families.into_inner(),
+            families: {
+                made.dropped_lines(
+                    "hush_controller_log_lines_dropped_total",
+                    "Log lines that could not be written: standard error was closed, full or stuck.",
+                )?;
+                made.families.into_inner()
+            },
             registry,
         })
     }
@@ -220,6 +233,13 @@ impl Maker<'_> {
 
     fn gauge(&self, name: Text, help: Text) -> prometheus::Result<IntGauge> {
         self.keep(IntGauge::new(name, help)?, Kind::Gauge, name, help, &[])
+    }
+
+    /// A counter that is read from the log when it is scraped.
+    fn dropped_lines(&self, name: Text, help: Text) -> prometheus::Result<()> {
+        self.registry.register(Box::new(DroppedLines::new(name, help)?))?;
+        self.families.borrow_mut().push(Family { name, kind: Kind::Counter, labels: &[], help });
+        Ok(())
     }
 
     /// Gauges of seconds, which are not whole.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 use std::io::Write;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn check(text: &str) -> Output {
     let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
@@ -86,4 +86,86 @@ fn other_objects_and_names_used_twice_are_refused() {
     let said = String::from_utf8(check(&format!("{}---\n{}", policy(""), policy(""))).stderr).unwrap();
     assert!(said.contains("two policies with the name `a/p`"), "{said}");
     assert!(!check("").status.success());
+}
+
+/// `check` with these arguments and this text on its standard input.
+fn check_input(arguments: &[&str], text: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_hush-controller"))
+        .arg("check")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn standard_input_is_read() {
+    let output = check_input(&["-"], &policy(""));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "standard input: a/p is valid\n");
+    let output = check_input(&["-"], &policy("  budget: much\n"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("standard input:6: ") && said.contains("budget"), "{said}");
+}
+
+/// As `kubectl get gpumodelpolicies --output yaml` writes them.
+#[test]
+fn lists_are_read_item_by_item() {
+    let item = |name: &str, spec: &str| {
+        format!(
+            "- apiVersion: gpu.hush.dev/v1alpha1\n  kind: GpuModelPolicy\n  metadata:\n    creationTimestamp: \
+             \"2026-01-01T00:00:00Z\"\n    generation: 2\n    name: {name}\n    namespace: a\n    resourceVersion: \"5\"\n    \
+             uid: 6c0c\n  spec:\n    selector: {{matchLabels: {{app: whisper}}}}\n{spec}  status:\n    conditions: []\n"
+        )
+    };
+    let list = |items: &str| format!("apiVersion: v1\nitems:\n{items}kind: List\nmetadata:\n  resourceVersion: \"\"\n");
+    let output = check_input(&["-"], &list(&(item("p", "") + &item("q", ""))));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains("a/p is valid") && said.contains("a/q is valid"), "{output:?}");
+
+    // The first item has 13 lines behind the two of the list.
+    let output = check_input(&["-"], &list(&(item("p", "") + &item("q", "    budget: much\n"))));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains(":27: ") && said.contains("budget"), "{said}");
+
+    let typed = list(&item("p", "").replace("apiVersion: gpu.hush.dev/v1alpha1\n  kind: GpuModelPolicy\n  ", ""))
+        .replace("apiVersion: v1", "apiVersion: gpu.hush.dev/v1alpha1")
+        .replace("kind: List", "kind: GpuModelPolicyList");
+    let output = check_input(&["-"], &typed);
+    assert!(output.status.success(), "{output:?}");
+
+    let said = String::from_utf8_lossy(&check_input(&["-"], &list(&item("p", "").repeat(2))).stderr).into_owned();
+    assert!(said.contains("two policies with the name `a/p`"), "{said}");
+    let pods = list("- apiVersion: v1\n  kind: Pod\n");
+    let said = String::from_utf8_lossy(&check_input(&["-"], &pods).stderr).into_owned();
+    assert!(said.contains(":3: ") && said.contains("apiVersion"), "{said}");
+    let empty = "apiVersion: v1\nitems: []\nkind: List\n";
+    let said = String::from_utf8_lossy(&check_input(&["-"], empty).stderr).into_owned();
+    assert!(said.contains("there is no policy in it"), "{said}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.yaml");
+    std::fs::write(&file, policy("")).unwrap();
+    let program = env!("CARGO_BIN_EXE_hush-controller");
+    // Standard output and standard error are pipes without a reader.
+    let script = format!(
+        "({program} check {file} {file}; echo status $? >&3) 3>&1 >{pipe} 2>{pipe}",
+        file = file.display(),
+        pipe = "/dev/full"
+    );
+    let output = Command::new("sh").arg("-c").arg(&script).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("status 1"), "a full disk is a failure without a panic: {said}");
+    let mut child =
+        Command::new(program).arg("check").arg(&file).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stderr.is_empty() && output.status.success(), "{output:?}");
 }

@@ -4,6 +4,7 @@
 //! types check too: [`Invalid`] names the field and the fix, so that a policy can be checked without a cluster.
 
 mod amount;
+mod cron;
 mod duration;
 mod invalid;
 mod policy;

@@ -8,7 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::AmountText;
-use crate::duration::DurationText;
+use crate::cron;
+use crate::duration::{self, DurationText};
 use crate::selector::LabelSelector;
 use crate::status::PolicyStatus;
 
@@ -34,7 +35,7 @@ macro_rules! policy {
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub pressure: Option<Pressure>,
             /// Models of lower priority leave first, and make room for waiting ones of higher priority. Of several
-            /// policies the least holds. 0 where no policy sets it.
+            /// policies the least holds. 0 where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(range(min = -1_000_000, max = 1_000_000))]
             pub priority: Option<i32>,
@@ -43,7 +44,7 @@ macro_rules! policy {
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub budget: Option<AmountText>,
             /// So many of the models that this policy selects stay loaded, whatever happens. Of several policies the
-            /// least holds. 0 where no policy sets it.
+            /// least holds. 0 where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(range(min = 0, max = 100_000))]
             pub min_loaded: Option<i32>,
@@ -144,6 +145,11 @@ pub struct Common<'a> {
     pub mode: Mode,
 }
 
+pub const IDLE_TIMEOUT_MESSAGE: &str = "must be more than `0s`: with `mode: OnDemand` a model leaves as soon as it is idle, \
+     with `mode: Resident` it never leaves for idleness";
+pub const CRON_MESSAGE: &str =
+    "must be a cron expression of five fields (minute hour day month weekday), such as `0 8 * * 1-5`";
+
 /// When a model stays although nobody uses it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -154,11 +160,21 @@ pub struct Residency {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<ResidencyMode>,
     /// How long a model may be idle with the mode `Idle`; with `Adaptive` the most that may be learned. Of several
-    /// policies the least holds. `5m` where no policy sets it.
+    /// policies the least holds. `5m` where no policy sets it. More than `0s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [
+        {
+            "rule": "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') && duration(self) <= duration('168h')",
+            "message": duration::MESSAGE,
+        },
+        {
+            "rule": "!self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') || duration(self) > duration('0s')",
+            "message": IDLE_TIMEOUT_MESSAGE,
+        },
+    ]))]
     pub idle_timeout: Option<DurationText>,
     /// So long after its load a model stays, unless pressure is hard. Of several policies the least holds. `0s` where no
-    /// policy sets it.
+    /// policy sets it, and in each ClusterGpuModelPolicy that does not set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_resident: Option<DurationText>,
     /// Windows of time in which another mode holds, such as office hours in which models are kept warm. Where several
@@ -184,10 +200,16 @@ pub struct Window {
     /// When it opens: minute, hour, day of the month, month, day of the week. `0 8 * * 1-5` is eight in the morning
     /// from Monday to Friday.
     #[schemars(length(max = 128))]
-    #[schemars(extend("x-kubernetes-validations" = [{
-        "rule": "self.matches('^[0-9A-Za-z*/,#?-]+( +[0-9A-Za-z*/,#?-]+){4}$')",
-        "message": "must be a cron expression of five fields (minute hour day month weekday), such as `0 8 * * 1-5`",
-    }]))]
+    #[schemars(extend("x-kubernetes-validations" = [
+        {
+            "rule": "self.matches('^[0-9A-Za-z*/,#?-]+( +[0-9A-Za-z*/,#?-]+){4}$')",
+            "message": CRON_MESSAGE,
+        },
+        {
+            "rule": cron::RULE,
+            "message": cron::RANGES_MESSAGE,
+        },
+    ]))]
     pub cron: String,
     /// How long it is open, in true hours, also where the clocks change in it. At least `1m`.
     #[schemars(extend("x-kubernetes-validations" = [{

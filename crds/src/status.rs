@@ -12,6 +12,14 @@ pub struct PolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
+    /// The generation of the spec that is in force. It is older than the observed one after an edit that is not valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub enforced_generation: Option<i64>,
+    /// The spec that is in force, as JSON. A controller reads it again where the spec is not valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 262_144))]
+    pub enforced_spec: Option<String>,
     /// `Ready`: the policy is valid and in force. `Pressure`: a card of its models is short of memory.
     /// `Conflicted`: another policy is stricter in some field; the message says which.
     #[serde(default, skip_serializing_if = "Option::is_none")]

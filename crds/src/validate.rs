@@ -1,9 +1,13 @@
 //! The rules of the schema on the types, with the same messages.
 
 use crate::amount::{Amount, AmountText};
+use crate::cron;
 use crate::duration::{self, DurationText};
 use crate::invalid::{Invalid, Report};
-use crate::policy::{ClusterGpuModelPolicySpec, Common, GpuModelPolicySpec, Pressure, Residency, Window};
+use crate::policy::{
+    CRON_MESSAGE, ClusterGpuModelPolicySpec, Common, GpuModelPolicySpec, IDLE_TIMEOUT_MESSAGE, Pressure, Residency,
+    Window,
+};
 use crate::selector::{LabelOperator, LabelSelector};
 
 impl GpuModelPolicySpec {
@@ -82,6 +86,8 @@ fn selector(selector: &LabelSelector, report: &mut Report<'_>) {
 
 fn residency(residency: &Residency, report: &mut Report<'_>) {
     time(residency.idle_timeout.as_ref(), &mut report.at("idleTimeout"));
+    let timeout = residency.idle_timeout.as_ref().and_then(DurationText::get);
+    report.at("idleTimeout").require(timeout.is_none_or(|timeout| !timeout.is_zero()), IDLE_TIMEOUT_MESSAGE);
     time(residency.min_resident.as_ref(), &mut report.at("minResident"));
     let windows = residency.schedule.as_deref().unwrap_or_default();
     let mut schedule = report.at("schedule");
@@ -95,10 +101,10 @@ fn window(window: &Window, report: &mut Report<'_>) {
     let fields = window.cron.split(' ').filter(|field| !field.is_empty()).count();
     let known = |c: char| c.is_ascii_alphanumeric() || "*/,#?- ".contains(c);
     let trimmed = window.cron.trim() == window.cron;
-    report.at("cron").require(
-        fields == 5 && trimmed && window.cron.chars().all(known) && window.cron.len() <= 128,
-        "must be a cron expression of five fields (minute hour day month weekday), such as `0 8 * * 1-5`",
-    );
+    report
+        .at("cron")
+        .require(fields == 5 && trimmed && window.cron.chars().all(known) && window.cron.len() <= 128, CRON_MESSAGE);
+    report.at("cron").require(cron::in_range(&window.cron), cron::RANGES_MESSAGE);
     let at_least_a_minute = window.duration.get().is_some_and(|duration| duration.as_secs() >= 60);
     report.at("duration").require(at_least_a_minute, "must be a duration of at least `1m` and at most `168h`");
     if let Some(zone) = &window.time_zone {

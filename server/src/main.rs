@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use hush_log::{errorln, explain, outln};
 use hush_server::cli::{self, Env, Settings};
 use hush_server::runner;
+use hush_whisper::runtime;
 
 fn main() -> ExitCode {
+    hush_log::install_panic_hook();
     let arguments = match cli::parse(std::env::args_os()) {
         Ok(arguments) => arguments,
         // Help and versions are such errors too; clap knows which status each has.
@@ -16,20 +19,23 @@ fn main() -> ExitCode {
     let settings = match cli::settle(arguments, &env) {
         Ok(settings) => settings,
         Err(error) => {
-            eprintln!("error: {error}");
+            errorln!("error: {}", explain(&error));
             return ExitCode::from(2);
         }
     };
     match run(settings, &env) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            errorln!("error: {}", explain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(settings: Settings, env: &Env) -> anyhow::Result<ExitCode> {
+    if settings.opens_runtime() {
+        runtime::restart_without_telemetry().context("starting without the telemetry of ONNX Runtime")?;
+    }
     match settings {
         Settings::Runner(log) => {
             cli::log::init(&log);
@@ -51,7 +57,7 @@ fn run(settings: Settings, env: &Env) -> anyhow::Result<ExitCode> {
             let library = cli::ort_lib::find(env.path("HUSH_ORT_LIB").as_deref(), env, &program).ok();
             let device = cli::cuda::placement(settings.device, &program, library.as_deref(), env).device;
             for dir in cli::install::run(&settings, env, device)? {
-                println!("{}", dir.display());
+                outln!("{}", dir.display());
             }
         }
         Settings::Models(settings) => {

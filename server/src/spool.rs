@@ -23,14 +23,18 @@ pub enum SpoolError {
     TooLarge { limit_bytes: u64 },
     #[error("the temporary file failed: {0}")]
     Disk(#[from] io::Error),
+    #[error("the folder for uploads, {}, cannot be used: {source}", .dir.display())]
+    Folder { dir: PathBuf, source: io::Error },
 }
 
 impl SpoolError {
-    /// The disk (or quota) has no room: HTTP 507, and the operator's business rather than the client's.
+    /// There is nowhere to put it, because the disk (or quota) has no room or the folder is missing or may not be written:
+    /// HTTP 507, and the operator's business rather than the client's.
     pub fn is_storage_full(&self) -> bool {
         match self {
             Self::TooLarge { .. } => false,
             Self::Disk(error) => matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
+            Self::Folder { .. } => true,
         }
     }
 }
@@ -43,6 +47,20 @@ pub struct SpoolOptions {
     pub limit_bytes: Option<u64>,
     /// Where the file goes; the system's temporary directory when `None`.
     pub dir: Option<PathBuf>,
+}
+
+/// What a check of the folder writes: more than a file system finds room for when it has none.
+const CHECK_BYTES: usize = 64 << 10;
+
+/// The folder that files go to.
+pub fn folder(dir: Option<&Path>) -> PathBuf {
+    dir.map_or_else(std::env::temp_dir, Path::to_owned)
+}
+
+/// Whether files can be written to the folder: it is tried with a small one, which has no name and is gone afterwards.
+pub fn check_folder(dir: Option<&Path>) -> Result<(), SpoolError> {
+    let written = temp_file(dir).and_then(|mut file| file.write_all(&[0; CHECK_BYTES]));
+    written.map_err(|source| SpoolError::Folder { dir: folder(dir), source })
 }
 
 impl Default for SpoolOptions {
@@ -88,18 +106,22 @@ impl Spool {
             Some(file) if !moves => file,
             None if !moves => memory_file()?,
             before => {
-                let mut disk = temp_file(self.options.dir.as_deref())?;
-                if let Some(mut memory) = before {
-                    memory.rewind()?;
-                    io::copy(&mut memory, &mut disk)?;
-                }
+                let moved = move_to_disk(before, self.options.dir.as_deref());
                 self.is_in_memory = false;
-                disk
+                moved.map_err(|source| self.failed(source))?
             }
         };
-        self.file.insert(file).write_all(bytes)?;
+        let written = self.file.insert(file).write_all(bytes);
+        written.map_err(|source| self.failed(source))?;
         self.len_bytes = len_after;
         Ok(())
+    }
+
+    fn failed(&self, source: io::Error) -> SpoolError {
+        if self.is_in_memory {
+            return SpoolError::Disk(source);
+        }
+        SpoolError::Folder { dir: folder(self.options.dir.as_deref()), source }
     }
 
     pub fn finish(self) -> Spooled {
@@ -184,6 +206,15 @@ impl Seek for SpoolReader {
     }
 }
 
+fn move_to_disk(memory: Option<File>, dir: Option<&Path>) -> io::Result<File> {
+    let mut disk = temp_file(dir)?;
+    if let Some(mut memory) = memory {
+        memory.rewind()?;
+        io::copy(&mut memory, &mut disk)?;
+    }
+    Ok(disk)
+}
+
 fn memory_file() -> io::Result<File> {
     let create = |flags| memfd_create("hush-spool", flags);
     // A hardened kernel wants the promise that nobody will execute it; one before Linux 6.3 does not know it.
@@ -211,5 +242,17 @@ mod tests {
         assert_eq!(spool.len_bytes(), 0);
         assert!(!SpoolError::TooLarge { limit_bytes: 1 }.is_storage_full());
         assert!(!SpoolError::Disk(io::Error::from(io::ErrorKind::PermissionDenied)).is_storage_full());
+        assert!(error.to_string().contains(std::env::temp_dir().to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(check_folder(Some(dir.path())).is_ok());
+        let missing = dir.path().join("uploads");
+        let mut spool = Spool::new(SpoolOptions { memory_bytes: 1, limit_bytes: None, dir: Some(missing.clone()) });
+        for error in [spool.write(b"four").unwrap_err(), check_folder(Some(&missing)).unwrap_err()] {
+            assert!(error.is_storage_full() && error.to_string().contains(missing.to_str().unwrap()), "{error}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 """Writes a checkpoint folder of a published model's shape with random weights: speed does not depend on what is in them.
 
-usage: random_checkpoint.py OUT_DIR [tiny|base]
+usage: random_checkpoint.py OUT_DIR [tiny|base|turbo|large-v3]
 """
 import json
 import pathlib
@@ -11,9 +11,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 VOCABULARY, MELS = 51865, 80
-# Width, layers, heads.
-SHAPES = {"tiny": (384, 4, 6), "base": (512, 6, 8)}
-WIDTH, LAYERS, HEADS = SHAPES[sys.argv[2] if len(sys.argv) > 2 else "base"]
+# Width, layers of the encoder and of the decoder, heads. Vocabulary and mel bands are those of tiny in all of them.
+SHAPES = {"tiny": (384, 4, 4, 6), "base": (512, 6, 6, 8), "turbo": (1280, 32, 4, 20), "large-v3": (1280, 32, 32, 20)}
+WIDTH, ENCODER_LAYERS, DECODER_LAYERS, HEADS = SHAPES[sys.argv[2] if len(sys.argv) > 2 else "base"]
 BUNDLED = pathlib.Path(__file__).resolve().parents[1] / "fixtures/model/whisper-hush-tiny"
 
 
@@ -39,7 +39,7 @@ def weights() -> dict[str, np.ndarray]:
     for side, positions in (("encoder", 1500), ("decoder", 448)):
         normal(f"{side}.embed_positions.weight", (positions, WIDTH), 0.1)
         norm(f"{side}.layer_norm")
-        for i in range(LAYERS):
+        for i in range(ENCODER_LAYERS if side == "encoder" else DECODER_LAYERS):
             layer = f"{side}.layers.{i}"
             for attention in ["self_attn"] + (["encoder_attn"] if side == "decoder" else []):
                 for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -56,11 +56,11 @@ def main() -> None:
     out = pathlib.Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     config = json.loads((BUNDLED / "config.json").read_text())
-    for side in ("encoder", "decoder"):
-        config |= {f"{side}_layers": LAYERS, f"{side}_attention_heads": HEADS, f"{side}_ffn_dim": 4 * WIDTH}
+    for side, layers in (("encoder", ENCODER_LAYERS), ("decoder", DECODER_LAYERS)):
+        config |= {f"{side}_layers": layers, f"{side}_attention_heads": HEADS, f"{side}_ffn_dim": 4 * WIDTH}
     config["d_model"] = WIDTH
     generation = json.loads((BUNDLED / "generation_config.json").read_text())
-    generation["alignment_heads"] = [[layer, 1] for layer in range(LAYERS // 2, LAYERS)]
+    generation["alignment_heads"] = [[layer, 1] for layer in range(DECODER_LAYERS // 2, DECODER_LAYERS)]
     (out / "config.json").write_text(json.dumps(config))
     (out / "generation_config.json").write_text(json.dumps(generation))
     for name in ("tokenizer.json", "preprocessor_config.json", "tokenizer_config.json"):

@@ -1,6 +1,6 @@
 """Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
 
-usage: run.py [SECTION...]        sections: wer speed batch words overhead cold memory health hours controller fleet storm (all by default)
+usage: run.py [SECTION...]        sections: wer speed batch words overhead cold memory health hours controller fleet cuda storm (all by default)
 """
 import concurrent.futures
 import json
@@ -99,10 +99,15 @@ def base_model(precision: str) -> pathlib.Path:
     return random_model("base", precision)
 
 
+def output(command: list[object]) -> list[dict]:
+    """One JSON object a line."""
+    text = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def lines(command: list[object]) -> list[dict]:
     """One JSON object a run; the first run warms up and does not count."""
-    output = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
-    return [json.loads(line) for line in output.splitlines()][1:]
+    return output(command)[1:]
 
 
 def speed(rounds: int = 3, runs: int = 4) -> None:
@@ -333,7 +338,26 @@ def fleet() -> None:
     row("idle timeout -> unload command, every 1000 ms", f"{f['p50_ms']} / {f['p99_ms']} / {f['most_ms']}", "goal 1000, never before")
 
 
-SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "storm": lambda: storm.run(row)}
+def cuda() -> None:
+    print("what a decode step asks of a CUDA device, counted on the double of the CUDA runtime, which takes no time itself")
+    double = ROOT / ".hush/cuda-double/libonnxruntime.so"
+    if not double.exists():
+        print("  skipped: the double is not built: run `make cuda-double`")
+        return
+    for shape in ("tiny", "turbo", "large-v3"):
+        model = random_model(shape, "fp16")
+        for case in output([ROOT / "target/release/hush-cuda-counts", model]):
+            name = f"{shape}, {case['windows']} windows" + (f", {case['beams']} beams" if case["beams"] > 1 else "")
+            print(f"  {name}")
+            row("  launches, of operations", f"{case['graph_launches_per_step']:g}", f"{case['operations_in_graph']} in the graph, {case['kernels_outside_graph_per_step']:g} outside")
+            row("  copies in, on the device, out", f"{case['copies_to_device_per_step']:g} / {case['copies_on_device_per_step']:g} / {case['copies_to_host_per_step']:g}", f"{case['bytes_to_host_per_row']:.0f} bytes back per row (goal 1000)")
+            row("  synchronisations, allocations", f"{case['synchronisations_per_step']:g} / {case['allocations']}", "goal 1 / 0 a step")
+            row("  host, microseconds", f"{case['host_microseconds_per_step']:.0f}", "goal 100 for one window, 300 for 16")
+            window, prompt = case["window"], case["prompt"]
+            row("  one window more: operations", f"{window['operations']} + {prompt['operations']}", f"encoder + prompt; {window['synchronisations']} + {prompt['synchronisations']} synchronisations")
+
+
+SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "cuda": cuda, "storm": lambda: storm.run(row)}
 
 
 def main() -> None:

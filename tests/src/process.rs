@@ -1,10 +1,26 @@
 //! What `/proc` says of a process.
 
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::wait_for;
+
+/// Runs a command that is to end by itself, and ends it where it does not. For commands that say little.
+pub fn output_within(command: &mut Command, deadline: Duration) -> Result<Output> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let waited = wait_for("the command ends", deadline, || Ok(child.try_wait()?));
+    if waited.is_err() {
+        // Fails only when it has ended after all.
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output()?;
+    waited.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    Ok(output)
+}
 
 /// Process ids of the living children of `parent`, zombies included.
 pub fn children(parent: u32) -> Result<Vec<u32>> {

@@ -1,14 +1,18 @@
 //! The command line without a server.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::Result;
-use hush_tests::fixtures;
+use hush_tests::{fixtures, process};
+
+/// For a command that is to end by itself.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn hush(args: &[&str]) -> Result<Output> {
     let mut command = Command::new(fixtures::binary()?);
     command.args(args).env("HUSH_ORT_LIB", fixtures::onnxruntime());
-    Ok(command.output()?)
+    process::output_within(&mut command, DEADLINE)
 }
 
 fn path(path: &std::path::Path) -> String {
@@ -146,5 +150,105 @@ fn a_bad_value_names_the_option_and_the_fix() -> Result<()> {
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && error.contains(named), "{error}");
     }
+    Ok(())
+}
+
+/// Whether a part of a message stands twice in a row, as a cause that its error has told already.
+fn is_said_twice(message: &str) -> bool {
+    let parts: Vec<&str> = message.trim().split(": ").collect();
+    (0..parts.len()).any(|at| {
+        (1..=(parts.len() - at) / 2).any(|length| parts[at..at + length] == parts[at + length..at + 2 * length])
+    })
+}
+
+#[test]
+fn causes_are_said_once() -> Result<()> {
+    assert!(is_said_twice("error: reading it: no such file: no such file") && !is_said_twice("a: b: a"));
+    let models = path(&fixtures::models_dir("int8")?);
+    let folder = tempfile::tempdir()?;
+    let nothing = path(&folder.path().join("nothing"));
+    let (text, audio) = (path(&folder.path().join("text.wav")), path(&fixtures::fixture("audio/en-1.wav")));
+    std::fs::write(&text, "no audio")?;
+    std::fs::create_dir_all(folder.path().join("broken/int8"))?;
+    std::fs::write(folder.path().join("broken/int8/model.json"), "{")?;
+    let broken = path(folder.path());
+    let tiny = ["--models-dir", models.as_str(), "--model", "hush-tiny"];
+    let serve = [&["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"], tiny.as_slice()].concat();
+    let transcribe = [&["transcribe"], tiny.as_slice()].concat();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = taken.local_addr()?.to_string();
+    for (command, more) in [
+        (&transcribe, vec![nothing.as_str()]),
+        (&transcribe, vec!["/"]),
+        (&transcribe, vec![text.as_str()]),
+        (&transcribe, vec!["--output-dir", "/proc/nothing", audio.as_str()]),
+        (&transcribe, vec!["--ort-lib", text.as_str(), audio.as_str()]),
+        (&vec!["transcribe", "--models-dir", &broken, "--model", "broken"], vec![audio.as_str()]),
+        (&serve, vec!["--listen", taken.as_str()]),
+        (&serve, vec!["--config", nothing.as_str()]),
+        (&serve, vec!["--api-keys-file", nothing.as_str()]),
+        (&serve, vec!["--tls-cert", nothing.as_str(), "--tls-key", nothing.as_str()]),
+        (&serve, vec!["--spool-dir", nothing.as_str()]),
+        (&vec!["install", "--models-dir", "/proc/nothing"], vec![nothing.as_str()]),
+        (&vec!["install", "--models-dir", &broken], vec![broken.as_str()]),
+    ] {
+        let mut arguments = command.clone();
+        // An option that is given twice is refused by itself.
+        arguments.retain(|argument| !(more.contains(&"--listen") && ["--listen", "127.0.0.1:0"].contains(argument)));
+        if more.contains(&"--listen") {
+            arguments.retain(|argument| *argument != "--ops-listen");
+            arguments.extend(["--ops-listen", "127.0.0.1:0"]);
+        }
+        let output = hush(&[arguments, more.clone()].concat())?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && !said.is_empty(), "{more:?}: {said}");
+        for line in said.lines() {
+            assert!(!is_said_twice(line), "{more:?}: {line}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn standard_input_is_transcribed() -> Result<()> {
+    let models = path(&fixtures::models_dir("int8")?);
+    let audio = fixtures::fixture("audio/en-1.wav");
+    let arguments = ["transcribe", "--models-dir", &models, "--model", "hush-tiny"];
+    let run = |more: &[&str], input: std::process::Stdio| -> Result<Output> {
+        let mut command = Command::new(fixtures::binary()?);
+        command.args(arguments).args(more).env("HUSH_ORT_LIB", fixtures::onnxruntime()).stdin(input);
+        Ok(command.output()?)
+    };
+    // A file, and a pipe, in which nothing can go back.
+    let output = run(&["-"], std::fs::File::open(&audio)?.into())?;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "Clean the light.\n");
+    let mut cat = Command::new("cat").arg(&audio).stdout(std::process::Stdio::piped()).spawn()?;
+    let folder = tempfile::tempdir()?;
+    let pipe = cat.stdout.take().map(Into::into).unwrap_or_else(std::process::Stdio::null);
+    let output = run(&["--output", "srt", "--output-dir", &path(folder.path()), "-"], pipe)?;
+    cat.wait()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read_to_string(folder.path().join("standard-input.srt"))?.contains("Clean the light."));
+
+    let output = run(&["-", "-"], std::process::Stdio::null())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("only once"), "{said}");
+    let output = run(&["-"], std::process::Stdio::null())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("standard input: "), "{said}");
+    Ok(())
+}
+
+#[test]
+fn languages_are_taken_in_every_spelling() -> Result<()> {
+    for language in ["auto", "", "en-US", "EN_gb", "English"] {
+        assert_eq!(transcribed(&["--language", language], "en-1.wav")?, "Clean the light.\n", "{language}");
+    }
+    let models = path(&fixtures::models_dir("int8")?);
+    let file = path(&fixtures::fixture("audio/en-1.wav"));
+    let output =
+        hush(&["transcribe", "--models-dir", &models, "--model", "hush-tiny", "--language", "klingon", &file])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("--language") && said.contains("english"), "{said}");
     Ok(())
 }

@@ -214,11 +214,11 @@ fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
     assert_eq!(same["policies"], json!([{"name": "a/test", "is": "same", "models": 1}]), "{same}");
     assert_eq!(same["decisions"], json!([]));
 
-    let edited = now.text().replace("idleTimeout: 1h", "idleTimeout: 0s").replace("1Gi", "6Gi");
+    let edited = now.text().replace("mode: Idle", "mode: OnDemand").replace("1Gi", "6Gi");
     let plan = stage.post("plan", None, &edited)?.json()?;
     assert_eq!(plan["policies"][0]["is"], "changed", "{plan}");
     let decision = &plan["decisions"][0];
-    assert_eq!((&decision["action"], &decision["reason"]), (&json!("Unload"), &json!("IdleTimeout")), "{plan}");
+    assert_eq!((&decision["action"], &decision["reason"]), (&json!("Unload"), &json!("OnDemand")), "{plan}");
     assert_eq!(
         (&plan["gpus"][0]["pressure"], &plan["gpus"][0]["thresholds"][0]["belowBytes"]),
         (&json!("Hard"), &json!(6 * GIB))

@@ -218,14 +218,14 @@ fn a_plan_with_edited_policies_says_what_is_new() -> Result<()> {
     let now = stage.said(&["plan"])?;
     assert!(now.contains("nothing to do") && now.contains("NotIdle"), "{now}");
     let file = stage.gpus.folder().join("edited.yaml");
-    std::fs::write(&file, POLICIES.replace("idleTimeout: 1h", "idleTimeout: 0s"))?;
+    std::fs::write(&file, POLICIES.replace("idleTimeout: 1h", "mode: OnDemand"))?;
     let file = file.to_string_lossy().into_owned();
     let plan = stage.said(&["plan", "--policy", &file])?;
     assert!(plan.contains("/floor is changed and selects 1 model\nmedia/own is same and selects 1 model\n"), "{plan}");
     let line = plan.lines().find(|line| line.starts_with("Unload")).with_context(|| plan.clone())?;
-    assert!(line.contains("IdleTimeout") && line.contains("/floor") && line.ends_with("new"), "{line}");
+    assert!(line.contains("OnDemand") && line.contains("/floor") && line.ends_with("new"), "{line}");
     let whole = json(&stage.said(&["plan", "--policy", &file, "-o", "json"])?)?;
-    assert_eq!(whole["decisions"][0]["reason"], "IdleTimeout");
+    assert_eq!(whole["decisions"][0]["reason"], "OnDemand");
     std::fs::write(&file, POLICIES.replace("1h", "soon"))?;
     let complaint = stage.complaint(&["plan", "--policy", &file])?;
     assert!(complaint.contains("edited.yaml:6: ") && complaint.contains("must be a duration"), "{complaint}");

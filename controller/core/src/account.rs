@@ -46,6 +46,9 @@ pub struct Term {
     /// Whose value it is; `None`: nobody asks, and the default holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// The policy is the operator's and does not write the field: its default bounds what other policies ask for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub by_default: bool,
     /// What the other policies ask for, those of dry runs too, by name.
     pub others: Vec<Asked>,
 }
@@ -111,12 +114,13 @@ pub fn account(now: Timestamp, world: &World, policies: &[Policy], model: &Model
     let total = total.map(|gpu| gpu.total_bytes);
     let mut matching: Vec<&Policy> = policies.iter().filter(|policy| policy.selects(model, labels)).collect();
     matching.sort_by(|a, b| a.name.cmp(&b.name));
-    let modes: Vec<_> = matching.iter().map(|policy| mode_at(&policy.asks, now)).collect();
+    let modes: Vec<_> = matching.iter().map(|policy| mode_at(policy, now)).collect();
     let asks: Vec<Merged> =
         matching.iter().enumerate().map(|(p, policy)| Merged::of(p, &policy.asks, modes[p], total)).collect();
     let name = |policy: usize| matching[policy].name.to_string();
     let merged = (0..matching.len()).filter(|&policy| !matching[policy].dry_run);
-    let merged = merged.map(|policy| asks[policy].clone()).reduce(|a, b| a.merge(&b));
+    let takes_part = |policy: usize| Merged::of_policy(policy, matching[policy], modes[policy], total);
+    let merged = merged.map(takes_part).reduce(|a, b| a.merge(&b));
     let terms = merged.map(|merged| {
         let idle = merged.residency.map_or(DEFAULT_RESIDENCY, |residency| residency.value) == Residency::Idle;
         let term = |Field { name: field, of, default }: Field| {
@@ -124,7 +128,8 @@ pub fn account(now: Timestamp, world: &World, policies: &[Policy], model: &Model
             let others = asks.iter().filter_map(of).filter(|asked| winner.is_none_or(|w| w.policy != asked.policy));
             let others = others.map(|asked| Asked { value: asked.value, policy: name(asked.policy) }).collect();
             let value = winner.map(|winner| winner.value).or(default)?;
-            Some(Term { field, value, policy: winner.map(|winner| name(winner.policy)), others })
+            let by_default = winner.is_some_and(|winner| of(&asks[winner.policy]).is_none());
+            Some(Term { field, value, policy: winner.map(|winner| name(winner.policy)), by_default, others })
         };
         fields(idle).into_iter().filter_map(term).collect()
     });

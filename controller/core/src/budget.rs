@@ -72,7 +72,7 @@ pub fn mark(turn: &mut Turn<'_>, card: &Card<'_>) {
 
 pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
     for (policy, budget, mut holds) in card.books.overdrawn() {
-        for place in card.ranked.clone() {
+        for place in turn.kept_last(&card.ranked) {
             let member = turn.member(place);
             if !turn.fleet.set(member).contains(&policy) || !member.model.ready() {
                 continue;

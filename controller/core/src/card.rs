@@ -1,5 +1,6 @@
 //! One card in one step: its models in rank order, and what the rules have decided so far.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,6 +11,7 @@ use crate::fleet::{Fleet, Member, gpu_fresh};
 use crate::floor::Floor;
 use crate::plan::{Action, Decision, Plan, Reason, SkipReason};
 use crate::rank;
+use crate::signal::{Reading, Signal};
 use crate::world::{Gpu, GpuId};
 
 /// What all cards of a step share.
@@ -46,6 +48,8 @@ pub struct Card<'a> {
     /// Places in the fleet of the governed models, in rank order.
     pub ranked: Vec<usize>,
     pub books: Books,
+    /// Every threshold that matters here, by the operator's policies alone too.
+    pub readings: BTreeMap<Signal, Reading>,
     pub available: u64,
     /// What this step's decisions give back.
     pub freed: u64,
@@ -65,7 +69,8 @@ impl<'a> Card<'a> {
         let books = Books::new(turn, gpu, &places);
         let named = |&place: &usize| turn.member(place).used && turn.member(place).counts_as_ready();
         let awaiting = awaiting || places.iter().any(named);
-        let mut card = Self { id, gpu, fresh, awaiting, ranked: places, books, available, freed: 0 };
+        let readings = BTreeMap::new();
+        let mut card = Self { id, gpu, fresh, awaiting, ranked: places, books, readings, available, freed: 0 };
         crate::budget::mark(turn, &card);
         let members = &turn.fleet.members;
         card.ranked.sort_by(|&a, &b| rank::compare(&members[a], &members[b]));
@@ -92,6 +97,12 @@ impl<'a> Turn<'a> {
 
     pub fn protected(&self, place: usize) -> bool {
         self.floor.protects(&self.fleet, self.member(place))
+    }
+
+    /// In their order, but those that stay without the policies of other namespaces after the rest.
+    pub fn kept_last(&self, ranked: &[usize]) -> Vec<usize> {
+        let (kept, others): (Vec<usize>, Vec<usize>) = ranked.iter().partition(|&&place| self.member(place).kept);
+        [others, kept].concat()
     }
 
     /// Counts the model as gone for `minLoaded`; [`Self::unload`] does it too.

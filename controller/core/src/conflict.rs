@@ -1,6 +1,6 @@
 //! Where a policy is overruled: another that selects the same model is stricter.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use jiff::Timestamp;
 
@@ -23,9 +23,9 @@ pub struct Conflict {
 pub fn conflicts(now: Timestamp, world: &World, policies: &[Policy]) -> BTreeSet<Conflict> {
     let mut sorted: Vec<&Policy> = policies.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    let modes: Vec<_> = sorted.iter().map(|policy| mode_at(&policy.asks, now)).collect();
+    let modes: Vec<_> = sorted.iter().map(|policy| mode_at(policy, now)).collect();
     let work = Work::default();
-    let fleet = Fleet::new(now, world, &sorted, &work);
+    let fleet = Fleet::new(now, world, &sorted, &work, &HashSet::new());
     let totals: std::collections::BTreeMap<_, _> = world.gpus.iter().map(|gpu| (&gpu.uuid, gpu.total_bytes)).collect();
     let mut looked_at = BTreeSet::new();
     let mut found = BTreeSet::new();
@@ -34,11 +34,13 @@ pub fn conflicts(now: Timestamp, world: &World, policies: &[Policy]) -> BTreeSet
         if !looked_at.insert((set, total)) {
             continue;
         }
-        let asks = |&policy: &usize| Merged::of(policy, &sorted[policy].asks, modes[policy], total);
+        let takes_part = |&policy: &usize| Merged::of_policy(policy, sorted[policy], modes[policy], total);
         for own in set {
             let enforced = set.iter().filter(|policy| !sorted[**policy].dry_run);
-            let Some(merged) = enforced.map(asks).reduce(|a, b| a.merge(&b)) else { continue };
-            let overruled = overruled(&asks(own), &merged.merge(&asks(own)));
+            let Some(merged) = enforced.map(takes_part).reduce(|a, b| a.merge(&b)) else { continue };
+            // A default that nobody wrote is not overruled.
+            let written = Merged::of(*own, &sorted[*own].asks, modes[*own], total);
+            let overruled = overruled(&written, &merged.merge(&takes_part(own)));
             found.extend(overruled.into_iter().map(|(field, stricter)| Conflict {
                 policy: sorted[*own].name.clone(),
                 field,

@@ -1,6 +1,6 @@
 //! Every model with its rules: which policies select it, merged. Models that look alike share the work.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::memory::{Work, sampled_at};
 use crate::merge::{Merged, Rules, mode_at};
 use crate::policy::{Policy, Residency};
-use crate::world::{Gpu, GpuId, Labels, Model, State, World};
+use crate::world::{Gpu, GpuId, Labels, Model, ModelKey, State, World};
 
 #[derive(Debug)]
 pub struct Fleet<'a> {
@@ -26,6 +26,10 @@ pub struct Member<'a> {
     pub model: &'a Model,
     /// `None`: no policy selects it.
     pub rules: Option<Rc<Rules>>,
+    /// The rules as the operator's policies alone give them; `None`: no cluster policy selects it.
+    pub operator_rules: Option<Rc<Rules>>,
+    /// Without the policies of other namespaces it would stay: it leaves only where the others are not enough.
+    pub kept: bool,
     set: usize,
     pub fresh: bool,
     /// A command for it is under way, or commands to its server fail.
@@ -64,14 +68,20 @@ impl Member<'_> {
 }
 
 impl<'a> Fleet<'a> {
-    /// `policies` sorted by name.
-    pub fn new(now: Timestamp, world: &'a World, policies: &'a [&'a Policy], work: &Work) -> Self {
-        let modes: Vec<Option<(Residency, bool)>> = policies.iter().map(|p| mode_at(&p.asks, now)).collect();
+    /// `policies` sorted by name; `kept`: see [`Member::kept`].
+    pub fn new(
+        now: Timestamp,
+        world: &'a World,
+        policies: &'a [&'a Policy],
+        work: &Work,
+        kept: &HashSet<ModelKey>,
+    ) -> Self {
+        let modes: Vec<Option<(Residency, bool)>> = policies.iter().map(|policy| mode_at(policy, now)).collect();
         let totals: HashMap<&GpuId, u64> = world.gpus.iter().map(|gpu| (&gpu.uuid, gpu.total_bytes)).collect();
         let mut fleet = Self { policies, members: Vec::with_capacity(world.models.len()), sets: Vec::new() };
         let mut alike: HashMap<(&str, &Labels, &str), usize> = HashMap::new();
         let mut known_sets: HashMap<Vec<usize>, usize> = HashMap::new();
-        let mut known_rules: HashMap<(usize, Option<u64>), Option<Rc<Rules>>> = HashMap::new();
+        let mut known_rules: HashMap<(usize, Option<u64>), MemberRules> = HashMap::new();
         let nothing = Labels::new();
         let clocks = clocks(world);
         let mut models: Vec<&Model> = world.models.iter().collect();
@@ -87,13 +97,15 @@ impl<'a> Fleet<'a> {
                 })
             });
             let total = model.gpu.as_ref().and_then(|gpu| totals.get(gpu)).copied();
-            let rules = known_rules
+            let MemberRules { all, operator } = known_rules
                 .entry((set, total))
-                .or_insert_with(|| rules(policies, &modes, &fleet.sets[set], total).map(Rc::new))
+                .or_insert_with(|| member_rules(policies, &modes, &fleet.sets[set], total))
                 .clone();
             fleet.members.push(Member {
                 model,
-                rules,
+                rules: all,
+                operator_rules: operator,
+                kept: kept.contains(&model.key),
                 set,
                 fresh: model.sample_age <= world.stale_after,
                 pending: work.pending(&model.key) || model.back_off,
@@ -107,6 +119,11 @@ impl<'a> Fleet<'a> {
 
     pub fn set(&self, member: &Member<'_>) -> &[usize] {
         &self.sets[member.set]
+    }
+
+    /// Those of [`Self::set`] that are the operator's.
+    pub fn operator_set(&self, member: &Member<'_>) -> &[usize] {
+        operator_part(self.policies, self.set(member))
     }
 
     pub fn policy_name(&self, policy: usize) -> String {
@@ -138,6 +155,33 @@ fn idleness(model: &Model, clocks: &HashMap<&GpuId, Duration>) -> Duration {
     }
 }
 
+#[derive(Clone)]
+struct MemberRules {
+    all: Option<Rc<Rules>>,
+    operator: Option<Rc<Rules>>,
+}
+
+fn member_rules(
+    policies: &[&Policy],
+    modes: &[Option<(Residency, bool)>],
+    set: &[usize],
+    total_bytes: Option<u64>,
+) -> MemberRules {
+    let operator = operator_part(policies, set);
+    let all = rules(policies, modes, set, total_bytes).map(Rc::new);
+    let operator = if operator.len() == set.len() {
+        all.clone()
+    } else {
+        rules(policies, modes, operator, total_bytes).map(Rc::new)
+    };
+    MemberRules { all, operator }
+}
+
+/// Cluster policies come first.
+fn operator_part<'a>(policies: &[&Policy], set: &'a [usize]) -> &'a [usize] {
+    &set[..set.partition_point(|&policy| policies[policy].is_cluster())]
+}
+
 fn rules(
     policies: &[&Policy],
     modes: &[Option<(Residency, bool)>],
@@ -146,7 +190,7 @@ fn rules(
 ) -> Option<Rules> {
     let merged = set
         .iter()
-        .map(|&policy| Merged::of(policy, &policies[policy].asks, modes[policy], total_bytes))
+        .map(|&policy| Merged::of_policy(policy, policies[policy], modes[policy], total_bytes))
         .reduce(|a, b| a.merge(&b))?;
     Some(Rules::fill(&merged, *set.first()?))
 }

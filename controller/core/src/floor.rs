@@ -21,11 +21,18 @@ impl Floor {
         Self { ready }
     }
 
-    /// Whether its unload would leave fewer than a policy asks for.
+    /// Whether its unload would leave fewer than a policy asks for. Where cluster policies select the model, one of them
+    /// must ask for it too: a policy of a namespace counts fewer models, and would protect each of them by the same number.
     pub fn protects(&self, fleet: &Fleet<'_>, member: &Member<'_>) -> bool {
         let Some(rules) = &member.rules else { return false };
-        let asks = |policy: usize| fleet.policies[policy].asks.min_loaded == Some(rules.min_loaded);
-        rules.min_loaded > 0 && fleet.set(member).iter().any(|&p| asks(p) && self.ready[p] <= rules.min_loaded)
+        let operator = member.operator_rules.as_ref();
+        self.keeps(fleet, fleet.set(member), rules.min_loaded)
+            && operator.is_none_or(|rules| self.keeps(fleet, fleet.operator_set(member), rules.min_loaded))
+    }
+
+    fn keeps(&self, fleet: &Fleet<'_>, policies: &[usize], min_loaded: u32) -> bool {
+        let asks = |policy: usize| fleet.policies[policy].asks.min_loaded == Some(min_loaded);
+        min_loaded > 0 && policies.iter().any(|&policy| asks(policy) && self.ready[policy] <= min_loaded)
     }
 
     pub fn take(&mut self, fleet: &Fleet<'_>, member: &Member<'_>) {

@@ -30,6 +30,7 @@ mod schedule;
 mod select;
 mod signal;
 mod step;
+mod tenants;
 mod warm;
 mod world;
 

@@ -2,12 +2,16 @@
 //!
 //! The merge is commutative, associative and idempotent. Each value remembers the policy it came from, the first by name
 //! among equals, so that a decision can name the policy that caused it.
+//!
+//! A cluster policy is the operator's floor. Of the fields that protect a model, or give it the memory of others
+//! (`minResident`, `minLoaded`, `priority`), it takes part with the default where it writes none. So its value, written
+//! or default, bounds what the policies of a namespace ask for.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::policy::{Asks, Residency};
+use crate::policy::{Asks, Policy, Residency};
 
 pub const DEFAULT_RESIDENCY: Residency = Residency::Idle;
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -15,6 +19,7 @@ pub const DEFAULT_MIN_RESIDENT: Duration = Duration::ZERO;
 pub const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(60);
 pub const DEFAULT_TRANSITION_PERIOD: Duration = Duration::from_secs(300);
 pub const DEFAULT_PRIORITY: i32 = 0;
+pub const DEFAULT_MIN_LOADED: u32 = 0;
 pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub const DEFAULT_HOLD_AFTER_EVICTION: Duration = Duration::from_secs(120);
 
@@ -57,6 +62,17 @@ fn greatest<T: Ord + Copy>(a: Option<Pick<T>>, b: Option<Pick<T>>) -> Option<Pic
 }
 
 impl Merged {
+    /// What one policy takes part with: what it asks for, and the defaults by which a cluster policy bounds others.
+    pub fn of_policy(at: usize, policy: &Policy, mode: Option<(Residency, bool)>, total_bytes: Option<u64>) -> Self {
+        let mut merged = Self::of(at, &policy.asks, mode, total_bytes);
+        if policy.is_cluster() {
+            merged.min_resident.get_or_insert(Pick { value: DEFAULT_MIN_RESIDENT, policy: at });
+            merged.min_loaded.get_or_insert(Pick { value: DEFAULT_MIN_LOADED, policy: at });
+            merged.priority.get_or_insert(Pick { value: DEFAULT_PRIORITY, policy: at });
+        }
+        merged
+    }
+
     /// What one policy asks for. `mode` is its mode now and whether a window set it.
     pub fn of(policy: usize, asks: &Asks, mode: Option<(Residency, bool)>, total_bytes: Option<u64>) -> Self {
         fn pick<T>(policy: usize, value: Option<T>) -> Option<Pick<T>> {
@@ -103,10 +119,14 @@ impl Merged {
     }
 }
 
-/// A policy's mode at `now`: that of its strictest open window, else its own.
-pub fn mode_at(asks: &Asks, now: Timestamp) -> Option<(Residency, bool)> {
+/// A policy's mode at `now`, and whether a window set it: that of its strictest open window, else its own. A cluster
+/// policy that gives an idle timeout alone means the mode to which timeouts belong: no policy of a namespace that asks for
+/// `Resident` makes it void.
+pub fn mode_at(policy: &Policy, now: Timestamp) -> Option<(Residency, bool)> {
+    let asks = &policy.asks;
     let window = asks.schedule.iter().filter(|window| window.open(now)).map(|window| window.mode).max();
-    window.map(|mode| (mode, true)).or_else(|| asks.residency.map(|mode| (mode, false)))
+    let implied = (policy.is_cluster() && asks.idle_timeout.is_some()).then_some(DEFAULT_RESIDENCY);
+    window.map(|mode| (mode, true)).or_else(|| asks.residency.or(implied).map(|mode| (mode, false)))
 }
 
 /// The rules of a model: the merge with every gap filled. Policies are places in the sorted list.
@@ -156,7 +176,7 @@ impl Rules {
             min_reclaim_bytes: or(&merged.min_reclaim, 0),
             transition_period: or(&merged.transition_period, DEFAULT_TRANSITION_PERIOD),
             priority: merged.priority.unwrap_or(Pick { value: DEFAULT_PRIORITY, policy: first }),
-            min_loaded: or(&merged.min_loaded, 0),
+            min_loaded: or(&merged.min_loaded, DEFAULT_MIN_LOADED),
             drain_timeout: or(&merged.drain_timeout, DEFAULT_DRAIN_TIMEOUT),
             hold_after_eviction: or(&merged.hold_after_eviction, DEFAULT_HOLD_AFTER_EVICTION),
         }

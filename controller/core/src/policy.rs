@@ -69,6 +69,11 @@ pub enum Residency {
 }
 
 impl Policy {
+    /// An operator's policy, which bounds what the policies of a namespace may ask for.
+    pub const fn is_cluster(&self) -> bool {
+        self.name.namespace.is_none()
+    }
+
     pub fn selects(&self, model: &Model, namespace_labels: &Labels) -> bool {
         let namespace = match &self.name.namespace {
             Some(own) => own == model.key.server.namespace(),

@@ -1,10 +1,11 @@
 //! Rules 4, 5, 7, 9 and 10: when memory is short, the smallest prefix of the ranked candidates leaves, and whoever is not
 //! needed in the end is spared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::card::{Card, Terms, Turn, tenths};
+use crate::fleet::Member;
 use crate::merge::Rules;
 use crate::plan::{GpuPlan, GpuReason, Pressure, Reason, SkipReason, Threshold};
 use crate::signal::{Level, Reading, Signal, Timers};
@@ -15,8 +16,18 @@ struct Candidate {
     place: usize,
     vram_bytes: u64,
     target_bytes: u64,
+    /// The target by the operator's policies alone, while their threshold of this level acts.
+    operator_target_bytes: Option<u64>,
     busy: bool,
     policy: usize,
+}
+
+impl Candidate {
+    /// What a busy model leaves for: its own target if that can be reached, else the operator's. So a target that cannot
+    /// be reached, as a policy of a namespace may set it, does not keep a model on the card.
+    fn reachable_target_bytes(&self, reachable: u64) -> Option<u64> {
+        [Some(self.target_bytes), self.operator_target_bytes].into_iter().flatten().find(|target| *target <= reachable)
+    }
 }
 
 pub fn signal(rules: &Rules, level: Level) -> Option<Signal> {
@@ -28,9 +39,9 @@ pub fn signal(rules: &Rules, level: Level) -> Option<Signal> {
     Some(Signal { level, below_bytes: below.value, target_bytes, grace, transition: rules.transition_period })
 }
 
-/// Decides, and reports the card's pressure. `None` for a card that nobody reported.
-pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, timers: &mut Timers) -> Option<Pressure> {
-    let gpu = card.gpu?;
+/// Decides, and reports the pressure of a card that a server has reported.
+pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, timers: &mut Timers) {
+    let Some(gpu) = card.gpu else { return };
     let mut report = GpuPlan {
         uuid: gpu.uuid.clone(),
         node: gpu.node.clone(),
@@ -41,7 +52,11 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, timers: &mut Timers) 
         thresholds: thresholds(turn, card),
     };
     if card.fresh {
-        let readings = observe(turn, card, timers);
+        card.readings = observe(turn, card, timers);
+        let in_force = signals(turn, card, |member| member.rules.as_deref());
+        let mut readings = card.readings.clone();
+        readings.retain(|signal, _| in_force.contains(signal));
+
         report.target = readings.iter().filter(|(_, r)| r.acting).map(|(signal, _)| signal.target_bytes).max();
         report.pressure = pressure(&readings);
         let foreign = reclaim(turn, card, &readings, Level::Hard) | reclaim(turn, card, &readings, Level::Soft);
@@ -49,9 +64,7 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, timers: &mut Timers) 
     } else {
         stale(turn, card);
     }
-    let pressure = report.pressure;
     turn.plan.gpus.push(report);
-    Some(pressure)
 }
 
 fn thresholds(turn: &Turn<'_>, card: &Card<'_>) -> Vec<Threshold> {
@@ -72,11 +85,23 @@ fn thresholds(turn: &Turn<'_>, card: &Card<'_>) -> Vec<Threshold> {
     first.into_iter().map(threshold).collect()
 }
 
+/// The thresholds of the card's models, by the rules that `rules` picks.
+pub fn signals<'t>(
+    turn: &'t Turn<'_>,
+    card: &Card<'_>,
+    rules: impl Fn(&'t Member<'_>) -> Option<&'t Rules>,
+) -> BTreeSet<Signal> {
+    let rules = card.ranked.iter().filter_map(|&place| rules(turn.member(place)));
+    rules.flat_map(|rules| [signal(rules, Level::Hard), signal(rules, Level::Soft)]).flatten().collect()
+}
+
+/// Those by the operator's policies alone are watched too: a model of one namespace is not judged by what the policies of
+/// another ask for.
 fn observe(turn: &Turn<'_>, card: &Card<'_>, timers: &mut Timers) -> BTreeMap<Signal, Reading> {
     let Some(gpu) = card.gpu else { return BTreeMap::new() };
-    let signals = card.ranked.iter().filter_map(|&place| turn.member(place).rules.as_ref());
-    let signals = signals.flat_map(|rules| [signal(rules, Level::Hard), signal(rules, Level::Soft)]).flatten();
-    let signals: std::collections::BTreeSet<Signal> = signals.collect();
+    let mut signals = signals(turn, card, |member| member.rules.as_deref());
+    signals.extend(self::signals(turn, card, |member| member.operator_rules.as_deref()));
+
     timers.observe(turn.now, turn.stale_after, &gpu.uuid, signals, card.available, card.expected())
 }
 
@@ -141,6 +166,8 @@ fn reclaim<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, readings: &BTreeMap<Sig
     if card.awaiting {
         return false;
     }
+    // Those that stay without the policies of other namespaces leave only where the rest is not enough.
+    candidates.sort_by_key(|candidate| turn.member(candidate.place).kept);
     let reachable = reachable(turn, card, &candidates);
     let taken = walk(turn, card, &candidates, reachable);
     let kept = spare(turn, card.expected(), taken);
@@ -180,7 +207,11 @@ fn candidate(turn: &mut Turn<'_>, card: &Card<'_>, place: usize, rules: &Rules, 
     let below = if soft { rules.soft_below } else { rules.hard_below };
     let policy = below.map_or(rules.priority.policy, |pick| pick.policy);
     let (vram_bytes, busy) = (model.vram_bytes, model.busy());
-    Some(Candidate { place, vram_bytes, target_bytes: signal.target_bytes, busy, policy })
+    let operator = turn.member(place).operator_rules.as_deref();
+    let operator = operator.and_then(|rules| self::signal(rules, signal.level));
+    let operator = operator.filter(|signal| card.readings.get(signal).is_some_and(|reading| reading.acting));
+    let operator_target_bytes = operator.map(|signal| signal.target_bytes);
+    Some(Candidate { place, vram_bytes, target_bytes: signal.target_bytes, operator_target_bytes, busy, policy })
 }
 
 fn in_grace(turn: &mut Turn<'_>, place: usize, rules: &Rules, readings: &BTreeMap<Signal, Reading>) {
@@ -217,16 +248,17 @@ fn walk(turn: &mut Turn<'_>, card: &Card<'_>, candidates: &[Candidate], reachabl
     let mut available = card.expected();
     let mut taken = Vec::new();
     for candidate in candidates {
-        if available >= candidate.target_bytes {
+        let busy_target = candidate.reachable_target_bytes(reachable).filter(|_| candidate.busy);
+        if available >= busy_target.unwrap_or(candidate.target_bytes) {
             turn.skip(candidate.place, SkipReason::NotNeeded, "the target is met without it");
         } else if turn.protected(candidate.place) {
             turn.skip(candidate.place, SkipReason::MinLoaded, "a policy keeps it loaded");
-        } else if candidate.busy && reachable < candidate.target_bytes {
+        } else if candidate.busy && busy_target.is_none() {
             turn.skip(candidate.place, SkipReason::ForeignPressure, "others hold the memory; its work goes on");
         } else {
             turn.take(candidate.place);
             available = available.saturating_add(candidate.vram_bytes);
-            taken.push(*candidate);
+            taken.push(Candidate { target_bytes: busy_target.unwrap_or(candidate.target_bytes), ..*candidate });
         }
     }
     taken

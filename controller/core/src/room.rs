@@ -41,7 +41,9 @@ fn make<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, waiting: usize, wanted: u6
     let mut expected = card.expected();
     let mut taken = Vec::new();
     let mut held_back = Vec::new();
-    for &place in &card.ranked {
+    // A priority that no operator's policy bounds takes nothing from models that one does.
+    let under_the_floor = turn.member(waiting).operator_rules.is_some();
+    for place in turn.kept_last(&card.ranked) {
         let member = turn.member(place);
         if expected >= wanted || turn.decided[place] || !member.nameable() || member.priority() >= priority {
             continue;
@@ -52,6 +54,8 @@ fn make<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, waiting: usize, wanted: u6
             held_back.push((place, SkipReason::MinResident));
         } else if turn.protected(place) {
             held_back.push((place, SkipReason::MinLoaded));
+        } else if member.kept && !under_the_floor {
+            held_back.push((place, SkipReason::NotNeeded));
         } else {
             expected = expected.saturating_add(member.model.vram_bytes);
             turn.take(place);

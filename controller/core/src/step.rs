@@ -14,7 +14,7 @@ use crate::plan::{Decision, Plan, Skip, SkipReason};
 use crate::policy::Policy;
 use crate::signal::Timers;
 use crate::world::{Gpu, GpuId, ModelKey, ServerName, State, World};
-use crate::{budget, idle, pressure, room, warm};
+use crate::{budget, idle, pressure, room, tenants, warm};
 
 /// Decides what is to be done now. Every model is in the plan, with a decision or with the reason why there is none.
 ///
@@ -30,7 +30,8 @@ pub fn step(memory: &mut Memory, now: Timestamp, world: &World, policies: &[Poli
 
     // How long a threshold has been crossed is a fact, whoever asks: a new dry run begins with the timers that are there.
     let timers_before = (!dry_run.is_empty()).then(|| memory.timers.clone());
-    let mut plan = evaluate(now, world, &enforced, &mut memory.timers, &memory.work, &memory.learners, true);
+    let situation = |explained| Situation { now, world, work: &memory.work, learners: &memory.learners, explained };
+    let mut plan = tenants::evaluate_apart(situation(true), &enforced, &mut memory.timers);
     memory.dry_run.retain(|name, _| dry_run.iter().any(|policy| policy.name == *name));
     let mut differences = Vec::new();
     for policy in dry_run {
@@ -39,7 +40,7 @@ pub fn step(memory: &mut Memory, now: Timestamp, world: &World, policies: &[Poli
         let mut with: Vec<&Policy> = enforced.clone();
         with.push(policy);
         with.sort_by(|a, b| a.name.cmp(&b.name));
-        let other = evaluate(now, world, &with, timers, &memory.work, &memory.learners, false);
+        let other = tenants::evaluate_apart(situation(false), &with, timers);
         differences.push((policy, other));
     }
     memory.work.record(now, &plan.decisions);
@@ -77,16 +78,20 @@ fn difference(plan: &mut Plan, policy: &Policy, other: &Plan) {
     plan.skips.extend(spared);
 }
 
-fn evaluate(
-    now: Timestamp,
-    world: &World,
-    policies: &[&Policy],
-    timers: &mut Timers,
-    work: &Work,
-    learners: &Learners,
-    explained: bool,
-) -> Plan {
-    let fleet = Fleet::new(now, world, policies, work);
+/// What a plan is made from, beside the policies and the timers.
+#[derive(Clone, Copy)]
+pub struct Situation<'a> {
+    pub now: Timestamp,
+    pub world: &'a World,
+    pub work: &'a Work,
+    pub learners: &'a Learners,
+    pub explained: bool,
+}
+
+/// The plan of these policies as they are. `kept`: models that are taken last.
+pub fn evaluate(situation: Situation<'_>, policies: &[&Policy], timers: &mut Timers, kept: &HashSet<ModelKey>) -> Plan {
+    let Situation { now, world, work, learners, explained } = situation;
+    let fleet = Fleet::new(now, world, policies, work, kept);
     let floor = Floor::new(&fleet);
     let decided = vec![false; fleet.members.len()];
     let (skips, plan) = (Vec::new(), Plan::default());
@@ -100,9 +105,9 @@ fn evaluate(
         let mut card = Card::new(&mut turn, id, gpu, places, awaiting);
         budget::apply(&mut turn, &mut card);
         idle::apply(&mut turn, &mut card);
-        let pressure = pressure::apply(&mut turn, &mut card, timers);
+        pressure::apply(&mut turn, &mut card, timers);
         room::apply(&mut turn, &mut card);
-        warm::apply(&mut turn, &mut card, pressure);
+        warm::apply(&mut turn, &mut card);
     }
     if explained {
         (turn.plan.rules, turn.plan.models) = explain(&turn);

@@ -3,11 +3,13 @@
 use std::cmp::Reverse;
 
 use crate::card::{Card, Turn};
-use crate::plan::{Pressure, Reason, SkipReason};
+use crate::fleet::Member;
+use crate::plan::{Reason, SkipReason};
 use crate::policy::Residency;
+use crate::pressure;
 use crate::world::State;
 
-pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, pressure: Option<Pressure>) {
+pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
     let mut wanted = Vec::new();
     for &place in &card.ranked {
         let member = turn.member(place);
@@ -23,12 +25,12 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, pressure: Option<Pres
         return;
     }
     wanted.sort_by_key(|&(place, _)| (Reverse(turn.member(place).priority()), &turn.member(place).model.key));
-    let floor = highest_threshold(turn, card);
     let mut available = card.available;
     for (place, (reason, policy)) in wanted {
         let member = turn.member(place);
         let vram = member.model.vram_bytes;
-        let fits = available >= vram && available - vram >= floor;
+        let Limits { highest_threshold, pressed } = limits(turn, card, place);
+        let fits = available >= vram && available - vram >= highest_threshold;
         if member.used {
             turn.skip(place, SkipReason::AwaitingFreshSample, "decided on this sample already");
         } else if card.id.is_none() {
@@ -37,7 +39,7 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, pressure: Option<Pres
             turn.skip(place, SkipReason::MetricsStale, "the sample of its GPU is too old");
         } else if !fits {
             turn.skip(place, SkipReason::NoRoom, "it would cross a threshold, or not fit");
-        } else if pressure != Some(Pressure::None) {
+        } else if pressed {
             turn.skip(place, SkipReason::NoRoom, "the GPU is under pressure");
         } else if !card.books.admit(turn.fleet.set(member), vram) {
             turn.skip(place, SkipReason::NoRoom, "it would exceed a budget");
@@ -61,7 +63,26 @@ fn call(turn: &Turn<'_>, place: usize) -> Option<(Reason, usize)> {
     }
 }
 
-fn highest_threshold(turn: &Turn<'_>, card: &Card<'_>) -> u64 {
-    let rules = card.ranked.iter().filter_map(|&place| turn.member(place).rules.as_ref());
-    rules.flat_map(|rules| [rules.hard_below, rules.soft_below]).flatten().map(|pick| pick.value).max().unwrap_or(0)
+/// What a load must respect on its card.
+struct Limits {
+    highest_threshold: u64,
+    pressed: bool,
+}
+
+/// A model that an operator's policy selects is not kept away by what the policies of other namespaces ask for.
+fn limits(turn: &Turn<'_>, card: &Card<'_>, place: usize) -> Limits {
+    let loaded = turn.member(place);
+    let namespace = loaded.model.key.server.namespace();
+    let apart = |member: &Member<'_>| {
+        loaded.operator_rules.is_some()
+            && member.operator_rules.is_some()
+            && member.model.key.server.namespace() != namespace
+    };
+    let signals = pressure::signals(turn, card, |member| {
+        if apart(member) { member.operator_rules.as_deref() } else { member.rules.as_deref() }
+    });
+    Limits {
+        highest_threshold: signals.iter().map(|signal| signal.below_bytes).max().unwrap_or(0),
+        pressed: signals.iter().any(|signal| card.readings.get(signal).is_some_and(|reading| reading.pressed)),
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use hush_log::{errorln, outln};
+
 use super::CheckArgs;
 use crate::policies;
 
@@ -9,14 +11,14 @@ use crate::policies;
 pub fn run(args: &CheckArgs) -> ExitCode {
     let mut status = ExitCode::SUCCESS;
     for path in &args.files {
-        match policies::read(path) {
+        match policies::read_input(path) {
             Ok(found) => {
                 for policy in found {
-                    println!("{}: {} is valid", path.display(), policy.name);
+                    outln!("{}: {} is valid", policies::input_name(path).display(), policy.name);
                 }
             }
             Err(error) => {
-                eprintln!("{error}");
+                errorln!("{error}");
                 status = ExitCode::FAILURE;
             }
         }

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::values::{lease, server};
 use crate::act::Record;
-use crate::cluster::{Reporting, Scope, ScopeGate, Sources, Writer, follow};
+use crate::cluster::{Reporting, Scope, ScopeGate, Sources, Writer, follow, recorder};
 use crate::lease::{Claim, Elector, Leader, LeaseName, Loss, Terms, identity};
 use crate::run::{Readiness, Snapshot};
 
@@ -142,7 +142,8 @@ impl Cluster {
         tokio::spawn(reporting.run(records));
         if self.scope == Scope::Cluster {
             let (client, claim) = (self.client.clone(), self.gate.claim.clone());
-            let writer = Writer { client, claim, policies: self.sources.objects.clone(), snapshots };
+            let events = recorder(self.patient.clone(), self.identity.clone());
+            let writer = Writer { client, events, claim, policies: self.sources.objects.clone(), snapshots };
             tokio::spawn(writer.run());
         }
         told

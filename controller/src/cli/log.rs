@@ -1,4 +1,4 @@
-//! Log lines, on standard error so that standard output stays clean.
+//! Log lines, on standard error so that standard output stays clean. Those that cannot be written are dropped and counted.
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -25,7 +25,9 @@ impl LogArgs {
     pub fn init(&self) -> anyhow::Result<()> {
         use std::io::IsTerminal;
         let filter = EnvFilter::try_new(&self.log_level).context("--log-level")?;
-        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // What the log reports of itself would go to standard error with a panic where that cannot be written.
+        let lines =
+            tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false).with_writer(hush_log::writer);
         let _ = match self.log_format {
             Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
             Format::Json => lines.json().flatten_event(true).try_init(),

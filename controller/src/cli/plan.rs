@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hush_core::{Decision, GpuPlan, Memory, Plan};
+use hush_log::{errorln, out, outln};
 use jiff::Timestamp;
 
 use super::{Output, PlanArgs};
@@ -27,8 +28,8 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         None => of_servers(args)?,
     };
     match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&plan).context("writing the plan")?),
-        Output::Text => print!("{}", text(&plan)),
+        Output::Json => outln!("{}", serde_json::to_string_pretty(&plan).context("writing the plan")?),
+        Output::Text => out!("{}", text(&plan)),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -36,7 +37,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
 fn of_file(path: &Path, args: &PlanArgs) -> anyhow::Result<Plan> {
     let mut scene = world::read(path)?;
     for path in &args.fleet.policy {
-        scene.policies.extend(policies::read(path)?);
+        scene.policies.extend(policies::read_input(path)?);
     }
     Ok(hush_core::step(&mut scene.memory, scene.now, &scene.world, &scene.policies))
 }
@@ -54,19 +55,19 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     if !fleet.policy.is_empty() {
         look.policies.extend(fleet.policies().read().map_err(anyhow::Error::msg)?);
     }
-    look.problems.iter().for_each(|problem| eprintln!("{problem}"));
+    look.problems.iter().for_each(|problem| errorln!("{problem}"));
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
     let scraper = fleet.scraper(Duration::from_secs(1), &metrics)?;
     runtime.block_on(observe::once(&scraper, &look.targets));
     let seen = scraper.store.all();
     for (server, seen) in &seen {
         if let Some(failure) = &seen.failure {
-            eprintln!("{server} cannot be observed: {failure}");
+            errorln!("{server} cannot be observed: {failure}");
         }
     }
     let frame = Frame { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &look.namespaces };
     let assembled = observe::assemble(&frame, &look.targets, &seen, |_| false);
-    assembled.problems.iter().for_each(|problem| eprintln!("{problem}"));
+    assembled.problems.iter().for_each(|problem| errorln!("{problem}"));
     Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &look.policies))
 }
 

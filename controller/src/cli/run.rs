@@ -16,7 +16,7 @@ use super::kubernetes::{Cluster, KubernetesArgs};
 use super::log::LogArgs;
 use super::values::span;
 use crate::act::{Audit, Closed, Executor, Gate, Open, Presence, Record};
-use crate::cluster::ScopeGate;
+use crate::cluster::{Policies, ScopeGate};
 use crate::http::Client;
 use crate::metrics::Metrics;
 use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets};
@@ -218,6 +218,7 @@ fn of_cluster(
     readiness: &Readiness,
 ) -> Feed {
     let sources = &cluster.sources;
+    tokio::spawn(count_invalid(sources.objects.clone(), Arc::clone(metrics)));
     let (gate, records): (Arc<dyn Gate>, _) = if args.dry_run {
         (Arc::new(Closed), None)
     } else {
@@ -230,6 +231,16 @@ fn of_cluster(
         namespaces: sources.namespaces.clone(),
         gate,
         records,
+    }
+}
+
+async fn count_invalid(mut objects: watch::Receiver<Policies>, metrics: Arc<Metrics>) {
+    loop {
+        let invalid = objects.borrow_and_update().values().filter(|object| object.policy.is_err()).count();
+        metrics.policies_invalid.set(i64::try_from(invalid).unwrap_or(i64::MAX));
+        if objects.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use hush_core::Labels;
+use hush_log::{out, outln};
 
 use super::{Output, SimulateArgs};
 use crate::policies;
@@ -17,7 +18,7 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(!requests.is_empty(), "{}: there is no request in it", args.trace);
     let mut results = Vec::new();
     for path in &args.policy {
-        let found = policies::read(path)?;
+        let found = policies::read_input(path)?;
         let labels = match &args.labels {
             Some(text) => labels(text)?,
             None => found.iter().flat_map(|policy| policy.selector.labels.clone()).collect(),
@@ -34,9 +35,9 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     match args.output {
         Output::Json => {
             let rows: Vec<_> = results.iter().map(|(policy, figures)| figures.to_json(policy)).collect();
-            println!("{}", serde_json::to_string_pretty(&rows).context("writing the figures")?);
+            outln!("{}", serde_json::to_string_pretty(&rows).context("writing the figures")?);
         }
-        Output::Text => print!("{}", Figures::table(&results)),
+        Output::Text => out!("{}", Figures::table(&results)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hush_core::ServerName;
+use hush_core::{PolicyName, ServerName};
 use hush_crds::API_VERSION;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::mirror::Copied;
 use super::pods::ServerPod;
+use super::policies::PolicyObject;
 use super::sources::Policies;
 use crate::act::{Outcome, Record};
 use crate::amount::gib;
@@ -21,7 +22,7 @@ use crate::amount::gib;
 pub const CONTROLLER: &str = "gpu.hush.dev/hush-controller";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What the API server takes.
-const NOTE_MAX_CHARS: usize = 1000;
+pub(super) const NOTE_MAX_CHARS: usize = 1000;
 
 pub struct Reporting {
     pub client: Client,
@@ -29,6 +30,11 @@ pub struct Reporting {
     pub identity: String,
     pub policies: watch::Receiver<Policies>,
     pub pods: watch::Receiver<Copied<ServerName, ServerPod>>,
+}
+
+/// `identity`: of this process.
+pub fn recorder(client: Client, identity: String) -> Recorder {
+    Recorder::new(client, Reporter { controller: CONTROLLER.to_owned(), instance: Some(identity) })
 }
 
 /// What is told of a command.
@@ -42,8 +48,7 @@ struct Story {
 impl Reporting {
     /// Until the loop is gone.
     pub async fn run(self, mut records: mpsc::UnboundedReceiver<Record>) {
-        let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(self.identity.clone()) };
-        let recorder = Recorder::new(self.client.clone(), reporter);
+        let recorder = recorder(self.client.clone(), self.identity.clone());
         while let Some(record) = records.recv().await {
             let Some(story) = story(&record) else { continue };
             let (policy, pod) = (self.policy(&record), self.pod(&record));
@@ -68,15 +73,7 @@ impl Reporting {
     fn policy(&self, record: &Record) -> Option<ObjectReference> {
         let policies = Arc::clone(&self.policies.borrow());
         let (name, object) = policies.iter().find(|(name, _)| name.to_string() == record.decision.policy)?;
-        let kind = if name.namespace.is_some() { "GpuModelPolicy" } else { "ClusterGpuModelPolicy" };
-        Some(ObjectReference {
-            api_version: Some(API_VERSION.to_owned()),
-            kind: Some(kind.to_owned()),
-            namespace: name.namespace.clone(),
-            name: Some(name.name.clone()),
-            uid: Some(object.uid.clone()),
-            ..ObjectReference::default()
-        })
+        Some(reference(name, object))
     }
 
     fn pod(&self, record: &Record) -> Option<ObjectReference> {
@@ -91,6 +88,19 @@ impl Reporting {
             uid: Some(pods.get(server)?.uid.clone()),
             ..ObjectReference::default()
         })
+    }
+}
+
+/// A policy as an Event names it.
+pub(super) fn reference(name: &PolicyName, object: &PolicyObject) -> ObjectReference {
+    let kind = if name.namespace.is_some() { "GpuModelPolicy" } else { "ClusterGpuModelPolicy" };
+    ObjectReference {
+        api_version: Some(API_VERSION.to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: name.namespace.clone(),
+        name: Some(name.name.clone()),
+        uid: Some(object.uid.clone()),
+        ..ObjectReference::default()
     }
 }
 

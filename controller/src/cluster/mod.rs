@@ -15,10 +15,10 @@ mod scope;
 mod sources;
 mod writer;
 
-pub use events::Reporting;
+pub use events::{Reporting, recorder};
 pub use mirror::{Copied, Mirror};
 pub use pods::{PORT_ANNOTATION, PORT_NAME, ServerPod};
-pub use policies::PolicyObject;
+pub use policies::{Enforced, PolicyObject};
 pub use scope::{Scope, ScopeGate};
 pub use sources::{Look, Policies, Sources, follow, look};
 pub use writer::Writer;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::mirror::{Copied, Mirror};
 use super::pods::ServerPod;
-use super::policies::PolicyObject;
+use super::policies::{Enforced, PolicyObject};
 use super::scope::Scope;
 use super::{namespaces, pods, policies};
 use crate::observe::Targets;
@@ -20,7 +20,7 @@ pub type Policies = Arc<BTreeMap<PolicyName, PolicyObject>>;
 
 pub struct Sources {
     pub targets: watch::Receiver<Arc<Targets>>,
-    /// Those that are valid. None is in force before all are known, and the labels by which some of them select.
+    /// Of each the generation that holds. None is in force before all are known, and the labels by which some of them select.
     pub policies: watch::Receiver<Arc<Vec<Policy>>>,
     pub namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
     pub pods: watch::Receiver<Copied<ServerName, ServerPod>>,
@@ -64,10 +64,10 @@ pub async fn look(client: &Client) -> Result<Look, kube::Error> {
     let mut objects = policies::namespaced(client).once().await?;
     objects.append(&mut policies::cluster(client).once().await?);
     for (name, object) in objects {
-        match object.policy {
-            Ok(policy) => look.policies.push(policy),
-            Err(problem) => look.problems.push(format!("{name} is not valid: {problem}")),
+        if let Err(problem) = object.policy {
+            look.problems.push(format!("{name} is not valid: {problem}"));
         }
+        look.policies.extend(object.enforced.map(|enforced| enforced.policy));
     }
     Ok(look)
 }
@@ -133,6 +133,7 @@ impl Joint {
         objects: watch::Sender<Policies>,
         namespaces: watch::Sender<Arc<BTreeMap<String, Labels>>>,
     ) {
+        let mut last_valid = LastValid::default();
         loop {
             let labels = self.labels.borrow_and_update().clone();
             let namespaced = self.namespaced.borrow_and_update().clone();
@@ -142,16 +143,42 @@ impl Joint {
                 for (name, object) in namespaced.iter().chain(cluster.iter()) {
                     all.insert(name.clone(), object.clone());
                 }
+                last_valid.hold(&mut all);
             }
             // Labels first: a policy must not be looked at with those of yesterday.
             replace(&namespaces, labels.as_deref().cloned().unwrap_or_default());
-            replace(&policies, all.values().filter_map(|object| object.policy.clone().ok()).collect());
+            replace(
+                &policies,
+                all.values().filter_map(|object| Some(object.enforced.as_ref()?.policy.clone())).collect(),
+            );
             replace(&objects, all);
             tokio::select! {
                 changed = self.labels.changed() => if changed.is_err() { return },
                 changed = self.namespaced.changed() => if changed.is_err() { return },
                 changed = self.cluster.changed() => if changed.is_err() { return },
                 () = policies.closed() => return,
+            }
+        }
+    }
+}
+
+/// What was last seen to be valid of each policy, by the name and the object's own id: one that is made anew under an old
+/// name begins without it.
+#[derive(Debug, Default)]
+struct LastValid(BTreeMap<PolicyName, (String, Enforced)>);
+
+impl LastValid {
+    /// What was seen here is at least as new as what a status tells.
+    fn hold(&mut self, all: &mut BTreeMap<PolicyName, PolicyObject>) {
+        self.0.retain(|name, (uid, _)| all.get(name).is_some_and(|object| object.uid == *uid));
+        for (name, object) in all {
+            if object.policy.is_err()
+                && let Some((_, enforced)) = self.0.get(name)
+            {
+                object.enforced = Some(enforced.clone());
+            }
+            if let Some(enforced) = &object.enforced {
+                self.0.insert(name.clone(), (object.uid.clone(), enforced.clone()));
             }
         }
     }

@@ -7,17 +7,20 @@ use std::time::Duration;
 use hush_core::{Policy, PolicyName, conflicts};
 use hush_crds::{ClusterGpuModelPolicy, GpuModelPolicy, PolicyStatus};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::events::{NOTE_MAX_CHARS, reference};
 use super::policies::PolicyObject;
 use super::sources::Policies;
 use crate::lease::Claim;
 use crate::run::Snapshot;
-use crate::status::{Scene, Subject, status};
+use crate::status::{INVALID, READY, Scene, Subject, status};
 
 /// From one round to the next: figures change faster than anybody reads.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -25,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Writer {
     pub client: Client,
+    pub events: Recorder,
     /// Of several controllers one writes.
     pub claim: Claim,
     pub policies: watch::Receiver<Policies>,
@@ -62,13 +66,19 @@ impl Writer {
                 name,
                 generation: object.generation,
                 policy: object.policy.as_ref().map_err(String::as_str),
+                enforced: object.enforced.as_ref(),
                 before: &object.status,
             };
             let wanted = status(Timestamp::now(), &scene, &subject);
             let sent = written.get(name).map_or(&object.status, |(_, sent)| sent);
             if wanted != *sent && self.claim.is_current() {
                 match timeout(PATIENCE, self.patch(name, &wanted)).await {
-                    Ok(Ok(())) => drop(written.insert(name.clone(), (object.status.clone(), wanted))),
+                    Ok(Ok(())) => {
+                        if let Some(message) = refused(&object.status, &wanted) {
+                            self.refuse(name, object, message).await;
+                        }
+                        written.insert(name.clone(), (object.status.clone(), wanted));
+                    }
                     // It is gone; the watch will say so.
                     Ok(Err(kube::Error::Api(error))) if error.code == 404 => {}
                     Ok(Err(kube::Error::Api(error))) if error.code == 429 => {
@@ -79,6 +89,23 @@ impl Writer {
                     Err(_) => tracing::warn!(policy = %name, "the status could not be written within {PATIENCE:?}"),
                 }
             }
+        }
+    }
+
+    /// Tells of an edit that is not valid, once for each generation.
+    async fn refuse(&self, name: &PolicyName, object: &PolicyObject, message: String) {
+        tracing::warn!(policy = %name, generation = object.generation, "the policy is not valid: {message}");
+        let event = Event {
+            type_: EventType::Warning,
+            reason: INVALID.to_owned(),
+            note: Some(message.chars().take(NOTE_MAX_CHARS).collect()),
+            action: "Validate".to_owned(),
+            secondary: None,
+        };
+        match timeout(PATIENCE, self.events.publish(&event, &reference(name, object))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("an Event could not be written: {error}"),
+            Err(_) => tracing::warn!("an Event could not be written within {PATIENCE:?}"),
         }
     }
 
@@ -98,10 +125,21 @@ impl Writer {
     }
 }
 
+/// What `wanted` says of a generation that is not valid, if that is news.
+fn refused(before: &PolicyStatus, wanted: &PolicyStatus) -> Option<String> {
+    fn invalid(status: &PolicyStatus) -> Option<&Condition> {
+        let mut conditions = status.conditions.iter().flatten();
+        conditions.find(|condition| condition.type_ == READY && condition.reason == INVALID)
+    }
+    let now = invalid(wanted)?;
+    let told = invalid(before).is_some() && before.observed_generation == wanted.observed_generation;
+    (!told).then(|| now.message.clone())
+}
+
 /// Whether the step that is told of was made with this policy as it is now: else the next one is told of.
 fn is_current(object: &PolicyObject, was_there: bool, decided_with: &[Policy]) -> bool {
-    match &object.policy {
-        Ok(policy) => decided_with.contains(policy),
-        Err(_) => !was_there,
+    match &object.enforced {
+        Some(enforced) => decided_with.contains(&enforced.policy),
+        None => !was_there,
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hush_contract::percent::query_value;
+use hush_log::{errorln, explain, outln};
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -85,13 +86,13 @@ async fn command(place: &Place, command: Command<'_>) -> anyhow::Result<ExitCode
     }
     let (idle, todo): (Vec<&Model>, Vec<&Model>) = found.into_iter().partition(|model| (command.done)(model).is_some());
     for model in idle {
-        println!("{} {}", plain(&model.name()), (command.done)(model).unwrap_or_default());
+        outln!("{} {}", plain(&model.name()), (command.done)(model).unwrap_or_default());
     }
     if *dry_run {
         for model in todo {
             let memory = if model.vram_bytes == 0 { String::new() } else { format!(" ({})", gib(model.vram_bytes)) };
             let (name, generation, with) = (plain(&model.name()), model.generation, &command.with);
-            println!("would {verb} {name}{memory} if it is still generation {generation}{with}");
+            outln!("would {verb} {name}{memory} if it is still generation {generation}{with}");
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -106,9 +107,9 @@ async fn command(place: &Place, command: Command<'_>) -> anyhow::Result<ExitCode
     let mut ended = ExitCode::SUCCESS;
     for model in todo {
         match send(place, &fleet, model, &command).await {
-            Ok(record) => println!("{}", plain(&end(model, &record))),
+            Ok(record) => outln!("{}", plain(&end(model, &record))),
             Err(error) => {
-                eprintln!("{}: {}", plain(&model.name()), plain_lines(&format!("{error:#}")));
+                errorln!("{}: {}", plain(&model.name()), plain_lines(&explain(error.as_ref())));
                 ended = ExitCode::FAILURE;
             }
         }
@@ -159,7 +160,7 @@ pub async fn pause(place: &Place, args: &PauseArgs) -> anyhow::Result<ExitCode> 
     tell(place, &fleet, "pause", &name, body).await?;
     let until = args.span.map(|time| span(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
     let until = until.map_or_else(|| "until it is resumed".to_owned(), |span| format!("for {span}"));
-    println!("{name} only shows what it would do, {until}");
+    outln!("{name} only shows what it would do, {until}");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -167,7 +168,7 @@ pub async fn resume(place: &Place, args: &ResumeArgs) -> anyhow::Result<ExitCode
     let (fleet, name) = policy(place, &args.policy).await?;
     let answers = tell(place, &fleet, "resume", &name, json!({})).await?;
     let was = answers.iter().any(|answer| answer["resumed"] == true);
-    println!("{name} {}", if was { "is in force again" } else { "was not paused" });
+    outln!("{name} {}", if was { "is in force again" } else { "was not paused" });
     Ok(ExitCode::SUCCESS)
 }
 
@@ -207,8 +208,8 @@ fn end(model: &Model, record: &Record) -> String {
 fn confirmed(question: &str) -> anyhow::Result<bool> {
     let input = std::io::stdin();
     anyhow::ensure!(input.is_terminal(), "{question}: say --yes where nobody can be asked");
-    eprint!("{question}? [y/N] ");
-    std::io::stderr().flush()?;
+    let mut screen = std::io::stderr();
+    write!(screen, "{question}? [y/N] ").and_then(|()| screen.flush()).context("asking for a confirmation")?;
     let mut answer = String::new();
     input.lock().read_line(&mut answer).context("reading the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use hush_contract::percent::query_value;
+use hush_log::outln;
 use serde_json::Value;
 
 use super::args::ExplainArgs;
@@ -30,14 +31,14 @@ pub async fn run(place: &Place, args: &ExplainArgs) -> anyhow::Result<ExitCode> 
     }
     if args.output == Output::Json {
         let whole: Vec<&Value> = all.iter().map(|(_, explained)| &explained.whole).collect();
-        println!("{}", serde_json::to_string_pretty(&whole).context("writing the explanation")?);
+        outln!("{}", serde_json::to_string_pretty(&whole).context("writing the explanation")?);
         return Ok(ExitCode::SUCCESS);
     }
     for (place, (controller, explained)) in all.iter().enumerate() {
         if place > 0 {
-            println!();
+            outln!();
         }
-        text(controller, explained).iter().for_each(|line| println!("{line}"));
+        text(controller, explained).iter().for_each(|line| outln!("{line}"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -126,7 +127,11 @@ fn terms(account: &Account) -> Table {
     for term in &account.terms {
         let others: Vec<String> =
             term.others.iter().map(|asked| format!("{} by {}", setting(&asked.value), asked.policy)).collect();
-        let from = term.policy.clone().unwrap_or_else(|| "default".to_owned());
+        let from = match &term.policy {
+            Some(policy) if term.by_default => format!("{policy}'s default"),
+            Some(policy) => policy.clone(),
+            None => "default".to_owned(),
+        };
         table.row([term.field.clone(), setting(&term.value), from, others.join(", ")]);
     }
     table
@@ -154,7 +159,8 @@ mod tests {
                 "account": {"policies": [{"policy": "/floor", "dryRun": false}, {"policy": "m/idle", "budgetBytes": 1 << 30},
                     {"policy": "m/trial", "dryRun": true, "windowOpen": true}],
                     "terms": [{"field": "residency.idleTimeout", "value": {"milliseconds": 300_000}, "policy": "/floor", "others":
-                    [{"value": {"milliseconds": 600_000}, "policy": "m/idle"}]}, {"field": "priority", "value": {"number": 0}, "others": []}]},
+                    [{"value": {"milliseconds": 600_000}, "policy": "m/idle"}]}, {"field": "priority", "value": {"number": 0}, "policy": "/floor", "byDefault": true, "others":
+                    [{"value": {"number": 9}, "policy": "m/idle"}]}, {"field": "minLoaded", "value": {"number": 0}, "others": []}]},
             }],
             "records": [{"time": "2026-01-01T00:01:00Z", "server": "m/w", "model": "base", "action": "Load", "reason": "Manual",
                 "outcome": "Loading"}],
@@ -169,9 +175,10 @@ mod tests {
             "  It unloads in 3m if nobody asks for it: an idle timeout of 5m by /floor.",
             "  Left alone because of NotIdle: 120s of 300s.",
             "  Selected by /floor, m/idle (budget 1.00Gi), m/trial (only shows what it would do, its window is open).",
-            "  FIELD                  HOLDS  FROM     ALSO ASKED FOR",
-            "  residency.idleTimeout  5m     /floor   10m by m/idle",
-            "  priority               0      default  -",
+            "  FIELD                  HOLDS  FROM              ALSO ASKED FOR",
+            "  residency.idleTimeout  5m     /floor            10m by m/idle",
+            "  priority               0      /floor's default  9 by m/idle",
+            "  minLoaded              0      default           -",
             "",
             "Lately:",
             "  00:01:00Z  load m/w base (Manual): loading",

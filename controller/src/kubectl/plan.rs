@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use hush_log::{errorln, outln};
 use hyper::Method;
 use serde_json::json;
 
@@ -29,7 +30,7 @@ struct Plan {
 pub async fn run(place: &Place, args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let policies = read(&args.policy)?;
     let fleet = Fleet::at(place).await?;
-    fleet.problems.iter().for_each(|problem| eprintln!("{}", plain(problem)));
+    fleet.problems.iter().for_each(|problem| errorln!("{}", plain(problem)));
     let plan = if args.policy.is_empty() {
         let Fleet { decisions, gpus, models, .. } = fleet.clone();
         Plan { edited: Vec::new(), decisions, gpus, models }
@@ -41,9 +42,9 @@ pub async fn run(place: &Place, args: &PlanArgs) -> anyhow::Result<ExitCode> {
         Output::Json => {
             let whole =
                 json!({"policies": plan.edited, "decisions": plan.decisions, "gpus": plan.gpus, "models": plan.models});
-            println!("{}", serde_json::to_string_pretty(&whole).context("writing the plan")?);
+            outln!("{}", serde_json::to_string_pretty(&whole).context("writing the plan")?);
         }
-        Output::Text => text(&plan, what_if.then_some(&*fleet.decisions)).iter().for_each(|line| println!("{line}")),
+        Output::Text => text(&plan, what_if.then_some(&*fleet.decisions)).iter().for_each(|line| outln!("{line}")),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -52,8 +53,7 @@ pub async fn run(place: &Place, args: &PlanArgs) -> anyhow::Result<ExitCode> {
 fn read(paths: &[PathBuf]) -> anyhow::Result<String> {
     let mut all = Vec::with_capacity(paths.len());
     for path in paths {
-        crate::policies::read(path)?;
-        all.push(std::fs::read_to_string(path).with_context(|| path.display().to_string())?);
+        all.push(crate::policies::checked_input(path)?.1);
     }
     Ok(all.join("\n---\n"))
 }

@@ -248,10 +248,14 @@ pub struct Matching {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Term {
     pub field: String,
     pub value: Value,
     pub policy: Option<String>,
+    /// The policy does not write the field: its default holds.
+    #[serde(default)]
+    pub by_default: bool,
     #[serde(default)]
     pub others: Vec<Asked>,
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use hush_log::{explain, outln};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -28,12 +29,12 @@ const LOOK_AROUND_EVERY: Duration = Duration::from_secs(30);
 pub async fn run(place: Place, args: &TopArgs) -> anyhow::Result<ExitCode> {
     if args.output == Output::Json {
         let fleet = Fleet::at(&place).await?.within(place.only.as_deref());
-        println!("{}", serde_json::to_string_pretty(&fleet).context("writing the state")?);
+        outln!("{}", serde_json::to_string_pretty(&fleet).context("writing the state")?);
         return Ok(ExitCode::SUCCESS);
     }
     if args.once || !screen::is_there() {
         let fleet = Fleet::at(&place).await?.within(place.only.as_deref());
-        page(&fleet, Timestamp::now(), 0).iter().for_each(|line| println!("{line}"));
+        page(&fleet, Timestamp::now(), 0).iter().for_each(|line| outln!("{line}"));
         return Ok(ExitCode::SUCCESS);
     }
     live(&place, args.interval).await
@@ -61,7 +62,7 @@ async fn live(place: &Place, interval: Duration) -> anyhow::Result<ExitCode> {
             // The last figures stay, marked.
             Err(error) => {
                 shown.retain(|line| !line.starts_with("! "));
-                let trouble = format!("{error:#}");
+                let trouble = explain(error.as_ref());
                 shown.splice(0..0, trouble.lines().map(|line| format!("! {}", plain(line))));
             }
         }

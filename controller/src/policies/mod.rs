@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use hush_core::Policy;
 use hush_crds::{ClusterGpuModelPolicy, GpuModelPolicy};
+use serde::Deserialize;
 
 pub use convert::{cluster, namespaced};
 pub use documents::Document;
@@ -49,17 +50,48 @@ fn listing(path: &Path, problems: &[Problem]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// What stands for standard input among the files of a command.
+const STANDARD_INPUT: &str = "-";
+
 /// All policies of a file, or everything that is wrong in it.
 pub fn read(path: &Path) -> Result<Vec<Policy>, FileError> {
     let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
     parse(&text).map_err(|problems| FileError::Invalid { path: path.to_owned(), problems })
 }
 
-/// All policies of a YAML text of one or more documents.
+/// As [`read`], and `-` is standard input. For commands that read each file once.
+pub fn read_input(path: &Path) -> Result<Vec<Policy>, FileError> {
+    checked_input(path).map(|(policies, _)| policies)
+}
+
+/// What messages call a file of [`read_input`].
+pub fn input_name(path: &Path) -> &Path {
+    if path == Path::new(STANDARD_INPUT) { Path::new("standard input") } else { path }
+}
+
+/// As [`read_input`], with the text that it is made of.
+pub fn checked_input(path: &Path) -> Result<(Vec<Policy>, String), FileError> {
+    let name = input_name(path);
+    let text = if name == path { std::fs::read_to_string(path) } else { std::io::read_to_string(std::io::stdin()) };
+    let text = text.map_err(|source| FileError::Read { path: name.to_owned(), source })?;
+    match parse(&text) {
+        Ok(policies) => Ok((policies, text)),
+        Err(problems) => Err(FileError::Invalid { path: name.to_owned(), problems }),
+    }
+}
+
+/// All policies of a YAML text of one or more documents, each a policy or a list of them.
 pub fn parse(text: &str) -> Result<Vec<Policy>, Vec<Problem>> {
     let mut policies: Vec<Policy> = Vec::new();
     let mut problems = Vec::new();
+    let mut objects = Vec::new();
     for document in documents::split(text) {
+        match objects_of(document) {
+            Ok(found) => objects.extend(found),
+            Err(found) => problems.extend(found),
+        }
+    }
+    for document in objects {
         match policy(&document) {
             Ok(policy) if policies.iter().any(|other| other.name == policy.name) => {
                 let message = format!("there are two policies with the name `{}`", policy.name);
@@ -73,6 +105,27 @@ pub fn parse(text: &str) -> Result<Vec<Policy>, Vec<Problem>> {
         problems.push(Problem { line: None, message: "there is no policy in it".to_owned() });
     }
     if problems.is_empty() { Ok(policies) } else { Err(problems) }
+}
+
+/// The document itself, or the items of a list, as `kubectl get -o yaml` writes one.
+fn objects_of(document: Document) -> Result<Vec<Document>, Vec<Problem>> {
+    let head = document.head()?;
+    let Some(kind) = head.kind.as_deref().and_then(|kind| kind.strip_suffix("List")) else { return Ok(vec![document]) };
+    let list: List = document.read()?;
+    let objects = list.items.into_iter().enumerate().map(|(at, mut item)| {
+        // The items of an API server's own lists (`GpuModelPolicyList`) may leave out what the list says.
+        if let Some(fields) = item.as_object_mut().filter(|_| !kind.is_empty()) {
+            fields.entry("kind").or_insert_with(|| kind.into());
+            fields.entry("apiVersion").or_insert_with(|| head.api_version.clone().into());
+        }
+        document.part(&format!("items[{at}]"), &item)
+    });
+    Ok(objects.collect())
+}
+
+#[derive(Deserialize)]
+struct List {
+    items: Vec<serde_json::Value>,
 }
 
 /// One policy object.

@@ -26,8 +26,15 @@ use crate::observe::{Assembled, Frame, Store, Targets, assemble};
 
 /// Samples that arrive together are looked at together.
 const COALESCE: Duration = Duration::from_millis(10);
-/// A step may take this part of the time at most.
+/// After a step the loop waits for so many times as long as it took.
 const STEP_SHARE: u32 = 10;
+
+/// How long the loop waits before its next step, after one that took so long. Never longer than the interval: a step
+/// takes seconds only on a machine that stood still or that has no processor time left, and a controller that then waited
+/// for a multiple of it would do nothing for minutes.
+pub fn pause_after(took: Duration, interval: Duration) -> Duration {
+    took.saturating_mul(STEP_SHARE).min(interval).max(COALESCE)
+}
 
 /// What comes in.
 pub struct Inputs {
@@ -105,7 +112,7 @@ impl Loop {
                 Ok(()) = self.inputs.namespaces.changed() => {}
                 () = tokio::time::sleep(self.settings.interval) => {}
             }
-            tokio::time::sleep(COALESCE.max(took * STEP_SHARE)).await;
+            tokio::time::sleep(pause_after(took, self.settings.interval)).await;
             while let Ok(record) = self.outputs.ends.try_recv() {
                 self.settle(record);
             }
@@ -121,6 +128,9 @@ impl Loop {
     }
 
     fn step(&mut self) {
+        // The ages of samples are counted from `begun`. Where the process is interrupted between the two clocks, a sample
+        // counts as older than it is, and never as newer than a command that it does not show.
+        let now = Timestamp::now();
         let begun = Instant::now();
         let targets = self.inputs.targets.borrow_and_update().clone();
         let policies = self.inputs.policies.borrow_and_update().clone();
@@ -131,7 +141,6 @@ impl Loop {
         let backoff = &self.backoff;
         let Assembled { world, problems, outdated } =
             assemble(&frame, &targets, &seen, |key| backoff.holds(begun, key));
-        let now = Timestamp::now();
         let in_force = self.in_force(now, &policies);
         for key in self.others.observe(now, &world, &mut self.memory) {
             tracing::warn!(server = %key.server, model = key.model, "its own controller does not act: others stand in for it");

@@ -16,6 +16,8 @@ const MESSAGE_MAX_CHARS: usize = 1024;
 pub const READY: &str = "Ready";
 pub const PRESSURE: &str = "Pressure";
 pub const CONFLICTED: &str = "Conflicted";
+/// A reason of [`READY`].
+pub const INVALID: &str = "Invalid";
 
 /// Still without generation and date.
 pub fn all(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Vec<Condition> {
@@ -48,7 +50,7 @@ fn condition(kind: &str, status: &str, reason: &str, message: impl Into<String>)
 fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condition {
     let policy = match subject.policy {
         Ok(policy) => policy,
-        Err(wrong) => return condition(READY, "False", "Invalid", wrong),
+        Err(wrong) => return condition(READY, "False", INVALID, invalid(wrong, subject)),
     };
     if policy.dry_run {
         return condition(READY, "True", "DryRun", dry_run(scene, subject));
@@ -69,6 +71,14 @@ fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condi
     }
 }
 
+/// What holds comes first: what is wrong may be long.
+fn invalid(wrong: &str, subject: &Subject<'_>) -> String {
+    match subject.enforced {
+        Some(enforced) => format!("generation {} stays in force; this one is not valid: {wrong}", enforced.generation),
+        None => format!("nothing is in force, no generation was valid so far: {wrong}"),
+    }
+}
+
 fn dry_run(scene: &Scene<'_>, subject: &Subject<'_>) -> String {
     let name = subject.name.to_string();
     let ours = scene.plan.decisions.iter().filter(|decision| decision.dry_run && decision.policy == name);
@@ -82,8 +92,8 @@ fn dry_run(scene: &Scene<'_>, subject: &Subject<'_>) -> String {
 }
 
 fn pressure(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condition {
-    if subject.policy.is_err() {
-        return condition(PRESSURE, "Unknown", "Invalid", "the policy is not valid");
+    if subject.enforced.is_none() {
+        return condition(PRESSURE, "Unknown", INVALID, "the policy is not valid");
     }
     let cards: BTreeSet<&GpuId> = selected.iter().filter_map(|model| model.gpu.as_ref()).collect();
     let plans: Vec<&GpuPlan> = scene.plan.gpus.iter().filter(|plan| cards.contains(&plan.uuid)).collect();

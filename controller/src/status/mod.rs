@@ -3,6 +3,8 @@
 mod actions;
 mod conditions;
 
+pub use conditions::{INVALID, READY};
+
 use std::collections::BTreeSet;
 
 use hush_core::{Conflict, Model, Plan, Policy, PolicyName, State, World};
@@ -10,6 +12,7 @@ use hush_crds::PolicyStatus;
 use jiff::Timestamp;
 
 use crate::act::Record;
+use crate::cluster::Enforced;
 
 /// What all policies are judged by.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +29,10 @@ pub struct Scene<'a> {
 pub struct Subject<'a> {
     pub name: &'a PolicyName,
     pub generation: i64,
+    /// `Err`: what is wrong with it.
     pub policy: Result<&'a Policy, &'a str>,
+    /// What holds; another generation than this one where the policy is not valid.
+    pub enforced: Option<&'a Enforced>,
     pub before: &'a PolicyStatus,
 }
 
@@ -39,6 +45,11 @@ pub fn status(now: Timestamp, scene: &Scene<'_>, subject: &Subject<'_>) -> Polic
     conditions::date(now, subject.generation, before, &mut conditions);
     PolicyStatus {
         observed_generation: Some(subject.generation),
+        enforced_generation: subject
+            .enforced
+            .map(|enforced| enforced.generation)
+            .or(subject.before.enforced_generation),
+        enforced_spec: subject.enforced.map(|enforced| enforced.spec.clone()).or(subject.before.enforced_spec.clone()),
         conditions: Some(conditions),
         matched: Some(count(selected.len())),
         loaded: Some(count(loaded)),
@@ -47,7 +58,7 @@ pub fn status(now: Timestamp, scene: &Scene<'_>, subject: &Subject<'_>) -> Polic
 }
 
 fn selected<'a>(scene: &Scene<'a>, subject: &Subject<'_>) -> Vec<&'a Model> {
-    let Ok(policy) = subject.policy else { return Vec::new() };
+    let Some(Enforced { policy, .. }) = subject.enforced else { return Vec::new() };
     let nothing = hush_core::Labels::new();
     let selects = |model: &&Model| {
         let labels = scene.world.namespaces.get(model.key.server.namespace()).unwrap_or(&nothing);

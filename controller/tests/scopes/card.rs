@@ -13,10 +13,10 @@ use jiff::Timestamp;
 pub const GIB: u64 = 1 << 30;
 pub const SCRAPE_MS: i64 = 1000;
 const TICK_MS: i64 = 50;
-const CARD_GIB: u64 = 24;
+pub const CARD_GIB: u64 = 24;
 /// In Unix time.
 const BEGAN_MS: i64 = 1_795_000_000_000;
-const STALE_AFTER: Duration = Duration::from_secs(15);
+pub const STALE_AFTER: Duration = Duration::from_secs(15);
 
 /// A model, and what is true of it.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ pub struct Guest {
     /// From the command until the memory is back.
     pub unload_ms: i64,
     /// When each unload began.
-    left_ms: Option<i64>,
+    pub left_ms: Option<i64>,
     /// Its own controller is gone.
     pub orphan: bool,
     /// A person unloads it then.
@@ -59,14 +59,14 @@ pub struct Card {
 }
 
 impl Card {
-    fn available(&self, ms: i64) -> u64 {
+    pub fn available(&self, ms: i64) -> u64 {
         let held = self.guests.iter().filter(|guest| guest.state(ms) != State::Unloaded).map(|guest| guest.gib);
         let more = if ms >= self.more_at_ms { self.more_gib } else { 0 };
         CARD_GIB.saturating_sub(self.foreign_gib + more + held.sum::<u64>()) * GIB
     }
 
     /// What a scrape at `ms` shows of a server that answers so much later, to somebody who thinks about it at `now`.
-    fn look(&self, place: usize, ms: i64, late_ms: i64, now: i64) -> Model {
+    pub fn look(&self, place: usize, ms: i64, late_ms: i64, now: i64) -> Model {
         let guest = &self.guests[place];
         Model {
             key: key(place),
@@ -102,15 +102,15 @@ impl Card {
     }
 }
 
-fn millis(ms: i64) -> Duration {
+pub fn millis(ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap())
 }
 
-fn key(place: usize) -> ModelKey {
+pub fn key(place: usize) -> ModelKey {
     ModelKey { server: ServerName(format!("a/w{place}")), model: "turbo".to_owned() }
 }
 
-fn time(ms: i64) -> Timestamp {
+pub fn time(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(BEGAN_MS + ms).unwrap()
 }
 

@@ -5,4 +5,5 @@
 
 mod card;
 mod recorded;
+mod slow;
 mod together;

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use crate::card::{Card, Controller, GIB, Guest, SCRAPE_MS, play, policy};
 
 const END_MS: i64 = 60_000;
-const BELOW_GIB: u64 = 4;
+pub const BELOW_GIB: u64 = 4;
 
 fn sidecars(card: &Card, phases: &[Vec<i64>]) -> Vec<Controller> {
     (0..card.guests.len()).map(|own| Controller::new(phases[own][..card.guests.len()].to_vec(), Some(own))).collect()
@@ -25,7 +25,7 @@ fn sorted(mut places: Vec<usize>) -> Vec<usize> {
     places
 }
 
-fn hard() -> Policy {
+pub fn hard() -> Policy {
     policy(Asks { hard_below: Some(Amount::Bytes(BELOW_GIB * GIB)), ..Asks::default() })
 }
 

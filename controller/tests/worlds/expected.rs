@@ -24,8 +24,16 @@ pub struct Expected {
     pub transition: Duration,
     pub priority: i32,
     pub min_loaded: u32,
+    /// What the operator's policies alone keep loaded, and which those are; `None`: no cluster policy selects the model.
+    pub operator: Option<OperatorMinLoaded>,
     pub drain: Duration,
     pub hold: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct OperatorMinLoaded {
+    pub policies: Vec<usize>,
+    pub min_loaded: u32,
 }
 
 pub fn expected(scenario: &Scenario, model: &Model, total: Option<u64>, wall: Timestamp) -> Option<Expected> {
@@ -44,9 +52,17 @@ pub fn expected(scenario: &Scenario, model: &Model, total: Option<u64>, wall: Ti
     let bytes = |field: fn(&Asks) -> Option<Amount>| -> Vec<u64> {
         all(&asks, field).into_iter().filter_map(|amount| amount.bytes(total)).collect()
     };
+    let cluster: Vec<usize> =
+        policies.iter().copied().filter(|&at| scenario.policies[at].name.namespace.is_none()).collect();
+    // A cluster policy that leaves one of these out bounds the others by the default, which is 0 for all of them.
+    let silent = |written: fn(&Asks) -> bool| cluster.iter().any(|&at| !written(&scenario.policies[at].asks));
     let window = |asks: &Asks| asks.schedule.iter().filter(|w| w.open(wall)).map(|w| w.mode).max();
-    let modes = all(&asks, |asks| window(asks).or(asks.residency));
-    let mode = modes.into_iter().max().unwrap_or(Residency::Idle);
+    let modes = policies.iter().filter_map(|&at| {
+        let asks = &scenario.policies[at].asks;
+        let timeout_alone = cluster.contains(&at) && asks.idle_timeout.is_some();
+        window(asks).or(asks.residency).or(timeout_alone.then_some(Residency::Idle))
+    });
+    let mode = modes.max().unwrap_or(Residency::Idle);
     let timeouts = seconds(|asks| asks.idle_timeout);
     Some(Expected {
         mode,
@@ -56,14 +72,29 @@ pub fn expected(scenario: &Scenario, model: &Model, total: Option<u64>, wall: Ti
             Residency::OnDemand => Some(Duration::ZERO),
             Residency::Resident | Residency::Adaptive => None,
         },
-        min_resident: seconds(|asks| asks.min_resident).into_iter().min().unwrap_or(Duration::ZERO),
+        min_resident: if silent(|asks| asks.min_resident.is_some()) {
+            Duration::ZERO
+        } else {
+            seconds(|asks| asks.min_resident).into_iter().min().unwrap_or(Duration::ZERO)
+        },
         hard_below: bytes(|asks| asks.hard_below).into_iter().max(),
         soft_below: bytes(|asks| asks.soft_below).into_iter().max(),
         grace: seconds(|asks| asks.grace_period).into_iter().min().unwrap_or(Duration::from_secs(60)),
         min_reclaim: bytes(|asks| asks.min_reclaim).into_iter().max().unwrap_or(0),
         transition: seconds(|asks| asks.transition_period).into_iter().max().unwrap_or(Duration::from_secs(300)),
-        priority: all(&asks, |asks| asks.priority).into_iter().min().unwrap_or(0),
-        min_loaded: all(&asks, |asks| asks.min_loaded).into_iter().min().unwrap_or(0),
+        priority: {
+            let asked = all(&asks, |asks| asks.priority).into_iter();
+            asked.chain(silent(|asks| asks.priority.is_some()).then_some(0)).min().unwrap_or(0)
+        },
+        min_loaded: if silent(|asks| asks.min_loaded.is_some()) {
+            0
+        } else {
+            all(&asks, |asks| asks.min_loaded).into_iter().min().unwrap_or(0)
+        },
+        operator: (!cluster.is_empty()).then(|| OperatorMinLoaded {
+            min_loaded: cluster.iter().map(|&at| scenario.policies[at].asks.min_loaded.unwrap_or(0)).min().unwrap_or(0),
+            policies: cluster.clone(),
+        }),
         drain: seconds(|asks| asks.drain_timeout).into_iter().min().unwrap_or(Duration::from_secs(30)),
         hold: seconds(|asks| asks.hold_after_eviction).into_iter().max().unwrap_or(Duration::from_secs(120)),
         policies,

@@ -82,6 +82,9 @@ families! {
     /// Resident memory of the runner process; 0 when there is none.
     RUNNER_RESIDENT_BYTES = "hush_runner_resident_bytes", Gauge [LABEL_MODEL];
 
+    /// Log lines that could not be written, of the server and its runners: standard error was closed, full or stuck.
+    LOG_LINES_DROPPED_TOTAL = "hush_log_lines_dropped_total", Counter [];
+
     /// 1 when the configuration file was good the last time it was read, 0 when it was refused.
     CONFIG_LAST_RELOAD_SUCCESSFUL = "hush_config_last_reload_successful", Gauge [];
     /// Unix time of the last time that the configuration was taken over.

@@ -4,6 +4,7 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hush_log::explain;
 use hush_whisper::vad::VadError;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -73,7 +74,8 @@ impl FieldError {
     }
 
     pub fn language(given: &str) -> Self {
-        let msg = "Value error, unknown language; give a code such as 'en' or an English name such as 'english'";
+        let msg =
+            "Value error, unknown language; give a code such as 'en', an English name such as 'english', or 'auto'";
         Self { ctx: Some(json!({"error": {}})), ..Self::query("value_error", "language", msg, given) }
     }
 
@@ -126,7 +128,7 @@ impl From<SpoolError> for UploadError {
     fn from(error: SpoolError) -> Self {
         match error {
             SpoolError::TooLarge { limit_bytes } => Self::TooLarge { limit_bytes },
-            error @ SpoolError::Disk(_) => Self::Spool(error),
+            error @ (SpoolError::Disk(_) | SpoolError::Folder { .. }) => Self::Spool(error),
         }
     }
 }
@@ -203,7 +205,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         if status.is_server_error() {
-            tracing::error!(status = status.as_u16(), error = &self as &dyn std::error::Error, "request failed");
+            tracing::error!(status = status.as_u16(), error = explain(&self), "request failed");
         } else {
             tracing::debug!(status = status.as_u16(), error = %self, "request refused");
         }

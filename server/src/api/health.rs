@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::error::json_response;
 use super::openapi::NoKey;
 use super::{ApiState, live};
-use crate::web;
+use crate::{spool, web};
 
 /// Whether the process is alive.
 #[utoipa::path(get, path = "/healthz", tag = "Health", responses(
@@ -28,11 +28,23 @@ pub async fn healthz() -> &'static str {
     (status = 503, description = "What is missing, one line each.", body = String),
 ))]
 pub async fn readyz(State(state): State<ApiState>) -> Response {
-    let missing = state.speech().missing();
+    let mut missing = state.speech().missing();
+    missing.extend(spool_problem(&state).await);
     if missing.is_empty() {
         return "ok".into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n")).into_response()
+}
+
+/// Why large uploads cannot be stored. On a blocking thread, since it tries a disk.
+async fn spool_problem(state: &ApiState) -> Option<String> {
+    let dir = state.config.upload.dir.clone();
+    let checked = tokio::task::spawn_blocking(move || spool::check_folder(dir.as_deref())).await;
+    match checked {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(panicked) => Some(format!("the folder for uploads could not be looked at: {panicked}")),
+    }
 }
 
 /// What this server is.

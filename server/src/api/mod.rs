@@ -2,6 +2,7 @@
 
 mod asr;
 mod catalogue;
+mod cors;
 mod detect;
 mod error;
 mod header;
@@ -11,6 +12,7 @@ mod live;
 mod multipart;
 pub mod openai;
 pub mod openapi;
+mod path;
 mod query;
 mod speech;
 mod upload;
@@ -20,12 +22,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
+use tower::util::MapRequest;
 
 pub use catalogue::{Catalogue, DEFAULT_ALIASES, ModelCard, Single, is_alias, is_same_model};
 pub(crate) use error::detail;
@@ -60,6 +64,8 @@ pub struct ApiConfig {
     pub has_vad: bool,
     /// How long requests of OpenAI's API wait for a model that is not loaded; those of `/asr` wait for ever.
     pub cold_hold: Duration,
+    /// Of the pages that may use the API; `*`: of all.
+    pub cors_origins: Vec<HeaderValue>,
 }
 
 impl Default for ApiConfig {
@@ -76,6 +82,7 @@ impl Default for ApiConfig {
             keys: None,
             has_vad: false,
             cold_hold: Duration::from_secs(60),
+            cors_origins: Vec::new(),
         }
     }
 }
@@ -108,9 +115,19 @@ impl ApiState {
     }
 }
 
-/// Bazarr of old joined its endpoint and the path with a slash of its own, and a slash too many at the end costs
-/// other clients a redirect of a whole upload: both are the route itself.
+/// The routes, also under paths that people type ([`path`]), and for pages of other origins ([`cors`]).
 pub fn router(state: ApiState) -> Router {
+    let cors = cors::layer(&state.config.cors_origins);
+    let router = Router::new().fallback_service(MapRequest::new(routes(state), path::repair::<Body>));
+    match cors {
+        // Around everything, so that a page may read why it is refused.
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
+}
+
+/// The routes under their own paths.
+pub fn routes(state: ApiState) -> Router {
     let recorder = serve::Recorder { metrics: Arc::clone(&state.metrics), panicked };
     let recorded = middleware::from_fn_with_state(recorder, serve::record);
     let guard = KeyGuard { state: state.clone(), shape: Shape::Asr };
@@ -119,14 +136,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/hush/models", get(live::models))
         .route("/v1/hush/events", get(live::events))
         .route_layer(middleware::from_fn_with_state(v1_guard, require_key));
-    let mut router = Router::new();
-    for path in ["/asr", "//asr", "/asr/"] {
-        router = router.route(path, post(asr::asr));
-    }
-    for path in ["/detect-language", "//detect-language", "/detect-language/"] {
-        router = router.route(path, post(detect::detect_language));
-    }
-    router
+    Router::new()
+        .route("/asr", post(asr::asr))
+        .route("/detect-language", post(detect::detect_language))
         .route("/status", get(health::status))
         .route_layer(middleware::from_fn_with_state(guard, require_key))
         .merge(openai::routes(&state))

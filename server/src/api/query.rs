@@ -3,7 +3,8 @@
 //! Unknown parameters are ignored, the last of several wins, and all faults are reported at once, in the order in
 //! which the peer declares its parameters.
 
-use hush_whisper::{Task, TranscribeOptions, VadOptions, language};
+use hush_whisper::language::LanguageChoice;
+use hush_whisper::{Task, TranscribeOptions, VadOptions};
 
 use super::error::FieldError;
 use crate::format::{JsonShape, Layout, Words};
@@ -47,7 +48,7 @@ impl AsrQuery {
         let output = last(pairs, "output").unwrap_or("txt").to_owned();
         let options = TranscribeOptions {
             task,
-            language: language.or(defaults.language),
+            language: language.map_or(defaults.language, LanguageChoice::into_code),
             initial_prompt: initial_prompt.or(defaults.initial_prompt),
             word_timestamps,
             vad,
@@ -155,14 +156,15 @@ fn task(pairs: &Pairs, faults: &mut Vec<FieldError>) -> Task {
     }
 }
 
-/// A code or an English name in any case; none and empty detect the language.
-fn language(pairs: &Pairs, faults: &mut Vec<FieldError>) -> Option<String> {
-    let given = last(pairs, "language").filter(|given| !given.is_empty())?;
-    let code = language::code(given);
-    if code.is_none() {
+/// A code, a tag or an English name in any case, or `auto`; none and empty leave it to the model's default, which is to
+/// detect the language where the operator has not said otherwise.
+fn language(pairs: &Pairs, faults: &mut Vec<FieldError>) -> Option<LanguageChoice> {
+    let given = last(pairs, "language").filter(|given| !given.trim().is_empty())?;
+    let choice = LanguageChoice::parse(given);
+    if choice.is_none() {
         faults.push(FieldError::language(given));
     }
-    code.map(str::to_owned)
+    choice
 }
 
 #[cfg(test)]
@@ -192,7 +194,12 @@ mod tests {
         for given in ["de", "DE", "german", "German"] {
             assert_eq!(parse(&[("language", given)]).unwrap().options.language.as_deref(), Some("de"));
         }
-        assert_eq!(parse(&[("language", "")]).unwrap().options.language, None);
+        for given in ["de-AT", "de_CH"] {
+            assert_eq!(parse(&[("language", given)]).unwrap().options.language.as_deref(), Some("de"));
+        }
+        for detected in ["", " ", "auto", "Auto"] {
+            assert_eq!(parse(&[("language", detected)]).unwrap().options.language, None, "{detected}");
+        }
         assert_eq!(parse(&[("language", "zz")]), Err(vec![FieldError::language("zz")]));
     }
 
@@ -258,6 +265,8 @@ mod tests {
             TranscribeOptions { language: Some("fr".to_owned()), vad: None, ..defaults.clone() }
         );
         assert_eq!(parse(&[("vad_parallel", "false")]).vad, Some(VadOptions::default()));
+        assert_eq!(parse(&[("language", "")]), defaults);
+        assert_eq!(parse(&[("language", "auto")]), TranscribeOptions { language: None, ..defaults.clone() });
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::values::{
-    AsrEngine, ByteSize, DeviceChoice, GpuChoice, Listen, LogFormat, LogLevel, OutputFormat, Percent, PrecisionChoice,
-    Residency, Span, Switch, TaskWord,
+    AsrEngine, ByteSize, CorsOrigin, DeviceChoice, GpuChoice, Language, Listen, LogFormat, LogLevel, OutputFormat,
+    Percent, PrecisionChoice, Residency, Span, Switch, TaskWord,
 };
 use crate::auth::{Account, ApiServer};
 
@@ -167,6 +167,12 @@ pub struct ServeArgs {
     /// Address of the operations port: /metrics and /admin. Default: 127.0.0.1:9001.
     #[arg(long, value_name = "ADDR", help_heading = "Listeners")]
     pub ops_listen: Option<Listen>,
+
+    /// Origin of pages that may use the public API from a browser, such as https://app.example.com, or * for all.
+    ///
+    /// May be given several times; as a variable, with commas. Default: none, only the page of this server.
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', help_heading = "Listeners")]
+    pub cors_origin: Vec<CorsOrigin>,
 
     /// When a model stays in memory: resident, idle or on-demand.
     ///
@@ -399,7 +405,7 @@ pub struct InstallArgs {
 
 #[derive(Args, Debug, Default)]
 pub struct TranscribeArgs {
-    /// Audio or video files.
+    /// Audio or video files; - is standard input.
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
 
@@ -411,9 +417,11 @@ pub struct TranscribeArgs {
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
 
-    /// Language that is spoken, as a code of Whisper: en, de, yue, ... Default: heard from the first 30 seconds.
-    #[arg(long, value_name = "CODE")]
-    pub language: Option<String>,
+    /// Language that is spoken: a code (en, de-AT, yue), an English name, or auto.
+    ///
+    /// Default: auto, detected in the first 30 seconds.
+    #[arg(long, value_name = "LANGUAGE")]
+    pub language: Option<Language>,
 
     /// transcribe writes what is said; translate writes it in English. Default: transcribe.
     #[arg(long, value_name = "TASK")]

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::fleet::Plan;
 use super::settings::ServeSettings;
+use super::values::CorsOrigin;
 use crate::residency::Residency;
 
 pub fn print(settings: &ServeSettings, plans: &[Plan]) -> io::Result<()> {
@@ -19,6 +20,7 @@ fn effective(settings: &ServeSettings, plans: &[Plan]) -> Value {
     json!({
         "listen": settings.listen,
         "opsListen": settings.ops_listen,
+        "corsOrigins": settings.cors_origins.iter().map(CorsOrigin::as_str).collect::<Vec<_>>(),
         "modelsDir": settings.models_dir,
         "installMissing": settings.install_missing,
         "serveInstalled": settings.serve_installed,

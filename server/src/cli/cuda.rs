@@ -10,7 +10,10 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 use std::{env, io, thread};
 
-use hush_whisper::cuda::{self, Trial};
+use hush_whisper::{
+    cuda::{self, Trial},
+    runtime,
+};
 
 use super::env::Env;
 use super::ort_lib::{self, Placement};
@@ -87,6 +90,7 @@ fn probe_within(
     let not_tried = |error: io::Error| format!("CUDA could not be tried: {error}");
     let mut command = Command::new(program);
     command.args(["runner", PROBE_CUDA]).arg(ort_lib).arg(index.to_string()).envs(variables.iter().cloned());
+    command.env(runtime::TELEMETRY_VARIABLE, runtime::NO_TELEMETRY);
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = spawned.map_err(not_tried)?;
 

@@ -1,4 +1,4 @@
-//! Log lines, on standard error so that standard output stays clean.
+//! Log lines, on standard error so that standard output stays clean. Those that cannot be written are dropped and counted.
 
 use std::ffi::OsString;
 
@@ -20,7 +20,9 @@ pub fn init(settings: &LogSettings) {
     // ONNX Runtime tells every allocation; later directives win, so a user's own word on `ort` does.
     // The directives were checked when they were read.
     let filter = EnvFilter::new(format!("ort=warn,{}", settings.level));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What the log reports of itself would go to standard error with a panic where that cannot be written.
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false).with_writer(hush_log::writer);
     let done = match settings.format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

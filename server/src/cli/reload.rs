@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hush_log::explain;
+
 use super::fleet::{self, Changes, Fleet};
 use super::ground::Ground;
 use super::settings::{ServeSettings, Settings};
@@ -42,7 +44,8 @@ impl Reload {
                 self.count(true);
             }
             Err(error) => {
-                tracing::error!("the configuration was not taken over, the old one stays: {error:#}");
+                let cause = explain(error.as_ref());
+                tracing::error!("the configuration was not taken over, the old one stays: {cause}");
                 self.count(false);
             }
         }

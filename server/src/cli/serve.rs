@@ -18,7 +18,7 @@ use super::fleet::{self, Fleet};
 use super::ground::Ground;
 use super::reload::Reload;
 use super::settings::ServeSettings;
-use super::values::AsrEngine;
+use super::values::{AsrEngine, CorsOrigin};
 use super::{check, ground, log, ort_lib, security, vad_model};
 use crate::admin::{self, AdminState};
 use crate::api::{ApiConfig, ApiState, Catalogue, Live, UploadOptions};
@@ -29,6 +29,7 @@ use crate::metrics::{self, Metrics};
 use crate::residency::{Governor, reclaim_memory};
 use crate::runner;
 use crate::serve::{ServeOptions, serve};
+use crate::spool;
 
 /// Answers are little work and runners are processes of their own: two threads serve any number of clients.
 const WORKER_THREADS: usize = 2;
@@ -63,6 +64,8 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     if settings.check_config {
         return check::print(settings, &plans).context("printing the settings");
     }
+    spool::check_folder(settings.spool_dir.as_deref())
+        .context("starting without a place for uploads; --spool-dir names the folder")?;
     for plan in &plans {
         if let Some(reason) = &plan.site.placement.reason {
             let (model, asked) = (&plan.settings.name, plan.site.asked);
@@ -167,6 +170,7 @@ fn api_config(settings: &ServeSettings) -> ApiConfig {
         web_ui: settings.web_ui,
         decode: decode_options(settings.engine.ffmpeg.as_deref(), settings.spool_dir.as_deref(), memory_bytes),
         cold_hold: settings.cold_hold,
+        cors_origins: settings.cors_origins.iter().map(|CorsOrigin(origin)| origin.clone()).collect(),
         ..ApiConfig::default()
     }
 }

@@ -3,11 +3,13 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, bail, ensure};
+use hush_log::{errorln, explain};
 use hush_whisper::vad::VadError;
 use hush_whisper::{Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOptions, runtime};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,6 +28,11 @@ use crate::audio;
 use crate::format::{Format, JsonShape, Words, Writer};
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
+/// What stands for standard input among the files.
+const STANDARD_INPUT: &str = "-";
+/// How messages and transcripts in a folder call it.
+const STANDARD_INPUT_NAME: &str = "standard-input";
+
 /// Chunks of a file that are transcribed at once with --vad-parallel.
 const PARALLEL_WINDOWS: usize = 8;
 
@@ -36,21 +43,30 @@ pub fn run(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<ExitCode>
     let mut failed = false;
     for (file, output) in settings.files.iter().zip(outputs) {
         if let Err(error) = transcribe(&engine, settings, file, output.as_deref()) {
-            eprintln!("error: {}: {error:#}", file.display());
+            let file = if is_standard_input(file) { Path::new("standard input") } else { file };
+            errorln!("error: {}: {}", file.display(), explain(error.as_ref()));
             failed = true;
         }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+fn is_standard_input(file: &Path) -> bool {
+    file == Path::new(STANDARD_INPUT)
+}
+
 /// Where each file's text goes; `None`: standard output.
 fn outputs(settings: &TranscribeSettings) -> anyhow::Result<Vec<Option<PathBuf>>> {
+    let read_from_standard_input = settings.files.iter().filter(|file| is_standard_input(file)).count();
+    ensure!(read_from_standard_input <= 1, "`{STANDARD_INPUT}` is given twice; standard input can be read only once");
     let Some(dir) = &settings.output_dir else { return Ok(vec![None; settings.files.len()]) };
     fs::create_dir_all(dir).with_context(|| format!("--output-dir {}", dir.display()))?;
     let mut taken: Vec<Option<PathBuf>> = Vec::new();
     for file in &settings.files {
-        let name = file.file_stem().with_context(|| format!("{} is not a file", file.display()))?;
-        let mut name = name.to_owned();
+        let mut name = match is_standard_input(file) {
+            true => STANDARD_INPUT_NAME.into(),
+            false => file.file_stem().with_context(|| format!("{} is not a file", file.display()))?.to_owned(),
+        };
         name.push(".");
         name.push(settings.output.as_str());
         let path = dir.join(name);
@@ -122,7 +138,7 @@ fn transcribe(
     output: Option<&Path>,
 ) -> anyhow::Result<()> {
     let decode = decode_options(settings.engine.ffmpeg.as_deref(), None, audio::DEFAULT_PCM_MEMORY_BYTES);
-    let name = file.file_name().map(|name| name.to_string_lossy());
+    let name = file.file_name().filter(|_| !is_standard_input(file)).map(|name| name.to_string_lossy());
     let pcm = audio::decode(&open(file)?, name.as_deref(), &decode, &|| true)?;
     let defaults = TranscribeOptions::default();
     let search = settings.search;
@@ -166,9 +182,12 @@ fn transcribe(
     Ok(())
 }
 
-/// The decoders go back and forth in what they read: a file as it is, anything else (`/dev/stdin`) through a spool.
+/// The decoders go back and forth in what they read: a file as it is, anything else (a pipe) through a spool.
 fn open(path: &Path) -> anyhow::Result<Spooled> {
-    let mut input = File::open(path).context("opening it")?;
+    let mut input = match is_standard_input(path) {
+        true => File::from(io::stdin().as_fd().try_clone_to_owned().context("opening it")?),
+        false => File::open(path).context("opening it")?,
+    };
     if input.metadata().context("opening it")?.is_file() {
         return Spooled::from_file(input).context("opening it");
     }

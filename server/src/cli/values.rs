@@ -6,6 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
+use axum::http::uri::Authority;
+use hush_whisper::language::LanguageChoice;
+
 use crate::gpu::{CudaDevice, GpuRef};
 
 /// What a value should have been, for the person who wrote it.
@@ -375,9 +379,99 @@ impl FromStr for LogLevel {
     }
 }
 
+/// Where a page comes from, as browsers say it: `https://app.example.com`, or `*` for anywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CorsOrigin(pub HeaderValue);
+
+impl CorsOrigin {
+    const EXPECTED: &str = "expected an origin such as https://app.example.com or http://localhost:5173 (a scheme, a host and \
+                            a port, without a path), or * for all";
+
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+impl FromStr for CorsOrigin {
+    type Err = ValueError;
+
+    /// In the spelling of browsers: in lower case, without a slash at the end and without the port that the scheme has.
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || ValueError(Self::EXPECTED.to_owned());
+        let text = text.trim().to_ascii_lowercase();
+        // `null` is a page from a file.
+        if matches!(text.as_str(), "*" | "null") {
+            return HeaderValue::try_from(text).map(Self).map_err(|_| wrong());
+        }
+        let (scheme, authority) = text.split_once("://").ok_or_else(wrong)?;
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let authority = match scheme {
+            "http" => authority.strip_suffix(":80").unwrap_or(authority),
+            "https" => authority.strip_suffix(":443").unwrap_or(authority),
+            _ => authority,
+        };
+        let parsed: Authority = authority.parse().map_err(|_| wrong())?;
+        let is_plain = parsed.host() != "" && !authority.contains(['@', '*']) && !authority.ends_with(':');
+        if scheme.is_empty() || !is_plain {
+            return Err(wrong());
+        }
+        HeaderValue::try_from(format!("{scheme}://{authority}")).map(Self).map_err(|_| wrong())
+    }
+}
+
+/// The language that is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Language(pub LanguageChoice);
+
+impl FromStr for Language {
+    type Err = ValueError;
+
+    /// Empty is `auto`.
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text.trim().is_empty() {
+            return Ok(Self(LanguageChoice::Auto));
+        }
+        match LanguageChoice::parse(text) {
+            Some(choice) => Ok(Self(choice)),
+            None => expected("expected a code such as en, an English name such as english, or auto"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn origins_are_spelt_as_browsers_spell_them() {
+        let parse = |text: &str| text.parse::<CorsOrigin>().map(|origin| origin.as_str().to_owned());
+        for (given, expected) in [
+            ("*", "*"),
+            ("null", "null"),
+            ("http://localhost:5173", "http://localhost:5173"),
+            ("http://localhost:5173/", "http://localhost:5173"),
+            ("HTTPS://App.Example.com:443", "https://app.example.com"),
+            ("http://[::1]:80", "http://[::1]"),
+            ("tauri://localhost", "tauri://localhost"),
+            ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+        ] {
+            assert_eq!(parse(given), Ok(expected.to_owned()), "{given}");
+        }
+        for wrong in
+            ["", "localhost:5173", "https://", "https://a/b", "https://*.example.com", "https://a b", "http://u@h"]
+        {
+            assert!(parse(wrong).unwrap_err().0.contains("https://app.example.com"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn languages_are_read_in_all_their_spellings() {
+        for (given, expected) in [("", None), ("auto", None), ("de", Some("de")), ("pt_BR", Some("pt"))] {
+            let language: Language = given.parse().unwrap();
+            assert_eq!(language.0.into_code().as_deref(), expected, "{given}");
+        }
+        assert!("klingon".parse::<Language>().unwrap_err().0.contains("english"));
+    }
 
     #[test]
     fn durations() {

@@ -41,6 +41,6 @@ async fn scrape(State((metrics, gpus)): State<(Arc<Metrics>, Option<Sampler>)>) 
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
-    tracing::error!(error, "encoding the metrics failed");
+    tracing::error!(error = hush_log::explain(error), "encoding the metrics failed");
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }

@@ -4,6 +4,7 @@
 mod handler;
 
 use hush_contract::metrics as names;
+use hush_log::DroppedLines;
 use prometheus::core::Collector;
 use prometheus::{
     CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
@@ -87,6 +88,10 @@ impl Metrics {
             &[model, names::LABEL_ASKED, names::LABEL_DEVICE, names::LABEL_REASON],
         )?;
         registry.register(Box::new(device_info.clone()))?;
+        registry.register(Box::new(DroppedLines::new(
+            names::LOG_LINES_DROPPED_TOTAL,
+            "Log lines that could not be written, of the server and its runners.",
+        )?))?;
         Ok(Self {
             request_duration_seconds: histogram(
                 names::REQUEST_DURATION_SECONDS,

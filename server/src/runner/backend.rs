@@ -1,10 +1,10 @@
 //! The engine as a runner's backend.
 
 use std::env;
-use std::error::Error;
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
+use hush_log::explain;
 use hush_whisper::vad::VadError;
 use hush_whisper::{
     Device, Engine, EngineOptions, LanguageProbability, ModelDir, PcmSource, Sink, TranscribeError, TranscribeOptions,
@@ -83,21 +83,6 @@ fn failure(error: TranscribeError) -> WorkFailure {
         | TranscribeError::Runtime(_)
         | TranscribeError::Vad(_) => WorkFailure::of_engine(explain(&error)),
     }
-}
-
-/// The error and what it came from: only text crosses the socket.
-fn explain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let line = error.to_string();
-        // Many errors already end with their cause.
-        if !text.contains(&line) {
-            text = format!("{text}: {line}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::sync::{Arc, mpsc};
 use std::{env, io, thread};
 
+use hush_whisper::runtime;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
@@ -73,6 +74,8 @@ fn spawn(settings: &Settings) -> io::Result<Spawned> {
         .env(MALLOC_VARIABLE, MALLOC)
         .envs(inherited)
         .envs(settings.env.iter().cloned())
+        // Behind what is inherited: whatever the server was started with, its runners are silent.
+        .env(runtime::TELEMETRY_VARIABLE, runtime::NO_TELEMETRY)
         .env(super::child::PARENT_VARIABLE, std::process::id().to_string())
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         // Signals of the terminal are for the server, which then decides about its runners.

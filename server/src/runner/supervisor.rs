@@ -349,6 +349,7 @@ impl Supervised {
             }
             FromRunner::FirstToken { id, timings } => self.pass(id, JobEvent::FirstToken { timings }),
             FromRunner::Beat => {}
+            FromRunner::LogLinesDropped { count } => hush_log::count_dropped_lines(count),
             FromRunner::Done { id, outcome } => self.end_job(id, JobEvent::Done(outcome)),
             // CUDA fails every later call of the process too. The job is lost with the runner, and is tried once more.
             FromRunner::Failed { kind: FailureKind::DeviceLost, message, .. } => {

@@ -23,7 +23,7 @@ use crate::audio::Span;
 use crate::job::{Outcome, Work};
 
 /// Both sides are the same binary, until somebody replaces it on disk under a running server.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// The longest frame, without its length. A segment is a few kB, a prompt as long as its request lets it be.
 pub const MAX_FRAME: usize = 4 << 20;
@@ -109,6 +109,10 @@ pub enum FromRunner {
     },
     /// The engine is alive.
     Beat,
+    /// Log lines that the runner could not write since it last said so.
+    LogLinesDropped {
+        count: u64,
+    },
     Done {
         id: JobId,
         outcome: Outcome,

@@ -1,15 +1,21 @@
 //! Connections: HTTP/1.1 with keep-alive, over TLS if wanted, an end that lets running requests finish, and a record of each request.
 
+mod half_close;
 mod record;
 mod tls;
 #[cfg(feature = "otel")]
 pub mod trace;
 
+use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::Response;
+use futures_util::FutureExt;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -22,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use half_close::{Exchange, SharedStream, client_gone};
 pub use record::{Recorder, record};
 pub use tls::Tls;
 
@@ -78,7 +85,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         };
         let (router, shutdown, cut_off) = (router.clone(), shutdown.clone(), cut_off.clone());
         let (head_timeout, tls) = (options.head_timeout, options.tls.clone());
-        let service = WithPeer { peer: Peer { address }, router: TowerToHyperService::new(router) };
+        let (peer, exchange) = (Peer { address }, Exchange::new());
+        let service = ConnectionService { peer, exchange, router: TowerToHyperService::new(router) };
         connections.spawn(async move {
             tokio::select! {
                 () = connection(stream, tls, service, shutdown, head_timeout) => {}
@@ -98,31 +106,44 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
 async fn connection(
     stream: TcpStream,
     tls: Option<Tls>,
-    service: WithPeer,
+    service: ConnectionService,
     shutdown: CancellationToken,
     head_timeout: Duration,
 ) {
+    let address = service.peer.address;
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "socket options");
     }
-    let Some(tls) = tls else { return http(stream, service, shutdown, head_timeout).await };
-    let accepted = tokio::select! {
-        accepted = tls.accept(stream) => accepted,
-        () = shutdown.cancelled() => return,
+    let stream = SharedStream::new(stream);
+    let (shared, exchange) = (stream.clone(), service.exchange.clone());
+    let serving = async {
+        let Some(tls) = tls.as_ref() else { return http(stream, service, shutdown, head_timeout).await };
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream) => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        match accepted {
+            Ok(stream) => http(stream, service, shutdown, head_timeout).await,
+            Err(error) => tracing::debug!(%error, peer = %service.peer.address, "a TLS handshake failed"),
+        }
     };
-    match accepted {
-        Ok(stream) => http(stream, service, shutdown, head_timeout).await,
-        Err(error) => tracing::debug!(%error, peer = %service.peer.address, "a TLS handshake failed"),
+    tokio::select! {
+        () = serving => {}
+        () = client_gone(shared.socket(), &exchange, tls.is_none()) => {
+            tracing::debug!(peer = %address, "the client is gone");
+        }
     }
 }
 
-async fn http<S>(stream: S, service: WithPeer, shutdown: CancellationToken, head_timeout: Duration)
+async fn http<S>(stream: S, service: ConnectionService, shutdown: CancellationToken, head_timeout: Duration)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
+        // Whether a client is gone is found out by `client_gone`.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -137,20 +158,24 @@ where
     }
 }
 
-/// The router, told who asks.
-struct WithPeer {
+/// The router for one connection: it is told who asks, and tells how far the request has come.
+struct ConnectionService {
     peer: Peer,
+    exchange: Exchange,
     router: TowerToHyperService<Router>,
 }
 
-impl Service<Request<Incoming>> for WithPeer {
-    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
-    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
-    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+impl Service<Request<Incoming>> for ConnectionService {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(self.peer);
-        self.router.call(request)
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (mut head, body) = request.into_parts();
+        head.extensions.insert(self.peer);
+        let (body, in_flight) = self.exchange.begin(head.version, body);
+        let answer = self.router.call(Request::from_parts(head, body));
+        Box::pin(answer.map(|response| in_flight.answer(response)))
     }
 }
 

@@ -10,10 +10,10 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::half_close::SharedStream;
 use crate::watch::{WatchError, Watched};
 
 /// Whoever opens a connection and says nothing must not keep it.
@@ -41,7 +41,7 @@ impl Tls {
         Ok(Self { config })
     }
 
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(super) async fn accept(&self, stream: SharedStream) -> io::Result<TlsStream<SharedStream>> {
         let handshake = TlsAcceptor::from(self.config.get()).accept(stream);
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }

@@ -42,7 +42,7 @@ async fn faults_of_the_query() {
         ),
         (
             "language=zz",
-            r#"{"type":"value_error","loc":["query","language"],"msg":"Value error, unknown language; give a code such as 'en' or an English name such as 'english'","input":"zz","ctx":{"error":{}}}"#.to_owned(),
+            r#"{"type":"value_error","loc":["query","language"],"msg":"Value error, unknown language; give a code such as 'en', an English name such as 'english', or 'auto'","input":"zz","ctx":{"error":{}}}"#.to_owned(),
         ),
     ];
     for (query, entries) in cases {

@@ -43,7 +43,7 @@ fn the_committed_copy_is_what_the_code_says() {
 async fn every_route_is_described_with_its_methods() {
     let server = Server::start(Fake::answering(golden())).await;
     // The only list that axum gives of its routes.
-    let router = format!("{:?}", server.router);
+    let router = format!("{:?}", server.routes);
     let paths = router.split("RouteId(").filter_map(|piece| piece.split_once("): \"")?.1.split('"').next());
     let mut routed = BTreeSet::new();
     let mut known = 0;

@@ -7,7 +7,7 @@ use axum::http::Request;
 use hush_server::metrics::{self, Metrics};
 use tower::ServiceExt;
 
-use crate::support::{Fake, Server, audio_file, golden, half_a_second};
+use crate::support::{Fake, Server, audio_file, form, golden, half_a_second, part};
 
 #[tokio::test]
 async fn unknown_routes_and_methods_are_refused_as_fastapi_does() {
@@ -27,6 +27,34 @@ async fn unknown_routes_and_methods_are_refused_as_fastapi_does() {
         client.write(format!("HEAD {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await;
         client.head().await.is("405 Method Not Allowed", &headers, "");
     }
+}
+
+#[tokio::test]
+async fn paths_as_people_type_them_work() {
+    let server = Server::start(Fake::answering(golden())).await;
+    let form = form(&[part("name=\"file\"; filename=\"a\"\r\nContent-Type: audio/pcm", &half_a_second())]);
+    for path in [
+        "/audio/transcriptions",
+        "/v1//audio/transcriptions",
+        "/v1/audio/transcriptions/",
+        "/v1/v1/audio/transcriptions",
+        "/v1/audio/transcriptions/audio/transcriptions",
+        "/audio/translations?language=en",
+    ] {
+        let answer = server.post(path, &form).await;
+        assert_eq!(answer.status, "200 OK", "{path}: {}", answer.body);
+        assert!(answer.body.contains("Hello"), "{path}: {}", answer.body);
+    }
+    for path in
+        ["/models", "/v1/models/", "/v1/v1/models", "/models/tiny", "/docs/", "/status/", "//healthz", "/asr/status"]
+    {
+        assert_eq!(server.get(path).await.status, "200 OK", "{path}");
+    }
+    // The names of routes in metrics stay few.
+    let text = String::from_utf8(server.metrics.encode().unwrap()).unwrap();
+    assert!(text.contains("{code=\"200\",route=\"/v1/audio/transcriptions\"} 5\n"), "{text}");
+    // What is not there is refused under the name that the client used, where that means nothing else.
+    assert_eq!(server.get("/v1/nope").await.status, "404 Not Found");
 }
 
 #[tokio::test]

@@ -197,7 +197,8 @@ pub const GOLDEN_SRT: &str = "1\n00:00:00,000 --> 00:00:02,500\nHello\tworld -> 
 pub struct Server {
     pub address: SocketAddr,
     pub fake: Arc<Fake>,
-    pub router: axum::Router,
+    /// Without what is around them.
+    pub routes: axum::Router,
     pub metrics: Arc<Metrics>,
     pub shutdown: CancellationToken,
     pub served: tokio::task::JoinHandle<()>,
@@ -217,12 +218,13 @@ impl Server {
         let metrics = Arc::new(Metrics::new().unwrap());
         let speech: Arc<dyn Speech> = fake.clone();
         let state = ApiState::new(Arc::new(Single(speech)), Arc::clone(&metrics), config).with_live(live);
+        let routes = hush_server::api::routes(state.clone());
         let router = hush_server::api::router(state);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(serve(listener, router.clone(), shutdown.clone(), options));
-        Self { address, fake, router, metrics, shutdown, served }
+        let served = tokio::spawn(serve(listener, router, shutdown.clone(), options));
+        Self { address, fake, routes, metrics, shutdown, served }
     }
 
     pub async fn connect(&self) -> Client {

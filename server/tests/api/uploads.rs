@@ -8,7 +8,7 @@ use std::time::Duration;
 use hush_server::api::{ApiConfig, UploadOptions};
 use hush_server::serve::ServeOptions;
 
-use crate::support::{Fake, GOLDEN_SRT, Server, audio_file, golden, half_a_second, part, post, until};
+use crate::support::{Fake, GOLDEN_SRT, Server, audio_file, form, golden, half_a_second, part, post, until};
 
 fn config(upload: UploadOptions) -> ApiConfig {
     ApiConfig { upload, ..ApiConfig::default() }
@@ -172,15 +172,32 @@ async fn a_client_leaves_in_the_middle_of_its_upload() {
 
 #[tokio::test]
 async fn no_place_for_the_upload() {
-    let upload =
-        UploadOptions { memory_bytes: 1000, dir: Some("/nonexistent/hush-spool".into()), ..UploadOptions::default() };
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("spool");
+    let upload = UploadOptions { memory_bytes: 1000, dir: Some(dir.clone()), ..UploadOptions::default() };
     let server = Server::with(Fake::answering(golden()), config(upload), ServeOptions::default()).await;
+    let problem = format!("the folder for uploads, {}, cannot be used: No such file or directory", dir.display());
+
     let answer = server.post("/asr?encode=false", &audio_file(&half_a_second())).await;
-    assert_eq!((answer.status.as_str(), answer.body.as_str()), ("500 Internal Server Error", "Internal Server Error"));
+    assert_eq!(answer.status, "507 Insufficient Storage");
+    assert!(answer.body.contains(&problem), "{}", answer.body);
+    let raw = part("name=\"file\"; filename=\"a\"", &half_a_second());
+    let answer = server.post("/v1/audio/transcriptions", &form(&[raw])).await;
+    assert_eq!(answer.status, "507 Insufficient Storage");
+    assert!(answer.body.contains(&problem) && answer.body.contains("\"code\":\"storage_full\""), "{}", answer.body);
+    let answer = server.get("/readyz").await;
+    assert_eq!(answer.status, "503 Service Unavailable");
+    assert!(answer.body.starts_with(&problem), "{}", answer.body);
+    assert_eq!(server.get("/healthz").await.status, "200 OK");
+
     // What fits in memory needs no disk.
     let mut small = part("name=\"audio_file\"; filename=\"a\"", &[0; 500]);
     small.extend_from_slice(b"--B--\r\n");
     assert_eq!(server.post("/asr?encode=false", &small).await.status, "200 OK");
+
+    std::fs::create_dir(&dir).unwrap();
+    assert_eq!(server.get("/readyz").await.status, "200 OK");
+    assert_eq!(server.post("/asr?encode=false", &audio_file(&half_a_second())).await.status, "200 OK");
 }
 
 /// Files of this process in `dir`, unlinked ones too.

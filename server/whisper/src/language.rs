@@ -104,8 +104,9 @@ pub const LANGUAGES: [(&str, &str); 100] = [
     ("yue", "cantonese"),
 ];
 
-/// Other names that the reference takes.
-const ALIASES: [(&str, &str); 12] = [
+/// Other names that the reference takes, then codes of ISO 639 and BCP 47 for languages that Whisper's table has under another
+/// code.
+const ALIASES: [(&str, &str); 20] = [
     ("burmese", "my"),
     ("valencian", "ca"),
     ("flemish", "nl"),
@@ -118,16 +119,60 @@ const ALIASES: [(&str, &str); 12] = [
     ("sinhalese", "si"),
     ("castilian", "es"),
     ("mandarin", "zh"),
+    ("cmn", "zh"),
+    ("zh-yue", "yue"),
+    ("nb", "no"),
+    ("jv", "jw"),
+    ("fil", "tl"),
+    ("iw", "he"),
+    ("in", "id"),
+    ("ji", "yi"),
 ];
+
+/// What a request or a setting says of the language that is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LanguageChoice {
+    /// It is detected.
+    Auto,
+    /// A code of [`LANGUAGES`].
+    Code(&'static str),
+}
+
+impl LanguageChoice {
+    /// `auto`, or whatever [`code`] reads.
+    pub fn parse(given: &str) -> Option<Self> {
+        if given.trim().eq_ignore_ascii_case("auto") { Some(Self::Auto) } else { code(given).map(Self::Code) }
+    }
+
+    /// For the engine; `None`: it detects the language.
+    pub fn into_code(self) -> Option<String> {
+        match self {
+            Self::Auto => None,
+            Self::Code(code) => Some(code.to_owned()),
+        }
+    }
+}
 
 /// The lower-case English name of a language code.
 pub fn name(code: &str) -> Option<&'static str> {
     LANGUAGES.iter().find(|(known, _)| *known == code).map(|(_, name)| *name)
 }
 
-/// The language code that `given` means: a code, an English name or one of the reference's aliases, in any case.
+/// The language code that `given` means: a code, an English name or an alias, or a tag that begins with one (`en-US`,
+/// `zh_Hans_CN`, `pt_BR.UTF-8`), in any case.
 pub fn code(given: &str) -> Option<&'static str> {
-    let given = given.to_lowercase();
+    let given = given.trim().to_lowercase().replace('_', "-");
+    let mut tag = given.as_str();
+    loop {
+        if let Some(code) = exact_code(tag) {
+            return Some(code);
+        }
+        // The longest part of a tag that is known decides.
+        (tag, _) = tag.rsplit_once(['-', '.', '@'])?;
+    }
+}
+
+fn exact_code(given: &str) -> Option<&'static str> {
     LANGUAGES
         .iter()
         .find(|(code, _)| *code == given)
@@ -157,6 +202,40 @@ mod tests {
         assert_eq!(code(""), None);
         assert_eq!(name("nn"), Some("nynorsk"));
         assert_eq!(name("xx"), None);
+    }
+
+    #[test]
+    fn tags_are_cut_to_what_is_known() {
+        for (given, expected) in [
+            ("en-US", "en"),
+            ("EN_us", "en"),
+            ("zh-CN", "zh"),
+            ("zh_Hans_CN", "zh"),
+            ("cmn-Hant-TW", "zh"),
+            ("zh-yue-HK", "yue"),
+            ("yue-HK", "yue"),
+            ("pt_BR", "pt"),
+            ("de_DE.UTF-8", "de"),
+            ("ca@valencia", "ca"),
+            ("nb-NO", "no"),
+            ("nn-NO", "nn"),
+            ("haw-US", "haw"),
+            ("jv", "jw"),
+            (" Fr ", "fr"),
+        ] {
+            assert_eq!(code(given), Some(expected), "{given}");
+        }
+        for unknown in ["tlh-AQ", "-", "-en", "english us", "x-en", "e", "auto"] {
+            assert_eq!(code(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn auto_is_detection() {
+        assert_eq!(LanguageChoice::parse(" AUTO "), Some(LanguageChoice::Auto));
+        assert_eq!(LanguageChoice::parse("pt_BR"), Some(LanguageChoice::Code("pt")));
+        assert_eq!(LanguageChoice::parse("klingon"), None);
+        assert_eq!(LanguageChoice::Auto.into_code(), None);
     }
 
     #[test]

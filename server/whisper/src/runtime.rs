@@ -3,7 +3,9 @@
 use std::{
     env, fs,
     io::{self, Read},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::{Mutex, PoisonError},
 };
 
@@ -15,6 +17,11 @@ pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
 const FILE: &str = "libonnxruntime.so";
 /// Names one library instead of searching.
 pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
+/// Keeps ONNX Runtime from sending telemetry, when it is set before the library is opened: the library's builds write an id
+/// of the device and a store of events below the home directory and look up a host of Microsoft's, and what its API offers
+/// against that (`with_telemetry(false)`) comes too late. [`init`] refuses to open the library without it.
+pub const TELEMETRY_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+pub const NO_TELEMETRY: &str = "1";
 const BESIDE_EXECUTABLE: [&str; 3] = [".", "lib", "../lib"];
 const USUAL_PLACES: [&str; 4] = ["/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/opt/onnxruntime/lib"];
 
@@ -49,6 +56,11 @@ pub enum RuntimeError {
         asked.display()
     )]
     AlreadyLoaded { loaded: PathBuf, asked: PathBuf },
+    #[error(
+        "ONNX Runtime would send telemetry, so it is not opened: set {TELEMETRY_VARIABLE}={NO_TELEMETRY} before the program \
+         starts"
+    )]
+    Telemetry,
     #[error("ONNX Runtime refused to start: {0}")]
     Start(#[source] ort::Error),
     #[error("ONNX Runtime is not loaded; call `runtime::init` first")]
@@ -80,6 +92,9 @@ pub fn init(library: &Path) -> Result<RuntimeInfo, RuntimeError> {
         }
         return Err(RuntimeError::AlreadyLoaded { loaded: info.library.clone(), asked: library });
     }
+    if !is_telemetry_off() {
+        return Err(RuntimeError::Telemetry);
+    }
     let builder = ort::init_from(&library).map_err(|error| refused(&library, error))?;
     let environment = builder.with_telemetry(false).build().map_err(RuntimeError::Start)?;
     environment.set_log_level(log_level());
@@ -87,6 +102,26 @@ pub fn init(library: &Path) -> Result<RuntimeInfo, RuntimeError> {
     tracing::info!(version = info.version, library = %info.library.display(), "loaded ONNX Runtime");
     *loaded = Some(Loaded { info: info.clone(), environment });
     Ok(info)
+}
+
+fn is_telemetry_off() -> bool {
+    env::var_os(TELEMETRY_VARIABLE).is_some_and(|value| value == NO_TELEMETRY)
+}
+
+/// Makes sure that this process has [`TELEMETRY_VARIABLE`]: without it the process starts again as the same program with the
+/// same arguments. For the beginning of `main`, where nothing is lost by that. Changing the variable of a running process
+/// is unsafe, since another thread, also one of a C library, may read variables at that moment.
+pub fn restart_without_telemetry() -> io::Result<()> {
+    if is_telemetry_off() {
+        return Ok(());
+    }
+    let mut arguments = env::args_os();
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    // It only returns when it fails.
+    Err(command.args(arguments).env(TELEMETRY_VARIABLE, NO_TELEMETRY).exec())
 }
 
 /// Only what somebody wants to read: ort lets ONNX Runtime write everything, and a session writes thousands of lines

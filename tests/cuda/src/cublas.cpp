@@ -57,7 +57,7 @@ void compute(const Product& product) {
     }
 }
 
-int submit(const char* function, void* opaque, const Product& product) {
+int submit(const char* function, void* opaque, const Product& product, size_t batches, Work work) {
     auto* handle = static_cast<Handle*>(opaque);
     if (handle == nullptr) return not_initialised;
     for (const Operand* operand : {&product.a, &product.b, &product.c}) {
@@ -69,14 +69,16 @@ int submit(const char* function, void* opaque, const Product& product) {
     bool captured = stream::capturing(handle->stream);
     size_t bytes = (product.rows * product.inner * product.a.value_bytes() +
                     product.inner * product.columns * product.b.value_bytes() +
-                    product.rows * product.columns * product.c.value_bytes()) * product.batches;
+                    product.rows * product.columns * product.c.value_bytes()) * batches;
     log(std::string(captured ? "captured:kernel:" : "kernel:") + function, bytes);
     Error result = runtime::call(Need::Context, Capture::Allowed, [&] {
-        Work work = [] {};
-        if (current_script()->compute) work = [product] { compute(product); };
-        return stream::submit(handle->stream, stream::Operation::Kernel, std::move(work));
+        return stream::submit(handle->stream, stream::Operation::Kernel, current_script()->compute ? work : Work([] {}));
     });
     return result == error::success ? success : execution_failed;
+}
+
+int submit(const char* function, void* opaque, const Product& product) {
+    return submit(function, opaque, product, product.batches, [product] { compute(product); });
 }
 
 float scalar(const void* value, bool half_precision) {
@@ -163,13 +165,66 @@ CUDA_DOUBLE_EXPORT int cublasSgemm_v2(void* handle, int a_operation, int b_opera
                         b_leading, beta, c, real_32, c_leading, 0, 0);
 }
 
+// The addresses of the matrices lie on the device.
+CUDA_DOUBLE_EXPORT int cublasGemmBatchedEx(void* opaque, int a_operation, int b_operation, int rows, int columns, int inner,
+                                           const void* alpha, const void* const a[], int a_type, int a_leading,
+                                           const void* const b[], int b_type, int b_leading, const void* beta, void* const c[],
+                                           int c_type, int c_leading, int batches, int compute_type, int) {
+    bool half_precision = computes_in_half(compute_type);
+    auto count = [](int value) { return static_cast<size_t>(value); };
+    Product one{count(rows), count(columns), count(inner), 1, scalar(alpha, half_precision), scalar(beta, half_precision),
+                {{}, a_type, count(a_leading), a_operation != 0}, {{}, b_type, count(b_leading), b_operation != 0},
+                {{}, c_type, count(c_leading), false}};
+    DevicePointer<const void*> as{a}, bs{b}, cs{c};
+    return submit("cublasGemmBatchedEx", opaque, one, count(batches), [=] {
+        Product product = one;
+        for (size_t n = 0; n < count(batches); ++n) {
+            product.a.data = at(as.at(count(batches))[n]);
+            product.b.data = at(bs.at(count(batches))[n]);
+            product.c.data = at(cs.at(count(batches))[n]);
+            compute(product);
+        }
+    });
+}
+CUDA_DOUBLE_EXPORT int cublasSgemmBatched(void* handle, int a_operation, int b_operation, int rows, int columns, int inner,
+                                          const float* alpha, const float* const a[], int a_leading, const float* const b[],
+                                          int b_leading, const float* beta, float* const c[], int c_leading, int batches) {
+    auto untyped = [](auto pointers) { return reinterpret_cast<const void* const*>(pointers); };
+    return cublasGemmBatchedEx(handle, a_operation, b_operation, rows, columns, inner, alpha, untyped(a), real_32, a_leading,
+                               untyped(b), real_32, b_leading, beta, const_cast<void* const*>(untyped(c)), real_32, c_leading,
+                               batches, 0, 0);
+}
+
+// C = alpha op(A), which transposes; with a second matrix it is not known.
+CUDA_DOUBLE_EXPORT int cublasSgeam(void* opaque, int a_operation, int, int rows, int columns, const float* alpha, const float* a,
+                                   int a_leading, const float* beta, const float*, int, float* c, int c_leading) {
+    auto* handle = static_cast<Handle*>(opaque);
+    if (*beta != 0) return not_supported;
+    log(stream::capturing(handle->stream) ? "captured:kernel:cublasSgeam" : "kernel:cublasSgeam");
+    auto count = [](int value) { return static_cast<size_t>(value); };
+    Operand from{at(a), real_32, count(a_leading), a_operation != 0}, to{at(c), real_32, count(c_leading), false};
+    float factor = *alpha;
+    Error result = runtime::call(Need::Context, Capture::Allowed, [&] {
+        return stream::submit(handle->stream, stream::Operation::Kernel, [=] {
+            size_t height = count(rows), width = count(columns);
+            auto* values = static_cast<const float*>(from.matrix(0, height, width).data);
+            auto* result = static_cast<float*>(const_cast<void*>(to.matrix(0, height, width).data));
+            for (size_t column = 0; column < width; ++column) {
+                for (size_t row = 0; row < height; ++row) {
+                    size_t place = from.transposed ? row * from.leading + column : column * from.leading + row;
+                    result[column * to.leading + row] = factor * values[place];
+                }
+            }
+        });
+    });
+    return result == error::success ? success : execution_failed;
+}
+
 #define NOT_SUPPORTED(function)                 \
     CUDA_DOUBLE_EXPORT int function() {         \
         log("unknown:" #function);              \
         return not_supported;                   \
     }
-NOT_SUPPORTED(cublasGemmBatchedEx)
-NOT_SUPPORTED(cublasSgemmBatched)
 NOT_SUPPORTED(cublasDgeam)
 NOT_SUPPORTED(cublasDgemmBatched)
 NOT_SUPPORTED(cublasDgemmStridedBatched)
@@ -177,7 +232,6 @@ NOT_SUPPORTED(cublasDgemm_v2)
 NOT_SUPPORTED(cublasDgetrfBatched)
 NOT_SUPPORTED(cublasDgetriBatched)
 NOT_SUPPORTED(cublasScopy_v2)
-NOT_SUPPORTED(cublasSgeam)
 NOT_SUPPORTED(cublasSgetrfBatched)
 NOT_SUPPORTED(cublasSgetriBatched)
 NOT_SUPPORTED(cublasSscal_v2)

@@ -32,6 +32,8 @@ struct Entry {
 
 constexpr uint32_t head_magic = 0xba55ed50;
 constexpr uint16_t kind_ptx = 1, kind_elf = 2;
+// `sm_90a`, `sm_120a`: code with features that later architectures of the family do not have.
+constexpr uint64_t flag_specific = 0x100000;
 
 }  // namespace
 
@@ -49,6 +51,7 @@ std::vector<CodeObject> code_objects(const void* wrapper) {
         CodeObject object;
         object.architecture = static_cast<int>(entry.architecture);
         object.portable = entry.kind == kind_ptx;
+        object.specific = (entry.flags & flag_specific) != 0;
         if (entry.kind == kind_ptx || entry.kind == kind_elf) objects.push_back(object);
         at += entry.head_bytes + entry.bytes;
     }

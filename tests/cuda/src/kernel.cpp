@@ -116,6 +116,7 @@ Registered::Registered(const char* function, Decoder decoder) { decoders()[funct
 size_t size_of_type(const std::string& type) {
     if (type == "int4") return 16;
     if (type == "int2" || type == "float2") return 8;
+    if (type == "unsigned short") return 2;
     size_t size = 0;
     with_type(type, [&](auto value) {
         size = sizeof value;

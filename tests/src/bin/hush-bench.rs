@@ -7,10 +7,12 @@
 //! | `engine` | one window, tokens forced |
 //! | `batch=N` | N windows one after the other, then N at once |
 //! | `beams=N` | one window greedily, then with N beams |
+//! | `marked=N` or `marked=NxB` | N windows are encoded, then decoded at once, greedily or with B beams; each part is marked in the log of the double of CUDA |
 //!
 //! The end of text is forbidden, so that every run decodes the same number of tokens; one run more comes first and warms
 //! up.
 
+use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -19,23 +21,27 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use hush_whisper::decoding::{Beam, Forced, Frame, Rules, Sampler, Search};
 use hush_whisper::{Device, Engine, EngineOptions, ModelDir, runtime};
+use libloading::Library;
 use serde_json::{Value, json};
 
 /// Start of transcript, English, transcribe, no timestamps: of the multilingual vocabulary.
 const PROMPT: [u32; 4] = [50_258, 50_259, 50_359, 50_363];
 
 fn main() -> Result<()> {
+    runtime::restart_without_telemetry().context("starting without the telemetry of ONNX Runtime")?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [command, model, library, threads, runs, tokens] = arguments.as_slice() else {
-        bail!("usage: hush-bench engine|batch=N|beams=N MODEL_DIR LIBRARY THREADS RUNS TOKENS");
+        bail!("usage: hush-bench engine|batch=N|beams=N|marked=N MODEL_DIR LIBRARY THREADS RUNS TOKENS");
     };
     let (command, count) = command.split_once('=').unwrap_or((command, "1"));
+    let (count, beams) = count.split_once('x').unwrap_or((count, "1"));
+    let beams: usize = beams.parse()?;
     let (count, threads, runs, tokens): (usize, usize, usize, usize) =
         (count.parse()?, threads.parse()?, runs.parse()?, tokens.parse()?);
     runtime::init(Path::new(library))?;
     let model = ModelDir::open(Path::new(model))?;
     // As the peers do: they arrange their weights at load time, too.
-    let max_batch = if command == "batch" { count } else { 1 };
+    let max_batch = if matches!(command, "batch" | "marked") { count } else { 1 };
     let device = match std::env::var("HUSH_BENCH_CUDA") {
         Ok(index) => Device::Cuda { index: index.parse().context("HUSH_BENCH_CUDA")? },
         Err(_) => Device::Cpu,
@@ -48,6 +54,7 @@ fn main() -> Result<()> {
             "engine" => bench.forced()?,
             "batch" => bench.batch(count)?,
             "beams" => bench.beams(count)?,
+            "marked" => bench.marked(count, beams)?,
             other => bail!("there is no bench `{other}`"),
         };
         println!("{line}");
@@ -91,6 +98,39 @@ impl Bench {
         Ok(json!({"encode_ms": encode_ms, "greedy_ms": greedy_ms, "beams_ms": beams_ms, "tokens": self.tokens}))
     }
 
+    fn marked(&self, count: usize, beams: usize) -> Result<Value> {
+        let config = self.engine.config();
+        let mut mel = noise(config.num_mel_bins * 2 * config.max_source_positions);
+        let begun = Instant::now();
+        let mut windows = Vec::with_capacity(count);
+        for _ in 0..count {
+            mark(c"window");
+            let mut window = self.engine.listen(&mut mel).context("encoding")?;
+            mark(c"prompt");
+            window.feed(&PROMPT, true).context("the prompt")?;
+            windows.push(window);
+        }
+        mark(c"together");
+        thread::scope(|scope| {
+            let jobs: Vec<_> = windows
+                .iter_mut()
+                .map(|window| {
+                    let search: Box<dyn Search> = match beams {
+                        1 => Box::new(Sampler::greedy(self.frame())),
+                        _ => Box::new(Beam::new(self.frame(), beams, None)),
+                    };
+                    scope.spawn(move || window.decode(search, &mut || true).map(drop))
+                })
+                .collect();
+            jobs.into_iter().try_for_each(|job| match job.join() {
+                Ok(result) => Ok(result?),
+                Err(_) => bail!("a job panicked"),
+            })
+        })?;
+        mark(c"end");
+        Ok(json!({"total_ms": milliseconds(begun), "tokens": self.tokens}))
+    }
+
     /// From log-mel to text; milliseconds of the encoder and of everything.
     fn window(&self, search: Box<dyn Search>) -> Result<(f64, f64)> {
         let config = self.engine.config();
@@ -112,6 +152,20 @@ impl Bench {
         let end = self.engine.special().eot;
         let rules = Arc::new(Rules { blank: vec![], suppressed: vec![end], timestamps: None });
         Frame { rules, end_of_text: end, prompt_length: PROMPT.len(), context: 2 * self.tokens }
+    }
+}
+
+/// Sets a mark in the log of the double of CUDA, where the process runs on it.
+#[allow(unsafe_code, reason = "one function of the double, which takes a text")]
+fn mark(name: &CStr) {
+    type Mark = unsafe extern "C" fn(*const c_char);
+    // SAFETY: the library is open already; on a real one there is no such function.
+    let library = unsafe { Library::new("libcudart.so.13") };
+    let Ok(library) = library else { return };
+    // SAFETY: the type is that of `tests/cuda/src/log.h`.
+    if let Ok(mark) = unsafe { library.get::<Mark>(b"cuda_double_mark") } {
+        // SAFETY: a text that ends in a zero.
+        unsafe { mark(name.as_ptr()) };
     }
 }
 

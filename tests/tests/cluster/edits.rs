@@ -64,6 +64,58 @@ fn told(app: &App, plane: &ControlPlane, kind: &str) -> Result<Vec<(String, Stri
     Ok(these.map(|event| (text(&event["reason"]), text(&event["message"]))).collect())
 }
 
+/// A live policy is edited to a time zone that does not exist: what was valid goes on, also in a controller that has seen
+/// nothing else, and everything says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_that_is_not_valid_takes_nothing_out_of_force() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    let app = stage.app(Cast::new("app", 2, 0)).await?;
+    let invalid =
+        json!({"schedule": [{"cron": "0 8 * * *", "duration": "1h", "timeZone": "Mars/Olympus", "mode": "Idle"}]});
+    let controller = stage.controller(&["--scope", "cluster"]).await?;
+    wait_until_ready(&controller)?;
+    app.wait_for_status(&plane, "enforcedGeneration", 1)?;
+    app.wait_for_condition(&plane, "Ready", ("True", "InForce"))?;
+
+    let mut edited = returning("app", 0);
+    edited["residency"] = invalid;
+    app.apply(&plane, edited)?;
+    let why = app.wait_for_condition(&plane, "Ready", ("False", "Invalid"))?;
+    assert!(why.contains("generation 1 stays in force") && why.contains("schedule[0].timeZone"), "{why}");
+    app.wait_for_status(&plane, "observedGeneration", 2)?;
+    app.wait_for_status(&plane, "enforcedGeneration", 1)?;
+    app.wait_for_status(&plane, "matched", 1)?;
+    controller.wait_for_metric("hush_controller_policies_invalid", 1.0, SOON)?;
+    controller.wait_for_metric("hush_controller_policies", 1.0, SOON)?;
+    let warned = || {
+        let told = told(&app, &plane, "GpuModelPolicy")?;
+        Ok(told.iter().any(|(reason, note)| reason == "Invalid" && note.contains("timeZone")).then_some(()))
+    };
+    wait_for("the Event of the edit", SOON, warned)?;
+
+    // Another controller knows the last valid generation from the status alone.
+    process::send(controller.pid(), Signal::KILL)?;
+    let controller = stage.controller(&["--scope", "cluster"]).await?;
+    wait_until_ready(&controller)?;
+    wait_until_acting(&controller, true)?;
+    controller.wait_for_metric("hush_controller_policies", 1.0, SOON)?;
+    app.transcribe()?;
+    stage.others_hold(22)?;
+    app.server.wait_for_state("unloaded", SOON)?;
+    stage.others_hold(0)?;
+
+    // Mended, it is in force itself.
+    app.apply(&plane, returning("app", 5))?;
+    app.wait_for_condition(&plane, "Ready", ("True", "InForce"))?;
+    app.wait_for_status(&plane, "enforcedGeneration", 3)?;
+    controller.wait_for_metric("hush_controller_policies_invalid", 0.0, SOON)?;
+    let invalid_told =
+        told(&app, &plane, "GpuModelPolicy")?.into_iter().filter(|(reason, _)| reason == "Invalid").count();
+    assert_eq!(invalid_told, 1, "once for each generation, whoever leads");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };

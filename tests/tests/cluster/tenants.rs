@@ -95,6 +95,52 @@ async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
     Ok(())
 }
 
+/// A tenant asks for all that could protect its model, and for a target that cannot be reached: under the floor the model
+/// leaves as without it, and that of the other tenant stays.
+#[tokio::test]
+async fn a_hostile_tenant_keeps_nothing_at_the_cost_of_another() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    let controller = stage.controller(&["--scope", "cluster"]).await?;
+    let hostile = stage.server(Cast::new("hostile", 2, 0)).await?;
+    let other = stage.server(Cast::new("other", 2, 0)).await?;
+    wait_until_ready(&controller)?;
+    let floor = json!({
+        "apiVersion": "gpu.hush.dev/v1alpha1",
+        "kind": "ClusterGpuModelPolicy",
+        "metadata": {"name": "floor"},
+        "spec": {
+            "selector": {"matchLabels": {"gpu.hush.dev/server": "true"}},
+            "residency": {"mode": "Resident"},
+            "pressure": {"hard": {"availableBelow": "1Gi"}, "minReclaim": "512Mi", "transitionPeriod": "1s"},
+        },
+    });
+    plane.kubectl_text(&["apply", "--filename", "-"], &floor.to_string())?;
+    hostile.apply(
+        &plane,
+        json!({
+            "selector": {"matchLabels": {"app": "hostile"}},
+            "residency": {"mode": "Resident", "minResident": "168h"},
+            "pressure": {"hard": {"availableBelow": "1Gi"}},
+            "minLoaded": 1,
+            "priority": 1_000_000,
+        }),
+    )?;
+    // The hostile one has been idle for longer, so that its turn is first.
+    hostile.transcribe()?;
+    other.transcribe()?;
+    hostile.wait_for_status(&plane, "loaded", 1)?;
+    let why = hostile.wait_for_condition(&plane, "Conflicted", ("True", "StricterPolicy"))?;
+    assert!(why.contains("`minLoaded`, `priority`, `residency.minResident` of `/floor`"), "{why}");
+
+    stage.others_hold(14)?;
+    hostile.server.wait_for_state("unloaded", SOON)?;
+    wait_until_calm(&controller)?;
+    assert_eq!(hostile.server.unloads_ordered().len(), 1);
+    assert!(other.server.unloads_ordered().is_empty());
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_policy_may_be_edited_or_deleted_at_any_moment() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };

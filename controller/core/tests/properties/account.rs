@@ -51,7 +51,10 @@ proptest! {
             let asking = policies.iter().filter(|policy| policy.asks.priority.is_some());
             let asking = asking.filter(|p| told.policies.iter().any(|told| told.policy == p.name.to_string())).count();
             let priority = told.terms.iter().find(|term| term.field == "priority");
-            let named = priority.map_or(asking, |term| term.others.len() + usize::from(term.policy.is_some()));
+            // A cluster policy whose default holds is named, and did not ask.
+            let named = priority.map_or(asking, |term| {
+                term.others.len() + usize::from(term.policy.is_some() && !term.by_default)
+            });
             prop_assert_eq!(named, asking);
         }
     }

@@ -1,6 +1,7 @@
 //! Properties of one step in any world.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use hush_core::{Action, Memory, Model, ModelKey, Plan, Policy, Reason, SkipReason, State, World, step};
 use proptest::prelude::*;
@@ -84,7 +85,9 @@ proptest! {
         for decision in plan(&world, &policies).decisions.iter().filter(|d| d.action == Action::Unload) {
             let model = find(&world, &decision.key());
             let selecting = policies.iter().filter(|policy| policy.selects(model, &Default::default()));
-            let stays = selecting.filter_map(|policy| policy.asks.min_resident).min().unwrap_or_default();
+            // A cluster policy that leaves it out bounds the others by none at all.
+            let asked = selecting.filter_map(|policy| policy.asks.min_resident.or(policy.is_cluster().then_some(Duration::ZERO)));
+            let stays = asked.min().unwrap_or_default();
             prop_assert!(model.loaded_for >= stays || decision.reason == Reason::HardPressure, "{:?}", decision);
         }
     }
@@ -111,6 +114,10 @@ proptest! {
             // The least of the minima holds, so only the policy whose own is the least is sure to be heard.
             let least = policies.iter().filter_map(|p| p.asks.min_loaded).min();
             let Some(keep) = policy.asks.min_loaded.filter(|keep| Some(*keep) == least && *keep > 0) else { continue };
+            // A cluster policy that asks for less, or for nothing, releases what the others would keep.
+            if policies.iter().any(|other| other.is_cluster() && other != policy) {
+                continue;
+            }
             let ready = world.models.iter().filter(|m| m.ready() && m.sample_age <= STALE_AFTER && selected(&m.key)).count();
             let gone = plan.decisions.iter().filter(|d| d.action == Action::Unload && selected(&d.key())).count();
             prop_assert!(gone == 0 || ready - gone >= keep as usize, "{:?}", plan);

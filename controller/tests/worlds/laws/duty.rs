@@ -126,6 +126,11 @@ impl Duty<'_> {
     fn room(&self, all: &[Known<'_>], known: &Known<'_>, expected: &Expected) -> Result<(), Broken> {
         let Some(available) = self.card(all, known) else { return Ok(()) };
         let here = |other: &&Known<'_>| other.model.gpu == known.model.gpu;
+        // A priority that the operator does not bound takes nothing from models of other namespaces that it does.
+        let bounded_by_the_operator = |other: &Known<'_>, rules: &Expected| {
+            let apart = other.model.key.server.namespace() != known.model.key.server.namespace();
+            apart && rules.operator.is_some() && expected.operator.is_none()
+        };
         let waiting = all.iter().filter(here).filter(|other| other.model.state == State::WaitingForMemory).count();
         let could = |other: &&Known<'_>| {
             let Some(rules) = &other.expected else { return false };
@@ -137,6 +142,7 @@ impl Duty<'_> {
                 && other.model.loaded_for >= rules.min_resident
                 && rules.priority < expected.priority
                 && !self.protected(all, rules)
+                && !bounded_by_the_operator(other, rules)
         };
         let could: u64 = all.iter().filter(here).filter(could).map(|other| other.model.vram_bytes).sum();
         let demand = known.model.demand_bytes;

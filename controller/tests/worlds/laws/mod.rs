@@ -3,6 +3,7 @@
 mod duty;
 mod end;
 mod safety;
+mod tenants;
 mod time;
 mod watch;
 

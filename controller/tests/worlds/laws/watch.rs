@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hush_core::{Action, GpuId, Settled};
 
 use super::time::{Crossings, Evictions, Patience};
-use super::{Broken, Known, Moment, duty, safety};
+use super::{Broken, Known, Moment, duty, safety, tenants};
 use crate::host::{Flight, Host, Stage};
 use crate::house::House;
 use crate::scenario::Scenario;
@@ -35,6 +35,7 @@ impl Watch {
         self.crossings.see(moment, &known);
         safety::check(self, moment, &known)?;
         duty::check(self, moment, &known)?;
+        tenants::check(moment, &known)?;
         self.steps += 1;
         if self.steps.is_multiple_of(AGAIN) {
             safety::again(moment)?;

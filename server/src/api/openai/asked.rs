@@ -1,6 +1,7 @@
 //! The fields of the form as a wish. What OpenAI may add tomorrow is ignored; what is known and wrong is refused.
 
-use hush_whisper::{MOST_CANDIDATES, Task, TranscribeOptions, language};
+use hush_whisper::language::LanguageChoice;
+use hush_whisper::{MOST_CANDIDATES, Task, TranscribeOptions};
 
 use super::error::OpenAiError;
 
@@ -96,7 +97,7 @@ impl Asked {
             task,
             beam_size: count(fields, "beam_size")?.or(defaults.beam_size),
             best_of: count(fields, "best_of")?.unwrap_or(defaults.best_of),
-            language: language(fields)?.or(defaults.language),
+            language: language(fields)?.map_or(defaults.language, LanguageChoice::into_code),
             initial_prompt: given(fields, "prompt").map(str::to_owned).or(defaults.initial_prompt),
             temperatures: temperatures(fields)?.unwrap_or(defaults.temperatures),
             word_timestamps: words,
@@ -190,12 +191,12 @@ fn logprobs(fields: &Fields) -> Result<bool, OpenAiError> {
     Ok(logprobs)
 }
 
-fn language(fields: &Fields) -> Result<Option<String>, OpenAiError> {
+/// `None`: as the model has it.
+fn language(fields: &Fields) -> Result<Option<LanguageChoice>, OpenAiError> {
     let Some(value) = given(fields, "language") else { return Ok(None) };
-    let code = language::code(value).map(|code| Some(code.to_owned()));
-    code.ok_or_else(|| {
+    LanguageChoice::parse(value).map(Some).ok_or_else(|| {
         let message = format!(
-            "Invalid language: `{value}`. Give an ISO 639-1 code such as `en` or an English name such as `english`."
+            "Invalid language: `{value}`. Give an ISO 639-1 code such as `en`, an English name such as `english`, or `auto`."
         );
         OpenAiError::invalid("language", "invalid_language_format", message)
     })
@@ -294,7 +295,9 @@ mod tests {
         assert_eq!(parse(&[]), defaults);
         assert_eq!(parse(&[("vad_filter", "true")]), defaults);
         assert_eq!(parse(&[("vad_filter", "false")]).vad, None);
-        let other = parse(&[("language", "fr"), ("beam_size", "1"), ("best_of", "3")]);
+        assert_eq!(parse(&[("language", "auto")]).language, None);
+        assert_eq!(parse(&[("language", "")]).language.as_deref(), Some("de"));
+        let other = parse(&[("language", "fr-CA"), ("beam_size", "1"), ("best_of", "3")]);
         assert_eq!((other.language.as_deref(), other.beam_size, other.best_of), (Some("fr"), Some(1), 3));
     }
 

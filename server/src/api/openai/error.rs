@@ -5,6 +5,7 @@
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hush_log::explain;
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
@@ -98,7 +99,7 @@ impl OpenAiError {
 
     /// What happened is in the log, under the id of the request; paths and processes are nobody's business.
     fn internal(code: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
-        tracing::error!(error, code, "request failed");
+        tracing::error!(error = explain(error), code, "request failed");
         Self::unexpected(code)
     }
 

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use hush_whisper::{MOST_CANDIDATES, TranscribeOptions, VadOptions, language};
+use hush_whisper::{MOST_CANDIDATES, TranscribeOptions, VadOptions};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Checked;
 use crate::cli::values::{
-    AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, LogLevel, Percent, PrecisionChoice, Residency, Span, Switch,
-    ValueError,
+    AsrEngine, ByteSize, CorsOrigin, DeviceChoice, Language, Listen, LogFormat, LogLevel, Percent, PrecisionChoice,
+    Residency, Span, Switch, ValueError,
 };
 
 /// Settings of `hush-server serve`. Each is written as its option is; an option or a variable beats it.
@@ -22,6 +22,8 @@ pub struct ConfigFile {
     pub listen: Option<Checked<Listen>>,
     /// Address of the operations port: `127.0.0.1:9001`.
     pub ops_listen: Option<Checked<Listen>>,
+    /// Origins of pages that may use the public API from a browser: `[https://app.example.com]`, or `['*']` for all.
+    pub cors_origins: Option<Vec<Checked<CorsOrigin>>>,
     /// Folder that holds the installed models.
     pub models_dir: Option<PathBuf>,
     /// Whether a model that is not installed is downloaded from the hub: `true` or `false`.
@@ -134,7 +136,7 @@ pub struct ModelConfig {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DecodingDefaults {
-    /// A code such as `en` or an English name such as `english`.
+    /// A code such as `en`, an English name such as `english`, or `auto`.
     pub language: Option<Checked<Language>>,
     /// Names and spellings that the model should know.
     pub prompt: Option<String>,
@@ -158,7 +160,7 @@ impl DecodingDefaults {
         let parallel = on(&self.vad_parallel);
         let fallback = TranscribeOptions::default();
         TranscribeOptions {
-            language: value(&self.language).map(|Language(code)| code.to_owned()),
+            language: value(&self.language).and_then(|Language(choice)| choice.into_code()),
             initial_prompt: self.prompt.clone(),
             vad: (parallel || on(&self.vad_filter)).then(|| VadOptions { parallel, ..VadOptions::default() }),
             beam_size: value(&self.beam_size).map(|Candidates(count)| count),
@@ -190,19 +192,6 @@ impl FromStr for Candidates {
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let count = text.parse().ok().filter(|count| (1..=MOST_CANDIDATES).contains(count));
         count.map(Self).ok_or_else(|| ValueError(format!("expected a whole number from 1 to {MOST_CANDIDATES}")))
-    }
-}
-
-/// A code of Whisper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Language(pub &'static str);
-
-impl FromStr for Language {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        let wrong = || ValueError("expected a code such as en or an English name such as english".to_owned());
-        language::code(text).map(Self).ok_or_else(wrong)
     }
 }
 

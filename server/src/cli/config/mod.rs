@@ -136,7 +136,7 @@ mod tests {
             let kebab = |c: char| if c.is_uppercase() { format!("-{}", c.to_lowercase()) } else { c.to_string() };
             let option: String = key.chars().map(kebab).collect();
             let has_it = file.option(&option).is_some() || file.path(&option).is_some();
-            assert!(has_it || ["models", "default-aliases"].contains(&option.as_str()), "{key}");
+            assert!(has_it || ["models", "default-aliases", "cors-origins"].contains(&option.as_str()), "{key}");
         }
     }
 

@@ -20,8 +20,8 @@ use super::args::{Cli, Command, InstallArgs, LogArgs, ModelsArgs, ServeArgs, Tra
 use super::config::{self, Checked, ConfigError, ConfigFile, ModelConfig};
 use super::env::Env;
 use super::values::{
-    AsrEngine, ByteSize, DeviceChoice, Listen, LogFormat, OutputFormat, Precision, PrecisionChoice, Residency, Span,
-    TaskWord,
+    AsrEngine, ByteSize, CorsOrigin, DeviceChoice, Language, Listen, LogFormat, OutputFormat, Precision,
+    PrecisionChoice, Residency, Span, TaskWord,
 };
 use super::variable;
 use crate::api::DEFAULT_ALIASES;
@@ -78,6 +78,16 @@ pub enum Settings {
         library: PathBuf,
         index: u32,
     },
+}
+
+impl Settings {
+    /// Whether the process itself opens ONNX Runtime. `serve` leaves that to its runners.
+    pub fn opens_runtime(&self) -> bool {
+        match self {
+            Self::Transcribe(_) | Self::Runner(_) | Self::ProbeCuda { .. } => true,
+            Self::Serve(_) | Self::Install(_) | Self::Models(_) => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -156,6 +166,8 @@ pub struct ServeSettings {
     pub web_ui: bool,
     pub listen: SocketAddr,
     pub ops_listen: SocketAddr,
+    /// Of pages that may use the public API.
+    pub cors_origins: Vec<CorsOrigin>,
     pub residency: Residency,
     /// `None`: never by idleness.
     pub idle_timeout: Option<Duration>,
@@ -196,6 +208,7 @@ impl ServeSettings {
         let differs = [
             ("listen", self.listen != other.listen),
             ("opsListen", self.ops_listen != other.ops_listen),
+            ("corsOrigins", self.cors_origins != other.cors_origins),
             ("maxLoaded", self.max_loaded != other.max_loaded),
             ("spareRunner", self.spare_runner != other.spare_runner),
             ("loadTimeout", self.load_timeout != other.load_timeout),
@@ -341,6 +354,10 @@ pub fn serve(args: ServeArgs, env: &Env, file: &ConfigFile) -> Result<ServeSetti
     if default_aliases.is_empty() {
         default_aliases = file.default_aliases.clone().unwrap_or_else(|| DEFAULT_ALIASES.map(str::to_owned).to_vec());
     }
+    let mut cors_origins: Vec<CorsOrigin> = from.list("cors-origin", args.cors_origin)?;
+    if cors_origins.is_empty() {
+        cors_origins = file.cors_origins.iter().flatten().filter_map(Checked::value).collect();
+    }
     let serve_installed = from.switch("serve-installed", args.serve_installed)?.unwrap_or(models.is_empty());
     let max_loaded = from.value("max-loaded", args.max_loaded.map(Count))?.and_then(|count| NonZeroUsize::new(count.0));
     let listen = from.value("listen", args.listen)?.unwrap_or(Listen(([0, 0, 0, 0], 9000).into())).0;
@@ -381,6 +398,7 @@ pub fn serve(args: ServeArgs, env: &Env, file: &ConfigFile) -> Result<ServeSetti
         web_ui: from.switch("web-ui", args.web_ui)?.unwrap_or(true),
         listen,
         ops_listen,
+        cors_origins,
         residency: from.value("residency", args.residency)?.unwrap_or(Residency::Idle),
         idle_timeout: (!idle_timeout.is_zero()).then_some(idle_timeout),
         spare_runner: from.switch("spare-runner", args.spare_runner)?.unwrap_or(false),
@@ -484,7 +502,7 @@ fn transcribe(args: TranscribeArgs, env: &Env) -> Result<TranscribeSettings, Set
         files: args.files,
         output: from.value("output", args.output)?.unwrap_or(OutputFormat::Txt),
         output_dir: from.path("output-dir", args.output_dir),
-        language: from.text("language", args.language)?,
+        language: from.value("language", args.language)?.and_then(|Language(choice)| choice.into_code()),
         task: from.value("task", args.task)?.unwrap_or(TaskWord::Transcribe),
         initial_prompt: from.text("initial-prompt", args.initial_prompt)?,
         search: SearchSettings {

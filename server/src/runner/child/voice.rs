@@ -23,10 +23,22 @@ struct Writer {
     socket: UnixStream,
     /// Or the beginning of work.
     last_frame: Instant,
+    /// Log lines that were dropped, as far as the server knows.
+    dropped_lines: u64,
 }
 
 impl Writer {
     fn say(&mut self, message: &FromRunner) {
+        let dropped_lines = hush_log::dropped_lines();
+        if dropped_lines > self.dropped_lines {
+            let count = dropped_lines - self.dropped_lines;
+            self.dropped_lines = dropped_lines;
+            self.send(&FromRunner::LogLinesDropped { count });
+        }
+        self.send(message);
+    }
+
+    fn send(&mut self, message: &FromRunner) {
         let sent = message.encode().map_err(io::Error::other).and_then(|frame| self.socket.write_all(&frame));
         if let Err(error) = sent {
             // The server is gone, or a frame that cannot be sent would leave a job waiting for ever.
@@ -39,7 +51,7 @@ impl Writer {
 
 impl Voice {
     pub(super) fn new(socket: UnixStream) -> Self {
-        Self { writer: Mutex::new(Writer { socket, last_frame: Instant::now() }) }
+        Self { writer: Mutex::new(Writer { socket, last_frame: Instant::now(), dropped_lines: 0 }) }
     }
 
     pub(super) fn say(&self, message: &FromRunner) {

@@ -1,6 +1,7 @@
 // Attention: flash attention, XQA (one query against a cache), and what GroupQueryAttention launches before them.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "../kernel.h"
@@ -15,8 +16,8 @@ struct Head {
     size_t queries, keys, width;
     size_t query_stride, key_stride, value_stride, out_stride;
     float scale;
-    // The last query sees all keys, each earlier one a key less.
-    bool causal;
+    // How many keys the first query sees; each later one sees one more. Nothing: all of them.
+    std::optional<long> first_sees;
 };
 
 float dot(const float* a, const float* b, size_t width) {
@@ -37,8 +38,8 @@ void attend(const Head& head) {
     std::vector<float> values = rows_of(head.value, head.keys, head.width, head.value_stride);
     std::vector<float> weights(head.keys), query(head.width), sum(head.width);
     for (size_t q = 0; q < head.queries; ++q) {
-        size_t later = head.causal ? head.queries - 1 - q : 0;
-        size_t seen = head.keys > later ? head.keys - later : 0;
+        long sees = head.first_sees ? *head.first_sees + static_cast<long>(q) : static_cast<long>(head.keys);
+        auto seen = static_cast<size_t>(std::clamp(sees, 0l, static_cast<long>(head.keys)));
         to_float(head.query + q * head.query_stride, query.data(), head.width);
 
         float highest = -INFINITY;
@@ -110,7 +111,8 @@ Work flash(const Launch& launch, bool causal) {
                 one.value_stride = static_cast<size_t>(p.value_row);
                 one.out_stride = static_cast<size_t>(p.out_row);
                 one.scale = p.scale;
-                one.causal = causal;
+                // The last query sees all keys.
+                if (causal) one.first_sees = static_cast<long>(keys) - p.queries + 1;
                 attend(one);
             }
         }
@@ -125,6 +127,70 @@ KERNEL(flash_fwd_kernel) { return flash(launch, launch.name.arguments[1] == "tru
 KERNEL(flash_fwd_splitkv_kernel) { return flash(launch, launch.name.arguments[1] == "true"); }
 // The kernel before it has already put everything together.
 KERNEL(flash_fwd_splitkv_combine_kernel) { return [] {}; }
+
+namespace {
+
+// CUTLASS's fused attention, which GPUs before 8.0 take: `AttentionKernel<...>::Params` of ONNX Runtime 1.31.
+struct FusedParameters {
+    const void *query, *key, *value, *bias;
+    const int *query_starts, *key_starts, *key_lengths;
+    unsigned diagonal_offset, padding_1;
+    void *out, *partial_out, *softmax;
+    int window;
+    float scale, softcap;
+    int width, value_width, queries, keys, keys_in_all;
+    unsigned char mask;  // 0: none; 1: the first query sees the first key; 2: the last query sees the last key
+    int query_row, key_row, value_row, bias_row, out_row, query_head, key_head, value_head;
+    long bias_head, query_batch, key_batch, value_batch, bias_batch;
+    int batches, heads;
+};
+static_assert(offsetof(FusedParameters, out) == 64 && offsetof(FusedParameters, scale) == 92);
+static_assert(offsetof(FusedParameters, mask) == 120 && offsetof(FusedParameters, out_row) == 140);
+static_assert(offsetof(FusedParameters, query_batch) == 168 && offsetof(FusedParameters, heads) == 204);
+
+Work fused(const Launch& launch) {
+    const std::string& kernel = launch.name.arguments[0];
+    auto parameters = launch.value<FusedParameters>(0);
+    const FusedParameters& given = parameters;
+    bool plain = given.bias == nullptr && given.query_starts == nullptr && given.key_starts == nullptr && given.window <= 0 &&
+                 given.softcap == 0 && given.diagonal_offset == 0 && given.width == given.value_width;
+    if (!plain || kernel.find("half_t") == std::string::npos) return {};
+    return [=] {
+        const FusedParameters& p = parameters;
+        auto count = [](long value) { return static_cast<size_t>(value); };
+        DevicePointer<int> lengths{p.key_lengths};
+        for (int batch = 0; batch < p.batches; ++batch) {
+            long keys = lengths ? std::min(lengths.at(count(p.batches))[batch], p.keys) : p.keys;
+            for (int head = 0; head < p.heads; ++head) {
+                auto at = [&](const void* base, long start, long rows, long row) {
+                    size_t span = rows == 0 ? 0 : count((rows - 1) * row + p.width);
+                    return (DevicePointer<half>{base} + start).at(span);
+                };
+                Head one{};
+                one.query = at(p.query, batch * p.query_batch + long{head} * p.query_head, p.queries, p.query_row);
+                one.key = at(p.key, batch * p.key_batch + long{head} * p.key_head, keys, p.key_row);
+                one.value = at(p.value, batch * p.value_batch + long{head} * p.value_head, keys, p.value_row);
+                one.out = at(p.out, long{batch} * p.queries * p.out_row + long{head} * p.width, p.queries, p.out_row);
+                one.queries = count(p.queries);
+                one.keys = count(keys);
+                one.width = count(p.width);
+                one.query_stride = count(p.query_row);
+                one.key_stride = count(p.key_row);
+                one.value_stride = count(p.value_row);
+                one.out_stride = count(p.out_row);
+                one.scale = p.scale;
+                if (p.mask == 1) one.first_sees = 1;
+                if (p.mask == 2) one.first_sees = keys - p.queries + 1;
+                attend(one);
+            }
+        }
+    };
+}
+
+}  // namespace
+
+KERNEL(attention_kernel_batched_impl) { return fused(launch); }
+KERNEL(attention_kernel_batched_impl_right_padding) { return fused(launch); }
 
 // (int* lengths, int* past, int* total, int* padded, ..., int batches, int queries, bool first prompt, ...)
 KERNEL(GetSequenceLengths) {
@@ -203,7 +269,7 @@ KERNEL(kernel_mha) {
             for (size_t head = 0; head < heads; ++head) {
                 size_t n = batch * heads + head;
                 attend({queries + n * width, keys + n * rows * width, values + n * rows * width, results + n * width, 1,
-                        static_cast<size_t>(lengths[batch]) + 1, width, width, width, width, width, scale, false});
+                        static_cast<size_t>(lengths[batch]) + 1, width, width, width, width, width, scale, {}});
             }
         }
     };

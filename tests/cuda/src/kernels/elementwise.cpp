@@ -305,6 +305,19 @@ C (*unary(const std::string& name))(C) {
     return nullptr;
 }
 
+// The operation carries the divisor.
+Work divide_all(const Launch& launch, const std::string& type, DevicePointer<char> in, DevicePointer<char> out, size_t count) {
+    return with_type(type, [&](auto sample) -> Work {
+        using T = decltype(sample);
+        auto divisor = launch.value<T>(2);
+        return [=] {
+            const T* from = DevicePointer<T>{in.address}.at(count);
+            T* to = DevicePointer<T>{out.address}.at(count);
+            for (size_t n = 0; n < count; ++n) to[n] = static_cast<T>(from[n] / divisor);
+        };
+    });
+}
+
 }  // namespace
 
 // <InT, OutT, operation, ...>(InT* in, OutT* out, operation, long n)
@@ -314,6 +327,7 @@ KERNEL(_UnaryElementWise) {
     if (size_of_type(from) == 0 || size_of_type(to) == 0) return {};
     auto in = launch.device<char>(0), out = launch.device<char>(1);
     auto count = launch.value<size_t>(3);
+    if (operation_of(types[2]) == "Div") return divide_all(launch, from, in, out, count);
     return with_wide(wide_of(from), [&](auto sample) -> Work {
         using C = decltype(sample);
         auto operation = unary<C>(operation_of(types[2]));

@@ -3,121 +3,9 @@
 #include <functional>
 #include <vector>
 
-#include "../kernel.h"
+#include "bytes.h"
 
 namespace cuda_double {
-namespace {
-
-struct Bytes {
-    size_t size;
-
-    void copy(char* to, size_t to_index, const char* from, size_t from_index) const {
-        std::memcpy(to + to_index * size, from + from_index * size, size);
-    }
-};
-
-// The size of the values of a kernel whose template argument says their type.
-Bytes values_of(const Launch& launch, size_t argument) { return {size_of_type(launch.name.arguments[argument])}; }
-
-size_t divisor(const DivMod& division) { return static_cast<size_t>(division.divisor); }
-
-}  // namespace
-
-// <T>(long block in, long indices at most, DivMod block out, DivMod block, void* indices, size_t index bytes, T* in, T* out, n)
-KERNEL(_GatherKernel) {
-    Bytes values = values_of(launch, 0);
-    if (values.size == 0) return {};
-    auto input_block = launch.value<size_t>(0);
-    auto index_max = launch.value<long>(1);
-    size_t output_block = divisor(launch.value<DivMod>(2)), block = divisor(launch.value<DivMod>(3));
-    auto indices = launch.device<char>(4);
-    auto index_bytes = launch.value<size_t>(5);
-    auto in = launch.device<char>(6), out = launch.device<char>(7);
-    auto count = static_cast<size_t>(launch.value<int>(8));
-    return [=] {
-        if (count == 0) return;
-        size_t index_count = output_block / block;
-        const char* chosen = indices.at(index_count * index_bytes);
-        size_t input_count = (count - 1) / output_block * input_block + static_cast<size_t>(index_max) * block;
-        const char* from = in.at(input_count * values.size);
-        char* to = out.at(count * values.size);
-        for (size_t n = 0; n < count; ++n) {
-            size_t offset = n % output_block;
-            long index = 0;
-            if (index_bytes == 4) index = reinterpret_cast<const int*>(chosen)[offset / block];
-            else index = reinterpret_cast<const long*>(chosen)[offset / block];
-            if (index < 0) index += index_max;
-            if (index < 0 || index >= index_max) {
-                std::memset(to + n * values.size, 0, values.size);
-                continue;
-            }
-            values.copy(to, n, from, n / output_block * input_block + static_cast<size_t>(index) * block + offset % block);
-        }
-    };
-}
-
-namespace {
-
-// Where a value of the indices' number lies in the data, but for the index itself: ONNX Runtime's OffsetCalculator for any
-// dimensions, and OffsetCalculatorFor2D<along the first axis, ...> for matrices.
-std::function<size_t(size_t)> offsets_of(const Launch& launch, const std::string& calculator) {
-    struct Any {
-        int rank;
-        Divisors dimensions;
-        Array<int, 8> strides;
-    };
-    struct Matrix {
-        DivMod row;
-        int data_row;
-    };
-    if (calculator == "OffsetCalculator<false>") {
-        auto any = launch.value<Any>(5);
-        return [any](size_t n) {
-            size_t offset = 0;
-            for (int d = 0; d < any.rank; ++d) {
-                offset += n / divisor(any.dimensions.data[d]) * static_cast<size_t>(any.strides.data[d]);
-                n %= divisor(any.dimensions.data[d]);
-            }
-            return offset;
-        };
-    }
-    auto matrix = launch.value<Matrix>(5);
-    size_t row = divisor(matrix.row), data_row = static_cast<size_t>(matrix.data_row);
-    if (calculator == "OffsetCalculatorFor2D<false, false>") return [=](size_t n) { return n / row * data_row; };
-    if (calculator == "OffsetCalculatorFor2D<true, false>") return [=](size_t n) { return n % row; };
-    return {};
-}
-
-}  // namespace
-
-// <T, index, gather, offsets, operation>(T* in, index* indices, T* out, long axis, long axis stride, offsets, operation, n)
-KERNEL(_GatherScatterElementsKernel) {
-    const auto& types = launch.name.arguments;
-    Bytes values = values_of(launch, 0);
-    auto offset_of = offsets_of(launch, types[3]);
-    bool gather = types[2] == "true", assigns = types[4].find("FuncAssignment") != std::string::npos;
-    if (values.size == 0 || !offset_of || !assigns || (types[1] != "int" && types[1] != "long")) return {};
-    bool wide = types[1] == "long";
-    auto in = launch.device<char>(0), indices = launch.device<char>(1), out = launch.device<char>(2);
-    auto axis = launch.value<long>(3), stride = launch.value<long>(4);
-    auto count = static_cast<size_t>(launch.value<int>(7));
-    return [=] {
-        const char* chosen = indices.at(count * (wide ? 8 : 4));
-        std::vector<size_t> places(count);
-        size_t span = 0;
-        for (size_t n = 0; n < count; ++n) {
-            long index = wide ? reinterpret_cast<const long*>(chosen)[n] : reinterpret_cast<const int*>(chosen)[n];
-            if (index < 0) index += axis;
-            if (index < 0 || index >= axis) throw IllegalAddress{indices.address};
-            places[n] = offset_of(n) + static_cast<size_t>(index * stride);
-            span = std::max(span, places[n] + 1);
-        }
-        const char* from = in.at((gather ? span : count) * values.size);
-        char* to = out.at((gather ? count : span) * values.size);
-        for (size_t n = 0; n < count; ++n) values.copy(to, gather ? n : places[n], from, gather ? places[n] : n);
-    };
-}
-
 // <grid, rank, T>(starts, steps, input strides, output dimensions, T* in, T* out, n)
 KERNEL(_SliceKernel) {
     Bytes values = values_of(launch, 2);
@@ -145,21 +33,33 @@ KERNEL(_SliceKernel) {
     };
 }
 
+namespace {
+
+// Addresses that a kernel is given: up to 32 by value, more on the device.
+std::function<std::vector<const void*>(size_t)> addresses_of(const Launch& launch, int n, const std::string& type) {
+    if (type.find("Array") != std::string::npos) {
+        auto array = launch.value<Array<const void*, 32>>(n);
+        return [array](size_t count) { return std::vector<const void*>(array.data, array.data + std::min<size_t>(count, 32)); };
+    }
+    auto addresses = launch.device<const void*>(n);
+    return [addresses](size_t count) { return std::vector<const void*>(addresses.at(count), addresses.at(count) + count); };
+}
+
+}  // namespace
+
 // <T, inputs>(DivMod axis and inner, DivMod inner, DivMod axis of each input, T* out, inputs, n)
 KERNEL(_ConcatKernelSameConcatDim) {
     Bytes values = values_of(launch, 0);
     if (values.size == 0) return {};
     size_t outer = divisor(launch.value<DivMod>(0)), inner = divisor(launch.value<DivMod>(1)), axis = divisor(launch.value<DivMod>(2));
     auto out = launch.device<char>(3);
-    // Up to 32 addresses by value; more lie on the device.
-    if (launch.name.arguments[1].find("Array") == std::string::npos) return {};
-    auto inputs = launch.value<Array<const void*, 32>>(4);
+    auto addresses = addresses_of(launch, 4, launch.name.arguments[1]);
     auto count = static_cast<size_t>(launch.value<int>(5));
     return [=] {
         char* to = out.at(count * values.size);
-        size_t input_count = count / static_cast<size_t>(inputs.size);
+        size_t inputs = outer / inner / axis, input_count = count / inputs;
         std::vector<const char*> from;
-        for (int n = 0; n < inputs.size; ++n) from.push_back(DevicePointer<char>{inputs.data[n]}.at(input_count * values.size));
+        for (const void* input : addresses(inputs)) from.push_back(DevicePointer<char>{input}.at(input_count * values.size));
         for (size_t n = 0; n < count; ++n) {
             size_t along = n % outer / inner;
             values.copy(to, n, from[along / axis], (n / outer * axis + along % axis) * inner + n % inner);
@@ -214,19 +114,43 @@ KERNEL(_SplitSmallInnerKernel) {
 // <T, outputs>(DivMod axis and inner, DivMod inner, DivMod axis of each output, int outputs, T* in, outputs, n)
 KERNEL(_SplitKernelSameSplitDim) {
     Bytes values = values_of(launch, 0);
-    if (values.size == 0 || launch.name.arguments[1].find("Array") == std::string::npos) return {};
+    if (values.size == 0) return {};
     size_t outer = divisor(launch.value<DivMod>(0)), inner = divisor(launch.value<DivMod>(1)), axis = divisor(launch.value<DivMod>(2));
+    auto outputs = static_cast<size_t>(launch.value<int>(3));
     auto in = launch.device<char>(4);
-    auto outs = launch.value<Array<void*, 32>>(5);
+    auto addresses = addresses_of(launch, 5, launch.name.arguments[1]);
     auto count = static_cast<size_t>(launch.value<int>(6));
     return [=] {
         const char* from = in.at(count * values.size);
-        size_t output_count = count / static_cast<size_t>(outs.size);
         std::vector<char*> to;
-        for (int n = 0; n < outs.size; ++n) to.push_back(DevicePointer<char>{outs.data[n]}.at(output_count * values.size));
+        for (const void* output : addresses(outputs)) to.push_back(DevicePointer<char>{output}.at(count / outputs * values.size));
         for (size_t n = 0; n < count; ++n) {
             size_t along = n % outer / inner;
             values.copy(to[along / axis], (n / outer * axis + along % axis) * inner + n % inner, from, n);
+        }
+    };
+}
+
+// <T>(DivMod axis and inner, DivMod inner, long* sizes, long* ends, long* output of each place, int outputs, T* in, void** out, n)
+KERNEL(_SplitKernel) {
+    Bytes values = values_of(launch, 0);
+    if (values.size == 0) return {};
+    size_t outer = divisor(launch.value<DivMod>(0)), inner = divisor(launch.value<DivMod>(1));
+    auto sizes = launch.device<long>(2);
+    auto outputs = static_cast<size_t>(launch.value<int>(5));
+    auto in = launch.device<char>(6);
+    auto addresses = launch.device<void*>(7);
+    auto count = static_cast<size_t>(launch.value<int>(8));
+    return [=] {
+        const char* from = in.at(count * values.size);
+        size_t rows = count / outer, start = 0;
+        for (size_t n = 0; n < outputs; ++n) {
+            size_t width = static_cast<size_t>(sizes.at(outputs)[n]) * inner * values.size;
+            char* to = DevicePointer<char>{addresses.at(outputs)[n]}.at(rows * width);
+            for (size_t row = 0; row < rows; ++row) {
+                std::memcpy(to + row * width, from + row * outer * values.size + start, width);
+            }
+            start += width;
         }
     };
 }
@@ -359,6 +283,112 @@ KERNEL(RangeKernel) {
             for (size_t n = 0; n < count; ++n) to[n] = static_cast<T>(start + static_cast<T>(n) * delta);
         };
     });
+}
+
+// <T, ...>(T* out, T* value, n)
+KERNEL(_FillFromDataPtrKernel) {
+    Bytes values = values_of(launch, 0);
+    if (values.size == 0) return {};
+    auto out = launch.device<char>(0), value = launch.device<char>(1);
+    auto count = static_cast<size_t>(launch.value<int>(2));
+    return [=] {
+        char* to = out.at(count * values.size);
+        for (size_t n = 0; n < count; ++n) values.copy(to, n, value.at(values.size), 0);
+    };
+}
+
+namespace {
+
+// Each value of the result comes from a place of the input that its number says.
+template <class Place>
+Work pick(Bytes values, DevicePointer<char> in, DevicePointer<char> out, size_t count, Place place) {
+    if (values.size == 0) return {};
+    return [=] {
+        size_t span = 0;
+        for (size_t n = 0; n < count; ++n) span = std::max(span, place(n) + 1);
+        const char* from = in.at(span * values.size);
+        char* to = out.at(count * values.size);
+        for (size_t n = 0; n < count; ++n) values.copy(to, n, from, place(n));
+    };
+}
+
+size_t by_strides(size_t n, int rank, const Divisors& dimensions, const Longs& strides) {
+    size_t place = 0;
+    for (int d = 0; d < rank; ++d) {
+        place += n / divisor(dimensions.data[d]) * static_cast<size_t>(strides.data[d]);
+        n %= divisor(dimensions.data[d]);
+    }
+    return place;
+}
+
+}  // namespace
+
+// <T>(int rank, strides, T* in, dimensions, T* out, n)
+KERNEL(TransposeKernel) {
+    int rank = launch.value<int>(0);
+    auto strides = launch.value<Longs>(1);
+    auto dimensions = launch.value<Divisors>(3);
+    return pick(values_of(launch, 0), launch.device<char>(2), launch.device<char>(4), launch.value<unsigned>(5),
+                [=](size_t n) { return by_strides(n, rank, dimensions, strides); });
+}
+
+// <T, ...>(int rank, n, T* in, T* out, dimensions, strides)
+KERNEL(ExpandKernel) {
+    int rank = launch.value<int>(0);
+    auto dimensions = launch.value<Divisors>(4);
+    auto strides = launch.value<Longs>(5);
+    return pick(values_of(launch, 0), launch.device<char>(2), launch.device<char>(3), launch.value<unsigned>(1),
+                [=](size_t n) { return by_strides(n, rank, dimensions, strides); });
+}
+
+// <T>(n, T* in, T* out, DivMod row, int stride of rows, int stride of columns)
+KERNEL(ExpandKernel2D) {
+    size_t row = divisor(launch.value<DivMod>(3));
+    size_t rows = launch.value<unsigned>(4), columns = launch.value<unsigned>(5);
+    return pick(values_of(launch, 0), launch.device<char>(1), launch.device<char>(2), launch.value<unsigned>(0),
+                [=](size_t n) { return n / row * rows + n % row * columns; });
+}
+
+// <T>(T* in, T* out, DivMod input, n)
+KERNEL(_TileMemcpyKernelFromOutput) {
+    size_t input = divisor(launch.value<DivMod>(2));
+    return pick(values_of(launch, 0), launch.device<char>(0), launch.device<char>(1), launch.value<unsigned>(3),
+                [=](size_t n) { return n % input; });
+}
+
+// <T>(T* in, T* out, DivMod row of the result, size_t row of the input, DivMod rows of the input, DivMod row of the input, n)
+KERNEL(_TileBatchedMemcpyKernelFromOutput) {
+    size_t out_row = divisor(launch.value<DivMod>(2)), rows = divisor(launch.value<DivMod>(4)), in_row = divisor(launch.value<DivMod>(5));
+    return pick(values_of(launch, 0), launch.device<char>(0), launch.device<char>(1), launch.value<unsigned>(6),
+                [=](size_t n) { return n / out_row % rows * in_row + n % out_row % in_row; });
+}
+
+// <T, upper>(long diagonal, T* in, T* out, n, DivMod matrix, DivMod row)
+KERNEL(TriluKernel) {
+    Bytes values = values_of(launch, 0);
+    if (values.size == 0) return {};
+    bool upper = launch.name.arguments[1] == "true";
+    auto diagonal = launch.value<long>(0);
+    auto in = launch.device<char>(1), out = launch.device<char>(2);
+    size_t count = launch.value<unsigned>(3);
+    size_t matrix = divisor(launch.value<DivMod>(4)), row = divisor(launch.value<DivMod>(5));
+    return [=] {
+        const char* from = in.at(count * values.size);
+        char* to = out.at(count * values.size);
+        for (size_t n = 0; n < count; ++n) {
+            long y = static_cast<long>(n % matrix / row) + diagonal, x = static_cast<long>(n % matrix % row);
+            if (upper ? y <= x : y >= x) values.copy(to, n, from, n);
+            else std::memset(to + n * values.size, 0, values.size);
+        }
+    };
+}
+
+// <T, index, scaled>(T* bias, T* out, long n, DivMod columns, int row stride, int column stride, T scale)
+KERNEL(BroadcastBiasKernel) {
+    if (launch.name.arguments[2] != "false" || launch.name.arguments[1] != "int") return {};
+    size_t columns = divisor(launch.value<DivMod>(3)), rows_by = launch.value<unsigned>(4), columns_by = launch.value<unsigned>(5);
+    return pick(values_of(launch, 0), launch.device<char>(0), launch.device<char>(1), launch.value<size_t>(2),
+                [=](size_t n) { return n / columns * rows_by + n % columns * columns_by; });
 }
 
 }  // namespace cuda_double

@@ -1,0 +1,33 @@
+//! What Hush's programs print: log lines and errors on standard error, results on standard output.
+//!
+//! A log line that cannot be written is dropped and counted: the reader of a pipe may be gone or stuck, a disk may be full.
+//! The work goes on. A result that cannot be written ends the program, since the result is all that it is for.
+
+mod cause;
+mod collector;
+mod stderr;
+mod stdout;
+
+pub use cause::explain;
+pub use collector::DroppedLines;
+pub use stderr::{Writer, count_dropped_lines, dropped_lines, install_panic_hook, print_error_line, writer};
+pub use stdout::print_result;
+
+/// As `eprintln!`, and a line that cannot be written is dropped instead of a panic.
+#[macro_export]
+macro_rules! errorln {
+    ($($argument:tt)*) => { $crate::print_error_line(::std::format_args!($($argument)*)) };
+}
+
+/// As `println!`, and the program ends without a panic when the line cannot be written.
+#[macro_export]
+macro_rules! outln {
+    () => { $crate::print_result(::std::format_args!("\n")) };
+    ($($argument:tt)*) => { $crate::print_result(::std::format_args!("{}\n", ::std::format_args!($($argument)*))) };
+}
+
+/// As `print!`, and the program ends without a panic when the text cannot be written.
+#[macro_export]
+macro_rules! out {
+    ($($argument:tt)*) => { $crate::print_result(::std::format_args!($($argument)*)) };
+}
