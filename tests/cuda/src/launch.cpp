@@ -66,7 +66,7 @@ Error launch(const void* function, Dim3 grid, Dim3 block, void** arguments, void
     Kernel* kernel = find(function);
     if (kernel == nullptr) return unknown("a function that was never registered");
     log(stream::capturing(stream) ? kernel->log_captured : kernel->log_launch);
-    ScriptedDevice device = runtime::device_now(runtime::current_device());
+    const ScriptedDevice& device = runtime::device_now(runtime::current_device());
     if (!runs_on(kernel->module->objects, device.major, device.minor)) return error::no_kernel_image;
 
     Work work = [] {};
@@ -147,7 +147,7 @@ CUDA_DOUBLE_EXPORT Error cudaLaunchKernelExC(const LaunchConfiguration* configur
 
 CUDA_DOUBLE_EXPORT Error cudaFuncGetAttributes(FunctionAttributes* attributes, const void* function) {
     return call(Need::Context, Capture::Allowed, [&]() -> Error {
-        ScriptedDevice device = runtime::device_now(runtime::current_device());
+        const ScriptedDevice& device = runtime::device_now(runtime::current_device());
         Kernel* kernel = find(function);
         if (kernel == nullptr) return error::invalid_device_function;
         if (!runs_on(kernel->module->objects, device.major, device.minor)) return error::no_kernel_image;

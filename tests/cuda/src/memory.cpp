@@ -87,7 +87,7 @@ uint64_t room(const ScriptedDevice& device) {
 bool share(State& all, int device) {
     std::vector<Held> held;
     for (size_t n = 0; n < all.ranges.size(); ++n) held.push_back({runtime::devices()[n].uuid, all.ranges[n].held()});
-    ScriptedDevice now = runtime::device_now(device);
+    const ScriptedDevice& now = runtime::device_now(device);
     return all.usage->hold(held, now.uuid, room(now));
 }
 
@@ -199,7 +199,7 @@ uint64_t total_bytes(int device) { return runtime::device_now(device).total_byte
 uint64_t free_bytes(int device) {
     State& all = state();
     std::lock_guard lock(all.mutex);
-    ScriptedDevice now = runtime::device_now(device);
+    const ScriptedDevice& now = runtime::device_now(device);
     uint64_t held = all.ranges[static_cast<size_t>(device)].held() + all.usage->others(now.uuid);
     return room(now) > held ? room(now) - held : 0;
 }

@@ -19,6 +19,16 @@ std::atomic<Error> lost_error{error::success};
 std::mutex launches_mutex;
 uint64_t launches = 0, launches_allowed = UINT64_MAX;
 
+const ScriptedDevice& find(const std::vector<ScriptedDevice>& devices, const ScriptedDevice& known) {
+    for (const auto& device : devices) {
+        if (device.uuid == known.uuid) return device;
+        for (const auto& instance : device.instances) {
+            if (instance.uuid == known.uuid) return instance;
+        }
+    }
+    return known;
+}
+
 Error check_driver() {
     auto script = current_script();
     if (script->init_error != 0) return script->init_error;
@@ -45,15 +55,16 @@ const std::vector<ScriptedDevice>& devices() {
     return *devices;
 }
 
-ScriptedDevice device_now(int device) {
-    const ScriptedDevice& known = devices()[static_cast<size_t>(device)];
-    for (const auto& now : current_script()->devices) {
-        if (now.uuid == known.uuid) return now;
-        for (const auto& instance : now.instances) {
-            if (instance.uuid == known.uuid) return instance;
-        }
+const ScriptedDevice& device_now(int device) {
+    // Each launch asks: what the script says is looked up once for each of its versions.
+    thread_local uint64_t generation = 0;
+    thread_local std::vector<ScriptedDevice> now;
+    if (auto script = current_script(); script->generation != generation) {
+        generation = script->generation;
+        now = devices();
+        for (auto& known : now) known = find(script->devices, known);
     }
-    return known;
+    return now[static_cast<size_t>(device)];
 }
 
 int current_device() { return current; }

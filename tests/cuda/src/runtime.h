@@ -18,7 +18,7 @@ namespace runtime {
 
 // The visible devices, as they were when the driver was initialised; their changing values are those of the script now.
 const std::vector<ScriptedDevice>& devices();
-ScriptedDevice device_now(int device);
+const ScriptedDevice& device_now(int device);
 
 int current_device();
 Error set_current_device(int device);
