@@ -224,7 +224,8 @@ pub struct ServeArgs {
 
     /// Requests that one model works on at the same time: their decoding steps are done together.
     ///
-    /// More gives more text per second and needs more memory; the others wait in the queue. Default: 8.
+    /// More gives more text per second and needs more memory, which a GPU holds from the load on; the others wait in the
+    /// queue. Default: 8.
     #[arg(long, value_name = "N", help_heading = "Requests")]
     pub max_batch: Option<usize>,
 

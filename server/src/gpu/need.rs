@@ -16,14 +16,11 @@ const FILE: &str = ".device-needs.json";
 /// CUDA's context and its libraries, before any weight: 0.25 to 0.6 GB where it was measured.
 const RUNTIME_BYTES: u64 = 600 << 20;
 
-/// Windows that a model holds soon after its start; more come with more requests at once.
-const WINDOWS: u64 = 2;
-
 /// Rows of one search that have caches of their own: the reference's `best_of` and `beam_size`.
 const ROWS: u64 = 5;
 
 /// A first guess for a model that has never been seen on a device: its files, the runtime, and what it works on.
-/// `max_batch`: windows that it may hold at once.
+/// `max_batch`: windows that it may hold at once; the engine takes the memory of all of them when it loads.
 pub fn estimate_bytes(model: &ModelDir, max_batch: usize) -> u64 {
     let manifest = model.manifest();
     let config = &manifest.config;
@@ -36,8 +33,10 @@ pub fn estimate_bytes(model: &ModelDir, max_batch: usize) -> u64 {
         config.max_target_positions,
     ]
     .map(|size| size as u64);
-    let windows = WINDOWS.min(max_batch as u64).max(1);
-    let cross = 2 * layers * heard * width * real * windows;
+    // One place more, by which two windows change places.
+    let windows = if max_batch > 1 { max_batch as u64 + 1 } else { 1 };
+    // A search over several rows has a copy of its window.
+    let cross = 2 * layers * heard * width * real * (windows + 1);
     let own = 2 * layers * written * width * real * (ROWS + windows);
     // The scores of one layer's attention, and its widest activations, in and out.
     let work = heads * heard * heard * real + 2 * 4 * heard * width * real;

@@ -2,10 +2,12 @@
 //! here. Prints one JSON line for each case.
 //!
 //! usage: hush-cuda-counts MODEL_DIR [CASE...]      a case is `WINDOWS` or `WINDOWSxBEAMS`; by default 1 8 32 1x5 8x5
+//!        hush-cuda-counts MODEL_DIR load=GB_PER_S  from the start of the process to the first token, with copies to the
+//!                                                  device that take so long
 //!
 //! Times are those of the host alone: the double has no device that could take time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,26 +27,66 @@ fn main() -> Result<()> {
         cases = ["1", "8", "32", "1x5", "8x5"].map(str::to_owned).to_vec();
     }
     for case in cases {
-        println!("{}", counts(&model, &case)?);
+        match case.strip_prefix("load=") {
+            Some(speed) => println!("{}", load(&model, speed.parse().context("load=GB_PER_S")?)?),
+            None => println!("{}", counts(&model, &case)?),
+        }
     }
     Ok(())
 }
 
-fn counts(model: &std::path::Path, case: &str) -> Result<Value> {
+/// The log of a run of `hush-bench`, on a device that computes nothing.
+fn run(model: &Path, command: &str, copy_bytes_per_second: Option<u64>) -> Result<Log> {
     let device = Device { compute_capability: [9, 0], ..Device::new(UUID, 80 * GIB) };
     let Some(mut cuda) = CudaDouble::with(Script::of([device]))? else { bail!("the double is not built") };
     cuda.change(|script| {
         script.compute = false;
         // What is never computed is read as zeros, so that each search goes on to its last token.
         script.fresh_memory_byte = None;
+        script.copy_bytes_per_second = copy_bytes_per_second;
     })?;
     let bench = std::env::current_exe()?.with_file_name("hush-bench");
-    let mut command = Command::new(&bench);
-    command.arg(format!("marked={case}")).arg(model).arg(cuda.onnxruntime()).args(["1", "1", &TOKENS.to_string()]);
-    let output = command.envs(cuda.env()).env("HUSH_BENCH_CUDA", "0").output();
+    let mut child = Command::new(&bench);
+    child.arg(command).arg(model).arg(cuda.onnxruntime()).args(["1", "1", &TOKENS.to_string()]);
+    let output = child.envs(cuda.env()).env("HUSH_BENCH_CUDA", "0").output();
     let output = output.with_context(|| bench.display().to_string())?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let log = cuda.only_log()?;
+    cuda.only_log()
+}
+
+/// How long a load takes, and what of it: milliseconds since the process was started.
+fn load(model: &Path, gigabytes_per_second: f64) -> Result<Value> {
+    let begun = monotonic_now();
+    let log = run(model, "marked=1", Some((gigabytes_per_second * 1e9) as u64))?;
+    let since = |at: Duration| at.saturating_sub(begun).as_secs_f64() * 1e3;
+    let first = |wanted: &dyn Fn(&Entry) -> bool| log.entries.iter().find(|entry| wanted(entry)).map(|e| since(e.at));
+
+    // Pieces of the weights file are far larger than a window.
+    let weights: Vec<&Entry> =
+        log.entries.iter().filter(|entry| entry.name.starts_with("copy:H2D:pinned") && entry.bytes > 2 << 20).collect();
+    let prompt = log.entries.iter().position(|entry| &*entry.name == "mark:prompt").context("no prompt was marked")?;
+    let token = log.entries.get(prompt..).unwrap_or_default().iter().find(|entry| &*entry.name == "sync:stream");
+    let file = std::fs::metadata(model.join("weights.bin"))?.len();
+    Ok(json!({
+        "gigabytes_per_second": gigabytes_per_second,
+        "context_ms": first(&|entry| entry.name.starts_with("context")),
+        "first_weights_ms": weights.first().map(|entry| since(entry.at)),
+        "last_weights_ms": weights.last().map(|entry| since(entry.at)),
+        "first_kernel_ms": first(&|entry| entry.name.starts_with("kernel")),
+        "first_token_ms": token.map(|entry| since(entry.at)),
+        "weights_copied_bytes": weights.iter().map(|entry| entry.bytes).sum::<u64>(),
+        "weights_file_bytes": file,
+    }))
+}
+
+/// Of the clock by which the double dates its log.
+fn monotonic_now() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+fn counts(model: &Path, case: &str) -> Result<Value> {
+    let log = run(model, &format!("marked={case}"), None)?;
 
     let (windows, beams) = case.split_once('x').unwrap_or((case, "1"));
     let (windows, beams): (u64, u64) = (windows.parse()?, beams.parse()?);
