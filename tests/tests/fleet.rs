@@ -281,6 +281,10 @@ fn a_default_that_needs_the_model_for_voice_activity_is_refused_without_it() -> 
     assert!(!refused.status.success() && error.contains("`one`") && error.contains("--vad-model"), "{error}");
     let settled = check(&fixtures::onnxruntime())?;
     let settled: Value = serde_json::from_slice(&settled.stdout)?;
+    // `--device auto` is the CPU where ONNX Runtime is its build.
+    let model = &settled["models"][0];
+    assert_eq!((&model["device"], &model["precision"]), (&json!("cpu"), &json!("int8")));
+    assert!(model["deviceReason"].as_str().is_some_and(|reason| !reason.is_empty()), "{model}");
     assert_eq!(
         (&settled["models"][0]["defaults"]["vadFilter"], &settled["models"][0]["defaults"]["beamSize"]),
         (&json!(true), &json!(5))

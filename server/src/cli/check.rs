@@ -55,6 +55,9 @@ fn model(plan: &Plan) -> Value {
         "residency": residency,
         "idleTimeoutSeconds": idle,
         "device": plan.settings.spec.device,
+        // Why `auto` is the CPU.
+        "deviceReason": plan.site.placement.reason,
+        "precision": plan.settings.precision,
         "threads": plan.settings.spec.threads.unwrap_or(0),
         "maxQueue": policy.queue_limit,
         "defaults": {

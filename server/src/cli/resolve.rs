@@ -28,10 +28,10 @@ pub enum ResolveError {
         name: String,
         precision: Precision,
         /// In what other precisions it is.
-        installed: Vec<Precision>,
+        installed: Box<[Precision]>,
         repo: Option<Repo>,
         models_dir: PathBuf,
-        known: Vec<String>,
+        known: Box<[String]>,
     },
     #[error("{0} is no model name; letters, digits, `.`, `_` and `-` are allowed, or OWNER/NAME of the hub")]
     BadName(String),
@@ -150,10 +150,10 @@ impl Store {
             Err(precision) => Err(ResolveError::NotInstalled {
                 name: model.to_owned(),
                 precision,
-                installed,
+                installed: installed.into(),
                 repo: Repo::of(model),
                 models_dir: self.models_dir.clone(),
-                known: self.known(),
+                known: self.known().into(),
             }),
         }
     }

@@ -228,6 +228,25 @@ fn a_model_in_8_bits_runs_on_the_cpu_of_a_machine_with_a_gpu() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn install_builds_for_the_device_that_serve_would_take() -> Result<()> {
+    let Some(mut cuda) = CudaDouble::one_gpu()? else { return Ok(()) };
+    let checkpoint = fixtures::checkpoint();
+    let installed = |cuda: &CudaDouble, folder: &str| -> Result<String> {
+        let (models, library) = (cuda.folder().join(folder), cuda.onnxruntime());
+        let mut command = Command::new(fixtures::binary()?);
+        command.arg("install").arg(&checkpoint).args(["--name", "mine", "--models-dir"]).arg(models);
+        command.env("HUSH_ORT_LIB", library).envs(variables(cuda));
+        Ok(String::from_utf8(command.output()?.stdout)?.trim().to_owned())
+    };
+    let for_gpu = installed(&cuda, "for-gpu")?;
+    assert!(for_gpu.ends_with("mine/fp16"), "{for_gpu}");
+    cuda.change(|script| script.init_error = 100)?;
+    let for_cpu = installed(&cuda, "for-cpu")?;
+    assert!(for_cpu.ends_with("mine/int8"), "{for_cpu}");
+    Ok(())
+}
+
 /// The checkpoint is known: fp16 is installed beside what is there.
 #[test]
 fn fp16_is_installed_for_a_gpu_where_the_checkpoint_is_known() -> Result<()> {

@@ -48,8 +48,10 @@ pub fn try_attention(index: c_int) -> Result<Trial, CudaError> {
 }
 
 fn compare(index: c_int, expected: &[f32], found: &[f32]) -> Result<(), CudaError> {
-    // Also where it is no number.
-    let is_wrong = |(expected, found): &(&f32, &f32)| !((**expected - **found).abs() <= TOLERANCE);
+    let is_wrong = |(expected, found): &(&f32, &f32)| {
+        let difference = (**expected - **found).abs();
+        difference.is_nan() || difference > TOLERANCE
+    };
     match expected.iter().zip(found).find(is_wrong) {
         Some((expected, found)) => Err(CudaError::Wrong { index, expected: *expected, found: *found }),
         None => Ok(()),

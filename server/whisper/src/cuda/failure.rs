@@ -14,18 +14,36 @@ pub fn is_out_of_memory(message: &str) -> bool {
     SIGNS.iter().any(|sign| message.contains(sign))
 }
 
-/// Whether every later call of this process to CUDA fails too: the errors of `driver_types.h` after which "the process must be
-/// terminated and relaunched", and those of a device that is gone.
+/// Errors of `driver_types.h` after which "the process must be terminated and relaunched", and of a device that is gone.
+const LOST: [(u32, &str); 15] = [
+    (46, "cudaErrorDevicesUnavailable"),
+    (214, "cudaErrorECCUncorrectable"),
+    (220, "cudaErrorNvlinkUncorrectable"),
+    (700, "cudaErrorIllegalAddress"),
+    (702, "cudaErrorLaunchTimeout"),
+    (709, "cudaErrorContextIsDestroyed"),
+    (710, "cudaErrorAssert"),
+    (714, "cudaErrorHardwareStackError"),
+    (715, "cudaErrorIllegalInstruction"),
+    (716, "cudaErrorMisalignedAddress"),
+    (717, "cudaErrorInvalidAddressSpace"),
+    (718, "cudaErrorInvalidPc"),
+    (719, "cudaErrorLaunchFailure"),
+    (721, "cudaErrorContained"),
+    (810, "cudaErrorMpsClientTerminated"),
+];
+/// What stands before an error's number or name: ONNX Runtime's words, and the engine's own.
+const BEFORE: [&str; 2] = ["CUDA failure ", "CUDA error "];
+
+/// Whether every later call of this process to CUDA fails too.
 pub fn is_device_lost(message: &str) -> bool {
-    // Before the number of the error: ONNX Runtime's words, and the engine's own.
-    const BEFORE: [&str; 2] = ["CUDA failure ", "CUDA error "];
-    const LOST: [u32; 15] = [46, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810];
-    let codes = BEFORE.iter().flat_map(|before| message.split(before).skip(1)).filter_map(|rest| {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        rest.get(..digits)?.parse().ok()
+    let mut errors = BEFORE.iter().flat_map(|before| message.split(before).skip(1)).map(|rest| {
+        let end = rest.find(|character: char| !character.is_ascii_alphanumeric()).unwrap_or(rest.len());
+        rest.get(..end).unwrap_or_default()
     });
+    let is_lost = |error: &str| LOST.iter().any(|(code, name)| error == *name || error.parse() == Ok(*code));
     // cuBLAS gives no number, and says this of a product that could not be launched.
-    codes.into_iter().any(|code: u32| LOST.contains(&code)) || message.contains("CUBLAS_STATUS_EXECUTION_FAILED")
+    errors.any(is_lost) || message.contains("CUBLAS_STATUS_EXECUTION_FAILED")
 }
 
 #[cfg(test)]
@@ -37,6 +55,7 @@ mod tests {
         let lost = [
             "CUDA failure 719: unspecified launch failure ; GPU=0 ; hostname=h",
             "cudaStreamSynchronize failed: an illegal memory access was encountered (CUDA error 700)",
+            "Name:'Concat_x' Status Message: CUDA error cudaErrorLaunchFailure:unspecified launch failure",
             "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0",
         ];
         for message in lost {

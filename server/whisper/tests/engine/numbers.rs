@@ -91,6 +91,12 @@ fn logits_are_the_reference_s() {
 }
 
 #[test]
+fn logits_in_16_bits_are_near() {
+    logits_of_steps(1, 0.1, Precision::Fp16);
+    logits_of_steps(5, 0.1, Precision::Fp16);
+}
+
+#[test]
 fn logits_in_8_bits_are_near() {
     logits_of_steps(1, 0.5, Precision::Int8);
 }

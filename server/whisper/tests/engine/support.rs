@@ -7,7 +7,7 @@ use std::{
 };
 
 use hush_whisper::{
-    Device, Engine, EngineOptions, InstallOptions, ModelDir, Precision, Segment, Sink, install, runtime,
+    Device, Engine, EngineOptions, InstallOptions, ModelDir, Precision, Segment, Sink, cuda, install, runtime,
 };
 use symphonia::core::{
     codecs::audio::AudioDecoderOptions,
@@ -35,7 +35,7 @@ pub fn model(precision: Precision) -> ModelDir {
             let options = InstallOptions { name: "tiny".into(), precision, source_label: "bundled".into() };
             install(&fixture("model/whisper-hush-tiny"), models.path(), &options, &mut |_| ()).unwrap()
         };
-        let installed = [Precision::Fp32, Precision::Int8].map(|precision| (precision, install(precision))).to_vec();
+        let installed = Precision::ALL.map(|precision| (precision, install(precision))).to_vec();
         (models, installed)
     });
     let (_, path) = installed.iter().find(|(installed, _)| *installed == precision).unwrap();
@@ -57,9 +57,19 @@ pub fn start_runtime() {
 /// An engine that holds so many windows at once.
 pub fn batched(precision: Precision, max_batch: usize) -> Engine {
     start_runtime();
+    let (device, precision) = (device(), on_device(precision));
+    cuda::prepare(device, precision).unwrap_or_else(|error| panic!("{error}"));
     // The tests run side by side.
-    let options = EngineOptions { device: device(), threads: 1, prepack: false, max_batch, memory_limit_bytes: None };
+    let options = EngineOptions { device, threads: 1, prepack: false, max_batch, memory_limit_bytes: None };
     Engine::load(&model(precision), &options).unwrap()
+}
+
+/// What a test for `precision` runs in: a GPU takes fp16 only.
+pub fn on_device(precision: Precision) -> Precision {
+    match device() {
+        Device::Cpu => precision,
+        Device::Cuda { .. } => Precision::Fp16,
+    }
 }
 
 /// `HUSH_TEST_CUDA=N` runs the engine's tests on that GPU, as `make test-gpu` does.

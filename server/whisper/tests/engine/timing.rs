@@ -82,11 +82,20 @@ fn words_are_the_reference_s() {
     assert!(largest_probability < 2e-3, "{largest_probability}");
 }
 
-/// Where 8 bits write the same text, the words are at nearly the same places. Beside a long pause a word may come to lie at the
-/// other end of it: which one does depends on how the processor sums products of 8 bits (with VNNI or without).
 #[test]
 fn words_in_8_bits_are_near() {
-    let engine = engine(Precision::Int8);
+    words_are_near(Precision::Int8);
+}
+
+#[test]
+fn words_in_16_bits_are_near() {
+    words_are_near(Precision::Fp16);
+}
+
+/// Where a precision writes the same text, the words are at nearly the same places. Beside a long pause a word may come to lie
+/// at the other end of it: which one does depends on how the processor sums products of 8 bits (with VNNI or without).
+fn words_are_near(precision: Precision) {
+    let engine = engine(precision);
     let (mut off, mut words, mut recordings_compared) = (0_u32, 0_u32, 0);
     let (mut largest, mut total) = (0.0_f64, 0.0);
     for name in recordings() {

@@ -3,10 +3,18 @@
 use hush_whisper::{Precision, Segment, Task, TranscribeOptions};
 use serde_json::Value;
 
-use crate::support::{Kept, batched, engine, json, recording, recordings};
+use crate::support::{Kept, batched, engine, json, on_device, recording, recordings};
+
+/// How far a probability may lie from the reference's, which is computed in fp32.
+fn tolerance(precision: Precision) -> f64 {
+    match on_device(precision) {
+        Precision::Fp32 => 1e-3,
+        Precision::Fp16 | Precision::Int8 => 0.02,
+    }
+}
 
 /// What is different, in words; empty where all agrees.
-fn compare(expected: &Value, segments: &[Segment]) -> Vec<String> {
+fn compare(expected: &Value, segments: &[Segment], tolerance: f64) -> Vec<String> {
     let expected = expected["segments"].as_array().unwrap();
     let mut different = Vec::new();
     if expected.len() != segments.len() {
@@ -27,9 +35,10 @@ fn compare(expected: &Value, segments: &[Segment]) -> Vec<String> {
         for (what, found, tolerance) in [
             ("start", segment.start_seconds, 1e-3),
             ("end", segment.end_seconds, 1e-3),
-            ("avg_logprob", segment.avg_logprob, 1e-3),
-            ("no_speech_prob", segment.no_speech_prob, 1e-3),
-            ("compression_ratio", segment.compression_ratio, 1e-6),
+            ("avg_logprob", segment.avg_logprob, tolerance),
+            ("no_speech_prob", segment.no_speech_prob, tolerance),
+            // It is that of a window, whose last words may be of no segment.
+            ("compression_ratio", segment.compression_ratio, if tolerance > 1e-3 { 0.1 } else { 1e-6 }),
             ("temperature", f64::from(segment.temperature), 0.0),
         ] {
             check(what, near(what, found, tolerance), found.to_string());
@@ -38,8 +47,8 @@ fn compare(expected: &Value, segments: &[Segment]) -> Vec<String> {
     different
 }
 
-fn all_recordings(key: &str, change: fn(&mut TranscribeOptions)) {
-    let engine = engine(Precision::Fp32);
+fn all_recordings(precision: Precision, key: &str, change: fn(&mut TranscribeOptions)) {
+    let engine = engine(precision);
     let mut wrong = Vec::new();
     let mut compared = 0;
     for name in recordings() {
@@ -54,7 +63,9 @@ fn all_recordings(key: &str, change: fn(&mut TranscribeOptions)) {
         let mut kept = Kept::default();
         let transcript = engine.transcribe(&mut recording(&name), &options, &mut kept).unwrap();
         assert_eq!(transcript.language, expected["language"]);
-        wrong.extend(compare(expected, &kept.segments).into_iter().map(|line| format!("{name}: {line}")));
+        wrong.extend(
+            compare(expected, &kept.segments, tolerance(precision)).into_iter().map(|line| format!("{name}: {line}")),
+        );
         compared += 1;
     }
     assert!(wrong.is_empty(), "{key}:\n{}", wrong.join("\n"));
@@ -63,22 +74,35 @@ fn all_recordings(key: &str, change: fn(&mut TranscribeOptions)) {
 
 #[test]
 fn greedy() {
-    all_recordings("greedy", |_| ());
+    all_recordings(Precision::Fp32, "greedy", |_| ());
 }
 
 #[test]
 fn greedy_without_condition() {
-    all_recordings("greedy_no_condition", |options| options.condition_on_previous_text = false);
+    all_recordings(Precision::Fp32, "greedy_no_condition", |options| options.condition_on_previous_text = false);
 }
 
 #[test]
 fn greedy_with_a_prompt() {
-    all_recordings("greedy_prompt", |options| options.initial_prompt = Some("The server is open.".into()));
+    all_recordings(Precision::Fp32, "greedy_prompt", |options| {
+        options.initial_prompt = Some("The server is open.".into())
+    });
 }
 
 #[test]
 fn beams() {
-    all_recordings("beam5", |options| options.beam_size = Some(5));
+    all_recordings(Precision::Fp32, "beam5", |options| options.beam_size = Some(5));
+}
+
+/// The precision of GPUs, whose graphs are others; on the CPU too its tokens are the reference's.
+#[test]
+fn greedy_in_16_bits() {
+    all_recordings(Precision::Fp16, "greedy", |_| ());
+}
+
+#[test]
+fn beams_in_16_bits() {
+    all_recordings(Precision::Fp16, "beam5", |options| options.beam_size = Some(5));
 }
 
 /// What each of `names` becomes when all of them are transcribed at once.
@@ -115,7 +139,11 @@ fn eight_at_once_are_as_each_alone() {
         let mut wrong = Vec::new();
         for (name, segments) in names.iter().zip(&found) {
             let expected = &json(&format!("parity/{name}.json"))[key];
-            wrong.extend(compare(expected, segments).into_iter().map(|line| format!("{name}: {line}")));
+            wrong.extend(
+                compare(expected, segments, tolerance(Precision::Fp32))
+                    .into_iter()
+                    .map(|line| format!("{name}: {line}")),
+            );
         }
         assert!(wrong.is_empty(), "{key}:\n{}", wrong.join("\n"));
     }
@@ -123,24 +151,33 @@ fn eight_at_once_are_as_each_alone() {
 
 #[test]
 fn eight_at_once_in_8_bits_are_as_each_alone() {
+    eight_at_once(Precision::Int8);
+}
+
+#[test]
+fn eight_at_once_in_16_bits_are_as_each_alone() {
+    eight_at_once(Precision::Fp16);
+}
+
+fn eight_at_once(precision: Precision) {
     let options = TranscribeOptions { temperatures: vec![0.0], ..TranscribeOptions::default() };
     let names = eight();
-    let together = at_once(Precision::Int8, &names, &options);
+    let together = at_once(precision, &names, &options);
     let mut different = Vec::new();
     for (name, together) in names.iter().zip(together) {
-        let alone = at_once(Precision::Int8, std::slice::from_ref(name), &options).remove(0);
+        let alone = at_once(precision, std::slice::from_ref(name), &options).remove(0);
         let tokens = |segments: &[Segment]| segments.iter().flat_map(|s| s.tokens.clone()).collect::<Vec<_>>();
         if tokens(&together) != tokens(&alone) {
             different.push(name.clone());
         }
     }
-    println!("int8, different from alone: {different:?}");
+    println!("{precision}, different from alone: {different:?}");
     assert!(different.is_empty(), "{different:?}");
 }
 
 #[test]
 fn translated() {
-    all_recordings("translate", |options| options.task = Task::Translate);
+    all_recordings(Precision::Fp32, "translate", |options| options.task = Task::Translate);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use hush_whisper::{Precision, TranscribeOptions};
 
-use crate::support::{Kept, audio, engine, json};
+use crate::support::{Kept, audio, engine, json, on_device};
 
 /// Words to compare, or characters where words are not set apart.
 fn units(text: &str, language: &str) -> Vec<String> {
@@ -43,7 +43,7 @@ fn error_rates(precision: Precision) -> (f64, f64) {
         let mut kept = Kept::default();
         engine.transcribe(&mut audio(text("file")), &options, &mut kept).unwrap();
         let said = units(text("text"), language);
-        if precision == Precision::Fp32 {
+        if on_device(precision) == Precision::Fp32 {
             assert_eq!(kept.text().trim(), text("reference_greedy"), "{}", text("file"));
         }
         ours += edits(&said, &units(&kept.text(), language));
@@ -58,6 +58,13 @@ fn error_rates(precision: Precision) -> (f64, f64) {
 fn fp32_writes_the_reference_s_words() {
     let (ours, reference) = error_rates(Precision::Fp32);
     assert_eq!(ours, reference);
+}
+
+#[test]
+fn fp16_is_within_half_a_point() {
+    let (ours, reference) = error_rates(Precision::Fp16);
+    println!("fp16 {ours:.2} %, reference {reference:.2} %");
+    assert!(ours <= reference + 0.5, "fp16 {ours:.2} %, reference {reference:.2} %");
 }
 
 #[test]
