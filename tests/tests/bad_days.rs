@@ -254,7 +254,7 @@ fn a_full_spool_disk_is_told_so() -> Result<()> {
     // the file system. A real full disk needs a mount, which needs root; tried when it is there.
     let dir = tempfile::tempdir()?;
     let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=16k", "hush-test"])
+        .args(["-t", "tmpfs", "-o", "size=256k", "hush-test"])
         .arg(dir.path())
         .status()
         .is_ok_and(|s| s.success());

@@ -77,7 +77,8 @@ pub struct AsrParameters {
     /// `translate` writes in English what is said in another language.
     #[param(schema_with = task, required = false)]
     task: String,
-    /// The language that is spoken; without it, it is heard from the first 30 seconds.
+    /// The language that is spoken: one of these codes, a tag such as `en-US`, or an English name. Without it, or with `auto`,
+    /// it is detected in the first 30 seconds.
     #[param(schema_with = language, required = false)]
     language: String,
     /// Text that comes before the audio: names and spellings that the model should know.

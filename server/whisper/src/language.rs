@@ -1,5 +1,7 @@
 //! Whisper's languages: the table of openai/whisper (`whisper/tokenizer.py`), in the order of the language tokens.
 
+mod iso;
+
 /// Code and lower-case English name. A model with n languages knows the first n.
 pub const LANGUAGES: [(&str, &str); 100] = [
     ("en", "english"),
@@ -104,9 +106,8 @@ pub const LANGUAGES: [(&str, &str); 100] = [
     ("yue", "cantonese"),
 ];
 
-/// Other names that the reference takes, then codes of ISO 639 and BCP 47 for languages that Whisper's table has under another
-/// code.
-const ALIASES: [(&str, &str); 20] = [
+/// Other names that the reference takes.
+const ALIASES: [(&str, &str); 12] = [
     ("burmese", "my"),
     ("valencian", "ca"),
     ("flemish", "nl"),
@@ -119,14 +120,6 @@ const ALIASES: [(&str, &str); 20] = [
     ("sinhalese", "si"),
     ("castilian", "es"),
     ("mandarin", "zh"),
-    ("cmn", "zh"),
-    ("zh-yue", "yue"),
-    ("nb", "no"),
-    ("jv", "jw"),
-    ("fil", "tl"),
-    ("iw", "he"),
-    ("in", "id"),
-    ("ji", "yi"),
 ];
 
 /// What a request or a setting says of the language that is spoken.
@@ -139,9 +132,11 @@ pub enum LanguageChoice {
 }
 
 impl LanguageChoice {
-    /// `auto`, or whatever [`code`] reads.
+    /// `auto`, a code for an undetermined language, or whatever [`code`] reads.
     pub fn parse(given: &str) -> Option<Self> {
-        if given.trim().eq_ignore_ascii_case("auto") { Some(Self::Auto) } else { code(given).map(Self::Code) }
+        let word = given.trim().to_ascii_lowercase();
+        let is_auto = word == "auto" || iso::UNDETERMINED.contains(&word.as_str());
+        if is_auto { Some(Self::Auto) } else { code(given).map(Self::Code) }
     }
 
     /// For the engine; `None`: it detects the language.
@@ -158,8 +153,8 @@ pub fn name(code: &str) -> Option<&'static str> {
     LANGUAGES.iter().find(|(known, _)| *known == code).map(|(_, name)| *name)
 }
 
-/// The language code that `given` means: a code, an English name or an alias, or a tag that begins with one (`en-US`,
-/// `zh_Hans_CN`, `pt_BR.UTF-8`), in any case.
+/// The language code that `given` means: a code (`de`, `ger`, `deu`), an English name or an alias, or a tag that begins with
+/// one (`en-US`, `zh_Hans_CN`, `pt_BR.UTF-8`), in any case.
 pub fn code(given: &str) -> Option<&'static str> {
     let given = given.trim().to_lowercase().replace('_', "-");
     let mut tag = given.as_str();
@@ -177,7 +172,10 @@ fn exact_code(given: &str) -> Option<&'static str> {
         .iter()
         .find(|(code, _)| *code == given)
         .or_else(|| LANGUAGES.iter().find(|(_, name)| *name == given))
-        .or_else(|| ALIASES.iter().find(|(alias, _)| *alias == given).and_then(|(_, code)| entry(code)))
+        .or_else(|| {
+            let (_, code) = ALIASES.iter().chain(&iso::CODES).find(|(alias, _)| *alias == given)?;
+            entry(code)
+        })
         .map(|(code, _)| *code)
 }
 
@@ -221,6 +219,10 @@ mod tests {
             ("nn-NO", "nn"),
             ("haw-US", "haw"),
             ("jv", "jw"),
+            ("ger", "de"),
+            ("deu-AT", "de"),
+            ("JPN", "ja"),
+            ("fil-PH", "tl"),
             (" Fr ", "fr"),
         ] {
             assert_eq!(code(given), Some(expected), "{given}");
@@ -232,7 +234,9 @@ mod tests {
 
     #[test]
     fn auto_is_detection() {
-        assert_eq!(LanguageChoice::parse(" AUTO "), Some(LanguageChoice::Auto));
+        for given in [" AUTO ", "und", "mul"] {
+            assert_eq!(LanguageChoice::parse(given), Some(LanguageChoice::Auto), "{given}");
+        }
         assert_eq!(LanguageChoice::parse("pt_BR"), Some(LanguageChoice::Code("pt")));
         assert_eq!(LanguageChoice::parse("klingon"), None);
         assert_eq!(LanguageChoice::Auto.into_code(), None);
@@ -240,7 +244,7 @@ mod tests {
 
     #[test]
     fn every_alias_leads_to_a_language() {
-        for (alias, target) in ALIASES {
+        for (alias, target) in ALIASES.into_iter().chain(iso::CODES) {
             assert_eq!(code(alias), Some(target));
         }
     }

@@ -17,7 +17,8 @@ pub struct TranscriptionForm {
     /// A name of `/v1/models`; names of OpenAI's own models mean the default.
     #[schema(required = false)]
     model: String,
-    /// The language that is spoken; without it, it is heard from the first 30 seconds.
+    /// The language that is spoken: one of these codes, a tag such as `en-US`, or an English name. Without it, or with `auto`,
+    /// it is detected in the first 30 seconds.
     #[schema(schema_with = language, required = false)]
     language: String,
     /// Text that comes before the audio: names and spellings that the model should know.
