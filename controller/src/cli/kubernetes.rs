@@ -16,6 +16,9 @@ use crate::cluster::{Reporting, Scope, ScopeGate, Sources, Writer, follow, recor
 use crate::lease::{Claim, Elector, Leader, LeaseName, Loss, Terms, identity};
 use crate::run::{Readiness, Snapshot};
 
+/// Commands that have ended and have no Event yet; what comes beyond them has none.
+const EVENTS_WAITING: usize = 256;
+
 #[derive(Debug, Args)]
 pub struct KubernetesArgs {
     /// Take servers and policies from Kubernetes, and act for all servers (`cluster`), those of one node (`node`), or the
@@ -130,8 +133,8 @@ fn connected(config: Config) -> anyhow::Result<Client> {
 
 impl Cluster {
     /// Tells people of what is done: Events, and of the whole cluster's controller the status of policies.
-    pub fn tell(&self, snapshots: watch::Receiver<Arc<Snapshot>>) -> mpsc::UnboundedSender<Record> {
-        let (told, records) = mpsc::unbounded_channel();
+    pub fn tell(&self, snapshots: watch::Receiver<Arc<Snapshot>>) -> mpsc::Sender<Record> {
+        let (told, records) = mpsc::channel(EVENTS_WAITING);
         // What has happened is told once.
         let reporting = Reporting {
             client: self.patient.clone(),

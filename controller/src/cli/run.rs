@@ -128,7 +128,7 @@ struct Feed {
     policies: watch::Receiver<Arc<Vec<Policy>>>,
     namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
     gate: Arc<dyn Gate>,
-    records: Option<mpsc::UnboundedSender<Record>>,
+    records: Option<mpsc::Sender<Record>>,
 }
 
 async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {

@@ -47,7 +47,7 @@ struct Story {
 
 impl Reporting {
     /// Until the loop is gone.
-    pub async fn run(self, mut records: mpsc::UnboundedReceiver<Record>) {
+    pub async fn run(self, mut records: mpsc::Receiver<Record>) {
         let recorder = recorder(self.client.clone(), self.identity.clone());
         while let Some(record) = records.recv().await {
             let Some(story) = story(&record) else { continue };

@@ -6,12 +6,13 @@ mod request;
 mod snapshot;
 mod timeline;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hush_core::{Decision, GpuId, Labels, Memory, Plan, Policy, PolicyName, Reason, Settled, step};
+use hush_core::{Decision, GpuId, Labels, Memory, ModelKey, Plan, Policy, PolicyName, Reason, Settled, World, step};
 use jiff::Timestamp;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use others::Others;
@@ -20,14 +21,19 @@ pub use request::{Paused, Request};
 pub use snapshot::Snapshot;
 use timeline::{Timeline, same};
 
-use crate::act::{Audit, Backoff, Executor, Outcome, Record};
+use crate::act::{
+    Audit, Backoff, CommandLimits, Executor, LimitReached, Outcome, Recipient, Record, UnprovenUnloads, Verdict,
+};
 use crate::metrics::Metrics;
-use crate::observe::{Assembled, Frame, Store, Targets, assemble};
+use crate::observe::{Assembled, Frame, Store, Target, Targets, assemble};
 
 /// Samples that arrive together are looked at together.
 const COALESCE: Duration = Duration::from_millis(10);
 /// After a step the loop waits for so many times as long as it took.
 const STEP_SHARE: u32 = 10;
+
+/// A server that has shown nothing for so long after a report is judged by what it shows then.
+const REPORT_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long the loop waits before its next step, after one that took so long. Never longer than the interval: a step
 /// takes seconds only on a machine that stood still or that has no processor time left, and a controller that then waited
@@ -57,7 +63,7 @@ pub struct Outputs {
     pub readiness: Readiness,
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// Each command that was sent, when it has ended.
-    pub records: Option<mpsc::UnboundedSender<Record>>,
+    pub records: Option<mpsc::Sender<Record>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +80,10 @@ pub struct Loop {
     memory: Memory,
     others: Others,
     backoff: Backoff,
+    unproven: UnprovenUnloads,
+    limits: CommandLimits,
+    /// Of the cards in the last step.
+    card_totals: HashMap<GpuId, u64>,
     paused: BTreeMap<PolicyName, Paused>,
     timeline: Timeline,
     last_plan: Plan,
@@ -90,6 +100,9 @@ impl Loop {
             memory: Memory::default(),
             others: Others::default(),
             backoff: Backoff::default(),
+            unproven: UnprovenUnloads::default(),
+            limits: CommandLimits::default(),
+            card_totals: HashMap::new(),
             paused: BTreeMap::new(),
             timeline: Timeline::default(),
             last_plan: Plan::default(),
@@ -137,10 +150,13 @@ impl Loop {
         let namespaces = self.inputs.namespaces.borrow_and_update().clone();
         let seen = self.inputs.store.all();
         self.backoff.retain(|server| targets.contains_key(server));
+        self.limits.retain(|server| targets.contains_key(server));
         let frame = Frame { now: begun, stale_after: self.settings.stale_after, namespaces: &namespaces };
         let backoff = &self.backoff;
         let Assembled { world, problems, outdated } =
             assemble(&frame, &targets, &seen, |key| backoff.holds(begun, key));
+        self.card_totals = world.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.total_bytes)).collect();
+        self.compare_reports(begun, &world);
         let in_force = self.in_force(now, &policies);
         for key in self.others.observe(now, &world, &mut self.memory) {
             tracing::warn!(server = %key.server, model = key.model, "its own controller does not act: others stand in for it");
@@ -150,10 +166,13 @@ impl Loop {
         for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
             if self.outputs.executor.is_for_another(decision) {
                 self.others.expect(now, decision);
+            } else if let Err(limit) = self.limits.take(begun, &decision.server) {
+                self.withhold(begun, decision, limit);
             } else if let Some(target) = targets.get(&decision.server) {
                 // Every model in the world came from a target.
                 self.others.sent(decision.key());
-                self.outputs.executor.submit(now, decision.clone(), target.url.clone(), None);
+                let recipient = self.recipient(decision, target);
+                self.outputs.executor.submit(now, decision.clone(), recipient, None);
             }
         }
         plan.decisions.iter().filter(|decision| decision.dry_run).for_each(|d| self.timeline.would(now, d));
@@ -226,7 +245,35 @@ impl Loop {
         let Some(target) = targets.get(&decision.server) else { return };
         self.memory.commanded(now, &decision);
         self.others.sent(decision.key());
-        self.outputs.executor.submit(now, decision, target.url.clone(), Some(to));
+        let recipient = self.recipient(&decision, target);
+        self.outputs.executor.submit(now, decision, recipient, Some(to));
+    }
+
+    fn recipient(&self, decision: &Decision, target: &Target) -> Recipient {
+        let card_total_bytes = decision.gpu.as_ref().and_then(|gpu| self.card_totals.get(gpu)).copied();
+        Recipient { url: target.url.clone(), card_total_bytes }
+    }
+
+    /// Servers that said that they have unloaded a model, and their samples.
+    fn compare_reports(&mut self, begun: Instant, world: &World) {
+        for (key, verdict) in self.unproven.compare(begun, world) {
+            if verdict == Verdict::NoEffect {
+                let ModelKey { server, model } = &key;
+                tracing::warn!(%server, model, "the server said that it unloaded the model, and shows it as before");
+                self.outputs.metrics.commands_without_effect_total.inc();
+            }
+            self.backoff.note(begun, &key, verdict);
+        }
+        self.unproven.forget_before(begun, REPORT_PATIENCE);
+    }
+
+    /// A server for which there are too many commands is no candidate for a while: others leave in its stead.
+    fn withhold(&mut self, begun: Instant, decision: &Decision, limit: LimitReached) {
+        self.outputs.metrics.commands_limited_total.with_label_values(&[limit.label()]).inc();
+        self.memory.settle(&decision.key(), Settled::Nothing);
+        if limit == LimitReached::OneServer {
+            self.backoff.note(begun, &decision.key(), Verdict::Failed);
+        }
     }
 
     /// The policies, those that are paused in dry run.
@@ -262,6 +309,9 @@ impl Loop {
         if let Some(verdict) = record.outcome.verdict().filter(|_| by_rule) {
             self.backoff.note(Instant::now(), &key, verdict);
         }
+        if let (Outcome::Unloaded { .. }, Some(generation)) = (&record.outcome, record.decision.if_generation) {
+            self.unproven.reported(key.clone(), generation, Instant::now());
+        }
         if let (Settled::Unloaded { .. }, Some(gpu)) = (how, &record.decision.gpu) {
             self.look_again(gpu);
         }
@@ -271,8 +321,10 @@ impl Loop {
             return;
         }
         if let Some(records) = &self.outputs.records {
-            // Whoever wrote them to somewhere is gone.
-            let _ = records.send(record);
+            // Where Events cannot be written as fast as commands end, the audit log has them all.
+            if let Err(TrySendError::Full(_)) = records.try_send(record) {
+                self.outputs.metrics.events_dropped_total.inc();
+            }
         }
     }
 
