@@ -6,7 +6,7 @@ mod request;
 mod snapshot;
 mod timeline;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use crate::act::{
     Audit, Backoff, CommandLimits, Executor, LimitReached, Outcome, Recipient, Record, UnprovenUnloads, Verdict,
 };
 use crate::metrics::Metrics;
-use crate::observe::{Assembled, Frame, Store, Target, Targets, assemble};
+use crate::observe::{Assembled, Disputes, Frame, OddReport, Store, Target, Targets, Trust, assemble};
 
 /// Samples that arrive together are looked at together.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -53,6 +53,15 @@ pub struct Inputs {
     pub requests: mpsc::Receiver<Request>,
 }
 
+/// What people are told by Events.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// A command that was sent, when it has ended.
+    Command(Box<Record>),
+    /// A server whose report of a card does not agree with those of others.
+    Odd(OddReport),
+}
+
 /// What goes out.
 pub struct Outputs {
     pub executor: Executor,
@@ -63,7 +72,7 @@ pub struct Outputs {
     pub readiness: Readiness,
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// Each command that was sent, when it has ended.
-    pub records: Option<mpsc::Sender<Record>>,
+    pub records: Option<mpsc::Sender<Told>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +80,7 @@ pub struct LoopSettings {
     /// Without news the loop steps so often all the same: timers run out.
     pub interval: Duration,
     pub stale_after: Duration,
+    pub trust: Trust,
 }
 
 pub struct Loop {
@@ -80,6 +90,9 @@ pub struct Loop {
     memory: Memory,
     others: Others,
     backoff: Backoff,
+    disputes: Disputes,
+    /// As they were told last.
+    odd: Vec<OddReport>,
     unproven: UnprovenUnloads,
     limits: CommandLimits,
     /// Of the cards in the last step.
@@ -100,6 +113,8 @@ impl Loop {
             memory: Memory::default(),
             others: Others::default(),
             backoff: Backoff::default(),
+            disputes: Disputes::default(),
+            odd: Vec::new(),
             unproven: UnprovenUnloads::default(),
             limits: CommandLimits::default(),
             card_totals: HashMap::new(),
@@ -151,10 +166,11 @@ impl Loop {
         let seen = self.inputs.store.all();
         self.backoff.retain(|server| targets.contains_key(server));
         self.limits.retain(|server| targets.contains_key(server));
-        let frame = Frame { now: begun, stale_after: self.settings.stale_after, namespaces: &namespaces };
-        let backoff = &self.backoff;
-        let Assembled { world, problems, outdated } =
-            assemble(&frame, &targets, &seen, |key| backoff.holds(begun, key));
+        let Self { settings: LoopSettings { stale_after, trust, .. }, backoff, disputes, .. } = self;
+        let frame = Frame { now: begun, stale_after: *stale_after, namespaces: &namespaces, trust: *trust };
+        let Assembled { world, problems, outdated, odd } =
+            assemble(&frame, &targets, &seen, disputes, |key| backoff.holds(begun, key));
+        self.tell_odd(odd);
         self.card_totals = world.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.total_bytes)).collect();
         self.compare_reports(begun, &world);
         let in_force = self.in_force(now, &policies);
@@ -254,6 +270,19 @@ impl Loop {
         Recipient { url: target.url.clone(), card_total_bytes }
     }
 
+    /// Each server once, while it stays odd on that card.
+    fn tell_odd(&mut self, odd: Vec<OddReport>) {
+        let servers = |odd: &[OddReport]| odd.iter().map(|odd| odd.server.clone()).collect::<BTreeSet<_>>();
+        let before = servers(&self.odd);
+        for report in odd.iter().filter(|report| !before.contains(&report.server)) {
+            let Some(records) = &self.outputs.records else { continue };
+            if let Err(TrySendError::Full(_)) = records.try_send(Told::Odd(report.clone())) {
+                self.outputs.metrics.events_dropped_total.inc();
+            }
+        }
+        self.odd = odd;
+    }
+
     /// Servers that said that they have unloaded a model, and their samples.
     fn compare_reports(&mut self, begun: Instant, world: &World) {
         for (key, verdict) in self.unproven.compare(begun, world) {
@@ -322,7 +351,7 @@ impl Loop {
         }
         if let Some(records) = &self.outputs.records {
             // Where Events cannot be written as fast as commands end, the audit log has them all.
-            if let Err(TrySendError::Full(_)) = records.try_send(record) {
+            if let Err(TrySendError::Full(_)) = records.try_send(Told::Command(Box::new(record))) {
                 self.outputs.metrics.events_dropped_total.inc();
             }
         }
