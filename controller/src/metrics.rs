@@ -40,6 +40,11 @@ pub struct Metrics {
     pub targets_refusing: IntGauge,
     /// `{source}`: 1 when it was good the last time it was read.
     pub source_valid: IntGaugeVec,
+    /// Unloads that a server reported and its next sample does not show.
+    pub commands_without_effect_total: IntCounter,
+    /// `{limit}`: not sent, because there were too many for one server or for all.
+    pub commands_limited_total: IntCounterVec,
+    pub events_dropped_total: IntCounter,
     pub policies: IntGauge,
     /// In a cluster, where each policy is an object of its own.
     pub policies_invalid: IntGauge,
@@ -120,6 +125,19 @@ impl Metrics {
                 "hush_controller_source_valid",
                 "1 when policies or targets were good the last time they were read, 0 while an older version is in force.",
                 &["source"],
+            )?,
+            commands_without_effect_total: made.counter(
+                "hush_controller_commands_without_effect_total",
+                "Unloads that a server reported and its next sample does not show.",
+            )?,
+            commands_limited_total: made.counters(
+                "hush_controller_commands_limited_total",
+                "Commands that were not sent because there were too many, for one server or for all.",
+                &["limit"],
+            )?,
+            events_dropped_total: made.counter(
+                "hush_controller_events_dropped_total",
+                "Ends of commands that have no Event because too many were waiting to be written.",
             )?,
             policies: made.gauge("hush_controller_policies", "Policies in force.")?,
             policies_invalid: made.gauge(

@@ -43,6 +43,16 @@ struct Member {
     loaded: bool,
     generation: u64,
     idle_since: Instant,
+    lie: Option<Lie>,
+}
+
+/// What a hostile stand-in does with a command: it says that it has unloaded the model and given back more than there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Nothing changes.
+    Stays,
+    /// The model is there again at once, as if it had been loaded anew.
+    Returns,
 }
 
 #[derive(Clone, Debug)]
@@ -96,7 +106,7 @@ impl Fleet {
         let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], 0))).await?;
         let port = listener.local_addr()?.port();
         let now = Instant::now();
-        let member = |n| Member { gpu: n % gpus, vram_bytes, loaded: true, generation: 1, idle_since: now };
+        let member = |n| Member { gpu: n % gpus, vram_bytes, loaded: true, generation: 1, idle_since: now, lie: None };
         let members = (0..servers).map(member).collect();
         let cards = vec![Card { total_bytes, foreign_bytes: 0 }; gpus];
         let inner = Arc::new(Mutex::new(Inner { members, cards, received: Vec::new() }));
@@ -123,6 +133,11 @@ impl Fleet {
     /// What others than the stand-ins hold on a card, from now on.
     pub fn set_foreign(&self, gpu: usize, bytes: u64) {
         self.with(|inner| inner.cards[gpu].foreign_bytes = bytes);
+    }
+
+    /// From now on this stand-in lies.
+    pub fn set_lie(&self, server: usize, lie: Lie) {
+        self.with(|inner| inner.members[server].lie = Some(lie));
     }
 
     /// Every model is back, and idle since now.
@@ -198,13 +213,18 @@ impl Inner {
         if request.if_idle_seconds.is_some_and(|asked| idle < asked.get()) {
             return Err(UnloadRefusal::NotIdle);
         }
-        member.loaded = false;
+        match member.lie {
+            None => member.loaded = false,
+            Some(Lie::Stays) => {}
+            Some(Lie::Returns) => member.generation += 1,
+        }
+        let reclaimed_bytes = Some(if member.lie.is_some() { u64::MAX } else { member.vram_bytes });
         Ok(UnloadResponse {
             model: MODEL.to_owned(),
             outcome: UnloadOutcome::Unloaded,
-            generation: member.generation,
+            generation: request.if_generation.unwrap_or(member.generation),
             vram_before_bytes: Some(member.vram_bytes),
-            reclaimed_bytes: Some(member.vram_bytes),
+            reclaimed_bytes,
             residual_bytes: Some(0),
             drain_seconds: 0.0,
             exit_seconds: 0.0,

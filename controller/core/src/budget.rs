@@ -88,7 +88,8 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
             }
             let Some(rules) = member.rules.clone() else { continue };
             if !card.fresh {
-                turn.skip(place, SkipReason::MetricsStale, "the sample of its GPU is too old");
+                let (reason, detail) = card.why_unknown();
+                turn.skip(place, reason, detail);
             } else if card.awaiting || member.used {
                 turn.skip(place, SkipReason::AwaitingFreshSample, "over budget");
             } else if member.model.busy() {

@@ -77,6 +77,15 @@ impl<'a> Card<'a> {
         card
     }
 
+    /// Why no decision may rest on its memory.
+    pub fn why_unknown(&self) -> (SkipReason, &'static str) {
+        if self.gpu.is_some_and(|gpu| gpu.disputed) {
+            (SkipReason::ReportsDisagree, "the servers of its GPU do not agree on its memory")
+        } else {
+            (SkipReason::MetricsStale, "the sample of its GPU is too old")
+        }
+    }
+
     pub const fn expected(&self) -> u64 {
         self.available.saturating_add(self.freed)
     }

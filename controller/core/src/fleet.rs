@@ -197,5 +197,5 @@ fn rules(
 
 /// Whether a card's sample may be acted on.
 pub fn gpu_fresh(gpu: &Gpu, stale_after: Duration) -> bool {
-    gpu.sample_age <= stale_after
+    gpu.sample_age <= stale_after && !gpu.disputed
 }

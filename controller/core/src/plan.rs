@@ -146,6 +146,8 @@ words! {
         NotGoverned,
         /// The sample that a decision would rest on is too old.
         MetricsStale,
+        /// The servers of its GPU do not agree on its memory.
+        ReportsDisagree,
         /// Loading, leaving, failed, or under a command that has not ended.
         Transition,
         /// Commands to its server failed lately.
@@ -182,6 +184,8 @@ words! {
 words! {
     GpuReason {
         MetricsStale,
+        /// Its servers do not agree on its memory.
+        ReportsDisagree,
         /// All that we govern together is not enough.
         ForeignPressure,
         AwaitingFreshSample,

@@ -46,7 +46,7 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>, timers: &mut Timers) 
         uuid: gpu.uuid.clone(),
         node: gpu.node.clone(),
         pressure: Pressure::Unknown,
-        reason: Some(GpuReason::MetricsStale),
+        reason: Some(if gpu.disputed { GpuReason::ReportsDisagree } else { GpuReason::MetricsStale }),
         available: card.available,
         target: None,
         thresholds: thresholds(turn, card),
@@ -134,7 +134,8 @@ fn stale(turn: &mut Turn<'_>, card: &Card<'_>) {
         let member = turn.member(place);
         let watched = member.rules.as_ref().is_some_and(|r| r.hard_below.is_some() || r.soft_below.is_some());
         if watched && member.counts_as_ready() && !turn.decided[place] {
-            turn.skip(place, SkipReason::MetricsStale, "the sample of its GPU is too old");
+            let (reason, detail) = card.why_unknown();
+            turn.skip(place, reason, detail);
         }
     }
 }

@@ -20,7 +20,8 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
         let demand = turn.member(place).model.demand_bytes;
         let wanted = promised.saturating_add(demand);
         if !card.fresh {
-            turn.skip(place, SkipReason::MetricsStale, "the sample of its GPU is too old");
+            let (reason, detail) = card.why_unknown();
+            turn.skip(place, reason, detail);
         } else if card.expected() >= wanted {
             promised = wanted;
             turn.skip(place, SkipReason::RoomComing, "there is memory for it");

@@ -36,7 +36,8 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
         } else if card.id.is_none() {
             turn.load(place, reason, policy);
         } else if !card.fresh {
-            turn.skip(place, SkipReason::MetricsStale, "the sample of its GPU is too old");
+            let (reason, detail) = card.why_unknown();
+            turn.skip(place, reason, detail);
         } else if !fits {
             turn.skip(place, SkipReason::NoRoom, "it would cross a threshold, or not fit");
         } else if pressed {

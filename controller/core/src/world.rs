@@ -83,6 +83,8 @@ pub struct Gpu {
     pub total_bytes: u64,
     pub used_bytes: u64,
     pub sample_age: Duration,
+    /// Its servers do not agree on it: no decision rests on its memory.
+    pub disputed: bool,
 }
 
 impl Gpu {

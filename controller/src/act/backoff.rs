@@ -19,6 +19,8 @@ pub enum Verdict {
     Refused,
     /// It could not be reached, or did not do what it was asked to.
     Failed,
+    /// It said that it did, and its samples show that it did not.
+    NoEffect,
 }
 
 /// While a server backs off, its models are no candidates, so that it never stands in for others who would obey.
@@ -61,6 +63,11 @@ impl Backoff {
                 self.models.entry(key.clone()).or_default().fail(now, REFUSALS_IN_A_ROW);
             }
             Verdict::Failed => self.servers.entry(key.server.clone()).or_default().fail(now, 1),
+            // What another of its models does is no proof for this one.
+            Verdict::NoEffect => {
+                self.servers.entry(key.server.clone()).or_default().fail(now, 1);
+                self.models.entry(key.clone()).or_default().fail(now, 1);
+            }
         }
     }
 
@@ -101,6 +108,19 @@ mod tests {
         backoff.note(now, &other, Verdict::Done);
         backoff.note(now, &one, Verdict::Failed);
         assert!(!backoff.holds(now + Duration::from_secs(1), &one), "a success starts anew");
+    }
+
+    #[test]
+    fn a_model_that_stays_is_left_alone_for_longer_although_others_of_its_server_leave() {
+        let (mut backoff, mut now, stays, leaves) = (Backoff::default(), Instant::now(), key("stays"), key("leaves"));
+        for seconds in [1, 2, 4, 8] {
+            backoff.note(now, &stays, Verdict::NoEffect);
+            backoff.note(now, &leaves, Verdict::Done);
+            assert!(!backoff.holds(now, &leaves));
+            assert!(backoff.holds(now + Duration::from_secs(seconds) - Duration::from_millis(1), &stays), "{seconds}");
+            now += Duration::from_secs(seconds);
+            assert!(!backoff.holds(now, &stays), "{seconds}");
+        }
     }
 
     #[test]

@@ -47,6 +47,18 @@ impl Outcome {
         Self::Failed { code, message: message.to_string() }
     }
 
+    /// What a server reports of bytes, no more of them than its card has; `None`: the model is on no card that is known.
+    #[must_use]
+    pub fn on_card_of(self, total_bytes: Option<u64>) -> Self {
+        let bound = |bytes: Option<u64>| bytes.zip(total_bytes).map(|(bytes, total)| bytes.min(total));
+        match self {
+            Self::Unloaded { reclaimed_bytes, residual_bytes } => {
+                Self::Unloaded { reclaimed_bytes: bound(reclaimed_bytes), residual_bytes: bound(residual_bytes) }
+            }
+            other => other,
+        }
+    }
+
     /// Bounded, for metrics.
     pub const fn label(&self) -> &'static str {
         match self {
@@ -58,10 +70,12 @@ impl Outcome {
         }
     }
 
-    /// `None`: it says nothing of the server.
+    /// `None`: it says nothing of the server yet.
     pub const fn verdict(&self) -> Option<Verdict> {
         match self {
-            Self::Unloaded { .. } | Self::Loading => Some(Verdict::Done),
+            Self::Loading => Some(Verdict::Done),
+            // The next sample tells: see `UnprovenUnloads`.
+            Self::Unloaded { .. } => None,
             Self::Refused { .. } => Some(Verdict::Refused),
             Self::Failed { .. } => Some(Verdict::Failed),
             Self::Withheld { .. } => None,

@@ -49,6 +49,14 @@ impl Gate for Closed {
     }
 }
 
+/// The server of a decision.
+#[derive(Clone, Debug)]
+pub struct Recipient {
+    pub url: BaseUrl,
+    /// Of the card that the model is on; `None`: of none that is known.
+    pub card_total_bytes: Option<u64>,
+}
+
 pub struct Executor {
     hands: Hands,
     running: JoinSet<()>,
@@ -79,19 +87,19 @@ impl Executor {
         (Self { hands, running: JoinSet::new() }, ends)
     }
 
-    /// `url`: of the decision's server. `waiting` gets the end too.
+    /// `waiting` gets the end too.
     pub fn submit(
         &mut self,
         decided_at: Timestamp,
         decision: Decision,
-        url: BaseUrl,
+        recipient: Recipient,
         waiting: Option<oneshot::Sender<Record>>,
     ) {
         while self.running.try_join_next().is_some() {}
         let hands = self.hands.clone();
         self.running.spawn(async move {
             let begun = Instant::now();
-            let outcome = hands.carry_out(&decision, &url).await;
+            let outcome = hands.carry_out(&decision, &recipient).await;
             let record = Record {
                 time: Timestamp::now(),
                 decided_at,
@@ -119,7 +127,7 @@ impl Executor {
 }
 
 impl Hands {
-    async fn carry_out(&self, decision: &Decision, url: &BaseUrl) -> Outcome {
+    async fn carry_out(&self, decision: &Decision, recipient: &Recipient) -> Outcome {
         let Ok(_place) = self.places.acquire().await else {
             return Outcome::Withheld { message: "the controller is shutting down".to_owned() };
         };
@@ -131,7 +139,8 @@ impl Hands {
             return Outcome::Withheld { message };
         }
         let begun = Instant::now();
-        let outcome = command::send(&self.client, url, token.as_deref(), decision).await;
+        let outcome = command::send(&self.client, &recipient.url, token.as_deref(), decision).await;
+        let outcome = outcome.on_card_of(recipient.card_total_bytes);
         self.metrics.commanded(decision.action.as_str(), outcome.label(), begun.elapsed());
         if let (Action::Unload, Outcome::Unloaded { reclaimed_bytes: Some(bytes), .. }) = (decision.action, &outcome) {
             self.metrics.reclaimed_bytes_total.with_label_values(&[decision.reason.as_str()]).inc_by(*bytes);

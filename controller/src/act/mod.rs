@@ -4,10 +4,14 @@ mod audit;
 mod backoff;
 mod command;
 mod executor;
+mod limits;
 mod presence;
+mod unproven;
 
 pub use audit::{Audit, Record};
 pub use backoff::{Backoff, Verdict};
 pub use command::Outcome;
-pub use executor::{Closed, Executor, Gate, Open};
+pub use executor::{Closed, Executor, Gate, Open, Recipient};
+pub use limits::{CommandLimits, LimitReached};
 pub use presence::Presence;
+pub use unproven::UnprovenUnloads;

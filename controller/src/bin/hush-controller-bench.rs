@@ -79,6 +79,7 @@ fn world(models: u64, gpus: u64) -> World {
         total_bytes: 24 * GIB,
         used_bytes: if n.is_multiple_of(2) { 23 * GIB } else { 12 * GIB },
         sample_age: Duration::ZERO,
+        disputed: false,
     };
     let model = |n: u64, dice: &mut Dice| Model {
         key: ModelKey { server: ServerName(format!("ns{}/pod-{n}", n % 20)), model: format!("m{}-v3", n % 5) },

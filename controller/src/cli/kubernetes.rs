@@ -11,10 +11,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::values::{lease, server};
-use crate::act::Record;
 use crate::cluster::{Reporting, Scope, ScopeGate, Sources, Writer, follow, recorder};
 use crate::lease::{Claim, Elector, Leader, LeaseName, Loss, Terms, identity};
-use crate::run::{Readiness, Snapshot};
+use crate::run::{Readiness, Snapshot, Told};
+
+/// Commands that have ended and have no Event yet; what comes beyond them has none.
+const EVENTS_WAITING: usize = 256;
 
 #[derive(Debug, Args)]
 pub struct KubernetesArgs {
@@ -130,8 +132,8 @@ fn connected(config: Config) -> anyhow::Result<Client> {
 
 impl Cluster {
     /// Tells people of what is done: Events, and of the whole cluster's controller the status of policies.
-    pub fn tell(&self, snapshots: watch::Receiver<Arc<Snapshot>>) -> mpsc::UnboundedSender<Record> {
-        let (told, records) = mpsc::unbounded_channel();
+    pub fn tell(&self, snapshots: watch::Receiver<Arc<Snapshot>>) -> mpsc::Sender<Told> {
+        let (told, records) = mpsc::channel(EVENTS_WAITING);
         // What has happened is told once.
         let reporting = Reporting {
             client: self.patient.clone(),

@@ -15,7 +15,7 @@ use super::{Output, PlanArgs};
 use crate::amount::gib;
 use crate::cluster::{self, Look};
 use crate::metrics::Metrics;
-use crate::observe::{self, Frame};
+use crate::observe::{self, Disputes, Frame, Trust};
 use crate::sources::Source;
 use crate::{policies, world};
 
@@ -65,8 +65,9 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
             errorln!("{server} cannot be observed: {failure}");
         }
     }
-    let frame = Frame { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &look.namespaces };
-    let assembled = observe::assemble(&frame, &look.targets, &seen, |_| false);
+    let trust = if of_cluster { Trust::ByNamespace } else { Trust::AllTargets };
+    let frame = Frame { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &look.namespaces, trust };
+    let assembled = observe::assemble(&frame, &look.targets, &seen, &mut Disputes::default(), |_| false);
     assembled.problems.iter().for_each(|problem| errorln!("{problem}"));
     Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &look.policies))
 }

@@ -15,13 +15,13 @@ use tokio::sync::{mpsc, watch};
 use super::kubernetes::{Cluster, KubernetesArgs};
 use super::log::LogArgs;
 use super::values::span;
-use crate::act::{Audit, Closed, Executor, Gate, Open, Presence, Record};
+use crate::act::{Audit, Closed, Executor, Gate, Open, Presence};
 use crate::cluster::{Policies, ScopeGate};
 use crate::http::Client;
 use crate::metrics::Metrics;
-use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets};
+use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets, Trust};
 use crate::ops;
-use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot};
+use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot, Told};
 use crate::sources::{self, NamedTarget, PolicyFiles, Source, TargetsFile};
 use crate::web::{self, Token, Web};
 
@@ -128,7 +128,7 @@ struct Feed {
     policies: watch::Receiver<Arc<Vec<Policy>>>,
     namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
     gate: Arc<dyn Gate>,
-    records: Option<mpsc::UnboundedSender<Record>>,
+    records: Option<mpsc::Sender<Told>>,
 }
 
 async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
@@ -170,7 +170,8 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let audit = Audit::new(args.audit_log.clone(), Arc::clone(&metrics));
     let outputs = Outputs { executor, ends, audit, metrics, readiness, snapshots, records };
     let inputs = Inputs { targets, policies, namespaces, store: scraper.store, requests };
-    let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after };
+    let trust = if cluster.is_some() { Trust::ByNamespace } else { Trust::AllTargets };
+    let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after, trust };
     let control = Loop::new(settings, inputs, outputs);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

@@ -18,6 +18,8 @@ use super::policies::PolicyObject;
 use super::sources::Policies;
 use crate::act::{Outcome, Record};
 use crate::amount::gib;
+use crate::observe::OddReport;
+use crate::run::Told;
 
 pub const CONTROLLER: &str = "gpu.hush.dev/hush-controller";
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,18 +49,27 @@ struct Story {
 
 impl Reporting {
     /// Until the loop is gone.
-    pub async fn run(self, mut records: mpsc::UnboundedReceiver<Record>) {
+    pub async fn run(self, mut told: mpsc::Receiver<Told>) {
         let recorder = recorder(self.client.clone(), self.identity.clone());
-        while let Some(record) = records.recv().await {
-            let Some(story) = story(&record) else { continue };
-            let (policy, pod) = (self.policy(&record), self.pod(&record));
+        while let Some(told) = told.recv().await {
+            let (story, policy, pod, action) = match &told {
+                Told::Command(record) => {
+                    let Some(story) = story(record) else { continue };
+                    let pod = self.pod(&record.decision.server);
+                    (story, self.policy(record), pod, record.decision.action.to_string())
+                }
+                Told::Odd(OddReport { server, note }) => {
+                    let story = Story { warning: true, reason: "ReportsDisagree", note: note.clone() };
+                    (story, None, self.pod(server), "Observe".to_owned())
+                }
+            };
             for (regarding, secondary) in [(&policy, &pod), (&pod, &policy)] {
                 let Some(regarding) = regarding else { continue };
                 let event = Event {
                     type_: if story.warning { EventType::Warning } else { EventType::Normal },
                     reason: story.reason.to_owned(),
                     note: Some(story.note.chars().take(NOTE_MAX_CHARS).collect()),
-                    action: record.decision.action.to_string(),
+                    action: action.clone(),
                     secondary: secondary.clone(),
                 };
                 match timeout(PATIENCE, recorder.publish(&event, regarding)).await {
@@ -76,8 +87,7 @@ impl Reporting {
         Some(reference(name, object))
     }
 
-    fn pod(&self, record: &Record) -> Option<ObjectReference> {
-        let server = &record.decision.server;
+    fn pod(&self, server: &ServerName) -> Option<ObjectReference> {
         let pods: Arc<BTreeMap<ServerName, ServerPod>> = self.pods.borrow().clone()?;
         let (namespace, name) = server.as_str().split_once('/')?;
         Some(ObjectReference {

@@ -6,12 +6,13 @@ mod request;
 mod snapshot;
 mod timeline;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hush_core::{Decision, GpuId, Labels, Memory, Plan, Policy, PolicyName, Reason, Settled, step};
+use hush_core::{Decision, GpuId, Labels, Memory, ModelKey, Plan, Policy, PolicyName, Reason, Settled, World, step};
 use jiff::Timestamp;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use others::Others;
@@ -20,14 +21,19 @@ pub use request::{Paused, Request};
 pub use snapshot::Snapshot;
 use timeline::{Timeline, same};
 
-use crate::act::{Audit, Backoff, Executor, Outcome, Record};
+use crate::act::{
+    Audit, Backoff, CommandLimits, Executor, LimitReached, Outcome, Recipient, Record, UnprovenUnloads, Verdict,
+};
 use crate::metrics::Metrics;
-use crate::observe::{Assembled, Frame, Store, Targets, assemble};
+use crate::observe::{Assembled, Disputes, Frame, OddReport, Store, Target, Targets, Trust, assemble};
 
 /// Samples that arrive together are looked at together.
 const COALESCE: Duration = Duration::from_millis(10);
 /// After a step the loop waits for so many times as long as it took.
 const STEP_SHARE: u32 = 10;
+
+/// A server that has shown nothing for so long after a report is judged by what it shows then.
+const REPORT_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long the loop waits before its next step, after one that took so long. Never longer than the interval: a step
 /// takes seconds only on a machine that stood still or that has no processor time left, and a controller that then waited
@@ -47,6 +53,15 @@ pub struct Inputs {
     pub requests: mpsc::Receiver<Request>,
 }
 
+/// What people are told by Events.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// A command that was sent, when it has ended.
+    Command(Box<Record>),
+    /// A server whose report of a card does not agree with those of others.
+    Odd(OddReport),
+}
+
 /// What goes out.
 pub struct Outputs {
     pub executor: Executor,
@@ -57,7 +72,7 @@ pub struct Outputs {
     pub readiness: Readiness,
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// Each command that was sent, when it has ended.
-    pub records: Option<mpsc::UnboundedSender<Record>>,
+    pub records: Option<mpsc::Sender<Told>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +80,7 @@ pub struct LoopSettings {
     /// Without news the loop steps so often all the same: timers run out.
     pub interval: Duration,
     pub stale_after: Duration,
+    pub trust: Trust,
 }
 
 pub struct Loop {
@@ -74,6 +90,13 @@ pub struct Loop {
     memory: Memory,
     others: Others,
     backoff: Backoff,
+    disputes: Disputes,
+    /// As they were told last.
+    odd: Vec<OddReport>,
+    unproven: UnprovenUnloads,
+    limits: CommandLimits,
+    /// Of the cards in the last step.
+    card_totals: HashMap<GpuId, u64>,
     paused: BTreeMap<PolicyName, Paused>,
     timeline: Timeline,
     last_plan: Plan,
@@ -90,6 +113,11 @@ impl Loop {
             memory: Memory::default(),
             others: Others::default(),
             backoff: Backoff::default(),
+            disputes: Disputes::default(),
+            odd: Vec::new(),
+            unproven: UnprovenUnloads::default(),
+            limits: CommandLimits::default(),
+            card_totals: HashMap::new(),
             paused: BTreeMap::new(),
             timeline: Timeline::default(),
             last_plan: Plan::default(),
@@ -137,10 +165,14 @@ impl Loop {
         let namespaces = self.inputs.namespaces.borrow_and_update().clone();
         let seen = self.inputs.store.all();
         self.backoff.retain(|server| targets.contains_key(server));
-        let frame = Frame { now: begun, stale_after: self.settings.stale_after, namespaces: &namespaces };
-        let backoff = &self.backoff;
-        let Assembled { world, problems, outdated } =
-            assemble(&frame, &targets, &seen, |key| backoff.holds(begun, key));
+        self.limits.retain(|server| targets.contains_key(server));
+        let Self { settings: LoopSettings { stale_after, trust, .. }, backoff, disputes, .. } = self;
+        let frame = Frame { now: begun, stale_after: *stale_after, namespaces: &namespaces, trust: *trust };
+        let Assembled { world, problems, outdated, odd } =
+            assemble(&frame, &targets, &seen, disputes, |key| backoff.holds(begun, key));
+        self.tell_odd(odd);
+        self.card_totals = world.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.total_bytes)).collect();
+        self.compare_reports(begun, &world);
         let in_force = self.in_force(now, &policies);
         for key in self.others.observe(now, &world, &mut self.memory) {
             tracing::warn!(server = %key.server, model = key.model, "its own controller does not act: others stand in for it");
@@ -150,10 +182,13 @@ impl Loop {
         for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
             if self.outputs.executor.is_for_another(decision) {
                 self.others.expect(now, decision);
+            } else if let Err(limit) = self.limits.take(begun, &decision.server) {
+                self.withhold(begun, decision, limit);
             } else if let Some(target) = targets.get(&decision.server) {
                 // Every model in the world came from a target.
                 self.others.sent(decision.key());
-                self.outputs.executor.submit(now, decision.clone(), target.url.clone(), None);
+                let recipient = self.recipient(decision, target);
+                self.outputs.executor.submit(now, decision.clone(), recipient, None);
             }
         }
         plan.decisions.iter().filter(|decision| decision.dry_run).for_each(|d| self.timeline.would(now, d));
@@ -226,7 +261,48 @@ impl Loop {
         let Some(target) = targets.get(&decision.server) else { return };
         self.memory.commanded(now, &decision);
         self.others.sent(decision.key());
-        self.outputs.executor.submit(now, decision, target.url.clone(), Some(to));
+        let recipient = self.recipient(&decision, target);
+        self.outputs.executor.submit(now, decision, recipient, Some(to));
+    }
+
+    fn recipient(&self, decision: &Decision, target: &Target) -> Recipient {
+        let card_total_bytes = decision.gpu.as_ref().and_then(|gpu| self.card_totals.get(gpu)).copied();
+        Recipient { url: target.url.clone(), card_total_bytes }
+    }
+
+    /// Each server once, while it stays odd on that card.
+    fn tell_odd(&mut self, odd: Vec<OddReport>) {
+        let servers = |odd: &[OddReport]| odd.iter().map(|odd| odd.server.clone()).collect::<BTreeSet<_>>();
+        let before = servers(&self.odd);
+        for report in odd.iter().filter(|report| !before.contains(&report.server)) {
+            let Some(records) = &self.outputs.records else { continue };
+            if let Err(TrySendError::Full(_)) = records.try_send(Told::Odd(report.clone())) {
+                self.outputs.metrics.events_dropped_total.inc();
+            }
+        }
+        self.odd = odd;
+    }
+
+    /// Servers that said that they have unloaded a model, and their samples.
+    fn compare_reports(&mut self, begun: Instant, world: &World) {
+        for (key, verdict) in self.unproven.compare(begun, world) {
+            if verdict == Verdict::NoEffect {
+                let ModelKey { server, model } = &key;
+                tracing::warn!(%server, model, "the server said that it unloaded the model, and shows it as before");
+                self.outputs.metrics.commands_without_effect_total.inc();
+            }
+            self.backoff.note(begun, &key, verdict);
+        }
+        self.unproven.forget_before(begun, REPORT_PATIENCE);
+    }
+
+    /// A server for which there are too many commands is no candidate for a while: others leave in its stead.
+    fn withhold(&mut self, begun: Instant, decision: &Decision, limit: LimitReached) {
+        self.outputs.metrics.commands_limited_total.with_label_values(&[limit.label()]).inc();
+        self.memory.settle(&decision.key(), Settled::Nothing);
+        if limit == LimitReached::OneServer {
+            self.backoff.note(begun, &decision.key(), Verdict::Failed);
+        }
     }
 
     /// The policies, those that are paused in dry run.
@@ -262,6 +338,9 @@ impl Loop {
         if let Some(verdict) = record.outcome.verdict().filter(|_| by_rule) {
             self.backoff.note(Instant::now(), &key, verdict);
         }
+        if let (Outcome::Unloaded { .. }, Some(generation)) = (&record.outcome, record.decision.if_generation) {
+            self.unproven.reported(key.clone(), generation, Instant::now());
+        }
         if let (Settled::Unloaded { .. }, Some(gpu)) = (how, &record.decision.gpu) {
             self.look_again(gpu);
         }
@@ -271,8 +350,10 @@ impl Loop {
             return;
         }
         if let Some(records) = &self.outputs.records {
-            // Whoever wrote them to somewhere is gone.
-            let _ = records.send(record);
+            // Where Events cannot be written as fast as commands end, the audit log has them all.
+            if let Err(TrySendError::Full(_)) = records.try_send(Told::Command(Box::new(record))) {
+                self.outputs.metrics.events_dropped_total.inc();
+            }
         }
     }
 

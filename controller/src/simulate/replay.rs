@@ -159,6 +159,7 @@ impl<'a> Card<'a> {
             total_bytes: self.hardware.gpu_bytes,
             used_bytes: used,
             sample_age: Duration::ZERO,
+            disputed: false,
         };
         let models = self.guests.iter().map(|(name, guest)| self.model(now, name, guest)).collect();
         World { stale_after: STEP * 3, gpus: vec![gpu], models, namespaces: BTreeMap::new() }

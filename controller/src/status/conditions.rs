@@ -103,6 +103,7 @@ fn pressure(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Co
     let foreign = with(|plan| plan.reason == Some(GpuReason::ForeignPressure));
     let hard = with(|plan| plan.pressure == Pressure::Hard);
     let soft = with(|plan| plan.pressure == Pressure::Soft);
+    let disputed = with(|plan| plan.reason == Some(GpuReason::ReportsDisagree));
     let unknown = with(|plan| plan.pressure == Pressure::Unknown);
     if !foreign.is_empty() {
         let message = format!(
@@ -114,6 +115,9 @@ fn pressure(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Co
         condition(PRESSURE, "True", "HardPressure", format!("memory is very short on {}", some(hard)))
     } else if !soft.is_empty() {
         condition(PRESSURE, "True", "SoftPressure", format!("memory is short on {}", some(soft)))
+    } else if !disputed.is_empty() {
+        let message = format!("the servers of {} do not agree on its memory: nothing is decided by it", some(disputed));
+        condition(PRESSURE, "Unknown", "ReportsDisagree", message)
     } else if !unknown.is_empty() {
         condition(PRESSURE, "Unknown", "MetricsStale", format!("no fresh figures of {}", some(unknown)))
     } else {

@@ -45,6 +45,8 @@ struct Gpu {
     used: Bytes,
     #[serde(default)]
     sample_age: Time,
+    #[serde(default)]
+    disputed: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -138,6 +140,7 @@ impl Gpu {
             total_bytes: self.total.0,
             used_bytes: self.used.0,
             sample_age: self.sample_age.0,
+            disputed: self.disputed,
         }
     }
 }

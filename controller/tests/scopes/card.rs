@@ -96,6 +96,7 @@ impl Card {
             total_bytes: CARD_GIB * GIB,
             used_bytes: CARD_GIB * GIB - self.available(newest),
             sample_age: millis(now - newest),
+            disputed: false,
         };
         let models = (0..self.guests.len()).map(|place| self.look(place, looks[place], late[place], now)).collect();
         World { stale_after: STALE_AFTER, gpus: vec![card], models, namespaces: BTreeMap::new() }

@@ -113,6 +113,7 @@ impl SlowController {
             total_bytes: CARD_GIB * GIB,
             used_bytes,
             sample_age: millis(age),
+            disputed: false,
         });
         World { stale_after: STALE_AFTER, gpus: gpus.collect(), models: models.collect(), namespaces: BTreeMap::new() }
     }

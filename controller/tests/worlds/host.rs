@@ -197,6 +197,7 @@ impl Host {
                 total_bytes: device.total_bytes,
                 used_bytes,
                 sample_age: Duration::from_millis(now - at),
+                disputed: false,
             })
         });
         let models = self.models.iter().flatten();

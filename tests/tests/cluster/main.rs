@@ -9,6 +9,7 @@ mod expired;
 mod faults;
 mod governs;
 mod harness;
+mod hostile;
 mod leaders;
 mod lease;
 mod plugin;

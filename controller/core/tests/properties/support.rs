@@ -40,6 +40,7 @@ pub fn gpu(uuid: &str, available_bytes: u64) -> Gpu {
         total_bytes: 24 * GIB,
         used_bytes: 24 * GIB - available_bytes,
         sample_age: Duration::ZERO,
+        disputed: false,
     }
 }
 
