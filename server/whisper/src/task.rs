@@ -44,8 +44,8 @@ pub struct TranscribeOptions {
     pub compression_ratio_threshold: Option<f32>,
     pub logprob_threshold: Option<f32>,
     pub no_speech_threshold: Option<f32>,
-    /// Tokens of all candidates together that the temperatures behind the first may cost for each window; `None`: as many as
-    /// they take.
+    /// Tokens of all candidates together that the temperatures behind the first may cost for each window of 30 s, and less in
+    /// proportion where its audio is so short that it can hold little text; `None`: as many as they take.
     #[serde(default = "fallback_tokens")]
     pub fallback_tokens: Option<usize>,
     /// Seconds that they may take; `None`: as long as they take.
@@ -102,7 +102,7 @@ impl Default for TranscribeOptions {
 /// Default of [`TranscribeOptions::fallback_tokens`]: twice five candidates of the greatest length, or more shorter ones.
 pub const FALLBACK_TOKENS: usize = 2_400;
 /// Default of [`TranscribeOptions::fallback_seconds`].
-pub const FALLBACK_SECONDS: f32 = 10.0;
+pub const FALLBACK_SECONDS: f32 = 20.0;
 
 fn fallback_tokens() -> Option<usize> {
     Some(FALLBACK_TOKENS)

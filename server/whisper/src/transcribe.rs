@@ -355,7 +355,12 @@ impl Run<'_> {
                 candidates => candidates?,
             };
             let longest = candidates.iter().map(|candidate| candidate.tokens.len()).max().unwrap_or(0);
-            budget.get_or_insert_with(|| FallbackBudget::new(options.fallback_tokens, options.fallback_seconds));
+            budget.get_or_insert_with(|| {
+                // Of a whole window; less audio has less text.
+                let tokens =
+                    options.fallback_tokens.map(|tokens| tokens.saturating_mul(most).div_ceil((context / 2).max(1)));
+                FallbackBudget::new(tokens, options.fallback_seconds)
+            });
             if attempt > 0
                 && let Some(budget) = &mut budget
             {
