@@ -10,6 +10,11 @@ const LEAST_FRAMES: usize = 20;
 /// Sound that stops so many frames before the end of a window does not go on behind it.
 const PAUSE_FRAMES: usize = 50;
 
+/// The first time of a window's text is at most a second behind its start, whatever silence there is: a window that begins
+/// with so much more is begun later, so near to the sound.
+const LATE_FRAMES: usize = 150;
+const LEAD_FRAMES: usize = 20;
+
 /// What to do with a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hearing {
@@ -27,7 +32,10 @@ pub(crate) fn look(samples: &[f32], is_last: bool) -> Hearing {
         .map(|(index, _)| index)
         .collect();
     if sounding.len() >= LEAST_FRAMES {
-        return Hearing::Worthwhile;
+        return match sounding.first() {
+            Some(first) if *first >= LATE_FRAMES => Hearing::Skip(first - LEAD_FRAMES),
+            _ => Hearing::Worthwhile,
+        };
     }
     let frames = samples.len().div_ceil(HOP);
     // A word that has just begun is heard with the next window.
@@ -61,7 +69,8 @@ mod tests {
 
     #[test]
     fn some_sound_is_heard() {
-        assert_eq!(look(&window(1_000..1_020), false), Hearing::Worthwhile);
+        assert_eq!(look(&window(140..160), false), Hearing::Worthwhile);
+        assert_eq!(look(&window(150..170), false), Hearing::Skip(130));
         assert_eq!(look(&[0.5; 20 * HOP], true), Hearing::Worthwhile);
         // A click, or two.
         assert_eq!(look(&window([5, 6, 1_500]), false), Hearing::Skip(3_000));

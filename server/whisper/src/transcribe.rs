@@ -400,8 +400,8 @@ impl Run<'_> {
         let Some(threshold) = options.no_speech_threshold.map(f64::from) else { return Doubt::None };
         let confident = options.logprob_threshold.is_some_and(|least| decoded.avg_logprob > f64::from(least));
         let speechless = decoded.no_speech_prob > threshold;
-        // Not even the last temperature was sure of its text.
-        let unsure = decoded.temperature > 0.0 && below(decoded.avg_logprob, options.logprob_threshold);
+        // No temperature gave a text that is likely and does not repeat itself.
+        let unsure = options.temperatures.len() > 1 && needs_fallback(decoded, options);
         if speechless && !confident || unsure && decoded.no_speech_prob > threshold / 2.0 {
             Doubt::Silence
         } else if speechless || unsure {

@@ -267,7 +267,9 @@ fn nothing_is_written_for_silence_and_no_time_is_behind_the_end() {
         // Little audio, whatever it is.
         assert_eq!(write(vec![0.3; 3_000]).text(), "");
         // A window of three frames, and silent windows before and behind.
-        for (before, behind) in [(0, 480_480 - 11_761), (480_000, 0), (960_000, 960_000), (479_000, 480_000)] {
+        for (before, behind) in
+            [(0, 480_480 - 11_761), (79_040, 0), (480_000, 0), (960_000, 960_000), (479_000, 480_000)]
+        {
             let kept = write(padded(before, behind));
             assert!(kept.text().starts_with(" Clean"), "{before} {behind}: {}", kept.text());
             assert!(
