@@ -14,8 +14,8 @@ const PRUNED: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
     /// `false` for the `.en` models.
-    is_multilingual: bool,
-    has_pruned_decoder: bool,
+    pub is_multilingual: bool,
+    pub has_pruned_decoder: bool,
 }
 
 impl Abilities {
