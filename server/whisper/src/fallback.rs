@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn short_audio_has_little_text() {
         assert_eq!(most_tokens(0.0, 224), 32);
-        assert_eq!(most_tokens(1.1, 224), 87);
+        assert_eq!(most_tokens(1.0, 224), 82);
         assert_eq!(most_tokens(30.0, 224), 224);
     }
 
