@@ -104,3 +104,144 @@ fn ffmpeg_reads_what_the_built_in_decoders_cannot() {
         assert!(like > 0.95, "{name}: {like}");
     }
 }
+
+/// Formats that only ffmpeg reads, as ffmpeg writes or as their makers describe them.
+#[test]
+fn ffmpeg_reads_rare_formats_too() {
+    if !has_ffmpeg() {
+        return;
+    }
+    let original = decoded(fixture("audio/en-3.wav"));
+    let pcm = |swap: bool| -> Vec<u8> {
+        let bytes = original.iter().map(|sample| ((sample * 32_768.0) as i16).to_le_bytes());
+        bytes.flat_map(|[low, high]| if swap { [high, low] } else { [low, high] }).collect()
+    };
+    let text = |text: &str, length: usize| {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.resize(length, b'\n');
+        bytes
+    };
+    let rate = 16_000_u32;
+    let count = original.len() as u32;
+    // NIST SPHERE (TIMIT, LDC).
+    let sphere = text(
+        &format!(
+            "NIST_1A\n   1024\nsample_count -i {count}\nsample_n_bytes -i 2\nchannel_count -i 1\n\
+             sample_byte_format -s2 01\nsample_rate -i {rate}\nsample_coding -s3 pcm\nend_head\n"
+        ),
+        1_024,
+    );
+    // Portable Voice Format (vgetty).
+    let pvf = format!("PVF1\n1 {rate} 16\n").into_bytes();
+    // Audio Visual Research (Atari): 128 bytes of header, big-endian.
+    let mut avr = b"2BIT".to_vec();
+    avr.resize(12, 0);
+    for word in [0_u16, 16, 0xffff] {
+        avr.extend_from_slice(&word.to_be_bytes());
+    }
+    avr.resize(22, 0);
+    avr.extend_from_slice(&rate.to_be_bytes());
+    avr.extend_from_slice(&count.to_be_bytes());
+    avr.resize(128, 0);
+    // Ensoniq Paris: a header of 2 KiB.
+    let words = [0_u32, 1, rate, 0, 1].map(u32::to_le_bytes).concat();
+    let mut paf = [&b"fap "[..], &words].concat();
+    paf.resize(2_048, 0);
+    // Psion: A-law at 8 kHz.
+    let mut wve = b"ALawSoundFile**\0\x0f\x10\0\0\0\0\x01".to_vec();
+    wve.resize(32, 0);
+    let halved = original.chunks_exact(2).map(|two| a_law((two[0] + two[1]) / 2.0)).collect();
+    let files = [
+        ("SPHERE", [sphere, pcm(false)]),
+        ("PVF", [pvf, pcm(true)]),
+        ("AVR", [avr, pcm(true)]),
+        ("PAF", [paf, pcm(false)]),
+        ("WVE", [wve, halved]),
+    ];
+    for (name, parts) in files {
+        let bytes = parts.concat();
+        let heard = decode_with(bytes, &DecodeOptions::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (late, like) = shift_near(&original, &samples(&heard), 0, 50);
+        assert!(like > 0.9, "{name}: like {like}, late {late}");
+    }
+}
+
+/// As ITU-T G.711 has it.
+fn a_law(sample: f32) -> u8 {
+    let magnitude = (sample.abs() * 4_096.0).min(4_095.0) as u32;
+    let exponent = (32 - magnitude.leading_zeros()).saturating_sub(5).min(7);
+    let mantissa = (magnitude >> exponent.max(1)) & 0x0f;
+    let sign = if sample < 0.0 { 0 } else { 0x80 };
+    (sign | (exponent as u8) << 4 | mantissa as u8) ^ 0x55
+}
+
+/// Every format that ffmpeg itself can write and that keeps sound.
+#[test]
+fn ffmpeg_reads_what_it_writes() {
+    if !has_ffmpeg() {
+        return;
+    }
+    let original = decoded(fixture("audio/en-3.wav"));
+    let dir = tempfile::tempdir().unwrap();
+    let wav = fixtures().join("audio/en-3.wav");
+    let kinds = [
+        ("dv", "-f lavfi -i color=red:s=720x576:r=25:d=1.2 -target pal-dv"),
+        ("au", ""),
+        ("w64", ""),
+        ("rm", "-c:a ac3 -ar 32000"),
+        ("asf", "-c:a wmav1 -ar 32000"),
+        ("avi", "-c:a mp2"),
+        ("flv", "-c:a mp3 -ar 22050"),
+        ("mpg", "-c:a mp2"),
+        ("nut", "-c:a pcm_s16le"),
+        ("mxf", "-f mxf_opatom -ar 48000"),
+        ("wv", ""),
+        ("tta", ""),
+        ("voc", ""),
+        ("sox", ""),
+        ("ircam", ""),
+        ("spdif", "-c:a ac3 -ar 48000 -f spdif"),
+        ("gsm", "-c:a libgsm -ar 8000"),
+        ("oma", "-c:a atrac3 -ar 44100"),
+        ("amr", "-c:a libopencore_amrnb -ar 8000"),
+        ("dts", "-c:a dca -strict -2 -ar 48000"),
+        ("rso", "-c:a pcm_u8"),
+        ("dfpwm", "-c:a dfpwm"),
+        ("eac3", "-c:a eac3 -ar 48000"),
+        ("truehd", "-c:a truehd -strict -2 -ar 48000"),
+        ("mka", "-c:a wavpack"),
+        ("wtv", "-c:a mp2 -ar 48000"),
+        ("swf", "-c:a mp3 -ar 44100"),
+        ("caf", "-c:a adpcm_ima_qt"),
+        ("g722", "-c:a g722"),
+    ];
+    let mut heard_kinds = 0;
+    for (extension, options) in kinds {
+        let path = dir.path().join(format!("speech.{extension}"));
+        let made = std::process::Command::new("ffmpeg")
+            .args(["-nostdin", "-v", "quiet", "-y", "-i"])
+            .arg(&wav)
+            .args(options.split_whitespace())
+            .arg(&path)
+            .status();
+        // Not every ffmpeg can write all of them.
+        if !made.is_ok_and(|status| status.success()) {
+            println!("{extension}: not written here");
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        match decode_with(bytes, &DecodeOptions::default()) {
+            Ok(pcm) => {
+                // Some encoders are late and some containers early.
+                let heard = [vec![0.0; 2_500], samples(&pcm)].concat();
+                let (late, like) = shift_near(&original, &heard, 2_500, 1_200);
+                println!("{extension}: like {like:.3}, late {late}");
+                assert!(like > 0.8, "{extension}: like {like}");
+                heard_kinds += 1;
+            }
+            // Raw streams say nothing of what they are.
+            Err(error) => assert!(["dfpwm", "g722", "gsm", "rso"].contains(&extension), "{extension}: {error}"),
+        }
+    }
+    assert!(heard_kinds >= 12, "{heard_kinds}");
+}

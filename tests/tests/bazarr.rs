@@ -49,7 +49,7 @@ fn subtitles_of_a_slow_upload_while_the_model_loads() -> Result<()> {
     }
     let answer = http::read_response(stream)?;
     assert_eq!(answer.status, 200, "{}", answer.text());
-    assert_eq!(answer.text(), "1\n00:00:00,000 --> 00:00:00,760\nClean the light.\n\n");
+    assert_eq!(answer.text(), "1\n00:00:00,000 --> 00:00:00,735\nClean the light.\n\n");
     assert_eq!(answer.header("content-disposition"), Some("attachment; filename=\"audio_file.srt\""));
     assert_eq!(first.join().map_err(|_| anyhow::anyhow!("the other client panicked"))??.status, 200);
     Ok(())

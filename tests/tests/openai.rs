@@ -33,8 +33,8 @@ fn every_format() -> Result<()> {
     let saw = client(&server, "formats")?;
     assert_eq!(saw["json"], SAID);
     assert_eq!(saw["text"], format!("{SAID}\n"));
-    assert_eq!(saw["srt"], format!("1\n00:00:00,000 --> 00:00:00,760\n{SAID}\n\n"));
-    assert_eq!(saw["vtt"], format!("WEBVTT\n\n00:00.000 --> 00:00.760\n{SAID}\n\n"));
+    assert_eq!(saw["srt"], format!("1\n00:00:00,000 --> 00:00:00,735\n{SAID}\n\n"));
+    assert_eq!(saw["vtt"], format!("WEBVTT\n\n00:00.000 --> 00:00.735\n{SAID}\n\n"));
     assert_eq!(saw["pcm"], SAID, "raw samples");
     let verbose = &saw["verbose"];
     assert_eq!((&verbose["type"], &verbose["language"]), (&json!("TranscriptionVerbose"), &json!("english")));

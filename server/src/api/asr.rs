@@ -11,6 +11,7 @@ use super::error::ApiError;
 use super::header::{quote, quote_unprintable};
 use super::openapi::{AsrParameters, AudioForm, AudioRefusals};
 use super::query::AsrQuery;
+use super::work::WARNING;
 use crate::format::{Format, JsonShape, Writer};
 use crate::job::Transcription;
 
@@ -28,6 +29,7 @@ use crate::job::Transcription;
             content_type = "text/plain; charset=utf-8",
             headers(
                 ("Asr-Engine" = String, description = "The engine whose JSON this is."),
+                ("Hush-Warning" = String, description = "What may be wrong with the text: the model was not trained for the task."),
                 ("Content-Disposition" = String, description = "The name of the upload with the form at its end."),
             )),
         AudioRefusals,
@@ -44,6 +46,7 @@ pub async fn asr(
     let (query, upload) = state.receive(&head.headers, body, query).await?;
     let file_name = format!("{}.{}", quote(&upload.file_name), quote_unprintable(&query.output));
     state.check_vad(&query.options)?;
+    let warning = state.check_abilities(&*speech, &query.options)?;
     let format = format(&query.output, state.config.json_shape);
     let words = query.words(state.config.json_shape);
     let pcm = state.decode(upload, query.encode).await?;
@@ -63,7 +66,9 @@ pub async fn asr(
     ];
     // As a stream, so that it has no Content-Length, as the peer's has none.
     let body = Body::from_stream(stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from(text))]));
-    Ok((headers, body).into_response())
+    let mut response = (headers, body).into_response();
+    response.headers_mut().extend(warning.map(|warning| (WARNING, warning)));
+    Ok(response)
 }
 
 /// Whatever is unknown is text, as in the peer.

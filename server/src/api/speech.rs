@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use hush_contract::ModelState;
 use hush_whisper::model_dir::TOKENIZER;
 use hush_whisper::tokenizer::Tokenizer;
-use hush_whisper::{LanguageProbability, ModelDir, Segment, TranscribeOptions, Transcript};
+use hush_whisper::{Abilities, LanguageProbability, ModelDir, Segment, TranscribeOptions, Transcript};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,11 @@ pub trait Speech: Send + Sync + 'static {
     /// For requests that do not say otherwise.
     fn defaults(&self) -> TranscribeOptions {
         TranscribeOptions::default()
+    }
+
+    /// What it was trained for; `None` where that is not known yet: the engine refuses what it cannot do.
+    fn abilities(&self) -> Option<Abilities> {
+        None
     }
 
     /// What keeps it from ever answering (its files, the runtime library, a server that ends), one line each. Empty
@@ -64,6 +69,7 @@ pub struct ServedModel {
     library: PathBuf,
     shutdown: CancellationToken,
     defaults: TranscribeOptions,
+    abilities: Option<Abilities>,
     /// Read when the first request wants it: few do.
     vocabulary: OnceCell<Arc<Vocabulary>>,
 }
@@ -87,8 +93,10 @@ impl Vocabulary {
 impl ServedModel {
     /// `dir`: the model's own; `library`: the runtime's. Without either it will never load.
     pub fn new(handle: ModelHandle, dir: PathBuf, library: PathBuf, shutdown: CancellationToken) -> Self {
+        let manifest = ModelDir::open(&dir).ok();
+        let abilities = manifest.map(|model| Abilities::new(&model.manifest().config, &model.manifest().tokens));
         let defaults = TranscribeOptions::default();
-        Self { handle, dir, library, shutdown, defaults, vocabulary: OnceCell::new() }
+        Self { handle, dir, library, shutdown, defaults, abilities, vocabulary: OnceCell::new() }
     }
 
     /// How it decodes where a request does not say.
@@ -117,6 +125,10 @@ impl Speech for ServedModel {
 
     fn defaults(&self) -> TranscribeOptions {
         self.defaults.clone()
+    }
+
+    fn abilities(&self) -> Option<Abilities> {
+        self.abilities
     }
 
     fn missing(&self) -> Vec<String> {

@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use hush_whisper::TranscribeOptions;
 use tokio_util::sync::CancellationToken;
 
 use super::ApiState;
 use super::error::{ApiError, FieldError};
+use super::speech::Speech;
 use super::upload::{self, FormFile, Upload, Wanted};
 use crate::audio::{self, DecodeOptions, Pcm};
 use crate::job::JobError;
 use crate::request;
+
+/// A header that says what may be wrong with an answer.
+pub(super) const WARNING: HeaderName = HeaderName::from_static("hush-warning");
 
 /// The form of whisper-asr-webservice; everything but the file is in the query.
 const AUDIO_FILE: Wanted = Wanted { file: "audio_file", keeps: |_| false };
@@ -43,6 +47,21 @@ impl ApiState {
     /// Refuses `vad_filter` where the operator has not installed what it needs.
     pub(super) fn check_vad(&self, options: &TranscribeOptions) -> Result<(), ApiError> {
         if options.vad.is_some() && !self.config.has_vad { Err(ApiError::NoVad) } else { Ok(()) }
+    }
+
+    /// Refuses what the model was not trained for, before anything is decoded or loaded. What it does badly is a warning,
+    /// which goes into the log and into [`WARNING`].
+    pub(super) fn check_abilities(
+        &self,
+        speech: &dyn Speech,
+        options: &TranscribeOptions,
+    ) -> Result<Option<HeaderValue>, ApiError> {
+        let Some(abilities) = speech.abilities() else { return Ok(None) };
+        abilities.check(options).map_err(|error| JobError::Invalid(error.to_string()))?;
+        Ok(abilities.warning(options).map(|warning| {
+            tracing::warn!(model = speech.model(), "{warning}");
+            HeaderValue::from_static(warning)
+        }))
     }
 
     /// The samples of an upload; without `encode` they are what it holds.

@@ -1,6 +1,5 @@
 //! Files through symphonia: container -> packets -> samples -> mono -> 16 kHz.
 
-use std::fmt::Write as _;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -15,12 +14,15 @@ use symphonia::core::errors::Error as SymphoniaError;
 use symphonia::core::formats::probe::Hint;
 use symphonia::core::formats::well_known::{FORMAT_ID_ISOMP4, FORMAT_ID_MKV, FORMAT_ID_WAVE};
 use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
-use symphonia::core::io::{MediaSource, MediaSourceStream, ReadBytes};
+use symphonia::core::io::{MediaSource, MediaSourceStream, ReadBytes, ReadOnlySource};
 use symphonia::core::meta::MetadataOptions;
 use symphonia::core::packet::Packet;
-use symphonia::core::units::{Duration, TimeBase};
+use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
-use super::headers;
+use super::clock::ContainerClock;
+use super::headers::{self, Span};
+use super::likeness;
+use super::mp4::{self, TrackTiming};
 use super::output::{MAX_CHANGES, Output, too_many_changes};
 use super::pcm::{Pcm, PcmWriter};
 use super::{AudioError, KeepGoing};
@@ -51,55 +53,139 @@ pub(super) fn decode(
     writer: PcmWriter,
     keep_going: &KeepGoing<'_>,
 ) -> Result<Decoded, AudioError> {
+    if let Some(files) = headers::wav_files(input) {
+        return decode_wav_files(input, &files, writer, keep_going);
+    }
     let failure = Failure::default();
-    let probe = |is_seekable: bool| {
-        let source = Input {
-            reader: input.open(),
-            len_bytes: input.len_bytes(),
-            is_seekable,
-            keep_going,
-            failure: failure.clone(),
-        };
-        let stream = MediaSourceStream::new(Box::new(source), Default::default());
-        let mut hint = Hint::new();
-        if let Some(extension) = file_name.and_then(|name| Path::new(name).extension()).and_then(|ext| ext.to_str()) {
-            hint.with_extension(extension);
-        }
-        // Covers and lyrics are of no use here: pictures are skipped, tags kept short.
-        let metadata =
-            MetadataOptions::default().limit_visual_bytes(Limit::Maximum(0)).limit_tag_bytes(Limit::Maximum(64 << 10));
-        symphonia::default::get_probe().probe(&hint, stream, FormatOptions::default(), metadata)
-    };
-    let probed = match probe(true) {
-        Ok(format) => Ok(format),
-        Err(error) => {
-            failure.check()?;
-            // A file that was cut off fails on its index, which is at the end. As a stream of unknown length, nobody
-            // looks for it.
-            probe(false).map_err(|_| error)
-        }
-    };
-    let mut format = match probed {
-        Ok(format) => format,
-        Err(error) => {
-            failure.check()?;
-            return Err(match error {
-                // A container that was recognised and makes no sense.
-                SymphoniaError::DecodeError(reason) => AudioError::Malformed { reason: reason.to_owned() },
-                _ => AudioError::Unrecognised { hint: describe(input, file_name) },
-            });
-        }
-    };
-
-    let mut track = Track::open(&*format, input)?;
+    let whole = Span { start: 0, end: input.len_bytes() };
+    let format = open(input, whole, file_name, keep_going, &failure)?;
+    let track = Track::open(&*format, Some(input))?;
     if track.is_wanted && format.format_info().format == FORMAT_ID_WAVE && track.declared_frames != Some(0) {
         // Its reader stands where the samples begin.
         let start_bytes = format.into_inner().pos();
         let pcm = writer.found(input, start_bytes, track.declared_frames)?.ok_or(AudioError::NoSamples)?;
         return Ok(Decoded { pcm, is_whole: true });
     }
-    let edit = (format.format_info().format == FORMAT_ID_ISOMP4).then(|| headers::mp4_edit(input, track.id)).flatten();
-    let mut output = Output::new(writer, edit);
+    let timing =
+        (format.format_info().format == FORMAT_ID_ISOMP4).then(|| mp4::track_timing(input, track.id)).flatten();
+    let mut output = Output::new(writer);
+    let is_cut = timing.as_ref().is_some_and(|timing| !timing.cuts.is_empty());
+    let (declared_seconds, is_pcm) = (track.declared_seconds, track.is_pcm);
+    let stopped_early = listen(format, track, timing, Some(input), &mut output, &failure, keep_going)?;
+    let pcm = output.finish()?;
+    // A demuxer may lose its way without a word, so a clean end is compared with the headers as well, unless an edit
+    // hides a part. PCM has nothing more to find.
+    let expected = declared_seconds.filter(|_| !is_pcm && (stopped_early || !is_cut));
+    let is_whole =
+        expected.is_none_or(|seconds| (0.9 * seconds..=1.1 * seconds + 1.0).contains(&pcm.duration_seconds()));
+    Ok(Decoded { pcm, is_whole })
+}
+
+/// One behind the other. What comes after the first and cannot be read is left out.
+fn decode_wav_files(
+    input: &Spooled,
+    files: &[Span],
+    writer: PcmWriter,
+    keep_going: &KeepGoing<'_>,
+) -> Result<Decoded, AudioError> {
+    let failure = Failure::default();
+    let mut output = Output::new(writer);
+    for (index, file) in files.iter().enumerate() {
+        let mut hear = || {
+            let format = open(input, *file, None, keep_going, &failure)?;
+            let track = Track::open(&*format, None)?;
+            listen(format, track, None, None, &mut output, &failure, keep_going)
+        };
+        match hear() {
+            Ok(_) => {}
+            Err(error) if index > 0 && error.is_worth_ffmpeg() => {
+                tracing::warn!(%error, file = index + 1, "one of several WAV files in an upload is left out");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Decoded { pcm: output.finish()?, is_whole: true })
+}
+
+/// What ffmpeg writes: Matroska with one track of samples, on the clock of the upload.
+pub(super) fn decode_stream(
+    stream: impl Read + Send + Sync,
+    writer: PcmWriter,
+    keep_going: &KeepGoing<'_>,
+) -> Result<Pcm, AudioError> {
+    let failure = Failure::default();
+    let source = Box::new(ReadOnlySource::new(stream));
+    let format = probe(source, None).map_err(|error| match error {
+        SymphoniaError::IoError(error) => AudioError::from(error),
+        _ => AudioError::NoSamples,
+    })?;
+    let track = Track::open(&*format, None)?;
+    let mut output = Output::new(writer);
+    let timing = Some(TrackTiming::default());
+    listen(format, track, timing, None, &mut output, &failure, keep_going)?;
+    output.finish()
+}
+
+fn probe<'a>(
+    source: Box<dyn MediaSource + 'a>,
+    file_name: Option<&str>,
+) -> Result<Box<dyn FormatReader + 'a>, SymphoniaError> {
+    let stream = MediaSourceStream::new(source, Default::default());
+    let mut hint = Hint::new();
+    if let Some(extension) = file_name.and_then(|name| Path::new(name).extension()).and_then(|ext| ext.to_str()) {
+        hint.with_extension(extension);
+    }
+    // Covers and lyrics are of no use here: pictures are skipped, tags kept short.
+    let metadata =
+        MetadataOptions::default().limit_visual_bytes(Limit::Maximum(0)).limit_tag_bytes(Limit::Maximum(64 << 10));
+    symphonia::default::get_probe().probe(&hint, stream, FormatOptions::default(), metadata)
+}
+
+fn open<'a>(
+    input: &'a Spooled,
+    part: Span,
+    file_name: Option<&str>,
+    keep_going: &'a KeepGoing<'a>,
+    failure: &Failure,
+) -> Result<Box<dyn FormatReader + 'a>, AudioError> {
+    let source = |is_seekable| Box::new(Input::new(input, part, is_seekable, keep_going, failure.clone()));
+    let probed = match probe(source(true), file_name) {
+        Ok(format) => Ok(format),
+        Err(error) => {
+            failure.check()?;
+            // A file that was cut off fails on its index, which is at the end. As a stream of unknown length, nobody
+            // looks for it.
+            probe(source(false), file_name).map_err(|_| error)
+        }
+    };
+    probed.or_else(|error| {
+        failure.check()?;
+        Err(match error {
+            // A container that was recognised and makes no sense.
+            SymphoniaError::DecodeError(reason) => AudioError::Malformed { reason: reason.to_owned() },
+            _ => AudioError::Unrecognised { hint: likeness::describe(input, file_name) },
+        })
+    })
+}
+
+/// Decodes a track to its end; whether that came too early. `timing`: what the headers say of when it is heard; `input`:
+/// where the default track of a further stream can be looked up.
+fn listen(
+    mut format: Box<dyn FormatReader + '_>,
+    mut track: Track,
+    timing: Option<TrackTiming>,
+    input: Option<&Spooled>,
+    output: &mut Output,
+    failure: &Failure,
+    keep_going: &KeepGoing<'_>,
+) -> Result<bool, AudioError> {
+    let mut clock = match &timing {
+        Some(timing) => ContainerClock::starting_at(timing.origin),
+        None => ContainerClock::default(),
+    };
+    let mut timing = timing.unwrap_or_default();
+    output.show_only(std::mem::take(&mut timing.cuts));
+    let other_tracks = other_tracks(&*format, track.id);
     let mut stopped_early = false;
     let (mut good, mut bad, mut demux_errors, mut changes) = (0_u64, 0_u64, 0, 0);
     let mut last_error = None;
@@ -119,6 +205,7 @@ pub(super) fn decode(
                     return Err(too_many_changes());
                 }
                 track = Track::open(&*format, input)?;
+                clock.restart();
                 continue;
             }
             // The file is shorter than it says: what there is counts, as for ffmpeg.
@@ -139,13 +226,21 @@ pub(super) fn decode(
         };
         demux_errors = 0;
         if packet.track_id != track.id {
+            let base = other_tracks.iter().find(|(id, _)| *id == packet.track_id);
+            if let Some((_, base)) = base {
+                clock.saw_other_track(time_of(*base, packet.pts));
+            }
             continue;
         }
         match track.decoder.decode(&packet) {
             Ok(buffer) => {
                 good += 1;
                 if buffer.frames() > 0 {
-                    output.take(&buffer, track.is_float_pcm)?;
+                    let silence = track.time_base.map_or(0.0, |base| {
+                        let time = timing.seconds(packet.pts.get(), time_of(base, packet.pts));
+                        clock.silence_before(time, output.position_seconds())
+                    });
+                    output.take(&buffer, track.is_float_pcm, silence)?;
                 }
             }
             Err(SymphoniaError::ResetRequired) => track.decoder.reset(),
@@ -166,13 +261,18 @@ pub(super) fn decode(
         );
         return Err(AudioError::Malformed { reason });
     }
-    let pcm = output.finish()?;
-    // A demuxer may lose its way without a word, so a clean end is compared with the headers as well, unless an edit
-    // hides a part. PCM has nothing more to find.
-    let expected = track.declared_seconds.filter(|_| !track.is_pcm && (stopped_early || edit.is_none()));
-    let is_whole =
-        expected.is_none_or(|seconds| (0.9 * seconds..=1.1 * seconds + 1.0).contains(&pcm.duration_seconds()));
-    Ok(Decoded { pcm, is_whole })
+    Ok(stopped_early)
+}
+
+/// Tracks whose first packet may begin the container's time: not subtitles, which may begin anywhere.
+fn other_tracks(format: &dyn FormatReader, heard: u32) -> Vec<(u32, TimeBase)> {
+    let tracks = format.tracks().iter().filter(|track| track.id != heard);
+    let tracks = tracks.filter(|track| track.track_type() != Some(TrackType::Subtitle));
+    tracks.filter_map(|track| Some((track.id, track.time_base?))).collect()
+}
+
+fn time_of(base: TimeBase, timestamp: Timestamp) -> f64 {
+    timestamp.get() as f64 * f64::from(base.numer.get()) / f64::from(base.denom.get())
 }
 
 /// The track that is listened to.
@@ -190,10 +290,10 @@ struct Track {
 
 impl Track {
     /// The default audio track, or the first one whose codec has a name.
-    fn open(format: &dyn FormatReader, input: &Spooled) -> Result<Self, AudioError> {
-        let marked = (format.format_info().format == FORMAT_ID_MKV)
-            .then(|| headers::matroska_default_audio(input))
-            .flatten()
+    fn open(format: &dyn FormatReader, input: Option<&Spooled>) -> Result<Self, AudioError> {
+        let marked = input
+            .filter(|_| format.format_info().format == FORMAT_ID_MKV)
+            .and_then(headers::matroska_default_audio)
             .and_then(|number| format.tracks().iter().find(|track| track.id == number))
             .filter(|track| track.track_type() == Some(TrackType::Audio));
         let track = marked
@@ -259,22 +359,6 @@ fn codec_name(codec: AudioCodecId) -> String {
     }
 }
 
-/// For a person who wonders what was sent.
-fn describe(input: &Spooled, file_name: Option<&str>) -> String {
-    let mut start = [0; 8];
-    let n = start.len().min(usize::try_from(input.len_bytes()).unwrap_or(start.len()));
-    let mut text = file_name.map(|name| format!("named `{name}`, ")).unwrap_or_default();
-    text.push_str("starts with");
-    match input.read_exact_at(&mut start[..n], 0) {
-        Ok(()) => start[..n].iter().for_each(|byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, " {byte:02x}");
-        }),
-        Err(_) => text.push_str(" unreadable bytes"),
-    }
-    text
-}
-
 /// What ended the reading, if it was not the audio's fault: symphonia flattens errors of its source.
 #[derive(Clone, Default)]
 struct Failure(Arc<Mutex<Option<AudioError>>>);
@@ -290,12 +374,25 @@ impl Failure {
     }
 }
 
+/// A part of an upload as symphonia reads it.
 struct Input<'a> {
     reader: SpoolReader,
-    len_bytes: u64,
+    part: Span,
+    /// Of the next byte, from the start of the part.
+    position: u64,
     is_seekable: bool,
     keep_going: &'a KeepGoing<'a>,
     failure: Failure,
+}
+
+impl<'a> Input<'a> {
+    fn new(input: &Spooled, part: Span, is_seekable: bool, keep_going: &'a KeepGoing<'a>, failure: Failure) -> Self {
+        Self { reader: input.open(), part, position: 0, is_seekable, keep_going, failure }
+    }
+
+    fn len_bytes(&self) -> u64 {
+        self.part.end - self.part.start
+    }
 }
 
 impl Read for Input<'_> {
@@ -304,13 +401,25 @@ impl Read for Input<'_> {
         if !(self.keep_going)() {
             return Err(self.failure.set(AudioError::Cancelled));
         }
-        self.reader.read(out).map_err(|error| self.failure.set(error.into()))
+        let left = self.len_bytes().saturating_sub(self.position);
+        let most = usize::try_from(left).map_or(out.len(), |left| left.min(out.len()));
+        let read = (self.reader.seek(SeekFrom::Start(self.part.start + self.position)))
+            .and_then(|_| self.reader.read(&mut out[..most]))
+            .map_err(|error| self.failure.set(error.into()))?;
+        self.position += read as u64;
+        Ok(read)
     }
 }
 
 impl Seek for Input<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.reader.seek(to)
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::End(delta) => self.len_bytes().checked_add_signed(delta),
+            SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
     }
 }
 
@@ -320,6 +429,6 @@ impl MediaSource for Input<'_> {
     }
 
     fn byte_len(&self) -> Option<u64> {
-        self.is_seekable.then_some(self.len_bytes)
+        self.is_seekable.then(|| self.len_bytes())
     }
 }

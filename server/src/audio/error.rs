@@ -29,9 +29,9 @@ pub enum AudioError {
     OddRawLength { bytes: u64 },
     #[error("the audio is longer than the limit of {limit_seconds} s")]
     TooLong { limit_seconds: u64 },
-    /// The built-in decoders could not read it and ffmpeg refused it as well; its last words.
-    #[error("the audio could not be decoded; ffmpeg says: {stderr}")]
-    Ffmpeg { stderr: String },
+    /// The built-in decoders could not read it and ffmpeg failed on it as well; its last lines.
+    #[error("the audio could not be decoded ({hint}); ffmpeg says: {stderr}")]
+    Ffmpeg { hint: String, stderr: String },
     #[error("ffmpeg did not finish within {seconds} s")]
     FfmpegTimeout { seconds: u64 },
     #[error("ffmpeg could not be run: {0}")]

@@ -1,106 +1,62 @@
-//! Two things that symphonia 0.6 does not take from the headers of a file: which Matroska track is the default one when
-//! that is left unsaid (the value left out is "yes"), and the edit list of an MP4 (which hides the delay of the encoder,
-//! and what its maker has cut away). Whatever looks odd here is left to symphonia: these functions only ever add.
+//! What symphonia 0.6 does not take from the headers of a file: which Matroska track is the default one when that is left
+//! unsaid (the value left out is "yes"), and where WAV files follow each other in one. For MP4 see [`super::mp4`].
+//! Whatever looks odd here is left to symphonia: these functions only ever add.
 
 use crate::spool::Spooled;
 
+const MAX_WAV_FILES: usize = 1_000;
 /// Elements looked at before giving up.
-const MAX_ELEMENTS: usize = 10_000;
+pub(super) const MAX_ELEMENTS: usize = 10_000;
 
-/// What an MP4 track shows of its samples.
+/// What an MP4 track shows of its samples: after a pause and after samples that stay hidden, samples that are heard.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Edit {
+pub(super) struct Cut {
+    pub pause_seconds: f64,
     pub skip_seconds: f64,
     /// All that follows when `None`.
     pub keep_seconds: Option<f64>,
 }
 
-fn bytes_at<const N: usize>(input: &Spooled, at: u64) -> Option<[u8; N]> {
+pub(super) fn bytes_at<const N: usize>(input: &Spooled, at: u64) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     input.read_exact_at(&mut bytes, at).ok()?;
     Some(bytes)
 }
 
-fn u32_at(input: &Spooled, at: u64) -> Option<u32> {
+pub(super) fn u32_at(input: &Spooled, at: u64) -> Option<u32> {
     bytes_at(input, at).map(u32::from_be_bytes)
 }
 
-fn u64_at(input: &Spooled, at: u64) -> Option<u64> {
+pub(super) fn u64_at(input: &Spooled, at: u64) -> Option<u64> {
     bytes_at(input, at).map(u64::from_be_bytes)
 }
 
 /// A part of the file.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    start: u64,
-    end: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub start: u64,
+    pub end: u64,
 }
 
-// MP4: boxes of a 32-bit size (1: a 64-bit one follows, 0: to the end), a name and a body.
-
-fn boxes(input: &Spooled, within: Span) -> impl Iterator<Item = ([u8; 4], Span)> + '_ {
-    let mut at = within.start;
-    std::iter::from_fn(move || {
-        if at >= within.end {
-            return None;
-        }
-        let name = bytes_at::<4>(input, at + 4)?;
-        let (size, header) = match u32_at(input, at)? {
-            0 => (within.end - at, 8),
-            1 => (u64_at(input, at + 8)?, 16),
-            size => (u64::from(size), 8),
-        };
-        let end = at.checked_add(size).filter(|_| size >= header)?.min(within.end);
-        let body = Span { start: at + header, end };
-        at = end;
-        Some((name, body))
-    })
-    .take(MAX_ELEMENTS)
-}
-
-fn child(input: &Spooled, within: Span, name: &[u8; 4]) -> Option<Span> {
-    boxes(input, within).find(|(found, _)| found == name).map(|(_, body)| body)
-}
-
-/// The edit of the track with this id, when it is one stretch; lists of several are left alone.
-pub(super) fn mp4_edit(input: &Spooled, track_id: u32) -> Option<Edit> {
-    let moov = child(input, Span { start: 0, end: input.len_bytes() }, b"moov")?;
-    let (_, trak) = boxes(input, moov).filter(|(name, _)| name == b"trak").find(|(_, trak)| {
-        child(input, *trak, b"tkhd").and_then(|tkhd| {
-            let version = bytes_at::<1>(input, tkhd.start)?[0];
-            u32_at(input, tkhd.start + if version == 1 { 20 } else { 12 })
-        }) == Some(track_id)
-    })?;
-    let timescale = |header: Span| {
-        let version = bytes_at::<1>(input, header.start)?[0];
-        u32_at(input, header.start + if version == 1 { 20 } else { 12 }).filter(|scale| *scale > 0).map(f64::from)
+/// The WAV files that lie one behind the other in `input`, if there are several: symphonia, and ffmpeg too, hear only the
+/// first. Headers of streams say no length; what follows those is their own.
+pub(super) fn wav_files(input: &Spooled) -> Option<Vec<Span>> {
+    let whole = input.len_bytes();
+    let is_wav = |at: u64| {
+        let (riff, form) = (bytes_at::<4>(input, at), at.checked_add(8).and_then(|at| bytes_at::<4>(input, at)));
+        riff == Some(*b"RIFF") && form == Some(*b"WAVE")
     };
-    let movie_scale = timescale(child(input, moov, b"mvhd")?)?;
-    let track_scale = timescale(child(input, child(input, trak, b"mdia")?, b"mdhd")?)?;
-    let elst = child(input, child(input, trak, b"edts")?, b"elst")?;
-    let version = bytes_at::<1>(input, elst.start)?[0];
-    let entry_bytes = if version == 1 { 20 } else { 12 };
-    let mut stretches = Vec::new();
-    for i in 0..u64::from(u32_at(input, elst.start + 4)?).min(8) {
-        let at = elst.start + 8 + i * entry_bytes;
-        let (duration, media_time) = if version == 1 {
-            (u64_at(input, at)?, u64_at(input, at + 8)?.cast_signed())
-        } else {
-            (u64::from(u32_at(input, at)?), i64::from(u32_at(input, at + 4)?.cast_signed()))
-        };
-        // An empty edit is a pause before the track, which `ffmpeg -f s16le` does not write either.
-        if media_time >= 0 {
-            stretches.push((duration, media_time));
-        }
+    let mut files = Vec::new();
+    let mut start = 0;
+    while files.len() < MAX_WAV_FILES && is_wav(start) {
+        let size = u64::from(u32::from_le_bytes(bytes_at::<4>(input, start + 4)?));
+        let end = start + 8 + size;
+        // Chunks lie at even places; not every writer keeps to that.
+        let next = [end + size % 2, end].into_iter().find(|at| is_wav(*at)).unwrap_or(whole);
+        files.push(Span { start, end: next.min(whole) });
+        start = next;
     }
-    match stretches.as_slice() {
-        [(duration, media_time)] => Some(Edit {
-            skip_seconds: *media_time as f64 / track_scale,
-            // Zero: a fragmented file, whose length was not known.
-            keep_seconds: (*duration > 0).then_some(*duration as f64 / movie_scale),
-        }),
-        _ => None,
-    }
+    (files.len() > 1).then_some(files)
 }
 
 // Matroska: elements of an id, a size (both of variable length) and a body.

@@ -35,21 +35,126 @@ impl DownMix {
         weights.iter_mut().for_each(|weight| *weight /= sum);
         (count > 0).then_some(Self { weights })
     }
+}
+
+/// A mix that is so much quieter than its loudest channel alone would be in it was cancelled: -8 dB, which two channels
+/// reach only where one is nearly the other turned upside down. Uncorrelated channels stay above 0 dB.
+const CANCELLED: f64 = 0.4;
+/// From here on channels are mixed again.
+const AGREES: f64 = 0.6;
+/// Levels are means over about this time.
+const MEMORY_SECONDS: f64 = 0.25;
+/// What is quieter than this says nothing of how channels relate.
+const QUIET: f64 = 1e-4;
+/// Frames between two looks at the levels.
+const LOOK_FRAMES: usize = 1_024;
+/// A change from the mix to a channel, or back, takes this long.
+const FADE_SECONDS: f32 = 0.01;
+
+/// Mixes, unless the channels cancel each other out (one recorded with its wires swapped): then the louder one is heard.
+#[derive(Clone, Debug)]
+pub(super) struct Mixer {
+    mix: DownMix,
+    /// Share of the old in a mean, per frame, as a logarithm.
+    decay: f64,
+    /// Mean squares of the mix and of each channel with its weight.
+    mixed: f64,
+    channels: Vec<f64>,
+    /// The channel that is heard instead of the mix.
+    alone: Option<usize>,
+    before: Option<usize>,
+    /// How much of what was heard before a change is still heard, and how fast that fades.
+    fading: f32,
+    fade_step: f32,
+}
+
+impl Mixer {
+    /// `None` without channels.
+    pub(super) fn new(channels: &Channels, hertz: u32) -> Option<Self> {
+        let mix = DownMix::new(channels)?;
+        let channels = vec![0.0; mix.weights.len()];
+        let decay = -1.0 / (MEMORY_SECONDS * f64::from(hertz.max(1)));
+        let fade_step = 1.0 / (FADE_SECONDS * hertz.max(1) as f32);
+        Some(Self { mix, decay, mixed: 0.0, channels, alone: None, before: None, fading: 0.0, fade_step })
+    }
 
     /// Appends one sample per frame of `interleaved`.
-    pub(super) fn mix(&self, interleaved: &[f32], mono: &mut Vec<f32>) {
-        match self.weights.as_slice() {
+    pub(super) fn mix(&mut self, interleaved: &[f32], mono: &mut Vec<f32>) {
+        let count = self.channels.len();
+        if count == 1 {
             // Mono stays as it is, to the bit.
-            [_] => mono.extend_from_slice(interleaved),
-            [left, right] => {
-                let (frames, _) = interleaved.as_chunks::<2>();
-                mono.extend(frames.iter().map(|frame| frame[0] * left + frame[1] * right));
+            mono.extend_from_slice(interleaved);
+            return;
+        }
+        for frames in interleaved.chunks(LOOK_FRAMES * count) {
+            let at = mono.len();
+            match self.mix.weights.as_slice() {
+                [left, right] => {
+                    let (frames, _) = frames.as_chunks::<2>();
+                    mono.extend(frames.iter().map(|frame| frame[0] * left + frame[1] * right));
+                }
+                weights => mono.extend(
+                    frames
+                        .chunks_exact(count)
+                        .map(|frame| frame.iter().zip(weights).map(|(sample, weight)| sample * weight).sum::<f32>()),
+                ),
             }
-            weights => mono.extend(
-                interleaved
-                    .chunks_exact(weights.len())
-                    .map(|frame| frame.iter().zip(weights).map(|(sample, weight)| sample * weight).sum::<f32>()),
-            ),
+            self.look(frames, &mono[at..]);
+            if self.alone.is_some() || self.fading > 0.0 {
+                self.replace(frames, &mut mono[at..]);
+            }
+        }
+    }
+
+    /// Brings the levels up to date, and decides what is heard.
+    fn look(&mut self, frames: &[f32], mixed: &[f32]) {
+        if mixed.is_empty() {
+            return;
+        }
+        let keep = (self.decay * mixed.len() as f64).exp();
+        let mean = |square: f64| square / mixed.len() as f64;
+        let square = |sample: f32| f64::from(sample * sample);
+        self.mixed = keep * self.mixed + (1.0 - keep) * mean(mixed.iter().copied().map(square).sum());
+        let count = self.channels.len();
+        for (channel, (level, weight)) in self.channels.iter_mut().zip(&self.mix.weights).enumerate() {
+            let sum: f64 = frames.chunks_exact(count).map(|frame| square(frame[channel] * weight)).sum();
+            *level = keep * *level + (1.0 - keep) * mean(sum);
+        }
+        let Some((loudest, level)) = self.channels.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1))
+        else {
+            return;
+        };
+        if level.sqrt() < QUIET {
+            return;
+        }
+        let ratio = (self.mixed / level).sqrt();
+        let heard = match self.alone {
+            None if ratio < CANCELLED => Some(loudest),
+            // Not to and fro between channels that are equally loud.
+            Some(alone) if ratio < AGREES && self.channels[alone] * 4.0 >= level => Some(alone),
+            Some(_) if ratio < AGREES => Some(loudest),
+            _ => None,
+        };
+        if heard != self.alone {
+            self.fading = 1.0;
+            self.before = self.alone;
+            self.alone = heard;
+        }
+    }
+
+    /// Puts what is heard in the place of the mix.
+    fn replace(&mut self, frames: &[f32], mono: &mut [f32]) {
+        let count = self.channels.len();
+        for (frame, sample) in frames.chunks_exact(count).zip(mono) {
+            let of = |channel: Option<usize>| channel.map_or(*sample, |channel| frame[channel]);
+            let heard = of(self.alone);
+            *sample = if self.fading > 0.0 {
+                let faded = heard + (of(self.before) - heard) * self.fading;
+                self.fading -= self.fade_step;
+                faded
+            } else {
+                heard
+            };
         }
     }
 }
@@ -100,5 +205,68 @@ mod tests {
         }
         assert_eq!(DownMix::new(&Channels::None), None);
         assert_eq!(DownMix::new(&Channels::Discrete(0)), None);
+    }
+
+    const HERTZ: u32 = 16_000;
+
+    fn sine(at: usize, frequency: f32) -> f32 {
+        (at as f32 * frequency * std::f32::consts::TAU / HERTZ as f32).sin()
+    }
+
+    /// Two seconds of two channels.
+    fn mixed(frame: impl Fn(usize) -> [f32; 2]) -> (Vec<f32>, Vec<f32>) {
+        let stereo = Channels::Positioned(Position::FRONT_LEFT | Position::FRONT_RIGHT);
+        let mut mixer = Mixer::new(&stereo, HERTZ).unwrap();
+        let interleaved: Vec<f32> = (0..2 * HERTZ as usize).flat_map(frame).collect();
+        let mut mono = Vec::new();
+        // In pieces of odd lengths, as packets come.
+        for piece in interleaved.chunks(2 * 777) {
+            mixer.mix(piece, &mut mono);
+        }
+        (interleaved, mono)
+    }
+
+    fn rms(samples: &[f32]) -> f32 {
+        (samples.iter().map(|sample| sample * sample).sum::<f32>() / samples.len() as f32).sqrt()
+    }
+
+    #[test]
+    fn channels_that_cancel_out_leave_the_louder_one() {
+        let (stereo, mono) = mixed(|at| [0.3 * sine(at, 440.0), -0.32 * sine(at, 440.0)]);
+        let expected: Vec<f32> = stereo.chunks_exact(2).map(|frame| frame[1]).collect();
+        assert_eq!(mono[HERTZ as usize..], expected[HERTZ as usize..]);
+        assert!(rms(&mono[..1_000]) > 0.15, "from the start");
+    }
+
+    #[test]
+    fn channels_that_differ_are_mixed_to_the_bit() {
+        let frames: [fn(usize) -> [f32; 2]; 5] = [
+            |at| [0.3 * sine(at, 440.0), 0.0],
+            |at| [0.3 * sine(at, 440.0), 0.3 * sine(at, 440.0)],
+            |at| [0.3 * sine(at, 440.0), 0.3 * sine(at, 523.0)],
+            // Wide, as music is.
+            |at| [0.3 * sine(at, 440.0), -0.3 * sine(at, 440.0) + 0.3 * sine(at, 523.0)],
+            |at| [1e-5 * sine(at, 440.0), -1e-5 * sine(at, 440.0)],
+        ];
+        for frame in frames {
+            let (stereo, mono) = mixed(frame);
+            let expected: Vec<f32> = stereo.chunks_exact(2).map(|frame| frame[0] * 0.5 + frame[1] * 0.5).collect();
+            assert_eq!(mono, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_heard_changes_without_a_click() {
+        // The second half is in phase again.
+        let (_, mono) = mixed(|at| {
+            let sign = if at < HERTZ as usize { -1.0 } else { 1.0 };
+            [0.3 * sine(at, 100.0), sign * 0.3 * sine(at, 100.0)]
+        });
+        for half in mono.chunks_exact(HERTZ as usize) {
+            assert!(rms(half) > 0.19, "{}", rms(half));
+        }
+        let step = mono.windows(2).map(|two| (two[1] - two[0]).abs()).fold(0.0, f32::max);
+        // A sine of 100 Hz changes by 0.012 from one sample to the next.
+        assert!(step < 0.025, "{step}");
     }
 }

@@ -9,11 +9,15 @@
 //! ```
 //! Everything here blocks: call it from a blocking task.
 
+mod clock;
 mod container;
+mod cuts;
 mod error;
 mod ffmpeg;
 mod headers;
+mod likeness;
 mod mix;
+mod mp4;
 mod output;
 mod pcm;
 mod resample;
@@ -75,6 +79,15 @@ pub fn decode(
         let spool = SpoolOptions { memory_bytes: options.memory_bytes, limit_bytes: None, dir: options.dir.clone() };
         PcmWriter::new(spool, options.limit_seconds)
     };
+    let by_ffmpeg = || ffmpeg::decode(&options.ffmpeg, input, writer(), options.ffmpeg_timeout, keep_going);
+    if likeness::is_foreign(input) {
+        match by_ffmpeg() {
+            Ok(Some(pcm)) => return Ok(pcm),
+            Err(error) if !error.is_client_fault() || matches!(error, AudioError::TooLong { .. }) => return Err(error),
+            // Without ffmpeg, or where it fails, something is better than nothing.
+            Ok(None) | Err(_) => {}
+        }
+    }
     // The one place where panics are caught: decoders of untrusted bytes have bugs (indexes, overflows), and one file
     // must not take the server down. Nothing that they touched outlives the call. Needs `panic = "unwind"`.
     let built_in = catch_unwind(AssertUnwindSafe(|| container::decode(input, file_name, writer(), keep_going)))
@@ -83,7 +96,7 @@ pub fn decode(
         Ok(container::Decoded { pcm, is_whole: true }) => return Ok(pcm),
         // A part may be lost on symphonia; ffmpeg may find its way past the damage.
         Ok(container::Decoded { pcm, is_whole: false }) => {
-            return match ffmpeg::decode(&options.ffmpeg, input, writer(), options.ffmpeg_timeout, keep_going) {
+            return match by_ffmpeg() {
                 Ok(Some(more)) if more.len_samples() > pcm.len_samples() => Ok(more),
                 Err(error @ (AudioError::Cancelled | AudioError::Spool(_) | AudioError::TooLong { .. })) => Err(error),
                 _ => {
@@ -95,7 +108,7 @@ pub fn decode(
         Err(error) if error.is_worth_ffmpeg() => error,
         Err(error) => return Err(error),
     };
-    match ffmpeg::decode(&options.ffmpeg, input, writer(), options.ffmpeg_timeout, keep_going) {
+    match by_ffmpeg() {
         Ok(Some(pcm)) => Ok(pcm),
         Ok(None) => Err(match error {
             AudioError::Unrecognised { hint } => {
@@ -103,8 +116,11 @@ pub fn decode(
             }
             error => error,
         }),
-        // It found nothing either: the first error says more.
+        // It found nothing either, or knows no more than that it is none of its formats: the first error says more.
         Err(AudioError::NoSamples) => Err(error),
+        Err(AudioError::Ffmpeg { stderr, .. }) => {
+            Err(AudioError::Ffmpeg { hint: likeness::describe(input, file_name), stderr })
+        }
         Err(error) => Err(error),
     }
 }

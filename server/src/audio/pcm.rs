@@ -154,13 +154,6 @@ impl PcmWriter {
         Ok(())
     }
 
-    /// Whole little-endian 16-bit samples.
-    pub(super) fn write_s16le(&mut self, bytes: &[u8]) -> Result<(), AudioError> {
-        self.count(bytes.len() as u64 / BYTES_PER_SAMPLE)?;
-        self.flush()?;
-        Ok(self.spool.write(bytes)?)
-    }
-
     pub(super) fn finish(mut self) -> Result<Pcm, AudioError> {
         self.flush()?;
         Ok(Pcm::whole(self.spool.finish()))

@@ -94,6 +94,19 @@ pub struct EngineArgs {
     /// Default: ffmpeg in PATH; without it such files are refused with an error that says so.
     #[arg(long, value_name = "PATH")]
     pub ffmpeg: Option<PathBuf>,
+
+    /// Tokens that a hard window of 30 s may cost at higher temperatures, of all candidates together; 0 is no limit.
+    ///
+    /// Text that is unlikely or repeats itself is tried again at higher temperatures. When this is spent, the best of what
+    /// was tried is taken, and the log says so. Shorter windows have less, in proportion. Default: 2400.
+    #[arg(long, value_name = "N")]
+    pub fallback_tokens: Option<usize>,
+
+    /// How long a hard window may take at higher temperatures; 0 is no limit. Default: 20s.
+    ///
+    /// As --fallback-tokens, for slow machines. What it cuts depends on how busy the machine is.
+    #[arg(long, value_name = "DURATION")]
+    pub fallback_time: Option<Span>,
 }
 
 #[derive(Args, Debug, Default)]

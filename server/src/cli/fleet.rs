@@ -52,7 +52,7 @@ impl Plan {
             site,
             card: card(found),
             aliases: own.aliases,
-            defaults: own.defaults,
+            defaults: settings.engine.fallback.apply(own.defaults),
         }
     }
 }

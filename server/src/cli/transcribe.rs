@@ -11,7 +11,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context, bail, ensure};
 use hush_log::{errorln, explain};
 use hush_whisper::vad::VadError;
-use hush_whisper::{Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOptions, runtime};
+use hush_whisper::{Abilities, Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOptions, runtime};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::cuda;
@@ -146,15 +146,19 @@ fn transcribe(
         task: settings.task.into(),
         language: settings.language.clone(),
         initial_prompt: settings.initial_prompt.clone(),
-        temperatures: search.temperature.map_or(defaults.temperatures, |temperature| vec![temperature]),
+        temperatures: search.temperature.map_or_else(|| defaults.temperatures.clone(), |temperature| vec![temperature]),
         best_of: search.best_of.unwrap_or(defaults.best_of),
         beam_size: search.beam_size,
         patience: search.patience,
         length_penalty: search.length_penalty,
         word_timestamps: settings.words != Words::Without,
         vad: settings.vad.clone(),
-        ..TranscribeOptions::default()
+        ..defaults
     };
+    let options = settings.engine.fallback.apply(options);
+    if let Some(warning) = Abilities::new(engine.config(), engine.special()).warning(&options) {
+        tracing::warn!("{warning}");
+    }
     let format = match settings.output {
         OutputFormat::Txt => Format::Txt,
         OutputFormat::Vtt => Format::Vtt,

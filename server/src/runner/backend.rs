@@ -77,6 +77,8 @@ fn failure(error: TranscribeError) -> WorkFailure {
         TranscribeError::UnknownLanguage { .. }
         | TranscribeError::InvalidOption { .. }
         | TranscribeError::EnglishOnly
+        | TranscribeError::EnglishOnlyLanguage { .. }
+        | TranscribeError::CannotTranslate
         | TranscribeError::Vad(VadError::NoModel) => WorkFailure::Invalid(error.to_string()),
         TranscribeError::Source(_)
         | TranscribeError::Tokenizer(_)

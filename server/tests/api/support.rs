@@ -17,7 +17,7 @@ use hush_server::audio::Pcm;
 use hush_server::job::{JobError, Transcription, Work};
 use hush_server::metrics::Metrics;
 use hush_server::serve::{ServeOptions, serve};
-use hush_whisper::{LanguageProbability, Segment, TranscribeOptions, Transcript};
+use hush_whisper::{Abilities, LanguageProbability, Segment, TranscribeOptions, Transcript};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -39,6 +39,7 @@ pub struct Fake {
     pub asked: Mutex<Vec<(Work, u64)>>,
     pub running: AtomicUsize,
     pub cancelled: AtomicUsize,
+    abilities: Option<Abilities>,
 }
 
 impl Fake {
@@ -52,7 +53,13 @@ impl Fake {
             asked: Mutex::default(),
             running: AtomicUsize::new(0),
             cancelled: AtomicUsize::new(0),
+            abilities: None,
         }
+    }
+
+    /// As a model that was trained for this.
+    pub fn able(self, abilities: Abilities) -> Self {
+        Self { abilities: Some(abilities), ..self }
     }
 
     /// Accepts jobs and ends none until the gate opens.
@@ -114,6 +121,10 @@ impl Speech for Fake {
 
     fn state(&self) -> ModelState {
         ModelState::Unloaded
+    }
+
+    fn abilities(&self) -> Option<Abilities> {
+        self.abilities
     }
 
     fn missing(&self) -> Vec<String> {

@@ -6,30 +6,39 @@
 //! PcmSource -> vad -> mel -> engine -> decoding -> timing -> transcribe -> Segment   (run: one owner of the sessions)
 //! ```
 
+mod abilities;
+mod bounds;
 pub mod checkpoint;
 pub mod cuda;
 pub mod decoding;
 pub mod engine;
+mod fallback;
 pub mod graph;
 pub mod install;
 pub mod language;
 pub mod mel;
 pub mod model_dir;
 mod onnx;
+mod options;
 mod parallel;
 pub mod runtime;
 pub mod segments;
+mod sound;
 pub mod task;
 pub mod timing;
 pub mod tokenizer;
 mod transcribe;
 pub mod vad;
 
+pub use abilities::Abilities;
 pub use engine::{Device, Engine, EngineOptions};
 pub use graph::Precision;
 pub use install::{InstallError, InstallOptions, Progress, install};
 pub use model_dir::{Manifest, ModelDir, ModelDirError};
-pub use task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, Task, TranscribeOptions, Transcript, Word};
+pub use task::{
+    FALLBACK_SECONDS, FALLBACK_TOKENS, FirstToken, LanguageProbability, PcmSource, Segment, Sink, Task,
+    TranscribeOptions, Transcript, Word,
+};
 pub use transcribe::{MOST_CANDIDATES, TranscribeError};
 pub use vad::VadOptions;
 

@@ -216,6 +216,13 @@ impl<'a> Spectrogram<'a> {
         self.audible / HOP as u64
     }
 
+    /// The samples of `count` frames from `seek`; silence behind the recording.
+    pub fn samples(&mut self, seek: u64, count: usize) -> io::Result<Vec<f32>> {
+        let mut samples = vec![0.0; count * HOP];
+        self.read(seek * HOP as u64, &mut samples)?;
+        Ok(samples)
+    }
+
     /// `out` is `[bins, 3000]`: `count` frames from `seek`, then zeros.
     pub fn window(&mut self, seek: u64, count: usize, out: &mut [f32]) -> io::Result<()> {
         let bins = self.mel.bins;

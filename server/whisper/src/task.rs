@@ -20,7 +20,7 @@ pub enum Task {
     Translate,
 }
 
-/// Options of one transcription; the default is the reference's default.
+/// Options of one transcription; the default is the reference's default, within the bounds of the fallback.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TranscribeOptions {
     pub task: Task,
@@ -44,6 +44,13 @@ pub struct TranscribeOptions {
     pub compression_ratio_threshold: Option<f32>,
     pub logprob_threshold: Option<f32>,
     pub no_speech_threshold: Option<f32>,
+    /// Tokens of all candidates together that the temperatures behind the first may cost for each window of 30 s, and less in
+    /// proportion where its audio is so short that it can hold little text; `None`: as many as they take.
+    #[serde(default = "fallback_tokens")]
+    pub fallback_tokens: Option<usize>,
+    /// Seconds that they may take; `None`: as long as they take.
+    #[serde(default = "fallback_seconds")]
+    pub fallback_seconds: Option<f32>,
     pub without_timestamps: bool,
     /// Whether segments get their words, and times that agree with them.
     #[serde(default)]
@@ -79,6 +86,8 @@ impl Default for TranscribeOptions {
             compression_ratio_threshold: Some(2.4),
             logprob_threshold: Some(-1.0),
             no_speech_threshold: Some(0.6),
+            fallback_tokens: fallback_tokens(),
+            fallback_seconds: fallback_seconds(),
             without_timestamps: false,
             word_timestamps: false,
             prepend_punctuations: prepend_punctuations(),
@@ -88,6 +97,19 @@ impl Default for TranscribeOptions {
             seed: 0,
         }
     }
+}
+
+/// Default of [`TranscribeOptions::fallback_tokens`]: twice five candidates of the greatest length, or more shorter ones.
+pub const FALLBACK_TOKENS: usize = 2_400;
+/// Default of [`TranscribeOptions::fallback_seconds`].
+pub const FALLBACK_SECONDS: f32 = 20.0;
+
+fn fallback_tokens() -> Option<usize> {
+    Some(FALLBACK_TOKENS)
+}
+
+fn fallback_seconds() -> Option<f32> {
+    Some(FALLBACK_SECONDS)
 }
 
 fn prepend_punctuations() -> String {

@@ -115,6 +115,11 @@ impl Tokenizer {
         String::from_utf8_lossy(&text).into_owned()
     }
 
+    /// As [`Self::decode`], without what is no character: a token may be a part of one, and a text may end there.
+    pub fn text(&self, tokens: impl IntoIterator<Item = u32>) -> String {
+        whole_characters(&self.decode(tokens))
+    }
+
     /// The tokens of `text`. What looks like a special token is text like any other.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoder = self.encoder()?;
@@ -156,6 +161,11 @@ fn byte_of_char() -> Vec<Option<u8>> {
         }
     }
     table
+}
+
+/// `text` without the character that stands for broken ones.
+pub fn whole_characters(text: &str) -> String {
+    text.replace(char::REPLACEMENT_CHARACTER, "")
 }
 
 /// Python's `str.strip()`.
@@ -202,6 +212,7 @@ mod tests {
         let party = tokenizer.encode("🎉").unwrap();
         assert!(party.len() > 1);
         assert_eq!(tokenizer.decode(party[..1].iter().copied()), "\u{fffd}");
+        assert_eq!(tokenizer.text([440, party[0], 440]), tokenizer.text([440, 440]));
         assert_eq!(tokenizer.decode([u32::MAX, 60_000]), "");
     }
 

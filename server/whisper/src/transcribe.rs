@@ -3,27 +3,26 @@
 use std::{io, sync::Arc, time::Instant};
 
 use crate::{
-    decoding::{
-        Beam, DecodeError, Decoded, Frame, Prompt, Rules, Sampler, Search, language_probabilities, most_finished,
-        sampling::{self, Random},
-    },
+    abilities::Abilities,
+    bounds::BoundedSink,
+    decoding::{DecodeError, Decoded, Frame, Prompt, Rules, language_probabilities, sampling},
     engine::{Engine, Window},
+    fallback::{self, FallbackBudget, most_tokens},
     language,
     mel::{FRAMES_PER_SECOND, HOP, ScanError, Spectrogram, WINDOW_FRAMES},
     parallel,
     segments::{Advance, Piece, is_finished, split},
+    sound::{self, Hearing},
     task::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript},
     timing::{self, Aligned, Verdict},
     tokenizer::{TokenizerError, strip},
     vad::{self, Chunk, ChunkMap, SpeechModel, VadError, VadOptions},
 };
 
-/// More candidates or beams than this would only fill memory.
-pub const MOST_CANDIDATES: usize = 32;
+pub use crate::options::MOST_CANDIDATES;
+
 /// At higher temperatures than this, text is too wild to be the next window's prompt.
 const CALM: f32 = 0.5;
-/// More patience than this waits for sequences that never come.
-const MOST_PATIENCE: f32 = 100.0;
 const MEL_FRAMES_PER_TIMESTAMP: u64 = 2;
 const SECONDS_PER_TIMESTAMP: f64 = MEL_FRAMES_PER_TIMESTAMP as f64 * HOP as f64 / crate::SAMPLE_RATE as f64;
 
@@ -37,6 +36,10 @@ pub enum TranscribeError {
     InvalidOption { option: &'static str, problem: String },
     #[error("this model knows only English, so it cannot tell languages apart")]
     EnglishOnly,
+    #[error("this model knows only English, and was asked for `{code}` ({name}); take a model of all languages")]
+    EnglishOnlyLanguage { name: String, code: String },
+    #[error("this model knows only English, so it cannot translate; take a model of all languages")]
+    CannotTranslate,
     #[error("reading the audio failed: {0}")]
     Source(#[from] io::Error),
     #[error(transparent)]
@@ -75,86 +78,6 @@ impl From<DecodeError<ort::Error>> for TranscribeError {
     }
 }
 
-impl TranscribeOptions {
-    /// Refuses what no model could do.
-    pub fn validate(&self) -> Result<(), TranscribeError> {
-        let refuse = |option, problem: String| Err(TranscribeError::InvalidOption { option, problem });
-        if self.temperatures.is_empty() {
-            return refuse("temperatures", "must hold at least one temperature".into());
-        }
-        if let Some(wrong) = self.temperatures.iter().find(|t| !(0.0..=2.0).contains(*t)) {
-            return refuse("temperatures", format!("must lie between 0 and 2, got {wrong}"));
-        }
-        if !(1..=MOST_CANDIDATES).contains(&self.best_of) {
-            return refuse("best_of", format!("must lie between 1 and {MOST_CANDIDATES}, got {}", self.best_of));
-        }
-        self.validate_beams()?;
-        for (option, threshold) in [
-            ("compression_ratio_threshold", self.compression_ratio_threshold),
-            ("logprob_threshold", self.logprob_threshold),
-            ("no_speech_threshold", self.no_speech_threshold),
-        ] {
-            if threshold.is_some_and(f32::is_nan) {
-                return refuse(option, "must be a number".into());
-            }
-        }
-        self.validate_words()?;
-        if let Some(vad) = &self.vad {
-            vad.validate()?;
-        }
-        match &self.language {
-            Some(given) if language::code(given).is_none() => Err(TranscribeError::UnknownLanguage {
-                given: given.clone(),
-                hint: "give a code such as `en` or an English name such as `german`".into(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    fn validate_words(&self) -> Result<(), TranscribeError> {
-        let option = "hallucination_silence_threshold";
-        let problem = match self.hallucination_silence_threshold {
-            Some(_) if !self.word_timestamps => "needs `word_timestamps`".into(),
-            Some(wrong) if wrong.is_nan() || wrong < 0.0 => format!("must be 0 or more seconds, got {wrong}"),
-            _ => return Ok(()),
-        };
-        Err(TranscribeError::InvalidOption { option, problem })
-    }
-
-    fn validate_beams(&self) -> Result<(), TranscribeError> {
-        let refuse = |option, problem: String| Err(TranscribeError::InvalidOption { option, problem });
-        if let Some(wrong) = self.beam_size.filter(|size| !(1..=MOST_CANDIDATES).contains(size)) {
-            return refuse("beam_size", format!("must lie between 1 and {MOST_CANDIDATES}, got {wrong}"));
-        }
-        if let Some(patience) = self.patience {
-            let Some(beam_size) = self.beam_size else { return refuse("patience", "needs `beam_size`".into()) };
-            if !(0.0..=MOST_PATIENCE).contains(&patience) || most_finished(beam_size, Some(patience)) == 0 {
-                let problem = format!(
-                    "must lie between 0 and {MOST_PATIENCE} and wait for at least one of {beam_size} beams, got {patience}"
-                );
-                return refuse("patience", problem);
-            }
-        }
-        match self.length_penalty.filter(|penalty| !(0.0..=1.0).contains(penalty)) {
-            Some(wrong) => refuse("length_penalty", format!("must lie between 0 and 1, got {wrong}")),
-            None => Ok(()),
-        }
-    }
-
-    /// How one temperature searches: as the reference, beams only at zero and several candidates only above.
-    fn search(&self, frame: &Frame, temperature: f32, seek: u64, attempt: usize) -> Box<dyn Search> {
-        let frame = frame.clone();
-        if temperature > 0.0 {
-            let seed = Random::new(self.seed, &[seek, attempt as u64]).seed();
-            return Box::new(Sampler::draws(frame, temperature, self.best_of, seed));
-        }
-        match self.beam_size {
-            Some(size) => Box::new(Beam::new(frame, size, self.patience)),
-            None => Box::new(Sampler::greedy(frame)),
-        }
-    }
-}
-
 impl Engine {
     /// Writes what is said. Segments go to `sink` as each window is done. May be called on several threads at once:
     /// the requests share the decoder's steps.
@@ -165,8 +88,10 @@ impl Engine {
         sink: &mut dyn Sink,
     ) -> Result<Transcript, TranscribeError> {
         options.validate()?;
-        let Some(vad) = &options.vad else { return self.transcribe_all(source, options, sink) };
+        Abilities::new(self.config(), self.special()).check(options)?;
         let samples = source.len();
+        let sink: &mut dyn Sink = &mut BoundedSink::new(sink, samples);
+        let Some(vad) = &options.vad else { return self.transcribe_all(source, options, sink) };
         let chunks = self.spoken_chunks(source, vad, sink)?;
         if vad.parallel && !chunks.is_empty() {
             return parallel::transcribe(self, source, chunks, options, sink);
@@ -215,6 +140,7 @@ impl Engine {
             timings: Some(timings),
             history: History::default(),
             language: None,
+            speech_model: None,
         };
         let (language, language_probability) = run.language(sink)?;
         if let Some(prompt) = &options.initial_prompt {
@@ -270,6 +196,15 @@ struct Run<'a> {
     history: History,
     /// Language code and token that is written; the code also tells how words are set apart.
     language: Option<(String, u32)>,
+    /// For doubtful windows; opened with the first.
+    speech_model: Option<SpeechModel>,
+}
+
+/// Whether anything is said in a window that has a text.
+enum Doubt {
+    None,
+    Perhaps,
+    Silence,
 }
 
 /// The window that was listened to last.
@@ -314,13 +249,29 @@ impl Run<'_> {
         let mut seek = 0;
         while seek < self.content_frames {
             let size = (self.content_frames - seek).min(WINDOW_FRAMES as u64);
-            let decoded = self.decode(seek, size as usize, sink)?;
-            let next = if self.is_silence(&decoded) { seek + size } else { self.write(&decoded, seek, size, sink)? };
+            let next = self.window(seek, size, sink)?;
             // A model may say that nothing is done, and words may end where they began: the reference would try for ever.
             seek = if next > seek { next } else { seek + size };
             sink.progress(seconds(seek.min(self.content_frames)), total);
         }
         Ok(())
+    }
+
+    /// Writes what a window says; gives the frame where the next one begins.
+    fn window(&mut self, seek: u64, size: u64, sink: &mut dyn Sink) -> Result<u64, TranscribeError> {
+        let samples = self.spectrogram.samples(seek, size as usize)?;
+        if let Hearing::Skip(frames) = sound::look(&samples, seek + size >= self.content_frames) {
+            if !sink.keep_going() {
+                return Err(TranscribeError::Cancelled);
+            }
+            return Ok(seek + frames as u64);
+        }
+        let decoded = self.decode(seek, size as usize, sink)?;
+        match self.doubt(&decoded) {
+            Doubt::Silence => Ok(seek + size),
+            Doubt::Perhaps if !self.has_speech(samples, sink)? => Ok(seek + size),
+            Doubt::Perhaps | Doubt::None => self.write(&decoded, seek, size, sink),
+        }
     }
 
     fn listen(&mut self, seek: u64, size: usize) -> Result<&mut Window, TranscribeError> {
@@ -366,31 +317,109 @@ impl Run<'_> {
         }
         let prefill_seconds = started.elapsed().as_secs_f64();
         let prompt_length = prompt.tokens().len();
-        let frame = Frame { rules, end_of_text: special.eot, prompt_length, context };
+        let most = most_tokens(seconds(size as u64), context / 2);
+        let frame = Frame { rules, end_of_text: special.eot, prompt_length, context, most_sampled: most };
         if let Some(timings) = self.timings.take() {
             sink.first_token(FirstToken { prefill_seconds, ..timings });
         }
         let tokenizer = engine.tokenizer()?;
         let window = self.listen(seek, size)?;
-        let mut last = None;
+        let mut attempts = Vec::new();
+        let mut budget: Option<FallbackBudget> = None;
+        let mut is_cut = false;
         for (attempt, temperature) in options.temperatures.iter().copied().enumerate() {
-            let search = options.search(&frame, temperature, seek, attempt);
-            let candidates = window.decode(search, &mut || sink.keep_going())?;
+            let rows = options.rows(temperature);
+            let most_sampled = match &budget {
+                None => most,
+                Some(budget) => {
+                    let Some(most) = budget.tokens_for(rows, most) else {
+                        is_cut = true;
+                        break;
+                    };
+                    most
+                }
+            };
+            let search = options.search(&Frame { most_sampled, ..frame.clone() }, temperature, seek, attempt);
+            let mut is_late = false;
+            let candidates = window.decode(search, &mut || {
+                is_late = budget.as_ref().is_some_and(FallbackBudget::is_out_of_time);
+                !is_late && sink.keep_going()
+            });
+            let candidates = match candidates {
+                Err(DecodeError::Cancelled) if is_late => {
+                    // What words are aligned with is heard anew: the engine may still be leaving this search.
+                    self.heard = None;
+                    is_cut = true;
+                    break;
+                }
+                candidates => candidates?,
+            };
+            let longest = candidates.iter().map(|candidate| candidate.tokens.len()).max().unwrap_or(0);
+            budget.get_or_insert_with(|| {
+                // Of a whole window; less audio has less text.
+                let tokens =
+                    options.fallback_tokens.map(|tokens| tokens.saturating_mul(most).div_ceil((context / 2).max(1)));
+                FallbackBudget::new(tokens, options.fallback_seconds)
+            });
+            if attempt > 0
+                && let Some(budget) = &mut budget
+            {
+                budget.spend(rows, longest);
+            }
             let decoded = Decoded::best(candidates, options.length_penalty, special, tokenizer);
+            // Cut in the middle of its text, and not where the reference would cut it.
+            if most_sampled < most && decoded.tokens.len() >= most_sampled {
+                is_cut = true;
+                break;
+            }
             let decoded = Decoded { no_speech_prob, temperature, ..decoded };
-            let enough = !needs_fallback(&decoded, options);
-            last = Some(decoded);
-            if enough {
+            let is_enough = !needs_fallback(&decoded, options);
+            attempts.push(decoded);
+            if is_enough {
                 break;
             }
         }
-        last.ok_or_else(|| TranscribeError::InvalidOption { option: "temperatures", problem: "is empty".into() })
+        let tried = attempts.len();
+        let chosen =
+            if is_cut { fallback::best_of(attempts, options.compression_ratio_threshold) } else { attempts.pop() };
+        if let Some(chosen) = chosen.as_ref().filter(|_| is_cut) {
+            tracing::info!(
+                window_seconds = seconds(seek),
+                tried,
+                of = options.temperatures.len(),
+                temperature = chosen.temperature,
+                "a window was hard: its fallback to higher temperatures was cut short, and the best attempt is taken"
+            );
+        }
+        chosen.ok_or_else(|| TranscribeError::InvalidOption { option: "temperatures", problem: "is empty".into() })
     }
 
-    fn is_silence(&self, decoded: &Decoded) -> bool {
+    /// Whether a text may have been made up where nobody speaks.
+    fn doubt(&self, decoded: &Decoded) -> Doubt {
         let options = self.options;
+        let Some(threshold) = options.no_speech_threshold.map(f64::from) else { return Doubt::None };
         let confident = options.logprob_threshold.is_some_and(|least| decoded.avg_logprob > f64::from(least));
-        above(decoded.no_speech_prob, options.no_speech_threshold) && !confident
+        let speechless = decoded.no_speech_prob > threshold;
+        // No temperature gave a text that is likely and does not repeat itself.
+        let unsure = options.temperatures.len() > 1 && needs_fallback(decoded, options);
+        if speechless && !confident || unsure && decoded.no_speech_prob > threshold / 2.0 {
+            Doubt::Silence
+        } else if speechless || unsure {
+            Doubt::Perhaps
+        } else {
+            Doubt::None
+        }
+    }
+
+    /// Asks the model for voice activity, where there is one.
+    fn has_speech(&mut self, mut samples: Vec<f32>, sink: &mut dyn Sink) -> Result<bool, TranscribeError> {
+        // With it, only speech is heard in the first place.
+        let Some(path) = self.engine.vad_model().filter(|_| self.options.vad.is_none()) else { return Ok(true) };
+        let model = match &mut self.speech_model {
+            Some(model) => model,
+            none => none.insert(SpeechModel::open(path)?),
+        };
+        Ok(!vad::chunks(&mut samples, model, &VadOptions::default(), &mut || sink.keep_going())?.is_empty())
     }
 
     fn language_token(&self) -> Option<u32> {
@@ -419,8 +448,7 @@ impl Run<'_> {
         for mut segment in segments {
             segment.id = self.history.segments;
             if segment.start_seconds == segment.end_seconds || strip(&segment.text).is_empty() {
-                segment =
-                    Segment { text: String::new(), tokens: vec![], token_logprobs: vec![], words: vec![], ..segment };
+                continue;
             }
             self.history.tokens.extend_from_slice(&segment.tokens);
             self.history.segments += 1;
@@ -479,7 +507,7 @@ impl Run<'_> {
         let lasts = piece.end.map_or(seconds(size), |end| f64::from(end) * SECONDS_PER_TIMESTAMP);
         let end_seconds = offset + lasts;
         let eot = self.engine.special().eot;
-        let text = self.engine.tokenizer()?.decode(piece.tokens.iter().copied().filter(|token| *token < eot));
+        let text = self.engine.tokenizer()?.text(piece.tokens.iter().copied().filter(|token| *token < eot));
         let tokens = piece.tokens.to_vec();
         let token_logprobs = decoded.token_logprobs[piece.from..][..tokens.len()].to_vec();
         Ok(Segment {
@@ -549,36 +577,5 @@ mod tests {
         assert!(needs_fallback(&decoded(2.0, -1.5, 0.9), &none));
         let none = TranscribeOptions { compression_ratio_threshold: None, ..options };
         assert!(!needs_fallback(&decoded(9.0, -0.5, 0.0), &none));
-    }
-
-    #[test]
-    fn options_are_validated() {
-        let wrong = |change: fn(&mut TranscribeOptions)| {
-            let mut options = TranscribeOptions::default();
-            change(&mut options);
-            options.validate().unwrap_err().to_string()
-        };
-        assert!(TranscribeOptions::default().validate().is_ok());
-        assert!(wrong(|o| o.temperatures.clear()).contains("temperatures"));
-        assert!(wrong(|o| o.temperatures = vec![0.0, f32::NAN]).contains("NaN"));
-        assert!(wrong(|o| o.temperatures = vec![-0.1]).contains("-0.1"));
-        assert!(wrong(|o| o.best_of = 0).contains("best_of"));
-        assert!(wrong(|o| o.best_of = 1000).contains("best_of"));
-        assert!(wrong(|o| o.beam_size = Some(0)).contains("beam_size"));
-        assert!(wrong(|o| o.beam_size = Some(33)).contains("beam_size"));
-        assert!(wrong(|o| o.patience = Some(1.0)).contains("beam_size"));
-        assert!(wrong(|o| (o.beam_size, o.patience) = (Some(5), Some(0.05))).contains("patience"));
-        assert!(wrong(|o| (o.beam_size, o.patience) = (Some(5), Some(f32::NAN))).contains("patience"));
-        assert!(wrong(|o| o.length_penalty = Some(1.5)).contains("length_penalty"));
-        assert!(wrong(|o| o.length_penalty = Some(f32::NAN)).contains("length_penalty"));
-        let beams = TranscribeOptions {
-            beam_size: Some(5),
-            patience: Some(2.0),
-            length_penalty: Some(0.6),
-            ..TranscribeOptions::default()
-        };
-        assert!(beams.validate().is_ok());
-        assert!(wrong(|o| o.no_speech_threshold = Some(f32::NAN)).contains("no_speech_threshold"));
-        assert!(wrong(|o| o.language = Some("klingon".into())).contains("klingon"));
     }
 }

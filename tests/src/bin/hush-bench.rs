@@ -151,7 +151,13 @@ impl Bench {
     fn frame(&self) -> Frame {
         let end = self.engine.special().eot;
         let rules = Arc::new(Rules { blank: vec![], suppressed: vec![end], timestamps: None });
-        Frame { rules, end_of_text: end, prompt_length: PROMPT.len(), context: 2 * self.tokens }
+        Frame {
+            rules,
+            end_of_text: end,
+            prompt_length: PROMPT.len(),
+            context: 2 * self.tokens,
+            most_sampled: self.tokens,
+        }
     }
 }
 

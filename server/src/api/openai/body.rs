@@ -115,9 +115,17 @@ pub async fn logprobs(model: &dyn Speech, segment: &Segment) -> Result<Vec<Logpr
     let tokens = bytes.into_iter().zip(&segment.token_logprobs);
     let logprob = |(bytes, logprob): (Option<Vec<u8>>, &f32)| {
         let bytes = bytes?;
-        Some(Logprob { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: *logprob, bytes })
+        Some(Logprob { token: token_text(&bytes), logprob: *logprob, bytes })
     };
     Ok(tokens.filter_map(logprob).collect())
+}
+
+/// A token that is a part of a character is written as its bytes are in Python, with a prefix that no text has.
+fn token_text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("bytes:{}", bytes.escape_ascii()),
+    }
 }
 
 pub fn count_audio(state: &ApiState, model: &dyn Speech, transcript: &Transcript) {
@@ -285,6 +293,12 @@ mod tests {
             {\"word\":\"\\\"Ja\\\"\",\"start\":2.5,\"end\":3.0}],\
             \"usage\":{\"type\":\"duration\",\"seconds\":6}}";
         assert_eq!(print(&verbose(Task::Translate, true, false, &transcript, &segments)), expected);
+    }
+
+    #[test]
+    fn a_part_of_a_character_is_written_as_bytes() {
+        assert_eq!(token_text("é".as_bytes()), "é");
+        assert_eq!(token_text(&[0xe0, 0xa4]), "bytes:\\xe0\\xa4");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::ApiState;
 use super::keys::{KeyGuard, Shape, require_key};
 use super::speech::Speech;
 use super::upload::{self, FormFile, Upload, Wanted};
+use super::work::WARNING;
 use asked::Asked;
 use error::{OpenAiError, Refusals};
 use form::{Answer, TranscriptionForm, TranslationForm};
@@ -105,13 +106,17 @@ async fn answer(state: &ApiState, request: Request, task: Task) -> Result<Respon
     };
     let model = model?;
     state.check_vad(&asked.options)?;
+    let warning = state.check_abilities(&*model, &asked.options)?;
     let is_encoded = !is_raw(&upload);
     let pcm = state.decode(upload, is_encoded).await?;
-    if asked.stream {
+    let answered = if asked.stream {
         stream::answer(state, model, pcm, asked).await
     } else {
         body::answer(state, model, pcm, asked).await
-    }
+    };
+    let mut response = answered?;
+    response.headers_mut().extend(warning.map(|warning| (WARNING, warning)));
+    Ok(response)
 }
 
 fn find_model(state: &ApiState, name: Option<&str>) -> Result<Arc<dyn Speech>, OpenAiError> {

@@ -74,6 +74,10 @@ pub struct ConfigFile {
     pub vad_model: Option<PathBuf>,
     /// The ffmpeg program.
     pub ffmpeg: Option<PathBuf>,
+    /// Tokens that a hard window may cost at higher temperatures: `2400`; 0 is no limit.
+    pub fallback_tokens: Option<Checked<Count>>,
+    /// How long a hard window may take at higher temperatures: `20s`; 0 is no limit.
+    pub fallback_time: Option<Checked<Span>>,
     /// NVIDIA's management library.
     pub nvml_lib: Option<PathBuf>,
     /// How often the GPUs are looked at.
@@ -260,6 +264,8 @@ impl ConfigFile {
             "device" => text(&self.device),
             "precision" => text(&self.precision),
             "threads" => text(&self.threads),
+            "fallback-tokens" => text(&self.fallback_tokens),
+            "fallback-time" => text(&self.fallback_time),
             "gpu-sample-interval" => text(&self.gpu_sample_interval),
             "headroom" => text(&self.headroom),
             "reclaim-timeout" => text(&self.reclaim_timeout),

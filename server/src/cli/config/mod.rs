@@ -127,7 +127,7 @@ mod tests {
                     residency: idle, idleTimeout: 1s, spareRunner: true, loadTimeout: 1s, stallTimeout: 1s, busyTimeout: 1s, \
                     drainTimeout: 1s, maxQueue: 1, maxBatch: 1, coldHold: 1s, maxUpload: 1MiB, spoolDir: /s, \
                     spoolMemory: 1MiB, asrEngine: faster_whisper, device: cpu, precision: int8, threads: 1, ortLib: /o, \
-                    vadModel: /v, ffmpeg: /f, nvmlLib: /n, gpuSampleInterval: 1s, headroom: 1MiB, reclaimTimeout: 1s, \
+                    vadModel: /v, ffmpeg: /f, fallbackTokens: 1, fallbackTime: 1s, nvmlLib: /n, gpuSampleInterval: 1s, headroom: 1MiB, reclaimTimeout: 1s, \
                     memoryReclaimer: 95%, tlsCert: /a, tlsKey: /b, opsTlsCert: /c, opsTlsKey: /d, apiKeysFile: /k, \
                     adminTokenFile: /t, webUi: false, logFormat: json, logLevel: debug}";
         let file = parse(text).unwrap();

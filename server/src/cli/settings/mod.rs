@@ -14,7 +14,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hush_whisper::{TranscribeOptions, VadOptions};
+use hush_whisper::{FALLBACK_SECONDS, FALLBACK_TOKENS, TranscribeOptions, VadOptions};
 
 use super::args::{Cli, Command, InstallArgs, LogArgs, ModelsArgs, ServeArgs, TranscribeArgs};
 use super::config::{self, Checked, ConfigError, ConfigFile, ModelConfig};
@@ -102,6 +102,27 @@ pub struct EngineSettings {
     pub vad_model: Option<PathBuf>,
     /// `None`: `ffmpeg` in `PATH`.
     pub ffmpeg: Option<PathBuf>,
+    pub fallback: FallbackSettings,
+}
+
+/// What a window may cost beyond its first attempt; `None` is without end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FallbackSettings {
+    pub tokens: Option<usize>,
+    pub time: Option<Duration>,
+}
+
+impl Default for FallbackSettings {
+    fn default() -> Self {
+        Self { tokens: Some(FALLBACK_TOKENS), time: Some(Duration::from_secs_f32(FALLBACK_SECONDS)) }
+    }
+}
+
+impl FallbackSettings {
+    pub fn apply(&self, options: TranscribeOptions) -> TranscribeOptions {
+        let fallback_seconds = self.time.map(|time| time.as_secs_f32());
+        TranscribeOptions { fallback_tokens: self.tokens, fallback_seconds, ..options }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::super::values::{
     AsrEngine, DeviceChoice, LogFormat, LogLevel, Precision, PrecisionChoice, Span, Switch, ValueError,
 };
 use super::super::variable;
-use super::{EngineSettings, LegacyUse, LogSettings, MemorySettings, SettingError};
+use super::{EngineSettings, FallbackSettings, LegacyUse, LogSettings, MemorySettings, SettingError};
 
 /// A whole number as a variable.
 pub(super) struct Count(pub usize);
@@ -224,6 +224,18 @@ impl<'a> Sources<'a> {
             ort_lib: self.path("ort-lib", args.ort_lib),
             vad_model: self.path("vad-model", args.vad_model),
             ffmpeg: self.path("ffmpeg", args.ffmpeg),
+            fallback: self.fallback(args.fallback_tokens, args.fallback_time)?,
+        })
+    }
+
+    /// Zero is no limit.
+    fn fallback(&self, tokens: Option<usize>, time: Option<Span>) -> Result<FallbackSettings, SettingError> {
+        let usual = FallbackSettings::default();
+        let tokens = self.value("fallback-tokens", tokens.map(Count))?;
+        let time = self.value("fallback-time", time)?;
+        Ok(FallbackSettings {
+            tokens: tokens.map_or(usual.tokens, |Count(tokens)| (tokens > 0).then_some(tokens)),
+            time: time.map_or(usual.time, |Span(time)| (!time.is_zero()).then_some(time)),
         })
     }
 

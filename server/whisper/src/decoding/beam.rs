@@ -131,7 +131,7 @@ mod tests {
 
     fn frame(context: usize) -> Frame {
         let rules = Arc::new(Rules { blank: vec![END], suppressed: vec![], timestamps: None });
-        Frame { rules, end_of_text: END, prompt_length: 1, context }
+        Frame { rules, end_of_text: END, prompt_length: 1, context, most_sampled: context / 2 }
     }
 
     /// Logits that depend on every token before.

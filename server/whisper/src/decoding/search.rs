@@ -55,14 +55,16 @@ pub struct Frame {
     pub rules: Arc<Rules>,
     pub end_of_text: u32,
     pub prompt_length: usize,
-    /// Most tokens in a row, prompt included; at most half of it is sampled.
+    /// Most tokens in a row, prompt included.
     pub context: usize,
+    /// Most tokens that are sampled; the reference takes half of the context.
+    pub most_sampled: usize,
 }
 
 impl Frame {
     /// Whether `sampled` tokens are all that there may be.
     pub(super) fn is_full(&self, sampled: usize) -> bool {
-        self.prompt_length + sampled > self.context || sampled >= self.context / 2
+        self.prompt_length + sampled > self.context || sampled >= self.most_sampled
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Attention, FRAMES_PER_SECOND, dtw, hundredths, punctuation, split};
 use crate::{
     task::{Segment, Word},
-    tokenizer::Tokenizer,
+    tokenizer::{Tokenizer, strip, whole_characters},
 };
 
 /// No word is taken to last longer than this as a rule, seconds.
@@ -122,9 +122,10 @@ pub fn add_words(
         while taken < wanted {
             let Some(timing) = rest.next() else { break };
             taken += timing.tokens;
-            if !timing.text.is_empty() {
+            let text = whole_characters(&timing.text);
+            if !strip(&text).is_empty() {
                 words.push(Word {
-                    text: timing.text,
+                    text,
                     start_seconds: hundredths(offset + timing.start),
                     end_seconds: hundredths(offset + timing.end),
                     probability: timing.probability as f32,

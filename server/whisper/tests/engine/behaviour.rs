@@ -7,7 +7,7 @@ use hush_whisper::{PcmSource, Precision, TranscribeError, TranscribeOptions};
 use crate::support::{Kept, audio, batched, engine};
 
 fn english() -> TranscribeOptions {
-    TranscribeOptions { language: Some("en".into()), ..TranscribeOptions::default() }
+    TranscribeOptions { language: Some("en".into()), fallback_seconds: None, ..TranscribeOptions::default() }
 }
 
 /// Options that no attempt can satisfy.
@@ -17,6 +17,8 @@ fn never_content() -> TranscribeOptions {
         no_speech_threshold: None,
         temperatures: vec![0.0, 0.4, 0.8],
         best_of: 3,
+        // The tests share the machine with others.
+        fallback_seconds: None,
         ..english()
     }
 }
@@ -229,6 +231,76 @@ fn a_long_recording_is_read_a_window_at_a_time() {
 fn a_long_prompt_is_cut_as_the_reference_cuts_it() {
     let mut kept = Kept::default();
     let options = TranscribeOptions { initial_prompt: Some("The server is open. ".repeat(200)), ..english() };
+    // The small model finds nothing to add to it.
     engine(Precision::Fp32).transcribe(&mut audio("audio/en-1.wav"), &options, &mut kept).unwrap();
-    assert!(!kept.segments.is_empty());
+    assert_eq!((kept.text().as_str(), kept.segments.len()), ("", 0));
+}
+
+/// What is said, with silence or noise before, behind and between.
+fn padded(before: usize, behind: usize) -> Vec<f32> {
+    [vec![0.0; before], audio("audio/en-1.wav"), vec![0.0; behind]].concat()
+}
+
+#[test]
+fn nothing_is_written_for_silence_and_no_time_is_behind_the_end() {
+    let engine = engine(Precision::Fp32);
+    for words in [false, true] {
+        let options = TranscribeOptions { word_timestamps: words, ..english() };
+        let write = |mut samples: Vec<f32>| {
+            let end = samples.len() as f64 / 16_000.0;
+            let mut kept = Kept::default();
+            engine.transcribe(&mut samples, &options, &mut kept).unwrap();
+            for segment in &kept.segments {
+                assert!(segment.start_seconds <= segment.end_seconds && segment.end_seconds <= end, "{segment:?}");
+                assert!(!segment.text.trim().is_empty());
+                for word in &segment.words {
+                    assert!(segment.start_seconds <= word.start_seconds && word.end_seconds <= end, "{segment:?}");
+                }
+            }
+            assert!(kept.segments.iter().enumerate().all(|(index, segment)| segment.id == index));
+            assert_eq!(kept.progress.last().is_none_or(|(done, total)| done == total), true);
+            kept
+        };
+        // A minute of digital silence, and one of the last bit alone.
+        assert_eq!(write(vec![0.0; 960_000]).text(), "");
+        assert_eq!(write((0..960_000).map(|i| (i % 3) as f32 / 32_768.0).collect()).text(), "");
+        // Little audio, whatever it is.
+        assert_eq!(write(vec![0.3; 3_000]).text(), "");
+        // A window of three frames, and silent windows before and behind.
+        for (before, behind) in
+            [(0, 480_480 - 11_761), (79_040, 0), (480_000, 0), (960_000, 960_000), (479_000, 480_000)]
+        {
+            let kept = write(padded(before, behind));
+            assert!(kept.text().starts_with(" Clean"), "{before} {behind}: {}", kept.text());
+            assert!(
+                kept.segments.iter().all(|s| s.start_seconds < (before + 16_000) as f64 / 16_000.0),
+                "{before} {behind}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_fallback_of_a_window_is_bounded() {
+    let engine = engine(Precision::Fp32);
+    let write = |options: &TranscribeOptions| {
+        let mut kept = Kept::default();
+        engine.transcribe(&mut audio("audio/noisy-fr.flac"), options, &mut kept).unwrap();
+        let temperatures: Vec<f32> = kept.segments.iter().map(|segment| segment.temperature).collect();
+        assert!(!temperatures.is_empty());
+        temperatures
+    };
+    let endless = TranscribeOptions { fallback_tokens: None, fallback_seconds: None, ..never_content() };
+    assert!(write(&endless).iter().all(|temperature| *temperature == 0.8));
+    // Without tokens or time for another attempt the first one counts.
+    for bounded in [
+        TranscribeOptions { fallback_tokens: Some(0), ..endless.clone() },
+        TranscribeOptions { fallback_seconds: Some(0.0), ..endless.clone() },
+        TranscribeOptions { fallback_tokens: Some(10), ..endless.clone() },
+    ] {
+        assert!(write(&bounded).iter().all(|temperature| *temperature == 0.0), "{bounded:?}");
+    }
+    // With some, the best of what was tried, and always the same.
+    let some = TranscribeOptions { fallback_tokens: Some(400), ..endless };
+    assert_eq!(write(&some), write(&some));
 }

@@ -121,6 +121,37 @@ pub fn recording(name: &str) -> Vec<f32> {
     audio(file.iter().find(|file| fixture(file).exists()).unwrap())
 }
 
+/// The reference's segments of a recording as they leave the engine: those that say nothing are left out, and no time lies
+/// behind the end. Nor is there any of a window in which there is nothing but digital silence.
+pub fn expected_segments(transcript: &serde_json::Value, samples: &[f32]) -> Vec<serde_json::Value> {
+    let end = (samples.len() / 16) as f64 / 1000.0;
+    let is_silent = |seek: u64| samples[seek as usize * 160..].iter().take(480_000).all(|sample| sample.abs() < 1e-4);
+    let seconds = |value: &serde_json::Value| value.as_f64().unwrap();
+    let mut kept = Vec::new();
+    for segment in transcript["segments"].as_array().unwrap() {
+        let mut segment = segment.clone();
+        if is_silent(segment["seek"].as_u64().unwrap())
+            || segment["text"].as_str().unwrap().trim().is_empty()
+            || seconds(&segment["start"]) >= end
+        {
+            continue;
+        }
+        let (mut from, mut to) = (seconds(&segment["start"]), seconds(&segment["end"]));
+        for word in segment["words"].as_array_mut().into_iter().flatten() {
+            for key in ["start", "end"] {
+                word[key] = seconds(&word[key]).min(end).into();
+            }
+            from = from.min(seconds(&word["start"]));
+            to = to.max(seconds(&word["end"]));
+        }
+        segment["start"] = from.into();
+        segment["end"] = to.min(end).into();
+        segment["id"] = kept.len().into();
+        kept.push(segment);
+    }
+    kept
+}
+
 /// The names of all recordings with reference transcripts.
 pub fn recordings() -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(fixture("parity"))
