@@ -10,6 +10,7 @@ namespace {
 
 // What the inner loop multiplies at once: sixteen rows (two registers) by six columns.
 constexpr size_t tile_rows = 16, tile_columns = 6;
+constexpr size_t few_columns = 16;
 
 // `count` values of a stored column, or of a row with `step` between them.
 void load(const Matrix& matrix, size_t first, size_t step, size_t count, float* to) {
@@ -83,20 +84,19 @@ void any_tile(size_t width, const float* rows, const float* columns, size_t inne
     }
 }
 
-// The sum of a vector's products with a row of halves, which are read once and not put anywhere.
-float dot(const half* row, const float* column, size_t count) {
+// The sum of the products of two vectors.
+float dot(const float* a, const float* b, size_t count) {
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     size_t k = 0;
     for (; k + 16 <= count; k += 16) {
         for (size_t n = 0; n < 2; ++n) {
-            __m256 values = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + k + n * 8)));
-            sums[n] = _mm256_fmadd_ps(values, _mm256_loadu_ps(column + k + n * 8), sums[n]);
+            sums[n] = _mm256_fmadd_ps(_mm256_loadu_ps(a + k + n * 8), _mm256_loadu_ps(b + k + n * 8), sums[n]);
         }
     }
     float lanes[8], sum = 0;
     _mm256_storeu_ps(lanes, _mm256_add_ps(sums[0], sums[1]));
     for (float lane : lanes) sum += lane;
-    for (; k < count; ++k) sum += float(row[k]) * column[k];
+    for (; k < count; ++k) sum += a[k] * b[k];
     return sum;
 }
 
@@ -126,12 +126,15 @@ void multiply(size_t rows, size_t columns, size_t inner, float alpha, const Matr
     std::vector<float> right = columns_of(b, columns, inner);
 
     // A step of the decoder against weights whose rows lie in one piece: nothing is gained by packing them.
-    if (columns <= 2 && a.transposed && a.scalar == Scalar::Half) {
-        auto* weights = static_cast<const half*>(a.data);
-        for (size_t row = 0; row < rows; ++row) {
+    if (columns <= few_columns && a.transposed) {
+        std::vector<float> weights(tile_rows * inner);
+        float sums[tile_rows];
+        for (size_t row = 0; row < rows; row += tile_rows) {
+            size_t height = std::min(tile_rows, rows - row);
+            for (size_t n = 0; n < height; ++n) load(a, (row + n) * a.leading, 1, inner, &weights[n * inner]);
             for (size_t column = 0; column < columns; ++column) {
-                float sum = dot(weights + row * a.leading, &right[column * inner], inner);
-                result.put(row, column, &sum, 1);
+                for (size_t n = 0; n < height; ++n) sums[n] = dot(&weights[n * inner], &right[column * inner], inner);
+                result.put(row, column, sums, height);
             }
         }
         return;

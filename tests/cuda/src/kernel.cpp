@@ -47,8 +47,8 @@ std::string without_spaces(const std::string& text) {
 }
 
 // `a, b<c, d>, e` at the commas that are outside of brackets.
-std::vector<std::string> split(const std::string& list) {
-    std::vector<std::string> parts;
+KernelName::Arguments split(const std::string& list) {
+    KernelName::Arguments parts;
     std::string part;
     int depth = 0;
     for (char letter : list) {

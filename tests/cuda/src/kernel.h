@@ -26,8 +26,17 @@ namespace cuda_double {
 // `void a::b::Kernel<int, a::Op<int> >(int const*)` is the function `Kernel` in the space `a::b` with the arguments
 // `int` and `Op<int>`.
 struct KernelName {
+    // One that is not there is an empty text, which no decoder knows.
+    struct Arguments : std::vector<std::string> {
+        using std::vector<std::string>::vector;
+        const std::string& operator[](size_t n) const {
+            static const std::string none;
+            return n < size() ? at(n) : none;
+        }
+    };
+
     std::string function, space;
-    std::vector<std::string> arguments;
+    Arguments arguments;
     // For people and logs: without spaces, results and parameters.
     std::string text;
 

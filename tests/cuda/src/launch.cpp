@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstring>
 #include <mutex>
+#include <stdexcept>
 #include <unordered_map>
 #include <vector>
 
@@ -62,6 +63,18 @@ Error unknown(const std::string& name) {
     return error::invalid_device_function;
 }
 
+// Nothing where the kernel, or this variant of it, is not known.
+Work work_of(const Kernel& kernel, const Launch& launch) {
+    if (!current_script()->compute) return [] {};
+    if (kernel.decoder == nullptr) return {};
+    try {
+        return kernel.decoder(launch);
+    } catch (const std::logic_error&) {
+        // A template argument that should be a number is none.
+        return {};
+    }
+}
+
 Error launch(const void* function, Dim3 grid, Dim3 block, void** arguments, void* stream) {
     Kernel* kernel = find(function);
     if (kernel == nullptr) return unknown("a function that was never registered");
@@ -69,12 +82,8 @@ Error launch(const void* function, Dim3 grid, Dim3 block, void** arguments, void
     const ScriptedDevice& device = runtime::device_now(runtime::current_device());
     if (!runs_on(kernel->module->objects, device.major, device.minor)) return error::no_kernel_image;
 
-    Work work = [] {};
-    if (current_script()->compute) {
-        if (kernel->decoder == nullptr) return unknown(kernel->name.text);
-        work = kernel->decoder(Launch{kernel->name, grid, block, arguments});
-        if (!work) return unknown(kernel->name.text);
-    }
+    Work work = work_of(*kernel, Launch{kernel->name, grid, block, arguments});
+    if (!work) return unknown(kernel->name.text);
     return stream::submit(stream, stream::Operation::Kernel, std::move(work));
 }
 

@@ -54,3 +54,20 @@ fn errors_of_the_device_reach_the_user() {
     let words = String::from_utf8_lossy(&full.stderr).into_owned();
     assert!(!full.status.success() && words.contains("memory"), "{words}");
 }
+
+/// Each takes other kernels: attention of GPUs before 8.0 is CUTLASS's, that of the later ones flash attention and XQA.
+#[test]
+fn every_architecture_that_the_provider_holds_code_for_gives_the_tokens_of_the_cpu() {
+    let Some(mut cuda) = CudaDouble::one_gpu().unwrap() else { return };
+    // More than one token in a call of the decoder, and then one at a time.
+    let args = ["--output", "json", "--initial-prompt", "The window is open. The server is free."];
+    let on_cpu = tokens(&transcribe_on_cpu("de-2.wav", &args).unwrap());
+    for capability in [[7, 5], [8, 0], [8, 6], [8, 9], [9, 0], [12, 0]] {
+        cuda.change_gpu(|gpu| gpu.compute_capability = capability).unwrap();
+        let on_cuda = cuda.transcribe("de-2.wav", &args).unwrap();
+        assert_eq!(tokens(&on_cuda), on_cpu, "{capability:?}: {}", String::from_utf8_lossy(&on_cuda.stderr));
+    }
+    for log in cuda.logs().unwrap() {
+        assert_eq!(log.counters().unknown, Vec::<String>::new());
+    }
+}

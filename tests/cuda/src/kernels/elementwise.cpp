@@ -206,7 +206,7 @@ Work binary_work(const std::string& functor, const Operand& a, const Operand& b,
     });
 }
 
-bool counts_by_int(const std::vector<std::string>& arguments) { return arguments.back() == "int"; }
+bool counts_by_int(const KernelName::Arguments& arguments) { return arguments.back() == "int"; }
 
 }  // namespace
 
