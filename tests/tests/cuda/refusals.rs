@@ -71,7 +71,7 @@ fn gpus_that_the_provider_holds_no_code_for_are_refused_by_name() -> Result<()> 
         let has = format!("compute capability {}.{}", capability[0], capability[1]);
         refused(&cuda, &[&has, "7.5, 8.0, 8.6, 8.9, 9.0a, 12.0a"])?;
     }
-    for capability in [[8, 0], [8, 6], [8, 9], [9, 0], [12, 0]] {
+    for capability in [[7, 5], [8, 0], [8, 6], [8, 7], [8, 9], [9, 0], [12, 0]] {
         cuda.change_gpu(|gpu| gpu.compute_capability = capability)?;
         works(&cuda)?;
     }
