@@ -86,6 +86,36 @@ fn only_what_is_spoken_is_listened_to() -> Result<()> {
 }
 
 #[test]
+fn subtitles_stand_on_the_clock_of_the_video() -> Result<()> {
+    let server = Server::start(&[])?;
+    // Sound that starts three seconds after the pictures.
+    for file in ["late.mp4", "late-frag.mp4", "late.webm"] {
+        let bytes = std::fs::read(fixtures::fixture(&format!("formats/{file}")))?;
+        let answer = http::upload(server.api, "/asr?output=json&language=en", file, &bytes)?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let json = answer.json()?;
+        let start = json["segments"][0]["start"].as_f64().with_context(|| format!("{file}: {json}"))?;
+        let end = json["segments"][0]["end"].as_f64().context("no end")?;
+        assert!((2.8..3.2).contains(&start) && (3.5..4.3).contains(&end), "{file}: {start} {end}");
+    }
+    Ok(())
+}
+
+#[test]
+fn silence_is_empty_in_every_format() -> Result<()> {
+    let server = Server::start(&[])?;
+    let silence = vec![0; 60 * 16_000 * 2];
+    for (output, expected) in [("txt", ""), ("srt", ""), ("vtt", "WEBVTT\n\n"), ("tsv", "start\tend\ttext\n")] {
+        for words in ["false", "true"] {
+            let query = format!("/asr?encode=false&output={output}&language=en&word_timestamps={words}");
+            let answer = http::upload(server.api, &query, "silence.pcm", &silence)?;
+            assert_eq!((answer.status, answer.text().as_str()), (200, expected), "{output}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_long_recording_is_transcribed_to_its_end_and_twice_the_same() -> Result<()> {
     let server = Server::start(&["--fallback-time", "0"])?;
     // 51 s and 80 s: the small model is unsure of both, so windows fall back to higher temperatures.

@@ -94,8 +94,11 @@ mod tests {
         Segment { id: 7, text: text.to_owned(), start_seconds, end_seconds, words, ..Segment::default() }
     }
 
+    /// Id, start, end, and the times of the words.
+    type Sent = (usize, f64, f64, Vec<(f64, f64)>);
+
     /// Of 30.0301 s.
-    fn sent(segments: impl IntoIterator<Item = Segment>) -> Vec<(usize, f64, f64, Vec<(f64, f64)>)> {
+    fn sent(segments: impl IntoIterator<Item = Segment>) -> Vec<Sent> {
         let mut kept = Kept::default();
         let mut bounded = BoundedSink::new(&mut kept, 480_482);
         segments.into_iter().for_each(|segment| bounded.segment(segment));

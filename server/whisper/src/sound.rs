@@ -13,7 +13,7 @@ const PAUSE_FRAMES: usize = 50;
 /// The first time of a window's text is at most a second behind its start, whatever silence there is: a window that begins
 /// with so much more is begun later, so near to the sound.
 const LATE_FRAMES: usize = 150;
-const LEAD_FRAMES: usize = 20;
+const LEAD_FRAMES: usize = 10;
 
 /// What to do with a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn some_sound_is_heard() {
         assert_eq!(look(&window(140..160), false), Hearing::Worthwhile);
-        assert_eq!(look(&window(150..170), false), Hearing::Skip(130));
+        assert_eq!(look(&window(150..170), false), Hearing::Skip(140));
         assert_eq!(look(&[0.5; 20 * HOP], true), Hearing::Worthwhile);
         // A click, or two.
         assert_eq!(look(&window([5, 6, 1_500]), false), Hearing::Skip(3_000));

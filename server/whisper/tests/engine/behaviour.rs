@@ -258,7 +258,7 @@ fn nothing_is_written_for_silence_and_no_time_is_behind_the_end() {
                 }
             }
             assert!(kept.segments.iter().enumerate().all(|(index, segment)| segment.id == index));
-            assert_eq!(kept.progress.last().is_none_or(|(done, total)| done == total), true);
+            assert!(kept.progress.last().is_none_or(|(done, total)| done == total));
             kept
         };
         // A minute of digital silence, and one of the last bit alone.
