@@ -8,7 +8,7 @@ use hush_log::explain;
 use hush_whisper::vad::VadError;
 use hush_whisper::{
     Device, Engine, EngineOptions, LanguageProbability, ModelDir, PcmSource, Sink, TranscribeError, TranscribeOptions,
-    Transcript, cuda, runtime, vad,
+    Transcript, runtime, vad,
 };
 
 use super::child::{Backend, Model, WorkFailure};
@@ -32,7 +32,6 @@ impl Backend for EngineBackend {
         let (prepack, memory_limit_bytes, max_batch) = (spec.prepack, spec.memory_limit_bytes, spec.max_batch);
         let options = EngineOptions { device, threads, prepack, max_batch, memory_limit_bytes };
         let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
-        cuda::prepare(device, model.manifest().precision).map_err(|error| explain(&error))?;
         let engine = Engine::load(&model, &options).map_err(|error| explain(&error))?;
         if let Some(model) = env::var_os(vad::PATH_VARIABLE).filter(|path| !path.is_empty()) {
             engine.use_vad(model.into());

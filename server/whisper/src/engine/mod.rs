@@ -94,7 +94,7 @@ pub enum LoadError {
     Session { graph: &'static str, source: ort::Error },
     #[error("CUDA cannot be used: {missing}")]
     Cuda { missing: CudaError, source: ort::Error },
-    #[error("CUDA cannot be used: {0}")]
+    #[error(transparent)]
     Unusable(#[from] CudaError),
     #[error("CUDA: {0}")]
     Device(#[from] CudaCallError),
@@ -250,8 +250,8 @@ fn open(
 
 /// The device, and the weights on their way to it.
 fn device_context(model: &ModelDir, index: i32) -> Result<DeviceContext, LoadError> {
-    cuda::check_precision(Device::Cuda { index }, model.manifest().precision)?;
     let library = runtime::library()?;
+    cuda::prepare(Device::Cuda { index }, model.manifest().precision)?;
     let cuda = CudaApi::open(&library, index).map(Arc::new).map_err(|error| match cuda::probe(&library, index) {
         Err(missing) => LoadError::Cuda { missing, source: error.into() },
         Ok(_) => LoadError::Device(error),
