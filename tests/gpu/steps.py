@@ -28,7 +28,7 @@ TINIEST = {"width": 128, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "
 FEW_RECORDINGS = ["en-1.wav", "fr-1.wav", "zh-1.wav"]
 FIRST_RECORDING = "en-1.wav"
 # How long an unload may take to show in NVML.
-RECLAIM_SECONDS = 10
+RECLAIM_SECONDS, QUICK_RECLAIM_SECONDS = 10, 1
 
 
 class Failed(Exception):
@@ -177,7 +177,8 @@ def facts(site: Site) -> dict:
     capability = result["gpus"][site.device]["compute_capability"]
     architecture = capability.replace(".", "")
     if site.packed_for is not None and architecture not in map(str, site.packed_for):
-        raise Failed(f"this was packed for {site.packed_for}, and the GPU has {capability}: gpu pack --arch {architecture}", result)
+        packed = f"this was packed for {site.packed_for}, and the GPU has {capability}"
+        raise Failed(f"{packed}: gpu pack --arch {architecture}", result)
     return result
 
 
@@ -212,7 +213,11 @@ def tokens_on(site: Site, device: str) -> tuple:
     """Tokens by recording, and why there are none of some."""
     out = site.work / f"parity-{device.partition(':')[0]}"
     done = site.transcribe(device, "fp16", site.recordings(), "--output", "json", "--output-dir", out)
-    found = {path.stem: tokens_of(json.loads(path.read_text())) for path in out.glob("*.json")}
+    found = {}
+    for path in out.glob("*.json"):
+        # That of a recording that failed is empty.
+        with contextlib.suppress(ValueError):
+            found[path.stem] = tokens_of(json.loads(path.read_text()))
     return found, last_line(done) if done.returncode else None
 
 
@@ -368,7 +373,7 @@ def life(site: Site) -> dict:
 
     def wait_for_memory() -> int:
         """How much more is used than before."""
-        until = time.monotonic() + RECLAIM_SECONDS
+        until = time.monotonic() + (QUICK_RECLAIM_SECONDS if site.is_quick else RECLAIM_SECONDS)
         while used() > memory["before"]["device_bytes"] and time.monotonic() < until:
             time.sleep(0.05)
         return used() - memory["before"]["device_bytes"]
@@ -391,7 +396,9 @@ def life(site: Site) -> dict:
         server.process.send_signal(signal.SIGTERM)
         result["exit_status"] = server.process.wait(timeout=server.left())
     except Failed as error:
-        raise Failed(str(error), result) from None
+        # What the server logs of it may follow its answer.
+        time.sleep(1)
+        raise Failed(str(error), result | {"server_log": server.log[-20:]}) from None
     except (subprocess.TimeoutExpired, TimedOut):
         raise TimedOut("the server did not end in time") from None
     finally:
