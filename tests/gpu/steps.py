@@ -59,7 +59,7 @@ class Site:
         self.server, self.bench = (root / "target/release" / name for name in ("hush-server", "hush-bench"))
         self.models = work / "models"
         own = root / ".hush/lib-gpu"
-        self.libraries = {name: own / name for name in ONNXRUNTIME}
+        self.libraries = {name: first([str(own)], name) for name in ONNXRUNTIME}
         # The driver comes from where the loader finds it, except where LD_LIBRARY_PATH names another one.
         named = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
         self.libraries["libcuda.so.1"] = first(named, "libcuda.so.1")
@@ -554,7 +554,7 @@ def run(site: Site, wanted: list, minutes: float) -> dict:
         status, reason, result = "passed", None, None
         try:
             if begun > end - 1:
-                raise Skipped("no time left")
+                raise TimedOut("no time left")
             result = step(site)
         except Skipped as skipped:
             status, reason, result = "skipped", str(skipped), skipped.result

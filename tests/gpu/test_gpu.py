@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -26,6 +27,7 @@ FIGURES = ["model", "speed", "per_step", "peers", "cuda_graph"]
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 import checkpoint  # noqa: E402
+import steps  # noqa: E402
 
 
 def script_module():
@@ -42,7 +44,8 @@ def nvml_library() -> str:
 
 
 def setUpModule() -> None:
-    needed = [DOUBLE / "libcudart.so.13", DOUBLE / "libonnxruntime_providers_cuda.so", BUILT / "hush-server", BUILT / "hush-bench"]
+    needed = [DOUBLE / "libcudart.so.13", DOUBLE / "libonnxruntime_providers_cuda.so"]
+    needed += [BUILT / "hush-server", BUILT / "hush-bench"]
     missing = [str(path) for path in needed if not path.is_file()]
     if missing or not nvml_library():
         raise unittest.SkipTest(f"{(missing or ['libhush_nvml.so'])[0]} is not there: `make cuda-double` and `make build-tests`")
@@ -115,13 +118,13 @@ class OnTheDouble(unittest.TestCase):
 
     def test_every_step_runs(self) -> None:
         status, results, output = self.machine.run()
-        steps = results["steps"]
-        self.assertEqual(list(steps), CHECKS + FIGURES, output)
-        skipped = {name for name, step in steps.items() if step["status"] == "skipped"}
+        found_steps = results["steps"]
+        self.assertEqual(list(found_steps), CHECKS + FIGURES, output)
+        skipped = {name for name, step in found_steps.items() if step["status"] == "skipped"}
         self.assertLessEqual(skipped, {"peers", "cuda_graph"}, output)
-        self.assertEqual({step["status"] for name, step in steps.items() if name not in skipped}, {"passed"}, output)
+        self.assertEqual({step["status"] for name, step in found_steps.items() if name not in skipped}, {"passed"}, output)
         self.assertEqual((status, results["passed"], results["quick"]), (0, True, True))
-        found = {name: step["result"] for name, step in steps.items()}
+        found = {name: step["result"] for name, step in found_steps.items()}
 
         self.assertEqual([gpu["compute_capability"] for gpu in found["facts"]["gpus"]], ["9.0"])
         self.assertEqual(found["smoke"]["text"], "Clean the light.")
@@ -138,7 +141,8 @@ class OnTheDouble(unittest.TestCase):
         for when in ("loaded", "reloaded"):
             self.assertGreater(memory[when]["runner_bytes"], CONTEXT_BYTES, when)
             self.assertEqual(memory[when]["runner_bytes"], memory[when]["device_bytes"], when)
-        self.assertEqual([life[figure] for figure in ("residual_bytes", "device_residual_bytes", "ended_residual_bytes")], [0, 0, 0])
+        for figure in ("residual_bytes", "device_residual_bytes", "ended_residual_bytes"):
+            self.assertEqual(life[figure], 0, figure)
         self.assertEqual(life["unload"]["reclaimed_bytes"], memory["loaded"]["device_bytes"])
         self.assertEqual(memory["after"]["runner_rss_bytes"], 0)
 
@@ -150,7 +154,7 @@ class OnTheDouble(unittest.TestCase):
                     self.assertEqual(times, sorted(times))
                     self.assertGreater(times[0], 0)
         self.assertIn("wall_us_per_step", found["per_step"]["tiniest-shape"]["marked=1"])
-        self.assertTrue(steps["cuda_graph"]["reason"].startswith("not available"))
+        self.assertTrue(found_steps["cuda_graph"]["reason"].startswith("not available"))
 
         table = self.machine.gpu("table", self.machine.folder / "results.json").stdout
         self.assertIn("| recordings with the CPU's tokens | 3 of 3 |", table)
@@ -161,15 +165,15 @@ class OnTheDouble(unittest.TestCase):
     def test_a_device_that_fails_is_in_the_results_and_the_steps_go_on(self) -> None:
         self.machine.script(launches_before_failure=20)
         status, results, output = self.machine.run("--only", "facts,install,smoke,parity,refusals,life")
-        steps = results["steps"]
+        found_steps = results["steps"]
         self.assertEqual((status, results["passed"]), (1, False), output)
-        self.assertEqual(list(steps), CHECKS)
-        statuses = {name: step["status"] for name, step in steps.items()}
+        self.assertEqual(list(found_steps), CHECKS)
+        statuses = {name: step["status"] for name, step in found_steps.items()}
         expected = {"facts": "passed", "install": "passed", "refusals": "passed"}
         self.assertEqual(statuses, dict.fromkeys(CHECKS, "failed") | expected, output)
-        self.assertIn("launch", steps["smoke"]["reason"])
-        self.assertEqual((steps["parity"]["result"]["recordings"], steps["parity"]["result"]["equal"]), (3, 0))
-        self.assertIn("launch failure", "".join(steps["life"]["result"]["server_log"]))
+        self.assertIn("launch", found_steps["smoke"]["reason"])
+        self.assertEqual((found_steps["parity"]["result"]["recordings"], found_steps["parity"]["result"]["equal"]), (3, 0))
+        self.assertIn("launch failure", "".join(found_steps["life"]["result"]["server_log"]))
 
     def test_kernels_that_compute_nothing_are_other_tokens(self) -> None:
         self.machine.script(compute=False, fresh_memory_byte=0)
@@ -180,12 +184,13 @@ class OnTheDouble(unittest.TestCase):
 
     def test_memory_that_stays_is_a_failure(self) -> None:
         stays = 5 * MIB
-        self.machine.script(guests=[{"process": "hush-runner", "mapped": "weights.bin", "bytes": stays, "residue_bytes": stays}])
+        # By each process of that name: what asks whether CUDA works is one too.
+        self.machine.script(guests=[{"process": "hush-runner", "bytes": stays, "residue_bytes": stays}])
         status, results, output = self.machine.run("--only", "install,life")
         life = results["steps"]["life"]
         self.assertEqual((status, life["status"]), (1, "failed"), output)
-        self.assertRegex(life["reason"], f"residual_bytes: {stays}")
-        self.assertEqual(life["result"]["device_residual_bytes"], stays)
+        self.assertIn("residual_bytes: ", life["reason"])
+        self.assertGreaterEqual(life["result"]["device_residual_bytes"], stays)
 
     def test_a_pack_for_another_architecture_says_so(self) -> None:
         self.machine.script(compute_capability=(8, 6))
@@ -193,12 +198,10 @@ class OnTheDouble(unittest.TestCase):
         self.assertEqual((status, results["steps"]["facts"]["status"]), (1, "failed"))
         self.assertIn("gpu pack --arch 86", results["steps"]["facts"]["reason"])
 
-    def test_what_does_not_end_is_ended(self) -> None:
-        status, results, _ = self.machine.run("--only", "install,parity", "--minutes", "0.03")
-        steps = results["steps"]
-        self.assertEqual(status, 1)
-        self.assertEqual(steps["install"]["status"], "timed_out")
-        self.assertLess(results["seconds"], 30)
+    def test_a_step_without_time_left_has_not_passed(self) -> None:
+        status, results, output = self.machine.run("--only", "install,parity", "--minutes", "0.001")
+        self.assertEqual((status, results["passed"]), (1, False), output)
+        self.assertEqual({step["status"] for step in results["steps"].values()}, {"timed_out"})
 
     def test_a_part_that_is_damaged_is_named(self) -> None:
         copy = self.machine.folder / "damaged"
@@ -212,11 +215,27 @@ class OnTheDouble(unittest.TestCase):
         self.assertIn("hush-gpu.tar.xz.01 is missing or damaged", done.stderr)
 
 
+class Commands(unittest.TestCase):
+    def test_what_does_not_end_is_ended_with_what_it_started(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            site = steps.Site(ROOT, pathlib.Path(folder), 0, True)
+            site.deadline = time.monotonic() + 1
+            child = pathlib.Path(folder) / "child"
+            with self.assertRaises(steps.TimedOut):
+                site.run(["sh", "-c", f"sleep 600 & echo $! >{child}; wait"])
+            stat = pathlib.Path(f"/proc/{child.read_text().strip()}/stat")
+            until = time.monotonic() + 10
+            while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
+                time.sleep(0.05)
+            self.assertLess(time.monotonic(), until)
+
+
 class WithoutAGpu(unittest.TestCase):
     def test_the_targets_of_make_say_so_and_succeed(self) -> None:
         for command in ("test", "bench"):
             environment = dict(os.environ) | {"HUSH_NVML_LIB": "/nonexistent/libnvidia-ml.so.1"}
-            done = subprocess.run([sys.executable, ROOT / "scripts/gpu", command], env=environment, capture_output=True, text=True)
+            call = [sys.executable, ROOT / "scripts/gpu", command]
+            done = subprocess.run(call, env=environment, capture_output=True, text=True)
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertIn("skipped: this machine has no NVIDIA GPU", done.stdout)
 
