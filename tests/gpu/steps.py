@@ -127,12 +127,12 @@ class Site:
 
 
 def library_folders() -> list:
-    """PyTorch's packages, the toolkit's folders, the system's."""
+    """PyTorch's packages, the toolkit's folders, Python's own (conda), the system's."""
     folders = []
     for packages in sys.path:
         folders += sorted(glob.glob(f"{packages}/nvidia/*/lib") + glob.glob(f"{packages}/torch/lib"))
     folders += sorted(glob.glob("/usr/local/cuda*/lib64") + glob.glob("/usr/local/cuda*/targets/*/lib"), reverse=True)
-    return folders + ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"]
+    return folders + [f"{sys.prefix}/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"]
 
 
 def first(folders: list, name: str):
@@ -276,7 +276,8 @@ class Server:
         self.site = site
         command = [site.server, "serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--log-format", "json"]
         command += ["--model", MODEL, "--models-dir", site.models, "--ort-lib", site.onnxruntime, "--device", site.cuda]
-        command += ["--precision", "fp16", "--idle-timeout", "0", "--gpu-sample-interval", "100ms", "--install-missing", "false"]
+        command += ["--precision", "fp16", "--install-missing", "false"]
+        command += ["--idle-timeout", "0", "--gpu-sample-interval", "100ms"]
         self.process = subprocess.Popen(
             [str(word) for word in command], env=site.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
         )

@@ -48,7 +48,8 @@ def setUpModule() -> None:
     needed += [BUILT / "hush-server", BUILT / "hush-bench"]
     missing = [str(path) for path in needed if not path.is_file()]
     if missing or not nvml_library():
-        raise unittest.SkipTest(f"{(missing or ['libhush_nvml.so'])[0]} is not there: `make cuda-double` and `make build-tests`")
+        absent = (missing or ["libhush_nvml.so"])[0]
+        raise unittest.SkipTest(f"{absent} is not there: `make cuda-double` and `make build-tests`")
 
 
 class Machine:
@@ -172,7 +173,8 @@ class OnTheDouble(unittest.TestCase):
         expected = {"facts": "passed", "install": "passed", "refusals": "passed"}
         self.assertEqual(statuses, dict.fromkeys(CHECKS, "failed") | expected, output)
         self.assertIn("launch", found_steps["smoke"]["reason"])
-        self.assertEqual((found_steps["parity"]["result"]["recordings"], found_steps["parity"]["result"]["equal"]), (3, 0))
+        parity = found_steps["parity"]["result"]
+        self.assertEqual((parity["recordings"], parity["equal"]), (3, 0))
         self.assertIn("launch failure", "".join(found_steps["life"]["result"]["server_log"]))
 
     def test_kernels_that_compute_nothing_are_other_tokens(self) -> None:

@@ -62,7 +62,7 @@ pub fn batched(precision: Precision, max_batch: usize) -> Engine {
     Engine::load(&model(precision), &options).unwrap()
 }
 
-/// `HUSH_TEST_CUDA=N` runs the engine's tests on that GPU, as `make test-gpu` does.
+/// `HUSH_TEST_CUDA=N` runs the engine's tests on that GPU.
 fn device() -> Device {
     match env::var("HUSH_TEST_CUDA") {
         Ok(index) => Device::Cuda { index: index.parse().unwrap() },
