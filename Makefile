@@ -68,7 +68,7 @@ ort-gpu: ## Fetch ONNX Runtime for CUDA and NVIDIA's libraries into .hush/lib-gp
 CUDA_DOUBLE := $(LOCAL)/cuda-double
 
 # Status 3 is a machine that cannot: it has said why.
-.PHONY: cuda-double test-cuda
+.PHONY: cuda-double test-cuda test-gpu-script
 cuda-double: ## Build the double of the CUDA runtime, and fetch ONNX Runtime for CUDA, into .hush/cuda-double
 	PYTHON=$(PYTHON) tests/cuda/build $(CUDA_DOUBLE) || [ $$? = 3 ]
 
@@ -115,6 +115,7 @@ build-tests: $(TOOLS) ## Build the programs and their tests
 test: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 test: $(TOOLS) ort vad cuda-double $(PACKAGES)/.tests ## Run every test
 	$(CARGO) test --locked --workspace --no-fail-fast 2>&1 | $(PYTHON) scripts/test-summary
+	$(MAKE) test-gpu-script
 	$(MAKE) test-web
 	$(MAKE) test-observability
 	$(MAKE) test-chart
@@ -123,8 +124,13 @@ test: $(TOOLS) ort vad cuda-double $(PACKAGES)/.tests ## Run every test
 
 test-cuda: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 test-cuda: $(TOOLS) ort vad cuda-double ## Run the CUDA provider on the double of the CUDA runtime, where that can be built (ARGS= names)
-	$(CARGO) build --locked --workspace --bin hush-server
+	$(CARGO) build --locked --workspace --bin hush-server --bin hush-bench
 	$(CARGO) test --locked --workspace --test cuda -- $(ARGS)
+	$(if $(ARGS),,$(MAKE) test-gpu-script)
+
+test-gpu-script: $(TOOLS) cuda-double ## Run scripts/gpu as on a machine with a GPU, on the double of the CUDA runtime
+	$(CARGO) build --locked --workspace --bin hush-server --bin hush-bench
+	HUSH_BUILT=$(abspath $(TARGET))/debug CUDA_DOUBLE=$(abspath $(CUDA_DOUBLE)) $(PYTHON) tests/gpu/test_gpu.py
 
 soak: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 soak: $(TOOLS) ort vad ## Random faults in a cluster for SECONDS= (half an hour) with the dice SEED=; three minutes are among the tests
@@ -181,14 +187,13 @@ dashboards: ## Write the Grafana dashboards anew
 # Each skips with a word where there is no GPU; `scripts/gpu pack` carries both to a machine without Rust.
 GPU := $(wildcard /dev/nvidiactl)
 
-test-gpu: $(if $(GPU),ort-gpu) ## Run the engine's parity tests on a GPU, where there is one
-	$(if $(GPU),$(CARGO) test --locked --workspace --test engine --no-run)
-	scripts/gpu test
+test-gpu: $(if $(GPU),ort-gpu) ## Check Hush on a GPU, where there is one: tokens, refusals, a model's life
+	$(if $(GPU),$(CARGO) build --locked --release --workspace --bin hush-server --bin hush-bench)
+	$(PYTHON) scripts/gpu test
 
 bench-gpu: $(if $(GPU),ort-gpu) ## Print the figures of a GPU, where there is one
-	$(if $(GPU),$(MAKE) models PRECISIONS="fp16 fp32")
-	$(if $(GPU),$(CARGO) build --locked --release --workspace --bin hush-bench)
-	scripts/gpu bench
+	$(if $(GPU),$(CARGO) build --locked --release --workspace --bin hush-server --bin hush-bench)
+	$(PYTHON) scripts/gpu bench
 
 lint: $(TOOLS) ## Formatting and clippy, without a warning
 	$(CARGO) fmt --all --check

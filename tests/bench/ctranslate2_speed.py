@@ -1,6 +1,6 @@
 """Peer: the same random weights through CTranslate2. Prints one JSON line of milliseconds per run.
 
-usage: ctranslate2_speed.py CHECKPOINT_DIR COMPUTE_TYPE THREADS RUNS TOKENS
+usage: ctranslate2_speed.py CHECKPOINT_DIR COMPUTE_TYPE THREADS RUNS TOKENS [cpu|cuda]
 
 CTranslate2 generates at most half of `max_length` (the reference keeps the other half for the prompt).
 The model is built from NumPy arrays through `ctranslate2.specs`, so that no PyTorch is needed. The end-of-text token
@@ -78,14 +78,16 @@ def build(checkpoint: str, out: str) -> dict:
 
 def main() -> None:
     checkpoint, compute_type, threads, runs, count = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+    device = sys.argv[6] if len(sys.argv) > 6 else "cpu"
     with tempfile.TemporaryDirectory() as out:
         config = build(checkpoint, out)
-        model = ctranslate2.models.Whisper(out, device="cpu", compute_type=compute_type, intra_threads=threads, inter_threads=1)
+        model = ctranslate2.models.Whisper(out, device=device, compute_type=compute_type, intra_threads=threads, inter_threads=1)
         mel = np.random.default_rng(0).normal(0, 0.5, (1, config["num_mel_bins"], 3000)).astype(np.float32)
         features = ctranslate2.StorageView.from_array(mel)
         for _ in range(runs + 1):
             start = time.perf_counter()
-            encoded = model.encode(features)
+            # On a GPU, to copy what was encoded is the way to wait for it.
+            encoded = model.encode(features, to_cpu=device == "cuda")
             np.array(encoded)
             encode_ms = (time.perf_counter() - start) * 1e3
             result = model.generate(

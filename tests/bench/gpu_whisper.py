@@ -1,4 +1,4 @@
-"""Whisper of Hugging Face's transformers on a GPU, for `scripts/gpu bench`: the same work as `hush-bench engine`.
+"""Whisper of Hugging Face's transformers on a GPU, for `scripts/gpu`: the same work as `hush-bench engine`.
 
 usage: gpu_whisper.py CHECKPOINT RUNS TOKENS
 
