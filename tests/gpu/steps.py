@@ -432,10 +432,10 @@ def big(site: Site) -> str:
     return "tiniest-shape" if site.is_quick else "turbo-shape"
 
 
-def measured(site: Site, name: str, case: str, runs: int, tokens: int) -> dict:
+def measured(site: Site, name: str, case: str, runs: int, tokens: int, **variables: str) -> dict:
     """[least, median, most] of each time of a bench."""
     command = [site.bench, case, site.models / name / "fp16", site.onnxruntime, 1, runs, tokens]
-    done = site.must(command, site.environment(HUSH_BENCH_CUDA=str(site.device)))
+    done = site.must(command, site.environment(HUSH_BENCH_CUDA=str(site.device), **variables))
     return spread(done.stdout)
 
 
@@ -522,8 +522,13 @@ def peers(site: Site) -> dict:
     return result
 
 
-def cuda_graph(_: Site) -> dict:
-    raise Skipped("not available: neither the engine nor hush-bench can be told to do without CUDA graphs")
+def cuda_graph(site: Site) -> dict:
+    runs, tokens = (1, 4) if site.is_quick else (10, 100)
+
+    def compared(name: str, case: str) -> dict:
+        return {choice: measured(site, name, case, runs, tokens, HUSH_BENCH_CUDA_GRAPHS=choice) for choice in ("on", "off")}
+
+    return on_each_model(site, ["marked=1"], compared)
 
 
 # Name, what it does, and how many seconds it may take.
@@ -538,7 +543,7 @@ STEPS = [
     ("speed", speed, 120),
     ("per_step", per_step, 90),
     ("peers", peers, 120),
-    ("cuda_graph", cuda_graph, 1),
+    ("cuda_graph", cuda_graph, 60),
 ]
 CHECKS = ["facts", "install", "smoke", "parity", "refusals", "life"]
 FIGURES = ["facts", "install", "model", "speed", "per_step", "peers", "cuda_graph"]

@@ -116,6 +116,7 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
         // One file at a time; of its chunks several.
         max_batch: if settings.vad.as_ref().is_some_and(|vad| vad.parallel) { PARALLEL_WINDOWS } else { 1 },
         memory_limit_bytes: None,
+        cuda_graphs: true,
     };
     let engine = Engine::load(&ModelDir::open(&model.dir)?, &options)?;
     if let Some(model) = vad_model {

@@ -30,7 +30,7 @@ impl Backend for EngineBackend {
         let device = device(&spec.device)?;
         let threads = spec.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get));
         let (prepack, memory_limit_bytes, max_batch) = (spec.prepack, spec.memory_limit_bytes, spec.max_batch);
-        let options = EngineOptions { device, threads, prepack, max_batch, memory_limit_bytes };
+        let options = EngineOptions { device, threads, prepack, max_batch, memory_limit_bytes, cuda_graphs: true };
         let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
         let engine = Engine::load(&model, &options).map_err(|error| explain(&error))?;
         if let Some(model) = env::var_os(vad::PATH_VARIABLE).filter(|path| !path.is_empty()) {

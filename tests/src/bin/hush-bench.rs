@@ -1,6 +1,7 @@
 //! The engine alone, without a server, for `tests/bench/run.py`. Prints one JSON line of milliseconds per run.
 //!
-//! usage: hush-bench COMMAND MODEL_DIR LIBRARY THREADS RUNS TOKENS        HUSH_BENCH_CUDA=N: on that GPU
+//! usage: hush-bench COMMAND MODEL_DIR LIBRARY THREADS RUNS TOKENS        HUSH_BENCH_CUDA=N: on that GPU,
+//! HUSH_BENCH_CUDA_GRAPHS=off: there without CUDA graphs
 //!
 //! | command | what one run does |
 //! |---|---|
@@ -46,7 +47,8 @@ fn main() -> Result<()> {
         Ok(index) => Device::Cuda { index: index.parse().context("HUSH_BENCH_CUDA")? },
         Err(_) => Device::Cpu,
     };
-    let options = EngineOptions { device, threads, prepack: true, max_batch, memory_limit_bytes: None };
+    let cuda_graphs = std::env::var("HUSH_BENCH_CUDA_GRAPHS").map_or(true, |choice| choice != "off");
+    let options = EngineOptions { device, threads, prepack: true, max_batch, memory_limit_bytes: None, cuda_graphs };
     let engine = Engine::load(&model, &options)?;
     let bench = Bench { engine, tokens };
     for _ in 0..=runs {

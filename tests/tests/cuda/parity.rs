@@ -40,8 +40,14 @@ fn engines() -> Result<Option<MutexGuard<'static, Engines>>> {
         let model = ModelDir::open(&fixtures::models_dir("fp16")?.join(fixtures::MODEL).join("fp16"))?;
         let load = |device| -> Result<Engine> {
             cuda::prepare(device, Precision::Fp16)?;
-            let options =
-                EngineOptions { device, threads: 2, prepack: true, max_batch: ROWS, memory_limit_bytes: None };
+            let options = EngineOptions {
+                device,
+                threads: 2,
+                prepack: true,
+                max_batch: ROWS,
+                memory_limit_bytes: None,
+                cuda_graphs: true,
+            };
             let engine = Engine::load(&model, &options)?;
             if let Some(vad) = vad_model() {
                 engine.use_vad(vad);

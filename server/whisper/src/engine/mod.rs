@@ -81,6 +81,9 @@ pub struct EngineOptions {
     pub max_batch: usize,
     /// Of the device, for each session's arena; `None`: as much as there is.
     pub memory_limit_bytes: Option<u64>,
+    /// On a GPU: a decode step is captured once and then launched as a whole. Without, each of its kernels is launched by
+    /// itself; for comparisons.
+    pub cuda_graphs: bool,
 }
 
 /// Rows of beams and candidates for each window of a batch: enough for the usual five.
@@ -151,7 +154,7 @@ impl Engine {
         // wants all of them.
         let (decoder, outcome) = {
             let (environment, path, options) = (environment.clone(), model.file(DECODER), options.clone());
-            let place = place(true);
+            let place = place(options.cuda_graphs);
             PendingSession::begin(move || open(&environment, DECODER, &path, &options, prepack, &place))?
         };
         let tokenizer = PendingTokenizer::start(model)?;

@@ -60,7 +60,8 @@ pub fn batched(precision: Precision, max_batch: usize) -> Engine {
     let (device, precision) = (device(), on_device(precision));
     cuda::prepare(device, precision).unwrap_or_else(|error| panic!("{error}"));
     // The tests run side by side.
-    let options = EngineOptions { device, threads: 1, prepack: false, max_batch, memory_limit_bytes: None };
+    let options =
+        EngineOptions { device, threads: 1, prepack: false, max_batch, memory_limit_bytes: None, cuda_graphs: true };
     Engine::load(&model(precision), &options).unwrap()
 }
 
