@@ -355,6 +355,12 @@ def cuda() -> None:
             row("  host, microseconds", f"{case['host_microseconds_per_step']:.0f}", "goal 100 for one window, 300 for 16")
             window, prompt = case["window"], case["prompt"]
             row("  one window more: operations", f"{window['operations']} + {prompt['operations']}", f"encoder + prompt; {window['synchronisations']} + {prompt['synchronisations']} synchronisations")
+        for speed in ("25", "50"):
+            for load in output([ROOT / "target/release/hush-cuda-counts", model, f"load={speed}"]):
+                print(f"  {shape}, a load at {speed} GB/s, ms since the process was started")
+                row("  context", f"{load['context_ms']:.0f}")
+                row("  weights, first and last piece", f"{load['first_weights_ms']:.0f} / {load['last_weights_ms']:.0f}", f"{load['weights_copied_bytes'] / load['weights_file_bytes']:.2f} times the file")
+                row("  first kernel, first token", f"{load['first_kernel_ms']:.0f} / {load['first_token_ms']:.0f}")
 
 
 SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "cuda": cuda, "storm": lambda: storm.run(row)}

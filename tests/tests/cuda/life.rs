@@ -48,6 +48,26 @@ fn proof(server: &Server) -> Result<Value> {
     })
 }
 
+/// What is loaded ahead of a request takes nothing of the card: the library is mapped, and CUDA has no context.
+#[test]
+fn a_spare_runner_holds_nothing_of_the_card() -> Result<()> {
+    let Some(mut cuda) = CudaDouble::one_gpu()? else { return Ok(()) };
+    cuda.change(|script| script.context_bytes = 400 * MIB)?;
+    let server = cuda.server(&["--spare-runner", "--idle-timeout", "1s"])?;
+    let spare = wait_for("the spare runner maps the library", SOON, || {
+        let maps = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        Ok(server.runners()?.into_iter().find(|pid| maps(pid).contains("libonnxruntime.so")))
+    })?;
+    server.wait_for_metric(&of_gpu("hush_gpu_memory_used_bytes"), 0.0, SOON)?;
+    let contexts = |pid: u32| cuda.log(pid).map_or(0, |log| log.counters().contexts.count);
+    assert_eq!(contexts(spare), 0);
+
+    answered(&server)?;
+    assert_eq!(contexts(spare), 1, "the spare runner did the work");
+    server.wait_for_metric(&of_gpu("hush_gpu_memory_used_bytes"), 0.0, SOON)?;
+    Ok(())
+}
+
 /// The only runner.
 fn runner(server: &Server) -> Result<u32> {
     wait_for("a runner", SOON, || Ok(server.runners()?.first().copied()))
