@@ -72,7 +72,7 @@ fn the_limit_is_exact_and_told_apart() {
 }
 
 #[test]
-fn files_have_no_name_and_a_missing_directory_is_a_disk_error() {
+fn files_have_no_name_and_a_missing_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let options = SpoolOptions { memory_bytes: 0, limit_bytes: None, dir: Some(dir.path().to_owned()) };
     let mut spool = Spool::new(options.clone());
@@ -81,7 +81,8 @@ fn files_have_no_name_and_a_missing_directory_is_a_disk_error() {
     let spool = spool.finish();
     assert!(!spool.is_in_memory());
     drop(dir);
-    assert!(matches!(Spool::new(options).write(&[1]), Err(SpoolError::Disk(_))));
+    let error = Spool::new(options.clone()).write(&[1]).unwrap_err();
+    assert!(matches!(&error, SpoolError::Folder { dir, .. } if Some(dir) == options.dir.as_ref()), "{error}");
 }
 
 #[test]
