@@ -125,11 +125,11 @@ fn top_and_explain_tell_who_holds_what_and_why() -> Result<()> {
             let line = told.lines().find(|line| line.trim_start().starts_with(field));
             line.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
         };
-        // The operator's floor is stricter; the priority is the tenant's alone; nobody asks for a drain.
+        // The operator's floor is stricter, and what it leaves out bounds the tenant's priority; no policy asks for a drain.
         let expected = "residency.idleTimeout 1h /floor 2h by media/own";
         assert_eq!(words("residency.idleTimeout").as_deref(), Some(expected), "{told}");
-        assert_eq!(words("residency.mode").as_deref(), Some("residency.mode Idle media/own -"), "{told}");
-        assert_eq!(words("priority").as_deref(), Some("priority 7 media/own -"), "{told}");
+        assert_eq!(words("residency.mode").as_deref(), Some("residency.mode Idle /floor Idle by media/own"), "{told}");
+        assert_eq!(words("priority").as_deref(), Some("priority 0 /floor's default 7 by media/own"), "{told}");
         assert_eq!(words("drainTimeout").as_deref(), Some("drainTimeout 30s default -"), "{told}");
     }
     let explained = json(&stage.said(&["explain", "subtitles", "-o", "json"])?)?;
