@@ -148,9 +148,10 @@ fn ffmpeg_reads_rare_formats_too() {
     let mut paf = [&b"fap "[..], &words].concat();
     paf.resize(2_048, 0);
     // Psion: A-law at 8 kHz.
-    let mut wve = b"ALawSoundFile**\0\x0f\x10\0\0\0\x01".to_vec();
+    let halved: Vec<u8> = original.chunks_exact(2).map(|two| a_law((two[0] + two[1]) / 2.0)).collect();
+    let length = (halved.len() as u32).to_be_bytes();
+    let mut wve = [&b"ALawSoundFile**\0\x0f\x10"[..], &length, b"\0\0\0\x01"].concat();
     wve.resize(32, 0);
-    let halved = original.chunks_exact(2).map(|two| a_law((two[0] + two[1]) / 2.0)).collect();
     let files = [
         ("SPHERE", [sphere, pcm(false)]),
         ("PVF", [pvf, pcm(true)]),
