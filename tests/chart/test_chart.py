@@ -387,7 +387,8 @@ class Programs(unittest.TestCase):
                     "idleTimeout": "90s", "spareRunner": True, "loadTimeout": 60, "stallTimeout": "2m", "busyTimeout": "1h",
                     "maxQueue": 10, "maxBatch": 2, "maxUpload": "1Gi", "spoolMemory": "2MiB", "asrEngine": "faster_whisper",
                     "coldHold": "5s", "gpuSampleInterval": "2s", "headroom": "1GB", "reclaimTimeout": "5s",
-                    "memoryReclaimer": "95%", "device": "cpu", "precision": "int8", "threads": 2, "logFormat": "text",
+                    "memoryReclaimer": "95%", "corsOrigin": ["https://notes.example"], "fallbackTokens": 1200, "fallbackTime": "10s",
+                    "device": "cpu", "precision": "int8", "threads": 2, "logFormat": "text",
                     "logLevel": "info,hush_server=debug"}
         models = [{"name": "hush-tiny", "aliases": ["x"], "residency": "idle", "idleTimeout": "1m", "precision": "int8",
                    "device": "cpu", "threads": 1, "maxQueue": 3, "defaults": {"language": "en", "prompt": "Anna"},

@@ -23,9 +23,8 @@ pub(crate) enum Hearing {
     Skip(usize),
 }
 
-/// Looks at the samples of a window. `is_last`: nothing comes behind it. `begins_late`: a window that begins with silence is
-/// begun later. Words need none of that: each is given its own time.
-pub(crate) fn look(samples: &[f32], is_last: bool, begins_late: bool) -> Hearing {
+/// Looks at the samples of a window. `is_last`: nothing comes behind it.
+pub(crate) fn look(samples: &[f32], is_last: bool) -> Hearing {
     let sounding: Vec<usize> = samples
         .chunks(HOP)
         .enumerate()
@@ -34,7 +33,7 @@ pub(crate) fn look(samples: &[f32], is_last: bool, begins_late: bool) -> Hearing
         .collect();
     if sounding.len() >= LEAST_FRAMES {
         return match sounding.first() {
-            Some(first) if begins_late && *first >= LATE_FRAMES => Hearing::Skip(first - LEAD_FRAMES),
+            Some(first) if *first >= LATE_FRAMES => Hearing::Skip(first - LEAD_FRAMES),
             _ => Hearing::Worthwhile,
         };
     }
@@ -63,24 +62,24 @@ mod tests {
 
     #[test]
     fn silence_is_skipped() {
-        assert_eq!(look(&window([]), false, true), Hearing::Skip(3_000));
-        assert_eq!(look(&[], true, true), Hearing::Skip(0));
-        assert_eq!(look(&[0.5; 3 * HOP], true, true), Hearing::Skip(3));
+        assert_eq!(look(&window([]), false), Hearing::Skip(3_000));
+        assert_eq!(look(&[], true), Hearing::Skip(0));
+        assert_eq!(look(&[0.5; 3 * HOP], true), Hearing::Skip(3));
     }
 
     #[test]
     fn some_sound_is_heard() {
-        assert_eq!(look(&window(140..160), false, true), Hearing::Worthwhile);
-        assert_eq!(look(&window(150..170), false, true), Hearing::Skip(140));
-        assert_eq!(look(&[0.5; 20 * HOP], true, true), Hearing::Worthwhile);
+        assert_eq!(look(&window(140..160), false), Hearing::Worthwhile);
+        assert_eq!(look(&window(150..170), false), Hearing::Skip(140));
+        assert_eq!(look(&[0.5; 20 * HOP], true), Hearing::Worthwhile);
         // A click, or two.
-        assert_eq!(look(&window([5, 6, 1_500]), false, true), Hearing::Skip(3_000));
+        assert_eq!(look(&window([5, 6, 1_500]), false), Hearing::Skip(3_000));
     }
 
     #[test]
     fn a_word_that_begins_at_the_end_is_left_to_the_next_window() {
-        assert_eq!(look(&window(2_990..3_000), false, true), Hearing::Skip(2_990));
-        assert_eq!(look(&window([3, 4].into_iter().chain(2_985..2_999)), false, true), Hearing::Skip(2_985));
-        assert_eq!(look(&window(2_990..3_000), true, true), Hearing::Skip(3_000));
+        assert_eq!(look(&window(2_990..3_000), false), Hearing::Skip(2_990));
+        assert_eq!(look(&window([3, 4].into_iter().chain(2_985..2_999)), false), Hearing::Skip(2_985));
+        assert_eq!(look(&window(2_990..3_000), true), Hearing::Skip(3_000));
     }
 }

