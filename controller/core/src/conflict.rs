@@ -38,7 +38,7 @@ pub fn conflicts(now: Timestamp, world: &World, policies: &[Policy]) -> BTreeSet
         for own in set {
             let enforced = set.iter().filter(|policy| !sorted[**policy].dry_run);
             let Some(merged) = enforced.map(takes_part).reduce(|a, b| a.merge(&b)) else { continue };
-            // A default that nobody wrote is not overruled.
+            // A default that stands in no policy is not overruled.
             let written = Merged::of(*own, &sorted[*own].asks, modes[*own], total);
             let overruled = overruled(&written, &merged.merge(&takes_part(own)));
             found.extend(overruled.into_iter().map(|(field, stricter)| Conflict {

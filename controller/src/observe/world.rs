@@ -25,7 +25,7 @@ pub struct Frame<'a> {
 pub enum Trust {
     /// The operator has named every server.
     AllTargets,
-    /// Whoever may create a pod in a namespace can have a server there.
+    /// A user who may create a pod in a namespace can have a server there.
     ByNamespace,
 }
 

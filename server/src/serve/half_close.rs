@@ -3,7 +3,7 @@
 //! Both look alike at first: the connection has no more to be read. Only a client that still listens may have its answer,
 //! and the work for one that is gone should end soon. So while a whole request waits for its answer, the connection is
 //! looked at, and one that is closed on its other side is sent `100 Continue`, which every client skips (RFC 9110, 15.2):
-//! where nobody listens any more, the system at the other end answers with a reset.
+//! where the other end has closed the connection, its system answers with a reset.
 //!
 //! hyper by itself either takes every such client for gone or never looks.
 
