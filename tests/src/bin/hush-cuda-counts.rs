@@ -61,11 +61,13 @@ fn load(model: &Path, gigabytes_per_second: f64) -> Result<Value> {
     let since = |at: Duration| at.saturating_sub(begun).as_secs_f64() * 1e3;
     let first = |wanted: &dyn Fn(&Entry) -> bool| log.entries.iter().find(|entry| wanted(entry)).map(|e| since(e.at));
 
-    // Pieces of the weights file are far larger than a window.
-    let weights: Vec<&Entry> =
-        log.entries.iter().filter(|entry| entry.name.starts_with("copy:H2D:pinned") && entry.bytes > 2 << 20).collect();
+    // One thread runs the sessions; others copy the weights, and open the decoder's session.
+    let kernel = log.entries.iter().find(|entry| entry.name.starts_with("kernel")).context("no kernel was launched")?;
+    let weights = log.entries.iter().filter(|entry| entry.name.starts_with("copy:H2D:pinned"));
+    let weights: Vec<&Entry> = weights.filter(|entry| entry.thread != kernel.thread).collect();
     let prompt = log.entries.iter().position(|entry| &*entry.name == "mark:prompt").context("no prompt was marked")?;
-    let token = log.entries.get(prompt..).unwrap_or_default().iter().find(|entry| &*entry.name == "sync:stream");
+    let after = log.entries.get(prompt..).unwrap_or_default().iter();
+    let token = after.filter(|entry| entry.thread == kernel.thread).find(|entry| &*entry.name == "sync:stream");
     let file = std::fs::metadata(model.join("weights.bin"))?.len();
     Ok(json!({
         "gigabytes_per_second": gigabytes_per_second,
