@@ -42,7 +42,7 @@ fn a_folder_that_cannot_be_used_is_no_start() -> Result<()> {
     let missing = folder.path().join("missing");
     let file = folder.path().join("file");
     fs::write(&file, "")?;
-    // /proc takes no files, whoever asks.
+    // /proc takes no files, not even from root.
     for unusable in [missing.as_path(), &file, Path::new("/proc")] {
         let mut arguments = arguments(unusable)?;
         arguments.extend(["--listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0"].map(str::to_owned));

@@ -107,7 +107,6 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
     }
     let device = engine_device(placement.device, env)?;
     runtime::init(&library)?;
-    hush_whisper::cuda::prepare(device, model.precision.into())?;
     let options = EngineOptions {
         device,
         threads: settings.engine.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get)),

@@ -44,7 +44,7 @@ async fn a_client_that_closes_its_sending_side_gets_its_answer() {
     assert!(client.closed().await);
 }
 
-/// After a second the server asks whether somebody still listens, in a way that clients skip.
+/// After a second the server asks whether the client is still connected, by a line that clients skip.
 #[tokio::test]
 async fn a_half_closed_connection_may_wait_long_for_its_answer() {
     let server = Server::start(Fake::loading(golden())).await;

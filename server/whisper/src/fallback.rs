@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::decoding::Decoded;
 
-/// Nobody says more tokens a second, in any writing; and some more for short windows.
+/// Speech has no more tokens a second than this, in any writing; a short window may have some more.
 const TOKENS_PER_SECOND: f64 = 50.0;
 const TOKENS_AT_LEAST: usize = 32;
 

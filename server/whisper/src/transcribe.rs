@@ -394,7 +394,7 @@ impl Run<'_> {
         chosen.ok_or_else(|| TranscribeError::InvalidOption { option: "temperatures", problem: "is empty".into() })
     }
 
-    /// Whether a text may have been made up where nobody speaks.
+    /// Whether the model may have written a text for a window without speech.
     fn doubt(&self, decoded: &Decoded) -> Doubt {
         let options = self.options;
         let Some(threshold) = options.no_speech_threshold.map(f64::from) else { return Doubt::None };

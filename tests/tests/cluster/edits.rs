@@ -112,7 +112,7 @@ async fn an_edit_that_is_not_valid_takes_nothing_out_of_force() -> Result<()> {
     controller.wait_for_metric("hush_controller_policies_invalid", 0.0, SOON)?;
     let invalid_told =
         told(&app, &plane, "GpuModelPolicy")?.into_iter().filter(|(reason, _)| reason == "Invalid").count();
-    assert_eq!(invalid_told, 1, "once for each generation, whoever leads");
+    assert_eq!(invalid_told, 1, "once for each generation, whichever controller leads");
     Ok(())
 }
 
