@@ -43,26 +43,13 @@ fn cpu(reason: String) -> Placement {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::fs;
 
-    use super::super::resolve::Store;
+    use super::super::resolve::{Store, tests::store};
     use super::*;
     use crate::gpu::CudaDevice;
 
     const GPU: Device = Device::Cuda(CudaDevice::Index(0));
     const AUTO: PrecisionChoice = PrecisionChoice::Auto;
-
-    fn store(models: &[&str]) -> (tempfile::TempDir, Store) {
-        let folder = tempfile::tempdir().unwrap();
-        for model in models {
-            let dir = folder.path().join(model);
-            fs::create_dir_all(&dir).unwrap();
-            let precision = model.rsplit('/').next().unwrap();
-            fs::write(dir.join("model.json"), format!("{{\"precision\":\"{precision}\"}}")).unwrap();
-        }
-        let store = Store::new(folder.path());
-        (folder, store)
-    }
 
     fn decide(
         store: &Store,

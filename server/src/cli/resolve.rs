@@ -292,13 +292,14 @@ fn warn_if_second_choice(model: &str, precision: Precision, wanted: PrecisionCho
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const AUTO: PrecisionChoice = PrecisionChoice::Auto;
     const CUDA: Device = Device::Cuda(crate::gpu::CudaDevice::Index(0));
 
-    fn store(models: &[&str]) -> (tempfile::TempDir, Store) {
+    /// A folder with models of which only the manifests are there: `name/precision`.
+    pub fn store(models: &[&str]) -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
         for model in models {
             let dir = folder.path().join(model);
