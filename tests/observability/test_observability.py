@@ -4,6 +4,7 @@ and no panel is empty. The GPU is the double's. `make test-observability` prepar
 import contextlib
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ sys.path.insert(0, str(HERE.parent))
 
 from stack import BUILT, GIB, NVML, ROOT, Fleet, Program, get, policy, wait_for
 
-RULES = ROOT / "charts/hush/rules.yaml"
+RULES = [ROOT / "charts/hush/rules.yaml", ROOT / "charts/hush/controller-rules.yaml"]
+# Where the servers and the controller of the test are, as Prometheus knows it.
+PLACES = {"cluster": "east", "namespace": "apps", "node": "n1"}
 
 
 class Stack(Fleet):
@@ -31,12 +34,12 @@ class Stack(Fleet):
 
     def start_prometheus(self) -> str:
         groups = [
-            {"job": "hush-server", "targets": [ops for _, ops in self.servers], "labels": {"namespace": "apps"}},
-            {"job": "hush-controller", "targets": [self.controller], "labels": {}},
+            {"job": "hush-server", "targets": [ops for _, ops in self.servers], "labels": PLACES},
+            {"job": "hush-controller", "targets": [self.controller], "labels": PLACES},
         ]
         scrapes = [{"job_name": g["job"], "static_configs": [{"targets": g["targets"], "labels": g["labels"]}]} for g in groups]
         # JSON is YAML.
-        config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(RULES)],
+        config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(file) for file in RULES],
                   "scrape_configs": scrapes}
         (self.folder / "prometheus.yml").write_text(json.dumps(config))
         with contextlib.closing(__import__("socket").create_server(("127.0.0.1", 0))) as free:
@@ -74,9 +77,12 @@ def panels():
             yield path.stem, panel["title"], [target["expr"] for target in panel["targets"]]
 
 
-def plain(expr: str) -> str:
-    """As Grafana sends it with everything selected."""
-    return expr.replace("$__rate_interval", "2m").replace('"$namespace"', '".*"').replace('"$model"', '".*"')
+def plain(expr: str, **chosen: str) -> str:
+    """As Grafana sends it; what is not chosen is `All`."""
+    expr = expr.replace("$__rate_interval", "2m")
+    for variable in (*PLACES, "model"):
+        expr = expr.replace(f'"${variable}"', f'"{chosen.get(variable, ".*")}"')
+    return expr
 
 
 class Files(unittest.TestCase):
@@ -84,12 +90,12 @@ class Files(unittest.TestCase):
         subprocess.run([sys.executable, ROOT / "scripts/dashboards", "--check"], check=True)
 
     def test_rules_fire_when_they_must(self):
-        for arguments in (["check", "rules", RULES], ["test", "rules", HERE / "alerts.yaml"]):
+        for arguments in (["check", "rules", *RULES], ["test", "rules", HERE / "alerts.yaml"]):
             done = subprocess.run(["promtool", *map(str, arguments)], text=True, capture_output=True)
             self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_each_alert_has_a_test_and_a_runbook(self):
-        rules, tests = RULES.read_text(), (HERE / "alerts.yaml").read_text()
+        rules, tests = "".join(file.read_text() for file in RULES), (HERE / "alerts.yaml").read_text()
         alerts = [line.split()[-1] for line in rules.splitlines() if "- alert:" in line]
         self.assertGreater(len(alerts), 8)
         runbooks = (ROOT / "docs/runbooks.md").read_text()
@@ -97,6 +103,20 @@ class Files(unittest.TestCase):
             self.assertIn(f"alertname: {alert}\n", tests)
             self.assertIn(f"## {alert}\n", runbooks)
             self.assertIn(f"docs/runbooks.md#{alert.lower()}\n", rules)
+
+
+    def test_each_dashboard_lets_one_choose_where_to_look(self):
+        for path in sorted((ROOT / "charts/hush/dashboards").glob("*.json")):
+            variables = [v["name"] for v in json.loads(path.read_text())["templating"]["list"]]
+            self.assertEqual(variables[:4], ["datasource", *PLACES], path.name)
+        # What a controller counts over all of its cards is of no one namespace or node.
+        of_all = {"hush_controller_gpus", "hush_controller_gpu_available_bytes", "hush_controller_gpu_target_bytes",
+                  "hush_controller_gpu_sample_age_seconds"}
+        for dashboard, title, queries in panels():
+            for query in queries:
+                for family, labels in re.findall(r"\b((?:node_namespace:)?hush_\w+(?::\w+)?)(\{[^}]*\})?", query):
+                    for place in ["cluster"] if family in of_all else PLACES:
+                        self.assertIn(f'{place}=~"${place}"', labels, (dashboard, title, family))
 
 
 class Panels(unittest.TestCase):
@@ -107,19 +127,30 @@ class Panels(unittest.TestCase):
             try:
                 stack.live()
                 # Recording rules are evaluated once a second.
-                wait_for("the rules were evaluated", lambda: stack.query("namespace:hush_vram_given_back_byte_hours:1d"))
+                wait_for("the rules were evaluated", lambda: stack.query("node_namespace:hush_vram_given_back_byte_hours:1d"))
                 empty, count = [], 0
                 for dashboard, title, queries in panels():
                     for query in queries:
                         count += 1
-                        if not stack.query(plain(query)):
+                        if not stack.query(plain(query)) or not stack.query(plain(query, **PLACES)):
                             empty.append((dashboard, title, query))
                 self.assertEqual(empty, [])
+                self.nothing_of_other_places(stack)
                 print(f"{count} queries of all panels have data")
                 firing = stack.query('ALERTS{alertstate="firing"}')
                 self.assertEqual(firing, [], "nothing is wrong, so nothing fires")
             finally:
                 stack.stop()
+
+    def nothing_of_other_places(self, stack: Stack) -> None:
+        """What is chosen holds for every query: where nothing is, there is no data, or the 0 that stands for it."""
+        for place in PLACES:
+            for dashboard, title, queries in panels():
+                for query in queries:
+                    for found in stack.query(plain(query, **{place: "elsewhere"})):
+                        of_all = place != "cluster" and "hush_controller_gpus{" in query
+                        nothing = found["metric"] == {} and found["value"][1] == "0"
+                        self.assertTrue(of_all or nothing, (place, dashboard, title, query, found))
 
 
 if __name__ == "__main__":
