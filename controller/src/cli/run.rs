@@ -80,8 +80,8 @@ pub struct FleetArgs {
     /// Longest wait for a server's metrics.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = span, env = "HUSH_CONTROLLER_SCRAPE_TIMEOUT")]
     pub scrape_timeout: Duration,
-    /// Certificates of the authorities that servers with HTTPS are checked against, and nothing else is; watched for
-    /// changes. Default: those of the system; in a cluster, pods that ask for https need this file.
+    /// The authorities that certificates of servers with HTTPS are checked against, in PEM, watched for changes. Pods that
+    /// ask for https need it. Default: those of the system.
     #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_CA_FILE")]
     pub ca_file: Option<PathBuf>,
 }

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use hush_tests::cluster::Rights;
 use hush_tests::https::{Authority, Pair};
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, http};
 use serde_json::{Value, json};
 
-use crate::stage::{CONTROLLER, Cast, SOON, Stage, own_plane, wait_until_acting, wait_until_ready};
+use crate::stage::{CONTROLLER, Cast, SERVER, SOON, Stage, own_plane, wait_until_acting, wait_until_ready};
 
 /// Longer than server and controller take to read a file again.
 const READ_AGAIN: Duration = Duration::from_secs(6);
@@ -121,10 +122,11 @@ async fn without_an_authority_the_reason_names_the_option() -> Result<()> {
     assert!(why.contains("--ca-file"), "{why}");
 
     // A controller beside it reaches it over the loopback, by the same name.
+    plane.grant(&stage.system, Rights::Sidecar)?;
     let ca_file = stage.path("ca.crt");
     std::fs::write(&ca_file, &authority.certificate)?;
     let sidecar_args =
         ["--scope", "pod", "--node", app.node.as_str(), "--pod", &app.pod(), "--ca-file", &ca_file.to_string_lossy()];
-    let sidecar = stage.controller_of(crate::stage::SERVER, &plane.url(), &sidecar_args).await?;
+    let sidecar = stage.controller_of(SERVER, &plane.url(), &sidecar_args).await?;
     wait_until_observed(&sidecar, &app.pod())
 }
