@@ -3,9 +3,11 @@ and no panel is empty. The GPU is the double's. `make test-observability` prepar
 """
 import contextlib
 import json
+import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,26 @@ RULES = [ROOT / "charts/hush/rules.yaml", ROOT / "charts/hush/controller-rules.y
 PLACES = {"cluster": "east", "namespace": "apps", "node": "n1"}
 
 
+def prometheus(folder: pathlib.Path, scrapes: list) -> tuple[Program, str]:
+    # JSON is YAML.
+    config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(file) for file in RULES],
+              "scrape_configs": scrapes}
+    (folder / "prometheus.yml").write_text(json.dumps(config))
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        address = "127.0.0.1:%d" % free.getsockname()[1]
+    program = Program(["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb",
+                       f"--web.listen-address={address}"])
+    url = f"http://{address}"
+    wait_for("Prometheus is ready", lambda: "Ready" in get(f"{url}/-/ready"))
+    return program, url
+
+
+def query(url: str, expr: str) -> list:
+    answer = json.loads(get(f"{url}/api/v1/query?" + urllib.parse.urlencode({"query": expr})))
+    assert answer["status"] == "success", answer
+    return answer["data"]["result"]
+
+
 class Stack(Fleet):
     """Two servers on one scripted GPU, a controller, Prometheus."""
 
@@ -33,27 +55,14 @@ class Stack(Fleet):
         self.prometheus = self.start_prometheus()
 
     def start_prometheus(self) -> str:
-        groups = [
-            {"job": "hush-server", "targets": [ops for _, ops in self.servers], "labels": PLACES},
-            {"job": "hush-controller", "targets": [self.controller], "labels": PLACES},
-        ]
-        scrapes = [{"job_name": g["job"], "static_configs": [{"targets": g["targets"], "labels": g["labels"]}]} for g in groups]
-        # JSON is YAML.
-        config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(file) for file in RULES],
-                  "scrape_configs": scrapes}
-        (self.folder / "prometheus.yml").write_text(json.dumps(config))
-        with contextlib.closing(__import__("socket").create_server(("127.0.0.1", 0))) as free:
-            address = "127.0.0.1:%d" % free.getsockname()[1]
-        self.add(Program(["prometheus", f"--config.file={self.folder}/prometheus.yml",
-                          f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address={address}"]))
-        url = f"http://{address}"
-        wait_for("Prometheus is ready", lambda: "Ready" in get(f"{url}/-/ready"))
+        jobs = {"hush-server": [ops for _, ops in self.servers], "hush-controller": [self.controller]}
+        scrapes = [{"job_name": job, "static_configs": [{"targets": targets, "labels": PLACES}]} for job, targets in jobs.items()]
+        program, url = prometheus(self.folder, scrapes)
+        self.add(program)
         return url
 
     def query(self, expr: str) -> list:
-        answer = json.loads(get(f"{self.prometheus}/api/v1/query?" + urllib.parse.urlencode({"query": expr})))
-        assert answer["status"] == "success", answer
-        return answer["data"]["result"]
+        return query(self.prometheus, expr)
 
     def live(self) -> None:
         """Speech, idleness, speech again, pressure, speech once more."""
@@ -117,6 +126,37 @@ class Files(unittest.TestCase):
                 for family, labels in re.findall(r"\b((?:node_namespace:)?hush_\w+(?::\w+)?)(\{[^}]*\})?", query):
                     for place in ["cluster"] if family in of_all else PLACES:
                         self.assertIn(f'{place}=~"${place}"', labels, (dashboard, title, family))
+
+
+class OpsTls(unittest.TestCase):
+    """The operations port with a certificate as docs/security.md makes it with openssl."""
+
+    def test_prometheus_reads_it_by_the_name_of_its_namespace_alone(self):
+        page = (ROOT / "docs/security.md").read_text()
+        (script,) = re.findall(r"```sh\n(printf 'subjectAltName.*?)```", page, re.S)
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            subprocess.run(["bash", "-euc", script], cwd=folder, check=True, capture_output=True)
+            server = Program([BUILT / "hush-server", "serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0",
+                              "--log-format", "json", "--models-dir", os.environ["HUSH_MODELS"], "--model", "hush-tiny",
+                              "--precision", "int8", "--device", "cpu", "--ops-tls-cert", folder / "tls.crt",
+                              "--ops-tls-key", folder / "tls.key"])
+            self.addCleanup(server.stop)
+
+            def scrape(job: str, namespace: str) -> dict:
+                # As the operator writes the chart's ServiceMonitor of that namespace.
+                return {"job_name": job, "scheme": "https", "static_configs": [{"targets": [server.said("ops")]}],
+                        "tls_config": {"ca_file": str(folder / "ca.crt"), "server_name": f"hush-server.{namespace}.svc"}}
+
+            program, url = prometheus(folder, [scrape("own", "hush"), scrape("another", "team-b")])
+            self.addCleanup(program.stop)
+            wait_for("it is read", lambda: query(url, 'up{job="own"} == 1'))
+            self.assertTrue(query(url, 'hush_model_state{job="own"}'))
+            wait_for("the other name was tried", lambda: query(url, 'up{job="another"}'))
+            self.assertEqual(query(url, 'up{job="another"} == 1'), [])
+            targets = json.loads(get(f"{url}/api/v1/targets"))["data"]["activeTargets"]
+            (error,) = [target["lastError"] for target in targets if target["labels"]["job"] == "another"]
+            self.assertIn("hush-server.team-b.svc", error)
 
 
 class Panels(unittest.TestCase):
