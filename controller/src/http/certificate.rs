@@ -72,7 +72,7 @@ pub enum CertificateProblem {
     NotValidYet(Option<Timestamp>),
     #[error("its certificate is not signed by an authority that servers are checked against (--ca-file)")]
     UnknownIssuer,
-    #[error("its certificate does not have the name `{expected}`, which servers there must have{}", names_told(.presented))]
+    #[error("its certificate does not have the name `{expected}`{}", names_told(.presented))]
     OtherName { expected: String, presented: Vec<String> },
     #[error("its certificate is not for servers: its extended key usage must include serverAuth")]
     OtherPurpose,
@@ -92,7 +92,7 @@ impl CertificateProblem {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownIssuer,
             CertificateError::NotValidForName => Self::OtherName { expected, presented: Vec::new() },
             CertificateError::NotValidForNameContext { presented, .. } => {
-                Self::OtherName { expected, presented: presented.iter().map(|name| bounded(name)).collect() }
+                Self::OtherName { expected, presented: presented.iter().map(|presented| name(presented)).collect() }
             }
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => Self::OtherPurpose,
             other => Self::Other(bounded(&other.to_string())),
@@ -121,6 +121,12 @@ fn names_told(names: &[String]) -> String {
     }
 }
 
+/// As it is written in the certificate: rustls tells it as `DnsName("...")`.
+fn name(presented: &str) -> String {
+    let inner = presented.split_once("(\"").and_then(|(_, rest)| rest.strip_suffix("\")"));
+    bounded(inner.unwrap_or(presented))
+}
+
 /// Printable and short.
 fn bounded(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(NAME_MAX_CHARS).collect()
@@ -145,11 +151,13 @@ mod tests {
 
     #[test]
     fn names_of_a_certificate_are_told_within_bounds() {
-        let presented = ["a\nb".to_owned(), "c".repeat(1000), "d".to_owned(), "e".to_owned(), "f".to_owned()].to_vec();
+        let presented =
+            ["DnsName(\"a\nb\")".to_owned(), "c".repeat(1000), "d".to_owned(), "e".to_owned(), "f".to_owned()].to_vec();
         let expected = rustls::pki_types::ServerName::try_from("hush-server.a.svc").unwrap();
         let error = CertificateError::NotValidForNameContext { expected, presented };
         let text = CertificateProblem::new(&error, "hush-server.a.svc").to_string();
-        assert!(text.contains("`hush-server.a.svc`") && text.ends_with("and 2 more"), "{text}");
+        assert!(text.contains("`hush-server.a.svc`") && text.contains("; it has a\u{fffd}b, ccc"), "{text}");
+        assert!(text.ends_with(", d and 2 more"), "{text}");
         assert!(!text.contains('\n') && text.len() < 400, "{text}");
     }
 

@@ -48,6 +48,11 @@ pub enum HttpError {
     Uri(#[from] hyper::http::uri::InvalidUri),
     #[error("the request could not be written: {0}")]
     Request(#[from] hyper::http::Error),
+    #[error(
+        "it does not answer in HTTP on this port; if it speaks TLS, `https` must be asked for: the annotation \
+         `gpu.hush.dev/ops-scheme: https` of its pod, or `https://` in the target"
+    )]
+    NotHttp(#[source] legacy::Error),
     #[error("{}", cause(.0))]
     Connect(#[source] legacy::Error),
     /// Nothing was sent.
@@ -83,6 +88,7 @@ impl HttpError {
                 Self::Certificate(CertificateProblem::new(problem, name))
             }
             Some(error) => Self::Tls(error.clone()),
+            None if is_parse(&error) => Self::NotHttp(error),
             None => Self::Connect(error),
         }
     }
@@ -104,6 +110,12 @@ fn handshake(error: &rustls::Error) -> String {
         rustls::Error::InvalidMessage(_) => "it does not speak TLS on this port".to_owned(),
         other => format!("the TLS handshake failed: {other}"),
     }
+}
+
+/// The bytes of an answer are none of HTTP.
+fn is_parse(error: &legacy::Error) -> bool {
+    let source = std::error::Error::source(error);
+    source.and_then(|source| source.downcast_ref::<hyper::Error>()).is_some_and(hyper::Error::is_parse)
 }
 
 /// What rustls says, which lies inside of I/O errors that do not name it as their source.
@@ -176,4 +188,28 @@ fn authorized(request: Builder, token: Option<&str>) -> Result<Builder, HttpErro
     let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(hyper::http::Error::from)?;
     value.set_sensitive(true);
     Ok(request.header(AUTHORIZATION, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_speaks_tls_and_is_asked_in_http_is_told_apart() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("http://{}/metrics", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            // A TLS alert: unexpected message.
+            stream.write_all(&[21, 3, 3, 0, 2, 2, 10]).await.unwrap();
+        });
+        let error = Client::new(None).unwrap().get(uri, None, 1024).await.unwrap_err();
+        assert!(error.to_string().contains("`gpu.hush.dev/ops-scheme: https`"), "{error}");
+        assert_eq!(error.label(), "unreachable");
+    }
 }

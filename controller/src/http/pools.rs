@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_authorities_of_its_own_no_pod_is_believed() {
+    async fn without_a_file_of_authorities_no_name_of_a_pod_is_checked() {
         let pools = Pools::new(None).unwrap();
         let name = DnsName::try_from("hush-server.a.svc").unwrap();
         let https = Uri::from_static("https://127.0.0.1:1/");

@@ -120,7 +120,7 @@ async fn a_server_without_the_certificate_of_its_namespace_gets_nothing() -> Res
     let of_stranger = |namespace: &Namespace| stranger.sign_for(&namespace.name);
     let expired =
         |namespace: &Namespace| authority.sign(&[&format!("hush-server.{}.svc", namespace.name)], Validity::Past);
-    // Whoever signs for addresses, or for all Services, signs for no namespace.
+    // Names of addresses, and wildcards over namespaces, are names of no namespace.
     let of_address =
         |_: &Namespace| authority.sign(&["127.0.2.5", "*.svc", "whisper-0.hush-server.a.svc"], Validity::Now);
     type Signs<'a> = &'a dyn Fn(&Namespace) -> Result<Pair>;

@@ -89,11 +89,11 @@ async fn certificates_and_authorities_rotate_and_commands_go_on() -> Result<()> 
     controller.wait_for_metric("hush_controller_source_valid{source=\"ca\"}", 0.0, SOON)?;
     leaves(3)?;
 
-    // An authority that is taken away is believed no more, also on connections that are open.
+    // An authority that is taken away is trusted no more, also on open connections.
     replace(&ca_file, &first.certificate)?;
     controller.wait_for_metric("hush_controller_source_valid{source=\"ca\"}", 1.0, SOON)?;
     let mut last = Value::Null;
-    wait_for("the server is believed no more", SOON, || {
+    wait_for("the server is not trusted any more", SOON, || {
         last = server_of(&controller, &pod)?;
         let failure = last["failure"].as_str().unwrap_or_default();
         Ok(failure.contains("not signed by an authority").then_some(()))
@@ -104,7 +104,7 @@ async fn certificates_and_authorities_rotate_and_commands_go_on() -> Result<()> 
     Ok(())
 }
 
-/// Also where the operator has forgotten the file: nothing is believed on the word of the system's authorities.
+/// Also where the operator has forgotten the file: the authorities of the system do not count.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_authority_the_reason_names_the_option() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };

@@ -6,8 +6,9 @@ relabelings:
 - {sourceLabels: [__meta_kubernetes_pod_node_name], targetLabel: node}
 {{- end }}
 
-{{/* Whose rules a set of them is in this cluster, as NAMESPACE/NAME, if another release has them: (list $ SET NAME). The
-first of several by name keeps them. Who installs without rights in the whole cluster looks in the own namespace alone. */}}
+{{/* The PrometheusRule of another release with this set of rules, as NAMESPACE/NAME, or nothing: (list $ SET NAME). Where
+several releases have one, the first by name keeps it. Without rights in the whole cluster (`rbac.create: false`) only the
+namespace of the release is looked at. */}}
 {{- define "hush.monitoring.othersRules" -}}
 {{- $ := index . 0 }}
 {{- $set := index . 1 }}
@@ -42,5 +43,8 @@ metadata:
     {{- with $values.labels }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
-spec: {{- $.Files.Get (index . 3) | replace "runbook_url: docs/runbooks.md#" $link | nindent 2 }}
+{{- /* Of this release alone: controllers of other scopes do not stand in for it. */}}
+{{- $ours := printf "absent(hush_controller_acting{namespace=%q, service=%q})" $.Release.Namespace (include "hush.controllerName" $) }}
+{{- $text := $.Files.Get (index . 3) | replace "absent(hush_controller_acting)" $ours }}
+spec: {{- $text | replace "runbook_url: docs/runbooks.md#" $link | nindent 2 }}
 {{- end }}
