@@ -64,7 +64,8 @@ fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condi
         return condition(READY, "True", "NothingSelected", "no model of a server that answers is selected");
     }
     let stale = |model: &&&Model| model.sample_age > scene.world.stale_after;
-    let silent: BTreeSet<&str> = selected.iter().filter(stale).map(|model| model.key.server.as_str()).collect();
+    let silent = selected.iter().filter(stale).map(|model| model.key.server.as_str());
+    let silent: BTreeSet<&str> = silent.chain(failing.iter().map(|of| of.server.as_str())).collect();
     let why = if failing.is_empty() { String::new() } else { format!(" ({})", reasons(&failing)) };
     if selected.iter().all(|model| stale(&model)) {
         let message = format!("no fresh figures of {}: nothing is done{why}", some(silent));

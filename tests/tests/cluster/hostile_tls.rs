@@ -37,10 +37,10 @@ async fn tenant(plane: &ControlPlane, name: &str) -> Result<Namespace> {
     Ok(namespace)
 }
 
-async fn pod(namespace: &Namespace, address: SocketAddr) -> Result<()> {
+async fn pod(namespace: &Namespace, name: &str, address: SocketAddr) -> Result<()> {
     let SocketAddr::V4(address) = address else { anyhow::bail!("no IPv4") };
     let pod = PodAt {
-        name: POD,
+        name,
         node: "n1",
         account: "default",
         labels: &[("gpu.hush.dev/server", "true")],
@@ -132,21 +132,25 @@ async fn a_server_without_the_certificate_of_its_namespace_gets_nothing() -> Res
         ("redirects", &right, "it answered 307 Temporary Redirect"),
     ];
 
-    let fleet = Fleet::start(cases.len() + 1, cases.len() + 1, 8 * GIB, 2 * GIB).await?;
+    let fleet = Fleet::start(cases.len() + 2, cases.len() + 2, 8 * GIB, 2 * GIB).await?;
     let mut servers = BTreeMap::new();
     for (place, (name, signs, reason)) in cases.iter().enumerate() {
         let namespace = tenant(&plane, name).await?;
         let router = if *name == "redirects" { redirects.clone() } else { fleet.router_of(place + 1) };
         let ip = Ipv4Addr::new(127, 0, 2, u8::try_from(place)? + 1);
         let server = HttpsServer::start(ip, router, &signs(&namespace)?).await?;
-        pod(&namespace, server.address).await?;
+        pod(&namespace, POD, server.address).await?;
         servers.insert(*name, (namespace, server, *reason));
     }
     // One that asks for https and speaks plain HTTP.
     let (plain, listener) = (tenant(&plane, "plain").await?, Listener::start(Ipv4Addr::new(127, 0, 2, 101))?);
-    pod(&plain, listener.address).await?;
+    pod(&plain, POD, listener.address).await?;
     let honest_server = HttpsServer::start(Ipv4Addr::new(127, 0, 2, 50), fleet.router_of(0), &right(&honest)?).await?;
-    pod(&honest, honest_server.address).await?;
+    pod(&honest, POD, honest_server.address).await?;
+    // Beside it one whose certificate was not renewed.
+    let late = authority.sign(&[&own_name], Validity::Past)?;
+    let late = HttpsServer::start(Ipv4Addr::new(127, 0, 2, 51), fleet.router_of(cases.len() + 1), &late).await?;
+    pod(&honest, "whisper-1", late.address).await?;
 
     let mut received = Vec::new();
     wait_for("the honest server is told to unload", SOON, || {
@@ -171,7 +175,16 @@ async fn a_server_without_the_certificate_of_its_namespace_gets_nothing() -> Res
         .with_context(|| format!("Ready of {} is {last}", namespace.name))?;
         assert_eq!(last["status"], "Unknown");
     }
-    controller.wait_for_metric("hush_controller_targets{state=\"failing\"}", 6.0, SOON)?;
+    let mut last = Value::Null;
+    wait_for("the policy in force names the late one", SOON, || {
+        std::thread::sleep(Duration::from_millis(250));
+        last = ready(&plane, &honest)?;
+        let says =
+            last["message"].as_str().is_some_and(|message| message.contains("whisper-1: its certificate expired"));
+        Ok((last["status"] == "True" && last["reason"] == "InForce" && says).then_some(()))
+    })
+    .with_context(|| format!("Ready of {} is {last}", honest.name))?;
+    controller.wait_for_metric("hush_controller_targets{state=\"failing\"}", 7.0, SOON)?;
     let failed = controller.metric("hush_controller_scrape_duration_seconds_count{result=\"tls\"}")?;
     assert!(failed.is_some_and(|count| count >= 5.0), "{failed:?}");
 
@@ -184,6 +197,7 @@ async fn a_server_without_the_certificate_of_its_namespace_gets_nothing() -> Res
         assert_eq!(requests.is_empty(), !looked_at, "{name} received {requests:?}");
         assert!(requests.iter().all(|request| !request.starts_with("POST")), "{name} received {requests:?}");
     }
+    assert!(late.requests().is_empty(), "the late one received {:?}", late.requests());
     assert!(trap.seen().is_empty(), "a redirect was followed: {:?}", trap.seen());
     // A record of a TLS handshake begins with 22.
     let seen = listener.seen();
