@@ -1,9 +1,12 @@
 {{/* What rules and ServiceMonitors share. */}}
 
-{{/* Dashboards choose by node. */}}
+{{/* Dashboards choose by node. What the values add comes after it. */}}
 {{- define "hush.monitoring.relabelings" -}}
 relabelings:
 - {sourceLabels: [__meta_kubernetes_pod_node_name], targetLabel: node}
+{{- with .Values.monitoring.serviceMonitor.relabelings }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* The PrometheusRule of another release with this set of rules, as NAMESPACE/NAME, or nothing: (list $ SET NAME). Where
