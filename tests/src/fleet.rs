@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use axum::Router;
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::connect_info::{ConnectInfo, Connected, MockConnectInfo};
 use axum::extract::{Json, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -111,15 +111,24 @@ impl Fleet {
         let cards = vec![Card { total_bytes, foreign_bytes: 0 }; gpus];
         let inner = Arc::new(Mutex::new(Inner { members, cards, received: Vec::new() }));
         let fleet = Self { inner, port };
-        let router = Router::new()
-            .route(names::PATH, get(scrape))
-            .route("/admin/v1/models/{model}/unload", post(unload))
-            .with_state(fleet.clone());
+        let router = fleet.routes();
         tokio::spawn(async move {
             // It ends with the runtime.
             let _ = axum::serve(listener, router.into_make_service_with_connect_info::<Place>()).await;
         });
         Ok(fleet)
+    }
+
+    fn routes(&self) -> Router {
+        Router::new()
+            .route(names::PATH, get(scrape))
+            .route("/admin/v1/models/{model}/unload", post(unload))
+            .with_state(self.clone())
+    }
+
+    /// One stand-in alone, for a listener of the test's own.
+    pub fn router_of(&self, server: usize) -> Router {
+        self.routes().layer(MockConnectInfo(Place(server)))
     }
 
     pub fn url(&self, server: usize) -> String {

@@ -103,7 +103,7 @@ impl CommandError {
     const fn code(&self) -> &'static str {
         match self {
             Self::Timeout(_) => "timeout",
-            Self::Http(_) => "unreachable",
+            Self::Http(error) => error.label(),
             Self::Write(_) => "internal",
             Self::Credential { .. } => "unauthorized",
             Self::Server { .. } => "server_error",

@@ -57,7 +57,8 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     }
     look.problems.iter().for_each(|problem| errorln!("{problem}"));
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
-    let scraper = fleet.scraper(Duration::from_secs(1), &metrics)?;
+    let authorities = fleet.authorities()?;
+    let scraper = fleet.scraper(Duration::from_secs(1), &metrics, authorities.as_ref())?;
     runtime.block_on(observe::once(&scraper, &look.targets));
     let seen = scraper.store.all();
     for (server, seen) in &seen {

@@ -17,12 +17,12 @@ use super::log::LogArgs;
 use super::values::span;
 use crate::act::{Audit, Closed, Executor, Gate, Open, Presence};
 use crate::cluster::{Policies, ScopeGate};
-use crate::http::Client;
+use crate::http::{CaCertificates, Client};
 use crate::metrics::Metrics;
 use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets, Trust};
 use crate::ops;
 use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot, Told};
-use crate::sources::{self, NamedTarget, PolicyFiles, Source, TargetsFile};
+use crate::sources::{self, CaFile, NamedTarget, PolicyFiles, Source, TargetsFile};
 use crate::web::{self, Token, Web};
 
 /// Enough for a request that an unload waits for; Kubernetes kills after 30 s.
@@ -80,7 +80,8 @@ pub struct FleetArgs {
     /// Longest wait for a server's metrics.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = span, env = "HUSH_CONTROLLER_SCRAPE_TIMEOUT")]
     pub scrape_timeout: Duration,
-    /// Certificates that servers with HTTPS are checked against; default: those of the system.
+    /// The authorities that certificates of servers with HTTPS are checked against, in PEM, watched for changes. Pods that
+    /// ask for https need it. Default: those of the system.
     #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_CA_FILE")]
     pub ca_file: Option<PathBuf>,
 }
@@ -94,8 +95,20 @@ impl FleetArgs {
         TargetsFile { fixed: self.target.clone(), path: self.targets.clone() }
     }
 
-    pub fn scraper(&self, interval: Duration, metrics: &Arc<Metrics>) -> anyhow::Result<Scraper> {
-        let client = Client::new(self.ca_file.as_deref()).context("--ca-file")?;
+    /// What `--ca-file` holds now; whoever follows the file sends what it holds later.
+    pub fn authorities(&self) -> anyhow::Result<Option<watch::Sender<Arc<CaCertificates>>>> {
+        let Some(path) = &self.ca_file else { return Ok(None) };
+        let certificates = CaCertificates::read(path).map_err(|problem| anyhow::anyhow!("--ca-file {problem}"))?;
+        Ok(Some(watch::Sender::new(Arc::new(certificates))))
+    }
+
+    pub fn scraper(
+        &self,
+        interval: Duration,
+        metrics: &Arc<Metrics>,
+        authorities: Option<&watch::Sender<Arc<CaCertificates>>>,
+    ) -> anyhow::Result<Scraper> {
+        let client = Client::new(authorities.map(watch::Sender::subscribe)).context("setting up TLS")?;
         let settings = ScrapeSettings { interval, timeout: self.scrape_timeout };
         Ok(Scraper { client, settings, store: Store::default(), metrics: Arc::clone(metrics) })
     }
@@ -136,7 +149,12 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let page_token = page_token.map_err(|problem| anyhow::anyhow!("--page-token-file {problem}"))?;
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
     let readiness = Readiness::default();
-    let scraper = args.fleet.scraper(args.interval, &metrics)?;
+    let authorities = args.fleet.authorities()?;
+    let scraper = args.fleet.scraper(args.interval, &metrics, authorities.as_ref())?;
+    if let (Some(path), Some(told)) = (&args.fleet.ca_file, authorities) {
+        metrics.source_valid.with_label_values(&[CaFile::NAME]).set(1);
+        tokio::spawn(sources::follow(Arc::new(CaFile(path.clone())), told, Arc::clone(&metrics)));
+    }
     let (snapshots, looks) = watch::channel(Arc::new(Snapshot::nothing()));
     let mut cluster = match args.kubernetes.scope {
         Some(name) => Some(args.kubernetes.connect(name, args.dry_run, &readiness).await?),

@@ -20,11 +20,13 @@ use super::policies::PolicyObject;
 use super::sources::Policies;
 use crate::lease::Claim;
 use crate::run::Snapshot;
-use crate::status::{INVALID, READY, Scene, Subject, status};
+use crate::status::{FailingServer, INVALID, READY, Scene, Subject, status};
 
 /// From one round to the next: figures change faster than anybody reads.
 const PAUSE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// From so many failures in a row on, a status tells of a server.
+const FAILURES_TOLD: u32 = 3;
 
 pub struct Writer {
     pub client: Client,
@@ -55,8 +57,14 @@ impl Writer {
     async fn round(&self, snapshot: &Snapshot, policies: &BTreeMap<PolicyName, PolicyObject>, written: &mut Written) {
         written.retain(|name, (before, _)| policies.get(name).is_some_and(|object| object.status == *before));
         let found = conflicts(snapshot.at, &snapshot.world, &snapshot.policies);
-        let scene =
-            Scene { world: &snapshot.world, plan: &snapshot.plan, records: &snapshot.records, conflicts: &found };
+        let failing = failing(snapshot);
+        let scene = Scene {
+            world: &snapshot.world,
+            plan: &snapshot.plan,
+            records: &snapshot.records,
+            conflicts: &found,
+            failing: &failing,
+        };
         let decided_by: BTreeSet<&PolicyName> = snapshot.policies.iter().map(|policy| &policy.name).collect();
         for (name, object) in policies {
             if !is_current(object, decided_by.contains(name), &snapshot.policies) {
@@ -123,6 +131,15 @@ impl Writer {
             }
         }
     }
+}
+
+/// A server that only starts is not told of.
+fn failing(snapshot: &Snapshot) -> Vec<FailingServer<'_>> {
+    let failing = snapshot.targets.iter().filter_map(|(server, target)| {
+        let seen = snapshot.seen.get(server).filter(|seen| seen.failures_in_a_row >= FAILURES_TOLD)?;
+        Some(FailingServer { server, labels: &target.labels, failure: seen.failure.as_deref()? })
+    });
+    failing.collect()
 }
 
 /// What `wanted` says of a generation that is not valid, if that is news.

@@ -51,7 +51,7 @@ impl ScrapeError {
     const fn label(&self) -> &'static str {
         match self {
             Self::Timeout(_) => "timeout",
-            Self::Http(_) => "unreachable",
+            Self::Http(error) => error.label(),
             Self::Status(_) => "status",
             Self::NotText | Self::Sample(_) => "malformed",
         }

@@ -6,7 +6,7 @@ use hush_core::{GpuId, GpuPlan, GpuReason, Model, Pressure};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::{Scene, Subject};
+use super::{FailingServer, Scene, Subject};
 
 /// Names in a list; of the others their number is said.
 const NAMED: usize = 3;
@@ -55,20 +55,33 @@ fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condi
     if policy.dry_run {
         return condition(READY, "True", "DryRun", dry_run(scene, subject));
     }
+    let failing = super::failing(scene, subject);
+    if selected.is_empty() && !failing.is_empty() {
+        let message = format!("nothing is known of the servers that it selects: {}", reasons(&failing));
+        return condition(READY, "Unknown", "ServersNotObserved", message);
+    }
     if selected.is_empty() {
         return condition(READY, "True", "NothingSelected", "no model of a server that answers is selected");
     }
     let stale = |model: &&&Model| model.sample_age > scene.world.stale_after;
-    let silent: BTreeSet<&str> = selected.iter().filter(stale).map(|model| model.key.server.as_str()).collect();
+    let silent = selected.iter().filter(stale).map(|model| model.key.server.as_str());
+    let silent: BTreeSet<&str> = silent.chain(failing.iter().map(|of| of.server.as_str())).collect();
+    let why = if failing.is_empty() { String::new() } else { format!(" ({})", reasons(&failing)) };
     if selected.iter().all(|model| stale(&model)) {
-        let message = format!("no fresh figures of {}: nothing is done", some(silent));
+        let message = format!("no fresh figures of {}: nothing is done{why}", some(silent));
         return condition(READY, "Unknown", "MetricsStale", message);
     }
     if silent.is_empty() {
         condition(READY, "True", "InForce", "in force")
     } else {
-        condition(READY, "True", "InForce", format!("in force, but there are no fresh figures of {}", some(silent)))
+        let message = format!("in force, but there are no fresh figures of {}{why}", some(silent));
+        condition(READY, "True", "InForce", message)
     }
+}
+
+/// Why servers cannot be observed, of the first few.
+fn reasons(failing: &[&FailingServer<'_>]) -> String {
+    some(failing.iter().map(|of| format!("{}: {}", of.server, of.failure)).collect())
 }
 
 /// What holds comes first: what is wrong may be long.

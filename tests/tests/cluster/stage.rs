@@ -38,11 +38,13 @@ pub struct Cast<'a> {
     pub priority: i32,
     /// Of `serve`.
     pub args: &'a [&'a str],
+    /// Of the pod.
+    pub annotations: &'a [(&'a str, &'a str)],
 }
 
 impl<'a> Cast<'a> {
     pub const fn new(name: &'a str, gib: u64, priority: i32) -> Self {
-        Self { name, node: "n1", gib, priority, args: &[] }
+        Self { name, node: "n1", gib, priority, args: &[], annotations: &[] }
     }
 
     pub const fn on(self, node: &'a str) -> Self {
@@ -143,7 +145,7 @@ impl<'a> Stage<'a> {
             node: cast.node,
             account: "default",
             labels: &[("gpu.hush.dev/server", "true"), ("app", cast.name)],
-            annotations: &[],
+            annotations: cast.annotations,
             ports: &[("ops", server.ops.port())],
             ip,
         };

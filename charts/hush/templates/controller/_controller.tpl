@@ -20,6 +20,9 @@
   - --page-token-file=/var/run/secrets/hush-page/{{ .key }}
   {{- end }}
   {{- end }}
+  {{- with include "hush.opsTls.controllerArgs" . }}
+  {{- . | nindent 2 }}
+  {{- end }}
   - --lease={{ $controller.lease.name }}
   - --lease-namespace={{ $controller.lease.namespace | default .Release.Namespace }}
   - --lease-duration={{ $controller.lease.duration }}
@@ -70,6 +73,9 @@
   {{- if $controller.pageToken.name }}
   - {name: page-token, mountPath: /var/run/secrets/hush-page, readOnly: true}
   {{- end }}
+  {{- with include "hush.opsTls.controllerMount" . }}
+  {{- . | nindent 2 }}
+  {{- end }}
 {{- end }}
 
 {{/* The token that the servers ask for, and nobody else takes; and the one that people show. */}}
@@ -82,6 +88,9 @@
 {{- with .Values.controller.pageToken.name }}
 - name: page-token
   secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with include "hush.opsTls.controllerVolume" . }}
+{{ . }}
 {{- end }}
 {{- end }}
 
