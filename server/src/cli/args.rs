@@ -378,12 +378,15 @@ pub struct SecurityArgs {
 #[derive(Args, Debug, Default)]
 #[command(after_long_help = super::INSTALL_NOTES)]
 pub struct InstallArgs {
-    /// Checkpoint folder (with config.json and model.safetensors), model of the hub (openai/whisper-base), or one of
-    /// the usual short names (tiny, base.en, large-v3, turbo, distil-large-v3, ...).
+    /// Checkpoint (a folder of Hugging Face or CTranslate2, OpenAI's base.pt, whisper.cpp's ggml-base.bin), model of the
+    /// hub (openai/whisper-base), or one of the usual short names (tiny, base.en, large-v3, turbo, distil-large-v3, ...).
+    ///
+    /// For a name, a copy on this machine is used before anything is downloaded: in the models folder, the caches of
+    /// huggingface_hub and faster-whisper, and ~/.cache/whisper.
     #[arg(value_name = "SOURCE", required = true)]
     pub sources: Vec<String>,
 
-    /// Name under which the model is installed; only with one SOURCE. Default: the folder's name or the short name.
+    /// Name under which the model is installed; only with one SOURCE. Default: the folder's or file's name, or the short name.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
