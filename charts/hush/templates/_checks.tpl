@@ -1,6 +1,7 @@
-{{/* What values.schema.json cannot check. Each refusal names the value and what to write. templates/checks.yaml calls it. */}}
+{{/* What values.schema.json cannot check. Each refusal names the value and what to write. templates/checks/values/checks.yaml calls it. */}}
 {{- define "hush.checks" -}}
 {{- include "hush.checks.renamed" . }}
+{{- include "hush.checks.required" . }}
 {{- include "hush.checks.labels" (list "commonLabels" .Values.commonLabels) }}
 {{- include "hush.checks.controller" . }}
 {{- include "hush.checks.claims" . }}
@@ -40,6 +41,18 @@
 {{- end }}
 {{- end }}
 
+{{- define "hush.checks.required" -}}
+{{- range $path := .Files.Get "required.yaml" | fromYamlArray }}
+{{- $node := $.Values }}
+{{- range splitList "." $path }}
+{{- $node = kindIs "map" $node | ternary (get $node .) "" }}
+{{- end }}
+{{- if and (kindIs "string" $node) (not $node) }}
+{{- fail (printf "the value %s is null or empty: leave it out for its default" $path) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The chart finds its objects by these labels: (list FIELD LABELS). */}}
 {{- define "hush.checks.labels" -}}
 {{- range $key, $_ := last . }}
@@ -61,7 +74,7 @@
 {{/* (list FIELD STRATEGY KINDS) */}}
 {{- define "hush.checks.strategy" -}}
 {{- $field := first . }}
-{{- $strategy := index . 1 }}
+{{- $strategy := index . 1 | default dict }}
 {{- $type := $strategy.type | default "RollingUpdate" }}
 {{- if not (has $type (last .)) }}
 {{- fail (printf "%s.strategy.type is %s: here it must be %s" $field $type (join " or " (last .))) }}
@@ -84,7 +97,7 @@
 {{- fail (printf "server.serviceAccount.name and controller.serviceAccount.name are both %s: set create: false in one of them" .name) }}
 {{- end }}
 {{- end }}
-{{- if and (hasKey .Values.servers "controller") }}
+{{- if hasKey (.Values.servers | default dict) "controller" }}
 {{- fail "servers.controller: the controller has objects of that name; choose another name for the server" }}
 {{- end }}
 {{- end }}
@@ -111,7 +124,7 @@
 {{- $claim := lookup "v1" "PersistentVolumeClaim" (include "hush.namespace" $) $cache.existingClaim }}
 {{- $modes = dig "spec" "accessModes" $modes $claim }}
 {{- end }}
-{{- $node := get $values.nodeSelector "kubernetes.io/hostname" }}
+{{- $node := get ($values.nodeSelector | default dict) "kubernetes.io/hostname" }}
 {{- $before := get $pods $name | default (dict "count" 0 "nodes" list) }}
 {{- /* Where an autoscaler sets the replicas, there may be several. */}}
 {{- $count := add $before.count (hasKey $values "replicas" | ternary $values.replicas 2) }}
@@ -157,7 +170,7 @@
 {{- range $values.resourceClaims }}
 {{- $claims = append $claims .name }}
 {{- end }}
-{{- range $values.resources.claims }}
+{{- range ($values.resources).claims }}
 {{- if not (has .name $claims) }}
 {{- fail (printf "%s.resources.claims: %v is not in %s.resourceClaims" $field .name $field) }}
 {{- end }}
@@ -172,8 +185,8 @@
 {{- $values := .server.values }}
 {{- $field := .server.field }}
 {{- range $model := $values.models | default (list dict) }}
-{{- $device := coalesce $model.device $values.settings.device ($values.gpu.enabled | ternary "cuda" "cpu") }}
-{{- $precision := coalesce $model.precision $values.settings.precision "auto" }}
+{{- $device := coalesce $model.device ($values.settings).device ($values.gpu.enabled | ternary "cuda" "cpu") }}
+{{- $precision := coalesce $model.precision ($values.settings).precision "auto" }}
 {{- if and (hasPrefix "cuda" $device) (has $precision (list "fp32" "int8")) }}
 {{- $whose := $model.name | empty | ternary "" (printf "model %v: " $model.name) }}
 {{- fail (printf "%s.models, %s.settings: %sprecision %s does not run on device %s (CUDA takes fp16 only; gpu.enabled asks for it): set precision: fp16 or leave it out, or device: cpu" $field $field $whose $precision $device) }}

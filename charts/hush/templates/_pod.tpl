@@ -32,7 +32,7 @@ spec:
   {{- with $root.Values.imagePullSecrets }}
   imagePullSecrets: {{- toYaml . | nindent 2 }}
   {{- end }}
-  {{- with mergeOverwrite (deepCopy $root.Values.securityContext) ($values.securityContext | default dict) }}
+  {{- with mergeOverwrite (deepCopy ($root.Values.securityContext | default dict)) ($values.securityContext | default dict) }}
   securityContext: {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with .runtimeClassName }}
@@ -78,7 +78,7 @@ env: {{- . | nindent 0 }}
 {{- with $values.envFrom }}
 envFrom: {{- toYaml . | nindent 0 }}
 {{- end }}
-{{- with mergeOverwrite (deepCopy .root.Values.containerSecurityContext) (.securityContext | default dict) }}
+{{- with mergeOverwrite (deepCopy (.root.Values.containerSecurityContext | default dict)) (.securityContext | default dict) }}
 securityContext: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with $values.resources }}

@@ -100,9 +100,9 @@ models:
 {{- range $index, $model := $values.models }}
 {{- if not $model.path }}
 {{- /* The precision that the server chooses on that device. */}}
-{{- $device := coalesce $model.device $values.settings.device ($values.gpu.enabled | ternary "cuda" "cpu") }}
+{{- $device := coalesce $model.device ($values.settings).device ($values.gpu.enabled | ternary "cuda" "cpu") }}
 {{- $best := and $values.gpu.enabled (ne $device "cpu") | ternary "fp16" "int8" }}
-{{- $precision := coalesce $model.precision $values.settings.precision "auto" }}
+{{- $precision := coalesce $model.precision ($values.settings).precision "auto" }}
 - name: install-{{ $index }}
   image: {{ include "hush.server.image" $ }}
   imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
@@ -180,11 +180,11 @@ models:
 - --tls-cert=/var/run/secrets/hush-tls/tls.crt
 - --tls-key=/var/run/secrets/hush-tls/tls.key
 {{- end }}
-{{- if not $values.settings.device }}
+{{- if not ($values.settings).device }}
 # By name, so that a GPU that cannot be had is an error and not a slow server.
 - --device={{ $values.gpu.enabled | ternary "cuda" "cpu" }}
 {{- end }}
-{{- if not $values.settings.logFormat }}
+{{- if not ($values.settings).logFormat }}
 - --log-format=json
 {{- end }}
 {{- end }}
@@ -264,7 +264,17 @@ models:
 {{- end }}
 {{- end }}
 
+{{/* With `scope: pod` also those of the controller. */}}
 {{- define "hush.server.volumes" -}}
+{{- if eq .root.Values.controller.scope "pod" }}
+{{- $own := printf "%s\n%s" (include "hush.server.ownVolumes" .) (include "hush.controller.volumes" .root) }}
+{{- include "hush.append" (dict "field" "controller.volumes" "key" "name" "own" $own "more" .root.Values.controller.volumes) }}
+{{- else }}
+{{- include "hush.server.ownVolumes" . }}
+{{- end }}
+{{- end }}
+
+{{- define "hush.server.ownVolumes" -}}
 {{- $cache := .server.values.cache -}}
 - name: config
   configMap: {name: {{ .server.fullname }}}
@@ -293,9 +303,6 @@ models:
 {{- range include "hush.server.secrets" . | fromJsonArray }}
 - name: {{ .volume }}
   secret: {secretName: {{ .secret }}, defaultMode: 0440}
-{{- end }}
-{{- if eq .root.Values.controller.scope "pod" }}
-{{ include "hush.controller.volumes" .root }}
 {{- end }}
 {{- end }}
 
