@@ -11,7 +11,8 @@ import unittest
 import yaml
 
 from control_plane import ASSETS, MISSING, ControlPlane
-from test_chart import CHART, EXAMPLES, HELM, HERE, pods, rendered, template
+from test_chart import CHART, EXAMPLES, HELM, HERE, pods, rendered, template, values
+from test_values import CASES
 
 KINDS = ["gpumodelpolicies.gpu.hush.dev", "clustergpumodelpolicies.gpu.hush.dev"]
 
@@ -64,6 +65,16 @@ class Cluster(unittest.TestCase):
                     alone["spec"].pop("priorityClassName", None)
                     alone["spec"].pop("runtimeClassName", None)
                     self.assertEqual(self.accepted(json.dumps(alone), name), 1)
+
+    def test_every_value_is_accepted(self):
+        """Where test_values.py finds it, the API server knows it."""
+        self.definitions()
+        for name in ("hush", "elsewhere", "monitoring", "leases"):
+            self.namespace(name)
+        for text, _ in CASES:
+            with self.subTest(text):
+                done = template("--values", values(text))
+                self.assertEqual(self.accepted(done.stdout, text), len([d for d in yaml.safe_load_all(done.stdout) if d]))
 
     def test_what_the_schema_lets_through_and_the_cluster_refuses(self):
         self.definitions()
