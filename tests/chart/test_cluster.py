@@ -12,7 +12,7 @@ import yaml
 
 from control_plane import ASSETS, MISSING, ControlPlane
 from test_chart import CHART, EXAMPLES, HELM, HERE, pods, rendered, template, values
-from test_values import CASES
+from value_cases import CASES
 
 KINDS = ["gpumodelpolicies.gpu.hush.dev", "clustergpumodelpolicies.gpu.hush.dev"]
 

@@ -55,8 +55,13 @@ impl Writer {
     async fn round(&self, snapshot: &Snapshot, policies: &BTreeMap<PolicyName, PolicyObject>, written: &mut Written) {
         written.retain(|name, (before, _)| policies.get(name).is_some_and(|object| object.status == *before));
         let found = conflicts(snapshot.at, &snapshot.world, &snapshot.policies);
-        let scene =
-            Scene { world: &snapshot.world, plan: &snapshot.plan, records: &snapshot.records, conflicts: &found };
+        let scene = Scene {
+            world: &snapshot.world,
+            plan: &snapshot.plan,
+            records: &snapshot.records,
+            conflicts: &found,
+            targets: &snapshot.targets,
+        };
         let decided_by: BTreeSet<&PolicyName> = snapshot.policies.iter().map(|policy| &policy.name).collect();
         for (name, object) in policies {
             if !is_current(object, decided_by.contains(name), &snapshot.policies) {

@@ -6,6 +6,7 @@ use hush_core::{GpuId, GpuPlan, GpuReason, Model, Pressure};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use super::selecting::selecting;
 use super::{Scene, Subject};
 
 /// Names in a list; of the others their number is said.
@@ -14,19 +15,18 @@ const NAMED: usize = 3;
 const MESSAGE_MAX_CHARS: usize = 1024;
 
 pub const READY: &str = "Ready";
-pub const SELECTING: &str = "Selecting";
 pub const PRESSURE: &str = "Pressure";
 pub const CONFLICTED: &str = "Conflicted";
 /// A reason of [`READY`].
 pub const INVALID: &str = "Invalid";
-/// A reason of [`READY`] and [`SELECTING`].
-const NOTHING_SELECTED: &str = "NothingSelected";
+/// A reason of [`READY`] and of `Selecting`.
+pub(super) const NOTHING_SELECTED: &str = "NothingSelected";
 
 /// Still without generation and date.
 pub fn all(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Vec<Condition> {
     vec![
         ready(scene, subject, selected),
-        selecting(subject, selected),
+        selecting(scene, subject, selected),
         pressure(scene, subject, selected),
         conflicted(scene, subject),
     ]
@@ -44,7 +44,7 @@ pub fn date(now: Timestamp, generation: i64, before: &[Condition], conditions: &
     }
 }
 
-fn condition(kind: &str, status: &str, reason: &str, message: impl Into<String>) -> Condition {
+pub(super) fn condition(kind: &str, status: &str, reason: &str, message: impl Into<String>) -> Condition {
     Condition {
         type_: kind.to_owned(),
         status: status.to_owned(),
@@ -77,19 +77,6 @@ fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condi
     } else {
         condition(READY, "True", "InForce", format!("in force, but there are no fresh figures of {}", some(silent)))
     }
-}
-
-/// Apart from [`READY`]: a policy without a server is valid and in force, and still may be a mistake in its labels.
-fn selecting(subject: &Subject<'_>, selected: &[&Model]) -> Condition {
-    if subject.enforced.is_none() {
-        return condition(SELECTING, "Unknown", INVALID, "the policy is not valid");
-    }
-    if selected.is_empty() {
-        let message = "no model of a server that answers is selected; compare `selector` and `models` with \
-                       `kubectl get pods --all-namespaces --selector gpu.hush.dev/server=true --show-labels`";
-        return condition(SELECTING, "False", NOTHING_SELECTED, message);
-    }
-    condition(SELECTING, "True", "Selected", "models of servers that answer are selected")
 }
 
 /// What holds comes first: what is wrong may be long.
@@ -164,7 +151,7 @@ fn conflicted(scene: &Scene<'_>, subject: &Subject<'_>) -> Condition {
 }
 
 /// The first few, and how many more there are.
-fn some<T: AsRef<str>>(names: BTreeSet<T>) -> String {
+pub(super) fn some<T: AsRef<str>>(names: BTreeSet<T>) -> String {
     let shown: Vec<&str> = names.iter().take(NAMED).map(AsRef::as_ref).collect();
     let more = names.len().saturating_sub(NAMED);
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
