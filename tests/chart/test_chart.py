@@ -441,7 +441,7 @@ class Programs(unittest.TestCase):
         help_ = subprocess.run([BUILT / "hush-controller", "run", "--help"], text=True, capture_output=True).stdout
         if "--scope" not in help_:
             self.skipTest("this controller knows no cluster yet")
-        container, _ = self.container("controller", "--set", "controller.scope=pod,controller.dryRun=true,controller.pageToken.name=a")
+        container, _ = self.container("controller", "--set", "controller.scope=pod,controller.dryRun=true,controller.pageToken.name=a,controller.auditLog.enabled=true")
         for argument in container["args"][1:]:
             self.assertRegex(help_, rf"(?m)^\s+{re.escape(argument.split('=')[0])}\b")
 

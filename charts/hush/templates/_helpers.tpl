@@ -86,6 +86,10 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{- toJson (uniq $names) }}
 {{- end }}
 
+{{- define "hush.controllerAccount" -}}
+{{- include "hush.controllerAccounts" . | fromJsonArray | first }}
+{{- end }}
+
 {{/* Subjects of a binding: (list $ NAMES). */}}
 {{- define "hush.subjects" -}}
 {{- $ := first . -}}

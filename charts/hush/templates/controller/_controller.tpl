@@ -138,7 +138,7 @@ podAntiAffinity:
     "selector" (include "hush.selectorLabels" (list . "controller"))
     "labels" (include "hush.controller.podLabels" .)
     "annotations" (include "hush.controller.podAnnotations" .)
-    "account" (include "hush.controllerAccounts" . | fromJsonArray | first)
+    "account" (include "hush.controllerAccount" .)
     "gracePeriodSeconds" 30
     "tolerations" (eq $controller.scope "node" | ternary (.Values.server.gpu.tolerations | default list) list)
     "initContainers" ""
