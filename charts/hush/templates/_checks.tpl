@@ -1,7 +1,7 @@
 {{/* What values.schema.json cannot check. Each refusal names the value and what to write. templates/checks/values/checks.yaml calls it. */}}
 {{- define "hush.checks" -}}
-{{- include "hush.checks.renamed" . }}
 {{- include "hush.checks.required" . }}
+{{- include "hush.checks.renamed" . }}
 {{- include "hush.checks.names" . }}
 {{- include "hush.checks.labels" (list "commonLabels" .Values.commonLabels) }}
 {{- include "hush.checks.controller" . }}
@@ -49,7 +49,7 @@
 {{- $node = kindIs "map" $node | ternary (get $node .) "" }}
 {{- end }}
 {{- if and (kindIs "string" $node) (not $node) }}
-{{- fail (printf "the value %s is null or empty: leave it out for its default" $path) }}
+{{- fail (printf "the value %s is null or empty: leave it out for its default; in an upgrade, use --reset-then-reuse-values in place of --reuse-values" $path) }}
 {{- end }}
 {{- end }}
 {{- end }}
