@@ -38,6 +38,28 @@ def look(documents: list[dict], place: str):
     return node
 
 
+# Fields of Kubernetes that are numbers or truths.
+NO_TEXT = {"replicas", "port", "targetPort", "nodePort", "containerPort", "periodSeconds", "timeoutSeconds", "failureThreshold",
+           "seconds", "weight", "maxSurge", "maxUnavailable", "defaultMode", "expirationSeconds", "terminationGracePeriodSeconds",
+           "runAsUser", "runAsGroup", "fsGroup", "runAsNonRoot", "allowPrivilegeEscalation", "readOnlyRootFilesystem", "readOnly",
+           "automountServiceAccountToken", "enableServiceLinks", "publishNotReadyAddresses", "priority", "nvidia.com/gpu"}
+
+
+def numbers(node, path: str = ""):
+    """The places of what is neither a text nor one of these fields."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not isinstance(key, str):
+                yield f"{path}.{key}"
+            elif key not in NO_TEXT:
+                yield from numbers(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for entry in node:
+            yield from numbers(entry, path)
+    elif node is not None and not isinstance(node, str):
+        yield f"{path}: {node}"
+
+
 def leaves(whole: dict, schema: dict, path: str = "") -> set[str]:
     """The paths of the values that the schema knows."""
     if "$ref" in schema:
@@ -99,6 +121,36 @@ class Values(unittest.TestCase):
         self.assertIs(look(documents, f"Deployment/hush-a {POD}.initContainers"), ABSENT)
         self.assertIs(look(documents, "PersistentVolumeClaim/hush-a-models metadata.annotations"), ABSENT)
         self.assertIn("--device=cuda", look(documents, f"Deployment/hush-b {POD}.containers[server].args"))
+
+    def test_a_text_stays_a_text(self):
+        """What YAML would take for a number, a truth or a mapping."""
+        strings = {}
+
+        def look_at(schema: dict, path: str):
+            schema = whole["definitions"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+            if schema.get("type") == "string" and not {"enum", "pattern"} & set(schema):
+                strings[path] = "123"
+            elif schema.get("type") == "object" and "properties" in schema:
+                for name, part in schema["properties"].items():
+                    look_at(part, f"{path}.{name}".lstrip("."))
+
+        whole = yaml.safe_load((CHART / "values.schema.json").read_text())
+        for part in ("server", "controller", "monitoring"):
+            look_at(whole["properties"][part], part)
+        self.assertGreater(len(strings), 25)
+        for elsewhere in ("server.gpu.visibleDevices", "server.gpu.resource", "server.service.loadBalancerClass"):
+            del strings[elsewhere]
+        on = ["server.ingress.enabled", "controller.auditLog.enabled", "monitoring.serviceMonitor.enabled"]
+        documents = rendered(*(word for path in on for word in ("--set", f"{path}=true")),
+                             *(word for path, value in strings.items() for word in ("--set-string", f"{path}={value}")),
+                             "--set-string", "controller.serviceAccount.name=456,server.models[0].name=true,server.models[0].revision=1",
+                             "--set", "servers.true.enabled=true,policies.7.priority=1")
+        self.assertEqual([], list(numbers(documents)))
+        args = look(documents, "Deployment/hush-controller spec.template.spec.containers[controller].args")
+        self.assertIn("--log-level=123", args)
+        odd = rendered("--set-string", "controller.logLevel=a: b", "--set-string", "server.models[0].source=x,server.models[0].name=c: d")
+        self.assertIn("--log-level=a: b", look(odd, "Deployment/hush-controller spec.template.spec.containers[controller].args"))
+        self.assertIn("--name=c: d", look(odd, "Deployment/hush spec.template.spec.initContainers[install-0].args"))
 
     def test_everything_is_in_the_namespace_that_overrides(self):
         documents = rendered("--values", CHART / "examples/scope-cluster.yaml", "--set", "namespaceOverride=elsewhere")

@@ -40,7 +40,7 @@
 - --token-file=/var/run/secrets/hush/token
 {{- with $controller.pageToken }}
 {{- if .name }}
-- --page-token-file=/var/run/secrets/hush-page/{{ .key }}
+- {{ printf "--page-token-file=/var/run/secrets/hush-page/%s" .key | quote }}
 {{- end }}
 {{- end }}
 - --lease={{ $controller.lease.name }}
@@ -55,7 +55,7 @@
 - --dry-run
 {{- end }}
 - --log-format={{ $controller.logFormat }}
-- --log-level={{ $controller.logLevel }}
+- {{ printf "--log-level=%s" $controller.logLevel | quote }}
 {{- end }}
 
 {{- define "hush.controller.env" -}}
@@ -92,12 +92,12 @@
     - serviceAccountToken: {path: token, audience: hush-server, expirationSeconds: 3600}
 {{- with $controller.pageToken.name }}
 - name: page-token
-  secret: {secretName: {{ . }}, defaultMode: 0440}
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
 {{- end }}
 {{- if $controller.auditLog.enabled }}
 - name: audit-log
   {{- with $controller.auditLog.existingClaim }}
-  persistentVolumeClaim: {claimName: {{ . }}}
+  persistentVolumeClaim: {claimName: {{ . | quote }}}
   {{- else }}
   emptyDir: {sizeLimit: {{ $controller.auditLog.sizeLimit }}}
   {{- end }}
@@ -112,7 +112,7 @@ gpu.hush.dev/controller: "true"
 {{- define "hush.controller.podAnnotations" -}}
 {{- with .Values.controller.pageToken }}
 {{- if .name }}
-gpu.hush.dev/page-token: {{ .name }}/{{ .key }}
+gpu.hush.dev/page-token: {{ printf "%s/%s" .name .key | quote }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -24,7 +24,7 @@ values of the server are, for messages. */}}
 {{/* What selects the pods of one server: (dict "root" $ "server" SERVER). */}}
 {{- define "hush.server.selectorLabels" -}}
 {{ include "hush.selectorLabels" (list .root "server") }}
-gpu.hush.dev/name: {{ .server.name }}
+gpu.hush.dev/name: {{ .server.name | quote }}
 {{- end }}
 
 {{/* Name, namespace and labels of an object of one server, indented by two. */}}
@@ -32,7 +32,7 @@ gpu.hush.dev/name: {{ .server.name }}
 name: {{ .server.fullname }}
 namespace: {{ include "hush.namespace" .root }}
 labels: {{- include "hush.labels" (list .root "server") | nindent 2 }}
-  gpu.hush.dev/name: {{ .server.name }}
+  gpu.hush.dev/name: {{ .server.name | quote }}
   {{- with .labels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -110,10 +110,10 @@ models:
   - install
   - {{ $model.source | default $model.name | quote }}
   {{- if $model.source }}
-  - --name={{ $model.name }}
+  - {{ printf "--name=%s" $model.name | quote }}
   {{- end }}
   {{- with $model.revision }}
-  - --revision={{ . }}
+  - {{ printf "--revision=%s" . | quote }}
   {{- end }}
   - --precision={{ eq $precision "auto" | ternary $best $precision }}
   - --models-dir=/models
@@ -133,7 +133,7 @@ models:
 {{- end }}
 {{- with $install.tokenSecret }}
 {{- if .name }}
-- {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key }}}}}
+- {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ .name | quote }}, key: {{ .key | quote }}}}}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -171,10 +171,10 @@ models:
 {{- end }}
 {{- end }}
 {{- if $values.admin.tokenSecret.name }}
-- --admin-token-file=/var/run/secrets/hush-admin/{{ $values.admin.tokenSecret.key }}
+- {{ printf "--admin-token-file=/var/run/secrets/hush-admin/%s" $values.admin.tokenSecret.key | quote }}
 {{- end }}
 {{- if $values.apiKeys.name }}
-- --api-keys-file=/var/run/secrets/hush-keys/{{ $values.apiKeys.key }}
+- {{ printf "--api-keys-file=/var/run/secrets/hush-keys/%s" $values.apiKeys.key | quote }}
 {{- end }}
 {{- if $values.tls.name }}
 - --tls-cert=/var/run/secrets/hush-tls/tls.crt
@@ -280,7 +280,7 @@ models:
   configMap: {name: {{ .server.fullname }}}
 - name: models
   {{- if eq $cache.kind "claim" }}
-  persistentVolumeClaim: {claimName: {{ include "hush.server.claim" . }}}
+  persistentVolumeClaim: {claimName: {{ include "hush.server.claim" . | quote }}}
   {{- else if eq $cache.kind "ephemeral" }}
   ephemeral:
     volumeClaimTemplate:
@@ -302,14 +302,14 @@ models:
 {{- end }}
 {{- range include "hush.server.secrets" . | fromJsonArray }}
 - name: {{ .volume }}
-  secret: {secretName: {{ .secret }}, defaultMode: 0440}
+  secret: {secretName: {{ .secret | quote }}, defaultMode: 0440}
 {{- end }}
 {{- end }}
 
 {{- define "hush.claimSpec" -}}
 accessModes: [{{ .accessMode }}]
 {{- with .storageClass }}
-storageClassName: {{ . }}
+storageClassName: {{ . | quote }}
 {{- end }}
 resources: {requests: {storage: {{ .size }}}}
 {{- end }}
