@@ -4,6 +4,7 @@ level, and a release is installed, changed and removed. `make test-chart` prepar
 import json
 import pathlib
 import shlex
+import shutil
 import tempfile
 import time
 import unittest
@@ -11,7 +12,8 @@ import unittest
 import yaml
 
 from control_plane import ASSETS, MISSING, ControlPlane
-from test_chart import CHART, EXAMPLES, HELM, HERE, pods, rendered, template
+from test_chart import CHART, EXAMPLES, HELM, HERE, pods, rendered, template, values
+from value_cases import CASES
 
 KINDS = ["gpumodelpolicies.gpu.hush.dev", "clustergpumodelpolicies.gpu.hush.dev"]
 
@@ -64,6 +66,16 @@ class Cluster(unittest.TestCase):
                     alone["spec"].pop("priorityClassName", None)
                     alone["spec"].pop("runtimeClassName", None)
                     self.assertEqual(self.accepted(json.dumps(alone), name), 1)
+
+    def test_every_value_is_accepted(self):
+        """Where test_values.py finds it, the API server knows it."""
+        self.definitions()
+        for name in ("hush", "elsewhere", "monitoring", "leases"):
+            self.namespace(name)
+        for text, _ in CASES:
+            with self.subTest(text):
+                done = template("--values", values(text))
+                self.assertEqual(self.accepted(done.stdout, text), len([d for d in yaml.safe_load_all(done.stdout) if d]))
 
     def test_what_the_schema_lets_through_and_the_cluster_refuses(self):
         self.definitions()
@@ -146,6 +158,23 @@ class Cluster(unittest.TestCase):
             self.assertFalse(may(*right, name="berta"), right)
         pod = json.loads(self.kubectl("get", "deployment", "hush-controller", "--namespace", "hush", "--output", "json"))["spec"]["template"]
         self.assertEqual(pod["metadata"]["annotations"]["gpu.hush.dev/page-token"], "hush-page/token")
+
+    def test_an_upgrade_from_a_chart_with_other_values(self):
+        """`--reuse-values` takes the defaults of the earlier chart, in which values of this one are missing."""
+        with tempfile.TemporaryDirectory() as folder:
+            earlier = pathlib.Path(folder) / "hush"
+            shutil.copytree(CHART, earlier)
+            for name, line in (("values.yaml", "    pathType: Prefix\n"), ("required.yaml", "- server.ingress.pathType\n")):
+                text = (earlier / name).read_text()
+                self.assertIn(line, text)
+                (earlier / name).write_text(text.replace(line, ""))
+            self.helm("install", "hush", earlier, "--namespace", "hush", "--create-namespace", "--set", "server.drainSeconds=7")
+        done = self.cluster.run(HELM, "upgrade", "hush", CHART, "--namespace", "hush", "--reuse-values")
+        self.assertIn("server.ingress.pathType", done.stderr)
+        self.assertIn("use --reset-then-reuse-values", done.stderr)
+        self.helm("upgrade", "hush", CHART, "--namespace", "hush", "--reset-then-reuse-values")
+        pod = json.loads(self.kubectl("get", "deployment", "hush", "--namespace", "hush", "--output", "json"))["spec"]["template"]
+        self.assertIn("--drain-timeout=7s", pod["spec"]["containers"][0]["args"])
 
     def test_a_packaged_chart_is_the_same(self):
         with tempfile.TemporaryDirectory() as folder:

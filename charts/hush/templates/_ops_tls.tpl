@@ -73,7 +73,7 @@ gpu.hush.dev/ops-scheme: https
 {{- $ca := include "hush.opsTls.ca" . | fromJson -}}
 scheme: https
 tlsConfig:
-  serverName: hush-server.{{ .Release.Namespace }}.svc
+  serverName: hush-server.{{ include "hush.namespace" . }}.svc
   ca:
     {{ $ca.kind }}: {name: {{ $ca.name }}, key: {{ $ca.key }}}
 {{- end }}

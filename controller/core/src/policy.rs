@@ -79,7 +79,7 @@ impl Policy {
         self.selects_server(&model.key.server, &model.labels, namespace_labels) && named()
     }
 
-    /// Whether models of this server are selected, if their names are.
+    /// Whether a server is selected, whatever its models are called.
     pub fn selects_server(&self, server: &ServerName, labels: &Labels, namespace_labels: &Labels) -> bool {
         let namespace = match &self.name.namespace {
             Some(own) => own == server.namespace(),

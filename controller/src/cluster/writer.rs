@@ -64,6 +64,7 @@ impl Writer {
             records: &snapshot.records,
             conflicts: &found,
             failing: &failing,
+            targets: &snapshot.targets,
         };
         let decided_by: BTreeSet<&PolicyName> = snapshot.policies.iter().map(|policy| &policy.name).collect();
         for (name, object) in policies {

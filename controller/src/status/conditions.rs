@@ -6,6 +6,7 @@ use hush_core::{GpuId, GpuPlan, GpuReason, Model, Pressure};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use super::selecting::selecting;
 use super::{FailingServer, Scene, Subject};
 
 /// Names in a list; of the others their number is said.
@@ -18,10 +19,17 @@ pub const PRESSURE: &str = "Pressure";
 pub const CONFLICTED: &str = "Conflicted";
 /// A reason of [`READY`].
 pub const INVALID: &str = "Invalid";
+/// A reason of [`READY`] and of `Selecting`.
+pub(super) const NOTHING_SELECTED: &str = "NothingSelected";
 
 /// Still without generation and date.
 pub fn all(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Vec<Condition> {
-    vec![ready(scene, subject, selected), pressure(scene, subject, selected), conflicted(scene, subject)]
+    vec![
+        ready(scene, subject, selected),
+        selecting(scene, subject, selected),
+        pressure(scene, subject, selected),
+        conflicted(scene, subject),
+    ]
 }
 
 /// A condition keeps its date until its status flips; a condition that says the same as before is the same.
@@ -36,7 +44,7 @@ pub fn date(now: Timestamp, generation: i64, before: &[Condition], conditions: &
     }
 }
 
-fn condition(kind: &str, status: &str, reason: &str, message: impl Into<String>) -> Condition {
+pub(super) fn condition(kind: &str, status: &str, reason: &str, message: impl Into<String>) -> Condition {
     Condition {
         type_: kind.to_owned(),
         status: status.to_owned(),
@@ -61,7 +69,7 @@ fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condi
         return condition(READY, "Unknown", "ServersNotObserved", message);
     }
     if selected.is_empty() {
-        return condition(READY, "True", "NothingSelected", "no model of a server that answers is selected");
+        return condition(READY, "True", NOTHING_SELECTED, "no model of a server that answers is selected");
     }
     let stale = |model: &&&Model| model.sample_age > scene.world.stale_after;
     let silent = selected.iter().filter(stale).map(|model| model.key.server.as_str());
@@ -156,7 +164,7 @@ fn conflicted(scene: &Scene<'_>, subject: &Subject<'_>) -> Condition {
 }
 
 /// The first few, and how many more there are.
-fn some<T: AsRef<str>>(names: BTreeSet<T>) -> String {
+pub(super) fn some<T: AsRef<str>>(names: BTreeSet<T>) -> String {
     let shown: Vec<&str> = names.iter().take(NAMED).map(AsRef::as_ref).collect();
     let more = names.len().saturating_sub(NAMED);
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }

@@ -2,6 +2,7 @@
 
 mod actions;
 mod conditions;
+mod selecting;
 
 pub use conditions::{INVALID, READY};
 
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 
 use crate::act::Record;
 use crate::cluster::Enforced;
+use crate::observe::Targets;
 
 /// What all policies are judged by.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +24,8 @@ pub struct Scene<'a> {
     /// Commands that have ended, oldest first.
     pub records: &'a [Record],
     pub conflicts: &'a BTreeSet<Conflict>,
+    /// Servers, whether they answer or not.
+    pub targets: &'a Targets,
     /// Servers that could not be observed several times in a row.
     pub failing: &'a [FailingServer<'a>],
 }

@@ -15,9 +15,9 @@ namespace of the release is looked at. */}}
 {{- define "hush.monitoring.othersRules" -}}
 {{- $ := index . 0 }}
 {{- $set := index . 1 }}
-{{- $own := printf "%s/%s" $.Release.Namespace (index . 2) }}
+{{- $own := printf "%s/%s" (include "hush.namespace" $) (index . 2) }}
 {{- $all := list }}
-{{- $within := $.Values.rbac.create | ternary "" $.Release.Namespace }}
+{{- $within := $.Values.rbac.create | ternary "" (include "hush.namespace" $) }}
 {{- range (lookup "monitoring.coreos.com/v1" "PrometheusRule" $within "").items }}
 {{- if eq (dig "gpu.hush.dev/rules" "" (.metadata.labels | default dict)) $set }}
 {{- $all = append $all (printf "%s/%s" .metadata.namespace .metadata.name) }}
@@ -39,7 +39,7 @@ apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
   name: {{ index . 2 }}
-  namespace: {{ $.Release.Namespace }}
+  namespace: {{ include "hush.namespace" $ }}
   labels: {{- include "hush.labels" (list $ "monitoring") | nindent 4 }}
     # By this another release finds them and installs none.
     gpu.hush.dev/rules: {{ index . 1 }}
@@ -47,7 +47,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 {{- /* Of this release alone: controllers of other scopes do not stand in for it. */}}
-{{- $ours := printf "absent(hush_controller_acting{namespace=%q, service=%q})" $.Release.Namespace (include "hush.controllerName" $) }}
+{{- $ours := printf "absent(hush_controller_acting{namespace=%q, service=%q})" (include "hush.namespace" $) (include "hush.controllerName" $) }}
 {{- $text := $.Files.Get (index . 3) | replace "absent(hush_controller_acting)" $ours }}
 spec: {{- $text | replace "runbook_url: docs/runbooks.md#" $link | nindent 2 }}
 {{- end }}
