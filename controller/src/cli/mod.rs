@@ -53,6 +53,8 @@ pub struct PlanArgs {
     pub world: Option<PathBuf>,
     #[command(flatten)]
     pub fleet: run::FleetArgs,
+    #[command(flatten)]
+    pub servers: kubernetes::ServerNamespacesArgs,
     /// How to print the plan.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,

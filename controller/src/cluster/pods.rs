@@ -1,5 +1,6 @@
 //! Pods in which a server runs.
 
+use hush_contract::admin::ServerAudience;
 use hush_core::{Labels, ServerName};
 use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind, Object};
 use kube::runtime::watcher;
@@ -83,8 +84,11 @@ pub fn target(pod: &Pod) -> Result<Target, String> {
     let ip = ip.ok_or("the pod has no address yet")?;
     let port = port(pod)?;
     let authority = if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
-    let labels: Labels = pod.labels().clone();
-    Ok(Target { url: BaseUrl::http(authority), labels, node: pod.spec.node_name.clone().unwrap_or_default() })
+    let audience = ServerAudience::new(&pod.namespace().unwrap_or_default(), &pod.uid().unwrap_or_default());
+    let audience = audience.map_err(|error| format!("no token can be made for it: {error}"))?;
+
+    let (labels, node): (Labels, _) = (pod.labels().clone(), pod.spec.node_name.clone().unwrap_or_default());
+    Ok(Target { url: BaseUrl::http(authority), labels, node, audience: Some(audience) })
 }
 
 fn port(pod: &Pod) -> Result<u16, String> {
@@ -110,7 +114,7 @@ mod tests {
 
     fn pod(annotations: Value, ports: Value, status: Value) -> Pod {
         serde_json::from_value(json!({
-            "metadata": {"name": "w", "namespace": "a", "labels": {"app": "whisper"}, "annotations": annotations},
+            "metadata": {"name": "w", "namespace": "a", "uid": "0b8a-1", "labels": {"app": "whisper"}, "annotations": annotations},
             "spec": {"nodeName": "n1", "containers": [{"name": "other"}, {"name": "server", "image": "x", "ports": ports}]},
             "status": status,
         }))
@@ -127,6 +131,8 @@ mod tests {
         assert_eq!(url(json!({}), &ops, &running).unwrap(), "http://10.1.2.3:9001");
         assert_eq!(url(json!({PORT_ANNOTATION: "9100"}), &ops, &running).unwrap(), "http://10.1.2.3:9100");
         assert_eq!(url(json!({PORT_ANNOTATION: "http"}), &ops, &running).unwrap(), "http://10.1.2.3:9000");
+        let audience = target(&pod(json!({}), ops.clone(), running.clone())).unwrap().audience;
+        assert_eq!(audience.unwrap().as_str(), "hush-server/a/0b8a-1");
         let six = json!({"phase": "Running", "podIP": "fd00::1"});
         assert_eq!(url(json!({}), &ops, &six).unwrap(), "http://[fd00::1]:9001");
         for (annotations, ports, status, why) in [

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hush_contract::admin::ServerAudience;
 use hush_core::{Labels, ServerName};
 use hyper::Uri;
 
@@ -15,6 +16,8 @@ pub struct Target {
     pub labels: Labels,
     /// Where its GPUs are.
     pub node: String,
+    /// For whom tokens for it are made; `None`: it is no pod, the operator has named it.
+    pub audience: Option<ServerAudience>,
 }
 
 pub type Targets = BTreeMap<ServerName, Target>;

@@ -80,3 +80,17 @@ fn a_refusal_is_read_from_the_code() {
     let error: ErrorBody = serde_json::from_value(json!({"code": "forbidden", "message": "m"})).unwrap();
     assert_eq!(error.refusal(), None);
 }
+
+#[test]
+fn an_audience_names_one_server_and_is_bounded() {
+    let uid = "0b8a3f5c-6f0e-4b0c-9a55-2f6d0f2b7c11";
+    let audience = ServerAudience::new("media", uid).unwrap();
+    assert_eq!(audience.as_str(), format!("hush-server/media/{uid}"));
+    assert_eq!(ServerAudience::new(&"n".repeat(63), &"u".repeat(64)).unwrap().as_str().len(), 140);
+    // A slash in either part could name the server of another namespace.
+    for (namespace, uid) in [("", uid), ("a/b", uid), ("A", uid), ("media", ""), ("media", "a/b"), ("media", "a b")] {
+        assert!(ServerAudience::new(namespace, uid).is_err(), "{namespace} {uid}");
+    }
+    assert!(ServerAudience::new(&"n".repeat(64), uid).is_err());
+    assert!(ServerAudience::new("media", &"u".repeat(65)).is_err());
+}

@@ -47,7 +47,7 @@ impl Access {
                  --admin-token-file or --admin-token-review, or listen on 127.0.0.1",
             )),
             Self::Local => local(headers, peer),
-            Self::Tokens(checks) => check(checks, bearer(headers)?).await,
+            Self::Tokens(checks) => check(checks, bearer(headers)?, peer).await,
         }
     }
 }
@@ -104,10 +104,10 @@ fn bearer(headers: &HeaderMap) -> Result<&str, AdminError> {
 }
 
 /// The first that knows the token decides; otherwise the most telling refusal.
-async fn check(checks: &[Arc<dyn Authenticate>], token: &str) -> Result<Caller, AdminError> {
+async fn check(checks: &[Arc<dyn Authenticate>], token: &str, peer: Option<IpAddr>) -> Result<Caller, AdminError> {
     let mut denied = Denied::Invalid("this token is not known here".to_owned());
     for check in checks {
-        match check.authenticate(token).await {
+        match check.authenticate(token, peer).await {
             Ok(caller) => return Ok(caller),
             Err(Denied::Invalid(message)) => {
                 if matches!(denied, Denied::Invalid(_)) {
