@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
-use hush_contract::admin::{ErrorBody, Event, LoadRequest, ModelList, ModelStatus, Reason, UnloadRequest};
+use hush_contract::admin::{
+    ErrorBody, Event, LoadRequest, ModelList, ModelStatus, Reason, ServerAudience, UnloadRequest,
+};
 use hush_contract::{UnloadReason, UnloadRefusal};
 use serde_json::json;
 

@@ -42,12 +42,17 @@ pub(super) fn claimed_audiences(token: &str) -> Result<Vec<String>, NotAJwt> {
     };
     let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| NotAJwt);
 
-    let header: Map<String, Value> = serde_json::from_slice(&decode(header)?).map_err(|_| NotAJwt)?;
+    // Parsed as an object first: a struct is also read from a list.
+    let object = |part: &str| -> Result<Map<String, Value>, NotAJwt> {
+        serde_json::from_slice(&decode(part)?).map_err(|_| NotAJwt)
+    };
+
+    let header = object(header)?;
     if !header.get("alg").is_some_and(Value::is_string) || decode(signature)?.is_empty() {
         return Err(NotAJwt);
     }
 
-    let claims: Claims = serde_json::from_slice(&decode(claims)?).map_err(|_| NotAJwt)?;
+    let claims = Claims::deserialize(Value::Object(object(claims)?)).map_err(|_| NotAJwt)?;
     Ok(match claims.aud {
         Audiences::One(audience) => vec![audience],
         Audiences::Many(mut audiences) => {
