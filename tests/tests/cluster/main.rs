@@ -10,6 +10,8 @@ mod faults;
 mod governs;
 mod harness;
 mod hostile;
+mod hostile_reviews;
+mod hostile_tokens;
 mod leaders;
 mod lease;
 mod plugin;
