@@ -120,7 +120,7 @@ impl Metrics {
             targets: made.gauges("hush_controller_targets", "Servers by whether they answer.", &["state"])?,
             targets_refusing: made.gauge(
                 "hush_controller_targets_refusing",
-                "Servers that do not take this controller's credential.",
+                "Servers that do not take this controller's credential, or that it has no token for.",
             )?,
             source_valid: made.gauges(
                 "hush_controller_source_valid",

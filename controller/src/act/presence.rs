@@ -59,7 +59,9 @@ impl Presence {
                 let Ok((server, answer)) = ended else { continue };
                 match answer {
                     Some(Ok(())) => drop(refusing.remove(&server)),
-                    Some(Err(problem)) if refusing.insert(server.clone()) => {
+                    // Logged once, where the token should come from.
+                    Some(Err(Refusal::NoToken)) => drop(refusing.insert(server)),
+                    Some(Err(Refusal::Refused(problem))) if refusing.insert(server.clone()) => {
                         tracing::warn!(%server, "it will take no command from this controller: {problem}");
                     }
                     // Known already, or it cannot be reached, which its scrape tells.
@@ -72,10 +74,18 @@ impl Presence {
     }
 }
 
+/// Why a server takes no command.
+enum Refusal {
+    /// There is no token for it, and it was not called.
+    NoToken,
+    Refused(String),
+}
+
 /// `None`: nothing was learnt.
-async fn call(client: &Client, credentials: &dyn Credentials, target: &Target) -> Option<Result<(), String>> {
-    // Where there is no token, that is logged where it should come from.
-    let token = credentials.token(target.audience.as_ref()).await.ok()?;
+async fn call(client: &Client, credentials: &dyn Credentials, target: &Target) -> Option<Result<(), Refusal>> {
+    let Ok(token) = credentials.token(target.audience.as_ref()).await else {
+        return Some(Err(Refusal::NoToken));
+    };
     let asked = async {
         let uri = target.url.join(&format!("{ADMIN_PATH}/models")).map_err(HttpError::from)?;
         client.get(uri, token.as_deref(), ANSWER_LIMIT_BYTES).await
@@ -85,7 +95,7 @@ async fn call(client: &Client, credentials: &dyn Credentials, target: &Target) -
         StatusCode::OK => Some(Ok(())),
         status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
             let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
-            Some(Err(body.map_or_else(|| status.to_string(), |body| body.message)))
+            Some(Err(Refusal::Refused(body.map_or_else(|| status.to_string(), |body| body.message))))
         }
         _ => None,
     }

@@ -47,32 +47,19 @@ pub struct KubernetesArgs {
     pub lease_duration: Terms,
     /// The service account that this runs under, with `--scope`: the API server is asked for a token of it for each server,
     /// which only that server accepts.
-    #[arg(
-        long,
-        value_name = "NAMESPACE:NAME",
-        env = "HUSH_CONTROLLER_SERVICE_ACCOUNT",
-        requires = "scope",
-        conflicts_with = "token_file"
-    )]
+    #[arg(long, value_name = "NAMESPACE:NAME", env = "HUSH_CONTROLLER_SERVICE_ACCOUNT", conflicts_with = "token_file")]
     pub service_account: Option<AccountName>,
-    #[command(flatten)]
-    pub servers: ServerNamespacesArgs,
-}
-
-/// Where servers may be.
-#[derive(Debug, Args)]
-pub struct ServerNamespacesArgs {
     /// Namespaces whose pods may be servers, as a label selector such as `team in (a,b)`; an empty one selects all. A pod
     /// with a server's label elsewhere is ignored. May be repeated: one of them must select the namespace. In the variable
     /// with semicolons between them.
-    #[arg(long, value_name = "SELECTOR", default_value = SERVERS_LABEL_SELECTOR, value_delimiter = ';', env = "HUSH_CONTROLLER_SERVER_NAMESPACES")]
+    #[arg(
+        long,
+        value_name = "SELECTOR",
+        default_value = SERVERS_LABEL_SELECTOR,
+        value_delimiter = ';',
+        env = "HUSH_CONTROLLER_SERVER_NAMESPACES"
+    )]
     pub server_namespaces: Vec<NamespaceSelector>,
-}
-
-impl ServerNamespacesArgs {
-    pub fn namespaces(&self) -> ServerNamespaces {
-        ServerNamespaces(self.server_namespaces.clone())
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -120,8 +107,9 @@ impl KubernetesArgs {
              --service-account, and the API server makes a token for each server",
             if name == ScopeName::Node { "node" } else { "cluster" },
         );
+        // The server beside a controller may be open to its own pod alone, and need none.
         anyhow::ensure!(
-            observes_only || has_token_file || self.service_account.is_some(),
+            observes_only || name == ScopeName::Pod || self.service_account.is_some(),
             "no credential for the servers: give --service-account NAMESPACE:NAME, the account that this controller runs \
              under, or --dry-run to send no command"
         );
@@ -160,7 +148,8 @@ impl KubernetesArgs {
                 (Some(Election { stop, end }), claim)
             }
         };
-        let sources = follow(&client, &scope, self.servers.namespaces(), readiness);
+        let allowed = ServerNamespaces(self.server_namespaces.clone());
+        let sources = follow(&client, &scope, allowed, readiness);
         let gate = Arc::new(ScopeGate { scope: scope.clone(), claim, wider });
         Ok(Cluster { client, patient, scope, gate, sources, election, identity })
     }

@@ -107,6 +107,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let fleet = &args.fleet;
     if args.kubernetes.scope.is_none() {
         anyhow::ensure!(
+            args.kubernetes.service_account.is_none(),
+            "--service-account needs --scope: servers that you name are shown the token of --token-file"
+        );
+        anyhow::ensure!(
             !fleet.policy.is_empty(),
             "no policy: give a file with --policy, or --scope to take policies from Kubernetes"
         );

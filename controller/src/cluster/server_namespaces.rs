@@ -22,6 +22,13 @@ pub struct NamespaceSelector {
 )]
 pub struct InvalidSelector(String);
 
+impl NamespaceSelector {
+    /// Selects every namespace.
+    pub fn all() -> Self {
+        Self { text: String::new(), selector: Selector::default() }
+    }
+}
+
 impl FromStr for NamespaceSelector {
     type Err = InvalidSelector;
 
@@ -117,6 +124,7 @@ mod tests {
         let media = labels(&[("gpu.hush.dev/servers", "true"), ("team", "media")]);
         for (text, selects) in [
             ("", true),
+            (" ", true),
             (SERVERS_LABEL_SELECTOR, true),
             ("gpu.hush.dev/servers==true", true),
             ("gpu.hush.dev/servers=false", false),

@@ -215,6 +215,7 @@ async fn a_controller_that_gets_no_token_sends_nothing_and_says_so_once() -> Res
     wait_for("commands without a token", SOON, || Ok(controller.metric(failed)?.filter(|count| *count >= 3.0)))?;
     let forbidden = controller.metric("hush_controller_server_token_requests_total{result=\"forbidden\"}")?;
     assert!(forbidden.is_some_and(|count| count >= 1.0), "{forbidden:?}");
+    controller.wait_for_metric("hush_controller_targets_refusing", 1.0, SOON)?;
     assert_eq!(hostile.fake.take_shown(), []);
     assert!(hostile.fake.take_received().is_empty());
     let logged = controller.log().iter().filter(|line| line.contains("no command is sent, there is no token")).count();

@@ -14,7 +14,16 @@
   - --pod=$(POD_NAMESPACE)/$(POD_NAME)
   {{- end }}
   - --listen={{ .Values.listenAddress }}:9002
+  {{- if eq $controller.scope "pod" }}
   - --token-file=/var/run/secrets/hush/token
+  {{- else }}
+  - --service-account={{ .Release.Namespace }}:{{ include "hush.controllerAccount" . }}
+  {{- end }}
+  # Pods elsewhere are no servers, whatever their labels say.
+  - --server-namespaces=kubernetes.io/metadata.name={{ .Release.Namespace }}
+  {{- range $controller.serverNamespaces }}
+  - {{ printf "--server-namespaces=%s" . | quote }}
+  {{- end }}
   {{- with $controller.pageToken }}
   {{- if .name }}
   - --page-token-file=/var/run/secrets/hush-page/{{ .key }}
@@ -66,19 +75,24 @@
   {{- end }}
   volumeMounts:
   {{- include "hush.apiMount" . | nindent 2 }}
+  {{- if eq $controller.scope "pod" }}
   - {name: server-token, mountPath: /var/run/secrets/hush, readOnly: true}
+  {{- end }}
   {{- if $controller.pageToken.name }}
   - {name: page-token, mountPath: /var/run/secrets/hush-page, readOnly: true}
   {{- end }}
 {{- end }}
 
-{{/* The token that the servers ask for, and nobody else takes; and the one that people show. */}}
+{{/* The token of this pod, which its own server alone accepts, for a controller beside that server: others ask for a token for
+     each server. And the one that people show. */}}
 {{- define "hush.controller.tokenVolumes" -}}
+{{- if eq .Values.controller.scope "pod" }}
 - name: server-token
   projected:
     defaultMode: 0440
     sources:
     - serviceAccountToken: {path: token, audience: hush-server, expirationSeconds: 3600}
+{{- end }}
 {{- with .Values.controller.pageToken.name }}
 - name: page-token
   secret: {secretName: {{ . }}, defaultMode: 0440}
@@ -125,5 +139,7 @@ spec:
   {{- include "hush.controller.container" . | nindent 2 }}
   volumes:
   {{- include "hush.apiVolume" . | nindent 2 }}
-  {{- include "hush.controller.tokenVolumes" . | nindent 2 }}
+  {{- with include "hush.controller.tokenVolumes" . | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
 {{- end }}
