@@ -101,24 +101,26 @@ async fn a_token_that_a_fake_server_receives_is_worth_nothing_at_another() -> Re
     let shown = hostile.stolen().await?;
     ensure!(shown.iter().all(|shown| shown.path.starts_with("/admin/")), "a scrape shows no credential: {shown:?}");
 
-    // Whatever it saw, for whichever request: it names this pod and nothing else, and does not last.
+    // Whatever it saw, for whichever request, is worth nothing at another server, nor at the API server.
     let unload = format!("POST /admin/v1/models/{}/unload", fixtures::MODEL);
     for stolen in &shown {
+        for request in [unload.as_str(), "GET /admin/v1/models", "GET /admin/v1/events"] {
+            let answer = replay(&victim, request, &stolen.authorization)?;
+            assert_eq!(answer, (401, "invalid_token".to_owned()), "{request}");
+        }
         let token = stolen.authorization.strip_prefix("Bearer ").context("no bearer token")?;
+        let asked =
+            plane.client(token)?.request_text(::http::Request::get("/api/v1/namespaces").body(Vec::new())?).await;
+        assert!(matches!(&asked, Err(kube::Error::Api(status)) if status.code == 401), "the API server: {asked:?}");
+
+        // It names this pod and nothing else, and does not last.
         let claims = claims(token)?;
         let own = format!("hush-server/{}/{}", hostile.namespace.name, hostile.pod_uid);
         assert_eq!(claims["aud"], json!([own]), "{claims}");
         let seconds = claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(until, from)| until - from);
         assert!(seconds.is_some_and(|seconds| seconds <= 600), "{claims}");
-
-        for request in [unload.as_str(), "GET /admin/v1/models", "GET /admin/v1/events"] {
-            let answer = replay(&victim, request, &stolen.authorization)?;
-            assert_eq!(answer, (401, "invalid_token".to_owned()), "{request}");
-        }
-        let asked =
-            plane.client(token)?.request_text(::http::Request::get("/api/v1/namespaces").body(Vec::new())?).await;
-        assert!(matches!(&asked, Err(kube::Error::Api(status)) if status.code == 401), "the API server: {asked:?}");
     }
+
     let log = controller.log().join("\n");
     // The beginning of every JSON Web Token.
     assert!(!log.contains("eyJ"), "no token is logged: {log}");
