@@ -40,6 +40,7 @@ pub struct Metrics {
     pub targets_refusing: IntGauge,
     /// `{source}`: 1 when it was good the last time it was read.
     pub source_valid: IntGaugeVec,
+    pub server_token_requests_total: IntCounterVec,
     /// Unloads that a server reported and its next sample does not show.
     pub commands_without_effect_total: IntCounter,
     /// `{limit}`: not sent, because there were too many for one server or for all.
@@ -119,12 +120,17 @@ impl Metrics {
             targets: made.gauges("hush_controller_targets", "Servers by whether they answer.", &["state"])?,
             targets_refusing: made.gauge(
                 "hush_controller_targets_refusing",
-                "Servers that do not take this controller's credential.",
+                "Servers that do not take this controller's credential, or that it has no token for.",
             )?,
             source_valid: made.gauges(
                 "hush_controller_source_valid",
                 "1 when policies or targets were good the last time they were read, 0 while an older version is in force.",
                 &["source"],
+            )?,
+            server_token_requests_total: made.counters(
+                "hush_controller_server_token_requests_total",
+                "Tokens for servers that the API server was asked for.",
+                &["result"],
             )?,
             commands_without_effect_total: made.counter(
                 "hush_controller_commands_without_effect_total",

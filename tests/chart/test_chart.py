@@ -80,7 +80,8 @@ class Files(unittest.TestCase):
         options = {option for line in table.splitlines() if line.startswith("| `--")
                    for option in re.findall(r"`--([a-z-]+)", line.split("|")[1])}
         own = {"model", "models-dir", "config", "check-config", "install-missing", "listen", "ops-listen", "drain-timeout",
-               "spool-dir", "tls-cert", "tls-key", "ops-tls-cert", "ops-tls-key", "api-keys-file", "admin-token-file", "admin-token-review", "admin-account"}
+               "spool-dir", "tls-cert", "tls-key", "ops-tls-cert", "ops-tls-key", "api-keys-file", "admin-token-file",
+               "admin-token-review", "admin-account", "pod-namespace", "pod-uid"}
         fixed_by_the_image = {"ort-lib", "vad-model", "ffmpeg"}
         left = {"admin-audience", "kubernetes-api", "kubernetes-ca", "kubernetes-token",
                 "nvml-lib", "account-gpu"}
@@ -228,6 +229,35 @@ class Rendered(unittest.TestCase):
             documents = rendered("--set", f"controller.scope={scope}")
             found = [d["rules"] for d in documents if d["kind"] in ("ClusterRole", "Role") and release in d["metadata"]["name"]]
             self.assertEqual(found, wanted, path)
+
+    def test_no_credential_fits_two_servers(self):
+        """Tokens are made for one server each; a controller beside a server has that of their pod alone."""
+        text = str(rendered())
+        self.assertNotIn("server-token", text)
+        self.assertNotIn("--token-file", text)
+        for scope, kind in (("cluster", "Deployment"), ("node", "DaemonSet")):
+            documents = rendered("--set", f"controller.scope={scope}", release="speech", namespace="media")
+            (controller,) = the(documents, kind, "speech-hush-controller")["spec"]["template"]["spec"]["containers"]
+            self.assertIn("--service-account=media:speech-hush-controller", controller["args"])
+            own = "--server-namespaces=kubernetes.io/metadata.name=media"
+            chosen = [a for a in controller["args"] if a.startswith("--server-namespaces")]
+            self.assertEqual(chosen, [own, "--server-namespaces=gpu.hush.dev/servers=true"])
+            (rule,) = the(documents, "Role", "media-speech-hush-controller-token")["rules"]
+            self.assertEqual((rule["resources"], rule["resourceNames"], rule["verbs"]),
+                             (["serviceaccounts/token"], ["speech-hush-controller"], ["create"]))
+        none = rendered("--set-json", "controller.serverNamespaces=[]")
+        args = the(none, "Deployment", "hush-controller")["spec"]["template"]["spec"]["containers"][0]["args"]
+        self.assertEqual([a for a in args if a.startswith("--server-namespaces")],
+                         ["--server-namespaces=kubernetes.io/metadata.name=hush"])
+
+        documents = rendered("--set", "controller.scope=pod")
+        self.assertNotIn("serviceaccounts/token", str(documents))
+        pod = the(documents, "Deployment", "hush")["spec"]["template"]["spec"]
+        seen = {c["name"] for c in containers({"spec": pod}) if any(m["name"] == "server-token" for m in c["volumeMounts"])}
+        self.assertEqual(seen, {"controller"})
+        (server,) = pod["containers"]
+        fields = {e["name"]: e["valueFrom"]["fieldRef"]["fieldPath"] for e in server["env"] if "valueFrom" in e}
+        self.assertEqual(fields, {"HUSH_POD_NAMESPACE": "metadata.namespace", "HUSH_POD_UID": "metadata.uid"})
 
     def test_the_roles_of_people_are_those_that_the_plugin_is_tested_with(self):
         text = (ROOT / "controller/rbac/people.yaml").read_text()
@@ -426,7 +456,10 @@ class Programs(unittest.TestCase):
             for name, text in (("config.yaml", config), ("token", "x"), ("ca.crt", "")):
                 (folder / name).write_text(text)
             arguments = [a.replace("/etc/hush/", f"{folder}/").replace("/models", str(MODELS)) for a in container["args"]]
-            env = {e["name"]: e["value"] for e in container["env"]}
+            # What the downward API fills in.
+            downward = {"metadata.namespace": "hush", "metadata.uid": "0b8a3f5c-6f0e-4b0c-9a55-2f6d0f2b7c11"}
+            env = {e["name"]: e["value"] if "value" in e else downward[e["valueFrom"]["fieldRef"]["fieldPath"]]
+                   for e in container["env"]}
             env |= {"PATH": os.environ["PATH"], "ORT_DYLIB_PATH": str(ROOT / ".hush/lib/libonnxruntime.so"),
                     # What a pod has by itself.
                     "HUSH_KUBERNETES_API": "https://127.0.0.1:1", "HUSH_KUBERNETES_TOKEN": str(folder / "token"),

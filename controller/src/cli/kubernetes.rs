@@ -1,5 +1,6 @@
 //! Options of a controller in a cluster, and how it is put together there.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::values::{lease, server};
-use crate::cluster::{Reporting, Scope, ScopeGate, Sources, Writer, follow, recorder};
+use crate::act::{Credentials, TokenFile};
+use crate::cluster::{
+    AccountName, NamespaceSelector, Reporting, SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces,
+    ServerTokens, Sources, Writer, follow, recorder,
+};
 use crate::lease::{Claim, Elector, Leader, LeaseName, Loss, Terms, identity};
+use crate::metrics::Metrics;
 use crate::run::{Readiness, Snapshot, Told};
 
 /// Commands that have ended and have no Event yet; what comes beyond them has none.
@@ -39,6 +45,21 @@ pub struct KubernetesArgs {
     /// How long nobody acts when a leader is gone without a word, whole seconds.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = lease, env = "HUSH_CONTROLLER_LEASE_DURATION")]
     pub lease_duration: Terms,
+    /// The service account that this runs under, with `--scope`: the API server is asked for a token of it for each server,
+    /// which only that server accepts.
+    #[arg(long, value_name = "NAMESPACE:NAME", env = "HUSH_CONTROLLER_SERVICE_ACCOUNT", conflicts_with = "token_file")]
+    pub service_account: Option<AccountName>,
+    /// Namespaces whose pods may be servers, as a label selector such as `team in (a,b)`; an empty one selects all. A pod
+    /// with a server's label elsewhere is ignored. May be repeated: one of them must select the namespace. In the variable
+    /// with semicolons between them.
+    #[arg(
+        long,
+        value_name = "SELECTOR",
+        default_value = SERVERS_LABEL_SELECTOR,
+        value_delimiter = ';',
+        env = "HUSH_CONTROLLER_SERVER_NAMESPACES"
+    )]
+    pub server_namespaces: Vec<NamespaceSelector>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,6 +99,23 @@ impl KubernetesArgs {
         })
     }
 
+    /// Refuses what would hand one credential to many servers.
+    pub fn check(&self, name: ScopeName, has_token_file: bool, observes_only: bool) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            name == ScopeName::Pod || !has_token_file,
+            "--token-file with --scope {}: one token for all servers would be seen by every pod that calls itself one; give \
+             --service-account, and the API server makes a token for each server",
+            if name == ScopeName::Node { "node" } else { "cluster" },
+        );
+        // The server beside a controller may be open to its own pod alone, and need none.
+        anyhow::ensure!(
+            observes_only || name == ScopeName::Pod || self.service_account.is_some(),
+            "no credential for the servers: give --service-account NAMESPACE:NAME, the account that this controller runs \
+             under, or --dry-run to send no command"
+        );
+        Ok(())
+    }
+
     /// Begins to follow the API server, and to stand for the lease; who only observes does not take it from others.
     pub async fn connect(
         &self,
@@ -110,7 +148,8 @@ impl KubernetesArgs {
                 (Some(Election { stop, end }), claim)
             }
         };
-        let sources = follow(&client, &scope, readiness);
+        let allowed = ServerNamespaces(self.server_namespaces.clone());
+        let sources = follow(&client, &scope, allowed, readiness);
         let gate = Arc::new(ScopeGate { scope: scope.clone(), claim, wider });
         Ok(Cluster { client, patient, scope, gate, sources, election, identity })
     }
@@ -131,6 +170,19 @@ fn connected(config: Config) -> anyhow::Result<Client> {
 }
 
 impl Cluster {
+    /// What is shown to servers.
+    pub fn credentials(
+        &self,
+        account: Option<&AccountName>,
+        token_file: Option<&Path>,
+        metrics: &Arc<Metrics>,
+        readiness: &Readiness,
+    ) -> Arc<dyn Credentials> {
+        let Some(account) = account else { return Arc::new(TokenFile::new(token_file.map(Path::to_owned))) };
+        let (client, targets) = (self.client.clone(), self.sources.targets.clone());
+        ServerTokens::start(client, account.clone(), targets, Arc::clone(metrics), readiness.clone())
+    }
+
     /// Tells people of what is done: Events, and of the whole cluster's controller the status of policies.
     pub fn tell(&self, snapshots: watch::Receiver<Arc<Snapshot>>) -> mpsc::Sender<Told> {
         let (told, records) = mpsc::channel(EVENTS_WAITING);

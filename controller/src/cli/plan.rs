@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::{Output, PlanArgs};
 use crate::amount::gib;
-use crate::cluster::{self, Look};
+use crate::cluster::{self, Look, NamespaceSelector, ServerNamespaces};
 use crate::metrics::Metrics;
 use crate::observe::{self, Disputes, Frame, Trust};
 use crate::sources::Source;
@@ -47,7 +47,7 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     let fleet = &args.fleet;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let of_cluster = fleet.target.is_empty() && fleet.targets.is_none();
-    let mut look = if of_cluster { runtime.block_on(of_kubeconfig())? } else { Look::default() };
+    let mut look = if of_cluster { runtime.block_on(of_kubeconfig(&args.server_namespaces))? } else { Look::default() };
     if !of_cluster {
         anyhow::ensure!(!fleet.policy.is_empty(), "no policy: give a file with --policy");
         look.targets = fleet.targets().read().map_err(anyhow::Error::msg)?;
@@ -73,11 +73,13 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &look.policies))
 }
 
-async fn of_kubeconfig() -> anyhow::Result<Look> {
+async fn of_kubeconfig(selectors: &[NamespaceSelector]) -> anyhow::Result<Look> {
+    let all = || vec![NamespaceSelector::all()];
+    let allowed = ServerNamespaces(if selectors.is_empty() { all() } else { selectors.to_vec() });
     let client = super::kubernetes::client()
         .await
         .context("nothing to plan: give --world, or --policy with --target or --targets, or a kubeconfig")?;
-    cluster::look(&client).await.context("listing servers and policies")
+    cluster::look(&client, &allowed).await.context("listing servers and policies")
 }
 
 /// For people: the cards, what is to be done, and why nothing else.

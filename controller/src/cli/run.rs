@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use super::kubernetes::{Cluster, KubernetesArgs};
 use super::log::LogArgs;
 use super::values::span;
-use crate::act::{Audit, Closed, Executor, Gate, Open, Presence};
+use crate::act::{Audit, Closed, Credentials, Executor, Gate, Open, Presence, TokenFile};
 use crate::cluster::{Policies, ScopeGate};
 use crate::http::{CaCertificates, Client};
 use crate::metrics::Metrics;
@@ -40,7 +40,8 @@ pub struct RunArgs {
     /// Figures that are older cause no action.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = span, env = "HUSH_CONTROLLER_STALE_AFTER")]
     pub stale_after: Duration,
-    /// File with the token that the servers' admin API asks for; read again for each command.
+    /// File with the token that the servers' admin API asks for, the same for all of them; read again for each command. For
+    /// servers that you name; in a cluster --service-account takes its place, and only `--scope pod` may have one.
     #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
     /// A line of JSON for each command that was sent and how it ended is added to this file.
@@ -119,6 +120,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let fleet = &args.fleet;
     if args.kubernetes.scope.is_none() {
         anyhow::ensure!(
+            args.kubernetes.service_account.is_none(),
+            "--service-account needs --scope: servers that you name are shown the token of --token-file"
+        );
+        anyhow::ensure!(
             !fleet.policy.is_empty(),
             "no policy: give a file with --policy, or --scope to take policies from Kubernetes"
         );
@@ -131,6 +136,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         args.stale_after >= args.interval * 2,
         "--stale-after must be at least twice --interval, or every sample is too old when it is looked at"
     );
+    if let Some(name) = args.kubernetes.scope {
+        args.kubernetes.check(name, args.token_file.is_some(), args.dry_run)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(args))
 }
@@ -171,15 +179,22 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
     let Feed { targets, policies, namespaces, gate, records } = feed;
     tokio::spawn(observe::follow(scraper.clone(), targets.clone()));
+    let token_file = args.token_file.as_deref();
+    let credentials: Arc<dyn Credentials> = match &cluster {
+        Some(cluster) => {
+            cluster.credentials(args.kubernetes.service_account.as_ref(), token_file, &metrics, &readiness)
+        }
+        None => Arc::new(TokenFile::new(args.token_file.clone())),
+    };
     let presence = Presence {
         client: scraper.client.clone(),
-        token_file: args.token_file.clone(),
+        credentials: Arc::clone(&credentials),
         gate: Arc::clone(&gate),
         metrics: Arc::clone(&metrics),
         targets: targets.clone(),
     };
     tokio::spawn(presence.run());
-    let (executor, ends) = Executor::new(scraper.client, args.token_file.clone(), gate, Arc::clone(&metrics));
+    let (executor, ends) = Executor::new(scraper.client, credentials, gate, Arc::clone(&metrics));
     let mut router = ops::router(Arc::clone(&metrics), readiness.clone());
     let (ask, requests) = mpsc::channel(REQUESTS);
     if args.web_ui {

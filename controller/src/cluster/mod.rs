@@ -12,6 +12,8 @@ mod namespaces;
 mod pods;
 mod policies;
 mod scope;
+mod server_namespaces;
+mod server_tokens;
 mod sources;
 mod writer;
 
@@ -20,5 +22,7 @@ pub use mirror::{Copied, Mirror};
 pub use pods::{PORT_ANNOTATION, PORT_NAME, ServerPod};
 pub use policies::{Enforced, PolicyObject};
 pub use scope::{Scope, ScopeGate};
+pub use server_namespaces::{InvalidSelector, NamespaceSelector, SERVERS_LABEL_SELECTOR, ServerNamespaces};
+pub use server_tokens::{AccountName, ServerTokens};
 pub use sources::{Look, Policies, Sources, follow, look};
 pub use writer::Writer;

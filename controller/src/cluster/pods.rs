@@ -1,5 +1,6 @@
 //! Pods in which a server runs.
 
+use hush_contract::admin::ServerAudience;
 use hush_core::{Labels, ServerName};
 use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind, Object};
 use kube::runtime::watcher;
@@ -91,7 +92,9 @@ pub fn target(pod: &Pod) -> Result<Target, String> {
         Scheme::Http => BaseUrl::http(authority),
         Scheme::Https => BaseUrl::https_as(authority, certificate_name(&pod.namespace().unwrap_or_default())?),
     };
-    Ok(Target { url, labels, node: pod.spec.node_name.clone().unwrap_or_default() })
+    let audience = ServerAudience::new(&pod.namespace().unwrap_or_default(), &pod.uid().unwrap_or_default());
+    let audience = audience.map_err(|error| format!("no token can be made for it: {error}"))?;
+    Ok(Target { url, labels, node: pod.spec.node_name.clone().unwrap_or_default(), audience: Some(audience) })
 }
 
 enum Scheme {
@@ -137,7 +140,7 @@ mod tests {
 
     fn pod(annotations: Value, ports: Value, status: Value) -> Pod {
         serde_json::from_value(json!({
-            "metadata": {"name": "w", "namespace": "a", "labels": {"app": "whisper"}, "annotations": annotations},
+            "metadata": {"name": "w", "namespace": "a", "uid": "0b8a-1", "labels": {"app": "whisper"}, "annotations": annotations},
             "spec": {"nodeName": "n1", "containers": [{"name": "other"}, {"name": "server", "image": "x", "ports": ports}]},
             "status": status,
         }))
@@ -154,6 +157,8 @@ mod tests {
         assert_eq!(url(json!({}), &ops, &running).unwrap(), "http://10.1.2.3:9001");
         assert_eq!(url(json!({PORT_ANNOTATION: "9100"}), &ops, &running).unwrap(), "http://10.1.2.3:9100");
         assert_eq!(url(json!({PORT_ANNOTATION: "http"}), &ops, &running).unwrap(), "http://10.1.2.3:9000");
+        let audience = target(&pod(json!({}), ops.clone(), running.clone())).unwrap().audience;
+        assert_eq!(audience.unwrap().as_str(), "hush-server/a/0b8a-1");
         let six = json!({"phase": "Running", "podIP": "fd00::1"});
         assert_eq!(url(json!({}), &ops, &six).unwrap(), "http://[fd00::1]:9001");
         assert_eq!(url(json!({SCHEME_ANNOTATION: "http"}), &ops, &six).unwrap(), "http://[fd00::1]:9001");

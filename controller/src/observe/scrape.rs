@@ -78,7 +78,8 @@ pub async fn follow(scraper: Scraper, mut targets: watch::Receiver<Arc<Targets>>
         let wanted = targets.borrow_and_update().clone();
         running.retain(|server, (target, _)| {
             // A server that moved is another server: what the old one said must not be taken for its word.
-            let same = wanted.get(server).is_some_and(|now| now.url == target.url);
+            let is_same = |now: &Target| now.url == target.url && now.audience == target.audience;
+            let same = wanted.get(server).is_some_and(is_same);
             if !same {
                 scraper.store.forget(server);
             }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hush_contract::admin::ServerAudience;
 use hush_core::{Labels, ServerName};
 use hyper::Uri;
 use rustls::pki_types::DnsName;
@@ -18,6 +19,8 @@ pub struct Target {
     pub labels: Labels,
     /// Where its GPUs are.
     pub node: String,
+    /// For whom tokens for it are made; `None`: it is no pod, the operator has named it.
+    pub audience: Option<ServerAudience>,
 }
 
 pub type Targets = BTreeMap<ServerName, Target>;

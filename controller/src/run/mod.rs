@@ -267,7 +267,7 @@ impl Loop {
 
     fn recipient(&self, decision: &Decision, target: &Target) -> Recipient {
         let card_total_bytes = decision.gpu.as_ref().and_then(|gpu| self.card_totals.get(gpu)).copied();
-        Recipient { url: target.url.clone(), card_total_bytes }
+        Recipient { url: target.url.clone(), audience: target.audience.clone(), card_total_bytes }
     }
 
     /// Each server once, while it stays odd on that card.

@@ -1,8 +1,8 @@
 //! Who may use the admin API.
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -17,6 +17,9 @@ use crate::serve::Peer;
 
 /// Longer ones are no token of anybody's.
 const TOKEN_LIMIT_BYTES: usize = 16 << 10;
+
+/// Requests with bad tokens may come without end.
+const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
 /// How the admin API is guarded.
 pub enum Access {
@@ -38,7 +41,12 @@ impl Access {
         }
     }
 
-    async fn admit(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller, AdminError> {
+    async fn admit(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+        refusals: &RefusalLog,
+    ) -> Result<Caller, AdminError> {
         match self {
             Self::Closed => Err(AdminError::new(
                 StatusCode::FORBIDDEN,
@@ -47,15 +55,38 @@ impl Access {
                  --admin-token-file or --admin-token-review, or listen on 127.0.0.1",
             )),
             Self::Local => local(headers, peer),
-            Self::Tokens(checks) => check(checks, bearer(headers)?).await,
+            Self::Tokens(checks) => check(checks, bearer(headers)?, peer, refusals).await,
         }
+    }
+}
+
+/// Which refusals are logged: one each second, with the number of those before it that were not.
+#[derive(Debug, Default)]
+pub(super) struct RefusalLog(Mutex<RefusalCount>);
+
+#[derive(Debug, Default)]
+struct RefusalCount {
+    last_logged: Option<Instant>,
+    unlogged: u64,
+}
+
+impl RefusalLog {
+    /// `Some`: this one is to be logged, and so many were not since the last that was.
+    fn count(&self, now: Instant) -> Option<u64> {
+        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if count.last_logged.is_some_and(|at| now.saturating_duration_since(at) < REFUSALS_LOGGED_EVERY) {
+            count.unlogged += 1;
+            return None;
+        }
+        count.last_logged = Some(now);
+        Some(std::mem::take(&mut count.unlogged))
     }
 }
 
 /// Middleware of every admin route.
 pub(super) async fn guard(State(state): State<AdminState>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
-    match state.access.admit(request.headers(), peer).await {
+    match state.access.admit(request.headers(), peer, &state.refusals).await {
         Ok(caller) => {
             state.governor.note(Instant::now());
             request.extensions_mut().insert(caller);
@@ -104,10 +135,15 @@ fn bearer(headers: &HeaderMap) -> Result<&str, AdminError> {
 }
 
 /// The first that knows the token decides; otherwise the most telling refusal.
-async fn check(checks: &[Arc<dyn Authenticate>], token: &str) -> Result<Caller, AdminError> {
+async fn check(
+    checks: &[Arc<dyn Authenticate>],
+    token: &str,
+    peer: Option<IpAddr>,
+    refusals: &RefusalLog,
+) -> Result<Caller, AdminError> {
     let mut denied = Denied::Invalid("this token is not known here".to_owned());
     for check in checks {
-        match check.authenticate(token).await {
+        match check.authenticate(token, peer).await {
             Ok(caller) => return Ok(caller),
             Err(Denied::Invalid(message)) => {
                 if matches!(denied, Denied::Invalid(_)) {
@@ -117,7 +153,9 @@ async fn check(checks: &[Arc<dyn Authenticate>], token: &str) -> Result<Caller, 
             Err(other) => denied = other,
         }
     }
-    tracing::warn!(%denied, "the admin API let nobody in");
+    if let Some(unlogged) = refusals.count(Instant::now()) {
+        tracing::warn!(%denied, peer = peer.map(tracing::field::display), unlogged, "the admin API refused a token");
+    }
     Err(match denied {
         Denied::Invalid(message) => {
             AdminError::unauthorized(code::INVALID_TOKEN, message, "Bearer error=\"invalid_token\"")
@@ -132,6 +170,15 @@ async fn check(checks: &[Arc<dyn Authenticate>], token: &str) -> Result<Caller, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_without_end_are_one_line_a_second() {
+        let (log, began) = (RefusalLog::default(), Instant::now());
+        assert_eq!(log.count(began), Some(0));
+        assert!((0..500).all(|n| log.count(began + Duration::from_millis(n)).is_none()));
+        assert_eq!(log.count(began + REFUSALS_LOGGED_EVERY), Some(500));
+        assert_eq!(log.count(began + REFUSALS_LOGGED_EVERY * 2), Some(0));
+    }
 
     #[test]
     fn hosts_of_this_machine() {

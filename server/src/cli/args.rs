@@ -358,9 +358,20 @@ pub struct SecurityArgs {
     #[arg(long, value_name = "NAMESPACE:NAME")]
     pub admin_account: Vec<Account>,
 
-    /// For whom a service account's token must have been made. Default: hush-server.
+    /// For whom a service account's token must have been made. Default: hush-server/NAMESPACE/UID, of --pod-namespace and
+    /// --pod-uid.
+    ///
+    /// Servers with the same audience accept each other's tokens.
     #[arg(long, value_name = "AUDIENCE")]
     pub admin_audience: Option<String>,
+
+    /// Namespace of the pod that this server runs in, with --admin-token-review. Default: none.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub pod_namespace: Option<String>,
+
+    /// UID of that pod, which the downward API tells (metadata.uid). Default: none.
+    #[arg(long, value_name = "UID")]
+    pub pod_uid: Option<String>,
 
     /// The Kubernetes API server. Default: the one of the cluster that this runs in.
     #[arg(long, value_name = "URL")]

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use hush_tests::cluster::SERVERS_LABEL;
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, http};
 use serde_json::{Value, json};
@@ -65,7 +66,12 @@ impl StandIn {
         }
         // The second pod came while nobody watched.
         let names = ["one", "two"].iter().take(*count - 1);
-        let items: Vec<Value> = if pods { names.map(|name| pod(name)).collect() } else { Vec::new() };
+        let namespace = json!({"metadata": {"name": "a", "uid": "0b8a-3", "labels": {SERVERS_LABEL: "true"}}});
+        let items: Vec<Value> = match path {
+            _ if pods => names.map(|name| pod(name)).collect(),
+            "/api/v1/namespaces" => vec![namespace],
+            _ => Vec::new(),
+        };
         let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": items});
         Some(axum::Json(list).into_response())
     }

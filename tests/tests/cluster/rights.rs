@@ -42,7 +42,7 @@ const RESOURCES: [(&str, &str, &str); 29] = [
     ("rbac.authorization.k8s.io", "clusterrolebindings", ""),
     ("rbac.authorization.k8s.io", "rolebindings", ""),
 ];
-/// Of leases; of everything else any name will do.
+/// Of leases and accounts; of everything else any name will do.
 const NAMES: [&str; 2] = ["hush-controller", "another"];
 
 struct Judge {
@@ -56,7 +56,7 @@ impl Judge {
     async fn allowed(&self, account: &str) -> Result<BTreeSet<String>> {
         let mut allowed = BTreeSet::new();
         for (group, resource, subresource) in RESOURCES {
-            let names: &[&str] = if resource == "leases" { &NAMES } else { &["any"] };
+            let names: &[&str] = if matches!(resource, "leases" | "serviceaccounts") { &NAMES } else { &["any"] };
             for verb in VERBS {
                 for (place, namespace) in [("", &self.own), (" elsewhere", &self.other)] {
                     for name in names {
@@ -66,14 +66,14 @@ impl Judge {
                             subresource: Some(subresource.to_owned()).filter(|sub| !sub.is_empty()),
                             verb: Some(verb.to_owned()),
                             namespace: Some(namespace.clone()),
-                            // Who creates has no name yet.
-                            name: (verb != "create").then(|| (*name).to_owned()),
+                            // Who creates has no name yet, but where it is something of an object that is there.
+                            name: (verb != "create" || !subresource.is_empty()).then(|| (*name).to_owned()),
                             ..ResourceAttributes::default()
                         };
                         if self.judge(account, asked).await? {
                             let sub = if subresource.is_empty() { String::new() } else { format!("/{subresource}") };
-                            let name =
-                                if names.len() > 1 && verb != "create" { format!(":{name}") } else { String::new() };
+                            let is_named = names.len() > 1 && (verb != "create" || !subresource.is_empty());
+                            let name = if is_named { format!(":{name}") } else { String::new() };
                             let resource = if group == "events.k8s.io" { group } else { resource };
                             allowed.insert(format!("{verb} {resource}{sub}{name}{place}"));
                         }
@@ -139,20 +139,26 @@ async fn each_may_do_what_it_does_and_nothing_else() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
     let controller = allowed(plane, Rights::Controller, "hush-controller").await?;
     let status = everywhere(&["patch gpumodelpolicies/status", "patch clustergpumodelpolicies/status"]);
-    let lease = [
+    let named = [
+        "create serviceaccounts/token:hush-controller",
         "create leases",
         "get leases:hush-controller",
         "list leases:hush-controller",
         "watch leases:hush-controller",
         "update leases:hush-controller",
     ];
-    assert_eq!(controller, and(&common() | &status, &lease));
+    assert_eq!(controller, and(&common() | &status, &named));
 
     let reads = |name: &str| ["get", "list", "watch"].map(|verb| format!("{verb} leases:{name}"));
     let leases: Vec<String> = NAMES.iter().flat_map(|name| reads(name)).collect();
     let leases: Vec<&str> = leases.iter().map(String::as_str).collect();
     let node = allowed(plane, Rights::Node, "hush-controller").await?;
-    let writes = ["create leases", "update leases:hush-controller", "update leases:another"];
+    let writes = [
+        "create serviceaccounts/token:hush-controller",
+        "create leases",
+        "update leases:hush-controller",
+        "update leases:another",
+    ];
     assert_eq!(node, and(and(common(), &leases), &writes));
 
     let sidecar = allowed(plane, Rights::Sidecar, "hush-server").await?;

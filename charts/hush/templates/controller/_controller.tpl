@@ -37,7 +37,16 @@
 - --pod=$(POD_NAMESPACE)/$(POD_NAME)
 {{- end }}
 - --listen={{ .Values.listenAddress }}:9002
+{{- if eq $controller.scope "pod" }}
 - --token-file=/var/run/secrets/hush/token
+{{- else }}
+- {{ printf "--service-account=%s:%s" (include "hush.namespace" .) (include "hush.controllerAccount" .) | quote }}
+{{- end }}
+# Pods elsewhere are no servers, whatever their labels say.
+- --server-namespaces=kubernetes.io/metadata.name={{ include "hush.namespace" . }}
+{{- range $controller.serverNamespaces }}
+- {{ printf "--server-namespaces=%s" . | quote }}
+{{- end }}
 {{- with $controller.pageToken }}
 {{- if .name }}
 - {{ printf "--page-token-file=/var/run/secrets/hush-page/%s" .key | quote }}
@@ -76,7 +85,9 @@
 
 {{- define "hush.controller.mounts" -}}
 {{ include "hush.apiMount" . }}
+{{- if eq .Values.controller.scope "pod" }}
 - {name: server-token, mountPath: /var/run/secrets/hush, readOnly: true}
+{{- end }}
 {{- if .Values.controller.pageToken.name }}
 - {name: page-token, mountPath: /var/run/secrets/hush-page, readOnly: true}
 {{- end }}
@@ -88,14 +99,17 @@
 {{- end }}
 {{- end }}
 
-{{/* What the container needs beside the credential of the API server. The token is made for servers alone. */}}
+{{/* What the container needs beside the credential of the API server. A controller beside a server has a token of its pod, which
+that server alone accepts; other controllers ask for a token for each server. */}}
 {{- define "hush.controller.volumes" -}}
 {{- $controller := .Values.controller -}}
+{{- if eq $controller.scope "pod" }}
 - name: server-token
   projected:
     defaultMode: 0440
     sources:
     - serviceAccountToken: {path: token, audience: hush-server, expirationSeconds: 3600}
+{{- end }}
 {{- with $controller.pageToken.name }}
 - name: page-token
   secret: {secretName: {{ . | quote }}, defaultMode: 0440}

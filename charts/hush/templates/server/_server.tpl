@@ -195,6 +195,11 @@ models:
 {{- define "hush.server.env" -}}
 {{- $gpu := .server.values.gpu -}}
 - {name: HOME, value: /tmp}
+{{- if include "hush.server.accounts" . | fromJsonArray }}
+# A token that commands this server must be made for this pod.
+- {name: HUSH_POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+- {name: HUSH_POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
+{{- end }}
 {{- if $gpu.enabled }}
 - {name: NVIDIA_DRIVER_CAPABILITIES, value: {{ $gpu.driverCapabilities | quote }}}
 {{- if and (not $gpu.count) $gpu.visibleDevices }}

@@ -1,5 +1,6 @@
 //! One request to the Kubernetes API server. A connection each: verdicts are remembered, so there are few.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::str::FromStr;
@@ -112,6 +113,20 @@ pub(super) struct Review {
 pub(super) struct User {
     #[serde(default)]
     pub username: String,
+    /// What the API server knows beside the name.
+    #[serde(default)]
+    extra: HashMap<String, Vec<String>>,
+}
+
+impl User {
+    /// The pod that the token is bound to: the API server accepts it only while that pod is there.
+    /// <https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/>
+    pub(super) fn pod_uid(&self) -> Option<&str> {
+        match self.extra.get("authentication.kubernetes.io/pod-uid")?.as_slice() {
+            [uid] => Some(uid),
+            _ => None,
+        }
+    }
 }
 
 pub(super) struct Client {
@@ -129,11 +144,11 @@ impl Client {
         })
     }
 
-    pub(super) async fn review(&self, token: &str, audience: &str) -> Result<Review, ReviewError> {
+    pub(super) async fn review(&self, token: &str, audiences: &[&str]) -> Result<Review, ReviewError> {
         let body = json!({
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [audience]},
+            "spec": {"token": token, "audiences": audiences},
         });
         let request = Request::builder()
             .method(Method::POST)
