@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use hyper::http::request::Builder;
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -15,6 +15,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::api_server::USER_AGENT_VALUE;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longer than any sensible scrape interval, shorter than servers and proxies keep one.
@@ -99,7 +101,8 @@ impl Client {
         self.send(request.body(Full::from(json))?, limit).await
     }
 
-    pub async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> Result<Answer, HttpError> {
+    pub async fn send(&self, mut request: Request<Full<Bytes>>, limit: usize) -> Result<Answer, HttpError> {
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
         let answer = self.inner.request(request).await.map_err(HttpError::Connect)?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), limit).collect().await;

@@ -116,6 +116,12 @@ impl Executor {
         });
     }
 
+    /// Commands that are under way or wait for their turn.
+    pub fn pending(&mut self) -> usize {
+        while self.running.try_join_next().is_some() {}
+        self.running.len()
+    }
+
     pub fn is_for_another(&self, decision: &Decision) -> bool {
         self.hands.gate.is_for_another(decision)
     }

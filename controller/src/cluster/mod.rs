@@ -13,12 +13,13 @@ mod pods;
 mod policies;
 mod scope;
 mod sources;
+mod write_failures;
 mod writer;
 
 pub use events::{Reporting, recorder};
 pub use mirror::{Copied, Mirror};
 pub use pods::{PORT_ANNOTATION, PORT_NAME, ServerPod};
 pub use policies::{Enforced, PolicyObject};
-pub use scope::{Scope, ScopeGate};
+pub use scope::{LeaseNames, Scope, ScopeGate};
 pub use sources::{Look, Policies, Sources, follow, look};
 pub use writer::Writer;

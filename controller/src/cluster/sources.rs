@@ -12,6 +12,7 @@ use super::pods::ServerPod;
 use super::policies::{Enforced, PolicyObject};
 use super::scope::Scope;
 use super::{namespaces, pods, policies};
+use crate::metrics::Metrics;
 use crate::observe::Targets;
 use crate::run::Readiness;
 
@@ -28,11 +29,11 @@ pub struct Sources {
 }
 
 /// Until nobody listens any more.
-pub fn follow(client: &Client, scope: &Scope, readiness: &Readiness) -> Sources {
-    let pods = start(pods::mirror(client, scope.node()), readiness);
-    let namespaced = start(policies::namespaced(client), readiness);
-    let cluster = start(policies::cluster(client), readiness);
-    let labels = start(namespaces::mirror(client), readiness);
+pub fn follow(client: &Client, scope: &Scope, readiness: &Readiness, metrics: &Arc<Metrics>) -> Sources {
+    let pods = start(pods::mirror(client, scope.node()), readiness, metrics);
+    let namespaced = start(policies::namespaced(client), readiness, metrics);
+    let cluster = start(policies::cluster(client), readiness, metrics);
+    let labels = start(namespaces::mirror(client), readiness, metrics);
 
     let (told_targets, targets) = watch::channel(Arc::default());
     tokio::spawn(tell_targets(pods.clone(), scope.own_server().cloned(), told_targets));
@@ -72,14 +73,18 @@ pub async fn look(client: &Client) -> Result<Look, kube::Error> {
     Ok(look)
 }
 
-fn start<O, K, V>(mirror: Mirror<O, K, V>, readiness: &Readiness) -> watch::Receiver<Copied<K, V>>
+fn start<O, K, V>(
+    mirror: Mirror<O, K, V>,
+    readiness: &Readiness,
+    metrics: &Arc<Metrics>,
+) -> watch::Receiver<Copied<K, V>>
 where
     O: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     K: Ord + Clone + Send + Sync + 'static,
     V: Clone + PartialEq + Send + Sync + 'static,
 {
     let (told, copied) = watch::channel(None);
-    tokio::spawn(mirror.run(told, readiness.clone()));
+    tokio::spawn(mirror.run(told, readiness.clone(), Arc::clone(metrics)));
     copied
 }
 

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::args::ReachArgs;
 use super::wire::{Controller, Way};
+use crate::api_server;
 
 /// What every controller's pod carries, also that of a server with a controller beside it.
 pub const CONTROLLER_LABEL: &str = "gpu.hush.dev/controller";
@@ -90,7 +91,7 @@ impl Place {
             own.push(config.default_namespace.clone());
         }
         let namespace = own.first().cloned();
-        let client = Client::try_from(config).context("connecting to the API server")?;
+        let client = api_server::connect(config, None).context("connecting to the API server")?;
         let source = Source::Cluster { client, within: args.controller_namespace.clone(), own };
         Ok(Self { namespace, only: args.namespace.clone(), token_file, source })
     }

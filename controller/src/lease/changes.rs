@@ -13,8 +13,9 @@ use super::candidate::Record;
 /// Of a watch before it is begun anew: so long a connection that has died in silence goes unnoticed.
 const WATCH_SECONDS: u32 = 30;
 
-/// The lease whenever it changes, `None` when there is none. Errors are waited out: nothing unsafe rests on it.
-pub fn changes(api: Api<Lease>, name: &str, retry: Duration) -> BoxStream<'static, Option<Lease>> {
+/// The lease whenever it changes, `None` when there is none. After an error, which is for people, the watch is begun
+/// anew: nothing unsafe rests on it.
+pub fn changes(api: Api<Lease>, name: &str, retry: Duration) -> BoxStream<'static, Result<Option<Lease>, String>> {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}")).timeout(WATCH_SECONDS);
     let mut there = false;
     let changes = watcher(api, config).filter_map(move |event| {
@@ -23,12 +24,12 @@ pub fn changes(api: Api<Lease>, name: &str, retry: Duration) -> BoxStream<'stati
             Ok(Event::Init) => there = false,
             Ok(Event::InitApply(lease) | Event::Apply(lease)) => {
                 there = true;
-                seen = Some(Some(lease));
+                seen = Some(Ok(Some(lease)));
             }
-            Ok(Event::InitDone) => seen = (!there).then_some(None),
-            Ok(Event::Delete(_)) => seen = Some(None),
+            Ok(Event::InitDone) => seen = (!there).then_some(Ok(None)),
+            Ok(Event::Delete(_)) => seen = Some(Ok(None)),
             Err(error) => {
-                tracing::debug!("watching a lease failed: {error}");
+                seen = Some(Err(error.to_string()));
                 pause = retry;
             }
         }

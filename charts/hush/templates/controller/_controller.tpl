@@ -21,7 +21,11 @@
   {{- end }}
   {{- end }}
   - --lease={{ $controller.lease.name }}
-  - --lease-namespace={{ $controller.lease.namespace | default .Release.Namespace }}
+  - --lease-namespace={{ $controller.lease.namespace }}
+  {{- if ne $controller.scope "cluster" }}
+  - --node-lease-namespace={{ $controller.lease.nodeNamespace | default .Release.Namespace }}
+  {{- end }}
+  - --installation={{ include "hush.controller.installation" . }}
   - --lease-duration={{ $controller.lease.duration }}
   - --interval={{ $controller.interval }}
   - --stale-after={{ $controller.staleAfter }}
