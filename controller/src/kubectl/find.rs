@@ -114,8 +114,9 @@ impl Place {
         };
         let pods = pods.map_err(|error| match forbidden(&error) {
             Some(message) => anyhow::anyhow!(
-                "looking for controllers: {message}\nask for the verb `list` on `pods` where they are, and name that \
-                 namespace with --controller-namespace (docs/kubectl.md has the role)"
+                "looking for controllers: {message}\nask for the Role `NAME-view` of the chart in the namespace where they \
+                 are, which lets you list its pods, and name that namespace with --controller-namespace \
+                 (docs/kubectl.md, Who may)"
             ),
             None => anyhow::Error::new(error).context("looking for controllers"),
         })?;
@@ -145,8 +146,9 @@ impl Place {
         };
         let secret = Api::<Secret>::namespaced(client.clone(), namespace).get(name).await.with_context(|| {
             format!(
-                "the token of those who may act is in the Secret {namespace}/{name}: ask for the verb `get` on it, or give \
-                 the file that holds the token with --token-file"
+                "the token of those who may act is in the Secret {namespace}/{name}: ask for the Role `NAME-operate` of \
+                 the chart in that namespace, which lets you get it, or give the file that holds the token with \
+                 --token-file (docs/kubectl.md, Who may)"
             )
         })?;
         let value = secret.data.unwrap_or_default().remove(key);
