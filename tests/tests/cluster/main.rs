@@ -10,6 +10,7 @@ mod faults;
 mod governs;
 mod harness;
 mod hostile;
+mod hostile_leases;
 mod installations;
 mod leaders;
 mod lease;
