@@ -93,6 +93,6 @@ impl Leader {
     /// Why it cannot be told who leads.
     pub fn trouble(&self) -> Option<String> {
         let problem = self.followed.borrow().trouble.clone()?;
-        Some(format!("the lease {} cannot be watched, so nobody is seen to lead by it: {problem}", self.lease))
+        Some(format!("the lease {} cannot be watched, so its holder is not seen: {problem}", self.lease))
     }
 }
