@@ -23,6 +23,10 @@ pub const USER_AGENT_VALUE: &str = concat!("hush-controller/", env!("CARGO_PKG_V
 pub const ROLE_HINT: &str = "the ClusterRole of this controller lacks it or is not bound; where the chart made it, it is \
      called `NAMESPACE-NAME-controller` (docs/kubernetes.md, Roles)";
 
+/// The same for leases.
+pub const LEASE_ROLE_HINT: &str = "the Role of this controller in that namespace lacks it or is not bound; where the chart \
+     made it, it is called `NAMESPACE-NAME-controller-lease` (docs/kubernetes.md, Roles)";
+
 /// A client that says who it is and, where there are `metrics`, counts its requests.
 pub fn connect(mut config: Config, metrics: Option<&Arc<Metrics>>) -> Result<Client, kube::Error> {
     config.headers.retain(|(name, _)| name != USER_AGENT);

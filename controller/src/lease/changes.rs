@@ -9,6 +9,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use tokio::time::sleep;
 
 use super::candidate::Record;
+use crate::api_server::LEASE_ROLE_HINT;
 
 /// Of a watch before it is begun anew: so long a connection that has died in silence goes unnoticed.
 const WATCH_SECONDS: u32 = 30;
@@ -29,7 +30,7 @@ pub fn changes(api: Api<Lease>, name: &str, retry: Duration) -> BoxStream<'stati
             Ok(Event::InitDone) => seen = (!there).then_some(Ok(None)),
             Ok(Event::Delete(_)) => seen = Some(Ok(None)),
             Err(error) => {
-                seen = Some(Err(error.to_string()));
+                seen = Some(Err(explain(&error)));
                 pause = retry;
             }
         }
@@ -39,6 +40,19 @@ pub fn changes(api: Api<Lease>, name: &str, retry: Duration) -> BoxStream<'stati
         }
     });
     changes.boxed()
+}
+
+/// For people.
+fn explain(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+            if status.code == 403 =>
+        {
+            format!("{}: {LEASE_ROLE_HINT}", status.message)
+        }
+        error => error.to_string(),
+    }
 }
 
 /// What decides.

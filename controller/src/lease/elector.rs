@@ -18,7 +18,7 @@ use super::candidate::{Candidate, Loss, Next, Terms};
 use super::changes::{changes, record};
 use super::claim::{Claim, Standing};
 use super::clock::Moment;
-use crate::api_server::FIELD_MANAGER;
+use crate::api_server::{FIELD_MANAGER, LEASE_ROLE_HINT};
 
 /// What a lease promises that was given back: the least that can be written.
 const RELEASED_SECONDS: i32 = 1;
@@ -256,6 +256,7 @@ impl Elector {
         let patience = (renew / 2).max(LEAST_PATIENCE).min(renew);
         timeout(patience, request).await.map_err(|_| Failure::Silence(patience))?.map_err(|error| match error {
             kube::Error::Api(status) if status.code == 429 => Failure::Busy,
+            kube::Error::Api(status) if status.code == 403 => Failure::Forbidden(status.message),
             error => Failure::Answer(error),
         })
     }
@@ -271,6 +272,8 @@ enum Failure {
     Answer(#[source] kube::Error),
     #[error("the API server is busy")]
     Busy,
+    #[error("{0}: {LEASE_ROLE_HINT}")]
+    Forbidden(String),
     #[error("no answer within {0:?}")]
     Silence(Duration),
 }

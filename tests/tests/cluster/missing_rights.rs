@@ -1,10 +1,11 @@
-//! A controller whose role does not let it write the status of policies: it says so once and where people look, does not
-//! ask again and again, and goes on when it may.
+//! A controller whose role lacks something: it says what and in which role, once and where people look, does not ask again
+//! and again, and goes on when it may.
 
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use hush_tests::cluster::Rights;
 use hush_tests::wait::wait_for;
 use serde_json::Value;
 
@@ -58,4 +59,35 @@ async fn a_status_that_may_not_be_written_is_said_once_and_in_readyz() -> Result
     controller.wait_for_log(&["the status of every policy is written again"], SOON)?;
     assert_eq!(complaints(), 1);
     Ok(())
+}
+
+#[tokio::test]
+async fn the_role_of_each_missing_right_is_named() -> Result<()> {
+    let Some(plane) = own_plane().await? else { return Ok(()) };
+    let mut stage = Stage::new(&plane).await?;
+    let app = stage.app(Cast::new("speech", 2, 0)).await?;
+    let system = &stage.system.name;
+    let (lease, whole) = (format!("hush-controller-lease-{system}"), format!("hush-controller-{system}"));
+    plane.kubectl_text(&["delete", "rolebinding", &lease, "--namespace", "kube-system"], "")?;
+    plane.kubectl_text(&["delete", "clusterrolebinding", &whole], "")?;
+
+    let controller = stage.controller(&["--scope", "cluster"]).await?;
+    for (part, role) in [
+        ("lease: the lease could not be read: ", "it is called `NAMESPACE-NAME-controller-lease`"),
+        (
+            "pods: the API server does not let this account list and watch pods: ",
+            "it is called `NAMESPACE-NAME-controller`",
+        ),
+        ("policies: the API server does not let", "it is called `NAMESPACE-NAME-controller`"),
+    ] {
+        wait_until_missing(&controller, part)?;
+        let said = hush_tests::http::get(controller.ops, "/readyz")?.text();
+        let line = said.lines().find(|line| line.starts_with(part)).with_context(|| said.clone())?;
+        assert!(line.contains(role), "{line}");
+    }
+
+    plane.grant(&stage.system, Rights::Controller)?;
+    wait_until_ready(&controller)?;
+    wait_until_acting(&controller, true)?;
+    pulse(&mut stage, &app)
 }
