@@ -131,3 +131,28 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TrustError> {
     }
     if roots.is_empty() { Err(TrustError::Empty { path: path.to_owned() }) } else { Ok(roots) }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_is_told_which_program_asks() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("http://{}/metrics", listener.local_addr().unwrap()).parse().unwrap();
+        let server = tokio::spawn(async move {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 4096];
+            let length = connection.read(&mut head).await.unwrap();
+            connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            String::from_utf8_lossy(&head[..length]).to_ascii_lowercase()
+        });
+        let answer = Client::new(None).unwrap().get(uri, None, 1024).await.unwrap();
+        assert_eq!(answer.status, StatusCode::OK);
+        let expected = concat!("user-agent: hush-controller/", env!("CARGO_PKG_VERSION"), "\r\n");
+        let head = server.await.unwrap();
+        assert_eq!(head.matches(expected).count(), 1, "{head}");
+    }
+}

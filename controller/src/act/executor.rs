@@ -163,3 +163,57 @@ pub(super) async fn token(file: Option<&Path>) -> Result<Option<String>, String>
         Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hush_core::Reason;
+
+    use super::*;
+
+    fn decision(model: &str) -> Decision {
+        Decision {
+            server: "a/w".into(),
+            model: model.to_owned(),
+            gpu: None,
+            action: Action::Unload,
+            reason: Reason::IdleTimeout,
+            policy: "a/p".to_owned(),
+            if_generation: Some(1),
+            if_idle_seconds: None,
+            drain_seconds: None,
+            hold_seconds: None,
+            vram_bytes: 0,
+            dry_run: false,
+        }
+    }
+
+    /// Takes every connection, and answers once it is told to, by closing them.
+    #[tokio::test]
+    async fn commands_without_an_end_are_counted() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: BaseUrl = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let server = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                open.push(connection);
+            }
+        });
+        let (client, metrics) = (Client::new(None).unwrap(), Arc::new(Metrics::new().unwrap()));
+        let (mut executor, mut ends) = Executor::new(client, None, Arc::new(Open), metrics);
+        assert_eq!(executor.pending(), 0);
+        for model in ["one", "two", "three"] {
+            let recipient = Recipient { url: url.clone(), card_total_bytes: None };
+            executor.submit(Timestamp::UNIX_EPOCH, decision(model), recipient, None);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(executor.pending(), 3, "none has ended");
+
+        server.abort();
+        for _ in 0..3 {
+            let record = tokio::time::timeout(Duration::from_secs(30), ends.recv()).await.unwrap().unwrap();
+            assert!(matches!(record.outcome, Outcome::Failed { .. }), "{record:?}");
+        }
+        executor.finish(Duration::from_secs(30)).await;
+        assert_eq!(executor.pending(), 0);
+    }
+}
