@@ -190,7 +190,7 @@ async fn an_api_server_that_gives_no_clear_answer_lets_nobody_in() {
         ("broken", "no TokenReview"),
         ("other-kind", "no TokenReview"),
         ("error", "500"),
-        ("forbidden", "system:auth-delegator"),
+        ("forbidden", "it is called `NAMESPACE-NAME-server`"),
         ("redirect", "302"),
     ] {
         let text = message(review.authenticate(&token(name), HOME).await, Denied::Unavailable);

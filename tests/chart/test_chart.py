@@ -259,6 +259,24 @@ class Rendered(unittest.TestCase):
         fields = {e["name"]: e["valueFrom"]["fieldRef"]["fieldPath"] for e in server["env"] if "valueFrom" in e}
         self.assertEqual(fields, {"HUSH_POD_NAMESPACE": "metadata.namespace", "HUSH_POD_UID": "metadata.uid"})
 
+    def test_the_leases_are_where_the_roles_are(self):
+        """One lease for the whole cluster, wherever the release is; those of nodes never beside the leases of Kubernetes."""
+        for scope in ("cluster", "node", "pod"):
+            with self.subTest(scope):
+                documents = rendered("--set", f"controller.scope={scope}")
+                roles = {d["metadata"]["name"]: d["metadata"]["namespace"] for d in documents
+                         if d["kind"] == "Role" and "leases" in str(d["rules"])}
+                expected = {"hush-hush-controller-lease": "kube-system", "hush-hush-controller-node-lease": "hush"}
+                if scope == "cluster":
+                    del expected["hush-hush-controller-node-lease"]
+                self.assertEqual(roles, expected)
+                bound = {d["roleRef"]["name"]: d["metadata"]["namespace"] for d in documents if d["kind"] == "RoleBinding"}
+                self.assertLessEqual(roles.items(), bound.items())
+                for d in documents:
+                    if d["kind"] == "Role" and d["metadata"]["namespace"] == "kube-system":
+                        writes = [rule for rule in d["rules"] if {"update", "patch", "delete"} & set(rule["verbs"])]
+                        self.assertTrue(all(rule.get("resourceNames") for rule in writes), d)
+
     def test_the_roles_of_people_are_those_that_the_plugin_is_tested_with(self):
         text = (ROOT / "controller/rbac/people.yaml").read_text()
         wanted = {d["metadata"]["name"]: d["rules"] for d in yaml.safe_load_all(text)}
@@ -360,6 +378,7 @@ class Rendered(unittest.TestCase):
             ("controller: {scope: galaxy}", "scope"),
             ("controller: {interval: 5}", "interval"),
             ("controller: {leases: {}}", "leases"),
+            ("controller: {lease: {namespace: ''}}", "namespace"),
             ("controller: {pageToken: hush-page}", "pageToken"),
             ("controller: {pageToken: {secret: hush-page}}", "secret"),
             ("networkPolicy: {apiServer: 10.0.0.1}", "apiServer"),
@@ -403,7 +422,8 @@ class Rendered(unittest.TestCase):
                 rendered("--values", values(block))
             for line in block.splitlines():
                 if line.startswith(("helm install ", "helm upgrade ")):
-                    words = shlex.split(line.replace(" --create-namespace", ""))
+                    # What `helm template` does not know.
+                    words = [word for word in shlex.split(line) if word not in ("--create-namespace", "--reset-then-reuse-values")]
                     done = helm("template", *words[2:])
                     self.assertEqual(done.returncode, 0, f"{line}\n{done.stderr}")
                 if line.startswith("docker build "):

@@ -1,6 +1,7 @@
 """The chart against a real API server: every object of every example is accepted, pods pass the strictest Pod Security
 level, and a release is installed, changed and removed. `make test-chart` prepares and calls it.
 """
+import datetime
 import json
 import pathlib
 import shlex
@@ -128,6 +129,48 @@ class Cluster(unittest.TestCase):
         self.assertEqual(left.replace("No resources found in hush namespace.\n", ""), "")
         roles = self.kubectl("get", "clusterroles,clusterrolebindings", "--output", "name")
         self.assertNotIn("hush", roles)
+
+    def test_a_second_installation_for_the_whole_cluster_is_told_of(self):
+        def notes(action: str, namespace: str, *more: str) -> str:
+            return " ".join(self.helm(action, "hush", CHART, "--namespace", namespace, "--create-namespace", *more).split())
+
+        warning = "WARNING: {} is installed for the whole cluster too"
+        self.assertNotIn("WARNING", notes("install", "first"))
+        self.assertIn(warning.format("first/hush-controller"), notes("install", "second"))
+        self.assertIn(warning.format("second/hush-controller"), notes("upgrade", "first", "--install"))
+        # One lease for both, and each names itself.
+        arguments = {}
+        for namespace in ("first", "second"):
+            deployment = json.loads(self.kubectl("get", "deployment", "hush-controller", "--namespace", namespace, "--output", "json"))
+            found = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+            arguments[namespace] = {a for a in found if a.startswith(("--lease", "--installation"))}
+        self.assertEqual(arguments["first"] - arguments["second"], {"--installation=first/hush-controller"})
+        self.assertIn("--lease-namespace=kube-system", arguments["first"])
+        # Narrower ones stand beside it.
+        for scope in ("none", "node", "pod"):
+            self.assertNotIn("WARNING", notes("upgrade", "second", "--install", "--set", f"controller.scope={scope}"), scope)
+        self.assertNotIn("WARNING", notes("upgrade", "first", "--install"))
+
+        # Controllers that came without helm: their lease tells of them, as long as they renew it.
+        self.helm("uninstall", "hush", "--namespace", "second")
+        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                 "metadata": {"name": "hush-controller", "namespace": "kube-system",
+                              "annotations": {"gpu.hush.dev/installation": "by-hand"}},
+                 "spec": {"holderIdentity": "pod_1", "leaseDurationSeconds": 15}}
+
+        def renewed(ago: float) -> None:
+            time_ = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ago)
+            lease["spec"]["renewTime"] = time_.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            self.kubectl("apply", "-f", "-", text=json.dumps(lease))
+
+        renewed(5)
+        self.assertIn(warning.format("by-hand"), notes("upgrade", "first", "--install"))
+        renewed(3600)
+        self.assertNotIn("WARNING", notes("upgrade", "first", "--install"))
+        renewed(5)
+        lease["spec"]["holderIdentity"] = ""
+        renewed(5)
+        self.assertNotIn("WARNING", notes("upgrade", "first", "--install"))
 
     def test_the_notes_let_people_in(self):
         """Their commands, as they are, and exactly the rights that follow."""

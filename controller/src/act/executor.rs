@@ -119,6 +119,12 @@ impl Executor {
         });
     }
 
+    /// Commands that are under way or wait for their turn.
+    pub fn pending(&mut self) -> usize {
+        while self.running.try_join_next().is_some() {}
+        self.running.len()
+    }
+
     pub fn is_for_another(&self, decision: &Decision) -> bool {
         self.hands.gate.is_for_another(decision)
     }
@@ -158,5 +164,60 @@ impl Hands {
             self.metrics.reclaimed_bytes_total.with_label_values(&[decision.reason.as_str()]).inc_by(*bytes);
         }
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hush_core::Reason;
+
+    use super::*;
+    use crate::act::{Open, TokenFile};
+
+    fn decision(model: &str) -> Decision {
+        Decision {
+            server: "a/w".into(),
+            model: model.to_owned(),
+            gpu: None,
+            action: Action::Unload,
+            reason: Reason::IdleTimeout,
+            policy: "a/p".to_owned(),
+            if_generation: Some(1),
+            if_idle_seconds: None,
+            drain_seconds: None,
+            hold_seconds: None,
+            vram_bytes: 0,
+            dry_run: false,
+        }
+    }
+
+    /// Takes every connection, and answers once it is told to, by closing them.
+    #[tokio::test]
+    async fn commands_without_an_end_are_counted() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: BaseUrl = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let server = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                open.push(connection);
+            }
+        });
+        let (client, metrics) = (Client::new(None).unwrap(), Arc::new(Metrics::new().unwrap()));
+        let (mut executor, mut ends) = Executor::new(client, Arc::new(TokenFile::new(None)), Arc::new(Open), metrics);
+        assert_eq!(executor.pending(), 0);
+        for model in ["one", "two", "three"] {
+            let recipient = Recipient { url: url.clone(), audience: None, card_total_bytes: None };
+            executor.submit(Timestamp::UNIX_EPOCH, decision(model), recipient, None);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(executor.pending(), 3, "none has ended");
+
+        server.abort();
+        for _ in 0..3 {
+            let record = tokio::time::timeout(Duration::from_secs(30), ends.recv()).await.unwrap().unwrap();
+            assert!(matches!(record.outcome, Outcome::Failed { .. }), "{record:?}");
+        }
+        executor.finish(Duration::from_secs(30)).await;
+        assert_eq!(executor.pending(), 0);
     }
 }

@@ -13,11 +13,12 @@ use tokio::task::JoinHandle;
 
 use super::values::{lease, server};
 use crate::act::{Credentials, TokenFile};
+use crate::api_server;
 use crate::cluster::{
-    AccountName, NamespaceSelector, Reporting, SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces,
+    AccountName, LeaseNames, NamespaceSelector, Reporting, SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces,
     ServerTokens, Sources, Writer, follow, recorder,
 };
-use crate::lease::{Claim, Elector, Leader, LeaseName, Loss, Terms, identity};
+use crate::lease::{Claim, Contender, Elector, Leader, LeaseName, Loss, Terms, identity};
 use crate::metrics::Metrics;
 use crate::run::{Readiness, Snapshot, Told};
 
@@ -39,9 +40,18 @@ pub struct KubernetesArgs {
     /// The lease of the controller for the whole cluster; that of a node has the node's name added to it.
     #[arg(long, value_name = "NAME", default_value = "hush-controller", env = "HUSH_CONTROLLER_LEASE")]
     pub lease: String,
-    /// Where the leases are. Default: the namespace of this pod.
-    #[arg(long, value_name = "NAMESPACE", env = "HUSH_CONTROLLER_LEASE_NAMESPACE")]
-    pub lease_namespace: Option<String>,
+    /// Where the lease of the cluster's controller is. It must be the same for every installation in the cluster: of all
+    /// that name the same lease one acts.
+    #[arg(long, value_name = "NAMESPACE", default_value = "kube-system", env = "HUSH_CONTROLLER_LEASE_NAMESPACE")]
+    pub lease_namespace: String,
+    /// Where the leases of the controllers for a node are. Default: the namespace of this pod.
+    #[arg(long, value_name = "NAMESPACE", env = "HUSH_CONTROLLER_NODE_LEASE_NAMESPACE")]
+    pub node_lease_namespace: Option<String>,
+    /// What this controller was installed as, such as NAMESPACE/DEPLOYMENT. Replicas of one installation relieve each
+    /// other; a controller that sees another installation lead is not ready and says so. Default: the namespace of this
+    /// pod.
+    #[arg(long, value_name = "NAME", env = "HUSH_CONTROLLER_INSTALLATION")]
+    pub installation: Option<String>,
     /// How long nobody acts when a leader is gone without a word, whole seconds.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = lease, env = "HUSH_CONTROLLER_LEASE_DURATION")]
     pub lease_duration: Terms,
@@ -122,24 +132,30 @@ impl KubernetesArgs {
         name: ScopeName,
         observes_only: bool,
         readiness: &Readiness,
+        metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Cluster> {
         let scope = self.scope(name)?;
         let mut config = config().await?;
-        let namespace = self.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let patient = connected(config.clone())?;
+        let own_namespace = config.default_namespace.clone();
+        let leases = LeaseNames {
+            cluster: LeaseName { namespace: self.lease_namespace.clone(), name: self.lease.clone() },
+            nodes_namespace: self.node_lease_namespace.clone().unwrap_or_else(|| own_namespace.clone()),
+        };
+        let installation = self.installation.clone().unwrap_or(own_namespace);
+        let patient = connected(config.clone(), Some(metrics))?;
         // Whoever follows and writes what is there now asks again when it is time to, and says what it waits for: tries
         // that nobody sees would take longer than a lease lasts.
         config.default_retry = false;
-        let client = connected(config)?;
-        let named = |name: String| LeaseName { namespace: namespace.clone(), name };
+        let client = connected(config, Some(metrics))?;
         let identity = identity().context("making up a name for this process")?;
         let patience = self.lease_duration.lease;
-        let wider = scope.wider(&self.lease).into_iter().map(named);
-        let wider = wider.map(|lease| Leader::follow(client.clone(), &lease, patience)).collect();
-        let (election, claim) = match scope.lease(&self.lease).filter(|_| !observes_only) {
+        let wider = scope.wider(&leases).into_iter();
+        let wider = wider.map(|lease| Leader::follow(client.clone(), lease, patience)).collect();
+        let (election, claim) = match scope.lease(&leases).filter(|_| !observes_only) {
             None => (None, Claim::unrivalled()),
-            Some(name) => {
-                let (elector, claim) = Elector::new(client.clone(), named(name), identity.clone(), self.lease_duration);
+            Some(lease) => {
+                let contender = Contender { identity: identity.clone(), installation };
+                let (elector, claim) = Elector::new(client.clone(), lease, contender, self.lease_duration);
                 let (stop, stopped) = oneshot::channel();
                 let end = tokio::spawn(elector.run(async move {
                     // Also when nobody is there any more to say it.
@@ -149,7 +165,7 @@ impl KubernetesArgs {
             }
         };
         let allowed = ServerNamespaces(self.server_namespaces.clone());
-        let sources = follow(&client, &scope, allowed, readiness);
+        let sources = follow(&client, &scope, allowed, readiness, metrics);
         let gate = Arc::new(ScopeGate { scope: scope.clone(), claim, wider });
         Ok(Cluster { client, patient, scope, gate, sources, election, identity })
     }
@@ -157,7 +173,7 @@ impl KubernetesArgs {
 
 /// For a single look.
 pub async fn client() -> anyhow::Result<Client> {
-    connected(config().await?)
+    connected(config().await?, None)
 }
 
 /// As kubectl is configured, or as a pod is.
@@ -165,8 +181,8 @@ async fn config() -> anyhow::Result<Config> {
     Config::infer().await.context("there is no kubeconfig, and this is no pod of a cluster")
 }
 
-fn connected(config: Config) -> anyhow::Result<Client> {
-    Client::try_from(config).context("connecting to the API server")
+fn connected(config: Config, metrics: Option<&Arc<Metrics>>) -> anyhow::Result<Client> {
+    api_server::connect(config, metrics).context("connecting to the API server")
 }
 
 impl Cluster {
@@ -184,7 +200,12 @@ impl Cluster {
     }
 
     /// Tells people of what is done: Events, and of the whole cluster's controller the status of policies.
-    pub fn tell(&self, snapshots: watch::Receiver<Arc<Snapshot>>) -> mpsc::Sender<Told> {
+    pub fn tell(
+        &self,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        metrics: &Arc<Metrics>,
+        readiness: &Readiness,
+    ) -> mpsc::Sender<Told> {
         let (told, records) = mpsc::channel(EVENTS_WAITING);
         // What has happened is told once.
         let reporting = Reporting {
@@ -192,12 +213,21 @@ impl Cluster {
             identity: self.identity.clone(),
             policies: self.sources.objects.clone(),
             pods: self.sources.pods.clone(),
+            gate: Arc::clone(&self.gate),
         };
         tokio::spawn(reporting.run(records));
         if self.scope == Scope::Cluster {
             let (client, claim) = (self.client.clone(), self.gate.claim.clone());
             let events = recorder(self.patient.clone(), self.identity.clone());
-            let writer = Writer { client, events, claim, policies: self.sources.objects.clone(), snapshots };
+            let writer = Writer {
+                client,
+                events,
+                claim,
+                policies: self.sources.objects.clone(),
+                snapshots,
+                metrics: Arc::clone(metrics),
+                readiness: readiness.clone(),
+            };
             tokio::spawn(writer.run());
         }
         told

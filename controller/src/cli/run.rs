@@ -18,6 +18,7 @@ use super::values::span;
 use crate::act::{Audit, Closed, Credentials, Executor, Gate, Open, Presence, TokenFile};
 use crate::cluster::{Policies, ScopeGate};
 use crate::http::{CaCertificates, Client};
+use crate::lease::Leader;
 use crate::metrics::Metrics;
 use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets, Trust};
 use crate::ops;
@@ -165,7 +166,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let (snapshots, looks) = watch::channel(Arc::new(Snapshot::nothing()));
     let mut cluster = match args.kubernetes.scope {
-        Some(name) => Some(args.kubernetes.connect(name, args.dry_run, &readiness).await?),
+        Some(name) => Some(args.kubernetes.connect(name, args.dry_run, &readiness, &metrics).await?),
         None => None,
     };
     let feed = match &cluster {
@@ -257,7 +258,7 @@ fn of_cluster(
         (Arc::new(Closed), None)
     } else {
         tokio::spawn(show_acting(Arc::clone(&cluster.gate), Arc::clone(metrics), readiness.clone()));
-        (cluster.gate.clone(), Some(cluster.tell(looks)))
+        (cluster.gate.clone(), Some(cluster.tell(looks, metrics, readiness)))
     };
     Feed {
         targets: sources.targets.clone(),
@@ -280,9 +281,22 @@ async fn count_invalid(mut objects: watch::Receiver<Policies>, metrics: Arc<Metr
 
 /// A claim ends by itself, so it is looked at now and then.
 async fn show_acting(gate: Arc<ScopeGate>, metrics: Arc<Metrics>, readiness: Readiness) {
+    let mut last_superfluous = None;
     loop {
-        readiness.set("lease", gate.claim.trouble());
+        let superfluous = gate.superfluous();
+        if superfluous != last_superfluous {
+            match &superfluous {
+                Some(reason) => tracing::warn!("{reason}"),
+                None => tracing::info!("no other installation acts any more"),
+            }
+            last_superfluous.clone_from(&superfluous);
+        }
+
+        readiness.set("lease", superfluous.or_else(|| gate.claim.trouble()));
+        readiness.set("leases of controllers for more", gate.wider.iter().find_map(Leader::trouble));
         metrics.acting.set(i64::from(gate.open().is_ok()));
+        let transitions = gate.claim.leader_changes().saturating_sub(metrics.leader_transitions_total.get());
+        metrics.leader_transitions_total.inc_by(transitions);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }

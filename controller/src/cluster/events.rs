@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::mirror::Copied;
 use super::pods::ServerPod;
 use super::policies::PolicyObject;
+use super::scope::ScopeGate;
 use super::sources::Policies;
 use crate::act::{Outcome, Record};
 use crate::amount::gib;
@@ -32,6 +33,8 @@ pub struct Reporting {
     pub identity: String,
     pub policies: watch::Receiver<Policies>,
     pub pods: watch::Receiver<Copied<ServerName, ServerPod>>,
+    /// Whether this controller may act: of several that see the same, one tells of it.
+    pub gate: Arc<ScopeGate>,
 }
 
 /// `identity`: of this process.
@@ -58,6 +61,7 @@ impl Reporting {
                     let pod = self.pod(&record.decision.server);
                     (story, self.policy(record), pod, record.decision.action.to_string())
                 }
+                Told::Odd(_) if self.gate.open().is_err() => continue,
                 Told::Odd(OddReport { server, note }) => {
                     let story = Story { warning: true, reason: "ReportsDisagree", note: note.clone() };
                     (story, None, self.pod(server), "Observe".to_owned())

@@ -13,6 +13,7 @@ use super::policies::{Enforced, PolicyObject};
 use super::scope::Scope;
 use super::server_namespaces::ServerNamespaces;
 use super::{namespaces, pods, policies};
+use crate::metrics::Metrics;
 use crate::observe::{Target, Targets};
 use crate::run::Readiness;
 
@@ -29,11 +30,11 @@ pub struct Sources {
 }
 
 /// Until nobody listens any more.
-pub fn follow(client: &Client, scope: &Scope, allowed: ServerNamespaces, readiness: &Readiness) -> Sources {
-    let pods = start(pods::mirror(client, scope.node()), readiness);
-    let namespaced = start(policies::namespaced(client), readiness);
-    let cluster = start(policies::cluster(client), readiness);
-    let labels = start(namespaces::mirror(client), readiness);
+pub fn follow(client: &Client, scope: &Scope, allowed: ServerNamespaces, readiness: &Readiness, metrics: &Arc<Metrics>) -> Sources {
+    let pods = start(pods::mirror(client, scope.node()), readiness, metrics);
+    let namespaced = start(policies::namespaced(client), readiness, metrics);
+    let cluster = start(policies::cluster(client), readiness, metrics);
+    let labels = start(namespaces::mirror(client), readiness, metrics);
 
     let (told_targets, targets) = watch::channel(Arc::default());
     let found = FoundPods { pods: pods.clone(), labels: labels.clone(), allowed, own: scope.own_server().cloned() };
@@ -76,14 +77,18 @@ pub async fn look(client: &Client, allowed: &ServerNamespaces) -> Result<Look, k
     Ok(look)
 }
 
-fn start<O, K, V>(mirror: Mirror<O, K, V>, readiness: &Readiness) -> watch::Receiver<Copied<K, V>>
+fn start<O, K, V>(
+    mirror: Mirror<O, K, V>,
+    readiness: &Readiness,
+    metrics: &Arc<Metrics>,
+) -> watch::Receiver<Copied<K, V>>
 where
     O: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     K: Ord + Clone + Send + Sync + 'static,
     V: Clone + PartialEq + Send + Sync + 'static,
 {
     let (told, copied) = watch::channel(None);
-    tokio::spawn(mirror.run(told, readiness.clone()));
+    tokio::spawn(mirror.run(told, readiness.clone(), Arc::clone(metrics)));
     copied
 }
 

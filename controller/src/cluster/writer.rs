@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hush_core::{Policy, PolicyName, conflicts};
 use hush_crds::{ClusterGpuModelPolicy, GpuModelPolicy, PolicyStatus};
@@ -18,8 +18,11 @@ use tokio::time::{sleep, timeout};
 use super::events::{NOTE_MAX_CHARS, reference};
 use super::policies::PolicyObject;
 use super::sources::Policies;
+use super::write_failures::WriteFailures;
+use crate::api_server::{BUSY, FIELD_MANAGER, NO_ANSWER, ROLE_HINT, failure_result};
 use crate::lease::Claim;
-use crate::run::Snapshot;
+use crate::metrics::Metrics;
+use crate::run::{Readiness, Snapshot};
 use crate::status::{FailingServer, INVALID, READY, Scene, Subject, status};
 
 /// From one round to the next: figures change faster than anybody reads.
@@ -35,6 +38,8 @@ pub struct Writer {
     pub claim: Claim,
     pub policies: watch::Receiver<Policies>,
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub metrics: Arc<Metrics>,
+    pub readiness: Readiness,
 }
 
 /// What was written, until the API server reports it back.
@@ -43,18 +48,28 @@ type Written = BTreeMap<PolicyName, (PolicyStatus, PolicyStatus)>;
 impl Writer {
     /// Until the loop is gone.
     pub async fn run(mut self) {
-        let mut written = Written::new();
+        let (mut written, mut failures) = (Written::new(), WriteFailures::default());
         while self.snapshots.changed().await.is_ok() {
             if self.claim.is_current() {
                 let snapshot = self.snapshots.borrow_and_update().clone();
                 let policies = self.policies.borrow_and_update().clone();
-                self.round(&snapshot, &policies, &mut written).await;
+                self.round(&snapshot, &policies, &mut written, &mut failures).await;
+            } else {
+                failures.clear();
             }
+            self.readiness.set("status", failures.summary());
             sleep(PAUSE).await;
         }
     }
 
-    async fn round(&self, snapshot: &Snapshot, policies: &BTreeMap<PolicyName, PolicyObject>, written: &mut Written) {
+    async fn round(
+        &self,
+        snapshot: &Snapshot,
+        policies: &BTreeMap<PolicyName, PolicyObject>,
+        written: &mut Written,
+        failures: &mut WriteFailures,
+    ) {
+        failures.retain(|name| policies.contains_key(name));
         written.retain(|name, (before, _)| policies.get(name).is_some_and(|object| object.status == *before));
         let found = conflicts(snapshot.at, &snapshot.world, &snapshot.policies);
         let failing = failing(snapshot);
@@ -80,22 +95,30 @@ impl Writer {
             };
             let wanted = status(Timestamp::now(), &scene, &subject);
             let sent = written.get(name).map_or(&object.status, |(_, sent)| sent);
-            if wanted != *sent && self.claim.is_current() {
-                match timeout(PATIENCE, self.patch(name, &wanted)).await {
+            if wanted != *sent && failures.is_due(Instant::now(), name) && self.claim.is_current() {
+                let (result, cause) = match timeout(PATIENCE, self.patch(name, &wanted)).await {
                     Ok(Ok(())) => {
+                        if failures.succeeded(name) {
+                            tracing::info!("the status of every policy is written again");
+                        }
                         if let Some(message) = refused(&object.status, &wanted) {
                             self.refuse(name, object, message).await;
                         }
                         written.insert(name.clone(), (object.status.clone(), wanted));
+                        continue;
                     }
                     // It is gone; the watch will say so.
-                    Ok(Err(kube::Error::Api(error))) if error.code == 404 => {}
-                    Ok(Err(kube::Error::Api(error))) if error.code == 429 => {
-                        tracing::warn!(policy = %name, "the API server is busy; the status is written later");
-                        return;
-                    }
-                    Ok(Err(error)) => tracing::warn!(policy = %name, "the status could not be written: {error}"),
-                    Err(_) => tracing::warn!(policy = %name, "the status could not be written within {PATIENCE:?}"),
+                    Ok(Err(kube::Error::Api(error))) if error.code == 404 => continue,
+                    Ok(Err(error)) => (failure_result(&error), cause(name, &error)),
+                    Err(_) => (NO_ANSWER, format!("no answer within {PATIENCE:?}")),
+                };
+
+                self.metrics.status_write_failures_total.with_label_values(&[result]).inc();
+                if failures.failed(Instant::now(), name, result, cause.clone()) {
+                    tracing::warn!(policy = %name, "the status could not be written, and is tried again: {cause}");
+                }
+                if result == BUSY {
+                    return;
                 }
             }
         }
@@ -120,7 +143,7 @@ impl Writer {
 
     async fn patch(&self, name: &PolicyName, wanted: &PolicyStatus) -> Result<(), kube::Error> {
         let patch = Patch::Merge(json!({"status": wanted}));
-        let parameters = PatchParams::default();
+        let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         match &name.namespace {
             Some(namespace) => {
                 let api = Api::<GpuModelPolicy>::namespaced(self.client.clone(), namespace);
@@ -141,6 +164,18 @@ fn failing(snapshot: &Snapshot) -> Vec<FailingServer<'_>> {
         Some(FailingServer { server, labels: &target.labels, failure: seen.failure.as_deref()? })
     });
     failing.collect()
+}
+
+/// Why a status was not written, and who can help.
+fn cause(name: &PolicyName, error: &kube::Error) -> String {
+    let kind = if name.namespace.is_some() { "gpumodelpolicies" } else { "clustergpumodelpolicies" };
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("the API server does not let this account patch `{kind}/status`: {ROLE_HINT}")
+        }
+        kube::Error::Api(status) if status.code == 429 => "the API server is busy".to_owned(),
+        error => error.to_string(),
+    }
 }
 
 /// What `wanted` says of a generation that is not valid, if that is news.

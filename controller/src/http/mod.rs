@@ -6,12 +6,14 @@ mod pools;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use hyper::http::request::Builder;
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy;
 use rustls::pki_types::DnsName;
 use tokio::sync::watch;
+
+use crate::api_server::USER_AGENT_VALUE;
 
 pub use certificate::{CaCertificates, CertificateProblem};
 use pools::Pools;
@@ -168,12 +170,13 @@ impl Client {
 
     async fn exchange(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         certificate_name: Option<&DnsName<'static>>,
         limit: usize,
     ) -> Result<Answer, HttpError> {
         let name = certificate_name.map_or_else(|| request.uri().host().unwrap_or_default(), AsRef::as_ref).to_owned();
         let pool = self.pools.of(request.uri(), certificate_name)?;
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
 
         let answer = pool.request(request).await.map_err(|error| HttpError::of_request(error, &name))?;
         let status = answer.status();
@@ -211,5 +214,23 @@ mod tests {
         let error = Client::new(None).unwrap().get(uri, None, 1024).await.unwrap_err();
         assert!(error.to_string().contains("`gpu.hush.dev/ops-scheme: https`"), "{error}");
         assert_eq!(error.label(), "unreachable");
+    }
+
+    #[tokio::test]
+    async fn a_server_is_told_which_program_asks() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("http://{}/metrics", listener.local_addr().unwrap()).parse().unwrap();
+        let server = tokio::spawn(async move {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 4096];
+            let length = connection.read(&mut head).await.unwrap();
+            connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            String::from_utf8_lossy(&head[..length]).to_ascii_lowercase()
+        });
+        let answer = Client::new(None).unwrap().get(uri, None, 1024).await.unwrap();
+        assert_eq!(answer.status, StatusCode::OK);
+        let expected = concat!("user-agent: hush-controller/", env!("CARGO_PKG_VERSION"), "\r\n");
+        let head = server.await.unwrap();
+        assert_eq!(head.matches(expected).count(), 1, "{head}");
     }
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::args::ReachArgs;
 use super::wire::{Controller, Way};
+use crate::api_server;
 
 /// What every controller's pod carries, also that of a server with a controller beside it.
 pub const CONTROLLER_LABEL: &str = "gpu.hush.dev/controller";
@@ -90,7 +91,7 @@ impl Place {
             own.push(config.default_namespace.clone());
         }
         let namespace = own.first().cloned();
-        let client = Client::try_from(config).context("connecting to the API server")?;
+        let client = api_server::connect(config, None).context("connecting to the API server")?;
         let source = Source::Cluster { client, within: args.controller_namespace.clone(), own };
         Ok(Self { namespace, only: args.namespace.clone(), token_file, source })
     }
@@ -113,8 +114,9 @@ impl Place {
         };
         let pods = pods.map_err(|error| match forbidden(&error) {
             Some(message) => anyhow::anyhow!(
-                "looking for controllers: {message}\nask for the verb `list` on `pods` where they are, and name that \
-                 namespace with --controller-namespace (docs/kubectl.md has the role)"
+                "looking for controllers: {message}\nask for the Role `NAME-view` of the chart in the namespace where they \
+                 are, which lets you list its pods, and name that namespace with --controller-namespace \
+                 (docs/kubectl.md, Who may)"
             ),
             None => anyhow::Error::new(error).context("looking for controllers"),
         })?;
@@ -144,8 +146,9 @@ impl Place {
         };
         let secret = Api::<Secret>::namespaced(client.clone(), namespace).get(name).await.with_context(|| {
             format!(
-                "the token of those who may act is in the Secret {namespace}/{name}: ask for the verb `get` on it, or give \
-                 the file that holds the token with --token-file"
+                "the token of those who may act is in the Secret {namespace}/{name}: ask for the Role `NAME-operate` of \
+                 the chart in that namespace, which lets you get it, or give the file that holds the token with \
+                 --token-file (docs/kubectl.md, Who may)"
             )
         })?;
         let value = secret.data.unwrap_or_default().remove(key);

@@ -193,9 +193,11 @@ fn fix(status: StatusCode, method: &Method, namespace: &str, pod: &str, port: u1
     match status {
         StatusCode::UNAUTHORIZED => "it does not know you: look at the user of the context".to_owned(),
         StatusCode::FORBIDDEN => {
-            let verb = if *method == Method::GET { "get" } else { "create" };
+            let (verb, role) = if *method == Method::GET { ("get", "view") } else { ("create", "operate") };
             format!(
-                "ask for the verb `{verb}` on `pods/proxy` in the namespace `{namespace}` (docs/kubectl.md has the role)"
+                "ask who administers the namespace `{namespace}` to let this user {verb} its `pods/proxy`: bind the Role \
+                 `{}-{role}` (docs/kubectl.md, Who may)",
+                name_in_chart(pod)
             )
         }
         StatusCode::NOT_FOUND => "the pod is gone; try again".to_owned(),
@@ -204,6 +206,11 @@ fn fix(status: StatusCode, method: &Method, namespace: &str, pod: &str, port: u1
             format!("a NetworkPolicy may keep the API server out (`networkPolicy.apiServer` of the chart); or {around}")
         }
     }
+}
+
+/// What the chart begins the names of its objects with, as far as the name of a pod tells.
+pub fn name_in_chart(pod: &str) -> &str {
+    pod.rsplit_once("-controller-").map_or("NAME", |(name, _)| name)
 }
 
 #[cfg(test)]
@@ -237,8 +244,12 @@ mod tests {
     #[test]
     fn what_to_do_is_said_too() {
         let of = |status, method| fix(status, &method, "hush", "c-0", 9002);
-        assert!(of(StatusCode::FORBIDDEN, Method::GET).contains("`get` on `pods/proxy` in the namespace `hush`"));
-        assert!(of(StatusCode::FORBIDDEN, Method::POST).contains("`create` on `pods/proxy`"));
+        let forbidden = |method, pod| fix(StatusCode::FORBIDDEN, &method, "media", pod, 9002);
+        let looks = forbidden(Method::GET, "speech-hush-controller-7d9f-x2");
+        assert!(looks.contains("the namespace `media` to let this user get its `pods/proxy`"), "{looks}");
+        assert!(looks.contains("the Role `speech-hush-view`"), "{looks}");
+        assert!(forbidden(Method::POST, "hush-controller-7d9f-x2").contains("the Role `hush-operate`"));
+        assert!(forbidden(Method::GET, "speech-hush-0").contains("the Role `NAME-view`"), "one beside a server");
         let unreachable = of(StatusCode::SERVICE_UNAVAILABLE, Method::GET);
         assert!(unreachable.contains("networkPolicy.apiServer") && unreachable.contains("port-forward pod/c-0 9002"));
     }

@@ -24,7 +24,7 @@ use timeline::{Timeline, same};
 use crate::act::{
     Audit, Backoff, CommandLimits, Executor, LimitReached, Outcome, Recipient, Record, UnprovenUnloads, Verdict,
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, QueueLengths};
 use crate::observe::{Assembled, Disputes, Frame, OddReport, Store, Target, Targets, Trust, assemble};
 
 /// Samples that arrive together are looked at together.
@@ -199,6 +199,12 @@ impl Loop {
         let news = plan.decisions.iter().filter(|decision| !self.last_plan.decisions.iter().any(|l| same(l, decision)));
         self.outputs.metrics.stepped(&plan, news, ages, begun.elapsed());
         self.outputs.metrics.policies.set(i64::try_from(policies.len()).unwrap_or(i64::MAX));
+        let events = self.outputs.records.as_ref();
+        self.outputs.metrics.queued(QueueLengths {
+            commands: self.outputs.executor.pending(),
+            requests: self.inputs.requests.len(),
+            events: events.map_or(0, |events| events.max_capacity() - events.capacity()),
+        });
         self.say(&problems);
         let snapshot = Snapshot {
             at: now,

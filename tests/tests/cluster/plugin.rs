@@ -185,7 +185,7 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
     app.transcribe()?;
 
     let complaint = scene.complaint(&["top"])?;
-    for part in ["ask for the verb `list` on `pods`", "--controller-namespace", "docs/kubectl.md"] {
+    for part in ["ask for the Role `NAME-view` of the chart", "--controller-namespace", "docs/kubectl.md"] {
         assert!(complaint.contains(part), "{part}: {complaint}");
     }
     scene.bind("hush-view")?;
@@ -209,10 +209,13 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
 
     // Who may look may not act: neither the token nor a POST.
     let complaint = scene.complaint(&["unload", &app.pod()])?;
-    assert!(complaint.contains(&format!("{system}/hush-page: ask for the verb `get` on it")), "{complaint}");
+    assert!(complaint.contains(&format!("{system}/hush-page: ask for the Role `NAME-operate`")), "{complaint}");
     let token = scene.stage.path("page-token").to_string_lossy().into_owned();
     let complaint = scene.complaint(&["unload", &app.pod(), "--token-file", &token])?;
-    assert!(complaint.contains(&format!("verb `create` on `pods/proxy` in the namespace `{system}`")), "{complaint}");
+    assert!(
+        complaint.contains(&format!("the namespace `{system}` to let this user create its `pods/proxy`")),
+        "{complaint}"
+    );
     assert!(controller.audit()?.is_empty(), "nothing came through");
 
     scene.bind("hush-operate")?;

@@ -101,6 +101,14 @@ async fn too_busy_and_too_old_are_waited_out() -> Result<()> {
     assert_eq!(seen.lists["/api/v1/pods"], 3, "busy, then one pod, then both");
     assert_eq!(seen.lists["/api/v1/namespaces"], 1, "the others had no reason to ask again");
     drop(seen);
+    let restarts =
+        |resource: &str| controller.metric(&format!("hush_controller_watch_restarts_total{{resource=\"{resource}\"}}"));
+    assert_eq!((restarts("pods")?, restarts("namespaces")?), (Some(2.0), Some(0.0)));
+    let listed = |result: &str| {
+        let labels = format!("resource=\"pods\",result=\"{result}\",verb=\"list\"");
+        controller.metric(&format!("hush_controller_api_requests_total{{{labels}}}"))
+    };
+    assert_eq!((listed("busy")?, listed("success")?), (Some(1.0), Some(2.0)));
     // No server answers: that is all that it waits for.
     let said = wait_for("it waits for servers alone", SOON, || {
         let said = http::get(controller.ops, "/readyz")?.text();

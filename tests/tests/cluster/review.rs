@@ -197,7 +197,7 @@ async fn a_server_that_may_not_ask_lets_nobody_in_and_says_what_it_needs() -> Re
     let token = guarded.good_token().await?;
     // Each try with a token that no verdict is remembered of would be another; a refusal to answer is never remembered.
     let said = wait_for_status(&token, 503)?;
-    assert!(said.contains("system:auth-delegator"), "{said}");
+    assert!(said.contains("it is called `NAMESPACE-NAME-server`"), "{said}");
     fs::write(&guarded.own_token, shipped)?;
     wait_for_status(&token, 200).map(drop)
 }

@@ -44,6 +44,8 @@ const RESOURCES: [(&str, &str, &str); 29] = [
 ];
 /// Of leases and accounts; of everything else any name will do.
 const NAMES: [&str; 2] = ["hush-controller", "another"];
+/// Where Kubernetes has its own leases too.
+const IN_SYSTEM: &str = " in kube-system";
 
 struct Judge {
     client: Client,
@@ -55,10 +57,14 @@ impl Judge {
     /// Everything that an account may do: `verb resource[/subresource][:name] [elsewhere]`.
     async fn allowed(&self, account: &str) -> Result<BTreeSet<String>> {
         let mut allowed = BTreeSet::new();
+        let system = "kube-system".to_owned();
         for (group, resource, subresource) in RESOURCES {
             let names: &[&str] = if matches!(resource, "leases" | "serviceaccounts") { &NAMES } else { &["any"] };
             for verb in VERBS {
-                for (place, namespace) in [("", &self.own), (" elsewhere", &self.other)] {
+                for (place, namespace) in [("", &self.own), (" elsewhere", &self.other), (IN_SYSTEM, &system)] {
+                    if place == IN_SYSTEM && resource != "leases" {
+                        continue;
+                    }
                     for name in names {
                         let asked = ResourceAttributes {
                             group: Some(group.to_owned()),
@@ -141,16 +147,17 @@ async fn each_may_do_what_it_does_and_nothing_else() -> Result<()> {
     let status = everywhere(&["patch gpumodelpolicies/status", "patch clustergpumodelpolicies/status"]);
     let named = [
         "create serviceaccounts/token:hush-controller",
-        "create leases",
-        "get leases:hush-controller",
-        "list leases:hush-controller",
-        "watch leases:hush-controller",
-        "update leases:hush-controller",
+        "create leases in kube-system",
+        "get leases:hush-controller in kube-system",
+        "list leases:hush-controller in kube-system",
+        "watch leases:hush-controller in kube-system",
+        "update leases:hush-controller in kube-system",
     ];
     assert_eq!(controller, and(&common() | &status, &named));
 
     let reads = |name: &str| ["get", "list", "watch"].map(|verb| format!("{verb} leases:{name}"));
-    let leases: Vec<String> = NAMES.iter().flat_map(|name| reads(name)).collect();
+    let of_cluster = reads("hush-controller").map(|right| format!("{right}{IN_SYSTEM}"));
+    let leases: Vec<String> = NAMES.iter().flat_map(|name| reads(name)).chain(of_cluster).collect();
     let leases: Vec<&str> = leases.iter().map(String::as_str).collect();
     let node = allowed(plane, Rights::Node, "hush-controller").await?;
     let writes = [

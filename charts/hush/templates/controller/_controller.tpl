@@ -56,7 +56,11 @@
 {{ . }}
 {{- end }}
 - --lease={{ $controller.lease.name }}
-- --lease-namespace={{ $controller.lease.namespace | default (include "hush.namespace" .) }}
+- --lease-namespace={{ $controller.lease.namespace }}
+{{- if ne $controller.scope "cluster" }}
+- --node-lease-namespace={{ $controller.lease.nodeNamespace | default (include "hush.namespace" .) }}
+{{- end }}
+- --installation={{ include "hush.controller.installation" . }}
 - --lease-duration={{ $controller.lease.duration }}
 - --interval={{ $controller.interval }}
 - --stale-after={{ $controller.staleAfter }}

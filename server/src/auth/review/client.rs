@@ -80,8 +80,9 @@ pub(super) enum ReviewError {
     #[error("the request could not be written: {0}")]
     Request(#[from] hyper::http::Error),
     #[error(
-        "it does not let this server review tokens ({0}); bind its service account to the cluster role \
-         system:auth-delegator"
+        "it does not let this server review tokens ({0}): the ClusterRole of its service account lacks `create` on \
+         `tokenreviews` or is not bound; where the chart made it, it is called `NAMESPACE-NAME-server` \
+         (docs/kubernetes.md, Roles)"
     )]
     Refused(StatusCode),
     #[error("it answered {0}")]
