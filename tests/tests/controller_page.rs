@@ -9,6 +9,9 @@ use hush_tests::gpus::{GIB, Gpus, SOON};
 use hush_tests::{Controller, Server, http, wait::wait_for};
 use serde_json::{Value, json};
 
+#[path = "controller_page/hostile_requests.rs"]
+mod hostile_requests;
+
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const SPEC: &str = "  residency: {mode: Idle, idleTimeout: 1h}\n  pressure: {hard: {availableBelow: 1Gi}}\n";
 
@@ -60,7 +63,7 @@ impl Stage {
     fn post(&self, path: &str, token: Option<&str>, body: &str) -> Result<http::Response> {
         let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
         let request = format!(
-            "POST /api/v1/{path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{authorization}Content-Length: {}\r\n\r\n{body}",
+            "POST /api/v1/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{authorization}Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
         http::exchange(self.controller.ops, request.as_bytes())
@@ -104,7 +107,7 @@ fn the_state_tells_who_holds_what_and_who_governs_it() -> Result<()> {
 #[test]
 fn nobody_acts_without_the_token() -> Result<()> {
     let stage = Stage::new(&[])?;
-    for path in [UNLOAD, LOAD, "pause?policy=a/test", "resume?policy=a/test"] {
+    for path in [UNLOAD, LOAD, "plan", "pause?policy=a/test", "resume?policy=a/test"] {
         for token in [None, Some(TOKEN)] {
             let (status, code, message) = stage.refused(path, token, "{\"ifGeneration\":1}")?;
             assert_eq!((status, code.as_str()), (403, "forbidden"), "{path}");
@@ -112,7 +115,7 @@ fn nobody_acts_without_the_token() -> Result<()> {
         }
     }
     let stage = Stage::with_token()?;
-    for path in [UNLOAD, LOAD, "pause?policy=a/test", "resume?policy=a/test"] {
+    for path in [UNLOAD, LOAD, "plan", "pause?policy=a/test", "resume?policy=a/test"] {
         let (status, code, _) = stage.refused(path, None, "{\"ifGeneration\":1}")?;
         assert_eq!((status, code.as_str()), (401, "unauthenticated"), "{path}");
         let (status, code, _) =
@@ -205,17 +208,17 @@ fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
 
 #[test]
 fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = Stage::with_token()?;
     let now = http::get(stage.controller.ops, "/api/v1/policy?policy=a%2Ftest")?;
     assert_eq!((now.status, now.header("content-type")), (200, Some("application/yaml")));
-    let same = stage.post("plan", None, &now.text())?;
+    let same = stage.post("plan", Some(TOKEN), &now.text())?;
     assert_eq!(same.status, 200, "{}", same.text());
     let same = same.json()?;
     assert_eq!(same["policies"], json!([{"name": "a/test", "is": "same", "models": 1}]), "{same}");
     assert_eq!(same["decisions"], json!([]));
 
     let edited = now.text().replace("mode: Idle", "mode: OnDemand").replace("1Gi", "6Gi");
-    let plan = stage.post("plan", None, &edited)?.json()?;
+    let plan = stage.post("plan", Some(TOKEN), &edited)?.json()?;
     assert_eq!(plan["policies"][0]["is"], "changed", "{plan}");
     let decision = &plan["decisions"][0];
     assert_eq!((&decision["action"], &decision["reason"]), (&json!("Unload"), &json!("OnDemand")), "{plan}");
@@ -225,7 +228,7 @@ fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
     );
 
     let added = policy("  residency: {mode: Resident}\n").replace("name: test", "name: other");
-    let plan = stage.post("plan", None, &added)?.json()?;
+    let plan = stage.post("plan", Some(TOKEN), &added)?.json()?;
     assert_eq!(plan["policies"][0]["is"], "new");
     assert_eq!(plan["models"][0]["rules"]["policies"], json!(["a/other", "a/test"]));
 
@@ -237,7 +240,7 @@ fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
 
 #[test]
 fn a_what_if_with_mistakes_names_line_and_fix() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = Stage::with_token()?;
     let wrong = policy("  residency: {mode: Sometimes}\n").replace("name: test", "name: Test");
     for (body, line, part) in [
         (wrong.as_str(), Some(6), "Sometimes"),
@@ -247,7 +250,7 @@ fn a_what_if_with_mistakes_names_line_and_fix() -> Result<()> {
         ("", None, "there is no policy in it"),
         (": [", Some(1), ""),
     ] {
-        let answer = stage.post("plan", None, body)?;
+        let answer = stage.post("plan", Some(TOKEN), body)?;
         let error = answer.json()?;
         assert_eq!((answer.status, &error["code"]), (400, &json!("invalid_request")), "{error}");
         let found = error["problems"].as_array().context("no problems")?;
@@ -258,7 +261,7 @@ fn a_what_if_with_mistakes_names_line_and_fix() -> Result<()> {
         assert!(found.iter().any(fits), "{body}: {error}");
     }
     let large = "#".repeat(300 << 10);
-    assert_eq!(stage.post("plan", None, &large)?.status, 413);
+    assert_eq!(stage.post("plan", Some(TOKEN), &large)?.status, 413);
     Ok(())
 }
 
@@ -284,7 +287,7 @@ fn event(reader: &mut impl BufRead, fits: impl Fn(&str, &Value) -> bool) -> Resu
 fn the_events_tell_of_changes_and_not_of_time() -> Result<()> {
     let mut stage = Stage::new(&[])?;
     let mut stream = http::connect(stage.controller.ops)?;
-    stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: h\r\n\r\n")?;
+    stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut reader = BufReader::new(stream);
     let (first, before) = event(&mut reader, |name, _| name == "state")?;
     assert_eq!((before, &first["models"][0]["state"]), (0, &json!("Ready")), "at once");
@@ -321,7 +324,7 @@ fn the_page_keeps_to_itself() -> Result<()> {
         assert!(!file.text().contains("https://"), "{name}");
         let tag = file.header("etag").context("no tag")?;
         let request =
-            format!("GET /ui/{name} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nIf-None-Match: {tag}\r\n\r\n");
+            format!("GET /ui/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nIf-None-Match: {tag}\r\n\r\n");
         assert_eq!(http::exchange(stage.controller.ops, request.as_bytes())?.status, 304, "{name}");
     }
     assert_eq!(http::get(stage.controller.ops, "/ui/other")?.status, 404);

@@ -15,6 +15,9 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use serde_json::{Value, json};
 
+#[path = "plugin/hostile_servers.rs"]
+mod hostile_servers;
+
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const POLICIES: &str = "\
 apiVersion: gpu.hush.dev/v1alpha1
@@ -220,11 +223,11 @@ fn a_plan_with_edited_policies_says_what_is_new() -> Result<()> {
     let file = stage.gpus.folder().join("edited.yaml");
     std::fs::write(&file, POLICIES.replace("idleTimeout: 1h", "mode: OnDemand"))?;
     let file = file.to_string_lossy().into_owned();
-    let plan = stage.said(&["plan", "--policy", &file])?;
+    let plan = stage.acted(&["plan", "--policy", &file])?;
     assert!(plan.contains("/floor is changed and selects 1 model\nmedia/own is same and selects 1 model\n"), "{plan}");
     let line = plan.lines().find(|line| line.starts_with("Unload")).with_context(|| plan.clone())?;
     assert!(line.contains("OnDemand") && line.contains("/floor") && line.ends_with("new"), "{line}");
-    let whole = json(&stage.said(&["plan", "--policy", &file, "-o", "json"])?)?;
+    let whole = json(&stage.acted(&["plan", "--policy", &file, "-o", "json"])?)?;
     assert_eq!(whole["decisions"][0]["reason"], "OnDemand");
     std::fs::write(&file, POLICIES.replace("1h", "soon"))?;
     let complaint = stage.complaint(&["plan", "--policy", &file])?;

@@ -192,6 +192,7 @@ class Page(WithBrowser):
         self.browser.until_reads(".gpu [data-part=pressure]", "no pressure")
 
     def test_a_policy_is_tried_out_and_nothing_is_done(self):
+        self.browser.give_token()
         # "What if?" of the policy, and not of another's copy.
         self.browser.click("#policies li button")
         wait_for("its text is there", lambda: "idleTimeout: 10m" in self.browser.js("return document.querySelector('#yaml').value"))
@@ -211,6 +212,7 @@ class Page(WithBrowser):
         self.assertEqual(state["models"][0]["rules"]["residency"]["value"], "Idle")
 
     def test_a_mistake_in_a_policy_is_told_with_its_line(self):
+        self.browser.give_token()
         self.browser.click("#policies li button")
         area = "document.querySelector('#yaml')"
         wait_for("its text is there", lambda: "idleTimeout: 10m" in self.browser.js(f"return {area}.value"))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hush_contract::percent::query_value;
-use hush_log::{errorln, explain, outln};
+use hush_log::{errorln, explain, outln, printable_lines};
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::find::Place;
 use super::fleet::{Fleet, Seen};
 use super::read::{Model, Record};
 use super::wire::{Ask, Trouble};
-use super::words::{came_back, count, plain, span};
+use super::words::{LINE_MAX_CHARS, came_back, count, plain, span};
 use crate::amount::gib;
 use crate::web::WITHHELD;
 
@@ -109,7 +109,7 @@ async fn command(place: &Place, command: Command<'_>) -> anyhow::Result<ExitCode
         match send(place, &fleet, model, &command).await {
             Ok(record) => outln!("{}", plain(&end(model, &record))),
             Err(error) => {
-                errorln!("{}: {}", plain(&model.name()), plain_lines(&explain(error.as_ref())));
+                errorln!("{}: {}", plain(&model.name()), printable_lines(&explain(error.as_ref()), LINE_MAX_CHARS));
                 ended = ExitCode::FAILURE;
             }
         }
@@ -142,7 +142,8 @@ async fn send(place: &Place, fleet: &Fleet, model: &Model, command: &Command<'_>
     bail!("no controller may act on it now:\n{}", withheld.join("\n"))
 }
 
-async fn token(place: &Place, seen: &Seen) -> anyhow::Result<String> {
+/// What the controller asks of those who act, and of those who try out policies.
+pub async fn token(place: &Place, seen: &Seen) -> anyhow::Result<String> {
     let name = &seen.controller.name;
     anyhow::ensure!(
         seen.state.actions,
@@ -213,8 +214,4 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
     let mut answer = String::new();
     input.lock().read_line(&mut answer).context("reading the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-fn plain_lines(text: &str) -> String {
-    text.lines().map(plain).collect::<Vec<_>>().join("\n")
 }

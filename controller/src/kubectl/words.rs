@@ -1,10 +1,14 @@
 //! Spans, settings and conditions for people.
 
+use hush_log::printable;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::read::{Decision, Record};
 use crate::amount::gib;
+
+/// Also one that names every policy of a model.
+pub const LINE_MAX_CHARS: usize = 2000;
 
 /// The two largest units: `2m10s`, `1h05m`, `3d4h`.
 pub fn span(milliseconds: u64) -> String {
@@ -74,9 +78,9 @@ pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// Without a share of the letters of those who write to other people's terminals.
+/// A line of a terminal, whatever names and messages are in it.
 pub fn plain(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+    printable(text, LINE_MAX_CHARS)
 }
 
 #[cfg(test)]
@@ -121,6 +125,6 @@ mod tests {
 
     #[test]
     fn nobody_writes_to_a_terminal_through_a_name() {
-        assert_eq!(plain("a\u{1b}[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
+        assert_eq!(plain("a\u{1b}[2Jb\nc\u{202e}"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
     }
 }

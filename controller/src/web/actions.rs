@@ -19,7 +19,7 @@ use super::what_if::{find, read};
 use crate::act::{Outcome, Record};
 use crate::run::Request;
 
-const OFF: &str = "actions are off: start the controller with --page-token-file FILE";
+const OFF: &str = "acting and trying out policies are off: start the controller with --page-token-file FILE";
 /// The code of a refusal by which nothing was sent: this controller may not act now, another one might.
 pub const WITHHELD: &str = "withheld";
 /// A drain, and what the executor gives an unload beyond it.
@@ -94,7 +94,7 @@ pub async fn resume(
     Ok(Json(serde_json::json!({ "resumed": was })))
 }
 
-async fn may_act(web: &Web, headers: &HeaderMap) -> Result<(), Refusal> {
+pub async fn may_act(web: &Web, headers: &HeaderMap) -> Result<(), Refusal> {
     let token = web.token.clone().ok_or_else(|| Refusal::new(StatusCode::FORBIDDEN, code::FORBIDDEN, OFF))?;
     let headers = headers.clone();
     // It reads a file.

@@ -32,6 +32,7 @@ function show(next) {
   models.show(state.models, mayAct, state.decisions);
   write($('models-count'), count(state.models));
   showPolicies(mayAct);
+  whatIf.allow(state.actions, mayAct);
   whatIf.offer(state.policies);
   showTimeline($('timeline'), state.records);
   $('timeline').hidden = state.records.length === 0;

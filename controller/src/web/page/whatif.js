@@ -1,7 +1,7 @@
 // What would be done with an edited policy.
 
 import { Refused, policyYaml, whatIf } from './api.js';
-import { $, make } from './dom.js';
+import { $, make, write } from './dom.js';
 import { showGpus } from './gpus.js';
 import { PRESSURE, REASONS, WHY, bytes, span } from './words.js';
 
@@ -9,6 +9,8 @@ import { PRESSURE, REASONS, WHY, bytes, span } from './words.js';
 export class WhatIf {
   #state;
   #say;
+  #may = false;
+  #trying = false;
 
   constructor(state, say) {
     this.#state = state;
@@ -18,6 +20,19 @@ export class WhatIf {
       this.#try();
     });
     $('pick').addEventListener('change', () => this.begin($('pick').value));
+  }
+
+  /** `offered`: the controller has a token to compare with; `may`: the person has given one. */
+  allow(offered, may) {
+    this.#may = may;
+    this.#button();
+    write($('what-if-hint'), may ? '' : offered
+      ? 'It asks for the token: give it below, at “Acting”.'
+      : 'It is off: start the controller with --page-token-file.');
+  }
+
+  #button() {
+    $('try').disabled = this.#trying || !this.#may;
   }
 
   offer(policies) {
@@ -42,7 +57,8 @@ export class WhatIf {
   }
 
   async #try() {
-    $('try').disabled = true;
+    this.#trying = true;
+    this.#button();
     try {
       const answer = await whatIf($('yaml').value);
       this.#problems([]);
@@ -51,7 +67,8 @@ export class WhatIf {
       $('answer').hidden = true;
       this.#refused(error);
     } finally {
-      $('try').disabled = false;
+      this.#trying = false;
+      this.#button();
     }
   }
 
