@@ -166,7 +166,9 @@ fn a_request_that_is_wrong_is_told_what_is_wrong() -> Result<()> {
         (LOAD, "[]", 400, "the body"),
         ("unload?server=a/one&model=other", "{\"ifGeneration\":1}", 404, "no model `other`"),
         ("load?server=a%2Ftwo&model=hush-tiny", "{\"ifGeneration\":1}", 404, "server `a/two`"),
-        ("pause?policy=a/other", "", 404, "no policy `a/other`"),
+        ("pause?policy=a/other", "{\"untilResumed\":true}", 404, "no policy `a/other`"),
+        ("pause?policy=a/test", "", 400, "`untilResumed`"),
+        ("pause?policy=a/test", "{\"untilResumed\":true,\"duration\":\"5m\"}", 400, "give one of `duration`"),
         ("pause?policy=a/test", "{\"duration\":\"soon\"}", 400, "such as 30m"),
         ("pause?policy=a/test", "{\"duration\":\"0s\"}", 400, "longer than nothing"),
         ("unload?server=a/one", "{\"ifGeneration\":1}", 400, "`model`"),
@@ -184,9 +186,12 @@ fn a_request_that_is_wrong_is_told_what_is_wrong() -> Result<()> {
 #[test]
 fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
     let mut stage = Stage::with_token()?;
-    let paused = stage.post("pause?policy=a/test", Some(TOKEN), "")?;
+    let endless = json!({"untilResumed": true, "claimedBy": "anna\u{1b}[2J"}).to_string();
+    let paused = stage.post("pause?policy=a/test", Some(TOKEN), &endless)?;
     assert_eq!(paused.status, 200, "{}", paused.text());
-    assert_eq!(paused.json()?.get("until"), None);
+    let paused = paused.json()?;
+    assert_eq!((paused.get("until"), &paused["claimedBy"]), (None, &json!("anna\u{fffd}[2J")), "{paused}");
+    stage.controller.wait_for_metric("hush_controller_policies_paused", 1.0, SOON)?;
     stage.until("the pause is seen", |state| state["policies"][0]["paused"].is_object())?;
     stage.gpus.change(|gpu| gpu.used_bytes = 9 * GIB / 2)?;
     let state = stage.until("it would unload", |state| {
@@ -201,8 +206,14 @@ fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
     stage.until("it is not paused any more", |state| state["policies"][0]["paused"].is_null())?;
     let again = stage.post("resume?policy=a/test", Some(TOKEN), "")?;
     assert_eq!(again.json()?, json!({"resumed": false}));
-    let paused = stage.controller.audit()?.iter().filter(|record| record["action"] == "Pause").count();
-    assert_eq!(paused, 2, "pauses are written down");
+    stage.controller.wait_for_metric("hush_controller_policies_paused", 0.0, SOON)?;
+    // Pauses and their ends are written down, with who asked as they said it.
+    let audit = stage.controller.audit()?;
+    let pauses: Vec<_> = audit.iter().filter(|record| record["note"].is_string()).collect();
+    let actions: Vec<_> = pauses.iter().map(|record| (&record["action"], record["claimedBy"].as_str())).collect();
+    let (pause, resume) = (json!("Pause"), json!("Resume"));
+    assert_eq!(actions, [(&pause, Some("anna\u{fffd}[2J")), (&pause, None), (&resume, None)], "{audit:?}");
+    assert!(pauses[2]["note"].as_str().is_some_and(|note| note.contains("the time of its pause is over")), "{audit:?}");
     Ok(())
 }
 

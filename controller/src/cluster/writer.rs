@@ -20,7 +20,7 @@ use super::policies::PolicyObject;
 use super::sources::Policies;
 use crate::lease::Claim;
 use crate::run::Snapshot;
-use crate::status::{INVALID, READY, Scene, Subject, status};
+use crate::status::{INVALID, PAUSED, READY, Scene, Subject, status};
 
 /// From one round to the next: figures change faster than anybody reads.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -42,21 +42,36 @@ impl Writer {
     /// Until the loop is gone.
     pub async fn run(mut self) {
         let mut written = Written::new();
+        let mut paused_here = BTreeSet::new();
         while self.snapshots.changed().await.is_ok() {
             if self.claim.is_current() {
                 let snapshot = self.snapshots.borrow_and_update().clone();
                 let policies = self.policies.borrow_and_update().clone();
-                self.round(&snapshot, &policies, &mut written).await;
+                paused_here.extend(snapshot.paused.keys().cloned());
+                paused_here.retain(|name| policies.contains_key(name));
+                self.round(&snapshot, &policies, &mut written, &paused_here).await;
             }
             sleep(PAUSE).await;
         }
     }
 
-    async fn round(&self, snapshot: &Snapshot, policies: &BTreeMap<PolicyName, PolicyObject>, written: &mut Written) {
+    /// `paused_here`: policies that this controller has paused at any time.
+    async fn round(
+        &self,
+        snapshot: &Snapshot,
+        policies: &BTreeMap<PolicyName, PolicyObject>,
+        written: &mut Written,
+        paused_here: &BTreeSet<PolicyName>,
+    ) {
         written.retain(|name, (before, _)| policies.get(name).is_some_and(|object| object.status == *before));
         let found = conflicts(snapshot.at, &snapshot.world, &snapshot.policies);
-        let scene =
-            Scene { world: &snapshot.world, plan: &snapshot.plan, records: &snapshot.records, conflicts: &found };
+        let scene = Scene {
+            world: &snapshot.world,
+            plan: &snapshot.plan,
+            records: &snapshot.records,
+            conflicts: &found,
+            paused: &snapshot.paused,
+        };
         let decided_by: BTreeSet<&PolicyName> = snapshot.policies.iter().map(|policy| &policy.name).collect();
         for (name, object) in policies {
             if !is_current(object, decided_by.contains(name), &snapshot.policies) {
@@ -77,6 +92,10 @@ impl Writer {
                         if let Some(message) = refused(&object.status, &wanted) {
                             self.refuse(name, object, message).await;
                         }
+                        if is_paused(&object.status) && !is_paused(&wanted) && !paused_here.contains(name) {
+                            let note = "in force again: the controller that had paused it has ended";
+                            self.publish(name, object, EventType::Normal, "Resumed", "Resume", note).await;
+                        }
                         written.insert(name.clone(), (object.status.clone(), wanted));
                     }
                     // It is gone; the watch will say so.
@@ -95,13 +114,20 @@ impl Writer {
     /// Tells of an edit that is not valid, once for each generation.
     async fn refuse(&self, name: &PolicyName, object: &PolicyObject, message: String) {
         tracing::warn!(policy = %name, generation = object.generation, "the policy is not valid: {message}");
-        let event = Event {
-            type_: EventType::Warning,
-            reason: INVALID.to_owned(),
-            note: Some(message.chars().take(NOTE_MAX_CHARS).collect()),
-            action: "Validate".to_owned(),
-            secondary: None,
-        };
+        self.publish(name, object, EventType::Warning, INVALID, "Validate", &message).await;
+    }
+
+    async fn publish(
+        &self,
+        name: &PolicyName,
+        object: &PolicyObject,
+        type_: EventType,
+        reason: &str,
+        action: &str,
+        note: &str,
+    ) {
+        let note = Some(note.chars().take(NOTE_MAX_CHARS).collect());
+        let event = Event { type_, reason: reason.to_owned(), note, action: action.to_owned(), secondary: None };
         match timeout(PATIENCE, self.events.publish(&event, &reference(name, object))).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!("an Event could not be written: {error}"),
@@ -123,6 +149,10 @@ impl Writer {
             }
         }
     }
+}
+
+fn is_paused(status: &PolicyStatus) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == READY && condition.reason == PAUSED)
 }
 
 /// What `wanted` says of a generation that is not valid, if that is news.

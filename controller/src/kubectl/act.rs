@@ -90,7 +90,8 @@ async fn command(place: &Place, command: Command<'_>) -> anyhow::Result<ExitCode
     }
     if *dry_run {
         for model in todo {
-            let memory = if model.vram_bytes == 0 { String::new() } else { format!(" ({})", gib(model.vram_bytes)) };
+            let bytes = model.held_bytes().max(model.needed_bytes().unwrap_or(0));
+            let memory = if bytes == 0 { String::new() } else { format!(" ({})", gib(bytes)) };
             let (name, generation, with) = (plain(&model.name()), model.generation, &command.with);
             outln!("would {verb} {name}{memory} if it is still generation {generation}{with}");
         }
@@ -153,11 +154,12 @@ pub async fn token(place: &Place, seen: &Seen) -> anyhow::Result<String> {
 }
 
 pub async fn pause(place: &Place, args: &PauseArgs) -> anyhow::Result<ExitCode> {
-    let body = match args.span {
+    let mut body = match args.span {
         Some(span) => json!({"duration": format!("{}ms", span.as_millis())}),
-        None => json!({}),
+        None => json!({"untilResumed": true}),
     };
     let (fleet, name) = policy(place, &args.policy).await?;
+    body["claimedBy"] = json!(place.user().await);
     tell(place, &fleet, "pause", &name, body).await?;
     let until = args.span.map(|time| span(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
     let until = until.map_or_else(|| "until it is resumed".to_owned(), |span| format!("for {span}"));
@@ -167,7 +169,8 @@ pub async fn pause(place: &Place, args: &PauseArgs) -> anyhow::Result<ExitCode> 
 
 pub async fn resume(place: &Place, args: &ResumeArgs) -> anyhow::Result<ExitCode> {
     let (fleet, name) = policy(place, &args.policy).await?;
-    let answers = tell(place, &fleet, "resume", &name, json!({})).await?;
+    let body = json!({"claimedBy": place.user().await});
+    let answers = tell(place, &fleet, "resume", &name, body).await?;
     let was = answers.iter().any(|answer| answer["resumed"] == true);
     outln!("{name} {}", if was { "is in force again" } else { "was not paused" });
     Ok(ExitCode::SUCCESS)

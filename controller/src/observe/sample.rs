@@ -46,6 +46,8 @@ pub struct ModelSample {
     pub demand_bytes: u64,
     pub loaded_for: Duration,
     pub reload: Duration,
+    /// So much longer it may not be loaded; zero: no hold, or its server is of a version that does not tell.
+    pub hold: Duration,
     pub arrivals: Option<Arrivals>,
 }
 
@@ -81,7 +83,7 @@ struct Raw {
     gap_count: Option<f64>,
 }
 
-const OF_MODEL: [&str; 10] = [
+const OF_MODEL: [&str; 11] = [
     names::MODEL_IDLE_SECONDS,
     names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS,
     names::MODEL_INFLIGHT_REQUESTS,
@@ -92,6 +94,7 @@ const OF_MODEL: [&str; 10] = [
     names::MODEL_MEMORY_DEMAND_BYTES,
     names::MODEL_LOADED_SECONDS,
     names::MODEL_LAST_LOAD_SECONDS,
+    names::MODEL_HOLD_SECONDS,
 ];
 const OF_GPU: [&str; 4] =
     [names::GPU_MEMORY_TOTAL_BYTES, names::GPU_MEMORY_USED_BYTES, names::GPU_SAMPLE_AGE_SECONDS, names::GPU_DEVICE_UP];
@@ -257,6 +260,7 @@ fn model(raw: &Raw, gpus: &BTreeMap<GpuId, GpuSample>) -> Result<ModelSample, St
         demand_bytes: optional(names::MODEL_MEMORY_DEMAND_BYTES)?,
         loaded_for: lasting(names::MODEL_LOADED_SECONDS)?,
         reload: lasting(names::MODEL_LAST_LOAD_SECONDS)?,
+        hold: lasting(names::MODEL_HOLD_SECONDS)?,
         arrivals: arrivals(raw),
     })
 }

@@ -3,9 +3,9 @@
 mod actions;
 mod conditions;
 
-pub use conditions::{INVALID, READY};
+pub use conditions::{INVALID, PAUSED, READY};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hush_core::{Conflict, Model, Plan, Policy, PolicyName, State, World};
 use hush_crds::PolicyStatus;
@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 use crate::act::Record;
 use crate::cluster::Enforced;
+use crate::run::Paused;
 
 /// What all policies are judged by.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,7 @@ pub struct Scene<'a> {
     /// Commands that have ended, oldest first.
     pub records: &'a [Record],
     pub conflicts: &'a BTreeSet<Conflict>,
+    pub paused: &'a BTreeMap<PolicyName, Paused>,
 }
 
 /// One policy as it is kept.

@@ -12,6 +12,7 @@ mod harness;
 mod hostile;
 mod leaders;
 mod lease;
+mod pauses;
 mod plugin;
 mod policies;
 mod refusals;

@@ -55,7 +55,7 @@ export const whatIf = (yaml) => post('api/v1/plan', 'application/yaml', yaml);
 
 export const unload = ({ server, model }, body) => act(`api/v1/unload${about({ server, model })}`, body);
 export const load = ({ server, model }, body) => act(`api/v1/load${about({ server, model })}`, body);
-export const pause = (policy, duration) => act(`api/v1/pause${about({ policy })}`, duration ? { duration } : {});
+export const pause = (policy, duration) => act(`api/v1/pause${about({ policy })}`, duration ? { duration } : { untilResumed: true });
 export const resume = (policy) => act(`api/v1/resume${about({ policy })}`, {});
 
 /** Nothing for so long, not even a heartbeat, is a lost connection. */
