@@ -166,7 +166,7 @@ fn commands_carry_what_was_seen_and_a_refusal_says_why() -> Result<()> {
     let refused = stage.complaint(&["load", "subtitles", "--token-file", &stage.token])?;
     assert!(refused.contains("refused (held)"), "{refused}");
     let lately = stage.said(&["explain", "subtitles"])?;
-    assert!(lately.contains("is not loaded; the next request loads it"), "{lately}");
+    assert!(lately.contains("is not loaded and is held for 9m"), "{lately}");
     assert!(lately.contains("unload media/subtitles hush-tiny (Manual): unloaded, 3.00Gi came back"), "{lately}");
 
     let complaint = stage.complaint(&["unload", "subtitles", "large"])?;
