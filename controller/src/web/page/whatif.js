@@ -9,8 +9,8 @@ import { PRESSURE, REASONS, WHY, bytes, span } from './words.js';
 export class WhatIf {
   #state;
   #say;
-  #may = false;
-  #trying = false;
+  /** Why nothing can be tried out now. */
+  #missing = '';
 
   constructor(state, say) {
     this.#state = state;
@@ -24,15 +24,10 @@ export class WhatIf {
 
   /** `offered`: the controller has a token to compare with; `may`: the person has given one. */
   allow(offered, may) {
-    this.#may = may;
-    this.#button();
-    write($('what-if-hint'), may ? '' : offered
+    this.#missing = may ? '' : offered
       ? 'It asks for the token: give it below, at “Acting”.'
-      : 'It is off: start the controller with --page-token-file.');
-  }
-
-  #button() {
-    $('try').disabled = this.#trying || !this.#may;
+      : 'It is off: start the controller with --page-token-file.';
+    write($('what-if-hint'), this.#missing);
   }
 
   offer(policies) {
@@ -57,8 +52,11 @@ export class WhatIf {
   }
 
   async #try() {
-    this.#trying = true;
-    this.#button();
+    if (this.#missing) {
+      this.#problems([this.#missing]);
+      return;
+    }
+    $('try').disabled = true;
     try {
       const answer = await whatIf($('yaml').value);
       this.#problems([]);
@@ -67,8 +65,7 @@ export class WhatIf {
       $('answer').hidden = true;
       this.#refused(error);
     } finally {
-      this.#trying = false;
-      this.#button();
+      $('try').disabled = false;
     }
   }
 
