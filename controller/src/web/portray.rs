@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hush_core::{Chosen, Gpu, GpuPlan, Model, ModelPlan, Plan, Pressure, RuleSet, State};
+use hush_core::{Chosen, Gpu, GpuPlan, Labels, Model, ModelPlan, Plan, Pressure, RuleSet, State};
 use jiff::{SignedDuration, Timestamp};
 
 use super::view::{GpuView, ModelView, Passing, PausedView, PolicyView, ServerView, Since, StateView, WhyView};
@@ -12,13 +12,14 @@ use crate::run::Snapshot;
 impl StateView {
     pub fn new(snapshot: &Snapshot, acting: bool, actions: bool) -> Self {
         let selected = selected(&snapshot.plan);
+        let nothing = Labels::new();
         let policies = snapshot.policies.iter().map(|policy| {
             let name = policy.name.to_string();
             let paused = snapshot.paused.get(&policy.name).cloned().map(PausedView::from);
             // Of those in dry run the plan's rules say nothing.
             let models = selected.get(name.as_str()).copied().unwrap_or_else(|| {
-                let labels = |model: &Model| snapshot.world.namespaces.get(model.key.server.namespace()).cloned();
-                snapshot.world.models.iter().filter(|m| policy.selects(m, &labels(m).unwrap_or_default())).count()
+                let labels = |m: &Model| snapshot.world.namespaces.get(m.key.server.namespace()).unwrap_or(&nothing);
+                snapshot.world.models.iter().filter(|m| policy.selects(m, labels(m))).count()
             });
             PolicyView { name, dry_run: policy.dry_run, paused, models }
         });
