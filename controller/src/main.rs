@@ -8,7 +8,7 @@ use hush_controller::cli::{Cli, run};
 use hush_controller::kubectl::{self, AsPlugin, is_called_as_plugin};
 use hush_log::{errorln, explain, printable_lines};
 
-/// Of a line of an error: some of it may come from servers and objects of the API.
+/// The longest line of an error: some of it may come from servers and objects of the API.
 const LINE_MAX_CHARS: usize = 2000;
 
 fn main() -> ExitCode {

@@ -173,7 +173,7 @@ fn a_text_costs_no_more_than_its_length() {
 }
 
 #[test]
-fn a_file_does_not_write_to_the_terminal_of_whoever_checks_it() {
+fn a_file_that_is_checked_does_not_write_to_the_terminal() {
     let text = policy("  \"\\e]0;owned\\a\\u202e\": 1\n");
     let said = String::from_utf8(check(&text).stderr).unwrap();
     assert!(said.contains("]0;owned") && said.chars().all(|c| c == '\n' || hush_log::is_printable(c)), "{said:?}");

@@ -17,7 +17,7 @@ use crate::http::{Answer, Client, HttpError};
 use crate::observe::BaseUrl;
 
 const ANSWER_LIMIT_BYTES: usize = 64 << 10;
-/// Of what a server says of its refusal: it goes to logs, Events, the status and the page.
+/// The longest code and message of a refusal that are kept: they go to logs, Events, the status and the page.
 const CODE_MAX_CHARS: usize = 64;
 const MESSAGE_MAX_CHARS: usize = 300;
 /// Beyond the drain: for the exit of the process and the proof that its memory came back. Less than the core's patience.
@@ -231,7 +231,7 @@ fn policy(decision: &Decision) -> Result<Option<PolicyName>, CommandError> {
 mod tests {
     use super::*;
 
-    /// The refusal of a server that would write to the terminal of whoever reads it.
+    /// A refusal that would write to the terminal of the person who reads it.
     #[test]
     fn what_a_hostile_server_says_is_one_line_of_bounded_length() {
         let message = format!("\u{1b}]0;owned\u{7}\n2026 INFO all is well\u{202e}{}", "A".repeat(30_000));

@@ -144,7 +144,7 @@ impl Model {
         if is_loaded { self.vram_bytes } else { 0 }
     }
 
-    /// Of a model that is not loaded what the next load is expected to take, where that is known.
+    /// What the next load is expected to take, where that is known and the model is not loaded.
     pub fn needed_bytes(&self) -> Option<u64> {
         self.need_bytes.or((self.held_bytes() == 0).then_some(self.vram_bytes)).filter(|bytes| *bytes > 0)
     }

@@ -15,7 +15,7 @@ use crate::web::TOKEN_HEADER;
 
 /// A state of thousands of models.
 const ANSWER_LIMIT_BYTES: usize = 64 << 20;
-/// Of a message.
+/// The longest message that is shown.
 const SAID_MAX_CHARS: usize = 500;
 /// Every controller has it.
 pub const STATE: &str = "/api/v1/state";

@@ -14,9 +14,9 @@ const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 /// A server with more is broken, or not one of ours.
 const MODELS_MAX: usize = 1000;
 const GPUS_MAX: usize = 256;
-/// Of the name of a model, and of the id of a GPU.
+/// The longest name of a model, and the longest id of a GPU.
 const NAME_MAX_CHARS: usize = 200;
-/// Of one server so many problems are told.
+/// The problems of one server that are told.
 const PROBLEMS_MAX: usize = 10;
 const PROBLEM_MAX_CHARS: usize = 300;
 /// A name that is left out, as a problem says it.

@@ -19,15 +19,15 @@ const CROSS_ORIGIN: &str = "a page of another origin sent this, and only the con
 /// By which names the controller is reached.
 #[derive(Clone, Debug)]
 pub struct Hosts {
-    /// Of the option.
+    /// Given by the option `--page-host`.
     pub names: Vec<String>,
     /// The own listener's.
     pub listener: IpAddr,
 }
 
 impl Hosts {
-    /// A name that a page has pointed at the loopback reaches what nobody else does. Elsewhere the names by which the
-    /// controller is reached are known only where they were given.
+    /// A name that was pointed at the loopback reaches what only this machine reaches. Elsewhere the names of the controller
+    /// are known only where they were given.
     fn are_checked(&self, peer: Option<IpAddr>) -> bool {
         let is_loopback = |address: IpAddr| address.to_canonical().is_loopback();
         !self.names.is_empty() || is_loopback(self.listener) || peer.is_some_and(is_loopback)

@@ -98,7 +98,7 @@ pub struct ModelView {
     pub queued: u64,
     /// Held now; 0 when it is not loaded.
     pub vram_bytes: u64,
-    /// Of a model that is not loaded what it needed last time, where that is known.
+    /// What a model that is not loaded needed last time, where that is known.
     pub need_bytes: Option<u64>,
     /// What it waits for.
     pub demand_bytes: Option<u64>,

@@ -43,7 +43,7 @@ impl Default for Bounds {
     }
 }
 
-/// Held until the work has ended, also when nobody waits for it any more.
+/// Held until the work has ended, also when the request was given up.
 struct Turn {
     _place: OwnedSemaphorePermit,
     _making: OwnedSemaphorePermit,
@@ -89,7 +89,7 @@ pub async fn plan(State(web): State<Web>, headers: HeaderMap, body: Body) -> Res
     Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
-/// Work that takes time, away from what answers requests. Whoever asked waits for so long; the turn is held to the end.
+/// Does work that takes time on a thread of its own. The request waits for so long; the turn is held to the end.
 async fn aside<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<(Turn, T), Refusal> {
     let working = tokio::task::spawn_blocking(move || {
         let done = work();

@@ -1,7 +1,7 @@
 //! Requests that a page in a browser sends, as far as their headers tell. A browser lets any page send requests to
 //! addresses that only its user can reach, such as the loopback.
 //!
-//! `Sec-Fetch-Site` and `Origin` are the browser's own word, which a page cannot change. A page whose name was pointed at an
+//! `Sec-Fetch-Site` and `Origin` are written by the browser, and a page cannot change them. A page whose name was pointed at an
 //! address of its user (DNS rebinding) is of the same origin for the browser: only `Host` shows it.
 //! Source: <https://www.w3.org/TR/fetch-metadata/>, and the order of the checks as in `CrossOriginProtection` of Go's
 //! `net/http`.

@@ -1,5 +1,5 @@
 //! Requests to the controller's listener that are meant to harm: of pages in the browser of a person who can reach it, and
-//! of texts that cost more than they weigh.
+//! of small texts that take much time or memory.
 
 use std::time::Duration;
 

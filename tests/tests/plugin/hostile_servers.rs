@@ -1,4 +1,4 @@
-//! Servers whose words are meant for the terminal, the log and the page of whoever looks.
+//! Servers whose names and messages hold control characters for the terminal, the log and the page.
 
 use std::io::BufRead as _;
 use std::io::{BufReader, Write as _};
@@ -21,7 +21,7 @@ impl Hostile {
         // It ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                // A client that is gone is none of its business.
+                // A client that is gone needs no answer.
                 let _ = answer(stream, &metrics);
             }
         });
