@@ -1,0 +1,60 @@
+//! A listener without TLS and without an end: that of the controller.
+
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::connections::{Admission, ConnectionLimit, Place};
+use super::io::GuardedIo;
+use super::refusal::Shape;
+use super::service::{GuardedService, RequestPhase, Route};
+use super::{HEAD_LIMIT_BYTES, HEAD_PATIENCE, OVERFLOW_PATIENCE};
+
+/// Out of file descriptors, most likely: connections that end give some back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two requests; scrapes come every 15 s, and every minute where they are rare.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Serves until the future is dropped.
+pub async fn serve(listener: TcpListener, router: Router, limit: ConnectionLimit, shape: Shape) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (place, route) = match limit.admit() {
+            Admission::Served(place) => (place, Route::Everything),
+            Admission::Overflow(place) => (place, Route::ProbesOnly),
+            Admission::Closed => continue,
+        };
+        tokio::spawn(connection(stream, router.clone(), place, route, shape));
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, _place: Place, route: Route, shape: Shape) {
+    // It only delays answers where it cannot be set.
+    let _ = stream.set_nodelay(true);
+    let (idle, patience) = match route {
+        Route::Everything => (IDLE_TIMEOUT, HEAD_PATIENCE),
+        Route::ProbesOnly => (OVERFLOW_PATIENCE, OVERFLOW_PATIENCE),
+    };
+    let phase = RequestPhase::default();
+    let io = GuardedIo::new(stream, phase.clone(), shape, patience);
+    let service = GuardedService::new(TowerToHyperService::new(router), shape, route, phase);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .max_buf_size(HEAD_LIMIT_BYTES)
+        .serve_connection(TokioIo::new(io), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
