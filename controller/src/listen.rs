@@ -1,11 +1,14 @@
 //! The controller's listener: how many connections it serves, and what its errors look like.
 
 use axum::{Router, middleware};
-use hush_listener::{ConnectionLimit, Refusal, ShapeErrors, shape_errors};
+use hush_listener::{HEAD_PATIENCE, ListenOptions, Refusal, ShapeErrors, shape_errors};
 use tokio::net::TcpListener;
 
 /// Scrapes, probes, open pages (which hold a stream each) and people at a terminal.
-pub const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
+
+pub const LISTEN_OPTIONS: ListenOptions =
+    ListenOptions { max_connections: MAX_CONNECTIONS, head_patience: HEAD_PATIENCE, shape: error_shape };
 
 /// As [`crate::web`] writes them.
 fn error_shape(refusal: &Refusal<'_>) -> String {
@@ -18,6 +21,6 @@ pub fn with_error_shape(router: Router) -> Router {
 }
 
 /// Serves until the future is dropped.
-pub async fn serve(listener: TcpListener, router: Router, max_connections: usize) {
-    hush_listener::serve(listener, with_error_shape(router), ConnectionLimit::new(max_connections), error_shape).await;
+pub async fn serve(listener: TcpListener, router: Router, options: ListenOptions) {
+    hush_listener::serve(listener, with_error_shape(router), options).await;
 }

@@ -18,7 +18,7 @@ pub use connections::{Admission, ConnectionLimit, Place};
 pub use head::{HeadFault, check_head};
 pub use io::GuardedIo;
 pub use refusal::{Refusal, Shape, ShapeErrors, code, shape_errors};
-pub use serve::serve;
+pub use serve::{ListenOptions, serve};
 pub use service::{GuardedService, RequestPhase, Route};
 
 use std::time::Duration;

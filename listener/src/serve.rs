@@ -11,16 +11,26 @@ use tokio::net::{TcpListener, TcpStream};
 use super::connections::{Admission, ConnectionLimit, Place};
 use super::io::GuardedIo;
 use super::refusal::Shape;
-use super::service::{GuardedService, RequestPhase, Route};
-use super::{HEAD_LIMIT_BYTES, HEAD_PATIENCE, OVERFLOW_PATIENCE};
+use super::service::{GuardedService, Route};
+use super::{HEAD_LIMIT_BYTES, OVERFLOW_PATIENCE};
 
 /// Out of file descriptors, most likely: connections that end give some back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Between two requests; scrapes come every 15 s, and every minute where they are rare.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
+#[derive(Clone, Copy, Debug)]
+pub struct ListenOptions {
+    /// Connections that are open at the same time.
+    pub max_connections: usize,
+    /// Longest wait for the rest of a head that has begun.
+    pub head_patience: Duration,
+    pub shape: Shape,
+}
+
 /// Serves until the future is dropped.
-pub async fn serve(listener: TcpListener, router: Router, limit: ConnectionLimit, shape: Shape) {
+pub async fn serve(listener: TcpListener, router: Router, options: ListenOptions) {
+    let limit = ConnectionLimit::new(options.max_connections);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -35,26 +45,30 @@ pub async fn serve(listener: TcpListener, router: Router, limit: ConnectionLimit
             Admission::Overflow(place) => (place, Route::ProbesOnly),
             Admission::Closed => continue,
         };
-        tokio::spawn(connection(stream, router.clone(), place, route, shape));
+        tokio::spawn(connection(stream, router.clone(), place, route, options));
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, _place: Place, route: Route, shape: Shape) {
+async fn connection(stream: TcpStream, router: Router, place: Place, route: Route, options: ListenOptions) {
     // It only delays answers where it cannot be set.
     let _ = stream.set_nodelay(true);
     let (idle, patience) = match route {
-        Route::Everything => (IDLE_TIMEOUT, HEAD_PATIENCE),
+        Route::Everything => (IDLE_TIMEOUT, options.head_patience),
         Route::ProbesOnly => (OVERFLOW_PATIENCE, OVERFLOW_PATIENCE),
     };
-    let phase = RequestPhase::default();
+    let (shape, phase) = (options.shape, place.phase.clone());
     let io = GuardedIo::new(stream, phase.clone(), shape, patience);
-    let service = GuardedService::new(TowerToHyperService::new(router), shape, route, phase);
+    let service = GuardedService::new(TowerToHyperService::new(router), shape, route, phase.clone());
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .max_buf_size(HEAD_LIMIT_BYTES)
         .serve_connection(TokioIo::new(io), service);
-    if let Err(error) = connection.await {
+    let ended = tokio::select! {
+        ended = connection => ended,
+        () = phase.evicted() => return,
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
     }
 }

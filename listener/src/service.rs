@@ -3,9 +3,10 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -13,6 +14,7 @@ use axum::response::Response;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use hyper::{Method, Request};
+use tokio::sync::Notify;
 
 use super::head::check_head;
 use super::refusal::{Refusal, Shape, code};
@@ -24,11 +26,28 @@ pub struct RequestPhase {
     inner: Arc<Phase>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Phase {
     begun: AtomicU64,
     ended: AtomicU64,
     is_refused: AtomicBool,
+    /// The end of the last request, or the beginning of the connection.
+    idle_since: Mutex<Instant>,
+    is_evicted: AtomicBool,
+    evicted: Notify,
+}
+
+impl Default for Phase {
+    fn default() -> Self {
+        Self {
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            is_refused: AtomicBool::new(false),
+            idle_since: Mutex::new(Instant::now()),
+            is_evicted: AtomicBool::new(false),
+            evicted: Notify::new(),
+        }
+    }
 }
 
 impl RequestPhase {
@@ -38,7 +57,32 @@ impl RequestPhase {
         (begun == self.inner.ended.load(Ordering::Acquire)).then_some(begun)
     }
 
-    fn begin(&self) -> InRequest {
+    /// For how long there has been no request; `None` while one is served.
+    pub(super) fn idle_for(&self) -> Option<Duration> {
+        self.idle_since()?;
+        Some(self.inner.idle_since.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
+    }
+
+    /// Takes the place of the connection.
+    pub(super) fn evict(&self) {
+        self.inner.is_evicted.store(true, Ordering::Release);
+        self.inner.evicted.notify_one();
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_evicted(&self) -> bool {
+        self.inner.is_evicted.load(Ordering::Acquire)
+    }
+
+    /// Ends when the connection has lost its place and should be closed. A request that has begun meanwhile is served.
+    pub async fn evicted(&self) {
+        self.inner.evicted.notified().await;
+        if self.idle_since().is_none() {
+            std::future::pending().await
+        }
+    }
+
+    pub(super) fn begin(&self) -> InRequest {
         self.inner.begun.fetch_add(1, Ordering::AcqRel);
         InRequest { phase: self.clone() }
     }
@@ -53,12 +97,13 @@ impl RequestPhase {
     }
 }
 
-struct InRequest {
+pub(super) struct InRequest {
     phase: RequestPhase,
 }
 
 impl Drop for InRequest {
     fn drop(&mut self) {
+        *self.phase.inner.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.phase.inner.ended.fetch_add(1, Ordering::AcqRel);
     }
 }

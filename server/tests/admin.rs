@@ -170,7 +170,7 @@ async fn hostile_requests_get_the_documented_error() {
         (format!("BREW /admin/v1/models HTTP/1.1\r\nHost: {address}\r\n{close}"), 405),
         (format!("GET /nope HTTP/1.1\r\nHost: {address}\r\n{close}"), 404),
         ("GET / HTTP/1.1\r\nbad header\r\n\r\n".to_owned(), 400),
-        (format!("GET / HTTP/1.1\r\nHost: {address}\r\nX: {}\r\n\r\n", "a".repeat(70_000)), 431),
+        (format!("GET / HTTP/1.1\r\nHost: {address}\r\nX: {}\r\n\r\n", "a".repeat(200_000)), 431),
     ] {
         let answer = server.send(&request).await;
         let about = request.chars().take(80).collect::<String>();

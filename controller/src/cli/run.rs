@@ -173,7 +173,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let trust = if cluster.is_some() { Trust::ByNamespace } else { Trust::AllTargets };
     let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after, trust };
     let control = Loop::new(settings, inputs, outputs);
-    tokio::spawn(listen::serve(listener, router, listen::MAX_CONNECTIONS));
+    tokio::spawn(listen::serve(listener, router, listen::LISTEN_OPTIONS));
     let stop = stopped()?;
     let Some(cluster) = &mut cluster else {
         control.run(stop, FINISH).await;

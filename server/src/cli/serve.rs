@@ -264,3 +264,17 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_into_the_limit_of_open_files() {
+        assert_eq!(connections_within(1024, None), 1024);
+        assert_eq!(connections_within(1024, Some(1 << 20)), 1024);
+        assert_eq!(connections_within(1024, Some(1024)), 320);
+        assert_eq!(connections_within(1024, Some(128)), 21);
+        assert_eq!(connections_within(1024, Some(10)), 1);
+    }
+}

@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use hush_listener::{
-    Admission, ConnectionLimit, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_PATIENCE, OVERFLOW_PATIENCE, Place,
-    Refusal, RequestPhase, Route, Shape,
+    Admission, ConnectionLimit, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_PATIENCE, OVERFLOW_PATIENCE, Refusal,
+    RequestPhase, Route, Shape,
 };
 
 use half_close::{Exchange, SharedStream, client_gone};
@@ -113,11 +113,12 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             Admission::Closed => continue,
         };
         let (router, shutdown, cut_off) = (router.clone(), shutdown.clone(), cut_off.clone());
-        let (terms, tls) = (Terms::new(&options, route, place), options.tls.clone());
+        let (terms, tls) = (Terms::new(&options, route, place.phase.clone()), options.tls.clone());
         let (peer, exchange) = (Peer { address }, Exchange::new());
         let service = ConnectionService { peer, exchange, router: TowerToHyperService::new(router) };
         connections.spawn(async move {
             tokio::select! {
+                () = place.phase.evicted() => {}
                 () = connection(stream, tls, service, shutdown, terms) => {}
                 () = cut_off.cancelled() => {}
             }
@@ -138,18 +139,18 @@ struct Terms {
     head_patience: Duration,
     shape: Shape,
     route: Route,
-    _place: Place,
+    phase: RequestPhase,
 }
 
 impl Terms {
-    fn new(options: &ServeOptions, route: Route, place: Place) -> Self {
+    fn new(options: &ServeOptions, route: Route, phase: RequestPhase) -> Self {
         let ServeOptions { head_timeout, head_patience, shape, .. } = *options;
         let most = match route {
             Route::Everything => Duration::MAX,
             Route::ProbesOnly => OVERFLOW_PATIENCE,
         };
         let (head_timeout, head_patience) = (head_timeout.min(most), head_patience.min(most));
-        Self { head_timeout, head_patience, shape, route, _place: place }
+        Self { head_timeout, head_patience, shape, route, phase }
     }
 }
 
@@ -189,8 +190,7 @@ async fn http<S>(stream: S, service: ConnectionService, shutdown: CancellationTo
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Terms { head_timeout, head_patience, shape, route, _place } = terms;
-    let phase = RequestPhase::default();
+    let Terms { head_timeout, head_patience, shape, route, phase } = terms;
     let stream = GuardedIo::new(stream, phase.clone(), shape, head_patience);
     let service = GuardedService::new(service, shape, route, phase);
     let connection = http1::Builder::new()

@@ -60,7 +60,7 @@ async fn heads_that_mean_two_things_are_refused() {
 #[tokio::test]
 async fn what_is_no_http_gets_a_body_too() {
     let server = server().await;
-    let long = "a".repeat(70_000);
+    let long = "a".repeat(200_000);
     let cases = [
         ("GET / HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n".to_owned(), "400 Bad Request", false),
         ("GET /v1/models HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n".to_owned(), "400 Bad Request", true),
@@ -83,7 +83,6 @@ async fn what_is_no_http_gets_a_body_too() {
         client.write(request.as_bytes()).await;
         let about = request.chars().take(60).collect::<String>();
         let answer = client.answer().await;
-        let status = if answer.status.starts_with("431") { "431 Request Header Fields Too Large" } else { status };
         assert_shaped(&answer, status, is_openai, &about);
         assert!(client.closed().await, "{about}");
     }

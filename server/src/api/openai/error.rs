@@ -237,7 +237,7 @@ pub enum Refusals {
     /// There is no model of this name.
     #[response(status = 404)]
     NoModel(Envelope<'static>),
-    /// The upload stopped in the middle.
+    /// The upload stopped in the middle, or is too slow.
     #[response(status = 408)]
     Stalled(Envelope<'static>),
     /// The upload is larger than this server takes.
@@ -255,8 +255,8 @@ pub enum Refusals {
     /// It held the model for longer than this server allows.
     #[response(status = 504)]
     Overdue(Envelope<'static>),
-    /// There is no room to store the upload.
-    #[response(status = 507)]
+    /// There is no room to store the upload or its samples.
+    #[response(status = 507, headers(("Retry-After" = u64, description = "Seconds until other requests may have left room.")))]
     StorageFull(Envelope<'static>),
 }
 
