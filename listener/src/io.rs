@@ -69,6 +69,15 @@ impl<S> GuardedIo<S> {
     }
 
     fn saw(&mut self, number: u64, bytes: &[u8]) {
+        // An empty line before a head is none of it: some clients send one behind a body.
+        let is_line_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        let bytes = match self.head {
+            Some(_) => bytes,
+            None => &bytes[bytes.iter().take_while(|byte| is_line_end(byte)).count()..],
+        };
+        if bytes.is_empty() {
+            return;
+        }
         let patience = self.head_patience;
         let head = self.head.get_or_insert_with(|| PartialHead {
             number,

@@ -102,10 +102,16 @@ pub(super) fn is_foreign(input: &Spooled) -> bool {
     is_read && likeness(&head[..length]).is_some_and(|likeness| FOREIGN.contains(&likeness))
 }
 
-/// Whether it is text from its beginning to its end, as far as three looks into it tell. Decoders would search all of it
-/// for something that they know.
-pub(super) fn is_text(input: &Spooled) -> bool {
+/// In less than this, decoders have searched soon.
+const LONG_TEXT_BYTES: u64 = 64 << 10;
+
+/// Whether it is text from its beginning to its end, as far as three looks into it tell, and so much that decoders would
+/// search long in it for something that they know.
+pub(super) fn is_long_text(input: &Spooled) -> bool {
     let whole = input.len_bytes();
+    if whole < LONG_TEXT_BYTES {
+        return false;
+    }
     let length = (HEAD_BYTES as u64).min(whole);
     [0, (whole - length) / 2, whole - length].into_iter().all(|at| {
         let mut bytes = [0; HEAD_BYTES];

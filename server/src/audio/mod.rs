@@ -42,6 +42,9 @@ pub type KeepGoing<'a> = dyn Fn() -> bool + Sync + 'a;
 /// What [`decode_head`] decodes: a little more than the window from which a language is detected.
 pub const HEAD_SECONDS: u64 = 31;
 
+/// As [`DecodeOptions::ffmpeg_timeout`], for the beginning alone.
+const HEAD_FFMPEG_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Default of [`DecodeOptions::limit_seconds`]: a day.
 pub const DEFAULT_LIMIT_SECONDS: u64 = 24 * 3600;
 /// Default of [`DecodeOptions::memory_bytes`]: ten minutes.
@@ -118,7 +121,7 @@ fn decode_samples(
     if input.is_empty() {
         return Err(AudioError::Empty);
     }
-    if likeness::is_text(input) {
+    if likeness::is_long_text(input) {
         return Err(AudioError::Unrecognised { hint: likeness::describe(input, file_name) });
     }
     let writer = || {
@@ -126,7 +129,9 @@ fn decode_samples(
         let spool = SpoolOptions { memory_bytes, limit_bytes: None, dir, memory_budget, budget };
         PcmWriter::new(spool, limit_seconds).keeping(kept_samples)
     };
-    let by_ffmpeg = || ffmpeg::decode(&options.ffmpeg, input, writer(), options.ffmpeg_timeout, keep_going);
+    let is_head = kept_samples < u64::MAX;
+    let timeout = if is_head { options.ffmpeg_timeout.min(HEAD_FFMPEG_TIMEOUT) } else { options.ffmpeg_timeout };
+    let by_ffmpeg = || ffmpeg::decode(&options.ffmpeg, input, writer(), timeout, keep_going);
     if likeness::is_foreign(input) {
         match by_ffmpeg() {
             Ok(Some(pcm)) => return Ok(pcm),
