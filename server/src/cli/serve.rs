@@ -138,7 +138,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         tracing::info!(api = %address, ops = %ops_address, "listening");
 
         let drain = settings.drain_timeout;
-        let max_connections = connections_within(settings.max_connections, getrlimit(Resource::Nofile).current);
+        let max_connections = connections_within(settings.limits.max_connections, getrlimit(Resource::Nofile).current);
         let options = ServeOptions {
             drain_deadline: drain + ANSWER_GRACE,
             tls,
@@ -187,10 +187,11 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
 
 fn api_config(settings: &ServeSettings) -> ApiConfig {
     let memory_bytes = usize::try_from(settings.spool_memory_bytes).unwrap_or(usize::MAX);
-    let total_bytes = settings.spool_memory_total_bytes;
+    let total_bytes = settings.limits.spool_memory_total_bytes;
     let memory_budget = Some(ByteBudget::new("the memory for uploads and decoded audio is in use", total_bytes));
-    let uploads = ByteBudget::new("there is no room for the upload (--max-spool)", settings.max_spool_bytes);
-    let decoded = ByteBudget::new("there is no room for the decoded audio (--max-decoded)", settings.max_decoded_bytes);
+    let uploads = ByteBudget::new("there is no room for the upload (--max-spool)", settings.limits.max_spool_bytes);
+    let decoded =
+        ByteBudget::new("there is no room for the decoded audio (--max-decoded)", settings.limits.max_decoded_bytes);
     let decode = decode_options(settings.engine.ffmpeg.as_deref(), settings.spool_dir.as_deref(), memory_bytes);
     ApiConfig {
         json_shape: match settings.asr_engine {
@@ -201,14 +202,14 @@ fn api_config(settings: &ServeSettings) -> ApiConfig {
             max_upload_bytes: settings.max_upload_bytes,
             memory_bytes,
             dir: settings.spool_dir.clone(),
-            least_bytes_per_second: settings.least_upload_bytes_per_second,
+            least_bytes_per_second: settings.limits.least_upload_bytes_per_second,
             memory_budget: memory_budget.clone(),
             budget: Some(uploads),
             ..UploadOptions::default()
         },
         web_ui: settings.web_ui,
         decode: DecodeOptions {
-            limit_seconds: settings.max_audio.as_secs(),
+            limit_seconds: settings.limits.max_audio.as_secs(),
             memory_budget,
             budget: Some(decoded),
             ..decode

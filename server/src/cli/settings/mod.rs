@@ -2,6 +2,7 @@
 //!
 //! Precedence: flag, `HUSH_` variable, variable of whisper-asr-webservice, default. An empty variable is not set.
 
+mod limits;
 mod security;
 mod sources;
 #[cfg(test)]
@@ -27,20 +28,12 @@ use super::variable;
 use crate::api::DEFAULT_ALIASES;
 use crate::format::{Layout, Words};
 use crate::gpu::GpuRef;
+pub use limits::LimitSettings;
 pub use security::{SecuritySettings, TlsFiles};
 use sources::{Count, Number, Sources, legacy_seconds};
 
 /// Each request of a batch has a thread in the runner and a window in its memory.
 const MOST_BATCH: usize = 256;
-
-/// The longest films last four and a half hours, and half a day of meetings is not longer than this.
-const DEFAULT_MAX_AUDIO: Duration = Duration::from_secs(6 * 3600);
-
-/// Four of the largest uploads, or some two hundred of an hour each.
-const DEFAULT_MAX_SPOOL_BYTES: u64 = 16 << 30;
-
-/// Four times as many as wait for one model.
-const DEFAULT_MAX_CONNECTIONS: usize = 1024;
 
 /// A variable or a combination of options that cannot be used. Ends the program with the exit status of a usage error.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -210,19 +203,10 @@ pub struct ServeSettings {
     pub max_queue: usize,
     pub max_batch: usize,
     pub max_upload_bytes: u64,
-    pub max_audio: Duration,
-    /// Of the decoded audio of all requests together.
-    pub max_decoded_bytes: u64,
-    /// Of the uploads of all requests together.
-    pub max_spool_bytes: u64,
-    /// Zero: no limit.
-    pub least_upload_bytes_per_second: u64,
-    pub max_connections: usize,
+    pub limits: LimitSettings,
     /// `None`: the system's folder for temporary files.
     pub spool_dir: Option<PathBuf>,
     pub spool_memory_bytes: u64,
-    /// Of uploads and decoded audio together.
-    pub spool_memory_total_bytes: u64,
     pub asr_engine: AsrEngine,
     /// Of requests that do not wait for a cold model as long as it takes.
     pub cold_hold: Duration,
@@ -256,12 +240,10 @@ impl ServeSettings {
             ("busyTimeout", self.busy_timeout != other.busy_timeout),
             ("coldHold", self.cold_hold != other.cold_hold),
             ("maxUpload", self.max_upload_bytes != other.max_upload_bytes),
-            ("maxAudioDuration", self.max_audio != other.max_audio),
-            ("maxDecoded", self.max_decoded_bytes != other.max_decoded_bytes),
-            ("maxSpool", self.max_spool_bytes != other.max_spool_bytes),
-            ("minUploadRate", self.least_upload_bytes_per_second != other.least_upload_bytes_per_second),
-            ("maxConnections", self.max_connections != other.max_connections),
-            ("spoolMemoryTotal", self.spool_memory_total_bytes != other.spool_memory_total_bytes),
+            (
+                "maxAudioDuration, maxDecoded, maxSpool, minUploadRate, maxConnections or spoolMemoryTotal",
+                self.limits != other.limits,
+            ),
             ("spoolDir", self.spool_dir != other.spool_dir),
             ("spoolMemory", self.spool_memory_bytes != other.spool_memory_bytes),
             ("asrEngine", self.asr_engine != other.asr_engine),
@@ -432,23 +414,7 @@ pub fn serve(args: ServeArgs, env: &Env, file: &ConfigFile) -> Result<ServeSetti
     if !(1..=MOST_BATCH).contains(&max_batch) {
         return Err(SettingError::Combination(format!("--max-batch must lie between 1 and {MOST_BATCH}")));
     }
-    let max_connections = from.value("max-connections", args.max_connections.map(Count))?;
-    let max_connections = max_connections.map_or(DEFAULT_MAX_CONNECTIONS, |count| count.0);
-    if max_connections == 0 {
-        return Err(SettingError::Combination("--max-connections must be at least 1".to_owned()));
-    }
     let max_upload_bytes = from.value("max-upload", args.max_upload)?.map_or(4 << 30, |size: ByteSize| size.0);
-    let max_spool_bytes = match from.value("max-spool", args.max_spool)? {
-        Some(ByteSize(bytes)) if bytes < max_upload_bytes => {
-            let problem = format!(
-                "--max-spool ({bytes} bytes) must be at least --max-upload ({max_upload_bytes} bytes), or the largest upload \
-                 never fits"
-            );
-            return Err(SettingError::Combination(problem));
-        }
-        Some(ByteSize(bytes)) => bytes,
-        None => DEFAULT_MAX_SPOOL_BYTES.max(max_upload_bytes),
-    };
     let settings = ServeSettings {
         check_config: from.switch("check-config", args.check_config)?.unwrap_or(false),
         default_aliases,
@@ -472,18 +438,9 @@ pub fn serve(args: ServeArgs, env: &Env, file: &ConfigFile) -> Result<ServeSetti
         max_queue,
         max_batch,
         max_upload_bytes,
-        max_audio: from.positive("max-audio-duration", args.max_audio_duration, DEFAULT_MAX_AUDIO)?,
-        max_decoded_bytes: from.value("max-decoded", args.max_decoded)?.map_or(4 << 30, |size: ByteSize| size.0),
-        max_spool_bytes,
-        least_upload_bytes_per_second: from
-            .value("min-upload-rate", args.min_upload_rate)?
-            .map_or(1 << 10, |size: ByteSize| size.0),
-        max_connections,
+        limits: from.limits(args.limits, max_upload_bytes)?,
         spool_dir: from.path("spool-dir", args.spool_dir),
         spool_memory_bytes: from.value("spool-memory", args.spool_memory)?.map_or(1 << 20, |size: ByteSize| size.0),
-        spool_memory_total_bytes: from
-            .value("spool-memory-total", args.spool_memory_total)?
-            .map_or(128 << 20, |size: ByteSize| size.0),
         asr_engine: from.asr_engine(args.asr_engine)?,
         cold_hold: from.value("cold-hold", args.cold_hold)?.map_or(Duration::from_secs(60), |span| span.0),
         memory: from.memory(args.memory)?,

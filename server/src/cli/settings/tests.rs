@@ -49,14 +49,16 @@ fn defaults() {
         max_queue: 256,
         max_batch: 8,
         max_upload_bytes: 4 << 30,
-        max_audio: Duration::from_secs(6 * 3600),
-        max_decoded_bytes: 4 << 30,
-        max_spool_bytes: 16 << 30,
-        least_upload_bytes_per_second: 1 << 10,
-        max_connections: 1024,
+        limits: LimitSettings {
+            max_audio: Duration::from_secs(6 * 3600),
+            max_decoded_bytes: 4 << 30,
+            max_spool_bytes: 16 << 30,
+            spool_memory_total_bytes: 128 << 20,
+            least_upload_bytes_per_second: 1 << 10,
+            max_connections: 1024,
+        },
         spool_dir: None,
         spool_memory_bytes: 1 << 20,
-        spool_memory_total_bytes: 128 << 20,
         asr_engine: AsrEngine::OpenaiWhisper,
         cold_hold: Duration::from_secs(60),
         memory: MemorySettings {
@@ -291,14 +293,16 @@ fn every_hush_variable_reaches_its_setting() {
         max_queue: 7,
         max_batch: 3,
         max_upload_bytes: 1 << 20,
-        max_audio: Duration::from_secs(2 * 3600),
-        max_decoded_bytes: 1 << 30,
-        max_spool_bytes: 2 << 30,
-        least_upload_bytes_per_second: 0,
-        max_connections: 9,
+        limits: LimitSettings {
+            max_audio: Duration::from_secs(2 * 3600),
+            max_decoded_bytes: 1 << 30,
+            max_spool_bytes: 2 << 30,
+            spool_memory_total_bytes: 1 << 20,
+            least_upload_bytes_per_second: 0,
+            max_connections: 9,
+        },
         spool_dir: Some("/spool".into()),
         spool_memory_bytes: 0,
-        spool_memory_total_bytes: 1 << 20,
         asr_engine: AsrEngine::FasterWhisper,
         cold_hold: Duration::from_secs(10),
         memory: MemorySettings {
@@ -350,7 +354,7 @@ fn limits_that_cannot_be_kept_are_refused() {
         let error = try_serve(argv, &[]).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
-    assert_eq!(settled(&["--max-upload", "32GiB"], &[]).max_spool_bytes, 32 << 30);
+    assert_eq!(settled(&["--max-upload", "32GiB"], &[]).limits.max_spool_bytes, 32 << 30);
 }
 
 #[test]
