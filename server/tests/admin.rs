@@ -80,7 +80,8 @@ impl Server {
         let stop = CancellationToken::new();
         let state = AdminState::new(Arc::clone(&models), access(address), stop.clone());
         let router = metrics::router(Arc::clone(&metrics), None).merge(admin::router(state, metrics));
-        let served = tokio::spawn(serve(listener, router, stop.clone(), ServeOptions::default()));
+        let options = ServeOptions { shape: admin::error_shape, ..ServeOptions::default() };
+        let served = tokio::spawn(serve(listener, router, stop.clone(), options));
         Self { models, address, stop, served }
     }
 
@@ -117,6 +118,67 @@ impl Server {
 
 fn never() -> Policy {
     Policy { residency: Residency::Idle(None), ..Policy::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_readers_of_events_are_bounded() {
+    let server = Server::new("", Policy::default()).await;
+    let mut readers = Vec::new();
+    for _ in 0..64 {
+        let mut reader = TcpStream::connect(server.address).await.unwrap();
+        reader.write_all(b"GET /admin/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut head = [0; 12];
+        reader.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+        readers.push(reader);
+    }
+    let refused = server.get("/admin/v1/events").await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.head.contains("retry-after: 30") && refused.body.contains("too_many_readers"), "{}", refused.body);
+    assert_eq!(server.get("/admin/v1/models").await.status, 200);
+    drop(readers);
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let mut reader = TcpStream::connect(server.address).await.unwrap();
+        reader.write_all(b"GET /admin/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut head = [0; 12];
+        reader.read_exact(&mut head).await.unwrap();
+        if &head == b"HTTP/1.1 200" {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "places did not come back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_requests_get_the_documented_error() {
+    let server = Server::new("", Policy::default()).await;
+    let address = server.address;
+    let close = "Connection: close\r\n\r\n";
+    for (request, status) in [
+        (format!("GET /metrics HTTP/1.1\r\n{close}"), 400),
+        (format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nHost: {address}\r\n{close}"), 400),
+        (
+            format!(
+                "GET /admin/v1/models HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n{close}"
+            ),
+            400,
+        ),
+        (format!("POST /admin/v1/models/%ff/load HTTP/1.1\r\nHost: {address}\r\n{close}"), 400),
+        (format!("POST /metrics HTTP/1.1\r\nHost: {address}\r\n{close}"), 405),
+        (format!("BREW /admin/v1/models HTTP/1.1\r\nHost: {address}\r\n{close}"), 405),
+        (format!("GET /nope HTTP/1.1\r\nHost: {address}\r\n{close}"), 404),
+        ("GET / HTTP/1.1\r\nbad header\r\n\r\n".to_owned(), 400),
+        (format!("GET / HTTP/1.1\r\nHost: {address}\r\nX: {}\r\n\r\n", "a".repeat(200_000)), 431),
+    ] {
+        let answer = server.send(&request).await;
+        let about = request.chars().take(80).collect::<String>();
+        assert_eq!(answer.status, status, "{about}");
+        assert!(answer.head.contains("content-type: application/json"), "{about}: {}", answer.head);
+        let body: hush_contract::admin::ErrorBody = answer.json();
+        assert!(!body.code.is_empty() && !body.message.is_empty(), "{about}: {body:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

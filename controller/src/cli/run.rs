@@ -21,10 +21,10 @@ use crate::http::{CaCertificates, Client};
 use crate::lease::Leader;
 use crate::metrics::Metrics;
 use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets, Trust};
-use crate::ops;
 use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot, Told};
 use crate::sources::{self, CaFile, NamedTarget, PolicyFiles, Source, TargetsFile};
 use crate::web::{self, Hosts, Token, Web};
+use crate::{listen, ops};
 
 /// Enough for a request that an unload waits for; Kubernetes kills after 30 s.
 const FINISH: Duration = Duration::from_secs(20);
@@ -213,11 +213,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let trust = if cluster.is_some() { Trust::ByNamespace } else { Trust::AllTargets };
     let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after, trust };
     let control = Loop::new(settings, inputs, outputs);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await {
-            tracing::error!("the listener failed: {error}");
-        }
-    });
+    tokio::spawn(listen::serve(listener, router, listen::LISTEN_OPTIONS));
     let stop = stopped()?;
     let Some(cluster) = &mut cluster else {
         control.run(stop, FINISH).await;
