@@ -21,6 +21,7 @@ mod mp4;
 mod output;
 mod pcm;
 mod resample;
+mod sandbox;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use std::time::Duration;
 pub use error::AudioError;
 pub use ffmpeg::Ffmpeg;
 pub use pcm::{Pcm, PcmReader, Span, decode_raw_s16le};
+pub use sandbox::{Confinement, FfmpegLimits};
 
 use crate::spool::{SpoolOptions, Spooled};
 use pcm::PcmWriter;
@@ -51,6 +53,7 @@ pub struct DecodeOptions {
     pub limit_seconds: u64,
     pub ffmpeg: Ffmpeg,
     pub ffmpeg_timeout: Duration,
+    pub ffmpeg_limits: FfmpegLimits,
 }
 
 impl Default for DecodeOptions {
@@ -61,6 +64,7 @@ impl Default for DecodeOptions {
             limit_seconds: DEFAULT_LIMIT_SECONDS,
             ffmpeg: Ffmpeg::default(),
             ffmpeg_timeout: Duration::from_secs(1800),
+            ffmpeg_limits: FfmpegLimits::default(),
         }
     }
 }
@@ -79,7 +83,7 @@ pub fn decode(
         let spool = SpoolOptions { memory_bytes: options.memory_bytes, limit_bytes: None, dir: options.dir.clone() };
         PcmWriter::new(spool, options.limit_seconds)
     };
-    let by_ffmpeg = || ffmpeg::decode(&options.ffmpeg, input, writer(), options.ffmpeg_timeout, keep_going);
+    let by_ffmpeg = || ffmpeg::decode(input, writer(), options, keep_going);
     if likeness::is_foreign(input) {
         match by_ffmpeg() {
             Ok(Some(pcm)) => return Ok(pcm),

@@ -13,6 +13,7 @@ mod download;
 mod error;
 mod listing;
 mod names;
+mod reach;
 
 pub use config::{HubConfig, Patience, Token};
 pub use download::{Checkpoint, Event, download};
