@@ -5,11 +5,13 @@
 
 mod cause;
 mod collector;
+mod secret_file;
 mod stderr;
 mod stdout;
 
 pub use cause::explain;
 pub use collector::DroppedLines;
+pub use secret_file::exposed_secret;
 pub use stderr::{Writer, count_dropped_lines, dropped_lines, install_panic_hook, print_error_line, writer};
 pub use stdout::print_result;
 

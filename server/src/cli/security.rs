@@ -1,17 +1,29 @@
 //! Settings of who gets in become what asks them.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use hush_log::exposed_secret;
 
 use super::settings::{SecuritySettings, TlsFiles};
 use crate::admin::Access;
 use crate::auth::{Authenticate, KeyFile, TokenReview};
 use crate::serve::Tls;
 
+/// A warning and no refusal: whether other users are to be kept out is the operator's to know.
+fn warn_of_readers(option: &str, secret: &Path) {
+    if let Some(problem) = exposed_secret(option, secret) {
+        tracing::warn!("{problem}");
+    }
+}
+
 /// Must be called inside a tokio runtime; so must the others.
 pub fn tls(option: &str, files: Option<&TlsFiles>) -> anyhow::Result<Option<Tls>> {
+    if let Some(files) = files {
+        warn_of_readers(&format!("--{option}-key"), &files.key);
+    }
     files
         .map(|files| Tls::from_files(files.certificate.clone(), files.key.clone()))
         .transpose()
@@ -19,6 +31,9 @@ pub fn tls(option: &str, files: Option<&TlsFiles>) -> anyhow::Result<Option<Tls>
 }
 
 pub fn api_keys(settings: &SecuritySettings) -> anyhow::Result<Option<KeyFile>> {
+    if let Some(path) = &settings.api_keys_file {
+        warn_of_readers("--api-keys-file", path);
+    }
     settings.api_keys_file.clone().map(KeyFile::open).transpose().context("--api-keys-file")
 }
 
@@ -26,6 +41,7 @@ pub fn api_keys(settings: &SecuritySettings) -> anyhow::Result<Option<KeyFile>> 
 pub fn access(settings: &SecuritySettings, listener: IpAddr) -> anyhow::Result<Access> {
     let mut checks: Vec<Arc<dyn Authenticate>> = Vec::new();
     if let Some(path) = &settings.admin_token_file {
+        warn_of_readers("--admin-token-file", path);
         checks.push(Arc::new(KeyFile::open(path.clone()).context("--admin-token-file")?));
     }
     if let Some(review) = &settings.admin_token_review {

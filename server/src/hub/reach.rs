@@ -231,6 +231,23 @@ mod tests {
         }
     }
 
+    /// Whatever the name looks like: the addresses that it has at that moment count, and no others are connected to.
+    #[test]
+    fn a_name_is_judged_by_its_addresses_when_the_connection_is_made() {
+        let (resolver, config) = (GuardedResolver::default(), Config::default());
+        let uri: Uri = "http://localhost:9/".parse().unwrap();
+        let resolve = || resolver.resolve(&uri, &config, NextTimeout::default());
+        for (from, is_allowed) in [(None, true), (Some(Reach::Loopback), true), (Some(Reach::Public), false)] {
+            // What it says of the name itself is another test's.
+            let _ = resolver.expect("http://localhost:9/", from);
+            assert_eq!(resolve().is_ok(), is_allowed, "{from:?}");
+            assert_eq!(resolver.refused().is_some_and(|address| address.is_loopback()), !is_allowed);
+        }
+        // Another name than that of the request is a proxy's.
+        let _ = resolver.expect("http://cdn.example/", Some(Reach::Public));
+        assert!(resolve().is_ok());
+    }
+
     #[test]
     fn addresses_in_the_place_of_names() {
         let resolver = GuardedResolver::default();

@@ -8,12 +8,14 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-pub use config::Config;
+pub use config::{Config, FieldProblem};
 pub use error::CheckpointError;
 pub use vocabulary::SpecialTokens;
 pub use weights::{Tensor, Weights};
 
 use json::JsonFile;
+
+use crate::tokenizer;
 
 /// A checkpoint that was read and found whole: every tensor is there in its shape. Values are read later.
 pub struct Checkpoint {
@@ -46,6 +48,8 @@ impl Checkpoint {
         let generation = JsonFile::read_if_there(&folder.join("generation_config.json"))?;
         let (tokenizer, tokenizer_json) = vocabulary::read_tokenizer(folder)?;
         let tokenizer_path = folder.join("tokenizer.json");
+        // As it is read when the model is loaded.
+        tokenizer::check(&tokenizer_path, &tokenizer_json, config.vocab_size)?;
         let tokens = SpecialTokens::read(&tokenizer, &tokenizer_path, &config, &config_json, generation.as_ref())?;
         let alignment_heads = alignment_heads(&config, generation.as_ref())?;
         Ok(Self { folder: folder.to_owned(), config, tokens, alignment_heads, tokenizer_json, weights })

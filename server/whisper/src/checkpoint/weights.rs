@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors};
 
 use super::json::JsonFile;
-use super::{CheckpointError, Config};
+use super::{CheckpointError, Config, FieldProblem};
 
 pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -56,6 +56,9 @@ impl Weights {
             let hint = "the weights are expected in it, or in shards listed by model.safetensors.index.json";
             return Err(CheckpointError::MissingFile { path: single, hint });
         };
+        weights
+            .check_dimensions(config)
+            .map_err(|error| CheckpointError::field(&folder.join("config.json"), &error.field, error.problem))?;
         let home = if weights.shards.len() == 1 { &single } else { &index };
         for (name, expected) in config.tensors() {
             let Some(tensor) = weights.find(&name) else {
@@ -71,6 +74,35 @@ impl Weights {
             }
         }
         Ok(weights)
+    }
+
+    /// Names the field of config.json that does not fit, where the shape of one tensor tells which it is.
+    fn check_dimensions(&self, config: &Config) -> Result<(), FieldProblem> {
+        for (field, stated, name, axis) in config.told_by_shapes() {
+            let Some(tensor) = self.find(name) else { continue };
+            let Some(found) = tensor.shape.get(axis).copied().filter(|&found| found != stated) else { continue };
+            let mut expected = tensor.shape.to_owned();
+            expected[axis] = stated;
+            let shape = tensor.shape;
+            let problem = format!("is {stated}, for which tensor `{name}` has shape {expected:?}; it has {shape:?}");
+            return Err(FieldProblem::new(field, format!("{problem}, so that {found} would fit")));
+        }
+        for (part, field, stated) in
+            [("encoder", "encoder_layers", config.encoder_layers), ("decoder", "decoder_layers", config.decoder_layers)]
+        {
+            let found = self.layers(part);
+            if found != stated {
+                return Err(FieldProblem::new(field, format!("is {stated}, but the weights have {found} layers")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Layers of the encoder or the decoder, by the names of the tensors.
+    fn layers(&self, part: &str) -> usize {
+        let prefix = format!("{part}.layers.");
+        let numbers = self.places.keys().filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse().ok());
+        numbers.max().map_or(0, |last: usize| last.saturating_add(1))
     }
 
     fn open_sharded(folder: &Path, index: &Path) -> Result<Self, CheckpointError> {
