@@ -15,6 +15,7 @@ use audio_support::stand_in::{StandIn, has_python, runs};
 use audio_support::*;
 use hush_server::audio::{self, AudioError, Confinement, DecodeOptions, Ffmpeg, FfmpegLimits};
 use hush_server::spool::{Spool, SpoolOptions};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 /// Tries each line of code and says which of them went through.
 const TRY: &str = "
@@ -301,6 +302,63 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         assert!(start.elapsed() < Duration::from_secs(30), "{what}");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+const KERNEL_VARIABLE: &str = "HUSH_TEST_KERNEL";
+
+/// A process to which the kernel refuses the calls that the variable names, for the test below.
+#[test]
+fn kernel_that_offers_less() {
+    let Ok(missing) = env::var(KERNEL_VARIABLE) else { return };
+    let calls: &[_] = match missing.as_str() {
+        "landlock" => &[libc::SYS_landlock_create_ruleset],
+        _ => &[libc::SYS_landlock_create_ruleset, libc::SYS_seccomp],
+    };
+    tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let arch = env::consts::ARCH.try_into().unwrap();
+    let filter: BpfProgram =
+        SeccompFilter::new(rules, SeccompAction::Allow, unknown, arch).unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&filter).unwrap();
+
+    let program = StandIn::new(&format!(
+        "{TRY}import socket
+def fork():
+    # It holds every pipe open, and outlives what started it.
+    if os.fork() == 0: time.sleep(100)
+attempt(read=lambda: open('/etc/passwd').read(1), connect=lambda: socket.socket().close(), fork=fork,
+        write=lambda: open('/tmp/hush-hostile-ffmpeg', 'w').write('x'))"
+    ));
+    for _ in 0..2 {
+        eprintln!("it {}", program.last_words(upload()));
+        assert!(!program.is_running());
+    }
+    let _ = std::fs::remove_file("/tmp/hush-hostile-ffmpeg");
+}
+
+#[test]
+fn a_kernel_that_offers_less_is_told_once_and_the_rest_holds() {
+    if !has(|found| found.landlock && found.seccomp) {
+        return;
+    }
+    for (missing, told, done) in [
+        ("landlock", "offers no Landlock: ffmpeg writes nothing", "it done: read"),
+        ("both", "offers neither Landlock nor seccomp filters", "it done: read connect fork"),
+    ] {
+        let start = Instant::now();
+        let output = Command::new("/proc/self/exe")
+            .args(["--exact", "kernel_that_offers_less", "--test-threads=1", "--nocapture", "-q"])
+            .env(KERNEL_VARIABLE, missing)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        assert_eq!(text.matches(told).count(), 1, "{missing}: {text}");
+        assert_eq!(text.matches("WARN").count(), 1, "{missing}: {text}");
+        assert_eq!(text.lines().filter(|line| *line == done).count(), 2, "{missing}: {text}");
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing waits for what was left behind");
     }
 }
 

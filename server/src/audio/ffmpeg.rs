@@ -52,8 +52,8 @@ const LONGEST_HOLE_SECONDS: &str = "3600";
 const PROBE_MICROSECONDS: &str = "300000000";
 const PROBE_BYTES: &str = "100000000";
 const STDERR_BYTES: usize = 2 << 10;
-/// How long its last words are waited for when it has ended: what it started may hold the pipe open.
-const STDERR_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the ends of its pipes are waited for when it has ended: what it started may hold them open.
+const PIPE_PATIENCE: Duration = Duration::from_secs(1);
 /// Output for a second of audio: two channels of 16 bits at 16 kHz, and as much again for what Matroska adds to packets of
 /// a few milliseconds.
 const OUTPUT_BYTES_PER_SECOND: u64 = 2 * 2 * 2 * 16_000;
@@ -90,7 +90,8 @@ pub(super) fn decode(
     let stopped = Mutex::new(None);
     let limit_bytes =
         OUTPUT_BYTES_AT_LEAST.saturating_add(options.limit_seconds.saturating_mul(OUTPUT_BYTES_PER_SECOND));
-    let output = Output { stdout, watch: &watch, stopped: &stopped, limit_bytes, read_bytes: 0 };
+    let process = child.pid().map_err(AudioError::FfmpegSpawn)?;
+    let output = Output { stdout, process, ended: None, watch: &watch, stopped: &stopped, limit_bytes, read_bytes: 0 };
     let decoded = container::decode_stream(output, writer, keep_going);
     if let Some(error) = stopped.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
@@ -115,7 +116,7 @@ pub(super) fn decode(
             let seconds = options.ffmpeg_limits.processor_time.as_secs();
             return Err(AudioError::FfmpegLimit { limit: format!("{seconds} s of processor time") });
         }
-        let bytes = stderr.recv_timeout(STDERR_PATIENCE).unwrap_or_default();
+        let bytes = stderr.recv_timeout(PIPE_PATIENCE).unwrap_or_default();
         let stderr = last_lines(&bytes);
         if is_unrecognised(&bytes, &stderr) {
             return Err(AudioError::NoSamples);
@@ -190,6 +191,9 @@ impl Watch<'_> {
 /// What it writes, for as long as it may.
 struct Output<'a> {
     stdout: ChildStdout,
+    process: Pid,
+    /// When it was seen that the process is gone, though its pipe is open.
+    ended: Option<Instant>,
     limit_bytes: u64,
     read_bytes: u64,
     watch: &'a Watch<'a>,
@@ -198,6 +202,14 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
+    /// Whether nothing more will come, since the process is gone and what it left behind is killed.
+    fn has_ended_for_long(&mut self) -> io::Result<bool> {
+        if self.ended.is_none() && end_what_is_left(self.process)? {
+            self.ended = Some(Instant::now());
+        }
+        Ok(self.ended.is_some_and(|ended| ended.elapsed() > PIPE_PATIENCE))
+    }
+
     fn stop(&self, error: AudioError) -> io::Error {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         io::Error::other("stopped")
@@ -209,6 +221,9 @@ impl Read for Output<'_> {
         loop {
             self.watch.check().map_err(|error| self.stop(error))?;
             match poll(&mut [PollFd::new(&self.stdout, PollFlags::IN)], Some(&POLL)) {
+                Ok(0) if self.has_ended_for_long().map_err(|error| self.stop(AudioError::FfmpegSpawn(error)))? => {
+                    return Ok(0);
+                }
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(error) => return Err(self.stop(AudioError::FfmpegSpawn(error.into()))),
@@ -285,9 +300,7 @@ struct Killed {
 impl Killed {
     /// How it ended, if it has. What it left behind is ended first.
     fn status(&mut self) -> io::Result<Option<ExitStatus>> {
-        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        if self.status.is_none() && waitid(WaitId::Pid(self.pid()?), ended)?.is_some() {
-            self.kill_group()?;
+        if self.status.is_none() && end_what_is_left(self.pid()?)? {
             self.status = Some(self.process.wait()?);
         }
         Ok(self.status)
@@ -296,13 +309,23 @@ impl Killed {
     fn pid(&self) -> io::Result<Pid> {
         i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput.into())
     }
+}
 
-    fn kill_group(&self) -> io::Result<()> {
-        match kill_process_group(self.pid()?, Signal::KILL) {
-            // It may not be the leader of a group yet.
-            Err(Errno::SRCH) | Ok(()) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+/// Kills the group of a process that has ended and is not reaped yet, so that its number is no other's; `false`: it goes on.
+fn end_what_is_left(process: Pid) -> io::Result<bool> {
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    if waitid(WaitId::Pid(process), ended)?.is_none() {
+        return Ok(false);
+    }
+    kill_group(process)?;
+    Ok(true)
+}
+
+fn kill_group(leader: Pid) -> io::Result<()> {
+    match kill_process_group(leader, Signal::KILL) {
+        // It ended before it was the leader of a group.
+        Err(Errno::SRCH) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -312,7 +335,7 @@ impl Drop for Killed {
             return;
         }
         // These fail only where it has ended already.
-        let _ = self.kill_group();
+        let _ = self.pid().and_then(kill_group);
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

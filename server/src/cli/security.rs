@@ -58,3 +58,62 @@ pub fn access(settings: &SecuritySettings, listener: IpAddr) -> anyhow::Result<A
     }
     Ok(access)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{Permissions, set_permissions, write};
+    use std::io::{self, Write};
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::{Mutex, PoisonError};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_that_every_user_can_read_are_told_with_the_option() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(file.path(), "0123456789abcdef").unwrap();
+        let path = file.path().to_owned();
+        let files = TlsFiles { certificate: path.clone(), key: path.clone() };
+        let settings = SecuritySettings {
+            tls: Some(files.clone()),
+            ops_tls: Some(files),
+            api_keys_file: Some(path.clone()),
+            admin_token_file: Some(path.clone()),
+            admin_token_review: None,
+        };
+        for (mode, expected) in [(0o644, 4), (0o640, 0)] {
+            set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            let lines = Lines::default();
+            let writer = lines.clone();
+            let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                assert!(api_keys(&settings).unwrap().is_some());
+                access(&settings, IpAddr::from([127, 0, 0, 1])).unwrap();
+                // The file is no certificate, which is another error than that others can read it.
+                assert!(tls("tls", settings.tls.as_ref()).is_err());
+                assert!(tls("ops-tls", settings.ops_tls.as_ref()).is_err());
+            });
+            let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(text.matches("every user of this machine can read").count(), expected, "{text}");
+            if expected > 0 {
+                for option in ["--api-keys-file: ", "--admin-token-file: ", "--tls-key: ", "--ops-tls-key: "] {
+                    assert!(text.contains(option) && text.contains(&path.display().to_string()), "{text}");
+                }
+            }
+            assert!(!text.contains("0123456789abcdef"));
+        }
+    }
+}

@@ -22,7 +22,7 @@ pub enum TokenizerError {
     Read { path: PathBuf, source: io::Error },
     #[error("{}: not a tokenizer in the format of Hugging Face: {source}", path.display())]
     Parse { path: PathBuf, source: serde_json::Error },
-    #[error("{}: token `{token}` has id {id}, but the vocabulary of the model has {vocab_size} tokens (`vocab_size`)", path.display())]
+    #[error("{}: token {token:?} has id {id}, but the vocabulary of the model has {vocab_size} tokens (`vocab_size`)", path.display())]
     Id { path: PathBuf, token: String, id: u32, vocab_size: usize },
     #[error("{}: {cause}", path.display())]
     Merges { path: PathBuf, cause: String },
@@ -65,7 +65,7 @@ impl<'a> File<'a> {
             serde_json::from_slice(json).map_err(|source| TokenizerError::Parse { path: path.into(), source })?;
         match file.last() {
             Some((token, id)) if id as usize >= vocab_size => {
-                Err(TokenizerError::Id { path: path.into(), token: token.to_owned(), id, vocab_size })
+                Err(TokenizerError::Id { path: path.into(), token: shown(token), id, vocab_size })
             }
             _ => Ok(file),
         }
@@ -77,6 +77,12 @@ impl<'a> File<'a> {
         let added = self.added_tokens.iter().map(|added| (&*added.content, added.id));
         vocabulary.chain(added).max_by_key(|(_, id)| *id)
     }
+}
+
+/// As much of a token as a message needs: the file may be hostile.
+fn shown(token: &str) -> String {
+    const LONGEST_CHARS: usize = 40;
+    token.chars().take(LONGEST_CHARS).collect()
 }
 
 /// Whether `json`, the text of the file at `path`, is a tokenizer whose tokens are all those of a model.
@@ -248,7 +254,7 @@ mod tests {
     fn ids_beyond_the_vocabulary_are_refused() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/model/whisper-hush-tiny/tokenizer.json");
         let error = Tokenizer::open(Path::new(path), 51_864).err().unwrap().to_string();
-        assert!(error.contains("`<|30.00|>` has id 51864") && error.contains("`vocab_size`"), "{error}");
+        assert!(error.contains("\"<|30.00|>\" has id 51864") && error.contains("`vocab_size`"), "{error}");
 
         // Not a table of four billion tokens.
         let folder = tempfile::tempdir().unwrap();

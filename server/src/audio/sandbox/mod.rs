@@ -68,14 +68,16 @@ impl Confinement {
         static FOUND: OnceLock<Confinement> = OnceLock::new();
         *FOUND.get_or_init(|| {
             let found = Self { landlock: files::is_supported(), seccomp: system_calls::is_supported() };
-            found.log();
+            if let Some(missing) = found.missing() {
+                tracing::warn!("the kernel, or the container's runtime, offers {missing}");
+            }
             found
         })
     }
 
-    fn log(self) {
-        let missing = match (self.landlock, self.seccomp) {
-            (true, true) => return,
+    fn missing(self) -> Option<&'static str> {
+        Some(match (self.landlock, self.seccomp) {
+            (true, true) => return None,
             (false, true) => {
                 "no Landlock: ffmpeg writes nothing and has no network, but can read what the server can read"
             }
@@ -84,8 +86,7 @@ impl Confinement {
                 "neither Landlock nor seccomp filters: ffmpeg has limits and no secrets in its environment, but can open \
                  what the server can open"
             }
-        };
-        tracing::warn!("the kernel, or the container's runtime, offers {missing}");
+        })
     }
 }
 
@@ -191,4 +192,59 @@ pub(super) fn find_program(name: &Path) -> Option<PathBuf> {
     let is_executable =
         |path: &PathBuf| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok();
     env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(name)).find(is_executable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_lacks_is_told_by_what_it_means() {
+        let told = |landlock, seccomp| Confinement { landlock, seccomp }.missing();
+        assert_eq!(told(true, true), None);
+        assert!(told(false, true).is_some_and(|text| text.starts_with("no Landlock") && text.contains("can read")));
+        assert!(told(true, false).is_some_and(|text| text.starts_with("no seccomp")));
+        assert!(told(false, false).is_some_and(|text| text.starts_with("neither")));
+    }
+
+    #[test]
+    fn a_hard_limit_of_the_server_is_not_raised() {
+        let limits = resources(&FfmpegLimits { memory_bytes: u64::MAX, processor_time: Duration::ZERO });
+        for (resource, limit) in limits {
+            let highest = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+            assert!(limit.maximum.is_some_and(|hard| hard <= highest), "{resource:?}");
+            assert!(limit.current <= limit.maximum, "{resource:?}");
+        }
+    }
+
+    /// `cargo test --workspace --lib -- --ignored --nocapture what_a_start_takes`
+    #[test]
+    #[ignore = "prints a figure and checks nothing"]
+    fn what_a_start_takes() {
+        let program = Path::new("/bin/true");
+        let start = |confined: bool| {
+            let input = Input { file: std::fs::File::open("/dev/null").unwrap(), is_in_memory: true };
+            let begun = Instant::now();
+            let mut command = Command::new(program);
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            if confined {
+                Sandbox::new(program, &input, &FfmpegLimits::default()).unwrap().confine(&mut command);
+            }
+            assert!(command.status().unwrap().success());
+            begun.elapsed()
+        };
+        let mut times = [Vec::new(), Vec::new()];
+        for _ in 0..500 {
+            for (confined, times) in [false, true].into_iter().zip(&mut times) {
+                times.push(start(confined));
+            }
+        }
+        for (what, times) in ["free", "confined"].into_iter().zip(&mut times) {
+            times.sort_unstable();
+            println!("{what}: median {:?}, fastest {:?}", times[times.len() / 2], times[0]);
+        }
+    }
 }

@@ -206,7 +206,7 @@ fn tokens_beyond_the_vocabulary_are_refused() {
             vocabulary.insert("hush".to_owned(), json!(51_865));
         });
     };
-    assert_says(&refusal(one_more), &["tokenizer.json", "`hush` has id 51865", "`vocab_size`"]);
+    assert_says(&refusal(one_more), &["tokenizer.json", "\"hush\" has id 51865", "`vocab_size`"]);
 }
 
 #[test]
