@@ -329,7 +329,7 @@ def fork():
     # It holds every pipe open, and outlives what started it.
     if os.fork() == 0: time.sleep(100)
 attempt(read=lambda: open('/etc/passwd').read(1), connect=lambda: socket.socket().close(), fork=fork,
-        write=lambda: open('/tmp/hush-hostile-ffmpeg', 'w').write('x'))"
+        write=lambda: os.write(os.open('/tmp/hush-hostile-ffmpeg', os.O_WRONLY | os.O_CREAT), b'x'))"
     ));
     for _ in 0..2 {
         eprintln!("it {}", program.last_words(upload()));
