@@ -1,4 +1,4 @@
-//! An ffmpeg that a hostile file has taken over: a stand-in tries what such a program would try.
+//! An ffmpeg under the control of a hostile file: a stand-in tries what such a program would try.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod audio_support;

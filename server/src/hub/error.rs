@@ -47,8 +47,8 @@ pub enum HubError {
     )]
     TooLong { repo: String, file: String, expected: u64 },
     #[error(
-        "{from} redirects to {to}, which is {place}: no hub may send this machine to where only this machine can go. \
-         If a mirror of your own is meant, name it in HF_ENDPOINT"
+        "{from} redirects to {to}, which is {place}: a redirect must not lead to an address that only this machine or its \
+         network can reach. If a mirror of your own is meant, name it in HF_ENDPOINT"
     )]
     Inward { from: String, to: String, place: String },
     #[error("the hub's answer about {what} makes no sense: {problem}")]

@@ -1,4 +1,4 @@
-//! A hub that means harm: lengths that are not those of its files, and redirects to where only this machine can go.
+//! A hostile hub: lengths that are not those of its files, and redirects to where only this machine can go.
 
 use std::io::{BufRead, BufReader, Read, Write, copy};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -32,7 +32,7 @@ fn a_body_is_cut_at_the_listed_length_and_refused() {
             matches!(&error, HubError::TooLong { file: named, expected, .. } if named == file && *expected == listed),
             "{error:?}"
         );
-        // What buffers of the system hold, and not what the hub would like to send.
+        // What buffers of the system hold, and not all that the hub tries to send.
         assert!(hub.surplus() < SURPLUS / 4, "{} bytes were taken", hub.surplus());
         let dir = into.path().join("hush--whisper-hush-tiny").join(COMMIT);
         assert!(!dir.join(file).exists() && !dir.join(format!("{file}.part")).exists());
@@ -130,8 +130,7 @@ fn relay(mut client: TcpStream, hub: SocketAddr) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The program, with a hub of the world outside that is reached through a proxy, and a service of this machine that the hub
-/// would like to have asked.
+/// The program, with a public hub that is reached through a proxy and redirects to a service on this machine.
 #[test]
 fn a_hub_outside_cannot_send_the_server_inwards() {
     let victim = TcpListener::bind("127.0.0.1:0").unwrap();

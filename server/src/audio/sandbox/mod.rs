@@ -1,5 +1,5 @@
-//! What the ffmpeg process may do. It reads files of strangers with a million lines of C, so it is treated as if the file
-//! were in command of it: no secrets, no network, no files but the upload and the libraries, no other process, and limits.
+//! What the ffmpeg process may do. ffmpeg parses untrusted files in C, so the sandbox assumes that a file can control the
+//! process: it gets no secrets, no network, no files except the upload and the libraries, no other processes, and limits.
 //!
 //! Everything is prepared in the server. Between fork and exec the child only makes system calls (see [`Sandbox::enter`]):
 //! other threads of the server may hold a lock of the allocator at the moment of the fork.
@@ -35,8 +35,8 @@ pub struct FfmpegLimits {
 
 impl Default for FfmpegLimits {
     fn default() -> Self {
-        // Seconds of 8K video need some hundred megabytes while its tracks are looked for, the index of a day-long MP4 as
-        // much again.
+        // While ffmpeg looks for the tracks of an 8K video it holds some hundred megabytes of pictures; the index of a
+        // day-long MP4 takes as much again.
         Self { memory_bytes: 1 << 30, processor_time: Duration::from_secs(1800) }
     }
 }
@@ -49,8 +49,8 @@ const OPEN_FILES: u64 = 64;
 /// The hard limit of processor time ends a program that ignores the signal of the soft one.
 const PROCESSOR_GRACE_SECONDS: u64 = 1;
 
-/// What the process inherits of the environment: where libraries are and in which language it speaks. No tokens, no keys, no
-/// proxies.
+/// What the process inherits of the environment: where programs and libraries are, and the language of messages. No tokens,
+/// no keys, no proxies.
 const INHERITED: &[&str] = &["PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH"];
 
 /// What the kernel offers to confine a process with.

@@ -1,6 +1,6 @@
-//! seccomp: the system calls that ffmpeg has no use for here and that whoever took it over would want: sockets, processes,
-//! files opened for writing, and what reaches into other processes. It is a list of what is refused, not of what is allowed:
-//! libraries differ between systems, and Landlock and the limits hold as well.
+//! seccomp: the system calls that ffmpeg does not need here and that an attacker in control of it would use: sockets, new
+//! processes, files opened for writing, and access to other processes. The filter lists what is refused, not what is
+//! allowed: libraries differ between systems in the calls that they need, and Landlock and the limits hold as well.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -61,7 +61,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_msgget,
     libc::SYS_semget,
     libc::SYS_mq_open,
-    // The machine, and parts of the kernel with a long history of holes.
+    // The machine, and parts of the kernel in which many vulnerabilities were found.
     libc::SYS_mount,
     libc::SYS_umount2,
     libc::SYS_move_mount,
@@ -136,7 +136,7 @@ fn has_filters() -> bool {
     unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, NO_FLAGS, &raw const action) == 0 }
 }
 
-/// `server`: the process that no signal may go to.
+/// `server`: the process that must not get a signal.
 pub(super) fn filters(server: Pid) -> io::Result<Vec<BpfProgram>> {
     let mut filters = vec![
         compiled(refused(server).map_err(io::Error::other)?, libc::EPERM)?,
@@ -165,7 +165,7 @@ fn refused(server: Pid) -> Result<Rules, seccompiler::BackendError> {
         SeccompRule::new(vec![SeccompCondition::new(argument, length, operator, value)?])
     };
     let flag = |flag: i32| u64::from(flag.unsigned_abs());
-    // Whoever may write, create or cut a file. `O_TMPFILE` needs one of the first two.
+    // Flags that allow to write, create or truncate a file. `O_TMPFILE` needs one of the first two.
     let for_writing = |argument| -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         let access = MaskedEq(flag(libc::O_ACCMODE));
         Ok(vec![
@@ -181,7 +181,7 @@ fn refused(server: Pid) -> Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_openat, for_writing(2)?);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_open, for_writing(1)?);
-    // Threads yes, processes no.
+    // New threads are allowed, new processes are not.
     rules.insert(libc::SYS_clone, vec![rule(0, Qword, MaskedEq(flag(libc::CLONE_THREAD)), 0)?]);
     // Its own limits can be read and lowered, those of others not.
     rules.insert(libc::SYS_prlimit64, vec![rule(0, Dword, Ne, 0)?]);
