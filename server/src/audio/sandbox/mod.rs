@@ -127,7 +127,7 @@ impl Sandbox {
         // A group of its own, which is killed as a whole, and no terminal.
         setsid()?;
         for (resource, limit) in &self.limits {
-            setrlimit(*resource, limit.clone())?;
+            setrlimit(*resource, *limit)?;
         }
         no_new_privileges()?;
         close_on_exec();
