@@ -9,6 +9,7 @@ mod cause;
 mod collector;
 mod printable;
 mod process;
+mod secret_file;
 mod stderr;
 mod stdout;
 
@@ -16,6 +17,7 @@ pub use cause::explain;
 pub use collector::DroppedLines;
 pub use printable::{is_printable, printable, printable_lines};
 pub use process::register_program_metrics;
+pub use secret_file::exposed_secret;
 pub use stderr::{Writer, count_dropped_lines, dropped_lines, install_panic_hook, print_error_line, writer};
 pub use stdout::print_result;
 

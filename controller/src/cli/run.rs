@@ -158,6 +158,11 @@ struct Feed {
 }
 
 async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    for (option, path) in [("--token-file", &args.token_file), ("--page-token-file", &args.page_token_file)] {
+        if let Some(problem) = path.as_deref().and_then(|path| hush_log::exposed_secret(option, path)) {
+            tracing::warn!("{problem}");
+        }
+    }
     let page_token = args.page_token_file.clone().map(Token::new).transpose();
     let page_token = page_token.map_err(|problem| anyhow::anyhow!("--page-token-file {problem}"))?;
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);

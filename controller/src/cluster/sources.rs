@@ -30,7 +30,13 @@ pub struct Sources {
 }
 
 /// Until nobody listens any more.
-pub fn follow(client: &Client, scope: &Scope, allowed: ServerNamespaces, readiness: &Readiness, metrics: &Arc<Metrics>) -> Sources {
+pub fn follow(
+    client: &Client,
+    scope: &Scope,
+    allowed: ServerNamespaces,
+    readiness: &Readiness,
+    metrics: &Arc<Metrics>,
+) -> Sources {
     let pods = start(pods::mirror(client, scope.node()), readiness, metrics);
     let namespaced = start(policies::namespaced(client), readiness, metrics);
     let cluster = start(policies::cluster(client), readiness, metrics);

@@ -87,6 +87,9 @@ families! {
     /// Log lines that could not be written, of the server and its runners: standard error was closed, full or stuck.
     LOG_LINES_DROPPED_TOTAL = "hush_log_lines_dropped_total", Counter [];
 
+    /// 1 where the kernel confines ffmpeg by this mechanism (`landlock`, `seccomp`), 0 where it does not offer it.
+    FFMPEG_CONFINED = "hush_ffmpeg_confined", Gauge [LABEL_MECHANISM];
+
     /// 1 when the configuration file was good the last time it was read, 0 when it was refused.
     CONFIG_LAST_RELOAD_SUCCESSFUL = "hush_config_last_reload_successful", Gauge [];
     /// Unix time of the last time that the configuration was taken over.
@@ -179,6 +182,7 @@ pub const METHOD_DEVICE_DELTA: &str = "device_delta";
 
 pub const LABEL_GPU_UUID: &str = "gpu_uuid";
 pub const LABEL_METHOD: &str = "method";
+pub const LABEL_MECHANISM: &str = "mechanism";
 pub const LABEL_INDEX: &str = "index";
 pub const LABEL_NAME: &str = "name";
 pub const LABEL_DRIVER: &str = "driver";

@@ -42,7 +42,14 @@ pub struct AdminState {
 impl AdminState {
     pub fn new(models: Arc<Models>, access: Access, stop: CancellationToken) -> Self {
         let event_readers = Arc::new(Semaphore::new(events::READERS_MAX));
-        Self { models, access: Arc::new(access), refusals: Arc::default(), governor: Governor::default(), stop, event_readers }
+        Self {
+            models,
+            access: Arc::new(access),
+            refusals: Arc::default(),
+            governor: Governor::default(),
+            stop,
+            event_readers,
+        }
     }
 
     /// Whoever is let in is noted there.

@@ -85,7 +85,8 @@ impl Vocabulary {
     fn open(dir: &Path) -> Result<Self, JobError> {
         let failed = |error: &dyn std::error::Error| JobError::Failed(error.to_string());
         let model = ModelDir::open(dir).map_err(|error| failed(&error))?;
-        let tokenizer = Tokenizer::open(&dir.join(TOKENIZER)).map_err(|error| failed(&error))?;
+        let tokenizer = Tokenizer::open(&dir.join(TOKENIZER), model.manifest().config.vocab_size)
+            .map_err(|error| failed(&error))?;
         Ok(Self { tokenizer, eot: model.manifest().tokens.eot })
     }
 }

@@ -34,6 +34,9 @@ pub enum AudioError {
     Ffmpeg { hint: String, stderr: String },
     #[error("ffmpeg did not finish within {seconds} s")]
     FfmpegTimeout { seconds: u64 },
+    /// It was stopped at a limit of its sandbox.
+    #[error("decoding the audio with ffmpeg takes more than the limit of {limit}")]
+    FfmpegLimit { limit: String },
     #[error("ffmpeg could not be run: {0}")]
     FfmpegSpawn(#[source] io::Error),
     /// A defect of this server.
@@ -64,6 +67,7 @@ impl AudioError {
             Self::TooLong { .. } => "too_long",
             Self::Ffmpeg { .. } => "ffmpeg",
             Self::FfmpegTimeout { .. } => "ffmpeg_timeout",
+            Self::FfmpegLimit { .. } => "ffmpeg_limit",
             Self::FfmpegSpawn(_) => "ffmpeg_spawn",
             Self::Failed { .. } => "failed",
             Self::Cancelled => "cancelled",

@@ -1,17 +1,24 @@
 //! What the built-in decoders cannot read goes to `ffmpeg`, when it is installed: a child process that gets the upload
-//! as a seekable file descriptor and writes samples with their times to a pipe.
+//! as a seekable file descriptor and writes samples with their times to a pipe. What else it may do is in `sandbox`.
 
+use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::pcm::{Pcm, PcmWriter};
-use super::{AudioError, KeepGoing, container};
+use super::sandbox::{self, Sandbox};
+use super::{AudioError, DecodeOptions, KeepGoing, container};
 use crate::spool::Spooled;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,50 +52,47 @@ const LONGEST_HOLE_SECONDS: &str = "3600";
 const PROBE_MICROSECONDS: &str = "300000000";
 const PROBE_BYTES: &str = "100000000";
 const STDERR_BYTES: usize = 2 << 10;
+/// How long the ends of its pipes are waited for when it has ended: what it started may hold them open.
+const PIPE_PATIENCE: Duration = Duration::from_secs(1);
+/// Output for a second of audio: two channels of 16 bits at 16 kHz, and as much again for what Matroska adds to packets of
+/// a few milliseconds.
+const OUTPUT_BYTES_PER_SECOND: u64 = 2 * 2 * 2 * 16_000;
+/// Output for the head of a file, whatever its length.
+const OUTPUT_BYTES_AT_LEAST: u64 = 1 << 20;
 /// What it says of a format that it knows and may not read.
 const NOT_WHITELISTED: &str = "not on whitelist";
 const STDERR_LINES: usize = 3;
 
 /// `None`: there is no ffmpeg to ask.
 pub(super) fn decode(
-    ffmpeg: &Ffmpeg,
     input: &Spooled,
     writer: PcmWriter,
+    options: &DecodeOptions,
     timeout: Duration,
     keep_going: &KeepGoing<'_>,
 ) -> Result<Option<Pcm>, AudioError> {
-    let program = match ffmpeg {
+    let (named, is_optional) = match &options.ffmpeg {
         Ffmpeg::Off => return Ok(None),
-        Ffmpeg::OnPath => PathBuf::from("ffmpeg"),
-        Ffmpeg::At(program) => program.clone(),
+        Ffmpeg::OnPath => (Path::new("ffmpeg"), true),
+        Ffmpeg::At(program) => (program.as_path(), false),
     };
-    let spawned = Command::new(program)
-        .args(["-nostdin", "-hide_banner", "-v", "error", "-threads", "1"])
-        .args(["-protocol_whitelist", "pipe,file", "-format_whitelist", DEMUXERS])
-        .args(["-dts_delta_threshold", LONGEST_HOLE_SECONDS])
-        .args(["-analyzeduration", PROBE_MICROSECONDS, "-probesize", PROBE_BYTES])
-        .args(["-i", INPUT, "-vn", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1"])
-        // Matroska, since it keeps the times of packets; two channels, which are mixed here as everywhere.
-        .args(["-f", "matroska", "-c:a", "pcm_s16le", "-ac", "2", "-ar", "16000", "-"])
-        // For some containers time begins with the first stream that is in use: the pictures are, and go nowhere.
-        .args(["-map", "0:v?", "-map", "0:a?", "-c", "copy", "-f", "null", "-"])
-        .stdin(input.to_file()?)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut child = match spawned {
-        Ok(child) => Killed(child),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && *ffmpeg == Ffmpeg::OnPath => return Ok(None),
+    let mut child = match start(named, input, options) {
+        Ok(child) => child,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_optional => return Ok(None),
         Err(error) => return Err(AudioError::FfmpegSpawn(error)),
     };
-    let (Some(stdout), Some(stderr)) = (child.0.stdout.take(), child.0.stderr.take()) else {
+    let (Some(stdout), Some(stderr)) = (child.process.stdout.take(), child.process.stderr.take()) else {
         return Err(AudioError::FfmpegSpawn(io::ErrorKind::BrokenPipe.into()));
     };
-    let stderr = thread::spawn(move || last_bytes(stderr));
+    let stderr = last_bytes(stderr);
 
     let watch = Watch { deadline: Instant::now() + timeout, timeout, keep_going };
     let stopped = Mutex::new(None);
-    let decoded = container::decode_stream(Output { stdout, watch: &watch, stopped: &stopped }, writer, keep_going);
+    let limit_bytes =
+        OUTPUT_BYTES_AT_LEAST.saturating_add(options.limit_seconds.saturating_mul(OUTPUT_BYTES_PER_SECOND));
+    let process = child.pid().map_err(AudioError::FfmpegSpawn)?;
+    let output = Output { stdout, process, ended: None, watch: &watch, stopped: &stopped, limit_bytes, read_bytes: 0 };
+    let decoded = container::decode_stream(output, writer, keep_going);
     if let Some(error) = stopped.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
@@ -101,7 +105,7 @@ pub(super) fn decode(
         Ok((pcm, false)) => Ok(pcm),
     };
     let status = loop {
-        match child.0.try_wait().map_err(AudioError::FfmpegSpawn)? {
+        match child.status().map_err(AudioError::FfmpegSpawn)? {
             Some(status) => break status,
             None => {
                 watch.check()?;
@@ -110,7 +114,11 @@ pub(super) fn decode(
         }
     };
     if !status.success() {
-        let bytes = stderr.join().unwrap_or_default();
+        if status.signal() == Some(libc::SIGXCPU) {
+            let seconds = options.ffmpeg_limits.processor_time.as_secs();
+            return Err(AudioError::FfmpegLimit { limit: format!("{seconds} s of processor time") });
+        }
+        let bytes = stderr.recv_timeout(PIPE_PATIENCE).unwrap_or_default();
         let stderr = last_lines(&bytes);
         if is_unrecognised(&bytes, &stderr) {
             return Err(AudioError::NoSamples);
@@ -122,6 +130,44 @@ pub(super) fn decode(
         Ok(pcm) => Ok(Some(pcm)),
         // There is nothing in the file that it could hear.
         Err(_) => Err(AudioError::NoSamples),
+    }
+}
+
+fn start(named: &Path, input: &Spooled, options: &DecodeOptions) -> io::Result<Killed> {
+    let program = sandbox::find_program(named).ok_or(io::ErrorKind::NotFound)?;
+    let input = Input::of(input)?;
+    let sandbox = Sandbox::new(&program, &input, &options.ffmpeg_limits)?;
+    let mut command = Command::new(program);
+    command
+        .arg0("ffmpeg")
+        .args(["-nostdin", "-hide_banner", "-v", "error", "-threads", "1"])
+        .args(["-protocol_whitelist", "pipe,file", "-format_whitelist", DEMUXERS])
+        .args(["-dts_delta_threshold", LONGEST_HOLE_SECONDS])
+        .args(["-analyzeduration", PROBE_MICROSECONDS, "-probesize", PROBE_BYTES])
+        .args(["-i", INPUT, "-vn", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1"])
+        // Matroska, since it keeps the times of packets; two channels, which are mixed here as everywhere.
+        .args(["-f", "matroska", "-c:a", "pcm_s16le", "-ac", "2", "-ar", "16000", "-"])
+        // For some containers time begins with the first stream that is in use: the pictures are, and go nowhere.
+        .args(["-map", "0:v?", "-map", "0:a?", "-c", "copy", "-f", "null", "-"])
+        .stdin(input.file)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    sandbox.confine(&mut command);
+    Ok(Killed { process: command.spawn()?, status: None })
+}
+
+/// The upload as the process gets it.
+pub(super) struct Input {
+    pub(super) file: File,
+    pub(super) is_in_memory: bool,
+}
+
+impl Input {
+    fn of(input: &Spooled) -> io::Result<Self> {
+        let ours = input.to_file()?;
+        // Opened anew for reading alone; a file that the server itself may not open again is passed on as it is.
+        let file = File::open(format!("/proc/self/fd/{}", ours.as_raw_fd())).unwrap_or(ours);
+        Ok(Self { file, is_in_memory: input.is_in_memory() })
     }
 }
 
@@ -147,12 +193,25 @@ impl Watch<'_> {
 /// What it writes, for as long as it may.
 struct Output<'a> {
     stdout: ChildStdout,
+    process: Pid,
+    /// When it was seen that the process is gone, though its pipe is open.
+    ended: Option<Instant>,
+    limit_bytes: u64,
+    read_bytes: u64,
     watch: &'a Watch<'a>,
     /// Why the reading ended early: symphonia flattens errors of its source.
     stopped: &'a Mutex<Option<AudioError>>,
 }
 
 impl Output<'_> {
+    /// Whether nothing more will come, since the process is gone and what it left behind is killed.
+    fn has_ended_for_long(&mut self) -> io::Result<bool> {
+        if self.ended.is_none() && end_what_is_left(self.process)? {
+            self.ended = Some(Instant::now());
+        }
+        Ok(self.ended.is_some_and(|ended| ended.elapsed() > PIPE_PATIENCE))
+    }
+
     fn stop(&self, error: AudioError) -> io::Error {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         io::Error::other("stopped")
@@ -164,28 +223,44 @@ impl Read for Output<'_> {
         loop {
             self.watch.check().map_err(|error| self.stop(error))?;
             match poll(&mut [PollFd::new(&self.stdout, PollFlags::IN)], Some(&POLL)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+                Ok(0) if self.has_ended_for_long().map_err(|error| self.stop(AudioError::FfmpegSpawn(error)))? => {
+                    return Ok(0);
+                }
+                Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(error) => return Err(self.stop(AudioError::FfmpegSpawn(error.into()))),
             }
             match self.stdout.read(out) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.stop(AudioError::FfmpegSpawn(error))),
-                read => return read,
+                Ok(count) => {
+                    self.read_bytes += count as u64;
+                    if self.read_bytes > self.limit_bytes {
+                        let limit = format!("{} bytes of output", self.limit_bytes);
+                        return Err(self.stop(AudioError::FfmpegLimit { limit }));
+                    }
+                    return Ok(count);
+                }
             }
         }
     }
 }
 
-fn last_bytes(mut stderr: ChildStderr) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let mut buffer = [0; 1024];
-    while let Ok(n @ 1..) = stderr.read(&mut buffer) {
-        kept.extend_from_slice(&buffer[..n]);
-        let surplus = kept.len().saturating_sub(STDERR_BYTES);
-        kept.drain(..surplus);
-    }
-    kept
+/// Reads to the end on a thread, so that a long complaint does not block the process.
+fn last_bytes(mut stderr: ChildStderr) -> Receiver<Vec<u8>> {
+    let (sender, last) = mpsc::channel();
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        let mut buffer = [0; 1024];
+        while let Ok(n @ 1..) = stderr.read(&mut buffer) {
+            kept.extend_from_slice(&buffer[..n]);
+            let surplus = kept.len().saturating_sub(STDERR_BYTES);
+            kept.drain(..surplus);
+        }
+        // Not wanted where it succeeded.
+        let _ = sender.send(kept);
+    });
+    last
 }
 
 /// Its last lines, without what names its own parts: demuxers, addresses, the list of what it may read.
@@ -217,13 +292,53 @@ fn without_part(mut line: &str) -> &str {
     line
 }
 
-/// Whoever stops listening ends the process.
-struct Killed(Child);
+/// Dropping it ends the process and its group.
+struct Killed {
+    process: Child,
+    /// Once it is reaped: from then on its number may be that of another process.
+    status: Option<ExitStatus>,
+}
+
+impl Killed {
+    /// How it ended, if it has. What it left behind is ended first.
+    fn status(&mut self) -> io::Result<Option<ExitStatus>> {
+        if self.status.is_none() && end_what_is_left(self.pid()?)? {
+            self.status = Some(self.process.wait()?);
+        }
+        Ok(self.status)
+    }
+
+    fn pid(&self) -> io::Result<Pid> {
+        i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput.into())
+    }
+}
+
+/// Kills the group of a process that has ended and is not reaped yet, so that its number is no other's; `false`: it goes on.
+fn end_what_is_left(process: Pid) -> io::Result<bool> {
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    if waitid(WaitId::Pid(process), ended)?.is_none() {
+        return Ok(false);
+    }
+    kill_group(process)?;
+    Ok(true)
+}
+
+fn kill_group(leader: Pid) -> io::Result<()> {
+    match kill_process_group(leader, Signal::KILL) {
+        // It ended before it was the leader of a group.
+        Err(Errno::SRCH) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // Both fail only when it is gone already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if self.status.is_some() {
+            return;
+        }
+        // These fail only where it has ended already.
+        let _ = self.pid().and_then(kill_group);
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }

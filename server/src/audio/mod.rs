@@ -21,6 +21,7 @@ mod mp4;
 mod output;
 mod pcm;
 mod resample;
+mod sandbox;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use std::time::Duration;
 pub use error::AudioError;
 pub use ffmpeg::Ffmpeg;
 pub use pcm::{Pcm, PcmReader, Span, decode_raw_s16le};
+pub use sandbox::{Confinement, FfmpegLimits};
 
 use hush_whisper::SAMPLE_RATE;
 
@@ -64,6 +66,7 @@ pub struct DecodeOptions {
     pub limit_seconds: u64,
     pub ffmpeg: Ffmpeg,
     pub ffmpeg_timeout: Duration,
+    pub ffmpeg_limits: FfmpegLimits,
 }
 
 impl Default for DecodeOptions {
@@ -76,6 +79,7 @@ impl Default for DecodeOptions {
             limit_seconds: DEFAULT_LIMIT_SECONDS,
             ffmpeg: Ffmpeg::default(),
             ffmpeg_timeout: Duration::from_secs(1800),
+            ffmpeg_limits: FfmpegLimits::default(),
         }
     }
 }
@@ -131,7 +135,7 @@ fn decode_samples(
     };
     let is_head = kept_samples < u64::MAX;
     let timeout = if is_head { options.ffmpeg_timeout.min(HEAD_FFMPEG_TIMEOUT) } else { options.ffmpeg_timeout };
-    let by_ffmpeg = || ffmpeg::decode(&options.ffmpeg, input, writer(), timeout, keep_going);
+    let by_ffmpeg = || ffmpeg::decode(input, writer(), options, timeout, keep_going);
     if likeness::is_foreign(input) {
         match by_ffmpeg() {
             Ok(Some(pcm)) => return Ok(pcm),

@@ -20,6 +20,7 @@ use super::ort_lib::{self, Placement};
 use super::settings::{PROBE_CUDA, SettingError};
 use super::values::{Device, DeviceChoice};
 use crate::gpu::{CudaDevice, GpuRef, Visible};
+use crate::runner::inherited_environment;
 
 /// A driver that hangs must not keep the server from starting on the CPU. Libraries of a gigabyte that come from a slow disk,
 /// and a driver that starts eight GPUs, take tens of seconds.
@@ -89,7 +90,8 @@ fn probe_within(
 ) -> Result<(), String> {
     let not_tried = |error: io::Error| format!("CUDA could not be tried: {error}");
     let mut command = Command::new(program);
-    command.args(["runner", PROBE_CUDA]).arg(ort_lib).arg(index.to_string()).envs(variables.iter().cloned());
+    command.args(["runner", PROBE_CUDA]).arg(ort_lib).arg(index.to_string());
+    command.env_clear().envs(inherited_environment()).envs(variables.iter().cloned());
     command.env(runtime::TELEMETRY_VARIABLE, runtime::NO_TELEMETRY);
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = spawned.map_err(not_tried)?;
@@ -188,6 +190,16 @@ mod tests {
         let seat = Seat::of(Device::Cuda(CudaDevice::Index(0)), &Env::default()).unwrap();
         let answer = probe(&program, Path::new("/o.so"), 0, &seat.env);
         assert_eq!(answer, Err("order is PCI_BUS_ID".to_owned()));
+    }
+
+    #[test]
+    fn the_child_inherits_no_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        // Stands for a token: the tests have it, and no list of ours.
+        assert!(env::var_os("CARGO_MANIFEST_DIR").is_some());
+        let program = program(folder.path(), "echo \"folder is $CARGO_MANIFEST_DIR, path is ${PATH:+there}\"");
+        let answer = probe(&program, Path::new("/o.so"), 0, &[]);
+        assert_eq!(answer, Err("folder is , path is there".to_owned()));
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Meter {
     pub fn hub(&mut self, event: Event<'_>) {
         match event {
             Event::Waiting => self.say(&format!("{}: another process is downloading it; waiting", self.job)),
-            Event::Planned { total_bytes, .. } => self.set(self.done, self.total + total_bytes),
+            Event::Planned { total_bytes, .. } => self.set(self.done, self.total.saturating_add(total_bytes)),
             Event::Bytes(bytes) => {
                 let done = self.done + bytes;
                 self.set(done, self.total.max(done));

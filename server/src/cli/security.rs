@@ -1,17 +1,29 @@
 //! Settings of who gets in become what asks them.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use hush_log::exposed_secret;
 
 use super::settings::{SecuritySettings, TlsFiles};
 use crate::admin::Access;
 use crate::auth::{Authenticate, KeyFile, TokenReview};
 use crate::serve::Tls;
 
+/// A warning and no refusal: whether other users are to be kept out is the operator's to know.
+fn warn_of_readers(option: &str, secret: &Path) {
+    if let Some(problem) = exposed_secret(option, secret) {
+        tracing::warn!("{problem}");
+    }
+}
+
 /// Must be called inside a tokio runtime; so must the others.
 pub fn tls(option: &str, files: Option<&TlsFiles>) -> anyhow::Result<Option<Tls>> {
+    if let Some(files) = files {
+        warn_of_readers(&format!("--{option}-key"), &files.key);
+    }
     files
         .map(|files| Tls::from_files(files.certificate.clone(), files.key.clone()))
         .transpose()
@@ -19,6 +31,9 @@ pub fn tls(option: &str, files: Option<&TlsFiles>) -> anyhow::Result<Option<Tls>
 }
 
 pub fn api_keys(settings: &SecuritySettings) -> anyhow::Result<Option<KeyFile>> {
+    if let Some(path) = &settings.api_keys_file {
+        warn_of_readers("--api-keys-file", path);
+    }
     settings.api_keys_file.clone().map(KeyFile::open).transpose().context("--api-keys-file")
 }
 
@@ -26,6 +41,7 @@ pub fn api_keys(settings: &SecuritySettings) -> anyhow::Result<Option<KeyFile>> 
 pub fn access(settings: &SecuritySettings, listener: IpAddr) -> anyhow::Result<Access> {
     let mut checks: Vec<Arc<dyn Authenticate>> = Vec::new();
     if let Some(path) = &settings.admin_token_file {
+        warn_of_readers("--admin-token-file", path);
         checks.push(Arc::new(KeyFile::open(path.clone()).context("--admin-token-file")?));
     }
     if let Some(review) = &settings.admin_token_review {
@@ -41,4 +57,63 @@ pub fn access(settings: &SecuritySettings, listener: IpAddr) -> anyhow::Result<A
         Access::Tokens(_) => {}
     }
     Ok(access)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{Permissions, set_permissions, write};
+    use std::io::{self, Write};
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::{Mutex, PoisonError};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_that_every_user_can_read_are_told_with_the_option() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(file.path(), "0123456789abcdef").unwrap();
+        let path = file.path().to_owned();
+        let files = TlsFiles { certificate: path.clone(), key: path.clone() };
+        let settings = SecuritySettings {
+            tls: Some(files.clone()),
+            ops_tls: Some(files),
+            api_keys_file: Some(path.clone()),
+            admin_token_file: Some(path.clone()),
+            admin_token_review: None,
+        };
+        for (mode, expected) in [(0o644, 4), (0o640, 0)] {
+            set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            let lines = Lines::default();
+            let writer = lines.clone();
+            let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                assert!(api_keys(&settings).unwrap().is_some());
+                access(&settings, IpAddr::from([127, 0, 0, 1])).unwrap();
+                // The file is no certificate, which is another error than that others can read it.
+                assert!(tls("tls", settings.tls.as_ref()).is_err());
+                assert!(tls("ops-tls", settings.ops_tls.as_ref()).is_err());
+            });
+            let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(text.matches("every user of this machine can read").count(), expected, "{text}");
+            if expected > 0 {
+                for option in ["--api-keys-file: ", "--admin-token-file: ", "--tls-key: ", "--ops-tls-key: "] {
+                    assert!(text.contains(option) && text.contains(&path.display().to_string()), "{text}");
+                }
+            }
+            assert!(!text.contains("0123456789abcdef"));
+        }
+    }
 }

@@ -22,7 +22,7 @@ use super::values::{AsrEngine, CorsOrigin};
 use super::{check, ground, log, ort_lib, security, vad_model};
 use crate::admin::{self, AdminState};
 use crate::api::{ApiConfig, ApiState, Catalogue, Live, UploadOptions};
-use crate::audio::{DecodeOptions, Ffmpeg};
+use crate::audio::{Confinement, DecodeOptions, Ffmpeg};
 use crate::budget::ByteBudget;
 use crate::format::JsonShape;
 use crate::gpu::GpuCollector;
@@ -108,6 +108,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         .context("starting the runtime")?;
     runtime.block_on(async {
         let metrics = Arc::new(Metrics::new().context("registering metrics")?);
+        publish_confinement(&metrics);
         let expected = plans.iter().any(|plan| plan.site.gpu.is_some());
         let accounts =
             ground::accounts(settings, expected, &metrics).context("starting the thread that looks at the GPUs")?;
@@ -183,6 +184,14 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         tracing::info!("ended");
         ended
     })
+}
+
+/// At the start, so that an operator sees it before a file comes that needs it.
+fn publish_confinement(metrics: &Metrics) {
+    let found = Confinement::of_this_kernel();
+    for (mechanism, is_offered) in [("landlock", found.landlock), ("seccomp", found.seccomp)] {
+        metrics.ffmpeg_confined.with_label_values(&[mechanism]).set(f64::from(u8::from(is_offered)));
+    }
 }
 
 fn api_config(settings: &ServeSettings) -> ApiConfig {

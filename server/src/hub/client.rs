@@ -1,11 +1,17 @@
-//! Requests to the hub: redirects by hand (the token stays with the hub), timeouts, and errors that say what to do.
+//! Requests to the hub: redirects by hand (the token stays with the hub, and no redirect leads inwards), timeouts, and
+//! errors that say what to do.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
 
 use hush_contract::percent::segment;
 use ureq::http::{HeaderMap, Response};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::config::{HubConfig, Token};
 use super::digest::Digest;
+use super::reach::{GuardedResolver, Reach};
 use super::{HubError, Repo};
 
 const MAX_REDIRECTS: usize = 10;
@@ -14,6 +20,10 @@ const MAX_TEXT: u64 = 32 << 20;
 
 pub struct Client {
     agent: Agent,
+    /// Of the agent.
+    resolver: GuardedResolver,
+    /// The resolver looks at one request at a time: no other thread makes one.
+    _on_one_thread: PhantomData<Cell<()>>,
     endpoint: String,
     token: Option<Token>,
 }
@@ -34,7 +44,7 @@ pub struct Answer {
 impl Client {
     pub fn new(config: &HubConfig) -> Self {
         let patience = &config.patience;
-        let agent = Agent::config_builder()
+        let settings = Agent::config_builder()
             .tls_config(crate::trust::tls())
             .http_status_as_error(false)
             .max_redirects(0)
@@ -46,9 +56,16 @@ impl Client {
             .timeout_recv_response(Some(patience.read_timeout))
             .timeout_per_read(Some(patience.read_timeout))
             .timeout_per_write(Some(patience.read_timeout))
-            .build()
-            .new_agent();
-        Self { agent, endpoint: config.endpoint.clone(), token: config.token.clone() }
+            .build();
+        let resolver = GuardedResolver::default();
+        let agent = Agent::with_parts(settings, DefaultConnector::default(), resolver.clone());
+        Self {
+            agent,
+            resolver,
+            _on_one_thread: PhantomData,
+            endpoint: config.endpoint.clone(),
+            token: config.token.clone(),
+        }
     }
 
     /// What the revision holds.
@@ -87,8 +104,18 @@ impl Client {
     fn get(&self, url: &str, offset: u64) -> Result<(Response<Body>, String, Said), HubError> {
         let mut url = url.to_owned();
         let mut said = Said::default();
+        // The server that redirected to `url`, and where it was.
+        let mut sender: Option<(String, Reach)> = None;
         for _ in 0..=MAX_REDIRECTS {
             let ours = origin(&url) == origin(&self.endpoint);
+            // The endpoint is the operator's choice, wherever it is.
+            let from = sender.as_ref().filter(|_| !ours).map(|(_, reach)| *reach);
+            let inward = |place: String| HubError::Inward {
+                from: sender.as_ref().map_or_else(String::new, |(url, _)| without_query(url)),
+                to: origin(&url),
+                place,
+            };
+            self.resolver.expect(&url, from).map_err(inward)?;
             let mut request = self.agent.get(&url);
             if offset > 0 {
                 request = request.header("Range", format!("bytes={offset}-"));
@@ -96,7 +123,10 @@ impl Client {
             if let (true, Some(token)) = (ours, &self.token) {
                 request = request.header("Authorization", token.header());
             }
-            let response = request.call().map_err(|cause| transport(&url, cause))?;
+            let response = request.call().map_err(|cause| match self.resolver.refused() {
+                Some(address) => inward(format!("{} ({address})", Reach::of(address))),
+                None => transport(&url, cause),
+            })?;
             if ours {
                 said.note(response.headers());
             }
@@ -112,7 +142,7 @@ impl Client {
             if url.starts_with("https://") && !next.starts_with("https://") {
                 return Err(HubError::Nonsense { what: url, problem: format!("a redirect from https to {next}") });
             }
-            url = next;
+            sender = Some((std::mem::replace(&mut url, next), self.resolver.reached()));
         }
         Err(HubError::Nonsense { what: url, problem: format!("more than {MAX_REDIRECTS} redirects") })
     }

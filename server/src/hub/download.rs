@@ -136,7 +136,10 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn fetch_all(&self, files: &[Wanted], watch: &mut dyn FnMut(Event<'_>)) -> Result<(), HubError> {
-        let total_bytes = files.iter().filter_map(|file| file.size).sum();
+        for file in files {
+            self.check_listed(file)?;
+        }
+        let total_bytes = files.iter().filter_map(|file| file.size).fold(0, u64::saturating_add);
         watch(Event::Planned { files: files.len(), total_bytes });
         self.check_room(files)?;
         for file in files {
@@ -146,6 +149,18 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// What the listing says of a length, before anything is planned with it.
+    fn check_listed(&self, file: &Wanted) -> Result<(), HubError> {
+        let longest = longest(&file.name);
+        match file.size.filter(|&size| size > longest) {
+            None => Ok(()),
+            Some(size) => {
+                let problem = format!("`size` of {} is {size} bytes; {longest} are the most", file.name);
+                Err(HubError::Nonsense { what: format!("`{}`", self.repo), problem })
+            }
+        }
+    }
+
     /// Before gigabytes are fetched, not after.
     fn check_room(&self, files: &[Wanted]) -> Result<(), HubError> {
         let here = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
@@ -153,7 +168,7 @@ impl Job<'_> {
             let have = here(&self.dir.join(&file.name)).max(here(&self.part(file)));
             file.size.unwrap_or(0).saturating_sub(have)
         });
-        let needed: u64 = missing.sum();
+        let needed = missing.fold(0, u64::saturating_add);
         // A file system that does not say how full it is will say so while writing.
         let Ok(stat) = rustix::fs::statvfs(self.dir) else { return Ok(()) };
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -182,7 +197,7 @@ impl Job<'_> {
         let mut reported = 0;
         match self.fetch_part(file, &part, watch, &mut reported) {
             // The beginning was of an earlier run, which may have been of something else: once more, from nothing.
-            Err(HubError::WrongDigest { .. } | HubError::WrongSize { .. }) if resumed => {
+            Err(HubError::WrongDigest { .. } | HubError::WrongSize { .. } | HubError::TooLong { .. }) if resumed => {
                 watch(Event::Restart { bytes: reported });
                 self.fetch_part(file, &part, watch, &mut 0)?;
             }
@@ -211,6 +226,8 @@ impl Job<'_> {
 
         let url = format!("{} of `{}`", file.name, self.repo);
         let (mut size, mut digest) = (file.size, file.digest.clone());
+        // The most that was here at any time: bytes that only come again are no progress.
+        let mut best = have;
         if size != Some(have) || have == 0 {
             Tries::new(self.patience).run(watch, |tries, watch| {
                 let answer = self.client.open(self.repo, self.commit, &file.name, have)?;
@@ -218,6 +235,11 @@ impl Job<'_> {
                 size = size.or(answer.size);
                 if answer.status == 416 {
                     return Ok(());
+                }
+                if let (Some(expected), Some(found)) = (size, answer.size)
+                    && expected != found
+                {
+                    return Err(self.wrong_size(file, part, expected, found));
                 }
                 if answer.offset != have {
                     // The store ignores ranges: what is here comes again.
@@ -230,12 +252,17 @@ impl Job<'_> {
                     }
                 }
                 out.set_len(have).and_then(|()| out.seek(SeekFrom::Start(have))).map_err(HubError::disk(part))?;
-                let result = copy(answer, &mut out, part, &mut have, |bytes| {
-                    tries.progress();
+                let limit = size.unwrap_or_else(|| longest(&file.name));
+                let result = copy(answer, &mut out, part, &mut have, limit, |bytes, have| {
+                    if have > best {
+                        best = have;
+                        tries.progress();
+                    }
                     *reported += bytes;
                     watch(Event::Bytes(bytes));
                 });
-                result.and_then(|()| match size {
+                result.and_then(|is_whole| match size {
+                    _ if !is_whole => Err(self.too_long(file, part, limit)),
                     Some(size) if have < size => {
                         Err(HubError::Truncated { url: url.clone(), expected: size, found: have })
                     }
@@ -248,13 +275,29 @@ impl Job<'_> {
         self.verify(file, part, size, digest.as_ref())
     }
 
+    /// What came is no good for a later run.
+    fn too_long(&self, file: &Wanted, part: &Path, expected: u64) -> HubError {
+        let (repo, name) = (self.repo.to_string(), file.name.clone());
+        match fs::remove_file(part) {
+            Ok(()) => HubError::TooLong { repo, file: name, expected },
+            Err(cause) => HubError::disk(part)(cause),
+        }
+    }
+
+    fn wrong_size(&self, file: &Wanted, part: &Path, expected: u64, found: u64) -> HubError {
+        let (repo, name) = (self.repo.to_string(), file.name.clone());
+        match fs::remove_file(part) {
+            Ok(()) => HubError::WrongSize { repo, file: name, expected, found },
+            Err(cause) => HubError::disk(part)(cause),
+        }
+    }
+
     fn verify(&self, file: &Wanted, part: &Path, size: Option<u64>, digest: Option<&Digest>) -> Result<(), HubError> {
         let mut content = File::open(part).map_err(HubError::disk(part))?;
         let found = content.metadata().map_err(HubError::disk(part))?.len();
         let (repo, name) = (self.repo.to_string(), file.name.clone());
         if let Some(expected) = size.filter(|&size| size != found) {
-            fs::remove_file(part).map_err(HubError::disk(part))?;
-            return Err(HubError::WrongSize { repo, file: name, expected, found });
+            return Err(self.wrong_size(file, part, expected, found));
         }
         let Some(digest) = digest else {
             tracing::warn!(repo, file = name, "the hub gives no digest for this file; only its length was checked");
@@ -272,27 +315,38 @@ impl Job<'_> {
     }
 }
 
-/// Writes the body; what was written counts even when the connection breaks.
+/// The most that a file can have, whatever is listed. The weights of the largest Whisper have six gigabytes; the others are
+/// read into memory as a whole.
+fn longest(name: &str) -> u64 {
+    if name.ends_with(".safetensors") { 64 << 30 } else { 256 << 20 }
+}
+
+/// Writes the body; what was written counts even when the connection breaks. `false`: there is more than `limit` bytes of the
+/// file, of which no more are written. `arrived` is told what came and what there is.
 fn copy(
     answer: Answer,
     out: &mut File,
     part: &Path,
     have: &mut u64,
-    mut arrived: impl FnMut(u64),
-) -> Result<(), HubError> {
+    limit: u64,
+    mut arrived: impl FnMut(u64, u64),
+) -> Result<bool, HubError> {
     let url = without_query(&answer.url);
     let mut body = answer.body.into_reader();
     let mut buffer = vec![0; 256 << 10];
     loop {
         let count = match body.read(&mut buffer) {
-            Ok(0) => return Ok(()),
+            Ok(0) => return Ok(true),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(transport(&url, ureq::Error::from(error))),
         };
+        if count as u64 > limit.saturating_sub(*have) {
+            return Ok(false);
+        }
         out.write_all(&buffer[..count]).map_err(HubError::disk(part))?;
         *have += count as u64;
-        arrived(count as u64);
+        arrived(count as u64, *have);
     }
 }
 

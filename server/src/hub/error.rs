@@ -41,6 +41,16 @@ pub enum HubError {
     WrongDigest { repo: String, file: String, algorithm: &'static str, expected: String, found: String },
     #[error("{file} of `{repo}` has {found} bytes, expected {expected}; it was removed, try again")]
     WrongSize { repo: String, file: String, expected: u64, found: u64 },
+    #[error(
+        "{file} of `{repo}` is longer than the {expected} bytes that the hub lists; the download was stopped and what came was \
+         removed. If this is a mirror, it serves another file than it lists"
+    )]
+    TooLong { repo: String, file: String, expected: u64 },
+    #[error(
+        "{from} redirects to {to}, which is {place}: a redirect must not lead to an address that only this machine or its \
+         network can reach. If a mirror of your own is meant, name it in HF_ENDPOINT"
+    )]
+    Inward { from: String, to: String, place: String },
     #[error("the hub's answer about {what} makes no sense: {problem}")]
     Nonsense { what: String, problem: String },
     #[error("{url} answered {status}{reason}")]

@@ -14,6 +14,7 @@ mod error;
 mod listing;
 mod local;
 mod names;
+mod reach;
 
 pub use config::{HubConfig, Patience, Token};
 pub use download::{Checkpoint, Event, download};

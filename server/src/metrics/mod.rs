@@ -51,6 +51,8 @@ pub struct Metrics {
     pub runner_restarts_total: IntCounterVec,
     /// `{model, asked, device, reason}`, always 1.
     pub device_info: GaugeVec,
+    /// `{mechanism}`
+    pub ffmpeg_confined: GaugeVec,
     pub config_last_reload_successful: Gauge,
     pub config_last_reload_success_timestamp_seconds: Gauge,
     /// `{model}`
@@ -89,6 +91,11 @@ impl Metrics {
         )?;
         registry.register(Box::new(device_info.clone()))?;
         register_program_metrics(&registry, env!("CARGO_PKG_VERSION"))?;
+        let ffmpeg_confined = GaugeVec::new(
+            Opts::new(names::FFMPEG_CONFINED, "Whether the kernel confines ffmpeg by this mechanism."),
+            &[names::LABEL_MECHANISM],
+        )?;
+        registry.register(Box::new(ffmpeg_confined.clone()))?;
         registry.register(Box::new(DroppedLines::new(
             names::LOG_LINES_DROPPED_TOTAL,
             "Log lines that could not be written, of the server and its runners.",
@@ -138,6 +145,7 @@ impl Metrics {
                 &[model, names::LABEL_CAUSE],
             )?,
             device_info,
+            ffmpeg_confined,
             config_last_reload_successful: gauge(
                 names::CONFIG_LAST_RELOAD_SUCCESSFUL,
                 "1 when the configuration was good the last time it was read, 0 when it was refused.",

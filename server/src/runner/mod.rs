@@ -16,3 +16,4 @@ pub mod wire;
 
 pub use backend::EngineBackend;
 pub use process::{Ending, Job, JobEvent, LoadTimings, Notify, Runner, RunnerEvent, Runners, Settings};
+pub use spawn::inherited_environment;

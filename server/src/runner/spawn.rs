@@ -1,6 +1,7 @@
 //! Processes are started by one thread that lives as long as the server's runners: the kernel sends a child its
 //! parent-death signal when the **thread** that started it ends, and a runtime's threads come and go.
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
@@ -60,19 +61,23 @@ impl Spawner {
     }
 }
 
+/// What processes of ours inherit of this one's environment: no token of the hub, no key, nothing that they do not use.
+pub fn inherited_environment() -> impl Iterator<Item = (OsString, OsString)> {
+    env::vars_os().filter(|(name, _)| {
+        let name = name.to_string_lossy();
+        INHERITED.contains(&&*name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    })
+}
+
 fn spawn(settings: &Settings) -> io::Result<Spawned> {
     let (socket, theirs) = UnixStream::pair()?;
     socket.set_nonblocking(true)?;
-    let inherited = env::vars_os().filter(|(name, _)| {
-        let name = name.to_string_lossy();
-        INHERITED.contains(&&*name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    });
     let child = Command::new(&settings.program)
         .arg0("hush-runner")
         .args(&settings.args)
         .env_clear()
         .env(MALLOC_VARIABLE, MALLOC)
-        .envs(inherited)
+        .envs(inherited_environment())
         .envs(settings.env.iter().cloned())
         // Behind what is inherited: whatever the server was started with, its runners are silent.
         .env(runtime::TELEMETRY_VARIABLE, runtime::NO_TELEMETRY)

@@ -1,6 +1,8 @@
 //! Shared by the audio tests: WAV files written by hand, tones, and measures.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod stand_in;
+
 use std::f64::consts::TAU;
 use std::path::PathBuf;
 

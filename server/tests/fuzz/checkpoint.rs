@@ -7,6 +7,7 @@ use std::time::Duration;
 use hush_server::hub;
 use hush_whisper::ModelDir;
 use hush_whisper::checkpoint::{Checkpoint, Config};
+use hush_whisper::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -182,7 +183,24 @@ fn configurations_of_models() {
 #[test]
 fn manifests_of_models() {
     let folder = tempfile::tempdir().unwrap();
-    let good = serde_json::to_vec(&json!({
+    let good = manifest().to_string().into_bytes();
+    for name in hush_whisper::model_dir::FILES {
+        File::create(folder.path().join(name)).unwrap();
+    }
+    fs::write(folder.path().join("model.json"), &good).unwrap();
+    ModelDir::open(folder.path()).unwrap();
+    let limits = Limits { bytes: 4 << 20, ..LIMITS };
+    fuzz("manifests_of_models", 500, limits, damages(), |damages| {
+        let mut text = good.clone();
+        damages.apply(&mut text);
+        fs::write(folder.path().join("model.json"), text).unwrap();
+        let _ = ModelDir::open(folder.path());
+    });
+}
+
+/// Of a model whose files are empty.
+fn manifest() -> Value {
+    json!({
         "format_version": hush_whisper::model_dir::format_version(hush_whisper::Precision::Int8),
         "name": "m",
         "precision": "int8",
@@ -198,19 +216,74 @@ fn manifests_of_models() {
             .map(|name| (name.to_owned(), json!({"bytes": 0, "sha256": "0"})))
             .into_iter()
             .collect::<Map<_, _>>(),
-    }))
-    .unwrap();
+    })
+}
+
+/// Manifests that are JSON, with numbers that no model has: what is accepted can be laid out in memory.
+#[test]
+fn wild_manifests() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = manifest();
     for name in hush_whisper::model_dir::FILES {
         File::create(folder.path().join(name)).unwrap();
     }
-    fs::write(folder.path().join("model.json"), &good).unwrap();
-    ModelDir::open(folder.path()).unwrap();
+    let leaves: Vec<String> = ["config", "tokens"]
+        .iter()
+        .flat_map(|part| good[part].as_object().unwrap().keys().map(move |field| format!("/{part}/{field}")))
+        .chain(["/alignment_heads".to_owned()])
+        .collect();
+    let value = prop_oneof![
+        any::<u64>().prop_map(|n| json!(n)),
+        (0_u64..1 << 25).prop_map(|n| json!(n)),
+        (0_u64..2_000).prop_map(|n| json!(n)),
+        prop::collection::vec(any::<u32>(), 0..3).prop_map(|list| json!(list)),
+        (any::<usize>(), any::<usize>()).prop_map(|(layer, head)| json!([[layer, head]])),
+    ];
     let limits = Limits { bytes: 4 << 20, ..LIMITS };
-    fuzz("manifests_of_models", 500, limits, damages(), |damages| {
-        let mut text = good.clone();
-        damages.apply(&mut text);
-        fs::write(folder.path().join("model.json"), text).unwrap();
-        let _ = ModelDir::open(folder.path());
+    let wild = prop::collection::vec((prop::sample::select(leaves), value), 1..4);
+    fuzz("wild_manifests", 500, limits, wild, |wild| {
+        let mut changed = good.clone();
+        for (field, value) in wild {
+            *changed.pointer_mut(&field).unwrap() = value;
+        }
+        fs::write(folder.path().join("model.json"), changed.to_string()).unwrap();
+        let Ok(model) = ModelDir::open(folder.path()) else { return };
+        let (config, tokens) = (&model.manifest().config, &model.manifest().tokens);
+        assert_eq!(config.check(), Ok(()));
+        assert_eq!(config.head_width() * config.decoder_attention_heads, config.d_model);
+        assert!(tokens.suppress.iter().all(|id| (*id as usize) < config.vocab_size));
+        assert!((tokens.timestamp_begin as usize) < config.vocab_size);
+        let heads = &model.manifest().alignment_heads;
+        assert!(
+            heads
+                .iter()
+                .all(|[layer, head]| { *layer < config.decoder_layers && *head < config.decoder_attention_heads })
+        );
+    });
+}
+
+/// Tokenizers whose ids are those of no model: no table is made for them.
+#[test]
+fn tokenizers_of_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let id = || prop_oneof![0_u32..2_000, any::<u32>(), Just(u32::MAX)];
+    let tokens =
+        (prop::collection::vec(("[a-z]{0,4}", id()), 0..20), prop::collection::vec(("[a-z|<>]{0,8}", id()), 0..5));
+    let limits = Limits { bytes: 1 << 20, ..LIMITS };
+    fuzz("tokenizers_of_models", 500, limits, (tokens, prop::option::weighted(0.3, damages())), |(tokens, damages)| {
+        let (vocabulary, added) = tokens;
+        let vocabulary: Map<_, _> = vocabulary.into_iter().map(|(text, id)| (text, json!(id))).collect();
+        let added: Vec<_> = added.into_iter().map(|(content, id)| json!({"id": id, "content": content})).collect();
+        let mut text = json!({"added_tokens": added, "model": {"vocab": vocabulary}}).to_string().into_bytes();
+        if let Some(damages) = damages {
+            damages.apply(&mut text);
+        }
+        fs::write(&path, text).unwrap();
+        if let Ok(tokenizer) = Tokenizer::open(&path, 1_000) {
+            assert!(tokenizer.size() <= 1_000);
+            let _ = tokenizer.decode([0, 999, u32::MAX]);
+        }
     });
 }
 

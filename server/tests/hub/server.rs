@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +23,10 @@ pub struct Options {
     /// As a plain mirror: names only, no sizes and no digests.
     pub bare_listing: bool,
     pub no_ranges: bool,
+    /// What the listing says of the length of every file.
+    pub listed_size: Option<u64>,
+    /// Where large files are, in the place of the store.
+    pub store: Option<&'static str>,
 }
 
 #[derive(Clone, Copy)]
@@ -34,6 +38,10 @@ pub enum Fault {
     Status(u16),
     /// One wrong byte in the body.
     Flip,
+    /// So many bytes behind the content, in a body of unknown length.
+    More(u64),
+    /// The last bytes are missing, from the stated length too.
+    Less(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +75,8 @@ struct Shared {
     log: Mutex<Vec<Request>>,
     faults: Mutex<Faults>,
     stop: AtomicBool,
+    /// Bytes that went out behind the content of a file.
+    surplus: AtomicU64,
 }
 
 pub struct Hub(Arc<Shared>);
@@ -83,6 +93,7 @@ impl Hub {
             log: Mutex::default(),
             faults: Mutex::default(),
             stop: AtomicBool::new(false),
+            surplus: AtomicU64::new(0),
         });
         for (listener, is_store) in [(hub, false), (store, true)] {
             let shared = Arc::clone(&shared);
@@ -102,6 +113,14 @@ impl Hub {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.0.hub)
+    }
+
+    pub fn surplus(&self) -> u64 {
+        self.0.surplus.load(Ordering::SeqCst)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.0.hub
     }
 
     pub fn requests(&self) -> Vec<Request> {
@@ -168,7 +187,10 @@ fn serve(shared: &Shared, store: bool, mut stream: TcpStream) -> std::io::Result
         return plain(&mut stream, 404, &[("X-Error-Code", "EntryNotFound")], b"no");
     };
     if !store && content.len() as u64 >= LARGE {
-        let location = format!("http://{}/blobs/{name}?signature=abc", shared.store);
+        let location = match shared.options.store {
+            Some(store) => store.to_owned(),
+            None => format!("http://{}/blobs/{name}?signature=abc", shared.store),
+        };
         let (tag, size) = (format!("\"{}\"", sha256(&content)), content.len().to_string());
         let headers =
             [("Location", &*location), ("X-Linked-Etag", &*tag), ("X-Linked-Size", &*size), ("X-Repo-Commit", COMMIT)];
@@ -200,6 +222,9 @@ fn body(
         let last = content.len() - 1;
         content[last] ^= 1;
     }
+    if let Some(Fault::Less(bytes)) = fault {
+        content.truncate(content.len() - bytes as usize);
+    }
     let total = content.len();
     let start = request.range_start().filter(|_| !shared.options.no_ranges).map(|start| start as usize);
     if start.is_some_and(|start| start >= total) {
@@ -209,6 +234,18 @@ fn body(
     let mut head = format!("HTTP/1.1 {} x\r\nConnection: close\r\n", if start.is_some() { 206 } else { 200 });
     if let Some(start) = start {
         let _ = write!(head, "Content-Range: bytes {start}-{}/{total}\r\n", total - 1);
+    }
+    if let Some(Fault::More(bytes)) = fault {
+        let _ = write!(head, "ETag: {tag}\r\n\r\n");
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(rest)?;
+        // The client may leave at any time.
+        let piece = vec![0; 1 << 20];
+        for _ in 0..bytes / piece.len() as u64 {
+            stream.write_all(&piece)?;
+            shared.surplus.fetch_add(piece.len() as u64, Ordering::SeqCst);
+        }
+        return Ok(());
     }
     let _ = write!(head, "ETag: {tag}\r\nContent-Length: {}\r\n\r\n", rest.len());
     stream.write_all(head.as_bytes())?;
@@ -243,6 +280,10 @@ fn listing(shared: &Shared) -> String {
             continue;
         }
         let content = fs::read(&path).unwrap();
+        if let Some(size) = shared.options.listed_size {
+            siblings.push(serde_json::json!({ "rfilename": name, "size": size }));
+            continue;
+        }
         siblings.push(if content.len() as u64 >= LARGE {
             let lfs = serde_json::json!({ "sha256": sha256(&content), "size": content.len(), "pointerSize": 134 });
             serde_json::json!({ "rfilename": name, "size": content.len(), "blobId": "0".repeat(40), "lfs": lfs })

@@ -23,6 +23,7 @@ mod options;
 mod parallel;
 pub mod runtime;
 pub mod segments;
+mod small_file;
 mod sound;
 pub mod task;
 pub mod timing;

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{Config, SpecialTokens};
+use crate::checkpoint::{Config, FieldProblem, SpecialTokens};
 use crate::graph::Precision;
 use crate::onnx::{WeightsFile, hex};
+use crate::small_file;
 
 /// The format that this version of Hush reads and writes; it grows when an older model directory cannot be used any more.
 pub const fn format_version(precision: Precision) -> u32 {
@@ -75,6 +76,8 @@ pub enum ModelDirError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: not a valid manifest: {source}; repeat `hush-server install`", path.display())]
     Manifest { path: PathBuf, source: serde_json::Error },
+    #[error("{}: `{field}` {problem}; repeat `hush-server install`", path.display())]
+    Field { path: PathBuf, field: String, problem: String },
     #[error(
         "{}: written in format {found}, this version of Hush reads format {expected}; repeat `hush-server install`",
         path.display()
@@ -92,7 +95,7 @@ impl ModelDir {
     /// Reads the manifest and looks at the length of each file; cheap at any size.
     pub fn open(path: &Path) -> Result<Self, ModelDirError> {
         let manifest_path = path.join(MANIFEST);
-        let text = match fs::read(&manifest_path) {
+        let text = match small_file::read(&manifest_path) {
             Ok(text) => text,
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Err(if !path.is_dir() {
@@ -113,6 +116,11 @@ impl ModelDir {
             return Err(ModelDirError::Version { path: manifest_path, found: version.format_version, expected });
         }
         let manifest: Manifest = serde_json::from_slice(&text).map_err(bad)?;
+        manifest.check().map_err(|FieldProblem { field, problem }| ModelDirError::Field {
+            path: manifest_path.clone(),
+            field,
+            problem,
+        })?;
         for name in FILES {
             let path = path.join(name);
             let found = match fs::metadata(&path) {
@@ -161,7 +169,25 @@ impl ModelDir {
 
     /// Length of all files together.
     pub fn bytes(&self) -> u64 {
-        self.manifest.files.values().map(|entry| entry.bytes).sum()
+        self.manifest.files.values().map(|entry| entry.bytes).fold(0, u64::saturating_add)
+    }
+}
+
+impl Manifest {
+    /// Whether its numbers fit each other. Memory is laid out by them when the model is loaded.
+    fn check(&self) -> Result<(), FieldProblem> {
+        let of = |part: &'static str| {
+            move |error: FieldProblem| FieldProblem::new(format!("{part}.{}", error.field), error.problem)
+        };
+        self.config.check().map_err(of("config"))?;
+        self.tokens.check(self.config.vocab_size).map_err(of("tokens"))?;
+        let (layers, heads) = (self.config.decoder_layers, self.config.decoder_attention_heads);
+        let is_head = |[layer, head]: &&[usize; 2]| *layer < layers && *head < heads;
+        if let Some([layer, head]) = self.alignment_heads.iter().find(|pair| !is_head(pair)) {
+            let problem = format!("holds [{layer}, {head}], but the decoder has {layers} layers of {heads} heads");
+            return Err(FieldProblem::new("alignment_heads", problem));
+        }
+        Ok(())
     }
 }
 

@@ -6,11 +6,12 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
 
+use crate::small_file;
 use serde::Deserialize;
 use tokenizers::{Model, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
@@ -21,6 +22,8 @@ pub enum TokenizerError {
     Read { path: PathBuf, source: io::Error },
     #[error("{}: not a tokenizer in the format of Hugging Face: {source}", path.display())]
     Parse { path: PathBuf, source: serde_json::Error },
+    #[error("{}: token {token:?} has id {id}, but the vocabulary of the model has {vocab_size} tokens (`vocab_size`)", path.display())]
+    Id { path: PathBuf, token: String, id: u32, vocab_size: usize },
     #[error("{}: {cause}", path.display())]
     Merges { path: PathBuf, cause: String },
     #[error("text could not be cut into tokens: {0}")]
@@ -56,19 +59,44 @@ struct Vocabulary<'a> {
     vocab: HashMap<Cow<'a, str>, u32>,
 }
 
+impl<'a> File<'a> {
+    fn parse(path: &Path, json: &'a [u8], vocab_size: usize) -> Result<Self, TokenizerError> {
+        let file: Self =
+            serde_json::from_slice(json).map_err(|source| TokenizerError::Parse { path: path.into(), source })?;
+        match file.last() {
+            Some((token, id)) if id as usize >= vocab_size => {
+                Err(TokenizerError::Id { path: path.into(), token: shown(token), id, vocab_size })
+            }
+            _ => Ok(file),
+        }
+    }
+
+    /// The token with the highest id.
+    fn last(&self) -> Option<(&str, u32)> {
+        let vocabulary = self.model.vocab.iter().map(|(content, id)| (&**content, *id));
+        let added = self.added_tokens.iter().map(|added| (&*added.content, added.id));
+        vocabulary.chain(added).max_by_key(|(_, id)| *id)
+    }
+}
+
+/// As much of a token as a message needs: the file may be hostile.
+fn shown(token: &str) -> String {
+    const LONGEST_CHARS: usize = 40;
+    token.chars().take(LONGEST_CHARS).collect()
+}
+
+/// Whether `json`, the text of the file at `path`, is a tokenizer whose tokens are all those of a model.
+pub(crate) fn check(path: &Path, json: &[u8], vocab_size: usize) -> Result<(), TokenizerError> {
+    File::parse(path, json, vocab_size).map(drop)
+}
+
 impl Tokenizer {
-    pub fn open(path: &Path) -> Result<Self, TokenizerError> {
-        let json = fs::read_to_string(path).map_err(|source| TokenizerError::Read { path: path.into(), source })?;
-        let file: File =
-            serde_json::from_str(&json).map_err(|source| TokenizerError::Parse { path: path.into(), source })?;
-        let size = file
-            .model
-            .vocab
-            .values()
-            .copied()
-            .chain(file.added_tokens.iter().map(|added| added.id))
-            .max()
-            .map_or(0, |last| last as usize + 1);
+    /// `vocab_size`: tokens of the model, which are all that there can be.
+    pub fn open(path: &Path, vocab_size: usize) -> Result<Self, TokenizerError> {
+        let unreadable = |source| TokenizerError::Read { path: path.into(), source };
+        let json = small_file::read(path).map_err(unreadable)?;
+        let file = File::parse(path, &json, vocab_size)?;
+        let size = file.last().map_or(0, |(_, id)| id as usize + 1);
         let mut contents: Vec<&str> = vec![""; size];
         for (content, id) in &file.model.vocab {
             contents[*id as usize] = content;
@@ -179,7 +207,7 @@ mod tests {
 
     fn bundled() -> Tokenizer {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/model/whisper-hush-tiny/tokenizer.json");
-        Tokenizer::open(Path::new(path)).unwrap()
+        Tokenizer::open(Path::new(path), 51_865).unwrap()
     }
 
     #[test]
@@ -223,8 +251,27 @@ mod tests {
     }
 
     #[test]
+    fn ids_beyond_the_vocabulary_are_refused() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/model/whisper-hush-tiny/tokenizer.json");
+        let error = Tokenizer::open(Path::new(path), 51_864).err().unwrap().to_string();
+        assert!(error.contains("\"<|30.00|>\" has id 51864") && error.contains("`vocab_size`"), "{error}");
+
+        // Not a table of four billion tokens.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let json = r#"{"added_tokens":[{"id":4294967295,"content":"x"}],"model":{"vocab":{"a":0}}}"#;
+        std::fs::write(&path, json).unwrap();
+        assert!(matches!(Tokenizer::open(&path, 51_865), Err(TokenizerError::Id { id: u32::MAX, .. })));
+        rustix::fs::mknodat(rustix::fs::CWD, folder.path().join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .unwrap();
+        for endless in [folder.path().join("pipe"), "/dev/zero".into()] {
+            assert!(matches!(Tokenizer::open(&endless, 51_865), Err(TokenizerError::Read { .. })));
+        }
+    }
+
+    #[test]
     fn errors_name_the_file() {
-        let missing = Tokenizer::open(Path::new("/nowhere/tokenizer.json")).err().unwrap();
+        let missing = Tokenizer::open(Path::new("/nowhere/tokenizer.json"), 1).err().unwrap();
         assert!(missing.to_string().contains("/nowhere/tokenizer.json"), "{missing}");
     }
 }

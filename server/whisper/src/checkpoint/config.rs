@@ -9,8 +9,23 @@ use super::json::JsonFile;
 
 /// Far above any Whisper (large has 32): each is a list of tensors before one of them is looked for.
 const LAYERS_MAX: usize = 1024;
-/// Far above any dimension of a Whisper, far below an overflow of a product of two.
+/// Far above any Whisper, far below an overflow of a product of two dimensions.
 pub(super) const SIZE_MAX: usize = 1 << 24;
+/// A prompt alone has four tokens, and half of a window is for what was said before it.
+const TARGET_POSITIONS_MIN: usize = 16;
+
+/// A field that cannot be so, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldProblem {
+    pub field: String,
+    pub problem: String,
+}
+
+impl FieldProblem {
+    pub(crate) fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
+    }
+}
 
 /// Dimensions under the names that Hugging Face gives them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,32 +84,55 @@ impl Config {
             max_target_positions: json.size("max_target_positions")?,
             vocab_size: json.size("vocab_size")?,
         };
-        config.check(&path, |field| field)?;
+        config.check().map_err(|error| json.error(&error.field, error.problem))?;
         Ok((config, json))
     }
 
-    /// Whether the dimensions fit each other. `stored_name` gives the name that the file has for a field.
-    pub(super) fn check(
-        &self,
-        path: &Path,
-        stored_name: impl Fn(&'static str) -> &'static str,
-    ) -> Result<(), CheckpointError> {
-        for (field, layers) in [("encoder_layers", self.encoder_layers), ("decoder_layers", self.decoder_layers)] {
-            if !(1..=LAYERS_MAX).contains(&layers) {
-                let problem = format!("is {layers}, expected 1 to {LAYERS_MAX}");
-                return Err(CheckpointError::field(path, stored_name(field), problem));
+    /// Whether each dimension is one that a model can have, whatever its weights are.
+    pub fn check(&self) -> Result<(), FieldProblem> {
+        let sizes = [
+            ("d_model", self.d_model, 1..=SIZE_MAX),
+            ("encoder_layers", self.encoder_layers, 1..=LAYERS_MAX),
+            ("encoder_attention_heads", self.encoder_attention_heads, 1..=SIZE_MAX),
+            ("encoder_ffn_dim", self.encoder_ffn_dim, 1..=SIZE_MAX),
+            ("decoder_layers", self.decoder_layers, 1..=LAYERS_MAX),
+            ("decoder_attention_heads", self.decoder_attention_heads, 1..=SIZE_MAX),
+            ("decoder_ffn_dim", self.decoder_ffn_dim, 1..=SIZE_MAX),
+            ("num_mel_bins", self.num_mel_bins, 1..=SIZE_MAX),
+            ("max_source_positions", self.max_source_positions, 1..=SIZE_MAX),
+            ("max_target_positions", self.max_target_positions, TARGET_POSITIONS_MIN..=SIZE_MAX),
+            ("vocab_size", self.vocab_size, 1..=SIZE_MAX),
+        ];
+        for (field, size, possible) in sizes {
+            if !possible.contains(&size) {
+                let (least, most) = (possible.start(), possible.end());
+                let problem = format!("is {size}, expected a whole number from {least} to {most}");
+                return Err(FieldProblem::new(field, problem));
             }
         }
         for (field, heads) in [
             ("encoder_attention_heads", self.encoder_attention_heads),
             ("decoder_attention_heads", self.decoder_attention_heads),
         ] {
-            if heads == 0 || !self.d_model.is_multiple_of(heads) {
+            if !self.d_model.is_multiple_of(heads) {
                 let problem = format!("is {heads}, which does not divide `d_model` {}", self.d_model);
-                return Err(CheckpointError::field(path, stored_name(field), problem));
+                return Err(FieldProblem::new(field, problem));
             }
         }
         Ok(())
+    }
+
+    /// The dimensions that a shape tells: the field, its value, and a tensor with the axis that is as long.
+    pub(super) fn told_by_shapes(&self) -> [(&'static str, usize, &'static str, usize); 7] {
+        [
+            ("d_model", self.d_model, "encoder.conv1.bias", 0),
+            ("num_mel_bins", self.num_mel_bins, "encoder.conv1.weight", 1),
+            ("max_source_positions", self.max_source_positions, "encoder.embed_positions.weight", 0),
+            ("max_target_positions", self.max_target_positions, "decoder.embed_positions.weight", 0),
+            ("vocab_size", self.vocab_size, "decoder.embed_tokens.weight", 0),
+            ("encoder_ffn_dim", self.encoder_ffn_dim, "encoder.layers.0.fc1.weight", 0),
+            ("decoder_ffn_dim", self.decoder_ffn_dim, "decoder.layers.0.fc1.weight", 0),
+        ]
     }
 
     /// Width of one decoder head.

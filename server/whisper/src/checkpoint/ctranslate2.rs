@@ -247,11 +247,12 @@ impl<'a> Variables<'a> {
             max_target_positions: size("decoder/position_encodings/encodings", 2, 0)?,
             vocab_size: size("decoder/embeddings/weight", 2, 0)?,
         };
-        config.check(path, |field| match field {
-            "encoder_attention_heads" => "encoder/num_heads",
-            "decoder_attention_heads" => "decoder/num_heads",
-            other => other,
-        })?;
+        let stored_name = |field: &str| match field {
+            "encoder_attention_heads" => "encoder/num_heads".to_owned(),
+            "decoder_attention_heads" => "decoder/num_heads".to_owned(),
+            other => other.to_owned(),
+        };
+        config.check().map_err(|error| CheckpointError::field(path, &stored_name(&error.field), error.problem))?;
         Ok(config)
     }
 }

@@ -45,6 +45,8 @@ pub enum CheckpointError {
     Dtype { path: PathBuf, tensor: String, found: String },
     #[error("{}: tensor `{tensor}` holds a value that is not finite, at index {index}", path.display())]
     NotFinite { path: PathBuf, tensor: String, index: usize },
+    #[error(transparent)]
+    TokenizerFile(#[from] crate::tokenizer::TokenizerError),
     #[error("{}: the tokenizer cannot be used: {problem}", path.display())]
     Tokenizer { path: PathBuf, problem: String },
 }

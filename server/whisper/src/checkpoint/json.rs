@@ -1,12 +1,12 @@
 //! Fields of a JSON file, with errors that say which file, which field, and what stood there.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::CheckpointError;
 use super::config::SIZE_MAX;
+use crate::small_file;
 
 pub(super) struct JsonFile {
     pub path: PathBuf,
@@ -15,7 +15,7 @@ pub(super) struct JsonFile {
 
 impl JsonFile {
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
-        let text = fs::read(path).map_err(CheckpointError::io(path))?;
+        let text = small_file::read(path).map_err(CheckpointError::io(path))?;
         let value =
             serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;
         match value {

@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-pub use config::Config;
+pub use config::{Config, FieldProblem};
 pub use error::CheckpointError;
 pub use tensor::{Tensor, Weights};
 pub use vocabulary::SpecialTokens;
@@ -28,6 +28,10 @@ pub use vocabulary::SpecialTokens;
 use json::JsonFile;
 use tiktoken::VocabularyFamily;
 use vocabulary::DeclaredTokens;
+
+use tokenizers::Tokenizer;
+
+use crate::tokenizer;
 
 /// A checkpoint that was read and found whole: every tensor is there in its shape. Values are read later.
 pub struct Checkpoint {
@@ -116,7 +120,7 @@ impl Checkpoint {
         check_mel_bins(folder, &config)?;
         let weights = safetensors::open(folder, &config)?;
         let generation = JsonFile::read_if_there(&folder.join("generation_config.json"))?;
-        let (tokenizer, tokenizer_json) = vocabulary::read_tokenizer(folder)?;
+        let (tokenizer, tokenizer_json) = checked_tokenizer(folder, &config)?;
         let declared = DeclaredTokens::of_hugging_face(&config, &config_json, generation.as_ref())?;
         let tokens = SpecialTokens::read(&tokenizer, &folder.join(vocabulary::TOKENIZER), &config, declared)?;
         let named = generation.as_ref().map_or(Ok(None), named_heads)?;
@@ -134,7 +138,7 @@ impl Checkpoint {
         let named = json.as_ref().map_or(Ok(None), named_heads)?;
 
         if folder.join(vocabulary::TOKENIZER).exists() {
-            let (tokenizer, tokenizer_json) = vocabulary::read_tokenizer(folder)?;
+            let (tokenizer, tokenizer_json) = checked_tokenizer(folder, &config)?;
             let tokens = SpecialTokens::read(&tokenizer, &folder.join(vocabulary::TOKENIZER), &config, declared)?;
             let alignment_heads = alignment_heads(&config, named);
             return Ok(Self { config, tokens, alignment_heads, tokenizer_json, weights });
@@ -177,6 +181,13 @@ fn check_mel_bins(folder: &Path, config: &Config) -> Result<(), CheckpointError>
     }
     let problem = format!("is {bins}, but `num_mel_bins` in config.json is {}", config.num_mel_bins);
     Err(features.error("feature_size", problem))
+}
+
+/// The tokenizer of a folder and its text, which is read as it will be when the model is loaded.
+fn checked_tokenizer(folder: &Path, config: &Config) -> Result<(Tokenizer, Vec<u8>), CheckpointError> {
+    let (tokenizer, json) = vocabulary::read_tokenizer(folder)?;
+    tokenizer::check(&folder.join(vocabulary::TOKENIZER), &json, config.vocab_size)?;
+    Ok((tokenizer, json))
 }
 
 fn vocabulary_family(path: &Path, config: &Config) -> Result<VocabularyFamily, CheckpointError> {

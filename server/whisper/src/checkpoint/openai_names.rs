@@ -46,13 +46,14 @@ impl Dimensions {
             max_target_positions: size("n_text_ctx", self.n_text_ctx)?,
             vocab_size: size("n_vocab", self.n_vocab)?,
         };
-        config.check(path, |field| match field {
-            "encoder_attention_heads" => "n_audio_head",
-            "decoder_attention_heads" => "n_text_head",
-            "encoder_layers" => "n_audio_layer",
-            "decoder_layers" => "n_text_layer",
-            other => other,
-        })?;
+        let stored_name = |field: &str| match field {
+            "encoder_attention_heads" => "n_audio_head".to_owned(),
+            "decoder_attention_heads" => "n_text_head".to_owned(),
+            "encoder_layers" => "n_audio_layer".to_owned(),
+            "decoder_layers" => "n_text_layer".to_owned(),
+            other => other.to_owned(),
+        };
+        config.check().map_err(|error| CheckpointError::field(path, &stored_name(&error.field), error.problem))?;
         Ok(config)
     }
 }

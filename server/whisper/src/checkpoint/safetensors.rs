@@ -8,7 +8,7 @@ use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors};
 
 use super::json::JsonFile;
 use super::tensor::{Encoding, MappedFile, StoredTensor};
-use super::{CheckpointError, Config, Weights};
+use super::{CheckpointError, Config, FieldProblem, Weights};
 
 pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -55,7 +55,39 @@ pub fn open(folder: &Path, config: &Config) -> Result<Weights, CheckpointError> 
         }
         files.push(shard.file);
     }
+    check_dimensions(&tensors, config)
+        .map_err(|error| CheckpointError::field(&folder.join("config.json"), &error.field, error.problem))?;
     Weights::checked(home, files, tensors, config)
+}
+
+/// Names the field of config.json that does not fit, where the shape of one tensor tells which it is.
+fn check_dimensions(tensors: &HashMap<String, StoredTensor>, config: &Config) -> Result<(), FieldProblem> {
+    for (field, stated, name, axis) in config.told_by_shapes() {
+        let Some(shape) = tensors.get(name).map(|tensor| &tensor.shape) else { continue };
+        let Some(found) = shape.get(axis).copied().filter(|&found| found != stated) else { continue };
+        let mut expected = shape.clone();
+        if let Some(size) = expected.get_mut(axis) {
+            *size = stated;
+        }
+        let problem = format!("is {stated}, for which tensor `{name}` has shape {expected:?}; it has {shape:?}");
+        return Err(FieldProblem::new(field, format!("{problem}, so that {found} would fit")));
+    }
+    let layers =
+        [("encoder", "encoder_layers", config.encoder_layers), ("decoder", "decoder_layers", config.decoder_layers)];
+    for (part, field, stated) in layers {
+        let found = layers_of(tensors, part);
+        if found != stated {
+            return Err(FieldProblem::new(field, format!("is {stated}, but the weights have {found} layers")));
+        }
+    }
+    Ok(())
+}
+
+/// Layers of the encoder or the decoder, by the names of the tensors.
+fn layers_of(tensors: &HashMap<String, StoredTensor>, part: &str) -> usize {
+    let prefix = format!("{part}.layers.");
+    let numbers = tensors.keys().filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse().ok());
+    numbers.max().map_or(0, |last: usize| last.saturating_add(1))
 }
 
 fn encoding(dtype: Dtype) -> Encoding {

@@ -12,6 +12,7 @@ use memmap2::Mmap;
 
 use super::blocks::BlockFormat;
 use super::{CheckpointError, Config};
+use crate::small_file;
 
 /// Every tensor of a checkpoint, by its Hugging Face name without the `model.` prefix.
 pub struct Weights {
@@ -69,7 +70,7 @@ pub struct Tensor<'a> {
 
 impl MappedFile {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let file = File::open(path).map_err(CheckpointError::io(path))?;
+        let file = small_file::open(path).map_err(CheckpointError::io(path))?;
         let map = map(&file).map_err(CheckpointError::io(path))?;
         Ok(Self { path: path.to_owned(), map })
     }

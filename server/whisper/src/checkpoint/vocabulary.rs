@@ -10,7 +10,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::json::JsonFile;
-use super::{CheckpointError, Config};
+use super::{CheckpointError, Config, FieldProblem};
+use crate::small_file;
 
 /// Ids of the tokens that steer decoding, and what is never to be written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +101,7 @@ pub(super) fn unusable(path: &Path) -> impl Fn(String) -> CheckpointError + '_ {
 pub(super) fn read_tokenizer(folder: &Path) -> Result<(Tokenizer, Vec<u8>), CheckpointError> {
     let path = folder.join(TOKENIZER);
     if path.exists() {
-        let text = fs::read(&path).map_err(CheckpointError::io(&path))?;
+        let text = small_file::read(&path).map_err(CheckpointError::io(&path))?;
         let tokenizer =
             Tokenizer::from_bytes(&text).map_err(|e| CheckpointError::Tokenizer { path, problem: e.to_string() })?;
         return Ok((tokenizer, text));
@@ -236,6 +237,42 @@ impl SpecialTokens {
             begin_suppress: sorted(begin_suppress),
             max_initial_timestamp_index: declared.max_initial_timestamp_index.unwrap_or(MAX_INITIAL_TIMESTAMP_INDEX),
         })
+    }
+}
+
+impl SpecialTokens {
+    /// Whether they are tokens of a vocabulary of this size.
+    pub(crate) fn check(&self, vocab_size: usize) -> Result<(), FieldProblem> {
+        let named = [
+            ("eot", self.eot),
+            ("sot", self.sot),
+            ("sot_prev", self.sot_prev),
+            ("sot_lm", self.sot_lm),
+            ("no_speech", self.no_speech),
+            ("no_timestamps", self.no_timestamps),
+            ("timestamp_begin", self.timestamp_begin),
+            ("transcribe", self.transcribe),
+            ("translate", self.translate),
+            ("max_initial_timestamp_index", self.max_initial_timestamp_index),
+        ];
+        let named = named.into_iter().map(|(field, id)| (field.to_owned(), id));
+        let languages = self.languages.iter().map(|(language, id)| (format!("languages.{language}"), *id));
+        let lists = [("suppress", &self.suppress), ("begin_suppress", &self.begin_suppress)];
+        let listed = lists.iter().flat_map(|(field, ids)| ids.iter().map(|id| ((*field).to_owned(), *id)));
+        for (field, id) in named.chain(languages).chain(listed) {
+            if id as usize >= vocab_size {
+                return Err(FieldProblem::new(field, format!("holds {id}, expected a token id below {vocab_size}")));
+            }
+        }
+        if self.timestamp_begin != self.no_timestamps + 1 {
+            let (begin, before) = (self.timestamp_begin, self.no_timestamps);
+            let problem = format!("is {begin}, expected the id behind `no_timestamps` {before}");
+            return Err(FieldProblem::new("timestamp_begin", problem));
+        }
+        if self.multilingual && self.languages.is_empty() {
+            return Err(FieldProblem::new("languages", "is empty, though `multilingual` is true"));
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@
 mod align;
 mod buffer;
 mod device;
+mod dimensions;
 mod encoder;
 mod host_kv_cache;
 mod kv_cache;
@@ -105,6 +106,10 @@ pub enum LoadError {
     Weights(#[from] UploadError),
     #[error("reading {graph}: {source}")]
     Graph { graph: &'static str, source: io::Error },
+    #[error("model.json: `config.{field}` is {stated}, but {graph} was made for {found}; repeat `hush-server install`")]
+    Dimension { graph: &'static str, field: &'static str, stated: usize, found: i64 },
+    #[error(transparent)]
+    Tokenizer(TokenizerError),
     #[error("a thread could not be started: {0}")]
     Thread(#[from] io::Error),
     #[error(transparent)]
@@ -123,6 +128,8 @@ struct Shared {
     config: Config,
     special: SpecialTokens,
     tokenizer: PendingTokenizer,
+    /// Once it was waited for.
+    tokenizer_outcome: OnceLock<Result<(), LoadError>>,
     /// Made for the first job.
     log_mel: OnceLock<LogMel>,
     line: Arc<Line>,
@@ -140,6 +147,7 @@ impl Engine {
     /// weights are still being packed while the first window is listened to ([`Self::settle`]).
     pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, LoadError> {
         let environment = runtime::environment()?;
+        dimensions::check(model)?;
         let context = match options.device {
             Device::Cpu => None,
             Device::Cuda { index } => Some(device_context(model, index)?),
@@ -174,6 +182,7 @@ impl Engine {
             config: config.clone(),
             special: tokens.clone(),
             tokenizer,
+            tokenizer_outcome: OnceLock::new(),
             log_mel: OnceLock::new(),
             line,
             decoder: outcome,
@@ -188,6 +197,8 @@ impl Engine {
     /// Waits until all of it is loaded.
     pub fn settle(&self) -> Result<(), &LoadError> {
         self.shared.decoder.wait().as_ref().copied()?;
+        let tokenizer = || self.tokenizer().map(drop).map_err(LoadError::Tokenizer);
+        self.shared.tokenizer_outcome.get_or_init(tokenizer).as_ref().copied()?;
         let Some((weights, outcome)) = &self.shared.weights else { return Ok(()) };
         outcome.get_or_init(|| weights.settle().map_err(LoadError::Decoder)).as_ref().copied()
     }
@@ -312,18 +323,19 @@ fn owner(
 /// A tokenizer that is read on a thread of its own: the first window is encoded before text is needed.
 struct PendingTokenizer {
     path: PathBuf,
+    vocab_size: usize,
     reading: Mutex<Option<JoinHandle<Result<Tokenizer, TokenizerError>>>>,
     ready: OnceLock<Tokenizer>,
 }
 
 impl PendingTokenizer {
     fn start(model: &ModelDir) -> io::Result<Self> {
-        let path = model.file(TOKENIZER);
+        let (path, vocab_size) = (model.file(TOKENIZER), model.manifest().config.vocab_size);
         let reading = {
             let path = path.clone();
-            thread::Builder::new().name("tokenizer".into()).spawn(move || Tokenizer::open(&path))?
+            thread::Builder::new().name("tokenizer".into()).spawn(move || Tokenizer::open(&path, vocab_size))?
         };
-        Ok(Self { path, reading: Mutex::new(Some(reading)), ready: OnceLock::new() })
+        Ok(Self { path, vocab_size, reading: Mutex::new(Some(reading)), ready: OnceLock::new() })
     }
 
     /// Waits for the first reading; reads again where that failed.
@@ -337,7 +349,7 @@ impl PendingTokenizer {
         }
         let tokenizer = match reading.take() {
             Some(reading) => reading.join().unwrap_or_else(|panic| resume_unwind(panic))?,
-            None => Tokenizer::open(&self.path)?,
+            None => Tokenizer::open(&self.path, self.vocab_size)?,
         };
         Ok(self.ready.get_or_init(|| tokenizer))
     }

@@ -6,7 +6,7 @@ mod read;
 
 pub use external::{Fill, Placed, WeightsFile};
 pub use graph::{Element, Graph};
-pub use read::external_tensors;
+pub use read::{GraphFile, external_tensors};
 
 pub(crate) use external::hex;
 

@@ -1,18 +1,61 @@
 //! What a written graph says of the weights file.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use prost::Message;
 
 use super::{
     Element, Placed,
-    proto::{ModelProto, TensorProto, tensor_proto::DataLocation},
+    proto::{
+        GraphProto, ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataLocation, tensor_shape_proto::dimension,
+        type_proto,
+    },
 };
+use crate::small_file;
+
+/// A written graph, by what is known of it without running it.
+pub struct GraphFile(GraphProto);
+
+impl GraphFile {
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let model = ModelProto::decode(small_file::read(path)?.as_slice());
+        let model = model.map_err(|error| invalid(path, &error.to_string()))?;
+        model.graph.map(Self).ok_or_else(|| invalid(path, "it holds no graph"))
+    }
+
+    /// Dimensions of an input or output; `None` for those that are not fixed.
+    pub fn dimensions(&self, name: &str) -> Vec<Option<i64>> {
+        let mut all = self.0.input.iter().chain(&self.0.output);
+        all.find(|value| value.name.as_deref() == Some(name)).map(dimensions).unwrap_or_default()
+    }
+
+    /// Inputs whose names begin so.
+    pub fn count_inputs(&self, prefix: &str) -> usize {
+        let names = self.0.input.iter().filter_map(|input| input.name.as_deref());
+        names.filter(|name| name.starts_with(prefix)).count()
+    }
+
+    /// Rows of a tensor of weights.
+    pub fn rows(&self, tensor: &str) -> Option<i64> {
+        let tensor = self.0.initializer.iter().find(|found| found.name.as_deref() == Some(tensor))?;
+        tensor.dims.first().copied()
+    }
+}
+
+fn dimensions(value: &ValueInfoProto) -> Vec<Option<i64>> {
+    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else {
+        return Vec::new();
+    };
+    let fixed = |dimension: &Option<dimension::Value>| match dimension {
+        Some(dimension::Value::DimValue(size)) => Some(*size),
+        _ => None,
+    };
+    tensor.shape.iter().flat_map(|shape| &shape.dim).map(|dimension| fixed(&dimension.value)).collect()
+}
 
 /// The initialisers of the graph at `path` that lie in the weights file.
 pub fn external_tensors(path: &Path) -> io::Result<Vec<(String, Placed)>> {
-    let model = ModelProto::decode(fs::read(path)?.as_slice()).map_err(|error| invalid(path, &error.to_string()))?;
-    let graph = model.graph.ok_or_else(|| invalid(path, "it holds no graph"))?;
+    let GraphFile(graph) = GraphFile::read(path)?;
     let external =
         graph.initializer.iter().filter(|tensor| tensor.data_location == Some(DataLocation::External as i32));
     external.map(|tensor| placed(path, tensor)).collect()

@@ -60,7 +60,7 @@ mod tests {
 
     fn bundled() -> Tokenizer {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/model/whisper-hush-tiny/tokenizer.json");
-        Tokenizer::open(Path::new(path)).unwrap()
+        Tokenizer::open(Path::new(path), 51_865).unwrap()
     }
 
     fn words(text: &str, language: &str) -> Vec<String> {

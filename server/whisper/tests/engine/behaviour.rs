@@ -1,10 +1,84 @@
 //! What no reference value shows: fallback, cancelling, streaming, odd input.
 
-use std::io;
+use std::os::unix::fs::symlink;
+use std::{fs, io};
 
-use hush_whisper::{PcmSource, Precision, TranscribeError, TranscribeOptions};
+use hush_whisper::{Device, Engine, EngineOptions, ModelDir, PcmSource, Precision, TranscribeError, TranscribeOptions};
 
-use crate::support::{Kept, audio, batched, engine};
+use crate::support::{Kept, audio, batched, engine, model, on_device, start_runtime};
+
+/// Memory is laid out by the manifest: one of another model is refused before.
+#[test]
+fn a_manifest_that_does_not_fit_the_graphs_is_refused_with_the_field() {
+    start_runtime();
+    let model = model(on_device(Precision::Fp32));
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(model.path()).unwrap() {
+        let entry = entry.unwrap();
+        symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let manifest = folder.path().join("model.json");
+    let good: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    for (field, wrong) in [
+        ("d_model", 256),
+        ("num_mel_bins", 128),
+        ("num_mel_bins", 1 << 24),
+        ("max_source_positions", 1 << 24),
+        ("decoder_layers", 1000),
+        ("decoder_attention_heads", 4),
+        ("max_target_positions", 10_000_000),
+        ("vocab_size", 52_865),
+    ] {
+        let mut changed = good.clone();
+        changed["config"][field] = wrong.into();
+        fs::remove_file(&manifest).unwrap();
+        fs::write(&manifest, changed.to_string()).unwrap();
+        let options = EngineOptions {
+            device: Device::Cpu,
+            threads: 1,
+            prepack: false,
+            max_batch: 1,
+            memory_limit_bytes: None,
+            cuda_graphs: false,
+        };
+        let opened = ModelDir::open(folder.path()).unwrap();
+        let Err(error) = Engine::load(&opened, &options) else { panic!("{field} {wrong} was accepted") };
+        assert!(error.to_string().contains(&format!("`config.{field}` is {wrong}")), "{error}");
+    }
+}
+
+/// Found while the first window is listened to.
+#[test]
+fn a_tokenizer_of_another_model_is_an_error_of_the_load() {
+    start_runtime();
+    let model = model(Precision::Fp32);
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(model.path()).unwrap() {
+        let entry = entry.unwrap();
+        symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let (tokenizer, manifest) = (folder.path().join("tokenizer.json"), folder.path().join("model.json"));
+    let mut changed: serde_json::Value = serde_json::from_slice(&fs::read(&tokenizer).unwrap()).unwrap();
+    changed["added_tokens"][0]["id"] = 4_294_967_295_u32.into();
+    let changed = changed.to_string();
+    let mut said: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    said["files"]["tokenizer.json"]["bytes"] = changed.len().into();
+    for (path, text) in [(tokenizer, changed), (manifest, said.to_string())] {
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, text).unwrap();
+    }
+    let options = EngineOptions {
+        device: Device::Cpu,
+        threads: 1,
+        prepack: false,
+        max_batch: 1,
+        memory_limit_bytes: None,
+        cuda_graphs: false,
+    };
+    let engine = Engine::load(&ModelDir::open(folder.path()).unwrap(), &options).unwrap();
+    let error = engine.settle().unwrap_err().to_string();
+    assert!(error.contains("id 4294967295") && error.contains("`vocab_size`"), "{error}");
+}
 
 fn english() -> TranscribeOptions {
     TranscribeOptions { language: Some("en".into()), fallback_seconds: None, ..TranscribeOptions::default() }

@@ -150,12 +150,74 @@ fn dimensions_must_be_there_and_fit() {
     assert_says(&refusal(set("decoder_attention_heads", json!(3))), &["decoder_attention_heads", "3", "128"]);
     assert_says(&refusal(set("activation_function", json!("relu"))), &["activation_function", "relu", "gelu"]);
     assert_says(&refusal(set("tie_word_embeddings", json!(false))), &["tie_word_embeddings"]);
-    // Dimensions that do not fit the weights name the tensor.
-    assert_says(&refusal(set("encoder_ffn_dim", json!(256))), &["fc1.weight", "[512, 128]", "[256, 128]"]);
+    // Dimensions that do not fit the weights name the field and the tensor.
+    assert_says(
+        &refusal(set("encoder_ffn_dim", json!(256))),
+        &["`encoder_ffn_dim`", "fc1.weight", "[512, 128]", "[256, 128]"],
+    );
     let bins = |f: &Path| edit(f, "preprocessor_config.json", |c| c["feature_size"] = 128.into());
     assert_says(&refusal(bins), &["preprocessor_config.json", "feature_size", "128", "80"]);
     assert_says(&refusal(|f| edit(f, GENERATION, |c| c["suppress_tokens"] = json!([-1]))), &["suppress_tokens", "-1"]);
     assert_says(&refusal(|f| edit(f, GENERATION, |c| c["alignment_heads"] = json!("x"))), &["alignment_heads"]);
+}
+
+/// Every size of config.json: nothing, absurd, and another one than the weights have.
+#[test]
+fn every_size_is_checked_and_named() {
+    for (field, other) in [
+        ("d_model", 256),
+        ("encoder_layers", 2),
+        ("encoder_layers", 4),
+        ("encoder_attention_heads", 3),
+        ("encoder_ffn_dim", 511),
+        ("decoder_layers", 1),
+        ("decoder_layers", 3),
+        ("decoder_attention_heads", 129),
+        ("decoder_ffn_dim", 1024),
+        ("num_mel_bins", 128),
+        ("max_source_positions", 1499),
+        ("max_target_positions", 449),
+        ("vocab_size", 51_866),
+    ] {
+        for wrong in
+            [json!(0), json!(-1), json!(1_u64 << 40), json!(u64::MAX), json!(1 << 24), json!(1.5), json!(other)]
+        {
+            // Bins are said twice: here the other file agrees, so that the weights are what tells.
+            let spoil = |f: &Path| {
+                edit(f, CONFIG, |c| c[field] = wrong.clone());
+                fs::remove_file(f.join("preprocessor_config.json")).unwrap();
+            };
+            let error = refusal(spoil);
+            assert!(matches!(&error, E::Field { field: named, .. } if named == field), "{field} {wrong}: {error}");
+            assert_says(&error, &[CONFIG, field]);
+        }
+    }
+}
+
+#[test]
+fn tokens_beyond_the_vocabulary_are_refused() {
+    let huge = |f: &Path| edit(f, "tokenizer.json", |t| t["added_tokens"][1500]["id"] = json!(u32::MAX));
+    let error = refusal(huge);
+    assert_says(&error, &["tokenizer.json", "4294967295", "`vocab_size`", "51865"]);
+    // A vocabulary that is a file of its own, with one id too many.
+    let one_more = |f: &Path| {
+        edit(f, "tokenizer.json", |t| {
+            let vocabulary = t["model"]["vocab"].as_object_mut().unwrap();
+            vocabulary.insert("hush".to_owned(), json!(51_865));
+        });
+    };
+    assert_says(&refusal(one_more), &["tokenizer.json", "\"hush\" has id 51865", "`vocab_size`"]);
+}
+
+#[test]
+fn endless_files_are_not_read() {
+    for name in [CONFIG, "tokenizer.json", GENERATION] {
+        let device = |f: &Path| {
+            fs::remove_file(f.join(name)).unwrap();
+            std::os::unix::fs::symlink("/dev/zero", f.join(name)).unwrap();
+        };
+        assert_says(&refusal(device), &[name, "regular file"]);
+    }
 }
 
 #[test]

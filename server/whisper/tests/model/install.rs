@@ -124,6 +124,61 @@ fn an_unusable_model_directory_names_the_file_and_the_way_out() {
     assert!(matches!(ModelDir::open(&path.join("nowhere")).unwrap_err(), ModelDirError::NotFound(_)));
 }
 
+/// What an edited or a hostile manifest says is checked before memory is laid out by it.
+#[test]
+fn every_number_of_a_manifest_is_checked_and_named() {
+    let models = tempfile::tempdir().unwrap();
+    let path = installed(&bundled(), models.path(), Precision::Fp32).path().to_owned();
+    let good = fs::read(path.join(MANIFEST)).unwrap();
+    let changes: &[(&str, &[serde_json::Value])] = &[
+        ("config.d_model", &[0.into(), (1_u64 << 40).into(), 127.into()]),
+        ("config.encoder_layers", &[0.into(), 1_000_000.into()]),
+        ("config.encoder_attention_heads", &[0.into(), 7.into()]),
+        ("config.encoder_ffn_dim", &[0.into(), (1_u64 << 40).into()]),
+        ("config.decoder_layers", &[0.into(), 1_000_000.into()]),
+        ("config.decoder_attention_heads", &[0.into(), 7.into()]),
+        ("config.decoder_ffn_dim", &[0.into(), u64::MAX.into()]),
+        ("config.num_mel_bins", &[0.into(), u64::MAX.into()]),
+        ("config.max_source_positions", &[0.into(), u64::MAX.into()]),
+        ("config.max_target_positions", &[0.into(), 1.into(), (1_u64 << 40).into()]),
+        ("config.vocab_size", &[0.into(), u64::MAX.into()]),
+        ("tokens.eot", &[4_000_000_000_u32.into(), 51_865.into()]),
+        ("tokens.sot", &[51_865.into()]),
+        ("tokens.sot_prev", &[51_865.into()]),
+        ("tokens.sot_lm", &[51_865.into()]),
+        ("tokens.no_speech", &[51_865.into()]),
+        ("tokens.no_timestamps", &[u32::MAX.into()]),
+        ("tokens.timestamp_begin", &[0.into(), u32::MAX.into()]),
+        ("tokens.transcribe", &[51_865.into()]),
+        ("tokens.translate", &[51_865.into()]),
+        ("tokens.max_initial_timestamp_index", &[u32::MAX.into()]),
+        ("tokens.suppress", &[serde_json::json!([1, u32::MAX])]),
+        ("tokens.begin_suppress", &[serde_json::json!([51_865])]),
+        ("tokens.languages", &[serde_json::json!({})]),
+        ("tokens.languages.de", &[51_865.into()]),
+        ("alignment_heads", &[serde_json::json!([[99, 0]]), serde_json::json!([[0, 99]])]),
+    ];
+    for (field, values) in changes {
+        for value in *values {
+            edit(&path, MANIFEST, |m| {
+                *m.pointer_mut(&format!("/{}", field.replace('.', "/"))).unwrap() = value.clone();
+            });
+            let error = ModelDir::open(&path).unwrap_err();
+            // A width that its heads do not divide is told as the number of heads.
+            let named = if *value == 127 { "config.encoder_attention_heads" } else { *field };
+            assert!(matches!(&error, ModelDirError::Field { field, .. } if field == named), "{field} {value}: {error}");
+            let text = error.to_string();
+            assert!(text.contains(MANIFEST) && text.contains("hush-server install"), "{text}");
+            fs::write(path.join(MANIFEST), &good).unwrap();
+        }
+    }
+    assert!(ModelDir::open(&path).is_ok());
+
+    fs::remove_file(path.join(MANIFEST)).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", path.join(MANIFEST)).unwrap();
+    assert!(matches!(ModelDir::open(&path).unwrap_err(), ModelDirError::Io { .. }));
+}
+
 /// Shapes of other families, small: every precision installs and runs.
 #[test]
 fn every_shape_of_whisper_installs_and_runs() {
