@@ -59,6 +59,8 @@ pub struct Metrics {
     pub policies: IntGauge,
     /// In a cluster, where each policy is an object of its own.
     pub policies_invalid: IntGauge,
+    /// A person has stopped them for a while.
+    pub policies_paused: IntGauge,
     /// 1 while this controller may act.
     pub acting: IntGauge,
     pub leader_transitions_total: IntCounter,
@@ -167,6 +169,10 @@ impl Metrics {
             policies_invalid: made.gauge(
                 "hush_controller_policies_invalid",
                 "Policies in the cluster whose last edit is not valid; what was valid before it is in force.",
+            )?,
+            policies_paused: made.gauge(
+                "hush_controller_policies_paused",
+                "Policies that a person has paused: they only show what they would do.",
             )?,
             acting: made.gauge("hush_controller_acting", "1 while this controller may act, 0 while it only observes.")?,
             leader_transitions_total: made.counter(

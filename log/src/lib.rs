@@ -7,12 +7,14 @@
 
 mod cause;
 mod collector;
+mod printable;
 mod process;
 mod stderr;
 mod stdout;
 
 pub use cause::explain;
 pub use collector::DroppedLines;
+pub use printable::{is_printable, printable, printable_lines};
 pub use process::register_program_metrics;
 pub use stderr::{Writer, count_dropped_lines, dropped_lines, install_panic_hook, print_error_line, writer};
 pub use stdout::print_result;

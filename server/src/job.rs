@@ -6,6 +6,8 @@ use std::time::Duration;
 use hush_whisper::{LanguageProbability, Segment, TranscribeOptions, Transcript};
 use serde::{Deserialize, Serialize};
 
+use crate::audio::AudioError;
+
 /// What to do with the audio.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -55,6 +57,9 @@ pub enum JobError {
     /// The engine failed on this input; the runner lives on.
     #[error("transcription failed: {0}")]
     Failed(String),
+    /// The audio could not be decoded when it was the request's turn.
+    #[error(transparent)]
+    Audio(#[from] AudioError),
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error("handing the audio to the model's process failed: {0}")]

@@ -14,6 +14,8 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 
+use crate::budget::{BudgetSpent, ByteBudget, ByteShare};
+
 /// Default of [`SpoolOptions::memory_bytes`].
 pub const DEFAULT_MEMORY_BYTES: usize = 16 << 20;
 
@@ -21,6 +23,9 @@ pub const DEFAULT_MEMORY_BYTES: usize = 16 << 20;
 pub enum SpoolError {
     #[error("the body is larger than the limit of {limit_bytes} bytes")]
     TooLarge { limit_bytes: u64 },
+    /// Other requests hold what there is.
+    #[error(transparent)]
+    Spent(#[from] BudgetSpent),
     #[error("the temporary file failed: {0}")]
     Disk(#[from] io::Error),
     #[error("the folder for uploads, {}, cannot be used: {source}", .dir.display())]
@@ -28,13 +33,13 @@ pub enum SpoolError {
 }
 
 impl SpoolError {
-    /// There is nowhere to put it, because the disk (or quota) has no room or the folder is missing or may not be written:
-    /// HTTP 507, and the operator's business rather than the client's.
+    /// There is nowhere to put it, because the disk (or quota, or budget) has no room or the folder is missing or may not be
+    /// written: HTTP 507, and the operator's business rather than the client's.
     pub fn is_storage_full(&self) -> bool {
         match self {
             Self::TooLarge { .. } => false,
             Self::Disk(error) => matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
-            Self::Folder { .. } => true,
+            Self::Folder { .. } | Self::Spent(_) => true,
         }
     }
 }
@@ -47,6 +52,10 @@ pub struct SpoolOptions {
     pub limit_bytes: Option<u64>,
     /// Where the file goes; the system's temporary directory when `None`.
     pub dir: Option<PathBuf>,
+    /// What all spools together may hold in memory: where it is spent, the next byte goes to a file.
+    pub memory_budget: Option<ByteBudget>,
+    /// What all spools together may hold, in memory and in files: where it is spent, the next byte is refused.
+    pub budget: Option<ByteBudget>,
 }
 
 /// What a check of the folder writes: more than a file system finds room for when it has none.
@@ -65,7 +74,7 @@ pub fn check_folder(dir: Option<&Path>) -> Result<(), SpoolError> {
 
 impl Default for SpoolOptions {
     fn default() -> Self {
-        Self { memory_bytes: DEFAULT_MEMORY_BYTES, limit_bytes: None, dir: None }
+        Self { memory_bytes: DEFAULT_MEMORY_BYTES, limit_bytes: None, dir: None, memory_budget: None, budget: None }
     }
 }
 
@@ -77,20 +86,39 @@ pub struct Spool {
     is_in_memory: bool,
     len_bytes: u64,
     options: SpoolOptions,
+    shares: Shares,
+}
+
+/// What a spool has of the budgets.
+#[derive(Debug)]
+struct Shares {
+    memory: Option<ByteShare>,
+    all: Option<ByteShare>,
+}
+
+impl Shares {
+    fn new(options: &SpoolOptions) -> Self {
+        let share = |budget: &Option<ByteBudget>| budget.as_ref().map(ByteBudget::share);
+        Self { memory: share(&options.memory_budget), all: share(&options.budget) }
+    }
 }
 
 impl Spool {
     pub fn new(options: SpoolOptions) -> Self {
-        Self { file: None, is_in_memory: true, len_bytes: 0, options }
+        let shares = Shares::new(&options);
+        Self { file: None, is_in_memory: true, len_bytes: 0, options, shares }
     }
 
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
 
-    /// Whether so many more bytes are a copy, and no work for a disk.
-    pub fn stays_in_memory(&self, more: usize) -> bool {
-        self.is_in_memory && self.len_bytes + more as u64 <= self.options.memory_bytes as u64
+    /// Whether so many more bytes are a copy, and no work for a disk. Where they are, their memory is taken from the budget.
+    pub fn stays_in_memory(&mut self, more: usize) -> bool {
+        let len_after = self.len_bytes + more as u64;
+        self.is_in_memory
+            && len_after <= self.options.memory_bytes as u64
+            && self.shares.memory.as_mut().is_none_or(|share| share.grow_to(len_after).is_ok())
     }
 
     /// Appends all of `bytes`, or nothing that counts: after an error the spool is only good for dropping.
@@ -101,6 +129,9 @@ impl Spool {
         {
             return Err(SpoolError::TooLarge { limit_bytes });
         }
+        if let Some(share) = &mut self.shares.all {
+            share.grow_to(len_after)?;
+        }
         let moves = self.is_in_memory && !self.stays_in_memory(bytes.len());
         let file = match self.file.take() {
             Some(file) if !moves => file,
@@ -108,6 +139,7 @@ impl Spool {
             before => {
                 let moved = move_to_disk(before, self.options.dir.as_deref());
                 self.is_in_memory = false;
+                self.shares.memory = None;
                 moved.map_err(|source| self.failed(source))?
             }
         };
@@ -125,7 +157,9 @@ impl Spool {
     }
 
     pub fn finish(self) -> Spooled {
-        Spooled { file: self.file.map(Arc::new), is_in_memory: self.is_in_memory, len_bytes: self.len_bytes }
+        let (is_in_memory, len_bytes) = (self.is_in_memory, self.len_bytes);
+        let shares = Some(Arc::new(self.shares));
+        Spooled { file: self.file.map(Arc::new), is_in_memory, len_bytes, _shares: shares }
     }
 }
 
@@ -136,13 +170,15 @@ pub struct Spooled {
     file: Option<Arc<File>>,
     is_in_memory: bool,
     len_bytes: u64,
+    /// Given back by the last clone.
+    _shares: Option<Arc<Shares>>,
 }
 
 impl Spooled {
     /// A file as it lies on the disk; nothing is copied. It must not be a pipe: readers come back to earlier places.
     pub fn from_file(file: File) -> io::Result<Self> {
         let len_bytes = file.metadata()?.len();
-        Ok(Self { file: Some(Arc::new(file)), is_in_memory: false, len_bytes })
+        Ok(Self { file: Some(Arc::new(file)), is_in_memory: false, len_bytes, _shares: None })
     }
 
     pub fn len_bytes(&self) -> u64 {
@@ -151,6 +187,14 @@ impl Spooled {
 
     pub fn is_empty(&self) -> bool {
         self.len_bytes == 0
+    }
+
+    /// Whether both are the same file.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (&self.file, &other.file) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            _ => false,
+        }
     }
 
     pub fn is_in_memory(&self) -> bool {
@@ -236,7 +280,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_apart() {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut spool = Spool { file: Some(full), is_in_memory: false, len_bytes: 0, options: SpoolOptions::default() };
+        let mut spool = Spool { file: Some(full), is_in_memory: false, ..Spool::new(SpoolOptions::default()) };
         let error = spool.write(b"x").unwrap_err();
         assert!(error.is_storage_full(), "{error:?}");
         assert_eq!(spool.len_bytes(), 0);
@@ -250,9 +294,50 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(check_folder(Some(dir.path())).is_ok());
         let missing = dir.path().join("uploads");
-        let mut spool = Spool::new(SpoolOptions { memory_bytes: 1, limit_bytes: None, dir: Some(missing.clone()) });
+        let options = SpoolOptions { memory_bytes: 1, dir: Some(missing.clone()), ..SpoolOptions::default() };
+        let mut spool = Spool::new(options);
         for error in [spool.write(b"four").unwrap_err(), check_folder(Some(&missing)).unwrap_err()] {
             assert!(error.is_storage_full() && error.to_string().contains(missing.to_str().unwrap()), "{error}");
+        }
+    }
+
+    #[test]
+    fn where_the_memory_of_all_is_spent_the_disk_takes_over() {
+        let memory = ByteBudget::new("memory", 1000);
+        let options = || SpoolOptions { memory_budget: Some(memory.clone()), ..SpoolOptions::default() };
+        let (mut one, mut other) = (Spool::new(options()), Spool::new(options()));
+        one.write(&[1; 900]).unwrap();
+        assert_eq!(memory.used_bytes(), 900);
+        other.write(&[2; 90]).unwrap();
+        other.write(&[3; 90]).unwrap();
+        // What it had in memory moved along.
+        assert_eq!(memory.used_bytes(), 900);
+        let (one, other) = (one.finish(), other.finish());
+        assert!(one.is_in_memory() && !other.is_in_memory());
+        let mut content = Vec::new();
+        other.open().read_to_end(&mut content).unwrap();
+        assert_eq!(content, [[2; 90], [3; 90]].concat());
+        let reader = one.open();
+        drop(one);
+        assert_eq!(memory.used_bytes(), 900, "a reader still has it");
+        drop(reader);
+        assert_eq!(memory.used_bytes(), 0);
+    }
+
+    #[test]
+    fn what_all_may_hold_is_refused_beyond_and_given_back() {
+        let budget = ByteBudget::new("uploads", 100);
+        for memory_bytes in [0, 1000] {
+            let options = SpoolOptions { memory_bytes, budget: Some(budget.clone()), ..SpoolOptions::default() };
+            let (mut one, mut other) = (Spool::new(options.clone()), Spool::new(options));
+            one.write(&[0; 60]).unwrap();
+            other.write(&[0; 40]).unwrap();
+            let error = other.write(&[0]).unwrap_err();
+            assert!(matches!(error, SpoolError::Spent(_)) && error.is_storage_full(), "{error:?}");
+            drop(one.finish());
+            other.write(&[0; 60]).unwrap();
+            drop(other);
+            assert_eq!(budget.used_bytes(), 0);
         }
     }
 }

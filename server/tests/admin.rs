@@ -80,7 +80,8 @@ impl Server {
         let stop = CancellationToken::new();
         let state = AdminState::new(Arc::clone(&models), access(address), stop.clone());
         let router = metrics::router(Arc::clone(&metrics), None).merge(admin::router(state, metrics));
-        let served = tokio::spawn(serve(listener, router, stop.clone(), ServeOptions::default()));
+        let options = ServeOptions { shape: admin::error_shape, ..ServeOptions::default() };
+        let served = tokio::spawn(serve(listener, router, stop.clone(), options));
         Self { models, address, stop, served }
     }
 
@@ -117,6 +118,67 @@ impl Server {
 
 fn never() -> Policy {
     Policy { residency: Residency::Idle(None), ..Policy::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_readers_of_events_are_bounded() {
+    let server = Server::new("", Policy::default()).await;
+    let mut readers = Vec::new();
+    for _ in 0..64 {
+        let mut reader = TcpStream::connect(server.address).await.unwrap();
+        reader.write_all(b"GET /admin/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut head = [0; 12];
+        reader.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+        readers.push(reader);
+    }
+    let refused = server.get("/admin/v1/events").await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.head.contains("retry-after: 30") && refused.body.contains("too_many_readers"), "{}", refused.body);
+    assert_eq!(server.get("/admin/v1/models").await.status, 200);
+    drop(readers);
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let mut reader = TcpStream::connect(server.address).await.unwrap();
+        reader.write_all(b"GET /admin/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut head = [0; 12];
+        reader.read_exact(&mut head).await.unwrap();
+        if &head == b"HTTP/1.1 200" {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "places did not come back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_requests_get_the_documented_error() {
+    let server = Server::new("", Policy::default()).await;
+    let address = server.address;
+    let close = "Connection: close\r\n\r\n";
+    for (request, status) in [
+        (format!("GET /metrics HTTP/1.1\r\n{close}"), 400),
+        (format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nHost: {address}\r\n{close}"), 400),
+        (
+            format!(
+                "GET /admin/v1/models HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n{close}"
+            ),
+            400,
+        ),
+        (format!("POST /admin/v1/models/%ff/load HTTP/1.1\r\nHost: {address}\r\n{close}"), 400),
+        (format!("POST /metrics HTTP/1.1\r\nHost: {address}\r\n{close}"), 405),
+        (format!("BREW /admin/v1/models HTTP/1.1\r\nHost: {address}\r\n{close}"), 405),
+        (format!("GET /nope HTTP/1.1\r\nHost: {address}\r\n{close}"), 404),
+        ("GET / HTTP/1.1\r\nbad header\r\n\r\n".to_owned(), 400),
+        (format!("GET / HTTP/1.1\r\nHost: {address}\r\nX: {}\r\n\r\n", "a".repeat(200_000)), 431),
+    ] {
+        let answer = server.send(&request).await;
+        let about = request.chars().take(80).collect::<String>();
+        assert_eq!(answer.status, status, "{about}");
+        assert!(answer.head.contains("content-type: application/json"), "{about}: {}", answer.head);
+        let body: hush_contract::admin::ErrorBody = answer.json();
+        assert!(!body.code.is_empty() && !body.message.is_empty(), "{about}: {body:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -294,6 +356,19 @@ async fn without_any_configured_only_this_machine_is_served_and_no_browser() {
     let rebound =
         format!("POST {load} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     local.send(&rebound).await.is_error(403, "forbidden");
+    // What only reads is read by no page either.
+    for path in ["/admin/v1/models", "/admin/v1/events"] {
+        let rebound = format!("GET {path} HTTP/1.1\r\nHost: evil.example:9001\r\nConnection: close\r\n\r\n");
+        local.send(&rebound).await.is_error(403, "forbidden");
+        for header in ["Origin: http://evil.example", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site"] {
+            local.ask("GET", path, &format!("{header}\r\n"), "").await.is_error(403, "forbidden");
+        }
+    }
+    assert_eq!(
+        local.ask("GET", "/admin/v1/models", "Sec-Fetch-Site: none\r\n", "").await.status,
+        200,
+        "typed by a person"
+    );
     assert_eq!(local.models.default_model().snapshot().generation, 0);
 }
 

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use audio_support::*;
-use hush_server::audio::{self, AudioError, DecodeOptions, Pcm};
+use hush_server::audio::{self, AudioError, DecodeOptions, HEAD_SECONDS, Head, Pcm};
+use hush_server::budget::ByteBudget;
+use hush_server::spool::SpoolError;
 
 /// A minute is more than any of these files holds.
 fn bounded() -> DecodeOptions {
@@ -194,4 +196,78 @@ fn peak_rss_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// 14 bytes become 131 kB of samples: the limits are kept while they are made.
+#[test]
+fn hostile_flac_that_grows_is_cut_off() {
+    let bomb = flac_of_silence(40_000);
+    assert!(bomb.len() < 80_000);
+    let budget = ByteBudget::new("decoded", 3_000_000);
+    let options = DecodeOptions { budget: Some(budget.clone()), ..built_in() };
+    let start = Instant::now();
+    let error = decode_with(bomb.clone(), &options).unwrap_err();
+    assert!(matches!(&error, AudioError::Spool(SpoolError::Spent(_))) && !error.is_client_fault(), "{error:?}");
+    assert_eq!(budget.used_bytes(), 0, "given back");
+    let error = soon(bomb.clone()).unwrap_err();
+    assert!(matches!(error, AudioError::TooLong { limit_seconds: 60 }), "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // What the header says is believed where it is too much.
+    let mut declared = bomb;
+    declared[21..26].copy_from_slice(&[0x70 | 0x0f, 0xff, 0xff, 0xff, 0xff]);
+    let options = DecodeOptions { limit_seconds: 39_000, ..built_in() };
+    assert!(matches!(decode_with(declared, &options), Err(AudioError::TooLong { .. })));
+}
+
+/// Only the beginning is decoded to see whether it is audio.
+#[test]
+fn hostile_flac_is_looked_into_for_little() {
+    let budget = ByteBudget::new("decoded", 1_100_000);
+    let options = DecodeOptions { budget: Some(budget.clone()), ..built_in() };
+    let input = spooled(&flac_of_silence(40_000));
+    let head = audio::decode_head(&input, None, &options, &|| true).unwrap();
+    let Head::Beginning(pcm) = head else { panic!("{head:?}") };
+    assert_eq!(pcm.len_samples(), HEAD_SECONDS * 16_000);
+    assert!(budget.used_bytes() <= 1_000_000, "{}", budget.used_bytes());
+    drop(pcm);
+    let head = audio::decode_head(&spooled(&flac_of_silence(10)), None, &options, &|| true).unwrap();
+    assert!(matches!(&head, Head::Whole(pcm) if pcm.len_samples().abs_diff(160_000) < 10), "{head:?}");
+    // Samples that lie in the upload as they are wanted are the whole, however many.
+    let long = spooled(&wav(16_000, 1, Width::S16, 2_000_000, |_, _| 0.25));
+    let head = audio::decode_head(&long, None, &options, &|| true).unwrap();
+    assert!(matches!(&head, Head::Whole(pcm) if pcm.len_samples() == 2_000_000), "{head:?}");
+}
+
+/// Megabytes in which a decoder could search for hours.
+#[test]
+fn hostile_noise_is_refused_early() {
+    let noise = |seed: u64| {
+        let mut state = seed;
+        std::iter::repeat_with(move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+    };
+    let text: Vec<u8> = b"\r\n--Bx".repeat(2_000_000);
+    // The beginnings of MP3 frames all over.
+    let frames: Vec<u8> = noise(1)
+        .take(8 << 20)
+        .enumerate()
+        .map(|(at, byte)| match at % 417 {
+            0 => 0xff,
+            1 => 0xfb,
+            2 => 0x90,
+            3 => 0x64,
+            _ => byte,
+        })
+        .collect();
+    for (name, bytes, seconds) in [("text", text, 1), ("frames", frames, 20)] {
+        let start = Instant::now();
+        let error = decode_with(bytes, &built_in()).unwrap_err();
+        println!("{name}: {:?}, {error}", start.elapsed());
+        assert!(error.is_client_fault(), "{name}: {error:?}");
+        assert!(start.elapsed() < Duration::from_secs(seconds), "{name}: {:?}", start.elapsed());
+    }
 }

@@ -64,7 +64,7 @@ fn readers_are_independent() {
 
 #[test]
 fn the_limit_is_exact_and_told_apart() {
-    let mut spool = Spool::new(SpoolOptions { memory_bytes: 4, limit_bytes: Some(10), dir: None });
+    let mut spool = Spool::new(SpoolOptions { memory_bytes: 4, limit_bytes: Some(10), ..SpoolOptions::default() });
     spool.write(&bytes(10)).unwrap();
     let error = spool.write(&[0]).unwrap_err();
     assert!(matches!(error, SpoolError::TooLarge { limit_bytes: 10 }), "{error:?}");
@@ -74,7 +74,7 @@ fn the_limit_is_exact_and_told_apart() {
 #[test]
 fn files_have_no_name_and_a_missing_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let options = SpoolOptions { memory_bytes: 0, limit_bytes: None, dir: Some(dir.path().to_owned()) };
+    let options = SpoolOptions { memory_bytes: 0, dir: Some(dir.path().to_owned()), ..SpoolOptions::default() };
     let mut spool = Spool::new(options.clone());
     spool.write(&bytes(100)).unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

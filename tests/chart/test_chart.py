@@ -459,7 +459,9 @@ class Programs(unittest.TestCase):
     def test_the_server_takes_its_arguments_and_its_configuration(self):
         settings = {"defaultAlias": ["a", "b"], "serveInstalled": False, "maxLoaded": 1, "webUi": False, "residency": "on-demand",
                     "idleTimeout": "90s", "spareRunner": True, "loadTimeout": 60, "stallTimeout": "2m", "busyTimeout": "1h",
-                    "maxQueue": 10, "maxBatch": 2, "maxUpload": "1Gi", "spoolMemory": "2MiB", "asrEngine": "faster_whisper",
+                    "maxQueue": 10, "maxBatch": 2, "maxUpload": "1Gi", "maxSpool": "8GiB", "maxDecoded": "2GiB",
+                    "maxAudioDuration": "3h", "minUploadRate": 0, "maxConnections": 100, "spoolMemory": "2MiB",
+                    "spoolMemoryTotal": "64MiB", "asrEngine": "faster_whisper",
                     "coldHold": "5s", "gpuSampleInterval": "2s", "headroom": "1GB", "reclaimTimeout": "5s",
                     "memoryReclaimer": "95%", "corsOrigin": ["https://notes.example"], "fallbackTokens": 1200, "fallbackTime": "10s",
                     "device": "cpu", "precision": "int8", "threads": 2, "logFormat": "text",

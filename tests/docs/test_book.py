@@ -171,7 +171,7 @@ class Names(unittest.TestCase):
 class Messages(unittest.TestCase):
     def test_messages_are_those_of_the_code(self):
         """The first column of the troubleshooting page; `...` is what the code fills in."""
-        sources = (path.read_text() for part in ("server", "controller", "crds") for path in (ROOT / part).rglob("*.rs"))
+        sources = (path.read_text() for part in ("server", "controller", "crds", "listener") for path in (ROOT / part).rglob("*.rs"))
         code = re.sub(r"\\\n *", "", "\n".join(sources))
         page = BY_PATH[DOCS / "troubleshooting.md"].text()
         wrong, seen = [], 0

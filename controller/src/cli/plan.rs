@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hush_core::{Decision, GpuPlan, Memory, Plan};
+use hush_core::{Decision, GpuPlan, Memory, Plan, span};
 use hush_log::{errorln, out, outln};
 use jiff::Timestamp;
 
@@ -114,11 +114,12 @@ fn gpu_line(gpu: &GpuPlan) -> String {
 fn decision_line(decision: &Decision) -> String {
     let Decision { server, model, action, reason, policy, .. } = decision;
     let mut text = format!("{action} {server} {model}: {reason}, {} by {policy}", gib(decision.vram_bytes));
+    let seconds = |seconds: Option<u64>| seconds.map(|seconds| span(Duration::from_secs(seconds)));
     let conditions = [
-        ("if generation", decision.if_generation),
-        ("if idle for s", decision.if_idle_seconds),
-        ("drain s", decision.drain_seconds),
-        ("hold s", decision.hold_seconds),
+        ("if generation", decision.if_generation.map(|generation| generation.to_string())),
+        ("if idle for", seconds(decision.if_idle_seconds)),
+        ("drain", seconds(decision.drain_seconds)),
+        ("hold", seconds(decision.hold_seconds)),
     ];
     for (name, value) in conditions {
         if let Some(value) = value {

@@ -21,10 +21,10 @@ use crate::http::{CaCertificates, Client};
 use crate::lease::Leader;
 use crate::metrics::Metrics;
 use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets, Trust};
-use crate::ops;
 use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot, Told};
 use crate::sources::{self, CaFile, NamedTarget, PolicyFiles, Source, TargetsFile};
-use crate::web::{self, Token, Web};
+use crate::web::{self, Hosts, Token, Web};
+use crate::{listen, ops};
 
 /// Enough for a request that an unload waits for; Kubernetes kills after 30 s.
 const FINISH: Duration = Duration::from_secs(20);
@@ -54,6 +54,10 @@ pub struct RunArgs {
     /// File with the token of those who may act on the page: unload, load, pause a policy. Without it nobody may.
     #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_PAGE_TOKEN_FILE")]
     pub page_token_file: Option<PathBuf>,
+    /// A name by which the page is opened, beside addresses and localhost: behind a proxy, or by a name of the network. May
+    /// be repeated.
+    #[arg(long, value_name = "NAME", env = "HUSH_CONTROLLER_PAGE_HOST", value_delimiter = ',')]
+    pub page_host: Vec<String>,
     /// Whether there is a page at `/` of the own listener, and the API below it.
     #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set, env = "HUSH_CONTROLLER_WEB_UI")]
     pub web_ui: bool,
@@ -199,7 +203,9 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut router = ops::router(Arc::clone(&metrics), readiness.clone());
     let (ask, requests) = mpsc::channel(REQUESTS);
     if args.web_ui {
-        router = router.merge(web::router(Web::new(snapshots.subscribe(), ask, Arc::clone(&metrics), page_token)));
+        let hosts = Hosts { names: args.page_host.clone(), listener: listener.local_addr()?.ip() };
+        let page = Web::new(snapshots.subscribe(), ask, Arc::clone(&metrics), page_token, hosts);
+        router = router.merge(web::router(page));
     }
     let audit = Audit::new(args.audit_log.clone(), Arc::clone(&metrics));
     let outputs = Outputs { executor, ends, audit, metrics, readiness, snapshots, records };
@@ -207,11 +213,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let trust = if cluster.is_some() { Trust::ByNamespace } else { Trust::AllTargets };
     let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after, trust };
     let control = Loop::new(settings, inputs, outputs);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!("the listener failed: {error}");
-        }
-    });
+    tokio::spawn(listen::serve(listener, router, listen::LISTEN_OPTIONS));
     let stop = stopped()?;
     let Some(cluster) = &mut cluster else {
         control.run(stop, FINISH).await;

@@ -2,6 +2,7 @@
 
 use hush_contract::admin::ServerAudience;
 use hush_core::{Labels, ServerName};
+use hush_log::printable;
 use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind, Object};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
@@ -68,12 +69,17 @@ pub fn mirror(client: &Client, node: Option<&str>) -> Mirror<DeserializeGuard<Po
     Mirror { part: "pods", what: "pods", api: Api::all_with(client.clone(), &resource), config, keep }
 }
 
+/// What is wrong with a pod, for the log.
+const PROBLEM_MAX_CHARS: usize = 300;
+
 fn keep(pod: &DeserializeGuard<Pod>) -> (ServerName, ServerPod) {
     let server = ServerName(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
     let target = match &pod.0 {
         Ok(pod) => target(pod),
         Err(error) => Err(format!("the pod cannot be read: {error}")),
     };
+    // It repeats what the pod's owner wrote.
+    let target = target.map_err(|problem| printable(&problem, PROBLEM_MAX_CHARS));
     (server, ServerPod { uid: pod.uid().unwrap_or_default(), target })
 }
 

@@ -23,7 +23,7 @@ use crate::api_server::{BUSY, FIELD_MANAGER, NO_ANSWER, ROLE_HINT, failure_resul
 use crate::lease::Claim;
 use crate::metrics::Metrics;
 use crate::run::{Readiness, Snapshot};
-use crate::status::{FailingServer, INVALID, READY, Scene, Subject, status};
+use crate::status::{FailingServer, INVALID, PAUSED, READY, Scene, Subject, status};
 
 /// From one round to the next: figures change faster than anybody reads.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -49,11 +49,14 @@ impl Writer {
     /// Until the loop is gone.
     pub async fn run(mut self) {
         let (mut written, mut failures) = (Written::new(), WriteFailures::default());
+        let mut paused_here = BTreeSet::new();
         while self.snapshots.changed().await.is_ok() {
             if self.claim.is_current() {
                 let snapshot = self.snapshots.borrow_and_update().clone();
                 let policies = self.policies.borrow_and_update().clone();
-                self.round(&snapshot, &policies, &mut written, &mut failures).await;
+                paused_here.extend(snapshot.paused.keys().cloned());
+                paused_here.retain(|name| policies.contains_key(name));
+                self.round(&snapshot, &policies, &mut written, &mut failures, &paused_here).await;
             } else {
                 failures.clear();
             }
@@ -62,12 +65,14 @@ impl Writer {
         }
     }
 
+    /// `paused_here`: policies that this controller has paused at any time.
     async fn round(
         &self,
         snapshot: &Snapshot,
         policies: &BTreeMap<PolicyName, PolicyObject>,
         written: &mut Written,
         failures: &mut WriteFailures,
+        paused_here: &BTreeSet<PolicyName>,
     ) {
         failures.retain(|name| policies.contains_key(name));
         written.retain(|name, (before, _)| policies.get(name).is_some_and(|object| object.status == *before));
@@ -80,6 +85,7 @@ impl Writer {
             conflicts: &found,
             failing: &failing,
             targets: &snapshot.targets,
+            paused: &snapshot.paused,
         };
         let decided_by: BTreeSet<&PolicyName> = snapshot.policies.iter().map(|policy| &policy.name).collect();
         for (name, object) in policies {
@@ -104,6 +110,10 @@ impl Writer {
                         if let Some(message) = refused(&object.status, &wanted) {
                             self.refuse(name, object, message).await;
                         }
+                        if is_paused(&object.status) && !is_paused(&wanted) && !paused_here.contains(name) {
+                            let note = "in force again: the controller that had paused it has ended";
+                            self.publish(name, object, EventType::Normal, "Resumed", "Resume", note).await;
+                        }
                         written.insert(name.clone(), (object.status.clone(), wanted));
                         continue;
                     }
@@ -127,13 +137,20 @@ impl Writer {
     /// Tells of an edit that is not valid, once for each generation.
     async fn refuse(&self, name: &PolicyName, object: &PolicyObject, message: String) {
         tracing::warn!(policy = %name, generation = object.generation, "the policy is not valid: {message}");
-        let event = Event {
-            type_: EventType::Warning,
-            reason: INVALID.to_owned(),
-            note: Some(message.chars().take(NOTE_MAX_CHARS).collect()),
-            action: "Validate".to_owned(),
-            secondary: None,
-        };
+        self.publish(name, object, EventType::Warning, INVALID, "Validate", &message).await;
+    }
+
+    async fn publish(
+        &self,
+        name: &PolicyName,
+        object: &PolicyObject,
+        type_: EventType,
+        reason: &str,
+        action: &str,
+        note: &str,
+    ) {
+        let note = Some(note.chars().take(NOTE_MAX_CHARS).collect());
+        let event = Event { type_, reason: reason.to_owned(), note, action: action.to_owned(), secondary: None };
         match timeout(PATIENCE, self.events.publish(&event, &reference(name, object))).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!("an Event could not be written: {error}"),
@@ -176,6 +193,10 @@ fn cause(name: &PolicyName, error: &kube::Error) -> String {
         kube::Error::Api(status) if status.code == 429 => "the API server is busy".to_owned(),
         error => error.to_string(),
     }
+}
+
+fn is_paused(status: &PolicyStatus) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == READY && condition.reason == PAUSED)
 }
 
 /// What `wanted` says of a generation that is not valid, if that is news.

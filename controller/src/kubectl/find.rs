@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::ListParams;
+use kube::api::{ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind, Object};
 use kube::{Api, Client, Config, ResourceExt};
@@ -20,6 +21,9 @@ pub const CONTROLLER_LABEL: &str = "gpu.hush.dev/controller";
 pub const PORT_NAME: &str = "controller";
 /// `NAME/KEY` of a Secret in the controller's namespace: whoever may read it may act.
 pub const TOKEN_ANNOTATION: &str = "gpu.hush.dev/page-token";
+
+/// A name is worth no longer wait.
+const USER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// As much of a pod as is read.
 type Pod = Object<PodSpec, PodStatus>;
@@ -129,6 +133,20 @@ impl Place {
             );
         }
         Ok(controllers)
+    }
+
+    /// Who asks, as the API server knows them, or else as this machine does. Told to controllers, which cannot prove it.
+    pub async fn user(&self) -> Option<String> {
+        if let Source::Cluster { client, .. } = &self.source {
+            let reviews = Api::<SelfSubjectReview>::all(client.clone());
+            let (parameters, review) = (PostParams::default(), SelfSubjectReview::default());
+            let answer = tokio::time::timeout(USER_PATIENCE, reviews.create(&parameters, &review)).await;
+            let user = answer.ok().and_then(Result::ok).and_then(|review| review.status?.user_info?.username);
+            if user.is_some() {
+                return user;
+            }
+        }
+        std::env::var("USER").ok().filter(|user| !user.is_empty())
     }
 
     /// What a controller asks of those who act.

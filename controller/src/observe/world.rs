@@ -188,6 +188,7 @@ mod tests {
                 demand_bytes: 0,
                 loaded_for: Duration::ZERO,
                 reload: Duration::ZERO,
+                hold: Duration::ZERO,
                 arrivals: None,
             };
             let sample = Sample {

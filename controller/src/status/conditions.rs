@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::selecting::selecting;
 use super::{FailingServer, Scene, Subject};
+use crate::run::Paused;
 
 /// Names in a list; of the others their number is said.
 const NAMED: usize = 3;
@@ -17,8 +18,9 @@ const MESSAGE_MAX_CHARS: usize = 1024;
 pub const READY: &str = "Ready";
 pub const PRESSURE: &str = "Pressure";
 pub const CONFLICTED: &str = "Conflicted";
-/// A reason of [`READY`].
+/// Reasons of [`READY`].
 pub const INVALID: &str = "Invalid";
+pub const PAUSED: &str = "Paused";
 /// A reason of [`READY`] and of `Selecting`.
 pub(super) const NOTHING_SELECTED: &str = "NothingSelected";
 
@@ -56,10 +58,15 @@ pub(super) fn condition(kind: &str, status: &str, reason: &str, message: impl In
 }
 
 fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condition {
+    let paused = scene.paused.get(subject.name);
     let policy = match subject.policy {
         Ok(policy) => policy,
-        Err(wrong) => return condition(READY, "False", INVALID, invalid(wrong, subject)),
+        Err(wrong) => return condition(READY, "False", INVALID, invalid(wrong, paused, subject)),
     };
+    // What it says in its spec is not in force.
+    if let Some(paused) = paused {
+        return condition(READY, "False", PAUSED, format!("{paused}; {}", dry_run(scene, subject)));
+    }
     if policy.dry_run {
         return condition(READY, "True", "DryRun", dry_run(scene, subject));
     }
@@ -93,10 +100,15 @@ fn reasons(failing: &[&FailingServer<'_>]) -> String {
 }
 
 /// What holds comes first: what is wrong may be long.
-fn invalid(wrong: &str, subject: &Subject<'_>) -> String {
-    match subject.enforced {
-        Some(enforced) => format!("generation {} stays in force; this one is not valid: {wrong}", enforced.generation),
-        None => format!("nothing is in force, no generation was valid so far: {wrong}"),
+fn invalid(wrong: &str, paused: Option<&Paused>, subject: &Subject<'_>) -> String {
+    match (subject.enforced, paused) {
+        (Some(enforced), None) => {
+            format!("generation {} stays in force; this one is not valid: {wrong}", enforced.generation)
+        }
+        (Some(enforced), Some(paused)) => {
+            format!("generation {} is {paused}; this one is not valid: {wrong}", enforced.generation)
+        }
+        (None, _) => format!("nothing is in force, no generation was valid so far: {wrong}"),
     }
 }
 

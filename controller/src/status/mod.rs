@@ -4,9 +4,9 @@ mod actions;
 mod conditions;
 mod selecting;
 
-pub use conditions::{INVALID, READY};
+pub use conditions::{INVALID, PAUSED, READY};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hush_core::{Conflict, Labels, Model, Plan, Policy, PolicyName, ServerName, State, World};
 use hush_crds::PolicyStatus;
@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use crate::act::Record;
 use crate::cluster::Enforced;
 use crate::observe::Targets;
+use crate::run::Paused;
 
 /// What all policies are judged by.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,7 @@ pub struct Scene<'a> {
     pub targets: &'a Targets,
     /// Servers that could not be observed several times in a row.
     pub failing: &'a [FailingServer<'a>],
+    pub paused: &'a BTreeMap<PolicyName, Paused>,
 }
 
 /// A server that cannot be observed.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
@@ -23,6 +23,7 @@ const SHARE: u32 = 20;
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Each open page holds one.
 const STREAMS_MAX: usize = 64;
+const STREAMS_RETRY_SECONDS: u64 = 30;
 
 /// Written once, read by every stream; cheap to clone.
 #[derive(Clone)]
@@ -65,7 +66,9 @@ pub async fn publish(web: Web) {
 pub async fn events(State(web): State<Web>) -> Response {
     let Ok(place) = Arc::clone(&web.feed.places).try_acquire_owned() else {
         let message = format!("{STREAMS_MAX} streams of events are open already; close a page");
-        return Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", message).into_response();
+        let mut refused = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", message).into_response();
+        refused.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(STREAMS_RETRY_SECONDS));
+        return refused;
     };
     let mut response = Sse::new(changes(web, place)).into_response();
     // nginx would gather them.

@@ -428,6 +428,8 @@ pub mod code {
     pub const INTERNAL: &str = "internal";
     /// 503: who could check the credential does not answer.
     pub const AUTHENTICATION_UNAVAILABLE: &str = "authentication_unavailable";
+    /// 503: as many streams of events are open as there may be; `Retry-After` says when to try again.
+    pub const TOO_MANY_READERS: &str = "too_many_readers";
     /// 503: the load failed and backs off; `Retry-After` says how long.
     pub const LOAD_FAILED: &str = "load_failed";
     /// 503

@@ -59,6 +59,8 @@ families! {
     MODEL_LOADED_SECONDS = "hush_model_loaded_seconds", Gauge [LABEL_MODEL];
     /// What the last load took; 0 before the first.
     MODEL_LAST_LOAD_SECONDS = "hush_model_last_load_seconds", Gauge [LABEL_MODEL];
+    /// Seconds until the model may be loaded again, after an unload with a hold; 0 without one.
+    MODEL_HOLD_SECONDS = "hush_model_hold_seconds", Gauge [LABEL_MODEL];
     /// Seconds per phase of a load (`spawn`, `libraries`, `sessions`, `total`).
     MODEL_LOAD_DURATION_SECONDS = "hush_model_load_duration_seconds", Histogram [LABEL_MODEL, LABEL_PHASE];
     /// Loads, by how they ended (`success`, `failure`).

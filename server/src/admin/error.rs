@@ -41,6 +41,12 @@ impl AdminError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL, "this server failed; its log says why")
     }
 
+    pub fn too_many_readers(max: usize, retry_after_seconds: u64) -> Self {
+        let message = format!("{max} streams of events are open already; close one");
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, code::TOO_MANY_READERS, message);
+        Self { retry_after_seconds: Some(retry_after_seconds), ..error }
+    }
+
     pub fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, code::NOT_FOUND, "there is no such route")
     }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -13,6 +14,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::AdminState;
+use super::error::AdminError;
 use super::status::status;
 use crate::residency::{Change, Following};
 
@@ -21,11 +23,18 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// After which a client that lost the connection should come back.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// Each controller that governs this server has one, and each look of a person another.
+pub const READERS_MAX: usize = 64;
+const READERS_RETRY_SECONDS: u64 = 30;
+
 pub async fn events(State(state): State<AdminState>) -> Response {
+    let Ok(place) = Arc::clone(&state.event_readers).try_acquire_owned() else {
+        return AdminError::too_many_readers(READERS_MAX, READERS_RETRY_SECONDS).into_response();
+    };
     let stop = state.stop.clone();
-    let events = stream::unfold(Follower::new(state), |mut follower| async {
+    let events = stream::unfold((Follower::new(state), place), |(mut follower, place)| async {
         let event = follower.next().await?;
-        Some((Ok::<_, Infallible>(event), follower))
+        Some((Ok::<_, Infallible>(event), (follower, place)))
     });
     let heartbeat = KeepAlive::new().interval(HEARTBEAT).text("heartbeat");
     Sse::new(events.take_until(stop.cancelled_owned())).keep_alive(heartbeat).into_response()

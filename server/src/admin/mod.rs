@@ -15,7 +15,9 @@ use axum::extract::{Path, State};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hush_contract::admin::ModelList;
+use hush_contract::admin::{ErrorBody, ModelList};
+use hush_listener::{Refusal, ShapeErrors, shape_errors};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use access::Access;
@@ -34,11 +36,13 @@ pub struct AdminState {
     governor: Governor,
     /// Ends the event streams, which would otherwise outlive the server's patience.
     stop: CancellationToken,
+    event_readers: Arc<Semaphore>,
 }
 
 impl AdminState {
     pub fn new(models: Arc<Models>, access: Access, stop: CancellationToken) -> Self {
-        Self { models, access: Arc::new(access), refusals: Arc::default(), governor: Governor::default(), stop }
+        let event_readers = Arc::new(Semaphore::new(events::READERS_MAX));
+        Self { models, access: Arc::new(access), refusals: Arc::default(), governor: Governor::default(), stop, event_readers }
     }
 
     /// Whoever is let in is noted there.
@@ -53,6 +57,12 @@ impl AdminState {
     }
 }
 
+/// How errors look that no handler writes.
+pub fn error_shape(refusal: &Refusal<'_>) -> String {
+    let (code, message) = (refusal.code.to_owned(), refusal.message.to_owned());
+    serde_json::to_string(&ErrorBody { code, message, field: None }).unwrap_or_default()
+}
+
 /// Every route asks [`Access`] first. To be merged with [`crate::metrics::router`], which is open.
 pub fn router(state: AdminState, metrics: Arc<Metrics>) -> Router {
     let recorder = serve::Recorder { metrics, panicked: |_| AdminError::panicked().into_response() };
@@ -64,6 +74,7 @@ pub fn router(state: AdminState, metrics: Arc<Metrics>) -> Router {
         .route("/admin/v1/events", get(events::events))
         .fallback(async || AdminError::not_found())
         .method_not_allowed_fallback(async || AdminError::method_not_allowed())
+        .layer(middleware::from_fn_with_state(ShapeErrors { shape: error_shape, server_errors: true }, shape_errors))
         .layer(guarded)
         .layer(middleware::from_fn_with_state(recorder, serve::record))
         .with_state(state)

@@ -49,8 +49,8 @@ pub async fn asr(
     let warning = state.check_abilities(&*speech, &query.options)?;
     let format = format(&query.output, state.config.json_shape);
     let words = query.words(state.config.json_shape);
-    let pcm = state.decode(upload, query.encode).await?;
-    let Transcription { transcript, segments } = speech.transcribe(pcm, query.options, None).await?;
+    let recording = state.decode(upload, query.encode).await?;
+    let Transcription { transcript, segments } = speech.transcribe(recording, query.options, None).await?;
     let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[speech.model()]);
     audio_seconds.inc_by(transcript.duration_seconds.max(0.0));
     let unwritten = |error| ApiError::Internal(format!("a transcript could not be written: {error}"));

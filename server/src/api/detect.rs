@@ -40,8 +40,8 @@ pub async fn detect_language(
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let (encode, upload) = state.receive(&head.headers, body, query::encode(&pairs)).await?;
-    let pcm = state.decode(upload, encode).await?;
-    let languages = state.speech().detect_language(pcm).await?;
+    let recording = state.decode_beginning(upload, encode).await?;
+    let languages = state.speech().detect_language(recording).await?;
     let best = languages.first().ok_or_else(|| ApiError::Internal("no language was detected".to_owned()))?;
     let detected = Detected {
         detected_language: language::name(&best.code).unwrap_or(&best.code),

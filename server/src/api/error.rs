@@ -117,6 +117,11 @@ pub enum UploadError {
     TooLarge { limit_bytes: u64 },
     #[error("no byte of the upload came for {seconds} s")]
     Stalled { seconds: u64 },
+    #[error(
+        "the upload is too slow: {received_bytes} bytes came in {seconds} s, and at least {least_bytes} bytes a second are \
+         wanted"
+    )]
+    TooSlow { received_bytes: u64, seconds: u64, least_bytes: u64 },
     /// Nobody will read the answer.
     #[error("the client is gone: {0}")]
     ClientGone(#[source] axum::Error),
@@ -128,7 +133,7 @@ impl From<SpoolError> for UploadError {
     fn from(error: SpoolError) -> Self {
         match error {
             SpoolError::TooLarge { limit_bytes } => Self::TooLarge { limit_bytes },
-            error @ (SpoolError::Disk(_) | SpoolError::Folder { .. }) => Self::Spool(error),
+            error @ (SpoolError::Disk(_) | SpoolError::Folder { .. } | SpoolError::Spent(_)) => Self::Spool(error),
         }
     }
 }
@@ -142,8 +147,9 @@ pub enum ApiError {
     Upload(#[from] UploadError),
     #[error(transparent)]
     Audio(#[from] AudioError),
+    /// [`JobError::Audio`] is [`Self::Audio`].
     #[error(transparent)]
-    Job(#[from] JobError),
+    Job(JobError),
     /// The operator has not installed what `vad_filter=true` needs.
     #[error("vad_filter: {}", VadError::NoModel)]
     NoVad,
@@ -152,7 +158,18 @@ pub enum ApiError {
     Internal(String),
 }
 
+impl From<JobError> for ApiError {
+    fn from(error: JobError) -> Self {
+        match error {
+            JobError::Audio(error) => Self::Audio(error),
+            error => Self::Job(error),
+        }
+    }
+}
+
 impl ApiError {
+    /// Requests that hold what a budget has end within minutes.
+    pub const SPENT_RETRY_SECONDS: u64 = 30;
     /// While the server ends, another one may take its place.
     pub const SHUTDOWN_RETRY_SECONDS: u64 = 10;
 
@@ -161,7 +178,7 @@ impl ApiError {
             Self::Fields(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Upload(error) => match error {
                 UploadError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-                UploadError::Stalled { .. } => StatusCode::REQUEST_TIMEOUT,
+                UploadError::Stalled { .. } | UploadError::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
                 UploadError::Spool(error) => storage(error),
                 UploadError::NoBoundary
                 | UploadError::Multipart(_)
@@ -192,6 +209,8 @@ impl ApiError {
                 | JobError::ColdHold { retry_after_seconds, .. },
             ) => Some(*retry_after_seconds),
             Self::Job(JobError::ShuttingDown) => Some(Self::SHUTDOWN_RETRY_SECONDS),
+            Self::Upload(UploadError::Spool(SpoolError::Spent(_)))
+            | Self::Audio(AudioError::Spool(SpoolError::Spent(_))) => Some(Self::SPENT_RETRY_SECONDS),
             _ => None,
         }
     }
@@ -224,6 +243,19 @@ impl IntoResponse for ApiError {
 /// `{"detail":"..."}`, as FastAPI's `HTTPException`.
 pub fn detail(status: StatusCode, text: &str) -> Response {
     json_response(status, &Refusal { detail: text.to_owned() })
+}
+
+/// The body of an error that no handler wrote.
+pub fn refusal(refusal: &hush_listener::Refusal<'_>) -> String {
+    json_text(&Refusal { detail: refusal.message.to_owned() })
+}
+
+/// As [`json_response`].
+pub fn json_text<T: Serialize>(value: &T) -> String {
+    let mut body = Vec::new();
+    // Writing JSON to memory fails only for maps without text keys, and there are none.
+    let _ = PythonJson::COMPACT.write(&mut body, value);
+    String::from_utf8(body).unwrap_or_default()
 }
 
 /// The peer's answer to anything that it did not expect.

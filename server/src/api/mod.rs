@@ -28,7 +28,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use tokio::sync::Semaphore;
+use hush_listener::{Refusal, ShapeErrors, shape_errors};
 use tower::util::MapRequest;
 
 pub use catalogue::{Catalogue, DEFAULT_ALIASES, ModelCard, Single, is_alias, is_same_model};
@@ -42,6 +42,7 @@ use crate::audio::DecodeOptions;
 use crate::auth::KeyFile;
 use crate::format::JsonShape;
 use crate::metrics::Metrics;
+use crate::recording::Decoder;
 use crate::serve;
 use crate::web;
 
@@ -93,14 +94,14 @@ pub struct ApiState {
     catalogue: Arc<dyn Catalogue>,
     metrics: Arc<Metrics>,
     config: Arc<ApiConfig>,
-    decodes: Arc<Semaphore>,
+    decoder: Decoder,
     live: Live,
 }
 
 impl ApiState {
     pub fn new(catalogue: Arc<dyn Catalogue>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
-        let decodes = Arc::new(Semaphore::new(config.concurrent_decodes.max(1)));
-        Self { catalogue, metrics, config: Arc::new(config), decodes, live: Live::default() }
+        let decoder = Decoder::new(config.decode.clone(), config.concurrent_decodes);
+        Self { catalogue, metrics, config: Arc::new(config), decoder, live: Live::default() }
     }
 
     /// With models to show at `/v1/hush/`.
@@ -123,6 +124,14 @@ pub fn router(state: ApiState) -> Router {
         // Around everything, so that a page may read why it is refused.
         Some(cors) => router.layer(cors),
         None => router,
+    }
+}
+
+/// How errors look that no handler writes: in the words of the API whose path was asked for.
+pub fn error_shape(refusal: &Refusal<'_>) -> String {
+    match refusal.path {
+        Some(path) if openai::is_own(path) => openai::error::OpenAiError::refusal(refusal),
+        _ => error::refusal(refusal),
     }
 }
 
@@ -150,6 +159,8 @@ pub fn routes(state: ApiState) -> Router {
         .merge(web::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        // A bare 500 is what whisper-asr-webservice answers.
+        .layer(middleware::from_fn_with_state(ShapeErrors { shape: error_shape, server_errors: false }, shape_errors))
         .layer(recorded)
         .with_state(state)
 }

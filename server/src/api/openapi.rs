@@ -129,7 +129,7 @@ pub enum AudioRefusals {
     /// This server has API keys, and the request has none of them.
     #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`.")))]
     NoKey(Refusal),
-    /// The upload stopped in the middle.
+    /// The upload stopped in the middle, or is too slow.
     #[response(status = 408)]
     Stalled(Refusal),
     /// The upload is larger than this server takes.
@@ -147,8 +147,8 @@ pub enum AudioRefusals {
     /// It held the model for longer than this server allows.
     #[response(status = 504)]
     Overdue(Refusal),
-    /// There is no room to store the upload.
-    #[response(status = 507)]
+    /// There is no room to store the upload or its samples.
+    #[response(status = 507, headers(("Retry-After" = u64, description = "Seconds until other requests may have left room.")))]
     StorageFull(Refusal),
 }
 

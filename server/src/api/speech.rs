@@ -13,8 +13,8 @@ use hush_whisper::{Abilities, LanguageProbability, ModelDir, Segment, Transcribe
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::audio::Pcm;
 use crate::job::{JobError, Outcome, Transcription, Work};
+use crate::recording::Recording;
 use crate::residency::ModelHandle;
 
 /// One model that does work when it is asked, loaded or not. Dropping a future cancels its work.
@@ -41,7 +41,7 @@ pub trait Speech: Send + Sync + 'static {
     /// `patience`: how long to wait for a model that is not loaded; `None`: for as long as it takes.
     fn transcribe(
         &self,
-        pcm: Pcm,
+        recording: Recording,
         options: TranscribeOptions,
         patience: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>>;
@@ -49,7 +49,7 @@ pub trait Speech: Send + Sync + 'static {
     /// As [`Self::transcribe`], with the segments as they are decoded. A slow reader does not hold back the model.
     fn stream(
         &self,
-        pcm: Pcm,
+        recording: Recording,
         options: TranscribeOptions,
         patience: Option<Duration>,
         segments: mpsc::Sender<Segment>,
@@ -59,7 +59,7 @@ pub trait Speech: Send + Sync + 'static {
     fn token_bytes(&self, tokens: Vec<u32>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, JobError>>;
 
     /// Most probable first.
-    fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>>;
+    fn detect_language(&self, recording: Recording) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>>;
 }
 
 /// A model of residency, and what it cannot do without.
@@ -142,12 +142,12 @@ impl Speech for ServedModel {
 
     fn transcribe(
         &self,
-        pcm: Pcm,
+        recording: Recording,
         options: TranscribeOptions,
         patience: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         async move {
-            match self.handle.gather(pcm, Work::Transcribe(options), patience).await? {
+            match self.handle.gather(recording, Work::Transcribe(options), patience).await? {
                 (Outcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
                 (Outcome::Languages(_), _) => Err(other_answer()),
             }
@@ -157,13 +157,13 @@ impl Speech for ServedModel {
 
     fn stream(
         &self,
-        pcm: Pcm,
+        recording: Recording,
         options: TranscribeOptions,
         patience: Option<Duration>,
         segments: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         async move {
-            match self.handle.run(pcm, Work::Transcribe(options), segments, patience).await? {
+            match self.handle.run(recording, Work::Transcribe(options), segments, patience).await? {
                 Outcome::Transcribed(transcript) => Ok(transcript),
                 Outcome::Languages(_) => Err(other_answer()),
             }
@@ -180,9 +180,9 @@ impl Speech for ServedModel {
         .boxed()
     }
 
-    fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
+    fn detect_language(&self, recording: Recording) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         async move {
-            match self.handle.gather(pcm, Work::DetectLanguage, None).await? {
+            match self.handle.gather(recording, Work::DetectLanguage, None).await? {
                 (Outcome::Languages(languages), _) => Ok(languages),
                 (Outcome::Transcribed(_), _) => Err(other_answer()),
             }

@@ -10,11 +10,12 @@ use futures_util::StreamExt;
 use super::error::UploadError;
 use super::header::{Parameters, decode};
 use super::multipart::{Event, Parser};
+use crate::budget::ByteBudget;
 use crate::request;
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
 /// Files travel to the spool in pieces of this size, on a thread that may wait for a disk.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 /// Room for boundaries, headers and fields beside the file.
 const OVERHEAD_BYTES: u64 = 1 << 20;
 /// The peer's limits.
@@ -31,10 +32,18 @@ pub struct UploadOptions {
     pub max_drain_bytes: u64,
     /// Longest silence in the middle of a body: 408.
     pub idle_timeout: Duration,
+    /// Fewer bytes a second than this, over [`Self::slow_after`]: 408. Zero: no limit.
+    pub least_bytes_per_second: u64,
+    /// How long a client may be slow: each stretch of waiting so long for it is judged by itself.
+    pub slow_after: Duration,
     /// Held in memory up to here, then in a file.
     pub memory_bytes: usize,
     /// Where that file goes.
     pub dir: Option<std::path::PathBuf>,
+    /// What all uploads together may hold in memory; then they go to files.
+    pub memory_budget: Option<ByteBudget>,
+    /// What all uploads together may hold, in memory and in files: 507 beyond it.
+    pub budget: Option<ByteBudget>,
 }
 
 impl Default for UploadOptions {
@@ -44,8 +53,12 @@ impl Default for UploadOptions {
             max_upload_bytes: 4 << 30,
             max_drain_bytes: 4 << 30,
             idle_timeout: Duration::from_secs(300),
+            least_bytes_per_second: 1 << 10,
+            slow_after: Duration::from_secs(60),
             memory_bytes: crate::spool::DEFAULT_MEMORY_BYTES,
             dir: None,
+            memory_budget: None,
+            budget: None,
         }
     }
 }
@@ -92,7 +105,7 @@ pub async fn receive(
     wanted: Wanted,
     options: &UploadOptions,
 ) -> Result<Received, UploadError> {
-    let mut body = Chunks { stream: body.into_data_stream(), idle_timeout: options.idle_timeout };
+    let mut body = Chunks::new(body, options);
     let began = Instant::now();
     let form = read_form(headers, &mut body, wanted, options).await;
     request::note(|facts| {
@@ -101,7 +114,9 @@ pub async fn receive(
         facts.ended("upload", seconds);
     });
     match form {
-        Err(error @ (UploadError::ClientGone(_) | UploadError::Stalled { .. })) => Err(error),
+        Err(error @ (UploadError::ClientGone(_) | UploadError::Stalled { .. } | UploadError::TooSlow { .. })) => {
+            Err(error)
+        }
         // A client that asked first waits for the answer with its body in hand.
         Err(error) if headers.contains_key(header::EXPECT) => Err(error),
         Err(error) => {
@@ -115,7 +130,7 @@ pub async fn receive(
 /// Reads what nobody asked for, so that the answer is seen.
 pub async fn discard(headers: &HeaderMap, body: Body, options: &UploadOptions) {
     if !headers.contains_key(header::EXPECT) {
-        let mut body = Chunks { stream: body.into_data_stream(), idle_timeout: options.idle_timeout };
+        let mut body = Chunks::new(body, options);
         body.drain(options.max_drain_bytes).await;
     }
 }
@@ -153,20 +168,72 @@ async fn read_form(
     Ok(form.finish())
 }
 
-/// The body, chunk by chunk, with a limit on silence.
+/// The body, chunk by chunk, with a limit on silence and on slowness.
 struct Chunks {
     stream: BodyDataStream,
     idle_timeout: Duration,
+    least_bytes_per_second: u64,
+    slow_after: Duration,
+    /// Of the stretch that is judged next: time spent waiting for the client, and what came in it. The time in which the
+    /// bytes are stored is not the client's.
+    waited: Duration,
+    received_bytes: u64,
 }
 
 impl Chunks {
-    async fn next(&mut self) -> Result<Option<Bytes>, UploadError> {
-        match tokio::time::timeout(self.idle_timeout, self.stream.next()).await {
-            Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
-            Ok(Some(Err(error))) => Err(UploadError::ClientGone(error)),
-            Ok(None) => Ok(None),
-            Err(_) => Err(UploadError::Stalled { seconds: self.idle_timeout.as_secs() }),
+    fn new(body: Body, options: &UploadOptions) -> Self {
+        Self {
+            stream: body.into_data_stream(),
+            idle_timeout: options.idle_timeout,
+            least_bytes_per_second: options.least_bytes_per_second,
+            slow_after: options.slow_after,
+            waited: Duration::ZERO,
+            received_bytes: 0,
         }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, UploadError> {
+        let silence_began = Instant::now();
+        loop {
+            let began = Instant::now();
+            let silence_left = self.idle_timeout.saturating_sub(silence_began.elapsed());
+            let stretch_left = match self.least_bytes_per_second {
+                0 => Duration::MAX,
+                _ => self.slow_after.saturating_sub(self.waited),
+            };
+            let patience = silence_left.min(stretch_left);
+            let chunk = tokio::time::timeout(patience, self.stream.next()).await;
+            self.waited += began.elapsed();
+            match chunk {
+                Ok(Some(Ok(chunk))) => {
+                    self.received_bytes += chunk.len() as u64;
+                    self.judge()?;
+                    return Ok(Some(chunk));
+                }
+                Ok(Some(Err(error))) => return Err(UploadError::ClientGone(error)),
+                Ok(None) => return Ok(None),
+                Err(_) => {
+                    self.judge()?;
+                    if silence_began.elapsed() >= self.idle_timeout {
+                        return Err(UploadError::Stalled { seconds: self.idle_timeout.as_secs() });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins a new stretch when one is over.
+    fn judge(&mut self) -> Result<(), UploadError> {
+        if self.least_bytes_per_second == 0 || self.waited < self.slow_after {
+            return Ok(());
+        }
+        let (received_bytes, waited) = (self.received_bytes, self.waited);
+        (self.received_bytes, self.waited) = (0, Duration::ZERO);
+        if (received_bytes as f64) < self.least_bytes_per_second as f64 * waited.as_secs_f64() {
+            let (seconds, least_bytes) = (waited.as_secs(), self.least_bytes_per_second);
+            return Err(UploadError::TooSlow { received_bytes, seconds, least_bytes });
+        }
+        Ok(())
     }
 
     async fn drain(&mut self, max_bytes: u64) {
@@ -324,6 +391,8 @@ impl<'a> Form<'a> {
             memory_bytes: self.options.memory_bytes,
             limit_bytes: Some(self.options.max_upload_bytes),
             dir: self.options.dir.clone(),
+            memory_budget: self.options.memory_budget.clone(),
+            budget: self.options.budget.clone(),
         }
     }
 

@@ -1,19 +1,16 @@
 //! From a request to samples: the part that all routes share.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use hush_whisper::TranscribeOptions;
-use tokio_util::sync::CancellationToken;
 
 use super::ApiState;
 use super::error::{ApiError, FieldError};
 use super::speech::Speech;
 use super::upload::{self, FormFile, Upload, Wanted};
-use crate::audio::{self, DecodeOptions, Pcm};
+use crate::audio;
 use crate::job::JobError;
+use crate::recording::Recording;
 use crate::request;
 
 /// A header that says what may be wrong with an answer.
@@ -64,35 +61,28 @@ impl ApiState {
         }))
     }
 
-    /// The samples of an upload; without `encode` they are what it holds.
-    pub(super) async fn decode(&self, upload: Upload, encode: bool) -> Result<Pcm, ApiError> {
-        let began = Instant::now();
-        let options = self.config.decode.clone();
-        let decoded = if encode {
-            self.decode_file(upload, options).await?
-        } else {
-            audio::decode_raw_s16le(upload.content, options.limit_seconds)?
-        };
-        request::note(|facts| {
-            let seconds = began.elapsed().as_secs_f64();
-            facts.audio_decode_seconds = Some(seconds);
-            facts.ended("decode audio", seconds);
-            facts.audio_seconds = Some(decoded.duration_seconds());
-        });
-        Ok(decoded)
+    /// The audio of an upload; without `encode` its samples are what it holds.
+    pub(super) async fn decode(&self, upload: Upload, encode: bool) -> Result<Recording, ApiError> {
+        if !encode {
+            return self.raw(upload);
+        }
+        Ok(self.decoder.open(upload.content, upload.file_name).await?)
     }
 
-    /// On a blocking thread, a bounded number at a time. Dropping the future ends the decoding.
-    async fn decode_file(&self, upload: Upload, options: DecodeOptions) -> Result<Pcm, ApiError> {
-        let closed = |_| ApiError::Job(JobError::ShuttingDown);
-        let permit = Arc::clone(&self.decodes).acquire_owned().await.map_err(closed)?;
-        let cancelled = CancellationToken::new();
-        let _cancel_on_drop = cancelled.clone().drop_guard();
-        let decoded = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            let Upload { content, file_name, .. } = upload;
-            audio::decode(&content, Some(&file_name), &options, &|| !cancelled.is_cancelled())
+    /// As [`Self::decode`], for a look at the first seconds.
+    pub(super) async fn decode_beginning(&self, upload: Upload, encode: bool) -> Result<Recording, ApiError> {
+        if !encode {
+            return self.raw(upload);
+        }
+        Ok(self.decoder.beginning(upload.content, upload.file_name).await?)
+    }
+
+    fn raw(&self, upload: Upload) -> Result<Recording, ApiError> {
+        let pcm = audio::decode_raw_s16le(upload.content, self.decoder.options().limit_seconds)?;
+        request::note(|facts| {
+            facts.audio_decode_seconds = Some(0.0);
+            facts.audio_seconds = Some(pcm.duration_seconds());
         });
-        Ok(decoded.await.map_err(|panicked| ApiError::Internal(format!("decoding: {panicked}")))??)
+        Ok(pcm.into())
     }
 }

@@ -12,7 +12,7 @@ use symphonia::core::codecs::registry::CodecRegistry;
 use symphonia::core::common::Limit;
 use symphonia::core::errors::Error as SymphoniaError;
 use symphonia::core::formats::probe::Hint;
-use symphonia::core::formats::well_known::{FORMAT_ID_ISOMP4, FORMAT_ID_MKV, FORMAT_ID_WAVE};
+use symphonia::core::formats::well_known::{FORMAT_ID_FLAC, FORMAT_ID_ISOMP4, FORMAT_ID_MKV, FORMAT_ID_WAVE};
 use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
 use symphonia::core::io::{MediaSource, MediaSourceStream, ReadBytes, ReadOnlySource};
 use symphonia::core::meta::MetadataOptions;
@@ -30,6 +30,14 @@ use crate::spool::{SpoolReader, Spooled};
 
 /// Errors in a row from a demuxer before its stream counts as ended.
 const MAX_DEMUX_ERRORS: usize = 16;
+
+/// Packets that could not be decoded after which the file is given up, where they are so many times more than the good
+/// ones: bytes that look like the beginning of a packet now and then are no audio, however many they are.
+const MAX_BAD_PACKETS: u64 = 256;
+const MAX_BAD_PER_GOOD: u64 = 4;
+
+/// What a header may say beyond the limit before a file is refused for it.
+const DECLARED_TOLERANCE_SECONDS: f64 = 60.0;
 
 const FIX: &str =
     "install ffmpeg on the server, or convert the file to WAV, FLAC, MP3, AAC (LC), Vorbis or mono/stereo Opus";
@@ -68,17 +76,33 @@ pub(super) fn decode(
     }
     let timing =
         (format.format_info().format == FORMAT_ID_ISOMP4).then(|| mp4::track_timing(input, track.id)).flatten();
-    let mut output = Output::new(writer);
     let is_cut = timing.as_ref().is_some_and(|timing| !timing.cuts.is_empty());
     let (declared_seconds, is_pcm) = (track.declared_seconds, track.is_pcm);
+    let says_its_length = [FORMAT_ID_FLAC, FORMAT_ID_ISOMP4, FORMAT_ID_MKV].contains(&format.format_info().format);
+    if let Some(seconds) = declared_seconds.filter(|_| says_its_length && !is_cut) {
+        // The samples are counted as well: this only spares the time of decoding so many of them.
+        refuse_declared(seconds, writer.limit_seconds())?;
+    }
+    let mut output = Output::new(writer);
     let stopped_early = listen(format, track, timing, Some(input), &mut output, &failure, keep_going)?;
+    let is_full = output.is_full();
     let pcm = output.finish()?;
+    if is_full {
+        return Ok(Decoded { pcm, is_whole: true });
+    }
     // A demuxer may lose its way without a word, so a clean end is compared with the headers as well, unless an edit
     // hides a part. PCM has nothing more to find.
     let expected = declared_seconds.filter(|_| !is_pcm && (stopped_early || !is_cut));
     let is_whole =
         expected.is_none_or(|seconds| (0.9 * seconds..=1.1 * seconds + 1.0).contains(&pcm.duration_seconds()));
     Ok(Decoded { pcm, is_whole })
+}
+
+fn refuse_declared(seconds: f64, limit_seconds: u64) -> Result<(), AudioError> {
+    if seconds > limit_seconds as f64 + DECLARED_TOLERANCE_SECONDS {
+        return Err(AudioError::TooLong { limit_seconds });
+    }
+    Ok(())
 }
 
 /// One behind the other. What comes after the first and cannot be read is left out.
@@ -107,12 +131,13 @@ fn decode_wav_files(
     Ok(Decoded { pcm: output.finish()?, is_whole: true })
 }
 
-/// What ffmpeg writes: Matroska with one track of samples, on the clock of the upload.
+/// What ffmpeg writes: Matroska with one track of samples, on the clock of the upload. Whether the writer has all that it
+/// keeps before the end.
 pub(super) fn decode_stream(
     stream: impl Read + Send + Sync,
     writer: PcmWriter,
     keep_going: &KeepGoing<'_>,
-) -> Result<Pcm, AudioError> {
+) -> Result<(Pcm, bool), AudioError> {
     let failure = Failure::default();
     let source = Box::new(ReadOnlySource::new(stream));
     let format = probe(source, None).map_err(|error| match error {
@@ -123,7 +148,8 @@ pub(super) fn decode_stream(
     let mut output = Output::new(writer);
     let timing = Some(TrackTiming::default());
     listen(format, track, timing, None, &mut output, &failure, keep_going)?;
-    output.finish()
+    let is_full = output.is_full();
+    Ok((output.finish()?, is_full))
 }
 
 fn probe<'a>(
@@ -192,6 +218,9 @@ fn listen(
     loop {
         if !keep_going() {
             return Err(AudioError::Cancelled);
+        }
+        if output.is_full() || bad >= MAX_BAD_PACKETS && bad / MAX_BAD_PER_GOOD > good {
+            break;
         }
         // Metadata in the stream would pile up.
         while format.metadata().pop().is_some() {}

@@ -36,6 +36,9 @@ pub enum AudioError {
     FfmpegTimeout { seconds: u64 },
     #[error("ffmpeg could not be run: {0}")]
     FfmpegSpawn(#[source] io::Error),
+    /// A defect of this server.
+    #[error("decoding failed: {reason}")]
+    Failed { reason: String },
     /// `keep_going` said no.
     #[error("the client is gone")]
     Cancelled,
@@ -62,6 +65,7 @@ impl AudioError {
             Self::Ffmpeg { .. } => "ffmpeg",
             Self::FfmpegTimeout { .. } => "ffmpeg_timeout",
             Self::FfmpegSpawn(_) => "ffmpeg_spawn",
+            Self::Failed { .. } => "failed",
             Self::Cancelled => "cancelled",
             Self::Spool(_) => "spool",
         }
@@ -69,7 +73,10 @@ impl AudioError {
 
     /// Whether another upload would fare better: `false` for what the server itself got wrong.
     pub fn is_client_fault(&self) -> bool {
-        !matches!(self, Self::FfmpegTimeout { .. } | Self::FfmpegSpawn(_) | Self::Cancelled | Self::Spool(_))
+        !matches!(
+            self,
+            Self::FfmpegTimeout { .. } | Self::FfmpegSpawn(_) | Self::Failed { .. } | Self::Cancelled | Self::Spool(_)
+        )
     }
 
     /// Whether ffmpeg may know better than the built-in decoders.

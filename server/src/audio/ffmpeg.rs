@@ -96,7 +96,9 @@ pub(super) fn decode(
         // It may say why on its way out.
         Err(error) if error.is_worth_ffmpeg() => Err(error),
         Err(error) => return Err(error),
-        Ok(pcm) => Ok(pcm),
+        // It has more, of which nothing is wanted.
+        Ok((pcm, true)) => return Ok(Some(pcm)),
+        Ok((pcm, false)) => Ok(pcm),
     };
     let status = loop {
         match child.0.try_wait().map_err(AudioError::FfmpegSpawn)? {

@@ -102,6 +102,32 @@ pub(super) fn is_foreign(input: &Spooled) -> bool {
     is_read && likeness(&head[..length]).is_some_and(|likeness| FOREIGN.contains(&likeness))
 }
 
+/// In less than this, decoders have searched soon.
+const LONG_TEXT_BYTES: u64 = 64 << 10;
+
+/// Whether it is text from its beginning to its end, as far as three looks into it tell, and so much that decoders would
+/// search long in it for something that they know.
+pub(super) fn is_long_text(input: &Spooled) -> bool {
+    let whole = input.len_bytes();
+    if whole < LONG_TEXT_BYTES {
+        return false;
+    }
+    let length = (HEAD_BYTES as u64).min(whole);
+    [0, (whole - length) / 2, whole - length].into_iter().all(|at| {
+        let mut bytes = [0; HEAD_BYTES];
+        let Some(piece) = usize::try_from(length).ok().and_then(|length| bytes.get_mut(..length)) else { return false };
+        if input.read_exact_at(piece, at).is_err() {
+            return false;
+        }
+        if at == 0 && SIGNS.iter().any(|(at, sign, _)| piece.get(*at..).is_some_and(|rest| rest.starts_with(sign))) {
+            return false;
+        }
+        // A character may be cut at the beginning of a piece, too.
+        let cut = if at == 0 { 0 } else { piece.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count() };
+        text_of(&piece[cut..]).is_some()
+    })
+}
+
 /// What it looks like, what the client calls it, and its first bytes.
 pub(super) fn describe(input: &Spooled, file_name: Option<&str>) -> String {
     let mut head = [0; HEAD_BYTES];

@@ -30,11 +30,20 @@ pub use error::AudioError;
 pub use ffmpeg::Ffmpeg;
 pub use pcm::{Pcm, PcmReader, Span, decode_raw_s16le};
 
+use hush_whisper::SAMPLE_RATE;
+
+use crate::budget::ByteBudget;
 use crate::spool::{SpoolOptions, Spooled};
 use pcm::PcmWriter;
 
 /// Asked many times per second of audio; `false` ends the work with [`AudioError::Cancelled`].
 pub type KeepGoing<'a> = dyn Fn() -> bool + Sync + 'a;
+
+/// What [`decode_head`] decodes: a little more than the window from which a language is detected.
+pub const HEAD_SECONDS: u64 = 31;
+
+/// As [`DecodeOptions::ffmpeg_timeout`], for the beginning alone.
+const HEAD_FFMPEG_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Default of [`DecodeOptions::limit_seconds`]: a day.
 pub const DEFAULT_LIMIT_SECONDS: u64 = 24 * 3600;
@@ -47,6 +56,10 @@ pub struct DecodeOptions {
     pub memory_bytes: usize,
     /// Where that file goes; the system's temporary directory when `None`.
     pub dir: Option<PathBuf>,
+    /// What all decoded audio together may hold in memory; then it goes to files.
+    pub memory_budget: Option<ByteBudget>,
+    /// What all decoded audio together may hold, in memory and in files; what is beyond is refused.
+    pub budget: Option<ByteBudget>,
     /// Longer audio is refused; it also bounds what a small file can unpack to.
     pub limit_seconds: u64,
     pub ffmpeg: Ffmpeg,
@@ -58,11 +71,20 @@ impl Default for DecodeOptions {
         Self {
             memory_bytes: DEFAULT_PCM_MEMORY_BYTES,
             dir: None,
+            memory_budget: None,
+            budget: None,
             limit_seconds: DEFAULT_LIMIT_SECONDS,
             ffmpeg: Ffmpeg::default(),
             ffmpeg_timeout: Duration::from_secs(1800),
         }
     }
+}
+
+/// The beginning of a file, or all of it.
+#[derive(Debug)]
+pub enum Head {
+    Whole(Pcm),
+    Beginning(Pcm),
 }
 
 /// Decodes a whole file. `file_name` (as the client calls it) is a hint, never trusted.
@@ -72,14 +94,44 @@ pub fn decode(
     options: &DecodeOptions,
     keep_going: &KeepGoing<'_>,
 ) -> Result<Pcm, AudioError> {
+    decode_samples(input, file_name, options, u64::MAX, keep_going)
+}
+
+/// Decodes the first [`HEAD_SECONDS`] of a file: whether it is audio, for little.
+pub fn decode_head(
+    input: &Spooled,
+    file_name: Option<&str>,
+    options: &DecodeOptions,
+    keep_going: &KeepGoing<'_>,
+) -> Result<Head, AudioError> {
+    let samples = HEAD_SECONDS * u64::from(SAMPLE_RATE);
+    let pcm = decode_samples(input, file_name, options, samples, keep_going)?;
+    let is_whole = pcm.len_samples() < samples || pcm.lies_in(input);
+    Ok(if is_whole { Head::Whole(pcm) } else { Head::Beginning(pcm) })
+}
+
+/// `kept_samples`: decoding ends there.
+fn decode_samples(
+    input: &Spooled,
+    file_name: Option<&str>,
+    options: &DecodeOptions,
+    kept_samples: u64,
+    keep_going: &KeepGoing<'_>,
+) -> Result<Pcm, AudioError> {
     if input.is_empty() {
         return Err(AudioError::Empty);
     }
+    if likeness::is_long_text(input) {
+        return Err(AudioError::Unrecognised { hint: likeness::describe(input, file_name) });
+    }
     let writer = || {
-        let spool = SpoolOptions { memory_bytes: options.memory_bytes, limit_bytes: None, dir: options.dir.clone() };
-        PcmWriter::new(spool, options.limit_seconds)
+        let DecodeOptions { memory_bytes, dir, memory_budget, budget, limit_seconds, .. } = options.clone();
+        let spool = SpoolOptions { memory_bytes, limit_bytes: None, dir, memory_budget, budget };
+        PcmWriter::new(spool, limit_seconds).keeping(kept_samples)
     };
-    let by_ffmpeg = || ffmpeg::decode(&options.ffmpeg, input, writer(), options.ffmpeg_timeout, keep_going);
+    let is_head = kept_samples < u64::MAX;
+    let timeout = if is_head { options.ffmpeg_timeout.min(HEAD_FFMPEG_TIMEOUT) } else { options.ffmpeg_timeout };
+    let by_ffmpeg = || ffmpeg::decode(&options.ffmpeg, input, writer(), timeout, keep_going);
     if likeness::is_foreign(input) {
         match by_ffmpeg() {
             Ok(Some(pcm)) => return Ok(pcm),

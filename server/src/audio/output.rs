@@ -55,6 +55,11 @@ impl Output {
         self.listed_cuts = cuts;
     }
 
+    /// Whether what follows need not be decoded.
+    pub(super) fn is_full(&self) -> bool {
+        self.writer.is_full()
+    }
+
     /// Seconds that were taken so far, hidden ones too.
     pub(super) fn position_seconds(&self) -> f64 {
         let here = self.form.as_ref().map_or(0.0, |(spec, ..)| self.frames as f64 / f64::from(spec.rate()));

@@ -53,6 +53,11 @@ impl Pcm {
         Ok(Self { bytes: Spooled::from_file(file)?, span })
     }
 
+    /// Whether these are samples of the upload itself, of which nothing was copied.
+    pub(super) fn lies_in(&self, input: &Spooled) -> bool {
+        self.bytes.is_same(input)
+    }
+
     /// For another process: the file, and where in it the samples lie.
     pub fn to_file(&self) -> io::Result<(File, Span)> {
         Ok((self.bytes.to_file()?, self.span))
@@ -125,13 +130,30 @@ pub(super) struct PcmWriter {
     buffer: Vec<u8>,
     len_samples: u64,
     limit_seconds: u64,
+    /// No more than so many are kept; the others are counted.
+    kept_samples: u64,
 }
 
 impl PcmWriter {
     const FLUSH_BYTES: usize = 64 << 10;
 
     pub(super) fn new(spool: SpoolOptions, limit_seconds: u64) -> Self {
-        Self { spool: Spool::new(spool), buffer: Vec::with_capacity(Self::FLUSH_BYTES), len_samples: 0, limit_seconds }
+        let (spool, buffer) = (Spool::new(spool), Vec::with_capacity(Self::FLUSH_BYTES));
+        Self { spool, buffer, len_samples: 0, limit_seconds, kept_samples: u64::MAX }
+    }
+
+    /// Keeps the beginning alone.
+    pub(super) fn keeping(self, kept_samples: u64) -> Self {
+        Self { kept_samples, ..self }
+    }
+
+    /// Whether it has as much as it keeps: what follows need not be decoded.
+    pub(super) fn is_full(&self) -> bool {
+        self.len_samples >= self.kept_samples
+    }
+
+    pub(super) fn limit_seconds(&self) -> u64 {
+        self.limit_seconds
     }
 
     pub(super) fn len_samples(&self) -> u64 {
@@ -139,8 +161,10 @@ impl PcmWriter {
     }
 
     pub(super) fn write_f32(&mut self, samples: &[f32]) -> Result<(), AudioError> {
+        let room = self.kept_samples.saturating_sub(self.len_samples);
         self.count(samples.len() as u64)?;
-        for piece in samples.chunks(Self::FLUSH_BYTES / BYTES_PER_SAMPLE as usize) {
+        let kept = usize::try_from(room).map_or(samples, |room| &samples[..room.min(samples.len())]);
+        for piece in kept.chunks(Self::FLUSH_BYTES / BYTES_PER_SAMPLE as usize) {
             let start = self.buffer.len();
             self.buffer.resize(start + piece.len() * BYTES_PER_SAMPLE as usize, 0);
             let (pairs, _) = self.buffer[start..].as_chunks_mut();

@@ -246,6 +246,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Requests")]
     pub max_upload: Option<ByteSize>,
 
+    #[command(flatten)]
+    pub limits: LimitArgs,
+
     /// Folder for uploads that are too large for memory. Default: the system's folder for temporary files.
     #[arg(long, value_name = "DIR", help_heading = "Requests")]
     pub spool_dir: Option<PathBuf>,
@@ -278,6 +281,43 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Requests")]
+pub struct LimitArgs {
+    /// Longest audio that is transcribed: 6h, 90m; longer is answered with 400. Default: 6h.
+    ///
+    /// Checked while a file is decoded, since its headers may say anything. An hour is 115 MB when it is decoded.
+    #[arg(long, value_name = "DURATION")]
+    pub max_audio_duration: Option<Span>,
+
+    /// What the decoded audio of all requests together may hold, in memory and in --spool-dir; beyond it requests are
+    /// answered with 507. Default: 4GiB, which is 37 hours of audio.
+    ///
+    /// Audio that waits for a model is not decoded yet, but for its beginning and for the next two requests.
+    #[arg(long, value_name = "SIZE")]
+    pub max_decoded: Option<ByteSize>,
+
+    /// What the uploads of all requests together may hold, in memory and in --spool-dir; beyond it requests are answered
+    /// with 507. Default: 16GiB, or --max-upload where that is more.
+    #[arg(long, value_name = "SIZE")]
+    pub max_spool: Option<ByteSize>,
+
+    /// Least bytes a second of an upload, over each minute of waiting for it; slower ones are answered with 408. 0 is no
+    /// limit. Default: 1KiB.
+    #[arg(long, value_name = "SIZE")]
+    pub min_upload_rate: Option<ByteSize>,
+
+    /// Connections to the public API that are open at the same time; further ones are answered with 503 and Retry-After,
+    /// but for /healthz and /readyz. Default: 1024, or what the limit of open files leaves.
+    #[arg(long, value_name = "N")]
+    pub max_connections: Option<usize>,
+
+    /// What uploads and decoded audio of all requests together are kept of in memory; further bytes go to --spool-dir.
+    /// Default: 128MiB.
+    #[arg(long, value_name = "SIZE")]
+    pub spool_memory_total: Option<ByteSize>,
 }
 
 #[derive(Args, Debug, Default)]

@@ -23,6 +23,7 @@ use super::{check, ground, log, ort_lib, security, vad_model};
 use crate::admin::{self, AdminState};
 use crate::api::{ApiConfig, ApiState, Catalogue, Live, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
+use crate::budget::ByteBudget;
 use crate::format::JsonShape;
 use crate::gpu::GpuCollector;
 use crate::metrics::{self, Metrics};
@@ -34,6 +35,9 @@ use crate::spool;
 /// Answers are little work and runners are processes of their own: two threads serve any number of clients.
 const WORKER_THREADS: usize = 2;
 
+/// Of the operations listener: scrapes, controllers and their streams of events.
+const OPS_CONNECTIONS: usize = 256;
+
 /// After the runners had their time, connections get this much to hand out the last answers.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
 
@@ -44,6 +48,21 @@ fn lift_limit_of_open_files() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(soft_limit = limit.current, "the limit of open files stays as it is: {error}");
     }
+}
+
+/// Open files that are no request's: listeners, runners, the operations listener's connections, libraries.
+const OTHER_FILES: u64 = 64;
+/// Of a request: its connection, its upload, its samples.
+const FILES_PER_REQUEST: u64 = 3;
+
+/// As many connections as were asked for, or as the limit of open files leaves.
+fn connections_within(max_connections: usize, open_files: Option<u64>) -> usize {
+    let Some(open_files) = open_files else { return max_connections };
+    let room = usize::try_from(open_files.saturating_sub(OTHER_FILES) / FILES_PER_REQUEST).unwrap_or(usize::MAX).max(1);
+    if room < max_connections {
+        tracing::warn!(open_files, "the limit of open files leaves {room} connections, not {max_connections}");
+    }
+    room.min(max_connections)
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -119,8 +138,20 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         tracing::info!(api = %address, ops = %ops_address, "listening");
 
         let drain = settings.drain_timeout;
-        let options = ServeOptions { drain_deadline: drain + ANSWER_GRACE, tls, ..ServeOptions::default() };
-        let ops_options = ServeOptions { tls: ops_tls, ..options.clone() };
+        let max_connections = connections_within(settings.limits.max_connections, getrlimit(Resource::Nofile).current);
+        let options = ServeOptions {
+            drain_deadline: drain + ANSWER_GRACE,
+            tls,
+            max_connections,
+            shape: crate::api::error_shape,
+            ..ServeOptions::default()
+        };
+        let ops_options = ServeOptions {
+            tls: ops_tls,
+            max_connections: OPS_CONNECTIONS.min(max_connections),
+            shape: admin::error_shape,
+            ..options.clone()
+        };
         let requests = tokio::spawn(serve(listener, api, stop.clone(), options));
         let operations = tokio::spawn(serve(ops_listener, ops, ops_stop.clone(), ops_options));
         let mut signals = Signals::new().context("listening for signals")?;
@@ -156,6 +187,12 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
 
 fn api_config(settings: &ServeSettings) -> ApiConfig {
     let memory_bytes = usize::try_from(settings.spool_memory_bytes).unwrap_or(usize::MAX);
+    let total_bytes = settings.limits.spool_memory_total_bytes;
+    let memory_budget = Some(ByteBudget::new("the memory for uploads and decoded audio is in use", total_bytes));
+    let uploads = ByteBudget::new("there is no room for the upload (--max-spool)", settings.limits.max_spool_bytes);
+    let decoded =
+        ByteBudget::new("there is no room for the decoded audio (--max-decoded)", settings.limits.max_decoded_bytes);
+    let decode = decode_options(settings.engine.ffmpeg.as_deref(), settings.spool_dir.as_deref(), memory_bytes);
     ApiConfig {
         json_shape: match settings.asr_engine {
             AsrEngine::OpenaiWhisper => JsonShape::OpenAiWhisper,
@@ -165,10 +202,18 @@ fn api_config(settings: &ServeSettings) -> ApiConfig {
             max_upload_bytes: settings.max_upload_bytes,
             memory_bytes,
             dir: settings.spool_dir.clone(),
+            least_bytes_per_second: settings.limits.least_upload_bytes_per_second,
+            memory_budget: memory_budget.clone(),
+            budget: Some(uploads),
             ..UploadOptions::default()
         },
         web_ui: settings.web_ui,
-        decode: decode_options(settings.engine.ffmpeg.as_deref(), settings.spool_dir.as_deref(), memory_bytes),
+        decode: DecodeOptions {
+            limit_seconds: settings.limits.max_audio.as_secs(),
+            memory_budget,
+            budget: Some(decoded),
+            ..decode
+        },
         cold_hold: settings.cold_hold,
         cors_origins: settings.cors_origins.iter().map(|CorsOrigin(origin)| origin.clone()).collect(),
         ..ApiConfig::default()
@@ -218,5 +263,19 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => "SIGHUP",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_into_the_limit_of_open_files() {
+        assert_eq!(connections_within(1024, None), 1024);
+        assert_eq!(connections_within(1024, Some(1 << 20)), 1024);
+        assert_eq!(connections_within(1024, Some(1024)), 320);
+        assert_eq!(connections_within(1024, Some(128)), 21);
+        assert_eq!(connections_within(1024, Some(10)), 1);
     }
 }

@@ -14,10 +14,12 @@ use super::machine::{LeaseId, Load, Refusal, Unload, UnloadReport};
 use super::models::ModelSettings;
 use super::owner::{Grant, Message};
 use super::snapshot::{Board, Snapshot};
-use crate::audio::Pcm;
+use crate::audio::AudioError;
 use crate::job::{JobError, Outcome, Work};
+use crate::recording::Recording;
 use crate::request;
 use crate::runner::{Ending, Runner};
+use crate::spool::SpoolError;
 
 /// Of one job: after that its input is suspect.
 const LOSSES_MAX: u32 = 2;
@@ -96,13 +98,13 @@ impl ModelHandle {
     /// `patience`: how long it waits for a model that is not in memory; `None`: as long as it takes.
     pub async fn run(
         &self,
-        audio: Pcm,
+        audio: impl Into<Recording>,
         work: Work,
         segments: mpsc::Sender<Segment>,
         patience: Option<Duration>,
     ) -> Result<Outcome, JobError> {
         let mut output = Output::stream(segments);
-        let outcome = self.attempts(&audio, &work, &mut output, patience).await?;
+        let outcome = self.attempts(audio.into(), &work, &mut output, patience).await?;
         output.flush().await;
         Ok(outcome)
     }
@@ -110,12 +112,12 @@ impl ModelHandle {
     /// As [`Self::run`], for whoever needs the end before the beginning: a lost runner is never seen in it.
     pub async fn gather(
         &self,
-        audio: Pcm,
+        audio: impl Into<Recording>,
         work: Work,
         patience: Option<Duration>,
     ) -> Result<(Outcome, Vec<Segment>), JobError> {
         let mut output = Output::gather();
-        let outcome = self.attempts(&audio, &work, &mut output, patience).await?;
+        let outcome = self.attempts(audio.into(), &work, &mut output, patience).await?;
         Ok((outcome, output.into_segments()))
     }
 
@@ -164,7 +166,7 @@ impl ModelHandle {
 
     async fn attempts(
         &self,
-        audio: &Pcm,
+        mut audio: Recording,
         work: &Work,
         output: &mut Output,
         patience: Option<Duration>,
@@ -173,8 +175,9 @@ impl ModelHandle {
         let mut again = false;
         let arrived = Instant::now();
         loop {
-            let lease = self.acquire(again, patience).await?;
-            let ended = match job::attempt(&lease.runner, audio, work, arrived, output).await {
+            let lease = self.acquire_with_audio(&mut audio, again, patience).await?;
+            let samples = audio.decode().await?;
+            let ended = match job::attempt(&lease.runner, &samples, work, arrived, output).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(ended) => ended,
             };
@@ -197,6 +200,33 @@ impl ModelHandle {
             }
             again = true;
         }
+    }
+
+    /// As [`Self::acquire`]; meanwhile the audio is decoded, if it is one of the next.
+    async fn acquire_with_audio(
+        &self,
+        audio: &mut Recording,
+        again: bool,
+        patience: Option<Duration>,
+    ) -> Result<Lease, JobError> {
+        if audio.is_decoded() {
+            return self.acquire(again, patience).await;
+        }
+        let mut acquire = std::pin::pin!(self.acquire(again, patience));
+        let _place = tokio::select! {
+            biased;
+            lease = &mut acquire => return lease,
+            place = audio.place_ahead() => place,
+        };
+        let decode = async {
+            match audio.decode().await {
+                // There may be room when the model is there.
+                Ok(_) | Err(AudioError::Spool(SpoolError::Spent(_))) => Ok(()),
+                Err(error) => Err(JobError::Audio(error)),
+            }
+        };
+        let (lease, ()) = tokio::try_join!(acquire, decode)?;
+        Ok(lease)
     }
 
     async fn acquire(&self, again: bool, patience: Option<Duration>) -> Result<Lease, JobError> {

@@ -28,6 +28,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use hush_listener::{
+    Admission, ConnectionLimit, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_PATIENCE, OVERFLOW_PATIENCE, Refusal,
+    RequestPhase, Route, Shape,
+};
+
 use half_close::{Exchange, SharedStream, client_gone};
 pub use record::{Recorder, record};
 pub use tls::Tls;
@@ -45,6 +50,12 @@ pub struct ServeOptions {
     /// Longest wait for the head of a request, from the start of the connection or the end of the last answer. Long,
     /// because a client that reuses a connection at the moment of its end sees an error.
     pub head_timeout: Duration,
+    /// Longest wait for the rest of a head that has begun.
+    pub head_patience: Duration,
+    /// Connections that are open at the same time.
+    pub max_connections: usize,
+    /// How errors look that no handler writes.
+    pub shape: Shape,
     /// How long running requests may go on once the shutdown has begun.
     pub drain_deadline: Duration,
     /// `None`: plain HTTP.
@@ -59,8 +70,20 @@ pub struct Peer {
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { head_timeout: Duration::from_secs(120), drain_deadline: Duration::from_secs(30), tls: None }
+        Self {
+            head_timeout: Duration::from_secs(120),
+            head_patience: HEAD_PATIENCE,
+            max_connections: 1024,
+            shape: bare_shape,
+            drain_deadline: Duration::from_secs(30),
+            tls: None,
+        }
     }
+}
+
+/// `{"detail": ...}` alone.
+fn bare_shape(refusal: &Refusal<'_>) -> String {
+    serde_json::json!({ "detail": refusal.message }).to_string()
 }
 
 /// Serves until `shutdown` is cancelled, then accepts nothing more, lets running requests finish until the deadline
@@ -69,6 +92,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     let connections = TaskTracker::new();
     let cut_off = CancellationToken::new();
     let _cut_off_on_drop = cut_off.clone().drop_guard();
+    let limit = ConnectionLimit::new(options.max_connections);
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -83,13 +107,19 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
                 continue;
             }
         };
+        let (place, route) = match limit.admit() {
+            Admission::Served(place) => (place, Route::Everything),
+            Admission::Overflow(place) => (place, Route::ProbesOnly),
+            Admission::Closed => continue,
+        };
         let (router, shutdown, cut_off) = (router.clone(), shutdown.clone(), cut_off.clone());
-        let (head_timeout, tls) = (options.head_timeout, options.tls.clone());
+        let (terms, tls) = (Terms::new(&options, route, place.phase.clone()), options.tls.clone());
         let (peer, exchange) = (Peer { address }, Exchange::new());
         let service = ConnectionService { peer, exchange, router: TowerToHyperService::new(router) };
         connections.spawn(async move {
             tokio::select! {
-                () = connection(stream, tls, service, shutdown, head_timeout) => {}
+                () = place.phase.evicted() => {}
+                () = connection(stream, tls, service, shutdown, terms) => {}
                 () = cut_off.cancelled() => {}
             }
         });
@@ -103,12 +133,33 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     }
 }
 
+/// What a connection is given.
+struct Terms {
+    head_timeout: Duration,
+    head_patience: Duration,
+    shape: Shape,
+    route: Route,
+    phase: RequestPhase,
+}
+
+impl Terms {
+    fn new(options: &ServeOptions, route: Route, phase: RequestPhase) -> Self {
+        let ServeOptions { head_timeout, head_patience, shape, .. } = *options;
+        let most = match route {
+            Route::Everything => Duration::MAX,
+            Route::ProbesOnly => OVERFLOW_PATIENCE,
+        };
+        let (head_timeout, head_patience) = (head_timeout.min(most), head_patience.min(most));
+        Self { head_timeout, head_patience, shape, route, phase }
+    }
+}
+
 async fn connection(
     stream: TcpStream,
     tls: Option<Tls>,
     service: ConnectionService,
     shutdown: CancellationToken,
-    head_timeout: Duration,
+    terms: Terms,
 ) {
     let address = service.peer.address;
     if let Err(error) = set_options(&stream) {
@@ -117,13 +168,13 @@ async fn connection(
     let stream = SharedStream::new(stream);
     let (shared, exchange) = (stream.clone(), service.exchange.clone());
     let serving = async {
-        let Some(tls) = tls.as_ref() else { return http(stream, service, shutdown, head_timeout).await };
+        let Some(tls) = tls.as_ref() else { return http(stream, service, shutdown, terms).await };
         let accepted = tokio::select! {
             accepted = tls.accept(stream) => accepted,
             () = shutdown.cancelled() => return,
         };
         match accepted {
-            Ok(stream) => http(stream, service, shutdown, head_timeout).await,
+            Ok(stream) => http(stream, service, shutdown, terms).await,
             Err(error) => tracing::debug!(%error, peer = %service.peer.address, "a TLS handshake failed"),
         }
     };
@@ -135,13 +186,17 @@ async fn connection(
     }
 }
 
-async fn http<S>(stream: S, service: ConnectionService, shutdown: CancellationToken, head_timeout: Duration)
+async fn http<S>(stream: S, service: ConnectionService, shutdown: CancellationToken, terms: Terms)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let Terms { head_timeout, head_patience, shape, route, phase } = terms;
+    let stream = GuardedIo::new(stream, phase.clone(), shape, head_patience);
+    let service = GuardedService::new(service, shape, route, phase);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
+        .max_buf_size(HEAD_LIMIT_BYTES)
         // Whether a client is gone is found out by `client_gone`.
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service);

@@ -5,6 +5,8 @@
 mod abilities;
 mod cors;
 mod errors;
+mod hostile_http;
+mod hostile_uploads;
 mod keys;
 mod lifetime;
 mod live;

@@ -13,9 +13,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hush_contract::ModelState;
 use hush_server::api::{ApiConfig, ApiState, Live, Single, Speech};
-use hush_server::audio::Pcm;
 use hush_server::job::{JobError, Transcription, Work};
 use hush_server::metrics::Metrics;
+use hush_server::recording::Recording;
 use hush_server::serve::{ServeOptions, serve};
 use hush_whisper::{Abilities, LanguageProbability, Segment, TranscribeOptions, Transcript};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -85,9 +85,17 @@ impl Fake {
         self.asked.lock().unwrap().clone()
     }
 
-    fn work<T: Send + 'static>(&self, pcm: Pcm, work: Work, answer: T) -> BoxFuture<'_, Result<T, JobError>> {
-        self.asked.lock().unwrap().push((work, pcm.len_samples()));
+    /// `answer` is told how many seconds the audio lasts.
+    fn work<T: Send + 'static>(
+        &self,
+        mut recording: Recording,
+        work: Work,
+        answer: impl FnOnce(f64) -> T + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, JobError>> {
         async move {
+            let pcm = recording.decode().await?;
+            let answer = answer(pcm.duration_seconds());
+            self.asked.lock().unwrap().push((work, pcm.len_samples()));
             self.running.fetch_add(1, Ordering::SeqCst);
             let mut running = Running { fake: self, ended: false };
             self.gate.acquire().await.unwrap().forget();
@@ -133,27 +141,31 @@ impl Speech for Fake {
 
     fn transcribe(
         &self,
-        pcm: Pcm,
+        recording: Recording,
         options: TranscribeOptions,
         _patience: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());
-        let transcript = Transcript { language, language_probability: None, duration_seconds: pcm.duration_seconds() };
-        let transcription = Transcription { transcript, segments: self.segments.clone() };
-        self.work(pcm, Work::Transcribe(options), transcription)
+        let segments = self.segments.clone();
+        self.work(recording, Work::Transcribe(options), |duration_seconds| {
+            let transcript = Transcript { language, language_probability: None, duration_seconds };
+            Transcription { transcript, segments }
+        })
     }
 
     fn stream(
         &self,
-        pcm: Pcm,
+        mut recording: Recording,
         options: TranscribeOptions,
         _patience: Option<Duration>,
         to: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());
-        let transcript = Transcript { language, language_probability: None, duration_seconds: pcm.duration_seconds() };
-        self.asked.lock().unwrap().push((Work::Transcribe(options), pcm.len_samples()));
         async move {
+            let pcm = recording.decode().await?;
+            let duration_seconds = pcm.duration_seconds();
+            let transcript = Transcript { language, language_probability: None, duration_seconds };
+            self.asked.lock().unwrap().push((Work::Transcribe(options), pcm.len_samples()));
             self.running.fetch_add(1, Ordering::SeqCst);
             let mut running = Running { fake: self, ended: false };
             for segment in &self.segments {
@@ -174,10 +186,10 @@ impl Speech for Fake {
         std::future::ready(Ok(tokens.into_iter().map(bytes).collect())).boxed()
     }
 
-    fn detect_language(&self, pcm: Pcm) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
+    fn detect_language(&self, recording: Recording) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         let languages = [("en", 0.98), ("zh", 0.01)]
             .map(|(code, probability)| LanguageProbability { code: code.to_owned(), probability });
-        self.work(pcm, Work::DetectLanguage, languages.to_vec())
+        self.work(recording, Work::DetectLanguage, move |_| languages.to_vec())
     }
 }
 

@@ -316,3 +316,41 @@ fn element(id: &[u8], body: &[u8]) -> Vec<u8> {
     length[0] = 1;
     [id, &length, body].concat()
 }
+
+/// FLAC at 8 kHz in frames of one constant, 14 bytes for eight seconds. The header says no length.
+pub fn flac_of_silence(seconds: u64) -> Vec<u8> {
+    const BLOCK: u64 = 65_535;
+    let crc8 = |bytes: &[u8]| {
+        bytes.iter().fold(0_u8, |crc, byte| {
+            (0..8).fold(crc ^ byte, |crc, _| if crc & 0x80 != 0 { crc << 1 ^ 7 } else { crc << 1 })
+        })
+    };
+    let crc16 = |bytes: &[u8]| {
+        bytes.iter().fold(0_u16, |crc, byte| {
+            let mixed = crc ^ u16::from(*byte) << 8;
+            (0..8).fold(mixed, |crc, _| if crc & 0x8000 != 0 { crc << 1 ^ 0x8005 } else { crc << 1 })
+        })
+    };
+    let mut bytes = b"fLaC\x80\0\0\x22\xff\xff\xff\xff\0\0\0\0\0\0".to_vec();
+    // 8 kHz, mono, 8 bits, and no number of samples.
+    bytes.extend((8_000_u64 << 44 | 7 << 36).to_be_bytes());
+    bytes.extend([0; 16]);
+    let mut left = seconds * 8_000;
+    for number in 0.. {
+        let block = left.min(BLOCK);
+        if block == 0 {
+            break;
+        }
+        left -= block;
+        // A block size of 16 bits, 8 kHz, mono, 8 bits.
+        let mut frame = vec![0xff, 0xf8, 0x74, 0x02];
+        let number = char::from_u32(number).unwrap();
+        frame.extend(number.encode_utf8(&mut [0; 4]).as_bytes());
+        frame.extend((block as u16 - 1).to_be_bytes());
+        frame.push(crc8(&frame));
+        frame.extend([0, 0]);
+        frame.extend(crc16(&frame).to_be_bytes());
+        bytes.extend(frame);
+    }
+    bytes
+}

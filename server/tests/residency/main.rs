@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
+#[path = "../audio_support/mod.rs"]
+mod audio_support;
 mod busy;
+mod hostile_audio;
 mod life;
 mod loads;
 mod losses;

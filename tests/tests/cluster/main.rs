@@ -18,6 +18,7 @@ mod installations;
 mod leaders;
 mod lease;
 mod missing_rights;
+mod pauses;
 mod plugin;
 mod policies;
 mod refusals;

@@ -231,8 +231,12 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
         (1, &json!("Manual"), &json!("Unloaded")),
         "{audit:?}"
     );
-    let paused = scene.said(&["pause", "speech", "-n", &namespace])?;
-    assert!(paused.contains(&format!("{namespace}/speech only shows what it would do")), "{paused}");
+    let paused = scene.said(&["pause", "speech", "-n", &namespace, "--for", "30m"])?;
+    assert!(paused.contains(&format!("{namespace}/speech only shows what it would do, for 30m")), "{paused}");
+    // Who asked, as the API server knows them; the controller has no proof of it and says so.
+    let why = app.wait_for_condition(&plane, "Ready", ("False", "Paused"))?;
+    let by = format!("asked for by system:serviceaccount:{system}:anna as the request says");
+    assert!(why.starts_with("paused until 20") && why.contains(&by), "{why}");
     Ok(())
 }
 

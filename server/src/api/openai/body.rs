@@ -15,9 +15,9 @@ use super::super::speech::Speech;
 use super::asked::{Asked, ResponseFormat};
 use super::error::OpenAiError;
 use super::text::Joiner;
-use crate::audio::Pcm;
 use crate::format::{Format, Writer};
 use crate::job::{JobError, Transcription};
+use crate::recording::Recording;
 
 /// `response_format` `json`.
 #[derive(Serialize, ToSchema)]
@@ -133,9 +133,14 @@ pub fn count_audio(state: &ApiState, model: &dyn Speech, transcript: &Transcript
     counter.inc_by(transcript.duration_seconds.max(0.0));
 }
 
-pub async fn answer(state: &ApiState, model: Arc<dyn Speech>, pcm: Pcm, asked: Asked) -> Result<Response, OpenAiError> {
+pub async fn answer(
+    state: &ApiState,
+    model: Arc<dyn Speech>,
+    recording: Recording,
+    asked: Asked,
+) -> Result<Response, OpenAiError> {
     let task = asked.options.task;
-    let work = model.transcribe(pcm, asked.options, Some(state.config.cold_hold));
+    let work = model.transcribe(recording, asked.options, Some(state.config.cold_hold));
     let Transcription { transcript, segments } = work.await?;
     count_audio(state, &*model, &transcript);
     match asked.format {

@@ -10,9 +10,10 @@ use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::super::catalogue::ModelCard;
-use super::super::error::{ApiError, UploadError, json_response};
+use super::super::error::{ApiError, UploadError, json_response, json_text};
 use crate::audio::AudioError;
 use crate::job::JobError;
+use crate::spool::SpoolError;
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
@@ -83,6 +84,13 @@ impl OpenAiError {
         Self::new(status, INVALID, Some(code), message)
     }
 
+    /// The body of an error that no handler wrote.
+    pub fn refusal(refusal: &hush_listener::Refusal<'_>) -> String {
+        let r#type = if refusal.status.is_server_error() { SERVER } else { INVALID };
+        let (message, code) = (refusal.message.to_owned(), Some(refusal.code));
+        json_text(&Envelope { error: &ErrorBody { message, r#type, param: None, code } })
+    }
+
     pub fn into_body(self) -> ErrorBody {
         self.body
     }
@@ -108,6 +116,15 @@ impl OpenAiError {
         Self::unexpected("internal")
     }
 
+    /// 507. What other requests hold comes back by itself; a full disk is the operator's business.
+    fn storage_full(cause: &SpoolError, message: String) -> Self {
+        let error = Self::new(StatusCode::INSUFFICIENT_STORAGE, SERVER, Some("storage_full"), message);
+        match cause {
+            SpoolError::Spent(_) => error.after(ApiError::SPENT_RETRY_SECONDS),
+            _ => error,
+        }
+    }
+
     fn unexpected(code: &'static str) -> Self {
         let message = "The server had an error while processing your request; its log says more, under the \
                        x-request-id of this answer.";
@@ -126,9 +143,10 @@ impl From<UploadError> for OpenAiError {
             UploadError::Stalled { .. } => {
                 Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, Some("upload_stalled"), message)
             }
-            UploadError::Spool(cause) if cause.is_storage_full() => {
-                Self::new(StatusCode::INSUFFICIENT_STORAGE, SERVER, Some("storage_full"), message)
+            UploadError::TooSlow { .. } => {
+                Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, Some("upload_too_slow"), message)
             }
+            UploadError::Spool(cause) if cause.is_storage_full() => Self::storage_full(&cause, message),
             UploadError::Spool(cause) => Self::internal("spool", &cause),
             UploadError::NoBoundary
             | UploadError::Multipart(_)
@@ -143,9 +161,7 @@ impl From<UploadError> for OpenAiError {
 impl From<AudioError> for OpenAiError {
     fn from(error: AudioError) -> Self {
         match error {
-            AudioError::Spool(cause) if cause.is_storage_full() => {
-                Self::new(StatusCode::INSUFFICIENT_STORAGE, SERVER, Some("storage_full"), cause.to_string())
-            }
+            AudioError::Spool(cause) if cause.is_storage_full() => Self::storage_full(&cause, cause.to_string()),
             error if error.is_client_fault() => {
                 let code = match error {
                     AudioError::Empty => "empty_file",
@@ -184,6 +200,7 @@ impl From<JobError> for OpenAiError {
             // It took its runner along twice, or the engine said no to this very input.
             JobError::RunnerLost { .. } => Self::internal("runner_lost", &error).final_(),
             JobError::Failed(_) => Self::internal("transcription_failed", &error).final_(),
+            JobError::Audio(error) => error.into(),
             JobError::Spool(_) => Self::internal("spool", &error),
         }
     }
@@ -220,7 +237,7 @@ pub enum Refusals {
     /// There is no model of this name.
     #[response(status = 404)]
     NoModel(Envelope<'static>),
-    /// The upload stopped in the middle.
+    /// The upload stopped in the middle, or is too slow.
     #[response(status = 408)]
     Stalled(Envelope<'static>),
     /// The upload is larger than this server takes.
@@ -238,8 +255,8 @@ pub enum Refusals {
     /// It held the model for longer than this server allows.
     #[response(status = 504)]
     Overdue(Envelope<'static>),
-    /// There is no room to store the upload.
-    #[response(status = 507)]
+    /// There is no room to store the upload or its samples.
+    #[response(status = 507, headers(("Retry-After" = u64, description = "Seconds until other requests may have left room.")))]
     StorageFull(Envelope<'static>),
 }
 

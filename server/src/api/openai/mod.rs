@@ -108,11 +108,11 @@ async fn answer(state: &ApiState, request: Request, task: Task) -> Result<Respon
     state.check_vad(&asked.options)?;
     let warning = state.check_abilities(&*model, &asked.options)?;
     let is_encoded = !is_raw(&upload);
-    let pcm = state.decode(upload, is_encoded).await?;
+    let recording = state.decode(upload, is_encoded).await?;
     let answered = if asked.stream {
-        stream::answer(state, model, pcm, asked).await
+        stream::answer(state, model, recording, asked).await
     } else {
-        body::answer(state, model, pcm, asked).await
+        body::answer(state, model, recording, asked).await
     };
     let mut response = answered?;
     response.headers_mut().extend(warning.map(|warning| (WARNING, warning)));

@@ -22,9 +22,9 @@ use super::asked::Asked;
 use super::body::{Logprob, count_audio, language_of, logprobs};
 use super::error::{ErrorBody, OpenAiError};
 use super::text::Joiner;
-use crate::audio::Pcm;
 use crate::format::PythonJson;
 use crate::job::JobError;
+use crate::recording::Recording;
 use crate::request;
 
 /// Segments that wait for a slow client here; more wait beside the job.
@@ -103,10 +103,10 @@ struct Job {
 }
 
 impl Job {
-    fn start(model: Arc<dyn Speech>, pcm: Pcm, asked: &Asked, config: &ApiConfig) -> Self {
+    fn start(model: Arc<dyn Speech>, recording: Recording, asked: &Asked, config: &ApiConfig) -> Self {
         let (to, segments) = mpsc::channel(WAITING);
         let (options, patience) = (asked.options.clone(), Some(config.cold_hold));
-        let work = async move { model.stream(pcm, options, patience, to).await };
+        let work = async move { model.stream(recording, options, patience, to).await };
         let heartbeat = config.stream_heartbeat;
         Self { segments, work: AbortOnDropHandle::new(tokio::spawn(request::carried(work))), heartbeat }
     }
@@ -124,8 +124,13 @@ impl Job {
     }
 }
 
-pub async fn answer(state: &ApiState, model: Arc<dyn Speech>, pcm: Pcm, asked: Asked) -> Result<Response, OpenAiError> {
-    let mut job = Job::start(Arc::clone(&model), pcm, &asked, &state.config);
+pub async fn answer(
+    state: &ApiState,
+    model: Arc<dyn Speech>,
+    recording: Recording,
+    asked: Asked,
+) -> Result<Response, OpenAiError> {
+    let mut job = Job::start(Arc::clone(&model), recording, &asked, &state.config);
     let first = match job.next().await {
         News::Ended(Err(error)) => return Err(error.into()),
         news => news,

@@ -56,10 +56,22 @@ pub struct ConfigFile {
     pub cold_hold: Option<Checked<Span>>,
     /// Largest upload: `4GiB`.
     pub max_upload: Option<Checked<ByteSize>>,
+    /// Longest audio that is transcribed: `6h`.
+    pub max_audio_duration: Option<Checked<Span>>,
+    /// What the decoded audio of all requests together may hold: `4GiB`.
+    pub max_decoded: Option<Checked<ByteSize>>,
+    /// What the uploads of all requests together may hold: `16GiB`.
+    pub max_spool: Option<Checked<ByteSize>>,
+    /// Least bytes a second of an upload: `1KiB`; 0 is no limit.
+    pub min_upload_rate: Option<Checked<ByteSize>>,
+    /// Connections to the public API that are open at the same time.
+    pub max_connections: Option<Checked<Count>>,
     /// Folder for uploads that are too large for memory.
     pub spool_dir: Option<PathBuf>,
     /// Size up to which an upload is kept in memory: `1MiB`.
     pub spool_memory: Option<Checked<ByteSize>>,
+    /// What uploads and decoded audio of all requests together are kept of in memory: `128MiB`.
+    pub spool_memory_total: Option<Checked<ByteSize>>,
     /// Shape of the JSON of `/asr`: `openai_whisper` or `faster_whisper`.
     pub asr_engine: Option<Checked<AsrEngine>>,
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
@@ -259,7 +271,13 @@ impl ConfigFile {
             "max-batch" => text(&self.max_batch),
             "cold-hold" => text(&self.cold_hold),
             "max-upload" => text(&self.max_upload),
+            "max-audio-duration" => text(&self.max_audio_duration),
+            "max-decoded" => text(&self.max_decoded),
+            "max-spool" => text(&self.max_spool),
+            "min-upload-rate" => text(&self.min_upload_rate),
+            "max-connections" => text(&self.max_connections),
             "spool-memory" => text(&self.spool_memory),
+            "spool-memory-total" => text(&self.spool_memory_total),
             "asr-engine" => text(&self.asr_engine),
             "device" => text(&self.device),
             "precision" => text(&self.precision),

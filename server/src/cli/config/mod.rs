@@ -125,7 +125,8 @@ mod tests {
     fn every_key_is_that_of_an_option() {
         let text = "{listen: ':1', opsListen: ':2', modelsDir: /m, installMissing: false, serveInstalled: true, maxLoaded: 1, \
                     residency: idle, idleTimeout: 1s, spareRunner: true, loadTimeout: 1s, stallTimeout: 1s, busyTimeout: 1s, \
-                    drainTimeout: 1s, maxQueue: 1, maxBatch: 1, coldHold: 1s, maxUpload: 1MiB, spoolDir: /s, \
+                    drainTimeout: 1s, maxQueue: 1, maxBatch: 1, coldHold: 1s, maxUpload: 1MiB, maxAudioDuration: 1h, \
+                    maxDecoded: 1GiB, maxSpool: 1GiB, minUploadRate: 1KiB, maxConnections: 1, spoolMemoryTotal: 1MiB, spoolDir: /s, \
                     spoolMemory: 1MiB, asrEngine: faster_whisper, device: cpu, precision: int8, threads: 1, ortLib: /o, \
                     vadModel: /v, ffmpeg: /f, fallbackTokens: 1, fallbackTime: 1s, nvmlLib: /n, gpuSampleInterval: 1s, headroom: 1MiB, reclaimTimeout: 1s, \
                     memoryReclaimer: 95%, tlsCert: /a, tlsKey: /b, opsTlsCert: /c, opsTlsKey: /d, apiKeysFile: /k, \

@@ -2,6 +2,7 @@
 //!
 //! Precedence: flag, `HUSH_` variable, variable of whisper-asr-webservice, default. An empty variable is not set.
 
+mod limits;
 mod security;
 mod sources;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use super::variable;
 use crate::api::DEFAULT_ALIASES;
 use crate::format::{Layout, Words};
 use crate::gpu::GpuRef;
+pub use limits::LimitSettings;
 pub use security::{SecuritySettings, TlsFiles};
 use sources::{Count, Number, Sources, legacy_seconds};
 
@@ -201,6 +203,7 @@ pub struct ServeSettings {
     pub max_queue: usize,
     pub max_batch: usize,
     pub max_upload_bytes: u64,
+    pub limits: LimitSettings,
     /// `None`: the system's folder for temporary files.
     pub spool_dir: Option<PathBuf>,
     pub spool_memory_bytes: u64,
@@ -237,6 +240,10 @@ impl ServeSettings {
             ("busyTimeout", self.busy_timeout != other.busy_timeout),
             ("coldHold", self.cold_hold != other.cold_hold),
             ("maxUpload", self.max_upload_bytes != other.max_upload_bytes),
+            (
+                "maxAudioDuration, maxDecoded, maxSpool, minUploadRate, maxConnections or spoolMemoryTotal",
+                self.limits != other.limits,
+            ),
             ("spoolDir", self.spool_dir != other.spool_dir),
             ("spoolMemory", self.spool_memory_bytes != other.spool_memory_bytes),
             ("asrEngine", self.asr_engine != other.asr_engine),
@@ -407,6 +414,7 @@ pub fn serve(args: ServeArgs, env: &Env, file: &ConfigFile) -> Result<ServeSetti
     if !(1..=MOST_BATCH).contains(&max_batch) {
         return Err(SettingError::Combination(format!("--max-batch must lie between 1 and {MOST_BATCH}")));
     }
+    let max_upload_bytes = from.value("max-upload", args.max_upload)?.map_or(4 << 30, |size: ByteSize| size.0);
     let settings = ServeSettings {
         check_config: from.switch("check-config", args.check_config)?.unwrap_or(false),
         default_aliases,
@@ -429,7 +437,8 @@ pub fn serve(args: ServeArgs, env: &Env, file: &ConfigFile) -> Result<ServeSetti
         drain_timeout: from.value("drain-timeout", args.drain_timeout)?.map_or(Duration::from_secs(30), |span| span.0),
         max_queue,
         max_batch,
-        max_upload_bytes: from.value("max-upload", args.max_upload)?.map_or(4 << 30, |size: ByteSize| size.0),
+        max_upload_bytes,
+        limits: from.limits(args.limits, max_upload_bytes)?,
         spool_dir: from.path("spool-dir", args.spool_dir),
         spool_memory_bytes: from.value("spool-memory", args.spool_memory)?.map_or(1 << 20, |size: ByteSize| size.0),
         asr_engine: from.asr_engine(args.asr_engine)?,

@@ -49,6 +49,14 @@ fn defaults() {
         max_queue: 256,
         max_batch: 8,
         max_upload_bytes: 4 << 30,
+        limits: LimitSettings {
+            max_audio: Duration::from_secs(6 * 3600),
+            max_decoded_bytes: 4 << 30,
+            max_spool_bytes: 16 << 30,
+            spool_memory_total_bytes: 128 << 20,
+            least_upload_bytes_per_second: 1 << 10,
+            max_connections: 1024,
+        },
         spool_dir: None,
         spool_memory_bytes: 1 << 20,
         asr_engine: AsrEngine::OpenaiWhisper,
@@ -217,6 +225,12 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_MAX_QUEUE", "7"),
             ("HUSH_MAX_BATCH", "3"),
             ("HUSH_MAX_UPLOAD", "1MiB"),
+            ("HUSH_MAX_AUDIO_DURATION", "2h"),
+            ("HUSH_MAX_DECODED", "1GiB"),
+            ("HUSH_MAX_SPOOL", "2GiB"),
+            ("HUSH_MIN_UPLOAD_RATE", "0"),
+            ("HUSH_MAX_CONNECTIONS", "9"),
+            ("HUSH_SPOOL_MEMORY_TOTAL", "1MiB"),
             ("HUSH_SPOOL_DIR", "/spool"),
             ("HUSH_CHECK_CONFIG", "true"),
             ("HUSH_DEFAULT_ALIAS", "a, b"),
@@ -281,6 +295,14 @@ fn every_hush_variable_reaches_its_setting() {
         max_queue: 7,
         max_batch: 3,
         max_upload_bytes: 1 << 20,
+        limits: LimitSettings {
+            max_audio: Duration::from_secs(2 * 3600),
+            max_decoded_bytes: 1 << 30,
+            max_spool_bytes: 2 << 30,
+            spool_memory_total_bytes: 1 << 20,
+            least_upload_bytes_per_second: 0,
+            max_connections: 9,
+        },
         spool_dir: Some("/spool".into()),
         spool_memory_bytes: 0,
         asr_engine: AsrEngine::FasterWhisper,
@@ -323,6 +345,19 @@ fn every_hush_variable_reaches_its_setting() {
         legacy: vec![],
     };
     assert_eq!(settings, expected);
+}
+
+#[test]
+fn limits_that_cannot_be_kept_are_refused() {
+    for (argv, words) in [
+        (&["--max-upload", "2GiB", "--max-spool", "1GiB"][..], "--max-spool"),
+        (&["--max-connections", "0"], "--max-connections"),
+        (&["--max-audio-duration", "0"], "max-audio-duration"),
+    ] {
+        let error = try_serve(argv, &[]).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(settled(&["--max-upload", "32GiB"], &[]).limits.max_spool_bytes, 32 << 30);
 }
 
 #[test]
