@@ -135,10 +135,10 @@ class Values(unittest.TestCase):
                     look_at(part, f"{path}.{name}".lstrip("."))
 
         whole = yaml.safe_load((CHART / "values.schema.json").read_text())
-        for part in ("server", "controller", "monitoring"):
+        for part in ("server", "controller", "monitoring", "opsTls"):
             look_at(whole["properties"][part], part)
         self.assertGreater(len(strings), 25)
-        for elsewhere in ("server.gpu.visibleDevices", "server.gpu.resource", "server.service.loadBalancerClass"):
+        for elsewhere in ("server.gpu.visibleDevices", "server.gpu.resource", "server.service.loadBalancerClass", "opsTls.ca.configMap.name"):
             del strings[elsewhere]
         on = ["server.ingress.enabled", "controller.auditLog.enabled", "monitoring.serviceMonitor.enabled"]
         documents = rendered(*(word for path in on for word in ("--set", f"{path}=true")),
@@ -154,7 +154,10 @@ class Values(unittest.TestCase):
 
     def test_everything_is_in_the_namespace_that_overrides(self):
         documents = rendered("--values", CHART / "examples/scope-cluster.yaml", "--set", "namespaceOverride=elsewhere")
-        self.assertEqual({d["metadata"].get("namespace", "elsewhere") for d in documents}, {"elsewhere"})
+        # The lease is where every release of the cluster looks for it.
+        lease = [d for d in documents if d["metadata"]["name"].endswith("-lease")]
+        self.assertEqual({d["metadata"]["namespace"] for d in lease}, {"kube-system"})
+        self.assertEqual({d["metadata"].get("namespace", "elsewhere") for d in documents if d not in lease}, {"elsewhere"})
         self.assertGreater(len(documents), 20)
 
     def test_server_and_controller_have_the_same_pod(self):
@@ -229,7 +232,7 @@ class Refused(unittest.TestCase):
         self.refused("server: {install: {volumeMounts: [{name: a, mountPath: /tmp}]}}", "server.install.volumeMounts: the mountPath /tmp")
         self.refused("server: {initContainers: [{name: install-0, image: a}]}", "server.initContainers: the name install-0")
         self.refused("server: {extraContainers: [{name: server, image: a}]}", "server.extraContainers: the name server")
-        self.refused("controller: {volumes: [{name: server-token, emptyDir: {}}]}", "controller.volumes: the name server-token")
+        self.refused("controller: {volumes: [{name: kube-api, emptyDir: {}}]}", "controller.volumes: the name kube-api")
         self.refused("controller: {scope: pod, volumes: [{name: tmp, emptyDir: {}}]}", "volumes: the name tmp")
         self.refused("servers: {a: {volumes: [{name: tmp, emptyDir: {}}]}}", "servers.a.volumes: the name tmp")
         for field in ("commonLabels", "server.podLabels", "controller.podLabels", "server.service.labels"):

@@ -25,7 +25,7 @@ CASES = [
         f"{SERVER} metadata.namespace": "elsewhere", "ServiceAccount/hush-server metadata.namespace": "elsewhere",
         "ClusterRoleBinding/elsewhere-hush-controller subjects[hush-controller].namespace": "elsewhere",
         f"{HERE}.args": Has("--admin-account=elsewhere:hush-controller"),
-        f"{THERE}.args": Has("--lease-namespace=elsewhere"),
+        f"{THERE}.args": Has("--installation=elsewhere/hush-controller"),
     }),
     ("commonLabels: {team: media}", {
         f"{SERVER} metadata.labels.team": "media", f"{SERVER} spec.template.metadata.labels.team": "media",
@@ -313,6 +313,23 @@ controller:
     ("controller: {scope: node, strategy: {type: OnDelete}, annotations: {a: b}}", {
         "DaemonSet/hush-controller spec.updateStrategy": {"type": "OnDelete"}, "DaemonSet/hush-controller spec.strategy": ABSENT,
         "DaemonSet/hush-controller metadata.annotations": {"a": "b"}}),
+    ("controller: {serverNamespaces: [team=media], lease: {namespace: leases}}", {
+        f"{THERE}.args": Has("--server-namespaces=team=media", "--lease-namespace=leases"),
+        "Role/hush-hush-controller-lease metadata.namespace": "leases"}),
+    ("controller: {scope: node, lease: {nodeNamespace: leases}}", {
+        f"DaemonSet/hush-controller {POD}.containers[controller].args": Has("--node-lease-namespace=leases"),
+        "Role/hush-hush-controller-node-lease metadata.namespace": "leases"}),
+    ("opsTls: {secretName: ops, ca: {secret: {name: authority, key: root.pem}}}\nmonitoring: {serviceMonitor: {enabled: true}}", {
+        f"{HERE}.args": Has("--ops-tls-cert=/var/run/secrets/hush-ops-tls/tls.crt"),
+        f"{SERVER} {POD}.volumes[ops-tls].secret.secretName": "ops",
+        f"{SERVER} spec.template.metadata.annotations.gpu\\.hush\\.dev/ops-scheme": "https",
+        f"{THERE}.args": Has("--ca-file=/var/run/secrets/hush-servers/ca.crt"),
+        f"{CONTROLLER} {POD}.volumes[servers-ca].secret.items": [{"key": "root.pem", "path": "ca.crt"}],
+        "ServiceMonitor/hush-server spec.endpoints[0].tlsConfig.ca": {"secret": {"name": "authority", "key": "root.pem"}},
+    }),
+    ("opsTls: {secretName: ops, ca: {configMap: {name: authority, key: root.pem}}}", {
+        f"{CONTROLLER} {POD}.volumes[servers-ca].configMap.name": "authority",
+        f"{CONTROLLER} {POD}.volumes[servers-ca].configMap.items": [{"key": "root.pem", "path": "ca.crt"}]}),
     ("rbac: {create: false}", {"ClusterRole/hush-hush-controller metadata": ABSENT, "Role/hush-view metadata": ABSENT}),
     ("listenAddress: '[::]'", {f"{HERE}.args": Has("--listen=[::]:9000"), f"{THERE}.args": Has("--listen=[::]:9002")}),
     ("""
@@ -353,13 +370,15 @@ monitoring:
     honorLabels: true
     relabelings: [{action: labeldrop, regex: pod}]
     metricRelabelings: [{action: drop, regex: x}]
-  prometheusRule: {enabled: true, labels: {release: rules}}
+  prometheusRule: {enabled: true, labels: {release: rules}, runbookUrl: "https://docs.example/runbooks"}
   dashboards: {enabled: true, labels: {dash: "2"}, annotations: {folder: gpu}}
 """, {
         f"{MONITOR} metadata.namespace": "monitoring", f"{MONITOR} spec.namespaceSelector": {"matchNames": ["hush"]},
         f"{MONITOR} metadata.labels.release": "prometheus", f"{MONITOR} metadata.annotations": {"a": "b"},
         f"{MONITOR} spec.endpoints": [{"port": "controller", "interval": "30s", "scrapeTimeout": "10s", "honorLabels": True,
-                                       "relabelings": [{"action": "labeldrop", "regex": "pod"}],
+                                       "relabelings": [
+                                           {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"},
+                                           {"action": "labeldrop", "regex": "pod"}],
                                        "metricRelabelings": [{"action": "drop", "regex": "x"}]}],
         "ServiceMonitor/hush-server spec.endpoints[0].port": "ops", "PrometheusRule/hush metadata.labels.release": "rules",
         "ConfigMap/hush-dashboard-gpu metadata.labels.dash": "2", "ConfigMap/hush-dashboard-gpu metadata.annotations": {"folder": "gpu"},

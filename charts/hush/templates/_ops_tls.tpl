@@ -39,7 +39,7 @@ gpu.hush.dev/ops-scheme: https
 {{- define "hush.opsTls.serverVolume" -}}
 {{- with .Values.opsTls.secretName -}}
 - name: ops-tls
-  secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
 {{- end }}
 {{- end }}
 
@@ -60,9 +60,9 @@ gpu.hush.dev/ops-scheme: https
 {{- with include "hush.opsTls.ca" . | fromJson -}}
 - name: servers-ca
   {{- if eq .kind "secret" }}
-  secret: {secretName: {{ .name }}, defaultMode: 0440, items: [{key: {{ .key }}, path: ca.crt}]}
+  secret: {secretName: {{ .name | quote }}, defaultMode: 0440, items: [{key: {{ .key | quote }}, path: ca.crt}]}
   {{- else }}
-  configMap: {name: {{ .name }}, defaultMode: 0444, items: [{key: {{ .key }}, path: ca.crt}]}
+  configMap: {name: {{ .name | quote }}, defaultMode: 0444, items: [{key: {{ .key | quote }}, path: ca.crt}]}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -75,6 +75,6 @@ scheme: https
 tlsConfig:
   serverName: hush-server.{{ include "hush.namespace" . }}.svc
   ca:
-    {{ $ca.kind }}: {name: {{ $ca.name }}, key: {{ $ca.key }}}
+    {{ $ca.kind }}: {name: {{ $ca.name | quote }}, key: {{ $ca.key | quote }}}
 {{- end }}
 {{- end }}
