@@ -90,7 +90,8 @@ mod tests {
             dry_run: false,
             asks: Asks::default(),
         };
-        let target = Target { url: BaseUrl::http("pod:9001"), labels: labels("speech"), node: "n1".to_owned() };
+        let target =
+            Target { url: BaseUrl::http("pod:9001"), labels: labels("speech"), node: "n1".to_owned(), audience: None };
         let targets = Targets::from([("media/pod".into(), target)]);
         let mut snapshot = Snapshot::nothing();
         snapshot.world.models = models.iter().map(|name| model("media/pod", name)).collect();
@@ -101,6 +102,8 @@ mod tests {
             records: &[],
             conflicts: &conflicts,
             targets: &targets,
+            failing: &[],
+            paused: &snapshot.paused,
         };
         let enforced = Enforced { generation: 1, policy: policy.clone(), spec: String::new() };
         let before = PolicyStatus::default();
