@@ -81,7 +81,7 @@ class Examples(unittest.TestCase):
             jsonschema.validate(documents[0], schema)
         elif what == "targets":
             empty = self.sandbox.folder / "none.yaml"
-            empty.write_text("apiVersion: gpu.hush.dev/v1alpha1\nkind: GpuModelPolicy\nmetadata: {name: none}\n"
+            empty.write_text("apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {name: none}\n"
                              "spec: {selector: {matchLabels: {app: none}}}\n")
             self.ran(f"hush-controller plan --policy {empty} --targets {file} --scrape-timeout 1ms", block.place)
         else:

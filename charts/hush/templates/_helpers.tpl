@@ -127,3 +127,8 @@ gpu.hush.dev/page-token: {{ .name }}/{{ .key }}
 - to: [{namespaceSelector: {}, podSelector: {matchLabels: {gpu.hush.dev/server: "true"}}}]
   ports: [{port: ops, protocol: TCP}]
 {{- end }}
+
+{{/* The versions of a definition and their fields, by which two definitions are compared. */}}
+{{- define "hush.definedVersions" -}}
+{{- range .spec.versions }}{{ .name }} {{ toJson .schema }}{{ end }}
+{{- end }}

@@ -20,3 +20,4 @@ mod rights;
 mod scopes;
 mod stage;
 mod tenants;
+mod versions;
