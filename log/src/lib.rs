@@ -5,11 +5,16 @@
 
 mod cause;
 mod collector;
+mod level;
 mod stderr;
 mod stdout;
 
 pub use cause::explain;
 pub use collector::DroppedLines;
+pub use level::{
+    ChangeError, InvalidFilter, LONGEST_CHANGE, LogLevel, LogLevelChanges, LogSetup, change_log_level, check_filter,
+    follow_log_level, init_log, log_level,
+};
 pub use stderr::{Writer, count_dropped_lines, dropped_lines, install_panic_hook, print_error_line, writer};
 pub use stdout::print_result;
 

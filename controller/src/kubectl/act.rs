@@ -142,7 +142,7 @@ async fn send(place: &Place, fleet: &Fleet, model: &Model, command: &Command<'_>
     bail!("no controller may act on it now:\n{}", withheld.join("\n"))
 }
 
-async fn token(place: &Place, seen: &Seen) -> anyhow::Result<String> {
+pub(super) async fn token(place: &Place, seen: &Seen) -> anyhow::Result<String> {
     let name = &seen.controller.name;
     anyhow::ensure!(
         seen.state.actions,

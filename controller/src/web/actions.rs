@@ -94,7 +94,7 @@ pub async fn resume(
     Ok(Json(serde_json::json!({ "resumed": was })))
 }
 
-async fn may_act(web: &Web, headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) async fn may_act(web: &Web, headers: &HeaderMap) -> Result<(), Refusal> {
     let token = web.token.clone().ok_or_else(|| Refusal::new(StatusCode::FORBIDDEN, code::FORBIDDEN, OFF))?;
     let headers = headers.clone();
     // It reads a file.
@@ -108,7 +108,7 @@ fn leads(web: &Web) -> Result<(), Refusal> {
     if web.acting() { Ok(()) } else { Err(observes()) }
 }
 
-async fn json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+pub(super) async fn json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let bytes = read(body).await?;
     let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
     serde_json::from_slice(bytes).map_err(|error| Refusal::invalid(format!("the body is not what it must be: {error}")))
