@@ -239,7 +239,7 @@ mod tests {
             "WARN",
             "off",
             "info,hush_server=debug",
-            " debug , hyper=off ",
+            "debug, hyper=off",
             "info,[request{id=7,kind=a}]=trace",
             "hush_server=trace",
         ] {
