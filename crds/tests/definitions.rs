@@ -81,7 +81,7 @@ fn names_columns_and_subresources() {
             assert!(version["subresources"]["status"].is_object(), "{name}");
             let columns = version["additionalPrinterColumns"].as_array().unwrap();
             let columns: Vec<&str> = columns.iter().map(|column| column["name"].as_str().unwrap()).collect();
-            assert_eq!(columns, ["Mode", "Matched", "Loaded", "Pressure", "Ready", "Age"], "{name}");
+            assert_eq!(columns, ["Mode", "Selecting", "Matched", "Loaded", "Pressure", "Ready", "Age"], "{name}");
         }
         let spec = &schema(&definition)["properties"]["spec"];
         assert_eq!(spec["required"], serde_json::json!(["selector"]), "{name}");

@@ -97,19 +97,43 @@ class Files(unittest.TestCase):
 
     def test_the_schema_has_every_default_and_refuses_all_else(self):
         schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+        deprecated, described = set(), 0
 
         def look(node, path):
+            nonlocal described
             if isinstance(node, dict):
-                if "properties" in node and node.get("type") == "object":
+                if isinstance(node.get("properties"), dict) and node.get("type") == "object":
                     self.assertIs(node.get("additionalProperties"), False, path)
+                    for name, part in node["properties"].items():
+                        described += 1
+                        self.assertGreater(len(part.get("description", "")), 3, f"{path}.{name} has no description")
+                        if part.get("deprecated"):
+                            deprecated.add(f"{path}.{name}")
                 for key, value in node.items():
                     look(value, f"{path}.{key}")
 
         look(schema, "")
+        self.assertGreater(described, 300)
+        renamed = yaml.safe_load((CHART / "renamed.yaml").read_text())
+        self.assertEqual({path.split(".")[-1] for path in deprecated}, {path.split(".")[-1] for path in renamed})
+
+        def known(part: dict) -> set[str]:
+            return {name for name, schema in part["properties"].items() if not schema.get("deprecated")}
+
         defaults = yaml.safe_load((CHART / "values.yaml").read_text())
-        self.assertEqual(set(defaults) | {"global"}, set(schema["properties"]))
+        self.assertEqual(set(defaults) | {"global"}, known(schema))
         for name, part in (("server", schema["definitions"]["server"]), ("controller", schema["properties"]["controller"])):
-            self.assertEqual(set(defaults[name]), set(part["properties"]), name)
+            self.assertEqual(set(defaults[name]), known(part), name)
+
+    def test_every_value_has_a_comment(self):
+        """Of values.yaml, from which the schema has its descriptions."""
+        schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+        defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+        text = (CHART / "values.yaml").read_text()
+        for path, part in (("server", defaults["server"]), ("controller", defaults["controller"]), ("", defaults)):
+            for name in part:
+                self.assertRegex(text, rf"(?m)^ *# .+\n *{name}:", f"{path}.{name}")
+        self.assertIn("`ephemeral`", schema["definitions"]["server"]["properties"]["cache"]["properties"]["kind"]["description"])
 
 
 @unittest.skipUnless(HELM.exists(), f"there is no helm at {HELM}: `make helm` builds it")
@@ -327,13 +351,14 @@ class Rendered(unittest.TestCase):
             ("networkPolicy: {apiServer: 10.0.0.1}", "apiServer"),
             ("policies: {p: {selector: {matchLabels: {a: b}}, prio: 1}}", "prio"),
             ("policies: {p: {selector: {matchLabels: {a: b}}, residency: {mode: Idel}}}", "mode"),
-            ("policies: {p: {residency: {mode: Idle}}}", "selector"),
+            ("policies: {p: {selector: {}}}", "policies.p.selector is empty"),
+            ("clusterPolicies: {p: {residency: {mode: Idle}}}", "selector"),
             ("policies: {p: {selector: {matchLabels: {a: b}}, namespaceSelector: {}}}", "namespaceSelector"),
             ("clusterPolicies: {p: {selector: {matchLabels: {a: b}}, pressure: {hard: {below: 1Gi}}}}", "below"),
             ("networkPolicy: {from: everyone}", "from"),
             ("networkPolicy: {clients: [{}]}", "clients"),
             ("monitoring: {servicemonitor: {}}", "servicemonitor"),
-            ("podSecurityContext: {runAsNonroot: true}", "runAsNonroot"),
+            ("securityContext: {runAsNonroot: true}", "runAsNonroot"),
             ("image: {pullPolicy: Sometimes}", "pullPolicy"),
             ("servers: {a: {cache: {name: x}}, b: {cache: {name: x, size: 1Gi}}}", "cache.name"),
             ("server: {gpu: {enabled: true}, settings: {precision: int8}, models: []}", "fp16 only"),

@@ -1,10 +1,10 @@
-{{/* Names, labels, images and the settings that every pod shares. */}}
+{{/* Names, labels, images and accounts. */}}
 
 {{- define "hush.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Room is left for what is added to it. */}}
+{{/* At most 40 characters, since names of objects add to it. */}}
 {{- define "hush.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
@@ -15,7 +15,12 @@
 {{- end }}
 {{- end }}
 
-{{- define "hush.serverAccount" -}}
+{{- define "hush.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace }}
+{{- end }}
+
+{{/* What all servers of the release have in common, such as roles, has this name. */}}
+{{- define "hush.serverName" -}}
 {{ include "hush.fullname" . }}-server
 {{- end }}
 
@@ -23,9 +28,9 @@
 {{ include "hush.fullname" . }}-controller
 {{- end }}
 
-{{/* Under which account the controller of this release asks and acts. */}}
-{{- define "hush.controllerAccount" -}}
-{{- eq .Values.controller.scope "pod" | ternary (include "hush.serverAccount" .) (include "hush.controllerName" .) }}
+{{/* The namespace is part of the names of objects that are not in one. */}}
+{{- define "hush.clusterName" -}}
+{{ include "hush.namespace" (first .) }}-{{ last . }}
 {{- end }}
 
 {{/* What selects the pods of a component: (list $ "server"). */}}
@@ -43,7 +48,7 @@ app.kubernetes.io/component: {{ last . }}
 app.kubernetes.io/version: {{ $.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" }}
-{{- with $.Values.labels }}
+{{- with $.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
@@ -58,55 +63,53 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{- end }}
 {{- end }}
 
-{{/* What every pod has; the credential of the API server is mounted where it is needed alone. */}}
-{{- define "hush.podSettings" -}}
+{{/* The accounts of the servers as JSON, each once: [{"name": ..., "create": ..., "annotations": ...}]. */}}
+{{- define "hush.serverAccounts" -}}
+{{- $accounts := list }}
+{{- range include "hush.servers" . | fromJsonArray }}
+{{- $account := .values.serviceAccount }}
+{{- $accounts = append $accounts (set (deepCopy $account) "name" ($account.name | default (include "hush.serverName" $))) }}
+{{- end }}
+{{- toJson (uniq $accounts) }}
+{{- end }}
+
+{{/* The names of the accounts as which controllers of this release send commands, as JSON: a sidecar has its server's. */}}
+{{- define "hush.controllerAccounts" -}}
+{{- $names := list }}
+{{- if eq .Values.controller.scope "pod" }}
+{{- range include "hush.serverAccounts" . | fromJsonArray }}
+{{- $names = append $names .name }}
+{{- end }}
+{{- else if ne .Values.controller.scope "none" }}
+{{- $names = list (.Values.controller.serviceAccount.name | default (include "hush.controllerName" .)) }}
+{{- end }}
+{{- toJson (uniq $names) }}
+{{- end }}
+
+{{/* Subjects of a binding: (list $ NAMES). */}}
+{{- define "hush.subjects" -}}
+{{- $ := first . -}}
+{{- range last . }}
+- {kind: ServiceAccount, name: {{ . }}, namespace: {{ include "hush.namespace" $ }}}
+{{- end }}
+{{- end }}
+
+{{/* A ServiceAccount: (list $ COMPONENT {"name", "create", "annotations"}). */}}
+{{- define "hush.serviceAccount" -}}
+{{- $ := index . 0 }}
+{{- $account := index . 2 }}
+{{- if $account.create -}}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ $account.name }}
+  namespace: {{ include "hush.namespace" $ }}
+  labels: {{- include "hush.labels" (list $ (index . 1)) | nindent 4 }}
+  {{- with $account.annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
 automountServiceAccountToken: false
-enableServiceLinks: false
-{{- with .Values.image.pullSecrets }}
-imagePullSecrets:
-{{- range . }}
-- name: {{ . }}
-{{- end }}
-{{- end }}
-{{- with .Values.podSecurityContext }}
-securityContext: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end }}
-
-{{/* Where a pod runs, of anything that has these keys. */}}
-{{- define "hush.placement" -}}
-{{- range $key := list "nodeSelector" "affinity" "topologySpreadConstraints" "priorityClassName" }}
-{{- with get $ $key }}
-{{ $key }}: {{- if kindIs "string" . }} {{ . }}{{ else }}{{ toYaml . | nindent 2 }}{{ end }}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{/* The projected volume of a service account, as a pod would have it by itself. */}}
-{{- define "hush.apiVolume" -}}
-- name: kube-api
-  projected:
-    defaultMode: 0440
-    sources:
-    - serviceAccountToken: {path: token, expirationSeconds: 3600}
-    - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
-    - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
-{{- end }}
-
-{{- define "hush.apiMount" -}}
-- {name: kube-api, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
-{{- end }}
-
-{{/* By this people find a controller's pod, and the token of those who may act. */}}
-{{- define "hush.controller.podLabels" -}}
-gpu.hush.dev/controller: "true"
-{{- end }}
-
-{{- define "hush.controller.podAnnotations" -}}
-{{- with .Values.controller.pageToken }}
-{{- if .name }}
-gpu.hush.dev/page-token: {{ .name }}/{{ .key }}
-{{- end }}
 {{- end }}
 {{- end }}
 

@@ -14,14 +14,22 @@ const NAMED: usize = 3;
 const MESSAGE_MAX_CHARS: usize = 1024;
 
 pub const READY: &str = "Ready";
+pub const SELECTING: &str = "Selecting";
 pub const PRESSURE: &str = "Pressure";
 pub const CONFLICTED: &str = "Conflicted";
 /// A reason of [`READY`].
 pub const INVALID: &str = "Invalid";
+/// A reason of [`READY`] and [`SELECTING`].
+const NOTHING_SELECTED: &str = "NothingSelected";
 
 /// Still without generation and date.
 pub fn all(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Vec<Condition> {
-    vec![ready(scene, subject, selected), pressure(scene, subject, selected), conflicted(scene, subject)]
+    vec![
+        ready(scene, subject, selected),
+        selecting(subject, selected),
+        pressure(scene, subject, selected),
+        conflicted(scene, subject),
+    ]
 }
 
 /// A condition keeps its date until its status flips; a condition that says the same as before is the same.
@@ -56,7 +64,7 @@ fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condi
         return condition(READY, "True", "DryRun", dry_run(scene, subject));
     }
     if selected.is_empty() {
-        return condition(READY, "True", "NothingSelected", "no model of a server that answers is selected");
+        return condition(READY, "True", NOTHING_SELECTED, "no model of a server that answers is selected");
     }
     let stale = |model: &&&Model| model.sample_age > scene.world.stale_after;
     let silent: BTreeSet<&str> = selected.iter().filter(stale).map(|model| model.key.server.as_str()).collect();
@@ -69,6 +77,19 @@ fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condi
     } else {
         condition(READY, "True", "InForce", format!("in force, but there are no fresh figures of {}", some(silent)))
     }
+}
+
+/// Apart from [`READY`]: a policy without a server is valid and in force, and still may be a mistake in its labels.
+fn selecting(subject: &Subject<'_>, selected: &[&Model]) -> Condition {
+    if subject.enforced.is_none() {
+        return condition(SELECTING, "Unknown", INVALID, "the policy is not valid");
+    }
+    if selected.is_empty() {
+        let message = "no model of a server that answers is selected; compare `selector` and `models` with \
+                       `kubectl get pods --all-namespaces --selector gpu.hush.dev/server=true --show-labels`";
+        return condition(SELECTING, "False", NOTHING_SELECTED, message);
+    }
+    condition(SELECTING, "True", "Selected", "models of servers that answer are selected")
 }
 
 /// What holds comes first: what is wrong may be long.

@@ -80,7 +80,7 @@ async fn get_shows_what_matters() -> Result<()> {
         text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
     };
     let table = rows(&list()?);
-    assert_eq!(table[0], ["NAME", "MODE", "MATCHED", "LOADED", "PRESSURE", "READY", "AGE"]);
+    assert_eq!(table[0], ["NAME", "MODE", "SELECTING", "MATCHED", "LOADED", "PRESSURE", "READY", "AGE"]);
     // The default of `mode` is filled in; the status is nobody's yet.
     assert_eq!(table[1][..2], ["speech", "Enforce"]);
     let condition = |kind: &str, status: &str| {
@@ -89,13 +89,13 @@ async fn get_shows_what_matters() -> Result<()> {
     };
     let status = json!({"status": {
         "observedGeneration": 1, "matched": 4, "loaded": 3,
-        "conditions": [condition("Ready", "True"), condition("Pressure", "False")],
+        "conditions": [condition("Ready", "True"), condition("Selecting", "True"), condition("Pressure", "False")],
     }});
     let policies = namespace.api::<GpuModelPolicy>();
     policies.patch_status("speech", &PatchParams::default(), &Patch::Merge(&status)).await?;
     let table = rows(&list()?);
-    assert_eq!(table[1][..6], ["speech", "Enforce", "4", "3", "False", "True"]);
-    assert_eq!(table[1].len(), 7, "the age: {:?}", table[1]);
+    assert_eq!(table[1][..7], ["speech", "Enforce", "True", "4", "3", "False", "True"]);
+    assert_eq!(table[1].len(), 8, "the age: {:?}", table[1]);
     let all = plane.kubectl_text(&[&["get", "hush"], &in_namespace[..]].concat(), "")?;
     assert!(all.contains("speech"), "the category: {all}");
     Ok(())

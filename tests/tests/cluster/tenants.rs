@@ -82,6 +82,7 @@ async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
     tenant.apply(&plane, with(spec, "residency", json!({"mode": "OnDemand"})))?;
     tenant.wait_for_status(&plane, "observedGeneration", 4)?;
     tenant.wait_for_status(&plane, "matched", 1)?;
+    tenant.wait_for_condition(&plane, "Selecting", ("True", "Selected"))?;
     tenant.transcribe()?;
     tenant.server.wait_for_state("unloaded", SOON)?;
     other.server.wait_for_state("ready", SOON)?;
@@ -92,6 +93,7 @@ async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
     tenant.namespace.delete_pod(POD).await?;
     tenant.wait_for_status(&plane, "matched", 0)?;
     tenant.wait_for_condition(&plane, "Ready", ("True", "NothingSelected"))?;
+    tenant.wait_for_condition(&plane, "Selecting", ("False", "NothingSelected"))?;
     Ok(())
 }
 

@@ -4,45 +4,8 @@
 - name: controller
   image: {{ include "hush.image" (list . $controller.image "") }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
-  args:
-  - run
-  - --scope={{ $controller.scope }}
-  {{- if ne $controller.scope "cluster" }}
-  - --node=$(NODE_NAME)
-  {{- end }}
-  {{- if eq $controller.scope "pod" }}
-  - --pod=$(POD_NAMESPACE)/$(POD_NAME)
-  {{- end }}
-  - --listen={{ .Values.listenAddress }}:9002
-  - --token-file=/var/run/secrets/hush/token
-  {{- with $controller.pageToken }}
-  {{- if .name }}
-  - --page-token-file=/var/run/secrets/hush-page/{{ .key }}
-  {{- end }}
-  {{- end }}
-  - --lease={{ $controller.lease.name }}
-  - --lease-namespace={{ $controller.lease.namespace | default .Release.Namespace }}
-  - --lease-duration={{ $controller.lease.duration }}
-  - --interval={{ $controller.interval }}
-  - --stale-after={{ $controller.staleAfter }}
-  {{- if $controller.dryRun }}
-  - --dry-run
-  {{- end }}
-  - --log-format={{ $controller.logFormat }}
-  - --log-level={{ $controller.logLevel }}
-  {{- if or (ne $controller.scope "cluster") $controller.env }}
-  env:
-  {{- if ne $controller.scope "cluster" }}
-  - {name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
-  {{- end }}
-  {{- if eq $controller.scope "pod" }}
-  - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
-  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-  {{- end }}
-  {{- with $controller.env }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
-  {{- end }}
+  args: {{- include "hush.args" (dict "field" "controller.extraArgs" "own" (include "hush.controller.args" .)
+      "more" $controller.extraArgs) | nindent 2 }}
   ports:
   - {name: controller, containerPort: 9002}
   livenessProbe:
@@ -58,72 +21,127 @@
   {{- else }}
   # No readiness: a server whose controller waits for something serves all the same.
   {{- end }}
-  {{- with .Values.securityContext }}
-  securityContext: {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with $controller.resources }}
-  resources: {{- toYaml . | nindent 4 }}
-  {{- end }}
-  volumeMounts:
-  {{- include "hush.apiMount" . | nindent 2 }}
-  - {name: server-token, mountPath: /var/run/secrets/hush, readOnly: true}
-  {{- if $controller.pageToken.name }}
-  - {name: page-token, mountPath: /var/run/secrets/hush-page, readOnly: true}
-  {{- end }}
+  {{- include "hush.containerSettings" (dict "root" . "field" "controller" "values" $controller
+      "securityContext" $controller.containerSecurityContext
+      "env" (include "hush.controller.env" .) "volumeMounts" (include "hush.controller.mounts" .)) | nindent 2 }}
 {{- end }}
 
-{{/* The token that the servers ask for, and nobody else takes; and the one that people show. */}}
-{{- define "hush.controller.tokenVolumes" -}}
+{{- define "hush.controller.args" -}}
+{{- $controller := .Values.controller -}}
+- run
+- --scope={{ $controller.scope }}
+{{- if ne $controller.scope "cluster" }}
+- --node=$(NODE_NAME)
+{{- end }}
+{{- if eq $controller.scope "pod" }}
+- --pod=$(POD_NAMESPACE)/$(POD_NAME)
+{{- end }}
+- --listen={{ .Values.listenAddress }}:9002
+- --token-file=/var/run/secrets/hush/token
+{{- with $controller.pageToken }}
+{{- if .name }}
+- --page-token-file=/var/run/secrets/hush-page/{{ .key }}
+{{- end }}
+{{- end }}
+- --lease={{ $controller.lease.name }}
+- --lease-namespace={{ $controller.lease.namespace | default (include "hush.namespace" .) }}
+- --lease-duration={{ $controller.lease.duration }}
+- --interval={{ $controller.interval }}
+- --stale-after={{ $controller.staleAfter }}
+{{- if $controller.auditLog.enabled }}
+- --audit-log=/var/log/hush/$(POD_NAME).jsonl
+{{- end }}
+{{- if $controller.dryRun }}
+- --dry-run
+{{- end }}
+- --log-format={{ $controller.logFormat }}
+- --log-level={{ $controller.logLevel }}
+{{- end }}
+
+{{- define "hush.controller.env" -}}
+{{- $scope := .Values.controller.scope }}
+{{- if ne $scope "cluster" -}}
+- {name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
+{{- end }}
+{{- if eq $scope "pod" }}
+- {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+{{- end }}
+{{- if or (eq $scope "pod") .Values.controller.auditLog.enabled }}
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+{{- end }}
+{{- end }}
+
+{{- define "hush.controller.mounts" -}}
+{{ include "hush.apiMount" . }}
+- {name: server-token, mountPath: /var/run/secrets/hush, readOnly: true}
+{{- if .Values.controller.pageToken.name }}
+- {name: page-token, mountPath: /var/run/secrets/hush-page, readOnly: true}
+{{- end }}
+{{- if .Values.controller.auditLog.enabled }}
+- {name: audit-log, mountPath: /var/log/hush}
+{{- end }}
+{{- end }}
+
+{{/* What the container needs beside the credential of the API server. The token is made for servers alone. */}}
+{{- define "hush.controller.volumes" -}}
+{{- $controller := .Values.controller -}}
 - name: server-token
   projected:
     defaultMode: 0440
     sources:
     - serviceAccountToken: {path: token, audience: hush-server, expirationSeconds: 3600}
-{{- with .Values.controller.pageToken.name }}
+{{- with $controller.pageToken.name }}
 - name: page-token
   secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end }}
+{{- if $controller.auditLog.enabled }}
+- name: audit-log
+  {{- with $controller.auditLog.existingClaim }}
+  persistentVolumeClaim: {claimName: {{ . }}}
+  {{- else }}
+  emptyDir: {sizeLimit: {{ $controller.auditLog.sizeLimit }}}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* By this people find a controller's pod, and the token of those who may act. */}}
+{{- define "hush.controller.podLabels" -}}
+gpu.hush.dev/controller: "true"
+{{- end }}
+
+{{- define "hush.controller.podAnnotations" -}}
+{{- with .Values.controller.pageToken }}
+{{- if .name }}
+gpu.hush.dev/page-token: {{ .name }}/{{ .key }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where the pods of a Deployment run by default: on different nodes. */}}
+{{- define "hush.controller.affinity" -}}
+podAntiAffinity:
+  preferredDuringSchedulingIgnoredDuringExecution:
+  - weight: 100
+    podAffinityTerm:
+      topologyKey: kubernetes.io/hostname
+      labelSelector:
+        matchLabels: {{- include "hush.selectorLabels" (list . "controller") | nindent 10 }}
 {{- end }}
 
 {{/* A pod that holds the controller alone. */}}
 {{- define "hush.controller.pod" -}}
-{{- $controller := .Values.controller -}}
-metadata:
-  labels: {{- include "hush.selectorLabels" (list . "controller") | nindent 4 }}
-    {{- include "hush.controller.podLabels" . | nindent 4 }}
-    {{- with $controller.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- $annotations := include "hush.controller.podAnnotations" . | trim }}
-  {{- if or $annotations $controller.podAnnotations }}
-  annotations:
-    {{- with $annotations }}
-    {{- . | nindent 4 }}
-    {{- end }}
-    {{- with $controller.podAnnotations }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- end }}
-spec:
-  serviceAccountName: {{ include "hush.controllerName" . }}
-  {{- include "hush.podSettings" . | nindent 2 }}
-  # Commands under way get 20 s to end.
-  terminationGracePeriodSeconds: 30
-  {{- $placement := deepCopy $controller }}
-  {{- if and (eq $controller.scope "cluster") (not $controller.affinity) }}
-  {{- $selector := dict "matchLabels" (include "hush.selectorLabels" (list . "controller") | fromYaml) }}
-  {{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" $selector }}
-  {{- $apart := dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term)) }}
-  {{- $_ := set $placement "affinity" (dict "podAntiAffinity" $apart) }}
-  {{- end }}
-  {{- include "hush.placement" $placement | trim | nindent 2 }}
-  {{- $tolerations := eq $controller.scope "node" | ternary .Values.server.gpu.tolerations list }}
-  {{- with concat $tolerations $controller.tolerations }}
-  tolerations: {{- toYaml . | nindent 2 }}
-  {{- end }}
-  containers:
-  {{- include "hush.controller.container" . | nindent 2 }}
-  volumes:
-  {{- include "hush.apiVolume" . | nindent 2 }}
-  {{- include "hush.controller.tokenVolumes" . | nindent 2 }}
+{{- $controller := deepCopy .Values.controller }}
+{{- if and (eq $controller.scope "cluster") (not $controller.affinity) }}
+{{- $_ := set $controller "affinity" (include "hush.controller.affinity" . | fromYaml) }}
+{{- end }}
+{{- include "hush.pod" (dict "root" . "component" "controller" "values" $controller
+    "selector" (include "hush.selectorLabels" (list . "controller"))
+    "labels" (include "hush.controller.podLabels" .)
+    "annotations" (include "hush.controller.podAnnotations" .)
+    "account" (include "hush.controllerAccounts" . | fromJsonArray | first)
+    "gracePeriodSeconds" 30
+    "tolerations" (eq $controller.scope "node" | ternary (.Values.server.gpu.tolerations | default list) list)
+    "initContainers" ""
+    "containers" (include "hush.controller.container" .)
+    "volumes" (printf "%s\n%s" (include "hush.apiVolume" .) (include "hush.controller.volumes" .))) }}
 {{- end }}
