@@ -317,6 +317,7 @@ controller:
     ("controller: {scope: node, strategy: {type: OnDelete}, annotations: {a: b}}", {
         "DaemonSet/hush-controller spec.updateStrategy": {"type": "OnDelete"}, "DaemonSet/hush-controller spec.strategy": ABSENT,
         "DaemonSet/hush-controller metadata.annotations": {"a": "b"}}),
+    ("rbac: {aggregate: false}", {"ClusterRole/hush-hush-policies-edit metadata": ABSENT, "ClusterRole/hush-hush-policies-view metadata": ABSENT}),
     ("rbac: {create: false}", {"ClusterRole/hush-hush-controller metadata": ABSENT, "Role/hush-view metadata": ABSENT}),
     ("listenAddress: '[::]'", {f"{HERE}.args": Has("--listen=[::]:9000"), f"{THERE}.args": Has("--listen=[::]:9002")}),
     ("""
