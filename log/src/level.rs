@@ -213,7 +213,7 @@ impl Log {
         tokio::time::sleep_until(until).await;
         let timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
         // A change that came between the end of the sleep and the lock has set another time, or none.
-        if !self.in_force.borrow().until.is_some_and(|until| until <= Instant::now()) {
+        if self.in_force.borrow().until.is_none_or(|until| until > Instant::now()) {
             return;
         }
         match self.apply(&self.configured, None) {

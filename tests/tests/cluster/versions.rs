@@ -28,7 +28,10 @@ const EARLIER: &str = "crds/tests/released/v1alpha1";
 fn lines_of(heading: &str) -> Result<String> {
     let page = std::fs::read_to_string(fixtures::workspace().join("docs/api-versions.md"))?;
     let section = page.split_once(&format!("\n{heading}\n")).with_context(|| format!("no heading {heading}"))?.1;
-    let marked = section.split_once("versions.rs runs these lines over live objects -->").context("no block that the tests run")?.1;
+    let marked = section
+        .split_once("versions.rs runs these lines over live objects -->")
+        .context("no block that the tests run")?
+        .1;
     let block = marked.split_once("```sh\n").context("no block")?.1.split_once("```").context("no end")?.0;
     Ok(block.to_owned())
 }
