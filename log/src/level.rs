@@ -239,7 +239,7 @@ mod tests {
             "WARN",
             "off",
             "info,hush_server=debug",
-            "debug, hyper=off",
+            "debug,hyper=off",
             "info,[request{id=7,kind=a}]=trace",
             "hush_server=trace",
         ] {
@@ -252,6 +252,7 @@ mod tests {
             ("info,hush_server", "`hush_server` is no level"),
             ("info,", "`` is no level"),
             ("hush_server=verbose", "must be error, warn"),
+            ("debug, hyper=off", "must be error, warn"),
             ("info\u{1b}[31m", "must be error, warn"),
         ] {
             let error = check_filter(text).expect_err(text).to_string();
