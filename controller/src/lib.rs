@@ -8,6 +8,7 @@
 
 pub mod act;
 mod amount;
+mod api_server;
 pub mod cli;
 pub mod cluster;
 mod http;

@@ -6,7 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use hush_controller::cli::{Cli, run};
 use hush_controller::kubectl::{self, AsPlugin, is_called_as_plugin};
-use hush_log::{errorln, explain};
+use hush_log::{errorln, explain, printable_lines};
+
+/// The longest line of an error: some of it may come from servers and objects of the API.
+const LINE_MAX_CHARS: usize = 2000;
 
 fn main() -> ExitCode {
     hush_log::install_panic_hook();
@@ -18,7 +21,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(status) => status,
         Err(error) => {
-            errorln!("error: {}", explain(error.as_ref()));
+            errorln!("error: {}", printable_lines(&explain(error.as_ref()), LINE_MAX_CHARS));
             ExitCode::FAILURE
         }
     }

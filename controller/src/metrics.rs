@@ -5,18 +5,28 @@ use std::time::Duration;
 
 use hush_contract::metrics::{Family, Kind};
 use hush_core::{Decision, GpuReason, Plan, Pressure, SkipReason};
-use hush_log::DroppedLines;
+use hush_log::{DroppedLines, register_program_metrics};
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
+pub use crate::api_server::{RESOURCES, RESULTS};
+
 /// From a loopback scrape to a server that hangs until its timeout.
 const SCRAPE_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// Unloads take tens of milliseconds; a drain takes as long as the longest request.
 const COMMAND_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const STEP_BUCKETS: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
+
+/// What waits to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLengths {
+    pub commands: usize,
+    pub requests: usize,
+    pub events: usize,
+}
 
 pub struct Metrics {
     registry: Registry,
@@ -40,6 +50,7 @@ pub struct Metrics {
     pub targets_refusing: IntGauge,
     /// `{source}`: 1 when it was good the last time it was read.
     pub source_valid: IntGaugeVec,
+    pub server_token_requests_total: IntCounterVec,
     /// Unloads that a server reported and its next sample does not show.
     pub commands_without_effect_total: IntCounter,
     /// `{limit}`: not sent, because there were too many for one server or for all.
@@ -48,8 +59,18 @@ pub struct Metrics {
     pub policies: IntGauge,
     /// In a cluster, where each policy is an object of its own.
     pub policies_invalid: IntGauge,
+    /// A person has stopped them for a while.
+    pub policies_paused: IntGauge,
     /// 1 while this controller may act.
     pub acting: IntGauge,
+    pub leader_transitions_total: IntCounter,
+    /// `{verb, resource, result}`
+    pub api_requests_total: IntCounterVec,
+    /// `{resource}`: after an error; a watch that the API server ends in time goes on and is not counted.
+    pub watch_restarts_total: IntCounterVec,
+    /// `{result}`
+    pub status_write_failures_total: IntCounterVec,
+    queue_length: IntGaugeVec,
 }
 
 impl Metrics {
@@ -119,12 +140,17 @@ impl Metrics {
             targets: made.gauges("hush_controller_targets", "Servers by whether they answer.", &["state"])?,
             targets_refusing: made.gauge(
                 "hush_controller_targets_refusing",
-                "Servers that do not take this controller's credential.",
+                "Servers that do not take this controller's credential, or that it has no token for.",
             )?,
             source_valid: made.gauges(
                 "hush_controller_source_valid",
                 "1 when policies or targets were good the last time they were read, 0 while an older version is in force.",
                 &["source"],
+            )?,
+            server_token_requests_total: made.counters(
+                "hush_controller_server_token_requests_total",
+                "Tokens for servers that the API server was asked for.",
+                &["result"],
             )?,
             commands_without_effect_total: made.counter(
                 "hush_controller_commands_without_effect_total",
@@ -144,8 +170,37 @@ impl Metrics {
                 "hush_controller_policies_invalid",
                 "Policies in the cluster whose last edit is not valid; what was valid before it is in force.",
             )?,
+            policies_paused: made.gauge(
+                "hush_controller_policies_paused",
+                "Policies that a person has paused: they only show what they would do.",
+            )?,
             acting: made.gauge("hush_controller_acting", "1 while this controller may act, 0 while it only observes.")?,
+            leader_transitions_total: made.counter(
+                "hush_controller_leader_transitions_total",
+                "How often this controller has seen the lease pass to another holder, itself included.",
+            )?,
+            api_requests_total: made.counters(
+                "hush_controller_api_requests_total",
+                "Requests to the API server of Kubernetes, by how they were answered; `no_answer` where none came in time.",
+                &["verb", "resource", "result"],
+            )?,
+            watch_restarts_total: made.counters(
+                "hush_controller_watch_restarts_total",
+                "Watches of the API server that were begun anew after an error.",
+                &["resource"],
+            )?,
+            status_write_failures_total: made.counters(
+                "hush_controller_status_write_failures_total",
+                "Writes of a policy's status that failed, by how they were answered; they are tried again.",
+                &["result"],
+            )?,
+            queue_length: made.gauges(
+                "hush_controller_queue_length",
+                "What waits in the last step: `commands` that are under way or wait for their turn, `requests` of people, `events` that are not written yet.",
+                &["queue"],
+            )?,
             families: {
+                register_program_metrics(made.registry, env!("CARGO_PKG_VERSION"))?;
                 made.dropped_lines(
                     "hush_controller_log_lines_dropped_total",
                     "Log lines that could not be written: standard error was closed, full or stuck.",
@@ -205,6 +260,13 @@ impl Metrics {
             let uuid = [gpu.uuid.as_str()];
             self.gpu_available_bytes.with_label_values(&uuid).set(signed(gpu.available));
             self.gpu_target_bytes.with_label_values(&uuid).set(signed(gpu.target.unwrap_or(0)));
+        }
+    }
+
+    pub fn queued(&self, queues: QueueLengths) {
+        let QueueLengths { commands, requests, events } = queues;
+        for (queue, length) in [("commands", commands), ("requests", requests), ("events", events)] {
+            self.queue_length.with_label_values(&[queue]).set(i64::try_from(length).unwrap_or(i64::MAX));
         }
     }
 

@@ -148,6 +148,39 @@ fn lists_are_read_item_by_item() {
     assert!(said.contains("there is no policy in it"), "{said}");
 }
 
+/// Texts whose check took time and memory by the square of their length.
+#[test]
+fn a_text_costs_no_more_than_its_length() {
+    let wrong = |n: usize| {
+        let head = format!("- {{apiVersion: gpu.hush.dev/v1beta1, kind: GpuModelPolicy, metadata: {{name: p{n}}}, ");
+        format!("{head}spec: {{selector: {{}}, priority: 5000000}}}}\n")
+    };
+    let mistakes = format!("apiVersion: v1\nkind: List\nitems:\n{}", (0..4000).map(wrong).collect::<String>());
+    let good = |n| policy("").replace("name: p", &format!("name: p{n}"));
+    let policies = (0..2000).map(good).collect::<Vec<_>>().join("---\n");
+    for (what, text, succeeds) in [
+        ("empty documents", "---\n".repeat(200_000), false),
+        ("a list of mistakes", mistakes, false),
+        ("good policies", policies, true),
+    ] {
+        let begun = std::time::Instant::now();
+        let output = check(&text);
+        println!("{what}: {} bytes take {:?}", text.len(), begun.elapsed());
+        assert_eq!(output.status.success(), succeeds, "{what}");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{what}: {:?}", begun.elapsed());
+        assert!(output.stderr.len() < 100_000, "{what}: {} bytes of complaints", output.stderr.len());
+    }
+}
+
+#[test]
+fn a_file_that_is_checked_does_not_write_to_the_terminal() {
+    let text = policy("  \"\\e]0;owned\\a\\u202e\": 1\n");
+    let said = String::from_utf8(check(&text).stderr).unwrap();
+    assert!(said.contains("]0;owned") && said.chars().all(|c| c == '\n' || hush_log::is_printable(c)), "{said:?}");
+    let said = String::from_utf8(check(&policy("").replace("name: p,", "name: \"a\\nb\",")).stderr).unwrap();
+    assert!(said.contains("`metadata.name` must have at most 253 characters that can all be printed"), "{said}");
+}
+
 #[test]
 fn a_reader_that_has_seen_enough_is_no_fault() {
     let folder = tempfile::tempdir().unwrap();

@@ -20,7 +20,8 @@ pub struct PolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 262_144))]
     pub enforced_spec: Option<String>,
-    /// `Ready`: the policy is valid and in force. `Selecting`: it selects a model of a server that answers.
+    /// `Ready`: the policy is valid and in force. `Selecting`: it selects a model of a
+    /// server that answers.
     /// `Pressure`: a card of its models is short of memory.
     /// `Conflicted`: another policy is stricter in some field; the message says which.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,10 +2,14 @@
 //!
 //! A log line that cannot be written is dropped and counted: the reader of a pipe may be gone or stuck, a disk may be full.
 //! The work goes on. A result that cannot be written ends the program, since the result is all that it is for.
+//!
+//! What programs measure of themselves is here too: their build, their process, and the lines that were dropped.
 
 mod cause;
 mod collector;
 mod level;
+mod printable;
+mod process;
 mod stderr;
 mod stdout;
 
@@ -15,6 +19,8 @@ pub use level::{
     ChangeError, InvalidFilter, LONGEST_CHANGE, LogLevel, LogLevelChanges, LogSetup, change_log_level, check_filter,
     follow_log_level, init_log, log_level,
 };
+pub use printable::{is_printable, printable, printable_lines};
+pub use process::register_program_metrics;
 pub use stderr::{Writer, count_dropped_lines, dropped_lines, install_panic_hook, print_error_line, writer};
 pub use stdout::print_result;
 

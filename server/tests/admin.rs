@@ -294,6 +294,19 @@ async fn without_any_configured_only_this_machine_is_served_and_no_browser() {
     let rebound =
         format!("POST {load} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     local.send(&rebound).await.is_error(403, "forbidden");
+    // What only reads is read by no page either.
+    for path in ["/admin/v1/models", "/admin/v1/events"] {
+        let rebound = format!("GET {path} HTTP/1.1\r\nHost: evil.example:9001\r\nConnection: close\r\n\r\n");
+        local.send(&rebound).await.is_error(403, "forbidden");
+        for header in ["Origin: http://evil.example", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site"] {
+            local.ask("GET", path, &format!("{header}\r\n"), "").await.is_error(403, "forbidden");
+        }
+    }
+    assert_eq!(
+        local.ask("GET", "/admin/v1/models", "Sec-Fetch-Site: none\r\n", "").await.status,
+        200,
+        "typed by a person"
+    );
     assert_eq!(local.models.default_model().snapshot().generation, 0);
 }
 

@@ -1,9 +1,11 @@
 """The chart against a real API server: every object of every example is accepted, pods pass the strictest Pod Security
 level, and a release is installed, changed and removed. `make test-chart` prepares and calls it.
 """
+import datetime
 import json
 import pathlib
 import shlex
+import shutil
 import tempfile
 import time
 import unittest
@@ -11,7 +13,8 @@ import unittest
 import yaml
 
 from control_plane import ASSETS, MISSING, ControlPlane
-from test_chart import CHART, EXAMPLES, HELM, HERE, pods, rendered, template
+from test_chart import CHART, EXAMPLES, HELM, HERE, pods, rendered, template, values
+from value_cases import CASES
 
 KINDS = ["gpumodelpolicies.gpu.hush.dev", "clustergpumodelpolicies.gpu.hush.dev"]
 
@@ -64,6 +67,16 @@ class Cluster(unittest.TestCase):
                     alone["spec"].pop("priorityClassName", None)
                     alone["spec"].pop("runtimeClassName", None)
                     self.assertEqual(self.accepted(json.dumps(alone), name), 1)
+
+    def test_every_value_is_accepted(self):
+        """Where test_values.py finds it, the API server knows it."""
+        self.definitions()
+        for name in ("hush", "elsewhere", "monitoring", "leases"):
+            self.namespace(name)
+        for text, _ in CASES:
+            with self.subTest(text):
+                done = template("--values", values(text))
+                self.assertEqual(self.accepted(done.stdout, text), len([d for d in yaml.safe_load_all(done.stdout) if d]))
 
     def test_what_the_schema_lets_through_and_the_cluster_refuses(self):
         self.definitions()
@@ -135,6 +148,48 @@ class Cluster(unittest.TestCase):
             time.sleep(1)
         self.assertEqual(done.returncode, 0, done.stderr)
 
+    def test_a_second_installation_for_the_whole_cluster_is_told_of(self):
+        def notes(action: str, namespace: str, *more: str) -> str:
+            return " ".join(self.helm(action, "hush", CHART, "--namespace", namespace, "--create-namespace", *more).split())
+
+        warning = "WARNING: {} is installed for the whole cluster too"
+        self.assertNotIn("WARNING", notes("install", "first"))
+        self.assertIn(warning.format("first/hush-controller"), notes("install", "second"))
+        self.assertIn(warning.format("second/hush-controller"), notes("upgrade", "first", "--install"))
+        # One lease for both, and each names itself.
+        arguments = {}
+        for namespace in ("first", "second"):
+            deployment = json.loads(self.kubectl("get", "deployment", "hush-controller", "--namespace", namespace, "--output", "json"))
+            found = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+            arguments[namespace] = {a for a in found if a.startswith(("--lease", "--installation"))}
+        self.assertEqual(arguments["first"] - arguments["second"], {"--installation=first/hush-controller"})
+        self.assertIn("--lease-namespace=kube-system", arguments["first"])
+        # Narrower ones stand beside it.
+        for scope in ("none", "node", "pod"):
+            self.assertNotIn("WARNING", notes("upgrade", "second", "--install", "--set", f"controller.scope={scope}"), scope)
+        self.assertNotIn("WARNING", notes("upgrade", "first", "--install"))
+
+        # Controllers that came without helm: their lease tells of them, as long as they renew it.
+        self.helm("uninstall", "hush", "--namespace", "second")
+        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                 "metadata": {"name": "hush-controller", "namespace": "kube-system",
+                              "annotations": {"gpu.hush.dev/installation": "by-hand"}},
+                 "spec": {"holderIdentity": "pod_1", "leaseDurationSeconds": 15}}
+
+        def renewed(ago: float) -> None:
+            time_ = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ago)
+            lease["spec"]["renewTime"] = time_.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            self.kubectl("apply", "-f", "-", text=json.dumps(lease))
+
+        renewed(5)
+        self.assertIn(warning.format("by-hand"), notes("upgrade", "first", "--install"))
+        renewed(3600)
+        self.assertNotIn("WARNING", notes("upgrade", "first", "--install"))
+        renewed(5)
+        lease["spec"]["holderIdentity"] = ""
+        renewed(5)
+        self.assertNotIn("WARNING", notes("upgrade", "first", "--install"))
+
     def test_the_notes_let_people_in(self):
         """Their commands, as they are, and exactly the rights that follow."""
         notes = self.helm("install", "hush", CHART, "--namespace", "hush", "--create-namespace")
@@ -164,6 +219,23 @@ class Cluster(unittest.TestCase):
             self.assertFalse(may(*right, name="berta"), right)
         pod = json.loads(self.kubectl("get", "deployment", "hush-controller", "--namespace", "hush", "--output", "json"))["spec"]["template"]
         self.assertEqual(pod["metadata"]["annotations"]["gpu.hush.dev/page-token"], "hush-page/token")
+
+    def test_an_upgrade_from_a_chart_with_other_values(self):
+        """`--reuse-values` takes the defaults of the earlier chart, in which values of this one are missing."""
+        with tempfile.TemporaryDirectory() as folder:
+            earlier = pathlib.Path(folder) / "hush"
+            shutil.copytree(CHART, earlier)
+            for name, line in (("values.yaml", "    pathType: Prefix\n"), ("required.yaml", "- server.ingress.pathType\n")):
+                text = (earlier / name).read_text()
+                self.assertIn(line, text)
+                (earlier / name).write_text(text.replace(line, ""))
+            self.helm("install", "hush", earlier, "--namespace", "hush", "--create-namespace", "--set", "server.drainSeconds=7")
+        done = self.cluster.run(HELM, "upgrade", "hush", CHART, "--namespace", "hush", "--reuse-values")
+        self.assertIn("server.ingress.pathType", done.stderr)
+        self.assertIn("use --reset-then-reuse-values", done.stderr)
+        self.helm("upgrade", "hush", CHART, "--namespace", "hush", "--reset-then-reuse-values")
+        pod = json.loads(self.kubectl("get", "deployment", "hush", "--namespace", "hush", "--output", "json"))["spec"]["template"]
+        self.assertIn("--drain-timeout=7s", pod["spec"]["containers"][0]["args"])
 
     def test_a_packaged_chart_is_the_same(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -4,386 +4,8 @@ import unittest
 
 import yaml
 
-from test_chart import CHART, HELM, containers, pods, rendered, template, the, values
-
-SERVER, CONTROLLER = "Deployment/hush", "Deployment/hush-controller"
-POD = "spec.template.spec"
-HERE = f"{SERVER} {POD}.containers[server]"
-THERE = f"{CONTROLLER} {POD}.containers[controller]"
-INSTALL = f"{SERVER} {POD}.initContainers[install-0]"
-MONITOR = "ServiceMonitor/hush-controller"
-
-
-class Has:
-    """Expected of a list: that it holds these entries."""
-
-    def __init__(self, *entries):
-        self.entries = entries
-
-
-ABSENT = object()
-
-# Values, and where they are found: `KIND/NAME PATH`; `[NAME]` is an entry of a list by its name, `[0]` by its number.
-CASES = [
-    ("nameOverride: voice", {"Deployment/hush-voice metadata.labels.app\\.kubernetes\\.io/name": "voice"}),
-    ("fullnameOverride: talk", {"Deployment/talk metadata.name": "talk", "Deployment/talk-controller metadata.name": "talk-controller"}),
-    ("namespaceOverride: elsewhere", {
-        f"{SERVER} metadata.namespace": "elsewhere", "ServiceAccount/hush-server metadata.namespace": "elsewhere",
-        "ClusterRoleBinding/elsewhere-hush-controller subjects[hush-controller].namespace": "elsewhere",
-        f"{HERE}.args": Has("--admin-account=elsewhere:hush-controller"),
-        f"{THERE}.args": Has("--lease-namespace=elsewhere"),
-    }),
-    ("commonLabels: {team: media}", {
-        f"{SERVER} metadata.labels.team": "media", f"{SERVER} spec.template.metadata.labels.team": "media",
-        f"{CONTROLLER} spec.template.metadata.labels.team": "media", "ClusterRole/hush-hush-server metadata.labels.team": "media",
-        f"{SERVER} spec.selector.matchLabels.team": ABSENT,
-    }),
-    ("""
-image: {registry: registry.example/a/, pullPolicy: Always}
-imagePullSecrets: [{name: pull}]
-server: {image: {repository: own-server, tag: v2}}
-controller: {image: {repository: own-controller, digest: "sha256:%s"}}
-""" % ("0" * 64), {
-        f"{HERE}.image": "registry.example/a/own-server:v2", f"{INSTALL}.image": "registry.example/a/own-server:v2",
-        f"{THERE}.image": f"registry.example/a/own-controller@sha256:{'0' * 64}",
-        f"{HERE}.imagePullPolicy": "Always", f"{THERE}.imagePullPolicy": "Always", f"{INSTALL}.imagePullPolicy": "Always",
-        f"{SERVER} {POD}.imagePullSecrets": [{"name": "pull"}], f"{CONTROLLER} {POD}.imagePullSecrets": [{"name": "pull"}],
-    }),
-    (f"server: {{image: {{digest: 'sha256:{'1' * 64}'}}}}\ncontroller: {{image: {{tag: v3}}}}", {
-        f"{HERE}.image": f"hush-server@sha256:{'1' * 64}", f"{THERE}.image": "hush-controller:v3",
-    }),
-    ("server: {enabled: false}", {f"{SERVER} metadata": ABSENT, "ServiceAccount/hush-server metadata": ABSENT}),
-    ("""
-server:
-  replicas: 2
-  models: [{name: calls, source: acme/calls, revision: v2}]
-  settings: {idleTimeout: 7m}
-  extraArgs: [--asr-engine=faster_whisper]
-  extraEnv: [{name: HOME, value: /home}, {name: ONE, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
-  envFrom: [{prefix: P_, secretRef: {name: from}}]
-  cache: {kind: ephemeral, size: 5Gi, storageClass: fast, annotations: {a: b}}
-  spool: {sizeLimit: 3Gi}
-  drainSeconds: 90
-  strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}
-  annotations: {reloader: "true"}
-  podLabels: {app: speech}
-  podAnnotations: {note: pod}
-  priorityClassName: high
-  nodeSelector: {zone: a}
-  tolerations: [{key: mine, operator: Exists}]
-  affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: []}}
-  topologySpreadConstraints: [{maxSkew: 1, topologyKey: zone, whenUnsatisfiable: DoNotSchedule}]
-  securityContext: {runAsUser: 1000}
-  containerSecurityContext: {readOnlyRootFilesystem: false}
-  volumes: [{name: ca, configMap: {name: ca}}]
-  volumeMounts: [{name: ca, mountPath: /ca}]
-  initContainers: [{name: first, image: first:1}]
-  extraContainers: [{name: beside, image: beside:1}]
-  resources: {limits: {memory: 9Gi}}
-  podDisruptionBudget: {maxUnavailable: 50%}
-""", {
-        f"{SERVER} spec.replicas": 2,
-        f"{INSTALL}.args": Has("acme/calls", "--name=calls", "--revision=v2"),
-        "ConfigMap/hush data.config\\.yaml": "models:\n- name: calls\n",
-        f"{HERE}.env[HUSH_IDLE_TIMEOUT].value": "7m",
-        f"{HERE}.args": Has("--asr-engine=faster_whisper", "--drain-timeout=90s"),
-        f"{HERE}.env[HOME].value": "/home", f"{INSTALL}.env[HOME].value": "/tmp",
-        f"{HERE}.env[ONE].valueFrom.fieldRef.fieldPath": "metadata.name",
-        f"{HERE}.envFrom": [{"prefix": "P_", "secretRef": {"name": "from"}}], f"{INSTALL}.envFrom": ABSENT,
-        f"{SERVER} {POD}.volumes[models].ephemeral.volumeClaimTemplate.spec": {
-            "accessModes": ["ReadWriteOnce"], "storageClassName": "fast", "resources": {"requests": {"storage": "5Gi"}}},
-        f"{SERVER} {POD}.volumes[models].ephemeral.volumeClaimTemplate.metadata.annotations": {"a": "b"},
-        f"{SERVER} {POD}.volumes[tmp].emptyDir.sizeLimit": "3Gi",
-        f"{SERVER} {POD}.terminationGracePeriodSeconds": 120,
-        f"{SERVER} spec.strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        f"{SERVER} metadata.annotations": {"reloader": "true"},
-        f"{SERVER} spec.template.metadata.labels.app": "speech", f"{SERVER} spec.template.metadata.annotations.note": "pod",
-        f"{SERVER} {POD}.priorityClassName": "high", f"{SERVER} {POD}.nodeSelector": {"zone": "a"},
-        f"{SERVER} {POD}.tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
-                                        {"key": "mine", "operator": "Exists"}],
-        f"{SERVER} {POD}.affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
-        f"{SERVER} {POD}.topologySpreadConstraints[0].maxSkew": 1,
-        f"{SERVER} {POD}.topologySpreadConstraints[0].labelSelector.matchLabels.gpu\\.hush\\.dev/name": "hush",
-        f"{SERVER} {POD}.securityContext.runAsUser": 1000, f"{CONTROLLER} {POD}.securityContext.runAsUser": 65532,
-        f"{HERE}.securityContext.readOnlyRootFilesystem": False, f"{THERE}.securityContext.readOnlyRootFilesystem": True,
-        f"{SERVER} {POD}.volumes[ca].configMap": {"name": "ca"}, f"{HERE}.volumeMounts": Has({"name": "ca", "mountPath": "/ca"}),
-        f"{SERVER} {POD}.initContainers[0].name": "first", f"{SERVER} {POD}.containers[1].name": "beside",
-        f"{HERE}.resources.limits": {"memory": "9Gi", "nvidia.com/gpu": 1},
-        "PodDisruptionBudget/hush spec.maxUnavailable": "50%",
-    }),
-    # An autoscaler sets the replicas.
-    ("server: {replicas: null, cache: {kind: emptyDir, size: 4Gi}, podDisruptionBudget: {enabled: false}}", {
-        f"{SERVER} spec.replicas": ABSENT, f"{SERVER} {POD}.volumes[models].emptyDir.sizeLimit": "4Gi",
-        "PodDisruptionBudget/hush metadata": ABSENT,
-    }),
-    ("server: {gpu: {resource: nvidia.com/gpu.shared, count: 2, runtimeClassName: nvidia, driverCapabilities: all, tolerations: []}}", {
-        f"{HERE}.resources.limits": {"nvidia.com/gpu.shared": 2}, f"{SERVER} {POD}.runtimeClassName": "nvidia",
-        f"{HERE}.env[NVIDIA_DRIVER_CAPABILITIES].value": "all", f"{SERVER} {POD}.tolerations": ABSENT,
-    }),
-    ("server: {gpu: {count: 0, visibleDevices: GPU-a}}", {
-        f"{HERE}.env[NVIDIA_VISIBLE_DEVICES].value": "GPU-a", f"{HERE}.resources.limits": ABSENT}),
-    ("server: {gpu: {enabled: false}}", {f"{HERE}.args": Has("--device=cpu")}),
-    ("""
-server:
-  gpu: {count: 0}
-  resourceClaims: [{name: gpu, resourceClaimTemplateName: one-gpu}, {name: shared, resourceClaimName: the-gpu}]
-  resources: {claims: [{name: gpu, request: half}]}
-""", {
-        f"{SERVER} {POD}.resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"},
-                                           {"name": "shared", "resourceClaimName": "the-gpu"}],
-        f"{HERE}.resources.claims": [{"name": "gpu", "request": "half"}], f"{HERE}.resources.limits": ABSENT,
-    }),
-    ("server: {cache: {size: 9Gi, storageClass: fast, accessMode: ReadWriteMany, annotations: {a: b}, keep: true}}", {
-        "PersistentVolumeClaim/hush-models spec": {
-            "accessModes": ["ReadWriteMany"], "storageClassName": "fast", "resources": {"requests": {"storage": "9Gi"}}},
-        "PersistentVolumeClaim/hush-models metadata.annotations": {"a": "b", "helm.sh/resource-policy": "keep"},
-    }),
-    ("server: {cache: {keep: false, name: models}}", {
-        "PersistentVolumeClaim/hush-models metadata.annotations": ABSENT,
-        f"{SERVER} {POD}.volumes[models].persistentVolumeClaim.claimName": "hush-models"}),
-    ("server: {cache: {existingClaim: theirs}}", {
-        "PersistentVolumeClaim/hush-models metadata": ABSENT,
-        f"{SERVER} {POD}.volumes[models].persistentVolumeClaim.claimName": "theirs"}),
-    ("server: {cache: {kind: hostPath, path: /srv/models}}", {f"{SERVER} {POD}.volumes[models].hostPath.path": "/srv/models"}),
-    ("""
-server:
-  volumes: [{name: ca, secret: {secretName: ca}}]
-  install:
-    endpoint: https://hub.example
-    tokenSecret: {name: hub, key: word}
-    extraEnv: [{name: HTTPS_PROXY, value: "http://proxy:3128"}]
-    envFrom: [{configMapRef: {name: proxies}}]
-    volumeMounts: [{name: ca, mountPath: /etc/ca, readOnly: true}]
-    resources: {limits: {memory: 2Gi}}
-""", {
-        f"{INSTALL}.env[HF_ENDPOINT].value": "https://hub.example",
-        f"{INSTALL}.env[HF_TOKEN].valueFrom.secretKeyRef": {"name": "hub", "key": "word"},
-        f"{INSTALL}.env[HTTPS_PROXY].value": "http://proxy:3128", f"{HERE}.env[HTTPS_PROXY]": ABSENT,
-        f"{INSTALL}.envFrom": [{"configMapRef": {"name": "proxies"}}],
-        f"{INSTALL}.volumeMounts": Has({"name": "ca", "mountPath": "/etc/ca", "readOnly": True}),
-        f"{INSTALL}.resources.limits": {"memory": "2Gi"}, f"{SERVER} {POD}.volumes[ca].secret": {"secretName": "ca"},
-    }),
-    ("server: {install: {enabled: false}}", {f"{SERVER} {POD}.initContainers": ABSENT}),
-    ("""
-server:
-  apiKeys: {name: keys, key: list}
-  tls: {name: cert}
-  admin: {accounts: ["ops:robot"], tokenSecret: {name: admin, key: word}}
-""", {
-        f"{HERE}.args": Has("--api-keys-file=/var/run/secrets/hush-keys/list", "--tls-cert=/var/run/secrets/hush-tls/tls.crt",
-                            "--admin-token-file=/var/run/secrets/hush-admin/word", "--admin-account=ops:robot",
-                            "--admin-account=hush:hush-controller"),
-        f"{SERVER} {POD}.volumes[keys].secret.secretName": "keys", f"{SERVER} {POD}.volumes[tls].secret.secretName": "cert",
-        f"{SERVER} {POD}.volumes[admin].secret.secretName": "admin", f"{HERE}.livenessProbe.httpGet.scheme": "HTTPS",
-    }),
-    ("""
-server:
-  service:
-    type: LoadBalancer
-    port: 80
-    nodePort: 30900
-    labels: {a: b}
-    annotations: {c: d}
-    loadBalancerClass: example.org/inner
-    loadBalancerSourceRanges: [10.0.0.0/8]
-    externalTrafficPolicy: Local
-    ipFamilyPolicy: PreferDualStack
-""", {
-        "Service/hush spec.type": "LoadBalancer", "Service/hush spec.ports[http].port": 80,
-        "Service/hush spec.ports[http].nodePort": 30900, "Service/hush metadata.labels.a": "b",
-        "Service/hush metadata.annotations": {"c": "d"}, "Service/hush spec.loadBalancerClass": "example.org/inner",
-        "Service/hush spec.loadBalancerSourceRanges": ["10.0.0.0/8"], "Service/hush spec.externalTrafficPolicy": "Local",
-        "Service/hush spec.ipFamilyPolicy": "PreferDualStack",
-    }),
-    ("""
-server:
-  ingress:
-    enabled: true
-    ingressClassName: inner
-    labels: {a: b}
-    annotations: {c: d}
-    hosts: [one.example, two.example]
-    paths: [/speech]
-    pathType: Exact
-    tls: [{secretName: cert, hosts: [one.example]}]
-  route:
-    enabled: true
-    labels: {e: f}
-    annotations: {g: h}
-    parentRefs: [{name: gate, namespace: edge}]
-    hostnames: [three.example]
-    matches: [{path: {type: Exact, value: /asr}}]
-    filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [x]}}]
-    timeouts: {request: 1h, backendRequest: 50m}
-    additionalRules: [{backendRefs: [{name: other, port: 80}]}]
-""", {
-        "Ingress/hush spec.ingressClassName": "inner", "Ingress/hush metadata.labels.a": "b",
-        "Ingress/hush metadata.annotations": {"c": "d"}, "Ingress/hush spec.rules[1].host": "two.example",
-        "Ingress/hush spec.rules[1].http.paths": [{"path": "/speech", "pathType": "Exact",
-                                                   "backend": {"service": {"name": "hush", "port": {"name": "http"}}}}],
-        "Ingress/hush spec.tls": [{"secretName": "cert", "hosts": ["one.example"]}],
-        "HTTPRoute/hush metadata.labels.e": "f", "HTTPRoute/hush metadata.annotations": {"g": "h"},
-        "HTTPRoute/hush spec.parentRefs": [{"name": "gate", "namespace": "edge"}], "HTTPRoute/hush spec.hostnames": ["three.example"],
-        "HTTPRoute/hush spec.rules[0]": {"backendRefs": [{"name": "other", "port": 80}]},
-        "HTTPRoute/hush spec.rules[1]": {
-            "backendRefs": [{"name": "hush", "port": 9000}], "matches": [{"path": {"type": "Exact", "value": "/asr"}}],
-            "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["x"]}}],
-            "timeouts": {"request": "1h", "backendRequest": "50m"}},
-    }),
-    ("server: {serviceAccount: {name: speaks, annotations: {role: a}}}\ncontroller: {serviceAccount: {name: decides, annotations: {role: b}}}", {
-        "ServiceAccount/speaks metadata.annotations": {"role": "a"}, "ServiceAccount/decides metadata.annotations": {"role": "b"},
-        f"{SERVER} {POD}.serviceAccountName": "speaks", f"{CONTROLLER} {POD}.serviceAccountName": "decides",
-        f"{HERE}.args": Has("--admin-account=hush:decides"),
-        "ClusterRoleBinding/hush-hush-server subjects[0].name": "speaks", "ClusterRoleBinding/hush-hush-controller subjects[0].name": "decides",
-        "RoleBinding/hush-hush-controller-lease subjects[0].name": "decides",
-    }),
-    ("server: {serviceAccount: {create: false, name: speaks}}\ncontroller: {serviceAccount: {create: false, name: decides}}", {
-        "ServiceAccount/speaks metadata": ABSENT, "ServiceAccount/decides metadata": ABSENT,
-        f"{SERVER} {POD}.serviceAccountName": "speaks", f"{CONTROLLER} {POD}.serviceAccountName": "decides",
-    }),
-    ("servers: {a: {serviceAccount: {name: one}}, b: {}}\ncontroller: {scope: pod}", {
-        f"Deployment/hush-a {POD}.serviceAccountName": "one", f"Deployment/hush-b {POD}.serviceAccountName": "hush-server",
-        f"Deployment/hush-a {POD}.containers[server].args": Has("--admin-account=hush:one"),
-        "ClusterRoleBinding/hush-hush-controller subjects[0].name": "one",
-        "ClusterRoleBinding/hush-hush-controller subjects[1].name": "hush-server",
-    }),
-    ("""
-controller:
-  replicas: 3
-  dryRun: true
-  interval: 2s
-  staleAfter: 20s
-  lease: {name: mine, namespace: leases, duration: 30s}
-  pageToken: {name: page, key: word}
-  auditLog: {enabled: true, sizeLimit: 2Gi}
-  logFormat: text
-  logLevel: debug
-  extraArgs: [--web-ui=false]
-  extraEnv: [{name: ONE, value: "1"}]
-  envFrom: [{secretRef: {name: from}}]
-  resources: {limits: {memory: 1Gi}}
-  volumes: [{name: ca, configMap: {name: ca}}]
-  volumeMounts: [{name: ca, mountPath: /ca}]
-  podDisruptionBudget: {maxUnavailable: 2}
-  annotations: {a: b}
-  strategy: {type: Recreate}
-  nodeSelector: {zone: a}
-  tolerations: [{key: mine, operator: Exists}]
-  affinity: {podAntiAffinity: {}}
-  topologySpreadConstraints: [{maxSkew: 2, topologyKey: zone, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {a: b}}}]
-  priorityClassName: system-cluster-critical
-  podLabels: {c: d}
-  podAnnotations: {e: f}
-  securityContext: {fsGroup: 1}
-  containerSecurityContext: {runAsUser: 2}
-  initContainers: [{name: first, image: first:1}]
-  extraContainers: [{name: beside, image: beside:1}]
-""", {
-        f"{CONTROLLER} spec.replicas": 3,
-        f"{THERE}.args": Has("--dry-run", "--interval=2s", "--stale-after=20s", "--lease=mine", "--lease-namespace=leases",
-                             "--lease-duration=30s", "--page-token-file=/var/run/secrets/hush-page/word", "--log-format=text",
-                             "--log-level=debug", "--web-ui=false", "--audit-log=/var/log/hush/$(POD_NAME).jsonl"),
-        "Role/hush-hush-controller-lease metadata.namespace": "leases",
-        f"{THERE}.volumeMounts": Has({"name": "audit-log", "mountPath": "/var/log/hush"}, {"name": "ca", "mountPath": "/ca"}),
-        f"{THERE}.env[POD_NAME].valueFrom.fieldRef.fieldPath": "metadata.name",
-        f"{CONTROLLER} {POD}.volumes[audit-log].emptyDir.sizeLimit": "2Gi",
-        f"{THERE}.env[ONE].value": "1", f"{THERE}.envFrom": [{"secretRef": {"name": "from"}}],
-        f"{THERE}.resources.limits": {"memory": "1Gi"}, f"{CONTROLLER} {POD}.volumes[ca].configMap": {"name": "ca"},
-        "PodDisruptionBudget/hush-controller spec.maxUnavailable": 2, f"{CONTROLLER} metadata.annotations": {"a": "b"},
-        f"{CONTROLLER} spec.strategy": {"type": "Recreate"}, f"{CONTROLLER} {POD}.nodeSelector": {"zone": "a"},
-        f"{CONTROLLER} {POD}.tolerations": [{"key": "mine", "operator": "Exists"}], f"{CONTROLLER} {POD}.affinity": {"podAntiAffinity": {}},
-        f"{CONTROLLER} {POD}.topologySpreadConstraints[0].labelSelector": {"matchLabels": {"a": "b"}},
-        f"{CONTROLLER} {POD}.priorityClassName": "system-cluster-critical",
-        f"{CONTROLLER} spec.template.metadata.labels.c": "d", f"{CONTROLLER} spec.template.metadata.annotations.e": "f",
-        f"{CONTROLLER} {POD}.securityContext.fsGroup": 1, f"{THERE}.securityContext.runAsUser": 2,
-        f"{CONTROLLER} {POD}.initContainers[0].name": "first", f"{CONTROLLER} {POD}.containers[1].name": "beside",
-    }),
-    ("controller: {auditLog: {enabled: true, existingClaim: audit}, podDisruptionBudget: {enabled: false}}", {
-        f"{CONTROLLER} {POD}.volumes[audit-log].persistentVolumeClaim.claimName": "audit",
-        "PodDisruptionBudget/hush-controller metadata": ABSENT}),
-    # Beside the server: its pod has the controller's volumes.
-    ("""
-controller:
-  scope: pod
-  auditLog: {enabled: true}
-  volumes: [{name: ca, configMap: {name: ca}}]
-  volumeMounts: [{name: ca, mountPath: /ca}]
-  extraArgs: [--web-ui=false]
-""", {
-        f"{SERVER} {POD}.volumes[audit-log].emptyDir.sizeLimit": "1Gi", f"{SERVER} {POD}.volumes[ca].configMap": {"name": "ca"},
-        f"{SERVER} {POD}.initContainers[controller].volumeMounts": Has({"name": "ca", "mountPath": "/ca"}),
-        f"{SERVER} {POD}.initContainers[controller].args": Has("--web-ui=false"),
-    }),
-    ("controller: {scope: node, strategy: {type: OnDelete}, annotations: {a: b}}", {
-        "DaemonSet/hush-controller spec.updateStrategy": {"type": "OnDelete"}, "DaemonSet/hush-controller spec.strategy": ABSENT,
-        "DaemonSet/hush-controller metadata.annotations": {"a": "b"}}),
-    ("rbac: {aggregate: false}", {"ClusterRole/hush-hush-policies-edit metadata": ABSENT, "ClusterRole/hush-hush-policies-view metadata": ABSENT}),
-    ("rbac: {create: false}", {"ClusterRole/hush-hush-controller metadata": ABSENT, "Role/hush-view metadata": ABSENT}),
-    ("listenAddress: '[::]'", {f"{HERE}.args": Has("--listen=[::]:9000"), f"{THERE}.args": Has("--listen=[::]:9002")}),
-    ("""
-securityContext: {runAsUser: 1000, seccompProfile: null}
-containerSecurityContext: {readOnlyRootFilesystem: false}
-""", {
-        f"{SERVER} {POD}.securityContext.runAsUser": 1000, f"{CONTROLLER} {POD}.securityContext.runAsUser": 1000,
-        f"{SERVER} {POD}.securityContext.seccompProfile": ABSENT,
-        f"{HERE}.securityContext.readOnlyRootFilesystem": False, f"{INSTALL}.securityContext.readOnlyRootFilesystem": False,
-    }),
-    ("networkPolicy: {enabled: false}", {"NetworkPolicy/hush-server metadata": ABSENT, "NetworkPolicy/hush-controller metadata": ABSENT}),
-    ("""
-networkPolicy:
-  from: none
-  clients: [{ipBlock: {cidr: 10.0.0.0/8}}]
-  prometheus: [{podSelector: {matchLabels: {a: prometheus}}}]
-  controllers: [{podSelector: {matchLabels: {a: controller}}}]
-  apiServer: [{ipBlock: {cidr: 10.1.0.0/16}}]
-  egress: {ports: [3128]}
-""", {
-        "NetworkPolicy/hush-server spec.ingress[0].from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
-        "NetworkPolicy/hush-server spec.ingress[1].from": Has({"podSelector": {"matchLabels": {"a": "controller"}}},
-                                                             {"podSelector": {"matchLabels": {"a": "prometheus"}}}),
-        "NetworkPolicy/hush-controller spec.ingress[0].from": [{"podSelector": {"matchLabels": {"a": "prometheus"}}},
-                                                              {"ipBlock": {"cidr": "10.1.0.0/16"}}],
-        "NetworkPolicy/hush-server spec.egress[1].ports": [{"port": 3128, "protocol": "TCP"}],
-    }),
-    ("networkPolicy: {egress: {restricted: false}}", {"NetworkPolicy/hush-server spec.policyTypes": ["Ingress"]}),
-    ("""
-monitoring:
-  serviceMonitor:
-    enabled: true
-    namespace: monitoring
-    interval: 30s
-    scrapeTimeout: 10s
-    labels: {release: prometheus}
-    annotations: {a: b}
-    honorLabels: true
-    relabelings: [{action: labeldrop, regex: pod}]
-    metricRelabelings: [{action: drop, regex: x}]
-  prometheusRule: {enabled: true, labels: {release: rules}}
-  dashboards: {enabled: true, labels: {dash: "2"}, annotations: {folder: gpu}}
-""", {
-        f"{MONITOR} metadata.namespace": "monitoring", f"{MONITOR} spec.namespaceSelector": {"matchNames": ["hush"]},
-        f"{MONITOR} metadata.labels.release": "prometheus", f"{MONITOR} metadata.annotations": {"a": "b"},
-        f"{MONITOR} spec.endpoints": [{"port": "controller", "interval": "30s", "scrapeTimeout": "10s", "honorLabels": True,
-                                       "relabelings": [{"action": "labeldrop", "regex": "pod"}],
-                                       "metricRelabelings": [{"action": "drop", "regex": "x"}]}],
-        "ServiceMonitor/hush-server spec.endpoints[0].port": "ops", "PrometheusRule/hush metadata.labels.release": "rules",
-        "ConfigMap/hush-dashboard-gpu metadata.labels.dash": "2", "ConfigMap/hush-dashboard-gpu metadata.annotations": {"folder": "gpu"},
-    }),
-    ("""
-extraObjects:
-- {apiVersion: v1, kind: ConfigMap, metadata: {name: "{{ .Release.Name }}-object"}}
-- |
-  apiVersion: v1
-  kind: ConfigMap
-  metadata: {name: {{ include "hush.fullname" . }}-text}
-""", {"ConfigMap/hush-object metadata.name": "hush-object", "ConfigMap/hush-text metadata.name": "hush-text"}),
-    ("policies: {own: {priority: 3}, other: {selector: {matchLabels: {a: b}}}}\nclusterPolicies: {floor: {selector: {matchLabels: {c: d}}}}", {
-        "GpuModelPolicy/own spec": {"priority": 3, "selector": {"matchLabels": {
-            "app.kubernetes.io/name": "hush", "app.kubernetes.io/instance": "hush", "app.kubernetes.io/component": "server"}}},
-        "GpuModelPolicy/other spec.selector": {"matchLabels": {"a": "b"}},
-        "ClusterGpuModelPolicy/floor spec.selector": {"matchLabels": {"c": "d"}},
-    }),
-]
+from test_chart import CHART, HELM, containers, pods, rendered, template, values
+from value_cases import ABSENT, CASES, POD, Has
 
 # Values that other tests try: models and settings (test_chart.Programs), fields of policies (Kubernetes), and kinds of one field.
 ELSEWHERE = ("server.models.", "server.settings.", "policies.", "clusterPolicies.", "global", "securityContext.",
@@ -414,6 +36,28 @@ def look(documents: list[dict], place: str):
                 return ABSENT
             node = node[key]
     return node
+
+
+# Fields of Kubernetes that are numbers or truths.
+NO_TEXT = {"replicas", "port", "targetPort", "nodePort", "containerPort", "periodSeconds", "timeoutSeconds", "failureThreshold",
+           "seconds", "weight", "maxSurge", "maxUnavailable", "defaultMode", "expirationSeconds", "terminationGracePeriodSeconds",
+           "runAsUser", "runAsGroup", "fsGroup", "runAsNonRoot", "allowPrivilegeEscalation", "readOnlyRootFilesystem", "readOnly",
+           "automountServiceAccountToken", "enableServiceLinks", "publishNotReadyAddresses", "priority", "nvidia.com/gpu"}
+
+
+def numbers(node, path: str = ""):
+    """The places of what is neither a text nor one of these fields."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not isinstance(key, str):
+                yield f"{path}.{key}"
+            elif key not in NO_TEXT:
+                yield from numbers(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for entry in node:
+            yield from numbers(entry, path)
+    elif node is not None and not isinstance(node, str):
+        yield f"{path}: {node}"
 
 
 def leaves(whole: dict, schema: dict, path: str = "") -> set[str]:
@@ -477,6 +121,36 @@ class Values(unittest.TestCase):
         self.assertIs(look(documents, f"Deployment/hush-a {POD}.initContainers"), ABSENT)
         self.assertIs(look(documents, "PersistentVolumeClaim/hush-a-models metadata.annotations"), ABSENT)
         self.assertIn("--device=cuda", look(documents, f"Deployment/hush-b {POD}.containers[server].args"))
+
+    def test_a_text_stays_a_text(self):
+        """What YAML would take for a number, a truth or a mapping."""
+        strings = {}
+
+        def look_at(schema: dict, path: str):
+            schema = whole["definitions"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+            if schema.get("type") == "string" and not {"enum", "pattern"} & set(schema):
+                strings[path] = "123"
+            elif schema.get("type") == "object" and "properties" in schema:
+                for name, part in schema["properties"].items():
+                    look_at(part, f"{path}.{name}".lstrip("."))
+
+        whole = yaml.safe_load((CHART / "values.schema.json").read_text())
+        for part in ("server", "controller", "monitoring"):
+            look_at(whole["properties"][part], part)
+        self.assertGreater(len(strings), 25)
+        for elsewhere in ("server.gpu.visibleDevices", "server.gpu.resource", "server.service.loadBalancerClass"):
+            del strings[elsewhere]
+        on = ["server.ingress.enabled", "controller.auditLog.enabled", "monitoring.serviceMonitor.enabled"]
+        documents = rendered(*(word for path in on for word in ("--set", f"{path}=true")),
+                             *(word for path, value in strings.items() for word in ("--set-string", f"{path}={value}")),
+                             "--set-string", "controller.serviceAccount.name=456,server.models[0].name=true,server.models[0].revision=1",
+                             "--set", "servers.true.enabled=true,policies.7.priority=1")
+        self.assertEqual([], list(numbers(documents)))
+        args = look(documents, "Deployment/hush-controller spec.template.spec.containers[controller].args")
+        self.assertIn("--log-level=123", args)
+        odd = rendered("--set-string", "controller.logLevel=a: b", "--set-string", "server.models[0].source=x,server.models[0].name=c: d")
+        self.assertIn("--log-level=a: b", look(odd, "Deployment/hush-controller spec.template.spec.containers[controller].args"))
+        self.assertIn("--name=c: d", look(odd, "Deployment/hush spec.template.spec.initContainers[install-0].args"))
 
     def test_everything_is_in_the_namespace_that_overrides(self):
         documents = rendered("--values", CHART / "examples/scope-cluster.yaml", "--set", "namespaceOverride=elsewhere")
@@ -582,6 +256,15 @@ class Refused(unittest.TestCase):
         self.refused("server: {gpu: {visibleDevices: all}}", "server.gpu.visibleDevices", "server.gpu.count: 0")
         self.refused("monitoring: {serviceMonitor: {scrapeTimeout: 1m1s, interval: 60s}}", "monitoring.serviceMonitor.scrapeTimeout")
         self.refused("policies: {p: {selector: {}}}", "policies.p.selector")
+
+    def test_names_that_cannot_be(self):
+        for release in ("1speech", "a.b"):
+            done = template(release=release)
+            self.assertNotEqual(done.returncode, 0, release)
+            self.assertIn("set fullnameOverride", done.stderr)
+            rendered("--set", "fullnameOverride=speech", release=release)
+        self.refused(f"fullnameOverride: {'a' * 40}\nservers: {{{'b' * 30}: {{}}}}", "servers.bbb", "71 characters")
+        self.refused("nameOverride: A B", "/nameOverride")
 
     def test_what_has_the_wrong_form(self):
         for text, place in (

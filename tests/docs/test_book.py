@@ -12,7 +12,7 @@ BY_PATH = {page.path: page for page in PAGES}
 
 
 # Of docker, helm and a peer; and a way to speak of options.
-OTHERS = {"--build-arg", "--set", "--values", "--host", "--port", "--some-name"}
+OTHERS = {"--build-arg", "--reuse-values", "--set", "--values", "--host", "--port", "--some-name"}
 
 
 def reference(name: str) -> str:

@@ -28,6 +28,8 @@ def kind(content) -> str:
     """What a file in YAML is for."""
     if "apiVersion" in content and content["apiVersion"].startswith("gpu.hush.dev/"):
         return "policy"
+    if content.get("apiVersion", "").startswith("cert-manager.io/"):
+        return "certificates"
     if "apiVersion" in content and "kind" in content:
         return "object"
     if "rules" in content and "seriesQuery" in content["rules"][0]:
@@ -80,6 +82,8 @@ class Examples(unittest.TestCase):
         if what == "policy":
             printed = self.ran(f"hush-controller check {file}", block.place)
             self.assertEqual(printed.count("is valid"), len(documents), block.place)
+        elif what == "certificates":
+            self.certificates(block.place, documents)
         elif what == "config":
             models = f"--models-dir {MODELS} --ort-lib {ONNXRUNTIME} --install-missing false"
             status, printed = self.sandbox.run(f"hush-server serve --config {file} --check-config {models}")
@@ -102,6 +106,19 @@ class Examples(unittest.TestCase):
         else:
             self.assertEqual(what, "compose")
             self.assertTrue(block.not_run, f"{block.place}: a file for Docker is not tested; say why")
+
+    def certificates(self, place: str, documents) -> None:
+        """Each issuer is there, and what servers get has the name that the controller checks."""
+        issuers = {document["metadata"]["name"] for document in documents if document["kind"] == "ClusterIssuer"}
+        ours = [document for document in documents if document["kind"] == "Certificate"]
+        for certificate in ours:
+            self.assertIn(certificate["spec"]["issuerRef"]["name"], issuers, place)
+        servers = [certificate for certificate in ours if not certificate["spec"].get("isCA")]
+        self.assertTrue(servers, place)
+        for certificate in servers:
+            namespace = certificate["metadata"]["namespace"]
+            self.assertEqual(certificate["spec"]["dnsNames"], [f"hush-server.{namespace}.svc"], place)
+            self.assertIn("server auth", certificate["spec"]["usages"], place)
 
     def test_consoles_print_what_they_show(self):
         ran = 0

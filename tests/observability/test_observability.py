@@ -3,8 +3,11 @@ and no panel is empty. The GPU is the double's. `make test-observability` prepar
 """
 import contextlib
 import json
+import os
 import pathlib
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +19,29 @@ sys.path.insert(0, str(HERE.parent))
 
 from stack import BUILT, GIB, NVML, ROOT, Fleet, Program, get, policy, wait_for
 
-RULES = ROOT / "charts/hush/rules.yaml"
+RULES = [ROOT / "charts/hush/rules.yaml", ROOT / "charts/hush/controller-rules.yaml"]
+# Where the servers and the controller of the test are, as Prometheus knows it.
+PLACES = {"cluster": "east", "namespace": "apps", "node": "n1"}
+
+
+def prometheus(folder: pathlib.Path, scrapes: list) -> tuple[Program, str]:
+    # JSON is YAML.
+    config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(file) for file in RULES],
+              "scrape_configs": scrapes}
+    (folder / "prometheus.yml").write_text(json.dumps(config))
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        address = "127.0.0.1:%d" % free.getsockname()[1]
+    program = Program(["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb",
+                       f"--web.listen-address={address}"])
+    url = f"http://{address}"
+    wait_for("Prometheus is ready", lambda: "Ready" in get(f"{url}/-/ready"))
+    return program, url
+
+
+def query(url: str, expr: str) -> list:
+    answer = json.loads(get(f"{url}/api/v1/query?" + urllib.parse.urlencode({"query": expr})))
+    assert answer["status"] == "success", answer
+    return answer["data"]["result"]
 
 
 class Stack(Fleet):
@@ -30,27 +55,14 @@ class Stack(Fleet):
         self.prometheus = self.start_prometheus()
 
     def start_prometheus(self) -> str:
-        groups = [
-            {"job": "hush-server", "targets": [ops for _, ops in self.servers], "labels": {"namespace": "apps"}},
-            {"job": "hush-controller", "targets": [self.controller], "labels": {}},
-        ]
-        scrapes = [{"job_name": g["job"], "static_configs": [{"targets": g["targets"], "labels": g["labels"]}]} for g in groups]
-        # JSON is YAML.
-        config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": [str(RULES)],
-                  "scrape_configs": scrapes}
-        (self.folder / "prometheus.yml").write_text(json.dumps(config))
-        with contextlib.closing(__import__("socket").create_server(("127.0.0.1", 0))) as free:
-            address = "127.0.0.1:%d" % free.getsockname()[1]
-        self.add(Program(["prometheus", f"--config.file={self.folder}/prometheus.yml",
-                          f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address={address}"]))
-        url = f"http://{address}"
-        wait_for("Prometheus is ready", lambda: "Ready" in get(f"{url}/-/ready"))
+        jobs = {"hush-server": [ops for _, ops in self.servers], "hush-controller": [self.controller]}
+        scrapes = [{"job_name": job, "static_configs": [{"targets": targets, "labels": PLACES}]} for job, targets in jobs.items()]
+        program, url = prometheus(self.folder, scrapes)
+        self.add(program)
         return url
 
     def query(self, expr: str) -> list:
-        answer = json.loads(get(f"{self.prometheus}/api/v1/query?" + urllib.parse.urlencode({"query": expr})))
-        assert answer["status"] == "success", answer
-        return answer["data"]["result"]
+        return query(self.prometheus, expr)
 
     def live(self) -> None:
         """Speech, idleness, speech again, pressure, speech once more."""
@@ -74,9 +86,12 @@ def panels():
             yield path.stem, panel["title"], [target["expr"] for target in panel["targets"]]
 
 
-def plain(expr: str) -> str:
-    """As Grafana sends it with everything selected."""
-    return expr.replace("$__rate_interval", "2m").replace('"$namespace"', '".*"').replace('"$model"', '".*"')
+def plain(expr: str, **chosen: str) -> str:
+    """As Grafana sends it; what is not chosen is `All`."""
+    expr = expr.replace("$__rate_interval", "2m")
+    for variable in (*PLACES, "model"):
+        expr = expr.replace(f'"${variable}"', f'"{chosen.get(variable, ".*")}"')
+    return expr
 
 
 class Files(unittest.TestCase):
@@ -84,12 +99,12 @@ class Files(unittest.TestCase):
         subprocess.run([sys.executable, ROOT / "scripts/dashboards", "--check"], check=True)
 
     def test_rules_fire_when_they_must(self):
-        for arguments in (["check", "rules", RULES], ["test", "rules", HERE / "alerts.yaml"]):
+        for arguments in (["check", "rules", *RULES], ["test", "rules", HERE / "alerts.yaml"]):
             done = subprocess.run(["promtool", *map(str, arguments)], text=True, capture_output=True)
             self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_each_alert_has_a_test_and_a_runbook(self):
-        rules, tests = RULES.read_text(), (HERE / "alerts.yaml").read_text()
+        rules, tests = "".join(file.read_text() for file in RULES), (HERE / "alerts.yaml").read_text()
         alerts = [line.split()[-1] for line in rules.splitlines() if "- alert:" in line]
         self.assertGreater(len(alerts), 8)
         runbooks = (ROOT / "docs/runbooks.md").read_text()
@@ -97,6 +112,51 @@ class Files(unittest.TestCase):
             self.assertIn(f"alertname: {alert}\n", tests)
             self.assertIn(f"## {alert}\n", runbooks)
             self.assertIn(f"docs/runbooks.md#{alert.lower()}\n", rules)
+
+
+    def test_each_dashboard_lets_one_choose_where_to_look(self):
+        for path in sorted((ROOT / "charts/hush/dashboards").glob("*.json")):
+            variables = [v["name"] for v in json.loads(path.read_text())["templating"]["list"]]
+            self.assertEqual(variables[:4], ["datasource", *PLACES], path.name)
+        # What a controller counts over all of its cards is of no one namespace or node.
+        of_all = {"hush_controller_gpus", "hush_controller_gpu_available_bytes", "hush_controller_gpu_target_bytes",
+                  "hush_controller_gpu_sample_age_seconds"}
+        for dashboard, title, queries in panels():
+            for query in queries:
+                for family, labels in re.findall(r"\b((?:node_namespace:)?hush_\w+(?::\w+)?)(\{[^}]*\})?", query):
+                    for place in ["cluster"] if family in of_all else PLACES:
+                        self.assertIn(f'{place}=~"${place}"', labels, (dashboard, title, family))
+
+
+class OpsTls(unittest.TestCase):
+    """The operations port with a certificate as docs/security.md makes it with openssl."""
+
+    def test_prometheus_reads_it_by_the_name_of_its_namespace_alone(self):
+        page = (ROOT / "docs/security.md").read_text()
+        (script,) = re.findall(r"```sh\n(printf 'subjectAltName.*?)```", page, re.S)
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            subprocess.run(["bash", "-euc", script], cwd=folder, check=True, capture_output=True)
+            server = Program([BUILT / "hush-server", "serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0",
+                              "--log-format", "json", "--models-dir", os.environ["HUSH_MODELS"], "--model", "hush-tiny",
+                              "--precision", "int8", "--device", "cpu", "--ops-tls-cert", folder / "tls.crt",
+                              "--ops-tls-key", folder / "tls.key"])
+            self.addCleanup(server.stop)
+
+            def scrape(job: str, namespace: str) -> dict:
+                # As the operator writes the chart's ServiceMonitor of that namespace.
+                return {"job_name": job, "scheme": "https", "static_configs": [{"targets": [server.said("ops")]}],
+                        "tls_config": {"ca_file": str(folder / "ca.crt"), "server_name": f"hush-server.{namespace}.svc"}}
+
+            program, url = prometheus(folder, [scrape("own", "hush"), scrape("another", "team-b")])
+            self.addCleanup(program.stop)
+            wait_for("it is read", lambda: query(url, 'up{job="own"} == 1'))
+            self.assertTrue(query(url, 'hush_model_state{job="own"}'))
+            wait_for("the other name was tried", lambda: query(url, 'up{job="another"}'))
+            self.assertEqual(query(url, 'up{job="another"} == 1'), [])
+            targets = json.loads(get(f"{url}/api/v1/targets"))["data"]["activeTargets"]
+            (error,) = [target["lastError"] for target in targets if target["labels"]["job"] == "another"]
+            self.assertIn("hush-server.team-b.svc", error)
 
 
 class Panels(unittest.TestCase):
@@ -107,19 +167,30 @@ class Panels(unittest.TestCase):
             try:
                 stack.live()
                 # Recording rules are evaluated once a second.
-                wait_for("the rules were evaluated", lambda: stack.query("namespace:hush_vram_given_back_byte_hours:1d"))
+                wait_for("the rules were evaluated", lambda: stack.query("node_namespace:hush_vram_given_back_byte_hours:1d"))
                 empty, count = [], 0
                 for dashboard, title, queries in panels():
                     for query in queries:
                         count += 1
-                        if not stack.query(plain(query)):
+                        if not stack.query(plain(query)) or not stack.query(plain(query, **PLACES)):
                             empty.append((dashboard, title, query))
                 self.assertEqual(empty, [])
+                self.nothing_of_other_places(stack)
                 print(f"{count} queries of all panels have data")
                 firing = stack.query('ALERTS{alertstate="firing"}')
                 self.assertEqual(firing, [], "nothing is wrong, so nothing fires")
             finally:
                 stack.stop()
+
+    def nothing_of_other_places(self, stack: Stack) -> None:
+        """What is chosen holds for every query: where nothing is, there is no data, or the 0 that stands for it."""
+        for place in PLACES:
+            for dashboard, title, queries in panels():
+                for query in queries:
+                    for found in stack.query(plain(query, **{place: "elsewhere"})):
+                        of_all = place != "cluster" and "hush_controller_gpus{" in query
+                        nothing = found["metric"] == {} and found["value"][1] == "0"
+                        self.assertTrue(of_all or nothing, (place, dashboard, title, query, found))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 //!
 //! Each has an address of its own in 127.0.0.0/8 on one port, as pods have.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,9 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use axum::Router;
-use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::{Json, State};
+use axum::extract::connect_info::{ConnectInfo, Connected, MockConnectInfo};
+use axum::extract::{Json, Request, State};
 use axum::http::StatusCode;
+use axum::http::header::AUTHORIZATION;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
@@ -23,6 +26,16 @@ use tokio::net::TcpListener;
 
 /// The model of every stand-in.
 pub const MODEL: &str = "turbo";
+
+/// A credential that was shown to a stand-in, with whatever request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub server: usize,
+    /// Of the request.
+    pub path: String,
+    /// The value of `Authorization`.
+    pub authorization: String,
+}
 
 /// A command that a stand-in received.
 #[derive(Clone, Debug)]
@@ -66,6 +79,9 @@ struct Inner {
     members: Vec<Member>,
     cards: Vec<Card>,
     received: Vec<Received>,
+    shown: Vec<Shown>,
+    /// Requests of any kind, by stand-in.
+    requests: BTreeMap<usize, usize>,
 }
 
 /// Cheap to clone.
@@ -109,17 +125,27 @@ impl Fleet {
         let member = |n| Member { gpu: n % gpus, vram_bytes, loaded: true, generation: 1, idle_since: now, lie: None };
         let members = (0..servers).map(member).collect();
         let cards = vec![Card { total_bytes, foreign_bytes: 0 }; gpus];
-        let inner = Arc::new(Mutex::new(Inner { members, cards, received: Vec::new() }));
+        let inner = Arc::new(Mutex::new(Inner { members, cards, ..Inner::default() }));
         let fleet = Self { inner, port };
-        let router = Router::new()
-            .route(names::PATH, get(scrape))
-            .route("/admin/v1/models/{model}/unload", post(unload))
-            .with_state(fleet.clone());
+        let router = fleet.routes();
         tokio::spawn(async move {
             // It ends with the runtime.
             let _ = axum::serve(listener, router.into_make_service_with_connect_info::<Place>()).await;
         });
         Ok(fleet)
+    }
+
+    fn routes(&self) -> Router {
+        Router::new()
+            .route(names::PATH, get(scrape))
+            .route("/admin/v1/models/{model}/unload", post(unload))
+            .layer(middleware::from_fn_with_state(self.clone(), note))
+            .with_state(self.clone())
+    }
+
+    /// One stand-in alone, for a listener of the test's own.
+    pub fn router_of(&self, server: usize) -> Router {
+        self.routes().layer(MockConnectInfo(Place(server)))
     }
 
     pub fn url(&self, server: usize) -> String {
@@ -158,6 +184,16 @@ impl Fleet {
     /// Every command since the last call, in the order of arrival.
     pub fn take_received(&self) -> Vec<Received> {
         self.with(|inner| std::mem::take(&mut inner.received))
+    }
+
+    /// Every credential since the last call, in the order of arrival.
+    pub fn take_shown(&self) -> Vec<Shown> {
+        self.with(|inner| std::mem::take(&mut inner.shown))
+    }
+
+    /// How many requests of any kind this stand-in received so far.
+    pub fn requests(&self, server: usize) -> usize {
+        self.with(|inner| inner.requests.get(&server).copied().unwrap_or(0))
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
@@ -231,6 +267,21 @@ impl Inner {
             verify_seconds: Some(0.0),
         })
     }
+}
+
+async fn note(
+    State(fleet): State<Fleet>,
+    ConnectInfo(place): ConnectInfo<Place>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path().to_owned();
+    let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    fleet.with(|inner| {
+        *inner.requests.entry(place.0).or_default() += 1;
+        inner.shown.extend(authorization.map(|authorization| Shown { server: place.0, path, authorization }));
+    });
+    next.run(request).await
 }
 
 async fn scrape(State(fleet): State<Fleet>, ConnectInfo(place): ConnectInfo<Place>) -> String {

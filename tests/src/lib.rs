@@ -10,6 +10,7 @@ pub mod fixtures;
 pub mod fleet;
 pub mod gpus;
 pub mod http;
+pub mod https;
 pub mod plugin;
 pub mod process;
 pub mod reference;

@@ -285,3 +285,82 @@ fn languages_are_taken_in_every_spelling() -> Result<()> {
     assert!(output.status.code() == Some(2) && said.contains("--language") && said.contains("english"), "{said}");
     Ok(())
 }
+
+/// A cache as huggingface_hub writes it, with one repository.
+fn hub_cache(home: &std::path::Path, repository: &str) -> Result<std::path::PathBuf> {
+    let folder = home.join(".cache/huggingface/hub").join(repository);
+    let snapshot = folder.join("snapshots/0123abcd");
+    std::fs::create_dir_all(&snapshot)?;
+    std::fs::create_dir_all(folder.join("refs"))?;
+    std::fs::write(folder.join("refs/main"), "0123abcd")?;
+    for entry in std::fs::read_dir(fixtures::checkpoint())? {
+        let entry = entry?;
+        std::os::unix::fs::symlink(entry.path(), snapshot.join(entry.file_name()))?;
+    }
+    Ok(snapshot)
+}
+
+#[test]
+fn a_name_is_found_in_the_caches_of_other_programs_without_a_network() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let snapshot = hub_cache(home.path(), "models--openai--whisper-tiny")?;
+    let run = |args: &[&str]| {
+        let mut command = Command::new(fixtures::binary()?);
+        command.env("HOME", home.path()).env("HF_HUB_OFFLINE", "1").env_remove("XDG_CACHE_HOME");
+        command.env_remove("HF_HOME").env_remove("HF_HUB_CACHE").env("HUSH_ORT_LIB", fixtures::onnxruntime());
+        process::output_within(command.args(args), DEADLINE)
+    };
+    let models = path(&home.path().join("models"));
+    let file = path(&fixtures::fixture("audio/en-1.wav"));
+
+    let said = run(&["transcribe", "--models-dir", &models, "--model", "tiny", "--precision", "int8", &file])?;
+    let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.success(), "{stderr}");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "Clean the light.\n");
+    assert!(stderr.contains("nothing is downloaded") && stderr.contains("0123abcd"), "{stderr}");
+    let listed = run(&["models", "--json", "--models-dir", &models])?;
+    let rows: serde_json::Value = serde_json::from_slice(&listed.stdout)?;
+    assert_eq!((&rows[0]["name"], &rows[0]["source"]), (&"tiny".into(), &path(&snapshot).into()));
+
+    // A copy that is damaged is named, and the hub is asked.
+    std::fs::remove_file(snapshot.join("model.safetensors"))?;
+    let said = run(&["install", "--models-dir", &models, "--force", "--precision", "int8", "tiny"])?;
+    let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(!said.status.success() && stderr.contains("a copy of the model cannot be used"), "{stderr}");
+    assert!(stderr.contains("model.safetensors"), "{stderr}");
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_is_taken_by_its_path() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let models = path(&home.path().join("models"));
+    let checkpoint = home.path().join("mine");
+    std::os::unix::fs::symlink(fixtures::checkpoint(), &checkpoint)?;
+    let file = path(&fixtures::fixture("audio/en-1.wav"));
+    let run =
+        |model: &str| hush(&["transcribe", "--models-dir", &models, "--precision", "int8", "--model", model, &file]);
+    for _ in 0..2 {
+        let said = run(&path(&checkpoint))?;
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "Clean the light.\n");
+    }
+    let name = std::fs::canonicalize(&checkpoint)?;
+    let name = name.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    assert!(std::path::Path::new(&models).join(&name).join("int8/model.json").is_file());
+
+    // Another checkpoint of the same name does not take the place of the first.
+    let other = home.path().join("other").join(&name);
+    std::fs::create_dir_all(&other)?;
+    for entry in std::fs::read_dir(fixtures::checkpoint())? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), other.join(entry.file_name()))?;
+    }
+    let said = run(&path(&other))?;
+    let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(!said.status.success() && stderr.contains("--name NAME"), "{stderr}");
+
+    let said = run("./no-such-file.pt")?;
+    assert!(String::from_utf8_lossy(&said.stderr).contains("there is no folder or file"));
+    Ok(())
+}

@@ -2,12 +2,14 @@
 //! double's; processes, models, requests and commands are real.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hush_nvml::Guest;
+use hush_tests::fleet::Fleet;
 use hush_tests::gpus::{GIB, Gpus, SOON};
+use hush_tests::https::{Authority, HttpsServer, Validity};
 use hush_tests::{Controller, Server, fixtures, http, process, wait::wait_for};
 use rustix::process::Signal;
 
@@ -313,5 +315,40 @@ fn what_cannot_work_is_said_at_the_start() -> Result<()> {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && text.contains(complaint), "{args:?}: {text}");
     }
+    Ok(())
+}
+
+/// A target with `https://` is checked for the host of its URL, by the authorities of `--ca-file`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_with_https_shows_a_certificate_for_its_host() -> Result<()> {
+    let authority = Authority::new("one box")?;
+    let stand_ins = Fleet::start(2, 2, 8 * GIB, 2 * GIB).await?;
+    let own = authority.sign(&["127.0.0.1"], Validity::Now)?;
+    let own = HttpsServer::start(Ipv4Addr::LOCALHOST, stand_ins.router_of(0), &own).await?;
+    let other = authority.sign(&["gpu-2.example"], Validity::Now)?;
+    let other = HttpsServer::start(Ipv4Addr::LOCALHOST, stand_ins.router_of(1), &other).await?;
+    let folder = tempfile::tempdir()?;
+    let ca_file = folder.path().join("ca.crt");
+    std::fs::write(&ca_file, &authority.certificate)?;
+    let (own_target, other_target) =
+        (format!("a/own=https://{}", own.address), format!("a/other=https://{}", other.address));
+    let targets = ["--target", &own_target, "--target", &other_target];
+
+    let on_demand = policy("a", "  residency: {mode: OnDemand}");
+    let ca_file = ca_file.to_string_lossy();
+    let with_ca = [&targets[..], &["--ca-file", &ca_file]].concat();
+    let controller = Controller::start(&on_demand, &with_ca)?;
+    assert_eq!(first_done(&controller)?, [("a/own".to_owned(), "OnDemand".to_owned())]);
+    let reason = "its certificate does not have the name `127.0.0.1`; it has gpu-2.example";
+    controller.wait_for_log(&["a/other", reason], SOON)?;
+    assert!(other.requests().is_empty(), "{:?}", other.requests());
+    drop(controller);
+
+    // The authorities of the system know neither.
+    let received = own.requests().len();
+    let controller = Controller::start(&on_demand, &targets)?;
+    controller.wait_for_metric("hush_controller_targets{state=\"failing\"}", 2.0, SOON)?;
+    controller.wait_for_log(&["a/own", "its certificate is not signed by an authority"], SOON)?;
+    assert_eq!(own.requests().len(), received);
     Ok(())
 }

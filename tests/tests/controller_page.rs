@@ -9,6 +9,9 @@ use hush_tests::gpus::{GIB, Gpus, SOON};
 use hush_tests::{Controller, Server, http, wait::wait_for};
 use serde_json::{Value, json};
 
+#[path = "controller_page/hostile_requests.rs"]
+mod hostile_requests;
+
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const SPEC: &str = "  residency: {mode: Idle, idleTimeout: 1h}\n  pressure: {hard: {availableBelow: 1Gi}}\n";
 
@@ -60,7 +63,7 @@ impl Stage {
     fn post(&self, path: &str, token: Option<&str>, body: &str) -> Result<http::Response> {
         let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
         let request = format!(
-            "POST /api/v1/{path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{authorization}Content-Length: {}\r\n\r\n{body}",
+            "POST /api/v1/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{authorization}Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
         http::exchange(self.controller.ops, request.as_bytes())
@@ -104,7 +107,7 @@ fn the_state_tells_who_holds_what_and_who_governs_it() -> Result<()> {
 #[test]
 fn nobody_acts_without_the_token() -> Result<()> {
     let stage = Stage::new(&[])?;
-    for path in [UNLOAD, LOAD, "pause?policy=a/test", "resume?policy=a/test"] {
+    for path in [UNLOAD, LOAD, "plan", "pause?policy=a/test", "resume?policy=a/test"] {
         for token in [None, Some(TOKEN)] {
             let (status, code, message) = stage.refused(path, token, "{\"ifGeneration\":1}")?;
             assert_eq!((status, code.as_str()), (403, "forbidden"), "{path}");
@@ -112,7 +115,7 @@ fn nobody_acts_without_the_token() -> Result<()> {
         }
     }
     let stage = Stage::with_token()?;
-    for path in [UNLOAD, LOAD, "pause?policy=a/test", "resume?policy=a/test"] {
+    for path in [UNLOAD, LOAD, "plan", "pause?policy=a/test", "resume?policy=a/test"] {
         let (status, code, _) = stage.refused(path, None, "{\"ifGeneration\":1}")?;
         assert_eq!((status, code.as_str()), (401, "unauthenticated"), "{path}");
         let (status, code, _) =
@@ -163,7 +166,9 @@ fn a_request_that_is_wrong_is_told_what_is_wrong() -> Result<()> {
         (LOAD, "[]", 400, "the body"),
         ("unload?server=a/one&model=other", "{\"ifGeneration\":1}", 404, "no model `other`"),
         ("load?server=a%2Ftwo&model=hush-tiny", "{\"ifGeneration\":1}", 404, "server `a/two`"),
-        ("pause?policy=a/other", "", 404, "no policy `a/other`"),
+        ("pause?policy=a/other", "{\"untilResumed\":true}", 404, "no policy `a/other`"),
+        ("pause?policy=a/test", "", 400, "`untilResumed`"),
+        ("pause?policy=a/test", "{\"untilResumed\":true,\"duration\":\"5m\"}", 400, "give one of `duration`"),
         ("pause?policy=a/test", "{\"duration\":\"soon\"}", 400, "such as 30m"),
         ("pause?policy=a/test", "{\"duration\":\"0s\"}", 400, "longer than nothing"),
         ("unload?server=a/one", "{\"ifGeneration\":1}", 400, "`model`"),
@@ -181,9 +186,12 @@ fn a_request_that_is_wrong_is_told_what_is_wrong() -> Result<()> {
 #[test]
 fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
     let mut stage = Stage::with_token()?;
-    let paused = stage.post("pause?policy=a/test", Some(TOKEN), "")?;
+    let endless = json!({"untilResumed": true, "claimedBy": "anna\u{1b}[2J"}).to_string();
+    let paused = stage.post("pause?policy=a/test", Some(TOKEN), &endless)?;
     assert_eq!(paused.status, 200, "{}", paused.text());
-    assert_eq!(paused.json()?.get("until"), None);
+    let paused = paused.json()?;
+    assert_eq!((paused.get("until"), &paused["claimedBy"]), (None, &json!("anna\u{fffd}[2J")), "{paused}");
+    stage.controller.wait_for_metric("hush_controller_policies_paused", 1.0, SOON)?;
     stage.until("the pause is seen", |state| state["policies"][0]["paused"].is_object())?;
     stage.gpus.change(|gpu| gpu.used_bytes = 9 * GIB / 2)?;
     let state = stage.until("it would unload", |state| {
@@ -198,24 +206,30 @@ fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
     stage.until("it is not paused any more", |state| state["policies"][0]["paused"].is_null())?;
     let again = stage.post("resume?policy=a/test", Some(TOKEN), "")?;
     assert_eq!(again.json()?, json!({"resumed": false}));
-    let paused = stage.controller.audit()?.iter().filter(|record| record["action"] == "Pause").count();
-    assert_eq!(paused, 2, "pauses are written down");
+    stage.controller.wait_for_metric("hush_controller_policies_paused", 0.0, SOON)?;
+    // Pauses and their ends are written down, with who asked as they said it.
+    let audit = stage.controller.audit()?;
+    let pauses: Vec<_> = audit.iter().filter(|record| record["note"].is_string()).collect();
+    let actions: Vec<_> = pauses.iter().map(|record| (&record["action"], record["claimedBy"].as_str())).collect();
+    let (pause, resume) = (json!("Pause"), json!("Resume"));
+    assert_eq!(actions, [(&pause, Some("anna\u{fffd}[2J")), (&pause, None), (&resume, None)], "{audit:?}");
+    assert!(pauses[2]["note"].as_str().is_some_and(|note| note.contains("the time of its pause is over")), "{audit:?}");
     Ok(())
 }
 
 #[test]
 fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = Stage::with_token()?;
     let now = http::get(stage.controller.ops, "/api/v1/policy?policy=a%2Ftest")?;
     assert_eq!((now.status, now.header("content-type")), (200, Some("application/yaml")));
-    let same = stage.post("plan", None, &now.text())?;
+    let same = stage.post("plan", Some(TOKEN), &now.text())?;
     assert_eq!(same.status, 200, "{}", same.text());
     let same = same.json()?;
     assert_eq!(same["policies"], json!([{"name": "a/test", "is": "same", "models": 1}]), "{same}");
     assert_eq!(same["decisions"], json!([]));
 
     let edited = now.text().replace("mode: Idle", "mode: OnDemand").replace("1Gi", "6Gi");
-    let plan = stage.post("plan", None, &edited)?.json()?;
+    let plan = stage.post("plan", Some(TOKEN), &edited)?.json()?;
     assert_eq!(plan["policies"][0]["is"], "changed", "{plan}");
     let decision = &plan["decisions"][0];
     assert_eq!((&decision["action"], &decision["reason"]), (&json!("Unload"), &json!("OnDemand")), "{plan}");
@@ -225,7 +239,7 @@ fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
     );
 
     let added = policy("  residency: {mode: Resident}\n").replace("name: test", "name: other");
-    let plan = stage.post("plan", None, &added)?.json()?;
+    let plan = stage.post("plan", Some(TOKEN), &added)?.json()?;
     assert_eq!(plan["policies"][0]["is"], "new");
     assert_eq!(plan["models"][0]["rules"]["policies"], json!(["a/other", "a/test"]));
 
@@ -237,7 +251,7 @@ fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
 
 #[test]
 fn a_what_if_with_mistakes_names_line_and_fix() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = Stage::with_token()?;
     let wrong = policy("  residency: {mode: Sometimes}\n").replace("name: test", "name: Test");
     for (body, line, part) in [
         (wrong.as_str(), Some(6), "Sometimes"),
@@ -247,7 +261,7 @@ fn a_what_if_with_mistakes_names_line_and_fix() -> Result<()> {
         ("", None, "there is no policy in it"),
         (": [", Some(1), ""),
     ] {
-        let answer = stage.post("plan", None, body)?;
+        let answer = stage.post("plan", Some(TOKEN), body)?;
         let error = answer.json()?;
         assert_eq!((answer.status, &error["code"]), (400, &json!("invalid_request")), "{error}");
         let found = error["problems"].as_array().context("no problems")?;
@@ -258,7 +272,7 @@ fn a_what_if_with_mistakes_names_line_and_fix() -> Result<()> {
         assert!(found.iter().any(fits), "{body}: {error}");
     }
     let large = "#".repeat(300 << 10);
-    assert_eq!(stage.post("plan", None, &large)?.status, 413);
+    assert_eq!(stage.post("plan", Some(TOKEN), &large)?.status, 413);
     Ok(())
 }
 
@@ -284,7 +298,7 @@ fn event(reader: &mut impl BufRead, fits: impl Fn(&str, &Value) -> bool) -> Resu
 fn the_events_tell_of_changes_and_not_of_time() -> Result<()> {
     let mut stage = Stage::new(&[])?;
     let mut stream = http::connect(stage.controller.ops)?;
-    stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: h\r\n\r\n")?;
+    stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut reader = BufReader::new(stream);
     let (first, before) = event(&mut reader, |name, _| name == "state")?;
     assert_eq!((before, &first["models"][0]["state"]), (0, &json!("Ready")), "at once");
@@ -321,7 +335,7 @@ fn the_page_keeps_to_itself() -> Result<()> {
         assert!(!file.text().contains("https://"), "{name}");
         let tag = file.header("etag").context("no tag")?;
         let request =
-            format!("GET /ui/{name} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nIf-None-Match: {tag}\r\n\r\n");
+            format!("GET /ui/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nIf-None-Match: {tag}\r\n\r\n");
         assert_eq!(http::exchange(stage.controller.ops, request.as_bytes())?.status, 304, "{name}");
     }
     assert_eq!(http::get(stage.controller.ops, "/ui/other")?.status, 404);

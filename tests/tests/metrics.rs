@@ -59,6 +59,11 @@ fn a_real_parser_reads_every_family_with_its_type_and_help() -> Result<()> {
         ("hush_cold_start_wait_seconds", "histogram"),
         ("hush_request_duration_seconds", "histogram"),
         ("hush_audio_seconds", "counter"),
+        ("hush_build_info", "gauge"),
+        ("process_cpu_seconds", "counter"),
+        ("process_resident_memory_bytes", "gauge"),
+        ("process_open_fds", "gauge"),
+        ("process_start_time_seconds", "gauge"),
     ] {
         assert!(types.contains(&expected), "{expected:?} is not among {types:?}");
     }

@@ -15,6 +15,9 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use serde_json::{Value, json};
 
+#[path = "plugin/hostile_servers.rs"]
+mod hostile_servers;
+
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const POLICIES: &str = "\
 apiVersion: gpu.hush.dev/v1beta1
@@ -163,7 +166,7 @@ fn commands_carry_what_was_seen_and_a_refusal_says_why() -> Result<()> {
     let refused = stage.complaint(&["load", "subtitles", "--token-file", &stage.token])?;
     assert!(refused.contains("refused (held)"), "{refused}");
     let lately = stage.said(&["explain", "subtitles"])?;
-    assert!(lately.contains("is not loaded; the next request loads it"), "{lately}");
+    assert!(lately.contains("is not loaded and is held for 9m"), "{lately}");
     assert!(lately.contains("unload media/subtitles hush-tiny (Manual): unloaded, 3.00Gi came back"), "{lately}");
 
     let complaint = stage.complaint(&["unload", "subtitles", "large"])?;
@@ -175,12 +178,42 @@ fn commands_carry_what_was_seen_and_a_refusal_says_why() -> Result<()> {
 fn a_model_comes_back_by_hand() -> Result<()> {
     let stage = Stage::new(&[])?;
     stage.acted(&["unload", "subtitles"])?;
-    stage.until("it is gone", |state| state["models"][0]["state"] == "Unloaded")?;
+    let gone = stage.until("it is gone", |state| state["models"][0]["state"] == "Unloaded")?;
+    assert_eq!(
+        (&gone["models"][0]["vramBytes"], &gone["models"][0]["needBytes"]),
+        (&json!(0), &json!(3 * GIB)),
+        "{gone}"
+    );
+    let told = stage.said(&["explain", "subtitles"])?;
+    assert!(
+        told.contains("hush-tiny: Unloaded, needs 3.00Gi, generation 1\n  It is not loaded; the next request"),
+        "{told}"
+    );
+    let top = stage.said(&["top"])?;
+    assert!(top.lines().any(|line| line.contains("Unloaded") && !line.contains("Gi")), "{top}");
     assert_eq!(stage.acted(&["load", "subtitles"])?, "media/subtitles hush-tiny is being loaded\n");
     stage.server.wait_for_state("ready", SOON)?;
     let seen = stage.until("it is back", |state| state["models"][0]["state"] == "Ready")?;
     assert_eq!(seen["models"][0]["generation"], 2);
     assert_eq!(stage.acted(&["load", "subtitles"])?, "media/subtitles hush-tiny is loaded\n");
+    Ok(())
+}
+
+#[test]
+fn a_hold_is_told_with_its_end() -> Result<()> {
+    let stage = Stage::new(&[])?;
+    stage.acted(&["unload", "subtitles", "--hold", "10m"])?;
+    let state = stage.until("the hold is seen", |state| state["models"][0]["heldUntil"].is_string())?;
+    let until = state["models"][0]["heldUntil"].as_str().context("no end")?.parse::<jiff::Timestamp>()?;
+    let left = until.duration_since(jiff::Timestamp::now()).as_secs();
+    assert!((500..=600).contains(&left), "{left} s");
+    let told = stage.said(&["explain", "subtitles"])?;
+    assert!(
+        told.contains("It is not loaded and is held for 9m") && told.contains("no request loads it before"),
+        "{told}"
+    );
+    let top = stage.said(&["top"])?;
+    assert!(top.lines().any(|line| line.contains("media/subtitles") && line.contains("held 9m")), "{top}");
     Ok(())
 }
 
@@ -220,11 +253,11 @@ fn a_plan_with_edited_policies_says_what_is_new() -> Result<()> {
     let file = stage.gpus.folder().join("edited.yaml");
     std::fs::write(&file, POLICIES.replace("idleTimeout: 1h", "mode: OnDemand"))?;
     let file = file.to_string_lossy().into_owned();
-    let plan = stage.said(&["plan", "--policy", &file])?;
+    let plan = stage.acted(&["plan", "--policy", &file])?;
     assert!(plan.contains("/floor is changed and selects 1 model\nmedia/own is same and selects 1 model\n"), "{plan}");
     let line = plan.lines().find(|line| line.starts_with("Unload")).with_context(|| plan.clone())?;
     assert!(line.contains("OnDemand") && line.contains("/floor") && line.ends_with("new"), "{line}");
-    let whole = json(&stage.said(&["plan", "--policy", &file, "-o", "json"])?)?;
+    let whole = json(&stage.acted(&["plan", "--policy", &file, "-o", "json"])?)?;
     assert_eq!(whole["decisions"][0]["reason"], "OnDemand");
     std::fs::write(&file, POLICIES.replace("1h", "soon"))?;
     let complaint = stage.complaint(&["plan", "--policy", &file])?;
@@ -241,10 +274,16 @@ fn a_policy_is_paused_and_resumed() -> Result<()> {
     let state = stage.until("the pause is seen", |state| state["policies"][1]["paused"].is_object())?;
     assert!(state["policies"][1]["paused"]["until"].is_string(), "{state}");
     let told = stage.said(&["explain", "subtitles"])?;
-    assert!(told.contains("media/own (only shows what it would do)"), "{told}");
+    assert!(told.contains("media/own (paused until 20") && told.contains(": only shows what it would do)"), "{told}");
+    let top = stage.said(&["top"])?;
+    assert!(top.contains("! media/own is paused until 20"), "{top}");
     assert_eq!(stage.acted(&["resume", "media/own"])?, "media/own is in force again\n");
     assert_eq!(stage.acted(&["resume", "/floor"])?, "/floor was not paused\n");
-    let complaint = stage.complaint(&["pause", "other"])?;
+    // A pause without an end must be asked for in so many words.
+    let endless = plugin::run(&stage.with(&["pause", "own"]))?;
+    let complaint = String::from_utf8(endless.stderr)?;
+    assert!(endless.status.code() == Some(2) && complaint.contains("--until-resumed"), "{complaint}");
+    let complaint = stage.complaint(&["pause", "other", "--until-resumed"])?;
     assert!(complaint.contains("there is no policy `other`; there are: /floor, media/own"), "{complaint}");
     Ok(())
 }
@@ -256,7 +295,7 @@ fn who_only_observes_says_so() -> Result<()> {
     assert!(top.contains("1 controller, none acts"), "{top}");
     let complaint = stage.complaint(&["unload", "subtitles", "--token-file", &stage.token])?;
     assert!(complaint.contains("no controller may act on it now"), "{complaint}");
-    let complaint = stage.complaint(&["pause", "own", "--token-file", &stage.token])?;
+    let complaint = stage.complaint(&["pause", "own", "--for", "5m", "--token-file", &stage.token])?;
     assert!(complaint.contains("no controller acts now"), "{complaint}");
     stage.server.wait_for_state("ready", SOON)
 }

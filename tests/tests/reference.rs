@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use hush_contract::metrics::FAMILIES;
+use hush_contract::metrics::{FAMILIES, PROGRAM_FAMILIES};
 use hush_nvml::Guest;
 use hush_tests::gpus::{GIB, Gpus, SOON, of_both};
 use hush_tests::reference::{PAGES, folder};
@@ -73,7 +73,8 @@ fn what_a_server_and_a_controller_show_is_in_it() -> Result<()> {
     server.wait_for_metric(&of_both("hush_model_vram_bytes"), GIB as f64, SOON)?;
     let page = std::fs::read_to_string(folder().join("metrics.md"))?;
     let mut seen = shown(&http::get(server.ops, "/metrics")?.text())?;
-    let told: BTreeMap<_, _> = FAMILIES.iter().map(|family| (family.name.to_owned(), family)).collect();
+    let families = PROGRAM_FAMILIES.iter().chain(FAMILIES);
+    let told: BTreeMap<_, _> = families.map(|family| (family.name.to_owned(), family)).collect();
     for (name, (kind, labels)) in &mut seen {
         let family = told.get(name).with_context(|| format!("{name} is not in the contract"))?;
         let mut expected: Vec<String> = family.labels.iter().map(|label| (*label).to_owned()).collect();

@@ -179,6 +179,7 @@ class Browser:
         """, name)
 
     def emulate(self, width=1100, height=900, dark=False, still=False):
+        self.cdp("Animation.enable"); self.cdp("Animation.setPlaybackRate", playbackRate=0.1)
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if width < 600 else 1,
                  mobile=width < 600)
         self.cdp("Emulation.setEmulatedMedia", features=[
@@ -187,12 +188,15 @@ class Browser:
         ])
 
     def axe(self):
-        """What axe-core finds here: `(impact, rule, where)`."""
+        """What axe-core finds here, `(impact, rule, where)`, once the animations that end have ended: text that is still
+        faded in has too little contrast."""
         self.js(AXE.read_text())
         found = self.driver.execute_async_script("""
             const done = arguments[arguments.length - 1];
-            axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => done(violations),
-                                                                   (error) => done(String(error)));
+            const finite = document.getAnimations().filter((each) => each.effect.getComputedTiming().endTime < Infinity);
+            Promise.allSettled(finite.map((each) => each.finished))
+                .then(() => axe.run(document, { resultTypes: ['violations'] }))
+                .then(({ violations }) => done(violations), (error) => done(String(error)));
         """)
         assert isinstance(found, list), found
         return [(rule["impact"], rule["id"], node["target"]) for rule in found for node in rule["nodes"]]

@@ -192,10 +192,14 @@ class Page(WithBrowser):
         self.browser.until_reads(".gpu [data-part=pressure]", "no pressure")
 
     def test_a_policy_is_tried_out_and_nothing_is_done(self):
+        self.browser.give_token()
         # "What if?" of the policy, and not of another's copy.
         self.browser.click("#policies li button")
         wait_for("its text is there", lambda: "idleTimeout: 10m" in self.browser.js("return document.querySelector('#yaml').value"))
         self.browser.js("const area = document.querySelector('#yaml'); area.value = area.value.replace('10m', '1s')")
+        # Longer than the edit asks for, in the figures that the plan is made of.
+        clock = self.browser.model("s0", "[data-part=clock]")
+        wait_for("it is idle for three seconds", lambda: re.search(r"idle 0:(0[3-9]|[1-5]\d)", self.browser.read(clock) or ""))
         self.browser.click("#try")
         self.browser.until_reads("#answer-decisions", "Unload hush-tiny of apps/s0, 3.00 GiB: idle for long enough, by apps/speech")
         self.assertIn("idle timeout: 10m → 1s", self.browser.read("#answer-changes"))
@@ -210,7 +214,16 @@ class Page(WithBrowser):
         self.assertEqual([m["state"] for m in state["models"]], ["Ready", "Unloaded"])
         self.assertEqual(state["models"][0]["rules"]["residency"]["value"], "Idle")
 
+    def test_nothing_is_tried_out_without_the_token(self):
+        self.browser.click("#policies li button")
+        wait_for("its text is there", lambda: "idleTimeout: 10m" in self.browser.js("return document.querySelector('#yaml').value"))
+        self.browser.click("#try")
+        self.browser.until_reads("#what-if-problems", "It asks for the token: give it below")
+        self.assertFalse(self.browser.find("#answer").is_displayed())
+        self.no_serious_finding("a what-if without the token")
+
     def test_a_mistake_in_a_policy_is_told_with_its_line(self):
+        self.browser.give_token()
         self.browser.click("#policies li button")
         area = "document.querySelector('#yaml')"
         wait_for("its text is there", lambda: "idleTimeout: 10m" in self.browser.js(f"return {area}.value"))

@@ -1,7 +1,8 @@
 {{/* What values.schema.json cannot check. Each refusal names the value and what to write. templates/checks/values/checks.yaml calls it. */}}
 {{- define "hush.checks" -}}
-{{- include "hush.checks.renamed" . }}
 {{- include "hush.checks.required" . }}
+{{- include "hush.checks.renamed" . }}
+{{- include "hush.checks.names" . }}
 {{- include "hush.checks.labels" (list "commonLabels" .Values.commonLabels) }}
 {{- include "hush.checks.controller" . }}
 {{- include "hush.checks.claims" . }}
@@ -48,7 +49,20 @@
 {{- $node = kindIs "map" $node | ternary (get $node .) "" }}
 {{- end }}
 {{- if and (kindIs "string" $node) (not $node) }}
-{{- fail (printf "the value %s is null or empty: leave it out for its default" $path) }}
+{{- fail (printf "the value %s is null or empty: leave it out for its default; in an upgrade, use --reset-then-reuse-values in place of --reuse-values" $path) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Names of services begin with a letter, and have at most 63 characters. */}}
+{{- define "hush.checks.names" -}}
+{{- $name := include "hush.fullname" . }}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) }}
+{{- fail (printf "the name %q cannot be that of a service: give another name to the release, or set fullnameOverride (a to z, 0 to 9 and -, a letter first)" $name) }}
+{{- end }}
+{{- range include "hush.servers" . | fromJsonArray }}
+{{- if gt (len .fullname) 63 }}
+{{- fail (printf "%s: the name %s has %d characters, and a service has at most 63: shorten it, or set fullnameOverride" .field .fullname (len .fullname)) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -127,7 +141,7 @@
 {{- $node := get ($values.nodeSelector | default dict) "kubernetes.io/hostname" }}
 {{- $before := get $pods $name | default (dict "count" 0 "nodes" list) }}
 {{- /* Where an autoscaler sets the replicas, there may be several. */}}
-{{- $count := add $before.count (hasKey $values "replicas" | ternary $values.replicas 2) }}
+{{- $count := add $before.count (kindIs "float64" $values.replicas | ternary $values.replicas 2) }}
 {{- $nodes := append $before.nodes $node | uniq }}
 {{- $oneNode := and (eq (len $nodes) 1) (first $nodes) (not (has "ReadWriteOncePod" $modes)) }}
 {{- if not (or (le $count 1) $oneNode (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes)) }}

@@ -36,8 +36,8 @@
 {{/* What selects the pods of a component: (list $ "server"). */}}
 {{- define "hush.selectorLabels" -}}
 {{- $ := first . -}}
-app.kubernetes.io/name: {{ include "hush.name" $ }}
-app.kubernetes.io/instance: {{ $.Release.Name }}
+app.kubernetes.io/name: {{ include "hush.name" $ | quote }}
+app.kubernetes.io/instance: {{ $.Release.Name | quote }}
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
@@ -86,11 +86,15 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{- toJson (uniq $names) }}
 {{- end }}
 
+{{- define "hush.controllerAccount" -}}
+{{- include "hush.controllerAccounts" . | fromJsonArray | first }}
+{{- end }}
+
 {{/* Subjects of a binding: (list $ NAMES). */}}
 {{- define "hush.subjects" -}}
 {{- $ := first . -}}
 {{- range last . }}
-- {kind: ServiceAccount, name: {{ . }}, namespace: {{ include "hush.namespace" $ }}}
+- {kind: ServiceAccount, name: {{ . | quote }}, namespace: {{ include "hush.namespace" $ }}}
 {{- end }}
 {{- end }}
 
@@ -103,7 +107,7 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 apiVersion: v1
 kind: ServiceAccount
 metadata:
-  name: {{ $account.name }}
+  name: {{ $account.name | quote }}
   namespace: {{ include "hush.namespace" $ }}
   labels: {{- include "hush.labels" (list $ (index . 1)) | nindent 4 }}
   {{- with $account.annotations }}

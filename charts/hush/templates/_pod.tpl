@@ -25,7 +25,7 @@ metadata:
     {{- end }}
   {{- end }}
 spec:
-  serviceAccountName: {{ .account }}
+  serviceAccountName: {{ .account | quote }}
   # The credential of the API server is mounted only where it is needed.
   automountServiceAccountToken: false
   enableServiceLinks: false
@@ -36,11 +36,11 @@ spec:
   securityContext: {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with .runtimeClassName }}
-  runtimeClassName: {{ . }}
+  runtimeClassName: {{ . | quote }}
   {{- end }}
   terminationGracePeriodSeconds: {{ .gracePeriodSeconds }}
   {{- with $values.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with $values.nodeSelector }}
   nodeSelector: {{- toYaml . | nindent 4 }}

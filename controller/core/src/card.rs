@@ -175,11 +175,6 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// For people: a measured time to a tenth of a second, rounded down so that it never seems to have come when it has not.
-pub fn tenths(duration: Duration) -> Duration {
-    Duration::new(duration.as_secs(), duration.subsec_nanos() / 100_000_000 * 100_000_000)
-}
-
 /// Rounded up, so that a condition is never weaker than the rule.
 pub fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use crate::adaptive::Why;
-use crate::card::{Card, Terms, Turn, tenths, whole_seconds};
+use crate::card::{Card, Terms, Turn, whole_seconds};
 use crate::merge::{Pick, Rules};
 use crate::plan::{Reason, SkipReason};
 use crate::policy::Residency;
+use crate::span::span;
 
 pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
     for place in card.ranked.clone() {
@@ -26,14 +27,14 @@ pub fn apply<'a>(turn: &mut Turn<'a>, card: &mut Card<'a>) {
             turn.skip(place, SkipReason::Busy, format!("{} in flight, {} queued", model.inflight, model.queued));
         } else if model.idle < timeout.value {
             let why = why.map(|why| format!(": {}", why.words())).unwrap_or_default();
-            turn.skip(place, SkipReason::NotIdle, format!("{:?} of {:?}{why}", tenths(model.idle), timeout.value));
+            turn.skip(place, SkipReason::NotIdle, format!("{} of {}{why}", span(model.idle), span(timeout.value)));
         } else if used {
             turn.skip(place, SkipReason::AwaitingFreshSample, "decided on this sample already");
         } else if !old {
             turn.skip(
                 place,
                 SkipReason::MinResident,
-                format!("loaded for {:?} of {:?}", tenths(model.loaded_for), rules.min_resident),
+                format!("loaded for {} of {}", span(model.loaded_for), span(rules.min_resident)),
             );
         } else if turn.protected(place) {
             turn.skip(place, SkipReason::MinLoaded, format!("{} must stay", rules.min_loaded));

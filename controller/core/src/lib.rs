@@ -29,6 +29,7 @@ mod room;
 mod schedule;
 mod select;
 mod signal;
+mod span;
 mod step;
 mod tenants;
 mod warm;
@@ -44,5 +45,6 @@ pub use plan::{Action, Decision, GpuPlan, GpuReason, Plan, Pressure, Reason, Ski
 pub use policy::{Asks, Policy, PolicyName, Residency};
 pub use schedule::{Window, WindowError};
 pub use select::{Expression, Glob, Operator, Selector};
+pub use span::span;
 pub use step::step;
 pub use world::{Arrivals, Gpu, GpuId, Labels, Model, ModelKey, ServerName, State, World};

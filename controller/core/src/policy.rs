@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::amount::Amount;
 use crate::schedule::Window;
 use crate::select::{Glob, Selector};
-use crate::world::{Labels, Model};
+use crate::world::{Labels, Model, ServerName};
 
 /// `namespace/name`, or `/name` for the cluster kind. Cluster policies come first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -75,11 +75,16 @@ impl Policy {
     }
 
     pub fn selects(&self, model: &Model, namespace_labels: &Labels) -> bool {
+        let named = || self.models.is_empty() || self.models.iter().any(|glob| glob.matches(&model.key.model));
+        self.selects_server(&model.key.server, &model.labels, namespace_labels) && named()
+    }
+
+    /// Whether a server is selected, whatever its models are called.
+    pub fn selects_server(&self, server: &ServerName, labels: &Labels, namespace_labels: &Labels) -> bool {
         let namespace = match &self.name.namespace {
-            Some(own) => own == model.key.server.namespace(),
+            Some(own) => own == server.namespace(),
             None => self.namespace_selector.as_ref().is_none_or(|selector| selector.matches(namespace_labels)),
         };
-        let named = || self.models.is_empty() || self.models.iter().any(|glob| glob.matches(&model.key.model));
-        namespace && self.selector.matches(&model.labels) && named()
+        namespace && self.selector.matches(labels)
     }
 }

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::card::{Card, Terms, Turn, tenths};
+use crate::card::{Card, Terms, Turn};
 use crate::fleet::Member;
 use crate::merge::Rules;
 use crate::plan::{GpuPlan, GpuReason, Pressure, Reason, SkipReason, Threshold};
 use crate::signal::{Level, Reading, Signal, Timers};
+use crate::span::span;
 
 /// A victim, or one who could be.
 #[derive(Clone, Copy, Debug)]
@@ -224,7 +225,7 @@ fn in_grace(turn: &mut Turn<'_>, place: usize, rules: &Rules, readings: &BTreeMa
     // Crossed for long enough, it does not act because what leaves anyway is enough.
     let Some(reading) = reading.filter(|reading| reading.crossed) else { return };
     if reading.crossed_for < rules.grace_period {
-        let detail = format!("crossed for {:?} of {:?}", tenths(reading.crossed_for), rules.grace_period);
+        let detail = format!("crossed for {} of {}", span(reading.crossed_for), span(rules.grace_period));
         turn.skip(place, SkipReason::GracePeriod, detail);
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::command::Outcome;
 use crate::amount::gib;
 use crate::metrics::Metrics;
-use crate::run::Paused;
+use crate::run::{ClaimedName, PauseChange};
 
 /// One decision and its end.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -38,6 +38,10 @@ struct PauseRecord {
     action: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claimed_by: Option<ClaimedName>,
+    /// What a person reads.
+    note: String,
 }
 
 /// Where records go.
@@ -59,12 +63,15 @@ impl Audit {
         self.append(record);
     }
 
-    /// `None`: resumed.
-    pub fn paused(&self, now: Timestamp, policy: &PolicyName, paused: Option<Paused>) {
-        let action = if paused.is_some() { "Pause" } else { "Resume" };
-        let until = paused.and_then(|paused| paused.until);
-        tracing::info!(%policy, until = until.map(|until| until.to_string()), "{action}, by a person");
-        self.append(&PauseRecord { time: now, policy: policy.to_string(), action, until });
+    pub fn paused(&self, now: Timestamp, policy: &PolicyName, change: &PauseChange) {
+        let (action, until, claimed_by) = match change {
+            PauseChange::Paused(paused) => ("Pause", paused.until, paused.claimed_by.clone()),
+            PauseChange::Resumed(claimed_by) => ("Resume", None, claimed_by.clone()),
+            PauseChange::Over => ("Resume", None, None),
+        };
+        let note = change.to_string();
+        tracing::info!(%policy, "{note}");
+        self.append(&PauseRecord { time: now, policy: policy.to_string(), action, until, claimed_by, note });
     }
 
     fn append(&self, record: &impl Serialize) {

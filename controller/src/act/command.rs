@@ -7,6 +7,7 @@ use hush_contract::admin::{
     load_path, unload_path,
 };
 use hush_core::{Action, Decision};
+use hush_log::printable;
 use hyper::StatusCode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,6 +17,9 @@ use crate::http::{Answer, Client, HttpError};
 use crate::observe::BaseUrl;
 
 const ANSWER_LIMIT_BYTES: usize = 64 << 10;
+/// The longest code and message of a refusal that are kept: they go to logs, Events, the status and the page.
+const CODE_MAX_CHARS: usize = 64;
+const MESSAGE_MAX_CHARS: usize = 300;
 /// Beyond the drain: for the exit of the process and the proof that its memory came back. Less than the core's patience.
 const UNLOAD_PATIENCE: Duration = Duration::from_secs(45);
 /// A load is accepted at once and goes on by itself.
@@ -44,7 +48,7 @@ pub enum Outcome {
 
 impl Outcome {
     pub fn failed(code: &'static str, message: impl std::fmt::Display) -> Self {
-        Self::Failed { code, message: message.to_string() }
+        Self::Failed { code, message: printable(&message.to_string(), MESSAGE_MAX_CHARS) }
     }
 
     /// What a server reports of bytes, no more of them than its card has; `None`: the model is on no card that is known.
@@ -103,7 +107,7 @@ impl CommandError {
     const fn code(&self) -> &'static str {
         match self {
             Self::Timeout(_) => "timeout",
-            Self::Http(_) => "unreachable",
+            Self::Http(error) => error.label(),
             Self::Write(_) => "internal",
             Self::Credential { .. } => "unauthorized",
             Self::Server { .. } => "server_error",
@@ -190,7 +194,7 @@ fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Result<T, Outcome>, Comm
     let status = answer.status;
     let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
     let (code, message) = match body {
-        Some(body) => (body.code, body.message),
+        Some(body) => (printable(&body.code, CODE_MAX_CHARS), printable(&body.message, MESSAGE_MAX_CHARS)),
         None => (String::new(), "no reason given".to_owned()),
     };
     match status {
@@ -221,4 +225,26 @@ fn policy(decision: &Decision) -> Result<Option<PolicyName>, CommandError> {
     }
     let name = PolicyName::try_from(decision.policy.clone()).map_err(|error| CommandError::Write(error.to_string()))?;
     Ok(Some(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A refusal that would write to the terminal of the person who reads it.
+    #[test]
+    fn what_a_hostile_server_says_is_one_line_of_bounded_length() {
+        let message = format!("\u{1b}]0;owned\u{7}\n2026 INFO all is well\u{202e}{}", "A".repeat(30_000));
+        let body = serde_json::json!({"code": "busy\u{1b}[31m", "message": message}).to_string();
+        let answer = |status| Answer { status, body: body.clone().into() };
+        let refused = read::<LoadResponse>(&answer(StatusCode::CONFLICT)).unwrap().unwrap_err();
+        let Outcome::Refused { code, message } = refused else { panic!("{refused:?}") };
+        assert_eq!(code, "busy�[31m");
+        assert!(message.starts_with("�]0;owned��2026 INFO all is well�AAA"), "{message}");
+        assert_eq!(message.chars().count(), MESSAGE_MAX_CHARS);
+
+        let error = read::<LoadResponse>(&answer(StatusCode::BAD_GATEWAY)).unwrap_err();
+        let Outcome::Failed { message, .. } = Outcome::failed(error.code(), error) else { unreachable!() };
+        assert!(message.chars().all(hush_log::is_printable) && message.chars().count() <= MESSAGE_MAX_CHARS);
+    }
 }

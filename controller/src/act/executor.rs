@@ -1,9 +1,9 @@
 //! Carries decisions out: each by itself, so that no server waits for another.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hush_contract::admin::ServerAudience;
 use hush_core::{Action, Decision, ServerName};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::audit::Record;
 use super::command::{self, Outcome};
+use super::credential::Credentials;
 use crate::http::Client;
 use crate::metrics::Metrics;
 use crate::observe::BaseUrl;
@@ -53,6 +54,8 @@ impl Gate for Closed {
 #[derive(Clone, Debug)]
 pub struct Recipient {
     pub url: BaseUrl,
+    /// For whom its tokens are made.
+    pub audience: Option<ServerAudience>,
     /// Of the card that the model is on; `None`: of none that is known.
     pub card_total_bytes: Option<u64>,
 }
@@ -66,7 +69,7 @@ pub struct Executor {
 #[derive(Clone)]
 struct Hands {
     client: Client,
-    token_file: Option<PathBuf>,
+    credentials: Arc<dyn Credentials>,
     gate: Arc<dyn Gate>,
     metrics: Arc<Metrics>,
     places: Arc<Semaphore>,
@@ -77,13 +80,13 @@ impl Executor {
     /// Each decision's end arrives at the receiver, exactly once.
     pub fn new(
         client: Client,
-        token_file: Option<PathBuf>,
+        credentials: Arc<dyn Credentials>,
         gate: Arc<dyn Gate>,
         metrics: Arc<Metrics>,
     ) -> (Self, mpsc::UnboundedReceiver<Record>) {
         let (ended, ends) = mpsc::unbounded_channel();
         let places = Arc::new(Semaphore::new(AT_ONCE));
-        let hands = Hands { client, token_file, gate, metrics, places, ended };
+        let hands = Hands { client, credentials, gate, metrics, places, ended };
         (Self { hands, running: JoinSet::new() }, ends)
     }
 
@@ -116,6 +119,12 @@ impl Executor {
         });
     }
 
+    /// Commands that are under way or wait for their turn.
+    pub fn pending(&mut self) -> usize {
+        while self.running.try_join_next().is_some() {}
+        self.running.len()
+    }
+
     pub fn is_for_another(&self, decision: &Decision) -> bool {
         self.hands.gate.is_for_another(decision)
     }
@@ -131,14 +140,23 @@ impl Hands {
         let Ok(_place) = self.places.acquire().await else {
             return Outcome::Withheld { message: "the controller is shutting down".to_owned() };
         };
-        let token = match token(self.token_file.as_deref()).await {
-            Ok(token) => token,
-            Err(problem) => return Outcome::failed("no_token", problem),
-        };
+        // A controller that may not act asks for no token either.
         if let Err(message) = self.gate.check(&decision.server) {
             return Outcome::Withheld { message };
         }
         let begun = Instant::now();
+        let token = match self.credentials.token(recipient.audience.as_ref()).await {
+            Ok(token) => token,
+            Err(problem) => {
+                let outcome = Outcome::failed("no_token", problem);
+                self.metrics.commanded(decision.action.as_str(), outcome.label(), begun.elapsed());
+                return outcome;
+            }
+        };
+        if let Err(message) = self.gate.check(&decision.server) {
+            return Outcome::Withheld { message };
+        }
+
         let outcome = command::send(&self.client, &recipient.url, token.as_deref(), decision).await;
         let outcome = outcome.on_card_of(recipient.card_total_bytes);
         self.metrics.commanded(decision.action.as_str(), outcome.label(), begun.elapsed());
@@ -149,11 +167,57 @@ impl Hands {
     }
 }
 
-/// What is shown to servers. Read anew each time: tokens are rotated.
-pub(super) async fn token(file: Option<&Path>) -> Result<Option<String>, String> {
-    let Some(path) = file else { return Ok(None) };
-    match tokio::fs::read_to_string(path).await {
-        Ok(text) => Ok(Some(text.trim().to_owned())),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+#[cfg(test)]
+mod tests {
+    use hush_core::Reason;
+
+    use super::*;
+    use crate::act::{Open, TokenFile};
+
+    fn decision(model: &str) -> Decision {
+        Decision {
+            server: "a/w".into(),
+            model: model.to_owned(),
+            gpu: None,
+            action: Action::Unload,
+            reason: Reason::IdleTimeout,
+            policy: "a/p".to_owned(),
+            if_generation: Some(1),
+            if_idle_seconds: None,
+            drain_seconds: None,
+            hold_seconds: None,
+            vram_bytes: 0,
+            dry_run: false,
+        }
+    }
+
+    /// Takes every connection, and answers once it is told to, by closing them.
+    #[tokio::test]
+    async fn commands_without_an_end_are_counted() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: BaseUrl = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let server = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                open.push(connection);
+            }
+        });
+        let (client, metrics) = (Client::new(None).unwrap(), Arc::new(Metrics::new().unwrap()));
+        let (mut executor, mut ends) = Executor::new(client, Arc::new(TokenFile::new(None)), Arc::new(Open), metrics);
+        assert_eq!(executor.pending(), 0);
+        for model in ["one", "two", "three"] {
+            let recipient = Recipient { url: url.clone(), audience: None, card_total_bytes: None };
+            executor.submit(Timestamp::UNIX_EPOCH, decision(model), recipient, None);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(executor.pending(), 3, "none has ended");
+
+        server.abort();
+        for _ in 0..3 {
+            let record = tokio::time::timeout(Duration::from_secs(30), ends.recv()).await.unwrap().unwrap();
+            assert!(matches!(record.outcome, Outcome::Failed { .. }), "{record:?}");
+        }
+        executor.finish(Duration::from_secs(30)).await;
+        assert_eq!(executor.pending(), 0);
     }
 }

@@ -3,6 +3,7 @@
 mod audit;
 mod backoff;
 mod command;
+mod credential;
 mod executor;
 mod limits;
 mod presence;
@@ -11,6 +12,7 @@ mod unproven;
 pub use audit::{Audit, Record};
 pub use backoff::{Backoff, Verdict};
 pub use command::Outcome;
+pub use credential::{Credentials, NoToken, TokenFile};
 pub use executor::{Closed, Executor, Gate, Open, Recipient};
 pub use limits::{CommandLimits, LimitReached};
 pub use presence::Presence;

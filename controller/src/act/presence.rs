@@ -2,7 +2,6 @@
 //! (`--memory-reclaimer`), and a credential that it does not take is known before the first command.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,10 +11,11 @@ use hyper::StatusCode;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::executor::{Gate, token};
+use super::credential::Credentials;
+use super::executor::Gate;
 use crate::http::{Client, HttpError};
 use crate::metrics::Metrics;
-use crate::observe::{BaseUrl, Targets};
+use crate::observe::{Target, Targets};
 
 /// A server takes a controller for gone after two minutes.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -27,7 +27,7 @@ const ANSWER_LIMIT_BYTES: usize = 8 << 20;
 
 pub struct Presence {
     pub client: Client,
-    pub token_file: Option<PathBuf>,
+    pub credentials: Arc<dyn Credentials>,
     pub gate: Arc<dyn Gate>,
     pub metrics: Arc<Metrics>,
     pub targets: watch::Receiver<Arc<Targets>>,
@@ -48,18 +48,20 @@ impl Presence {
                 .iter()
                 .filter(|(server, _)| due(server) && self.gate.check(server).is_ok())
                 .take(PER_TICK)
-                .map(|(server, target)| (server.clone(), target.url.clone()))
+                .map(|(server, target)| (server.clone(), target.clone()))
                 .collect();
-            for (server, url) in due {
+            for (server, target) in due {
                 called.insert(server.clone(), now);
-                let (client, token_file) = (self.client.clone(), self.token_file.clone());
-                calls.spawn(async move { (server, call(&client, token_file, &url).await) });
+                let (client, credentials) = (self.client.clone(), Arc::clone(&self.credentials));
+                calls.spawn(async move { (server, call(&client, credentials.as_ref(), &target).await) });
             }
             while let Some(ended) = calls.try_join_next() {
                 let Ok((server, answer)) = ended else { continue };
                 match answer {
                     Some(Ok(())) => drop(refusing.remove(&server)),
-                    Some(Err(problem)) if refusing.insert(server.clone()) => {
+                    // Logged once, where the token should come from.
+                    Some(Err(Refusal::NoToken)) => drop(refusing.insert(server)),
+                    Some(Err(Refusal::Refused(problem))) if refusing.insert(server.clone()) => {
                         tracing::warn!(%server, "it will take no command from this controller: {problem}");
                     }
                     // Known already, or it cannot be reached, which its scrape tells.
@@ -72,14 +74,20 @@ impl Presence {
     }
 }
 
+/// Why a server takes no command.
+enum Refusal {
+    /// There is no token for it, and it was not called.
+    NoToken,
+    Refused(String),
+}
+
 /// `None`: nothing was learnt.
-async fn call(client: &Client, token_file: Option<PathBuf>, url: &BaseUrl) -> Option<Result<(), String>> {
-    let token = match token(token_file.as_deref()).await {
-        Ok(token) => token,
-        Err(problem) => return Some(Err(problem)),
+async fn call(client: &Client, credentials: &dyn Credentials, target: &Target) -> Option<Result<(), Refusal>> {
+    let Ok(token) = credentials.token(target.audience.as_ref()).await else {
+        return Some(Err(Refusal::NoToken));
     };
     let asked = async {
-        let uri = url.join(&format!("{ADMIN_PATH}/models")).map_err(HttpError::from)?;
+        let uri = target.url.join(&format!("{ADMIN_PATH}/models")).map_err(HttpError::from)?;
         client.get(uri, token.as_deref(), ANSWER_LIMIT_BYTES).await
     };
     let answer = tokio::time::timeout(PATIENCE, asked).await.ok()?.ok()?;
@@ -87,7 +95,7 @@ async fn call(client: &Client, token_file: Option<PathBuf>, url: &BaseUrl) -> Op
         StatusCode::OK => Some(Ok(())),
         status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
             let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
-            Some(Err(body.map_or_else(|| status.to_string(), |body| body.message)))
+            Some(Err(Refusal::Refused(body.map_or_else(|| status.to_string(), |body| body.message))))
         }
         _ => None,
     }

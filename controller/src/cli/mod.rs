@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cluster::NamespaceSelector;
 use crate::kubectl;
 pub use values::span;
 
@@ -53,6 +54,9 @@ pub struct PlanArgs {
     pub world: Option<PathBuf>,
     #[command(flatten)]
     pub fleet: run::FleetArgs,
+    /// Of a cluster: namespaces whose pods may be servers, as the controller has them. Default: all.
+    #[arg(long, value_name = "SELECTOR", value_delimiter = ';')]
+    pub server_namespaces: Vec<NamespaceSelector>,
     /// How to print the plan.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,

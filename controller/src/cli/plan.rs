@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hush_core::{Decision, GpuPlan, Memory, Plan};
+use hush_core::{Decision, GpuPlan, Memory, Plan, span};
 use hush_log::{errorln, out, outln};
 use jiff::Timestamp;
 
 use super::{Output, PlanArgs};
 use crate::amount::gib;
-use crate::cluster::{self, Look};
+use crate::cluster::{self, Look, NamespaceSelector, ServerNamespaces};
 use crate::metrics::Metrics;
 use crate::observe::{self, Disputes, Frame, Trust};
 use crate::sources::Source;
@@ -47,7 +47,7 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     let fleet = &args.fleet;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let of_cluster = fleet.target.is_empty() && fleet.targets.is_none();
-    let mut look = if of_cluster { runtime.block_on(of_kubeconfig())? } else { Look::default() };
+    let mut look = if of_cluster { runtime.block_on(of_kubeconfig(&args.server_namespaces))? } else { Look::default() };
     if !of_cluster {
         anyhow::ensure!(!fleet.policy.is_empty(), "no policy: give a file with --policy");
         look.targets = fleet.targets().read().map_err(anyhow::Error::msg)?;
@@ -57,7 +57,8 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     }
     look.problems.iter().for_each(|problem| errorln!("{problem}"));
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
-    let scraper = fleet.scraper(Duration::from_secs(1), &metrics)?;
+    let authorities = fleet.authorities()?;
+    let scraper = fleet.scraper(Duration::from_secs(1), &metrics, authorities.as_ref())?;
     runtime.block_on(observe::once(&scraper, &look.targets));
     let seen = scraper.store.all();
     for (server, seen) in &seen {
@@ -72,11 +73,13 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &look.policies))
 }
 
-async fn of_kubeconfig() -> anyhow::Result<Look> {
+async fn of_kubeconfig(selectors: &[NamespaceSelector]) -> anyhow::Result<Look> {
+    let all = || vec![NamespaceSelector::all()];
+    let allowed = ServerNamespaces(if selectors.is_empty() { all() } else { selectors.to_vec() });
     let client = super::kubernetes::client()
         .await
         .context("nothing to plan: give --world, or --policy with --target or --targets, or a kubeconfig")?;
-    cluster::look(&client).await.context("listing servers and policies")
+    cluster::look(&client, &allowed).await.context("listing servers and policies")
 }
 
 /// For people: the cards, what is to be done, and why nothing else.
@@ -111,11 +114,12 @@ fn gpu_line(gpu: &GpuPlan) -> String {
 fn decision_line(decision: &Decision) -> String {
     let Decision { server, model, action, reason, policy, .. } = decision;
     let mut text = format!("{action} {server} {model}: {reason}, {} by {policy}", gib(decision.vram_bytes));
+    let seconds = |seconds: Option<u64>| seconds.map(|seconds| span(Duration::from_secs(seconds)));
     let conditions = [
-        ("if generation", decision.if_generation),
-        ("if idle for s", decision.if_idle_seconds),
-        ("drain s", decision.drain_seconds),
-        ("hold s", decision.hold_seconds),
+        ("if generation", decision.if_generation.map(|generation| generation.to_string())),
+        ("if idle for", seconds(decision.if_idle_seconds)),
+        ("drain", seconds(decision.drain_seconds)),
+        ("hold", seconds(decision.hold_seconds)),
     ];
     for (name, value) in conditions {
         if let Some(value) = value {

@@ -15,15 +15,16 @@ use tokio::sync::{mpsc, watch};
 use super::kubernetes::{Cluster, KubernetesArgs};
 use super::log::LogArgs;
 use super::values::span;
-use crate::act::{Audit, Closed, Executor, Gate, Open, Presence};
+use crate::act::{Audit, Closed, Credentials, Executor, Gate, Open, Presence, TokenFile};
 use crate::cluster::{Policies, ScopeGate};
-use crate::http::Client;
+use crate::http::{CaCertificates, Client};
+use crate::lease::Leader;
 use crate::metrics::Metrics;
 use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets, Trust};
 use crate::ops;
 use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot, Told};
-use crate::sources::{self, NamedTarget, PolicyFiles, Source, TargetsFile};
-use crate::web::{self, Token, Web};
+use crate::sources::{self, CaFile, NamedTarget, PolicyFiles, Source, TargetsFile};
+use crate::web::{self, Hosts, Token, Web};
 
 /// Enough for a request that an unload waits for; Kubernetes kills after 30 s.
 const FINISH: Duration = Duration::from_secs(20);
@@ -40,7 +41,8 @@ pub struct RunArgs {
     /// Figures that are older cause no action.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = span, env = "HUSH_CONTROLLER_STALE_AFTER")]
     pub stale_after: Duration,
-    /// File with the token that the servers' admin API asks for; read again for each command.
+    /// File with the token that the servers' admin API asks for, the same for all of them; read again for each command. For
+    /// servers that you name; in a cluster --service-account takes its place, and only `--scope pod` may have one.
     #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
     /// A line of JSON for each command that was sent and how it ended is added to this file.
@@ -52,6 +54,10 @@ pub struct RunArgs {
     /// File with the token of those who may act on the page: unload, load, pause a policy. Without it nobody may.
     #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_PAGE_TOKEN_FILE")]
     pub page_token_file: Option<PathBuf>,
+    /// A name by which the page is opened, beside addresses and localhost: behind a proxy, or by a name of the network. May
+    /// be repeated.
+    #[arg(long, value_name = "NAME", env = "HUSH_CONTROLLER_PAGE_HOST", value_delimiter = ',')]
+    pub page_host: Vec<String>,
     /// Whether there is a page at `/` of the own listener, and the API below it.
     #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set, env = "HUSH_CONTROLLER_WEB_UI")]
     pub web_ui: bool,
@@ -80,7 +86,8 @@ pub struct FleetArgs {
     /// Longest wait for a server's metrics.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = span, env = "HUSH_CONTROLLER_SCRAPE_TIMEOUT")]
     pub scrape_timeout: Duration,
-    /// Certificates that servers with HTTPS are checked against; default: those of the system.
+    /// The authorities that certificates of servers with HTTPS are checked against, in PEM, watched for changes. Pods that
+    /// ask for https need it. Default: those of the system.
     #[arg(long, value_name = "FILE", env = "HUSH_CONTROLLER_CA_FILE")]
     pub ca_file: Option<PathBuf>,
 }
@@ -94,8 +101,20 @@ impl FleetArgs {
         TargetsFile { fixed: self.target.clone(), path: self.targets.clone() }
     }
 
-    pub fn scraper(&self, interval: Duration, metrics: &Arc<Metrics>) -> anyhow::Result<Scraper> {
-        let client = Client::new(self.ca_file.as_deref()).context("--ca-file")?;
+    /// What `--ca-file` holds now; whoever follows the file sends what it holds later.
+    pub fn authorities(&self) -> anyhow::Result<Option<watch::Sender<Arc<CaCertificates>>>> {
+        let Some(path) = &self.ca_file else { return Ok(None) };
+        let certificates = CaCertificates::read(path).map_err(|problem| anyhow::anyhow!("--ca-file {problem}"))?;
+        Ok(Some(watch::Sender::new(Arc::new(certificates))))
+    }
+
+    pub fn scraper(
+        &self,
+        interval: Duration,
+        metrics: &Arc<Metrics>,
+        authorities: Option<&watch::Sender<Arc<CaCertificates>>>,
+    ) -> anyhow::Result<Scraper> {
+        let client = Client::new(authorities.map(watch::Sender::subscribe)).context("setting up TLS")?;
         let settings = ScrapeSettings { interval, timeout: self.scrape_timeout };
         Ok(Scraper { client, settings, store: Store::default(), metrics: Arc::clone(metrics) })
     }
@@ -105,6 +124,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     args.log.init()?;
     let fleet = &args.fleet;
     if args.kubernetes.scope.is_none() {
+        anyhow::ensure!(
+            args.kubernetes.service_account.is_none(),
+            "--service-account needs --scope: servers that you name are shown the token of --token-file"
+        );
         anyhow::ensure!(
             !fleet.policy.is_empty(),
             "no policy: give a file with --policy, or --scope to take policies from Kubernetes"
@@ -118,6 +141,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         args.stale_after >= args.interval * 2,
         "--stale-after must be at least twice --interval, or every sample is too old when it is looked at"
     );
+    if let Some(name) = args.kubernetes.scope {
+        args.kubernetes.check(name, args.token_file.is_some(), args.dry_run)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(args))
 }
@@ -136,10 +162,15 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let page_token = page_token.map_err(|problem| anyhow::anyhow!("--page-token-file {problem}"))?;
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
     let readiness = Readiness::default();
-    let scraper = args.fleet.scraper(args.interval, &metrics)?;
+    let authorities = args.fleet.authorities()?;
+    let scraper = args.fleet.scraper(args.interval, &metrics, authorities.as_ref())?;
+    if let (Some(path), Some(told)) = (&args.fleet.ca_file, authorities) {
+        metrics.source_valid.with_label_values(&[CaFile::NAME]).set(1);
+        tokio::spawn(sources::follow(Arc::new(CaFile(path.clone())), told, Arc::clone(&metrics)));
+    }
     let (snapshots, looks) = watch::channel(Arc::new(Snapshot::nothing()));
     let mut cluster = match args.kubernetes.scope {
-        Some(name) => Some(args.kubernetes.connect(name, args.dry_run, &readiness).await?),
+        Some(name) => Some(args.kubernetes.connect(name, args.dry_run, &readiness, &metrics).await?),
         None => None,
     };
     let feed = match &cluster {
@@ -153,19 +184,28 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
     let Feed { targets, policies, namespaces, gate, records } = feed;
     tokio::spawn(observe::follow(scraper.clone(), targets.clone()));
+    let token_file = args.token_file.as_deref();
+    let credentials: Arc<dyn Credentials> = match &cluster {
+        Some(cluster) => {
+            cluster.credentials(args.kubernetes.service_account.as_ref(), token_file, &metrics, &readiness)
+        }
+        None => Arc::new(TokenFile::new(args.token_file.clone())),
+    };
     let presence = Presence {
         client: scraper.client.clone(),
-        token_file: args.token_file.clone(),
+        credentials: Arc::clone(&credentials),
         gate: Arc::clone(&gate),
         metrics: Arc::clone(&metrics),
         targets: targets.clone(),
     };
     tokio::spawn(presence.run());
-    let (executor, ends) = Executor::new(scraper.client, args.token_file.clone(), gate, Arc::clone(&metrics));
+    let (executor, ends) = Executor::new(scraper.client, credentials, gate, Arc::clone(&metrics));
     let mut router = ops::router(Arc::clone(&metrics), readiness.clone());
     let (ask, requests) = mpsc::channel(REQUESTS);
     if args.web_ui {
-        router = router.merge(web::router(Web::new(snapshots.subscribe(), ask, Arc::clone(&metrics), page_token)));
+        let hosts = Hosts { names: args.page_host.clone(), listener: listener.local_addr()?.ip() };
+        let page = Web::new(snapshots.subscribe(), ask, Arc::clone(&metrics), page_token, hosts);
+        router = router.merge(web::router(page));
     }
     let audit = Audit::new(args.audit_log.clone(), Arc::clone(&metrics));
     let outputs = Outputs { executor, ends, audit, metrics, readiness, snapshots, records };
@@ -174,7 +214,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after, trust };
     let control = Loop::new(settings, inputs, outputs);
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
+        if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await {
             tracing::error!("the listener failed: {error}");
         }
     });
@@ -224,7 +264,7 @@ fn of_cluster(
         (Arc::new(Closed), None)
     } else {
         tokio::spawn(show_acting(Arc::clone(&cluster.gate), Arc::clone(metrics), readiness.clone()));
-        (cluster.gate.clone(), Some(cluster.tell(looks)))
+        (cluster.gate.clone(), Some(cluster.tell(looks, metrics, readiness)))
     };
     Feed {
         targets: sources.targets.clone(),
@@ -247,9 +287,22 @@ async fn count_invalid(mut objects: watch::Receiver<Policies>, metrics: Arc<Metr
 
 /// A claim ends by itself, so it is looked at now and then.
 async fn show_acting(gate: Arc<ScopeGate>, metrics: Arc<Metrics>, readiness: Readiness) {
+    let mut last_superfluous = None;
     loop {
-        readiness.set("lease", gate.claim.trouble());
+        let superfluous = gate.superfluous();
+        if superfluous != last_superfluous {
+            match &superfluous {
+                Some(reason) => tracing::warn!("{reason}"),
+                None => tracing::info!("no other installation acts any more"),
+            }
+            last_superfluous.clone_from(&superfluous);
+        }
+
+        readiness.set("lease", superfluous.or_else(|| gate.claim.trouble()));
+        readiness.set("leases of controllers for more", gate.wider.iter().find_map(Leader::trouble));
         metrics.acting.set(i64::from(gate.open().is_ok()));
+        let transitions = gate.claim.leader_changes().saturating_sub(metrics.leader_transitions_total.get());
+        metrics.leader_transitions_total.inc_by(transitions);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }

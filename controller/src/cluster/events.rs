@@ -15,11 +15,13 @@ use tokio::time::timeout;
 use super::mirror::Copied;
 use super::pods::ServerPod;
 use super::policies::PolicyObject;
+use super::scope::ScopeGate;
 use super::sources::Policies;
 use crate::act::{Outcome, Record};
 use crate::amount::gib;
 use crate::observe::OddReport;
-use crate::run::Told;
+use crate::run::{PauseChange, Told};
+use crate::status::PAUSED;
 
 pub const CONTROLLER: &str = "gpu.hush.dev/hush-controller";
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,6 +34,8 @@ pub struct Reporting {
     pub identity: String,
     pub policies: watch::Receiver<Policies>,
     pub pods: watch::Receiver<Copied<ServerName, ServerPod>>,
+    /// Whether this controller may act: of several that see the same, one tells of it.
+    pub gate: Arc<ScopeGate>,
 }
 
 /// `identity`: of this process.
@@ -56,8 +60,13 @@ impl Reporting {
                 Told::Command(record) => {
                     let Some(story) = story(record) else { continue };
                     let pod = self.pod(&record.decision.server);
-                    (story, self.policy(record), pod, record.decision.action.to_string())
+                    (story, self.policy(&record.decision.policy), pod, record.decision.action.to_string())
                 }
+                Told::Pause(policy, change) => {
+                    let action = if matches!(change, PauseChange::Paused(_)) { "Pause" } else { "Resume" };
+                    (pause_story(change), self.policy(&policy.to_string()), None, action.to_owned())
+                }
+                Told::Odd(_) if self.gate.open().is_err() => continue,
                 Told::Odd(OddReport { server, note }) => {
                     let story = Story { warning: true, reason: "ReportsDisagree", note: note.clone() };
                     (story, None, self.pod(server), "Observe".to_owned())
@@ -81,9 +90,9 @@ impl Reporting {
         }
     }
 
-    fn policy(&self, record: &Record) -> Option<ObjectReference> {
+    fn policy(&self, policy: &str) -> Option<ObjectReference> {
         let policies = Arc::clone(&self.policies.borrow());
-        let (name, object) = policies.iter().find(|(name, _)| name.to_string() == record.decision.policy)?;
+        let (name, object) = policies.iter().find(|(name, _)| name.to_string() == policy)?;
         Some(reference(name, object))
     }
 
@@ -112,6 +121,15 @@ pub(super) fn reference(name: &PolicyName, object: &PolicyObject) -> ObjectRefer
         uid: Some(object.uid.clone()),
         ..ObjectReference::default()
     }
+}
+
+/// A policy that is paused relieves no pressure: that is worth a warning.
+fn pause_story(change: &PauseChange) -> Story {
+    let (warning, reason) = match change {
+        PauseChange::Paused(_) => (true, PAUSED),
+        PauseChange::Resumed(_) | PauseChange::Over => (false, "Resumed"),
+    };
+    Story { warning, reason, note: change.to_string() }
 }
 
 /// `None`: nothing was done.

@@ -15,6 +15,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::api_server::ROLE_HINT;
+use crate::metrics::Metrics;
 use crate::run::Readiness;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -50,8 +52,14 @@ where
         Ok(self.api.list(&parameters).await?.items.iter().map(self.keep).collect())
     }
 
+    /// As the API server calls it, such as `pods`.
+    fn resource(&self) -> &str {
+        self.api.resource_url().rsplit_once('/').map_or("", |(_, resource)| resource)
+    }
+
     /// Until nobody listens any more.
-    pub async fn run(self, told: watch::Sender<Copied<K, V>>, readiness: Readiness) {
+    pub async fn run(self, told: watch::Sender<Copied<K, V>>, readiness: Readiness, metrics: Arc<Metrics>) {
+        let restarts = metrics.watch_restarts_total.with_label_values(&[self.resource()]);
         readiness.set(self.part, Some(format!("the {} have not been listed yet", self.what)));
         let mut pause = FIRST_PAUSE;
         while !told.is_closed() {
@@ -67,6 +75,7 @@ where
             let trouble = explain(self.what, self.api.resource_url(), code, &error);
             tracing::warn!(part = self.part, "{trouble}");
             readiness.set(self.part, Some(trouble));
+            restarts.inc();
             sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -149,7 +158,7 @@ fn explain(what: &str, path: &str, code: Option<u16>, error: &watcher::Error) ->
         // The kind may be known in another version.
         Some(404) => format!("the API server knows no {what} at `{path}`: apply the definitions in `crds/`"),
         Some(401) => format!("the API server does not accept the credential that the {what} are listed with"),
-        Some(403) => format!("the API server does not let this account list and watch {what}: see the role"),
+        Some(403) => format!("the API server does not let this account list and watch {what}: {ROLE_HINT}"),
         Some(410) => format!("the watch of the {what} was too old and begins anew"),
         Some(429) => format!("the API server is busy; the {what} are listed again soon"),
         _ => format!("the {what} cannot be watched: {error}"),

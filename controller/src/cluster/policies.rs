@@ -4,6 +4,7 @@ use hush_core::{Policy, PolicyName};
 use hush_crds::{
     ClusterGpuModelPolicy, ClusterGpuModelPolicySpec, GpuModelPolicy, GpuModelPolicySpec, Invalid, PolicyStatus,
 };
+use hush_log::printable;
 use kube::api::ObjectMeta;
 use kube::core::{ApiResource, Object};
 use kube::runtime::watcher;
@@ -16,6 +17,9 @@ use crate::policies;
 
 /// Spec and status are read apart: a spec that cannot be read takes no status with it.
 type RawPolicy = Object<Value, Value>;
+
+/// What is wrong with a policy, for its status, an Event and the log.
+const PROBLEM_MAX_CHARS: usize = 900;
 
 /// What is kept of one.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,7 +93,11 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
 fn policy<S: DeserializeOwned>(metadata: &ObjectMeta, spec: Value, build: Build<S>) -> Result<Policy, String> {
     let metadata =
         ObjectMeta { name: metadata.name.clone(), namespace: metadata.namespace.clone(), ..ObjectMeta::default() };
-    build(metadata, read(spec)?).map_err(|found| found.iter().map(Invalid::to_string).collect::<Vec<_>>().join("; "))
+    let built = read(spec).and_then(|spec| {
+        build(metadata, spec).map_err(|found| found.iter().map(Invalid::to_string).collect::<Vec<_>>().join("; "))
+    });
+    // It repeats what the policy's owner wrote.
+    built.map_err(|problem| printable(&problem, PROBLEM_MAX_CHARS))
 }
 
 /// The last valid generation as a controller before this one wrote it into the status.

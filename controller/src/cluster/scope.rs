@@ -4,7 +4,23 @@
 use hush_core::{Decision, ServerName};
 
 use crate::act::Gate;
-use crate::lease::{Claim, Leader};
+use crate::lease::{Claim, Leader, LeaseName};
+
+/// The leases of all controllers of one cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseNames {
+    /// Of the controller for the whole cluster: the same one for every installation, so that of two one acts.
+    pub cluster: LeaseName,
+    /// Where the leases of the controllers for a node are. Their names have the node's name in them, which no role can
+    /// list beforehand, so that they are not among those of Kubernetes itself.
+    pub nodes_namespace: String,
+}
+
+impl LeaseNames {
+    fn of_node(&self, node: &str) -> LeaseName {
+        LeaseName { namespace: self.nodes_namespace.clone(), name: format!("{}-{node}", self.cluster.name) }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -39,21 +55,20 @@ impl Scope {
     }
 
     /// The lease that such a controller stands for, if it is one of several.
-    pub fn lease(&self, cluster: &str) -> Option<String> {
+    pub fn lease(&self, leases: &LeaseNames) -> Option<LeaseName> {
         match self {
-            Self::Cluster => Some(cluster.to_owned()),
-            Self::Node { node } => Some(format!("{cluster}-{node}")),
+            Self::Cluster => Some(leases.cluster.clone()),
+            Self::Node { node } => Some(leases.of_node(node)),
             Self::Pod { .. } => None,
         }
     }
 
     /// The leases of those who are asked first, the widest first.
-    pub fn wider(&self, cluster: &str) -> Vec<String> {
-        let node = |node: &String| format!("{cluster}-{node}");
+    pub fn wider(&self, leases: &LeaseNames) -> Vec<LeaseName> {
         match self {
             Self::Cluster => Vec::new(),
-            Self::Node { .. } => vec![cluster.to_owned()],
-            Self::Pod { node: own, .. } => vec![cluster.to_owned(), node(own)],
+            Self::Node { .. } => vec![leases.cluster.clone()],
+            Self::Pod { node, .. } => vec![leases.cluster.clone(), leases.of_node(node)],
         }
     }
 }
@@ -75,10 +90,26 @@ impl ScopeGate {
         if self.claim.is_current() {
             return Ok(());
         }
+        if let Some(reason) = self.superfluous() {
+            return Err(reason);
+        }
         Err(match self.claim.holder() {
             Some(holder) => format!("another controller leads: {holder}"),
             None => "nobody leads yet".to_owned(),
         })
+    }
+
+    /// Why every controller of this installation is one too many: another installation acts for the same scope.
+    pub fn superfluous(&self) -> Option<String> {
+        let other = self.claim.other_installation()?;
+        let whole = match &self.scope {
+            Scope::Cluster => "this cluster",
+            Scope::Node { .. } | Scope::Pod { .. } => "this node",
+        };
+        Some(format!(
+            "the controllers of the installation `{other}` act for {whole}, so this installation acts on nothing and \
+             writes no status; uninstall one of the two, or set `controller.scope` to `none` in one of them"
+        ))
     }
 }
 

@@ -11,8 +11,10 @@ use super::mirror::{Copied, Mirror};
 use super::pods::ServerPod;
 use super::policies::{Enforced, PolicyObject};
 use super::scope::Scope;
+use super::server_namespaces::ServerNamespaces;
 use super::{namespaces, pods, policies};
-use crate::observe::Targets;
+use crate::metrics::Metrics;
+use crate::observe::{Target, Targets};
 use crate::run::Readiness;
 
 /// All policies of both kinds as they are in the API server.
@@ -28,14 +30,21 @@ pub struct Sources {
 }
 
 /// Until nobody listens any more.
-pub fn follow(client: &Client, scope: &Scope, readiness: &Readiness) -> Sources {
-    let pods = start(pods::mirror(client, scope.node()), readiness);
-    let namespaced = start(policies::namespaced(client), readiness);
-    let cluster = start(policies::cluster(client), readiness);
-    let labels = start(namespaces::mirror(client), readiness);
+pub fn follow(
+    client: &Client,
+    scope: &Scope,
+    allowed: ServerNamespaces,
+    readiness: &Readiness,
+    metrics: &Arc<Metrics>,
+) -> Sources {
+    let pods = start(pods::mirror(client, scope.node()), readiness, metrics);
+    let namespaced = start(policies::namespaced(client), readiness, metrics);
+    let cluster = start(policies::cluster(client), readiness, metrics);
+    let labels = start(namespaces::mirror(client), readiness, metrics);
 
     let (told_targets, targets) = watch::channel(Arc::default());
-    tokio::spawn(tell_targets(pods.clone(), scope.own_server().cloned(), told_targets));
+    let found = FoundPods { pods: pods.clone(), labels: labels.clone(), allowed, own: scope.own_server().cloned() };
+    tokio::spawn(found.tell(told_targets));
     let (told_policies, policies) = watch::channel(Arc::default());
     let (told_objects, objects) = watch::channel(Arc::default());
     let (told_namespaces, namespaces) = watch::channel(Arc::default());
@@ -53,10 +62,12 @@ pub struct Look {
     pub problems: Vec<String>,
 }
 
-pub async fn look(client: &Client) -> Result<Look, kube::Error> {
+pub async fn look(client: &Client, allowed: &ServerNamespaces) -> Result<Look, kube::Error> {
     let mut look = Look { namespaces: namespaces::mirror(client).once().await?, ..Look::default() };
     for (server, pod) in pods::mirror(client, None).once().await? {
-        match pod.target {
+        let namespace = server.namespace();
+        let is_allowed = allowed.check(namespace, look.namespaces.get(namespace));
+        match is_allowed.and(pod.target) {
             Ok(target) => drop(look.targets.insert(server, target)),
             Err(problem) => look.problems.push(format!("{server} is not observed: {problem}")),
         }
@@ -72,51 +83,85 @@ pub async fn look(client: &Client) -> Result<Look, kube::Error> {
     Ok(look)
 }
 
-fn start<O, K, V>(mirror: Mirror<O, K, V>, readiness: &Readiness) -> watch::Receiver<Copied<K, V>>
+fn start<O, K, V>(
+    mirror: Mirror<O, K, V>,
+    readiness: &Readiness,
+    metrics: &Arc<Metrics>,
+) -> watch::Receiver<Copied<K, V>>
 where
     O: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     K: Ord + Clone + Send + Sync + 'static,
     V: Clone + PartialEq + Send + Sync + 'static,
 {
     let (told, copied) = watch::channel(None);
-    tokio::spawn(mirror.run(told, readiness.clone()));
+    tokio::spawn(mirror.run(told, readiness.clone(), Arc::clone(metrics)));
     copied
 }
 
-async fn tell_targets(
-    mut pods: watch::Receiver<Copied<ServerName, ServerPod>>,
+/// Pods with the label of a server, and what says whether they may be one.
+struct FoundPods {
+    pods: watch::Receiver<Copied<ServerName, ServerPod>>,
+    /// Of namespaces.
+    labels: watch::Receiver<Copied<String, Labels>>,
+    allowed: ServerNamespaces,
+    /// The server beside which this controller runs.
     own: Option<ServerName>,
-    told: watch::Sender<Arc<Targets>>,
-) {
-    let mut complaints: BTreeMap<ServerName, String> = BTreeMap::new();
-    loop {
-        let seen = pods.borrow_and_update().clone().unwrap_or_default();
-        complaints.retain(|server, complaint| {
-            seen.get(server).is_some_and(|pod| pod.target.as_ref().err() == Some(complaint))
-        });
+}
+
+impl FoundPods {
+    async fn tell(mut self, told: watch::Sender<Arc<Targets>>) {
+        let mut complaints = BTreeMap::new();
+        loop {
+            replace(&told, self.targets(&mut complaints));
+            tokio::select! {
+                changed = self.pods.changed() => if changed.is_err() { return },
+                changed = self.labels.changed() => if changed.is_err() { return },
+                () = told.closed() => return,
+            }
+        }
+    }
+
+    /// `complaints`: what was logged of each pod.
+    fn targets(&mut self, complaints: &mut BTreeMap<ServerName, String>) -> Targets {
+        let pods = self.pods.borrow_and_update().clone().unwrap_or_default();
+        let labels = self.labels.borrow_and_update().clone();
+        complaints.retain(|server, _| pods.contains_key(server));
+        // Before the labels are known no pod is a server.
+        let Some(labels) = labels else { return Targets::new() };
+
         let mut targets = Targets::new();
-        for (server, pod) in seen.iter() {
-            match &pod.target {
+        for (server, pod) in pods.iter() {
+            match self.target(server, pod, &labels) {
                 Ok(target) => {
-                    let mut target = target.clone();
-                    if own.as_ref() == Some(server) {
-                        // It listens where only its own pod reaches it.
-                        target.url = target.url.on_loopback();
-                    }
+                    complaints.remove(server);
                     targets.insert(server.clone(), target);
                 }
-                Err(complaint) if complaints.get(server) != Some(complaint) => {
+                Err(complaint) if complaints.get(server) != Some(&complaint) => {
                     tracing::info!(%server, "not observed: {complaint}");
-                    complaints.insert(server.clone(), complaint.clone());
+                    complaints.insert(server.clone(), complaint);
                 }
                 Err(_) => {}
             }
         }
-        replace(&told, targets);
-        tokio::select! {
-            changed = pods.changed() => if changed.is_err() { return },
-            () = told.closed() => return,
+        targets
+    }
+
+    fn target(
+        &self,
+        server: &ServerName,
+        pod: &ServerPod,
+        labels: &BTreeMap<String, Labels>,
+    ) -> Result<Target, String> {
+        let mut target = pod.target.clone()?;
+        if self.own.as_ref() == Some(server) {
+            // It listens where only its own pod reaches it.
+            target.url = target.url.on_loopback();
+            return Ok(target);
         }
+
+        let namespace = server.namespace();
+        self.allowed.check(namespace, labels.get(namespace))?;
+        Ok(target)
     }
 }
 

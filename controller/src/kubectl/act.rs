@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hush_contract::percent::query_value;
-use hush_log::{errorln, explain, outln};
+use hush_log::{errorln, explain, outln, printable_lines};
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::find::Place;
 use super::fleet::{Fleet, Seen};
 use super::read::{Model, Record};
 use super::wire::{Ask, Trouble};
-use super::words::{came_back, count, plain, span};
+use super::words::{LINE_MAX_CHARS, came_back, count, plain, span};
 use crate::amount::gib;
 use crate::web::WITHHELD;
 
@@ -90,7 +90,8 @@ async fn command(place: &Place, command: Command<'_>) -> anyhow::Result<ExitCode
     }
     if *dry_run {
         for model in todo {
-            let memory = if model.vram_bytes == 0 { String::new() } else { format!(" ({})", gib(model.vram_bytes)) };
+            let bytes = model.held_bytes().max(model.needed_bytes().unwrap_or(0));
+            let memory = if bytes == 0 { String::new() } else { format!(" ({})", gib(bytes)) };
             let (name, generation, with) = (plain(&model.name()), model.generation, &command.with);
             outln!("would {verb} {name}{memory} if it is still generation {generation}{with}");
         }
@@ -109,7 +110,7 @@ async fn command(place: &Place, command: Command<'_>) -> anyhow::Result<ExitCode
         match send(place, &fleet, model, &command).await {
             Ok(record) => outln!("{}", plain(&end(model, &record))),
             Err(error) => {
-                errorln!("{}: {}", plain(&model.name()), plain_lines(&explain(error.as_ref())));
+                errorln!("{}: {}", plain(&model.name()), printable_lines(&explain(error.as_ref()), LINE_MAX_CHARS));
                 ended = ExitCode::FAILURE;
             }
         }
@@ -142,7 +143,8 @@ async fn send(place: &Place, fleet: &Fleet, model: &Model, command: &Command<'_>
     bail!("no controller may act on it now:\n{}", withheld.join("\n"))
 }
 
-pub(super) async fn token(place: &Place, seen: &Seen) -> anyhow::Result<String> {
+/// What the controller asks of those who act, and of those who try out policies.
+pub async fn token(place: &Place, seen: &Seen) -> anyhow::Result<String> {
     let name = &seen.controller.name;
     anyhow::ensure!(
         seen.state.actions,
@@ -152,11 +154,12 @@ pub(super) async fn token(place: &Place, seen: &Seen) -> anyhow::Result<String> 
 }
 
 pub async fn pause(place: &Place, args: &PauseArgs) -> anyhow::Result<ExitCode> {
-    let body = match args.span {
+    let mut body = match args.span {
         Some(span) => json!({"duration": format!("{}ms", span.as_millis())}),
-        None => json!({}),
+        None => json!({"untilResumed": true}),
     };
     let (fleet, name) = policy(place, &args.policy).await?;
+    body["claimedBy"] = json!(place.user().await);
     tell(place, &fleet, "pause", &name, body).await?;
     let until = args.span.map(|time| span(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
     let until = until.map_or_else(|| "until it is resumed".to_owned(), |span| format!("for {span}"));
@@ -166,7 +169,8 @@ pub async fn pause(place: &Place, args: &PauseArgs) -> anyhow::Result<ExitCode> 
 
 pub async fn resume(place: &Place, args: &ResumeArgs) -> anyhow::Result<ExitCode> {
     let (fleet, name) = policy(place, &args.policy).await?;
-    let answers = tell(place, &fleet, "resume", &name, json!({})).await?;
+    let body = json!({"claimedBy": place.user().await});
+    let answers = tell(place, &fleet, "resume", &name, body).await?;
     let was = answers.iter().any(|answer| answer["resumed"] == true);
     outln!("{name} {}", if was { "is in force again" } else { "was not paused" });
     Ok(ExitCode::SUCCESS)
@@ -213,8 +217,4 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
     let mut answer = String::new();
     input.lock().read_line(&mut answer).context("reading the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-fn plain_lines(text: &str) -> String {
-    text.lines().map(plain).collect::<Vec<_>>().join("\n")
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::cli::{Output, span};
 
@@ -154,12 +154,16 @@ pub struct PlanArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("end").required(true).args(["span", "until_resumed"])))]
 pub struct PauseArgs {
     /// A policy: `NAME`, `NAMESPACE/NAME`, or `/NAME` of the cluster kind.
     pub policy: String,
-    /// For how long. Default: until it is resumed, or the controller restarts.
+    /// For how long; it ends earlier when the controller restarts.
     #[arg(long = "for", value_name = "TIME", value_parser = span)]
     pub span: Option<Duration>,
+    /// Until it is resumed, or the controller restarts: nothing else ends it.
+    #[arg(long)]
+    pub until_resumed: bool,
 }
 
 #[derive(Debug, Args)]

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::read::{Decision, Model};
-use super::words::{between, span};
+use super::words::{between, clock, span};
 use crate::amount::gib;
 
 /// `at`: when the figures were right.
@@ -22,13 +22,26 @@ pub fn fate(model: &Model, decision: Option<&Decision>, at: Timestamp) -> String
     }
     match model.state.as_str() {
         "Ready" => ready(model, at),
-        "Unloaded" => "is not loaded; the next request loads it".to_owned(),
-        "WaitingForMemory" => format!("waits for {} of memory", gib(model.demand_bytes.unwrap_or(0))),
+        "Unloaded" => match held(model, at) {
+            Some(held) => format!("is not loaded and {held}: no request loads it before"),
+            None => "is not loaded; the next request loads it".to_owned(),
+        },
+        "WaitingForMemory" => match (held(model, at), model.demand_bytes.filter(|bytes| *bytes > 0)) {
+            (Some(held), _) => format!("is asked for and {held}: its requests wait"),
+            (None, Some(bytes)) => format!("waits for {} of memory", gib(bytes)),
+            (None, None) => "waits for memory".to_owned(),
+        },
         "Loading" => "is being loaded".to_owned(),
         "Draining" | "Unloading" => "is leaving".to_owned(),
         "Failed" => "could not be loaded; its server tries again and tells why in its log".to_owned(),
         state => format!("is {state}"),
     }
+}
+
+/// With the end of the hold, if there is one.
+fn held(model: &Model, at: Timestamp) -> Option<String> {
+    let until = model.held_until.filter(|until| *until > at)?;
+    Some(format!("is held for {} more, until {}", between(at, until), clock(until)))
 }
 
 fn ready(model: &Model, at: Timestamp) -> String {
@@ -39,7 +52,7 @@ fn ready(model: &Model, at: Timestamp) -> String {
         );
     }
     let Some(rules) = &model.rules else {
-        return "no policy selects it: its server's own residency holds".to_owned();
+        return "leaves when its server's own settings say so: no policy selects it".to_owned();
     };
     let residency = &rules.residency;
     let window = rules.window.as_ref().map(|policy| format!(", while a window of {policy} is open"));
@@ -66,12 +79,15 @@ fn ready(model: &Model, at: Timestamp) -> String {
     }
 }
 
-/// The same for a column: when it unloads.
+/// The same for a column: when it unloads; of a model that is held how much longer.
 pub fn leaves(model: &Model, decision: Option<&Decision>, at: Timestamp) -> String {
     match decision {
         Some(decision) if !decision.dry_run => return format!("{} now", decision.action.to_lowercase()),
         Some(_) => return "dry run".to_owned(),
         None => {}
+    }
+    if let Some(until) = model.held_until.filter(|until| !model.is_ready() && *until > at) {
+        return format!("held {}", between(at, until));
     }
     match (model.is_ready(), model.requests(), model.leaves_at) {
         (true, 0, Some(leaves)) if leaves <= at => "now".to_owned(),
@@ -129,7 +145,26 @@ mod tests {
                 "Resident by m/a, while a window of m/a is open",
                 "stays",
             ),
-            (json!({"rules": null, "leavesAt": null}), None, "no policy selects it", ""),
+            (
+                json!({"rules": null, "leavesAt": null}),
+                None,
+                "leaves when its server's own settings say so: no policy selects it",
+                "",
+            ),
+            (
+                json!({"state": "Unloaded", "leavesAt": null, "heldUntil": "2026-01-01T00:12:10Z"}),
+                None,
+                "is not loaded and is held for 2m10s more, until 2026-01-01T00:12:10Z: no request loads it before",
+                "held 2m10s",
+            ),
+            (json!({"state": "Unloaded", "leavesAt": null, "heldUntil": AT}), None, "the next request loads it", ""),
+            (
+                json!({"state": "WaitingForMemory", "leavesAt": null, "heldUntil": "2026-01-01T00:20:00Z"}),
+                None,
+                "is asked for and is held for 10m more, until 2026-01-01T00:20:00Z: its requests wait",
+                "held 10m",
+            ),
+            (json!({"state": "WaitingForMemory"}), None, "waits for memory", ""),
             (json!({"fresh": false}), Some(unload.clone()), "too old", "unload now"),
             (json!({}), Some(unload.clone()), "is told to unload now (HardPressure, by /floor)", "unload now"),
             (json!({"state": "Unloaded", "leavesAt": null}), None, "the next request loads it", ""),

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::ListParams;
+use kube::api::{ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind, Object};
 use kube::{Api, Client, Config, ResourceExt};
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 use super::args::ReachArgs;
 use super::wire::{Controller, Way};
+use crate::api_server;
 
 /// What every controller's pod carries, also that of a server with a controller beside it.
 pub const CONTROLLER_LABEL: &str = "gpu.hush.dev/controller";
@@ -19,6 +21,9 @@ pub const CONTROLLER_LABEL: &str = "gpu.hush.dev/controller";
 pub const PORT_NAME: &str = "controller";
 /// `NAME/KEY` of a Secret in the controller's namespace: whoever may read it may act.
 pub const TOKEN_ANNOTATION: &str = "gpu.hush.dev/page-token";
+
+/// A name is worth no longer wait.
+const USER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// As much of a pod as is read.
 type Pod = Object<PodSpec, PodStatus>;
@@ -90,7 +95,7 @@ impl Place {
             own.push(config.default_namespace.clone());
         }
         let namespace = own.first().cloned();
-        let client = Client::try_from(config).context("connecting to the API server")?;
+        let client = api_server::connect(config, None).context("connecting to the API server")?;
         let source = Source::Cluster { client, within: args.controller_namespace.clone(), own };
         Ok(Self { namespace, only: args.namespace.clone(), token_file, source })
     }
@@ -113,8 +118,9 @@ impl Place {
         };
         let pods = pods.map_err(|error| match forbidden(&error) {
             Some(message) => anyhow::anyhow!(
-                "looking for controllers: {message}\nask for the verb `list` on `pods` where they are, and name that \
-                 namespace with --controller-namespace (docs/kubectl.md has the role)"
+                "looking for controllers: {message}\nask for the Role `NAME-view` of the chart in the namespace where they \
+                 are, which lets you list its pods, and name that namespace with --controller-namespace \
+                 (docs/kubectl.md, Who may)"
             ),
             None => anyhow::Error::new(error).context("looking for controllers"),
         })?;
@@ -127,6 +133,20 @@ impl Place {
             );
         }
         Ok(controllers)
+    }
+
+    /// Who asks, as the API server knows them, or else as this machine does. Told to controllers, which cannot prove it.
+    pub async fn user(&self) -> Option<String> {
+        if let Source::Cluster { client, .. } = &self.source {
+            let reviews = Api::<SelfSubjectReview>::all(client.clone());
+            let (parameters, review) = (PostParams::default(), SelfSubjectReview::default());
+            let answer = tokio::time::timeout(USER_PATIENCE, reviews.create(&parameters, &review)).await;
+            let user = answer.ok().and_then(Result::ok).and_then(|review| review.status?.user_info?.username);
+            if user.is_some() {
+                return user;
+            }
+        }
+        std::env::var("USER").ok().filter(|user| !user.is_empty())
     }
 
     /// What a controller asks of those who act.
@@ -144,8 +164,9 @@ impl Place {
         };
         let secret = Api::<Secret>::namespaced(client.clone(), namespace).get(name).await.with_context(|| {
             format!(
-                "the token of those who may act is in the Secret {namespace}/{name}: ask for the verb `get` on it, or give \
-                 the file that holds the token with --token-file"
+                "the token of those who may act is in the Secret {namespace}/{name}: ask for the Role `NAME-operate` of \
+                 the chart in that namespace, which lets you get it, or give the file that holds the token with \
+                 --token-file (docs/kubectl.md, Who may)"
             )
         })?;
         let value = secret.data.unwrap_or_default().remove(key);

@@ -9,6 +9,7 @@ use hush_log::{errorln, outln};
 use hyper::Method;
 use serde_json::json;
 
+use super::act::token;
 use super::args::PlanArgs;
 use super::find::Place;
 use super::fleet::Fleet;
@@ -35,7 +36,7 @@ pub async fn run(place: &Place, args: &PlanArgs) -> anyhow::Result<ExitCode> {
         let Fleet { decisions, gpus, models, .. } = fleet.clone();
         Plan { edited: Vec::new(), decisions, gpus, models }
     } else {
-        what_if(&fleet, policies).await?
+        what_if(place, &fleet, policies).await?
     };
     let what_if = !args.policy.is_empty();
     match args.output {
@@ -58,13 +59,14 @@ fn read(paths: &[PathBuf]) -> anyhow::Result<String> {
     Ok(all.join("\n---\n"))
 }
 
-async fn what_if(fleet: &Fleet, policies: String) -> anyhow::Result<Plan> {
+async fn what_if(place: &Place, fleet: &Fleet, policies: String) -> anyhow::Result<Plan> {
     let mut plan = Plan { edited: Vec::new(), decisions: Vec::new(), gpus: Vec::new(), models: Vec::new() };
     for seen in fleet.leading() {
+        let token = token(place, seen).await?;
         let ask = Ask {
             method: Method::POST,
             path: "/api/v1/plan".to_owned(),
-            token: None,
+            token: Some(&token),
             body: policies.clone(),
             patience: PATIENCE,
         };

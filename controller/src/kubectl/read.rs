@@ -8,6 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use super::words::clock;
+
 /// What is understood of an object, and the whole of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item<T> {
@@ -118,8 +120,10 @@ pub struct Model {
     #[serde(default)]
     pub queued: u64,
     pub vram_bytes: u64,
+    pub need_bytes: Option<u64>,
     pub demand_bytes: Option<u64>,
     pub idle_since: Option<Timestamp>,
+    pub held_until: Option<Timestamp>,
     pub loaded_since: Option<Timestamp>,
     pub leaves_at: Option<Timestamp>,
     pub fresh: bool,
@@ -132,6 +136,17 @@ pub struct Model {
 impl Model {
     pub fn is_ready(&self) -> bool {
         self.state == "Ready"
+    }
+
+    /// What it holds; 0 when it is not loaded, also where a controller of an older version tells what it needs.
+    pub fn held_bytes(&self) -> u64 {
+        let is_loaded = !matches!(self.state.as_str(), "Unloaded" | "Failed" | "WaitingForMemory");
+        if is_loaded { self.vram_bytes } else { 0 }
+    }
+
+    /// What the next load is expected to take, where that is known and the model is not loaded.
+    pub fn needed_bytes(&self) -> Option<u64> {
+        self.need_bytes.or((self.held_bytes() == 0).then_some(self.vram_bytes)).filter(|bytes| *bytes > 0)
     }
 
     pub fn requests(&self) -> u64 {
@@ -192,7 +207,26 @@ pub struct Policy {
     pub name: String,
     #[serde(default)]
     pub dry_run: bool,
-    pub paused: Option<Value>,
+    pub paused: Option<Paused>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Paused {
+    pub until: Option<Timestamp>,
+    pub claimed_by: Option<String>,
+}
+
+impl Paused {
+    /// For people.
+    pub fn words(&self) -> String {
+        let until = match self.until {
+            Some(until) => format!("until {}", clock(until)),
+            None => "until it is resumed".to_owned(),
+        };
+        let by = self.claimed_by.as_ref().map(|name| format!(", asked for by {name} as the request says"));
+        format!("paused {until}{}", by.unwrap_or_default())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -1,6 +1,9 @@
 //! Columns of text.
 
-use super::words::plain;
+use hush_log::printable;
+
+/// The widest cell: one that names a few policies.
+const CELL_MAX_CHARS: usize = 200;
 
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -13,7 +16,7 @@ impl Table {
 
     /// What a cell says is shown in one line, whatever is in it; nothing is a dash.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let shown = |cell: String| if cell.is_empty() { "-".to_owned() } else { plain(&cell) };
+        let shown = |cell: String| if cell.is_empty() { "-".to_owned() } else { printable(&cell, CELL_MAX_CHARS) };
         self.rows.push(cells.into_iter().map(shown).collect());
     }
 

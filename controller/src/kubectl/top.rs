@@ -95,6 +95,10 @@ impl Watched<'_> {
 fn page(fleet: &Fleet, now: Timestamp, records: usize) -> Vec<String> {
     let mut lines = vec![head(fleet, now)];
     lines.extend(fleet.problems.iter().flat_map(|problem| problem.lines()).map(|line| format!("! {}", plain(line))));
+    let paused = fleet.policies.iter().filter_map(|policy| Some((&policy.name, policy.paused.as_ref()?)));
+    lines.extend(
+        paused.map(|(name, paused)| plain(&format!("! {name} is {}: it only shows what it would do", paused.words()))),
+    );
     if !fleet.gpus.is_empty() {
         lines.push(String::new());
         lines.extend(gpus(fleet).lines());
@@ -186,9 +190,10 @@ fn models(fleet: &Fleet) -> Table {
         let at = fleet.as_of(&model.server);
         let decision = fleet.decision(model);
         let memory = match model.demand_bytes {
-            Some(demand) => format!("wants {}", gib(demand)),
-            None if model.vram_bytes == 0 => String::new(),
-            None => gib(model.vram_bytes),
+            Some(demand) if demand > 0 => format!("wants {}", gib(demand)),
+            Some(_) => String::new(),
+            None if model.held_bytes() == 0 => String::new(),
+            None => gib(model.held_bytes()),
         };
         let policies = model.rules.as_ref().map_or_else(|| "none".to_owned(), |rules| rules.policies.join(", "));
         let why = decision.map(|decision| decision.reason.clone());

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hush_log::printable;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use serde::Deserialize;
@@ -14,6 +15,8 @@ use crate::web::TOKEN_HEADER;
 
 /// A state of thousands of models.
 const ANSWER_LIMIT_BYTES: usize = 64 << 20;
+/// The longest message that is shown.
+const SAID_MAX_CHARS: usize = 500;
 /// Every controller has it.
 pub const STATE: &str = "/api/v1/state";
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -171,19 +174,25 @@ impl Controller {
                 Some(line) => format!("line {line}: {message}"),
                 None => message,
             };
-            let problems = problems.into_iter().map(problem).collect();
+            let problems = problems.into_iter().map(|body| said(&problem(body))).collect();
+            let (code, message) = (said(&code), said(&message));
             return Err(Trouble::Refused(Box::new(Refusal { controller, code, message, problems })));
         }
-        let text: String = String::from_utf8_lossy(&answer.body).trim().chars().take(300).collect();
+        let text = said(String::from_utf8_lossy(&answer.body).trim());
         match &self.way {
             Way::Proxied { namespace, pod, port, .. } if status.is_some() || answer.status != StatusCode::NOT_FOUND => {
-                let message = status.map_or(text, |status| status.message);
+                let message = status.map_or(text, |status| said(&status.message));
                 let fix = fix(answer.status, &ask.method, namespace, pod, *port);
                 Err(Trouble::ApiServer { controller, message, fix })
             }
             _ => Err(Trouble::Unintelligible { controller, status: answer.status, text }),
         }
     }
+}
+
+/// What another program says, in one line.
+fn said(text: &str) -> String {
+    printable(text, SAID_MAX_CHARS)
 }
 
 fn fix(status: StatusCode, method: &Method, namespace: &str, pod: &str, port: u16) -> String {
@@ -193,9 +202,11 @@ fn fix(status: StatusCode, method: &Method, namespace: &str, pod: &str, port: u1
     match status {
         StatusCode::UNAUTHORIZED => "it does not know you: look at the user of the context".to_owned(),
         StatusCode::FORBIDDEN => {
-            let verb = if *method == Method::GET { "get" } else { "create" };
+            let (verb, role) = if *method == Method::GET { ("get", "view") } else { ("create", "operate") };
             format!(
-                "ask for the verb `{verb}` on `pods/proxy` in the namespace `{namespace}` (docs/kubectl.md has the role)"
+                "ask who administers the namespace `{namespace}` to let this user {verb} its `pods/proxy`: bind the Role \
+                 `{}-{role}` (docs/kubectl.md, Who may)",
+                name_in_chart(pod)
             )
         }
         StatusCode::NOT_FOUND => "the pod is gone; try again".to_owned(),
@@ -204,6 +215,11 @@ fn fix(status: StatusCode, method: &Method, namespace: &str, pod: &str, port: u1
             format!("a NetworkPolicy may keep the API server out (`networkPolicy.apiServer` of the chart); or {around}")
         }
     }
+}
+
+/// What the chart begins the names of its objects with, as far as the name of a pod tells.
+pub fn name_in_chart(pod: &str) -> &str {
+    pod.rsplit_once("-controller-").map_or("NAME", |(name, _)| name)
 }
 
 #[cfg(test)]
@@ -215,30 +231,37 @@ mod tests {
         Controller { name: "h".to_owned(), way, token_secret: None }
     }
 
-    fn said(status: u16, body: &str) -> String {
+    fn complaint(status: u16, body: &str) -> String {
         let answer = Answer { status: StatusCode::from_u16(status).unwrap(), body: Bytes::from(body.to_owned()) };
         controller().read::<Vec<u64>>(&Ask::get(STATE.to_owned()), &answer).unwrap_err().to_string()
     }
 
     #[test]
     fn what_is_wrong_is_said_by_whom() {
-        assert_eq!(said(409, r#"{"code":"withheld","message":"a leads"}"#), "h refuses: a leads");
+        assert_eq!(complaint(409, r#"{"code":"withheld","message":"a leads"}"#), "h refuses: a leads");
         let yaml =
             r#"{"code":"invalid_request","message":"mistakes","problems":[{"line":3,"message":"no"},{"message":"x"}]}"#;
-        assert_eq!(said(400, yaml), "h refuses: mistakes\n  line 3: no\n  x");
-        assert!(said(502, "<html>").contains("no answer of a controller (502 Bad Gateway): <html>"));
+        assert_eq!(complaint(400, yaml), "h refuses: mistakes\n  line 3: no\n  x");
+        assert!(complaint(502, "<html>").contains("no answer of a controller (502 Bad Gateway): <html>"));
         assert_eq!(
-            said(404, r#"{"code":"not_found","message":"no such route"}"#),
+            complaint(404, r#"{"code":"not_found","message":"no such route"}"#),
             "h is no controller, or its page is off (--web-ui)"
         );
-        assert!(said(200, "{}").contains("no answer of a controller (200 OK): invalid type"));
+        let hostile = r#"{"code":"busy","message":"\u001b[2J\nall is well\u202e"}"#;
+        assert_eq!(complaint(409, hostile), "h refuses: �[2J�all is well�");
+        assert!(complaint(502, "\u{9b}2J<html>").contains("): �2J<html>"));
+        assert!(complaint(200, "{}").contains("no answer of a controller (200 OK): invalid type"));
     }
 
     #[test]
     fn what_to_do_is_said_too() {
         let of = |status, method| fix(status, &method, "hush", "c-0", 9002);
-        assert!(of(StatusCode::FORBIDDEN, Method::GET).contains("`get` on `pods/proxy` in the namespace `hush`"));
-        assert!(of(StatusCode::FORBIDDEN, Method::POST).contains("`create` on `pods/proxy`"));
+        let forbidden = |method, pod| fix(StatusCode::FORBIDDEN, &method, "media", pod, 9002);
+        let looks = forbidden(Method::GET, "speech-hush-controller-7d9f-x2");
+        assert!(looks.contains("the namespace `media` to let this user get its `pods/proxy`"), "{looks}");
+        assert!(looks.contains("the Role `speech-hush-view`"), "{looks}");
+        assert!(forbidden(Method::POST, "hush-controller-7d9f-x2").contains("the Role `hush-operate`"));
+        assert!(forbidden(Method::GET, "speech-hush-0").contains("the Role `NAME-view`"), "one beside a server");
         let unreachable = of(StatusCode::SERVICE_UNAVAILABLE, Method::GET);
         assert!(unreachable.contains("networkPolicy.apiServer") && unreachable.contains("port-forward pod/c-0 9002"));
     }

@@ -1,26 +1,25 @@
 //! Spans, settings and conditions for people.
 
+use std::time::Duration;
+
+use hush_log::printable;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::read::{Decision, Record};
 use crate::amount::gib;
 
-/// The two largest units: `2m10s`, `1h05m`, `3d4h`.
+/// Also one that names every policy of a model.
+pub const LINE_MAX_CHARS: usize = 2000;
+
+/// As `2m10s`.
 pub fn span(milliseconds: u64) -> String {
-    let seconds = milliseconds / 1000;
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) if !milliseconds.is_multiple_of(1000) && seconds < 10 => format!("{milliseconds}ms"),
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => two(minutes, "m", seconds % 60, "s"),
-        (0, ..) => two(hours, "h", minutes, "m"),
-        _ => two(days, "d", hours, "h"),
-    }
+    hush_core::span(Duration::from_millis(milliseconds))
 }
 
-fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
-    if small == 0 { format!("{large}{large_unit}") } else { format!("{large}{large_unit}{small:02}{small_unit}") }
+/// A point in time, to the second.
+pub fn clock(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// Nothing when `later` is not later.
@@ -74,9 +73,9 @@ pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// Without a share of the letters of those who write to other people's terminals.
+/// A line of a terminal, whatever names and messages are in it.
 pub fn plain(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+    printable(text, LINE_MAX_CHARS)
 }
 
 #[cfg(test)]
@@ -87,18 +86,7 @@ mod tests {
 
     #[test]
     fn spans() {
-        for (milliseconds, text) in [
-            (0, "0s"),
-            (250, "250ms"),
-            (45_000, "45s"),
-            (300_000, "5m"),
-            (130_000, "2m10s"),
-            (3_900_000, "1h05m"),
-            (7_200_000, "2h"),
-            (273_600_000, "3d04h"),
-        ] {
-            assert_eq!(span(milliseconds), text);
-        }
+        assert_eq!(span(273_600_000), "3d04h");
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
         assert_eq!(between(at(10), at(75)), "1m05s");
         assert_eq!(between(at(75), at(10)), "0s");
@@ -121,6 +109,6 @@ mod tests {
 
     #[test]
     fn nobody_writes_to_a_terminal_through_a_name() {
-        assert_eq!(plain("a\u{1b}[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
+        assert_eq!(plain("a\u{1b}[2Jb\nc\u{202e}"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
     }
 }

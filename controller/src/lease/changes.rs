@@ -9,12 +9,14 @@ use kube::runtime::watcher::{self, Event, watcher};
 use tokio::time::sleep;
 
 use super::candidate::Record;
+use crate::api_server::LEASE_ROLE_HINT;
 
 /// Of a watch before it is begun anew: so long a connection that has died in silence goes unnoticed.
 const WATCH_SECONDS: u32 = 30;
 
-/// The lease whenever it changes, `None` when there is none. Errors are waited out: nothing unsafe rests on it.
-pub fn changes(api: Api<Lease>, name: &str, retry: Duration) -> BoxStream<'static, Option<Lease>> {
+/// The lease whenever it changes, `None` when there is none. After an error, which is for people, the watch is begun
+/// anew: nothing unsafe rests on it.
+pub fn changes(api: Api<Lease>, name: &str, retry: Duration) -> BoxStream<'static, Result<Option<Lease>, String>> {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}")).timeout(WATCH_SECONDS);
     let mut there = false;
     let changes = watcher(api, config).filter_map(move |event| {
@@ -23,12 +25,12 @@ pub fn changes(api: Api<Lease>, name: &str, retry: Duration) -> BoxStream<'stati
             Ok(Event::Init) => there = false,
             Ok(Event::InitApply(lease) | Event::Apply(lease)) => {
                 there = true;
-                seen = Some(Some(lease));
+                seen = Some(Ok(Some(lease)));
             }
-            Ok(Event::InitDone) => seen = (!there).then_some(None),
-            Ok(Event::Delete(_)) => seen = Some(None),
+            Ok(Event::InitDone) => seen = (!there).then_some(Ok(None)),
+            Ok(Event::Delete(_)) => seen = Some(Ok(None)),
             Err(error) => {
-                tracing::debug!("watching a lease failed: {error}");
+                seen = Some(Err(explain(&error)));
                 pause = retry;
             }
         }
@@ -38,6 +40,19 @@ pub fn changes(api: Api<Lease>, name: &str, retry: Duration) -> BoxStream<'stati
         }
     });
     changes.boxed()
+}
+
+/// For people.
+fn explain(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+            if status.code == 403 =>
+        {
+            format!("{}: {LEASE_ROLE_HINT}", status.message)
+        }
+        error => error.to_string(),
+    }
 }
 
 /// What decides.

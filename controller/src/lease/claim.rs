@@ -13,6 +13,10 @@ pub struct Standing {
     pub claim: Option<Moment>,
     /// Whose name was last seen in the lease.
     pub holder: Option<String>,
+    /// The installation of the holder, where that is another one than this candidate's.
+    pub other_installation: Option<String>,
+    /// How often the lease was seen to pass to another holder.
+    pub leader_changes: u64,
     /// Why the lease could not be read or written last time.
     pub trouble: Option<String>,
 }
@@ -49,6 +53,16 @@ impl Claim {
     /// Whose name was last seen in the lease.
     pub fn holder(&self) -> Option<String> {
         self.0.as_ref()?.borrow().holder.clone()
+    }
+
+    /// The installation of the holder, where that is another one than this candidate's.
+    pub fn other_installation(&self) -> Option<String> {
+        self.0.as_ref()?.borrow().other_installation.clone()
+    }
+
+    /// How often the lease was seen to pass to another holder.
+    pub fn leader_changes(&self) -> u64 {
+        self.0.as_ref().map_or(0, |standing| standing.borrow().leader_changes)
     }
 
     /// Why the lease could not be read or written last time.

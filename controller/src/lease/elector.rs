@@ -18,6 +18,7 @@ use super::candidate::{Candidate, Loss, Next, Terms};
 use super::changes::{changes, record};
 use super::claim::{Claim, Standing};
 use super::clock::Moment;
+use crate::api_server::{FIELD_MANAGER, LEASE_ROLE_HINT};
 
 /// What a lease promises that was given back: the least that can be written.
 const RELEASED_SECONDS: i32 = 1;
@@ -25,10 +26,29 @@ const RELEASED_SECONDS: i32 = 1;
 /// Of a request to an API server that is busy.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Debug)]
+/// On a lease, written together with the holder: what the holder was installed as.
+const INSTALLATION_ANNOTATION: &str = "gpu.hush.dev/installation";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseName {
     pub namespace: String,
     pub name: String,
+}
+
+impl std::fmt::Display for LeaseName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Who stands for a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contender {
+    /// No other process has it, this program in an earlier life included.
+    pub identity: String,
+    /// What was installed together. The replicas of one installation relieve each other; a second installation for the
+    /// same scope is a mistake.
+    pub installation: String,
 }
 
 /// The host's name (of a pod, the pod's) and something that no other process has, this one in an earlier life included.
@@ -42,20 +62,35 @@ pub fn identity() -> std::io::Result<String> {
 pub struct Elector {
     api: Api<Lease>,
     name: String,
+    installation: String,
     candidate: Candidate,
     /// As it was last read or written; a write goes through only if it is still this.
     object: Option<Lease>,
     standing: watch::Sender<Standing>,
     /// What was last said of a failure; a failure that lasts is said once.
     trouble: Option<String>,
+    /// Whose name was last seen in the lease; it stays while the lease has no holder.
+    last_holder: Option<String>,
+    leader_changes: u64,
 }
 
 impl Elector {
-    pub fn new(client: Client, lease: LeaseName, identity: String, terms: Terms) -> (Self, Claim) {
+    pub fn new(client: Client, lease: LeaseName, contender: Contender, terms: Terms) -> (Self, Claim) {
         let (standing, receiver) = watch::channel(Standing::default());
         let api = Api::namespaced(client, &lease.namespace);
-        let candidate = Candidate::new(identity, terms);
-        (Self { api, name: lease.name, candidate, object: None, standing, trouble: None }, Claim::of(receiver))
+        let Contender { identity, installation } = contender;
+        let elector = Self {
+            api,
+            name: lease.name,
+            installation,
+            candidate: Candidate::new(identity, terms),
+            object: None,
+            standing,
+            trouble: None,
+            last_holder: None,
+            leader_changes: 0,
+        };
+        (elector, Claim::of(receiver))
     }
 
     /// Stands for the lease until `stop`, which must come after the last command: then it is given back. An error means
@@ -83,7 +118,12 @@ impl Elector {
                     tokio::select! {
                         () = &mut stop => break,
                         () = sleep(now.until(until)) => {}
-                        Some(seen) = changes.next() => self.see(seen),
+                        Some(change) = changes.next() => {
+                            // Reading the lease fails as its watch does, and tells of it.
+                            if let Ok(seen) = change {
+                                self.see(seen);
+                            }
+                        }
                     }
                 }
             }
@@ -110,7 +150,7 @@ impl Elector {
         let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
         let spec = self.spec(LeaseSpec::default(), None, 0);
         let object = Lease { metadata, spec: Some(spec) };
-        match self.in_time(self.api.create(&PostParams::default(), &object)).await {
+        match self.in_time(self.api.create(&parameters(), &object)).await {
             Ok(created) => self.see(Some(created)),
             Err(error) => self.not_written(&error),
         }
@@ -121,8 +161,10 @@ impl Elector {
         let Some(mut object) = self.object.clone() else { return self.candidate.overtaken() };
         let identity = Some(self.candidate.identity().to_owned());
         object.spec = Some(self.spec(object.spec.unwrap_or_default(), identity, transitions));
+        let annotations = object.metadata.annotations.get_or_insert_default();
+        annotations.insert(INSTALLATION_ANNOTATION.to_owned(), self.installation.clone());
         let sent = Moment::now();
-        match self.in_time(self.api.replace(&self.name, &PostParams::default(), &object)).await {
+        match self.in_time(self.api.replace(&self.name, &parameters(), &object)).await {
             Ok(written) => {
                 if self.candidate.claim().is_none() {
                     let identity = self.candidate.identity();
@@ -165,7 +207,7 @@ impl Elector {
             spec.lease_duration_seconds = Some(RELEASED_SECONDS);
             spec.renew_time = Some(MicroTime(Timestamp::now()));
         }
-        match self.in_time(self.api.replace(&self.name, &PostParams::default(), &object)).await {
+        match self.in_time(self.api.replace(&self.name, &parameters(), &object)).await {
             Ok(_) => tracing::info!(lease = self.name, "gave the lease back"),
             Err(error) => tracing::warn!(lease = self.name, "the lease runs out by itself: {error}"),
         }
@@ -180,10 +222,25 @@ impl Elector {
         self.candidate.failed(Moment::now());
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        let holder = self.candidate.holder().map(str::to_owned);
+        let is_ours = holder.as_deref() == Some(self.candidate.identity());
+        if holder.is_some() && holder != self.last_holder {
+            // Whose name is there when this candidate first looks has not changed, unless it is its own.
+            self.leader_changes += u64::from(is_ours || self.last_holder.is_some());
+            self.last_holder.clone_from(&holder);
+        }
+
+        let annotations = self.object.as_ref().and_then(|object| object.metadata.annotations.as_ref());
+        let installation = annotations.and_then(|annotations| annotations.get(INSTALLATION_ANNOTATION));
+        let other_installation =
+            installation.filter(|name| holder.is_some() && !is_ours && **name != self.installation);
+
         let standing = Standing {
             claim: self.candidate.claim(),
-            holder: self.candidate.holder().map(str::to_owned),
+            other_installation: other_installation.cloned(),
+            leader_changes: self.leader_changes,
+            holder,
             trouble: self.trouble.clone(),
         };
         self.standing.send_if_modified(|before| {
@@ -199,9 +256,14 @@ impl Elector {
         let patience = (renew / 2).max(LEAST_PATIENCE).min(renew);
         timeout(patience, request).await.map_err(|_| Failure::Silence(patience))?.map_err(|error| match error {
             kube::Error::Api(status) if status.code == 429 => Failure::Busy,
+            kube::Error::Api(status) if status.code == 403 => Failure::Forbidden(status.message),
             error => Failure::Answer(error),
         })
     }
+}
+
+fn parameters() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +272,8 @@ enum Failure {
     Answer(#[source] kube::Error),
     #[error("the API server is busy")]
     Busy,
+    #[error("{0}: {LEASE_ROLE_HINT}")]
+    Forbidden(String),
     #[error("no answer within {0:?}")]
     Silence(Duration),
 }

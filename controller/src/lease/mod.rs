@@ -17,5 +17,5 @@ mod sight;
 pub use candidate::{Loss, Terms};
 pub use claim::{Claim, Standing};
 pub use clock::Moment;
-pub use elector::{Elector, LeaseName, identity};
+pub use elector::{Contender, Elector, LeaseName, identity};
 pub use sight::{Leader, Sight};

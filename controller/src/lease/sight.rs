@@ -48,30 +48,51 @@ impl Sight {
     }
 }
 
-/// Follows a lease of somebody else.
+/// Follows the lease of another controller.
 #[derive(Clone, Debug)]
-pub struct Leader(watch::Receiver<Sight>);
+pub struct Leader {
+    lease: LeaseName,
+    followed: watch::Receiver<Followed>,
+}
+
+#[derive(Clone, Debug)]
+struct Followed {
+    sight: Sight,
+    /// Why the lease cannot be watched.
+    trouble: Option<String>,
+}
 
 impl Leader {
     /// Until nobody asks any more.
-    pub fn follow(client: Client, lease: &LeaseName, patience: Duration) -> Self {
-        let (told, sight) = watch::channel(Sight::new(Moment::now(), patience));
+    pub fn follow(client: Client, lease: LeaseName, patience: Duration) -> Self {
+        let sight = Sight::new(Moment::now(), patience);
+        let (told, followed) = watch::channel(Followed { sight, trouble: None });
         let api = Api::<Lease>::namespaced(client, &lease.namespace);
         let mut changes = changes(api, &lease.name, RETRY);
         tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    Some(object) = changes.next() => {
-                        told.send_modify(|sight| sight.saw(Moment::now(), object.as_ref().map(record)));
-                    }
+                    Some(change) = changes.next() => told.send_modify(|followed| match change {
+                        Ok(object) => {
+                            followed.sight.saw(Moment::now(), object.as_ref().map(record));
+                            followed.trouble = None;
+                        }
+                        Err(problem) => followed.trouble = Some(problem),
+                    }),
                     () = told.closed() => return,
                 }
             }
         });
-        Self(sight)
+        Self { lease, followed }
     }
 
     pub fn name(&self) -> Option<String> {
-        self.0.borrow().leader(Moment::now()).map(str::to_owned)
+        self.followed.borrow().sight.leader(Moment::now()).map(str::to_owned)
+    }
+
+    /// Why it cannot be told who leads.
+    pub fn trouble(&self) -> Option<String> {
+        let problem = self.followed.borrow().trouble.clone()?;
+        Some(format!("the lease {} cannot be watched, so its holder is not seen: {problem}", self.lease))
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hush_contract::{ModelState, metrics as names};
 use hush_core::{Arrivals, GpuId, State};
+use hush_log::{is_printable, printable};
 
 use super::exposition::{Malformed, Series, series};
 
@@ -13,6 +14,13 @@ const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 /// A server with more is broken, or not one of ours.
 const MODELS_MAX: usize = 1000;
 const GPUS_MAX: usize = 256;
+/// The longest name of a model, and the longest id of a GPU.
+const NAME_MAX_CHARS: usize = 200;
+/// The problems of one server that are told.
+const PROBLEMS_MAX: usize = 10;
+const PROBLEM_MAX_CHARS: usize = 300;
+/// A name that is left out, as a problem says it.
+const SHOWN_NAME_CHARS: usize = 60;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
@@ -38,6 +46,8 @@ pub struct ModelSample {
     pub demand_bytes: u64,
     pub loaded_for: Duration,
     pub reload: Duration,
+    /// So much longer it may not be loaded; zero: no hold, or its server is of a version that does not tell.
+    pub hold: Duration,
     pub arrivals: Option<Arrivals>,
 }
 
@@ -59,6 +69,8 @@ pub enum SampleError {
     NoModel,
     #[error("the metrics tell of more than {MODELS_MAX} models or {GPUS_MAX} GPUs")]
     TooMany,
+    #[error("every model has a name that is longer than {NAME_MAX_CHARS} characters or cannot be printed")]
+    NoName,
 }
 
 /// Values of one model or GPU by family; only families that are known.
@@ -71,7 +83,7 @@ struct Raw {
     gap_count: Option<f64>,
 }
 
-const OF_MODEL: [&str; 10] = [
+const OF_MODEL: [&str; 11] = [
     names::MODEL_IDLE_SECONDS,
     names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS,
     names::MODEL_INFLIGHT_REQUESTS,
@@ -82,6 +94,7 @@ const OF_MODEL: [&str; 10] = [
     names::MODEL_MEMORY_DEMAND_BYTES,
     names::MODEL_LOADED_SECONDS,
     names::MODEL_LAST_LOAD_SECONDS,
+    names::MODEL_HOLD_SECONDS,
 ];
 const OF_GPU: [&str; 4] =
     [names::GPU_MEMORY_TOTAL_BYTES, names::GPU_MEMORY_USED_BYTES, names::GPU_SAMPLE_AGE_SECONDS, names::GPU_DEVICE_UP];
@@ -89,15 +102,27 @@ const OF_GPU: [&str; 4] =
 impl Sample {
     /// Strict about form, because a broken answer may break anywhere; a single model or GPU that makes no sense is left
     /// out and named in `problems`.
+    ///
+    /// Names and problems go to logs, terminals and pages: what comes out of here may be printed. A name that may not is no
+    /// name: the same letters in place of others could be those of another model.
     pub fn read(text: &str) -> Result<Self, SampleError> {
         let mut models: BTreeMap<String, Raw> = BTreeMap::new();
         let mut gpus: BTreeMap<String, BTreeMap<&'static str, f64>> = BTreeMap::new();
+        let mut problems = Problems::default();
         for line in series(text) {
             let line = line?;
             if let Some(family) = OF_GPU.into_iter().find(|family| *family == line.name) {
                 let Some(uuid) = line.label(names::LABEL_GPU_UUID).filter(|uuid| !uuid.is_empty()) else { continue };
+                if !is_name(uuid) {
+                    problems.unusable("GPU", uuid);
+                    continue;
+                }
                 gpus.entry(uuid.to_owned()).or_default().insert(family, line.value);
             } else if let Some(model) = line.label(names::LABEL_MODEL) {
+                if !is_name(model) {
+                    problems.unusable("model", model);
+                    continue;
+                }
                 collect(models.entry(model.to_owned()).or_default(), &line);
             }
             if models.len() > MODELS_MAX || gpus.len() > GPUS_MAX {
@@ -108,33 +133,78 @@ impl Sample {
         for (uuid, values) in gpus {
             match gpu(&values) {
                 Ok(gpu) => drop(sample.gpus.insert(GpuId(uuid), gpu)),
-                Err(problem) => sample.problems.push(format!("GPU {uuid}: {problem}")),
+                Err(problem) => problems.push(format!("GPU {}: {problem}", shown(&uuid))),
             }
         }
         // Request counters outlive a model that was removed; what has no state is no model any more.
         models.retain(|_, raw| !raw.states.is_empty() || !raw.values.is_empty());
         if models.is_empty() {
-            return Err(SampleError::NoModel);
+            return Err(if problems.unusable_models { SampleError::NoName } else { SampleError::NoModel });
         }
         for (name, raw) in models {
             match model(&raw, &sample.gpus) {
                 Ok(model) => drop(sample.models.insert(name, model)),
-                Err(problem) => sample.problems.push(format!("model {name}: {problem}")),
+                Err(problem) => problems.push(format!("model {}: {problem}", shown(&name))),
             }
         }
+        sample.problems = problems.told();
         Ok(sample)
     }
+}
+
+/// What is left out of a sample. A server decides how much is wrong with it, and not how much is said.
+#[derive(Debug, Default)]
+struct Problems {
+    told: Vec<String>,
+    untold: usize,
+    unusable_models: bool,
+}
+
+impl Problems {
+    fn push(&mut self, problem: String) {
+        if self.told.len() < PROBLEMS_MAX {
+            self.told.push(printable(&problem, PROBLEM_MAX_CHARS));
+        } else {
+            self.untold += 1;
+        }
+    }
+
+    /// Each name has many lines, most of them in a row.
+    fn unusable(&mut self, what: &str, name: &str) {
+        self.unusable_models |= what == "model";
+        let rule = format!("must have at most {NAME_MAX_CHARS} characters that can all be printed");
+        let problem = format!("{what} {}: its name {rule}; it is left out", shown(name));
+        if self.told.last() != Some(&problem) {
+            self.push(problem);
+        }
+    }
+
+    fn told(mut self) -> Vec<String> {
+        if self.untold > 0 {
+            self.told.push(format!("and {} more", self.untold));
+        }
+        self.told
+    }
+}
+
+fn shown(name: &str) -> String {
+    printable(name, SHOWN_NAME_CHARS)
+}
+
+fn is_name(name: &str) -> bool {
+    name.chars().nth(NAME_MAX_CHARS).is_none() && name.chars().all(is_printable)
 }
 
 fn collect(raw: &mut Raw, line: &Series<'_>) {
     if let Some(family) = OF_MODEL.into_iter().find(|family| *family == line.name) {
         raw.values.insert(family, line.value);
-        if let Some(uuid) = line.label(names::LABEL_GPU_UUID) {
+        // One that is no name is told of as a GPU, and is none.
+        if let Some(uuid) = line.label(names::LABEL_GPU_UUID).filter(|uuid| is_name(uuid)) {
             raw.gpu = Some(uuid.to_owned());
         }
     } else if line.name == names::MODEL_STATE {
         if line.value == 1.0 {
-            raw.states.push(line.label(names::LABEL_STATE).unwrap_or_default().to_owned());
+            raw.states.push(shown(line.label(names::LABEL_STATE).unwrap_or_default()));
         }
     } else if let Some(part) = line.name.strip_prefix(names::MODEL_INTERARRIVAL_SECONDS) {
         match (part, line.label("le").and_then(|bound| bound.parse::<f64>().ok())) {
@@ -190,6 +260,7 @@ fn model(raw: &Raw, gpus: &BTreeMap<GpuId, GpuSample>) -> Result<ModelSample, St
         demand_bytes: optional(names::MODEL_MEMORY_DEMAND_BYTES)?,
         loaded_for: lasting(names::MODEL_LOADED_SECONDS)?,
         reload: lasting(names::MODEL_LAST_LOAD_SECONDS)?,
+        hold: lasting(names::MODEL_HOLD_SECONDS)?,
         arrivals: arrivals(raw),
     })
 }
@@ -304,6 +375,49 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
             let sample = Sample::read(&GOOD.replace(good, bad)).unwrap();
             assert!(sample.problems.iter().any(|p| p.contains(problem)), "{problem}: {:?}", sample.problems);
             assert!(sample.models.is_empty() || sample.gpus.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_printed_is_no_name() {
+        for name in ["\u{1b}]0;owned\u{7}", "a\u{202e}b", "a\\nWARN all is well", &"a".repeat(201)] {
+            let of = |text: &str| text.replace("model=\"a\"", &format!("model=\"{name}\""));
+            assert_eq!(Sample::read(&of(GOOD)), Err(SampleError::NoName), "{name:?}");
+            let both = Sample::read(&format!("{GOOD}{}", of(GOOD))).unwrap();
+            assert_eq!(both.models.keys().collect::<Vec<_>>(), ["a"], "{name:?}");
+            assert!(both.problems[0].contains("its name must have at most 200 characters"), "{:?}", both.problems);
+        }
+        let card = GOOD.replace("GPU-1", "GPU-\u{1b}[5m");
+        let sample = Sample::read(&card).unwrap();
+        assert!(sample.gpus.is_empty() && sample.models["a"].gpu.is_none(), "{sample:?}");
+        let state = GOOD.replace("state=\"ready\"} 1", &format!("state=\"\u{9b}2J{}\"}} 1", "x".repeat(7000)));
+        let problems = Sample::read(&state).unwrap().problems;
+        assert!(problems[0].contains("`�2Jxxx") && problems[0].chars().count() < 200, "{problems:?}");
+    }
+
+    /// A server that is wrong in everything that it says.
+    #[test]
+    fn much_that_is_wrong_is_told_in_a_few_lines() {
+        let line = |n| format!("hush_model_generation{{model=\"{}{n}\"}} NaN\n", "b".repeat(190));
+        let sample = Sample::read(&(0..999).map(line).collect::<String>()).unwrap();
+        assert_eq!(sample.problems.len(), PROBLEMS_MAX + 1);
+        assert_eq!(sample.problems[PROBLEMS_MAX], "and 989 more");
+        assert!(sample.problems.iter().map(String::len).sum::<usize>() < 4000, "{:?}", sample.problems);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_server_says_can_be_printed(label in ".{0,250}", value in "[0-9NaInf.e+-]{1,9}") {
+            let label = label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let text = format!("{GOOD}hush_model_generation{{model=\"{label}\",gpu_uuid=\"{label}\"}} {value}\n\
+                                hush_gpu_memory_used_bytes{{gpu_uuid=\"{label}\"}} {value}\n\
+                                hush_model_state{{model=\"x\",state=\"{label}\"}} 1\n");
+            if let Ok(sample) = Sample::read(&text) {
+                let names = sample.models.keys().map(String::as_str).chain(sample.gpus.keys().map(GpuId::as_str));
+                for text in names.chain(sample.problems.iter().map(String::as_str)) {
+                    proptest::prop_assert!(text.chars().all(is_printable) && text.chars().count() <= 300, "{text:?}");
+                }
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hush_core::ServerName;
+use hush_log::printable;
 use hyper::StatusCode;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
@@ -23,6 +24,9 @@ const HEALTHY_AT_ONCE: usize = 64;
 const FAILING_AT_ONCE: usize = 16;
 /// The longest pause between two tries at a server that does not answer.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Why a server could not be observed; some of it may be its own words.
+const FAILURE_MAX_CHARS: usize = 300;
 
 /// However often somebody asks for a sample before its turn.
 const NUDGES_PER_INTERVAL: u32 = 4;
@@ -51,7 +55,7 @@ impl ScrapeError {
     const fn label(&self) -> &'static str {
         match self {
             Self::Timeout(_) => "timeout",
-            Self::Http(_) => "unreachable",
+            Self::Http(error) => error.label(),
             Self::Status(_) => "status",
             Self::NotText | Self::Sample(_) => "malformed",
         }
@@ -78,7 +82,8 @@ pub async fn follow(scraper: Scraper, mut targets: watch::Receiver<Arc<Targets>>
         let wanted = targets.borrow_and_update().clone();
         running.retain(|server, (target, _)| {
             // A server that moved is another server: what the old one said must not be taken for its word.
-            let same = wanted.get(server).is_some_and(|now| now.url == target.url);
+            let is_same = |now: &Target| now.url == target.url && now.audience == target.audience;
+            let same = wanted.get(server).is_some_and(is_same);
             if !same {
                 scraper.store.forget(server);
             }
@@ -136,10 +141,11 @@ async fn watch_one(scraper: Scraper, places: Places, server: ServerName, target:
             }
             Err(error) => {
                 scraper.metrics.scraped(error.label(), took);
-                failures = scraper.store.failed(&server, took, error.to_string());
-                if failures == 1 {
-                    tracing::warn!(%server, url = %target.url, "the server cannot be observed: {error}");
+                let failure = printable(&error.to_string(), FAILURE_MAX_CHARS);
+                if failures == 0 {
+                    tracing::warn!(%server, url = %target.url, "the server cannot be observed: {failure}");
                 }
+                failures = scraper.store.failed(&server, took, failure);
             }
         }
         let pause = interval.saturating_mul(1 << failures.min(5)).min(PAUSE_MAX.max(interval));
@@ -173,7 +179,10 @@ pub async fn once(scraper: &Scraper, targets: &Targets) {
             let begun = Instant::now();
             match scrape(&scraper, &target).await {
                 Ok(sample) => scraper.store.succeeded(&server, begun, begun.elapsed(), sample),
-                Err(error) => drop(scraper.store.failed(&server, begun.elapsed(), error.to_string())),
+                Err(error) => {
+                    let failure = printable(&error.to_string(), FAILURE_MAX_CHARS);
+                    scraper.store.failed(&server, begun.elapsed(), failure);
+                }
             }
         }
     };

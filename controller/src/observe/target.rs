@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use hush_contract::admin::ServerAudience;
 use hush_core::{Labels, ServerName};
 use hyper::Uri;
+use rustls::pki_types::DnsName;
+
+use crate::http::Endpoint;
 
 /// What every server's pod carries, and every static target.
 pub const SERVER_LABEL: &str = "gpu.hush.dev/server";
@@ -15,6 +19,8 @@ pub struct Target {
     pub labels: Labels,
     /// Where its GPUs are.
     pub node: String,
+    /// For whom tokens for it are made; `None`: it is no pod, the operator has named it.
+    pub audience: Option<ServerAudience>,
 }
 
 pub type Targets = BTreeMap<ServerName, Target>;
@@ -24,6 +30,8 @@ pub type Targets = BTreeMap<ServerName, Target>;
 pub struct BaseUrl {
     scheme: &'static str,
     authority: String,
+    /// The name that the certificate must have; `None`: the host.
+    certificate_name: Option<DnsName<'static>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,19 +40,24 @@ pub struct InvalidUrl;
 
 impl BaseUrl {
     pub fn http(authority: impl Into<String>) -> Self {
-        Self { scheme: "http", authority: authority.into() }
+        Self { scheme: "http", authority: authority.into(), certificate_name: None }
+    }
+
+    /// The server shows a certificate with this name, whatever its address is.
+    pub fn https_as(authority: impl Into<String>, name: DnsName<'static>) -> Self {
+        Self { scheme: "https", authority: authority.into(), certificate_name: Some(name) }
     }
 
     /// `path` begins with a slash and is encoded.
-    pub fn join(&self, path: &str) -> Result<Uri, hyper::http::uri::InvalidUri> {
-        format!("{self}{path}").parse()
+    pub fn join(&self, path: &str) -> Result<Endpoint, hyper::http::uri::InvalidUri> {
+        Ok(Endpoint { uri: format!("{self}{path}").parse()?, certificate_name: self.certificate_name.clone() })
     }
 
     /// The same port of this machine, or of this pod.
     #[must_use]
     pub fn on_loopback(&self) -> Self {
         let port = self.authority.rsplit(':').next().unwrap_or_default();
-        Self { scheme: self.scheme, authority: format!("127.0.0.1:{port}") }
+        Self { authority: format!("127.0.0.1:{port}"), ..self.clone() }
     }
 
     pub fn host(&self) -> &str {
@@ -69,7 +82,8 @@ impl std::str::FromStr for BaseUrl {
         };
         let authority = uri.authority().filter(|authority| authority.port_u16().is_some()).ok_or(InvalidUrl)?;
         let plain = matches!(uri.path(), "" | "/") && uri.query().is_none() && !authority.as_str().contains('@');
-        if plain { Ok(Self { scheme, authority: authority.as_str().to_owned() }) } else { Err(InvalidUrl) }
+        let url = || Self { scheme, authority: authority.as_str().to_owned(), certificate_name: None };
+        if plain { Ok(url()) } else { Err(InvalidUrl) }
     }
 }
 

@@ -172,7 +172,7 @@ mod tests {
         /// A server that saw GPU-1 so many seconds ago.
         fn server(mut self, name: &str, age_seconds: u64, total_gib: u64, used_gib: u64) -> Self {
             let server = ServerName(format!("a/{name}"));
-            let target = Target { url: BaseUrl::http("h:1"), labels: Labels::new(), node: "n1".into() };
+            let target = Target { url: BaseUrl::http("h:1"), labels: Labels::new(), node: "n1".into(), audience: None };
             self.targets.insert(server.clone(), target);
             let gpu =
                 GpuSample { total_bytes: total_gib * GIB, used_bytes: used_gib * GIB, age: Duration::ZERO, up: true };
@@ -188,6 +188,7 @@ mod tests {
                 demand_bytes: 0,
                 loaded_for: Duration::ZERO,
                 reload: Duration::ZERO,
+                hold: Duration::ZERO,
                 arrivals: None,
             };
             let sample = Sample {

@@ -6,6 +6,11 @@ use hush_crds::{
     Amount, AmountText, ClusterGpuModelPolicy, Common, DurationText, GpuModelPolicy, Invalid, LabelOperator,
     LabelSelector, Mode, ResidencyMode, Window,
 };
+use hush_log::is_printable;
+
+const NAME_MAX_CHARS: usize = 253;
+/// More are refused, and not looked at.
+const WINDOWS_MAX: usize = 16;
 
 /// A policy without a namespace is in `default`, as with `kubectl`.
 pub fn namespaced(object: &GpuModelPolicy) -> Result<core::Policy, Vec<Invalid>> {
@@ -26,6 +31,14 @@ fn name(name: Option<&str>, namespace: Option<String>, found: &mut Vec<Invalid>)
     if name.is_empty() {
         found.push(Invalid { path: "metadata.name".to_owned(), message: "must be set".to_owned() });
     }
+    // What the API server lets through; a file could say anything.
+    let fits = |text: &str| text.chars().count() <= NAME_MAX_CHARS && text.chars().all(is_printable);
+    for (path, text) in [("metadata.name", Some(&name)), ("metadata.namespace", namespace.as_ref())] {
+        if !text.is_none_or(|text| fits(text)) {
+            let message = format!("must have at most {NAME_MAX_CHARS} characters that can all be printed");
+            found.push(Invalid { path: path.to_owned(), message });
+        }
+    }
     core::PolicyName { namespace, name }
 }
 
@@ -37,7 +50,7 @@ fn build(
 ) -> Result<core::Policy, Vec<Invalid>> {
     let schedule = spec.residency.and_then(|residency| residency.schedule.as_deref()).unwrap_or_default();
     let mut windows = Vec::new();
-    for (index, asked) in schedule.iter().enumerate() {
+    for (index, asked) in schedule.iter().enumerate().take(WINDOWS_MAX) {
         match window(asked) {
             Ok(window) => windows.push(window),
             Err(error) => {

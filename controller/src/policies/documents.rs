@@ -1,23 +1,43 @@
-//! The documents of a YAML text, each with its place in it.
+//! The documents of a YAML text, each with its place in it. A text is read once, however many documents and problems it has.
+
+use std::cell::OnceCell;
+use std::rc::Rc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_yaml::Options;
 
 use super::Problem;
 use super::lines::Tree;
 
-/// One document; everything before it is blank lines, so that its line numbers are those of the whole text.
+/// Aliases (`*name`) of one document: each repeats what it names.
+const ALIASES_MAX: usize = 200;
+/// What aliases repeat, in parser events; a document may have as many more as it has bytes.
+const REPEATED_EVENTS_MIN: usize = 1000;
+
+/// One document, or an object inside of one; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Document {
-    text: String,
+pub struct Document<'a> {
+    whole: Rc<Whole<'a>>,
     part: Option<Part>,
+}
+
+#[derive(Debug)]
+struct Whole<'a> {
+    text: &'a str,
+    /// Those of the whole text that come before it.
+    lines_before: u64,
+    content: OnceCell<Result<Value, Problem>>,
+    /// `None`: it is no YAML.
+    tree: OnceCell<Option<Tree>>,
 }
 
 /// An object inside of a document.
 #[derive(Clone, Debug)]
 struct Part {
     path: String,
-    content: String,
+    content: Value,
 }
 
 #[derive(Debug, Deserialize)]
@@ -28,35 +48,45 @@ pub struct Head {
 }
 
 /// A line that begins with `---` begins a document, also inside of a block of text. Empty documents are left out.
-pub fn split(text: &str) -> Vec<Document> {
+pub fn split(text: &str) -> impl Iterator<Item = Document<'_>> {
     let mut documents = Vec::new();
-    let mut current = String::new();
-    let mut blank = String::new();
-    for line in text.lines() {
-        blank.push('\n');
-        if line == "---" || line.starts_with("--- ") {
-            documents.push(std::mem::replace(&mut current, blank.clone()));
-            // What follows the marker on its line would be content; policies are never written like that.
+    let (mut from, mut lines_before) = (0, 0);
+    let (mut at, mut meaningful) = (0, false);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let content = line.trim_end_matches(['\n', '\r']);
+        let next = at + line.len();
+        // What follows the marker on its line would be content; policies are never written like that.
+        if content == "---" || content.starts_with("--- ") {
+            if meaningful {
+                documents.push(Document::of(&text[from..at], lines_before));
+            }
+            (from, lines_before, meaningful) = (next, index as u64 + 1, false);
         } else {
-            current.push_str(line);
-            current.push('\n');
+            let content = content.trim_start();
+            meaningful |= !content.is_empty() && !content.starts_with('#');
         }
+        at = next;
     }
-    documents.push(current);
-    let meaningful =
-        |text: &String| text.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
-    documents.into_iter().filter(meaningful).map(Document::whole).collect()
+    if meaningful {
+        documents.push(Document::of(&text[from..], lines_before));
+    }
+    documents.into_iter()
 }
 
-impl Document {
+impl<'a> Document<'a> {
     /// A text that is one document.
-    pub fn whole(text: String) -> Self {
-        Self { text, part: None }
+    pub fn whole(text: &'a str) -> Self {
+        Self::of(text, 0)
+    }
+
+    fn of(text: &'a str, lines_before: u64) -> Self {
+        let whole = Whole { text, lines_before, content: OnceCell::new(), tree: OnceCell::new() };
+        Self { whole: Rc::new(whole), part: None }
     }
 
     /// The object at `path` in this document.
-    pub fn part(&self, path: &str, object: &serde_json::Value) -> Self {
-        Self { text: self.text.clone(), part: Some(Part { path: path.to_owned(), content: object.to_string() }) }
+    pub fn part(&self, path: &str, object: Value) -> Self {
+        Self { whole: Rc::clone(&self.whole), part: Some(Part { path: path.to_owned(), content: object }) }
     }
 
     pub fn head(&self) -> Result<Head, Vec<Problem>> {
@@ -65,34 +95,85 @@ impl Document {
 
     /// As an API server reads it: what is written as a number is no text, and the other way round.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Vec<Problem>> {
-        let content = self.part.as_ref().map_or(&self.text, |part| &part.content);
-        let value: serde_json::Value = serde_yaml::from_str(content).map_err(|error| {
-            let line = match &self.part {
-                None => error.location().map(|location| location.line()).filter(|line| *line > 0),
-                // A place in the copy says nothing; the object begins here.
-                Some(_) => self.line_of(""),
-            };
-            vec![Problem { line, message: plain(&error) }]
-        })?;
-        serde_path_to_error::deserialize(value).map_err(|error| {
+        let content = match &self.part {
+            Some(part) => &part.content,
+            None => self.whole.content().as_ref().map_err(|problem| vec![problem.clone()])?,
+        };
+        serde_path_to_error::deserialize(content).map_err(|error| {
             let path = error.path().to_string();
             let message = error.into_inner().to_string();
             let message = if path == "." { message } else { format!("`{path}`: {message}") };
-            vec![Problem { line: self.line_of(&path), message }]
+            vec![Problem::new(self.line_of(&path), message)]
         })
     }
 
     /// The line of a path such as `spec.residency.schedule[0].cron`, or of the nearest part of it that is there.
     pub fn line_of(&self, path: &str) -> Option<u64> {
-        let tree: Tree = serde_yaml::from_str(&self.text).ok()?;
         let prefix = self.part.as_ref().map_or("", |part| &part.path);
-        tree.line_of(&format!("{prefix}.{path}"))
+        self.whole.tree().as_ref()?.line_of(&format!("{prefix}.{path}")).map(|line| line + self.whole.lines_before)
     }
 }
 
-/// The message alone: the line is said apart, and a picture of the text does not belong into a log.
-fn plain(error: &serde_yaml::Error) -> String {
-    let text = error.without_snippet().to_string();
-    let first = text.lines().next().unwrap_or_default();
-    first.strip_prefix("error: ").unwrap_or(first).to_owned()
+impl Whole<'_> {
+    fn content(&self) -> &Result<Value, Problem> {
+        self.content.get_or_init(|| {
+            serde_yaml::from_str_with_options(self.text, options(self.text)).map_err(|error| self.problem(&error))
+        })
+    }
+
+    fn tree(&self) -> &Option<Tree> {
+        self.tree.get_or_init(|| serde_yaml::from_str_with_options(self.text, options(self.text)).ok())
+    }
+
+    /// The message alone: the line is said apart, and a picture of the text does not belong into a log.
+    fn problem(&self, error: &serde_yaml::Error) -> Problem {
+        let line = error.location().map(|location| location.line()).filter(|line| *line > 0);
+        let options = serde_yaml::render_options! { line_offset: self.lines_before };
+        let text = error.without_snippet().render_with_options(options);
+        let first = text.lines().next().unwrap_or_default();
+        let message = first.strip_prefix("error: ").unwrap_or(first);
+        Problem::new(line.map(|line| line + self.lines_before), message)
+    }
+}
+
+/// A document is not worth more than its length, whatever its aliases repeat.
+fn options(text: &str) -> Options {
+    serde_yaml::options! {
+        budget: serde_yaml::budget! { max_aliases: ALIASES_MAX },
+        alias_limits: serde_yaml::alias_limits! {
+            max_total_replayed_events: text.len().max(REPEATED_EVENTS_MIN),
+        },
+        with_snippet: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<(u64, &str)> {
+        split(text).map(|document| (document.whole.lines_before, document.whole.text)).collect()
+    }
+
+    #[test]
+    fn documents_know_their_place_and_empty_ones_are_left_out() {
+        assert_eq!(lines("a: 1\n---\n# no\n\n--- # x\r\nb: 2\r\n"), [(0, "a: 1\n"), (5, "b: 2\r\n")]);
+        assert_eq!(lines("---\n---\na"), [(2, "a")]);
+        assert!(lines("").is_empty() && lines("---\n").is_empty());
+        let document = split("---\n\na:\n  b: [1, x]\n").next().unwrap();
+        assert_eq!((document.line_of("a.b[1]"), document.line_of("x")), (Some(4), None));
+    }
+
+    #[test]
+    fn aliases_repeat_no_more_than_the_text_is_worth() {
+        let mut text = "a0: &a0 [x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..9 {
+            let before = format!("*a{}", level - 1);
+            text.push_str(&format!("a{level}: &a{level} [{}]\n", [before.as_str(); 8].join(", ")));
+        }
+        let problems = Document::whole(&text).read::<Value>().unwrap_err();
+        assert!(problems[0].message.contains("alias"), "{problems:?}");
+        let used = "a: &a {app: whisper}\nb: *a\n";
+        assert_eq!(Document::whole(used).read::<Value>().unwrap()["b"]["app"], "whisper");
+    }
 }

@@ -5,23 +5,36 @@ mod documents;
 mod lines;
 mod render;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use hush_core::Policy;
+use hush_core::{Policy, PolicyName};
 use hush_crds::{ClusterGpuModelPolicy, GpuModelPolicy};
+use hush_log::printable;
 use serde::Deserialize;
 
 pub use convert::{cluster, namespaced};
 pub use documents::Document;
 pub use render::yaml;
 
+/// A text that is wrong everywhere is not looked at further.
+const PROBLEMS_MAX: usize = 100;
+const MESSAGE_MAX_CHARS: usize = 500;
+
 /// Something that is wrong in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Counted from 1, where it is known.
     pub line: Option<u64>,
+    /// In one line, fit for a terminal: it repeats words of the file.
     pub message: String,
+}
+
+impl Problem {
+    pub fn new(line: Option<u64>, message: impl AsRef<str>) -> Self {
+        Self { line, message: printable(message.as_ref(), MESSAGE_MAX_CHARS) }
+    }
 }
 
 impl fmt::Display for Problem {
@@ -82,7 +95,11 @@ pub fn checked_input(path: &Path) -> Result<(Vec<Policy>, String), FileError> {
 
 /// All policies of a YAML text of one or more documents, each a policy or a list of them.
 pub fn parse(text: &str) -> Result<Vec<Policy>, Vec<Problem>> {
-    let mut policies: Vec<Policy> = Vec::new();
+    parse_at_most(text, usize::MAX)
+}
+
+/// The same of a text that comes from elsewhere: one with more policies than these is not looked at.
+pub fn parse_at_most(text: &str, policies_max: usize) -> Result<Vec<Policy>, Vec<Problem>> {
     let mut problems = Vec::new();
     let mut objects = Vec::new();
     for document in documents::split(text) {
@@ -90,25 +107,43 @@ pub fn parse(text: &str) -> Result<Vec<Policy>, Vec<Problem>> {
             Ok(found) => objects.extend(found),
             Err(found) => problems.extend(found),
         }
+        if objects.len() + problems.len() > policies_max {
+            return Err(vec![Problem::new(None, format!("there are more than {policies_max} policies in it"))]);
+        }
+        if problems.len() >= PROBLEMS_MAX {
+            return Err(enough(problems));
+        }
     }
+
+    let mut policies: Vec<Policy> = Vec::with_capacity(objects.len());
+    let mut names: BTreeSet<PolicyName> = BTreeSet::new();
     for document in objects {
         match policy(&document) {
-            Ok(policy) if policies.iter().any(|other| other.name == policy.name) => {
+            Ok(policy) if !names.insert(policy.name.clone()) => {
                 let message = format!("there are two policies with the name `{}`", policy.name);
-                problems.push(Problem { line: document.line_of("metadata.name"), message });
+                problems.push(Problem::new(document.line_of("metadata.name"), message));
             }
             Ok(policy) => policies.push(policy),
             Err(found) => problems.extend(found),
         }
+        if problems.len() >= PROBLEMS_MAX {
+            return Err(enough(problems));
+        }
     }
     if policies.is_empty() && problems.is_empty() {
-        problems.push(Problem { line: None, message: "there is no policy in it".to_owned() });
+        problems.push(Problem::new(None, "there is no policy in it"));
     }
     if problems.is_empty() { Ok(policies) } else { Err(problems) }
 }
 
+fn enough(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.truncate(PROBLEMS_MAX);
+    problems.push(Problem::new(None, format!("after {PROBLEMS_MAX} mistakes the rest was not looked at")));
+    problems
+}
+
 /// The document itself, or the items of a list, as `kubectl get -o yaml` writes one.
-fn objects_of(document: Document) -> Result<Vec<Document>, Vec<Problem>> {
+fn objects_of(document: Document<'_>) -> Result<Vec<Document<'_>>, Vec<Problem>> {
     let head = document.head()?;
     let Some(kind) = head.kind.as_deref().and_then(|kind| kind.strip_suffix("List")) else { return Ok(vec![document]) };
     let list: List = document.read()?;
@@ -118,7 +153,7 @@ fn objects_of(document: Document) -> Result<Vec<Document>, Vec<Problem>> {
             fields.entry("kind").or_insert_with(|| kind.into());
             fields.entry("apiVersion").or_insert_with(|| head.api_version.clone().into());
         }
-        document.part(&format!("items[{at}]"), &item)
+        document.part(&format!("items[{at}]"), item)
     });
     Ok(objects.collect())
 }
@@ -129,25 +164,22 @@ struct List {
 }
 
 /// One policy object.
-pub fn policy(document: &Document) -> Result<Policy, Vec<Problem>> {
+pub fn policy(document: &Document<'_>) -> Result<Policy, Vec<Problem>> {
     let head = document.head()?;
     if !head.api_version.as_deref().is_some_and(|version| hush_crds::API_VERSIONS.contains(&version)) {
         let message = format!("`apiVersion` must be `{}`", hush_crds::API_VERSION);
-        return Err(vec![Problem { line: document.line_of("apiVersion"), message }]);
+        return Err(vec![Problem::new(document.line_of("apiVersion"), message)]);
     }
     let found = match head.kind.as_deref() {
         Some("GpuModelPolicy") => namespaced(&document.read::<GpuModelPolicy>()?),
         Some("ClusterGpuModelPolicy") => cluster(&document.read::<ClusterGpuModelPolicy>()?),
         _ => {
-            let message = "`kind` must be `GpuModelPolicy` or `ClusterGpuModelPolicy`".to_owned();
-            return Err(vec![Problem { line: document.line_of("kind"), message }]);
+            let message = "`kind` must be `GpuModelPolicy` or `ClusterGpuModelPolicy`";
+            return Err(vec![Problem::new(document.line_of("kind"), message)]);
         }
     };
     found.map_err(|found| {
-        let located = |invalid: hush_crds::Invalid| Problem {
-            line: document.line_of(&invalid.path),
-            message: invalid.to_string(),
-        };
-        found.into_iter().map(located).collect()
+        let located = |invalid: hush_crds::Invalid| Problem::new(document.line_of(&invalid.path), invalid.to_string());
+        found.into_iter().take(PROBLEMS_MAX).map(located).collect()
     })
 }

@@ -17,14 +17,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use others::Others;
 pub use readiness::Readiness;
-pub use request::{Paused, Request};
+pub use request::{ClaimedName, Pause, PauseChange, Paused, Request};
 pub use snapshot::Snapshot;
 use timeline::{Timeline, same};
 
 use crate::act::{
     Audit, Backoff, CommandLimits, Executor, LimitReached, Outcome, Recipient, Record, UnprovenUnloads, Verdict,
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, QueueLengths};
 use crate::observe::{Assembled, Disputes, Frame, OddReport, Store, Target, Targets, Trust, assemble};
 
 /// Samples that arrive together are looked at together.
@@ -60,6 +60,8 @@ pub enum Told {
     Command(Box<Record>),
     /// A server whose report of a card does not agree with those of others.
     Odd(OddReport),
+    /// A person has stopped a policy or set it going again, or its time is over.
+    Pause(PolicyName, PauseChange),
 }
 
 /// What goes out.
@@ -198,7 +200,14 @@ impl Loop {
         let ages = world.gpus.iter().map(|gpu| (gpu.uuid.as_str(), gpu.sample_age));
         let news = plan.decisions.iter().filter(|decision| !self.last_plan.decisions.iter().any(|l| same(l, decision)));
         self.outputs.metrics.stepped(&plan, news, ages, begun.elapsed());
+        self.outputs.metrics.policies_paused.set(i64::try_from(self.paused.len()).unwrap_or(i64::MAX));
         self.outputs.metrics.policies.set(i64::try_from(policies.len()).unwrap_or(i64::MAX));
+        let events = self.outputs.records.as_ref();
+        self.outputs.metrics.queued(QueueLengths {
+            commands: self.outputs.executor.pending(),
+            requests: self.inputs.requests.len(),
+            events: events.map_or(0, |events| events.max_capacity() - events.capacity()),
+        });
         self.say(&problems);
         let snapshot = Snapshot {
             at: now,
@@ -239,20 +248,35 @@ impl Loop {
         match request {
             Request::Memory(to) => drop(to.send(self.memory.clone())),
             Request::Command(decision, to) => self.command(now, *decision, to),
-            Request::Pause(policy, span, to) => {
-                let until = span.and_then(|span| now.checked_add(jiff::SignedDuration::try_from(span).ok()?).ok());
-                let paused = Paused { since: now, until };
-                self.outputs.audit.paused(now, &policy, Some(paused));
-                self.paused.insert(policy, paused);
+            Request::Pause(policy, Pause { span, claimed_by }, to) => {
+                // So long that it has no end in this calendar.
+                let end = |span| now.checked_add(jiff::SignedDuration::try_from(span).ok()?).ok();
+                let until = span.map(|span| end(span).unwrap_or(Timestamp::MAX));
+                let paused = Paused { since: now, until, claimed_by };
+                self.tell_pause(now, &policy, PauseChange::Paused(paused.clone()));
+                self.paused.insert(policy, paused.clone());
                 let _ = to.send(paused);
             }
-            Request::Resume(policy, to) => {
+            Request::Resume(policy, claimed_by, to) => {
                 let was = self.paused.remove(&policy).is_some();
                 if was {
-                    self.outputs.audit.paused(now, &policy, None);
+                    self.tell_pause(now, &policy, PauseChange::Resumed(claimed_by));
                 }
                 let _ = to.send(was);
             }
+        }
+    }
+
+    fn tell_pause(&self, now: Timestamp, policy: &PolicyName, change: PauseChange) {
+        self.outputs.audit.paused(now, policy, &change);
+        self.tell_person(Told::Pause(policy.clone(), change));
+    }
+
+    /// By an Event, where there are any. Where they cannot be written as fast as things happen, the audit log has them all.
+    fn tell_person(&self, told: Told) {
+        let Some(records) = &self.outputs.records else { return };
+        if let Err(TrySendError::Full(_)) = records.try_send(told) {
+            self.outputs.metrics.events_dropped_total.inc();
         }
     }
 
@@ -267,7 +291,7 @@ impl Loop {
 
     fn recipient(&self, decision: &Decision, target: &Target) -> Recipient {
         let card_total_bytes = decision.gpu.as_ref().and_then(|gpu| self.card_totals.get(gpu)).copied();
-        Recipient { url: target.url.clone(), card_total_bytes }
+        Recipient { url: target.url.clone(), audience: target.audience.clone(), card_total_bytes }
     }
 
     /// Each server once, while it stays odd on that card.
@@ -275,10 +299,7 @@ impl Loop {
         let servers = |odd: &[OddReport]| odd.iter().map(|odd| odd.server.clone()).collect::<BTreeSet<_>>();
         let before = servers(&self.odd);
         for report in odd.iter().filter(|report| !before.contains(&report.server)) {
-            let Some(records) = &self.outputs.records else { continue };
-            if let Err(TrySendError::Full(_)) = records.try_send(Told::Odd(report.clone())) {
-                self.outputs.metrics.events_dropped_total.inc();
-            }
+            self.tell_person(Told::Odd(report.clone()));
         }
         self.odd = odd;
     }
@@ -307,9 +328,14 @@ impl Loop {
 
     /// The policies, those that are paused in dry run.
     fn in_force(&mut self, now: Timestamp, policies: &Arc<Vec<Policy>>) -> Arc<Vec<Policy>> {
-        self.paused.retain(|name, paused| {
-            paused.until.is_none_or(|until| now < until) && policies.iter().any(|policy| policy.name == *name)
-        });
+        self.paused.retain(|name, _| policies.iter().any(|policy| policy.name == *name));
+        let is_over = |paused: &Paused| paused.until.is_some_and(|until| until <= now);
+        let over: Vec<PolicyName> =
+            self.paused.iter().filter(|(_, paused)| is_over(paused)).map(|(name, _)| name.clone()).collect();
+        for name in over {
+            self.paused.remove(&name);
+            self.tell_pause(now, &name, PauseChange::Over);
+        }
         if self.paused.is_empty() {
             return Arc::clone(policies);
         }
@@ -349,12 +375,7 @@ impl Loop {
         if matches!(record.outcome, Outcome::Withheld { .. }) {
             return;
         }
-        if let Some(records) = &self.outputs.records {
-            // Where Events cannot be written as fast as commands end, the audit log has them all.
-            if let Err(TrySendError::Full(_)) = records.try_send(Told::Command(Box::new(record))) {
-                self.outputs.metrics.events_dropped_total.inc();
-            }
-        }
+        self.tell_person(Told::Command(Box::new(record)));
     }
 
     /// Nothing more is decided on a card until its figures are newer than its last unload.

@@ -1,8 +1,9 @@
 //! Policies in YAML files, in the same form that a cluster takes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use hush_core::Policy;
+use hush_core::{Policy, PolicyName};
 
 use super::Source;
 use crate::policies;
@@ -43,12 +44,13 @@ impl Source for PolicyFiles {
 
     fn read(&self) -> Result<Vec<Policy>, String> {
         let mut all: Vec<Policy> = Vec::new();
+        let mut names: BTreeSet<PolicyName> = BTreeSet::new();
         let mut problems = Vec::new();
         for file in self.files()? {
             match policies::read(&file) {
                 Ok(found) => {
                     for policy in found {
-                        if all.iter().any(|other| other.name == policy.name) {
+                        if !names.insert(policy.name.clone()) {
                             let name = &policy.name;
                             problems
                                 .push(format!("{}: there is another policy with the name `{name}`", file.display()));

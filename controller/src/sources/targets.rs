@@ -47,7 +47,7 @@ impl NamedTarget {
         labels.entry(SERVER_LABEL.to_owned()).or_insert_with(|| "true".to_owned());
         let server = ServerName(format!("{namespace}/{name}"));
         let node = node.unwrap_or_else(|| url.host().to_owned());
-        Ok(Self { server, target: Target { url, labels, node } })
+        Ok(Self { server, target: Target { url, labels, node, audience: None } })
     }
 }
 

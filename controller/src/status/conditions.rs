@@ -6,7 +6,9 @@ use hush_core::{GpuId, GpuPlan, GpuReason, Model, Pressure};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::{Scene, Subject};
+use super::selecting::selecting;
+use super::{FailingServer, Scene, Subject};
+use crate::run::Paused;
 
 /// Names in a list; of the others their number is said.
 const NAMED: usize = 3;
@@ -14,19 +16,19 @@ const NAMED: usize = 3;
 const MESSAGE_MAX_CHARS: usize = 1024;
 
 pub const READY: &str = "Ready";
-pub const SELECTING: &str = "Selecting";
 pub const PRESSURE: &str = "Pressure";
 pub const CONFLICTED: &str = "Conflicted";
-/// A reason of [`READY`].
+/// Reasons of [`READY`].
 pub const INVALID: &str = "Invalid";
-/// A reason of [`READY`] and [`SELECTING`].
-const NOTHING_SELECTED: &str = "NothingSelected";
+pub const PAUSED: &str = "Paused";
+/// A reason of [`READY`] and of `Selecting`.
+pub(super) const NOTHING_SELECTED: &str = "NothingSelected";
 
 /// Still without generation and date.
 pub fn all(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Vec<Condition> {
     vec![
         ready(scene, subject, selected),
-        selecting(subject, selected),
+        selecting(scene, subject, selected),
         pressure(scene, subject, selected),
         conflicted(scene, subject),
     ]
@@ -44,7 +46,7 @@ pub fn date(now: Timestamp, generation: i64, before: &[Condition], conditions: &
     }
 }
 
-fn condition(kind: &str, status: &str, reason: &str, message: impl Into<String>) -> Condition {
+pub(super) fn condition(kind: &str, status: &str, reason: &str, message: impl Into<String>) -> Condition {
     Condition {
         type_: kind.to_owned(),
         status: status.to_owned(),
@@ -56,47 +58,57 @@ fn condition(kind: &str, status: &str, reason: &str, message: impl Into<String>)
 }
 
 fn ready(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condition {
+    let paused = scene.paused.get(subject.name);
     let policy = match subject.policy {
         Ok(policy) => policy,
-        Err(wrong) => return condition(READY, "False", INVALID, invalid(wrong, subject)),
+        Err(wrong) => return condition(READY, "False", INVALID, invalid(wrong, paused, subject)),
     };
+    // What it says in its spec is not in force.
+    if let Some(paused) = paused {
+        return condition(READY, "False", PAUSED, format!("{paused}; {}", dry_run(scene, subject)));
+    }
     if policy.dry_run {
         return condition(READY, "True", "DryRun", dry_run(scene, subject));
+    }
+    let failing = super::failing(scene, subject);
+    if selected.is_empty() && !failing.is_empty() {
+        let message = format!("nothing is known of the servers that it selects: {}", reasons(&failing));
+        return condition(READY, "Unknown", "ServersNotObserved", message);
     }
     if selected.is_empty() {
         return condition(READY, "True", NOTHING_SELECTED, "no model of a server that answers is selected");
     }
     let stale = |model: &&&Model| model.sample_age > scene.world.stale_after;
-    let silent: BTreeSet<&str> = selected.iter().filter(stale).map(|model| model.key.server.as_str()).collect();
+    let silent = selected.iter().filter(stale).map(|model| model.key.server.as_str());
+    let silent: BTreeSet<&str> = silent.chain(failing.iter().map(|of| of.server.as_str())).collect();
+    let why = if failing.is_empty() { String::new() } else { format!(" ({})", reasons(&failing)) };
     if selected.iter().all(|model| stale(&model)) {
-        let message = format!("no fresh figures of {}: nothing is done", some(silent));
+        let message = format!("no fresh figures of {}: nothing is done{why}", some(silent));
         return condition(READY, "Unknown", "MetricsStale", message);
     }
     if silent.is_empty() {
         condition(READY, "True", "InForce", "in force")
     } else {
-        condition(READY, "True", "InForce", format!("in force, but there are no fresh figures of {}", some(silent)))
+        let message = format!("in force, but there are no fresh figures of {}{why}", some(silent));
+        condition(READY, "True", "InForce", message)
     }
 }
 
-/// Apart from [`READY`]: a policy without a server is valid and in force, and still may be a mistake in its labels.
-fn selecting(subject: &Subject<'_>, selected: &[&Model]) -> Condition {
-    if subject.enforced.is_none() {
-        return condition(SELECTING, "Unknown", INVALID, "the policy is not valid");
-    }
-    if selected.is_empty() {
-        let message = "no model of a server that answers is selected; compare `selector` and `models` with \
-                       `kubectl get pods --all-namespaces --selector gpu.hush.dev/server=true --show-labels`";
-        return condition(SELECTING, "False", NOTHING_SELECTED, message);
-    }
-    condition(SELECTING, "True", "Selected", "models of servers that answer are selected")
+/// Why servers cannot be observed, of the first few.
+fn reasons(failing: &[&FailingServer<'_>]) -> String {
+    some(failing.iter().map(|of| format!("{}: {}", of.server, of.failure)).collect())
 }
 
 /// What holds comes first: what is wrong may be long.
-fn invalid(wrong: &str, subject: &Subject<'_>) -> String {
-    match subject.enforced {
-        Some(enforced) => format!("generation {} stays in force; this one is not valid: {wrong}", enforced.generation),
-        None => format!("nothing is in force, no generation was valid so far: {wrong}"),
+fn invalid(wrong: &str, paused: Option<&Paused>, subject: &Subject<'_>) -> String {
+    match (subject.enforced, paused) {
+        (Some(enforced), None) => {
+            format!("generation {} stays in force; this one is not valid: {wrong}", enforced.generation)
+        }
+        (Some(enforced), Some(paused)) => {
+            format!("generation {} is {paused}; this one is not valid: {wrong}", enforced.generation)
+        }
+        (None, _) => format!("nothing is in force, no generation was valid so far: {wrong}"),
     }
 }
 
@@ -164,7 +176,7 @@ fn conflicted(scene: &Scene<'_>, subject: &Subject<'_>) -> Condition {
 }
 
 /// The first few, and how many more there are.
-fn some<T: AsRef<str>>(names: BTreeSet<T>) -> String {
+pub(super) fn some<T: AsRef<str>>(names: BTreeSet<T>) -> String {
     let shown: Vec<&str> = names.iter().take(NAMED).map(AsRef::as_ref).collect();
     let more = names.len().saturating_sub(NAMED);
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }

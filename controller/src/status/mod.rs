@@ -2,17 +2,20 @@
 
 mod actions;
 mod conditions;
+mod selecting;
 
-pub use conditions::{INVALID, READY};
+pub use conditions::{INVALID, PAUSED, READY};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use hush_core::{Conflict, Model, Plan, Policy, PolicyName, State, World};
+use hush_core::{Conflict, Labels, Model, Plan, Policy, PolicyName, ServerName, State, World};
 use hush_crds::PolicyStatus;
 use jiff::Timestamp;
 
 use crate::act::Record;
 use crate::cluster::Enforced;
+use crate::observe::Targets;
+use crate::run::Paused;
 
 /// What all policies are judged by.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +25,19 @@ pub struct Scene<'a> {
     /// Commands that have ended, oldest first.
     pub records: &'a [Record],
     pub conflicts: &'a BTreeSet<Conflict>,
+    /// Servers, whether they answer or not.
+    pub targets: &'a Targets,
+    /// Servers that could not be observed several times in a row.
+    pub failing: &'a [FailingServer<'a>],
+    pub paused: &'a BTreeMap<PolicyName, Paused>,
+}
+
+/// A server that cannot be observed.
+#[derive(Clone, Copy, Debug)]
+pub struct FailingServer<'a> {
+    pub server: &'a ServerName,
+    pub labels: &'a Labels,
+    pub failure: &'a str,
 }
 
 /// One policy as it is kept.
@@ -59,12 +75,23 @@ pub fn status(now: Timestamp, scene: &Scene<'_>, subject: &Subject<'_>) -> Polic
 
 fn selected<'a>(scene: &Scene<'a>, subject: &Subject<'_>) -> Vec<&'a Model> {
     let Some(Enforced { policy, .. }) = subject.enforced else { return Vec::new() };
-    let nothing = hush_core::Labels::new();
+    let nothing = Labels::new();
     let selects = |model: &&Model| {
         let labels = scene.world.namespaces.get(model.key.server.namespace()).unwrap_or(&nothing);
         policy.selects(model, labels)
     };
     scene.world.models.iter().filter(selects).collect()
+}
+
+/// Of the servers that cannot be observed those that the policy selects.
+fn failing<'a>(scene: &Scene<'a>, subject: &Subject<'_>) -> Vec<&'a FailingServer<'a>> {
+    let Some(Enforced { policy, .. }) = subject.enforced else { return Vec::new() };
+    let nothing = Labels::new();
+    let selects = |failing: &&FailingServer<'_>| {
+        let labels = scene.world.namespaces.get(failing.server.namespace()).unwrap_or(&nothing);
+        policy.selects_server(failing.server, failing.labels, labels)
+    };
+    scene.failing.iter().filter(selects).collect()
 }
 
 fn count(number: usize) -> i32 {

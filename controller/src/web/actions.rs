@@ -14,12 +14,12 @@ use tokio::sync::oneshot;
 use super::Web;
 use super::address::{About, OfModel, OfPolicy};
 use super::error::Refusal;
-use super::view::{LoadRequest, PauseRequest, PausedView, UnloadRequest};
+use super::view::{LoadRequest, PauseRequest, PausedView, ResumeRequest, UnloadRequest};
 use super::what_if::{find, read};
 use crate::act::{Outcome, Record};
-use crate::run::Request;
+use crate::run::{ClaimedName, Pause, Request};
 
-const OFF: &str = "actions are off: start the controller with --page-token-file FILE";
+const OFF: &str = "acting and trying out policies are off: start the controller with --page-token-file FILE";
 /// The code of a refusal by which nothing was sent: this controller may not act now, another one might.
 pub const WITHHELD: &str = "withheld";
 /// A drain, and what the executor gives an unload beyond it.
@@ -75,10 +75,14 @@ pub async fn pause(
         span.ok_or_else(|| Refusal::invalid("`duration` must be a duration such as 30m or 1h30m, longer than nothing"))
     };
     let span = request.duration.as_ref().map(span).transpose()?;
+    if span.is_some() == request.until_resumed {
+        return Err(Refusal::invalid("give one of `duration`, such as 30m, and `untilResumed`: true"));
+    }
+    let claimed_by = request.claimed_by.as_deref().and_then(ClaimedName::new);
     let name = policy_name(&web, &policy)?;
     leads(&web)?;
-    let paused = ask(&web, |to| Request::Pause(name, span, to), LOOP_PATIENCE).await?;
-    Ok(Json(PausedView { since: paused.since, until: paused.until }))
+    let paused = ask(&web, |to| Request::Pause(name, Pause { span, claimed_by }, to), LOOP_PATIENCE).await?;
+    Ok(Json(paused.into()))
 }
 
 /// Answers whether it was paused.
@@ -86,15 +90,18 @@ pub async fn resume(
     State(web): State<Web>,
     About(OfPolicy { policy }): About<OfPolicy>,
     headers: HeaderMap,
+    body: Body,
 ) -> Result<Json<serde_json::Value>, Refusal> {
     may_act(&web, &headers).await?;
+    let request: ResumeRequest = json(body).await?;
+    let claimed_by = request.claimed_by.as_deref().and_then(ClaimedName::new);
     let name = policy_name(&web, &policy)?;
     leads(&web)?;
-    let was = ask(&web, |to| Request::Resume(name, to), LOOP_PATIENCE).await?;
+    let was = ask(&web, |to| Request::Resume(name, claimed_by, to), LOOP_PATIENCE).await?;
     Ok(Json(serde_json::json!({ "resumed": was })))
 }
 
-pub(super) async fn may_act(web: &Web, headers: &HeaderMap) -> Result<(), Refusal> {
+pub async fn may_act(web: &Web, headers: &HeaderMap) -> Result<(), Refusal> {
     let token = web.token.clone().ok_or_else(|| Refusal::new(StatusCode::FORBIDDEN, code::FORBIDDEN, OFF))?;
     let headers = headers.clone();
     // It reads a file.

@@ -1,10 +1,12 @@
 //! Why a server's models are where they are, and what will become of them.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use hush_contract::admin::code;
-use hush_core::account;
+use hush_core::{Model, account};
 use jiff::Timestamp;
 
 use super::Web;
@@ -27,12 +29,13 @@ pub async fn server(
 fn explain(snapshot: &Snapshot, acting: bool, name: &str) -> Option<ExplainView> {
     let server = servers(snapshot).into_iter().find(|server| server.server == name)?;
     let policies = snapshot.in_force();
+    // One server may have many models among those of many others.
+    let own = snapshot.world.models.iter().filter(|model| model.key.server.as_str() == name);
+    let own: BTreeMap<&str, &Model> = own.map(|model| (model.key.model.as_str(), model)).collect();
     let views = models(snapshot, snapshot.at, &snapshot.plan).into_iter().filter(|model| model.server == name);
     let models: Vec<AccountView> = views
         .filter_map(|view| {
-            let of =
-                |model: &&hush_core::Model| model.key.server.as_str() == view.server && model.key.model == view.model;
-            let model = snapshot.world.models.iter().find(of)?;
+            let model = own.get(view.model.as_str())?;
             let account = account(snapshot.at, &snapshot.world, &policies, model);
             Some(AccountView { model: view, account })
         })

@@ -1,7 +1,9 @@
-//! The controller's page and the JSON API below it. Reading is open, as `/metrics` is; acting asks for a token.
+//! The controller's page and the JSON API below it. Reading is open to whom no page in a browser sends; acting and trying
+//! out policies ask for a token.
 
 mod actions;
 mod address;
+mod browsers;
 mod error;
 mod explain;
 mod live;
@@ -16,11 +18,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 pub use actions::{DRAIN_MAX_SECONDS, WITHHELD};
+pub use browsers::Hosts;
 pub use token::{TOKEN_HEADER, Token};
 
 use crate::metrics::Metrics;
@@ -36,8 +40,8 @@ pub struct Web {
     /// `None`: nobody may act.
     token: Option<Arc<Token>>,
     feed: live::Feed,
-    /// What-ifs at a time.
-    thinking: Arc<Semaphore>,
+    what_ifs: what_if::Bounds,
+    hosts: Arc<Hosts>,
 }
 
 impl Web {
@@ -47,10 +51,11 @@ impl Web {
         requests: mpsc::Sender<Request>,
         metrics: Arc<Metrics>,
         token: Option<Token>,
+        hosts: Hosts,
     ) -> Self {
         let feed = live::Feed::default();
-        let thinking = Arc::new(Semaphore::new(1));
-        let web = Self { snapshots, requests, metrics, token: token.map(Arc::new), feed, thinking };
+        let (token, hosts) = (token.map(Arc::new), Arc::new(hosts));
+        let web = Self { snapshots, requests, metrics, token, feed, what_ifs: what_if::Bounds::default(), hosts };
         tokio::spawn(live::publish(web.clone()));
         web
     }
@@ -84,6 +89,7 @@ pub fn router(web: Web) -> Router {
         .route("/api/v1/resume", post(actions::resume))
         // POST too: through the API server a PUT asks for another right than all other actions do.
         .route("/api/v1/log-level", get(log_level::get).put(log_level::put).post(log_level::put))
+        .layer(middleware::from_fn_with_state(web.clone(), browsers::guard))
         .with_state(web)
 }
 

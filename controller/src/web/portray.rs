@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hush_core::{Chosen, Gpu, GpuPlan, Model, ModelPlan, Plan, Pressure, RuleSet, State};
+use hush_core::{Chosen, Gpu, GpuPlan, Labels, Model, ModelPlan, Plan, Pressure, RuleSet, State};
 use jiff::{SignedDuration, Timestamp};
 
 use super::view::{GpuView, ModelView, Passing, PausedView, PolicyView, ServerView, Since, StateView, WhyView};
@@ -12,14 +12,14 @@ use crate::run::Snapshot;
 impl StateView {
     pub fn new(snapshot: &Snapshot, acting: bool, actions: bool) -> Self {
         let selected = selected(&snapshot.plan);
+        let nothing = Labels::new();
         let policies = snapshot.policies.iter().map(|policy| {
             let name = policy.name.to_string();
-            let paused = snapshot.paused.get(&policy.name);
-            let paused = paused.map(|paused| PausedView { since: paused.since, until: paused.until });
+            let paused = snapshot.paused.get(&policy.name).cloned().map(PausedView::from);
             // Of those in dry run the plan's rules say nothing.
             let models = selected.get(name.as_str()).copied().unwrap_or_else(|| {
-                let labels = |model: &Model| snapshot.world.namespaces.get(model.key.server.namespace()).cloned();
-                snapshot.world.models.iter().filter(|m| policy.selects(m, &labels(m).unwrap_or_default())).count()
+                let labels = |m: &Model| snapshot.world.namespaces.get(m.key.server.namespace()).unwrap_or(&nothing);
+                snapshot.world.models.iter().filter(|m| policy.selects(m, labels(m))).count()
             });
             PolicyView { name, dry_run: policy.dry_run, paused, models }
         });
@@ -151,9 +151,11 @@ fn of_model(
         generation: model.generation,
         inflight: model.inflight,
         queued: model.queued,
-        vram_bytes: model.vram_bytes,
+        vram_bytes: if holds(model.state) { model.vram_bytes } else { 0 },
+        need_bytes: Some(model.vram_bytes).filter(|bytes| !holds(model.state) && *bytes > 0),
         demand_bytes: (model.state == State::WaitingForMemory).then_some(model.demand_bytes),
         idle_since: idle_since.map(Since),
+        held_until: held_until(snapshot, model, sampled_at).map(Since),
         loaded_since: loaded_since.map(Since),
         fresh: model.sample_age <= snapshot.world.stale_after,
         rules,
@@ -161,6 +163,14 @@ fn of_model(
         leaves_at: leaves_at.map(Since),
         why,
     }
+}
+
+/// The end of a hold, as the model's server tells it.
+fn held_until(snapshot: &Snapshot, model: &Model, sampled_at: Timestamp) -> Option<Timestamp> {
+    let (_, sample) = snapshot.seen.get(&model.key.server)?.last.as_ref()?;
+    let hold = sample.models.get(&model.key.model)?.hold;
+    let until = after(sampled_at, u64::try_from(hold.as_millis()).unwrap_or(u64::MAX));
+    (!hold.is_zero() && until > snapshot.at).then_some(until)
 }
 
 fn before(at: Timestamp, span: Duration) -> Timestamp {

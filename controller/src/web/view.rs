@@ -5,6 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::act::Record;
+use crate::run::{ClaimedName, Paused};
 
 /// A point in time that moves on by itself: never a change.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -95,12 +96,16 @@ pub struct ModelView {
     pub generation: u64,
     pub inflight: u64,
     pub queued: u64,
-    /// Held now; of an unloaded model what it needed last time, 0 when that is not known.
+    /// Held now; 0 when it is not loaded.
     pub vram_bytes: u64,
+    /// What a model that is not loaded needed last time, where that is known.
+    pub need_bytes: Option<u64>,
     /// What it waits for.
     pub demand_bytes: Option<u64>,
     /// While it is ready and not busy.
     pub idle_since: Option<Since>,
+    /// While a hold keeps it from being loaded: its end.
+    pub held_until: Option<Since>,
     /// While it is ready.
     pub loaded_since: Option<Since>,
     pub fresh: bool,
@@ -148,6 +153,15 @@ pub struct PausedView {
     /// Absent: until it is resumed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
+    /// Who the request said that it was from; nothing proves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<ClaimedName>,
+}
+
+impl From<Paused> for PausedView {
+    fn from(Paused { since, until, claimed_by }: Paused) -> Self {
+        Self { since, until, claimed_by }
+    }
 }
 
 /// Answer to `GET /api/v1/explain`: one server, and for each of its models where every value comes from.
@@ -196,12 +210,24 @@ pub struct EditedView {
     pub models: usize,
 }
 
-/// Body of `POST .../pause`; nothing at all means until it is resumed.
+/// Body of `POST .../pause`: one of the first two.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PauseRequest {
     /// A duration such as `30m`.
     pub duration: Option<String>,
+    /// Nothing else ends it.
+    pub until_resumed: bool,
+    /// Who says that it is from them; nothing proves it.
+    pub claimed_by: Option<String>,
+}
+
+/// Body of `POST .../resume`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ResumeRequest {
+    /// Who says that it is from them; nothing proves it.
+    pub claimed_by: Option<String>,
 }
 
 /// Body of `POST .../unload`.

@@ -25,11 +25,11 @@ pub fn read(path: &Path) -> Result<Scene, FileError> {
 }
 
 pub fn parse(text: &str) -> Result<Scene, Vec<Problem>> {
-    let document = Document::whole(text.to_owned());
-    let file: file::World = document.read()?;
+    let document = Document::whole(text);
+    let mut file: file::World = document.read()?;
     let mut problems = Vec::new();
     let mut found = Vec::new();
-    for (index, object) in file.policies.iter().enumerate() {
+    for (index, object) in std::mem::take(&mut file.policies).into_iter().enumerate() {
         // Each is checked as if it stood alone; complaints get the line that it has here.
         match policies::policy(&document.part(&format!("policies[{index}]"), object)) {
             Ok(policy) => found.push(policy),

@@ -23,8 +23,42 @@ pub fn load_path(model: &str) -> String {
     format!("{ADMIN_PATH}/models/{}/load", segment(model))
 }
 
-/// The audience of the tokens that servers accept.
+/// The audience of a token that the pod of a server holds itself, and the first part of every [`ServerAudience`].
 pub const TOKEN_AUDIENCE: &str = "hush-server";
+
+/// The audience of a token for one server: `hush-server/NAMESPACE/POD-UID`, at most 140 characters. The API server gives
+/// each pod a UID of its own, so a token that one server receives is refused by every other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerAudience(String);
+
+impl ServerAudience {
+    const NAMESPACE_MAX_BYTES: usize = 63;
+    const POD_UID_MAX_BYTES: usize = 64;
+
+    /// Both as the API server has them in `metadata` of the pod.
+    pub fn new(namespace: &str, pod_uid: &str) -> Result<Self, InvalidValue> {
+        let is_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if !(1..=Self::NAMESPACE_MAX_BYTES).contains(&namespace.len()) || !namespace.bytes().all(is_label) {
+            return Err(InvalidValue("the namespace must be 1 to 63 lower-case letters, digits and `-`"));
+        }
+        let is_uid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        if !(1..=Self::POD_UID_MAX_BYTES).contains(&pod_uid.len()) || !pod_uid.bytes().all(is_uid) {
+            return Err(InvalidValue("the pod's UID must be 1 to 64 letters, digits and `-`"));
+        }
+
+        Ok(Self(format!("{TOKEN_AUDIENCE}/{namespace}/{pod_uid}")))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServerAudience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// Seconds in a request: finite, not negative, a week at most.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize, JsonSchema)]

@@ -3,6 +3,7 @@
 //! Both sides use this crate; neither spells a name twice.
 
 pub mod admin;
+pub mod browser;
 pub mod metrics;
 pub mod percent;
 mod state;

@@ -59,6 +59,8 @@ families! {
     MODEL_LOADED_SECONDS = "hush_model_loaded_seconds", Gauge [LABEL_MODEL];
     /// What the last load took; 0 before the first.
     MODEL_LAST_LOAD_SECONDS = "hush_model_last_load_seconds", Gauge [LABEL_MODEL];
+    /// Seconds until the model may be loaded again, after an unload with a hold; 0 without one.
+    MODEL_HOLD_SECONDS = "hush_model_hold_seconds", Gauge [LABEL_MODEL];
     /// Seconds per phase of a load (`spawn`, `libraries`, `sessions`, `total`).
     MODEL_LOAD_DURATION_SECONDS = "hush_model_load_duration_seconds", Histogram [LABEL_MODEL, LABEL_PHASE];
     /// Loads, by how they ended (`success`, `failure`).
@@ -129,6 +131,47 @@ families! {
     DEVICE_INFO = "hush_device_info", Gauge [LABEL_MODEL, LABEL_ASKED, LABEL_DEVICE, LABEL_REASON];
 }
 
+pub const BUILD_INFO: &str = "hush_build_info";
+pub const PROCESS_CPU_SECONDS_TOTAL: &str = "process_cpu_seconds_total";
+pub const PROCESS_OPEN_FDS: &str = "process_open_fds";
+pub const PROCESS_MAX_FDS: &str = "process_max_fds";
+pub const PROCESS_VIRTUAL_MEMORY_BYTES: &str = "process_virtual_memory_bytes";
+pub const PROCESS_RESIDENT_MEMORY_BYTES: &str = "process_resident_memory_bytes";
+pub const PROCESS_START_TIME_SECONDS: &str = "process_start_time_seconds";
+pub const PROCESS_THREADS: &str = "process_threads";
+
+/// What every program of Hush has, under the names that all clients of Prometheus use.
+pub const PROGRAM_FAMILIES: &[Family] = &[
+    Family {
+        name: BUILD_INFO,
+        kind: Kind::Gauge,
+        labels: &[LABEL_VERSION, LABEL_REVISION],
+        help: "Always 1: what was built; the revision is `unknown` where the build was not told it.",
+    },
+    Family {
+        name: PROCESS_CPU_SECONDS_TOTAL,
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Processor time of the process, of user and system together.",
+    },
+    Family { name: PROCESS_OPEN_FDS, kind: Kind::Gauge, labels: &[], help: "Open file descriptors." },
+    Family {
+        name: PROCESS_MAX_FDS,
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "The most file descriptors that may be open.",
+    },
+    Family { name: PROCESS_VIRTUAL_MEMORY_BYTES, kind: Kind::Gauge, labels: &[], help: "Virtual memory." },
+    Family { name: PROCESS_RESIDENT_MEMORY_BYTES, kind: Kind::Gauge, labels: &[], help: "Resident memory." },
+    Family {
+        name: PROCESS_START_TIME_SECONDS,
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "When the process was started, in Unix time.",
+    },
+    Family { name: PROCESS_THREADS, kind: Kind::Gauge, labels: &[], help: "Threads of the process." },
+];
+
 /// NVML lists the runner's process and what it holds.
 pub const METHOD_PROCESS: &str = "process";
 /// What the device's used memory grew by while the model loaded: in a container NVML lists the host's process numbers.
@@ -149,3 +192,5 @@ pub const LABEL_REASON: &str = "reason";
 pub const LABEL_ROUTE: &str = "route";
 pub const LABEL_CODE: &str = "code";
 pub const LABEL_CAUSE: &str = "cause";
+pub const LABEL_VERSION: &str = "version";
+pub const LABEL_REVISION: &str = "revision";

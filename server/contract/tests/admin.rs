@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
-use hush_contract::admin::{ErrorBody, Event, LoadRequest, ModelList, ModelStatus, Reason, UnloadRequest};
+use hush_contract::admin::{
+    ErrorBody, Event, LoadRequest, ModelList, ModelStatus, Reason, ServerAudience, UnloadRequest,
+};
 use hush_contract::{UnloadReason, UnloadRefusal};
 use serde_json::json;
 
@@ -79,4 +81,18 @@ fn a_refusal_is_read_from_the_code() {
     assert_eq!(error.refusal(), Some(UnloadRefusal::NotIdle));
     let error: ErrorBody = serde_json::from_value(json!({"code": "forbidden", "message": "m"})).unwrap();
     assert_eq!(error.refusal(), None);
+}
+
+#[test]
+fn an_audience_names_one_server_and_is_bounded() {
+    let uid = "0b8a3f5c-6f0e-4b0c-9a55-2f6d0f2b7c11";
+    let audience = ServerAudience::new("media", uid).unwrap();
+    assert_eq!(audience.as_str(), format!("hush-server/media/{uid}"));
+    assert_eq!(ServerAudience::new(&"n".repeat(63), &"u".repeat(64)).unwrap().as_str().len(), 140);
+    // A slash in either part could name the server of another namespace.
+    for (namespace, uid) in [("", uid), ("a/b", uid), ("A", uid), ("media", ""), ("media", "a/b"), ("media", "a b")] {
+        assert!(ServerAudience::new(namespace, uid).is_err(), "{namespace} {uid}");
+    }
+    assert!(ServerAudience::new(&"n".repeat(64), uid).is_err());
+    assert!(ServerAudience::new("media", &"u".repeat(65)).is_err());
 }

@@ -1,14 +1,15 @@
 //! Who may use the admin API.
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hush_contract::admin::code;
+use hush_contract::browser::RequestOrigin;
 
 use super::AdminState;
 use super::error::AdminError;
@@ -17,6 +18,9 @@ use crate::serve::Peer;
 
 /// Longer ones are no token of anybody's.
 const TOKEN_LIMIT_BYTES: usize = 16 << 10;
+
+/// Requests with bad tokens may come without end.
+const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
 /// How the admin API is guarded.
 pub enum Access {
@@ -38,7 +42,12 @@ impl Access {
         }
     }
 
-    async fn admit(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller, AdminError> {
+    async fn admit(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+        refusals: &RefusalLog,
+    ) -> Result<Caller, AdminError> {
         match self {
             Self::Closed => Err(AdminError::new(
                 StatusCode::FORBIDDEN,
@@ -47,15 +56,38 @@ impl Access {
                  --admin-token-file or --admin-token-review, or listen on 127.0.0.1",
             )),
             Self::Local => local(headers, peer),
-            Self::Tokens(checks) => check(checks, bearer(headers)?).await,
+            Self::Tokens(checks) => check(checks, bearer(headers)?, peer, refusals).await,
         }
+    }
+}
+
+/// Which refusals are logged: one each second, with the number of those before it that were not.
+#[derive(Debug, Default)]
+pub(super) struct RefusalLog(Mutex<RefusalCount>);
+
+#[derive(Debug, Default)]
+struct RefusalCount {
+    last_logged: Option<Instant>,
+    unlogged: u64,
+}
+
+impl RefusalLog {
+    /// `Some`: this one is to be logged, and so many were not since the last that was.
+    fn count(&self, now: Instant) -> Option<u64> {
+        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if count.last_logged.is_some_and(|at| now.saturating_duration_since(at) < REFUSALS_LOGGED_EVERY) {
+            count.unlogged += 1;
+            return None;
+        }
+        count.last_logged = Some(now);
+        Some(std::mem::take(&mut count.unlogged))
     }
 }
 
 /// Middleware of every admin route.
 pub(super) async fn guard(State(state): State<AdminState>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
-    match state.access.admit(request.headers(), peer).await {
+    match state.access.admit(request.headers(), peer, &state.refusals).await {
         Ok(caller) => {
             state.governor.note(Instant::now());
             request.extensions_mut().insert(caller);
@@ -66,26 +98,20 @@ pub(super) async fn guard(State(state): State<AdminState>, mut request: Request,
 }
 
 /// A page in a browser on this machine is not its user: it must not command a server that it can reach. Browsers say
-/// `Origin` with every POST, and a name that was rebound to the loopback stands in `Host`.
+/// `Origin` with every POST and `Sec-Fetch-Site` with every look, and a name that was rebound to the loopback stands in
+/// `Host`.
 fn local(headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller, AdminError> {
     let forbidden = |message: &str| AdminError::new(StatusCode::FORBIDDEN, code::FORBIDDEN, message);
     if !peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
         return Err(forbidden("without a configured credential only this machine is served"));
     }
-    if headers.contains_key(header::ORIGIN) || !headers.get(header::HOST).is_none_or(|host| is_local(host.as_bytes())) {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let host = text(header::HOST.as_str());
+    let said = RequestOrigin { host, origin: None, sec_fetch_site: text("sec-fetch-site") };
+    if headers.contains_key(header::ORIGIN) || said.is_cross_origin(&[]) || !said.is_for_this_machine() {
         return Err(forbidden("without a configured credential no browser is served"));
     }
     Ok(Caller("local".to_owned()))
-}
-
-fn is_local(host: &[u8]) -> bool {
-    let Ok(host) = std::str::from_utf8(host) else { return false };
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, AdminError> {
@@ -104,10 +130,15 @@ fn bearer(headers: &HeaderMap) -> Result<&str, AdminError> {
 }
 
 /// The first that knows the token decides; otherwise the most telling refusal.
-async fn check(checks: &[Arc<dyn Authenticate>], token: &str) -> Result<Caller, AdminError> {
+async fn check(
+    checks: &[Arc<dyn Authenticate>],
+    token: &str,
+    peer: Option<IpAddr>,
+    refusals: &RefusalLog,
+) -> Result<Caller, AdminError> {
     let mut denied = Denied::Invalid("this token is not known here".to_owned());
     for check in checks {
-        match check.authenticate(token).await {
+        match check.authenticate(token, peer).await {
             Ok(caller) => return Ok(caller),
             Err(Denied::Invalid(message)) => {
                 if matches!(denied, Denied::Invalid(_)) {
@@ -117,7 +148,9 @@ async fn check(checks: &[Arc<dyn Authenticate>], token: &str) -> Result<Caller, 
             Err(other) => denied = other,
         }
     }
-    tracing::warn!(%denied, "the admin API let nobody in");
+    if let Some(unlogged) = refusals.count(Instant::now()) {
+        tracing::warn!(%denied, peer = peer.map(tracing::field::display), unlogged, "the admin API refused a token");
+    }
     Err(match denied {
         Denied::Invalid(message) => {
             AdminError::unauthorized(code::INVALID_TOKEN, message, "Bearer error=\"invalid_token\"")
@@ -134,15 +167,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_of_this_machine() {
-        for host in ["localhost", "localhost:9001", "LOCALHOST:1", "127.0.0.1:9001", "127.9.9.9", "[::1]:9001", "[::1]"]
-        {
-            assert!(is_local(host.as_bytes()), "{host}");
-        }
-        for host in ["evil.example", "evil.example:9001", "localhost.evil.example", "10.0.0.1:9001", "127.0.0.1.x", ""]
-        {
-            assert!(!is_local(host.as_bytes()), "{host}");
-        }
+    fn refusals_without_end_are_one_line_a_second() {
+        let (log, began) = (RefusalLog::default(), Instant::now());
+        assert_eq!(log.count(began), Some(0));
+        assert!((0..500).all(|n| log.count(began + Duration::from_millis(n)).is_none()));
+        assert_eq!(log.count(began + REFUSALS_LOGGED_EVERY), Some(500));
+        assert_eq!(log.count(began + REFUSALS_LOGGED_EVERY * 2), Some(0));
     }
 
     #[test]

@@ -31,6 +31,7 @@ use error::{AdminError, json};
 pub struct AdminState {
     models: Arc<Models>,
     access: Arc<Access>,
+    refusals: Arc<access::RefusalLog>,
     governor: Governor,
     /// Ends the event streams, which would otherwise outlive the server's patience.
     stop: CancellationToken,
@@ -38,7 +39,7 @@ pub struct AdminState {
 
 impl AdminState {
     pub fn new(models: Arc<Models>, access: Access, stop: CancellationToken) -> Self {
-        Self { models, access: Arc::new(access), governor: Governor::default(), stop }
+        Self { models, access: Arc::new(access), refusals: Arc::default(), governor: Governor::default(), stop }
     }
 
     /// Whoever is let in is noted there.

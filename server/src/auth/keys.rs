@@ -1,5 +1,6 @@
 //! A file of keys: one a line, `KEY` or `NAME KEY`; `#` begins a comment line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use futures_util::FutureExt;
@@ -97,7 +98,7 @@ impl std::fmt::Debug for KeyFile {
 }
 
 impl Authenticate for KeyFile {
-    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, Denied>> {
+    fn authenticate<'a>(&'a self, token: &'a str, _: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, Denied>> {
         let found = self.find(token).map(|name| Caller(format!("token:{name}")));
         future::ready(found.ok_or_else(|| Denied::Invalid("this token is not known here".to_owned()))).boxed()
     }

@@ -5,6 +5,7 @@ mod keys;
 mod review;
 
 use std::fmt;
+use std::net::IpAddr;
 
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
@@ -38,7 +39,8 @@ pub enum Denied {
 
 /// Checks a bearer token.
 pub trait Authenticate: Send + Sync + 'static {
-    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, Denied>>;
+    /// `peer`: the address that the request comes from, where it is known.
+    fn authenticate<'a>(&'a self, token: &'a str, peer: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, Denied>>;
 }
 
 /// What is kept of a credential.

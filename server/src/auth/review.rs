@@ -1,29 +1,29 @@
 //! Kubernetes TokenReview: the API server says whose token it is and for whom it was made.
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>
 
+mod admission;
 mod client;
+mod jwt;
+mod verdicts;
 
-use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
+use hush_contract::admin::TOKEN_AUDIENCE;
 use tokio::time::Instant;
 
-use super::{Authenticate, Caller, Denied, Digest, digest};
+use super::{Authenticate, Caller, Denied, digest};
 use crate::watch::WatchError;
-use client::Client;
+use admission::Admission;
 pub use client::{ApiServer, InvalidApiServer};
-
-/// Reviews under way at the same time; more wait.
-const CONCURRENT_MAX: usize = 4;
-/// Verdicts that are remembered; tokens of strangers must not fill the memory.
-const REMEMBERED_MAX: usize = 1024;
+use client::{Client, Review};
+use verdicts::{Periods, Verdicts};
 
 /// A service account, written `namespace:name`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +65,9 @@ pub struct ReviewSettings {
     pub token_file: PathBuf,
     /// For whom a token must have been made.
     pub audience: String,
+    /// Of the pod that this server runs in. A token that is bound to this pod needs no audience but
+    /// [`TOKEN_AUDIENCE`]: the controller beside the server has one.
+    pub pod_uid: Option<String>,
     /// Who may; at least one.
     pub accounts: Vec<Account>,
     /// Longest wait for a verdict.
@@ -87,50 +90,66 @@ type Verdict = Result<Caller, Denied>;
 pub struct TokenReview {
     client: Client,
     settings: ReviewSettings,
-    slots: Semaphore,
-    remembered: Mutex<HashMap<Digest, (Verdict, Instant)>>,
+    admission: Admission,
+    verdicts: Mutex<Verdicts>,
 }
 
 impl TokenReview {
     /// The files must be there and usable now. Must be called inside a tokio runtime.
     pub fn new(settings: ReviewSettings) -> Result<Self, WatchError> {
         let client = Client::new(&settings)?;
-        let (slots, remembered) = (Semaphore::new(CONCURRENT_MAX), Mutex::default());
-        Ok(Self { client, settings, slots, remembered })
+        Ok(Self { client, settings, admission: Admission::default(), verdicts: Mutex::default() })
     }
 
-    async fn verdict(&self, token: &str) -> Verdict {
-        let key = digest(token);
-        if let Some(verdict) = self.recall(&key) {
+    async fn verdict(&self, token: &str, peer: Option<IpAddr>) -> Verdict {
+        let claimed = jwt::claimed_audiences(token).map_err(|error| Denied::Invalid(error.to_string()))?;
+        if !self.audiences().iter().any(|audience| claimed.iter().any(|claimed| claimed == audience)) {
+            return Err(self.made_for_another());
+        }
+        if let Some(verdict) = self.recall(token) {
             return verdict;
         }
-        let verdict = match tokio::time::timeout(self.settings.timeout, self.ask(token)).await {
-            Ok(verdict) => verdict,
-            Err(_) => {
-                let seconds = self.settings.timeout.as_secs_f64();
-                Err(Denied::Unavailable(format!("the Kubernetes API server gave no verdict within {seconds} s")))
-            }
-        };
-        self.remember(key, &verdict);
+
+        let reviewed = tokio::time::timeout(self.settings.timeout, self.review(token, peer)).await;
+        reviewed.unwrap_or_else(|_| {
+            let seconds = self.settings.timeout.as_secs_f64();
+            Err(Denied::Unavailable(format!("the Kubernetes API server gave no verdict within {seconds} s")))
+        })
+    }
+
+    /// Waits for its turn.
+    async fn review(&self, token: &str, peer: Option<IpAddr>) -> Verdict {
+        let key = digest(token);
+        let is_known = self.verdicts().is_known(Instant::now(), &key);
+        let entered = self.admission.enter(peer, is_known).await;
+        let _place = entered.map_err(|too_many| Denied::Unavailable(too_many.to_string()))?;
+        // Another request with the same token may have been answered meanwhile.
+        if let Some(verdict) = self.recall(token) {
+            return verdict;
+        }
+
+        let verdict = self.ask(token).await;
+        if verdict.is_ok() {
+            self.admission.welcome(peer);
+        }
+        self.verdicts().remember(Instant::now(), key, &verdict, self.periods());
         verdict
     }
 
     async fn ask(&self, token: &str) -> Verdict {
-        // Never closed.
-        let _slot = self.slots.acquire().await.map_err(|error| Denied::Unavailable(error.to_string()))?;
-        let review = self.client.review(token, &self.settings.audience).await.map_err(|error| {
+        let review = self.client.review(token, &self.audiences()).await.map_err(|error| {
             tracing::warn!(api = %self.settings.api, "a token could not be reviewed: {error}");
             Denied::Unavailable(format!("the Kubernetes API server gave no verdict: {error}"))
         })?;
-        if !review.authenticated {
+        // With an error beside it, `authenticated` is no clear answer.
+        if !review.authenticated || review.error.as_ref().is_some_and(|error| !error.is_empty()) {
             let why = review.error.unwrap_or_else(|| "it is not valid".to_owned());
             return Err(Denied::Invalid(format!("Kubernetes does not accept the token: {why}")));
         }
-        // A server that does not know audiences names none, and its word says nothing about them.
-        if !review.audiences.contains(&self.settings.audience) {
-            let audience = &self.settings.audience;
-            return Err(Denied::Invalid(format!("the token is not made for the audience `{audience}`")));
+        if !self.is_made_for_this_server(&review) {
+            return Err(self.made_for_another());
         }
+
         let user = review.user.username;
         if self.settings.accounts.iter().any(|account| account.to_string() == user) {
             Ok(Caller(user))
@@ -139,33 +158,40 @@ impl TokenReview {
         }
     }
 
-    fn recall(&self, key: &Digest) -> Option<Verdict> {
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.get(key).filter(|(_, until)| Instant::now() < *until).map(|(verdict, _)| verdict.clone())
+    /// An API server that does not know audiences names none, and its answer says nothing about them.
+    fn is_made_for_this_server(&self, review: &Review) -> bool {
+        let is_for = |audience: &str| review.audiences.iter().any(|named| named == audience);
+        let is_of_own_pod =
+            || review.user.pod_uid().is_some() && review.user.pod_uid() == self.settings.pod_uid.as_deref();
+        is_for(&self.settings.audience) || (is_for(TOKEN_AUDIENCE) && is_of_own_pod())
     }
 
-    fn remember(&self, key: Digest, verdict: &Verdict) {
-        let holds = match verdict {
-            Ok(_) => self.settings.remember,
-            Err(Denied::Invalid(_) | Denied::Forbidden(_)) => self.settings.remember_refusal,
-            // The next one may find the API server back.
-            Err(Denied::Unavailable(_)) => return,
-        };
-        let now = Instant::now();
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if remembered.len() >= REMEMBERED_MAX {
-            remembered.retain(|_, (_, until)| now < *until);
-        }
-        if remembered.len() >= REMEMBERED_MAX {
-            remembered.clear();
-        }
-        remembered.insert(key, (verdict.clone(), now + holds));
+    /// Those that a token may be made for.
+    fn audiences(&self) -> Vec<&str> {
+        let own_pod = self.settings.pod_uid.as_ref().map(|_| TOKEN_AUDIENCE);
+        [self.settings.audience.as_str()].into_iter().chain(own_pod).collect()
+    }
+
+    fn made_for_another(&self) -> Denied {
+        Denied::Invalid(format!("the token is not made for the audience `{}`", self.settings.audience))
+    }
+
+    fn recall(&self, token: &str) -> Option<Verdict> {
+        self.verdicts().recall(Instant::now(), &digest(token), self.periods())
+    }
+
+    fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    const fn periods(&self) -> Periods {
+        Periods { good: self.settings.remember, refused: self.settings.remember_refusal }
     }
 }
 
 impl Authenticate for TokenReview {
-    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Verdict> {
-        self.verdict(token).boxed()
+    fn authenticate<'a>(&'a self, token: &'a str, peer: Option<IpAddr>) -> BoxFuture<'a, Verdict> {
+        self.verdict(token, peer).boxed()
     }
 }
 

@@ -358,9 +358,20 @@ pub struct SecurityArgs {
     #[arg(long, value_name = "NAMESPACE:NAME")]
     pub admin_account: Vec<Account>,
 
-    /// For whom a service account's token must have been made. Default: hush-server.
+    /// For whom a service account's token must have been made. Default: hush-server/NAMESPACE/UID, of --pod-namespace and
+    /// --pod-uid.
+    ///
+    /// Servers with the same audience accept each other's tokens.
     #[arg(long, value_name = "AUDIENCE")]
     pub admin_audience: Option<String>,
+
+    /// Namespace of the pod that this server runs in, with --admin-token-review. Default: none.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub pod_namespace: Option<String>,
+
+    /// UID of that pod, which the downward API tells (metadata.uid). Default: none.
+    #[arg(long, value_name = "UID")]
+    pub pod_uid: Option<String>,
 
     /// The Kubernetes API server. Default: the one of the cluster that this runs in.
     #[arg(long, value_name = "URL")]
@@ -378,12 +389,15 @@ pub struct SecurityArgs {
 #[derive(Args, Debug, Default)]
 #[command(after_long_help = super::INSTALL_NOTES)]
 pub struct InstallArgs {
-    /// Checkpoint folder (with config.json and model.safetensors), model of the hub (openai/whisper-base), or one of
-    /// the usual short names (tiny, base.en, large-v3, turbo, distil-large-v3, ...).
+    /// Checkpoint (a folder of Hugging Face or CTranslate2, OpenAI's base.pt, whisper.cpp's ggml-base.bin), model of the
+    /// hub (openai/whisper-base), or one of the usual short names (tiny, base.en, large-v3, turbo, distil-large-v3, ...).
+    ///
+    /// For a name, a copy on this machine is used before anything is downloaded: in the models folder, the caches of
+    /// huggingface_hub and faster-whisper, and ~/.cache/whisper.
     #[arg(value_name = "SOURCE", required = true)]
     pub sources: Vec<String>,
 
-    /// Name under which the model is installed; only with one SOURCE. Default: the folder's name or the short name.
+    /// Name under which the model is installed; only with one SOURCE. Default: the folder's or file's name, or the short name.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 

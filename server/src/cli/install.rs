@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use hush_whisper::checkpoint::Checkpoint;
 use hush_whisper::{InstallError, InstallOptions, install};
 
 use super::env::Env;
@@ -20,11 +21,18 @@ const DOWNLOADS: &str = ".download";
 #[derive(Debug, thiserror::Error)]
 pub enum InstallCommandError {
     #[error(
-        "{0:?} is neither a folder nor a model of the hub; expected a path such as ./my-model, OWNER/NAME, or one of {1}"
+        "{0:?} is neither a folder, nor a file, nor a model of the hub; expected a path such as ./my-model or ./base.pt, \
+         OWNER/NAME, or one of {1}"
     )]
     UnknownSource(String, String),
-    #[error("{} has no folder name to call the model by; give one with --name", .0.display())]
+    #[error("{} has no name to call the model by; give one with --name", .0.display())]
     NoName(PathBuf),
+    #[error(
+        "{} would be installed as `{name}`, but that model comes from {taken_by}; install it under another name: \
+         hush-server install {} --name NAME",
+        .path.display(), .path.display()
+    )]
+    NameTaken { path: PathBuf, name: String, taken_by: String },
     #[error(
         "{0:?} cannot be the name of a model; letters, digits, `.`, `_` and `-` are allowed, a letter or digit first"
     )]
@@ -53,7 +61,8 @@ fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> InstallCommandError {
 }
 
 enum Source {
-    Folder(PathBuf),
+    /// A folder or file of any format of [`hush_whisper::checkpoint::CheckpointFormat`].
+    Local(PathBuf),
     Hub(Repo),
 }
 
@@ -64,7 +73,8 @@ struct Order<'a> {
     /// Folder below the models folder.
     name: String,
     precisions: Vec<Precision>,
-    revision: &'a str,
+    /// A revision that was asked for; without one, a copy on this machine will do.
+    revision: Option<&'a str>,
     force: bool,
     keep_download: bool,
 }
@@ -83,7 +93,7 @@ pub fn run(settings: &InstallSettings, env: &Env, device: Device) -> Result<Vec<
             name: name_of(&source, settings.name.as_deref())?,
             source,
             precisions: precisions.clone(),
-            revision: settings.revision.as_deref().unwrap_or("main"),
+            revision: settings.revision.as_deref(),
             force: settings.force,
             keep_download: settings.keep_download,
         };
@@ -115,6 +125,9 @@ pub fn find_or_install(
         Err(error) if missing != Missing::Refuse => error,
         found => return Ok(found?),
     };
+    if let ResolveError::Checkpoint(path) = &error {
+        return install_checkpoint(store, path, wanted, device, missing, env);
+    }
     let ResolveError::NotInstalled { repo, precision, installed, .. } = &error else { return Err(error.into()) };
     let precision = *precision;
     let source = repo.clone().map(Source::Hub).or_else(|| known_checkpoint(&store.folder(model), installed));
@@ -125,7 +138,7 @@ pub fn find_or_install(
     }
     let from = match &source {
         Source::Hub(repo) => repo.to_string(),
-        Source::Folder(folder) => folder.display().to_string(),
+        Source::Local(path) => path.display().to_string(),
     };
     tracing::info!(model, from, %precision, "not installed in this precision; installing it");
     let order = Order {
@@ -133,7 +146,7 @@ pub fn find_or_install(
         name: hub::folder_of(model),
         source,
         precisions: vec![precision],
-        revision: "main",
+        revision: None,
         force: false,
         keep_download: false,
     };
@@ -141,12 +154,55 @@ pub fn find_or_install(
     Ok(store.find(model, wanted, device)?)
 }
 
-/// The folder that a model was installed from in another precision, where it is still there.
+/// The model directory of a checkpoint that is given by its path: that of an earlier install, or a new one.
+fn install_checkpoint(
+    store: &Store,
+    path: &Path,
+    wanted: PrecisionChoice,
+    device: Device,
+    missing: Missing,
+    env: &Env,
+) -> Result<Resolved, InstallCommandError> {
+    let path = fs::canonicalize(path).map_err(disk(path))?;
+    let source = Source::Local(path.clone());
+    let name = name_of(&source, None)?;
+    if let Some((_, precisions)) = store.installed().into_iter().find(|(installed, _)| *installed == name) {
+        let of = precisions.first().map(|precision| store.folder(&name).join(precision.as_str()));
+        let taken_by = of.and_then(|dir| Some(hush_whisper::ModelDir::open(&dir).ok()?.manifest().source.clone()));
+        let taken_by = taken_by.unwrap_or_else(|| "an install that is damaged".to_owned());
+        if taken_by != path.display().to_string() {
+            return Err(InstallCommandError::NameTaken { path, name, taken_by });
+        }
+        if let Ok(found) = store.find(&name, wanted, device) {
+            return Ok(found);
+        }
+    }
+
+    let precision = exact(wanted, device);
+    let dir = store.folder(&name).join(precision.as_str());
+    if missing == Missing::Install {
+        tracing::info!(model = name, from = %path.display(), %precision, "a checkpoint that is not installed; installing it");
+        let order = Order {
+            store,
+            name: name.clone(),
+            source,
+            precisions: vec![precision],
+            revision: None,
+            force: false,
+            keep_download: false,
+        };
+        order.carry_out(env)?;
+    }
+    Ok(Resolved { id: name, dir, precision })
+}
+
+/// The checkpoint that a model was installed from in another precision, where it is still there.
 fn known_checkpoint(folder: &Path, installed: &[Precision]) -> Option<Source> {
     installed.iter().find_map(|precision| {
         let model = hush_whisper::ModelDir::open(&folder.join(precision.as_str())).ok()?;
         let checkpoint = PathBuf::from(&model.manifest().source);
-        (checkpoint.is_absolute() && checkpoint.join("config.json").is_file()).then_some(Source::Folder(checkpoint))
+        let readable = checkpoint.is_absolute() && Checkpoint::open(&checkpoint).is_ok();
+        readable.then_some(Source::Local(checkpoint))
     })
 }
 
@@ -159,14 +215,14 @@ fn exact(choice: PrecisionChoice, device: Device) -> Precision {
 
 fn source_of(text: &str) -> Result<Source, InstallCommandError> {
     if let Some(folder) = as_folder(text) {
-        return Ok(Source::Folder(folder));
+        return Ok(Source::Local(folder));
     }
     if let Some(repo) = Repo::of(text) {
         return Ok(Source::Hub(repo));
     }
-    // Unlike `--model`, this takes a folder by its bare name: a word that is no model can mean nothing else.
-    if Path::new(text).is_dir() {
-        return Ok(Source::Folder(text.into()));
+    // Unlike `--model`, this takes a folder or file by its bare name: a word that is no model can mean nothing else.
+    if Path::new(text).exists() {
+        return Ok(Source::Local(text.into()));
     }
     let names: Vec<_> = hub::short_names().collect();
     Err(InstallCommandError::UnknownSource(text.to_owned(), names.join(", ")))
@@ -176,14 +232,21 @@ fn name_of(source: &Source, given: Option<&str>) -> Result<String, InstallComman
     let name = match (given, source) {
         (Some(given), _) => hub::folder_of(given),
         (None, Source::Hub(repo)) => repo.folder(),
-        (None, Source::Folder(folder)) => {
+        (None, Source::Local(folder)) => {
             // The name of `.` is that of the folder it stands for.
             let whole = fs::canonicalize(folder).map_err(disk(folder))?;
             let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());
-            name.ok_or_else(|| InstallCommandError::NoName(folder.clone()))?
+            let name = name.ok_or_else(|| InstallCommandError::NoName(folder.clone()))?;
+            if whole.is_file() { model_name(&name).to_owned() } else { name }
         }
     };
     if is_name(&name) { Ok(name) } else { Err(InstallCommandError::BadName(name)) }
+}
+
+/// The model's name in the name of a file: `base.en` of `base.en.pt` and of `ggml-base.en.bin`.
+fn model_name(file_name: &str) -> &str {
+    let name = file_name.strip_suffix(".pt").or_else(|| file_name.strip_suffix(".bin")).unwrap_or(file_name);
+    name.strip_prefix("ggml-").unwrap_or(name)
 }
 
 impl Order<'_> {
@@ -201,11 +264,14 @@ impl Order<'_> {
         }
         if !missing.is_empty() {
             match &self.source {
-                Source::Folder(path) => {
+                Source::Local(path) => {
                     let label = fs::canonicalize(path).map_err(disk(path))?.display().to_string();
                     self.build(path, &label, &missing)?;
                 }
-                Source::Hub(repo) => self.build_from_hub(repo, env, &downloads, &missing)?,
+                Source::Hub(repo) => match self.local_copy(repo, env) {
+                    Some(path) => self.build(&path, &path.display().to_string(), &missing)?,
+                    None => self.build_from_hub(repo, env, &downloads, &missing)?,
+                },
             }
         }
         Ok(self.precisions.iter().map(|precision| folder.join(precision.as_str())).collect())
@@ -221,6 +287,27 @@ impl Order<'_> {
         Ok(file)
     }
 
+    /// A whole copy of the model that another program left on this machine.
+    fn local_copy(&self, repo: &Repo, env: &Env) -> Option<PathBuf> {
+        if self.revision.is_some() {
+            return None;
+        }
+        let copies = hub::local_copies(repo, &self.store.models_dir, env);
+        copies.into_iter().find_map(|path| {
+            let path = fs::canonicalize(&path).unwrap_or(path);
+            match Checkpoint::open(&path) {
+                Ok(_) => {
+                    tracing::info!(%repo, copy = %path.display(), "this machine has a copy of the model; nothing is downloaded");
+                    Some(path)
+                }
+                Err(error) => {
+                    tracing::warn!(%repo, copy = %path.display(), %error, "a copy of the model cannot be used");
+                    None
+                }
+            }
+        })
+    }
+
     fn build_from_hub(
         &self,
         repo: &Repo,
@@ -230,7 +317,8 @@ impl Order<'_> {
     ) -> Result<(), InstallCommandError> {
         let config = HubConfig::from_env(env)?;
         let mut meter = Meter::new(format!("downloading {repo}"));
-        let checkpoint = hub::download(&config, repo, self.revision, downloads, &mut |event| meter.hub(event))?;
+        let checkpoint =
+            hub::download(&config, repo, self.revision.unwrap_or("main"), downloads, &mut |event| meter.hub(event))?;
         drop(meter);
         tracing::info!(%repo, commit = checkpoint.commit, "downloaded");
         let label = format!("{}@{}", checkpoint.repo, checkpoint.commit);

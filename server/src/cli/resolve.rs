@@ -35,7 +35,7 @@ pub enum ResolveError {
     },
     #[error("{0} is no model name; letters, digits, `.`, `_` and `-` are allowed, or OWNER/NAME of the hub")]
     BadName(String),
-    #[error("there is no folder {}", .0.display())]
+    #[error("there is no folder or file {}", .0.display())]
     NoFolder(PathBuf),
     #[error("{dir} is a checkpoint, not an installed model; install it first: hush-server install {dir}", dir = .0.display())]
     Checkpoint(PathBuf),
@@ -176,20 +176,22 @@ pub fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// What the user means as a path: anything that looks like one, and `a/b` when that folder exists. A lone word is a
+/// What the user means as a path: anything that looks like one, and `a/b` where that exists. A lone word is a
 /// name, whatever lies in the current folder.
 pub fn as_folder(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
     let explicit = path.is_absolute()
         || text.ends_with('/')
         || matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir));
-    (explicit || (text.contains('/') && path.is_dir())).then(|| path.to_owned())
+    (explicit || (text.contains('/') && path.exists())).then(|| path.to_owned())
 }
 
 fn find_folder(dir: &Path, wanted: PrecisionChoice, device: Device) -> Result<Resolved, ResolveError> {
     // The name of `.` is that of the folder it stands for.
-    let dir =
-        fs::canonicalize(dir).ok().filter(|dir| dir.is_dir()).ok_or_else(|| ResolveError::NoFolder(dir.to_owned()))?;
+    let dir = fs::canonicalize(dir).map_err(|_| ResolveError::NoFolder(dir.to_owned()))?;
+    if !dir.is_dir() {
+        return Err(ResolveError::Checkpoint(dir));
+    }
     let name =
         |dir: &Path| dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
     if dir.join(MANIFEST).is_file() {
@@ -209,7 +211,7 @@ fn find_folder(dir: &Path, wanted: PrecisionChoice, device: Device) -> Result<Re
     }
     let installed = precisions_in(&dir);
     if installed.is_empty() {
-        let checkpoint = dir.join("config.json").is_file();
+        let checkpoint = ["config.json", "model.bin"].iter().any(|file| dir.join(file).is_file());
         return Err(if checkpoint { ResolveError::Checkpoint(dir) } else { ResolveError::NotAModel(dir) });
     }
     match choose(&installed, wanted, device) {

@@ -12,9 +12,11 @@ mod digest;
 mod download;
 mod error;
 mod listing;
+mod local;
 mod names;
 
 pub use config::{HubConfig, Patience, Token};
 pub use download::{Checkpoint, Event, download};
 pub use error::HubError;
+pub use local::local_copies;
 pub use names::{Repo, folder_of, short_names};

@@ -84,6 +84,11 @@ pub fn folder_of(name: &str) -> String {
     Repo::of(name).map_or_else(|| name.to_owned(), |repo| repo.folder())
 }
 
+/// The short names of a repository.
+pub(super) fn short_names_of(repo: &Repo) -> impl Iterator<Item = &'static str> {
+    SHORT.iter().filter(|(_, of)| *of == repo.0).map(|(short, _)| *short)
+}
+
 /// Short names, for messages.
 pub fn short_names() -> impl Iterator<Item = &'static str> {
     SHORT.iter().map(|(short, _)| *short)

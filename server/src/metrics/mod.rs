@@ -4,7 +4,7 @@
 mod handler;
 
 use hush_contract::metrics as names;
-use hush_log::DroppedLines;
+use hush_log::{DroppedLines, register_program_metrics};
 use prometheus::core::Collector;
 use prometheus::{
     CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
@@ -88,6 +88,7 @@ impl Metrics {
             &[model, names::LABEL_ASKED, names::LABEL_DEVICE, names::LABEL_REASON],
         )?;
         registry.register(Box::new(device_info.clone()))?;
+        register_program_metrics(&registry, env!("CARGO_PKG_VERSION"))?;
         registry.register(Box::new(DroppedLines::new(
             names::LOG_LINES_DROPPED_TOTAL,
             "Log lines that could not be written, of the server and its runners.",

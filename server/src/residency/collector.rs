@@ -21,6 +21,7 @@ pub struct ResidencyCollector {
     generation: GaugeVec,
     loaded_seconds: GaugeVec,
     last_load_seconds: GaugeVec,
+    hold_seconds: GaugeVec,
     resident_bytes: GaugeVec,
     demand_bytes: GaugeVec,
 }
@@ -50,6 +51,10 @@ impl ResidencyCollector {
                 "Seconds since this generation became ready; 0 when it is not.",
             )?,
             last_load_seconds: gauge(names::MODEL_LAST_LOAD_SECONDS, "What the last load took; 0 before the first.")?,
+            hold_seconds: gauge(
+                names::MODEL_HOLD_SECONDS,
+                "Seconds until the model may be loaded again, after an unload with a hold; 0 without one.",
+            )?,
             resident_bytes: gauge(
                 names::RUNNER_RESIDENT_BYTES,
                 "Resident memory of the runner process; 0 when there is none.",
@@ -61,7 +66,7 @@ impl ResidencyCollector {
         })
     }
 
-    fn gauges(&self) -> [&GaugeVec; 10] {
+    fn gauges(&self) -> [&GaugeVec; 11] {
         [
             &self.state,
             &self.idle_seconds,
@@ -71,6 +76,7 @@ impl ResidencyCollector {
             &self.generation,
             &self.loaded_seconds,
             &self.last_load_seconds,
+            &self.hold_seconds,
             &self.resident_bytes,
             &self.demand_bytes,
         ]
@@ -99,6 +105,7 @@ impl Collector for ResidencyCollector {
             set(&self.generation, now.generation as f64);
             set(&self.loaded_seconds, now.loaded_for.as_secs_f64());
             set(&self.last_load_seconds, now.last_load.unwrap_or_default().as_secs_f64());
+            set(&self.hold_seconds, now.hold.unwrap_or_default().as_secs_f64());
             set(&self.resident_bytes, now.runner_pid.and_then(resident_bytes).unwrap_or(0) as f64);
             if now.memory.is_some() {
                 set(&self.demand_bytes, now.demand_bytes.unwrap_or(0) as f64);

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hush_controller::lease::{Elector, LeaseName, Moment, Terms, identity};
+use hush_controller::lease::{Contender, Elector, LeaseName, Moment, Terms, identity};
 use kube::config::AuthInfo;
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,7 +37,8 @@ async fn run() -> Result<()> {
     config.auth_info = AuthInfo { token: Some(token.clone().into()), ..AuthInfo::default() };
     let terms = Terms::of(Duration::from_secs(seconds.parse()?)).context("LEASE_SECONDS is out of bounds")?;
     let lease = LeaseName { namespace: namespace.clone(), name: name.clone() };
-    let (elector, claim) = Elector::new(Client::try_from(config)?, lease, identity()?, terms);
+    let contender = Contender { identity: identity()?, installation: namespace.clone() };
+    let (elector, claim) = Elector::new(Client::try_from(config)?, lease, contender, terms);
     let mut ends = signal(SignalKind::terminate())?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let election = tokio::spawn(elector.run(async {

@@ -121,7 +121,9 @@ impl Cluster {
 
     async fn controller(&self, args: &[&str]) -> Result<Controller> {
         let kubeconfig = self.plane.kubeconfig(&self.system, "hush-controller", &self.plane.url()).await?;
-        Controller::in_cluster(&kubeconfig, &[&["--scope", "cluster"], args].concat())
+        let account = format!("{}:hush-controller", self.system.name);
+        let scope = ["--scope", "cluster", "--service-account", &account];
+        Controller::in_cluster(&kubeconfig, &[&scope, args].concat())
     }
 
     /// Each stand-in as a pod.

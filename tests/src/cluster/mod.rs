@@ -17,6 +17,6 @@ mod store;
 
 pub use credentials::Claims;
 pub use link::Link;
-pub use namespace::{Namespace, PodAt};
+pub use namespace::{Namespace, PodAt, SERVERS_LABEL};
 pub use plane::ControlPlane;
 pub use rights::Rights;

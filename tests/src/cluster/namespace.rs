@@ -13,6 +13,9 @@ use serde_json::json;
 
 use super::plane::ControlPlane;
 
+/// With the value `true`: a controller looks for servers in this namespace.
+pub const SERVERS_LABEL: &str = "gpu.hush.dev/servers";
+
 /// Nobody else's: tests share an API server.
 pub struct Namespace {
     pub name: String,
@@ -35,12 +38,14 @@ pub struct PodAt<'a> {
 }
 
 impl ControlPlane {
-    /// A new namespace whose name begins with `prefix`.
+    /// A new namespace whose name begins with `prefix`. The operator has chosen that it may hold servers, unless the labels
+    /// say something else about it.
     pub async fn namespace(&self, prefix: &str, labels: &[(&str, &str)]) -> Result<Namespace> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("{prefix}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let client = self.admin()?;
-        let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
+        let labels: BTreeMap<&str, &str> =
+            [(SERVERS_LABEL, "true")].into_iter().chain(labels.iter().copied()).collect();
         let object = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}}))?;
         Api::<core::Namespace>::all(client.clone()).create(&PostParams::default(), &object).await?;
         Ok(Namespace { name, client })
@@ -88,6 +93,12 @@ impl Namespace {
 
     /// Scheduled, running and ready, though nothing runs it but the test.
     pub async fn pod(&self, pod: &PodAt<'_>) -> Result<core::Pod> {
+        self.create_pod(pod).await?;
+        self.run_pod(pod.name, pod.ip).await
+    }
+
+    /// Scheduled and not yet running. Gives its UID, which the API server has made up.
+    pub async fn create_pod(&self, pod: &PodAt<'_>) -> Result<String> {
         let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };
@@ -96,15 +107,25 @@ impl Namespace {
             "metadata": {"name": pod.name, "labels": map(pod.labels), "annotations": map(pod.annotations)},
             "spec": {"nodeName": pod.node, "serviceAccountName": pod.account, "containers": [{"name": "server", "image": "hush-server", "ports": ports}]},
         }))?;
-        let pods = self.api::<core::Pod>();
-        pods.create(&PostParams::default(), &object).await?;
+        let created = self.api::<core::Pod>().create(&PostParams::default(), &object).await?;
+        created.metadata.uid.context("no uid")
+    }
+
+    /// Running and ready at this address.
+    pub async fn run_pod(&self, name: &str, ip: Ipv4Addr) -> Result<core::Pod> {
         let status = json!({"status": {
             "phase": "Running",
-            "podIP": pod.ip,
-            "podIPs": [{"ip": pod.ip}],
+            "podIP": ip,
+            "podIPs": [{"ip": ip}],
             "conditions": [{"type": "Ready", "status": "True"}],
         }});
-        Ok(pods.patch_status(pod.name, &PatchParams::default(), &Patch::Merge(status)).await?)
+        Ok(self.api::<core::Pod>().patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?)
+    }
+
+    pub async fn annotate_pod(&self, name: &str, annotation: &str, value: &str) -> Result<()> {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
+        self.api::<core::Pod>().patch(name, &PatchParams::default(), &patch).await?;
+        Ok(())
     }
 
     /// Without a kubelet it is gone at once.

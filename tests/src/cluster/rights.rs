@@ -7,6 +7,9 @@ use super::namespace::Namespace;
 use super::plane::ControlPlane;
 use crate::fixtures::workspace;
 
+/// Where the manifests put the lease of the cluster's controller, which no namespace of a test is.
+const LEASES: &str = "kube-system";
+
 /// One manifest each, about the namespace `hush`.
 #[derive(Clone, Copy, Debug)]
 pub enum Rights {
@@ -35,12 +38,17 @@ impl Rights {
 impl ControlPlane {
     /// Makes the account and gives it exactly what the manifest says.
     pub fn grant(&self, namespace: &Namespace, rights: Rights) -> Result<()> {
+        self.grant_with_leases_in(namespace, rights, LEASES)
+    }
+
+    /// The same, with the lease of the cluster's controller in another namespace.
+    pub fn grant_with_leases_in(&self, namespace: &Namespace, rights: Rights, leases: &str) -> Result<()> {
         let path = workspace().join(rights.file());
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let mut items = Vec::new();
         for document in text.split("\n---\n") {
             let mut object: Value = serde_yaml::from_str(document)?;
-            settle(&mut object, &namespace.name)?;
+            settle(&mut object, &namespace.name, leases)?;
             items.push(object);
         }
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
@@ -72,16 +80,26 @@ impl ControlPlane {
     }
 }
 
-/// Moves an object into the namespace of the test, or gives it a name of the test's own if it belongs to none.
-fn settle(object: &mut Value, namespace: &str) -> Result<()> {
+/// Moves an object into the namespace of the test, or gives it a name of the test's own if it belongs to none or to one
+/// that all tests share.
+fn settle(object: &mut Value, namespace: &str, leases: &str) -> Result<()> {
     let own = |name: &mut Value| *name = json!(format!("{}-{namespace}", name.as_str().unwrap_or_default()));
-    if object["metadata"].get("namespace").is_some() {
-        object["metadata"]["namespace"] = json!(namespace);
-    } else {
+    let is_shared = match object["metadata"].get("namespace").and_then(Value::as_str) {
+        None => true,
+        Some(LEASES) => {
+            object["metadata"]["namespace"] = json!(leases);
+            true
+        }
+        Some(_) => {
+            object["metadata"]["namespace"] = json!(namespace);
+            false
+        }
+    };
+    if is_shared {
         own(&mut object["metadata"]["name"]);
-    }
-    if object["roleRef"]["kind"] == "ClusterRole" {
-        own(&mut object["roleRef"]["name"]);
+        if object.get("roleRef").is_some() {
+            own(&mut object["roleRef"]["name"]);
+        }
     }
     for subject in object.get_mut("subjects").and_then(Value::as_array_mut).into_iter().flatten() {
         subject["namespace"] = json!(namespace);

@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use hush_contract::metrics::{FAMILIES, Family};
+use hush_contract::metrics::{FAMILIES, Family, PROGRAM_FAMILIES};
 use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
-use hush_controller::metrics::Metrics;
+use hush_controller::metrics::{Metrics, RESOURCES, RESULTS};
 use hush_core::{Pressure, Reason, SkipReason};
 
 use super::head;
@@ -18,6 +18,8 @@ alerts are made of them: [runbooks](../runbooks.md).
 
 pub fn page() -> Result<String> {
     let mut page = head("Metrics", TEXT);
+    writeln!(page, "\n## Both programs\n")?;
+    page += &families(PROGRAM_FAMILIES);
     writeln!(
         page,
         "\n## hush-server\n\nAt `/metrics` of the operations listener (`--ops-listen`). Families of device"
@@ -40,6 +42,8 @@ pub fn page() -> Result<String> {
         ),
         words("hush_controller_decisions_total", "reason", Reason::ALL.iter().map(|word| word.as_str()).collect()),
         words("hush_controller_skipped_models", "reason", SkipReason::ALL.iter().map(|word| word.as_str()).collect()),
+        words("hush_controller_api_requests_total", "resource", RESOURCES.to_vec()),
+        words("hush_controller_api_requests_total", "result", RESULTS.to_vec()),
         words("hush_controller_gpus", "pressure", Pressure::ALL.iter().map(|word| word.as_str()).collect()),
     ];
     page += &table(&["family", "label", "words"], &rows);

@@ -199,7 +199,7 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
 
 /// As a person does it.
 async fn unload(stage: &Stage<'_>, app: &App) -> Result<()> {
-    let token = stage.system.token(CONTROLLER, Some("hush-server")).await?;
+    let token = stage.system.token(CONTROLLER, Some(&app.audience())).await?;
     let (ops, body, model) = (app.server.ops, "{}", fixtures::MODEL);
     let request = format!(
         "POST /admin/v1/models/{model}/unload HTTP/1.1\r\nHost: {ops}\r\nContent-Type: application/json\r\n\

@@ -76,7 +76,7 @@ async fn the_right_model_leaves_and_everybody_can_read_why() -> Result<()> {
 
     process::send(controller.pid(), Signal::TERM)?;
     assert!(controller.wait_for_exit(SOON)?.success());
-    let lease = ["get", "lease", "hush-controller", "--namespace", &stage.system.name, "--output", "json"];
+    let lease = ["get", "lease", "hush-controller", "--namespace", "kube-system", "--output", "json"];
     let lease: Value = serde_json::from_str(&plane.kubectl_text(&lease, "")?)?;
     assert!(lease["spec"]["holderIdentity"].as_str().is_none_or(str::is_empty), "it was given back: {lease}");
     // The role is enough for all of that.

@@ -34,7 +34,8 @@ type Act = (Duration, usize);
 impl<'a> Election<'a> {
     async fn new(plane: &'a ControlPlane, lease_seconds: u64) -> Result<Self> {
         let namespace = plane.namespace("lease", &[]).await?;
-        plane.grant(&namespace, Rights::Controller)?;
+        // An election of its own.
+        plane.grant_with_leases_in(&namespace, Rights::Controller, &namespace.name)?;
         let token = namespace.token("hush-controller", None).await?;
         Ok(Self { plane, namespace, token, lease_seconds, folder: tempfile::tempdir()?, candidates: Vec::new() })
     }

@@ -185,7 +185,7 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
     app.transcribe()?;
 
     let complaint = scene.complaint(&["top"])?;
-    for part in ["ask for the verb `list` on `pods`", "--controller-namespace", "docs/kubectl.md"] {
+    for part in ["ask for the Role `NAME-view` of the chart", "--controller-namespace", "docs/kubectl.md"] {
         assert!(complaint.contains(part), "{part}: {complaint}");
     }
     scene.bind("hush-view")?;
@@ -209,10 +209,13 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
 
     // Who may look may not act: neither the token nor a POST.
     let complaint = scene.complaint(&["unload", &app.pod()])?;
-    assert!(complaint.contains(&format!("{system}/hush-page: ask for the verb `get` on it")), "{complaint}");
+    assert!(complaint.contains(&format!("{system}/hush-page: ask for the Role `NAME-operate`")), "{complaint}");
     let token = scene.stage.path("page-token").to_string_lossy().into_owned();
     let complaint = scene.complaint(&["unload", &app.pod(), "--token-file", &token])?;
-    assert!(complaint.contains(&format!("verb `create` on `pods/proxy` in the namespace `{system}`")), "{complaint}");
+    assert!(
+        complaint.contains(&format!("the namespace `{system}` to let this user create its `pods/proxy`")),
+        "{complaint}"
+    );
     assert!(controller.audit()?.is_empty(), "nothing came through");
     assert!(scene.said(&["log-level"])?.ends_with("hush-controller-0 logs info\n"));
     let complaint = scene.complaint(&["log-level", "debug", "--token-file", &token])?;
@@ -233,8 +236,12 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
         (1, &json!("Manual"), &json!("Unloaded")),
         "{audit:?}"
     );
-    let paused = scene.said(&["pause", "speech", "-n", &namespace])?;
-    assert!(paused.contains(&format!("{namespace}/speech only shows what it would do")), "{paused}");
+    let paused = scene.said(&["pause", "speech", "-n", &namespace, "--for", "30m"])?;
+    assert!(paused.contains(&format!("{namespace}/speech only shows what it would do, for 30m")), "{paused}");
+    // Who asked, as the API server knows them; the controller has no proof of it and says so.
+    let why = app.wait_for_condition(&plane, "Ready", ("False", "Paused"))?;
+    let by = format!("asked for by system:serviceaccount:{system}:anna as the request says");
+    assert!(why.starts_with("paused until 20") && why.contains(&by), "{why}");
     Ok(())
 }
 

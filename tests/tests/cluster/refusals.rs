@@ -9,6 +9,7 @@ use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use hush_tests::cluster::SERVERS_LABEL;
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, http};
 use serde_json::{Value, json};
@@ -65,7 +66,12 @@ impl StandIn {
         }
         // The second pod came while nobody watched.
         let names = ["one", "two"].iter().take(*count - 1);
-        let items: Vec<Value> = if pods { names.map(|name| pod(name)).collect() } else { Vec::new() };
+        let namespace = json!({"metadata": {"name": "a", "uid": "0b8a-3", "labels": {SERVERS_LABEL: "true"}}});
+        let items: Vec<Value> = match path {
+            _ if pods => names.map(|name| pod(name)).collect(),
+            "/api/v1/namespaces" => vec![namespace],
+            _ => Vec::new(),
+        };
         let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": items});
         Some(axum::Json(list).into_response())
     }
@@ -95,6 +101,14 @@ async fn too_busy_and_too_old_are_waited_out() -> Result<()> {
     assert_eq!(seen.lists["/api/v1/pods"], 3, "busy, then one pod, then both");
     assert_eq!(seen.lists["/api/v1/namespaces"], 1, "the others had no reason to ask again");
     drop(seen);
+    let restarts =
+        |resource: &str| controller.metric(&format!("hush_controller_watch_restarts_total{{resource=\"{resource}\"}}"));
+    assert_eq!((restarts("pods")?, restarts("namespaces")?), (Some(2.0), Some(0.0)));
+    let listed = |result: &str| {
+        let labels = format!("resource=\"pods\",result=\"{result}\",verb=\"list\"");
+        controller.metric(&format!("hush_controller_api_requests_total{{{labels}}}"))
+    };
+    assert_eq!((listed("busy")?, listed("success")?), (Some(1.0), Some(2.0)));
     // No server answers: that is all that it waits for.
     let said = wait_for("it waits for servers alone", SOON, || {
         let said = http::get(controller.ops, "/readyz")?.text();

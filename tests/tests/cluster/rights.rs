@@ -42,8 +42,10 @@ const RESOURCES: [(&str, &str, &str); 29] = [
     ("rbac.authorization.k8s.io", "clusterrolebindings", ""),
     ("rbac.authorization.k8s.io", "rolebindings", ""),
 ];
-/// Of leases; of everything else any name will do.
+/// Of leases and accounts; of everything else any name will do.
 const NAMES: [&str; 2] = ["hush-controller", "another"];
+/// Where Kubernetes has its own leases too.
+const IN_SYSTEM: &str = " in kube-system";
 
 struct Judge {
     client: Client,
@@ -55,10 +57,14 @@ impl Judge {
     /// Everything that an account may do: `verb resource[/subresource][:name] [elsewhere]`.
     async fn allowed(&self, account: &str) -> Result<BTreeSet<String>> {
         let mut allowed = BTreeSet::new();
+        let system = "kube-system".to_owned();
         for (group, resource, subresource) in RESOURCES {
-            let names: &[&str] = if resource == "leases" { &NAMES } else { &["any"] };
+            let names: &[&str] = if matches!(resource, "leases" | "serviceaccounts") { &NAMES } else { &["any"] };
             for verb in VERBS {
-                for (place, namespace) in [("", &self.own), (" elsewhere", &self.other)] {
+                for (place, namespace) in [("", &self.own), (" elsewhere", &self.other), (IN_SYSTEM, &system)] {
+                    if place == IN_SYSTEM && resource != "leases" {
+                        continue;
+                    }
                     for name in names {
                         let asked = ResourceAttributes {
                             group: Some(group.to_owned()),
@@ -66,14 +72,14 @@ impl Judge {
                             subresource: Some(subresource.to_owned()).filter(|sub| !sub.is_empty()),
                             verb: Some(verb.to_owned()),
                             namespace: Some(namespace.clone()),
-                            // Who creates has no name yet.
-                            name: (verb != "create").then(|| (*name).to_owned()),
+                            // Who creates has no name yet, but where it is something of an object that is there.
+                            name: (verb != "create" || !subresource.is_empty()).then(|| (*name).to_owned()),
                             ..ResourceAttributes::default()
                         };
                         if self.judge(account, asked).await? {
                             let sub = if subresource.is_empty() { String::new() } else { format!("/{subresource}") };
-                            let name =
-                                if names.len() > 1 && verb != "create" { format!(":{name}") } else { String::new() };
+                            let is_named = names.len() > 1 && (verb != "create" || !subresource.is_empty());
+                            let name = if is_named { format!(":{name}") } else { String::new() };
                             let resource = if group == "events.k8s.io" { group } else { resource };
                             allowed.insert(format!("{verb} {resource}{sub}{name}{place}"));
                         }
@@ -139,20 +145,27 @@ async fn each_may_do_what_it_does_and_nothing_else() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
     let controller = allowed(plane, Rights::Controller, "hush-controller").await?;
     let status = everywhere(&["patch gpumodelpolicies/status", "patch clustergpumodelpolicies/status"]);
-    let lease = [
-        "create leases",
-        "get leases:hush-controller",
-        "list leases:hush-controller",
-        "watch leases:hush-controller",
-        "update leases:hush-controller",
+    let named = [
+        "create serviceaccounts/token:hush-controller",
+        "create leases in kube-system",
+        "get leases:hush-controller in kube-system",
+        "list leases:hush-controller in kube-system",
+        "watch leases:hush-controller in kube-system",
+        "update leases:hush-controller in kube-system",
     ];
-    assert_eq!(controller, and(&common() | &status, &lease));
+    assert_eq!(controller, and(&common() | &status, &named));
 
     let reads = |name: &str| ["get", "list", "watch"].map(|verb| format!("{verb} leases:{name}"));
-    let leases: Vec<String> = NAMES.iter().flat_map(|name| reads(name)).collect();
+    let of_cluster = reads("hush-controller").map(|right| format!("{right}{IN_SYSTEM}"));
+    let leases: Vec<String> = NAMES.iter().flat_map(|name| reads(name)).chain(of_cluster).collect();
     let leases: Vec<&str> = leases.iter().map(String::as_str).collect();
     let node = allowed(plane, Rights::Node, "hush-controller").await?;
-    let writes = ["create leases", "update leases:hush-controller", "update leases:another"];
+    let writes = [
+        "create serviceaccounts/token:hush-controller",
+        "create leases",
+        "update leases:hush-controller",
+        "update leases:another",
+    ];
     assert_eq!(node, and(and(common(), &leases), &writes));
 
     let sidecar = allowed(plane, Rights::Sidecar, "hush-server").await?;

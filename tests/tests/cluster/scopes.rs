@@ -62,7 +62,7 @@ async fn three_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
         assert_eq!(orders(&apps), expected, "others hold {quarters} quarters of a GiB");
     }
     for (app, sidecar) in apps.iter().zip(&sidecars) {
-        assert_eq!(app.server.unloads_ordered(), [stage.caller(SERVER)]);
+        assert_eq!(app.server.unloads_ordered(), [app.caller()]);
         assert_eq!(sidecar.sent()?.len(), 1, "each sends its own command alone");
         assert!(!app.events(plane)?.is_empty(), "and tells of it");
     }
@@ -127,7 +127,7 @@ async fn two_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
         let audit = sidecar.sent()?;
         assert!(audit.iter().all(own), "each sends its own commands alone, and each is carried out: {audit:?}");
         assert_eq!(audit.len(), app.server.unloads_ordered().len());
-        assert!(app.server.unloads_ordered().iter().all(|caller| *caller == stage.caller(SERVER)));
+        assert!(app.server.unloads_ordered().iter().all(|caller| *caller == app.caller()));
     }
     Ok(())
 }
@@ -194,7 +194,7 @@ async fn a_sidecar_steps_back_while_a_leader_for_more_governs() -> Result<()> {
     for sidecar in &sidecars {
         wait_until_calm(sidecar)?;
     }
-    assert_eq!(dear.server.unloads_ordered(), [stage.caller(SERVER)]);
+    assert_eq!(dear.server.unloads_ordered(), [dear.caller()]);
     assert_eq!(cheap.server.unloads_ordered().len(), 1);
     Ok(())
 }

@@ -27,6 +27,7 @@ pub struct App {
     pub namespace: Namespace,
     pub server: Server,
     pub node: String,
+    pub pod_uid: String,
 }
 
 /// How a server holds memory and what its policy says of it.
@@ -38,11 +39,13 @@ pub struct Cast<'a> {
     pub priority: i32,
     /// Of `serve`.
     pub args: &'a [&'a str],
+    /// Of the pod.
+    pub annotations: &'a [(&'a str, &'a str)],
 }
 
 impl<'a> Cast<'a> {
     pub const fn new(name: &'a str, gib: u64, priority: i32) -> Self {
-        Self { name, node: "n1", gib, priority, args: &[] }
+        Self { name, node: "n1", gib, priority, args: &[], annotations: &[] }
     }
 
     pub const fn on(self, node: &'a str) -> Self {
@@ -117,7 +120,20 @@ impl<'a> Stage<'a> {
         let namespace = self.plane.namespace(cast.name, &[("team", cast.name)]).await?;
         let token = self.system.token(SERVER, None).await?;
         let token = self.file(&format!("token-{}", namespace.name), &token)?;
-        let accounts = [CONTROLLER, SERVER].map(|account| format!("{}:{account}", self.system.name));
+        namespace.service_account(SERVER).await?;
+        let pod = PodAt {
+            name: POD,
+            node: cast.node,
+            account: SERVER,
+            labels: &[("gpu.hush.dev/server", "true"), ("app", cast.name)],
+            annotations: cast.annotations,
+            ports: &[],
+            ip,
+        };
+        let pod_uid = namespace.create_pod(&pod).await?;
+        // The controller for more, and the one beside the server.
+        let accounts = [(&self.system.name, CONTROLLER), (&namespace.name, SERVER)];
+        let accounts = accounts.map(|(namespace, account)| format!("{namespace}:{account}"));
         let (url, ca) = (self.plane.url(), self.plane.ca_file().to_string_lossy().into_owned());
         let fixed = [
             // A controller beside it comes over the loopback, everybody else to the pod's address.
@@ -134,21 +150,16 @@ impl<'a> Stage<'a> {
             &ca,
             "--kubernetes-token",
             &token,
+            "--pod-namespace",
+            &namespace.name,
+            "--pod-uid",
+            &pod_uid,
         ];
         let guest = Guest { bytes: cast.gib * GIB, ..Guest::default() };
         let server = self.gpus.server(guest, &[&fixed[..], cast.args].concat())?;
-        namespace.service_account("default").await?;
-        let pod = PodAt {
-            name: POD,
-            node: cast.node,
-            account: "default",
-            labels: &[("gpu.hush.dev/server", "true"), ("app", cast.name)],
-            annotations: &[],
-            ports: &[("ops", server.ops.port())],
-            ip,
-        };
-        namespace.pod(&pod).await?;
-        Ok(App { namespace, server, node: cast.node.to_owned() })
+        namespace.annotate_pod(POD, "gpu.hush.dev/ops-port", &server.ops.port().to_string()).await?;
+        namespace.run_pod(POD, ip).await?;
+        Ok(App { namespace, server, node: cast.node.to_owned(), pod_uid })
     }
 
     /// As whom the account is, on the way to the API server that `url` is.
@@ -166,10 +177,13 @@ impl<'a> Stage<'a> {
 
     /// All that a controller needs to be started, also while the API server is away.
     pub async fn seat(&self, account: &str, url: &str, args: &[&str]) -> Result<Seat> {
+        let own_account = format!("{}:{account}", self.system.name);
+        self.seat_with(account, url, &[&["--service-account", &own_account], args].concat()).await
+    }
+
+    async fn seat_with(&self, account: &str, url: &str, args: &[&str]) -> Result<Seat> {
         let kubeconfig = self.kubeconfig(account, url).await?;
-        let servers = self.system.token(account, Some("hush-server")).await?;
-        let servers = self.file(&format!("token-servers-{account}"), &servers)?;
-        let mut all = vec!["--token-file", servers.as_str()];
+        let mut all = Vec::new();
         if !args.contains(&"--lease-duration") {
             // Short, but a machine that runs many tests at once must be able to renew it.
             all.extend(["--lease-duration", "6s"]);
@@ -178,10 +192,12 @@ impl<'a> Stage<'a> {
         Ok(Seat { kubeconfig, args: all.into_iter().map(str::to_owned).collect() })
     }
 
-    /// A controller beside the server of an app.
+    /// A controller beside the server of an app. It has a token of their pod, which only that server accepts.
     pub async fn sidecar(&self, app: &App) -> Result<Controller> {
-        let args = ["--scope", "pod", "--node", &app.node, "--pod", &app.pod()];
-        self.controller_of(SERVER, &self.plane.url(), &args).await
+        let token = app.namespace.token_of_pod(SERVER, "hush-server", POD).await?;
+        let token = self.file(&format!("token-sidecar-{}", app.namespace.name), &token)?;
+        let args = ["--scope", "pod", "--node", &app.node, "--pod", &app.pod(), "--token-file", &token];
+        self.seat_with(SERVER, &self.plane.url(), &args).await?.start()
     }
 
     /// What others hold of the GPU, in quarters of a GiB.
@@ -226,6 +242,16 @@ impl App {
     /// As a controller calls it.
     pub fn pod(&self) -> String {
         format!("{}/{POD}", self.namespace.name)
+    }
+
+    /// For whom a token for its server is made.
+    pub fn audience(&self) -> String {
+        format!("hush-server/{}/{}", self.namespace.name, self.pod_uid)
+    }
+
+    /// The account of its pod, as its server calls who commands it.
+    pub fn caller(&self) -> String {
+        format!("system:serviceaccount:{}:{SERVER}", self.namespace.name)
     }
 
     /// The namespace's policy `speech`.

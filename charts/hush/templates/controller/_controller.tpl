@@ -37,14 +37,30 @@
 - --pod=$(POD_NAMESPACE)/$(POD_NAME)
 {{- end }}
 - --listen={{ .Values.listenAddress }}:9002
+{{- if eq $controller.scope "pod" }}
 - --token-file=/var/run/secrets/hush/token
+{{- else }}
+- {{ printf "--service-account=%s:%s" (include "hush.namespace" .) (include "hush.controllerAccount" .) | quote }}
+{{- end }}
+# Pods elsewhere are no servers, whatever their labels say.
+- --server-namespaces=kubernetes.io/metadata.name={{ include "hush.namespace" . }}
+{{- range $controller.serverNamespaces }}
+- {{ printf "--server-namespaces=%s" . | quote }}
+{{- end }}
 {{- with $controller.pageToken }}
 {{- if .name }}
-- --page-token-file=/var/run/secrets/hush-page/{{ .key }}
+- {{ printf "--page-token-file=/var/run/secrets/hush-page/%s" .key | quote }}
 {{- end }}
+{{- end }}
+{{- with include "hush.opsTls.controllerArgs" . }}
+{{ . }}
 {{- end }}
 - --lease={{ $controller.lease.name }}
-- --lease-namespace={{ $controller.lease.namespace | default (include "hush.namespace" .) }}
+- --lease-namespace={{ $controller.lease.namespace }}
+{{- if ne $controller.scope "cluster" }}
+- --node-lease-namespace={{ $controller.lease.nodeNamespace | default (include "hush.namespace" .) }}
+{{- end }}
+- --installation={{ include "hush.controller.installation" . }}
 - --lease-duration={{ $controller.lease.duration }}
 - --interval={{ $controller.interval }}
 - --stale-after={{ $controller.staleAfter }}
@@ -55,7 +71,7 @@
 - --dry-run
 {{- end }}
 - --log-format={{ $controller.logFormat }}
-- --log-level={{ $controller.logLevel }}
+- {{ printf "--log-level=%s" $controller.logLevel | quote }}
 {{- end }}
 
 {{- define "hush.controller.env" -}}
@@ -73,31 +89,42 @@
 
 {{- define "hush.controller.mounts" -}}
 {{ include "hush.apiMount" . }}
+{{- if eq .Values.controller.scope "pod" }}
 - {name: server-token, mountPath: /var/run/secrets/hush, readOnly: true}
+{{- end }}
 {{- if .Values.controller.pageToken.name }}
 - {name: page-token, mountPath: /var/run/secrets/hush-page, readOnly: true}
+{{- end }}
+{{- with include "hush.opsTls.controllerMount" . }}
+{{ . }}
 {{- end }}
 {{- if .Values.controller.auditLog.enabled }}
 - {name: audit-log, mountPath: /var/log/hush}
 {{- end }}
 {{- end }}
 
-{{/* What the container needs beside the credential of the API server. The token is made for servers alone. */}}
+{{/* What the container needs beside the credential of the API server. A controller beside a server has a token of its pod, which
+that server alone accepts; other controllers ask for a token for each server. */}}
 {{- define "hush.controller.volumes" -}}
 {{- $controller := .Values.controller -}}
+{{- if eq $controller.scope "pod" }}
 - name: server-token
   projected:
     defaultMode: 0440
     sources:
     - serviceAccountToken: {path: token, audience: hush-server, expirationSeconds: 3600}
+{{- end }}
 {{- with $controller.pageToken.name }}
 - name: page-token
-  secret: {secretName: {{ . }}, defaultMode: 0440}
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
+{{- with include "hush.opsTls.controllerVolume" . }}
+{{ . }}
 {{- end }}
 {{- if $controller.auditLog.enabled }}
 - name: audit-log
   {{- with $controller.auditLog.existingClaim }}
-  persistentVolumeClaim: {claimName: {{ . }}}
+  persistentVolumeClaim: {claimName: {{ . | quote }}}
   {{- else }}
   emptyDir: {sizeLimit: {{ $controller.auditLog.sizeLimit }}}
   {{- end }}
@@ -112,7 +139,7 @@ gpu.hush.dev/controller: "true"
 {{- define "hush.controller.podAnnotations" -}}
 {{- with .Values.controller.pageToken }}
 {{- if .name }}
-gpu.hush.dev/page-token: {{ .name }}/{{ .key }}
+gpu.hush.dev/page-token: {{ printf "%s/%s" .name .key | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -138,7 +165,7 @@ podAntiAffinity:
     "selector" (include "hush.selectorLabels" (list . "controller"))
     "labels" (include "hush.controller.podLabels" .)
     "annotations" (include "hush.controller.podAnnotations" .)
-    "account" (include "hush.controllerAccounts" . | fromJsonArray | first)
+    "account" (include "hush.controllerAccount" .)
     "gracePeriodSeconds" 30
     "tolerations" (eq $controller.scope "node" | ternary (.Values.server.gpu.tolerations | default list) list)
     "initContainers" ""

@@ -24,7 +24,7 @@ values of the server are, for messages. */}}
 {{/* What selects the pods of one server: (dict "root" $ "server" SERVER). */}}
 {{- define "hush.server.selectorLabels" -}}
 {{ include "hush.selectorLabels" (list .root "server") }}
-gpu.hush.dev/name: {{ .server.name }}
+gpu.hush.dev/name: {{ .server.name | quote }}
 {{- end }}
 
 {{/* Name, namespace and labels of an object of one server, indented by two. */}}
@@ -32,7 +32,7 @@ gpu.hush.dev/name: {{ .server.name }}
 name: {{ .server.fullname }}
 namespace: {{ include "hush.namespace" .root }}
 labels: {{- include "hush.labels" (list .root "server") | nindent 2 }}
-  gpu.hush.dev/name: {{ .server.name }}
+  gpu.hush.dev/name: {{ .server.name | quote }}
   {{- with .labels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -110,10 +110,10 @@ models:
   - install
   - {{ $model.source | default $model.name | quote }}
   {{- if $model.source }}
-  - --name={{ $model.name }}
+  - {{ printf "--name=%s" $model.name | quote }}
   {{- end }}
   {{- with $model.revision }}
-  - --revision={{ . }}
+  - {{ printf "--revision=%s" . | quote }}
   {{- end }}
   - --precision={{ eq $precision "auto" | ternary $best $precision }}
   - --models-dir=/models
@@ -133,7 +133,7 @@ models:
 {{- end }}
 {{- with $install.tokenSecret }}
 {{- if .name }}
-- {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key }}}}}
+- {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ .name | quote }}, key: {{ .key | quote }}}}}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -171,14 +171,17 @@ models:
 {{- end }}
 {{- end }}
 {{- if $values.admin.tokenSecret.name }}
-- --admin-token-file=/var/run/secrets/hush-admin/{{ $values.admin.tokenSecret.key }}
+- {{ printf "--admin-token-file=/var/run/secrets/hush-admin/%s" $values.admin.tokenSecret.key | quote }}
 {{- end }}
 {{- if $values.apiKeys.name }}
-- --api-keys-file=/var/run/secrets/hush-keys/{{ $values.apiKeys.key }}
+- {{ printf "--api-keys-file=/var/run/secrets/hush-keys/%s" $values.apiKeys.key | quote }}
 {{- end }}
 {{- if $values.tls.name }}
 - --tls-cert=/var/run/secrets/hush-tls/tls.crt
 - --tls-key=/var/run/secrets/hush-tls/tls.key
+{{- end }}
+{{- with include "hush.opsTls.serverArgs" .root }}
+{{ . }}
 {{- end }}
 {{- if not ($values.settings).device }}
 # By name, so that a GPU that cannot be had is an error and not a slow server.
@@ -192,6 +195,11 @@ models:
 {{- define "hush.server.env" -}}
 {{- $gpu := .server.values.gpu -}}
 - {name: HOME, value: /tmp}
+{{- if include "hush.server.accounts" . | fromJsonArray }}
+# A token that commands this server must be made for this pod.
+- {name: HUSH_POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+- {name: HUSH_POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
+{{- end }}
 {{- if $gpu.enabled }}
 - {name: NVIDIA_DRIVER_CAPABILITIES, value: {{ $gpu.driverCapabilities | quote }}}
 {{- if and (not $gpu.count) $gpu.visibleDevices }}
@@ -210,6 +218,9 @@ models:
 {{- end }}
 {{- range include "hush.server.secrets" . | fromJsonArray }}
 - {name: {{ .volume }}, mountPath: /var/run/secrets/hush-{{ .volume }}, readOnly: true}
+{{- end }}
+{{- with include "hush.opsTls.serverMount" .root }}
+{{ . }}
 {{- end }}
 {{- end }}
 
@@ -280,7 +291,7 @@ models:
   configMap: {name: {{ .server.fullname }}}
 - name: models
   {{- if eq $cache.kind "claim" }}
-  persistentVolumeClaim: {claimName: {{ include "hush.server.claim" . }}}
+  persistentVolumeClaim: {claimName: {{ include "hush.server.claim" . | quote }}}
   {{- else if eq $cache.kind "ephemeral" }}
   ephemeral:
     volumeClaimTemplate:
@@ -302,14 +313,17 @@ models:
 {{- end }}
 {{- range include "hush.server.secrets" . | fromJsonArray }}
 - name: {{ .volume }}
-  secret: {secretName: {{ .secret }}, defaultMode: 0440}
+  secret: {secretName: {{ .secret | quote }}, defaultMode: 0440}
+{{- end }}
+{{- with include "hush.opsTls.serverVolume" .root }}
+{{ . }}
 {{- end }}
 {{- end }}
 
 {{- define "hush.claimSpec" -}}
 accessModes: [{{ .accessMode }}]
 {{- with .storageClass }}
-storageClassName: {{ . }}
+storageClassName: {{ . | quote }}
 {{- end }}
 resources: {requests: {storage: {{ .size }}}}
 {{- end }}
@@ -318,6 +332,9 @@ resources: {requests: {storage: {{ .size }}}}
 # A change of the configuration replaces the pod.
 gpu.hush.dev/config: {{ include "hush.server.config" . | sha256sum | trunc 16 | quote }}
 kubectl.kubernetes.io/default-container: server
+{{- with include "hush.opsTls.serverAnnotations" .root }}
+{{ . }}
+{{- end }}
 {{- if eq .root.Values.controller.scope "pod" }}
 {{- with include "hush.controller.podAnnotations" .root | trim }}
 {{ . }}

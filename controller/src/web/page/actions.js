@@ -5,7 +5,7 @@ import { $ } from './dom.js';
 import { bytes } from './words.js';
 
 const AWAY = [['0', 'it may come back at once'], ['600', '10 minutes'], ['3600', '1 hour']];
-const PAUSES = [['30m', '30 minutes'], ['2h', '2 hours'], ['', 'until somebody resumes it']];
+const PAUSES = [['30m', '30 minutes'], ['2h', '2 hours'], ['', 'until it is resumed']];
 /** What is in flight may go on for so long; what is not done then is begun again after the next load. */
 const DRAIN_SECONDS = 30;
 

@@ -42,17 +42,20 @@ async function ask(address, options) {
 const about = (names) => `?${new URLSearchParams(names)}`;
 
 export const policyYaml = async (policy) => (await ask(`api/v1/policy${about({ policy })}`)).text();
-export const whatIf = async (yaml) => (await ask('api/v1/plan', { method: 'POST', body: yaml })).json();
 
-async function act(address, body) {
-  // Not `Authorization`: behind `kubectl proxy` that is the API server's.
-  const headers = { 'X-Hush-Token': token, 'Content-Type': 'application/json' };
-  return (await ask(address, { method: 'POST', headers, body: JSON.stringify(body) })).json();
+/** With the token. Not as `Authorization`: behind `kubectl proxy` that is the API server's. */
+async function post(address, type, body) {
+  const headers = { 'X-Hush-Token': token, 'Content-Type': type };
+  return (await ask(address, { method: 'POST', headers, body })).json();
 }
+
+const act = (address, body) => post(address, 'application/json', JSON.stringify(body));
+
+export const whatIf = (yaml) => post('api/v1/plan', 'application/yaml', yaml);
 
 export const unload = ({ server, model }, body) => act(`api/v1/unload${about({ server, model })}`, body);
 export const load = ({ server, model }, body) => act(`api/v1/load${about({ server, model })}`, body);
-export const pause = (policy, duration) => act(`api/v1/pause${about({ policy })}`, duration ? { duration } : {});
+export const pause = (policy, duration) => act(`api/v1/pause${about({ policy })}`, duration ? { duration } : { untilResumed: true });
 export const resume = (policy) => act(`api/v1/resume${about({ policy })}`, {});
 
 /** Nothing for so long, not even a heartbeat, is a lost connection. */

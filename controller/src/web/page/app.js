@@ -32,6 +32,7 @@ function show(next) {
   models.show(state.models, mayAct, state.decisions);
   write($('models-count'), count(state.models));
   showPolicies(mayAct);
+  whatIf.allow(state.actions, mayAct);
   whatIf.offer(state.policies);
   showTimeline($('timeline'), state.records);
   $('timeline').hidden = state.records.length === 0;
@@ -60,7 +61,8 @@ function showPolicies(mayAct) {
   keep($('policies'), state.policies, ({ name }) => name, newPolicy, (element, policy) => {
     const { paused, dryRun, models: selects } = policy;
     const until = paused?.until ? ` until ${new Date(paused.until).toLocaleTimeString([], { hour12: false })}` : '';
-    const mode = paused ? `paused${until}` : dryRun ? 'dry run' : 'in force';
+    const by = paused?.claimedBy ? `, asked for by ${paused.claimedBy} as the request says` : '';
+    const mode = paused ? `paused${until}${by}` : dryRun ? 'dry run' : 'in force';
     write(element.querySelector('[data-part=mode]'), `${mode}, ${selects} ${selects === 1 ? 'model' : 'models'}`);
     element.dataset.paused = Boolean(paused);
     const button = element.querySelector('[data-do=pause]');

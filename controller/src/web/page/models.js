@@ -81,7 +81,7 @@ function tone(model) {
 }
 
 function stateOf(model) {
-  const held = model.vramBytes > 0 && model.state !== 'Unloaded' && model.state !== 'Failed' ? `, ${bytes(model.vramBytes)}` : '';
+  const held = model.vramBytes > 0 ? `, ${bytes(model.vramBytes)}` : '';
   const stale = model.fresh ? '' : ' (old figures)';
   if (!busy(model)) return `${STATES[model.state] ?? model.state}${held}${stale}`;
   const waiting = model.queued > 0 ? `, ${model.queued} waiting` : '';
@@ -97,6 +97,8 @@ function remaining(model, now) {
 
 function clockOf(model, now, left) {
   const demand = model.demandBytes ? `needs ${bytes(model.demandBytes)}` : '';
+  const held = model.heldUntil ? (Date.parse(model.heldUntil) - now) / 1000 : 0;
+  if (held > 0) return `held, may be loaded in ${clock(Math.ceil(held))}`;
   if (model.idleSince === null) return demand;
   const idle = `idle ${clock((now - Date.parse(model.idleSince)) / 1000)}`;
   if (left === null) return idle;

@@ -1,7 +1,7 @@
 // What would be done with an edited policy.
 
 import { Refused, policyYaml, whatIf } from './api.js';
-import { $, make } from './dom.js';
+import { $, make, write } from './dom.js';
 import { showGpus } from './gpus.js';
 import { PRESSURE, REASONS, WHY, bytes, span } from './words.js';
 
@@ -9,6 +9,8 @@ import { PRESSURE, REASONS, WHY, bytes, span } from './words.js';
 export class WhatIf {
   #state;
   #say;
+  /** Why nothing can be tried out now. */
+  #missing = '';
 
   constructor(state, say) {
     this.#state = state;
@@ -18,6 +20,14 @@ export class WhatIf {
       this.#try();
     });
     $('pick').addEventListener('change', () => this.begin($('pick').value));
+  }
+
+  /** `offered`: the controller has a token to compare with; `may`: the person has given one. */
+  allow(offered, may) {
+    this.#missing = may ? '' : offered
+      ? 'It asks for the token: give it below, at “Acting”.'
+      : 'It is off: start the controller with --page-token-file.';
+    write($('what-if-hint'), this.#missing);
   }
 
   offer(policies) {
@@ -42,6 +52,10 @@ export class WhatIf {
   }
 
   async #try() {
+    if (this.#missing) {
+      this.#problems([this.#missing]);
+      return;
+    }
     $('try').disabled = true;
     try {
       const answer = await whatIf($('yaml').value);

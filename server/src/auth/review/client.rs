@@ -1,5 +1,6 @@
 //! One request to the Kubernetes API server. A connection each: verdicts are remembered, so there are few.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::str::FromStr;
@@ -79,8 +80,9 @@ pub(super) enum ReviewError {
     #[error("the request could not be written: {0}")]
     Request(#[from] hyper::http::Error),
     #[error(
-        "it does not let this server review tokens ({0}); bind its service account to the cluster role \
-         system:auth-delegator"
+        "it does not let this server review tokens ({0}): the ClusterRole of its service account lacks `create` on \
+         `tokenreviews` or is not bound; where the chart made it, it is called `NAMESPACE-NAME-server` \
+         (docs/kubernetes.md, Roles)"
     )]
     Refused(StatusCode),
     #[error("it answered {0}")]
@@ -112,6 +114,20 @@ pub(super) struct Review {
 pub(super) struct User {
     #[serde(default)]
     pub username: String,
+    /// What the API server knows beside the name.
+    #[serde(default)]
+    extra: HashMap<String, Vec<String>>,
+}
+
+impl User {
+    /// The pod that the token is bound to: the API server accepts it only while that pod is there.
+    /// <https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/>
+    pub(super) fn pod_uid(&self) -> Option<&str> {
+        match self.extra.get("authentication.kubernetes.io/pod-uid")?.as_slice() {
+            [uid] => Some(uid),
+            _ => None,
+        }
+    }
 }
 
 pub(super) struct Client {
@@ -129,11 +145,11 @@ impl Client {
         })
     }
 
-    pub(super) async fn review(&self, token: &str, audience: &str) -> Result<Review, ReviewError> {
+    pub(super) async fn review(&self, token: &str, audiences: &[&str]) -> Result<Review, ReviewError> {
         let body = json!({
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [audience]},
+            "spec": {"token": token, "audiences": audiences},
         });
         let request = Request::builder()
             .method(Method::POST)

@@ -6,7 +6,7 @@ use super::super::args::SecurityArgs;
 use super::sources::Sources;
 use super::{SettingError, variable};
 use crate::auth::{Account, ApiServer, ReviewSettings};
-use hush_contract::admin::TOKEN_AUDIENCE;
+use hush_contract::admin::ServerAudience;
 
 /// Where Kubernetes puts what a pod needs to speak to its API server.
 const SERVICE_ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -31,6 +31,12 @@ pub struct SecuritySettings {
     pub admin_token_review: Option<ReviewSettings>,
 }
 
+/// The pod that the server runs in.
+struct Pod {
+    uid: String,
+    audience: ServerAudience,
+}
+
 impl Sources<'_> {
     pub fn security(&self, args: SecurityArgs) -> Result<SecuritySettings, SettingError> {
         Ok(SecuritySettings {
@@ -39,18 +45,48 @@ impl Sources<'_> {
             api_keys_file: self.path("api-keys-file", args.api_keys_file),
             admin_token_file: self.path("admin-token-file", args.admin_token_file),
             admin_token_review: match self.switch("admin-token-review", args.admin_token_review)? {
-                Some(true) => Some(ReviewSettings {
-                    api: self.api_server(args.kubernetes_api)?,
-                    ca_file: self.service_account("kubernetes-ca", args.kubernetes_ca, "ca.crt"),
-                    token_file: self.service_account("kubernetes-token", args.kubernetes_token, "token"),
-                    audience: self.text("admin-audience", args.admin_audience)?.unwrap_or(TOKEN_AUDIENCE.to_owned()),
-                    accounts: self.accounts(args.admin_account)?,
-                    timeout: ReviewSettings::TIMEOUT,
-                    remember: ReviewSettings::REMEMBER,
-                    remember_refusal: ReviewSettings::REMEMBER_REFUSAL,
-                }),
+                Some(true) => {
+                    let pod = self.pod(args.pod_namespace, args.pod_uid)?;
+                    Some(ReviewSettings {
+                        api: self.api_server(args.kubernetes_api)?,
+                        ca_file: self.service_account("kubernetes-ca", args.kubernetes_ca, "ca.crt"),
+                        token_file: self.service_account("kubernetes-token", args.kubernetes_token, "token"),
+                        accounts: self.accounts(args.admin_account)?,
+                        audience: self.audience(args.admin_audience, pod.as_ref())?,
+                        pod_uid: pod.map(|pod| pod.uid),
+                        timeout: ReviewSettings::TIMEOUT,
+                        remember: ReviewSettings::REMEMBER,
+                        remember_refusal: ReviewSettings::REMEMBER_REFUSAL,
+                    })
+                }
                 _ => None,
             },
+        })
+    }
+
+    fn pod(&self, namespace: Option<String>, uid: Option<String>) -> Result<Option<Pod>, SettingError> {
+        let combination =
+            |problem: &str| SettingError::Combination(format!("--pod-namespace and --pod-uid: {problem}"));
+        match (self.text("pod-namespace", namespace)?, self.text("pod-uid", uid)?) {
+            (None, None) => Ok(None),
+            (Some(namespace), Some(uid)) => {
+                let audience =
+                    ServerAudience::new(&namespace, &uid).map_err(|error| combination(&error.to_string()))?;
+                Ok(Some(Pod { uid, audience }))
+            }
+            _ => Err(combination("they need each other")),
+        }
+    }
+
+    fn audience(&self, flag: Option<String>, pod: Option<&Pod>) -> Result<String, SettingError> {
+        if let Some(audience) = self.text("admin-audience", flag)? {
+            return Ok(audience);
+        }
+        pod.map(|pod| pod.audience.to_string()).ok_or_else(|| {
+            let problem = "--admin-token-review needs to know for which server a token must be made: give --pod-namespace \
+                           and --pod-uid, which the downward API of Kubernetes tells (metadata.namespace, metadata.uid), \
+                           or an audience of your own with --admin-audience";
+            SettingError::Combination(problem.to_owned())
         })
     }
 

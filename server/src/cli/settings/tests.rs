@@ -240,6 +240,8 @@ fn every_hush_variable_reaches_its_setting() {
             ("HUSH_ADMIN_TOKEN_REVIEW", "true"),
             ("HUSH_ADMIN_ACCOUNT", "hush:controller, ops:admin"),
             ("HUSH_ADMIN_AUDIENCE", "speech"),
+            ("HUSH_POD_NAMESPACE", "media"),
+            ("HUSH_POD_UID", "0b8a-1"),
             ("HUSH_KUBERNETES_API", "https://10.0.0.1:6443"),
             ("HUSH_KUBERNETES_CA", "/ca.crt"),
             ("HUSH_KUBERNETES_TOKEN", "/token"),
@@ -301,6 +303,7 @@ fn every_hush_variable_reaches_its_setting() {
                 ca_file: "/ca.crt".into(),
                 token_file: "/token".into(),
                 audience: "speech".to_owned(),
+                pod_uid: Some("0b8a-1".to_owned()),
                 accounts: vec!["hush:controller".parse().unwrap(), "ops:admin".parse().unwrap()],
                 timeout: Duration::from_secs(5),
                 remember: Duration::from_secs(10),
@@ -392,9 +395,14 @@ fn a_runner_may_only_be_asked_whether_cuda_works() {
 #[test]
 fn token_review_takes_the_api_server_of_the_pod() {
     let pod = [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "6443")];
-    let on = ["--admin-token-review", "--admin-account", "hush:controller"];
+    let review = ["--admin-token-review", "--admin-account", "hush:controller"];
+    let on = [&review[..], &["--pod-namespace", "media", "--pod-uid", "0b8a-1"]].concat();
     let review = settled(&on, &pod).security.admin_token_review.unwrap();
-    assert_eq!((review.api.to_string().as_str(), review.audience.as_str()), ("10.96.0.1:6443", "hush-server"));
+    assert_eq!(
+        (review.api.to_string().as_str(), review.audience.as_str()),
+        ("10.96.0.1:6443", "hush-server/media/0b8a-1")
+    );
+    assert_eq!(review.pod_uid.as_deref(), Some("0b8a-1"));
     let dir = PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount");
     assert_eq!((review.ca_file, review.token_file), (dir.join("ca.crt"), dir.join("token")));
     assert_eq!(settled(&["--admin-account", "hush:controller"], &pod).security, SecuritySettings::default());
@@ -410,6 +418,20 @@ fn token_review_takes_the_api_server_of_the_pod() {
     assert!(refused(&[], &account).contains("namespace:name"));
     assert!(refused(&["--tls-cert", "/c"], &[]).contains("--tls-key"));
     assert!(refused(&[], &[("HUSH_OPS_TLS_KEY", "/k")]).contains("--ops-tls-cert"));
+}
+
+#[test]
+fn a_server_that_reviews_tokens_must_know_for_which_server_they_are_made() {
+    let pod = [("KUBERNETES_SERVICE_HOST", "10.96.0.1")];
+    let on = ["--admin-token-review", "--admin-account", "hush:controller"];
+    let refused = |more: &[&str]| try_serve(&[&on[..], more].concat(), &pod).unwrap_err().to_string();
+    assert!(refused(&[]).contains("--pod-namespace"));
+    assert!(refused(&["--pod-uid", "0b8a-1"]).contains("need each other"));
+    assert!(refused(&["--pod-uid", "0b8a-1", "--pod-namespace", "a/b"]).contains("the namespace must be"));
+    assert!(refused(&["--pod-uid", "$(POD_UID)", "--pod-namespace", "media"]).contains("the pod's UID must be"));
+
+    let own = settled(&[&on[..], &["--admin-audience", "mine"]].concat(), &pod).security.admin_token_review.unwrap();
+    assert_eq!((own.audience.as_str(), own.pod_uid), ("mine", None));
 }
 
 #[test]

@@ -9,6 +9,8 @@ use super::json::JsonFile;
 
 /// Far above any Whisper (large has 32): each is a list of tensors before one of them is looked for.
 const LAYERS_MAX: usize = 1024;
+/// Far above any dimension of a Whisper, far below an overflow of a product of two.
+pub(super) const SIZE_MAX: usize = 1 << 24;
 
 /// Dimensions under the names that Hugging Face gives them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,16 +69,32 @@ impl Config {
             max_target_positions: json.size("max_target_positions")?,
             vocab_size: json.size("vocab_size")?,
         };
-        for (field, heads) in [
-            ("encoder_attention_heads", config.encoder_attention_heads),
-            ("decoder_attention_heads", config.decoder_attention_heads),
-        ] {
-            if !config.d_model.is_multiple_of(heads) {
-                let problem = format!("is {heads}, which does not divide `d_model` {}", config.d_model);
-                return Err(json.error(field, problem));
+        config.check(&path, |field| field)?;
+        Ok((config, json))
+    }
+
+    /// Whether the dimensions fit each other. `stored_name` gives the name that the file has for a field.
+    pub(super) fn check(
+        &self,
+        path: &Path,
+        stored_name: impl Fn(&'static str) -> &'static str,
+    ) -> Result<(), CheckpointError> {
+        for (field, layers) in [("encoder_layers", self.encoder_layers), ("decoder_layers", self.decoder_layers)] {
+            if !(1..=LAYERS_MAX).contains(&layers) {
+                let problem = format!("is {layers}, expected 1 to {LAYERS_MAX}");
+                return Err(CheckpointError::field(path, stored_name(field), problem));
             }
         }
-        Ok((config, json))
+        for (field, heads) in [
+            ("encoder_attention_heads", self.encoder_attention_heads),
+            ("decoder_attention_heads", self.decoder_attention_heads),
+        ] {
+            if heads == 0 || !self.d_model.is_multiple_of(heads) {
+                let problem = format!("is {heads}, which does not divide `d_model` {}", self.d_model);
+                return Err(CheckpointError::field(path, stored_name(field), problem));
+            }
+        }
+        Ok(())
     }
 
     /// Width of one decoder head.

@@ -5,8 +5,14 @@ use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    #[error("{} is not a folder; expected a Hugging Face checkpoint folder (config.json, model.safetensors, ...)", .0.display())]
-    NotAFolder(PathBuf),
+    #[error(
+        "{} is no checkpoint that Hush reads; expected a folder of Hugging Face (config.json, model.safetensors) or of \
+         CTranslate2 (model.bin), a `.pt` file of OpenAI, or a `ggml-*.bin` file of whisper.cpp",
+        .0.display()
+    )]
+    NotACheckpoint(PathBuf),
+    #[error("{}: {problem}", path.display())]
+    UnknownFile { path: PathBuf, problem: &'static str },
     #[error("{} is missing; {hint}", path.display())]
     MissingFile { path: PathBuf, hint: &'static str },
     #[error("{}: cannot be read: {source}", path.display())]
@@ -23,7 +29,7 @@ pub enum CheckpointError {
         .0.display()
     )]
     PickleOnly(PathBuf),
-    #[error("{}: not a readable safetensors file: {problem}", path.display())]
+    #[error("{}: {problem}", path.display())]
     Corrupt { path: PathBuf, problem: String },
     #[error("{}: truncated: its header describes {expected} bytes, the file has {found}", path.display())]
     Truncated { path: PathBuf, expected: u64, found: u64 },
@@ -33,7 +39,7 @@ pub enum CheckpointError {
     AbsentFromShard { index: PathBuf, tensor: String, shard: String },
     #[error("{}: tensor `{tensor}` is missing, expected {expected:?}", path.display())]
     MissingTensor { path: PathBuf, tensor: String, expected: Vec<usize> },
-    #[error("{}: tensor `{tensor}` has shape {found:?}, expected {expected:?} by config.json", path.display())]
+    #[error("{}: tensor `{tensor}` has shape {found:?}, expected {expected:?} by the model's dimensions", path.display())]
     Shape { path: PathBuf, tensor: String, expected: Vec<usize>, found: Vec<usize> },
     #[error("{}: tensor `{tensor}` has type {found}, expected F32, F16 or BF16", path.display())]
     Dtype { path: PathBuf, tensor: String, found: String },

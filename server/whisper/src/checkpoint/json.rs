@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::CheckpointError;
+use super::config::SIZE_MAX;
 
 pub(super) struct JsonFile {
     pub path: PathBuf,
@@ -41,8 +42,7 @@ impl JsonFile {
     }
 
     pub fn size(&self, field: &str) -> Result<usize, CheckpointError> {
-        // Far above any Whisper, far below an overflow of a product of two dimensions.
-        self.size_up_to(field, 1 << 24)
+        self.size_up_to(field, SIZE_MAX)
     }
 
     pub fn size_up_to(&self, field: &str, most: usize) -> Result<usize, CheckpointError> {

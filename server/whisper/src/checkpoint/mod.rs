@@ -1,23 +1,36 @@
-//! A Whisper checkpoint as everybody publishes it: a Hugging Face folder.
+//! Whisper checkpoints as they are published: Hugging Face folders, CTranslate2 folders, OpenAI's `.pt` files and
+//! whisper.cpp's ggml files. Whatever the format, a checkpoint has the names and shapes of Hugging Face here.
 
+mod blocks;
 mod config;
+mod ctranslate2;
 mod error;
+mod family;
+mod ggml;
 mod json;
+mod openai;
+mod openai_names;
+mod pickle;
+mod safetensors;
+mod tensor;
+mod tiktoken;
 mod vocabulary;
-mod weights;
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 pub use config::Config;
 pub use error::CheckpointError;
+pub use tensor::{Tensor, Weights};
 pub use vocabulary::SpecialTokens;
-pub use weights::{Tensor, Weights};
 
 use json::JsonFile;
+use tiktoken::VocabularyFamily;
+use vocabulary::DeclaredTokens;
 
 /// A checkpoint that was read and found whole: every tensor is there in its shape. Values are read later.
 pub struct Checkpoint {
-    pub folder: PathBuf,
     pub config: Config,
     pub tokens: SpecialTokens,
     /// `[layer, head]` of the decoder whose cross-attention follows the speech.
@@ -27,55 +40,178 @@ pub struct Checkpoint {
     pub weights: Weights,
 }
 
-impl Checkpoint {
-    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
-        if !folder.is_dir() {
-            return Err(CheckpointError::NotAFolder(folder.to_owned()));
+/// The formats that checkpoints are published in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointFormat {
+    /// A folder with `config.json` and safetensors.
+    HuggingFace,
+    /// A folder with `model.bin`.
+    CTranslate2,
+    /// A `.pt` file.
+    OpenAi,
+    /// A `ggml-*.bin` file.
+    Ggml,
+}
+
+impl CheckpointFormat {
+    /// The format of a folder or file, by its content. The name of a file says nothing.
+    pub fn of(path: &Path) -> Result<Self, CheckpointError> {
+        if path.is_dir() {
+            let ctranslate2 = !safetensors::is_in(path) && ctranslate2::is_in(path);
+            return Ok(if ctranslate2 { Self::CTranslate2 } else { Self::HuggingFace });
         }
-        let (config, config_json) = Config::read(folder)?;
-        if let Some(features) = JsonFile::read_if_there(&folder.join("preprocessor_config.json"))?
-            && features.get("feature_size").is_some()
-        {
-            let bins = features.size("feature_size")?;
-            if bins != config.num_mel_bins {
-                let problem = format!("is {bins}, but `num_mel_bins` in config.json is {}", config.num_mel_bins);
-                return Err(features.error("feature_size", problem));
-            }
+        if !path.is_file() {
+            return Err(CheckpointError::NotACheckpoint(path.to_owned()));
         }
-        let weights = Weights::open(folder, &config)?;
-        let generation = JsonFile::read_if_there(&folder.join("generation_config.json"))?;
-        let (tokenizer, tokenizer_json) = vocabulary::read_tokenizer(folder)?;
-        let tokenizer_path = folder.join("tokenizer.json");
-        let tokens = SpecialTokens::read(&tokenizer, &tokenizer_path, &config, &config_json, generation.as_ref())?;
-        let alignment_heads = alignment_heads(&config, generation.as_ref())?;
-        Ok(Self { folder: folder.to_owned(), config, tokens, alignment_heads, tokenizer_json, weights })
+
+        let mut start = Vec::new();
+        let file = File::open(path).map_err(CheckpointError::io(path))?;
+        file.take(16).read_to_end(&mut start).map_err(CheckpointError::io(path))?;
+        if start.starts_with(openai::MAGIC) {
+            return Ok(Self::OpenAi);
+        }
+        if start.starts_with(ggml::MAGIC) {
+            return Ok(Self::Ggml);
+        }
+        let problem = if start.starts_with(b"GGUF") {
+            "a GGUF file; of whisper.cpp's models the `ggml-*.bin` files are read"
+        } else if start.starts_with(&[0x80]) {
+            "a PyTorch file from before version 1.6; load it and save it again with torch.save"
+        } else {
+            return Err(CheckpointError::NotACheckpoint(path.to_owned()));
+        };
+        Err(CheckpointError::UnknownFile { path: path.to_owned(), problem })
     }
 }
 
-/// The heads that `generation_config.json` names. Distilled models carry the list of their teacher, whose layers they
-/// do not have: such heads are left out. With none left, the reference's rule: every head of the last half of the layers.
-fn alignment_heads(config: &Config, generation: Option<&JsonFile>) -> Result<Vec<[usize; 2]>, CheckpointError> {
+impl Checkpoint {
+    /// Opens a folder or file of any [`CheckpointFormat`].
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        match CheckpointFormat::of(path)? {
+            CheckpointFormat::HuggingFace => Self::open_hugging_face(path),
+            CheckpointFormat::CTranslate2 => Self::open_ctranslate2(path),
+            CheckpointFormat::OpenAi => {
+                let (config, weights) = openai::open(path)?;
+                let family = vocabulary_family(path, &config)?;
+                let tokens = family.published_tokens().map_err(vocabulary::unusable(path))?;
+                Self::with_family(path, config, weights, family, &tokens, DeclaredTokens::default(), None)
+            }
+            CheckpointFormat::Ggml => {
+                let (config, mut tokens, weights) = ggml::open(path)?;
+                let family = vocabulary_family(path, &config)?;
+                // Files made from Hugging Face's checkpoints list `<|endoftext|>` too.
+                tokens.truncate(family.text_tokens());
+                if tokens.len() < family.text_tokens() {
+                    let problem =
+                        format!("it lists {} tokens, expected {} or more", tokens.len(), family.text_tokens());
+                    return Err(CheckpointError::Tokenizer { path: path.to_owned(), problem });
+                }
+                Self::with_family(path, config, weights, family, &tokens, DeclaredTokens::default(), None)
+            }
+        }
+    }
+
+    fn open_hugging_face(folder: &Path) -> Result<Self, CheckpointError> {
+        let (config, config_json) = Config::read(folder)?;
+        check_mel_bins(folder, &config)?;
+        let weights = safetensors::open(folder, &config)?;
+        let generation = JsonFile::read_if_there(&folder.join("generation_config.json"))?;
+        let (tokenizer, tokenizer_json) = vocabulary::read_tokenizer(folder)?;
+        let declared = DeclaredTokens::of_hugging_face(&config, &config_json, generation.as_ref())?;
+        let tokens = SpecialTokens::read(&tokenizer, &folder.join(vocabulary::TOKENIZER), &config, declared)?;
+        let named = generation.as_ref().map_or(Ok(None), named_heads)?;
+        let alignment_heads = alignment_heads(&config, named);
+        Ok(Self { config, tokens, alignment_heads, tokenizer_json, weights })
+    }
+
+    fn open_ctranslate2(folder: &Path) -> Result<Self, CheckpointError> {
+        let (config, weights) = ctranslate2::open(folder)?;
+        check_mel_bins(folder, &config)?;
+        let json = JsonFile::read_if_there(&folder.join("config.json"))?;
+        let declared = json
+            .as_ref()
+            .map_or(Ok(DeclaredTokens::default()), |json| DeclaredTokens::of_ctranslate2(&config, json))?;
+        let named = json.as_ref().map_or(Ok(None), named_heads)?;
+
+        if folder.join(vocabulary::TOKENIZER).exists() {
+            let (tokenizer, tokenizer_json) = vocabulary::read_tokenizer(folder)?;
+            let tokens = SpecialTokens::read(&tokenizer, &folder.join(vocabulary::TOKENIZER), &config, declared)?;
+            let alignment_heads = alignment_heads(&config, named);
+            return Ok(Self { config, tokens, alignment_heads, tokenizer_json, weights });
+        }
+        let family = vocabulary_family(folder, &config)?;
+        let tokens = family.published_tokens().map_err(vocabulary::unusable(folder))?;
+        Self::with_family(folder, config, weights, family, &tokens, declared, named)
+    }
+
+    /// A checkpoint without a `tokenizer.json`: `tokens` are its text tokens, and what the files do not state is known
+    /// of the family.
+    fn with_family(
+        path: &Path,
+        config: Config,
+        weights: Weights,
+        family: VocabularyFamily,
+        tokens: &[Vec<u8>],
+        declared: DeclaredTokens,
+        named: Option<Vec<[usize; 2]>>,
+    ) -> Result<Self, CheckpointError> {
+        let tokenizer = family.tokenizer(tokens).map_err(vocabulary::unusable(path))?;
+        let tokenizer_json = tokenizer.to_string(false).map_err(|e| vocabulary::unusable(path)(e.to_string()))?;
+        let tokens = SpecialTokens::read(&tokenizer, path, &config, declared)?;
+        let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+        let named = named.or_else(|| family::alignment_heads(&config, &file_name).map(<[_]>::to_vec));
+        let alignment_heads = alignment_heads(&config, named);
+        Ok(Self { config, tokens, alignment_heads, tokenizer_json: tokenizer_json.into_bytes(), weights })
+    }
+}
+
+/// `preprocessor_config.json`, where it is there, must state the mel bins that the model has.
+fn check_mel_bins(folder: &Path, config: &Config) -> Result<(), CheckpointError> {
+    let Some(features) = JsonFile::read_if_there(&folder.join("preprocessor_config.json"))? else { return Ok(()) };
+    if features.get("feature_size").is_none() {
+        return Ok(());
+    }
+    let bins = features.size("feature_size")?;
+    if bins == config.num_mel_bins {
+        return Ok(());
+    }
+    let problem = format!("is {bins}, but `num_mel_bins` in config.json is {}", config.num_mel_bins);
+    Err(features.error("feature_size", problem))
+}
+
+fn vocabulary_family(path: &Path, config: &Config) -> Result<VocabularyFamily, CheckpointError> {
+    VocabularyFamily::of(config.vocab_size).ok_or_else(|| {
+        let problem = format!(
+            "it has {} tokens and no tokenizer.json; without one a vocabulary of 51864, 51865 or 51866 tokens is expected",
+            config.vocab_size
+        );
+        CheckpointError::Tokenizer { path: path.to_owned(), problem }
+    })
+}
+
+/// The list that a JSON file states.
+fn named_heads(file: &JsonFile) -> Result<Option<Vec<[usize; 2]>>, CheckpointError> {
     const FIELD: &str = "alignment_heads";
+    let Some(value) = file.get(FIELD) else { return Ok(None) };
+    let pairs = serde_json::from_value(value.clone());
+    pairs.map(Some).map_err(|_| file.error(FIELD, "must be a list of [layer, head]"))
+}
+
+/// The heads that the checkpoint names. Distilled models carry the list of their teacher, whose layers they do not have:
+/// a list of which only a part fits was made for another decoder, so it is not used. With none left, the reference's
+/// rule holds: every head of the last half of the layers.
+fn alignment_heads(config: &Config, named: Option<Vec<[usize; 2]>>) -> Vec<[usize; 2]> {
     let (layers, heads) = (config.decoder_layers, config.decoder_attention_heads);
-    let mut named = Vec::new();
-    if let Some((generation, value)) = generation.and_then(|g| Some((g, g.get(FIELD)?))) {
-        let pairs: Vec<[usize; 2]> = serde_json::from_value(value.clone())
-            .map_err(|_| generation.error(FIELD, "must be a list of [layer, head]"))?;
-        let total = pairs.len();
-        named.extend(pairs.into_iter().filter(|[layer, head]| *layer < layers && *head < heads));
-        if named.len() < total {
-            let dropped = total - named.len();
-            tracing::warn!(dropped, layers, heads, "alignment heads that this decoder does not have");
-        }
-        // A list of which only a part fits was made for another decoder: that part means nothing here.
-        if named.len() < total {
-            named.clear();
-        }
+    let mut named = named.unwrap_or_default();
+    let absent = named.iter().filter(|[layer, head]| *layer >= layers || *head >= heads).count();
+    if absent > 0 {
+        tracing::warn!(dropped = absent, layers, heads, "alignment heads that this decoder does not have");
+        named.clear();
     }
     if named.is_empty() {
         named.extend((layers / 2..layers).flat_map(|layer| (0..heads).map(move |head| [layer, head])));
     }
     named.sort_unstable();
     named.dedup();
-    Ok(named)
+    named
 }

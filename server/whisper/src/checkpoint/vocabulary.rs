@@ -43,12 +43,62 @@ pub struct SpecialTokens {
     pub max_initial_timestamp_index: u32,
 }
 
+/// What a checkpoint states about its tokens; the rest follows from the tokenizer.
+#[derive(Default)]
+pub(super) struct DeclaredTokens {
+    languages: Option<BTreeMap<String, u32>>,
+    multilingual: Option<bool>,
+    suppress: Option<Vec<u32>>,
+    begin_suppress: Option<Vec<u32>>,
+    max_initial_timestamp_index: Option<u32>,
+}
+
+impl DeclaredTokens {
+    /// From `generation_config.json`, and `config.json` where that says nothing.
+    pub fn of_hugging_face(
+        config: &Config,
+        config_json: &JsonFile,
+        generation: Option<&JsonFile>,
+    ) -> Result<Self, CheckpointError> {
+        let size = config.vocab_size;
+        let tokens = |field: &str| match generation.map_or(Ok(None), |g| g.tokens(field, size))? {
+            Some(given) => Ok(Some(given)),
+            None => config_json.tokens(field, size),
+        };
+        let languages = generation.map_or(Ok(None), |g| g.token_map("lang_to_id", size))?;
+        Ok(Self {
+            languages: languages.map(|all| all.into_iter().map(|(name, id)| (bare(&name).to_owned(), id)).collect()),
+            multilingual: generation.map_or(Ok(None), |g| g.flag("is_multilingual"))?,
+            suppress: tokens("suppress_tokens")?,
+            begin_suppress: tokens("begin_suppress_tokens")?,
+            max_initial_timestamp_index: generation
+                .map_or(Ok(None), |g| g.token("max_initial_timestamp_index", size))?,
+        })
+    }
+
+    /// From the `config.json` of CTranslate2.
+    pub fn of_ctranslate2(config: &Config, json: &JsonFile) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            suppress: json.tokens("suppress_ids", config.vocab_size)?,
+            begin_suppress: json.tokens("suppress_ids_begin", config.vocab_size)?,
+            ..Self::default()
+        })
+    }
+}
+
 /// What the reference takes when a checkpoint does not say: 1.0 s.
 const MAX_INITIAL_TIMESTAMP_INDEX: u32 = 50;
 
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+
+/// The error of a vocabulary that no tokenizer can be made of.
+pub(super) fn unusable(path: &Path) -> impl Fn(String) -> CheckpointError + '_ {
+    move |problem| CheckpointError::Tokenizer { path: path.to_owned(), problem }
+}
+
 /// Reads `tokenizer.json`, or makes it from `vocab.json`, `merges.txt` and `added_tokens.json`. Returns it with its text.
 pub(super) fn read_tokenizer(folder: &Path) -> Result<(Tokenizer, Vec<u8>), CheckpointError> {
-    let path = folder.join("tokenizer.json");
+    let path = folder.join(TOKENIZER);
     if path.exists() {
         let text = fs::read(&path).map_err(CheckpointError::io(&path))?;
         let tokenizer =
@@ -120,8 +170,7 @@ impl SpecialTokens {
         tokenizer: &Tokenizer,
         tokenizer_path: &Path,
         config: &Config,
-        config_json: &JsonFile,
-        generation: Option<&JsonFile>,
+        declared: DeclaredTokens,
     ) -> Result<Self, CheckpointError> {
         let size = config.vocab_size;
         let error = |problem: String| CheckpointError::Tokenizer { path: tokenizer_path.to_owned(), problem };
@@ -147,38 +196,30 @@ impl SpecialTokens {
             return Err(error(format!("its timestamps begin at {timestamp_begin}, but `vocab_size` is {size}")));
         }
 
-        let from_generation = |field| generation.map_or(Ok(None), |g| g.tokens(field, size));
-        let named = generation.map_or(Ok(None), |g| g.token_map("lang_to_id", size))?;
-        let languages: BTreeMap<String, u32> = match named {
-            Some(named) => named.into_iter().map(|(name, id)| (bare(&name).to_owned(), id)).collect(),
-            // The languages lie between <|startoftranscript|> and the tasks.
-            None => (sot + 1..translate.min(transcribe))
+        // The languages lie between <|startoftranscript|> and the tasks.
+        let languages = declared.languages.unwrap_or_else(|| {
+            (sot + 1..translate.min(transcribe))
                 .filter_map(|id| Some((bare(&tokenizer.id_to_token(id)?).to_owned(), id)))
-                .collect(),
-        };
+                .collect()
+        });
         // As the reference tells them apart: the .en vocabulary has one token less.
-        let multilingual = match generation.map_or(Ok(None), |g| g.flag("is_multilingual"))? {
-            Some(said) => said,
-            None => size >= 51_865,
-        };
-        let suppress = match (from_generation("suppress_tokens")?, config_json.tokens("suppress_tokens", size)?) {
-            (Some(given), _) | (None, Some(given)) => given,
-            (None, None) => {
+        let multilingual = declared.multilingual.unwrap_or(size >= 51_865);
+        let suppress = match declared.suppress {
+            Some(given) => given,
+            None => {
                 let control = [translate, transcribe, sot_lm, sot_prev, sot, no_speech];
                 let mut all = non_speech(tokenizer).map_err(|e| error(e.to_string()))?;
                 all.extend(control);
                 all
             }
         };
-        let begin_suppress =
-            match (from_generation("begin_suppress_tokens")?, config_json.tokens("begin_suppress_tokens", size)?) {
-                (Some(given), _) | (None, Some(given)) => given,
-                (None, None) => {
-                    let blank = tokenizer.encode(" ", false).map_err(|e| error(e.to_string()))?;
-                    blank.get_ids().first().copied().into_iter().chain([eot]).collect()
-                }
-            };
-        let max_initial = generation.map_or(Ok(None), |g| g.token("max_initial_timestamp_index", size))?;
+        let begin_suppress = match declared.begin_suppress {
+            Some(given) => given,
+            None => {
+                let blank = tokenizer.encode(" ", false).map_err(|e| error(e.to_string()))?;
+                blank.get_ids().first().copied().into_iter().chain([eot]).collect()
+            }
+        };
         Ok(Self {
             eot,
             sot,
@@ -193,7 +234,7 @@ impl SpecialTokens {
             multilingual,
             suppress: sorted(suppress),
             begin_suppress: sorted(begin_suppress),
-            max_initial_timestamp_index: max_initial.unwrap_or(MAX_INITIAL_TIMESTAMP_INDEX),
+            max_initial_timestamp_index: declared.max_initial_timestamp_index.unwrap_or(MAX_INITIAL_TIMESTAMP_INDEX),
         })
     }
 }

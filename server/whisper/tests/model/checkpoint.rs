@@ -128,7 +128,7 @@ fn what_is_not_whisper_is_refused() {
     assert_says(&refusal(|f| fs::remove_file(f.join(CONFIG)).unwrap()), &[CONFIG, "missing"]);
     assert_says(&refusal(|f| fs::write(f.join(CONFIG), "{").unwrap()), &[CONFIG, "JSON"]);
     let Err(error) = Checkpoint::open(&bundled().join(CONFIG)) else { panic!() };
-    assert!(matches!(error, E::NotAFolder(_)), "{error}");
+    assert!(matches!(error, E::NotACheckpoint(_)), "{error}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
 pub mod checkpoints;
+pub mod formats;
 pub mod npy;
 pub mod random;
 pub mod run;

@@ -1,0 +1,116 @@
+//! Status writes that failed: each is tried again after a pause that grows, and the log has each cause once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use hush_core::PolicyName;
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Policies that are named; of the others their number is said.
+const NAMED: usize = 3;
+
+#[derive(Debug, Default)]
+pub struct WriteFailures(BTreeMap<PolicyName, FailedWrite>);
+
+#[derive(Debug)]
+struct FailedWrite {
+    /// One of a few words.
+    result: &'static str,
+    cause: String,
+    pause: Duration,
+    retry_at: Instant,
+}
+
+impl WriteFailures {
+    pub fn retain(&mut self, mut exists: impl FnMut(&PolicyName) -> bool) {
+        self.0.retain(|name, _| exists(name));
+    }
+
+    /// Whether the status of this policy may be written now.
+    pub fn is_due(&self, now: Instant, name: &PolicyName) -> bool {
+        self.0.get(name).is_none_or(|failed| failed.retry_at <= now)
+    }
+
+    /// True where no status write failed in this way until now: then it is news.
+    pub fn failed(&mut self, now: Instant, name: &PolicyName, result: &'static str, cause: String) -> bool {
+        let is_news = self.0.values().all(|failed| failed.result != result);
+        let pause = self.0.get(name).map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(LONGEST_PAUSE));
+        self.0.insert(name.clone(), FailedWrite { result, cause, pause, retry_at: now + pause });
+        is_news
+    }
+
+    /// True where this was the last one that failed.
+    pub fn succeeded(&mut self, name: &PolicyName) -> bool {
+        self.0.remove(name).is_some() && self.0.is_empty()
+    }
+
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// For people; `None`: every status is written.
+    pub fn summary(&self) -> Option<String> {
+        let mut names = self.0.keys().take(NAMED).map(PolicyName::to_string).collect::<Vec<_>>().join(", ");
+        let more = self.0.len().saturating_sub(NAMED);
+        if more > 0 {
+            names = format!("{names} and {more} more");
+        }
+        let causes: BTreeSet<&str> = self.0.values().map(|failed| failed.cause.as_str()).collect();
+        let causes = causes.into_iter().take(NAMED).collect::<Vec<_>>().join("; ");
+        (!self.0.is_empty()).then(|| format!("the status of {names} could not be written: {causes}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(name: &str) -> PolicyName {
+        PolicyName { namespace: Some("a".to_owned()), name: name.to_owned() }
+    }
+
+    #[test]
+    fn a_cause_is_news_once_and_again_after_it_was_gone() {
+        let (now, one, two) = (Instant::now(), policy("one"), policy("two"));
+        let mut failures = WriteFailures::default();
+        assert!(failures.failed(now, &one, "forbidden", "no".to_owned()));
+        assert!(!failures.failed(now, &two, "forbidden", "no".to_owned()));
+        assert!(!failures.failed(now, &one, "forbidden", "no".to_owned()));
+        assert!(failures.failed(now, &one, "busy", "later".to_owned()), "another cause");
+        assert!(!failures.succeeded(&one));
+        assert!(failures.succeeded(&two), "the last one");
+        assert!(!failures.succeeded(&two), "it is written already");
+        assert!(failures.failed(now, &one, "forbidden", "no".to_owned()));
+    }
+
+    #[test]
+    fn the_pause_grows_up_to_a_minute_and_holds_one_policy() {
+        let (mut now, one) = (Instant::now(), policy("one"));
+        let mut failures = WriteFailures::default();
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            failures.failed(now, &one, "forbidden", "no".to_owned());
+            let almost = now + Duration::from_secs(seconds) - Duration::from_millis(1);
+            assert!(!failures.is_due(almost, &one), "{seconds}");
+            assert!(failures.is_due(almost, &policy("two")));
+            now += Duration::from_secs(seconds);
+            assert!(failures.is_due(now, &one), "{seconds}");
+        }
+    }
+
+    #[test]
+    fn the_summary_names_a_few_policies_and_each_cause_once() {
+        let now = Instant::now();
+        let mut failures = WriteFailures::default();
+        assert_eq!(failures.summary(), None);
+        for name in ["a", "b", "c", "d", "e"] {
+            failures.failed(now, &policy(name), "forbidden", "no right".to_owned());
+        }
+        assert_eq!(
+            failures.summary().unwrap(),
+            "the status of a/a, a/b, a/c and 2 more could not be written: no right"
+        );
+        failures.retain(|name| name.name == "e");
+        assert_eq!(failures.summary().unwrap(), "the status of a/e could not be written: no right");
+    }
+}

@@ -1,0 +1,134 @@
+//! The condition `Selecting`: whether a policy selects a model, and what to compare where it does not.
+
+use std::collections::BTreeSet;
+
+use hush_core::{Labels, Model, Policy, ServerName};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::conditions::{INVALID, NOTHING_SELECTED, condition, some};
+use super::{Scene, Subject};
+
+pub const SELECTING: &str = "Selecting";
+
+/// Apart from `Ready`: a policy without a server is valid and in force, and still may be a mistake in its labels.
+pub fn selecting(scene: &Scene<'_>, subject: &Subject<'_>, selected: &[&Model]) -> Condition {
+    let Some(enforced) = subject.enforced else {
+        return condition(SELECTING, "Unknown", INVALID, "the policy is not valid");
+    };
+    if !selected.is_empty() {
+        return condition(SELECTING, "True", "Selected", "models of servers that answer are selected");
+    }
+    let servers = servers(scene, &enforced.policy);
+    if servers.is_empty() {
+        let message = "no server is selected; compare `selector` with the labels of the servers: \
+                       `kubectl get pods --all-namespaces --selector gpu.hush.dev/server=true --show-labels`";
+        return condition(SELECTING, "False", NOTHING_SELECTED, message);
+    }
+    let answering: BTreeSet<&ServerName> = scene.world.models.iter().map(|model| &model.key.server).collect();
+    let silent: BTreeSet<&str> = servers.difference(&answering).map(|server| server.as_str()).collect();
+    if silent.is_empty() {
+        let names: BTreeSet<&str> = servers.iter().map(|server| server.as_str()).collect();
+        let message = format!("no model of {} has a name that `models` takes", some(names));
+        return condition(SELECTING, "False", NOTHING_SELECTED, message);
+    }
+    condition(SELECTING, "Unknown", "NoAnswer", format!("no answer so far from {}", some(silent)))
+}
+
+/// The servers that the policy selects, whether they answer or not.
+fn servers<'a>(scene: &Scene<'a>, policy: &Policy) -> BTreeSet<&'a ServerName> {
+    let nothing = Labels::new();
+    let selects = |server: &ServerName, labels: &Labels| {
+        policy.selects_server(server, labels, scene.world.namespaces.get(server.namespace()).unwrap_or(&nothing))
+    };
+    scene.targets.iter().filter(|(server, target)| selects(server, &target.labels)).map(|(server, _)| server).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use hush_core::{Asks, Glob, ModelKey, PolicyName, Selector, State};
+    use hush_crds::PolicyStatus;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cluster::Enforced;
+    use crate::observe::{BaseUrl, Target, Targets};
+    use crate::run::Snapshot;
+
+    fn labels(name: &str) -> Labels {
+        Labels::from([("gpu.hush.dev/name".to_owned(), name.to_owned())])
+    }
+
+    fn model(server: &str, name: &str) -> Model {
+        Model {
+            key: ModelKey { server: server.into(), model: name.to_owned() },
+            gpu: None,
+            labels: labels("speech"),
+            state: State::Unloaded,
+            idle: Duration::ZERO,
+            idle_since: None,
+            inflight: 0,
+            queued: 0,
+            vram_bytes: 0,
+            generation: 0,
+            loaded_for: Duration::ZERO,
+            reload: Duration::ZERO,
+            demand_bytes: 0,
+            sample_age: Duration::ZERO,
+            back_off: false,
+            arrivals: None,
+        }
+    }
+
+    /// Of a policy for servers called `asked`, over one server `media/pod` called `speech` with these models.
+    fn condition_of(asked: &str, models: &[&str], only: &[&str]) -> (String, String, String) {
+        let name = PolicyName { namespace: Some("media".to_owned()), name: "own".to_owned() };
+        let policy = Policy {
+            name: name.clone(),
+            selector: Selector { labels: labels(asked), expressions: Vec::new() },
+            namespace_selector: None,
+            models: only.iter().map(|glob| Glob::new(*glob)).collect(),
+            dry_run: false,
+            asks: Asks::default(),
+        };
+        let target = Target { url: BaseUrl::http("pod:9001"), labels: labels("speech"), node: "n1".to_owned() };
+        let targets = Targets::from([("media/pod".into(), target)]);
+        let mut snapshot = Snapshot::nothing();
+        snapshot.world.models = models.iter().map(|name| model("media/pod", name)).collect();
+        let conflicts = BTreeSet::new();
+        let scene = Scene {
+            world: &snapshot.world,
+            plan: &snapshot.plan,
+            records: &[],
+            conflicts: &conflicts,
+            targets: &targets,
+        };
+        let enforced = Enforced { generation: 1, policy: policy.clone(), spec: String::new() };
+        let before = PolicyStatus::default();
+        let subject =
+            Subject { name: &name, generation: 1, policy: Ok(&policy), enforced: Some(&enforced), before: &before };
+        let selected = super::super::selected(&scene, &subject);
+        let Condition { status, reason, message, .. } = selecting(&scene, &subject, &selected);
+        (status, reason, message)
+    }
+
+    #[test]
+    fn a_policy_that_selects_nothing_says_what_to_compare() {
+        let (status, reason, message) = condition_of("hush", &["base"], &[]);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "NothingSelected"));
+        assert!(message.contains("compare `selector`"), "{message}");
+
+        let (status, reason, message) = condition_of("speech", &["base"], &["large*"]);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "NothingSelected"));
+        assert!(message.contains("media/pod") && message.contains("`models`"), "{message}");
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_no_mistake_of_the_policy() {
+        let (status, reason, message) = condition_of("speech", &[], &[]);
+        assert_eq!((status.as_str(), reason.as_str()), ("Unknown", "NoAnswer"));
+        assert!(message.contains("media/pod"), "{message}");
+
+        let (status, reason, _) = condition_of("speech", &["base"], &["b*"]);
+        assert_eq!((status.as_str(), reason.as_str()), ("True", "Selected"));
+    }
+}

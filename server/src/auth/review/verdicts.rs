@@ -1,0 +1,115 @@
+//! Verdicts that are remembered. Those on good tokens have room of their own, which no number of bad tokens takes.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::{Caller, Denied, Digest};
+
+/// Each caller has a few tokens at a time.
+const GOOD_MAX: usize = 64;
+const REFUSED_MAX: usize = 1024;
+/// For so long after a good verdict a token counts as known: its next review does not wait for those of strangers.
+const KNOWN_FOR: Duration = Duration::from_secs(3600);
+
+/// How long verdicts hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Periods {
+    pub good: Duration,
+    pub refused: Duration,
+}
+
+#[derive(Default)]
+pub(super) struct Verdicts {
+    good: HashMap<Digest, (Caller, Instant)>,
+    refused: HashMap<Digest, (Denied, Instant)>,
+}
+
+impl Verdicts {
+    /// The verdict on this token that still holds.
+    pub(super) fn recall(&self, now: Instant, key: &Digest, periods: Periods) -> Option<Result<Caller, Denied>> {
+        let holds = |at: &Instant, period| now.saturating_duration_since(*at) < period;
+        if let Some((caller, _)) = self.good.get(key).filter(|(_, at)| holds(at, periods.good)) {
+            return Some(Ok(caller.clone()));
+        }
+
+        let refused = self.refused.get(key).filter(|(_, at)| holds(at, periods.refused));
+        refused.map(|(denied, _)| Err(denied.clone()))
+    }
+
+    /// Whether the last verdict on this token was good, and not long ago.
+    pub(super) fn is_known(&self, now: Instant, key: &Digest) -> bool {
+        self.good.get(key).is_some_and(|(_, at)| now.saturating_duration_since(*at) < KNOWN_FOR)
+    }
+
+    pub(super) fn remember(&mut self, now: Instant, key: Digest, verdict: &Result<Caller, Denied>, periods: Periods) {
+        match verdict {
+            Ok(caller) => {
+                self.refused.remove(&key);
+                if self.good.len() >= GOOD_MAX && !self.good.contains_key(&key) {
+                    let oldest = self.good.iter().min_by_key(|(_, (_, at))| *at).map(|(key, _)| *key);
+                    oldest.map(|key| self.good.remove(&key));
+                }
+                self.good.insert(key, (caller.clone(), now));
+            }
+            Err(denied @ (Denied::Invalid(_) | Denied::Forbidden(_))) => {
+                self.good.remove(&key);
+                if self.refused.len() >= REFUSED_MAX {
+                    self.refused.retain(|_, (_, at)| now.saturating_duration_since(*at) < periods.refused);
+                }
+                if self.refused.len() >= REFUSED_MAX {
+                    self.refused.clear();
+                }
+                self.refused.insert(key, (denied.clone(), now));
+            }
+            // The next request may find the API server back.
+            Err(Denied::Unavailable(_)) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::digest;
+
+    const PERIODS: Periods = Periods { good: Duration::from_secs(10), refused: Duration::from_secs(2) };
+
+    fn refused() -> Result<Caller, Denied> {
+        Err(Denied::Invalid("no".to_owned()))
+    }
+
+    #[test]
+    fn bad_tokens_take_no_room_from_good_ones() {
+        let (mut verdicts, now, good) = (Verdicts::default(), Instant::now(), digest("good"));
+        verdicts.remember(now, good, &Ok(Caller("controller".to_owned())), PERIODS);
+        for n in 0..5 * REFUSED_MAX {
+            verdicts.remember(now, digest(&format!("bad-{n}")), &refused(), PERIODS);
+        }
+        assert!(verdicts.refused.len() <= REFUSED_MAX);
+        assert_eq!(verdicts.recall(now, &good, PERIODS), Some(Ok(Caller("controller".to_owned()))));
+
+        let later = now + PERIODS.good;
+        assert_eq!(verdicts.recall(later, &good, PERIODS), None);
+        assert!(verdicts.is_known(later, &good));
+        assert!(!verdicts.is_known(now + KNOWN_FOR, &good));
+    }
+
+    #[test]
+    fn good_tokens_are_bounded_and_one_that_is_revoked_is_known_no_more() {
+        let (mut verdicts, now) = (Verdicts::default(), Instant::now());
+        for n in 0..2 * GOOD_MAX {
+            let at = now + Duration::from_millis(n as u64);
+            verdicts.remember(at, digest(&format!("good-{n}")), &Ok(Caller(String::new())), PERIODS);
+        }
+        assert_eq!(verdicts.good.len(), GOOD_MAX);
+        assert!(!verdicts.is_known(now, &digest("good-0")));
+
+        let last = digest(&format!("good-{}", 2 * GOOD_MAX - 1));
+        assert!(verdicts.is_known(now, &last));
+        verdicts.remember(now, last, &refused(), PERIODS);
+        assert!(!verdicts.is_known(now, &last));
+        assert_eq!(verdicts.recall(now, &last, PERIODS), Some(refused()));
+    }
+}

@@ -1,0 +1,151 @@
+//! whisper.cpp's `ggml-*.bin` files: dimensions, mel filters, vocabulary, then the tensors one after the other. The
+//! layout is that of `whisper_model_load` in `src/whisper.cpp` of ggml-org/whisper.cpp.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::blocks::BlockFormat;
+use super::openai_names::{Dimensions, openai_name};
+use super::tensor::{Encoding, MappedFile, StoredTensor};
+use super::{CheckpointError, Config, Weights};
+
+/// "ggml" as a little-endian number.
+pub const MAGIC: &[u8] = b"lmgg";
+
+/// Dimensions, vocabulary (the bytes of each token, in the order of the ids) and tensors of the file.
+pub fn open(path: &Path) -> Result<(Config, Vec<Vec<u8>>, Weights), CheckpointError> {
+    let file = MappedFile::open(path)?;
+    let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
+    let mut reader = Reader { bytes: &file.map, at: MAGIC.len() };
+    let config = read_dimensions(&mut reader).map_err(&corrupt)?.config(path)?;
+    let vocabulary = read_vocabulary(&mut reader).map_err(&corrupt)?;
+    let mut found = read_tensors(&mut reader).map_err(&corrupt)?;
+
+    let mut tensors = HashMap::new();
+    for (canonical, expected) in config.tensors() {
+        let Some(mut tensor) = found.remove(&openai_name(&canonical)) else { continue };
+        // The bias of a convolution is stored as a column.
+        while tensor.shape.len() > expected.len() && tensor.shape.last() == Some(&1) {
+            tensor.shape.pop();
+        }
+        tensors.insert(canonical, tensor);
+    }
+    let weights = Weights::checked(path.to_owned(), vec![file], tensors, &config)?;
+    Ok((config, vocabulary, weights))
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize, what: &str) -> Result<&'a [u8], String> {
+        let end = self.at.checked_add(length);
+        let taken = end.and_then(|end| self.bytes.get(self.at..end));
+        let taken = taken.ok_or_else(|| {
+            let left = self.bytes.len().saturating_sub(self.at);
+            format!("truncated: {what} at byte {} needs {length} bytes, the file has {left} more", self.at)
+        })?;
+        self.at += length;
+        Ok(taken)
+    }
+
+    fn number(&mut self, what: &str) -> Result<i32, String> {
+        let bytes = self.take(4, what)?;
+        Ok(bytes.try_into().map_or(0, i32::from_le_bytes))
+    }
+
+    fn length(&mut self, what: &str) -> Result<usize, String> {
+        let number = self.number(what)?;
+        usize::try_from(number).map_err(|_| format!("{what} is {number}"))
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.at >= self.bytes.len()
+    }
+}
+
+fn read_dimensions(reader: &mut Reader<'_>) -> Result<Dimensions, String> {
+    let mut next = |what| reader.number(what).map(i64::from);
+    let n_vocab = next("n_vocab")?;
+    let n_audio_ctx = next("n_audio_ctx")?;
+    let n_audio_state = next("n_audio_state")?;
+    let n_audio_head = next("n_audio_head")?;
+    let n_audio_layer = next("n_audio_layer")?;
+    let n_text_ctx = next("n_text_ctx")?;
+    let n_text_state = next("n_text_state")?;
+    let n_text_head = next("n_text_head")?;
+    let n_text_layer = next("n_text_layer")?;
+    let n_mels = next("n_mels")?;
+    // Each tensor states its own type.
+    let _file_type = next("ftype")?;
+    Ok(Dimensions {
+        n_mels,
+        n_vocab,
+        n_audio_ctx,
+        n_audio_state,
+        n_audio_head,
+        n_audio_layer,
+        n_text_ctx,
+        n_text_state,
+        n_text_head,
+        n_text_layer,
+    })
+}
+
+fn read_vocabulary(reader: &mut Reader<'_>) -> Result<Vec<Vec<u8>>, String> {
+    // The filters are those of every Whisper; Hush computes them.
+    let (bins, frequencies) = (reader.length("n_mel of the filters")?, reader.length("n_fft of the filters")?);
+    let filters = bins.checked_mul(frequencies).and_then(|n| n.checked_mul(4));
+    reader.take(filters.ok_or("the mel filters are larger than any file")?, "the mel filters")?;
+
+    let count = reader.length("the number of tokens")?;
+    let mut tokens = Vec::new();
+    for id in 0..count {
+        let what = format!("token {id} of {count}");
+        let length = reader.length(&what)?;
+        tokens.push(reader.take(length, &what)?.to_vec());
+    }
+    Ok(tokens)
+}
+
+fn read_tensors(reader: &mut Reader<'_>) -> Result<HashMap<String, StoredTensor>, String> {
+    let mut tensors = HashMap::new();
+    while !reader.is_at_end() {
+        let number = tensors.len();
+        let what = format!("the header of tensor {number}");
+        let dimensions = reader.length(&what)?;
+        let name_length = reader.length(&what)?;
+        let kind = reader.number(&what)?;
+        if !(1..=4).contains(&dimensions) {
+            return Err(format!("tensor {number} has {dimensions} dimensions, expected 1 to 4"));
+        }
+        let mut shape = Vec::with_capacity(dimensions);
+        for _ in 0..dimensions {
+            shape.push(reader.length(&what)?);
+        }
+        // The dimension that varies fastest comes first in the file.
+        shape.reverse();
+
+        let name = String::from_utf8_lossy(reader.take(name_length, &what)?).into_owned();
+        let encoding = match kind {
+            0 => Encoding::F32,
+            1 => Encoding::F16,
+            30 => Encoding::Bf16,
+            other => match BlockFormat::of_ggml_type(other) {
+                Some(format) => Encoding::Blocks(format),
+                None => return Err(format!("tensor `{name}` has ggml type {other}, which is not supported")),
+            },
+        };
+        let length = encoding.encoded_bytes(&shape);
+        let length = length.ok_or_else(|| format!("tensor `{name}` of type {encoding:?} has shape {shape:?}"))?;
+        let start = reader.at;
+        reader.take(length, &format!("tensor `{name}` of shape {shape:?}"))?;
+        let stored = StoredTensor { file: 0, name: name.clone(), bytes: start..start + length, shape, encoding };
+        if tensors.insert(name.clone(), stored).is_some() {
+            return Err(format!("tensor `{name}` is there twice"));
+        }
+    }
+    Ok(tensors)
+}
