@@ -215,7 +215,9 @@ test-docs: $(TOOLS) ort $(PACKAGES)/.tests ## Test the documentation: links, exa
 	$(MAKE) PROFILE=dev models
 	$(CARGO) build --locked --workspace --bin hush-server --bin hush-controller
 	HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) \
-	    PYTHONPATH=$(abspath $(PACKAGES)):tests/docs $(PYTHON) -m unittest --verbose $(or $(ARGS),test_book test_examples test_start)
+	    HELM=$(abspath $(HELM_DIR))/helm KUBEBUILDER_ASSETS=$(or $(KUBEBUILDER_ASSETS),$(abspath $(LOCAL)/control-plane)) \
+	    PYTHONPATH=$(abspath $(PACKAGES)):tests/docs:tests/chart \
+	    $(PYTHON) -m unittest --verbose $(or $(ARGS),test_book test_examples test_objects test_start)
 
 licences: ## Licences of what is built, and advisories where cargo-deny is installed
 	if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; else $(PYTHON) scripts/check-licences; fi

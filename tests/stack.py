@@ -71,7 +71,7 @@ class Program:
 def policy(name: str, spec: str) -> str:
     """A policy for every server of the namespace `apps`; `spec`: more lines of it."""
     return (
-        f"apiVersion: gpu.hush.dev/v1alpha1\nkind: GpuModelPolicy\nmetadata: {{name: {name}, namespace: apps}}\nspec:\n"
+        f"apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {{name: {name}, namespace: apps}}\nspec:\n"
         f'  selector: {{matchLabels: {{gpu.hush.dev/server: "true"}}}}\n{spec}---\n'
     )
 

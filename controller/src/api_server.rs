@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_request_is_counted_by_verb_and_resource() {
-        let policies = "/apis/gpu.hush.dev/v1alpha1";
+        let policies = "/apis/gpu.hush.dev/v1beta1";
         for (method, path, query, verb, resource) in [
             (Method::GET, "/api/v1/pods", "&labelSelector=a", "list", "pods"),
             (Method::GET, "/api/v1/pods", "&watch=true&timeoutSeconds=290", "watch", "pods"),

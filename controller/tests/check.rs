@@ -13,7 +13,7 @@ fn check(text: &str) -> Output {
 
 fn policy(spec: &str) -> String {
     format!(
-        "apiVersion: gpu.hush.dev/v1alpha1\nkind: GpuModelPolicy\nmetadata: {{name: p, namespace: a}}\nspec:\n  \
+        "apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {{name: p, namespace: a}}\nspec:\n  \
          selector: {{matchLabels: {{app: whisper}}}}\n{spec}"
     )
 }
@@ -25,7 +25,7 @@ fn a_good_file_is_valid() {
         policy(
             "  residency: {mode: Idle, idleTimeout: 5m}\n  pressure: {soft: {availableBelow: 20%, gracePeriod: 90s}}\n"
         ),
-        "apiVersion: gpu.hush.dev/v1alpha1\nkind: ClusterGpuModelPolicy\nmetadata: {name: floor}\nspec:\n  selector:\n    \
+        "apiVersion: gpu.hush.dev/v1beta1\nkind: ClusterGpuModelPolicy\nmetadata: {name: floor}\nspec:\n  selector:\n    \
          matchExpressions: [{key: app, operator: Exists}]\n",
     );
     let output = check(&text);
@@ -117,7 +117,7 @@ fn standard_input_is_read() {
 fn lists_are_read_item_by_item() {
     let item = |name: &str, spec: &str| {
         format!(
-            "- apiVersion: gpu.hush.dev/v1alpha1\n  kind: GpuModelPolicy\n  metadata:\n    creationTimestamp: \
+            "- apiVersion: gpu.hush.dev/v1beta1\n  kind: GpuModelPolicy\n  metadata:\n    creationTimestamp: \
              \"2026-01-01T00:00:00Z\"\n    generation: 2\n    name: {name}\n    namespace: a\n    resourceVersion: \"5\"\n    \
              uid: 6c0c\n  spec:\n    selector: {{matchLabels: {{app: whisper}}}}\n{spec}  status:\n    conditions: []\n"
         )
@@ -132,8 +132,8 @@ fn lists_are_read_item_by_item() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains(":27: ") && said.contains("budget"), "{said}");
 
-    let typed = list(&item("p", "").replace("apiVersion: gpu.hush.dev/v1alpha1\n  kind: GpuModelPolicy\n  ", ""))
-        .replace("apiVersion: v1", "apiVersion: gpu.hush.dev/v1alpha1")
+    let typed = list(&item("p", "").replace("apiVersion: gpu.hush.dev/v1beta1\n  kind: GpuModelPolicy\n  ", ""))
+        .replace("apiVersion: v1", "apiVersion: gpu.hush.dev/v1beta1")
         .replace("kind: List", "kind: GpuModelPolicyList");
     let output = check_input(&["-"], &typed);
     assert!(output.status.success(), "{output:?}");
@@ -152,7 +152,7 @@ fn lists_are_read_item_by_item() {
 #[test]
 fn a_text_costs_no_more_than_its_length() {
     let wrong = |n: usize| {
-        let head = format!("- {{apiVersion: gpu.hush.dev/v1alpha1, kind: GpuModelPolicy, metadata: {{name: p{n}}}, ");
+        let head = format!("- {{apiVersion: gpu.hush.dev/v1beta1, kind: GpuModelPolicy, metadata: {{name: p{n}}}, ");
         format!("{head}spec: {{selector: {{}}, priority: 5000000}}}}\n")
     };
     let mistakes = format!("apiVersion: v1\nkind: List\nitems:\n{}", (0..4000).map(wrong).collect::<String>());

@@ -85,7 +85,7 @@ policy! {
     /// When the models of some servers in this namespace leave the GPU, and when they may come back.
     #[kube(
         group = "gpu.hush.dev",
-        version = "v1alpha1",
+        version = "v1beta1",
         kind = "GpuModelPolicy",
         plural = "gpumodelpolicies",
         shortname = "gmp",
@@ -109,7 +109,7 @@ policy! {
     /// A policy for servers in many namespaces: the operator's floor. A namespace's own policies can only be stricter.
     #[kube(
         group = "gpu.hush.dev",
-        version = "v1alpha1",
+        version = "v1beta1",
         kind = "ClusterGpuModelPolicy",
         plural = "clustergpumodelpolicies",
         shortname = "cgmp",

@@ -77,12 +77,12 @@ fn every_field_is_explained_and_bounded() {
 #[test]
 fn names_columns_and_subresources() {
     for (name, definition) in definitions() {
-        let version = &definition["spec"]["versions"][0];
-        assert_eq!(version["name"], "v1alpha1", "{name}");
-        assert!(version["subresources"]["status"].is_object(), "{name}");
-        let columns = version["additionalPrinterColumns"].as_array().unwrap();
-        let columns: Vec<&str> = columns.iter().map(|column| column["name"].as_str().unwrap()).collect();
-        assert_eq!(columns, ["Mode", "Selecting", "Matched", "Loaded", "Pressure", "Ready", "Age"], "{name}");
+        for version in definition["spec"]["versions"].as_array().unwrap() {
+            assert!(version["subresources"]["status"].is_object(), "{name}");
+            let columns = version["additionalPrinterColumns"].as_array().unwrap();
+            let columns: Vec<&str> = columns.iter().map(|column| column["name"].as_str().unwrap()).collect();
+            assert_eq!(columns, ["Mode", "Selecting", "Matched", "Loaded", "Pressure", "Ready", "Age"], "{name}");
+        }
         let spec = &schema(&definition)["properties"]["spec"];
         assert_eq!(spec["required"], serde_json::json!(["selector"]), "{name}");
         assert_eq!(spec["properties"]["mode"]["default"], "Enforce", "{name}");

@@ -7,6 +7,7 @@
 
 mod cause;
 mod collector;
+mod level;
 mod printable;
 mod process;
 mod secret_file;
@@ -15,6 +16,10 @@ mod stdout;
 
 pub use cause::explain;
 pub use collector::DroppedLines;
+pub use level::{
+    ChangeError, InvalidFilter, LONGEST_CHANGE, LogLevel, LogLevelChanges, LogSetup, change_log_level, check_filter,
+    follow_log_level, init_log, log_level,
+};
 pub use printable::{is_printable, printable, printable_lines};
 pub use process::register_program_metrics;
 pub use secret_file::exposed_secret;

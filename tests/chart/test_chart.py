@@ -279,7 +279,7 @@ class Rendered(unittest.TestCase):
 
     def test_the_roles_of_people_are_those_that_the_plugin_is_tested_with(self):
         text = (ROOT / "controller/rbac/people.yaml").read_text()
-        wanted = {d["metadata"]["name"]: d["rules"] for d in yaml.safe_load_all(text)}
+        wanted = {d["metadata"]["name"]: d["rules"] for d in yaml.safe_load_all(text) if d["kind"] == "Role"}
         for scope in ("cluster", "node", "pod"):
             documents = rendered("--set", f"controller.scope={scope},controller.pageToken.name=hush-page")
             self.assertEqual({name: the(documents, "Role", name)["rules"] for name in wanted}, wanted, scope)
@@ -287,6 +287,22 @@ class Rendered(unittest.TestCase):
         rules = the(rendered(), "Role", "hush-operate")["rules"]
         self.assertEqual([rule["resources"] for rule in rules], [["pods/proxy"]])
         self.assertNotIn("Role", {d["kind"] for d in rendered("--set", "rbac.create=false")})
+
+    def test_the_roles_for_policies_are_those_of_the_file(self):
+        prefix = "rbac.authorization.k8s.io/aggregate-to-"
+
+        def roles(documents, start: str) -> dict:
+            """Rules and the roles that they become part of, by the end of the name."""
+            return {d["metadata"]["name"].removeprefix(start): (d["rules"], {label.removeprefix(prefix) for label in
+                    d["metadata"]["labels"] if label.startswith(prefix)}) for d in documents
+                    if d["kind"] == "ClusterRole" and "-policies-" in d["metadata"]["name"]}
+
+        wanted = roles(yaml.safe_load_all((ROOT / "controller/rbac/people.yaml").read_text()), "hush-")
+        self.assertEqual(set(wanted), {"policies-view", "policies-edit"})
+        for scope in ("cluster", "node", "pod"):
+            self.assertEqual(roles(rendered("--set", f"controller.scope={scope}"), "hush-hush-"), wanted, scope)
+        for off in ("controller.scope=none", "rbac.aggregate=false", "rbac.create=false"):
+            self.assertEqual(roles(rendered("--set", off), "hush-hush-"), {}, off)
 
     def test_the_token_of_those_who_may_act_is_seen_by_the_controller_alone(self):
         secret = ("--set", "controller.pageToken.name=acting,controller.pageToken.key=word")

@@ -118,7 +118,7 @@ class Cluster(unittest.TestCase):
 
         # The policies of others stay with their kinds.
         self.kubectl("apply", "-f", "-", text=json.dumps(
-            {"apiVersion": "gpu.hush.dev/v1alpha1", "kind": "GpuModelPolicy", "metadata": {"name": "theirs", "namespace": "default"},
+            {"apiVersion": "gpu.hush.dev/v1beta1", "kind": "GpuModelPolicy", "metadata": {"name": "theirs", "namespace": "default"},
              "spec": {"selector": {"matchLabels": {"app": "x"}}}}))
         self.helm("uninstall", "hush", "--namespace", "hush")
         for kind in KINDS:
@@ -129,6 +129,24 @@ class Cluster(unittest.TestCase):
         self.assertEqual(left.replace("No resources found in hush namespace.\n", ""), "")
         roles = self.kubectl("get", "clusterroles,clusterrolebindings", "--output", "name")
         self.assertNotIn("hush", roles)
+
+    def test_definitions_of_an_earlier_release_are_told_of_before_anything_changes(self):
+        earlier = CHART.parent.parent / "crds/tests/released/v1alpha1"
+        self.kubectl("apply", "--server-side", "-f", earlier)
+        self.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        install = (HELM, "install", "hush", CHART, "--namespace", "hush", "--create-namespace", "--values", CHART / "examples/idle.yaml")
+        refused = self.cluster.run(*install)
+        self.assertNotEqual(refused.returncode, 0)
+        self.assertIn("without gpu.hush.dev/v1beta1", refused.stderr)
+        self.assertEqual(self.cluster.run(HELM, "list", "--namespace", "hush", "--short").stdout.strip(), "")
+
+        # What it says helps.
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=self.helm("show", "crds", CHART))
+        deadline = time.monotonic() + 60
+        while (done := self.cluster.run(*install)).returncode and time.monotonic() < deadline:
+            self.assertIn("v1beta1", done.stderr)
+            time.sleep(1)
+        self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_a_second_installation_for_the_whole_cluster_is_told_of(self):
         def notes(action: str, namespace: str, *more: str) -> str:

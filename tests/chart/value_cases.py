@@ -330,6 +330,7 @@ controller:
     ("opsTls: {secretName: ops, ca: {configMap: {name: authority, key: root.pem}}}", {
         f"{CONTROLLER} {POD}.volumes[servers-ca].configMap.name": "authority",
         f"{CONTROLLER} {POD}.volumes[servers-ca].configMap.items": [{"key": "root.pem", "path": "ca.crt"}]}),
+    ("rbac: {aggregate: false}", {"ClusterRole/hush-hush-policies-edit metadata": ABSENT, "ClusterRole/hush-hush-policies-view metadata": ABSENT}),
     ("rbac: {create: false}", {"ClusterRole/hush-hush-controller metadata": ABSENT, "Role/hush-view metadata": ABSENT}),
     ("listenAddress: '[::]'", {f"{HERE}.args": Has("--listen=[::]:9000"), f"{THERE}.args": Has("--listen=[::]:9002")}),
     ("""

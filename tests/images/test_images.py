@@ -1,6 +1,8 @@
 """The images, as far as they can be tested where none can be built: what their files say, and their steps carried out in
 folders. `make test-images` prepares and calls it.
 """
+import importlib.machinery
+import importlib.util
 import json
 import os
 import pathlib
@@ -8,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -176,6 +179,31 @@ class Steps(unittest.TestCase):
         self.assertLessEqual({"ort", "axum", "tokio", "onnxruntime", "silero-vad"}, names)
         self.assertFalse({"proptest", "rcgen", "prost-build", "syn"} & names, "neither tests nor what only builds it")
 
+    def test_the_libraries_exist_for_both_platforms(self):
+        """pip finds a wheel of each for x86-64 and for 64-bit Arm, with the digests that are written down; nothing is
+        fetched. The Python is that of the base image, and for CUDA the one that the script names."""
+        loader = importlib.machinery.SourceFileLoader("fetch_onnxruntime", str(ROOT / "scripts/fetch-onnxruntime"))
+        script = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+        loader.exec_module(script)
+        base = ["--implementation", "cp", "--python-version", "3.13", "--abi", "cp313"]
+        for machine in ("x86_64", "aarch64"):
+            platforms = [word for name in script.PLATFORMS for word in ("--platform", f"{name}_{machine}")]
+            wheels = ((base, [f"onnxruntime=={script.VERSION}"]),
+                      ([*script.GPU_PYTHON, "--abi", "none"], [f"onnxruntime-gpu=={script.GPU_VERSION}", *script.GPU_LIBRARIES]))
+            for python, packages in wheels:
+                wanted, report = self.folder / "wanted.txt", self.folder / "report.json"
+                digests = {package: "".join(f" --hash=sha256:{digest}" for digest in script.DIGESTS.get(package, []))
+                           for package in packages}
+                wanted.write_text("".join(f"{package}{digests[package]}\n" for package in packages))
+                done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps",
+                                       "--disable-pip-version-check", "--only-binary=:all:", *python, *platforms, "--target",
+                                       self.folder / "none", "--report", report, "--requirement", wanted],
+                                      capture_output=True, text=True)
+                self.assertEqual(done.returncode, 0, f"{machine}: {done.stderr}")
+                urls = [one["download_info"]["url"] for one in json.loads(report.read_text())["install"]]
+                self.assertEqual(len(urls), len(packages))
+                self.assertTrue(all(url.endswith(f"_{machine}.whl") for url in urls), urls)
+
     def bill(self, line: str) -> dict:
         done = subprocess.run(["sh", "-ec", line], cwd=ROOT, check=True, capture_output=True, text=True)
         bill = json.loads(done.stdout)
@@ -286,6 +314,10 @@ class Release(unittest.TestCase):
     def test_its_images_are_those_of_the_chart(self):
         matrix = self.workflow["jobs"]["images"]["strategy"]["matrix"]["include"]
         self.assertEqual({f"Containerfile.{entry['file']}" for entry in matrix}, {path.name for path in FILES})
+        built = self.workflow["jobs"]["build"]["strategy"]["matrix"]
+        self.assertEqual({(entry["file"], entry["image"]) for entry in built["include"]},
+                         {(entry["file"], entry["image"]) for entry in matrix})
+        self.assertEqual(set(built["file"]), {entry["file"] for entry in matrix})
         values = yaml.safe_load((ROOT / "charts/hush/values.yaml").read_text())
         for part in ("server", "controller"):
             self.assertIn(values[part]["image"]["repository"], {entry["image"] for entry in matrix})
@@ -293,6 +325,59 @@ class Release(unittest.TestCase):
         for entry in matrix:
             if entry["image"] == "hush-server":
                 self.assertIn(f'"{entry["suffix"]}"', helper)
+
+    def test_every_image_is_built_for_both_platforms_each_on_its_own(self):
+        platforms = {one["name"]: one for one in self.workflow["jobs"]["build"]["strategy"]["matrix"]["platform"]}
+        self.assertEqual(set(platforms), {"linux/amd64", "linux/arm64"})
+        for name, platform in platforms.items():
+            self.assertEqual(platform["short"], name.removeprefix("linux/"))
+            self.assertEqual(platform["runner"].endswith("-arm"), name == "linux/arm64", "not emulated")
+        (build,) = [step for step in self.workflow["jobs"]["build"]["steps"] if "build-push-action" in step.get("uses", "")]
+        self.assertEqual((build["with"]["sbom"], build["with"]["provenance"]), (True, "mode=max"))
+        self.assertIn("push-by-digest=true", build["with"]["outputs"])
+
+    def test_both_platforms_get_one_tag_and_everything_pushed_is_signed(self):
+        """The lines that join the platforms and that name what is signed, with programs that write down how they are called."""
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            (folder / "digests").mkdir()
+            for short in ("amd64", "arm64"):
+                (folder / "digests" / short).write_text(f"sha256:{short}\n")
+            (folder / ".hush/helm").mkdir(parents=True)
+            (folder / "docker").write_text("""#!/bin/sh
+echo "docker $*" >>calls
+case "$*" in *inspect*) echo '{"digest": "sha256:both"}';; esac
+""")
+            (folder / ".hush/helm/helm").write_text("""#!/bin/sh
+echo "helm $*" >>calls
+case "$1" in push) echo "Pushed: ghcr.io/x/charts/hush:0.1.0"; echo "Digest: sha256:chart";; esac
+""")
+            for program in ("docker", ".hush/helm/helm"):
+                (folder / program).chmod(0o755)
+            env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "REGISTRY": "ghcr.io/Some-One",
+                   "GITHUB_OUTPUT": str(folder / "output")}
+            values = {"matrix.image": "hush-server", "matrix.suffix": "-cuda", "needs.version.outputs.version": "0.1.0"}
+
+            def run(job: str, id: str) -> str:
+                (step,) = [step for step in self.workflow["jobs"][job]["steps"] if step.get("id") == id]
+                script = re.sub(r"\$\{\{ ([\w.]+) \}\}", lambda found: values.get(found[1], "x"), step["run"])
+                (folder / "output").unlink(missing_ok=True)
+                subprocess.run(["bash", "-eo", "pipefail", "-c", script], cwd=folder, env=env, check=True, capture_output=True)
+                return (folder / "output").read_text()
+
+            if not shutil.which("jq"):
+                (folder / "jq").write_text("#!/bin/sh\nsed 's/.*\"digest\": \"//; s/\".*//'\n")
+                (folder / "jq").chmod(0o755)
+            self.assertEqual(run("images", "index"), "signed=ghcr.io/some-one/hush-server@sha256:both\n")
+            self.assertIn("create --tag ghcr.io/some-one/hush-server:0.1.0-cuda ghcr.io/some-one/hush-server@sha256:amd64 "
+                          "ghcr.io/some-one/hush-server@sha256:arm64", (folder / "calls").read_text())
+            self.assertEqual(run("chart", "push"), "signed=ghcr.io/some-one/charts/hush@sha256:chart\n")
+        for job, id in (("images", "index"), ("chart", "push")):
+            lines = [step["run"] for step in self.workflow["jobs"][job]["steps"] if "cosign sign" in step.get("run", "")]
+            self.assertEqual(len(lines), 1, job)
+            self.assertIn(f"steps.{id}.outputs.signed", lines[0])
+            self.assertEqual(self.workflow["jobs"][job]["permissions"]["id-token"], "write", job)
+        self.assertNotIn("id-token", self.workflow["jobs"]["build"]["permissions"], "it signs nothing")
 
     def test_its_lines_are_sound(self):
         for step in self.steps():

@@ -20,7 +20,7 @@ fn holds(gib: u64) -> Guest {
 /// A policy of the namespace for all of its servers.
 fn policy(namespace: &str, spec: &str) -> String {
     format!(
-        "apiVersion: gpu.hush.dev/v1alpha1\nkind: GpuModelPolicy\nmetadata: {{name: test, namespace: {namespace}}}\n\
+        "apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {{name: test, namespace: {namespace}}}\n\
          spec:\n  selector: {{matchLabels: {{gpu.hush.dev/server: \"true\"}}}}\n{spec}\n---\n"
     )
 }

@@ -17,7 +17,7 @@ const SPEC: &str = "  residency: {mode: Idle, idleTimeout: 1h}\n  pressure: {har
 
 fn policy(spec: &str) -> String {
     format!(
-        "apiVersion: gpu.hush.dev/v1alpha1\nkind: GpuModelPolicy\nmetadata: {{name: test, namespace: a}}\nspec:\n  \
+        "apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {{name: test, namespace: a}}\nspec:\n  \
          selector: {{matchLabels: {{gpu.hush.dev/server: \"true\"}}}}\n{spec}"
     )
 }

@@ -163,7 +163,7 @@ fn a_controller_works_on_without_its_log() -> Result<()> {
     let policies = folder.path().join("policies.yaml");
     fs::write(
         &policies,
-        "apiVersion: gpu.hush.dev/v1alpha1\nkind: GpuModelPolicy\nmetadata: {name: speech}\nspec:\n  \
+        "apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {name: speech}\nspec:\n  \
          selector: {matchLabels: {gpu.hush.dev/server: \"true\"}}\n  residency: {mode: Idle, idleTimeout: 1s}\n",
     )?;
     for sink in Sink::ALL {

@@ -20,7 +20,7 @@ mod hostile_servers;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const POLICIES: &str = "\
-apiVersion: gpu.hush.dev/v1alpha1
+apiVersion: gpu.hush.dev/v1beta1
 kind: ClusterGpuModelPolicy
 metadata: {name: floor}
 spec:
@@ -28,7 +28,7 @@ spec:
   residency: {idleTimeout: 1h}
   pressure: {hard: {availableBelow: 1Gi}}
 ---
-apiVersion: gpu.hush.dev/v1alpha1
+apiVersion: gpu.hush.dev/v1beta1
 kind: GpuModelPolicy
 metadata: {name: own, namespace: media}
 spec:

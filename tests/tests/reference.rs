@@ -10,7 +10,7 @@ use hush_tests::reference::{PAGES, folder};
 use hush_tests::{Controller, Server, fixtures, http};
 
 const POLICY: &str = "\
-apiVersion: gpu.hush.dev/v1alpha1
+apiVersion: gpu.hush.dev/v1beta1
 kind: GpuModelPolicy
 metadata: {name: all}
 spec: {selector: {matchLabels: {app: whisper}}}

@@ -134,3 +134,8 @@ automountServiceAccountToken: false
 - to: [{namespaceSelector: {}, podSelector: {matchLabels: {gpu.hush.dev/server: "true"}}}]
   ports: [{port: ops, protocol: TCP}]
 {{- end }}
+
+{{/* The versions of a definition and their fields, by which two definitions are compared. */}}
+{{- define "hush.definedVersions" -}}
+{{- range .spec.versions }}{{ .name }} {{ toJson .schema }}{{ end }}
+{{- end }}

@@ -57,7 +57,7 @@ fn fifty_policies() -> anyhow::Result<Vec<Policy>> {
     let mut text = String::new();
     for n in 0..POLICIES {
         text += &format!(
-            "---\napiVersion: gpu.hush.dev/v1alpha1\nkind: ClusterGpuModelPolicy\nmetadata: {{name: p{n}}}\nspec:\n  \
+            "---\napiVersion: gpu.hush.dev/v1beta1\nkind: ClusterGpuModelPolicy\nmetadata: {{name: p{n}}}\nspec:\n  \
              selector: {{matchLabels: {{tier: t{}}}}}\n  models: [\"m{}*\"]\n  residency: {{mode: Idle, idleTimeout: {}s, schedule: \
              [{{cron: \"0 8 * * 1-5\", duration: 10h, timeZone: Europe/Berlin, mode: Resident}}]}}\n  \
              pressure: {{hard: {{availableBelow: 2Gi}}, soft: {{availableBelow: 20%, gracePeriod: 10s}}, minReclaim: 1Gi}}\n  \

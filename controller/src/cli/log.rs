@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use hush_log::LogSetup;
 
 #[derive(Debug, Args)]
 pub struct LogArgs {
@@ -23,15 +23,9 @@ pub enum Format {
 impl LogArgs {
     /// A second call changes nothing.
     pub fn init(&self) -> anyhow::Result<()> {
-        use std::io::IsTerminal;
-        let filter = EnvFilter::try_new(&self.log_level).context("--log-level")?;
-        // What the log reports of itself would go to standard error with a panic where that cannot be written.
-        let lines =
-            tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false).with_writer(hush_log::writer);
-        let _ = match self.log_format {
-            Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
-            Format::Json => lines.json().flatten_event(true).try_init(),
-        };
+        hush_log::check_filter(&self.log_level).context("--log-level")?;
+        let json = self.log_format == Format::Json;
+        hush_log::init_log(&LogSetup { json, with_target: false, base: "", filter: &self.log_level });
         Ok(())
     }
 }

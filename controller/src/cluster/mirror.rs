@@ -72,7 +72,7 @@ where
                 // Where there is no such kind there is no such object.
                 told.send_if_modified(|copied| copied.take().is_some());
             }
-            let trouble = explain(self.what, code, &error);
+            let trouble = explain(self.what, self.api.resource_url(), code, &error);
             tracing::warn!(part = self.part, "{trouble}");
             readiness.set(self.part, Some(trouble));
             restarts.inc();
@@ -153,9 +153,10 @@ fn code(error: &watcher::Error) -> Option<u16> {
 }
 
 /// What is missing, and who can help.
-fn explain(what: &str, code: Option<u16>, error: &watcher::Error) -> String {
+fn explain(what: &str, path: &str, code: Option<u16>, error: &watcher::Error) -> String {
     match code {
-        Some(404) => format!("the API server knows no {what}: apply the definitions in `crds/`"),
+        // The kind may be known in another version.
+        Some(404) => format!("the API server knows no {what} at `{path}`: apply the definitions in `crds/`"),
         Some(401) => format!("the API server does not accept the credential that the {what} are listed with"),
         Some(403) => format!("the API server does not let this account list and watch {what}: {ROLE_HINT}"),
         Some(410) => format!("the watch of the {what} was too old and begins anew"),

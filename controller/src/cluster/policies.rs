@@ -119,7 +119,7 @@ mod tests {
 
     fn object(spec: &Value, status: &Value) -> RawPolicy {
         serde_json::from_value(json!({
-            "apiVersion": "gpu.hush.dev/v1alpha1", "kind": "GpuModelPolicy",
+            "apiVersion": "gpu.hush.dev/v1beta1", "kind": "GpuModelPolicy",
             "metadata": {"name": "p", "namespace": "a", "uid": "u", "generation": 3},
             "spec": spec, "status": status,
         }))

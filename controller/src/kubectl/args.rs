@@ -77,6 +77,8 @@ pub enum Verb {
     Pause(PauseArgs),
     /// Put a paused policy in force again.
     Resume(ResumeArgs),
+    /// Show what the controllers log, or change it without a restart.
+    LogLevel(LogLevelArgs),
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +170,23 @@ pub struct PauseArgs {
 pub struct ResumeArgs {
     /// A policy: `NAME`, `NAMESPACE/NAME`, or `/NAME` of the cluster kind.
     pub policy: String,
+}
+
+#[derive(Debug, Args)]
+pub struct LogLevelArgs {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives as of `RUST_LOG`. Default: only show what is logged now.
+    #[arg(value_name = "LEVEL", value_parser = log_filter)]
+    pub level: Option<String>,
+    /// For how long. Default: until it is changed, or the controller restarts.
+    #[arg(long = "for", value_name = "TIME", value_parser = span, requires = "level")]
+    pub span: Option<Duration>,
+    /// Go back to what the controller was started with.
+    #[arg(long, conflicts_with = "level")]
+    pub reset: bool,
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    hush_log::check_filter(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn drain(text: &str) -> Result<Duration, String> {

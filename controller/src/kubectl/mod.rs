@@ -11,6 +11,7 @@ mod explain;
 mod fate;
 mod find;
 mod fleet;
+mod log_level;
 mod plan;
 mod read;
 mod screen;
@@ -36,6 +37,7 @@ pub fn run(plugin: Plugin) -> anyhow::Result<ExitCode> {
             Verb::Plan(args) => plan::run(&place, &args).await,
             Verb::Pause(args) => act::pause(&place, &args).await,
             Verb::Resume(args) => act::resume(&place, &args).await,
+            Verb::LogLevel(args) => log_level::run(&place, &args).await,
         }
     })
 }

@@ -166,7 +166,7 @@ struct List {
 /// One policy object.
 pub fn policy(document: &Document<'_>) -> Result<Policy, Vec<Problem>> {
     let head = document.head()?;
-    if head.api_version.as_deref() != Some(hush_crds::API_VERSION) {
+    if !head.api_version.as_deref().is_some_and(|version| hush_crds::API_VERSIONS.contains(&version)) {
         let message = format!("`apiVersion` must be `{}`", hush_crds::API_VERSION);
         return Err(vec![Problem::new(document.line_of("apiVersion"), message)]);
     }

@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     const EVERYTHING: &str = r#"
-apiVersion: gpu.hush.dev/v1alpha1
+apiVersion: gpu.hush.dev/v1beta1
 kind: GpuModelPolicy
 metadata: {name: speech, namespace: media}
 spec:
@@ -183,7 +183,7 @@ spec:
   holdAfterEviction: 2m
   mode: DryRun
 ---
-apiVersion: gpu.hush.dev/v1alpha1
+apiVersion: gpu.hush.dev/v1beta1
 kind: ClusterGpuModelPolicy
 metadata: {name: floor}
 spec:

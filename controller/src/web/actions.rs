@@ -115,7 +115,7 @@ fn leads(web: &Web) -> Result<(), Refusal> {
     if web.acting() { Ok(()) } else { Err(observes()) }
 }
 
-async fn json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+pub(super) async fn json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let bytes = read(body).await?;
     let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
     serde_json::from_slice(bytes).map_err(|error| Refusal::invalid(format!("the body is not what it must be: {error}")))

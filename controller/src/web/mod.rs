@@ -7,6 +7,7 @@ mod browsers;
 mod error;
 mod explain;
 mod live;
+mod log_level;
 mod page;
 mod portray;
 mod token;
@@ -86,6 +87,8 @@ pub fn router(web: Web) -> Router {
         .route("/api/v1/load", post(actions::load))
         .route("/api/v1/pause", post(actions::pause))
         .route("/api/v1/resume", post(actions::resume))
+        // POST too: through the API server a PUT asks for another right than all other actions do.
+        .route("/api/v1/log-level", get(log_level::get).put(log_level::put).post(log_level::put))
         .layer(middleware::from_fn_with_state(web.clone(), browsers::guard))
         .with_state(web)
 }

@@ -1,5 +1,5 @@
 //! The admin API of a server: `GET /admin/v1/models`, `POST /admin/v1/models/{model}/load` and `.../unload`,
-//! `GET /admin/v1/events`. Requests are strict, so that a misspelt condition is an error and never an unconditional
+//! `GET /admin/v1/events`, `GET` and `PUT /admin/v1/log-level`. Requests are strict, so that a misspelt condition is an error and never an unconditional
 //! command; answers may grow fields, which an older reader ignores.
 
 use std::fmt;
@@ -348,6 +348,30 @@ pub struct LoadFailure {
     pub message: String,
     /// Until the next try may begin.
     pub retry_after_seconds: f64,
+}
+
+/// Body of `PUT /admin/v1/log-level`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogLevelRequest {
+    /// As the option `--log-level`. Absent: the configured one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+    /// How long it holds; then the configured one does again. Absent: until it is changed, or the server ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub for_seconds: Option<Seconds>,
+}
+
+/// Answer to `GET` and `PUT /admin/v1/log-level`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LogLevelResponse {
+    /// What is logged now, by the server and its runners.
+    pub level: String,
+    /// What the server was started with.
+    pub configured_level: String,
+    /// Until the configured one is in force again; absent: no end is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_seconds: Option<f64>,
 }
 
 /// Answer to `GET /admin/v1/models`.

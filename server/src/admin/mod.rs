@@ -6,6 +6,7 @@ mod body;
 mod commands;
 mod error;
 mod events;
+mod log_level;
 mod status;
 
 use std::sync::Arc;
@@ -79,6 +80,7 @@ pub fn router(state: AdminState, metrics: Arc<Metrics>) -> Router {
         .route("/admin/v1/models/{model}/load", post(commands::load))
         .route("/admin/v1/models/{model}/unload", post(commands::unload))
         .route("/admin/v1/events", get(events::events))
+        .route("/admin/v1/log-level", get(log_level::get).put(log_level::put))
         .fallback(async || AdminError::not_found())
         .method_not_allowed_fallback(async || AdminError::method_not_allowed())
         .layer(middleware::from_fn_with_state(ShapeErrors { shape: error_shape, server_errors: true }, shape_errors))

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use tracing_subscriber::EnvFilter;
+use hush_log::LogSetup;
 
 use super::settings::LogSettings;
 use super::values::LogFormat;
@@ -16,18 +16,15 @@ pub fn variables(settings: &LogSettings) -> [(OsString, OsString); 2] {
 
 /// Sets up the process's log; a second call changes nothing.
 pub fn init(settings: &LogSettings) {
-    use std::io::IsTerminal;
-    // ONNX Runtime tells every allocation; later directives win, so a user's own word on `ort` does.
-    // The directives were checked when they were read.
-    let filter = EnvFilter::new(format!("ort=warn,{}", settings.level));
-    // What the log reports of itself would go to standard error with a panic where that cannot be written.
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false).with_writer(hush_log::writer);
-    let done = match settings.format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    let setup = LogSetup {
+        json: settings.format == LogFormat::Json,
+        with_target: true,
+        // ONNX Runtime tells every allocation; later directives win, so a user's own word on `ort` does.
+        base: "ort=warn",
+        // The directives were checked when they were read.
+        filter: &settings.level,
     };
-    if done.is_err() {
+    if !hush_log::init_log(&setup) {
         tracing::debug!("the log is set up already");
     }
 }

@@ -357,7 +357,7 @@ impl FromStr for Listen {
     }
 }
 
-/// A filter of log lines in the form of `tracing_subscriber::EnvFilter`.
+/// A filter of log lines, see [`hush_log::check_filter`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLevel(pub String);
 
@@ -365,16 +365,7 @@ impl FromStr for LogLevel {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let wrong = |_| {
-            ValueError(
-                "expected error, warn, info, debug or trace, or a filter such as info,hush_server=debug".to_owned(),
-            )
-        };
-        // A lone word that is no level would be read as the name of a module and silence everything.
-        if !text.contains(['=', ',']) {
-            text.parse::<tracing_subscriber::filter::LevelFilter>().map_err(|_| ()).map_err(wrong)?;
-        }
-        tracing_subscriber::EnvFilter::try_new(text).map_err(|_| ()).map_err(wrong)?;
+        hush_log::check_filter(text).map_err(|error| ValueError(error.to_string()))?;
         Ok(Self(text.to_owned()))
     }
 }

@@ -99,6 +99,14 @@ async fn refuse(
     }
 }
 
+/// `None` where the server has no log whose level can change, as in tests.
+async fn next_log_level(changes: &mut Option<hush_log::LogLevelChanges>) -> Option<String> {
+    match changes {
+        Some(changes) => Some(changes.next().await),
+        None => None,
+    }
+}
+
 /// How the watching ended.
 enum End {
     /// We wanted it to end.
@@ -147,6 +155,7 @@ impl Supervised {
         inbox: &mut mpsc::UnboundedReceiver<Command>,
     ) -> End {
         let mut abandoned = false;
+        let mut log_level = hush_log::follow_log_level();
         loop {
             let wake = self.deadline();
             tokio::select! {
@@ -182,6 +191,7 @@ impl Supervised {
                         None => End::Gone,
                     };
                 }
+                Some(filter) = next_log_level(&mut log_level) => self.say(&ToRunner::LogLevel { filter }),
                 () = self.frames.flush(), if self.frames.is_waiting() => {}
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     if let Some(end) = self.overdue() {

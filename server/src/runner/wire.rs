@@ -23,7 +23,7 @@ use crate::audio::Span;
 use crate::job::{Outcome, Work};
 
 /// Both sides are the same binary, until somebody replaces it on disk under a running server.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// The longest frame, without its length. A segment is a few kB, a prompt as long as its request lets it be.
 pub const MAX_FRAME: usize = 4 << 20;
@@ -67,6 +67,10 @@ pub enum ToRunner {
     },
     Cancel {
         id: JobId,
+    },
+    /// From now on only the log lines that this filter lets through.
+    LogLevel {
+        filter: String,
     },
     Exit,
 }
@@ -280,6 +284,7 @@ mod tests {
                 }
             ),
             any::<u64>().prop_map(|id| ToRunner::Cancel { id }),
+            any::<String>().prop_map(|filter| ToRunner::LogLevel { filter }),
             Just(ToRunner::Exit),
         ]
     }

@@ -39,6 +39,7 @@ fn good() -> [Vec<u8>; 2] {
             request: Some("r".to_owned()),
         },
         ToRunner::Cancel { id: 1 },
+        ToRunner::LogLevel { filter: "info".to_owned() },
         ToRunner::Exit,
     ];
     let segment = Segment { text: " Hello.".to_owned(), tokens: vec![1, 2, 3], ..Segment::default() };

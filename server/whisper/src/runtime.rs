@@ -23,7 +23,8 @@ pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
 pub const TELEMETRY_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
 pub const NO_TELEMETRY: &str = "1";
 const BESIDE_EXECUTABLE: [&str; 3] = [".", "lib", "../lib"];
-const USUAL_PLACES: [&str; 4] = ["/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/opt/onnxruntime/lib"];
+const USUAL_PLACES: [&str; 5] =
+    ["/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/opt/onnxruntime/lib"];
 
 /// What was loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 
 const GIB: u64 = 1 << 30;
 const POLICIES: &str = "\
-apiVersion: gpu.hush.dev/v1alpha1
+apiVersion: gpu.hush.dev/v1beta1
 kind: ClusterGpuModelPolicy
 metadata: {name: floor}
 spec:
@@ -29,7 +29,7 @@ spec:
 ";
 
 const IDLE: &str = "\
-apiVersion: gpu.hush.dev/v1alpha1
+apiVersion: gpu.hush.dev/v1beta1
 kind: ClusterGpuModelPolicy
 metadata: {name: floor}
 spec:

@@ -41,4 +41,25 @@ impl ControlPlane {
         ensure!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
     }
+
+    /// Runs lines of the documentation as the same user; `before` is put before them. Gives what they print.
+    pub fn shell(&self, before: &str, script: &str) -> Result<String> {
+        let (kubectl, ca) = (self.programs.kubectl.display(), self.ca_file().display().to_string());
+        let (url, folder) = (self.url(), self.folder());
+        let kubectl = format!(
+            "kubectl() {{ '{kubectl}' --server '{url}' --token '{ADMIN_TOKEN}' --certificate-authority '{ca}' \
+             --cache-dir '{}' \"$@\"; }}",
+            folder.join("kubectl").display()
+        );
+        let output = Command::new("bash")
+            .args(["-euo", "pipefail", "-c", &format!("{kubectl}\n{before}\n{script}")])
+            .current_dir(crate::fixtures::workspace())
+            .env("KUBECONFIG", folder.join("no-kubeconfig"))
+            .env("HOME", &folder)
+            .stdin(Stdio::null())
+            .output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{script}: {errors}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
 }

@@ -19,6 +19,8 @@ pub enum Rights {
     /// Of a controller beside a server.
     Sidecar,
     Server,
+    /// Of people: for the plugin of kubectl, and for policies as part of `view`, `edit` and `admin`.
+    People,
 }
 
 impl Rights {
@@ -28,6 +30,7 @@ impl Rights {
             Self::Node => "controller/rbac/node.yaml",
             Self::Sidecar => "controller/rbac/sidecar.yaml",
             Self::Server => "server/rbac.yaml",
+            Self::People => "controller/rbac/people.yaml",
         }
     }
 }
@@ -50,6 +53,30 @@ impl ControlPlane {
         }
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         self.kubectl_text(&["apply", "--filename", "-"], &list.to_string()).map(drop)
+    }
+}
+
+impl ControlPlane {
+    /// What the controller manager of a cluster does all the time, and no part of this control plane does: puts the rules of
+    /// the roles that a role asks for by label into it.
+    pub fn aggregate(&self, role: &str) -> Result<()> {
+        let read = |args: &[&str]| -> Result<Value> {
+            let args = [&["get", "clusterroles", "--output", "json"], args].concat();
+            Ok(serde_json::from_str(&self.kubectl_text(&args, "")?)?)
+        };
+        let mut whole = read(&[role])?;
+        let mut rules = Vec::new();
+        let selectors = whole["aggregationRule"]["clusterRoleSelectors"].as_array().cloned().unwrap_or_default();
+        for selector in selectors {
+            let labels = selector["matchLabels"].as_object().context("a selector without labels")?;
+            let labels = labels.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()));
+            let parts = read(&["--selector", &labels.collect::<Vec<_>>().join(",")])?;
+            for part in parts["items"].as_array().into_iter().flatten() {
+                rules.extend(part["rules"].as_array().cloned().unwrap_or_default());
+            }
+        }
+        whole["rules"] = Value::Array(rules);
+        self.kubectl_text(&["replace", "--filename", "-"], &whole.to_string()).map(drop)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Harm to etcd, in which the API server keeps everything.
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -30,6 +32,14 @@ impl ControlPlane {
         let revision = self.ask_etcd("range", &first)?["header"]["revision"].clone();
         self.ask_etcd("compaction", &json!({"revision": revision, "physical": true}))?;
         revision.as_str().context("no revision")?.parse().context("no number")
+    }
+
+    /// A custom resource as the API server keeps it, by its path below `/registry/`.
+    pub fn stored(&self, path: &str) -> Result<Value> {
+        let key = STANDARD.encode(format!("/registry/{path}"));
+        let answer = self.ask_etcd("range", &json!({"key": key}))?;
+        let value = answer["kvs"][0]["value"].as_str().with_context(|| format!("{path} is not stored"))?;
+        Ok(serde_json::from_slice(&STANDARD.decode(value)?)?)
     }
 
     /// By its gateway from JSON to its own protocol.

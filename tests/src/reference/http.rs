@@ -35,7 +35,7 @@ struct Route {
     answer: &'static str,
 }
 
-const ROUTES: [Route; 4] = [
+const ROUTES: [Route; 6] = [
     Route {
         method: "GET",
         path: "/admin/v1/models",
@@ -63,6 +63,20 @@ const ROUTES: [Route; 4] = [
         meaning: "Server-sent events: a snapshot, then each change.",
         body: None,
         answer: "Event",
+    },
+    Route {
+        method: "GET",
+        path: "/admin/v1/log-level",
+        meaning: "What the server logs.",
+        body: None,
+        answer: "LogLevelResponse",
+    },
+    Route {
+        method: "PUT",
+        path: "/admin/v1/log-level",
+        meaning: "Change what the server logs, for a time or until it ends.",
+        body: Some("LogLevelRequest"),
+        answer: "LogLevelResponse",
     },
 ];
 
@@ -223,6 +237,8 @@ fn admin(page: &mut String) -> Result<()> {
     known::<admin::UnloadRequest>(&mut generator);
     known::<admin::UnloadResponse>(&mut generator);
     known::<admin::Event>(&mut generator);
+    known::<admin::LogLevelRequest>(&mut generator);
+    known::<admin::LogLevelResponse>(&mut generator);
     known::<admin::ErrorBody>(&mut generator);
     for (name, body) in generator.take_definitions(true) {
         define(page, &format!("Admin {name}"), &body, &admin_link)?;

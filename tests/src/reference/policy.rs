@@ -9,8 +9,9 @@ use super::markdown::table;
 use super::{head, schema};
 
 const TEXT: &str = "\
-`gpu.hush.dev/v1alpha1`. What these fields do together is told in [policies](../policies.md), and shown in the
-[cookbook](../cookbook.md). `hush-controller check FILE` checks a policy by these rules without a cluster.
+`gpu.hush.dev/v1beta1`; `v1alpha1` has the same fields ([API versions](../api-versions.md)). What these fields do
+together is told in [policies](../policies.md), and shown in the [cookbook](../cookbook.md). `hush-controller check FILE`
+checks a policy by these rules without a cluster.
 ";
 
 const COLUMNS: [&str; 5] = ["field", "type", "default", "bounds", "meaning"];

@@ -72,7 +72,7 @@ async fn get_shows_what_matters() -> Result<()> {
     let Some(plane) = with_definitions().await? else { return Ok(()) };
     let namespace = plane.namespace("columns", &[]).await?;
     let in_namespace = ["--namespace", &namespace.name];
-    let policy = "{apiVersion: gpu.hush.dev/v1alpha1, kind: GpuModelPolicy, metadata: {name: speech},
+    let policy = "{apiVersion: gpu.hush.dev/v1beta1, kind: GpuModelPolicy, metadata: {name: speech},
         spec: {selector: {matchLabels: {app: whisper}}}}";
     plane.kubectl_text(&[&["apply", "--filename", "-"], &in_namespace[..]].concat(), policy)?;
     let list = || plane.kubectl_text(&[&["get", "gmp"], &in_namespace[..]].concat(), "");

@@ -15,7 +15,7 @@ use crate::stage::{Cast, SOON, Stage, own_plane_with, returning, wait_until_acti
 const ARGS: &[&str] = &["--shutdown-watch-termination-grace-period", "10s"];
 
 const PODS: &str = "/api/v1/pods";
-const POLICIES: &str = "/apis/gpu.hush.dev/v1alpha1/gpumodelpolicies";
+const POLICIES: &str = "/apis/gpu.hush.dev/v1beta1/gpumodelpolicies";
 
 /// What a watch from this version on is told within a second.
 async fn watched(plane: &ControlPlane, path: &str, version: &str) -> Result<String> {

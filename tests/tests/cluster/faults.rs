@@ -22,7 +22,10 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     let controller = stage.controller(&["--scope", "cluster", "--lease-duration", LEASE]).await?;
 
     // Before the definitions.
-    wait_until_missing(&controller, "knows no GpuModelPolicies: apply the definitions in `crds/`")?;
+    wait_until_missing(
+        &controller,
+        "knows no GpuModelPolicies at `/apis/gpu.hush.dev/v1beta1/gpumodelpolicies`: apply the definitions in `crds/`",
+    )?;
     controller.wait_for_log(&["knows no ClusterGpuModelPolicies"], SOON)?;
     plane.apply_definitions().await?;
     wait_until_ready(&controller)?;

@@ -32,7 +32,7 @@ async fn pod(namespace: &Namespace, fleet: &Fleet, place: usize, name: &str) -> 
 
 fn on_demand(plane: &ControlPlane, namespace: &Namespace) -> Result<()> {
     let policy = json!({
-        "apiVersion": "gpu.hush.dev/v1alpha1",
+        "apiVersion": "gpu.hush.dev/v1beta1",
         "kind": "GpuModelPolicy",
         "metadata": {"name": "leaves", "namespace": namespace.name},
         "spec": {"selector": {"matchLabels": {"gpu.hush.dev/server": "true"}}, "residency": {"mode": "OnDemand"}},
@@ -99,7 +99,7 @@ async fn fake_servers_do_not_move_the_model_of_another_tenant() -> Result<()> {
         namespace.service_account("default").await?;
     }
     let policy = json!({
-        "apiVersion": "gpu.hush.dev/v1alpha1",
+        "apiVersion": "gpu.hush.dev/v1beta1",
         "kind": "GpuModelPolicy",
         "metadata": {"name": "room", "namespace": victim.name},
         "spec": {

@@ -28,7 +28,7 @@ async fn tenant(plane: &ControlPlane, name: &str) -> Result<Namespace> {
     let namespace = plane.namespace(name, &[]).await?;
     namespace.service_account("default").await?;
     let policy = json!({
-        "apiVersion": "gpu.hush.dev/v1alpha1",
+        "apiVersion": "gpu.hush.dev/v1beta1",
         "kind": "GpuModelPolicy",
         "metadata": {"name": "leaves", "namespace": namespace.name},
         "spec": {"selector": {"matchLabels": {"gpu.hush.dev/server": "true"}}, "residency": {"mode": "OnDemand"}},

@@ -39,7 +39,7 @@ impl HostileTenant {
         // It wants command after command.
         fake.set_lie(0, Lie::Returns);
         let policy = json!({
-            "apiVersion": "gpu.hush.dev/v1alpha1",
+            "apiVersion": "gpu.hush.dev/v1beta1",
             "kind": "GpuModelPolicy",
             "metadata": {"name": "everything-leaves", "namespace": namespace.name},
             "spec": {"selector": {"matchLabels": {"gpu.hush.dev/server": "true"}}, "residency": {"mode": "OnDemand"}},

@@ -28,3 +28,4 @@ mod scopes;
 mod stage;
 mod tenants;
 mod tls;
+mod versions;

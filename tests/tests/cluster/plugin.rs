@@ -217,6 +217,9 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
         "{complaint}"
     );
     assert!(controller.audit()?.is_empty(), "nothing came through");
+    assert!(scene.said(&["log-level"])?.ends_with("hush-controller-0 logs info\n"));
+    let complaint = scene.complaint(&["log-level", "debug", "--token-file", &token])?;
+    assert!(complaint.contains("verb `create` on `pods/proxy`"), "{complaint}");
 
     scene.bind("hush-operate")?;
     let done = hush_tests::wait::eventually("the role is known", SOON, async || {
@@ -225,6 +228,8 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
     });
     assert!(done.await?.contains("unloaded, 3.00Gi came back"));
     app.server.wait_for_state("unloaded", SOON)?;
+    let changed = scene.said(&["log-level", "debug", "--for", "10m"])?;
+    assert!(changed.contains("hush-controller-0 logs debug until 2"), "{changed}");
     let audit = controller.wait_for_audit(1, SOON)?;
     assert_eq!(
         (audit.len(), &audit[0]["reason"], &audit[0]["outcome"]),

@@ -257,7 +257,7 @@ impl App {
     /// The namespace's policy `speech`.
     pub fn apply(&self, plane: &ControlPlane, spec: Value) -> Result<()> {
         let policy = json!({
-            "apiVersion": "gpu.hush.dev/v1alpha1",
+            "apiVersion": "gpu.hush.dev/v1beta1",
             "kind": "GpuModelPolicy",
             "metadata": {"name": "speech", "namespace": self.namespace.name},
             "spec": spec,

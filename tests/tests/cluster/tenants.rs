@@ -14,7 +14,7 @@ fn floor(plane: &ControlPlane, team: &str, spec: &Value) -> Result<()> {
     spec["selector"] = json!({"matchLabels": {"gpu.hush.dev/server": "true"}});
     spec["namespaceSelector"] = json!({"matchLabels": {"team": team}});
     let policy = json!({
-        "apiVersion": "gpu.hush.dev/v1alpha1",
+        "apiVersion": "gpu.hush.dev/v1beta1",
         "kind": "ClusterGpuModelPolicy",
         "metadata": {"name": "floor"},
         "spec": spec,
@@ -108,7 +108,7 @@ async fn a_hostile_tenant_keeps_nothing_at_the_cost_of_another() -> Result<()> {
     let other = stage.server(Cast::new("other", 2, 0)).await?;
     wait_until_ready(&controller)?;
     let floor = json!({
-        "apiVersion": "gpu.hush.dev/v1alpha1",
+        "apiVersion": "gpu.hush.dev/v1beta1",
         "kind": "ClusterGpuModelPolicy",
         "metadata": {"name": "floor"},
         "spec": {

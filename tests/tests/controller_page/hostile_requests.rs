@@ -95,7 +95,7 @@ fn a_page_of_another_origin_reads_and_sends_nothing() -> Result<()> {
 fn costly() -> Vec<(&'static str, String)> {
     let wrong = |n: usize| {
         format!(
-            "- {{apiVersion: gpu.hush.dev/v1alpha1, kind: GpuModelPolicy, metadata: {{name: p{n}}}, spec: {{selector: \
+            "- {{apiVersion: gpu.hush.dev/v1beta1, kind: GpuModelPolicy, metadata: {{name: p{n}}}, spec: {{selector: \
              {{}}, priority: 5000000}}}}\n"
         )
     };

@@ -119,6 +119,11 @@ impl Reader {
                 }
             }
             ToRunner::Cancel { id } => self.jobs.cancel(id),
+            ToRunner::LogLevel { filter } => {
+                if let Err(error) = hush_log::change_log_level(Some(&filter), None) {
+                    tracing::warn!("the log level of the server is not in force in this runner: {error}");
+                }
+            }
             ToRunner::Exit => leave(),
         }
         Ok(())
