@@ -219,7 +219,7 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
     assert!(controller.audit()?.is_empty(), "nothing came through");
     assert!(scene.said(&["log-level"])?.ends_with("hush-controller-0 logs info\n"));
     let complaint = scene.complaint(&["log-level", "debug", "--token-file", &token])?;
-    assert!(complaint.contains("verb `create` on `pods/proxy`"), "{complaint}");
+    assert!(complaint.contains("to let this user create its `pods/proxy`"), "{complaint}");
 
     scene.bind("hush-operate")?;
     let done = hush_tests::wait::eventually("the role is known", SOON, async || {
