@@ -75,6 +75,10 @@ class Installed(unittest.TestCase):
         """A page may go on with a namespace that another one has made."""
         self.kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
 
+    def lease(self, name: str, namespace: str) -> None:
+        self.kubectl("apply", "-f", "-", text=json.dumps(
+            {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": namespace}}))
+
     def objects(self, kind: str) -> list[dict]:
         return json.loads(self.kubectl("get", kind, "--all-namespaces", "--output", "json"))["items"]
 
@@ -100,6 +104,17 @@ class Installed(unittest.TestCase):
                                  "--selector", ",".join(f"{key}={value}" for key, value in labels.items()), "--output", "name")
             self.assertIn("pod/", there, f"{where}: {policy['metadata']['name']} selects nothing: {labels}")
         return len(policies)
+
+    def assert_the_controllers_look_at_every_server(self, where: str) -> None:
+        """They do in the namespaces that their operator selects."""
+        templates = [(d["metadata"]["namespace"], d["spec"]["template"]) for d in self.objects("deployments")]
+        selectors = {arg.split("=", 1)[1] for _, pod in templates for container in pod["spec"]["containers"]
+                     for arg in container.get("args", []) if arg.startswith("--server-namespaces=")}
+        servers = {namespace for namespace, pod in templates if "gpu.hush.dev/server" in pod["metadata"]["labels"]}
+        found = {name for selector in selectors for name in self.kubectl(
+            "get", "namespaces", "--selector", selector, "--output", "jsonpath={.items[*].metadata.name}").split()}
+        if selectors:
+            self.assertLessEqual(servers, found, f"{where}: {selectors}")
 
     def test_every_example(self):
         policies = 0
@@ -170,6 +185,7 @@ class Installed(unittest.TestCase):
                         if block.language in ("sh", "console"):
                             ran += sum(self.command(line, folder, rename, block) for line in block.script().replace("\\\n", " ").splitlines())
                             self.assert_every_policy_selects(block.place)
+                            self.assert_the_controllers_look_at_every_server(block.place)
                 self.tearDown()
         self.assertGreater(ran, 2 * 8)
 
@@ -192,6 +208,10 @@ class Installed(unittest.TestCase):
                 self.helm("uninstall", name, "--namespace", namespace)
             elif release[1] != "install" and name not in there:
                 self.install(name, namespace)
+        if {"lease", "leases"} & set(words):
+            # Controllers have made them, which do not run here.
+            for name in ("hush-controller", "hush-controller-node-1"):
+                self.lease(name, words[words.index("--namespace") + 1])
         env = {**self.cluster.env, "PATH": f"{HELM.parent}:{ASSETS}:{os.environ['PATH']}"}
         done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=folder, env=env, text=True, capture_output=True, timeout=180)
         self.assertEqual(done.returncode, 0, f"{block.place}: {line}\n{done.stdout}{done.stderr}")
