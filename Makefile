@@ -36,7 +36,7 @@ CONTROL_PLANE ?= $(LOCAL)/control-plane
 # A Go that can build it, or nothing.
 GO := $(if $(filter test soak,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
 
-.PHONY: help build plugin run demo ort ort-gpu vad models control-plane build-tests test soak test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
+.PHONY: help build plugin run demo ort ort-gpu vad models control-plane build-tests test test-tenants soak test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -103,10 +103,10 @@ control-plane: ## Build etcd, kube-apiserver and kubectl for the tests into .hus
 
 # Where neither is to be had the tests in a cluster say that they are skipped.
 ifneq ($(KUBEBUILDER_ASSETS),)
-test soak: export KUBEBUILDER_ASSETS := $(abspath $(KUBEBUILDER_ASSETS))
+test test-tenants soak: export KUBEBUILDER_ASSETS := $(abspath $(KUBEBUILDER_ASSETS))
 else ifneq ($(GO),)
-test soak: control-plane
-test soak: export KUBEBUILDER_ASSETS := $(abspath $(CONTROL_PLANE))
+test test-tenants soak: control-plane
+test test-tenants soak: export KUBEBUILDER_ASSETS := $(abspath $(CONTROL_PLANE))
 endif
 
 build-tests: $(TOOLS) ## Build the programs and their tests
@@ -131,6 +131,13 @@ test-cuda: $(TOOLS) ort vad cuda-double ## Run the CUDA provider on the double o
 test-gpu-script: $(TOOLS) cuda-double ## Run scripts/gpu as on a machine with a GPU, on the double of the CUDA runtime
 	$(CARGO) build --locked --workspace --bin hush-server --bin hush-bench
 	HUSH_BUILT=$(abspath $(TARGET))/debug CUDA_DOUBLE=$(abspath $(CUDA_DOUBLE)) $(PYTHON) tests/gpu/test_gpu.py
+
+# All of them are part of `make test`. The second line names the files whose tests are all of this kind.
+test-tenants: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
+test-tenants: $(TOOLS) ort vad ## Attacks of tenants, clients, servers and hubs, each with its defence (part of `make test`)
+	$(CARGO) build --locked --workspace --bin hush-server --bin hush-controller
+	$(CARGO) test --locked --workspace --no-fail-fast --tests -- hostile tenants
+	$(CARGO) test --locked --workspace --no-fail-fast --test hostile_ffmpeg --test hostile_http --test hostile_requests
 
 soak: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 soak: $(TOOLS) ort vad ## Random faults in a cluster for SECONDS= (half an hour) with the dice SEED=; three minutes are among the tests
