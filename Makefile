@@ -34,7 +34,7 @@ endif
 # A real API server for the tests: KUBEBUILDER_ASSETS names a folder that holds one; otherwise Go builds it.
 CONTROL_PLANE ?= $(LOCAL)/control-plane
 # A Go that can build it, or nothing.
-GO := $(if $(filter test soak,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
+GO := $(if $(filter test test-tenants soak,$(MAKECMDGOALS)),$(shell cd tests/control-plane && go list -m 2>/dev/null))
 
 .PHONY: help build plugin run demo ort ort-gpu vad models control-plane build-tests test test-tenants soak test-web test-observability test-gpu fuzz dashboards openapi schema lint licences bench bench-gpu clean
 
@@ -205,6 +205,11 @@ bench-gpu: $(if $(GPU),ort-gpu) ## Print the figures of a GPU, where there is on
 lint: $(TOOLS) ## Formatting and clippy, without a warning
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+# What to run before each commit; `make test` is what CI runs.
+.PHONY: check
+check: $(TOOLS) lint ## Formatting, clippy and the unit tests: minutes the first time, less than two when little has changed
+	$(CARGO) test --locked --workspace --lib --quiet
 
 schema: ## Write docs/config.schema.json anew
 	UPDATE_SCHEMA=1 $(CARGO) test --locked --workspace --lib -- the_committed_schema
