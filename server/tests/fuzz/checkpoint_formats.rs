@@ -30,7 +30,7 @@ fn source() -> TempDir {
         decoder_ffn_dim: 32,
         num_mel_bins: 4,
         max_source_positions: 4,
-        max_target_positions: 4,
+        max_target_positions: 16,
         vocab_size: 16,
     };
     let folder = checkpoints::random(&config, &[[0, 0]], 1);

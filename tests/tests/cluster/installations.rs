@@ -25,15 +25,13 @@ struct Installation {
 }
 
 impl Installation {
-    async fn new(plane: &ControlPlane, stage: &Stage<'_>, name: &str) -> Result<Self> {
+    async fn new(plane: &ControlPlane, name: &str) -> Result<Self> {
         let namespace = plane.namespace(name, &[]).await?;
         plane.grant(&namespace, Rights::Controller)?;
         let kubeconfig = plane.kubeconfig(&namespace, CONTROLLER, &plane.url()).await?;
-        let token_file = stage.path(&format!("token-servers-{name}"));
-        std::fs::write(&token_file, namespace.token(CONTROLLER, Some("hush-server")).await?)?;
-        let token_file = token_file.to_string_lossy().into_owned();
+        let account = format!("{}:{CONTROLLER}", namespace.name);
         // Neither a lease nor an installation is named. The lease is short so that the test is.
-        let args = ["--scope", "cluster", "--lease-duration", "6s", "--token-file", &token_file];
+        let args = ["--scope", "cluster", "--lease-duration", "6s", "--service-account", &account];
         Ok(Self { namespace, kubeconfig, args: args.map(str::to_owned).to_vec() })
     }
 
@@ -62,8 +60,7 @@ fn written_by(plane: &ControlPlane, installation: &Installation) -> Result<Vec<V
 async fn of_two_installations_one_acts_and_the_other_says_so() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
     let mut stage = Stage::new(&plane).await?;
-    let installations =
-        [Installation::new(&plane, &stage, "first").await?, Installation::new(&plane, &stage, "second").await?];
+    let installations = [Installation::new(&plane, "first").await?, Installation::new(&plane, "second").await?];
     // The servers would obey either.
     let accounts = installations.each_ref().map(|one| format!("{}:{CONTROLLER}", one.namespace.name));
     let args = ["--admin-account", accounts[0].as_str(), "--admin-account", accounts[1].as_str()];
