@@ -39,7 +39,7 @@ pub fn yaml<K: CustomResourceExt>() -> Result<String, DefinitionError> {
     let mut earlier = recommended.clone();
     for version in &mut earlier.spec.versions {
         EARLIER_VERSION.clone_into(&mut version.name);
-        // The API server warns whoever uses it, and names the recommended version.
+        // The API server warns each client that uses it, and names the recommended version.
         version.deprecated = Some(true);
     }
     let merged = merge_crds(vec![earlier, recommended], STORAGE_VERSION)?;

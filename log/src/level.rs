@@ -82,7 +82,7 @@ impl fmt::Debug for Log {
     }
 }
 
-/// A filter as [`EnvFilter`] reads it, except for what it reads and nobody means: a word that is no level is the name of a
+/// A filter as [`EnvFilter`] reads it, except for what it reads and is not meant: a word that is no level is the name of a
 /// module to it, so that `debgu` would silence everything else.
 pub fn check_filter(text: &str) -> Result<(), InvalidFilter> {
     if text.len() > LONGEST_FILTER_BYTES {

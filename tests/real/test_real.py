@@ -171,7 +171,7 @@ class RealSpeech(unittest.TestCase):
         for start, end in quiet:
             # A second at each side is the word before or after.
             inside = [word for word in everything if start + 1 < (word["start"] + word["end"]) / 2 < end - 1]
-            self.assertEqual(inside, [], f"between {start:.0f} and {end:.0f} s nobody speaks")
+            self.assertEqual(inside, [], f"between {start:.0f} and {end:.0f} s no person speaks")
 
     def test_an_english_model_refuses_other_languages(self):
         path, _ = clips(REAL / "voices", "es", 1)[0]

@@ -60,7 +60,7 @@ fn a_full_listener_answers_probes_and_the_other_listener_answers_everything() ->
     assert_eq!(http::get(server.ops, "/metrics")?.status, 200);
     drop(stalled);
     wait_for("places come back", SOON, || Ok((http::get(server.api, "/v1/models")?.status == 200).then_some(())))?;
-    // Connections that say nothing keep nobody out.
+    // Connections that say nothing keep no client out.
     let silent = [(); 4].map(|()| http::connect(server.api));
     wait_for("silent ones make room", SOON, || Ok((http::get(server.api, "/v1/models")?.status == 200).then_some(())))?;
     for stream in silent {

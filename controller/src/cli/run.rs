@@ -101,7 +101,7 @@ impl FleetArgs {
         TargetsFile { fixed: self.target.clone(), path: self.targets.clone() }
     }
 
-    /// What `--ca-file` holds now; whoever follows the file sends what it holds later.
+    /// What `--ca-file` holds now; the task that follows the file sends what it holds later.
     pub fn authorities(&self) -> anyhow::Result<Option<watch::Sender<Arc<CaCertificates>>>> {
         let Some(path) = &self.ca_file else { return Ok(None) };
         let certificates = CaCertificates::read(path).map_err(|problem| anyhow::anyhow!("--ca-file {problem}"))?;

@@ -84,7 +84,7 @@ impl Listener {
                 let count = stream.read(&mut bytes).unwrap_or(0);
                 bytes.truncate(count);
                 kept.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
-                // Plain HTTP to whoever asks.
+                // Plain HTTP to every client.
                 let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
             }
         });
