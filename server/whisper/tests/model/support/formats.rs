@@ -60,8 +60,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
     let mut variables: Vec<(String, Vec<usize>, u8, Vec<u8>)> = Vec::new();
     let mut stored_values: HashMap<String, Vec<f32>> = HashMap::new();
     let mut variable = |name: String, shape: Vec<usize>, values: &[f32], matrix: bool| {
-        let stored: Vec<f32>;
-        match quantisation {
+        let stored: Vec<f32> = match quantisation {
             Quantisation::Int8Float16 | Quantisation::Int8Float32 if matrix => {
                 let row = values.len() / shape[0];
                 let mut scales = Vec::new();
@@ -79,7 +78,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
                 }
                 variables.push((name.clone(), shape.clone(), 1, bytes));
                 variables.push((format!("{name}_scale"), vec![shape[0]], 0, f32_bytes(&scales)));
-                stored = back;
+                back
             }
             Quantisation::Int16 if matrix => {
                 let largest = values.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
@@ -88,22 +87,22 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
                 let bytes = quants.iter().flat_map(|q| q.to_le_bytes()).collect();
                 variables.push((name.clone(), shape.clone(), 2, bytes));
                 variables.push((format!("{name}_scale"), vec![], 0, f32_bytes(&[scale])));
-                stored = quants.iter().map(|q| f32::from(*q) / scale).collect();
+                quants.iter().map(|q| f32::from(*q) / scale).collect()
             }
             Quantisation::Float32 | Quantisation::Int8Float32 | Quantisation::Int16 => {
                 variables.push((name.clone(), shape.clone(), 0, f32_bytes(values)));
-                stored = values.to_vec();
+                values.to_vec()
             }
             Quantisation::Float16 | Quantisation::Int8Float16 => {
                 variables.push((name.clone(), shape.clone(), 4, f16_bytes(values)));
-                stored = values.iter().map(|v| f16::from_f32(*v).to_f32()).collect();
+                values.iter().map(|v| f16::from_f32(*v).to_f32()).collect()
             }
             Quantisation::Bfloat16 => {
                 let bytes = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
                 variables.push((name.clone(), shape.clone(), 5, bytes));
-                stored = values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
+                values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect()
             }
-        }
+        };
         stored_values.insert(name, stored);
     };
 
