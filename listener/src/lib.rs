@@ -9,6 +9,7 @@
 
 mod connections;
 mod head;
+mod holding_body;
 mod io;
 mod refusal;
 mod serve;
@@ -16,6 +17,7 @@ mod service;
 
 pub use connections::{Admission, ConnectionLimit, Place};
 pub use head::{HeadFault, check_head};
+pub use holding_body::HoldingBody;
 pub use io::GuardedIo;
 pub use refusal::{Refusal, Shape, ShapeErrors, code, shape_errors};
 pub use serve::{ListenOptions, serve};

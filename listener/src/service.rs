@@ -5,18 +5,18 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper::{Method, Request};
 use tokio::sync::Notify;
 
 use super::head::check_head;
+use super::holding_body::HoldingBody;
 use super::refusal::{Refusal, Shape, code};
 use super::{PROBE_PATHS, RETRY_AFTER_SECONDS};
 
@@ -184,31 +184,5 @@ where
 }
 
 fn guarded(response: Response, in_request: InRequest) -> Response {
-    response.map(|body| Body::new(GuardedBody { body, _in_request: in_request }))
-}
-
-/// The request ends with the body of its answer.
-struct GuardedBody {
-    body: Body,
-    _in_request: InRequest,
-}
-
-impl HttpBody for GuardedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+    response.map(|body| Body::new(HoldingBody::new(body, in_request)))
 }

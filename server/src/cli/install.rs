@@ -141,16 +141,7 @@ pub fn find_or_install(
         Source::Local(path) => path.display().to_string(),
     };
     tracing::info!(model, from, %precision, "not installed in this precision; installing it");
-    let order = Order {
-        store,
-        name: hub::folder_of(model),
-        source,
-        precisions: vec![precision],
-        revision: None,
-        force: false,
-        keep_download: false,
-    };
-    order.carry_out(env)?;
+    Order::of_missing(store, hub::folder_of(model), source, precision).carry_out(env)?;
     Ok(store.find(model, wanted, device)?)
 }
 
@@ -182,16 +173,7 @@ fn install_checkpoint(
     let dir = store.folder(&name).join(precision.as_str());
     if missing == Missing::Install {
         tracing::info!(model = name, from = %path.display(), %precision, "a checkpoint that is not installed; installing it");
-        let order = Order {
-            store,
-            name: name.clone(),
-            source,
-            precisions: vec![precision],
-            revision: None,
-            force: false,
-            keep_download: false,
-        };
-        order.carry_out(env)?;
+        Order::of_missing(store, name.clone(), source, precision).carry_out(env)?;
     }
     Ok(Resolved { id: name, dir, precision })
 }
@@ -249,7 +231,12 @@ fn model_name(file_name: &str) -> &str {
     name.strip_prefix("ggml-").unwrap_or(name)
 }
 
-impl Order<'_> {
+impl<'a> Order<'a> {
+    /// A model that `serve` or `transcribe` was asked for and that is not installed.
+    fn of_missing(store: &'a Store, name: String, source: Source, precision: Precision) -> Self {
+        Self { store, source, name, precisions: vec![precision], revision: None, force: false, keep_download: false }
+    }
+
     fn carry_out(self, env: &Env) -> Result<Vec<PathBuf>, InstallCommandError> {
         let downloads = self.store.models_dir.join(DOWNLOADS);
         fs::create_dir_all(&downloads).map_err(disk(&downloads))?;

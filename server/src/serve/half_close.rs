@@ -17,6 +17,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::Version;
 use axum::response::Response;
+use hush_listener::HoldingBody;
 use hyper::body::{Frame, Incoming, SizeHint};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -89,7 +90,7 @@ impl InFlight {
     /// The head of the answer is there; the request ends with the body.
     pub(super) fn answer(self, response: Result<Response, Infallible>) -> Result<Response, Infallible> {
         self.exchange.set(Phase::Answering);
-        response.map(|response| response.map(|body| Body::new(AnswerBody { body, _in_flight: self })))
+        response.map(|response| response.map(|body| Body::new(HoldingBody::new(body, self))))
     }
 }
 
@@ -125,31 +126,6 @@ impl HttpBody for RequestBody {
             });
         }
         polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-struct AnswerBody {
-    body: Body,
-    _in_flight: InFlight,
-}
-
-impl HttpBody for AnswerBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -31,6 +31,21 @@ struct HostileTenant {
     pod_uid: String,
 }
 
+/// A pod that only calls itself a server: what answers is the stand-in. Gives the UID of the pod.
+async fn run_pod(namespace: &Namespace, fake: &Fleet) -> Result<String> {
+    let IpAddr::V4(ip) = fake.address(0).ip() else { anyhow::bail!("no IPv4") };
+    let pod = PodAt {
+        name: FAKE,
+        node: "n1",
+        account: "default",
+        labels: &[("gpu.hush.dev/server", "true")],
+        annotations: &[],
+        ports: &[("ops", fake.address(0).port())],
+        ip,
+    };
+    namespace.pod(&pod).await?.metadata.uid.context("no uid")
+}
+
 impl HostileTenant {
     async fn new(plane: &ControlPlane, labels: &[(&str, &str)]) -> Result<Self> {
         let namespace = plane.namespace("hostile", labels).await?;
@@ -46,17 +61,7 @@ impl HostileTenant {
         });
         plane.kubectl_text(&["apply", "--filename", "-"], &policy.to_string())?;
 
-        let IpAddr::V4(ip) = fake.address(0).ip() else { anyhow::bail!("no IPv4") };
-        let pod = PodAt {
-            name: FAKE,
-            node: "n1",
-            account: "default",
-            labels: &[("gpu.hush.dev/server", "true")],
-            annotations: &[],
-            ports: &[("ops", fake.address(0).port())],
-            ip,
-        };
-        let pod_uid = namespace.pod(&pod).await?.metadata.uid.context("no uid")?;
+        let pod_uid = run_pod(&namespace, &fake).await?;
         Ok(Self { namespace, fake, pod_uid })
     }
 
@@ -155,17 +160,7 @@ async fn many_commands_to_one_server_take_one_token() -> Result<()> {
     hostile.namespace.delete_pod(FAKE).await?;
     controller.wait_for_metric("hush_controller_targets{state=\"answering\"}", 0.0, SOON)?;
     hostile.fake.take_shown();
-    let IpAddr::V4(ip) = hostile.fake.address(0).ip() else { anyhow::bail!("no IPv4") };
-    let pod = PodAt {
-        name: FAKE,
-        node: "n1",
-        account: "default",
-        labels: &[("gpu.hush.dev/server", "true")],
-        annotations: &[],
-        ports: &[("ops", hostile.fake.address(0).port())],
-        ip,
-    };
-    hostile.namespace.pod(&pod).await?;
+    run_pod(&hostile.namespace, &hostile.fake).await?;
     let second = claims(&hostile.stolen().await?[0].authorization)?["aud"].clone();
     assert_ne!(first, second);
     Ok(())

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
+use super::byte_reader::ByteReader;
 use super::config::SIZE_MAX;
 use super::tensor::{Encoding, MappedFile, StoredTensor};
 use super::{CheckpointError, Config, Weights};
@@ -143,30 +144,30 @@ struct Variables<'a> {
 
 impl<'a> Variables<'a> {
     fn read(file: &'a [u8]) -> Result<Self, String> {
-        let mut reader = Reader { bytes: file, at: 0 };
-        let version = reader.u32("the version of the format")?;
+        let mut reader = ByteReader::new(file, 0);
+        let version = read_u32(&mut reader, "the version of the format")?;
         if !VERSIONS.contains(&version) {
             let (first, last) = (VERSIONS.start(), VERSIONS.end());
             return Err(format!("version {version} of CTranslate2's format; versions {first} to {last} are read"));
         }
-        let specification = reader.text("the name of the model's kind")?;
+        let specification = read_text(&mut reader, "the name of the model's kind")?;
         if specification != SPECIFICATION {
             return Err(format!("a model of the kind {specification:?}, expected {SPECIFICATION:?}"));
         }
-        let _revision = reader.u32("the revision of the model's kind")?;
+        let _revision = read_u32(&mut reader, "the revision of the model's kind")?;
 
-        let count = reader.u32("the number of variables")?;
+        let count = read_u32(&mut reader, "the number of variables")?;
         let mut all = HashMap::new();
         for number in 0..count {
-            let name = reader.text(&format!("the name of variable {number} of {count}"))?;
-            let variable = reader.variable(&name)?;
+            let name = read_text(&mut reader, &format!("the name of variable {number} of {count}"))?;
+            let variable = read_variable(&mut reader, &name)?;
             all.insert(name, variable);
         }
-        let count = reader.u32("the number of aliases")?;
+        let count = read_u32(&mut reader, "the number of aliases")?;
         let mut aliases = HashMap::new();
         for number in 0..count {
             let what = format!("alias {number} of {count}");
-            let (alias, name) = (reader.text(&what)?, reader.text(&what)?);
+            let (alias, name) = (read_text(&mut reader, &what)?, read_text(&mut reader, &what)?);
             aliases.insert(alias, name);
         }
         Ok(Self { file, all, aliases })
@@ -313,55 +314,37 @@ impl Variable {
     }
 }
 
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+fn read_u32(reader: &mut ByteReader<'_>, what: &str) -> Result<u32, String> {
+    reader.array(what).map(u32::from_le_bytes)
 }
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize, what: &str) -> Result<&'a [u8], String> {
-        let end = self.at.checked_add(length);
-        let taken = end.and_then(|end| self.bytes.get(self.at..end)).ok_or_else(|| {
-            let left = self.bytes.len().saturating_sub(self.at);
-            format!("truncated: {what} at byte {} needs {length} bytes, the file has {left} more", self.at)
-        })?;
-        self.at += length;
-        Ok(taken)
-    }
+fn read_byte(reader: &mut ByteReader<'_>, what: &str) -> Result<u8, String> {
+    reader.array(what).map(|[byte]| byte)
+}
 
-    fn u32(&mut self, what: &str) -> Result<u32, String> {
-        let bytes = self.take(4, what)?;
-        Ok(bytes.try_into().map_or(0, u32::from_le_bytes))
-    }
+/// A length of two bytes, then the text and a zero.
+fn read_text(reader: &mut ByteReader<'_>, what: &str) -> Result<String, String> {
+    let length = reader.array(what).map(u16::from_le_bytes)?;
+    let bytes = reader.take(length.into(), what)?;
+    let text = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+    String::from_utf8(text.to_vec()).map_err(|_| format!("{what} is not UTF-8"))
+}
 
-    fn byte(&mut self, what: &str) -> Result<u8, String> {
-        Ok(self.take(1, what)?.first().copied().unwrap_or_default())
+fn read_variable(reader: &mut ByteReader<'_>, name: &str) -> Result<Variable, String> {
+    let what = format!("variable `{name}`");
+    let rank = read_byte(reader, &what)?;
+    let mut shape = Vec::with_capacity(rank.into());
+    for _ in 0..rank {
+        shape.push(read_u32(reader, &what)? as usize);
     }
-
-    /// A length of two bytes, then the text and a zero.
-    fn text(&mut self, what: &str) -> Result<String, String> {
-        let length = self.take(2, what)?.try_into().map_or(0, u16::from_le_bytes);
-        let bytes = self.take(length.into(), what)?;
-        let text = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-        String::from_utf8(text.to_vec()).map_err(|_| format!("{what} is not UTF-8"))
+    let number = read_byte(reader, &what)?;
+    let kind = Kind::of(number).ok_or_else(|| format!("{what} has type {number}, expected 0 to 5"))?;
+    let length = read_u32(reader, &what)? as usize;
+    let needed = shape.iter().try_fold(kind.width(), |product, n| product.checked_mul(*n));
+    if needed != Some(length) {
+        return Err(format!("{what} of shape {shape:?} and type {kind:?} has {length} bytes"));
     }
-
-    fn variable(&mut self, name: &str) -> Result<Variable, String> {
-        let what = format!("variable `{name}`");
-        let rank = self.byte(&what)?;
-        let mut shape = Vec::with_capacity(rank.into());
-        for _ in 0..rank {
-            shape.push(self.u32(&what)? as usize);
-        }
-        let number = self.byte(&what)?;
-        let kind = Kind::of(number).ok_or_else(|| format!("{what} has type {number}, expected 0 to 5"))?;
-        let length = self.u32(&what)? as usize;
-        let needed = shape.iter().try_fold(kind.width(), |product, n| product.checked_mul(*n));
-        if needed != Some(length) {
-            return Err(format!("{what} of shape {shape:?} and type {kind:?} has {length} bytes"));
-        }
-        let start = self.at;
-        self.take(length, &what)?;
-        Ok(Variable { shape, kind, bytes: start..start + length })
-    }
+    let start = reader.position();
+    reader.take(length, &what)?;
+    Ok(Variable { shape, kind, bytes: start..start + length })
 }

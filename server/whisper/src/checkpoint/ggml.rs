@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::blocks::BlockFormat;
+use super::byte_reader::ByteReader;
 use super::openai_names::{Dimensions, openai_name};
 use super::tensor::{Encoding, MappedFile, StoredTensor};
 use super::{CheckpointError, Config, Weights};
@@ -16,7 +17,7 @@ pub const MAGIC: &[u8] = b"lmgg";
 pub fn open(path: &Path) -> Result<(Config, Vec<Vec<u8>>, Weights), CheckpointError> {
     let file = MappedFile::open(path)?;
     let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
-    let mut reader = Reader { bytes: &file.map, at: MAGIC.len() };
+    let mut reader = ByteReader::new(&file.map, MAGIC.len());
     let config = read_dimensions(&mut reader).map_err(&corrupt)?.config(path)?;
     let vocabulary = read_vocabulary(&mut reader).map_err(&corrupt)?;
     let mut found = read_tensors(&mut reader).map_err(&corrupt)?;
@@ -34,40 +35,17 @@ pub fn open(path: &Path) -> Result<(Config, Vec<Vec<u8>>, Weights), CheckpointEr
     Ok((config, vocabulary, weights))
 }
 
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+fn read_i32(reader: &mut ByteReader<'_>, what: &str) -> Result<i32, String> {
+    reader.array(what).map(i32::from_le_bytes)
 }
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize, what: &str) -> Result<&'a [u8], String> {
-        let end = self.at.checked_add(length);
-        let taken = end.and_then(|end| self.bytes.get(self.at..end));
-        let taken = taken.ok_or_else(|| {
-            let left = self.bytes.len().saturating_sub(self.at);
-            format!("truncated: {what} at byte {} needs {length} bytes, the file has {left} more", self.at)
-        })?;
-        self.at += length;
-        Ok(taken)
-    }
-
-    fn number(&mut self, what: &str) -> Result<i32, String> {
-        let bytes = self.take(4, what)?;
-        Ok(bytes.try_into().map_or(0, i32::from_le_bytes))
-    }
-
-    fn length(&mut self, what: &str) -> Result<usize, String> {
-        let number = self.number(what)?;
-        usize::try_from(number).map_err(|_| format!("{what} is {number}"))
-    }
-
-    fn is_at_end(&self) -> bool {
-        self.at >= self.bytes.len()
-    }
+fn read_length(reader: &mut ByteReader<'_>, what: &str) -> Result<usize, String> {
+    let number = read_i32(reader, what)?;
+    usize::try_from(number).map_err(|_| format!("{what} is {number}"))
 }
 
-fn read_dimensions(reader: &mut Reader<'_>) -> Result<Dimensions, String> {
-    let mut next = |what| reader.number(what).map(i64::from);
+fn read_dimensions(reader: &mut ByteReader<'_>) -> Result<Dimensions, String> {
+    let mut next = |what| read_i32(reader, what).map(i64::from);
     let n_vocab = next("n_vocab")?;
     let n_audio_ctx = next("n_audio_ctx")?;
     let n_audio_state = next("n_audio_state")?;
@@ -94,36 +72,37 @@ fn read_dimensions(reader: &mut Reader<'_>) -> Result<Dimensions, String> {
     })
 }
 
-fn read_vocabulary(reader: &mut Reader<'_>) -> Result<Vec<Vec<u8>>, String> {
+fn read_vocabulary(reader: &mut ByteReader<'_>) -> Result<Vec<Vec<u8>>, String> {
     // The filters are those of every Whisper; Hush computes them.
-    let (bins, frequencies) = (reader.length("n_mel of the filters")?, reader.length("n_fft of the filters")?);
+    let (bins, frequencies) =
+        (read_length(reader, "n_mel of the filters")?, read_length(reader, "n_fft of the filters")?);
     let filters = bins.checked_mul(frequencies).and_then(|n| n.checked_mul(4));
     reader.take(filters.ok_or("the mel filters are larger than any file")?, "the mel filters")?;
 
-    let count = reader.length("the number of tokens")?;
+    let count = read_length(reader, "the number of tokens")?;
     let mut tokens = Vec::new();
     for id in 0..count {
         let what = format!("token {id} of {count}");
-        let length = reader.length(&what)?;
+        let length = read_length(reader, &what)?;
         tokens.push(reader.take(length, &what)?.to_vec());
     }
     Ok(tokens)
 }
 
-fn read_tensors(reader: &mut Reader<'_>) -> Result<HashMap<String, StoredTensor>, String> {
+fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTensor>, String> {
     let mut tensors = HashMap::new();
     while !reader.is_at_end() {
         let number = tensors.len();
         let what = format!("the header of tensor {number}");
-        let dimensions = reader.length(&what)?;
-        let name_length = reader.length(&what)?;
-        let kind = reader.number(&what)?;
+        let dimensions = read_length(reader, &what)?;
+        let name_length = read_length(reader, &what)?;
+        let kind = read_i32(reader, &what)?;
         if !(1..=4).contains(&dimensions) {
             return Err(format!("tensor {number} has {dimensions} dimensions, expected 1 to 4"));
         }
         let mut shape = Vec::with_capacity(dimensions);
         for _ in 0..dimensions {
-            shape.push(reader.length(&what)?);
+            shape.push(read_length(reader, &what)?);
         }
         // The dimension that varies fastest comes first in the file.
         shape.reverse();
@@ -138,11 +117,11 @@ fn read_tensors(reader: &mut Reader<'_>) -> Result<HashMap<String, StoredTensor>
                 None => return Err(format!("tensor `{name}` has ggml type {other}, which is not supported")),
             },
         };
-        let length = encoding.encoded_bytes(&shape);
-        let length = length.ok_or_else(|| format!("tensor `{name}` of type {encoding:?} has shape {shape:?}"))?;
-        let start = reader.at;
-        reader.take(length, &format!("tensor `{name}` of shape {shape:?}"))?;
-        let stored = StoredTensor { file: 0, name: name.clone(), bytes: start..start + length, shape, encoding };
+        let needed = encoding.encoded_bytes(&shape);
+        let needed = needed.ok_or_else(|| format!("tensor `{name}` of type {encoding:?} has shape {shape:?}"))?;
+        let start = reader.position();
+        reader.take(needed, &format!("tensor `{name}` of shape {shape:?}"))?;
+        let stored = StoredTensor { file: 0, name: name.clone(), bytes: start..start + needed, shape, encoding };
         if tensors.insert(name.clone(), stored).is_some() {
             return Err(format!("tensor `{name}` is there twice"));
         }

@@ -2,6 +2,7 @@
 //! whisper.cpp's ggml files. Whatever the format, a checkpoint has the names and shapes of Hugging Face here.
 
 mod blocks;
+mod byte_reader;
 mod config;
 mod ctranslate2;
 mod error;
