@@ -89,4 +89,4 @@ pub fn of_both(name: &str) -> String {
 }
 
 /// For what takes a scripted moment and a look or two.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(60);

@@ -9,7 +9,7 @@ use hush_tests::{Server, fixtures, http, wait::wait_for};
 use serde_json::{Value, json};
 
 const LOAD: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// `token`: of the operator; empty for none.
 fn post(ops: SocketAddr, command: &str, body: &Value, token: &str) -> Result<http::Response> {

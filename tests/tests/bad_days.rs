@@ -8,7 +8,7 @@ use hush_tests::{Server, ServerOptions, fixtures, http, process, wait::wait_for}
 use rustix::process::Signal;
 
 const LOAD: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn one_runner(server: &Server) -> Result<u32> {
     wait_for("a runner", LOAD, || Ok(server.runners()?.first().copied()))

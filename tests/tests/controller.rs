@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hush_nvml::Guest;
 use hush_tests::fleet::Fleet;
 use hush_tests::gpus::{GIB, Gpus, SOON};
@@ -93,8 +93,9 @@ fn under_pressure_the_right_one_leaves_and_nobody_else() -> Result<()> {
     first_done(&controller)?;
     assert_eq!(unloads(&cheap, "HardPressure")?, 1.0);
     // Ten more looks change nothing.
+    // The server knows of the controller from its first request, which may be a stream of events before any sample.
     let scrapes = "hush_controller_scrape_duration_seconds_count{result=\"success\"}";
-    let seen = controller.metric(scrapes)?.context("no scrapes")?;
+    let seen = wait_for("a first look", SOON, || controller.metric(scrapes))?;
     wait_for("more looks", SOON, || Ok(controller.metric(scrapes)?.filter(|now| *now > seen + 20.0)))?;
     assert_eq!(done(&controller)?, [("cheap/two".to_owned(), "HardPressure".to_owned())]);
     dear.wait_for_state("ready", SOON)
@@ -244,8 +245,9 @@ fn the_servers_own_reclaimer_stands_back_while_a_controller_decides() -> Result<
     transcribe(&server)?;
     gpus.change(|gpu| gpu.used_bytes = 4 * GIB + GIB / 2)?;
     // Ten more looks of the controller at what the reclaimer sees too: more than half is used.
+    // The server knows of the controller from its first request, which may be a stream of events before any sample.
     let scrapes = "hush_controller_scrape_duration_seconds_count{result=\"success\"}";
-    let seen = controller.metric(scrapes)?.context("no scrapes")?;
+    let seen = wait_for("a first look", SOON, || controller.metric(scrapes))?;
     wait_for("more looks", SOON, || Ok(controller.metric(scrapes)?.filter(|now| *now > seen + 10.0)))?;
     server.wait_for_state("ready", SOON)?;
     assert_eq!(unloads(&server, "MemoryReclaimer")?, 0.0);

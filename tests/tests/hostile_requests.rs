@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use hush_tests::{Server, http, wait::wait_for};
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The status and the body of the answer to bytes that need not be a request.
 fn answer(address: SocketAddr, bytes: &[u8]) -> Result<(u16, String)> {

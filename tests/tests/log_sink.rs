@@ -11,7 +11,7 @@ use hush_tests::{fixtures, http, process, wait::wait_for};
 use rustix::process::Signal;
 
 const START: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Where a program's standard error goes.
 #[derive(Clone, Copy, Debug)]

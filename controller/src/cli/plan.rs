@@ -68,7 +68,7 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     }
     let trust = if of_cluster { Trust::ByNamespace } else { Trust::AllTargets };
     let frame = Frame { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &look.namespaces, trust };
-    let assembled = observe::assemble(&frame, &look.targets, &seen, &mut Disputes::default(), |_| false);
+    let assembled = observe::assemble(&frame, &look.targets, &seen, &mut Disputes::default());
     assembled.problems.iter().for_each(|problem| errorln!("{problem}"));
     Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &look.policies))
 }

@@ -50,7 +50,6 @@ pub fn assemble(
     targets: &Targets,
     seen: &BTreeMap<ServerName, Observation>,
     disputes: &mut Disputes,
-    backs_off: impl Fn(&ModelKey) -> bool,
 ) -> Assembled {
     let mut models = Vec::new();
     let mut reports: BTreeMap<&GpuId, Vec<Report<'_>>> = BTreeMap::new();
@@ -61,8 +60,7 @@ pub fn assemble(
         problems.extend(sample.problems.iter().map(|problem| format!("{server}: {problem}")));
         for (name, sample) in &sample.models {
             let key = ModelKey { server: server.clone(), model: name.clone() };
-            let back_off = backs_off(&key);
-            models.push((target.node.as_str(), model(key, target, sample, age, back_off)));
+            models.push((target.node.as_str(), model(key, target, sample, age)));
         }
         for (uuid, gpu) in &sample.gpus {
             reports.entry(uuid).or_default().push(report(frame, server, target, gpu, age));
@@ -126,7 +124,7 @@ fn report<'a>(
     Report { server, node: &target.node, trusted, total_bytes: gpu.total_bytes, used_bytes: gpu.used_bytes, age }
 }
 
-fn model(key: ModelKey, target: &Target, sample: &ModelSample, age: Duration, back_off: bool) -> Model {
+fn model(key: ModelKey, target: &Target, sample: &ModelSample, age: Duration) -> Model {
     Model {
         key,
         gpu: sample.gpu.clone(),
@@ -142,7 +140,7 @@ fn model(key: ModelKey, target: &Target, sample: &ModelSample, age: Duration, ba
         reload: sample.reload,
         demand_bytes: sample.demand_bytes,
         sample_age: age,
-        back_off,
+        back_off: false,
         arrivals: sample.arrivals.clone(),
     }
 }
@@ -205,7 +203,7 @@ mod tests {
             let namespaces = BTreeMap::new();
             let trust = Trust::AllTargets;
             let frame = Frame { now: self.now, stale_after: Duration::from_secs(15), namespaces: &namespaces, trust };
-            assemble(&frame, &self.targets, &self.seen, &mut Disputes::default(), |_| false)
+            assemble(&frame, &self.targets, &self.seen, &mut Disputes::default())
         }
     }
 
@@ -286,7 +284,7 @@ mod tests {
             }
             let trust = Trust::ByNamespace;
             let frame = Frame { now, stale_after: Duration::from_secs(15), namespaces: &self.namespaces, trust };
-            assemble(&frame, &self.scene.targets, &self.scene.seen, &mut self.disputes, |_| false)
+            assemble(&frame, &self.scene.targets, &self.scene.seen, &mut self.disputes)
         }
 
         /// What is used, in GiB, whether the card is disputed, and who is odd.

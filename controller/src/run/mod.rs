@@ -168,10 +168,9 @@ impl Loop {
         let seen = self.inputs.store.all();
         self.backoff.retain(|server| targets.contains_key(server));
         self.limits.retain(|server| targets.contains_key(server));
-        let Self { settings: LoopSettings { stale_after, trust, .. }, backoff, disputes, .. } = self;
-        let frame = Frame { now: begun, stale_after: *stale_after, namespaces: &namespaces, trust: *trust };
-        let Assembled { world, problems, outdated, odd } =
-            assemble(&frame, &targets, &seen, disputes, |key| backoff.holds(begun, key));
+        let LoopSettings { stale_after, trust, .. } = self.settings;
+        let frame = Frame { now: begun, stale_after, namespaces: &namespaces, trust };
+        let Assembled { mut world, problems, outdated, odd } = assemble(&frame, &targets, &seen, &mut self.disputes);
         self.tell_odd(odd);
         self.card_totals = world.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.total_bytes)).collect();
         self.compare_reports(begun, &world);
@@ -180,6 +179,13 @@ impl Loop {
             tracing::warn!(server = %key.server, model = key.model, "its own controller does not act: others stand in for it");
             self.backoff.absent(begun, &key);
         }
+
+        // After everything in this step that makes the controller leave a server alone: a model whose sample has just
+        // shown that a command had no effect gets no other command in the same step.
+        for model in &mut world.models {
+            model.back_off = self.backoff.holds(begun, &model.key);
+        }
+
         let plan = step(&mut self.memory, now, &world, &in_force);
         for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
             if self.outputs.executor.is_for_another(decision) {

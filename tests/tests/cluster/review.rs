@@ -14,7 +14,7 @@ use kube::api::DeleteParams;
 use tempfile::TempDir;
 
 const CONTROLLER: &str = "hush-controller";
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The account of the server's pod, under which a controller beside it acts.
 const SERVER: &str = "hush-server";
