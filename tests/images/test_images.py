@@ -23,6 +23,7 @@ import containerfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "images").glob("Containerfile.*"))
 WORKFLOW = ROOT / ".github/workflows/release.yaml"
+PULL_REQUEST = ROOT / ".github/workflows/pull-request.yaml"
 LIBRARIES = ROOT / ".hush/lib"
 SERVER = pathlib.Path(os.environ.get("HUSH_SERVER", ROOT / "target/debug/hush-server"))
 MODELS = pathlib.Path(os.environ.get("HUSH_MODELS", ROOT / ".hush/models"))
@@ -56,6 +57,12 @@ class Lint(unittest.TestCase):
                 image, _, tag = stage.image.rpartition(":")
                 self.assertRegex(image, r"^[a-z0-9.]+/", "a registry must be named")
                 self.assertRegex(tag, r"^[0-9]+\.[0-9]+", f"{stage.image}: a version, at least of two parts")
+
+    def test_the_compiler_is_that_of_the_workspace(self):
+        channel = re.search(r'^channel = "([0-9.]+)"$', (ROOT / "rust-toolchain.toml").read_text(), re.M)[1]
+        for path, stages in self.each():
+            (image,) = [stage.image for stage in stages if "/rust:" in stage.image]
+            self.assertRegex(image, rf":{re.escape(channel)}-", path.name)
 
     def test_instructions_are_known_and_words_are_in_exec_form(self):
         for _, stages in self.each():
@@ -226,11 +233,11 @@ class Steps(unittest.TestCase):
         for path in FILES:
             build = next(stage for stage in containerfile.read(path) if stage.name == "build")
             (line,) = [one.text for one in build.all("RUN") if one.text.startswith("cargo build")]
-            self.assertIn("--locked --release --workspace", line)
+            self.assertIn("--locked --profile dist --workspace", line)
             (program,) = re.findall(r"--bin (\S+)", line)
             self.assertIn(program, programs)
             last = containerfile.read(path)[-1]
-            self.assertIn(f"/src/target/release/{program} ", " ".join(one.text for one in last.all("COPY")) + " ")
+            self.assertIn(f"/src/target/dist/{program} ", " ".join(one.text for one in last.all("COPY")) + " ")
             self.assertEqual(json.loads(last.all("ENTRYPOINT")[0].text)[-1], program)
 
     @unittest.skipUnless(os.geteuid() == 0, "only root can become nobody")
@@ -310,6 +317,21 @@ class Release(unittest.TestCase):
                 self.assertRegex(step["uses"], r"@v[0-9]+$|@[0-9a-f]{40}$")
             if step.get("uses", "").startswith("actions/checkout@"):
                 self.assertIs(step["with"]["persist-credentials"], False)
+
+    def test_a_pull_request_runs_targets_and_may_only_read(self):
+        workflow = yaml.safe_load(PULL_REQUEST.read_text())
+        self.assertEqual(workflow["permissions"], {"contents": "read"})
+        self.assertNotIn("secrets.", PULL_REQUEST.read_text())
+        for name, job in workflow["jobs"].items():
+            self.assertIn("timeout-minutes", job, name)
+            self.assertNotIn("permissions", job, name)
+            for step in job["steps"]:
+                if "run" in step:
+                    self.assertRegex(step["run"], r"^(make [a-z-]+|\.ci/run)$")
+                else:
+                    self.assertRegex(step["uses"], r"@v[0-9]+$|@[0-9a-f]{40}$")
+                    if step["uses"].startswith("actions/checkout@"):
+                        self.assertIs(step["with"]["persist-credentials"], False)
 
     def test_its_images_are_those_of_the_chart(self):
         matrix = self.workflow["jobs"]["images"]["strategy"]["matrix"]["include"]
