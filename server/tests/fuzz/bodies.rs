@@ -13,7 +13,7 @@ use hush_server::metrics::Metrics;
 use proptest::prelude::*;
 use tower::ServiceExt;
 
-use crate::api_support::{Fake, form, golden, part};
+use crate::api_support::{FakeModel, form, golden, part};
 use crate::damage::{Damages, damages};
 use crate::harness::{Limits, fuzz};
 
@@ -112,7 +112,7 @@ impl Upload {
 
 fn router() -> axum::Router {
     let upload = UploadOptions { memory_bytes: 64 << 10, max_upload_bytes: 1 << 20, ..UploadOptions::default() };
-    let speech: Arc<dyn Speech> = Arc::new(Fake::answering(golden()));
+    let speech: Arc<dyn Speech> = Arc::new(FakeModel::answering(golden()));
     let config = ApiConfig { upload, ..ApiConfig::default() };
     api::router(ApiState::new(Arc::new(Single(speech)), Arc::new(Metrics::new().unwrap()), config))
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hush_nvml::Guest;
+use hush_nvml::ProcessMemory;
 use hush_tests::cluster::{ControlPlane, Namespace, PodAt, Rights};
 use hush_tests::gpus::{GIB, Gpus};
 use hush_tests::wait::wait_for;
@@ -18,12 +18,12 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// From one look with kubectl to the next: each is a process that costs more than what it looks at.
 const LOOK: Duration = Duration::from_millis(250);
 pub const POD: &str = "whisper-0";
-/// Of the controller for the cluster or a node, and of the servers, which is also that of a controller beside one.
+/// The service accounts: of a controller for the cluster or a node; and of the servers, which a sidecar shares.
 pub const CONTROLLER: &str = "hush-controller";
 pub const SERVER: &str = "hush-server";
 
 /// A namespace with one server, its pod and a policy.
-pub struct App {
+pub struct GovernedApp {
     pub namespace: Namespace,
     pub server: Server,
     pub node: String,
@@ -32,18 +32,18 @@ pub struct App {
 
 /// How a server holds memory and what its policy says of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Cast<'a> {
+pub struct AppSpec<'a> {
     pub name: &'a str,
     pub node: &'a str,
     pub gib: u64,
     pub priority: i32,
-    /// Of `serve`.
+    /// Arguments of `serve`.
     pub args: &'a [&'a str],
-    /// Of the pod.
+    /// Annotations of the pod.
     pub annotations: &'a [(&'a str, &'a str)],
 }
 
-impl<'a> Cast<'a> {
+impl<'a> AppSpec<'a> {
     pub const fn new(name: &'a str, gib: u64, priority: i32) -> Self {
         Self { name, node: "n1", gib, priority, args: &[], annotations: &[] }
     }
@@ -54,12 +54,12 @@ impl<'a> Cast<'a> {
 }
 
 /// Where a controller is started.
-pub struct Seat {
+pub struct ControllerCommand {
     kubeconfig: String,
     args: Vec<String>,
 }
 
-impl Seat {
+impl ControllerCommand {
     pub fn start(&self) -> Result<Controller> {
         Controller::in_cluster(&self.kubeconfig, &self.args.iter().map(String::as_str).collect::<Vec<_>>())
     }
@@ -77,14 +77,14 @@ pub async fn own_plane_with(args: &[&str]) -> Result<Option<ControlPlane>> {
     Ok(Some(plane))
 }
 
-pub struct Stage<'a> {
+pub struct ClusterFixture<'a> {
     pub plane: &'a ControlPlane,
     pub gpus: Gpus,
     pub system: Namespace,
     folder: tempfile::TempDir,
 }
 
-impl<'a> Stage<'a> {
+impl<'a> ClusterFixture<'a> {
     /// One GPU of 8 GiB.
     pub async fn new(plane: &'a ControlPlane) -> Result<Self> {
         let system = plane.namespace("hush", &[]).await?;
@@ -106,14 +106,14 @@ impl<'a> Stage<'a> {
 
     /// A server that holds so much of the GPU once it is loaded, and a policy by which it never leaves unless memory is
     /// short.
-    pub async fn app(&mut self, cast: Cast<'_>) -> Result<App> {
+    pub async fn app(&mut self, cast: AppSpec<'_>) -> Result<GovernedApp> {
         let app = self.server(cast).await?;
         app.apply(self.plane, policy(cast.name, cast.priority))?;
         Ok(app)
     }
 
     /// The same without a policy.
-    pub async fn server(&mut self, cast: Cast<'_>) -> Result<App> {
+    pub async fn server(&mut self, cast: AppSpec<'_>) -> Result<GovernedApp> {
         // Pods have addresses of their own.
         static LAST: AtomicU8 = AtomicU8::new(20);
         let ip = Ipv4Addr::new(127, 0, 1, LAST.fetch_add(1, Ordering::Relaxed));
@@ -136,7 +136,7 @@ impl<'a> Stage<'a> {
         let accounts = accounts.map(|(namespace, account)| format!("{namespace}:{account}"));
         let (url, ca) = (self.plane.url(), self.plane.ca_file().to_string_lossy().into_owned());
         let fixed = [
-            // A controller beside it comes over the loopback, everybody else to the pod's address.
+            // A sidecar connects over the loopback, every other client to the address of the pod.
             "--ops-listen",
             "0.0.0.0:0",
             "--admin-token-review",
@@ -155,11 +155,11 @@ impl<'a> Stage<'a> {
             "--pod-uid",
             &pod_uid,
         ];
-        let guest = Guest { bytes: cast.gib * GIB, ..Guest::default() };
+        let guest = ProcessMemory { bytes: cast.gib * GIB, ..ProcessMemory::default() };
         let server = self.gpus.server(guest, &[&fixed[..], cast.args].concat())?;
         namespace.annotate_pod(POD, "gpu.hush.dev/ops-port", &server.ops.port().to_string()).await?;
         namespace.run_pod(POD, ip).await?;
-        Ok(App { namespace, server, node: cast.node.to_owned(), pod_uid })
+        Ok(GovernedApp { namespace, server, node: cast.node.to_owned(), pod_uid })
     }
 
     /// As whom the account is, on the way to the API server that `url` is.
@@ -176,12 +176,12 @@ impl<'a> Stage<'a> {
     }
 
     /// All that a controller needs to be started, also while the API server is away.
-    pub async fn seat(&self, account: &str, url: &str, args: &[&str]) -> Result<Seat> {
+    pub async fn seat(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
         let own_account = format!("{}:{account}", self.system.name);
         self.seat_with(account, url, &[&["--service-account", &own_account], args].concat()).await
     }
 
-    async fn seat_with(&self, account: &str, url: &str, args: &[&str]) -> Result<Seat> {
+    async fn seat_with(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
         let kubeconfig = self.kubeconfig(account, url).await?;
         let mut all = Vec::new();
         if !args.contains(&"--lease-duration") {
@@ -189,11 +189,11 @@ impl<'a> Stage<'a> {
             all.extend(["--lease-duration", "6s"]);
         }
         all.extend(args);
-        Ok(Seat { kubeconfig, args: all.into_iter().map(str::to_owned).collect() })
+        Ok(ControllerCommand { kubeconfig, args: all.into_iter().map(str::to_owned).collect() })
     }
 
     /// A controller beside the server of an app. It has a token of their pod, which only that server accepts.
-    pub async fn sidecar(&self, app: &App) -> Result<Controller> {
+    pub async fn sidecar(&self, app: &GovernedApp) -> Result<Controller> {
         let token = app.namespace.token_of_pod(SERVER, "hush-server", POD).await?;
         let token = self.file(&format!("token-sidecar-{}", app.namespace.name), &token)?;
         let args = ["--scope", "pod", "--node", &app.node, "--pod", &app.pod(), "--token-file", &token];
@@ -211,7 +211,7 @@ impl<'a> Stage<'a> {
 }
 
 /// The app's model leaves for others, by one command, and may come back.
-pub fn pulse(stage: &mut Stage<'_>, app: &App) -> Result<()> {
+pub fn pulse(stage: &mut ClusterFixture<'_>, app: &GovernedApp) -> Result<()> {
     app.transcribe()?;
     let before = app.server.unloads_ordered().len();
     stage.others_hold(22)?;
@@ -238,7 +238,7 @@ pub fn policy(app: &str, priority: i32) -> Value {
     })
 }
 
-impl App {
+impl GovernedApp {
     /// As a controller calls it.
     pub fn pod(&self) -> String {
         format!("{}/{POD}", self.namespace.name)
