@@ -27,7 +27,7 @@ PULL_REQUEST = ROOT / ".github/workflows/pull-request.yaml"
 LIBRARIES = ROOT / ".hush/lib"
 SERVER = pathlib.Path(os.environ.get("HUSH_SERVER", ROOT / "target/debug/hush-server"))
 MODELS = pathlib.Path(os.environ.get("HUSH_MODELS", ROOT / ".hush/models"))
-NOBODY = 65532
+UNPRIVILEGED = 65532
 INSTRUCTIONS = {"RUN", "COPY", "WORKDIR", "ARG", "ENV", "LABEL", "USER", "EXPOSE", "ENTRYPOINT", "CMD"}
 
 
@@ -75,7 +75,7 @@ class Lint(unittest.TestCase):
         for _, stages in self.each():
             last = stages[-1]
             (user,) = last.all("USER")
-            self.assertEqual(user.text, f"{NOBODY}:{NOBODY}", "a number: Kubernetes cannot tell whether a name is root")
+            self.assertEqual(user.text, f"{UNPRIVILEGED}:{UNPRIVILEGED}", "a number: Kubernetes cannot tell whether a name is root")
             after = last.instructions[last.instructions.index(user) + 1:]
             self.assertFalse([one for one in after if one.name in ("RUN", "COPY", "USER")])
 
@@ -240,10 +240,10 @@ class Steps(unittest.TestCase):
             self.assertIn(f"/src/target/dist/{program} ", " ".join(one.text for one in last.all("COPY")) + " ")
             self.assertEqual(json.loads(last.all("ENTRYPOINT")[0].text)[-1], program)
 
-    @unittest.skipUnless(os.geteuid() == 0, "only root can become nobody")
+    @unittest.skipUnless(os.geteuid() == 0, "only root can become another user")
     @unittest.skipUnless(SERVER.exists(), f"{SERVER} is not built")
     def test_what_the_last_stage_lays_out_serves(self):
-        """As nobody, with the image's variables alone, it finds its libraries and a model, and answers."""
+        """As an unprivileged user, with the image's variables alone, it finds its libraries and a model, and answers."""
         stage = self.stage("server-cpu", None)
         (self.folder / "usr/local/bin").mkdir(parents=True)
         for _, origin, sources, into in copies(stage):
@@ -259,7 +259,7 @@ class Steps(unittest.TestCase):
         temporary = self.folder / "tmp"
         temporary.mkdir()
         for path in [self.folder / "models", temporary, *(self.folder / "models").rglob("*")]:
-            os.chown(path, NOBODY, NOBODY)
+            os.chown(path, UNPRIVILEGED, UNPRIVILEGED)
         self.folder.chmod(0o755)
         env = {name: value.replace("/tmp", str(temporary)) if name == "HOME" else value for name, value in stage.env().items()}
         self.assertEqual(env["HUSH_MODELS_DIR"], "/models")
@@ -269,7 +269,7 @@ class Steps(unittest.TestCase):
         with (self.folder / "log").open("w") as log:
             server = subprocess.Popen([*entry, "--listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0", "--log-format=json"],
                                       executable=self.folder / "usr/local/bin/hush-server", cwd=temporary, env=env, stderr=log,
-                                      user=NOBODY, group=NOBODY, extra_groups=[])
+                                      user=UNPRIVILEGED, group=UNPRIVILEGED, extra_groups=[])
         try:
             address = self.said(server, "api")
             audio = (ROOT / "tests/fixtures/audio/en-1.wav").read_bytes()

@@ -112,7 +112,7 @@ function changed(before, after) {
     ['residency', (m) => m?.rules?.residency.value ?? 'its server’s own'],
     ['idle timeout', (m) => (m?.idleTimeoutMs ? span(m.idleTimeoutMs.value) : 'none')],
     ['priority', (m) => String(m?.rules?.priority.value ?? 0)],
-    ['governed by', (m) => m?.rules?.policies.join(', ') ?? 'nobody'],
+    ['governed by', (m) => m?.rules?.policies.join(', ') ?? 'no policy'],
     ['left alone because', (m) => m?.why.map(({ reason }) => WHY[reason] ?? reason).join('; ') || 'it is not'],
   ];
   const lines = facts.map(([name, of]) => [name, of(before), of(after)]).filter(([, was, is]) => was !== is);

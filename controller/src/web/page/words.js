@@ -42,7 +42,7 @@ export const WHY = {
   MetricsStale: 'Its figures are too old to act on',
   Transition: 'It is on its way already',
   BackOff: 'Commands to its server failed lately',
-  NotLoaded: 'Nobody asks for it',
+  NotLoaded: 'No request asks for it',
   Busy: 'It is working',
   NotIdle: 'Not idle for long enough',
   Resident: 'Its policy keeps it in memory',
@@ -53,7 +53,7 @@ export const WHY = {
   NotNeeded: 'There is enough memory without it',
   ForeignPressure: 'Others hold the memory; it would not help',
   RoomComing: 'Room for it is on its way',
-  CannotMakeRoom: 'Nobody of lower priority can make room',
+  CannotMakeRoom: 'No model of lower priority can make room',
   NoRoom: 'There is no room for it now',
   DryRun: 'A dry-run policy would keep it',
 };
@@ -62,7 +62,7 @@ export const WHY = {
 export const REASONS = {
   OverBudget: 'over its budget',
   IdleTimeout: 'idle for long enough',
-  OnDemand: 'nobody needs it',
+  OnDemand: 'no request needs it',
   HardPressure: 'memory is very short',
   SoftPressure: 'memory is short',
   MakeRoom: 'room for another model',
