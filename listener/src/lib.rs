@@ -7,6 +7,7 @@
 //! A refusal that is decided before the router is asked has the same body as those of the router: the listener says how
 //! its errors look with a [`Shape`].
 
+mod auth;
 mod connections;
 mod head;
 mod holding_body;
@@ -15,6 +16,7 @@ mod refusal;
 mod serve;
 mod service;
 
+pub use auth::{Authenticate, Caller, ConnectionPeer, Denied};
 pub use connections::{Admission, ConnectionLimit, Place};
 pub use head::{HeadFault, check_head};
 pub use holding_body::HoldingBody;

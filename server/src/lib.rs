@@ -14,7 +14,6 @@ pub mod format;
 pub mod gpu;
 pub mod hub;
 pub mod job;
-mod memory;
 pub mod metrics;
 pub mod recording;
 pub mod request;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{JobError, Outcome, Transcription, Work};
 use crate::recording::Recording;
-use crate::residency::ModelHandle;
+use crate::residency::{ModelHandle, SpeechJobs};
 
 /// One model that does work when it is asked, loaded or not. Dropping a future cancels its work.
 pub trait Speech: Send + Sync + 'static {

@@ -102,5 +102,5 @@ pub fn accounts(settings: &ServeSettings, expected: bool, metrics: &Arc<Metrics>
         expected: expected || memory.nvml_lib.is_some(),
     })?;
     let needs = Needs::open(&settings.models_dir);
-    Ok(Accounts::start(sampler, needs, Arc::clone(metrics), memory.headroom_bytes, memory.reclaim_timeout))
+    Ok(Accounts::start(sampler, needs, metrics, memory.headroom_bytes, memory.reclaim_timeout))
 }

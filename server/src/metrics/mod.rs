@@ -3,29 +3,19 @@
 
 mod handler;
 
+use std::ops::Deref;
+
 use hush_contract::metrics as names;
 use hush_log::{DroppedLines, register_program_metrics};
+use hush_residency::ResidencyMetrics;
 use prometheus::core::Collector;
-use prometheus::{
-    CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
 pub use handler::router;
 
 /// Answers take milliseconds (`/healthz`) or most of an hour (a film on a small CPU).
 const REQUEST_BUCKETS: &[f64] =
     &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
-/// From a spare runner with warm page cache to a large checkpoint on a slow disk.
-const LOAD_BUCKETS: &[f64] =
-    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0];
-const UNLOAD_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
-/// Adaptive residency learns from these: the bounds are the timeouts that it can tell apart.
-const INTERARRIVAL_BUCKETS: &[f64] = &[
-    1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 420.0, 600.0, 900.0, 1200.0, 1800.0,
-    2700.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0,
-];
-const COLD_START_BUCKETS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0];
-
 /// Every counter and histogram of the server, and the registry that holds them.
 pub struct Metrics {
     registry: Registry,
@@ -33,34 +23,23 @@ pub struct Metrics {
     pub request_duration_seconds: HistogramVec,
     /// `{model}`
     pub audio_seconds_total: CounterVec,
-    /// `{model}`
-    pub cold_start_wait_seconds: HistogramVec,
-    /// `{model, result}`
-    pub loads_total: IntCounterVec,
-    /// `{model, phase}`
-    pub load_duration_seconds: HistogramVec,
-    /// `{model, reason}`
-    pub unloads_total: IntCounterVec,
-    /// `{model, reason}`
-    pub unload_refused_total: IntCounterVec,
-    /// `{model}`
-    pub unload_duration_seconds: HistogramVec,
-    /// `{model}`
-    pub interarrival_seconds: HistogramVec,
-    /// `{model, cause}`
-    pub runner_restarts_total: IntCounterVec,
     /// `{model, asked, device, reason}`, always 1.
     pub device_info: GaugeVec,
     /// `{mechanism}`
     pub ffmpeg_confined: GaugeVec,
     pub config_last_reload_successful: Gauge,
     pub config_last_reload_success_timestamp_seconds: Gauge,
-    /// `{model}`
-    pub reclaimed_bytes_total: IntCounterVec,
-    /// `{model}`
-    pub reclaim_duration_seconds: HistogramVec,
-    /// `{model}`
-    pub out_of_memory_total: IntCounterVec,
+    /// What happens to models.
+    pub residency: ResidencyMetrics,
+}
+
+/// The metrics of the server are those of its models, and more.
+impl Deref for Metrics {
+    type Target = ResidencyMetrics;
+
+    fn deref(&self) -> &ResidencyMetrics {
+        &self.residency
+    }
 }
 
 impl Metrics {
@@ -69,11 +48,6 @@ impl Metrics {
         let model = names::LABEL_MODEL;
         let histogram = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
             let vec = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
-            registry.register(Box::new(vec.clone()))?;
-            prometheus::Result::Ok(vec)
-        };
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(vec.clone()))?;
             prometheus::Result::Ok(vec)
         };
@@ -108,42 +82,6 @@ impl Metrics {
                 &[names::LABEL_ROUTE, names::LABEL_CODE],
             )?,
             audio_seconds_total,
-            cold_start_wait_seconds: histogram(
-                names::COLD_START_WAIT_SECONDS,
-                "Seconds that a request waited because the model was not loaded.",
-                COLD_START_BUCKETS,
-                &[model],
-            )?,
-            loads_total: counter(names::MODEL_LOADS_TOTAL, "Loads by result.", &[model, names::LABEL_RESULT])?,
-            load_duration_seconds: histogram(
-                names::MODEL_LOAD_DURATION_SECONDS,
-                "Seconds per phase of a load.",
-                LOAD_BUCKETS,
-                &[model, names::LABEL_PHASE],
-            )?,
-            unloads_total: counter(names::MODEL_UNLOADS_TOTAL, "Unloads by reason.", &[model, names::LABEL_REASON])?,
-            unload_refused_total: counter(
-                names::MODEL_UNLOAD_REFUSED_TOTAL,
-                "Unload commands whose condition no longer held.",
-                &[model, names::LABEL_REASON],
-            )?,
-            unload_duration_seconds: histogram(
-                names::MODEL_UNLOAD_DURATION_SECONDS,
-                "Seconds from the decision to unload until the runner is reaped.",
-                UNLOAD_BUCKETS,
-                &[model],
-            )?,
-            interarrival_seconds: histogram(
-                names::MODEL_INTERARRIVAL_SECONDS,
-                "Seconds between the arrivals of requests.",
-                INTERARRIVAL_BUCKETS,
-                &[model],
-            )?,
-            runner_restarts_total: counter(
-                names::RUNNER_RESTARTS_TOTAL,
-                "Runners that had to be replaced.",
-                &[model, names::LABEL_CAUSE],
-            )?,
             device_info,
             ffmpeg_confined,
             config_last_reload_successful: gauge(
@@ -154,22 +92,7 @@ impl Metrics {
                 names::CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS,
                 "Unix time of the last time that the configuration was taken over.",
             )?,
-            reclaimed_bytes_total: counter(
-                names::MODEL_RECLAIMED_BYTES_TOTAL,
-                "Device memory that unloads gave back.",
-                &[model],
-            )?,
-            reclaim_duration_seconds: histogram(
-                names::MODEL_RECLAIM_DURATION_SECONDS,
-                "Seconds from the end of a runner until its device memory was back, or nobody waited any longer.",
-                UNLOAD_BUCKETS,
-                &[model],
-            )?,
-            out_of_memory_total: counter(
-                names::MODEL_OUT_OF_MEMORY_TOTAL,
-                "Loads and requests that the device had too little memory for.",
-                &[model],
-            )?,
+            residency: ResidencyMetrics::new(&registry)?,
             registry,
         })
     }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use hush_residency::RunnerLoss;
+pub use hush_residency::{LoadTimings, Notify, RunnerEvent};
 use hush_whisper::{FirstToken, Segment};
 use tokio::sync::mpsc;
 
@@ -17,7 +19,6 @@ use super::wire::{FailureKind, JobId, LoadSpec};
 use crate::audio::Span;
 use crate::job::{Outcome, Work};
 use crate::request;
-use crate::residency::machine::Loss;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -59,45 +60,12 @@ impl Settings {
     }
 }
 
-/// Seconds per phase of a load. With a spare runner the first two were spent before.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LoadTimings {
-    pub spawn: Duration,
-    pub libraries: Duration,
-    pub sessions: Duration,
-    pub total: Duration,
-}
-
-#[derive(Clone, Debug)]
-pub enum RunnerEvent {
-    Started {
-        pid: u32,
-    },
-    /// Work may begin.
-    Loaded(LoadTimings),
-    /// All of it is loaded, so long after the sessions were begun. [`Self::LoadFailed`] may come in its place.
-    Settled(Duration),
-    LoadFailed {
-        cause: String,
-        out_of_memory: bool,
-    },
-    /// Work failed for lack of device memory. Told before its job hears of it.
-    OutOfMemory(String),
-    /// Told before any of its jobs ends, so that whoever hears of it first is its owner.
-    Lost(Loss),
-    /// Reaped. The last event.
-    Exited,
-}
-
-/// Hears of one runner, on the supervisor's task: must not block.
-pub type Notify = Box<dyn Fn(RunnerEvent) + Send + Sync>;
-
 /// Why a runner has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// It was told to.
     Stopped,
-    Lost(Loss),
+    Lost(RunnerLoss),
 }
 
 /// Starts runners. They end with it.

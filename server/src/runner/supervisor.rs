@@ -19,7 +19,7 @@ use super::spawn::Spawner;
 use super::wire::{FailureKind, FromRunner, JobId, LoadSpec, Message, ToRunner, VERSION};
 use crate::audio::Span;
 use crate::job::Work;
-use crate::residency::machine::{Loss, LossCause};
+use hush_residency::{LossCause, RunnerLoss as Loss};
 
 /// Between the end of a socket and the end of its process.
 const REAP_PATIENCE: Duration = Duration::from_secs(1);
@@ -272,7 +272,7 @@ impl Supervised {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Load { spec, notify } => {
-                notify(RunnerEvent::Started { pid: self.pid });
+                notify(RunnerEvent::Started { pids: vec![self.pid] });
                 self.notify = Some(notify);
                 let now = Instant::now();
                 self.load = Some(Load { since: now, deadline: Some(now + self.settings.load_timeout) });
