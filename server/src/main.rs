@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use hush_log::{errorln, explain, outln};
+use hush_server::app;
 use hush_server::cli::{self, Env, Settings};
 use hush_server::runner;
 use hush_whisper::runtime;
@@ -38,30 +39,30 @@ fn run(settings: Settings, env: &Env) -> anyhow::Result<ExitCode> {
     }
     match settings {
         Settings::Runner(log) => {
-            cli::log::init(&log);
+            app::log_setup::init(&log);
             return Ok(runner::child::main::<runner::EngineBackend>());
         }
-        Settings::ProbeCuda { library, index } => return Ok(cli::cuda::answer_probe(&library, index)),
+        Settings::ProbeCuda { library, index } => return Ok(app::cuda::answer_probe(&library, index)),
         Settings::Serve(settings) => {
-            cli::log::init(&settings.log);
-            cli::serve::run(&settings, env)?;
+            app::log_setup::init(&settings.log);
+            app::server::run(&settings, env)?;
         }
         Settings::Transcribe(settings) => {
-            cli::log::init(&settings.log);
+            app::log_setup::init(&settings.log);
             return cli::transcribe::run(&settings, env);
         }
         Settings::Install(settings) => {
-            cli::log::init(&settings.log);
+            app::log_setup::init(&settings.log);
             let program = std::env::current_exe().context("finding this program")?;
             // Without the library the models are for the CPU.
-            let library = cli::ort_lib::find(env.path("HUSH_ORT_LIB").as_deref(), env, &program).ok();
-            let device = cli::cuda::placement(settings.device, &program, library.as_deref(), env).device;
-            for dir in cli::install::run(&settings, env, device)? {
+            let library = app::ort_library::find(env.path("HUSH_ORT_LIB").as_deref(), env, &program).ok();
+            let device = app::cuda::placement(settings.device, &program, library.as_deref(), env).device;
+            for dir in app::model_install::run(&settings, env, device)? {
                 outln!("{}", dir.display());
             }
         }
         Settings::Models(settings) => {
-            cli::log::init(&settings.log);
+            app::log_setup::init(&settings.log);
             cli::models::run(&settings).context("listing the models")?;
         }
     }

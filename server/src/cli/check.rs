@@ -4,9 +4,9 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::fleet::Plan;
 use super::settings::ServeSettings;
 use super::values::CorsOrigin;
+use crate::app::model_registry::Plan;
 use crate::residency::Residency;
 
 pub fn print(settings: &ServeSettings, plans: &[Plan]) -> io::Result<()> {

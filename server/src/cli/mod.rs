@@ -10,25 +10,11 @@
 pub mod args;
 pub mod check;
 pub mod config;
-pub mod cuda;
 pub mod env;
-pub mod fleet;
-pub mod ground;
-pub mod install;
-pub mod log;
-pub mod model_placement;
 pub mod models;
-pub mod ort_lib;
 pub mod progress;
-pub mod reload;
-pub mod resolve;
-mod security;
-pub mod serve;
 pub mod settings;
-#[cfg(feature = "otel")]
-mod traces;
 pub mod transcribe;
-pub mod vad_model;
 pub mod values;
 
 use std::ffi::OsString;

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use hush_whisper::{ModelDir, ModelDirError};
 use serde::Serialize;
 
-use super::resolve::Store;
 use super::settings::ModelsSettings;
+use crate::app::model_store::Store;
 
 /// A row of the table, and an object of the JSON.
 #[derive(Debug, Serialize)]

@@ -14,16 +14,14 @@ use hush_whisper::vad::VadError;
 use hush_whisper::{Abilities, Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOptions, runtime};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::cuda;
 use super::env::Env;
-use super::install::{Missing, find_or_install};
-use super::model_placement::find_model;
-use super::ort_lib;
-use super::resolve::Store;
-use super::serve::decode_options;
 use super::settings::TranscribeSettings;
-use super::vad_model;
 use super::values::{AsrEngine, Device, OutputFormat};
+use crate::app::model_install::{Missing, find_or_install};
+use crate::app::model_placement::find_model;
+use crate::app::model_store::Store;
+use crate::app::server::decode_options;
+use crate::app::{cuda, ort_library, vad_model};
 use crate::audio;
 use crate::format::{Format, JsonShape, Words, Writer};
 use crate::spool::{Spool, SpoolOptions, Spooled};
@@ -82,7 +80,7 @@ fn outputs(settings: &TranscribeSettings) -> anyhow::Result<Vec<Option<PathBuf>>
 
 fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
     let program = std::env::current_exe().context("finding this program")?;
-    let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
+    let library = ort_library::find(settings.engine.ort_lib.as_deref(), env, &program)?;
     let vad_model = vad_model::find(settings.engine.vad_model.as_deref(), &library, &program)?;
     if settings.vad.is_some() && vad_model.is_none() {
         return Err(anyhow::Error::new(VadError::NoModel).context("--vad-filter"));

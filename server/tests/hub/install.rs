@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use hush_server::cli::install::{InstallCommandError, Missing, find_or_install, run};
+use hush_server::app::model_install::{InstallCommandError, Missing, find_or_install, run};
+use hush_server::app::model_store::{ResolveError, Store};
 use hush_server::cli::models;
-use hush_server::cli::resolve::{ResolveError, Store};
 use hush_server::cli::settings::{Settings, resolve};
 use hush_server::cli::values::{Device, PrecisionChoice};
 use hush_server::cli::{Env, parse};

@@ -1,8 +1,8 @@
 //! Whether traces are exported: OpenTelemetry's own variables say so ("Environment Variable Specification" and
 //! "OpenTelemetry Protocol Exporter" of its specification).
 
-use super::env::Env;
-use super::settings::SettingError;
+use crate::cli::env::Env;
+use crate::cli::settings::SettingError;
 use crate::serve::trace::{self, Exporting};
 
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];

@@ -7,10 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hush_log::explain;
 
-use super::fleet::{self, Changes, Fleet};
-use super::ground::Ground;
-use super::settings::{ServeSettings, Settings};
-use super::{Env, parse, settle};
+use super::device_environment::Ground;
+use super::model_registry::{self, Changes, Fleet};
+use crate::cli::settings::{ServeSettings, Settings};
+use crate::cli::{Env, parse, settle};
 use crate::metrics::Metrics;
 
 /// What is needed to read the settings again: the same arguments and the same environment.
@@ -58,7 +58,7 @@ impl Reload {
             let Settings::Serve(settings) = settle(parse(argv)?, &env)? else {
                 anyhow::bail!("these are not the settings of a server");
             };
-            let plans = fleet::plan(&settings, &env, &ground)?;
+            let plans = model_registry::plan(&settings, &env, &ground)?;
             Ok((*settings, plans))
         };
         let (settings, plans) = tokio::task::spawn_blocking(read).await??;

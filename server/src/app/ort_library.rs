@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use hush_whisper::cuda::PROVIDER;
 
-use super::env::Env;
-use super::values::{Device, DeviceChoice};
+use crate::cli::env::Env;
+use crate::cli::values::{Device, DeviceChoice};
 use crate::gpu::CudaDevice;
 
 const NAME: &str = "libonnxruntime.so";

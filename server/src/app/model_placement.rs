@@ -1,9 +1,9 @@
 //! Which device a model gets: what was asked for, what the machine has and the precisions that are installed must agree.
 
-use super::install::InstallCommandError;
-use super::ort_lib::Placement;
-use super::resolve::{ResolveError, Resolved};
-use super::values::{Device, DeviceChoice, Precision, PrecisionChoice};
+use super::model_install::InstallCommandError;
+use super::model_store::{ResolveError, Resolved};
+use super::ort_library::Placement;
+use crate::cli::values::{Device, DeviceChoice, Precision, PrecisionChoice};
 
 /// Finds a model for the device that `asked` comes to on this machine, which `place` finds out. `find` looks for the model as a
 /// device wants it, and may install it; `find_installed` only looks.
@@ -44,7 +44,7 @@ fn cpu(reason: String) -> Placement {
 mod tests {
     use std::cell::RefCell;
 
-    use super::super::resolve::{Store, tests::store};
+    use super::super::model_store::{Store, tests::store};
     use super::*;
     use crate::gpu::CudaDevice;
 

@@ -15,10 +15,10 @@ use hush_whisper::{
     runtime,
 };
 
-use super::env::Env;
-use super::ort_lib::{self, Placement};
-use super::settings::{PROBE_CUDA, SettingError};
-use super::values::{Device, DeviceChoice};
+use super::ort_library::{self, Placement};
+use crate::cli::env::Env;
+use crate::cli::settings::{PROBE_CUDA, SettingError};
+use crate::cli::values::{Device, DeviceChoice};
 use crate::gpu::{CudaDevice, GpuRef, Visible};
 use crate::runner::inherited_environment;
 
@@ -68,7 +68,7 @@ pub fn index_here(asked: CudaDevice, env: &Env) -> anyhow::Result<u32> {
 
 /// What `choice` means here, for a command that runs one model in this process.
 pub fn placement(choice: DeviceChoice, program: &Path, ort_lib: Option<&Path>, env: &Env) -> Placement {
-    ort_lib::placement(choice, ort_lib, || {
+    ort_library::placement(choice, ort_lib, || {
         let seat = Seat::of(Device::Cuda(CudaDevice::Index(0)), env).map_err(|error| error.to_string())?;
         let library = ort_lib.ok_or_else(|| "ONNX Runtime's library was not found".to_owned())?;
         probe(program, library, 0, &seat.env)

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::values::{Device, Precision, PrecisionChoice};
+use crate::cli::values::{Device, Precision, PrecisionChoice};
 use crate::hub::{Repo, folder_of};
 
 const MANIFEST: &str = "model.json";

@@ -8,14 +8,14 @@ use hush_whisper::TranscribeOptions;
 use hush_whisper::vad::SOURCE;
 use tokio_util::sync::CancellationToken;
 
-use super::env::Env;
-use super::ground::{Ground, Site};
-use super::install::{InstallCommandError, Missing, find_or_install};
+use super::device_environment::{Ground, Site};
+use super::model_install::{InstallCommandError, Missing, find_or_install};
 use super::model_placement::find_model;
-use super::resolve::{self, Resolved, Store};
-use super::settings::{ModelOverrides, ServeSettings, SettingError};
-use super::values::Residency;
+use super::model_store::{self, Resolved, Store};
 use crate::api::{Catalogue, ModelCard, ServedModel, Speech, is_alias, is_same_model};
+use crate::cli::env::Env;
+use crate::cli::settings::{ModelOverrides, ServeSettings, SettingError};
+use crate::cli::values::Residency;
 use crate::gpu::{AccountSettings, Accounts, estimate_bytes};
 use crate::hub::{Repo, folder_of};
 use crate::metrics::Metrics;
@@ -101,7 +101,7 @@ pub enum PlanError {
     #[error(transparent)]
     Model(#[from] InstallCommandError),
     #[error(transparent)]
-    Resolve(#[from] resolve::ResolveError),
+    Resolve(#[from] model_store::ResolveError),
     #[error(transparent)]
     Device(#[from] SettingError),
     #[error(
@@ -142,7 +142,7 @@ pub fn plan(settings: &ServeSettings, env: &Env, ground: &Ground) -> Result<Vec<
         }
         planned.push((resolved, own, site));
     }
-    resolve::check_ids(planned.iter().map(|(found, ..)| found.id.as_str()))?;
+    model_store::check_ids(planned.iter().map(|(found, ..)| found.id.as_str()))?;
     if let Some((found, ..)) = planned.iter().find(|(_, own, _)| own.defaults.vad.is_some() && !ground.has_vad) {
         return Err(PlanError::NoVad(found.id.clone()));
     }
@@ -281,7 +281,8 @@ impl Fleet {
     fn find_installed(&self, name: &str) -> Option<Arc<ServedModel>> {
         let mut table = self.write();
         // A request must never name a path.
-        let is_model = resolve::as_folder(name).is_none() && (resolve::is_name(name) || Repo::of(name).is_some());
+        let is_model =
+            model_store::as_folder(name).is_none() && (model_store::is_name(name) || Repo::of(name).is_some());
         if !table.settings.serve_installed || !is_model {
             return None;
         }

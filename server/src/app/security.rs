@@ -7,9 +7,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use hush_log::exposed_secret;
 
-use super::settings::{SecuritySettings, TlsFiles};
 use crate::admin::Access;
 use crate::auth::{Authenticate, KeyFile, TokenReview};
+use crate::cli::settings::{SecuritySettings, TlsFiles};
 use crate::serve::Tls;
 
 /// A warning and no refusal: whether other users are to be kept out is the operator's to know.

@@ -13,17 +13,18 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::env::Env;
-use super::fleet::{self, Fleet};
-use super::ground::Ground;
+use super::device_environment::Ground;
+use super::model_registry::{self, Fleet};
 use super::reload::Reload;
-use super::settings::ServeSettings;
-use super::values::{AsrEngine, CorsOrigin};
-use super::{check, ground, log, ort_lib, security, vad_model};
+use super::{device_environment, log_setup, ort_library, security, vad_model};
 use crate::admin::{self, AdminState};
 use crate::api::{ApiConfig, ApiState, Catalogue, Live, UploadOptions};
 use crate::audio::{Confinement, DecodeOptions, Ffmpeg};
 use crate::budget::ByteBudget;
+use crate::cli::check;
+use crate::cli::env::Env;
+use crate::cli::settings::ServeSettings;
+use crate::cli::values::{AsrEngine, CorsOrigin};
 use crate::format::JsonShape;
 use crate::gpu::GpuCollector;
 use crate::metrics::{self, Metrics};
@@ -75,11 +76,11 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     #[cfg(feature = "otel")]
     let _traces = super::traces::start(env)?;
     let program = std::env::current_exe().context("finding this program")?;
-    let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
+    let library = ort_library::find(settings.engine.ort_lib.as_deref(), env, &program)?;
     let vad_model = vad_model::find(settings.engine.vad_model.as_deref(), &library, &program)?;
     let has_vad = vad_model.is_some();
     let ground = Ground::survey(settings, env, &program, library.clone(), has_vad)?;
-    let plans = fleet::plan(settings, env, &ground)?;
+    let plans = model_registry::plan(settings, env, &ground)?;
     if settings.check_config {
         return check::print(settings, &plans).context("printing the settings");
     }
@@ -95,7 +96,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     runners.env.push((runtime::PATH_VARIABLE.into(), library.clone().into_os_string()));
     runners.env.extend(ground.runner_env.iter().cloned());
     runners.env.extend(vad_model.map(|model| (vad::PATH_VARIABLE.into(), model.into_os_string())));
-    runners.env.extend(log::variables(&settings.log));
+    runners.env.extend(log_setup::variables(&settings.log));
     runners.load_timeout = settings.load_timeout;
     runners.stall_timeout = settings.stall_timeout;
     runners.busy_timeout = settings.busy_timeout;
@@ -110,8 +111,8 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let metrics = Arc::new(Metrics::new().context("registering metrics")?);
         publish_confinement(&metrics);
         let expected = plans.iter().any(|plan| plan.site.gpu.is_some());
-        let accounts =
-            ground::accounts(settings, expected, &metrics).context("starting the thread that looks at the GPUs")?;
+        let accounts = device_environment::accounts(settings, expected, &metrics)
+            .context("starting the thread that looks at the GPUs")?;
         metrics.register(Box::new(GpuCollector::new(accounts.clone())?)).context("registering metrics")?;
         let gpus = accounts.sampler().clone();
         let stop = CancellationToken::new();

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 
 use hush_log::LogSetup;
 
-use super::settings::LogSettings;
-use super::values::LogFormat;
-use super::variable;
+use crate::cli::settings::LogSettings;
+use crate::cli::values::LogFormat;
+use crate::cli::variable;
 
 /// The settings as variables, for a child process that reads its own from the environment.
 pub fn variables(settings: &LogSettings) -> [(OsString, OsString); 2] {

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use hush_whisper::checkpoint::Checkpoint;
 use hush_whisper::{InstallError, InstallOptions, install};
 
-use super::env::Env;
-use super::progress::Meter;
-use super::resolve::{ResolveError, Resolved, Store, as_folder, best, is_name};
-use super::settings::InstallSettings;
-use super::values::{Device, Precision, PrecisionChoice};
+use super::model_store::{ResolveError, Resolved, Store, as_folder, best, is_name};
+use crate::cli::env::Env;
+use crate::cli::progress::Meter;
+use crate::cli::settings::InstallSettings;
+use crate::cli::values::{Device, Precision, PrecisionChoice};
 use crate::hub::{self, HubConfig, HubError, Repo};
 
 /// Downloads lie here below the models folder until they are installed.

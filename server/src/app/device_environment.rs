@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::env::Env;
-use super::ort_lib::Placement;
-use super::settings::{ServeSettings, SettingError};
-use super::values::{Device, DeviceChoice};
-use super::{cuda, ort_lib};
+use super::ort_library::Placement;
+use super::{cuda, ort_library};
+use crate::cli::env::Env;
+use crate::cli::settings::{ServeSettings, SettingError};
+use crate::cli::values::{Device, DeviceChoice};
 use crate::gpu::{Accounts, CudaDevice, GpuRef, Needs, Sampler, SamplerSettings};
 use crate::metrics::Metrics;
 
@@ -22,7 +22,7 @@ pub struct Ground {
     env: Env,
     /// What `auto` means here, once a model has asked for that.
     auto: Arc<OnceLock<Placement>>,
-    /// Instead of the device that a model runs on ([`super::settings::MemorySettings::account_gpu`]).
+    /// Instead of the device that a model runs on ([`crate::cli::settings::MemorySettings::account_gpu`]).
     account_gpu: Option<GpuRef>,
     /// What runners inherit, so that all of them count the GPUs alike.
     pub runner_env: Vec<(OsString, OsString)>,
@@ -72,10 +72,10 @@ impl Ground {
                 .auto
                 .get_or_init(|| {
                     let probe = || cuda::probe(&self.program, &self.library, 0, &self.runner_env);
-                    ort_lib::placement(choice, Some(&self.library), probe)
+                    ort_library::placement(choice, Some(&self.library), probe)
                 })
                 .clone(),
-            named => ort_lib::placement(named, Some(&self.library), || Ok(())),
+            named => ort_library::placement(named, Some(&self.library), || Ok(())),
         }
     }
 
