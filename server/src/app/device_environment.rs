@@ -1,105 +1,123 @@
-//! Where the models of a server may run. CUDA is tried once, when a model first wants to know: it takes seconds.
+//! The devices on which the models of a server may run.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::ort_library::Placement;
-use super::{cuda, ort_library};
+use super::cuda_binding::CudaBinding;
+use super::cuda_probe;
+use super::device_placement::{self, DevicePlacement};
 use crate::cli::env::Env;
 use crate::cli::settings::{ServeSettings, SettingError};
 use crate::cli::values::{Device, DeviceChoice};
 use crate::gpu::{Accounts, CudaDevice, GpuRef, Needs, Sampler, SamplerSettings};
 use crate::metrics::Metrics;
 
-/// The ground that models stand on. Cheap to clone.
+/// The library and the variables that all models of a server share, and the device that `auto` means with them. Cheap to
+/// clone.
 #[derive(Clone)]
-pub struct Ground {
-    pub library: PathBuf,
+pub struct DeviceEnvironment {
+    /// ONNX Runtime's library.
+    pub ort_library: PathBuf,
     /// Whether runners have the model for voice activity detection.
     pub has_vad: bool,
+    /// Variables that every runner gets, so that all runners count the GPUs alike.
+    pub runner_env: Vec<(OsString, OsString)>,
     program: PathBuf,
     env: Env,
-    /// What `auto` means here, once a model has asked for that.
-    auto: Arc<OnceLock<Placement>>,
-    /// Instead of the device that a model runs on ([`crate::cli::settings::MemorySettings::account_gpu`]).
+    /// Empty until a model first asks for `auto`, because trying CUDA takes seconds.
+    auto_placement: Arc<OnceLock<DevicePlacement>>,
+    /// The GPU whose memory is counted, if it is not the one that the model runs on
+    /// ([`crate::cli::settings::MemorySettings::account_gpu`]).
     account_gpu: Option<GpuRef>,
-    /// What runners inherit, so that all of them count the GPUs alike.
-    pub runner_env: Vec<(OsString, OsString)>,
 }
 
-/// Where one model runs.
+/// The device of one model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Site {
-    pub asked: DeviceChoice,
-    pub placement: Placement,
-    /// As its runner counts.
+pub struct DeviceAssignment {
+    /// The device that the settings choose.
+    pub choice: DeviceChoice,
+    pub placement: DevicePlacement,
+    /// The device as the runner counts it: `cpu` or `cuda:N`.
     pub device: String,
-    /// As NVML calls it; `None`: no GPU.
+    /// The GPU as NVML names it; `None`: the model uses no GPU.
     pub gpu: Option<GpuRef>,
 }
 
-impl Ground {
-    pub fn survey(
+impl DeviceEnvironment {
+    /// # Errors
+    /// If a variable of CUDA is not valid UTF-8.
+    pub fn new(
         settings: &ServeSettings,
         env: &Env,
         program: &Path,
-        library: PathBuf,
+        ort_library: PathBuf,
         has_vad: bool,
     ) -> Result<Self, SettingError> {
-        let mut ground = Self {
-            library,
+        // Runners get the variables of CUDA also if the default device is not a GPU: a single model may name one, now or
+        // after a reload. They are the same for each index, so what `auto` means is not asked here.
+        let gpu = match settings.engine.device {
+            DeviceChoice::Cuda(gpu) => gpu,
+            DeviceChoice::Auto | DeviceChoice::Cpu => CudaDevice::Index(0),
+        };
+        let binding = CudaBinding::new(Device::Cuda(gpu), env)?;
+
+        Ok(Self {
+            ort_library,
             has_vad,
+            runner_env: binding.env,
             program: program.to_owned(),
             env: env.clone(),
-            auto: Arc::default(),
+            auto_placement: Arc::default(),
             account_gpu: settings.memory.account_gpu,
-            runner_env: Vec::new(),
-        };
-        // Also where the default is no GPU: a single model may name one, now or after a reload. Which `auto` finds is not
-        // asked here, the environment is the same.
-        let device = match settings.engine.device {
-            DeviceChoice::Cuda(gpu) => Device::Cuda(gpu),
-            DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cuda(CudaDevice::Index(0)),
-        };
-        ground.runner_env = cuda::Seat::of(device, env)?.env;
-        Ok(ground)
+        })
     }
 
-    pub fn placement(&self, choice: DeviceChoice) -> Placement {
-        match choice {
-            DeviceChoice::Auto => self
-                .auto
-                .get_or_init(|| {
-                    let probe = || cuda::probe(&self.program, &self.library, 0, &self.runner_env);
-                    ort_library::placement(choice, Some(&self.library), probe)
-                })
-                .clone(),
-            named => ort_library::placement(named, Some(&self.library), || Ok(())),
+    /// The device that `choice` means on this machine. The first `auto` tries CUDA, which takes seconds.
+    pub fn place(&self, choice: DeviceChoice) -> DevicePlacement {
+        if choice != DeviceChoice::Auto {
+            return device_placement::place(choice, Some(&self.ort_library), || Ok(()));
         }
+
+        let probe = || cuda_probe::probe(&self.program, &self.ort_library, 0, &self.runner_env);
+        let place = || device_placement::place(choice, Some(&self.ort_library), probe);
+        self.auto_placement.get_or_init(place).clone()
     }
 
-    /// Refuses a device that only runners with another environment would see.
-    pub fn site(&self, asked: DeviceChoice, placement: Placement) -> Result<Site, SettingError> {
-        let seat = cuda::Seat::of(placement.device, &self.env)?;
-        if let Some((name, _)) = seat.env.iter().find(|entry| !self.runner_env.contains(entry)) {
+    /// # Errors
+    /// If only a runner with other variables would see the device.
+    pub fn assign(&self, choice: DeviceChoice, placement: DevicePlacement) -> Result<DeviceAssignment, SettingError> {
+        let binding = CudaBinding::new(placement.device, &self.env)?;
+
+        if let Some((name, _)) = binding.env.iter().find(|variable| !self.runner_env.contains(variable)) {
             let name = name.to_string_lossy();
             return Err(SettingError::Combination(format!(
-                "device `{asked}` needs {name} of its own, and all models of a server share one environment; name the GPU \
-                 by its number, or give its model a server of its own"
+                "device `{choice}` needs {name} of its own, and all models of a server share one environment; name the \
+                 GPU by its number, or give its model a server of its own"
             )));
         }
-        Ok(Site { asked, placement, device: seat.device, gpu: self.account_gpu.or(seat.gpu) })
+
+        let gpu = self.account_gpu.or(binding.gpu);
+        Ok(DeviceAssignment { choice, placement, device: binding.device, gpu })
     }
 }
 
-/// The GPUs are looked at also where no model runs on one: what is free there is worth knowing.
-pub fn accounts(settings: &ServeSettings, expected: bool, metrics: &Arc<Metrics>) -> std::io::Result<Accounts> {
+/// Starts the thread that samples the GPUs, also if no model runs on one, because the free memory is worth knowing.
+/// `is_gpu_expected`: a GPU that cannot be seen is a problem to report.
+///
+/// # Errors
+/// If the thread cannot be started.
+pub fn start_gpu_accounts(
+    settings: &ServeSettings,
+    is_gpu_expected: bool,
+    metrics: &Arc<Metrics>,
+) -> io::Result<Accounts> {
     let memory = &settings.memory;
     let sampler = Sampler::start(SamplerSettings {
         library: memory.nvml_lib.clone(),
         interval: memory.sample_interval,
-        expected: expected || memory.nvml_lib.is_some(),
+        expected: is_gpu_expected || memory.nvml_lib.is_some(),
     })?;
     let needs = Needs::open(&settings.models_dir);
     Ok(Accounts::start(sampler, needs, Arc::clone(metrics), memory.headroom_bytes, memory.reclaim_timeout))

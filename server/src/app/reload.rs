@@ -1,78 +1,73 @@
-//! SIGHUP: the configuration is read again. What it says of models holds from then on; a file that cannot be used
-//! changes nothing.
+//! Reads the configuration again on SIGHUP. What it says about models takes effect at once. A configuration that cannot be
+//! used changes nothing.
 
-use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hush_log::explain;
 
-use super::device_environment::Ground;
-use super::model_registry::{self, Changes, Fleet};
-use crate::cli::settings::{ServeSettings, Settings};
-use crate::cli::{Env, parse, settle};
+use super::device_environment::DeviceEnvironment;
+use super::model_install::ProgressDisplay;
+use super::model_registry::{ModelRegistry, ReloadChanges};
+use super::served_model_spec::model_specs;
+use crate::cli::env::Env;
+use crate::cli::settings::ServeSettings;
 use crate::metrics::Metrics;
 
-/// What is needed to read the settings again: the same arguments and the same environment.
-pub struct Reload {
-    argv: Vec<OsString>,
-    env: Env,
-    ground: Ground,
-    metrics: Arc<Metrics>,
-    /// What is changed besides models takes a restart.
-    started: ServeSettings,
+/// Reads the settings again, from the same arguments and the same environment as at the start.
+pub type ReadSettings = Arc<dyn Fn() -> anyhow::Result<ServeSettings> + Send + Sync>;
+
+pub struct ConfigReload {
+    pub read_settings: ReadSettings,
+    pub env: Env,
+    pub devices: DeviceEnvironment,
+    pub progress: Arc<dyn ProgressDisplay>,
+    pub metrics: Arc<Metrics>,
+    /// Changes of settings that do not belong to a model need a restart.
+    pub settings_at_start: ServeSettings,
 }
 
-impl Reload {
-    /// The start counts as the first time that the configuration was taken over.
-    pub fn new(started: &ServeSettings, env: &Env, ground: Ground, metrics: &Arc<Metrics>) -> Self {
-        let reload = Self {
-            argv: std::env::args_os().collect(),
-            env: env.clone(),
-            ground,
-            metrics: Arc::clone(metrics),
-            started: started.clone(),
-        };
-        reload.count(true);
-        reload
-    }
-
-    pub async fn run(&self, fleet: &Arc<Fleet>) {
-        match self.try_run(fleet).await {
-            Ok(Changes { added, removed, kept }) => {
+impl ConfigReload {
+    pub async fn run(&self, registry: &ModelRegistry) {
+        match self.try_run(registry).await {
+            Ok(ReloadChanges { added, removed, kept }) => {
                 tracing::info!(?added, ?removed, ?kept, "the configuration was read again");
-                self.count(true);
+                record_reload(&self.metrics, true);
             }
             Err(error) => {
                 let cause = explain(error.as_ref());
                 tracing::error!("the configuration was not taken over, the old one stays: {cause}");
-                self.count(false);
+                record_reload(&self.metrics, false);
             }
         }
     }
 
-    async fn try_run(&self, fleet: &Arc<Fleet>) -> anyhow::Result<Changes> {
-        let (argv, env, ground) = (self.argv.clone(), self.env.clone(), self.ground.clone());
-        // A new model may have to be downloaded.
+    async fn try_run(&self, registry: &ModelRegistry) -> anyhow::Result<ReloadChanges> {
+        let read_settings = Arc::clone(&self.read_settings);
+        let progress = Arc::clone(&self.progress);
+        let env = self.env.clone();
+        let devices = self.devices.clone();
+
+        // Blocks for minutes if a new model must be downloaded.
         let read = move || -> anyhow::Result<_> {
-            let Settings::Serve(settings) = settle(parse(argv)?, &env)? else {
-                anyhow::bail!("these are not the settings of a server");
-            };
-            let plans = model_registry::plan(&settings, &env, &ground)?;
-            Ok((*settings, plans))
+            let settings = read_settings()?;
+            let specs = model_specs(&settings, &env, &devices, &*progress)?;
+            Ok((settings, specs))
         };
-        let (settings, plans) = tokio::task::spawn_blocking(read).await??;
-        for name in self.started.restart_for(&settings) {
+        let (settings, specs) = tokio::task::spawn_blocking(read).await??;
+
+        for name in self.settings_at_start.restart_for(&settings) {
             tracing::warn!("{name} has changed in the configuration; that takes a restart");
         }
-        Ok(fleet.apply(settings, plans)?)
+        Ok(registry.apply(settings, specs)?)
     }
+}
 
-    fn count(&self, good: bool) {
-        self.metrics.config_last_reload_successful.set(if good { 1.0 } else { 0.0 });
-        if good {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-            self.metrics.config_last_reload_success_timestamp_seconds.set(now);
-        }
+/// Records that the configuration was read; the start counts as the first time.
+pub fn record_reload(metrics: &Metrics, is_successful: bool) {
+    metrics.config_last_reload_successful.set(if is_successful { 1.0 } else { 0.0 });
+    if is_successful {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        metrics.config_last_reload_success_timestamp_seconds.set(now);
     }
 }

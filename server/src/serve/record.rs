@@ -59,7 +59,7 @@ pub async fn record(
         whole: false,
         facts: facts.clone(),
         #[cfg(feature = "otel")]
-        parent: super::trace::Parent::of(request.headers()),
+        parent: super::trace::TraceParent::of(request.headers()),
     };
     let answered = AssertUnwindSafe(facts.scope(next.run(request)).instrument(span)).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|panic| {
@@ -111,16 +111,16 @@ struct Record {
     whole: bool,
     facts: request::Request,
     #[cfg(feature = "otel")]
-    parent: super::trace::Parent,
+    parent: super::trace::TraceParent,
 }
 
 impl Record {
     /// Tells the collector of traces, if there is one; gives the trace's id.
     #[cfg(feature = "otel")]
     fn trace(&self, facts: &request::Facts) -> Option<String> {
-        use super::trace::{Served, report};
+        use super::trace::{ServedRequest, report};
         let (method, route, request_id) = (self.method.as_str(), self.route.as_str(), self.facts.id());
-        let served = Served { method, route, request_id, status: self.code, began: self.started, facts };
+        let served = ServedRequest { method, route, request_id, status: self.code, began: self.started, facts };
         report(&self.parent, &served)
     }
 

@@ -23,9 +23,9 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 
 /// Sends the last spans when it goes.
-pub struct Exporting(SdkTracerProvider);
+pub struct TraceExport(SdkTracerProvider);
 
-impl Drop for Exporting {
+impl Drop for TraceExport {
     fn drop(&mut self) {
         if let Err(error) = self.0.shutdown() {
             tracing::warn!(%error, "the last traces were not sent");
@@ -34,8 +34,8 @@ impl Drop for Exporting {
 }
 
 /// Begins to export, once per process, to where the environment says. Nothing is connected yet.
-pub fn start() -> Result<Exporting, ExporterBuildError> {
-    let exporter = SpanExporter::builder().with_http().with_http_client(Client::new()).build()?;
+pub fn start_export() -> Result<TraceExport, ExporterBuildError> {
+    let exporter = SpanExporter::builder().with_http().with_http_client(TraceExportClient::new()).build()?;
     let mut resource = Resource::builder();
     if std::env::var_os("OTEL_SERVICE_NAME").is_none_or(|name| name.is_empty()) {
         resource = resource.with_service_name("hush-server");
@@ -43,14 +43,14 @@ pub fn start() -> Result<Exporting, ExporterBuildError> {
     let resource = resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build();
     let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
     let provider = PROVIDER.get_or_init(|| provider).clone();
-    Ok(Exporting(provider))
+    Ok(TraceExport(provider))
 }
 
 /// What the client's `traceparent` says.
 #[derive(Default)]
-pub struct Parent(Context);
+pub struct TraceParent(Context);
 
-impl Parent {
+impl TraceParent {
     pub fn of(headers: &HeaderMap) -> Self {
         if PROVIDER.get().is_none() {
             return Self::default();
@@ -60,7 +60,7 @@ impl Parent {
 }
 
 /// A request that is over.
-pub struct Served<'a> {
+pub struct ServedRequest<'a> {
     pub method: &'a str,
     pub route: &'a str,
     pub request_id: &'a str,
@@ -70,10 +70,10 @@ pub struct Served<'a> {
 }
 
 /// A span for the request and one for each of its phases; gives the id of the trace.
-pub fn report(parent: &Parent, served: &Served<'_>) -> Option<String> {
+pub fn report(parent: &TraceParent, served: &ServedRequest<'_>) -> Option<String> {
     let tracer = PROVIDER.get()?.tracer("hush-server");
-    let clock = Clock { instant: Instant::now(), system: SystemTime::now() };
-    let Served { method, route, request_id, status, began, facts } = served;
+    let clock = ClockPair { instant: Instant::now(), system: SystemTime::now() };
+    let ServedRequest { method, route, request_id, status, began, facts } = served;
     // The names are those of the semantic conventions for HTTP.
     let mut attributes = vec![
         KeyValue::new("http.request.method", (*method).to_owned()),
@@ -108,12 +108,12 @@ pub fn report(parent: &Parent, served: &Served<'_>) -> Option<String> {
 }
 
 /// One moment on both clocks.
-struct Clock {
+struct ClockPair {
     instant: Instant,
     system: SystemTime,
 }
 
-impl Clock {
+impl ClockPair {
     fn time(&self, instant: Instant) -> SystemTime {
         let ago = self.instant.saturating_duration_since(instant);
         self.system.checked_sub(ago).unwrap_or(self.system)
@@ -122,9 +122,9 @@ impl Clock {
 
 /// The HTTP client that models are downloaded with. It blocks, on the thread that exports.
 #[derive(Debug)]
-struct Client(Agent);
+struct TraceExportClient(Agent);
 
-impl Client {
+impl TraceExportClient {
     fn new() -> Self {
         let agent = Agent::config_builder()
             .tls_config(crate::trust::tls())
@@ -137,7 +137,7 @@ impl Client {
 }
 
 #[async_trait::async_trait]
-impl HttpClient for Client {
+impl HttpClient for TraceExportClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let (head, mut body) = self.0.run(request.map(|bytes| bytes.to_vec()))?.into_parts();
         Ok(Response::from_parts(head, Bytes::from(body.read_to_vec()?)))
