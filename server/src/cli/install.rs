@@ -3,7 +3,7 @@
 use anyhow::Context;
 use hush_log::outln;
 
-use super::env::Env;
+use super::Env;
 use super::progress::InstallProgress;
 use super::settings::InstallSettings;
 use crate::app::device_placement::place_in_this_process;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
+use super::Env;
 use super::check;
-use super::env::Env;
 use super::progress::InstallProgress;
 use super::settings::{ServeSettings, Settings};
 use super::{parse, settle};

@@ -12,7 +12,7 @@ use hush_log::{errorln, explain};
 use hush_whisper::{Abilities, Engine, Segment, Sink, TranscribeOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::env::Env;
+use super::Env;
 use super::progress::InstallProgress;
 use super::settings::TranscribeSettings;
 use super::values::OutputFormat;
