@@ -11,7 +11,6 @@ pub mod audio;
 pub mod auth;
 pub mod budget;
 pub mod cli;
-pub mod env;
 pub mod format;
 pub mod gpu;
 pub mod hub;

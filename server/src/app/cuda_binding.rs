@@ -7,9 +7,9 @@ use std::process::Command;
 
 use hush_whisper::cuda::ORDER_VARIABLE;
 
+use crate::cli::env::Env;
 use crate::cli::settings::SettingError;
 use crate::cli::values::Device;
-use crate::env::Env;
 use crate::gpu::{CudaDevice, GpuRef, Visible};
 
 /// The device of a process, as its runner and as NVML name it.

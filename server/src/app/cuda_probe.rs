@@ -124,8 +124,8 @@ mod tests {
 
     use super::*;
     use crate::app::cuda_binding::CudaBinding;
+    use crate::cli::env::Env;
     use crate::cli::values::Device;
-    use crate::env::Env;
     use crate::gpu::CudaDevice;
 
     /// A program that ignores its arguments.

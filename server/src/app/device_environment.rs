@@ -8,9 +8,9 @@ use std::sync::{Arc, OnceLock};
 use super::cuda_binding::CudaBinding;
 use super::cuda_probe;
 use super::device_placement::{self, DevicePlacement};
+use crate::cli::env::Env;
 use crate::cli::settings::{ServeSettings, SettingError};
 use crate::cli::values::{Device, DeviceChoice};
-use crate::env::Env;
 use crate::gpu::{Accounts, CudaDevice, GpuRef, Needs, Sampler, SamplerSettings};
 use crate::metrics::Metrics;
 

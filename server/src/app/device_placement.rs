@@ -9,8 +9,8 @@ use super::cuda_binding::CudaBinding;
 use super::cuda_probe::{CudaProbeError, probe};
 use super::model_install::InstallCommandError;
 use super::model_store::{ModelStoreError, StoredModel};
+use crate::cli::env::Env;
 use crate::cli::values::{Device, DeviceChoice, Precision, PrecisionChoice};
-use crate::env::Env;
 use crate::gpu::CudaDevice;
 
 /// Files that exist where a driver of NVIDIA is loaded: on Linux, and on Linux inside Windows.

@@ -13,9 +13,9 @@ use super::device_placement::{DevicePlacement, find_model_for_device, place_in_t
 use super::model_install::{MissingModel, ModelInstaller, ProgressDisplay};
 use super::model_store::{ModelStore, StoredModel};
 use super::{ort_library, vad_model};
+use crate::cli::env::Env;
 use crate::cli::settings::TranscribeSettings;
 use crate::cli::values::Device;
-use crate::env::Env;
 
 /// Chunks of a file that are transcribed at once with --vad-parallel.
 const PARALLEL_WINDOWS: usize = 8;

@@ -10,9 +10,9 @@ use hush_whisper::model_dir::MANIFEST;
 use hush_whisper::{InstallError, InstallOptions, ModelDir, install};
 
 use super::model_store::{ModelStore, ModelStoreError, StoredModel, as_folder, best_precision, is_name};
+use crate::cli::env::Env;
 use crate::cli::settings::InstallSettings;
 use crate::cli::values::{Device, Precision, PrecisionChoice};
-use crate::env::Env;
 use crate::hub::{self, HubConfig, HubError, Repo};
 
 /// The folder below the models folder in which downloads lie until they are installed.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::env::Env;
+use crate::cli::env::Env;
 
 pub const FILE_NAME: &str = "libonnxruntime.so";
 

@@ -10,8 +10,8 @@ use super::device_environment::DeviceEnvironment;
 use super::model_install::ProgressDisplay;
 use super::model_registry::{ModelRegistry, ReloadChanges};
 use super::served_model_spec::model_specs;
+use crate::cli::env::Env;
 use crate::cli::settings::ServeSettings;
-use crate::env::Env;
 use crate::metrics::Metrics;
 
 /// Reads the settings again, from the same arguments and the same environment as at the start.

@@ -1,8 +1,8 @@
 //! Whether traces are exported, which the variables of OpenTelemetry decide ("Environment Variable Specification" and
 //! "OpenTelemetry Protocol Exporter" of its specification).
 
+use crate::cli::env::Env;
 use crate::cli::settings::SettingError;
-use crate::env::Env;
 use crate::serve::trace::{self, TraceExport};
 
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];

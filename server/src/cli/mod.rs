@@ -9,6 +9,7 @@
 pub mod args;
 mod check;
 pub mod config;
+pub mod env;
 pub mod install;
 pub mod models;
 pub mod progress;
@@ -22,19 +23,11 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches};
 
 pub use args::Cli;
+pub use env::Env;
 pub use settings::{
     EngineSettings, InstallSettings, LegacyUse, LogSettings, MemorySettings, ModelsSettings, ServeSettings,
     SettingError, Settings, TranscribeSettings,
 };
-
-use crate::env::VariableNotUtf8;
-pub use crate::env::{self, Env};
-
-impl From<VariableNotUtf8> for SettingError {
-    fn from(error: VariableNotUtf8) -> Self {
-        Self::Variable { variable: error.variable, value: error.value, problem: "it is not valid UTF-8".to_owned() }
-    }
-}
 
 const SERVE_NOTES: &str = "\
 Precedence: the flag, then the HUSH_ variable, then the variable of whisper-asr-webservice, then the file of --config,

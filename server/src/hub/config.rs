@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::HubError;
-use crate::env::Env;
+use crate::cli::Env;
 
 /// How long to go on when the network fails.
 #[derive(Clone, Debug)]

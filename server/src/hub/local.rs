@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use super::Repo;
 use super::names::short_names_of;
-use crate::env::Env;
+use crate::cli::Env;
 
 /// Repositories of CTranslate2 conversions whose names do not follow from the model's name.
 const CONVERSIONS: &[(&str, &str)] = &[

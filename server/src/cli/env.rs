@@ -1,21 +1,14 @@
-//! The environment as a value, so that code which depends on it can be tested without changing the process.
+//! The environment as a value, so that everything which depends on it can be tested without touching the process.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use super::settings::SettingError;
+
 /// A copy of environment variables. An empty variable counts as not set.
 #[derive(Clone, Debug, Default)]
 pub struct Env(BTreeMap<OsString, OsString>);
-
-/// A variable whose value is not valid UTF-8.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the variable {variable} is {value:?}: it is not valid UTF-8")]
-pub struct VariableNotUtf8 {
-    pub variable: String,
-    /// The value, with a replacement character for what is not valid.
-    pub value: String,
-}
 
 impl Env {
     pub fn from_process() -> Self {
@@ -30,14 +23,13 @@ impl Env {
         self.os(name).map(PathBuf::from)
     }
 
-    /// # Errors
-    /// If the value is not valid UTF-8.
-    pub fn text(&self, name: &str) -> Result<Option<&str>, VariableNotUtf8> {
+    pub fn text(&self, name: &str) -> Result<Option<&str>, SettingError> {
         let Some(value) = self.os(name) else { return Ok(None) };
-        value
-            .to_str()
-            .map(Some)
-            .ok_or_else(|| VariableNotUtf8 { variable: name.to_owned(), value: value.to_string_lossy().into_owned() })
+        value.to_str().map(Some).ok_or_else(|| SettingError::Variable {
+            variable: name.to_owned(),
+            value: value.to_string_lossy().into_owned(),
+            problem: "it is not valid UTF-8".to_owned(),
+        })
     }
 }
 
