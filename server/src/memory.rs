@@ -1,11 +1,11 @@
-//! The server's own memory. Its models are guests, and so is what their requests used.
+//! The memory of the server process itself.
 
 use tracing::debug;
 
-/// Hands freed memory back to the kernel. The allocator keeps what hundreds of uploads have freed for the next ones,
-/// tens of megabytes on a server that is meant to be small while its model is away.
+/// Returns freed memory to the kernel. The allocator keeps tens of megabytes of what many uploads have freed, on a server that
+/// should be small while no model is loaded.
 ///
-/// Takes milliseconds: not for a thread that answers requests.
+/// Takes milliseconds, so it must not be called on a thread that answers requests.
 pub fn give_back() {
     debug!(given_back = trim(), "freed memory");
 }
@@ -17,7 +17,7 @@ fn trim() -> bool {
     unsafe { libc::malloc_trim(0) != 0 }
 }
 
-/// Other allocators give back by themselves.
+/// Other allocators return memory by themselves.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn trim() -> bool {
     false

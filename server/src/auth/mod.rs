@@ -1,5 +1,5 @@
-//! Who somebody is: keys from a file, or tokens that Kubernetes vouches for. No credential is ever logged or kept; what
-//! is kept is its SHA-256.
+//! Authentication: keys from a file, or tokens that the Kubernetes API server confirms. No credential is logged or kept; only its
+//! SHA-256 is kept.
 
 mod keys;
 mod review;
@@ -10,10 +10,13 @@ use std::net::IpAddr;
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 
-pub use keys::{KeyFile, Keys};
-pub use review::{Account, ApiServer, InvalidApiServer, ReviewSettings, TokenReview};
+pub use keys::{ApiKeys, InvalidKeys, KeyFile};
+pub use review::{ApiServer, InvalidApiServer, ReviewSettings, ServiceAccount, TokenReview};
 
-/// Who gave a command, for the log.
+// Former names, for code outside of this module.
+pub use self::ServiceAccount as Account;
+
+/// The authenticated caller of a command, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller(pub String);
 
@@ -23,29 +26,29 @@ impl fmt::Display for Caller {
     }
 }
 
-/// Why somebody is not let in. The texts go to the caller and hold nothing of the credential.
+/// Why a caller is refused. The texts go to the caller and do not contain the credential.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// The credential is none that is known here.
+    /// The credential is not known or not valid.
     #[error("{0}")]
     Invalid(String),
-    /// A valid credential of somebody who may not.
+    /// The credential is valid, and its owner has no right to the command.
     #[error("{0}")]
     Forbidden(String),
-    /// Who could tell does not answer.
+    /// The credential cannot be checked now.
     #[error("{0}")]
     Unavailable(String),
 }
 
 /// Checks a bearer token.
 pub trait Authenticate: Send + Sync + 'static {
-    /// `peer`: the address that the request comes from, where it is known.
+    /// `peer`: the address of the client, where it is known.
     fn authenticate<'a>(&'a self, token: &'a str, peer: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, Denied>>;
 }
 
-/// What is kept of a credential.
-type Digest = [u8; 32];
+/// SHA-256 of a credential.
+type CredentialDigest = [u8; 32];
 
-fn digest(credential: &str) -> Digest {
+fn digest(credential: &str) -> CredentialDigest {
     Sha256::digest(credential.as_bytes()).into()
 }

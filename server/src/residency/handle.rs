@@ -216,7 +216,7 @@ impl ModelHandle {
         let _place = tokio::select! {
             biased;
             lease = &mut acquire => return lease,
-            place = audio.place_ahead() => place,
+            place = audio.slot_ahead() => place,
         };
         let decode = async {
             match audio.decode().await {

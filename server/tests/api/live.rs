@@ -16,7 +16,7 @@ use crate::support::{Fake, Server, golden};
 struct Board(Mutex<Vec<Snapshot>>);
 
 impl Show for Board {
-    fn models(&self) -> Vec<Snapshot> {
+    fn snapshots(&self) -> Vec<Snapshot> {
         self.0.lock().unwrap().clone()
     }
 }
