@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use hush_server::audio::{Pcm, Span};
 use hush_server::job::{Outcome, Work};
 use hush_server::runner::child::PARENT_VARIABLE;
-use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, JobId, LoadSpec, Message, ToRunner, VERSION, send};
+use hush_server::runner::wire::{
+    FailureKind, FrameDecoder, FromRunner, JobId, LoadSpec, ToRunner, VERSION, WireMessage, send,
+};
 use hush_whisper::Segment;
 use scripted::{audio, pcm, samples, spec, sum, work};
 
@@ -28,7 +30,7 @@ fn runner_child() {
 struct RunnerProcess {
     child: Child,
     socket: UnixStream,
-    decoder: Decoder,
+    decoder: FrameDecoder,
 }
 
 impl RunnerProcess {
@@ -42,7 +44,7 @@ impl RunnerProcess {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        Self { child, socket, decoder: Decoder::default() }
+        Self { child, socket, decoder: FrameDecoder::default() }
     }
 
     fn start() -> Self {

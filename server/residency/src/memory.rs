@@ -1,11 +1,11 @@
-//! The program's own memory.
+//! The memory of the server process itself.
 
 use tracing::debug;
 
-/// Hands freed memory back to the kernel. The allocator keeps what hundreds of requests have freed for later ones: tens
-/// of megabytes in a program that is meant to be small while its model is not in memory.
+/// Returns freed memory to the kernel. The allocator keeps tens of megabytes of what many uploads have freed, on a server that
+/// should be small while no model is loaded.
 ///
-/// Takes milliseconds: not for a thread that answers requests.
+/// Takes milliseconds, so it must not be called on a thread that answers requests.
 pub(crate) fn give_back() {
     debug!(given_back = trim(), "freed memory");
 }
@@ -17,7 +17,7 @@ fn trim() -> bool {
     unsafe { libc::malloc_trim(0) != 0 }
 }
 
-/// Other allocators give back by themselves.
+/// Other allocators return memory by themselves.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn trim() -> bool {
     false

@@ -46,72 +46,32 @@ pub struct ResidencyMetrics {
 impl ResidencyMetrics {
     /// Registers the metrics in `registry`.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let model = names::LABEL_MODEL;
-        let histogram = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
-            let vec = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
+        let options = |name: &str| Opts::new(name, names::help(name));
+        let histogram = |name: &str, buckets: &[f64]| {
+            let options = HistogramOpts::from(options(name)).buckets(buckets.to_vec());
+            let vec = HistogramVec::new(options, names::labels(name))?;
             registry.register(Box::new(vec.clone()))?;
             prometheus::Result::Ok(vec)
         };
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
+        let counter = |name: &str| {
+            let vec = IntCounterVec::new(options(name), names::labels(name))?;
             registry.register(Box::new(vec.clone()))?;
             prometheus::Result::Ok(vec)
         };
 
         Ok(Self {
             registry: registry.clone(),
-            cold_start_wait_seconds: histogram(
-                names::COLD_START_WAIT_SECONDS,
-                "Seconds that a request waited because the model was not loaded.",
-                COLD_START_BUCKETS,
-                &[model],
-            )?,
-            loads_total: counter(names::MODEL_LOADS_TOTAL, "Loads by result.", &[model, names::LABEL_RESULT])?,
-            load_duration_seconds: histogram(
-                names::MODEL_LOAD_DURATION_SECONDS,
-                "Seconds per phase of a load.",
-                LOAD_BUCKETS,
-                &[model, names::LABEL_PHASE],
-            )?,
-            unloads_total: counter(names::MODEL_UNLOADS_TOTAL, "Unloads by reason.", &[model, names::LABEL_REASON])?,
-            unload_refused_total: counter(
-                names::MODEL_UNLOAD_REFUSED_TOTAL,
-                "Unload commands whose condition no longer held.",
-                &[model, names::LABEL_REASON],
-            )?,
-            unload_duration_seconds: histogram(
-                names::MODEL_UNLOAD_DURATION_SECONDS,
-                "Seconds from the decision to unload until the runner is reaped.",
-                UNLOAD_BUCKETS,
-                &[model],
-            )?,
-            interarrival_seconds: histogram(
-                names::MODEL_INTERARRIVAL_SECONDS,
-                "Seconds between the arrivals of requests.",
-                INTERARRIVAL_BUCKETS,
-                &[model],
-            )?,
-            runner_restarts_total: counter(
-                names::RUNNER_RESTARTS_TOTAL,
-                "Runners that had to be replaced.",
-                &[model, names::LABEL_CAUSE],
-            )?,
-            reclaimed_bytes_total: counter(
-                names::MODEL_RECLAIMED_BYTES_TOTAL,
-                "Device memory that unloads gave back.",
-                &[model],
-            )?,
-            reclaim_duration_seconds: histogram(
-                names::MODEL_RECLAIM_DURATION_SECONDS,
-                "Seconds from the end of a runner until its device memory was back, or the wait for it ended.",
-                UNLOAD_BUCKETS,
-                &[model],
-            )?,
-            out_of_memory_total: counter(
-                names::MODEL_OUT_OF_MEMORY_TOTAL,
-                "Loads and requests that the device had too little memory for.",
-                &[model],
-            )?,
+            cold_start_wait_seconds: histogram(names::COLD_START_WAIT_SECONDS, COLD_START_BUCKETS)?,
+            loads_total: counter(names::MODEL_LOADS_TOTAL)?,
+            load_duration_seconds: histogram(names::MODEL_LOAD_DURATION_SECONDS, LOAD_BUCKETS)?,
+            unloads_total: counter(names::MODEL_UNLOADS_TOTAL)?,
+            unload_refused_total: counter(names::MODEL_UNLOAD_REFUSED_TOTAL)?,
+            unload_duration_seconds: histogram(names::MODEL_UNLOAD_DURATION_SECONDS, UNLOAD_BUCKETS)?,
+            interarrival_seconds: histogram(names::MODEL_INTERARRIVAL_SECONDS, INTERARRIVAL_BUCKETS)?,
+            runner_restarts_total: counter(names::RUNNER_RESTARTS_TOTAL)?,
+            reclaimed_bytes_total: counter(names::MODEL_RECLAIMED_BYTES_TOTAL)?,
+            reclaim_duration_seconds: histogram(names::MODEL_RECLAIM_DURATION_SECONDS, UNLOAD_BUCKETS)?,
+            out_of_memory_total: counter(names::MODEL_OUT_OF_MEMORY_TOTAL)?,
         })
     }
 

@@ -1,5 +1,5 @@
-//! Who somebody is: keys from a file, or tokens that Kubernetes vouches for. No credential is ever logged or kept; what
-//! is kept is its SHA-256.
+//! Authentication: keys from a file, or tokens that the Kubernetes API server confirms. No credential is logged or kept; only its
+//! SHA-256 is kept.
 
 mod keys;
 mod review;
@@ -7,12 +7,15 @@ mod review;
 use sha2::{Digest as _, Sha256};
 
 pub use hush_listener::{Authenticate, Caller, Denied};
-pub use keys::{KeyFile, Keys};
-pub use review::{Account, ApiServer, InvalidApiServer, ReviewSettings, TokenReview};
+pub use keys::{ApiKeys, InvalidKeys, KeyFile};
+pub use review::{ApiServer, InvalidApiServer, ReviewSettings, ServiceAccount, TokenReview};
 
-/// What is kept of a credential.
-type Digest = [u8; 32];
+// Former names, for code outside of this module.
+pub use self::ServiceAccount as Account;
 
-fn digest(credential: &str) -> Digest {
+/// SHA-256 of a credential.
+type CredentialDigest = [u8; 32];
+
+fn digest(credential: &str) -> CredentialDigest {
     Sha256::digest(credential.as_bytes()).into()
 }

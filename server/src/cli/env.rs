@@ -38,3 +38,9 @@ impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Env {
         Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 }
+
+impl crate::hub::HubEnvironment for Env {
+    fn variable(&self, name: &str) -> Option<OsString> {
+        self.os(name).map(OsStr::to_owned)
+    }
+}

@@ -1,34 +1,21 @@
-//! The command line and its variables.
+//! The command line: its options and variables, and its subcommands, which call [`crate::app`] and print.
 //!
 //! ```text
-//! argv -> args (clap) -+
-//!                      +-> settings (pure: flag > HUSH_ > ASR_ > default) -> resolve (name -> model directory)
-//! environment -> env  -+
+//! argv -> args (clap) -----+
+//! environment -> env ------+-> settings (pure: flag > HUSH_ > ASR_ > file > default) -> serve, transcribe, ... -> app
 //! --config FILE -> config -+
 //! ```
 
 pub mod args;
-pub mod check;
+mod check;
 pub mod config;
-pub mod cuda;
 pub mod env;
-pub mod fleet;
-pub mod ground;
 pub mod install;
-pub mod log;
-pub mod model_placement;
 pub mod models;
-pub mod ort_lib;
 pub mod progress;
-pub mod reload;
-pub mod resolve;
-mod security;
 pub mod serve;
 pub mod settings;
-#[cfg(feature = "otel")]
-mod traces;
 pub mod transcribe;
-pub mod vad_model;
 pub mod values;
 
 use std::ffi::OsString;
@@ -84,24 +71,31 @@ pub fn command() -> clap::Command {
         if subcommand.get_name() == "runner" {
             return subcommand;
         }
-        subcommand.mut_args(|arg| {
-            let Some(long) = arg.get_long() else { return arg };
-            let note = format!("[env: {}]", variable(long));
-            let short = arg.get_help().map(|help| format!("{help} {note}"));
-            let long = arg.get_long_help().map(|help| format!("{help}\n\n{note}"));
-            let arg = match short {
-                Some(text) => arg.help(text),
-                None => arg,
-            };
-            match long {
-                Some(text) => arg.long_help(text),
-                None => arg,
-            }
-        })
+        subcommand.mut_args(with_variable_in_help)
     })
 }
 
-/// What the arguments, the environment and the configuration file that they name come to.
+fn with_variable_in_help(arg: clap::Arg) -> clap::Arg {
+    let Some(option) = arg.get_long() else { return arg };
+
+    let note = format!("[env: {}]", variable(option));
+    let help = arg.get_help().map(|help| format!("{help} {note}"));
+    let long_help = arg.get_long_help().map(|help| format!("{help}\n\n{note}"));
+
+    let arg = match help {
+        Some(text) => arg.help(text),
+        None => arg,
+    };
+    match long_help {
+        Some(text) => arg.long_help(text),
+        None => arg,
+    }
+}
+
+/// The settings that the arguments, the environment and the configuration file that they name come to.
+///
+/// # Errors
+/// If a value is not valid, or the configuration file cannot be read.
 pub fn settle(arguments: Cli, env: &Env) -> Result<Settings, SettingError> {
     let file = match settings::config_path(&arguments, env) {
         Some(path) => config::read(&path)?,
@@ -110,7 +104,10 @@ pub fn settle(arguments: Cli, env: &Env) -> Result<Settings, SettingError> {
     settings::resolve_with(arguments, env, &file)
 }
 
-/// Reads the arguments; the environment is not looked at here.
+/// Parses the arguments; [`settle`] reads the environment.
+///
+/// # Errors
+/// If clap does not understand the arguments, and for `--help` and `--version`.
 pub fn parse<I, T>(argv: I) -> Result<Cli, clap::Error>
 where
     I: IntoIterator<Item = T>,
@@ -139,7 +136,7 @@ mod tests {
                 let name = format!("{} --{long}", subcommand.get_name());
                 assert!(help.len() > 30, "{name} is not explained");
                 assert!(help.contains(&format!("[env: {}]", variable(long))), "{name} does not name its variable");
-                // Inputs and lists say what they default to; switches and texts need not.
+                // The default of a switch or of a text need not be in its help.
                 let free = ["name", "initial-prompt", "force", "keep-download", "json"];
                 assert!(help.contains("Default: ") || free.contains(&long), "{name} does not say its default");
             }
@@ -154,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_flag_says_what_is_expected() {
+    fn the_error_of_a_bad_flag_names_what_is_expected() {
         let error = parse(["hush-server", "serve", "--idle-timeout", "soon"]).unwrap_err().to_string();
         assert!(error.contains("--idle-timeout") && error.contains("1h30m"), "{error}");
         assert!(parse(["hush-server", "install"]).is_err());
@@ -170,5 +167,11 @@ mod tests {
         assert_eq!(serve(&[]), None);
         assert_eq!(serve(&["--spare-runner"]), Some(true));
         assert_eq!(serve(&["--spare-runner=false"]), Some(false));
+    }
+
+    #[test]
+    fn a_runner_gets_the_log_settings_under_the_names_of_the_variables() {
+        assert_eq!(crate::app::log_setup::FORMAT_VARIABLE, variable("log-format"));
+        assert_eq!(crate::app::log_setup::LEVEL_VARIABLE, variable("log-level"));
     }
 }

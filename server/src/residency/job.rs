@@ -127,7 +127,7 @@ impl ModelJob<Runners> for SpeechJob {
         let _place = tokio::select! {
             biased;
             lease = &mut noted_lease => return lease.map_err(|error| self.refused(error)),
-            place = self.audio.place_ahead() => place,
+            place = self.audio.slot_ahead() => place,
         };
 
         let decode = async {

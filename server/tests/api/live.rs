@@ -16,7 +16,7 @@ use crate::support::{ApiServer, FakeModel, golden};
 struct FakeSnapshots(Mutex<Vec<Snapshot>>);
 
 impl Show for FakeSnapshots {
-    fn models(&self) -> Vec<Snapshot> {
+    fn snapshots(&self) -> Vec<Snapshot> {
         self.0.lock().unwrap().clone()
     }
 }

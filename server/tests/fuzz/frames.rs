@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use hush_server::audio::Span;
 use hush_server::job::{Outcome, Work};
-use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, LoadSpec, MAX_FRAME, Message, ToRunner, VERSION};
+use hush_server::runner::wire::{
+    FailureKind, FrameDecoder, FromRunner, LoadSpec, MAX_FRAME, ToRunner, VERSION, WireMessage,
+};
 use hush_whisper::{LanguageProbability, Segment, TranscribeOptions, Transcript};
 use proptest::prelude::*;
 
@@ -14,7 +16,7 @@ use crate::harness::{Limits, fuzz};
 /// A whole frame, the bytes behind it, and what becomes of it: text of two bytes may become a field of many.
 const LIMITS: Limits = Limits { bytes: 16 * MAX_FRAME, time: Duration::from_secs(30) };
 
-fn bytes_of(messages: &[impl Message]) -> Vec<u8> {
+fn bytes_of(messages: &[impl WireMessage]) -> Vec<u8> {
     messages.iter().flat_map(|message| message.encode().unwrap()).collect()
 }
 
@@ -60,8 +62,8 @@ fn good() -> [Vec<u8>; 2] {
 }
 
 /// Everything in `bytes` up to the first error.
-fn decode<M: Message>(bytes: &[u8], piece: usize) {
-    let mut decoder = Decoder::default();
+fn decode<M: WireMessage>(bytes: &[u8], piece: usize) {
+    let mut decoder = FrameDecoder::default();
     for piece in bytes.chunks(piece) {
         decoder.buffer().extend_from_slice(piece);
         loop {

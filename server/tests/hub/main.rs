@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hush_server::cli::Env;
-use hush_server::hub::{Checkpoint, Event, HubConfig, HubError, Patience, Repo, download};
+use hush_server::hub::{DownloadedCheckpoint, Event, HubConfig, HubError, Repo, RetryPolicy, download};
 
 use server::{Hub, HubFault, HubOptions};
 
@@ -26,17 +26,17 @@ fn checkpoint() -> PathBuf {
 fn config(hub: &Hub, variables: &[(&str, &str)]) -> HubConfig {
     let endpoint = hub.url();
     let env: Env = [("HF_ENDPOINT", endpoint.as_str())].iter().chain(variables).copied().collect();
-    let patience = Patience {
+    let retry = RetryPolicy {
         read_timeout: Duration::from_secs(2),
         connect_timeout: Duration::from_secs(2),
         pause: Duration::from_millis(5),
         longest_pause: Duration::from_millis(20),
         give_up_after: Duration::from_millis(400),
     };
-    HubConfig { patience, ..HubConfig::from_env(&env).unwrap() }
+    HubConfig { retry, ..HubConfig::from_env(&env).unwrap() }
 }
 
-fn get(hub: &Hub, into: &Path) -> Result<Checkpoint, HubError> {
+fn get(hub: &Hub, into: &Path) -> Result<DownloadedCheckpoint, HubError> {
     get_with(&config(hub, &[]), "main", into, &mut |_| {})
 }
 
@@ -45,7 +45,7 @@ fn get_with(
     revision: &str,
     into: &Path,
     watch: &mut dyn FnMut(Event<'_>),
-) -> Result<Checkpoint, HubError> {
+) -> Result<DownloadedCheckpoint, HubError> {
     download(config, &REPO.parse::<Repo>().unwrap(), revision, into, watch)
 }
 
@@ -186,7 +186,7 @@ fn a_silent_connection_is_made_again() {
     hub.fault("model.safetensors", HubFault::HangAfter(50_000));
     let into = tempfile::tempdir().unwrap();
     let mut config = config(&hub, &[]);
-    config.patience.read_timeout = Duration::from_millis(150);
+    config.retry.read_timeout = Duration::from_millis(150);
     assert_complete(&get_with(&config, "main", into.path(), &mut |_| {}).unwrap().dir);
 }
 
@@ -291,7 +291,7 @@ fn an_address_without_a_server_ends_within_its_deadline() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let env: Env = [("HF_ENDPOINT", format!("http://{free}"))].into_iter().collect();
     let hub = Hub::start(&checkpoint(), HubOptions::default());
-    let config = HubConfig { patience: config(&hub, &[]).patience, ..HubConfig::from_env(&env).unwrap() };
+    let config = HubConfig { retry: config(&hub, &[]).retry, ..HubConfig::from_env(&env).unwrap() };
     let into = tempfile::tempdir().unwrap();
     let started = std::time::Instant::now();
     let error = get_with(&config, "main", into.path(), &mut |_| {}).unwrap_err();
@@ -314,7 +314,7 @@ fn what_tls_refuses_is_not_tried_again() {
     });
     let hub = Hub::start(&checkpoint(), HubOptions::default());
     let env: Env = [("HF_ENDPOINT", url)].into_iter().collect();
-    let config = HubConfig { patience: config(&hub, &[]).patience, ..HubConfig::from_env(&env).unwrap() };
+    let config = HubConfig { retry: config(&hub, &[]).retry, ..HubConfig::from_env(&env).unwrap() };
     let into = tempfile::tempdir().unwrap();
     let mut retries = 0;
     let error = get_with(&config, "main", into.path(), &mut |event| {

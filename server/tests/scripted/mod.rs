@@ -11,7 +11,7 @@ use std::{env, process, thread};
 
 use hush_server::audio::{Pcm, decode_raw_s16le};
 use hush_server::job::Work;
-use hush_server::runner::child::{self, Backend, Model, WorkFailure};
+use hush_server::runner::child::{self, LoadedModel, RunnerBackend, WorkFailure};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{Settings, child::PARENT_VARIABLE};
 use hush_server::spool::{Spool, SpoolOptions};
@@ -94,7 +94,7 @@ fn first_time(path: &str) -> bool {
     File::create_new(path).is_ok()
 }
 
-impl Backend for ScriptedBackend {
+impl RunnerBackend for ScriptedBackend {
     type Model = ScriptedModel;
 
     fn start() -> Result<(Self, String), String> {
@@ -122,7 +122,7 @@ impl Backend for ScriptedBackend {
     }
 }
 
-impl Model for ScriptedModel {
+impl LoadedModel for ScriptedModel {
     fn settle(&self) -> Result<(), String> {
         thread::sleep(self.settle);
         if self.broken { Err("decoder.onnx is broken".to_owned()) } else { Ok(()) }

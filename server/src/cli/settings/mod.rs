@@ -98,9 +98,9 @@ pub struct EngineSettings {
     pub precision: PrecisionChoice,
     /// `None`: one for each core that the process may use.
     pub threads: Option<usize>,
-    /// `None`: look for it ([`super::ort_lib::find`]).
+    /// `None`: look for it ([`crate::app::ort_library::find`]).
     pub ort_lib: Option<PathBuf>,
-    /// `None`: look for it ([`super::vad_model::find`]).
+    /// `None`: look for it ([`crate::app::vad_model::find`]).
     pub vad_model: Option<PathBuf>,
     /// `None`: `ffmpeg` in `PATH`.
     pub ffmpeg: Option<PathBuf>,
@@ -182,7 +182,7 @@ pub struct ServeSettings {
     pub max_loaded: Option<NonZeroUsize>,
     /// By the name or directory that [`Self::models`] has.
     pub overrides: BTreeMap<String, ModelOverrides>,
-    /// Names or directories, the first is the default; empty: see [`super::resolve::Store::default_model`].
+    /// Names or directories, the first is the default; empty: see [`crate::app::model_store::Store::default_model`].
     pub models: Vec<String>,
     pub models_dir: PathBuf,
     pub install_missing: bool,

@@ -1,11 +1,11 @@
-//! The fields of the form as a wish. What OpenAI may add tomorrow is ignored; what is known and wrong is refused.
-
+//! The fields of the form as parameters of a transcription. Unknown fields are ignored, so that a field that OpenAI adds does
+//! not break a client; a known field with a wrong value is refused.
 use hush_whisper::language::LanguageChoice;
 use hush_whisper::{MOST_CANDIDATES, Task, TranscribeOptions};
 
 use super::error::OpenAiError;
 
-/// Fields that are read here.
+/// The fields that this server reads.
 const KNOWN: [&str; 16] = [
     "model",
     "language",
@@ -48,30 +48,30 @@ impl ResponseFormat {
     ];
 }
 
-/// What a request wants.
+/// What a request asks for.
 #[derive(Debug, PartialEq)]
-pub struct Asked {
+pub struct TranscriptionParameters {
     pub format: ResponseFormat,
-    /// Of `verbose_json`.
+    /// Whether `verbose_json` lists the segments.
     pub segments: bool,
     pub words: bool,
     pub stream: bool,
-    /// In a stream, each piece of text with its times: `segment` was asked for by name. An extension.
+    /// Whether each piece of text in a stream carries its times: `timestamp_granularities` names `segment`. An extension.
     pub segment_times: bool,
     pub logprobs: bool,
     pub options: TranscribeOptions,
 }
 
-type Fields = [(String, String)];
+type FormFields = [(String, String)];
 
-/// The name of the model that a form asks for; `None`: the default.
-pub fn model(fields: &Fields) -> Option<&str> {
+/// The name of the model that a form asks for; `None`: the default model.
+pub fn model(fields: &FormFields) -> Option<&str> {
     given(fields, "model")
 }
 
-impl Asked {
-    /// What is not said is as in `defaults`.
-    pub fn parse(task: Task, fields: &Fields, defaults: TranscribeOptions) -> Result<Self, OpenAiError> {
+impl TranscriptionParameters {
+    /// Parses the fields. A field that is absent takes its value from `defaults`.
+    pub fn parse(task: Task, fields: &FormFields, defaults: TranscribeOptions) -> Result<Self, OpenAiError> {
         let format = format(fields)?;
         let (segments, words) = granularities(fields)?;
         let stream = boolean(fields, "stream")?.unwrap_or(false);
@@ -81,6 +81,7 @@ impl Asked {
             Some(wanted) => wanted.then(|| defaults.vad.clone().unwrap_or_default()),
             None => defaults.vad.clone(),
         };
+
         if words && format != ResponseFormat::VerboseJson {
             let message = "timestamp_granularities with `word` needs response_format `verbose_json`.";
             return Err(OpenAiError::invalid("timestamp_granularities", "unsupported_value", message.to_owned()));
@@ -93,6 +94,7 @@ impl Asked {
             let message = "A stream carries text: with `stream` the response_format is `json` or `text`.";
             return Err(OpenAiError::invalid("response_format", "unsupported_value", message.to_owned()));
         }
+
         let options = TranscribeOptions {
             task,
             beam_size: count(fields, "beam_size")?.or(defaults.beam_size),
@@ -102,32 +104,33 @@ impl Asked {
             temperatures: temperatures(fields)?.unwrap_or(defaults.temperatures),
             word_timestamps: words,
             vad,
-            without_timestamps: boolean(fields, "without_timestamps")?.unwrap_or(false) && is_plain(format),
+            without_timestamps: boolean(fields, "without_timestamps")?.unwrap_or(false) && is_without_times(format),
             ..defaults
         };
         Ok(Self { format, segments, words, stream, segment_times, logprobs, options })
     }
 }
 
-/// Whether nobody sees the times.
-fn is_plain(format: ResponseFormat) -> bool {
+/// Whether the format has no times.
+fn is_without_times(format: ResponseFormat) -> bool {
     matches!(format, ResponseFormat::Json | ResponseFormat::Text)
 }
 
-/// The last of several counts; an empty field is as good as none.
-fn given<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
+/// The last value of a field. An empty value counts as absent.
+fn given<'a>(fields: &'a FormFields, name: &str) -> Option<&'a str> {
     let last = fields.iter().rfind(|(known, _)| known == name).map(|(_, value)| value.trim());
     last.filter(|value| !value.is_empty())
 }
 
-/// A list, with and without brackets behind its name.
-fn list<'a>(fields: &'a Fields, name: &'a str) -> impl Iterator<Item = &'a str> {
+/// The values of a list, whose name may end with brackets.
+fn list<'a>(fields: &'a FormFields, name: &'a str) -> impl Iterator<Item = &'a str> {
     let is_it = move |known: &str| known.strip_suffix("[]").unwrap_or(known) == name;
     fields.iter().filter(move |(known, _)| is_it(known)).map(|(_, value)| value.trim()).filter(|v| !v.is_empty())
 }
 
-fn boolean(fields: &Fields, name: &'static str) -> Result<Option<bool>, OpenAiError> {
+fn boolean(fields: &FormFields, name: &'static str) -> Result<Option<bool>, OpenAiError> {
     let Some(value) = given(fields, name) else { return Ok(None) };
+
     match value.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(Some(true)),
         "false" | "0" | "no" | "off" => Ok(Some(false)),
@@ -138,9 +141,10 @@ fn boolean(fields: &Fields, name: &'static str) -> Result<Option<bool>, OpenAiEr
     }
 }
 
-/// From 1 to as many as the engine takes.
-fn count(fields: &Fields, name: &'static str) -> Result<Option<usize>, OpenAiError> {
+/// A number from 1 to [`MOST_CANDIDATES`].
+fn count(fields: &FormFields, name: &'static str) -> Result<Option<usize>, OpenAiError> {
     let Some(value) = given(fields, name) else { return Ok(None) };
+
     match value.parse() {
         Ok(count) if (1..=MOST_CANDIDATES).contains(&count) => Ok(Some(count)),
         _ => {
@@ -151,8 +155,9 @@ fn count(fields: &Fields, name: &'static str) -> Result<Option<usize>, OpenAiErr
     }
 }
 
-fn format(fields: &Fields) -> Result<ResponseFormat, OpenAiError> {
+fn format(fields: &FormFields) -> Result<ResponseFormat, OpenAiError> {
     let Some(value) = given(fields, "response_format") else { return Ok(ResponseFormat::Json) };
+
     let known = ResponseFormat::ALL.iter().find(|(name, _)| *name == value).map(|(_, format)| *format);
     known.ok_or_else(|| {
         let names = ResponseFormat::ALL.map(|(name, _)| format!("`{name}`")).join(", ");
@@ -161,8 +166,8 @@ fn format(fields: &Fields) -> Result<ResponseFormat, OpenAiError> {
     })
 }
 
-/// Segments and words. Words alone leave the segments out, as the real service does.
-fn granularities(fields: &Fields) -> Result<(bool, bool), OpenAiError> {
+/// Whether segments and words are parameters for. Words alone leave the segments out, as in OpenAI's service.
+fn granularities(fields: &FormFields) -> Result<(bool, bool), OpenAiError> {
     let (mut segments, mut words) = (false, false);
     for value in list(fields, "timestamp_granularities") {
         match value {
@@ -179,7 +184,7 @@ fn granularities(fields: &Fields) -> Result<(bool, bool), OpenAiError> {
     Ok((segments || !words, words))
 }
 
-fn logprobs(fields: &Fields) -> Result<bool, OpenAiError> {
+fn logprobs(fields: &FormFields) -> Result<bool, OpenAiError> {
     let mut logprobs = false;
     for value in list(fields, "include") {
         if value != "logprobs" {
@@ -188,11 +193,12 @@ fn logprobs(fields: &Fields) -> Result<bool, OpenAiError> {
         }
         logprobs = true;
     }
+
     Ok(logprobs)
 }
 
-/// `None`: as the model has it.
-fn language(fields: &Fields) -> Result<Option<LanguageChoice>, OpenAiError> {
+/// `None`: the default of the model applies.
+fn language(fields: &FormFields) -> Result<Option<LanguageChoice>, OpenAiError> {
     let Some(value) = given(fields, "language") else { return Ok(None) };
     LanguageChoice::parse(value).map(Some).ok_or_else(|| {
         let message = format!(
@@ -202,8 +208,9 @@ fn language(fields: &Fields) -> Result<Option<LanguageChoice>, OpenAiError> {
     })
 }
 
-/// Zero, as good as none, lets the engine raise it where it must; any other is used as it is.
-fn temperatures(fields: &Fields) -> Result<Option<Vec<f32>>, OpenAiError> {
+/// A temperature of zero counts as absent: the engine raises the temperature where the text is poor. Every other value is
+/// fixed.
+fn temperatures(fields: &FormFields) -> Result<Option<Vec<f32>>, OpenAiError> {
     let Some(value) = given(fields, "temperature") else { return Ok(None) };
     match value.parse::<f32>() {
         Ok(0.0) => Ok(None),
@@ -221,9 +228,9 @@ mod tests {
 
     use super::*;
 
-    fn parse(fields: &[(&str, &str)]) -> Result<Asked, OpenAiError> {
+    fn parse(fields: &[(&str, &str)]) -> Result<TranscriptionParameters, OpenAiError> {
         let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Asked::parse(Task::Transcribe, &fields, TranscribeOptions::default())
+        TranscriptionParameters::parse(Task::Transcribe, &fields, TranscribeOptions::default())
     }
 
     fn refused(fields: &[(&str, &str)]) -> (Option<&'static str>, Option<&'static str>) {
@@ -233,7 +240,7 @@ mod tests {
 
     #[test]
     fn defaults() {
-        let expected = Asked {
+        let expected = TranscriptionParameters {
             format: ResponseFormat::Json,
             segments: true,
             words: false,
@@ -243,6 +250,7 @@ mod tests {
             options: TranscribeOptions::default(),
         };
         assert_eq!(parse(&[]).unwrap(), expected);
+
         let empty = ["model", "language", "prompt", "response_format", "temperature", "stream", "include[]"];
         assert_eq!(parse(&empty.map(|name| (name, ""))).unwrap(), expected);
         assert_eq!(parse(&[("temperature", "0"), ("hotwords", "a"), ("tomorrow[]", "x")]).unwrap(), expected);
@@ -250,7 +258,7 @@ mod tests {
 
     #[test]
     fn every_field_is_read() {
-        let asked = parse(&[
+        let parameters = parse(&[
             ("model", "whisper-1"),
             ("language", "German"),
             ("prompt", "Names: Anna."),
@@ -262,25 +270,29 @@ mod tests {
             ("timestamp_granularities[]", "segment"),
         ])
         .unwrap();
-        assert_eq!(asked.options.language.as_deref(), Some("de"));
-        assert_eq!(asked.options.initial_prompt.as_deref(), Some("Names: Anna."));
-        assert_eq!(asked.options.temperatures, [0.4]);
-        assert_eq!((asked.options.beam_size, asked.options.best_of), (Some(5), 3));
-        assert_eq!((asked.format, asked.segments, asked.words), (ResponseFormat::VerboseJson, true, true));
+        assert_eq!(parameters.options.language.as_deref(), Some("de"));
+        assert_eq!(parameters.options.initial_prompt.as_deref(), Some("Names: Anna."));
+        assert_eq!(parameters.options.temperatures, [0.4]);
+        assert_eq!((parameters.options.beam_size, parameters.options.best_of), (Some(5), 3));
+        assert_eq!(
+            (parameters.format, parameters.segments, parameters.words),
+            (ResponseFormat::VerboseJson, true, true)
+        );
+
         let stream = parse(&[("stream", "True"), ("include[]", "logprobs"), ("include", "logprobs")]).unwrap();
         assert!(stream.stream && stream.logprobs && !stream.segment_times);
         assert!(parse(&[("stream", "true"), ("timestamp_granularities[]", "segment")]).unwrap().segment_times);
     }
 
     #[test]
-    fn the_model_is_the_last_that_is_named() {
+    fn the_last_model_name_counts() {
         let fields = [("model", "a"), ("model", " b "), ("file", "c")].map(|(name, value)| (name.into(), value.into()));
         assert_eq!(model(&fields), Some("b"));
         assert_eq!(model(&[("model".into(), " ".into())]), None);
     }
 
     #[test]
-    fn what_is_not_said_is_as_the_model_has_it() {
+    fn absent_fields_take_the_defaults_of_the_model() {
         let defaults = TranscribeOptions {
             language: Some("de".to_owned()),
             beam_size: Some(4),
@@ -290,37 +302,41 @@ mod tests {
         };
         let parse = |fields: &[(&str, &str)]| {
             let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-            Asked::parse(Task::Transcribe, &fields, defaults.clone()).unwrap().options
+            TranscriptionParameters::parse(Task::Transcribe, &fields, defaults.clone()).unwrap().options
         };
         assert_eq!(parse(&[]), defaults);
+
         assert_eq!(parse(&[("vad_filter", "true")]), defaults);
         assert_eq!(parse(&[("vad_filter", "false")]).vad, None);
         assert_eq!(parse(&[("language", "auto")]).language, None);
         assert_eq!(parse(&[("language", "")]).language.as_deref(), Some("de"));
+
         let other = parse(&[("language", "fr-CA"), ("beam_size", "1"), ("best_of", "3")]);
         assert_eq!((other.language.as_deref(), other.beam_size, other.best_of), (Some("fr"), Some(1), 3));
     }
 
-    /// What speaches' tests assert of the real service.
+    /// The expectations are those of speaches' tests against OpenAI's service.
     #[test]
-    fn granularities_are_those_of_the_real_service() {
+    fn granularities_are_those_of_openai_s_service() {
         let verbose = ("response_format", "verbose_json");
         let parts = |fields: &[(&str, &str)]| {
-            let asked = parse(fields).unwrap();
-            (asked.segments, asked.words)
+            let parameters = parse(fields).unwrap();
+            (parameters.segments, parameters.words)
         };
+
         assert_eq!(parts(&[verbose]), (true, false));
         assert_eq!(parts(&[verbose, ("timestamp_granularities[]", "segment")]), (true, false));
         assert_eq!(parts(&[verbose, ("timestamp_granularities[]", "word")]), (false, true));
         assert_eq!(parts(&[verbose, ("timestamp_granularities", "word")]), (false, true));
         assert_eq!(parts(&[("timestamp_granularities[]", "segment")]), (true, false), "json has no times anyway");
+
         let param = (Some("timestamp_granularities"), Some("unsupported_value"));
         assert_eq!(refused(&[("timestamp_granularities[]", "word")]), param);
         assert_eq!(refused(&[("response_format", "srt"), ("timestamp_granularities[]", "word")]), param);
     }
 
     #[test]
-    fn what_is_wrong_names_its_field() {
+    fn a_wrong_value_names_its_field() {
         for (name, value, code) in [
             ("response_format", "tsv", "unsupported_value"),
             ("response_format", "diarized_json", "unsupported_value"),
@@ -336,9 +352,11 @@ mod tests {
         ] {
             assert_eq!(refused(&[(name, value)]), (Some(name), Some(code)), "{value}");
         }
+
         let granularity = [("response_format", "verbose_json"), ("timestamp_granularities[]", "sentence")];
         assert_eq!(refused(&granularity), (Some("timestamp_granularities"), Some("invalid_value")));
         assert_eq!(refused(&[("include[]", "usage")]), (Some("include"), Some("invalid_value")));
+
         let logprobs = [("include[]", "logprobs"), ("response_format", "text")];
         assert_eq!(refused(&logprobs), (Some("include"), Some("unsupported_value")));
         let stream = [("stream", "true"), ("response_format", "srt")];

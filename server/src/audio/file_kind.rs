@@ -1,4 +1,4 @@
-//! What an upload that cannot be read looks like, for the person who sent it.
+//! Recognises by its first bytes what kind of file an upload is, for messages and for the choice of a decoder.
 
 use std::fmt::Write as _;
 
@@ -7,8 +7,8 @@ use crate::spool::Spooled;
 const HEAD_BYTES: usize = 1_024;
 const SHOWN_BYTES: usize = 8;
 
-/// First bytes, where they stand, and what they are the beginning of. The first that fits counts.
-const SIGNS: &[(usize, &[u8], &str)] = &[
+/// Signatures: position, bytes, and the kind of file. The first match counts.
+const SIGNATURES: &[(usize, &[u8], &str)] = &[
     (0, b"%PDF", "a PDF document"),
     (0, b"\x89PNG", "a PNG image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
@@ -63,8 +63,8 @@ const SIGNS: &[(usize, &[u8], &str)] = &[
     (0, b"\0\0\x01\xba", "an MPEG program stream"),
 ];
 
-/// How text begins, in lower case, and what it is.
-const TEXTS: &[(&str, &str)] = &[
+/// How text files begin, in lower case, and their kind.
+const TEXT_SIGNATURES: &[(&str, &str)] = &[
     ("#extm3u", "a playlist (M3U), which names other files; send the audio itself"),
     ("[playlist]", "a playlist (PLS), which names other files; send the audio itself"),
     ("ffconcat", "a list of files; send the audio itself"),
@@ -82,9 +82,9 @@ const TEXTS: &[(&str, &str)] = &[
     ("https://", "an address; send the audio itself"),
 ];
 
-/// Containers that the built-in decoders do not know. They would look in them for the frames of an MP3 or AAC track, find
-/// some, and miss when those are heard.
-const FOREIGN: &[&str] = &[
+/// Containers that the built-in decoders do not know. They would find frames of an MP3 or AAC track in them, and lose the times
+/// of these frames.
+const FFMPEG_FIRST: &[&str] = &[
     "an AVI file",
     "a Flash video",
     "a RealMedia file",
@@ -94,51 +94,59 @@ const FOREIGN: &[&str] = &[
 ];
 const TRANSPORT: &str = "an MPEG transport stream";
 
-/// Whether ffmpeg is to be asked first.
-pub(super) fn is_foreign(input: &Spooled) -> bool {
+/// Whether ffmpeg decodes this kind of file before the built-in decoders try it.
+pub(super) fn needs_ffmpeg_first(input: &Spooled) -> bool {
     let mut head = [0; HEAD_BYTES];
     let length = HEAD_BYTES.min(usize::try_from(input.len_bytes()).unwrap_or(HEAD_BYTES));
+
     let is_read = input.read_exact_at(&mut head[..length], 0).is_ok();
-    is_read && likeness(&head[..length]).is_some_and(|likeness| FOREIGN.contains(&likeness))
+    is_read && kind_of(&head[..length]).is_some_and(|kind| FFMPEG_FIRST.contains(&kind))
 }
 
-/// In less than this, decoders have searched soon.
+/// Decoders search a shorter text fast enough.
 const LONG_TEXT_BYTES: u64 = 64 << 10;
 
-/// Whether it is text from its beginning to its end, as far as three looks into it tell, and so much that decoders would
-/// search long in it for something that they know.
+/// Whether the file is text, judged by samples of its beginning, middle and end, and so long that decoders would search in it
+/// for a long time.
 pub(super) fn is_long_text(input: &Spooled) -> bool {
     let whole = input.len_bytes();
     if whole < LONG_TEXT_BYTES {
         return false;
     }
+
     let length = (HEAD_BYTES as u64).min(whole);
     [0, (whole - length) / 2, whole - length].into_iter().all(|at| {
         let mut bytes = [0; HEAD_BYTES];
         let Some(piece) = usize::try_from(length).ok().and_then(|length| bytes.get_mut(..length)) else { return false };
+
         if input.read_exact_at(piece, at).is_err() {
             return false;
         }
-        if at == 0 && SIGNS.iter().any(|(at, sign, _)| piece.get(*at..).is_some_and(|rest| rest.starts_with(sign))) {
+
+        if at == 0 && SIGNATURES.iter().any(|(at, sign, _)| piece.get(*at..).is_some_and(|rest| rest.starts_with(sign)))
+        {
             return false;
         }
-        // A character may be cut at the beginning of a piece, too.
+        // The piece may begin within a character, too.
+
         let cut = if at == 0 { 0 } else { piece.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count() };
         text_of(&piece[cut..]).is_some()
     })
 }
 
-/// What it looks like, what the client calls it, and its first bytes.
+/// The kind of the file, the name that the client sent, and the first bytes.
 pub(super) fn describe(input: &Spooled, file_name: Option<&str>) -> String {
     let mut head = [0; HEAD_BYTES];
     let length = HEAD_BYTES.min(usize::try_from(input.len_bytes()).unwrap_or(HEAD_BYTES));
     let name = file_name.map(|name| format!("named `{name}`, ")).unwrap_or_default();
+
     if input.read_exact_at(&mut head[..length], 0).is_err() {
         return format!("{name}cannot be read");
     }
     let head = &head[..length];
-    let mut text = likeness(head).map(|likeness| format!("it looks like {likeness}; ")).unwrap_or_default();
+    let mut text = kind_of(head).map(|kind| format!("it looks like {kind}; ")).unwrap_or_default();
     text.push_str(&name);
+
     text.push_str("starts with");
     for byte in &head[..length.min(SHOWN_BYTES)] {
         // Writing to a string cannot fail.
@@ -147,33 +155,37 @@ pub(super) fn describe(input: &Spooled, file_name: Option<&str>) -> String {
     text
 }
 
-fn likeness(head: &[u8]) -> Option<&'static str> {
+fn kind_of(head: &[u8]) -> Option<&'static str> {
     if !head.is_empty() && head.iter().all(|byte| *byte == 0) {
         return Some("a file of zeros");
     }
     let fits = |&&(at, sign, _): &&(usize, &[u8], &str)| head.get(at..).is_some_and(|rest| rest.starts_with(sign));
-    if let Some((_, _, name)) = SIGNS.iter().find(fits) {
+
+    if let Some((_, _, name)) = SIGNATURES.iter().find(fits) {
         return Some(name);
     }
-    // Blu-ray puts four bytes of time before each packet.
+    // Blu-ray has a timestamp of four bytes before each packet.
     let is_transport = |at: usize, packet: usize| (0..4).all(|n| head.get(at + n * packet) == Some(&0x47));
     if is_transport(0, 188) || is_transport(4, 192) {
         return Some(TRANSPORT);
     }
+
     let text = text_of(head)?;
     let start = text.trim_start_matches(['\u{feff}', ' ', '\n', '\r', '\t']).to_lowercase();
-    let known = TEXTS.iter().find(|(sign, _)| start.starts_with(sign)).map(|(_, name)| *name);
+    let known = TEXT_SIGNATURES.iter().find(|(sign, _)| start.starts_with(sign)).map(|(_, name)| *name);
+
     let is_subtitle = || start.lines().take(3).any(|line| line.contains(" --> "));
     known.or_else(|| is_subtitle().then_some("subtitles (SubRip)")).or(Some("text"))
 }
 
-/// The head as text, if it is some: a character may be cut at its end.
+/// The head as text, where it is text; its end may be within a character.
 fn text_of(head: &[u8]) -> Option<&str> {
     let text = match std::str::from_utf8(head) {
         Ok(text) => text,
         Err(error) if error.error_len().is_none() => std::str::from_utf8(&head[..error.valid_up_to()]).ok()?,
         Err(_) => return None,
     };
+
     let is_plain = |letter: char| !letter.is_control() || matches!(letter, '\n' | '\r' | '\t' | '\u{c}');
     (!text.is_empty() && text.chars().all(is_plain)).then_some(text)
 }
@@ -183,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn likenesses() {
+    fn kinds_of_files_are_recognised() {
         for (head, expected) in [
             (&b"%PDF-1.7\n"[..], Some("a PDF document")),
             (b"PK\x03\x04\x14\0", Some("a ZIP archive, or an office document")),
@@ -193,14 +205,14 @@ mod tests {
             (b"\xef\xbb\xbf\r\n  <!DOCTYPE html>", Some("a web page (HTML)")),
             (b"1\r\n00:00:01,000 --> 00:00:02,000\r\nHi\r\n", Some("subtitles (SubRip)")),
             ("Grüße".as_bytes(), Some("text")),
-            // Cut in the middle of a character.
+            // Cut within a character.
             (&"Grüße".as_bytes()[..3], Some("text")),
             (b"\0\0\0\0", Some("a file of zeros")),
             (&[[0x47; 1].as_slice(), &[0; 187]].concat().repeat(4), Some(TRANSPORT)),
             (b"\x01\x02\x03\x04", None),
             (b"", None),
         ] {
-            assert_eq!(likeness(head), expected, "{head:?}");
+            assert_eq!(kind_of(head), expected, "{head:?}");
         }
     }
 }

@@ -6,16 +6,20 @@ use hush_whisper::vad::{FILE, SOURCE};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("--vad-model (or HUSH_VAD_MODEL) names {}, where there is no file; it must be {SOURCE}", .0.display())]
-pub struct NoFile(PathBuf);
+pub struct NoVadModelFile(PathBuf);
 
-/// The option, else beside ONNX Runtime's library, beside the program and in `../lib` of it. `None`: there is none, and
-/// requests that want it are refused.
-pub fn find(option: Option<&Path>, ort_lib: &Path, program: &Path) -> Result<Option<PathBuf>, NoFile> {
+/// Looks at the option, then beside ONNX Runtime's library, beside the program and in `../lib` of it. `None`: the model is
+/// not there, and requests that need it are refused.
+///
+/// # Errors
+/// If the option names no file.
+pub fn find(option: Option<&Path>, ort_library: &Path, program: &Path) -> Result<Option<PathBuf>, NoVadModelFile> {
     if let Some(path) = option {
-        return if path.is_file() { Ok(Some(path.to_owned())) } else { Err(NoFile(path.to_owned())) };
+        return if path.is_file() { Ok(Some(path.to_owned())) } else { Err(NoVadModelFile(path.to_owned())) };
     }
-    let beside = program.parent().into_iter().flat_map(|folder| [folder.to_owned(), folder.join("../lib")]);
-    let folders = ort_lib.parent().map(Path::to_owned).into_iter().chain(beside);
+
+    let beside_program = program.parent().into_iter().flat_map(|folder| [folder.to_owned(), folder.join("../lib")]);
+    let folders = ort_library.parent().map(Path::to_owned).into_iter().chain(beside_program);
     Ok(folders.map(|folder| folder.join(FILE)).find(|path| path.is_file()))
 }
 

@@ -1,36 +1,40 @@
-//! NAME|DIR -> the model directory to load. Names live in the models folder as `NAME/PRECISION`.
+//! Finds the directory of a model by the model's name or by a path. In the models folder, a model lies in
+//! `NAME/PRECISION`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::values::{Device, Precision, PrecisionChoice};
+use crate::cli::values::{Device, Precision, PrecisionChoice};
 use crate::hub::{Repo, folder_of};
 
 const MANIFEST: &str = "model.json";
 
-/// A model directory that is there.
+/// A model directory that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolved {
-    /// What clients call it: the name as it was asked for, or the folder's name.
+pub struct StoredModel {
+    /// The model's name for clients: the name by which it was looked for, or the name of the folder.
     pub id: String,
     pub dir: PathBuf,
     pub precision: Precision,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum ResolveError {
-    /// `serve` may install it, when it has a repository.
+pub enum ModelStoreError {
+    /// If the model has a repository on the hub, `serve` may install it.
     #[error(
         "model `{name}` is not installed as {precision} in {}{}{}",
-        .models_dir.display(), instead(*.precision, .installed), advice(.repo.as_ref(), .name, *.precision, .known)
+        .models_dir.display(), other_precisions(*.precision, .installed),
+        how_to_install(.repo.as_ref(), .name, *.precision, .known)
     )]
     NotInstalled {
         name: String,
         precision: Precision,
-        /// In what other precisions it is.
+        /// The other precisions in which the model is installed.
         installed: Box<[Precision]>,
         repo: Option<Repo>,
         models_dir: PathBuf,
+        /// The names of all installed models.
         known: Box<[String]>,
     },
     #[error("{0} is no model name; letters, digits, `.`, `_` and `-` are allowed, or OWNER/NAME of the hub")]
@@ -61,51 +65,64 @@ pub enum ResolveError {
     },
 }
 
-/// What is there of a model that is not there as it is wanted.
-fn instead(wanted: Precision, installed: &[Precision]) -> String {
+/// The part of the message that lists the precisions in which the model is installed.
+fn other_precisions(wanted: Precision, installed: &[Precision]) -> String {
     if installed.is_empty() {
         return String::new();
     }
-    let installed: Vec<_> = installed.iter().map(|precision| precision.as_str()).collect();
+
     let why = if wanted == Precision::Fp16 { ", and CUDA takes fp16 only" } else { "" };
-    format!(" (it is there as {}{why})", installed.join(", "))
+    format!(" (it is there as {}{why})", joined(installed))
 }
 
-fn advice(repo: Option<&Repo>, name: &str, precision: Precision, known: &[String]) -> String {
-    let installed = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
-    match repo {
-        Some(_) => format!("; install it with: hush-server install {name} --precision {precision}"),
-        None if known.iter().any(|known| known == name) => {
-            format!(
-                "; install its checkpoint once more: hush-server install FOLDER --name {name} --precision {precision}"
-            )
-        }
-        None => format!(
-            "; it is no model of the hub either (OWNER/NAME, or a short name such as base). A checkpoint of yours: \
-             hush-server install FOLDER --name {name}. Installed: {installed}"
-        ),
+/// The part of the message that says how to install the model.
+fn how_to_install(repo: Option<&Repo>, name: &str, precision: Precision, known: &[String]) -> String {
+    if repo.is_some() {
+        return format!("; install it with: hush-server install {name} --precision {precision}");
     }
+    if known.iter().any(|known| known == name) {
+        return format!(
+            "; install its checkpoint once more: hush-server install FOLDER --name {name} --precision {precision}"
+        );
+    }
+
+    let installed = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
+    format!(
+        "; it is no model of the hub either (OWNER/NAME, or a short name such as base). A checkpoint of yours: \
+         hush-server install FOLDER --name {name}. Installed: {installed}"
+    )
+}
+
+fn joined(precisions: &[Precision]) -> String {
+    let names: Vec<_> = precisions.iter().map(|precision| precision.as_str()).collect();
+    names.join(", ")
 }
 
 /// The folder with the installed models.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct ModelStore {
     pub models_dir: PathBuf,
 }
 
-impl Store {
+impl ModelStore {
     pub fn new(models_dir: impl Into<PathBuf>) -> Self {
         Self { models_dir: models_dir.into() }
     }
 
-    /// The folder of a model with this name, whether it is there or not.
+    /// The folder of a model with this name, which need not exist.
     pub fn folder(&self, name: &str) -> PathBuf {
         self.models_dir.join(folder_of(name))
     }
 
-    /// Names and precisions of what is installed, sorted. A models folder that is not there holds nothing.
+    /// The folder of a model in one precision, which need not exist.
+    pub fn dir(&self, name: &str, precision: Precision) -> PathBuf {
+        self.folder(name).join(precision.as_str())
+    }
+
+    /// Names and precisions of the installed models, sorted; empty if there is no models folder.
     pub fn installed(&self) -> Vec<(String, Vec<Precision>)> {
         let Ok(entries) = fs::read_dir(&self.models_dir) else { return Vec::new() };
+
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let mut models: Vec<_> = names
             .filter(|name| !name.starts_with('.'))
@@ -115,180 +132,201 @@ impl Store {
             })
             .filter(|(_, precisions)| !precisions.is_empty())
             .collect();
+
         models.sort();
         models
     }
 
-    fn known(&self) -> Vec<String> {
+    fn names(&self) -> Vec<String> {
         self.installed().into_iter().map(|(name, _)| name).collect()
     }
 
-    /// The model when none is named: the only one, or `base` (as in whisper-asr-webservice) when there is none.
-    pub fn default_model(&self) -> Result<String, ResolveError> {
-        let known = self.known();
+    /// The model to use if the settings name none: the only installed one, or `base` (as in whisper-asr-webservice) if
+    /// none is installed.
+    ///
+    /// # Errors
+    /// If several models are installed.
+    pub fn default_model(&self) -> Result<String, ModelStoreError> {
+        let known = self.names();
         match known.as_slice() {
             [] => Ok("base".to_owned()),
             [only] => Ok(only.clone()),
-            _ => Err(ResolveError::Several { models_dir: self.models_dir.clone(), known }),
+            _ => Err(ModelStoreError::Several { models_dir: self.models_dir.clone(), known }),
         }
     }
 
-    pub fn find(&self, model: &str, wanted: PrecisionChoice, device: Device) -> Result<Resolved, ResolveError> {
+    /// `model`: a name, or the path of a model directory or of a folder with one directory for each precision.
+    ///
+    /// # Errors
+    /// If there is no such model, or not in a precision that is wanted and runs on `device`.
+    pub fn find(&self, model: &str, wanted: PrecisionChoice, device: Device) -> Result<StoredModel, ModelStoreError> {
         if let Some(dir) = as_folder(model) {
             return find_folder(&dir, wanted, device);
         }
         if !is_name(model) && Repo::of(model).is_none() {
-            return Err(ResolveError::BadName(format!("{model:?}")));
+            return Err(ModelStoreError::BadName(format!("{model:?}")));
         }
+
         let folder = self.folder(model);
         let installed = precisions_in(&folder);
         match choose(&installed, wanted, device) {
             Ok(precision) => {
                 warn_if_second_choice(model, precision, wanted, device);
-                Ok(Resolved { id: model.to_owned(), dir: folder.join(precision.as_str()), precision })
+                Ok(StoredModel { id: model.to_owned(), dir: folder.join(precision.as_str()), precision })
             }
-            Err(precision) => Err(ResolveError::NotInstalled {
+            Err(precision) => Err(ModelStoreError::NotInstalled {
                 name: model.to_owned(),
                 precision,
                 installed: installed.into(),
                 repo: Repo::of(model),
                 models_dir: self.models_dir.clone(),
-                known: self.known().into(),
+                known: self.names().into(),
             }),
         }
     }
 }
 
-/// Every model has a name of its own.
-pub fn check_ids<'a>(ids: impl Iterator<Item = &'a str>) -> Result<(), ResolveError> {
-    let mut seen = std::collections::BTreeSet::new();
+/// # Errors
+/// If two of the models have the same name.
+pub fn check_ids<'a>(ids: impl Iterator<Item = &'a str>) -> Result<(), ModelStoreError> {
+    let mut seen = BTreeSet::new();
     for id in ids {
         if !seen.insert(id) {
-            return Err(ResolveError::Twice(id.to_owned()));
+            return Err(ModelStoreError::Twice(id.to_owned()));
         }
     }
     Ok(())
 }
 
-/// One plain path component that no tool takes for an option or a hidden file.
+/// Whether the text is one plain path component that no tool takes for an option or a hidden file.
 pub fn is_name(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// What the user means as a path: anything that looks like one, and `a/b` where that exists. A lone word is a
-/// name, whatever lies in the current folder.
+/// The text as a path, if the user means it as one: anything that looks like a path, and `a/b` if that exists. A single
+/// word is a name, even if a folder of that name is in the current folder.
 pub fn as_folder(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
-    let explicit = path.is_absolute()
+    let is_explicit = path.is_absolute()
         || text.ends_with('/')
         || matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir));
-    (explicit || (text.contains('/') && path.exists())).then(|| path.to_owned())
+    (is_explicit || (text.contains('/') && path.exists())).then(|| path.to_owned())
 }
 
-fn find_folder(dir: &Path, wanted: PrecisionChoice, device: Device) -> Result<Resolved, ResolveError> {
-    // The name of `.` is that of the folder it stands for.
-    let dir = fs::canonicalize(dir).map_err(|_| ResolveError::NoFolder(dir.to_owned()))?;
+fn find_folder(dir: &Path, wanted: PrecisionChoice, device: Device) -> Result<StoredModel, ModelStoreError> {
+    // `.` gets the name of the folder that it stands for.
+    let dir = fs::canonicalize(dir).map_err(|_| ModelStoreError::NoFolder(dir.to_owned()))?;
     if !dir.is_dir() {
-        return Err(ResolveError::Checkpoint(dir));
+        return Err(ModelStoreError::Checkpoint(dir));
     }
-    let name =
-        |dir: &Path| dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
     if dir.join(MANIFEST).is_file() {
-        let precision = precision_of(&dir)?;
-        if let PrecisionChoice::Exactly(wanted) = wanted
-            && wanted != precision
-        {
-            return Err(ResolveError::OtherPrecision { dir, wanted, installed: precision.to_string() });
-        }
-        if !suits(precision, device) {
-            return Err(ResolveError::NotForCuda { dir, installed: precision.to_string() });
-        }
-        let own = name(&dir);
-        let id = if own == precision.as_str() { dir.parent().map_or(own, name) } else { own };
-        warn_if_second_choice(&id, precision, wanted, device);
-        return Ok(Resolved { id, dir, precision });
+        return open_model_dir(dir, wanted, device);
     }
+
     let installed = precisions_in(&dir);
     if installed.is_empty() {
-        let checkpoint = ["config.json", "model.bin"].iter().any(|file| dir.join(file).is_file());
-        return Err(if checkpoint { ResolveError::Checkpoint(dir) } else { ResolveError::NotAModel(dir) });
+        let is_checkpoint = ["config.json", "model.bin"].iter().any(|file| dir.join(file).is_file());
+        return Err(if is_checkpoint { ModelStoreError::Checkpoint(dir) } else { ModelStoreError::NotAModel(dir) });
     }
+
     match choose(&installed, wanted, device) {
         Ok(precision) => {
-            let id = name(&dir);
+            let id = folder_name(&dir);
             warn_if_second_choice(&id, precision, wanted, device);
-            Ok(Resolved { id, dir: dir.join(precision.as_str()), precision })
+            Ok(StoredModel { id, dir: dir.join(precision.as_str()), precision })
         }
-        Err(wanted) => {
-            let names: Vec<_> = installed.iter().map(|precision| precision.as_str()).collect();
-            let names = names.join(", ");
-            Err(if installed.iter().any(|precision| suits(*precision, device)) {
-                ResolveError::OtherPrecision { dir, wanted, installed: names }
-            } else {
-                ResolveError::NotForCuda { dir, installed: names }
-            })
+        Err(wanted) if installed.iter().any(|precision| runs_on(*precision, device)) => {
+            Err(ModelStoreError::OtherPrecision { dir, wanted, installed: joined(&installed) })
         }
+        Err(_) => Err(ModelStoreError::NotForCuda { dir, installed: joined(&installed) }),
     }
+}
+
+/// The model of a directory that holds a manifest itself.
+fn open_model_dir(dir: PathBuf, wanted: PrecisionChoice, device: Device) -> Result<StoredModel, ModelStoreError> {
+    let precision = read_precision(&dir)?;
+    if let PrecisionChoice::Exactly(wanted) = wanted
+        && wanted != precision
+    {
+        return Err(ModelStoreError::OtherPrecision { dir, wanted, installed: precision.to_string() });
+    }
+    if !runs_on(precision, device) {
+        return Err(ModelStoreError::NotForCuda { dir, installed: precision.to_string() });
+    }
+
+    let own_name = folder_name(&dir);
+    let id = match dir.parent() {
+        Some(parent) if own_name == precision.as_str() => folder_name(parent),
+        _ => own_name,
+    };
+    warn_if_second_choice(&id, precision, wanted, device);
+    Ok(StoredModel { id, dir, precision })
+}
+
+fn folder_name(dir: &Path) -> String {
+    dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 fn precisions_in(folder: &Path) -> Vec<Precision> {
-    let there = |precision: &Precision| folder.join(precision.as_str()).join(MANIFEST).is_file();
-    Precision::ALL.iter().copied().filter(there).collect()
+    let is_installed = |precision: &Precision| folder.join(precision.as_str()).join(MANIFEST).is_file();
+    Precision::ALL.iter().copied().filter(is_installed).collect()
 }
 
-/// Only the precision: the engine checks the rest when it opens the directory.
-fn precision_of(dir: &Path) -> Result<Precision, ResolveError> {
+/// Reads nothing else of the manifest: the engine checks the rest when it opens the directory.
+fn read_precision(dir: &Path) -> Result<Precision, ModelStoreError> {
     #[derive(serde::Deserialize)]
-    struct Head {
+    struct ManifestPrecision {
         precision: String,
     }
+
     let path = dir.join(MANIFEST);
-    let unreadable = |cause| ResolveError::Unreadable { path: path.clone(), cause };
+    let unreadable = |cause| ModelStoreError::Unreadable { path: path.clone(), cause };
     let text = fs::read(&path).map_err(|cause| unreadable(cause.into()))?;
-    let head: Head = serde_json::from_slice(&text).map_err(|cause| unreadable(cause.into()))?;
-    head.precision.parse().map_err(|_| unreadable(format!("`precision` is {:?}", head.precision).into()))
+    let manifest: ManifestPrecision = serde_json::from_slice(&text).map_err(|cause| unreadable(cause.into()))?;
+    manifest.precision.parse().map_err(|_| unreadable(format!("`precision` is {:?}", manifest.precision).into()))
 }
 
-/// What runs on a device, best first.
-const fn order(device: Device) -> &'static [Precision] {
+/// The precisions that a device runs, best first.
+const fn precisions_for(device: Device) -> &'static [Precision] {
     match device {
         Device::Cpu => &[Precision::Int8, Precision::Fp32, Precision::Fp16],
         Device::Cuda(_) => &[Precision::Fp16],
     }
 }
 
-fn suits(precision: Precision, device: Device) -> bool {
-    order(device).contains(&precision)
+fn runs_on(precision: Precision, device: Device) -> bool {
+    precisions_for(device).contains(&precision)
 }
 
-/// What `auto` builds for a device.
-pub const fn best(device: Device) -> Precision {
+/// The precision that `auto` installs for a device.
+pub const fn best_precision(device: Device) -> Precision {
     match device {
         Device::Cpu => Precision::Int8,
         Device::Cuda(_) => Precision::Fp16,
     }
 }
 
-/// The precision to load, or the one that is missing.
+/// The precision to load; the error is the precision that is missing.
 fn choose(installed: &[Precision], wanted: PrecisionChoice, device: Device) -> Result<Precision, Precision> {
     match wanted {
-        PrecisionChoice::Exactly(precision) if installed.contains(&precision) && suits(precision, device) => {
+        PrecisionChoice::Exactly(precision) if installed.contains(&precision) && runs_on(precision, device) => {
             Ok(precision)
         }
         PrecisionChoice::Exactly(precision) => Err(precision),
         PrecisionChoice::Auto => {
-            order(device).iter().copied().find(|precision| installed.contains(precision)).ok_or(best(device))
+            let mut by_preference = precisions_for(device).iter().copied();
+            by_preference.find(|precision| installed.contains(precision)).ok_or(best_precision(device))
         }
     }
 }
 
 fn warn_if_second_choice(model: &str, precision: Precision, wanted: PrecisionChoice, device: Device) {
-    if wanted == PrecisionChoice::Auto && precision != best(device) {
+    let best = best_precision(device);
+    if wanted == PrecisionChoice::Auto && precision != best {
         tracing::warn!(
             model,
-            "{} would suit {device} best, but only {precision} is installed; `hush-server install` makes the other",
-            best(device)
+            "{best} would suit {device} best, but only {precision} is installed; `hush-server install` makes the other"
         );
     }
 }
@@ -300,8 +338,8 @@ pub(super) mod tests {
     const AUTO: PrecisionChoice = PrecisionChoice::Auto;
     const CUDA: Device = Device::Cuda(crate::gpu::CudaDevice::Index(0));
 
-    /// A folder with models of which only the manifests are there: `name/precision`.
-    pub fn store(models: &[&str]) -> (tempfile::TempDir, Store) {
+    /// A models folder in which each of `models` (`name/precision`) has only its manifest.
+    pub fn store(models: &[&str]) -> (tempfile::TempDir, ModelStore) {
         let folder = tempfile::tempdir().unwrap();
         for model in models {
             let dir = folder.path().join(model);
@@ -309,7 +347,7 @@ pub(super) mod tests {
             let precision = model.rsplit('/').next().unwrap();
             fs::write(dir.join(MANIFEST), format!("{{\"precision\":\"{precision}\"}}")).unwrap();
         }
-        let store = Store::new(folder.path());
+        let store = ModelStore::new(folder.path());
         (folder, store)
     }
 
@@ -346,7 +384,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn one_model_under_all_its_names() {
+    fn one_model_is_found_under_all_its_names() {
         let (folder, store) = store(&["large-v3-turbo/int8", "someone--tune/int8"]);
         for name in ["turbo", "large-v3-turbo", "openai/whisper-large-v3-turbo"] {
             let found = store.find(name, AUTO, Device::Cpu).unwrap();
@@ -359,16 +397,16 @@ pub(super) mod tests {
     fn what_is_not_installed_is_typed() {
         let (_folder, store) = store(&["base/int8"]);
         let error = store.find("turbo", AUTO, CUDA).unwrap_err();
-        let ResolveError::NotInstalled { precision, repo, .. } = &error else { panic!("{error:?}") };
+        let ModelStoreError::NotInstalled { precision, repo, .. } = &error else { panic!("{error:?}") };
         assert_eq!((*precision, repo.as_ref().unwrap().as_str()), (Precision::Fp16, "openai/whisper-large-v3-turbo"));
         assert!(error.to_string().contains("hush-server install turbo"), "{error}");
         let other = store.find("base", exactly(Precision::Fp32), Device::Cpu).unwrap_err();
-        assert!(matches!(other, ResolveError::NotInstalled { precision: Precision::Fp32, .. }), "{other:?}");
-        let unknown = store.find("nobodys", AUTO, Device::Cpu).unwrap_err();
-        assert!(matches!(unknown, ResolveError::NotInstalled { repo: None, .. }), "{unknown:?}");
+        assert!(matches!(other, ModelStoreError::NotInstalled { precision: Precision::Fp32, .. }), "{other:?}");
+        let unknown = store.find("unpublished", AUTO, Device::Cpu).unwrap_err();
+        assert!(matches!(unknown, ModelStoreError::NotInstalled { repo: None, .. }), "{unknown:?}");
         assert!(unknown.to_string().contains("Installed: base"), "{unknown}");
-        assert!(matches!(store.find("-x", AUTO, Device::Cpu), Err(ResolveError::BadName(_))));
-        assert!(matches!(store.find("", AUTO, Device::Cpu), Err(ResolveError::BadName(_))));
+        assert!(matches!(store.find("-x", AUTO, Device::Cpu), Err(ModelStoreError::BadName(_))));
+        assert!(matches!(store.find("", AUTO, Device::Cpu), Err(ModelStoreError::BadName(_))));
     }
 
     #[test]
@@ -381,24 +419,24 @@ pub(super) mod tests {
         assert_eq!(find("mine", AUTO).unwrap().id, "mine");
         assert_eq!(find("mine/fp32", AUTO).unwrap().id, "mine");
         assert_eq!(find("alone", AUTO).unwrap().id, "alone");
-        assert!(matches!(find("alone", exactly(Precision::Int8)), Err(ResolveError::OtherPrecision { .. })));
-        assert!(matches!(find("mine", exactly(Precision::Fp16)), Err(ResolveError::OtherPrecision { .. })));
-        assert!(matches!(find("gone", AUTO), Err(ResolveError::NoFolder(_))));
+        assert!(matches!(find("alone", exactly(Precision::Int8)), Err(ModelStoreError::OtherPrecision { .. })));
+        assert!(matches!(find("mine", exactly(Precision::Fp16)), Err(ModelStoreError::OtherPrecision { .. })));
+        assert!(matches!(find("gone", AUTO), Err(ModelStoreError::NoFolder(_))));
 
         fs::create_dir_all(folder.path().join("raw")).unwrap();
-        assert!(matches!(find("raw", AUTO), Err(ResolveError::NotAModel(_))));
+        assert!(matches!(find("raw", AUTO), Err(ModelStoreError::NotAModel(_))));
         fs::write(folder.path().join("raw/config.json"), "{}").unwrap();
         let error = find("raw", AUTO).unwrap_err().to_string();
         assert!(error.contains("hush-server install /"), "{error}");
         fs::write(folder.path().join("alone/model.json"), "{").unwrap();
-        assert!(matches!(find("alone", AUTO), Err(ResolveError::Unreadable { .. })));
+        assert!(matches!(find("alone", AUTO), Err(ModelStoreError::Unreadable { .. })));
     }
 
     #[test]
     fn the_default_model() {
         let (_folder, none) = store(&[]);
         assert_eq!(none.default_model().unwrap(), "base");
-        assert_eq!(Store::new("/nowhere").default_model().unwrap(), "base");
+        assert_eq!(ModelStore::new("/nowhere").default_model().unwrap(), "base");
         let (_folder, one) = store(&["mine/int8", "mine/fp32", ".download/x"]);
         assert_eq!(one.default_model().unwrap(), "mine");
         assert_eq!(one.installed(), [("mine".to_owned(), vec![Precision::Fp32, Precision::Int8])]);
@@ -420,6 +458,6 @@ pub(super) mod tests {
     #[test]
     fn names_are_unique() {
         assert!(check_ids(["a", "b"].into_iter()).is_ok());
-        assert!(matches!(check_ids(["a", "b", "a"].into_iter()), Err(ResolveError::Twice(id)) if id == "a"));
+        assert!(matches!(check_ids(["a", "b", "a"].into_iter()), Err(ModelStoreError::Twice(id)) if id == "a"));
     }
 }
