@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hush_controller::control_loop::{LoopSnapshot as Snapshot, Readiness};
 use hush_controller::metrics::Metrics;
-use hush_controller::run::{Readiness, Snapshot};
 use hush_controller::web::{self, Hosts, Web};
 use hush_controller::{listen, ops};
 use hush_listener::ListenOptions;

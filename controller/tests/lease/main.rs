@@ -7,8 +7,10 @@ mod world;
 
 use std::time::Duration;
 
-use hush_controller::lease::candidate::{Candidate, Next, Record, Terms};
-use hush_controller::lease::{Loss, Moment};
+use hush_controller::lease::candidate::{
+    LeaseCandidate as Candidate, LeaseRecord as Record, LeaseStep as Next, LeaseTiming as Terms,
+};
+use hush_controller::lease::{BootInstant as Moment, ClaimLoss as Loss};
 use proptest::prelude::*;
 use world::{Faults, World};
 

@@ -5,8 +5,10 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use hush_controller::lease::Moment;
-use hush_controller::lease::candidate::{Candidate, Next, Record, Terms};
+use hush_controller::lease::BootInstant as Moment;
+use hush_controller::lease::candidate::{
+    LeaseCandidate as Candidate, LeaseRecord as Record, LeaseStep as Next, LeaseTiming as Terms,
+};
 use proptest::prelude::*;
 
 const CANDIDATES: usize = 3;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hush_controller::run::others::Others;
+use hush_controller::control_loop::peer_actions::PeerActions as Others;
 use hush_core::{
     Action, Amount, Asks, Gpu, GpuId, Labels, Memory, Model, ModelKey, Policy, PolicyName, Residency, Selector,
     ServerName, Settled, State, World, step,

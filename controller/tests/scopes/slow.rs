@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use hush_controller::act::{Backoff, Verdict};
-use hush_controller::run::others::{Others, PATIENCE};
-use hush_controller::run::pause_after;
+use hush_controller::act::{Backoff, CommandVerdict as Verdict};
+use hush_controller::control_loop::pause_after;
+use hush_controller::control_loop::peer_actions::{PEER_COMMAND_TIMEOUT as PATIENCE, PeerActions as Others};
 use hush_core::{Action, Gpu, GpuId, Memory, Policy, Settled, World, step};
 use proptest::collection::vec;
 use proptest::prelude::*;

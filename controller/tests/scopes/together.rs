@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hush_controller::run::others::PATIENCE;
+use hush_controller::control_loop::peer_actions::PEER_COMMAND_TIMEOUT as PATIENCE;
 use hush_core::{Amount, Asks, Policy};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use hush_core::{Plan, Policy, PolicyName, ServerName, World};
 use jiff::Timestamp;
 
-use super::Paused;
-use crate::act::Record;
+use super::PausedPolicy;
+use crate::act::CommandRecord;
 use crate::observe::{Observation, Targets};
 
-/// For status, page and plugin; to decide by it would be a race.
+/// The result of one step, for status, page and plugin. It is out of date when it is read: a decision that is based on it
+/// would race with the next step.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub struct LoopSnapshot {
     pub at: Timestamp,
     pub world: World,
     pub plan: Plan,
@@ -21,19 +22,19 @@ pub struct Snapshot {
     pub seen: BTreeMap<ServerName, Observation>,
     /// What was left out of the world, and why.
     pub problems: Vec<String>,
-    /// Policies that count as dry run, because a person said so.
-    pub paused: BTreeMap<PolicyName, Paused>,
-    /// The last commands and what would have been commanded, oldest first.
-    pub records: Vec<Record>,
+    /// Policies that a user has paused; they count as dry run.
+    pub paused: BTreeMap<PolicyName, PausedPolicy>,
+    /// The last commands, and those that dry-run policies would have caused; oldest first.
+    pub records: Vec<CommandRecord>,
 }
 
-impl Snapshot {
-    /// The policies, those that are paused in dry run.
+impl LoopSnapshot {
+    /// The policies as they are enforced: a paused policy counts as a dry run.
     pub fn in_force(&self) -> Vec<Policy> {
-        in_force(&self.policies, &self.paused)
+        with_pauses(&self.policies, &self.paused)
     }
 
-    /// Before the first step.
+    /// The snapshot before the first step.
     pub fn nothing() -> Self {
         Self {
             at: Timestamp::UNIX_EPOCH,
@@ -54,9 +55,12 @@ impl Snapshot {
     }
 }
 
-/// The policies, those that are paused in dry run.
-pub fn in_force(policies: &[Policy], paused: &BTreeMap<PolicyName, Paused>) -> Vec<Policy> {
-    let pause =
-        |policy: &Policy| Policy { dry_run: policy.dry_run || paused.contains_key(&policy.name), ..policy.clone() };
-    policies.iter().map(pause).collect()
+/// The policies with each paused one turned into a dry run.
+pub fn with_pauses(policies: &[Policy], paused: &BTreeMap<PolicyName, PausedPolicy>) -> Vec<Policy> {
+    let with_pause = |policy: &Policy| {
+        let dry_run = policy.dry_run || paused.contains_key(&policy.name);
+        Policy { dry_run, ..policy.clone() }
+    };
+
+    policies.iter().map(with_pause).collect()
 }

@@ -1,51 +1,53 @@
-//! Unloads that servers report, until a sample shows them: a server that says that it has unloaded a model and goes on as
-//! before is not told again and again.
+//! Unloads that servers have reported and no sample shows yet. A server that reports an unload and shows the model as
+//! before would otherwise get the same command again and again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hush_core::{ModelKey, State, World};
 
-use super::backoff::Verdict;
+use super::backoff::CommandVerdict;
 
 #[derive(Clone, Debug, Default)]
-pub struct UnprovenUnloads(BTreeMap<ModelKey, Report>);
+pub struct UnverifiedUnloads(BTreeMap<ModelKey, ReportedUnload>);
 
 #[derive(Clone, Copy, Debug)]
-struct Report {
+struct ReportedUnload {
     generation: u64,
     at: Instant,
 }
 
-impl UnprovenUnloads {
-    /// A server has reported at `at` that it unloaded this generation of the model.
+impl UnverifiedUnloads {
+    /// Records that a server reported at `at` that it unloaded this generation of the model.
     pub fn reported(&mut self, key: ModelKey, generation: u64, at: Instant) {
-        self.0.insert(key, Report { generation, at });
+        self.0.insert(key, ReportedUnload { generation, at });
     }
 
-    /// What the samples show of the reports before them; `now`: what the ages of the samples are counted from. A model
-    /// that has been loaded again since has another generation.
-    pub fn compare(&mut self, now: Instant, world: &World) -> Vec<(ModelKey, Verdict)> {
+    /// Compares each report with the first sample after it, and returns the verdicts. The ages of the samples are counted
+    /// from `now`. A model that was loaded again since the report has another generation.
+    pub fn compare(&mut self, now: Instant, world: &World) -> Vec<(ModelKey, CommandVerdict)> {
         if self.0.is_empty() {
             return Vec::new();
         }
+
         let mut verdicts = Vec::new();
         for model in &world.models {
             let Some(report) = self.0.get(&model.key) else { continue };
             if now.checked_sub(model.sample_age).is_none_or(|sampled_at| sampled_at <= report.at) {
                 continue;
             }
-            let unchanged = model.state == State::Ready && model.generation == report.generation;
-            let verdict = if unchanged { Verdict::NoEffect } else { Verdict::Done };
+
+            let is_unchanged = model.state == State::Ready && model.generation == report.generation;
+            let verdict = if is_unchanged { CommandVerdict::NoEffect } else { CommandVerdict::Done };
             self.0.remove(&model.key);
             verdicts.push((model.key.clone(), verdict));
         }
         verdicts
     }
 
-    /// A server that shows nothing any more is forgotten like one that is gone.
-    pub fn forget_before(&mut self, now: Instant, patience: Duration) {
-        self.0.retain(|_, report| now.saturating_duration_since(report.at) <= patience);
+    /// Forgets reports that are older than `timeout`: the server shows nothing any more.
+    pub fn forget_before(&mut self, now: Instant, timeout: Duration) {
+        self.0.retain(|_, report| now.saturating_duration_since(report.at) <= timeout);
     }
 }
 
@@ -91,12 +93,12 @@ mod tests {
         let second = Duration::from_secs(1);
         let reported = Instant::now() + 100 * second;
         for (generation, state, verdict) in [
-            (3, State::Ready, Verdict::NoEffect),
-            (3, State::Unloaded, Verdict::Done),
-            (3, State::Draining, Verdict::Done),
-            (4, State::Ready, Verdict::Done),
+            (3, State::Ready, CommandVerdict::NoEffect),
+            (3, State::Unloaded, CommandVerdict::Done),
+            (3, State::Draining, CommandVerdict::Done),
+            (4, State::Ready, CommandVerdict::Done),
         ] {
-            let mut reports = UnprovenUnloads::default();
+            let mut reports = UnverifiedUnloads::default();
             reports.reported(key(), 3, reported);
             let now = reported + second;
             assert!(reports.compare(now, &world(generation, state, 2 * second)).is_empty(), "the sample is older");
@@ -104,7 +106,7 @@ mod tests {
             assert_eq!(compared, [(key(), verdict)], "{generation} {state:?}");
             assert!(reports.compare(now, &world(generation, state, second / 2)).is_empty(), "once");
         }
-        let mut reports = UnprovenUnloads::default();
+        let mut reports = UnverifiedUnloads::default();
         reports.reported(key(), 3, reported);
         reports.forget_before(reported + 3 * second, 2 * second);
         assert!(reports.compare(reported + 3 * second, &world(3, State::Ready, Duration::ZERO)).is_empty());
