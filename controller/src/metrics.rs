@@ -187,7 +187,8 @@ metrics! {
         ),
         queue_length: IntGaugeVec = gauges(
             "hush_controller_queue_length",
-            "What waits in the last step: `commands` that are under way or wait for their turn, `requests` of people, `events` that are not written yet.",
+            "What waits in the last step: `commands` that are under way or wait for their turn, `requests` of people, `events` \
+             that are not written yet.",
             &["queue"],
         ),
     }

@@ -67,7 +67,7 @@ impl Audit {
         let (action, until, claimed_by) = match change {
             PauseChange::Paused(paused) => ("Pause", paused.until, paused.claimed_by.clone()),
             PauseChange::Resumed(claimed_by) => ("Resume", None, claimed_by.clone()),
-            PauseChange::Over => ("Resume", None, None),
+            PauseChange::Expired => ("Resume", None, None),
         };
         let note = change.to_string();
         tracing::info!(%policy, "{note}");

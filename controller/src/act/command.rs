@@ -234,9 +234,9 @@ fn policy(decision: &Decision) -> Result<Option<PolicyName>, CommandError> {
 mod tests {
     use super::*;
 
-    /// A refusal that would write to the terminal of the person who reads it.
+    /// A refusal whose control characters would act on the terminal that shows it.
     #[test]
-    fn what_a_hostile_server_says_is_one_line_of_bounded_length() {
+    fn the_message_of_a_hostile_server_is_one_line_of_bounded_length() {
         let message = format!("\u{1b}]0;owned\u{7}\n2026 INFO all is well\u{202e}{}", "A".repeat(30_000));
         let body = serde_json::json!({"code": "busy\u{1b}[31m", "message": message}).to_string();
         let answer = |status| Answer { status, body: body.clone().into() };

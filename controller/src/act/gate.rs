@@ -13,7 +13,7 @@ pub enum ActionRefusal {
     WiderLeader(String),
     #[error("another controller leads: {0}")]
     OtherLeader(String),
-    #[error("nobody leads yet")]
+    #[error("no controller leads yet")]
     NoLeader,
     #[error(
         "the controllers of the installation `{installation}` act for {scope}, so this installation acts on nothing and \

@@ -101,8 +101,8 @@ impl EventPublisher {
                 Some((text, self.policy(&record.decision.policy), self.pod(&record.decision.server)))
             }
             LoopEvent::Pause(policy, change) => Some((pause_text(change), self.policy(&policy.to_string()), None)),
-            LoopEvent::Odd(_) if self.gate.open().is_err() => None,
-            LoopEvent::Odd(DisagreeingReport { server, note }) => {
+            LoopEvent::ReportsDisagree(_) if self.gate.open().is_err() => None,
+            LoopEvent::ReportsDisagree(DisagreeingReport { server, note }) => {
                 let action = "Observe".to_owned();
                 let text = EventText { is_warning: true, reason: "ReportsDisagree", action, note: note.clone() };
                 Some((text, None, self.pod(server)))
@@ -148,7 +148,7 @@ pub(super) fn policy_reference(name: &PolicyName, object: &PolicyObject) -> Obje
 fn pause_text(change: &PauseChange) -> EventText {
     let (is_warning, reason, action) = match change {
         PauseChange::Paused(_) => (true, PAUSED, "Pause"),
-        PauseChange::Resumed(_) | PauseChange::Over => (false, "Resumed", "Resume"),
+        PauseChange::Resumed(_) | PauseChange::Expired => (false, "Resumed", "Resume"),
     };
     EventText { is_warning, reason, action: action.to_owned(), note: change.to_string() }
 }

@@ -34,7 +34,7 @@ const FAILURES_SHOWN: u32 = 3;
 pub struct StatusWriter {
     pub client: Client,
     pub events: Recorder,
-    /// Of several controllers, only the one with the claim writes.
+    /// Only the controller with the claim writes.
     pub claim: Claim,
     pub policies: watch::Receiver<Policies>,
     pub snapshots: watch::Receiver<Arc<LoopSnapshot>>,

@@ -70,7 +70,7 @@ pub enum LoopEvent {
     /// A command that was sent has ended.
     Command(Box<CommandRecord>),
     /// The report of a server on a GPU differs from the reports of other servers.
-    Odd(DisagreeingReport),
+    ReportsDisagree(DisagreeingReport),
     /// A policy was paused or resumed by a user, or its pause has expired.
     Pause(PolicyName, PauseChange),
 }
@@ -352,7 +352,7 @@ impl ControlLoop {
     fn report_disagreeing(&mut self, disagreeing: Vec<DisagreeingReport>) {
         let before: BTreeSet<_> = self.disagreeing.iter().map(|report| report.server.clone()).collect();
         for report in disagreeing.iter().filter(|report| !before.contains(&report.server)) {
-            self.send_event(LoopEvent::Odd(report.clone()));
+            self.send_event(LoopEvent::ReportsDisagree(report.clone()));
         }
 
         self.disagreeing = disagreeing;
@@ -392,7 +392,7 @@ impl ControlLoop {
         let expired: Vec<PolicyName> = expired.map(|(name, _)| name.clone()).collect();
         for name in expired {
             self.paused.remove(&name);
-            self.record_pause(now, &name, PauseChange::Over);
+            self.record_pause(now, &name, PauseChange::Expired);
         }
 
         if self.paused.is_empty() {

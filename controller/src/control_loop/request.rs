@@ -75,7 +75,7 @@ pub enum PauseChange {
     Paused(PausedPolicy),
     Resumed(Option<ClaimedName>),
     /// The time of the pause has expired.
-    Over,
+    Expired,
 }
 
 impl fmt::Display for PauseChange {
@@ -86,7 +86,7 @@ impl fmt::Display for PauseChange {
                 f.write_str("in force again")?;
                 write_requester(f, by.as_ref())
             }
-            Self::Over => f.write_str("in force again: the time of its pause is over"),
+            Self::Expired => f.write_str("in force again: the time of its pause is over"),
         }
     }
 }
@@ -114,6 +114,6 @@ mod tests {
             unnamed.to_string(),
             "paused until it is resumed, asked for with the page's token and without a name"
         );
-        assert!(PauseChange::Over.to_string().contains("its pause is over"));
+        assert!(PauseChange::Expired.to_string().contains("its pause is over"));
     }
 }
