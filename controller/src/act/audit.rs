@@ -9,7 +9,7 @@ use hush_core::{Decision, PolicyName};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::command::CommandOutcome;
+use super::command::CommandResult;
 use crate::amount::gib;
 use crate::control_loop::{ClaimedName, PauseChange};
 use crate::metrics::Metrics;
@@ -24,7 +24,7 @@ pub struct CommandRecord {
     #[serde(flatten)]
     pub decision: Decision,
     #[serde(flatten)]
-    pub outcome: CommandOutcome,
+    pub outcome: CommandResult,
     /// Seconds from the decision to the end.
     pub seconds: f64,
 }
@@ -96,19 +96,19 @@ fn log_command(record: &CommandRecord) {
     let seconds = format!("{:.3}", record.seconds);
 
     match &record.outcome {
-        CommandOutcome::Unloaded { reclaimed_bytes, residual_bytes } => {
+        CommandResult::Unloaded { reclaimed_bytes, residual_bytes } => {
             let came_back = reclaimed_bytes.map_or_else(|| "not measured".to_owned(), gib);
             let residual = residual_bytes.filter(|bytes| *bytes > 0).map(gib);
             tracing::info!(%server, model, %reason, policy, came_back, residual, seconds, "unloaded");
         }
-        CommandOutcome::Loading => tracing::info!(%server, model, %reason, policy, seconds, "loading"),
-        CommandOutcome::Refused { code, message } => {
+        CommandResult::Loading => tracing::info!(%server, model, %reason, policy, seconds, "loading"),
+        CommandResult::Refused { code, message } => {
             tracing::info!(%server, model, %reason, policy, code, "the server refused to {action}: {message}");
         }
-        CommandOutcome::Withheld { message } => {
+        CommandResult::Withheld { message } => {
             tracing::debug!(%server, model, %reason, policy, "{action} is not sent: {message}");
         }
-        CommandOutcome::Failed { code, message } => {
+        CommandResult::Failed { code, message } => {
             tracing::warn!(%server, model, %reason, policy, code, "{action} failed: {message}");
         }
     }

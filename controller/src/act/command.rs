@@ -29,7 +29,7 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "outcome")]
-pub enum CommandOutcome {
+pub enum CommandResult {
     #[serde(rename_all = "camelCase")]
     Unloaded {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,7 +47,7 @@ pub enum CommandOutcome {
     Failed { code: &'static str, message: String },
 }
 
-impl CommandOutcome {
+impl CommandResult {
     pub fn failed(code: &'static str, message: impl std::fmt::Display) -> Self {
         Self::Failed { code, message: printable(&message.to_string(), MESSAGE_MAX_CHARS) }
     }
@@ -119,7 +119,7 @@ impl CommandError {
 }
 
 /// Sends one command and waits for its end.
-pub async fn send(client: &Client, url: &BaseUrl, token: Option<&str>, decision: &Decision) -> CommandOutcome {
+pub async fn send(client: &Client, url: &BaseUrl, token: Option<&str>, decision: &Decision) -> CommandResult {
     let timeout = match decision.action {
         Action::Unload => UNLOAD_TIMEOUT + Duration::from_secs(decision.drain_seconds.unwrap_or(0)),
         Action::Load => LOAD_TIMEOUT,
@@ -132,7 +132,7 @@ pub async fn send(client: &Client, url: &BaseUrl, token: Option<&str>, decision:
     };
 
     let ended = tokio::time::timeout(timeout, command).await.unwrap_or(Err(CommandError::Timeout(timeout)));
-    ended.unwrap_or_else(|error| CommandOutcome::failed(error.code(), error))
+    ended.unwrap_or_else(|error| CommandResult::failed(error.code(), error))
 }
 
 async fn unload(
@@ -140,7 +140,7 @@ async fn unload(
     url: &BaseUrl,
     token: Option<&str>,
     decision: &Decision,
-) -> Result<CommandOutcome, CommandError> {
+) -> Result<CommandResult, CommandError> {
     let request = UnloadRequest {
         if_generation: decision.if_generation,
         if_idle_seconds: bounded_seconds(decision.if_idle_seconds),
@@ -153,10 +153,10 @@ async fn unload(
 
     Ok(match read_answer::<UnloadResponse>(&answer)? {
         Ok(UnloadResponse { outcome: UnloadOutcome::Unloaded, reclaimed_bytes, residual_bytes, .. }) => {
-            CommandOutcome::Unloaded { reclaimed_bytes, residual_bytes }
+            CommandResult::Unloaded { reclaimed_bytes, residual_bytes }
         }
         Ok(UnloadResponse { outcome: UnloadOutcome::AlreadyUnloaded, .. }) => {
-            CommandOutcome::Unloaded { reclaimed_bytes: Some(0), residual_bytes: None }
+            CommandResult::Unloaded { reclaimed_bytes: Some(0), residual_bytes: None }
         }
         Err(refused) => refused,
     })
@@ -167,7 +167,7 @@ async fn load(
     url: &BaseUrl,
     token: Option<&str>,
     decision: &Decision,
-) -> Result<CommandOutcome, CommandError> {
+) -> Result<CommandResult, CommandError> {
     let request = LoadRequest {
         if_generation: decision.if_generation,
         wait_seconds: bounded_seconds(Some(0)),
@@ -177,7 +177,7 @@ async fn load(
     };
     let answer = post(client, url, &load_path(&decision.model), token, &request).await?;
 
-    Ok(read_answer::<LoadResponse>(&answer)?.map_or_else(|refused| refused, |_| CommandOutcome::Loading))
+    Ok(read_answer::<LoadResponse>(&answer)?.map_or_else(|refused| refused, |_| CommandResult::Loading))
 }
 
 async fn post<T: Serialize>(
@@ -192,7 +192,7 @@ async fn post<T: Serialize>(
 }
 
 /// The body of a success; the inner `Err`: the server refused the command with 409.
-fn read_answer<T: DeserializeOwned>(answer: &Answer) -> Result<Result<T, CommandOutcome>, CommandError> {
+fn read_answer<T: DeserializeOwned>(answer: &Answer) -> Result<Result<T, CommandResult>, CommandError> {
     if answer.status.is_success() {
         return Ok(Ok(serde_json::from_slice(&answer.body)?));
     }
@@ -205,7 +205,7 @@ fn read_answer<T: DeserializeOwned>(answer: &Answer) -> Result<Result<T, Command
     };
 
     match status {
-        StatusCode::CONFLICT => Ok(Err(CommandOutcome::Refused { code, message })),
+        StatusCode::CONFLICT => Ok(Err(CommandResult::Refused { code, message })),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(CommandError::Credential { status, message }),
         _ => Err(CommandError::Server { status, message }),
     }
@@ -241,15 +241,13 @@ mod tests {
         let body = serde_json::json!({"code": "busy\u{1b}[31m", "message": message}).to_string();
         let answer = |status| Answer { status, body: body.clone().into() };
         let refused = read_answer::<LoadResponse>(&answer(StatusCode::CONFLICT)).unwrap().unwrap_err();
-        let CommandOutcome::Refused { code, message } = refused else { panic!("{refused:?}") };
+        let CommandResult::Refused { code, message } = refused else { panic!("{refused:?}") };
         assert_eq!(code, "busy�[31m");
         assert!(message.starts_with("�]0;owned��2026 INFO all is well�AAA"), "{message}");
         assert_eq!(message.chars().count(), MESSAGE_MAX_CHARS);
 
         let error = read_answer::<LoadResponse>(&answer(StatusCode::BAD_GATEWAY)).unwrap_err();
-        let CommandOutcome::Failed { message, .. } = CommandOutcome::failed(error.code(), error) else {
-            unreachable!()
-        };
+        let CommandResult::Failed { message, .. } = CommandResult::failed(error.code(), error) else { unreachable!() };
         assert!(message.chars().all(hush_log::is_printable) && message.chars().count() <= MESSAGE_MAX_CHARS);
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::audit::CommandRecord;
-use super::command::{self, CommandOutcome};
+use super::command::{self, CommandResult};
 use super::credential::ServerCredentials;
 use super::gate::Gate;
 use crate::http::Client;
@@ -114,27 +114,27 @@ impl Executor {
 }
 
 impl CommandContext {
-    async fn execute(&self, decision: &Decision, target: &CommandTarget) -> CommandOutcome {
+    async fn execute(&self, decision: &Decision, target: &CommandTarget) -> CommandResult {
         let Ok(_slot) = self.slots.acquire().await else {
-            return CommandOutcome::Withheld { message: "the controller is shutting down".to_owned() };
+            return CommandResult::Withheld { message: "the controller is shutting down".to_owned() };
         };
         // Before the token: a controller that may not act asks for no token either.
         if let Err(refusal) = self.gate.check(&decision.server) {
-            return CommandOutcome::Withheld { message: refusal.to_string() };
+            return CommandResult::Withheld { message: refusal.to_string() };
         }
 
         let begun = Instant::now();
         let token = match self.credentials.token(target.audience.as_ref()).await {
             Ok(token) => token,
             Err(problem) => {
-                let outcome = CommandOutcome::failed("no_token", problem);
+                let outcome = CommandResult::failed("no_token", problem);
                 self.metrics.record_command(decision.action.as_str(), outcome.label(), begun.elapsed());
                 return outcome;
             }
         };
         // Again, because the token may have taken a while.
         if let Err(refusal) = self.gate.check(&decision.server) {
-            return CommandOutcome::Withheld { message: refusal.to_string() };
+            return CommandResult::Withheld { message: refusal.to_string() };
         }
 
         let reported = command::send(&self.client, &target.url, token.as_deref(), decision).await;
@@ -142,7 +142,7 @@ impl CommandContext {
         self.metrics.record_command(decision.action.as_str(), outcome.label(), begun.elapsed());
 
         let unloaded = (decision.action, &outcome);
-        if let (Action::Unload, CommandOutcome::Unloaded { reclaimed_bytes: Some(bytes), .. }) = unloaded {
+        if let (Action::Unload, CommandResult::Unloaded { reclaimed_bytes: Some(bytes), .. }) = unloaded {
             self.metrics.reclaimed_bytes_total.with_label_values(&[decision.reason.as_str()]).inc_by(*bytes);
         }
         outcome
@@ -180,7 +180,7 @@ mod tests {
         server.abort();
         for _ in 0..3 {
             let record = tokio::time::timeout(Duration::from_secs(30), ended.recv()).await.unwrap().unwrap();
-            assert!(matches!(record.outcome, CommandOutcome::Failed { .. }), "{record:?}");
+            assert!(matches!(record.outcome, CommandResult::Failed { .. }), "{record:?}");
         }
         executor.finish(Duration::from_secs(30)).await;
         assert_eq!(executor.pending(), 0);

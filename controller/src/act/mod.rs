@@ -14,7 +14,7 @@ mod unverified;
 
 pub use audit::{Audit, CommandRecord};
 pub use backoff::{Backoff, CommandVerdict};
-pub use command::CommandOutcome;
+pub use command::CommandResult;
 pub use credential::{NoToken, ServerCredentials, TokenFile};
 pub use executor::{CommandTarget, Executor};
 pub use gate::{ActionRefusal, DryRunGate, Gate, OpenGate};

@@ -14,11 +14,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::mirror::MirroredObjects;
-use super::pods::ServerPod;
+use super::pods::MirroredPod;
 use super::policies::PolicyObject;
 use super::scope::ScopeGate;
 use super::sources::Policies;
-use crate::act::{CommandOutcome, CommandRecord};
+use crate::act::{CommandRecord, CommandResult};
 use crate::amount::gib;
 use crate::control_loop::{LoopEvent, PauseChange};
 use crate::observe::DisagreeingReport;
@@ -34,7 +34,7 @@ pub struct EventPublisher {
     /// The identity of this process.
     pub identity: String,
     pub policies: watch::Receiver<Policies>,
-    pub pods: watch::Receiver<MirroredObjects<ServerName, ServerPod>>,
+    pub pods: watch::Receiver<MirroredObjects<ServerName, MirroredPod>>,
     /// Whether this controller may act: of several controllers that observe the same, only one reports it.
     pub gate: Arc<ScopeGate>,
 }
@@ -117,7 +117,7 @@ impl EventPublisher {
     }
 
     fn pod(&self, server: &ServerName) -> Option<ObjectReference> {
-        let pods: Arc<BTreeMap<ServerName, ServerPod>> = self.pods.borrow().clone()?;
+        let pods: Arc<BTreeMap<ServerName, MirroredPod>> = self.pods.borrow().clone()?;
         let (namespace, name) = server.as_str().split_once('/')?;
 
         Some(ObjectReference {
@@ -160,17 +160,17 @@ fn command_text(record: &CommandRecord) -> Option<EventText> {
     let what = format!("{} of {} for {cause} ({})", decision.model, decision.server, decision.reason);
 
     let (is_warning, reason, note) = match &record.outcome {
-        CommandOutcome::Unloaded { reclaimed_bytes, residual_bytes } => {
+        CommandResult::Unloaded { reclaimed_bytes, residual_bytes } => {
             let came_back = reclaimed_bytes.map_or_else(String::new, |bytes| format!(", {} came back", gib(bytes)));
             let residual_bytes = residual_bytes.filter(|bytes| *bytes > 0);
             let residual = residual_bytes.map_or_else(String::new, |bytes| format!(", {} did not", gib(bytes)));
             (!residual.is_empty(), "Unloaded", format!("unloaded {what}{came_back}{residual}"))
         }
-        CommandOutcome::Loading => (false, "Loading", format!("loads {what}")),
-        CommandOutcome::Failed { message, .. } => {
+        CommandResult::Loading => (false, "Loading", format!("loads {what}")),
+        CommandResult::Failed { message, .. } => {
             (true, "CommandFailed", format!("{}: {what}: {message}", decision.action))
         }
-        CommandOutcome::Refused { .. } | CommandOutcome::Withheld { .. } => return None,
+        CommandResult::Refused { .. } | CommandResult::Withheld { .. } => return None,
     };
     Some(EventText { is_warning, reason, action: decision.action.to_string(), note })
 }
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use crate::act::test_decision::unload_decision;
 
-    fn text_of(policy: &str, reason: Reason, outcome: CommandOutcome) -> Option<(bool, &'static str, String)> {
+    fn text_of(policy: &str, reason: Reason, outcome: CommandResult) -> Option<(bool, &'static str, String)> {
         let decision = Decision { reason, policy: policy.to_owned(), ..unload_decision("turbo") };
         let now = Timestamp::UNIX_EPOCH;
         let text = command_text(&CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 })?;
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn commands_that_changed_something_or_failed_are_published() {
-        let done = CommandOutcome::Unloaded { reclaimed_bytes: Some(2 << 30), residual_bytes: Some(0) };
+        let done = CommandResult::Unloaded { reclaimed_bytes: Some(2 << 30), residual_bytes: Some(0) };
         let note = "unloaded turbo of a/w for a/speech (HardPressure), 2.00Gi came back";
         let text = text_of("a/speech", Reason::HardPressure, done.clone());
         assert_eq!(text, Some((false, "Unloaded", note.to_owned())));
@@ -200,14 +200,14 @@ mod tests {
         let note = "unloaded turbo of a/w for a person (Manual), 2.00Gi came back";
         assert_eq!(text_of("", Reason::Manual, done), Some((false, "Unloaded", note.to_owned())));
 
-        let residual = CommandOutcome::Unloaded { reclaimed_bytes: Some(0), residual_bytes: Some(1 << 30) };
+        let residual = CommandResult::Unloaded { reclaimed_bytes: Some(0), residual_bytes: Some(1 << 30) };
         assert!(text_of("a/speech", Reason::HardPressure, residual).is_some_and(|(is_warning, ..)| is_warning));
 
-        let failed = text_of("a/speech", Reason::IdleTimeout, CommandOutcome::failed("timeout", "no answer"));
+        let failed = text_of("a/speech", Reason::IdleTimeout, CommandResult::failed("timeout", "no answer"));
         assert!(failed.is_some_and(|(is_warning, reason, _)| is_warning && reason == "CommandFailed"));
 
-        let refused = CommandOutcome::Refused { code: "busy".to_owned(), message: String::new() };
-        for unpublished in [refused, CommandOutcome::Withheld { message: String::new() }] {
+        let refused = CommandResult::Refused { code: "busy".to_owned(), message: String::new() };
+        for unpublished in [refused, CommandResult::Withheld { message: String::new() }] {
             assert_eq!(text_of("a/speech", Reason::IdleTimeout, unpublished), None);
         }
     }

@@ -21,7 +21,7 @@ mod writer;
 
 pub use events::{EventPublisher, recorder};
 pub use mirror::{Mirror, MirroredObjects};
-pub use pods::{PORT_ANNOTATION, PORT_NAME, ServerPod};
+pub use pods::{MirroredPod, PORT_ANNOTATION, PORT_NAME};
 pub use policies::{EnforcedPolicy, PolicyObject};
 pub use scope::{LeaseNames, Scope, ScopeGate};
 pub use server_namespaces::{InvalidSelector, NamespaceSelector, SERVERS_LABEL_SELECTOR, ServerNamespaces};

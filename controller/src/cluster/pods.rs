@@ -56,7 +56,7 @@ pub struct ObservedPodStatus {
 
 /// The part of a pod that is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerPod {
+pub struct MirroredPod {
     /// Distinguishes the pod from another of the same name.
     pub uid: String,
     /// `Err`: why the pod cannot be observed.
@@ -85,7 +85,7 @@ pub enum PodProblem {
 }
 
 /// Mirrors the pods of all servers, or of those on one node.
-pub fn mirror(client: &Client, node: Option<&str>) -> Mirror<DeserializeGuard<ObservedPod>, ServerName, ServerPod> {
+pub fn mirror(client: &Client, node: Option<&str>) -> Mirror<DeserializeGuard<ObservedPod>, ServerName, MirroredPod> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
     let mut config = watcher::Config::default().labels(&format!("{SERVER_LABEL}=true"));
     if let Some(node) = node {
@@ -95,7 +95,7 @@ pub fn mirror(client: &Client, node: Option<&str>) -> Mirror<DeserializeGuard<Ob
     Mirror { part: "pods", what: "pods", api: Api::all_with(client.clone(), &resource), config, keep }
 }
 
-fn keep(pod: &DeserializeGuard<ObservedPod>) -> (ServerName, ServerPod) {
+fn keep(pod: &DeserializeGuard<ObservedPod>) -> (ServerName, MirroredPod) {
     let server = ServerName(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
     let target = match &pod.0 {
         Ok(pod) => target(pod),
@@ -104,7 +104,7 @@ fn keep(pod: &DeserializeGuard<ObservedPod>) -> (ServerName, ServerPod) {
 
     // The problem repeats text of the pod's owner.
     let target = target.map_err(|problem| printable(&problem.to_string(), PROBLEM_MAX_CHARS));
-    (server, ServerPod { uid: pod.uid().unwrap_or_default(), target })
+    (server, MirroredPod { uid: pod.uid().unwrap_or_default(), target })
 }
 
 /// The target from which the pod's server is scraped.

@@ -8,7 +8,7 @@ use kube::Client;
 use tokio::sync::watch;
 
 use super::mirror::{Mirror, MirroredObjects};
-use super::pods::ServerPod;
+use super::pods::MirroredPod;
 use super::policies::{EnforcedPolicy, PolicyObject};
 use super::scope::Scope;
 use super::server_namespaces::ServerNamespaces;
@@ -26,7 +26,7 @@ pub struct ClusterSources {
     /// by which some of them select.
     pub policies: watch::Receiver<Arc<Vec<Policy>>>,
     pub namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
-    pub pods: watch::Receiver<MirroredObjects<ServerName, ServerPod>>,
+    pub pods: watch::Receiver<MirroredObjects<ServerName, MirroredPod>>,
     pub objects: watch::Receiver<Policies>,
 }
 
@@ -107,7 +107,7 @@ where
 
 /// Finds the targets among the pods with the label of a server.
 struct TargetFinder {
-    pods: watch::Receiver<MirroredObjects<ServerName, ServerPod>>,
+    pods: watch::Receiver<MirroredObjects<ServerName, MirroredPod>>,
     /// The labels of namespaces.
     labels: watch::Receiver<MirroredObjects<String, Labels>>,
     allowed: ServerNamespaces,
@@ -157,7 +157,7 @@ impl TargetFinder {
     fn target(
         &self,
         server: &ServerName,
-        pod: &ServerPod,
+        pod: &MirroredPod,
         labels: &BTreeMap<String, Labels>,
     ) -> Result<ScrapeTarget, String> {
         let mut target = pod.target.clone()?;

@@ -24,8 +24,8 @@ pub use snapshot::LoopSnapshot;
 use timeline::{CommandTimeline, is_same_decision};
 
 use crate::act::{
-    Audit, Backoff, CommandLimits, CommandOutcome, CommandRecord, CommandTarget, CommandVerdict, Executor,
-    LimitReached, UnverifiedUnloads,
+    Audit, Backoff, CommandLimits, CommandRecord, CommandResult, CommandTarget, CommandVerdict, Executor, LimitReached,
+    UnverifiedUnloads,
 };
 use crate::metrics::{Metrics, QueueLengths};
 use crate::observe::{
@@ -414,8 +414,8 @@ impl ControlLoop {
     fn finish_command(&mut self, record: CommandRecord) {
         let key = record.decision.key();
         let settled = match record.outcome {
-            CommandOutcome::Unloaded { .. } => Settled::Unloaded { completed_at: Timestamp::now() },
-            CommandOutcome::Loading => Settled::Loaded,
+            CommandResult::Unloaded { .. } => Settled::Unloaded { completed_at: Timestamp::now() },
+            CommandResult::Loading => Settled::Loaded,
             _ => Settled::Nothing,
         };
         self.memory.settle(&key, settled);
@@ -426,7 +426,7 @@ impl ControlLoop {
         if let Some(verdict) = record.outcome.verdict().filter(|_| by_rule) {
             self.backoff.note(Instant::now(), &key, verdict);
         }
-        if let (CommandOutcome::Unloaded { .. }, Some(generation)) = (&record.outcome, record.decision.if_generation) {
+        if let (CommandResult::Unloaded { .. }, Some(generation)) = (&record.outcome, record.decision.if_generation) {
             self.unverified_unloads.reported(key.clone(), generation, Instant::now());
         }
         if let (Settled::Unloaded { .. }, Some(gpu)) = (settled, &record.decision.gpu) {
@@ -435,7 +435,7 @@ impl ControlLoop {
 
         self.outputs.audit.write(&record);
         self.timeline.push(record.clone());
-        if !matches!(record.outcome, CommandOutcome::Withheld { .. }) {
+        if !matches!(record.outcome, CommandResult::Withheld { .. }) {
             self.send_event(LoopEvent::Command(Box::new(record)));
         }
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use hush_core::Decision;
 use jiff::Timestamp;
 
-use crate::act::{CommandOutcome, CommandRecord};
+use crate::act::{CommandRecord, CommandResult};
 
 /// The number of records that the page and the status can show.
 const RECORDS_MAX: usize = 200;
@@ -16,7 +16,7 @@ pub struct CommandTimeline(VecDeque<CommandRecord>);
 impl CommandTimeline {
     /// Adds a record. A decision that is made again in each step because it is not carried out is added once.
     pub fn push(&mut self, record: CommandRecord) {
-        if matches!(record.outcome, CommandOutcome::Withheld { .. }) {
+        if matches!(record.outcome, CommandResult::Withheld { .. }) {
             let last = self.0.iter().rev().find(|last| last.decision.key() == record.decision.key());
             if last.is_some_and(|last| is_same_decision(&last.decision, &record.decision)) {
                 return;
@@ -31,7 +31,7 @@ impl CommandTimeline {
 
     /// Adds a decision of a dry-run policy, which is not carried out.
     pub fn push_dry_run(&mut self, now: Timestamp, decision: &Decision) {
-        let outcome = CommandOutcome::Withheld { message: "its policy only shows what it would do".to_owned() };
+        let outcome = CommandResult::Withheld { message: "its policy only shows what it would do".to_owned() };
         self.push(CommandRecord { time: now, decided_at: now, decision: decision.clone(), outcome, seconds: 0.0 });
     }
 
@@ -63,7 +63,7 @@ mod tests {
             timeline.push_dry_run(now, &decision(generation));
         }
         assert_eq!(timeline.records().len(), 2);
-        let outcome = CommandOutcome::Loading;
+        let outcome = CommandResult::Loading;
         for _ in 0..2 {
             let (decision, outcome) = (decision(2), outcome.clone());
             timeline.push(CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 });

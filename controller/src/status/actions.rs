@@ -4,7 +4,7 @@ use hush_core::PolicyName;
 use hush_crds::LastAction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::act::{CommandOutcome, CommandRecord};
+use crate::act::{CommandRecord, CommandResult};
 use crate::amount::gib;
 
 const ACTIONS_MAX: usize = 10;
@@ -33,14 +33,14 @@ pub fn newest(
 /// `None`: the command was not sent.
 fn action(record: &CommandRecord) -> Option<LastAction> {
     let outcome = match &record.outcome {
-        CommandOutcome::Unloaded { reclaimed_bytes: Some(bytes), .. } => {
+        CommandResult::Unloaded { reclaimed_bytes: Some(bytes), .. } => {
             format!("unloaded, {} came back", gib(*bytes))
         }
-        CommandOutcome::Unloaded { .. } => "unloaded".to_owned(),
-        CommandOutcome::Loading => "loading".to_owned(),
-        CommandOutcome::Refused { code, .. } => format!("refused: {code}"),
-        CommandOutcome::Failed { code, message } => format!("failed: {code}: {message}"),
-        CommandOutcome::Withheld { .. } => return None,
+        CommandResult::Unloaded { .. } => "unloaded".to_owned(),
+        CommandResult::Loading => "loading".to_owned(),
+        CommandResult::Refused { code, .. } => format!("refused: {code}"),
+        CommandResult::Failed { code, message } => format!("failed: {code}: {message}"),
+        CommandResult::Withheld { .. } => return None,
     };
 
     let decision = &record.decision;
