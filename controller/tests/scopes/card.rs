@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use hush_controller::run::others::Others;
 use hush_core::{
-    Action, Amount, Asks, Gpu, GpuId, Labels, Memory, Model, ModelKey, Policy, PolicyName, Residency, Selector,
-    ServerName, Settled, State, World, step,
+    Action, CommandOutcome, GpuId, Labels, MemoryAmount, ModelKey, ModelPolicy, ObservedGpu, ObservedModel, PolicyKey,
+    PolicyResidency, PolicySpec, ResidencyState, Selector, ServerName, StepMemory, World, step,
 };
 use jiff::Timestamp;
 
@@ -40,11 +40,11 @@ impl Guest {
         Self { idle_ms, tells_since: true, gib, unload_ms, left_ms: None, orphan: false, by_hand_ms: None }
     }
 
-    const fn state(&self, ms: i64) -> State {
+    const fn state(&self, ms: i64) -> ResidencyState {
         match self.left_ms {
-            Some(left) if ms >= left + self.unload_ms => State::Unloaded,
-            Some(left) if ms >= left => State::Unloading,
-            _ => State::Ready,
+            Some(left) if ms >= left + self.unload_ms => ResidencyState::Unloaded,
+            Some(left) if ms >= left => ResidencyState::Unloading,
+            _ => ResidencyState::Ready,
         }
     }
 }
@@ -60,15 +60,16 @@ pub struct Card {
 
 impl Card {
     pub fn available(&self, ms: i64) -> u64 {
-        let held = self.guests.iter().filter(|guest| guest.state(ms) != State::Unloaded).map(|guest| guest.gib);
+        let held =
+            self.guests.iter().filter(|guest| guest.state(ms) != ResidencyState::Unloaded).map(|guest| guest.gib);
         let more = if ms >= self.more_at_ms { self.more_gib } else { 0 };
         CARD_GIB.saturating_sub(self.foreign_gib + more + held.sum::<u64>()) * GIB
     }
 
     /// What a scrape at `ms` shows of a server that answers so much later, to somebody who thinks about it at `now`.
-    pub fn look(&self, place: usize, ms: i64, late_ms: i64, now: i64) -> Model {
+    pub fn look(&self, place: usize, ms: i64, late_ms: i64, now: i64) -> ObservedModel {
         let guest = &self.guests[place];
-        Model {
+        ObservedModel {
             key: key(place),
             gpu: Some("GPU-a".into()),
             labels: Labels::new(),
@@ -90,7 +91,7 @@ impl Card {
 
     fn world(&self, looks: &[i64], late: &[i64], now: i64) -> World {
         let newest = looks.iter().copied().max().unwrap();
-        let card = Gpu {
+        let card = ObservedGpu {
             uuid: GpuId::from("GPU-a"),
             node: "n1".to_owned(),
             total_bytes: CARD_GIB * GIB,
@@ -122,7 +123,7 @@ pub struct Controller {
     late: Vec<i64>,
     /// `None`: for all of them.
     own: Option<usize>,
-    memory: Memory,
+    memory: StepMemory,
     others: Others,
     absent: Vec<usize>,
 }
@@ -130,7 +131,7 @@ pub struct Controller {
 impl Controller {
     pub fn new(phases: Vec<i64>, own: Option<usize>) -> Self {
         let late = vec![0; phases.len()];
-        Self { phases, late, own, memory: Memory::default(), others: Others::default(), absent: Vec::new() }
+        Self { phases, late, own, memory: StepMemory::default(), others: Others::default(), absent: Vec::new() }
     }
 
     pub fn late(self, late: Vec<i64>) -> Self {
@@ -138,7 +139,7 @@ impl Controller {
     }
 
     /// Gives the guests that it commands to leave.
-    fn step(&mut self, card: &Card, now: i64, policies: &[Policy]) -> Vec<usize> {
+    fn step(&mut self, card: &Card, now: i64, policies: &[ModelPolicy]) -> Vec<usize> {
         let looks: Vec<i64> = self.phases.iter().map(|phase| now - (now - phase).rem_euclid(SCRAPE_MS)).collect();
         let mut world = card.world(&looks, &self.late, now);
         for model in &mut world.models {
@@ -161,14 +162,14 @@ impl Controller {
         commands
     }
 
-    fn ended(&mut self, now: i64, place: usize, how: Settled) {
+    fn ended(&mut self, now: i64, place: usize, how: CommandOutcome) {
         self.memory.settle(&key(place), how);
         self.others.ended(time(now), &key(place));
     }
 }
 
 /// Who was commanded to leave, in that order: more than once if it was.
-pub fn play(mut card: Card, mut controllers: Vec<Controller>, policies: &[Policy], end_ms: i64) -> Vec<usize> {
+pub fn play(mut card: Card, mut controllers: Vec<Controller>, policies: &[ModelPolicy], end_ms: i64) -> Vec<usize> {
     let mut commanded = Vec::new();
     let mut under_way: Vec<(i64, usize, usize)> = Vec::new();
     for now in (SCRAPE_MS..end_ms).step_by(usize::try_from(TICK_MS).unwrap()) {
@@ -180,7 +181,7 @@ pub fn play(mut card: Card, mut controllers: Vec<Controller>, policies: &[Policy
         under_way.retain(|(ends, controller, place)| {
             let over = *ends <= now;
             if over {
-                let how = Settled::Unloaded { completed_at: time(*ends) };
+                let how = CommandOutcome::Unloaded { completed_at: time(*ends) };
                 controllers[*controller].ended(now, *place, how);
             }
             !over
@@ -193,7 +194,7 @@ pub fn play(mut card: Card, mut controllers: Vec<Controller>, policies: &[Policy
                 let guest = &mut card.guests[place];
                 if guest.left_ms.is_some() {
                     // The generation is another, or it leaves already: refused.
-                    controller.ended(now, place, Settled::Nothing);
+                    controller.ended(now, place, CommandOutcome::Nothing);
                     continue;
                 }
                 guest.left_ms = Some(now);
@@ -205,10 +206,11 @@ pub fn play(mut card: Card, mut controllers: Vec<Controller>, policies: &[Policy
     commanded
 }
 
-pub fn policy(asks: Asks) -> Policy {
-    let asks = Asks { residency: Some(Residency::Resident), min_reclaim: Some(Amount::Bytes(GIB)), ..asks };
-    Policy {
-        name: PolicyName { namespace: Some("a".to_owned()), name: "speech".to_owned() },
+pub fn policy(asks: PolicySpec) -> ModelPolicy {
+    let asks =
+        PolicySpec { residency: Some(PolicyResidency::Resident), min_reclaim: Some(MemoryAmount::Bytes(GIB)), ..asks };
+    ModelPolicy {
+        name: PolicyKey { namespace: Some("a".to_owned()), name: "speech".to_owned() },
         selector: Selector::default(),
         namespace_selector: None,
         models: Vec::new(),

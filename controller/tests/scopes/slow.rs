@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hush_controller::act::{Backoff, Verdict};
 use hush_controller::run::others::{Others, PATIENCE};
 use hush_controller::run::pause_after;
-use hush_core::{Action, Gpu, GpuId, Memory, Policy, Settled, World, step};
+use hush_core::{Action, CommandOutcome, GpuId, ModelPolicy, ObservedGpu, StepMemory, World, step};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -43,7 +43,7 @@ struct Look {
 pub struct SlowController {
     own: usize,
     pace: Pace,
-    memory: Memory,
+    memory: StepMemory,
     others: Others,
     backoff: Backoff,
     next_step: i64,
@@ -64,7 +64,7 @@ impl SlowController {
         Self {
             own,
             pace,
-            memory: Memory::default(),
+            memory: StepMemory::default(),
             others: Others::default(),
             backoff: Backoff::default(),
             next_step: 0,
@@ -107,7 +107,7 @@ impl SlowController {
         }
         reports.sort_unstable();
         let middle = reports.get(reports.len().saturating_sub(1) / 2).copied();
-        let gpus = middle.into_iter().map(|(used_bytes, age)| Gpu {
+        let gpus = middle.into_iter().map(|(used_bytes, age)| ObservedGpu {
             uuid: GpuId::from("GPU-a"),
             node: "n1".to_owned(),
             total_bytes: CARD_GIB * GIB,
@@ -119,7 +119,7 @@ impl SlowController {
     }
 
     /// Gives whether its own model is told to leave.
-    fn step(&mut self, card: &Card, now: i64, began: Instant, policies: &[Policy]) -> bool {
+    fn step(&mut self, card: &Card, now: i64, began: Instant, policies: &[ModelPolicy]) -> bool {
         let mut took = self.pace.step_ms;
         if let Some((at, length)) = self.pace.stall
             && now <= at
@@ -145,7 +145,7 @@ impl SlowController {
         commands
     }
 
-    fn ended(&mut self, now: i64, began: Instant, how: Settled, verdict: Verdict) {
+    fn ended(&mut self, now: i64, began: Instant, how: CommandOutcome, verdict: Verdict) {
         let own = key(self.own);
         self.memory.settle(&own, how);
         self.others.ended(time(now), &own);
@@ -163,7 +163,7 @@ enum Stage {
 pub fn play(
     mut card: Card,
     mut controllers: Vec<SlowController>,
-    policies: &[Policy],
+    policies: &[ModelPolicy],
     end_ms: i64,
     rounds: Rounds,
 ) -> Played {
@@ -179,10 +179,10 @@ pub fn play(
             match stage {
                 Stage::Out if controller.failed < controller.pace.failing_commands => {
                     controller.failed += 1;
-                    controller.ended(now, began, Settled::Nothing, Verdict::Failed);
+                    controller.ended(now, began, CommandOutcome::Nothing, Verdict::Failed);
                 }
                 Stage::Out if card.guests[own].left_ms.is_some() => {
-                    controller.ended(now, began, Settled::Nothing, Verdict::Refused);
+                    controller.ended(now, began, CommandOutcome::Nothing, Verdict::Refused);
                 }
                 Stage::Out => {
                     card.guests[own].left_ms = Some(now);
@@ -190,7 +190,7 @@ pub fn play(
                     flights.push((now + card.guests[own].unload_ms, own, Stage::Leaving));
                 }
                 Stage::Leaving => {
-                    controller.ended(now, began, Settled::Unloaded { completed_at: time(now) }, Verdict::Done);
+                    controller.ended(now, began, CommandOutcome::Unloaded { completed_at: time(now) }, Verdict::Done);
                 }
             }
         }

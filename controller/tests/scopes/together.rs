@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hush_controller::run::others::PATIENCE;
-use hush_core::{Amount, Asks, Policy};
+use hush_core::{MemoryAmount, ModelPolicy, PolicySpec};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -25,14 +25,19 @@ fn sorted(mut places: Vec<usize>) -> Vec<usize> {
     places
 }
 
-pub fn hard() -> Policy {
-    policy(Asks { hard_below: Some(Amount::Bytes(BELOW_GIB * GIB)), ..Asks::default() })
+pub fn hard() -> ModelPolicy {
+    policy(PolicySpec { hard_below: Some(MemoryAmount::Bytes(BELOW_GIB * GIB)), ..PolicySpec::default() })
 }
 
-fn soft() -> Policy {
+fn soft() -> ModelPolicy {
     let grace_period = Some(Duration::from_secs(5));
     let min_resident = Some(Duration::ZERO);
-    policy(Asks { soft_below: Some(Amount::Bytes(BELOW_GIB * GIB)), grace_period, min_resident, ..Asks::default() })
+    policy(PolicySpec {
+        soft_below: Some(MemoryAmount::Bytes(BELOW_GIB * GIB)),
+        grace_period,
+        min_resident,
+        ..PolicySpec::default()
+    })
 }
 
 /// Two of the same size of whom one is enough, told apart by so much idleness; the first is idle for longer.

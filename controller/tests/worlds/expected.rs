@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use hush_core::{Amount, Asks, Labels, Model, Policy, Residency};
+use hush_core::{Labels, MemoryAmount, ModelPolicy, ObservedModel, PolicyResidency, PolicySpec};
 use jiff::Timestamp;
 
 use crate::scenario::Scenario;
@@ -12,7 +12,7 @@ use crate::scenario::Scenario;
 pub struct Expected {
     /// The enforced policies that select the model.
     pub policies: Vec<usize>,
-    pub mode: Residency,
+    pub mode: PolicyResidency,
     /// An open window makes it resident.
     pub warm: bool,
     pub idle_timeout: Option<Duration>,
@@ -36,41 +36,42 @@ pub struct OperatorMinLoaded {
     pub min_loaded: u32,
 }
 
-pub fn expected(scenario: &Scenario, model: &Model, total: Option<u64>, wall: Timestamp) -> Option<Expected> {
+pub fn expected(scenario: &Scenario, model: &ObservedModel, total: Option<u64>, wall: Timestamp) -> Option<Expected> {
     let nothing = Labels::new();
     let labels = scenario.namespaces.get(model.key.server.namespace()).unwrap_or(&nothing);
-    let enforced = |policy: &Policy| !policy.dry_run && policy.selects(model, labels);
+    let enforced = |policy: &ModelPolicy| !policy.dry_run && policy.selects(model, labels);
     let policies: Vec<usize> = (0..scenario.policies.len()).filter(|&at| enforced(&scenario.policies[at])).collect();
-    let asks: Vec<&Asks> = policies.iter().map(|&at| &scenario.policies[at].asks).collect();
+    let asks: Vec<&PolicySpec> = policies.iter().map(|&at| &scenario.policies[at].asks).collect();
     if asks.is_empty() {
         return None;
     }
-    fn all<'a, T: 'a>(asks: &[&'a Asks], field: impl Fn(&'a Asks) -> Option<T>) -> Vec<T> {
+    fn all<'a, T: 'a>(asks: &[&'a PolicySpec], field: impl Fn(&'a PolicySpec) -> Option<T>) -> Vec<T> {
         asks.iter().filter_map(|asks| field(asks)).collect()
     }
-    let seconds = |field: fn(&Asks) -> Option<Duration>| all(&asks, field);
-    let bytes = |field: fn(&Asks) -> Option<Amount>| -> Vec<u64> {
+    let seconds = |field: fn(&PolicySpec) -> Option<Duration>| all(&asks, field);
+    let bytes = |field: fn(&PolicySpec) -> Option<MemoryAmount>| -> Vec<u64> {
         all(&asks, field).into_iter().filter_map(|amount| amount.bytes(total)).collect()
     };
     let cluster: Vec<usize> =
         policies.iter().copied().filter(|&at| scenario.policies[at].name.namespace.is_none()).collect();
     // A cluster policy that leaves one of these out bounds the others by the default, which is 0 for all of them.
-    let silent = |written: fn(&Asks) -> bool| cluster.iter().any(|&at| !written(&scenario.policies[at].asks));
-    let window = |asks: &Asks| asks.schedule.iter().filter(|w| w.open(wall)).map(|w| w.mode).max();
+    let silent = |written: fn(&PolicySpec) -> bool| cluster.iter().any(|&at| !written(&scenario.policies[at].asks));
+    let window = |asks: &PolicySpec| asks.schedule.iter().filter(|w| w.is_open(wall)).map(|w| w.mode).max();
     let modes = policies.iter().filter_map(|&at| {
         let asks = &scenario.policies[at].asks;
         let timeout_alone = cluster.contains(&at) && asks.idle_timeout.is_some();
-        window(asks).or(asks.residency).or(timeout_alone.then_some(Residency::Idle))
+        window(asks).or(asks.residency).or(timeout_alone.then_some(PolicyResidency::Idle))
     });
-    let mode = modes.max().unwrap_or(Residency::Idle);
+    let mode = modes.max().unwrap_or(PolicyResidency::Idle);
     let timeouts = seconds(|asks| asks.idle_timeout);
     Some(Expected {
         mode,
-        warm: mode == Residency::Resident && asks.iter().any(|asks| window(asks) == Some(Residency::Resident)),
+        warm: mode == PolicyResidency::Resident
+            && asks.iter().any(|asks| window(asks) == Some(PolicyResidency::Resident)),
         idle_timeout: match mode {
-            Residency::Idle => Some(timeouts.into_iter().min().unwrap_or(Duration::from_secs(300))),
-            Residency::OnDemand => Some(Duration::ZERO),
-            Residency::Resident | Residency::Adaptive => None,
+            PolicyResidency::Idle => Some(timeouts.into_iter().min().unwrap_or(Duration::from_secs(300))),
+            PolicyResidency::OnDemand => Some(Duration::ZERO),
+            PolicyResidency::Resident | PolicyResidency::Adaptive => None,
         },
         min_resident: if silent(|asks| asks.min_resident.is_some()) {
             Duration::ZERO

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use hush_controller::simulate::trace::Dice;
-use hush_core::{Arrivals, Labels, Model, ModelKey, State};
+use hush_core::{ArrivalHistogram, Labels, ModelKey, ObservedModel, ResidencyState};
 use hush_server::residency::machine::{
     CommandId, Count, DeviceMemory, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Machine, Moment, Policy,
     Reclaimed, Unload, Verdict,
@@ -316,7 +316,7 @@ impl Guest {
                 }
             }
         }
-        let ready = self.state() == State::Ready;
+        let ready = self.state() == ResidencyState::Ready;
         self.ready_since = if ready { self.ready_since.or(Some(now)) } else { None };
         self.idle_since = self.machine.idle_since().map(Moment::as_millis);
         for (losses, why) in again {
@@ -351,16 +351,16 @@ impl Guest {
         }
     }
 
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ResidencyState {
         use hush_contract::ModelState;
         match self.machine.state() {
-            ModelState::Unloaded => State::Unloaded,
-            ModelState::Loading => State::Loading,
-            ModelState::Ready => State::Ready,
-            ModelState::Draining => State::Draining,
-            ModelState::Unloading => State::Unloading,
-            ModelState::WaitingForMemory => State::WaitingForMemory,
-            ModelState::Failed => State::Failed,
+            ModelState::Unloaded => ResidencyState::Unloaded,
+            ModelState::Loading => ResidencyState::Loading,
+            ModelState::Ready => ResidencyState::Ready,
+            ModelState::Draining => ResidencyState::Draining,
+            ModelState::Unloading => ResidencyState::Unloading,
+            ModelState::WaitingForMemory => ResidencyState::WaitingForMemory,
+            ModelState::Failed => ResidencyState::Failed,
         }
     }
 
@@ -378,9 +378,9 @@ impl Guest {
     }
 
     /// What its server's metrics say.
-    pub fn sample(&self, now: u64, device: &Device) -> Model {
+    pub fn sample(&self, now: u64, device: &Device) -> ObservedModel {
         let since = |at: Option<u64>| Duration::from_millis(at.map_or(0, |at| now - at));
-        Model {
+        ObservedModel {
             key: self.spec.key.clone(),
             gpu: Some(device.uuid.clone()),
             labels: self.spec.labels.clone(),
@@ -396,7 +396,7 @@ impl Guest {
             demand_bytes: self.machine.shortage().map_or(0, |memory| memory.demand_bytes),
             sample_age: Duration::ZERO,
             back_off: false,
-            arrivals: Some(Arrivals {
+            arrivals: Some(ArrivalHistogram {
                 buckets: BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(self.gaps).collect(),
                 count: self.gap_count,
             }),

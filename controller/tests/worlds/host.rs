@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use hush_contract::UnloadReason;
 use hush_controller::simulate::trace::Dice;
-use hush_core::{Action, Decision, Gpu, Memory, Model, ModelKey, Plan, PressureMemory, Reason, Settled, World, step};
+use hush_core::{
+    Action, CommandOutcome, Decision, ModelKey, ObservedGpu, ObservedModel, Plan, PressureMemory, Reason, StepMemory,
+    World, step,
+};
 use hush_server::residency::machine::{CommandId, Unload};
 use jiff::{SignedDuration, Timestamp};
 
@@ -22,13 +25,13 @@ const FORGOTTEN: u64 = 20;
 
 #[derive(Debug)]
 pub struct Host {
-    pub memory: Memory,
+    pub memory: StepMemory,
     /// How far its clock is ahead of the beginning of the world.
     clock_ms: i64,
     pub clock_stepped: Option<u64>,
     pub restarted: Option<u64>,
     down_until: u64,
-    models: Vec<Option<(u64, Model)>>,
+    models: Vec<Option<(u64, ObservedModel)>>,
     /// By device: when, and the bytes used.
     gpus: Vec<Option<(u64, u64)>>,
     silent_until: Vec<u64>,
@@ -55,7 +58,7 @@ pub struct Flight {
 #[derive(Debug)]
 pub struct News {
     pub taken: Vec<Flight>,
-    pub settled: Vec<(Flight, Settled)>,
+    pub settled: Vec<(Flight, CommandOutcome)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +87,7 @@ enum Fate {
 impl Host {
     pub fn new(scenario: &Scenario, dice: &mut Dice) -> Self {
         Self {
-            memory: Memory::default(),
+            memory: StepMemory::default(),
             clock_ms: 0,
             clock_stepped: None,
             restarted: None,
@@ -138,7 +141,7 @@ impl Host {
         self.memory = match self.dice.below(3) {
             // Another took over who knows everything but the answers on their way.
             0 => std::mem::take(&mut self.memory),
-            1 => Memory::default(),
+            1 => StepMemory::default(),
             _ => self.restored(now, scenario),
         };
         self.models.fill(None);
@@ -146,7 +149,7 @@ impl Host {
     }
 
     /// What a careful clerk has written down: the cards on which every soft threshold was crossed when it ended.
-    fn restored(&self, now: u64, scenario: &Scenario) -> Memory {
+    fn restored(&self, now: u64, scenario: &Scenario) -> StepMemory {
         let crossed = scenario.devices.iter().zip(&self.gpus).filter(|(device, seen)| {
             let total = device.total_bytes;
             let softs = scenario.policies.iter().filter_map(|policy| policy.asks.soft_below?.bytes(Some(total)));
@@ -161,7 +164,7 @@ impl Host {
             clear_since: None,
         };
         let pressure: Vec<PressureMemory> = crossed.map(|(device, _)| entry(device)).collect();
-        Memory::restore(self.wall(now), &pressure, &[])
+        StepMemory::restore(self.wall(now), &pressure, &[])
     }
 
     /// Every server answers from now on.
@@ -191,7 +194,7 @@ impl Host {
         let forgotten = scenario.stale_after_ms * FORGOTTEN;
         let gpus = house.devices.iter().zip(&self.gpus).filter_map(|(device, seen)| {
             let (at, used_bytes) = seen.filter(|(at, _)| now - at < forgotten)?;
-            Some(Gpu {
+            Some(ObservedGpu {
                 uuid: device.uuid.clone(),
                 node: device.node.clone(),
                 total_bytes: device.total_bytes,
@@ -201,7 +204,8 @@ impl Host {
             })
         });
         let models = self.models.iter().flatten();
-        let models = models.map(|(at, model)| Model { sample_age: Duration::from_millis(now - at), ..model.clone() });
+        let models =
+            models.map(|(at, model)| ObservedModel { sample_age: Duration::from_millis(now - at), ..model.clone() });
         World {
             stale_after: Duration::from_millis(scenario.stale_after_ms),
             gpus: gpus.collect(),
@@ -271,7 +275,7 @@ impl Host {
         }
     }
 
-    fn settle(&mut self, now: u64) -> Vec<(Flight, Settled)> {
+    fn settle(&mut self, now: u64) -> Vec<(Flight, CommandOutcome)> {
         let mut settled = Vec::new();
         let wall = self.wall(now);
         let clock_stepped = self.clock_stepped.unwrap_or(0);
@@ -280,9 +284,9 @@ impl Host {
             Stage::Back { at, .. } if at > now => true,
             Stage::Back { reply, .. } if flight.life == life => {
                 let how = match reply {
-                    Some(Reply::Unloaded) => Settled::Unloaded { completed_at: wall },
-                    Some(Reply::Loaded) => Settled::Loaded,
-                    _ => Settled::Nothing,
+                    Some(Reply::Unloaded) => CommandOutcome::Unloaded { completed_at: wall },
+                    Some(Reply::Loaded) => CommandOutcome::Loaded,
+                    _ => CommandOutcome::Nothing,
                 };
                 memory.settle(&flight.decision.key(), how);
                 settled.push((flight.clone(), how));

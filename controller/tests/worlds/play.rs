@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hush_controller::simulate::trace::Dice;
-use hush_core::{Action, Plan, Settled};
+use hush_core::{Action, CommandOutcome, Plan};
 
 use crate::host::Host;
 use crate::house::House;
@@ -102,7 +102,7 @@ impl Game {
             self.watch.taken(now, flight, &self.scenario, &self.house)?;
         }
         for (flight, how) in &news.settled {
-            if *how == Settled::Nothing {
+            if *how == CommandOutcome::Nothing {
                 self.tally.count(format!("in vain {} {}", flight.decision.action, flight.decision.reason));
             }
             self.watch.settled(now, flight, *how);

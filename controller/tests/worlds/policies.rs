@@ -3,20 +3,27 @@
 use std::time::Duration;
 
 use hush_controller::simulate::trace::Dice;
-use hush_core::{Amount, Asks, Glob, Labels, Policy, PolicyName, Residency, Selector, Window};
+use hush_core::{
+    Glob, Labels, MemoryAmount, ModelPolicy, PolicyKey, PolicyResidency, PolicySpec, Selector, WarmWindow,
+};
 
 use crate::dice::Throw;
 use crate::scenario::{GIB, label};
 
-const MODES: [Residency; 5] =
-    [Residency::Resident, Residency::Idle, Residency::Idle, Residency::Adaptive, Residency::OnDemand];
+const MODES: [PolicyResidency; 5] = [
+    PolicyResidency::Resident,
+    PolicyResidency::Idle,
+    PolicyResidency::Idle,
+    PolicyResidency::Adaptive,
+    PolicyResidency::OnDemand,
+];
 
-pub fn some(dice: &mut Dice) -> Vec<Policy> {
-    let mut policies: Vec<Policy> = (0..dice.between(1, 4)).map(|at| policy(dice, at)).collect();
+pub fn some(dice: &mut Dice) -> Vec<ModelPolicy> {
+    let mut policies: Vec<ModelPolicy> = (0..dice.between(1, 4)).map(|at| policy(dice, at)).collect();
     // Most worlds have somebody who cares for everything.
     if dice.chance(80) {
-        policies.push(Policy {
-            name: PolicyName { namespace: None, name: "floor".to_owned() },
+        policies.push(ModelPolicy {
+            name: PolicyKey { namespace: None, name: "floor".to_owned() },
             selector: Selector::default(),
             namespace_selector: None,
             models: Vec::new(),
@@ -33,15 +40,15 @@ pub fn some(dice: &mut Dice) -> Vec<Policy> {
     policies
 }
 
-fn policy(dice: &mut Dice, at: u64) -> Policy {
+fn policy(dice: &mut Dice, at: u64) -> ModelPolicy {
     let cluster = dice.chance(25);
     let selector = match dice.below(4) {
         0 => Labels::new(),
         1 => label("tier", dice.pick(&["gold", "silver"])),
         _ => label("app", dice.pick(&["whisper", "vip"])),
     };
-    Policy {
-        name: PolicyName {
+    ModelPolicy {
+        name: PolicyKey {
             namespace: (!cluster).then(|| dice.pick(&["a", "a", "b"]).to_owned()),
             name: format!("p{at}"),
         },
@@ -54,9 +61,9 @@ fn policy(dice: &mut Dice, at: u64) -> Policy {
     }
 }
 
-fn asks(dice: &mut Dice) -> Asks {
+fn asks(dice: &mut Dice) -> PolicySpec {
     let seconds = |dice: &mut Dice, none: u64, from: &[u64]| dice.perhaps(none, from).map(Duration::from_secs);
-    Asks {
+    PolicySpec {
         residency: dice.perhaps(40, &MODES),
         idle_timeout: seconds(dice, 40, &[20, 60, 300, 1800, 86_400]),
         min_resident: seconds(dice, 60, &[0, 30, 120, 600]),
@@ -64,7 +71,8 @@ fn asks(dice: &mut Dice) -> Asks {
         hard_below: amount(dice, 50),
         soft_below: amount(dice, 40),
         grace_period: seconds(dice, 50, &[0, 30, 120]),
-        min_reclaim: dice.perhaps(60, &[Amount::Bytes(GIB / 2), Amount::Percent(5), Amount::Percent(20)]),
+        min_reclaim: dice
+            .perhaps(60, &[MemoryAmount::Bytes(GIB / 2), MemoryAmount::Percent(5), MemoryAmount::Percent(20)]),
         transition_period: seconds(dice, 60, &[0, 60, 600]),
         priority: dice.perhaps(40, &[-5, 0, 5, 100]),
         budget: amount(dice, 75),
@@ -74,24 +82,29 @@ fn asks(dice: &mut Dice) -> Asks {
     }
 }
 
-fn amount(dice: &mut Dice, none: u64) -> Option<Amount> {
+fn amount(dice: &mut Dice, none: u64) -> Option<MemoryAmount> {
     dice.perhaps(
         none,
         &[
-            Amount::Bytes(GIB / 2),
-            Amount::Bytes(2 * GIB),
-            Amount::Percent(5),
-            Amount::Percent(20),
-            Amount::Percent(40),
-            Amount::Percent(70),
+            MemoryAmount::Bytes(GIB / 2),
+            MemoryAmount::Bytes(2 * GIB),
+            MemoryAmount::Percent(5),
+            MemoryAmount::Percent(20),
+            MemoryAmount::Percent(40),
+            MemoryAmount::Percent(70),
         ],
     )
 }
 
-fn window(dice: &mut Dice) -> Window {
+fn window(dice: &mut Dice) -> WarmWindow {
     let cron = dice.pick(&["0 8 * * 1-5", "*/30 * * * *", "15 3 * * *"]);
     let zone = dice.pick(&["Europe/Berlin", "UTC", "America/New_York"]);
     let duration = Duration::from_secs(dice.pick(&[600, 3600, 36_000]));
-    Window::new(cron, duration, zone, dice.pick(&[Residency::Resident, Residency::Resident, Residency::OnDemand]))
-        .unwrap()
+    WarmWindow::new(
+        cron,
+        duration,
+        zone,
+        dice.pick(&[PolicyResidency::Resident, PolicyResidency::Resident, PolicyResidency::OnDemand]),
+    )
+    .unwrap()
 }

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use hush_controller::simulate::trace::Dice;
-use hush_core::{GpuId, Labels, ModelKey, Policy, ServerName};
+use hush_core::{GpuId, Labels, ModelKey, ModelPolicy, ServerName};
 use hush_server::residency::machine as server;
 
 use crate::device::{App, Device, Habit};
@@ -29,7 +29,7 @@ pub struct Scenario {
     pub devices: Vec<Device>,
     pub guests: Vec<GuestSpec>,
     pub namespaces: BTreeMap<String, Labels>,
-    pub policies: Vec<Policy>,
+    pub policies: Vec<ModelPolicy>,
     pub faults: Faults,
 }
 

@@ -3,20 +3,22 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use hush_core::{Action, Memory, Model, ModelKey, Plan, Policy, Reason, SkipReason, State, World, step};
+use hush_core::{
+    Action, ModelKey, ModelPolicy, ObservedModel, Plan, Reason, ResidencyState, SkipReason, StepMemory, World, step,
+};
 use proptest::prelude::*;
 
 use crate::support::{STALE_AFTER, at, policies, worlds};
 
-fn plan(world: &World, policies: &[Policy]) -> Plan {
-    step(&mut Memory::default(), at(0), world, policies)
+fn plan(world: &World, policies: &[ModelPolicy]) -> Plan {
+    step(&mut StepMemory::default(), at(0), world, policies)
 }
 
-fn enforced(policies: &[Policy]) -> Vec<Policy> {
-    policies.iter().map(|policy| Policy { dry_run: false, ..policy.clone() }).collect()
+fn enforced(policies: &[ModelPolicy]) -> Vec<ModelPolicy> {
+    policies.iter().map(|policy| ModelPolicy { dry_run: false, ..policy.clone() }).collect()
 }
 
-fn find<'a>(world: &'a World, key: &ModelKey) -> &'a Model {
+fn find<'a>(world: &'a World, key: &ModelKey) -> &'a ObservedModel {
     world.models.iter().find(|model| model.key == *key).unwrap()
 }
 
@@ -65,8 +67,8 @@ proptest! {
             let model = find(&world, &decision.key());
             match decision.action {
                 Action::Unload => {
-                    prop_assert_eq!(model.state, State::Ready);
-                    prop_assert!(!model.busy() || decision.reason == Reason::HardPressure, "{:?}", decision);
+                    prop_assert_eq!(model.state, ResidencyState::Ready);
+                    prop_assert!(!model.is_busy() || decision.reason == Reason::HardPressure, "{:?}", decision);
                     // The command carries what it was decided on.
                     prop_assert_eq!(decision.if_generation, Some(model.generation));
                     if decision.reason != Reason::HardPressure {
@@ -74,7 +76,7 @@ proptest! {
                         prop_assert!(model.idle.as_secs() >= asked, "{:?}", decision);
                     }
                 }
-                Action::Load => prop_assert_eq!(model.state, State::Unloaded),
+                Action::Load => prop_assert_eq!(model.state, ResidencyState::Unloaded),
             }
         }
     }
@@ -94,7 +96,7 @@ proptest! {
 
     #[test]
     fn the_same_world_gives_the_same_plan_and_the_same_memory(world in worlds(), policies in policies()) {
-        let (mut first, mut second) = (Memory::default(), Memory::default());
+        let (mut first, mut second) = (StepMemory::default(), StepMemory::default());
         for second_of_time in 0..3 {
             let now = at(second_of_time);
             prop_assert_eq!(step(&mut first, now, &world, &policies), step(&mut second, now, &world, &policies));
@@ -118,7 +120,7 @@ proptest! {
             if policies.iter().any(|other| other.is_cluster() && other != policy) {
                 continue;
             }
-            let ready = world.models.iter().filter(|m| m.ready() && m.sample_age <= STALE_AFTER && selected(&m.key)).count();
+            let ready = world.models.iter().filter(|m| m.is_ready() && m.sample_age <= STALE_AFTER && selected(&m.key)).count();
             let gone = plan.decisions.iter().filter(|d| d.action == Action::Unload && selected(&d.key())).count();
             prop_assert!(gone == 0 || ready - gone >= keep as usize, "{:?}", plan);
         }
@@ -129,7 +131,7 @@ proptest! {
         // One policy at a time: each dry run is computed alone.
         for policy in enforced(&policies) {
             let live = plan(&world, std::slice::from_ref(&policy));
-            let dry = plan(&world, &[Policy { dry_run: true, ..policy }]);
+            let dry = plan(&world, &[ModelPolicy { dry_run: true, ..policy }]);
             prop_assert!(dry.decisions.iter().all(|decision| decision.dry_run));
             let shown: Vec<_> = dry.decisions.into_iter().map(|d| hush_core::Decision { dry_run: false, ..d }).collect();
             prop_assert_eq!(shown, live.decisions);
@@ -142,9 +144,9 @@ proptest! {
         let Some((policy, others)) = enforced(&policies).split_first().map(|(first, rest)| (first.clone(), rest.to_vec())) else {
             return Ok(());
         };
-        let with = |policy: Policy| plan(&world, &[others.clone(), vec![policy]].concat());
+        let with = |policy: ModelPolicy| plan(&world, &[others.clone(), vec![policy]].concat());
         let (without, live) = (plan(&world, &others), with(policy.clone()));
-        let dry = with(Policy { dry_run: true, ..policy });
+        let dry = with(ModelPolicy { dry_run: true, ..policy });
         // The name of a policy is no difference in what is done.
         let nameless = |d: &hush_core::Decision| hush_core::Decision { policy: String::new(), dry_run: false, ..d.clone() };
         let in_force: Vec<_> = without.decisions.iter().map(nameless).collect();
@@ -160,7 +162,7 @@ proptest! {
 
     #[test]
     fn a_dry_run_changes_nothing(world in worlds(), policies in policies()) {
-        let live: Vec<Policy> = policies.iter().filter(|policy| !policy.dry_run).cloned().collect();
+        let live: Vec<ModelPolicy> = policies.iter().filter(|policy| !policy.dry_run).cloned().collect();
         let with = plan(&world, &policies);
         let without = plan(&world, &live);
         let enforced: Vec<_> = with.decisions.into_iter().filter(|d| !d.dry_run).collect();
@@ -172,10 +174,10 @@ proptest! {
 
     #[test]
     fn no_second_action_on_one_sample(world in worlds(), policies in policies()) {
-        let mut memory = Memory::default();
+        let mut memory = StepMemory::default();
         let first = step(&mut memory, at(0), &world, &policies);
         for decision in first.decisions.iter().filter(|d| !d.dry_run) {
-            memory.settle(&decision.key(), hush_core::Settled::Nothing);
+            memory.settle(&decision.key(), hush_core::CommandOutcome::Nothing);
         }
         // A second later, nothing new was seen.
         let mut later = world.clone();

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use hush_core::{
-    Amount, Asks, Memory, Plan, Policy, Pressure, PressureMemory, Reason, Residency, Settled, SkipReason, World, step,
+    CommandOutcome, MemoryAmount, ModelPolicy, Plan, PolicyResidency, PolicySpec, PressureLevel, PressureMemory,
+    Reason, SkipReason, StepMemory, World, step,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -12,14 +13,14 @@ use crate::support::{GIB, at, gpu, model, policy, world};
 
 const GRACE: i64 = 60;
 
-fn soft(min_reclaim: u64) -> Vec<Policy> {
-    let asks = Asks {
-        residency: Some(Residency::Resident),
-        soft_below: Some(Amount::Bytes(4 * GIB)),
+fn soft(min_reclaim: u64) -> Vec<ModelPolicy> {
+    let asks = PolicySpec {
+        residency: Some(PolicyResidency::Resident),
+        soft_below: Some(MemoryAmount::Bytes(4 * GIB)),
         grace_period: Some(Duration::from_secs(60)),
-        min_reclaim: Some(Amount::Bytes(min_reclaim)),
+        min_reclaim: Some(MemoryAmount::Bytes(min_reclaim)),
         transition_period: Some(Duration::from_secs(30)),
-        ..Asks::default()
+        ..PolicySpec::default()
     };
     vec![policy("soft", asks)]
 }
@@ -37,9 +38,9 @@ fn acts(plan: &Plan) -> bool {
     plan.decisions.iter().any(|decision| decision.reason == Reason::SoftPressure)
 }
 
-fn refuse(memory: &mut Memory, plan: &Plan) {
+fn refuse(memory: &mut StepMemory, plan: &Plan) {
     for decision in &plan.decisions {
-        memory.settle(&decision.key(), Settled::Nothing);
+        memory.settle(&decision.key(), CommandOutcome::Nothing);
     }
 }
 
@@ -49,7 +50,7 @@ proptest! {
     /// Each second: short of memory, enough of it, or no sample.
     #[test]
     fn grace_is_never_shortened_by_noise(seconds in vec(0..12_u8, 1..240)) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         let mut crossed_for: Option<i64> = None;
         let mut previous_fresh = false;
         for (second, kind) in seconds.into_iter().enumerate() {
@@ -74,13 +75,13 @@ proptest! {
 
     #[test]
     fn without_noise_it_acts_exactly_when_the_grace_period_has_passed(start in 0..1000_i64) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         for second in 0..=GRACE {
             let plan = step(&mut memory, at(start + second), &seen(GIB), &policies);
             prop_assert_eq!(acts(&plan), second == GRACE, "{}", second);
             let waits = plan.skips.iter().any(|skip| skip.reason == SkipReason::GracePeriod);
             prop_assert_eq!(waits, second < GRACE);
-            prop_assert_eq!(plan.gpus[0].pressure, Pressure::Soft);
+            prop_assert_eq!(plan.gpus[0].pressure, PressureLevel::Soft);
         }
     }
 
@@ -88,7 +89,7 @@ proptest! {
     /// nothing or only what was written down.
     #[test]
     fn grace_is_never_shortened_by_restarts_and_clocks(seconds in vec(0..24_u8, 1..240)) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         let mut clock = 0;
         // True seconds: since when every sample that was seen was short of memory.
         let mut crossed_since: Option<i64> = None;
@@ -96,12 +97,12 @@ proptest! {
             match kind {
                 2 => clock += 100_000,
                 3 => clock -= 3600,
-                4 => memory = Memory::default(),
+                4 => memory = StepMemory::default(),
                 5 => {
                     let since = crossed_since.map(|since| at(clock + since));
                     let gpu = hush_core::GpuId::from("GPU-a");
                     let entry = PressureMemory { gpu, soft_since: since, hard_since: None, clear_since: None };
-                    memory = Memory::restore(at(clock + second), &[entry], &[]);
+                    memory = StepMemory::restore(at(clock + second), &[entry], &[]);
                 }
                 _ => {}
             }
@@ -127,8 +128,8 @@ proptest! {
     #[test]
     fn a_dry_run_acts_when_it_would_act_live(seconds in vec(0..12_u8, 1..240)) {
         let live = soft(GIB);
-        let dry: Vec<Policy> = live.iter().map(|policy| Policy { dry_run: true, ..policy.clone() }).collect();
-        let (mut memory, mut other) = (Memory::default(), Memory::default());
+        let dry: Vec<ModelPolicy> = live.iter().map(|policy| ModelPolicy { dry_run: true, ..policy.clone() }).collect();
+        let (mut memory, mut other) = (StepMemory::default(), StepMemory::default());
         for (second, kind) in (0_i64..).zip(seconds) {
             let world = match kind {
                 0 => seen(20 * GIB),
@@ -147,12 +148,12 @@ proptest! {
     /// The wait for a newer sample ends with the next sample, wherever the clock has gone meanwhile.
     #[test]
     fn a_clock_that_is_set_back_neither_repeats_nor_blocks(back in 1..100_000_i64) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         for second in 0..=GRACE {
             let plan = step(&mut memory, at(second), &seen(GIB), &policies);
             if acts(&plan) {
                 for decision in &plan.decisions {
-                    memory.settle(&decision.key(), Settled::Unloaded { completed_at: at(GRACE) });
+                    memory.settle(&decision.key(), CommandOutcome::Unloaded { completed_at: at(GRACE) });
                 }
             }
         }
@@ -169,12 +170,12 @@ proptest! {
 
     #[test]
     fn a_missing_sample_freezes_the_timers(before in 1..GRACE, missing in 16..1000_i64) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         for second in 0..=before {
             prop_assert!(!acts(&step(&mut memory, at(second), &seen(GIB), &policies)));
         }
         let plan = step(&mut memory, at(before + 1), &stale(seen(GIB)), &policies);
-        prop_assert_eq!(plan.gpus[0].pressure, Pressure::Unknown);
+        prop_assert_eq!(plan.gpus[0].pressure, PressureLevel::Unknown);
         let back = before + missing;
         // Neither advanced nor reset: what was left is still left.
         for second in 0..=(GRACE - before) {
@@ -185,7 +186,7 @@ proptest! {
 
     #[test]
     fn a_clock_that_is_set_changes_nothing(jump in prop_oneof![-100_000..-1_i64, 16..100_000_i64], after in 1..GRACE) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         for second in 0..=after {
             prop_assert!(!acts(&step(&mut memory, at(second), &seen(GIB), &policies)));
         }
@@ -197,7 +198,7 @@ proptest! {
 
     #[test]
     fn once_acting_it_goes_on_to_the_target_and_then_stops(reclaim in 1..4_u64, steps in 1..6_u64) {
-        let (mut memory, policies) = (Memory::default(), soft(reclaim * GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(reclaim * GIB));
         for second in 0..=GRACE {
             let plan = step(&mut memory, at(second), &seen(GIB), &policies);
             refuse(&mut memory, &plan);
@@ -215,11 +216,11 @@ proptest! {
 
     #[test]
     fn pressure_is_left_after_the_transition_period(clear in 0..40_i64) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         step(&mut memory, at(0), &seen(GIB), &policies);
         for second in 0..=clear {
             let plan = step(&mut memory, at(1 + second), &seen(20 * GIB), &policies);
-            let expected = if second >= 30 { Pressure::None } else { Pressure::Soft };
+            let expected = if second >= 30 { PressureLevel::None } else { PressureLevel::Soft };
             prop_assert_eq!(plan.gpus[0].pressure, expected, "{}", second);
         }
     }
@@ -227,7 +228,7 @@ proptest! {
 
 #[test]
 fn after_an_unload_only_a_newer_sample_counts() {
-    let (mut memory, policies) = (Memory::default(), soft(GIB));
+    let (mut memory, policies) = (StepMemory::default(), soft(GIB));
     let mut acted = false;
     for second in 0..=GRACE {
         let plan = step(&mut memory, at(second), &seen(GIB), &policies);
@@ -238,7 +239,7 @@ fn after_an_unload_only_a_newer_sample_counts() {
     assert!(!acts(&step(&mut memory, at(GRACE + 1), &seen(GIB), &policies)));
     let key = model("w1", "GPU-a").key;
     for name in ["w1", "w2", "w3"] {
-        memory.settle(&model(name, "").key, Settled::Unloaded { completed_at: at(GRACE + 3) });
+        memory.settle(&model(name, "").key, CommandOutcome::Unloaded { completed_at: at(GRACE + 3) });
     }
     let without = |age: u64| {
         let mut world = seen(GIB);

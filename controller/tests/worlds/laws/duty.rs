@@ -1,6 +1,6 @@
 //! What must be decided: no model is left alone that a rule names.
 
-use hush_core::{Pressure, Residency, State};
+use hush_core::{PolicyResidency, PressureLevel, ResidencyState};
 
 use super::watch::Watch;
 use super::{Broken, Known, Moment, ensure};
@@ -20,14 +20,14 @@ pub fn check(watch: &Watch, moment: &Moment<'_>, known: &[Known<'_>]) -> Result<
             continue;
         }
         match known_here.model.state {
-            State::Ready if !duty.protected(known, expected) => {
+            ResidencyState::Ready if !duty.protected(known, expected) => {
                 duty.idle(known_here, expected)?;
                 duty.hard(known, known_here, expected)?;
                 duty.soft(known, known_here, expected)?;
                 duty.budget(known, known_here, expected)?;
             }
-            State::WaitingForMemory => duty.room(known, known_here, expected)?,
-            State::Unloaded => duty.warm(known, known_here, expected)?,
+            ResidencyState::WaitingForMemory => duty.room(known, known_here, expected)?,
+            ResidencyState::Unloaded => duty.warm(known, known_here, expected)?,
             _ => {}
         }
     }
@@ -46,7 +46,7 @@ impl Duty<'_> {
             let counts = |other: &&Known<'_>| {
                 let selected = other.expected.as_ref().is_some_and(|expected| expected.policies.contains(&policy));
                 let sure = other.fresh && !self.watch.may_spare(self.moment, other);
-                selected && sure && other.model.ready() && !other.leaves()
+                selected && sure && other.model.is_ready() && !other.leaves()
             };
             all.iter().filter(counts).count()
         };
@@ -56,7 +56,8 @@ impl Duty<'_> {
 
     fn idle(&self, known: &Known<'_>, expected: &Expected) -> Result<(), Broken> {
         let Some(timeout) = expected.idle_timeout else { return Ok(()) };
-        let due = !known.model.busy() && known.model.idle >= timeout && known.model.loaded_for >= expected.min_resident;
+        let due =
+            !known.model.is_busy() && known.model.idle >= timeout && known.model.loaded_for >= expected.min_resident;
         ensure(!due, || format!("idle for {:?} of {timeout:?}, and stays: {}", known.model.idle, known.model.key))
     }
 
@@ -65,7 +66,7 @@ impl Duty<'_> {
         let gpu = known.gpu.filter(|_| known.card_fresh(self.moment.world))?;
         // Who was named and has not been seen since may leave yet, or have left.
         let named = |other: &&Known<'_>| {
-            let here = other.model.gpu == known.model.gpu && other.fresh && other.model.ready();
+            let here = other.model.gpu == known.model.gpu && other.fresh && other.model.is_ready();
             here && self.watch.may_spare(self.moment, other)
         };
         if self.watch.may_wait(self.moment, known) || all.iter().any(|other| named(&other)) {
@@ -84,7 +85,7 @@ impl Duty<'_> {
     fn hard(&self, all: &[Known<'_>], known: &Known<'_>, expected: &Expected) -> Result<(), Broken> {
         let (Some(available), Some(below)) = (self.card(all, known), expected.hard_below) else { return Ok(()) };
         // Work goes on where stopping it would not help.
-        if known.model.busy() || Self::highest(all, known, Expected::hard_target) < expected.hard_target() {
+        if known.model.is_busy() || Self::highest(all, known, Expected::hard_target) < expected.hard_target() {
             return Ok(());
         }
         ensure(available >= below, || format!("under hard pressure, {available} of {below}: {}", known.model.key))
@@ -96,7 +97,7 @@ impl Duty<'_> {
         let ripe = watched.is_some_and(|watched| watched >= expected.grace);
         // Hard pressure comes first; what is left to do for soft pressure is seen in the next sample.
         let hard = known.gpu.zip(expected.hard_target()).is_some_and(|(gpu, target)| gpu.available_bytes() < target);
-        let free = known.model.busy() || known.model.loaded_for < expected.min_resident;
+        let free = known.model.is_busy() || known.model.loaded_for < expected.min_resident;
         if !ripe || hard || free || Self::highest(all, known, Expected::soft_target) < expected.soft_target() {
             return Ok(());
         }
@@ -104,7 +105,7 @@ impl Duty<'_> {
     }
 
     fn budget(&self, all: &[Known<'_>], known: &Known<'_>, expected: &Expected) -> Result<(), Broken> {
-        if self.card(all, known).is_none() || known.model.busy() || known.model.loaded_for < expected.min_resident {
+        if self.card(all, known).is_none() || known.model.is_busy() || known.model.loaded_for < expected.min_resident {
             return Ok(());
         }
         let total = known.gpu.map(|gpu| gpu.total_bytes);
@@ -113,7 +114,10 @@ impl Duty<'_> {
             let Some(budget) = budget.and_then(|budget| budget.bytes(total)) else { continue };
             let holds = |other: &&Known<'_>| {
                 other.model.gpu == known.model.gpu
-                    && matches!(other.model.state, State::Ready | State::Loading | State::Draining)
+                    && matches!(
+                        other.model.state,
+                        ResidencyState::Ready | ResidencyState::Loading | ResidencyState::Draining
+                    )
                     && !other.leaves()
                     && other.expected.as_ref().is_some_and(|expected| expected.policies.contains(&policy))
             };
@@ -131,14 +135,15 @@ impl Duty<'_> {
             let apart = other.model.key.server.namespace() != known.model.key.server.namespace();
             apart && rules.operator.is_some() && expected.operator.is_none()
         };
-        let waiting = all.iter().filter(here).filter(|other| other.model.state == State::WaitingForMemory).count();
+        let waiting =
+            all.iter().filter(here).filter(|other| other.model.state == ResidencyState::WaitingForMemory).count();
         let could = |other: &&Known<'_>| {
             let Some(rules) = &other.expected else { return false };
             other.fresh
                 && !self.watch.may_spare(self.moment, other)
-                && other.model.ready()
+                && other.model.is_ready()
                 && !other.leaves()
-                && !other.model.busy()
+                && !other.model.is_busy()
                 && other.model.loaded_for >= rules.min_resident
                 && rules.priority < expected.priority
                 && !self.protected(all, rules)
@@ -153,16 +158,16 @@ impl Duty<'_> {
     }
 
     fn warm(&self, all: &[Known<'_>], known: &Known<'_>, expected: &Expected) -> Result<(), Broken> {
-        if expected.mode != Residency::Resident || !expected.warm || !known.card_fresh(self.moment.world) {
+        if expected.mode != PolicyResidency::Resident || !expected.warm || !known.card_fresh(self.moment.world) {
             return Ok(());
         }
         let here = |other: &&Known<'_>| other.model.gpu == known.model.gpu;
-        let alone = all.iter().filter(here).filter(|other| other.model.state == State::Unloaded).count() == 1;
+        let alone = all.iter().filter(here).filter(|other| other.model.state == ResidencyState::Unloaded).count() == 1;
         let report = self.moment.plan.gpus.iter().find(|gpu| Some(&gpu.uuid) == known.model.gpu.as_ref());
-        let free = report.is_some_and(|gpu| gpu.pressure == Pressure::None);
+        let free = report.is_some_and(|gpu| gpu.pressure == PressureLevel::None);
         let limits = all.iter().filter(here).filter_map(|other| other.expected.as_ref());
         let limit = limits.flat_map(|rules| [rules.hard_below, rules.soft_below]).flatten().max().unwrap_or(0);
-        let available = known.gpu.map_or(0, hush_core::Gpu::available_bytes);
+        let available = known.gpu.map_or(0, hush_core::ObservedGpu::available_bytes);
         let fits = available.checked_sub(known.model.vram_bytes).is_some_and(|left| left >= limit);
         let budgets = self.moment.scenario.policies.iter().any(|policy| policy.asks.budget.is_some());
         ensure(!(alone && free && fits && !budgets), || format!("cold in its window: {}", known.model.key))

@@ -1,6 +1,6 @@
 //! What must hold once everything has come to rest.
 
-use hush_core::State;
+use hush_core::ResidencyState;
 
 use super::{Broken, Watch, ensure};
 use crate::house::House;
@@ -18,7 +18,7 @@ pub fn at_the_end(now: u64, house: &House, watch: &Watch) -> Result<(), Broken> 
             format!("requests are lost: {answered:?}, {waiting} wait: {}", guest.spec.key)
         })?;
         let device = &house.devices[guest.spec.device];
-        let short = guest.state() == State::WaitingForMemory
+        let short = guest.state() == ResidencyState::WaitingForMemory
             && guest.sample(now, device).demand_bytes > device.available_bytes();
         let served = now - guest.served_at < REST_MS / 2;
         ensure(waiting == 0 || short || served || watch.not_suffered(place), || {

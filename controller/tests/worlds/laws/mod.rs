@@ -7,7 +7,7 @@ mod tenants;
 mod time;
 mod watch;
 
-use hush_core::{Action, Decision, Gpu, Memory, Model, Plan, World};
+use hush_core::{Action, Decision, ObservedGpu, ObservedModel, Plan, StepMemory, World};
 use jiff::Timestamp;
 
 use crate::expected::{Expected, expected};
@@ -33,15 +33,15 @@ pub struct Moment<'a> {
     pub world: &'a World,
     pub plan: &'a Plan,
     /// As it was before.
-    pub memory: &'a Memory,
+    pub memory: &'a StepMemory,
 }
 
 /// A model as the controller sees it, and what was decided on it.
 pub struct Known<'a> {
     /// Place of the guest.
     pub guest: usize,
-    pub model: &'a Model,
-    pub gpu: Option<&'a Gpu>,
+    pub model: &'a ObservedModel,
+    pub gpu: Option<&'a ObservedGpu>,
     pub expected: Option<Expected>,
     pub sampled_at: u64,
     pub fresh: bool,
@@ -65,7 +65,7 @@ impl Moment<'_> {
         self.world.models.iter().map(known).collect()
     }
 
-    fn know<'a>(&'a self, model: &'a Model, places: &[&hush_core::ModelKey]) -> Known<'a> {
+    fn know<'a>(&'a self, model: &'a ObservedModel, places: &[&hush_core::ModelKey]) -> Known<'a> {
         let gpu = self.world.gpus.iter().find(|gpu| Some(&gpu.uuid) == model.gpu.as_ref());
         let named = |decision: &&Decision| {
             !decision.dry_run && decision.server == model.key.server && decision.model == model.key.model

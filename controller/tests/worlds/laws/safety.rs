@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use hush_core::{Action, Decision, Gpu, ModelKey, Policy, Reason, Residency, State, World, step};
+use hush_core::{
+    Action, Decision, ModelKey, ModelPolicy, ObservedGpu, PolicyResidency, Reason, ResidencyState, World, step,
+};
 
 use super::watch::Watch;
 use super::{Broken, Known, Moment, ensure};
@@ -17,7 +19,9 @@ pub fn check(watch: &Watch, moment: &Moment<'_>, all: &[Known<'_>]) -> Result<()
         fresh(moment, known, decision)?;
         once(watch, moment, known, decision)?;
         match decision.action {
-            Action::Load => ensure(known.model.state == State::Unloaded, || format!("not unloaded: {decision:?}"))?,
+            Action::Load => {
+                ensure(known.model.state == ResidencyState::Unloaded, || format!("not unloaded: {decision:?}"))?
+            }
             Action::Unload => unload(watch, moment, known, all)?,
         }
     }
@@ -79,9 +83,9 @@ fn once(watch: &Watch, moment: &Moment<'_>, known: &Known<'_>, decision: &Decisi
 fn unload(watch: &Watch, moment: &Moment<'_>, known: &Known<'_>, all: &[Known<'_>]) -> Result<(), Broken> {
     let (Some(decision), Some(expected)) = (known.decision, &known.expected) else { return Ok(()) };
     let (model, hard) = (known.model, decision.reason == Reason::HardPressure);
-    ensure(model.state == State::Ready, || format!("not ready: {decision:?}"))?;
+    ensure(model.state == ResidencyState::Ready, || format!("not ready: {decision:?}"))?;
     ensure(decision.if_generation == Some(model.generation), || format!("another generation: {decision:?}"))?;
-    ensure(hard || !model.busy(), || format!("busy: {decision:?}"))?;
+    ensure(hard || !model.is_busy(), || format!("busy: {decision:?}"))?;
     ensure(hard || model.loaded_for >= expected.min_resident, || format!("too young: {decision:?}"))?;
     let asked = decision.if_idle_seconds.map(Duration::from_secs);
     // The server judges again, by the same condition.
@@ -90,7 +94,7 @@ fn unload(watch: &Watch, moment: &Moment<'_>, known: &Known<'_>, all: &[Known<'_
     let hold = evicted.then_some(expected.hold.as_secs());
     ensure(decision.hold_seconds == hold, || format!("must stay away {hold:?}: {decision:?}"))?;
     match decision.reason {
-        Reason::IdleTimeout if expected.mode == Residency::Adaptive => Ok(()),
+        Reason::IdleTimeout if expected.mode == PolicyResidency::Adaptive => Ok(()),
         Reason::IdleTimeout | Reason::OnDemand => {
             let right = expected.idle_timeout.is_some_and(|timeout| model.idle >= timeout && asked == Some(timeout));
             ensure(right, || format!("not idle for {:?}: {decision:?}", expected.idle_timeout))
@@ -104,7 +108,7 @@ fn unload(watch: &Watch, moment: &Moment<'_>, known: &Known<'_>, all: &[Known<'_
         Reason::MakeRoom => {
             let lower = |other: &&Known<'_>| {
                 other.model.gpu == model.gpu
-                    && other.model.state == State::WaitingForMemory
+                    && other.model.state == ResidencyState::WaitingForMemory
                     && other.expected.as_ref().is_some_and(|waiting| waiting.priority > expected.priority)
             };
             ensure(all.iter().any(|other| lower(&other)), || format!("makes room for nobody: {decision:?}"))
@@ -127,7 +131,7 @@ fn min_loaded(watch: &Watch, moment: &Moment<'_>, known: &Known<'_>, all: &[Know
             let gone = watch.accepted.get(&other.guest).is_some_and(|at| other.sampled_at <= *at);
             let before = turn(other).is_some_and(|turn| Some(turn) <= own_turn);
             let going = before || watch.on_its_way(moment, other.guest);
-            selected && other.fresh && other.model.ready() && !gone && !going
+            selected && other.fresh && other.model.is_ready() && !gone && !going
         };
         all.iter().filter(stays).count()
     };
@@ -147,7 +151,7 @@ fn min_loaded(watch: &Watch, moment: &Moment<'_>, known: &Known<'_>, all: &[Know
 type Target = fn(&Expected) -> Option<u64>;
 
 /// No victim of pressure but is needed: without any of them a target would not be met.
-fn spared(card: &Gpu, known: &[Known<'_>]) -> Result<(), Broken> {
+fn spared(card: &ObservedGpu, known: &[Known<'_>]) -> Result<(), Broken> {
     let here = |known: &&Known<'_>| known.model.gpu.as_ref() == Some(&card.uuid) && known.leaves();
     let here: Vec<&Known<'_>> = known.iter().filter(here).collect();
     let of = |reasons: &[Reason]| -> Vec<&Known<'_>> {
@@ -178,11 +182,11 @@ pub fn again(moment: &Moment<'_>) -> Result<(), Broken> {
         models: moment.world.models.iter().rev().cloned().collect(),
         ..moment.world.clone()
     };
-    let policies: Vec<Policy> = moment.scenario.policies.iter().rev().cloned().collect();
+    let policies: Vec<ModelPolicy> = moment.scenario.policies.iter().rev().cloned().collect();
     let mut memory = moment.memory.clone();
     let other = step(&mut memory, moment.wall, &mixed, &policies);
     ensure(other == *moment.plan, || format!("in another order {other:?} instead of {:?}", moment.plan))?;
-    let enforced: Vec<Policy> = policies.into_iter().filter(|policy| !policy.dry_run).collect();
+    let enforced: Vec<ModelPolicy> = policies.into_iter().filter(|policy| !policy.dry_run).collect();
     let other = step(&mut moment.memory.clone(), moment.wall, moment.world, &enforced);
     let same = other.decisions.iter().eq(live(&moment.plan.decisions)) && other.gpus == moment.plan.gpus;
     ensure(same, || format!("without dry runs {other:?} instead of {:?}", moment.plan))

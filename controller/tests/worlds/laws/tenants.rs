@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hush_core::{Action, Decision, ModelKey, Plan, Policy, Reason, State, step};
+use hush_core::{Action, Decision, ModelKey, ModelPolicy, Plan, Reason, ResidencyState, step};
 
 use super::{Broken, Known, Moment, ensure};
 
 pub fn check(moment: &Moment<'_>, known: &[Known<'_>]) -> Result<(), Broken> {
-    let enforced: Vec<&Policy> = moment.scenario.policies.iter().filter(|policy| !policy.dry_run).collect();
+    let enforced: Vec<&ModelPolicy> = moment.scenario.policies.iter().filter(|policy| !policy.dry_run).collect();
     let tenants: BTreeSet<&str> = enforced.iter().filter_map(|policy| policy.name.namespace.as_deref()).collect();
     if tenants.is_empty() || tenants.len() == enforced.len() {
         return Ok(());
@@ -17,7 +17,7 @@ pub fn check(moment: &Moment<'_>, known: &[Known<'_>]) -> Result<(), Broken> {
     nothing_outlives_the_floor(moment, known, &enforced)
 }
 
-fn plan_of(moment: &Moment<'_>, policies: Vec<Policy>) -> Plan {
+fn plan_of(moment: &Moment<'_>, policies: Vec<ModelPolicy>) -> Plan {
     step(&mut moment.memory.clone(), moment.wall, moment.world, &policies)
 }
 
@@ -31,14 +31,14 @@ fn unloads(plan: &Plan) -> BTreeMap<ModelKey, &Decision> {
 fn nothing_is_taken_from_others(
     moment: &Moment<'_>,
     all: &[Known<'_>],
-    enforced: &[&Policy],
+    enforced: &[&ModelPolicy],
     tenants: &BTreeSet<&str>,
 ) -> Result<(), Broken> {
     let under_the_floor = |known: &&Known<'_>| known.expected.as_ref().is_some_and(|rules| rules.operator.is_some());
     let leaving: Vec<&Known<'_>> = all.iter().filter(|known| known.leaves()).filter(under_the_floor).collect();
     let namespaces: BTreeSet<&str> = leaving.iter().map(|known| known.model.key.server.namespace()).collect();
     for namespace in namespaces.into_iter().filter(|own| tenants.iter().any(|tenant| tenant != own)) {
-        let own = |policy: &&&Policy| policy.name.namespace.as_deref().is_none_or(|other| other == namespace);
+        let own = |policy: &&&ModelPolicy| policy.name.namespace.as_deref().is_none_or(|other| other == namespace);
         let alone = plan_of(moment, enforced.iter().filter(own).map(|policy| (*policy).clone()).collect());
         let alone = unloads(&alone);
         for known in leaving.iter().filter(|known| known.model.key.server.namespace() == namespace) {
@@ -63,7 +63,9 @@ fn others_are_not_enough(moment: &Moment<'_>, known: &Known<'_>, all: &[Known<'_
         Reason::OverBudget => decision.policy.starts_with('/'),
         Reason::MakeRoom => all.iter().any(|waiting| {
             let under_the_floor = waiting.expected.as_ref().is_some_and(|rules| rules.operator.is_some());
-            under_the_floor && waiting.model.state == State::WaitingForMemory && waiting.model.gpu == known.model.gpu
+            under_the_floor
+                && waiting.model.state == ResidencyState::WaitingForMemory
+                && waiting.model.gpu == known.model.gpu
         }),
         _ => false,
     }
@@ -72,9 +74,13 @@ fn others_are_not_enough(moment: &Moment<'_>, known: &Known<'_>, all: &[Known<'_
 /// What leaves under the operator's policies alone leaves with those of the namespaces too: for an idle timeout that one of
 /// them writes in any case, for hard pressure unless others have relieved it. A `minLoaded` of the operator's may keep a
 /// model when others have left.
-fn nothing_outlives_the_floor(moment: &Moment<'_>, known: &[Known<'_>], enforced: &[&Policy]) -> Result<(), Broken> {
-    let cluster = |policy: &&&Policy| policy.name.namespace.is_none();
-    let floor: Vec<Policy> = enforced.iter().filter(cluster).map(|policy| (*policy).clone()).collect();
+fn nothing_outlives_the_floor(
+    moment: &Moment<'_>,
+    known: &[Known<'_>],
+    enforced: &[&ModelPolicy],
+) -> Result<(), Broken> {
+    let cluster = |policy: &&&ModelPolicy| policy.name.namespace.is_none();
+    let floor: Vec<ModelPolicy> = enforced.iter().filter(cluster).map(|policy| (*policy).clone()).collect();
     if floor.iter().any(|policy| policy.asks.min_loaded.is_some_and(|count| count > 0)) {
         return Ok(());
     }
@@ -98,7 +104,7 @@ fn nothing_outlives_the_floor(moment: &Moment<'_>, known: &[Known<'_>], enforced
             Reason::OnDemand => !known.leaves(),
             // A busy model may wait for what the next sample shows of others that leave now.
             Reason::HardPressure => {
-                let waits = known.model.busy() && freed_bytes(moment, decision) > 0;
+                let waits = known.model.is_busy() && freed_bytes(moment, decision) > 0;
                 !known.leaves() && !relieved() && !waits
             }
             _ => false,

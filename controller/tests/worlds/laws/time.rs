@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hush_core::{GpuId, Reason, State};
+use hush_core::{GpuId, Reason, ResidencyState};
 use hush_server::residency::machine::Residency;
 
 use super::{Broken, Known, Moment, ensure};
@@ -174,7 +174,7 @@ impl Evictions {
 
     pub fn see(&mut self, now: u64, house: &House) {
         for (guest, eviction) in &mut self.last {
-            let leaving = matches!(house.guests[*guest].state(), State::Draining | State::Unloading);
+            let leaving = matches!(house.guests[*guest].state(), ResidencyState::Draining | ResidencyState::Unloading);
             if eviction.ended.is_none() && !leaving {
                 eviction.ended = Some(now);
             }
@@ -219,7 +219,7 @@ impl Patience {
             self.stirred[scenario.guests[flight.guest].device] = now;
         }
         for guest in &house.guests {
-            if matches!(guest.state(), State::Loading | State::Draining | State::Unloading) {
+            if matches!(guest.state(), ResidencyState::Loading | ResidencyState::Draining | ResidencyState::Unloading) {
                 self.stirred[guest.spec.device] = now;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hush_core::{Action, GpuId, Settled};
+use hush_core::{Action, CommandOutcome, GpuId};
 
 use super::time::{Crossings, Evictions, Patience};
 use super::{Broken, Known, Moment, duty, safety, tenants};
@@ -68,8 +68,8 @@ impl Watch {
         self.evictions.calm();
     }
 
-    pub fn settled(&mut self, now: u64, flight: &Flight, how: Settled) {
-        if let (Settled::Unloaded { .. }, Some(gpu)) = (how, &flight.decision.gpu) {
+    pub fn settled(&mut self, now: u64, flight: &Flight, how: CommandOutcome) {
+        if let (CommandOutcome::Unloaded { .. }, Some(gpu)) = (how, &flight.decision.gpu) {
             self.card_settled.insert(gpu.clone(), now);
         }
     }

@@ -1,4 +1,4 @@
-//! Gaps between requests in buckets that grow by a sixteenth of their octave, old ones fading.
+//! GapHistogram between requests in buckets that grow by a sixteenth of their octave. Older gaps weigh less.
 
 use std::time::Duration;
 
@@ -18,14 +18,15 @@ impl Gap {
         Self { least_ms: millis(least), most_ms: millis(most) }
     }
 
-    /// Where nothing tells how long it was: twice as long as it was at least.
+    /// A gap without an upper bound counts as at most twice as long as its lower bound.
     #[must_use]
     pub fn closed(self) -> Self {
-        let open = self.most_ms == LONGEST_MS;
-        Self { most_ms: if open { self.least_ms.saturating_mul(2).min(LONGEST_MS) } else { self.most_ms }, ..self }
+        let is_open = self.most_ms == LONGEST_MS;
+        let most_ms = if is_open { self.least_ms.saturating_mul(2).min(LONGEST_MS) } else { self.most_ms };
+        Self { most_ms, ..self }
     }
 
-    /// What both say; this one alone where they contradict each other.
+    /// The bounds on which both agree; those of `self` where they contradict each other.
     #[must_use]
     pub fn narrowed(self, other: Self) -> Self {
         let both = Self { least_ms: self.least_ms.max(other.least_ms), most_ms: self.most_ms.min(other.most_ms) };
@@ -33,39 +34,41 @@ impl Gap {
     }
 }
 
-/// A year: nothing here depends on longer gaps, and sums of products stay far below their type's end.
+/// A year: nothing here depends on longer gaps, and sums of products stay far below the maximum of their type.
 pub const LONGEST_MS: u64 = 365 * 24 * 3600 * 1000;
 
+/// At most [`LONGEST_MS`].
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(LONGEST_MS)
 }
 
-/// One observation. Weights are integers and fade by 1/64 with each further observation.
+/// The weight of one observation. Weights are integers and lose 1/64 with each further observation.
 const UNIT: u64 = 1 << 16;
 const FADE_SHIFT: u32 = 6;
-/// A weight below this is rounding, not memory.
-const DUST: u64 = 1 << FADE_SHIFT;
-/// An octave has 2 to the power of this many buckets.
-const FINE: u32 = 4;
+/// A smaller weight is only a rounding error.
+const WEIGHT_MIN: u64 = 1 << FADE_SHIFT;
+/// An octave has 2 to the power of this number of buckets.
+const BUCKET_BITS: u32 = 4;
 
-/// Weights by bucket, ascending.
+/// The weight of each bucket, ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Gaps {
+pub struct GapHistogram {
     weights: Vec<(u64, u64)>,
     observed: u64,
 }
 
-impl Gaps {
+impl GapHistogram {
     pub fn observe(&mut self, gap_ms: u64) {
         self.observed = self.observed.saturating_add(1);
         for (_, weight) in &mut self.weights {
             *weight -= *weight >> FADE_SHIFT;
         }
-        self.weights.retain(|(_, weight)| *weight > DUST);
+
+        self.weights.retain(|(_, weight)| *weight > WEIGHT_MIN);
         self.add(upper_bound_ms(gap_ms), UNIT);
     }
 
-    /// Both together, as if one had seen it all.
+    /// The sum of both histograms.
     #[must_use]
     pub fn with(&self, other: &Self) -> Self {
         let mut all = Self { weights: self.weights.clone(), observed: self.observed.saturating_add(other.observed) };
@@ -87,21 +90,22 @@ impl Gaps {
         &self.weights
     }
 
+    /// The number of gaps observed.
     pub const fn observed(&self) -> u64 {
         self.observed
     }
 }
 
-/// The least number of the form m * 2^n with m in 16..32 (or below 16) that is not less.
+/// The least number of the form m * 2^n, with m in 16..32 (or below 16), that is not less than `ms`.
 fn upper_bound_ms(ms: u64) -> u64 {
     let ms = ms.min(LONGEST_MS);
-    let shift = ms.checked_ilog2().unwrap_or(0).saturating_sub(FINE);
+    let shift = ms.checked_ilog2().unwrap_or(0).saturating_sub(BUCKET_BITS);
     ms.div_ceil(1 << shift) << shift
 }
 
-/// How far the bucket of this upper bound reaches down, at most.
+/// The greatest width of the bucket with this upper bound.
 pub fn width_ms(bound_ms: u64) -> u64 {
-    1 << bound_ms.checked_ilog2().unwrap_or(0).saturating_sub(FINE)
+    1 << bound_ms.checked_ilog2().unwrap_or(0).saturating_sub(BUCKET_BITS)
 }
 
 #[cfg(test)]
@@ -119,7 +123,7 @@ mod tests {
 
     #[test]
     fn old_gaps_fade() {
-        let mut gaps = Gaps::default();
+        let mut gaps = GapHistogram::default();
         gaps.observe(1_000);
         for _ in 0..1_000 {
             gaps.observe(60_000);
@@ -129,13 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn both_together_are_their_sum() {
-        let of = |gaps: &[u64]| {
-            let mut all = Gaps::default();
-            gaps.iter().for_each(|gap| all.observe(*gap));
-            all
+    fn the_sum_has_the_gaps_of_both() {
+        let histogram = |gaps: &[u64]| {
+            let mut histogram = GapHistogram::default();
+            gaps.iter().for_each(|gap| histogram.observe(*gap));
+            histogram
         };
-        let both = of(&[16, 4096]).with(&of(&[16]));
+
+        let both = histogram(&[16, 4096]).with(&histogram(&[16]));
         assert_eq!(both.observed(), 3);
         assert_eq!(both.weights().iter().map(|(bound, _)| *bound).collect::<Vec<_>>(), [16, 4096]);
         assert!(both.weights()[0].1 > UNIT);

@@ -1,23 +1,24 @@
-//! Which models a policy means: label selectors and globs.
+//! Which models a policy selects: label selectors and globs.
 
 use crate::world::Labels;
 
-/// A Kubernetes label selector: all of it must hold.
+/// A Kubernetes label selector: all labels and all expressions must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
     pub labels: Labels,
-    pub expressions: Vec<Expression>,
+    pub expressions: Vec<SelectorExpression>,
 }
 
+/// A requirement on one label.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Expression {
+pub struct SelectorExpression {
     pub key: String,
-    pub operator: Operator,
+    pub operator: SelectorOperator,
     pub values: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operator {
+pub enum SelectorOperator {
     In,
     NotIn,
     Exists,
@@ -27,19 +28,19 @@ pub enum Operator {
 impl Selector {
     pub fn matches(&self, labels: &Labels) -> bool {
         self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
-            && self.expressions.iter().all(|expression| expression.holds(labels))
+            && self.expressions.iter().all(|expression| expression.is_met(labels))
     }
 }
 
-impl Expression {
-    /// As in Kubernetes: `NotIn` also holds where the label is missing.
-    fn holds(&self, labels: &Labels) -> bool {
+impl SelectorExpression {
+    /// As in Kubernetes, `NotIn` also holds where the label is missing.
+    fn is_met(&self, labels: &Labels) -> bool {
         let value = labels.get(&self.key);
         match self.operator {
-            Operator::In => value.is_some_and(|value| self.values.contains(value)),
-            Operator::NotIn => value.is_none_or(|value| !self.values.contains(value)),
-            Operator::Exists => value.is_some(),
-            Operator::DoesNotExist => value.is_none(),
+            SelectorOperator::In => value.is_some_and(|value| self.values.contains(value)),
+            SelectorOperator::NotIn => value.is_none_or(|value| !self.values.contains(value)),
+            SelectorOperator::Exists => value.is_some(),
+            SelectorOperator::DoesNotExist => value.is_none(),
         }
     }
 }
@@ -61,8 +62,10 @@ impl Glob {
         let pattern: Vec<char> = self.0.chars().collect();
         let name: Vec<char> = name.chars().collect();
         let (mut p, mut n) = (0, 0);
-        // Where the last star stood, and how much of the name it had swallowed: the only place to go back to.
+        // The position of the last star in the pattern, and the position in the name up to which that star matches: the
+        // only point to go back to.
         let mut star: Option<(usize, usize)> = None;
+
         while n < name.len() {
             match pattern.get(p) {
                 Some('*') => {
@@ -74,15 +77,16 @@ impl Glob {
                     n += 1;
                 }
                 _ => match star {
-                    Some((at, swallowed)) => {
-                        star = Some((at, swallowed + 1));
-                        p = at + 1;
-                        n = swallowed + 1;
+                    Some((star_at, matched)) => {
+                        star = Some((star_at, matched + 1));
+                        p = star_at + 1;
+                        n = matched + 1;
                     }
                     None => return false,
                 },
             }
         }
+
         pattern[p..].iter().all(|&c| c == '*')
     }
 }
@@ -117,22 +121,24 @@ mod tests {
     fn expressions() {
         let expression = |operator, values: &[&str]| Selector {
             labels: Labels::new(),
-            expressions: vec![Expression {
+            expressions: vec![SelectorExpression {
                 key: "tier".to_owned(),
                 operator,
                 values: values.iter().map(|v| (*v).to_owned()).collect(),
             }],
         };
+
         let gold = labels(&[("tier", "gold")]);
         let none = Labels::new();
-        assert!(expression(Operator::In, &["gold", "silver"]).matches(&gold));
-        assert!(!expression(Operator::In, &["silver"]).matches(&gold));
-        assert!(!expression(Operator::In, &["gold"]).matches(&none));
-        assert!(!expression(Operator::NotIn, &["gold"]).matches(&gold));
-        assert!(expression(Operator::NotIn, &["gold"]).matches(&none));
-        assert!(expression(Operator::Exists, &[]).matches(&gold));
-        assert!(expression(Operator::DoesNotExist, &[]).matches(&none));
-        let both = Selector { labels: gold.clone(), ..expression(Operator::DoesNotExist, &[]) };
+        assert!(expression(SelectorOperator::In, &["gold", "silver"]).matches(&gold));
+        assert!(!expression(SelectorOperator::In, &["silver"]).matches(&gold));
+        assert!(!expression(SelectorOperator::In, &["gold"]).matches(&none));
+        assert!(!expression(SelectorOperator::NotIn, &["gold"]).matches(&gold));
+        assert!(expression(SelectorOperator::NotIn, &["gold"]).matches(&none));
+        assert!(expression(SelectorOperator::Exists, &[]).matches(&gold));
+        assert!(expression(SelectorOperator::DoesNotExist, &[]).matches(&none));
+
+        let both = Selector { labels: gold.clone(), ..expression(SelectorOperator::DoesNotExist, &[]) };
         assert!(!both.matches(&gold));
     }
 }
