@@ -136,8 +136,8 @@ fn of_model(
     why: Vec<WhyView>,
 ) -> ModelView {
     let sampled_at = before(at, model.sample_age);
-    let idle_since = (model.is_ready() && !model.is_busy()).then(|| before(sampled_at, model.idle));
-    let loaded_since = model.is_ready().then(|| before(sampled_at, model.loaded_for));
+    let idle_since = (model.ready() && !model.busy()).then(|| before(sampled_at, model.idle));
+    let loaded_since = model.ready().then(|| before(sampled_at, model.loaded_for));
     let leaves_at = idle_since.zip(idle_timeout_ms.as_ref()).map(|(since, timeout)| {
         let idle = after(since, timeout.value);
         let young = loaded_since.zip(rules.as_ref()).map(|(loaded, rules)| after(loaded, rules.min_resident_ms));
