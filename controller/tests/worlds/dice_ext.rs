@@ -1,19 +1,21 @@
-//! Chances and choices on top of the numbers that every machine draws alike.
+//! Chances and choices on top of a random number generator that gives the same numbers on every machine.
 
 use hush_controller::simulate::trace::Dice;
 
-pub trait Throw {
+pub trait DiceExt {
+    /// `true` in `percent` of 100 cases.
     fn chance(&mut self, percent: u64) -> bool;
-    /// Both inclusive.
+    /// A number between both bounds, which are inclusive.
     fn between(&mut self, least: u64, most: u64) -> u64;
+    /// One of the values, each with the same probability.
     fn pick<T: Copy>(&mut self, from: &[T]) -> T;
-    /// `None` in so many of a hundred cases.
+    /// `None` in `none_percent` of 100 cases, otherwise one of the values.
     fn perhaps<T: Copy>(&mut self, none_percent: u64, from: &[T]) -> Option<T>;
-    /// With this mean, at least 1.
+    /// An exponentially distributed time with this mean, at least 1 ms.
     fn around_ms(&mut self, mean_ms: u64) -> u64;
 }
 
-impl Throw for Dice {
+impl DiceExt for Dice {
     fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }

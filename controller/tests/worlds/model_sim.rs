@@ -1,4 +1,4 @@
-//! One model of a server: the server's own state machine, with a runner and a device that are played.
+//! One simulated model of a server: the state machine of the server, with a simulated runner and device.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -10,19 +10,20 @@ use hush_server::residency::machine::{
     Reclaimed, Unload, Verdict,
 };
 
-use crate::device::Device;
-use crate::dice::Throw;
+use crate::device_sim::DeviceSim;
+use crate::dice_ext::DiceExt;
 
-/// Bounds of the histogram of gaps, in seconds.
+/// The bounds of the histogram of gaps, in seconds.
 const BOUNDS: [u64; 12] = [1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400];
-/// While a model waits for memory its server looks at the device so often.
-const LOOK_MS: u64 = 1000;
+/// While a model waits for memory, its server measures the device at this interval.
+const REMEASURE_MS: u64 = 1000;
 
+/// What a simulated model is made of.
 #[derive(Clone, Debug)]
-pub struct GuestSpec {
+pub struct ModelSimSpec {
     pub key: ModelKey,
     pub labels: Labels,
-    /// Place of its device.
+    /// The index of its device.
     pub device: usize,
     pub bytes: u64,
     pub headroom_bytes: u64,
@@ -30,111 +31,114 @@ pub struct GuestSpec {
     pub exit_ms: u64,
     pub settle_ms: u64,
     pub policy: Policy,
-    pub clients: Clients,
-    pub troubles: Troubles,
+    pub clients: ClientPattern,
+    pub faults: ModelFaults,
 }
 
-/// Who asks for the model.
+/// When and how clients send requests for the model.
 #[derive(Clone, Copy, Debug)]
-pub struct Clients {
-    /// Mean of the gaps in a burst, and between bursts.
+pub struct ClientPattern {
+    /// The mean gap in a burst.
     pub near_ms: u64,
+    /// The mean gap between bursts.
     pub far_ms: u64,
-    /// Requests in a burst, at most.
+    /// The most requests in a burst.
     pub burst: u64,
-    /// The bursts come like clockwork.
+    /// The bursts come at regular times.
     pub regular: bool,
     pub work_ms: u64,
     /// How long a client waits for a cold model; `None`: as long as it takes.
     pub patience_ms: Option<u64>,
 }
 
-/// In so many of a hundred cases.
+/// In how many of 100 cases something goes wrong.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Troubles {
+pub struct ModelFaults {
     pub load_fails: u64,
     pub runner_dies: u64,
-    pub leaves_residue: u64,
+    pub leaves_leftovers: u64,
 }
 
-/// What became of the requests.
+/// How many requests came, and how they ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answered {
+pub struct RequestCounts {
     pub arrived: u64,
     pub served: u64,
-    /// An error that says why.
+    /// Requests that were answered with an error.
     pub refused: u64,
 }
 
-/// What a controller hears of a command.
+/// What a server replies to a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub enum CommandReply {
     Accepted,
     Refused,
     Unloaded,
     Loaded,
 }
 
-/// Where and when a model lives, and what its controller is to hear.
-pub struct Scene<'a> {
+/// The time and the device of a model, and the replies to its controller.
+pub struct SimContext<'a> {
     pub now: u64,
-    pub device: &'a mut Device,
+    pub device: &'a mut DeviceSim,
     pub dice: &'a mut Dice,
-    pub replies: &'a mut Vec<(CommandId, Reply)>,
+    pub replies: &'a mut Vec<(CommandId, CommandReply)>,
 }
 
-impl Scene<'_> {
-    fn reply(&mut self, command: CommandId, reply: Reply) {
+impl SimContext<'_> {
+    fn reply(&mut self, command: CommandId, reply: CommandReply) {
         self.replies.push((command, reply));
     }
 }
 
+/// What will happen to the runner, its requests or the device.
 #[derive(Clone, Copy, Debug)]
-enum Due {
+enum ScheduledEvent {
     Loaded(u64),
     LoadFails { generation: u64, out_of_memory: bool },
-    Exited(u64),
-    Settled(u64),
-    Ends(LeaseId),
-    Dies(u64),
-    Look,
+    RunnerExited(u64),
+    MemoryReturned(u64),
+    RequestEnds(LeaseId),
+    RunnerDies(u64),
+    Remeasure,
 }
 
+/// A simulated model.
 #[derive(Debug)]
-pub struct Guest {
-    pub spec: GuestSpec,
+pub struct ModelSim {
+    pub spec: ModelSimSpec,
     machine: Machine,
-    agenda: Vec<(u64, Due)>,
-    /// Requests without an answer, and how often each has lost its runner.
+    scheduled: Vec<(u64, ScheduledEvent)>,
+    /// The requests without an answer, and how often each has lost its runner.
     waiting: BTreeMap<LeaseId, u32>,
     next_lease: u64,
     next_arrival: u64,
     left_in_burst: u64,
     held_bytes: u64,
-    /// What its server knows that it needs.
+    /// The memory in bytes that the model needs, as its server knows it.
     need_bytes: u64,
     ready_since: Option<u64>,
     last_load_ms: u64,
     gaps: [u64; BOUNDS.len()],
     gap_count: u64,
-    pub answered: Answered,
+    pub answered: RequestCounts,
     pub served_at: u64,
-    /// Since when it is as idle, or as busy, as it is.
+    /// Since when the model is idle, or busy.
     pub idle_since: Option<u64>,
-    /// Loads begun.
+    /// How many loads have begun.
     pub loads: u64,
 }
 
-impl Guest {
-    pub fn new(spec: GuestSpec, dice: &mut Dice) -> Self {
+impl ModelSim {
+    pub fn new(spec: ModelSimSpec, dice: &mut Dice) -> Self {
         let machine = Machine::new(spec.policy);
-        // A first estimate may be wrong either way.
+        // The first estimate may be too low or too high.
         let need_bytes = spec.bytes * dice.between(85, 110) / 100;
         let next_arrival = dice.around_ms(spec.clients.near_ms);
         Self {
             spec,
             machine,
-            agenda: Vec::new(),
+            scheduled: Vec::new(),
             waiting: BTreeMap::new(),
             next_lease: 0,
             next_arrival,
@@ -145,93 +149,98 @@ impl Guest {
             last_load_ms: 0,
             gaps: [0; BOUNDS.len()],
             gap_count: 0,
-            answered: Answered::default(),
+            answered: RequestCounts::default(),
             served_at: 0,
             idle_since: None,
             loads: 0,
         }
     }
 
-    /// Everything that is due by now.
-    pub fn advance(&mut self, scene: &mut Scene<'_>) {
-        while self.next_arrival <= scene.now {
-            self.arrive(scene);
+    /// Applies everything that is due by now.
+    pub fn advance(&mut self, context: &mut SimContext<'_>) {
+        while self.next_arrival <= context.now {
+            self.arrive(context);
         }
-        while let Some(at) = self.agenda.iter().position(|(due, _)| *due <= scene.now) {
-            let (_, due) = self.agenda.remove(at);
-            if let Some(event) = self.due(due, scene) {
-                self.feed(event, scene);
+
+        while let Some(at) = self.scheduled.iter().position(|(due, _)| *due <= context.now) {
+            let (_, due) = self.scheduled.remove(at);
+            if let Some(event) = self.event_for(due, context) {
+                self.apply_event(event, context);
             }
         }
-        if self.machine.deadline().is_some_and(|deadline| deadline.as_millis() <= scene.now) {
-            self.feed(Event::Tick, scene);
+
+        if self.machine.deadline().is_some_and(|deadline| deadline.as_millis() <= context.now) {
+            self.apply_event(Event::Tick, context);
         }
     }
 
-    /// Nobody asks any more, and nothing goes wrong.
-    pub fn calm(&mut self) {
+    /// From now on no requests come, and nothing goes wrong.
+    pub fn come_to_rest(&mut self) {
         self.next_arrival = u64::MAX;
-        self.spec.troubles = Troubles::default();
+        self.spec.faults = ModelFaults::default();
     }
 
-    fn arrive(&mut self, scene: &mut Scene<'_>) {
+    fn arrive(&mut self, context: &mut SimContext<'_>) {
         let clients = self.spec.clients;
         if self.left_in_burst == 0 {
-            self.left_in_burst = scene.dice.between(1, clients.burst);
-            let irregular = scene.dice.around_ms(clients.far_ms);
+            self.left_in_burst = context.dice.between(1, clients.burst);
+            let irregular = context.dice.around_ms(clients.far_ms);
             self.next_arrival += if clients.regular { clients.far_ms } else { irregular };
         } else {
-            self.next_arrival += scene.dice.around_ms(clients.near_ms);
+            self.next_arrival += context.dice.around_ms(clients.near_ms);
         }
+
         self.left_in_burst -= 1;
         self.answered.arrived += 1;
-        self.enter(0, scene);
+        self.send_request(0, context);
     }
 
-    fn enter(&mut self, losses: u32, scene: &mut Scene<'_>) {
+    /// `losses`: how often the request has lost its runner.
+    fn send_request(&mut self, losses: u32, context: &mut SimContext<'_>) {
         self.next_lease += 1;
         let (lease, again) = (LeaseId(self.next_lease), losses > 0);
         let patience = self.spec.clients.patience_ms.map(Duration::from_millis);
         self.waiting.insert(lease, losses);
-        self.feed(Event::Arrive { lease, again, patience }, scene);
+        self.apply_event(Event::Arrive { lease, again, patience }, context);
     }
 
-    pub fn unload(&mut self, command: CommandId, unload: Unload, scene: &mut Scene<'_>) {
-        self.feed(Event::Unload { command, unload }, scene);
+    pub fn unload(&mut self, command: CommandId, unload: Unload, context: &mut SimContext<'_>) {
+        self.apply_event(Event::Unload { command, unload }, context);
     }
 
-    pub fn load(&mut self, command: CommandId, scene: &mut Scene<'_>) {
+    pub fn load(&mut self, command: CommandId, context: &mut SimContext<'_>) {
         let load = Load { if_generation: None, despite_hold: false };
-        self.feed(Event::Load { command, load }, scene);
+        self.apply_event(Event::Load { command, load }, context);
     }
 
-    fn due(&mut self, due: Due, scene: &mut Scene<'_>) -> Option<Event> {
-        let Scene { now, device, dice, .. } = scene;
+    /// The event for the machine when something scheduled happens; `None`: it no longer matters.
+    fn event_for(&mut self, due: ScheduledEvent, context: &mut SimContext<'_>) -> Option<Event> {
+        let SimContext { now, device, dice, .. } = context;
         let now = *now;
         Some(match due {
-            Due::Loaded(generation) => {
+            ScheduledEvent::Loaded(generation) => {
                 self.last_load_ms = self.spec.load_ms;
                 self.need_bytes = self.spec.bytes;
-                if dice.chance(self.spec.troubles.runner_dies) {
-                    self.agenda.push((now + dice.around_ms(60_000), Due::Dies(generation)));
+                if dice.chance(self.spec.faults.runner_dies) {
+                    self.scheduled.push((now + dice.around_ms(60_000), ScheduledEvent::RunnerDies(generation)));
                 }
                 Event::Loaded { generation }
             }
-            Due::LoadFails { generation, out_of_memory } => {
+            ScheduledEvent::LoadFails { generation, out_of_memory } => {
                 self.need_bytes = self.need_bytes.max(self.spec.bytes);
-                Event::LoadFailed { generation, cause: "played".to_owned(), out_of_memory }
+                Event::LoadFailed { generation, cause: "simulated".to_owned(), out_of_memory }
             }
-            Due::Exited(generation) => {
-                device.guests_bytes -= self.held_bytes;
-                if dice.chance(self.spec.troubles.leaves_residue) {
+            ScheduledEvent::RunnerExited(generation) => {
+                device.models_bytes -= self.held_bytes;
+                if dice.chance(self.spec.faults.leaves_leftovers) {
                     let stays_ms = dice.pick(&[5_000, 60_000, 900_000]);
-                    device.residue.push((now + stays_ms, self.held_bytes / 4));
+                    device.leftovers.push((now + stays_ms, self.held_bytes / 4));
                 }
                 self.held_bytes = 0;
-                self.agenda.retain(|(_, due)| !matches!(due, Due::Ends(_)));
+                self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(_)));
                 Event::Exited { generation }
             }
-            Due::Settled(generation) => {
+            ScheduledEvent::MemoryReturned(generation) => {
                 let bytes = self.spec.bytes;
                 let memory = Reclaimed {
                     vram_before_bytes: bytes,
@@ -242,37 +251,37 @@ impl Guest {
                 };
                 Event::Reclaimed { generation, memory: Some(memory) }
             }
-            Due::Ends(lease) => {
+            ScheduledEvent::RequestEnds(lease) => {
                 if self.waiting.remove(&lease).is_some() {
                     self.answered.served += 1;
                     self.served_at = now;
                 }
                 Event::End { lease }
             }
-            Due::Dies(generation) => {
+            ScheduledEvent::RunnerDies(generation) => {
                 if self.held_bytes == 0 || self.machine.generation() != generation {
                     return None;
                 }
-                self.agenda.push((now + self.spec.exit_ms, Due::Exited(generation)));
-                let loss = Loss { cause: LossCause::Killed, detail: "played".to_owned() };
+                self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
+                let loss = Loss { cause: LossCause::Killed, detail: "simulated".to_owned() };
                 Event::RunnerLost { generation, loss }
             }
-            Due::Look => {
+            ScheduledEvent::Remeasure => {
                 self.machine.shortage()?;
-                self.agenda.push((now + LOOK_MS, Due::Look));
+                self.scheduled.push((now + REMEASURE_MS, ScheduledEvent::Remeasure));
                 Event::Memory { memory: self.measure(device) }
             }
         })
     }
 
-    fn measure(&self, device: &Device) -> DeviceMemory {
+    fn measure(&self, device: &DeviceSim) -> DeviceMemory {
         let demand_bytes = self.need_bytes + self.spec.headroom_bytes;
         DeviceMemory { available_bytes: Some(device.available_bytes()), demand_bytes }
     }
 
-    /// Steps the machine and plays what it asks for.
-    fn feed(&mut self, event: Event, scene: &mut Scene<'_>) {
-        let now = scene.now;
+    /// Gives an event to the machine, and simulates the effects that it asks for.
+    fn apply_event(&mut self, event: Event, context: &mut SimContext<'_>) {
+        let now = context.now;
         let moment = Moment::from_millis(now);
         let mut events = VecDeque::from([event]);
         let mut again = Vec::new();
@@ -280,71 +289,85 @@ impl Guest {
             for effect in self.machine.step(moment, event) {
                 match effect {
                     Effect::Measure => {
-                        events.push_back(Event::Memory { memory: self.measure(scene.device) });
-                        self.agenda.retain(|(_, due)| !matches!(due, Due::Look));
-                        self.agenda.push((now + LOOK_MS, Due::Look));
+                        events.push_back(Event::Memory { memory: self.measure(context.device) });
+                        self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::Remeasure));
+                        self.scheduled.push((now + REMEASURE_MS, ScheduledEvent::Remeasure));
                     }
-                    Effect::StartRunner { generation } => self.start(generation, scene),
+                    Effect::StartRunner { generation } => self.start_runner(generation, context),
                     Effect::StopRunner { generation } | Effect::KillRunner { generation } => {
-                        self.agenda.retain(|(_, due)| matches!(due, Due::Look | Due::Ends(_)));
-                        self.agenda.push((now + self.spec.exit_ms, Due::Exited(generation)));
+                        self.scheduled.retain(|(_, due)| {
+                            matches!(due, ScheduledEvent::Remeasure | ScheduledEvent::RequestEnds(_))
+                        });
+                        self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
                     }
                     Effect::Reclaim { generation } => {
-                        self.agenda.push((now + self.spec.settle_ms, Due::Settled(generation)));
+                        self.scheduled.push((now + self.spec.settle_ms, ScheduledEvent::MemoryReturned(generation)));
                     }
                     Effect::Grant { lease, .. } => {
-                        let work_ms = scene.dice.around_ms(self.spec.clients.work_ms);
-                        self.agenda.push((now + work_ms, Due::Ends(lease)));
+                        let work_ms = context.dice.around_ms(self.spec.clients.work_ms);
+                        self.scheduled.push((now + work_ms, ScheduledEvent::RequestEnds(lease)));
                     }
                     Effect::Refuse { lease, .. } => {
                         self.waiting.remove(&lease);
                         self.answered.refused += 1;
                     }
                     Effect::Lost { lease, why } => {
-                        self.agenda.retain(|(_, due)| !matches!(due, Due::Ends(other) if *other == lease));
+                        self.scheduled
+                            .retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(other) if *other == lease));
                         again.extend(self.waiting.remove(&lease).map(|losses| (losses, why)));
                     }
                     Effect::ReplyLoad { command, result } => {
-                        scene.reply(command, if result.is_ok() { Reply::Loaded } else { Reply::Refused });
+                        context
+                            .reply(command, if result.is_ok() { CommandReply::Loaded } else { CommandReply::Refused });
                     }
                     Effect::ReplyUnload { command, result } => {
-                        scene.reply(command, if result.is_ok() { Reply::Accepted } else { Reply::Refused });
+                        context.reply(
+                            command,
+                            if result.is_ok() { CommandReply::Accepted } else { CommandReply::Refused },
+                        );
                     }
-                    Effect::Unloaded { command, .. } => scene.reply(command, Reply::Unloaded),
-                    Effect::Count(Count::Interarrival(gap)) => self.count(gap),
+                    Effect::Unloaded { command, .. } => context.reply(command, CommandReply::Unloaded),
+                    Effect::Count(Count::Interarrival(gap)) => self.count_gap(gap),
                     Effect::Count(_) | Effect::Stopped => {}
                 }
             }
         }
+
         let ready = self.state() == ResidencyState::Ready;
         self.ready_since = if ready { self.ready_since.or(Some(now)) } else { None };
         self.idle_since = self.machine.idle_since().map(Moment::as_millis);
+
         for (losses, why) in again {
-            self.lost(losses, &why, scene);
+            self.handle_loss(losses, &why, context);
         }
     }
 
-    /// As the server does it: displaced work starts again, work whose runner died is tried once more.
-    fn lost(&mut self, losses: u32, why: &LostWhy, scene: &mut Scene<'_>) {
+    /// As the server does it: displaced requests start again, and a request whose runner died is tried once more.
+    fn handle_loss(&mut self, losses: u32, why: &LostWhy, context: &mut SimContext<'_>) {
         if matches!(why, LostWhy::Runner(_)) && losses > 0 {
             self.answered.refused += 1;
         } else {
-            self.enter(losses + 1, scene);
+            self.send_request(losses + 1, context);
         }
     }
 
-    fn start(&mut self, generation: u64, scene: &mut Scene<'_>) {
+    fn start_runner(&mut self, generation: u64, context: &mut SimContext<'_>) {
         self.loads += 1;
-        let available = scene.device.available_bytes();
+        let available = context.device.available_bytes();
         let fits = available >= self.spec.bytes;
         self.held_bytes = self.spec.bytes.min(available);
-        scene.device.guests_bytes += self.held_bytes;
-        let fails = !fits || scene.dice.chance(self.spec.troubles.load_fails);
-        let due = if fails { Due::LoadFails { generation, out_of_memory: !fits } } else { Due::Loaded(generation) };
-        self.agenda.push((scene.now + self.spec.load_ms, due));
+        context.device.models_bytes += self.held_bytes;
+
+        let fails = !fits || context.dice.chance(self.spec.faults.load_fails);
+        let due = if fails {
+            ScheduledEvent::LoadFails { generation, out_of_memory: !fits }
+        } else {
+            ScheduledEvent::Loaded(generation)
+        };
+        self.scheduled.push((context.now + self.spec.load_ms, due));
     }
 
-    fn count(&mut self, gap: Duration) {
+    fn count_gap(&mut self, gap: Duration) {
         self.gap_count += 1;
         for (bound, count) in BOUNDS.iter().zip(&mut self.gaps) {
             *count += u64::from(gap <= Duration::from_secs(*bound));
@@ -372,13 +395,13 @@ impl Guest {
         self.machine.generation()
     }
 
-    /// Requests that have no answer yet.
+    /// The number of requests that have no answer yet.
     pub fn unanswered(&self) -> u64 {
         self.waiting.len() as u64
     }
 
-    /// What its server's metrics say.
-    pub fn sample(&self, now: u64, device: &Device) -> ObservedModel {
+    /// What the metrics of the server show of the model.
+    pub fn sample(&self, now: u64, device: &DeviceSim) -> ObservedModel {
         let since = |at: Option<u64>| Duration::from_millis(at.map_or(0, |at| now - at));
         ObservedModel {
             key: self.spec.key.clone(),

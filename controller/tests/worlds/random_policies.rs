@@ -1,4 +1,4 @@
-//! Policies of every kind, some of them on the same models.
+//! Random policies of every kind, some of them on the same models.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use hush_core::{
     Glob, Labels, MemoryAmount, ModelPolicy, PolicyKey, PolicyResidency, PolicySpec, Selector, WarmWindow,
 };
 
-use crate::dice::Throw;
+use crate::dice_ext::DiceExt;
 use crate::scenario::{GIB, label};
 
 const MODES: [PolicyResidency; 5] = [
@@ -18,9 +18,9 @@ const MODES: [PolicyResidency; 5] = [
     PolicyResidency::OnDemand,
 ];
 
-pub fn some(dice: &mut Dice) -> Vec<ModelPolicy> {
+pub fn random_policies(dice: &mut Dice) -> Vec<ModelPolicy> {
     let mut policies: Vec<ModelPolicy> = (0..dice.between(1, 4)).map(|at| policy(dice, at)).collect();
-    // Most worlds have somebody who cares for everything.
+    // Most worlds have a cluster policy for everything.
     if dice.chance(80) {
         policies.push(ModelPolicy {
             name: PolicyKey { namespace: None, name: "floor".to_owned() },
@@ -31,7 +31,7 @@ pub fn some(dice: &mut Dice) -> Vec<ModelPolicy> {
             asks: asks(dice),
         });
     }
-    // Without thresholds it is the models among themselves who need room.
+    // Without thresholds, models leave only for other models that need memory.
     if dice.chance(20) {
         for asks in policies.iter_mut().map(|policy| &mut policy.asks) {
             (asks.hard_below, asks.soft_below, asks.budget, asks.min_loaded) = (None, None, None, None);
