@@ -57,6 +57,7 @@ pub fn is_in_range(expression: &str) -> bool {
                 Some(_) => return false,
                 None => text.strip_suffix('L').unwrap_or(text),
             };
+
             (day.len() == 1 && number(day, 0, 7)) || WEEKDAYS.contains(&day)
         })
 }
@@ -70,6 +71,7 @@ fn is_list(field: &str, is_value: impl Fn(&str) -> bool) -> bool {
             Some((from, to)) => is_value(from) && is_value(to),
             None => range == "*" || range == "?" || is_value(range),
         };
+
         step_is_number && range_is_valid
     })
 }
@@ -91,6 +93,7 @@ mod tests {
         ] {
             assert!(is_in_range(expression), "{expression}");
         }
+
         for expression in [
             "60 8 * * *",
             "0 24 * * *",

@@ -47,6 +47,7 @@ fn parse_bounded(text: &str, max_digits: usize, max_parts: usize) -> Option<Dura
             return Some(sum);
         }
     }
+
     None
 }
 

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
+
     ExitCode::SUCCESS
 }
 

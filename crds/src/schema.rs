@@ -41,9 +41,11 @@ pub fn yaml<K: CustomResourceExt>() -> Result<String, DefinitionError> {
     let mut earlier = recommended.clone();
     for version in &mut earlier.spec.versions {
         EARLIER_VERSION.clone_into(&mut version.name);
+
         // The API server warns each client that uses it, and names the recommended version.
         version.deprecated = Some(true);
     }
+
     let merged = merge_crds(vec![earlier, recommended], STORAGE_VERSION)?;
 
     let mut definition = serde_json::to_value(merged)?;
@@ -61,9 +63,11 @@ fn tidy(value: &mut Value) {
             if let Some(Value::Array(values)) = fields.get_mut("enum") {
                 values.retain(|value| !value.is_null());
             }
+
             if fields.get("additionalProperties") == Some(&Value::Bool(false)) {
                 fields.remove("additionalProperties");
             }
+
             fields.values_mut().for_each(tidy);
         }
         Value::Array(items) => items.iter_mut().for_each(tidy),

@@ -28,6 +28,7 @@ impl ClusterGpuModelPolicySpec {
         if let Some(namespaces) = &self.namespace_selector {
             check_selector(namespaces, &mut checker.at("namespaceSelector"));
         }
+
         check_common(&self.common(), &mut checker);
         found
     }
@@ -41,9 +42,11 @@ fn check_common(spec: &CommonSpec<'_>, checker: &mut FieldChecker<'_>) {
     for (index, model) in spec.models.iter().enumerate() {
         models.item(index).require((1..=128).contains(&model.chars().count()), "must have 1 to 128 characters");
     }
+
     if let Some(written) = spec.residency {
         check_residency(written, &mut checker.at("residency"));
     }
+
     if let Some(written) = spec.pressure {
         check_pressure(written, &mut checker.at("pressure"));
     }
@@ -138,6 +141,7 @@ fn check_pressure(pressure: &PressureSpec, checker: &mut FieldChecker<'_>) {
         // Which of a quantity and a share is more depends on the GPU.
         _ => true,
     };
+
     checker
         .require(in_order, "`soft.availableBelow` must be at least `hard.availableBelow`: soft pressure comes first");
     check_duration(

@@ -32,6 +32,7 @@ impl BudgetLedger {
                 }
             }
         }
+
         ledger
     }
 
@@ -47,6 +48,7 @@ impl BudgetLedger {
                 account.held = account.held.saturating_add(bytes);
             }
         }
+
         true
     }
 

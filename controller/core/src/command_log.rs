@@ -57,6 +57,7 @@ impl CommandLog {
         for at in self.last_unload.values_mut().chain(self.gpu_decided.values_mut()).chain(self.decided.values_mut()) {
             *at = now.min(*at);
         }
+
         for pending in self.pending.values_mut() {
             pending.since = now.min(pending.since);
         }
@@ -75,6 +76,7 @@ impl CommandLog {
                 Action::Unload => UNLOAD_DEADLINE + Duration::from_secs(decision.drain_seconds.unwrap_or(0)),
                 Action::Load => LOAD_DEADLINE,
             };
+
             let command = PendingCommand { gpu: decision.gpu.clone(), action: decision.action, since: now, deadline };
 
             self.pending.insert(decision.key(), command);

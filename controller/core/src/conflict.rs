@@ -58,5 +58,6 @@ pub fn conflicts(now: Timestamp, world: &World, policies: &[ModelPolicy]) -> BTr
             }));
         }
     }
+
     found
 }

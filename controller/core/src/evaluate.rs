@@ -86,6 +86,7 @@ fn governed_by_gpu<'a>(step: &mut StepContext<'a>) -> Vec<GpuGroup<'a>> {
         let at = group_of(&mut groups, Some(&gpu.uuid));
         groups[at].gpu = Some(gpu);
     }
+
     for index in 0..step.table.entries.len() {
         if is_governed(step, index) {
             let at = group_of(&mut groups, step.entry(index).model.gpu.as_ref());
@@ -132,5 +133,6 @@ fn skips(step: &mut StepContext<'_>) -> Vec<Skip> {
         let ModelKey { server, model } = step.entry(index).model.key.clone();
         Skip { server, model, reason, detail }
     };
+
     skips.into_iter().map(named).collect()
 }

@@ -37,6 +37,7 @@ pub fn explain(step: &StepContext<'_>) -> (Vec<RuleSet>, Vec<ModelPlan>) {
         let key = &entry.model.key;
         models.push(ModelPlan { server: key.server.clone(), model: key.model.clone(), rules, idle_timeout_ms });
     }
+
     (sets, models)
 }
 

@@ -25,6 +25,7 @@ fn files(folder: &Path, path: &str, found: &mut BTreeMap<String, String>) {
             ("", _) => stem.to_owned(),
             _ => format!("{path}::{stem}"),
         };
+
         if file.is_dir() {
             files(&file, &name, found);
         } else if !["lib", "layers"].contains(&stem) {
@@ -54,6 +55,7 @@ fn uses() -> BTreeMap<String, BTreeSet<String>> {
         let existing = all.filter_map(|path| longest_known(&known, &path)).filter(|used| used != module);
         (module.clone(), existing.collect())
     };
+
     sources_of.iter().map(used_by).collect()
 }
 
@@ -63,6 +65,7 @@ fn named(rest: &str, parent: &str) -> Vec<String> {
         let path: String = path.trim().chars().take_while(|c| c.is_alphanumeric() || "_:".contains(*c)).collect();
         if parent.is_empty() { path } else { format!("{parent}::{path}") }
     };
+
     match rest.strip_prefix('{') {
         Some(list) => list.split('}').next().unwrap_or_default().split(',').map(absolute).collect(),
         None if rest.contains("::{") && rest.find("::{") < rest.find(';') => {
@@ -100,9 +103,11 @@ fn a_module_uses_only_layers_above_its_own() {
             wrong.push(format!("{module} is in no layer"));
             continue;
         };
+
         let apart = used.iter().filter(|used| top(used) != top(module));
         wrong.extend(apart.filter(|used| layer_of(used) >= Some(own)).map(|used| format!("{module} uses {used}")));
     }
+
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
     let modules: BTreeSet<&str> = uses.keys().map(|module| top(module)).collect();
@@ -123,7 +128,9 @@ fn no_files_use_each_other_in_a_cycle() {
         if free.is_empty() {
             break;
         }
+
         left.retain(|module, _| !free.contains(module));
     }
+
     assert!(left.is_empty(), "these files use each other: {:?}", left.keys());
 }

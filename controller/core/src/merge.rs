@@ -35,6 +35,7 @@ impl MergedSpec {
         if policy.is_cluster() {
             merged.add_cluster_defaults(index);
         }
+
         merged
     }
 

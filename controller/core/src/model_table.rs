@@ -109,6 +109,7 @@ impl<'a> ModelTable<'a> {
                 over_budget: false,
             });
         }
+
         Self { policies, entries, policy_sets: selections.policy_sets }
     }
 
@@ -228,6 +229,7 @@ fn node_clocks(world: &World) -> HashMap<&GpuId, Duration> {
             *latest = clock.max(*latest);
         }
     }
+
     clocks
 }
 

@@ -32,6 +32,7 @@ pub fn evaluate_apart(input: EvaluationInput<'_>, policies: &[&ModelPolicy], tim
         for namespace in &new {
             leaving_last.extend(comparison.staying_alone(namespace, timers_before.clone()));
         }
+
         compared.extend(new);
         if leaving_last.len() == count_before {
             return plan;

@@ -86,6 +86,7 @@ impl PressureTimers {
                 clear_for: entry.clear_since.map(|clear| elapsed(clear, now)),
                 acting: false,
             };
+
             timers.restored.insert(level, timer);
         }
     }
@@ -115,6 +116,7 @@ impl PressureTimers {
             Some(last) if last <= now && elapsed(last, now) <= stale_after => elapsed(last, now),
             _ => Duration::ZERO,
         };
+
         timers.observed_at = Some(now);
 
         let before = std::mem::take(&mut timers.signals);
@@ -140,6 +142,7 @@ impl PressureTimers {
             readings.insert(signal, SignalReading { pressed: true, crossed, acting, crossed_for });
             timers.signals.insert(signal, timer);
         }
+
         readings
     }
 }
@@ -162,6 +165,7 @@ impl SignalTimer {
             // The threshold was not crossed for a while: the grace period starts again.
             self.crossed_for = Duration::ZERO;
         }
+
         self
     }
 

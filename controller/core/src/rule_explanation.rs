@@ -108,5 +108,6 @@ fn explain_fields(matching: &[&ModelPolicy], written: &[MergedSpec], merged: &Me
         let policy = winner.map(|winner| name(winner.policy));
         Some(FieldExplanation { field: field.path, value, policy, by_default, others })
     };
+
     POLICY_FIELDS.iter().filter_map(explain_field).collect()
 }

@@ -62,6 +62,7 @@ impl Glob {
         let pattern: Vec<char> = self.0.chars().collect();
         let name: Vec<char> = name.chars().collect();
         let (mut p, mut n) = (0, 0);
+
         // The position of the last star in the pattern, and the position in the name up to which that star matches: the
         // only point to go back to.
         let mut star: Option<(usize, usize)> = None;

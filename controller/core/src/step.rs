@@ -45,5 +45,6 @@ pub fn step(memory: &mut StepMemory, now: Timestamp, world: &World, policies: &[
     for (policy, with_policy) in plans_with {
         add_differences(&mut plan, policy, &with_policy);
     }
+
     plan
 }

@@ -150,11 +150,13 @@ impl LeaseSim {
             most_claims: 0,
             history: String::new(),
         };
+
         for index in 0..CANDIDATES {
             let process = sim.new_process();
             sim.processes.push(process);
             sim.schedule_after(0, SimEvent::Wake(index));
         }
+
         sim
     }
 
@@ -166,12 +168,14 @@ impl LeaseSim {
                 if self.occurs(self.faults.kills_every_ms) {
                     self.restart(index, "killed");
                 }
+
                 if self.occurs(self.faults.freezes_every_ms) && !self.processes[index].frozen {
                     self.processes[index].frozen = true;
                     let lasts = 100 + self.below(40_000);
                     self.log(format!("{index} freezes for {lasts}"));
                     self.schedule_after(lasts, SimEvent::Resume(index));
                 }
+
                 if self.occurs(self.faults.disconnects_every_ms) && !self.processes[index].disconnected {
                     self.processes[index].disconnected = true;
                     let lasts = 100 + self.below(40_000);
@@ -179,6 +183,7 @@ impl LeaseSim {
                     self.schedule_after(lasts, SimEvent::Reconnect(index));
                 }
             }
+
             if self.occurs(self.faults.changes_by_hand_every_ms) {
                 self.change_by_hand();
             }
@@ -273,6 +278,7 @@ impl LeaseSim {
                 if asked != request {
                     return;
                 }
+
                 process.request = None;
                 match reply {
                     LeaseReply::Seen(version) => {
@@ -291,12 +297,14 @@ impl LeaseSim {
                 if process.incarnation != incarnation || process.request.map(|(asked, _)| asked) != Some(request) {
                     return;
                 }
+
                 process.request = None;
                 process.candidate.failed(now);
             }
             SimEvent::Watched(_, version) => {
                 let record = record(usize::try_from(version).unwrap());
                 let process = &mut self.processes[index];
+
                 // As in the elector, a process that holds the lease or waits for an answer does not watch.
                 if process.request.is_none() && process.candidate.claim().is_none() {
                     process.version = version;
@@ -305,6 +313,7 @@ impl LeaseSim {
             }
             _ => {}
         }
+
         self.continue_candidate(index);
     }
 
@@ -313,6 +322,7 @@ impl LeaseSim {
         if self.processes[index].request.is_some() {
             return;
         }
+
         let now = self.local_time(index);
         match self.processes[index].candidate.next(now) {
             Next::Lost(loss) => self.restart(index, &loss.to_string()),
@@ -352,6 +362,7 @@ impl LeaseSim {
             renewed: format!("{incarnation}-{number}"),
             transitions,
         };
+
         let exists = self.lease[current].is_some();
         let reply = match request {
             LeaseRequest::Read => LeaseReply::Seen(current),
@@ -425,6 +436,7 @@ impl LeaseSim {
     fn resume(&mut self, index: usize) {
         if std::mem::take(&mut self.processes[index].frozen) {
             self.log(format!("{index} thaws"));
+
             // The process gets the events that came in the meantime.
             while let Some(event) = self.processes[index].delayed.pop_front() {
                 let incarnation = self.processes[index].incarnation;
@@ -433,6 +445,7 @@ impl LeaseSim {
                     break;
                 }
             }
+
             self.continue_candidate(index);
         }
     }

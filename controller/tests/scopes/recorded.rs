@@ -61,10 +61,12 @@ fn every_scope_comes_to_the_same_plan_and_each_decision_has_one_owner() {
         for node in nodes(&scene.world) {
             let world = on_node(&scene.world, &node);
             let plan = plan(&scene, &world);
+
             // The reasons why there are no other decisions are the same too.
             for gpu in &plan.gpus {
                 assert!(whole.gpus.contains(gpu), "{name}: {gpu:?}");
             }
+
             for skip in &plan.skips {
                 assert!(whole.skips.contains(skip), "{name}: {skip:?}");
             }
@@ -80,5 +82,6 @@ fn every_scope_comes_to_the_same_plan_and_each_decision_has_one_owner() {
         assert_eq!(sorted(by_pod), wide, "{name}");
         decided += wide.len();
     }
+
     assert!(decided >= 8, "the worlds decide something: {decided}");
 }

@@ -109,6 +109,7 @@ impl SharedGpu {
             sample_age: millis(now - newest),
             disputed: false,
         };
+
         let models = (0..self.models.len())
             .map(|index| self.sample(index, sampled_ms[index], answer_delays[index], now))
             .collect();
@@ -180,6 +181,7 @@ impl ScopedController {
                 self.others.expect(time(now), decision);
             }
         }
+
         commands
     }
 
@@ -204,12 +206,14 @@ pub fn play(
                 model.unload_began_ms = Some(now);
             }
         }
+
         under_way.retain(|(ends, controller, index)| {
             let over = *ends <= now;
             if over {
                 let outcome = CommandOutcome::Unloaded { completed_at: time(*ends) };
                 controllers[*controller].ended(now, *index, outcome);
             }
+
             !over
         });
 
@@ -217,6 +221,7 @@ pub fn play(
             if controller.own.is_some_and(|own| gpu.models[own].has_no_controller) {
                 continue;
             }
+
             for index in controller.step(&gpu, now, policies) {
                 let model = &mut gpu.models[index];
                 if model.unload_began_ms.is_some() {
@@ -224,12 +229,14 @@ pub fn play(
                     controller.ended(now, index, CommandOutcome::Nothing);
                     continue;
                 }
+
                 model.unload_began_ms = Some(now);
                 commanded.push(index);
                 under_way.push((now + model.unload_ms, at, index));
             }
         }
     }
+
     commanded
 }
 

@@ -81,9 +81,11 @@ impl SlowController {
             if awaited.arrives > now {
                 continue;
             }
+
             if awaited.arrives - awaited.asked <= SCRAPE_TIMEOUT_MS {
                 self.known[at] = Some(*awaited);
             }
+
             let asked = now.max(awaited.asked + SCRAPE_MS);
             *awaited = Scrape { asked, arrives: asked + self.delays.answers_ms[at] };
         }
@@ -108,6 +110,7 @@ impl SlowController {
         if reports.iter().any(|(_, age)| *age <= stale) {
             reports.retain(|(_, age)| *age <= stale);
         }
+
         reports.sort_unstable();
         let middle = reports.get(reports.len().saturating_sub(1) / 2).copied();
         let gpus = middle.into_iter().map(|(used_bytes, age)| ObservedGpu {
@@ -135,6 +138,7 @@ impl SlowController {
         for missing in self.others.observe(time(now), &world, &mut self.memory) {
             self.backoff.absent(start + millis(now), &missing);
         }
+
         let plan = step(&mut self.memory, time(now), &world, policies);
         let mut commands = false;
         for decision in plan.decisions.iter().filter(|decision| decision.action == Action::Unload) {
@@ -145,6 +149,7 @@ impl SlowController {
                 self.others.expect(time(now), decision);
             }
         }
+
         commands
     }
 
@@ -217,6 +222,7 @@ pub fn play(
             gpu.foreign_gib += 3;
         }
     }
+
     played
 }
 

@@ -68,6 +68,7 @@ fn without_the_time_since_when_idleness_is_known_to_within_an_answer() {
         gpu.models.iter_mut().for_each(|model| model.reports_idle_since = false);
         gpu
     };
+
     let answer_delays = [[80, 20], [20, 80]];
     assert_eq!(
         play(silent(100), answered_after(answer_delays), &[hard()], END_MS),

@@ -131,9 +131,11 @@ impl ControllerSim {
             self.clock_ms += self.dice.pick(&[-90_000_000, -3_600_000, -7000, forward, 3_600_000, 90_000_000]);
             self.clock_stepped = Some(now);
         }
+
         if happens(&mut self.dice, scenario.faults.restarts) {
             self.restart(now, scenario);
         }
+
         if let Some((between, length)) = scenario.faults.silences {
             for index in 0..self.silent_until.len() {
                 if happens(&mut self.dice, Some(between)) {
@@ -174,6 +176,7 @@ impl ControllerSim {
             hard_since: None,
             clear_since: None,
         };
+
         let pressure: Vec<PressureMemory> = crossed.map(|(device, _)| entry(device)).collect();
         StepMemory::restore(self.wall(now), &pressure, &[])
     }
@@ -250,6 +253,7 @@ impl ControllerSim {
                 delivery,
             });
         }
+
         plan
     }
 
@@ -268,6 +272,7 @@ impl ControllerSim {
             if !matches!(sent.stage, DeliveryStage::OnItsWay { at } if at <= now) {
                 continue;
             }
+
             if sent.delivery == Delivery::Fails || self.is_silent(now, sent.model_index) {
                 self.sent_commands[at].stage = DeliveryStage::AnswerOnItsWay { at: now, reply: None };
                 continue;
@@ -279,6 +284,7 @@ impl ControllerSim {
             if replies.contains(&(command, CommandReply::Accepted)) {
                 accepted.push(self.sent_commands[at].clone());
             }
+
             self.deliver_replies(now, replies, latency);
         }
 
@@ -315,6 +321,7 @@ impl ControllerSim {
                     Some(CommandReply::Loaded) => CommandOutcome::Loaded,
                     _ => CommandOutcome::Nothing,
                 };
+
                 memory.settle(&sent.decision.key(), outcome);
                 settled.push((sent.clone(), outcome));
                 false

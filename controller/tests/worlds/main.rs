@@ -105,5 +105,6 @@ fn no_world_breaks_a_law() {
     ] {
         assert!(count < WORLDS || counts.by_name.contains_key(name), "no world had {name}");
     }
+
     assert!(counts.served > 0 && counts.served <= counts.requests);
 }

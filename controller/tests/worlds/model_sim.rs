@@ -132,6 +132,7 @@ pub struct ModelSim {
 impl ModelSim {
     pub fn new(spec: ModelSimSpec, dice: &mut Dice) -> Self {
         let machine = Machine::new(spec.policy);
+
         // The first estimate may be too low or too high.
         let need_bytes = spec.bytes * dice.between(85, 110) / 100;
         let next_arrival = dice.around_ms(spec.clients.near_ms);
@@ -224,6 +225,7 @@ impl ModelSim {
                 if dice.chance(self.spec.faults.runner_dies) {
                     self.scheduled.push((now + dice.around_ms(60_000), ScheduledEvent::RunnerDies(generation)));
                 }
+
                 Event::Loaded { generation }
             }
             ScheduledEvent::LoadFails { generation, out_of_memory } => {
@@ -236,6 +238,7 @@ impl ModelSim {
                     let stays_ms = dice.pick(&[5_000, 60_000, 900_000]);
                     device.leftovers.push((now + stays_ms, self.held_bytes / 4));
                 }
+
                 self.held_bytes = 0;
                 self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(_)));
                 Event::Exited { generation }
@@ -249,6 +252,7 @@ impl ModelSim {
                     taken_bytes: 0,
                     verdict: Verdict::Returned,
                 };
+
                 Event::Reclaimed { generation, memory: Some(memory) }
             }
             ScheduledEvent::RequestEnds(lease) => {
@@ -256,12 +260,14 @@ impl ModelSim {
                     self.answered.served += 1;
                     self.served_at = now;
                 }
+
                 Event::End { lease }
             }
             ScheduledEvent::RunnerDies(generation) => {
                 if self.held_bytes == 0 || self.machine.generation() != generation {
                     return None;
                 }
+
                 self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
                 let loss = Loss { cause: LossCause::Killed, detail: "simulated".to_owned() };
                 Event::RunnerLost { generation, loss }
@@ -364,6 +370,7 @@ impl ModelSim {
         } else {
             ScheduledEvent::Loaded(generation)
         };
+
         self.scheduled.push((context.now + self.spec.load_ms, due));
     }
 

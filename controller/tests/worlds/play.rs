@@ -74,6 +74,7 @@ pub fn play(seed: u64, verbose: bool) -> Result<PlayCounts, Violation> {
             game.tick(now).map_err(|violation| format!("after {now} ms: {violation}"))?;
             now += game.scenario.tick_ms;
         }
+
         Ok(())
     };
 
@@ -88,6 +89,7 @@ pub fn play(seed: u64, verbose: bool) -> Result<PlayCounts, Violation> {
         game.counts.requests += model.answered.arrived;
         game.counts.served += model.answered.served;
     }
+
     Ok(game.counts)
 }
 
@@ -109,12 +111,15 @@ impl PlayedWorld {
             self.counts.count(format!("taken {}", sent.decision.reason));
             self.tracker.command_accepted(now, sent, &self.scenario, &self.world_sim)?;
         }
+
         for (sent, outcome) in &progress.settled {
             if *outcome == CommandOutcome::Nothing {
                 self.counts.count(format!("in vain {} {}", sent.decision.action, sent.decision.reason));
             }
+
             self.tracker.command_settled(now, sent, *outcome);
         }
+
         self.tracker.time_passed(now, &self.scenario, &self.world_sim, &self.controller)?;
 
         if now.is_multiple_of(self.scenario.interval_ms) {
@@ -126,6 +131,7 @@ impl PlayedWorld {
                 self.decide(now)?;
             }
         }
+
         Ok(())
     }
 
@@ -140,6 +146,7 @@ impl PlayedWorld {
         for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
             self.counts.count(format!("{} {}", decision.action, decision.reason));
         }
+
         for skip in &plan.skips {
             *self.counts.by_name.entry(format!("skip {}", skip.reason)).or_default() += 1;
         }
@@ -158,6 +165,7 @@ impl PlayedWorld {
             plan: &plan,
             memory: &memory,
         };
+
         self.tracker.check_decisions(&context)
     }
 }
@@ -166,6 +174,7 @@ fn print_step(now: u64, world: &hush_core::World, plan: &Plan) {
     if plan.decisions.is_empty() {
         return;
     }
+
     eprintln!("-- {now} ms");
     for gpu in &plan.gpus {
         eprintln!(
@@ -173,6 +182,7 @@ fn print_step(now: u64, world: &hush_core::World, plan: &Plan) {
             gpu.uuid, gpu.pressure, gpu.reason, gpu.available, gpu.target
         );
     }
+
     for model in &world.models {
         let busy = model.inflight + model.queued;
         eprintln!(
@@ -180,6 +190,7 @@ fn print_step(now: u64, world: &hush_core::World, plan: &Plan) {
             model.key, model.state, model.idle, model.loaded_for, model.vram_bytes, model.generation, model.sample_age
         );
     }
+
     for decision in &plan.decisions {
         let what = if decision.action == Action::Load { "load" } else { "unload" };
         eprintln!(

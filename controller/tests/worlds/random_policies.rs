@@ -20,6 +20,7 @@ const MODES: [PolicyResidency; 5] = [
 
 pub fn random_policies(dice: &mut Dice) -> Vec<ModelPolicy> {
     let mut policies: Vec<ModelPolicy> = (0..dice.between(1, 4)).map(|at| policy(dice, at)).collect();
+
     // Most worlds have a cluster policy for everything.
     if dice.chance(80) {
         policies.push(ModelPolicy {
@@ -31,12 +32,14 @@ pub fn random_policies(dice: &mut Dice) -> Vec<ModelPolicy> {
             asks: asks(dice),
         });
     }
+
     // Without thresholds, models leave only for other models that need memory.
     if dice.chance(20) {
         for asks in policies.iter_mut().map(|policy| &mut policy.asks) {
             (asks.hard_below, asks.soft_below, asks.budget, asks.min_loaded) = (None, None, None, None);
         }
     }
+
     policies
 }
 
@@ -47,6 +50,7 @@ fn policy(dice: &mut Dice, at: u64) -> ModelPolicy {
         1 => label("tier", dice.pick(&["gold", "silver"])),
         _ => label("app", dice.pick(&["whisper", "vip"])),
     };
+
     ModelPolicy {
         name: PolicyKey {
             namespace: (!cluster).then(|| dice.pick(&["a", "a", "b"]).to_owned()),

@@ -68,6 +68,7 @@ impl Scenario {
     pub fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);
         let dice = &mut dice;
+
         // Short worlds have short intervals, long worlds long ones.
         let (interval_ms, steps) = dice.pick(&[(1000, 300), (2000, 400), (5000, 500), (15_000, 600), (60_000, 1500)]);
         let faulty = dice.chance(60);
@@ -119,6 +120,7 @@ fn devices(dice: &mut Dice) -> Vec<DeviceSim> {
             devices.push(DeviceSim { uuid, node, total_bytes, models_bytes: 0, leftovers: Vec::new(), other_programs });
         }
     }
+
     devices
 }
 
@@ -137,6 +139,7 @@ fn other_program(dice: &mut Dice, total: u64) -> OtherProgram {
         },
         _ => MemoryPattern::Flickers { most: share(dice, 1, 10), every_ms: dice.pick(&[1000, 10_000]) },
     };
+
     OtherProgram { pattern, bytes: 0, changes_at: dice.around_ms(5 * MINUTE) }
 }
 
@@ -165,6 +168,7 @@ fn models(dice: &mut Dice, devices: &[DeviceSim], faulty: bool) -> Vec<ModelSimS
             });
         }
     }
+
     models
 }
 
@@ -175,6 +179,7 @@ fn own_policy(dice: &mut Dice) -> server::Policy {
         2 | 3 => server::Residency::Idle(None),
         _ => server::Residency::Idle(Some(Duration::from_secs(dice.pick(&[60, 300, 1800])))),
     };
+
     let concurrency = NonZeroUsize::new(dice.pick(&[1, 1, 4])).unwrap();
     server::Policy { residency, concurrency, accounted: true, ..server::Policy::default() }
 }

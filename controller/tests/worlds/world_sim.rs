@@ -33,10 +33,12 @@ impl WorldSim {
         for device in &mut self.devices {
             device.advance(now, &mut self.dice);
         }
+
         for model in &mut self.models {
             let device = &mut self.devices[model.spec.device];
             model.advance(&mut SimContext { now, device, dice: &mut self.dice, replies: &mut replies });
         }
+
         replies
     }
 
@@ -57,6 +59,7 @@ impl WorldSim {
             ServerCommand::Unload(unload) => model.unload(command, unload, &mut context),
             ServerCommand::Load => model.load(command, &mut context),
         }
+
         replies
     }
 

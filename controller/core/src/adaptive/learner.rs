@@ -89,12 +89,14 @@ impl Learner {
             all = self.after_short.with(&self.after_long);
             &all
         };
+
         if gaps.observed() < ENOUGH_GAPS {
             return ResidencyChoice::one_break_even(break_even);
         }
 
         let price = millis(break_even);
         let (unbounded_cost, _) = best_keep(gaps, price, 0..=u64::MAX);
+
         // Leaving earlier or later than after one break-even loses at most the difference, which the credit must pay for.
         let credit = u64::try_from(self.credit_ms).unwrap_or(0);
         let (cost, keep_ms) = best_keep(gaps, price, price.saturating_sub(credit)..=price.saturating_add(credit));
@@ -129,6 +131,7 @@ fn best_keep(gaps: &GapHistogram, price: u64, range: std::ops::RangeInclusive<u6
     if *range.end() != u64::MAX {
         keeps.push(*range.end());
     }
+
     keeps.sort_unstable();
 
     let mut longer: u128 = gaps.weights().iter().map(|(_, weight)| u128::from(*weight)).sum();
@@ -139,6 +142,7 @@ fn best_keep(gaps: &GapHistogram, price: u64, range: std::ops::RangeInclusive<u6
             longer -= u128::from(*weight);
             next += 1;
         }
+
         (held + longer * u128::from(keep.saturating_add(price)), keep)
     });
     costs.min().unwrap_or((0, price))

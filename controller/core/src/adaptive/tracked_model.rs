@@ -95,6 +95,7 @@ fn new_gaps(before: &ArrivalHistogram, after: &ArrivalHistogram) -> Vec<(Gap, u6
     }
 
     let beyond = (after.count - new_below.min(after.count)).saturating_sub(before.count - old_below.min(before.count));
+
     // These gaps have no upper bound.
     gaps.push((Gap::between(shortest, Duration::MAX), beyond));
     gaps
@@ -123,6 +124,7 @@ mod tests {
         let mut tracked = TrackedModel::new(&arrivals([0, 0], 0), price, at(0));
         tracked.learn(&arrivals([1, 1], 1), price, at(5));
         tracked.learn(&arrivals([1, 1], 1), price, at(395));
+
         // The gap is in the bucket from 60 to 600 seconds, and by the times of the samples between 390 and 400 seconds.
         tracked.learn(&arrivals([1, 2], 2), price, at(400));
 

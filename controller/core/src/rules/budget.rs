@@ -22,6 +22,7 @@ pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>) {
                 held = held.saturating_sub(vram_bytes);
                 continue;
             }
+
             if held <= account.budget || !entry.counts_as_ready() {
                 continue;
             }
@@ -58,5 +59,6 @@ fn why_not(step: &StepContext<'_>, gpu: &GpuContext<'_>, index: usize) -> Option
     } else {
         return None;
     };
+
     Some((reason, "over budget"))
 }

@@ -24,6 +24,7 @@ pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>) {
             step.skip(index, SkipReason::Resident, "no idle timeout");
             continue;
         };
+
         if let Some((reason, detail)) = why_not(step, index, &rules, &timeout) {
             step.skip(index, reason, detail);
             continue;

@@ -41,6 +41,7 @@ fn is_waiting(entry: &ModelEntry<'_>) -> bool {
 /// Whether `wanted` bytes can be reached; if not, nothing is decided.
 fn make_room<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>, waiting: usize, wanted: u64) -> bool {
     let priority = step.entry(waiting).priority();
+
     // A priority that no cluster policy bounds takes nothing from models that stay by the cluster policies.
     let is_bounded = step.entry(waiting).cluster_rules.is_some();
 
@@ -71,6 +72,7 @@ fn make_room<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>, waiting: 
     for (index, reason) in held_back {
         step.skip(index, reason, "another model waits for memory");
     }
+
     if expected < wanted {
         victims.into_iter().for_each(|index| step.count_as_ready(index));
         return false;
@@ -82,5 +84,6 @@ fn make_room<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>, waiting: 
         let terms = UnloadTerms { if_idle: Some(Duration::ZERO), hold, drain: None };
         step.unload_counted(gpu, index, Reason::MakeRoom, rules.priority().policy, terms);
     }
+
     true
 }

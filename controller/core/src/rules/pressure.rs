@@ -64,6 +64,7 @@ pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>, timers: &
     } else {
         skip_all(step, gpu);
     }
+
     step.gpus.push(report);
 }
 
@@ -72,6 +73,7 @@ fn signal(rules: &ModelRules, level: ThresholdLevel) -> Option<PressureSignal> {
         ThresholdLevel::Hard => (rules.hard_below()?, Duration::ZERO),
         ThresholdLevel::Soft => (rules.soft_below()?, rules.grace_period().value),
     };
+
     Some(PressureSignal {
         level,
         below_bytes: below.value,
@@ -111,6 +113,7 @@ fn thresholds(step: &StepContext<'_>, gpu: &GpuContext<'_>) -> Vec<PressureThres
         target_bytes,
         policy: step.table.policy_name(policy),
     };
+
     first_policies.into_iter().map(threshold).collect()
 }
 
@@ -217,6 +220,7 @@ fn unload_all<'a>(
     for victim in victims {
         let Some(rules) = step.entry(victim.index).rules.clone() else { continue };
         let hold = Some(rules.hold_after_eviction().value);
+
         // Under hard pressure requests in flight end first; under soft pressure the server refuses while it is busy.
         let (reason, terms) = match level {
             ThresholdLevel::Hard => {
@@ -227,6 +231,7 @@ fn unload_all<'a>(
                 (Reason::SoftPressure, UnloadTerms { if_idle: Some(Duration::ZERO), drain: None, hold })
             }
         };
+
         step.unload_counted(gpu, victim.index, reason, victim.policy, terms);
     }
 }
@@ -253,6 +258,7 @@ fn candidate(
     } else {
         None
     };
+
     if let Some((reason, detail)) = why_not {
         step.skip(index, reason, detail);
         return None;
@@ -281,6 +287,7 @@ fn skip_in_grace(step: &mut StepContext<'_>, index: usize, rules: &ModelRules, r
 
     let reading = signal(rules, ThresholdLevel::Soft).and_then(|signal| readings.get(&signal));
     let Some(reading) = reading.filter(|reading| reading.crossed) else { return };
+
     // A threshold that has been crossed for long enough does not act where what leaves anyway is enough.
     let grace_period = rules.grace_period().value;
     if reading.crossed_for < grace_period {
@@ -331,6 +338,7 @@ fn shortest_prefix(
             prefix.push(EvictionCandidate { target_bytes, ..*candidate });
         }
     }
+
     prefix
 }
 
@@ -349,5 +357,6 @@ fn spare(step: &mut StepContext<'_>, available: u64, mut victims: Vec<EvictionCa
             step.skip(victim.index, SkipReason::NotNeeded, "spared: the others are enough");
         }
     }
+
     victims
 }

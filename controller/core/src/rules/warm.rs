@@ -65,6 +65,7 @@ fn wanted_loads(step: &mut StepContext<'_>, gpu: &GpuContext<'_>) -> Vec<WantedL
             None => step.skip(index, SkipReason::NotLoaded, "no warm window is open and no request is expected"),
         }
     }
+
     wanted
 }
 

@@ -21,6 +21,7 @@ proptest! {
                 prop_assert!(in_force.is_empty() && told.terms.is_empty());
                 continue;
             };
+
             prop_assert_eq!(&rules.policies, &in_force);
             for (field, expected, by) in [
                 ("residency.mode", FieldValue::Mode(rules.residency.value), &rules.residency.policy),
@@ -30,6 +31,7 @@ proptest! {
                 prop_assert_eq!(value, expected);
                 prop_assert!(policy.is_none_or(|policy| policy == *by));
             }
+
             let expected = [FieldValue::Milliseconds(rules.min_resident_ms), FieldValue::Number(rules.min_loaded.into())];
             let told = ["residency.minResident", "minLoaded"].map(|field| value(&told, field).unwrap().0);
             prop_assert_eq!(told, expected);
@@ -48,9 +50,11 @@ proptest! {
                 prop_assert_eq!(before, named.len(), "each once");
                 prop_assert!(named.iter().all(|name| told.policies.iter().any(|policy| policy.policy == **name)));
             }
+
             let asking = policies.iter().filter(|policy| policy.asks.priority.is_some());
             let asking = asking.filter(|p| told.policies.iter().any(|told| told.policy == p.name.to_string())).count();
             let priority = told.terms.iter().find(|term| term.field == "priority");
+
             // A cluster policy whose default holds is named, and did not ask.
             let named = priority.map_or(asking, |term| {
                 term.others.len() + usize::from(term.policy.is_some() && !term.by_default)

@@ -43,9 +43,11 @@ proptest! {
         fn least<T: Ord + Copy>(floor: Option<PickedValue<T>>, both: Option<PickedValue<T>>) -> bool {
             floor.is_none_or(|floor| both.is_some_and(|both| both.value <= floor.value))
         }
+
         fn greatest<T: Ord + Copy>(floor: Option<PickedValue<T>>, both: Option<PickedValue<T>>) -> bool {
             floor.is_none_or(|floor| both.is_some_and(|both| both.value >= floor.value))
         }
+
         let both = floor.merge(&tenant);
         prop_assert!(greatest(floor.residency, both.residency));
         prop_assert!(least(floor.idle_timeout, both.idle_timeout));

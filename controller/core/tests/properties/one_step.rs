@@ -69,6 +69,7 @@ proptest! {
                 Action::Unload => {
                     prop_assert_eq!(model.state, ResidencyState::Ready);
                     prop_assert!(!model.is_busy() || decision.reason == Reason::HardPressure, "{:?}", decision);
+
                     // The command carries what it was decided on.
                     prop_assert_eq!(decision.if_generation, Some(model.generation));
                     if decision.reason != Reason::HardPressure {
@@ -87,6 +88,7 @@ proptest! {
         for decision in plan(&world, &policies).decisions.iter().filter(|d| d.action == Action::Unload) {
             let model = find(&world, &decision.key());
             let selecting = policies.iter().filter(|policy| policy.selects(model, &Default::default()));
+
             // A cluster policy that leaves it out bounds the others by none at all.
             let asked = selecting.filter_map(|policy| policy.asks.min_resident.or(policy.is_cluster().then_some(Duration::ZERO)));
             let stays = asked.min().unwrap_or_default();
@@ -113,13 +115,16 @@ proptest! {
                 let model = find(&world, key);
                 policy.selects(model, &Default::default())
             };
+
             // The least of the minima holds, so only the policy whose own is the least is sure to be heard.
             let least = policies.iter().filter_map(|p| p.asks.min_loaded).min();
             let Some(keep) = policy.asks.min_loaded.filter(|keep| Some(*keep) == least && *keep > 0) else { continue };
+
             // A cluster policy that asks for less, or for nothing, releases what the others would keep.
             if policies.iter().any(|other| other.is_cluster() && other != policy) {
                 continue;
             }
+
             let ready = world.models.iter().filter(|m| m.is_ready() && m.sample_age <= STALE_AFTER && selected(&m.key)).count();
             let gone = plan.decisions.iter().filter(|d| d.action == Action::Unload && selected(&d.key())).count();
             prop_assert!(gone == 0 || ready - gone >= keep as usize, "{:?}", plan);
@@ -147,6 +152,7 @@ proptest! {
         let with = |policy: ModelPolicy| plan(&world, &[others.clone(), vec![policy]].concat());
         let (without, live) = (plan(&world, &others), with(policy.clone()));
         let dry = with(ModelPolicy { dry_run: true, ..policy });
+
         // The name of a policy is no difference in what is done.
         let nameless = |d: &hush_core::Decision| hush_core::Decision { policy: String::new(), dry_run: false, ..d.clone() };
         let in_force: Vec<_> = without.decisions.iter().map(nameless).collect();
@@ -179,6 +185,7 @@ proptest! {
         for decision in first.decisions.iter().filter(|d| !d.dry_run) {
             memory.settle(&decision.key(), hush_core::CommandOutcome::Nothing);
         }
+
         // A second later, nothing new was seen.
         let mut later = world.clone();
         later.gpus.iter_mut().for_each(|gpu| gpu.sample_age += std::time::Duration::from_secs(1));

@@ -22,6 +22,7 @@ fn soft(min_reclaim: u64) -> Vec<ModelPolicy> {
         transition_period: Some(Duration::from_secs(30)),
         ..PolicySpec::default()
     };
+
     vec![policy("soft", asks)]
 }
 
@@ -59,11 +60,13 @@ proptest! {
                 1 => stale(seen(GIB)),
                 _ => seen(GIB),
             };
+
             let fresh = kind != 1;
             if fresh {
                 // A gap in the samples is no break and adds nothing.
                 crossed_for = (kind != 0).then(|| crossed_for.map_or(0, |seconds| seconds + i64::from(previous_fresh)));
             }
+
             previous_fresh = fresh;
             let plan = step(&mut memory, at(second as i64), &world, &policies);
             prop_assert!(!acts(&plan) || crossed_for.is_some_and(|seconds| seconds >= GRACE), "{second} {crossed_for:?}");
@@ -91,6 +94,7 @@ proptest! {
     fn grace_is_never_shortened_by_restarts_and_clocks(seconds in vec(0..24_u8, 1..240)) {
         let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         let mut clock = 0;
+
         // True seconds: since when every sample that was seen was short of memory.
         let mut crossed_since: Option<i64> = None;
         for (second, kind) in (0_i64..).zip(seconds) {
@@ -106,16 +110,19 @@ proptest! {
                 }
                 _ => {}
             }
+
             let world = match kind {
                 0 => seen(20 * GIB),
                 1 => stale(seen(GIB)),
                 _ => seen(GIB),
             };
+
             crossed_since = match kind {
                 0 => None,
                 1 => crossed_since,
                 _ => crossed_since.or(Some(second)),
             };
+
             let plan = step(&mut memory, at(clock + second), &world, &policies);
             let lasted = crossed_since.map(|since| second - since);
             prop_assert!(!acts(&plan) || lasted >= Some(GRACE), "{second} {lasted:?}");
@@ -136,6 +143,7 @@ proptest! {
                 1 => stale(seen(GIB)),
                 _ => seen(GIB),
             };
+
             let (plan, shown) = (step(&mut memory, at(second), &world, &live), step(&mut other, at(second), &world, &dry));
             prop_assert_eq!(acts(&plan), acts(&shown), "{}", second);
             prop_assert!(shown.decisions.iter().all(|decision| decision.dry_run));
@@ -157,12 +165,14 @@ proptest! {
                 }
             }
         }
+
         let aged = |age: u64| {
             let mut world = seen(GIB);
             world.gpus[0].sample_age = Duration::from_secs(age);
             world.models.iter_mut().for_each(|model| model.sample_age = Duration::from_secs(age));
             world
         };
+
         // The same sample, two seconds later by a clock that has gone back.
         prop_assert!(!acts(&step(&mut memory, at(GRACE + 2 - back), &aged(2), &policies)));
         prop_assert!(acts(&step(&mut memory, at(GRACE + 4 - back), &aged(1), &policies)));
@@ -174,9 +184,11 @@ proptest! {
         for second in 0..=before {
             prop_assert!(!acts(&step(&mut memory, at(second), &seen(GIB), &policies)));
         }
+
         let plan = step(&mut memory, at(before + 1), &stale(seen(GIB)), &policies);
         prop_assert_eq!(plan.gpus[0].pressure, PressureLevel::Unknown);
         let back = before + missing;
+
         // Neither advanced nor reset: what was left is still left.
         for second in 0..=(GRACE - before) {
             let plan = step(&mut memory, at(back + second), &seen(GIB), &policies);
@@ -190,6 +202,7 @@ proptest! {
         for second in 0..=after {
             prop_assert!(!acts(&step(&mut memory, at(second), &seen(GIB), &policies)));
         }
+
         for second in 0..=(GRACE - after) {
             let plan = step(&mut memory, at(after + jump + second), &seen(GIB), &policies);
             prop_assert_eq!(acts(&plan), second == GRACE - after, "{}", second);
@@ -203,11 +216,13 @@ proptest! {
             let plan = step(&mut memory, at(second), &seen(GIB), &policies);
             refuse(&mut memory, &plan);
         }
+
         // Above the threshold, below the target: on it goes.
         let between = 4 * GIB + (reclaim * GIB - 1) * steps / 6;
         let plan = step(&mut memory, at(GRACE + 1), &seen(between), &policies);
         prop_assert!(acts(&plan));
         refuse(&mut memory, &plan);
+
         // The target: it stops, and does not begin again before the threshold is crossed.
         for (second, available) in [(2, (4 + reclaim) * GIB), (3, between), (4, 4 * GIB)] {
             prop_assert!(!acts(&step(&mut memory, at(GRACE + second), &seen(available), &policies)), "{}", second);
@@ -234,19 +249,23 @@ fn after_an_unload_only_a_newer_sample_counts() {
         let plan = step(&mut memory, at(second), &seen(GIB), &policies);
         acted = acts(&plan);
     }
+
     assert!(acted);
+
     // Under way: nothing more, whatever is sampled.
     assert!(!acts(&step(&mut memory, at(GRACE + 1), &seen(GIB), &policies)));
     let key = model("w1", "GPU-a").key;
     for name in ["w1", "w2", "w3"] {
         memory.settle(&model(name, "").key, CommandOutcome::Unloaded { completed_at: at(GRACE + 3) });
     }
+
     let without = |age: u64| {
         let mut world = seen(GIB);
         world.models.retain(|model| model.key != key);
         world.gpus[0].sample_age = Duration::from_secs(age);
         world
     };
+
     let plan = step(&mut memory, at(GRACE + 4), &without(1), &policies);
     assert!(!acts(&plan), "sampled when the unload ended");
     assert!(acts(&step(&mut memory, at(GRACE + 5), &without(1), &policies)), "sampled a second later");

@@ -43,6 +43,7 @@ fn open(zone: &TimeZone, hour: i8, minute: i8, weekday: Option<i8>, duration: Du
         if weekday.is_some_and(|weekday| date.weekday().to_sunday_zero_offset() != weekday) {
             return false;
         }
+
         let start = first_shown(zone, date.at(hour, minute, 0, 0));
         start <= now && now.duration_since(start) < SignedDuration::try_from(duration).unwrap()
     })
@@ -90,6 +91,7 @@ proptest! {
             schedule: vec![window.clone()],
             ..PolicySpec::default()
         };
+
         let seen = world(vec![gpu("GPU-a", 10 << 30)], vec![model("w1", "GPU-a")]);
         let plan = step(&mut StepMemory::default(), now, &seen, &[policy("p", asks)]);
         let leaves = plan.decisions.iter().any(|decision| decision.reason == Reason::OnDemand);

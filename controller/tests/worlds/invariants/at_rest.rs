@@ -26,5 +26,6 @@ pub fn at_the_end(now: u64, world_sim: &WorldSim, tracker: &InvariantTracker) ->
             format!("{waiting} wait for nothing: {:?} {}", model.state(), model.spec.key)
         })?;
     }
+
     Ok(())
 }

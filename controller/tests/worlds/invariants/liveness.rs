@@ -13,6 +13,7 @@ pub fn check(
 ) -> Result<(), Violation> {
     let scenario = context.scenario;
     let since = tracker.known_since(context.controller);
+
     // A controller that has just started, or whose clock was set, may need some time.
     if since > 0 && context.now - since <= 2 * (scenario.stale_after_ms + scenario.interval_ms) {
         return Ok(());
@@ -24,6 +25,7 @@ pub fn check(
         if !model_here.fresh || model_here.decision.is_some() || tracker.may_spare(context, model_here) {
             continue;
         }
+
         match model_here.model.state {
             ResidencyState::Ready if !liveness.is_protected(known, expected) => {
                 liveness.check_idle(model_here, expected)?;
@@ -36,6 +38,7 @@ pub fn check(
             _ => {}
         }
     }
+
     Ok(())
 }
 
@@ -53,8 +56,10 @@ impl LivenessCheck<'_> {
                 let sure = other.fresh && !self.tracker.may_spare(self.context, other);
                 selected && sure && other.model.is_ready() && !other.leaves()
             };
+
             all.iter().filter(counts).count()
         };
+
         let least = expected.min_loaded as usize;
         least > 0 && expected.policies.iter().any(|&policy| ready(policy) <= least)
     }
@@ -69,14 +74,17 @@ impl LivenessCheck<'_> {
     /// The memory in bytes that is available on the GPU once this plan is carried out; `None`: the GPU cannot be acted on.
     fn available_on_gpu(&self, all: &[KnownModel<'_>], known: &KnownModel<'_>) -> Option<u64> {
         let gpu = known.gpu.filter(|_| known.is_gpu_fresh(self.context.world))?;
+
         // A model that a decision named and that has not been sampled since may still leave, or has left.
         let named = |other: &&KnownModel<'_>| {
             let here = other.model.gpu == known.model.gpu && other.fresh && other.model.is_ready();
             here && self.tracker.may_spare(self.context, other)
         };
+
         if self.tracker.may_wait(self.context, known) || all.iter().any(|other| named(&other)) {
             return None;
         }
+
         let leave = all.iter().filter(|other| other.model.gpu == known.model.gpu && other.leaves());
         Some(gpu.available_bytes() + leave.map(|other| other.model.vram_bytes).sum::<u64>())
     }
@@ -100,6 +108,7 @@ impl LivenessCheck<'_> {
         let (Some(available), Some(below)) = (self.available_on_gpu(all, known), expected.hard_below) else {
             return Ok(());
         };
+
         // Requests go on where stopping them would not help.
         if known.model.is_busy()
             || Self::highest_target(all, known, ExpectedRules::hard_target) < expected.hard_target()
@@ -120,6 +129,7 @@ impl LivenessCheck<'_> {
         };
         let watched = self.tracker.crossings.crossed_for(known, Some(below), expected.grace);
         let grace_is_over = watched.is_some_and(|watched| watched >= expected.grace);
+
         // Hard pressure comes first; the next sample shows what is left to do for soft pressure.
         let hard = known.gpu.zip(expected.hard_target()).is_some_and(|(gpu, target)| gpu.available_bytes() < target);
         let free = known.model.is_busy() || known.model.loaded_for < expected.min_resident;
@@ -158,9 +168,11 @@ impl LivenessCheck<'_> {
                     && !other.leaves()
                     && other.expected.as_ref().is_some_and(|expected| expected.policies.contains(&policy))
             };
+
             let held: u64 = all.iter().filter(holds).map(|other| other.model.vram_bytes).sum();
             ensure(held <= budget, || format!("over budget, {held} of {budget}: {}", known.model.key))?;
         }
+
         Ok(())
     }
 
@@ -172,6 +184,7 @@ impl LivenessCheck<'_> {
     ) -> Result<(), Violation> {
         let Some(available) = self.available_on_gpu(all, known) else { return Ok(()) };
         let here = |other: &&KnownModel<'_>| other.model.gpu == known.model.gpu;
+
         // A priority that no cluster policy bounds takes nothing from models of other namespaces that one does bound.
         let is_bounded_apart = |other: &KnownModel<'_>, rules: &ExpectedRules| {
             let apart = other.model.key.server.namespace() != known.model.key.server.namespace();
@@ -196,6 +209,7 @@ impl LivenessCheck<'_> {
         let could_free: u64 = all.iter().filter(here).filter(could_leave).map(|other| other.model.vram_bytes).sum();
         let demand = known.model.demand_bytes;
         let left_alone = waiting == 1 && available < demand && available + could_free >= demand;
+
         // With a minimum of models to keep, less can be freed than the sum.
         let no_minimum = self.context.scenario.policies.iter().all(|policy| policy.asks.min_loaded.unwrap_or(0) == 0);
         ensure(!(left_alone && no_minimum), || {
@@ -212,6 +226,7 @@ impl LivenessCheck<'_> {
         if expected.mode != PolicyResidency::Resident || !expected.warm || !known.is_gpu_fresh(self.context.world) {
             return Ok(());
         }
+
         let here = |other: &&KnownModel<'_>| other.model.gpu == known.model.gpu;
         let alone = all.iter().filter(here).filter(|other| other.model.state == ResidencyState::Unloaded).count() == 1;
 

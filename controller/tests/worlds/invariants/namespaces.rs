@@ -15,6 +15,7 @@ pub fn check(context: &DecisionContext<'_>, known: &[KnownModel<'_>]) -> Result<
     if policy_namespaces.is_empty() || policy_namespaces.len() == enforced.len() {
         return Ok(());
     }
+
     check_nothing_is_taken_from_others(context, known, &enforced, &policy_namespaces)?;
     check_cluster_policies_hold(context, known, &enforced)
 }
@@ -50,6 +51,7 @@ fn check_nothing_is_taken_from_others(
             })?;
         }
     }
+
     Ok(())
 }
 
@@ -99,6 +101,7 @@ fn check_cluster_policies_hold(
             let below = policy.and_then(|policy| policy.asks.hard_below?.bytes(Some(gpu.total_bytes)));
             below.is_some_and(|below| gpu.available_bytes() + freed >= below)
         };
+
         let timeout_written = || {
             let selecting = known.expected.iter().flat_map(|expected| &expected.policies);
             let mut asks = selecting.map(|&at| &context.scenario.policies[at]).filter(|p| p.name.namespace.is_none());
@@ -115,8 +118,10 @@ fn check_cluster_policies_hold(
             }
             _ => false,
         };
+
         ensure(!stays, || format!("stays against the cluster policies, which decide {decision:?}"))?;
     }
+
     Ok(())
 }
 

@@ -29,9 +29,11 @@ pub fn check(
             Action::Unload => check_unload(tracker, context, known, all)?,
         }
     }
+
     for known in all.iter().filter(|known| known.leaves()) {
         check_min_loaded(tracker, context, known, all)?;
     }
+
     context.world.gpus.iter().try_for_each(|gpu| check_needed(gpu, all))
 }
 
@@ -44,6 +46,7 @@ fn check_complete(context: &DecisionContext<'_>) -> Result<(), Violation> {
         let skipped = context.plan.skips.iter().any(|s| s.server == model.key.server && s.model == model.key.model);
         ensure(skipped || unique.contains(&model.key), || format!("{} is not in the plan", model.key))?;
     }
+
     Ok(())
 }
 
@@ -73,6 +76,7 @@ fn check_once(
     if let Some(at) = remembered(tracker.decided.get(&known.model_index)) {
         ensure(known.sampled_at > at, || format!("named again on the same sample: {decision:?}"))?;
     }
+
     for sent in
         context.controller.unsettled().filter(|sent| sent.model_index == known.model_index && sent.decided_at > since)
     {
@@ -89,6 +93,7 @@ fn check_once(
             ensure(sampled_at > at, || format!("the sample does not show the last unload: {decision:?}"))?;
         }
     }
+
     Ok(())
 }
 
@@ -105,6 +110,7 @@ fn check_unload(
     ensure(hard || !model.is_busy(), || format!("busy: {decision:?}"))?;
     ensure(hard || model.loaded_for >= expected.min_resident, || format!("too young: {decision:?}"))?;
     let asked = decision.if_idle_seconds.map(Duration::from_secs);
+
     // The server checks the same condition again.
     ensure(hard || asked.is_some_and(|asked| model.idle >= asked), || format!("without its condition: {decision:?}"))?;
 
@@ -130,6 +136,7 @@ fn check_unload(
                     && other.model.state == ResidencyState::WaitingForMemory
                     && other.expected.as_ref().is_some_and(|waiting| waiting.priority > expected.priority)
             };
+
             ensure(all.iter().any(|other| lower(&other)), || format!("no model waits for the memory: {decision:?}"))
         }
         _ => Ok(()),
@@ -157,13 +164,16 @@ fn check_min_loaded(
             let is_leaving = leaves_before || tracker.is_leaving(context, other.model_index);
             selected && other.fresh && other.model.is_ready() && !gone && !is_leaving
         };
+
         all.iter().filter(stays).count()
     };
+
     let enough = |policies: &[usize], min_loaded: u32| {
         let mut asking =
             policies.iter().filter(|&&at| context.scenario.policies[at].asks.min_loaded == Some(min_loaded));
         asking.all(|&policy| stay(policy) >= min_loaded as usize)
     };
+
     // A policy of a namespace keeps no model that the cluster policies release.
     let released = expected.cluster.as_ref().is_some_and(|cluster| enough(&cluster.policies, cluster.min_loaded));
     ensure(released || enough(&expected.policies, expected.min_loaded), || {
@@ -196,8 +206,10 @@ fn check_needed(gpu: &ObservedGpu, known: &[KnownModel<'_>]) -> Result<(), Viola
                 format!("not needed, {without} of {highest:?} without it: {:?}", victim.decision)
             })?;
         }
+
         before += sum(&victims);
     }
+
     Ok(())
 }
 
@@ -208,6 +220,7 @@ pub fn check_other_order(context: &DecisionContext<'_>) -> Result<(), Violation>
         models: context.world.models.iter().rev().cloned().collect(),
         ..context.world.clone()
     };
+
     let policies: Vec<ModelPolicy> = context.scenario.policies.iter().rev().cloned().collect();
     let mut memory = context.memory.clone();
     let other = step(&mut memory, context.wall, &mixed, &policies);

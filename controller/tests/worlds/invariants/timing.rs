@@ -50,6 +50,7 @@ impl Crossings {
                 crossing.seen_at = None;
             }
         }
+
         for known in known.iter().filter(|known| known.is_gpu_fresh(context.world)) {
             let (Some(gpu), Some(expected)) = (known.gpu, &known.expected) else { continue };
             for (below, grace) in [(expected.hard_below, Duration::ZERO), (expected.soft_below, expected.grace)] {
@@ -183,6 +184,7 @@ impl Evictions {
         if sim.spec.policy.residency != Residency::Resident && sim.unanswered() == 0 {
             *count += 1;
         }
+
         ensure(*count <= UNLOADS_AT_REST_MAX, || {
             format!("loaded and unloaded while nothing changes: {:?}", sent.decision)
         })
@@ -234,6 +236,7 @@ impl ReliefDeadlines {
         if !scenario.faults.is_none() {
             return Ok(());
         }
+
         if self.models.is_empty() {
             self.models =
                 (0..world_sim.models.len()).map(|index| model_deadlines(now, scenario, world_sim, index)).collect();
@@ -243,11 +246,13 @@ impl ReliefDeadlines {
         for sent in &controller.sent_commands {
             self.last_change[scenario.models[sent.model_index].device] = now;
         }
+
         for sim in &world_sim.models {
             if matches!(sim.state(), ResidencyState::Loading | ResidencyState::Draining | ResidencyState::Unloading) {
                 self.last_change[sim.spec.device] = now;
             }
         }
+
         // The time until the next step, the latency of the command, and the ticks by which each may be late.
         let bound = 2 * scenario.interval_ms + 2 * scenario.faults.latency_ms + 4 * scenario.tick_ms;
         for (sim, deadlines) in world_sim.models.iter().zip(&mut self.models) {
@@ -271,6 +276,7 @@ impl ReliefDeadlines {
             let idle = deadlines.idle_timeout_ms.is_some_and(|timeout| idle_ms > timeout + bound);
             ensure(!(quiet && !young && idle), || format!("idle, and still there: {:?} {deadlines:?}", sim.spec.key))?;
         }
+
         Ok(())
     }
 }

@@ -43,6 +43,7 @@ impl InvariantTracker {
         if self.steps.is_multiple_of(REPEAT_EVERY) {
             safety::check_other_order(context)?;
         }
+
         self.remember(context, &known);
         Ok(())
     }
@@ -69,6 +70,7 @@ impl InvariantTracker {
             self.accepted.insert(sent.model_index, now);
             self.evictions.begin(now, sent, scenario, world_sim)?;
         }
+
         Ok(())
     }
 
