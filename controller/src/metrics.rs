@@ -5,7 +5,7 @@ mod registrar;
 use std::time::Duration;
 
 use hush_contract::metrics::Family;
-use hush_core::{Decision, GpuReason, Plan, Pressure, SkipReason};
+use hush_core::{Decision, GpuReason, Plan, PressureLevel, SkipReason};
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
@@ -229,7 +229,7 @@ impl Metrics {
             let count = plan.skips.iter().filter(|skip| skip.reason == *reason).count();
             self.skipped_models.with_label_values(&[reason.as_str()]).set(count as i64);
         }
-        for pressure in Pressure::ALL {
+        for pressure in PressureLevel::ALL {
             let count = plan.gpus.iter().filter(|gpu| gpu.pressure == *pressure).count();
             self.gpus.with_label_values(&[pressure.as_str()]).set(count as i64);
         }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hush_core::{Decision, PolicyName};
+use hush_core::{Decision, PolicyKey};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -63,7 +63,7 @@ impl Audit {
         self.append(record);
     }
 
-    pub fn write_pause(&self, now: Timestamp, policy: &PolicyName, change: &PauseChange) {
+    pub fn write_pause(&self, now: Timestamp, policy: &PolicyKey, change: &PauseChange) {
         let (action, until, claimed_by) = match change {
             PauseChange::Paused(paused) => ("Pause", paused.until, paused.claimed_by.clone()),
             PauseChange::Resumed(claimed_by) => ("Resume", None, claimed_by.clone()),

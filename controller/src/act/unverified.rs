@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use hush_core::{ModelKey, State, World};
+use hush_core::{ModelKey, ResidencyState, World};
 
 use super::backoff::CommandVerdict;
 
@@ -37,7 +37,7 @@ impl UnverifiedUnloads {
                 continue;
             }
 
-            let is_unchanged = model.state == State::Ready && model.generation == report.generation;
+            let is_unchanged = model.state == ResidencyState::Ready && model.generation == report.generation;
             let verdict = if is_unchanged { CommandVerdict::NoEffect } else { CommandVerdict::Done };
             self.0.remove(&model.key);
             verdicts.push((model.key.clone(), verdict));
@@ -53,29 +53,13 @@ impl UnverifiedUnloads {
 
 #[cfg(test)]
 mod tests {
-    use hush_core::{Labels, Model};
+    use hush_core::ObservedModel;
 
     use super::*;
+    use crate::observe::test_model::observed_model;
 
-    fn world(generation: u64, state: State, age: Duration) -> World {
-        let model = Model {
-            key: key(),
-            gpu: None,
-            labels: Labels::new(),
-            state,
-            idle: Duration::ZERO,
-            idle_since: None,
-            inflight: 0,
-            queued: 0,
-            vram_bytes: 0,
-            generation,
-            loaded_for: Duration::ZERO,
-            reload: Duration::ZERO,
-            demand_bytes: 0,
-            sample_age: age,
-            back_off: false,
-            arrivals: None,
-        };
+    fn world(generation: u64, state: ResidencyState, age: Duration) -> World {
+        let model = ObservedModel { state, generation, sample_age: age, ..observed_model("a/w", "m") };
         World {
             stale_after: Duration::from_secs(15),
             gpus: Vec::new(),
@@ -93,10 +77,10 @@ mod tests {
         let second = Duration::from_secs(1);
         let reported = Instant::now() + 100 * second;
         for (generation, state, verdict) in [
-            (3, State::Ready, CommandVerdict::NoEffect),
-            (3, State::Unloaded, CommandVerdict::Done),
-            (3, State::Draining, CommandVerdict::Done),
-            (4, State::Ready, CommandVerdict::Done),
+            (3, ResidencyState::Ready, CommandVerdict::NoEffect),
+            (3, ResidencyState::Unloaded, CommandVerdict::Done),
+            (3, ResidencyState::Draining, CommandVerdict::Done),
+            (4, ResidencyState::Ready, CommandVerdict::Done),
         ] {
             let mut reports = UnverifiedUnloads::default();
             reports.reported(key(), 3, reported);
@@ -109,6 +93,6 @@ mod tests {
         let mut reports = UnverifiedUnloads::default();
         reports.reported(key(), 3, reported);
         reports.forget_before(reported + 3 * second, 2 * second);
-        assert!(reports.compare(reported + 3 * second, &world(3, State::Ready, Duration::ZERO)).is_empty());
+        assert!(reports.compare(reported + 3 * second, &world(3, ResidencyState::Ready, Duration::ZERO)).is_empty());
     }
 }

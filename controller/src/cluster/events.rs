@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hush_core::{PolicyName, ServerName};
+use hush_core::{PolicyKey, ServerName};
 use hush_crds::API_VERSION;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -132,7 +132,7 @@ impl EventPublisher {
 }
 
 /// A policy as the object of an Event.
-pub(super) fn policy_reference(name: &PolicyName, object: &PolicyObject) -> ObjectReference {
+pub(super) fn policy_reference(name: &PolicyKey, object: &PolicyObject) -> ObjectReference {
     let kind = if name.namespace.is_some() { "GpuModelPolicy" } else { "ClusterGpuModelPolicy" };
     ObjectReference {
         api_version: Some(API_VERSION.to_owned()),

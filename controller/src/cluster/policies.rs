@@ -1,6 +1,6 @@
 //! Policies as the API server stores them.
 
-use hush_core::{Policy, PolicyName};
+use hush_core::{ModelPolicy, PolicyKey};
 use hush_crds::{
     ClusterGpuModelPolicy, ClusterGpuModelPolicySpec, GpuModelPolicy, GpuModelPolicySpec, Invalid, PolicyStatus,
 };
@@ -29,7 +29,7 @@ pub struct PolicyObject {
     /// Grows with each change of the spec.
     pub generation: i64,
     /// `Err`: what is wrong with the policy, as a text for its owner.
-    pub policy: Result<Policy, String>,
+    pub policy: Result<ModelPolicy, String>,
     /// The generation that is enforced. After an edit that is not valid, it is the generation before it.
     pub enforced: Option<EnforcedPolicy>,
     /// The status as it was last written.
@@ -40,7 +40,7 @@ pub struct PolicyObject {
 #[derive(Clone, Debug, PartialEq)]
 pub struct EnforcedPolicy {
     pub generation: i64,
-    pub policy: Policy,
+    pub policy: ModelPolicy,
     /// Its spec as JSON, from which another controller can read it again.
     pub spec: String,
 }
@@ -54,7 +54,7 @@ enum PolicyProblem {
     Invalid(Vec<Invalid>),
 }
 
-pub fn namespaced(client: &Client) -> Mirror<RawPolicy, PolicyName, PolicyObject> {
+pub fn namespaced(client: &Client) -> Mirror<RawPolicy, PolicyKey, PolicyObject> {
     Mirror {
         part: "policies",
         what: "GpuModelPolicies",
@@ -68,7 +68,7 @@ pub fn namespaced(client: &Client) -> Mirror<RawPolicy, PolicyName, PolicyObject
     }
 }
 
-pub fn cluster(client: &Client) -> Mirror<RawPolicy, PolicyName, PolicyObject> {
+pub fn cluster(client: &Client) -> Mirror<RawPolicy, PolicyKey, PolicyObject> {
     Mirror {
         part: "cluster policies",
         what: "ClusterGpuModelPolicies",
@@ -83,10 +83,10 @@ pub fn cluster(client: &Client) -> Mirror<RawPolicy, PolicyName, PolicyObject> {
 }
 
 /// Builds and checks a policy from its metadata and its spec.
-type BuildPolicy<S> = fn(ObjectMeta, S) -> Result<Policy, Vec<Invalid>>;
+type BuildPolicy<S> = fn(ObjectMeta, S) -> Result<ModelPolicy, Vec<Invalid>>;
 
-fn keep<S: DeserializeOwned>(object: &RawPolicy, build: BuildPolicy<S>) -> (PolicyName, PolicyObject) {
-    let name = PolicyName { namespace: object.namespace(), name: object.name_any() };
+fn keep<S: DeserializeOwned>(object: &RawPolicy, build: BuildPolicy<S>) -> (PolicyKey, PolicyObject) {
+    let name = PolicyKey { namespace: object.namespace(), name: object.name_any() };
     let status = object.status.clone().and_then(|status| serde_json::from_value::<PolicyStatus>(status).ok());
     let status = status.unwrap_or_default();
 
@@ -106,7 +106,7 @@ fn read_policy<S: DeserializeOwned>(
     metadata: &ObjectMeta,
     spec: Value,
     build: BuildPolicy<S>,
-) -> Result<Policy, PolicyProblem> {
+) -> Result<ModelPolicy, PolicyProblem> {
     let spec = serde_json::from_value(spec)?;
     let metadata =
         ObjectMeta { name: metadata.name.clone(), namespace: metadata.namespace.clone(), ..ObjectMeta::default() };

@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use hush_core::{Expression, Labels, Operator, Selector};
+use hush_core::{Labels, Selector, SelectorExpression, SelectorOperator};
 
 /// The default selector: namespaces with this label may contain servers.
 pub const SERVERS_LABEL_SELECTOR: &str = "gpu.hush.dev/servers=true";
@@ -64,25 +64,25 @@ fn split_requirements(text: &str) -> Vec<&str> {
     parts
 }
 
-fn parse_requirement(text: &str) -> Result<Expression, InvalidSelector> {
+fn parse_requirement(text: &str) -> Result<SelectorExpression, InvalidSelector> {
     let invalid = || InvalidSelector(text.to_owned());
 
     let (key, operator, values) = if let Some(key) = text.strip_prefix('!') {
-        (key, Operator::DoesNotExist, Vec::new())
+        (key, SelectorOperator::DoesNotExist, Vec::new())
     } else if let Some((key, values)) = text.split_once('(') {
         let values = values.strip_suffix(')').ok_or_else(invalid)?;
         let (key, operator) = match key.trim_end().rsplit_once(char::is_whitespace) {
-            Some((key, "in")) => (key, Operator::In),
-            Some((key, "notin")) => (key, Operator::NotIn),
+            Some((key, "in")) => (key, SelectorOperator::In),
+            Some((key, "notin")) => (key, SelectorOperator::NotIn),
             _ => return Err(invalid()),
         };
         (key, operator, values.split(',').map(|value| value.trim().to_owned()).collect())
     } else if let Some((key, value)) = text.split_once("!=") {
-        (key, Operator::NotIn, vec![value.trim().to_owned()])
+        (key, SelectorOperator::NotIn, vec![value.trim().to_owned()])
     } else if let Some((key, value)) = text.split_once('=') {
-        (key, Operator::In, vec![value.strip_prefix('=').unwrap_or(value).trim().to_owned()])
+        (key, SelectorOperator::In, vec![value.strip_prefix('=').unwrap_or(value).trim().to_owned()])
     } else {
-        (text, Operator::Exists, Vec::new())
+        (text, SelectorOperator::Exists, Vec::new())
     };
 
     let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
@@ -92,7 +92,7 @@ fn parse_requirement(text: &str) -> Result<Expression, InvalidSelector> {
     if !is_key(key) || !values.iter().all(is_value) {
         return Err(invalid());
     }
-    Ok(Expression { key: key.to_owned(), operator, values })
+    Ok(SelectorExpression { key: key.to_owned(), operator, values })
 }
 
 /// Why the pods of a namespace may not be servers.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hush_core::{Labels, Policy, PolicyName, ServerName};
+use hush_core::{Labels, ModelPolicy, PolicyKey, ServerName};
 use kube::Client;
 use tokio::sync::watch;
 
@@ -18,13 +18,13 @@ use crate::metrics::Metrics;
 use crate::observe::{ScrapeTarget, Targets};
 
 /// All policies of both kinds as they are in the API server.
-pub type Policies = Arc<BTreeMap<PolicyName, PolicyObject>>;
+pub type Policies = Arc<BTreeMap<PolicyKey, PolicyObject>>;
 
 pub struct ClusterSources {
     pub targets: watch::Receiver<Arc<Targets>>,
     /// The enforced generation of each policy. The list is empty until all policies are known, and the labels of namespaces
     /// by which some of them select.
-    pub policies: watch::Receiver<Arc<Vec<Policy>>>,
+    pub policies: watch::Receiver<Arc<Vec<ModelPolicy>>>,
     pub namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
     pub pods: watch::Receiver<MirroredObjects<ServerName, MirroredPod>>,
     pub objects: watch::Receiver<Policies>,
@@ -60,7 +60,7 @@ pub fn follow(
 #[derive(Debug, Default)]
 pub struct ClusterInventory {
     pub targets: Targets,
-    pub policies: Vec<Policy>,
+    pub policies: Vec<ModelPolicy>,
     pub namespaces: BTreeMap<String, Labels>,
     pub problems: Vec<String>,
 }
@@ -175,8 +175,8 @@ impl TargetFinder {
 
 /// Joins the policies of both kinds with the labels of namespaces.
 struct PolicyFeed {
-    namespaced: watch::Receiver<MirroredObjects<PolicyName, PolicyObject>>,
-    cluster: watch::Receiver<MirroredObjects<PolicyName, PolicyObject>>,
+    namespaced: watch::Receiver<MirroredObjects<PolicyKey, PolicyObject>>,
+    cluster: watch::Receiver<MirroredObjects<PolicyKey, PolicyObject>>,
     labels: watch::Receiver<MirroredObjects<String, Labels>>,
 }
 
@@ -184,7 +184,7 @@ impl PolicyFeed {
     /// Publishes policies and labels until the receivers are gone.
     async fn run(
         mut self,
-        policies: watch::Sender<Arc<Vec<Policy>>>,
+        policies: watch::Sender<Arc<Vec<ModelPolicy>>>,
         objects: watch::Sender<Policies>,
         namespaces: watch::Sender<Arc<BTreeMap<String, Labels>>>,
     ) {
@@ -221,12 +221,12 @@ impl PolicyFeed {
 /// The last valid generation of each policy that this controller has observed, with the UID of the object: an object that is
 /// created anew under an old name begins without one.
 #[derive(Debug, Default)]
-struct LastValidPolicies(BTreeMap<PolicyName, (String, EnforcedPolicy)>);
+struct LastValidPolicies(BTreeMap<PolicyKey, (String, EnforcedPolicy)>);
 
 impl LastValidPolicies {
     /// Enforces the last valid generation of each policy whose current one is not valid. It takes precedence over the
     /// generation in the status, because it is at least as new.
-    fn enforce(&mut self, all: &mut BTreeMap<PolicyName, PolicyObject>) {
+    fn enforce(&mut self, all: &mut BTreeMap<PolicyKey, PolicyObject>) {
         self.0.retain(|name, (uid, _)| all.get(name).is_some_and(|object| object.uid == *uid));
 
         for (name, object) in all {

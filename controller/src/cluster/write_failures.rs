@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use hush_core::PolicyName;
+use hush_core::PolicyKey;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -11,7 +11,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const NAMES_MAX: usize = 3;
 
 #[derive(Debug, Default)]
-pub struct WriteFailures(BTreeMap<PolicyName, FailedWrite>);
+pub struct WriteFailures(BTreeMap<PolicyKey, FailedWrite>);
 
 #[derive(Debug)]
 struct FailedWrite {
@@ -23,17 +23,17 @@ struct FailedWrite {
 }
 
 impl WriteFailures {
-    pub fn retain(&mut self, mut exists: impl FnMut(&PolicyName) -> bool) {
+    pub fn retain(&mut self, mut exists: impl FnMut(&PolicyKey) -> bool) {
         self.0.retain(|name, _| exists(name));
     }
 
     /// Whether the status of this policy may be written now.
-    pub fn is_due(&self, now: Instant, name: &PolicyName) -> bool {
+    pub fn is_due(&self, now: Instant, name: &PolicyKey) -> bool {
         self.0.get(name).is_none_or(|failed| failed.retry_at <= now)
     }
 
     /// Records a failed write. Returns whether the failure is new: no other write has the same result now.
-    pub fn failed(&mut self, now: Instant, name: &PolicyName, result: &'static str, cause: String) -> bool {
+    pub fn failed(&mut self, now: Instant, name: &PolicyKey, result: &'static str, cause: String) -> bool {
         let is_new = self.0.values().all(|failed| failed.result != result);
 
         let pause = self.0.get(name).map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(LONGEST_PAUSE));
@@ -42,7 +42,7 @@ impl WriteFailures {
     }
 
     /// Records a write that succeeded. Returns whether it was the last one of those that had failed.
-    pub fn succeeded(&mut self, name: &PolicyName) -> bool {
+    pub fn succeeded(&mut self, name: &PolicyKey) -> bool {
         self.0.remove(name).is_some() && self.0.is_empty()
     }
 
@@ -56,7 +56,7 @@ impl WriteFailures {
             return None;
         }
 
-        let mut names = self.0.keys().take(NAMES_MAX).map(PolicyName::to_string).collect::<Vec<_>>().join(", ");
+        let mut names = self.0.keys().take(NAMES_MAX).map(PolicyKey::to_string).collect::<Vec<_>>().join(", ");
         let more = self.0.len().saturating_sub(NAMES_MAX);
         if more > 0 {
             names = format!("{names} and {more} more");
@@ -72,8 +72,8 @@ impl WriteFailures {
 mod tests {
     use super::*;
 
-    fn policy(name: &str) -> PolicyName {
-        PolicyName { namespace: Some("a".to_owned()), name: name.to_owned() }
+    fn policy(name: &str) -> PolicyKey {
+        PolicyKey { namespace: Some("a".to_owned()), name: name.to_owned() }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hush_core::{Policy, PolicyName, conflicts};
+use hush_core::{ModelPolicy, PolicyKey, conflicts};
 use hush_crds::{ClusterGpuModelPolicy, GpuModelPolicy, PolicyStatus};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -46,14 +46,14 @@ pub struct StatusWriter {
 #[derive(Default)]
 struct WriterMemory {
     /// The status before and the status after each write, until the watch reports the write.
-    written: BTreeMap<PolicyName, (PolicyStatus, PolicyStatus)>,
+    written: BTreeMap<PolicyKey, (PolicyStatus, PolicyStatus)>,
     failures: WriteFailures,
     /// Policies that this controller has paused at any time.
-    paused_here: BTreeSet<PolicyName>,
+    paused_here: BTreeSet<PolicyKey>,
 }
 
 impl WriterMemory {
-    fn update(&mut self, snapshot: &LoopSnapshot, policies: &BTreeMap<PolicyName, PolicyObject>) {
+    fn update(&mut self, snapshot: &LoopSnapshot, policies: &BTreeMap<PolicyKey, PolicyObject>) {
         self.paused_here.extend(snapshot.paused.keys().cloned());
         self.paused_here.retain(|name| policies.contains_key(name));
         self.failures.retain(|name| policies.contains_key(name));
@@ -75,7 +75,7 @@ enum StatusWriteError {
 }
 
 impl StatusWriteError {
-    fn new(name: &PolicyName, error: kube::Error) -> Self {
+    fn new(name: &PolicyKey, error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) if status.code == 403 => {
                 let is_namespaced = name.namespace.is_some();
@@ -126,7 +126,7 @@ impl StatusWriter {
     async fn write_all(
         &self,
         snapshot: &LoopSnapshot,
-        policies: &BTreeMap<PolicyName, PolicyObject>,
+        policies: &BTreeMap<PolicyKey, PolicyObject>,
         memory: &mut WriterMemory,
     ) {
         let conflicts = conflicts(snapshot.at, &snapshot.world, &snapshot.policies);
@@ -140,7 +140,7 @@ impl StatusWriter {
             targets: &snapshot.targets,
             paused: &snapshot.paused,
         };
-        let decided_with: BTreeSet<&PolicyName> = snapshot.policies.iter().map(|policy| &policy.name).collect();
+        let decided_with: BTreeSet<&PolicyKey> = snapshot.policies.iter().map(|policy| &policy.name).collect();
 
         for (name, object) in policies {
             if !is_current(object, decided_with.contains(name), &snapshot.policies) {
@@ -177,7 +177,7 @@ impl StatusWriter {
     /// Remembers what was written, and publishes Events for the changes that users should know of.
     async fn record_success(
         &self,
-        name: &PolicyName,
+        name: &PolicyKey,
         object: &PolicyObject,
         written: PolicyStatus,
         memory: &mut WriterMemory,
@@ -200,7 +200,7 @@ impl StatusWriter {
         memory.written.insert(name.clone(), (object.status.clone(), written));
     }
 
-    fn record_failure(&self, name: &PolicyName, error: &StatusWriteError, memory: &mut WriterMemory) {
+    fn record_failure(&self, name: &PolicyKey, error: &StatusWriteError, memory: &mut WriterMemory) {
         let result = error.label();
         self.metrics.status_write_failures_total.with_label_values(&[result]).inc();
 
@@ -210,7 +210,7 @@ impl StatusWriter {
         }
     }
 
-    async fn patch(&self, name: &PolicyName, wanted: &PolicyStatus) -> Result<(), StatusWriteError> {
+    async fn patch(&self, name: &PolicyKey, wanted: &PolicyStatus) -> Result<(), StatusWriteError> {
         let patch = Patch::Merge(json!({"status": wanted}));
         let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
 
@@ -259,7 +259,7 @@ fn new_invalid_message(before: &PolicyStatus, wanted: &PolicyStatus) -> Option<S
 }
 
 /// Whether the last step was made with this policy as it is now. Otherwise its status waits for the next step.
-fn is_current(object: &PolicyObject, was_decided_with: bool, policies: &[Policy]) -> bool {
+fn is_current(object: &PolicyObject, was_decided_with: bool, policies: &[ModelPolicy]) -> bool {
     match &object.enforced {
         Some(enforced) => policies.contains(&enforced.policy),
         None => !was_decided_with,

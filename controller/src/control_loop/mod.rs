@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hush_core::{Decision, GpuId, Labels, Memory, ModelKey, Plan, Policy, PolicyName, Reason, Settled, World, step};
+use hush_core::{
+    CommandOutcome, Decision, GpuId, Labels, ModelKey, ModelPolicy, Plan, PolicyKey, Reason, StepMemory, World, step,
+};
 use jiff::Timestamp;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -56,7 +58,7 @@ pub fn pause_after(took: Duration, interval: Duration) -> Duration {
 /// Everything that the loop reads.
 pub struct LoopInputs {
     pub targets: watch::Receiver<Arc<Targets>>,
-    pub policies: watch::Receiver<Arc<Vec<Policy>>>,
+    pub policies: watch::Receiver<Arc<Vec<ModelPolicy>>>,
     /// Labels by namespace.
     pub namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
     pub store: ObservationStore,
@@ -72,7 +74,7 @@ pub enum LoopEvent {
     /// The report of a server on a GPU differs from the reports of other servers.
     ReportsDisagree(DisagreeingReport),
     /// A policy was paused or resumed by a user, or its pause has expired.
-    Pause(PolicyName, PauseChange),
+    Pause(PolicyKey, PauseChange),
 }
 
 /// Everything that the loop writes to.
@@ -101,7 +103,7 @@ pub struct ControlLoop {
     settings: LoopSettings,
     inputs: LoopInputs,
     outputs: LoopOutputs,
-    memory: Memory,
+    memory: StepMemory,
     peer_actions: PeerActions,
     backoff: Backoff,
     disputes: DisputeTracker,
@@ -111,7 +113,7 @@ pub struct ControlLoop {
     limits: CommandLimits,
     /// The memory of each GPU in the last step, in bytes.
     gpu_total_bytes: HashMap<GpuId, u64>,
-    paused: BTreeMap<PolicyName, PausedPolicy>,
+    paused: BTreeMap<PolicyKey, PausedPolicy>,
     timeline: CommandTimeline,
     last_plan: Plan,
     last_problems: Vec<String>,
@@ -125,7 +127,7 @@ impl ControlLoop {
             settings,
             inputs,
             outputs,
-            memory: Memory::default(),
+            memory: StepMemory::default(),
             peer_actions: PeerActions::default(),
             backoff: Backoff::default(),
             disputes: DisputeTracker::default(),
@@ -317,7 +319,7 @@ impl ControlLoop {
         }
     }
 
-    fn record_pause(&self, now: Timestamp, policy: &PolicyName, change: PauseChange) {
+    fn record_pause(&self, now: Timestamp, policy: &PolicyKey, change: PauseChange) {
         self.outputs.audit.write_pause(now, policy, &change);
         self.send_event(LoopEvent::Pause(policy.clone(), change));
     }
@@ -376,7 +378,7 @@ impl ControlLoop {
     /// so that models of other servers are chosen.
     fn withhold(&mut self, begun: Instant, decision: &Decision, limit: LimitReached) {
         self.outputs.metrics.commands_limited_total.with_label_values(&[limit.label()]).inc();
-        self.memory.settle(&decision.key(), Settled::Nothing);
+        self.memory.settle(&decision.key(), CommandOutcome::Nothing);
 
         if limit == LimitReached::OneServer {
             self.backoff.note(begun, &decision.key(), CommandVerdict::Failed);
@@ -384,12 +386,12 @@ impl ControlLoop {
     }
 
     /// The policies as they are enforced now: a paused policy counts as a dry run. Ends the pauses that have expired.
-    fn enforced_policies(&mut self, now: Timestamp, policies: &Arc<Vec<Policy>>) -> Arc<Vec<Policy>> {
+    fn enforced_policies(&mut self, now: Timestamp, policies: &Arc<Vec<ModelPolicy>>) -> Arc<Vec<ModelPolicy>> {
         self.paused.retain(|name, _| policies.iter().any(|policy| policy.name == *name));
 
         let is_over = |paused: &PausedPolicy| paused.until.is_some_and(|until| until <= now);
         let expired = self.paused.iter().filter(|(_, paused)| is_over(paused));
-        let expired: Vec<PolicyName> = expired.map(|(name, _)| name.clone()).collect();
+        let expired: Vec<PolicyKey> = expired.map(|(name, _)| name.clone()).collect();
         for name in expired {
             self.paused.remove(&name);
             self.record_pause(now, &name, PauseChange::Expired);
@@ -414,9 +416,9 @@ impl ControlLoop {
     fn finish_command(&mut self, record: CommandRecord) {
         let key = record.decision.key();
         let settled = match record.outcome {
-            CommandResult::Unloaded { .. } => Settled::Unloaded { completed_at: Timestamp::now() },
-            CommandResult::Loading => Settled::Loaded,
-            _ => Settled::Nothing,
+            CommandResult::Unloaded { .. } => CommandOutcome::Unloaded { completed_at: Timestamp::now() },
+            CommandResult::Loading => CommandOutcome::Loaded,
+            _ => CommandOutcome::Nothing,
         };
         self.memory.settle(&key, settled);
         self.peer_actions.ended(Timestamp::now(), &key);
@@ -429,7 +431,7 @@ impl ControlLoop {
         if let (CommandResult::Unloaded { .. }, Some(generation)) = (&record.outcome, record.decision.if_generation) {
             self.unverified_unloads.reported(key.clone(), generation, Instant::now());
         }
-        if let (Settled::Unloaded { .. }, Some(gpu)) = (settled, &record.decision.gpu) {
+        if let (CommandOutcome::Unloaded { .. }, Some(gpu)) = (settled, &record.decision.gpu) {
             self.request_new_samples(gpu);
         }
 

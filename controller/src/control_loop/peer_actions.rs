@@ -7,7 +7,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use hush_core::{Action, Decision, GpuId, Memory, Model, ModelKey, Reason, Settled, State, World};
+use hush_core::{
+    Action, CommandOutcome, Decision, GpuId, ModelKey, ObservedModel, Reason, ResidencyState, StepMemory, UnloadTerms,
+    World, elapsed, sampled_at,
+};
 use jiff::Timestamp;
 
 /// How long another controller may take for an action that this one has left to it. The other controller may see the same
@@ -36,7 +39,7 @@ struct PeerAction {
 enum PeerActionProgress {
     Pending,
     /// The action has ended, or the model is in the state in which it would have ended.
-    Ended(Settled),
+    Ended(CommandOutcome),
     /// The time for the action is over, and no peer did it.
     NotDone,
 }
@@ -63,7 +66,7 @@ impl PeerActions {
 
     /// Before each step: records in `memory` what peers have begun and ended. Returns the models on which an expected
     /// action did not happen in time.
-    pub fn observe(&mut self, now: Timestamp, world: &World, memory: &mut Memory) -> Vec<ModelKey> {
+    pub fn observe(&mut self, now: Timestamp, world: &World, memory: &mut StepMemory) -> Vec<ModelKey> {
         let mut not_done = Vec::new();
 
         for model in world.models.iter().filter(|model| model.sample_age <= world.stale_after) {
@@ -89,8 +92,14 @@ impl PeerActions {
     }
 
     /// Whether an action that was expected on this model did not happen in time.
-    fn observe_model(&mut self, now: Timestamp, sampled_at: Timestamp, model: &Model, memory: &mut Memory) -> bool {
-        let is_leaving = matches!(model.state, State::Draining | State::Unloading);
+    fn observe_model(
+        &mut self,
+        now: Timestamp,
+        sampled_at: Timestamp,
+        model: &ObservedModel,
+        memory: &mut StepMemory,
+    ) -> bool {
+        let is_leaving = matches!(model.state, ResidencyState::Draining | ResidencyState::Unloading);
         let Some(action) = self.actions.get_mut(&model.key) else {
             self.observe_unexpected(now, sampled_at, model, memory);
             return false;
@@ -101,7 +110,7 @@ impl PeerActions {
         let (settled, is_not_done) = match action.progress(now, sampled_at, model) {
             PeerActionProgress::Pending => return false,
             PeerActionProgress::Ended(settled) => (settled, false),
-            PeerActionProgress::NotDone => (Settled::Nothing, true),
+            PeerActionProgress::NotDone => (CommandOutcome::Nothing, true),
         };
 
         memory.settle(&model.key, settled);
@@ -110,8 +119,14 @@ impl PeerActions {
     }
 
     /// A model of which no action was expected: it may be leaving, or may have left since the last sample.
-    fn observe_unexpected(&mut self, now: Timestamp, sampled_at: Timestamp, model: &Model, memory: &mut Memory) {
-        let is_leaving = matches!(model.state, State::Draining | State::Unloading);
+    fn observe_unexpected(
+        &mut self,
+        now: Timestamp,
+        sampled_at: Timestamp,
+        model: &ObservedModel,
+        memory: &mut StepMemory,
+    ) {
+        let is_leaving = matches!(model.state, ResidencyState::Draining | ResidencyState::Unloading);
         let has_left = !holds_memory(model.state) && self.holders.contains_key(&model.key);
         if is_leaving || has_left {
             memory.commanded(now, &observed_unload(model, self.holders.get(&model.key)));
@@ -121,11 +136,11 @@ impl PeerActions {
             let action = PeerAction { action: Action::Unload, since: now, generation: model.generation, begun: true };
             self.actions.insert(model.key.clone(), action);
         } else if has_left {
-            memory.settle(&model.key, Settled::Unloaded { completed_at: sampled_at });
+            memory.settle(&model.key, CommandOutcome::Unloaded { completed_at: sampled_at });
         }
     }
 
-    fn record_holder(&mut self, model: &Model) {
+    fn record_holder(&mut self, model: &ObservedModel) {
         match model.gpu.as_ref().filter(|_| holds_memory(model.state)) {
             None => drop(self.holders.remove(&model.key)),
             Some(gpu) if self.holders.get(&model.key) == Some(gpu) => {}
@@ -134,7 +149,7 @@ impl PeerActions {
     }
 
     /// Forgets models that are gone, and actions on models whose samples have been stale for too long.
-    fn forget_stale(&mut self, now: Timestamp, world: &World, memory: &mut Memory) {
+    fn forget_stale(&mut self, now: Timestamp, world: &World, memory: &mut StepMemory) {
         if self.actions.is_empty() && self.holders.len() + self.own_commands.len() <= world.models.len() {
             return;
         }
@@ -145,7 +160,7 @@ impl PeerActions {
             let is_late = elapsed(action.since, now) > PEER_COMMAND_TIMEOUT;
             let is_kept = is_fresh_by_model.get(key).is_some_and(|is_fresh| *is_fresh || !is_late);
             if !is_kept {
-                memory.settle(key, Settled::Nothing);
+                memory.settle(key, CommandOutcome::Nothing);
             }
             is_kept
         });
@@ -156,49 +171,29 @@ impl PeerActions {
 }
 
 impl PeerAction {
-    fn progress(&self, now: Timestamp, sampled_at: Timestamp, model: &Model) -> PeerActionProgress {
+    fn progress(&self, now: Timestamp, sampled_at: Timestamp, model: &ObservedModel) -> PeerActionProgress {
         let is_late = elapsed(self.since, now) > PEER_COMMAND_TIMEOUT && sampled_at > self.since;
         let is_untouched = !self.begun && model.generation == self.generation;
         let not_yet = if is_late { PeerActionProgress::NotDone } else { PeerActionProgress::Pending };
 
         match (self.action, model.state) {
             // The peer decides how long a drain may take; the core itself stops waiting after some time.
-            (Action::Unload, State::Draining | State::Unloading) => PeerActionProgress::Pending,
-            (Action::Unload, State::Ready) if is_untouched => not_yet,
+            (Action::Unload, ResidencyState::Draining | ResidencyState::Unloading) => PeerActionProgress::Pending,
+            (Action::Unload, ResidencyState::Ready) if is_untouched => not_yet,
             // The model has left, or it has left and was loaded again.
-            (Action::Unload, _) => PeerActionProgress::Ended(Settled::Unloaded { completed_at: sampled_at }),
-            (Action::Load, State::Unloaded) => not_yet,
-            (Action::Load, _) => PeerActionProgress::Ended(Settled::Loaded),
+            (Action::Unload, _) => PeerActionProgress::Ended(CommandOutcome::Unloaded { completed_at: sampled_at }),
+            (Action::Load, ResidencyState::Unloaded) => not_yet,
+            (Action::Load, _) => PeerActionProgress::Ended(CommandOutcome::Loaded),
         }
     }
 }
 
-const fn holds_memory(state: State) -> bool {
-    matches!(state, State::Ready | State::Draining | State::Unloading)
+const fn holds_memory(state: ResidencyState) -> bool {
+    matches!(state, ResidencyState::Ready | ResidencyState::Draining | ResidencyState::Unloading)
 }
 
 /// An unload that was seen to happen, as a decision that the core can wait for.
-fn observed_unload(model: &Model, gpu: Option<&GpuId>) -> Decision {
-    Decision {
-        server: model.key.server.clone(),
-        model: model.key.model.clone(),
-        gpu: gpu.or(model.gpu.as_ref()).cloned(),
-        action: Action::Unload,
-        reason: Reason::Manual,
-        policy: String::new(),
-        if_generation: Some(model.generation),
-        if_idle_seconds: None,
-        drain_seconds: None,
-        hold_seconds: None,
-        vram_bytes: model.vram_bytes,
-        dry_run: false,
-    }
-}
-
-fn elapsed(earlier: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(earlier)).unwrap_or(Duration::ZERO)
-}
-
-fn sampled_at(now: Timestamp, age: Duration) -> Timestamp {
-    jiff::SignedDuration::try_from(age).ok().and_then(|age| now.checked_sub(age).ok()).unwrap_or(Timestamp::MIN)
+fn observed_unload(model: &ObservedModel, gpu: Option<&GpuId>) -> Decision {
+    let gpu = gpu.or(model.gpu.as_ref()).cloned();
+    Decision { gpu, ..Decision::unload(model, Reason::Manual, String::new(), UnloadTerms::default()) }
 }

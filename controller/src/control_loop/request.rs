@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use hush_core::{Decision, Memory, PolicyName};
+use hush_core::{Decision, PolicyKey, StepMemory};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
@@ -11,14 +11,14 @@ use crate::act::CommandRecord;
 
 pub enum LoopRequest {
     /// A copy of the loop's memory, to compute a plan that is not carried out.
-    Memory(oneshot::Sender<Memory>),
+    Memory(oneshot::Sender<StepMemory>),
     /// A command beside the plan. The answer comes when the command has ended; where its server is not known, the sender
     /// is dropped without an answer.
     Command(Box<Decision>, oneshot::Sender<CommandRecord>),
     /// Pauses a policy: from now on it only shows what it would do.
-    Pause(PolicyName, PauseOrder, oneshot::Sender<PausedPolicy>),
+    Pause(PolicyKey, PauseOrder, oneshot::Sender<PausedPolicy>),
     /// Resumes a policy. The answer says whether it was paused.
-    Resume(PolicyName, Option<ClaimedName>, oneshot::Sender<bool>),
+    Resume(PolicyKey, Option<ClaimedName>, oneshot::Sender<bool>),
 }
 
 /// An order to pause a policy.

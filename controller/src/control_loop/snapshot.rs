@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hush_core::{Plan, Policy, PolicyName, ServerName, World};
+use hush_core::{ModelPolicy, Plan, PolicyKey, ServerName, World};
 use jiff::Timestamp;
 
 use super::PausedPolicy;
@@ -17,20 +17,20 @@ pub struct LoopSnapshot {
     pub at: Timestamp,
     pub world: World,
     pub plan: Plan,
-    pub policies: Arc<Vec<Policy>>,
+    pub policies: Arc<Vec<ModelPolicy>>,
     pub targets: Arc<Targets>,
     pub seen: BTreeMap<ServerName, Observation>,
     /// What was left out of the world, and why.
     pub problems: Vec<String>,
     /// Policies that a user has paused; they count as dry run.
-    pub paused: BTreeMap<PolicyName, PausedPolicy>,
+    pub paused: BTreeMap<PolicyKey, PausedPolicy>,
     /// The last commands, and those that dry-run policies would have caused; oldest first.
     pub records: Vec<CommandRecord>,
 }
 
 impl LoopSnapshot {
     /// The policies as they are enforced: a paused policy counts as a dry run.
-    pub fn in_force(&self) -> Vec<Policy> {
+    pub fn in_force(&self) -> Vec<ModelPolicy> {
         with_pauses(&self.policies, &self.paused)
     }
 
@@ -56,10 +56,10 @@ impl LoopSnapshot {
 }
 
 /// The policies with each paused one turned into a dry run.
-pub fn with_pauses(policies: &[Policy], paused: &BTreeMap<PolicyName, PausedPolicy>) -> Vec<Policy> {
-    let with_pause = |policy: &Policy| {
+pub fn with_pauses(policies: &[ModelPolicy], paused: &BTreeMap<PolicyKey, PausedPolicy>) -> Vec<ModelPolicy> {
+    let with_pause = |policy: &ModelPolicy| {
         let dry_run = policy.dry_run || paused.contains_key(&policy.name);
-        Policy { dry_run, ..policy.clone() }
+        ModelPolicy { dry_run, ..policy.clone() }
     };
 
     policies.iter().map(with_pause).collect()

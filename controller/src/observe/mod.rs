@@ -6,6 +6,8 @@ mod sample;
 mod scrape;
 mod store;
 mod target;
+#[cfg(test)]
+pub(crate) mod test_model;
 mod world;
 
 pub use reports::{DisagreeingReport, DisputeTracker, TRUSTED_LABEL};

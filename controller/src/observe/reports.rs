@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use hush_core::{Gpu, GpuId, Labels, ServerName};
+use hush_core::{GpuId, Labels, ObservedGpu, ServerName};
 
 /// A label that the operator sets on a namespace: `true`, or the name of the node for which its servers are trusted.
 pub const TRUSTED_LABEL: &str = "gpu.hush.dev/trusted-reports";
@@ -43,7 +43,7 @@ pub struct DisagreeingReport {
 
 #[derive(Debug)]
 pub struct MergedReport {
-    pub gpu: Gpu,
+    pub gpu: ObservedGpu,
     pub disagreeing: Vec<DisagreeingReport>,
 }
 
@@ -118,7 +118,7 @@ pub fn merge(
         disagreeing.extend(reports.map(|report| disagreeing_report(report.server, &note)));
     }
 
-    let gpu = Gpu {
+    let gpu = ObservedGpu {
         uuid: uuid.clone(),
         node: node.unwrap_or_default().to_owned(),
         total_bytes: decisive.total_bytes,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hush_contract::{ModelState, metrics as names};
-use hush_core::{Arrivals, GpuId, State};
+use hush_core::{ArrivalHistogram, GpuId, ResidencyState};
 use hush_log::{is_printable, printable};
 
 use super::exposition::{MalformedMetrics, Series, series};
@@ -32,7 +32,7 @@ pub struct ServerSample {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSample {
-    pub state: State,
+    pub state: ResidencyState,
     pub idle: Duration,
     /// Since when the model has been idle, in Unix time by its server's clock; `None`: it is busy, or the server's version
     /// does not report it.
@@ -50,7 +50,7 @@ pub struct ModelSample {
     pub reload: Duration,
     /// The time for which the model must not be loaded; zero: there is no hold, or the server's version does not report it.
     pub hold: Duration,
-    pub arrivals: Option<Arrivals>,
+    pub arrivals: Option<ArrivalHistogram>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -296,7 +296,7 @@ fn model_sample(raw: &RawModel, gpus: &BTreeMap<GpuId, GpuSample>) -> Result<Mod
 
     let held = optional_whole(names::MODEL_VRAM_BYTES)?;
     let needed = optional_whole(names::MODEL_NEED_BYTES)?;
-    let holds_memory = matches!(state, State::Ready | State::Draining | State::Unloading);
+    let holds_memory = matches!(state, ResidencyState::Ready | ResidencyState::Draining | ResidencyState::Unloading);
     let vram_bytes = if holds_memory { held } else { needed };
     let gpu = raw.gpu.clone().map(GpuId);
     if let Some(GpuSample { total_bytes, .. }) = gpu.as_ref().and_then(|gpu| gpus.get(gpu))
@@ -323,22 +323,22 @@ fn model_sample(raw: &RawModel, gpus: &BTreeMap<GpuId, GpuSample>) -> Result<Mod
     })
 }
 
-fn parse_state(name: &str) -> Option<State> {
+fn parse_state(name: &str) -> Option<ResidencyState> {
     let state = ModelState::ALL.into_iter().find(|state| state.as_str() == name)?;
     Some(match state {
-        ModelState::Unloaded => State::Unloaded,
-        ModelState::Loading => State::Loading,
-        ModelState::Ready => State::Ready,
-        ModelState::Draining => State::Draining,
-        ModelState::Unloading => State::Unloading,
-        ModelState::WaitingForMemory => State::WaitingForMemory,
-        ModelState::Failed => State::Failed,
+        ModelState::Unloaded => ResidencyState::Unloaded,
+        ModelState::Loading => ResidencyState::Loading,
+        ModelState::Ready => ResidencyState::Ready,
+        ModelState::Draining => ResidencyState::Draining,
+        ModelState::Unloading => ResidencyState::Unloading,
+        ModelState::WaitingForMemory => ResidencyState::WaitingForMemory,
+        ModelState::Failed => ResidencyState::Failed,
     })
 }
 
 /// The histogram of the gaps between requests; `None`: there is none, or it contradicts itself. Adaptive residency then
 /// does without it.
-fn arrivals(raw: &RawModel) -> Option<Arrivals> {
+fn arrivals(raw: &RawModel) -> Option<ArrivalHistogram> {
     let count = exact(raw.gap_count?)?;
     let mut buckets = Vec::with_capacity(raw.gaps.len());
     for (bound, value) in &raw.gaps {
@@ -348,7 +348,7 @@ fn arrivals(raw: &RawModel) -> Option<Arrivals> {
 
     let is_ascending = buckets.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1);
     let is_within_count = buckets.last().is_none_or(|(_, last)| *last <= count);
-    (is_ascending && is_within_count).then_some(Arrivals { buckets, count })
+    (is_ascending && is_within_count).then_some(ArrivalHistogram { buckets, count })
 }
 
 fn value(values: &BTreeMap<&'static str, f64>, family: &'static str) -> Result<f64, ImplausibleSample> {
@@ -402,7 +402,7 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
         let sample = ServerSample::read(GOOD).unwrap();
         assert!(sample.problems.is_empty(), "{:?}", sample.problems);
         let model = &sample.models["a"];
-        assert_eq!((model.state, model.generation, model.vram_bytes), (State::Ready, 3, 2 << 30));
+        assert_eq!((model.state, model.generation, model.vram_bytes), (ResidencyState::Ready, 3, 2 << 30));
         assert_eq!((model.idle, model.reload), (Duration::from_millis(12500), Duration::from_millis(1250)));
         assert_eq!(model.idle_since, Some(Duration::from_millis(1_795_630_969_125)));
         assert_eq!(model.loaded_for, Duration::from_secs(90));
@@ -417,7 +417,10 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
         let text =
             GOOD.replace("state=\"ready\"} 1", "state=\"ready\"} 0").replace("\"unloaded\"} 0", "\"unloaded\"} 1");
         let sample = ServerSample::read(&text).unwrap();
-        assert_eq!((sample.models["a"].state, sample.models["a"].vram_bytes), (State::Unloaded, (2 << 30) + 1));
+        assert_eq!(
+            (sample.models["a"].state, sample.models["a"].vram_bytes),
+            (ResidencyState::Unloaded, (2 << 30) + 1)
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use hush_core::{GpuId, Labels, Model, ModelKey, ServerName, World};
+use hush_core::{GpuId, Labels, ModelKey, ObservedModel, ServerName, World};
 
 use super::reports::{self, DisagreeingReport, DisputeTracker, GpuReport, MergeSettings};
 use super::sample::{GpuSample, ModelSample};
@@ -131,8 +131,8 @@ fn report<'a>(
     GpuReport { server, node: &target.node, is_trusted, total_bytes: gpu.total_bytes, used_bytes: gpu.used_bytes, age }
 }
 
-fn model(key: ModelKey, target: &ScrapeTarget, sample: &ModelSample, age: Duration) -> Model {
-    Model {
+fn model(key: ModelKey, target: &ScrapeTarget, sample: &ModelSample, age: Duration) -> ObservedModel {
+    ObservedModel {
         key,
         gpu: sample.gpu.clone(),
         labels: target.labels.clone(),
@@ -156,7 +156,7 @@ fn model(key: ModelKey, target: &ScrapeTarget, sample: &ModelSample, age: Durati
 mod tests {
     use std::sync::Arc;
 
-    use hush_core::State;
+    use hush_core::ResidencyState;
 
     use super::*;
     use crate::observe::{BaseUrl, ServerSample};
@@ -183,7 +183,7 @@ mod tests {
             let gpu =
                 GpuSample { total_bytes: total_gib * GIB, used_bytes: used_gib * GIB, age: Duration::ZERO, up: true };
             let model = ModelSample {
-                state: State::Ready,
+                state: ResidencyState::Ready,
                 idle: Duration::ZERO,
                 idle_since: None,
                 inflight: 0,

@@ -1,6 +1,6 @@
 //! The last actions in the status of a policy.
 
-use hush_core::PolicyName;
+use hush_core::PolicyKey;
 use hush_crds::LastAction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -10,11 +10,7 @@ use crate::amount::gib;
 const ACTIONS_MAX: usize = 10;
 
 /// The last actions of a policy, newest first: those that this controller remembers, and those that the status already has.
-pub fn newest(
-    records: &[CommandRecord],
-    policy: &PolicyName,
-    before: Option<&[LastAction]>,
-) -> Option<Vec<LastAction>> {
+pub fn newest(records: &[CommandRecord], policy: &PolicyKey, before: Option<&[LastAction]>) -> Option<Vec<LastAction>> {
     let name = policy.to_string();
     let remembered = records.iter().rev().filter(|record| record.decision.policy == name).filter_map(action);
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hush_core::{GpuId, GpuPlan, GpuReason, Model, Pressure};
+use hush_core::{GpuId, GpuPlan, GpuReason, ObservedModel, PressureLevel};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -26,7 +26,7 @@ pub const PAUSED: &str = "Paused";
 pub(super) const NOTHING_SELECTED: &str = "NothingSelected";
 
 /// All conditions, without generation and transition time: see [`set_transition_times`].
-pub fn all(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&Model]) -> Vec<Condition> {
+pub fn all(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&ObservedModel]) -> Vec<Condition> {
     vec![
         ready(context, subject, selected),
         selecting(context, subject, selected),
@@ -60,7 +60,7 @@ pub(super) fn condition(kind: &str, status: &str, reason: &str, message: impl In
     }
 }
 
-fn ready(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&Model]) -> Condition {
+fn ready(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&ObservedModel]) -> Condition {
     let paused = context.paused.get(subject.name);
     let policy = match subject.policy {
         Ok(policy) => policy,
@@ -87,8 +87,8 @@ fn ready(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&
 }
 
 /// The condition of a policy that is in force and selects models.
-fn in_force(context: &StatusContext<'_>, selected: &[&Model], failing: &[&FailingServer<'_>]) -> Condition {
-    let is_stale = |model: &&&Model| model.sample_age > context.world.stale_after;
+fn in_force(context: &StatusContext<'_>, selected: &[&ObservedModel], failing: &[&FailingServer<'_>]) -> Condition {
+    let is_stale = |model: &&&ObservedModel| model.sample_age > context.world.stale_after;
     let stale = selected.iter().filter(is_stale).map(|model| model.key.server.as_str());
     let silent: BTreeSet<&str> = stale.chain(failing.iter().map(|failing| failing.server.as_str())).collect();
     let failure_note = if failing.is_empty() { String::new() } else { format!(" ({})", failures(failing)) };
@@ -136,7 +136,7 @@ fn dry_run_message(context: &StatusContext<'_>, subject: &StatusSubject<'_>) -> 
     }
 }
 
-fn pressure(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&Model]) -> Condition {
+fn pressure(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&ObservedModel]) -> Condition {
     if subject.enforced.is_none() {
         return condition(PRESSURE, "Unknown", INVALID, "the policy is not valid");
     }
@@ -148,10 +148,10 @@ fn pressure(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: 
     };
 
     let foreign = gpus_with(|plan| plan.reason == Some(GpuReason::ForeignPressure));
-    let hard = gpus_with(|plan| plan.pressure == Pressure::Hard);
-    let soft = gpus_with(|plan| plan.pressure == Pressure::Soft);
+    let hard = gpus_with(|plan| plan.pressure == PressureLevel::Hard);
+    let soft = gpus_with(|plan| plan.pressure == PressureLevel::Soft);
     let disputed = gpus_with(|plan| plan.reason == Some(GpuReason::ReportsDisagree));
-    let unknown = gpus_with(|plan| plan.pressure == Pressure::Unknown);
+    let unknown = gpus_with(|plan| plan.pressure == PressureLevel::Unknown);
 
     let (status, reason, message) = if !foreign.is_empty() {
         let gpus = first_names(foreign);

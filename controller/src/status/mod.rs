@@ -8,7 +8,9 @@ pub use conditions::{INVALID, PAUSED, READY};
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hush_core::{Conflict, Labels, Model, Plan, Policy, PolicyName, ServerName, State, World};
+use hush_core::{
+    Labels, ModelPolicy, ObservedModel, Plan, PolicyConflict, PolicyKey, ResidencyState, ServerName, World,
+};
 use hush_crds::PolicyStatus;
 use jiff::Timestamp;
 
@@ -24,12 +26,12 @@ pub struct StatusContext<'a> {
     pub plan: &'a Plan,
     /// Commands that have ended, oldest first.
     pub records: &'a [CommandRecord],
-    pub conflicts: &'a BTreeSet<Conflict>,
+    pub conflicts: &'a BTreeSet<PolicyConflict>,
     /// All servers, whether they answer or not.
     pub targets: &'a Targets,
     /// Servers that could not be observed several times in a row.
     pub failing: &'a [FailingServer<'a>],
-    pub paused: &'a BTreeMap<PolicyName, PausedPolicy>,
+    pub paused: &'a BTreeMap<PolicyKey, PausedPolicy>,
 }
 
 /// A server that cannot be observed.
@@ -43,10 +45,10 @@ pub struct FailingServer<'a> {
 /// The policy whose status is computed.
 #[derive(Clone, Copy, Debug)]
 pub struct StatusSubject<'a> {
-    pub name: &'a PolicyName,
+    pub name: &'a PolicyKey,
     pub generation: i64,
     /// `Err`: what is wrong with it.
-    pub policy: Result<&'a Policy, &'a str>,
+    pub policy: Result<&'a ModelPolicy, &'a str>,
     /// The generation that is enforced. Where the policy is not valid, it is an earlier one.
     pub enforced: Option<&'a EnforcedPolicy>,
     pub before: &'a PolicyStatus,
@@ -55,7 +57,8 @@ pub struct StatusSubject<'a> {
 /// The status that the policy should have. It equals `before` when nothing but time has passed.
 pub fn status(now: Timestamp, context: &StatusContext<'_>, subject: &StatusSubject<'_>) -> PolicyStatus {
     let selected = selected_models(context, subject);
-    let loaded = selected.iter().filter(|model| matches!(model.state, State::Ready | State::Draining)).count();
+    let loaded =
+        selected.iter().filter(|model| matches!(model.state, ResidencyState::Ready | ResidencyState::Draining)).count();
 
     let mut conditions = conditions::all(context, subject, &selected);
     let conditions_before = subject.before.conditions.as_deref().unwrap_or_default();
@@ -74,11 +77,11 @@ pub fn status(now: Timestamp, context: &StatusContext<'_>, subject: &StatusSubje
     }
 }
 
-fn selected_models<'a>(context: &StatusContext<'a>, subject: &StatusSubject<'_>) -> Vec<&'a Model> {
+fn selected_models<'a>(context: &StatusContext<'a>, subject: &StatusSubject<'_>) -> Vec<&'a ObservedModel> {
     let Some(EnforcedPolicy { policy, .. }) = subject.enforced else { return Vec::new() };
 
     let no_labels = Labels::new();
-    let is_selected = |model: &&Model| {
+    let is_selected = |model: &&ObservedModel| {
         let labels = context.world.namespaces.get(model.key.server.namespace()).unwrap_or(&no_labels);
         policy.selects(model, labels)
     };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use hush_core::{Labels, Model, Policy, ServerName};
+use hush_core::{Labels, ModelPolicy, ObservedModel, ServerName};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::conditions::{INVALID, NOTHING_SELECTED, condition, first_names};
@@ -12,7 +12,7 @@ pub const SELECTING: &str = "Selecting";
 
 /// A condition of its own beside `Ready`: a policy that selects no server is valid and in force, and its labels may still
 /// be a mistake.
-pub fn selecting(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&Model]) -> Condition {
+pub fn selecting(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&ObservedModel]) -> Condition {
     let Some(enforced) = subject.enforced else {
         return condition(SELECTING, "Unknown", INVALID, "the policy is not valid");
     };
@@ -38,7 +38,7 @@ pub fn selecting(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selec
 }
 
 /// The servers that the policy selects, whether they answer or not.
-fn selected_servers<'a>(context: &StatusContext<'a>, policy: &Policy) -> BTreeSet<&'a ServerName> {
+fn selected_servers<'a>(context: &StatusContext<'a>, policy: &ModelPolicy) -> BTreeSet<&'a ServerName> {
     let no_labels = Labels::new();
     let is_selected = |server: &ServerName, labels: &Labels| {
         let namespace_labels = context.world.namespaces.get(server.namespace()).unwrap_or(&no_labels);
@@ -51,51 +51,30 @@ fn selected_servers<'a>(context: &StatusContext<'a>, policy: &Policy) -> BTreeSe
 
 #[cfg(test)]
 mod tests {
-    use hush_core::{Asks, Glob, ModelKey, PolicyName, Selector, State};
+    use hush_core::{Glob, PolicyKey, PolicySpec, Selector};
     use hush_crds::PolicyStatus;
-    use std::time::Duration;
 
     use super::*;
     use crate::cluster::EnforcedPolicy;
     use crate::control_loop::LoopSnapshot;
+    use crate::observe::test_model::observed_model;
     use crate::observe::{BaseUrl, ScrapeTarget, Targets};
 
     fn labels(name: &str) -> Labels {
         Labels::from([("gpu.hush.dev/name".to_owned(), name.to_owned())])
     }
 
-    fn model(server: &str, name: &str) -> Model {
-        Model {
-            key: ModelKey { server: server.into(), model: name.to_owned() },
-            gpu: None,
-            labels: labels("speech"),
-            state: State::Unloaded,
-            idle: Duration::ZERO,
-            idle_since: None,
-            inflight: 0,
-            queued: 0,
-            vram_bytes: 0,
-            generation: 0,
-            loaded_for: Duration::ZERO,
-            reload: Duration::ZERO,
-            demand_bytes: 0,
-            sample_age: Duration::ZERO,
-            back_off: false,
-            arrivals: None,
-        }
-    }
-
     /// The condition of a policy for servers with the name `selected_name`, where one server `media/pod` with the name
     /// `speech` has these models; `only`: the globs of the policy's `models`.
     fn condition_of(selected_name: &str, models: &[&str], only: &[&str]) -> (String, String, String) {
-        let name = PolicyName { namespace: Some("media".to_owned()), name: "own".to_owned() };
-        let policy = Policy {
+        let name = PolicyKey { namespace: Some("media".to_owned()), name: "own".to_owned() };
+        let policy = ModelPolicy {
             name: name.clone(),
             selector: Selector { labels: labels(selected_name), expressions: Vec::new() },
             namespace_selector: None,
             models: only.iter().map(|glob| Glob::new(*glob)).collect(),
             dry_run: false,
-            asks: Asks::default(),
+            asks: PolicySpec::default(),
         };
         let target = ScrapeTarget {
             url: BaseUrl::http("pod:9001"),
@@ -105,7 +84,8 @@ mod tests {
         };
         let targets = Targets::from([("media/pod".into(), target)]);
         let mut snapshot = LoopSnapshot::nothing();
-        snapshot.world.models = models.iter().map(|name| model("media/pod", name)).collect();
+        let observed = models.iter().map(|name| observed_model("media/pod", name));
+        snapshot.world.models = observed.map(|model| ObservedModel { labels: labels("speech"), ..model }).collect();
         let conflicts = BTreeSet::new();
         let context = StatusContext {
             world: &snapshot.world,
