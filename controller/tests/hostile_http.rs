@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hush_controller::control_loop::{LoopSnapshot as Snapshot, Readiness};
 use hush_controller::metrics::Metrics;
-use hush_controller::run::{Readiness, Snapshot};
 use hush_controller::web::{self, Hosts, Web};
 use hush_controller::{listen, ops};
 use hush_listener::ListenOptions;
@@ -82,6 +82,7 @@ async fn too_many_connections_are_told_so_and_probes_are_answered() {
         assert_eq!(&begun, b"HTTP/1.1 200");
         held.push(stream);
     }
+
     let (status, head, body) = send(address, "GET /api/v1/state HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_eq!(status, 503);
     assert!(head.contains("retry-after: 5") && body.contains("too_many_connections"), "{head} {body}");

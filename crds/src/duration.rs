@@ -10,23 +10,24 @@ pub const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 const MAX_LENGTH: usize = 28;
 pub const MESSAGE: &str = "must be a duration such as `90s`, `5m` or `1h30m`, at most `168h`";
 
-/// A duration as it was written.
+/// A duration as it is written in a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DurationText(pub String);
 
 impl DurationText {
+    /// `None`: the text is not a duration, or is longer than [`MAX`].
     pub fn get(&self) -> Option<Duration> {
-        read(&self.0, 5, 4).filter(|duration| *duration <= MAX)
+        parse_bounded(&self.0, 5, 4).filter(|duration| *duration <= MAX)
     }
 }
 
-/// The same form without bounds on digits and parts, for what machines write.
+/// The same form with more digits and parts and without [`MAX`], for durations that programs write.
 pub fn parse(text: &str) -> Option<Duration> {
-    read(text, 15, 8)
+    parse_bounded(text, 15, 8)
 }
 
-fn read(text: &str, max_digits: usize, max_parts: usize) -> Option<Duration> {
+fn parse_bounded(text: &str, max_digits: usize, max_parts: usize) -> Option<Duration> {
     let mut rest = text;
     let mut sum = Duration::ZERO;
     for _ in 0..max_parts {
@@ -34,16 +35,19 @@ fn read(text: &str, max_digits: usize, max_parts: usize) -> Option<Duration> {
         if !(1..=max_digits).contains(&digits) {
             return None;
         }
+
         let (number, after) = rest.split_at(digits);
         let number: u64 = number.parse().ok()?;
         let units = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
         let (unit, millis) = units.into_iter().find(|(unit, _)| after.starts_with(unit))?;
+
         sum = sum.checked_add(Duration::from_millis(number.checked_mul(millis)?))?;
         rest = &after[unit.len()..];
         if rest.is_empty() {
             return Some(sum);
         }
     }
+
     None
 }
 
@@ -57,7 +61,7 @@ impl JsonSchema for DurationText {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // Not as `pattern`: its complaint would show a regular expression.
+        // A rule instead of a `pattern`, because the error message of a pattern shows the regular expression.
         let rule = "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') && duration(self) <= duration('168h')";
         json_schema!({
             "type": "string",

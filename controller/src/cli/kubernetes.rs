@@ -12,15 +12,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::values::{lease, server};
-use crate::act::{Credentials, TokenFile};
+use crate::act::{ServerCredentials as Credentials, TokenFile};
 use crate::api_server;
 use crate::cluster::{
-    AccountName, LeaseNames, NamespaceSelector, Reporting, SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces,
-    ServerTokens, Sources, Writer, follow, recorder,
+    AccountName, ClusterSources as Sources, EventPublisher as Reporting, LeaseNames, NamespaceSelector,
+    SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces, ServerTokens, StatusWriter as Writer, follow, recorder,
 };
-use crate::lease::{Claim, Contender, Elector, Leader, LeaseName, Loss, Terms, identity};
+use crate::control_loop::{LoopEvent as Told, LoopSnapshot as Snapshot, Readiness};
+use crate::lease::{
+    Claim, ClaimLoss as Loss, Contender, Elector, LeaderWatcher as Leader, LeaseName, LeaseTiming as Terms, identity,
+};
 use crate::metrics::Metrics;
-use crate::run::{Readiness, Snapshot, Told};
 
 /// Commands that have ended and have no Event yet; what comes beyond them has none.
 const EVENTS_WAITING: usize = 256;

@@ -13,9 +13,9 @@ use jiff::Timestamp;
 
 use super::{Output, PlanArgs};
 use crate::amount::gib;
-use crate::cluster::{self, Look, NamespaceSelector, ServerNamespaces};
+use crate::cluster::{self, ClusterInventory as Look, NamespaceSelector, ServerNamespaces};
 use crate::metrics::Metrics;
-use crate::observe::{self, Disputes, Frame, Trust};
+use crate::observe::{self, AssemblyContext as Frame, DisputeTracker as Disputes, ReportTrust as Trust};
 use crate::sources::Source;
 use crate::{policies, world};
 

@@ -15,13 +15,19 @@ use tokio::sync::{mpsc, watch};
 use super::kubernetes::{Cluster, KubernetesArgs};
 use super::log::LogArgs;
 use super::values::span;
-use crate::act::{Audit, Closed, Credentials, Executor, Gate, Open, Presence, TokenFile};
+use crate::act::{
+    Audit, DryRunGate as Closed, Executor, Gate, Heartbeat as Presence, OpenGate as Open,
+    ServerCredentials as Credentials, TokenFile,
+};
 use crate::cluster::{Policies, ScopeGate};
+use crate::control_loop::{
+    ControlLoop as Loop, LoopEvent as Told, LoopInputs as Inputs, LoopOutputs as Outputs, LoopSettings,
+    LoopSnapshot as Snapshot, Readiness,
+};
 use crate::http::{CaCertificates, Client};
-use crate::lease::Leader;
+use crate::lease::LeaderWatcher as Leader;
 use crate::metrics::Metrics;
-use crate::observe::{self, ScrapeSettings, Scraper, Store, Targets, Trust};
-use crate::run::{Inputs, Loop, LoopSettings, Outputs, Readiness, Snapshot, Told};
+use crate::observe::{self, ObservationStore as Store, ReportTrust as Trust, ScrapeSettings, Scraper, Targets};
 use crate::sources::{self, CaFile, NamedTarget, PolicyFiles, Source, TargetsFile};
 use crate::web::{self, Hosts, Token, Web};
 use crate::{listen, ops};
@@ -213,7 +219,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
         router = router.merge(web::router(page));
     }
     let audit = Audit::new(args.audit_log.clone(), Arc::clone(&metrics));
-    let outputs = Outputs { executor, ends, audit, metrics, readiness, snapshots, records };
+    let outputs = Outputs { executor, ended: ends, audit, metrics, readiness, snapshots, events: records };
     let inputs = Inputs { targets, policies, namespaces, store: scraper.store, requests };
     let trust = if cluster.is_some() { Trust::ByNamespace } else { Trust::AllTargets };
     let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after, trust };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hush_core::ServerName;
 
-use crate::lease::Terms;
+use crate::lease::LeaseTiming as Terms;
 
 /// A duration as policies write it; more than nothing.
 pub fn span(text: &str) -> Result<Duration, String> {

@@ -8,7 +8,7 @@ use hush_core::{Labels, ServerName};
 use serde::Deserialize;
 
 use super::Source;
-use crate::observe::{BaseUrl, InvalidUrl, SERVER_LABEL, Target, Targets};
+use crate::observe::{BaseUrl, InvalidUrl, SERVER_LABEL, ScrapeTarget as Target, Targets};
 
 /// A server and how policies know it.
 #[derive(Clone, Debug, PartialEq, Eq)]

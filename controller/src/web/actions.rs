@@ -16,8 +16,8 @@ use super::address::{About, OfModel, OfPolicy};
 use super::error::Refusal;
 use super::view::{LoadRequest, PauseRequest, PausedView, ResumeRequest, UnloadRequest};
 use super::what_if::{find, read};
-use crate::act::{Outcome, Record};
-use crate::run::{ClaimedName, Pause, Request};
+use crate::act::{CommandRecord as Record, CommandResult as Outcome};
+use crate::control_loop::{ClaimedName, LoopRequest as Request, PauseOrder as Pause};
 
 const OFF: &str = "acting and trying out policies are off: start the controller with --page-token-file FILE";
 /// The code of a refusal by which nothing was sent: this controller may not act now, another one might.

@@ -14,7 +14,7 @@ use super::address::{About, OfServer};
 use super::error::Refusal;
 use super::portray::{gpus, models, servers};
 use super::view::{AccountView, ExplainView};
-use crate::run::Snapshot;
+use crate::control_loop::LoopSnapshot as Snapshot;
 
 pub async fn server(
     State(web): State<Web>,

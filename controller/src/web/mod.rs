@@ -27,8 +27,8 @@ pub use actions::{DRAIN_MAX_SECONDS, WITHHELD};
 pub use browsers::Hosts;
 pub use token::{TOKEN_HEADER, Token};
 
+use crate::control_loop::{LoopRequest as Request, LoopSnapshot as Snapshot};
 use crate::metrics::Metrics;
-use crate::run::{Request, Snapshot};
 use view::StateView;
 
 /// What every route needs; cheap to clone.

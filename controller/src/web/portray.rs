@@ -7,7 +7,7 @@ use hush_core::{Chosen, Gpu, GpuPlan, Labels, Model, ModelPlan, Plan, Pressure, 
 use jiff::{SignedDuration, Timestamp};
 
 use super::view::{GpuView, ModelView, Passing, PausedView, PolicyView, ServerView, Since, StateView, WhyView};
-use crate::run::Snapshot;
+use crate::control_loop::LoopSnapshot as Snapshot;
 
 impl StateView {
     pub fn new(snapshot: &Snapshot, acting: bool, actions: bool) -> Self {
@@ -52,7 +52,7 @@ pub fn selected(plan: &Plan) -> BTreeMap<&str, usize> {
 }
 
 pub fn servers(snapshot: &Snapshot) -> Vec<ServerView> {
-    let view = |(server, target): (&hush_core::ServerName, &crate::observe::Target)| {
+    let view = |(server, target): (&hush_core::ServerName, &crate::observe::ScrapeTarget)| {
         let seen = snapshot.seen.get(server);
         let failure = seen.and_then(|seen| seen.failure.clone());
         let state = match (seen, &failure) {

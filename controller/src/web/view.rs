@@ -4,8 +4,8 @@ use hush_core::{Account, Chosen, Decision, GpuReason, Labels, Pressure, RuleSet,
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::act::Record;
-use crate::run::{ClaimedName, Paused};
+use crate::act::CommandRecord as Record;
+use crate::control_loop::{ClaimedName, PausedPolicy as Paused};
 
 /// A point in time that moves on by itself: never a change.
 #[derive(Clone, Copy, Debug, Serialize)]

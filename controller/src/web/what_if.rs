@@ -19,8 +19,8 @@ use super::address::{About, OfPolicy};
 use super::error::Refusal;
 use super::portray::{gpus, models, selected};
 use super::view::{EditedView, ProblemView, WhatIfView};
+use crate::control_loop::{LoopRequest as Request, LoopSnapshot as Snapshot};
 use crate::policies;
-use crate::run::{Request, Snapshot};
 
 const BODY_LIMIT_BYTES: usize = 256 << 10;
 /// Each in dry run is a plan of the whole world.

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hush_controller::lease::Moment;
+use hush_controller::lease::BootInstant as Moment;
 use hush_tests::cluster::{ControlPlane, Namespace, Rights};
 use hush_tests::process;
 use hush_tests::wait::wait_for;
