@@ -18,6 +18,7 @@ pub mod listen;
 pub mod metrics;
 pub mod observe;
 pub mod ops;
+mod option_values;
 pub mod policies;
 pub mod run;
 pub mod simulate;

@@ -4,8 +4,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use hush_controller::cli::{Cli, run};
-use hush_controller::kubectl::{self, AsPlugin, is_called_as_plugin};
+use hush_controller::cli::{ControllerCli, run};
+use hush_controller::kubectl::{self, PluginCli, is_called_as_plugin};
 use hush_log::{errorln, explain, printable_lines};
 
 /// The longest line of an error: some of it may come from servers and objects of the API.
@@ -14,9 +14,9 @@ const LINE_MAX_CHARS: usize = 2000;
 fn main() -> ExitCode {
     hush_log::install_panic_hook();
     let ended = if is_called_as_plugin(std::env::args_os().next().as_deref()) {
-        kubectl::run(AsPlugin::parse().plugin)
+        kubectl::run(PluginCli::parse().plugin)
     } else {
-        run(Cli::parse())
+        run(ControllerCli::parse())
     };
     match ended {
         Ok(status) => status,

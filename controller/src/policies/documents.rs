@@ -9,7 +9,7 @@ use serde_json::Value;
 use serde_yaml::Options;
 
 use super::Problem;
-use super::lines::Tree;
+use super::lines::LineTree;
 
 /// Aliases (`*name`) of one document: each repeats what it names.
 const ALIASES_MAX: usize = 200;
@@ -18,37 +18,37 @@ const REPEATED_EVENTS_MIN: usize = 1000;
 
 /// One document, or an object inside of one; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Document<'a> {
-    whole: Rc<Whole<'a>>,
-    part: Option<Part>,
+pub struct PolicyDocument<'a> {
+    whole: Rc<DocumentText<'a>>,
+    part: Option<DocumentPart>,
 }
 
 #[derive(Debug)]
-struct Whole<'a> {
+struct DocumentText<'a> {
     text: &'a str,
     /// Those of the whole text that come before it.
     lines_before: u64,
     content: OnceCell<Result<Value, Problem>>,
     /// `None`: it is no YAML.
-    tree: OnceCell<Option<Tree>>,
+    tree: OnceCell<Option<LineTree>>,
 }
 
 /// An object inside of a document.
 #[derive(Clone, Debug)]
-struct Part {
+struct DocumentPart {
     path: String,
     content: Value,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Head {
+pub struct ObjectHeader {
     pub api_version: Option<String>,
     pub kind: Option<String>,
 }
 
 /// A line that begins with `---` begins a document, also inside of a block of text. Empty documents are left out.
-pub fn split(text: &str) -> impl Iterator<Item = Document<'_>> {
+pub fn split(text: &str) -> impl Iterator<Item = PolicyDocument<'_>> {
     let mut documents = Vec::new();
     let (mut from, mut lines_before) = (0, 0);
     let (mut at, mut meaningful) = (0, false);
@@ -58,7 +58,7 @@ pub fn split(text: &str) -> impl Iterator<Item = Document<'_>> {
         // What follows the marker on its line would be content; policies are never written like that.
         if content == "---" || content.starts_with("--- ") {
             if meaningful {
-                documents.push(Document::of(&text[from..at], lines_before));
+                documents.push(PolicyDocument::of(&text[from..at], lines_before));
             }
             (from, lines_before, meaningful) = (next, index as u64 + 1, false);
         } else {
@@ -68,28 +68,28 @@ pub fn split(text: &str) -> impl Iterator<Item = Document<'_>> {
         at = next;
     }
     if meaningful {
-        documents.push(Document::of(&text[from..], lines_before));
+        documents.push(PolicyDocument::of(&text[from..], lines_before));
     }
     documents.into_iter()
 }
 
-impl<'a> Document<'a> {
+impl<'a> PolicyDocument<'a> {
     /// A text that is one document.
     pub fn whole(text: &'a str) -> Self {
         Self::of(text, 0)
     }
 
     fn of(text: &'a str, lines_before: u64) -> Self {
-        let whole = Whole { text, lines_before, content: OnceCell::new(), tree: OnceCell::new() };
+        let whole = DocumentText { text, lines_before, content: OnceCell::new(), tree: OnceCell::new() };
         Self { whole: Rc::new(whole), part: None }
     }
 
     /// The object at `path` in this document.
     pub fn part(&self, path: &str, object: Value) -> Self {
-        Self { whole: Rc::clone(&self.whole), part: Some(Part { path: path.to_owned(), content: object }) }
+        Self { whole: Rc::clone(&self.whole), part: Some(DocumentPart { path: path.to_owned(), content: object }) }
     }
 
-    pub fn head(&self) -> Result<Head, Vec<Problem>> {
+    pub fn header(&self) -> Result<ObjectHeader, Vec<Problem>> {
         self.read()
     }
 
@@ -114,14 +114,14 @@ impl<'a> Document<'a> {
     }
 }
 
-impl Whole<'_> {
+impl DocumentText<'_> {
     fn content(&self) -> &Result<Value, Problem> {
         self.content.get_or_init(|| {
             serde_yaml::from_str_with_options(self.text, options(self.text)).map_err(|error| self.problem(&error))
         })
     }
 
-    fn tree(&self) -> &Option<Tree> {
+    fn tree(&self) -> &Option<LineTree> {
         self.tree.get_or_init(|| serde_yaml::from_str_with_options(self.text, options(self.text)).ok())
     }
 
@@ -171,9 +171,9 @@ mod tests {
             let before = format!("*a{}", level - 1);
             text.push_str(&format!("a{level}: &a{level} [{}]\n", [before.as_str(); 8].join(", ")));
         }
-        let problems = Document::whole(&text).read::<Value>().unwrap_err();
+        let problems = PolicyDocument::whole(&text).read::<Value>().unwrap_err();
         assert!(problems[0].message.contains("alias"), "{problems:?}");
         let used = "a: &a {app: whisper}\nb: *a\n";
-        assert_eq!(Document::whole(used).read::<Value>().unwrap()["b"]["app"], "whisper");
+        assert_eq!(PolicyDocument::whole(used).read::<Value>().unwrap()["b"]["app"], "whisper");
     }
 }

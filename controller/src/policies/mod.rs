@@ -15,7 +15,7 @@ use hush_log::printable;
 use serde::Deserialize;
 
 pub use convert::{cluster, namespaced};
-pub use documents::Document;
+pub use documents::PolicyDocument;
 pub use render::yaml;
 
 /// A text that is wrong everywhere is not looked at further.
@@ -143,15 +143,17 @@ fn enough(mut problems: Vec<Problem>) -> Vec<Problem> {
 }
 
 /// The document itself, or the items of a list, as `kubectl get -o yaml` writes one.
-fn objects_of(document: Document<'_>) -> Result<Vec<Document<'_>>, Vec<Problem>> {
-    let head = document.head()?;
-    let Some(kind) = head.kind.as_deref().and_then(|kind| kind.strip_suffix("List")) else { return Ok(vec![document]) };
-    let list: List = document.read()?;
+fn objects_of(document: PolicyDocument<'_>) -> Result<Vec<PolicyDocument<'_>>, Vec<Problem>> {
+    let header = document.header()?;
+    let Some(kind) = header.kind.as_deref().and_then(|kind| kind.strip_suffix("PolicyList")) else {
+        return Ok(vec![document]);
+    };
+    let list: PolicyList = document.read()?;
     let objects = list.items.into_iter().enumerate().map(|(at, mut item)| {
         // The items of an API server's own lists (`GpuModelPolicyList`) may leave out what the list says.
         if let Some(fields) = item.as_object_mut().filter(|_| !kind.is_empty()) {
             fields.entry("kind").or_insert_with(|| kind.into());
-            fields.entry("apiVersion").or_insert_with(|| head.api_version.clone().into());
+            fields.entry("apiVersion").or_insert_with(|| header.api_version.clone().into());
         }
         document.part(&format!("items[{at}]"), item)
     });
@@ -159,18 +161,18 @@ fn objects_of(document: Document<'_>) -> Result<Vec<Document<'_>>, Vec<Problem>>
 }
 
 #[derive(Deserialize)]
-struct List {
+struct PolicyList {
     items: Vec<serde_json::Value>,
 }
 
 /// One policy object.
-pub fn policy(document: &Document<'_>) -> Result<Policy, Vec<Problem>> {
-    let head = document.head()?;
-    if !head.api_version.as_deref().is_some_and(|version| hush_crds::API_VERSIONS.contains(&version)) {
+pub fn policy(document: &PolicyDocument<'_>) -> Result<Policy, Vec<Problem>> {
+    let header = document.header()?;
+    if !header.api_version.as_deref().is_some_and(|version| hush_crds::API_VERSIONS.contains(&version)) {
         let message = format!("`apiVersion` must be `{}`", hush_crds::API_VERSION);
         return Err(vec![Problem::new(document.line_of("apiVersion"), message)]);
     }
-    let found = match head.kind.as_deref() {
+    let found = match header.kind.as_deref() {
         Some("GpuModelPolicy") => namespaced(&document.read::<GpuModelPolicy>()?),
         Some("ClusterGpuModelPolicy") => cluster(&document.read::<ClusterGpuModelPolicy>()?),
         _ => {

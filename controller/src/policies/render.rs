@@ -12,15 +12,15 @@ use serde::Serialize;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Object<T> {
+struct PolicyObject<T> {
     api_version: &'static str,
     kind: &'static str,
-    metadata: Metadata,
+    metadata: PolicyMetadata,
     spec: T,
 }
 
 #[derive(Serialize)]
-struct Metadata {
+struct PolicyMetadata {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<String>,
@@ -28,11 +28,11 @@ struct Metadata {
 
 /// Reads back as the same policy.
 pub fn yaml(policy: &core::Policy) -> Result<String, serde_yaml::ser_error::Error> {
-    let metadata = Metadata { name: policy.name.name.clone(), namespace: policy.name.namespace.clone() };
+    let metadata = PolicyMetadata { name: policy.name.name.clone(), namespace: policy.name.namespace.clone() };
     let api_version = hush_crds::API_VERSION;
     let spec = spec(policy);
     if policy.name.namespace.is_some() {
-        return serde_yaml::to_string(&Object { api_version, kind: "GpuModelPolicy", metadata, spec });
+        return serde_yaml::to_string(&PolicyObject { api_version, kind: "GpuModelPolicy", metadata, spec });
     }
     let spec = ClusterGpuModelPolicySpec {
         selector: spec.selector,
@@ -47,7 +47,7 @@ pub fn yaml(policy: &core::Policy) -> Result<String, serde_yaml::ser_error::Erro
         hold_after_eviction: spec.hold_after_eviction,
         mode: spec.mode,
     };
-    serde_yaml::to_string(&Object { api_version, kind: "ClusterGpuModelPolicy", metadata, spec })
+    serde_yaml::to_string(&PolicyObject { api_version, kind: "ClusterGpuModelPolicy", metadata, spec })
 }
 
 fn spec(policy: &core::Policy) -> GpuModelPolicySpec {

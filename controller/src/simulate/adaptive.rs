@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hush_core::adaptive::{Choice, Gap, Learner, Why, break_even, clairvoyant_ms, cost_ms};
 
-use super::trace::{Dice, Kind};
+use super::trace::{Dice, TraceKind};
 
 /// Fixed timeouts to compare with; the last is `never`.
 pub const FIXED: [(&str, Duration); 4] = [
@@ -16,7 +16,7 @@ pub const FIXED: [(&str, Duration); 4] = [
 
 /// Costs of one trace in milliseconds of holding, the first load included: nobody can avoid it.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct CostRow {
     pub trace: &'static str,
     pub gaps: usize,
     pub optimum: u64,
@@ -25,23 +25,23 @@ pub struct Row {
 }
 
 #[derive(Clone, Debug)]
-pub struct Comparison {
+pub struct AdaptiveComparison {
     /// Traces that are written before anybody plays; the same for all.
-    pub written: Vec<Row>,
+    pub written: Vec<CostRow>,
     /// One that is made up while the learner plays, from what it is about to do.
-    pub reads_along: Row,
+    pub reads_along: CostRow,
     /// Each against an adversary of its own who does that: cost and optimum.
     pub own_adversary: [(u64, u64); FIXED.len() + 1],
 }
 
 /// Who holds a model: by a fixed timeout, or learning.
 #[derive(Clone, Debug)]
-enum Holder {
+enum HoldingStrategy {
     Fixed(Duration),
     Learner(Box<Learner>),
 }
 
-impl Holder {
+impl HoldingStrategy {
     fn all(price: Duration) -> [Self; FIXED.len() + 1] {
         let [a, b, c, d] = FIXED.map(|(_, keep)| Self::Fixed(keep));
         [a, b, c, d, Self::Learner(Box::new(Learner::new(price)))]
@@ -75,25 +75,25 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// All traces of one seed over so many days, for a model that loads in `reload`.
-pub fn compare(seed: u64, days: u64, reload: Duration) -> Comparison {
+pub fn compare(seed: u64, days: u64, reload: Duration) -> AdaptiveComparison {
     let (seconds, price) = (days * 86_400, break_even(reload));
-    let between = |kind: Kind| {
+    let between = |kind: TraceKind| {
         let times: Vec<u64> = kind.generate(seed, seconds).iter().map(|request| millis(request.at)).collect();
         times.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<u64>>()
     };
     let written = vec![
-        row("poisson", &between(Kind::Poisson), price),
-        row("bursty", &between(Kind::Bursty), price),
-        row("office hours", &between(Kind::Office), price),
+        row("poisson", &between(TraceKind::Poisson), price),
+        row("bursty", &between(TraceKind::Bursty), price),
+        row("office hours", &between(TraceKind::Office), price),
         row("periodic", &periodic(seed, seconds), price),
-        row("adversarial", &between(Kind::Adversarial), price),
+        row("adversarial", &between(TraceKind::Adversarial), price),
         row("hardest", &hardest(seed, seconds, price), price),
     ];
-    let [.., learner] = Holder::all(price);
-    Comparison {
+    let [.., learner] = HoldingStrategy::all(price);
+    AdaptiveComparison {
         written,
         reads_along: row("reads along", &against(learner, seconds, price), price),
-        own_adversary: Holder::all(price).map(|holder| {
+        own_adversary: HoldingStrategy::all(price).map(|holder| {
             let gaps = against(holder.clone(), seconds, price);
             (holder.clone().cost(&gaps, price), optimum(&gaps, price))
         }),
@@ -123,7 +123,7 @@ fn hardest(seed: u64, seconds: u64, price: Duration) -> Vec<u64> {
 
 /// Each gap is the worst for what the holder is about to do: just after it has left, or beside the window in which it
 /// is back.
-fn against(mut holder: Holder, seconds: u64, price: Duration) -> Vec<u64> {
+fn against(mut holder: HoldingStrategy, seconds: u64, price: Duration) -> Vec<u64> {
     let ms = millis(price);
     let (mut gaps, mut left) = (Vec::new(), seconds * 1000);
     while left > 0 {
@@ -145,21 +145,21 @@ fn optimum(gaps: &[u64], price: Duration) -> u64 {
     gaps.iter().fold(ms, |sum, gap| sum + clairvoyant_ms(*gap, ms))
 }
 
-fn row(trace: &'static str, gaps: &[u64], price: Duration) -> Row {
-    let costs = Holder::all(price).map(|mut holder| holder.cost(gaps, price));
-    Row { trace, gaps: gaps.len(), optimum: optimum(gaps, price), costs }
+fn row(trace: &'static str, gaps: &[u64], price: Duration) -> CostRow {
+    let costs = HoldingStrategy::all(price).map(|mut holder| holder.cost(gaps, price));
+    CostRow { trace, gaps: gaps.len(), optimum: optimum(gaps, price), costs }
 }
 
-impl Comparison {
+impl AdaptiveComparison {
     /// Of the traces that were written beforehand.
-    pub fn total(&self) -> Row {
-        let sum = |cost: fn(&Row) -> u64| self.written.iter().map(cost).sum();
+    pub fn total(&self) -> CostRow {
+        let sum = |cost: fn(&CostRow) -> u64| self.written.iter().map(cost).sum();
         let mut costs = [0; FIXED.len() + 1];
         for row in &self.written {
             costs.iter_mut().zip(&row.costs).for_each(|(sum, cost)| *sum += cost);
         }
         let gaps = self.written.iter().map(|row| row.gaps).sum();
-        Row { trace: "all of these", gaps, optimum: sum(|row| row.optimum), costs }
+        CostRow { trace: "all of these", gaps, optimum: sum(|row| row.optimum), costs }
     }
 
     /// Cost in hours of holding, and in brackets how many times the optimum.
@@ -194,7 +194,7 @@ fn cell(cost: u64, optimum: u64) -> String {
 mod tests {
     use super::*;
 
-    fn every(check: impl Fn(&Comparison, &str)) {
+    fn every(check: impl Fn(&AdaptiveComparison, &str)) {
         for seed in 1..=3 {
             for reload_ms in [500, 1500, 4000] {
                 let comparison = compare(seed, 28, Duration::from_millis(reload_ms));
@@ -220,7 +220,7 @@ mod tests {
             let [fixed @ .., adaptive] = comparison.total().costs;
             assert!(fixed.iter().all(|fixed| adaptive < *fixed), "{table}");
             // What pre-warming gains on a clock's trace is not what decides.
-            let without: Vec<&Row> = comparison.written.iter().filter(|row| row.trace != "periodic").collect();
+            let without: Vec<&CostRow> = comparison.written.iter().filter(|row| row.trace != "periodic").collect();
             let sum = |at: usize| without.iter().map(|row| row.costs[at]).sum::<u64>();
             assert!((0..FIXED.len()).all(|fixed| sum(FIXED.len()) < sum(fixed)), "{table}");
         });

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct SimulationFigures {
     pub requests: u64,
     /// Requests that found no model and waited for a load.
     pub cold_starts: u64,
@@ -18,7 +18,7 @@ pub struct Figures {
     pub warm_loads: u64,
 }
 
-impl Figures {
+impl SimulationFigures {
     /// GiB times hours, in hundredths.
     fn gib_hours_hundredths(&self) -> u128 {
         self.held * 100 / (1 << 30) / 3_600_000

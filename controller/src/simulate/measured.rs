@@ -8,11 +8,11 @@ use hush_core::{Asks, Labels, Policy, PolicyName, Residency, Selector};
 
 use super::adaptive::FIXED;
 use super::replay::{Hardware, replay_until};
-use super::trace::{Kind, Request};
+use super::trace::{TraceKind, TraceRequest};
 
 /// Hours of holding, each cold start priced with a break-even.
 #[derive(Clone, Debug)]
-pub struct Measured {
+pub struct MeasuredCosts {
     pub trace: &'static str,
     pub requests: usize,
     /// Of one who knows when the next request comes, and keeps the model or lets it go.
@@ -21,10 +21,10 @@ pub struct Measured {
     pub costs: Vec<Duration>,
 }
 
-pub fn measure(seed: u64, days: u64, reload: Duration) -> Vec<Measured> {
+pub fn measure(seed: u64, days: u64, reload: Duration) -> Vec<MeasuredCosts> {
     let labels = Labels::from([("app".to_owned(), "whisper".to_owned())]);
     let hardware = Hardware { gpu_bytes: 24 << 30, vram_bytes: 2 << 30, reload };
-    Kind::ALL
+    TraceKind::ALL
         .into_iter()
         .map(|(trace, kind)| {
             let requests = kind.generate(seed, days * 86_400);
@@ -37,7 +37,7 @@ pub fn measure(seed: u64, days: u64, reload: Duration) -> Vec<Measured> {
                 Duration::from_millis(u64::try_from(held_ms).unwrap_or(u64::MAX)) + break_even(reload) * cold
             });
             let costs = costs.collect();
-            Measured { trace, requests: requests.len(), optimum: optimum(&requests, break_even(reload)), costs }
+            MeasuredCosts { trace, requests: requests.len(), optimum: optimum(&requests, break_even(reload)), costs }
         })
         .collect()
 }
@@ -62,7 +62,7 @@ fn policy(labels: &Labels, asks: Asks) -> Policy {
 }
 
 /// The first load, all the time in which somebody is served, and of each pause its length or a break-even.
-fn optimum(requests: &[Request], price: Duration) -> Duration {
+fn optimum(requests: &[TraceRequest], price: Duration) -> Duration {
     let mut busy_until: Option<Duration> = None;
     let mut cost = Duration::ZERO;
     for request in requests {
@@ -75,7 +75,7 @@ fn optimum(requests: &[Request], price: Duration) -> Duration {
     cost
 }
 
-pub fn table(rows: &[Measured]) -> String {
+pub fn table(rows: &[MeasuredCosts]) -> String {
     let mut text = format!("{:<14}{:>9}{:>10}", "trace", "requests", "optimum");
     FIXED.map(|(name, _)| name).into_iter().chain(["adaptive"]).for_each(|name| text += &format!("{name:>17}"));
     text.push('\n');

@@ -1,4 +1,4 @@
-//! One card and its models over virtual time.
+//! One GPU and its models over virtual time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use hush_core::{
 };
 use jiff::{SignedDuration, Timestamp};
 
-use super::figures::Figures;
-use super::trace::Request;
+use super::figures::SimulationFigures;
+use super::trace::TraceRequest;
 
 /// The core decides so often.
 const STEP: Duration = Duration::from_secs(5);
@@ -33,43 +33,43 @@ pub struct Hardware {
 
 /// Runs the trace, sorted by time, under the policies.
 pub fn replay(
-    requests: &[Request],
+    requests: &[TraceRequest],
     policies: &[Policy],
     labels: &Labels,
     server: &str,
     hardware: &Hardware,
-) -> Figures {
+) -> SimulationFigures {
     let last = requests.last().map_or(Duration::ZERO, |request| request.at);
     replay_until(last + AFTER, requests, policies, labels, server, hardware)
 }
 
 pub fn replay_until(
     end: Duration,
-    requests: &[Request],
+    requests: &[TraceRequest],
     policies: &[Policy],
     labels: &Labels,
     server: &str,
     hardware: &Hardware,
-) -> Figures {
-    let mut card = Card::new(labels, server, hardware);
+) -> SimulationFigures {
+    let mut gpu = SimulatedGpu::new(labels, server, hardware);
     let mut memory = Memory::default();
     let mut next = 0;
     let mut now = Duration::ZERO;
     while now <= end {
         while let Some(request) = requests.get(next).filter(|request| request.at <= now) {
-            card.advance(request.at);
-            card.arrive(request);
+            gpu.advance(request.at);
+            gpu.arrive(request);
             next += 1;
         }
-        card.advance(now);
-        let plan = hush_core::step(&mut memory, time(now), &card.world(now), policies);
+        gpu.advance(now);
+        let plan = hush_core::step(&mut memory, time(now), &gpu.world(now), policies);
         for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
-            let settled = card.carry_out(now, decision);
+            let settled = gpu.carry_out(now, decision);
             memory.settle(&decision.key(), settled);
         }
         now += STEP;
     }
-    card.finish(end)
+    gpu.finish(end)
 }
 
 fn time(at: Duration) -> Timestamp {
@@ -78,16 +78,16 @@ fn time(at: Duration) -> Timestamp {
 }
 
 #[derive(Debug)]
-struct Card<'a> {
+struct SimulatedGpu<'a> {
     labels: &'a Labels,
     server: ServerName,
     hardware: &'a Hardware,
-    guests: BTreeMap<String, Guest>,
-    figures: Figures,
+    models: BTreeMap<String, SimulatedModel>,
+    figures: SimulationFigures,
 }
 
 #[derive(Debug, Default)]
-struct Guest {
+struct SimulatedModel {
     /// Since when it holds memory, and when it is (or was) ready.
     loaded: Option<(Duration, Duration)>,
     generation: u64,
@@ -102,52 +102,52 @@ struct Guest {
     gap_count: u64,
 }
 
-impl<'a> Card<'a> {
+impl<'a> SimulatedGpu<'a> {
     fn new(labels: &'a Labels, server: &str, hardware: &'a Hardware) -> Self {
         let server = ServerName(server.to_owned());
-        Self { labels, server, hardware, guests: BTreeMap::new(), figures: Figures::default() }
+        Self { labels, server, hardware, models: BTreeMap::new(), figures: SimulationFigures::default() }
     }
 
     fn available(&self) -> u64 {
-        let loaded = self.guests.values().filter(|guest| guest.loaded.is_some()).count() as u64;
+        let loaded = self.models.values().filter(|model| model.loaded.is_some()).count() as u64;
         self.hardware.gpu_bytes.saturating_sub(loaded * self.hardware.vram_bytes)
     }
 
-    fn arrive(&mut self, request: &Request) {
+    fn arrive(&mut self, request: &TraceRequest) {
         self.figures.requests += 1;
-        let guest = self.guests.entry(request.model.clone()).or_default();
-        if let Some(last) = guest.last_arrival.replace(request.at) {
+        let model = self.models.entry(request.model.clone()).or_default();
+        if let Some(last) = model.last_arrival.replace(request.at) {
             let gap = request.at.saturating_sub(last);
-            guest.gap_count += 1;
-            for (bound, count) in BOUNDS.iter().zip(&mut guest.gaps) {
+            model.gap_count += 1;
+            for (bound, count) in BOUNDS.iter().zip(&mut model.gaps) {
                 *count += u64::from(gap <= Duration::from_secs(*bound));
             }
         }
-        if guest.loaded.is_none() && guest.waiting.is_empty() {
+        if model.loaded.is_none() && model.waiting.is_empty() {
             self.figures.cold_starts += 1;
         }
-        guest.waiting.push((request.at, request.busy));
+        model.waiting.push((request.at, request.busy));
         self.advance(request.at);
     }
 
     /// Starts loads that are wanted and possible, starts requests of ready models, ends what has ended.
     fn advance(&mut self, now: Duration) {
-        for name in self.guests.keys().cloned().collect::<Vec<_>>() {
+        for name in self.models.keys().cloned().collect::<Vec<_>>() {
             let room = self.available() >= self.hardware.vram_bytes;
-            let Some(guest) = self.guests.get_mut(&name) else { continue };
-            if guest.loaded.is_none() && !guest.waiting.is_empty() && room && now >= guest.held_until {
-                guest.load(now, self.hardware.reload);
+            let Some(model) = self.models.get_mut(&name) else { continue };
+            if model.loaded.is_none() && !model.waiting.is_empty() && room && now >= model.held_until {
+                model.load(now, self.hardware.reload);
             }
-            if let Some((_, ready)) = guest.loaded.filter(|(_, ready)| *ready <= now) {
-                for (arrived, busy) in std::mem::take(&mut guest.waiting) {
+            if let Some((_, ready)) = model.loaded.filter(|(_, ready)| *ready <= now) {
+                for (arrived, busy) in std::mem::take(&mut model.waiting) {
                     let start = ready.max(arrived);
                     self.figures.waited += start - arrived;
-                    guest.working.push(start + busy);
+                    model.working.push(start + busy);
                 }
             }
-            let ended = guest.working.iter().filter(|end| **end <= now).max().copied();
-            guest.idle_since = guest.idle_since.max(ended.unwrap_or_default());
-            guest.working.retain(|end| *end > now);
+            let ended = model.working.iter().filter(|end| **end <= now).max().copied();
+            model.idle_since = model.idle_since.max(ended.unwrap_or_default());
+            model.working.retain(|end| *end > now);
         }
     }
 
@@ -161,59 +161,59 @@ impl<'a> Card<'a> {
             sample_age: Duration::ZERO,
             disputed: false,
         };
-        let models = self.guests.iter().map(|(name, guest)| self.model(now, name, guest)).collect();
+        let models = self.models.iter().map(|(name, model)| self.model(now, name, model)).collect();
         World { stale_after: STEP * 3, gpus: vec![gpu], models, namespaces: BTreeMap::new() }
     }
 
-    fn model(&self, now: Duration, name: &str, guest: &Guest) -> Model {
-        let waits = !guest.waiting.is_empty();
-        let (state, loaded_for) = match guest.loaded {
+    fn model(&self, now: Duration, name: &str, model: &SimulatedModel) -> Model {
+        let waits = !model.waiting.is_empty();
+        let (state, loaded_for) = match model.loaded {
             Some((_, ready)) if ready <= now => (State::Ready, now - ready),
             Some(_) => (State::Loading, Duration::ZERO),
             None if waits => (State::WaitingForMemory, Duration::ZERO),
             None => (State::Unloaded, Duration::ZERO),
         };
-        let idle = state == State::Ready && guest.working.is_empty() && !waits;
+        let idle = state == State::Ready && model.working.is_empty() && !waits;
         Model {
             key: ModelKey { server: self.server.clone(), model: name.to_owned() },
             gpu: Some(GpuId("GPU-simulated".to_owned())),
             labels: self.labels.clone(),
             state,
-            idle: if idle { now.saturating_sub(guest.idle_since) } else { Duration::ZERO },
+            idle: if idle { now.saturating_sub(model.idle_since) } else { Duration::ZERO },
             idle_since: None,
-            inflight: guest.working.len() as u64,
-            queued: guest.waiting.len() as u64,
+            inflight: model.working.len() as u64,
+            queued: model.waiting.len() as u64,
             vram_bytes: self.hardware.vram_bytes,
-            generation: guest.generation,
+            generation: model.generation,
             loaded_for,
             reload: self.hardware.reload,
             demand_bytes: if state == State::WaitingForMemory { self.hardware.vram_bytes } else { 0 },
             sample_age: Duration::ZERO,
             back_off: false,
             arrivals: Some(Arrivals {
-                buckets: BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(guest.gaps).collect(),
-                count: guest.gap_count,
+                buckets: BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(model.gaps).collect(),
+                count: model.gap_count,
             }),
         }
     }
 
     fn carry_out(&mut self, now: Duration, decision: &Decision) -> Settled {
         let room = self.available() >= self.hardware.vram_bytes;
-        let Some(guest) = self.guests.get_mut(&decision.model) else { return Settled::Nothing };
+        let Some(model) = self.models.get_mut(&decision.model) else { return Settled::Nothing };
         if decision.action == Action::Load {
-            if guest.loaded.is_some() || !room || now < guest.held_until {
+            if model.loaded.is_some() || !room || now < model.held_until {
                 return Settled::Nothing;
             }
-            guest.load(now, self.hardware.reload);
+            model.load(now, self.hardware.reload);
             self.figures.warm_loads += 1;
             return Settled::Loaded;
         }
-        let Some((since, _)) = guest.loaded else { return Settled::Nothing };
+        let Some((since, _)) = model.loaded else { return Settled::Nothing };
         // What is in flight ends first: it holds the memory until then.
-        let end = guest.working.iter().max().copied().unwrap_or(now).max(now);
-        guest.loaded = None;
-        guest.working.clear();
-        guest.held_until = end + Duration::from_secs(decision.hold_seconds.unwrap_or(0));
+        let end = model.working.iter().max().copied().unwrap_or(now).max(now);
+        model.loaded = None;
+        model.working.clear();
+        model.held_until = end + Duration::from_secs(decision.hold_seconds.unwrap_or(0));
         self.figures.held += u128::from(self.hardware.vram_bytes) * (end - since).as_millis();
         match decision.reason {
             Reason::IdleTimeout | Reason::OnDemand => self.figures.idle_unloads += 1,
@@ -222,15 +222,15 @@ impl<'a> Card<'a> {
         Settled::Unloaded { completed_at: time(now) }
     }
 
-    fn finish(mut self, end: Duration) -> Figures {
-        for (since, _) in self.guests.values().filter_map(|guest| guest.loaded) {
+    fn finish(mut self, end: Duration) -> SimulationFigures {
+        for (since, _) in self.models.values().filter_map(|model| model.loaded) {
             self.figures.held += u128::from(self.hardware.vram_bytes) * end.saturating_sub(since).as_millis();
         }
         self.figures
     }
 }
 
-impl Guest {
+impl SimulatedModel {
     fn load(&mut self, now: Duration, reload: Duration) {
         self.loaded = Some((now, now + reload));
         self.idle_since = now + reload;

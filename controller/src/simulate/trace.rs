@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 /// A request at a time since the beginning of the trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct TraceRequest {
     pub at: Duration,
     pub model: String,
     /// How long it keeps the model busy.
@@ -17,7 +17,7 @@ pub struct Request {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct TraceLine {
     at: f64,
     #[serde(default = "default_model")]
     model: String,
@@ -30,29 +30,29 @@ fn default_model() -> String {
 }
 
 /// CSV with a header line that names `at` and, if there are more, `model` and `busy`; or JSON lines with these fields.
-pub fn read(path: &Path) -> anyhow::Result<Vec<Request>> {
+pub fn read(path: &Path) -> anyhow::Result<Vec<TraceRequest>> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     parse(&text).with_context(|| path.display().to_string())
 }
 
-pub fn parse(text: &str) -> anyhow::Result<Vec<Request>> {
+pub fn parse(text: &str) -> anyhow::Result<Vec<TraceRequest>> {
     let json = text.trim_start().starts_with('{');
     let mut requests = if json { json_lines(text)? } else { csv(text)? };
     requests.sort_by(|a, b| (a.at, &a.model).cmp(&(b.at, &b.model)));
     Ok(requests)
 }
 
-fn json_lines(text: &str) -> anyhow::Result<Vec<Request>> {
+fn json_lines(text: &str) -> anyhow::Result<Vec<TraceRequest>> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(index, line)| {
-            let line: Line = serde_json::from_str(line).with_context(|| format!("line {}", index + 1))?;
+            let line: TraceLine = serde_json::from_str(line).with_context(|| format!("line {}", index + 1))?;
             request(line).with_context(|| format!("line {}", index + 1))
         })
         .collect()
 }
 
-fn csv(text: &str) -> anyhow::Result<Vec<Request>> {
+fn csv(text: &str) -> anyhow::Result<Vec<TraceRequest>> {
     let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let Some((_, header)) = lines.next() else { bail!("it is empty") };
     let columns: Vec<&str> = header.split(',').map(str::trim).collect();
@@ -68,7 +68,7 @@ fn csv(text: &str) -> anyhow::Result<Vec<Request>> {
             let number = |at: usize, name: &str| {
                 field(at).parse::<f64>().with_context(|| format!("line {}: `{name}` must be seconds", index + 1))
             };
-            let line = Line {
+            let line = TraceLine {
                 at: number(at, "at")?,
                 model: model.map_or_else(default_model, |at| field(at).to_owned()),
                 busy: busy.map_or(Ok(0.0), |at| number(at, "busy"))?,
@@ -78,18 +78,18 @@ fn csv(text: &str) -> anyhow::Result<Vec<Request>> {
         .collect()
 }
 
-fn request(line: Line) -> anyhow::Result<Request> {
+fn request(line: TraceLine) -> anyhow::Result<TraceRequest> {
     let seconds = |value: f64, name: &str| {
         ensure!((0.0..=1e9).contains(&value), "`{name}` must be seconds from 0 to 1000000000");
         Ok(Duration::from_secs_f64(value))
     };
     ensure!(!line.model.is_empty(), "`model` must not be empty");
-    Ok(Request { at: seconds(line.at, "at")?, model: line.model, busy: seconds(line.busy, "busy")? })
+    Ok(TraceRequest { at: seconds(line.at, "at")?, model: line.model, busy: seconds(line.busy, "busy")? })
 }
 
 /// A shape of requests over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TraceKind {
     /// Without memory, one in half an hour on average.
     Poisson,
     /// Bursts of some dozen requests seconds apart, hours of silence between them.
@@ -100,7 +100,7 @@ pub enum Kind {
     Adversarial,
 }
 
-impl Kind {
+impl TraceKind {
     pub const ALL: [(&str, Self); 4] = [
         ("poisson", Self::Poisson),
         ("bursty", Self::Bursty),
@@ -113,7 +113,7 @@ impl Kind {
     }
 
     /// Requests of one model over so many seconds.
-    pub fn generate(self, seed: u64, seconds: u64) -> Vec<Request> {
+    pub fn generate(self, seed: u64, seconds: u64) -> Vec<TraceRequest> {
         let mut dice = Dice(seed);
         let mut at = 0.0;
         let mut requests = Vec::new();
@@ -147,7 +147,7 @@ impl Kind {
                 return requests;
             }
             let busy = Duration::from_secs_f64(1.0 + dice.exponential(4.0).min(120.0));
-            requests.push(Request { at: Duration::from_secs_f64(at), model: default_model(), busy });
+            requests.push(TraceRequest { at: Duration::from_secs_f64(at), model: default_model(), busy });
         }
     }
 }
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_trace() {
-        for (name, kind) in Kind::ALL {
+        for (name, kind) in TraceKind::ALL {
             let trace = kind.generate(7, 7 * 86_400);
             assert_eq!(trace, kind.generate(7, 7 * 86_400), "{name}");
             assert!(trace.len() > 100 && trace.is_sorted_by_key(|request| request.at), "{name}");

@@ -8,25 +8,25 @@ use std::path::Path;
 use hush_core::{Memory, Policy, World};
 use jiff::Timestamp;
 
-use crate::policies::{self, Document, FileError, Problem};
+use crate::policies::{self, FileError, PolicyDocument, Problem};
 
 /// Everything that one step needs.
 #[derive(Clone, Debug)]
-pub struct Scene {
+pub struct PlanInputs {
     pub now: Timestamp,
     pub world: World,
     pub memory: Memory,
     pub policies: Vec<Policy>,
 }
 
-pub fn read(path: &Path) -> Result<Scene, FileError> {
+pub fn read(path: &Path) -> Result<PlanInputs, FileError> {
     let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
     parse(&text).map_err(|problems| FileError::Invalid { path: path.to_owned(), problems })
 }
 
-pub fn parse(text: &str) -> Result<Scene, Vec<Problem>> {
-    let document = Document::whole(text);
-    let mut file: file::World = document.read()?;
+pub fn parse(text: &str) -> Result<PlanInputs, Vec<Problem>> {
+    let document = PolicyDocument::whole(text);
+    let mut file: file::WorldFile = document.read()?;
     let mut problems = Vec::new();
     let mut found = Vec::new();
     for (index, object) in std::mem::take(&mut file.policies).into_iter().enumerate() {
@@ -39,5 +39,5 @@ pub fn parse(text: &str) -> Result<Scene, Vec<Problem>> {
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(Scene { now: file.now, memory: file.memory(), policies: found, world: file.world() })
+    Ok(PlanInputs { now: file.now, memory: file.memory(), policies: found, world: file.world() })
 }

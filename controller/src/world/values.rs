@@ -6,21 +6,22 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Bytes(pub u64);
+pub struct BytesValue(pub u64);
 
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Time(pub Duration);
+pub struct DurationValue(pub Duration);
 
-impl<'de> Deserialize<'de> for Bytes {
+impl<'de> Deserialize<'de> for BytesValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let scalar = Scalar { what: "a quantity such as `24Gi`, or bytes", read: hush_crds::quantity, whole: Some };
+        let scalar =
+            ScalarVisitor { what: "a quantity such as `24Gi`, or bytes", read: hush_crds::quantity, whole: Some };
         deserializer.deserialize_any(scalar).map(Self)
     }
 }
 
-impl<'de> Deserialize<'de> for Time {
+impl<'de> Deserialize<'de> for DurationValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let scalar = Scalar {
+        let scalar = ScalarVisitor {
             what: "a duration such as `90s`, or seconds",
             read: hush_crds::parse_duration,
             whole: |seconds| Some(Duration::from_secs(seconds)),
@@ -29,13 +30,13 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-struct Scalar<T> {
+struct ScalarVisitor<T> {
     what: &'static str,
     read: fn(&str) -> Option<T>,
     whole: fn(u64) -> Option<T>,
 }
 
-impl<T> Visitor<'_> for Scalar<T> {
+impl<T> Visitor<'_> for ScalarVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
