@@ -80,8 +80,8 @@ impl CaCertificates {
     }
 }
 
-/// Why a server's certificate is refused. The text does not depend on the current time, because it is part of conditions in
-/// the status of policies, which would change all the time otherwise.
+/// Why a server's certificate is refused. The text does not depend on the current time, because it is part of conditions,
+/// which would change all the time otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateProblem {
     #[error("its certificate expired{}", expiry(.0))]

@@ -16,7 +16,7 @@ use crate::web::view::{ErrorView, ProblemView};
 
 /// Enough for the state of thousands of models.
 const RESPONSE_LIMIT_BYTES: usize = 64 << 20;
-/// Of a message from a controller or the API server, only this much is shown.
+/// How much of a message from a controller or the API server is shown.
 const MESSAGE_MAX_CHARS: usize = 500;
 /// A path that every controller serves when its page is on.
 pub const STATE_PATH: &str = "/api/v1/state";

@@ -73,7 +73,7 @@ impl<'a, T: Clone, Rank: PartialOrd> BestItems<'a, T, Rank> {
         Self { by_name: BTreeMap::new() }
     }
 
-    /// Of two items of the same rank the first stays.
+    /// Keeps the first one of several items of the same rank.
     fn offer(&mut self, name: &'a str, rank: Rank, item: &'a RawItem<T>) {
         if self.by_name.get(name).is_none_or(|(known, _)| *known < rank) {
             self.by_name.insert(name, (rank, item));

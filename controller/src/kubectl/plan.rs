@@ -96,7 +96,7 @@ async fn request_plan(context: &PluginContext, fleet: &FleetView, policies: Stri
     Ok(plan)
 }
 
-/// Controllers see different models. Of the same policy in several plans, the one that selects most models is kept.
+/// Keeps the entry with most models where several plans have the same policy: controllers see different models.
 fn merge_edited(all: &mut Vec<RawItem<EditedView>>, edited: RawItem<EditedView>) {
     match all.iter_mut().find(|other| other.name == edited.name) {
         Some(other) if other.models < edited.models => *other = edited,

@@ -1,4 +1,4 @@
-//! Where the parts of a YAML document stand.
+//! The lines of the keys and items of a YAML document.
 
 use std::fmt;
 
@@ -14,21 +14,23 @@ pub enum LineTree {
 }
 
 impl LineTree {
-    /// Follows the path as far as it goes.
+    /// The line of a path such as `spec.models[0]`, or of the longest part of it that exists.
     pub fn line_of(&self, path: &str) -> Option<u64> {
-        let mut at = self;
+        let mut node = self;
         let mut line = None;
-        for part in parts(path) {
-            let child = match (at, part) {
+
+        for part in path_parts(path) {
+            let child = match (node, part) {
                 (Self::Map(entries), PathPart::Key(key)) => {
                     entries.iter().find(|(name, _)| name == key).map(|(_, child)| child)
                 }
                 (Self::List(items), PathPart::Index(index)) => items.get(index),
                 _ => None,
             };
+
             let Some(child) = child else { break };
             line = Some(child.referenced.line()).filter(|line| *line > 0).or(line);
-            at = &child.value;
+            node = &child.value;
         }
         line
     }
@@ -39,7 +41,7 @@ enum PathPart<'a> {
     Index(usize),
 }
 
-fn parts(path: &str) -> impl Iterator<Item = PathPart<'_>> {
+fn path_parts(path: &str) -> impl Iterator<Item = PathPart<'_>> {
     path.split(['.', '[']).filter(|part| !part.is_empty()).map(|part| {
         let index = part.strip_suffix(']').and_then(|digits| digits.parse().ok());
         index.map_or(PathPart::Key(part), PathPart::Index)

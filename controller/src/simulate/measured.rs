@@ -1,5 +1,5 @@
-//! The same comparison through the whole core: requests that take their time, samples of histograms, a decision every
-//! few seconds.
+//! Compares adaptive residency with fixed timeouts by the whole core: requests take time, gaps are known as histograms, and
+//! a decision is made every few seconds.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use super::adaptive::FIXED;
 use super::replay::{Hardware, replay_until};
 use super::trace::{TraceKind, TraceRequest};
 
-/// Hours of holding, each cold start priced with a break-even.
+/// The costs of a trace in time of holding the model; a cold start costs a break-even.
 #[derive(Clone, Debug)]
 pub struct MeasuredCosts {
     pub trace: &'static str,
     pub requests: usize,
-    /// Of one who knows when the next request comes, and keeps the model or lets it go.
+    /// The cost of a strategy that knows when the next request comes.
     pub optimum: Duration,
-    /// Those of [`FIXED`], then adaptive.
+    /// The costs of the timeouts in [`FIXED`], then that of adaptive residency.
     pub costs: Vec<Duration>,
 }
 
@@ -29,20 +29,27 @@ pub fn measure(seed: u64, days: u64, reload: Duration) -> Vec<MeasuredCosts> {
         .map(|(trace, kind)| {
             let requests = kind.generate(seed, days * 86_400);
             let end = requests.last().map_or(Duration::ZERO, |request| request.at);
-            let costs = rules().into_iter().map(|asks| {
+            let costs = compared_rules().into_iter().map(|asks| {
                 let policy = policy(&labels, asks);
                 let figures = replay_until(end, &requests, &[policy], &labels, "default/simulated", &hardware);
-                let held_ms = figures.held / u128::from(hardware.vram_bytes);
-                let cold = u32::try_from(figures.cold_starts).unwrap_or(u32::MAX);
-                Duration::from_millis(u64::try_from(held_ms).unwrap_or(u64::MAX)) + break_even(reload) * cold
+                let held_ms = figures.held_byte_ms / u128::from(hardware.vram_bytes);
+                let cold_starts = u32::try_from(figures.cold_starts).unwrap_or(u32::MAX);
+
+                Duration::from_millis(u64::try_from(held_ms).unwrap_or(u64::MAX)) + break_even(reload) * cold_starts
             });
-            let costs = costs.collect();
-            MeasuredCosts { trace, requests: requests.len(), optimum: optimum(&requests, break_even(reload)), costs }
+
+            MeasuredCosts {
+                trace,
+                requests: requests.len(),
+                optimum: optimum(&requests, break_even(reload)),
+                costs: costs.collect(),
+            }
         })
         .collect()
 }
 
-fn rules() -> Vec<Asks> {
+/// The timeouts in [`FIXED`], then adaptive residency.
+fn compared_rules() -> Vec<Asks> {
     let fixed = FIXED.map(|(name, timeout)| {
         let mode = if name == "never" { Residency::Resident } else { Residency::Idle };
         Asks { residency: Some(mode), idle_timeout: Some(timeout), ..Asks::default() }
@@ -61,14 +68,17 @@ fn policy(labels: &Labels, asks: Asks) -> Policy {
     }
 }
 
-/// The first load, all the time in which somebody is served, and of each pause its length or a break-even.
+/// The cost of the first load, the time in which requests are served, and for each pause its length or a break-even,
+/// whichever is less.
 fn optimum(requests: &[TraceRequest], price: Duration) -> Duration {
     let mut busy_until: Option<Duration> = None;
     let mut cost = Duration::ZERO;
+
     for request in requests {
         let pause = busy_until.map_or(price, |until| request.at.saturating_sub(until).min(price));
         let start = busy_until.map_or(request.at, |until| until.max(request.at));
         let end = start.max(request.at + request.busy);
+
         cost += pause + (end - start);
         busy_until = Some(end);
     }
@@ -79,6 +89,7 @@ pub fn table(rows: &[MeasuredCosts]) -> String {
     let mut text = format!("{:<14}{:>9}{:>10}", "trace", "requests", "optimum");
     FIXED.map(|(name, _)| name).into_iter().chain(["adaptive"]).for_each(|name| text += &format!("{name:>17}"));
     text.push('\n');
+
     let hours = |cost: &Duration| cost.as_secs_f64() / 3600.0;
     for row in rows {
         text += &format!("{:<14}{:>9}{:>10.1}", row.trace, row.requests, hours(&row.optimum));
@@ -100,6 +111,7 @@ mod tests {
         for row in &rows {
             assert!(row.costs[FIXED.len()] <= row.optimum * 2, "{}", table(&rows));
         }
+
         let sum = |at: usize| rows.iter().map(|row| row.costs[at]).sum::<Duration>();
         assert!((0..FIXED.len()).all(|fixed| sum(FIXED.len()) < sum(fixed)), "{}", table(&rows));
     }

@@ -1,4 +1,4 @@
-//! The form of a world file; `docs/policies.md` describes it.
+//! The format of a world file; `docs/policies.md` describes it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub struct WorldFile {
     namespaces: BTreeMap<String, core::Labels>,
     #[serde(default)]
     pub policies: Vec<serde_json::Value>,
-    /// What a test expects of the plan.
+    /// The plan that a test expects; ignored here.
     #[serde(default, rename = "expect")]
     _expect: Option<IgnoredAny>,
 }
@@ -119,6 +119,7 @@ impl WorldFile {
             clear_since: entry.clear_since,
         });
         let unloads = self.memory.last_unload.iter().map(|e| (core::GpuId(e.gpu.clone()), e.completed_at));
+
         core::Memory::restore(self.now, &pressure.collect::<Vec<_>>(), &unloads.collect::<Vec<_>>())
     }
 

@@ -1,4 +1,4 @@
-//! A world in a file: what was seen, what is remembered, and the policies that hold in it.
+//! Reads a world from a file: samples, what the controller remembers, and policies.
 
 mod file;
 mod values;
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::policies::{self, FileError, PolicyDocument, Problem};
 
-/// Everything that one step needs.
+/// The inputs of one step of the core.
 #[derive(Clone, Debug)]
 pub struct PlanInputs {
     pub now: Timestamp,
@@ -27,17 +27,19 @@ pub fn read(path: &Path) -> Result<PlanInputs, FileError> {
 pub fn parse(text: &str) -> Result<PlanInputs, Vec<Problem>> {
     let document = PolicyDocument::whole(text);
     let mut file: file::WorldFile = document.read()?;
+
     let mut problems = Vec::new();
-    let mut found = Vec::new();
+    let mut policies = Vec::new();
     for (index, object) in std::mem::take(&mut file.policies).into_iter().enumerate() {
-        // Each is checked as if it stood alone; complaints get the line that it has here.
+        // Each policy is checked by itself; its problems have the lines of this file.
         match policies::policy(&document.part(&format!("policies[{index}]"), object)) {
-            Ok(policy) => found.push(policy),
+            Ok(policy) => policies.push(policy),
             Err(more) => problems.extend(more),
         }
     }
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(PlanInputs { now: file.now, memory: file.memory(), policies: found, world: file.world() })
+
+    Ok(PlanInputs { now: file.now, memory: file.memory(), policies, world: file.world() })
 }
