@@ -177,8 +177,8 @@ impl KubernetesArgs {
     }
 }
 
-/// A client without metrics, for a command that lists objects once.
-pub async fn client() -> anyhow::Result<Client> {
+/// For a command that lists objects once, and serves no metrics.
+pub async fn connect_without_metrics() -> anyhow::Result<Client> {
     connect(config().await?, None)
 }
 

@@ -22,11 +22,11 @@ use crate::option_values::OutputFormat;
 #[command(name = "hush-controller", version, about = "Decides when a model leaves the GPU and when it may come back.")]
 pub struct ControllerCli {
     #[command(subcommand)]
-    pub command: ControllerCommand,
+    pub command: ControllerSubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum ControllerCommand {
+pub enum ControllerSubcommand {
     /// Watch servers and carry out what policies decide, until SIGTERM.
     Run(Box<run::RunArgs>),
     /// Check policies without a cluster, by the rules of their definitions; errors name the line and the fix.
@@ -97,11 +97,11 @@ pub struct SimulateArgs {
 
 pub fn run(cli: ControllerCli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        ControllerCommand::Run(args) => run::run(&args),
-        ControllerCommand::Check(args) => Ok(check::run(&args)),
-        ControllerCommand::Plan(args) => plan::run(&args),
-        ControllerCommand::Simulate(args) => simulate::run(&args),
-        ControllerCommand::Kubectl(plugin) => kubectl::run(*plugin),
+        ControllerSubcommand::Run(args) => run::run(&args),
+        ControllerSubcommand::Check(args) => Ok(check::run(&args)),
+        ControllerSubcommand::Plan(args) => plan::run(&args),
+        ControllerSubcommand::Simulate(args) => simulate::run(&args),
+        ControllerSubcommand::Kubectl(plugin) => kubectl::run(*plugin),
     }
 }
 

@@ -90,7 +90,7 @@ fn find_servers(args: &PlanArgs, uses_cluster: bool, runtime: &Runtime) -> anyho
 
 async fn list_cluster(selectors: &[NamespaceSelector]) -> anyhow::Result<Look> {
     let allowed = if selectors.is_empty() { vec![NamespaceSelector::all()] } else { selectors.to_vec() };
-    let client = super::kubernetes::client()
+    let client = super::kubernetes::connect_without_metrics()
         .await
         .context("nothing to plan: give --world, or --policy with --target or --targets, or a kubeconfig")?;
 

@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 pub use convert::{cluster, namespaced};
 pub use documents::PolicyDocument;
-pub use render::yaml;
+pub use render::to_yaml;
 
 /// A text with as many problems is not checked further.
 const PROBLEMS_MAX: usize = 100;
@@ -121,7 +121,7 @@ pub fn parse_at_most(text: &str, policies_max: usize) -> Result<Vec<Policy>, Vec
     let mut policies: Vec<Policy> = Vec::with_capacity(objects.len());
     let mut names: BTreeSet<PolicyName> = BTreeSet::new();
     for document in objects {
-        match policy(&document) {
+        match parse_document(&document) {
             Ok(policy) if !names.insert(policy.name.clone()) => {
                 let message = format!("there are two policies with the name `{}`", policy.name);
                 problems.push(Problem::new(document.line_of("metadata.name"), message));
@@ -170,7 +170,7 @@ struct PolicyList {
 }
 
 /// Reads and checks a document that is one policy.
-pub fn policy(document: &PolicyDocument<'_>) -> Result<Policy, Vec<Problem>> {
+pub fn parse_document(document: &PolicyDocument<'_>) -> Result<Policy, Vec<Problem>> {
     let header = document.header()?;
     if !header.api_version.as_deref().is_some_and(|version| hush_crds::API_VERSIONS.contains(&version)) {
         let message = format!("`apiVersion` must be `{}`", hush_crds::API_VERSION);

@@ -27,7 +27,7 @@ struct PolicyMetadata {
 }
 
 /// The YAML of an object that reads back as the same policy.
-pub fn yaml(policy: &core::Policy) -> Result<String, serde_yaml::ser_error::Error> {
+pub fn to_yaml(policy: &core::Policy) -> Result<String, serde_yaml::ser_error::Error> {
     let metadata = PolicyMetadata { name: policy.name.name.clone(), namespace: policy.name.namespace.clone() };
     let api_version = hush_crds::API_VERSION;
     let spec = spec(policy);
@@ -203,7 +203,7 @@ spec:
         let policies = super::super::parse(EVERY_FIELD).unwrap();
         assert_eq!(policies.len(), 2);
         for policy in policies {
-            let text = yaml(&policy).unwrap();
+            let text = to_yaml(&policy).unwrap();
             assert_eq!(super::super::parse(&text).unwrap(), [policy], "{text}");
         }
     }

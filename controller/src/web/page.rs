@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
                                        connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-struct PageFile {
+struct EmbeddedFile {
     name: &'static str,
     content_type: &'static str,
     content: &'static [u8],
@@ -20,11 +20,11 @@ struct PageFile {
 
 macro_rules! files {
     ($($name:literal: $content_type:literal),* $(,)?) => {
-        [$(PageFile::new($name, $content_type, include_bytes!(concat!("page/", $name)))),*]
+        [$(EmbeddedFile::new($name, $content_type, include_bytes!(concat!("page/", $name)))),*]
     };
 }
 
-static FILES: LazyLock<[PageFile; 12]> = LazyLock::new(|| {
+static FILES: LazyLock<[EmbeddedFile; 12]> = LazyLock::new(|| {
     files! {
         "index.html": "text/html; charset=utf-8",
         "app.css": "text/css; charset=utf-8",
@@ -41,7 +41,7 @@ static FILES: LazyLock<[PageFile; 12]> = LazyLock::new(|| {
     }
 });
 
-impl PageFile {
+impl EmbeddedFile {
     fn new(name: &'static str, content_type: &'static str, content: &'static [u8]) -> Self {
         let mut hasher = DefaultHasher::new();
         content.hash(&mut hasher);

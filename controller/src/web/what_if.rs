@@ -58,7 +58,7 @@ pub async fn policy(
     let snapshot = web.snapshot();
     let policy = find_policy(&snapshot, &query.policy)?;
 
-    let text = policies::yaml(policy).map_err(|error| {
+    let text = policies::to_yaml(policy).map_err(|error| {
         let message = format!("the policy cannot be written: {error}");
         ApiRefusal::new(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL, message)
     })?;

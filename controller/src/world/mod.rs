@@ -32,7 +32,7 @@ pub fn parse(text: &str) -> Result<PlanInputs, Vec<Problem>> {
     let mut policies = Vec::new();
     for (index, object) in std::mem::take(&mut file.policies).into_iter().enumerate() {
         // Each policy is checked by itself; its problems have the lines of this file.
-        match policies::policy(&document.part(&format!("policies[{index}]"), object)) {
+        match policies::parse_document(&document.part(&format!("policies[{index}]"), object)) {
             Ok(policy) => policies.push(policy),
             Err(more) => problems.extend(more),
         }

@@ -13,7 +13,7 @@ pub struct DurationValue(pub Duration);
 
 impl<'de> Deserialize<'de> for BytesValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let visitor = ScalarVisitor {
+        let visitor = WorldValueVisitor {
             expected: "a quantity such as `24Gi`, or bytes",
             parse: hush_crds::quantity,
             from_integer: Some,
@@ -24,7 +24,7 @@ impl<'de> Deserialize<'de> for BytesValue {
 
 impl<'de> Deserialize<'de> for DurationValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let visitor = ScalarVisitor {
+        let visitor = WorldValueVisitor {
             expected: "a duration such as `90s`, or seconds",
             parse: hush_crds::parse_duration,
             from_integer: |seconds| Some(Duration::from_secs(seconds)),
@@ -33,13 +33,13 @@ impl<'de> Deserialize<'de> for DurationValue {
     }
 }
 
-struct ScalarVisitor<T> {
+struct WorldValueVisitor<T> {
     expected: &'static str,
     parse: fn(&str) -> Option<T>,
     from_integer: fn(u64) -> Option<T>,
 }
 
-impl<T> Visitor<'_> for ScalarVisitor<T> {
+impl<T> Visitor<'_> for WorldValueVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
