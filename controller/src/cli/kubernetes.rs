@@ -138,7 +138,7 @@ impl KubernetesArgs {
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<ClusterController> {
         let scope = self.scope(name)?;
-        let mut config = config().await?;
+        let mut config = infer_config().await?;
         let own_namespace = config.default_namespace.clone();
         let leases = LeaseNames {
             cluster: LeaseName { namespace: self.lease_namespace.clone(), name: self.lease.clone() },
@@ -156,17 +156,13 @@ impl KubernetesArgs {
         let wider_leases = scope.wider(&leases).into_iter();
         let lease_duration = self.lease_duration.lease;
         let wider = wider_leases.map(|lease| Leader::follow(client.clone(), lease, lease_duration)).collect();
+
         let (election, claim) = match scope.lease(&leases).filter(|_| !observes_only) {
             None => (None, Claim::unrivalled()),
             Some(lease) => {
                 let contender = Contender { identity: identity.clone(), installation };
-                let (elector, claim) = Elector::new(client.clone(), lease, contender, self.lease_duration);
-                let (stop, stopped) = oneshot::channel();
-                let task = tokio::spawn(elector.run(async move {
-                    // An error means that the sender was dropped, which stops the election as well.
-                    let _ = stopped.await;
-                }));
-                (Some(ElectionTask { stop, task }), claim)
+                let (election, claim) = self.start_election(client.clone(), lease, contender);
+                (Some(election), claim)
             }
         };
 
@@ -175,15 +171,26 @@ impl KubernetesArgs {
         let gate = Arc::new(ScopeGate { scope: scope.clone(), claim, wider });
         Ok(ClusterController { client, retrying_client, scope, gate, sources, election, identity })
     }
+
+    fn start_election(&self, client: Client, lease: LeaseName, contender: Contender) -> (ElectionTask, Claim) {
+        let (elector, claim) = Elector::new(client, lease, contender, self.lease_duration);
+        let (stop, stopped) = oneshot::channel();
+
+        let task = tokio::spawn(elector.run(async move {
+            // An error means that the sender was dropped, which stops the election as well.
+            let _ = stopped.await;
+        }));
+        (ElectionTask { stop, task }, claim)
+    }
 }
 
 /// For a command that lists objects once, and serves no metrics.
 pub async fn connect_without_metrics() -> anyhow::Result<Client> {
-    connect(config().await?, None)
+    connect(infer_config().await?, None)
 }
 
 /// The configuration of kubectl, or that of a pod.
-async fn config() -> anyhow::Result<Config> {
+async fn infer_config() -> anyhow::Result<Config> {
     Config::infer().await.context("there is no kubeconfig, and this is no pod of a cluster")
 }
 

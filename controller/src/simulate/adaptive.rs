@@ -8,7 +8,7 @@ use hush_core::adaptive::{Choice, Gap, Learner, Why, break_even, clairvoyant_ms,
 use super::trace::{SplitMix64, TraceKind};
 
 /// Fixed timeouts to compare with; the last is `never`.
-pub const FIXED: [(&str, Duration); 4] = [
+pub const FIXED_TIMEOUTS: [(&str, Duration); 4] = [
     ("1m", Duration::from_secs(60)),
     ("5m", Duration::from_secs(300)),
     ("15m", Duration::from_secs(900)),
@@ -21,8 +21,8 @@ pub struct CostRow {
     pub trace: &'static str,
     pub gaps: usize,
     pub optimum: u64,
-    /// The costs of the timeouts in [`FIXED`], then that of the learner.
-    pub costs: [u64; FIXED.len() + 1],
+    /// The costs of the timeouts in [`FIXED_TIMEOUTS`], then that of the learner.
+    pub costs: [u64; FIXED_TIMEOUTS.len() + 1],
 }
 
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub struct AdaptiveComparison {
     /// A trace that is generated against the learner, from what it is about to do.
     pub against_learner: CostRow,
     /// For each strategy the cost and the optimum of a trace that is generated against it.
-    pub own_adversary: [(u64, u64); FIXED.len() + 1],
+    pub own_adversary: [(u64, u64); FIXED_TIMEOUTS.len() + 1],
 }
 
 /// How long a model is held: for a fixed timeout, or for as long as the learner chooses.
@@ -43,8 +43,8 @@ enum HoldingStrategy {
 }
 
 impl HoldingStrategy {
-    fn all(price: Duration) -> [Self; FIXED.len() + 1] {
-        let [a, b, c, d] = FIXED.map(|(_, keep)| Self::Fixed(keep));
+    fn all(price: Duration) -> [Self; FIXED_TIMEOUTS.len() + 1] {
+        let [a, b, c, d] = FIXED_TIMEOUTS.map(|(_, keep)| Self::Fixed(keep));
         [a, b, c, d, Self::Learner(Box::new(Learner::new(price)))]
     }
 
@@ -159,7 +159,7 @@ fn row(trace: &'static str, gaps: &[u64], price: Duration) -> CostRow {
 impl AdaptiveComparison {
     /// The sums of the traces that do not depend on the strategy.
     pub fn total(&self) -> CostRow {
-        let mut costs = [0; FIXED.len() + 1];
+        let mut costs = [0; FIXED_TIMEOUTS.len() + 1];
         for row in &self.fixed_traces {
             costs.iter_mut().zip(&row.costs).for_each(|(sum, cost)| *sum += cost);
         }
@@ -171,7 +171,7 @@ impl AdaptiveComparison {
 
     /// Cost in hours of holding, and in brackets how many times the optimum.
     pub fn table(&self) -> String {
-        let names = FIXED.map(|(name, _)| name).into_iter().chain(["adaptive"]);
+        let names = FIXED_TIMEOUTS.map(|(name, _)| name).into_iter().chain(["adaptive"]);
         let mut text = format!("{:<14}{:>7}{:>10}", "trace", "gaps", "optimum");
         names.for_each(|name| text += &format!("{name:>17}"));
         text.push('\n');
@@ -216,9 +216,9 @@ mod tests {
     fn never_worse_than_twice_the_optimum() {
         for_each_comparison(|comparison, table| {
             for row in comparison.fixed_traces.iter().chain([&comparison.against_learner]) {
-                assert!(row.costs[FIXED.len()] <= 2 * row.optimum, "{}: {table}", row.trace);
+                assert!(row.costs[FIXED_TIMEOUTS.len()] <= 2 * row.optimum, "{}: {table}", row.trace);
             }
-            let (cost, optimum) = comparison.own_adversary[FIXED.len()];
+            let (cost, optimum) = comparison.own_adversary[FIXED_TIMEOUTS.len()];
             assert!(cost <= 2 * optimum, "{table}");
         });
     }
@@ -232,7 +232,7 @@ mod tests {
             // It is so without the periodic trace too, on which pre-warming gains most.
             let without: Vec<&CostRow> = comparison.fixed_traces.iter().filter(|row| row.trace != "periodic").collect();
             let sum = |at: usize| without.iter().map(|row| row.costs[at]).sum::<u64>();
-            assert!((0..FIXED.len()).all(|fixed| sum(FIXED.len()) < sum(fixed)), "{table}");
+            assert!((0..FIXED_TIMEOUTS.len()).all(|fixed| sum(FIXED_TIMEOUTS.len()) < sum(fixed)), "{table}");
         });
     }
 
@@ -240,7 +240,7 @@ mod tests {
     fn no_fixed_timeout_but_the_break_even_keeps_the_bound_against_its_own_adversary() {
         for_each_comparison(|comparison, table| {
             let better = |(cost, optimum): &&(u64, u64)| *cost <= 2 * optimum + optimum / 100;
-            assert!(comparison.own_adversary[..FIXED.len()].iter().filter(better).count() <= 1, "{table}");
+            assert!(comparison.own_adversary[..FIXED_TIMEOUTS.len()].iter().filter(better).count() <= 1, "{table}");
         });
     }
 }

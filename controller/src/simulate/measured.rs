@@ -6,7 +6,7 @@ use std::time::Duration;
 use hush_core::adaptive::break_even;
 use hush_core::{Asks, Labels, Policy, PolicyName, Residency, Selector};
 
-use super::adaptive::FIXED;
+use super::adaptive::FIXED_TIMEOUTS;
 use super::replay::{Hardware, replay_until};
 use super::trace::{TraceKind, TraceRequest};
 
@@ -17,7 +17,7 @@ pub struct MeasuredCosts {
     pub requests: usize,
     /// The cost of a strategy that knows when the next request comes.
     pub optimum: Duration,
-    /// The costs of the timeouts in [`FIXED`], then that of adaptive residency.
+    /// The costs of the timeouts in [`FIXED_TIMEOUTS`], then that of adaptive residency.
     pub costs: Vec<Duration>,
 }
 
@@ -48,9 +48,9 @@ pub fn measure(seed: u64, days: u64, reload: Duration) -> Vec<MeasuredCosts> {
         .collect()
 }
 
-/// The timeouts in [`FIXED`], then adaptive residency.
+/// The timeouts in [`FIXED_TIMEOUTS`], then adaptive residency.
 fn compared_rules() -> Vec<Asks> {
-    let fixed = FIXED.map(|(name, timeout)| {
+    let fixed = FIXED_TIMEOUTS.map(|(name, timeout)| {
         let mode = if name == "never" { Residency::Resident } else { Residency::Idle };
         Asks { residency: Some(mode), idle_timeout: Some(timeout), ..Asks::default() }
     });
@@ -87,7 +87,11 @@ fn optimum(requests: &[TraceRequest], price: Duration) -> Duration {
 
 pub fn table(rows: &[MeasuredCosts]) -> String {
     let mut text = format!("{:<14}{:>9}{:>10}", "trace", "requests", "optimum");
-    FIXED.map(|(name, _)| name).into_iter().chain(["adaptive"]).for_each(|name| text += &format!("{name:>17}"));
+    FIXED_TIMEOUTS
+        .map(|(name, _)| name)
+        .into_iter()
+        .chain(["adaptive"])
+        .for_each(|name| text += &format!("{name:>17}"));
     text.push('\n');
 
     let hours = |cost: &Duration| cost.as_secs_f64() / 3600.0;
@@ -109,10 +113,10 @@ mod tests {
     fn through_the_controller_it_is_within_the_bound_and_ahead_of_every_fixed_timeout() {
         let rows = measure(1, 4, Duration::from_millis(1500));
         for row in &rows {
-            assert!(row.costs[FIXED.len()] <= row.optimum * 2, "{}", table(&rows));
+            assert!(row.costs[FIXED_TIMEOUTS.len()] <= row.optimum * 2, "{}", table(&rows));
         }
 
         let sum = |at: usize| rows.iter().map(|row| row.costs[at]).sum::<Duration>();
-        assert!((0..FIXED.len()).all(|fixed| sum(FIXED.len()) < sum(fixed)), "{}", table(&rows));
+        assert!((0..FIXED_TIMEOUTS.len()).all(|fixed| sum(FIXED_TIMEOUTS.len()) < sum(fixed)), "{}", table(&rows));
     }
 }

@@ -415,7 +415,14 @@ pub struct ProblemView {
 
 #[cfg(test)]
 mod tests {
+    use hush_core::{Pressure, Residency, State};
+    use serde_json::Value;
+
     use super::*;
+
+    fn json(value: &impl Serialize) -> Value {
+        serde_json::to_value(value).unwrap()
+    }
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_795_000_000 + seconds).unwrap()
@@ -423,6 +430,26 @@ mod tests {
 
     fn why(reason: SkipReason, detail: &str) -> SkipReasonView {
         SkipReasonView { reason: reason.to_string(), detail: detail.to_owned() }
+    }
+
+    #[test]
+    fn a_view_is_written_as_the_type_of_the_core_is() {
+        let chosen = |value| Chosen { value, policy: "m/p".to_owned() };
+        let rules = RuleSet {
+            policies: vec!["/floor".to_owned(), "m/p".to_owned()],
+            residency: Chosen { value: Residency::OnDemand, policy: "m/p".to_owned() },
+            window: None,
+            priority: chosen(-3),
+            min_resident_ms: 10_000,
+            min_loaded: 1,
+        };
+        let threshold =
+            Threshold { level: Pressure::Hard, below_bytes: 1, target_bytes: 2, policy: "/floor".to_owned() };
+
+        assert_eq!(json(&RuleSetView::from(&rules)), json(&rules));
+        assert_eq!(json(&RuleSetView::from(&RuleSet { window: Some("m/p".to_owned()), ..rules }))["window"], "m/p");
+        assert_eq!(json(&ThresholdView::from(&threshold)), json(&threshold));
+        assert_eq!(serialized_name(&State::WaitingForMemory), "WaitingForMemory");
     }
 
     #[test]
