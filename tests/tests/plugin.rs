@@ -235,7 +235,7 @@ fn several_models_are_commanded_only_in_so_many_words() -> Result<()> {
     let complaint = plugin::complaint(&with(&["load", "hush-tiny"]))?;
     assert!(complaint.contains("several models") && complaint.contains("  media/two hush-tiny"), "{complaint}");
     let complaint = plugin::complaint(&with(&["load", "hush-tiny", "--all"]))?;
-    let asked = "load 2 models: media/one hush-tiny, media/two hush-tiny: say --yes where nobody can be asked";
+    let asked = "load 2 models: media/one hush-tiny, media/two hush-tiny: give --yes, because without a terminal there is no confirmation";
     assert!(complaint.contains(asked), "{complaint}");
     assert!(controller.audit()?.is_empty(), "nothing was commanded so far");
     let would = plugin::said(&with(&["load", "hush-tiny", "--all", "--dry-run"]))?;

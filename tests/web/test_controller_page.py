@@ -177,7 +177,7 @@ class Page(WithBrowser):
         self.assertIn("Not idle for long enough", self.browser.read(self.browser.model("s0", "[data-part=why]")))
         rules = self.browser.read(self.browser.model("s0", "[data-part=rules]"))
         self.assertEqual(rules, "Governed by apps/speech: Idle, idle timeout 10m by apps/speech.")
-        self.assertIn("No request asks for it", self.browser.read(self.browser.model("s1", "[data-part=why]")))
+        self.assertIn("No request needs it", self.browser.read(self.browser.model("s1", "[data-part=why]")))
         self.assertIn("asleep", self.browser.read(self.browser.model("s1", "[data-part=state]")))
         self.assertEqual(self.browser.read("#models-count"), "1 of 2 in memory")
 
