@@ -37,14 +37,17 @@ fn router() -> axum::Router {
         max_batch: 1,
         memory_limit_bytes: None,
     };
+
     let model = ModelSettings { name: "m".to_owned(), spec, precision: None, policy: Policy::default(), account: None };
     let models = Models::start(vec![model], Settings::this_program(Vec::new()), None, &metrics).unwrap();
     let access = Access::new(Vec::new(), [127, 0, 0, 1].into());
+
     admin::router(AdminState::new(Arc::new(models), access, CancellationToken::new()), metrics)
 }
 
 fn bodies() -> impl Strategy<Value = Vec<u8>> {
     let good = br#"{"if_generation":7,"if_idle_seconds":300.5,"drain_seconds":30,"hold_seconds":120,"reason":"IdleTimeout","policy":"ns/name"}"#;
+
     prop_oneof![
         prop::collection::vec(any::<u8>(), 0..300),
         json().prop_map(String::into_bytes),
@@ -74,12 +77,14 @@ fn json() -> impl Strategy<Value = String> {
         .prop_map(str::to_owned),
         "[a-z_]{0,9}",
     ];
+
     let value = prop_oneof![
         "-?[0-9]{1,40}(\\.[0-9]{1,9})?(e-?[0-9]{1,5})?",
         "\"[^\"\\\\\\x00-\\x1f]{0,80}\"",
         prop::sample::select(vec!["null", "true", "false", "[]", "{}", "\"Manual\"", "\"ns/policy\"", "1e999", "-0.0"])
             .prop_map(str::to_owned),
     ];
+
     prop::collection::vec((name, value), 0..7).prop_map(|fields| {
         let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
         format!("{{{}}}", fields.join(","))
@@ -97,6 +102,7 @@ fn commands() {
             let answer = router.clone().oneshot(request).await.unwrap();
             (answer.status().as_u16(), to_bytes(answer.into_body(), 1 << 20).await.unwrap())
         });
+
         match status {
             200 => drop(serde_json::from_slice::<UnloadResponse>(&body).unwrap()),
             400 | 409 | 413 => drop(serde_json::from_slice::<ErrorBody>(&body).unwrap()),
@@ -117,6 +123,7 @@ fn requests() {
             let again = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<UnloadRequest>(&again).unwrap(), request);
         }
+
         if let Ok(request) = serde_json::from_str::<LoadRequest>(&text) {
             let again = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<LoadRequest>(&again).unwrap(), request);

@@ -52,17 +52,20 @@ fn uploads() -> impl Strategy<Value = Upload> {
         "/v1/audio/transcriptions",
         "/v1/audio/translations",
     ]);
+
     let boundary = prop_oneof![9 => Just("B".to_owned()), 1 => "[ -~]{0,80}"];
     let name = prop_oneof![
         prop::sample::select(vec!["model", "language", "response_format", "temperature", "stream", "beam_size"])
             .prop_map(str::to_owned),
         "[a-z\\[\\]_\"\\\\;=]{0,12}",
     ];
+
     let piece = prop_oneof![
         6 => (1_usize..3000).prop_map(Piece::Form),
         1 => prop::collection::vec(any::<u8>(), 0..200).prop_map(Piece::Bytes),
         1 => (0..PATTERNS.len(), 1_usize..64).prop_map(|(pattern, times)| Piece::Pattern(pattern, times)),
     ];
+
     (
         path,
         boundary,
@@ -91,8 +94,10 @@ impl Upload {
         if let Some(damages) = &self.damages {
             damages.apply(&mut whole);
         }
+
         let mut rest = Bytes::from(whole);
         let mut body = Vec::new();
+
         for piece in &self.pieces {
             match piece {
                 Piece::Form(length) => body.push(rest.split_to((*length).min(rest.len()))),
@@ -105,7 +110,9 @@ impl Upload {
                 }
             }
         }
+
         body.push(rest);
+
         body
     }
 }
@@ -159,14 +166,17 @@ fn queries() {
         "diarize",
         "min_speakers",
     ];
+
     let value = prop_oneof![
         "[ -~]{0,12}",
         "-?[0-9]{1,40}(\\.[0-9]{0,9})?",
         prop::sample::select(vec!["true", "false", "1", "0", "srt", "json", "translate", "de", "%00", "%ff%fe"])
             .prop_map(str::to_owned),
     ];
+
     let pairs = prop::collection::vec((prop::sample::select(names.to_vec()), value), 0..10);
     let router = router();
+
     fuzz("queries", 300, LIMITS, pairs, |pairs| {
         let escape =
             |byte: u8| if byte.is_ascii_alphanumeric() { char::from(byte).into() } else { format!("%{byte:02x}") };
@@ -174,6 +184,7 @@ fn queries() {
             .iter()
             .map(|(name, value)| format!("{name}={}", value.bytes().map(escape).collect::<String>()))
             .collect();
+
         let audio = form(&[part("name=\"audio_file\"; filename=\"a\"", &[0; 3200])]);
         let request = Request::post(format!("/asr?{}", query.join("&")));
         let request = request.header("content-type", "multipart/form-data; boundary=B");

@@ -57,6 +57,7 @@ fn header() -> (Map<String, Value>, u64) {
         end += 2 * shape.iter().product::<usize>() as u64;
         fields.insert(format!("model.{name}"), json!({"dtype": "F16", "shape": shape, "data_offsets": [start, end]}));
     }
+
     (fields, end)
 }
 
@@ -71,9 +72,11 @@ fn write(folder: &Path, length: u64, header: &[u8], data: u64) {
 /// Opens it, and reads what it says it has.
 fn read(folder: &Path) {
     let Ok(checkpoint) = Checkpoint::open(folder) else { return };
+
     for (name, shape) in checkpoint.config.tensors() {
         let tensor = checkpoint.weights.tensor(&name).unwrap();
         assert_eq!(tensor.shape(), shape);
+
         // Values that are no numbers are an error; fewer than announced cannot be.
         if let Ok(values) = tensor.to_vec() {
             assert_eq!(values.len(), shape.iter().product::<usize>());
@@ -91,13 +94,16 @@ fn damaged_headers() {
         1 => any::<u64>().prop_map(Some),
         1 => prop::sample::select(vec![0, 1, u64::MAX, 1 << 63, 100 << 20]).prop_map(Some),
     ];
+
     fuzz("damaged_headers", 200, LIMITS, (damages(), length, any::<bool>()), |(damages, length, padded)| {
         let mut header = text.clone();
         damages.apply(&mut header);
+
         // What was lost may be made good with spaces, so that the lengths agree again.
         if padded {
             header.resize(text.len(), b' ');
         }
+
         write(folder.path(), length.unwrap_or(header.len() as u64), &header, data);
         read(folder.path());
     });
@@ -120,18 +126,22 @@ fn wild_headers() {
         Just(json!(data)),
         Just(json!(data + 1)),
     ];
+
     let change = (
         any::<prop::sample::Index>(),
         prop::sample::select(vec!["shape", "start", "end", "dtype", "gone", "other", "all"]),
         prop::collection::vec(number, 1..6),
         prop::sample::select(vec!["F32", "F16", "BF16", "F64", "I8", "F8_E4M3", "BOOL", "f16", ""]),
     );
+
     fuzz("wild_headers", 200, LIMITS, prop::collection::vec(change, 1..4), |changes| {
         let mut fields = fields.clone();
+
         for (at, what, numbers, dtype) in &changes {
             let name = at.get(&fields.keys().cloned().collect::<Vec<_>>()).clone();
             let field = &mut fields[&name];
             let number = numbers[0].clone();
+
             match (*what, field.pointer_mut("/data_offsets").and_then(Value::as_array_mut)) {
                 ("shape", Some(_)) => field["shape"] = Value::Array(numbers.clone()),
                 ("start", Some(offsets)) => offsets[0] = number,
@@ -145,6 +155,7 @@ fn wild_headers() {
                 _ => *field = number,
             }
         }
+
         let header = Value::Object(fields).to_string().into_bytes();
         write(folder.path(), header.len() as u64, &header, data);
         read(folder.path());
@@ -156,6 +167,7 @@ fn configurations_of_models() {
     let (fields, data) = header();
     let header = Value::Object(fields).to_string().into_bytes();
     let folder = folder();
+
     write(folder.path(), header.len() as u64, &header, data);
     let good = fs::read(folder.path().join("config.json")).unwrap();
     let names: Vec<String> = serde_json::from_slice::<Map<String, Value>>(&good).unwrap().keys().cloned().collect();
@@ -167,7 +179,9 @@ fn configurations_of_models() {
         Just(json!([])),
         Just(json!("64")),
     ];
+
     let wild = prop::collection::vec((prop::sample::select(names), value), 0..4);
+
     fuzz("configurations_of_models", 200, LIMITS, (wild, prop::option::weighted(0.3, damages())), |(wild, damages)| {
         let mut fields: Map<String, Value> = serde_json::from_slice(&good).unwrap();
         fields.extend(wild);
@@ -175,6 +189,7 @@ fn configurations_of_models() {
         if let Some(damages) = damages {
             damages.apply(&mut text);
         }
+
         fs::write(folder.path().join("config.json"), text).unwrap();
         read(folder.path());
     });
@@ -187,6 +202,7 @@ fn manifests_of_models() {
     for name in hush_whisper::model_dir::FILES {
         File::create(folder.path().join(name)).unwrap();
     }
+
     fs::write(folder.path().join("model.json"), &good).unwrap();
     ModelDir::open(folder.path()).unwrap();
     let limits = Limits { bytes: 4 << 20, ..LIMITS };
@@ -227,11 +243,13 @@ fn wild_manifests() {
     for name in hush_whisper::model_dir::FILES {
         File::create(folder.path().join(name)).unwrap();
     }
+
     let leaves: Vec<String> = ["config", "tokens"]
         .iter()
         .flat_map(|part| good[part].as_object().unwrap().keys().map(move |field| format!("/{part}/{field}")))
         .chain(["/alignment_heads".to_owned()])
         .collect();
+
     let value = prop_oneof![
         any::<u64>().prop_map(|n| json!(n)),
         (0_u64..1 << 25).prop_map(|n| json!(n)),
@@ -239,21 +257,27 @@ fn wild_manifests() {
         prop::collection::vec(any::<u32>(), 0..3).prop_map(|list| json!(list)),
         (any::<usize>(), any::<usize>()).prop_map(|(layer, head)| json!([[layer, head]])),
     ];
+
     let limits = Limits { bytes: 4 << 20, ..LIMITS };
     let wild = prop::collection::vec((prop::sample::select(leaves), value), 1..4);
+
     fuzz("wild_manifests", 500, limits, wild, |wild| {
         let mut changed = good.clone();
         for (field, value) in wild {
             *changed.pointer_mut(&field).unwrap() = value;
         }
+
         fs::write(folder.path().join("model.json"), changed.to_string()).unwrap();
         let Ok(model) = ModelDir::open(folder.path()) else { return };
         let (config, tokens) = (&model.manifest().config, &model.manifest().tokens);
+
         assert_eq!(config.check(), Ok(()));
         assert_eq!(config.head_width() * config.decoder_attention_heads, config.d_model);
         assert!(tokens.suppress.iter().all(|id| (*id as usize) < config.vocab_size));
         assert!((tokens.timestamp_begin as usize) < config.vocab_size);
+
         let heads = &model.manifest().alignment_heads;
+
         assert!(
             heads
                 .iter()
@@ -271,15 +295,19 @@ fn tokenizers_of_models() {
     let tokens =
         (prop::collection::vec(("[a-z]{0,4}", id()), 0..20), prop::collection::vec(("[a-z|<>]{0,8}", id()), 0..5));
     let limits = Limits { bytes: 1 << 20, ..LIMITS };
+
     fuzz("tokenizers_of_models", 500, limits, (tokens, prop::option::weighted(0.3, damages())), |(tokens, damages)| {
         let (vocabulary, added) = tokens;
         let vocabulary: Map<_, _> = vocabulary.into_iter().map(|(text, id)| (text, json!(id))).collect();
         let added: Vec<_> = added.into_iter().map(|(content, id)| json!({"id": id, "content": content})).collect();
         let mut text = json!({"added_tokens": added, "model": {"vocab": vocabulary}}).to_string().into_bytes();
+
         if let Some(damages) = damages {
             damages.apply(&mut text);
         }
+
         fs::write(&path, text).unwrap();
+
         if let Ok(tokenizer) = Tokenizer::open(&path, 1_000) {
             assert!(tokenizer.size() <= 1_000);
             let _ = tokenizer.decode([0, 999, u32::MAX]);

@@ -33,8 +33,10 @@ fn source() -> TempDir {
         max_target_positions: 16,
         vocab_size: 16,
     };
+
     let folder = checkpoints::random(&config, &[[0, 0]], 1);
     fs::write(folder.path().join("tokenizer.json"), r#"{"model": {"vocab": {"a": 0, "b": 1}}}"#).unwrap();
+
     folder
 }
 
@@ -58,6 +60,7 @@ fn assert_read_up_to_the_vocabulary(path: &Path) {
 
 fn damaged_file(name: &'static str, cases: u32, folder: &Path, path: &Path) {
     assert_read_up_to_the_vocabulary(folder);
+
     let good = fs::read(path).unwrap();
     fuzz(name, cases, LIMITS, damages(), |damages| {
         let mut bytes = good.clone();
@@ -105,10 +108,12 @@ fn wild_pickles() {
         b"X\x10\x00\x00\x00model_state_dict",
         b"X\x07\x00\x00\x00storage",
     ]);
+
     let piece = prop_oneof![
         3 => piece.prop_map(|(opcode, operand)| [vec![opcode], operand].concat()),
         1 => words.prop_map(<[u8]>::to_vec),
     ];
+
     fuzz("wild_pickles", 400, LIMITS, prop::collection::vec(piece, 0..60), |pieces| {
         let path = write_archive(folder.path(), "wild.pt", &pieces.concat(), []);
         read(&path);

@@ -93,6 +93,7 @@ fn yaml_of_every_kind() {
         .prop_map(str::to_owned),
         "[ -~]{0,10}",
     ];
+
     fuzz("yaml_of_every_kind", 1000, LIMITS, prop::collection::vec(token, 0..60), |tokens| {
         read(&tokens.concat());
     });
@@ -108,8 +109,11 @@ fn anchors_that_multiply() {
             let aliases = vec![format!("*a{}", level - 1); fan].join(", ");
             text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
         }
+
         text.push_str(&format!("{key}: *a{}\n", levels - 1));
+
         assert_eq!(read(&text), None, "there are no such keys");
+
         // The same where a list is allowed.
         let nested =
             (1..levels).fold("&a0 [x]".to_owned(), |inner, level| format!("&a{level} [{inner}, *a{}]", level - 1));

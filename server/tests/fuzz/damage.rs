@@ -16,6 +16,7 @@ pub enum Damage {
 fn one() -> impl Strategy<Value = Damage> {
     let at = any::<prop::sample::Index>;
     let wild = prop_oneof![Just(0), Just(1), Just(u32::MAX), Just(0x7fff_ffff), Just(0x8000_0000), any::<u32>()];
+
     prop_oneof![
         (at(), any::<u8>()).prop_map(|(at, byte)| Damage::Set(at, byte)),
         (at(), 0..8_u8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
@@ -46,6 +47,7 @@ fn apply(bytes: &mut Vec<u8>, damages: &[(bool, Damage)]) {
         if len == 0 {
             return;
         }
+
         match damage {
             Damage::Set(at, byte) => bytes[at.index(len)] = *byte,
             Damage::Flip(at, bit) => bytes[at.index(len)] ^= 1 << bit,

@@ -28,6 +28,7 @@ fn good() -> [Vec<u8>; 2] {
         max_batch: 8,
         memory_limit_bytes: Some(1 << 33),
     };
+
     let options = TranscribeOptions { language: Some("de".to_owned()), ..TranscribeOptions::default() };
     let work = Work::Transcribe(options);
     let to = [
@@ -42,6 +43,7 @@ fn good() -> [Vec<u8>; 2] {
         ToRunner::LogLevel { filter: "info".to_owned() },
         ToRunner::Exit,
     ];
+
     let segment = Segment { text: " Hello.".to_owned(), tokens: vec![1, 2, 3], ..Segment::default() };
     let transcript = Transcript { language: "de".to_owned(), language_probability: None, duration_seconds: 9.5 };
     let languages = vec![LanguageProbability { code: "en".to_owned(), probability: 0.5 }];
@@ -56,14 +58,17 @@ fn good() -> [Vec<u8>; 2] {
         FromRunner::Done { id: 2, outcome: Outcome::Languages(languages) },
         FromRunner::Failed { id: 3, kind: FailureKind::Engine, message: "m".to_owned() },
     ];
+
     [bytes_of(&to), bytes_of(&from)]
 }
 
 /// Everything in `bytes` up to the first error.
 fn decode<M: Message>(bytes: &[u8], piece: usize) {
     let mut decoder = Decoder::default();
+
     for piece in bytes.chunks(piece) {
         decoder.buffer().extend_from_slice(piece);
+
         loop {
             match decoder.message::<M>() {
                 Ok(Some(_)) => {}
@@ -102,6 +107,7 @@ fn wild_json() {
         "{\"segment\":{\"id\":1,\"segment\":{\"tokens\":[",
         "\u{1f600}",
     ]);
+
     let start = prop::sample::select(vec![
         "",
         "{\"segment\":{\"id\":1,\"segment\":{\"tokens\":[",
@@ -110,6 +116,7 @@ fn wild_json() {
         "{\"work\":{\"id\":1,\"work\":{\"transcribe\":{\"temperatures\":[",
         "{\"load_failed\":{\"kind\":\"engine\",\"message\":\"",
     ]);
+
     fuzz("wild_json", 200, LIMITS, (start, piece, 0_usize..400_000), |(start, piece, times)| {
         let mut json = start.as_bytes().to_vec();
         json.extend(piece.as_bytes().iter().copied().cycle().take((piece.len() * times).min(MAX_FRAME - json.len())));

@@ -33,8 +33,10 @@ where
             seconds.parse().unwrap_or_else(|_| panic!("{BUDGET_VARIABLE} is {seconds}, no number of seconds"));
         Duration::from_secs(seconds)
     });
+
     let watchdog = Watchdog::start(name.to_owned(), limits.time);
     let (begun, mut inputs, mut most_bytes, slowest) = (Instant::now(), 0, Cell::new(0), Cell::new(Duration::ZERO));
+
     loop {
         let mut runner = TestRunner::new(config(name, if budget.is_some() { ROUND } else { cases }));
         let outcome = runner.run(&strategy, |input| {
@@ -45,17 +47,22 @@ where
             watchdog.end();
             most_bytes.set(held.max(most_bytes.get()));
             slowest.set(started.elapsed().max(slowest.get()));
+
             assert!(held <= limits.bytes, "held {held} bytes; the limit is {}", limits.bytes);
+
             Ok(())
         });
+
         if let Err(failure) = outcome {
             panic!("{name}: {failure}");
         }
+
         inputs += if budget.is_some() { ROUND } else { cases };
         if budget.is_none_or(|budget| begun.elapsed() >= budget) {
             break;
         }
     }
+
     let (slowest, most_bytes) = (slowest.get(), *most_bytes.get_mut());
     println!("{name}: {inputs} inputs, the slowest {slowest:.1?}, the largest {} kB", most_bytes >> 10);
 }
@@ -84,10 +91,12 @@ impl Watchdog {
                     eprintln!("{name}: no end after {limit:?} with {input}");
                     std::process::abort();
                 }
+
                 drop(now);
                 thread::sleep(Duration::from_millis(50));
             }
         });
+
         Self { now }
     }
 

@@ -31,9 +31,11 @@ impl Abilities {
         if self.is_multilingual {
             return Ok(());
         }
+
         if options.task == Task::Translate {
             return Err(TranscribeError::CannotTranslate);
         }
+
         match options.language.as_deref().and_then(language::code) {
             None | Some("en") => Ok(()),
             Some(code) => {
@@ -69,6 +71,7 @@ mod tests {
         for language in [None, Some("en"), Some("English")] {
             assert!(ENGLISH.check(&options(Task::Transcribe, language)).is_ok(), "{language:?}");
         }
+
         let refused = |task, language| ENGLISH.check(&options(task, language)).unwrap_err().to_string();
         assert!(refused(Task::Transcribe, Some("es")).contains("only English"));
         assert!(refused(Task::Transcribe, Some("Spanish")).contains("`es` (spanish)"));

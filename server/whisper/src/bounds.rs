@@ -24,15 +24,18 @@ impl<'a> BoundedSink<'a> {
         if strip(&segment.text).is_empty() {
             return None;
         }
+
         let within = |seconds: f64| seconds.clamp(0.0, self.end_seconds);
         for word in &mut segment.words {
             word.start_seconds = within(word.start_seconds);
             word.end_seconds = within(word.end_seconds).max(word.start_seconds);
         }
+
         if let ([first, ..], [.., last]) = (segment.words.as_slice(), segment.words.as_slice()) {
             segment.start_seconds = segment.start_seconds.min(first.start_seconds);
             segment.end_seconds = segment.end_seconds.max(last.end_seconds);
         }
+
         if segment.start_seconds >= self.end_seconds {
             tracing::debug!(
                 seconds = segment.start_seconds,
@@ -41,8 +44,10 @@ impl<'a> BoundedSink<'a> {
             );
             return None;
         }
+
         segment.start_seconds = within(segment.start_seconds);
         segment.end_seconds = within(segment.end_seconds).max(segment.start_seconds);
+
         Some(segment)
     }
 }

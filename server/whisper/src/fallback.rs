@@ -71,12 +71,19 @@ mod tests {
     #[test]
     fn tokens_are_spent_by_all_rows() {
         let mut budget = FallbackBudget::new(Some(1_000), None);
+
         assert_eq!(budget.tokens_for(5, 150), Some(150));
+
         budget.spend(5, 150);
+
         assert_eq!(budget.tokens_for(5, 150), Some(50));
+
         budget.spend(5, 49);
+
         assert_eq!(budget.tokens_for(5, 150), Some(1));
+
         budget.spend(5, 1);
+
         assert_eq!(budget.tokens_for(5, 150), None);
         assert_eq!(FallbackBudget::new(Some(0), None).tokens_for(1, 150), None);
     }
@@ -100,8 +107,10 @@ mod tests {
             temperature,
             compression_ratio,
         };
+
         let attempts =
             vec![attempt(0.0, 9.0, -0.1), attempt(0.2, 1.0, -1.2), attempt(0.4, 1.0, -1.1), attempt(0.6, 1.0, -1.1)];
+
         assert_eq!(best_of(attempts.clone(), Some(2.4)).unwrap().temperature, 0.4);
         assert_eq!(best_of(attempts, None).unwrap().temperature, 0.0);
         assert_eq!(best_of(vec![], None), None);

@@ -137,6 +137,7 @@ fn lock(models_dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, I
         progress(Progress { step: Step::Waiting, done_bytes: 0, total_bytes: 0 });
         file.lock().map_err(failed)?;
     }
+
     Ok(file)
 }
 
@@ -148,6 +149,7 @@ fn remove_leftovers(models_dir: &Path) -> io::Result<()> {
             fs::remove_dir_all(entry.path())?;
         }
     }
+
     Ok(())
 }
 
@@ -254,6 +256,7 @@ fn put_in_place(unfinished: TempDir, models_dir: &Path, target: &Path) -> io::Re
     if !target.exists() {
         return fs::rename(unfinished.keep(), target);
     }
+
     match renameat_with(CWD, unfinished.path(), CWD, target, RenameFlags::EXCHANGE) {
         // What is at the temporary name now is the old model, and goes with it.
         Ok(()) => unfinished.close(),
@@ -261,10 +264,12 @@ fn put_in_place(unfinished: TempDir, models_dir: &Path, target: &Path) -> io::Re
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
             let old = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(models_dir)?;
             fs::rename(target, old.path().join("old"))?;
+
             if let Err(e) = fs::rename(unfinished.path(), target) {
                 fs::rename(old.path().join("old"), target)?;
                 return Err(e);
             }
+
             let _ = unfinished.keep();
             old.close()
         }

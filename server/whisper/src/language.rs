@@ -158,10 +158,12 @@ pub fn name(code: &str) -> Option<&'static str> {
 pub fn code(given: &str) -> Option<&'static str> {
     let given = given.trim().to_lowercase().replace('_', "-");
     let mut tag = given.as_str();
+
     loop {
         if let Some(code) = exact_code(tag) {
             return Some(code);
         }
+
         // The longest part of a tag that is known decides.
         (tag, _) = tag.rsplit_once(['-', '.', '@'])?;
     }
@@ -192,6 +194,7 @@ mod tests {
         for given in ["de", "DE", "German", "german"] {
             assert_eq!(code(given), Some("de"));
         }
+
         assert_eq!(code("Castilian"), Some("es"));
         assert_eq!(code("mandarin"), Some("zh"));
         assert_eq!(code("haitian creole"), Some("ht"));
@@ -227,6 +230,7 @@ mod tests {
         ] {
             assert_eq!(code(given), Some(expected), "{given}");
         }
+
         for unknown in ["tlh-AQ", "-", "-en", "english us", "x-en", "e", "auto"] {
             assert_eq!(code(unknown), None, "{unknown}");
         }

@@ -51,6 +51,7 @@ impl LogMel {
         let hann = (0..N_FFT)
             .map(|i| (0.5 - 0.5 * (2.0 * std::f64::consts::PI * i as f64 / N_FFT as f64).cos()) as f32)
             .collect();
+
         Self {
             bins,
             bands: mel_bands(bins).into(),
@@ -74,6 +75,7 @@ impl LogMel {
             for ((into, sample), weight) in self.input.iter_mut().zip(covered).zip(&*self.hann) {
                 *into = sample * weight;
             }
+
             // The lengths are the plan's own, the only thing that it checks.
             let transformed =
                 self.fft.process_with_scratch(&mut self.input, &mut self.spectrum, &mut self.scratch).is_ok();
@@ -81,6 +83,7 @@ impl LogMel {
             for (power, value) in self.power.iter_mut().zip(&self.spectrum) {
                 *power = value.norm_sqr();
             }
+
             for (cell, band) in cells.iter_mut().zip(&*self.bands) {
                 let powers = &self.power[band.first..][..band.weights.len()];
                 let energy: f32 = powers.iter().zip(&band.weights).map(|(power, weight)| power * weight).sum();
@@ -96,6 +99,7 @@ fn mel_bands(bins: usize) -> Vec<Band> {
     let top = hz_to_mel(f64::from(crate::SAMPLE_RATE) / 2.0);
     let edges: Vec<f64> = (0..bins + 2).map(|i| mel_to_hz(top * i as f64 / (bins + 1) as f64)).collect();
     let hz = |k: usize| k as f64 * f64::from(crate::SAMPLE_RATE) / N_FFT as f64;
+
     edges
         .windows(3)
         .map(|edge| {
@@ -228,14 +232,17 @@ impl<'a> Spectrogram<'a> {
         let bins = self.mel.bins;
         let heard = (self.padded / HOP as u64).saturating_sub(seek).min(count.min(WINDOW_FRAMES) as u64) as usize;
         let mut computed = std::mem::take(&mut self.frames);
+
         if seek > 0 {
             self.raw_frames(seek, heard, &mut computed)?;
         }
+
         // The scan kept the whole first window, but for the silence behind a shorter recording.
         let frames = if seek == 0 { &self.first_frames } else { &computed };
         let sounding = (frames.len() / bins).min(heard);
         let floor = self.peak - 8.0;
         let silence = (FLOOR.log10().max(floor) + 4.0) / 4.0;
+
         for (bin, row) in out.chunks_exact_mut(WINDOW_FRAMES).enumerate() {
             let cells = frames[..sounding * bins].iter().skip(bin).step_by(bins);
             for (into, cell) in row.iter_mut().zip(cells) {
@@ -244,7 +251,9 @@ impl<'a> Spectrogram<'a> {
             row[sounding..heard].fill(silence);
             row[heard..].fill(0.0);
         }
+
         self.frames = computed;
+
         Ok(())
     }
 
@@ -255,12 +264,14 @@ impl<'a> Spectrogram<'a> {
         if count == 0 {
             return Ok(());
         }
+
         let mut samples = std::mem::take(&mut self.samples);
         samples.clear();
         samples.resize((count - 1) * HOP + N_FFT, 0.0);
         self.fill(first as i64 * HOP as i64 - HALF_FFT as i64, &mut samples)?;
         self.mel.frames(&samples, frames);
         self.samples = samples;
+
         Ok(())
     }
 
@@ -271,20 +282,25 @@ impl<'a> Spectrogram<'a> {
         let inside = (padded - start).clamp(0, out.len() as i64) as usize;
         let (head, rest) = out.split_at_mut(before);
         let (body, tail) = rest.split_at_mut(inside.saturating_sub(before));
+
         self.read(start.max(0) as u64, body)?;
+
         if !head.is_empty() {
             // Samples -n..0 are samples n..0.
             self.read((-start) as u64 + 1 - head.len() as u64, head)?;
             head.reverse();
         }
+
         if !tail.is_empty() {
             let count = tail.len() as u64;
             let first = start + (before + body.len()) as i64;
+
             // Sample padded + n is sample padded - 2 - n.
             let mirrored = 2 * (padded - 1) - first;
             self.read((mirrored + 1) as u64 - count, tail)?;
             tail.reverse();
         }
+
         Ok(())
     }
 
@@ -297,7 +313,9 @@ impl<'a> Spectrogram<'a> {
                 *sample = 0.0;
             }
         }
+
         silence.fill(0.0);
+
         Ok(())
     }
 }
@@ -320,19 +338,23 @@ mod tests {
             .chain(signal.iter().copied())
             .chain((0..HALF_FFT).map(|i| signal[padded - 2 - i]))
             .collect();
+
         let count = padded / HOP;
         let mut frames = vec![0.0; count * bins];
+
         LogMel::new(bins).frames(&mirrored, &mut frames);
         let peak = frames.iter().copied().fold(f32::MIN, f32::max);
         for cell in &mut frames {
             *cell = (cell.max(peak - 8.0) + 4.0) / 4.0;
         }
+
         (count, frames)
     }
 
     fn assert_window(spectrogram: &mut Spectrogram, all: &[f32], bins: usize, seek: usize, count: usize) {
         let mut out = vec![f32::NAN; bins * WINDOW_FRAMES];
         spectrogram.window(seek as u64, count, &mut out).unwrap();
+
         for bin in 0..bins {
             for frame in 0..WINDOW_FRAMES {
                 let expected = if frame < count { all[(seek + frame) * bins + bin] } else { 0.0 };
@@ -349,7 +371,9 @@ mod tests {
             let mut mel = LogMel::new(80);
             let mut spectrogram = Spectrogram::scan(&mut audio, &mut mel, &mut || true).unwrap();
             let content = spectrogram.content_frames() as usize;
+
             assert_eq!(content, samples / HOP);
+
             for seek in [0, 1, 17, 2999, 3000, 5000, content.saturating_sub(3)] {
                 if seek < content {
                     assert_window(&mut spectrogram, &all, 80, seek, (content - seek).min(WINDOW_FRAMES));
@@ -377,12 +401,17 @@ mod tests {
         let mut out = vec![f32::NAN; 80 * WINDOW_FRAMES];
         let mut nothing: Vec<f32> = Vec::new();
         let mut spectrogram = Spectrogram::scan(&mut nothing, &mut mel, &mut || true).unwrap();
+
         assert_eq!(spectrogram.content_frames(), 0);
+
         spectrogram.window(0, 3000, &mut out).unwrap();
+
         assert!(out.iter().all(|cell| *cell == -1.5));
+
         let mut wild = [f32::NAN, f32::INFINITY, f32::MAX, -1.0, 0.5, f32::MIN].repeat(1000);
         let mut spectrogram = Spectrogram::scan(&mut wild, &mut mel, &mut || true).unwrap();
         spectrogram.window(0, 37, &mut out).unwrap();
+
         assert!(out.iter().all(|cell| cell.is_finite()));
     }
 

@@ -108,19 +108,24 @@ impl ModelDir {
             }
             Err(source) => return Err(ModelDirError::Io { path: manifest_path, source }),
         };
+
         let bad = |source| ModelDirError::Manifest { path: manifest_path.clone(), source };
+
         // The version first: what follows may look different in another one.
         let version: Version = serde_json::from_slice(&text).map_err(bad)?;
         let expected = format_version(version.precision.unwrap_or(Precision::Int8));
+
         if version.format_version != expected {
             return Err(ModelDirError::Version { path: manifest_path, found: version.format_version, expected });
         }
+
         let manifest: Manifest = serde_json::from_slice(&text).map_err(bad)?;
         manifest.check().map_err(|FieldProblem { field, problem }| ModelDirError::Field {
             path: manifest_path.clone(),
             field,
             problem,
         })?;
+
         for name in FILES {
             let path = path.join(name);
             let found = match fs::metadata(&path) {
@@ -128,6 +133,7 @@ impl ModelDir {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(ModelDirError::MissingFile(path)),
                 Err(source) => return Err(ModelDirError::Io { path, source }),
             };
+
             match manifest.files.get(name) {
                 Some(entry) if entry.bytes == found => {}
                 Some(FileEntry { bytes: expected, .. }) => {
@@ -136,6 +142,7 @@ impl ModelDir {
                 None => return Err(bad(serde::de::Error::custom(format!("`files` does not list `{name}`")))),
             }
         }
+
         Ok(Self { path: path.to_owned(), manifest })
     }
 
@@ -151,6 +158,7 @@ impl ModelDir {
                 return Err(ModelDirError::Digest { path, expected: entry.sha256.clone(), found });
             }
         }
+
         Ok(())
     }
 
@@ -187,6 +195,7 @@ impl Manifest {
             let problem = format!("holds [{layer}, {head}], but the decoder has {layers} layers of {heads} heads");
             return Err(FieldProblem::new("alignment_heads", problem));
         }
+
         Ok(())
     }
 }
@@ -213,6 +222,7 @@ fn digest(path: &Path) -> io::Result<FileEntry> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut bytes = 0;
+
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {

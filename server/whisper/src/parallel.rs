@@ -180,10 +180,12 @@ impl Report<'_> {
         for mut segment in segments {
             segment.id = self.segments;
             self.segments += 1;
+
             // As if all packs lay end to end.
             segment.seek += (self.spoken / HOP as u64) as usize;
             restored.segment(segment);
         }
+
         self.spoken += map.length_spoken();
         let (done, whole) = map.progress();
         self.sink.progress(done, whole);

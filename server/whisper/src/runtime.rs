@@ -86,6 +86,7 @@ pub fn init(library: &Path) -> Result<RuntimeInfo, RuntimeError> {
         io::ErrorKind::NotFound => RuntimeError::Missing { path: library.into(), source_of_path: "the caller" },
         _ => RuntimeError::Read { path: library.into(), source },
     })?;
+
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(Loaded { info, .. }) = &*loaded {
         if info.library == library {
@@ -93,15 +94,18 @@ pub fn init(library: &Path) -> Result<RuntimeInfo, RuntimeError> {
         }
         return Err(RuntimeError::AlreadyLoaded { loaded: info.library.clone(), asked: library });
     }
+
     if !is_telemetry_off() {
         return Err(RuntimeError::Telemetry);
     }
+
     let builder = ort::init_from(&library).map_err(|error| refused(&library, error))?;
     let environment = builder.with_telemetry(false).build().map_err(RuntimeError::Start)?;
     environment.set_log_level(log_level());
     let info = RuntimeInfo { version: release(&library).unwrap_or_else(|| ort::info().to_owned()), library };
     tracing::info!(version = info.version, library = %info.library.display(), "loaded ONNX Runtime");
     *loaded = Some(Loaded { info: info.clone(), environment });
+
     Ok(info)
 }
 
@@ -116,11 +120,13 @@ pub fn restart_without_telemetry() -> io::Result<()> {
     if is_telemetry_off() {
         return Ok(());
     }
+
     let mut arguments = env::args_os();
     let mut command = Command::new("/proc/self/exe");
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
+
     // It only returns when it fails.
     Err(command.args(arguments).env(TELEMETRY_VARIABLE, NO_TELEMETRY).exec())
 }
@@ -162,6 +168,7 @@ fn refused(library: &Path, error: ort::LoadDynamicError) -> RuntimeError {
 /// `1.32.0`: the version under which the library exports its symbols. ort tells it only to those it refuses.
 fn release(library: &Path) -> Option<String> {
     const MARK: &[u8] = b"VERS_";
+
     // The names of symbols lie near the start.
     let mut start = Vec::new();
     fs::File::open(library).ok()?.take(1 << 20).read_to_end(&mut start).ok()?;
@@ -175,11 +182,14 @@ pub fn find_library(explicit: Option<&Path>) -> Result<PathBuf, RuntimeError> {
     if let Some(path) = explicit {
         return named(path, "--ort-lib");
     }
+
     if let Some(path) = env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty()) {
         return named(Path::new(&path), PATH_VARIABLE);
     }
+
     let beside = env::current_exe().ok().and_then(|executable| executable.parent().map(Path::to_path_buf));
     let beside = beside.iter().flat_map(|folder| BESIDE_EXECUTABLE.map(|place| folder.join(place)));
+
     search(beside.chain(USUAL_PLACES.map(PathBuf::from)).collect())
 }
 
@@ -201,12 +211,15 @@ fn in_folder(folder: &Path) -> Option<PathBuf> {
     if plain.is_file() {
         return Some(plain);
     }
+
     let mut versioned: Vec<PathBuf> = fs::read_dir(folder)
         .ok()?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libonnxruntime.so.")))
         .collect();
+
     versioned.sort();
+
     versioned.pop()
 }
 
@@ -224,9 +237,11 @@ mod tests {
     fn a_folder_stands_for_the_library_in_it() {
         let folder = tempfile::tempdir().unwrap();
         assert!(find_library(Some(folder.path())).is_err());
+
         let versioned = folder.path().join("libonnxruntime.so.1.32.0");
         fs::write(&versioned, "").unwrap();
         assert_eq!(find_library(Some(folder.path())).unwrap(), versioned);
+
         let plain = folder.path().join(FILE);
         fs::write(&plain, "").unwrap();
         assert_eq!(find_library(Some(folder.path())).unwrap(), plain);
@@ -243,9 +258,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let text = folder.path().join("text.so");
         fs::write(&text, "not a library").unwrap();
+
         assert!(matches!(init(&text), Err(RuntimeError::NotALibrary { .. })));
         assert!(matches!(init(&folder.path().join("none.so")), Err(RuntimeError::Missing { .. })));
+
         let other = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/libm.so.6", "/usr/lib/libm.so.6"];
+
         if let Some(other) = other.into_iter().map(Path::new).find(|path| path.exists()) {
             assert!(matches!(init(other), Err(RuntimeError::NotOnnxRuntime { .. })));
         }

@@ -29,27 +29,34 @@ pub fn is_finished(tokens: &[u32], timestamp_begin: u32) -> bool {
 pub fn split(tokens: &[u32], timestamp_begin: u32) -> (Vec<Piece<'_>>, Advance) {
     let is_timestamp = |token: u32| token >= timestamp_begin;
     let ends_with_one = is_finished(tokens, timestamp_begin);
+
     // A cut lies between two timestamps in a row.
     let mut cuts: Vec<usize> =
         (1..tokens.len()).filter(|at| is_timestamp(tokens[at - 1]) && is_timestamp(tokens[*at])).collect();
+
     if cuts.is_empty() {
         let latest = tokens.iter().rev().copied().find(|token| is_timestamp(*token));
         let end = latest.filter(|token| *token != timestamp_begin).map(|token| token - timestamp_begin);
         return (vec![Piece { tokens, from: 0, start: 0, end }], Advance::WholeWindow);
     }
+
     if ends_with_one {
         cuts.push(tokens.len());
     }
+
     let mut pieces = Vec::with_capacity(cuts.len());
     let mut from = 0;
     for cut in cuts {
         let piece = &tokens[from..cut];
+
         // The first piece of a window may begin, by rule, only with a timestamp; others begin behind a cut.
         let at = |token: Option<&u32>| token.map_or(0, |token| token.saturating_sub(timestamp_begin));
         pieces.push(Piece { tokens: piece, from, start: at(piece.first()), end: Some(at(piece.last())) });
         from = cut;
     }
+
     let advance = if ends_with_one { Advance::WholeWindow } else { Advance::To(tokens[from - 1] - timestamp_begin) };
+
     (pieces, advance)
 }
 
@@ -70,6 +77,7 @@ mod tests {
     fn one_finished_segment_takes_the_whole_window() {
         let tokens = [T, 1, 2, T + 50];
         assert_eq!(cut(&tokens), (vec![(tokens.to_vec(), 0, Some(50))], Advance::WholeWindow));
+
         // Its start is not read from its first timestamp.
         let tokens = [T + 10, 1, 2, T + 50];
         assert_eq!(cut(&tokens), (vec![(tokens.to_vec(), 0, Some(50))], Advance::WholeWindow));

@@ -27,5 +27,6 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     if content.len() as u64 > LONGEST_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is longer than {LONGEST_BYTES} bytes")));
     }
+
     Ok(content)
 }

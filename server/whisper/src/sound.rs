@@ -31,16 +31,20 @@ pub(crate) fn look(samples: &[f32], is_last: bool) -> Hearing {
         .filter(|(_, frame)| frame.iter().any(|sample| sample.abs() > QUIET))
         .map(|(index, _)| index)
         .collect();
+
     if sounding.len() >= LEAST_FRAMES {
         return match sounding.first() {
             Some(first) if *first >= LATE_FRAMES => Hearing::Skip(first - LEAD_FRAMES),
             _ => Hearing::Worthwhile,
         };
     }
+
     let frames = samples.len().div_ceil(HOP);
+
     // A word that has just begun is heard with the next window.
     let run = sounding.windows(2).rposition(|two| two[1] - two[0] > PAUSE_FRAMES).map_or(0, |at| at + 1);
     let goes_on = sounding.last().is_some_and(|last| last + PAUSE_FRAMES >= frames);
+
     match sounding.get(run) {
         Some(start) if !is_last && goes_on && *start > 0 => Hearing::Skip(*start),
         _ => Hearing::Skip(frames),
@@ -72,6 +76,7 @@ mod tests {
         assert_eq!(look(&window(140..160), false), Hearing::Worthwhile);
         assert_eq!(look(&window(150..170), false), Hearing::Skip(140));
         assert_eq!(look(&[0.5; 20 * HOP], true), Hearing::Worthwhile);
+
         // A click, or two.
         assert_eq!(look(&window([5, 6, 1_500]), false), Hearing::Skip(3_000));
     }

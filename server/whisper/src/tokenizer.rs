@@ -82,6 +82,7 @@ impl<'a> File<'a> {
 /// As much of a token as a message needs: the file may be hostile.
 fn shown(token: &str) -> String {
     const LONGEST_CHARS: usize = 40;
+
     token.chars().take(LONGEST_CHARS).collect()
 }
 
@@ -98,16 +99,21 @@ impl Tokenizer {
         let file = File::parse(path, &json, vocab_size)?;
         let size = file.last().map_or(0, |(_, id)| id as usize + 1);
         let mut contents: Vec<&str> = vec![""; size];
+
         for (content, id) in &file.model.vocab {
             contents[*id as usize] = content;
         }
+
         for added in &file.added_tokens {
             contents[added.id as usize] = &added.content;
         }
+
         let table = byte_of_char();
         let mut bytes = Vec::with_capacity(json.len() / 8);
         let mut offsets = Vec::with_capacity(size + 1);
+
         offsets.push(0);
+
         for content in contents {
             for letter in content.chars() {
                 match table.get(letter as usize).copied().flatten() {
@@ -115,8 +121,10 @@ impl Tokenizer {
                     None => bytes.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes()),
                 }
             }
+
             offsets.push(bytes.len() as u32);
         }
+
         Ok(Self { path: path.into(), bytes, offsets, encoder: OnceLock::new() })
     }
 
@@ -153,9 +161,11 @@ impl Tokenizer {
         let encoder = self.encoder()?;
         let refused = |error: tokenizers::Error| TokenizerError::Encode(error.to_string());
         let mut pieces = PreTokenizedString::from(text);
+
         if let Some(splitter) = encoder.get_pre_tokenizer() {
             splitter.pre_tokenize(&mut pieces).map_err(refused)?;
         }
+
         pieces
             .get_splits(OffsetReferential::Original, OffsetType::None)
             .into_iter()
@@ -188,6 +198,7 @@ fn byte_of_char() -> Vec<Option<u8>> {
             next += 1;
         }
     }
+
     table
 }
 
@@ -213,9 +224,11 @@ mod tests {
     #[test]
     fn text_goes_to_tokens_and_back() {
         let tokenizer = bundled();
+
         assert_eq!(tokenizer.size(), 51_865);
         assert_eq!(tokenizer.encode(" ").unwrap(), [220]);
         assert_eq!(tokenizer.encode(" The server is open.").unwrap(), [440, 7154, 307, 1269, 13]);
+
         for text in ["", " hello", "Größe  ä\tö", "今天是星期二。", "naïve café 🎉", "it's 3.14 o'clock\n\n", "\u{0}a"]
         {
             let tokens = tokenizer.encode(text).unwrap();
@@ -254,16 +267,21 @@ mod tests {
     fn ids_beyond_the_vocabulary_are_refused() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/model/whisper-hush-tiny/tokenizer.json");
         let error = Tokenizer::open(Path::new(path), 51_864).err().unwrap().to_string();
+
         assert!(error.contains("\"<|30.00|>\" has id 51864") && error.contains("`vocab_size`"), "{error}");
 
         // Not a table of four billion tokens.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
         let json = r#"{"added_tokens":[{"id":4294967295,"content":"x"}],"model":{"vocab":{"a":0}}}"#;
+
         std::fs::write(&path, json).unwrap();
+
         assert!(matches!(Tokenizer::open(&path, 51_865), Err(TokenizerError::Id { id: u32::MAX, .. })));
+
         rustix::fs::mknodat(rustix::fs::CWD, folder.path().join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
             .unwrap();
+
         for endless in [folder.path().join("pipe"), "/dev/zero".into()] {
             assert!(matches!(Tokenizer::open(&endless, 51_865), Err(TokenizerError::Read { .. })));
         }

@@ -220,6 +220,7 @@ impl Run<'_> {
         if !self.engine.special().multilingual {
             return Ok(("en".into(), None));
         }
+
         if let Some(given) = &self.options.language {
             let code = language::code(given).filter(|code| self.engine.special().languages.contains_key(*code));
             return match code {
@@ -230,11 +231,14 @@ impl Run<'_> {
                 }),
             };
         }
+
         if !sink.keep_going() {
             return Err(TranscribeError::Cancelled);
         }
+
         // As the reference: silence up to 30 s, where a window to be written ends in zeros.
         let engine = self.engine;
+
         match engine.spoken(self.listen(0, WINDOW_FRAMES)?)?.into_iter().next() {
             Some(LanguageProbability { code, probability }) => Ok((code, Some(probability))),
             None => Err(TranscribeError::EnglishOnly),
@@ -250,10 +254,12 @@ impl Run<'_> {
         while seek < self.content_frames {
             let size = (self.content_frames - seek).min(WINDOW_FRAMES as u64);
             let next = self.window(seek, size, sink)?;
+
             // A model may say that nothing is done, and words may end where they began: the reference would try for ever.
             seek = if next > seek { next } else { seek + size };
             sink.progress(seconds(seek.min(self.content_frames)), total);
         }
+
         Ok(())
     }
 
@@ -266,7 +272,9 @@ impl Run<'_> {
             }
             return Ok(seek + frames as u64);
         }
+
         let decoded = self.decode(seek, size as usize, sink)?;
+
         match self.doubt(&decoded) {
             Doubt::Silence => Ok(seek + size),
             Doubt::Perhaps if !self.has_speech(samples, sink)? => Ok(seek + size),
@@ -287,9 +295,11 @@ impl Run<'_> {
                     timings.mel_seconds += (cut - started).as_secs_f64();
                     timings.encode_seconds += cut.elapsed().as_secs_f64();
                 }
+
                 Heard { seek, size, window }
             }
         };
+
         Ok(&mut self.heard.insert(heard).window)
     }
 
@@ -298,35 +308,43 @@ impl Run<'_> {
         if !sink.keep_going() {
             return Err(TranscribeError::Cancelled);
         }
+
         let (engine, options, rules) = (self.engine, self.options, self.rules.clone());
         let (special, context) = (engine.special(), engine.config().max_target_positions);
         let previous = &self.history.tokens[self.history.prompt_from..];
         let language = self.language_token();
         let prompt = Prompt::new(special, context, previous, language, options.task, options.without_timestamps);
         let window = self.listen(seek, size)?;
+
         // The place in the queue may have cost as much time as the window itself.
         if !sink.keep_going() {
             return Err(TranscribeError::Cancelled);
         }
+
         let started = Instant::now();
         let (before, after) = prompt.parts();
         let at_sot = window.feed(before, true)?;
         let no_speech_prob = sampling::log_probability(&at_sot, special.no_speech as usize).exp();
+
         if !after.is_empty() {
             window.feed(after, false)?;
         }
+
         let prefill_seconds = started.elapsed().as_secs_f64();
         let prompt_length = prompt.tokens().len();
         let most = most_tokens(seconds(size as u64), context / 2);
         let frame = Frame { rules, end_of_text: special.eot, prompt_length, context, most_sampled: most };
+
         if let Some(timings) = self.timings.take() {
             sink.first_token(FirstToken { prefill_seconds, ..timings });
         }
+
         let tokenizer = engine.tokenizer()?;
         let window = self.listen(seek, size)?;
         let mut attempts = Vec::new();
         let mut budget: Option<FallbackBudget> = None;
         let mut is_cut = false;
+
         for (attempt, temperature) in options.temperatures.iter().copied().enumerate() {
             let rows = options.rows(temperature);
             let most_sampled = match &budget {
@@ -339,12 +357,14 @@ impl Run<'_> {
                     most
                 }
             };
+
             let search = options.search(&Frame { most_sampled, ..frame.clone() }, temperature, seek, attempt);
             let mut is_late = false;
             let candidates = window.decode(search, &mut || {
                 is_late = budget.as_ref().is_some_and(FallbackBudget::is_out_of_time);
                 !is_late && sink.keep_going()
             });
+
             let candidates = match candidates {
                 Err(DecodeError::Cancelled) if is_late => {
                     // What words are aligned with is heard anew: the engine may still be leaving this search.
@@ -354,24 +374,30 @@ impl Run<'_> {
                 }
                 candidates => candidates?,
             };
+
             let longest = candidates.iter().map(|candidate| candidate.tokens.len()).max().unwrap_or(0);
+
             budget.get_or_insert_with(|| {
                 // Of a whole window; less audio has less text.
                 let tokens =
                     options.fallback_tokens.map(|tokens| tokens.saturating_mul(most).div_ceil((context / 2).max(1)));
                 FallbackBudget::new(tokens, options.fallback_seconds)
             });
+
             if attempt > 0
                 && let Some(budget) = &mut budget
             {
                 budget.spend(rows, longest);
             }
+
             let decoded = Decoded::best(candidates, options.length_penalty, special, tokenizer);
+
             // Cut in the middle of its text, and not where the reference would cut it.
             if most_sampled < most && decoded.tokens.len() >= most_sampled {
                 is_cut = true;
                 break;
             }
+
             let decoded = Decoded { no_speech_prob, temperature, ..decoded };
             let is_enough = !needs_fallback(&decoded, options);
             attempts.push(decoded);
@@ -379,9 +405,11 @@ impl Run<'_> {
                 break;
             }
         }
+
         let tried = attempts.len();
         let chosen =
             if is_cut { fallback::best_of(attempts, options.compression_ratio_threshold) } else { attempts.pop() };
+
         if let Some(chosen) = chosen.as_ref().filter(|_| is_cut) {
             tracing::info!(
                 window_seconds = seconds(seek),
@@ -391,6 +419,7 @@ impl Run<'_> {
                 "a window was hard: its fallback to higher temperatures was cut short, and the best attempt is taken"
             );
         }
+
         chosen.ok_or_else(|| TranscribeError::InvalidOption { option: "temperatures", problem: "is empty".into() })
     }
 
@@ -400,8 +429,10 @@ impl Run<'_> {
         let Some(threshold) = options.no_speech_threshold.map(f64::from) else { return Doubt::None };
         let confident = options.logprob_threshold.is_some_and(|least| decoded.avg_logprob > f64::from(least));
         let speechless = decoded.no_speech_prob > threshold;
+
         // No temperature gave a text that is likely and does not repeat itself.
         let unsure = options.temperatures.len() > 1 && needs_fallback(decoded, options);
+
         if speechless && !confident || unsure && decoded.no_speech_prob > threshold / 2.0 {
             Doubt::Silence
         } else if speechless || unsure {
@@ -436,6 +467,7 @@ impl Run<'_> {
             Advance::To(timestamp) => seek + u64::from(timestamp) * MEL_FRAMES_PER_TIMESTAMP,
             Advance::WholeWindow => seek + size,
         };
+
         if self.options.word_timestamps {
             self.add_words(&mut segments, seek, size)?;
             let finished = is_finished(&decoded.tokens, begin);
@@ -445,6 +477,7 @@ impl Run<'_> {
             segments.truncate(keep);
             self.history.last_speech = timing::last_end(&segments).unwrap_or(self.history.last_speech);
         }
+
         for mut segment in segments {
             segment.id = self.history.segments;
             if segment.start_seconds == segment.end_seconds || strip(&segment.text).is_empty() {
@@ -454,9 +487,11 @@ impl Run<'_> {
             self.history.segments += 1;
             sink.segment(segment);
         }
+
         if !self.options.condition_on_previous_text || decoded.temperature > CALM {
             self.history.prompt_from = self.history.tokens.len();
         }
+
         Ok(next)
     }
 
@@ -479,11 +514,15 @@ impl Run<'_> {
                 frames: (size / MEL_FRAMES_PER_TIMESTAMP) as usize,
                 prompt: prompt.tokens().len(),
             };
+
             let language = self.language.as_ref().map(|(code, _)| code.as_str());
             timing::align(&aligned, engine.tokenizer()?, &text, special.eot, language)
         };
+
         let marks = [&options.prepend_punctuations, &options.append_punctuations].map(String::as_str);
+
         timing::add_words(segments, timings, special.eot, marks, seconds(seek), self.history.last_speech);
+
         Ok(())
     }
 
@@ -498,6 +537,7 @@ impl Run<'_> {
             last_speech: self.history.last_speech,
             threshold: self.options.hallucination_silence_threshold.map(f64::from),
         };
+
         timing::judge(segments, &heard)
     }
 
@@ -510,6 +550,7 @@ impl Run<'_> {
         let text = self.engine.tokenizer()?.text(piece.tokens.iter().copied().filter(|token| *token < eot));
         let tokens = piece.tokens.to_vec();
         let token_logprobs = decoded.token_logprobs[piece.from..][..tokens.len()].to_vec();
+
         Ok(Segment {
             // Given when it is sent.
             id: 0,
@@ -567,15 +608,22 @@ mod tests {
     #[test]
     fn falls_back_as_the_reference_does() {
         let options = TranscribeOptions::default();
+
         assert!(!needs_fallback(&decoded(2.0, -0.5, 0.9), &options));
         assert!(needs_fallback(&decoded(2.5, -0.5, 0.9), &options));
         assert!(needs_fallback(&decoded(2.0, -1.5, 0.1), &options));
         assert!(!needs_fallback(&decoded(2.5, -1.5, 0.9), &options), "silence");
+
         let none = TranscribeOptions { logprob_threshold: None, ..options.clone() };
+
         assert!(needs_fallback(&decoded(2.5, -1.5, 0.9), &none), "silence is told by both");
+
         let none = TranscribeOptions { no_speech_threshold: None, ..options.clone() };
+
         assert!(needs_fallback(&decoded(2.0, -1.5, 0.9), &none));
+
         let none = TranscribeOptions { compression_ratio_threshold: None, ..options };
+
         assert!(!needs_fallback(&decoded(9.0, -0.5, 0.0), &none));
     }
 }

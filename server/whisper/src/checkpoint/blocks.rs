@@ -70,6 +70,7 @@ impl BlockFormat {
         let width = self.values();
         let mut block_values = [0.0; LARGE];
         let mut filled = 0;
+
         while filled < out.len() {
             let at = start + filled;
             let first = at / width * self.bytes();
@@ -82,6 +83,7 @@ impl BlockFormat {
             out.get_mut(filled..filled + taken)?.copy_from_slice(values.get(skipped..skipped + taken)?);
             filled += taken;
         }
+
         Some(())
     }
 
@@ -116,6 +118,7 @@ impl BlockFormat {
             Self::Q4K | Self::Q5K => decode_q4k_q5k(block, self == Self::Q5K, out)?,
             Self::Q6K => decode_q6k(block, out)?,
         }
+
         Some(())
     }
 }
@@ -139,6 +142,7 @@ impl<'a> Reader<'a> {
 /// bit for each.
 fn nibbles(packed: &[u8; 16], high: u32, out: &mut [f32], value: impl Fn(u8) -> f32) {
     let fifth = |index: usize| ((high >> index) as u8 & 1) << 4;
+
     for (index, byte) in packed.iter().enumerate() {
         let halves = [(index, byte & 15), (index + 16, byte >> 4)];
         for (at, low) in halves {
@@ -160,6 +164,7 @@ fn decode_q2k(block: &mut Reader<'_>, out: &mut [f32]) -> Option<()> {
         let sub = scales.get(index / 16)?;
         *value = scale * f32::from(sub & 15) * f32::from(bits) - least * f32::from(sub >> 4);
     }
+
     Some(())
 }
 
@@ -168,6 +173,7 @@ fn decode_q3k(block: &mut Reader<'_>, out: &mut [f32]) -> Option<()> {
     let packed = block.bytes::<64>()?;
     let sub_scales = block.bytes::<12>()?;
     let scale = block.real()?;
+
     for (index, value) in out.iter_mut().enumerate() {
         let (half, group, column) = (index / 128, index % 128 / 32, index % 32);
         let low = packed.get(half * 32 + column)? >> (2 * group) & 3;
@@ -180,6 +186,7 @@ fn decode_q3k(block: &mut Reader<'_>, out: &mut [f32]) -> Option<()> {
         let high_bits = sub_scales.get(8 + sub % 4)? >> (2 * (sub / 4)) & 3;
         *value = scale * (f32::from(low_bits | high_bits << 4) - 32.0) * quant;
     }
+
     Some(())
 }
 
@@ -188,6 +195,7 @@ fn decode_q4k_q5k(block: &mut Reader<'_>, five_bits: bool, out: &mut [f32]) -> O
     let sub_scales = block.bytes::<12>()?;
     let high = if five_bits { block.bytes::<32>()? } else { &[0; 32] };
     let packed = block.bytes::<128>()?;
+
     for (index, value) in out.iter_mut().enumerate() {
         // Eight groups of 32 values; two groups share 32 bytes, low halves first.
         let (group, column) = (index / 32, index % 32);
@@ -196,6 +204,7 @@ fn decode_q4k_q5k(block: &mut Reader<'_>, five_bits: bool, out: &mut [f32]) -> O
         let (sub, sub_least) = six_bit_scales(sub_scales, group)?;
         *value = scale * f32::from(sub) * f32::from(low | fifth) - least * f32::from(sub_least);
     }
+
     Some(())
 }
 
@@ -215,6 +224,7 @@ fn decode_q6k(block: &mut Reader<'_>, out: &mut [f32]) -> Option<()> {
     let high = block.bytes::<64>()?;
     let sub_scales = block.bytes::<16>()?;
     let scale = block.real()?;
+
     for (index, value) in out.iter_mut().enumerate() {
         // Two halves of 128 values. In each: 64 bytes of 4 low bits, 32 bytes of 2 high bits for four groups of 32.
         let (half, group, column) = (index / 128, index % 128 / 32, index % 32);
@@ -223,5 +233,6 @@ fn decode_q6k(block: &mut Reader<'_>, out: &mut [f32]) -> Option<()> {
         let quant = f32::from(low_bits | high_bits << 4) - 32.0;
         *value = scale * f32::from(sub_scales.get(index / 16)?.cast_signed()) * quant;
     }
+
     Some(())
 }

@@ -52,6 +52,7 @@ impl Config {
             let hint = "a Whisper checkpoint folder holds config.json and model.safetensors";
             return Err(CheckpointError::MissingFile { path, hint });
         }
+
         let json = JsonFile::read(&path)?;
         match json.get("model_type") {
             Some(kind) if kind == "whisper" => {}
@@ -60,17 +61,21 @@ impl Config {
                 return Err(CheckpointError::NotWhisper { path, found });
             }
         }
+
         match json.get("activation_function") {
             Some(name) if name == "gelu" => {}
             None => {}
             Some(other) => return Err(json.error("activation_function", format!("is {other}, expected \"gelu\""))),
         }
+
         if json.flag("scale_embedding")? == Some(true) {
             return Err(json.error("scale_embedding", "is true; no Whisper scales its embedding"));
         }
+
         if json.flag("tie_word_embeddings")? == Some(false) {
             return Err(json.error("tie_word_embeddings", "is false; Whisper ties them, untied ones are not supported"));
         }
+
         let config = Self {
             d_model: json.size("d_model")?,
             encoder_layers: json.size_up_to("encoder_layers", LAYERS_MAX)?,
@@ -84,7 +89,9 @@ impl Config {
             max_target_positions: json.size("max_target_positions")?,
             vocab_size: json.size("vocab_size")?,
         };
+
         config.check().map_err(|error| json.error(&error.field, error.problem))?;
+
         Ok((config, json))
     }
 
@@ -103,6 +110,7 @@ impl Config {
             ("max_target_positions", self.max_target_positions, TARGET_POSITIONS_MIN..=SIZE_MAX),
             ("vocab_size", self.vocab_size, 1..=SIZE_MAX),
         ];
+
         for (field, size, possible) in sizes {
             if !possible.contains(&size) {
                 let (least, most) = (possible.start(), possible.end());
@@ -110,6 +118,7 @@ impl Config {
                 return Err(FieldProblem::new(field, problem));
             }
         }
+
         for (field, heads) in [
             ("encoder_attention_heads", self.encoder_attention_heads),
             ("decoder_attention_heads", self.decoder_attention_heads),
@@ -119,6 +128,7 @@ impl Config {
                 return Err(FieldProblem::new(field, problem));
             }
         }
+
         Ok(())
     }
 
@@ -158,50 +168,62 @@ impl Config {
             ("decoder.embed_positions.weight".to_owned(), vec![self.max_target_positions, d]),
             ("decoder.embed_tokens.weight".to_owned(), vec![self.vocab_size, d]),
         ];
+
         let mut norm = |name: String| {
             all.push((format!("{name}.weight"), vec![d]));
             all.push((format!("{name}.bias"), vec![d]));
         };
+
         norm("encoder.layer_norm".to_owned());
         norm("decoder.layer_norm".to_owned());
+
         for i in 0..self.encoder_layers {
             norm(format!("encoder.layers.{i}.self_attn_layer_norm"));
             norm(format!("encoder.layers.{i}.final_layer_norm"));
         }
+
         for i in 0..self.decoder_layers {
             norm(format!("decoder.layers.{i}.self_attn_layer_norm"));
             norm(format!("decoder.layers.{i}.encoder_attn_layer_norm"));
             norm(format!("decoder.layers.{i}.final_layer_norm"));
         }
+
         let mut linear = |name: String, out: usize, inner: usize, bias: bool| {
             all.push((format!("{name}.weight"), vec![out, inner]));
             if bias {
                 all.push((format!("{name}.bias"), vec![out]));
             }
         };
+
         let mut attention = |name: String| {
             linear(format!("{name}.q_proj"), d, d, true);
             linear(format!("{name}.k_proj"), d, d, false);
             linear(format!("{name}.v_proj"), d, d, true);
             linear(format!("{name}.out_proj"), d, d, true);
         };
+
         for i in 0..self.encoder_layers {
             attention(format!("encoder.layers.{i}.self_attn"));
         }
+
         for i in 0..self.decoder_layers {
             attention(format!("decoder.layers.{i}.self_attn"));
             attention(format!("decoder.layers.{i}.encoder_attn"));
         }
+
         let mut mlp = |layer: String, ffn: usize| {
             linear(format!("{layer}.fc1"), ffn, d, true);
             linear(format!("{layer}.fc2"), d, ffn, true);
         };
+
         for i in 0..self.encoder_layers {
             mlp(format!("encoder.layers.{i}"), self.encoder_ffn_dim);
         }
+
         for i in 0..self.decoder_layers {
             mlp(format!("decoder.layers.{i}"), self.decoder_ffn_dim);
         }
+
         all
     }
 }

@@ -36,6 +36,7 @@ pub fn open(folder: &Path) -> Result<(Config, Weights), CheckpointError> {
     let config = variables.config(&path)?;
 
     let mut tensors = HashMap::new();
+
     for (canonical, shape) in config.tensors() {
         let Some((name, part)) = stored_name(&canonical) else { continue };
         let Some(variable) = variables.find(&name) else {
@@ -45,7 +46,9 @@ pub fn open(folder: &Path) -> Result<(Config, Weights), CheckpointError> {
         let tensor = variable.part(&name, &part, scales, &shape).map_err(&corrupt)?;
         tensors.insert(canonical, tensor);
     }
+
     let weights = Weights::checked(path, vec![file], tensors, &config)?;
+
     Ok((config, weights))
 }
 
@@ -89,10 +92,12 @@ fn stored_name(canonical: &str) -> Option<(String, Part)> {
                 ("encoder_attn", "out_proj") => ("attention/linear_2", whole),
                 _ => return None,
             };
+
             (format!("{side}/layer_{layer}/{linear}/{kind}"), part)
         }
         _ => return None,
     };
+
     Some(found)
 }
 
@@ -150,19 +155,23 @@ impl<'a> Variables<'a> {
             let (first, last) = (VERSIONS.start(), VERSIONS.end());
             return Err(format!("version {version} of CTranslate2's format; versions {first} to {last} are read"));
         }
+
         let specification = read_text(&mut reader, "the name of the model's kind")?;
         if specification != SPECIFICATION {
             return Err(format!("a model of the kind {specification:?}, expected {SPECIFICATION:?}"));
         }
+
         let _revision = read_u32(&mut reader, "the revision of the model's kind")?;
 
         let count = read_u32(&mut reader, "the number of variables")?;
         let mut all = HashMap::new();
+
         for number in 0..count {
             let name = read_text(&mut reader, &format!("the name of variable {number} of {count}"))?;
             let variable = read_variable(&mut reader, &name)?;
             all.insert(name, variable);
         }
+
         let count = read_u32(&mut reader, "the number of aliases")?;
         let mut aliases = HashMap::new();
         for number in 0..count {
@@ -170,6 +179,7 @@ impl<'a> Variables<'a> {
             let (alias, name) = (read_text(&mut reader, &what)?, read_text(&mut reader, &what)?);
             aliases.insert(alias, name);
         }
+
         Ok(Self { file, all, aliases })
     }
 
@@ -201,9 +211,11 @@ impl<'a> Variables<'a> {
             Kind::Bf16 => pairs.map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
             other => return Err(format!("`{scale_name}` has type {other:?}, expected reals")),
         };
+
         if let Some(index) = scales.iter().position(|scale| !scale.is_finite() || *scale == 0.0) {
             return Err(format!("`{scale_name}` holds a scale that is zero or not finite, at index {index}"));
         }
+
         Ok(Some(scales))
     }
 
@@ -216,12 +228,15 @@ impl<'a> Variables<'a> {
                 tensor: name.to_owned(),
                 expected: Vec::new(),
             })?;
+
             if variable.shape.len() == rank && variable.shape.iter().all(|n| (1..=SIZE_MAX).contains(n)) {
                 return Ok(variable.shape.clone());
             }
+
             let problem = format!("tensor `{name}` has shape {:?}, expected {rank} dimensions", variable.shape);
             Err(CheckpointError::Corrupt { path: path.to_owned(), problem })
         };
+
         let size = |name: &str, rank: usize, axis: usize| {
             shape(name, rank).map(|shape| shape.get(axis).copied().unwrap_or_default())
         };
@@ -229,6 +244,7 @@ impl<'a> Variables<'a> {
             let there = |layer: &usize| self.find(&format!("{side}/layer_{layer}/ffn/linear_0/weight")).is_some();
             (0..self.all.len()).take_while(there).count()
         };
+
         let heads = |side: &str| {
             let name = format!("{side}/num_heads");
             let heads = self.scalar(&name).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
@@ -248,12 +264,15 @@ impl<'a> Variables<'a> {
             max_target_positions: size("decoder/position_encodings/encodings", 2, 0)?,
             vocab_size: size("decoder/embeddings/weight", 2, 0)?,
         };
+
         let stored_name = |field: &str| match field {
             "encoder_attention_heads" => "encoder/num_heads".to_owned(),
             "decoder_attention_heads" => "decoder/num_heads".to_owned(),
             other => other.to_owned(),
         };
+
         config.check().map_err(|error| CheckpointError::field(path, &stored_name(&error.field), error.problem))?;
+
         Ok(config)
     }
 }
@@ -334,17 +353,22 @@ fn read_variable(reader: &mut ByteReader<'_>, name: &str) -> Result<Variable, St
     let what = format!("variable `{name}`");
     let rank = read_byte(reader, &what)?;
     let mut shape = Vec::with_capacity(rank.into());
+
     for _ in 0..rank {
         shape.push(read_u32(reader, &what)? as usize);
     }
+
     let number = read_byte(reader, &what)?;
     let kind = Kind::of(number).ok_or_else(|| format!("{what} has type {number}, expected 0 to 5"))?;
     let length = read_u32(reader, &what)? as usize;
     let needed = shape.iter().try_fold(kind.width(), |product, n| product.checked_mul(*n));
+
     if needed != Some(length) {
         return Err(format!("{what} of shape {shape:?} and type {kind:?} has {length} bytes"));
     }
+
     let start = reader.position();
     reader.take(length, &what)?;
+
     Ok(Variable { shape, kind, bytes: start..start + length })
 }

@@ -99,5 +99,6 @@ pub(super) fn alignment_heads(config: &Config, file_name: &str) -> Option<Heads>
         (51_866, 32, 4, 1280) => TURBO,
         _ => return None,
     };
+
     Some(heads)
 }

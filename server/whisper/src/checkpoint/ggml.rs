@@ -23,15 +23,19 @@ pub fn open(path: &Path) -> Result<(Config, Vec<Vec<u8>>, Weights), CheckpointEr
     let mut found = read_tensors(&mut reader).map_err(&corrupt)?;
 
     let mut tensors = HashMap::new();
+
     for (canonical, expected) in config.tensors() {
         let Some(mut tensor) = found.remove(&openai_name(&canonical)) else { continue };
+
         // The bias of a convolution is stored as a column.
         while tensor.shape.len() > expected.len() && tensor.shape.last() == Some(&1) {
             tensor.shape.pop();
         }
         tensors.insert(canonical, tensor);
     }
+
     let weights = Weights::checked(path.to_owned(), vec![file], tensors, &config)?;
+
     Ok((config, vocabulary, weights))
 }
 
@@ -56,8 +60,10 @@ fn read_dimensions(reader: &mut ByteReader<'_>) -> Result<Dimensions, String> {
     let n_text_head = next("n_text_head")?;
     let n_text_layer = next("n_text_layer")?;
     let n_mels = next("n_mels")?;
+
     // Each tensor states its own type.
     let _file_type = next("ftype")?;
+
     Ok(Dimensions {
         n_mels,
         n_vocab,
@@ -86,24 +92,29 @@ fn read_vocabulary(reader: &mut ByteReader<'_>) -> Result<Vec<Vec<u8>>, String> 
         let length = read_length(reader, &what)?;
         tokens.push(reader.take(length, &what)?.to_vec());
     }
+
     Ok(tokens)
 }
 
 fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTensor>, String> {
     let mut tensors = HashMap::new();
+
     while !reader.is_at_end() {
         let number = tensors.len();
         let what = format!("the header of tensor {number}");
         let dimensions = read_length(reader, &what)?;
         let name_length = read_length(reader, &what)?;
         let kind = read_i32(reader, &what)?;
+
         if !(1..=4).contains(&dimensions) {
             return Err(format!("tensor {number} has {dimensions} dimensions, expected 1 to 4"));
         }
+
         let mut shape = Vec::with_capacity(dimensions);
         for _ in 0..dimensions {
             shape.push(read_length(reader, &what)?);
         }
+
         // The dimension that varies fastest comes first in the file.
         shape.reverse();
 
@@ -117,14 +128,17 @@ fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTen
                 None => return Err(format!("tensor `{name}` has ggml type {other}, which is not supported")),
             },
         };
+
         let needed = encoding.encoded_bytes(&shape);
         let needed = needed.ok_or_else(|| format!("tensor `{name}` of type {encoding:?} has shape {shape:?}"))?;
         let start = reader.position();
+
         reader.take(needed, &format!("tensor `{name}` of shape {shape:?}"))?;
         let stored = StoredTensor { file: 0, name: name.clone(), bytes: start..start + needed, shape, encoding };
         if tensors.insert(name.clone(), stored).is_some() {
             return Err(format!("tensor `{name}` is there twice"));
         }
     }
+
     Ok(tensors)
 }

@@ -65,6 +65,7 @@ impl CheckpointFormat {
             let ctranslate2 = !safetensors::is_in(path) && ctranslate2::is_in(path);
             return Ok(if ctranslate2 { Self::CTranslate2 } else { Self::HuggingFace });
         }
+
         if !path.is_file() {
             return Err(CheckpointError::NotACheckpoint(path.to_owned()));
         }
@@ -75,9 +76,11 @@ impl CheckpointFormat {
         if start.starts_with(openai::MAGIC) {
             return Ok(Self::OpenAi);
         }
+
         if start.starts_with(ggml::MAGIC) {
             return Ok(Self::Ggml);
         }
+
         let problem = if start.starts_with(b"GGUF") {
             "a GGUF file; of whisper.cpp's models the `ggml-*.bin` files are read"
         } else if start.starts_with(&[0x80]) {
@@ -85,6 +88,7 @@ impl CheckpointFormat {
         } else {
             return Err(CheckpointError::NotACheckpoint(path.to_owned()));
         };
+
         Err(CheckpointError::UnknownFile { path: path.to_owned(), problem })
     }
 }
@@ -104,13 +108,16 @@ impl Checkpoint {
             CheckpointFormat::Ggml => {
                 let (config, mut tokens, weights) = ggml::open(path)?;
                 let family = vocabulary_family(path, &config)?;
+
                 // Files made from Hugging Face's checkpoints list `<|endoftext|>` too.
                 tokens.truncate(family.text_tokens());
+
                 if tokens.len() < family.text_tokens() {
                     let problem =
                         format!("it lists {} tokens, expected {} or more", tokens.len(), family.text_tokens());
                     return Err(CheckpointError::Tokenizer { path: path.to_owned(), problem });
                 }
+
                 Self::with_family(path, config, weights, family, &tokens, DeclaredTokens::default(), None)
             }
         }
@@ -126,6 +133,7 @@ impl Checkpoint {
         let tokens = SpecialTokens::read(&tokenizer, &folder.join(vocabulary::TOKENIZER), &config, declared)?;
         let named = generation.as_ref().map_or(Ok(None), named_heads)?;
         let alignment_heads = alignment_heads(&config, named);
+
         Ok(Self { config, tokens, alignment_heads, tokenizer_json, weights })
     }
 
@@ -144,8 +152,10 @@ impl Checkpoint {
             let alignment_heads = alignment_heads(&config, named);
             return Ok(Self { config, tokens, alignment_heads, tokenizer_json, weights });
         }
+
         let family = vocabulary_family(folder, &config)?;
         let tokens = family.published_tokens().map_err(vocabulary::unusable(folder))?;
+
         Self::with_family(folder, config, weights, family, &tokens, declared, named)
     }
 
@@ -176,11 +186,14 @@ fn check_mel_bins(folder: &Path, config: &Config) -> Result<(), CheckpointError>
     if features.get("feature_size").is_none() {
         return Ok(());
     }
+
     let bins = features.size("feature_size")?;
     if bins == config.num_mel_bins {
         return Ok(());
     }
+
     let problem = format!("is {bins}, but `num_mel_bins` in config.json is {}", config.num_mel_bins);
+
     Err(features.error("feature_size", problem))
 }
 
@@ -204,6 +217,7 @@ fn vocabulary_family(path: &Path, config: &Config) -> Result<VocabularyFamily, C
 /// The list that a JSON file states.
 fn named_heads(file: &JsonFile) -> Result<Option<Vec<[usize; 2]>>, CheckpointError> {
     const FIELD: &str = "alignment_heads";
+
     let Some(value) = file.get(FIELD) else { return Ok(None) };
     let pairs = serde_json::from_value(value.clone());
     pairs.map(Some).map_err(|_| file.error(FIELD, "must be a list of [layer, head]"))
@@ -216,14 +230,18 @@ fn alignment_heads(config: &Config, named: Option<Vec<[usize; 2]>>) -> Vec<[usiz
     let (layers, heads) = (config.decoder_layers, config.decoder_attention_heads);
     let mut named = named.unwrap_or_default();
     let absent = named.iter().filter(|[layer, head]| *layer >= layers || *head >= heads).count();
+
     if absent > 0 {
         tracing::warn!(dropped = absent, layers, heads, "alignment heads that this decoder does not have");
         named.clear();
     }
+
     if named.is_empty() {
         named.extend((layers / 2..layers).flat_map(|layer| (0..heads).map(move |head| [layer, head])));
     }
+
     named.sort_unstable();
     named.dedup();
+
     named
 }

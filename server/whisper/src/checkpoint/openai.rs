@@ -39,9 +39,11 @@ pub fn open(path: &Path) -> Result<(Config, Weights), CheckpointError> {
         let problem = format!("the file holds no `dims` and `{state}`; expected a checkpoint of openai/whisper");
         return Err(corrupt(problem));
     };
+
     let config = dimensions_of(&pickle, dimensions, path)?.config(path)?;
 
     let mut stored = HashMap::new();
+
     for (canonical, _) in config.tensors() {
         let name = openai_name(&canonical);
         let Some(value) = pickle.get(tensors, &name) else { continue };
@@ -49,8 +51,10 @@ pub fn open(path: &Path) -> Result<(Config, Weights), CheckpointError> {
         let tensor = locate(record, &name, &folder, &entries).map_err(&corrupt)?;
         stored.insert(canonical, tensor);
     }
+
     drop(archive);
     let weights = Weights::checked(path.to_owned(), vec![file], stored, &config)?;
+
     Ok((config, weights))
 }
 
@@ -72,9 +76,11 @@ fn entries(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<HashMap<String, En
             length: size(file.compressed_size())?,
             stored: file.compression() == CompressionMethod::Stored && !file.encrypted(),
         };
+
         let name = file.name().map_err(|e| format!("the name of file {index} of the archive: {e}"))?.into_owned();
         entries.insert(name, entry);
     }
+
     Ok(entries)
 }
 
@@ -84,8 +90,10 @@ fn read_pickle(archive: &mut ZipArchive<Cursor<&[u8]>>, name: &str) -> Result<Ve
     if file.size() > PICKLE_BYTES_MAX {
         return Err(format!("{name} has {} bytes; at most {PICKLE_BYTES_MAX} are read", file.size()));
     }
+
     let mut bytes = Vec::new();
     file.take(PICKLE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
+
     Ok(bytes)
 }
 
@@ -95,6 +103,7 @@ fn dimensions_of(pickle: &Pickle, value: &Value, path: &Path) -> Result<Dimensio
         Some(other) => Err(CheckpointError::field(path, &format!("dims.{field}"), format!("is {other:?}"))),
         None => Err(CheckpointError::field(path, &format!("dims.{field}"), "is missing, expected a whole number")),
     };
+
     Ok(Dimensions {
         n_mels: size("n_mels")?,
         n_vocab: size("n_vocab")?,
@@ -146,6 +155,7 @@ fn is_contiguous(record: &TensorRecord) -> bool {
     if record.strides.len() != record.shape.len() {
         return false;
     }
+
     let mut expected = 1_usize;
     for (size, stride) in record.shape.iter().zip(&record.strides).rev() {
         if *size != 1 && *stride != expected {
@@ -153,5 +163,6 @@ fn is_contiguous(record: &TensorRecord) -> bool {
         }
         expected = expected.saturating_mul(*size);
     }
+
     true
 }

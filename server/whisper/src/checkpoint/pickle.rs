@@ -66,6 +66,7 @@ impl Pickle {
     pub fn read(bytes: &[u8]) -> Result<Self, PickleError> {
         let mut machine =
             Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), objects: Vec::new() };
+
         loop {
             let at = machine.at;
             match machine.step() {
@@ -125,6 +126,7 @@ impl Machine<'_> {
     /// Carries out one opcode; the value of the whole pickle at its end.
     fn step(&mut self) -> Step<Option<Value>> {
         let [opcode] = self.take_array()?;
+
         match opcode {
             // PROTO, FRAME: nothing follows from them.
             0x80 => _ = self.take_array::<1>()?,
@@ -225,6 +227,7 @@ impl Machine<'_> {
             b'b' => self.build()?,
             other => return Err(format!("opcode {other:#04x} is not one that tensors need")),
         }
+
         Ok(None)
     }
 
@@ -247,11 +250,13 @@ impl Machine<'_> {
         if bytes.len() > 8 {
             return Err(format!("a whole number of {} bytes; at most 8 are read", bytes.len()));
         }
+
         let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
         let mut all = if negative { [0xff; 8] } else { [0; 8] };
         for (slot, byte) in all.iter_mut().zip(bytes) {
             *slot = *byte;
         }
+
         Ok(i64::from_le_bytes(all))
     }
 
@@ -329,10 +334,12 @@ impl Machine<'_> {
         let Object::Dict(dict) = self.top_object()? else {
             return Err("it sets an item of what is no dictionary".to_owned());
         };
+
         let mut items = items.into_iter();
         while let Some(key) = items.next() {
             dict.push((key, items.next().ok_or("a key without a value")?));
         }
+
         Ok(())
     }
 
@@ -356,12 +363,15 @@ impl Machine<'_> {
             ("torch", name) => name.ends_with("Storage"),
             _ => false,
         };
+
         if !known {
             return Err(format!(
                 "it constructs `{module}.{name}`, which is not part of named tensors; nothing was run"
             ));
         }
+
         self.push(Value::Constructor(format!("{module} {name}").into()));
+
         Ok(())
     }
 
@@ -386,6 +396,7 @@ impl Machine<'_> {
             }
             _ => return Err("a reference that is not to the storage of a tensor".to_owned()),
         };
+
         self.push_object(Object::Storage(storage));
         Ok(())
     }
@@ -395,6 +406,7 @@ impl Machine<'_> {
         let Value::Constructor(constructor) = self.pop()? else {
             return Err("it calls what is no constructor".to_owned());
         };
+
         match &*constructor {
             "collections OrderedDict" if arguments.is_empty() => self.push_object(Object::Dict(Vec::new())),
             "torch._utils _rebuild_tensor_v2" => {
@@ -408,6 +420,7 @@ impl Machine<'_> {
             }
             other => return Err(format!("it calls `{other}` with arguments that are not understood")),
         }
+
         Ok(())
     }
 
@@ -416,6 +429,7 @@ impl Machine<'_> {
         let [storage, Value::Int(offset), shape, strides, ..] = arguments else {
             return Err("a tensor without storage, offset, shape and strides".to_owned());
         };
+
         let storage = match storage {
             Value::Object(index) => match self.objects.get(*index) {
                 Some(Object::Storage(storage)) => storage.clone(),
@@ -423,7 +437,9 @@ impl Machine<'_> {
             },
             _ => return Err("a tensor without a storage".to_owned()),
         };
+
         let offset = usize::try_from(*offset).map_err(|_| "a tensor with a negative offset")?;
+
         Ok(TensorRecord { storage, offset, shape: self.sizes(shape)?, strides: self.sizes(strides)? })
     }
 
@@ -435,6 +451,7 @@ impl Machine<'_> {
             },
             _ => return Err("a shape that is no tuple".to_owned()),
         };
+
         items
             .iter()
             .map(|item| match item {
@@ -447,6 +464,7 @@ impl Machine<'_> {
     /// Attributes of an object; those of a dictionary (`_metadata` of a state) say nothing about its tensors.
     fn build(&mut self) -> Step<()> {
         self.pop()?;
+
         match self.top_object()? {
             Object::Dict(_) => Ok(()),
             _ => Err("it sets attributes of what is no dictionary".to_owned()),

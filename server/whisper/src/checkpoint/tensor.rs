@@ -80,6 +80,7 @@ impl Encoding {
     /// Bytes of a tensor of this shape; `None` if the shape is impossible for the encoding.
     pub fn encoded_bytes(&self, shape: &[usize]) -> Option<usize> {
         let values = shape.iter().try_fold(1_usize, |product, n| product.checked_mul(*n))?;
+
         match self {
             Self::F32 => values.checked_mul(4),
             Self::F16 | Self::Bf16 | Self::Int16 { .. } => values.checked_mul(2),
@@ -167,6 +168,7 @@ impl<'a> Tensor<'a> {
             let problem = format!("tensor `{}` ends before value {}", self.name, start.saturating_add(count));
             CheckpointError::Corrupt { path: self.path.to_owned(), problem }
         };
+
         let end = start.checked_add(count).filter(|end| *end <= self.len()).ok_or_else(ended)?;
         let bytes = |width: usize| self.bytes.get(start * width..end * width).ok_or_else(ended);
 

@@ -50,6 +50,7 @@ impl VocabularyFamily {
         let packed = if self.multilingual { MULTILINGUAL } else { ENGLISH };
         let mut text = String::new();
         GzDecoder::new(packed).read_to_string(&mut text).map_err(|e| e.to_string())?;
+
         text.lines()
             .map(|line| {
                 // The last token of the multilingual vocabulary is empty, and written as its padding alone.
@@ -71,6 +72,7 @@ impl VocabularyFamily {
         let times = (0..TIMESTAMPS).map(|n| format!("<|{}.{:02}|>", n / 50, n % 50 * 2));
         let times = times.map(|token| AddedToken::from(token, false).normalized(false));
         tokenizer.add_tokens(times.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+
         Ok(tokenizer)
     }
 
@@ -88,6 +90,7 @@ impl VocabularyFamily {
 /// bytes are merged as far as the tokens of lower rank allow.
 fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
     let mut ranks = HashMap::with_capacity(tokens.len());
+
     for (token, rank) in tokens.iter().zip(0_u32..) {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(format!("token {rank} has {} bytes, expected {TOKEN_BYTES_MAX} at most", token.len()));
@@ -100,6 +103,7 @@ fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
     let names = byte_names();
     let name = |bytes: &[u8]| bytes.iter().filter_map(|byte| names.get(usize::from(*byte))).collect::<String>();
     let mut merges = Vec::with_capacity(tokens.len());
+
     for (token, rank) in tokens.iter().zip(0_u32..) {
         if token.len() < 2 {
             continue;
@@ -108,7 +112,9 @@ fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
             .ok_or_else(|| format!("token {rank} is not the merge of two tokens of lower rank"))?;
         merges.push((name(left), name(right)));
     }
+
     let vocab: Vocab = tokens.iter().zip(0_u32..).map(|(token, id)| (name(token), id)).collect();
+
     BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| e.to_string())
 }
 
@@ -126,6 +132,7 @@ fn split<'t>(token: &'t [u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<
         let (_, at) = ranked.min()?;
         ends.remove(at);
     }
+
     token.split_at_checked(*ends.first()?)
 }
 
@@ -133,6 +140,7 @@ fn split<'t>(token: &'t [u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<
 /// encoder.py): itself where it is printable, else one from U+0100 on.
 fn byte_names() -> Vec<char> {
     let mut next = 0x100;
+
     (0..=255_u8)
         .map(|byte| {
             let printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);

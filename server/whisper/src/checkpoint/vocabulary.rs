@@ -106,14 +106,17 @@ pub(super) fn read_tokenizer(folder: &Path) -> Result<(Tokenizer, Vec<u8>), Chec
             Tokenizer::from_bytes(&text).map_err(|e| CheckpointError::Tokenizer { path, problem: e.to_string() })?;
         return Ok((tokenizer, text));
     }
+
     let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
     if !vocab.exists() || !merges.exists() {
         let hint = "a tokenizer is needed: tokenizer.json, or vocab.json with merges.txt";
         return Err(CheckpointError::MissingFile { path, hint });
     }
+
     let tokenizer = from_vocab(folder, &vocab, &merges)?;
     let text =
         tokenizer.to_string(false).map_err(|e| CheckpointError::Tokenizer { path: vocab, problem: e.to_string() })?;
+
     Ok((tokenizer, text.into_bytes()))
 }
 
@@ -122,6 +125,7 @@ fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<To
     let vocab: Vocab = JsonFile::read(vocab_path)?.all_tokens()?.into_iter().collect();
     let text = fs::read_to_string(merges_path).map_err(CheckpointError::io(merges_path))?;
     let mut merges = Vec::new();
+
     for (number, line) in text.lines().enumerate() {
         if line.starts_with("#version") || line.is_empty() {
             continue;
@@ -131,20 +135,25 @@ fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<To
             .ok_or_else(|| problem(merges_path, format!("line {} is not two tokens", number + 1)))?;
         merges.push((a.to_owned(), b.to_owned()));
     }
+
     let bpe = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| problem(vocab_path, e.to_string()))?;
     let mut tokenizer = Tokenizer::new(bpe);
     let bytes = ByteLevel::new(false, true, true);
+
     tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
 
     let added_path = folder.join("added_tokens.json");
+
     if let Some(added) = JsonFile::read_if_there(&added_path)? {
         let mut added = added.all_tokens()?;
         added.sort_by_key(|(_, id)| *id);
+
         for (token, id) in added {
             let timestamp = token.strip_prefix("<|").is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()));
             tokenizer
                 .add_tokens([AddedToken::from(token.clone(), !timestamp).normalized(false)])
                 .map_err(|e| problem(&added_path, e.to_string()))?;
+
             // Ids of added tokens follow from their order: a hole in the numbering cannot be expressed.
             let got = tokenizer.token_to_id(&token);
             if got != Some(id) {
@@ -152,6 +161,7 @@ fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<To
             }
         }
     }
+
     Ok(tokenizer)
 }
 
@@ -255,23 +265,28 @@ impl SpecialTokens {
             ("translate", self.translate),
             ("max_initial_timestamp_index", self.max_initial_timestamp_index),
         ];
+
         let named = named.into_iter().map(|(field, id)| (field.to_owned(), id));
         let languages = self.languages.iter().map(|(language, id)| (format!("languages.{language}"), *id));
         let lists = [("suppress", &self.suppress), ("begin_suppress", &self.begin_suppress)];
         let listed = lists.iter().flat_map(|(field, ids)| ids.iter().map(|id| ((*field).to_owned(), *id)));
+
         for (field, id) in named.chain(languages).chain(listed) {
             if id as usize >= vocab_size {
                 return Err(FieldProblem::new(field, format!("holds {id}, expected a token id below {vocab_size}")));
             }
         }
+
         if self.timestamp_begin != self.no_timestamps + 1 {
             let (begin, before) = (self.timestamp_begin, self.no_timestamps);
             let problem = format!("is {begin}, expected the id behind `no_timestamps` {before}");
             return Err(FieldProblem::new("timestamp_begin", problem));
         }
+
         if self.multilingual && self.languages.is_empty() {
             return Err(FieldProblem::new("languages", "is empty, though `multilingual` is true"));
         }
+
         Ok(())
     }
 }
@@ -291,14 +306,19 @@ fn sorted(mut ids: Vec<u32>) -> Vec<u32> {
 fn non_speech(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u32>> {
     const SIGNS: &str = "\"#()*+/:;<=>@[\\]^_`{|}~「」『』";
     const GROUPS: &str = "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪";
+
     // Several of these share their first bytes, and so their first token.
     const NOTES: &str = "♩♪♫♬♭♮♯";
+
     let mut ids = Vec::new();
+
     // A hyphen and an apostrophe may stand between letters, but not begin a word.
     for text in [" -", " '"] {
         ids.extend(tokenizer.encode(text, false)?.get_ids().first());
     }
+
     let signs = SIGNS.chars().map(String::from).chain(GROUPS.split(' ').map(str::to_owned)).map(|s| (s, false));
+
     for (sign, note) in signs.chain(NOTES.chars().map(|c| (c.to_string(), true))) {
         for text in [sign.clone(), format!(" {sign}")] {
             let encoding = tokenizer.encode(text, false)?;
@@ -308,5 +328,6 @@ fn non_speech(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u32>> {
             }
         }
     }
+
     Ok(ids)
 }

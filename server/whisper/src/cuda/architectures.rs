@@ -98,11 +98,13 @@ pub(super) fn support(library: &Library, capability: Capability) -> io::Result<S
     let end = section.offset.saturating_add(section.length);
     let mut found = BTreeSet::new();
     let (mut at, mut padding_bytes) = (section.offset, 0);
+
     while at.saturating_add(FAT_HEADER_BYTES) <= end {
         let header: [u8; 16] = library.bytes(at)?;
         let magic = u32::from_le_bytes(part(&header, 0));
         let header_bytes = u64::from(u16::from_le_bytes(part(&header, 6)));
         let body_bytes = u64::from_le_bytes(part(&header, 8));
+
         if magic != MAGIC || header_bytes < FAT_HEADER_BYTES {
             // Fat binaries are aligned to 8 bytes; between them may lie padding.
             at += 8;
@@ -112,16 +114,20 @@ pub(super) fn support(library: &Library, capability: Capability) -> io::Result<S
             }
             continue;
         }
+
         padding_bytes = 0;
         let body = at.saturating_add(header_bytes);
         let body_end = body.saturating_add(body_bytes).min(end);
         let Some(codes) = entries(library, body, body_end)? else { return Ok(Support::Unknown) };
+
         if codes.iter().any(|code| code.runs_on(capability)) {
             return Ok(Support::Runs);
         }
+
         found.extend(codes);
         at = body_end.max(at + 8);
     }
+
     Ok(if found.is_empty() { Support::Unknown } else { Support::Lacks(Architectures(found)) })
 }
 
@@ -129,6 +135,7 @@ pub(super) fn support(library: &Library, capability: Capability) -> io::Result<S
 fn entries(library: &Library, start: u64, end: u64) -> io::Result<Option<Vec<Code>>> {
     let mut codes = Vec::new();
     let mut at = start;
+
     while at.saturating_add(ENTRY_HEADER_BYTES) <= end {
         let header: [u8; 48] = library.bytes(at)?;
         let kind = u16::from_le_bytes(part(&header, 0));
@@ -136,9 +143,11 @@ fn entries(library: &Library, start: u64, end: u64) -> io::Result<Option<Vec<Cod
         let code_bytes = u64::from_le_bytes(part(&header, 8));
         let architecture = u32::from_le_bytes(part(&header, 28));
         let flags = u64::from_le_bytes(part(&header, 40));
+
         if header_bytes < ENTRY_HEADER_BYTES {
             return Ok(None);
         }
+
         if matches!(kind, PTX | MACHINE_CODE) {
             let variant = if flags & EXACT_VARIANT != 0 {
                 Variant::Exact
@@ -147,11 +156,14 @@ fn entries(library: &Library, start: u64, end: u64) -> io::Result<Option<Vec<Cod
             } else {
                 Variant::Plain
             };
+
             let capability = (architecture / 10, architecture % 10);
             codes.push(Code { capability, variant, is_ptx: kind == PTX });
         }
+
         at = at.saturating_add(header_bytes).saturating_add(code_bytes);
     }
+
     Ok(Some(codes))
 }
 
@@ -179,8 +191,10 @@ pub(super) mod tests {
         entry.resize(40, 0);
         entry.extend(flags.to_le_bytes());
         entry.resize(header_bytes as usize, 0);
+
         // Code that looks like the start of a fat binary is not taken for one.
         entry.extend(MAGIC.to_le_bytes().iter().cycle().take(code_bytes as usize));
+
         entry
     }
 
@@ -192,6 +206,7 @@ pub(super) mod tests {
         fat.extend(16_u16.to_le_bytes());
         fat.extend((body.len() as u64).to_le_bytes());
         fat.extend(body);
+
         fat
     }
 
@@ -213,6 +228,7 @@ pub(super) mod tests {
             header[32..40].copy_from_slice(&length.to_le_bytes());
             header
         };
+
         file.extend(header(0, 0, 0));
         file.extend(header(11, fat_at, fat_binaries.len() as u64));
         file.extend(header(1, names_at, names.len() as u64));
@@ -220,6 +236,7 @@ pub(super) mod tests {
         for (at, number) in [(58, 64_u16), (60, 3), (62, 2)] {
             file[at..at + 2].copy_from_slice(&number.to_le_bytes());
         }
+
         file
     }
 
@@ -255,9 +272,11 @@ pub(super) mod tests {
     fn the_list_comes_from_the_library() {
         let provider = provider();
         assert_eq!(listed(&provider), "7.5, 8.0, 8.6, 8.9, 9.0a, 12.0a");
+
         for capability in [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (12, 0)] {
             assert!(runs(&provider, capability), "{capability:?}");
         }
+
         for refused in [(6, 1), (7, 0), (7, 2), (10, 0), (10, 3), (11, 0), (12, 1), (13, 0)] {
             assert!(matches!(ask(&provider, refused), Support::Lacks(_)), "{refused:?}");
         }
@@ -267,31 +286,47 @@ pub(super) mod tests {
     fn variants_and_ptx_reach_as_far_as_nvidia_says() {
         let of = |entry: Vec<u8>| library_with(&fat_binary(&[entry]));
         let plain = of(entry(MACHINE_CODE, 100, 0x100_0011, 8));
+
         assert!(runs(&plain, (10, 0)) && runs(&plain, (10, 3)) && !runs(&plain, (11, 0)) && !runs(&plain, (12, 0)));
+
         let family = of(entry(MACHINE_CODE, 120, 0x120_0011, 8));
+
         assert_eq!(listed(&family), "12.0f");
         assert!(runs(&family, (12, 0)) && runs(&family, (12, 1)) && !runs(&family, (13, 0)));
+
         let ptx = of(entry(PTX, 90, 0x8011, 8));
+
         assert_eq!(listed(&ptx), "9.0 (PTX)");
         assert!(runs(&ptx, (9, 0)) && runs(&ptx, (10, 0)) && runs(&ptx, (12, 1)) && !runs(&ptx, (8, 9)));
+
         let exact_ptx = of(entry(PTX, 90, 0x10_8011, 8));
+
         assert!(runs(&exact_ptx, (9, 0)) && !runs(&exact_ptx, (10, 0)));
     }
 
     #[test]
     fn what_cannot_be_read_is_not_known() {
         let fat = || fat_binary(&[entry(MACHINE_CODE, 90, 0x11, 8)]);
+
         assert_eq!(ask(&library_with(&[]), (9, 0)), Support::Unknown);
         assert_eq!(ask(&library_with(&[0; 4096]), (9, 0)), Support::Unknown);
+
         let far = [vec![0; PADDING_MAX_BYTES as usize + 8], fat()].concat();
+
         assert_eq!(ask(&library_with(&far), (9, 0)), Support::Unknown, "another layout");
+
         let mut strange = fat();
         strange[20..24].copy_from_slice(&8_u32.to_le_bytes());
+
         assert_eq!(ask(&library_with(&strange), (9, 0)), Support::Unknown, "an entry whose header is too short");
+
         let mut endless = fat();
         endless[24..32].copy_from_slice(&u64::MAX.to_le_bytes());
+
         assert_eq!(listed(&library_with(&endless)), "9.0");
+
         let program = std::env::current_exe().unwrap();
+
         assert_eq!(support(&Library::open(&program).unwrap(), (9, 0)).unwrap(), Support::Unknown);
     }
 }

@@ -44,6 +44,7 @@ pub fn try_attention(index: c_int) -> Result<Trial, CudaError> {
         Err(error) if is_out_of_memory(&error.to_string()) => return Ok(Trial::Full(error.to_string())),
         Err(error) => return Err(CudaError::Graph { index, cause: error.to_string() }),
     };
+
     compare(index, &expected, &found).map(|()| Trial::Works)
 }
 
@@ -72,6 +73,7 @@ fn graph() -> Vec<u8> {
         graph.input(name, Element::F32, &cache);
         half(&mut graph, name, &format!("{name}_half"));
     }
+
     graph.input("seqlens_k", Element::I32, &[1.into()]);
     graph.input("total_sequence_length", Element::I32, &[]);
     half(&mut graph, "x", "x_half");
@@ -85,6 +87,7 @@ fn graph() -> Vec<u8> {
         )
         .int("num_heads", HEADS as i64)
         .int("kv_num_heads", HEADS as i64);
+
     graph.attention(["heard", "x_half", "x_half"], HEADS, "y_half");
     graph.output("y", Element::F32, &[1.into(), "S".into(), WIDTH.into()]);
     graph.output("k", Element::F32, &cache);
@@ -92,6 +95,7 @@ fn graph() -> Vec<u8> {
     for name in ["y", "k", "v"] {
         graph.op("Cast", &[&format!("{name}_half")], &[name]).int("to", Element::F32.onnx());
     }
+
     graph.finish()
 }
 
@@ -118,6 +122,7 @@ impl Attention {
                 .with_config_entry("session.disable_cpu_ep_fallback", "1")?
                 .with_execution_providers([provider(index)])?;
         }
+
         Ok(Self { session: builder.commit_from_memory(&graph())? })
     }
 
@@ -141,8 +146,10 @@ impl Attention {
             "seqlens_k" => Tensor::from_array(([1_usize], vec![total - 1]))?,
             "total_sequence_length" => Tensor::from_array(((), vec![total]))?,
         ];
+
         let outputs = self.session.run(inputs)?;
         let read = |name: &str| Ok::<_, ort::Error>(outputs[name].try_extract_tensor::<f32>()?.1.to_vec());
+
         Ok([read("y")?, read("k")?, read("v")?])
     }
 }

@@ -45,6 +45,7 @@ impl Driver {
     fn number(&self, name: &str) -> Result<c_int, CudaError> {
         let ask = self.symbol::<unsafe extern "C" fn(*mut c_int) -> Code>(name)?;
         let mut number = 0;
+
         // SAFETY: the pointer is good for the call.
         self.check(unsafe { ask(&mut number) })?;
         Ok(number)
@@ -63,6 +64,7 @@ impl Driver {
     pub(super) fn capability(&self, index: c_int) -> Result<Capability, CudaError> {
         let get = self.symbol::<unsafe extern "C" fn(*mut c_int, c_int) -> Code>("cuDeviceGet")?;
         let mut device = 0;
+
         // SAFETY: the pointer is good for the call.
         self.check(unsafe { get(&mut device, index) })?;
 
@@ -73,6 +75,7 @@ impl Driver {
             self.check(unsafe { ask(&mut value, which, device) })?;
             Ok::<_, CudaError>(u32::try_from(value).unwrap_or(0))
         };
+
         Ok((attribute(CAPABILITY_MAJOR)?, attribute(CAPABILITY_MINOR)?))
     }
 
@@ -81,13 +84,16 @@ impl Driver {
         if code == 0 {
             return Ok(());
         }
+
         let mut text: *const c_char = ptr::null();
         if let Ok(name) = self.symbol::<unsafe extern "C" fn(Code, *mut *const c_char) -> Code>("cuGetErrorString") {
             // SAFETY: the pointer is good for the call.
             unsafe { name(code, &mut text) };
         }
+
         // SAFETY: not null, then a constant of the driver.
         let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned());
+
         Err(CudaError::Driver(DriverError { code, text: text.unwrap_or_default() }))
     }
 }

@@ -65,6 +65,7 @@ impl Library {
                 [byte] => text.push(byte),
             }
         }
+
         Err(broken("a name without an end"))
     }
 
@@ -77,11 +78,13 @@ impl Library {
             let (address, length) = (self.u64(at.saturating_add(16))?, self.u64(at.saturating_add(32))?);
             Ok(Segment { kind, offset, address, length })
         });
+
         let segments = segments.collect::<io::Result<Vec<_>>>()?;
         let is_dynamic = |segment: &&Segment| segment.kind == DYNAMIC_SEGMENT;
         let dynamic = segments.iter().find(is_dynamic).ok_or_else(|| broken("no tables"))?;
 
         let (mut names, mut strings) = (Vec::new(), None);
+
         for n in 0..dynamic.length / 16 {
             let at = dynamic.offset.saturating_add(n * 16);
             match (self.u64(at)?, self.u64(at.saturating_add(8))?) {
@@ -97,8 +100,10 @@ impl Library {
             segment.kind == LOAD_SEGMENT
                 && (segment.address..segment.address.saturating_add(segment.length)).contains(&address)
         };
+
         let segment = segments.iter().find(holds).ok_or_else(|| broken("names outside of it"))?;
         let strings = address - segment.address + segment.offset;
+
         names.into_iter().map(|name| self.text(strings.saturating_add(name))).collect()
     }
 
@@ -108,6 +113,7 @@ impl Library {
         if table == 0 || names >= count {
             return Ok(None);
         }
+
         let header = |n: u16| table.saturating_add(u64::from(n) * u64::from(size));
         let names = self.u64(header(names).saturating_add(24))?;
         for n in 0..count {
@@ -118,6 +124,7 @@ impl Library {
                 return Ok(Some(Section { offset, length }));
             }
         }
+
         Ok(None)
     }
 }
@@ -135,14 +142,18 @@ mod tests {
         let program = std::env::current_exe().unwrap();
         let library = Library::open(&program).unwrap();
         let needed = library.needed().unwrap();
+
         assert!(needed.iter().any(|name| name.starts_with("libc.so")), "{needed:?}");
+
         let text = library.section(".text").unwrap().unwrap();
+
         assert!(text.offset > 0 && text.length > 1_000_000, "{text:?}");
         assert_eq!(library.section(".nv_fatbin").unwrap(), None);
 
         let folder = tempfile::tempdir().unwrap();
         let bytes = std::fs::read(&program).unwrap();
         let cut = folder.path().join("cut");
+
         for length in [0, 3, 20, 63, 64, 100, 300] {
             std::fs::write(&cut, &bytes[..length]).unwrap();
             assert!(Library::open(&cut).and_then(|library| library.needed()).is_err(), "{length}");

@@ -11,6 +11,7 @@ pub fn is_out_of_memory(message: &str) -> bool {
         "CUBLAS_STATUS_ALLOC_FAILED",
         "CUDNN_STATUS_ALLOC_FAILED",
     ];
+
     SIGNS.iter().any(|sign| message.contains(sign))
 }
 
@@ -42,6 +43,7 @@ pub fn is_device_lost(message: &str) -> bool {
         rest.get(..end).unwrap_or_default()
     });
     let is_lost = |error: &str| LOST.iter().any(|(code, name)| error == *name || error.parse() == Ok(*code));
+
     // cuBLAS gives no number, and says this of a product that could not be launched.
     errors.any(is_lost) || message.contains("CUBLAS_STATUS_EXECUTION_FAILED")
 }
@@ -58,11 +60,15 @@ mod tests {
             "Name:'Concat_x' Status Message: CUDA error cudaErrorLaunchFailure:unspecified launch failure",
             "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0",
         ];
+
         for message in lost {
             assert!(is_device_lost(message) && !is_out_of_memory(message), "{message}");
         }
+
         let full = "CUDA failure 2: out of memory ; GPU=0";
+
         assert!(is_out_of_memory(full) && !is_device_lost(full));
+
         for other in ["CUDA failure 1: invalid argument", "CUDA failure 7190: none", "CUDA error ", "the model failed"]
         {
             assert!(!is_device_lost(other) && !is_out_of_memory(other), "{other}");

@@ -46,20 +46,26 @@ pub struct MissingLibrary {
 impl fmt::Display for MissingLibrary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
+
         if let Some((_, pypi, distribution)) = PACKAGES.iter().find(|(start, ..)| self.name.starts_with(start)) {
             write!(f, " (package {pypi}")?;
+
             match self.cuda {
                 // From CUDA 13 on, the packages on PyPI are named without its version, but for cuDNN's.
                 Some(cuda) if cuda < 13 || pypi.ends_with("cudnn") => write!(f, "-cu{cuda}")?,
                 _ => {}
             }
+
             write!(f, " on PyPI, {distribution}-")?;
+
             match self.cuda {
                 Some(cuda) => write!(f, "{cuda}-*")?,
                 None => f.write_str("*")?,
             }
+
             f.write_str(" in NVIDIA's repositories)")?;
         }
+
         write!(f, ": {}", self.cause)
     }
 }
@@ -80,6 +86,7 @@ pub(super) fn open_all(provider: &Path) -> io::Result<Opened> {
     let cuda = needed.iter().find_map(|name| name.strip_prefix(RUNTIME)?.split('.').next()?.parse().ok());
     let mut opened = Opened { cuda, missing: Vec::new(), driver: None };
     let mut seen = BTreeSet::new();
+
     for name in needed.iter().filter(|name| is_nvidia(name)) {
         let Err(cause) = open_one(provider, name, &mut seen) else { continue };
         if name == DRIVER {
@@ -90,6 +97,7 @@ pub(super) fn open_all(provider: &Path) -> io::Result<Opened> {
             opened.missing.push(MissingLibrary { name: name.clone(), cause: cause.to_owned(), cuda });
         }
     }
+
     Ok(opened)
 }
 
@@ -102,16 +110,20 @@ fn open_one(provider: &Path, name: &str, seen: &mut BTreeSet<String>) -> Result<
     if !seen.insert(name.to_owned()) {
         return Ok(());
     }
+
     let beside = provider.with_file_name(name);
     if !beside.exists() {
         return open(Path::new(name)).map(mem::forget);
     }
+
     let needed = elf::Library::open(&beside).and_then(|library| library.needed());
+
     // A file that is no library is the loader's to explain.
     for needed in needed.unwrap_or_default().iter().filter(|name| is_nvidia(name)) {
         // What is missing is named by the loader when it opens the library that needs it.
         let _ = open_one(provider, needed, seen);
     }
+
     open(&beside).map(mem::forget)
 }
 
@@ -135,6 +147,7 @@ mod tests {
         let missing = |name: &str, cuda| {
             MissingLibrary { name: name.to_owned(), cause: "no such file".to_owned(), cuda }.to_string()
         };
+
         assert_eq!(
             missing("libcublasLt.so.13", Some(13)),
             "libcublasLt.so.13 (package nvidia-cublas on PyPI, libcublas-13-* in NVIDIA's repositories): no such file"
@@ -142,7 +155,9 @@ mod tests {
         assert!(missing("libcudart.so.12", Some(12)).contains("nvidia-cuda-runtime-cu12 on PyPI, cuda-cudart-12-*"));
         assert!(missing("libcudnn.so.9", Some(13)).contains("nvidia-cudnn-cu13 on PyPI, libcudnn9-cuda-13-*"));
         assert_eq!(missing("libnvidia-other.so.1", Some(13)), "libnvidia-other.so.1: no such file");
+
         let cause = open(Path::new("libhush-none.so.13")).unwrap_err();
+
         assert!(cause.contains("libhush-none.so.13"), "{cause}");
     }
 }

@@ -59,11 +59,13 @@ pub fn probe(ort_library: &Path, index: c_int) -> Result<CudaFacts, CudaError> {
     if !provider.exists() {
         return Err(CudaError::NoProvider(provider));
     }
+
     let unreadable = |cause| CudaError::Provider { path: provider.clone(), cause };
     let opened = libraries::open_all(&provider).map_err(unreadable)?;
     if !opened.missing.is_empty() {
         return Err(CudaError::Libraries { missing: opened.missing, driver: opened.driver });
     }
+
     if let Some(cause) = opened.driver {
         return Err(CudaError::NoDriver(cause));
     }
@@ -73,6 +75,7 @@ pub fn probe(ort_library: &Path, index: c_int) -> Result<CudaFacts, CudaError> {
     if let Some(needs) = opened.cuda.filter(|needs| c_int::try_from(*needs).is_ok_and(|needs| has / 1000 < needs)) {
         return Err(CudaError::OldDriver { has, needs });
     }
+
     let count = driver.count()?;
     if !(0..count).contains(&index) {
         return Err(CudaError::NoSuchGpu { index, count });
@@ -80,6 +83,7 @@ pub fn probe(ort_library: &Path, index: c_int) -> Result<CudaFacts, CudaError> {
 
     let capability = driver.capability(index)?;
     let library = elf::Library::open(&provider).map_err(unreadable)?;
+
     match architectures::support(&library, capability).map_err(unreadable)? {
         Support::Lacks(architectures) => Err(CudaError::Architecture { index, has: capability, architectures }),
         Support::Runs | Support::Unknown => Ok(CudaFacts { driver: has, runtime: opened.cuda, capability }),
@@ -90,6 +94,7 @@ pub fn probe(ort_library: &Path, index: c_int) -> Result<CudaFacts, CudaError> {
 /// Where the device is a GPU, the libraries of its provider are open afterwards.
 pub fn prepare(device: Device, precision: Precision) -> Result<(), CudaError> {
     check_precision(device, precision)?;
+
     match (device, runtime::library()) {
         (Device::Cuda { index }, Ok(library)) => probe(&library, index).map(drop),
         // The load says itself that there is no ONNX Runtime.

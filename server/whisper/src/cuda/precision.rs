@@ -22,8 +22,10 @@ mod tests {
     fn cuda_takes_fp16_only() {
         for precision in Precision::ALL {
             assert!(check_precision(Device::Cpu, precision).is_ok());
+
             let on_cuda = check_precision(Device::Cuda { index: 0 }, precision);
             assert_eq!(on_cuda.is_ok(), precision == Precision::Fp16);
+
             if let Err(error) = on_cuda {
                 let error = error.to_string();
                 let named = [precision.as_str(), "--precision fp16", "--device cpu"];

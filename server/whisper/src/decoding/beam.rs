@@ -39,16 +39,20 @@ impl Beam {
     /// The `size + 1` likeliest continuations of each beam, likeliest first, the first of equals first.
     fn extensions(&mut self, scores: &mut Scores<'_>) -> Vec<Extension> {
         let size = self.beams.len();
+
         // At first all beams are the same, and the reference counts equal sequences once.
         let distinct = if self.sampled == 0 { 1 } else { size };
         let mut extensions = Vec::with_capacity(distinct * (size + 1));
+
         for (index, beam) in self.beams.iter().take(distinct).enumerate() {
             for scored in scores.row(index).likeliest(&self.frame.rules, &beam.tokens, size + 1) {
                 let sum_logprob = beam.sum_logprob + scored.logprob;
                 extensions.push(Extension { beam: index, token: scored.token, logprob: scored.logprob, sum_logprob });
             }
         }
+
         extensions.sort_by(|a, b| b.sum_logprob.total_cmp(&a.sum_logprob));
+
         extensions
     }
 }
@@ -76,39 +80,47 @@ impl Search for Beam {
     fn choose(&mut self, scores: &mut Scores<'_>) -> Next {
         let size = self.beams.len();
         let (mut beams, mut tokens, mut from) = (Vec::with_capacity(size), Vec::new(), Vec::new());
+
         for extension in self.extensions(scores) {
             let ended = extension.token == self.frame.end_of_text;
             let mut next = self.beams[extension.beam].clone();
             next.sum_logprob = extension.sum_logprob;
+
             if ended {
                 if self.finished.len() < self.wanted {
                     self.finished.push(next);
                 }
                 continue;
             }
+
             next.tokens.push(extension.token);
             next.token_logprobs.push(extension.logprob as f32);
             beams.push(next);
             tokens.push(extension.token);
+
             // All beams are still the one prompt: each continues its own copy.
             from.push(if self.sampled == 0 { beams.len() - 1 } else { extension.beam });
             if beams.len() == size {
                 break;
             }
         }
+
         self.sampled += 1;
         if beams.len() == size {
             self.beams = beams;
         }
+
         if self.finished.len() >= self.wanted || self.frame.is_full(self.sampled) || tokens.len() < size {
             return Next::Done;
         }
+
         Next::Feed { tokens, from: Some(from) }
     }
 
     /// The ended sequences, and where they are fewer than beams the likeliest of those that have not ended.
     fn finish(mut self: Box<Self>) -> Vec<Candidate> {
         let missing = self.beams.len().saturating_sub(self.finished.len());
+
         // From the back, as the reference goes through its ascending order.
         self.beams.reverse();
         self.beams.sort_by(|a, b| b.sum_logprob.total_cmp(&a.sum_logprob));
@@ -140,10 +152,12 @@ mod tests {
         for token in tokens {
             state = (state ^ u64::from(*token)).wrapping_mul(0xBF58_476D_1CE4_E5B9).rotate_left(29);
         }
+
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 40) as f32 / 3e6
         };
+
         (0..SIZE).map(|_| next()).collect()
     }
 
@@ -153,6 +167,7 @@ mod tests {
         let places: Vec<usize> = (0..rows).collect();
         let mut prefixes = vec![Vec::new(); rows];
         let mut steps = 0;
+
         loop {
             let mut all: Vec<f32> = prefixes.iter().flat_map(|prefix| model(seed, prefix)).collect();
             steps += 1;
@@ -174,13 +189,16 @@ mod tests {
     fn reference(size: usize, wanted: usize, context: usize, seed: u64) -> Vec<(Vec<u32>, f64)> {
         let mut beams: Vec<(Vec<u32>, f64)> = vec![(vec![], 0.0); size];
         let mut finished: Vec<(Vec<u32>, f64)> = Vec::new();
+
         for sampled in 1..=context / 2 {
             let mut scores: Vec<(Vec<u32>, f64)> = Vec::new();
+
             for (tokens, sum) in &beams {
                 let mut logits = model(seed, tokens);
                 frame(context).rules.apply(&mut logits, tokens);
                 let mut order: Vec<usize> = (0..SIZE).collect();
                 order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+
                 for token in order.into_iter().take(size + 1) {
                     let sequence: Vec<u32> = tokens.iter().copied().chain([token as u32]).collect();
                     let score = sum + sampling::log_probability(&logits, token);
@@ -190,8 +208,10 @@ mod tests {
                     }
                 }
             }
+
             scores.sort_by(|a, b| b.1.total_cmp(&a.1));
             let mut next = Vec::new();
+
             for (sequence, score) in scores {
                 if sequence.last() == Some(&END) {
                     if finished.len() < wanted {
@@ -204,19 +224,23 @@ mod tests {
                     }
                 }
             }
+
             beams = next;
             if finished.len() >= wanted || 1 + sampled > context {
                 break;
             }
         }
+
         let mut order: Vec<usize> = (0..size).collect();
         order.sort_by(|a, b| beams[*a].1.total_cmp(&beams[*b].1));
+
         for index in order.into_iter().rev() {
             if finished.len() >= size {
                 break;
             }
             finished.push(beams[index].clone());
         }
+
         finished
     }
 
@@ -231,7 +255,9 @@ mod tests {
             prop_assume!(most_finished(size, patience) > 0);
             let ours = found(size, patience, context, seed);
             let theirs = reference(size, most_finished(size, patience), context, seed);
+
             prop_assert_eq!(ours.len(), theirs.len());
+
             for (mine, (tokens, score)) in ours.iter().zip(&theirs) {
                 prop_assert_eq!(&mine.tokens, tokens);
                 prop_assert!((mine.sum_logprob - score).abs() < 1e-9);
@@ -253,6 +279,7 @@ mod tests {
                 }
                 tokens.push(token);
             }
+
             assert_eq!(found(1, None, 20, seed)[0].tokens, tokens);
         }
     }
@@ -263,10 +290,12 @@ mod tests {
         assert_eq!(most_finished(5, Some(0.0)), 5);
         assert_eq!(most_finished(5, Some(0.5)), 2, "halves go to the even number");
         assert_eq!(most_finished(5, Some(2.0)), 10);
+
         let longer = (0..50).filter(|seed| {
             let steps = |patience| run(&mut Beam::new(frame(40), 3, patience), *seed);
             steps(Some(3.0)) > steps(None)
         });
+
         assert!(longer.count() > 10);
     }
 }

@@ -12,6 +12,7 @@ pub fn language_probabilities(special: &SpecialTokens, logits: &[f32]) -> Vec<La
         .filter(|(code, _)| LANGUAGES.iter().any(|(known, _)| known == code))
         .filter_map(|(code, token)| Some((code.as_str(), *token, *logits.get(*token as usize)?)))
         .collect();
+
     known.sort_by_key(|(_, token, _)| *token);
     let total = log_sum_exp(&known.iter().map(|(.., logit)| *logit).collect::<Vec<_>>());
     let mut languages: Vec<_> = known
@@ -21,6 +22,8 @@ pub fn language_probabilities(special: &SpecialTokens, logits: &[f32]) -> Vec<La
             probability: (f64::from(logit) - total).exp() as f32,
         })
         .collect();
+
     languages.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+
     languages
 }

@@ -86,6 +86,7 @@ impl Rules {
             begin: special.timestamp_begin,
             max_initial: Some(special.max_initial_timestamp_index),
         });
+
         Self { blank: special.begin_suppress.clone(), suppressed, timestamps }
     }
 }

@@ -19,6 +19,7 @@ pub fn most_likely(candidates: impl Iterator<Item = (f64, usize)>, length_penalt
             best = (index, score);
         }
     }
+
     best.0
 }
 

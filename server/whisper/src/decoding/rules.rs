@@ -56,12 +56,15 @@ impl TimestampRules {
 
         let is_timestamp = |token: &u32| *token >= self.begin;
         let last = sampled.last().is_some_and(is_timestamp);
+
         // Before the second token the reference takes the one before the first for a timestamp.
         let before_last = sampled.len() < 2 || is_timestamp(&sampled[sampled.len() - 2]);
+
         if let Some(latest) = sampled.iter().rev().copied().find(is_timestamp) {
             // Time does not run backwards, and a segment has a length, so that seeking goes on.
             times.start = if last && !before_last { latest } else { latest + 1 };
         }
+
         if last {
             if before_last {
                 times = self.begin..self.begin;
@@ -69,12 +72,14 @@ impl TimestampRules {
                 words.start = self.end_of_text;
             }
         }
+
         if sampled.is_empty() {
             words = self.begin..self.begin;
             if let Some(max_initial) = self.max_initial {
                 times.end = self.begin + max_initial + 1;
             }
         }
+
         TokenRanges { words, times }
     }
 
@@ -92,6 +97,7 @@ impl TimestampRules {
         // normaliser cancels.
         let (words, times) = logits.split_at_mut(begin);
         let best_word = maximum(words);
+
         if log_sum_exp(times) > f64::from(best_word) {
             words.fill(f32::NEG_INFINITY);
         }
@@ -190,27 +196,34 @@ mod tests {
             logits[0] = minus;
             logits[END as usize] = minus;
         }
+
         for token in [3, 11, 12, 13, 14, 15] {
             logits[token] = minus;
         }
+
         let begin = BEGIN as usize;
         let last = !sampled.is_empty() && sampled[sampled.len() - 1] >= BEGIN;
         let penultimate = sampled.len() < 2 || sampled[sampled.len() - 2] >= BEGIN;
+
         if last {
             if penultimate { logits[begin..].fill(minus) } else { logits[..END as usize].fill(minus) }
         }
+
         let times: Vec<u32> = sampled.iter().copied().filter(|token| *token >= BEGIN).collect();
         if let Some(latest) = times.last() {
             let until = if last && !penultimate { *latest } else { *latest + 1 };
             logits[begin..until as usize].fill(minus);
         }
+
         if sampled.is_empty() {
             logits[..begin].fill(minus);
             logits[begin + 6..].fill(minus);
         }
+
         let total = logits.iter().map(|logit| logit.exp()).sum::<f64>().ln();
         let time = logits[begin..].iter().map(|logit| (logit - total).exp()).sum::<f64>().ln();
         let word = logits[..begin].iter().map(|logit| logit - total).fold(minus, f64::max);
+
         if time > word {
             logits[..begin].fill(minus);
         }
@@ -239,13 +252,18 @@ mod tests {
                 rules().apply(&mut logits, &sampled);
                 let token = super::super::sampling::arg_max(&logits) as u32;
                 prop_assert!(logits[token as usize].is_finite(), "nothing may follow {:?}", sampled);
+
                 if token == END {
                     break;
                 }
+
                 sampled.push(token);
             }
+
             prop_assert!(sampled[0] >= BEGIN && sampled[0] <= BEGIN + 5);
+
             let times: Vec<u32> = sampled.iter().copied().filter(|token| *token >= BEGIN).collect();
+
             prop_assert!(times.is_sorted());
             prop_assert!(!sampled.windows(3).any(|three| three.iter().all(|token| *token >= BEGIN)));
         }

@@ -119,6 +119,7 @@ impl RowChoice<'_> {
         let log_sum_exp = best_logit - logprobs.first().copied().map_or(0.0, f64::from);
         let scored = tokens.iter().zip(logprobs).filter(|(_, logprob)| !logprob.is_nan());
         let tokens = scored.map(|(token, logprob)| (first_token + *token as u32, f64::from(*logprob) + log_sum_exp));
+
         Part { tokens: tokens.collect(), log_sum_exp }
     }
 
@@ -128,18 +129,22 @@ impl RowChoice<'_> {
         let times = (!ranges.times.is_empty()).then(|| self.part(1, self.layout.timestamps));
         let words = words.filter(|words| {
             let best_word = words.tokens.first().map_or(f64::NEG_INFINITY, |(_, logit)| *logit);
+
             // As `Rules::apply`: timestamps together against the best word.
             let forced =
                 rules.timestamps.is_some() && times.as_ref().is_some_and(|times| times.log_sum_exp > best_word);
             !forced
         });
+
         let parts: Vec<Part> = words.into_iter().chain(times).collect();
         let largest = parts.iter().map(|part| part.log_sum_exp).fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = parts.iter().map(|part| (part.log_sum_exp - largest).exp()).sum();
         let total = largest + sum.ln();
         let mut tokens: Vec<(u32, f64)> = parts.into_iter().flat_map(|part| part.tokens).collect();
+
         tokens.sort_by(|(a, a_logit), (b, b_logit)| b_logit.total_cmp(a_logit).then(a.cmp(b)));
         tokens.truncate(count);
+
         tokens.into_iter().map(|(token, logit)| ScoredToken { token, logprob: logit - total }).collect()
     }
 }
@@ -171,6 +176,7 @@ mod tests {
     fn choice(logits: &[f32], rules: &Rules, sampled: &[u32], layout: ChoiceLayout) -> Vec<f32> {
         let ranges = rules.ranges(sampled);
         let mut all = Vec::new();
+
         for (part, range) in [(0..BEGIN, ranges.words), (BEGIN..SIZE as u32, ranges.times)] {
             let masked: Vec<f32> = part
                 .clone()
@@ -179,12 +185,15 @@ mod tests {
                     if permitted { logits[token as usize] } else { f32::NEG_INFINITY }
                 })
                 .collect();
+
             let total = sampling::log_sum_exp(&masked);
             let best = sampling::largest(&masked, layout.likeliest);
+
             all.push(masked[best[0]]);
             all.extend(best.iter().map(|token| (f64::from(masked[*token]) - total) as f32));
             all.extend(best.iter().map(|token| *token as f32));
         }
+
         all
     }
 
@@ -204,7 +213,9 @@ mod tests {
             let finite = |scored: &&ScoredToken| scored.logprob.is_finite();
             let (found, expected): (Vec<_>, Vec<_>) =
                 (found.iter().filter(finite).collect(), expected.iter().filter(finite).collect());
+
             prop_assert_eq!(found.len(), expected.len());
+
             for (found, expected) in found.into_iter().zip(expected) {
                 prop_assert_eq!(found.token, expected.token);
                 prop_assert!((found.logprob - expected.logprob).abs() < 1e-4, "{:?} {:?}", found, expected);

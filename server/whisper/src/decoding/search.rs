@@ -121,6 +121,7 @@ impl Search for Sampler {
         if self.rows.iter().all(|row| row.ended) || self.frame.is_full(self.sampled) {
             return Next::Done;
         }
+
         Next::Feed { tokens, from: None }
     }
 
@@ -136,6 +137,7 @@ impl Row {
         if self.ended {
             return end;
         }
+
         let sampled = &self.found.tokens;
         let chosen = match (temperature, scores) {
             (Some(temperature), RowScores::Logits(logits)) => {
@@ -150,14 +152,18 @@ impl Row {
                 likeliest.first().copied().unwrap_or(ScoredToken { token: end, logprob: f64::NEG_INFINITY })
             }
         };
+
         let ScoredToken { token, logprob } = chosen;
+
         self.found.sum_logprob += logprob;
+
         if token == end {
             self.ended = true;
         } else {
             self.found.tokens.push(token);
             self.found.token_logprobs.push(logprob as f32);
         }
+
         token
     }
 }
@@ -198,6 +204,7 @@ impl Search for Forced {
                 (self.heard)(row, logits);
             }
         }
+
         match self.tokens.next() {
             Some(token) => Next::Feed { tokens: vec![token; self.rows], from: None },
             None => Next::Done,

@@ -53,12 +53,14 @@ impl Aligner {
                 none.insert(session::open(&self.environment, &self.path, &self.options, self.prepack, &self.place)?)
             }
         };
+
         let ids = tokens.iter().map(|token| *token as i32).collect::<Vec<_>>();
         let positions = (0..tokens.len() as i32).collect::<Vec<_>>();
         let mut inputs: Vec<(String, SessionInputValue<'_>)> = vec![
             ("input_ids".into(), Tensor::from_array(([1, tokens.len()], ids))?.into()),
             ("position_ids".into(), Tensor::from_array(([1, tokens.len()], positions))?.into()),
         ];
+
         if session.inputs().iter().any(|input| input.name() == decoder::SHAPES[0]) {
             // One row hears one window, so both shapes are the same.
             for name in decoder::SHAPES {
@@ -66,20 +68,24 @@ impl Aligner {
                 inputs.push((name.into(), Tensor::from_array(([shape.len()], shape))?.into()));
             }
         }
+
         for Cross { name, tensor } in cross {
             if session.inputs().iter().any(|input| input.name() == name) {
                 inputs.push((name.clone(), tensor.into()));
             }
         }
+
         let outputs = session.run(inputs)?;
         let (shape, weights) = outputs["weights"].try_extract_tensor::<f32>()?;
         let &[1, heads, rows, frames] = &**shape else {
             return Err(ort::Error::new(format!("weights of shape {shape}, expected [1, heads, tokens, frames]")));
         };
+
         let size = |side: i64| usize::try_from(side).unwrap_or_default();
         let attention =
             Attention { weights: weights.to_vec(), heads: size(heads), tokens: size(rows), frames: size(frames) };
         let (_, logprobs) = outputs["logprobs"].try_extract_tensor::<f32>()?;
+
         Ok(Alignment { attention, logprobs: logprobs.to_vec() })
     }
 }

@@ -78,12 +78,15 @@ impl Buffer {
         if source == target {
             return Ok(());
         }
+
         if source.max(target) >= self.places {
             return Err(ort::Error::new(format!("a copy from place {source} to {target} does not fit")));
         }
+
         let pieces = self.pieces(prefix);
         let (into, out) = (target * self.stride(), source * self.stride());
         copy_pieces_within(&mut self.whole, into, out, &pieces);
+
         Ok(())
     }
 

@@ -15,6 +15,7 @@ pub fn check(model: &ModelDir) -> Result<(), LoadError> {
     let encoder = read(ENCODER)?;
     let (mel, hidden) = (encoder.dimensions("mel"), encoder.dimensions("hidden"));
     let frames = at(&mel, 2).map(|frames| frames / 2);
+
     expect(ENCODER, "num_mel_bins", config.num_mel_bins, at(&mel, 1))?;
     expect(ENCODER, "max_source_positions", config.max_source_positions, frames)?;
     expect(ENCODER, "d_model", config.d_model, at(&hidden, 2))?;
@@ -22,9 +23,11 @@ pub fn check(model: &ModelDir) -> Result<(), LoadError> {
     let decoder = read(DECODER)?;
     let (cache, logits) = (decoder.dimensions("self_k_0"), decoder.dimensions("logits"));
     let layers = i64::try_from(decoder.count_inputs("self_k_")).ok();
+
     expect(DECODER, "decoder_layers", config.decoder_layers, layers)?;
     expect(DECODER, "decoder_attention_heads", config.decoder_attention_heads, at(&cache, 1))?;
     expect(DECODER, "vocab_size", config.vocab_size, at(&logits, 1))?;
+
     expect(DECODER, "max_target_positions", config.max_target_positions, decoder.rows(POSITIONS))
 }
 

@@ -37,12 +37,14 @@ impl Encoder {
             Self::Host(encoder) => &encoder.session,
             Self::Device(encoder) => encoder.session(),
         };
+
         let outlets = session.outputs().iter().filter(|outlet| outlet.name().starts_with("cross_"));
         let shapes = outlets.filter_map(|outlet| {
             let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else { return None };
             let shape = shape.iter().skip(1).map(|side| usize::try_from(*side).unwrap_or(1)).collect();
             Some(CrossShape { name: outlet.name().to_owned(), element: *ty, shape })
         });
+
         shapes.collect()
     }
 
@@ -81,12 +83,15 @@ impl HostEncoder {
     /// Listens to one window and writes to `cross`.
     pub fn encode(&mut self, mel: &[f32], cross: &mut [Cross]) -> Result<(), ort::Error> {
         self.hear(mel)?;
+
         // Bound anew each time: on a GPU that is what copies it.
         self.binding.bind_input("mel", &self.mel)?;
         for Cross { name, tensor } in cross {
             self.binding.bind_output(&*name, tensor)?;
         }
+
         self.session.run_binding(&self.binding)?;
+
         Ok(())
     }
 

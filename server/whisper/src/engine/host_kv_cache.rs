@@ -46,7 +46,9 @@ impl HostKvCache {
             let output = (*element == TensorElementType::Int8).then(|| format!("present_{name}"));
             heard.push(Shared { input: name.clone(), output, buffer: Buffer::new(*element, places, shape.clone())? });
         }
+
         let mut cache = Vec::with_capacity(2 * shape.layers);
+
         for layer in 0..shape.layers {
             for kind in ["k", "v"] {
                 let row = vec![shape.heads, shape.slots, shape.width];
@@ -57,7 +59,9 @@ impl HostKvCache {
                 });
             }
         }
+
         let logits = Buffer::new(TensorElementType::Float32, places * rows, vec![shape.vocabulary])?;
+
         Ok(Self { rows, places, cross: heard, cache, logits, binding: None, bound: None })
     }
 
@@ -77,11 +81,14 @@ impl HostKvCache {
         for Shared { buffer, .. } in &mut self.cross {
             buffer.grow(places, used)?;
         }
+
         for Shared { buffer, .. } in &mut self.cache {
             buffer.grow(places * self.rows, used * self.rows)?;
         }
+
         self.logits.grow(places * self.rows, 0)?;
         self.places = places;
+
         Ok(())
     }
 
@@ -118,12 +125,14 @@ impl HostKvCache {
         for (here, there) in self.cross.iter_mut().zip(&mut single.cross) {
             here.buffer.copy_from(&mut there.buffer, from, to, None)?;
         }
+
         for (here, there) in self.cache.iter_mut().zip(&mut single.cache) {
             for row in 0..self.rows {
                 let to = to * self.rows + row;
                 here.buffer.copy_from(&mut there.buffer, from, to, Some(length))?;
             }
         }
+
         Ok(())
     }
 
@@ -177,6 +186,7 @@ impl HostKvCache {
         if self.bound.as_ref() == Some(places) {
             return Ok(());
         }
+
         self.bound = None;
         let caches = self.cache.iter_mut().map(|shared| (shared, rows));
         for (Shared { input, output, buffer }, range) in self.cross.iter_mut().map(|s| (s, places)).chain(caches) {
@@ -186,9 +196,11 @@ impl HostKvCache {
                 binding.bind_output(&*output, &mut view)?;
             }
         }
+
         let mut logits = self.logits.view(rows.clone())?;
         binding.bind_output("logits", &mut logits)?;
         self.bound = Some(places.clone());
+
         Ok(())
     }
 }

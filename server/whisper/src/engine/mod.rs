@@ -152,12 +152,15 @@ impl Engine {
             Device::Cpu => None,
             Device::Cuda { index } => Some(device_context(model, index)?),
         };
+
         let place = |captures| match &context {
             None => SessionPlace::Host,
             Some(context) => SessionPlace::Device { context: context.clone(), captures },
         };
+
         // The kernel of 8-bit blocks needs its weights packed: without, it unpacks all of them at each step.
         let prepack = options.prepack || model.manifest().precision == Precision::Int8;
+
         // To open a session keeps one core busy. What the others do meanwhile is not left for the time in which the encoder
         // wants all of them.
         let (decoder, outcome) = {
@@ -165,12 +168,14 @@ impl Engine {
             let place = place(options.cuda_graphs);
             PendingSession::begin(move || open(&environment, DECODER, &path, &options, prepack, &place))?
         };
+
         let tokenizer = PendingTokenizer::start(model)?;
         let encoder = open(&environment, ENCODER, &model.file(ENCODER), options, options.prepack, &place(false));
         let encoder = encoder.inspect_err(|_| {
             // A process must not end around a session that is being opened.
             let _ = outcome.wait();
         })?;
+
         let owner = owner(encoder, decoder, context.clone(), model.manifest(), options)?;
         let (orders, inbox) = mpsc::channel();
         let thread = thread::Builder::new().name("engine".into()).spawn(move || owner.run(&inbox))?;
@@ -191,6 +196,7 @@ impl Engine {
             vad_model: OnceLock::new(),
             max_batch: options.max_batch.max(1),
         };
+
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -270,11 +276,13 @@ fn device_context(model: &ModelDir, index: i32) -> Result<DeviceContext, LoadErr
         Err(missing) => LoadError::Cuda { missing, source: error.into() },
         Ok(_) => LoadError::Device(error),
     })?;
+
     let stream = Arc::new(Stream::new(cuda.clone())?);
     let tensors = external_tensors(&model.file(ENCODER));
     let tensors = tensors.map_err(|source| LoadError::Graph { graph: ENCODER, source })?;
     let encoder_bytes = tensors.iter().map(|(_, placed)| placed.offset + placed.length).max().unwrap_or_default();
     let weights = Arc::new(DeviceWeights::begin(cuda.clone(), &model.file(WEIGHTS), encoder_bytes)?);
+
     Ok(DeviceContext { cuda, stream, weights })
 }
 
@@ -286,6 +294,7 @@ fn explain(graph: &'static str, source: ort::Error, device: Device) -> LoadError
     {
         return LoadError::Cuda { missing, source };
     }
+
     LoadError::Session { graph, source }
 }
 
@@ -343,14 +352,17 @@ impl PendingTokenizer {
         if let Some(ready) = self.ready.get() {
             return Ok(ready);
         }
+
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ready) = self.ready.get() {
             return Ok(ready);
         }
+
         let tokenizer = match reading.take() {
             Some(reading) => reading.join().unwrap_or_else(|panic| resume_unwind(panic))?,
             None => Tokenizer::open(&self.path, self.vocab_size)?,
         };
+
         Ok(self.ready.get_or_init(|| tokenizer))
     }
 }

@@ -94,6 +94,7 @@ impl Decoding {
             Course::Failed(error) => Err(error),
             Course::On | Course::Gone => return,
         };
+
         // The job may have left in the meantime.
         let _ = self.end.send(end);
     }
@@ -111,6 +112,7 @@ pub(super) enum Course {
 impl Owner {
     pub fn new(encoder: Encoder, decoder: Decoder, limits: Limits) -> Result<Self, ort::Error> {
         let seats = Seats::new(&decoder, limits.windows)?;
+
         Ok(Self {
             encoder,
             decoder,
@@ -131,11 +133,13 @@ impl Owner {
             // The first call says it again, and to whom it concerns.
             tracing::warn!("the engine's thread cannot use the device: {error}");
         }
+
         loop {
             if self.queue.is_empty() && !self.decodes() {
                 let Ok(order) = inbox.recv() else { return };
                 self.take(order);
             }
+
             loop {
                 match inbox.try_recv() {
                     Ok(order) => self.take(order),
@@ -143,6 +147,7 @@ impl Owner {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
+
             self.serve();
             self.step_singles();
             for index in 0..self.wide.len() {
@@ -167,6 +172,7 @@ impl Owner {
     fn serve(&mut self) {
         let mut waiting = VecDeque::new();
         let (mut no_place, mut no_rows) = (false, false);
+
         while let Some(order) = self.queue.pop_front() {
             match order {
                 Order::Encode { .. } if no_place || self.seats.len() >= self.limits.windows => {
@@ -184,6 +190,7 @@ impl Owner {
                 }
             }
         }
+
         while let Some(order) = waiting.pop_back() {
             self.queue.push_front(order);
         }
@@ -206,6 +213,7 @@ impl Owner {
                         self.forget(id);
                     }
                 }
+
                 true
             }
             Order::Hidden { mel, reply } => {
@@ -242,6 +250,7 @@ impl Owner {
         let id = self.next_window;
         let place = self.seats.add(&self.decoder, id, self.limits.windows)?;
         let encoded = self.seats.cache().cross(&self.decoder, place);
+
         match encoded.and_then(|mut cross| self.encoder.encode(mel, &mut cross)) {
             Ok(()) => {
                 self.windows.insert(id, Held { length: 0, logits: Vec::new(), decoding: None });
@@ -260,14 +269,17 @@ impl Owner {
         if restart {
             held.length = 0;
         }
+
         let lengths = [held.length];
         let prompt = StepInput::prompt(tokens, &lengths);
         let StepScores::Logits(logits) = self.seats.cache().run(&mut self.decoder, place..place + 1, &prompt)? else {
             return Err(ort::Error::new("a prompt without logits"));
         };
+
         held.length += tokens.len();
         held.logits.clear();
         held.logits.extend_from_slice(logits);
+
         Ok(held.logits.clone())
     }
 
@@ -276,14 +288,17 @@ impl Owner {
         if held.logits.is_empty() {
             return decoding.end(Course::Failed(ort::Error::new("a search without a prompt")));
         }
+
         let rows = decoding.search.rows().max(1);
         decoding.length = held.length;
         let mut first = held.logits.repeat(rows);
         let places: Vec<usize> = (0..rows).collect();
         let course = decoding.choose(&mut Scores::logits(&mut first, held.logits.len(), &places));
         let Course::On = course else { return decoding.end(course) };
+
         // So far all rows are the same.
         decoding.from = None;
+
         if rows == 1 {
             held.decoding = Some(decoding);
             let lengths = lengths(&self.windows);
@@ -292,6 +307,7 @@ impl Owner {
             }
             return;
         }
+
         if let Err((decoding, error)) = self.begin_wide(window, decoding, rows) {
             decoding.end(Course::Failed(error));
         }
@@ -301,12 +317,15 @@ impl Owner {
         if !self.wide.iter().any(|wide| wide.rows() == rows) {
             // Memory of widths that nobody uses any more.
             self.wide.retain(|wide| !wide.is_empty());
+
             match Wide::new(&self.decoder, rows) {
                 Ok(wide) => self.wide.push(wide),
                 Err(error) => return Err((decoding, error)),
             }
         }
+
         let Some(wide) = self.wide.iter_mut().find(|wide| wide.rows() == rows) else { return Ok(()) };
+
         match self.seats.place(window) {
             Ok(place) => wide.add(&mut self.decoder, self.seats.cache(), place, window, decoding, self.limits.rows),
             Err(error) => Err((decoding, error)),
@@ -319,6 +338,7 @@ impl Owner {
         if ids.is_empty() {
             return;
         }
+
         let (mut tokens, mut lengths) = (Vec::with_capacity(ids.len()), Vec::with_capacity(ids.len()));
         let (mut ranges, mut wanted) = (Vec::with_capacity(ids.len()), Vec::with_capacity(ids.len()));
         for id in &ids {
@@ -328,10 +348,12 @@ impl Owner {
             ranges.push(decoding.search().ranges(0));
             wanted.push(decoding.search().wants());
         }
+
         let wanted = wanted_together(wanted.into_iter());
         let all = StepInput { tokens: &tokens, lengths: &lengths, ranges: &ranges, wanted };
         let slots = self.decoder.shape.slots;
         let mut ended = Vec::new();
+
         // Together, or where that fails each by itself: only what cannot be done fails.
         let together = lengths.iter().all(|length| *length < slots)
             && match self.seats.cache().run(&mut self.decoder, 0..ids.len(), &all) {
@@ -342,6 +364,7 @@ impl Owner {
                             ended.push((*id, course));
                         }
                     }
+
                     true
                 }
                 Err(error) if ids.len() == 1 => {
@@ -353,6 +376,7 @@ impl Owner {
                     false
                 }
             };
+
         if !together {
             for (place, id) in ids.iter().enumerate() {
                 let (tokens, lengths) = (&tokens[place..=place], &lengths[place..=place]);
@@ -362,11 +386,13 @@ impl Owner {
                     Ok(scores) => Ok(scores.of_rows(0..1, 1, &[0])),
                     Err(error) => Err(ort::Error::new(error.to_string())),
                 };
+
                 if let Some(course) = advance(&mut self.windows, *id, scores) {
                     ended.push((*id, course));
                 }
             }
         }
+
         for (id, course) in ended {
             self.end_single(id, course);
         }
@@ -378,6 +404,7 @@ impl Owner {
         if let Some(decoding) = self.windows.get_mut(&window).and_then(|held| held.decoding.take()) {
             decoding.end(course);
         }
+
         if let Err(error) = moved {
             self.fail_singles(&error);
         }
@@ -386,6 +413,7 @@ impl Owner {
     /// A copy between two places failed: nobody knows what is left in them.
     fn fail_singles(&mut self, error: &ort::Error) {
         self.seats.end_all();
+
         for held in self.windows.values_mut() {
             if let Some(decoding) = held.decoding.take() {
                 decoding.end(Course::Failed(ort::Error::new(error.to_string())));

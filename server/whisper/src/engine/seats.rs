@@ -91,9 +91,11 @@ impl Seats {
             result = self.fill(hole, self.stepping, lengths);
             hole = self.stepping;
         }
+
         let last = self.windows.len() - 1;
         result = result.and(self.fill(hole, last, lengths));
         self.windows.pop();
+
         result
     }
 
@@ -110,12 +112,14 @@ impl Seats {
         if a == b {
             return Ok(());
         }
+
         let spare = self.cache.places() - 1;
         let (first, second) = (lengths(self.windows[a]), lengths(self.windows[b]));
         self.cache.copy_window(a, spare, first)?;
         self.cache.copy_window(b, a, second)?;
         self.cache.copy_window(spare, b, first)?;
         self.windows.swap(a, b);
+
         Ok(())
     }
 }

@@ -64,17 +64,21 @@ impl Wide {
         if self.members.is_empty() {
             return;
         }
+
         let slots = decoder.shape.slots;
         let fits = self.members.iter().all(|member| member.decoding.length < slots);
         let mut ended = Vec::new();
+
         if !(fits && self.run(decoder, 0, self.members.len(), &mut ended)) {
             // Each by itself: only what cannot be done fails.
             for place in 0..self.members.len() {
                 self.run(decoder, place, 1, &mut ended);
             }
         }
+
         // From the back, so that the places before stay what they are.
         ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
+
         for (place, course) in ended {
             self.take(place, course);
         }
@@ -85,11 +89,13 @@ impl Wide {
         let Self { rows, cache, members } = self;
         let members = &mut members[first..first + count];
         let mut tokens = vec![0; count * *rows];
+
         for (member, tokens) in members.iter().zip(tokens.chunks_exact_mut(*rows)) {
             for (token, place) in member.decoding.tokens.iter().zip(&member.order) {
                 tokens[*place] = *token;
             }
         }
+
         let lengths: Vec<usize> =
             members.iter().flat_map(|member| std::iter::repeat_n(member.decoding.length, *rows)).collect();
         let wanted = wanted_together(members.iter().map(|member| member.decoding.search().wants()));
@@ -106,14 +112,18 @@ impl Wide {
                 return false;
             }
         };
+
         let mut courses = Vec::with_capacity(count);
+
         for (index, Member { decoding, order, .. }) in members.iter_mut().enumerate() {
             decoding.length += 1;
             let own_rows = index * *rows..(index + 1) * *rows;
             courses.push(decoding.choose(&mut scores.of_rows(own_rows, count * *rows, order)));
         }
+
         for (index, mut course) in courses.into_iter().enumerate() {
             let member = &mut members[index];
+
             if matches!(course, Course::On)
                 && let Some(from) = member.decoding.from.take()
             {
@@ -122,15 +132,18 @@ impl Wide {
                 let length = member.decoding.length;
                 let mut copied =
                     copies.into_iter().map(|(source, target)| cache.copy_row(base + source, base + target, length));
+
                 match copied.find_map(Result::err) {
                     Some(error) => course = Course::Failed(error),
                     None => member.order = order,
                 }
             }
+
             if !matches!(course, Course::On) {
                 ended.push((first + index, course));
             }
         }
+
         true
     }
 
@@ -147,7 +160,9 @@ impl Wide {
         if place == last {
             return;
         }
+
         let length = self.members[place].decoding.length;
+
         if let Err(error) = self.cache.copy_window(last, place, length) {
             // Nobody knows what is left of it.
             self.take(place, Course::Failed(error));
@@ -178,6 +193,7 @@ fn rearranged(order: &[usize], from: &[usize]) -> (Vec<usize>, Vec<(usize, usize
             (!std::mem::replace(&mut taken[place], true)).then_some(place)
         })
         .collect();
+
     let mut free = (0..order.len()).filter(|place| !taken[*place]);
     let places = places.into_iter().zip(from).filter_map(|(place, parent)| {
         // There are as many free places as rows without one.
@@ -187,6 +203,7 @@ fn rearranged(order: &[usize], from: &[usize]) -> (Vec<usize>, Vec<(usize, usize
             Some(place)
         })
     });
+
     (places.collect(), copies)
 }
 
@@ -222,15 +239,20 @@ mod tests {
             for (source, target) in &copies {
                 memory[*target] = memory[*source];
             }
+
             let mut seen = places.clone();
             seen.sort_unstable();
+
             prop_assert_eq!(seen, (0..order.len()).collect::<Vec<_>>());
+
             for (place, parent) in places.iter().zip(&from) {
                 prop_assert_eq!(memory[*place], *parent);
             }
+
             let mut distinct = from.clone();
             distinct.sort_unstable();
             distinct.dedup();
+
             prop_assert_eq!(copies.len(), from.len() - distinct.len());
         }
     }

@@ -99,6 +99,7 @@ fn gone() -> ort::Error {
 impl Drop for Line {
     fn drop(&mut self) {
         drop(self.orders.take());
+
         // Sessions must not be freed while the process ends around them.
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
             let _ = thread.join();

@@ -101,6 +101,7 @@ impl<'a, 'w> Builder<'a, 'w> {
         let name = format!("{}.bias", packed.name);
         let element = self.real();
         let mut values = Vec::new();
+
         for (part, bias) in packed.parts {
             if *bias {
                 values.extend(self.tensor(&format!("{part}.bias"))?.to_vec()?);
@@ -109,9 +110,11 @@ impl<'a, 'w> Builder<'a, 'w> {
                 values.resize(values.len() + rows, 0.0);
             }
         }
+
         let write = |out: Fill<'_>| Ok::<_, BuildError>(quantise::write_reals(out, element, &values)?);
         let placed = self.weights.add(&name, element, &[values.len()], write)?;
         self.graph.external(&name, &placed);
+
         Ok(name)
     }
 
@@ -123,6 +126,7 @@ impl<'a, 'w> Builder<'a, 'w> {
         let outputs: usize = tensors.iter().filter_map(|t| t.shape().first()).sum();
         let inner = tensors.first().and_then(|t| t.shape().get(1)).copied().unwrap_or_default();
         let bias = if with_bias { self.bias(packed)? } else { String::new() };
+
         match how {
             Matrix::Dense => {
                 let (name, element) = (format!("{}.weight", packed.name), self.real());
@@ -137,6 +141,7 @@ impl<'a, 'w> Builder<'a, 'w> {
                 self.linear_blocks(x, &packed.name, &tensors, [outputs, inner], &bias, out)?;
             }
         }
+
         Ok(())
     }
 
@@ -221,6 +226,7 @@ impl<'a, 'w> Builder<'a, 'w> {
             precision: self.precision,
             problem: format!("rows of {inner} weights cannot be cut into blocks of {BLOCKS:?}"),
         })?;
+
         let weight = self.weights.add(&format!("{name}.weight"), Element::U8, &[outputs, inner], |out| {
             quantise::blocks_u8(tensors, block, out)
         })?;
@@ -228,6 +234,7 @@ impl<'a, 'w> Builder<'a, 'w> {
         let scales = self.weights.add(&format!("{name}.scales"), element, &[outputs, inner / block], |out| {
             quantise::block_scales(tensors, block, element, out)
         })?;
+
         Ok(Blocks { weight, scales, block })
     }
 
@@ -239,11 +246,14 @@ impl<'a, 'w> Builder<'a, 'w> {
             self.graph.op("Gather", &[&table, ids], &[out]).int("axis", 0);
             return Ok(());
         }
+
         let tensor = self.tensor(&name)?;
         let Blocks { weight, scales, block } =
             self.blocks(EMBEDDING, &[tensor], [self.config().vocab_size, self.config().d_model])?;
+
         // The bytes that the vocabulary projection sees in blocks, as a plain table.
         let (table, scales_name) = (format!("{EMBEDDING}.rows"), format!("{EMBEDDING}.scales"));
+
         self.graph.external(&table, &weight);
         self.graph.external(&scales_name, &scales);
         self.graph
@@ -252,6 +262,7 @@ impl<'a, 'w> Builder<'a, 'w> {
             .int("block_size", block as i64)
             .int("gather_axis", 0)
             .int("quantize_axis", 1);
+
         Ok(())
     }
 
@@ -262,8 +273,10 @@ impl<'a, 'w> Builder<'a, 'w> {
             let (tensor, shape) = (self.tensor(&name)?, [self.config().vocab_size, self.config().d_model]);
             return self.linear_blocks(x, EMBEDDING, &[tensor], shape, "", out);
         }
+
         let table = self.plain(&name)?;
         self.graph.op("Gemm", &[x, &table], &[out]).int("transB", 1);
+
         Ok(())
     }
 
@@ -320,29 +333,35 @@ impl<'a, 'w> Builder<'a, 'w> {
             let problem = format!("`{name}` is not a convolution");
             return Err(BuildError::Unsupported { precision: self.precision, problem });
         };
+
         let shape = [width * inputs, outputs];
         let weight = format!("{name}.rows");
+
         if how == Matrix::Dynamic {
             let placed = self.weights.add(&weight, Element::I8, &shape, |out| {
                 let (bytes, _) = quantise::columns_i8(&quantise::taps_first(&tensor)?, outputs);
                 Ok::<_, BuildError>(out.write_all(&bytes)?)
             })?;
+
             let scale = format!("{name}.scale");
             let scales = self.weights.add(&scale, Element::F32, &shape[1..], |out| {
                 let (_, scales) = quantise::columns_i8(&quantise::taps_first(&tensor)?, outputs);
                 Ok::<_, BuildError>(quantise::write_reals(out, Element::F32, &scales)?)
             })?;
+
             self.graph.external(&weight, &placed);
             self.graph.external(&scale, &scales);
             self.multiply_dynamic(x, [&weight, &scale], "", out);
             return Ok(());
         }
+
         let element = self.real();
         let placed = self.weights.add(&weight, element, &shape, |out| {
             Ok::<_, BuildError>(quantise::write_reals(out, element, &quantise::taps_first(&tensor)?)?)
         })?;
         self.graph.external(&weight, &placed);
         self.multiply_dense(x, &weight, "", out);
+
         Ok(())
     }
 }

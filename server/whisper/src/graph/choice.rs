@@ -48,13 +48,16 @@ pub fn outputs(b: &mut Builder<'_, '_>) -> Result<()> {
 
     let mut mask = vec![0.0_f32; vocabulary];
     let (no_timestamps, begin) = (b.tokens().no_timestamps, b.tokens().timestamp_begin);
+
     // A range cannot leave it out where it is not the last word.
     let inside = (no_timestamps + 1 != begin).then_some(no_timestamps);
+
     for token in Rules::new(b.tokens(), true).suppressed.into_iter().chain(inside) {
         if let Some(value) = mask.get_mut(token as usize) {
             *value = f32::NEG_INFINITY;
         }
     }
+
     let ids: Vec<u8> = (0..vocabulary as i32).flat_map(i32::to_le_bytes).collect();
     let mask: Vec<u8> = mask.into_iter().flat_map(f32::to_le_bytes).collect();
     b.table("choice.suppressed", Element::F32, &[vocabulary], &mask)?;
@@ -66,12 +69,14 @@ pub fn outputs(b: &mut Builder<'_, '_>) -> Result<()> {
     b.graph.constant_f32("choice_forbidden", &[], &[f32::NEG_INFINITY]);
 
     let mut all = Vec::new();
+
     for (part, range) in [("word", 0..timestamps), ("time", timestamps..vocabulary)] {
         let named = |what: &str| format!("{part}_{what}");
         let [from, until, ids_name, first, end] = ["from", "until", "ids", "first", "end"].map(named);
         let [logits, reached, before, within, masked] = ["logits", "reached", "before", "within", "masked"].map(named);
         let [logprobs, best, at, best_at, best_logit, tokens] =
             ["logprobs", "best", "at", "best_at", "best_logit", "tokens"].map(named);
+
         b.graph.constant_i64(&from, &[1], &[range.start as i64]);
         b.graph.constant_i64(&until, &[1], &[range.end as i64]);
         b.table(&format!("choice.{ids_name}"), Element::I32, &[range.len()], &ids[4 * range.start..4 * range.end])?;
@@ -90,8 +95,10 @@ pub fn outputs(b: &mut Builder<'_, '_>) -> Result<()> {
         b.graph.op("Cast", &[&at], &[&tokens]).int("to", Element::F32.onnx());
         all.extend([best_logit, best, tokens]);
     }
+
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     b.graph.output(OUTPUT, Element::F32, &["B".into(), width(count).into()]);
     b.graph.op("Concat", &all, &[OUTPUT]).int("axis", 1);
+
     Ok(())
 }

@@ -11,21 +11,26 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
     let (heads, width, vocab, layers) =
         (config.decoder_attention_heads, config.head_width(), config.vocab_size, config.decoder_layers);
     let real = b.real();
+
     inputs(&mut b);
     if b.for_gpu() {
         choice::inputs(&mut b);
     }
+
     b.graph.input("seqlens_k", Element::I32, &["B".into()]);
     b.graph.input("total_sequence_length", Element::I32, &[]);
     let (mut x, mut norm) = embed(&mut b)?;
+
     for i in 0..layers {
         let cache = ["B".into(), heads.into(), "T".into(), width.into()];
         let [qkv, heard] = ["qkv", "heard"].map(|n| format!("{n}_{i}"));
         let [past_k, past_v] = ["k", "v"].map(|kind| format!("self_{kind}_{i}"));
         let [now_k, now_v] = ["k", "v"].map(|kind| format!("present_{kind}_{i}"));
+
         for name in [&past_k, &past_v] {
             b.graph.input(name, real, &cache);
         }
+
         self_projection(&mut b, &norm, i, &qkv)?;
         b.graph
             .contrib(
@@ -35,32 +40,39 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
             )
             .int("num_heads", heads as i64)
             .int("kv_num_heads", heads as i64);
+
         (x, norm) = after_self_attention(&mut b, &x, &heard, i)?;
         let query = cross_query(&mut b, &norm, i)?;
         (x, norm) = cross_attention(&mut b, attend, &x, &query, i)?;
     }
+
     for i in 0..layers {
         for kind in ["k", "v"] {
             let cache = ["B".into(), heads.into(), "T".into(), width.into()];
             b.graph.output(&format!("present_{kind}_{i}"), real, &cache);
+
             if b.precision == Precision::Int8 {
                 let shape = ["W".into(), heads.into(), config.max_source_positions.into(), width.into()];
                 b.graph.output(&format!("present_cross_{kind}_{i}"), Element::I8, &shape);
             }
         }
     }
+
     b.graph.constant_i64("last", &[], &[-1]);
     b.graph.op("Gather", &[&norm, "last"], &["last_hidden"]).int("axis", 1);
     b.graph.output("logits", Element::F32, &["B".into(), vocab.into()]);
+
     if real == Element::F32 {
         b.vocabulary("last_hidden", "logits")?;
     } else {
         b.vocabulary("last_hidden", "logits_real")?;
         b.graph.op("Cast", &["logits_real"], &["logits"]).int("to", Element::F32.onnx());
     }
+
     if b.for_gpu() {
         choice::outputs(&mut b)?;
     }
+
     Ok(b.graph.finish())
 }
 
@@ -73,6 +85,7 @@ pub fn inputs(b: &mut Builder<'_, '_>) {
     for name in ["input_ids", "position_ids"] {
         b.graph.input(name, Element::I32, &["B".into(), "S".into()]);
     }
+
     if b.for_gpu() {
         for name in SHAPES {
             b.graph.input(name, Element::I64, &[3.into()]);
@@ -110,6 +123,7 @@ pub fn cross_input(b: &mut Builder<'_, '_>, kind: &str, layer: usize) -> Cross {
     if let Some(scale) = &cross.scale {
         b.graph.input(scale, Element::F32, &["W".into(), 1.into(), config.d_model.into()]);
     }
+
     cross
 }
 
@@ -211,18 +225,22 @@ fn attend(b: &mut Builder<'_, '_>, query: &str, keys: &Cross, values: &Cross, la
         b.graph.attention([query, &keys.values, &values.values], heads as usize, out);
         return;
     }
+
     if keys.scale.is_none() {
         b.graph.contrib("MultiHeadAttention", &[query, &keys.values, &values.values], &[out]).int("num_heads", heads);
         return;
     }
+
     // Of all operators only this one reads keys and values in bytes: as a full cache to which nothing is added.
     let (frames, d) = (b.config().max_source_positions, b.config().d_model);
+
     if layer == 0 {
         b.graph.constant_i64("nothing_tail", &[2], &[0, d as i64]);
         b.graph.op("Concat", &["windows", "nothing_tail"], &["nothing_shape"]).int("axis", 0);
         b.graph.op("ConstantOfShape", &["nothing_shape"], &["nothing"]);
         b.graph.constant_i32("last_frame", &[1], &[frames as i32 - 1]);
         b.graph.op("Expand", &["last_frame", "windows"], &["last_frames"]);
+
         // Told that the query is the first of all, it takes several windows with several positions each.
         b.graph.constant_i64("no_dimensions", &[0], &[]);
         b.graph.op("Shape", &[query], &["query_length"]).int("start", 1).int("end", 2);
@@ -230,6 +248,7 @@ fn attend(b: &mut Builder<'_, '_>, query: &str, keys: &Cross, values: &Cross, la
         b.graph.op("Cast", &["query_positions"], &["announced"]).int("to", Element::I32.onnx());
         b.graph.constant_f32("one", &[1], &[1.0]);
     }
+
     let kept = ["k", "v"].map(|kind| format!("present_cross_{kind}_{layer}"));
     let inputs = [
         query,
@@ -247,6 +266,7 @@ fn attend(b: &mut Builder<'_, '_>, query: &str, keys: &Cross, values: &Cross, la
         "one",
         "one",
     ];
+
     b.graph
         .contrib("GroupQueryAttention", &inputs, &[out, &kept[0], &kept[1]])
         .int("num_heads", heads)

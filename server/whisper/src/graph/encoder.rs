@@ -16,6 +16,7 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         b.graph.op("Cast", &["mel"], &["mel_real"]).int("to", real.onnx());
         x = "mel_real".to_owned();
     }
+
     b.graph.op("Transpose", &[&x], &["mel_rows"]).ints("perm", &[0, 2, 1]);
     convolution(&mut b, Matrix::Dense, "mel_rows", "encoder.conv1", 1, "conv1")?;
     convolution(&mut b, how, "conv1", "encoder.conv2", 2, "conv2")?;
@@ -25,12 +26,15 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
     let layers = config.encoder_layers;
     b.layer_norm("x_0", "encoder.layers.0.self_attn_layer_norm", "norm_0")?;
     let (mut x, mut norm) = ("x_0".to_owned(), "norm_0".to_owned());
+
     for i in 0..layers {
         let layer = format!("encoder.layers.{i}");
         let [attended, o] = ["heard", "o"].map(|n| format!("{n}_{i}"));
         let attention = format!("{layer}.self_attn");
+
         self_attention(&mut b, how, &norm, &attention, i, &attended)?;
         let projection = format!("{attention}.out_proj");
+
         // On a GPU the bias is added by the norm that follows.
         let fused = b.for_gpu();
         b.one(how, &attended, &projection, !fused, &o)?;
@@ -42,6 +46,7 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         } else {
             b.add_then_norm([&x, &o], &middle, &n, &sum)?;
         }
+
         b.mlp(how, &n, &layer, !fused, &y)?;
         let last = i + 1 == layers;
         let following = if last {
@@ -49,48 +54,58 @@ pub fn build(mut b: Builder<'_, '_>) -> Result<Vec<u8>> {
         } else {
             format!("encoder.layers.{}.self_attn_layer_norm", i + 1)
         };
+
         let (next_norm, next) = (format!("norm_{}", i + 1), format!("x_{}", i + 1));
+
         if fused {
             let sum_out = if last { "" } else { &next };
             b.add_norm([&sum, &y], &format!("{layer}.fc2.bias"), &following, &next_norm, sum_out)?;
         } else {
             b.add_then_norm([&sum, &y], &following, &next_norm, &next)?;
         }
+
         (x, norm) = (next, next_norm);
     }
 
     b.graph.output("hidden", Element::F32, &["W".into(), frames.into(), d.into()]);
+
     if real == Element::F32 {
         b.graph.op("Identity", &[&norm], &["hidden"]);
     } else {
         b.graph.op("Cast", &[&norm], &["hidden"]).int("to", Element::F32.onnx());
     }
+
     let (heads, width) = (config.decoder_attention_heads, config.head_width());
     if !b.for_gpu() {
         b.graph.constant_i64("split_heads", &[4], &[0, 0, heads as i64, width as i64]);
     }
+
     for i in 0..config.decoder_layers {
         for kind in ["k", "v"] {
             let name = format!("decoder.layers.{i}.encoder_attn.{kind}_proj");
             let [flat, rows, out] = ["flat", "rows", "cross"].map(|n| format!("{n}_{kind}_{i}"));
             let packed = Packed { name: name.clone(), parts: &[(&name, kind == "v")] };
+
             if b.for_gpu() {
                 // Its attention reads the heads of a frame side by side.
                 b.linear(how, &norm, &packed, true, &out)?;
                 b.graph.output(&out, real, &["W".into(), frames.into(), d.into()]);
                 continue;
             }
+
             b.linear(how, &norm, &packed, true, &flat)?;
             let (values, element) = if b.precision == Precision::Int8 {
                 (to_bytes(&mut b, &flat, &format!("cross_{kind}_scale_{i}")), Element::I8)
             } else {
                 (flat, real)
             };
+
             b.graph.op("Reshape", &[&values, "split_heads"], &[&rows]);
             b.graph.output(&out, element, &["W".into(), heads.into(), frames.into(), width.into()]);
             b.graph.op("Transpose", &[&rows], &[&out]).ints("perm", &[0, 2, 1, 3]);
         }
     }
+
     Ok(b.graph.finish())
 }
 
@@ -128,14 +143,17 @@ fn self_attention(
 /// reads all keys and values of a window: a quarter of the bytes is most of a quarter of the time.
 fn to_bytes(b: &mut Builder<'_, '_>, x: &str, scale: &str) -> String {
     b.graph.constant_f32("largest_byte", &[], &[127.0]);
+
     // Keeps the scale of a channel of zeros above zero.
     b.graph.constant_f32("smallest_range", &[1], &[1e-20]);
     let [size, image, strips, column, largest, range, scaled, rounded, bytes] =
         ["size", "image", "strips", "column", "largest", "range", "scaled", "rounded", "bytes"]
             .map(|n| format!("{x}_{n}"));
+
     // The largest of each column, as two poolings: ten times faster than `ReduceMax`.
     let (frames, d) = (b.config().max_source_positions, b.config().d_model);
     let strip = (1..=frames).take_while(|n| n * n <= frames).filter(|n| frames % n == 0).last().unwrap_or(1);
+
     b.graph.constant_i64("one_image", &[4], &[0, 1, frames as i64, d as i64]);
     b.graph.constant_i64("one_row", &[3], &[0, 1, d as i64]);
     b.graph.op("Abs", &[x], &[&size]);
@@ -150,6 +168,7 @@ fn to_bytes(b: &mut Builder<'_, '_>, x: &str, scale: &str) -> String {
     b.graph.op("Div", &[x, scale], &[&scaled]);
     b.graph.op("Round", &[&scaled], &[&rounded]);
     b.graph.op("Cast", &[&rounded], &[&bytes]).int("to", Element::I8.onnx());
+
     bytes
 }
 
@@ -170,7 +189,9 @@ fn convolution(b: &mut Builder<'_, '_>, how: Matrix, x: &str, name: &str, stride
         b.graph.constant_i64(&end, &[1], &[tap as i64 + frames - (stride - 1)]);
         b.graph.op("Slice", &[&padded, &first, &end, "conv_axis", &step], &[shifted]);
     }
+
     b.graph.op("Concat", &[&taps[0], &taps[1], &taps[2]], &[&joined]).int("axis", 2);
     b.convolution(how, &joined, name, &product)?;
+
     b.bias_gelu(how, &product, &format!("{name}.bias"), out)
 }

@@ -20,8 +20,10 @@ pub const ZERO: u8 = 128;
 
 pub fn write_reals(out: Fill<'_>, element: Element, values: &[f32]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(values.len().min(CHUNK) * element.bytes());
+
     for part in values.chunks(CHUNK) {
         bytes.clear();
+
         if element == Element::F16 {
             for value in part {
                 let half = f16::from_f32(*value);
@@ -33,8 +35,10 @@ pub fn write_reals(out: Fill<'_>, element: Element, values: &[f32]) -> io::Resul
         } else {
             bytes.extend(part.iter().flat_map(|v| v.to_le_bytes()));
         }
+
         out.write_all(&bytes)?;
     }
+
     Ok(())
 }
 
@@ -47,6 +51,7 @@ pub fn plain(tensor: &Tensor<'_>, element: Element, out: Fill<'_>) -> Result<(),
         tensor.read(start, values)?;
         write_reals(out, element, values)?;
     }
+
     Ok(())
 }
 
@@ -61,11 +66,14 @@ pub fn transposed_i8(tensors: &[Tensor<'_>], scales: &[f32], out: Fill<'_>) -> R
     let inner = inner(tensors);
     let mut columns: Vec<Vec<f32>> = tensors.iter().map(Tensor::to_vec).collect::<Result<_, _>>()?;
     let mut scales = scales.iter();
+
     for row in columns.iter_mut().flat_map(|c| c.chunks_exact_mut(inner)) {
         let inverse = scales.next().map_or(0.0, |s| 1.0 / s);
         row.iter_mut().for_each(|v| *v = (*v * inverse).round_ties_even());
     }
+
     let mut bytes = Vec::new();
+
     transpose(&columns, inner, |rows| {
         bytes.clear();
         bytes.extend(rows.iter().map(|v| *v as i8 as u8));
@@ -106,6 +114,7 @@ pub fn taps_first(tensor: &Tensor<'_>) -> Result<Vec<f32>, CheckpointError> {
             rows.extend((0..outputs).map(|o| values[(o * inputs + input) * width + tap]));
         }
     }
+
     Ok(rows)
 }
 
@@ -133,8 +142,10 @@ pub fn row_scales(tensors: &[Tensor<'_>]) -> Result<Vec<f32>, CheckpointError> {
 /// Matrices `[out, in]` one below the other, in unsigned bytes around [`ZERO`] with one scale per block of a row.
 pub fn blocks_u8(tensors: &[Tensor<'_>], block: usize, out: Fill<'_>) -> Result<(), BuildError> {
     let mut bytes = Vec::new();
+
     each_row(tensors, |row| {
         bytes.clear();
+
         for values in row.chunks(block) {
             let inverse = 1.0 / scale(values);
             bytes.extend(values.iter().map(|v| ((v * inverse).round_ties_even() as i16 + i16::from(ZERO)) as u8));
@@ -186,11 +197,13 @@ mod tests {
         let a: Vec<f32> = (0..out * inner).map(|i| i as f32).collect();
         let b: Vec<f32> = (0..2 * inner).map(|i| 1000.0 + i as f32).collect();
         let mut got = Vec::new();
+
         transpose(&[a.clone(), b.clone()], inner, |rows| {
             got.extend_from_slice(rows);
             Ok(())
         })
         .unwrap();
+
         for i in 0..inner {
             for o in 0..out {
                 assert_eq!(got[i * 7 + o], a[o * inner + i]);

@@ -135,7 +135,9 @@ impl Graph {
             output: owned(outputs),
             ..Default::default()
         });
+
         let last = self.graph.node.len() - 1;
+
         Node(&mut self.graph.node[last])
     }
 
@@ -188,6 +190,7 @@ impl Graph {
             graph: Some(self.graph),
             ..Default::default()
         };
+
         model.encode_to_vec()
     }
 }
@@ -235,8 +238,10 @@ fn value_info(name: &str, element: Element, shape: &[Dim]) -> ValueInfoProto {
         }),
         ..Default::default()
     };
+
     let shape = TensorShapeProto { dim: shape.iter().map(dim).collect() };
     let tensor = type_proto::Tensor { elem_type: Some(element.data_type()), shape: Some(shape) };
     let kind = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+
     ValueInfoProto { name: Some(name.to_owned()), r#type: Some(kind), ..Default::default() }
 }

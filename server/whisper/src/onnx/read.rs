@@ -46,6 +46,7 @@ fn dimensions(value: &ValueInfoProto) -> Vec<Option<i64>> {
     let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else {
         return Vec::new();
     };
+
     let fixed = |dimension: &Option<dimension::Value>| match dimension {
         Some(dimension::Value::DimValue(size)) => Some(*size),
         _ => None,
@@ -68,11 +69,13 @@ fn placed(path: &Path, tensor: &TensorProto) -> io::Result<(String, Placed)> {
         let value = entry.and_then(|entry| entry.value.as_deref()?.parse().ok());
         value.ok_or_else(|| invalid(path, &format!("tensor `{name}` has no `{key}`")))
     };
+
     let shape = tensor.dims.iter().map(|side| usize::try_from(*side));
     let shape =
         shape.collect::<Result<Vec<_>, _>>().map_err(|_| invalid(path, &format!("shape of tensor `{name}`")))?;
     let element = tensor.data_type.and_then(Element::from_data_type);
     let element = element.ok_or_else(|| invalid(path, &format!("element type of tensor `{name}`")))?;
+
     Ok((name.clone(), Placed { element, shape, offset: number("offset")?, length: number("length")? }))
 }
 

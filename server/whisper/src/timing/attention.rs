@@ -21,7 +21,9 @@ impl Attention {
         if self.tokens == 0 || frames == 0 || self.heads == 0 {
             return matrix;
         }
+
         let mut head = vec![0.0; matrix.len()];
+
         for whole in self.weights.chunks_exact(self.tokens * self.frames) {
             for (row, whole) in head.chunks_exact_mut(frames).zip(whole.chunks_exact(self.frames)) {
                 renormalise(&whole[..frames], row);
@@ -31,8 +33,10 @@ impl Attention {
                 add_medians(row, sum);
             }
         }
+
         let share = 1.0 / self.heads as f32;
         matrix.iter_mut().for_each(|value| *value *= share);
+
         matrix
     }
 }
@@ -55,14 +59,17 @@ fn standardise(head: &mut [f32], frames: usize) {
             *sum += f64::from(*value);
         }
     }
+
     for (sum, _) in &mut sums {
         *sum /= tokens;
     }
+
     for row in head.chunks_exact(frames) {
         for ((mean, squares), value) in sums.iter_mut().zip(row) {
             *squares += (f64::from(*value) - *mean).powi(2);
         }
     }
+
     for row in head.chunks_exact_mut(frames) {
         for ((mean, squares), value) in sums.iter().zip(row) {
             let deviation = (squares / tokens).sqrt();
@@ -78,11 +85,13 @@ fn add_medians(row: &[f32], sum: &mut [f32]) {
         sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         return;
     }
+
     let last = row.len() - 1;
     let mirrored = |at: isize| {
         let at = at.unsigned_abs();
         row[if at > last { 2 * last - at } else { at }]
     };
+
     for (at, sum) in sum.iter_mut().enumerate() {
         let mut window = [0.0; WIDTH];
         if at >= HALF && at + HALF <= last {
@@ -92,6 +101,7 @@ fn add_medians(row: &[f32], sum: &mut [f32]) {
                 *value = mirrored(at as isize + offset as isize - HALF as isize);
             }
         }
+
         window.sort_unstable_by(f32::total_cmp);
         *sum += window[HALF];
     }

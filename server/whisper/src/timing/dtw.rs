@@ -9,16 +9,21 @@ pub fn entry_columns(costs: &[f32], rows: usize, columns: usize) -> Vec<usize> {
         Row,
         Column,
     }
+
     if rows == 0 || columns == 0 {
         return Vec::new();
     }
+
     let width = columns + 1;
     let mut steps = vec![Step::Both; (rows + 1) * width];
     let mut before = vec![f32::INFINITY; rows + 1];
+
     before[0] = 0.0;
     let mut now = vec![f32::INFINITY; rows + 1];
+
     for column in 1..=columns {
         now[0] = f32::INFINITY;
+
         for row in 1..=rows {
             let (both, along_rows, along_columns) = (before[row - 1], now[row - 1], before[row]);
             let (least, step) = if both < along_rows && both < along_columns {
@@ -28,15 +33,20 @@ pub fn entry_columns(costs: &[f32], rows: usize, columns: usize) -> Vec<usize> {
             } else {
                 (along_columns, Step::Column)
             };
+
             now[row] = (f64::from(costs[(row - 1) * columns + column - 1]) + f64::from(least)) as f32;
             steps[row * width + column] = step;
         }
+
         std::mem::swap(&mut before, &mut now);
     }
+
     let mut entries = vec![0; rows];
     let (mut row, mut column) = (rows, columns);
+
     while row > 0 && column > 0 {
         entries[row - 1] = column - 1;
+
         match steps[row * width + column] {
             Step::Both => {
                 row -= 1;
@@ -46,6 +56,7 @@ pub fn entry_columns(costs: &[f32], rows: usize, columns: usize) -> Vec<usize> {
             Step::Column => column -= 1,
         }
     }
+
     entries
 }
 
@@ -89,9 +100,12 @@ mod tests {
         fn no_path_is_cheaper(rows in 1_usize..5, columns in 1_usize..6, all in prop::collection::vec(-8.0_f32..8.0, 20)) {
             let costs = &all[..rows * columns];
             let entries = entry_columns(costs, rows, columns);
+
             prop_assert!(entries.is_sorted());
+
             // The last column that a row may use is where the next one enters, or the one before it.
             let mut best = f32::INFINITY;
+
             for mask in 0..1_u32 << rows.saturating_sub(1) {
                 let mut total = 0.0;
                 let mut possible = true;
@@ -104,11 +118,14 @@ mod tests {
                     possible &= end > entries[row];
                     total += costs[row * columns + entries[row]..row * columns + end.max(entries[row])].iter().sum::<f32>();
                 }
+
                 if possible {
                     best = best.min(total);
                 }
             }
+
             let expected = cheapest(costs, rows, columns, (0, 0));
+
             prop_assert!((best - expected).abs() < 1e-3, "{} {}", best, expected);
         }
     }

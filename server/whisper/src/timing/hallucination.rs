@@ -43,11 +43,14 @@ pub fn judge(segments: &[Segment], heard: &Heard) -> Verdict {
     let offset = seek as f64 / FRAMES_PER_SECOND;
     let window_end = offset + WINDOW_SECONDS;
     let last_word = last_end(segments).filter(|end| !finished && *end > offset);
+
     if let Some(end) = last_word {
         let rest_is_short = threshold.is_some_and(|threshold| window_end - end <= threshold);
         next = if rest_is_short { seek + size } else { frame(end) };
     }
+
     let Some(threshold) = threshold else { return Verdict { next, keep: Some(segments.len()) } };
+
     if let Some(first) = segments.iter().find(|segment| !segment.words.is_empty())
         && is_anomalous(first)
     {
@@ -56,7 +59,9 @@ pub fn judge(segments: &[Segment], heard: &Heard) -> Verdict {
             return Verdict { next: seek + frame(gap), keep: None };
         }
     }
+
     let mut last_end = last_speech;
+
     for (index, segment) in segments.iter().enumerate().filter(|(_, segment)| !segment.words.is_empty()) {
         if is_anomalous(segment) {
             let following = segments[index + 1..].iter().find(|segment| !segment.words.is_empty());
@@ -69,6 +74,7 @@ pub fn judge(segments: &[Segment], heard: &Heard) -> Verdict {
             let silence_after = next_start - segment.end_seconds > threshold
                 || following.is_some_and(is_anomalous)
                 || window_end - segment.end_seconds < EDGE_SECONDS;
+
             if silence_before && silence_after {
                 let content_seconds = content_frames as f64 / FRAMES_PER_SECOND;
                 let next = if content_seconds - segment.end_seconds < threshold {
@@ -79,8 +85,10 @@ pub fn judge(segments: &[Segment], heard: &Heard) -> Verdict {
                 return Verdict { next, keep: Some(index) };
             }
         }
+
         last_end = segment.end_seconds;
     }
+
     Verdict { next, keep: Some(segments.len()) }
 }
 
@@ -104,12 +112,15 @@ fn strangeness(word: &Word) -> f64 {
     if word.probability < 0.15 {
         score += 1.0;
     }
+
     if lasts < 0.133 {
         score += (0.133 - lasts) * 15.0;
     }
+
     if lasts > 2.0 {
         score += lasts - 2.0;
     }
+
     score
 }
 
@@ -127,6 +138,7 @@ mod tests {
                 probability,
             })
             .collect();
+
         Segment {
             start_seconds: words.first().map_or(0.0, |word| word.start_seconds),
             end_seconds: words.last().map_or(0.0, |word| word.end_seconds),
@@ -159,9 +171,11 @@ mod tests {
     fn good_text_is_believed() {
         let segments = [good(31.0), good(34.0)];
         assert_eq!(judge(&segments, &heard()), Verdict { next: 6000, keep: Some(2) });
+
         // Unfinished and far from the end of the window: on from the last word.
         let unfinished = Heard { finished: false, ..heard() };
         assert_eq!(judge(&segments, &unfinished), Verdict { next: 3500, keep: Some(2) });
+
         // Near the end of the window there is nothing left to hear in it.
         let unfinished = Heard { threshold: Some(26.0), ..unfinished };
         assert_eq!(judge(&segments, &unfinished).next, 6000);

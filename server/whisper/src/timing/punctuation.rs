@@ -11,6 +11,7 @@ pub const APPEND_PUNCTUATIONS: &str = "\"'.。,，!！?？:：”)]}、";
 /// Gives the text of punctuation to its neighbour. What was merged stays in the list without text and tokens.
 pub fn merge(words: &mut [Timing], prepended: &str, appended: &str) {
     let mut following = words.len().saturating_sub(1);
+
     for previous in (0..following).rev() {
         let word = &words[previous].text;
         if word.starts_with(' ') && prepended.contains(strip(word)) {
@@ -19,7 +20,9 @@ pub fn merge(words: &mut [Timing], prepended: &str, appended: &str) {
             following = previous;
         }
     }
+
     let mut previous = 0;
+
     for following in 1..words.len() {
         if !words[previous].text.ends_with(' ') && appended.contains(&words[following].text) {
             join(words, previous, following, Joins::Before);

@@ -15,11 +15,14 @@ pub fn split(tokenizer: &Tokenizer, tokens: &[u32], eot: u32, language: Option<&
     if language.is_some_and(|language| WITHOUT_SPACES.contains(&language)) {
         return units;
     }
+
     let mut words: Vec<(String, usize)> = Vec::new();
     let mut at = 0;
+
     for (unit, length) in units {
         let special = tokens[at] >= eot;
         at += length;
+
         match words.last_mut() {
             // An empty string is a part of every string, also of the list of marks.
             Some((word, tokens)) if !(special || unit.starts_with(' ') || PUNCTUATION.contains(strip(&unit))) => {
@@ -29,6 +32,7 @@ pub fn split(tokenizer: &Tokenizer, tokens: &[u32], eot: u32, language: Option<&
             _ => words.push((unit, length)),
         }
     }
+
     words
 }
 
@@ -38,6 +42,7 @@ fn units(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<(String, usize)> {
     let whole: Vec<char> = tokenizer.decode(tokens.iter().copied()).chars().collect();
     let mut units = Vec::new();
     let (mut from, mut offset) = (0, 0);
+
     for to in 1..=tokens.len() {
         let unit = tokenizer.decode(tokens[from..to].iter().copied());
         let half = unit.chars().position(|letter| letter == HALF);
@@ -47,6 +52,7 @@ fn units(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<(String, usize)> {
             from = to;
         }
     }
+
     units
 }
 

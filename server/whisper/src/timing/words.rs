@@ -87,13 +87,16 @@ impl Durations {
         if durations.is_empty() {
             return None;
         }
+
         durations.sort_unstable_by(f64::total_cmp);
         let middle = durations.len() / 2;
         let median = match durations.len() % 2 {
             0 => (durations[middle - 1] + durations[middle]) / 2.0,
             _ => durations[middle],
         };
+
         let median = median.min(LONGEST_MEDIAN);
+
         Some(Self { median, longest: 2.0 * median })
     }
 }
@@ -112,13 +115,16 @@ pub fn add_words(
     if let Some(durations) = &durations {
         shorten_at_sentence_ends(&mut timings, durations.longest);
     }
+
     let durations = durations.unwrap_or(Durations { median: 0.0, longest: 0.0 });
     punctuation::merge(&mut timings, prepended, appended);
     let mut rest = timings.into_iter();
+
     for segment in segments {
         let wanted = segment.tokens.iter().filter(|token| **token < eot).count();
         let mut taken = 0;
         let mut words = Vec::new();
+
         while taken < wanted {
             let Some(timing) = rest.next() else { break };
             taken += timing.tokens;
@@ -132,10 +138,12 @@ pub fn add_words(
                 });
             }
         }
+
         if !words.is_empty() {
             settle(segment, &mut words, &durations, last_speech);
             last_speech = segment.end_seconds;
         }
+
         segment.words = words;
     }
 }
@@ -146,6 +154,7 @@ fn shorten_at_sentence_ends(timings: &mut [Timing], longest: f64) {
         if timings[at].end - timings[at].start <= longest {
             continue;
         }
+
         if SENTENCE_ENDS.contains(&timings[at].text) {
             timings[at].end = timings[at].start + longest;
         } else if SENTENCE_ENDS.contains(&timings[at - 1].text) {
@@ -158,6 +167,7 @@ fn shorten_at_sentence_ends(timings: &mut [Timing], longest: f64) {
 fn settle(segment: &mut Segment, words: &mut [Word], Durations { median, longest }: &Durations, last_speech: f64) {
     let lasts = |word: &Word| word.end_seconds - word.start_seconds;
     let first_two = words.get(1).is_some_and(|second| second.end_seconds - words[0].start_seconds > longest * 2.0);
+
     if words[0].end_seconds - last_speech > median * 4.0 && (lasts(&words[0]) > *longest || first_two) {
         if let [first, second, ..] = words
             && lasts(second) > *longest
@@ -166,8 +176,10 @@ fn settle(segment: &mut Segment, words: &mut [Word], Durations { median, longest
             first.end_seconds = boundary;
             second.start_seconds = boundary;
         }
+
         words[0].start_seconds = (words[0].end_seconds - longest).max(0.0);
     }
+
     if let [first, ..] = words {
         if segment.start_seconds < first.end_seconds && segment.start_seconds - PATIENCE > first.start_seconds {
             first.start_seconds = (first.end_seconds - median).min(segment.start_seconds).max(0.0);
@@ -175,6 +187,7 @@ fn settle(segment: &mut Segment, words: &mut [Word], Durations { median, longest
             segment.start_seconds = first.start_seconds;
         }
     }
+
     if let [.., last] = words {
         if segment.end_seconds > last.start_seconds && segment.end_seconds + PATIENCE < last.end_seconds {
             last.end_seconds = (last.start_seconds + median).max(segment.end_seconds);
@@ -242,6 +255,7 @@ mod tests {
         let mut segments = [segment(3, 0.0, 5.0)];
         let timings = vec![timing(" a", 0.0, 4.0), timing(" b", 4.0, 4.2), timing(" c", 4.2, 4.4)];
         add(&mut segments, timings, 0.0, 0.0);
+
         // The median is 0.2 s.
         let (_, start, end) = times(&segments[0])[0];
         assert!((start - 3.6).abs() < 1e-9 && end == 4.0, "{start} {end}");
@@ -255,8 +269,10 @@ mod tests {
         let timings =
             vec![timing(" a", 0.0, 4.0), timing(" b", 4.0, 9.0), timing(" c", 9.0, 9.2), timing(" d", 9.2, 9.4)];
         add(&mut segments, timings, 0.0, 0.0);
+
         // The median of 4, 5, 0.2 and 0.2 is 2.1, taken as 0.7; no word is longer than 1.4.
         let expected = [(" a", 6.2, 7.6), (" b", 7.6, 9.0)];
+
         for ((word, start, end), expected) in times(&segments[0]).into_iter().zip(expected) {
             assert_eq!(word, expected.0);
             assert!((start - expected.1).abs() < 1e-9 && (end - expected.2).abs() < 1e-9, "{word} {start} {end}");
@@ -267,6 +283,7 @@ mod tests {
     fn a_segment_s_own_times_win_where_a_word_is_too_long() {
         let mut segments = [segment(2, 2.0, 3.0)];
         add(&mut segments, vec![timing(" a", 0.4, 2.2), timing(" b", 2.2, 4.0)], 0.0, 0.4);
+
         // The median is taken as 0.7.
         let words = times(&segments[0]);
         assert_eq!((words[0].1, words[1].2), (1.5000000000000002, 3.0));

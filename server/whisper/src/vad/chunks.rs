@@ -30,6 +30,7 @@ pub fn packs(chunks: Vec<Chunk>, most: u64) -> Vec<Vec<Chunk>> {
     let mut length = 0;
     for chunk in chunks {
         length += chunk.length();
+
         match packs.last_mut() {
             Some(pack) if length <= most => pack.push(chunk),
             _ => {
@@ -38,6 +39,7 @@ pub fn packs(chunks: Vec<Chunk>, most: u64) -> Vec<Vec<Chunk>> {
             }
         }
     }
+
     packs
 }
 
@@ -141,11 +143,13 @@ impl ChunkMap {
             word.start_seconds = self.in_chunk(chunk, word.start_seconds);
             word.end_seconds = self.in_chunk(chunk, word.end_seconds);
         }
+
         if let [first, ..] = segment.words.as_slice() {
             segment.start_seconds = first.start_seconds;
         } else {
             segment.start_seconds = self.original(segment.start_seconds, false);
         }
+
         if let [.., last] = segment.words.as_slice() {
             segment.end_seconds = last.end_seconds;
         } else {
@@ -172,6 +176,7 @@ impl PcmSource for Spoken<'_> {
             let (Some(here), Some(end)) = (self.map.chunks.get(chunk), self.map.ends.get(chunk)) else {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             };
+
             let left = end - at;
             let count = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
             let (now, later) = rest.split_at_mut(count);
@@ -180,6 +185,7 @@ impl PcmSource for Spoken<'_> {
             at += count as u64;
             chunk += 1;
         }
+
         Ok(())
     }
 }
@@ -244,6 +250,7 @@ mod tests {
     #[test]
     fn times_lead_back() {
         let map = map();
+
         for (seconds, start, end) in [
             (0.0, 1.0, 1.0),
             (1.5, 2.5, 2.5),
@@ -263,16 +270,19 @@ mod tests {
         let mut kept = Kept::default();
         let word = |start_seconds, end_seconds| Word { start_seconds, end_seconds, ..Word::default() };
         let mut sink = map.restored(&mut kept);
+
         sink.segment(Segment {
             start_seconds: 0.1,
             end_seconds: 3.0,
             words: vec![word(0.5, 1.0), word(1.5, 2.1), word(1.9, 2.5)],
             ..Segment::default()
         });
+
         sink.segment(Segment { start_seconds: 2.0, end_seconds: 3.0, ..Segment::default() });
         sink.progress(2.0, 4.5);
         sink.progress(4.5, 4.5);
         let words = &kept.segments[0].words;
+
         assert_eq!(words.iter().map(|word| word.start_seconds).collect::<Vec<_>>(), [1.5, 2.5, 9.9]);
         assert_eq!(words.iter().map(|word| word.end_seconds).collect::<Vec<_>>(), [2.0, 3.1, 10.5]);
         assert_eq!((kept.segments[0].start_seconds, kept.segments[0].end_seconds), (1.5, 10.5));
@@ -314,15 +324,19 @@ mod tests {
                 chunks.push(Chunk { start: at + pause, end: at + pause + length });
                 at += pause + length;
             }
+
             let mut whole: Vec<f32> = (0..at).map(|sample| sample as f32).collect();
             let expected: Vec<f32> =
                 chunks.iter().flat_map(|chunk| &whole[chunk.start as usize..chunk.end as usize]).copied().collect();
             let map = ChunkMap::new(chunks, at);
             let mut spoken = map.spoken(&mut whole);
+
             prop_assert_eq!(spoken.len(), expected.len() as u64);
+
             let offset = offset.min(spoken.len());
             let mut out = vec![-1.0; count.min(expected.len() - offset as usize)];
             spoken.read(offset, &mut out).unwrap();
+
             prop_assert_eq!(&out[..], &expected[offset as usize..][..out.len()]);
         }
     }

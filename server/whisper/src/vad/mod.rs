@@ -66,17 +66,21 @@ impl VadOptions {
         if !(0.0..=1.0).contains(&self.threshold) {
             return refuse("vad.threshold", format!("must lie between 0 and 1, got {}", self.threshold));
         }
+
         if let Some(wrong) = self.neg_threshold.filter(|threshold| !(0.0..=self.threshold).contains(threshold)) {
             return refuse("vad.neg_threshold", format!("must lie between 0 and `threshold`, got {wrong}"));
         }
+
         if self.speech_pad_ms > MOST_PAD_MS {
             return refuse("vad.speech_pad_ms", format!("must be at most {MOST_PAD_MS}, got {}", self.speech_pad_ms));
         }
+
         // Padding and a window are part of it.
         let least = 1.0 + 2.0 * self.speech_pad_ms as f32 / 1000.0;
         if let Some(wrong) = self.max_speech_duration_seconds.filter(|longest| longest.is_nan() || *longest < least) {
             return refuse("vad.max_speech_duration_seconds", format!("must be at least {least} here, got {wrong}"));
         }
+
         Ok(())
     }
 }

@@ -63,6 +63,7 @@ impl SpeechModel {
                 .with_intra_threads(1)?
                 .commit_from_file(path)
         };
+
         let refused = |cause: String| VadError::Open { path: path.to_owned(), cause };
         let session = open().map_err(|error: ort::Error| refused(error.to_string()))?;
         let inputs: Vec<&str> = session.inputs().iter().map(|input| input.name()).collect();
@@ -70,7 +71,9 @@ impl SpeechModel {
         let (["input", "h", "c"], Ok(outputs)) = (inputs.as_slice(), <[String; 3]>::try_from(outputs)) else {
             return Err(refused(format!("a model with the inputs {}", inputs.join(", "))));
         };
+
         let state = [vec![0.0; STATE], vec![0.0; STATE]];
+
         Ok(Self { session, outputs, state, input: Vec::new(), context: [0.0; CONTEXT_SAMPLES] })
     }
 
@@ -88,31 +91,39 @@ impl SpeechModel {
         if windows == 0 {
             return Ok(Vec::new());
         }
+
         self.input.clear();
+
         for window in samples.chunks(WINDOW_SAMPLES) {
             self.input.extend_from_slice(&self.context);
+
             // One number that is none would be remembered for the rest of the recording.
             self.input.extend(window.iter().map(|sample| if sample.is_finite() { *sample } else { 0.0 }));
             let filled = self.input.len().next_multiple_of(INPUT_SAMPLES);
             self.input.resize(filled, 0.0);
             self.context.copy_from_slice(&self.input[filled - CONTEXT_SAMPLES..]);
         }
+
         let [hidden, cell] = self.state.clone();
         let inputs = ort::inputs![
             "input" => Tensor::from_array(([windows, INPUT_SAMPLES], self.input.clone()))?,
             "h" => Tensor::from_array(([1, 1, STATE], hidden))?,
             "c" => Tensor::from_array(([1, 1, STATE], cell))?,
         ];
+
         let outputs = self.session.run(inputs)?;
         let read = |name: &str| Ok::<_, ort::Error>(outputs[name].try_extract_tensor::<f32>()?.1.to_vec());
         let [probabilities, hidden, cell] = &self.outputs;
         let state = [read(hidden)?, read(cell)?];
         let probabilities = read(probabilities)?;
+
         if probabilities.len() != windows || state.iter().any(|state| state.len() != STATE) {
             let problem = format!("{} probabilities for {windows} windows", probabilities.len());
             return Err(VadError::Run(ort::Error::new(problem)));
         }
+
         self.state = state;
+
         Ok(probabilities)
     }
 }

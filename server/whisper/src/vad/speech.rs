@@ -33,6 +33,7 @@ impl Detector {
         let samples = |milliseconds: u32| u64::from(milliseconds) * SAMPLES_PER_MS;
         let pad = samples(options.speech_pad_ms);
         let longest = options.max_speech_duration_seconds.filter(|longest| longest.is_finite());
+
         Self {
             threshold: options.threshold,
             neg_threshold: options.neg_threshold.unwrap_or((options.threshold - 0.15).max(0.01)),
@@ -59,20 +60,24 @@ impl Detector {
         if is_speech && self.maybe_end.take().is_some() && self.cut_next < self.cut_end {
             self.cut_next = now;
         }
+
         if is_speech && !self.triggered {
             self.triggered = true;
             self.start = Some(now);
             return;
         }
+
         if self.triggered && self.is_too_long(now) && !self.cut(now) {
             return;
         }
+
         if probability < self.neg_threshold && self.triggered {
             let end = *self.maybe_end.get_or_insert(now);
             let pause = now - end;
             if pause > GOOD_PAUSE_SAMPLES {
                 self.cut_end = end;
             }
+
             if pause >= self.min_silence {
                 if let Some(start) = self.start.take()
                     && end.saturating_sub(start) > self.min_speech
@@ -97,10 +102,12 @@ impl Detector {
         if let Some(start) = self.start.take() {
             self.found.push(Chunk { start, end });
         }
+
         let goes_on = at_pause && self.cut_next >= self.cut_end;
         self.start = goes_on.then_some(self.cut_next);
         self.triggered = goes_on;
         self.forget();
+
         at_pause
     }
 
@@ -116,9 +123,11 @@ impl Detector {
         {
             self.found.push(Chunk { start, end: length });
         }
+
         if let Some(first) = self.found.first_mut() {
             first.start = first.start.saturating_sub(self.pad);
         }
+
         for at in 0..self.found.len() {
             let end = self.found[at].end;
             let padded = length.min(end + self.pad);
@@ -126,7 +135,9 @@ impl Detector {
                 self.found[at].end = padded;
                 break;
             };
+
             let silence = next.start.saturating_sub(end);
+
             if silence < 2 * self.pad {
                 next.start -= silence / 2;
                 self.found[at].end = end + silence / 2;
@@ -135,6 +146,7 @@ impl Detector {
                 self.found[at].end = padded;
             }
         }
+
         self.found
     }
 }
@@ -198,8 +210,10 @@ mod tests {
                 max_speech_duration_seconds: longest,
                 ..VadOptions::default()
             };
+
             let chunks = found(&options, &probabilities);
             let mut before = 0;
+
             for (start, end) in chunks {
                 prop_assert!(before <= start && start < end, "{} {} {}", before, start, end);
                 prop_assert!(end <= probabilities.len() as u64 * WINDOW);

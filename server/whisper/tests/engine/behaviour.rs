@@ -17,8 +17,10 @@ fn a_manifest_that_does_not_fit_the_graphs_is_refused_with_the_field() {
         let entry = entry.unwrap();
         symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
     }
+
     let manifest = folder.path().join("model.json");
     let good: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+
     for (field, wrong) in [
         ("d_model", 256),
         ("num_mel_bins", 128),
@@ -41,8 +43,10 @@ fn a_manifest_that_does_not_fit_the_graphs_is_refused_with_the_field() {
             memory_limit_bytes: None,
             cuda_graphs: false,
         };
+
         let opened = ModelDir::open(folder.path()).unwrap();
         let Err(error) = Engine::load(&opened, &options) else { panic!("{field} {wrong} was accepted") };
+
         assert!(error.to_string().contains(&format!("`config.{field}` is {wrong}")), "{error}");
     }
 }
@@ -57,16 +61,19 @@ fn a_tokenizer_of_another_model_is_an_error_of_the_load() {
         let entry = entry.unwrap();
         symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
     }
+
     let (tokenizer, manifest) = (folder.path().join("tokenizer.json"), folder.path().join("model.json"));
     let mut changed: serde_json::Value = serde_json::from_slice(&fs::read(&tokenizer).unwrap()).unwrap();
     changed["added_tokens"][0]["id"] = 4_294_967_295_u32.into();
     let changed = changed.to_string();
     let mut said: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
     said["files"]["tokenizer.json"]["bytes"] = changed.len().into();
+
     for (path, text) in [(tokenizer, changed), (manifest, said.to_string())] {
         fs::remove_file(&path).unwrap();
         fs::write(&path, text).unwrap();
     }
+
     let options = EngineOptions {
         device: Device::Cpu,
         threads: 1,
@@ -75,8 +82,10 @@ fn a_tokenizer_of_another_model_is_an_error_of_the_load() {
         memory_limit_bytes: None,
         cuda_graphs: false,
     };
+
     let engine = Engine::load(&ModelDir::open(folder.path()).unwrap(), &options).unwrap();
     let error = engine.settle().unwrap_err().to_string();
+
     assert!(error.contains("id 4294967295") && error.contains("`vocab_size`"), "{error}");
 }
 
@@ -106,16 +115,22 @@ fn falls_back_to_the_last_temperature_and_repeats_itself_by_seed() {
         assert!(!kept.segments.is_empty());
         kept.segments
     };
+
     let options = never_content();
     let first = write(&options);
+
     assert!(first.iter().all(|segment| segment.temperature == 0.8));
     assert_eq!(write(&options), first);
+
     let other = (1..6).map(|seed| write(&TranscribeOptions { seed, ..options.clone() }));
+
     assert!(other.into_iter().any(|segments| segments != first), "the seed changes nothing");
+
     // A cold draw is the greedy one.
     let cold = write(&TranscribeOptions { temperatures: vec![0.0, 1e-5], ..options.clone() });
     let greedy = write(&TranscribeOptions { temperatures: vec![0.0], ..options });
     let texts = |segments: &[hush_whisper::Segment]| segments.iter().map(|s| s.text.clone()).collect::<Vec<_>>();
+
     assert_eq!(texts(&cold), texts(&greedy));
 }
 
@@ -132,9 +147,12 @@ fn cancels_at_every_question() {
     let mut samples = audio("audio/long-de.flac");
     let options = TranscribeOptions { language: None, ..never_content() };
     let mut kept = Kept::default();
+
     engine.transcribe(&mut samples, &options, &mut kept).unwrap();
+
     // At each window, and while tokens are decoded as often as the time that it takes wants.
     assert!(kept.asked > 10, "asked {} times", kept.asked);
+
     for stop in [1, 2, 3, 4, 5, 8] {
         let mut stopping = Kept { stop_at: Some(stop), ..Kept::default() };
         let result = engine.transcribe(&mut samples, &options, &mut stopping);
@@ -142,8 +160,10 @@ fn cancels_at_every_question() {
         assert_eq!(stopping.asked, stop);
         assert!(stopping.segments.is_empty());
     }
+
     let mut again = Kept::default();
     engine.transcribe(&mut samples, &options, &mut again).unwrap();
+
     assert_eq!(again.segments, kept.segments, "a cancelled request left something behind");
 }
 
@@ -154,13 +174,16 @@ fn segments_stream_out_window_by_window() {
     let seconds = samples.len() as f64 / 16_000.0;
     let options = TranscribeOptions { language: None, ..english() };
     let transcript = engine(Precision::Fp32).transcribe(&mut samples, &options, &mut kept).unwrap();
+
     assert_eq!(transcript.language, "en");
     assert!(transcript.language_probability.is_some_and(|probability| probability > 0.5));
     assert_eq!(transcript.duration_seconds, seconds);
     assert_eq!(kept.first_tokens, 1);
     assert!(kept.progress.len() >= 3);
     assert!(kept.progress.is_sorted_by(|a, b| a.0 < b.0), "{:?}", kept.progress);
+
     let (done, total) = *kept.progress.last().unwrap();
+
     assert_eq!(done, total);
     assert!((total - seconds).abs() < 0.01);
     assert!(kept.segments_at_progress[0] > 0 && kept.segments_at_progress[0] < kept.segments.len());
@@ -177,6 +200,7 @@ fn nothing_is_written_for_nothing() {
         assert!(kept.segments.is_empty(), "{samples}");
         assert_eq!(transcript.language, "en");
     }
+
     for samples in [160, 161, 480_000, 480_001] {
         engine.transcribe(&mut vec![0.0; samples], &english(), &mut Kept::default()).unwrap();
     }
@@ -196,7 +220,9 @@ fn requests_share_the_engine_and_one_that_leaves_does_not_disturb() {
     let engine = batched(Precision::Fp32, 4);
     let options = TranscribeOptions { language: None, ..english() };
     let mut alone = Kept::default();
+
     engine.transcribe(&mut audio("audio/long-en.flac"), &options, &mut alone).unwrap();
+
     // More requests than windows, some of which leave, some of which search over several rows.
     std::thread::scope(|scope| {
         let stays = [0, 1, 2].map(|_| {
@@ -206,6 +232,7 @@ fn requests_share_the_engine_and_one_that_leaves_does_not_disturb() {
                 kept.segments
             })
         });
+
         for stop in [1, 5, 9, 30] {
             let engine = engine.clone();
             let leaving = if stop % 2 == 0 { never_content() } else { options.clone() };
@@ -217,6 +244,7 @@ fn requests_share_the_engine_and_one_that_leaves_does_not_disturb() {
                 }
             });
         }
+
         for stayed in stays {
             let texts =
                 |segments: &[hush_whisper::Segment]| segments.iter().map(|s| s.tokens.clone()).collect::<Vec<_>>();
@@ -236,9 +264,12 @@ fn a_full_engine_lets_others_wait() {
             engine.transcribe(&mut audio("audio/en-1.wav"), &english(), &mut Kept::default()).unwrap();
             sender.send(()).unwrap();
         });
+
         // Whatever else the engine is asked, it answers; the second window waits for the first.
         engine.hidden(vec![0.0; 80 * 3000]).unwrap();
+
         assert!(done.try_recv().is_err());
+
         drop(held);
         done.recv().unwrap();
     });
@@ -260,11 +291,15 @@ impl PcmSource for Broken {
 fn errors_say_what_is_wrong() {
     let engine = engine(Precision::Fp32);
     let error = engine.transcribe(&mut Broken, &english(), &mut Kept::default()).unwrap_err();
+
     assert!(matches!(error, TranscribeError::Source(_)) && error.to_string().contains("the disk is gone"));
+
     let with = |options: TranscribeOptions| {
         engine.transcribe(&mut vec![0.0; 1600], &options, &mut Kept::default()).unwrap_err().to_string()
     };
+
     assert!(with(TranscribeOptions { language: Some("xx".into()), ..english() }).contains("`xx`"));
+
     // 99 languages: Cantonese came with the hundredth.
     assert!(with(TranscribeOptions { language: Some("cantonese".into()), ..english() }).contains("not trained"));
     assert!(with(TranscribeOptions { best_of: 0, ..english() }).contains("best_of"));
@@ -305,6 +340,7 @@ fn a_long_recording_is_read_a_window_at_a_time() {
 fn a_long_prompt_is_cut_as_the_reference_cuts_it() {
     let mut kept = Kept::default();
     let options = TranscribeOptions { initial_prompt: Some("The server is open. ".repeat(200)), ..english() };
+
     // The small model finds nothing to add to it.
     engine(Precision::Fp32).transcribe(&mut audio("audio/en-1.wav"), &options, &mut kept).unwrap();
     assert_eq!((kept.text().as_str(), kept.segments.len()), ("", 0));
@@ -318,12 +354,14 @@ fn padded(before: usize, behind: usize) -> Vec<f32> {
 #[test]
 fn nothing_is_written_for_silence_and_no_time_is_behind_the_end() {
     let engine = engine(Precision::Fp32);
+
     for words in [false, true] {
         let options = TranscribeOptions { word_timestamps: words, ..english() };
         let write = |mut samples: Vec<f32>| {
             let end = samples.len() as f64 / 16_000.0;
             let mut kept = Kept::default();
             engine.transcribe(&mut samples, &options, &mut kept).unwrap();
+
             for segment in &kept.segments {
                 assert!(segment.start_seconds <= segment.end_seconds && segment.end_seconds <= end, "{segment:?}");
                 assert!(!segment.text.trim().is_empty());
@@ -331,15 +369,20 @@ fn nothing_is_written_for_silence_and_no_time_is_behind_the_end() {
                     assert!(segment.start_seconds <= word.start_seconds && word.end_seconds <= end, "{segment:?}");
                 }
             }
+
             assert!(kept.segments.iter().enumerate().all(|(index, segment)| segment.id == index));
             assert!(kept.progress.last().is_none_or(|(done, total)| done == total));
+
             kept
         };
+
         // A minute of digital silence, and one of the last bit alone.
         assert_eq!(write(vec![0.0; 960_000]).text(), "");
         assert_eq!(write((0..960_000).map(|i| (i % 3) as f32 / 32_768.0).collect()).text(), "");
+
         // Little audio, whatever it is.
         assert_eq!(write(vec![0.3; 3_000]).text(), "");
+
         // A window of three frames, and silent windows before and behind.
         for (before, behind) in
             [(0, 480_480 - 11_761), (79_040, 0), (480_000, 0), (960_000, 960_000), (479_000, 480_000)]
@@ -364,8 +407,11 @@ fn the_fallback_of_a_window_is_bounded() {
         assert!(!temperatures.is_empty());
         temperatures
     };
+
     let endless = TranscribeOptions { fallback_tokens: None, fallback_seconds: None, ..never_content() };
+
     assert!(write(&endless).iter().all(|temperature| *temperature == 0.8));
+
     // Without tokens or time for another attempt the first one counts.
     for bounded in [
         TranscribeOptions { fallback_tokens: Some(0), ..endless.clone() },
@@ -374,7 +420,9 @@ fn the_fallback_of_a_window_is_bounded() {
     ] {
         assert!(write(&bounded).iter().all(|temperature| *temperature == 0.0), "{bounded:?}");
     }
+
     // With some, the best of what was tried, and always the same.
     let some = TranscribeOptions { fallback_tokens: Some(400), ..endless };
+
     assert_eq!(write(&some), write(&some));
 }

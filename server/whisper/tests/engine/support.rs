@@ -29,6 +29,7 @@ pub fn fixture(path: &str) -> PathBuf {
 /// The bundled model, installed once per test program.
 pub fn model(precision: Precision) -> ModelDir {
     static MODELS: OnceLock<(TempDir, Vec<(Precision, PathBuf)>)> = OnceLock::new();
+
     let (_, installed) = MODELS.get_or_init(|| {
         let models = tempfile::tempdir().unwrap();
         let install = |precision: Precision| {
@@ -38,7 +39,9 @@ pub fn model(precision: Precision) -> ModelDir {
         let installed = Precision::ALL.map(|precision| (precision, install(precision))).to_vec();
         (models, installed)
     });
+
     let (_, path) = installed.iter().find(|(installed, _)| *installed == precision).unwrap();
+
     ModelDir::open(path).unwrap()
 }
 
@@ -59,6 +62,7 @@ pub fn batched(precision: Precision, max_batch: usize) -> Engine {
     start_runtime();
     let (device, precision) = (device(), on_device(precision));
     cuda::prepare(device, precision).unwrap_or_else(|error| panic!("{error}"));
+
     // The tests run side by side.
     let options =
         EngineOptions { device, threads: 1, prepack: false, max_batch, memory_limit_bytes: None, cuda_graphs: true };
@@ -93,10 +97,12 @@ pub fn audio(path: &str) -> Vec<f32> {
         .make_audio_decoder(track.codec_params.as_ref().unwrap().audio().unwrap(), &AudioDecoderOptions::default())
         .unwrap();
     let (mut samples, mut packet_samples) = (Vec::new(), Vec::new());
+
     while let Some(packet) = format.next_packet().unwrap() {
         decoder.decode(&packet).unwrap().copy_to_vec_interleaved::<f32>(&mut packet_samples);
         samples.extend_from_slice(&packet_samples);
     }
+
     samples
 }
 
@@ -110,9 +116,11 @@ pub fn array(path: &str) -> (Vec<usize>, Vec<f32>) {
     let header_end = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
     let header = std::str::from_utf8(&bytes[10..header_end]).unwrap();
     assert!(header.contains("'<f4'") && header.contains("'fortran_order': False"), "{header}");
+
     let shape = header.split_once('(').unwrap().1.split_once(')').unwrap().0;
     let shape = shape.split(',').filter_map(|side| side.trim().parse().ok()).collect();
     let values = bytes[header_end..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+
     (shape, values)
 }
 
@@ -129,6 +137,7 @@ pub fn expected_segments(transcript: &serde_json::Value, samples: &[f32]) -> Vec
     let is_silent = |seek: u64| samples[seek as usize * 160..].iter().take(480_000).all(|sample| sample.abs() < 1e-4);
     let seconds = |value: &serde_json::Value| value.as_f64().unwrap();
     let mut kept = Vec::new();
+
     for segment in transcript["segments"].as_array().unwrap() {
         let mut segment = segment.clone();
         if is_silent(segment["seek"].as_u64().unwrap())
@@ -137,6 +146,7 @@ pub fn expected_segments(transcript: &serde_json::Value, samples: &[f32]) -> Vec
         {
             continue;
         }
+
         let (mut from, mut to) = (seconds(&segment["start"]), seconds(&segment["end"]));
         for word in segment["words"].as_array_mut().into_iter().flatten() {
             for key in ["start", "end"] {
@@ -145,11 +155,13 @@ pub fn expected_segments(transcript: &serde_json::Value, samples: &[f32]) -> Vec
             from = from.min(seconds(&word["start"]));
             to = to.max(seconds(&word["end"]));
         }
+
         segment["start"] = from.into();
         segment["end"] = to.min(end).into();
         segment["id"] = kept.len().into();
         kept.push(segment);
     }
+
     kept
 }
 
@@ -162,6 +174,7 @@ pub fn recordings() -> Vec<String> {
         .collect();
     names.sort();
     assert!(names.len() >= 20, "{names:?}");
+
     names
 }
 

@@ -23,6 +23,7 @@ fn model() -> SpeechModel {
 /// The sets of options of `scripts/golden_vad.py`.
 fn options(set: &str) -> VadOptions {
     let default = VadOptions::default();
+
     match set {
         "short" => {
             VadOptions { min_silence_duration_ms: 100, speech_pad_ms: 30, min_speech_duration_ms: 250, ..default }
@@ -41,24 +42,33 @@ fn pairs(chunks: &[Chunk]) -> Value {
 fn probabilities_are_those_of_python_s_onnxruntime() {
     let mut model = model();
     let mut worst = 0.0_f64;
+
     for name in recordings() {
         let golden = json(&format!("vad/{name}.json"));
         let mut samples = recording(&name);
+
         assert_eq!(golden["samples"], samples.len());
+
         samples.resize((samples.len() / vad::WINDOW_SAMPLES + 1) * vad::WINDOW_SAMPLES, 0.0);
         model.restart();
+
         // In pieces of another length than the model gets in use.
         let mut found = Vec::new();
         for piece in samples.chunks(7 * vad::WINDOW_SAMPLES) {
             found.extend(model.probabilities(piece).unwrap());
         }
+
         let expected = golden["probabilities"].as_array().unwrap();
+
         assert_eq!(found.len(), expected.len(), "{name}");
+
         for (found, expected) in found.iter().zip(expected) {
             worst = worst.max((f64::from(*found) - expected.as_f64().unwrap()).abs());
         }
     }
+
     println!("probabilities differ by {worst:.1e} at most");
+
     assert!(worst < 1e-3, "{worst}");
 }
 
@@ -80,18 +90,24 @@ fn chunks_are_those_of_faster_whisper() {
 #[test]
 fn speech_is_found_where_it_was_said() {
     let mut model = model();
+
     for name in ["pauses-es", "long-en", "long-de", "long-zh", "noisy-fr", "noise", "silence"] {
         let mut source = recording(name);
         let found = vad::chunks(&mut source, &mut model, &VadOptions::default(), &mut || true).unwrap();
+
         assert_eq!(pairs(&found), json(&format!("vad/{name}.json"))["chunks"]["default"], "{name}");
+
         let said = json(&format!("parity/{name}.json"))["said"].clone();
         let said = said.as_array().unwrap();
+
         assert_eq!(found.is_empty(), said.is_empty(), "{name}");
+
         for phrase in said {
             let middle = f64::midpoint(phrase["start"].as_f64().unwrap(), phrase["end"].as_f64().unwrap()) * 16_000.0;
             let heard = found.iter().any(|chunk| (chunk.start as f64..chunk.end as f64).contains(&middle));
             assert!(heard, "{name}: {phrase} is in none of {found:?}");
         }
+
         for chunk in &found {
             let holds = |phrase: &Value| {
                 let at = |key: &str| phrase[key].as_f64().unwrap() * 16_000.0;
@@ -120,20 +136,25 @@ fn pauses_are_left_out_and_times_are_those_of_the_recording() {
     let mut kept = Kept::default();
     let transcript = engine.transcribe(&mut samples, &filtered("es"), &mut kept).unwrap();
     let seconds = samples.len() as f64 / 16_000.0;
+
     assert_eq!(transcript.duration_seconds, seconds);
     assert!(kept.progress.iter().all(|(done, total)| *done <= *total && *total == seconds), "{:?}", kept.progress);
     assert_eq!(kept.progress.last().unwrap().0, seconds);
+
     let golden = json("vad/pauses-es.json");
     let chunks: Vec<(f64, f64)> = serde_json::from_value(golden["chunks"]["default"].clone()).unwrap();
     let said = json("parity/pauses-es.json")["said"].clone();
     let words: Vec<_> = kept.segments.iter().flat_map(|segment| &segment.words).collect();
+
     assert!(words.len() >= said.as_array().unwrap().len() * 2, "{words:?}");
+
     for word in &words {
         let middle = f64::midpoint(word.start_seconds, word.end_seconds) * 16_000.0;
         // Hundredths of a second are rounded.
         let inside = chunks.iter().any(|(start, end)| start - 160.0 <= middle && middle <= end + 160.0);
         assert!(inside, "{word:?} is in none of {chunks:?}");
     }
+
     // Something was written in each of the phrases.
     for phrase in said.as_array().unwrap() {
         let (start, end) = (phrase["start"].as_f64().unwrap(), phrase["end"].as_f64().unwrap());
@@ -161,12 +182,15 @@ fn packs_side_by_side_are_as_each_alone() {
         let mut kept = Kept::default();
         let transcript = engine.transcribe(&mut samples, &options, &mut kept).unwrap();
         let seconds = length as f64 / 16_000.0;
+
         assert_eq!((transcript.language.as_str(), transcript.duration_seconds), (language, seconds));
 
         let longest = VadOptions { max_speech_duration_seconds: Some(30.0), ..vad };
         let chunks = vad::chunks(&mut samples, &mut model(), &longest, &mut || true).unwrap();
         let packs = vad::packs(chunks, 480_000);
+
         assert!(packs.len() > 1, "{name}: {packs:?}");
+
         let mut alone = Vec::new();
         for pack in &packs {
             let map = ChunkMap::new(pack.clone(), length);
@@ -175,6 +199,7 @@ fn packs_side_by_side_are_as_each_alone() {
             engine.transcribe(&mut map.spoken(&mut samples), &options, &mut map.restored(&mut kept)).unwrap();
             alone.extend(plain(&kept));
         }
+
         assert_eq!(plain(&kept), alone, "{name}");
         assert!(kept.segments.iter().enumerate().all(|(index, segment)| segment.id == index));
         assert!(kept.segments.is_sorted_by_key(|segment| segment.seek), "{name}");
@@ -192,20 +217,26 @@ fn packs_side_by_side_agree_on_a_language_and_stop_when_nobody_wants_them() {
     let options = TranscribeOptions { vad, language: None, ..filtered("en") };
     let mut kept = Kept::default();
     let transcript = engine.transcribe(&mut recording("long-en"), &options, &mut kept).unwrap();
+
     assert_eq!(transcript.language, "en");
     assert!(transcript.language_probability.is_some_and(|probability| probability > 0.5));
+
     // The recording is heard in ten blocks first.
     for stop in [1, 3, 12] {
         let mut stopping = Kept { stop_at: Some(stop), ..Kept::default() };
         let result = engine.transcribe(&mut recording("long-en"), &options, &mut stopping);
         assert!(matches!(result, Err(TranscribeError::Cancelled)), "{stop}: {result:?}");
     }
+
     let mut again = Kept::default();
     engine.transcribe(&mut recording("long-en"), &options, &mut again).unwrap();
+
     assert_eq!(plain(&again), plain(&kept));
+
     // Nobody speaks.
     let mut silence = Kept::default();
     engine.transcribe(&mut recording("noise"), &options, &mut silence).unwrap();
+
     assert!(silence.segments.is_empty());
 }
 
@@ -213,6 +244,7 @@ fn packs_side_by_side_agree_on_a_language_and_stop_when_nobody_wants_them() {
 fn nothing_is_written_where_nobody_speaks() {
     let engine = engine(Precision::Fp32);
     engine.use_vad(model_path());
+
     for file in ["audio/silence.flac", "audio/noise.flac"] {
         let mut kept = Kept::default();
         let options = TranscribeOptions { no_speech_threshold: None, ..filtered("en") };
@@ -221,6 +253,7 @@ fn nothing_is_written_where_nobody_speaks() {
         assert_eq!(transcript.language, "en");
         assert!(transcript.duration_seconds > 5.0);
     }
+
     for samples in [0, 1, 511, 512] {
         engine.transcribe(&mut vec![f32::NAN; samples], &filtered("en"), &mut Kept::default()).unwrap();
     }
@@ -240,6 +273,7 @@ fn without_the_model_the_error_says_how_to_get_it() {
 #[test]
 fn options_that_make_no_sense_are_refused() {
     let default = VadOptions::default();
+
     for (option, vad) in [
         ("threshold", VadOptions { threshold: 1.5, ..default.clone() }),
         ("neg_threshold", VadOptions { neg_threshold: Some(0.6), ..default.clone() }),
@@ -264,6 +298,7 @@ impl PcmSource for Long {
 
     fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
         self.largest_read = self.largest_read.max(out.len());
+
         for (index, sample) in out.iter_mut().enumerate() {
             // Every two minutes.
             let at = ((offset + index as u64) % (16_000 * 120)) as usize;
@@ -278,14 +313,20 @@ fn a_long_recording_is_read_a_block_at_a_time() {
     let mut source = Long { speech: audio("audio/en-1.wav"), largest_read: 0 };
     let length = source.len();
     let found = vad::chunks(&mut source, &mut model(), &VadOptions::default(), &mut || true).unwrap();
+
     assert_eq!(found.len(), 6, "{found:?}");
+
     let map = ChunkMap::new(found, length);
     let engine = engine(Precision::Int8);
     let mut kept = Kept::default();
     let options = TranscribeOptions { vad: None, ..filtered("en") };
+
     engine.transcribe(&mut map.spoken(&mut source), &options, &mut map.restored(&mut kept)).unwrap();
+
     assert!(source.largest_read <= 16_000 * 31);
+
     let last = kept.segments.last().unwrap();
+
     assert!(last.end_seconds > 590.0, "{last:?}");
 }
 

@@ -24,6 +24,7 @@ fn edits(a: &[String], b: &[String]) -> usize {
             diagonal = above;
         }
     }
+
     row[b.len()]
 }
 
@@ -31,6 +32,7 @@ fn edits(a: &[String], b: &[String]) -> usize {
 fn error_rates(precision: Precision) -> (f64, f64) {
     let engine = engine(precision);
     let (mut ours, mut reference, mut total) = (0, 0, 0);
+
     for utterance in json("wer/manifest.json").as_array().unwrap() {
         let text = |key: &str| utterance[key].as_str().unwrap();
         let language = text("language");
@@ -40,17 +42,22 @@ fn error_rates(precision: Precision) -> (f64, f64) {
             without_timestamps: true,
             ..TranscribeOptions::default()
         };
+
         let mut kept = Kept::default();
+
         engine.transcribe(&mut audio(text("file")), &options, &mut kept).unwrap();
         let said = units(text("text"), language);
         if on_device(precision) == Precision::Fp32 {
             assert_eq!(kept.text().trim(), text("reference_greedy"), "{}", text("file"));
         }
+
         ours += edits(&said, &units(&kept.text(), language));
         reference += edits(&said, &units(text("reference_greedy"), language));
         total += said.len();
     }
+
     let percent = |errors: usize| 100.0 * errors as f64 / total as f64;
+
     (percent(ours), percent(reference))
 }
 

@@ -52,6 +52,7 @@ fn what_generation_config_would_say_follows_from_the_tokenizer() {
         c.as_object_mut().unwrap().remove("begin_suppress_tokens");
     });
     let derived = Checkpoint::open(folder.path()).unwrap();
+
     assert_eq!(derived.tokens, said.tokens);
     assert_eq!(derived.alignment_heads, said.alignment_heads);
 }
@@ -61,6 +62,7 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
     let folder = checkpoints::copy();
     let path = folder.path();
     let whole: Value = serde_json::from_slice(&fs::read(path.join("tokenizer.json")).unwrap()).unwrap();
+
     fs::remove_file(path.join("tokenizer.json")).unwrap();
     let merges = whole["model"]["merges"].as_array().unwrap();
     let lines: Vec<String> = merges
@@ -69,6 +71,7 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
             m.as_str().map_or_else(|| format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap()), Into::into)
         })
         .collect();
+
     fs::write(path.join("merges.txt"), format!("#version: 0.2\n{}\n", lines.join("\n"))).unwrap();
     fs::write(path.join("vocab.json"), whole["model"]["vocab"].to_string()).unwrap();
     let added = whole["added_tokens"].as_array().unwrap();
@@ -77,7 +80,9 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
     fs::write(path.join("added_tokens.json"), Value::Object(added).to_string()).unwrap();
 
     let (one, other) = (Checkpoint::open(&bundled()).unwrap(), Checkpoint::open(path).unwrap());
+
     assert_eq!(other.tokens, one.tokens);
+
     let [one, other] = [one, other].map(|c| Tokenizer::from_bytes(c.tokenizer_json).unwrap());
     for text in ["The server is open.", " Grüße, ça va? 你好 \u{1f600}", "<|en|> a<|0.00|>b", "  x\n\n1,234.5"] {
         let (a, b) = (one.encode(text, false).unwrap(), other.encode(text, false).unwrap());
@@ -87,8 +92,11 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
 
     edit(path, "added_tokens.json", |t| t["<|30.00|>"] = 60_000.into());
     let error = Checkpoint::open(path).err().unwrap();
+
     assert_says(&error, &["added_tokens.json", "<|30.00|>", "60000"]);
+
     fs::remove_file(path.join("merges.txt")).unwrap();
+
     assert_says(&Checkpoint::open(path).err().unwrap(), &["tokenizer.json", "merges.txt"]);
 }
 
@@ -101,17 +109,22 @@ fn every_float_type_and_both_layouts_give_the_same_values() {
         spoil(folder.path());
         Checkpoint::open(folder.path()).unwrap().weights.tensor(name).unwrap().to_vec().unwrap()
     };
+
     let as_type = |to| move |folder: &Path| edit_weights(folder, |t| checkpoints::convert(t, to));
+
     assert_eq!(read(&as_type(Dtype::F32)), original);
+
     for (rounded, exact) in read(&as_type(Dtype::BF16)).iter().zip(&original) {
         assert!((rounded - exact).abs() <= exact.abs() / 256.0, "{rounded} {exact}");
     }
+
     assert_eq!(
         read(&|folder| {
             checkpoints::shard(folder);
         }),
         original
     );
+
     let bare = |folder: &Path| {
         edit_weights(folder, |t| {
             *t = t.drain().map(|(name, tensor)| (name.strip_prefix("model.").unwrap().to_owned(), tensor)).collect();
@@ -119,6 +132,7 @@ fn every_float_type_and_both_layouts_give_the_same_values() {
             t.insert("proj_out.weight".into(), (Dtype::F16, vec![1], vec![0; 2]));
         });
     };
+
     assert_eq!(read(&bare), original);
 }
 
@@ -140,22 +154,28 @@ fn dimensions_must_be_there_and_fit() {
             })
         }
     };
+
     for field in ["d_model", "encoder_layers", "decoder_ffn_dim", "num_mel_bins", "vocab_size", "max_source_positions"]
     {
         assert_says(&refusal(remove(field)), &[CONFIG, field, "missing"]);
     }
+
     let set = |field: &'static str, value: Value| move |f: &Path| edit(f, CONFIG, |c| c[field] = value);
+
     assert_says(&refusal(set("d_model", json!(0))), &["d_model", "is 0"]);
     assert_says(&refusal(set("d_model", json!("x"))), &["d_model", "\"x\""]);
     assert_says(&refusal(set("decoder_attention_heads", json!(3))), &["decoder_attention_heads", "3", "128"]);
     assert_says(&refusal(set("activation_function", json!("relu"))), &["activation_function", "relu", "gelu"]);
     assert_says(&refusal(set("tie_word_embeddings", json!(false))), &["tie_word_embeddings"]);
+
     // Dimensions that do not fit the weights name the field and the tensor.
     assert_says(
         &refusal(set("encoder_ffn_dim", json!(256))),
         &["`encoder_ffn_dim`", "fc1.weight", "[512, 128]", "[256, 128]"],
     );
+
     let bins = |f: &Path| edit(f, "preprocessor_config.json", |c| c["feature_size"] = 128.into());
+
     assert_says(&refusal(bins), &["preprocessor_config.json", "feature_size", "128", "80"]);
     assert_says(&refusal(|f| edit(f, GENERATION, |c| c["suppress_tokens"] = json!([-1]))), &["suppress_tokens", "-1"]);
     assert_says(&refusal(|f| edit(f, GENERATION, |c| c["alignment_heads"] = json!("x"))), &["alignment_heads"]);
@@ -198,7 +218,9 @@ fn every_size_is_checked_and_named() {
 fn tokens_beyond_the_vocabulary_are_refused() {
     let huge = |f: &Path| edit(f, "tokenizer.json", |t| t["added_tokens"][1500]["id"] = json!(u32::MAX));
     let error = refusal(huge);
+
     assert_says(&error, &["tokenizer.json", "4294967295", "`vocab_size`", "51865"]);
+
     // A vocabulary that is a file of its own, with one id too many.
     let one_more = |f: &Path| {
         edit(f, "tokenizer.json", |t| {
@@ -206,6 +228,7 @@ fn tokens_beyond_the_vocabulary_are_refused() {
             vocabulary.insert("hush".to_owned(), json!(51_865));
         });
     };
+
     assert_says(&refusal(one_more), &["tokenizer.json", "\"hush\" has id 51865", "`vocab_size`"]);
 }
 
@@ -236,35 +259,44 @@ fn damaged_files_are_told_apart() {
     let cut = |length: u64| {
         refusal(|f| fs::OpenOptions::new().write(true).open(f.join(WEIGHTS)).unwrap().set_len(length).unwrap())
     };
+
     assert!(matches!(cut(16_000_000), E::Truncated { expected: 16_195_232, found: 16_000_000, .. }));
     assert!(matches!(cut(1000), E::Truncated { found: 1000, .. }));
     assert!(matches!(cut(4), E::Corrupt { .. }), "{}", cut(4));
+
     let garbage = refusal(|f| {
         let path = f.join(WEIGHTS);
         let mut bytes = fs::read(&path).unwrap();
         bytes[8..40].fill(b'x');
         fs::write(path, bytes).unwrap();
     });
+
     assert_says(&garbage, &[WEIGHTS, "safetensors"]);
 }
 
 #[test]
 fn shards_must_all_be_there() {
     const INDEX: &str = "model.safetensors.index.json";
+
     let missing = refusal(|f| {
         let [_, second] = checkpoints::shard(f);
         fs::remove_file(f.join(second)).unwrap();
     });
+
     assert_says(&missing, &[INDEX, "model-00002-of-00002.safetensors", "missing"]);
+
     let absent = refusal(|f| {
         let [first, _] = checkpoints::shard(f);
         edit(f, INDEX, |i| i["weight_map"]["model.extra"] = first.into());
     });
+
     assert_says(&absent, &[INDEX, "model.extra", "model-00001-of-00002.safetensors"]);
+
     let elsewhere = refusal(|f| {
         checkpoints::shard(f);
         edit(f, INDEX, |i| i["weight_map"][FC1] = "../other/x.safetensors".into());
     });
+
     assert_says(&elsewhere, &[INDEX, FC1, "beside"]);
 }
 

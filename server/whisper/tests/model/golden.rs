@@ -37,8 +37,10 @@ fn check(name: &str) {
         let folder = checkpoints::random(&golden.config, &golden.alignment_heads, golden.seed);
         installed(folder.path(), models.path(), Precision::Fp32)
     };
+
     let mut model = Model::load(&dir);
     let (hidden, cross) = model.encode(&[&random::mel(golden.seed, &golden.config)]);
+
     for (frame, dimension, expected) in golden.hidden {
         let found = hidden[[0, frame, dimension]];
         assert!((found - expected).abs() < TOLERANCE, "hidden[{frame}, {dimension}] is {found}, not {expected}");
@@ -47,9 +49,11 @@ fn check(name: &str) {
     let (prompt, rest) = golden.tokens.split_at(golden.first + 1);
     let steps = std::iter::once(prompt).chain(rest.chunks(1));
     let (mut cache, mut done) = (model.empty(1), 0);
+
     for (step, ids) in steps.enumerate() {
         let logits = model.decode(&[ids], &[done], &cross, &mut cache);
         done += ids.len();
+
         for (id, expected) in golden.logit_ids.iter().zip(&golden.logits[step]) {
             let found = logits[[0, *id]];
             assert!((found - expected).abs() < TOLERANCE, "step {step}: logit {id} is {found}, not {expected}");
@@ -58,6 +62,7 @@ fn check(name: &str) {
     }
 
     let weights = model.align(&[&golden.tokens], &cross);
+
     for (layer, head, token, frame, expected) in golden.attention {
         let row = dir.manifest().alignment_heads.iter().position(|h| *h == [layer, head]).unwrap();
         let found = weights[[0, row, token, frame]];

@@ -26,6 +26,7 @@ impl Reference {
             serde_json::from_slice(&std::fs::read(parity.join(format!("{name}.steps.json"))).unwrap()).unwrap();
         let ids = |field: &str| -> Vec<u32> { serde_json::from_value(steps[field].clone()).unwrap() };
         let array = |kind: &str| npy::read(&parity.join(format!("{name}.{kind}.npy")));
+
         Self {
             mel: array("mel80"),
             hidden: array("encoder"),
@@ -60,6 +61,7 @@ fn differences(precision: Precision, name: &str) -> (f32, f32) {
 
     let (mut cache, mut done, mut of_logits) = (model.empty(1), 0, 0.0f32);
     let mut next = reference.prompt.clone();
+
     for (step, expected) in reference.generated.iter().enumerate() {
         let all = model.decode(&[&next], &[done], &cross, &mut cache);
         let logits = all.index_axis(Axis(0), 0);
@@ -69,6 +71,7 @@ fn differences(precision: Precision, name: &str) -> (f32, f32) {
         done += next.len();
         next = vec![*expected];
     }
+
     (of_hidden, of_logits)
 }
 
@@ -101,13 +104,16 @@ fn int8_stays_close_and_chooses_the_same_tokens() {
 #[test]
 fn rows_of_one_window_do_not_disturb_each_other() {
     const GROUP: usize = 3;
+
     let (en, de) = (Reference::read("en-1"), Reference::read("long-de"));
+
     for precision in [Precision::Fp32, Precision::Int8] {
         let (mut model, _models) = model(precision);
         let prompts: Vec<Vec<u32>> = [50259, 50261, 50265, 50262, 50260, 50259]
             .iter()
             .map(|language| vec![50258, *language, 50359, 50363])
             .collect();
+
         let steps: [[u32; 6]; 3] = [[18, 300, 4000, 5, 60, 700], [8, 90, 1000, 11, 1200, 13], [1, 2, 3, 4, 5, 6]];
         let (_, both) = model.encode(&[en.mel(), de.mel()]);
 
@@ -119,9 +125,12 @@ fn rows_of_one_window_do_not_disturb_each_other() {
                 let ids: Vec<&[u32]> = rows.iter().map(|r| &step[*r..=*r]).collect();
                 all.push(model.decode(&ids, &vec![4 + i; rows.len()], cross, &mut cache));
             }
+
             all
         };
+
         let together = run(&mut model, &[0, 1, 2, 3, 4, 5], &both);
+
         for row in 0..prompts.len() {
             let window = row / GROUP;
             let cross: Cross = both.iter().map(|(name, all)| (name.clone(), all.window(window))).collect();
@@ -144,6 +153,7 @@ fn rows_of_different_lengths_share_a_step() {
     let lengths = [5, 17, 30];
     let mut alone = Vec::new();
     let mut shared = model.empty(lengths.len());
+
     for (row, length) in lengths.iter().enumerate() {
         let mut cache = model.empty(1);
         model.decode(&[&tokens[..*length]], &[0], &cross, &mut cache);
@@ -152,8 +162,10 @@ fn rows_of_different_lengths_share_a_step() {
         }
         alone.push(model.decode(&[&tokens[*length..=*length]], &[*length], &cross, &mut cache));
     }
+
     let next: Vec<&[u32]> = lengths.iter().map(|n| &tokens[*n..=*n]).collect();
     let together = model.decode(&next, &lengths, &cross, &mut shared);
+
     for (row, alone) in alone.iter().enumerate() {
         let difference = furthest(together.index_axis(Axis(0), row), alone);
         assert!(difference < 1e-3, "row {row}: {difference}");
@@ -164,6 +176,7 @@ fn rows_of_different_lengths_share_a_step() {
 fn alignment_weights_are_a_distribution_over_the_frames() {
     let reference = Reference::read("long-de");
     let tokens: Vec<u32> = reference.prompt.iter().chain(&reference.generated).copied().collect();
+
     for precision in Precision::ALL {
         let (mut model, _models) = model(precision);
         let (_, cross) = model.encode(&[reference.mel()]);

@@ -24,16 +24,24 @@ fn an_install_is_complete_and_tells_its_progress() {
     let models = tempfile::tempdir().unwrap();
     let mut seen: Vec<Progress> = Vec::new();
     let path = install(&bundled(), models.path(), &options(Precision::Int8), &mut |p| seen.push(p)).unwrap();
+
     assert_eq!(path, models.path().join("model/int8"));
+
     let mut expected: Vec<String> = FILES.iter().chain([&MANIFEST]).map(|n| (*n).to_owned()).collect();
     expected.sort();
+
     assert_eq!(names(&path), expected);
+
     let dir = ModelDir::open(&path).unwrap();
     dir.verify_digests().unwrap();
+
     assert_eq!((dir.manifest().name.as_str(), dir.manifest().precision), ("model", Precision::Int8));
+
     let last = seen.last().unwrap();
+
     assert!(last.total_bytes > 0 && seen.iter().all(|p| p.done_bytes <= p.total_bytes));
     assert_eq!(last.done_bytes, last.total_bytes);
+
     // Four times smaller than fp32, the vocabulary included: it is stored once.
     assert!(fs::metadata(path.join(WEIGHTS)).unwrap().len() < 10_000_000);
 }
@@ -47,6 +55,7 @@ fn an_older_install_is_replaced_and_leftovers_go() {
     fs::create_dir(&leftover).unwrap();
     fs::write(leftover.join(WEIGHTS), "half").unwrap();
     installed(&bundled(), models.path(), Precision::Fp32);
+
     assert_eq!(names(models.path()), [".hush-install.lock", "model"]);
     assert!(!first.file("stray").exists());
     assert_eq!(names(&models.path().join("model")), ["fp32"]);
@@ -57,16 +66,20 @@ fn a_failed_install_leaves_the_old_model_and_nothing_else() {
     let models = tempfile::tempdir().unwrap();
     let dir = installed(&bundled(), models.path(), Precision::Fp32);
     let folder = checkpoints::copy();
+
     // Found only while the weights are written.
     edit_weights(folder.path(), |t| {
         t.get_mut("model.decoder.layers.1.fc2.weight").unwrap().2[..2].copy_from_slice(&[0, 0x7e]);
     });
     let error = install(folder.path(), models.path(), &options(Precision::Fp32), &mut |_| {}).unwrap_err();
+
     assert!(error.to_string().contains("decoder.layers.1.fc2.weight"), "{error}");
     assert_eq!(names(models.path()), [".hush-install.lock", "model"]);
+
     ModelDir::open(dir.path()).unwrap().verify_digests().unwrap();
     let new = tempfile::tempdir().unwrap();
     install(folder.path(), new.path(), &options(Precision::Fp32), &mut |_| {}).unwrap_err();
+
     assert_eq!(names(new.path()), [".hush-install.lock"]);
 }
 
@@ -78,10 +91,12 @@ fn names_and_targets_are_checked_before_anything_is_written() {
         let error = install(&bundled(), models.path(), &options, &mut |_| {}).unwrap_err();
         assert!(matches!(error, InstallError::Name(_)), "{error}");
     }
+
     let own = models.path().join("model/fp32");
     fs::create_dir_all(&own).unwrap();
     fs::write(own.join("precious"), "x").unwrap();
     let error = install(&bundled(), models.path(), &options(Precision::Fp32), &mut |_| {}).unwrap_err();
+
     assert!(matches!(error, InstallError::NotAModel(_)), "{error}");
     assert_eq!(names(&own), ["precious"]);
 }
@@ -96,29 +111,44 @@ fn an_unusable_model_directory_names_the_file_and_the_way_out() {
         assert!(text.contains(expected) && text.contains("hush-server install"), "{text}");
         error
     };
+
     let whole = fs::read(path.join(DECODER)).unwrap();
+
     fs::write(path.join(DECODER), &whole[..100]).unwrap();
+
     assert!(matches!(refusal(DECODER), ModelDirError::Length { found: 100, .. }));
+
     let mut changed = whole.clone();
     changed[500] ^= 1;
     fs::write(path.join(DECODER), &changed).unwrap();
     let error = ModelDir::open(&path).unwrap().verify_digests().unwrap_err();
+
     assert!(matches!(&error, ModelDirError::Digest { path, .. } if path.ends_with(DECODER)), "{error}");
+
     fs::write(path.join(DECODER), &whole).unwrap();
 
     fs::rename(path.join(ALIGN), path.join("away")).unwrap();
+
     assert!(matches!(refusal(ALIGN), ModelDirError::MissingFile(_)));
+
     fs::rename(path.join("away"), path.join(ALIGN)).unwrap();
 
     edit(&path, MANIFEST, |m| m["files"].as_object_mut().unwrap().retain(|name, _| name != ALIGN));
+
     assert!(matches!(refusal(ALIGN), ModelDirError::Manifest { .. }));
+
     edit(&path, MANIFEST, |m| {
         *m = serde_json::json!({"format_version": 3});
     });
+
     assert!(matches!(refusal(MANIFEST), ModelDirError::Version { found: 3, .. }));
+
     fs::write(path.join(MANIFEST), "{").unwrap();
+
     assert!(matches!(refusal(MANIFEST), ModelDirError::Manifest { .. }));
+
     fs::remove_file(path.join(MANIFEST)).unwrap();
+
     assert!(matches!(refusal(MANIFEST), ModelDirError::NoManifest(_)));
     assert!(matches!(ModelDir::open(&bundled()).unwrap_err(), ModelDirError::Checkpoint(_)));
     assert!(matches!(ModelDir::open(&path.join("nowhere")).unwrap_err(), ModelDirError::NotFound(_)));
@@ -158,24 +188,32 @@ fn every_number_of_a_manifest_is_checked_and_named() {
         ("tokens.languages.de", &[51_865.into()]),
         ("alignment_heads", &[serde_json::json!([[99, 0]]), serde_json::json!([[0, 99]])]),
     ];
+
     for (field, values) in changes {
         for value in *values {
             edit(&path, MANIFEST, |m| {
                 *m.pointer_mut(&format!("/{}", field.replace('.', "/"))).unwrap() = value.clone();
             });
             let error = ModelDir::open(&path).unwrap_err();
+
             // A width that its heads do not divide is told as the number of heads.
             let named = if *value == 127 { "config.encoder_attention_heads" } else { *field };
+
             assert!(matches!(&error, ModelDirError::Field { field, .. } if field == named), "{field} {value}: {error}");
+
             let text = error.to_string();
+
             assert!(text.contains(MANIFEST) && text.contains("hush-server install"), "{text}");
+
             fs::write(path.join(MANIFEST), &good).unwrap();
         }
     }
+
     assert!(ModelDir::open(&path).is_ok());
 
     fs::remove_file(path.join(MANIFEST)).unwrap();
     std::os::unix::fs::symlink("/dev/zero", path.join(MANIFEST)).unwrap();
+
     assert!(matches!(ModelDir::open(&path).unwrap_err(), ModelDirError::Io { .. }));
 }
 
@@ -195,6 +233,7 @@ fn every_shape_of_whisper_installs_and_runs() {
         max_target_positions: 448,
         vocab_size: 51865,
     };
+
     let shapes = [
         // large-v3: 128 bins and one language more; turbo: fewer decoder layers than encoder layers.
         (
@@ -206,24 +245,33 @@ fn every_shape_of_whisper_installs_and_runs() {
         // The .en models.
         (Config { vocab_size: 51864, ..small }, vec![[0, 0], [1, 1]]),
     ];
+
     for (config, heads) in shapes {
         let folder = checkpoints::random(&config, &heads, 7);
         let mel = random::mel(7, &config);
+
         for precision in Precision::ALL {
             let models = tempfile::tempdir().unwrap();
             let dir = installed(folder.path(), models.path(), precision);
             let mut model = Model::load(&dir);
             let (hidden, cross) = model.encode(&[&mel]);
+
             assert_eq!(hidden.shape(), [1, 1500, config.d_model]);
+
             let tokens = &dir.manifest().tokens;
             let english = config.vocab_size == 51864;
+
             assert_eq!(tokens.multilingual, !english);
             assert_eq!(tokens.sot, if english { 50257 } else { 50258 });
+
             let mut cache = model.empty(1);
             let logits = model.decode(&[&[50258, 50259, 50359]], &[0], &cross, &mut cache);
+
             assert_eq!(logits.shape(), [1, config.vocab_size]);
             assert!(logits.iter().all(|v| v.is_finite()));
+
             let weights = model.align(&[&[50258, 50259, 50359, 11]], &cross);
+
             assert_eq!(weights.shape(), [1, dir.manifest().alignment_heads.len(), 4, 1500]);
             assert!(weights.sum_axis(Axis(3)).iter().all(|s| (s - 1.0).abs() < 1e-3));
         }

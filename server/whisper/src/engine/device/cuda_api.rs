@@ -114,6 +114,7 @@ macro_rules! functions {
                     let $field = *unsafe { library.get($symbol.as_bytes()) }
                         .map_err(|_| CudaCallError::Symbol($symbol))?;
                 )*
+
                 // SAFETY: as above.
                 let error_text = *unsafe { library.get(b"cudaGetErrorString") }
                     .map_err(|_| CudaCallError::Symbol("cudaGetErrorString"))?;
@@ -170,6 +171,7 @@ impl CudaApi {
                 }
             }
         }
+
         Err(CudaCallError::Library(problem))
     }
 
@@ -188,11 +190,13 @@ impl CudaApi {
         if code == 0 {
             return Ok(());
         }
+
         // SAFETY: the text is a constant of the library.
         let text = unsafe {
             let text = (self.error_text)(code);
             if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
         };
+
         Err(CudaCallError::Failed { call, code, text })
     }
 

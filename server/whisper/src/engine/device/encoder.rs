@@ -37,7 +37,9 @@ impl DeviceEncoder {
         let mel_bytes = 4 * mel_shape.iter().product::<usize>();
         let mel = DeviceMemory::new(context.cuda.clone(), mel_bytes)?;
         let mut binding = session.create_binding()?;
+
         binding.bind_input("mel", &mel.tensor(&info, TensorElementType::Float32, 0, &mel_shape)?)?;
+
         Ok(Self {
             binding,
             options: run_options(None)?,
@@ -75,6 +77,7 @@ impl DeviceEncoder {
 
         // A binding of its own: the other one writes to the place of a window.
         let mut binding = self.session.create_binding()?;
+
         binding.bind_input("mel", &self.mel.tensor(&info, TensorElementType::Float32, 0, &self.mel_shape)?)?;
         let mut hidden = device.tensor(&info, TensorElementType::Float32, 0, &self.hidden_shape)?;
         binding.bind_output("hidden", &mut hidden)?;
@@ -82,6 +85,7 @@ impl DeviceEncoder {
 
         device.copy_to_pinned(0..4 * values, &host, 0, &self.context.stream)?;
         self.context.stream.synchronize()?;
+
         Ok(host.f32_mut(0, values)?.to_vec())
     }
 
@@ -91,15 +95,18 @@ impl DeviceEncoder {
         if mel.len() != expected {
             return Err(ort::Error::new(format!("a window of {} values, expected {expected}", mel.len())));
         }
+
         self.mel_copied.wait()?;
         self.host_mel.f32_mut(0, mel.len())?.copy_from_slice(mel);
         let stream = &self.context.stream;
         self.mel.copy_from_pinned(0, &self.host_mel, 0..4 * mel.len(), stream)?;
         self.mel_copied.record(stream)?;
+
         if !self.has_weights {
             self.context.weights.wait_for_encoder(stream)?;
             self.has_weights = true;
         }
+
         Ok(())
     }
 }

@@ -127,11 +127,14 @@ impl DeviceKvCache {
             cross.copy_slots(&self.context, &self.cross, 0, 0, used)?;
             own.copy_slots(&self.context, &self.own, 0, 0, used * self.rows)?;
         }
+
         // The old memory is read until here.
         self.context.stream.synchronize()?;
+
         // What is bound points into it.
         self.calls.clear();
         (self.cross, self.own, self.io, self.places) = (cross, own, io, places);
+
         Ok(())
     }
 
@@ -149,10 +152,12 @@ impl DeviceKvCache {
         if from == to {
             return Ok(());
         }
+
         self.cross.copy_slots(&self.context, &self.cross, from, to, 1)?;
         for row in 0..self.rows {
             self.copy_row(from * self.rows + row, to * self.rows + row, length)?;
         }
+
         Ok(())
     }
 
@@ -212,9 +217,11 @@ impl DeviceKvCache {
         let CallKey { places, tokens } = key;
         let rows = places.start * self.rows..places.end * self.rows;
         let mut binding = decoder.session.get()?.create_binding()?;
+
         for (index, cross) in decoder.cross.iter().enumerate() {
             binding.bind_input(cross.name.as_str(), &self.cross.view(&info, index, places.clone())?)?;
         }
+
         for layer in 0..decoder.shape.layers {
             for (kind, index) in [("k", 2 * layer), ("v", 2 * layer + 1)] {
                 let mut cache = self.own.view(&info, index, rows.clone())?;
@@ -222,10 +229,12 @@ impl DeviceKvCache {
                 binding.bind_output(format!("present_{kind}_{layer}"), &mut cache)?;
             }
         }
+
         // For single tokens any number that is large enough does, and a captured graph keeps the one that it saw.
         bind_total(&mut binding, decoder.shape.slots)?;
         bind_shapes(&mut binding, [places.len(), rows.len(), *tokens], decoder.shape.model_width)?;
         self.io.bind(&info, &mut binding, rows.start, rows.len(), *tokens)?;
+
         Ok(BoundCall { binding, options: run_options(captured.then(|| self.graphs.next()))? })
     }
 }

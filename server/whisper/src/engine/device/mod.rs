@@ -61,8 +61,10 @@ pub fn run_options(graph: Option<u32>) -> Result<RunOptions, ort::Error> {
 #[allow(unsafe_code, reason = "one call of ONNX Runtime's interface with pointers that ort owns")]
 pub fn run_bound(session: &mut Session, options: &RunOptions, binding: &IoBinding) -> Result<(), ort::Error> {
     let run = ort::api().RunWithBinding;
+
     // SAFETY: the session is borrowed for this call alone, and options and binding are alive.
     let status = unsafe { run(session.ptr_mut(), options.ptr(), binding.ptr()) };
+
     // SAFETY: the status is the one that ONNX Runtime has just returned.
     unsafe { ort::Error::result_from_status(status) }
 }

@@ -114,6 +114,7 @@ impl StepIo {
         let timestamps = self.layout.timestamps;
         let bounded = |token: u32, range: Range<u32>| token.clamp(range.start, range.end) as i32;
         let end = u32::try_from(self.vocabulary).unwrap_or(u32::MAX);
+
         for name in ROW_INPUTS {
             let value = |row: &RowInput<'_>| match name {
                 "seqlens_k" => (row.length + row.tokens.len()) as i32 - 1,
@@ -124,11 +125,13 @@ impl StepIo {
             };
             self.fill(name, &mut rows.iter().map(value))?;
         }
+
         self.fill("input_ids", &mut rows.iter().flat_map(|row| row.tokens.iter().map(|token| *token as i32)))?;
         let positions =
             |row: &RowInput<'_>| (row.length..row.length + row.tokens.len()).map(|position| position as i32);
         self.fill("position_ids", &mut rows.iter().flat_map(positions))?;
         let bytes = NUMBER * (ROW_INPUTS.len() * self.rows + TOKEN_INPUTS.len() * self.tokens);
+
         self.inputs.copy_from_pinned(0, &self.host_inputs, 0..bytes, &context.stream)
     }
 

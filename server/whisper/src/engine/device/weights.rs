@@ -90,7 +90,9 @@ impl DeviceWeights {
             encoder_copied: Event::new(cuda.clone())?,
             all_copied: Event::new(cuda.clone())?,
         });
+
         let mut readers = Vec::new();
+
         for index in 0..READERS.min(pieces) {
             let (cuda, memory, file, upload) = (cuda.clone(), memory.clone(), file.clone(), upload.clone());
             let name = path.display().to_string();
@@ -101,6 +103,7 @@ impl DeviceWeights {
             };
             readers.push(thread::Builder::new().name(format!("weights-{index}")).spawn(read).map_err(failed)?);
         }
+
         Ok(Self { cuda, memory, upload, readers: Mutex::new(readers) })
     }
 
@@ -113,6 +116,7 @@ impl DeviceWeights {
             let tensor = self.memory.tensor(&info, element(placed.element), offset, &placed.shape)?;
             Ok((name, tensor))
         };
+
         tensors.into_iter().map(view).collect()
     }
 
@@ -141,10 +145,12 @@ impl DeviceWeights {
 impl Drop for DeviceWeights {
     fn drop(&mut self) {
         self.upload.cancelled.store(true, Ordering::Relaxed);
+
         for reader in self.readers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             // A reader tells its failure to those who wait for the weights.
             let _ = reader.join();
         }
+
         // The copies read pinned memory and write this block.
         let _ = self.upload.stream.synchronize();
     }
@@ -196,17 +202,21 @@ impl Upload {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         copy()?;
         progress.submitted += 1;
+
         if piece < self.encoder_pieces {
             progress.encoder_submitted += 1;
             if progress.encoder_submitted == self.encoder_pieces {
                 self.encoder_copied.record(&self.stream)?;
             }
         }
+
         if progress.submitted == self.pieces {
             self.all_copied.record(&self.stream)?;
         }
+
         drop(progress);
         self.changed.notify_all();
+
         Ok(())
     }
 
@@ -218,6 +228,7 @@ impl Upload {
 
     fn wait_until(&self, done: impl Fn(&Progress) -> bool) -> Result<(), ort::Error> {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+
         loop {
             if let Some(failure) = &progress.failure {
                 return Err(ort::Error::new(format!("copying the weights to the device failed: {failure}")));

@@ -65,6 +65,7 @@ pub fn edit_weights(folder: &Path, change: impl FnOnce(&mut HashMap<String, Owne
 pub fn convert(tensors: &mut HashMap<String, Owned>, to: Dtype) {
     for (dtype, _, bytes) in tensors.values_mut() {
         assert_eq!(*dtype, Dtype::F16);
+
         let values = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
         *bytes = match to {
             Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
@@ -86,12 +87,15 @@ pub fn shard(folder: &Path) -> [&'static str; 2] {
         places.insert(name.clone(), files[i % 2].into());
         parts[i % 2].insert(name, tensor);
     }
+
     for (part, file) in parts.iter().zip(files) {
         save(part, &folder.join(file));
     }
+
     let index = json!({"metadata": {"total_size": 0}, "weight_map": places});
     fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
     fs::remove_file(folder.join(WEIGHTS)).unwrap();
+
     files
 }
 
@@ -107,6 +111,7 @@ pub fn random(config: &Config, alignment_heads: &[[usize; 2]], seed: u64) -> Tem
             (format!("model.{name}"), (Dtype::BF16, shape, bytes))
         })
         .collect();
+
     save(&tensors, &folder.path().join(WEIGHTS));
     let mut fields = serde_json::to_value(config).unwrap();
     fields["model_type"] = "whisper".into();
@@ -117,6 +122,7 @@ pub fn random(config: &Config, alignment_heads: &[[usize; 2]], seed: u64) -> Tem
     if config.vocab_size == ENGLISH_VOCABULARY {
         edit(folder.path(), TOKENIZER, english);
     }
+
     folder
 }
 

@@ -31,6 +31,7 @@ pub fn read(folder: &Path) -> (Config, Tensors) {
             (name.trim_start_matches("model.").to_owned(), (shape, values))
         })
         .collect();
+
     (config, tensors)
 }
 
@@ -66,6 +67,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
                 let mut scales = Vec::new();
                 let mut bytes = Vec::new();
                 let mut back = Vec::new();
+
                 for row in values.chunks_exact(row) {
                     let largest = row.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
                     let scale = 127.0 / if largest == 0.0 { 127.0 } else { largest };
@@ -76,6 +78,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
                         back.push(f32::from(quant) / scale);
                     }
                 }
+
                 variables.push((name.clone(), shape.clone(), 1, bytes));
                 variables.push((format!("{name}_scale"), vec![shape[0]], 0, f32_bytes(&scales)));
                 back
@@ -103,6 +106,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
                 values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect()
             }
         };
+
         stored_values.insert(name, stored);
     };
 
@@ -114,26 +118,33 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
         variable(stored.clone(), shape, &values, matrix);
         back.push((canonical, stored, 0));
     };
+
     for conv in ["conv1", "conv2"] {
         one(format!("encoder/{conv}/weight"), format!("encoder.{conv}.weight"), true, &mut back);
         one(format!("encoder/{conv}/bias"), format!("encoder.{conv}.bias"), false, &mut back);
     }
+
     one("decoder/embeddings/weight".into(), "decoder.embed_tokens.weight".into(), true, &mut back);
+
     for (side, layers) in [("encoder", config.encoder_layers), ("decoder", config.decoder_layers)] {
         one(format!("{side}/position_encodings/encodings"), format!("{side}.embed_positions.weight"), false, &mut back);
         let mut norms = vec![(format!("{side}/layer_norm"), format!("{side}.layer_norm"))];
+
         for layer in 0..layers {
             let (stored, canonical) = (format!("{side}/layer_{layer}"), format!("{side}.layers.{layer}"));
             norms.push((format!("{stored}/self_attention/layer_norm"), format!("{canonical}.self_attn_layer_norm")));
             norms.push((format!("{stored}/ffn/layer_norm"), format!("{canonical}.final_layer_norm")));
+
             for (linear, name) in
                 [("ffn/linear_0", "fc1"), ("ffn/linear_1", "fc2"), ("self_attention/linear_1", "self_attn.out_proj")]
             {
                 one(format!("{stored}/{linear}/weight"), format!("{canonical}.{name}.weight"), true, &mut back);
                 one(format!("{stored}/{linear}/bias"), format!("{canonical}.{name}.bias"), false, &mut back);
             }
+
             if side == "decoder" {
                 norms.push((format!("{stored}/attention/layer_norm"), format!("{canonical}.encoder_attn_layer_norm")));
+
                 for (linear, name) in [("attention/linear_0", "q_proj"), ("attention/linear_2", "out_proj")] {
                     let name = format!("{canonical}.encoder_attn.{name}");
                     one(format!("{stored}/{linear}/weight"), format!("{name}.weight"), true, &mut back);
@@ -141,18 +152,22 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
                 }
             }
         }
+
         for (stored, canonical) in norms {
             one(format!("{stored}/gamma"), format!("{canonical}.weight"), false, &mut back);
             one(format!("{stored}/beta"), format!("{canonical}.bias"), false, &mut back);
         }
     }
+
     let zeros = vec![0.0; d];
+
     for (side, layers) in [("encoder", config.encoder_layers), ("decoder", config.decoder_layers)] {
         for layer in 0..layers {
             let mut packed = vec![("self_attention/linear_0", "self_attn", vec!["q_proj", "k_proj", "v_proj"])];
             if side == "decoder" {
                 packed.push(("attention/linear_1", "encoder_attn", vec!["k_proj", "v_proj"]));
             }
+
             for (linear, attention, parts) in packed {
                 let name = format!("{side}/layer_{layer}/{linear}");
                 let (mut weights, mut biases) = (Vec::new(), Vec::new());
@@ -166,11 +181,13 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
                         back.push((format!("{canonical}.bias"), format!("{name}/bias"), index));
                     }
                 }
+
                 variable(format!("{name}/weight"), vec![d * parts.len(), d], &weights, true);
                 variable(format!("{name}/bias"), vec![d * parts.len()], &biases, false);
             }
         }
     }
+
     let heads = |n: usize| (n as i16).to_le_bytes().to_vec();
     variables.push(("encoder/num_heads".into(), vec![], 2, heads(config.encoder_attention_heads)));
     variables.push(("decoder/num_heads".into(), vec![], 2, heads(config.decoder_attention_heads)));
@@ -182,10 +199,12 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
         file.extend(text.as_bytes());
         file.push(0);
     };
+
     file.extend(6_u32.to_le_bytes());
     text(&mut file, "WhisperSpec");
     file.extend(3_u32.to_le_bytes());
     file.extend((variables.len() as u32).to_le_bytes());
+
     for (name, shape, kind, bytes) in &variables {
         text(&mut file, name);
         file.push(shape.len() as u8);
@@ -194,6 +213,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
         file.extend((bytes.len() as u32).to_le_bytes());
         file.extend(bytes);
     }
+
     file.extend(1_u32.to_le_bytes());
     text(&mut file, "decoder/projection/weight");
     text(&mut file, "decoder/embeddings/weight");
@@ -206,6 +226,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
         "suppress_ids_begin": generation["begin_suppress_tokens"],
         "lang_ids": [50259],
     });
+
     fs::write(target.join(CONFIG), fields.to_string()).unwrap();
     if tokenizer {
         fs::copy(source.join("tokenizer.json"), target.join("tokenizer.json")).unwrap();
@@ -224,6 +245,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
 /// The name that openai/whisper gives to a tensor, by a table of its own.
 pub fn openai_name(canonical: &str) -> String {
     let mut name = format!("{canonical}.");
+
     for (from, to) in [
         (".layers.", ".blocks."),
         (".self_attn_layer_norm.", ".attn_ln."),
@@ -244,6 +266,7 @@ pub fn openai_name(canonical: &str) -> String {
     ] {
         name = name.replace(from, to);
     }
+
     name.trim_end_matches('.').to_owned()
 }
 
@@ -318,14 +341,17 @@ pub fn write_openai(source: &Path, target: &Path, spoil: impl Fn(&str, &mut Vec<
     let mut pickle = Pickler(vec![0x80, 2, b'}', b'q', 0, b'(']);
     pickle.text("dims");
     pickle.0.extend([b'}', b'q', 1, b'(']);
+
     for (name, value) in dimensions(&config) {
         pickle.text(name);
         pickle.number(value);
     }
+
     pickle.0.push(b'u');
     pickle.text("model_state_dict");
     pickle.global("collections", "OrderedDict");
     pickle.0.extend([b')', b'R', b'q', 2, b'(']);
+
     for (key, name) in names.iter().enumerate() {
         let mut shape = tensors[*name].0.clone();
         let mut strides = strides(&shape);
@@ -334,11 +360,13 @@ pub fn write_openai(source: &Path, target: &Path, spoil: impl Fn(&str, &mut Vec<
         pickle.text(&name);
         pickle.tensor(&key.to_string(), "HalfStorage", 0, &shape, &strides);
     }
+
     // The attribute `_metadata` of the state.
     pickle.0.extend([b'u', b'}']);
     pickle.text("_metadata");
     pickle.0.extend(b"}sbu.");
     let files = names.iter().enumerate().map(|(key, name)| (format!("data/{key}"), f16_bytes(&tensors[*name].1)));
+
     write_archive(target, "model.pt", &pickle.0, files)
 }
 
@@ -381,6 +409,7 @@ pub fn write_ggml(source: &Path, target: &Path, name: &str, encode: impl Fn(&str
     let mut file = b"lmgg".to_vec();
     let int = |file: &mut Vec<u8>, n: usize| file.extend((n as i32).to_le_bytes());
     let of = |wanted: &str| dimensions(&config).into_iter().find(|(name, _)| *name == wanted).unwrap().1;
+
     for field in [
         "n_vocab",
         "n_audio_ctx",
@@ -395,6 +424,7 @@ pub fn write_ggml(source: &Path, target: &Path, name: &str, encode: impl Fn(&str
     ] {
         int(&mut file, of(field));
     }
+
     int(&mut file, 1);
     int(&mut file, config.num_mel_bins);
     int(&mut file, 201);
@@ -402,19 +432,24 @@ pub fn write_ggml(source: &Path, target: &Path, name: &str, encode: impl Fn(&str
 
     let tokens = token_bytes(source);
     int(&mut file, tokens.len());
+
     for token in tokens {
         int(&mut file, token.len());
         file.extend(token);
     }
+
     let mut names: Vec<&String> = tensors.keys().filter(|name| !name.starts_with("proj_out")).collect();
     names.sort();
+
     for name in names {
         let (mut shape, values) = tensors[name].clone();
         let name = openai_name(name);
         let (kind, bytes) = encode(&name, &values);
+
         if name.contains("conv") && name.ends_with("bias") {
             shape.push(1);
         }
+
         int(&mut file, shape.len());
         int(&mut file, name.len());
         file.extend(kind.to_le_bytes());
@@ -422,8 +457,10 @@ pub fn write_ggml(source: &Path, target: &Path, name: &str, encode: impl Fn(&str
         file.extend(name.as_bytes());
         file.extend(bytes);
     }
+
     let path = target.join(name);
     File::create(&path).unwrap().write_all(&file).unwrap();
+
     path
 }
 
@@ -433,6 +470,7 @@ fn token_bytes(folder: &Path) -> Vec<Vec<u8>> {
     let printable = (0..=255_u8).filter(|b| matches!(b, 33..=126 | 161..=172 | 174..=255));
     let mut bytes: HashMap<char, u8> = printable.map(|b| (char::from(b), b)).collect();
     let rest: Vec<u8> = (0..=255_u8).filter(|b| !bytes.contains_key(&char::from(*b))).collect();
+
     bytes.extend(rest.into_iter().zip(0x100_u32..).map(|(byte, code)| (char::from_u32(code).unwrap(), byte)));
     let mut tokens: Vec<(u64, Vec<u8>)> = whole["model"]["vocab"]
         .as_object()
@@ -441,6 +479,8 @@ fn token_bytes(folder: &Path) -> Vec<Vec<u8>> {
         .filter(|(token, _)| !token.starts_with("<|"))
         .map(|(token, id)| (id.as_u64().unwrap(), token.chars().map(|c| bytes[&c]).collect()))
         .collect();
+
     tokens.sort();
+
     tokens.into_iter().map(|(_, bytes)| bytes).collect()
 }

@@ -28,6 +28,7 @@ pub fn tensor(seed: u64, name: &str, shape: &[usize]) -> Vec<bf16> {
     let len: usize = shape.iter().product();
     let (base, scale) = distribution(name, shape);
     let stream = stream(seed, name);
+
     // One of 128 values: looked up.
     let values: Vec<bf16> = (0..128)
         .map(|i| {
@@ -35,6 +36,7 @@ pub fn tensor(seed: u64, name: &str, shape: &[usize]) -> Vec<bf16> {
             bf16::from_f32(if base == 0.0 { odd as f32 / 128.0 * scale } else { base + (odd / 8) as f32 / 128.0 })
         })
         .collect();
+
     (0..len as u64).map(|index| values[(mix(stream, index) >> 57) as usize]).collect()
 }
 
@@ -43,19 +45,24 @@ fn distribution(name: &str, shape: &[usize]) -> (f32, f32) {
     if name.contains("layer_norm") && name.ends_with(".weight") {
         return (1.0, 1.0);
     }
+
     if name.ends_with(".bias") {
         return (0.0, 1.0 / 16.0);
     }
+
     if name.contains("embed_positions") {
         return (0.0, 0.25);
     }
+
     let inner: usize = shape[1..].iter().product();
     let mut scale = 1.0;
     let mut reach = 12;
+
     while reach <= inner {
         reach *= 4;
         scale /= 2.0;
     }
+
     (0.0, if name.contains("embed_tokens") { 4.0 * scale } else { scale })
 }
 

@@ -14,6 +14,7 @@ use ort::value::{DynValue, PrimitiveTensorElementType, Tensor};
 /// ONNX Runtime has one environment per process.
 fn environment() -> &'static Environment {
     static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+
     ENVIRONMENT.get_or_init(|| {
         let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.hush/lib/libonnxruntime.so");
         let library = std::env::var_os("ORT_DYLIB_PATH").map_or(beside, PathBuf::from);
@@ -52,6 +53,7 @@ impl Carried {
         if let Ok(array) = value.try_extract_array::<f32>() {
             return Self::F32(array.to_owned());
         }
+
         match value.try_extract_array::<f16>() {
             Ok(array) => Self::F16(array.to_owned()),
             Err(_) => Self::I8(value.try_extract_array::<i8>().unwrap().to_owned()),
@@ -91,6 +93,7 @@ const SLOTS: usize = 448;
 impl Model {
     pub fn load(dir: &ModelDir) -> Self {
         let config = &dir.manifest().config;
+
         Self {
             encoder: session(&dir.file("encoder.onnx")),
             decoder: session(&dir.file("decoder.onnx")),
@@ -119,7 +122,9 @@ impl Model {
             let carried = Carried::read(&outputs[n.as_str()]);
             (n, carried)
         });
+
         let cross = cross.collect();
+
         (read(&outputs["hidden"], false), cross)
     }
 
@@ -134,9 +139,11 @@ impl Model {
         let after: Vec<i32> = done.iter().map(|d| (d + ids[0].len()) as i32).collect();
         let mut inputs = token_inputs(ids, done);
         let lengths: Vec<i32> = after.iter().map(|n| n - 1).collect();
+
         inputs.push(("seqlens_k".into(), ints(&[lengths.len()], lengths)));
         let total = after.iter().copied().max().unwrap();
         inputs.push(("total_sequence_length".into(), ints(&[], vec![total])));
+
         if self.half {
             // All tokens may follow; these tests read the logits.
             let vocabulary = self.vocabulary as i32;
@@ -145,15 +152,18 @@ impl Model {
             {
                 inputs.push((name.into(), ints(&[ids.len(), 1], vec![bound; ids.len()])));
             }
+
             let windows = cross.first().map_or(1, |(_, carried)| carried.windows());
             inputs.extend(self.shapes(windows, ids));
         }
+
         inputs.extend(cross.iter().map(|(n, a)| (n.clone(), a.value())));
         inputs.extend(cache.iter().map(|(n, a)| (format!("self_{n}"), value(a, self.half))));
         let outputs = self.decoder.run(inputs).unwrap();
         for (name, array) in cache {
             *array = read(&outputs[format!("present_{name}").as_str()], self.half);
         }
+
         read(&outputs["logits"], false)
     }
 
@@ -175,8 +185,10 @@ impl Model {
         if self.half {
             inputs.extend(self.shapes(ids.len(), ids));
         }
+
         inputs.extend(cross.iter().filter(|(n, _)| wanted.contains(n)).map(|(n, a)| (n.clone(), a.value())));
         let outputs = self.align.run(inputs).unwrap();
+
         read(&outputs["weights"], false)
     }
 }
@@ -197,6 +209,7 @@ fn session(path: &Path) -> Session {
         .unwrap()
         .with_intra_threads(2)
         .unwrap();
+
     builder.commit_from_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
