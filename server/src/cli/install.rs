@@ -324,7 +324,8 @@ impl<'a> Order<'a> {
                 source_label: label.to_owned(),
             };
             let mut meter = Meter::new(format!("installing {} as {precision}", self.name));
-            let mut report = |progress: hush_whisper::Progress| meter.set(progress.done_bytes, progress.total_bytes);
+            let mut report =
+                |progress: hush_whisper::InstallProgress| meter.set(progress.done_bytes, progress.total_bytes);
             let installed = install(checkpoint, &self.store.models_dir, &options, &mut report);
             drop(meter);
             let dir =

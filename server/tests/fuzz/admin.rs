@@ -1,4 +1,4 @@
-//! The JSON of commands: through the router for whatever bytes, and as the contract's types for whatever JSON.
+//! The JSON of commands: arbitrary bytes through the router, and arbitrary JSON as the contract's types.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
@@ -18,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::damage::damages;
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-const LIMITS: Limits = Limits { bytes: 1 << 20, time: Duration::from_secs(30) };
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 1 << 20, time: Duration::from_secs(30) };
 
 static RUNTIME: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap());
 
-/// A server with a model that is never loaded: an order to leave finds nothing to do.
+/// A server with a model that is never loaded, so that an unload has no effect.
 fn router() -> axum::Router {
     let _entered = RUNTIME.enter();
     let metrics = Arc::new(Metrics::new().unwrap());
@@ -99,8 +99,8 @@ fn commands() {
         let request = Request::post("/admin/v1/models/m/unload").extension(peer);
         let request = request.header("content-type", "application/json").body(Body::from(body)).unwrap();
         let (status, body) = RUNTIME.block_on(async {
-            let answer = router.clone().oneshot(request).await.unwrap();
-            (answer.status().as_u16(), to_bytes(answer.into_body(), 1 << 20).await.unwrap())
+            let response = router.clone().oneshot(request).await.unwrap();
+            (response.status().as_u16(), to_bytes(response.into_body(), 1 << 20).await.unwrap())
         });
 
         match status {
@@ -111,7 +111,7 @@ fn commands() {
     });
 }
 
-/// What is accepted keeps its promises, and says the same again.
+/// Accepted requests are within their bounds, and are the same after a round trip.
 #[test]
 fn requests() {
     fuzz("requests", 500, LIMITS, json(), |text| {

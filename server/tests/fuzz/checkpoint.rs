@@ -1,4 +1,4 @@
-//! Checkpoints: the header of their tensors, and the JSON beside it.
+//! Checkpoints: the header of their tensors, and the JSON files beside it.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -14,10 +14,10 @@ use tempfile::TempDir;
 
 use crate::audio_support::fixtures;
 use crate::damage::damages;
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-/// The largest tensor of the small checkpoint is 13 MB as f32; its tokenizer takes about as much again, twice.
-const LIMITS: Limits = Limits { bytes: 160 << 20, time: Duration::from_secs(60) };
+/// The largest tensor of the small checkpoint is 13 MB as f32; its tokenizer needs about as much again, twice.
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 160 << 20, time: Duration::from_secs(60) };
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -37,7 +37,7 @@ fn config() -> Config {
     }
 }
 
-/// A folder whose weights are still to be written.
+/// A checkpoint folder without weights.
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut fields = serde_json::to_value(config()).unwrap();
@@ -48,7 +48,7 @@ fn folder() -> TempDir {
     folder
 }
 
-/// The header of every tensor, one behind the other, and the length of their data.
+/// The header of every tensor, in order, and the length of their data.
 fn header() -> (Map<String, Value>, u64) {
     let mut end = 0;
     let mut fields = Map::new();
@@ -61,7 +61,7 @@ fn header() -> (Map<String, Value>, u64) {
     (fields, end)
 }
 
-/// The data is a hole in the file: zeros that take no place.
+/// Writes the weights file. Its data is a hole in the file: zeros that occupy no disk space.
 fn write(folder: &Path, length: u64, header: &[u8], data: u64) {
     let path = folder.join(WEIGHTS);
     fs::write(&path, [&length.to_le_bytes()[..], header].concat()).unwrap();
@@ -69,7 +69,7 @@ fn write(folder: &Path, length: u64, header: &[u8], data: u64) {
     file.set_len(8 + header.len() as u64 + data).unwrap();
 }
 
-/// Opens it, and reads what it says it has.
+/// Opens the checkpoint and reads all its tensors.
 fn read(folder: &Path) {
     let Ok(checkpoint) = Checkpoint::open(folder) else { return };
 
@@ -77,7 +77,7 @@ fn read(folder: &Path) {
         let tensor = checkpoint.weights.tensor(&name).unwrap();
         assert_eq!(tensor.shape(), shape);
 
-        // Values that are no numbers are an error; fewer than announced cannot be.
+        // Values that are not numbers are an error; a tensor with fewer values than its shape must not occur.
         if let Ok(values) = tensor.to_vec() {
             assert_eq!(values.len(), shape.iter().product::<usize>());
         }
@@ -99,7 +99,7 @@ fn damaged_headers() {
         let mut header = text.clone();
         damages.apply(&mut header);
 
-        // What was lost may be made good with spaces, so that the lengths agree again.
+        // Lost bytes may be replaced by spaces, so that the lengths are consistent again.
         if padded {
             header.resize(text.len(), b' ');
         }
@@ -205,7 +205,7 @@ fn manifests_of_models() {
 
     fs::write(folder.path().join("model.json"), &good).unwrap();
     ModelDir::open(folder.path()).unwrap();
-    let limits = Limits { bytes: 4 << 20, ..LIMITS };
+    let limits = FuzzLimits { bytes: 4 << 20, ..LIMITS };
     fuzz("manifests_of_models", 500, limits, damages(), |damages| {
         let mut text = good.clone();
         damages.apply(&mut text);
@@ -214,7 +214,7 @@ fn manifests_of_models() {
     });
 }
 
-/// Of a model whose files are empty.
+/// The manifest of a model whose files are empty.
 fn manifest() -> Value {
     json!({
         "format_version": hush_whisper::model_dir::format_version(hush_whisper::Precision::Int8),
@@ -235,7 +235,7 @@ fn manifest() -> Value {
     })
 }
 
-/// Manifests that are JSON, with numbers that no model has: what is accepted can be laid out in memory.
+/// Manifests that are JSON, with numbers that no model has. The engine can lay out memory by the accepted ones.
 #[test]
 fn wild_manifests() {
     let folder = tempfile::tempdir().unwrap();
@@ -258,7 +258,7 @@ fn wild_manifests() {
         (any::<usize>(), any::<usize>()).prop_map(|(layer, head)| json!([[layer, head]])),
     ];
 
-    let limits = Limits { bytes: 4 << 20, ..LIMITS };
+    let limits = FuzzLimits { bytes: 4 << 20, ..LIMITS };
     let wild = prop::collection::vec((prop::sample::select(leaves), value), 1..4);
 
     fuzz("wild_manifests", 500, limits, wild, |wild| {
@@ -286,7 +286,7 @@ fn wild_manifests() {
     });
 }
 
-/// Tokenizers whose ids are those of no model: no table is made for them.
+/// Tokenizers with ids that no model has; no table is allocated for them.
 #[test]
 fn tokenizers_of_models() {
     let folder = tempfile::tempdir().unwrap();
@@ -294,7 +294,7 @@ fn tokenizers_of_models() {
     let id = || prop_oneof![0_u32..2_000, any::<u32>(), Just(u32::MAX)];
     let tokens =
         (prop::collection::vec(("[a-z]{0,4}", id()), 0..20), prop::collection::vec(("[a-z|<>]{0,8}", id()), 0..5));
-    let limits = Limits { bytes: 1 << 20, ..LIMITS };
+    let limits = FuzzLimits { bytes: 1 << 20, ..LIMITS };
 
     fuzz("tokenizers_of_models", 500, limits, (tokens, prop::option::weighted(0.3, damages())), |(tokens, damages)| {
         let (vocabulary, added) = tokens;
@@ -315,14 +315,15 @@ fn tokenizers_of_models() {
     });
 }
 
-/// Names that people give to models, which become folders and addresses.
+/// Names for models, which become folders and addresses.
 #[test]
 fn names_of_models() {
-    let limits = Limits { bytes: 1 << 20, ..LIMITS };
+    let limits = FuzzLimits { bytes: 1 << 20, ..LIMITS };
     fuzz("names_of_models", 1000, limits, "[ -~\\n\u{e9}/.]{0,120}", |name| {
         if let Some(repo) = hub::Repo::of(&name) {
             assert!(!repo.as_str().contains("..") && !repo.as_str().starts_with('/'), "{repo:?}");
         }
+
         let folder = hub::folder_of(&name);
         assert!(hub::Repo::of(&name).is_none() || !folder.contains('/'), "{folder}");
     });

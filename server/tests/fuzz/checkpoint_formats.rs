@@ -9,16 +9,16 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use crate::damage::damages;
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 use crate::model_support::checkpoints;
 use crate::model_support::formats::{
     Quantisation, ggml_f16, write_archive, write_ctranslate2, write_ggml, write_openai,
 };
 
-/// The tokenizer of the family takes most of it, where a file is still whole enough to need one.
-const LIMITS: Limits = Limits { bytes: 160 << 20, time: Duration::from_secs(60) };
+/// Most of it is for the tokenizer of the family, if a file is intact enough to need one.
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 160 << 20, time: Duration::from_secs(60) };
 
-/// A model that is all headers: its tensors have a few thousand values.
+/// A model that is mostly headers: its tensors have a few thousand values.
 fn source() -> TempDir {
     let config = Config {
         d_model: 8,
@@ -40,7 +40,7 @@ fn source() -> TempDir {
     folder
 }
 
-/// Opens the checkpoint, and reads whatever it says it has.
+/// Opens the checkpoint and reads all its tensors.
 fn read(path: &Path) {
     let Ok(checkpoint) = Checkpoint::open(path) else { return };
     for (name, shape) in checkpoint.config.tensors() {
@@ -52,7 +52,7 @@ fn read(path: &Path) {
     }
 }
 
-/// What is wrong with the undamaged file: only its tiny vocabulary, so everything before that was read.
+/// The only problem of the undamaged file is its tiny vocabulary, so everything before that was read.
 fn assert_read_up_to_the_vocabulary(path: &Path) {
     let error = Checkpoint::open(path).err().expect("a vocabulary of 16 tokens was accepted").to_string();
     assert!(error.contains("it has 16 tokens"), "{error}");
@@ -92,7 +92,7 @@ fn damaged_openai_files() {
     damaged_file("damaged_openai_files", 400, &path, &path);
 }
 
-/// Pickles of opcodes at random, in an archive that is whole.
+/// Pickles with random opcodes, in an intact archive.
 #[test]
 fn wild_pickles() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,9 +6,9 @@ use hush_server::cli::config::{ConfigFile, parse};
 use proptest::prelude::*;
 
 use crate::damage::damages;
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-const LIMITS: Limits = Limits { bytes: 64 << 20, time: Duration::from_secs(30) };
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 64 << 20, time: Duration::from_secs(30) };
 
 const GOOD: &str = "\
 # comment
@@ -27,7 +27,7 @@ models:
     precision: fp16
 ";
 
-/// An error is a sentence; what is accepted is accepted again.
+/// Parses a configuration. An error must have a text.
 fn read(text: &str) -> Option<ConfigFile> {
     match parse(text) {
         Ok(file) => Some(file),
@@ -99,7 +99,7 @@ fn yaml_of_every_kind() {
     });
 }
 
-/// Lists of lists of lists, each twice as long as the one before: a kilobyte that would be terabytes.
+/// Lists of lists of lists, each twice as long as the one before: a kilobyte that expands to terabytes.
 #[test]
 fn anchors_that_multiply() {
     let strategy = (1_usize..40, 1_usize..10, prop::sample::select(vec!["models", "defaultAliases", "listen"]));

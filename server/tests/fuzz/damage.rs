@@ -1,4 +1,4 @@
-//! What happens to good bytes on their way.
+//! Damages that a property applies to valid bytes.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 pub enum Damage {
     Set(prop::sample::Index, u8),
     Flip(prop::sample::Index, u8),
-    /// Lengths and counts live in fields like these.
+    /// Overwrites four bytes, like a length or a count.
     Field(prop::sample::Index, u32),
     Cut(prop::sample::Index),
     Remove(prop::sample::Index, usize),
@@ -27,7 +27,7 @@ fn one() -> impl Strategy<Value = Damage> {
     ]
 }
 
-/// Up to a dozen wounds, half of them in the first kilobyte, where headers are.
+/// Up to a dozen damages, half of them in the first kilobyte, where headers are.
 pub fn damages() -> impl Strategy<Value = Damages> {
     prop::collection::vec((any::<bool>(), one()), 1..12).prop_map(Damages)
 }

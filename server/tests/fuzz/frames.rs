@@ -1,4 +1,4 @@
-//! What server and runner say to each other, damaged on its way.
+//! The messages between server and runner, damaged in transit.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use hush_whisper::{LanguageProbability, Segment, TranscribeOptions, Transcript};
 use proptest::prelude::*;
 
 use crate::damage::{Damages, damages};
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-/// A whole frame, the bytes behind it, and what becomes of it: text of two bytes may become a field of many.
-const LIMITS: Limits = Limits { bytes: 16 * MAX_FRAME, time: Duration::from_secs(30) };
+/// A whole frame, the bytes after it, and the decoded message: a text of two bytes may become a larger field.
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 16 * MAX_FRAME, time: Duration::from_secs(30) };
 
 fn bytes_of(messages: &[impl Message]) -> Vec<u8> {
     messages.iter().flat_map(|message| message.encode().unwrap()).collect()
@@ -62,7 +62,7 @@ fn good() -> [Vec<u8>; 2] {
     [bytes_of(&to), bytes_of(&from)]
 }
 
-/// Everything in `bytes` up to the first error.
+/// Decodes all messages in `bytes` up to the first error.
 fn decode<M: Message>(bytes: &[u8], piece: usize) {
     let mut decoder = Decoder::default();
 

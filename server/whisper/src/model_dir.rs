@@ -1,4 +1,4 @@
-//! An installed model: a folder with three graphs, their weights, the tokenizer, and `model.json` that says what it is.
+//! An installed model: a folder with three graphs, their weights, the tokenizer, and `model.json`, which describes it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,7 +13,8 @@ use crate::graph::Precision;
 use crate::onnx::{WeightsFile, hex};
 use crate::small_file;
 
-/// The format that this version of Hush reads and writes; it grows when an older model directory cannot be used any more.
+/// The format that this version of Hush reads and writes. It is increased when older model directories cannot be used any
+/// more.
 pub const fn format_version(precision: Precision) -> u32 {
     match precision {
         Precision::Fp32 | Precision::Int8 => 2,
@@ -32,14 +33,14 @@ pub const TOKENIZER: &str = "tokenizer.json";
 /// Every file beside `model.json`.
 pub const FILES: [&str; 5] = [ENCODER, DECODER, ALIGN, WEIGHTS, TOKENIZER];
 
-/// `model.json`.
+/// The content of `model.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     pub format_version: u32,
-    /// As it was named at install; the folder may have been renamed since.
+    /// The name at the time of the install; the folder may have been renamed since.
     pub name: String,
     pub precision: Precision,
-    /// Where the checkpoint came from, for people.
+    /// The origin of the checkpoint, for information.
     pub source: String,
     pub config: Config,
     pub tokens: SpecialTokens,
@@ -48,13 +49,14 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileEntry>,
 }
 
+/// Length and digest of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
     pub bytes: u64,
     pub sha256: String,
 }
 
-/// A model directory whose files are there in their lengths.
+/// A model directory whose files exist with the expected lengths.
 #[derive(Clone, Debug)]
 pub struct ModelDir {
     path: PathBuf,
@@ -92,7 +94,7 @@ pub enum ModelDirError {
 }
 
 impl ModelDir {
-    /// Reads the manifest and looks at the length of each file; cheap at any size.
+    /// Reads the manifest and compares the length of each file; fast for models of any size.
     pub fn open(path: &Path) -> Result<Self, ModelDirError> {
         let manifest_path = path.join(MANIFEST);
         let text = match small_file::read(&manifest_path) {
@@ -111,8 +113,8 @@ impl ModelDir {
 
         let bad = |source| ModelDirError::Manifest { path: manifest_path.clone(), source };
 
-        // The version first: what follows may look different in another one.
-        let version: Version = serde_json::from_slice(&text).map_err(bad)?;
+        // The version is checked first: the other fields may differ in another version.
+        let version: ManifestVersion = serde_json::from_slice(&text).map_err(bad)?;
         let expected = format_version(version.precision.unwrap_or(Precision::Int8));
 
         if version.format_version != expected {
@@ -146,7 +148,7 @@ impl ModelDir {
         Ok(Self { path: path.to_owned(), manifest })
     }
 
-    /// Reads every file to its end and compares it with the digest that the install wrote down.
+    /// Reads every file and compares it with the digest from the install.
     pub fn verify_digests(&self) -> Result<(), ModelDirError> {
         for (name, entry) in &self.manifest.files {
             let path = self.path.join(name);
@@ -175,20 +177,20 @@ impl ModelDir {
         self.path.join(name)
     }
 
-    /// Length of all files together.
+    /// Length of all files together, in bytes.
     pub fn bytes(&self) -> u64 {
         self.manifest.files.values().map(|entry| entry.bytes).fold(0, u64::saturating_add)
     }
 }
 
 impl Manifest {
-    /// Whether its numbers fit each other. Memory is laid out by them when the model is loaded.
+    /// Checks that the numbers agree with each other: the engine lays out memory by them.
     fn check(&self) -> Result<(), FieldProblem> {
-        let of = |part: &'static str| {
+        let in_part = |part: &'static str| {
             move |error: FieldProblem| FieldProblem::new(format!("{part}.{}", error.field), error.problem)
         };
-        self.config.check().map_err(of("config"))?;
-        self.tokens.check(self.config.vocab_size).map_err(of("tokens"))?;
+        self.config.check().map_err(in_part("config"))?;
+        self.tokens.check(self.config.vocab_size).map_err(in_part("tokens"))?;
         let (layers, heads) = (self.config.decoder_layers, self.config.decoder_attention_heads);
         let is_head = |[layer, head]: &&[usize; 2]| *layer < layers && *head < heads;
         if let Some([layer, head]) = self.alignment_heads.iter().find(|pair| !is_head(pair)) {
@@ -200,10 +202,11 @@ impl Manifest {
     }
 }
 
+/// The fields of `model.json` that determine how the other fields are read.
 #[derive(Deserialize)]
-struct Version {
+struct ManifestVersion {
     format_version: u32,
-    /// Absent where a later format names it in another way.
+    /// `None` if another format version has a precision that is unknown here.
     #[serde(default, deserialize_with = "known_precision")]
     precision: Option<Precision>,
 }

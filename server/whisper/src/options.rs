@@ -1,19 +1,19 @@
-//! Which options make sense, and the searches that they mean.
+//! Validation of the options, and the searches that they select.
 
 use crate::{
-    decoding::{Beam, Frame, Sampler, Search, most_finished, sampling::Random},
+    decoding::{BeamSearch, SamplingSearch, Search, SearchConstraints, max_finished, sampling::Random},
     language,
     task::TranscribeOptions,
     transcribe::TranscribeError,
 };
 
-/// More candidates or beams than this would only fill memory.
+/// Most candidates or beams: more would only fill memory.
 pub const MOST_CANDIDATES: usize = 32;
-/// More patience than this waits for sequences that never come.
+/// With more patience than this the search waits for sequences that never end.
 const MOST_PATIENCE: f32 = 100.0;
 
 impl TranscribeOptions {
-    /// Refuses what no model could do.
+    /// Rejects options that no model supports.
     pub fn validate(&self) -> Result<(), TranscribeError> {
         let refuse = |option, problem: String| Err(TranscribeError::InvalidOption { option, problem });
         if self.temperatures.is_empty() {
@@ -76,7 +76,7 @@ impl TranscribeOptions {
 
         if let Some(patience) = self.patience {
             let Some(beam_size) = self.beam_size else { return refuse("patience", "needs `beam_size`".into()) };
-            if !(0.0..=MOST_PATIENCE).contains(&patience) || most_finished(beam_size, Some(patience)) == 0 {
+            if !(0.0..=MOST_PATIENCE).contains(&patience) || max_finished(beam_size, Some(patience)) == 0 {
                 let problem = format!(
                     "must lie between 0 and {MOST_PATIENCE} and wait for at least one of {beam_size} beams, got {patience}"
                 );
@@ -90,22 +90,28 @@ impl TranscribeOptions {
         }
     }
 
-    /// Rows that [`Self::search`] goes on with.
+    /// Rows of the search that [`Self::search`] creates.
     pub(crate) fn rows(&self, temperature: f32) -> usize {
         if temperature > 0.0 { self.best_of } else { self.beam_size.unwrap_or(1) }
     }
 
-    /// How one temperature searches: as the reference, beams only at zero and several candidates only above.
-    pub(crate) fn search(&self, frame: &Frame, temperature: f32, seek: u64, attempt: usize) -> Box<dyn Search> {
-        let frame = frame.clone();
+    /// The search for one temperature: like the reference, beams only at zero and several candidates only above.
+    pub(crate) fn search(
+        &self,
+        constraints: &SearchConstraints,
+        temperature: f32,
+        seek: u64,
+        attempt: usize,
+    ) -> Box<dyn Search> {
+        let constraints = constraints.clone();
         if temperature > 0.0 {
             let seed = Random::new(self.seed, &[seek, attempt as u64]).seed();
-            return Box::new(Sampler::draws(frame, temperature, self.best_of, seed));
+            return Box::new(SamplingSearch::random(constraints, temperature, self.best_of, seed));
         }
 
         match self.beam_size {
-            Some(size) => Box::new(Beam::new(frame, size, self.patience)),
-            None => Box::new(Sampler::greedy(frame)),
+            Some(size) => Box::new(BeamSearch::new(constraints, size, self.patience)),
+            None => Box::new(SamplingSearch::greedy(constraints)),
         }
     }
 }

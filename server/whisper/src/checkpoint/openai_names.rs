@@ -5,8 +5,8 @@ use std::path::Path;
 use super::config::SIZE_MAX;
 use super::{CheckpointError, Config};
 
-/// `ModelDimensions` of `whisper/model.py`, as a file states them.
-pub(super) struct Dimensions {
+/// `ModelDimensions` of `whisper/model.py`, as stated by a file.
+pub(super) struct OpenAiDimensions {
     pub n_mels: i64,
     pub n_vocab: i64,
     pub n_audio_ctx: i64,
@@ -19,8 +19,8 @@ pub(super) struct Dimensions {
     pub n_text_layer: i64,
 }
 
-impl Dimensions {
-    /// The same under the names of Hugging Face, within the bounds that a Whisper can have.
+impl OpenAiDimensions {
+    /// The same dimensions with the names of Hugging Face, within the bounds that a Whisper can have.
     pub fn config(&self, path: &Path) -> Result<Config, CheckpointError> {
         let size = |field: &str, value: i64| {
             let valid = usize::try_from(value).ok().filter(|n| (1..=SIZE_MAX).contains(n));

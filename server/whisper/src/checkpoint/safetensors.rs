@@ -13,9 +13,9 @@ use super::{CheckpointError, Config, FieldProblem, Weights};
 pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// Length field at the start of a safetensors file.
+/// Bytes of the length field at the start of a safetensors file.
 const LENGTH_BYTES: usize = 8;
-
+/// A safetensors file, and what its header says.
 struct Shard {
     file: MappedFile,
     /// Offset of the first tensor's values in the file.
@@ -64,9 +64,9 @@ pub fn open(folder: &Path, config: &Config) -> Result<Weights, CheckpointError> 
     Weights::checked(home, files, tensors, config)
 }
 
-/// Names the field of config.json that does not fit, where the shape of one tensor tells which it is.
+/// Finds the field of config.json that contradicts the shape of a tensor, if the tensor determines the field.
 fn check_dimensions(tensors: &HashMap<String, StoredTensor>, config: &Config) -> Result<(), FieldProblem> {
-    for (field, stated, name, axis) in config.told_by_shapes() {
+    for (field, stated, name, axis) in config.dimensions_in_shapes() {
         let Some(shape) = tensors.get(name).map(|tensor| &tensor.shape) else { continue };
         let Some(found) = shape.get(axis).copied().filter(|&found| found != stated) else { continue };
         let mut expected = shape.clone();
@@ -90,7 +90,7 @@ fn check_dimensions(tensors: &HashMap<String, StoredTensor>, config: &Config) ->
     Ok(())
 }
 
-/// Layers of the encoder or the decoder, by the names of the tensors.
+/// The number of layers of the encoder or the decoder, by the names of the tensors.
 fn layers_of(tensors: &HashMap<String, StoredTensor>, part: &str) -> usize {
     let prefix = format!("{part}.layers.");
     let numbers = tensors.keys().filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse().ok());
@@ -118,7 +118,7 @@ fn open_shards(folder: &Path, index: &Path) -> Result<Vec<Shard>, CheckpointErro
     for (tensor, shard) in map {
         let shard = shard
             .as_str()
-            // A name, not a path: an index must not make the installer read files elsewhere.
+            // It must be a name and not a path: an index must not make the installer read files elsewhere.
             .filter(|s| Path::new(s).components().count() == 1 && Path::new(s).file_name().is_some())
             .ok_or_else(|| json.error(&format!("weight_map.{tensor}"), "must be the name of a file beside it"))?;
         names.entry(shard).or_default().push(tensor);
@@ -163,7 +163,7 @@ impl Shard {
     }
 }
 
-/// The file does not end where its header says: the error gives both lengths if the header can be read.
+/// The error for a file that does not end where its header says. It states both lengths if the header can be read.
 fn wrong_length(path: &Path, map: &[u8]) -> CheckpointError {
     let corrupt = |problem: &str| {
         let problem = format!("not a readable safetensors file: {problem}");

@@ -1,9 +1,9 @@
-//! Which language is spoken: `detect_language` of openai/whisper.
+//! Language detection: `detect_language` of openai/whisper.
 
 use super::sampling::log_sum_exp;
 use crate::{checkpoint::SpecialTokens, language::LANGUAGES, task::LanguageProbability};
 
-/// Probabilities of the languages from the logits after `<|startoftranscript|>`, most probable first; equals keep the
+/// Probabilities of the languages from the logits after `<|startoftranscript|>`, the most probable first; equals keep the
 /// order of their tokens.
 pub fn language_probabilities(special: &SpecialTokens, logits: &[f32]) -> Vec<LanguageProbability> {
     let mut known: Vec<(&str, u32, f32)> = special

@@ -1,15 +1,16 @@
-//! Whether the graphs are those that `model.json` describes: memory is laid out by the file, and the graphs read and write it.
+//! Checks that the graphs have the dimensions that `model.json` states: the engine lays out memory by the file, and the
+//! graphs read and write that memory.
 
-use super::LoadError;
+use super::EngineLoadError;
 use crate::model_dir::{DECODER, ENCODER, ModelDir};
 use crate::onnx::GraphFile;
 
-/// The table of positions in the weights of the decoder.
+/// The initialiser of the decoder with one row for each position.
 const POSITIONS: &str = "decoder.embed_positions.weight";
 
-/// Looks at the files alone, before anything is taken for them.
-pub fn check(model: &ModelDir) -> Result<(), LoadError> {
-    let read = |graph| GraphFile::read(&model.file(graph)).map_err(|source| LoadError::Graph { graph, source });
+/// Compares the files, before any memory is allocated.
+pub fn check(model: &ModelDir) -> Result<(), EngineLoadError> {
+    let read = |graph| GraphFile::read(&model.file(graph)).map_err(|source| EngineLoadError::Graph { graph, source });
     let config = &model.manifest().config;
 
     let encoder = read(ENCODER)?;
@@ -35,10 +36,12 @@ fn at(dimensions: &[Option<i64>], axis: usize) -> Option<i64> {
     dimensions.get(axis).copied().flatten()
 }
 
-/// What a graph does not tell, it is not asked for again.
-fn expect(graph: &'static str, field: &'static str, stated: usize, found: Option<i64>) -> Result<(), LoadError> {
+/// Compares one dimension. A dimension that the graph does not state is not checked.
+fn expect(graph: &'static str, field: &'static str, stated: usize, found: Option<i64>) -> Result<(), EngineLoadError> {
     match found {
-        Some(found) if i64::try_from(stated) != Ok(found) => Err(LoadError::Dimension { graph, field, stated, found }),
+        Some(found) if i64::try_from(stated) != Ok(found) => {
+            Err(EngineLoadError::Dimension { graph, field, stated, found })
+        }
         _ => Ok(()),
     }
 }

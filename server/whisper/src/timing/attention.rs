@@ -1,18 +1,19 @@
-//! From what the heads listened to, to one number for each token and frame that is high where the token is heard.
+//! Computes, from the attention weights of several heads, one number for each token and frame that is high where the token
+//! is spoken.
 
 /// Width of the median filter.
 const WIDTH: usize = 7;
 const HALF: usize = WIDTH / 2;
 
 /// Cross-attention of the alignment heads: `[heads, tokens, frames]`, each row a distribution over the frames.
-pub struct Attention {
+pub struct AlignmentAttention {
     pub weights: Vec<f32>,
     pub heads: usize,
     pub tokens: usize,
     pub frames: usize,
 }
 
-impl Attention {
+impl AlignmentAttention {
     /// `[tokens, frames]` over the first `frames`: each head's weights renormalised, standardised over the tokens and
     /// smoothed over time, then their mean.
     pub fn matrix(&self, frames: usize) -> Vec<f32> {
@@ -41,7 +42,7 @@ impl Attention {
     }
 }
 
-/// The softmax over a part is the part of the softmax over all, scaled.
+/// The softmax over a part of the frames is that part of the softmax over all frames, scaled.
 fn renormalise(part: &[f32], out: &mut [f32]) {
     let total: f64 = part.iter().copied().map(f64::from).sum();
     let scale = if total > 0.0 { 1.0 / total } else { 0.0 };
@@ -50,7 +51,7 @@ fn renormalise(part: &[f32], out: &mut [f32]) {
     }
 }
 
-/// To mean 0 and deviation 1 over the tokens, frame by frame.
+/// Scales each frame to mean 0 and deviation 1 over the tokens.
 fn standardise(head: &mut [f32], frames: usize) {
     let tokens = (head.len() / frames) as f64;
     let mut sums = vec![(0.0_f64, 0.0_f64); frames];
@@ -73,13 +74,13 @@ fn standardise(head: &mut [f32], frames: usize) {
     for row in head.chunks_exact_mut(frames) {
         for ((mean, squares), value) in sums.iter().zip(row) {
             let deviation = (squares / tokens).sqrt();
-            // Where all tokens listen alike nothing can be said.
+            // If all tokens have the same attention, the frame says nothing.
             *value = if deviation > 0.0 { ((f64::from(*value) - mean) / deviation) as f32 } else { 0.0 };
         }
     }
 }
 
-/// Adds the median of the seven values around each place; the row is mirrored at its ends.
+/// Adds the median of the seven values around each position; the row is mirrored at its ends.
 fn add_medians(row: &[f32], sum: &mut [f32]) {
     if row.len() <= HALF {
         sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn frames_beyond_the_audio_do_not_count() {
         let weights = vec![0.1, 0.1, 0.3, 0.5, 0.3, 0.1, 0.1, 0.5];
-        let attention = Attention { weights, heads: 1, tokens: 2, frames: 4 };
+        let attention = AlignmentAttention { weights, heads: 1, tokens: 2, frames: 4 };
         assert_eq!(attention.matrix(2), [-1.0, 1.0, 1.0, -1.0]);
         assert_eq!(attention.matrix(9).len(), 8);
         assert!(attention.matrix(0).is_empty());

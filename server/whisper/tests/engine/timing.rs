@@ -1,9 +1,9 @@
-//! Words against the reference's: the same text, and times within 0.05 s.
+//! Words compared with the reference's: the same text, and times within 0.05 s.
 
 use hush_whisper::{Precision, Segment, TranscribeOptions};
 use serde_json::Value;
 
-use crate::support::{Kept, audio, engine, expected_segments, json, recording, recordings};
+use crate::support::{CollectedTranscript, audio, engine, expected_segments, json, recording, recordings};
 
 fn with_words(language: &str) -> TranscribeOptions {
     TranscribeOptions {
@@ -14,7 +14,7 @@ fn with_words(language: &str) -> TranscribeOptions {
     }
 }
 
-/// What was found in all recordings, against the reference.
+/// The differences from the reference in all recordings.
 #[derive(Default)]
 struct Differences {
     wrong: Vec<String>,
@@ -67,8 +67,8 @@ impl Differences {
     }
 }
 
-/// Whether the window of a reference's segment begins with a long silence, where ours is begun later: the two are not the same
-/// from there on.
+/// Whether the window of a reference's segment begins with a long silence. The engine begins such a window later, and from
+/// there on the two cannot be compared.
 fn begins_late(segment: &Value, samples: &[f32]) -> bool {
     let start = segment["seek"].as_u64().unwrap() as usize * 160;
     samples[start..].iter().take(24_000).all(|sample| sample.abs() < 1e-4)
@@ -81,7 +81,7 @@ fn words_are_the_reference_s() {
 
     for name in recordings() {
         let parity = json(&format!("parity/{name}.json"));
-        let mut kept = Kept::default();
+        let mut kept = CollectedTranscript::default();
         let options = with_words(parity["language"].as_str().unwrap());
         let mut samples = recording(&name);
         let expected = expected_segments(&parity["words"], &samples);
@@ -115,8 +115,8 @@ fn words_in_16_bits_are_near() {
     words_are_near(Precision::Fp16);
 }
 
-/// Where a precision writes the same text, the words are at nearly the same places. Beside a long pause a word may come to lie
-/// at the other end of it: which one does depends on how the processor sums products of 8 bits (with VNNI or without).
+/// If a precision writes the same text, the times of words are nearly the same. Next to a long pause a word may be placed at
+/// the other end of the pause: that depends on how the processor sums products of 8 bits (with VNNI or without).
 fn words_are_near(precision: Precision) {
     let engine = engine(precision);
     let (mut off, mut words, mut recordings_compared) = (0_u32, 0_u32, 0);
@@ -124,14 +124,14 @@ fn words_are_near(precision: Precision) {
 
     for name in recordings() {
         let parity = json(&format!("parity/{name}.json"));
-        let mut kept = Kept::default();
+        let mut kept = CollectedTranscript::default();
         let options = with_words(parity["language"].as_str().unwrap());
         let mut samples = recording(&name);
         let expected = expected_segments(&parity["words"], &samples);
 
         engine.transcribe(&mut samples, &options, &mut kept).unwrap();
 
-        // In this one the small model loses the thread, and where its words are is chance.
+        // In this recording the small model fails, and the times of its words are random.
         if name == "pauses-es" || kept.text() != parity["words"]["text"] {
             continue;
         }
@@ -167,9 +167,9 @@ fn words_are_near(precision: Precision) {
 }
 
 #[test]
-fn without_being_asked_there_are_no_words() {
+fn without_the_option_there_are_no_words() {
     let engine = engine(Precision::Fp32);
-    let mut kept = Kept::default();
+    let mut kept = CollectedTranscript::default();
     let options = TranscribeOptions { word_timestamps: false, ..with_words("en") };
     engine.transcribe(&mut audio("audio/en-1.wav"), &options, &mut kept).unwrap();
     assert!(kept.segments.iter().all(|segment| segment.words.is_empty()));
@@ -186,7 +186,7 @@ fn a_hallucination_threshold_needs_words_and_a_number() {
     assert!(refused(negative).contains("hallucination_silence_threshold"));
 }
 
-/// What is judged is tested beside the code; here, that it decides.
+/// The decisions themselves are tested beside the code; this tests that they have an effect.
 #[test]
 fn a_hallucination_threshold_decides_and_the_end_is_reached() {
     let engine = engine(Precision::Fp32);
@@ -201,13 +201,11 @@ fn a_hallucination_threshold_decides_and_the_end_is_reached() {
                 ..with_words(language)
             };
 
-            let mut kept = Kept::default();
+            let mut kept = CollectedTranscript::default();
             engine.transcribe(&mut recording(name), &options, &mut kept).unwrap();
             let (done, total) = *kept.progress.last().unwrap();
-
             assert_eq!(done, total, "{name}");
             assert!(kept.segments.iter().enumerate().all(|(index, segment)| segment.id == index));
-
             texts.push(kept.text());
         }
 

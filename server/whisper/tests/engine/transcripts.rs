@@ -1,11 +1,11 @@
-//! Whole transcriptions against the reference's: the same tokens, times and probabilities.
+//! Whole transcriptions compared with the reference's: the same tokens, times and probabilities.
 
-use hush_whisper::{Precision, Segment, Task, TranscribeOptions};
+use hush_whisper::{Precision, Segment, SpeechTask, TranscribeOptions};
 use serde_json::Value;
 
-use crate::support::{Kept, batched, engine, expected_segments, json, on_device, recording, recordings};
+use crate::support::{CollectedTranscript, batched, engine, expected_segments, json, on_device, recording, recordings};
 
-/// How far a probability may lie from the reference's, which is computed in fp32.
+/// How much a probability may differ from the reference's, which is computed in fp32.
 fn tolerance(precision: Precision) -> f64 {
     match on_device(precision) {
         Precision::Fp32 => 1e-3,
@@ -13,7 +13,7 @@ fn tolerance(precision: Precision) -> f64 {
     }
 }
 
-/// What is different, in words; empty where all agrees.
+/// A description of each difference.
 fn compare(expected: &Value, samples: &[f32], segments: &[Segment], tolerance: f64) -> Vec<String> {
     let expected = expected_segments(expected, samples);
     let mut different = Vec::new();
@@ -40,7 +40,7 @@ fn compare(expected: &Value, samples: &[f32], segments: &[Segment], tolerance: f
             ("end", segment.end_seconds, 1e-3),
             ("avg_logprob", segment.avg_logprob, tolerance),
             ("no_speech_prob", segment.no_speech_prob, tolerance),
-            // It is that of a window, whose last words may be of no segment.
+            // It is that of the window, whose last words may be in no segment.
             ("compression_ratio", segment.compression_ratio, if tolerance > 1e-3 { 0.1 } else { 1e-6 }),
             ("temperature", f64::from(segment.temperature), 0.0),
         ] {
@@ -66,7 +66,7 @@ fn all_recordings(precision: Precision, key: &str, change: fn(&mut TranscribeOpt
         };
 
         change(&mut options);
-        let mut kept = Kept::default();
+        let mut kept = CollectedTranscript::default();
         let mut samples = recording(&name);
         let audible = samples.clone();
         let transcript = engine.transcribe(&mut samples, &options, &mut kept).unwrap();
@@ -107,7 +107,7 @@ fn beams() {
     all_recordings(Precision::Fp32, "beam5", |options| options.beam_size = Some(5));
 }
 
-/// The precision of GPUs, whose graphs are others; on the CPU too its tokens are the reference's.
+/// The precision of GPUs has its own graphs; on the CPU too its tokens are the reference's.
 #[test]
 fn greedy_in_16_bits() {
     all_recordings(Precision::Fp16, "greedy", |_| ());
@@ -118,7 +118,7 @@ fn beams_in_16_bits() {
     all_recordings(Precision::Fp16, "beam5", |options| options.beam_size = Some(5));
 }
 
-/// What each of `names` becomes when all of them are transcribed at once.
+/// The segments of each of `names` when all are transcribed at the same time.
 fn at_once(precision: Precision, names: &[String], options: &TranscribeOptions) -> Vec<Vec<Segment>> {
     let engine = batched(precision, names.len());
 
@@ -128,7 +128,7 @@ fn at_once(precision: Precision, names: &[String], options: &TranscribeOptions) 
             .map(|name| {
                 let engine = engine.clone();
                 scope.spawn(move || {
-                    let mut kept = Kept::default();
+                    let mut kept = CollectedTranscript::default();
                     engine.transcribe(&mut recording(name), options, &mut kept).unwrap();
                     kept.segments
                 })
@@ -139,13 +139,13 @@ fn at_once(precision: Precision, names: &[String], options: &TranscribeOptions) 
     })
 }
 
-/// Eight of different languages and lengths, so that they begin and end at different times.
+/// Eight recordings of different languages and lengths, so that they begin and end at different times.
 fn eight() -> Vec<String> {
     ["en-1", "de-1", "long-de", "fr-1", "long-en", "es-1", "zh-1", "noisy-fr"].map(str::to_owned).to_vec()
 }
 
 #[test]
-fn eight_at_once_are_as_each_alone() {
+fn eight_at_once_are_the_same_as_each_alone() {
     let options = TranscribeOptions { temperatures: vec![0.0], ..TranscribeOptions::default() };
     let beams = TranscribeOptions { beam_size: Some(5), ..options.clone() };
 
@@ -168,12 +168,12 @@ fn eight_at_once_are_as_each_alone() {
 }
 
 #[test]
-fn eight_at_once_in_8_bits_are_as_each_alone() {
+fn eight_at_once_in_8_bits_are_the_same_as_each_alone() {
     eight_at_once(Precision::Int8);
 }
 
 #[test]
-fn eight_at_once_in_16_bits_are_as_each_alone() {
+fn eight_at_once_in_16_bits_are_the_same_as_each_alone() {
     eight_at_once(Precision::Fp16);
 }
 
@@ -198,7 +198,7 @@ fn eight_at_once(precision: Precision) {
 
 #[test]
 fn translated() {
-    all_recordings(Precision::Fp32, "translate", |options| options.task = Task::Translate);
+    all_recordings(Precision::Fp32, "translate", |options| options.task = SpeechTask::Translate);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the reader accepts, and what it says of what it refuses.
+//! Which checkpoints the reader accepts, and its errors for those that it refuses.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::support::checkpoints::{self, CONFIG, WEIGHTS, edit, edit_weights};
 const FC1: &str = "model.encoder.layers.1.fc1.weight";
 const GENERATION: &str = "generation_config.json";
 
-/// The error of a spoiled copy of the bundled checkpoint.
+/// The error of a damaged copy of the bundled checkpoint.
 fn refusal(spoil: impl FnOnce(&Path)) -> E {
     let folder = checkpoints::copy();
     spoil(folder.path());
@@ -22,7 +22,7 @@ fn refusal(spoil: impl FnOnce(&Path)) -> E {
     error
 }
 
-/// The message must hold all of `parts`.
+/// Asserts that the message contains all of `parts`.
 fn assert_says(error: &E, parts: &[&str]) {
     let text = error.to_string();
     for part in parts {
@@ -43,8 +43,8 @@ fn the_bundled_checkpoint_is_whole() {
 
 /// The bundled `generation_config.json` was written from the reference's own values.
 #[test]
-fn what_generation_config_would_say_follows_from_the_tokenizer() {
-    let said = Checkpoint::open(&bundled()).unwrap();
+fn the_content_of_generation_config_follows_from_the_tokenizer() {
+    let stated = Checkpoint::open(&bundled()).unwrap();
     let folder = checkpoints::copy();
     fs::remove_file(folder.path().join(GENERATION)).unwrap();
     fs::remove_file(folder.path().join("preprocessor_config.json")).unwrap();
@@ -53,8 +53,8 @@ fn what_generation_config_would_say_follows_from_the_tokenizer() {
     });
     let derived = Checkpoint::open(folder.path()).unwrap();
 
-    assert_eq!(derived.tokens, said.tokens);
-    assert_eq!(derived.alignment_heads, said.alignment_heads);
+    assert_eq!(derived.tokens, stated.tokens);
+    assert_eq!(derived.alignment_heads, stated.alignment_heads);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn every_float_type_and_both_layouts_give_the_same_values() {
     let bare = |folder: &Path| {
         edit_weights(folder, |t| {
             *t = t.drain().map(|(name, tensor)| (name.strip_prefix("model.").unwrap().to_owned(), tensor)).collect();
-            // Some checkpoints store the tied projection too.
+            // Some checkpoints also store the tied projection.
             t.insert("proj_out.weight".into(), (Dtype::F16, vec![1], vec![0; 2]));
         });
     };
@@ -137,7 +137,7 @@ fn every_float_type_and_both_layouts_give_the_same_values() {
 }
 
 #[test]
-fn what_is_not_whisper_is_refused() {
+fn checkpoints_of_other_models_are_refused() {
     assert_says(&refusal(|f| edit(f, CONFIG, |c| c["model_type"] = "bart".into())), &[CONFIG, "\"bart\"", "whisper"]);
     assert_says(&refusal(|f| fs::remove_file(f.join(CONFIG)).unwrap()), &[CONFIG, "missing"]);
     assert_says(&refusal(|f| fs::write(f.join(CONFIG), "{").unwrap()), &[CONFIG, "JSON"]);
@@ -146,7 +146,7 @@ fn what_is_not_whisper_is_refused() {
 }
 
 #[test]
-fn dimensions_must_be_there_and_fit() {
+fn dimensions_must_be_stated_and_fit() {
     let remove = |field: &'static str| {
         move |f: &Path| {
             edit(f, CONFIG, |c| {
@@ -168,7 +168,7 @@ fn dimensions_must_be_there_and_fit() {
     assert_says(&refusal(set("activation_function", json!("relu"))), &["activation_function", "relu", "gelu"]);
     assert_says(&refusal(set("tie_word_embeddings", json!(false))), &["tie_word_embeddings"]);
 
-    // Dimensions that do not fit the weights name the field and the tensor.
+    // The error for dimensions that do not fit the weights names the field and the tensor.
     assert_says(
         &refusal(set("encoder_ffn_dim", json!(256))),
         &["`encoder_ffn_dim`", "fc1.weight", "[512, 128]", "[256, 128]"],
@@ -181,7 +181,7 @@ fn dimensions_must_be_there_and_fit() {
     assert_says(&refusal(|f| edit(f, GENERATION, |c| c["alignment_heads"] = json!("x"))), &["alignment_heads"]);
 }
 
-/// Every size of config.json: nothing, absurd, and another one than the weights have.
+/// Every size of config.json is set to zero, to absurd values, and to another value than that of the weights.
 #[test]
 fn every_size_is_checked_and_named() {
     for (field, other) in [
@@ -202,7 +202,7 @@ fn every_size_is_checked_and_named() {
         for wrong in
             [json!(0), json!(-1), json!(1_u64 << 40), json!(u64::MAX), json!(1 << 24), json!(1.5), json!(other)]
         {
-            // Bins are said twice: here the other file agrees, so that the weights are what tells.
+            // The number of bins is also in the other file, which is removed, so that the weights decide.
             let spoil = |f: &Path| {
                 edit(f, CONFIG, |c| c[field] = wrong.clone());
                 fs::remove_file(f.join("preprocessor_config.json")).unwrap();
@@ -221,7 +221,7 @@ fn tokens_beyond_the_vocabulary_are_refused() {
 
     assert_says(&error, &["tokenizer.json", "4294967295", "`vocab_size`", "51865"]);
 
-    // A vocabulary that is a file of its own, with one id too many.
+    // A vocabulary with one id too many.
     let one_more = |f: &Path| {
         edit(f, "tokenizer.json", |t| {
             let vocabulary = t["model"]["vocab"].as_object_mut().unwrap();
@@ -255,7 +255,7 @@ fn weights_must_be_whole() {
 }
 
 #[test]
-fn damaged_files_are_told_apart() {
+fn damaged_files_are_distinguished() {
     let cut = |length: u64| {
         refusal(|f| fs::OpenOptions::new().write(true).open(f.join(WEIGHTS)).unwrap().set_len(length).unwrap())
     };
@@ -275,7 +275,7 @@ fn damaged_files_are_told_apart() {
 }
 
 #[test]
-fn shards_must_all_be_there() {
+fn shards_must_be_complete() {
     const INDEX: &str = "model.safetensors.index.json";
 
     let missing = refusal(|f| {
@@ -301,7 +301,7 @@ fn shards_must_all_be_there() {
 }
 
 #[test]
-fn pickled_weights_are_refused_with_the_way_out() {
+fn pickled_weights_are_refused_with_advice() {
     let error = refusal(|f| fs::rename(f.join(WEIGHTS), f.join("pytorch_model.bin")).unwrap());
     assert!(matches!(error, E::PickleOnly(_)));
     assert_says(&error, &["convert", "safetensors"]);

@@ -1,4 +1,4 @@
-//! The same model in every file format is the same checkpoint; damage is an error that names what is damaged.
+//! The same model in every file format gives the same checkpoint; the error of a damaged file names what is damaged.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn assert_says(error: &str, parts: &[&str]) {
     }
 }
 
-/// Every tensor has exactly these values.
+/// Asserts that every tensor has exactly these values.
 fn assert_values(checkpoint: &Checkpoint, expected: &Tensors) {
     for (name, shape) in checkpoint.config.tensors() {
         let tensor = checkpoint.weights.tensor(&name).unwrap();
@@ -196,7 +196,7 @@ fn hex(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn files_that_end_early_say_where() {
+fn errors_of_files_that_end_early_say_where() {
     let folder = tempfile::tempdir().unwrap();
     write_ctranslate2(&bundled(), folder.path(), Quantisation::Int8Float16, true);
     let ggml = write_ggml(&bundled(), folder.path(), "ggml-tiny.bin", |_, values| ggml_f16(values));
@@ -232,7 +232,6 @@ fn tensors_of_another_shape_are_named_as_their_file_names_them() {
     };
 
     let pt = write_openai(&bundled(), folder.path(), swapped);
-
     assert_says(&error(&pt), &["model.pt", named, &format!("{shape:?}")]);
 
     let transposed = |name: &str, _: &mut Vec<usize>, strides: &mut Vec<usize>| {
@@ -242,7 +241,6 @@ fn tensors_of_another_shape_are_named_as_their_file_names_them() {
     };
 
     let pt = write_openai(&bundled(), folder.path(), transposed);
-
     assert_says(&error(&pt), &[named, "strides"]);
 
     let beyond = |name: &str, shape: &mut Vec<usize>, _: &mut Vec<usize>| {
@@ -252,7 +250,6 @@ fn tensors_of_another_shape_are_named_as_their_file_names_them() {
     };
 
     let pt = write_openai(&bundled(), folder.path(), beyond);
-
     assert_says(&error(&pt), &[named]);
 }
 
@@ -281,7 +278,7 @@ fn a_pickle_that_would_run_code_is_refused_and_runs_nothing() {
 }
 
 #[test]
-fn other_files_are_told_what_they_are() {
+fn errors_for_other_files_name_their_kind() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);

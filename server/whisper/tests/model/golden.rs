@@ -1,4 +1,4 @@
-//! Random weights in true shapes, against what openai/whisper computes with them (`scripts/golden_random.py`).
+//! Random weights in real shapes, compared with what openai/whisper computes with them (`scripts/golden_random.py`).
 
 use std::fs;
 
@@ -6,10 +6,10 @@ use hush_whisper::Precision;
 use hush_whisper::checkpoint::Config;
 use serde::Deserialize;
 
-use crate::support::run::{Model, best};
+use crate::support::run::{GraphModel, best};
 use crate::support::{checkpoints, fixtures, installed, random};
 
-/// The reference computes in f32 too, in another order; values are O(10).
+/// The reference also computes in f32, but in another order; values are O(10).
 const TOLERANCE: f32 = 1e-3;
 
 #[derive(Deserialize)]
@@ -38,7 +38,7 @@ fn check(name: &str) {
         installed(folder.path(), models.path(), Precision::Fp32)
     };
 
-    let mut model = Model::load(&dir);
+    let mut model = GraphModel::load(&dir);
     let (hidden, cross) = model.encode(&[&random::mel(golden.seed, &golden.config)]);
 
     for (frame, dimension, expected) in golden.hidden {

@@ -1,15 +1,15 @@
-//! Installing: whole or not at all, and what is said of a model directory that is not usable.
+//! Installs are complete or leave nothing, and the errors of unusable model directories.
 
 use std::fs;
 use std::path::Path;
 
 use hush_whisper::checkpoint::Config;
 use hush_whisper::model_dir::{ALIGN, DECODER, FILES, MANIFEST, WEIGHTS};
-use hush_whisper::{InstallError, ModelDir, ModelDirError, Precision, Progress, install};
+use hush_whisper::{InstallError, InstallProgress, ModelDir, ModelDirError, Precision, install};
 use ndarray::Axis;
 
 use crate::support::checkpoints::{self, edit, edit_weights};
-use crate::support::run::Model;
+use crate::support::run::GraphModel;
 use crate::support::{bundled, installed, options, random};
 
 fn names(folder: &Path) -> Vec<String> {
@@ -20,9 +20,9 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn an_install_is_complete_and_tells_its_progress() {
+fn an_install_is_complete_and_reports_its_progress() {
     let models = tempfile::tempdir().unwrap();
-    let mut seen: Vec<Progress> = Vec::new();
+    let mut seen: Vec<InstallProgress> = Vec::new();
     let path = install(&bundled(), models.path(), &options(Precision::Int8), &mut |p| seen.push(p)).unwrap();
 
     assert_eq!(path, models.path().join("model/int8"));
@@ -42,12 +42,12 @@ fn an_install_is_complete_and_tells_its_progress() {
     assert!(last.total_bytes > 0 && seen.iter().all(|p| p.done_bytes <= p.total_bytes));
     assert_eq!(last.done_bytes, last.total_bytes);
 
-    // Four times smaller than fp32, the vocabulary included: it is stored once.
+    // Four times smaller than fp32, including the vocabulary, which is stored once.
     assert!(fs::metadata(path.join(WEIGHTS)).unwrap().len() < 10_000_000);
 }
 
 #[test]
-fn an_older_install_is_replaced_and_leftovers_go() {
+fn an_older_install_is_replaced_and_leftovers_are_removed() {
     let models = tempfile::tempdir().unwrap();
     let first = installed(&bundled(), models.path(), Precision::Fp32);
     fs::write(first.file("stray"), "x").unwrap();
@@ -67,7 +67,7 @@ fn a_failed_install_leaves_the_old_model_and_nothing_else() {
     let dir = installed(&bundled(), models.path(), Precision::Fp32);
     let folder = checkpoints::copy();
 
-    // Found only while the weights are written.
+    // The error is found only while the weights are written.
     edit_weights(folder.path(), |t| {
         t.get_mut("model.decoder.layers.1.fc2.weight").unwrap().2[..2].copy_from_slice(&[0, 0x7e]);
     });
@@ -102,7 +102,7 @@ fn names_and_targets_are_checked_before_anything_is_written() {
 }
 
 #[test]
-fn an_unusable_model_directory_names_the_file_and_the_way_out() {
+fn an_unusable_model_directory_names_the_file_and_gives_advice() {
     let models = tempfile::tempdir().unwrap();
     let path = installed(&bundled(), models.path(), Precision::Fp32).path().to_owned();
     let refusal = |expected: &str| {
@@ -113,48 +113,38 @@ fn an_unusable_model_directory_names_the_file_and_the_way_out() {
     };
 
     let whole = fs::read(path.join(DECODER)).unwrap();
-
     fs::write(path.join(DECODER), &whole[..100]).unwrap();
-
     assert!(matches!(refusal(DECODER), ModelDirError::Length { found: 100, .. }));
 
     let mut changed = whole.clone();
     changed[500] ^= 1;
     fs::write(path.join(DECODER), &changed).unwrap();
     let error = ModelDir::open(&path).unwrap().verify_digests().unwrap_err();
-
     assert!(matches!(&error, ModelDirError::Digest { path, .. } if path.ends_with(DECODER)), "{error}");
-
     fs::write(path.join(DECODER), &whole).unwrap();
 
     fs::rename(path.join(ALIGN), path.join("away")).unwrap();
-
     assert!(matches!(refusal(ALIGN), ModelDirError::MissingFile(_)));
-
     fs::rename(path.join("away"), path.join(ALIGN)).unwrap();
 
     edit(&path, MANIFEST, |m| m["files"].as_object_mut().unwrap().retain(|name, _| name != ALIGN));
-
     assert!(matches!(refusal(ALIGN), ModelDirError::Manifest { .. }));
 
     edit(&path, MANIFEST, |m| {
         *m = serde_json::json!({"format_version": 3});
     });
-
     assert!(matches!(refusal(MANIFEST), ModelDirError::Version { found: 3, .. }));
 
     fs::write(path.join(MANIFEST), "{").unwrap();
-
     assert!(matches!(refusal(MANIFEST), ModelDirError::Manifest { .. }));
 
     fs::remove_file(path.join(MANIFEST)).unwrap();
-
     assert!(matches!(refusal(MANIFEST), ModelDirError::NoManifest(_)));
     assert!(matches!(ModelDir::open(&bundled()).unwrap_err(), ModelDirError::Checkpoint(_)));
     assert!(matches!(ModelDir::open(&path.join("nowhere")).unwrap_err(), ModelDirError::NotFound(_)));
 }
 
-/// What an edited or a hostile manifest says is checked before memory is laid out by it.
+/// The numbers of an edited or a hostile manifest are checked before the engine lays out memory by them.
 #[test]
 fn every_number_of_a_manifest_is_checked_and_named() {
     let models = tempfile::tempdir().unwrap();
@@ -195,14 +185,11 @@ fn every_number_of_a_manifest_is_checked_and_named() {
                 *m.pointer_mut(&format!("/{}", field.replace('.', "/"))).unwrap() = value.clone();
             });
             let error = ModelDir::open(&path).unwrap_err();
-
-            // A width that its heads do not divide is told as the number of heads.
-            let named = if *value == 127 { "config.encoder_attention_heads" } else { *field };
-
-            assert!(matches!(&error, ModelDirError::Field { field, .. } if field == named), "{field} {value}: {error}");
-
             let text = error.to_string();
 
+            // The error for a width that its heads do not divide names the number of heads.
+            let named = if *value == 127 { "config.encoder_attention_heads" } else { *field };
+            assert!(matches!(&error, ModelDirError::Field { field, .. } if field == named), "{field} {value}: {error}");
             assert!(text.contains(MANIFEST) && text.contains("hush-server install"), "{text}");
 
             fs::write(path.join(MANIFEST), &good).unwrap();
@@ -217,7 +204,7 @@ fn every_number_of_a_manifest_is_checked_and_named() {
     assert!(matches!(ModelDir::open(&path).unwrap_err(), ModelDirError::Io { .. }));
 }
 
-/// Shapes of other families, small: every precision installs and runs.
+/// Small models in the shapes of other families: every precision installs and runs.
 #[test]
 fn every_shape_of_whisper_installs_and_runs() {
     let small = Config {
@@ -235,12 +222,12 @@ fn every_shape_of_whisper_installs_and_runs() {
     };
 
     let shapes = [
-        // large-v3: 128 bins and one language more; turbo: fewer decoder layers than encoder layers.
+        // large-v3: 128 bins and one more language; turbo: fewer decoder layers than encoder layers.
         (
             Config { num_mel_bins: 128, vocab_size: 51866, encoder_layers: 3, decoder_layers: 1, ..small.clone() },
             vec![[0, 1]],
         ),
-        // Decoder heads of another width, no list of alignment heads, a width that blocks of 128 do not divide.
+        // Decoder heads of another width, no list of alignment heads, and a width that blocks of 128 do not divide.
         (Config { d_model: 96, decoder_attention_heads: 3, ..small.clone() }, vec![]),
         // The .en models.
         (Config { vocab_size: 51864, ..small }, vec![[0, 0], [1, 1]]),
@@ -253,7 +240,7 @@ fn every_shape_of_whisper_installs_and_runs() {
         for precision in Precision::ALL {
             let models = tempfile::tempdir().unwrap();
             let dir = installed(folder.path(), models.path(), precision);
-            let mut model = Model::load(&dir);
+            let mut model = GraphModel::load(&dir);
             let (hidden, cross) = model.encode(&[&mel]);
 
             assert_eq!(hidden.shape(), [1, 1500, config.d_model]);

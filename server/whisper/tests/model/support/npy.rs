@@ -1,4 +1,4 @@
-//! As much of NumPy's file format as the fixtures use: version 1, little-endian floats, C order.
+//! The part of NumPy's file format that the fixtures use: version 1, little-endian floats, C order.
 
 use std::fs;
 use std::path::Path;
