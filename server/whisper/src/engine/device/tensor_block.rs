@@ -1,5 +1,5 @@
-//! Equal tensors in one block: `[tensors, slots, slot]`. A run of slots of one tensor is contiguous, so that a graph sees
-//! it as a tensor of its own; a copy between slots is one operation for all tensors together.
+//! Equal tensors in one block of memory, `[tensors, slots, slot]`. A run of slots of one tensor is contiguous, so that a
+//! graph sees it as a tensor of its own; a copy between slots is one operation for all tensors together.
 
 use std::{ffi::c_void, ops::Range, ptr};
 
@@ -10,12 +10,13 @@ use ort::{
 
 use super::{
     DeviceContext,
-    cuda_api::{Copy3d, CopyKind, CudaCallError, Extent, PitchedPointer, Position},
-    memory::DeviceMemory,
+    cuda_api::{Copy3d, CopyExtent, CopyKind, CudaCallError, PitchedPointer, Position},
+    memory::DeviceBuffer,
 };
 
-pub struct Regions {
-    memory: DeviceMemory,
+/// Equal tensors of several slots in one block of device memory.
+pub struct TensorBlock {
+    memory: DeviceBuffer,
     element: TensorElementType,
     tensors: usize,
     slots: usize,
@@ -24,8 +25,8 @@ pub struct Regions {
     slot_bytes: usize,
 }
 
-impl Regions {
-    /// Filled with zeros, so that what is read ahead of its writing is a number.
+impl TensorBlock {
+    /// Filled with zeros: a graph may read slots that nothing was written to, and gets finite numbers.
     pub fn new(
         context: &DeviceContext,
         element: TensorElementType,
@@ -34,19 +35,19 @@ impl Regions {
         shape: Vec<usize>,
     ) -> Result<Self, CudaCallError> {
         let slot_bytes = element.byte_size(shape.iter().product()).unwrap_or_default();
-        let memory = DeviceMemory::new(context.cuda.clone(), tensors * slots * slot_bytes)?;
+        let memory = DeviceBuffer::new(context.cuda.clone(), tensors * slots * slot_bytes)?;
         memory.clear(&context.stream)?;
         Ok(Self { memory, element, tensors, slots, shape, slot_bytes })
     }
 
-    /// These slots of a tensor, `[slots, ...slot]`. It must not be used after the regions are dropped.
+    /// The slots of one tensor, `[slots, ...slot]`. The view must not be used after the block is dropped.
     pub fn view(&self, info: &MemoryInfo, tensor: usize, slots: Range<usize>) -> Result<DynTensor, ort::Error> {
         self.check(tensor, slots.end)?;
         let shape: Vec<usize> = std::iter::once(slots.len()).chain(self.shape.iter().copied()).collect();
         self.memory.tensor(info, self.element, self.offset(tensor, slots.start), &shape)
     }
 
-    /// Copies `count` slots of each tensor of `from`, regions of the same tensors.
+    /// Copies `count` slots of each tensor of `from`, a block with the same tensors.
     #[allow(unsafe_code, reason = "copies memory by address")]
     pub fn copy_slots(
         &self,
@@ -57,14 +58,15 @@ impl Regions {
         count: usize,
     ) -> Result<(), ort::Error> {
         self.check_pair(from, source + count, target + count)?;
+
         let into = (self.address(target)?, self.tensor_bytes());
         let out = (from.address(source)?.cast_const(), from.tensor_bytes());
         let extent = (count * self.slot_bytes, self.tensors);
-        // SAFETY: the slots lie in their regions, as was checked.
+        // SAFETY: the slots are inside their blocks, which was checked.
         Ok(unsafe { context.cuda.copy_rows(into, out, extent, context.stream.handle()) }?)
     }
 
-    /// Copies the first `length` of the second dimension of a slot `[heads, length, width]` of each tensor of `from`.
+    /// Copies the first `length` entries of the second dimension of a slot `[heads, length, width]`, for each tensor of `from`.
     #[allow(unsafe_code, reason = "copies memory by address")]
     pub fn copy_prefix(
         &self,
@@ -78,11 +80,13 @@ impl Regions {
         let &[heads, longest, width] = self.shape.as_slice() else {
             return Err(ort::Error::new("a prefix of a slot that has no rows"));
         };
+
         let row_bytes = self.element.byte_size(longest * width).unwrap_or_default();
         let prefix_bytes = self.element.byte_size(length.min(longest) * width).unwrap_or_default();
         if prefix_bytes == 0 {
             return Ok(());
         }
+
         let copy = Copy3d {
             source_array: ptr::null_mut(),
             source_position: Position::default(),
@@ -90,10 +94,11 @@ impl Regions {
             target_array: ptr::null_mut(),
             target_position: Position::default(),
             target: self.pitched(target, row_bytes, heads)?,
-            extent: Extent { width_bytes: prefix_bytes, rows: heads, slices: self.tensors },
+            extent: CopyExtent { width_bytes: prefix_bytes, rows: heads, slices: self.tensors },
             kind: CopyKind::DeviceToDevice,
         };
-        // SAFETY: the slots lie in their regions, as was checked.
+
+        // SAFETY: the slots are inside their blocks, which was checked.
         Ok(unsafe { context.cuda.copy_slices(&copy, context.stream.handle()) }?)
     }
 
@@ -103,7 +108,7 @@ impl Regions {
             pointer: self.address(slot)?,
             row_bytes,
             width_bytes: row_bytes,
-            // As many rows lie between the same slot of two tensors.
+            // The same slot of the next tensor is so many rows away.
             rows: heads * self.slots,
         })
     }
@@ -116,7 +121,7 @@ impl Regions {
         tensor * self.tensor_bytes() + slot * self.slot_bytes
     }
 
-    /// Of a slot of the first tensor.
+    /// The address of a slot of the first tensor.
     fn address(&self, slot: usize) -> Result<*mut c_void, ort::Error> {
         self.memory.at(self.offset(0, slot))
     }
@@ -131,8 +136,8 @@ impl Regions {
     }
 
     fn check_pair(&self, from: &Self, source_end: usize, target_end: usize) -> Result<(), ort::Error> {
-        let same = from.shape == self.shape && from.element == self.element && from.tensors == self.tensors;
-        if !same || source_end > from.slots || target_end > self.slots {
+        let is_same = from.shape == self.shape && from.element == self.element && from.tensors == self.tensors;
+        if !is_same || source_end > from.slots || target_end > self.slots {
             return Err(ort::Error::new(format!("a copy up to slot {source_end} into slot {target_end} does not fit")));
         }
         Ok(())
