@@ -114,7 +114,7 @@ pub enum PlanError {
 /// The models that the settings name, the default first; what is missing is installed where that is allowed, and not by
 /// who only looks at the settings.
 pub fn plan(settings: &ServeSettings, env: &Env, ground: &Ground) -> Result<Vec<Plan>, PlanError> {
-    let store = Store::new(&settings.models_dir);
+    let store = Store::new(&settings.store.models_dir);
     let mut names = settings.models.clone();
     if names.is_empty() {
         names.push(store.default_model()?);
@@ -198,7 +198,13 @@ impl Fleet {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let started = plans.iter().map(|plan| plan.settings.clone()).collect();
-        let models = Arc::new(Models::start_limited(started, settings.max_loaded, runners, Some(accounts), metrics)?);
+        let models = Arc::new(Models::start_limited(
+            started,
+            NonZeroUsize::new(settings.max_loaded),
+            runners,
+            Some(accounts),
+            metrics,
+        )?);
         let mut entries = Vec::new();
         for plan in plans {
             let handle = models.get(&plan.settings.name).ok_or(StartError::NoModel)?;
@@ -300,7 +306,7 @@ impl Fleet {
 
 /// `None`: it is not installed, or not in a form that this device runs.
 fn plan_installed(settings: &ServeSettings, name: &str, ground: &Ground) -> Option<Plan> {
-    let store = Store::new(&settings.models_dir);
+    let store = Store::new(&settings.store.models_dir);
     let (asked, precision) = (settings.engine.device, settings.engine.precision);
     let find = |device| store.find(name, precision, device);
     let place = || ground.placement(asked);
@@ -363,7 +369,7 @@ impl Catalogue for Fleet {
         let table = self.read();
         let mut cards: Vec<ModelCard> = table.entries.iter().map(|entry| entry.card().clone()).collect();
         if table.settings.serve_installed {
-            for (name, _) in Store::new(&table.settings.models_dir).installed() {
+            for (name, _) in Store::new(&table.settings.store.models_dir).installed() {
                 if !cards.iter().any(|card| is_same_model(&card.id, &name))
                     && let Some(plan) = plan_installed(&table.settings, &name, &self.ground)
                 {

@@ -101,6 +101,6 @@ pub fn accounts(settings: &ServeSettings, expected: bool, metrics: &Arc<Metrics>
         interval: memory.sample_interval,
         expected: expected || memory.nvml_lib.is_some(),
     })?;
-    let needs = Needs::open(&settings.models_dir);
+    let needs = Needs::open(&settings.store.models_dir);
     Ok(Accounts::start(sampler, needs, Arc::clone(metrics), memory.headroom_bytes, memory.reclaim_timeout))
 }

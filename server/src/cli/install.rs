@@ -81,7 +81,7 @@ struct Order<'a> {
 
 /// Installs every source and returns the model directories, in the order of the arguments.
 pub fn run(settings: &InstallSettings, env: &Env, device: Device) -> Result<Vec<PathBuf>, InstallCommandError> {
-    let store = Store::new(&settings.models_dir);
+    let store = Store::new(&settings.store.models_dir);
     let mut precisions: Vec<Precision> = settings.precisions.iter().map(|choice| exact(*choice, device)).collect();
     precisions.sort_unstable();
     precisions.dedup();

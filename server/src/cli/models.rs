@@ -49,14 +49,14 @@ fn problem(error: &ModelDirError) -> String {
 
 /// Prints the table, or JSON for programs.
 pub fn run(settings: &ModelsSettings) -> io::Result<()> {
-    let rows = rows(&Store::new(&settings.models_dir));
+    let rows = rows(&Store::new(&settings.store.models_dir));
     let mut out = io::stdout().lock();
     if settings.json {
         serde_json::to_writer_pretty(&mut out, &rows)?;
         return writeln!(out);
     }
     if rows.is_empty() {
-        return writeln!(out, "nothing is installed in {}", settings.models_dir.display());
+        return writeln!(out, "nothing is installed in {}", settings.store.models_dir.display());
     }
     out.write_all(table(&rows).as_bytes())
 }

@@ -118,7 +118,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
         let fleet = Fleet::start(settings, plans, runners, ground.clone(), &accounts, &metrics, stop.clone())?;
         let fleet = Arc::new(fleet);
         let (models, governor) = (Arc::clone(fleet.models()), Governor::default());
-        if let Some(percent) = settings.memory.reclaimer {
+        if let Some(percent) = settings.memory.reclaimer.0 {
             tokio::spawn(reclaim_memory(models.clone(), accounts, f64::from(percent) / 100.0, governor.clone()));
         }
         let catalogue = Arc::clone(&fleet) as Arc<dyn Catalogue>;

@@ -87,7 +87,7 @@ fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
     if settings.vad.is_some() && vad_model.is_none() {
         return Err(anyhow::Error::new(VadError::NoModel).context("--vad-filter"));
     }
-    let store = Store::new(&settings.models_dir);
+    let store = Store::new(&settings.store.models_dir);
     let name = match &settings.model {
         Some(name) => name.clone(),
         None => store.default_model()?,

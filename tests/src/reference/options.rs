@@ -24,7 +24,7 @@ type Variable = fn(&Arg) -> Option<String>;
 
 pub fn page() -> Result<String> {
     let mut page = head("Options", TEXT);
-    program(&mut page, hush_server::cli::Cli::command(), |arg| arg.get_long().map(hush_server::cli::variable))?;
+    program(&mut page, hush_server::cli::ServerCli::command(), |arg| arg.get_long().map(hush_server::cli::variable))?;
     program(&mut page, hush_controller::cli::Cli::command(), |arg| {
         arg.get_env().and_then(|name| name.to_str()).map(str::to_owned)
     })?;

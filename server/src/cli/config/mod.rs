@@ -5,14 +5,20 @@
 
 mod checked;
 mod file;
+mod models;
+mod options;
+mod schema;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 pub use checked::Checked;
-pub use file::{ConfigFile, Count, DecodingDefaults, ModelConfig};
+pub use file::{ConfigFile, MODELS};
+pub use models::{DecodingDefaults, ModelConfig};
+pub use options::{FileOption, file_options};
+pub use schema::schema;
 
-/// More is no configuration but a mistake.
+/// A longer file is no configuration but a mistake.
 const LIMIT_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +41,9 @@ pub fn read(path: &Path) -> Result<ConfigFile, ConfigError> {
     parse(&text).map_err(invalid)
 }
 
-/// Where and why `text` is no configuration, for people.
+/// An error says where and why `text` is no configuration.
 pub fn parse(text: &str) -> Result<ConfigFile, String> {
-    // A file of comments says nothing, which is fine.
+    // A file of comments alone has no settings, which is fine.
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(ConfigFile::default());
     }
@@ -79,19 +85,14 @@ fn distance(one: &str, other: &str) -> usize {
     row[other.len()]
 }
 
-/// The JSON schema of the file, as `docs/config.schema.json` holds it.
-pub fn schema() -> String {
-    let schema = schemars::schema_for!(ConfigFile);
-    let mut text = serde_json::to_string_pretty(&schema).unwrap_or_default();
-    text.push('\n');
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cli::values::DurationArg;
 
     #[test]
     fn the_committed_schema_is_that_of_the_code() {
@@ -110,11 +111,11 @@ mod tests {
              aliases: [whisper-1]\n    residency: resident\n    idleTimeout: 0\n    defaults: {language: German}\n  - path: /m/x\n",
         )
         .unwrap();
-        assert_eq!(file.idle_timeout.unwrap().text(), "10m");
-        assert_eq!(file.spare_runner.unwrap().text(), "true");
+        assert_eq!(file.option("idle-timeout").unwrap(), ["10m"]);
+        assert_eq!(file.option("spare-runner").unwrap(), ["true"]);
         let models = file.models.unwrap();
         assert_eq!((models[0].name.as_deref(), models[1].path.as_deref()), (Some("base"), Some(Path::new("/m/x"))));
-        assert_eq!(models[0].idle_timeout.as_ref().unwrap().text(), "0");
+        assert_eq!(models[0].idle_timeout, Some(Checked(DurationArg(Duration::ZERO))));
         for empty in ["", "\n", "# nothing\n"] {
             assert_eq!(parse(empty).unwrap(), ConfigFile::default());
         }
@@ -132,11 +133,11 @@ mod tests {
                     memoryReclaimer: 95%, tlsCert: /a, tlsKey: /b, opsTlsCert: /c, opsTlsKey: /d, apiKeysFile: /k, \
                     adminTokenFile: /t, webUi: false, logFormat: json, logLevel: debug}";
         let file = parse(text).unwrap();
-        let schema = serde_json::to_value(schemars::schema_for!(ConfigFile)).unwrap();
+        let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
         for key in schema["properties"].as_object().unwrap().keys() {
             let kebab = |c: char| if c.is_uppercase() { format!("-{}", c.to_lowercase()) } else { c.to_string() };
             let option: String = key.chars().map(kebab).collect();
-            let has_it = file.option(&option).is_some() || file.path(&option).is_some();
+            let has_it = file.option(&option).is_some();
             assert!(has_it || ["models", "default-aliases", "cors-origins"].contains(&option.as_str()), "{key}");
         }
     }

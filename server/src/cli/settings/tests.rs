@@ -1,9 +1,15 @@
-use super::super::args::ServeArgs;
-use super::super::parse;
-use super::super::values::Precision;
+use std::collections::BTreeMap;
+
+use hush_whisper::VadOptions;
+
 use super::*;
 use crate::auth::ReviewSettings;
-use crate::gpu::CudaDevice;
+use crate::cli::values::{
+    AsrEngine, DeviceChoice, LogFormat, OutputFormat, Percent, Precision, PrecisionChoice, Residency, TaskWord,
+};
+use crate::cli::{config, parse};
+use crate::format::{Layout, Words};
+use crate::gpu::{CudaDevice, GpuRef};
 
 fn env(variables: &[(&str, &str)]) -> Env {
     [("HOME", "/home/u")].iter().chain(variables).copied().collect()
@@ -15,6 +21,11 @@ fn try_serve(argv: &[&str], variables: &[(&str, &str)]) -> Result<ServeSettings,
         Settings::Serve(settings) => Ok(*settings),
         other => panic!("{other:?}"),
     }
+}
+
+/// The settings of `serve` without arguments.
+fn with_file(env: &Env, file: &ConfigFile) -> Result<ServeSettings, SettingError> {
+    serve(&parse(["hush-server", "serve"]).unwrap(), env, file)
 }
 
 fn settled(argv: &[&str], variables: &[(&str, &str)]) -> ServeSettings {
@@ -30,10 +41,11 @@ fn defaults() {
             .map(str::to_owned)
             .to_vec(),
         serve_installed: true,
-        max_loaded: None,
+        max_loaded: 0,
         overrides: BTreeMap::new(),
         models: vec![],
-        models_dir: "/home/u/.local/share/hush/models".into(),
+        store: StoreSettings { models_dir: "/home/u/.local/share/hush/models".into() },
+        config: None,
         install_missing: true,
         web_ui: true,
         listen: "0.0.0.0:9000".parse().unwrap(),
@@ -66,9 +78,10 @@ fn defaults() {
             sample_interval: Duration::from_secs(1),
             headroom_bytes: 256 << 20,
             reclaim_timeout: Duration::from_secs(5),
-            reclaimer: None,
+            reclaimer: Percent(None),
             account_gpu: None,
         },
+        security_options: settings.security_options.clone(),
         security: SecuritySettings::default(),
         engine: EngineSettings {
             device: DeviceChoice::Auto,
@@ -114,7 +127,7 @@ fn legacy_variables_work_and_are_reported() {
         ],
     );
     assert_eq!(settings.models, ["large-v3"]);
-    assert_eq!(settings.models_dir, PathBuf::from("/data/whisper"));
+    assert_eq!(settings.store.models_dir, PathBuf::from("/data/whisper"));
     assert_eq!(settings.engine.device, DeviceChoice::CUDA);
     assert_eq!(settings.engine.precision, PrecisionChoice::Exactly(Precision::Fp16));
     assert_eq!(settings.idle_timeout, None);
@@ -199,9 +212,9 @@ fn a_variable_that_is_not_text() {
         .collect::<Vec<(std::ffi::OsString, _)>>()
         .into_iter()
         .collect();
-    assert!(serve(ServeArgs::default(), &env, &ConfigFile::default()).unwrap_err().to_string().contains("HUSH_LISTEN"));
+    assert!(with_file(&env, &ConfigFile::default()).unwrap_err().to_string().contains("HUSH_LISTEN"));
     let env: Env = [("HUSH_MODELS_DIR", bytes.clone())].into_iter().collect();
-    assert_eq!(serve(ServeArgs::default(), &env, &ConfigFile::default()).unwrap().models_dir, PathBuf::from(bytes));
+    assert_eq!(with_file(&env, &ConfigFile::default()).unwrap().store.models_dir, PathBuf::from(bytes));
 }
 
 #[test]
@@ -276,10 +289,11 @@ fn every_hush_variable_reaches_its_setting() {
         check_config: true,
         default_aliases: vec!["a".into(), "b".into()],
         serve_installed: true,
-        max_loaded: NonZeroUsize::new(2),
+        max_loaded: 2,
         overrides: BTreeMap::new(),
         models: vec!["tiny".into()],
-        models_dir: "/m".into(),
+        store: StoreSettings { models_dir: "/m".into() },
+        config: None,
         install_missing: false,
         web_ui: false,
         listen: "0.0.0.0:8000".parse().unwrap(),
@@ -312,9 +326,10 @@ fn every_hush_variable_reaches_its_setting() {
             sample_interval: Duration::from_millis(200),
             headroom_bytes: 1 << 30,
             reclaim_timeout: Duration::from_secs(2),
-            reclaimer: Some(95),
+            reclaimer: Percent(Some(95)),
             account_gpu: Some(GpuRef::Index(1)),
         },
+        security_options: settings.security_options.clone(),
         security: SecuritySettings {
             tls: Some(TlsFiles { certificate: "/tls.crt".into(), key: "/tls.key".into() }),
             ops_tls: Some(TlsFiles { certificate: "/ops.crt".into(), key: "/ops.key".into() }),
@@ -362,12 +377,12 @@ fn limits_that_cannot_be_kept_are_refused() {
 
 #[test]
 fn the_models_folder() {
-    let dir = |variables: &[(&str, &str)]| settled(&[], variables).models_dir;
+    let dir = |variables: &[(&str, &str)]| settled(&[], variables).store.models_dir;
     assert_eq!(dir(&[("XDG_DATA_HOME", "/xdg")]), PathBuf::from("/xdg/hush/models"));
     assert_eq!(dir(&[("XDG_DATA_HOME", "xdg")]), PathBuf::from("/home/u/.local/share/hush/models"));
     assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("XDG_DATA_HOME", "/xdg")]), PathBuf::from("/a"));
     assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("HUSH_MODELS_DIR", "/h")]), PathBuf::from("/h"));
-    let error = serve(ServeArgs::default(), &Env::default(), &ConfigFile::default()).unwrap_err().to_string();
+    let error = with_file(&Env::default(), &ConfigFile::default()).unwrap_err().to_string();
     assert!(error.contains("HUSH_MODELS_DIR"), "{error}");
 }
 
@@ -403,7 +418,7 @@ fn cuda_takes_fp16_only() {
     }
     let legacy = try_serve(&[], &[("ASR_DEVICE", "cuda"), ("ASR_QUANTIZATION", "int8")]).unwrap_err();
     says(legacy, &["ASR_QUANTIZATION=int8 is used for --precision", "ASR_DEVICE=cuda is used for --device"]);
-    let of_file = |text: &str| serve(ServeArgs::default(), &env(&[("HOME", "/h")]), &config::parse(text).unwrap());
+    let of_file = |text: &str| with_file(&env(&[("HOME", "/h")]), &config::parse(text).unwrap());
     says(of_file("device: cuda\nprecision: int8\n").unwrap_err(), &fix);
     says(of_file("models:\n  - name: a\n    device: cuda\n    precision: fp32\n").unwrap_err(), &["model `a`", "fp32"]);
     says(of_file("device: cuda\nmodels:\n  - name: a\n    precision: int8\n").unwrap_err(), &["model `a`"]);
@@ -517,16 +532,20 @@ fn the_file_says_who_gets_in_and_what_memory_must_stay_free() {
     let text = "busyTimeout: 10m\ncoldHold: 5s\nheadroom: 1GiB\nmemoryReclaimer: 90%\ntlsCert: /c.pem\ntlsKey: /k.pem\n\
                 apiKeysFile: /keys\nadminTokenFile: /token\nwebUi: false\n";
     let file = config::parse(text).unwrap();
-    let settings = serve(ServeArgs::default(), &env(&[("HUSH_HEADROOM", "2GiB"), ("HOME", "/h")]), &file).unwrap();
+    let settings = with_file(&env(&[("HUSH_HEADROOM", "2GiB"), ("HOME", "/h")]), &file).unwrap();
     assert_eq!((settings.busy_timeout, settings.cold_hold), (Some(Duration::from_secs(600)), Duration::from_secs(5)));
-    assert_eq!((settings.memory.headroom_bytes, settings.memory.reclaimer), (2 << 30, Some(90)), "a variable beats it");
+    assert_eq!(
+        (settings.memory.headroom_bytes, settings.memory.reclaimer),
+        (2 << 30, Percent(Some(90))),
+        "a variable beats it"
+    );
     let tls = TlsFiles { certificate: "/c.pem".into(), key: "/k.pem".into() };
     assert_eq!(settings.security.tls, Some(tls));
     assert_eq!(settings.security.api_keys_file, Some("/keys".into()));
     assert_eq!(settings.security.admin_token_file, Some("/token".into()));
     assert!(!settings.web_ui);
     let half = config::parse("opsTlsCert: /c.pem\n").unwrap();
-    let error = serve(ServeArgs::default(), &env(&[("HOME", "/h")]), &half).unwrap_err().to_string();
+    let error = with_file(&env(&[("HOME", "/h")]), &half).unwrap_err().to_string();
     assert!(error.contains("--ops-tls-key"), "{error}");
 }
 
@@ -563,4 +582,30 @@ fn subtitles_of_words_need_words_and_room() {
     assert!(refused(&["--max-line-width", "42"]).contains("--word-timestamps"));
     assert!(refused(&["--highlight-words"]).contains("--word-timestamps"));
     assert!(refused(&["--word-timestamps", "--max-words-per-line", "0"]).contains("--max-words-per-line"));
+}
+
+#[test]
+fn a_reload_compares_every_option_of_the_file() {
+    let before = settled(&[], &[]);
+    for known in config::file_options() {
+        assert!(before.values().get(known.field()).is_some(), "{} is not compared", known.key);
+    }
+
+    let file = |text: &str| with_file(&env(&[]), &config::parse(text).unwrap()).unwrap();
+    assert!(before.restart_for(&file("loadTimeout: 300s\nlisten: '0.0.0.0:9000'\n")).is_empty(), "the same values");
+    let after = file(
+        "residency: resident\nmaxSpool: 17GiB\nmemoryReclaimer: 90%\ncorsOrigins: ['*']\ntlsCert: /c\ntlsKey: /k\n",
+    );
+    assert_eq!(before.restart_for(&after), ["corsOrigins", "maxSpool", "memoryReclaimer", "tlsCert", "tlsKey"]);
+}
+
+#[test]
+fn an_empty_list_of_the_file_is_not_the_default() {
+    let file = |text: &str| with_file(&env(&[]), &config::parse(text).unwrap()).unwrap();
+    assert_eq!(file("defaultAliases: []\n").default_aliases, Vec::<String>::new());
+    assert_eq!(file("defaultAliases: [a]\n").default_aliases, ["a"]);
+    assert_eq!(file("defaultAliases:\n").default_aliases.len(), 4);
+    let from_variable =
+        with_file(&env(&[("HUSH_DEFAULT_ALIAS", "b")]), &config::parse("defaultAliases: []\n").unwrap());
+    assert_eq!(from_variable.unwrap().default_aliases, ["b"]);
 }
