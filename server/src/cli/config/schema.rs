@@ -24,7 +24,7 @@ struct ConfigSchema {
 
 /// The schema as `docs/config.schema.json` holds it.
 pub fn schema() -> String {
-    let mut schema = serde_json::to_value(schemars::schema_for!(ConfigSchema)).unwrap_or_default();
+    let mut schema = schemars::schema_for!(ConfigSchema);
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         properties.extend(option_properties());
     }
