@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hush_contract::duration;
 use serde::Serialize;
 
 use super::{ValueError, expected, reads_from_text};
@@ -12,44 +13,17 @@ pub struct DurationArg(pub Duration);
 
 impl DurationArg {
     pub fn read(text: &str) -> Result<Duration, ValueError> {
-        let duration = match text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let read = match text.bytes().all(|byte| byte.is_ascii_digit()) {
             true => text.parse().map(Duration::from_secs).ok(),
-            false => gateway_api_duration(text),
+            // Four parts of five digits are what GEP-2257 allows.
+            false => duration::parse(text, 5, 4),
         };
 
-        match duration {
+        match read {
             Some(duration) => Ok(duration),
             None => expected("expected a duration such as 90s, 5m, 1h30m or 500ms, or whole seconds"),
         }
     }
-}
-
-/// At most four parts of at most five digits, as GEP-2257 says.
-fn gateway_api_duration(text: &str) -> Option<Duration> {
-    let (mut rest, mut total, mut parts) = (text, Duration::ZERO, 0);
-
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        if !(1..=5).contains(&digits) || parts == 4 {
-            return None;
-        }
-        let (number, after_number) = rest.split_at(digits);
-        let number: u64 = number.parse().ok()?;
-
-        let unit_length = after_number.bytes().take_while(|byte| !byte.is_ascii_digit()).count();
-        let (unit, after_unit) = after_number.split_at(unit_length);
-        total += match unit {
-            "h" => Duration::from_secs(number * 3600),
-            "m" => Duration::from_secs(number * 60),
-            "s" => Duration::from_secs(number),
-            "ms" => Duration::from_millis(number),
-            _ => return None,
-        };
-
-        rest = after_unit;
-        parts += 1;
-    }
-    Some(total)
 }
 
 /// A size in bytes: `4GiB`, `512MiB`, `100MB`, Kubernetes' `4Gi`, or a plain number of bytes.
