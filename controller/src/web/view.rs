@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::act::CommandRecord as Record;
-use crate::control_loop::{ClaimedName, PausedPolicy as Paused};
+use crate::control_loop::PausedPolicy as Paused;
 
 /// A point in time that moves on with every step. Two of them always compare equal, so that the passing of time alone is
 /// no change of the state.
