@@ -71,7 +71,7 @@ pub fn error_shape(refusal: &Refusal<'_>) -> String {
     serde_json::to_string(&ErrorBody { code, message, field: None }).unwrap_or_default()
 }
 
-/// Every route asks [`Access`] first. To be merged with [`crate::metrics::router`], which is open.
+/// Every route asks [`Access`] first. To be merged with [`crate::ops::router`], which is open.
 pub fn router(state: AdminState, metrics: Arc<Metrics>) -> Router {
     let recorder = serve::Recorder { metrics, panicked: |_| AdminError::panicked().into_response() };
     let guarded = middleware::from_fn_with_state(state.clone(), access::guard);
