@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod browser;
+pub mod duration;
 pub mod metrics;
 pub mod percent;
 mod state;

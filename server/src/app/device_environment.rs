@@ -119,6 +119,6 @@ pub fn start_gpu_accounts(
         interval: memory.sample_interval,
         expected: is_gpu_expected || memory.nvml_lib.is_some(),
     })?;
-    let needs = Needs::open(&settings.models_dir);
+    let needs = Needs::open(&settings.store.models_dir);
     Ok(Accounts::start(sampler, needs, Arc::clone(metrics), memory.headroom_bytes, memory.reclaim_timeout))
 }

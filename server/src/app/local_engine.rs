@@ -54,7 +54,7 @@ fn find_model(
     library: &Path,
     progress: &dyn ProgressDisplay,
 ) -> anyhow::Result<(StoredModel, DevicePlacement)> {
-    let store = ModelStore::new(&settings.models_dir);
+    let store = ModelStore::new(&settings.store.models_dir);
     let installer = ModelInstaller { store: &store, env, progress };
     let missing = if settings.install_missing { MissingModel::Install } else { MissingModel::Refuse };
     let name = match &settings.model {

@@ -1,6 +1,7 @@
 //! The models of a running server: requests find them by name, a reload changes them, and an installed model is added when
 //! a request first names it.
 
+use std::num::NonZeroUsize;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio_util::sync::CancellationToken;
@@ -84,7 +85,8 @@ impl ModelRegistry {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let model_settings = specs.iter().map(|spec| spec.settings.clone()).collect();
-        let models = Models::start_limited(model_settings, settings.max_loaded, runners, Some(accounts), metrics)?;
+        let max_loaded = NonZeroUsize::new(settings.max_loaded);
+        let models = Models::start_limited(model_settings, max_loaded, runners, Some(accounts), metrics)?;
         let models = Arc::new(models);
 
         let mut registered = Vec::new();
@@ -277,7 +279,7 @@ impl Catalogue for ModelRegistry {
             return cards;
         }
 
-        for (name, _) in ModelStore::new(&registered.settings.models_dir).installed() {
+        for (name, _) in ModelStore::new(&registered.settings.store.models_dir).installed() {
             let is_listed = cards.iter().any(|card| is_same_model(&card.id, &name));
             if !is_listed && let Some(spec) = installed_model_spec(&registered.settings, &name, &self.devices) {
                 cards.push(spec.card);

@@ -139,7 +139,7 @@ pub fn model_specs(
     devices: &DeviceEnvironment,
     progress: &dyn ProgressDisplay,
 ) -> Result<Vec<ServedModelSpec>, ModelSpecError> {
-    let store = ModelStore::new(&settings.models_dir);
+    let store = ModelStore::new(&settings.store.models_dir);
     let installer = ModelInstaller { store: &store, env, progress };
     let missing = match (settings.install_missing, settings.check_config) {
         (false, _) => MissingModel::Refuse,
@@ -189,7 +189,7 @@ pub fn installed_model_spec(
     name: &str,
     devices: &DeviceEnvironment,
 ) -> Option<ServedModelSpec> {
-    let store = ModelStore::new(&settings.models_dir);
+    let store = ModelStore::new(&settings.store.models_dir);
     let choice = settings.engine.device;
     let precision = settings.engine.precision;
 

@@ -177,7 +177,7 @@ impl PreparedServer {
     /// Starts the task that unloads idle models if the memory of a GPU runs short, if the settings want it.
     fn start_reclaimer(&self, registry: &ModelRegistry, accounts: Accounts) -> Governor {
         let governor = Governor::default();
-        if let Some(percent) = self.settings.memory.reclaimer {
+        if let Some(percent) = self.settings.memory.reclaimer.0 {
             let models = Arc::clone(registry.models());
             let threshold = f64::from(percent) / 100.0;
             tokio::spawn(reclaim_memory(models, accounts, threshold, governor.clone()));

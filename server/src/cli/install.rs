@@ -21,7 +21,7 @@ pub fn run(settings: &InstallSettings, env: &Env) -> anyhow::Result<()> {
     let library = ort_library::find(env.path("HUSH_ORT_LIB").as_deref(), env, &program).ok();
     let placement = place_in_this_process(settings.device, &program, library.as_deref(), env);
 
-    let store = ModelStore::new(&settings.models_dir);
+    let store = ModelStore::new(&settings.store.models_dir);
     let installer = ModelInstaller { store: &store, env, progress: &InstallProgress };
     for dir in installer.install_all(settings, placement.device)? {
         outln!("{}", dir.display());

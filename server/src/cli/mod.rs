@@ -20,9 +20,9 @@ pub mod values;
 
 use std::ffi::OsString;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::CommandFactory;
 
-pub use args::Cli;
+pub use args::{CommandLine, ServerCli};
 pub use env::Env;
 pub use settings::{
     EngineSettings, InstallSettings, LegacyUse, LogSettings, MemorySettings, ModelsSettings, ServeSettings,
@@ -67,7 +67,7 @@ pub fn variable(option: &str) -> String {
 
 /// The command line with each option's variable in its help.
 pub fn command() -> clap::Command {
-    Cli::command().mut_subcommands(|subcommand| {
+    ServerCli::command().mut_subcommands(|subcommand| {
         if subcommand.get_name() == "runner" {
             return subcommand;
         }
@@ -96,7 +96,7 @@ fn with_variable_in_help(arg: clap::Arg) -> clap::Arg {
 ///
 /// # Errors
 /// If a value is not valid, or the configuration file cannot be read.
-pub fn settle(arguments: Cli, env: &Env) -> Result<Settings, SettingError> {
+pub fn settle(arguments: CommandLine, env: &Env) -> Result<Settings, SettingError> {
     let file = match settings::config_path(&arguments, env) {
         Some(path) => config::read(&path)?,
         None => config::ConfigFile::default(),
@@ -108,14 +108,12 @@ pub fn settle(arguments: Cli, env: &Env) -> Result<Settings, SettingError> {
 ///
 /// # Errors
 /// If clap does not understand the arguments, and for `--help` and `--version`.
-pub fn parse<I, T>(argv: I) -> Result<Cli, clap::Error>
+pub fn parse<I, T>(argv: I) -> Result<CommandLine, clap::Error>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let mut command = command();
-    let matches = command.try_get_matches_from_mut(argv)?;
-    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    CommandLine::read(command(), argv.into_iter().map(Into::into).collect())
 }
 
 #[cfg(test)]
@@ -138,7 +136,8 @@ mod tests {
                 assert!(help.contains(&format!("[env: {}]", variable(long))), "{name} does not name its variable");
                 // The default of a switch or of a text need not be in its help.
                 let free = ["name", "initial-prompt", "force", "keep-download", "json"];
-                assert!(help.contains("Default: ") || free.contains(&long), "{name} does not say its default");
+                let has_default = help.contains("Default: ") || !arg.get_default_values().is_empty();
+                assert!(has_default || free.contains(&long), "{name} does not say its default");
             }
         }
     }
@@ -160,13 +159,19 @@ mod tests {
 
     #[test]
     fn switches_take_an_optional_value() {
-        let serve = |argv: &[&str]| match parse([&["hush-server", "serve"], argv].concat()).unwrap().command {
-            args::Command::Serve(args) => args.spare_runner.map(|s| s.0),
-            other => panic!("{other:?}"),
+        let spare_runner = |argv: &[&str]| {
+            let arguments = parse([&["hush-server", "serve"], argv].concat()).unwrap();
+            // Whatever the flag says, the variable says otherwise.
+            let other = argv.iter().all(|flag| flag.ends_with("false")).to_string();
+            let env: Env = [("HOME", "/home/u"), ("HUSH_SPARE_RUNNER", &other)].into_iter().collect();
+            match settle(arguments, &env).unwrap() {
+                Settings::Serve(settings) => settings.spare_runner,
+                other => panic!("{other:?}"),
+            }
         };
-        assert_eq!(serve(&[]), None);
-        assert_eq!(serve(&["--spare-runner"]), Some(true));
-        assert_eq!(serve(&["--spare-runner=false"]), Some(false));
+        assert!(spare_runner(&[]), "not on the command line");
+        assert!(spare_runner(&["--spare-runner"]));
+        assert!(!spare_runner(&["--spare-runner=false"]));
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub fn rows(store: &ModelStore) -> Vec<ModelRow> {
 
 /// Prints the table, or JSON for programs.
 pub fn run(settings: &ModelsSettings) -> io::Result<()> {
-    let rows = rows(&ModelStore::new(&settings.models_dir));
+    let rows = rows(&ModelStore::new(&settings.store.models_dir));
     let mut out = io::stdout().lock();
 
     if settings.json {
@@ -52,7 +52,7 @@ pub fn run(settings: &ModelsSettings) -> io::Result<()> {
         return writeln!(out);
     }
     if rows.is_empty() {
-        return writeln!(out, "nothing is installed in {}", settings.models_dir.display());
+        return writeln!(out, "nothing is installed in {}", settings.store.models_dir.display());
     }
     out.write_all(table(&rows).as_bytes())
 }

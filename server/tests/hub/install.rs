@@ -19,7 +19,7 @@ fn install(argv: &[&str], models_dir: &Path, variables: &[(&str, &str)]) -> Resu
     let cli = parse([&["hush-server", "install", "--models-dir", dir], argv].concat()).unwrap();
     let env: Env = variables.iter().copied().collect();
     let Settings::Install(settings) = resolve(cli, &env).unwrap() else { panic!() };
-    let store = ModelStore::new(&settings.models_dir);
+    let store = ModelStore::new(&settings.store.models_dir);
     ModelInstaller { store: &store, env: &env, progress: &InstallProgress }.install_all(&settings, Device::Cpu)
 }
 
