@@ -122,6 +122,7 @@ fn lists_are_read_item_by_item() {
              uid: 6c0c\n  spec:\n    selector: {{matchLabels: {{app: whisper}}}}\n{spec}  status:\n    conditions: []\n"
         )
     };
+
     let list = |items: &str| format!("apiVersion: v1\nitems:\n{items}kind: List\nmetadata:\n  resourceVersion: \"\"\n");
     let output = check_input(&["-"], &list(&(item("p", "") + &item("q", ""))));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -155,6 +156,7 @@ fn a_text_costs_no_more_than_its_length() {
         let head = format!("- {{apiVersion: gpu.hush.dev/v1beta1, kind: GpuModelPolicy, metadata: {{name: p{n}}}, ");
         format!("{head}spec: {{selector: {{}}, priority: 5000000}}}}\n")
     };
+
     let mistakes = format!("apiVersion: v1\nkind: List\nitems:\n{}", (0..4000).map(wrong).collect::<String>());
     let good = |n| policy("").replace("name: p", &format!("name: p{n}"));
     let policies = (0..2000).map(good).collect::<Vec<_>>().join("---\n");
@@ -187,6 +189,7 @@ fn a_reader_that_has_seen_enough_is_no_fault() {
     let file = folder.path().join("p.yaml");
     std::fs::write(&file, policy("")).unwrap();
     let program = env!("CARGO_BIN_EXE_hush-controller");
+
     // Standard output and standard error are pipes without a reader.
     let script = format!(
         "({program} check {file} {file}; echo status $? >&3) 3>&1 >{pipe} 2>{pipe}",

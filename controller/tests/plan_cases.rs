@@ -55,16 +55,19 @@ fn every_world_gives_its_plan() {
         if expected.len() != got.len() || !expected.iter().zip(got).all(|(e, g)| fits(e, g)) {
             wrong.push("decisions");
         }
+
         for part in ["skips", "gpus", "rules", "models"] {
             let got = list(plan.get(part));
             if !list(expect.get(part)).iter().all(|expected| got.iter().any(|got| fits(expected, got))) {
                 wrong.push(part);
             }
         }
+
         if !wrong.is_empty() {
             failures.push(format!("{}: {wrong:?}\n{}", case.display(), serde_json::to_string_pretty(&plan).unwrap()));
         }
     }
+
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(cases().len() >= 12);
 }
@@ -77,6 +80,7 @@ fn every_model_is_explained_once() {
             let name = |entry: &Value| (entry["server"].to_string(), entry["model"].to_string());
             list(plan.get(part)).iter().map(name).collect()
         };
+
         assert_eq!(named("models"), &named("decisions") | &named("skips"), "{}", case.display());
         assert_eq!(named("models").len(), list(plan.get("models")).len(), "{}", case.display());
         let ungoverned = |skip: &&Value| skip["reason"] == "NotGoverned";
@@ -97,6 +101,7 @@ fn the_order_of_everything_given_does_not_matter() {
                 list.reverse();
             }
         }
+
         let reversed = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(reversed.path(), serde_yaml::to_string(&file).unwrap()).unwrap();
         assert_eq!(plan(&case), plan(reversed.path()), "{}", case.display());

@@ -11,18 +11,19 @@ pub const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 const MAX_LENGTH: usize = 28;
 pub const MESSAGE: &str = "must be a duration such as `90s`, `5m` or `1h30m`, at most `168h`";
 
-/// A duration as it was written.
+/// A duration as it is written in a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DurationText(pub String);
 
 impl DurationText {
+    /// `None`: the text is not a duration, or is longer than [`MAX`].
     pub fn get(&self) -> Option<Duration> {
         duration::parse(&self.0, 5, 4).filter(|duration| *duration <= MAX)
     }
 }
 
-/// The same form without bounds on digits and parts, for what machines write.
+/// The same form with more digits and parts and without [`MAX`], for durations that programs write.
 pub fn parse(text: &str) -> Option<Duration> {
     duration::parse(text, 15, 8)
 }
@@ -37,7 +38,7 @@ impl JsonSchema for DurationText {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // Not as `pattern`: its complaint would show a regular expression.
+        // A rule instead of a `pattern`, because the error message of a pattern shows the regular expression.
         let rule = "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$') && duration(self) <= duration('168h')";
         json_schema!({
             "type": "string",

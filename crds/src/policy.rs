@@ -1,7 +1,10 @@
-//! The two kinds. The cluster kind is the operator's floor: the same fields, and a selector for namespaces.
+//! The two kinds of policies. The cluster kind sets the operator's bounds; it has the same fields as the other kind, and a
+//! selector for namespaces.
 //!
-//! No field of the spec but `mode` has a default in the schema: a default would take part in merges as if somebody had
-//! asked for it. What fills the gaps after the merge is told in each description.
+//! Only the field `mode` of the spec has a default in the schema: a default would take part in merges as if the policy had
+//! written it. The description of each field says which value applies where no policy sets it.
+//!
+//! The comments of the types and of their fields are the descriptions in the schema: a change there changes the YAML.
 
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -30,10 +33,10 @@ macro_rules! policy {
             pub models: Option<Vec<String>>,
             /// When a model stays although nobody uses it. Of several policies the strictest value of each field holds.
             #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub residency: Option<Residency>,
+            pub residency: Option<ResidencySpec>,
             /// What happens when the memory of a GPU runs short, whoever took it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub pressure: Option<Pressure>,
+            pub pressure: Option<PressureSpec>,
             /// Models of lower priority leave first, and make room for waiting ones of higher priority. Of several
             /// policies the least holds. 0 where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,13 +61,13 @@ macro_rules! policy {
             pub hold_after_eviction: Option<DurationText>,
             /// `Enforce` carries out what the policy says. `DryRun` only shows what it would change.
             #[serde(default)]
-            pub mode: Mode,
+            pub mode: PolicyMode,
         }
 
         impl $name {
-            /// What both kinds have in common.
-            pub fn common(&self) -> Common<'_> {
-                Common {
+            /// The fields that both kinds have.
+            pub fn common(&self) -> CommonSpec<'_> {
+                CommonSpec {
                     selector: &self.selector,
                     models: self.models.as_deref().unwrap_or_default(),
                     residency: self.residency.as_ref(),
@@ -134,17 +137,17 @@ policy! {
 
 /// The fields that both kinds have.
 #[derive(Clone, Copy, Debug)]
-pub struct Common<'a> {
+pub struct CommonSpec<'a> {
     pub selector: &'a LabelSelector,
     pub models: &'a [String],
-    pub residency: Option<&'a Residency>,
-    pub pressure: Option<&'a Pressure>,
+    pub residency: Option<&'a ResidencySpec>,
+    pub pressure: Option<&'a PressureSpec>,
     pub priority: Option<i32>,
     pub budget: Option<&'a AmountText>,
     pub min_loaded: Option<i32>,
     pub drain_timeout: Option<&'a DurationText>,
     pub hold_after_eviction: Option<&'a DurationText>,
-    pub mode: Mode,
+    pub mode: PolicyMode,
 }
 
 pub const IDLE_TIMEOUT_MESSAGE: &str = "must be more than `0s`: with `mode: OnDemand` a model leaves as soon as it is idle, \
@@ -155,12 +158,12 @@ pub const CRON_MESSAGE: &str =
 /// When a model stays although nobody uses it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Residency {
+pub struct ResidencySpec {
     /// `Resident` never leaves for idleness. `Idle` leaves after `idleTimeout`. `OnDemand` leaves as soon as it is idle.
     /// `Adaptive` learns the timeout from the gaps between requests. Of several policies the strictest holds: `OnDemand`,
     /// then `Adaptive`, `Idle`, `Resident`. `Idle` where no policy sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<ResidencyMode>,
+    pub mode: Option<ResidencyModeSpec>,
     /// How long a model may be idle with the mode `Idle`; with `Adaptive` the most that may be learned. Of several
     /// policies the least holds. `5m` where no policy sets it. More than `0s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,11 +187,11 @@ pub struct Residency {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
-    pub schedule: Option<Vec<Window>>,
+    pub schedule: Option<Vec<WarmWindowSpec>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum ResidencyMode {
+pub enum ResidencyModeSpec {
     Resident,
     Idle,
     OnDemand,
@@ -198,7 +201,7 @@ pub enum ResidencyMode {
 /// A window that opens at each time of a cron expression.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Window {
+pub struct WarmWindowSpec {
     /// When it opens: minute, hour, day of the month, month, day of the week. `0 8 * * 1-5` is eight in the morning
     /// from Monday to Friday.
     #[schemars(length(max = 128))]
@@ -230,14 +233,14 @@ pub struct Window {
     }]))]
     pub time_zone: Option<String>,
     /// The mode inside the window. `Resident` also loads the model when the window is open and there is room.
-    pub mode: ResidencyMode,
+    pub mode: ResidencyModeSpec,
 }
 
 /// What happens when the memory of a GPU runs short.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = [{
-    // Of a share and a quantity only a card can say which is more.
+    // Which of a share and a quantity is more depends on the GPU, so they are not compared.
     "rule": "!has(self.hard) || !has(self.soft) || (\
         self.hard.availableBelow.matches('^[0-9]{1,3}%$') && self.soft.availableBelow.matches('^[0-9]{1,3}%$') \
             ? int(self.hard.availableBelow.replace('%', '')) <= int(self.soft.availableBelow.replace('%', '')) \
@@ -245,13 +248,13 @@ pub struct Window {
                 || quantity(self.hard.availableBelow).compareTo(quantity(self.soft.availableBelow)) <= 0)",
     "message": "`soft.availableBelow` must be at least `hard.availableBelow`: soft pressure comes first",
 }]))]
-pub struct Pressure {
+pub struct PressureSpec {
     /// Models leave at once, also busy ones when the idle ones are not enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hard: Option<Hard>,
+    pub hard: Option<HardPressureSpec>,
     /// Idle models leave when the pressure has lasted for a grace period.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub soft: Option<Soft>,
+    pub soft: Option<SoftPressureSpec>,
     /// Once models leave, they go on until so much more than the threshold is available. Of several policies the
     /// greatest holds. Nothing more where no policy sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -265,7 +268,7 @@ pub struct Pressure {
 /// The threshold at which models leave at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Hard {
+pub struct HardPressureSpec {
     /// There is pressure while less than this is available on the GPU. Of several policies the greatest holds.
     pub available_below: AmountText,
 }
@@ -273,7 +276,7 @@ pub struct Hard {
 /// The threshold at which idle models leave after a grace period.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Soft {
+pub struct SoftPressureSpec {
     /// There is pressure while less than this is available on the GPU. Of several policies the greatest holds.
     pub available_below: AmountText,
     /// How long the threshold must have been crossed without a break. Of several policies the least holds. `1m` where
@@ -283,7 +286,7 @@ pub struct Soft {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Mode {
+pub enum PolicyMode {
     #[default]
     Enforce,
     DryRun,

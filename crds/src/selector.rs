@@ -1,4 +1,4 @@
-//! A label selector with bounds. It must select by something: an empty one would mean every server.
+//! A label selector with bounds. It must not be empty, because an empty selector would select every server.
 
 use std::collections::BTreeMap;
 

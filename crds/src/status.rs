@@ -1,4 +1,4 @@
-//! What the controller says about a policy. Numbers that change all the time are metrics, not status.
+//! The status that the controller writes to a policy. Numbers that change all the time are metrics, not status.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;

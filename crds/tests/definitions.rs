@@ -67,6 +67,7 @@ fn every_field_is_explained_and_bounded() {
                         Some("integer") => schema.get("minimum").is_some(),
                         other => panic!("{path} has the type {other:?}"),
                     };
+
                     assert!(bounded, "{path} has no bound: {schema}");
                 }
             });
@@ -83,6 +84,7 @@ fn names_columns_and_subresources() {
             let columns: Vec<&str> = columns.iter().map(|column| column["name"].as_str().unwrap()).collect();
             assert_eq!(columns, ["Mode", "Selecting", "Matched", "Loaded", "Pressure", "Ready", "Age"], "{name}");
         }
+
         let spec = &schema(&definition)["properties"]["spec"];
         assert_eq!(spec["required"], serde_json::json!(["selector"]), "{name}");
         assert_eq!(spec["properties"]["mode"]["default"], "Enforce", "{name}");
@@ -90,6 +92,7 @@ fn names_columns_and_subresources() {
         assert_eq!(conditions["x-kubernetes-list-map-keys"], serde_json::json!(["type"]), "{name}");
         assert_eq!(definition["spec"]["names"]["shortNames"].as_array().unwrap().len(), 1, "{name}");
     }
+
     let scopes: Vec<Value> = definitions().into_iter().map(|(_, d)| d["spec"]["scope"].clone()).collect();
     assert_eq!(scopes, ["Namespaced", "Cluster"]);
 }

@@ -29,11 +29,13 @@ fn every_version_is_served_and_one_is_stored() {
             let api_version = format!("{group}/{version_name}");
             assert_eq!(version["served"], true, "{name} {version_name}");
             assert_eq!(version["storage"], version_name == hush_crds::STORAGE_VERSION, "{name} {version_name}");
+
             // The API server warns of each version but the recommended one.
             let deprecated = version.get("deprecated").is_some_and(|deprecated| deprecated == true);
             assert_eq!(deprecated, api_version != hush_crds::API_VERSION, "{name} {version_name}");
             names.push(api_version);
         }
+
         names.sort_unstable_by(|a, b| b.cmp(a));
         assert_eq!(names, served, "{name}");
     }
@@ -68,6 +70,7 @@ fn nothing_that_was_released_is_taken_away() {
         for part in ["group", "names", "scope"] {
             assert_eq!(now["spec"][part], released["spec"][part], "{name}: `{part}`");
         }
+
         for old in versions(&released) {
             let new = versions(&now).iter().find(|version| version["name"] == old["name"]);
             let new = new.unwrap_or_else(|| panic!("{name}: {} is not served any more", old["name"]));
@@ -92,6 +95,7 @@ fn what_would_be_a_loss_is_seen() {
         compare("", &old, &new, &mut losses);
         losses
     };
+
     assert!(losses_of(&|_| ()).is_empty());
     let widened = |new: &mut Value| {
         new["properties"]["d"] = json!({"type": "string"});
@@ -99,6 +103,7 @@ fn what_would_be_a_loss_is_seen() {
         new["properties"]["c"]["maxItems"] = json!(5);
         new["required"] = json!([]);
     };
+
     assert!(losses_of(&widened).is_empty());
     let changes: [(&str, Value, &str); 7] = [
         ("/required", json!(["a", "b"]), "`b` is required now"),
@@ -126,6 +131,7 @@ fn compare(path: &str, old: &Value, new: &Value, losses: &mut Vec<String>) {
         losses.push(format!("`{path}` is gone"));
         return;
     }
+
     if old["type"] != new["type"] {
         losses.push(format!("`{path}` has another type: {} and not {}", new["type"], old["type"]));
         return;
@@ -137,11 +143,13 @@ fn compare(path: &str, old: &Value, new: &Value, losses: &mut Vec<String>) {
             losses.push(format!("`{}` is required now", join(path, field.as_str().unwrap())));
         }
     }
+
     let values = list(new, "enum");
     if !values.is_empty() {
         let gone = list(old, "enum").into_iter().filter(|value| !values.contains(value));
         losses.extend(gone.map(|value| format!("`{path}` does not take {value} any more")));
     }
+
     for (bound, is_upper) in [
         ("maxLength", true),
         ("maxItems", true),
@@ -161,9 +169,11 @@ fn compare(path: &str, old: &Value, new: &Value, losses: &mut Vec<String>) {
     for (field, schema) in old["properties"].as_object().into_iter().flatten() {
         compare(&join(path, field), schema, &new["properties"][field], losses);
     }
+
     if old["items"].is_object() {
         compare(&format!("{path}[]"), &old["items"], &new["items"], losses);
     }
+
     if old["additionalProperties"].is_object() {
         compare(&join(path, "*"), &old["additionalProperties"], &new["additionalProperties"], losses);
     }

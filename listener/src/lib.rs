@@ -7,6 +7,7 @@
 //! A refusal before the router has the same body as the router's own errors: the listener defines the body of its errors with an
 //! [`ErrorFormat`].
 
+mod auth;
 mod connections;
 mod head;
 mod holding_body;
@@ -15,6 +16,7 @@ mod refusal;
 mod serve;
 mod service;
 
+pub use auth::{Authenticate, Caller, ConnectionPeer, Denied};
 pub use connections::{ConnectionAdmission, ConnectionLimit, ConnectionSlot};
 pub use head::{HeadFault, check_head};
 pub use holding_body::HoldingBody;

@@ -16,7 +16,7 @@
 //! web                                                          the page
 //! ops                                                          the open routes of the operations listener
 //! admin                                                        the admin API
-//! residency                                                    the life of the models
+//! residency                                                    the life of the models, with the Whisper runner plugged in
 //! runner                                                       the child process that holds a model
 //! serve gpu                                                    connections; the memory of GPUs
 //! metrics                                                      the registry of metrics
@@ -25,7 +25,7 @@
 //! job                                                          the work that a runner does
 //! audio                                                        audio files to samples
 //! spool                                                        uploads and samples in memory or on the disk
-//! budget format memory request trust watch                     small parts without imports
+//! budget format request trust watch                            small parts without imports
 //! ```
 
 pub mod admin;
@@ -39,7 +39,6 @@ pub mod format;
 pub mod gpu;
 pub mod hub;
 pub mod job;
-mod memory;
 pub mod metrics;
 #[cfg(test)]
 mod module_order;

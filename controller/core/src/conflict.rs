@@ -1,75 +1,63 @@
-//! Where a policy is overruled: another that selects the same model is stricter.
+//! Where a policy is overruled: another policy that selects the same model is stricter.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::Timestamp;
 
-use crate::fleet::Fleet;
-use crate::memory::Work;
-use crate::merge::{Merged, Pick, mode_at};
-use crate::policy::{Policy, PolicyName};
+use crate::command_log::CommandLog;
+use crate::merge::residency_at;
+use crate::model_table::ModelTable;
+use crate::policy::{ModelPolicy, PolicyKey};
+use crate::policy_fields::{MergedSpec, POLICY_FIELDS};
 use crate::world::World;
 
-/// `field` of `policy` does not hold for some model, because that of `stricter` does.
+/// The value of `field` that `policy` writes does not hold for some model, because that of `stricter` does.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Conflict {
-    pub policy: PolicyName,
+pub struct PolicyConflict {
+    pub policy: PolicyKey,
     /// As it is written in the spec.
     pub field: &'static str,
-    pub stricter: PolicyName,
+    pub stricter: PolicyKey,
 }
 
-/// Everything that is overruled now. A policy in dry run overrules nobody, and is shown what would overrule it.
-pub fn conflicts(now: Timestamp, world: &World, policies: &[Policy]) -> BTreeSet<Conflict> {
-    let mut sorted: Vec<&Policy> = policies.iter().collect();
+/// Every value that is overruled now. A policy in dry run overrules no other policy; for it the result says what would
+/// overrule it.
+pub fn conflicts(now: Timestamp, world: &World, policies: &[ModelPolicy]) -> BTreeSet<PolicyConflict> {
+    let mut sorted: Vec<&ModelPolicy> = policies.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    let modes: Vec<_> = sorted.iter().map(|policy| mode_at(policy, now)).collect();
-    let work = Work::default();
-    let fleet = Fleet::new(now, world, &sorted, &work, &HashSet::new());
-    let totals: std::collections::BTreeMap<_, _> = world.gpus.iter().map(|gpu| (&gpu.uuid, gpu.total_bytes)).collect();
-    let mut looked_at = BTreeSet::new();
+
+    let residencies: Vec<_> = sorted.iter().map(|policy| residency_at(policy, now)).collect();
+    let no_commands = CommandLog::default();
+    let table = ModelTable::new(now, world, &sorted, &no_commands, &HashSet::new());
+    let totals: BTreeMap<_, _> = world.gpus.iter().map(|gpu| (&gpu.uuid, gpu.total_bytes)).collect();
+
+    let mut compared = BTreeSet::new();
     let mut found = BTreeSet::new();
-    for member in &fleet.members {
-        let (set, total) = (fleet.set(member), member.model.gpu.as_ref().and_then(|gpu| totals.get(gpu)).copied());
-        if !looked_at.insert((set, total)) {
+    for entry in &table.entries {
+        let selecting = table.policies_of(entry);
+        let total = entry.model.gpu.as_ref().and_then(|gpu| totals.get(gpu)).copied();
+        if !compared.insert((selecting, total)) {
             continue;
         }
-        let takes_part = |&policy: &usize| Merged::of_policy(policy, sorted[policy], modes[policy], total);
-        for own in set {
-            let enforced = set.iter().filter(|policy| !sorted[**policy].dry_run);
-            let Some(merged) = enforced.map(takes_part).reduce(|a, b| a.merge(&b)) else { continue };
-            // A default that stands in no policy is not overruled.
-            let written = Merged::of(*own, &sorted[*own].asks, modes[*own], total);
-            let overruled = overruled(&written, &merged.merge(&takes_part(own)));
-            found.extend(overruled.into_iter().map(|(field, stricter)| Conflict {
-                policy: sorted[*own].name.clone(),
+
+        let values_of = |index: usize| MergedSpec::of_policy(index, sorted[index], residencies[index], total);
+        let enforced = selecting.iter().filter(|index| !sorted[**index].dry_run);
+        let Some(in_force) = enforced.map(|index| values_of(*index)).reduce(|a, b| a.merge(&b)) else { continue };
+
+        for &own in selecting {
+            // A default that the policy does not write cannot be overruled.
+            let written = MergedSpec::of_spec(own, &sorted[own].asks, residencies[own], total);
+            let merged = in_force.merge(&values_of(own));
+            let overruled =
+                POLICY_FIELDS.iter().filter_map(|field| Some((field.path, (field.overruled_by)(&written, &merged)?)));
+
+            found.extend(overruled.map(|(field, stricter)| PolicyConflict {
+                policy: sorted[own].name.clone(),
                 field,
                 stricter: sorted[stricter].name.clone(),
             }));
         }
     }
-    found
-}
 
-/// Each field that `own` asks for and of which another value holds, with the policy whose value that is.
-fn overruled(own: &Merged, merged: &Merged) -> Vec<(&'static str, usize)> {
-    fn other<T: PartialEq>(own: Option<Pick<T>>, merged: Option<Pick<T>>) -> Option<usize> {
-        let (own, merged) = (own?, merged?);
-        (own.value != merged.value).then_some(merged.policy)
-    }
-    let fields = [
-        ("residency.mode", other(own.residency, merged.residency)),
-        ("residency.idleTimeout", other(own.idle_timeout, merged.idle_timeout)),
-        ("residency.minResident", other(own.min_resident, merged.min_resident)),
-        ("pressure.hard.availableBelow", other(own.hard_below, merged.hard_below)),
-        ("pressure.soft.availableBelow", other(own.soft_below, merged.soft_below)),
-        ("pressure.soft.gracePeriod", other(own.grace_period, merged.grace_period)),
-        ("pressure.minReclaim", other(own.min_reclaim, merged.min_reclaim)),
-        ("pressure.transitionPeriod", other(own.transition_period, merged.transition_period)),
-        ("priority", other(own.priority, merged.priority)),
-        ("minLoaded", other(own.min_loaded, merged.min_loaded)),
-        ("drainTimeout", other(own.drain_timeout, merged.drain_timeout)),
-        ("holdAfterEviction", other(own.hold_after_eviction, merged.hold_after_eviction)),
-    ];
-    fields.into_iter().filter_map(|(field, policy)| Some((field, policy?))).collect()
+    found
 }

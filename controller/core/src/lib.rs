@@ -1,50 +1,108 @@
-//! The decisions of the controller as a pure function: [`step`] takes what is remembered, the time, what was seen and
-//! the policies, and gives a [`Plan`]. No clock, no network, no cluster; integers only, and a total order everywhere, so
-//! that the same input gives the same plan on every machine and in every scope.
+//! The decisions of the controller as a pure function: [`step`] takes what it remembers of earlier steps, the time, the
+//! observed world and the policies, and gives a [`Plan`]. It has no clock, no network and no cluster; it computes with
+//! integers only, and every order is total, so that the same input gives the same plan on every machine and in every
+//! scope.
 //!
 //! ```text
 //! policies --select, merge--> rules of each model --+
 //! world ------------------------------------------- +--> per GPU: budget, idle, pressure, room, warm windows --> plan
-//! memory: pressure timers, unloads under way -------+
+//! memory: pressure timers, commands under way ------+
 //! ```
-//! One file per rule; `docs/policies.md` has them in words.
+//! `rules` has one file per rule; `docs/policies.md` has them in words.
+//!
+//! # Layers
+//! A module uses modules of the layers above its own, and no others. A test compares this list with the sources.
+//!
+//! ```text
+//! values:   amount duration_text residency time world
+//! inputs:   selector warm_window
+//! fields:   policy_fields
+//! policies: policy
+//! outputs:  plan
+//! merge:    merge
+//! state:    adaptive command_log pressure_timers
+//! memory:   memory model_table rule_explanation
+//! models:   budget_ledger conflict min_loaded rank
+//! gpu:      gpu_context
+//! context:  step_context
+//! rules:    rules
+//! explain:  explain
+//! evaluate: evaluate
+//! compare:  dry_run namespaces
+//! step:     step
+//! ```
 
-mod account;
 pub mod adaptive;
 mod amount;
-mod budget;
-mod card;
+mod budget_ledger;
+mod command_log;
 mod conflict;
+mod dry_run;
+mod duration_text;
+mod evaluate;
 mod explain;
-mod fleet;
-mod floor;
-mod idle;
+mod gpu_context;
+#[cfg(test)]
+mod layers;
 mod memory;
 mod merge;
+mod min_loaded;
+mod model_table;
+mod namespaces;
 mod plan;
 mod policy;
-mod pressure;
+mod policy_fields;
+mod pressure_timers;
 mod rank;
-mod room;
-mod schedule;
-mod select;
-mod signal;
-mod span;
+mod residency;
+mod rule_explanation;
+mod rules;
+mod selector;
 mod step;
-mod tenants;
-mod warm;
+mod step_context;
+mod time;
+mod warm_window;
 mod world;
 
-pub use account::{Account, Asked, Matching, Setting, Term, account};
-pub use amount::Amount;
-pub use conflict::{Conflict, conflicts};
-pub use explain::{Chosen, ModelPlan, RuleSet};
-pub use memory::{Memory, PressureMemory, Settled};
-pub use merge::{Merged, Pick, Rules};
-pub use plan::{Action, Decision, GpuPlan, GpuReason, Plan, Pressure, Reason, Skip, SkipReason, Threshold};
-pub use policy::{Asks, Policy, PolicyName, Residency};
-pub use schedule::{Window, WindowError};
-pub use select::{Expression, Glob, Operator, Selector};
-pub use span::span;
+pub use amount::MemoryAmount;
+pub use command_log::CommandOutcome;
+pub use conflict::{PolicyConflict, conflicts};
+pub use duration_text::format_duration;
+pub use memory::StepMemory;
+pub use merge::{ResidencyNow, residency_at};
+pub use plan::{
+    Action, Decision, GpuPlan, GpuReason, ModelPlan, Plan, PressureLevel, PressureThreshold, Reason, RuleSet, Skip,
+    SkipReason, SourcedValue, UnloadTerms,
+};
+pub use policy::{ModelPolicy, PolicyKey};
+pub use policy_fields::{
+    FieldValue, MergedSpec, ModelRules, POLICY_FIELDS, PickedValue, PolicyField, PolicySpec, WrittenKind, WrittenValue,
+};
+pub use pressure_timers::PressureMemory;
+pub use residency::PolicyResidency;
+pub use rule_explanation::{FieldExplanation, MatchingPolicy, RequestedValue, RuleExplanation, explain_rules};
+pub use selector::{Glob, Selector, SelectorExpression, SelectorOperator};
 pub use step::step;
-pub use world::{Arrivals, Gpu, GpuId, Labels, Model, ModelKey, ServerName, State, World};
+pub use time::{elapsed, sampled_at};
+pub use warm_window::{WarmWindow, WarmWindowError};
+pub use world::{
+    ArrivalHistogram, GpuId, Labels, ModelKey, ObservedGpu, ObservedModel, ResidencyState, ServerName, World,
+};
+
+// Earlier names, for users that still have them.
+pub use amount::MemoryAmount as Amount;
+pub use command_log::CommandOutcome as Settled;
+pub use conflict::PolicyConflict as Conflict;
+pub use duration_text::format_duration as span;
+pub use memory::StepMemory as Memory;
+pub use plan::{PressureLevel as Pressure, PressureThreshold as Threshold, SourcedValue as Chosen};
+pub use policy::{ModelPolicy as Policy, PolicyKey as PolicyName};
+pub use policy_fields::{FieldValue as Setting, PolicySpec as Asks};
+pub use residency::PolicyResidency as Residency;
+pub use rule_explanation::{
+    FieldExplanation as Term, MatchingPolicy as Matching, RequestedValue as Asked, RuleExplanation as Account,
+    explain_rules as account,
+};
+pub use selector::{SelectorExpression as Expression, SelectorOperator as Operator};
+pub use warm_window::{WarmWindow as Window, WarmWindowError as WindowError};
+pub use world::{ArrivalHistogram as Arrivals, ObservedGpu as Gpu, ObservedModel as Model, ResidencyState as State};

@@ -1,23 +1,27 @@
-//! What comes out: every decision, and for every other model why not.
+//! The result of a step: every decision, for every other model the reason why there is none, and what governs each model.
+
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::explain::{ModelPlan, RuleSet};
-use crate::world::{GpuId, ModelKey, ServerName};
+use crate::residency::PolicyResidency;
+use crate::time::whole_seconds;
+use crate::world::{GpuId, ModelKey, ObservedModel, ServerName};
 
+/// What one step decided, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// To be carried out in this order, except those marked `dry_run`.
+    /// The caller carries them out in this order, except those marked `dry_run`.
     pub decisions: Vec<Decision>,
     pub skips: Vec<Skip>,
     pub gpus: Vec<GpuPlan>,
-    /// Each different set of rules once; without those of dry runs.
+    /// Each different set of rules once, without the rules of dry runs.
     pub rules: Vec<RuleSet>,
-    /// Every model, by name.
+    /// Every model, ordered by name.
     pub models: Vec<ModelPlan>,
 }
 
-/// One command, with the condition under which it holds.
+/// One command, with the conditions under which the server carries it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decision {
@@ -27,31 +31,82 @@ pub struct Decision {
     pub gpu: Option<GpuId>,
     pub action: Action,
     pub reason: Reason,
-    /// The policy whose value decided; empty when a person did.
+    /// The policy whose value decided; empty when a person gave the command.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub policy: String,
+    /// The server refuses unless the model has this generation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub if_generation: Option<u64>,
-    /// The server refuses unless the model has been idle for so long; 0: unless it is not busy.
+    /// The server refuses unless the model has been idle for this long; 0: unless it is not busy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub if_idle_seconds: Option<u64>,
-    /// How long work in flight may go on.
+    /// How long requests in flight may go on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_seconds: Option<u64>,
-    /// How long the model stays away afterwards.
+    /// How long the model stays unloaded afterwards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_seconds: Option<u64>,
-    /// What the model holds, or needs.
+    /// The memory that the model holds (unload) or needs (load).
     pub vram_bytes: u64,
     pub dry_run: bool,
 }
 
+/// The conditions of an unload, and what the server does afterwards.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UnloadTerms {
+    /// The server refuses unless the model has been idle for this long.
+    pub if_idle: Option<Duration>,
+    /// How long requests in flight may go on.
+    pub drain: Option<Duration>,
+    /// How long the model stays unloaded afterwards.
+    pub hold: Option<Duration>,
+}
+
 impl Decision {
+    /// Unloads the model in the generation that was observed. Times are rounded up to whole seconds.
+    pub fn unload(model: &ObservedModel, reason: Reason, policy: String, terms: UnloadTerms) -> Self {
+        Self {
+            if_generation: Some(model.generation),
+            if_idle_seconds: terms.if_idle.map(whole_seconds),
+            drain_seconds: terms.drain.map(whole_seconds),
+            hold_seconds: terms.hold.map(whole_seconds),
+            ..Self::unconditional(model, Action::Unload, reason, policy)
+        }
+    }
+
+    /// Loads the model, whatever its generation.
+    pub fn load(model: &ObservedModel, reason: Reason, policy: String) -> Self {
+        Self::unconditional(model, Action::Load, reason, policy)
+    }
+
+    /// A command that a person gives: without a policy, and without conditions.
+    pub fn manual(model: &ObservedModel, action: Action) -> Self {
+        Self::unconditional(model, action, Reason::Manual, String::new())
+    }
+
+    fn unconditional(model: &ObservedModel, action: Action, reason: Reason, policy: String) -> Self {
+        Self {
+            server: model.key.server.clone(),
+            model: model.key.model.clone(),
+            gpu: model.gpu.clone(),
+            action,
+            reason,
+            policy,
+            if_generation: None,
+            if_idle_seconds: None,
+            drain_seconds: None,
+            hold_seconds: None,
+            vram_bytes: model.vram_bytes,
+            dry_run: false,
+        }
+    }
+
     pub fn key(&self) -> ModelKey {
         ModelKey { server: self.server.clone(), model: self.model.clone() }
     }
 }
 
+/// Why no decision names a model.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Skip {
     pub server: ServerName,
@@ -60,36 +115,75 @@ pub struct Skip {
     pub detail: String,
 }
 
+/// The memory pressure on one GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GpuPlan {
     pub uuid: GpuId,
     pub node: String,
-    pub pressure: Pressure,
+    pub pressure: PressureLevel,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<GpuReason>,
-    /// Bytes, as sampled.
+    /// Available memory in bytes, as sampled.
     pub available: u64,
-    /// Bytes that the level which acts wants available; the greatest of all models.
+    /// The available memory, in bytes, up to which models leave now; the greatest target of all models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<u64>,
-    /// Where pressure begins, each different one once.
-    pub thresholds: Vec<Threshold>,
+    /// The thresholds at which pressure begins, each different one once.
+    pub thresholds: Vec<PressureThreshold>,
 }
 
-/// Below so much available memory models leave.
+/// An amount of available memory below which models leave.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Threshold {
+pub struct PressureThreshold {
     /// `Soft` or `Hard`.
-    pub level: Pressure,
+    pub level: PressureLevel,
     pub below_bytes: u64,
-    /// Once begun, so much is made available.
+    /// Once models leave, they leave until this much is available.
     pub target_bytes: u64,
-    /// The first by name that sets it.
+    /// The first policy, by name, that sets the threshold.
     pub policy: String,
 }
 
-macro_rules! words {
+/// A value and the name of the policy that it comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SourcedValue<T> {
+    pub value: T,
+    pub policy: String,
+}
+
+/// The merged rules of some policies on GPUs of one size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleSet {
+    /// All policies that select the model, ordered by name.
+    pub policies: Vec<String>,
+    pub residency: SourcedValue<PolicyResidency>,
+    /// The policy whose open window set the residency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+    pub priority: SourcedValue<i32>,
+    pub min_resident_ms: u64,
+    pub min_loaded: u32,
+}
+
+/// A model and what governs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelPlan {
+    pub server: ServerName,
+    pub model: String,
+    /// An index in [`Plan::rules`]; `None`: no policy selects the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rules: Option<usize>,
+    /// After this long without a request the model leaves; with adaptive residency as of now. `None`: the model does not
+    /// leave because it is idle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<SourcedValue<u64>>,
+}
+
+/// An enum that is written as the names of its variants.
+macro_rules! named_values {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident,)+ }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,14 +211,14 @@ macro_rules! words {
     };
 }
 
-words! {
+named_values! {
     Action {
         Unload,
         Load,
     }
 }
 
-words! {
+named_values! {
     Reason {
         OverBudget,
         IdleTimeout,
@@ -135,20 +229,20 @@ words! {
         WarmWindow,
         /// Adaptive residency expects a request.
         PreWarm,
-        /// A person; no rule gives it.
+        /// A person gave the command; no rule uses this reason.
         Manual,
     }
 }
 
-words! {
+named_values! {
     SkipReason {
-        /// No policy selects it.
+        /// No policy selects the model.
         NotGoverned,
         /// The sample that a decision would rest on is too old.
         MetricsStale,
-        /// The servers of its GPU do not agree on its memory.
+        /// The servers of its GPU report different figures for its memory.
         ReportsDisagree,
-        /// Loading, leaving, failed, or under a command that has not ended.
+        /// The model is loading, leaving or failed, or a command for it has not ended.
         Transition,
         /// Commands to its server failed lately.
         BackOff,
@@ -160,20 +254,20 @@ words! {
         MinLoaded,
         GracePeriod,
         AwaitingFreshSample,
-        /// The target is reached without it.
+        /// The target is reached without this model.
         NotNeeded,
         ForeignPressure,
-        /// A waiting model: memory is there, or is on its way.
+        /// The model waits for memory that is available or about to be freed.
         RoomComing,
         CannotMakeRoom,
         NoRoom,
-        /// A dry-run policy would keep it.
+        /// A dry-run policy would keep the model.
         DryRun,
     }
 }
 
-words! {
-    Pressure {
+named_values! {
+    PressureLevel {
         None,
         Soft,
         Hard,
@@ -181,17 +275,17 @@ words! {
     }
 }
 
-words! {
+named_values! {
     GpuReason {
         MetricsStale,
-        /// Its servers do not agree on its memory.
+        /// The servers of the GPU report different figures for its memory.
         ReportsDisagree,
-        /// All that we govern together is not enough.
+        /// All governed models together do not hold enough to reach the target.
         ForeignPressure,
         AwaitingFreshSample,
         GracePeriod,
         Reclaiming,
-        /// The target is met; the pressure is left when the transition period has passed.
+        /// The target is met; the pressure ends when the transition period has passed.
         TransitionPeriod,
     }
 }

@@ -1,23 +1,21 @@
-//! A policy as the core sees it: parsed, checked, amounts not yet in bytes.
+//! A policy as the core uses it: parsed and checked, with amounts not yet in bytes.
 
 use std::fmt;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::amount::Amount;
-use crate::schedule::Window;
-use crate::select::{Glob, Selector};
-use crate::world::{Labels, Model, ServerName};
+use crate::policy_fields::PolicySpec;
+use crate::selector::{Glob, Selector};
+use crate::world::{Labels, ObservedModel, ServerName};
 
-/// `namespace/name`, or `/name` for the cluster kind. Cluster policies come first.
+/// `namespace/name`, or `/name` for a cluster policy. Cluster policies are ordered first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct PolicyName {
+pub struct PolicyKey {
     pub namespace: Option<String>,
     pub name: String,
 }
 
-impl fmt::Display for PolicyName {
+impl fmt::Display for PolicyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.namespace {
             Some(namespace) => write!(f, "{namespace}/{}", self.name),
@@ -26,65 +24,38 @@ impl fmt::Display for PolicyName {
     }
 }
 
+/// One policy: which models it selects, and what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Without a namespace it is the cluster kind.
-    pub name: PolicyName,
+pub struct ModelPolicy {
+    /// A policy without a namespace is a cluster policy.
+    pub name: PolicyKey,
     pub selector: Selector,
-    /// Cluster kind only; `None`: every namespace.
+    /// For cluster policies only; `None`: every namespace.
     pub namespace_selector: Option<Selector>,
     /// Empty: every model.
     pub models: Vec<Glob>,
-    /// Its effect is computed and shown, never carried out.
+    /// The effect of the policy is computed and shown, and never carried out.
     pub dry_run: bool,
-    pub asks: Asks,
+    pub asks: PolicySpec,
 }
 
-/// What a policy asks for. What it leaves out takes part in no merge.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Asks {
-    pub residency: Option<Residency>,
-    pub idle_timeout: Option<Duration>,
-    pub min_resident: Option<Duration>,
-    pub schedule: Vec<Window>,
-    pub hard_below: Option<Amount>,
-    pub soft_below: Option<Amount>,
-    pub grace_period: Option<Duration>,
-    pub min_reclaim: Option<Amount>,
-    pub transition_period: Option<Duration>,
-    pub priority: Option<i32>,
-    pub budget: Option<Amount>,
-    pub min_loaded: Option<u32>,
-    pub drain_timeout: Option<Duration>,
-    pub hold_after_eviction: Option<Duration>,
-}
-
-/// From the most lenient to the strictest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Residency {
-    Resident,
-    Idle,
-    Adaptive,
-    OnDemand,
-}
-
-impl Policy {
-    /// An operator's policy, which bounds what the policies of a namespace may ask for.
+impl ModelPolicy {
+    /// A policy of the operator of the cluster, which bounds what the policies of a namespace may ask for.
     pub const fn is_cluster(&self) -> bool {
         self.name.namespace.is_none()
     }
 
-    pub fn selects(&self, model: &Model, namespace_labels: &Labels) -> bool {
-        let named = || self.models.is_empty() || self.models.iter().any(|glob| glob.matches(&model.key.model));
-        self.selects_server(&model.key.server, &model.labels, namespace_labels) && named()
+    pub fn selects(&self, model: &ObservedModel, namespace_labels: &Labels) -> bool {
+        let selects_name = || self.models.is_empty() || self.models.iter().any(|glob| glob.matches(&model.key.model));
+        self.selects_server(&model.key.server, &model.labels, namespace_labels) && selects_name()
     }
 
-    /// Whether a server is selected, whatever its models are called.
+    /// Whether the policy selects a server, whatever its models are called.
     pub fn selects_server(&self, server: &ServerName, labels: &Labels, namespace_labels: &Labels) -> bool {
-        let namespace = match &self.name.namespace {
+        let selects_namespace = match &self.name.namespace {
             Some(own) => own == server.namespace(),
             None => self.namespace_selector.as_ref().is_none_or(|selector| selector.matches(namespace_labels)),
         };
-        namespace && self.selector.matches(labels)
+        selects_namespace && self.selector.matches(labels)
     }
 }

@@ -1,26 +1,27 @@
-//! Who leaves first: a total order.
+//! Which model leaves first: a total order.
 
 use std::cmp::{Ordering, Reverse};
 use std::time::Duration;
 
-use crate::fleet::Member;
+use crate::model_table::ModelEntry;
 
-/// A reload is never counted as cheaper than this: below it, measurements are noise.
-const RELOAD_FLOOR: Duration = Duration::from_millis(500);
+/// A reload never counts as faster than this: shorter measurements are noise.
+const RELOAD_MIN: Duration = Duration::from_millis(500);
 
-pub fn compare(a: &Member<'_>, b: &Member<'_>) -> Ordering {
-    let first = |m: &Member<'_>| (Reverse(m.over_budget), m.priority(), m.model.busy());
+/// `Less`: `a` leaves before `b`.
+pub fn compare(a: &ModelEntry<'_>, b: &ModelEntry<'_>) -> Ordering {
+    let first = |entry: &ModelEntry<'_>| (Reverse(entry.over_budget), entry.priority(), entry.model.is_busy());
     first(a)
         .cmp(&first(b))
-        .then_with(|| idleness(b, a))
+        .then_with(|| compare_idleness(b, a))
         .then_with(|| b.model.vram_bytes.cmp(&a.model.vram_bytes))
         .then_with(|| a.model.key.cmp(&b.model.key))
 }
 
-/// Compares `idle / max(reload, floor)` exactly, by cross multiplication.
-fn idleness(a: &Member<'_>, b: &Member<'_>) -> Ordering {
-    let weighed = |member: &Member<'_>, other: &Member<'_>| {
-        member.idleness.as_nanos().saturating_mul(other.model.reload.max(RELOAD_FLOOR).as_nanos())
+/// Compares `idleness / max(reload, RELOAD_MIN)` exactly, by cross multiplication.
+fn compare_idleness(a: &ModelEntry<'_>, b: &ModelEntry<'_>) -> Ordering {
+    let weighed = |entry: &ModelEntry<'_>, other: &ModelEntry<'_>| {
+        entry.idleness.as_nanos().saturating_mul(other.model.reload.max(RELOAD_MIN).as_nanos())
     };
     weighed(a, b).cmp(&weighed(b, a))
 }

@@ -1,4 +1,4 @@
-//! What was seen: cards, models and the age of each sample.
+//! What the controller has observed: GPUs, models and the age of each sample.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Labels of a pod or a namespace.
 pub type Labels = BTreeMap<String, String>;
 
-macro_rules! text {
+macro_rules! text_type {
     ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,18 +36,18 @@ macro_rules! text {
     };
 }
 
-text! {
-    /// The UUID of a card or of a MIG instance.
+text_type! {
+    /// The UUID of a GPU or of a MIG instance.
     GpuId
 }
 
-text! {
-    /// `namespace/pod`. Ordered by the bytes of the whole text.
+text_type! {
+    /// The name of a server, `namespace/pod`. Ordered by the bytes of the whole text.
     ServerName
 }
 
 impl ServerName {
-    /// Empty for a name without a slash.
+    /// The part before the slash; empty for a name without a slash.
     pub fn namespace(&self) -> &str {
         self.0.split_once('/').map_or("", |(namespace, _)| namespace)
     }
@@ -66,83 +66,105 @@ impl fmt::Display for ModelKey {
     }
 }
 
+/// Everything that one step decides from, beside the policies and the memory of earlier steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
     /// A sample older than this causes no action.
     pub stale_after: Duration,
-    pub gpus: Vec<Gpu>,
-    pub models: Vec<Model>,
-    /// Labels by namespace, for the cluster kind's namespace selector.
+    pub gpus: Vec<ObservedGpu>,
+    pub models: Vec<ObservedModel>,
+    /// Labels by namespace, for the namespace selectors of cluster policies.
     pub namespaces: BTreeMap<String, Labels>,
 }
 
+/// One GPU as its servers reported it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gpu {
+pub struct ObservedGpu {
     pub uuid: GpuId,
     pub node: String,
     pub total_bytes: u64,
     pub used_bytes: u64,
     pub sample_age: Duration,
-    /// Its servers do not agree on it: no decision rests on its memory.
+    /// The servers of this GPU report different figures: no decision rests on its memory.
     pub disputed: bool,
 }
 
-impl Gpu {
+impl ObservedGpu {
+    /// Whether a decision may rest on the sample.
+    pub fn is_trusted(&self, stale_after: Duration) -> bool {
+        self.sample_age <= stale_after && !self.disputed
+    }
+
     pub const fn available_bytes(&self) -> u64 {
         self.total_bytes.saturating_sub(self.used_bytes)
     }
 }
 
+/// One model as its server reported it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Model {
+pub struct ObservedModel {
     pub key: ModelKey,
-    /// `None`: not on a GPU; only the rules of idleness hold.
+    /// `None`: the model is not on a GPU, and only the rules about idleness apply to it.
     pub gpu: Option<GpuId>,
     pub labels: Labels,
-    pub state: State,
-    /// Since the last request (or the load) ended.
+    pub state: ResidencyState,
+    /// The time since the last request (or the load) ended.
     pub idle: Duration,
-    /// Since when, in Unix time by the clock of its node; `None`: it does not tell. For the order among models of a card,
-    /// in which a difference of milliseconds counts: `idle` has grown by then by however long its answer took.
+    /// Since when the model is idle, in Unix time by the clock of its node; `None`: its server does not report it. It
+    /// orders the models of one GPU, where a difference of milliseconds counts: `idle` also contains the time that the
+    /// answer of the server took.
     pub idle_since: Option<Duration>,
     pub inflight: u64,
     pub queued: u64,
-    /// Now held; of an unloaded model: what it needed last time, 0 when that is unknown.
+    /// What the model holds now. For an unloaded model: what it held when it was last loaded, 0 when that is unknown.
     pub vram_bytes: u64,
     pub generation: u64,
     pub loaded_for: Duration,
-    /// What a load took last time.
+    /// How long the last load took.
     pub reload: Duration,
-    /// What it waits for, in the state `WaitingForMemory`.
+    /// The memory that the model waits for, in the state `WaitingForMemory`.
     pub demand_bytes: u64,
     pub sample_age: Duration,
-    /// Commands to its server failed lately: it is named by no decision for a while.
+    /// Commands to its server failed lately: for a while no decision names the model.
     pub back_off: bool,
-    /// What adaptive residency learns from.
-    pub arrivals: Option<Arrivals>,
+    /// The gaps between requests, from which adaptive residency learns.
+    pub arrivals: Option<ArrivalHistogram>,
 }
 
-impl Model {
+impl ObservedModel {
+    pub const fn is_ready(&self) -> bool {
+        matches!(self.state, ResidencyState::Ready)
+    }
+
+    /// Whether the model is ready and has requests in flight or queued.
+    pub const fn is_busy(&self) -> bool {
+        self.is_ready() && self.inflight.saturating_add(self.queued) > 0
+    }
+}
+
+// Earlier names, for users that still have them.
+impl ObservedModel {
     pub const fn ready(&self) -> bool {
-        matches!(self.state, State::Ready)
+        self.is_ready()
     }
 
     pub const fn busy(&self) -> bool {
-        self.ready() && self.inflight.saturating_add(self.queued) > 0
+        self.is_busy()
     }
 }
 
-/// Time between the arrivals of requests, as a cumulative histogram since the server started.
+/// The times between the arrivals of requests, as a cumulative histogram since the server started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Arrivals {
-    /// Upper bound and how many gaps were at most that long, ascending.
+pub struct ArrivalHistogram {
+    /// Upper bound of each bucket and the number of gaps that were at most that long, ascending.
     pub buckets: Vec<(Duration, u64)>,
-    /// All gaps, also those longer than the last bound.
+    /// The number of all gaps, also of those longer than the last bound.
     pub count: u64,
 }
 
+/// The state of a model, as its server reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum State {
+pub enum ResidencyState {
     Unloaded,
     Loading,
     Ready,

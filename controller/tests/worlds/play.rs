@@ -1,18 +1,18 @@
-//! A world from its beginning to its end.
+//! Plays a world from its beginning to its end.
 
 use std::collections::BTreeMap;
 
 use hush_controller::simulate::trace::Dice;
-use hush_core::{Action, Plan, Settled};
+use hush_core::{Action, CommandOutcome, Plan};
 
-use crate::host::Host;
-use crate::house::House;
-use crate::laws::{self, Broken, Moment, Watch};
-use crate::scenario::{Faults, Scenario};
+use crate::controller_sim::ControllerSim;
+use crate::invariants::{self, DecisionContext, InvariantTracker, Violation};
+use crate::scenario::{Scenario, ScenarioFaults};
+use crate::world_sim::WorldSim;
 
-/// What has happened, so that a test can tell that it has seen everything.
+/// What has happened, so that the test can tell that it has seen everything.
 #[derive(Clone, Debug, Default)]
-pub struct Tally {
+pub struct PlayCounts {
     pub worlds: u64,
     pub virtual_ms: u64,
     pub steps: u64,
@@ -20,11 +20,11 @@ pub struct Tally {
     pub served: u64,
     pub restarts: u64,
     pub clock_steps: u64,
-    /// Decisions by reason, skips by reason, and unloads that servers took or refused.
-    pub counts: BTreeMap<String, u64>,
+    /// How often each decision, each skip and each outcome occurred.
+    pub by_name: BTreeMap<String, u64>,
 }
 
-impl Tally {
+impl PlayCounts {
     pub fn add(&mut self, other: &Self) {
         self.worlds += other.worlds;
         self.virtual_ms += other.virtual_ms;
@@ -33,119 +33,148 @@ impl Tally {
         self.served += other.served;
         self.restarts += other.restarts;
         self.clock_steps += other.clock_steps;
-        for (name, count) in &other.counts {
-            *self.counts.entry(name.clone()).or_default() += count;
+        for (name, count) in &other.by_name {
+            *self.by_name.entry(name.clone()).or_default() += count;
         }
     }
 
     fn count(&mut self, name: String) {
-        *self.counts.entry(name).or_default() += 1;
+        *self.by_name.entry(name).or_default() += 1;
     }
 }
 
-pub struct Game {
+/// A world that is being played.
+pub struct PlayedWorld {
     scenario: Scenario,
-    house: House,
-    host: Host,
-    watch: Watch,
-    tally: Tally,
-    /// Says what happens.
-    loud: bool,
+    world_sim: WorldSim,
+    controller: ControllerSim,
+    tracker: InvariantTracker,
+    counts: PlayCounts,
+    /// Prints what happens.
+    verbose: bool,
 }
 
-/// Plays a world; the error says when which law was broken.
-pub fn play(seed: u64, loud: bool) -> Result<Tally, Broken> {
+/// Plays a world; the error says which invariant was violated, and when.
+pub fn play(seed: u64, verbose: bool) -> Result<PlayCounts, Violation> {
     let scenario = Scenario::new(seed);
     let mut dice = Dice(seed ^ 0x5eed);
-    let (house, host) = (House::new(&scenario, &mut dice), Host::new(&scenario, &mut dice));
-    let tally = Tally { worlds: 1, ..Tally::default() };
-    let mut game = Game { scenario, house, host, watch: Watch::default(), tally, loud };
-    if loud {
+    let world_sim = WorldSim::new(&scenario, &mut dice);
+    let controller = ControllerSim::new(&scenario, &mut dice);
+    let counts = PlayCounts { worlds: 1, ..PlayCounts::default() };
+    let mut game =
+        PlayedWorld { scenario, world_sim, controller, tracker: InvariantTracker::default(), counts, verbose };
+    if verbose {
         eprintln!("{:#?}", game.scenario);
     }
+
     let length = game.scenario.length_ms;
     let mut now = 0;
-    let mut play_until = |game: &mut Game, end: u64| -> Result<(), Broken> {
+    let mut play_until = |game: &mut PlayedWorld, end: u64| -> Result<(), Violation> {
         while now < end {
-            game.tick(now).map_err(|broken| format!("after {now} ms: {broken}"))?;
+            game.tick(now).map_err(|violation| format!("after {now} ms: {violation}"))?;
             now += game.scenario.tick_ms;
         }
+
         Ok(())
     };
+
     play_until(&mut game, length)?;
-    game.calm();
-    play_until(&mut game, length + laws::REST_MS)?;
-    laws::at_the_end(now, &game.house, &game.watch).map_err(|broken| format!("at the end: {broken}"))?;
-    game.tally.virtual_ms = now;
-    for guest in &game.house.guests {
-        game.tally.requests += guest.answered.arrived;
-        game.tally.served += guest.answered.served;
+    game.come_to_rest();
+    play_until(&mut game, length + invariants::REST_MS)?;
+    invariants::at_the_end(now, &game.world_sim, &game.tracker)
+        .map_err(|violation| format!("at the end: {violation}"))?;
+
+    game.counts.virtual_ms = now;
+    for model in &game.world_sim.models {
+        game.counts.requests += model.answered.arrived;
+        game.counts.served += model.answered.served;
     }
-    Ok(game.tally)
+
+    Ok(game.counts)
 }
 
-impl Game {
-    fn calm(&mut self) {
-        self.house.calm();
-        self.host.calm();
-        self.scenario.faults = Faults::default();
+impl PlayedWorld {
+    fn come_to_rest(&mut self) {
+        self.world_sim.come_to_rest();
+        self.controller.come_to_rest();
+        self.scenario.faults = ScenarioFaults::default();
         self.scenario.slow_down();
-        self.watch.calm();
+        self.tracker.come_to_rest();
     }
 
-    fn tick(&mut self, now: u64) -> Result<(), Broken> {
-        let replies = self.house.advance(now);
+    fn tick(&mut self, now: u64) -> Result<(), Violation> {
+        let replies = self.world_sim.advance(now);
         let latency = self.scenario.faults.latency_ms;
-        let news = self.host.advance(now, &mut self.house, replies, latency);
-        for flight in &news.taken {
-            self.tally.count(format!("taken {}", flight.decision.reason));
-            self.watch.taken(now, flight, &self.scenario, &self.house)?;
+        let progress = self.controller.advance(now, &mut self.world_sim, replies, latency);
+
+        for sent in &progress.accepted {
+            self.counts.count(format!("taken {}", sent.decision.reason));
+            self.tracker.command_accepted(now, sent, &self.scenario, &self.world_sim)?;
         }
-        for (flight, how) in &news.settled {
-            if *how == Settled::Nothing {
-                self.tally.count(format!("in vain {} {}", flight.decision.action, flight.decision.reason));
+
+        for (sent, outcome) in &progress.settled {
+            if *outcome == CommandOutcome::Nothing {
+                self.counts.count(format!("in vain {} {}", sent.decision.action, sent.decision.reason));
             }
-            self.watch.settled(now, flight, *how);
+
+            self.tracker.command_settled(now, sent, *outcome);
         }
-        self.watch.passed(now, &self.scenario, &self.house, &self.host)?;
+
+        self.tracker.time_passed(now, &self.scenario, &self.world_sim, &self.controller)?;
+
         if now.is_multiple_of(self.scenario.interval_ms) {
-            let before = (self.host.restarted, self.host.clock_stepped);
-            self.host.accidents(now, &self.scenario);
-            self.tally.restarts += u64::from(before.0 != self.host.restarted);
-            self.tally.clock_steps += u64::from(before.1 != self.host.clock_stepped);
-            if self.host.up(now) {
+            let before = (self.controller.restarted, self.controller.clock_stepped);
+            self.controller.inject_faults(now, &self.scenario);
+            self.counts.restarts += u64::from(before.0 != self.controller.restarted);
+            self.counts.clock_steps += u64::from(before.1 != self.controller.clock_stepped);
+            if self.controller.is_up(now) {
                 self.decide(now)?;
             }
         }
+
         Ok(())
     }
 
-    fn decide(&mut self, now: u64) -> Result<(), Broken> {
-        let (scenario, house) = (&self.scenario, &self.house);
-        self.host.scrape(now, house, scenario);
-        let world = self.host.world(now, house, scenario);
-        let memory = self.host.memory.clone();
-        let plan = self.host.decide(now, &world, scenario);
-        self.tally.steps += 1;
+    fn decide(&mut self, now: u64) -> Result<(), Violation> {
+        let (scenario, world_sim) = (&self.scenario, &self.world_sim);
+        self.controller.scrape(now, world_sim, scenario);
+        let world = self.controller.world(now, world_sim, scenario);
+        let memory = self.controller.memory.clone();
+        let plan = self.controller.decide(now, &world, scenario);
+
+        self.counts.steps += 1;
         for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
-            self.tally.count(format!("{} {}", decision.action, decision.reason));
+            self.counts.count(format!("{} {}", decision.action, decision.reason));
         }
+
         for skip in &plan.skips {
-            *self.tally.counts.entry(format!("skip {}", skip.reason)).or_default() += 1;
+            *self.counts.by_name.entry(format!("skip {}", skip.reason)).or_default() += 1;
         }
-        if self.loud {
-            tell(now, &world, &plan);
+
+        if self.verbose {
+            print_step(now, &world, &plan);
         }
-        let wall = self.host.wall(now);
-        let moment = Moment { now, wall, scenario, host: &self.host, world: &world, plan: &plan, memory: &memory };
-        self.watch.decided(&moment)
+
+        let wall = self.controller.wall(now);
+        let context = DecisionContext {
+            now,
+            wall,
+            scenario,
+            controller: &self.controller,
+            world: &world,
+            plan: &plan,
+            memory: &memory,
+        };
+
+        self.tracker.check_decisions(&context)
     }
 }
 
-fn tell(now: u64, world: &hush_core::World, plan: &Plan) {
+fn print_step(now: u64, world: &hush_core::World, plan: &Plan) {
     if plan.decisions.is_empty() {
         return;
     }
+
     eprintln!("-- {now} ms");
     for gpu in &plan.gpus {
         eprintln!(
@@ -153,6 +182,7 @@ fn tell(now: u64, world: &hush_core::World, plan: &Plan) {
             gpu.uuid, gpu.pressure, gpu.reason, gpu.available, gpu.target
         );
     }
+
     for model in &world.models {
         let busy = model.inflight + model.queued;
         eprintln!(
@@ -160,6 +190,7 @@ fn tell(now: u64, world: &hush_core::World, plan: &Plan) {
             model.key, model.state, model.idle, model.loaded_for, model.vram_bytes, model.generation, model.sample_age
         );
     }
+
     for decision in &plan.decisions {
         let what = if decision.action == Action::Load { "load" } else { "unload" };
         eprintln!(

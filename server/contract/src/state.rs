@@ -42,6 +42,21 @@ impl ModelState {
             Self::Failed => "failed",
         }
     }
+
+    /// Whether the model is in memory and can work on requests.
+    pub const fn is_loaded(self) -> bool {
+        matches!(self, Self::Ready | Self::Draining)
+    }
+
+    /// Whether the model may hold device memory: from the start of its runner until its memory is seen to be back.
+    pub const fn holds_memory(self) -> bool {
+        matches!(self, Self::Loading | Self::Ready | Self::Draining | Self::Unloading)
+    }
+
+    /// Whether the model is on its way out of memory.
+    pub const fn is_leaving(self) -> bool {
+        matches!(self, Self::Draining | Self::Unloading)
+    }
 }
 
 /// Why a model was unloaded.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{JobError, Outcome, Transcription, Work};
 use crate::recording::Recording;
-use crate::residency::ModelHandle;
+use crate::residency::{ModelHandle, SpeechJobs};
 
 /// One model that transcribes on request, whether it is loaded or not. Dropping a future cancels its work.
 pub trait SpeechModel: Send + Sync + 'static {

@@ -120,5 +120,5 @@ pub fn start_gpu_accounts(
         expected: is_gpu_expected || memory.nvml_lib.is_some(),
     })?;
     let needs = Needs::open(&settings.store.models_dir);
-    Ok(Accounts::start(sampler, needs, Arc::clone(metrics), memory.headroom_bytes, memory.reclaim_timeout))
+    Ok(Accounts::start(sampler, needs, metrics, memory.headroom_bytes, memory.reclaim_timeout))
 }

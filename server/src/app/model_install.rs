@@ -334,7 +334,7 @@ impl ModelInstaller<'_> {
             };
 
             let mut meter = self.progress.begin(format!("installing {} as {precision}", task.name));
-            let mut report = |progress: hush_whisper::Progress| {
+            let mut report = |progress: hush_whisper::InstallProgress| {
                 meter.set_bytes(progress.done_bytes, progress.total_bytes);
             };
             let installed = install(checkpoint, &self.store.models_dir, &options, &mut report);

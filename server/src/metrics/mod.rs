@@ -1,27 +1,17 @@
 //! Metrics of the server. Events are counted as they happen; state is computed at scrape time by collectors that the owners of
 //! the state register ([`Metrics::register`]). Labels and help texts are those of the contract.
 
+use std::ops::Deref;
+
 use hush_contract::metrics as names;
 use hush_log::{DroppedLines, register_program_metrics};
+use hush_residency::ResidencyMetrics;
 use prometheus::core::Collector;
-use prometheus::{
-    CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
 /// Requests take milliseconds (`/healthz`) up to an hour (a film on a small CPU).
 const REQUEST_BUCKETS: &[f64] =
     &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
-/// Loads take from milliseconds (a spare runner with a warm page cache) to minutes (a large checkpoint on a slow disk).
-const LOAD_BUCKETS: &[f64] =
-    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0];
-const UNLOAD_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
-/// Adaptive residency uses this histogram, so its bounds are the idle timeouts that can be told apart.
-const INTERARRIVAL_BUCKETS: &[f64] = &[
-    1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 420.0, 600.0, 900.0, 1200.0, 1800.0,
-    2700.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0,
-];
-const COLD_START_BUCKETS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0];
-
 /// All counters and histograms of the server, and the registry that holds them.
 pub struct Metrics {
     registry: Registry,
@@ -29,34 +19,23 @@ pub struct Metrics {
     pub request_duration_seconds: HistogramVec,
     /// `{model}`
     pub audio_seconds_total: CounterVec,
-    /// `{model}`
-    pub cold_start_wait_seconds: HistogramVec,
-    /// `{model, result}`
-    pub loads_total: IntCounterVec,
-    /// `{model, phase}`
-    pub load_duration_seconds: HistogramVec,
-    /// `{model, reason}`
-    pub unloads_total: IntCounterVec,
-    /// `{model, reason}`
-    pub unload_refused_total: IntCounterVec,
-    /// `{model}`
-    pub unload_duration_seconds: HistogramVec,
-    /// `{model}`
-    pub interarrival_seconds: HistogramVec,
-    /// `{model, cause}`
-    pub runner_restarts_total: IntCounterVec,
     /// `{model, asked, device, reason}`, always 1.
     pub device_info: GaugeVec,
     /// `{mechanism}`
     pub ffmpeg_confined: GaugeVec,
     pub config_last_reload_successful: Gauge,
     pub config_last_reload_success_timestamp_seconds: Gauge,
-    /// `{model}`
-    pub reclaimed_bytes_total: IntCounterVec,
-    /// `{model}`
-    pub reclaim_duration_seconds: HistogramVec,
-    /// `{model}`
-    pub out_of_memory_total: IntCounterVec,
+    /// What happens to models.
+    pub residency: ResidencyMetrics,
+}
+
+/// The metrics of the server are those of its models, and more.
+impl Deref for Metrics {
+    type Target = ResidencyMetrics;
+
+    fn deref(&self) -> &ResidencyMetrics {
+        &self.residency
+    }
 }
 
 impl Metrics {
@@ -70,7 +49,6 @@ impl Metrics {
             let options = HistogramOpts::from(options(name)).buckets(buckets.to_vec());
             register(&registry, HistogramVec::new(options, names::labels(name))?)
         };
-        let counter = |name: &str| register(&registry, IntCounterVec::new(options(name), names::labels(name))?);
         let gauge = |name: &str| register(&registry, Gauge::with_opts(options(name))?);
         let gauge_vec = |name: &str| register(&registry, GaugeVec::new(options(name), names::labels(name))?);
         let float_counter = |name: &str| register(&registry, CounterVec::new(options(name), names::labels(name))?);
@@ -78,21 +56,11 @@ impl Metrics {
         Ok(Self {
             request_duration_seconds: histogram(names::REQUEST_DURATION_SECONDS, REQUEST_BUCKETS)?,
             audio_seconds_total: float_counter(names::AUDIO_SECONDS_TOTAL)?,
-            cold_start_wait_seconds: histogram(names::COLD_START_WAIT_SECONDS, COLD_START_BUCKETS)?,
-            loads_total: counter(names::MODEL_LOADS_TOTAL)?,
-            load_duration_seconds: histogram(names::MODEL_LOAD_DURATION_SECONDS, LOAD_BUCKETS)?,
-            unloads_total: counter(names::MODEL_UNLOADS_TOTAL)?,
-            unload_refused_total: counter(names::MODEL_UNLOAD_REFUSED_TOTAL)?,
-            unload_duration_seconds: histogram(names::MODEL_UNLOAD_DURATION_SECONDS, UNLOAD_BUCKETS)?,
-            interarrival_seconds: histogram(names::MODEL_INTERARRIVAL_SECONDS, INTERARRIVAL_BUCKETS)?,
-            runner_restarts_total: counter(names::RUNNER_RESTARTS_TOTAL)?,
             device_info: gauge_vec(names::DEVICE_INFO)?,
             ffmpeg_confined: gauge_vec(names::FFMPEG_CONFINED)?,
             config_last_reload_successful: gauge(names::CONFIG_LAST_RELOAD_SUCCESSFUL)?,
             config_last_reload_success_timestamp_seconds: gauge(names::CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS)?,
-            reclaimed_bytes_total: counter(names::MODEL_RECLAIMED_BYTES_TOTAL)?,
-            reclaim_duration_seconds: histogram(names::MODEL_RECLAIM_DURATION_SECONDS, UNLOAD_BUCKETS)?,
-            out_of_memory_total: counter(names::MODEL_OUT_OF_MEMORY_TOTAL)?,
+            residency: ResidencyMetrics::new(&registry)?,
             registry,
         })
     }

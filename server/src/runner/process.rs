@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use hush_residency::RunnerLoss;
+pub use hush_residency::{LoadTimings, Notify as OnRunnerEvent, RunnerEvent};
 use hush_whisper::{FirstToken, Segment};
 use tokio::sync::mpsc;
 
@@ -17,7 +19,6 @@ use super::wire::{FailureKind, JobId, LoadSpec};
 use crate::audio::Span;
 use crate::job::{Outcome, Work};
 use crate::request;
-use crate::residency::machine::Loss;
 
 #[derive(Clone, Debug)]
 pub struct RunnerSettings {
@@ -59,46 +60,12 @@ impl RunnerSettings {
     }
 }
 
-/// How long each phase of a load took. The first two are zero if a spare runner had them behind it.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LoadTimings {
-    pub spawn: Duration,
-    pub libraries: Duration,
-    pub sessions: Duration,
-    pub total: Duration,
-}
-
-#[derive(Clone, Debug)]
-pub enum RunnerEvent {
-    Started {
-        pid: u32,
-    },
-    /// Jobs may begin.
-    Loaded(LoadTimings),
-    /// The model is loaded completely, this long after the load of the sessions began. Instead of this,
-    /// [`Self::LoadFailed`] may follow.
-    Settled(Duration),
-    LoadFailed {
-        cause: String,
-        out_of_memory: bool,
-    },
-    /// A job failed because the device has too little memory. Sent before the job gets its own event.
-    OutOfMemory(String),
-    /// The runner has ended although it was not asked to. Sent before any of its jobs ends.
-    Lost(Loss),
-    /// The process is reaped. The last event.
-    Exited,
-}
-
-/// Called with each event of one runner, on the task of the supervisor: must not block.
-pub type OnRunnerEvent = Box<dyn Fn(RunnerEvent) + Send + Sync>;
-
 /// Why a runner has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunnerEnding {
     /// The server has stopped it, or it has failed to load.
     Stopped,
-    Lost(Loss),
+    Lost(RunnerLoss),
 }
 
 /// Starts runners, which end with it. Cheap to clone.

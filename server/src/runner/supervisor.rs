@@ -8,6 +8,7 @@ use std::process::ExitStatus;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hush_residency::{LossCause, RunnerLoss};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::sync::mpsc;
@@ -19,7 +20,6 @@ use super::spawn::Spawner;
 use super::wire::{FailureKind, FromRunner, JobId, LoadSpec, ToRunner, VERSION, WireMessage};
 use crate::audio::Span;
 use crate::job::Work;
-use crate::residency::machine::{Loss, LossCause};
 
 /// How long a process may go on after the end of its socket.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -89,7 +89,7 @@ async fn fail_to_spawn(
 ) {
     let message = format!("could not start `{}`: {error}", settings.program.display());
     tracing::error!("{message}");
-    let loss = Loss { cause: LossCause::Exited, detail: message.clone() };
+    let loss = RunnerLoss { cause: LossCause::Exited, detail: message.clone() };
     let _ = ending.set(RunnerEnding::Lost(loss));
 
     // A spare runner is not taken any more once its ending is set. If it was taken before, its load is in the inbox or on
@@ -118,7 +118,7 @@ enum WatchEnd {
     /// The process or its socket has ended.
     Gone,
     /// The runner does not work and must be killed.
-    Condemned(Loss),
+    Condemned(RunnerLoss),
 }
 
 /// The load that the runner was told to do.
@@ -188,7 +188,7 @@ impl Supervisor {
                     Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return WatchEnd::Gone,
                     Err(error) => {
                         let detail = format!("the runner's answers make no sense: {error}");
-                        return WatchEnd::Condemned(Loss { cause: LossCause::Exited, detail });
+                        return WatchEnd::Condemned(RunnerLoss { cause: LossCause::Exited, detail });
                     }
                 },
                 command = inbox.recv(), if has_handles => match command {
@@ -221,7 +221,7 @@ impl Supervisor {
     }
 
     /// Handles the last messages of a runner that has ended.
-    async fn drain(&mut self, reader: &mut FrameReader) -> Option<Loss> {
+    async fn drain(&mut self, reader: &mut FrameReader) -> Option<RunnerLoss> {
         while let Ok(Some(message)) = reader.next().await {
             if let Err(loss) = self.handle_message(message) {
                 return Some(loss);
@@ -259,25 +259,25 @@ impl Supervisor {
         }
         if is_over(self.load_deadline()) {
             let detail = format!("not loaded within {} s", self.settings.load_timeout.as_secs_f64());
-            return Some(WatchEnd::Condemned(Loss { cause: LossCause::LoadTimeout, detail }));
+            return Some(WatchEnd::Condemned(RunnerLoss { cause: LossCause::LoadTimeout, detail }));
         }
         if is_over(self.stall_deadline()) {
             let detail = format!("no sign of life for {} s while working", self.settings.stall_timeout.as_secs_f64());
-            return Some(WatchEnd::Condemned(Loss { cause: LossCause::Hung, detail }));
+            return Some(WatchEnd::Condemned(RunnerLoss { cause: LossCause::Hung, detail }));
         }
         self.cancel_overdue_jobs(now).err().map(WatchEnd::Condemned)
     }
 
     /// Cancels the jobs that have worked for too long. It is an error if the runner has not confirmed an earlier
     /// cancellation in time.
-    fn cancel_overdue_jobs(&mut self, now: Instant) -> Result<(), Loss> {
+    fn cancel_overdue_jobs(&mut self, now: Instant) -> Result<(), RunnerLoss> {
         let mut overdue = Vec::new();
         for (id, deadline) in &mut self.job_deadlines {
             match deadline {
                 JobDeadline::Confirm(by) if now >= *by => {
                     let seconds = self.settings.let_go_timeout.as_secs_f64();
                     let detail = format!("it went on for {seconds} s with a request that had been ended");
-                    return Err(Loss { cause: LossCause::Hung, detail });
+                    return Err(RunnerLoss { cause: LossCause::Hung, detail });
                 }
                 JobDeadline::Finish(by) if now >= *by => {
                     *deadline = JobDeadline::Confirm(now + self.settings.let_go_timeout);
@@ -299,7 +299,7 @@ impl Supervisor {
     fn execute(&mut self, command: SupervisorCommand) {
         match command {
             SupervisorCommand::Load { spec, on_event } => {
-                on_event(RunnerEvent::Started { pid: self.pid });
+                on_event(RunnerEvent::Started { pids: vec![self.pid] });
                 self.on_event = Some(on_event);
 
                 let now = Instant::now();
@@ -358,7 +358,7 @@ impl Supervisor {
     }
 
     /// An error if the runner must be killed because of the message.
-    fn handle_message(&mut self, message: FromRunner) -> Result<(), Loss> {
+    fn handle_message(&mut self, message: FromRunner) -> Result<(), RunnerLoss> {
         match message {
             FromRunner::Hello { version, runtime, libraries_seconds, .. } => {
                 self.handle_hello(version, runtime.as_deref(), libraries_seconds)?;
@@ -387,7 +387,7 @@ impl Supervisor {
             FromRunner::Done { id, outcome } => self.end_job(id, JobEvent::Done(outcome)),
             // CUDA fails every later call of the process too. The job is lost with the runner, and is tried once more.
             FromRunner::Failed { kind: FailureKind::DeviceLost, message, .. } => {
-                return Err(Loss { cause: LossCause::Exited, detail: format!("the GPU failed: {message}") });
+                return Err(RunnerLoss { cause: LossCause::Exited, detail: format!("the GPU failed: {message}") });
             }
             FromRunner::Failed { id, kind, message } => {
                 if kind == FailureKind::OutOfMemory {
@@ -399,10 +399,10 @@ impl Supervisor {
         Ok(())
     }
 
-    fn handle_hello(&mut self, version: u32, runtime: Option<&str>, libraries_seconds: f64) -> Result<(), Loss> {
+    fn handle_hello(&mut self, version: u32, runtime: Option<&str>, libraries_seconds: f64) -> Result<(), RunnerLoss> {
         if version != VERSION {
             let detail = format!("the runner speaks protocol {version}, this server {VERSION}: restart it");
-            return Err(Loss { cause: LossCause::Exited, detail });
+            return Err(RunnerLoss { cause: LossCause::Exited, detail });
         }
 
         let libraries = Duration::try_from_secs_f64(libraries_seconds).unwrap_or_default();
@@ -411,9 +411,9 @@ impl Supervisor {
         Ok(())
     }
 
-    fn handle_loaded(&mut self, sessions_seconds: f64) -> Result<(), Loss> {
+    fn handle_loaded(&mut self, sessions_seconds: f64) -> Result<(), RunnerLoss> {
         let Some(load) = &mut self.load else {
-            return Err(Loss { cause: LossCause::Exited, detail: "loaded without an order".to_owned() });
+            return Err(RunnerLoss { cause: LossCause::Exited, detail: "loaded without an order".to_owned() });
         };
 
         load.deadline = None;
@@ -486,29 +486,33 @@ impl Supervisor {
         self.emit(RunnerEvent::Exited);
     }
 
-    fn emit_loss(&self, loss: Option<&Loss>) {
+    fn emit_loss(&self, loss: Option<&RunnerLoss>) {
         if let Some(loss) = loss {
             self.emit(RunnerEvent::Lost(loss.clone()));
         }
     }
 
-    async fn loss_of_ended_process(&self, child: &mut Child) -> Loss {
+    async fn loss_of_ended_process(&self, child: &mut Child) -> RunnerLoss {
         match timeout(REAP_TIMEOUT, child.wait()).await {
             Ok(Ok(status)) => loss_of_status(status),
-            Ok(Err(error)) => Loss { cause: LossCause::Exited, detail: format!("it ended; waiting failed: {error}") },
-            Err(_) => Loss { cause: LossCause::Exited, detail: "it closed its socket and would not end".to_owned() },
+            Ok(Err(error)) => {
+                RunnerLoss { cause: LossCause::Exited, detail: format!("it ended; waiting failed: {error}") }
+            }
+            Err(_) => {
+                RunnerLoss { cause: LossCause::Exited, detail: "it closed its socket and would not end".to_owned() }
+            }
         }
     }
 }
 
-fn loss_of_status(status: ExitStatus) -> Loss {
+fn loss_of_status(status: ExitStatus) -> RunnerLoss {
     match status.signal() {
-        Some(9) => Loss {
+        Some(9) => RunnerLoss {
             cause: LossCause::Killed,
             detail: "killed by signal 9 (the kernel does so when memory is short)".to_owned(),
         },
-        Some(signal) => Loss { cause: LossCause::Killed, detail: format!("killed by signal {signal}") },
-        None => Loss { cause: LossCause::Exited, detail: status.to_string() },
+        Some(signal) => RunnerLoss { cause: LossCause::Killed, detail: format!("killed by signal {signal}") },
+        None => RunnerLoss { cause: LossCause::Exited, detail: status.to_string() },
     }
 }
 

@@ -10,7 +10,6 @@ pub mod trace;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -33,6 +32,8 @@ use hush_listener::{
     Admission, ConnectionLimit, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_PATIENCE, OVERFLOW_PATIENCE, Refusal,
     RequestPhase, Route, Shape,
 };
+
+pub use hush_listener::ConnectionPeer as Peer;
 
 use half_close::{ExchangeState, SharedStream, client_gone};
 pub use record::{Recorder, record};
@@ -61,12 +62,6 @@ pub struct ServeOptions {
     pub drain_deadline: Duration,
     /// `None`: plain HTTP.
     pub tls: Option<Tls>,
-}
-
-/// Who is at the other end of the connection; an extension of each request.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    pub address: SocketAddr,
 }
 
 impl Default for ServeOptions {

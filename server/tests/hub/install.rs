@@ -11,7 +11,7 @@ use hush_server::cli::values::{Device, PrecisionChoice};
 use hush_server::cli::{Env, parse};
 use hush_whisper::ModelDir;
 
-use crate::server::{COMMIT, Fault, Hub, Options};
+use crate::server::{COMMIT, Hub, HubFault, HubOptions};
 use crate::{REPO, checkpoint};
 
 fn install(argv: &[&str], models_dir: &Path, variables: &[(&str, &str)]) -> Result<Vec<PathBuf>, InstallCommandError> {
@@ -53,7 +53,7 @@ fn a_folder_becomes_a_model() {
 
 #[test]
 fn a_missing_model_comes_from_the_hub() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let env: Env = [("HF_ENDPOINT", hub.url())].into_iter().collect();
     let models_dir = tempfile::tempdir().unwrap();
     let store = ModelStore::new(models_dir.path());
@@ -82,8 +82,8 @@ fn a_missing_model_comes_from_the_hub() {
 
 #[test]
 fn a_failed_download_leaves_no_model_and_goes_on_later() {
-    let hub = Hub::start(&checkpoint(), Options::default());
-    hub.fault_forever("tokenizer.json", Fault::Status(400));
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
+    hub.fault_forever("tokenizer.json", HubFault::Status(400));
     let models_dir = tempfile::tempdir().unwrap();
     let endpoint = hub.url();
     let variables = [("HF_ENDPOINT", endpoint.as_str())];

@@ -28,7 +28,7 @@ pub fn page() -> Result<String> {
     write_program(&mut page, hush_server::cli::ServerCli::command(), |arg| {
         arg.get_long().map(hush_server::cli::variable)
     })?;
-    write_program(&mut page, hush_controller::cli::Cli::command(), |arg| {
+    write_program(&mut page, hush_controller::cli::ControllerCli::command(), |arg| {
         arg.get_env().and_then(|name| name.to_str()).map(str::to_owned)
     })?;
     write_file(&mut page)?;

@@ -1,36 +1,38 @@
 //! What is told of the rules is what the plan goes by.
 
-use hush_core::{Account, Memory, Setting, account, step};
+use hush_core::{FieldValue, RuleExplanation, StepMemory, explain_rules, step};
 use proptest::prelude::*;
 
 use crate::support::{at, policies, worlds};
 
-fn value(account: &Account, field: &str) -> Option<(Setting, Option<String>)> {
-    account.terms.iter().find(|term| term.field == field).map(|term| (term.value, term.policy.clone()))
+fn value(explanation: &RuleExplanation, field: &str) -> Option<(FieldValue, Option<String>)> {
+    explanation.terms.iter().find(|term| term.field == field).map(|term| (term.value, term.policy.clone()))
 }
 
 proptest! {
     #[test]
     fn an_account_agrees_with_the_plan(world in worlds(), policies in policies()) {
-        let plan = step(&mut Memory::default(), at(0), &world, &policies);
+        let plan = step(&mut StepMemory::default(), at(0), &world, &policies);
         for planned in &plan.models {
             let model = world.models.iter().find(|m| m.key.server == planned.server && m.key.model == planned.model);
-            let told = account(at(0), &world, &policies, model.unwrap());
+            let told = explain_rules(at(0), &world, &policies, model.unwrap());
             let in_force: Vec<_> = told.policies.iter().filter(|p| !p.dry_run).map(|p| p.policy.clone()).collect();
             let Some(rules) = planned.rules.map(|rules| &plan.rules[rules]) else {
                 prop_assert!(in_force.is_empty() && told.terms.is_empty());
                 continue;
             };
+
             prop_assert_eq!(&rules.policies, &in_force);
             for (field, expected, by) in [
-                ("residency.mode", Setting::Mode(rules.residency.value), &rules.residency.policy),
-                ("priority", Setting::Number(rules.priority.value.into()), &rules.priority.policy),
+                ("residency.mode", FieldValue::Mode(rules.residency.value), &rules.residency.policy),
+                ("priority", FieldValue::Number(rules.priority.value.into()), &rules.priority.policy),
             ] {
                 let (value, policy) = value(&told, field).unwrap();
                 prop_assert_eq!(value, expected);
                 prop_assert!(policy.is_none_or(|policy| policy == *by));
             }
-            let expected = [Setting::Milliseconds(rules.min_resident_ms), Setting::Number(rules.min_loaded.into())];
+
+            let expected = [FieldValue::Milliseconds(rules.min_resident_ms), FieldValue::Number(rules.min_loaded.into())];
             let told = ["residency.minResident", "minLoaded"].map(|field| value(&told, field).unwrap().0);
             prop_assert_eq!(told, expected);
         }
@@ -39,7 +41,7 @@ proptest! {
     #[test]
     fn nobody_who_asks_is_left_out(world in worlds(), policies in policies()) {
         for model in &world.models {
-            let told = account(at(0), &world, &policies, model);
+            let told = explain_rules(at(0), &world, &policies, model);
             for term in &told.terms {
                 let mut named: Vec<_> = term.others.iter().map(|asked| &asked.policy).chain(&term.policy).collect();
                 named.sort();
@@ -48,9 +50,11 @@ proptest! {
                 prop_assert_eq!(before, named.len(), "each once");
                 prop_assert!(named.iter().all(|name| told.policies.iter().any(|policy| policy.policy == **name)));
             }
+
             let asking = policies.iter().filter(|policy| policy.asks.priority.is_some());
             let asking = asking.filter(|p| told.policies.iter().any(|told| told.policy == p.name.to_string())).count();
             let priority = told.terms.iter().find(|term| term.field == "priority");
+
             // A cluster policy whose default holds is named, and did not ask.
             let named = priority.map_or(asking, |term| {
                 term.others.len() + usize::from(term.policy.is_some() && !term.by_default)

@@ -1,6 +1,6 @@
 //! The merge of policies.
 
-use hush_core::{Asks, Merged, Pick};
+use hush_core::{MergedSpec, PickedValue, PolicySpec, ResidencyNow};
 use proptest::prelude::*;
 
 use crate::support::{GIB, asks, modes};
@@ -8,8 +8,9 @@ use crate::support::{GIB, asks, modes};
 const TOTAL: Option<u64> = Some(24 * GIB);
 
 prop_compose! {
-    fn merged()(policy in 0..4_usize, asks in asks(), mode in proptest::option::of((modes(), any::<bool>()))) -> Merged {
-        Merged::of(policy, &asks, mode, TOTAL)
+    fn merged()(policy in 0..4_usize, asks in asks(), mode in proptest::option::of((modes(), any::<bool>()))) -> MergedSpec {
+        let residency = mode.map(|(mode, by_window)| ResidencyNow { mode, by_window });
+        MergedSpec::of_spec(policy, &asks, residency, TOTAL)
     }
 }
 
@@ -33,18 +34,20 @@ proptest! {
 
     #[test]
     fn a_policy_that_asks_for_nothing_changes_nothing(a in merged(), policy in 0..4_usize) {
-        prop_assert_eq!(a.merge(&Merged::of(policy, &Asks::default(), None, TOTAL)), a);
+        prop_assert_eq!(a.merge(&MergedSpec::of_spec(policy, &PolicySpec::default(), None, TOTAL)), a);
     }
 
-    /// Of no field does a tenant's policy leave more than the operator's floor.
+    /// A policy of a namespace never makes a field more lenient than the cluster policies do.
     #[test]
     fn a_tenant_can_only_tighten(floor in merged(), tenant in merged()) {
-        fn least<T: Ord + Copy>(floor: Option<Pick<T>>, both: Option<Pick<T>>) -> bool {
+        fn least<T: Ord + Copy>(floor: Option<PickedValue<T>>, both: Option<PickedValue<T>>) -> bool {
             floor.is_none_or(|floor| both.is_some_and(|both| both.value <= floor.value))
         }
-        fn greatest<T: Ord + Copy>(floor: Option<Pick<T>>, both: Option<Pick<T>>) -> bool {
+
+        fn greatest<T: Ord + Copy>(floor: Option<PickedValue<T>>, both: Option<PickedValue<T>>) -> bool {
             floor.is_none_or(|floor| both.is_some_and(|both| both.value >= floor.value))
         }
+
         let both = floor.merge(&tenant);
         prop_assert!(greatest(floor.residency, both.residency));
         prop_assert!(least(floor.idle_timeout, both.idle_timeout));

@@ -3,20 +3,22 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use hush_core::{Action, Memory, Model, ModelKey, Plan, Policy, Reason, SkipReason, State, World, step};
+use hush_core::{
+    Action, ModelKey, ModelPolicy, ObservedModel, Plan, Reason, ResidencyState, SkipReason, StepMemory, World, step,
+};
 use proptest::prelude::*;
 
 use crate::support::{STALE_AFTER, at, policies, worlds};
 
-fn plan(world: &World, policies: &[Policy]) -> Plan {
-    step(&mut Memory::default(), at(0), world, policies)
+fn plan(world: &World, policies: &[ModelPolicy]) -> Plan {
+    step(&mut StepMemory::default(), at(0), world, policies)
 }
 
-fn enforced(policies: &[Policy]) -> Vec<Policy> {
-    policies.iter().map(|policy| Policy { dry_run: false, ..policy.clone() }).collect()
+fn enforced(policies: &[ModelPolicy]) -> Vec<ModelPolicy> {
+    policies.iter().map(|policy| ModelPolicy { dry_run: false, ..policy.clone() }).collect()
 }
 
-fn find<'a>(world: &'a World, key: &ModelKey) -> &'a Model {
+fn find<'a>(world: &'a World, key: &ModelKey) -> &'a ObservedModel {
     world.models.iter().find(|model| model.key == *key).unwrap()
 }
 
@@ -65,8 +67,9 @@ proptest! {
             let model = find(&world, &decision.key());
             match decision.action {
                 Action::Unload => {
-                    prop_assert_eq!(model.state, State::Ready);
-                    prop_assert!(!model.busy() || decision.reason == Reason::HardPressure, "{:?}", decision);
+                    prop_assert_eq!(model.state, ResidencyState::Ready);
+                    prop_assert!(!model.is_busy() || decision.reason == Reason::HardPressure, "{:?}", decision);
+
                     // The command carries what it was decided on.
                     prop_assert_eq!(decision.if_generation, Some(model.generation));
                     if decision.reason != Reason::HardPressure {
@@ -74,7 +77,7 @@ proptest! {
                         prop_assert!(model.idle.as_secs() >= asked, "{:?}", decision);
                     }
                 }
-                Action::Load => prop_assert_eq!(model.state, State::Unloaded),
+                Action::Load => prop_assert_eq!(model.state, ResidencyState::Unloaded),
             }
         }
     }
@@ -85,6 +88,7 @@ proptest! {
         for decision in plan(&world, &policies).decisions.iter().filter(|d| d.action == Action::Unload) {
             let model = find(&world, &decision.key());
             let selecting = policies.iter().filter(|policy| policy.selects(model, &Default::default()));
+
             // A cluster policy that leaves it out bounds the others by none at all.
             let asked = selecting.filter_map(|policy| policy.asks.min_resident.or(policy.is_cluster().then_some(Duration::ZERO)));
             let stays = asked.min().unwrap_or_default();
@@ -94,7 +98,7 @@ proptest! {
 
     #[test]
     fn the_same_world_gives_the_same_plan_and_the_same_memory(world in worlds(), policies in policies()) {
-        let (mut first, mut second) = (Memory::default(), Memory::default());
+        let (mut first, mut second) = (StepMemory::default(), StepMemory::default());
         for second_of_time in 0..3 {
             let now = at(second_of_time);
             prop_assert_eq!(step(&mut first, now, &world, &policies), step(&mut second, now, &world, &policies));
@@ -111,14 +115,17 @@ proptest! {
                 let model = find(&world, key);
                 policy.selects(model, &Default::default())
             };
+
             // The least of the minima holds, so only the policy whose own is the least is sure to be heard.
             let least = policies.iter().filter_map(|p| p.asks.min_loaded).min();
             let Some(keep) = policy.asks.min_loaded.filter(|keep| Some(*keep) == least && *keep > 0) else { continue };
+
             // A cluster policy that asks for less, or for nothing, releases what the others would keep.
             if policies.iter().any(|other| other.is_cluster() && other != policy) {
                 continue;
             }
-            let ready = world.models.iter().filter(|m| m.ready() && m.sample_age <= STALE_AFTER && selected(&m.key)).count();
+
+            let ready = world.models.iter().filter(|m| m.is_ready() && m.sample_age <= STALE_AFTER && selected(&m.key)).count();
             let gone = plan.decisions.iter().filter(|d| d.action == Action::Unload && selected(&d.key())).count();
             prop_assert!(gone == 0 || ready - gone >= keep as usize, "{:?}", plan);
         }
@@ -129,7 +136,7 @@ proptest! {
         // One policy at a time: each dry run is computed alone.
         for policy in enforced(&policies) {
             let live = plan(&world, std::slice::from_ref(&policy));
-            let dry = plan(&world, &[Policy { dry_run: true, ..policy }]);
+            let dry = plan(&world, &[ModelPolicy { dry_run: true, ..policy }]);
             prop_assert!(dry.decisions.iter().all(|decision| decision.dry_run));
             let shown: Vec<_> = dry.decisions.into_iter().map(|d| hush_core::Decision { dry_run: false, ..d }).collect();
             prop_assert_eq!(shown, live.decisions);
@@ -142,9 +149,10 @@ proptest! {
         let Some((policy, others)) = enforced(&policies).split_first().map(|(first, rest)| (first.clone(), rest.to_vec())) else {
             return Ok(());
         };
-        let with = |policy: Policy| plan(&world, &[others.clone(), vec![policy]].concat());
+        let with = |policy: ModelPolicy| plan(&world, &[others.clone(), vec![policy]].concat());
         let (without, live) = (plan(&world, &others), with(policy.clone()));
-        let dry = with(Policy { dry_run: true, ..policy });
+        let dry = with(ModelPolicy { dry_run: true, ..policy });
+
         // The name of a policy is no difference in what is done.
         let nameless = |d: &hush_core::Decision| hush_core::Decision { policy: String::new(), dry_run: false, ..d.clone() };
         let in_force: Vec<_> = without.decisions.iter().map(nameless).collect();
@@ -160,7 +168,7 @@ proptest! {
 
     #[test]
     fn a_dry_run_changes_nothing(world in worlds(), policies in policies()) {
-        let live: Vec<Policy> = policies.iter().filter(|policy| !policy.dry_run).cloned().collect();
+        let live: Vec<ModelPolicy> = policies.iter().filter(|policy| !policy.dry_run).cloned().collect();
         let with = plan(&world, &policies);
         let without = plan(&world, &live);
         let enforced: Vec<_> = with.decisions.into_iter().filter(|d| !d.dry_run).collect();
@@ -172,11 +180,12 @@ proptest! {
 
     #[test]
     fn no_second_action_on_one_sample(world in worlds(), policies in policies()) {
-        let mut memory = Memory::default();
+        let mut memory = StepMemory::default();
         let first = step(&mut memory, at(0), &world, &policies);
         for decision in first.decisions.iter().filter(|d| !d.dry_run) {
-            memory.settle(&decision.key(), hush_core::Settled::Nothing);
+            memory.settle(&decision.key(), hush_core::CommandOutcome::Nothing);
         }
+
         // A second later, nothing new was seen.
         let mut later = world.clone();
         later.gpus.iter_mut().for_each(|gpu| gpu.sample_age += std::time::Duration::from_secs(1));

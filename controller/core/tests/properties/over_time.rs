@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use hush_core::{
-    Amount, Asks, Memory, Plan, Policy, Pressure, PressureMemory, Reason, Residency, Settled, SkipReason, World, step,
+    CommandOutcome, MemoryAmount, ModelPolicy, Plan, PolicyResidency, PolicySpec, PressureLevel, PressureMemory,
+    Reason, SkipReason, StepMemory, World, step,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -12,15 +13,16 @@ use crate::support::{GIB, at, gpu, model, policy, world};
 
 const GRACE: i64 = 60;
 
-fn soft(min_reclaim: u64) -> Vec<Policy> {
-    let asks = Asks {
-        residency: Some(Residency::Resident),
-        soft_below: Some(Amount::Bytes(4 * GIB)),
+fn soft(min_reclaim: u64) -> Vec<ModelPolicy> {
+    let asks = PolicySpec {
+        residency: Some(PolicyResidency::Resident),
+        soft_below: Some(MemoryAmount::Bytes(4 * GIB)),
         grace_period: Some(Duration::from_secs(60)),
-        min_reclaim: Some(Amount::Bytes(min_reclaim)),
+        min_reclaim: Some(MemoryAmount::Bytes(min_reclaim)),
         transition_period: Some(Duration::from_secs(30)),
-        ..Asks::default()
+        ..PolicySpec::default()
     };
+
     vec![policy("soft", asks)]
 }
 
@@ -37,9 +39,9 @@ fn acts(plan: &Plan) -> bool {
     plan.decisions.iter().any(|decision| decision.reason == Reason::SoftPressure)
 }
 
-fn refuse(memory: &mut Memory, plan: &Plan) {
+fn refuse(memory: &mut StepMemory, plan: &Plan) {
     for decision in &plan.decisions {
-        memory.settle(&decision.key(), Settled::Nothing);
+        memory.settle(&decision.key(), CommandOutcome::Nothing);
     }
 }
 
@@ -49,7 +51,7 @@ proptest! {
     /// Each second: short of memory, enough of it, or no sample.
     #[test]
     fn grace_is_never_shortened_by_noise(seconds in vec(0..12_u8, 1..240)) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         let mut crossed_for: Option<i64> = None;
         let mut previous_fresh = false;
         for (second, kind) in seconds.into_iter().enumerate() {
@@ -58,11 +60,13 @@ proptest! {
                 1 => stale(seen(GIB)),
                 _ => seen(GIB),
             };
+
             let fresh = kind != 1;
             if fresh {
                 // A gap in the samples is no break and adds nothing.
                 crossed_for = (kind != 0).then(|| crossed_for.map_or(0, |seconds| seconds + i64::from(previous_fresh)));
             }
+
             previous_fresh = fresh;
             let plan = step(&mut memory, at(second as i64), &world, &policies);
             prop_assert!(!acts(&plan) || crossed_for.is_some_and(|seconds| seconds >= GRACE), "{second} {crossed_for:?}");
@@ -74,13 +78,13 @@ proptest! {
 
     #[test]
     fn without_noise_it_acts_exactly_when_the_grace_period_has_passed(start in 0..1000_i64) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         for second in 0..=GRACE {
             let plan = step(&mut memory, at(start + second), &seen(GIB), &policies);
             prop_assert_eq!(acts(&plan), second == GRACE, "{}", second);
             let waits = plan.skips.iter().any(|skip| skip.reason == SkipReason::GracePeriod);
             prop_assert_eq!(waits, second < GRACE);
-            prop_assert_eq!(plan.gpus[0].pressure, Pressure::Soft);
+            prop_assert_eq!(plan.gpus[0].pressure, PressureLevel::Soft);
         }
     }
 
@@ -88,33 +92,37 @@ proptest! {
     /// nothing or only what was written down.
     #[test]
     fn grace_is_never_shortened_by_restarts_and_clocks(seconds in vec(0..24_u8, 1..240)) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         let mut clock = 0;
+
         // True seconds: since when every sample that was seen was short of memory.
         let mut crossed_since: Option<i64> = None;
         for (second, kind) in (0_i64..).zip(seconds) {
             match kind {
                 2 => clock += 100_000,
                 3 => clock -= 3600,
-                4 => memory = Memory::default(),
+                4 => memory = StepMemory::default(),
                 5 => {
                     let since = crossed_since.map(|since| at(clock + since));
                     let gpu = hush_core::GpuId::from("GPU-a");
                     let entry = PressureMemory { gpu, soft_since: since, hard_since: None, clear_since: None };
-                    memory = Memory::restore(at(clock + second), &[entry], &[]);
+                    memory = StepMemory::restore(at(clock + second), &[entry], &[]);
                 }
                 _ => {}
             }
+
             let world = match kind {
                 0 => seen(20 * GIB),
                 1 => stale(seen(GIB)),
                 _ => seen(GIB),
             };
+
             crossed_since = match kind {
                 0 => None,
                 1 => crossed_since,
                 _ => crossed_since.or(Some(second)),
             };
+
             let plan = step(&mut memory, at(clock + second), &world, &policies);
             let lasted = crossed_since.map(|since| second - since);
             prop_assert!(!acts(&plan) || lasted >= Some(GRACE), "{second} {lasted:?}");
@@ -127,14 +135,15 @@ proptest! {
     #[test]
     fn a_dry_run_acts_when_it_would_act_live(seconds in vec(0..12_u8, 1..240)) {
         let live = soft(GIB);
-        let dry: Vec<Policy> = live.iter().map(|policy| Policy { dry_run: true, ..policy.clone() }).collect();
-        let (mut memory, mut other) = (Memory::default(), Memory::default());
+        let dry: Vec<ModelPolicy> = live.iter().map(|policy| ModelPolicy { dry_run: true, ..policy.clone() }).collect();
+        let (mut memory, mut other) = (StepMemory::default(), StepMemory::default());
         for (second, kind) in (0_i64..).zip(seconds) {
             let world = match kind {
                 0 => seen(20 * GIB),
                 1 => stale(seen(GIB)),
                 _ => seen(GIB),
             };
+
             let (plan, shown) = (step(&mut memory, at(second), &world, &live), step(&mut other, at(second), &world, &dry));
             prop_assert_eq!(acts(&plan), acts(&shown), "{}", second);
             prop_assert!(shown.decisions.iter().all(|decision| decision.dry_run));
@@ -147,21 +156,23 @@ proptest! {
     /// The wait for a newer sample ends with the next sample, wherever the clock has gone meanwhile.
     #[test]
     fn a_clock_that_is_set_back_neither_repeats_nor_blocks(back in 1..100_000_i64) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         for second in 0..=GRACE {
             let plan = step(&mut memory, at(second), &seen(GIB), &policies);
             if acts(&plan) {
                 for decision in &plan.decisions {
-                    memory.settle(&decision.key(), Settled::Unloaded { completed_at: at(GRACE) });
+                    memory.settle(&decision.key(), CommandOutcome::Unloaded { completed_at: at(GRACE) });
                 }
             }
         }
+
         let aged = |age: u64| {
             let mut world = seen(GIB);
             world.gpus[0].sample_age = Duration::from_secs(age);
             world.models.iter_mut().for_each(|model| model.sample_age = Duration::from_secs(age));
             world
         };
+
         // The same sample, two seconds later by a clock that has gone back.
         prop_assert!(!acts(&step(&mut memory, at(GRACE + 2 - back), &aged(2), &policies)));
         prop_assert!(acts(&step(&mut memory, at(GRACE + 4 - back), &aged(1), &policies)));
@@ -169,13 +180,15 @@ proptest! {
 
     #[test]
     fn a_missing_sample_freezes_the_timers(before in 1..GRACE, missing in 16..1000_i64) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         for second in 0..=before {
             prop_assert!(!acts(&step(&mut memory, at(second), &seen(GIB), &policies)));
         }
+
         let plan = step(&mut memory, at(before + 1), &stale(seen(GIB)), &policies);
-        prop_assert_eq!(plan.gpus[0].pressure, Pressure::Unknown);
+        prop_assert_eq!(plan.gpus[0].pressure, PressureLevel::Unknown);
         let back = before + missing;
+
         // Neither advanced nor reset: what was left is still left.
         for second in 0..=(GRACE - before) {
             let plan = step(&mut memory, at(back + second), &seen(GIB), &policies);
@@ -185,10 +198,11 @@ proptest! {
 
     #[test]
     fn a_clock_that_is_set_changes_nothing(jump in prop_oneof![-100_000..-1_i64, 16..100_000_i64], after in 1..GRACE) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         for second in 0..=after {
             prop_assert!(!acts(&step(&mut memory, at(second), &seen(GIB), &policies)));
         }
+
         for second in 0..=(GRACE - after) {
             let plan = step(&mut memory, at(after + jump + second), &seen(GIB), &policies);
             prop_assert_eq!(acts(&plan), second == GRACE - after, "{}", second);
@@ -197,16 +211,18 @@ proptest! {
 
     #[test]
     fn once_acting_it_goes_on_to_the_target_and_then_stops(reclaim in 1..4_u64, steps in 1..6_u64) {
-        let (mut memory, policies) = (Memory::default(), soft(reclaim * GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(reclaim * GIB));
         for second in 0..=GRACE {
             let plan = step(&mut memory, at(second), &seen(GIB), &policies);
             refuse(&mut memory, &plan);
         }
+
         // Above the threshold, below the target: on it goes.
         let between = 4 * GIB + (reclaim * GIB - 1) * steps / 6;
         let plan = step(&mut memory, at(GRACE + 1), &seen(between), &policies);
         prop_assert!(acts(&plan));
         refuse(&mut memory, &plan);
+
         // The target: it stops, and does not begin again before the threshold is crossed.
         for (second, available) in [(2, (4 + reclaim) * GIB), (3, between), (4, 4 * GIB)] {
             prop_assert!(!acts(&step(&mut memory, at(GRACE + second), &seen(available), &policies)), "{}", second);
@@ -215,11 +231,11 @@ proptest! {
 
     #[test]
     fn pressure_is_left_after_the_transition_period(clear in 0..40_i64) {
-        let (mut memory, policies) = (Memory::default(), soft(GIB));
+        let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         step(&mut memory, at(0), &seen(GIB), &policies);
         for second in 0..=clear {
             let plan = step(&mut memory, at(1 + second), &seen(20 * GIB), &policies);
-            let expected = if second >= 30 { Pressure::None } else { Pressure::Soft };
+            let expected = if second >= 30 { PressureLevel::None } else { PressureLevel::Soft };
             prop_assert_eq!(plan.gpus[0].pressure, expected, "{}", second);
         }
     }
@@ -227,25 +243,29 @@ proptest! {
 
 #[test]
 fn after_an_unload_only_a_newer_sample_counts() {
-    let (mut memory, policies) = (Memory::default(), soft(GIB));
+    let (mut memory, policies) = (StepMemory::default(), soft(GIB));
     let mut acted = false;
     for second in 0..=GRACE {
         let plan = step(&mut memory, at(second), &seen(GIB), &policies);
         acted = acts(&plan);
     }
+
     assert!(acted);
+
     // Under way: nothing more, whatever is sampled.
     assert!(!acts(&step(&mut memory, at(GRACE + 1), &seen(GIB), &policies)));
     let key = model("w1", "GPU-a").key;
     for name in ["w1", "w2", "w3"] {
-        memory.settle(&model(name, "").key, Settled::Unloaded { completed_at: at(GRACE + 3) });
+        memory.settle(&model(name, "").key, CommandOutcome::Unloaded { completed_at: at(GRACE + 3) });
     }
+
     let without = |age: u64| {
         let mut world = seen(GIB);
         world.models.retain(|model| model.key != key);
         world.gpus[0].sample_age = Duration::from_secs(age);
         world
     };
+
     let plan = step(&mut memory, at(GRACE + 4), &without(1), &policies);
     assert!(!acts(&plan), "sampled when the unload ended");
     assert!(acts(&step(&mut memory, at(GRACE + 5), &without(1), &policies)), "sampled a second later");

@@ -15,6 +15,7 @@ proptest! {
         let price = break_even(Duration::from_millis(reload_ms));
         let ms = u64::try_from(price.as_millis()).unwrap();
         let mut learner = Learner::new(price);
+
         // The first load, which nobody can avoid.
         let (mut paid, mut least) = (ms, ms);
         for gap in gaps {
@@ -56,6 +57,7 @@ fn rare_requests_teach_it_to_let_go_and_frequent_ones_to_keep() {
         rare.observe(Gap::exactly(price * 4 + Duration::from_secs(index * 97 % 5000)), price);
         frequent.observe(Gap::exactly(Duration::from_secs(20 + index % 40)), price);
     }
+
     assert_eq!(rare.choose(price).keep, Duration::ZERO);
     let keep = frequent.choose(price).keep;
     assert!(keep >= Duration::from_secs(50) && keep < price, "{keep:?}");
@@ -68,6 +70,7 @@ fn a_regular_request_is_expected() {
     for index in 0..50 {
         learner.observe(Gap::exactly(Duration::from_secs(7200 + index % 30)), price);
     }
+
     let window = learner.choose(price).prewarm.expect("no window");
     assert!(window.from <= Duration::from_secs(7200) && window.until >= Duration::from_secs(7230), "{window:?}");
     assert!(window.until - window.from < Duration::from_secs(3600), "{window:?}");

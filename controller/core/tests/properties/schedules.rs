@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hush_core::{Asks, Memory, Reason, Residency, SkipReason, Window, step};
+use hush_core::{PolicyResidency, PolicySpec, Reason, SkipReason, StepMemory, WarmWindow, step};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -43,6 +43,7 @@ fn open(zone: &TimeZone, hour: i8, minute: i8, weekday: Option<i8>, duration: Du
         if weekday.is_some_and(|weekday| date.weekday().to_sunday_zero_offset() != weekday) {
             return false;
         }
+
         let start = first_shown(zone, date.at(hour, minute, 0, 0));
         start <= now && now.duration_since(start) < SignedDuration::try_from(duration).unwrap()
     })
@@ -75,25 +76,26 @@ proptest! {
         let duration = Duration::from_secs(minutes * 60);
         let day = weekday.map_or("*".to_owned(), |weekday| weekday.to_string());
         let cron = format!("{minute} {hour} * * {day}");
-        let window = Window::new(&cron, duration, ZONES[zone], Residency::Resident).unwrap();
+        let window = WarmWindow::new(&cron, duration, ZONES[zone], PolicyResidency::Resident).unwrap();
         let expected = open(&TimeZone::get(ZONES[zone]).unwrap(), hour, minute, weekday, duration, now);
-        prop_assert_eq!(window.open(now), expected, "{} in {} for {:?} at {}", cron, ZONES[zone], duration, now);
+        prop_assert_eq!(window.is_open(now), expected, "{} in {} for {:?} at {}", cron, ZONES[zone], duration, now);
     }
 
     /// The mode of the window replaces the policy's own, no longer than it is open.
     #[test]
     fn a_model_is_kept_in_its_window_and_leaves_after_it(zone in 0..ZONES.len(), hour in 0..24_u8, now in moments()) {
-        let window = Window::new(&format!("0 {hour} * * *"), Duration::from_secs(7200), ZONES[zone], Residency::Resident);
+        let window = WarmWindow::new(&format!("0 {hour} * * *"), Duration::from_secs(7200), ZONES[zone], PolicyResidency::Resident);
         let window = window.unwrap();
-        let asks = Asks {
-            residency: Some(Residency::OnDemand),
+        let asks = PolicySpec {
+            residency: Some(PolicyResidency::OnDemand),
             schedule: vec![window.clone()],
-            ..Asks::default()
+            ..PolicySpec::default()
         };
+
         let seen = world(vec![gpu("GPU-a", 10 << 30)], vec![model("w1", "GPU-a")]);
-        let plan = step(&mut Memory::default(), now, &seen, &[policy("p", asks)]);
+        let plan = step(&mut StepMemory::default(), now, &seen, &[policy("p", asks)]);
         let leaves = plan.decisions.iter().any(|decision| decision.reason == Reason::OnDemand);
         let kept = plan.skips.iter().any(|skip| skip.reason == SkipReason::Resident);
-        prop_assert_eq!((leaves, kept), (!window.open(now), window.open(now)));
+        prop_assert_eq!((leaves, kept), (!window.is_open(now), window.is_open(now)));
     }
 }

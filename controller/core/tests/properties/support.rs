@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hush_core::{
-    Amount, Asks, Gpu, GpuId, Labels, Model, ModelKey, Policy, PolicyName, Residency, Selector, ServerName, State,
-    Window, World,
+    GpuId, Labels, MemoryAmount, ModelKey, ModelPolicy, ObservedGpu, ObservedModel, PolicyKey, PolicyResidency,
+    PolicySpec, ResidencyState, Selector, ServerName, WarmWindow, World,
 };
 use jiff::Timestamp;
 use proptest::collection::vec;
@@ -22,9 +22,9 @@ pub fn labels(app: &str) -> Labels {
     Labels::from([("app".to_owned(), app.to_owned())])
 }
 
-pub fn policy(name: &str, asks: Asks) -> Policy {
-    Policy {
-        name: PolicyName { namespace: Some("a".to_owned()), name: name.to_owned() },
+pub fn policy(name: &str, asks: PolicySpec) -> ModelPolicy {
+    ModelPolicy {
+        name: PolicyKey { namespace: Some("a".to_owned()), name: name.to_owned() },
         selector: Selector { labels: labels("whisper"), expressions: Vec::new() },
         namespace_selector: None,
         models: Vec::new(),
@@ -33,8 +33,8 @@ pub fn policy(name: &str, asks: Asks) -> Policy {
     }
 }
 
-pub fn gpu(uuid: &str, available_bytes: u64) -> Gpu {
-    Gpu {
+pub fn gpu(uuid: &str, available_bytes: u64) -> ObservedGpu {
+    ObservedGpu {
         uuid: GpuId::from(uuid),
         node: "n1".to_owned(),
         total_bytes: 24 * GIB,
@@ -44,12 +44,12 @@ pub fn gpu(uuid: &str, available_bytes: u64) -> Gpu {
     }
 }
 
-pub fn model(name: &str, gpu: &str) -> Model {
-    Model {
+pub fn model(name: &str, gpu: &str) -> ObservedModel {
+    ObservedModel {
         key: ModelKey { server: ServerName(format!("a/{name}")), model: "turbo".to_owned() },
         gpu: Some(GpuId::from(gpu)),
         labels: labels("whisper"),
-        state: State::Ready,
+        state: ResidencyState::Ready,
         idle: Duration::from_secs(60),
         idle_since: None,
         inflight: 0,
@@ -65,20 +65,25 @@ pub fn model(name: &str, gpu: &str) -> Model {
     }
 }
 
-pub fn world(gpus: Vec<Gpu>, models: Vec<Model>) -> World {
+pub fn world(gpus: Vec<ObservedGpu>, models: Vec<ObservedModel>) -> World {
     World { stale_after: STALE_AFTER, gpus, models, namespaces: Default::default() }
 }
 
-fn amounts() -> impl Strategy<Value = Amount> {
-    prop_oneof![(1..12_u64).prop_map(|gib| Amount::Bytes(gib * GIB)), (1..60_u8).prop_map(Amount::Percent)]
+fn amounts() -> impl Strategy<Value = MemoryAmount> {
+    prop_oneof![(1..12_u64).prop_map(|gib| MemoryAmount::Bytes(gib * GIB)), (1..60_u8).prop_map(MemoryAmount::Percent)]
 }
 
 fn seconds(most: u64) -> impl Strategy<Value = Duration> {
     (0..=most).prop_map(Duration::from_secs)
 }
 
-pub fn modes() -> impl Strategy<Value = Residency> {
-    prop_oneof![Just(Residency::Resident), Just(Residency::Idle), Just(Residency::Adaptive), Just(Residency::OnDemand)]
+pub fn modes() -> impl Strategy<Value = PolicyResidency> {
+    prop_oneof![
+        Just(PolicyResidency::Resident),
+        Just(PolicyResidency::Idle),
+        Just(PolicyResidency::Adaptive),
+        Just(PolicyResidency::OnDemand)
+    ]
 }
 
 prop_compose! {
@@ -86,8 +91,8 @@ prop_compose! {
     fn window()(
         minute in 0..60_u32, hour in prop_oneof![9..14_u32, 0..24_u32], days in prop_oneof![Just("*"), Just("1-5"), Just("6")],
         duration in 1..200_u64, zone in prop_oneof![Just("UTC"), Just("Europe/Berlin"), Just("Asia/Kolkata")], mode in modes(),
-    ) -> Window {
-        Window::new(&format!("{minute} {hour} * * {days}"), Duration::from_secs(duration * 60), zone, mode).unwrap()
+    ) -> WarmWindow {
+        WarmWindow::new(&format!("{minute} {hour} * * {days}"), Duration::from_secs(duration * 60), zone, mode).unwrap()
     }
 }
 
@@ -103,8 +108,8 @@ prop_compose! {
         min_reclaim in of(amounts()),
         (transition_period, priority, budget, min_loaded, drain_timeout, hold_after_eviction) in
             (of(seconds(300)), of(-2..3_i32), of(amounts()), of(0..3_u32), of(seconds(60)), of(seconds(300))),
-    ) -> Asks {
-        Asks {
+    ) -> PolicySpec {
+        PolicySpec {
             residency, idle_timeout, min_resident, schedule, hard_below, soft_below, grace_period,
             min_reclaim, transition_period, priority, budget, min_loaded, drain_timeout, hold_after_eviction,
         }
@@ -112,11 +117,11 @@ prop_compose! {
 }
 
 prop_compose! {
-    pub fn some_policy()(name in 0..6_u8, cluster in any::<bool>(), app in 0..3_u8, dry_run in any::<bool>(), asks in asks()) -> Policy {
+    pub fn some_policy()(name in 0..6_u8, cluster in any::<bool>(), app in 0..3_u8, dry_run in any::<bool>(), asks in asks()) -> ModelPolicy {
         let namespace = (!cluster).then(|| "a".to_owned());
         let labels = if app == 0 { Labels::new() } else { labels(["", "whisper", "vip"][usize::from(app)]) };
-        Policy {
-            name: PolicyName { namespace, name: format!("p{name}") },
+        ModelPolicy {
+            name: PolicyKey { namespace, name: format!("p{name}") },
             selector: Selector { labels, expressions: Vec::new() },
             dry_run,
             ..policy("", asks)
@@ -125,7 +130,7 @@ prop_compose! {
 }
 
 /// Names are unique, as in a cluster.
-pub fn policies() -> impl Strategy<Value = Vec<Policy>> {
+pub fn policies() -> impl Strategy<Value = Vec<ModelPolicy>> {
     vec(some_policy(), 0..5).prop_map(|mut policies| {
         policies.sort_by(|a, b| a.name.cmp(&b.name));
         policies.dedup_by(|a, b| a.name == b.name);
@@ -133,15 +138,15 @@ pub fn policies() -> impl Strategy<Value = Vec<Policy>> {
     })
 }
 
-fn states() -> impl Strategy<Value = State> {
+fn states() -> impl Strategy<Value = ResidencyState> {
     prop_oneof![
-        8 => Just(State::Ready),
-        1 => Just(State::Unloaded),
-        1 => Just(State::Loading),
-        1 => Just(State::Draining),
-        1 => Just(State::Unloading),
-        2 => Just(State::WaitingForMemory),
-        1 => Just(State::Failed),
+        8 => Just(ResidencyState::Ready),
+        1 => Just(ResidencyState::Unloaded),
+        1 => Just(ResidencyState::Loading),
+        1 => Just(ResidencyState::Draining),
+        1 => Just(ResidencyState::Unloading),
+        2 => Just(ResidencyState::WaitingForMemory),
+        1 => Just(ResidencyState::Failed),
     ]
 }
 
@@ -149,15 +154,15 @@ prop_compose! {
     fn some_model(name: usize)(
         state in states(), on in 0..3_u8, vip in any::<bool>(), idle in seconds(1000), inflight in 0..2_u64,
         vram in 0..6_u64, loaded_for in seconds(300), reload in 0..5000_u64, demand in 0..12_u64, age in 0..20_u64,
-    ) -> Model {
-        Model {
+    ) -> ObservedModel {
+        ObservedModel {
             gpu: [None, Some(GpuId::from("GPU-a")), Some(GpuId::from("GPU-b"))][usize::from(on)].clone(),
             labels: labels(if vip { "vip" } else { "whisper" }),
             state, idle, inflight,
             vram_bytes: vram * GIB,
             loaded_for,
             reload: Duration::from_millis(reload),
-            demand_bytes: if state == State::WaitingForMemory { demand * GIB } else { 0 },
+            demand_bytes: if state == ResidencyState::WaitingForMemory { demand * GIB } else { 0 },
             sample_age: Duration::from_secs(age),
             ..model(&format!("w{name}"), "")
         }

@@ -1,0 +1,435 @@
+//! One simulated model of a server: the state machine of the server, with a simulated runner and device.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use hush_controller::simulate::trace::Dice;
+use hush_core::{ArrivalHistogram, Labels, ModelKey, ObservedModel, ResidencyState};
+use hush_server::residency::machine::{
+    CommandId, Count, DeviceMemory, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Machine, Moment, Policy,
+    Reclaimed, Unload, Verdict,
+};
+
+use crate::device_sim::DeviceSim;
+use crate::dice_ext::DiceExt;
+
+/// The bounds of the histogram of gaps, in seconds.
+const BOUNDS: [u64; 12] = [1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400];
+/// While a model waits for memory, its server measures the device at this interval.
+const REMEASURE_MS: u64 = 1000;
+
+/// What a simulated model is made of.
+#[derive(Clone, Debug)]
+pub struct ModelSimSpec {
+    pub key: ModelKey,
+    pub labels: Labels,
+    /// The index of its device.
+    pub device: usize,
+    pub bytes: u64,
+    pub headroom_bytes: u64,
+    pub load_ms: u64,
+    pub exit_ms: u64,
+    pub settle_ms: u64,
+    pub policy: Policy,
+    pub clients: ClientPattern,
+    pub faults: ModelFaults,
+}
+
+/// When and how clients send requests for the model.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientPattern {
+    /// The mean gap in a burst.
+    pub near_ms: u64,
+    /// The mean gap between bursts.
+    pub far_ms: u64,
+    /// The most requests in a burst.
+    pub burst: u64,
+    /// The bursts come at regular times.
+    pub regular: bool,
+    pub work_ms: u64,
+    /// How long a client waits for a cold model; `None`: as long as it takes.
+    pub patience_ms: Option<u64>,
+}
+
+/// In how many of 100 cases something goes wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ModelFaults {
+    pub load_fails: u64,
+    pub runner_dies: u64,
+    pub leaves_leftovers: u64,
+}
+
+/// How many requests came, and how they ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestCounts {
+    pub arrived: u64,
+    pub served: u64,
+    /// Requests that were answered with an error.
+    pub refused: u64,
+}
+
+/// What a server replies to a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandReply {
+    Accepted,
+    Refused,
+    Unloaded,
+    Loaded,
+}
+
+/// The time and the device of a model, and the replies to its controller.
+pub struct SimContext<'a> {
+    pub now: u64,
+    pub device: &'a mut DeviceSim,
+    pub dice: &'a mut Dice,
+    pub replies: &'a mut Vec<(CommandId, CommandReply)>,
+}
+
+impl SimContext<'_> {
+    fn reply(&mut self, command: CommandId, reply: CommandReply) {
+        self.replies.push((command, reply));
+    }
+}
+
+/// What will happen to the runner, its requests or the device.
+#[derive(Clone, Copy, Debug)]
+enum ScheduledEvent {
+    Loaded(u64),
+    LoadFails { generation: u64, out_of_memory: bool },
+    RunnerExited(u64),
+    MemoryReturned(u64),
+    RequestEnds(LeaseId),
+    RunnerDies(u64),
+    Remeasure,
+}
+
+/// A simulated model.
+#[derive(Debug)]
+pub struct ModelSim {
+    pub spec: ModelSimSpec,
+    machine: Machine,
+    scheduled: Vec<(u64, ScheduledEvent)>,
+    /// The requests without an answer, and how often each has lost its runner.
+    waiting: BTreeMap<LeaseId, u32>,
+    next_lease: u64,
+    next_arrival: u64,
+    left_in_burst: u64,
+    held_bytes: u64,
+    /// The memory in bytes that the model needs, as its server knows it.
+    need_bytes: u64,
+    ready_since: Option<u64>,
+    last_load_ms: u64,
+    gaps: [u64; BOUNDS.len()],
+    gap_count: u64,
+    pub answered: RequestCounts,
+    pub served_at: u64,
+    /// Since when the model is idle, or busy.
+    pub idle_since: Option<u64>,
+    /// How many loads have begun.
+    pub loads: u64,
+}
+
+impl ModelSim {
+    pub fn new(spec: ModelSimSpec, dice: &mut Dice) -> Self {
+        let machine = Machine::new(spec.policy);
+
+        // The first estimate may be too low or too high.
+        let need_bytes = spec.bytes * dice.between(85, 110) / 100;
+        let next_arrival = dice.around_ms(spec.clients.near_ms);
+        Self {
+            spec,
+            machine,
+            scheduled: Vec::new(),
+            waiting: BTreeMap::new(),
+            next_lease: 0,
+            next_arrival,
+            left_in_burst: 0,
+            held_bytes: 0,
+            need_bytes,
+            ready_since: None,
+            last_load_ms: 0,
+            gaps: [0; BOUNDS.len()],
+            gap_count: 0,
+            answered: RequestCounts::default(),
+            served_at: 0,
+            idle_since: None,
+            loads: 0,
+        }
+    }
+
+    /// Applies everything that is due by now.
+    pub fn advance(&mut self, context: &mut SimContext<'_>) {
+        while self.next_arrival <= context.now {
+            self.arrive(context);
+        }
+
+        while let Some(at) = self.scheduled.iter().position(|(due, _)| *due <= context.now) {
+            let (_, due) = self.scheduled.remove(at);
+            if let Some(event) = self.event_for(due, context) {
+                self.apply_event(event, context);
+            }
+        }
+
+        if self.machine.deadline().is_some_and(|deadline| deadline.as_millis() <= context.now) {
+            self.apply_event(Event::Tick, context);
+        }
+    }
+
+    /// From now on no requests come, and nothing goes wrong.
+    pub fn come_to_rest(&mut self) {
+        self.next_arrival = u64::MAX;
+        self.spec.faults = ModelFaults::default();
+    }
+
+    fn arrive(&mut self, context: &mut SimContext<'_>) {
+        let clients = self.spec.clients;
+        if self.left_in_burst == 0 {
+            self.left_in_burst = context.dice.between(1, clients.burst);
+            let irregular = context.dice.around_ms(clients.far_ms);
+            self.next_arrival += if clients.regular { clients.far_ms } else { irregular };
+        } else {
+            self.next_arrival += context.dice.around_ms(clients.near_ms);
+        }
+
+        self.left_in_burst -= 1;
+        self.answered.arrived += 1;
+        self.send_request(0, context);
+    }
+
+    /// `losses`: how often the request has lost its runner.
+    fn send_request(&mut self, losses: u32, context: &mut SimContext<'_>) {
+        self.next_lease += 1;
+        let (lease, again) = (LeaseId(self.next_lease), losses > 0);
+        let patience = self.spec.clients.patience_ms.map(Duration::from_millis);
+        self.waiting.insert(lease, losses);
+        self.apply_event(Event::Arrive { lease, again, patience }, context);
+    }
+
+    pub fn unload(&mut self, command: CommandId, unload: Unload, context: &mut SimContext<'_>) {
+        self.apply_event(Event::Unload { command, unload }, context);
+    }
+
+    pub fn load(&mut self, command: CommandId, context: &mut SimContext<'_>) {
+        let load = Load { if_generation: None, despite_hold: false };
+        self.apply_event(Event::Load { command, load }, context);
+    }
+
+    /// The event for the machine when something scheduled happens; `None`: it no longer matters.
+    fn event_for(&mut self, due: ScheduledEvent, context: &mut SimContext<'_>) -> Option<Event> {
+        let SimContext { now, device, dice, .. } = context;
+        let now = *now;
+        Some(match due {
+            ScheduledEvent::Loaded(generation) => {
+                self.last_load_ms = self.spec.load_ms;
+                self.need_bytes = self.spec.bytes;
+                if dice.chance(self.spec.faults.runner_dies) {
+                    self.scheduled.push((now + dice.around_ms(60_000), ScheduledEvent::RunnerDies(generation)));
+                }
+
+                Event::Loaded { generation }
+            }
+            ScheduledEvent::LoadFails { generation, out_of_memory } => {
+                self.need_bytes = self.need_bytes.max(self.spec.bytes);
+                Event::LoadFailed { generation, cause: "simulated".to_owned(), out_of_memory }
+            }
+            ScheduledEvent::RunnerExited(generation) => {
+                device.models_bytes -= self.held_bytes;
+                if dice.chance(self.spec.faults.leaves_leftovers) {
+                    let stays_ms = dice.pick(&[5_000, 60_000, 900_000]);
+                    device.leftovers.push((now + stays_ms, self.held_bytes / 4));
+                }
+
+                self.held_bytes = 0;
+                self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(_)));
+                Event::Exited { generation }
+            }
+            ScheduledEvent::MemoryReturned(generation) => {
+                let bytes = self.spec.bytes;
+                let memory = Reclaimed {
+                    vram_before_bytes: bytes,
+                    reclaimed_bytes: bytes,
+                    residual_bytes: 0,
+                    taken_bytes: 0,
+                    verdict: Verdict::Returned,
+                };
+
+                Event::Reclaimed { generation, memory: Some(memory) }
+            }
+            ScheduledEvent::RequestEnds(lease) => {
+                if self.waiting.remove(&lease).is_some() {
+                    self.answered.served += 1;
+                    self.served_at = now;
+                }
+
+                Event::End { lease }
+            }
+            ScheduledEvent::RunnerDies(generation) => {
+                if self.held_bytes == 0 || self.machine.generation() != generation {
+                    return None;
+                }
+
+                self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
+                let loss = Loss { cause: LossCause::Killed, detail: "simulated".to_owned() };
+                Event::RunnerLost { generation, loss }
+            }
+            ScheduledEvent::Remeasure => {
+                self.machine.shortage()?;
+                self.scheduled.push((now + REMEASURE_MS, ScheduledEvent::Remeasure));
+                Event::Memory { memory: self.measure(device) }
+            }
+        })
+    }
+
+    fn measure(&self, device: &DeviceSim) -> DeviceMemory {
+        let demand_bytes = self.need_bytes + self.spec.headroom_bytes;
+        DeviceMemory { available_bytes: Some(device.available_bytes()), demand_bytes }
+    }
+
+    /// Gives an event to the machine, and simulates the effects that it asks for.
+    fn apply_event(&mut self, event: Event, context: &mut SimContext<'_>) {
+        let now = context.now;
+        let moment = Moment::from_millis(now);
+        let mut events = VecDeque::from([event]);
+        let mut again = Vec::new();
+        while let Some(event) = events.pop_front() {
+            for effect in self.machine.step(moment, event) {
+                match effect {
+                    Effect::Measure => {
+                        events.push_back(Event::Memory { memory: self.measure(context.device) });
+                        self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::Remeasure));
+                        self.scheduled.push((now + REMEASURE_MS, ScheduledEvent::Remeasure));
+                    }
+                    Effect::StartRunner { generation } => self.start_runner(generation, context),
+                    Effect::StopRunner { generation } | Effect::KillRunner { generation } => {
+                        self.scheduled.retain(|(_, due)| {
+                            matches!(due, ScheduledEvent::Remeasure | ScheduledEvent::RequestEnds(_))
+                        });
+                        self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
+                    }
+                    Effect::Reclaim { generation } => {
+                        self.scheduled.push((now + self.spec.settle_ms, ScheduledEvent::MemoryReturned(generation)));
+                    }
+                    Effect::Grant { lease, .. } => {
+                        let work_ms = context.dice.around_ms(self.spec.clients.work_ms);
+                        self.scheduled.push((now + work_ms, ScheduledEvent::RequestEnds(lease)));
+                    }
+                    Effect::Refuse { lease, .. } => {
+                        self.waiting.remove(&lease);
+                        self.answered.refused += 1;
+                    }
+                    Effect::Lost { lease, why } => {
+                        self.scheduled
+                            .retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(other) if *other == lease));
+                        again.extend(self.waiting.remove(&lease).map(|losses| (losses, why)));
+                    }
+                    Effect::ReplyLoad { command, result } => {
+                        context
+                            .reply(command, if result.is_ok() { CommandReply::Loaded } else { CommandReply::Refused });
+                    }
+                    Effect::ReplyUnload { command, result } => {
+                        context.reply(
+                            command,
+                            if result.is_ok() { CommandReply::Accepted } else { CommandReply::Refused },
+                        );
+                    }
+                    Effect::Unloaded { command, .. } => context.reply(command, CommandReply::Unloaded),
+                    Effect::Count(Count::Interarrival(gap)) => self.count_gap(gap),
+                    Effect::Count(_) | Effect::Stopped => {}
+                }
+            }
+        }
+
+        let ready = self.state() == ResidencyState::Ready;
+        self.ready_since = if ready { self.ready_since.or(Some(now)) } else { None };
+        self.idle_since = self.machine.idle_since().map(Moment::as_millis);
+
+        for (losses, why) in again {
+            self.handle_loss(losses, &why, context);
+        }
+    }
+
+    /// As the server does it: displaced requests start again, and a request whose runner died is tried once more.
+    fn handle_loss(&mut self, losses: u32, why: &LostWhy, context: &mut SimContext<'_>) {
+        if matches!(why, LostWhy::Runner(_)) && losses > 0 {
+            self.answered.refused += 1;
+        } else {
+            self.send_request(losses + 1, context);
+        }
+    }
+
+    fn start_runner(&mut self, generation: u64, context: &mut SimContext<'_>) {
+        self.loads += 1;
+        let available = context.device.available_bytes();
+        let fits = available >= self.spec.bytes;
+        self.held_bytes = self.spec.bytes.min(available);
+        context.device.models_bytes += self.held_bytes;
+
+        let fails = !fits || context.dice.chance(self.spec.faults.load_fails);
+        let due = if fails {
+            ScheduledEvent::LoadFails { generation, out_of_memory: !fits }
+        } else {
+            ScheduledEvent::Loaded(generation)
+        };
+
+        self.scheduled.push((context.now + self.spec.load_ms, due));
+    }
+
+    fn count_gap(&mut self, gap: Duration) {
+        self.gap_count += 1;
+        for (bound, count) in BOUNDS.iter().zip(&mut self.gaps) {
+            *count += u64::from(gap <= Duration::from_secs(*bound));
+        }
+    }
+
+    pub fn state(&self) -> ResidencyState {
+        use hush_contract::ModelState;
+        match self.machine.state() {
+            ModelState::Unloaded => ResidencyState::Unloaded,
+            ModelState::Loading => ResidencyState::Loading,
+            ModelState::Ready => ResidencyState::Ready,
+            ModelState::Draining => ResidencyState::Draining,
+            ModelState::Unloading => ResidencyState::Unloading,
+            ModelState::WaitingForMemory => ResidencyState::WaitingForMemory,
+            ModelState::Failed => ResidencyState::Failed,
+        }
+    }
+
+    pub const fn ready_since(&self) -> Option<u64> {
+        self.ready_since
+    }
+
+    pub const fn generation(&self) -> u64 {
+        self.machine.generation()
+    }
+
+    /// The number of requests that have no answer yet.
+    pub fn unanswered(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
+    /// What the metrics of the server show of the model.
+    pub fn sample(&self, now: u64, device: &DeviceSim) -> ObservedModel {
+        let since = |at: Option<u64>| Duration::from_millis(at.map_or(0, |at| now - at));
+        ObservedModel {
+            key: self.spec.key.clone(),
+            gpu: Some(device.uuid.clone()),
+            labels: self.spec.labels.clone(),
+            state: self.state(),
+            idle: since(self.idle_since),
+            idle_since: self.idle_since.map(Duration::from_millis),
+            inflight: self.machine.inflight() as u64,
+            queued: self.machine.queued() as u64,
+            vram_bytes: if self.held_bytes > 0 { self.held_bytes } else { self.need_bytes },
+            generation: self.generation(),
+            loaded_for: since(self.ready_since),
+            reload: Duration::from_millis(self.last_load_ms),
+            demand_bytes: self.machine.shortage().map_or(0, |memory| memory.demand_bytes),
+            sample_age: Duration::ZERO,
+            back_off: false,
+            arrivals: Some(ArrivalHistogram {
+                buckets: BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(self.gaps).collect(),
+                count: self.gap_count,
+            }),
+        }
+    }
+}
