@@ -5,27 +5,29 @@
 //! ```
 //!
 //! # The order of the modules
-//! A module imports only modules of lines below its own. A line such as `cli::env` counts apart from `cli`. The test in
-//! `module_order` compares this table with the sources.
+//! A module imports only modules of its own line and of lines below. The parts of `cli` that have a line of their own do not
+//! count as `cli`. The test in `module_order` compares this table with the sources.
 //!
 //! ```text
-//! cli                                                          parses the command line, calls app, prints
-//! app                                                          starts, reloads and ends the server; installs models
-//! cli::args cli::config cli::env cli::settings cli::values     the options and what they come to
-//! api                                                          the public API
-//! web                                                          the page
-//! ops                                                          the open routes of the operations listener
-//! admin                                                        the admin API
-//! residency                                                    the life of the models, with the Whisper runner plugged in
-//! runner                                                       the child process that holds a model
-//! serve gpu                                                    connections; the memory of GPUs
-//! metrics                                                      the registry of metrics
-//! auth hub                                                     keys and tokens; downloads of models
-//! recording                                                    an upload that is decoded when its turn comes
-//! job                                                          the work that a runner does
-//! audio                                                        audio files to samples
-//! spool                                                        uploads and samples in memory or on the disk
-//! budget format request trust watch                            small parts without imports
+//! cli                            parses the command line, calls app, prints
+//! app                            prepares, starts, reloads and ends the server; installs models
+//! cli::settings cli::args cli::command_line cli::config cli::env cli::values    the options and their values
+//! api                            the public API
+//! web                            the page
+//! ops                            the open routes of the operations listener
+//! admin                          the admin API
+//! residency                      the life of the models, with the Whisper runner plugged in
+//! runner                         the child process that holds a model
+//! gpu                            the memory of GPUs
+//! serve                          connections, and the record of each request
+//! metrics                        the registry of metrics
+//! hub                            downloads of models
+//! auth                           keys and tokens
+//! recording                      an upload that is decoded when its turn comes
+//! job                            the work that a runner does
+//! audio                          audio files to samples
+//! spool                          uploads and samples in memory or on the disk
+//! budget format request trust watch    small parts that import nothing of this crate
 //! ```
 
 pub mod admin;

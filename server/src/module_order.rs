@@ -113,9 +113,8 @@ fn no_module_imports_against_the_order() {
                 problems.push(format!("`{path}` imports `{imported_path}`, which is not in the table"));
                 continue;
             };
-            let is_allowed = imported == importing || imported_line > importing_line;
-            if !is_allowed {
-                problems.push(format!("`{path}` imports `{imported_path}`: `{imported}` is not below `{importing}`"));
+            if imported_line < importing_line {
+                problems.push(format!("`{path}` imports `{imported_path}`: `{imported}` is above `{importing}`"));
             }
         }
     }
