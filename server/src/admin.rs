@@ -16,7 +16,7 @@ pub use hush_residency::admin::AdminAccess as Access;
 /// Everything that the routes share.
 pub type AdminState = hush_residency::admin::AdminState<Runners>;
 
-/// The routes of the admin API, with a record of each request. To be merged with [`crate::metrics::router`], which is
+/// The routes of the admin API, with a record of each request. To be merged with [`crate::ops::router`], which is
 /// open.
 pub fn router(state: AdminState, metrics: Arc<Metrics>) -> Router {
     let recorder = serve::Recorder { metrics, panicked: |_| AdminError::panicked().into_response() };

@@ -15,7 +15,8 @@ use hush_contract::admin::{ErrorBody, Event, LoadOutcome, LoadResponse, ModelLis
 use hush_contract::{ModelState, UnloadRefusal};
 use hush_server::admin::{self, Access, AdminState};
 use hush_server::auth::{Authenticate, KeyFile};
-use hush_server::metrics::{self, Metrics};
+use hush_server::metrics::Metrics;
+use hush_server::ops;
 use hush_server::residency::{LifecycleSettings, ModelSettings, Models, ResidencyRule, SpeechJobs};
 use hush_server::serve::{Peer, ServeOptions, serve};
 use scripted::{audio, settings, spec, until, work};
@@ -79,7 +80,7 @@ impl AdminServer {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let state = AdminState::new(Arc::clone(&models), access(address), stop.clone());
-        let router = metrics::router(Arc::clone(&metrics), None).merge(admin::router(state, metrics));
+        let router = ops::router(Arc::clone(&metrics), None).merge(admin::router(state, metrics));
         let options = ServeOptions { shape: admin::error_shape, ..ServeOptions::default() };
         let served = tokio::spawn(serve(listener, router, stop.clone(), options));
         Self { models, address, stop, served }

@@ -16,7 +16,7 @@ use hush_server::metrics::Metrics;
 use hush_server::residency::{ModelSettings, Models, Policy, SpeechJobs, Unload};
 use hush_server::runner::child::{self, PARENT_VARIABLE};
 use hush_server::runner::wire::LoadSpec;
-use hush_server::runner::{EngineBackend, Settings};
+use hush_server::runner::{EngineBackend, RunnerSettings};
 use hush_server::spool::Spooled;
 use hush_whisper::{InstallOptions, Precision, TranscribeOptions, install};
 use tokio::sync::mpsc;
@@ -45,7 +45,7 @@ fn start(model_dir: PathBuf, library: PathBuf) -> Models {
     let model = ModelSettings { name: "tiny".to_owned(), spec, precision: None, policy, account: None };
     let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"].map(Into::into).to_vec();
     let env = vec![("ORT_DYLIB_PATH".into(), library.into())];
-    let runners = Settings { env, ..Settings::this_program(args) };
+    let runners = RunnerSettings { env, ..RunnerSettings::this_program(args) };
     Models::start(vec![model], runners, None, &Arc::new(Metrics::new().unwrap())).unwrap()
 }
 

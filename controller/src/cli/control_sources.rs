@@ -11,10 +11,10 @@ use super::kubernetes::ClusterController;
 use super::run::RunArgs;
 use crate::act::{DryRunGate as Closed, Gate, OpenGate as Open};
 use crate::cluster::{Policies, ScopeGate};
+use crate::control_loop::{LoopEvent as Told, LoopSnapshot as Snapshot, Readiness};
 use crate::lease::LeaderWatcher as Leader;
 use crate::metrics::Metrics;
 use crate::observe::Targets;
-use crate::control_loop::{LoopEvent as Told, LoopSnapshot as Snapshot, Readiness};
 use crate::sources::{self, FileSource, PolicyFiles, TargetsFile};
 
 /// How often the metrics and the readiness follow the right to act, which may end without an event.

@@ -85,7 +85,8 @@ impl ModelRegistry {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let model_settings = specs.iter().map(|spec| spec.settings.clone()).collect();
-        let models = Models::start_limited(model_settings, NonZeroUsize::new(settings.max_loaded), runners, Some(accounts), metrics)?;
+        let max_loaded = NonZeroUsize::new(settings.max_loaded);
+        let models = Models::start_limited(model_settings, max_loaded, runners, Some(accounts), metrics)?;
         let models = Arc::new(models);
 
         let mut registered = Vec::new();

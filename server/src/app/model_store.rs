@@ -347,6 +347,7 @@ pub(super) mod tests {
             let precision = model.rsplit('/').next().unwrap();
             fs::write(dir.join(MANIFEST), format!("{{\"precision\":\"{precision}\"}}")).unwrap();
         }
+
         let store = ModelStore::new(folder.path());
         (folder, store)
     }
@@ -359,6 +360,7 @@ pub(super) mod tests {
     fn precision_follows_the_device() {
         let (folder, store) = store(&["base/int8", "base/fp16", "base/fp32", "tiny/fp32"]);
         let find = |model: &str, wanted, device| store.find(model, wanted, device).unwrap();
+
         assert_eq!(find("base", AUTO, Device::Cpu).precision, Precision::Int8);
         assert_eq!(find("base", AUTO, CUDA).precision, Precision::Fp16);
         assert_eq!(find("base", exactly(Precision::Fp32), Device::Cpu).dir, folder.path().join("base/fp32"));
@@ -373,12 +375,15 @@ pub(super) mod tests {
             let error = store.find(model, AUTO, CUDA).unwrap_err().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         };
+
         refused("mine", &["fp32, int8", "fp16 only", "install FOLDER --name mine --precision fp16"]);
         refused("base", &["int8", "fp16 only", "hush-server install base --precision fp16"]);
+
         let dir = |name: &str| folder.path().join(name).display().to_string();
         for folder in [dir("mine"), dir("mine/int8"), dir("alone")] {
             refused(&folder, &["int8", "fp16 only", "--precision fp16", "--device cpu"]);
         }
+
         assert!(store.find("mine", exactly(Precision::Int8), CUDA).is_err());
         assert!(store.find("mine", exactly(Precision::Int8), Device::Cpu).is_ok());
     }
@@ -400,11 +405,14 @@ pub(super) mod tests {
         let ModelStoreError::NotInstalled { precision, repo, .. } = &error else { panic!("{error:?}") };
         assert_eq!((*precision, repo.as_ref().unwrap().as_str()), (Precision::Fp16, "openai/whisper-large-v3-turbo"));
         assert!(error.to_string().contains("hush-server install turbo"), "{error}");
+
         let other = store.find("base", exactly(Precision::Fp32), Device::Cpu).unwrap_err();
         assert!(matches!(other, ModelStoreError::NotInstalled { precision: Precision::Fp32, .. }), "{other:?}");
+
         let unknown = store.find("unpublished", AUTO, Device::Cpu).unwrap_err();
         assert!(matches!(unknown, ModelStoreError::NotInstalled { repo: None, .. }), "{unknown:?}");
         assert!(unknown.to_string().contains("Installed: base"), "{unknown}");
+
         assert!(matches!(store.find("-x", AUTO, Device::Cpu), Err(ModelStoreError::BadName(_))));
         assert!(matches!(store.find("", AUTO, Device::Cpu), Err(ModelStoreError::BadName(_))));
     }
@@ -415,10 +423,12 @@ pub(super) mod tests {
         fs::write(folder.path().join("alone/model.json"), r#"{"precision":"fp32"}"#).unwrap();
         let at = |dir: &str| folder.path().join(dir).display().to_string();
         let find = |dir: &str, wanted| store.find(&at(dir), wanted, Device::Cpu);
+
         assert_eq!(find("mine", AUTO).unwrap().dir, fs::canonicalize(at("mine/int8")).unwrap());
         assert_eq!(find("mine", AUTO).unwrap().id, "mine");
         assert_eq!(find("mine/fp32", AUTO).unwrap().id, "mine");
         assert_eq!(find("alone", AUTO).unwrap().id, "alone");
+
         assert!(matches!(find("alone", exactly(Precision::Int8)), Err(ModelStoreError::OtherPrecision { .. })));
         assert!(matches!(find("mine", exactly(Precision::Fp16)), Err(ModelStoreError::OtherPrecision { .. })));
         assert!(matches!(find("gone", AUTO), Err(ModelStoreError::NoFolder(_))));
@@ -428,6 +438,7 @@ pub(super) mod tests {
         fs::write(folder.path().join("raw/config.json"), "{}").unwrap();
         let error = find("raw", AUTO).unwrap_err().to_string();
         assert!(error.contains("hush-server install /"), "{error}");
+
         fs::write(folder.path().join("alone/model.json"), "{").unwrap();
         assert!(matches!(find("alone", AUTO), Err(ModelStoreError::Unreadable { .. })));
     }
@@ -437,9 +448,11 @@ pub(super) mod tests {
         let (_folder, none) = store(&[]);
         assert_eq!(none.default_model().unwrap(), "base");
         assert_eq!(ModelStore::new("/nowhere").default_model().unwrap(), "base");
+
         let (_folder, one) = store(&["mine/int8", "mine/fp32", ".download/x"]);
         assert_eq!(one.default_model().unwrap(), "mine");
         assert_eq!(one.installed(), [("mine".to_owned(), vec![Precision::Fp32, Precision::Int8])]);
+
         let (_folder, two) = store(&["a/int8", "b/int8"]);
         assert!(two.default_model().unwrap_err().to_string().contains("a, b"));
     }
@@ -449,6 +462,7 @@ pub(super) mod tests {
         for path in ["/m", "./m", "../m", ".", "..", "m/", "/"] {
             assert!(as_folder(path).is_some(), "{path}");
         }
+
         assert_eq!(as_folder("base"), None);
         assert_eq!(as_folder("src"), None, "a word is a name even where such a folder lies");
         assert_eq!(as_folder("openai/whisper-base"), None);

@@ -105,6 +105,7 @@ mod tests {
             admin_token_file: Some(path.clone()),
             admin_token_review: None,
         };
+
         for (mode, expected) in [(0o644, 4), (0o640, 0)] {
             set_permissions(&path, Permissions::from_mode(mode)).unwrap();
             let lines = LogCapture::default();
@@ -117,6 +118,7 @@ mod tests {
                 assert!(tls("tls", settings.tls.as_ref()).is_err());
                 assert!(tls("ops-tls", settings.ops_tls.as_ref()).is_err());
             });
+
             let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
             assert_eq!(text.matches("every user of this machine can read").count(), expected, "{text}");
             if expected > 0 {

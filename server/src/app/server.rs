@@ -28,7 +28,8 @@ use crate::audio::Confinement;
 use crate::cli::env::Env;
 use crate::cli::settings::ServeSettings;
 use crate::gpu::{Accounts, GpuCollector, Sampler};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
+use crate::ops;
 use crate::residency::{Governor, reclaim_memory};
 use crate::runner::RunnerSettings;
 use crate::serve::{ServeOptions, Tls, serve};
@@ -204,7 +205,7 @@ impl PreparedServer {
         let access = security::access(security, ops_address.ip())?;
         let admin_state = AdminState::new(Arc::clone(registry.models()), access, ops_stop.clone()).noting(governor);
         let admin = admin::router(admin_state, Arc::clone(metrics));
-        let ops = metrics::router(Arc::clone(metrics), Some(sampler.clone())).merge(admin);
+        let ops = ops::router(Arc::clone(metrics), Some(sampler.clone())).merge(admin);
 
         for model in registry.models().iter() {
             tracing::info!(model = model.name(), "model");

@@ -4,7 +4,7 @@ use anyhow::Context;
 use hush_log::outln;
 
 use super::Env;
-use super::progress::InstallProgress;
+use super::progress::TerminalProgress;
 use super::settings::InstallSettings;
 use crate::app::device_placement::place_in_this_process;
 use crate::app::model_install::ModelInstaller;
@@ -22,7 +22,7 @@ pub fn run(settings: &InstallSettings, env: &Env) -> anyhow::Result<()> {
     let placement = place_in_this_process(settings.device, &program, library.as_deref(), env);
 
     let store = ModelStore::new(&settings.store.models_dir);
-    let installer = ModelInstaller { store: &store, env, progress: &InstallProgress };
+    let installer = ModelInstaller { store: &store, env, progress: &TerminalProgress };
     for dir in installer.install_all(settings, placement.device)? {
         outln!("{}", dir.display());
     }

@@ -12,9 +12,9 @@ use crate::hub::Event;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Shows progress on standard error, so that standard output holds only results.
-pub struct InstallProgress;
+pub struct TerminalProgress;
 
-impl ProgressDisplay for InstallProgress {
+impl ProgressDisplay for TerminalProgress {
     fn begin(&self, task: String) -> Box<dyn TaskMeter> {
         Box::new(BarOrLines::new(task))
     }

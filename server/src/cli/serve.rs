@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 
 use super::Env;
 use super::check;
-use super::progress::InstallProgress;
+use super::progress::TerminalProgress;
 use super::settings::{ServeSettings, Settings};
 use super::{parse, settle};
 use crate::app::reload::ReadSettings;
@@ -21,7 +21,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
     #[cfg(feature = "otel")]
     let _traces = crate::app::traces::start(env)?;
 
-    let server = PreparedServer::new(settings, env, Arc::new(InstallProgress))?;
+    let server = PreparedServer::new(settings, env, Arc::new(TerminalProgress))?;
     if settings.check_config {
         return check::print(settings, server.specs()).context("printing the settings");
     }

@@ -13,7 +13,7 @@ use hush_whisper::{Abilities, Engine, Segment, Sink, TranscribeOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Env;
-use super::progress::InstallProgress;
+use super::progress::TerminalProgress;
 use super::settings::TranscribeSettings;
 use super::values::OutputFormat;
 use crate::app::api_config::{decode_options, json_shape};
@@ -34,7 +34,7 @@ const STANDARD_INPUT_NAME: &str = "standard-input";
 /// If the folder of the transcripts cannot be used, or the engine cannot be loaded.
 pub fn run(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<ExitCode> {
     let outputs = output_paths(settings)?;
-    let engine = load_engine(settings, env, &InstallProgress)?;
+    let engine = load_engine(settings, env, &TerminalProgress)?;
 
     let mut has_failed = false;
     for (file, output) in settings.files.iter().zip(outputs) {

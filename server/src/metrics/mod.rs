@@ -1,8 +1,6 @@
 //! Metrics of the server. Events are counted as they happen; state is computed at scrape time by collectors that the owners of
 //! the state register ([`Metrics::register`]). Labels and help texts are those of the contract.
 
-mod handler;
-
 use std::ops::Deref;
 
 use hush_contract::metrics as names;
@@ -10,8 +8,6 @@ use hush_log::{DroppedLines, register_program_metrics};
 use hush_residency::ResidencyMetrics;
 use prometheus::core::Collector;
 use prometheus::{CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
-
-pub use handler::router;
 
 /// Requests take milliseconds (`/healthz`) up to an hour (a film on a small CPU).
 const REQUEST_BUCKETS: &[f64] =

@@ -15,7 +15,7 @@ use crate::job::{JobError, Outcome, Work};
 use crate::recording::Recording;
 use crate::request;
 use crate::runner::wire::FailureKind;
-use crate::runner::{Ending, JobEvent, Runner, Runners};
+use crate::runner::{JobEvent, RunnerEnding, RunnerHandle, Runners};
 use crate::spool::SpoolError;
 
 /// The jobs that this server gives to its models.
@@ -145,7 +145,7 @@ impl ModelJob<Runners> for SpeechJob {
         }
     }
 
-    async fn attempt(&mut self, runner: &Runner) -> Result<Outcome, AttemptError<JobError>> {
+    async fn attempt(&mut self, runner: &RunnerHandle) -> Result<Outcome, AttemptError<JobError>> {
         let samples = self.audio.decode().await.map_err(|error| AttemptError::Failed(error.into()))?;
         let file = samples.to_file().map_err(|error| AttemptError::Failed(JobError::Spool(error)))?;
         let mut job = runner.work(self.work.clone(), file);
@@ -196,10 +196,10 @@ enum WaitError {
     Audio(AudioError),
 }
 
-fn runner_ended(ending: Ending) -> AttemptError<JobError> {
+fn runner_ended(ending: RunnerEnding) -> AttemptError<JobError> {
     match ending {
-        Ending::Stopped => AttemptError::RunnerStopped,
-        Ending::Lost(loss) => AttemptError::RunnerLost(loss),
+        RunnerEnding::Stopped => AttemptError::RunnerStopped,
+        RunnerEnding::Lost(loss) => AttemptError::RunnerLost(loss),
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use hush_residency::{ModelRunner, Notify, RunnerFactory, RunnerSpec};
 
 use crate::runner::wire::LoadSpec;
-use crate::runner::{self, Runner, Runners};
+use crate::runner::{self, RunnerHandle, Runners};
 
 impl RunnerSpec for LoadSpec {
     fn device(&self) -> &str {
@@ -18,15 +18,15 @@ impl RunnerSpec for LoadSpec {
 }
 
 impl RunnerFactory for Runners {
-    type Settings = runner::Settings;
+    type Settings = runner::RunnerSettings;
     type Spec = LoadSpec;
-    type Runner = Runner;
+    type Runner = RunnerHandle;
 
-    fn new(settings: runner::Settings) -> io::Result<Self> {
+    fn new(settings: runner::RunnerSettings) -> io::Result<Self> {
         Self::new(settings)
     }
 
-    fn start(&self, spec: LoadSpec, notify: Notify) -> Runner {
+    fn start(&self, spec: LoadSpec, notify: Notify) -> RunnerHandle {
         Self::start(self, spec, notify)
     }
 
@@ -35,7 +35,7 @@ impl RunnerFactory for Runners {
     }
 }
 
-impl ModelRunner for Runner {
+impl ModelRunner for RunnerHandle {
     fn stop(&self) {
         Self::stop(self);
     }

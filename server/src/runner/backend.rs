@@ -23,6 +23,7 @@ impl RunnerBackend for EngineBackend {
     fn start() -> Result<(Self, String), String> {
         let library = runtime::find_library(None).map_err(|error| explain(&error))?;
         let info = runtime::init(&library).map_err(|error| explain(&error))?;
+
         Ok((Self, format!("ONNX Runtime {}", info.version)))
     }
 
@@ -101,6 +102,7 @@ mod tests {
         assert_eq!(parse_device("cpu"), Ok(Device::Cpu));
         assert_eq!(parse_device("cuda"), Ok(Device::Cuda { index: 0 }));
         assert_eq!(parse_device("cuda:3"), Ok(Device::Cuda { index: 3 }));
+
         for wrong in ["", "gpu", "cpu:0", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999"] {
             assert!(parse_device(wrong).is_err(), "{wrong}");
         }

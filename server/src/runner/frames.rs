@@ -50,6 +50,7 @@ impl FrameWriter {
 
     fn send_waiting(&mut self) {
         let socket: &UnixStream = self.socket.as_ref();
+
         while let Some(frame) = self.waiting.front_mut() {
             let file = frame.file.as_ref().map(AsFd::as_fd);
             match socket.try_io(Interest::WRITABLE, || send(socket, &frame.bytes, file)) {

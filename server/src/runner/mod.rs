@@ -16,8 +16,6 @@ pub mod wire;
 
 pub use backend::EngineBackend;
 pub use process::{
-    JobEvent, LoadTimings, OnRunnerEvent, RunnerEnding, RunnerEvent, RunnerHandle, RunnerJob, RunnerSettings, Runners,
+    JobEvent, LoadTimings, Notify, RunnerEnding, RunnerEvent, RunnerHandle, RunnerJob, RunnerSettings, Runners,
 };
-// The names before the rename, for users that are still to change.
-pub use process::{RunnerEnding as Ending, RunnerHandle as Runner, RunnerSettings as Settings};
 pub use spawn::inherited_environment;

@@ -57,6 +57,7 @@ impl Spawner {
     pub(super) async fn spawn(&self, settings: Arc<RunnerSettings>) -> io::Result<SpawnedRunner> {
         let (reply, answer) = oneshot::channel();
         let request = SpawnRequest { settings, runtime: tokio::runtime::Handle::current(), reply };
+
         let gone = |_| io::Error::other("the thread that starts runners has ended");
         self.requests.send(request).map_err(|_| gone(()))?;
         answer.await.map_err(|_| gone(()))?

@@ -8,18 +8,18 @@ use std::process::ExitStatus;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hush_residency::{LossCause, RunnerLoss};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frames::{FrameReader, FrameWriter};
-use super::process::{JobEvent, LoadTimings, OnRunnerEvent, RunnerEnding, RunnerEvent, RunnerSettings};
+use super::process::{JobEvent, LoadTimings, Notify, RunnerEnding, RunnerEvent, RunnerSettings};
 use super::spawn::Spawner;
 use super::wire::{FailureKind, FromRunner, JobId, LoadSpec, ToRunner, VERSION, WireMessage};
 use crate::audio::Span;
 use crate::job::Work;
-use hush_residency::{LossCause, RunnerLoss};
 
 /// How long a process may go on after the end of its socket.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) enum SupervisorCommand {
     Load {
         spec: LoadSpec,
-        on_event: OnRunnerEvent,
+        on_event: Notify,
     },
     Work {
         id: JobId,
@@ -147,7 +147,7 @@ struct Supervisor {
     pid: u32,
     settings: Arc<RunnerSettings>,
     frames: FrameWriter,
-    on_event: Option<OnRunnerEvent>,
+    on_event: Option<Notify>,
     load: Option<LoadAttempt>,
     hello: Option<Hello>,
     spawned_at: Instant,

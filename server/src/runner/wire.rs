@@ -159,6 +159,7 @@ pub trait WireMessage: Serialize + DeserializeOwned {
     fn encode(&self) -> Result<Bytes, WireError> {
         let json = serde_json::to_vec(self)?;
         let length = u32::try_from(json.len()).ok().filter(|_| json.len() <= MAX_FRAME);
+
         let mut frame = BytesMut::with_capacity(LENGTH_BYTES + json.len());
         frame.put_u32_le(length.ok_or(WireError::TooLong(json.len()))?);
         frame.put_slice(&json);
@@ -177,6 +178,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], file: Option<BorrowedFd<'_>>) -> io
     if let Some(file) = &file {
         ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(file)));
     }
+
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
@@ -185,11 +187,13 @@ pub fn receive(socket: impl AsFd, into: &mut [u8], files: &mut VecDeque<OwnedFd>
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(socket, &mut [IoSliceMut::new(into)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(sent) = message {
             files.extend(sent);
         }
     }
+
     if received.flags.contains(ReturnFlags::CTRUNC) {
         return Err(io::Error::other("an open file was lost on its way: is the limit of open files too low?"));
     }
@@ -277,6 +281,7 @@ mod tests {
                 ..TranscribeOptions::default()
             },
         );
+
         prop_oneof![
             (".{0,30}", proptest::option::of(any::<usize>()), any::<bool>(), any::<usize>()).prop_map(
                 |(dir, threads, prepack, max_batch)| {
@@ -303,10 +308,12 @@ mod tests {
             let probability = |(code, probability)| LanguageProbability { code, probability };
             Outcome::Languages(languages.into_iter().map(probability).collect())
         });
+
         let transcript = (0.0_f64..1e6, proptest::option::of(0.0_f32..1.0)).prop_map(|(duration_seconds, p)| {
             let language = "yue".to_owned();
             Outcome::Transcribed(Transcript { language, language_probability: p, duration_seconds })
         });
+
         prop_oneof![
             (any::<u32>(), proptest::option::of(".{0,20}"), 0.0_f64..9.0).prop_map(|(pid, runtime, seconds)| {
                 FromRunner::Hello { version: VERSION, pid, runtime, libraries_seconds: seconds }
@@ -361,6 +368,7 @@ mod tests {
         ) {
             let _ = decode_in_pieces::<ToRunner>(&bytes, 7);
             let _ = decode_in_pieces::<FromRunner>(&bytes, 7);
+
             let mut frame = message.encode().unwrap().to_vec();
             let at = flip.index(frame.len());
             frame[at] ^= 0xff;
@@ -384,7 +392,10 @@ mod tests {
                 }
             }
         });
-        let (mut files, mut read, mut piece) = (VecDeque::new(), Vec::new(), vec![0; 10_000]);
+
+        let mut files = VecDeque::new();
+        let mut read = Vec::new();
+        let mut piece = vec![0; 10_000];
         loop {
             let known = files.len();
             let count = receive(&theirs, &mut piece, &mut files).unwrap();
@@ -398,6 +409,7 @@ mod tests {
                 break;
             }
         }
+
         writer.join().unwrap();
         assert_eq!(files.len(), (0..50).filter(|number| number % 3 != 0).count());
         assert_eq!(read.len(), (0..50).map(|number| 1 + number * 9000).sum::<usize>());
@@ -408,6 +420,7 @@ mod tests {
         let message = |length| FromRunner::LoadFailed { kind: FailureKind::Engine, message: "x".repeat(length) };
         assert!(matches!(message(MAX_FRAME).encode(), Err(WireError::TooLong(_))));
         assert!(message(MAX_FRAME - 100).encode().is_ok());
+
         let mut decoder = FrameDecoder::default();
         decoder.buffer().extend_from_slice(&u32::MAX.to_le_bytes());
         assert!(matches!(decoder.message::<FromRunner>(), Err(WireError::TooLong(_))));

@@ -148,17 +148,18 @@ impl HttpBody for RequestBody {
 /// `may_probe`: whether HTTP can be written to the socket as plain text. Over TLS it cannot: there, a client that closes its
 /// sending side counts as gone, as TLS libraries treat the connection as closed.
 pub(super) async fn client_gone(socket: &TcpStream, state: &ExchangeState, may_probe: bool) {
+    let is_unanswered = |phase: &ExchangePhase| matches!(phase, ExchangePhase::Waiting(_) | ExchangePhase::Answering);
     let mut phases = state.phase.subscribe();
+
     loop {
-        let waits = |phase: &ExchangePhase| matches!(phase, ExchangePhase::Waiting(_) | ExchangePhase::Answering);
-        if phases.wait_for(waits).await.is_err() {
+        if phases.wait_for(is_unanswered).await.is_err() {
             // The service has ended, and so has the connection.
             return std::future::pending().await;
         }
 
         let mut closed_since = None;
         let mut is_probed = false;
-        while waits(&phases.borrow_and_update()) {
+        while is_unanswered(&phases.borrow_and_update()) {
             tokio::select! {
                 () = sleep(POLL_INTERVAL) => {}
                 _ = phases.changed() => continue,
@@ -197,6 +198,7 @@ enum ClientState {
 fn poll_client(socket: &TcpStream) -> ClientState {
     let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+
     // If the poll fails, the next one decides.
     if !poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0) {
         return ClientState::Reading;
@@ -229,6 +231,7 @@ impl SharedStream {
 impl AsyncRead for SharedStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let length = buffer.remaining().min(READ_BYTES);
+
         loop {
             ready!(self.0.poll_read_ready(context))?;
             match self.0.try_read(buffer.initialize_unfilled_to(length)) {

@@ -104,13 +104,13 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
                 continue;
             }
         };
-        let (place, route) = match limit.admit() {
-            Admission::Served(place) => (place, Route::Everything),
-            Admission::Overflow(place) => (place, Route::ProbesOnly),
+        let (slot, route) = match limit.admit() {
+            Admission::Served(slot) => (slot, Route::Everything),
+            Admission::Overflow(slot) => (slot, Route::ProbesOnly),
             Admission::Closed => continue,
         };
 
-        let connection_options = ConnectionOptions::new(&options, route, place.phase.clone());
+        let connection_options = ConnectionOptions::new(&options, route, slot.phase.clone());
         let tls = options.tls.clone();
         let service = ConnectionService {
             peer: Peer { address },
@@ -121,7 +121,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         let cut_off = cut_off.clone();
         connections.spawn(async move {
             tokio::select! {
-                () = place.phase.evicted() => {}
+                () = slot.phase.evicted() => {}
                 () = serve_connection(stream, tls, service, shutdown, connection_options) => {}
                 () = cut_off.cancelled() => {}
             }

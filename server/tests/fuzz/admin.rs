@@ -10,7 +10,7 @@ use hush_contract::admin::{ErrorBody, LoadRequest, UnloadRequest, UnloadResponse
 use hush_server::admin::{self, Access, AdminState};
 use hush_server::metrics::Metrics;
 use hush_server::residency::{ModelSettings, Models, Policy};
-use hush_server::runner::Settings;
+use hush_server::runner::RunnerSettings;
 use hush_server::runner::wire::LoadSpec;
 use hush_server::serve::Peer;
 use proptest::prelude::*;
@@ -39,7 +39,7 @@ fn router() -> axum::Router {
     };
 
     let model = ModelSettings { name: "m".to_owned(), spec, precision: None, policy: Policy::default(), account: None };
-    let models = Models::start(vec![model], Settings::this_program(Vec::new()), None, &metrics).unwrap();
+    let models = Models::start(vec![model], RunnerSettings::this_program(Vec::new()), None, &metrics).unwrap();
     let access = Access::new(Vec::new(), [127, 0, 0, 1].into());
 
     admin::router(AdminState::new(Arc::new(models), access, CancellationToken::new()), metrics)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use hush_server::app::model_install::{InstallCommandError, MissingModel, ModelInstaller};
 use hush_server::app::model_store::{ModelStore, ModelStoreError};
 use hush_server::cli::models;
-use hush_server::cli::progress::InstallProgress;
+use hush_server::cli::progress::TerminalProgress;
 use hush_server::cli::settings::{Settings, resolve};
 use hush_server::cli::values::{Device, PrecisionChoice};
 use hush_server::cli::{Env, parse};
@@ -20,7 +20,7 @@ fn install(argv: &[&str], models_dir: &Path, variables: &[(&str, &str)]) -> Resu
     let env: Env = variables.iter().copied().collect();
     let Settings::Install(settings) = resolve(cli, &env).unwrap() else { panic!() };
     let store = ModelStore::new(&settings.store.models_dir);
-    ModelInstaller { store: &store, env: &env, progress: &InstallProgress }.install_all(&settings, Device::Cpu)
+    ModelInstaller { store: &store, env: &env, progress: &TerminalProgress }.install_all(&settings, Device::Cpu)
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_missing_model_comes_from_the_hub() {
     let env: Env = [("HF_ENDPOINT", hub.url())].into_iter().collect();
     let models_dir = tempfile::tempdir().unwrap();
     let store = ModelStore::new(models_dir.path());
-    let installer = ModelInstaller { store: &store, env: &env, progress: &InstallProgress };
+    let installer = ModelInstaller { store: &store, env: &env, progress: &TerminalProgress };
     let find = |missing| installer.find_or_install(REPO, PrecisionChoice::Auto, Device::Cpu, missing);
     let refused = find(MissingModel::Refuse).unwrap_err();
     assert!(matches!(refused, InstallCommandError::Store(ModelStoreError::NotInstalled { .. })), "{refused:?}");

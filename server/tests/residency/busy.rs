@@ -9,8 +9,8 @@ use hush_server::runner;
 use crate::scripted::{process_state, settings, until};
 use crate::{Server, ask};
 
-fn busy_timeout(busy: u64, let_go: u64) -> runner::Settings {
-    runner::Settings {
+fn busy_timeout(busy: u64, let_go: u64) -> runner::RunnerSettings {
+    runner::RunnerSettings {
         busy_timeout: Some(Duration::from_millis(busy)),
         let_go_timeout: Duration::from_millis(let_go),
         ..settings()

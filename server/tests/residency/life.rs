@@ -128,7 +128,7 @@ async fn on_demand_leaves_after_the_last_of_a_queue() {
 async fn a_spare_runner_takes_the_load_and_its_death_harms_nobody() {
     let mark = format!("spare-{}", std::process::id());
     let env = vec![(MARK.into(), mark.clone().into())];
-    let spare = runner::Settings { spare: true, env, ..settings() };
+    let spare = runner::RunnerSettings { spare: true, env, ..settings() };
     let server = Server::start("", LifecycleSettings::default(), spare);
     until("a spare", || !marked(&mark).is_empty()).await;
     tokio::time::sleep(Duration::from_millis(200)).await;

@@ -14,7 +14,7 @@ use crate::{Server, ask};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_that_never_ends_is_ended() {
     let dir = tempfile::tempdir().unwrap();
-    let brief = runner::Settings { load_timeout: Duration::from_secs(2), ..settings() };
+    let brief = runner::RunnerSettings { load_timeout: Duration::from_secs(2), ..settings() };
     let policy = LifecycleSettings { backoff_first: Duration::from_millis(100), ..LifecycleSettings::default() };
     let server = Server::start(&format!("hang_once={}", flag(dir.path(), "hung")), policy, brief);
     let error = server.ask("").await.unwrap_err();
@@ -65,7 +65,7 @@ async fn a_load_that_fails_under_its_first_work_is_a_failed_load() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_cannot_be_started_is_a_failed_load() {
-    let missing = runner::Settings { program: "/nonexistent/hush-server".into(), spare: true, ..settings() };
+    let missing = runner::RunnerSettings { program: "/nonexistent/hush-server".into(), spare: true, ..settings() };
     let server = Server::start("", LifecycleSettings::default(), missing);
     let error = server.ask("").await.unwrap_err();
     assert!(error.to_string().contains("could not start `/nonexistent/hush-server`"), "{error}");
@@ -75,11 +75,11 @@ async fn a_program_that_cannot_be_started_is_a_failed_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_is_no_runner_is_a_failed_load() {
     let talks = ["-c", "echo 'hello, world' >&0; sleep 60"].map(Into::into).to_vec();
-    let talks = runner::Settings { program: "/bin/sh".into(), args: talks, ..settings() };
+    let talks = runner::RunnerSettings { program: "/bin/sh".into(), args: talks, ..settings() };
     let server = Server::start("", LifecycleSettings::default(), talks);
     let error = server.ask("").await.unwrap_err();
     assert!(matches!(&error, JobError::LoadFailed { cause, .. } if cause.contains("make no sense")), "{error}");
-    let ends = runner::Settings { program: "/bin/false".into(), args: Vec::new(), ..settings() };
+    let ends = runner::RunnerSettings { program: "/bin/false".into(), args: Vec::new(), ..settings() };
     let server = Server::start("", LifecycleSettings::default(), ends);
     let error = server.ask("").await.unwrap_err();
     assert!(matches!(&error, JobError::LoadFailed { cause, .. } if cause.contains("exit status: 1")), "{error}");

@@ -74,7 +74,7 @@ async fn a_runner_killed_while_idle_is_noticed_at_once() {
 async fn a_stopped_or_hanging_runner_is_killed_and_the_work_done_again() {
     let dir = tempfile::tempdir().unwrap();
     // Wide: on a machine that builds something else, a process may not run for a second.
-    let stall = runner::Settings { stall_timeout: Duration::from_secs(2), ..settings() };
+    let stall = runner::RunnerSettings { stall_timeout: Duration::from_secs(2), ..settings() };
     let server = Server::start("", LifecycleSettings::default(), stall);
     let pid = server.ask("").await.unwrap();
     // Idle for longer than that: silence is no crime without work.

@@ -41,7 +41,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(script: &str, policy: LifecycleSettings, runners: runner::Settings) -> Self {
+    fn start(script: &str, policy: LifecycleSettings, runners: runner::RunnerSettings) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let (name, spec) = ("tiny".to_owned(), spec(script));
         let model = ModelSettings { name, spec, precision: None, policy, account: None };

@@ -66,7 +66,7 @@ async fn what_outlasts_a_drain_is_done_again_elsewhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unloads_and_arrivals_race_and_no_request_is_lost() {
     const REQUESTS: usize = 4000;
-    let spare = runner::Settings { spare: true, ..settings() };
+    let spare = runner::RunnerSettings { spare: true, ..settings() };
     let server = Server::start("", LifecycleSettings::default(), spare);
     let answered = Arc::new(AtomicUsize::new(0));
     let mut jobs = JoinSet::new();

@@ -13,7 +13,7 @@ use hush_server::audio::{Pcm, decode_raw_s16le};
 use hush_server::job::Work;
 use hush_server::runner::child::{self, LoadedModel, RunnerBackend, WorkFailure};
 use hush_server::runner::wire::LoadSpec;
-use hush_server::runner::{Settings, child::PARENT_VARIABLE};
+use hush_server::runner::{RunnerSettings, child::PARENT_VARIABLE};
 use hush_server::spool::{Spool, SpoolOptions};
 use hush_whisper::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript};
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,13 +28,13 @@ pub fn child_entry() {
     }
 }
 
-pub fn settings() -> Settings {
+pub fn settings() -> RunnerSettings {
     let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"];
-    Settings {
+    RunnerSettings {
         stall_timeout: Duration::from_secs(10),
         load_timeout: Duration::from_secs(20),
         exit_timeout: Duration::from_secs(5),
-        ..Settings::this_program(args.map(Into::into).to_vec())
+        ..RunnerSettings::this_program(args.map(Into::into).to_vec())
     }
 }
 

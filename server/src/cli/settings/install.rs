@@ -8,7 +8,7 @@ use super::{LegacyUse, SettingError, none_if_zero};
 use crate::cli::values::{DeviceChoice, PrecisionChoice, Switch};
 
 #[derive(Args, Clone, Debug, PartialEq)]
-#[command(after_long_help = crate::cli::INSTALL_NOTES)]
+#[command(after_long_help = crate::cli::command_line::INSTALL_NOTES)]
 pub struct InstallSettings {
     /// Checkpoint (a folder of Hugging Face or CTranslate2, OpenAI's base.pt, whisper.cpp's ggml-base.bin), model of the
     /// hub (openai/whisper-base), or one of the usual short names (tiny, base.en, large-v3, turbo, distil-large-v3, ...).

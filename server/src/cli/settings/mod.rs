@@ -21,9 +21,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::args::CommandLine;
+use super::command_line::variable;
 use super::config::{ConfigError, ConfigFile};
 use super::env::Env;
-use super::variable;
 
 pub use install::{InstallSettings, ModelsSettings};
 pub use limits::LimitSettings;

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::SettingError;
 use crate::auth::{Account, ApiServer, ReviewSettings};
+use crate::cli::command_line::variable;
 use crate::cli::env::Env;
 use crate::cli::values::Switch;
-use crate::cli::variable;
 
 /// Where Kubernetes puts what a pod needs to speak to its API server.
 const SERVICE_ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

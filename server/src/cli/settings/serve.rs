@@ -47,7 +47,7 @@ const APPLIED_BY_RELOAD: [&str; 14] = [
 /// A field is an option: its comment is the help, its name with dashes is the flag, and variable, key of the
 /// configuration file, JSON schema and reload follow from that.
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
-#[command(after_long_help = crate::cli::SERVE_NOTES)]
+#[command(after_long_help = crate::cli::command_line::SERVE_NOTES)]
 pub struct ServeSettings {
     /// Model to serve: an installed name (base), a model of the hub (openai/whisper-base) or a model directory.
     ///

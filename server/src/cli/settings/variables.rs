@@ -8,9 +8,9 @@ use clap::Arg;
 
 use super::SettingError;
 use super::merge::{OptionSource, check_value, is_list, is_path};
+use crate::cli::command_line::variable;
 use crate::cli::env::Env;
 use crate::cli::values::{AsrEngine, ValueError};
-use crate::cli::variable;
 
 /// The `HUSH_` variable of each option. An empty variable is not set.
 pub struct HushVariables<'a>(pub &'a Env);

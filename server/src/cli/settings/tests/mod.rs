@@ -7,7 +7,7 @@ mod security;
 mod sources;
 
 use super::*;
-use crate::cli::parse;
+use crate::cli::command_line::parse;
 
 fn env(variables: &[(&str, &str)]) -> Env {
     [("HOME", "/home/u")].iter().chain(variables).copied().collect()

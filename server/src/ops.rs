@@ -1,4 +1,4 @@
-//! `GET /metrics`.
+//! The part of the operations listener that needs no credential: `GET /metrics` and `GET /healthz`.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hush_listener::{ShapeErrors, shape_errors};
 
-use super::Metrics;
 use crate::admin;
 use crate::gpu::Sampler;
+use crate::metrics::Metrics;
 use crate::serve;
 
-/// The part of the operations listener that needs no credential: `GET /metrics` and `GET /healthz`.
+/// The open routes. To be merged with [`crate::admin::router`].
 ///
 /// `gpus`: the source of device figures, which is refreshed for each scrape, so that decisions use current figures.
 pub fn router(metrics: Arc<Metrics>, gpus: Option<Sampler>) -> Router {
