@@ -46,10 +46,10 @@ pub struct GuardedIo<S> {
     head: Option<PartialHead>,
     replacement: Option<Replacement>,
     is_late: bool,
-    linger: Option<Linger>,
+    linger: Option<LingerState>,
 }
 
-struct Linger {
+struct LingerState {
     deadline: Pin<Box<Sleep>>,
     read_bytes: usize,
 }
@@ -66,6 +66,7 @@ impl<S> GuardedIo<S> {
         if self.head.as_ref().is_some_and(|head| Some(head.number) != idle) {
             self.head = None;
         }
+
         idle
     }
 
@@ -76,6 +77,7 @@ impl<S> GuardedIo<S> {
             Some(_) => bytes,
             None => &bytes[bytes.iter().take_while(|byte| is_line_end(byte)).count()..],
         };
+
         if bytes.is_empty() {
             return;
         }
@@ -141,7 +143,8 @@ impl<S: AsyncWrite + Unpin> GuardedIo<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> GuardedIo<S> {
     /// Reads what a refused client still sends.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let linger = self.linger.get_or_insert_with(|| Linger { deadline: Box::pin(sleep(LINGER)), read_bytes: 0 });
+        let linger =
+            self.linger.get_or_insert_with(|| LingerState { deadline: Box::pin(sleep(LINGER)), read_bytes: 0 });
 
         let mut scratch = [0; 8 << 10];
         while linger.read_bytes < LINGER_BYTES && linger.deadline.as_mut().poll(context).is_pending() {
@@ -216,10 +219,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for GuardedIo<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-
         if this.replacement.is_some() {
             return this.poll_replacement(context);
         }
+
         match this.replacement_for(bytes) {
             None => Pin::new(&mut this.io).poll_write(context, bytes),
             Some(replacement) => {
@@ -256,6 +259,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
         if this.linger.is_none() {
             ready!(Pin::new(&mut this.io).poll_shutdown(context))?;
         }
+
         if this.phase.is_refused() {
             ready!(this.poll_linger(context));
         }

@@ -46,6 +46,7 @@ mod tests {
                 assert!(!warning.contains("secret\n"));
             }
         }
+
         assert_eq!(exposed_secret("--page-token-file", Path::new("/nonexistent")), None);
     }
 }

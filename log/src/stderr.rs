@@ -73,12 +73,14 @@ fn panic_report(panic: &PanicHookInfo<'_>) -> String {
     if let Some(location) = panic.location() {
         let _ = write!(report, " at {location}");
     }
+
     let _ = writeln!(report, ": {}", panic.payload_as_str().unwrap_or("no message"));
 
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
         let _ = writeln!(report, "{backtrace}");
     }
+
     report
 }
 
@@ -96,6 +98,7 @@ fn write_line(file: BorrowedFd<'_>, line: &[u8]) -> bool {
         if write_all(file, b"\n") == 0 {
             return false;
         }
+
         IS_TORN.store(false, Ordering::Relaxed);
     }
 
@@ -120,6 +123,7 @@ fn write_all(file: BorrowedFd<'_>, bytes: &[u8]) -> usize {
             Err(_) => return written,
         }
     }
+
     written
 }
 

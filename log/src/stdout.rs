@@ -13,6 +13,7 @@ pub fn print_result(text: fmt::Arguments<'_>) {
     if error.kind() == io::ErrorKind::BrokenPipe {
         process::exit(0);
     }
+
     crate::errorln!("error: standard output: {error}");
     process::exit(1);
 }

@@ -82,8 +82,8 @@ impl AudioDecoder {
 
         let head = self.run_blocking(work).await?;
         let (DecodedHead::Whole(pcm) | DecodedHead::Beginning(pcm)) = &head;
-        let seconds = pcm.duration_seconds();
 
+        let seconds = pcm.duration_seconds();
         request::note(|facts| facts.audio_seconds = Some(seconds));
         Ok(head)
     }
@@ -127,6 +127,7 @@ impl Recording {
                 (upload.clone(), file_name.clone(), decoder.clone())
             }
         };
+
         let work = move |options: &DecodeOptions, keep_going: &KeepGoing<'_>| {
             audio::decode(&upload, Some(&file_name), options, keep_going)
         };
@@ -146,6 +147,7 @@ impl Recording {
         {
             return permit;
         }
+
         std::future::pending().await
     }
 }

@@ -124,7 +124,6 @@ mod tests {
     #[tokio::test]
     async fn facts_of_a_spawned_task_belong_to_the_request() {
         let request = RequestContext::new("r1");
-
         request
             .scope(async {
                 tokio::spawn(async { note(|facts| facts.generation = Some(1)) }).await.unwrap();

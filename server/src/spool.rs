@@ -250,6 +250,7 @@ impl Seek for SpoolReader {
             SeekFrom::End(delta) => self.content.len_bytes.checked_add_signed(delta),
             SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
         };
+
         self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.position)
     }
@@ -268,7 +269,6 @@ fn memory_file() -> io::Result<File> {
     let create = |flags| memfd_create("hush-spool", flags);
     // A hardened kernel requires the promise that the file is never executed; a kernel before Linux 6.3 does not know the flag.
     let file = create(MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL);
-
     Ok(file.or_else(|error| if error == Errno::INVAL { create(MemfdFlags::CLOEXEC) } else { Err(error) })?.into())
 }
 
@@ -287,8 +287,8 @@ mod tests {
     fn a_full_disk_is_recognised() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut spool = Spool { file: Some(full), is_in_memory: false, ..Spool::new(SpoolOptions::default()) };
-        let error = spool.write(b"x").unwrap_err();
 
+        let error = spool.write(b"x").unwrap_err();
         assert!(error.is_storage_full(), "{error:?}");
         assert_eq!(spool.len_bytes(), 0);
 

@@ -55,7 +55,7 @@ impl<T: Send + Sync + 'static> WatchedFiles<T> {
         let contents = read(&paths)?;
         let value = parse(&contents).map_err(|problem| WatchError::Content { paths: paths.clone(), problem })?;
         let current = Arc::new(RwLock::new(Arc::new(value)));
-        let watcher = Watcher { paths, parse, seen: Some(contents), problem: None };
+        let watcher = FileWatcher { paths, parse, seen: Some(contents), problem: None };
         tokio::spawn(watch(Arc::downgrade(&current), watcher));
         Ok(Self { current })
     }
@@ -65,7 +65,7 @@ impl<T: Send + Sync + 'static> WatchedFiles<T> {
     }
 }
 
-struct Watcher<P> {
+struct FileWatcher<P> {
     paths: Vec<PathBuf>,
     parse: P,
     /// The last content that was parsed, whether it was good or bad.
@@ -74,7 +74,7 @@ struct Watcher<P> {
     problem: Option<String>,
 }
 
-async fn watch<T, P>(current: Weak<RwLock<Arc<T>>>, mut watcher: Watcher<P>)
+async fn watch<T, P>(current: Weak<RwLock<Arc<T>>>, mut watcher: FileWatcher<P>)
 where
     T: Send + Sync + 'static,
     P: Fn(&[Vec<u8>]) -> Result<T, ContentError> + Send + Sync + 'static,
@@ -98,7 +98,7 @@ where
     }
 }
 
-impl<P> Watcher<P> {
+impl<P> FileWatcher<P> {
     /// Reads the files; returns new content that can be used. A problem is logged once.
     fn poll<T>(&mut self) -> Option<T>
     where
@@ -116,6 +116,7 @@ impl<P> Watcher<P> {
                 Err(format!("{error}: {cause}"))
             }
         };
+
         match result {
             Ok(value) => {
                 self.problem = None;
@@ -126,6 +127,7 @@ impl<P> Watcher<P> {
                     tracing::error!("what was read before stays in use: {problem}");
                     self.problem = Some(problem);
                 }
+
                 None
             }
         }
@@ -163,8 +165,8 @@ mod tests {
         }
     }
 
-    fn watcher(dir: &Path) -> Watcher<Parse> {
-        Watcher { paths: vec![dir.join("a"), dir.join("b")], parse: pair, seen: None, problem: None }
+    fn watcher(dir: &Path) -> FileWatcher<Parse> {
+        FileWatcher { paths: vec![dir.join("a"), dir.join("b")], parse: pair, seen: None, problem: None }
     }
 
     #[test]

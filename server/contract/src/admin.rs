@@ -13,7 +13,8 @@ use crate::state::{ModelState, UnloadReason, UnloadRefusal};
 
 // Former names, for code outside of this module.
 pub use self::{
-    AdminErrorBody as ErrorBody, AdminEvent as Event, PolicyRef as PolicyName, ReportedResidency as ResidencyMode,
+    AdminErrorBody as ErrorBody, AdminEvent as Event, CommandReason as Reason, PolicyRef as PolicyName,
+    ReportedResidency as ResidencyMode,
 };
 
 /// All paths below this one require a credential.
@@ -125,9 +126,9 @@ impl From<Seconds> for Duration {
 /// newer controller can send commands to an older server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-pub struct Reason(String);
+pub struct CommandReason(String);
 
-impl Reason {
+impl CommandReason {
     const MAX_BYTES: usize = 64;
 
     pub fn as_str(&self) -> &str {
@@ -140,19 +141,19 @@ impl Reason {
     }
 }
 
-impl Default for Reason {
+impl Default for CommandReason {
     fn default() -> Self {
         UnloadReason::Manual.into()
     }
 }
 
-impl From<UnloadReason> for Reason {
+impl From<UnloadReason> for CommandReason {
     fn from(reason: UnloadReason) -> Self {
         Self(reason.as_str().to_owned())
     }
 }
 
-impl TryFrom<String> for Reason {
+impl TryFrom<String> for CommandReason {
     type Error = InvalidValue;
 
     fn try_from(word: String) -> Result<Self, InvalidValue> {
@@ -166,8 +167,8 @@ impl TryFrom<String> for Reason {
     }
 }
 
-impl From<Reason> for String {
-    fn from(reason: Reason) -> Self {
+impl From<CommandReason> for String {
+    fn from(reason: CommandReason) -> Self {
         reason.0
     }
 }
@@ -224,7 +225,7 @@ pub struct UnloadRequest {
     /// How long the model must not be loaded again after the unload, for any request. The hold expires by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_seconds: Option<Seconds>,
-    pub reason: Reason,
+    pub reason: CommandReason,
     /// The policy that the command is given for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyRef>,
@@ -277,7 +278,7 @@ pub struct LoadRequest {
     /// How long to wait for the end of the load. After that, or at once with 0, the answer is 202 and the load goes on. Default: 60.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_seconds: Option<Seconds>,
-    pub reason: Reason,
+    pub reason: CommandReason,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyRef>,
 }

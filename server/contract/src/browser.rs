@@ -30,6 +30,7 @@ impl RequestOrigin<'_> {
                     self.host.is_some_and(|host| host.eq_ignore_ascii_case(authority))
                         || same_origin.iter().any(|own| own.eq_ignore_ascii_case(name(authority)))
                 };
+
                 !authority.is_some_and(is_own)
             }
             (None, None) => false,
@@ -83,9 +84,11 @@ mod tests {
         {
             assert!(host(name).is_for_this_machine() && !host(name).is_foreign_name(&[]), "{name}");
         }
+
         for name in ["evil.example", "evil.example:9001", "localhost.evil.example", "127.0.0.1.x", ""] {
             assert!(!host(name).is_for_this_machine() && host(name).is_foreign_name(&[]), "{name}");
         }
+
         assert!(!host("10.0.0.1:9001").is_for_this_machine() && !host("10.0.0.1:9001").is_foreign_name(&[]));
         assert!(!host("Box.lan:9002").is_foreign_name(&["box.lan".to_owned()]));
         assert!(!RequestOrigin::default().is_foreign_name(&[]));
@@ -111,6 +114,7 @@ mod tests {
         ] {
             assert_eq!(request(site, origin).is_cross_origin(&[]), is_cross, "{site:?} {origin:?}");
         }
+
         let own = ["hush.example".to_owned()];
         assert!(!request(None, Some("http://hush.example:8443")).is_cross_origin(&own));
         assert!(request(None, Some("http://evil.example")).is_cross_origin(&own));

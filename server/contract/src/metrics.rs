@@ -1,14 +1,14 @@
 //! Metric families of `hush-server`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape time.
 
 // Former names, for code outside of this module.
-pub use self::MetricKind as Kind;
+pub use self::{FamilySpec as Family, MetricKind as Kind};
 
 /// Path of the metrics on the operations listener.
 pub const PATH: &str = "/metrics";
 
 /// Description of a metric family. `docs/reference/metrics.md` is made of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Family {
+pub struct FamilySpec {
     pub name: &'static str,
     pub kind: MetricKind,
     pub labels: &'static [&'static str],
@@ -40,8 +40,8 @@ macro_rules! families {
     ($($(#[doc = $help:literal])+ $constant:ident = $name:literal, $kind:ident [$($label:ident),*];)+) => {
         $($(#[doc = $help])+ pub const $constant: &str = $name;)+
 
-        pub const FAMILIES: &[Family] = &[
-            $(Family { name: $constant, kind: MetricKind::$kind, labels: &[$($label),*], help: concat!($($help),+) }),+
+        pub const FAMILIES: &[FamilySpec] = &[
+            $(FamilySpec { name: $constant, kind: MetricKind::$kind, labels: &[$($label),*], help: concat!($($help),+) }),+
         ];
     };
     }
@@ -56,7 +56,7 @@ pub fn labels(name: &str) -> &'static [&'static str] {
     family(name).map_or(&[], |family| family.labels)
 }
 
-fn family(name: &str) -> Option<&'static Family> {
+fn family(name: &str) -> Option<&'static FamilySpec> {
     FAMILIES.iter().chain(PROGRAM_FAMILIES).find(|family| family.name == name)
 }
 
@@ -162,30 +162,35 @@ pub const PROCESS_START_TIME_SECONDS: &str = "process_start_time_seconds";
 pub const PROCESS_THREADS: &str = "process_threads";
 
 /// The families of every program of Hush, under the names that Prometheus clients use for them.
-pub const PROGRAM_FAMILIES: &[Family] = &[
-    Family {
+pub const PROGRAM_FAMILIES: &[FamilySpec] = &[
+    FamilySpec {
         name: BUILD_INFO,
         kind: MetricKind::Gauge,
         labels: &[LABEL_VERSION, LABEL_REVISION],
         help: "Always 1: the build of the program; the revision is `unknown` where the build did not set it.",
     },
-    Family {
+    FamilySpec {
         name: PROCESS_CPU_SECONDS_TOTAL,
         kind: MetricKind::Counter,
         labels: &[],
         help: "Processor time of the process, in user and system mode together.",
     },
-    Family { name: PROCESS_OPEN_FDS, kind: MetricKind::Gauge, labels: &[], help: "Open file descriptors." },
-    Family { name: PROCESS_MAX_FDS, kind: MetricKind::Gauge, labels: &[], help: "The limit of open file descriptors." },
-    Family { name: PROCESS_VIRTUAL_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Virtual memory." },
-    Family { name: PROCESS_RESIDENT_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Resident memory." },
-    Family {
+    FamilySpec { name: PROCESS_OPEN_FDS, kind: MetricKind::Gauge, labels: &[], help: "Open file descriptors." },
+    FamilySpec {
+        name: PROCESS_MAX_FDS,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "The limit of open file descriptors.",
+    },
+    FamilySpec { name: PROCESS_VIRTUAL_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Virtual memory." },
+    FamilySpec { name: PROCESS_RESIDENT_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Resident memory." },
+    FamilySpec {
         name: PROCESS_START_TIME_SECONDS,
         kind: MetricKind::Gauge,
         labels: &[],
         help: "When the process was started, in Unix time.",
     },
-    Family { name: PROCESS_THREADS, kind: MetricKind::Gauge, labels: &[], help: "Threads of the process." },
+    FamilySpec { name: PROCESS_THREADS, kind: MetricKind::Gauge, labels: &[], help: "Threads of the process." },
 ];
 
 /// NVML lists the runner's process with its memory.

@@ -71,7 +71,6 @@ impl FieldError {
     /// Refuses an unknown task as pydantic refuses a value that is not in an enum.
     pub fn task(given: &str) -> Self {
         let expected = "'transcribe' or 'translate'";
-
         let error = Self::query("enum", "task", &format!("Input should be {expected}"), given);
         Self { ctx: Some(json!({"expected": expected})), ..error }
     }
@@ -242,6 +241,7 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after_seconds() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+
         response
     }
 }

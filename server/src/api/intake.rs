@@ -6,7 +6,7 @@ use hush_whisper::TranscribeOptions;
 
 use super::ApiState;
 use super::error::{ApiError, FieldError};
-use super::speech::SpeechModel;
+use super::speech::TranscriptionModel;
 use super::upload::{self, FormFile, FormSpec, UploadedFile};
 use crate::audio;
 use crate::job::JobError;
@@ -52,7 +52,7 @@ impl ApiState {
     /// does badly gives a warning, which goes to the log and into [`WARNING`].
     pub(super) fn check_abilities(
         &self,
-        speech: &dyn SpeechModel,
+        speech: &dyn TranscriptionModel,
         options: &TranscribeOptions,
     ) -> Result<Option<HeaderValue>, ApiError> {
         let Some(abilities) = speech.abilities() else { return Ok(None) };

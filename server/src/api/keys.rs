@@ -54,6 +54,7 @@ pub async fn require_key(State(guard): State<KeyGuard>, request: Request, next: 
                 idle_timeout: UNAUTHENTICATED_IDLE_TIMEOUT,
                 ..guard.state.config.upload.clone()
             };
+
             upload::discard(&head.headers, body, &options).await;
             response
         }

@@ -40,7 +40,6 @@ pub trait ModelSnapshots: Send + Sync + 'static {
 impl ModelSnapshots for Models {
     fn snapshots(&self) -> Vec<Snapshot> {
         let default = self.default_model().clone();
-
         let others: Vec<_> = self.iter().filter(|model| model.name() != default.name()).collect();
         std::iter::once(default).chain(others).map(|model| model.snapshot()).collect()
     }

@@ -18,7 +18,7 @@ use crate::recording::Recording;
 use crate::residency::ModelHandle;
 
 /// One model that transcribes on request, whether it is loaded or not. Dropping a future cancels its work.
-pub trait SpeechModel: Send + Sync + 'static {
+pub trait TranscriptionModel: Send + Sync + 'static {
     /// The name of the model, as answers write it.
     fn model(&self) -> &str;
 
@@ -84,8 +84,8 @@ struct TokenVocabulary {
 impl TokenVocabulary {
     fn open(dir: &Path) -> Result<Self, JobError> {
         let failed = |error: &dyn std::error::Error| JobError::Failed(error.to_string());
-        let model = ModelDir::open(dir).map_err(|error| failed(&error))?;
 
+        let model = ModelDir::open(dir).map_err(|error| failed(&error))?;
         let tokenizer = Tokenizer::open(&dir.join(TOKENIZER), model.manifest().config.vocab_size)
             .map_err(|error| failed(&error))?;
         Ok(Self { tokenizer, end_of_text: model.manifest().tokens.eot })
@@ -96,7 +96,6 @@ impl ServedModel {
     /// `dir`: the folder of the model; `library`: the file of the runtime library. Without both the model never loads.
     pub fn new(handle: ModelHandle, dir: PathBuf, library: PathBuf, shutdown: CancellationToken) -> Self {
         let manifest = ModelDir::open(&dir).ok();
-
         let abilities = manifest.map(|model| Abilities::new(&model.manifest().config, &model.manifest().tokens));
         let defaults = TranscribeOptions::default();
         Self { handle, dir, library, shutdown, defaults, abilities, vocabulary: OnceCell::new() }
@@ -117,7 +116,7 @@ impl ServedModel {
     }
 }
 
-impl SpeechModel for ServedModel {
+impl TranscriptionModel for ServedModel {
     fn model(&self) -> &str {
         self.handle.name()
     }
@@ -141,6 +140,7 @@ impl SpeechModel for ServedModel {
         if self.shutdown.is_cancelled() {
             missing.push(JobError::ShuttingDown.to_string());
         }
+
         missing
     }
 

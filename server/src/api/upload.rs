@@ -145,7 +145,6 @@ async fn read_form(
     options: &UploadOptions,
 ) -> Result<ReceivedForm, UploadFormError> {
     let limit_bytes = options.max_upload_bytes;
-
     let too_large = |bytes: u64| bytes > limit_bytes.saturating_add(OVERHEAD_BYTES);
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(too_large) {
@@ -168,9 +167,11 @@ async fn read_form(
         if too_large(read_bytes) {
             return Err(UploadFormError::TooLarge { limit_bytes });
         }
+
         parser.push(&chunk, |event| form.handle(event))?;
         form.write_pending(WRITE_BYTES).await?;
     }
+
     form.write_pending(1).await?;
 
     Ok(form.finish())
@@ -209,8 +210,8 @@ impl BodyChunks {
                 0 => Duration::MAX,
                 _ => self.slow_after.saturating_sub(self.waited),
             };
-            let max_wait = silence_left.min(period_left);
 
+            let max_wait = silence_left.min(period_left);
             let chunk = tokio::time::timeout(max_wait, self.stream.next()).await;
             self.waited += began.elapsed();
             match chunk {
@@ -236,8 +237,8 @@ impl BodyChunks {
         if self.least_bytes_per_second == 0 || self.waited < self.slow_after {
             return Ok(());
         }
-        let (received_bytes, waited) = (self.received_bytes, self.waited);
 
+        let (received_bytes, waited) = (self.received_bytes, self.waited);
         (self.received_bytes, self.waited) = (0, Duration::ZERO);
         if (received_bytes as f64) < self.least_bytes_per_second as f64 * waited.as_secs_f64() {
             let (seconds, least_bytes) = (waited.as_secs(), self.least_bytes_per_second);
@@ -336,12 +337,12 @@ impl<'a> FormReader<'a> {
         content_type: Option<String>,
     ) -> Result<(), UploadFormError> {
         let is_file = file_name.is_some();
-
         let (count, refusal) = if is_file {
             (&mut self.file_count, UploadFormError::TooManyFiles)
         } else {
             (&mut self.field_count, UploadFormError::TooManyFields)
         };
+
         *count += 1;
 
         if *count > PARTS_LIMIT {
@@ -369,6 +370,7 @@ impl<'a> FormReader<'a> {
                 } else {
                     self.pending.extend_from_slice(data);
                 }
+
                 0
             }
             CurrentPart::Text(text) => {

@@ -42,6 +42,7 @@ impl ContainerClock {
             self.offset = Some(position - time);
             return 0.0;
         }
+
         if gap > TOLERANCE_SECONDS { gap } else { 0.0 }
     }
 
@@ -64,6 +65,7 @@ mod tests {
             position += silence + 0.02;
             all.push((silence * 100.0).round() / 100.0);
         }
+
         all
     }
 

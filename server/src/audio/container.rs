@@ -87,8 +87,8 @@ pub(super) fn decode(
         // The samples are counted as well; this check only avoids decoding that many of them.
         refuse_declared(seconds, writer.limit_seconds())?;
     }
-    let mut output = MonoOutput::new(writer);
 
+    let mut output = MonoOutput::new(writer);
     let stopped_early = decode_track(format, track, timing, Some(input), &mut output, &failure, keep_going)?;
     let is_full = output.is_full();
     let pcm = output.finish()?;
@@ -127,6 +127,7 @@ fn decode_wav_files(
             let track = AudioTrack::open(&*format, None)?;
             decode_track(format, track, None, None, &mut output, &failure, keep_going)
         };
+
         match decode_file() {
             Ok(_) => {}
             Err(error) if index > 0 && error.is_worth_ffmpeg() => {
@@ -185,7 +186,6 @@ fn open<'a>(
     failure: &SourceFailure,
 ) -> Result<Box<dyn FormatReader + 'a>, AudioError> {
     let source = |is_seekable| Box::new(SpoolMediaSource::new(input, range, is_seekable, keep_going, failure.clone()));
-
     let probed = match probe(source(true), file_name) {
         Ok(format) => Ok(format),
         Err(error) => {
@@ -221,6 +221,7 @@ fn decode_track(
         Some(timing) => ContainerClock::starting_at(timing.origin),
         None => ContainerClock::default(),
     };
+
     let mut timing = timing.unwrap_or_default();
     output.set_cuts(std::mem::take(&mut timing.cuts));
 
@@ -229,6 +230,7 @@ fn decode_track(
         if !keep_going() {
             return Err(AudioError::Cancelled);
         }
+
         if output.is_full() || decoding.has_too_many_bad_packets() {
             break;
         }
@@ -347,6 +349,7 @@ impl<'a> TrackDecoding<'a> {
             if let Some((_, base)) = base {
                 self.clock.note_other_track(time_of(*base, packet.pts));
             }
+
             return Ok(());
         }
 

@@ -50,8 +50,10 @@ impl CutFrames {
             if self.shown != u64::MAX {
                 self.shown -= shown;
             }
+
             return Some(CutAction::Show(shown));
         }
+
         let Some(cut) = self.rest.pop_front() else { return Some(CutAction::Hide(frames)) };
 
         let in_frames = |seconds: f64| (seconds * self.rate).round() as u64;
@@ -73,6 +75,7 @@ mod tests {
                 frames -= n;
             }
         }
+
         all
     }
 

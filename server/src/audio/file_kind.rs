@@ -97,8 +97,8 @@ const TRANSPORT: &str = "an MPEG transport stream";
 /// Whether ffmpeg decodes this kind of file before the built-in decoders try it.
 pub(super) fn needs_ffmpeg_first(input: &Spooled) -> bool {
     let mut head = [0; HEAD_BYTES];
-    let length = HEAD_BYTES.min(usize::try_from(input.len_bytes()).unwrap_or(HEAD_BYTES));
 
+    let length = HEAD_BYTES.min(usize::try_from(input.len_bytes()).unwrap_or(HEAD_BYTES));
     let is_read = input.read_exact_at(&mut head[..length], 0).is_ok();
     is_read && kind_of(&head[..length]).is_some_and(|kind| FFMPEG_FIRST.contains(&kind))
 }
@@ -127,6 +127,7 @@ pub(super) fn is_long_text(input: &Spooled) -> bool {
         {
             return false;
         }
+
         // The piece may begin within a character, too.
 
         let cut = if at == 0 { 0 } else { piece.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count() };
@@ -143,6 +144,7 @@ pub(super) fn describe(input: &Spooled, file_name: Option<&str>) -> String {
     if input.read_exact_at(&mut head[..length], 0).is_err() {
         return format!("{name}cannot be read");
     }
+
     let head = &head[..length];
     let mut text = kind_of(head).map(|kind| format!("it looks like {kind}; ")).unwrap_or_default();
     text.push_str(&name);
@@ -152,6 +154,7 @@ pub(super) fn describe(input: &Spooled, file_name: Option<&str>) -> String {
         // Writing to a string cannot fail.
         let _ = write!(text, " {byte:02x}");
     }
+
     text
 }
 
@@ -159,11 +162,12 @@ fn kind_of(head: &[u8]) -> Option<&'static str> {
     if !head.is_empty() && head.iter().all(|byte| *byte == 0) {
         return Some("a file of zeros");
     }
-    let fits = |&&(at, sign, _): &&(usize, &[u8], &str)| head.get(at..).is_some_and(|rest| rest.starts_with(sign));
 
+    let fits = |&&(at, sign, _): &&(usize, &[u8], &str)| head.get(at..).is_some_and(|rest| rest.starts_with(sign));
     if let Some((_, _, name)) = SIGNATURES.iter().find(fits) {
         return Some(name);
     }
+
     // Blu-ray has a timestamp of four bytes before each packet.
     let is_transport = |at: usize, packet: usize| (0..4).all(|n| head.get(at + n * packet) == Some(&0x47));
     if is_transport(0, 188) || is_transport(4, 192) {

@@ -58,6 +58,7 @@ pub(super) fn wav_files(input: &Spooled) -> Option<Vec<ByteSpan>> {
         files.push(ByteSpan { start, end: next.min(whole) });
         start = next;
     }
+
     (files.len() > 1).then_some(files)
 }
 
@@ -83,6 +84,7 @@ fn vint(input: &Spooled, at: u64, keep_marker: bool) -> Option<(u64, u64)> {
     if !keep_marker {
         value &= (1 << (8 - len)) - 1;
     }
+
     for i in 1..u64::from(len) {
         value = value << 8 | u64::from(bytes_at::<1>(input, at + i)?[0]);
     }
@@ -97,9 +99,10 @@ fn elements(input: &Spooled, within: ByteSpan) -> impl Iterator<Item = (u64, Byt
         if at >= within.end {
             return None;
         }
-        let (id, after_id) = vint(input, at, true)?;
-        let (size, start) = vint(input, after_id, false)?;
 
+        let (id, after_id) = vint(input, at, true)?;
+
+        let (size, start) = vint(input, after_id, false)?;
         let end = start.saturating_add(size).min(within.end);
         at = end;
         Some((id, ByteSpan { start, end }))
@@ -127,6 +130,7 @@ pub(super) fn matroska_default_audio(input: &Spooled) -> Option<u32> {
                 _ => {}
             }
         }
+
         (kind == Some(AUDIO) && is_default).then_some(number?).and_then(|number| u32::try_from(number).ok())
     })
 }

@@ -82,7 +82,6 @@ impl Default for DecodeOptions {
             budget: None,
             limit_seconds: DEFAULT_LIMIT_SECONDS,
             ffmpeg: Ffmpeg::default(),
-
             ffmpeg_timeout: Duration::from_secs(1800),
             ffmpeg_limits: FfmpegLimits::default(),
         }
@@ -114,8 +113,8 @@ pub fn decode_head(
     keep_going: &KeepGoing<'_>,
 ) -> Result<DecodedHead, AudioError> {
     let samples = HEAD_SECONDS * u64::from(SAMPLE_RATE);
-    let pcm = decode_samples(input, file_name, options, samples, keep_going)?;
 
+    let pcm = decode_samples(input, file_name, options, samples, keep_going)?;
     let is_whole = pcm.len_samples() < samples || pcm.lies_in(input);
     Ok(if is_whole { DecodedHead::Whole(pcm) } else { DecodedHead::Beginning(pcm) })
 }
@@ -131,6 +130,7 @@ fn decode_samples(
     if input.is_empty() {
         return Err(AudioError::Empty);
     }
+
     if file_kind::is_long_text(input) {
         return Err(AudioError::Unrecognised { hint: file_kind::describe(input, file_name) });
     }

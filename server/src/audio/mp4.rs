@@ -40,6 +40,7 @@ fn boxes(input: &Spooled, within: ByteSpan) -> impl Iterator<Item = ([u8; 4], By
         if at >= within.end {
             return None;
         }
+
         let name = bytes_at::<4>(input, at + 4)?;
         let (size, header) = match u32_at(input, at)? {
             0 => (within.end - at, 8),
@@ -81,12 +82,12 @@ struct Movie<'a> {
 struct MovieTrack {
     id: u32,
     scale: f64,
-    edits: Vec<Edit>,
+    edits: Vec<EditListEntry>,
 }
 
 /// An entry of an edit list, in seconds. An entry without a media time is a pause.
 #[derive(Clone, Copy)]
-struct Edit {
+struct EditListEntry {
     seconds: f64,
     media_seconds: Option<f64>,
 }
@@ -110,13 +111,13 @@ impl<'a> Movie<'a> {
         }
 
         let scale = timescale(input, child(input, media, b"mdhd")?)?;
-        let list = child(input, trak, b"edts").and_then(|edts| child(input, edts, b"elst"));
 
+        let list = child(input, trak, b"edts").and_then(|edts| child(input, edts, b"elst"));
         let edits = list.and_then(|list| Self::edits(input, list, movie_scale, scale)).unwrap_or_default();
         Some(MovieTrack { id, scale, edits })
     }
 
-    fn edits(input: &Spooled, list: ByteSpan, movie_scale: f64, track_scale: f64) -> Option<Vec<Edit>> {
+    fn edits(input: &Spooled, list: ByteSpan, movie_scale: f64, track_scale: f64) -> Option<Vec<EditListEntry>> {
         let is_long = bytes_at::<1>(input, list.start)?[0] == 1;
         let entry_bytes = if is_long { 20 } else { 12 };
         let count = u64::from(u32_at(input, list.start + 4)?).min(MAX_EDITS);
@@ -129,8 +130,9 @@ impl<'a> Movie<'a> {
             };
 
             let media_seconds = (media_time >= 0).then_some(media_time as f64 / track_scale);
-            Some(Edit { seconds: duration as f64 / movie_scale, media_seconds })
+            Some(EditListEntry { seconds: duration as f64 / movie_scale, media_seconds })
         };
+
         (0..count).map(entry).collect()
     }
 
@@ -156,6 +158,7 @@ impl<'a> Movie<'a> {
                     0 => u64::from(u32_at(input, tfdt.start + 4)?),
                     _ => u64_at(input, tfdt.start + 4)?,
                 };
+
                 fragments.push((counted, time));
             }
 
@@ -192,7 +195,7 @@ impl<'a> Movie<'a> {
 }
 
 /// The cuts of an edit list whose media times increase; `None` for every other list.
-fn cuts(edits: &[Edit]) -> Option<Vec<EditCut>> {
+fn cuts(edits: &[EditListEntry]) -> Option<Vec<EditCut>> {
     let (mut pause_seconds, mut end, mut cuts) = (0.0, 0.0, Vec::new());
 
     for edit in edits {
@@ -204,6 +207,7 @@ fn cuts(edits: &[Edit]) -> Option<Vec<EditCut>> {
         if media < end - 1e-6 {
             return None;
         }
+
         // Zero means a fragmented file whose length was not known.
         let keep_seconds = (edit.seconds > 0.0).then_some(edit.seconds);
         cuts.push(EditCut { pause_seconds, skip_seconds: (media - end).max(0.0), keep_seconds });
@@ -229,6 +233,7 @@ pub(super) fn track_timing(input: &Spooled, track_id: u32) -> Option<TrackTiming
     if let Some(first) = cuts.first_mut() {
         first.pause_seconds = (first.pause_seconds - earliest).max(0.0);
     }
+
     cuts.iter_mut().filter(|cut| cut.pause_seconds > LONGEST_GAP_SECONDS).for_each(|cut| cut.pause_seconds = 0.0);
 
     let fragments = movie.fragments(track_id).unwrap_or_default();
@@ -239,7 +244,7 @@ pub(super) fn track_timing(input: &Spooled, track_id: u32) -> Option<TrackTiming
     });
 
     let origin = first_times.fold(f64::INFINITY, f64::min);
-    let origin = if origin.is_finite() { origin } else { 0.0 };
 
+    let origin = if origin.is_finite() { origin } else { 0.0 };
     Some(TrackTiming { cuts, shifts: fragments.iter().map(shift).collect(), origin })
 }

@@ -104,6 +104,7 @@ pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioE
     if bytes == 0 {
         return Err(AudioError::Empty);
     }
+
     if !bytes.is_multiple_of(BYTES_PER_SAMPLE) {
         return Err(AudioError::OddRawLength { bytes });
     }
@@ -142,7 +143,6 @@ impl PcmWriter {
 
     pub(super) fn new(spool: SpoolOptions, limit_seconds: u64) -> Self {
         let (spool, buffer) = (Spool::new(spool), Vec::with_capacity(Self::FLUSH_BYTES));
-
         Self { spool, buffer, len_samples: 0, limit_seconds, kept_samples: u64::MAX }
     }
 
@@ -177,6 +177,7 @@ impl PcmWriter {
             for (pair, sample) in pairs.iter_mut().zip(piece) {
                 *pair = to_i16(*sample).to_le_bytes();
             }
+
             if self.buffer.len() >= Self::FLUSH_BYTES {
                 self.flush()?;
             }
@@ -198,8 +199,8 @@ impl PcmWriter {
         declared: Option<u64>,
     ) -> Result<Option<Pcm>, AudioError> {
         let there = input.len_bytes().saturating_sub(start_bytes) / BYTES_PER_SAMPLE;
-        let len_samples = declared.map_or(there, |declared| declared.min(there));
 
+        let len_samples = declared.map_or(there, |declared| declared.min(there));
         refuse_longer(len_samples, self.limit_seconds)?;
         let span = PcmSpan { start_bytes, len_samples };
         Ok((len_samples > 0).then(|| Pcm { bytes: input.clone(), span }))

@@ -78,8 +78,8 @@ impl Resampler {
     /// Passes on the remaining samples, so that the total is `round(pushed * 16000 / hertz)`.
     pub(super) fn finish(mut self, mut write: impl FnMut(&[f32]) -> Result<(), AudioError>) -> Result<(), AudioError> {
         let Some(filter) = &mut self.filter else { return Ok(()) };
-        let (pushed, hertz) = (u128::from(self.pushed), u128::from(self.hertz));
 
+        let (pushed, hertz) = (u128::from(self.pushed), u128::from(self.hertz));
         let total = ((2 * pushed * u128::from(SAMPLE_RATE) + hertz) / (2 * hertz)) as u64;
         while self.returned < total {
             let out = filter.run()?;

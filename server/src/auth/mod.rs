@@ -14,7 +14,7 @@ pub use keys::{ApiKeys, InvalidKeys, KeyFile};
 pub use review::{ApiServer, InvalidApiServer, ReviewSettings, ServiceAccount, TokenReview};
 
 // Former names, for code outside of this module.
-pub use self::ServiceAccount as Account;
+pub use self::{AccessDenied as Denied, ServiceAccount as Account};
 
 /// The authenticated caller of a command, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl fmt::Display for Caller {
 
 /// Why a caller is refused. The texts go to the caller and do not contain the credential.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
+pub enum AccessDenied {
     /// The credential is not known or not valid.
     #[error("{0}")]
     Invalid(String),
@@ -43,7 +43,7 @@ pub enum Denied {
 /// Checks a bearer token.
 pub trait Authenticate: Send + Sync + 'static {
     /// `peer`: the address of the client, where it is known.
-    fn authenticate<'a>(&'a self, token: &'a str, peer: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, Denied>>;
+    fn authenticate<'a>(&'a self, token: &'a str, peer: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, AccessDenied>>;
 }
 
 /// SHA-256 of a credential.

@@ -124,6 +124,7 @@ impl<W: Write> TranscriptWriter<W> {
         if self.format == TranscriptFormat::Vtt {
             return write!(self.out, "{} --> {}\n{text}\n\n", ClockTime::vtt(*start), ClockTime::vtt(*end));
         }
+
         write!(self.out, "{}\n{} --> {}\n{text}\n\n", self.cue_count, ClockTime::srt(*start), ClockTime::srt(*end))
     }
 

@@ -25,7 +25,7 @@ pub struct SubtitleLayout {
 
 impl SubtitleLayout {
     /// The layout that whisper-asr-webservice passes to the writers of openai/whisper.
-    pub const PEER: Self =
+    pub const WHISPER_ASR_WEBSERVICE: Self =
         Self { highlight_words: false, max_line_width: Some(1000), max_line_count: Some(10), max_words_per_line: None };
 
     fn flows(&self) -> bool {
@@ -84,12 +84,14 @@ impl CueComposer {
                     self.line_count += 1;
                     word.text.insert(0, '\n');
                 }
+
                 self.line_length = strip(&word.text).chars().count();
             }
 
             self.last_start = Some(word.start_seconds);
             self.words.push(word);
         }
+
         cues
     }
 
@@ -119,12 +121,14 @@ impl CueComposer {
             cues.push(Cue { start, end: milliseconds(final_word.end_seconds), text: text(None) });
             return;
         }
+
         let mut last_end = start;
         for (index, word) in words.iter().enumerate() {
             let (start, end) = (milliseconds(word.start_seconds), milliseconds(word.end_seconds));
             if last_end != start {
                 cues.push(Cue { start: last_end, end: start, text: text(None) });
             }
+
             cues.push(Cue { start, end, text: text(Some(index)) });
             last_end = end;
         }
@@ -160,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_segment_without_words_has_no_subtitle() {
-        let mut composer = CueComposer::new(SubtitleLayout::PEER);
+        let mut composer = CueComposer::new(SubtitleLayout::WHISPER_ASR_WEBSERVICE);
         assert!(composer.segment(&Segment::default()).is_empty());
         assert!(composer.finish().is_empty());
     }

@@ -30,11 +30,12 @@ impl fmt::Display for ClockTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, milliseconds) = (self.milliseconds / 1000, self.milliseconds % 1000);
         let (minutes, seconds) = (seconds / 60, seconds % 60);
-        let (hours, minutes) = (minutes / 60, minutes % 60);
 
+        let (hours, minutes) = (minutes / 60, minutes % 60);
         if self.always_hours || hours > 0 {
             write!(f, "{hours:02}:")?;
         }
+
         write!(f, "{minutes:02}:{seconds:02}{}{milliseconds:03}", self.decimal_mark)
     }
 }

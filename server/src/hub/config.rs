@@ -90,6 +90,7 @@ impl HubConfig {
             if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
                 return None;
             }
+
             std::fs::read_to_string(token_file(env)?).ok().map(|token| token.trim().to_owned())
         });
 

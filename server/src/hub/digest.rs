@@ -75,6 +75,7 @@ impl ContentHasher {
             Self::Sha256(hasher) => hasher.finalize().to_vec(),
             Self::GitBlob(hasher) => hasher.finalize().to_vec(),
         };
+
         bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");
             text

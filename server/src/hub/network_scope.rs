@@ -54,6 +54,7 @@ impl NetworkScope {
             let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
             Self::of_v4(Ipv4Addr::new(a, b, c, d))
         };
+
         match (a, b, c, d, e, f) {
             _ if address.is_loopback() || address.is_unspecified() => Self::Loopback,
             // An embedded IPv4 address: mapped, compatible, translated (NAT64, for the Internet and within a site), 6to4.
@@ -158,6 +159,7 @@ impl Resolver for GuardedResolver {
         for address in resolved.iter().filter(|address| is_allowed(address)) {
             allowed.push(*address);
         }
+
         if allowed.is_empty() {
             expected.refused = resolved.first().map(SocketAddr::ip);
             return Err(Error::HostNotFound);
@@ -194,6 +196,7 @@ fn host_literal(host: &str) -> Option<HostLiteral> {
     if last == "localhost" {
         return Some(HostLiteral::Local);
     }
+
     (last.starts_with(|first: char| first.is_ascii_digit())).then_some(HostLiteral::Number)
 }
 
@@ -291,6 +294,7 @@ mod tests {
             assert!(from_public(url).is_err(), "{url}");
             assert!(resolver.prepare(url, None).is_ok(), "{url}: the operator's own choice");
         }
+
         for url in ["https://cdn.example/x", "http://8.8.8.8/", "https://4.example/"] {
             assert!(from_public(url).is_ok(), "{url}");
         }

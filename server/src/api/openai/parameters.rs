@@ -86,10 +86,12 @@ impl TranscriptionParameters {
             let message = "timestamp_granularities with `word` needs response_format `verbose_json`.";
             return Err(OpenAiError::invalid("timestamp_granularities", "unsupported_value", message.to_owned()));
         }
+
         if logprobs && format != ResponseFormat::Json {
             let message = "include with `logprobs` needs response_format `json`.";
             return Err(OpenAiError::invalid("include", "unsupported_value", message.to_owned()));
         }
+
         if stream && !matches!(format, ResponseFormat::Json | ResponseFormat::Text) {
             let message = "A stream carries text: with `stream` the response_format is `json` or `text`.";
             return Err(OpenAiError::invalid("response_format", "unsupported_value", message.to_owned()));
@@ -191,6 +193,7 @@ fn logprobs(fields: &FormFields) -> Result<bool, OpenAiError> {
             let message = format!("Invalid value for include: `{value}`. The supported value is `logprobs`.");
             return Err(OpenAiError::invalid("include", "invalid_value", message));
         }
+
         logprobs = true;
     }
 
@@ -249,6 +252,7 @@ mod tests {
             logprobs: false,
             options: TranscribeOptions::default(),
         };
+
         assert_eq!(parse(&[]).unwrap(), expected);
 
         let empty = ["model", "language", "prompt", "response_format", "temperature", "stream", "include[]"];
@@ -300,10 +304,12 @@ mod tests {
             vad: Some(VadOptions { parallel: true, ..VadOptions::default() }),
             ..TranscribeOptions::default()
         };
+
         let parse = |fields: &[(&str, &str)]| {
             let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
             TranscriptionParameters::parse(Task::Transcribe, &fields, defaults.clone()).unwrap().options
         };
+
         assert_eq!(parse(&[]), defaults);
 
         assert_eq!(parse(&[("vad_filter", "true")]), defaults);

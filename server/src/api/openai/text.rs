@@ -15,8 +15,8 @@ impl SegmentJoiner {
         piece.push_str(segment);
 
         let start = if self.text.is_empty() { piece.len() - piece.trim_start().len() } else { 0 };
-        let end = piece.trim_end().len().max(start);
 
+        let end = piece.trim_end().len().max(start);
         if end == start && self.text.is_empty() {
             return String::new();
         }

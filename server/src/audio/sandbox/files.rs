@@ -84,13 +84,13 @@ fn allow(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> io::
         Err(PathFdError::OpenCall { .. }) => return Ok(rules),
         Err(error) => return Err(io::Error::other(error)),
     };
+
     rules.add_rule(PathBeneath::new(opened, access)).map_err(io::Error::other)
 }
 
 /// Library folders beside a program that has a prefix of its own, and those that the operator names.
 fn library_folders(program: &Path) -> Vec<PathBuf> {
     let program = program.canonicalize().unwrap_or_else(|_| program.to_owned());
-
     let beside = program.parent().and_then(Path::parent).map(|prefix| prefix.join("lib"));
     let named = env::var_os("LD_LIBRARY_PATH");
     let named = named.iter().flat_map(|list| env::split_paths(list)).filter(|folder| folder.is_absolute());

@@ -72,6 +72,7 @@ impl Confinement {
             if let Some(missing) = found.missing() {
                 tracing::warn!("the kernel, or the container's runtime, offers {missing}");
             }
+
             found
         })
     }
@@ -127,6 +128,7 @@ impl Sandbox {
             // The server ended before the call above.
             return Err(rustix::io::Errno::SRCH.into());
         }
+
         // The process gets a group of its own, which can be killed as a whole, and no terminal.
         setsid()?;
 
@@ -140,6 +142,7 @@ impl Sandbox {
         if let Some(ruleset) = &self.files {
             files::enforce(ruleset.as_raw_fd())?;
         }
+
         for filter in &self.filters {
             system_calls::enforce(filter)?;
         }
@@ -241,6 +244,7 @@ mod tests {
             if confined {
                 Sandbox::new(program, &input, &FfmpegLimits::default()).unwrap().confine(&mut command);
             }
+
             assert!(command.status().unwrap().success());
             started_at.elapsed()
         };

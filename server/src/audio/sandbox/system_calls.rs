@@ -153,8 +153,8 @@ type SystemCallRules = BTreeMap<c_long, Vec<SeccompRule>>;
 
 fn compiled(rules: SystemCallRules, errno: i32) -> io::Result<BpfProgram> {
     let arch = TargetArch::try_from(ARCH).map_err(io::Error::other)?;
-    let errno = SeccompAction::Errno(errno.unsigned_abs());
 
+    let errno = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, arch).map_err(io::Error::other)?;
     filter.try_into().map_err(io::Error::other)
 }

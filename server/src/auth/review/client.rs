@@ -185,8 +185,8 @@ impl ReviewClient {
             .map_err(|error| ReviewError::Tls(io::Error::other(error.to_string())))?;
         let stream = TcpStream::connect((self.api.host.as_str(), self.api.port)).await.map_err(ReviewError::Connect)?;
         let connector = TlsConnector::from(self.trust.get());
-        let stream = connector.connect(name, stream).await.map_err(ReviewError::Tls)?;
 
+        let stream = connector.connect(name, stream).await.map_err(ReviewError::Tls)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let answer = async {
             let response = sender.send_request(request).await?;
@@ -259,6 +259,7 @@ mod tests {
         {
             assert_eq!(show(wrong), None, "{wrong}");
         }
+
         assert_eq!(ApiServer::new("fd00::1", 443).unwrap().to_string(), "[fd00::1]:443");
     }
 }

@@ -40,6 +40,7 @@ pub(super) fn claimed_audiences(token: &str) -> Result<Vec<String>, NotAJwt> {
     else {
         return Err(NotAJwt);
     };
+
     let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| NotAJwt);
 
     // The text is parsed as an object first, because serde reads a struct from a list, too.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::{Caller, CredentialDigest, Denied};
+use super::super::{AccessDenied, Caller, CredentialDigest};
 
 /// Each caller has a few tokens at a time.
 const GOOD_MAX: usize = 64;
@@ -23,7 +23,7 @@ pub(super) struct VerdictPeriods {
 #[derive(Default)]
 pub(super) struct VerdictCache {
     good: HashMap<CredentialDigest, (Caller, Instant)>,
-    refused: HashMap<CredentialDigest, (Denied, Instant)>,
+    refused: HashMap<CredentialDigest, (AccessDenied, Instant)>,
 }
 
 impl VerdictCache {
@@ -33,7 +33,7 @@ impl VerdictCache {
         now: Instant,
         key: &CredentialDigest,
         periods: VerdictPeriods,
-    ) -> Option<Result<Caller, Denied>> {
+    ) -> Option<Result<Caller, AccessDenied>> {
         let holds = |at: &Instant, period| now.saturating_duration_since(*at) < period;
         if let Some((caller, _)) = self.good.get(key).filter(|(_, at)| holds(at, periods.good)) {
             return Some(Ok(caller.clone()));
@@ -52,7 +52,7 @@ impl VerdictCache {
         &mut self,
         now: Instant,
         key: CredentialDigest,
-        verdict: &Result<Caller, Denied>,
+        verdict: &Result<Caller, AccessDenied>,
         periods: VerdictPeriods,
     ) {
         match verdict {
@@ -62,9 +62,10 @@ impl VerdictCache {
                     let oldest = self.good.iter().min_by_key(|(_, (_, at))| *at).map(|(key, _)| *key);
                     oldest.map(|key| self.good.remove(&key));
                 }
+
                 self.good.insert(key, (caller.clone(), now));
             }
-            Err(denied @ (Denied::Invalid(_) | Denied::Forbidden(_))) => {
+            Err(denied @ (AccessDenied::Invalid(_) | AccessDenied::Forbidden(_))) => {
                 self.good.remove(&key);
                 if self.refused.len() >= REFUSED_MAX {
                     self.refused.retain(|_, (_, at)| now.saturating_duration_since(*at) < periods.refused);
@@ -73,10 +74,12 @@ impl VerdictCache {
                 if self.refused.len() >= REFUSED_MAX {
                     self.refused.clear();
                 }
+
                 self.refused.insert(key, (denied.clone(), now));
             }
+
             // The API server may answer the next request.
-            Err(Denied::Unavailable(_)) => {}
+            Err(AccessDenied::Unavailable(_)) => {}
         }
     }
 }
@@ -88,8 +91,8 @@ mod tests {
 
     const PERIODS: VerdictPeriods = VerdictPeriods { good: Duration::from_secs(10), refused: Duration::from_secs(2) };
 
-    fn refused() -> Result<Caller, Denied> {
-        Err(Denied::Invalid("no".to_owned()))
+    fn refused() -> Result<Caller, AccessDenied> {
+        Err(AccessDenied::Invalid("no".to_owned()))
     }
 
     #[test]
