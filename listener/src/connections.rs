@@ -90,8 +90,8 @@ impl ConnectionLimit {
         Self { state: Arc::new(state) }
     }
 
-    /// Decides on a connection without waiting. When every slot is taken, the connection that has been without a request for longest
-    /// loses its slot, whether it is between two requests or has never sent one.
+    /// Decides on a connection without waiting. When every slot is taken, the connection that has been without a
+    /// request for longest loses its slot, whether it is between two requests or has never sent one.
     pub fn admit(&self) -> ConnectionAdmission {
         self.admit_after(IDLE_AT_LEAST)
     }

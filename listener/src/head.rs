@@ -4,7 +4,8 @@ use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{HeaderMap, Uri, Version};
 use percent_encoding::percent_decode_str;
 
-/// Headers that decide on authentication or on the target. A proxy and the server might each use another one of several values.
+/// Headers that decide on authentication or on the target. A proxy and the server might each use another one of several
+/// values.
 const SINGLE: [&str; 4] = ["host", "authorization", "x-api-key", "x-hush-token"];
 
 /// Why a head is answered with 400.

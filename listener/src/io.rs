@@ -1,5 +1,5 @@
-//! The byte stream of one connection, below hyper. A head that does not arrive in time is answered with 408, and the answers that
-//! hyper writes by itself, which have no body, get one.
+//! The byte stream of one connection, below hyper. A head that does not arrive in time is answered with 408, and the
+//! answers that hyper writes by itself, which have no body, get one.
 
 use std::future::Future;
 use std::io;
@@ -16,8 +16,8 @@ use super::service::RequestPhase;
 
 /// Bytes of a head that are kept, enough to find the path.
 const KEPT_BYTES: usize = 512;
-/// A refused client may still be sending. Its data is read for this long and up to this size, because its system would drop an
-/// answer that is followed by a reset.
+/// A refused client may still be sending. Its data is read for this long and up to this size, because its system would
+/// drop an answer that is followed by a reset.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 1 << 20;
 
@@ -111,7 +111,8 @@ fn path_of(head: &[u8]) -> Option<&str> {
     std::str::from_utf8(path).ok().filter(|path| path.starts_with('/'))
 }
 
-/// The status of an answer that hyper wrote because it could not parse a head. The router's answers have a `Content-Type`.
+/// The status of an answer that hyper wrote because it could not parse a head. The router's answers have a
+/// `Content-Type`.
 fn bare_refusal(written: &[u8]) -> Option<StatusCode> {
     let rest = written.strip_prefix(b"HTTP/1.1 4").or_else(|| written.strip_prefix(b"HTTP/1.0 4"))?;
     let [tens, ones, ..] = *rest else { return None };

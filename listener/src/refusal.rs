@@ -98,8 +98,8 @@ pub struct ShapeErrors {
     pub server_errors: bool,
 }
 
-/// Middleware: formats the refusals of axum itself (routes, methods, extractors), which are plain text or empty. The answers of
-/// probes stay text for people.
+/// Middleware: formats the refusals of axum itself (routes, methods, extractors), which are plain text or empty. The
+/// answers of probes stay text for people.
 pub async fn shape_errors(State(state): State<ShapeErrors>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let response = next.run(request).await;

@@ -74,7 +74,8 @@ impl RequestPhase {
         self.state.is_evicted.load(Ordering::Acquire)
     }
 
-    /// Completes when the connection has lost its slot and should be closed. A request that began meanwhile is still served.
+    /// Completes when the connection has lost its slot and should be closed. A request that began meanwhile is still
+    /// served.
     pub async fn evicted(&self) {
         self.state.evicted.notified().await;
 

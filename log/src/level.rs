@@ -83,8 +83,8 @@ impl fmt::Debug for ProcessLog {
     }
 }
 
-/// Checks a filter as [`EnvFilter`] parses it, but refuses words that are no level: [`EnvFilter`] takes them for names of modules,
-/// so that `debgu` would silence everything else.
+/// Checks a filter as [`EnvFilter`] parses it, but refuses words that are no level: [`EnvFilter`] takes them for names
+/// of modules, so that `debgu` would silence everything else.
 pub fn check_filter(text: &str) -> Result<(), InvalidFilter> {
     if text.len() > LONGEST_FILTER_BYTES {
         return Err(InvalidFilter(format!("it is longer than {LONGEST_FILTER_BYTES} bytes")));
@@ -108,7 +108,8 @@ pub fn check_filter(text: &str) -> Result<(), InvalidFilter> {
 /// Sets up the log of this process. A second call changes nothing and returns `false`.
 pub fn init_log(setup: &LogSetup<'_>) -> bool {
     let filter = EnvFilter::new(with_base(setup.base, setup.filter));
-    // By default the subscriber would report internal errors on standard error, with a panic where that cannot be written.
+    // By default the subscriber would report internal errors on standard error, with a panic where that cannot be
+    // written.
     let builder = lines().with_env_filter(filter).log_internal_errors(false).with_writer(writer);
 
     let (replace, is_first): (ReplaceFilter, bool) = if setup.json {
@@ -139,8 +140,8 @@ pub fn log_level() -> Option<ActiveLogLevel> {
     LOG.get().map(ProcessLog::level)
 }
 
-/// Sets another filter, or the configured one if `filter` is `None`. After `time` the configured filter applies again, unless the
-/// filter is changed before; this needs a tokio runtime.
+/// Sets another filter, or the configured one if `filter` is `None`. After `time` the configured filter applies again,
+/// unless the filter is changed before; this needs a tokio runtime.
 pub fn change_log_level(filter: Option<&str>, time: Option<Duration>) -> Result<ActiveLogLevel, ChangeError> {
     let log = LOG.get().ok_or_else(|| ChangeError::Unavailable("it has not been set up".to_owned()))?;
     log.change(filter, time)

@@ -1,7 +1,8 @@
 //! The output of Hush's programs: log lines and errors on standard error, results on standard output.
 //!
-//! A log line that cannot be written is dropped and counted, because the reader of a pipe may be gone or stuck and a disk may be
-//! full; the program goes on. A result that cannot be written ends the program, because the result is its only purpose.
+//! A log line that cannot be written is dropped and counted, because the reader of a pipe may be gone or stuck and a
+//! disk may be full; the program goes on. A result that cannot be written ends the program, because the result is its
+//! only purpose.
 //!
 //! The crate also has the metrics of every program: its build, its process, and the dropped lines.
 

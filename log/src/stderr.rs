@@ -11,8 +11,8 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// How long the first line waits for a reader that does not read. Later lines are dropped at once until the reader reads again,
-/// so that a stuck reader costs this time only once.
+/// How long the first line waits for a reader that does not read. Later lines are dropped at once until the reader
+/// reads again, so that a stuck reader costs this time only once.
 const WRITE_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
@@ -59,8 +59,8 @@ pub fn print_error_line(text: fmt::Arguments<'_>) {
     write_or_drop(format!("{text}\n").as_bytes());
 }
 
-/// Reports panics like log lines: a report that cannot be written is dropped. The report has the text of the standard library,
-/// with a backtrace where RUST_BACKTRACE asks for one.
+/// Reports panics like log lines: a report that cannot be written is dropped. The report has the text of the standard
+/// library, with a backtrace where RUST_BACKTRACE asks for one.
 pub fn install_panic_hook() {
     panic::set_hook(Box::new(|panic| write_or_drop(panic_report(panic).as_bytes())));
 }

@@ -1,5 +1,5 @@
-//! What happens to lines that standard error does not accept. Each case needs a standard error of its own, so the test runs itself
-//! as a process with the name of the case in a variable.
+//! What happens to lines that standard error does not accept. Each case needs a standard error of its own, so the test
+//! runs itself as a process with the name of the case in a variable.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 

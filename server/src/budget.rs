@@ -1,4 +1,5 @@
-//! Limits for bytes that all requests together may hold. Bytes are taken before they are held, and given back by a drop.
+//! Limits for bytes that all requests together may hold. Bytes are taken before they are held, and given back by a
+//! drop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -18,8 +18,8 @@ use crate::spool::Spooled;
 // Former names, for code outside of this module.
 pub use self::AudioDecoder as Decoder;
 
-/// Waiting requests of the whole server whose audio may be decoded ahead, so that the model does not wait for the decoding of the
-/// next one.
+/// Waiting requests of the whole server whose audio may be decoded ahead, so that the model does not wait for the
+/// decoding of the next one.
 const DECODED_AHEAD_MAX: usize = 2;
 
 /// Decodes uploads, a limited number at a time. Cheap to clone.
@@ -140,7 +140,8 @@ impl Recording {
         Ok(pcm)
     }
 
-    /// Waits for one of the few slots of waiting requests that are decoded ahead. The permit must be kept while the request waits.
+    /// Waits for one of the few slots of waiting requests that are decoded ahead. The permit must be kept while the
+    /// request waits.
     pub async fn slot_ahead(&self) -> OwnedSemaphorePermit {
         if let RecordingContent::Encoded { decoder, .. } = &self.content
             && let Ok(permit) = Arc::clone(&decoder.ahead).acquire_owned().await

@@ -1,7 +1,7 @@
 //! Facts about the request that is being served, which are collected along its way for its line in the log.
 //!
-//! The context belongs to the task, so that a layer without knowledge of HTTP can add facts. Code that spawns a task for a request
-//! wraps its future in [`carried`].
+//! The context belongs to the task, so that a layer without knowledge of HTTP can add facts. Code that spawns a task
+//! for a request wraps its future in [`carried`].
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};

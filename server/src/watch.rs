@@ -1,5 +1,6 @@
-//! Small files that are read again when their content changes: certificates, keys, tokens. The content is compared and not the
-//! modification time, so that a swapped symbolic link (as Kubernetes mounts secrets) and a quick second write are noticed, too.
+//! Small files that are read again when their content changes: certificates, keys, tokens. The content is compared and
+//! not the modification time, so that a swapped symbolic link (as Kubernetes mounts secrets) and a quick second write
+//! are noticed, too.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,8 +32,8 @@ fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" with ")
 }
 
-/// The parsed content of files. New content that cannot be used is logged and refused, and the old content stays. Cheap to clone;
-/// dropping the last clone ends the watching.
+/// The parsed content of files. New content that cannot be used is logged and refused, and the old content stays. Cheap
+/// to clone; dropping the last clone ends the watching.
 pub struct WatchedFiles<T> {
     current: Arc<RwLock<Arc<T>>>,
 }
@@ -44,8 +45,8 @@ impl<T> Clone for WatchedFiles<T> {
 }
 
 impl<T: Send + Sync + 'static> WatchedFiles<T> {
-    /// Reads the files now and every two seconds. `parse` gets the contents in the order of the paths. Must be called inside a tokio
-    /// runtime.
+    /// Reads the files now and every two seconds. `parse` gets the contents in the order of the paths. Must be called
+    /// inside a tokio runtime.
     pub fn start<P, E>(paths: Vec<PathBuf>, parse: P) -> Result<Self, WatchError>
     where
         P: Fn(&[Vec<u8>]) -> Result<T, E> + Send + Sync + 'static,

@@ -1,9 +1,10 @@
-//! Recognises by their headers the requests that a page in a browser sends. A browser lets any page send requests to addresses that
-//! only its user can reach, such as the loopback.
+//! Recognises by their headers the requests that a page in a browser sends. A browser lets any page send requests to
+//! addresses that only its user can reach, such as the loopback.
 //!
-//! `Sec-Fetch-Site` and `Origin` are written by the browser, and a page cannot change them. A page whose name was made to resolve to an
-//! address of its user (DNS rebinding) has the same origin for the browser, so only `Host` reveals it. Source:
-//! <https://www.w3.org/TR/fetch-metadata/>; the order of the checks is that of `CrossOriginProtection` in Go's `net/http`.
+//! `Sec-Fetch-Site` and `Origin` are written by the browser, and a page cannot change them. A page whose name was made
+//! to resolve to an address of its user (DNS rebinding) has the same origin for the browser, so only `Host` reveals it.
+//! Source: <https://www.w3.org/TR/fetch-metadata/>; the order of the checks is that of `CrossOriginProtection` in Go's
+//! `net/http`.
 
 use std::net::IpAddr;
 
@@ -16,14 +17,15 @@ pub struct RequestOrigin<'a> {
 }
 
 impl RequestOrigin<'_> {
-    /// Whether a page of another origin sent the request. `same_origin`: hosts that count as the server's own besides `host`, for requests
-    /// through a proxy that sends another `Host`.
+    /// Whether a page of another origin sent the request. `same_origin`: hosts that count as the server's own besides
+    /// `host`, for requests through a proxy that sends another `Host`.
     pub fn is_cross_origin(&self, same_origin: &[String]) -> bool {
         match (self.sec_fetch_site, self.origin) {
             // A user who typed the address, and the server's own page.
             (Some("none" | "same-origin"), _) => false,
             (Some(_), _) => true,
-            // A browser that does not send `Sec-Fetch-Site` to this address sends `Origin` with every request that is not simple.
+            // A browser that does not send `Sec-Fetch-Site` to this address sends `Origin` with every request that is
+            // not simple.
             (None, Some(origin)) => {
                 let authority = origin.split_once("://").map(|(_, authority)| authority);
                 let is_own = |authority: &str| {
@@ -37,7 +39,8 @@ impl RequestOrigin<'_> {
         }
     }
 
-    /// Whether `Host` is a name that is neither `localhost` nor one of `known`. An address cannot be made to resolve elsewhere.
+    /// Whether `Host` is a name that is neither `localhost` nor one of `known`. An address cannot be made to resolve
+    /// elsewhere.
     pub fn is_foreign_name(&self, known: &[String]) -> bool {
         let Some(host) = self.host else { return false };
 

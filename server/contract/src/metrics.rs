@@ -1,4 +1,5 @@
-//! Metric families of `hush-server`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape time.
+//! Metric families of `hush-server`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape
+//! time.
 
 // Former names, for code outside of this module.
 pub use self::{FamilySpec as Family, MetricKind as Kind};
@@ -48,7 +49,7 @@ macro_rules! families {
 
 /// The help text of a family; empty for an unknown name.
 pub fn help(name: &str) -> &'static str {
-    family(name).map_or("", |family| family.help)
+    family(name).map_or("", |family| family.help.trim_start())
 }
 
 /// The labels of a family, in the order in which their values are given.
@@ -102,7 +103,8 @@ families! {
     /// Resident memory of the runner process; 0 when there is none.
     RUNNER_RESIDENT_BYTES = "hush_runner_resident_bytes", Gauge [LABEL_MODEL];
 
-    /// Log lines that could not be written, of the server and its runners, because standard error was closed, full or stuck.
+    /// Log lines that could not be written, of the server and its runners, because standard error was closed, full or
+    /// stuck.
     LOG_LINES_DROPPED_TOTAL = "hush_log_lines_dropped_total", Counter [];
 
     /// 1 where the kernel confines ffmpeg with this mechanism (`landlock`, `seccomp`), 0 where it does not offer it.
@@ -127,26 +129,29 @@ families! {
     MODEL_RESIDUAL_BYTES = "hush_model_residual_bytes", Gauge [LABEL_MODEL];
     /// Loads and requests that the device had too little memory for.
     MODEL_OUT_OF_MEMORY_TOTAL = "hush_model_out_of_memory_total", Counter [LABEL_MODEL];
-    /// Seconds from the end of a runner until its device memory was returned, or until the server stopped waiting for it.
+    /// Seconds from the end of a runner until its device memory was returned, or until the server stopped waiting for
+    /// it.
     MODEL_RECLAIM_DURATION_SECONDS = "hush_model_reclaim_duration_seconds", Histogram [LABEL_MODEL];
     /// 1 while NVML answers, 0 while it does not.
     GPU_UP = "hush_gpu_up", Gauge [];
     /// 1 while the device answers, 0 while it does not.
     GPU_DEVICE_UP = "hush_gpu_device_up", Gauge [LABEL_GPU_UUID];
-    /// Memory of the device, or of the MIG instance, that processes can use, without what the driver reserves for itself.
+    /// Memory of the device, or of the MIG instance, that processes can use, without what the driver reserves for
+    /// itself.
     GPU_MEMORY_TOTAL_BYTES = "hush_gpu_memory_total_bytes", Gauge [LABEL_GPU_UUID];
     /// Memory of the device that processes use, whether they belong to this server or not.
     GPU_MEMORY_USED_BYTES = "hush_gpu_memory_used_bytes", Gauge [LABEL_GPU_UUID];
     /// Memory of the device that is free.
     GPU_MEMORY_FREE_BYTES = "hush_gpu_memory_free_bytes", Gauge [LABEL_GPU_UUID];
-    /// Memory of the device that processes other than this server's models use; unloading these models does not free it.
+    /// Memory of the device that processes other than this server's models use; unloading these models does not free
+    /// it.
     GPU_MEMORY_FOREIGN_BYTES = "hush_gpu_memory_foreign_bytes", Gauge [LABEL_GPU_UUID];
     /// Seconds since the device's memory was measured.
     GPU_SAMPLE_AGE_SECONDS = "hush_gpu_sample_age_seconds", Gauge [LABEL_GPU_UUID];
     /// Always 1: the device and its driver.
     GPU_INFO = "hush_gpu_info", Gauge [LABEL_GPU_UUID, LABEL_INDEX, LABEL_NAME, LABEL_DRIVER];
-    /// Always 1: how a model's memory is measured: `process`, where NVML lists the runner; `device_delta`, by how much the device's
-    /// used memory grew while the model loaded.
+    /// Always 1: how a model's memory is measured: `process`, where NVML lists the runner; `device_delta`, by how much
+    /// the device's used memory grew while the model loaded.
     MODEL_VRAM_METHOD_INFO = "hush_model_vram_method_info", Gauge [LABEL_MODEL, LABEL_GPU_UUID, LABEL_METHOD];
     /// Always 1: the device that a model runs on, and why it is not the requested one.
     DEVICE_INFO = "hush_device_info", Gauge [LABEL_MODEL, LABEL_ASKED, LABEL_DEVICE, LABEL_REASON];
@@ -195,7 +200,8 @@ pub const PROGRAM_FAMILIES: &[FamilySpec] = &[
 
 /// NVML lists the runner's process with its memory.
 pub const METHOD_PROCESS: &str = "process";
-/// How much the device's used memory grew while the model loaded: in a container NVML lists process numbers of the host.
+/// How much the device's used memory grew while the model loaded: in a container NVML lists process numbers of the
+/// host.
 pub const METHOD_DEVICE_DELTA: &str = "device_delta";
 
 pub const LABEL_GPU_UUID: &str = "gpu_uuid";

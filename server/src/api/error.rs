@@ -1,5 +1,5 @@
-//! Error answers. ValidationErrorBody of the caller have the shapes and texts of FastAPI; errors of the engine are the bare 500 of
-//! whisper-asr-webservice. A failure is never a 200, because Bazarr saves the body of every 200.
+//! Error answers. ValidationErrorBody of the caller have the shapes and texts of FastAPI; errors of the engine are the
+//! bare 500 of whisper-asr-webservice. A failure is never a 200, because Bazarr saves the body of every 200.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};

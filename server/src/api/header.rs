@@ -1,5 +1,5 @@
-//! Parsing of header values with parameters (`form-data; name="a"; filename="b"`) as whisper-asr-webservice's stack parses
-//! them (python-multipart's `parse_options_header`), and quoting of file names for answers.
+//! Parsing of header values with parameters (`form-data; name="a"; filename="b"`) as whisper-asr-webservice's stack
+//! parses them (python-multipart's `parse_options_header`), and quoting of file names for answers.
 
 /// A header value and its parameters. The names are in lower case; the last parameter of a name wins.
 #[derive(Debug, PartialEq, Eq)]

@@ -37,7 +37,8 @@ pub async fn readyz(State(state): State<ApiState>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n")).into_response()
 }
 
-/// Why large uploads cannot be stored; `None` where they can. Tries to write to the disk, so it runs on a blocking thread.
+/// Why large uploads cannot be stored; `None` where they can. Tries to write to the disk, so it runs on a blocking
+/// thread.
 async fn spool_problem(state: &ApiState) -> Option<String> {
     let dir = state.config.upload.dir.clone();
     let checked = tokio::task::spawn_blocking(move || spool::check_folder(dir.as_deref())).await;

@@ -48,8 +48,8 @@ impl ApiState {
         if options.vad.is_some() && !self.config.has_vad { Err(ApiError::NoVad) } else { Ok(()) }
     }
 
-    /// Refuses a task that the model was not trained for, before the audio is decoded and the model loaded. A task that the model
-    /// does badly gives a warning, which goes to the log and into [`WARNING`].
+    /// Refuses a task that the model was not trained for, before the audio is decoded and the model loaded. A task that
+    /// the model does badly gives a warning, which goes to the log and into [`WARNING`].
     pub(super) fn check_abilities(
         &self,
         speech: &dyn TranscriptionModel,

@@ -34,8 +34,8 @@ pub struct KeyGuard {
     pub style: ErrorStyle,
 }
 
-/// Middleware for [`axum::Router::route_layer`]: admits requests with a valid key (`Authorization: Bearer` or `X-API-Key`),
-/// and every request where no keys are configured.
+/// Middleware for [`axum::Router::route_layer`]: admits requests with a valid key (`Authorization: Bearer` or
+/// `X-API-Key`), and every request where no keys are configured.
 pub async fn require_key(State(guard): State<KeyGuard>, request: Request, next: Next) -> Response {
     let Some(keys) = &guard.state.config.keys else { return next.run(request).await };
 

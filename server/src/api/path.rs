@@ -1,8 +1,8 @@
 //! Maps mistyped paths to the paths of the routes.
 //!
-//! A client joins a base URL and a path of its own, and users configure base URLs with a slash too many, with the version
-//! twice or not at all, or with the whole path of the route. A redirect would send the upload twice, and many clients do not
-//! follow one.
+//! A client joins a base URL and a path of its own, and users configure base URLs with a slash too many, with the
+//! version twice or not at all, or with the whole path of the route. A redirect would send the upload twice, and many
+//! clients do not follow one.
 
 use axum::http::uri::PathAndQuery;
 use axum::http::{Request, Uri};

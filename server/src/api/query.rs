@@ -1,7 +1,7 @@
 //! Query parameters of `/asr` and `/detect-language`, parsed as pydantic parses them in its lax mode.
 //!
-//! Unknown parameters are ignored, the last value of a parameter wins, and all faults are reported at once, in the order in
-//! which whisper-asr-webservice declares its parameters.
+//! Unknown parameters are ignored, the last value of a parameter wins, and all faults are reported at once, in the
+//! order in which whisper-asr-webservice declares its parameters.
 
 use hush_whisper::language::LanguageChoice;
 use hush_whisper::{Task, TranscribeOptions, VadOptions};
@@ -24,9 +24,9 @@ pub struct AsrQuery {
 type QueryPairs = [(String, String)];
 
 impl AsrQuery {
-    /// Parses the query, or returns all of its faults. A parameter that is absent takes its value from `defaults`. `diarize`,
-    /// `min_speakers` and `max_speakers` are checked and then ignored, as the engines of whisper-asr-webservice ignore parameters
-    /// that they do not have.
+    /// Parses the query, or returns all of its faults. A parameter that is absent takes its value from `defaults`.
+    /// `diarize`, `min_speakers` and `max_speakers` are checked and then ignored, as the engines of
+    /// whisper-asr-webservice ignore parameters that they do not have.
     pub fn parse(pairs: &QueryPairs, defaults: TranscribeOptions) -> Result<Self, Vec<FieldError>> {
         let mut faults = Vec::new();
         let encode = boolean(pairs, "encode", true, &mut faults);
@@ -74,7 +74,8 @@ impl AsrQuery {
     }
 }
 
-/// The options of openai/whisper's own subtitles, which whisper-asr-webservice does not have. They need word timestamps.
+/// The options of openai/whisper's own subtitles, which whisper-asr-webservice does not have. They need word
+/// timestamps.
 fn layout(pairs: &QueryPairs, word_timestamps: bool, faults: &mut Vec<FieldError>) -> Option<SubtitleLayout> {
     let layout = SubtitleLayout {
         highlight_words: boolean(pairs, "highlight_words", false, faults),

@@ -29,13 +29,14 @@ pub trait TranscriptionModel: Send + Sync + 'static {
         TranscribeOptions::default()
     }
 
-    /// The tasks that the model was trained for; `None` where this is not known yet, and then the engine refuses what it cannot do.
+    /// The tasks that the model was trained for; `None` where this is not known yet, and then the engine refuses what
+    /// it cannot do.
     fn abilities(&self) -> Option<Abilities> {
         None
     }
 
-    /// What prevents the model from ever answering (a missing file, a missing runtime library, a shutdown), one line for each
-    /// problem. Empty when the model is able to answer, also while it is not loaded or busy.
+    /// What prevents the model from ever answering (a missing file, a missing runtime library, a shutdown), one line
+    /// for each problem. Empty when the model is able to answer, also while it is not loaded or busy.
     fn missing(&self) -> Vec<String>;
 
     /// `max_wait`: how long to wait for a model that is not loaded; `None`: without a limit.
@@ -46,7 +47,8 @@ pub trait TranscriptionModel: Send + Sync + 'static {
         max_wait: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>>;
 
-    /// As [`Self::transcribe`], but sends the segments as they are decoded. A slow receiver does not hold back the model.
+    /// As [`Self::transcribe`], but sends the segments as they are decoded. A slow receiver does not hold back the
+    /// model.
     fn stream(
         &self,
         recording: Recording,

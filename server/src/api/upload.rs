@@ -1,5 +1,5 @@
-//! Reads the body of a request into a spool. The body is read at once and to its end, whatever the model does: an upload that
-//! stalls because the GPU is busy makes Bazarr wait for 24 hours.
+//! Reads the body of a request into a spool. The body is read at once and to its end, whatever the model does: an
+//! upload that stalls because the GPU is busy makes Bazarr wait for 24 hours.
 
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,8 @@ const PARTS_LIMIT: usize = 1000;
 pub struct UploadOptions {
     /// A larger file is refused with 413.
     pub max_upload_bytes: u64,
-    /// A body that is refused is still read, up to this many bytes: clients that send everything before they read then see the
-    /// answer and no reset connection.
+    /// A body that is refused is still read, up to this many bytes: clients that send everything before they read then
+    /// see the answer and no reset connection.
     pub max_drain_bytes: u64,
     /// Longest silence within a body; after it the answer is 408.
     pub idle_timeout: Duration,
@@ -183,8 +183,8 @@ struct BodyChunks {
     idle_timeout: Duration,
     least_bytes_per_second: u64,
     slow_after: Duration,
-    /// Time spent waiting for the client in the current period, and the bytes that came in it. The time that the server needs to
-    /// store the bytes does not count.
+    /// Time spent waiting for the client in the current period, and the bytes that came in it. The time that the server
+    /// needs to store the bytes does not count.
     waited: Duration,
     received_bytes: u64,
 }
@@ -413,7 +413,8 @@ impl<'a> FormReader<'a> {
         }
     }
 
-    /// Writes the pending bytes of the current file once there are at least `least` of them, and those of a complete file.
+    /// Writes the pending bytes of the current file once there are at least `least` of them, and those of a complete
+    /// file.
     async fn write_pending(&mut self, least: usize) -> Result<(), UploadFormError> {
         if let CompleteFile::File { spool, tail, .. } = &mut self.file
             && !tail.is_empty()

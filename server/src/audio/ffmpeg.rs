@@ -1,5 +1,6 @@
-//! Decodes with `ffmpeg`, where it is installed, what the built-in decoders cannot read. ffmpeg is a child process that gets the
-//! upload as a seekable file descriptor and writes samples with their times to a pipe. Its further rights are in `sandbox`.
+//! Decodes with `ffmpeg`, where it is installed, what the built-in decoders cannot read. ffmpeg is a child process that
+//! gets the upload as a seekable file descriptor and writes samples with their times to a pipe. Its further rights are
+//! in `sandbox`.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,10 +32,10 @@ pub enum Ffmpeg {
     Off,
 }
 
-/// The demuxers of files with sound, by their names in ffmpeg 4 to 8; ffmpeg ignores names that it does not know. Playlists,
-/// scripts and manifests (hls, concat, dash, imf, sdp, ...) are left out because they name other files or hosts, which an upload
-/// must not do; devices and network protocols because they are not files; images, subtitles and raw samples because they have
-/// no sound that can be recognised.
+/// The demuxers of files with sound, by their names in ffmpeg 4 to 8; ffmpeg ignores names that it does not know.
+/// Playlists, scripts and manifests (hls, concat, dash, imf, sdp, ...) are left out because they name other files or
+/// hosts, which an upload must not do; devices and network protocols because they are not files; images, subtitles and
+/// raw samples because they have no sound that can be recognised.
 const DEMUXERS: &str = "3dostr,4xm,aa,aac,aax,ac3,ac4,ace,acm,act,adf,adp,ads,adx,aea,afc,aiff,aix,alp,amr,amrnb,amrwb,apac,apc,\
 ape,apm,aptx,aptx_hd,argo_asf,argo_brp,argo_cvg,asf,asf_o,ast,au,avi,avr,avs,bethsoftvid,bfi,bfstm,bink,binka,bit,bmv,boa,\
 bonk,brstm,c93,caf,cine,codec2,daud,dcstr,derf,dfa,dfpwm,dhav,dsf,dsicin,dss,dts,dtshd,dv,dxa,ea,ea_cdata,eac3,epaf,evc,\
@@ -173,10 +174,11 @@ fn start(named: &Path, input: &Spooled, options: &DecodeOptions) -> io::Result<F
         .args(["-dts_delta_threshold", LONGEST_GAP_SECONDS])
         .args(["-analyzeduration", PROBE_MICROSECONDS, "-probesize", PROBE_BYTES])
         .args(["-i", INPUT, "-vn", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1"])
-        // Matroska keeps the times of packets. Two channels are mixed here, by the same mixer as those of the built-in decoders.
+        // Matroska keeps the times of packets. Two channels are mixed here, by the same mixer as those of the built-in
+        // decoders.
         .args(["-f", "matroska", "-c:a", "pcm_s16le", "-ac", "2", "-ar", "16000", "-"])
-        // Some containers begin their time with the first stream that is in use, so the pictures are in use too; their copy is
-        // dropped.
+        // Some containers begin their time with the first stream that is in use, so the pictures are in use too; their
+        // copy is dropped.
         .args(["-map", "0:v?", "-map", "0:a?", "-c", "copy", "-f", "null", "-"])
         .stdin(input.file)
         .stdout(Stdio::piped())
@@ -296,7 +298,8 @@ fn last_bytes(mut stderr: ChildStderr) -> Receiver<Vec<u8>> {
     last
 }
 
-/// The last lines of standard error, without the names of ffmpeg's own parts (demuxers, addresses, its list of formats).
+/// The last lines of standard error, without the names of ffmpeg's own parts (demuxers, addresses, its list of
+/// formats).
 fn last_lines(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes).replace(INPUT, "the upload");
 

@@ -82,8 +82,8 @@ const TEXT_SIGNATURES: &[(&str, &str)] = &[
     ("https://", "an address; send the audio itself"),
 ];
 
-/// Containers that the built-in decoders do not know. They would find frames of an MP3 or AAC track in them, and lose the times
-/// of these frames.
+/// Containers that the built-in decoders do not know. They would find frames of an MP3 or AAC track in them, and lose
+/// the times of these frames.
 const FFMPEG_FIRST: &[&str] = &[
     "an AVI file",
     "a Flash video",
@@ -106,8 +106,8 @@ pub(super) fn needs_ffmpeg_first(input: &Spooled) -> bool {
 /// Decoders search a shorter text fast enough.
 const LONG_TEXT_BYTES: u64 = 64 << 10;
 
-/// Whether the file is text, judged by samples of its beginning, middle and end, and so long that decoders would search in it
-/// for a long time.
+/// Whether the file is text, judged by samples of its beginning, middle and end, and so long that decoders would search
+/// in it for a long time.
 pub(super) fn is_long_text(input: &Spooled) -> bool {
     let whole = input.len_bytes();
     if whole < LONG_TEXT_BYTES {

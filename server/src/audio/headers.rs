@@ -1,6 +1,6 @@
-//! Parts of file headers that symphonia 0.6 does not evaluate: which Matroska track is the default one when the flag is absent
-//! (its default value is "yes"), and where several WAV files follow each other in one file. For MP4 see [`super::mp4`]. Headers
-//! that look malformed are left to symphonia.
+//! Parts of file headers that symphonia 0.6 does not evaluate: which Matroska track is the default one when the flag is
+//! absent (its default value is "yes"), and where several WAV files follow each other in one file. For MP4 see
+//! [`super::mp4`]. Headers that look malformed are left to symphonia.
 
 use crate::spool::Spooled;
 
@@ -38,8 +38,8 @@ pub(super) struct ByteSpan {
     pub end: u64,
 }
 
-/// The WAV files that follow each other in `input`, where there are several: symphonia and ffmpeg decode only the first one.
-/// The headers of streams have no length, so all data after such a header belongs to it.
+/// The WAV files that follow each other in `input`, where there are several: symphonia and ffmpeg decode only the first
+/// one. The headers of streams have no length, so all data after such a header belongs to it.
 pub(super) fn wav_files(input: &Spooled) -> Option<Vec<ByteSpan>> {
     let whole = input.len_bytes();
     let is_wav = |at: u64| {

@@ -39,8 +39,8 @@ impl DownMix {
     }
 }
 
-/// Channels count as cancelling each other where the mix is quieter than its loudest channel by this ratio: -8 dB, which two
-/// channels reach only where one is nearly the other one inverted. Uncorrelated channels stay above 0 dB.
+/// Channels count as cancelling each other where the mix is quieter than its loudest channel by this ratio: -8 dB,
+/// which two channels reach only where one is nearly the other one inverted. Uncorrelated channels stay above 0 dB.
 const CANCELLED: f64 = 0.4;
 /// Above this ratio the channels are mixed again.
 const UNCANCELLED: f64 = 0.6;
@@ -53,7 +53,8 @@ const UPDATE_FRAMES: usize = 1_024;
 /// Length of the cross-fade between the mix and a single channel.
 const FADE_SECONDS: f32 = 0.01;
 
-/// Mixes, unless the channels cancel each other (one was recorded with swapped wires): then the loudest channel is the output.
+/// Mixes, unless the channels cancel each other (one was recorded with swapped wires): then the loudest channel is the
+/// output.
 #[derive(Clone, Debug)]
 pub(super) struct MonoMixer {
     mix: DownMix,

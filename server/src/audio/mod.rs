@@ -16,6 +16,7 @@ mod error;
 mod ffmpeg;
 mod file_kind;
 mod headers;
+mod media_source;
 
 mod mix;
 mod mp4;
@@ -171,8 +172,8 @@ impl DecodeJob<'_> {
 
     /// Decodes with the built-in decoders.
     fn decode_built_in(&self) -> Result<container::DecodedAudio, AudioError> {
-        // The only place where panics are caught: decoders of untrusted bytes have bugs (indexes, overflows), and one file must
-        // not end the server. No state that they changed outlives the call. Needs `panic = "unwind"`.
+        // The only place where panics are caught: decoders of untrusted bytes have bugs (indexes, overflows), and one
+        // file must not end the server. No state that they changed outlives the call. Needs `panic = "unwind"`.
         let decode = || container::decode(self.input, self.file_name, self.writer(), self.keep_going);
         catch_unwind(AssertUnwindSafe(decode))
             .unwrap_or_else(|_| Err(AudioError::Malformed { reason: "the decoder failed on it".to_owned() }))

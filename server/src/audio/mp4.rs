@@ -1,5 +1,5 @@
-//! The times of an MP4 track, which symphonia 0.6 does not evaluate: the edit list (which hides the encoder delay and what was
-//! cut away, and has the pause before a track that starts late), and the decode times of fragments.
+//! The times of an MP4 track, which symphonia 0.6 does not evaluate: the edit list (which hides the encoder delay and
+//! what was cut away, and has the pause before a track that starts late), and the decode times of fragments.
 
 use super::clock::LONGEST_GAP_SECONDS;
 use super::headers::{ByteSpan, EditCut, MAX_ELEMENTS, bytes_at, u32_at, u64_at};
@@ -17,7 +17,8 @@ const FLAG_SAMPLE_DURATION: u32 = 0x100;
 pub(super) struct TrackTiming {
     /// The parts of the track that are heard; empty: all of it.
     pub cuts: Vec<EditCut>,
-    /// From each of these timestamps on, in symphonia's count, the samples are this many seconds later than symphonia says.
+    /// From each of these timestamps on, in symphonia's count, the samples are this many seconds later than symphonia
+    /// says.
     shifts: Vec<(u64, f64)>,
     /// Where the movie's time begins, in the seconds that [`Self::seconds`] returns.
     pub origin: f64,
@@ -136,7 +137,8 @@ impl<'a> Movie<'a> {
         (0..count).map(entry).collect()
     }
 
-    /// The fragments of a track: symphonia's count of the time of each, and its decode time, both in units of the track.
+    /// The fragments of a track: symphonia's count of the time of each, and its decode time, both in units of the
+    /// track.
     fn fragments(&self, id: u32) -> Option<Vec<(u64, u64)>> {
         let input = self.input;
         let extends = child(input, self.moov, b"mvex")?;

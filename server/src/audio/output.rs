@@ -120,7 +120,8 @@ impl MonoOutput {
         Ok(())
     }
 
-    /// Writes silence in place of a damaged packet. Before the first good packet the container's clock shows how much is missing.
+    /// Writes silence in place of a damaged packet. Before the first good packet the container's clock shows how much
+    /// is missing.
     pub(super) fn conceal(&mut self, seconds: f64) -> Result<(), AudioError> {
         self.push_silence(seconds.clamp(0.0, MAX_CONCEALED_SECONDS))
     }

@@ -9,8 +9,8 @@ use crate::spool::{Spool, SpoolOptions, Spooled};
 
 const BYTES_PER_SAMPLE: u64 = 2;
 
-/// Mono 16 kHz samples of 16 bits, the precision of the reference (which decodes everything with ffmpeg's `s16le`). Cheap to
-/// clone. In memory or in a file without a name, as its spool decides.
+/// Mono 16 kHz samples of 16 bits, the precision of the reference (which decodes everything with ffmpeg's `s16le`).
+/// Cheap to clone. In memory or in a file without a name, as its spool decides.
 #[derive(Clone, Debug)]
 pub struct Pcm {
     bytes: Spooled,
@@ -97,8 +97,8 @@ fn from_s16le(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Takes a body of headerless 16-bit little-endian mono 16 kHz samples (`encode=false`): the spool of the upload holds the
-/// samples, and nothing is copied. An odd length is refused, as in the reference (`numpy.frombuffer`).
+/// Takes a body of headerless 16-bit little-endian mono 16 kHz samples (`encode=false`): the spool of the upload holds
+/// the samples, and nothing is copied. An odd length is refused, as in the reference (`numpy.frombuffer`).
 pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioError> {
     let bytes = body.len_bytes();
     if bytes == 0 {
@@ -113,9 +113,9 @@ pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioE
     Ok(Pcm::whole(body))
 }
 
-/// Rounds (halves to even) and clips as ffmpeg does. `round_ties_even` is not used, because it is a call for each sample where
-/// the baseline of the processor has no such instruction: floats in this range are whole numbers, so the addition rounds, and
-/// the low bits are the result.
+/// Rounds (halves to even) and clips as ffmpeg does. `round_ties_even` is not used, because it is a call for each
+/// sample where the baseline of the processor has no such instruction: floats in this range are whole numbers, so the
+/// addition rounds, and the low bits are the result.
 fn to_i16(sample: f32) -> i16 {
     const WHOLE: f32 = 12_582_912.0; // 1.5 * 2^23
 
@@ -190,8 +190,8 @@ impl PcmWriter {
         Ok(Pcm::whole(self.spool.finish()))
     }
 
-    /// Takes samples of the right kind that `input` has at a position, without a copy: `declared` samples, or as many as there are.
-    /// `None`: there are none.
+    /// Takes samples of the right kind that `input` has at a position, without a copy: `declared` samples, or as many
+    /// as there are. `None`: there are none.
     pub(super) fn sample_range(
         &self,
         input: &Spooled,

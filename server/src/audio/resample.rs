@@ -10,8 +10,8 @@ use super::AudioError;
 const MIN_HERTZ: u32 = 2_000;
 /// The highest rate of real converters; the limit also bounds the length of the filter.
 const MAX_HERTZ: u32 = 384_000;
-/// The smallest block on either side. The filter is as long as the block at the input rate, so that its transition band ends
-/// about 100 Hz below 8 kHz.
+/// The smallest block on either side. The filter is as long as the block at the input rate, so that its transition band
+/// ends about 100 Hz below 8 kHz.
 const MIN_BLOCK: usize = 1_024;
 
 /// Resamples audio of one rate.

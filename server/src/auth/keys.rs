@@ -70,7 +70,8 @@ impl ApiKeys {
         self.keys.is_empty()
     }
 
-    /// The name of a key. The time does not depend on the key: its digest is compared with all digests, in constant time each.
+    /// The name of a key. The time does not depend on the key: its digest is compared with all digests, in constant
+    /// time each.
 
     pub fn find(&self, presented: &str) -> Option<&str> {
         let presented = digest(presented);
@@ -87,8 +88,8 @@ pub struct KeyFile {
 }
 
 impl KeyFile {
-    /// Opens the file. A file without a key is an error here; when the file loses its keys later, no key is accepted. Must be called
-    /// inside a tokio runtime.
+    /// Opens the file. A file without a key is an error here; when the file loses its keys later, no key is accepted.
+    /// Must be called inside a tokio runtime.
     pub fn open(path: PathBuf) -> Result<Self, WatchError> {
         let keys = Watched::start(vec![path.clone()], |contents| {
             let keys = ApiKeys::parse(contents.first().map_or(&[], Vec::as_slice))?;

@@ -1,5 +1,5 @@
-//! Authentication: keys from a file, or tokens that the Kubernetes API server confirms. No credential is logged or kept; only its
-//! SHA-256 is kept.
+//! Authentication: keys from a file, or tokens that the Kubernetes API server confirms. No credential is logged or
+//! kept; only its SHA-256 is kept.
 
 mod keys;
 mod review;

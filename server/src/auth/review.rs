@@ -167,7 +167,8 @@ impl TokenReview {
         }
     }
 
-    /// Whether the API server confirms an audience of this server. An API server that does not know audiences names none.
+    /// Whether the API server confirms an audience of this server. An API server that does not know audiences names
+    /// none.
     fn is_made_for_this_server(&self, review: &ReviewStatus) -> bool {
         let is_for = |audience: &str| review.audiences.iter().any(|named| named == audience);
         let is_of_own_pod =

@@ -77,7 +77,8 @@ impl Formatter for PythonJson {
     }
 }
 
-/// Python's `repr` of a float, made of the shortest digits in scientific notation (`-1.5e-5`), which are the same in Python.
+/// Python's `repr` of a float, made of the shortest digits in scientific notation (`-1.5e-5`), which are the same in
+/// Python.
 fn float_repr(scientific: &str) -> String {
     let (sign, rest) = match scientific.strip_prefix('-') {
         Some(rest) => ("-", rest),

@@ -30,7 +30,8 @@ pub enum TranscriptFormat {
     Json(JsonShape),
 }
 
-/// The engine of whisper-asr-webservice whose JSON is written. The two engines differ in the order of keys and in the first id.
+/// The engine of whisper-asr-webservice whose JSON is written. The two engines differ in the order of keys and in the
+/// first id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum JsonShape {
     #[default]

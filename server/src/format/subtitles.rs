@@ -1,4 +1,5 @@
-//! Lays out subtitles word by word, as `SubtitlesWriter` of openai/whisper does (`whisper/utils.py`), segment by segment.
+//! Lays out subtitles word by word, as `SubtitlesWriter` of openai/whisper does (`whisper/utils.py`), segment by
+//! segment.
 
 use hush_whisper::{Segment, Word};
 
@@ -9,8 +10,8 @@ const LONG_PAUSE_SECONDS: f64 = 3.0;
 /// The reference's value for no limit.
 const NO_LIMIT: usize = 1000;
 
-/// How words become subtitles; the reference has options of the same names. With both a width and a count of lines, words flow
-/// over the ends of segments; otherwise each segment begins a new subtitle.
+/// How words become subtitles; the reference has options of the same names. With both a width and a count of lines,
+/// words flow over the ends of segments; otherwise each segment begins a new subtitle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SubtitleLayout {
     /// Underlines each word while it is spoken.

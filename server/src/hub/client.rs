@@ -1,5 +1,5 @@
-//! Requests to the hub. Redirects are followed here (the token goes only to the hub, and no redirect may lead to an internal
-//! address), and errors tell what the operator can do.
+//! Requests to the hub. Redirects are followed here (the token goes only to the hub, and no redirect may lead to an
+//! internal address), and errors tell what the operator can do.
 
 use std::cell::Cell;
 use std::marker::PhantomData;

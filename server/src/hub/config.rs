@@ -70,8 +70,8 @@ pub struct HubConfig {
 }
 
 impl HubConfig {
-    /// Reads `HF_ENDPOINT`, `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`, `HF_HUB_DISABLE_IMPLICIT_TOKEN` and
-    /// `HF_HUB_OFFLINE`, and the token file, if there is one.
+    /// Reads `HF_ENDPOINT`, `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`,
+    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN` and `HF_HUB_OFFLINE`, and the token file, if there is one.
     pub fn from_env(env: &dyn HubEnvironment) -> Result<Self, HubError> {
         let text = |name: &str| env.variable(name).map(|value| value.to_string_lossy().trim().to_owned());
         let is_on = |name: &str| {

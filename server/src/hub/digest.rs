@@ -1,4 +1,5 @@
-//! The digests by which the hub identifies the content of a file: SHA-256 for large files, the git blob id for small ones.
+//! The digests by which the hub identifies the content of a file: SHA-256 for large files, the git blob id for small
+//! ones.
 
 use std::fmt::Write as _;
 

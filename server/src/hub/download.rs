@@ -1,5 +1,5 @@
-//! Downloads the files of a revision into a folder. A file that is present is not fetched again; a broken download continues
-//! where it stopped; a file gets its name only when its digest is correct.
+//! Downloads the files of a revision into a folder. A file that is present is not fetched again; a broken download
+//! continues where it stopped; a file gets its name only when its digest is correct.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -192,7 +192,8 @@ impl DownloadJob<'_> {
 
     fn fetch(&self, file: &RemoteFile, on_event: &mut dyn FnMut(DownloadEvent<'_>)) -> Result<(), HubError> {
         let path = self.dir.join(&file.name);
-        // The folder belongs to one commit and only verified files get their names, so a file that is present is correct.
+        // The folder belongs to one commit and only verified files get their names, so a file that is present is
+        // correct.
         if let Ok(metadata) = fs::metadata(&path) {
             if file.size.is_none_or(|size| size == metadata.len()) {
                 on_event(DownloadEvent::Bytes(metadata.len()));
@@ -206,7 +207,8 @@ impl DownloadJob<'_> {
         let resumed = fs::metadata(&part).is_ok_and(|metadata| metadata.len() > 0);
         let mut reported = 0;
         match self.fetch_part(file, &part, on_event, &mut reported) {
-            // The beginning is of an earlier run and may belong to another file, so the file is fetched again from its start.
+            // The beginning is of an earlier run and may belong to another file, so the file is fetched again from its
+            // start.
             Err(HubError::WrongDigest { .. } | HubError::WrongSize { .. } | HubError::TooLong { .. }) if resumed => {
                 on_event(DownloadEvent::Restart { bytes: reported });
                 self.fetch_part(file, &part, on_event, &mut 0)?;
@@ -393,14 +395,15 @@ impl<'a> PartDownload<'a> {
     }
 }
 
-/// The most bytes that a file may have, whatever the listing says. The weights of the largest Whisper have six gigabytes; other
-/// files are read into memory as a whole.
+/// The most bytes that a file may have, whatever the listing says. The weights of the largest Whisper have six
+/// gigabytes; other files are read into memory as a whole.
 fn longest_file_bytes(name: &str) -> u64 {
     if name.ends_with(".safetensors") { 64 << 30 } else { 256 << 20 }
 }
 
-/// Writes the body to `out` and counts the bytes in `have`, also when the connection breaks. Returns `false` where the file has
-/// more than `limit` bytes, of which no more are written. `on_bytes` gets the number of new bytes and of all bytes.
+/// Writes the body to `out` and counts the bytes in `have`, also when the connection breaks. Returns `false` where the
+/// file has more than `limit` bytes, of which no more are written. `on_bytes` gets the number of new bytes and of all
+/// bytes.
 fn copy(
     response: FileResponse,
     out: &mut File,

@@ -16,8 +16,8 @@ const CONVERSIONS: &[(&str, &str)] = &[
     ("distil-large-v3.5", "distil-whisper/distil-large-v3.5-ct2"),
 ];
 
-/// Existing folders and files that may hold a copy of the model, the best first: full precision before quantised copies. Whether
-/// a copy is complete is only known when it is opened.
+/// Existing folders and files that may hold a copy of the model, the best first: full precision before quantised
+/// copies. Whether a copy is complete is only known when it is opened.
 pub fn local_copies(repo: &Repo, models_dir: &Path, env: &dyn HubEnvironment) -> Vec<PathBuf> {
     let hub_cache = hub_cache(env);
     let whisper_cache = user_cache(env).map(|cache| cache.join("whisper"));

@@ -1,8 +1,9 @@
-//! Limits where a redirect may lead. The operator names the hub, but the hub chooses its redirects, and this machine may reach
-//! addresses that the hub cannot: services on the loopback and in the local network, and the metadata service of a cloud.
+//! Limits where a redirect may lead. The operator names the hub, but the hub chooses its redirects, and this machine
+//! may reach addresses that the hub cannot: services on the loopback and in the local network, and the metadata service
+//! of a cloud.
 //!
-//! The addresses of a name are checked when the connection is made, and the connection goes to the checked addresses, so that a
-//! name whose addresses change between the check and the connection gains nothing.
+//! The addresses of a name are checked when the connection is made, and the connection goes to the checked addresses,
+//! so that a name whose addresses change between the check and the connection gains nothing.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -57,7 +58,8 @@ impl NetworkScope {
 
         match (a, b, c, d, e, f) {
             _ if address.is_loopback() || address.is_unspecified() => Self::Loopback,
-            // An embedded IPv4 address: mapped, compatible, translated (NAT64, for the Internet and within a site), 6to4.
+            // An embedded IPv4 address: mapped, compatible, translated (NAT64, for the Internet and within a site),
+            // 6to4.
             (0, 0, 0, 0, 0, 0 | 0xffff) | (0, 0, 0, 0, 0xffff, 0) | (0x64, 0xff9b, 0, 0, 0, 0) => embedded(high, low),
             (0x64, 0xff9b, 1, ..) => Self::Private,
             (0x2002, high, low, ..) => embedded(high, low),
@@ -109,9 +111,9 @@ impl GuardedResolver {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Must be called before a request to `url`. `from`: the scope of the server that redirects to it, or `None` for a URL of the
-    /// operator. An address in place of a name is checked here, because behind a proxy nothing is resolved here. What a proxy
-    /// resolves is the proxy's responsibility. The error describes the address.
+    /// Must be called before a request to `url`. `from`: the scope of the server that redirects to it, or `None` for a
+    /// URL of the operator. An address in place of a name is checked here, because behind a proxy nothing is resolved
+    /// here. What a proxy resolves is the proxy's responsibility. The error describes the address.
     pub(super) fn prepare(&self, url: &str, from: Option<NetworkScope>) -> Result<(), String> {
         let uri: Uri = url.parse().map_err(|_| "no URL".to_owned())?;
         let literal = host_literal(uri.host().unwrap_or_default());
@@ -253,7 +255,8 @@ mod tests {
         }
     }
 
-    /// The addresses that a name has at the moment of the connection count, whatever the name is, and no other is connected to.
+    /// The addresses that a name has at the moment of the connection count, whatever the name is, and no other is
+    /// connected to.
     #[test]
     fn a_name_is_judged_by_its_addresses_when_the_connection_is_made() {
         let (resolver, config) = (GuardedResolver::default(), Config::default());

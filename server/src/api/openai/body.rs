@@ -121,8 +121,8 @@ pub async fn logprobs(model: &dyn TranscriptionModel, segment: &Segment) -> Resu
     Ok(tokens.filter_map(logprob).collect())
 }
 
-/// The text of a token. A token that is a part of a character is written as Python writes bytes, after a prefix that no text
-/// has.
+/// The text of a token. A token that is a part of a character is written as Python writes bytes, after a prefix that no
+/// text has.
 fn token_text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
@@ -172,7 +172,8 @@ pub async fn transcribe(
     }
 }
 
-/// The lower-case English name of the language that the text is written in. A translation is English, whatever is spoken.
+/// The lower-case English name of the language that the text is written in. A translation is English, whatever is
+/// spoken.
 pub fn text_language(task: Task, transcript: &Transcript) -> &str {
     match task {
         Task::Transcribe => language::name(&transcript.language).unwrap_or(&transcript.language),

@@ -120,7 +120,8 @@ impl OpenAiError {
         self
     }
 
-    /// A failure of this server. The log has its cause under the id of the request; the answer names no path and no process.
+    /// A failure of this server. The log has its cause under the id of the request; the answer names no path and no
+    /// process.
     fn internal(code: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error = explain(error), code, "request failed");
         Self::unexpected(code)

@@ -1,5 +1,5 @@
-//! The fields of the form as parameters of a transcription. Unknown fields are ignored, so that a field that OpenAI adds does
-//! not break a client; a known field with a wrong value is refused.
+//! The fields of the form as parameters of a transcription. Unknown fields are ignored, so that a field that OpenAI
+//! adds does not break a client; a known field with a wrong value is refused.
 use hush_whisper::language::LanguageChoice;
 use hush_whisper::{MOST_CANDIDATES, Task, TranscribeOptions};
 
@@ -56,7 +56,8 @@ pub struct TranscriptionParameters {
     pub segments: bool,
     pub words: bool,
     pub stream: bool,
-    /// Whether each piece of text in a stream carries its times: `timestamp_granularities` names `segment`. An extension.
+    /// Whether each piece of text in a stream carries its times: `timestamp_granularities` names `segment`. An
+    /// extension.
     pub segment_times: bool,
     pub logprobs: bool,
     pub options: TranscribeOptions,
@@ -211,8 +212,8 @@ fn language(fields: &FormFields) -> Result<Option<LanguageChoice>, OpenAiError> 
     })
 }
 
-/// A temperature of zero counts as absent: the engine raises the temperature where the text is poor. Every other value is
-/// fixed.
+/// A temperature of zero counts as absent: the engine raises the temperature where the text is poor. Every other value
+/// is fixed.
 fn temperatures(fields: &FormFields) -> Result<Option<Vec<f32>>, OpenAiError> {
     let Some(value) = given(fields, "temperature") else { return Ok(None) };
     match value.parse::<f32>() {

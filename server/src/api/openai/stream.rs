@@ -1,8 +1,8 @@
 //! `stream=true`: server-sent events, one for each segment as soon as it is decoded.
 //!
-//! The status is sent with the first result: a full queue or a failed load before it is an error with its own status, which
-//! clients retry. After one heartbeat without a result the answer begins with 200, so that no proxy takes the silence of a
-//! loading model for a dead server; a later failure is an event.
+//! The status is sent with the first result: a full queue or a failed load before it is an error with its own status,
+//! which clients retry. After one heartbeat without a result the answer begins with 200, so that no proxy takes the
+//! silence of a loading model for a dead server; a later failure is an event.
 
 use std::sync::Arc;
 use std::time::Duration;

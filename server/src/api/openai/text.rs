@@ -1,6 +1,7 @@
 //! Joins the texts of segments.
 
-/// Joins the texts of segments. The pieces in order make up the whole text, without white space at its beginning and end.
+/// Joins the texts of segments. The pieces in order make up the whole text, without white space at its beginning and
+/// end.
 #[derive(Debug, Default)]
 pub struct SegmentJoiner {
     text: String,

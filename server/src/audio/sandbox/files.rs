@@ -1,5 +1,5 @@
-//! Landlock: the files that ffmpeg may open. All other files are closed to it, for reading and for writing. TCP connections,
-//! abstract sockets and signals to processes outside of the sandbox are closed, too.
+//! Landlock: the files that ffmpeg may open. All other files are closed to it, for reading and for writing. TCP
+//! connections, abstract sockets and signals to processes outside of the sandbox are closed, too.
 
 use std::env;
 use std::io;
@@ -16,8 +16,8 @@ use crate::audio::ffmpeg::FfmpegInput;
 /// The version that is requested; an older kernel applies what it knows of it.
 const REQUESTED: ABI = ABI::V6;
 
-/// Programs and libraries of the system, which a wrapper script of ffmpeg needs. None of these folders has files or settings of a
-/// user. The last two belong to Nix and Guix.
+/// Programs and libraries of the system, which a wrapper script of ffmpeg needs. None of these folders has files or
+/// settings of a user. The last two belong to Nix and Guix.
 const SYSTEM: &[&str] = &[
     "/bin",
     "/lib",

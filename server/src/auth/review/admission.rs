@@ -155,7 +155,8 @@ async fn acquired<const N: usize>(semaphores: [&Arc<Semaphore>; N]) -> Vec<Owned
 }
 
 impl PeerTable {
-    /// Counts a request, if the peer may have one more. Returns the peer's own slot, and whether good tokens came from the peer.
+    /// Counts a request, if the peer may have one more. Returns the peer's own slot, and whether good tokens came from
+    /// the peer.
     fn enter(&mut self, now: Instant, peer: PeerKey) -> Result<(Arc<Semaphore>, bool), TooManyReviews> {
         let is_known = self.known.get(&peer).is_some_and(|at| now.saturating_duration_since(*at) < PEER_KNOWN_FOR);
         if self.all.len() >= PEERS_MAX && !self.all.contains_key(&peer) {

@@ -1,4 +1,5 @@
-//! Sends one request to the Kubernetes API server on a connection of its own. Verdicts are cached, so there are few requests.
+//! Sends one request to the Kubernetes API server on a connection of its own. Verdicts are cached, so there are few
+//! requests.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! Reads the claims of a bearer token before it is verified. They only decide that a token is not worth a review: text that is no
-//! JSON Web Token, and a token that was not made for this server, are refused without one.
+//! Reads the claims of a bearer token before it is verified. They only decide that a token is not worth a review: text
+//! that is no JSON Web Token, and a token that was not made for this server, are refused without one.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -10,7 +10,8 @@ use super::super::{AccessDenied, Caller, CredentialDigest};
 /// Each caller has a few tokens at a time.
 const GOOD_MAX: usize = 64;
 const REFUSED_MAX: usize = 1024;
-/// How long after a good verdict a token counts as known; then its next review does not wait for those of unknown peers.
+/// How long after a good verdict a token counts as known; then its next review does not wait for those of unknown
+/// peers.
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
 
 /// How long verdicts are valid.
