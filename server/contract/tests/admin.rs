@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 use hush_contract::admin::{
-    AdminErrorBody, AdminEvent, LoadRequest, ModelList, ModelStatus, Reason, ServerAudience, UnloadRequest,
+    AdminErrorBody, AdminEvent, CommandReason, LoadRequest, ModelList, ModelStatus, ServerAudience, UnloadRequest,
 };
 use hush_contract::{UnloadReason, UnloadRefusal};
 use serde_json::json;
@@ -57,10 +57,10 @@ fn values_out_of_bounds_are_explained() {
 
 #[test]
 fn a_reason_of_a_newer_controller_is_counted_as_other() {
-    let reason: Reason = serde_json::from_value(json!("SolarFlare")).unwrap();
+    let reason: CommandReason = serde_json::from_value(json!("SolarFlare")).unwrap();
     assert_eq!((reason.as_str(), reason.kind()), ("SolarFlare", UnloadReason::Other));
     for known in UnloadReason::ALL {
-        assert_eq!(Reason::from(known).kind(), known);
+        assert_eq!(CommandReason::from(known).kind(), known);
     }
 }
 

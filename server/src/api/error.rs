@@ -1,4 +1,4 @@
-//! Error answers. ValidationErrorBody of the caller have the shapes and texts of FastAPI; errors of the engine are the
+//! Error answers. Faults of the caller have the shapes and texts of FastAPI; faults of the engine are the
 //! bare 500 of whisper-asr-webservice. A failure is never a 200, because Bazarr saves the body of every 200.
 
 use axum::body::Body;
@@ -30,7 +30,7 @@ pub struct FieldError {
     ctx: Option<Value>,
 }
 
-/// All errors of a request: the body of a 422.
+/// All faults of a request: the body of a 422.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Faults)]
 pub struct ValidationErrorBody {

@@ -1,4 +1,4 @@
-//! MultipartParser of `multipart/form-data` that takes pieces of any size. Accepts and refuses what the parser of
+//! Parser of `multipart/form-data` that takes pieces of any size. Accepts and refuses what the parser of
 //! whisper-asr-webservice (python-multipart under Starlette) accepts and refuses, and buffers no more than one boundary
 //! or the headers of one part.
 

@@ -16,7 +16,7 @@ use super::{asr, detect, health, live, openai};
 #[openapi(
     info(
         title = "Hush",
-        description = "TranscriptionModel to text with Whisper. The routes under *whisper-asr-webservice* and *OpenAI* have the \
+        description = "Speech to text with Whisper. The routes under *whisper-asr-webservice* and *OpenAI* have the \
                        parameters and the answers of those.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),

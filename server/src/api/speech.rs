@@ -13,7 +13,7 @@ use hush_whisper::{Abilities, LanguageProbability, ModelDir, Segment, Transcribe
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{JobError, Outcome, Transcription, Work};
+use crate::job::{JobError, JobOutcome, JobTask, Transcription};
 use crate::recording::Recording;
 use crate::residency::ModelHandle;
 
@@ -153,9 +153,9 @@ impl TranscriptionModel for ServedModel {
         max_wait: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         async move {
-            match self.handle.gather(recording, Work::Transcribe(options), max_wait).await? {
-                (Outcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
-                (Outcome::Languages(_), _) => Err(unexpected_outcome()),
+            match self.handle.gather(recording, JobTask::Transcribe(options), max_wait).await? {
+                (JobOutcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
+                (JobOutcome::Languages(_), _) => Err(unexpected_outcome()),
             }
         }
         .boxed()
@@ -169,9 +169,9 @@ impl TranscriptionModel for ServedModel {
         segments: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         async move {
-            match self.handle.run(recording, Work::Transcribe(options), segments, max_wait).await? {
-                Outcome::Transcribed(transcript) => Ok(transcript),
-                Outcome::Languages(_) => Err(unexpected_outcome()),
+            match self.handle.run(recording, JobTask::Transcribe(options), segments, max_wait).await? {
+                JobOutcome::Transcribed(transcript) => Ok(transcript),
+                JobOutcome::Languages(_) => Err(unexpected_outcome()),
             }
         }
         .boxed()
@@ -190,9 +190,9 @@ impl TranscriptionModel for ServedModel {
 
     fn detect_language(&self, recording: Recording) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         async move {
-            match self.handle.gather(recording, Work::DetectLanguage, None).await? {
-                (Outcome::Languages(languages), _) => Ok(languages),
-                (Outcome::Transcribed(_), _) => Err(unexpected_outcome()),
+            match self.handle.gather(recording, JobTask::DetectLanguage, None).await? {
+                (JobOutcome::Languages(languages), _) => Ok(languages),
+                (JobOutcome::Transcribed(_), _) => Err(unexpected_outcome()),
             }
         }
         .boxed()

@@ -8,7 +8,7 @@ use futures_util::future::{self, BoxFuture};
 use subtle::ConstantTimeEq;
 
 use super::{AccessDenied, Authenticate, Caller, CredentialDigest, digest};
-use crate::watch::{WatchError, Watched};
+use crate::watch::{WatchError, WatchedFiles};
 
 /// Minimal length; shorter keys can be guessed. `openssl rand -hex 16` makes a key of 32 characters.
 const KEY_MIN_CHARS: usize = 16;
@@ -84,14 +84,14 @@ impl ApiKeys {
 /// A file of keys, which is read again when it changes.
 #[derive(Clone)]
 pub struct KeyFile {
-    keys: Watched<ApiKeys>,
+    keys: WatchedFiles<ApiKeys>,
 }
 
 impl KeyFile {
     /// Opens the file. A file without a key is an error here; when the file loses its keys later, no key is accepted.
     /// Must be called inside a tokio runtime.
     pub fn open(path: PathBuf) -> Result<Self, WatchError> {
-        let keys = Watched::start(vec![path.clone()], |contents| {
+        let keys = WatchedFiles::start(vec![path.clone()], |contents| {
             let keys = ApiKeys::parse(contents.first().map_or(&[], Vec::as_slice))?;
             if keys.is_empty() {
                 tracing::warn!("a file of keys holds none: no key is accepted");

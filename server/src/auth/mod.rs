@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 
 pub use keys::{ApiKeys, InvalidKeys, KeyFile};
-pub use review::{ApiServer, InvalidApiServer, ReviewSettings, ServiceAccount, TokenReview};
+pub use review::{ApiServer, InvalidApiServer, InvalidServiceAccount, ReviewSettings, ServiceAccount, TokenReview};
 
 // Former names, for code outside of this module.
 pub use self::{AccessDenied as Denied, ServiceAccount as Account};

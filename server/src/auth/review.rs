@@ -32,10 +32,14 @@ pub struct ServiceAccount {
     name: String,
 }
 
-impl FromStr for ServiceAccount {
-    type Err = &'static str;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a service account as namespace:name, such as hush:hush-controller")]
+pub struct InvalidServiceAccount;
 
-    fn from_str(text: &str) -> Result<Self, &'static str> {
+impl FromStr for ServiceAccount {
+    type Err = InvalidServiceAccount;
+
+    fn from_str(text: &str) -> Result<Self, InvalidServiceAccount> {
         let valid = |part: &str, max: usize| {
             (1..=max).contains(&part.len())
                 && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
@@ -45,7 +49,7 @@ impl FromStr for ServiceAccount {
             Some((namespace, name)) if valid(namespace, 63) && valid(name, 253) => {
                 Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
             }
-            _ => Err("expected a service account as namespace:name, such as hush:hush-controller"),
+            _ => Err(InvalidServiceAccount),
         }
     }
 }

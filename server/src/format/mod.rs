@@ -75,7 +75,7 @@ pub struct TranscriptWriter<W> {
 }
 
 impl<W: Write> TranscriptWriter<W> {
-    /// Writes the header of the format, if it has one. WordOutput are left out.
+    /// Writes the header of the format, if it has one. Words are left out.
     pub fn new(format: TranscriptFormat, out: W) -> io::Result<Self> {
         Self::with_words(format, WordOutput::Without, out)
     }

@@ -122,7 +122,7 @@ impl HubClient {
                 place,
             };
 
-            self.resolver.prepare(&url, from).map_err(inward)?;
+            self.resolver.prepare(&url, from).map_err(|refused| inward(refused.to_string()))?;
 
             let mut request = self.agent.get(&url);
             if offset > 0 {

@@ -55,7 +55,7 @@ impl HubToken {
 
 impl fmt::Debug for HubToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HubToken(...)")
+        f.write_str("Token(...)")
     }
 }
 
@@ -174,6 +174,6 @@ mod tests {
         assert_eq!(header(&[("HOME", home), ("HF_TOKEN", "given")]).as_deref(), Some("Bearer given"));
         let file = format!("{home}/.cache/huggingface/token");
         assert_eq!(header(&[("HF_TOKEN_PATH", &file)]).as_deref(), Some("Bearer from-file"));
-        assert_eq!(format!("{:?}", config(&[("HF_TOKEN", "given")]).token), "Some(HubToken(...))");
+        assert_eq!(format!("{:?}", config(&[("HF_TOKEN", "given")]).token), "Some(Token(...))");
     }
 }

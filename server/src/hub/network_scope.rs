@@ -88,6 +88,17 @@ impl fmt::Display for NetworkScope {
     }
 }
 
+/// Why a redirect must not lead to a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RefusedTarget {
+    #[error("no URL")]
+    InvalidUrl,
+    #[error("no name and no plain address")]
+    UnusualAddress,
+    #[error("{0}")]
+    Internal(NetworkScope),
+}
+
 /// The request that the resolver expects.
 #[derive(Debug, Default)]
 struct ExpectedRequest {
@@ -113,9 +124,9 @@ impl GuardedResolver {
 
     /// Must be called before a request to `url`. `from`: the scope of the server that redirects to it, or `None` for a
     /// URL of the operator. An address in place of a name is checked here, because behind a proxy nothing is resolved
-    /// here. What a proxy resolves is the proxy's responsibility. The error describes the address.
-    pub(super) fn prepare(&self, url: &str, from: Option<NetworkScope>) -> Result<(), String> {
-        let uri: Uri = url.parse().map_err(|_| "no URL".to_owned())?;
+    /// here. What a proxy resolves is the proxy's responsibility.
+    pub(super) fn prepare(&self, url: &str, from: Option<NetworkScope>) -> Result<(), RefusedTarget> {
+        let uri: Uri = url.parse().map_err(|_| RefusedTarget::InvalidUrl)?;
         let literal = host_literal(uri.host().unwrap_or_default());
         let found = match literal {
             Some(HostLiteral::Address(address)) => Some(NetworkScope::of(address)),
@@ -126,8 +137,8 @@ impl GuardedResolver {
         *self.expected() = ExpectedRequest { target: authority(&uri), from, found: None, refused: None };
 
         match (from, found) {
-            (Some(_), _) if literal == Some(HostLiteral::Number) => Err("no name and no plain address".to_owned()),
-            (Some(from), Some(found)) if !from.may_lead_to(found) => Err(found.to_string()),
+            (Some(_), _) if literal == Some(HostLiteral::Number) => Err(RefusedTarget::UnusualAddress),
+            (Some(from), Some(found)) if !from.may_lead_to(found) => Err(RefusedTarget::Internal(found)),
             _ => {
                 self.expected().found = found;
                 Ok(())

@@ -1,4 +1,4 @@
-//! ServerMetrics of the server. Events are counted as they happen; state is computed at scrape time by collectors that
+//! Metrics of the server. Events are counted as they happen; state is computed at scrape time by collectors that
 //! the owners of the state register ([`ServerMetrics::register`]). Labels and help texts are those of the contract.
 
 mod handler;

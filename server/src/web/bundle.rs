@@ -48,7 +48,7 @@ pub struct PageBundle {
 }
 
 impl PageBundle {
-    /// `policy`: the PageContent-Security-Policy of the page.
+    /// `policy`: the Content-Security-Policy of the page.
     pub fn new(html: &str, sources: &[PageFile], policy: &'static str) -> Self {
         let mut digest = Sha256::new();
         digest.update(html);

@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::ReviewSettings;
-use crate::watch::{WatchError, Watched};
+use crate::watch::{WatchError, WatchedFiles};
 
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 /// Limit for the answer. A review has some kB, most of them the token.
@@ -153,16 +153,16 @@ impl ReviewedUser {
 /// A client of the TokenReview API, with credentials that are read again when they change.
 pub(super) struct ReviewClient {
     api: ApiServer,
-    trust: Watched<ClientConfig>,
-    token: Watched<String>,
+    trust: WatchedFiles<ClientConfig>,
+    token: WatchedFiles<String>,
 }
 
 impl ReviewClient {
     pub(super) fn new(settings: &ReviewSettings) -> Result<Self, WatchError> {
         Ok(Self {
             api: settings.api.clone(),
-            trust: Watched::start(vec![settings.ca_file.clone()], |contents| parse_trust(only_file(contents)))?,
-            token: Watched::start(vec![settings.token_file.clone()], |contents| parse_token(only_file(contents)))?,
+            trust: WatchedFiles::start(vec![settings.ca_file.clone()], |contents| parse_trust(only_file(contents)))?,
+            token: WatchedFiles::start(vec![settings.token_file.clone()], |contents| parse_token(only_file(contents)))?,
         })
     }
 
@@ -182,8 +182,8 @@ impl ReviewClient {
             .header(ACCEPT, "application/json")
             .body(Body::from(body.to_string()))?;
 
-        let name = ServerName::try_from(self.api.host.clone())
-            .map_err(|error| ReviewError::Tls(io::Error::other(error.to_string())))?;
+        let name =
+            ServerName::try_from(self.api.host.clone()).map_err(|error| ReviewError::Tls(io::Error::other(error)))?;
         let stream = TcpStream::connect((self.api.host.as_str(), self.api.port)).await.map_err(ReviewError::Connect)?;
         let connector = TlsConnector::from(self.trust.get());
 
