@@ -160,7 +160,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> GuardedIo<S> {
     }
 
     /// Writes the 408, and then reports a broken connection to hyper.
-
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_replacement(context))?;
         ready!(Pin::new(&mut self.io).poll_flush(context))?;

@@ -80,7 +80,6 @@ mod tests {
     }
 
     #[test]
-
     fn pauses_and_cuts_follow_each_other() {
         let cuts = vec![
             EditCut { pause_seconds: 2.0, skip_seconds: 1.0, keep_seconds: Some(3.0) },

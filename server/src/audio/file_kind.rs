@@ -129,7 +129,6 @@ pub(super) fn is_long_text(input: &Spooled) -> bool {
         }
 
         // The piece may begin within a character, too.
-
         let cut = if at == 0 { 0 } else { piece.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count() };
         text_of(&piece[cut..]).is_some()
     })

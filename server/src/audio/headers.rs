@@ -53,7 +53,6 @@ pub(super) fn wav_files(input: &Spooled) -> Option<Vec<ByteSpan>> {
         let size = u64::from(u32::from_le_bytes(bytes_at::<4>(input, start + 4)?));
         let end = start + 8 + size;
         // Chunks start at even positions, which not every writer respects.
-
         let next = [end + size % 2, end].into_iter().find(|at| is_wav(*at)).unwrap_or(whole);
         files.push(ByteSpan { start, end: next.min(whole) });
         start = next;

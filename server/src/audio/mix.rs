@@ -197,7 +197,6 @@ mod tests {
     }
 
     #[test]
-
     fn weights_are_those_of_ffmpeg() {
         assert_eq!(weights(&Channels::Positioned(Position::FRONT_CENTER)), [1.0]);
         assert_eq!(weights(&Channels::Positioned(Position::FRONT_LEFT)), [1.0]);

@@ -230,7 +230,6 @@ pub(super) fn track_timing(input: &Spooled, track_id: u32) -> Option<TrackTiming
     let own = movie.tracks.iter().find(|track| track.id == track_id)?;
     let mut cuts = cuts(&own.edits).unwrap_or_default();
     // The movie begins with the track that starts first, whether it is sound or picture.
-
     let earliest = movie.tracks.iter().map(leading_pause).fold(f64::INFINITY, f64::min);
     if let Some(first) = cuts.first_mut() {
         first.pause_seconds = (first.pause_seconds - earliest).max(0.0);

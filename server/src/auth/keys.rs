@@ -72,7 +72,6 @@ impl ApiKeys {
 
     /// The name of a key. The time does not depend on the key: its digest is compared with all digests, in constant
     /// time each.
-
     pub fn find(&self, presented: &str) -> Option<&str> {
         let presented = digest(presented);
         self.keys.iter().fold(None, |found, key| {

@@ -130,7 +130,6 @@ impl<W: Write> TranscriptWriter<W> {
     }
 
     /// Writes the rest of the transcript and returns the output.
-
     pub fn finish(mut self, transcript: &Transcript) -> io::Result<W> {
         if let Some(composer) = self.composer.take() {
             composer.finish().into_iter().try_for_each(|cue| self.cue(&cue))?;

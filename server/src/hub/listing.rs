@@ -46,7 +46,6 @@ impl RepositoryListing {
         let nonsense = |problem: String| HubError::Nonsense { what: format!("`{repo}`"), problem };
         let listing: Self = serde_json::from_slice(json).map_err(|error| nonsense(error.to_string()))?;
         // The commit becomes a part of paths and URLs.
-
         if listing.sha.is_empty() || !listing.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err(nonsense(format!("{:?} is no commit", listing.sha)));
         }

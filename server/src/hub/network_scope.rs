@@ -277,7 +277,6 @@ mod tests {
             [(None, true), (Some(NetworkScope::Loopback), true), (Some(NetworkScope::Public), false)]
         {
             // Another test checks what is said of the name itself.
-
             let _ = resolver.prepare("http://localhost:9/", from);
             assert_eq!(resolve().is_ok(), is_allowed, "{from:?}");
             assert_eq!(resolver.refused().is_some_and(|address| address.is_loopback()), !is_allowed);

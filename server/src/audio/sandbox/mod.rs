@@ -167,7 +167,6 @@ fn resources(limits: &FfmpegLimits) -> [(Resource, Rlimit); 6] {
     ]
     .map(|(resource, soft, grace)| {
         // A lower hard limit stays, because only root can raise it.
-
         let highest = getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let hard = soft.saturating_add(grace).min(highest);
         (resource, Rlimit { current: Some(soft.min(hard)), maximum: Some(hard) })
