@@ -23,7 +23,7 @@ impl fmt::Display for Caller {
 
 /// Why a client is refused. The texts are sent to the client and contain nothing of the credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Denied {
+pub enum AccessDenied {
     /// The credential is not known.
     Invalid(String),
     /// The credential is valid, and its owner has no permission.
@@ -32,17 +32,17 @@ pub enum Denied {
     Unavailable(String),
 }
 
-impl fmt::Display for Denied {
+impl fmt::Display for AccessDenied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Self::Invalid(message) | Self::Forbidden(message) | Self::Unavailable(message)) = self;
         f.write_str(message)
     }
 }
 
-impl std::error::Error for Denied {}
+impl std::error::Error for AccessDenied {}
 
 /// Checks a bearer token.
 pub trait Authenticate: Send + Sync + 'static {
     /// `peer`: the address that the request comes from, where it is known.
-    fn authenticate<'a>(&'a self, token: &'a str, peer: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, Denied>>;
+    fn authenticate<'a>(&'a self, token: &'a str, peer: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, AccessDenied>>;
 }

@@ -90,8 +90,8 @@ impl ConnectionLimit {
         Self { state: Arc::new(state) }
     }
 
-    /// Decides on a connection without waiting. When every slot is taken, the connection that has been without a request for longest
-    /// loses its slot, whether it is between two requests or has never sent one.
+    /// Decides on a connection without waiting. When every slot is taken, the connection that has been without a
+    /// request for longest loses its slot, whether it is between two requests or has never sent one.
     pub fn admit(&self) -> ConnectionAdmission {
         self.admit_after(IDLE_AT_LEAST)
     }
@@ -102,6 +102,7 @@ impl ConnectionLimit {
             if state.is_full.swap(false, Ordering::Relaxed) {
                 tracing::info!("there is room for further connections again");
             }
+
             return ConnectionAdmission::Served(self.served_slot(permit));
         }
 
@@ -128,7 +129,6 @@ impl ConnectionLimit {
 
     fn served_slot(&self, permit: OwnedSemaphorePermit) -> ConnectionSlot {
         let state = Arc::clone(&self.state);
-
         let number = state.next_number.fetch_add(1, Ordering::Relaxed);
         let phase = RequestPhase::default();
         let slot = ServedSlot { phase: phase.clone(), permit };
@@ -139,8 +139,8 @@ impl ConnectionLimit {
 
     fn take_from_idle(&self, idle_at_least: Duration) -> Option<OwnedSemaphorePermit> {
         let mut slots = self.state.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = slots.iter().filter_map(|(number, slot)| Some((slot.phase.idle_for()?, *number)));
 
+        let idle = slots.iter().filter_map(|(number, slot)| Some((slot.phase.idle_for()?, *number)));
         let (_, number) = idle.filter(|(idle, _)| *idle >= idle_at_least).max()?;
         let ServedSlot { phase, permit } = slots.remove(&number)?;
         phase.evict();
@@ -179,8 +179,8 @@ mod tests {
     #[test]
     fn the_longest_idle_connection_is_evicted_and_requests_stay() {
         let limit = ConnectionLimit::new(3);
-        let slots = [(); 3].map(|()| served(limit.admit()));
 
+        let slots = [(); 3].map(|()| served(limit.admit()));
         let in_request = slots[0].phase.begin();
         // The second connection has just had a request; the third never had one.
         drop(slots[1].phase.begin());

@@ -4,7 +4,8 @@ use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{HeaderMap, Uri, Version};
 use percent_encoding::percent_decode_str;
 
-/// Headers that decide on authentication or on the target. Of several values a proxy and the server might use different ones.
+/// Headers that decide on authentication or on the target. A proxy and the server might each use another one of several
+/// values.
 const SINGLE: [&str; 4] = ["host", "authorization", "x-api-key", "x-hush-token"];
 
 /// Why a head is answered with 400.
@@ -52,6 +53,7 @@ pub fn check_head(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<()
     if headers.get(AUTHORIZATION).is_some_and(|value| value.to_str().is_err()) {
         return Err(HeadFault::Authorization);
     }
+
     if is_encoded(uri.path()) { Ok(()) } else { Err(HeadFault::PercentEncoding) }
 }
 
@@ -68,6 +70,7 @@ fn is_encoded(path: &str) -> bool {
         let digits = || bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
         *byte != b'%' || digits()
     };
+
     bytes.iter().enumerate().all(is_whole) && percent_decode_str(path).decode_utf8().is_ok()
 }
 
@@ -83,6 +86,7 @@ mod tests {
             let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
             map.append(HeaderName::from_static(name), value);
         }
+
         check_head(version, &path.parse().unwrap(), &map)
     }
 
@@ -98,6 +102,7 @@ mod tests {
         for host in ["a b", "a/b", "http://a", "user@a", "é"] {
             assert_eq!(check(new, "/", &[("host", host)]), Err(HeadFault::Host), "{host}");
         }
+
         assert_eq!(check(new, "/", &[("host", "a"), ("authorization", "Bearer é")]), Err(HeadFault::Authorization));
         for path in ["/a%", "/a%2", "/a%zz", "/%ff", "/%c3%28"] {
             assert_eq!(check(new, path, &[("host", "a")]), Err(HeadFault::PercentEncoding), "{path}");
@@ -110,6 +115,7 @@ mod tests {
         for host in ["", "localhost", "localhost:9000", "[::1]:9000", "127.0.0.1", "under_score.example"] {
             assert_eq!(check(Version::HTTP_11, "/", &[("host", host)]), Ok(()), "{host}");
         }
+
         assert_eq!(check(Version::HTTP_11, "/v1/models/openai%2Fwhisper-b%C3%A4se?x=%ff", &[("host", "a")]), Ok(()));
         let both = [("host", "a"), ("authorization", "Bearer a"), ("x-api-key", "a")];
         assert_eq!(check(Version::HTTP_11, "/", &both), Ok(()));

@@ -1,5 +1,5 @@
-//! The byte stream of one connection, below hyper. A head that does not arrive in time is answered with 408, and the answers that
-//! hyper writes by itself, which have no body, get one.
+//! The byte stream of one connection, below hyper. A head that does not arrive in time is answered with 408, and the
+//! answers that hyper writes by itself, which have no body, get one.
 
 use std::future::Future;
 use std::io;
@@ -16,8 +16,8 @@ use super::service::RequestPhase;
 
 /// Bytes of a head that are kept, enough to find the path.
 const KEPT_BYTES: usize = 512;
-/// A refused client may still be sending. Its data is read for this long and up to this size, because its system would drop an
-/// answer that is followed by a reset.
+/// A refused client may still be sending. Its data is read for this long and up to this size, because its system would
+/// drop an answer that is followed by a reset.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 1 << 20;
 
@@ -46,10 +46,10 @@ pub struct GuardedIo<S> {
     head: Option<PartialHead>,
     replacement: Option<Replacement>,
     is_late: bool,
-    linger: Option<Linger>,
+    linger: Option<LingerState>,
 }
 
-struct Linger {
+struct LingerState {
     deadline: Pin<Box<Sleep>>,
     read_bytes: usize,
 }
@@ -66,6 +66,7 @@ impl<S> GuardedIo<S> {
         if self.head.as_ref().is_some_and(|head| Some(head.number) != idle) {
             self.head = None;
         }
+
         idle
     }
 
@@ -76,6 +77,7 @@ impl<S> GuardedIo<S> {
             Some(_) => bytes,
             None => &bytes[bytes.iter().take_while(|byte| is_line_end(byte)).count()..],
         };
+
         if bytes.is_empty() {
             return;
         }
@@ -109,7 +111,8 @@ fn path_of(head: &[u8]) -> Option<&str> {
     std::str::from_utf8(path).ok().filter(|path| path.starts_with('/'))
 }
 
-/// The status of an answer that hyper wrote because it could not parse a head. The router's answers have a `Content-Type`.
+/// The status of an answer that hyper wrote because it could not parse a head. The router's answers have a
+/// `Content-Type`.
 fn bare_refusal(written: &[u8]) -> Option<StatusCode> {
     let rest = written.strip_prefix(b"HTTP/1.1 4").or_else(|| written.strip_prefix(b"HTTP/1.0 4"))?;
     let [tens, ones, ..] = *rest else { return None };
@@ -141,7 +144,8 @@ impl<S: AsyncWrite + Unpin> GuardedIo<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> GuardedIo<S> {
     /// Reads what a refused client still sends.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let linger = self.linger.get_or_insert_with(|| Linger { deadline: Box::pin(sleep(LINGER)), read_bytes: 0 });
+        let linger =
+            self.linger.get_or_insert_with(|| LingerState { deadline: Box::pin(sleep(LINGER)), read_bytes: 0 });
 
         let mut scratch = [0; 8 << 10];
         while linger.read_bytes < LINGER_BYTES && linger.deadline.as_mut().poll(context).is_pending() {
@@ -156,7 +160,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> GuardedIo<S> {
     }
 
     /// Writes the 408, and then reports a broken connection to hyper.
-
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_replacement(context))?;
         ready!(Pin::new(&mut self.io).poll_flush(context))?;
@@ -216,10 +219,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for GuardedIo<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-
         if this.replacement.is_some() {
             return this.poll_replacement(context);
         }
+
         match this.replacement_for(bytes) {
             None => Pin::new(&mut this.io).poll_write(context, bytes),
             Some(replacement) => {
@@ -256,6 +259,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
         if this.linger.is_none() {
             ready!(Pin::new(&mut this.io).poll_shutdown(context))?;
         }
+
         if this.phase.is_refused() {
             ready!(this.poll_linger(context));
         }

@@ -60,8 +60,8 @@ impl ListenerRefusal<'_> {
     /// The bytes of the answer, for a connection whose request hyper cannot answer. The connection is closed after it.
     pub(super) fn to_wire(self, format_error: ErrorFormat) -> Vec<u8> {
         let body = format_error(&self);
-        let (status, length) = (self.status, body.len());
 
+        let (status, length) = (self.status, body.len());
         let reason = status.canonical_reason().unwrap_or_default();
         format!(
             "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}",
@@ -98,8 +98,8 @@ pub struct ShapeErrors {
     pub server_errors: bool,
 }
 
-/// Middleware: formats the refusals of axum itself (routes, methods, extractors), which are plain text or empty. The answers of
-/// probes stay text for people.
+/// Middleware: formats the refusals of axum itself (routes, methods, extractors), which are plain text or empty. The
+/// answers of probes stay text for people.
 pub async fn shape_errors(State(state): State<ShapeErrors>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let response = next.run(request).await;
@@ -114,12 +114,12 @@ pub async fn shape_errors(State(state): State<ShapeErrors>, request: Request, ne
     }
 
     let (mut head, body) = response.into_parts();
-    let bytes = to_bytes(body, MESSAGE_LIMIT_BYTES).await.unwrap_or_default();
 
+    let bytes = to_bytes(body, MESSAGE_LIMIT_BYTES).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let (code, default) = default_message(status);
-    let message = if text.trim().is_empty() { default } else { text.trim() };
 
+    let message = if text.trim().is_empty() { default } else { text.trim() };
     let body = (state.shape)(&ListenerRefusal { status, code, message, path: Some(&path) });
 
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -74,7 +74,8 @@ impl RequestPhase {
         self.state.is_evicted.load(Ordering::Acquire)
     }
 
-    /// Completes when the connection has lost its slot and should be closed. A request that began meanwhile is still served.
+    /// Completes when the connection has lost its slot and should be closed. A request that began meanwhile is still
+    /// served.
     pub async fn evicted(&self) {
         self.state.evicted.notified().await;
 
@@ -137,15 +138,14 @@ impl<S> GuardedService<S> {
         let path = Some(request.uri().path());
         if self.route == RouteScope::ProbesOnly && !is_probe(request) {
             let message = "every connection of this server is in use; try again later";
-            let (status, code) = (StatusCode::SERVICE_UNAVAILABLE, code::TOO_MANY_CONNECTIONS);
 
+            let (status, code) = (StatusCode::SERVICE_UNAVAILABLE, code::TOO_MANY_CONNECTIONS);
             let mut response = ListenerRefusal { status, code, message, path }.into_response(self.format_error);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
             return Some(response);
         }
 
         let fault = check_head(request.version(), request.uri(), request.headers()).err()?;
-
         let (status, code, message) = (StatusCode::BAD_REQUEST, code::MALFORMED_REQUEST, fault.message());
         tracing::debug!(%status, message, "request refused");
         Some(ListenerRefusal { status, code, message: &message, path }.into_response(self.format_error))
@@ -180,8 +180,8 @@ where
         let response = self.inner.call(request);
         Box::pin(async move {
             let mut response = response.await?;
-            let status = response.status();
 
+            let status = response.status();
             phase.set_refused(status.is_client_error() || status.is_server_error());
             if is_last {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -5,15 +5,17 @@ use std::error::Error;
 /// The error and its causes, outermost first. A cause whose text is already in the message is left out.
 pub fn explain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut cause = error.source();
 
+    let mut cause = error.source();
     while let Some(error) = cause {
         let line = error.to_string();
         if !text.contains(line.trim()) {
             text = format!("{text}: {line}");
         }
+
         cause = error.source();
     }
+
     text
 }
 

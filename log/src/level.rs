@@ -19,7 +19,7 @@ const LONGEST_FILTER_BYTES: usize = 1024;
 pub const LONGEST_CHANGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The log of this process, once it is set up.
-static LOG: OnceLock<Log> = OnceLock::new();
+static LOG: OnceLock<ProcessLog> = OnceLock::new();
 
 /// The form of log lines, and the initial filter.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ pub enum ChangeError {
 
 /// The current log filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogLevel {
+pub struct ActiveLogLevel {
     pub filter: String,
     /// The filter that the program was started with.
     pub configured: String,
@@ -68,7 +68,7 @@ struct ActiveFilter {
 /// Replaces the filter of the subscriber.
 type ReplaceFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
 
-struct Log {
+struct ProcessLog {
     configured: String,
     base: &'static str,
     replace: ReplaceFilter,
@@ -77,21 +77,23 @@ struct Log {
     timer: Mutex<Option<AbortHandle>>,
 }
 
-impl fmt::Debug for Log {
+impl fmt::Debug for ProcessLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Log").field("configured", &self.configured).finish_non_exhaustive()
+        f.debug_struct("ProcessLog").field("configured", &self.configured).finish_non_exhaustive()
     }
 }
 
-/// Checks a filter as [`EnvFilter`] parses it, but refuses words that are no level: [`EnvFilter`] takes them for names of modules,
-/// so that `debgu` would silence everything else.
+/// Checks a filter as [`EnvFilter`] parses it, but refuses words that are no level: [`EnvFilter`] takes them for names
+/// of modules, so that `debgu` would silence everything else.
 pub fn check_filter(text: &str) -> Result<(), InvalidFilter> {
     if text.len() > LONGEST_FILTER_BYTES {
         return Err(InvalidFilter(format!("it is longer than {LONGEST_FILTER_BYTES} bytes")));
     }
+
     if text.trim().is_empty() {
         return Err(InvalidFilter("it is empty".to_owned()));
     }
+
     for directive in text.split(',').map(str::trim) {
         // `[SPAN]` stands for everything within a span.
         let is_word = !directive.contains(['=', '[']);
@@ -106,7 +108,8 @@ pub fn check_filter(text: &str) -> Result<(), InvalidFilter> {
 /// Sets up the log of this process. A second call changes nothing and returns `false`.
 pub fn init_log(setup: &LogSetup<'_>) -> bool {
     let filter = EnvFilter::new(with_base(setup.base, setup.filter));
-    // By default the subscriber would report internal errors on standard error, with a panic where that cannot be written.
+    // By default the subscriber would report internal errors on standard error, with a panic where that cannot be
+    // written.
     let builder = lines().with_env_filter(filter).log_internal_errors(false).with_writer(writer);
 
     let (replace, is_first): (ReplaceFilter, bool) = if setup.json {
@@ -127,18 +130,19 @@ pub fn init_log(setup: &LogSetup<'_>) -> bool {
     }
 
     let active = watch::Sender::new(ActiveFilter { filter: setup.filter.to_owned(), until: None });
-    let log = Log { configured: setup.filter.to_owned(), base: setup.base, replace, active, timer: Mutex::default() };
+    let log =
+        ProcessLog { configured: setup.filter.to_owned(), base: setup.base, replace, active, timer: Mutex::default() };
     LOG.set(log).is_ok()
 }
 
 /// The current filter; `None` before [`init_log`].
-pub fn log_level() -> Option<LogLevel> {
-    LOG.get().map(Log::level)
+pub fn log_level() -> Option<ActiveLogLevel> {
+    LOG.get().map(ProcessLog::level)
 }
 
-/// Sets another filter, or the configured one if `filter` is `None`. After `time` the configured filter applies again, unless the
-/// filter is changed before; this needs a tokio runtime.
-pub fn change_log_level(filter: Option<&str>, time: Option<Duration>) -> Result<LogLevel, ChangeError> {
+/// Sets another filter, or the configured one if `filter` is `None`. After `time` the configured filter applies again,
+/// unless the filter is changed before; this needs a tokio runtime.
+pub fn change_log_level(filter: Option<&str>, time: Option<Duration>) -> Result<ActiveLogLevel, ChangeError> {
     let log = LOG.get().ok_or_else(|| ChangeError::Unavailable("it has not been set up".to_owned()))?;
     log.change(filter, time)
 }
@@ -180,20 +184,21 @@ impl LogLevelChanges {
     }
 }
 
-impl Log {
-    fn level(&self) -> LogLevel {
+impl ProcessLog {
+    fn level(&self) -> ActiveLogLevel {
         let ActiveFilter { filter, until } = self.active.borrow().clone();
         let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
-        LogLevel { filter, configured: self.configured.clone(), remaining }
+        ActiveLogLevel { filter, configured: self.configured.clone(), remaining }
     }
 
-    fn change(&'static self, filter: Option<&str>, time: Option<Duration>) -> Result<LogLevel, ChangeError> {
+    fn change(&'static self, filter: Option<&str>, time: Option<Duration>) -> Result<ActiveLogLevel, ChangeError> {
         let filter = filter.unwrap_or(&self.configured);
         check_filter(filter)?;
 
         if time.is_some_and(|time| time.is_zero() || time > LONGEST_CHANGE) {
             return Err(ChangeError::Duration);
         }
+
         let runtime = time.map(|_| Handle::try_current().map_err(|error| ChangeError::Unavailable(error.to_string())));
         let runtime = runtime.transpose()?;
 
@@ -202,6 +207,7 @@ impl Log {
         if let Some(timer) = timer.take() {
             timer.abort();
         }
+
         if let (Some(runtime), Some(time)) = (runtime, time) {
             *timer = Some(runtime.spawn(self.return_after(time)).abort_handle());
         }
@@ -230,6 +236,7 @@ impl Log {
             Ok(()) => tracing::warn!(level = self.configured, "the time of the changed log level is over"),
             Err(error) => tracing::error!("the configured log level is not in force again: {error}"),
         }
+
         drop(timer);
     }
 }
@@ -255,6 +262,7 @@ mod tests {
         ] {
             assert_eq!(check_filter(text), Ok(()), "{text}");
         }
+
         for (text, says) in [
             ("", "empty"),
             (" ", "empty"),
@@ -268,6 +276,7 @@ mod tests {
             let error = check_filter(text).expect_err(text).to_string();
             assert!(error.contains(says) && error.starts_with("must be"), "{text:?}: {error}");
         }
+
         assert!(check_filter(&"info,".repeat(300)).unwrap_err().to_string().contains("longer than 1024"));
     }
 }

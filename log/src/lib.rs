@@ -1,7 +1,8 @@
 //! The output of Hush's programs: log lines and errors on standard error, results on standard output.
 //!
-//! A log line that cannot be written is dropped and counted, because the reader of a pipe may be gone or stuck and a disk may be
-//! full; the program goes on. A result that cannot be written ends the program, because the result is its only purpose.
+//! A log line that cannot be written is dropped and counted, because the reader of a pipe may be gone or stuck and a
+//! disk may be full; the program goes on. A result that cannot be written ends the program, because the result is its
+//! only purpose.
 //!
 //! The crate also has the metrics of every program: its build, its process, and the dropped lines.
 
@@ -17,8 +18,8 @@ mod stdout;
 pub use cause::explain;
 pub use collector::DroppedLines;
 pub use level::{
-    ChangeError, InvalidFilter, LONGEST_CHANGE, LogLevel, LogLevelChanges, LogSetup, change_log_level, check_filter,
-    follow_log_level, init_log, log_level,
+    ActiveLogLevel, ChangeError, InvalidFilter, LONGEST_CHANGE, LogLevelChanges, LogSetup, change_log_level,
+    check_filter, follow_log_level, init_log, log_level,
 };
 pub use printable::{is_printable, printable, printable_lines};
 pub use process::register_program_metrics;
@@ -27,7 +28,7 @@ pub use stderr::{LogWriter, count_dropped_lines, dropped_lines, install_panic_ho
 pub use stdout::print_result;
 
 // Former names, for code outside of this module.
-pub use self::LogWriter as Writer;
+pub use self::{ActiveLogLevel as LogLevel, LogWriter as Writer};
 
 /// Like `eprintln!`, but a line that cannot be written is dropped without a panic.
 #[macro_export]

@@ -3,9 +3,9 @@
 /// Replaces a character that must not be printed.
 const REPLACEMENT: char = '\u{fffd}';
 
-/// The text in one line that shows its real content: control characters (terminals act on them, and a line break begins what
-/// looks like another entry) and characters that are invisible or reorder others are replaced. A text of more than `max_chars`
-/// characters is cut, and its last character is `…`.
+/// The text in one line that shows its real content: control characters (terminals act on them, and a line break begins
+/// what looks like another entry) and characters that are invisible or reorder others are replaced. A text of more than
+/// `max_chars` characters is cut, and its last character is `…`.
 pub fn printable(text: &str, max_chars: usize) -> String {
     let shown = |letter: char| if is_printable(letter) { letter } else { REPLACEMENT };
 
@@ -26,8 +26,8 @@ pub fn is_printable(letter: char) -> bool {
     !letter.is_control() && !is_unseen(letter)
 }
 
-/// Format characters: bidirectional controls, line separators, and characters without width. The joiners U+200C and U+200D are
-/// letters of scripts and stay.
+/// Format characters: bidirectional controls, line separators, and characters without width. The joiners U+200C and
+/// U+200D are letters of scripts and stay.
 fn is_unseen(letter: char) -> bool {
     matches!(
         letter,

@@ -65,11 +65,13 @@ impl ProcessCollector {
         if let Ok(count) = process.fd_count() {
             self.open_fds.set(signed(count as u64));
         }
+
         if let Ok(limits) = process.limits()
             && let LimitValue::Value(most) = limits.max_open_files.soft_limit
         {
             self.max_fds.set(signed(most));
         }
+
         if let Ok(stat) = process.stat() {
             let cpu_seconds = ticks_as_seconds(stat.utime.saturating_add(stat.stime));
             self.cpu_seconds_total.inc_by((cpu_seconds - self.cpu_seconds_total.get()).max(0.0));
@@ -102,6 +104,7 @@ impl Collector for ProcessCollector {
         if let Ok(process) = Process::myself() {
             self.read(&process);
         }
+
         self.collectors().into_iter().flat_map(Collector::collect).collect()
     }
 }
@@ -156,8 +159,8 @@ mod tests {
         assert!(value(&registry, names::PROCESS_THREADS) >= 1.0);
         let resident = value(&registry, names::PROCESS_RESIDENT_MEMORY_BYTES);
         assert!(resident > 100e3 && value(&registry, names::PROCESS_VIRTUAL_MEMORY_BYTES) > resident);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
 
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         let age = now - value(&registry, names::PROCESS_START_TIME_SECONDS);
         assert!((-5.0..3600.0).contains(&age), "{age}");
     }

@@ -7,8 +7,8 @@ use std::path::Path;
 const READABLE_BY_OTHERS: u32 = 0o004;
 const PERMISSIONS: u32 = 0o7777;
 
-/// The warning for a file that `option` names and that every user can read, with the fix. `None` where the file is protected, or
-/// where it cannot be examined, which its reader reports.
+/// The warning for a file that `option` names and that every user can read, with the fix. `None` where the file is
+/// protected, or where it cannot be examined, which its reader reports.
 pub fn exposed_secret(option: &str, path: &Path) -> Option<String> {
     let mode = metadata(path).ok()?.mode() & PERMISSIONS;
     let path = path.display();
@@ -46,6 +46,7 @@ mod tests {
                 assert!(!warning.contains("secret\n"));
             }
         }
+
         assert_eq!(exposed_secret("--page-token-file", Path::new("/nonexistent")), None);
     }
 }

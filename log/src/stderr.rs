@@ -11,8 +11,8 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// How long the first line waits for a reader that does not read. Later lines are dropped at once until the reader reads again,
-/// so that a stuck reader costs this time only once.
+/// How long the first line waits for a reader that does not read. Later lines are dropped at once until the reader
+/// reads again, so that a stuck reader costs this time only once.
 const WRITE_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
@@ -59,8 +59,8 @@ pub fn print_error_line(text: fmt::Arguments<'_>) {
     write_or_drop(format!("{text}\n").as_bytes());
 }
 
-/// Reports panics like log lines: a report that cannot be written is dropped. The report has the text of the standard library,
-/// with a backtrace where RUST_BACKTRACE asks for one.
+/// Reports panics like log lines: a report that cannot be written is dropped. The report has the text of the standard
+/// library, with a backtrace where RUST_BACKTRACE asks for one.
 pub fn install_panic_hook() {
     panic::set_hook(Box::new(|panic| write_or_drop(panic_report(panic).as_bytes())));
 }
@@ -73,12 +73,14 @@ fn panic_report(panic: &PanicHookInfo<'_>) -> String {
     if let Some(location) = panic.location() {
         let _ = write!(report, " at {location}");
     }
+
     let _ = writeln!(report, ": {}", panic.payload_as_str().unwrap_or("no message"));
 
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
         let _ = writeln!(report, "{backtrace}");
     }
+
     report
 }
 
@@ -96,6 +98,7 @@ fn write_line(file: BorrowedFd<'_>, line: &[u8]) -> bool {
         if write_all(file, b"\n") == 0 {
             return false;
         }
+
         IS_TORN.store(false, Ordering::Relaxed);
     }
 
@@ -120,6 +123,7 @@ fn write_all(file: BorrowedFd<'_>, bytes: &[u8]) -> usize {
             Err(_) => return written,
         }
     }
+
     written
 }
 

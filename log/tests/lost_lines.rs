@@ -1,5 +1,5 @@
-//! What happens to lines that standard error does not accept. Each case needs a standard error of its own, so the test runs itself
-//! as a process with the name of the case in a variable.
+//! What happens to lines that standard error does not accept. Each case needs a standard error of its own, so the test
+//! runs itself as a process with the name of the case in a variable.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
@@ -21,8 +21,8 @@ fn run(case: &str, stderr: Stdio) -> String {
         .stderr(stderr)
         .output()
         .unwrap();
-    let printed = String::from_utf8(output.stdout).unwrap();
 
+    let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{case}: {}: {printed}", output.status);
     printed.lines().find_map(|line| line.split_once("dropped ")).map(|(_, rest)| rest.to_owned()).expect("no count")
 }
@@ -47,11 +47,13 @@ fn the_process_of_a_case() {
             for _ in 0..100 {
                 hush_log::errorln!("a line");
             }
+
             assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         }
         "long" => hush_log::errorln!("{}", "x".repeat(100_000)),
         other => panic!("{other}"),
     }
+
     println!("dropped {}", hush_log::dropped_lines());
 }
 
@@ -75,8 +77,8 @@ fn a_reader_that_is_gone_costs_lines() {
 #[test]
 fn a_reader_that_is_stuck_costs_lines_and_hardly_any_time() {
     let (reader, mut writer) = std::io::pipe().unwrap();
-    let capacity = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();
 
+    let capacity = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();
     writer.write_all(&vec![b'x'; capacity]).unwrap();
     assert_eq!(run("stuck", writer.into()), "100");
     drop(reader);
@@ -94,6 +96,7 @@ fn no_line_is_lost_where_the_pipe_is_read() {
         assert_eq!(run(case, writer.into()), "0", "{case}");
         text.join().unwrap()
     };
+
     assert_eq!(read("lines"), "line 0\nline 1\nline 2\n");
 
     let report = read("panic");

@@ -1,4 +1,5 @@
-//! Limits for bytes that all requests together may hold. Bytes are taken before they are held, and given back by a drop.
+//! Limits for bytes that all requests together may hold. Bytes are taken before they are held, and given back by a
+//! drop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,8 +51,8 @@ impl ByteBudget {
 
     fn take(&self, bytes: u64) -> Result<(), BudgetSpent> {
         let BudgetState { what, limit_bytes, used_bytes } = &*self.state;
-        let more = |used: u64| used.checked_add(bytes).filter(|used| used <= limit_bytes);
 
+        let more = |used: u64| used.checked_add(bytes).filter(|used| used <= limit_bytes);
         let taken = used_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
         taken.map(drop).map_err(|_| BudgetSpent { what, limit_bytes: *limit_bytes })
     }

@@ -54,7 +54,8 @@ pub enum JobError {
     ColdHold { model: String, cause: String, waited_seconds: u64, retry_after_seconds: u64 },
     #[error("the request held the model for longer than {after:?} (--busy-timeout) and was ended")]
     Overdue { after: Duration },
-    /// The engine refused the request: an option that it does not have, an unknown language, or a prompt that is too long.
+    /// The engine refused the request: an option that it does not have, an unknown language, or a prompt that is too
+    /// long.
     #[error("{0}")]
     Invalid(String),
     /// The engine failed on this input. The runner goes on.

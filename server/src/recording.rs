@@ -18,8 +18,8 @@ use crate::spool::Spooled;
 // Former names, for code outside of this module.
 pub use self::AudioDecoder as Decoder;
 
-/// Waiting requests of the whole server whose audio may be decoded ahead, so that the model does not wait for the decoding of the
-/// next one.
+/// Waiting requests of the whole server whose audio may be decoded ahead, so that the model does not wait for the
+/// decoding of the next one.
 const DECODED_AHEAD_MAX: usize = 2;
 
 /// Decodes uploads, a limited number at a time. Cheap to clone.
@@ -82,8 +82,8 @@ impl AudioDecoder {
 
         let head = self.run_blocking(work).await?;
         let (DecodedHead::Whole(pcm) | DecodedHead::Beginning(pcm)) = &head;
-        let seconds = pcm.duration_seconds();
 
+        let seconds = pcm.duration_seconds();
         request::note(|facts| facts.audio_seconds = Some(seconds));
         Ok(head)
     }
@@ -127,6 +127,7 @@ impl Recording {
                 (upload.clone(), file_name.clone(), decoder.clone())
             }
         };
+
         let work = move |options: &DecodeOptions, keep_going: &KeepGoing<'_>| {
             audio::decode(&upload, Some(&file_name), options, keep_going)
         };
@@ -139,13 +140,15 @@ impl Recording {
         Ok(pcm)
     }
 
-    /// Waits for one of the few slots of waiting requests that are decoded ahead. The permit must be kept while the request waits.
+    /// Waits for one of the few slots of waiting requests that are decoded ahead. The permit must be kept while the
+    /// request waits.
     pub async fn slot_ahead(&self) -> OwnedSemaphorePermit {
         if let RecordingContent::Encoded { decoder, .. } = &self.content
             && let Ok(permit) = Arc::clone(&decoder.ahead).acquire_owned().await
         {
             return permit;
         }
+
         std::future::pending().await
     }
 }

@@ -1,7 +1,7 @@
 //! Facts about the request that is being served, which are collected along its way for its line in the log.
 //!
-//! The context belongs to the task, so that a layer without knowledge of HTTP can add facts. Code that spawns a task for a request
-//! wraps its future in [`carried`].
+//! The context belongs to the task, so that a layer without knowledge of HTTP can add facts. Code that spawns a task
+//! for a request wraps its future in [`carried`].
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,7 +124,6 @@ mod tests {
     #[tokio::test]
     async fn facts_of_a_spawned_task_belong_to_the_request() {
         let request = RequestContext::new("r1");
-
         request
             .scope(async {
                 tokio::spawn(async { note(|facts| facts.generation = Some(1)) }).await.unwrap();

@@ -1,6 +1,6 @@
-//! Bytes of a request: in memory while they are few, then in a temporary file. Both have no name, so they are gone with their last
-//! reader, even after a crash. Both are open files (`memfd_create`), so that other processes, runners and ffmpeg, can be given
-//! them as they are.
+//! Bytes of a request: in memory while they are few, then in a temporary file. Both have no name, so they are gone with
+//! their last reader, even after a crash. Both are open files (`memfd_create`), so that other processes, runners and
+//! ffmpeg, can be given them as they are.
 //!
 //! [`Spool`] is written once; [`Spool::finish`] makes it a [`Spooled`], which any number of readers share.
 //! Nothing here is async: a write below the memory limit is a copy, and one above it is a write to the page cache.
@@ -33,8 +33,8 @@ pub enum SpoolError {
 }
 
 impl SpoolError {
-    /// Whether the bytes cannot be stored because the disk, the quota or the budget has no room, or because the folder is missing or
-    /// not writable. That is HTTP 507, and a task for the operator rather than for the client.
+    /// Whether the bytes cannot be stored because the disk, the quota or the budget has no room, or because the folder
+    /// is missing or not writable. That is HTTP 507, and a task for the operator rather than for the client.
     pub fn is_storage_full(&self) -> bool {
         match self {
             Self::TooLarge { .. } => false,
@@ -113,7 +113,8 @@ impl Spool {
         self.len_bytes
     }
 
-    /// Whether `more` bytes fit into memory, so that their write does not wait for a disk. If so, takes them from the budget.
+    /// Whether `more` bytes fit into memory, so that their write does not wait for a disk. If so, takes them from the
+    /// budget.
     pub fn stays_in_memory(&mut self, more: usize) -> bool {
         let len_after = self.len_bytes + more as u64;
         self.is_in_memory
@@ -220,8 +221,8 @@ impl Spooled {
         }
     }
 
-    /// The content for another process. All holders of the descriptor share its position, so they read at explicit positions, or open
-    /// the file again.
+    /// The content for another process. All holders of the descriptor share its position, so they read at explicit
+    /// positions, or open the file again.
     pub(crate) fn to_file(&self) -> io::Result<File> {
         self.file.as_ref().map_or_else(memory_file, |file| file.try_clone())
     }
@@ -250,6 +251,7 @@ impl Seek for SpoolReader {
             SeekFrom::End(delta) => self.content.len_bytes.checked_add_signed(delta),
             SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
         };
+
         self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.position)
     }
@@ -266,9 +268,9 @@ fn move_to_disk(memory: Option<File>, dir: Option<&Path>) -> io::Result<File> {
 
 fn memory_file() -> io::Result<File> {
     let create = |flags| memfd_create("hush-spool", flags);
-    // A hardened kernel requires the promise that the file is never executed; a kernel before Linux 6.3 does not know the flag.
+    // A hardened kernel requires the promise that the file is never executed; a kernel before Linux 6.3 does not know
+    // the flag.
     let file = create(MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL);
-
     Ok(file.or_else(|error| if error == Errno::INVAL { create(MemfdFlags::CLOEXEC) } else { Err(error) })?.into())
 }
 
@@ -287,8 +289,8 @@ mod tests {
     fn a_full_disk_is_recognised() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut spool = Spool { file: Some(full), is_in_memory: false, ..Spool::new(SpoolOptions::default()) };
-        let error = spool.write(b"x").unwrap_err();
 
+        let error = spool.write(b"x").unwrap_err();
         assert!(error.is_storage_full(), "{error:?}");
         assert_eq!(spool.len_bytes(), 0);
 

@@ -1,5 +1,6 @@
-//! Small files that are read again when their content changes: certificates, keys, tokens. The content is compared and not the
-//! modification time, so that a swapped symbolic link (as Kubernetes mounts secrets) and a quick second write are noticed, too.
+//! Small files that are read again when their content changes: certificates, keys, tokens. The content is compared and
+//! not the modification time, so that a swapped symbolic link (as Kubernetes mounts secrets) and a quick second write
+//! are noticed, too.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,8 +32,8 @@ fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" with ")
 }
 
-/// The parsed content of files. New content that cannot be used is logged and refused, and the old content stays. Cheap to clone;
-/// dropping the last clone ends the watching.
+/// The parsed content of files. New content that cannot be used is logged and refused, and the old content stays. Cheap
+/// to clone; dropping the last clone ends the watching.
 pub struct WatchedFiles<T> {
     current: Arc<RwLock<Arc<T>>>,
 }
@@ -44,8 +45,8 @@ impl<T> Clone for WatchedFiles<T> {
 }
 
 impl<T: Send + Sync + 'static> WatchedFiles<T> {
-    /// Reads the files now and every two seconds. `parse` gets the contents in the order of the paths. Must be called inside a tokio
-    /// runtime.
+    /// Reads the files now and every two seconds. `parse` gets the contents in the order of the paths. Must be called
+    /// inside a tokio runtime.
     pub fn start<P, E>(paths: Vec<PathBuf>, parse: P) -> Result<Self, WatchError>
     where
         P: Fn(&[Vec<u8>]) -> Result<T, E> + Send + Sync + 'static,
@@ -55,7 +56,7 @@ impl<T: Send + Sync + 'static> WatchedFiles<T> {
         let contents = read(&paths)?;
         let value = parse(&contents).map_err(|problem| WatchError::Content { paths: paths.clone(), problem })?;
         let current = Arc::new(RwLock::new(Arc::new(value)));
-        let watcher = Watcher { paths, parse, seen: Some(contents), problem: None };
+        let watcher = FileWatcher { paths, parse, seen: Some(contents), problem: None };
         tokio::spawn(watch(Arc::downgrade(&current), watcher));
         Ok(Self { current })
     }
@@ -65,7 +66,7 @@ impl<T: Send + Sync + 'static> WatchedFiles<T> {
     }
 }
 
-struct Watcher<P> {
+struct FileWatcher<P> {
     paths: Vec<PathBuf>,
     parse: P,
     /// The last content that was parsed, whether it was good or bad.
@@ -74,7 +75,7 @@ struct Watcher<P> {
     problem: Option<String>,
 }
 
-async fn watch<T, P>(current: Weak<RwLock<Arc<T>>>, mut watcher: Watcher<P>)
+async fn watch<T, P>(current: Weak<RwLock<Arc<T>>>, mut watcher: FileWatcher<P>)
 where
     T: Send + Sync + 'static,
     P: Fn(&[Vec<u8>]) -> Result<T, ContentError> + Send + Sync + 'static,
@@ -98,7 +99,7 @@ where
     }
 }
 
-impl<P> Watcher<P> {
+impl<P> FileWatcher<P> {
     /// Reads the files; returns new content that can be used. A problem is logged once.
     fn poll<T>(&mut self) -> Option<T>
     where
@@ -116,6 +117,7 @@ impl<P> Watcher<P> {
                 Err(format!("{error}: {cause}"))
             }
         };
+
         match result {
             Ok(value) => {
                 self.problem = None;
@@ -126,6 +128,7 @@ impl<P> Watcher<P> {
                     tracing::error!("what was read before stays in use: {problem}");
                     self.problem = Some(problem);
                 }
+
                 None
             }
         }
@@ -163,8 +166,8 @@ mod tests {
         }
     }
 
-    fn watcher(dir: &Path) -> Watcher<Parse> {
-        Watcher { paths: vec![dir.join("a"), dir.join("b")], parse: pair, seen: None, problem: None }
+    fn watcher(dir: &Path) -> FileWatcher<Parse> {
+        FileWatcher { paths: vec![dir.join("a"), dir.join("b")], parse: pair, seen: None, problem: None }
     }
 
     #[test]

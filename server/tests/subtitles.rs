@@ -86,7 +86,7 @@ fn two_words() -> Vec<Segment> {
 #[test]
 fn an_arrow_in_a_word_does_not_end_the_times() {
     let expected = "1\n00:00:00,000 --> 00:00:01,000\nOne -> two\n\n";
-    assert_eq!(write(Format::Srt, Words::LaidOut(Layout::PEER), &two_words()), expected);
+    assert_eq!(write(Format::Srt, Words::LaidOut(Layout::WHISPER_ASR_WEBSERVICE), &two_words()), expected);
     assert_eq!(write(Format::Srt, Words::Plain, &two_words()), expected);
     let lit = write(Format::Srt, Words::LaidOut(Layout { highlight_words: true, ..Layout::default() }), &two_words());
     assert!(lit.contains("One <u>-></u> two"), "{lit}");
@@ -98,7 +98,8 @@ fn json_holds_the_words_in_both_shapes() {
     let expected = "\"no_speech_prob\": 0.0, \"words\": [{\"word\": \" One\", \"start\": 0.0, \"end\": 0.5, \
                     \"probability\": 0.75}, ";
     assert!(openai.contains(expected), "{openai}");
-    let faster = write(Format::Json(JsonShape::FasterWhisper), Words::LaidOut(Layout::PEER), &two_words());
+    let faster =
+        write(Format::Json(JsonShape::FasterWhisper), Words::LaidOut(Layout::WHISPER_ASR_WEBSERVICE), &two_words());
     let expected = "\"words\": [{\"start\": 0.0, \"end\": 0.5, \"word\": \" One\", \"probability\": 0.75}, ";
     assert!(faster.contains(expected), "{faster}");
     // Asked for, and there are none.
@@ -110,7 +111,7 @@ fn json_holds_the_words_in_both_shapes() {
 
 #[test]
 fn text_and_tables_follow_the_segments() {
-    assert_eq!(write(Format::Txt, Words::LaidOut(Layout::PEER), &two_words()), "One --> two\n");
-    let table = write(Format::Tsv, Words::LaidOut(Layout::PEER), &two_words());
+    assert_eq!(write(Format::Txt, Words::LaidOut(Layout::WHISPER_ASR_WEBSERVICE), &two_words()), "One --> two\n");
+    let table = write(Format::Tsv, Words::LaidOut(Layout::WHISPER_ASR_WEBSERVICE), &two_words());
     assert_eq!(table, "start\tend\ttext\n0\t1000\tOne --> two\n");
 }

@@ -20,7 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
 use https::HttpsListener;
-use hush_server::auth::{Authenticate, Caller, Denied, ReviewSettings, TokenReview};
+use hush_server::auth::{Authenticate, Caller, AccessDenied, ReviewSettings, TokenReview};
 use serde_json::{Value, json};
 
 const CONTROLLER: &str = "system:serviceaccount:hush:controller";
@@ -127,7 +127,7 @@ impl ReviewFixture {
     }
 }
 
-fn message<T: std::fmt::Debug>(verdict: Result<T, Denied>, expected: fn(String) -> Denied) -> String {
+fn message<T: std::fmt::Debug>(verdict: Result<T, AccessDenied>, expected: fn(String) -> AccessDenied) -> String {
     let denied = verdict.unwrap_err();
     let text = denied.to_string();
     assert_eq!(denied, expected(text.clone()));
@@ -158,21 +158,21 @@ async fn other_accounts_are_refused_with_the_reason() {
     let review = TokenReview::new(world.settings()).unwrap();
     for name in ["api-audience", "no-audience", "other-server"] {
         assert!(
-            message(review.authenticate(&token(name), HOME).await, Denied::Invalid)
+            message(review.authenticate(&token(name), HOME).await, AccessDenied::Invalid)
                 .contains("audience `hush-server/media/0000-1`")
         );
     }
     for name in ["other", "prefix", "human", "nameless"] {
         assert!(
-            message(review.authenticate(&token(name), HOME).await, Denied::Forbidden).contains("--admin-account"),
+            message(review.authenticate(&token(name), HOME).await, AccessDenied::Forbidden).contains("--admin-account"),
             "{name}"
         );
     }
-    assert!(message(review.authenticate(&token("expired"), HOME).await, Denied::Invalid).contains("token has expired"));
+    assert!(message(review.authenticate(&token("expired"), HOME).await, AccessDenied::Invalid).contains("token has expired"));
     assert!(
-        message(review.authenticate(&token("unknown"), HOME).await, Denied::Invalid).contains("invalid bearer token")
+        message(review.authenticate(&token("unknown"), HOME).await, AccessDenied::Invalid).contains("invalid bearer token")
     );
-    message(review.authenticate(&token("empty"), HOME).await, Denied::Invalid);
+    message(review.authenticate(&token("empty"), HOME).await, AccessDenied::Invalid);
 }
 
 #[tokio::test]
@@ -195,14 +195,14 @@ async fn an_api_server_that_gives_no_clear_answer_lets_no_token_in() {
         ("forbidden", "it is called `NAMESPACE-NAME-server`"),
         ("redirect", "302"),
     ] {
-        let text = message(review.authenticate(&token(name), HOME).await, Denied::Unavailable);
+        let text = message(review.authenticate(&token(name), HOME).await, AccessDenied::Unavailable);
         assert!(text.contains(says), "{name}: {text}");
     }
     let hasty = TokenReview::new(ReviewSettings { timeout: Duration::from_millis(300), ..world.settings() }).unwrap();
     let slow = token("slow");
     let crowd = join_all((0..9).map(|n| hasty.authenticate(&slow, peer(n)))).await;
     for verdict in crowd {
-        assert!(message(verdict, Denied::Unavailable).contains("within 0.3 s"));
+        assert!(message(verdict, AccessDenied::Unavailable).contains("within 0.3 s"));
     }
     assert_eq!(
         review.authenticate(&token("good"), HOME).await,
@@ -216,13 +216,13 @@ async fn an_api_server_that_is_away_or_another_server_lets_no_token_in() {
     let world = ReviewFixture::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
     let stranger = ReviewFixture::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
     let misled = ReviewSettings { api: stranger.settings().api, ..world.settings() };
-    let text = message(TokenReview::new(misled).unwrap().authenticate(&token("good"), HOME).await, Denied::Unavailable);
+    let text = message(TokenReview::new(misled).unwrap().authenticate(&token("good"), HOME).await, AccessDenied::Unavailable);
     assert!(text.contains("TLS"), "{text}");
     assert_eq!(stranger.asked(), 0, "no token was given to a stranger");
 
     let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let away = ReviewSettings { api: format!("https://{closed}").parse().unwrap(), ..world.settings() };
-    let text = message(TokenReview::new(away).unwrap().authenticate(&token("good"), HOME).await, Denied::Unavailable);
+    let text = message(TokenReview::new(away).unwrap().authenticate(&token("good"), HOME).await, AccessDenied::Unavailable);
     assert!(text.contains("connecting"), "{text}");
 
     let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -231,7 +231,7 @@ async fn an_api_server_that_is_away_or_another_server_lets_no_token_in() {
         timeout: Duration::from_millis(200),
         ..world.settings()
     };
-    message(TokenReview::new(mute).unwrap().authenticate(&token("good"), HOME).await, Denied::Unavailable);
+    message(TokenReview::new(mute).unwrap().authenticate(&token("good"), HOME).await, AccessDenied::Unavailable);
 }
 
 #[tokio::test]
@@ -276,7 +276,7 @@ async fn a_rotated_token_of_our_own_is_taken_up() {
     std::fs::write(world.dir.path().join("token"), "expired-token").unwrap();
     let settings = ReviewSettings { remember: Duration::ZERO, ..world.settings() };
     let review = TokenReview::new(settings).unwrap();
-    message(review.authenticate(&token("good"), HOME).await, Denied::Unavailable);
+    message(review.authenticate(&token("good"), HOME).await, AccessDenied::Unavailable);
     std::fs::write(world.dir.path().join("token"), "server-token").unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while review.authenticate(&token("good"), HOME).await.is_err() {
@@ -291,7 +291,7 @@ async fn an_error_beside_authenticated_is_a_no() {
         json!({"authenticated": true, "user": {"username": CONTROLLER}, "audiences": [AUDIENCE], "error": "x"});
     let world = ReviewFixture::new([("doubtful", ReviewAnswer::Status(doubtful))]).await;
     let review = TokenReview::new(world.settings()).unwrap();
-    let text = message(review.authenticate(&token("doubtful"), HOME).await, Denied::Invalid);
+    let text = message(review.authenticate(&token("doubtful"), HOME).await, AccessDenied::Invalid);
     assert!(text.contains("does not accept the token: x"), "{text}");
 }
 
@@ -315,11 +315,11 @@ async fn a_token_without_the_servers_own_audience_must_be_bound_to_its_pod() {
     let verdict = async |name: &str| review.authenticate(&token_for(name, "hush-server"), HOME).await;
     assert_eq!(verdict("own-pod").await, Ok(Caller(CONTROLLER.to_owned())));
     for name in ["other-pod", "two-pods", "no-pod"] {
-        message(verdict(name).await, Denied::Invalid);
+        message(verdict(name).await, AccessDenied::Invalid);
     }
 
     let asked = world.asked();
-    message(review.authenticate(&token_for("for-another", OTHER_SERVER), HOME).await, Denied::Invalid);
+    message(review.authenticate(&token_for("for-another", OTHER_SERVER), HOME).await, AccessDenied::Invalid);
     assert_eq!(world.asked(), asked, "what says that it is for another server is not reviewed");
 }
 
@@ -334,7 +334,7 @@ mod hostile_reviews {
         let world = ReviewFixture::new([]).await;
         let review = TokenReview::new(world.settings()).unwrap();
         for n in 0..FLOOD {
-            let text = message(review.authenticate(&format!("zz{n}"), peer(1)).await, Denied::Invalid);
+            let text = message(review.authenticate(&format!("zz{n}"), peer(1)).await, AccessDenied::Invalid);
             assert!(text.contains("no JSON Web Token"), "{text}");
         }
         assert_eq!(world.asked(), 0);

@@ -1,6 +1,6 @@
-//! The admin API of a server: `GET /admin/v1/models`, `POST /admin/v1/models/{model}/load` and `.../unload`,
-//! `GET /admin/v1/events`, `GET` and `PUT /admin/v1/log-level`. Requests are strict, so that a misspelt condition is an error and
-//! never an unconditional command. Answers may get further fields, which an older reader ignores.
+//! The admin API of a server: `GET /admin/v1/models`, `POST /admin/v1/models/{model}/load` and `.../unload`, `GET
+//! /admin/v1/events`, `GET` and `PUT /admin/v1/log-level`. Requests are strict, so that a misspelt condition is an
+//! error and never an unconditional command. Answers may get further fields, which an older reader ignores.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::state::{ModelState, UnloadReason, UnloadRefusal};
 
 // Former names, for code outside of this module.
 pub use self::{
-    AdminErrorBody as ErrorBody, AdminEvent as Event, PolicyRef as PolicyName, ReportedResidency as ResidencyMode,
+    AdminErrorBody as ErrorBody, AdminEvent as Event, CommandReason as Reason, PolicyRef as PolicyName,
+    ReportedResidency as ResidencyMode,
 };
 
 /// All paths below this one require a credential.
@@ -32,8 +33,8 @@ pub fn load_path(model: &str) -> String {
 /// The audience of the token that a server's own pod has, and the first part of every [`ServerAudience`].
 pub const TOKEN_AUDIENCE: &str = "hush-server";
 
-/// The audience of a token for one server: `hush-server/NAMESPACE/POD-UID`, at most 140 characters. The API server gives each pod a
-/// UID of its own, so every other server refuses a token that one server has received.
+/// The audience of a token for one server: `hush-server/NAMESPACE/POD-UID`, at most 140 characters. The API server
+/// gives each pod a UID of its own, so every other server refuses a token that one server has received.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerAudience(String);
 
@@ -121,13 +122,13 @@ impl From<Seconds> for Duration {
     }
 }
 
-/// Why a command is given, in CamelCase. A word that is not in [`UnloadReason`] is counted as `Other` and logged as it is, so that a
-/// newer controller can send commands to an older server.
+/// Why a command is given, in CamelCase. A word that is not in [`UnloadReason`] is counted as `Other` and logged as it
+/// is, so that a newer controller can send commands to an older server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-pub struct Reason(String);
+pub struct CommandReason(String);
 
-impl Reason {
+impl CommandReason {
     const MAX_BYTES: usize = 64;
 
     pub fn as_str(&self) -> &str {
@@ -140,19 +141,19 @@ impl Reason {
     }
 }
 
-impl Default for Reason {
+impl Default for CommandReason {
     fn default() -> Self {
         UnloadReason::Manual.into()
     }
 }
 
-impl From<UnloadReason> for Reason {
+impl From<UnloadReason> for CommandReason {
     fn from(reason: UnloadReason) -> Self {
         Self(reason.as_str().to_owned())
     }
 }
 
-impl TryFrom<String> for Reason {
+impl TryFrom<String> for CommandReason {
     type Error = InvalidValue;
 
     fn try_from(word: String) -> Result<Self, InvalidValue> {
@@ -166,8 +167,8 @@ impl TryFrom<String> for Reason {
     }
 }
 
-impl From<Reason> for String {
-    fn from(reason: Reason) -> Self {
+impl From<CommandReason> for String {
+    fn from(reason: CommandReason) -> Self {
         reason.0
     }
 }
@@ -207,8 +208,8 @@ impl From<PolicyRef> for String {
     }
 }
 
-/// Body of `POST .../unload`. The owner of the model checks each `if_` condition. If a condition does not hold, nothing changes, and
-/// the answer is 409 with the [`UnloadRefusal`] as its code.
+/// Body of `POST .../unload`. The owner of the model checks each `if_` condition. If a condition does not hold, nothing
+/// changes, and the answer is 409 with the [`UnloadRefusal`] as its code.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UnloadRequest {
@@ -224,7 +225,7 @@ pub struct UnloadRequest {
     /// How long the model must not be loaded again after the unload, for any request. The hold expires by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_seconds: Option<Seconds>,
-    pub reason: Reason,
+    pub reason: CommandReason,
     /// The policy that the command is given for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyRef>,
@@ -239,8 +240,8 @@ pub enum UnloadOutcome {
     AlreadyUnloaded,
 }
 
-/// Answer to `POST .../unload` after the model's process has ended. Fields in bytes are absent where the device's memory is not
-/// known.
+/// Answer to `POST .../unload` after the model's process has ended. Fields in bytes are absent where the device's
+/// memory is not known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UnloadResponse {
     pub model: String,
@@ -272,12 +273,14 @@ pub struct LoadRequest {
     /// Load only if the model has not been loaded again since this generation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub if_generation: Option<u64>,
-    /// Load also while a hold of an earlier unload is in force, and end the hold. Without this the answer is 409 `held`.
+    /// Load also while a hold of an earlier unload is in force, and end the hold. Without this the answer is 409
+    /// `held`.
     pub despite_hold: bool,
-    /// How long to wait for the end of the load. After that, or at once with 0, the answer is 202 and the load goes on. Default: 60.
+    /// How long to wait for the end of the load. After that, or at once with 0, the answer is 202 and the load goes on.
+    /// Default: 60.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_seconds: Option<Seconds>,
-    pub reason: Reason,
+    pub reason: CommandReason,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyRef>,
 }
@@ -368,7 +371,8 @@ pub struct LogLevelRequest {
     /// The filter, as in the option `--log-level`. Absent: the configured one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
-    /// How long the filter applies before the configured one applies again. Absent: until the next change or the end of the server.
+    /// How long the filter applies before the configured one applies again. Absent: until the next change or the end of
+    /// the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub for_seconds: Option<Seconds>,
 }
@@ -394,8 +398,8 @@ pub struct ModelList {
     pub event_id: u64,
 }
 
-/// One event of `GET /admin/v1/events`. Its SSE `event` is the `type`; its SSE `id` increases by one with each change since the
-/// server started.
+/// One event of `GET /admin/v1/events`. Its SSE `event` is the `type`; its SSE `id` increases by one with each change
+/// since the server started.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum AdminEvent {

@@ -1,9 +1,10 @@
-//! Recognises by their headers the requests that a page in a browser sends. A browser lets any page send requests to addresses that
-//! only its user can reach, such as the loopback.
+//! Recognises by their headers the requests that a page in a browser sends. A browser lets any page send requests to
+//! addresses that only its user can reach, such as the loopback.
 //!
-//! `Sec-Fetch-Site` and `Origin` are written by the browser, and a page cannot change them. A page whose name was made to resolve to an
-//! address of its user (DNS rebinding) has the same origin for the browser, so only `Host` reveals it. Source:
-//! <https://www.w3.org/TR/fetch-metadata/>; the order of the checks is that of `CrossOriginProtection` in Go's `net/http`.
+//! `Sec-Fetch-Site` and `Origin` are written by the browser, and a page cannot change them. A page whose name was made
+//! to resolve to an address of its user (DNS rebinding) has the same origin for the browser, so only `Host` reveals it.
+//! Source: <https://www.w3.org/TR/fetch-metadata/>; the order of the checks is that of `CrossOriginProtection` in Go's
+//! `net/http`.
 
 use std::net::IpAddr;
 
@@ -16,27 +17,30 @@ pub struct RequestOrigin<'a> {
 }
 
 impl RequestOrigin<'_> {
-    /// Whether a page of another origin sent the request. `same_origin`: hosts that count as the server's own besides `host`, for requests
-    /// through a proxy that sends another `Host`.
+    /// Whether a page of another origin sent the request. `same_origin`: hosts that count as the server's own besides
+    /// `host`, for requests through a proxy that sends another `Host`.
     pub fn is_cross_origin(&self, same_origin: &[String]) -> bool {
         match (self.sec_fetch_site, self.origin) {
             // A user who typed the address, and the server's own page.
             (Some("none" | "same-origin"), _) => false,
             (Some(_), _) => true,
-            // A browser that does not send `Sec-Fetch-Site` to this address sends `Origin` with every request that is not simple.
+            // A browser that does not send `Sec-Fetch-Site` to this address sends `Origin` with every request that is
+            // not simple.
             (None, Some(origin)) => {
                 let authority = origin.split_once("://").map(|(_, authority)| authority);
                 let is_own = |authority: &str| {
                     self.host.is_some_and(|host| host.eq_ignore_ascii_case(authority))
                         || same_origin.iter().any(|own| own.eq_ignore_ascii_case(name(authority)))
                 };
+
                 !authority.is_some_and(is_own)
             }
             (None, None) => false,
         }
     }
 
-    /// Whether `Host` is a name that is neither `localhost` nor one of `known`. An address cannot be made to resolve elsewhere.
+    /// Whether `Host` is a name that is neither `localhost` nor one of `known`. An address cannot be made to resolve
+    /// elsewhere.
     pub fn is_foreign_name(&self, known: &[String]) -> bool {
         let Some(host) = self.host else { return false };
 
@@ -83,9 +87,11 @@ mod tests {
         {
             assert!(host(name).is_for_this_machine() && !host(name).is_foreign_name(&[]), "{name}");
         }
+
         for name in ["evil.example", "evil.example:9001", "localhost.evil.example", "127.0.0.1.x", ""] {
             assert!(!host(name).is_for_this_machine() && host(name).is_foreign_name(&[]), "{name}");
         }
+
         assert!(!host("10.0.0.1:9001").is_for_this_machine() && !host("10.0.0.1:9001").is_foreign_name(&[]));
         assert!(!host("Box.lan:9002").is_foreign_name(&["box.lan".to_owned()]));
         assert!(!RequestOrigin::default().is_foreign_name(&[]));
@@ -111,6 +117,7 @@ mod tests {
         ] {
             assert_eq!(request(site, origin).is_cross_origin(&[]), is_cross, "{site:?} {origin:?}");
         }
+
         let own = ["hush.example".to_owned()];
         assert!(!request(None, Some("http://hush.example:8443")).is_cross_origin(&own));
         assert!(request(None, Some("http://evil.example")).is_cross_origin(&own));

@@ -1,5 +1,5 @@
-//! The names and types that `hush-server` and `hush-controller` share: metric names, label names, states, reasons, and the requests
-//! and answers of the admin API. Both use this crate, so that no name is written twice.
+//! The names and types that `hush-server` and `hush-controller` share: metric names, label names, states, reasons, and
+//! the requests and answers of the admin API. Both use this crate, so that no name is written twice.
 
 pub mod admin;
 pub mod browser;

@@ -1,14 +1,15 @@
-//! Metric families of `hush-server`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape time.
+//! Metric families of `hush-server`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape
+//! time.
 
 // Former names, for code outside of this module.
-pub use self::MetricKind as Kind;
+pub use self::{FamilySpec as Family, MetricKind as Kind};
 
 /// Path of the metrics on the operations listener.
 pub const PATH: &str = "/metrics";
 
 /// Description of a metric family. `docs/reference/metrics.md` is made of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Family {
+pub struct FamilySpec {
     pub name: &'static str,
     pub kind: MetricKind,
     pub labels: &'static [&'static str],
@@ -40,15 +41,15 @@ macro_rules! families {
     ($($(#[doc = $help:literal])+ $constant:ident = $name:literal, $kind:ident [$($label:ident),*];)+) => {
         $($(#[doc = $help])+ pub const $constant: &str = $name;)+
 
-        pub const FAMILIES: &[Family] = &[
-            $(Family { name: $constant, kind: MetricKind::$kind, labels: &[$($label),*], help: concat!($($help),+) }),+
+        pub const FAMILIES: &[FamilySpec] = &[
+            $(FamilySpec { name: $constant, kind: MetricKind::$kind, labels: &[$($label),*], help: concat!($($help),+) }),+
         ];
     };
     }
 
 /// The help text of a family; empty for an unknown name.
 pub fn help(name: &str) -> &'static str {
-    family(name).map_or("", |family| family.help)
+    family(name).map_or("", |family| family.help.trim_start())
 }
 
 /// The labels of a family, in the order in which their values are given.
@@ -56,7 +57,7 @@ pub fn labels(name: &str) -> &'static [&'static str] {
     family(name).map_or(&[], |family| family.labels)
 }
 
-fn family(name: &str) -> Option<&'static Family> {
+fn family(name: &str) -> Option<&'static FamilySpec> {
     FAMILIES.iter().chain(PROGRAM_FAMILIES).find(|family| family.name == name)
 }
 
@@ -102,7 +103,8 @@ families! {
     /// Resident memory of the runner process; 0 when there is none.
     RUNNER_RESIDENT_BYTES = "hush_runner_resident_bytes", Gauge [LABEL_MODEL];
 
-    /// Log lines that could not be written, of the server and its runners, because standard error was closed, full or stuck.
+    /// Log lines that could not be written, of the server and its runners, because standard error was closed, full or
+    /// stuck.
     LOG_LINES_DROPPED_TOTAL = "hush_log_lines_dropped_total", Counter [];
 
     /// 1 where the kernel confines ffmpeg with this mechanism (`landlock`, `seccomp`), 0 where it does not offer it.
@@ -127,26 +129,29 @@ families! {
     MODEL_RESIDUAL_BYTES = "hush_model_residual_bytes", Gauge [LABEL_MODEL];
     /// Loads and requests that the device had too little memory for.
     MODEL_OUT_OF_MEMORY_TOTAL = "hush_model_out_of_memory_total", Counter [LABEL_MODEL];
-    /// Seconds from the end of a runner until its device memory was returned, or until the server stopped waiting for it.
+    /// Seconds from the end of a runner until its device memory was returned, or until the server stopped waiting for
+    /// it.
     MODEL_RECLAIM_DURATION_SECONDS = "hush_model_reclaim_duration_seconds", Histogram [LABEL_MODEL];
     /// 1 while NVML answers, 0 while it does not.
     GPU_UP = "hush_gpu_up", Gauge [];
     /// 1 while the device answers, 0 while it does not.
     GPU_DEVICE_UP = "hush_gpu_device_up", Gauge [LABEL_GPU_UUID];
-    /// Memory of the device, or of the MIG instance, that processes can use, without what the driver reserves for itself.
+    /// Memory of the device, or of the MIG instance, that processes can use, without what the driver reserves for
+    /// itself.
     GPU_MEMORY_TOTAL_BYTES = "hush_gpu_memory_total_bytes", Gauge [LABEL_GPU_UUID];
     /// Memory of the device that processes use, whether they belong to this server or not.
     GPU_MEMORY_USED_BYTES = "hush_gpu_memory_used_bytes", Gauge [LABEL_GPU_UUID];
     /// Memory of the device that is free.
     GPU_MEMORY_FREE_BYTES = "hush_gpu_memory_free_bytes", Gauge [LABEL_GPU_UUID];
-    /// Memory of the device that processes other than this server's models use; unloading these models does not free it.
+    /// Memory of the device that processes other than this server's models use; unloading these models does not free
+    /// it.
     GPU_MEMORY_FOREIGN_BYTES = "hush_gpu_memory_foreign_bytes", Gauge [LABEL_GPU_UUID];
     /// Seconds since the device's memory was measured.
     GPU_SAMPLE_AGE_SECONDS = "hush_gpu_sample_age_seconds", Gauge [LABEL_GPU_UUID];
     /// Always 1: the device and its driver.
     GPU_INFO = "hush_gpu_info", Gauge [LABEL_GPU_UUID, LABEL_INDEX, LABEL_NAME, LABEL_DRIVER];
-    /// Always 1: how a model's memory is measured: `process`, where NVML lists the runner; `device_delta`, by how much the device's
-    /// used memory grew while the model loaded.
+    /// Always 1: how a model's memory is measured: `process`, where NVML lists the runner; `device_delta`, by how much
+    /// the device's used memory grew while the model loaded.
     MODEL_VRAM_METHOD_INFO = "hush_model_vram_method_info", Gauge [LABEL_MODEL, LABEL_GPU_UUID, LABEL_METHOD];
     /// Always 1: the device that a model runs on, and why it is not the requested one.
     DEVICE_INFO = "hush_device_info", Gauge [LABEL_MODEL, LABEL_ASKED, LABEL_DEVICE, LABEL_REASON];
@@ -162,35 +167,41 @@ pub const PROCESS_START_TIME_SECONDS: &str = "process_start_time_seconds";
 pub const PROCESS_THREADS: &str = "process_threads";
 
 /// The families of every program of Hush, under the names that Prometheus clients use for them.
-pub const PROGRAM_FAMILIES: &[Family] = &[
-    Family {
+pub const PROGRAM_FAMILIES: &[FamilySpec] = &[
+    FamilySpec {
         name: BUILD_INFO,
         kind: MetricKind::Gauge,
         labels: &[LABEL_VERSION, LABEL_REVISION],
         help: "Always 1: the build of the program; the revision is `unknown` where the build did not set it.",
     },
-    Family {
+    FamilySpec {
         name: PROCESS_CPU_SECONDS_TOTAL,
         kind: MetricKind::Counter,
         labels: &[],
         help: "Processor time of the process, in user and system mode together.",
     },
-    Family { name: PROCESS_OPEN_FDS, kind: MetricKind::Gauge, labels: &[], help: "Open file descriptors." },
-    Family { name: PROCESS_MAX_FDS, kind: MetricKind::Gauge, labels: &[], help: "The limit of open file descriptors." },
-    Family { name: PROCESS_VIRTUAL_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Virtual memory." },
-    Family { name: PROCESS_RESIDENT_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Resident memory." },
-    Family {
+    FamilySpec { name: PROCESS_OPEN_FDS, kind: MetricKind::Gauge, labels: &[], help: "Open file descriptors." },
+    FamilySpec {
+        name: PROCESS_MAX_FDS,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "The limit of open file descriptors.",
+    },
+    FamilySpec { name: PROCESS_VIRTUAL_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Virtual memory." },
+    FamilySpec { name: PROCESS_RESIDENT_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Resident memory." },
+    FamilySpec {
         name: PROCESS_START_TIME_SECONDS,
         kind: MetricKind::Gauge,
         labels: &[],
         help: "When the process was started, in Unix time.",
     },
-    Family { name: PROCESS_THREADS, kind: MetricKind::Gauge, labels: &[], help: "Threads of the process." },
+    FamilySpec { name: PROCESS_THREADS, kind: MetricKind::Gauge, labels: &[], help: "Threads of the process." },
 ];
 
 /// NVML lists the runner's process with its memory.
 pub const METHOD_PROCESS: &str = "process";
-/// How much the device's used memory grew while the model loaded: in a container NVML lists process numbers of the host.
+/// How much the device's used memory grew while the model loaded: in a container NVML lists process numbers of the
+/// host.
 pub const METHOD_DEVICE_DELTA: &str = "device_delta";
 
 pub const LABEL_GPU_UUID: &str = "gpu_uuid";

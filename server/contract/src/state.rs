@@ -74,7 +74,8 @@ pub enum UnloadReason {
     MakeRoom,
     Manual,
     Shutdown,
-    /// The model's work did not fit on the device. The model is loaded again when the memory that it is now known to need is free.
+    /// The model's work did not fit on the device. The model is loaded again when the memory that it is now known to
+    /// need is free.
     OutOfMemory,
     /// The server's own threshold for the whole device was exceeded, while no controller decides.
     MemoryReclaimer,

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 use hush_contract::admin::{
-    AdminErrorBody, AdminEvent, LoadRequest, ModelList, ModelStatus, Reason, ServerAudience, UnloadRequest,
+    AdminErrorBody, AdminEvent, CommandReason, LoadRequest, ModelList, ModelStatus, ServerAudience, UnloadRequest,
 };
 use hush_contract::{UnloadReason, UnloadRefusal};
 use serde_json::json;
@@ -51,15 +51,16 @@ fn values_out_of_bounds_are_explained() {
         let error = serde_json::from_value::<UnloadRequest>(body.clone()).unwrap_err().to_string();
         assert!(error.contains(must), "{body}: {error}");
     }
+
     assert!(serde_json::from_value::<UnloadRequest>(json!({"policy": "/cluster-wide"})).is_ok());
 }
 
 #[test]
 fn a_reason_of_a_newer_controller_is_counted_as_other() {
-    let reason: Reason = serde_json::from_value(json!("SolarFlare")).unwrap();
+    let reason: CommandReason = serde_json::from_value(json!("SolarFlare")).unwrap();
     assert_eq!((reason.as_str(), reason.kind()), ("SolarFlare", UnloadReason::Other));
     for known in UnloadReason::ALL {
-        assert_eq!(Reason::from(known).kind(), known);
+        assert_eq!(CommandReason::from(known).kind(), known);
     }
 }
 
@@ -69,8 +70,8 @@ fn answers_of_a_newer_server_are_parsed() {
         "model": "tiny", "state": "ready", "generation": 3, "residency": "on-demand", "idle_seconds": 1.5,
         "loaded_seconds": 2.5, "inflight": 0, "queued": 0, "device": "cpu", "colour": "green",
     });
-    let list: ModelList = serde_json::from_value(json!({"models": [status], "event_id": 9, "more": 1})).unwrap();
 
+    let list: ModelList = serde_json::from_value(json!({"models": [status], "event_id": 9, "more": 1})).unwrap();
     let model: &ModelStatus = &list.models[0];
     assert_eq!((model.vram_bytes, model.idle_timeout_seconds, model.idle_seconds), (None, None, 1.5));
 
@@ -97,6 +98,7 @@ fn an_audience_names_one_server_and_is_bounded() {
     for (namespace, uid) in [("", uid), ("a/b", uid), ("A", uid), ("media", ""), ("media", "a/b"), ("media", "a b")] {
         assert!(ServerAudience::new(namespace, uid).is_err(), "{namespace} {uid}");
     }
+
     assert!(ServerAudience::new(&"n".repeat(64), uid).is_err());
     assert!(ServerAudience::new("media", &"u".repeat(65)).is_err());
 }

@@ -2,8 +2,8 @@
 
 use tracing::debug;
 
-/// Returns freed memory to the kernel. The allocator keeps tens of megabytes of what many uploads have freed, on a server that
-/// should be small while no model is loaded.
+/// Returns freed memory to the kernel. The allocator keeps tens of megabytes of what many uploads have freed, on a
+/// server that should be small while no model is loaded.
 ///
 /// Takes milliseconds, so it must not be called on a thread that answers requests.
 pub(crate) fn give_back() {

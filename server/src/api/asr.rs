@@ -50,8 +50,8 @@ pub async fn asr(
     let warning = state.check_abilities(&*speech, &query.options)?;
     let format = format(&query.output, state.config.json_shape);
     let words = query.words(state.config.json_shape);
-    let recording = state.decode(upload, query.encode).await?;
 
+    let recording = state.decode(upload, query.encode).await?;
     let Transcription { transcript, segments } = speech.transcribe(recording, query.options, None).await?;
     let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[speech.model()]);
     audio_seconds.inc_by(transcript.duration_seconds.max(0.0));
@@ -61,6 +61,7 @@ pub async fn asr(
     for segment in segments {
         writer.segment(segment).map_err(write_failed)?;
     }
+
     let text = writer.finish(&transcript).map_err(write_failed)?;
 
     let headers = [
@@ -71,7 +72,6 @@ pub async fn asr(
 
     // A stream has no Content-Length, like the answer of whisper-asr-webservice.
     let body = Body::from_stream(stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from(text))]));
-
     let mut response = (headers, body).into_response();
     response.headers_mut().extend(warning.map(|warning| (WARNING, warning)));
     Ok(response)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::speech::SpeechModel;
+use super::speech::TranscriptionModel;
 use crate::hub::folder_of;
 
 /// A model as `GET /v1/models` shows it.
@@ -17,16 +17,16 @@ pub struct ModelCard {
 /// The models that a server offers to requests.
 pub trait ModelCatalogue: Send + Sync + 'static {
     /// The model for requests that name none.
-    fn default_model(&self) -> Arc<dyn SpeechModel>;
+    fn default_model(&self) -> Arc<dyn TranscriptionModel>;
 
     /// Finds a model by its own name, by an alias, or by a name that means the same model of the hub.
-    fn find(&self, name: &str) -> Option<Arc<dyn SpeechModel>>;
+    fn find(&self, name: &str) -> Option<Arc<dyn TranscriptionModel>>;
 
     /// The models under their own names, the default model first.
     fn cards(&self) -> Vec<ModelCard>;
 
     /// The models that have been started, the default model first.
-    fn served(&self) -> Vec<Arc<dyn SpeechModel>>;
+    fn served(&self) -> Vec<Arc<dyn TranscriptionModel>>;
 }
 
 /// Names of OpenAI's models. A client that knows only these gets the default model.
@@ -53,16 +53,15 @@ pub fn is_same_model(one: &str, other: &str) -> bool {
 }
 
 /// A catalogue of one model, which is found under its own name and under OpenAI's names.
-pub struct SingleModelCatalogue(pub Arc<dyn SpeechModel>);
+pub struct SingleModelCatalogue(pub Arc<dyn TranscriptionModel>);
 
 impl ModelCatalogue for SingleModelCatalogue {
-    fn default_model(&self) -> Arc<dyn SpeechModel> {
+    fn default_model(&self) -> Arc<dyn TranscriptionModel> {
         Arc::clone(&self.0)
     }
 
-    fn find(&self, name: &str) -> Option<Arc<dyn SpeechModel>> {
+    fn find(&self, name: &str) -> Option<Arc<dyn TranscriptionModel>> {
         let known = is_same_model(name, self.0.model()) || DEFAULT_ALIASES.iter().any(|alias| is_alias(name, alias));
-
         known.then(|| self.default_model())
     }
 
@@ -70,7 +69,7 @@ impl ModelCatalogue for SingleModelCatalogue {
         vec![ModelCard { id: self.0.model().to_owned(), created_seconds: 0, owned_by: "hush".to_owned() }]
     }
 
-    fn served(&self) -> Vec<Arc<dyn SpeechModel>> {
+    fn served(&self) -> Vec<Arc<dyn TranscriptionModel>> {
         vec![self.default_model()]
     }
 }
@@ -86,6 +85,7 @@ mod tests {
         for other in ["whisper-12", "whisper-1-", "whisper-1-turbo", "whisper", "whisper-1-2025-12-1x", ""] {
             assert!(!is_alias(other, "whisper-1"), "{other}");
         }
+
         assert!(!is_alias("gpt-4o-transcribe-diarize", "gpt-4o-transcribe"), "it would answer without speakers");
     }
 

@@ -11,8 +11,8 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 /// `*` stands for all headers of an answer; some older browsers understand only names.
 const EXPOSED: [&str; 6] = ["*", "asr-engine", "content-disposition", "retry-after", "x-request-id", "x-should-retry"];
 
-/// The CORS layer for the origins of `--cors-origin`, where `*` stands for all origins. `None`: no page of another origin may
-/// use the API.
+/// The CORS layer for the origins of `--cors-origin`, where `*` stands for all origins. `None`: no page of another
+/// origin may use the API.
 pub fn layer(origins: &[HeaderValue]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;

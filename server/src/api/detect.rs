@@ -13,7 +13,8 @@ use super::{ApiState, query};
 
 /// The most probable language.
 #[derive(Serialize, ToSchema)]
-struct Detected<'a> {
+#[schema(as = Detected)]
+struct DetectedLanguage<'a> {
     /// Lower-case English name.
     detected_language: &'a str,
     language_code: &'a str,
@@ -29,7 +30,7 @@ struct Detected<'a> {
     params(DetectParameters),
     request_body(content = AudioForm, content_type = "multipart/form-data"),
     responses(
-        (status = 200, description = "The language.", body = Detected),
+        (status = 200, description = "The language.", body = DetectedLanguage),
         AudioRefusals,
     ),
 )]
@@ -40,12 +41,12 @@ pub async fn detect_language(
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let (encode, upload) = state.receive(&head.headers, body, query::encode(&pairs)).await?;
-    let recording = state.decode_beginning(upload, encode).await?;
 
+    let recording = state.decode_beginning(upload, encode).await?;
     let languages = state.speech().detect_language(recording).await?;
     let best = languages.first().ok_or_else(|| ApiError::Internal("no language was detected".to_owned()))?;
 
-    let detected = Detected {
+    let detected = DetectedLanguage {
         detected_language: language::name(&best.code).unwrap_or(&best.code),
         language_code: &best.code,
         confidence: best.probability,

@@ -1,5 +1,5 @@
-//! Error answers. ValidationErrorBody of the caller have the shapes and texts of FastAPI; errors of the engine are the bare 500 of
-//! whisper-asr-webservice. A failure is never a 200, because Bazarr saves the body of every 200.
+//! Error answers. Faults of the caller have the shapes and texts of FastAPI; faults of the engine are the
+//! bare 500 of whisper-asr-webservice. A failure is never a 200, because Bazarr saves the body of every 200.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -30,7 +30,7 @@ pub struct FieldError {
     ctx: Option<Value>,
 }
 
-/// All errors of a request: the body of a 422.
+/// All faults of a request: the body of a 422.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Faults)]
 pub struct ValidationErrorBody {
@@ -71,7 +71,6 @@ impl FieldError {
     /// Refuses an unknown task as pydantic refuses a value that is not in an enum.
     pub fn task(given: &str) -> Self {
         let expected = "'transcribe' or 'translate'";
-
         let error = Self::query("enum", "task", &format!("Input should be {expected}"), given);
         Self { ctx: Some(json!({"expected": expected})), ..error }
     }
@@ -242,6 +241,7 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after_seconds() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+
         response
     }
 }

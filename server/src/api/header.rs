@@ -1,5 +1,5 @@
-//! Parsing of header values with parameters (`form-data; name="a"; filename="b"`) as whisper-asr-webservice's stack parses
-//! them (python-multipart's `parse_options_header`), and quoting of file names for answers.
+//! Parsing of header values with parameters (`form-data; name="a"; filename="b"`) as whisper-asr-webservice's stack
+//! parses them (python-multipart's `parse_options_header`), and quoting of file names for answers.
 
 /// A header value and its parameters. The names are in lower case; the last parameter of a name wins.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +49,7 @@ fn split_unquoted(header: &str) -> impl Iterator<Item = &str> {
         if c == '"' && !escaped {
             quoted = !quoted;
         }
+
         escaped = c == '\\' && !escaped;
         splits
     })
@@ -66,6 +67,7 @@ fn parameter(name: String, value: &str) -> (String, String) {
         name if name.ends_with('*') => decode_extended(&unescaped),
         _ => unescaped,
     };
+
     (name, value)
 }
 
@@ -88,8 +90,8 @@ fn decode_extended(value: &str) -> String {
 
 fn percent_decode(text: &str) -> Vec<u8> {
     let hex = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
-    let bytes = text.as_bytes();
 
+    let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
@@ -104,6 +106,7 @@ fn percent_decode(text: &str) -> Vec<u8> {
             }
         }
     }
+
     out
 }
 
@@ -126,6 +129,7 @@ fn quote_unless(text: &str, is_kept: impl Fn(u8) -> bool) -> String {
             out.push_str(&format!("%{byte:02X}"));
         }
     }
+
     out
 }
 

@@ -33,13 +33,14 @@ pub async fn readyz(State(state): State<ApiState>) -> Response {
     if missing.is_empty() {
         return "ok".into_response();
     }
+
     (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n")).into_response()
 }
 
-/// Why large uploads cannot be stored; `None` where they can. Tries to write to the disk, so it runs on a blocking thread.
+/// Why large uploads cannot be stored; `None` where they can. Tries to write to the disk, so it runs on a blocking
+/// thread.
 async fn spool_problem(state: &ApiState) -> Option<String> {
     let dir = state.config.upload.dir.clone();
-
     let checked = tokio::task::spawn_blocking(move || spool::check_folder(dir.as_deref())).await;
     match checked {
         Ok(Ok(())) => None,
@@ -51,7 +52,7 @@ async fn spool_problem(state: &ApiState) -> Option<String> {
 /// The version and the models of this server.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Status)]
-struct StatusBody<'a> {
+struct ServerStatusBody<'a> {
     /// Bazarr's "Test Connection" shows this text.
     version: &'static str,
     /// The default model first.
@@ -68,15 +69,14 @@ struct ServedModelStatus<'a> {
 
 /// The version of the server and the states of its models.
 #[utoipa::path(get, path = "/status", tag = "whisper-asr-webservice", responses(
-    (status = 200, description = "As in subgen; Bazarr shows the version.", body = StatusBody),
+    (status = 200, description = "As in subgen; Bazarr shows the version.", body = ServerStatusBody),
     AsrNoKey,
 ))]
 pub async fn status(State(state): State<ApiState>) -> Response {
     let served = state.catalogue.served();
-
     let models = served.iter().map(|model| ServedModelStatus { name: model.model(), state: model.state() }).collect();
     let version = concat!("Hush ", env!("CARGO_PKG_VERSION"));
-    json_response(StatusCode::OK, &StatusBody { version, models })
+    json_response(StatusCode::OK, &ServerStatusBody { version, models })
 }
 
 /// Serves the page to browsers; redirects every other client to the reference, as whisper-asr-webservice does.
@@ -84,6 +84,7 @@ pub async fn index(State(state): State<ApiState>, headers: HeaderMap) -> Respons
     if state.config.web_ui && web::wants_page(&headers) {
         return web::index(&headers);
     }
+
     let vary = HeaderValue::from_static("accept");
     ([(header::VARY, vary)], Redirect::temporary("/docs")).into_response()
 }

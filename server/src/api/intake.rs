@@ -6,7 +6,7 @@ use hush_whisper::TranscribeOptions;
 
 use super::ApiState;
 use super::error::{ApiError, FieldError};
-use super::speech::SpeechModel;
+use super::speech::TranscriptionModel;
 use super::upload::{self, FormFile, FormSpec, UploadedFile};
 use crate::audio;
 use crate::job::JobError;
@@ -48,11 +48,11 @@ impl ApiState {
         if options.vad.is_some() && !self.config.has_vad { Err(ApiError::NoVad) } else { Ok(()) }
     }
 
-    /// Refuses a task that the model was not trained for, before the audio is decoded and the model loaded. A task that the model
-    /// does badly gives a warning, which goes to the log and into [`WARNING`].
+    /// Refuses a task that the model was not trained for, before the audio is decoded and the model loaded. A task that
+    /// the model does badly gives a warning, which goes to the log and into [`WARNING`].
     pub(super) fn check_abilities(
         &self,
-        speech: &dyn SpeechModel,
+        speech: &dyn TranscriptionModel,
         options: &TranscribeOptions,
     ) -> Result<Option<HeaderValue>, ApiError> {
         let Some(abilities) = speech.abilities() else { return Ok(None) };

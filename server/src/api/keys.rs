@@ -34,8 +34,8 @@ pub struct KeyGuard {
     pub style: ErrorStyle,
 }
 
-/// Middleware for [`axum::Router::route_layer`]: admits requests with a valid key (`Authorization: Bearer` or `X-API-Key`),
-/// and every request where no keys are configured.
+/// Middleware for [`axum::Router::route_layer`]: admits requests with a valid key (`Authorization: Bearer` or
+/// `X-API-Key`), and every request where no keys are configured.
 pub async fn require_key(State(guard): State<KeyGuard>, request: Request, next: Next) -> Response {
     let Some(keys) = &guard.state.config.keys else { return next.run(request).await };
 
@@ -54,6 +54,7 @@ pub async fn require_key(State(guard): State<KeyGuard>, request: Request, next: 
                 idle_timeout: UNAUTHENTICATED_IDLE_TIMEOUT,
                 ..guard.state.config.upload.clone()
             };
+
             upload::discard(&head.headers, body, &options).await;
             response
         }

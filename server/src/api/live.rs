@@ -1,5 +1,5 @@
-//! `GET /v1/hush/models` and `GET /v1/hush/events`: the models as the page shows them, once and with each change. Read only,
-//! and without paths, process ids and causes of failures, because every client may read it.
+//! `GET /v1/hush/models` and `GET /v1/hush/events`: the models as the page shows them, once and with each change. Read
+//! only, and without paths, process ids and causes of failures, because every client may read it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use super::error::{detail, json_response};
 use super::openai::error::OpenAiNoKey;
 use crate::residency::{Models, Residency, Snapshot};
 
-/// How soon a change is seen. A look costs a lock and a copy. The admin API's feed of changes does not report each request
-/// that joins a queue, and the page shows these.
+/// How soon a change is seen. A look costs a lock and a copy. The admin API's feed of changes does not report each
+/// request that joins a queue, and the page shows these.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// A comment at this interval keeps proxies from closing an idle connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -40,7 +40,6 @@ pub trait ModelSnapshots: Send + Sync + 'static {
 impl ModelSnapshots for Models {
     fn snapshots(&self) -> Vec<Snapshot> {
         let default = self.default_model().clone();
-
         let others: Vec<_> = self.iter().filter(|model| model.name() != default.name()).collect();
         std::iter::once(default).chain(others).map(|model| model.snapshot()).collect()
     }
@@ -168,8 +167,8 @@ pub async fn models(State(state): State<ApiState>) -> Response {
 
 /// The models and their states, now and after each change.
 ///
-/// Server-sent events named `models`; the data of each is the answer of `/v1/hush/models`. Figures that only grow with time
-/// are not a change: the client can count on from the last event.
+/// Server-sent events named `models`; the data of each is the answer of `/v1/hush/models`. Figures that only grow with
+/// time are not a change: the client can count on from the last event.
 #[utoipa::path(
     get,
     path = "/v1/hush/events",

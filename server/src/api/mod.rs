@@ -34,19 +34,19 @@ use tower::util::MapRequest;
 pub use catalogue::{DEFAULT_ALIASES, ModelCard, ModelCatalogue, SingleModelCatalogue, is_alias, is_same_model};
 pub use keys::{ErrorStyle, KeyGuard, require_key};
 pub use live::{LiveFeed, ModelSnapshots};
-pub use speech::{ServedModel, SpeechModel};
+pub use speech::{ServedModel, TranscriptionModel};
 pub use upload::UploadOptions;
 
 // Former names, for code outside of this module.
 pub use self::{
     LiveFeed as Live, ModelCatalogue as Catalogue, ModelSnapshots as Show, SingleModelCatalogue as Single,
-    SpeechModel as Speech,
+    TranscriptionModel as Speech,
 };
 
 use crate::audio::DecodeOptions;
 use crate::auth::KeyFile;
 use crate::format::JsonShape;
-use crate::metrics::Metrics;
+use crate::metrics::ServerMetrics;
 use crate::recording::AudioDecoder;
 use crate::serve;
 use crate::web;
@@ -98,14 +98,14 @@ impl Default for ApiConfig {
 #[derive(Clone)]
 pub struct ApiState {
     catalogue: Arc<dyn ModelCatalogue>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ServerMetrics>,
     config: Arc<ApiConfig>,
     decoder: AudioDecoder,
     live: LiveFeed,
 }
 
 impl ApiState {
-    pub fn new(catalogue: Arc<dyn ModelCatalogue>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
+    pub fn new(catalogue: Arc<dyn ModelCatalogue>, metrics: Arc<ServerMetrics>, config: ApiConfig) -> Self {
         let decoder = AudioDecoder::new(config.decode.clone(), config.concurrent_decodes);
         Self { catalogue, metrics, config: Arc::new(config), decoder, live: LiveFeed::default() }
     }
@@ -117,7 +117,7 @@ impl ApiState {
     }
 
     /// The model for routes that name none.
-    fn speech(&self) -> Arc<dyn SpeechModel> {
+    fn speech(&self) -> Arc<dyn TranscriptionModel> {
         self.catalogue.default_model()
     }
 }
@@ -188,6 +188,7 @@ fn panic_response(path: &str) -> Response {
     if openai::owns_path(path) {
         return openai::error::OpenAiError::panicked().into_response();
     }
+
     error::internal_server_error()
 }
 
@@ -199,5 +200,6 @@ async fn refuse(state: &ApiState, request: Request, status: StatusCode, text: &s
         return openai::error::OpenAiError::unknown_route(status, head.method.as_str(), head.uri.path())
             .into_response();
     }
+
     error::detail(status, text)
 }

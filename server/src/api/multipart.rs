@@ -1,6 +1,6 @@
-//! MultipartParser of `multipart/form-data` that takes pieces of any size. Accepts and refuses what the parser of
-//! whisper-asr-webservice (python-multipart under Starlette) accepts and refuses, and buffers no more than one boundary or the
-//! headers of one part.
+//! Parser of `multipart/form-data` that takes pieces of any size. Accepts and refuses what the parser of
+//! whisper-asr-webservice (python-multipart under Starlette) accepts and refuses, and buffers no more than one boundary
+//! or the headers of one part.
 
 use memchr::memmem;
 
@@ -119,7 +119,6 @@ impl MultipartParser {
             },
             ParserState::Headers => {
                 let end = if input.starts_with(b"\r\n") { Some(0) } else { memmem::find(input, b"\r\n\r\n") };
-
                 let Some(end) = end else {
                     return if input.len() > HEADERS_LIMIT_BYTES {
                         Err(MultipartError::Malformed.into())
@@ -187,7 +186,6 @@ enum BoundaryEnd {
 /// Classifies what follows a boundary: padding (RFC 2046) and a line end, or two hyphens.
 fn boundary_end(input: &[u8]) -> BoundaryEnd {
     let padding = input.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
-
     match &input[padding..] {
         [b'\r', b'\n', ..] => BoundaryEnd::Next(padding + 2),
         [b'-', b'-', ..] if padding == 0 => BoundaryEnd::Last,
@@ -205,6 +203,7 @@ fn begin_event(headers: &[u8]) -> Result<MultipartEvent<'static>, MultipartError
         if line.is_empty() {
             continue;
         }
+
         let colon = line.iter().position(|byte| *byte == b':').ok_or(MultipartError::Malformed)?;
         if line[..colon].eq_ignore_ascii_case(b"content-disposition") {
             disposition = Some(HeaderParameters::parse(&line[colon + 1..]));
@@ -244,6 +243,7 @@ mod tests {
                     MultipartEvent::Data(data) => parts.last_mut().unwrap().data.extend_from_slice(data),
                     MultipartEvent::End => parts.last_mut().unwrap().is_whole = true,
                 }
+
                 Ok::<_, MultipartError>(())
             })?;
         }
@@ -311,8 +311,8 @@ mod tests {
 
             cuts.retain(|cut| *cut < body.len());
             cuts.sort_unstable();
-            let bounds: Vec<usize> = [vec![0], cuts, vec![body.len()]].concat();
 
+            let bounds: Vec<usize> = [vec![0], cuts, vec![body.len()]].concat();
             let pieces: Vec<&[u8]> = bounds.windows(2).map(|window| &body[window[0]..window[1]]).collect();
             prop_assert_eq!(parse("B", &pieces), expected);
         }

@@ -1,6 +1,6 @@
-//! `GET /openapi.json`: the routes of the public listener as an OpenAPI 3.1 document. Each route is described beside its
-//! handler with the types of its answers; this file describes the parameters that handlers parse by hand. Tests compare the
-//! document with a running router, in both directions.
+//! `GET /openapi.json`: the routes of the public listener as an OpenAPI 3.1 document. Each route is described beside
+//! its handler with the types of its answers; this file describes the parameters that handlers parse by hand. Tests
+//! compare the document with a running router, in both directions.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,7 +16,7 @@ use super::{asr, detect, health, live, openai};
 #[openapi(
     info(
         title = "Hush",
-        description = "SpeechModel to text with Whisper. The routes under *whisper-asr-webservice* and *OpenAI* have the \
+        description = "Speech to text with Whisper. The routes under *whisper-asr-webservice* and *OpenAI* have the \
                        parameters and the answers of those.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
@@ -70,15 +70,15 @@ pub async fn openapi() -> Response {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes parameters that are read one by one")]
 pub struct AsrParameters {
-    /// Whether the file has a container or codec (anything that ffmpeg reads). `false`: the file is raw 16-bit little-endian mono
-    /// samples at 16 kHz.
+    /// Whether the file has a container or codec (anything that ffmpeg reads). `false`: the file is raw 16-bit
+    /// little-endian mono samples at 16 kHz.
     #[param(default = true, required = false)]
     encode: bool,
     /// `translate` writes English text for speech of another language.
     #[param(schema_with = task, required = false)]
     task: String,
-    /// The spoken language: one of these codes, a tag such as `en-US`, or an English name. Without this parameter, or with `auto`,
-    /// the server detects the language in the first 30 seconds.
+    /// The spoken language: one of these codes, a tag such as `en-US`, or an English name. Without this parameter, or
+    /// with `auto`, the server detects the language in the first 30 seconds.
     #[param(schema_with = language, required = false)]
     language: String,
     /// Text that precedes the audio: names and spellings that the model should know.
@@ -87,7 +87,8 @@ pub struct AsrParameters {
     /// Skip audio that is not speech. Needs Silero's model on the server.
     #[param(default = false, required = false)]
     vad_filter: bool,
-    /// As `vad_filter`, and transcribe the parts of a long recording in parallel: faster, but no part knows the text before it.
+    /// As `vad_filter`, and transcribe the parts of a long recording in parallel: faster, but no part knows the text
+    /// before it.
     #[param(default = false, required = false)]
     vad_parallel: bool,
     /// Add the times of each word: in JSON, and as word-by-word subtitles.

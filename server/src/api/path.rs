@@ -1,8 +1,8 @@
 //! Maps mistyped paths to the paths of the routes.
 //!
-//! A client joins a base URL and a path of its own, and users configure base URLs with a slash too many, with the version
-//! twice or not at all, or with the whole path of the route. A redirect would send the upload twice, and many clients do not
-//! follow one.
+//! A client joins a base URL and a path of its own, and users configure base URLs with a slash too many, with the
+//! version twice or not at all, or with the whole path of the route. A redirect would send the upload twice, and many
+//! clients do not follow one.
 
 use axum::http::uri::PathAndQuery;
 use axum::http::{Request, Uri};
@@ -16,6 +16,7 @@ pub fn repair<B>(mut request: Request<B>) -> Request<B> {
     if let Some(uri) = canonical(request.uri().path()).and_then(|path| with_path(request.uri(), &path)) {
         *request.uri_mut() = uri;
     }
+
     request
 }
 
@@ -33,7 +34,6 @@ fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
 /// The path of the route that `path` means; `None` where `path` is correct already.
 fn canonical(path: &str) -> Option<String> {
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-
     let meant = match segments.as_slice() {
         [before @ .., "audio", route] if AUDIO.contains(route) && are_prefixes(before) => format!("/v1/audio/{route}"),
         // A base URL that ends with `/asr`, to which the client adds the route.

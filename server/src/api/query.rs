@@ -1,7 +1,7 @@
 //! Query parameters of `/asr` and `/detect-language`, parsed as pydantic parses them in its lax mode.
 //!
-//! Unknown parameters are ignored, the last value of a parameter wins, and all faults are reported at once, in the order in
-//! which whisper-asr-webservice declares its parameters.
+//! Unknown parameters are ignored, the last value of a parameter wins, and all faults are reported at once, in the
+//! order in which whisper-asr-webservice declares its parameters.
 
 use hush_whisper::language::LanguageChoice;
 use hush_whisper::{Task, TranscribeOptions, VadOptions};
@@ -24,9 +24,9 @@ pub struct AsrQuery {
 type QueryPairs = [(String, String)];
 
 impl AsrQuery {
-    /// Parses the query, or returns all of its faults. A parameter that is absent takes its value from `defaults`. `diarize`,
-    /// `min_speakers` and `max_speakers` are checked and then ignored, as the engines of whisper-asr-webservice ignore parameters
-    /// that they do not have.
+    /// Parses the query, or returns all of its faults. A parameter that is absent takes its value from `defaults`.
+    /// `diarize`, `min_speakers` and `max_speakers` are checked and then ignored, as the engines of
+    /// whisper-asr-webservice ignore parameters that they do not have.
     pub fn parse(pairs: &QueryPairs, defaults: TranscribeOptions) -> Result<Self, Vec<FieldError>> {
         let mut faults = Vec::new();
         let encode = boolean(pairs, "encode", true, &mut faults);
@@ -68,13 +68,14 @@ impl AsrQuery {
         match (self.layout, shape) {
             _ if !self.options.word_timestamps => WordOutput::Without,
             (Some(layout), _) => WordOutput::LaidOut(layout),
-            (None, JsonShape::OpenAiWhisper) => WordOutput::LaidOut(SubtitleLayout::PEER),
+            (None, JsonShape::OpenAiWhisper) => WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE),
             (None, JsonShape::FasterWhisper) => WordOutput::Plain,
         }
     }
 }
 
-/// The options of openai/whisper's own subtitles, which whisper-asr-webservice does not have. They need word timestamps.
+/// The options of openai/whisper's own subtitles, which whisper-asr-webservice does not have. They need word
+/// timestamps.
 fn layout(pairs: &QueryPairs, word_timestamps: bool, faults: &mut Vec<FieldError>) -> Option<SubtitleLayout> {
     let layout = SubtitleLayout {
         highlight_words: boolean(pairs, "highlight_words", false, faults),
@@ -123,7 +124,6 @@ fn boolean(pairs: &QueryPairs, name: &'static str, default: bool, faults: &mut V
 /// The value of a parameter that must be an integer, as text.
 fn integer<'a>(pairs: &'a QueryPairs, name: &'static str, faults: &mut Vec<FieldError>) -> Option<&'a str> {
     let given = last(pairs, name)?;
-
     if !is_integer(given) {
         faults.push(FieldError::int_parsing(name, given));
         return None;
@@ -136,8 +136,8 @@ fn positive(pairs: &QueryPairs, name: &'static str, faults: &mut Vec<FieldError>
     let given = integer(pairs, name, faults)?;
     let whole = given.trim().split('.').next().unwrap_or_default();
     let digits: String = whole.chars().filter(char::is_ascii_digit).collect();
-    let digits = digits.trim_start_matches('0');
 
+    let digits = digits.trim_start_matches('0');
     if digits.is_empty() || whole.starts_with('-') {
         faults.push(FieldError::at_least_one(name, given));
         return None;
@@ -148,8 +148,8 @@ fn positive(pairs: &QueryPairs, name: &'static str, faults: &mut Vec<FieldError>
 /// Whether the text is a sign, digits with single underscores between them, and a fraction of zeros.
 fn is_integer(given: &str) -> bool {
     let given = given.trim();
-    let unsigned = given.strip_prefix(['+', '-']).unwrap_or(given);
 
+    let unsigned = given.strip_prefix(['+', '-']).unwrap_or(given);
     let (whole, zeros) = unsigned.split_once('.').unwrap_or((unsigned, "0"));
     let digits = |group: &str| !group.is_empty() && group.bytes().all(|byte| byte.is_ascii_digit());
     whole.split('_').all(digits) && !zeros.is_empty() && zeros.bytes().all(|byte| byte == b'0')
@@ -171,11 +171,11 @@ fn task(pairs: &QueryPairs, faults: &mut Vec<FieldError>) -> Task {
 /// language unless the operator has chosen one.
 fn language(pairs: &QueryPairs, faults: &mut Vec<FieldError>) -> Option<LanguageChoice> {
     let given = last(pairs, "language").filter(|given| !given.trim().is_empty())?;
-
     let choice = LanguageChoice::parse(given);
     if choice.is_none() {
         faults.push(FieldError::language(given));
     }
+
     choice
 }
 
@@ -207,12 +207,15 @@ mod tests {
         for given in ["de", "DE", "german", "German"] {
             assert_eq!(parse(&[("language", given)]).unwrap().options.language.as_deref(), Some("de"));
         }
+
         for given in ["de-AT", "de_CH"] {
             assert_eq!(parse(&[("language", given)]).unwrap().options.language.as_deref(), Some("de"));
         }
+
         for detected in ["", " ", "auto", "Auto"] {
             assert_eq!(parse(&[("language", detected)]).unwrap().options.language, None, "{detected}");
         }
+
         assert_eq!(parse(&[("language", "zz")]), Err(vec![FieldError::language("zz")]));
     }
 
@@ -222,7 +225,7 @@ mod tests {
         let words = ("word_timestamps", "true");
         let query = parse(&[words]).unwrap();
         assert!(query.options.word_timestamps);
-        assert_eq!(query.words(JsonShape::OpenAiWhisper), WordOutput::LaidOut(SubtitleLayout::PEER));
+        assert_eq!(query.words(JsonShape::OpenAiWhisper), WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE));
         assert_eq!(query.words(JsonShape::FasterWhisper), WordOutput::Plain);
 
         let query =
@@ -234,6 +237,7 @@ mod tests {
             max_line_count: Some(2),
             max_words_per_line: None,
         };
+
         for shape in [JsonShape::OpenAiWhisper, JsonShape::FasterWhisper] {
             assert_eq!(query.words(shape), WordOutput::LaidOut(layout));
         }
@@ -249,6 +253,7 @@ mod tests {
             let fault = FieldError::at_least_one("max_words_per_line", wrong);
             assert_eq!(parse(&[words, ("max_words_per_line", wrong)]), Err(vec![fault]));
         }
+
         assert!(parse(&[words, ("max_line_count", "two")]).is_err());
         let huge = parse(&[words, ("max_line_width", "99999999999999999999999")]).unwrap();
         assert_eq!(huge.layout.and_then(|layout| layout.max_line_width), Some(usize::MAX));
@@ -272,6 +277,7 @@ mod tests {
             vad: Some(VadOptions { parallel: true, ..VadOptions::default() }),
             ..TranscribeOptions::default()
         };
+
         let parse = |pairs: &[(&str, &str)]| {
             let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
             AsrQuery::parse(&pairs, defaults.clone()).unwrap().options
@@ -299,12 +305,15 @@ mod tests {
         for (given, expected) in [("TRUE", true), ("Y", true), ("on", true), ("no", false), ("0", false)] {
             assert_eq!(parse(&[("encode", given)]).unwrap().encode, expected);
         }
+
         for given in ["", "1.0", " true", "2", "maybe"] {
             assert_eq!(parse(&[("encode", given)]), Err(vec![FieldError::bool_parsing("encode", given)]));
         }
+
         for given in ["1", "1.0", "1_0", " 1 ", "99999999999999999999", "+3", "-3"] {
             assert!(parse(&[("min_speakers", given)]).is_ok(), "{given}");
         }
+
         for given in ["", "a", "1.5", "0x1", "_1", "1__0", "1.", "+"] {
             assert!(parse(&[("max_speakers", given)]).is_err(), "{given}");
         }

@@ -13,12 +13,12 @@ use hush_whisper::{Abilities, LanguageProbability, ModelDir, Segment, Transcribe
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{JobError, Outcome, Transcription, Work};
+use crate::job::{JobError, JobOutcome, JobTask, Transcription};
 use crate::recording::Recording;
 use crate::residency::{ModelHandle, SpeechJobs};
 
 /// One model that transcribes on request, whether it is loaded or not. Dropping a future cancels its work.
-pub trait SpeechModel: Send + Sync + 'static {
+pub trait TranscriptionModel: Send + Sync + 'static {
     /// The name of the model, as answers write it.
     fn model(&self) -> &str;
 
@@ -29,13 +29,14 @@ pub trait SpeechModel: Send + Sync + 'static {
         TranscribeOptions::default()
     }
 
-    /// The tasks that the model was trained for; `None` where this is not known yet, and then the engine refuses what it cannot do.
+    /// The tasks that the model was trained for; `None` where this is not known yet, and then the engine refuses what
+    /// it cannot do.
     fn abilities(&self) -> Option<Abilities> {
         None
     }
 
-    /// What prevents the model from ever answering (a missing file, a missing runtime library, a shutdown), one line for each
-    /// problem. Empty when the model is able to answer, also while it is not loaded or busy.
+    /// What prevents the model from ever answering (a missing file, a missing runtime library, a shutdown), one line
+    /// for each problem. Empty when the model is able to answer, also while it is not loaded or busy.
     fn missing(&self) -> Vec<String>;
 
     /// `max_wait`: how long to wait for a model that is not loaded; `None`: without a limit.
@@ -46,7 +47,8 @@ pub trait SpeechModel: Send + Sync + 'static {
         max_wait: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>>;
 
-    /// As [`Self::transcribe`], but sends the segments as they are decoded. A slow receiver does not hold back the model.
+    /// As [`Self::transcribe`], but sends the segments as they are decoded. A slow receiver does not hold back the
+    /// model.
     fn stream(
         &self,
         recording: Recording,
@@ -84,8 +86,8 @@ struct TokenVocabulary {
 impl TokenVocabulary {
     fn open(dir: &Path) -> Result<Self, JobError> {
         let failed = |error: &dyn std::error::Error| JobError::Failed(error.to_string());
-        let model = ModelDir::open(dir).map_err(|error| failed(&error))?;
 
+        let model = ModelDir::open(dir).map_err(|error| failed(&error))?;
         let tokenizer = Tokenizer::open(&dir.join(TOKENIZER), model.manifest().config.vocab_size)
             .map_err(|error| failed(&error))?;
         Ok(Self { tokenizer, end_of_text: model.manifest().tokens.eot })
@@ -96,7 +98,6 @@ impl ServedModel {
     /// `dir`: the folder of the model; `library`: the file of the runtime library. Without both the model never loads.
     pub fn new(handle: ModelHandle, dir: PathBuf, library: PathBuf, shutdown: CancellationToken) -> Self {
         let manifest = ModelDir::open(&dir).ok();
-
         let abilities = manifest.map(|model| Abilities::new(&model.manifest().config, &model.manifest().tokens));
         let defaults = TranscribeOptions::default();
         Self { handle, dir, library, shutdown, defaults, abilities, vocabulary: OnceCell::new() }
@@ -117,7 +118,7 @@ impl ServedModel {
     }
 }
 
-impl SpeechModel for ServedModel {
+impl TranscriptionModel for ServedModel {
     fn model(&self) -> &str {
         self.handle.name()
     }
@@ -141,6 +142,7 @@ impl SpeechModel for ServedModel {
         if self.shutdown.is_cancelled() {
             missing.push(JobError::ShuttingDown.to_string());
         }
+
         missing
     }
 
@@ -151,9 +153,9 @@ impl SpeechModel for ServedModel {
         max_wait: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         async move {
-            match self.handle.gather(recording, Work::Transcribe(options), max_wait).await? {
-                (Outcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
-                (Outcome::Languages(_), _) => Err(unexpected_outcome()),
+            match self.handle.gather(recording, JobTask::Transcribe(options), max_wait).await? {
+                (JobOutcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
+                (JobOutcome::Languages(_), _) => Err(unexpected_outcome()),
             }
         }
         .boxed()
@@ -167,9 +169,9 @@ impl SpeechModel for ServedModel {
         segments: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         async move {
-            match self.handle.run(recording, Work::Transcribe(options), segments, max_wait).await? {
-                Outcome::Transcribed(transcript) => Ok(transcript),
-                Outcome::Languages(_) => Err(unexpected_outcome()),
+            match self.handle.run(recording, JobTask::Transcribe(options), segments, max_wait).await? {
+                JobOutcome::Transcribed(transcript) => Ok(transcript),
+                JobOutcome::Languages(_) => Err(unexpected_outcome()),
             }
         }
         .boxed()
@@ -188,9 +190,9 @@ impl SpeechModel for ServedModel {
 
     fn detect_language(&self, recording: Recording) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         async move {
-            match self.handle.gather(recording, Work::DetectLanguage, None).await? {
-                (Outcome::Languages(languages), _) => Ok(languages),
-                (Outcome::Transcribed(_), _) => Err(unexpected_outcome()),
+            match self.handle.gather(recording, JobTask::DetectLanguage, None).await? {
+                (JobOutcome::Languages(languages), _) => Ok(languages),
+                (JobOutcome::Transcribed(_), _) => Err(unexpected_outcome()),
             }
         }
         .boxed()

@@ -1,5 +1,5 @@
-//! Reads the body of a request into a spool. The body is read at once and to its end, whatever the model does: an upload that
-//! stalls because the GPU is busy makes Bazarr wait for 24 hours.
+//! Reads the body of a request into a spool. The body is read at once and to its end, whatever the model does: an
+//! upload that stalls because the GPU is busy makes Bazarr wait for 24 hours.
 
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,8 @@ const PARTS_LIMIT: usize = 1000;
 pub struct UploadOptions {
     /// A larger file is refused with 413.
     pub max_upload_bytes: u64,
-    /// A body that is refused is still read, up to this many bytes: clients that send everything before they read then see the
-    /// answer and no reset connection.
+    /// A body that is refused is still read, up to this many bytes: clients that send everything before they read then
+    /// see the answer and no reset connection.
     pub max_drain_bytes: u64,
     /// Longest silence within a body; after it the answer is 408.
     pub idle_timeout: Duration,
@@ -145,7 +145,6 @@ async fn read_form(
     options: &UploadOptions,
 ) -> Result<ReceivedForm, UploadFormError> {
     let limit_bytes = options.max_upload_bytes;
-
     let too_large = |bytes: u64| bytes > limit_bytes.saturating_add(OVERHEAD_BYTES);
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(too_large) {
@@ -168,9 +167,11 @@ async fn read_form(
         if too_large(read_bytes) {
             return Err(UploadFormError::TooLarge { limit_bytes });
         }
+
         parser.push(&chunk, |event| form.handle(event))?;
         form.write_pending(WRITE_BYTES).await?;
     }
+
     form.write_pending(1).await?;
 
     Ok(form.finish())
@@ -182,8 +183,8 @@ struct BodyChunks {
     idle_timeout: Duration,
     least_bytes_per_second: u64,
     slow_after: Duration,
-    /// Time spent waiting for the client in the current period, and the bytes that came in it. The time that the server needs to
-    /// store the bytes does not count.
+    /// Time spent waiting for the client in the current period, and the bytes that came in it. The time that the server
+    /// needs to store the bytes does not count.
     waited: Duration,
     received_bytes: u64,
 }
@@ -209,8 +210,8 @@ impl BodyChunks {
                 0 => Duration::MAX,
                 _ => self.slow_after.saturating_sub(self.waited),
             };
-            let max_wait = silence_left.min(period_left);
 
+            let max_wait = silence_left.min(period_left);
             let chunk = tokio::time::timeout(max_wait, self.stream.next()).await;
             self.waited += began.elapsed();
             match chunk {
@@ -236,8 +237,8 @@ impl BodyChunks {
         if self.least_bytes_per_second == 0 || self.waited < self.slow_after {
             return Ok(());
         }
-        let (received_bytes, waited) = (self.received_bytes, self.waited);
 
+        let (received_bytes, waited) = (self.received_bytes, self.waited);
         (self.received_bytes, self.waited) = (0, Duration::ZERO);
         if (received_bytes as f64) < self.least_bytes_per_second as f64 * waited.as_secs_f64() {
             let (seconds, least_bytes) = (waited.as_secs(), self.least_bytes_per_second);
@@ -336,12 +337,12 @@ impl<'a> FormReader<'a> {
         content_type: Option<String>,
     ) -> Result<(), UploadFormError> {
         let is_file = file_name.is_some();
-
         let (count, refusal) = if is_file {
             (&mut self.file_count, UploadFormError::TooManyFiles)
         } else {
             (&mut self.field_count, UploadFormError::TooManyFields)
         };
+
         *count += 1;
 
         if *count > PARTS_LIMIT {
@@ -369,6 +370,7 @@ impl<'a> FormReader<'a> {
                 } else {
                     self.pending.extend_from_slice(data);
                 }
+
                 0
             }
             CurrentPart::Text(text) => {
@@ -411,7 +413,8 @@ impl<'a> FormReader<'a> {
         }
     }
 
-    /// Writes the pending bytes of the current file once there are at least `least` of them, and those of a complete file.
+    /// Writes the pending bytes of the current file once there are at least `least` of them, and those of a complete
+    /// file.
     async fn write_pending(&mut self, least: usize) -> Result<(), UploadFormError> {
         if let CompleteFile::File { spool, tail, .. } = &mut self.file
             && !tail.is_empty()

@@ -1,5 +1,5 @@
-//! Maps the timestamps of a container to positions in the decoded audio. Audio may start later than the video, and may have
-//! gaps. Subtitles need times of the container's clock, so gaps are filled with silence.
+//! Maps the timestamps of a container to positions in the decoded audio. Audio may start later than the video, and may
+//! have gaps. Subtitles need times of the container's clock, so gaps are filled with silence.
 
 /// Timestamps jitter by tens of milliseconds; a smaller difference is not a gap.
 const TOLERANCE_SECONDS: f64 = 0.1;
@@ -30,7 +30,8 @@ impl ContainerClock {
         }
     }
 
-    /// The seconds of silence before a packet of the decoded track. `position`: the seconds that were decoded before it.
+    /// The seconds of silence before a packet of the decoded track. `position`: the seconds that were decoded before
+    /// it.
     pub(super) fn silence_before(&mut self, time: f64, position: f64) -> f64 {
         let offset = *self.offset.get_or_insert_with(|| {
             let earliest = self.earliest.map_or(time, |earliest| earliest.min(time));
@@ -42,6 +43,7 @@ impl ContainerClock {
             self.offset = Some(position - time);
             return 0.0;
         }
+
         if gap > TOLERANCE_SECONDS { gap } else { 0.0 }
     }
 
@@ -64,6 +66,7 @@ mod tests {
             position += silence + 0.02;
             all.push((silence * 100.0).round() / 100.0);
         }
+
         all
     }
 

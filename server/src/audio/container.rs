@@ -1,8 +1,8 @@
 //! Decodes files with symphonia: container -> packets -> samples -> mono -> 16 kHz.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::Path;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 
 use hush_whisper::SAMPLE_RATE;
 use symphonia::core::codecs::CodecParameters;
@@ -22,17 +22,18 @@ use symphonia::core::units::{Duration, TimeBase, Timestamp};
 use super::clock::ContainerClock;
 use super::file_kind;
 use super::headers::{self, ByteSpan};
+use super::media_source::{SourceFailure, SpoolMediaSource};
 use super::mp4::{self, TrackTiming};
 use super::output::{MAX_CHANGES, MonoOutput, too_many_changes};
 use super::pcm::{Pcm, PcmWriter};
 use super::{AudioError, KeepGoing};
-use crate::spool::{SpoolReader, Spooled};
+use crate::spool::Spooled;
 
 /// Errors of a demuxer in a row after which its stream counts as ended.
 const MAX_DEMUX_ERRORS: usize = 16;
 
-/// A file is given up after this many packets that could not be decoded, if they are also this many times more than the good
-/// ones: bytes that sometimes look like the beginning of a packet are not audio, however many there are.
+/// A file is given up after this many packets that could not be decoded, if they are also this many times more than the
+/// good ones: bytes that sometimes look like the beginning of a packet are not audio, however many there are.
 const MAX_BAD_PACKETS: u64 = 256;
 const MAX_BAD_PER_GOOD: u64 = 4;
 
@@ -87,8 +88,8 @@ pub(super) fn decode(
         // The samples are counted as well; this check only avoids decoding that many of them.
         refuse_declared(seconds, writer.limit_seconds())?;
     }
-    let mut output = MonoOutput::new(writer);
 
+    let mut output = MonoOutput::new(writer);
     let stopped_early = decode_track(format, track, timing, Some(input), &mut output, &failure, keep_going)?;
     let is_full = output.is_full();
     let pcm = output.finish()?;
@@ -96,8 +97,8 @@ pub(super) fn decode(
         return Ok(DecodedAudio { pcm, is_whole: true });
     }
 
-    // A demuxer may lose its way without an error, so the length is compared with the headers also after a clean end, unless an
-    // edit list hides a range. PCM has no more to find.
+    // A demuxer may lose its way without an error, so the length is compared with the headers also after a clean end,
+    // unless an edit list hides a range. PCM has no more to find.
     let expected = declared_seconds.filter(|_| !is_pcm && (stopped_early || !is_cut));
     let is_whole =
         expected.is_none_or(|seconds| (0.9 * seconds..=1.1 * seconds + 1.0).contains(&pcm.duration_seconds()));
@@ -127,6 +128,7 @@ fn decode_wav_files(
             let track = AudioTrack::open(&*format, None)?;
             decode_track(format, track, None, None, &mut output, &failure, keep_going)
         };
+
         match decode_file() {
             Ok(_) => {}
             Err(error) if index > 0 && error.is_worth_ffmpeg() => {
@@ -138,8 +140,8 @@ fn decode_wav_files(
     Ok(DecodedAudio { pcm: output.finish()?, is_whole: true })
 }
 
-/// Decodes the output of ffmpeg: Matroska with one track of samples, on the clock of the upload. The `bool` says whether the
-/// writer is full, so that the rest of the stream is not needed.
+/// Decodes the output of ffmpeg: Matroska with one track of samples, on the clock of the upload. The `bool` says
+/// whether the writer is full, so that the rest of the stream is not needed.
 pub(super) fn decode_stream(
     stream: impl Read + Send + Sync,
     writer: PcmWriter,
@@ -185,13 +187,12 @@ fn open<'a>(
     failure: &SourceFailure,
 ) -> Result<Box<dyn FormatReader + 'a>, AudioError> {
     let source = |is_seekable| Box::new(SpoolMediaSource::new(input, range, is_seekable, keep_going, failure.clone()));
-
     let probed = match probe(source(true), file_name) {
         Ok(format) => Ok(format),
         Err(error) => {
             failure.check()?;
-            // A truncated file fails on its index, which is at the end. In a stream of unknown length symphonia does not look for an
-            // index.
+            // A truncated file fails on its index, which is at the end. In a stream of unknown length symphonia does
+            // not look for an index.
             probe(source(false), file_name).map_err(|_| error)
         }
     };
@@ -206,8 +207,8 @@ fn open<'a>(
     })
 }
 
-/// Decodes a track to its end. Returns whether the end came too early. `timing`: when the headers say that the track is heard;
-/// `input`: the file in which the default track of a further stream is looked up.
+/// Decodes a track to its end. Returns whether the end came too early. `timing`: when the headers say that the track is
+/// heard; `input`: the file in which the default track of a further stream is looked up.
 fn decode_track(
     format: Box<dyn FormatReader + '_>,
     track: AudioTrack,
@@ -221,6 +222,7 @@ fn decode_track(
         Some(timing) => ContainerClock::starting_at(timing.origin),
         None => ContainerClock::default(),
     };
+
     let mut timing = timing.unwrap_or_default();
     output.set_cuts(std::mem::take(&mut timing.cuts));
 
@@ -229,6 +231,7 @@ fn decode_track(
         if !keep_going() {
             return Err(AudioError::Cancelled);
         }
+
         if output.is_full() || decoding.has_too_many_bad_packets() {
             break;
         }
@@ -347,6 +350,7 @@ impl<'a> TrackDecoding<'a> {
             if let Some((_, base)) = base {
                 self.clock.note_other_track(time_of(*base, packet.pts));
             }
+
             return Ok(());
         }
 
@@ -389,7 +393,8 @@ impl<'a> TrackDecoding<'a> {
     }
 }
 
-/// Tracks whose first packet may be where the container's time begins. Subtitles are left out, because they may begin anywhere.
+/// Tracks whose first packet may be where the container's time begins. Subtitles are left out, because they may begin
+/// anywhere.
 fn other_tracks(format: &dyn FormatReader, decoded: u32) -> Vec<(u32, TimeBase)> {
     let tracks = format.tracks().iter().filter(|track| track.id != decoded);
     let tracks = tracks.filter(|track| track.track_type() != Some(TrackType::Subtitle));
@@ -485,87 +490,5 @@ fn codec_name(codec: AudioCodecId) -> String {
     match known.or_else(|| CODECS.get_audio_decoder(codec).map(|decoder| decoder.codec.info.long_name)) {
         Some(name) => name.to_owned(),
         None => format!("in codec {codec}"),
-    }
-}
-
-/// The error that ended the reading where the audio was not at fault: symphonia does not pass on the errors of its source.
-#[derive(Clone, Default)]
-struct SourceFailure(Arc<Mutex<Option<AudioError>>>);
-
-impl SourceFailure {
-    fn set(&self, error: AudioError) -> io::Error {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        io::Error::other("stopped")
-    }
-
-    fn check(&self) -> Result<(), AudioError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
-    }
-}
-
-/// A range of an upload as symphonia reads it.
-struct SpoolMediaSource<'a> {
-    reader: SpoolReader,
-    range: ByteSpan,
-    /// Position of the next byte, from the start of the range.
-    position: u64,
-    is_seekable: bool,
-    keep_going: &'a KeepGoing<'a>,
-    failure: SourceFailure,
-}
-
-impl<'a> SpoolMediaSource<'a> {
-    fn new(
-        input: &Spooled,
-        range: ByteSpan,
-        is_seekable: bool,
-        keep_going: &'a KeepGoing<'a>,
-        failure: SourceFailure,
-    ) -> Self {
-        Self { reader: input.open(), range, position: 0, is_seekable, keep_going, failure }
-    }
-
-    fn len_bytes(&self) -> u64 {
-        self.range.end - self.range.start
-    }
-}
-
-impl Read for SpoolMediaSource<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        // A demuxer may search the whole file for its next packet.
-        if !(self.keep_going)() {
-            return Err(self.failure.set(AudioError::Cancelled));
-        }
-
-        let left = self.len_bytes().saturating_sub(self.position);
-        let most = usize::try_from(left).map_or(out.len(), |left| left.min(out.len()));
-        let read = (self.reader.seek(SeekFrom::Start(self.range.start + self.position)))
-            .and_then(|_| self.reader.read(&mut out[..most]))
-            .map_err(|error| self.failure.set(error.into()))?;
-        self.position += read as u64;
-        Ok(read)
-    }
-}
-
-impl Seek for SpoolMediaSource<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::End(delta) => self.len_bytes().checked_add_signed(delta),
-            SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
-        };
-
-        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.position)
-    }
-}
-
-impl MediaSource for SpoolMediaSource<'_> {
-    fn is_seekable(&self) -> bool {
-        self.is_seekable
-    }
-
-    fn byte_len(&self) -> Option<u64> {
-        self.is_seekable.then(|| self.len_bytes())
     }
 }

@@ -50,8 +50,10 @@ impl CutFrames {
             if self.shown != u64::MAX {
                 self.shown -= shown;
             }
+
             return Some(CutAction::Show(shown));
         }
+
         let Some(cut) = self.rest.pop_front() else { return Some(CutAction::Hide(frames)) };
 
         let in_frames = |seconds: f64| (seconds * self.rate).round() as u64;
@@ -73,11 +75,11 @@ mod tests {
                 frames -= n;
             }
         }
+
         all
     }
 
     #[test]
-
     fn pauses_and_cuts_follow_each_other() {
         let cuts = vec![
             EditCut { pause_seconds: 2.0, skip_seconds: 1.0, keep_seconds: Some(3.0) },

@@ -1,5 +1,6 @@
-//! Decodes with `ffmpeg`, where it is installed, what the built-in decoders cannot read. ffmpeg is a child process that gets the
-//! upload as a seekable file descriptor and writes samples with their times to a pipe. Its further rights are in `sandbox`.
+//! Decodes with `ffmpeg`, where it is installed, what the built-in decoders cannot read. ffmpeg is a child process that
+//! gets the upload as a seekable file descriptor and writes samples with their times to a pipe. Its further rights are
+//! in `sandbox`.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,10 +32,10 @@ pub enum Ffmpeg {
     Off,
 }
 
-/// The demuxers of files with sound, by their names in ffmpeg 4 to 8; ffmpeg ignores names that it does not know. Playlists,
-/// scripts and manifests (hls, concat, dash, imf, sdp, ...) are left out because they name other files or hosts, which an upload
-/// must not do; devices and network protocols because they are not files; images, subtitles and raw samples because they have
-/// no sound that can be recognised.
+/// The demuxers of files with sound, by their names in ffmpeg 4 to 8; ffmpeg ignores names that it does not know.
+/// Playlists, scripts and manifests (hls, concat, dash, imf, sdp, ...) are left out because they name other files or
+/// hosts, which an upload must not do; devices and network protocols because they are not files; images, subtitles and
+/// raw samples because they have no sound that can be recognised.
 const DEMUXERS: &str = "3dostr,4xm,aa,aac,aax,ac3,ac4,ace,acm,act,adf,adp,ads,adx,aea,afc,aiff,aix,alp,amr,amrnb,amrwb,apac,apc,\
 ape,apm,aptx,aptx_hd,argo_asf,argo_brp,argo_cvg,asf,asf_o,ast,au,avi,avr,avs,bethsoftvid,bfi,bfstm,bink,binka,bit,bmv,boa,\
 bonk,brstm,c93,caf,cine,codec2,daud,dcstr,derf,dfa,dfpwm,dhav,dsf,dsicin,dss,dts,dtshd,dv,dxa,ea,ea_cdata,eac3,epaf,evc,\
@@ -72,25 +73,13 @@ pub(super) fn decode(
     timeout: Duration,
     keep_going: &KeepGoing<'_>,
 ) -> Result<Option<Pcm>, AudioError> {
-    let (named, is_optional) = match &options.ffmpeg {
-        Ffmpeg::Off => return Ok(None),
-        Ffmpeg::OnPath => (Path::new("ffmpeg"), true),
-        Ffmpeg::At(program) => (program.as_path(), false),
-    };
-
-    let mut child = match start(named, input, options) {
-        Ok(child) => child,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && is_optional => return Ok(None),
-        Err(error) => return Err(AudioError::FfmpegSpawn(error)),
-    };
-
+    let Some(mut child) = start_if_installed(input, options)? else { return Ok(None) };
     let (Some(stdout), Some(stderr)) = (child.process.stdout.take(), child.process.stderr.take()) else {
         return Err(AudioError::FfmpegSpawn(io::ErrorKind::BrokenPipe.into()));
     };
 
     let stderr = last_bytes(stderr);
-    let watchdog = Watchdog { deadline: Instant::now() + timeout, timeout, keep_going };
-
+    let deadline = FfmpegDeadline { ends_at: Instant::now() + timeout, timeout, keep_going };
     let stopped = Mutex::new(None);
     let limit_bytes =
         OUTPUT_BYTES_AT_LEAST.saturating_add(options.limit_seconds.saturating_mul(OUTPUT_BYTES_PER_SECOND));
@@ -100,11 +89,12 @@ pub(super) fn decode(
         stdout,
         process,
         exited: None,
-        watchdog: &watchdog,
+        deadline: &deadline,
         stopped: &stopped,
         limit_bytes,
         read_bytes: 0,
     };
+
     let decoded = container::decode_stream(output, writer, keep_going);
     if let Some(error) = stopped.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
@@ -118,7 +108,8 @@ pub(super) fn decode(
         Ok((pcm, true)) => return Ok(Some(pcm)),
         Ok((pcm, false)) => Ok(pcm),
     };
-    let status = wait_for_exit(&mut child, &watchdog)?;
+
+    let status = wait_for_exit(&mut child, &deadline)?;
     if !status.success() {
         return Err(exit_error(status, &stderr, options));
     }
@@ -127,13 +118,28 @@ pub(super) fn decode(
     decoded.map(Some).map_err(|_| AudioError::NoSamples)
 }
 
-fn wait_for_exit(child: &mut FfmpegProcess, watchdog: &Watchdog<'_>) -> Result<ExitStatus, AudioError> {
+/// Starts ffmpeg; `Ok(None)` where it is switched off or not installed.
+fn start_if_installed(input: &Spooled, options: &DecodeOptions) -> Result<Option<FfmpegProcess>, AudioError> {
+    let (named, is_optional) = match &options.ffmpeg {
+        Ffmpeg::Off => return Ok(None),
+        Ffmpeg::OnPath => (Path::new("ffmpeg"), true),
+        Ffmpeg::At(program) => (program.as_path(), false),
+    };
+
+    match start(named, input, options) {
+        Ok(child) => Ok(Some(child)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_optional => Ok(None),
+        Err(error) => Err(AudioError::FfmpegSpawn(error)),
+    }
+}
+
+fn wait_for_exit(child: &mut FfmpegProcess, deadline: &FfmpegDeadline<'_>) -> Result<ExitStatus, AudioError> {
     loop {
         if let Some(status) = child.exit_status().map_err(AudioError::FfmpegSpawn)? {
             return Ok(status);
         }
 
-        watchdog.check()?;
+        deadline.check()?;
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -168,10 +174,11 @@ fn start(named: &Path, input: &Spooled, options: &DecodeOptions) -> io::Result<F
         .args(["-dts_delta_threshold", LONGEST_GAP_SECONDS])
         .args(["-analyzeduration", PROBE_MICROSECONDS, "-probesize", PROBE_BYTES])
         .args(["-i", INPUT, "-vn", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1"])
-        // Matroska keeps the times of packets. Two channels are mixed here, by the same mixer as those of the built-in decoders.
+        // Matroska keeps the times of packets. Two channels are mixed here, by the same mixer as those of the built-in
+        // decoders.
         .args(["-f", "matroska", "-c:a", "pcm_s16le", "-ac", "2", "-ar", "16000", "-"])
-        // Some containers begin their time with the first stream that is in use, so the pictures are in use too; their copy is
-        // dropped.
+        // Some containers begin their time with the first stream that is in use, so the pictures are in use too; their
+        // copy is dropped.
         .args(["-map", "0:v?", "-map", "0:a?", "-c", "copy", "-f", "null", "-"])
         .stdin(input.file)
         .stdout(Stdio::piped())
@@ -192,23 +199,22 @@ impl FfmpegInput {
         let ours = input.to_file()?;
         // Opened again for reading alone. A file that the server may not open again is passed on as it is.
         let file = File::open(format!("/proc/self/fd/{}", ours.as_raw_fd())).unwrap_or(ours);
-
         Ok(Self { file, is_in_memory: input.is_in_memory() })
     }
 }
 
 /// When to stop waiting for ffmpeg.
-struct Watchdog<'a> {
-    deadline: Instant,
+struct FfmpegDeadline<'a> {
+    ends_at: Instant,
     timeout: Duration,
     keep_going: &'a KeepGoing<'a>,
 }
 
-impl Watchdog<'_> {
+impl FfmpegDeadline<'_> {
     fn check(&self) -> Result<(), AudioError> {
         if !(self.keep_going)() {
             Err(AudioError::Cancelled)
-        } else if Instant::now() >= self.deadline {
+        } else if Instant::now() >= self.ends_at {
             Err(AudioError::FfmpegTimeout { seconds: self.timeout.as_secs() })
         } else {
             Ok(())
@@ -224,7 +230,7 @@ struct FfmpegOutput<'a> {
     exited: Option<Instant>,
     limit_bytes: u64,
     read_bytes: u64,
-    watchdog: &'a Watchdog<'a>,
+    deadline: &'a FfmpegDeadline<'a>,
     /// Why the reading was stopped: symphonia does not pass on the errors of its source.
     stopped: &'a Mutex<Option<AudioError>>,
 }
@@ -247,7 +253,7 @@ impl FfmpegOutput<'_> {
 impl Read for FfmpegOutput<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.watchdog.check().map_err(|error| self.stop(error))?;
+            self.deadline.check().map_err(|error| self.stop(error))?;
             match poll(&mut [PollFd::new(&self.stdout, PollFlags::IN)], Some(&POLL_INTERVAL)) {
                 Ok(0) if self.is_drained().map_err(|error| self.stop(AudioError::FfmpegSpawn(error)))? => {
                     return Ok(0);
@@ -266,6 +272,7 @@ impl Read for FfmpegOutput<'_> {
                         let limit = format!("{} bytes of output", self.limit_bytes);
                         return Err(self.stop(AudioError::FfmpegLimit { limit }));
                     }
+
                     return Ok(count);
                 }
             }
@@ -291,11 +298,12 @@ fn last_bytes(mut stderr: ChildStderr) -> Receiver<Vec<u8>> {
     last
 }
 
-/// The last lines of standard error, without the names of ffmpeg's own parts (demuxers, addresses, its list of formats).
+/// The last lines of standard error, without the names of ffmpeg's own parts (demuxers, addresses, its list of
+/// formats).
 fn last_lines(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes).replace(INPUT, "the upload");
-    let lines = text.lines().map(|line| without_part(line.trim()));
 
+    let lines = text.lines().map(|line| without_part(line.trim()));
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.contains(NOT_WHITELISTED)).collect();
     lines[lines.len().saturating_sub(STDERR_LINES)..].join("; ")
 }
@@ -319,6 +327,7 @@ fn without_part(mut line: &str) -> &str {
     {
         line = rest.trim_start();
     }
+
     line
 }
 
@@ -350,6 +359,7 @@ fn kill_group_after_exit(process: Pid) -> io::Result<bool> {
     if waitid(WaitId::Pid(process), exited)?.is_none() {
         return Ok(false);
     }
+
     kill_group(process)?;
     Ok(true)
 }
@@ -367,6 +377,7 @@ impl Drop for FfmpegProcess {
         if self.status.is_some() {
             return;
         }
+
         // These fail only where the process has exited already.
         let _ = self.pid().and_then(kill_group);
         let _ = self.process.kill();

@@ -82,8 +82,8 @@ const TEXT_SIGNATURES: &[(&str, &str)] = &[
     ("https://", "an address; send the audio itself"),
 ];
 
-/// Containers that the built-in decoders do not know. They would find frames of an MP3 or AAC track in them, and lose the times
-/// of these frames.
+/// Containers that the built-in decoders do not know. They would find frames of an MP3 or AAC track in them, and lose
+/// the times of these frames.
 const FFMPEG_FIRST: &[&str] = &[
     "an AVI file",
     "a Flash video",
@@ -97,8 +97,8 @@ const TRANSPORT: &str = "an MPEG transport stream";
 /// Whether ffmpeg decodes this kind of file before the built-in decoders try it.
 pub(super) fn needs_ffmpeg_first(input: &Spooled) -> bool {
     let mut head = [0; HEAD_BYTES];
-    let length = HEAD_BYTES.min(usize::try_from(input.len_bytes()).unwrap_or(HEAD_BYTES));
 
+    let length = HEAD_BYTES.min(usize::try_from(input.len_bytes()).unwrap_or(HEAD_BYTES));
     let is_read = input.read_exact_at(&mut head[..length], 0).is_ok();
     is_read && kind_of(&head[..length]).is_some_and(|kind| FFMPEG_FIRST.contains(&kind))
 }
@@ -106,8 +106,8 @@ pub(super) fn needs_ffmpeg_first(input: &Spooled) -> bool {
 /// Decoders search a shorter text fast enough.
 const LONG_TEXT_BYTES: u64 = 64 << 10;
 
-/// Whether the file is text, judged by samples of its beginning, middle and end, and so long that decoders would search in it
-/// for a long time.
+/// Whether the file is text, judged by samples of its beginning, middle and end, and so long that decoders would search
+/// in it for a long time.
 pub(super) fn is_long_text(input: &Spooled) -> bool {
     let whole = input.len_bytes();
     if whole < LONG_TEXT_BYTES {
@@ -127,8 +127,8 @@ pub(super) fn is_long_text(input: &Spooled) -> bool {
         {
             return false;
         }
-        // The piece may begin within a character, too.
 
+        // The piece may begin within a character, too.
         let cut = if at == 0 { 0 } else { piece.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count() };
         text_of(&piece[cut..]).is_some()
     })
@@ -143,6 +143,7 @@ pub(super) fn describe(input: &Spooled, file_name: Option<&str>) -> String {
     if input.read_exact_at(&mut head[..length], 0).is_err() {
         return format!("{name}cannot be read");
     }
+
     let head = &head[..length];
     let mut text = kind_of(head).map(|kind| format!("it looks like {kind}; ")).unwrap_or_default();
     text.push_str(&name);
@@ -152,6 +153,7 @@ pub(super) fn describe(input: &Spooled, file_name: Option<&str>) -> String {
         // Writing to a string cannot fail.
         let _ = write!(text, " {byte:02x}");
     }
+
     text
 }
 
@@ -159,11 +161,12 @@ fn kind_of(head: &[u8]) -> Option<&'static str> {
     if !head.is_empty() && head.iter().all(|byte| *byte == 0) {
         return Some("a file of zeros");
     }
-    let fits = |&&(at, sign, _): &&(usize, &[u8], &str)| head.get(at..).is_some_and(|rest| rest.starts_with(sign));
 
+    let fits = |&&(at, sign, _): &&(usize, &[u8], &str)| head.get(at..).is_some_and(|rest| rest.starts_with(sign));
     if let Some((_, _, name)) = SIGNATURES.iter().find(fits) {
         return Some(name);
     }
+
     // Blu-ray has a timestamp of four bytes before each packet.
     let is_transport = |at: usize, packet: usize| (0..4).all(|n| head.get(at + n * packet) == Some(&0x47));
     if is_transport(0, 188) || is_transport(4, 192) {

@@ -1,6 +1,6 @@
-//! Parts of file headers that symphonia 0.6 does not evaluate: which Matroska track is the default one when the flag is absent
-//! (its default value is "yes"), and where several WAV files follow each other in one file. For MP4 see [`super::mp4`]. Headers
-//! that look malformed are left to symphonia.
+//! Parts of file headers that symphonia 0.6 does not evaluate: which Matroska track is the default one when the flag is
+//! absent (its default value is "yes"), and where several WAV files follow each other in one file. For MP4 see
+//! [`super::mp4`]. Headers that look malformed are left to symphonia.
 
 use crate::spool::Spooled;
 
@@ -38,8 +38,8 @@ pub(super) struct ByteSpan {
     pub end: u64,
 }
 
-/// The WAV files that follow each other in `input`, where there are several: symphonia and ffmpeg decode only the first one.
-/// The headers of streams have no length, so all data after such a header belongs to it.
+/// The WAV files that follow each other in `input`, where there are several: symphonia and ffmpeg decode only the first
+/// one. The headers of streams have no length, so all data after such a header belongs to it.
 pub(super) fn wav_files(input: &Spooled) -> Option<Vec<ByteSpan>> {
     let whole = input.len_bytes();
     let is_wav = |at: u64| {
@@ -53,11 +53,11 @@ pub(super) fn wav_files(input: &Spooled) -> Option<Vec<ByteSpan>> {
         let size = u64::from(u32::from_le_bytes(bytes_at::<4>(input, start + 4)?));
         let end = start + 8 + size;
         // Chunks start at even positions, which not every writer respects.
-
         let next = [end + size % 2, end].into_iter().find(|at| is_wav(*at)).unwrap_or(whole);
         files.push(ByteSpan { start, end: next.min(whole) });
         start = next;
     }
+
     (files.len() > 1).then_some(files)
 }
 
@@ -83,6 +83,7 @@ fn vint(input: &Spooled, at: u64, keep_marker: bool) -> Option<(u64, u64)> {
     if !keep_marker {
         value &= (1 << (8 - len)) - 1;
     }
+
     for i in 1..u64::from(len) {
         value = value << 8 | u64::from(bytes_at::<1>(input, at + i)?[0]);
     }
@@ -97,9 +98,10 @@ fn elements(input: &Spooled, within: ByteSpan) -> impl Iterator<Item = (u64, Byt
         if at >= within.end {
             return None;
         }
-        let (id, after_id) = vint(input, at, true)?;
-        let (size, start) = vint(input, after_id, false)?;
 
+        let (id, after_id) = vint(input, at, true)?;
+
+        let (size, start) = vint(input, after_id, false)?;
         let end = start.saturating_add(size).min(within.end);
         at = end;
         Some((id, ByteSpan { start, end }))
@@ -127,6 +129,7 @@ pub(super) fn matroska_default_audio(input: &Spooled) -> Option<u32> {
                 _ => {}
             }
         }
+
         (kind == Some(AUDIO) && is_default).then_some(number?).and_then(|number| u32::try_from(number).ok())
     })
 }

@@ -39,8 +39,8 @@ impl DownMix {
     }
 }
 
-/// Channels count as cancelling each other where the mix is quieter than its loudest channel by this ratio: -8 dB, which two
-/// channels reach only where one is nearly the other one inverted. Uncorrelated channels stay above 0 dB.
+/// Channels count as cancelling each other where the mix is quieter than its loudest channel by this ratio: -8 dB,
+/// which two channels reach only where one is nearly the other one inverted. Uncorrelated channels stay above 0 dB.
 const CANCELLED: f64 = 0.4;
 /// Above this ratio the channels are mixed again.
 const UNCANCELLED: f64 = 0.6;
@@ -53,9 +53,10 @@ const UPDATE_FRAMES: usize = 1_024;
 /// Length of the cross-fade between the mix and a single channel.
 const FADE_SECONDS: f32 = 0.01;
 
-/// Mixes, unless the channels cancel each other (one was recorded with swapped wires): then the loudest channel is the output.
+/// Mixes, unless the channels cancel each other (one was recorded with swapped wires): then the loudest channel is the
+/// output.
 #[derive(Clone, Debug)]
-pub(super) struct Mixer {
+pub(super) struct MonoMixer {
     mix: DownMix,
     /// Logarithm of the share that the previous mean keeps per frame.
     decay: f64,
@@ -70,7 +71,7 @@ pub(super) struct Mixer {
     fade_step: f32,
 }
 
-impl Mixer {
+impl MonoMixer {
     /// `None` without channels.
     pub(super) fn new(channels: &Channels, hertz: u32) -> Option<Self> {
         let mix = DownMix::new(channels)?;
@@ -83,7 +84,6 @@ impl Mixer {
     /// Appends one sample per frame of `interleaved`.
     pub(super) fn mix(&mut self, interleaved: &[f32], mono: &mut Vec<f32>) {
         let count = self.channels.len();
-
         if count == 1 {
             // Mono is not changed, so it stays bit-exact.
             mono.extend_from_slice(interleaved);
@@ -116,6 +116,7 @@ impl Mixer {
         if mixed.is_empty() {
             return;
         }
+
         let keep = (self.decay * mixed.len() as f64).exp();
         let mean = |square: f64| square / mixed.len() as f64;
         let square = |sample: f32| f64::from(sample * sample);
@@ -155,7 +156,6 @@ impl Mixer {
     /// Replaces the mix by the selected channel, with cross-fades.
     fn apply_selection(&mut self, frames: &[f32], mono: &mut [f32]) {
         let count = self.channels.len();
-
         for (frame, sample) in frames.chunks_exact(count).zip(mono) {
             let value = |channel: Option<usize>| channel.map_or(*sample, |channel| frame[channel]);
             let selected = value(self.selected);
@@ -197,7 +197,6 @@ mod tests {
     }
 
     #[test]
-
     fn weights_are_those_of_ffmpeg() {
         assert_eq!(weights(&Channels::Positioned(Position::FRONT_CENTER)), [1.0]);
         assert_eq!(weights(&Channels::Positioned(Position::FRONT_LEFT)), [1.0]);
@@ -230,7 +229,7 @@ mod tests {
     /// The mix of two seconds of two channels.
     fn mixed(frame: impl Fn(usize) -> [f32; 2]) -> (Vec<f32>, Vec<f32>) {
         let stereo = Channels::Positioned(Position::FRONT_LEFT | Position::FRONT_RIGHT);
-        let mut mixer = Mixer::new(&stereo, HERTZ).unwrap();
+        let mut mixer = MonoMixer::new(&stereo, HERTZ).unwrap();
         let interleaved: Vec<f32> = (0..2 * HERTZ as usize).flat_map(frame).collect();
 
         let mut mono = Vec::new();

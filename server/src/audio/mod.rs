@@ -16,6 +16,7 @@ mod error;
 mod ffmpeg;
 mod file_kind;
 mod headers;
+mod media_source;
 
 mod mix;
 mod mp4;
@@ -82,7 +83,6 @@ impl Default for DecodeOptions {
             budget: None,
             limit_seconds: DEFAULT_LIMIT_SECONDS,
             ffmpeg: Ffmpeg::default(),
-
             ffmpeg_timeout: Duration::from_secs(1800),
             ffmpeg_limits: FfmpegLimits::default(),
         }
@@ -114,8 +114,8 @@ pub fn decode_head(
     keep_going: &KeepGoing<'_>,
 ) -> Result<DecodedHead, AudioError> {
     let samples = HEAD_SECONDS * u64::from(SAMPLE_RATE);
-    let pcm = decode_samples(input, file_name, options, samples, keep_going)?;
 
+    let pcm = decode_samples(input, file_name, options, samples, keep_going)?;
     let is_whole = pcm.len_samples() < samples || pcm.lies_in(input);
     Ok(if is_whole { DecodedHead::Whole(pcm) } else { DecodedHead::Beginning(pcm) })
 }
@@ -131,6 +131,7 @@ fn decode_samples(
     if input.is_empty() {
         return Err(AudioError::Empty);
     }
+
     if file_kind::is_long_text(input) {
         return Err(AudioError::Unrecognised { hint: file_kind::describe(input, file_name) });
     }
@@ -171,8 +172,8 @@ impl DecodeJob<'_> {
 
     /// Decodes with the built-in decoders.
     fn decode_built_in(&self) -> Result<container::DecodedAudio, AudioError> {
-        // The only place where panics are caught: decoders of untrusted bytes have bugs (indexes, overflows), and one file must
-        // not end the server. No state that they changed outlives the call. Needs `panic = "unwind"`.
+        // The only place where panics are caught: decoders of untrusted bytes have bugs (indexes, overflows), and one
+        // file must not end the server. No state that they changed outlives the call. Needs `panic = "unwind"`.
         let decode = || container::decode(self.input, self.file_name, self.writer(), self.keep_going);
         catch_unwind(AssertUnwindSafe(decode))
             .unwrap_or_else(|_| Err(AudioError::Malformed { reason: "the decoder failed on it".to_owned() }))

@@ -1,5 +1,5 @@
-//! The times of an MP4 track, which symphonia 0.6 does not evaluate: the edit list (which hides the encoder delay and what was
-//! cut away, and has the pause before a track that starts late), and the decode times of fragments.
+//! The times of an MP4 track, which symphonia 0.6 does not evaluate: the edit list (which hides the encoder delay and
+//! what was cut away, and has the pause before a track that starts late), and the decode times of fragments.
 
 use super::clock::LONGEST_GAP_SECONDS;
 use super::headers::{ByteSpan, EditCut, MAX_ELEMENTS, bytes_at, u32_at, u64_at};
@@ -17,7 +17,8 @@ const FLAG_SAMPLE_DURATION: u32 = 0x100;
 pub(super) struct TrackTiming {
     /// The parts of the track that are heard; empty: all of it.
     pub cuts: Vec<EditCut>,
-    /// From each of these timestamps on, in symphonia's count, the samples are this many seconds later than symphonia says.
+    /// From each of these timestamps on, in symphonia's count, the samples are this many seconds later than symphonia
+    /// says.
     shifts: Vec<(u64, f64)>,
     /// Where the movie's time begins, in the seconds that [`Self::seconds`] returns.
     pub origin: f64,
@@ -40,6 +41,7 @@ fn boxes(input: &Spooled, within: ByteSpan) -> impl Iterator<Item = ([u8; 4], By
         if at >= within.end {
             return None;
         }
+
         let name = bytes_at::<4>(input, at + 4)?;
         let (size, header) = match u32_at(input, at)? {
             0 => (within.end - at, 8),
@@ -81,12 +83,12 @@ struct Movie<'a> {
 struct MovieTrack {
     id: u32,
     scale: f64,
-    edits: Vec<Edit>,
+    edits: Vec<EditListEntry>,
 }
 
 /// An entry of an edit list, in seconds. An entry without a media time is a pause.
 #[derive(Clone, Copy)]
-struct Edit {
+struct EditListEntry {
     seconds: f64,
     media_seconds: Option<f64>,
 }
@@ -110,13 +112,13 @@ impl<'a> Movie<'a> {
         }
 
         let scale = timescale(input, child(input, media, b"mdhd")?)?;
-        let list = child(input, trak, b"edts").and_then(|edts| child(input, edts, b"elst"));
 
+        let list = child(input, trak, b"edts").and_then(|edts| child(input, edts, b"elst"));
         let edits = list.and_then(|list| Self::edits(input, list, movie_scale, scale)).unwrap_or_default();
         Some(MovieTrack { id, scale, edits })
     }
 
-    fn edits(input: &Spooled, list: ByteSpan, movie_scale: f64, track_scale: f64) -> Option<Vec<Edit>> {
+    fn edits(input: &Spooled, list: ByteSpan, movie_scale: f64, track_scale: f64) -> Option<Vec<EditListEntry>> {
         let is_long = bytes_at::<1>(input, list.start)?[0] == 1;
         let entry_bytes = if is_long { 20 } else { 12 };
         let count = u64::from(u32_at(input, list.start + 4)?).min(MAX_EDITS);
@@ -129,12 +131,14 @@ impl<'a> Movie<'a> {
             };
 
             let media_seconds = (media_time >= 0).then_some(media_time as f64 / track_scale);
-            Some(Edit { seconds: duration as f64 / movie_scale, media_seconds })
+            Some(EditListEntry { seconds: duration as f64 / movie_scale, media_seconds })
         };
+
         (0..count).map(entry).collect()
     }
 
-    /// The fragments of a track: symphonia's count of the time of each, and its decode time, both in units of the track.
+    /// The fragments of a track: symphonia's count of the time of each, and its decode time, both in units of the
+    /// track.
     fn fragments(&self, id: u32) -> Option<Vec<(u64, u64)>> {
         let input = self.input;
         let extends = child(input, self.moov, b"mvex")?;
@@ -156,6 +160,7 @@ impl<'a> Movie<'a> {
                     0 => u64::from(u32_at(input, tfdt.start + 4)?),
                     _ => u64_at(input, tfdt.start + 4)?,
                 };
+
                 fragments.push((counted, time));
             }
 
@@ -192,7 +197,7 @@ impl<'a> Movie<'a> {
 }
 
 /// The cuts of an edit list whose media times increase; `None` for every other list.
-fn cuts(edits: &[Edit]) -> Option<Vec<EditCut>> {
+fn cuts(edits: &[EditListEntry]) -> Option<Vec<EditCut>> {
     let (mut pause_seconds, mut end, mut cuts) = (0.0, 0.0, Vec::new());
 
     for edit in edits {
@@ -204,6 +209,7 @@ fn cuts(edits: &[Edit]) -> Option<Vec<EditCut>> {
         if media < end - 1e-6 {
             return None;
         }
+
         // Zero means a fragmented file whose length was not known.
         let keep_seconds = (edit.seconds > 0.0).then_some(edit.seconds);
         cuts.push(EditCut { pause_seconds, skip_seconds: (media - end).max(0.0), keep_seconds });
@@ -224,11 +230,11 @@ pub(super) fn track_timing(input: &Spooled, track_id: u32) -> Option<TrackTiming
     let own = movie.tracks.iter().find(|track| track.id == track_id)?;
     let mut cuts = cuts(&own.edits).unwrap_or_default();
     // The movie begins with the track that starts first, whether it is sound or picture.
-
     let earliest = movie.tracks.iter().map(leading_pause).fold(f64::INFINITY, f64::min);
     if let Some(first) = cuts.first_mut() {
         first.pause_seconds = (first.pause_seconds - earliest).max(0.0);
     }
+
     cuts.iter_mut().filter(|cut| cut.pause_seconds > LONGEST_GAP_SECONDS).for_each(|cut| cut.pause_seconds = 0.0);
 
     let fragments = movie.fragments(track_id).unwrap_or_default();
@@ -239,7 +245,7 @@ pub(super) fn track_timing(input: &Spooled, track_id: u32) -> Option<TrackTiming
     });
 
     let origin = first_times.fold(f64::INFINITY, f64::min);
-    let origin = if origin.is_finite() { origin } else { 0.0 };
 
+    let origin = if origin.is_finite() { origin } else { 0.0 };
     Some(TrackTiming { cuts, shifts: fragments.iter().map(shift).collect(), origin })
 }

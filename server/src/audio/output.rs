@@ -5,7 +5,7 @@ use symphonia::core::audio::{AudioSpec, GenericAudioBufferRef};
 use super::AudioError;
 use super::cuts::{CutAction, CutFrames};
 use super::headers::EditCut;
-use super::mix::Mixer;
+use super::mix::MonoMixer;
 use super::pcm::{Pcm, PcmWriter};
 use super::resample::Resampler;
 
@@ -24,7 +24,7 @@ pub(super) fn too_many_changes() -> AudioError {
 pub(super) struct MonoOutput {
     writer: PcmWriter,
     /// The form of the current buffers, with the stages that convert it.
-    form: Option<(AudioSpec, Mixer, Resampler)>,
+    form: Option<(AudioSpec, MonoMixer, Resampler)>,
     changes: usize,
     seconds_before: f64,
     frames: u64,
@@ -88,6 +88,7 @@ impl MonoOutput {
                 let seconds = self.seconds_before + frames as f64 / f64::from(spec.rate());
                 return Err(AudioError::NonFinite { seconds });
             }
+
             // A lossy decoder overflowed on a damaged packet.
             self.interleaved.iter_mut().filter(|sample| !sample.is_finite()).for_each(|sample| *sample = 0.0);
         }
@@ -119,7 +120,8 @@ impl MonoOutput {
         Ok(())
     }
 
-    /// Writes silence in place of a damaged packet. Before the first good packet the container's clock shows how much is missing.
+    /// Writes silence in place of a damaged packet. Before the first good packet the container's clock shows how much
+    /// is missing.
     pub(super) fn conceal(&mut self, seconds: f64) -> Result<(), AudioError> {
         self.push_silence(seconds.clamp(0.0, MAX_CONCEALED_SECONDS))
     }
@@ -154,7 +156,7 @@ impl MonoOutput {
             self.cuts = CutFrames::new(std::mem::take(&mut self.pending_cuts), spec.rate());
         }
 
-        let mix = Mixer::new(spec.channels(), spec.rate()).ok_or(AudioError::ZeroChannels)?;
+        let mix = MonoMixer::new(spec.channels(), spec.rate()).ok_or(AudioError::ZeroChannels)?;
         let resampler = match self.form.take() {
             Some((before, _, resampler)) if before.rate() == spec.rate() => resampler,
             before => {
@@ -179,6 +181,7 @@ impl MonoOutput {
         if self.writer.len_samples() == 0 {
             return Err(AudioError::NoSamples);
         }
+
         self.writer.finish()
     }
 }

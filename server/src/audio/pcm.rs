@@ -9,8 +9,8 @@ use crate::spool::{Spool, SpoolOptions, Spooled};
 
 const BYTES_PER_SAMPLE: u64 = 2;
 
-/// Mono 16 kHz samples of 16 bits, the precision of the reference (which decodes everything with ffmpeg's `s16le`). Cheap to
-/// clone. In memory or in a file without a name, as its spool decides.
+/// Mono 16 kHz samples of 16 bits, the precision of the reference (which decodes everything with ffmpeg's `s16le`).
+/// Cheap to clone. In memory or in a file without a name, as its spool decides.
 #[derive(Clone, Debug)]
 pub struct Pcm {
     bytes: Spooled,
@@ -97,13 +97,14 @@ fn from_s16le(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Takes a body of headerless 16-bit little-endian mono 16 kHz samples (`encode=false`): the spool of the upload holds the
-/// samples, and nothing is copied. An odd length is refused, as in the reference (`numpy.frombuffer`).
+/// Takes a body of headerless 16-bit little-endian mono 16 kHz samples (`encode=false`): the spool of the upload holds
+/// the samples, and nothing is copied. An odd length is refused, as in the reference (`numpy.frombuffer`).
 pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioError> {
     let bytes = body.len_bytes();
     if bytes == 0 {
         return Err(AudioError::Empty);
     }
+
     if !bytes.is_multiple_of(BYTES_PER_SAMPLE) {
         return Err(AudioError::OddRawLength { bytes });
     }
@@ -112,9 +113,9 @@ pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioE
     Ok(Pcm::whole(body))
 }
 
-/// Rounds (halves to even) and clips as ffmpeg does. `round_ties_even` is not used, because it is a call for each sample where
-/// the baseline of the processor has no such instruction: floats in this range are whole numbers, so the addition rounds, and
-/// the low bits are the result.
+/// Rounds (halves to even) and clips as ffmpeg does. `round_ties_even` is not used, because it is a call for each
+/// sample where the baseline of the processor has no such instruction: floats in this range are whole numbers, so the
+/// addition rounds, and the low bits are the result.
 fn to_i16(sample: f32) -> i16 {
     const WHOLE: f32 = 12_582_912.0; // 1.5 * 2^23
 
@@ -142,7 +143,6 @@ impl PcmWriter {
 
     pub(super) fn new(spool: SpoolOptions, limit_seconds: u64) -> Self {
         let (spool, buffer) = (Spool::new(spool), Vec::with_capacity(Self::FLUSH_BYTES));
-
         Self { spool, buffer, len_samples: 0, limit_seconds, kept_samples: u64::MAX }
     }
 
@@ -177,6 +177,7 @@ impl PcmWriter {
             for (pair, sample) in pairs.iter_mut().zip(piece) {
                 *pair = to_i16(*sample).to_le_bytes();
             }
+
             if self.buffer.len() >= Self::FLUSH_BYTES {
                 self.flush()?;
             }
@@ -189,8 +190,8 @@ impl PcmWriter {
         Ok(Pcm::whole(self.spool.finish()))
     }
 
-    /// Takes samples of the right kind that `input` has at a position, without a copy: `declared` samples, or as many as there are.
-    /// `None`: there are none.
+    /// Takes samples of the right kind that `input` has at a position, without a copy: `declared` samples, or as many
+    /// as there are. `None`: there are none.
     pub(super) fn sample_range(
         &self,
         input: &Spooled,
@@ -198,8 +199,8 @@ impl PcmWriter {
         declared: Option<u64>,
     ) -> Result<Option<Pcm>, AudioError> {
         let there = input.len_bytes().saturating_sub(start_bytes) / BYTES_PER_SAMPLE;
-        let len_samples = declared.map_or(there, |declared| declared.min(there));
 
+        let len_samples = declared.map_or(there, |declared| declared.min(there));
         refuse_longer(len_samples, self.limit_seconds)?;
         let span = PcmSpan { start_bytes, len_samples };
         Ok((len_samples > 0).then(|| Pcm { bytes: input.clone(), span }))

@@ -10,8 +10,8 @@ use super::AudioError;
 const MIN_HERTZ: u32 = 2_000;
 /// The highest rate of real converters; the limit also bounds the length of the filter.
 const MAX_HERTZ: u32 = 384_000;
-/// The smallest block on either side. The filter is as long as the block at the input rate, so that its transition band ends
-/// about 100 Hz below 8 kHz.
+/// The smallest block on either side. The filter is as long as the block at the input rate, so that its transition band
+/// ends about 100 Hz below 8 kHz.
 const MIN_BLOCK: usize = 1_024;
 
 /// Resamples audio of one rate.
@@ -78,8 +78,8 @@ impl Resampler {
     /// Passes on the remaining samples, so that the total is `round(pushed * 16000 / hertz)`.
     pub(super) fn finish(mut self, mut write: impl FnMut(&[f32]) -> Result<(), AudioError>) -> Result<(), AudioError> {
         let Some(filter) = &mut self.filter else { return Ok(()) };
-        let (pushed, hertz) = (u128::from(self.pushed), u128::from(self.hertz));
 
+        let (pushed, hertz) = (u128::from(self.pushed), u128::from(self.hertz));
         let total = ((2 * pushed * u128::from(SAMPLE_RATE) + hertz) / (2 * hertz)) as u64;
         while self.returned < total {
             let out = filter.run()?;

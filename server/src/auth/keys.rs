@@ -7,8 +7,8 @@ use futures_util::FutureExt;
 use futures_util::future::{self, BoxFuture};
 use subtle::ConstantTimeEq;
 
-use super::{Authenticate, Caller, CredentialDigest, Denied, digest};
-use crate::watch::{WatchError, Watched};
+use super::{AccessDenied, Authenticate, Caller, CredentialDigest, digest};
+use crate::watch::{WatchError, WatchedFiles};
 
 /// Minimal length; shorter keys can be guessed. `openssl rand -hex 16` makes a key of 32 characters.
 const KEY_MIN_CHARS: usize = 16;
@@ -56,6 +56,7 @@ impl ApiKeys {
             if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
                 return Err(InvalidKeys::Characters { line });
             }
+
             if key.len() < KEY_MIN_CHARS {
                 return Err(InvalidKeys::TooShort { line });
             }
@@ -69,8 +70,8 @@ impl ApiKeys {
         self.keys.is_empty()
     }
 
-    /// The name of a key. The time does not depend on the key: its digest is compared with all digests, in constant time each.
-
+    /// The name of a key. The time does not depend on the key: its digest is compared with all digests, in constant
+    /// time each.
     pub fn find(&self, presented: &str) -> Option<&str> {
         let presented = digest(presented);
         self.keys.iter().fold(None, |found, key| {
@@ -82,18 +83,19 @@ impl ApiKeys {
 /// A file of keys, which is read again when it changes.
 #[derive(Clone)]
 pub struct KeyFile {
-    keys: Watched<ApiKeys>,
+    keys: WatchedFiles<ApiKeys>,
 }
 
 impl KeyFile {
-    /// Opens the file. A file without a key is an error here; when the file loses its keys later, no key is accepted. Must be called
-    /// inside a tokio runtime.
+    /// Opens the file. A file without a key is an error here; when the file loses its keys later, no key is accepted.
+    /// Must be called inside a tokio runtime.
     pub fn open(path: PathBuf) -> Result<Self, WatchError> {
-        let keys = Watched::start(vec![path.clone()], |contents| {
+        let keys = WatchedFiles::start(vec![path.clone()], |contents| {
             let keys = ApiKeys::parse(contents.first().map_or(&[], Vec::as_slice))?;
             if keys.is_empty() {
                 tracing::warn!("a file of keys holds none: no key is accepted");
             }
+
             Ok::<_, InvalidKeys>(keys)
         })?;
 
@@ -116,10 +118,9 @@ impl std::fmt::Debug for KeyFile {
 }
 
 impl Authenticate for KeyFile {
-    fn authenticate<'a>(&'a self, token: &'a str, _: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, Denied>> {
+    fn authenticate<'a>(&'a self, token: &'a str, _: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, AccessDenied>> {
         let found = self.find(token).map(|name| Caller(format!("token:{name}")));
-
-        future::ready(found.ok_or_else(|| Denied::Invalid("this token is not known here".to_owned()))).boxed()
+        future::ready(found.ok_or_else(|| AccessDenied::Invalid("this token is not known here".to_owned()))).boxed()
     }
 }
 
@@ -149,6 +150,7 @@ mod tests {
             let error = ApiKeys::parse(text.as_bytes()).err().unwrap().to_string();
             assert!(error.starts_with(says) && !error.contains("secret"), "{error}");
         }
+
         assert_eq!(ApiKeys::parse(&[0xff]).err(), Some(InvalidKeys::NotUtf8));
         assert_eq!(InvalidKeys::NotUtf8.to_string(), "it is not UTF-8");
         assert!(ApiKeys::parse(b"# nothing\n").unwrap().is_empty());

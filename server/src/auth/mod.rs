@@ -1,14 +1,14 @@
-//! Authentication: keys from a file, or tokens that the Kubernetes API server confirms. No credential is logged or kept; only its
-//! SHA-256 is kept.
+//! Authentication: keys from a file, or tokens that the Kubernetes API server confirms. No credential is logged or
+//! kept; only its SHA-256 is kept.
 
 mod keys;
 mod review;
 
 use sha2::{Digest as _, Sha256};
 
-pub use hush_listener::{Authenticate, Caller, Denied};
+pub use hush_listener::{AccessDenied, Authenticate, Caller};
 pub use keys::{ApiKeys, InvalidKeys, KeyFile};
-pub use review::{ApiServer, InvalidApiServer, ReviewSettings, ServiceAccount, TokenReview};
+pub use review::{ApiServer, InvalidApiServer, InvalidServiceAccount, ReviewSettings, ServiceAccount, TokenReview};
 
 // Former names, for code outside of this module.
 pub use self::ServiceAccount as Account;

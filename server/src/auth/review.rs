@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 use hush_contract::admin::TOKEN_AUDIENCE;
 use tokio::time::Instant;
 
-use super::{Authenticate, Caller, Denied, digest};
+use super::{AccessDenied, Authenticate, Caller, digest};
 use crate::watch::WatchError;
 use admission::ReviewAdmission;
 pub use client::{ApiServer, InvalidApiServer};
@@ -32,19 +32,24 @@ pub struct ServiceAccount {
     name: String,
 }
 
-impl FromStr for ServiceAccount {
-    type Err = &'static str;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a service account as namespace:name, such as hush:hush-controller")]
+pub struct InvalidServiceAccount;
 
-    fn from_str(text: &str) -> Result<Self, &'static str> {
+impl FromStr for ServiceAccount {
+    type Err = InvalidServiceAccount;
+
+    fn from_str(text: &str) -> Result<Self, InvalidServiceAccount> {
         let valid = |part: &str, max: usize| {
             (1..=max).contains(&part.len())
                 && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
         };
+
         match text.split_once(':') {
             Some((namespace, name)) if valid(namespace, 63) && valid(name, 253) => {
                 Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
             }
-            _ => Err("expected a service account as namespace:name, such as hush:hush-controller"),
+            _ => Err(InvalidServiceAccount),
         }
     }
 }
@@ -85,7 +90,7 @@ impl ReviewSettings {
     pub const REMEMBER_REFUSAL: Duration = Duration::from_secs(2);
 }
 
-type ReviewVerdict = Result<Caller, Denied>;
+type ReviewVerdict = Result<Caller, AccessDenied>;
 
 /// Checks tokens with the API server. Without a clear answer a token is refused.
 pub struct TokenReview {
@@ -103,10 +108,11 @@ impl TokenReview {
     }
 
     async fn verdict(&self, token: &str, peer: Option<IpAddr>) -> ReviewVerdict {
-        let claimed = jwt::claimed_audiences(token).map_err(|error| Denied::Invalid(error.to_string()))?;
+        let claimed = jwt::claimed_audiences(token).map_err(|error| AccessDenied::Invalid(error.to_string()))?;
         if !self.audiences().iter().any(|audience| claimed.iter().any(|claimed| claimed == audience)) {
             return Err(self.wrong_audience());
         }
+
         if let Some(verdict) = self.recall(token) {
             return verdict;
         }
@@ -114,7 +120,7 @@ impl TokenReview {
         let reviewed = tokio::time::timeout(self.settings.timeout, self.review(token, peer)).await;
         reviewed.unwrap_or_else(|_| {
             let seconds = self.settings.timeout.as_secs_f64();
-            Err(Denied::Unavailable(format!("the Kubernetes API server gave no verdict within {seconds} s")))
+            Err(AccessDenied::Unavailable(format!("the Kubernetes API server gave no verdict within {seconds} s")))
         })
     }
 
@@ -122,8 +128,11 @@ impl TokenReview {
     async fn review(&self, token: &str, peer: Option<IpAddr>) -> ReviewVerdict {
         let digest = digest(token);
         let is_known = self.verdicts().is_known(Instant::now(), &digest);
-        let _slot =
-            self.admission.enter(peer, is_known).await.map_err(|too_many| Denied::Unavailable(too_many.to_string()))?;
+        let _slot = self
+            .admission
+            .enter(peer, is_known)
+            .await
+            .map_err(|too_many| AccessDenied::Unavailable(too_many.to_string()))?;
 
         // Another request with the same token may have been answered meanwhile.
         if let Some(verdict) = self.recall(token) {
@@ -142,13 +151,14 @@ impl TokenReview {
     async fn request_verdict(&self, token: &str) -> ReviewVerdict {
         let review = self.client.review(token, &self.audiences()).await.map_err(|error| {
             tracing::warn!(api = %self.settings.api, "a token could not be reviewed: {error}");
-            Denied::Unavailable(format!("the Kubernetes API server gave no verdict: {error}"))
+            AccessDenied::Unavailable(format!("the Kubernetes API server gave no verdict: {error}"))
         })?;
         // An answer with an error is not clear, even if it says `authenticated`.
         if !review.authenticated || review.error.as_ref().is_some_and(|error| !error.is_empty()) {
             let why = review.error.unwrap_or_else(|| "it is not valid".to_owned());
-            return Err(Denied::Invalid(format!("Kubernetes does not accept the token: {why}")));
+            return Err(AccessDenied::Invalid(format!("Kubernetes does not accept the token: {why}")));
         }
+
         if !self.is_made_for_this_server(&review) {
             return Err(self.wrong_audience());
         }
@@ -157,11 +167,12 @@ impl TokenReview {
         if self.settings.accounts.iter().any(|account| account.to_string() == user) {
             Ok(Caller(user))
         } else {
-            Err(Denied::Forbidden(format!("`{user}` may not command this server; see --admin-account")))
+            Err(AccessDenied::Forbidden(format!("`{user}` may not command this server; see --admin-account")))
         }
     }
 
-    /// Whether the API server confirms an audience of this server. An API server that does not know audiences names none.
+    /// Whether the API server confirms an audience of this server. An API server that does not know audiences names
+    /// none.
     fn is_made_for_this_server(&self, review: &ReviewStatus) -> bool {
         let is_for = |audience: &str| review.audiences.iter().any(|named| named == audience);
         let is_of_own_pod =
@@ -175,8 +186,8 @@ impl TokenReview {
         [self.settings.audience.as_str()].into_iter().chain(own_pod).collect()
     }
 
-    fn wrong_audience(&self) -> Denied {
-        Denied::Invalid(format!("the token is not made for the audience `{}`", self.settings.audience))
+    fn wrong_audience(&self) -> AccessDenied {
+        AccessDenied::Invalid(format!("the token is not made for the audience `{}`", self.settings.audience))
     }
 
     fn recall(&self, token: &str) -> Option<ReviewVerdict> {

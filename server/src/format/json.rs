@@ -68,6 +68,7 @@ impl Formatter for PythonJson {
                 out.write_all(&[character as u8])?;
                 continue;
             }
+
             for unit in character.encode_utf16(&mut units) {
                 write!(out, "\\u{unit:04x}")?;
             }
@@ -76,12 +77,14 @@ impl Formatter for PythonJson {
     }
 }
 
-/// Python's `repr` of a float, made of the shortest digits in scientific notation (`-1.5e-5`), which are the same in Python.
+/// Python's `repr` of a float, made of the shortest digits in scientific notation (`-1.5e-5`), which are the same in
+/// Python.
 fn float_repr(scientific: &str) -> String {
     let (sign, rest) = match scientific.strip_prefix('-') {
         Some(rest) => ("-", rest),
         None => ("", scientific),
     };
+
     let (mantissa, exponent) = rest.split_once('e').unwrap_or((rest, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
     let digits = mantissa.replace('.', "");
@@ -257,6 +260,7 @@ mod tests {
         for (value, expected) in cases {
             assert_eq!(dump(&value), expected);
         }
+
         assert_eq!(dump(&0.2f32), "0.2");
         assert_eq!(dump(&f64::NAN), "null");
         assert_eq!(dump(&f64::INFINITY), "null");

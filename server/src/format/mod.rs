@@ -30,7 +30,8 @@ pub enum TranscriptFormat {
     Json(JsonShape),
 }
 
-/// The engine of whisper-asr-webservice whose JSON is written. The two engines differ in the order of keys and in the first id.
+/// The engine of whisper-asr-webservice whose JSON is written. The two engines differ in the order of keys and in the
+/// first id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum JsonShape {
     #[default]
@@ -74,7 +75,7 @@ pub struct TranscriptWriter<W> {
 }
 
 impl<W: Write> TranscriptWriter<W> {
-    /// Writes the header of the format, if it has one. WordOutput are left out.
+    /// Writes the header of the format, if it has one. Words are left out.
     pub fn new(format: TranscriptFormat, out: W) -> io::Result<Self> {
         Self::with_words(format, WordOutput::Without, out)
     }
@@ -124,11 +125,11 @@ impl<W: Write> TranscriptWriter<W> {
         if self.format == TranscriptFormat::Vtt {
             return write!(self.out, "{} --> {}\n{text}\n\n", ClockTime::vtt(*start), ClockTime::vtt(*end));
         }
+
         write!(self.out, "{}\n{} --> {}\n{text}\n\n", self.cue_count, ClockTime::srt(*start), ClockTime::srt(*end))
     }
 
     /// Writes the rest of the transcript and returns the output.
-
     pub fn finish(mut self, transcript: &Transcript) -> io::Result<W> {
         if let Some(composer) = self.composer.take() {
             composer.finish().into_iter().try_for_each(|cue| self.cue(&cue))?;

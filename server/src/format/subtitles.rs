@@ -1,4 +1,5 @@
-//! Lays out subtitles word by word, as `SubtitlesWriter` of openai/whisper does (`whisper/utils.py`), segment by segment.
+//! Lays out subtitles word by word, as `SubtitlesWriter` of openai/whisper does (`whisper/utils.py`), segment by
+//! segment.
 
 use hush_whisper::{Segment, Word};
 
@@ -9,8 +10,8 @@ const LONG_PAUSE_SECONDS: f64 = 3.0;
 /// The reference's value for no limit.
 const NO_LIMIT: usize = 1000;
 
-/// How words become subtitles; the reference has options of the same names. With both a width and a count of lines, words flow
-/// over the ends of segments; otherwise each segment begins a new subtitle.
+/// How words become subtitles; the reference has options of the same names. With both a width and a count of lines,
+/// words flow over the ends of segments; otherwise each segment begins a new subtitle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SubtitleLayout {
     /// Underlines each word while it is spoken.
@@ -25,7 +26,7 @@ pub struct SubtitleLayout {
 
 impl SubtitleLayout {
     /// The layout that whisper-asr-webservice passes to the writers of openai/whisper.
-    pub const PEER: Self =
+    pub const WHISPER_ASR_WEBSERVICE: Self =
         Self { highlight_words: false, max_line_width: Some(1000), max_line_count: Some(10), max_words_per_line: None };
 
     fn flows(&self) -> bool {
@@ -84,12 +85,14 @@ impl CueComposer {
                     self.line_count += 1;
                     word.text.insert(0, '\n');
                 }
+
                 self.line_length = strip(&word.text).chars().count();
             }
 
             self.last_start = Some(word.start_seconds);
             self.words.push(word);
         }
+
         cues
     }
 
@@ -119,12 +122,14 @@ impl CueComposer {
             cues.push(Cue { start, end: milliseconds(final_word.end_seconds), text: text(None) });
             return;
         }
+
         let mut last_end = start;
         for (index, word) in words.iter().enumerate() {
             let (start, end) = (milliseconds(word.start_seconds), milliseconds(word.end_seconds));
             if last_end != start {
                 cues.push(Cue { start: last_end, end: start, text: text(None) });
             }
+
             cues.push(Cue { start, end, text: text(Some(index)) });
             last_end = end;
         }
@@ -160,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_segment_without_words_has_no_subtitle() {
-        let mut composer = CueComposer::new(SubtitleLayout::PEER);
+        let mut composer = CueComposer::new(SubtitleLayout::WHISPER_ASR_WEBSERVICE);
         assert!(composer.segment(&Segment::default()).is_empty());
         assert!(composer.finish().is_empty());
     }

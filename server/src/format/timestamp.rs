@@ -30,11 +30,12 @@ impl fmt::Display for ClockTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, milliseconds) = (self.milliseconds / 1000, self.milliseconds % 1000);
         let (minutes, seconds) = (seconds / 60, seconds % 60);
-        let (hours, minutes) = (minutes / 60, minutes % 60);
 
+        let (hours, minutes) = (minutes / 60, minutes % 60);
         if self.always_hours || hours > 0 {
             write!(f, "{hours:02}:")?;
         }
+
         write!(f, "{minutes:02}:{seconds:02}{}{milliseconds:03}", self.decimal_mark)
     }
 }
@@ -45,7 +46,8 @@ mod tests {
 
     #[test]
     fn ties_go_to_even() {
-        // Expected values: python3 -c 'print([round(1000 * t) for t in (0.0005, 0.0015, 0.0025, 3661.2345, 1.0005, 0.3, 2.675)])'
+        // Expected values: python3 -c 'print([round(1000 * t) for t in (0.0005, 0.0015, 0.0025, 3661.2345, 1.0005, 0.3,
+        // 2.675)])'
         let given = [0.0005, 0.0015, 0.0025, 3661.2345, 1.0005, 0.3, 2.675];
         assert_eq!(given.map(milliseconds), [0, 2, 2, 3_661_234, 1000, 300, 2675]);
         assert_eq!(milliseconds(-0.1), 0);

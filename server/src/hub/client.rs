@@ -1,5 +1,5 @@
-//! Requests to the hub. Redirects are followed here (the token goes only to the hub, and no redirect may lead to an internal
-//! address), and errors tell what the operator can do.
+//! Requests to the hub. Redirects are followed here (the token goes only to the hub, and no redirect may lead to an
+//! internal address), and errors tell what the operator can do.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -58,8 +58,8 @@ impl HubClient {
             .timeout_per_read(Some(retry.read_timeout))
             .timeout_per_write(Some(retry.read_timeout))
             .build();
-        let resolver = GuardedResolver::default();
 
+        let resolver = GuardedResolver::default();
         let agent = Agent::with_parts(settings, DefaultConnector::default(), resolver.clone());
         Self {
             agent,
@@ -100,6 +100,7 @@ impl HubClient {
             416 => (offset, content_range(response.headers()).and_then(|(_, size)| size)),
             _ => return Err(self.refusal(&response, url, repo, commit, Some(file))),
         };
+
         let size = size.or(stated.size);
         Ok(FileResponse { status, url, digest: stated.digest, size, offset: start, body: response.into_body() })
     }
@@ -121,15 +122,17 @@ impl HubClient {
                 place,
             };
 
-            self.resolver.prepare(&url, from).map_err(inward)?;
+            self.resolver.prepare(&url, from).map_err(|refused| inward(refused.to_string()))?;
 
             let mut request = self.agent.get(&url);
             if offset > 0 {
                 request = request.header("Range", format!("bytes={offset}-"));
             }
+
             if let (true, Some(token)) = (is_hub, &self.token) {
                 request = request.header("Authorization", token.header());
             }
+
             let response = request.call().map_err(|cause| match self.resolver.refused() {
                 Some(address) => inward(format!("{} ({address})", NetworkScope::of(address))),
                 None => transport(&url, cause),
@@ -138,9 +141,11 @@ impl HubClient {
             if is_hub {
                 stated.add(response.headers());
             }
+
             if !response.status().is_redirection() {
                 return Ok((response, url, stated));
             }
+
             let location = header(response.headers(), "location").ok_or_else(|| HubError::Nonsense {
                 what: url.clone(),
                 problem: "a redirect without a Location".to_owned(),
@@ -193,11 +198,11 @@ struct StatedMetadata {
 impl StatedMetadata {
     fn add(&mut self, headers: &HeaderMap) {
         let linked = header(headers, "x-linked-etag");
-
         let tag = linked.or_else(|| header(headers, "etag"));
         if linked.is_some() || self.digest.is_none() {
             self.digest = tag.and_then(ContentDigest::from_etag).or(self.digest.take());
         }
+
         self.size = header(headers, "x-linked-size").and_then(|text| text.parse().ok()).or(self.size);
     }
 }
@@ -275,6 +280,7 @@ mod tests {
             headers.insert("content-range", value.parse().unwrap());
             content_range(&headers)
         };
+
         assert_eq!(range("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(range("bytes */10"), Some((0, Some(10))));
         assert_eq!(range("bytes 5-9/*"), Some((5, None)));

@@ -55,7 +55,7 @@ impl HubToken {
 
 impl fmt::Debug for HubToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HubToken(...)")
+        f.write_str("Token(...)")
     }
 }
 
@@ -70,8 +70,8 @@ pub struct HubConfig {
 }
 
 impl HubConfig {
-    /// Reads `HF_ENDPOINT`, `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`, `HF_HUB_DISABLE_IMPLICIT_TOKEN` and
-    /// `HF_HUB_OFFLINE`, and the token file, if there is one.
+    /// Reads `HF_ENDPOINT`, `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`,
+    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN` and `HF_HUB_OFFLINE`, and the token file, if there is one.
     pub fn from_env(env: &dyn HubEnvironment) -> Result<Self, HubError> {
         let text = |name: &str| env.variable(name).map(|value| value.to_string_lossy().trim().to_owned());
         let is_on = |name: &str| {
@@ -90,6 +90,7 @@ impl HubConfig {
             if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
                 return None;
             }
+
             std::fs::read_to_string(token_file(env)?).ok().map(|token| token.trim().to_owned())
         });
 
@@ -173,6 +174,6 @@ mod tests {
         assert_eq!(header(&[("HOME", home), ("HF_TOKEN", "given")]).as_deref(), Some("Bearer given"));
         let file = format!("{home}/.cache/huggingface/token");
         assert_eq!(header(&[("HF_TOKEN_PATH", &file)]).as_deref(), Some("Bearer from-file"));
-        assert_eq!(format!("{:?}", config(&[("HF_TOKEN", "given")]).token), "Some(HubToken(...))");
+        assert_eq!(format!("{:?}", config(&[("HF_TOKEN", "given")]).token), "Some(Token(...))");
     }
 }

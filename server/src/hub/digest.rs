@@ -1,4 +1,5 @@
-//! The digests by which the hub identifies the content of a file: SHA-256 for large files, the git blob id for small ones.
+//! The digests by which the hub identifies the content of a file: SHA-256 for large files, the git blob id for small
+//! ones.
 
 use std::fmt::Write as _;
 
@@ -75,6 +76,7 @@ impl ContentHasher {
             Self::Sha256(hasher) => hasher.finalize().to_vec(),
             Self::GitBlob(hasher) => hasher.finalize().to_vec(),
         };
+
         bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");
             text

@@ -1,5 +1,5 @@
-//! Downloads the files of a revision into a folder. A file that is present is not fetched again; a broken download continues
-//! where it stopped; a file gets its name only when its digest is correct.
+//! Downloads the files of a revision into a folder. A file that is present is not fetched again; a broken download
+//! continues where it stopped; a file gets its name only when its digest is correct.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::client::{FileResponse, HubClient, transport, without_query};
 use super::config::{HubConfig, RetryPolicy};
 use super::digest::{ContentDigest, ContentHasher};
-use super::listing::{INDEX, Listing, RemoteFile};
+use super::listing::{INDEX, RemoteFile, RepositoryListing};
 use super::{HubError, Repo};
 
 /// Progress of a download, for a progress bar or a log.
@@ -50,6 +50,7 @@ pub fn download(
     if config.offline {
         return Err(HubError::Offline { repo: repo.to_string() });
     }
+
     let home = into.join(repo.as_str().replace('/', "--"));
     fs::create_dir_all(&home).map_err(HubError::disk(&home))?;
     // The lock is held to the end, so that two processes do not download the same model.
@@ -58,7 +59,7 @@ pub fn download(
     let client = HubClient::new(config);
     let retry = &config.retry;
     let json = Retries::new(retry).run(on_event, |_, _| client.listing(repo, revision))?;
-    let listing = Listing::parse(repo, &json)?;
+    let listing = RepositoryListing::parse(repo, &json)?;
     let dir = home.join(&listing.sha);
     fs::create_dir_all(&dir).map_err(HubError::disk(&dir))?;
 
@@ -83,6 +84,7 @@ fn lock(home: &Path, on_event: &mut dyn FnMut(DownloadEvent<'_>)) -> Result<File
             fs::TryLockError::WouldBlock => on_event(DownloadEvent::Waiting),
             fs::TryLockError::Error(cause) => return Err(HubError::Disk { path, cause }),
         }
+
         file.lock().map_err(HubError::disk(&path))?;
     }
     Ok(file)
@@ -121,6 +123,7 @@ impl<'a> Retries<'a> {
             if tried + self.pause > self.retry.give_up_after {
                 return Err(HubError::GaveUp { tried, cause: Box::new(cause) });
             }
+
             on_event(DownloadEvent::Retry { cause: &cause, pause: self.pause });
             std::thread::sleep(self.pause);
             self.pause = (self.pause * 2).min(self.retry.longest_pause);
@@ -141,6 +144,7 @@ impl DownloadJob<'_> {
         for file in files {
             self.check_listed(file)?;
         }
+
         let total_bytes = files.iter().filter_map(|file| file.size).fold(0, u64::saturating_add);
         on_event(DownloadEvent::Planned { files: files.len(), total_bytes });
 
@@ -188,12 +192,14 @@ impl DownloadJob<'_> {
 
     fn fetch(&self, file: &RemoteFile, on_event: &mut dyn FnMut(DownloadEvent<'_>)) -> Result<(), HubError> {
         let path = self.dir.join(&file.name);
-        // The folder belongs to one commit and only verified files get their names, so a file that is present is correct.
+        // The folder belongs to one commit and only verified files get their names, so a file that is present is
+        // correct.
         if let Ok(metadata) = fs::metadata(&path) {
             if file.size.is_none_or(|size| size == metadata.len()) {
                 on_event(DownloadEvent::Bytes(metadata.len()));
                 return Ok(());
             }
+
             fs::remove_file(&path).map_err(HubError::disk(&path))?;
         }
 
@@ -201,13 +207,15 @@ impl DownloadJob<'_> {
         let resumed = fs::metadata(&part).is_ok_and(|metadata| metadata.len() > 0);
         let mut reported = 0;
         match self.fetch_part(file, &part, on_event, &mut reported) {
-            // The beginning is of an earlier run and may belong to another file, so the file is fetched again from its start.
+            // The beginning is of an earlier run and may belong to another file, so the file is fetched again from its
+            // start.
             Err(HubError::WrongDigest { .. } | HubError::WrongSize { .. } | HubError::TooLong { .. }) if resumed => {
                 on_event(DownloadEvent::Restart { bytes: reported });
                 self.fetch_part(file, &part, on_event, &mut 0)?;
             }
             done => done?,
         }
+
         fs::rename(&part, &path).map_err(HubError::disk(&path))
     }
 
@@ -260,6 +268,7 @@ impl DownloadJob<'_> {
         if let Some(expected) = size.filter(|&size| size != found) {
             return Err(self.wrong_size(file, part, expected, found));
         }
+
         let Some(digest) = digest else {
             tracing::warn!(repo, file = name, "the hub gives no digest for this file; only its length was checked");
             return Ok(());
@@ -295,8 +304,8 @@ impl<'a> PartDownload<'a> {
     fn open(job: &'a DownloadJob<'a>, file: &'a RemoteFile, part: &'a Path) -> Result<Self, HubError> {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).read(true).write(true);
-        let out = options.open(part).map_err(HubError::disk(part))?;
 
+        let out = options.open(part).map_err(HubError::disk(part))?;
         let mut have = out.metadata().map_err(HubError::disk(part))?.len();
         if file.size.is_some_and(|size| have > size) {
             out.set_len(0).map_err(HubError::disk(part))?;
@@ -330,9 +339,11 @@ impl<'a> PartDownload<'a> {
         {
             return Err(job.wrong_size(self.file, part, expected, found));
         }
+
         if response.offset != self.have {
             self.restart(&response, on_event, reported)?;
         }
+
         self.out
             .set_len(self.have)
             .and_then(|()| self.out.seek(SeekFrom::Start(self.have)))
@@ -344,6 +355,7 @@ impl<'a> PartDownload<'a> {
                 self.most = have;
                 retries.note_progress();
             }
+
             *reported += bytes;
             on_event(DownloadEvent::Bytes(bytes));
         })?;
@@ -383,14 +395,15 @@ impl<'a> PartDownload<'a> {
     }
 }
 
-/// The most bytes that a file may have, whatever the listing says. The weights of the largest Whisper have six gigabytes; other
-/// files are read into memory as a whole.
+/// The most bytes that a file may have, whatever the listing says. The weights of the largest Whisper have six
+/// gigabytes; other files are read into memory as a whole.
 fn longest_file_bytes(name: &str) -> u64 {
     if name.ends_with(".safetensors") { 64 << 30 } else { 256 << 20 }
 }
 
-/// Writes the body to `out` and counts the bytes in `have`, also when the connection breaks. Returns `false` where the file has
-/// more than `limit` bytes, of which no more are written. `on_bytes` gets the number of new bytes and of all bytes.
+/// Writes the body to `out` and counts the bytes in `have`, also when the connection breaks. Returns `false` where the
+/// file has more than `limit` bytes, of which no more are written. `on_bytes` gets the number of new bytes and of all
+/// bytes.
 fn copy(
     response: FileResponse,
     out: &mut File,
@@ -413,6 +426,7 @@ fn copy(
         if count as u64 > limit.saturating_sub(*have) {
             return Ok(false);
         }
+
         out.write_all(&buffer[..count]).map_err(HubError::disk(part))?;
         *have += count as u64;
         on_bytes(count as u64, *have);

@@ -7,24 +7,24 @@ use super::{HubError, Repo};
 
 /// The hub's answer to `/api/models/{repo}/revision/{revision}?blobs=true`.
 #[derive(Debug, Deserialize)]
-pub struct Listing {
+pub struct RepositoryListing {
     /// The commit of the revision.
     pub sha: String,
     #[serde(default)]
-    siblings: Vec<Sibling>,
+    siblings: Vec<ListedFile>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Sibling {
+struct ListedFile {
     rfilename: String,
     size: Option<u64>,
     #[serde(rename = "blobId")]
     blob_id: Option<String>,
-    lfs: Option<Lfs>,
+    lfs: Option<LfsMetadata>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Lfs {
+struct LfsMetadata {
     sha256: Option<String>,
     size: Option<u64>,
 }
@@ -41,12 +41,11 @@ pub const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
 const OPTIONAL: &[&str] = &["generation_config.json", "preprocessor_config.json"];
 
-impl Listing {
+impl RepositoryListing {
     pub fn parse(repo: &Repo, json: &[u8]) -> Result<Self, HubError> {
         let nonsense = |problem: String| HubError::Nonsense { what: format!("`{repo}`"), problem };
         let listing: Self = serde_json::from_slice(json).map_err(|error| nonsense(error.to_string()))?;
         // The commit becomes a part of paths and URLs.
-
         if listing.sha.is_empty() || !listing.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err(nonsense(format!("{:?} is no commit", listing.sha)));
         }
@@ -85,8 +84,8 @@ impl Listing {
         struct WeightIndex {
             weight_map: std::collections::BTreeMap<String, String>,
         }
-        let nonsense = |problem: String| HubError::Nonsense { what: format!("{INDEX} of `{repo}`"), problem };
 
+        let nonsense = |problem: String| HubError::Nonsense { what: format!("{INDEX} of `{repo}`"), problem };
         let index: WeightIndex = serde_json::from_slice(index).map_err(|error| nonsense(error.to_string()))?;
         let mut names: Vec<String> = index.weight_map.into_values().collect();
         names.sort_unstable();
@@ -97,6 +96,7 @@ impl Listing {
             if !name.ends_with(".safetensors") || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
                 return Err(nonsense(format!("{name:?} is no name of a shard")));
             }
+
             self.find(&name).ok_or(HubError::NoFile { repo: repo.to_string(), file: name })
         });
         shards.collect()
@@ -119,10 +119,10 @@ impl Listing {
 mod tests {
     use super::*;
 
-    fn listing(files: &[&str]) -> Listing {
+    fn listing(files: &[&str]) -> RepositoryListing {
         let siblings: Vec<_> = files.iter().map(|name| serde_json::json!({ "rfilename": name })).collect();
         let json = serde_json::json!({ "sha": "abc123", "siblings": siblings }).to_string();
-        Listing::parse(&repo(), json.as_bytes()).unwrap()
+        RepositoryListing::parse(&repo(), json.as_bytes()).unwrap()
     }
 
     fn repo() -> Repo {
@@ -177,7 +177,6 @@ mod tests {
     #[test]
     fn shards_stay_in_their_folder() {
         let listing = listing(&["model-1.safetensors", "model-2.safetensors"]);
-
         let shards = |map: &str| listing.shards(&repo(), format!("{{\"weight_map\":{map}}}").as_bytes());
         let good =
             shards(r#"{"a":"model-2.safetensors","b":"model-1.safetensors","c":"model-2.safetensors"}"#).unwrap();
@@ -197,9 +196,9 @@ mod tests {
             "2".repeat(64)
         );
 
-        let file = Listing::parse(&repo(), json.as_bytes()).unwrap().find("w").unwrap();
+        let file = RepositoryListing::parse(&repo(), json.as_bytes()).unwrap().find("w").unwrap();
         assert_eq!(file.digest, Some(ContentDigest::Sha256("2".repeat(64))));
         assert_eq!(file.size, Some(9));
-        assert!(Listing::parse(&repo(), br#"{"sha":"../x"}"#).is_err());
+        assert!(RepositoryListing::parse(&repo(), br#"{"sha":"../x"}"#).is_err());
     }
 }

@@ -16,8 +16,8 @@ const CONVERSIONS: &[(&str, &str)] = &[
     ("distil-large-v3.5", "distil-whisper/distil-large-v3.5-ct2"),
 ];
 
-/// Existing folders and files that may hold a copy of the model, the best first: full precision before quantised copies. Whether
-/// a copy is complete is only known when it is opened.
+/// Existing folders and files that may hold a copy of the model, the best first: full precision before quantised
+/// copies. Whether a copy is complete is only known when it is opened.
 pub fn local_copies(repo: &Repo, models_dir: &Path, env: &dyn HubEnvironment) -> Vec<PathBuf> {
     let hub_cache = hub_cache(env);
     let whisper_cache = user_cache(env).map(|cache| cache.join("whisper"));
@@ -78,10 +78,10 @@ fn snapshot(cache: &Path, repo: &str) -> Option<PathBuf> {
     let main = fs::read_to_string(folder.join("refs").join("main")).ok();
     // The reference must be a commit and not a path, so that it cannot lead out of the cache.
     let commit = main.as_deref().map(str::trim).filter(|c| !c.is_empty() && c.bytes().all(|b| b.is_ascii_hexdigit()));
-
     if let Some(snapshot) = commit.map(|commit| snapshots.join(commit)).filter(|path| path.is_dir()) {
         return Some(snapshot);
     }
+
     let entries = fs::read_dir(snapshots).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
     entries.max_by_key(|path| {
         let modified = fs::metadata(path).and_then(|metadata| metadata.modified());

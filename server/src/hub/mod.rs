@@ -1,7 +1,7 @@
 //! Downloads checkpoints from the Hugging Face hub, or from a server with the same protocol.
 //!
 //! ```text
-//! name -> Repo -> Listing (files and digests) -> download: resume, verify, rename -> checkpoint folder
+//! name -> Repo -> RepositoryListing (files and digests) -> download: resume, verify, rename -> checkpoint folder
 //! ```
 //!
 //! Everything here blocks, so it must be called from a thread of its own.

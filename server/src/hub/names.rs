@@ -102,7 +102,6 @@ mod tests {
     #[test]
     fn short_names_mean_repositories() {
         let repo = |name: &str| Repo::of(name).map(|repo| repo.to_string());
-
         assert_eq!(repo("tiny").as_deref(), Some("openai/whisper-tiny"));
         assert_eq!(repo("large").as_deref(), Some("openai/whisper-large-v3"));
         assert_eq!(repo("large-v1").as_deref(), Some("openai/whisper-large"));

@@ -1,8 +1,9 @@
-//! Limits where a redirect may lead. The operator names the hub, but the hub chooses its redirects, and this machine may reach
-//! addresses that the hub cannot: services on the loopback and in the local network, and the metadata service of a cloud.
+//! Limits where a redirect may lead. The operator names the hub, but the hub chooses its redirects, and this machine
+//! may reach addresses that the hub cannot: services on the loopback and in the local network, and the metadata service
+//! of a cloud.
 //!
-//! The addresses of a name are checked when the connection is made, and the connection goes to the checked addresses, so that a
-//! name whose addresses change between the check and the connection gains nothing.
+//! The addresses of a name are checked when the connection is made, and the connection goes to the checked addresses,
+//! so that a name whose addresses change between the check and the connection gains nothing.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -54,9 +55,11 @@ impl NetworkScope {
             let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
             Self::of_v4(Ipv4Addr::new(a, b, c, d))
         };
+
         match (a, b, c, d, e, f) {
             _ if address.is_loopback() || address.is_unspecified() => Self::Loopback,
-            // An embedded IPv4 address: mapped, compatible, translated (NAT64, for the Internet and within a site), 6to4.
+            // An embedded IPv4 address: mapped, compatible, translated (NAT64, for the Internet and within a site),
+            // 6to4.
             (0, 0, 0, 0, 0, 0 | 0xffff) | (0, 0, 0, 0, 0xffff, 0) | (0x64, 0xff9b, 0, 0, 0, 0) => embedded(high, low),
             (0x64, 0xff9b, 1, ..) => Self::Private,
             (0x2002, high, low, ..) => embedded(high, low),
@@ -85,6 +88,17 @@ impl fmt::Display for NetworkScope {
     }
 }
 
+/// Why a redirect must not lead to a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RefusedTarget {
+    #[error("no URL")]
+    InvalidUrl,
+    #[error("no name and no plain address")]
+    UnusualAddress,
+    #[error("{0}")]
+    Internal(NetworkScope),
+}
+
 /// The request that the resolver expects.
 #[derive(Debug, Default)]
 struct ExpectedRequest {
@@ -108,11 +122,11 @@ impl GuardedResolver {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Must be called before a request to `url`. `from`: the scope of the server that redirects to it, or `None` for a URL of the
-    /// operator. An address in place of a name is checked here, because behind a proxy nothing is resolved here. What a proxy
-    /// resolves is the proxy's responsibility. The error describes the address.
-    pub(super) fn prepare(&self, url: &str, from: Option<NetworkScope>) -> Result<(), String> {
-        let uri: Uri = url.parse().map_err(|_| "no URL".to_owned())?;
+    /// Must be called before a request to `url`. `from`: the scope of the server that redirects to it, or `None` for a
+    /// URL of the operator. An address in place of a name is checked here, because behind a proxy nothing is resolved
+    /// here. What a proxy resolves is the proxy's responsibility.
+    pub(super) fn prepare(&self, url: &str, from: Option<NetworkScope>) -> Result<(), RefusedTarget> {
+        let uri: Uri = url.parse().map_err(|_| RefusedTarget::InvalidUrl)?;
         let literal = host_literal(uri.host().unwrap_or_default());
         let found = match literal {
             Some(HostLiteral::Address(address)) => Some(NetworkScope::of(address)),
@@ -123,8 +137,8 @@ impl GuardedResolver {
         *self.expected() = ExpectedRequest { target: authority(&uri), from, found: None, refused: None };
 
         match (from, found) {
-            (Some(_), _) if literal == Some(HostLiteral::Number) => Err("no name and no plain address".to_owned()),
-            (Some(from), Some(found)) if !from.may_lead_to(found) => Err(found.to_string()),
+            (Some(_), _) if literal == Some(HostLiteral::Number) => Err(RefusedTarget::UnusualAddress),
+            (Some(from), Some(found)) if !from.may_lead_to(found) => Err(RefusedTarget::Internal(found)),
             _ => {
                 self.expected().found = found;
                 Ok(())
@@ -158,6 +172,7 @@ impl Resolver for GuardedResolver {
         for address in resolved.iter().filter(|address| is_allowed(address)) {
             allowed.push(*address);
         }
+
         if allowed.is_empty() {
             expected.refused = resolved.first().map(SocketAddr::ip);
             return Err(Error::HostNotFound);
@@ -194,6 +209,7 @@ fn host_literal(host: &str) -> Option<HostLiteral> {
     if last == "localhost" {
         return Some(HostLiteral::Local);
     }
+
     (last.starts_with(|first: char| first.is_ascii_digit())).then_some(HostLiteral::Number)
 }
 
@@ -250,7 +266,8 @@ mod tests {
         }
     }
 
-    /// The addresses that a name has at the moment of the connection count, whatever the name is, and no other is connected to.
+    /// The addresses that a name has at the moment of the connection count, whatever the name is, and no other is
+    /// connected to.
     #[test]
     fn a_name_is_judged_by_its_addresses_when_the_connection_is_made() {
         let (resolver, config) = (GuardedResolver::default(), Config::default());
@@ -260,7 +277,6 @@ mod tests {
             [(None, true), (Some(NetworkScope::Loopback), true), (Some(NetworkScope::Public), false)]
         {
             // Another test checks what is said of the name itself.
-
             let _ = resolver.prepare("http://localhost:9/", from);
             assert_eq!(resolve().is_ok(), is_allowed, "{from:?}");
             assert_eq!(resolver.refused().is_some_and(|address| address.is_loopback()), !is_allowed);
@@ -291,6 +307,7 @@ mod tests {
             assert!(from_public(url).is_err(), "{url}");
             assert!(resolver.prepare(url, None).is_ok(), "{url}: the operator's own choice");
         }
+
         for url in ["https://cdn.example/x", "http://8.8.8.8/", "https://4.example/"] {
             assert!(from_public(url).is_ok(), "{url}");
         }

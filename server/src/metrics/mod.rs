@@ -1,5 +1,5 @@
-//! Metrics of the server. Events are counted as they happen; state is computed at scrape time by collectors that the owners of
-//! the state register ([`Metrics::register`]). Labels and help texts are those of the contract.
+//! Metrics of the server. Events are counted as they happen; state is computed at scrape time by collectors that
+//! the owners of the state register ([`ServerMetrics::register`]). Labels and help texts are those of the contract.
 
 use std::ops::Deref;
 
@@ -9,11 +9,14 @@ use hush_residency::ResidencyMetrics;
 use prometheus::core::Collector;
 use prometheus::{CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
+// Former names, for code outside of this module.
+pub use self::ServerMetrics as Metrics;
+
 /// Requests take milliseconds (`/healthz`) up to an hour (a film on a small CPU).
 const REQUEST_BUCKETS: &[f64] =
     &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
 /// All counters and histograms of the server, and the registry that holds them.
-pub struct Metrics {
+pub struct ServerMetrics {
     registry: Registry,
     /// `{route, code}`
     pub request_duration_seconds: HistogramVec,
@@ -38,7 +41,7 @@ impl Deref for Metrics {
     }
 }
 
-impl Metrics {
+impl ServerMetrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         register_program_metrics(&registry, env!("CARGO_PKG_VERSION"))?;
@@ -112,7 +115,7 @@ mod tests {
 
     #[test]
     fn events_and_computed_state_are_encoded_as_text() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = ServerMetrics::new().unwrap();
         let gauge = Gauge::with_opts(Opts::new("hush_test", "Scrapes.")).unwrap();
         metrics.register(Box::new(ScrapeCounter { gauge })).unwrap();
         metrics.loads_total.with_label_values(&["tiny", "success"]).inc();
@@ -120,8 +123,8 @@ mod tests {
         metrics.request_duration_seconds.with_label_values(&["/asr", "200"]).observe(0.3);
 
         metrics.encode().unwrap();
-        let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
 
+        let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
         assert!(text.contains("\nhush_test 2\n"), "{text}");
         assert!(text.contains("hush_model_loads_total{model=\"tiny\",result=\"success\"} 1\n"), "{text}");
         assert!(text.contains("hush_audio_seconds_total{model=\"tiny\"} 2.5\n"), "{text}");

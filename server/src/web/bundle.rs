@@ -48,7 +48,7 @@ pub struct PageBundle {
 }
 
 impl PageBundle {
-    /// `policy`: the PageContent-Security-Policy of the page.
+    /// `policy`: the Content-Security-Policy of the page.
     pub fn new(html: &str, sources: &[PageFile], policy: &'static str) -> Self {
         let mut digest = Sha256::new();
         digest.update(html);
@@ -61,13 +61,16 @@ impl PageBundle {
                 PageContent::Plain(bytes) => compressed(bytes),
                 PageContent::Gzip(bytes) => (Bytes::from_static(bytes), true),
             };
+
             files.insert(*name, PreparedFile { content_type, content, gzip });
         }
+
         let mut version = String::with_capacity(16);
         for byte in &digest.finalize()[..8] {
             // Writing to a String cannot fail.
             let _ = write!(version, "{byte:02x}");
         }
+
         let (content, gzip) = compressed(html.replace(VERSION_MARK, &version).as_bytes());
         let html = PreparedFile { content_type: "text/html; charset=utf-8", content, gzip };
         Self { version, html, files, policy: HeaderValue::from_static(policy) }
@@ -88,10 +91,11 @@ impl PageBundle {
         if let Ok(tag) = HeaderValue::try_from(tag) {
             answer.insert(header::ETAG, tag);
         }
+
         answer.insert(header::CONTENT_SECURITY_POLICY, self.policy.clone());
         answer.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-        let others = HeaderValue::from_static("camera=(), geolocation=(), microphone=(self)");
 
+        let others = HeaderValue::from_static("camera=(), geolocation=(), microphone=(self)");
         answer.insert(header::HeaderName::from_static("permissions-policy"), others);
         let isolated = HeaderValue::from_static("same-origin");
         answer.insert(header::HeaderName::from_static("cross-origin-opener-policy"), isolated);
@@ -103,6 +107,7 @@ impl PageBundle {
         let Some(file) = self.files.get(name).filter(|_| version == self.version) else {
             return not_found();
         };
+
         let mut response = body(headers, file.content_type, &file.content, file.gzip);
         response.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
         response
@@ -122,6 +127,7 @@ fn body(headers: &HeaderMap, content_type: &'static str, content: &Bytes, gzip: 
         false => Ok(content.clone()),
         true => decompressed(content).map(Bytes::from),
     };
+
     let content = match content {
         Ok(content) => content,
         Err(error) => {
@@ -138,6 +144,7 @@ fn body(headers: &HeaderMap, content_type: &'static str, content: &Bytes, gzip: 
     if gzip && takes_gzip {
         answer.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
+
     response
 }
 
@@ -206,8 +213,8 @@ mod tests {
         let bundle = bundle();
         for (accepted, gzip) in [("gzip, br", true), ("br, GZIP;q=0.5", true), ("gzip;q=0", false), ("br", false)] {
             let headers = asking(header::ACCEPT_ENCODING, accepted);
-            let response = bundle.file(&headers, &bundle.version, "long.txt");
 
+            let response = bundle.file(&headers, &bundle.version, "long.txt");
             assert_eq!(response.headers().contains_key(header::CONTENT_ENCODING), gzip, "{accepted}");
             let got = content(response).await;
             let got = if gzip { decompressed(&got).unwrap() } else { got };
@@ -222,7 +229,6 @@ mod tests {
     #[tokio::test]
     async fn a_page_that_the_client_has_is_not_sent_again() {
         let bundle = bundle();
-
         let first = bundle.page(&HeaderMap::new());
         assert_eq!(first.status(), StatusCode::OK);
         let tag = first.headers()[header::ETAG].to_str().unwrap().to_owned();
@@ -234,6 +240,7 @@ mod tests {
             assert_eq!(again.status(), StatusCode::NOT_MODIFIED, "{known}");
             assert_eq!(again.headers()[header::ETAG], tag);
         }
+
         assert_eq!(bundle.page(&asking(header::IF_NONE_MATCH, "\"x\"")).status(), StatusCode::OK);
     }
 

@@ -1,5 +1,5 @@
-//! `/docs`: the OpenAPI document as a page of Swagger UI. Its two files are those of the npm package `swagger-ui-dist`, compressed
-//! (scripts/vendor-swagger-ui); licence and notice lie beside them.
+//! `/docs`: the OpenAPI document as a page of Swagger UI. Its two files are those of the npm package `swagger-ui-dist`,
+//! compressed (scripts/vendor-swagger-ui); licence and notice lie beside them.
 
 use std::sync::LazyLock;
 

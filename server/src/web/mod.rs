@@ -9,7 +9,8 @@ use axum::routing::get;
 
 pub use page::{index, wants_page};
 
-/// The routes of the reference and of the files of both pages. The API has the route `/`, because it knows whether `/` is a page.
+/// The routes of the reference and of the files of both pages. The API has the route `/`, because it knows whether `/`
+/// is a page.
 pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
         .route("/docs", get(docs::index))

@@ -29,6 +29,7 @@ static BUNDLE: LazyLock<PageBundle> = LazyLock::new(|| {
             }),*]
         };
     }
+
     let sources = sources! {
         "app.css": "text/css; charset=utf-8",
         "app.js": "text/javascript; charset=utf-8",
@@ -40,6 +41,7 @@ static BUNDLE: LazyLock<PageBundle> = LazyLock::new(|| {
         "result.js": "text/javascript; charset=utf-8",
         "icon.svg": "image/svg+xml",
     };
+
     let html = include_str!("page/index.html").replace(LANGUAGES_MARK, &languages());
     PageBundle::new(&html, &sources, POLICY)
 });
@@ -64,7 +66,6 @@ pub fn wants_page(headers: &HeaderMap) -> bool {
 /// The options of the languages, sorted by name.
 fn languages() -> String {
     let mut languages = LANGUAGES;
-
     languages.sort_unstable_by_key(|(_, name)| *name);
     let mut options = String::new();
     for (code, name) in languages {
@@ -72,12 +73,12 @@ fn languages() -> String {
         // Writing to a String cannot fail.
         let _ = write!(options, "<option value=\"{code}\">{}</option>", escaped(&title));
     }
+
     options
 }
 
 fn capitalised(word: &str) -> impl Iterator<Item = char> {
     let mut letters = word.chars();
-
     let first = letters.next().into_iter().flat_map(char::to_uppercase);
     first.chain(letters)
 }
@@ -93,6 +94,7 @@ mod tests {
         let wants = |accept: &'static str| {
             wants_page(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]))
         };
+
         assert!(wants("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"));
         assert!(wants("application/json, TEXT/HTML;q=0.1"));
         assert!(!wants("*/*") && !wants("application/json") && !wants("text/plain"));

@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hush_contract::admin::code;
 use hush_contract::browser::RequestOrigin;
-use hush_listener::{Authenticate, Caller, ConnectionPeer, Denied};
+use hush_listener::{Authenticate, Caller, ConnectionPeer, AccessDenied};
 
 use super::AdminState;
 use super::error::AdminError;
@@ -150,14 +150,14 @@ async fn check_token(
     peer: Option<IpAddr>,
     refusals: &RefusalLog,
 ) -> Result<Caller, AdminError> {
-    let mut denied = Denied::Invalid("this token is not known here".to_owned());
+    let mut denied = AccessDenied::Invalid("this token is not known here".to_owned());
 
     for check in checks {
         match check.authenticate(token, peer).await {
             Ok(caller) => return Ok(caller),
-            Err(Denied::Invalid(message)) => {
-                if matches!(denied, Denied::Invalid(_)) {
-                    denied = Denied::Invalid(message);
+            Err(AccessDenied::Invalid(message)) => {
+                if matches!(denied, AccessDenied::Invalid(_)) {
+                    denied = AccessDenied::Invalid(message);
                 }
             }
             Err(other) => denied = other,
@@ -169,11 +169,11 @@ async fn check_token(
     }
 
     Err(match denied {
-        Denied::Invalid(message) => {
+        AccessDenied::Invalid(message) => {
             AdminError::unauthorized(code::INVALID_TOKEN, message, "Bearer error=\"invalid_token\"")
         }
-        Denied::Forbidden(message) => AdminError::new(StatusCode::FORBIDDEN, code::FORBIDDEN, message),
-        Denied::Unavailable(message) => {
+        AccessDenied::Forbidden(message) => AdminError::new(StatusCode::FORBIDDEN, code::FORBIDDEN, message),
+        AccessDenied::Unavailable(message) => {
             AdminError::new(StatusCode::SERVICE_UNAVAILABLE, code::AUTHENTICATION_UNAVAILABLE, message)
         }
     })

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::super::ApiState;
 use super::super::error::{ApiError, json_response};
-use super::super::speech::SpeechModel;
+use super::super::speech::TranscriptionModel;
 use super::error::OpenAiError;
 use super::parameters::{ResponseFormat, TranscriptionParameters};
 use super::text::SegmentJoiner;
@@ -110,9 +110,8 @@ pub struct Logprob {
 }
 
 /// The tokens of text in a segment. A token may be a part of a character.
-pub async fn logprobs(model: &dyn SpeechModel, segment: &Segment) -> Result<Vec<Logprob>, JobError> {
+pub async fn logprobs(model: &dyn TranscriptionModel, segment: &Segment) -> Result<Vec<Logprob>, JobError> {
     let bytes = model.token_bytes(segment.tokens.clone()).await?;
-
     let tokens = bytes.into_iter().zip(&segment.token_logprobs);
     let logprob = |(bytes, logprob): (Option<Vec<u8>>, &f32)| {
         let bytes = bytes?;
@@ -122,8 +121,8 @@ pub async fn logprobs(model: &dyn SpeechModel, segment: &Segment) -> Result<Vec<
     Ok(tokens.filter_map(logprob).collect())
 }
 
-/// The text of a token. A token that is a part of a character is written as Python writes bytes, after a prefix that no text
-/// has.
+/// The text of a token. A token that is a part of a character is written as Python writes bytes, after a prefix that no
+/// text has.
 fn token_text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
@@ -132,7 +131,7 @@ fn token_text(bytes: &[u8]) -> String {
 }
 
 /// Adds the duration of a transcript to the metric of transcribed audio.
-pub fn count_audio(state: &ApiState, model: &dyn SpeechModel, transcript: &Transcript) {
+pub fn count_audio(state: &ApiState, model: &dyn TranscriptionModel, transcript: &Transcript) {
     let counter = state.metrics.audio_seconds_total.with_label_values(&[model.model()]);
     counter.inc_by(transcript.duration_seconds.max(0.0));
 }
@@ -140,7 +139,7 @@ pub fn count_audio(state: &ApiState, model: &dyn SpeechModel, transcript: &Trans
 /// Transcribes a recording and answers in the requested format.
 pub async fn transcribe(
     state: &ApiState,
-    model: Arc<dyn SpeechModel>,
+    model: Arc<dyn TranscriptionModel>,
     recording: Recording,
     parameters: TranscriptionParameters,
 ) -> Result<Response, OpenAiError> {
@@ -173,7 +172,8 @@ pub async fn transcribe(
     }
 }
 
-/// The lower-case English name of the language that the text is written in. A translation is English, whatever is spoken.
+/// The lower-case English name of the language that the text is written in. A translation is English, whatever is
+/// spoken.
 pub fn text_language(task: Task, transcript: &Transcript) -> &str {
     match task {
         Task::Transcribe => language::name(&transcript.language).unwrap_or(&transcript.language),
@@ -195,6 +195,7 @@ fn verbose<'a>(
             end: word.end_seconds,
         })
     };
+
     let language = text_language(task, transcript);
     let task = match task {
         Task::Transcribe => "transcribe",
@@ -218,6 +219,7 @@ fn text(segments: &[Segment]) -> String {
     for segment in segments {
         joiner.push(&segment.text);
     }
+
     joiner.into_text()
 }
 
@@ -232,10 +234,11 @@ fn subtitles(
         for segment in segments {
             writer.segment(segment)?;
         }
+
         writer.finish(transcript)
     };
-    let write_failed = |error: io::Error| ApiError::Internal(format!("a transcript could not be written: {error}"));
 
+    let write_failed = |error: io::Error| ApiError::Internal(format!("a transcript could not be written: {error}"));
     Ok(plain(content_type, write().map_err(write_failed)?))
 }
 
@@ -263,6 +266,7 @@ mod tests {
             end_seconds,
             probability: 0.9,
         };
+
         let segment = |id, seek, start_seconds, text: &str, words| Segment {
             id,
             seek,
@@ -277,6 +281,7 @@ mod tests {
             no_speech_prob: 0.5,
             words,
         };
+
         let segments = vec![
             segment(0, 0, 0.0, " Grüß Gott.", vec![word(" Grüß", 0.0, 0.5), word(" Gott.", 0.5, 2.0)]),
             segment(1, 250, 2.5, " \"Ja\"", vec![word(" \"Ja\"", 2.5, 3.0)]),

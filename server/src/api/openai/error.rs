@@ -69,8 +69,8 @@ impl OpenAiError {
 
     pub fn model_not_found(name: &str, known: &[ModelCard]) -> Self {
         let known: Vec<&str> = known.iter().map(|card| card.id.as_str()).collect();
-        let message = format!("The model `{name}` does not exist on this server. It has: {}.", known.join(", "));
 
+        let message = format!("The model `{name}` does not exist on this server. It has: {}.", known.join(", "));
         let mut error = Self::new(StatusCode::NOT_FOUND, INVALID, Some("model_not_found"), message);
         error.body.param = Some("model");
         error
@@ -120,7 +120,8 @@ impl OpenAiError {
         self
     }
 
-    /// A failure of this server. The log has its cause under the id of the request; the answer names no path and no process.
+    /// A failure of this server. The log has its cause under the id of the request; the answer names no path and no
+    /// process.
     fn internal(code: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error = explain(error), code, "request failed");
         Self::unexpected(code)
@@ -196,7 +197,6 @@ impl From<AudioError> for OpenAiError {
 impl From<JobError> for OpenAiError {
     fn from(error: JobError) -> Self {
         let message = error.to_string();
-
         let unavailable = |code, message| Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, Some(code), message);
         match error {
             JobError::QueueFull { retry_after_seconds, .. } => {
@@ -217,6 +217,7 @@ impl From<JobError> for OpenAiError {
             JobError::Overdue { .. } => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, Some("busy_timeout"), message).not_worth_retrying()
             }
+
             // The request ended its runner twice, or the engine refused this very input.
             JobError::RunnerLost { .. } => Self::internal("runner_lost", &error).not_worth_retrying(),
             JobError::Failed(_) => Self::internal("transcription_failed", &error).not_worth_retrying(),
@@ -300,6 +301,7 @@ impl IntoResponse for OpenAiError {
         if !self.worth_retrying {
             response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
+
         response
     }
 }

@@ -17,8 +17,8 @@ pub struct TranscriptionForm {
     /// A name of `/v1/models`; the names of OpenAI's own models mean the default model.
     #[schema(required = false)]
     model: String,
-    /// The spoken language: one of these codes, a tag such as `en-US`, or an English name. Without this field, or with `auto`,
-    /// the server detects the language in the first 30 seconds.
+    /// The spoken language: one of these codes, a tag such as `en-US`, or an English name. Without this field, or with
+    /// `auto`, the server detects the language in the first 30 seconds.
     #[schema(schema_with = language, required = false)]
     language: String,
     /// Text that precedes the audio: names and spellings that the model should know.

@@ -24,7 +24,7 @@ use hush_whisper::Task;
 use super::ApiState;
 use super::intake::WARNING;
 use super::keys::{ErrorStyle, KeyGuard, require_key};
-use super::speech::SpeechModel;
+use super::speech::TranscriptionModel;
 use super::upload::{self, FormFile, FormSpec, UploadedFile};
 use error::{OpenAiError, OpenAiRefusals};
 use form::{TranscriptionAnswer, TranscriptionForm, TranslationForm};
@@ -96,8 +96,8 @@ pub async fn translations(State(state): State<ApiState>, request: Request) -> Re
 
 async fn transcribe(state: &ApiState, request: Request, task: Task) -> Result<Response, OpenAiError> {
     let (head, body) = request.into_parts();
-    let form = upload::receive(&head.headers, body, FORM, &state.config.upload).await?;
 
+    let form = upload::receive(&head.headers, body, FORM, &state.config.upload).await?;
     let model = find_model(state, parameters::model(&form.fields));
     let defaults = model.as_ref().map(|model| model.defaults()).unwrap_or_default();
     let parameters = TranscriptionParameters::parse(task, &form.fields, defaults)?;
@@ -125,7 +125,7 @@ async fn transcribe(state: &ApiState, request: Request, task: Task) -> Result<Re
     Ok(response)
 }
 
-fn find_model(state: &ApiState, name: Option<&str>) -> Result<Arc<dyn SpeechModel>, OpenAiError> {
+fn find_model(state: &ApiState, name: Option<&str>) -> Result<Arc<dyn TranscriptionModel>, OpenAiError> {
     let Some(name) = name else { return Ok(state.catalogue.default_model()) };
     state.catalogue.find(name).ok_or_else(|| OpenAiError::model_not_found(name, &state.catalogue.cards()))
 }

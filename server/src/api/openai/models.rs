@@ -64,8 +64,8 @@ pub async fn list(State(state): State<ApiState>) -> Response {
 )]
 pub async fn retrieve(State(state): State<ApiState>, Path(name): Path<String>) -> Result<Response, OpenAiError> {
     let cards = state.catalogue.cards();
-    let found = state.catalogue.find(&name).and_then(|model| cards.iter().find(|card| card.id == model.model()));
 
+    let found = state.catalogue.find(&name).and_then(|model| cards.iter().find(|card| card.id == model.model()));
     match found.or_else(|| cards.iter().find(|card| card.id == name)) {
         Some(card) => Ok(json_response(StatusCode::OK, &OpenAiModel::from(card))),
         None => Err(OpenAiError::model_not_found(&name, &cards)),

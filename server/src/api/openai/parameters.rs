@@ -1,5 +1,5 @@
-//! The fields of the form as parameters of a transcription. Unknown fields are ignored, so that a field that OpenAI adds does
-//! not break a client; a known field with a wrong value is refused.
+//! The fields of the form as parameters of a transcription. Unknown fields are ignored, so that a field that OpenAI
+//! adds does not break a client; a known field with a wrong value is refused.
 use hush_whisper::language::LanguageChoice;
 use hush_whisper::{MOST_CANDIDATES, Task, TranscribeOptions};
 
@@ -56,7 +56,8 @@ pub struct TranscriptionParameters {
     pub segments: bool,
     pub words: bool,
     pub stream: bool,
-    /// Whether each piece of text in a stream carries its times: `timestamp_granularities` names `segment`. An extension.
+    /// Whether each piece of text in a stream carries its times: `timestamp_granularities` names `segment`. An
+    /// extension.
     pub segment_times: bool,
     pub logprobs: bool,
     pub options: TranscribeOptions,
@@ -86,10 +87,12 @@ impl TranscriptionParameters {
             let message = "timestamp_granularities with `word` needs response_format `verbose_json`.";
             return Err(OpenAiError::invalid("timestamp_granularities", "unsupported_value", message.to_owned()));
         }
+
         if logprobs && format != ResponseFormat::Json {
             let message = "include with `logprobs` needs response_format `json`.";
             return Err(OpenAiError::invalid("include", "unsupported_value", message.to_owned()));
         }
+
         if stream && !matches!(format, ResponseFormat::Json | ResponseFormat::Text) {
             let message = "A stream carries text: with `stream` the response_format is `json` or `text`.";
             return Err(OpenAiError::invalid("response_format", "unsupported_value", message.to_owned()));
@@ -191,6 +194,7 @@ fn logprobs(fields: &FormFields) -> Result<bool, OpenAiError> {
             let message = format!("Invalid value for include: `{value}`. The supported value is `logprobs`.");
             return Err(OpenAiError::invalid("include", "invalid_value", message));
         }
+
         logprobs = true;
     }
 
@@ -208,8 +212,8 @@ fn language(fields: &FormFields) -> Result<Option<LanguageChoice>, OpenAiError> 
     })
 }
 
-/// A temperature of zero counts as absent: the engine raises the temperature where the text is poor. Every other value is
-/// fixed.
+/// A temperature of zero counts as absent: the engine raises the temperature where the text is poor. Every other value
+/// is fixed.
 fn temperatures(fields: &FormFields) -> Result<Option<Vec<f32>>, OpenAiError> {
     let Some(value) = given(fields, "temperature") else { return Ok(None) };
     match value.parse::<f32>() {
@@ -249,6 +253,7 @@ mod tests {
             logprobs: false,
             options: TranscribeOptions::default(),
         };
+
         assert_eq!(parse(&[]).unwrap(), expected);
 
         let empty = ["model", "language", "prompt", "response_format", "temperature", "stream", "include[]"];
@@ -300,10 +305,12 @@ mod tests {
             vad: Some(VadOptions { parallel: true, ..VadOptions::default() }),
             ..TranscribeOptions::default()
         };
+
         let parse = |fields: &[(&str, &str)]| {
             let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
             TranscriptionParameters::parse(Task::Transcribe, &fields, defaults.clone()).unwrap().options
         };
+
         assert_eq!(parse(&[]), defaults);
 
         assert_eq!(parse(&[("vad_filter", "true")]), defaults);

@@ -1,8 +1,8 @@
 //! `stream=true`: server-sent events, one for each segment as soon as it is decoded.
 //!
-//! The status is sent with the first result: a full queue or a failed load before it is an error with its own status, which
-//! clients retry. After one heartbeat without a result the answer begins with 200, so that no proxy takes the silence of a
-//! loading model for a dead server; a later failure is an event.
+//! The status is sent with the first result: a full queue or a failed load before it is an error with its own status,
+//! which clients retry. After one heartbeat without a result the answer begins with 200, so that no proxy takes the
+//! silence of a loading model for a dead server; a later failure is an event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::speech::SpeechModel;
+use super::super::speech::TranscriptionModel;
 use super::super::{ApiConfig, ApiState};
 use super::body::{Logprob, count_audio, logprobs, text_language};
 use super::error::{OpenAiError, OpenAiErrorBody};
@@ -105,7 +105,7 @@ struct StreamingJob {
 
 impl StreamingJob {
     fn start(
-        model: Arc<dyn SpeechModel>,
+        model: Arc<dyn TranscriptionModel>,
         recording: Recording,
         parameters: &TranscriptionParameters,
         config: &ApiConfig,
@@ -135,12 +135,11 @@ impl StreamingJob {
 /// Transcribes a recording and streams the result.
 pub async fn transcribe(
     state: &ApiState,
-    model: Arc<dyn SpeechModel>,
+    model: Arc<dyn TranscriptionModel>,
     recording: Recording,
     parameters: TranscriptionParameters,
 ) -> Result<Response, OpenAiError> {
     let mut job = StreamingJob::start(Arc::clone(&model), recording, &parameters, &state.config);
-
     let first = match job.next().await {
         StreamProgress::Ended(Err(error)) => return Err(error.into()),
         progress => progress,
@@ -175,7 +174,7 @@ pub async fn transcribe(
 
 struct TranscriptStream {
     state: ApiState,
-    model: Arc<dyn SpeechModel>,
+    model: Arc<dyn TranscriptionModel>,
     job: StreamingJob,
     first: Option<StreamProgress>,
     text: SegmentJoiner,
@@ -211,6 +210,7 @@ impl TranscriptStream {
                 return event;
             }
         }
+
         None
     }
 

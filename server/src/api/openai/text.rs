@@ -1,6 +1,7 @@
 //! Joins the texts of segments.
 
-/// Joins the texts of segments. The pieces in order make up the whole text, without white space at its beginning and end.
+/// Joins the texts of segments. The pieces in order make up the whole text, without white space at its beginning and
+/// end.
 #[derive(Debug, Default)]
 pub struct SegmentJoiner {
     text: String,
@@ -15,8 +16,8 @@ impl SegmentJoiner {
         piece.push_str(segment);
 
         let start = if self.text.is_empty() { piece.len() - piece.trim_start().len() } else { 0 };
-        let end = piece.trim_end().len().max(start);
 
+        let end = piece.trim_end().len().max(start);
         if end == start && self.text.is_empty() {
             return String::new();
         }

@@ -1,5 +1,5 @@
-//! Landlock: the files that ffmpeg may open. All other files are closed to it, for reading and for writing. TCP connections,
-//! abstract sockets and signals to processes outside of the sandbox are closed, too.
+//! Landlock: the files that ffmpeg may open. All other files are closed to it, for reading and for writing. TCP
+//! connections, abstract sockets and signals to processes outside of the sandbox are closed, too.
 
 use std::env;
 use std::io;
@@ -16,8 +16,8 @@ use crate::audio::ffmpeg::FfmpegInput;
 /// The version that is requested; an older kernel applies what it knows of it.
 const REQUESTED: ABI = ABI::V6;
 
-/// Programs and libraries of the system, which a wrapper script of ffmpeg needs. None of these folders has files or settings of a
-/// user. The last two belong to Nix and Guix.
+/// Programs and libraries of the system, which a wrapper script of ffmpeg needs. None of these folders has files or
+/// settings of a user. The last two belong to Nix and Guix.
 const SYSTEM: &[&str] = &[
     "/bin",
     "/lib",
@@ -84,13 +84,13 @@ fn allow(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> io::
         Err(PathFdError::OpenCall { .. }) => return Ok(rules),
         Err(error) => return Err(io::Error::other(error)),
     };
+
     rules.add_rule(PathBeneath::new(opened, access)).map_err(io::Error::other)
 }
 
 /// Library folders beside a program that has a prefix of its own, and those that the operator names.
 fn library_folders(program: &Path) -> Vec<PathBuf> {
     let program = program.canonicalize().unwrap_or_else(|_| program.to_owned());
-
     let beside = program.parent().and_then(Path::parent).map(|prefix| prefix.join("lib"));
     let named = env::var_os("LD_LIBRARY_PATH");
     let named = named.iter().flat_map(|list| env::split_paths(list)).filter(|folder| folder.is_absolute());

@@ -1,9 +1,9 @@
-//! The rights of the ffmpeg process. ffmpeg parses untrusted files in C, so the sandbox assumes that a file can take control of
-//! the process. The process gets no secrets, no network, no files except the upload and the libraries, no other processes, and
-//! resource limits.
+//! The rights of the ffmpeg process. ffmpeg parses untrusted files in C, so the sandbox assumes that a file can take
+//! control of the process. The process gets no secrets, no network, no files except the upload and the libraries, no
+//! other processes, and resource limits.
 //!
-//! The server prepares everything. Between fork and exec the child only makes system calls (see [`Sandbox::enter`]), because
-//! another thread of the server may have held a lock of the allocator at the moment of the fork.
+//! The server prepares everything. Between fork and exec the child only makes system calls (see [`Sandbox::enter`]),
+//! because another thread of the server may have held a lock of the allocator at the moment of the fork.
 
 mod files;
 mod system_calls;
@@ -36,22 +36,22 @@ pub struct FfmpegLimits {
 
 impl Default for FfmpegLimits {
     fn default() -> Self {
-        // While ffmpeg searches for the tracks of an 8K video it holds several hundred megabytes of pictures; the index of a
-        // day-long MP4 needs as much again.
+        // While ffmpeg searches for the tracks of an 8K video it holds several hundred megabytes of pictures; the index
+        // of a day-long MP4 needs as much again.
         Self { memory_bytes: 1 << 30, processor_time: Duration::from_secs(1800) }
     }
 }
 
-/// Address space besides [`FfmpegLimits::memory_bytes`]: the code of about two hundred libraries, and what the allocator
-/// reserves for each thread without using it.
+/// Address space besides [`FfmpegLimits::memory_bytes`]: the code of about two hundred libraries, and what the
+/// allocator reserves for each thread without using it.
 const MAPPED_BYTES: u64 = 3 << 30;
 /// Standard streams, the upload, and a library while it is loaded.
 const OPEN_FILES: u64 = 64;
 /// Seconds after which the hard limit of processor time ends a program that ignores the signal of the soft limit.
 const PROCESSOR_GRACE_SECONDS: u64 = 1;
 
-/// The environment variables that the process inherits: the paths of programs and libraries, and the language of messages, but
-/// no tokens, keys or proxies.
+/// The environment variables that the process inherits: the paths of programs and libraries, and the language of
+/// messages, but no tokens, keys or proxies.
 const INHERITED: &[&str] = &["PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH"];
 
 /// The mechanisms of the kernel that can confine a process.
@@ -72,6 +72,7 @@ impl Confinement {
             if let Some(missing) = found.missing() {
                 tracing::warn!("the kernel, or the container's runtime, offers {missing}");
             }
+
             found
         })
     }
@@ -112,8 +113,8 @@ impl Sandbox {
     pub(super) fn confine(self, command: &mut Command) {
         command.env_clear().envs(inherited());
         #[allow(unsafe_code, reason = "the process confines itself between fork and exec")]
-        // SAFETY: `enter` only makes system calls: it allocates nothing and takes no lock, and its data was prepared before the
-        // fork.
+        // SAFETY: `enter` only makes system calls: it allocates nothing and takes no lock, and its data was prepared
+        // before the fork.
         unsafe {
             command.pre_exec(move || self.enter());
         }
@@ -127,6 +128,7 @@ impl Sandbox {
             // The server ended before the call above.
             return Err(rustix::io::Errno::SRCH.into());
         }
+
         // The process gets a group of its own, which can be killed as a whole, and no terminal.
         setsid()?;
 
@@ -140,6 +142,7 @@ impl Sandbox {
         if let Some(ruleset) = &self.files {
             files::enforce(ruleset.as_raw_fd())?;
         }
+
         for filter in &self.filters {
             system_calls::enforce(filter)?;
         }
@@ -164,7 +167,6 @@ fn resources(limits: &FfmpegLimits) -> [(Resource, Rlimit); 6] {
     ]
     .map(|(resource, soft, grace)| {
         // A lower hard limit stays, because only root can raise it.
-
         let highest = getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let hard = soft.saturating_add(grace).min(highest);
         (resource, Rlimit { current: Some(soft.min(hard)), maximum: Some(hard) })
@@ -180,8 +182,8 @@ fn no_new_privileges() -> io::Result<()> {
     }
 }
 
-/// Marks all further descriptors as close-on-exec: libraries of the server (a GPU driver) may have opened files without the
-/// mark. A kernel before Linux 5.11 does not know the call; the server marks its own files itself.
+/// Marks all further descriptors as close-on-exec: libraries of the server (a GPU driver) may have opened files without
+/// the mark. A kernel before Linux 5.11 does not know the call; the server marks its own files itself.
 #[allow(unsafe_code, reason = "a system call without a safe wrapper here")]
 fn close_on_exec() {
     const AFTER_STANDARD_STREAMS: libc::c_uint = 3;
@@ -241,6 +243,7 @@ mod tests {
             if confined {
                 Sandbox::new(program, &input, &FfmpegLimits::default()).unwrap().confine(&mut command);
             }
+
             assert!(command.status().unwrap().success());
             started_at.elapsed()
         };

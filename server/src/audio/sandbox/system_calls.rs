@@ -1,6 +1,7 @@
-//! seccomp: refuses the system calls that ffmpeg does not need here and that an attacker in control of it would use: sockets, new
-//! processes, files opened for writing, and access to other processes. The filter lists the refused calls, not the allowed ones:
-//! libraries of different systems need different calls, and Landlock and the limits apply as well.
+//! seccomp: refuses the system calls that ffmpeg does not need here and that an attacker in control of it would use:
+//! sockets, new processes, files opened for writing, and access to other processes. The filter lists the refused calls,
+//! not the allowed ones: libraries of different systems need different calls, and Landlock and the limits apply as
+//! well.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -114,8 +115,8 @@ const REFUSED_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const REFUSED_HERE: &[c_long] = &[];
 
-/// Calls that are refused as if the kernel did not know them, because their arguments are in memory, which a filter cannot read.
-/// glibc then uses `clone` and `openat`.
+/// Calls that are refused as if the kernel did not know them, because their arguments are in memory, which a filter
+/// cannot read. glibc then uses `clone` and `openat`.
 const UNKNOWN: &[c_long] = &[
     libc::SYS_clone3,
     libc::SYS_openat2,
@@ -153,8 +154,8 @@ type SystemCallRules = BTreeMap<c_long, Vec<SeccompRule>>;
 
 fn compiled(rules: SystemCallRules, errno: i32) -> io::Result<BpfProgram> {
     let arch = TargetArch::try_from(ARCH).map_err(io::Error::other)?;
-    let errno = SeccompAction::Errno(errno.unsigned_abs());
 
+    let errno = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, arch).map_err(io::Error::other)?;
     filter.try_into().map_err(io::Error::other)
 }
@@ -213,7 +214,8 @@ fn without_x32() -> BpfProgram {
     ]
 }
 
-/// Applies the filter to the calling thread for ever. Must be called between fork and exec. Allocates nothing where it succeeds.
+/// Applies the filter to the calling thread for ever. Must be called between fork and exec. Allocates nothing where it
+/// succeeds.
 pub(super) fn enforce(filter: &BpfProgram) -> io::Result<()> {
     seccompiler::apply_filter(filter).map_err(|error| match error {
         seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => error,

@@ -33,7 +33,7 @@ const PEER_KNOWN_FOR: Duration = Duration::from_secs(3600);
 
 /// Why a token is not reviewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum TooMany {
+pub(super) enum TooManyReviews {
     #[error("too many tokens from this address wait to be reviewed; try again in a second")]
     Waiting,
     #[error("too many tokens from this address were reviewed; try again in some seconds")]
@@ -113,7 +113,11 @@ impl Default for ReviewAdmission {
 
 impl ReviewAdmission {
     /// Waits for a slot. The caller limits the wait.
-    pub(super) async fn enter(&self, address: Option<IpAddr>, token_is_known: bool) -> Result<ReviewSlot, TooMany> {
+    pub(super) async fn enter(
+        &self,
+        address: Option<IpAddr>,
+        token_is_known: bool,
+    ) -> Result<ReviewSlot, TooManyReviews> {
         if token_is_known {
             return Ok(ReviewSlot { _slots: acquired([&self.known_tokens]).await, _entry: None });
         }
@@ -134,6 +138,7 @@ impl ReviewAdmission {
             let oldest = known.iter().min_by_key(|(_, at)| **at).map(|(peer, _)| *peer);
             oldest.map(|peer| known.remove(&peer));
         }
+
         known.insert(peer, now);
     }
 }
@@ -145,17 +150,19 @@ async fn acquired<const N: usize>(semaphores: [&Arc<Semaphore>; N]) -> Vec<Owned
         // The semaphores are never closed.
         permits.extend(Arc::clone(semaphore).acquire_owned().await);
     }
+
     permits
 }
 
 impl PeerTable {
-    /// Counts a request, if the peer may have one more. Returns the peer's own slot, and whether good tokens came from the peer.
-    fn enter(&mut self, now: Instant, peer: PeerKey) -> Result<(Arc<Semaphore>, bool), TooMany> {
+    /// Counts a request, if the peer may have one more. Returns the peer's own slot, and whether good tokens came from
+    /// the peer.
+    fn enter(&mut self, now: Instant, peer: PeerKey) -> Result<(Arc<Semaphore>, bool), TooManyReviews> {
         let is_known = self.known.get(&peer).is_some_and(|at| now.saturating_duration_since(*at) < PEER_KNOWN_FOR);
         if self.all.len() >= PEERS_MAX && !self.all.contains_key(&peer) {
             self.all.retain(|_, state| state.requests > 0 || state.full_at > now);
             if self.all.len() >= PEERS_MAX && !is_known {
-                return Err(TooMany::Peers);
+                return Err(TooManyReviews::Peers);
             }
         }
 
@@ -165,11 +172,12 @@ impl PeerTable {
             full_at: now,
         });
         if state.requests >= REQUESTS_PER_PEER {
-            return Err(TooMany::Waiting);
+            return Err(TooManyReviews::Waiting);
         }
+
         let full_at = state.full_at.max(now) + PERIOD;
         if full_at.saturating_duration_since(now) > PERIOD * BURST {
-            return Err(TooMany::Reviewed);
+            return Err(TooManyReviews::Reviewed);
         }
 
         state.full_at = full_at;
@@ -204,6 +212,7 @@ mod tests {
         for n in 0..10 {
             held.extend(slot_at_once(&admission, address(n), false).await);
         }
+
         assert_eq!(held.len(), OTHER_PEERS_AT_ONCE);
         assert!(slot_at_once(&admission, address(250), false).await.is_none());
         assert!(slot_at_once(&admission, address(200), false).await.is_some(), "a peer that good tokens come from");
@@ -229,17 +238,18 @@ mod tests {
             if entered.is_ok() {
                 peers.all.get_mut(&address(n)).unwrap().requests -= 1;
             }
+
             entered
         };
 
         let reviewed = (0..1000).filter(|_| enter(now, 1).is_ok()).count();
         assert_eq!(reviewed, BURST as usize);
-        assert_eq!(enter(now, 1), Err(TooMany::Reviewed));
+        assert_eq!(enter(now, 1), Err(TooManyReviews::Reviewed));
 
         assert_eq!(enter(now, 2), Ok(()));
         let later = now + PERIOD;
         assert_eq!(enter(later, 1), Ok(()));
-        assert_eq!(enter(later, 1), Err(TooMany::Reviewed));
+        assert_eq!(enter(later, 1), Err(TooManyReviews::Reviewed));
     }
 
     #[tokio::test]
@@ -254,7 +264,7 @@ mod tests {
             .collect();
         // The test has one thread, so each task runs until it waits.
         tokio::task::yield_now().await;
-        assert_eq!(admission.enter(address(1), false).await.err(), Some(TooMany::Waiting));
+        assert_eq!(admission.enter(address(1), false).await.err(), Some(TooManyReviews::Waiting));
 
         // One request ends while it waits; the others get the slot in turn.
         waiting[0].abort();
@@ -262,6 +272,7 @@ mod tests {
         for (n, task) in waiting.into_iter().enumerate() {
             assert_eq!(task.await.is_ok(), n > 0);
         }
+
         assert!(admission.enter(address(1), false).await.is_ok());
         assert!(lock(&admission.peers).all.values().all(|state| state.requests == 0));
     }
@@ -272,9 +283,10 @@ mod tests {
         for n in 0..2 * PEERS_MAX as u32 {
             drop(admission.enter(Some(IpAddr::from(n.to_be_bytes())), false).await);
         }
+
         assert!(lock(&admission.peers).all.len() <= PEERS_MAX);
 
-        assert_eq!(admission.enter(address(1), false).await.err(), Some(TooMany::Peers));
+        assert_eq!(admission.enter(address(1), false).await.err(), Some(TooManyReviews::Peers));
         let v6 = |text: &str| peer_key(Some(text.parse().unwrap()));
         assert_eq!(v6("fd00::1"), v6("fd00::ffff:1"));
         assert_ne!(v6("fd00::1"), v6("fd00:0:0:1::1"));

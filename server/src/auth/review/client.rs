@@ -1,4 +1,5 @@
-//! Sends one request to the Kubernetes API server on a connection of its own. Verdicts are cached, so there are few requests.
+//! Sends one request to the Kubernetes API server on a connection of its own. Verdicts are cached, so there are few
+//! requests.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::ReviewSettings;
-use crate::watch::{WatchError, Watched};
+use crate::watch::{WatchError, WatchedFiles};
 
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 /// Limit for the answer. A review has some kB, most of them the token.
@@ -152,16 +153,16 @@ impl ReviewedUser {
 /// A client of the TokenReview API, with credentials that are read again when they change.
 pub(super) struct ReviewClient {
     api: ApiServer,
-    trust: Watched<ClientConfig>,
-    token: Watched<String>,
+    trust: WatchedFiles<ClientConfig>,
+    token: WatchedFiles<String>,
 }
 
 impl ReviewClient {
     pub(super) fn new(settings: &ReviewSettings) -> Result<Self, WatchError> {
         Ok(Self {
             api: settings.api.clone(),
-            trust: Watched::start(vec![settings.ca_file.clone()], |contents| parse_trust(only_file(contents)))?,
-            token: Watched::start(vec![settings.token_file.clone()], |contents| parse_token(only_file(contents)))?,
+            trust: WatchedFiles::start(vec![settings.ca_file.clone()], |contents| parse_trust(only_file(contents)))?,
+            token: WatchedFiles::start(vec![settings.token_file.clone()], |contents| parse_token(only_file(contents)))?,
         })
     }
 
@@ -181,12 +182,12 @@ impl ReviewClient {
             .header(ACCEPT, "application/json")
             .body(Body::from(body.to_string()))?;
 
-        let name = ServerName::try_from(self.api.host.clone())
-            .map_err(|error| ReviewError::Tls(io::Error::other(error.to_string())))?;
+        let name =
+            ServerName::try_from(self.api.host.clone()).map_err(|error| ReviewError::Tls(io::Error::other(error)))?;
         let stream = TcpStream::connect((self.api.host.as_str(), self.api.port)).await.map_err(ReviewError::Connect)?;
         let connector = TlsConnector::from(self.trust.get());
-        let stream = connector.connect(name, stream).await.map_err(ReviewError::Tls)?;
 
+        let stream = connector.connect(name, stream).await.map_err(ReviewError::Tls)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let answer = async {
             let response = sender.send_request(request).await?;
@@ -259,6 +260,7 @@ mod tests {
         {
             assert_eq!(show(wrong), None, "{wrong}");
         }
+
         assert_eq!(ApiServer::new("fd00::1", 443).unwrap().to_string(), "[fd00::1]:443");
     }
 }

@@ -1,5 +1,5 @@
-//! Reads the claims of a bearer token before it is verified. They only decide that a token is not worth a review: text that is no
-//! JSON Web Token, and a token that was not made for this server, are refused without one.
+//! Reads the claims of a bearer token before it is verified. They only decide that a token is not worth a review: text
+//! that is no JSON Web Token, and a token that was not made for this server, are refused without one.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -40,6 +40,7 @@ pub(super) fn claimed_audiences(token: &str) -> Result<Vec<String>, NotAJwt> {
     else {
         return Err(NotAJwt);
     };
+
     let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| NotAJwt);
 
     // The text is parsed as an object first, because serde reads a struct from a list, too.

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::{Caller, CredentialDigest, Denied};
+use super::super::{AccessDenied, Caller, CredentialDigest};
 
 /// Each caller has a few tokens at a time.
 const GOOD_MAX: usize = 64;
 const REFUSED_MAX: usize = 1024;
-/// How long after a good verdict a token counts as known; then its next review does not wait for those of unknown peers.
+/// How long after a good verdict a token counts as known; then its next review does not wait for those of unknown
+/// peers.
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
 
 /// How long verdicts are valid.
@@ -23,7 +24,7 @@ pub(super) struct VerdictPeriods {
 #[derive(Default)]
 pub(super) struct VerdictCache {
     good: HashMap<CredentialDigest, (Caller, Instant)>,
-    refused: HashMap<CredentialDigest, (Denied, Instant)>,
+    refused: HashMap<CredentialDigest, (AccessDenied, Instant)>,
 }
 
 impl VerdictCache {
@@ -33,7 +34,7 @@ impl VerdictCache {
         now: Instant,
         key: &CredentialDigest,
         periods: VerdictPeriods,
-    ) -> Option<Result<Caller, Denied>> {
+    ) -> Option<Result<Caller, AccessDenied>> {
         let holds = |at: &Instant, period| now.saturating_duration_since(*at) < period;
         if let Some((caller, _)) = self.good.get(key).filter(|(_, at)| holds(at, periods.good)) {
             return Some(Ok(caller.clone()));
@@ -52,7 +53,7 @@ impl VerdictCache {
         &mut self,
         now: Instant,
         key: CredentialDigest,
-        verdict: &Result<Caller, Denied>,
+        verdict: &Result<Caller, AccessDenied>,
         periods: VerdictPeriods,
     ) {
         match verdict {
@@ -62,9 +63,10 @@ impl VerdictCache {
                     let oldest = self.good.iter().min_by_key(|(_, (_, at))| *at).map(|(key, _)| *key);
                     oldest.map(|key| self.good.remove(&key));
                 }
+
                 self.good.insert(key, (caller.clone(), now));
             }
-            Err(denied @ (Denied::Invalid(_) | Denied::Forbidden(_))) => {
+            Err(denied @ (AccessDenied::Invalid(_) | AccessDenied::Forbidden(_))) => {
                 self.good.remove(&key);
                 if self.refused.len() >= REFUSED_MAX {
                     self.refused.retain(|_, (_, at)| now.saturating_duration_since(*at) < periods.refused);
@@ -73,10 +75,12 @@ impl VerdictCache {
                 if self.refused.len() >= REFUSED_MAX {
                     self.refused.clear();
                 }
+
                 self.refused.insert(key, (denied.clone(), now));
             }
+
             // The API server may answer the next request.
-            Err(Denied::Unavailable(_)) => {}
+            Err(AccessDenied::Unavailable(_)) => {}
         }
     }
 }
@@ -88,8 +92,8 @@ mod tests {
 
     const PERIODS: VerdictPeriods = VerdictPeriods { good: Duration::from_secs(10), refused: Duration::from_secs(2) };
 
-    fn refused() -> Result<Caller, Denied> {
-        Err(Denied::Invalid("no".to_owned()))
+    fn refused() -> Result<Caller, AccessDenied> {
+        Err(AccessDenied::Invalid("no".to_owned()))
     }
 
     #[test]
