@@ -16,7 +16,7 @@ use hush_contract::{ModelState, UnloadRefusal};
 use hush_server::admin::{self, Access, AdminState};
 use hush_server::auth::{Authenticate, KeyFile};
 use hush_server::metrics::{self, Metrics};
-use hush_server::residency::{LifecycleSettings, ModelSettings, Models, ResidencyRule, SpeechJobs};
+use hush_server::residency::{ModelSettings, Models, Policy, Residency, SpeechJobs};
 use hush_server::serve::{Peer, ServeOptions, serve};
 use scripted::{audio, settings, spec, until, work};
 use serde::de::DeserializeOwned;
@@ -60,11 +60,11 @@ impl Answer {
 }
 
 impl Server {
-    async fn new(script: &str, policy: LifecycleSettings) -> Self {
+    async fn new(script: &str, policy: Policy) -> Self {
         Self::with(script, policy, |address| Access::new(Vec::new(), address.ip())).await
     }
 
-    async fn with(script: &str, policy: LifecycleSettings, access: impl FnOnce(SocketAddr) -> Access) -> Self {
+    async fn with(script: &str, policy: Policy, access: impl FnOnce(SocketAddr) -> Access) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let spec = spec(script);
         let model = ModelSettings {
@@ -116,13 +116,13 @@ impl Server {
     }
 }
 
-fn never() -> LifecycleSettings {
-    LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() }
+fn never() -> Policy {
+    Policy { residency: Residency::Idle(None), ..Policy::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_readers_of_events_are_bounded() {
-    let server = Server::new("", LifecycleSettings::default()).await;
+    let server = Server::new("", Policy::default()).await;
     let mut readers = Vec::new();
     for _ in 0..64 {
         let mut reader = TcpStream::connect(server.address).await.unwrap();
@@ -153,7 +153,7 @@ async fn hostile_readers_of_events_are_bounded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_requests_get_the_documented_error() {
-    let server = Server::new("", LifecycleSettings::default()).await;
+    let server = Server::new("", Policy::default()).await;
     let address = server.address;
     let close = "Connection: close\r\n\r\n";
     for (request, status) in [
@@ -183,7 +183,7 @@ async fn hostile_requests_get_the_documented_error() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_is_listed_loaded_and_unloaded() {
-    let server = Server::new("", LifecycleSettings::default()).await;
+    let server = Server::new("", Policy::default()).await;
     let list: ModelList = server.get("/admin/v1/models").await.json();
     let model = &list.models[0];
     assert_eq!((model.model.as_str(), model.state, model.generation), ("org/tiny", ModelState::Unloaded, 0));
