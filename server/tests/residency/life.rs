@@ -123,7 +123,8 @@ async fn a_crowd_before_a_cold_model_is_served_and_the_queue_has_a_bound() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_demand_leaves_after_the_last_of_a_queue() {
     let policy = LifecycleSettings { residency: ResidencyRule::OnDemand, ..LifecycleSettings::default() };
-    let server = ModelFixture::start("", policy, settings());
+    // The load takes long enough for all requests to arrive, also on a busy machine.
+    let server = ModelFixture::start("sleep=500", policy, settings());
     let mut jobs = JoinSet::new();
     for _ in 0..5 {
         let model = server.model().clone();
