@@ -53,6 +53,11 @@ impl ModelState {
         matches!(self, Self::Loading | Self::Ready | Self::Draining | Self::Unloading)
     }
 
+    /// Whether what the model holds has been measured. While it loads, only what it needs is known.
+    pub const fn has_measured_memory(self) -> bool {
+        self.holds_memory() && !matches!(self, Self::Loading)
+    }
+
     /// Whether the model is on its way out of memory.
     pub const fn is_leaving(self) -> bool {
         matches!(self, Self::Draining | Self::Unloading)
@@ -146,5 +151,22 @@ impl UnloadRefusal {
             Self::NotLoaded => "not_loaded",
             Self::Draining => "draining",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_meaning_of_in_memory_names_its_states() {
+        let states =
+            |is: fn(ModelState) -> bool| ModelState::ALL.into_iter().filter(|state| is(*state)).collect::<Vec<_>>();
+
+        use ModelState::{Draining, Loading, Ready, Unloading};
+        assert_eq!(states(ModelState::is_loaded), [Ready, Draining]);
+        assert_eq!(states(ModelState::holds_memory), [Loading, Ready, Draining, Unloading]);
+        assert_eq!(states(ModelState::has_measured_memory), [Ready, Draining, Unloading]);
+        assert_eq!(states(ModelState::is_leaving), [Draining, Unloading]);
     }
 }

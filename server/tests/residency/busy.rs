@@ -7,7 +7,7 @@ use hush_server::residency::{LifecycleSettings, ResidencyRule};
 use hush_server::runner;
 
 use crate::scripted::{process_state, settings, until};
-use crate::{Server, ask};
+use crate::{ModelFixture, ask};
 
 fn busy_timeout(busy: u64, let_go: u64) -> runner::RunnerSettings {
     runner::RunnerSettings {
@@ -20,7 +20,7 @@ fn busy_timeout(busy: u64, let_go: u64) -> runner::RunnerSettings {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_takes_too_long_is_ended_and_the_runner_goes_on() {
     let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
-    let server = Server::start("", policy, busy_timeout(3000, 60_000));
+    let server = ModelFixture::start("", policy, busy_timeout(3000, 60_000));
     let pid = server.ask("").await.unwrap();
     let error = server.ask("each=3600000").await.unwrap_err();
     assert!(matches!(error, JobError::Overdue { after } if after == Duration::from_secs(3)), "{error}");
@@ -32,14 +32,16 @@ async fn a_request_that_takes_too_long_is_ended_and_the_runner_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runner_that_does_not_let_go_is_replaced_and_others_are_served() {
     let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
-    let server = Server::start("", policy, busy_timeout(3000, 300));
+    let server = ModelFixture::start("", policy, busy_timeout(3000, 300));
     let pid = server.ask("").await.unwrap();
     let model = server.model().clone();
     let stuck = tokio::spawn(async move { ask(&model, "hang").await });
-    until("it works", || server.model().snapshot().inflight == 1).await;
-    // Waits for its turn; served beside the job that does not listen, or by the next runner.
+    until("the request is at work", || server.model().snapshot().inflight == 1).await;
+
+    // The next request waits for its turn. It is served beside the job that hangs, or by the next runner.
     server.ask("").await.unwrap();
     assert!(matches!(stuck.await.unwrap(), Err(JobError::Overdue { .. })));
+
     until("the runner is gone", || process_state(pid).is_none()).await;
     assert_ne!(server.ask("").await.unwrap(), pid);
     assert_eq!(server.metric("hush_runner_restarts_total{cause=\"hung\",model=\"tiny\"}"), 1.0);
@@ -48,11 +50,12 @@ async fn a_runner_that_does_not_let_go_is_replaced_and_others_are_served() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_left_does_not_make_its_request_overdue() {
     let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
-    let server = Server::start("", policy, busy_timeout(1500, 1));
+    let server = ModelFixture::start("", policy, busy_timeout(1500, 1));
     let pid = server.ask("").await.unwrap();
     let model = server.model().clone();
     let left = tokio::spawn(async move { ask(&model, "each=3600000").await });
-    until("it works", || server.model().snapshot().inflight == 1).await;
+    until("the request is at work", || server.model().snapshot().inflight == 1).await;
+
     left.abort();
     tokio::time::sleep(Duration::from_millis(2000)).await;
     assert_eq!(server.ask("").await.unwrap(), pid);

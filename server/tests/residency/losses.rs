@@ -1,4 +1,4 @@
-//! Runners that are killed, stopped, hang or run out of memory: the work is done again where it can be.
+//! Runners that are killed, stopped, hang or run out of memory: the work is done again where that is possible.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,15 @@ use rustix::process::Signal;
 use tokio::sync::mpsc;
 
 use crate::scripted::{audio, flag, kill, process_state, settings, until, work};
-use crate::{Server, ask};
+use crate::{ModelFixture, ask};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runner_killed_while_it_loads_costs_the_request_nothing() {
-    let server = Server::new("sleep=300");
+    let server = ModelFixture::new("sleep=300");
     let model = server.model().clone();
     let job = tokio::spawn(async move { ask(&model, "").await });
     until("the runner starts", || server.model().snapshot().runner_pid.is_some()).await;
+
     kill(server.pid(), Signal::KILL);
     job.await.unwrap().unwrap();
     assert_eq!(server.metric("hush_runner_restarts_total{cause=\"killed\",model=\"tiny\"}"), 1.0);
@@ -26,7 +27,7 @@ async fn a_runner_killed_while_it_loads_costs_the_request_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runner_killed_at_work_is_replaced_and_the_work_done_again() {
-    let server = Server::new("");
+    let server = ModelFixture::new("");
     let dir = tempfile::tempdir().unwrap();
     let first = server.ask("").await.unwrap();
     let second = server.ask(&format!("die_once={}", flag(dir.path(), "died"))).await.unwrap();
@@ -35,17 +36,18 @@ async fn a_runner_killed_at_work_is_replaced_and_the_work_done_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_kills_two_runners_is_told_so_and_the_next_one_is_served() {
-    let server = Server::new("");
+async fn a_request_that_kills_two_runners_fails_with_the_cause_and_the_next_one_is_served() {
+    let server = ModelFixture::new("");
     let error = server.ask("die").await.unwrap_err();
     assert!(matches!(&error, JobError::RunnerLost { cause, .. } if cause.contains("signal 9")), "{error}");
+
     server.ask("").await.unwrap();
     assert_eq!(server.metric("hush_runner_restarts_total{cause=\"killed\",model=\"tiny\"}"), 2.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_has_begun_is_not_started_again() {
-    let server = Server::new("");
+    let server = ModelFixture::new("");
     let (sender, mut receiver) = mpsc::channel(8);
     let model = server.model().clone();
     let job =
@@ -60,28 +62,31 @@ async fn a_stream_that_has_begun_is_not_started_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runner_killed_while_idle_is_noticed_at_once() {
-    let server = Server::new("");
+    let server = ModelFixture::new("");
     let pid = server.ask("").await.unwrap();
     let killed = Instant::now();
     kill(pid, Signal::KILL);
     until("the loss is noticed", || server.model().snapshot().state == ModelState::Unloaded).await;
     println!("killed while idle -> noticed and reaped: {:?}", killed.elapsed());
     assert_eq!(process_state(pid), None);
+
     server.ask("").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_or_hanging_runner_is_killed_and_the_work_done_again() {
     let dir = tempfile::tempdir().unwrap();
-    // Wide: on a machine that builds something else, a process may not run for a second.
+    // The timeout is long: on a busy machine a process may not run for a second.
     let stall = runner::RunnerSettings { stall_timeout: Duration::from_secs(2), ..settings() };
-    let server = Server::start("", LifecycleSettings::default(), stall);
+    let server = ModelFixture::start("", LifecycleSettings::default(), stall);
     let pid = server.ask("").await.unwrap();
-    // Idle for longer than that: silence is no crime without work.
+    // Without work a runner may be silent for longer than the timeout.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(server.ask("segments=3 each=900").await.unwrap(), pid, "slow, with signs of life");
+
     let again = server.ask(&format!("hang_once={}", flag(dir.path(), "hung"))).await.unwrap();
     assert_ne!(pid, again);
+
     kill(again, Signal::STOP);
     let third = server.ask("").await.unwrap();
     assert_ne!(again, third);
@@ -92,23 +97,26 @@ async fn a_stopped_or_hanging_runner_is_killed_and_the_work_done_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn work_without_enough_memory_is_done_again_on_a_fresh_runner() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::new("");
+    let server = ModelFixture::new("");
     let first = server.ask("").await.unwrap();
     let second = server.ask(&format!("full_once={}", flag(dir.path(), "full"))).await.unwrap();
     assert_ne!(first, second);
     assert_eq!(process_state(first), None);
     assert_eq!(server.metric("hush_model_unloads_total{model=\"tiny\",reason=\"OutOfMemory\"}"), 1.0);
+
     let error = server.ask("full").await.unwrap_err();
     assert!(matches!(&error, JobError::RunnerLost { cause, .. } if cause.contains("out of memory")), "{error}");
+
     server.ask("").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_engine_refuses_is_told_and_the_runner_lives_on() {
-    let server = Server::new("");
+async fn a_refusal_of_the_engine_is_passed_on_and_the_runner_lives_on() {
+    let server = ModelFixture::new("");
     let pid = server.ask("").await.unwrap();
     assert!(matches!(server.ask("invalid=klingon").await, Err(JobError::Invalid(message)) if message == "klingon"));
     assert!(matches!(server.ask("engine").await, Err(JobError::Failed(message)) if message == "no"));
+
     let long = "x".repeat(5 << 20);
     assert!(matches!(server.ask(&long).await, Err(JobError::Invalid(_))), "longer than a frame");
     assert_eq!(server.ask("").await.unwrap(), pid);

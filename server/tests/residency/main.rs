@@ -1,4 +1,4 @@
-//! Models in real child processes, on good days and on bad ones: signals, crashes, hangs, crowds, races.
+//! Models in real child processes: loads, unloads, signals, crashes, hangs, crowds, races.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
@@ -32,15 +32,15 @@ fn runner_child() {
     scripted::child_entry();
 }
 
-/// Tells the runners of one test from all others.
+/// A variable in the environment of the runners of one test.
 const MARK: &str = "HUSH_TEST_MARK";
 
-struct Server {
+struct ModelFixture {
     models: Models,
     metrics: Arc<Metrics>,
 }
 
-impl Server {
+impl ModelFixture {
     fn start(script: &str, policy: LifecycleSettings, runners: runner::RunnerSettings) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let (name, spec) = ("tiny".to_owned(), spec(script));
@@ -68,7 +68,7 @@ impl Server {
         line.unwrap_or_else(|| panic!("no {sample} in {text}")).parse().unwrap()
     }
 
-    /// Transcribes two seconds; gives the process that did it.
+    /// Transcribes two seconds of audio and returns the process that did it.
     async fn ask(&self, script: &str) -> Result<u32, JobError> {
         ask(self.model(), script).await
     }
@@ -85,6 +85,7 @@ impl Server {
 async fn ask(model: &ModelHandle, script: &str) -> Result<u32, JobError> {
     let (outcome, segments) = model.gather(audio(2), work(script), None).await?;
     assert!(matches!(outcome, Outcome::Transcribed(transcript) if transcript.duration_seconds == 2.0));
+
     let (pid, heard) = segments[0].text.split_once(' ').unwrap();
     assert_eq!(heard.parse::<i64>().unwrap(), sum(&crate::scripted::samples(2)), "every sample, once");
     Ok(pid.parse().unwrap())

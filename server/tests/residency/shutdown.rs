@@ -1,4 +1,4 @@
-//! The end of the server, and what becomes of its runners.
+//! The end of the server, and of its runners.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -9,17 +9,19 @@ use rustix::process::Signal;
 use tokio::task::JoinSet;
 
 use crate::scripted::{kill, process_state, until};
-use crate::{Server, ask};
+use crate::{ModelFixture, ask};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_serves_what_has_arrived_then_stops() {
-    let server = Server::new("sleep=100");
+    let server = ModelFixture::new("sleep=100");
     let mut jobs = JoinSet::new();
     for _ in 0..3 {
         let model = server.model().clone();
         jobs.spawn(async move { ask(&model, "each=50").await });
     }
-    until("all have arrived", || server.model().snapshot().queued == 3).await;
+
+    until("all requests have arrived", || server.model().snapshot().queued == 3).await;
+
     let pid = {
         until("the runner starts", || server.model().snapshot().runner_pid.is_some()).await;
         server.pid()
@@ -31,12 +33,13 @@ async fn shutdown_serves_what_has_arrived_then_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn shutdown_waits_for_nobody_after_its_deadline() {
-    let server = Server::new("");
+async fn shutdown_waits_for_no_request_after_its_deadline() {
+    let server = ModelFixture::new("");
     let pid = server.ask("").await.unwrap();
     let model = server.model().clone();
     let job = tokio::spawn(async move { ask(&model, "each=60000").await });
-    until("it works", || server.model().snapshot().inflight == 1).await;
+    until("the request is at work", || server.model().snapshot().inflight == 1).await;
+
     let asked = Instant::now();
     server.models.shutdown(Duration::from_millis(300)).await;
     assert!(asked.elapsed() < Duration::from_millis(900), "{:?}", asked.elapsed());
@@ -46,15 +49,17 @@ async fn shutdown_waits_for_nobody_after_its_deadline() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runner_leaves_signals_to_its_server() {
-    let server = Server::new("");
+    let server = ModelFixture::new("");
     let pid = server.ask("").await.unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         kill(pid, signal);
     }
     assert_eq!(server.ask("").await.unwrap(), pid);
+
     let adjustment = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
     assert_eq!(adjustment.trim(), "500");
     assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim(), "hush-runner");
+
     let environment = std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
     assert!(!environment.contains("CARGO"), "only what a runner needs: {environment}");
 }
@@ -65,9 +70,10 @@ fn server_process() {
     if std::env::var_os("HUSH_TEST_SERVER").is_none() {
         return;
     }
+
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let server = Server::new("");
+        let server = ModelFixture::new("");
         println!("\nrunner {}", server.ask("").await.unwrap());
         std::future::pending::<()>().await;
     });
@@ -86,13 +92,13 @@ fn a_killed_server_takes_its_runner_along() {
         let pid = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("runner ")?.parse::<u32>().ok());
         let pid = pid.unwrap();
         if stop_runner {
-            // It cannot see its socket end now: only the kernel can end it.
+            // A stopped runner cannot see its socket end: only the kernel can end it.
             kill(pid, Signal::STOP);
         }
         kill(server.id(), Signal::KILL);
         server.wait().unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
-        // Whoever inherits it may be slow to reap it.
+        // The process that inherits the runner may be slow to reap it.
         while !matches!(process_state(pid), None | Some('Z' | 'X')) {
             assert!(Instant::now() < deadline, "the runner outlived its server");
             std::thread::sleep(Duration::from_millis(5));

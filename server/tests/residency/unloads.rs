@@ -1,4 +1,4 @@
-//! Orders to leave, and their races with requests that arrive.
+//! Unload commands, and their races with requests that arrive.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,15 +12,16 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::scripted::{process_state, settings, until, zombies};
-use crate::{Server, ask};
+use crate::{ModelFixture, ask};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unload_is_conditional_and_fast() {
-    let server = Server::new("");
+    let server = ModelFixture::new("");
     let now = UnloadCommand::now(UnloadReason::Manual);
     let conditional = UnloadCommand { if_generation: Some(0), ..now };
     assert_eq!(server.model().unload(conditional).await, Err(UnloadRefusal::NotLoaded));
     assert_eq!(server.model().unload(now).await.unwrap().outcome, UnloadOutcome::AlreadyUnloaded);
+
     let mut took = Vec::new();
     for generation in 1..=20 {
         assert_eq!(server.model().load().await.unwrap(), generation);
@@ -41,25 +42,28 @@ async fn an_unload_is_conditional_and_fast() {
     server.model().load().await.unwrap();
     let busy = server.model().clone();
     let job = tokio::spawn(async move { ask(&busy, "each=400").await });
-    until("it works", || server.model().snapshot().inflight == 1).await;
-    let polite = UnloadCommand { if_idle: Some(Duration::ZERO), ..now };
-    assert_eq!(server.model().unload(polite).await, Err(UnloadRefusal::Busy));
+    until("the request is at work", || server.model().snapshot().inflight == 1).await;
+
+    let if_idle_now = UnloadCommand { if_idle: Some(Duration::ZERO), ..now };
+    assert_eq!(server.model().unload(if_idle_now).await, Err(UnloadRefusal::Busy));
+
     let report = server.model().unload(now).await.unwrap();
-    assert!(report.drain > Duration::from_millis(100), "it waited for what was in flight");
+    assert!(report.drain > Duration::from_millis(100), "the unload waited for the request in flight");
     job.await.unwrap().unwrap();
     assert_eq!(server.metric("hush_model_unload_refused_total{model=\"tiny\",reason=\"busy\"}"), 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_outlasts_a_drain_is_done_again_elsewhere() {
-    let server = Server::new("");
+async fn work_that_outlasts_a_drain_is_done_again_on_another_runner() {
+    let server = ModelFixture::new("");
     let first = server.ask("").await.unwrap();
     let busy = server.model().clone();
     let job = tokio::spawn(async move { ask(&busy, "segments=5 each=150").await });
-    until("it works", || server.model().snapshot().inflight == 1).await;
-    let impatient =
+    until("the request is at work", || server.model().snapshot().inflight == 1).await;
+
+    let brief_drain =
         UnloadCommand { drain: Some(Duration::from_millis(50)), ..UnloadCommand::now(UnloadReason::HardPressure) };
-    server.model().unload(impatient).await.unwrap();
+    server.model().unload(brief_drain).await.unwrap();
     assert_ne!(job.await.unwrap().unwrap(), first);
 }
 
@@ -67,7 +71,7 @@ async fn what_outlasts_a_drain_is_done_again_elsewhere() {
 async fn unloads_and_arrivals_race_and_no_request_is_lost() {
     const REQUESTS: usize = 4000;
     let spare = runner::RunnerSettings { spare: true, ..settings() };
-    let server = Server::start("", LifecycleSettings::default(), spare);
+    let server = ModelFixture::start("", LifecycleSettings::default(), spare);
     let answered = Arc::new(AtomicUsize::new(0));
     let mut jobs = JoinSet::new();
     for client in 0..8 {
@@ -75,7 +79,7 @@ async fn unloads_and_arrivals_race_and_no_request_is_lost() {
         jobs.spawn(async move {
             for n in 0..REQUESTS / 8 {
                 if n % 7 == client {
-                    // Some clients leave.
+                    // Some clients leave before they are answered.
                     let _ = timeout(Duration::from_micros(n as u64 * 13 % 5000), ask(&model, "")).await;
                 }
                 ask(&model, "").await.unwrap();
@@ -83,6 +87,7 @@ async fn unloads_and_arrivals_race_and_no_request_is_lost() {
             }
         });
     }
+
     let (model, count) = (server.model().clone(), answered.clone());
     let unloader = tokio::spawn(async move {
         let (mut tried, mut done) = (0, 0);
@@ -99,12 +104,14 @@ async fn unloads_and_arrivals_race_and_no_request_is_lost() {
     while let Some(result) = timeout(Duration::from_secs(240), jobs.join_next()).await.unwrap() {
         result.unwrap();
     }
+
     let (tried, done) = unloader.await.unwrap();
     let now = server.model().snapshot();
     println!("{REQUESTS} requests, {tried} unload commands, {done} unloads, {} loads", now.generation);
     assert!(done > 20);
     assert_eq!(answered.load(Ordering::Relaxed), REQUESTS);
     assert_eq!((now.inflight, now.queued), (0, 0));
+
     server.models.shutdown(Duration::from_secs(5)).await;
-    until("nothing is left", || zombies().is_empty()).await;
+    until("no process is left", || zombies().is_empty()).await;
 }

@@ -1,0 +1,115 @@
+//! What must hold for each effect, and what it changes in the world.
+
+use hush_contract::ModelState;
+use hush_contract::admin::UnloadOutcome;
+use hush_residency::machine::{
+    CommandId, LeaseId, LeaseLossCause, MachineEffect, MetricEvent, ModelRefusal, UnloadReport,
+};
+
+use crate::world::{LeasePhase, MachineWorld, RunnerPhase};
+
+impl MachineWorld {
+    pub fn check_effect(&mut self, effect: &MachineEffect) {
+        match effect {
+            MachineEffect::Measure => {
+                assert!(self.settings.accounted && self.runner.is_none() && !self.is_reclaiming);
+                assert!(self.now >= self.hold_until, "measured for a load that a hold forbids");
+                self.is_measuring = true;
+            }
+            MachineEffect::Reclaim { generation } => {
+                assert_eq!((*generation, self.runner), (self.generation, None), "not reaped");
+                assert!(self.settings.accounted && !self.is_shutting_down);
+                self.is_reclaiming = true;
+            }
+            MachineEffect::StartRunner { generation } => self.check_start(*generation),
+            MachineEffect::StopRunner { generation } | MachineEffect::KillRunner { generation } => {
+                assert_eq!(*generation, self.generation);
+                assert!(self.runner.is_some());
+                assert_eq!(self.holding(), 0, "stopped under a lease");
+                self.runner = Some(RunnerPhase::Ending);
+            }
+            MachineEffect::Grant { lease, generation } => self.check_grant(*lease, *generation),
+            MachineEffect::Refuse { lease, refusal } => self.check_refusal(*lease, refusal),
+            MachineEffect::Lost { lease, why } => self.check_lost_lease(*lease, why),
+            MachineEffect::ReplyLoad { command, .. } => assert!(self.loads.remove(command), "answered twice"),
+            MachineEffect::ReplyUnload { command, result } => {
+                if result.is_err() {
+                    assert!(self.unloads.remove(command), "answered twice");
+                }
+            }
+            MachineEffect::Unloaded { command, report } => self.check_unload_report(*command, report),
+            MachineEffect::Count(MetricEvent::ColdStart(_) | MetricEvent::Loaded { .. }) => {
+                assert!(self.runner.is_some());
+            }
+            MachineEffect::Count(_) => {}
+            MachineEffect::Stopped => {
+                assert!(self.is_shutting_down && !self.is_stopped);
+                assert_eq!(self.runner, None);
+                assert!(self.leases.is_empty());
+                self.is_stopped = true;
+            }
+        }
+    }
+
+    fn check_start(&mut self, generation: u64) {
+        assert!(self.has_room || !self.settings.accounted, "loaded without room");
+        assert!(!self.is_reclaiming, "loaded into memory that is still on its way back");
+        assert_eq!(self.runner, None, "one runner at a time");
+        assert_eq!(generation, self.generation + 1);
+        assert!(self.now >= self.hold_until, "loaded into a hold");
+
+        self.generation = generation;
+        self.runner = Some(RunnerPhase::Loading);
+    }
+
+    fn check_grant(&mut self, lease: LeaseId, generation: u64) {
+        assert_eq!(generation, self.generation);
+        assert_eq!(self.runner, Some(RunnerPhase::Loaded), "granted without a model");
+        assert_eq!(self.order.pop_front(), Some(lease), "first come, first served");
+        assert_eq!(self.leases.insert(lease, LeasePhase::Holding), Some(LeasePhase::Waiting));
+        assert!(self.holding() <= self.settings.concurrency.get());
+    }
+
+    fn check_refusal(&mut self, lease: LeaseId, refusal: &ModelRefusal) {
+        assert_eq!(self.leases.remove(&lease), Some(LeasePhase::Waiting), "refused twice or never asked");
+        self.order.retain(|waiting| *waiting != lease);
+        assert!(self.ended.insert(lease));
+
+        match refusal {
+            ModelRefusal::ShuttingDown => assert!(self.is_shutting_down),
+            ModelRefusal::ColdHold { retry_after, .. } => {
+                let is_over = self.cold_wait_until.get(&lease).is_some_and(|until| *until <= self.now);
+                assert!(is_over, "refused before its longest wait was over");
+                assert_ne!(self.machine.state(), ModelState::Ready);
+                assert!((1..=120).contains(&retry_after.as_secs()));
+            }
+            ModelRefusal::QueueFull { .. } | ModelRefusal::LoadFailed { .. } => {}
+            ModelRefusal::GenerationChanged | ModelRefusal::Held { .. } => unreachable!("an answer to a command"),
+        }
+    }
+
+    fn check_lost_lease(&mut self, lease: LeaseId, why: &LeaseLossCause) {
+        assert_eq!(self.leases.remove(&lease), Some(LeasePhase::Holding));
+        assert!(self.ended.insert(lease));
+        self.lost.push(lease);
+
+        if *why == LeaseLossCause::Displaced {
+            assert_eq!(self.machine.state(), ModelState::Unloading);
+            assert!(self.now >= self.drain_until, "displaced before its time");
+        }
+    }
+
+    fn check_unload_report(&mut self, command: CommandId, report: &UnloadReport) {
+        assert!(self.unloads.remove(&command), "answered twice");
+        assert_eq!(report.generation, self.generation);
+        assert_eq!(self.runner, None, "not reaped");
+        assert!(!self.is_reclaiming || self.is_shutting_down, "before its memory was seen to come back");
+        assert!(report.memory.is_none() || self.settings.accounted);
+
+        let hold_until = self.next_hold.take().map_or(0, |hold| self.now + hold);
+        self.hold_until = match report.outcome {
+            UnloadOutcome::Unloaded => hold_until,
+            UnloadOutcome::AlreadyUnloaded => self.hold_until.max(hold_until),
+        };
+    }
+}
