@@ -164,6 +164,7 @@ mod tests {
             ("idleTimeot: 5m\n", "1", vec!["idleTimeot", "did you mean `idleTimeout`?"]),
             ("listen: ':9000'\nmax-queue: 4\n", "2", vec!["max-queue", "did you mean `maxQueue`?"]),
             ("idleTimeout: soon\n", "1", vec!["1h30m"]),
+            ("threads: 1\nspoolDir: ''\n", "2", vec!["an empty path"]),
             ("models:\n  - name: base\n    residency: lazy\n", "3", vec!["resident, idle, on-demand"]),
             ("models:\n  - name: base\n    alias: x\n", "3", vec!["did you mean `aliases`?"]),
             ("models: base\n", "1", vec!["sequence"]),
