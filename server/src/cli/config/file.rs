@@ -110,7 +110,11 @@ struct OptionValues<'a>(&'a Arg);
 impl OptionValues<'_> {
     fn read_scalar<'de, D: Deserializer<'de>>(&self, deserializer: D) -> Result<OsString, D::Error> {
         if is_path(self.0) {
-            return PathBuf::deserialize(deserializer).map(OsString::from);
+            let path = PathBuf::deserialize(deserializer)?;
+            if path.as_os_str().is_empty() {
+                return Err(D::Error::custom("an empty path cannot be used; leave the key out"));
+            }
+            return Ok(path.into());
         }
         let read = |text: &str| check_value(self.0, text.as_ref()).map(|()| OsString::from(text));
         deserializer.deserialize_any(ScalarVisitor(read))

@@ -108,6 +108,7 @@ mod tests {
         if std::env::var_os("UPDATE_SCHEMA").is_some() {
             fs::write(path, schema()).unwrap();
         }
+
         let committed = fs::read_to_string(path).unwrap_or_default();
         assert!(committed == schema(), "docs/config.schema.json is old; write it anew with `make schema`");
     }
@@ -119,11 +120,14 @@ mod tests {
              aliases: [whisper-1]\n    residency: resident\n    idleTimeout: 0\n    defaults: {language: German}\n  - path: /m/x\n",
         )
         .unwrap();
+
         assert_eq!(file.option("idle-timeout").unwrap(), ["10m"]);
         assert_eq!(file.option("spare-runner").unwrap(), ["true"]);
+
         let models = file.models.unwrap();
         assert_eq!((models[0].name.as_deref(), models[1].path.as_deref()), (Some("base"), Some(Path::new("/m/x"))));
         assert_eq!(models[0].idle_timeout, Some(Checked(DurationArg(Duration::ZERO))));
+
         for empty in ["", "\n", "# nothing\n"] {
             assert_eq!(parse(empty).unwrap(), ConfigFile::default());
         }
@@ -140,12 +144,15 @@ mod tests {
                     vadModel: /v, ffmpeg: /f, fallbackTokens: 1, fallbackTime: 1s, nvmlLib: /n, gpuSampleInterval: 1s, headroom: 1MiB, reclaimTimeout: 1s, \
                     memoryReclaimer: 95%, tlsCert: /a, tlsKey: /b, opsTlsCert: /c, opsTlsKey: /d, apiKeysFile: /k, \
                     adminTokenFile: /t, webUi: false, logFormat: json, logLevel: debug}";
+
         let file = parse(text).unwrap();
         let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
         let keys = schema["properties"].as_object().unwrap().keys();
+
         for key in keys.filter(|key| !["models", "defaultAliases", "corsOrigins"].contains(&key.as_str())) {
             let kebab = |c: char| if c.is_uppercase() { format!("-{}", c.to_lowercase()) } else { c.to_string() };
             let option: String = key.chars().map(kebab).collect();
+
             assert!(file_options().iter().any(|known| known.long() == option), "{key}");
             assert!(file.option(&option).is_some() || !text.contains(&format!("{key}:")), "{key}");
         }
@@ -157,6 +164,7 @@ mod tests {
             ("idleTimeot: 5m\n", "1", vec!["idleTimeot", "did you mean `idleTimeout`?"]),
             ("listen: ':9000'\nmax-queue: 4\n", "2", vec!["max-queue", "did you mean `maxQueue`?"]),
             ("idleTimeout: soon\n", "1", vec!["1h30m"]),
+            ("threads: 1\nspoolDir: ''\n", "2", vec!["an empty path"]),
             ("models:\n  - name: base\n    residency: lazy\n", "3", vec!["resident, idle, on-demand"]),
             ("models:\n  - name: base\n    alias: x\n", "3", vec!["did you mean `aliases`?"]),
             ("models: base\n", "1", vec!["sequence"]),
@@ -167,6 +175,7 @@ mod tests {
             ("listen: [\n", "", vec![]),
         ] {
             let error = parse(text).expect_err(text);
+
             assert!(error.contains(place), "{text}: no line {place} in\n{error}");
             for word in words {
                 assert!(error.contains(word), "{text}: no {word:?} in\n{error}");

@@ -54,9 +54,15 @@ fn property(option: &Arg) -> Value {
         _ if option.is_hide_default_value_set() => {}
         (_, []) => {}
         (true, defaults) => property["default"] = json!(defaults),
-        (false, [default, ..]) => property["default"] = json!(default),
+        (false, [default, ..]) => property["default"] = scalar(default),
     }
     property
+}
+
+/// A number or a switch without quotes, as one writes it in YAML.
+fn scalar(text: &str) -> Value {
+    let value: Option<Value> = serde_json::from_str(text).ok();
+    value.filter(|value| value.is_boolean() || value.is_u64()).unwrap_or_else(|| json!(text))
 }
 
 /// The first paragraph of the help, without the sentence about the default.

@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Args};
 
-use super::merge::Merged;
+use super::merge::MergedSettings;
 use super::shared::{LogSettings, StoreSettings, check_precision};
 use super::{LegacyUse, SettingError, none_if_zero};
 use crate::cli::values::{DeviceChoice, PrecisionChoice, Switch};
@@ -75,7 +75,7 @@ pub struct InstallSettings {
 }
 
 impl InstallSettings {
-    pub(super) fn complete(merged: Merged<Self>, legacy: Vec<LegacyUse>) -> Result<Self, SettingError> {
+    pub(super) fn complete(merged: MergedSettings<Self>, legacy: Vec<LegacyUse>) -> Result<Self, SettingError> {
         let mut settings = Self { legacy, ..merged.settings };
         none_if_zero(&mut settings.name);
         none_if_zero(&mut settings.revision);

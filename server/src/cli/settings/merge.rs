@@ -22,12 +22,12 @@ pub trait OptionSource {
 }
 
 /// Settings with the values of all sources.
-pub struct Merged<T> {
+pub struct MergedSettings<T> {
     pub settings: T,
     matches: ArgMatches,
 }
 
-impl<T> Merged<T> {
+impl<T> MergedSettings<T> {
     /// Whether any source has the option with clap's id `id`, which is the name of its field.
     pub fn is_given(&self, id: &str) -> bool {
         self.matches.value_source(id) == Some(ValueSource::CommandLine)
@@ -35,7 +35,10 @@ impl<T> Merged<T> {
 }
 
 /// Sources come in the order of their precedence. A source is not asked for what one before it has.
-pub fn merge<T: Args>(line: &CommandLine, sources: &mut [&mut dyn OptionSource]) -> Result<Merged<T>, SettingError> {
+pub fn merge<T: Args>(
+    line: &CommandLine,
+    sources: &mut [&mut dyn OptionSource],
+) -> Result<MergedSettings<T>, SettingError> {
     let declared = T::augment_args(clap::Command::new("settings").no_binary_name(true));
     let mut command = declared.clone();
     let mut arguments = Vec::new();
@@ -50,10 +53,9 @@ pub fn merge<T: Args>(line: &CommandLine, sources: &mut [&mut dyn OptionSource])
     arguments.extend(line.arguments.iter().cloned());
 
     // Each value has been checked, so this only fails where an argument is missing.
-    let refused = |error: clap::Error| SettingError::Combination(error.to_string());
-    let matches = command.try_get_matches_from(arguments).map_err(refused)?;
-    let settings = T::from_arg_matches(&matches).map_err(refused)?;
-    Ok(Merged { settings, matches })
+    let matches = command.try_get_matches_from(arguments)?;
+    let settings = T::from_arg_matches(&matches)?;
+    Ok(MergedSettings { settings, matches })
 }
 
 fn first_values(option: &Arg, sources: &mut [&mut dyn OptionSource]) -> Result<Option<Vec<OsString>>, SettingError> {

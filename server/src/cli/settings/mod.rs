@@ -44,22 +44,20 @@ pub const PROBE_CUDA: &str = "probe-cuda";
 
 /// A variable, a configuration file or a combination of options that cannot be used. It ends the program with the exit
 /// status of a usage error.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum SettingError {
     #[error("the variable {variable} is {value:?}: {problem}")]
     Variable { variable: String, value: String, problem: String },
     #[error("{0}")]
     Combination(String),
-    #[error("{0}")]
-    Config(String),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An argument is missing, once all sources have been asked.
+    #[error(transparent)]
+    Arguments(#[from] clap::Error),
 }
 
-impl From<ConfigError> for SettingError {
-    fn from(error: ConfigError) -> Self {
-        Self::Config(error.to_string())
-    }
-}
-
+/// The settings of the command that the command line names.
 #[derive(Debug)]
 pub enum Settings {
     Serve(Box<ServeSettings>),

@@ -124,7 +124,7 @@ pub struct SecuritySettings {
 }
 
 /// The pod that the server runs in.
-struct ServerPod {
+struct OwnPod {
     uid: String,
     audience: ServerAudience,
 }
@@ -161,20 +161,20 @@ impl SecurityOptions {
         })
     }
 
-    fn server_pod(&self) -> Result<Option<ServerPod>, SettingError> {
+    fn server_pod(&self) -> Result<Option<OwnPod>, SettingError> {
         let refused = |problem: &str| SettingError::Combination(format!("--pod-namespace and --pod-uid: {problem}"));
 
         match (not_empty(&self.pod_namespace), not_empty(&self.pod_uid)) {
             (None, None) => Ok(None),
             (Some(namespace), Some(uid)) => {
                 let audience = ServerAudience::new(namespace, uid).map_err(|error| refused(&error.to_string()))?;
-                Ok(Some(ServerPod { uid: uid.to_owned(), audience }))
+                Ok(Some(OwnPod { uid: uid.to_owned(), audience }))
             }
             _ => Err(refused("they need each other")),
         }
     }
 
-    fn audience(&self, pod: Option<&ServerPod>) -> Result<String, SettingError> {
+    fn audience(&self, pod: Option<&OwnPod>) -> Result<String, SettingError> {
         if let Some(audience) = not_empty(&self.admin_audience) {
             return Ok(audience.to_owned());
         }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::limits::LimitSettings;
 use super::memory::MemorySettings;
-use super::merge::Merged;
+use super::merge::MergedSettings;
 use super::model::ModelOverrides;
 use super::security::{SecurityOptions, SecuritySettings};
 use super::shared::{EngineSettings, LogSettings, StoreSettings, check_precision};
@@ -339,7 +339,7 @@ pub struct ServeSettings {
 impl ServeSettings {
     /// Fills in what depends on several options or on the models of the configuration file, and checks all of them.
     pub(super) fn complete(
-        merged: Merged<Self>,
+        merged: MergedSettings<Self>,
         env: &Env,
         file: &ConfigFile,
         legacy: Vec<LegacyUse>,

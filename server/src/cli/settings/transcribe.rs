@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use hush_whisper::VadOptions;
 
-use super::merge::Merged;
+use super::merge::MergedSettings;
 use super::shared::{EngineSettings, LogSettings, StoreSettings, check_precision};
 use super::{LegacyUse, SettingError, none_if_zero};
 use crate::cli::values::{AsrEngine, Language, OutputFormat, Switch, TaskWord, ValueError, WholeNumber, read_decimal};
@@ -181,7 +181,7 @@ struct SubtitleOptions {
 }
 
 impl TranscribeSettings {
-    pub(super) fn complete(merged: Merged<Self>, legacy: Vec<LegacyUse>) -> Result<Self, SettingError> {
+    pub(super) fn complete(merged: MergedSettings<Self>, legacy: Vec<LegacyUse>) -> Result<Self, SettingError> {
         let mut settings = Self { legacy, ..merged.settings };
         none_if_zero(&mut settings.language);
         none_if_zero(&mut settings.initial_prompt);

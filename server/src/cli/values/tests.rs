@@ -16,6 +16,7 @@ fn origins_are_spelt_as_browsers_spell_them() {
     ] {
         assert_eq!(parse(given), Ok(expected.to_owned()), "{given}");
     }
+
     for wrong in ["", "localhost:5173", "https://", "https://a/b", "https://*.example.com", "https://a b", "http://u@h"]
     {
         assert!(parse(wrong).unwrap_err().0.contains("https://app.example.com"), "{wrong}");
@@ -28,6 +29,7 @@ fn languages_are_read_in_all_their_spellings() {
         let language: Language = given.parse().unwrap();
         assert_eq!(language.0.into_code().as_deref(), expected, "{given}");
     }
+
     assert!("klingon".parse::<Language>().unwrap_err().0.contains("english"));
 }
 
@@ -42,6 +44,7 @@ fn durations() {
     assert_eq!(seconds("1h30m"), Ok(5400.0));
     assert_eq!(seconds("1h2m3s4ms"), Ok(3723.004));
     assert_eq!(seconds("500ms"), Ok(0.5));
+
     for bad in
         ["", "-1", "-5m", "5 m", "1.5h", "m", "5x", "1h2m3s4ms5ms", "123456s", "5m30", "５m", "99999999999999999999"]
     {
@@ -60,6 +63,7 @@ fn sizes() {
     assert_eq!(bytes("64 KiB"), Some(65_536));
     assert_eq!(bytes("1048576"), Some(1_048_576));
     assert_eq!(bytes("0"), Some(0));
+
     for bad in ["", "GiB", "-1", "1.5GiB", "4gib", "4GiBs", "99999999999TiB"] {
         assert_eq!(bytes(bad), None, "{bad}");
     }
@@ -72,6 +76,7 @@ fn addresses() {
     assert_eq!(address("[::]:9000").as_deref(), Some("[::]:9000"));
     assert_eq!(address(":9000").as_deref(), Some("0.0.0.0:9000"));
     assert_eq!(address("localhost:0").as_deref(), Some("127.0.0.1:0"));
+
     for bad in ["", "9000", "0.0.0.0", "host.example:9000", ":70000", "::1:x"] {
         assert_eq!(address(bad), None, "{bad}");
     }
@@ -82,11 +87,13 @@ fn devices() {
     assert_eq!("cpu".parse(), Ok(DeviceChoice::Cpu));
     assert_eq!("cuda".parse(), Ok(DeviceChoice::CUDA));
     assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(CudaDevice::Index(3))));
+
     let uuid = "cuda:GPU-8d1e1c0b-0123-4567-89ab-0123456789ab";
     assert_eq!(uuid.parse::<DeviceChoice>().map(|device| device.to_string()).as_deref(), Ok(uuid));
     let short = "cuda:GPU-8d1e";
     assert_eq!(short.parse::<DeviceChoice>().map(|device| device.to_string()).as_deref(), Ok(short));
     assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
+
     for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cuda:GPU-", "cuda:MIG-8d1e", "cuda:99999999999"] {
         assert!(bad.parse::<DeviceChoice>().is_err(), "{bad}");
     }
@@ -96,6 +103,7 @@ fn devices() {
 fn shares() {
     assert_eq!("95%".parse(), Ok(Percent(Some(95))));
     assert_eq!("off".parse(), Ok(Percent(None)));
+
     for bad in ["", "95", "0.95", "0%", "100%", "300%", "-5%", "%"] {
         assert!(bad.parse::<Percent>().is_err(), "{bad}");
     }
@@ -109,6 +117,7 @@ fn words_say_what_they_expect() {
     assert_eq!("auto".parse(), Ok(PrecisionChoice::Auto));
     assert_eq!("int8".parse(), Ok(PrecisionChoice::Exactly(Precision::Int8)));
     assert!("int4".parse::<PrecisionChoice>().is_err());
+
     for residency in Residency::ALL {
         assert_eq!(residency.to_string().parse(), Ok(*residency));
     }
@@ -119,6 +128,7 @@ fn switches_and_levels() {
     assert_eq!("YES".parse(), Ok(Switch(true)));
     assert_eq!("off".parse(), Ok(Switch(false)));
     assert!("maybe".parse::<Switch>().is_err());
+
     assert!("info".parse::<LogFilter>().is_ok());
     assert!("info,hush_server=debug".parse::<LogFilter>().is_ok());
     assert!("verbose".parse::<LogFilter>().is_err());

@@ -14,6 +14,7 @@ fn limits_that_cannot_be_kept_are_refused() {
         let error = try_serve(argv, &[]).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
+
     assert_eq!(settled(&["--max-upload", "32GiB"], &[]).limits.max_spool_bytes, 32 << 30);
 }
 
@@ -26,6 +27,7 @@ fn combinations_that_cannot_work() {
     assert!(try_serve(&[], &[("HUSH_MAX_BATCH", "257")]).is_err());
     assert!(try_serve(&["--load-timeout", "0"], &[]).is_err());
     assert!(try_serve(&["--gpu-sample-interval", "0"], &[]).is_err());
+
     let cli = parse(["hush-server", "install", "a", "b", "--name", "c"]).unwrap();
     assert!(resolve(cli, &env(&[])).unwrap_err().to_string().contains("--name"));
 }
@@ -36,7 +38,9 @@ fn cuda_takes_fp16_only() {
         let text = error.to_string();
         assert!(parts.iter().all(|part| text.contains(part)), "{text}");
     };
+
     let fix = ["fp16 only", "--precision fp16", "--device cpu"];
+
     for precision in ["int8", "fp32"] {
         let both = ["--device", "cuda:1", "--precision", precision];
         says(
@@ -44,15 +48,19 @@ fn cuda_takes_fp16_only() {
             &[&fix[..], &[&format!("--precision {precision}"), "cuda:1"]].concat(),
         );
         says(transcription(&both, &[]).unwrap_err(), &fix);
+
         let cli = parse([&["hush-server", "install", "tiny"], &both[..]].concat()).unwrap();
         says(resolve(cli, &env(&[])).unwrap_err(), &fix);
     }
+
     let legacy = try_serve(&[], &[("ASR_DEVICE", "cuda"), ("ASR_QUANTIZATION", "int8")]).unwrap_err();
     says(legacy, &["ASR_QUANTIZATION=int8 is used for --precision", "ASR_DEVICE=cuda is used for --device"]);
+
     let of_file = |text: &str| with_file(&env(&[("HOME", "/h")]), &config::parse(text).unwrap());
     says(of_file("device: cuda\nprecision: int8\n").unwrap_err(), &fix);
     says(of_file("models:\n  - name: a\n    device: cuda\n    precision: fp32\n").unwrap_err(), &["model `a`", "fp32"]);
     says(of_file("device: cuda\nmodels:\n  - name: a\n    precision: int8\n").unwrap_err(), &["model `a`"]);
+
     for fine in [
         &["--device", "cuda", "--precision", "fp16"][..],
         &["--device", "cuda", "--precision", "auto"],

@@ -114,6 +114,7 @@ fn default_engine(settings: &ServeSettings) -> EngineSettings {
 #[test]
 fn defaults() {
     let settings = settled(&[], &[]);
+
     let expected = ServeSettings {
         check_config: false,
         default_aliases: ["whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe"]
@@ -152,6 +153,7 @@ fn defaults() {
         legacy: vec![],
         ..settings.clone()
     };
+
     assert_eq!(settings, expected);
 }
 
@@ -215,6 +217,7 @@ fn given_security() -> SecuritySettings {
 #[test]
 fn every_hush_variable_reaches_its_setting() {
     let settings = settled(&[], &EVERY_VARIABLE);
+
     let expected = ServeSettings {
         check_config: true,
         default_aliases: vec!["a".into(), "b".into()],
@@ -251,5 +254,6 @@ fn every_hush_variable_reaches_its_setting() {
         legacy: vec![],
         ..settings.clone()
     };
+
     assert_eq!(settings, expected);
 }

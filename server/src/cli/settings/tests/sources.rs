@@ -11,8 +11,10 @@ use crate::cli::values::{AsrEngine, DeviceChoice, Percent, Precision, PrecisionC
 fn flag_beats_hush_beats_legacy() {
     let legacy = ("MODEL_IDLE_TIMEOUT", "60");
     let ours = ("HUSH_IDLE_TIMEOUT", "2m");
+
     assert_eq!(settled(&[], &[legacy]).idle_timeout, Some(Duration::from_secs(60)));
     assert_eq!(settled(&[], &[legacy, ours]).idle_timeout, Some(Duration::from_secs(120)));
+
     let all = settled(&["--idle-timeout", "3m"], &[legacy, ours]);
     assert_eq!(all.idle_timeout, Some(Duration::from_secs(180)));
     assert_eq!(all.legacy, vec![]);
@@ -35,16 +37,19 @@ fn legacy_variables_work_and_are_reported() {
             ("ASR_ENGINE", "faster_whisper"),
         ],
     );
+
     assert_eq!(settings.models, ["large-v3"]);
     assert_eq!(settings.store.models_dir, PathBuf::from("/data/whisper"));
     assert_eq!(settings.engine.device, DeviceChoice::CUDA);
     assert_eq!(settings.engine.precision, PrecisionChoice::Exactly(Precision::Fp16));
     assert_eq!(settings.idle_timeout, None);
     assert_eq!(settings.asr_engine, AsrEngine::FasterWhisper);
+
     let mut used: Vec<_> = settings.legacy.iter().map(|used| used.variable).collect();
     used.sort_unstable();
     let all = ["ASR_DEVICE", "ASR_ENGINE", "ASR_MODEL", "ASR_MODEL_PATH", "ASR_QUANTIZATION", "MODEL_IDLE_TIMEOUT"];
     assert_eq!(used, all);
+
     let line = settings.legacy.iter().find(|used| used.variable == "ASR_DEVICE").unwrap().to_string();
     assert_eq!(line, "ASR_DEVICE=cuda is used for --device; its name here is HUSH_DEVICE");
 }
@@ -71,7 +76,9 @@ fn an_empty_variable_is_not_set() {
         ("MODEL_IDLE_TIMEOUT", ""),
         ("XDG_DATA_HOME", ""),
     ];
+
     assert_eq!(settled(&[], &empty), settled(&[], &[]));
+
     let behind = settled(&[], &[("HUSH_DEVICE", ""), ("ASR_DEVICE", "cpu")]);
     assert_eq!(behind.engine.device, DeviceChoice::Cpu);
 }
@@ -107,6 +114,7 @@ fn a_bad_variable_is_named_with_its_fix() {
     ] {
         let error = try_serve(&[], &[(name, value)]).unwrap_err();
         let text = error.to_string();
+
         assert!(matches!(error, SettingError::Variable { .. }), "{text}");
         assert!(text.contains(name) && text.contains(value) && text.contains(fix), "{text}");
     }
@@ -115,6 +123,7 @@ fn a_bad_variable_is_named_with_its_fix() {
 #[test]
 fn a_variable_that_is_not_text() {
     use std::os::unix::ffi::OsStringExt;
+
     let bytes = std::ffi::OsString::from_vec(vec![0xff]);
     let env: Env = [("HUSH_LISTEN".into(), bytes.clone()), ("HUSH_MODELS_DIR".into(), bytes.clone())]
         .into_iter()
@@ -122,6 +131,7 @@ fn a_variable_that_is_not_text() {
         .into_iter()
         .collect();
     assert!(with_file(&env, &ConfigFile::default()).unwrap_err().to_string().contains("HUSH_LISTEN"));
+
     let env: Env = [("HUSH_MODELS_DIR", bytes.clone())].into_iter().collect();
     assert_eq!(with_file(&env, &ConfigFile::default()).unwrap().store.models_dir, PathBuf::from(bytes));
 }
@@ -133,15 +143,17 @@ fn the_models_folder() {
     assert_eq!(dir(&[("XDG_DATA_HOME", "xdg")]), PathBuf::from("/home/u/.local/share/hush/models"));
     assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("XDG_DATA_HOME", "/xdg")]), PathBuf::from("/a"));
     assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("HUSH_MODELS_DIR", "/h")]), PathBuf::from("/h"));
+
     let error = with_file(&Env::default(), &ConfigFile::default()).unwrap_err().to_string();
     assert!(error.contains("HUSH_MODELS_DIR"), "{error}");
 }
 
 #[test]
-fn the_file_says_who_gets_in_and_what_memory_must_stay_free() {
+fn the_file_sets_access_and_the_memory_that_must_stay_free() {
     let text = "busyTimeout: 10m\ncoldHold: 5s\nheadroom: 1GiB\nmemoryReclaimer: 90%\ntlsCert: /c.pem\ntlsKey: /k.pem\n\
                 apiKeysFile: /keys\nadminTokenFile: /token\nwebUi: false\n";
     let file = config::parse(text).unwrap();
+
     let settings = with_file(&env(&[("HUSH_HEADROOM", "2GiB"), ("HOME", "/h")]), &file).unwrap();
     assert_eq!((settings.busy_timeout, settings.cold_hold), (Some(Duration::from_secs(600)), Duration::from_secs(5)));
     assert_eq!(
@@ -149,11 +161,13 @@ fn the_file_says_who_gets_in_and_what_memory_must_stay_free() {
         (2 << 30, Percent(Some(90))),
         "a variable beats it"
     );
+
     let tls = TlsFiles { certificate: "/c.pem".into(), key: "/k.pem".into() };
     assert_eq!(settings.security.tls, Some(tls));
     assert_eq!(settings.security.api_keys_file, Some("/keys".into()));
     assert_eq!(settings.security.admin_token_file, Some("/token".into()));
     assert!(!settings.web_ui);
+
     let half = config::parse("opsTlsCert: /c.pem\n").unwrap();
     let error = with_file(&env(&[("HOME", "/h")]), &half).unwrap_err().to_string();
     assert!(error.contains("--ops-tls-key"), "{error}");
@@ -168,6 +182,7 @@ fn a_reload_compares_every_option_of_the_file() {
 
     let file = |text: &str| with_file(&env(&[]), &config::parse(text).unwrap()).unwrap();
     assert!(before.restart_for(&file("loadTimeout: 300s\nlisten: '0.0.0.0:9000'\n")).is_empty(), "the same values");
+
     let after = file(
         "residency: resident\nmaxSpool: 17GiB\nmemoryReclaimer: 90%\ncorsOrigins: ['*']\ntlsCert: /c\ntlsKey: /k\n",
     );
@@ -177,9 +192,11 @@ fn a_reload_compares_every_option_of_the_file() {
 #[test]
 fn an_empty_list_of_the_file_is_not_the_default() {
     let file = |text: &str| with_file(&env(&[]), &config::parse(text).unwrap()).unwrap();
+
     assert_eq!(file("defaultAliases: []\n").default_aliases, Vec::<String>::new());
     assert_eq!(file("defaultAliases: [a]\n").default_aliases, ["a"]);
     assert_eq!(file("defaultAliases:\n").default_aliases.len(), 4);
+
     let from_variable =
         with_file(&env(&[("HUSH_DEFAULT_ALIAS", "b")]), &config::parse("defaultAliases: []\n").unwrap());
     assert_eq!(from_variable.unwrap().default_aliases, ["b"]);
