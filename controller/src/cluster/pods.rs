@@ -67,7 +67,7 @@ pub struct MirroredPod {
 #[derive(Debug, thiserror::Error)]
 pub enum PodProblem {
     #[error("the pod cannot be read: {0}")]
-    Unreadable(InvalidObject),
+    Unreadable(Box<InvalidObject>),
     #[error("the pod has ended")]
     Ended,
     #[error("the pod has no address yet")]
@@ -99,7 +99,7 @@ fn keep(pod: &DeserializeGuard<ObservedPod>) -> (ServerName, MirroredPod) {
     let server = ServerName(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
     let target = match &pod.0 {
         Ok(pod) => target(pod),
-        Err(error) => Err(PodProblem::Unreadable(error.clone())),
+        Err(error) => Err(PodProblem::Unreadable(Box::new(error.clone()))),
     };
 
     // The problem repeats text of the pod's owner.
