@@ -108,6 +108,7 @@ mod tests {
             now += Duration::from_secs(seconds);
             assert!(!backoff.holds(now, &one), "{seconds}");
         }
+
         backoff.note(now, &other, CommandVerdict::Done);
         backoff.note(now, &one, CommandVerdict::Failed);
         assert!(!backoff.holds(now + Duration::from_secs(1), &one), "a success starts anew");
@@ -133,9 +134,11 @@ mod tests {
             backoff.note(now, &one, CommandVerdict::Refused);
             assert!(!backoff.holds(now, &one));
         }
+
         backoff.note(now, &one, CommandVerdict::Refused);
         assert!(backoff.holds(now, &one));
         assert!(!backoff.holds(now, &key("other")));
+
         backoff.note(now, &one, CommandVerdict::Done);
         assert!(!backoff.holds(now, &one));
     }

@@ -67,11 +67,14 @@ mod tests {
     #[tokio::test]
     async fn the_file_is_read_each_time_and_none_is_no_token() {
         assert_eq!(TokenFile::default().token(None).await, Ok(None));
+
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         let file = TokenFile::new(Some(path.clone()));
+
         let problem = file.token(None).await.unwrap_err();
         assert!(problem.to_string().contains("token"), "{problem}");
+
         for token in ["one", "two"] {
             std::fs::write(&path, format!("{token}\n")).unwrap();
             assert_eq!(file.token(None).await, Ok(Some(token.to_owned())));

@@ -95,13 +95,11 @@ fn record_answer(
         Some(Ok(())) => drop(refusing.remove(&server)),
         // The source of the tokens logs the problem.
         Some(Err(HeartbeatRefusal::NoToken)) => drop(refusing.insert(server)),
-        Some(Err(HeartbeatRefusal::Refused(problem))) => {
-            if refusing.insert(server.clone()) {
-                tracing::warn!(%server, "it will take no command from this controller: {problem}");
-            }
+        Some(Err(HeartbeatRefusal::Refused(problem))) if refusing.insert(server.clone()) => {
+            tracing::warn!(%server, "it will take no command from this controller: {problem}");
         }
-        // The scrape of the server reports that it cannot be reached.
-        None => {}
+        // Logged before, or the server cannot be reached, which its scrape reports.
+        Some(Err(HeartbeatRefusal::Refused(_))) | None => {}
     }
 }
 

@@ -78,14 +78,17 @@ mod tests {
     fn a_burst_and_then_one_after_each_period() {
         let (mut limits, now) = (CommandLimits::default(), Instant::now());
         let (one, other) = (ServerName::from("a/one"), ServerName::from("a/other"));
+
         for sent in 0..PER_SERVER.burst {
             assert_eq!(limits.take(now, &one), Ok(()), "{sent}");
         }
         assert_eq!(limits.take(now, &one), Err(LimitReached::OneServer));
         assert_eq!(limits.take(now, &other), Ok(()), "another server has a limit of its own");
+
         let later = now + PER_SERVER.period;
         assert_eq!(limits.take(later, &one), Ok(()));
         assert_eq!(limits.take(later, &one), Err(LimitReached::OneServer));
+
         let rested = later + PER_SERVER.period * PER_SERVER.burst;
         assert!((0..PER_SERVER.burst).all(|_| limits.take(rested, &one).is_ok()), "the burst is there again");
     }

@@ -84,12 +84,15 @@ mod tests {
         ] {
             let mut reports = UnverifiedUnloads::default();
             reports.reported(key(), 3, reported);
+
             let now = reported + second;
             assert!(reports.compare(now, &world(generation, state, 2 * second)).is_empty(), "the sample is older");
+
             let compared = reports.compare(now, &world(generation, state, second / 2));
             assert_eq!(compared, [(key(), verdict)], "{generation} {state:?}");
             assert!(reports.compare(now, &world(generation, state, second / 2)).is_empty(), "once");
         }
+
         let mut reports = UnverifiedUnloads::default();
         reports.reported(key(), 3, reported);
         reports.forget_before(reported + 3 * second, 2 * second);

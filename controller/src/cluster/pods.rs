@@ -67,7 +67,7 @@ pub struct MirroredPod {
 #[derive(Debug, thiserror::Error)]
 pub enum PodProblem {
     #[error("the pod cannot be read: {0}")]
-    Unreadable(InvalidObject),
+    Unreadable(Box<InvalidObject>),
     #[error("the pod has ended")]
     Ended,
     #[error("the pod has no address yet")]
@@ -99,7 +99,7 @@ fn keep(pod: &DeserializeGuard<ObservedPod>) -> (ServerName, MirroredPod) {
     let server = ServerName(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
     let target = match &pod.0 {
         Ok(pod) => target(pod),
-        Err(error) => Err(PodProblem::Unreadable(error.clone())),
+        Err(error) => Err(PodProblem::Unreadable(Box::new(error.clone()))),
     };
 
     // The problem repeats text of the pod's owner.
@@ -186,18 +186,23 @@ mod tests {
     fn the_target_of_a_pod_comes_from_its_address_ports_and_annotations() {
         let running = json!({"phase": "Running", "podIP": "10.1.2.3"});
         let ops = json!([{"name": "http", "containerPort": 9000}, {"name": "ops", "containerPort": 9001}]);
+
         let url = |annotations: Value, ports: &Value, status: &Value| {
             target(&pod(annotations, ports.clone(), status.clone())).map(|target| target.url.to_string())
         };
+
         assert_eq!(url(json!({}), &ops, &running).unwrap(), "http://10.1.2.3:9001");
         assert_eq!(url(json!({PORT_ANNOTATION: "9100"}), &ops, &running).unwrap(), "http://10.1.2.3:9100");
         assert_eq!(url(json!({PORT_ANNOTATION: "http"}), &ops, &running).unwrap(), "http://10.1.2.3:9000");
+
         let audience = target(&pod(json!({}), ops.clone(), running.clone())).unwrap().audience;
         assert_eq!(audience.unwrap().as_str(), "hush-server/a/0b8a-1");
+
         let ipv6 = json!({"phase": "Running", "podIP": "fd00::1"});
         assert_eq!(url(json!({}), &ops, &ipv6).unwrap(), "http://[fd00::1]:9001");
         assert_eq!(url(json!({SCHEME_ANNOTATION: "http"}), &ops, &ipv6).unwrap(), "http://[fd00::1]:9001");
         assert_eq!(url(json!({SCHEME_ANNOTATION: "https"}), &ops, &ipv6).unwrap(), "https://[fd00::1]:9001");
+
         for (annotations, ports, status, why) in [
             (json!({}), json!([]), running.clone(), "no port with the name `ops`"),
             (json!({PORT_ANNOTATION: "0"}), ops.clone(), running.clone(), "must be a port's number or name"),

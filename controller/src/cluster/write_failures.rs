@@ -84,6 +84,7 @@ mod tests {
         assert!(!failures.failed(now, &two, "forbidden", "no".to_owned()));
         assert!(!failures.failed(now, &one, "forbidden", "no".to_owned()));
         assert!(failures.failed(now, &one, "busy", "later".to_owned()), "another cause");
+
         assert!(!failures.succeeded(&one));
         assert!(failures.succeeded(&two), "the last one");
         assert!(!failures.succeeded(&two), "it is written already");
@@ -99,6 +100,7 @@ mod tests {
             let almost = now + Duration::from_secs(seconds) - Duration::from_millis(1);
             assert!(!failures.is_due(almost, &one), "{seconds}");
             assert!(failures.is_due(almost, &policy("two")));
+
             now += Duration::from_secs(seconds);
             assert!(failures.is_due(now, &one), "{seconds}");
         }
@@ -109,6 +111,7 @@ mod tests {
         let now = Instant::now();
         let mut failures = WriteFailures::default();
         assert_eq!(failures.summary(), None);
+
         for name in ["a", "b", "c", "d", "e"] {
             failures.failed(now, &policy(name), "forbidden", "no right".to_owned());
         }
@@ -116,6 +119,7 @@ mod tests {
             failures.summary().unwrap(),
             "the status of a/a, a/b, a/c and 2 more could not be written: no right"
         );
+
         failures.retain(|name| name.name == "e");
         assert_eq!(failures.summary().unwrap(), "the status of a/e could not be written: no right");
     }

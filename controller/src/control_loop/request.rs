@@ -109,11 +109,13 @@ mod tests {
         let claimed_by = ClaimedName::new(" anna\u{1b}[2J ");
         let paused = PausedPolicy { since, until, claimed_by };
         assert_eq!(paused.to_string(), "paused until 2026-11-18T11:08:10Z, asked for by anna�[2J as the request says");
+
         let unnamed = PausedPolicy { until: None, claimed_by: ClaimedName::new(" "), ..paused };
         assert_eq!(
             unnamed.to_string(),
             "paused until it is resumed, asked for with the page's token and without a name"
         );
+
         assert!(PauseChange::Expired.to_string().contains("its pause is over"));
     }
 }

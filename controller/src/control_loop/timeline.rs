@@ -63,12 +63,14 @@ mod tests {
             timeline.push_dry_run(now, &decision(generation));
         }
         assert_eq!(timeline.records().len(), 2);
+
         let outcome = CommandResult::Loading;
         for _ in 0..2 {
             let (decision, outcome) = (decision(2), outcome.clone());
             timeline.push(CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 });
         }
         assert_eq!(timeline.records().len(), 4, "every command is recorded");
+
         (0..300).for_each(|generation| timeline.push_dry_run(now, &decision(generation)));
         assert_eq!(timeline.records().len(), RECORDS_MAX);
     }

@@ -55,6 +55,7 @@ pub struct Contender {
 pub fn identity() -> std::io::Result<String> {
     let mut random = [0; 8];
     getrandom(&mut random, GetRandomFlags::empty())?;
+
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Ok(format!("{host}_{:016x}", u64::from_ne_bytes(random)))
 }

@@ -401,13 +401,16 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
     fn a_server_with_one_model_on_one_gpu() {
         let sample = ServerSample::read(GOOD).unwrap();
         assert!(sample.problems.is_empty(), "{:?}", sample.problems);
+
         let model = &sample.models["a"];
         assert_eq!((model.state, model.generation, model.vram_bytes), (ResidencyState::Ready, 3, 2 << 30));
         assert_eq!((model.idle, model.reload), (Duration::from_millis(12500), Duration::from_millis(1250)));
         assert_eq!(model.idle_since, Some(Duration::from_millis(1_795_630_969_125)));
         assert_eq!(model.loaded_for, Duration::from_secs(90));
+
         let arrivals = model.arrivals.as_ref().unwrap();
         assert_eq!((arrivals.count, arrivals.buckets.len()), (6, 2));
+
         let gpu = &sample.gpus[&GpuId("GPU-1".into())];
         assert_eq!((gpu.total_bytes, gpu.used_bytes, gpu.up), (8 << 30, 3 << 30, true));
     }
@@ -478,6 +481,7 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
             let text = format!("{GOOD}hush_model_generation{{model=\"{label}\",gpu_uuid=\"{label}\"}} {value}\n\
                                 hush_gpu_memory_used_bytes{{gpu_uuid=\"{label}\"}} {value}\n\
                                 hush_model_state{{model=\"x\",state=\"{label}\"}} 1\n");
+
             if let Ok(sample) = ServerSample::read(&text) {
                 let names = sample.models.keys().map(String::as_str).chain(sample.gpus.keys().map(GpuId::as_str));
                 for text in names.chain(sample.problems.iter().map(String::as_str)) {

@@ -180,6 +180,7 @@ mod tests {
             let target =
                 ScrapeTarget { url: BaseUrl::http("h:1"), labels: Labels::new(), node: "n1".into(), audience: None };
             self.targets.insert(server.clone(), target);
+
             let gpu =
                 GpuSample { total_bytes: total_gib * GIB, used_bytes: used_gib * GIB, age: Duration::ZERO, up: true };
             let model = ModelSample {
@@ -197,11 +198,13 @@ mod tests {
                 hold: Duration::ZERO,
                 arrivals: None,
             };
+
             let sample = ServerSample {
                 models: BTreeMap::from([("m".to_owned(), model)]),
                 gpus: BTreeMap::from([("GPU-1".into(), gpu)]),
                 problems: Vec::new(),
             };
+
             let taken = self.now.checked_sub(Duration::from_secs(age_seconds)).unwrap();
             self.seen.insert(server, Observation { last: Some((taken, Arc::new(sample))), ..Observation::default() });
             self
@@ -271,6 +274,7 @@ mod tests {
                 fixture = fixture.server("made", 1, *total_gib, *used_gib);
                 let (made, name) = (ServerName::from("a/made"), ServerName::from(*server));
                 let (mut target, seen) = (fixture.targets.remove(&made).unwrap(), fixture.seen.remove(&made).unwrap());
+
                 target.node = (*node).to_owned();
                 fixture.targets.insert(name.clone(), target);
                 fixture.seen.insert(name, seen);
@@ -291,6 +295,7 @@ mod tests {
                 let (_, sample) = seen.last.clone().unwrap();
                 seen.last = Some((now.checked_sub(Duration::from_secs(1)).unwrap(), sample));
             }
+
             let trust = ReportTrust::ByNamespace;
             let context =
                 AssemblyContext { now, stale_after: Duration::from_secs(15), namespaces: &self.namespaces, trust };
@@ -315,6 +320,7 @@ mod tests {
         let first = fixture.assemble_after(Duration::ZERO);
         assert_eq!((first.world.gpus[0].used_bytes / GIB, first.world.gpus[0].disputed), (3, false));
         assert!(first.disagreeing.is_empty(), "reports are made at different times");
+
         let (used, disputed, disagreeing) = fixture.after_a_while();
         assert_eq!((used, disputed), (3, true));
         assert_eq!(disagreeing, ["a/victim", "e/1", "e/2", "e/3"], "where two domains differ, both are named");
@@ -332,6 +338,7 @@ mod tests {
             let mut fixture = ClusterReportFixture::new(&servers).trusting("a", value);
             assert_eq!(fixture.after_a_while(), (3, false, vec!["e/1".to_owned(), "e/2".to_owned()]), "{value}");
         }
+
         let (_, disputed, _) = ClusterReportFixture::new(&servers).trusting("a", "n2").after_a_while();
         assert!(disputed, "trusted for another node");
         let (_, disputed, _) = ClusterReportFixture::new(&[("a/x", "n1", 3, 8), ("e/1", "n2", 8, 80)])
@@ -346,6 +353,7 @@ mod tests {
         let assembled = ClusterReportFixture::new(&servers).assemble_after(Duration::ZERO);
         let gpu = &assembled.world.gpus[0];
         assert_eq!((gpu.used_bytes / GIB, gpu.disputed, gpu.node.as_str()), (7, false, "n1"));
+
         let disagreeing: Vec<&str> = assembled.disagreeing.iter().map(|report| report.server.as_str()).collect();
         assert_eq!(disagreeing, ["e/1", "e/2"]);
         let models_on_gpu = assembled.world.models.iter().filter(|model| model.gpu.is_some());

@@ -83,6 +83,7 @@ mod tests {
             audience: None,
         };
         let targets = Targets::from([("media/pod".into(), target)]);
+
         let mut snapshot = LoopSnapshot::nothing();
         let observed = models.iter().map(|name| observed_model("media/pod", name));
         snapshot.world.models = observed.map(|model| ObservedModel { labels: labels("speech"), ..model }).collect();
@@ -96,6 +97,7 @@ mod tests {
             failing: &[],
             paused: &snapshot.paused,
         };
+
         let enforced = EnforcedPolicy { generation: 1, policy: policy.clone(), spec: String::new() };
         let before = PolicyStatus::default();
         let subject = StatusSubject {
@@ -105,6 +107,7 @@ mod tests {
             enforced: Some(&enforced),
             before: &before,
         };
+
         let selected = super::super::selected_models(&context, &subject);
         let Condition { status, reason, message, .. } = selecting(&context, &subject, &selected);
         (status, reason, message)

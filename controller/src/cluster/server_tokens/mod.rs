@@ -130,8 +130,10 @@ impl ServerTokens {
         readiness: Readiness,
     ) -> Arc<Self> {
         let accounts = Api::namespaced(client, &account.namespace);
+
         let (slots, state) = (Semaphore::new(AT_ONCE), Mutex::default());
         let tokens = Arc::new(Self { accounts, account, slots, targets: targets.clone(), state, metrics, readiness });
+
         tokio::spawn(drop_tokens_of_gone_servers(Arc::downgrade(&tokens), targets));
         tokens
     }
