@@ -7,8 +7,8 @@ use std::time::Duration;
 use hush_contract::UnloadReason;
 use hush_controller::simulate::trace::Dice;
 use hush_core::{
-    Action, CommandOutcome, Decision, ModelKey, ObservedGpu, ObservedModel, Plan, PressureMemory, Reason, StepMemory,
-    World, step,
+    Action, CommandOutcome, Decision, DecisionReason, ModelKey, ObservedGpu, ObservedModel, Plan, PressureMemory,
+    StepMemory, World, step,
 };
 use hush_server::residency::machine::{CommandId, Unload};
 use jiff::{SignedDuration, Timestamp};
@@ -365,11 +365,11 @@ fn server_command(decision: &Decision) -> ServerCommand {
             drain: seconds(decision.drain_seconds),
             hold: seconds(decision.hold_seconds),
             reason: match decision.reason {
-                Reason::HardPressure => UnloadReason::HardPressure,
-                Reason::SoftPressure => UnloadReason::SoftPressure,
-                Reason::MakeRoom => UnloadReason::MakeRoom,
-                Reason::OverBudget => UnloadReason::OverBudget,
-                Reason::OnDemand => UnloadReason::OnDemand,
+                DecisionReason::HardPressure => UnloadReason::HardPressure,
+                DecisionReason::SoftPressure => UnloadReason::SoftPressure,
+                DecisionReason::MakeRoom => UnloadReason::MakeRoom,
+                DecisionReason::OverBudget => UnloadReason::OverBudget,
+                DecisionReason::OnDemand => UnloadReason::OnDemand,
                 _ => UnloadReason::IdleTimeout,
             },
         }),

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hush_core::{
-    Action, ModelKey, ModelPolicy, ObservedModel, Plan, Reason, ResidencyState, SkipReason, StepMemory, World, step,
+    Action, DecisionReason, ModelKey, ModelPolicy, ObservedModel, Plan, ResidencyState, SkipReason, StepMemory, World,
+    step,
 };
 use proptest::prelude::*;
 
@@ -54,7 +55,7 @@ proptest! {
             let model = find(&world, &decision.key());
             prop_assert!(model.sample_age <= STALE_AFTER, "{:?}", decision);
             let gpu = world.gpus.iter().find(|gpu| Some(&gpu.uuid) == model.gpu.as_ref());
-            let rests_on_the_gpu = !matches!(decision.reason, Reason::IdleTimeout | Reason::OnDemand);
+            let rests_on_the_gpu = !matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand);
             if let (Some(gpu), true) = (gpu, rests_on_the_gpu) {
                 prop_assert!(gpu.sample_age <= STALE_AFTER, "{:?}", decision);
             }
@@ -68,11 +69,11 @@ proptest! {
             match decision.action {
                 Action::Unload => {
                     prop_assert_eq!(model.state, ResidencyState::Ready);
-                    prop_assert!(!model.is_busy() || decision.reason == Reason::HardPressure, "{:?}", decision);
+                    prop_assert!(!model.is_busy() || decision.reason == DecisionReason::HardPressure, "{:?}", decision);
 
                     // The command carries the conditions on which it was decided.
                     prop_assert_eq!(decision.if_generation, Some(model.generation));
-                    if decision.reason != Reason::HardPressure {
+                    if decision.reason != DecisionReason::HardPressure {
                         let asked = decision.if_idle_seconds.unwrap();
                         prop_assert!(model.idle.as_secs() >= asked, "{:?}", decision);
                     }
@@ -92,7 +93,7 @@ proptest! {
             // A cluster policy that leaves the field out bounds the others by the default, which is zero.
             let asked = selecting.filter_map(|policy| policy.asks.min_resident.or(policy.is_cluster().then_some(Duration::ZERO)));
             let stays = asked.min().unwrap_or_default();
-            prop_assert!(model.loaded_for >= stays || decision.reason == Reason::HardPressure, "{:?}", decision);
+            prop_assert!(model.loaded_for >= stays || decision.reason == DecisionReason::HardPressure, "{:?}", decision);
         }
     }
 
@@ -195,7 +196,7 @@ proptest! {
         for decision in second.decisions.iter().filter(|d| !d.dry_run) {
             prop_assert!(!named.contains(&decision.key()), "{:?}", decision);
             let same_gpu = first.decisions.iter().any(|d| !d.dry_run && d.action == Action::Unload && d.gpu.is_some() && d.gpu == decision.gpu);
-            let idle = matches!(decision.reason, Reason::IdleTimeout | Reason::OnDemand);
+            let idle = matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand);
             prop_assert!(!same_gpu || idle || decision.action == Action::Load, "{:?}", decision);
         }
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hush_core::{
-    CommandOutcome, MemoryAmount, ModelPolicy, Plan, PolicyResidency, PolicySpec, PressureLevel, PressureMemory,
-    Reason, SkipReason, StepMemory, World, step,
+    CommandOutcome, DecisionReason, MemoryAmount, ModelPolicy, Plan, PolicyResidency, PolicySpec, PressureLevel,
+    PressureMemory, SkipReason, StepMemory, World, step,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -36,7 +36,7 @@ fn stale(mut world: World) -> World {
 }
 
 fn acts(plan: &Plan) -> bool {
-    plan.decisions.iter().any(|decision| decision.reason == Reason::SoftPressure)
+    plan.decisions.iter().any(|decision| decision.reason == DecisionReason::SoftPressure)
 }
 
 fn refuse(memory: &mut StepMemory, plan: &Plan) {

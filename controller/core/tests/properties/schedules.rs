@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hush_core::{PolicyResidency, PolicySpec, Reason, SkipReason, StepMemory, WarmWindow, step};
+use hush_core::{DecisionReason, PolicyResidency, PolicySpec, SkipReason, StepMemory, WarmWindow, step};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -101,7 +101,7 @@ proptest! {
 
         let seen = world(vec![gpu("GPU-a", 10 << 30)], vec![model("w1", "GPU-a")]);
         let plan = step(&mut StepMemory::default(), now, &seen, &[policy("p", asks)]);
-        let leaves = plan.decisions.iter().any(|decision| decision.reason == Reason::OnDemand);
+        let leaves = plan.decisions.iter().any(|decision| decision.reason == DecisionReason::OnDemand);
         let kept = plan.skips.iter().any(|skip| skip.reason == SkipReason::Resident);
         prop_assert_eq!((leaves, kept), (!window.is_open(now), window.is_open(now)));
     }
