@@ -1,4 +1,4 @@
-//! `hush-controller check`: what is wrong is said with its line and the fix.
+//! `hush-controller check`: each problem is reported with its line and the fix.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
@@ -149,7 +149,7 @@ fn lists_are_read_item_by_item() {
     assert!(said.contains("there is no policy in it"), "{said}");
 }
 
-/// Texts whose check took time and memory by the square of their length.
+/// Texts whose check once took time and memory that grew with the square of their length.
 #[test]
 fn a_text_costs_no_more_than_its_length() {
     let wrong = |n: usize| {
@@ -184,7 +184,7 @@ fn a_file_that_is_checked_does_not_write_to_the_terminal() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_fault() {
+fn a_closed_output_is_not_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("p.yaml");
     std::fs::write(&file, policy("")).unwrap();

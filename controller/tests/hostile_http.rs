@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Shorter than in earnest.
+/// Shorter than the program's own limit.
 const HEAD_PATIENCE: Duration = Duration::from_millis(500);
 
 async fn start(max_connections: usize) -> SocketAddr {
@@ -94,7 +94,7 @@ async fn too_many_connections_are_told_so_and_probes_are_answered() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    served.await.expect("places did not come back");
+    served.await.expect("the connections did not become free");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Worlds and the plans that they must give: every file of `plan-cases`, through the program itself.
+//! Worlds and the plans that they must give: every file of `plan-cases`, given to the program.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
@@ -32,8 +32,8 @@ fn expectation(world: &Path) -> Map<String, Value> {
     file.remove("expect").and_then(|expect| expect.as_object().cloned()).expect("no `expect`")
 }
 
-/// Every field that is expected is there with that value; what is left out is free.
-fn fits(expected: &Value, got: &Value) -> bool {
+/// Whether every expected field is there with its value; other fields may have any value.
+fn matches_expectation(expected: &Value, got: &Value) -> bool {
     let Some(fields) = expected.as_object() else { return false };
     fields.iter().all(|(name, value)| {
         let amount = value.as_str().filter(|_| QUANTITIES.contains(&name.as_str())).and_then(hush_crds::quantity);
@@ -52,13 +52,13 @@ fn every_world_gives_its_plan() {
         let (expect, plan) = (expectation(&case), plan(&case));
         let mut wrong = Vec::new();
         let (expected, got) = (list(expect.get("decisions")), list(plan.get("decisions")));
-        if expected.len() != got.len() || !expected.iter().zip(got).all(|(e, g)| fits(e, g)) {
+        if expected.len() != got.len() || !expected.iter().zip(got).all(|(e, g)| matches_expectation(e, g)) {
             wrong.push("decisions");
         }
 
         for part in ["skips", "gpus", "rules", "models"] {
             let got = list(plan.get(part));
-            if !list(expect.get(part)).iter().all(|expected| got.iter().any(|got| fits(expected, got))) {
+            if !list(expect.get(part)).iter().all(|expected| got.iter().any(|got| matches_expectation(expected, got))) {
                 wrong.push(part);
             }
         }
@@ -83,9 +83,11 @@ fn every_model_is_explained_once() {
 
         assert_eq!(named("models"), &named("decisions") | &named("skips"), "{}", case.display());
         assert_eq!(named("models").len(), list(plan.get("models")).len(), "{}", case.display());
+
         let ungoverned = |skip: &&Value| skip["reason"] == "NotGoverned";
         let without = list(plan.get("models")).iter().filter(|model| model.get("rules").is_none()).count();
         assert_eq!(without, list(plan.get("skips")).iter().filter(ungoverned).count(), "{}", case.display());
+
         let known = list(plan.get("rules")).len() as u64;
         assert!(list(plan.get("models")).iter().filter_map(|model| model.get("rules")?.as_u64()).all(|at| at < known));
     }

@@ -136,7 +136,8 @@ policy! {
 }
 
 /// The fields that both kinds have.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CommonSpec<'a> {
     pub selector: &'a LabelSelector,
     pub models: &'a [String],

@@ -1,4 +1,4 @@
-//! The YAML beside the crate is what the types say, and what the API server takes.
+//! The YAML beside the crate agrees with the types, and keeps the conventions of the API server.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
@@ -26,7 +26,7 @@ fn the_files_are_up_to_date() {
     for (name, yaml) in hush_crds::FILES {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
         let file = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(file == yaml().unwrap(), "{name} is not what the types say: run `cargo run -p hush-crds`");
+        assert!(file == yaml().unwrap(), "{name} does not agree with the types: run `cargo run -p hush-crds`");
     }
 }
 
@@ -55,7 +55,7 @@ fn every_field_is_explained_and_bounded() {
                     let path = format!("{path}.{field}");
                     assert!(schema["description"].as_str().is_some_and(|d| d.len() > 3), "{path} is not explained");
                     let bounded = match schema["type"].as_str() {
-                        // Conditions are the API server's own type.
+                        // Conditions are a type of the API server.
                         _ if path.contains("conditions") => true,
                         Some("string") => {
                             schema.get("maxLength").is_some()

@@ -1,4 +1,5 @@
-//! The versions of the API: all are served, they agree, and a later definition takes nothing away from an earlier one.
+//! The versions of the API: all are served, all have the same fields, and a later definition removes nothing that an
+//! earlier one had.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
@@ -30,7 +31,7 @@ fn every_version_is_served_and_one_is_stored() {
             assert_eq!(version["served"], true, "{name} {version_name}");
             assert_eq!(version["storage"], version_name == hush_crds::STORAGE_VERSION, "{name} {version_name}");
 
-            // The API server warns of each version but the recommended one.
+            // The API server warns clients of every version except the recommended one.
             let deprecated = version.get("deprecated").is_some_and(|deprecated| deprecated == true);
             assert_eq!(deprecated, api_version != hush_crds::API_VERSION, "{name} {version_name}");
             names.push(api_version);
@@ -41,7 +42,7 @@ fn every_version_is_served_and_one_is_stored() {
     }
 }
 
-/// The conversion `None` changes `apiVersion` and nothing else. It would prune a field that one version does not have.
+/// The conversion `None` changes only `apiVersion`. It would prune a field that one of the versions does not have.
 #[test]
 fn the_versions_have_the_same_fields() {
     for (name, _) in hush_crds::FILES {
@@ -62,7 +63,7 @@ fn the_versions_have_the_same_fields() {
     }
 }
 
-/// What an object of the released definition may hold, an object of this one may hold too.
+/// Everything that an object of the released definition may contain, an object of this definition may contain too.
 #[test]
 fn nothing_that_was_released_is_taken_away() {
     for (name, _) in hush_crds::FILES {
@@ -124,8 +125,8 @@ fn schema(version: &Value) -> &Value {
     &version["schema"]["openAPIV3Schema"]
 }
 
-/// Fields, types, what is required, values and bounds. Rules in CEL are compared by the policies of `tests/cases`, which
-/// the API server judges in every version.
+/// Compares fields, types, required fields, enum values and bounds. Rules in CEL are compared by the policies of
+/// `tests/cases`, which the API server checks in every version.
 fn compare(path: &str, old: &Value, new: &Value, losses: &mut Vec<String>) {
     if new.is_null() {
         losses.push(format!("`{path}` is gone"));

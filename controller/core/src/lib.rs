@@ -71,8 +71,8 @@ pub use duration_text::format_duration;
 pub use memory::StepMemory;
 pub use merge::{ResidencyNow, residency_at};
 pub use plan::{
-    Action, Decision, GpuPlan, GpuReason, ModelPlan, Plan, PressureLevel, PressureThreshold, Reason, RuleSet, Skip,
-    SkipReason, SourcedValue, UnloadTerms,
+    Action, Decision, DecisionReason, GpuPlan, GpuReason, ModelPlan, Plan, PressureLevel, PressureThreshold, RuleSet,
+    Skip, SkipReason, SourcedValue, UnloadTerms,
 };
 pub use policy::{ModelPolicy, PolicyKey};
 pub use policy_fields::{
@@ -95,7 +95,9 @@ pub use command_log::CommandOutcome as Settled;
 pub use conflict::PolicyConflict as Conflict;
 pub use duration_text::format_duration as span;
 pub use memory::StepMemory as Memory;
-pub use plan::{PressureLevel as Pressure, PressureThreshold as Threshold, SourcedValue as Chosen};
+pub use plan::{
+    DecisionReason as Reason, PressureLevel as Pressure, PressureThreshold as Threshold, SourcedValue as Chosen,
+};
 pub use policy::{ModelPolicy as Policy, PolicyKey as PolicyName};
 pub use policy_fields::{FieldValue as Setting, PolicySpec as Asks};
 pub use residency::PolicyResidency as Residency;

@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::evaluate::{EvaluationInput, evaluate};
-use crate::plan::{Action, Decision, Plan, Reason};
+use crate::plan::{Action, Decision, DecisionReason, Plan};
 use crate::policy::ModelPolicy;
 use crate::pressure_timers::PressureTimers;
 use crate::world::{Labels, ModelKey, ObservedModel};
@@ -67,7 +67,7 @@ impl<'a> NamespaceComparison<'a> {
 
     /// Whether policies of other namespaces could have led to the decision.
     fn is_questionable(&self, decision: &Decision) -> bool {
-        let rests_on_others = !matches!(decision.reason, Reason::IdleTimeout | Reason::OnDemand);
+        let rests_on_others = !matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand);
         let own = decision.server.namespace();
         decision.action == Action::Unload
             && rests_on_others

@@ -30,7 +30,7 @@ pub struct Decision {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuId>,
     pub action: Action,
-    pub reason: Reason,
+    pub reason: DecisionReason,
     /// The policy whose value decided; empty when a person gave the command.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub policy: String,
@@ -64,7 +64,7 @@ pub struct UnloadTerms {
 
 impl Decision {
     /// Unloads the model in the generation that was observed. Times are rounded up to whole seconds.
-    pub fn unload(model: &ObservedModel, reason: Reason, policy: String, terms: UnloadTerms) -> Self {
+    pub fn unload(model: &ObservedModel, reason: DecisionReason, policy: String, terms: UnloadTerms) -> Self {
         Self {
             if_generation: Some(model.generation),
             if_idle_seconds: terms.if_idle.map(whole_seconds),
@@ -75,16 +75,16 @@ impl Decision {
     }
 
     /// Loads the model, whatever its generation.
-    pub fn load(model: &ObservedModel, reason: Reason, policy: String) -> Self {
+    pub fn load(model: &ObservedModel, reason: DecisionReason, policy: String) -> Self {
         Self::unconditional(model, Action::Load, reason, policy)
     }
 
     /// A command that a person gives: without a policy, and without conditions.
     pub fn manual(model: &ObservedModel, action: Action) -> Self {
-        Self::unconditional(model, action, Reason::Manual, String::new())
+        Self::unconditional(model, action, DecisionReason::Manual, String::new())
     }
 
-    fn unconditional(model: &ObservedModel, action: Action, reason: Reason, policy: String) -> Self {
+    fn unconditional(model: &ObservedModel, action: Action, reason: DecisionReason, policy: String) -> Self {
         Self {
             server: model.key.server.clone(),
             model: model.key.model.clone(),
@@ -219,7 +219,7 @@ named_values! {
 }
 
 named_values! {
-    Reason {
+    DecisionReason {
         OverBudget,
         IdleTimeout,
         OnDemand,

@@ -6,7 +6,7 @@ use crate::adaptive::Learners;
 use crate::gpu_context::GpuContext;
 use crate::min_loaded::MinLoadedCounts;
 use crate::model_table::{ModelEntry, ModelTable};
-use crate::plan::{Decision, GpuPlan, Reason, SkipReason, UnloadTerms};
+use crate::plan::{Decision, DecisionReason, GpuPlan, SkipReason, UnloadTerms};
 use crate::world::World;
 
 /// Models are known by their index in the table.
@@ -70,7 +70,7 @@ impl<'a> StepContext<'a> {
         &mut self,
         gpu: &mut GpuContext<'a>,
         index: usize,
-        reason: Reason,
+        reason: DecisionReason,
         policy: usize,
         terms: UnloadTerms,
     ) {
@@ -83,7 +83,7 @@ impl<'a> StepContext<'a> {
         &mut self,
         gpu: &mut GpuContext<'a>,
         index: usize,
-        reason: Reason,
+        reason: DecisionReason,
         policy: usize,
         terms: UnloadTerms,
     ) {
@@ -94,7 +94,7 @@ impl<'a> StepContext<'a> {
     }
 
     /// Decides to load the model; `policy` is the index of the policy whose value decided.
-    pub fn load(&mut self, index: usize, reason: Reason, policy: usize) {
+    pub fn load(&mut self, index: usize, reason: DecisionReason, policy: usize) {
         let model = self.entry(index).model;
         self.decided[index] = true;
         self.decisions.push(Decision::load(model, reason, self.table.policy_name(policy)));

@@ -233,27 +233,11 @@ impl ModelSim {
                 Event::LoadFailed { generation, cause: "simulated".to_owned(), out_of_memory }
             }
             ScheduledEvent::RunnerExited(generation) => {
-                device.models_bytes -= self.held_bytes;
-                if dice.chance(self.spec.faults.leaves_leftovers) {
-                    let stays_ms = dice.pick(&[5_000, 60_000, 900_000]);
-                    device.leftovers.push((now + stays_ms, self.held_bytes / 4));
-                }
-
-                self.held_bytes = 0;
-                self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(_)));
+                self.free_memory(now, device, dice);
                 Event::Exited { generation }
             }
             ScheduledEvent::MemoryReturned(generation) => {
-                let bytes = self.spec.bytes;
-                let memory = Reclaimed {
-                    vram_before_bytes: bytes,
-                    reclaimed_bytes: bytes,
-                    residual_bytes: 0,
-                    taken_bytes: 0,
-                    verdict: Verdict::Returned,
-                };
-
-                Event::Reclaimed { generation, memory: Some(memory) }
+                Event::Reclaimed { generation, memory: Some(self.reclaimed()) }
             }
             ScheduledEvent::RequestEnds(lease) => {
                 if self.waiting.remove(&lease).is_some() {
@@ -280,6 +264,28 @@ impl ModelSim {
         })
     }
 
+    /// The memory of a runner that has exited becomes free, or a part of it after a while.
+    fn free_memory(&mut self, now: u64, device: &mut DeviceSim, dice: &mut Dice) {
+        device.models_bytes -= self.held_bytes;
+        if dice.chance(self.spec.faults.leaves_leftovers) {
+            let stays_ms = dice.pick(&[5_000, 60_000, 900_000]);
+            device.leftovers.push((now + stays_ms, self.held_bytes / 4));
+        }
+
+        self.held_bytes = 0;
+        self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(_)));
+    }
+
+    const fn reclaimed(&self) -> Reclaimed {
+        Reclaimed {
+            vram_before_bytes: self.spec.bytes,
+            reclaimed_bytes: self.spec.bytes,
+            residual_bytes: 0,
+            taken_bytes: 0,
+            verdict: Verdict::Returned,
+        }
+    }
+
     fn measure(&self, device: &DeviceSim) -> DeviceMemory {
         let demand_bytes = self.need_bytes + self.spec.headroom_bytes;
         DeviceMemory { available_bytes: Some(device.available_bytes()), demand_bytes }
@@ -287,64 +293,66 @@ impl ModelSim {
 
     /// Gives an event to the machine, and simulates the effects that it asks for.
     fn apply_event(&mut self, event: Event, context: &mut SimContext<'_>) {
-        let now = context.now;
-        let moment = Moment::from_millis(now);
+        let moment = Moment::from_millis(context.now);
         let mut events = VecDeque::from([event]);
-        let mut again = Vec::new();
+        let mut lost = Vec::new();
         while let Some(event) = events.pop_front() {
             for effect in self.machine.step(moment, event) {
                 match effect {
                     Effect::Measure => {
                         events.push_back(Event::Memory { memory: self.measure(context.device) });
                         self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::Remeasure));
-                        self.scheduled.push((now + REMEASURE_MS, ScheduledEvent::Remeasure));
-                    }
-                    Effect::StartRunner { generation } => self.start_runner(generation, context),
-                    Effect::StopRunner { generation } | Effect::KillRunner { generation } => {
-                        self.scheduled.retain(|(_, due)| {
-                            matches!(due, ScheduledEvent::Remeasure | ScheduledEvent::RequestEnds(_))
-                        });
-                        self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
-                    }
-                    Effect::Reclaim { generation } => {
-                        self.scheduled.push((now + self.spec.settle_ms, ScheduledEvent::MemoryReturned(generation)));
-                    }
-                    Effect::Grant { lease, .. } => {
-                        let work_ms = context.dice.around_ms(self.spec.clients.work_ms);
-                        self.scheduled.push((now + work_ms, ScheduledEvent::RequestEnds(lease)));
-                    }
-                    Effect::Refuse { lease, .. } => {
-                        self.waiting.remove(&lease);
-                        self.answered.refused += 1;
+                        self.scheduled.push((context.now + REMEASURE_MS, ScheduledEvent::Remeasure));
                     }
                     Effect::Lost { lease, why } => {
                         self.scheduled
                             .retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(other) if *other == lease));
-                        again.extend(self.waiting.remove(&lease).map(|losses| (losses, why)));
+                        lost.extend(self.waiting.remove(&lease).map(|losses| (losses, why)));
                     }
-                    Effect::ReplyLoad { command, result } => {
-                        context
-                            .reply(command, if result.is_ok() { CommandReply::Loaded } else { CommandReply::Refused });
-                    }
-                    Effect::ReplyUnload { command, result } => {
-                        context.reply(
-                            command,
-                            if result.is_ok() { CommandReply::Accepted } else { CommandReply::Refused },
-                        );
-                    }
-                    Effect::Unloaded { command, .. } => context.reply(command, CommandReply::Unloaded),
-                    Effect::Count(Count::Interarrival(gap)) => self.count_gap(gap),
-                    Effect::Count(_) | Effect::Stopped => {}
+                    other => self.simulate(other, context),
                 }
             }
         }
 
         let ready = self.state() == ResidencyState::Ready;
-        self.ready_since = if ready { self.ready_since.or(Some(now)) } else { None };
+        self.ready_since = if ready { self.ready_since.or(Some(context.now)) } else { None };
         self.idle_since = self.machine.idle_since().map(Moment::as_millis);
 
-        for (losses, why) in again {
+        for (losses, why) in lost {
             self.handle_loss(losses, &why, context);
+        }
+    }
+
+    /// Simulates an effect that leads to no further event at once.
+    fn simulate(&mut self, effect: Effect, context: &mut SimContext<'_>) {
+        let now = context.now;
+        match effect {
+            Effect::StartRunner { generation } => self.start_runner(generation, context),
+            Effect::StopRunner { generation } | Effect::KillRunner { generation } => {
+                self.scheduled
+                    .retain(|(_, due)| matches!(due, ScheduledEvent::Remeasure | ScheduledEvent::RequestEnds(_)));
+                self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
+            }
+            Effect::Reclaim { generation } => {
+                self.scheduled.push((now + self.spec.settle_ms, ScheduledEvent::MemoryReturned(generation)));
+            }
+            Effect::Grant { lease, .. } => {
+                let work_ms = context.dice.around_ms(self.spec.clients.work_ms);
+                self.scheduled.push((now + work_ms, ScheduledEvent::RequestEnds(lease)));
+            }
+            Effect::Refuse { lease, .. } => {
+                self.waiting.remove(&lease);
+                self.answered.refused += 1;
+            }
+            Effect::ReplyLoad { command, result } => {
+                context.reply(command, if result.is_ok() { CommandReply::Loaded } else { CommandReply::Refused });
+            }
+            Effect::ReplyUnload { command, result } => {
+                context.reply(command, if result.is_ok() { CommandReply::Accepted } else { CommandReply::Refused });
+            }
+            Effect::Unloaded { command, .. } => context.reply(command, CommandReply::Unloaded),
+            Effect::Count(Count::Interarrival(gap)) => self.count_gap(gap),
+            Effect::Measure | Effect::Lost { .. } | Effect::Count(_) | Effect::Stopped => {}
         }
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::plan::{Decision, Reason};
+use crate::plan::{Decision, DecisionReason};
 use crate::time::sampled_at;
 use crate::world::{ModelKey, ObservedModel, World};
 
@@ -68,7 +68,8 @@ impl Learners {
 
     /// Notes which models are loaded before their next request: each is pre-warmed once.
     pub fn record(&mut self, decisions: &[Decision]) {
-        let prewarmed = decisions.iter().filter(|decision| !decision.dry_run && decision.reason == Reason::PreWarm);
+        let prewarmed =
+            decisions.iter().filter(|decision| !decision.dry_run && decision.reason == DecisionReason::PreWarm);
         for decision in prewarmed {
             if let Some(tracked) = self.0.get_mut(&decision.key()) {
                 tracked.note_prewarm();

@@ -57,7 +57,7 @@ impl TrackedModel {
         let last = self.last_arrival.replace(ArrivalBounds { after: since, by: at });
         self.prewarmed = false;
 
-        // Of several gaps only the first, the longest, reaches back before the last sample.
+        // Where several gaps ended, only the first of them, the longest, reaches back before the last sample.
         let mut first_by_time = last.map(|last| Gap::between(elapsed(last.by, since), elapsed(last.after, at)));
         let between_samples = Gap::between(Duration::ZERO, elapsed(since, at));
         for (gap, count) in new_gaps(&before, arrivals).into_iter().rev() {

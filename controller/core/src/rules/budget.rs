@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::gpu_context::GpuContext;
-use crate::plan::{Reason, SkipReason, UnloadTerms};
+use crate::plan::{DecisionReason, SkipReason, UnloadTerms};
 use crate::step_context::StepContext;
 
 pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>) {
@@ -36,7 +36,7 @@ pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>) {
             held = held.saturating_sub(vram_bytes);
             let hold = Some(rules.hold_after_eviction().value);
             let terms = UnloadTerms { if_idle: Some(Duration::ZERO), hold, drain: None };
-            step.unload(gpu, index, Reason::OverBudget, policy, terms);
+            step.unload(gpu, index, DecisionReason::OverBudget, policy, terms);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::adaptive::KeepReason;
 use crate::duration_text::format_duration;
 use crate::gpu_context::GpuContext;
-use crate::plan::{Reason, SkipReason, UnloadTerms};
+use crate::plan::{DecisionReason, SkipReason, UnloadTerms};
 use crate::policy_fields::{ModelRules, PickedValue};
 use crate::residency::PolicyResidency;
 use crate::step_context::StepContext;
@@ -69,7 +69,7 @@ fn why_not(
 #[derive(Debug)]
 pub struct IdleTimeout {
     pub after: PickedValue<Duration>,
-    pub reason: Reason,
+    pub reason: DecisionReason,
     /// `Some` for a timeout that adaptive residency chose for this model alone.
     pub why: Option<KeepReason>,
 }
@@ -89,16 +89,16 @@ pub fn idle_timeout(step: &StepContext<'_>, index: usize, rules: &ModelRules) ->
     match residency.value {
         PolicyResidency::Resident => None,
         PolicyResidency::Idle => {
-            rules.idle_timeout().map(|after| IdleTimeout { after, reason: Reason::IdleTimeout, why: None })
+            rules.idle_timeout().map(|after| IdleTimeout { after, reason: DecisionReason::IdleTimeout, why: None })
         }
         PolicyResidency::OnDemand => {
-            Some(IdleTimeout { after: by_residency(Duration::ZERO), reason: Reason::OnDemand, why: None })
+            Some(IdleTimeout { after: by_residency(Duration::ZERO), reason: DecisionReason::OnDemand, why: None })
         }
         PolicyResidency::Adaptive => {
             let (keep, why) = step.learners.keep(step.now, step.entry(index).model);
             let cap = rules.idle_timeout().filter(|cap| cap.value < keep);
             let why = cap.is_none().then_some(why);
-            Some(IdleTimeout { after: cap.unwrap_or(by_residency(keep)), reason: Reason::IdleTimeout, why })
+            Some(IdleTimeout { after: cap.unwrap_or(by_residency(keep)), reason: DecisionReason::IdleTimeout, why })
         }
     }
 }

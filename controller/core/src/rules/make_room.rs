@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::gpu_context::GpuContext;
 use crate::model_table::ModelEntry;
-use crate::plan::{Reason, SkipReason, UnloadTerms};
+use crate::plan::{DecisionReason, SkipReason, UnloadTerms};
 use crate::step_context::StepContext;
 use crate::world::ResidencyState;
 
@@ -82,7 +82,7 @@ fn make_room<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>, waiting: 
         let Some(rules) = step.entry(index).rules.clone() else { continue };
         let hold = Some(rules.hold_after_eviction().value);
         let terms = UnloadTerms { if_idle: Some(Duration::ZERO), hold, drain: None };
-        step.unload_counted(gpu, index, Reason::MakeRoom, rules.priority().policy, terms);
+        step.unload_counted(gpu, index, DecisionReason::MakeRoom, rules.priority().policy, terms);
     }
 
     true

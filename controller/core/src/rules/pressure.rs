@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::duration_text::format_duration;
 use crate::gpu_context::GpuContext;
 use crate::model_table::ModelEntry;
-use crate::plan::{GpuPlan, GpuReason, PressureLevel, PressureThreshold, Reason, SkipReason, UnloadTerms};
+use crate::plan::{DecisionReason, GpuPlan, GpuReason, PressureLevel, PressureThreshold, SkipReason, UnloadTerms};
 use crate::policy_fields::ModelRules;
 use crate::pressure_timers::{PressureSignal, PressureTimers, SignalReading, ThresholdLevel};
 use crate::step_context::StepContext;
@@ -225,10 +225,10 @@ fn unload_all<'a>(
         let (reason, terms) = match level {
             ThresholdLevel::Hard => {
                 let drain = Some(rules.drain_timeout().value);
-                (Reason::HardPressure, UnloadTerms { if_idle: None, drain, hold })
+                (DecisionReason::HardPressure, UnloadTerms { if_idle: None, drain, hold })
             }
             ThresholdLevel::Soft => {
-                (Reason::SoftPressure, UnloadTerms { if_idle: Some(Duration::ZERO), drain: None, hold })
+                (DecisionReason::SoftPressure, UnloadTerms { if_idle: Some(Duration::ZERO), drain: None, hold })
             }
         };
 

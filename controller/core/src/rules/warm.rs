@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 
 use crate::gpu_context::GpuContext;
 use crate::model_table::ModelEntry;
-use crate::plan::{Reason, SkipReason};
+use crate::plan::{DecisionReason, SkipReason};
 use crate::residency::PolicyResidency;
 use crate::rules::pressure;
 use crate::step_context::StepContext;
@@ -48,7 +48,7 @@ pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>) {
 /// A model that should be loaded now, why, and the policy that says so.
 struct WantedLoad {
     index: usize,
-    reason: Reason,
+    reason: DecisionReason,
     policy: usize,
 }
 
@@ -74,10 +74,12 @@ fn wanted_load(step: &StepContext<'_>, index: usize) -> Option<WantedLoad> {
     let rules = entry.rules.as_ref()?;
     let residency = rules.residency();
     match (residency.value, rules.window()) {
-        (PolicyResidency::Resident, Some(policy)) => Some(WantedLoad { index, reason: Reason::WarmWindow, policy }),
+        (PolicyResidency::Resident, Some(policy)) => {
+            Some(WantedLoad { index, reason: DecisionReason::WarmWindow, policy })
+        }
         (PolicyResidency::Adaptive, _) => {
             let expected = step.learners.expects_request(step.now, entry.model);
-            expected.then_some(WantedLoad { index, reason: Reason::PreWarm, policy: residency.policy })
+            expected.then_some(WantedLoad { index, reason: DecisionReason::PreWarm, policy: residency.policy })
         }
         _ => None,
     }

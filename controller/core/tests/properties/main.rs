@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
-mod account;
 mod merge;
 mod one_step;
 mod over_time;
 mod residency;
+mod rule_explanation;
 mod schedules;
 mod support;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hush_core::{
-    Action, ModelKey, ModelPolicy, ObservedModel, Plan, Reason, ResidencyState, SkipReason, StepMemory, World, step,
+    Action, DecisionReason, ModelKey, ModelPolicy, ObservedModel, Plan, ResidencyState, SkipReason, StepMemory, World,
+    step,
 };
 use proptest::prelude::*;
 
@@ -28,11 +29,11 @@ proptest! {
     #[test]
     fn the_order_of_the_input_does_not_matter(world in worlds(), policies in policies(), seed in any::<u64>()) {
         let mut other = world.clone();
-        let turn = |len: usize| if len == 0 { 0 } else { usize::try_from(seed % 97).unwrap() % len };
-        other.models.rotate_left(turn(world.models.len()));
+        let rotation = |len: usize| if len == 0 { 0 } else { usize::try_from(seed % 97).unwrap() % len };
+        other.models.rotate_left(rotation(world.models.len()));
         other.gpus.reverse();
         let mut mixed = policies.clone();
-        mixed.rotate_left(turn(policies.len()));
+        mixed.rotate_left(rotation(policies.len()));
         prop_assert_eq!(plan(&world, &policies), plan(&other, &mixed));
     }
 
@@ -54,8 +55,8 @@ proptest! {
             let model = find(&world, &decision.key());
             prop_assert!(model.sample_age <= STALE_AFTER, "{:?}", decision);
             let gpu = world.gpus.iter().find(|gpu| Some(&gpu.uuid) == model.gpu.as_ref());
-            let rests_on_the_card = !matches!(decision.reason, Reason::IdleTimeout | Reason::OnDemand);
-            if let (Some(gpu), true) = (gpu, rests_on_the_card) {
+            let rests_on_the_gpu = !matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand);
+            if let (Some(gpu), true) = (gpu, rests_on_the_gpu) {
                 prop_assert!(gpu.sample_age <= STALE_AFTER, "{:?}", decision);
             }
         }
@@ -68,11 +69,11 @@ proptest! {
             match decision.action {
                 Action::Unload => {
                     prop_assert_eq!(model.state, ResidencyState::Ready);
-                    prop_assert!(!model.is_busy() || decision.reason == Reason::HardPressure, "{:?}", decision);
+                    prop_assert!(!model.is_busy() || decision.reason == DecisionReason::HardPressure, "{:?}", decision);
 
-                    // The command carries what it was decided on.
+                    // The command carries the conditions on which it was decided.
                     prop_assert_eq!(decision.if_generation, Some(model.generation));
-                    if decision.reason != Reason::HardPressure {
+                    if decision.reason != DecisionReason::HardPressure {
                         let asked = decision.if_idle_seconds.unwrap();
                         prop_assert!(model.idle.as_secs() >= asked, "{:?}", decision);
                     }
@@ -89,10 +90,10 @@ proptest! {
             let model = find(&world, &decision.key());
             let selecting = policies.iter().filter(|policy| policy.selects(model, &Default::default()));
 
-            // A cluster policy that leaves it out bounds the others by none at all.
+            // A cluster policy that leaves the field out bounds the others by the default, which is zero.
             let asked = selecting.filter_map(|policy| policy.asks.min_resident.or(policy.is_cluster().then_some(Duration::ZERO)));
             let stays = asked.min().unwrap_or_default();
-            prop_assert!(model.loaded_for >= stays || decision.reason == Reason::HardPressure, "{:?}", decision);
+            prop_assert!(model.loaded_for >= stays || decision.reason == DecisionReason::HardPressure, "{:?}", decision);
         }
     }
 
@@ -116,11 +117,11 @@ proptest! {
                 policy.selects(model, &Default::default())
             };
 
-            // The least of the minima holds, so only the policy whose own is the least is sure to be heard.
+            // The least of the minima holds, so only the policy with the least is certain to be respected.
             let least = policies.iter().filter_map(|p| p.asks.min_loaded).min();
             let Some(keep) = policy.asks.min_loaded.filter(|keep| Some(*keep) == least && *keep > 0) else { continue };
 
-            // A cluster policy that asks for less, or for nothing, releases what the others would keep.
+            // A cluster policy that asks for less, or for nothing, releases models that the others would keep.
             if policies.iter().any(|other| other.is_cluster() && other != policy) {
                 continue;
             }
@@ -133,7 +134,7 @@ proptest! {
 
     #[test]
     fn a_dry_run_shows_what_enforcing_would_do(world in worlds(), policies in policies()) {
-        // One policy at a time: each dry run is computed alone.
+        // One policy at a time, because each dry run is computed alone.
         for policy in enforced(&policies) {
             let live = plan(&world, std::slice::from_ref(&policy));
             let dry = plan(&world, &[ModelPolicy { dry_run: true, ..policy }]);
@@ -143,7 +144,7 @@ proptest! {
         }
     }
 
-    /// Beside others that are in force: what is shown is the difference to the plan with it in force.
+    /// Beside policies that are in force, the dry run shows the difference to the plan in which it is in force too.
     #[test]
     fn a_dry_run_shows_what_it_would_change(world in worlds(), policies in policies()) {
         let Some((policy, others)) = enforced(&policies).split_first().map(|(first, rest)| (first.clone(), rest.to_vec())) else {
@@ -153,7 +154,7 @@ proptest! {
         let (without, live) = (plan(&world, &others), with(policy.clone()));
         let dry = with(ModelPolicy { dry_run: true, ..policy });
 
-        // The name of a policy is no difference in what is done.
+        // Two decisions that differ only in the policy that they name do the same.
         let nameless = |d: &hush_core::Decision| hush_core::Decision { policy: String::new(), dry_run: false, ..d.clone() };
         let in_force: Vec<_> = without.decisions.iter().map(nameless).collect();
         let differs = live.decisions.iter().map(nameless).filter(|d| !in_force.contains(d));
@@ -186,7 +187,7 @@ proptest! {
             memory.settle(&decision.key(), hush_core::CommandOutcome::Nothing);
         }
 
-        // A second later, nothing new was seen.
+        // A second later there is no new sample.
         let mut later = world.clone();
         later.gpus.iter_mut().for_each(|gpu| gpu.sample_age += std::time::Duration::from_secs(1));
         later.models.iter_mut().for_each(|model| model.sample_age += std::time::Duration::from_secs(1));
@@ -194,9 +195,9 @@ proptest! {
         let named: BTreeSet<ModelKey> = first.decisions.iter().filter(|d| !d.dry_run).map(|d| d.key()).collect();
         for decision in second.decisions.iter().filter(|d| !d.dry_run) {
             prop_assert!(!named.contains(&decision.key()), "{:?}", decision);
-            let same_card = first.decisions.iter().any(|d| !d.dry_run && d.action == Action::Unload && d.gpu.is_some() && d.gpu == decision.gpu);
-            let idle = matches!(decision.reason, Reason::IdleTimeout | Reason::OnDemand);
-            prop_assert!(!same_card || idle || decision.action == Action::Load, "{:?}", decision);
+            let same_gpu = first.decisions.iter().any(|d| !d.dry_run && d.action == Action::Unload && d.gpu.is_some() && d.gpu == decision.gpu);
+            let idle = matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand);
+            prop_assert!(!same_gpu || idle || decision.action == Action::Load, "{:?}", decision);
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hush_core::{
-    CommandOutcome, MemoryAmount, ModelPolicy, Plan, PolicyResidency, PolicySpec, PressureLevel, PressureMemory,
-    Reason, SkipReason, StepMemory, World, step,
+    CommandOutcome, DecisionReason, MemoryAmount, ModelPolicy, Plan, PolicyResidency, PolicySpec, PressureLevel,
+    PressureMemory, SkipReason, StepMemory, World, step,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -36,7 +36,7 @@ fn stale(mut world: World) -> World {
 }
 
 fn acts(plan: &Plan) -> bool {
-    plan.decisions.iter().any(|decision| decision.reason == Reason::SoftPressure)
+    plan.decisions.iter().any(|decision| decision.reason == DecisionReason::SoftPressure)
 }
 
 fn refuse(memory: &mut StepMemory, plan: &Plan) {
@@ -48,7 +48,7 @@ fn refuse(memory: &mut StepMemory, plan: &Plan) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    /// Each second: short of memory, enough of it, or no sample.
+    /// In each second memory is short, there is enough of it, or there is no sample.
     #[test]
     fn grace_is_never_shortened_by_noise(seconds in vec(0..12_u8, 1..240)) {
         let (mut memory, policies) = (StepMemory::default(), soft(GIB));
@@ -63,7 +63,7 @@ proptest! {
 
             let fresh = kind != 1;
             if fresh {
-                // A gap in the samples is no break and adds nothing.
+                // A gap in the samples does not reset the time, and adds nothing to it.
                 crossed_for = (kind != 0).then(|| crossed_for.map_or(0, |seconds| seconds + i64::from(previous_fresh)));
             }
 
@@ -77,7 +77,7 @@ proptest! {
     }
 
     #[test]
-    fn without_noise_it_acts_exactly_when_the_grace_period_has_passed(start in 0..1000_i64) {
+    fn without_noise_models_leave_exactly_when_the_grace_period_has_passed(start in 0..1000_i64) {
         let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         for second in 0..=GRACE {
             let plan = step(&mut memory, at(start + second), &seen(GIB), &policies);
@@ -88,14 +88,14 @@ proptest! {
         }
     }
 
-    /// Each second: short of memory, enough of it, no sample, a clock that is set, or another controller that knows
-    /// nothing or only what was written down.
+    /// In each second memory is short, there is enough of it, there is no sample, the clock is set, or another controller
+    /// takes over that knows nothing or only what was written down.
     #[test]
     fn grace_is_never_shortened_by_restarts_and_clocks(seconds in vec(0..24_u8, 1..240)) {
         let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         let mut clock = 0;
 
-        // True seconds: since when every sample that was seen was short of memory.
+        // In true seconds: since when every sample has shown that memory is short.
         let mut crossed_since: Option<i64> = None;
         for (second, kind) in (0_i64..).zip(seconds) {
             match kind {
@@ -153,7 +153,7 @@ proptest! {
         }
     }
 
-    /// The wait for a newer sample ends with the next sample, wherever the clock has gone meanwhile.
+    /// The wait for a newer sample ends with the next sample, however the clock was set in the meantime.
     #[test]
     fn a_clock_that_is_set_back_neither_repeats_nor_blocks(back in 1..100_000_i64) {
         let (mut memory, policies) = (StepMemory::default(), soft(GIB));
@@ -173,7 +173,7 @@ proptest! {
             world
         };
 
-        // The same sample, two seconds later by a clock that has gone back.
+        // The same sample, two seconds later by a clock that was set back.
         prop_assert!(!acts(&step(&mut memory, at(GRACE + 2 - back), &aged(2), &policies)));
         prop_assert!(acts(&step(&mut memory, at(GRACE + 4 - back), &aged(1), &policies)));
     }
@@ -189,7 +189,7 @@ proptest! {
         prop_assert_eq!(plan.gpus[0].pressure, PressureLevel::Unknown);
         let back = before + missing;
 
-        // Neither advanced nor reset: what was left is still left.
+        // The timer has neither advanced nor been reset: the rest of the grace period still has to pass.
         for second in 0..=(GRACE - before) {
             let plan = step(&mut memory, at(back + second), &seen(GIB), &policies);
             prop_assert_eq!(acts(&plan), second == GRACE - before, "{}", second);
@@ -210,27 +210,27 @@ proptest! {
     }
 
     #[test]
-    fn once_acting_it_goes_on_to_the_target_and_then_stops(reclaim in 1..4_u64, steps in 1..6_u64) {
+    fn once_models_leave_they_leave_until_the_target_is_met(reclaim in 1..4_u64, steps in 1..6_u64) {
         let (mut memory, policies) = (StepMemory::default(), soft(reclaim * GIB));
         for second in 0..=GRACE {
             let plan = step(&mut memory, at(second), &seen(GIB), &policies);
             refuse(&mut memory, &plan);
         }
 
-        // Above the threshold, below the target: on it goes.
+        // Above the threshold and below the target, models go on leaving.
         let between = 4 * GIB + (reclaim * GIB - 1) * steps / 6;
         let plan = step(&mut memory, at(GRACE + 1), &seen(between), &policies);
         prop_assert!(acts(&plan));
         refuse(&mut memory, &plan);
 
-        // The target: it stops, and does not begin again before the threshold is crossed.
+        // At the target no more models leave, and none before the threshold is crossed again.
         for (second, available) in [(2, (4 + reclaim) * GIB), (3, between), (4, 4 * GIB)] {
             prop_assert!(!acts(&step(&mut memory, at(GRACE + second), &seen(available), &policies)), "{}", second);
         }
     }
 
     #[test]
-    fn pressure_is_left_after_the_transition_period(clear in 0..40_i64) {
+    fn pressure_ends_after_the_transition_period(clear in 0..40_i64) {
         let (mut memory, policies) = (StepMemory::default(), soft(GIB));
         step(&mut memory, at(0), &seen(GIB), &policies);
         for second in 0..=clear {
@@ -252,7 +252,7 @@ fn after_an_unload_only_a_newer_sample_counts() {
 
     assert!(acted);
 
-    // Under way: nothing more, whatever is sampled.
+    // While the unloads are under way there are no more decisions, whatever is sampled.
     assert!(!acts(&step(&mut memory, at(GRACE + 1), &seen(GIB), &policies)));
     let key = model("w1", "GPU-a").key;
     for name in ["w1", "w2", "w3"] {

@@ -16,7 +16,7 @@ proptest! {
         let ms = u64::try_from(price.as_millis()).unwrap();
         let mut learner = Learner::new(price);
 
-        // The first load, which nobody can avoid.
+        // Every strategy pays for the first load.
         let (mut paid, mut least) = (ms, ms);
         for gap in gaps {
             paid += cost_ms(&learner.choose(price), gap, ms);
@@ -26,7 +26,7 @@ proptest! {
         }
     }
 
-    /// Who asks for the next gap just after the model has left gains nothing beyond the bound.
+    /// A client whose next request always comes just after the model has left does not exceed the bound.
     #[test]
     fn an_adversary_gains_nothing(picks in vec(0..6_u64, 1..300)) {
         let price = break_even(Duration::from_millis(1500));
@@ -49,7 +49,7 @@ proptest! {
 }
 
 #[test]
-fn rare_requests_teach_it_to_let_go_and_frequent_ones_to_keep() {
+fn rare_requests_shorten_the_time_a_model_is_kept_and_frequent_ones_lengthen_it() {
     let price = break_even(Duration::from_millis(1500));
     let mut rare = Learner::new(price);
     let mut frequent = Learner::new(price);

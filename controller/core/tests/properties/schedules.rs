@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hush_core::{PolicyResidency, PolicySpec, Reason, SkipReason, StepMemory, WarmWindow, step};
+use hush_core::{DecisionReason, PolicyResidency, PolicySpec, SkipReason, StepMemory, WarmWindow, step};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -24,8 +24,8 @@ const ZONES: [&str; 8] = [
 const DAY: i64 = 86_400;
 const YEAR_2026: i64 = 1_767_225_600;
 
-/// The first moment, to the minute, at which the clocks of the zone show this time or a later one: a skipped time comes
-/// when they have moved, of a repeated one the first counts.
+/// The first time, to the minute, at which the clocks of the zone show `wanted` or a later time: a time that the clocks
+/// skip comes when they have moved, and a repeated time comes when it is first shown.
 fn first_shown(zone: &TimeZone, wanted: DateTime) -> Timestamp {
     let as_utc = TimeZone::UTC.to_timestamp(wanted).unwrap();
     (-15 * 60..15 * 60)
@@ -34,8 +34,15 @@ fn first_shown(zone: &TimeZone, wanted: DateTime) -> Timestamp {
         .unwrap()
 }
 
-/// Whether a daily window is open, from the definition.
-fn open(zone: &TimeZone, hour: i8, minute: i8, weekday: Option<i8>, duration: Duration, now: Timestamp) -> bool {
+/// Whether a daily window is open, by its definition.
+fn is_open_by_definition(
+    zone: &TimeZone,
+    hour: i8,
+    minute: i8,
+    weekday: Option<i8>,
+    duration: Duration,
+    now: Timestamp,
+) -> bool {
     let days = i64::try_from(duration.as_secs()).unwrap() / DAY + 2;
     let today = zone.to_datetime(now).date();
     (-days..=1).any(|offset| {
@@ -77,7 +84,7 @@ proptest! {
         let day = weekday.map_or("*".to_owned(), |weekday| weekday.to_string());
         let cron = format!("{minute} {hour} * * {day}");
         let window = WarmWindow::new(&cron, duration, ZONES[zone], PolicyResidency::Resident).unwrap();
-        let expected = open(&TimeZone::get(ZONES[zone]).unwrap(), hour, minute, weekday, duration, now);
+        let expected = is_open_by_definition(&TimeZone::get(ZONES[zone]).unwrap(), hour, minute, weekday, duration, now);
         prop_assert_eq!(window.is_open(now), expected, "{} in {} for {:?} at {}", cron, ZONES[zone], duration, now);
     }
 
@@ -94,7 +101,7 @@ proptest! {
 
         let seen = world(vec![gpu("GPU-a", 10 << 30)], vec![model("w1", "GPU-a")]);
         let plan = step(&mut StepMemory::default(), now, &seen, &[policy("p", asks)]);
-        let leaves = plan.decisions.iter().any(|decision| decision.reason == Reason::OnDemand);
+        let leaves = plan.decisions.iter().any(|decision| decision.reason == DecisionReason::OnDemand);
         let kept = plan.skips.iter().any(|skip| skip.reason == SkipReason::Resident);
         prop_assert_eq!((leaves, kept), (!window.is_open(now), window.is_open(now)));
     }

@@ -87,7 +87,7 @@ pub fn modes() -> impl Strategy<Value = PolicyResidency> {
 }
 
 prop_compose! {
-    /// Open now, just over, or on another day.
+    /// A window that is open now, has just closed, or is open on another day.
     fn window()(
         minute in 0..60_u32, hour in prop_oneof![9..14_u32, 0..24_u32], days in prop_oneof![Just("*"), Just("1-5"), Just("6")],
         duration in 1..200_u64, zone in prop_oneof![Just("UTC"), Just("Europe/Berlin"), Just("Asia/Kolkata")], mode in modes(),
@@ -117,7 +117,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    pub fn some_policy()(name in 0..6_u8, cluster in any::<bool>(), app in 0..3_u8, dry_run in any::<bool>(), asks in asks()) -> ModelPolicy {
+    pub fn any_policy()(name in 0..6_u8, cluster in any::<bool>(), app in 0..3_u8, dry_run in any::<bool>(), asks in asks()) -> ModelPolicy {
         let namespace = (!cluster).then(|| "a".to_owned());
         let labels = if app == 0 { Labels::new() } else { labels(["", "whisper", "vip"][usize::from(app)]) };
         ModelPolicy {
@@ -131,7 +131,7 @@ prop_compose! {
 
 /// Names are unique, as in a cluster.
 pub fn policies() -> impl Strategy<Value = Vec<ModelPolicy>> {
-    vec(some_policy(), 0..5).prop_map(|mut policies| {
+    vec(any_policy(), 0..5).prop_map(|mut policies| {
         policies.sort_by(|a, b| a.name.cmp(&b.name));
         policies.dedup_by(|a, b| a.name == b.name);
         policies
@@ -151,7 +151,7 @@ fn states() -> impl Strategy<Value = ResidencyState> {
 }
 
 prop_compose! {
-    fn some_model(name: usize)(
+    fn any_model(name: usize)(
         state in states(), on in 0..3_u8, vip in any::<bool>(), idle in seconds(1000), inflight in 0..2_u64,
         vram in 0..6_u64, loaded_for in seconds(300), reload in 0..5000_u64, demand in 0..12_u64, age in 0..20_u64,
     ) -> ObservedModel {
@@ -173,7 +173,7 @@ prop_compose! {
     pub fn worlds()(
         available in (0..=24_u64, 0..=24_u64),
         ages in (0..20_u64, 0..20_u64),
-        models in (0..8_usize).prop_flat_map(|count| (0..count).map(some_model).collect::<Vec<_>>()),
+        models in (0..8_usize).prop_flat_map(|count| (0..count).map(any_model).collect::<Vec<_>>()),
     ) -> World {
         let mut gpus = vec![gpu("GPU-a", available.0 * GIB), gpu("GPU-b", available.1 * GIB)];
         gpus[0].sample_age = Duration::from_secs(ages.0);

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hush_core::{Action, Decision, ModelKey, ModelPolicy, Plan, Reason, ResidencyState, step};
+use hush_core::{Action, Decision, DecisionReason, ModelKey, ModelPolicy, Plan, ResidencyState, step};
 
 use super::{DecisionContext, KnownModel, Violation, ensure};
 
@@ -61,12 +61,12 @@ fn others_are_not_enough(context: &DecisionContext<'_>, known: &KnownModel<'_>, 
     };
     let others = gpu.available_bytes() + freed_bytes(context, decision) - known.model.vram_bytes;
     match decision.reason {
-        Reason::IdleTimeout | Reason::OnDemand => true,
-        Reason::HardPressure => expected.hard_target().is_some_and(|target| others < target),
-        Reason::SoftPressure => expected.soft_target().is_some_and(|target| others < target),
+        DecisionReason::IdleTimeout | DecisionReason::OnDemand => true,
+        DecisionReason::HardPressure => expected.hard_target().is_some_and(|target| others < target),
+        DecisionReason::SoftPressure => expected.soft_target().is_some_and(|target| others < target),
         // The budget of a cluster policy; that of another namespace does not count this model.
-        Reason::OverBudget => decision.policy.starts_with('/'),
-        Reason::MakeRoom => all.iter().any(|waiting| {
+        DecisionReason::OverBudget => decision.policy.starts_with('/'),
+        DecisionReason::MakeRoom => all.iter().any(|waiting| {
             let has_cluster_policy = waiting.expected.as_ref().is_some_and(|rules| rules.cluster.is_some());
             has_cluster_policy
                 && waiting.model.state == ResidencyState::WaitingForMemory
@@ -109,10 +109,10 @@ fn check_cluster_policies_hold(
         };
 
         let stays = match decision.reason {
-            Reason::IdleTimeout => !known.leaves() && timeout_written(),
-            Reason::OnDemand => !known.leaves(),
+            DecisionReason::IdleTimeout => !known.leaves() && timeout_written(),
+            DecisionReason::OnDemand => !known.leaves(),
             // A busy model may wait until a sample shows what the models that leave now have freed.
-            Reason::HardPressure => {
+            DecisionReason::HardPressure => {
                 let waits = known.model.is_busy() && freed_bytes(context, decision) > 0;
                 !known.leaves() && !relieved() && !waits
             }

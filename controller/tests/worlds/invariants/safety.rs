@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hush_core::{
-    Action, Decision, ModelKey, ModelPolicy, ObservedGpu, PolicyResidency, Reason, ResidencyState, World, step,
+    Action, Decision, DecisionReason, ModelKey, ModelPolicy, ObservedGpu, PolicyResidency, ResidencyState, World, step,
 };
 
 use super::tracker::InvariantTracker;
@@ -55,7 +55,7 @@ fn live(decisions: &[Decision]) -> impl Iterator<Item = &Decision> {
 }
 
 const fn rests_on_the_gpu(decision: &Decision) -> bool {
-    !matches!(decision.reason, Reason::IdleTimeout | Reason::OnDemand)
+    !matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand)
 }
 
 fn check_fresh(context: &DecisionContext<'_>, known: &KnownModel<'_>, decision: &Decision) -> Result<(), Violation> {
@@ -104,7 +104,7 @@ fn check_unload(
     all: &[KnownModel<'_>],
 ) -> Result<(), Violation> {
     let (Some(decision), Some(expected)) = (known.decision, &known.expected) else { return Ok(()) };
-    let (model, hard) = (known.model, decision.reason == Reason::HardPressure);
+    let (model, hard) = (known.model, decision.reason == DecisionReason::HardPressure);
     ensure(model.state == ResidencyState::Ready, || format!("not ready: {decision:?}"))?;
     ensure(decision.if_generation == Some(model.generation), || format!("another generation: {decision:?}"))?;
     ensure(hard || !model.is_busy(), || format!("busy: {decision:?}"))?;
@@ -114,23 +114,25 @@ fn check_unload(
     // The server checks the same condition again.
     ensure(hard || asked.is_some_and(|asked| model.idle >= asked), || format!("without its condition: {decision:?}"))?;
 
-    let evicted = !matches!(decision.reason, Reason::IdleTimeout | Reason::OnDemand);
+    let evicted = !matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand);
     let hold = evicted.then_some(expected.hold.as_secs());
     ensure(decision.hold_seconds == hold, || format!("must stay away {hold:?}: {decision:?}"))?;
 
     match decision.reason {
-        Reason::IdleTimeout if expected.mode == PolicyResidency::Adaptive => Ok(()),
-        Reason::IdleTimeout | Reason::OnDemand => {
+        DecisionReason::IdleTimeout if expected.mode == PolicyResidency::Adaptive => Ok(()),
+        DecisionReason::IdleTimeout | DecisionReason::OnDemand => {
             let right = expected.idle_timeout.is_some_and(|timeout| model.idle >= timeout && asked == Some(timeout));
             ensure(right, || format!("not idle for {:?}: {decision:?}", expected.idle_timeout))
         }
-        Reason::HardPressure => {
+        DecisionReason::HardPressure => {
             let drain = decision.drain_seconds == Some(expected.drain.as_secs());
             ensure(drain, || format!("must drain {:?}: {decision:?}", expected.drain))?;
             tracker.crossings.check_grace(context, known, expected.hard_below, Duration::ZERO)
         }
-        Reason::SoftPressure => tracker.crossings.check_grace(context, known, expected.soft_below, expected.grace),
-        Reason::MakeRoom => {
+        DecisionReason::SoftPressure => {
+            tracker.crossings.check_grace(context, known, expected.soft_below, expected.grace)
+        }
+        DecisionReason::MakeRoom => {
             let lower = |other: &&KnownModel<'_>| {
                 other.model.gpu == model.gpu
                     && other.model.state == ResidencyState::WaitingForMemory
@@ -188,15 +190,17 @@ type TargetOf = fn(&ExpectedRules) -> Option<u64>;
 fn check_needed(gpu: &ObservedGpu, known: &[KnownModel<'_>]) -> Result<(), Violation> {
     let here = |known: &&KnownModel<'_>| known.model.gpu.as_ref() == Some(&gpu.uuid) && known.leaves();
     let here: Vec<&KnownModel<'_>> = known.iter().filter(here).collect();
-    let leaving_for = |reasons: &[Reason]| -> Vec<&KnownModel<'_>> {
+    let leaving_for = |reasons: &[DecisionReason]| -> Vec<&KnownModel<'_>> {
         here.iter().copied().filter(|k| k.decision.is_some_and(|d| reasons.contains(&d.reason))).collect()
     };
     let sum = |models: &[&KnownModel<'_>]| models.iter().map(|known| known.model.vram_bytes).sum::<u64>();
-    let mut before =
-        gpu.available_bytes() + sum(&leaving_for(&[Reason::OverBudget, Reason::IdleTimeout, Reason::OnDemand]));
+    let mut before = gpu.available_bytes()
+        + sum(&leaving_for(&[DecisionReason::OverBudget, DecisionReason::IdleTimeout, DecisionReason::OnDemand]));
 
-    let targets: [(Reason, TargetOf); 2] =
-        [(Reason::HardPressure, ExpectedRules::hard_target), (Reason::SoftPressure, ExpectedRules::soft_target)];
+    let targets: [(DecisionReason, TargetOf); 2] = [
+        (DecisionReason::HardPressure, ExpectedRules::hard_target),
+        (DecisionReason::SoftPressure, ExpectedRules::soft_target),
+    ];
     for (reason, target) in targets {
         let victims = leaving_for(&[reason]);
         let highest = victims.iter().filter_map(|known| known.expected.as_ref().and_then(target)).max();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hush_core::{GpuId, Reason, ResidencyState};
+use hush_core::{DecisionReason, GpuId, ResidencyState};
 use hush_server::residency::machine::Residency;
 
 use super::{DecisionContext, KnownModel, Violation, ensure};
@@ -127,7 +127,7 @@ impl Crossing {
 pub struct Evictions {
     last: BTreeMap<usize, Eviction>,
     /// Since the world came to rest: how often each model was unloaded, and the last reason.
-    at_rest: Option<BTreeMap<usize, (u32, Reason)>>,
+    at_rest: Option<BTreeMap<usize, (u32, DecisionReason)>>,
 }
 
 /// In a world that has come to rest each model is unloaded at most this often: once because it is idle or for pressure, and
@@ -153,7 +153,8 @@ impl Evictions {
         let device = &world_sim.devices[sim.spec.device];
         let rules =
             expected_rules(scenario, &sim.sample(now, device), Some(device.total_bytes), jiff::Timestamp::UNIX_EPOCH);
-        let stays_ms = rules.filter(|_| sent.decision.reason != Reason::HardPressure).map_or(0, |r| ms(r.min_resident));
+        let stays_ms =
+            rules.filter(|_| sent.decision.reason != DecisionReason::HardPressure).map_or(0, |r| ms(r.min_resident));
         if let Some(Eviction { ended: Some(ended), hold_ms }) = self.last.get(&sent.model_index) {
             let earliest = ended + hold_ms + sim.spec.load_ms + stays_ms;
             ensure(now >= earliest, || format!("unloaded at {now}, and not after {earliest}: {:?}", sent.decision))?;
@@ -172,7 +173,7 @@ impl Evictions {
         self.at_rest
             .as_ref()
             .and_then(|counts| counts.get(&model_index))
-            .is_some_and(|(_, why)| *why == Reason::HardPressure)
+            .is_some_and(|(_, why)| *why == DecisionReason::HardPressure)
     }
 
     /// A server that loads its model into pressure, for a client or because of its own residency, accepts that the model is
