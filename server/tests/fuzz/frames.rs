@@ -65,7 +65,6 @@ fn good() -> [Vec<u8>; 2] {
 /// Decodes all messages in `bytes` up to the first error.
 fn decode<M: Message>(bytes: &[u8], piece: usize) {
     let mut decoder = Decoder::default();
-
     for piece in bytes.chunks(piece) {
         decoder.buffer().extend_from_slice(piece);
 

@@ -176,6 +176,7 @@ fn release(library: &Path) -> Option<String> {
 
     let at = start.windows(MARK.len() + 1).position(|six| six.starts_with(MARK) && six[MARK.len()].is_ascii_digit())?;
     let version = start[at + MARK.len()..].iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
+
     Some(version.map(|byte| char::from(*byte)).collect())
 }
 
@@ -242,10 +243,12 @@ mod tests {
 
         let versioned = folder.path().join("libonnxruntime.so.1.32.0");
         fs::write(&versioned, "").unwrap();
+
         assert_eq!(find_library(Some(folder.path())).unwrap(), versioned);
 
         let plain = folder.path().join(FILE);
         fs::write(&plain, "").unwrap();
+
         assert_eq!(find_library(Some(folder.path())).unwrap(), plain);
     }
 
@@ -265,7 +268,6 @@ mod tests {
         assert!(matches!(init(&folder.path().join("none.so")), Err(RuntimeError::Missing { .. })));
 
         let other = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/libm.so.6", "/usr/lib/libm.so.6"];
-
         if let Some(other) = other.into_iter().map(Path::new).find(|path| path.exists()) {
             assert!(matches!(init(other), Err(RuntimeError::NotOnnxRuntime { .. })));
         }

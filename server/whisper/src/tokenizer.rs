@@ -112,6 +112,7 @@ impl Tokenizer {
         let table = byte_of_char();
         let mut bytes = Vec::with_capacity(json.len() / 8);
         let mut offsets = Vec::with_capacity(size + 1);
+
         offsets.push(0);
 
         for content in contents {
@@ -224,7 +225,6 @@ mod tests {
     #[test]
     fn text_goes_to_tokens_and_back() {
         let tokenizer = bundled();
-
         assert_eq!(tokenizer.size(), 51_865);
         assert_eq!(tokenizer.encode(" ").unwrap(), [220]);
         assert_eq!(tokenizer.encode(" The server is open.").unwrap(), [440, 7154, 307, 1269, 13]);
@@ -276,7 +276,6 @@ mod tests {
         let json = r#"{"added_tokens":[{"id":4294967295,"content":"x"}],"model":{"vocab":{"a":0}}}"#;
 
         std::fs::write(&path, json).unwrap();
-
         assert!(matches!(Tokenizer::open(&path, 51_865), Err(TokenizerError::Id { id: u32::MAX, .. })));
 
         rustix::fs::mknodat(rustix::fs::CWD, folder.path().join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0)

@@ -65,6 +65,7 @@ impl VocabularyFamily {
         let bpe = byte_pair_encoding(tokens)?;
         let mut tokenizer = Tokenizer::new(bpe);
         let bytes = ByteLevel::new(false, true, true);
+
         tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
 
         let control = self.control_tokens().into_iter().map(|token| AddedToken::from(token, true).normalized(false));
@@ -90,7 +91,6 @@ impl VocabularyFamily {
 /// are merged as far as the tokens of lower rank allow.
 fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
     let mut ranks = HashMap::with_capacity(tokens.len());
-
     for (token, rank) in tokens.iter().zip(0_u32..) {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(format!("token {rank} has {} bytes, expected {TOKEN_BYTES_MAX} at most", token.len()));
@@ -140,7 +140,6 @@ fn split<'t>(token: &'t [u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<
 /// encoder.py): the byte itself if it is printable, otherwise a character from U+0100 on.
 fn byte_names() -> Vec<char> {
     let mut next = 0x100;
-
     (0..=255_u8)
         .map(|byte| {
             let is_printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);

@@ -242,6 +242,7 @@ impl KvCache {
                 "{tokens} tokens for {count} rows, {longest} in the longest, which has room for {max_tokens} tokens"
             )));
         }
+
         match self {
             Self::Host(cache) => Ok(StepScores::Logits(cache.run(decoder, slots, step)?)),
             Self::Device(cache) => cache.run(decoder, slots, step),

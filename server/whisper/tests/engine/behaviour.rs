@@ -184,7 +184,6 @@ fn segments_stream_out_window_by_window() {
     assert!(kept.progress.is_sorted_by(|a, b| a.0 < b.0), "{:?}", kept.progress);
 
     let (done, total) = *kept.progress.last().unwrap();
-
     assert_eq!(done, total);
     assert!((total - seconds).abs() < 0.01);
     assert!(kept.segments_at_progress[0] > 0 && kept.segments_at_progress[0] < kept.segments.len());
@@ -354,7 +353,6 @@ fn padded(before: usize, behind: usize) -> Vec<f32> {
 #[test]
 fn nothing_is_written_for_silence_and_no_time_is_behind_the_end() {
     let engine = engine(Precision::Fp32);
-
     for words in [false, true] {
         let options = TranscribeOptions { word_timestamps: words, ..english() };
         let transcribe = |mut samples: Vec<f32>| {
