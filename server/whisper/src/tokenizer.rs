@@ -25,10 +25,10 @@ pub enum TokenizerError {
     Parse { path: PathBuf, source: serde_json::Error },
     #[error("{}: token {token:?} has id {id}, but the vocabulary of the model has {vocab_size} tokens (`vocab_size`)", path.display())]
     Id { path: PathBuf, token: String, id: u32, vocab_size: usize },
-    #[error("{}: {cause}", path.display())]
-    Merges { path: PathBuf, cause: String },
+    #[error("{}: {source}", path.display())]
+    Merges { path: PathBuf, source: tokenizers::Error },
     #[error("text could not be cut into tokens: {0}")]
-    Encode(String),
+    Encode(#[source] tokenizers::Error),
 }
 
 pub struct Tokenizer {
@@ -160,17 +160,16 @@ impl Tokenizer {
     /// The tokens of `text`. Special tokens in it are treated as text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoder = self.encoder()?;
-        let refused = |error: tokenizers::Error| TokenizerError::Encode(error.to_string());
         let mut pieces = PreTokenizedString::from(text);
 
         if let Some(splitter) = encoder.get_pre_tokenizer() {
-            splitter.pre_tokenize(&mut pieces).map_err(refused)?;
+            splitter.pre_tokenize(&mut pieces).map_err(TokenizerError::Encode)?;
         }
 
         pieces
             .get_splits(OffsetReferential::Original, OffsetType::None)
             .into_iter()
-            .map(|(piece, ..)| encoder.get_model().tokenize(piece).map_err(refused))
+            .map(|(piece, ..)| encoder.get_model().tokenize(piece).map_err(TokenizerError::Encode))
             .try_fold(Vec::new(), |mut all, tokens| {
                 all.extend(tokens?.into_iter().map(|token| token.id));
                 Ok(all)
@@ -182,7 +181,7 @@ impl Tokenizer {
             return Ok(encoder);
         }
         let loaded = tokenizers::Tokenizer::from_file(&self.path)
-            .map_err(|error| TokenizerError::Merges { path: self.path.clone(), cause: error.to_string() })?;
+            .map_err(|source| TokenizerError::Merges { path: self.path.clone(), source })?;
         Ok(self.encoder.get_or_init(|| loaded))
     }
 }

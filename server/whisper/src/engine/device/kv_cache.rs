@@ -222,7 +222,7 @@ impl DeviceKvCache {
         }
 
         run_bound(decoder.session.get()?, &call.options, &call.binding)?;
-        if step.wants_logits(self.io.layout().likeliest) {
+        if step.needs_logits(self.io.layout().likeliest) {
             return Ok(StepScores::Logits(self.io.logits(&self.context, first, count)?));
         }
 
