@@ -109,7 +109,7 @@ impl Tokenizer {
             contents[added.id as usize] = &added.content;
         }
 
-        let table = byte_of_char();
+        let table = bytes_of_characters();
         let mut bytes = Vec::with_capacity(json.len() / 8);
         let mut offsets = Vec::with_capacity(size + 1);
 
@@ -186,19 +186,33 @@ impl Tokenizer {
     }
 }
 
-/// The byte that each character of a byte-level vocabulary represents: GPT-2's table, inverted.
-fn byte_of_char() -> Vec<Option<u8>> {
-    let mut table = vec![None; 512];
-    let mut next = 256;
-    for byte in 0..=255_u8 {
-        if matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF) {
-            table[usize::from(byte)] = Some(byte);
-        } else {
-            table[next] = Some(byte);
+/// The printable character that represents each byte in byte-level vocabularies (`bytes_to_unicode` in GPT-2's
+/// encoder.py): the byte itself if it is printable, otherwise a character from U+0100 on.
+pub(crate) fn byte_characters() -> Vec<char> {
+    let mut next = 0x100;
+
+    (0..=255_u8)
+        .map(|byte| {
+            let is_printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+            if is_printable {
+                return char::from(byte);
+            }
+
+            let character = char::from_u32(next).unwrap_or(char::REPLACEMENT_CHARACTER);
             next += 1;
+            character
+        })
+        .collect()
+}
+
+/// The byte that each character represents: the inverse of [`byte_characters`], indexed by code point.
+fn bytes_of_characters() -> Vec<Option<u8>> {
+    let mut table = vec![None; 512];
+    for (character, byte) in byte_characters().into_iter().zip(0..=255_u8) {
+        if let Some(entry) = table.get_mut(character as usize) {
+            *entry = Some(byte);
         }
     }
-
     table
 }
 
