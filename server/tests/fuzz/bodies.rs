@@ -188,6 +188,7 @@ fn queries() {
         let audio = form(&[part("name=\"audio_file\"; filename=\"a\"", &[0; 3200])]);
         let request = Request::post(format!("/asr?{}", query.join("&")));
         let request = request.header("content-type", "multipart/form-data; boundary=B");
+
         assert_expected(response(&router, request.body(Body::from(audio)).unwrap()).status());
     });
 }

@@ -72,7 +72,6 @@ fn write(folder: &Path, length: u64, header: &[u8], data: u64) {
 /// Opens the checkpoint and reads all its tensors.
 fn read(folder: &Path) {
     let Ok(checkpoint) = Checkpoint::open(folder) else { return };
-
     for (name, shape) in checkpoint.config.tensors() {
         let tensor = checkpoint.weights.tensor(&name).unwrap();
         assert_eq!(tensor.shape(), shape);
@@ -136,7 +135,6 @@ fn wild_headers() {
 
     fuzz("wild_headers", 200, LIMITS, prop::collection::vec(change, 1..4), |changes| {
         let mut fields = fields.clone();
-
         for (at, what, numbers, dtype) in &changes {
             let name = at.get(&fields.keys().cloned().collect::<Vec<_>>()).clone();
             let field = &mut fields[&name];
@@ -181,7 +179,6 @@ fn configurations_of_models() {
     ];
 
     let wild = prop::collection::vec((prop::sample::select(names), value), 0..4);
-
     fuzz("configurations_of_models", 200, LIMITS, (wild, prop::option::weighted(0.3, damages())), |(wild, damages)| {
         let mut fields: Map<String, Value> = serde_json::from_slice(&good).unwrap();
         fields.extend(wild);
@@ -277,7 +274,6 @@ fn wild_manifests() {
         assert!((tokens.timestamp_begin as usize) < config.vocab_size);
 
         let heads = &model.manifest().alignment_heads;
-
         assert!(
             heads
                 .iter()

@@ -111,7 +111,6 @@ fn anchors_that_multiply() {
         }
 
         text.push_str(&format!("{key}: *a{}\n", levels - 1));
-
         assert_eq!(read(&text), None, "there are no such keys");
 
         // The same where a list is allowed.

@@ -108,6 +108,7 @@ mod tests {
         let mut bounded = BoundedSink::new(&mut collected, 480_482);
         segments.into_iter().for_each(|segment| bounded.segment(segment));
         let times = |segment: &Segment| segment.words.iter().map(|w| (w.start_seconds, w.end_seconds)).collect();
+
         collected
             .0
             .iter()

@@ -223,6 +223,7 @@ fn write_model(
         graph::build(checkpoint, options.precision, &mut weights).map_err(|e| install_target.build_error(e))?;
     let written = weights.finish();
     let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
+
     file.sync_all().map_err(failed)?;
 
     let mut files = BTreeMap::new();
@@ -247,7 +248,9 @@ fn write_model(
 
     let path = folder.join(MANIFEST);
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| install_target.io_error(&path, e.into()))?;
+
     write_synced(&path, &text).map_err(|e| install_target.io_error(&path, e))?;
+
     File::open(folder).and_then(|d| d.sync_all()).map_err(|e| install_target.io_error(folder, e))
 }
 

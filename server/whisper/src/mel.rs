@@ -214,6 +214,7 @@ impl<'a> Spectrogram<'a> {
             } else {
                 spectrogram.frames = frames;
             }
+
             at += count as u64;
         }
 
@@ -410,7 +411,6 @@ mod tests {
         assert_eq!(spectrogram.content_frames(), 0);
 
         spectrogram.window(0, 3000, &mut out).unwrap();
-
         assert!(out.iter().all(|cell| *cell == -1.5));
 
         let mut wild = [f32::NAN, f32::INFINITY, f32::MAX, -1.0, 0.5, f32::MIN].repeat(1000);

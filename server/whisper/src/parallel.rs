@@ -78,11 +78,14 @@ pub fn transcribe(
             });
 
         run.is_stopped.store(true, Ordering::Relaxed);
+
         // The workers end when the channel is closed.
         drop(task_sender);
         transcript
     })?;
+
     let duration_seconds = length as f64 / f64::from(crate::SAMPLE_RATE);
+
     Ok(Transcript { language_probability, duration_seconds, ..transcript })
 }
 
@@ -137,9 +140,11 @@ impl ParallelRun<'_> {
                 next += 1;
                 in_progress += 1;
             }
+
             if !reporter.sink.keep_going() {
                 return Err(TranscribeError::Cancelled);
             }
+
             reporter.first_token(&self.first_token);
 
             match results.recv_timeout(CANCELLATION_INTERVAL) {

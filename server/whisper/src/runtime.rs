@@ -46,8 +46,8 @@ pub enum RuntimeError {
     Missing { path: PathBuf, source_of_path: &'static str },
     #[error("{}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} could not be loaded as a library: {cause}. Use {FILE} from an ONNX Runtime release", path.display())]
-    NotALibrary { path: PathBuf, cause: String },
+    #[error("{} could not be loaded as a library: {source}. Use {FILE} from an ONNX Runtime release", path.display())]
+    NotALibrary { path: PathBuf, source: libloading::Error },
     #[error("{} is a library, but not ONNX Runtime. Use {FILE} from an ONNX Runtime release", path.display())]
     NotOnnxRuntime { path: PathBuf },
     #[error("{} is ONNX Runtime {version}, which is too old; use 1.{OLDEST_MINOR} or later", path.display())]
@@ -158,7 +158,7 @@ pub(crate) fn library() -> Result<PathBuf, RuntimeError> {
 fn refused(library: &Path, error: ort::LoadDynamicError) -> RuntimeError {
     let path = library.to_path_buf();
     match error {
-        ort::LoadDynamicError::Dlopen { error, .. } => RuntimeError::NotALibrary { path, cause: error.to_string() },
+        ort::LoadDynamicError::Dlopen { error, .. } => RuntimeError::NotALibrary { path, source: error },
         ort::LoadDynamicError::BadVersion { version_str, .. } => RuntimeError::TooOld { path, version: version_str },
         ort::LoadDynamicError::MissingApi { .. } | ort::LoadDynamicError::InvalidVersionString => {
             RuntimeError::NotOnnxRuntime { path }
@@ -176,6 +176,7 @@ fn release(library: &Path) -> Option<String> {
 
     let at = start.windows(MARK.len() + 1).position(|six| six.starts_with(MARK) && six[MARK.len()].is_ascii_digit())?;
     let version = start[at + MARK.len()..].iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
+
     Some(version.map(|byte| char::from(*byte)).collect())
 }
 
@@ -242,10 +243,12 @@ mod tests {
 
         let versioned = folder.path().join("libonnxruntime.so.1.32.0");
         fs::write(&versioned, "").unwrap();
+
         assert_eq!(find_library(Some(folder.path())).unwrap(), versioned);
 
         let plain = folder.path().join(FILE);
         fs::write(&plain, "").unwrap();
+
         assert_eq!(find_library(Some(folder.path())).unwrap(), plain);
     }
 
@@ -265,7 +268,6 @@ mod tests {
         assert!(matches!(init(&folder.path().join("none.so")), Err(RuntimeError::Missing { .. })));
 
         let other = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/libm.so.6", "/usr/lib/libm.so.6"];
-
         if let Some(other) = other.into_iter().map(Path::new).find(|path| path.exists()) {
             assert!(matches!(init(other), Err(RuntimeError::NotOnnxRuntime { .. })));
         }

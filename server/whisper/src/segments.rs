@@ -46,6 +46,7 @@ pub fn split(tokens: &[u32], timestamp_begin: u32) -> (Vec<TokenSpan<'_>>, SeekA
 
     let mut pieces = Vec::with_capacity(cuts.len());
     let mut from = 0;
+
     for cut in cuts {
         let piece = &tokens[from..cut];
 

@@ -25,10 +25,10 @@ pub enum TokenizerError {
     Parse { path: PathBuf, source: serde_json::Error },
     #[error("{}: token {token:?} has id {id}, but the vocabulary of the model has {vocab_size} tokens (`vocab_size`)", path.display())]
     Id { path: PathBuf, token: String, id: u32, vocab_size: usize },
-    #[error("{}: {cause}", path.display())]
-    Merges { path: PathBuf, cause: String },
+    #[error("{}: {source}", path.display())]
+    Merges { path: PathBuf, source: tokenizers::Error },
     #[error("text could not be cut into tokens: {0}")]
-    Encode(String),
+    Encode(#[source] tokenizers::Error),
 }
 
 pub struct Tokenizer {
@@ -109,9 +109,10 @@ impl Tokenizer {
             contents[added.id as usize] = &added.content;
         }
 
-        let table = byte_of_char();
+        let table = bytes_of_characters();
         let mut bytes = Vec::with_capacity(json.len() / 8);
         let mut offsets = Vec::with_capacity(size + 1);
+
         offsets.push(0);
 
         for content in contents {
@@ -159,17 +160,16 @@ impl Tokenizer {
     /// The tokens of `text`. Special tokens in it are treated as text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoder = self.encoder()?;
-        let refused = |error: tokenizers::Error| TokenizerError::Encode(error.to_string());
         let mut pieces = PreTokenizedString::from(text);
 
         if let Some(splitter) = encoder.get_pre_tokenizer() {
-            splitter.pre_tokenize(&mut pieces).map_err(refused)?;
+            splitter.pre_tokenize(&mut pieces).map_err(TokenizerError::Encode)?;
         }
 
         pieces
             .get_splits(OffsetReferential::Original, OffsetType::None)
             .into_iter()
-            .map(|(piece, ..)| encoder.get_model().tokenize(piece).map_err(refused))
+            .map(|(piece, ..)| encoder.get_model().tokenize(piece).map_err(TokenizerError::Encode))
             .try_fold(Vec::new(), |mut all, tokens| {
                 all.extend(tokens?.into_iter().map(|token| token.id));
                 Ok(all)
@@ -181,24 +181,38 @@ impl Tokenizer {
             return Ok(encoder);
         }
         let loaded = tokenizers::Tokenizer::from_file(&self.path)
-            .map_err(|error| TokenizerError::Merges { path: self.path.clone(), cause: error.to_string() })?;
+            .map_err(|source| TokenizerError::Merges { path: self.path.clone(), source })?;
         Ok(self.encoder.get_or_init(|| loaded))
     }
 }
 
-/// The byte that each character of a byte-level vocabulary represents: GPT-2's table, inverted.
-fn byte_of_char() -> Vec<Option<u8>> {
-    let mut table = vec![None; 512];
-    let mut next = 256;
-    for byte in 0..=255_u8 {
-        if matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF) {
-            table[usize::from(byte)] = Some(byte);
-        } else {
-            table[next] = Some(byte);
+/// The printable character that represents each byte in byte-level vocabularies (`bytes_to_unicode` in GPT-2's
+/// encoder.py): the byte itself if it is printable, otherwise a character from U+0100 on.
+pub(crate) fn byte_characters() -> Vec<char> {
+    let mut next = 0x100;
+
+    (0..=255_u8)
+        .map(|byte| {
+            let is_printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+            if is_printable {
+                return char::from(byte);
+            }
+
+            let character = char::from_u32(next).unwrap_or(char::REPLACEMENT_CHARACTER);
             next += 1;
+            character
+        })
+        .collect()
+}
+
+/// The byte that each character represents: the inverse of [`byte_characters`], indexed by code point.
+fn bytes_of_characters() -> Vec<Option<u8>> {
+    let mut table = vec![None; 512];
+    for (character, byte) in byte_characters().into_iter().zip(0..=255_u8) {
+        if let Some(entry) = table.get_mut(character as usize) {
+            *entry = Some(byte);
         }
     }
-
     table
 }
 
@@ -224,7 +238,6 @@ mod tests {
     #[test]
     fn text_goes_to_tokens_and_back() {
         let tokenizer = bundled();
-
         assert_eq!(tokenizer.size(), 51_865);
         assert_eq!(tokenizer.encode(" ").unwrap(), [220]);
         assert_eq!(tokenizer.encode(" The server is open.").unwrap(), [440, 7154, 307, 1269, 13]);
@@ -276,7 +289,6 @@ mod tests {
         let json = r#"{"added_tokens":[{"id":4294967295,"content":"x"}],"model":{"vocab":{"a":0}}}"#;
 
         std::fs::write(&path, json).unwrap();
-
         assert!(matches!(Tokenizer::open(&path, 51_865), Err(TokenizerError::Id { id: u32::MAX, .. })));
 
         rustix::fs::mknodat(rustix::fs::CWD, folder.path().join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0)

@@ -5,7 +5,10 @@ use std::{io, sync::Arc, time::Instant};
 use crate::{
     abilities::Abilities,
     bounds::BoundedSink,
-    decoding::{DecodeError, DecodedWindow, Prompt, SearchConstraints, TokenRules, language_probabilities, sampling},
+    decoding::{
+        DecodeError, DecodedWindow, Prompt, Search, SearchCandidate, SearchConstraints, TokenRules,
+        language_probabilities, sampling,
+    },
     engine::{EncodedWindow, Engine},
     fallback::{self, FallbackBudget, max_tokens},
     language,
@@ -102,6 +105,7 @@ impl Engine {
 
         let map = ChunkMap::new(chunks, samples);
         let transcript = self.transcribe_all(&mut map.spoken_source(source), options, &mut map.restoring_sink(sink))?;
+
         Ok(Transcript { duration_seconds: samples as f64 / f64::from(crate::SAMPLE_RATE), ..transcript })
     }
 
@@ -119,6 +123,7 @@ impl Engine {
         }
 
         let mut model = SpeechModel::open(self.vad_model().ok_or(VadError::NoModel)?)?;
+
         vad::speech_chunks(source, &mut model, &options, &mut || sink.keep_going())
     }
 
@@ -267,6 +272,7 @@ impl TranscriptionRun<'_> {
 
         let total = seconds(self.content_frames);
         let mut seek = 0;
+
         while seek < self.content_frames {
             let size = (self.content_frames - seek).min(WINDOW_FRAMES as u64);
             let next = self.window(seek, size, sink)?;
@@ -290,7 +296,6 @@ impl TranscriptionRun<'_> {
         }
 
         let decoded = self.decode(seek, size as usize, sink)?;
-
         match self.speech_evidence(&decoded) {
             SpeechEvidence::Silence => Ok(seek + size),
             SpeechEvidence::Unclear if !self.has_speech(samples, sink)? => Ok(seek + size),
@@ -382,11 +387,12 @@ impl TranscriptionRun<'_> {
         let (up_to_sot, after_sot) = prompt.parts();
         let sot_logits = window.prefill(up_to_sot, true)?;
         let no_speech_prob = sampling::log_probability(&sot_logits, special.no_speech as usize).exp();
+
         if !after_sot.is_empty() {
             window.prefill(after_sot, false)?;
         }
-        let prefill_seconds = started.elapsed().as_secs_f64();
 
+        let prefill_seconds = started.elapsed().as_secs_f64();
         if let Some(timings) = self.timings.take() {
             sink.first_token(FirstToken { prefill_seconds, ..timings });
         }
@@ -398,6 +404,7 @@ impl TranscriptionRun<'_> {
             context,
             max_sampled: max_tokens(seconds(size as u64), context / 2),
         };
+
         Ok((constraints, no_speech_prob))
     }
 
@@ -424,34 +431,19 @@ impl TranscriptionRun<'_> {
                 None => Some(max_tokens),
                 Some(budget) => budget.tokens_for(rows, max_tokens),
             };
+
             let Some(max_sampled) = affordable else { return Ok((attempts, true)) };
 
             let constraints = SearchConstraints { max_sampled, ..constraints.clone() };
             let search = options.search(&constraints, temperature, seek, attempt);
-            let mut is_late = false;
-            let result = window.decode(search, &mut || {
-                is_late = budget.as_ref().is_some_and(FallbackBudget::is_out_of_time);
-                !is_late && sink.keep_going()
-            });
-
-            let candidates = match result {
-                Err(DecodeError::Cancelled) if is_late => {
-                    // The engine may still execute the cancelled search, so words are aligned with a new window.
-                    self.current = None;
-                    return Ok((attempts, true));
-                }
-                candidates => candidates?,
+            let Some(candidates) = decode_within(budget.as_ref(), window, search, sink)? else {
+                // The engine may still execute the cancelled search, so words are aligned with a new window.
+                self.current = None;
+                return Ok((attempts, true));
             };
 
             let longest = candidates.iter().map(|candidate| candidate.tokens.len()).max().unwrap_or(0);
-            budget.get_or_insert_with(|| {
-                // The option is for a whole window; the budget of less audio is smaller in proportion.
-                let tokens = options
-                    .fallback_tokens
-                    .map(|tokens| tokens.saturating_mul(max_tokens).div_ceil(half_context.max(1)));
-                FallbackBudget::new(tokens, options.fallback_seconds)
-            });
-
+            budget.get_or_insert_with(|| fallback_budget(options, max_tokens, half_context));
             if attempt > 0
                 && let Some(budget) = &mut budget
             {
@@ -485,7 +477,6 @@ impl TranscriptionRun<'_> {
 
         // No temperature gave a text that is likely and does not repeat itself.
         let has_failed = options.temperatures.len() > 1 && needs_fallback(decoded, options);
-
         if is_speechless && !is_likely || has_failed && decoded.no_speech_prob > threshold / 2.0 {
             SpeechEvidence::Silence
         } else if is_speechless || has_failed {
@@ -581,7 +572,6 @@ impl TranscriptionRun<'_> {
         };
 
         let marks = [&options.prepend_punctuations, &options.append_punctuations].map(String::as_str);
-
         timing::add_words(segments, timings, special.eot, marks, seconds(seek), self.history.last_speech);
 
         Ok(())
@@ -635,6 +625,32 @@ impl TranscriptionRun<'_> {
             words: Vec::new(),
         })
     }
+}
+
+/// Runs a search; returns `None` if the time of the budget ended first.
+fn decode_within(
+    budget: Option<&FallbackBudget>,
+    window: &mut EncodedWindow,
+    search: Box<dyn Search>,
+    sink: &mut dyn TranscriptSink,
+) -> Result<Option<Vec<SearchCandidate>>, TranscribeError> {
+    let mut is_late = false;
+    let result = window.decode(search, &mut || {
+        is_late = budget.is_some_and(FallbackBudget::is_out_of_time);
+        !is_late && sink.keep_going()
+    });
+
+    match result {
+        Err(DecodeError::Cancelled) if is_late => Ok(None),
+        candidates => Ok(Some(candidates?)),
+    }
+}
+
+/// The budget for further attempts at a window with so many tokens at most. The option is for a whole window, which has
+/// `half_context` tokens at most; the budget of less audio is smaller in proportion.
+fn fallback_budget(options: &TranscribeOptions, max_tokens: usize, half_context: usize) -> FallbackBudget {
+    let tokens = options.fallback_tokens.map(|tokens| tokens.saturating_mul(max_tokens).div_ceil(half_context.max(1)));
+    FallbackBudget::new(tokens, options.fallback_seconds)
 }
 
 fn seconds(frames: u64) -> f64 {

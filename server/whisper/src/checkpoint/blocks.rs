@@ -142,7 +142,6 @@ impl<'a> BlockReader<'a> {
 /// a fifth bit for each value.
 fn nibbles(packed: &[u8; 16], high: u32, out: &mut [f32], value: impl Fn(u8) -> f32) {
     let fifth = |index: usize| ((high >> index) as u8 & 1) << 4;
-
     for (index, byte) in packed.iter().enumerate() {
         let halves = [(index, byte & 15), (index + 16, byte >> 4)];
         for (at, low) in halves {

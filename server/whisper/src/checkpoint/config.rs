@@ -171,6 +171,7 @@ impl Config {
 
         all.extend(self.norm_tensors());
         all.extend(self.linear_tensors());
+
         all
     }
 

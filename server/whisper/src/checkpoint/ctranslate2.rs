@@ -36,7 +36,6 @@ pub fn open(folder: &Path) -> Result<(Config, Weights), CheckpointError> {
     let config = variables.config(&path)?;
 
     let mut tensors = HashMap::new();
-
     for (canonical, shape) in config.tensors() {
         let Some((name, part)) = stored_name(&canonical) else { continue };
         let Some(variable) = variables.find(&name) else {
@@ -297,6 +296,7 @@ impl StoredVariable {
         let length = self.bytes.len() / part.of;
         let start = self.bytes.start + part.index * length;
         let mut shape = self.shape.clone();
+
         if let Some(first) = shape.first_mut() {
             *first = rows;
         }
@@ -320,6 +320,7 @@ impl StoredVariable {
                         rows * part.of
                     )
                 })?;
+
                 Encoding::Int8 { scales: part_scales }
             }
             ValueKind::I32 => Encoding::Unsupported("I32".to_owned()),

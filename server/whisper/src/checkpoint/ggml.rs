@@ -23,7 +23,6 @@ pub fn open(path: &Path) -> Result<(Config, Vec<Vec<u8>>, Weights), CheckpointEr
     let mut found = read_tensors(&mut reader).map_err(&corrupt)?;
 
     let mut tensors = HashMap::new();
-
     for (canonical, expected) in config.tensors() {
         let Some(mut tensor) = found.remove(&openai_name(&canonical)) else { continue };
 
@@ -98,7 +97,6 @@ fn read_vocabulary(reader: &mut ByteReader<'_>) -> Result<Vec<Vec<u8>>, String> 
 
 fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTensor>, String> {
     let mut tensors = HashMap::new();
-
     while !reader.is_at_end() {
         let number = tensors.len();
         let what = format!("the header of tensor {number}");

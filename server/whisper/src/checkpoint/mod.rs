@@ -176,6 +176,7 @@ impl Checkpoint {
         let file_name = path.file_name().unwrap_or_default().to_string_lossy();
         let named = named.or_else(|| family::alignment_heads(&config, &file_name).map(<[_]>::to_vec));
         let alignment_heads = alignment_heads(&config, named);
+
         Ok(Self { config, tokens, alignment_heads, tokenizer_json: tokenizer_json.into_bytes(), weights })
     }
 }

@@ -43,7 +43,6 @@ pub fn open(path: &Path) -> Result<(Config, Weights), CheckpointError> {
     let config = dimensions_of(&pickle, dimensions, path)?.config(path)?;
 
     let mut stored = HashMap::new();
-
     for (canonical, _) in config.tensors() {
         let name = openai_name(&canonical);
         let Some(value) = pickle.get(tensors, &name) else { continue };
@@ -133,6 +132,7 @@ fn locate(
 
     let file = format!("{folder}data/{}", record.storage.key);
     let entry = entries.get(&file).ok_or_else(|| format!("tensor `{name}` lies in `{file}`, which is missing"))?;
+
     if !entry.stored {
         return Err(format!("tensor `{name}` lies in `{file}`, which is compressed; PyTorch stores it as it is"));
     }
@@ -150,6 +150,7 @@ fn locate(
     }
 
     let bytes = entry.start + start..entry.start + end;
+
     Ok(StoredTensor { file: 0, name: name.to_owned(), bytes, shape: record.shape.clone(), encoding })
 }
 

@@ -66,7 +66,6 @@ impl OpenAiDimensions {
 /// The name that openai/whisper gives to a tensor of [`Config::tensors`].
 pub(super) fn openai_name(canonical: &str) -> String {
     let parts: Vec<&str> = canonical.split('.').collect();
-
     match parts.as_slice() {
         ["encoder", "layer_norm", kind] => format!("encoder.ln_post.{kind}"),
         ["decoder", "layer_norm", kind] => format!("decoder.ln.{kind}"),

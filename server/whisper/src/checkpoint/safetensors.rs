@@ -114,7 +114,6 @@ fn open_shards(folder: &Path, index: &Path) -> Result<Vec<Shard>, CheckpointErro
         .ok_or_else(|| json.error("weight_map", "is missing, expected tensor names and their files"))?;
 
     let mut names: HashMap<&str, Vec<&str>> = HashMap::new();
-
     for (tensor, shard) in map {
         let shard = shard
             .as_str()

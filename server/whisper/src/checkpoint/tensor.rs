@@ -80,7 +80,6 @@ impl Encoding {
     /// Bytes of a tensor of this shape; `None` if the shape is impossible for the encoding.
     pub fn encoded_bytes(&self, shape: &[usize]) -> Option<usize> {
         let values = shape.iter().try_fold(1_usize, |product, n| product.checked_mul(*n))?;
-
         match self {
             Self::F32 => values.checked_mul(4),
             Self::F16 | Self::Bf16 | Self::Int16 { .. } => values.checked_mul(2),
@@ -104,13 +103,12 @@ impl Weights {
         config: &Config,
     ) -> Result<Self, CheckpointError> {
         let weights = Self { home, files, tensors };
-
         for (name, expected) in config.tensors() {
             let Some(stored) = weights.tensors.get(&name) else {
                 return Err(CheckpointError::MissingTensor { path: weights.home, tensor: name, expected });
             };
-            let path = || weights.files.get(stored.file).map_or_else(|| weights.home.clone(), |f| f.path.clone());
 
+            let path = || weights.files.get(stored.file).map_or_else(|| weights.home.clone(), |f| f.path.clone());
             if stored.shape != expected {
                 let (tensor, found) = (stored.name.clone(), stored.shape.clone());
                 return Err(CheckpointError::Shape { path: path(), tensor, expected, found });

@@ -12,6 +12,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::language::LANGUAGES;
+use crate::tokenizer::byte_characters;
 
 const MULTILINGUAL: &[u8] = include_bytes!("../../assets/multilingual.tiktoken.gz");
 const ENGLISH: &[u8] = include_bytes!("../../assets/gpt2.tiktoken.gz");
@@ -65,6 +66,7 @@ impl VocabularyFamily {
         let bpe = byte_pair_encoding(tokens)?;
         let mut tokenizer = Tokenizer::new(bpe);
         let bytes = ByteLevel::new(false, true, true);
+
         tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
 
         let control = self.control_tokens().into_iter().map(|token| AddedToken::from(token, true).normalized(false));
@@ -90,7 +92,6 @@ impl VocabularyFamily {
 /// are merged as far as the tokens of lower rank allow.
 fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
     let mut ranks = HashMap::with_capacity(tokens.len());
-
     for (token, rank) in tokens.iter().zip(0_u32..) {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(format!("token {rank} has {} bytes, expected {TOKEN_BYTES_MAX} at most", token.len()));
@@ -100,7 +101,7 @@ fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
         }
     }
 
-    let names = byte_names();
+    let names = byte_characters();
     let name = |bytes: &[u8]| bytes.iter().filter_map(|byte| names.get(usize::from(*byte))).collect::<String>();
     let mut merges = Vec::with_capacity(tokens.len());
 
@@ -134,22 +135,4 @@ fn split<'t>(token: &'t [u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<
     }
 
     token.split_at_checked(*ends.first()?)
-}
-
-/// The printable character that represents each byte in byte-level vocabularies (`bytes_to_unicode` in GPT-2's
-/// encoder.py): the byte itself if it is printable, otherwise a character from U+0100 on.
-fn byte_names() -> Vec<char> {
-    let mut next = 0x100;
-
-    (0..=255_u8)
-        .map(|byte| {
-            let is_printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-            if is_printable {
-                return char::from(byte);
-            }
-            let name = char::from_u32(next).unwrap_or(char::REPLACEMENT_CHARACTER);
-            next += 1;
-            name
-        })
-        .collect()
 }

@@ -146,7 +146,6 @@ fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<To
     tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
 
     let added_path = folder.join("added_tokens.json");
-
     if let Some(added) = JsonFile::read_if_exists(&added_path)? {
         let mut added = added.all_tokens()?;
         added.sort_by_key(|(_, id)| *id);
@@ -189,14 +188,7 @@ impl SpecialTokens {
     ) -> Result<Self, CheckpointError> {
         let size = config.vocab_size;
         let error = |problem: String| CheckpointError::Tokenizer { path: tokenizer_path.to_owned(), problem };
-        let find = |names: &[&str]| {
-            let id = names.iter().find_map(|name| tokenizer.token_to_id(name));
-            let id = id.ok_or_else(|| error(format!("it has no token `{}`", names[0])))?;
-            if (id as usize) < size {
-                return Ok(id);
-            }
-            Err(error(format!("`{}` has id {id}, but `vocab_size` in config.json is {size}", names[0])))
-        };
+        let find = |names: &[&str]| token_id(tokenizer, size, names).map_err(error);
 
         let eot = find(&["<|endoftext|>"])?;
         let sot = find(&["<|startoftranscript|>"])?;
@@ -212,9 +204,11 @@ impl SpecialTokens {
         if timestamp_begin as usize >= size {
             return Err(error(format!("its timestamps begin at {timestamp_begin}, but `vocab_size` is {size}")));
         }
+
         // The languages are between <|startoftranscript|> and the tasks.
         let language_ids = sot + 1..translate.min(transcribe);
         let languages = declared.languages.unwrap_or_else(|| languages(tokenizer, language_ids));
+
         // Like in the reference: the .en vocabulary has one token less.
         let multilingual = declared.multilingual.unwrap_or(size >= 51_865);
 
@@ -223,10 +217,12 @@ impl SpecialTokens {
             Some(given) => given,
             None => suppressed(tokenizer, &control).map_err(|e| error(e.to_string()))?,
         };
+
         let begin_suppress = match declared.begin_suppress {
             Some(given) => given,
             None => suppressed_at_begin(tokenizer, eot).map_err(|e| error(e.to_string()))?,
         };
+
         Ok(Self {
             eot,
             sot,
@@ -285,6 +281,18 @@ impl SpecialTokens {
     }
 }
 
+/// The id of the first of `names` that the tokenizer has; the error is the problem.
+fn token_id(tokenizer: &Tokenizer, vocab_size: usize, names: &[&str]) -> Result<u32, String> {
+    let id = names.iter().find_map(|name| tokenizer.token_to_id(name));
+    match id {
+        None => Err(format!("it has no token `{}`", names[0])),
+        Some(id) if id as usize >= vocab_size => {
+            Err(format!("`{}` has id {id}, but `vocab_size` in config.json is {vocab_size}", names[0]))
+        }
+        Some(id) => Ok(id),
+    }
+}
+
 /// The languages whose tokens have these ids.
 fn languages(tokenizer: &Tokenizer, ids: Range<u32>) -> BTreeMap<String, u32> {
     ids.filter_map(|id| Some((bare(&tokenizer.id_to_token(id)?).to_owned(), id))).collect()
@@ -331,7 +339,6 @@ fn non_speech(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u32>> {
     }
 
     let signs = SIGNS.chars().map(String::from).chain(GROUPS.split(' ').map(str::to_owned)).map(|s| (s, false));
-
     for (sign, note) in signs.chain(NOTES.chars().map(|c| (c.to_string(), true))) {
         for text in [sign.clone(), format!(" {sign}")] {
             let encoding = tokenizer.encode(text, false)?;

@@ -287,6 +287,7 @@ pub(super) mod tests {
     fn variants_and_ptx_reach_as_far_as_nvidia_says() {
         let with_entry = |entry: Vec<u8>| library_with(&fat_binary(&[entry]));
         let plain = with_entry(entry(MACHINE_CODE, 100, 0x100_0011, 8));
+
         assert!(runs(&plain, (10, 0)) && runs(&plain, (10, 3)) && !runs(&plain, (11, 0)) && !runs(&plain, (12, 0)));
 
         let family = with_entry(entry(MACHINE_CODE, 120, 0x120_0011, 8));
@@ -304,7 +305,6 @@ pub(super) mod tests {
     #[test]
     fn an_unreadable_layout_is_unknown() {
         let fat = || fat_binary(&[entry(MACHINE_CODE, 90, 0x11, 8)]);
-
         assert_eq!(support_of(&library_with(&[]), (9, 0)), ArchitectureSupport::Unknown);
         assert_eq!(support_of(&library_with(&[0; 4096]), (9, 0)), ArchitectureSupport::Unknown);
 
@@ -313,6 +313,7 @@ pub(super) mod tests {
 
         let mut strange = fat();
         strange[20..24].copy_from_slice(&8_u32.to_le_bytes());
+
         assert_eq!(
             support_of(&library_with(&strange), (9, 0)),
             ArchitectureSupport::Unknown,
@@ -321,6 +322,7 @@ pub(super) mod tests {
 
         let mut endless = fat();
         endless[24..32].copy_from_slice(&u64::MAX.to_le_bytes());
+
         assert_eq!(listed(&library_with(&endless)), "9.0");
 
         let program = std::env::current_exe().unwrap();

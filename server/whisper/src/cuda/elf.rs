@@ -86,7 +86,6 @@ impl ElfLibrary {
         let dynamic = segments.iter().find(is_dynamic).ok_or_else(|| broken("no tables"))?;
 
         let (mut names, mut strings) = (Vec::new(), None);
-
         for n in 0..dynamic.length / 16 {
             let at = dynamic.offset.saturating_add(n * 16);
             match (self.u64(at)?, self.u64(at.saturating_add(8))?) {
@@ -118,6 +117,7 @@ impl ElfLibrary {
 
         let header = |n: u16| table.saturating_add(u64::from(n) * u64::from(size));
         let names = self.u64(header(names).saturating_add(24))?;
+
         for n in 0..count {
             let name = u64::from(self.u32(header(n))?);
             if self.text(names.saturating_add(name))? == section_name {
@@ -148,7 +148,6 @@ mod tests {
         assert!(needed.iter().any(|name| name.starts_with("libc.so")), "{needed:?}");
 
         let text = library.section(".text").unwrap().unwrap();
-
         assert!(text.offset > 0 && text.length > 1_000_000, "{text:?}");
         assert_eq!(library.section(".nv_fatbin").unwrap(), None);
 

@@ -66,7 +66,6 @@ mod tests {
         }
 
         let full = "CUDA failure 2: out of memory ; GPU=0";
-
         assert!(is_out_of_memory(full) && !is_device_lost(full));
 
         for other in ["CUDA failure 1: invalid argument", "CUDA failure 7190: none", "CUDA error ", "the model failed"]

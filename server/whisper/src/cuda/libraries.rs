@@ -46,8 +46,10 @@ pub struct MissingLibrary {
 impl fmt::Display for MissingLibrary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
+
         if let Some((_, pypi, distribution)) = PACKAGES.iter().find(|(start, ..)| self.name.starts_with(start)) {
             write!(f, " (package {pypi}")?;
+
             match self.cuda {
                 // Since CUDA 13 the names of the packages on PyPI do not contain its version, except for cuDNN's.
                 Some(cuda) if cuda < 13 || pypi.ends_with("cudnn") => write!(f, "-cu{cuda}")?,
@@ -55,6 +57,7 @@ impl fmt::Display for MissingLibrary {
             }
 
             write!(f, " on PyPI, {distribution}-")?;
+
             match self.cuda {
                 Some(cuda) => write!(f, "{cuda}-*")?,
                 None => f.write_str("*")?,
@@ -154,7 +157,6 @@ mod tests {
         assert_eq!(missing("libnvidia-other.so.1", Some(13)), "libnvidia-other.so.1: no such file");
 
         let cause = open(Path::new("libhush-none.so.13")).unwrap_err();
-
         assert!(cause.contains("libhush-none.so.13"), "{cause}");
     }
 }

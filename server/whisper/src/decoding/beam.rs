@@ -198,7 +198,6 @@ mod tests {
 
         for sampled in 1..=context / 2 {
             let mut scores: Vec<(Vec<u32>, f64)> = Vec::new();
-
             for (tokens, sum) in &beams {
                 let mut logits = model(seed, tokens);
                 constraints(context).rules.apply(&mut logits, tokens);

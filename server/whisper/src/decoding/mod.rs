@@ -44,7 +44,6 @@ impl Prompt {
         without_timestamps: bool,
     ) -> Self {
         let mut tokens = Vec::with_capacity(context / 2 + 4);
-
         if !previous.is_empty() {
             tokens.push(special.sot_prev);
             tokens.extend_from_slice(&previous[previous.len().saturating_sub(context / 2 - 1)..]);
@@ -52,6 +51,7 @@ impl Prompt {
 
         let sot = tokens.len();
         tokens.push(special.sot);
+
         if let Some(language) = language {
             tokens.push(language);
             tokens.push(match task {
@@ -137,6 +137,7 @@ impl DecodedWindow {
 
         let text = tokenizer.decode(tokens.iter().copied().filter(|token| *token < special.timestamp_begin));
         let text = strip(&text).to_owned();
+
         Self {
             avg_logprob: sum_logprob / (tokens.len() + 1) as f64,
             no_speech_prob: 0.0,

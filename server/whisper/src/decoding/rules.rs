@@ -60,7 +60,6 @@ impl TimestampRules {
 
         // With a single token the reference treats the missing one before it as a timestamp.
         let before_last = sampled.len() < 2 || is_timestamp(&sampled[sampled.len() - 2]);
-
         if let Some(latest) = sampled.iter().rev().copied().find(is_timestamp) {
             // Timestamps do not decrease, and a segment has a length, so that seeking makes progress.
             times.start = if last && !before_last { latest } else { latest + 1 };
@@ -185,6 +184,7 @@ mod tests {
         let mut logits = vec![0.0; SIZE];
         TokenRules { timestamps: None, ..rules() }.apply(&mut logits, &[]);
         let forbidden: Vec<u32> = (0..SIZE as u32).filter(|token| logits[*token as usize].is_infinite()).collect();
+
         assert_eq!(forbidden, [0, 3, 10, 11, 12, 13, 14]);
 
         let mut later_logits = vec![0.0; SIZE];
@@ -255,6 +255,7 @@ mod tests {
                 let mut logits: Vec<f32> = step.iter().map(|value| value * 6.0).collect();
                 rules().apply(&mut logits, &sampled);
                 let token = super::super::sampling::arg_max(&logits) as u32;
+
                 prop_assert!(logits[token as usize].is_finite(), "nothing may follow {:?}", sampled);
 
                 if token == END {
@@ -267,7 +268,6 @@ mod tests {
             prop_assert!(sampled[0] >= BEGIN && sampled[0] <= BEGIN + 5);
 
             let times: Vec<u32> = sampled.iter().copied().filter(|token| *token >= BEGIN).collect();
-
             prop_assert!(times.is_sorted());
             prop_assert!(!sampled.windows(3).any(|three| three.iter().all(|token| *token >= BEGIN)));
         }

@@ -29,7 +29,6 @@ pub fn largest(logits: &[f32], count: usize) -> Vec<usize> {
     const CHUNK: usize = 64;
 
     let mut found: Vec<(f32, usize)> = Vec::with_capacity(count + 1);
-
     for (chunk, values) in logits.chunks(CHUNK).enumerate() {
         let full = found.len() == count;
         if full && found.last().is_none_or(|(least, _)| maximum(values) <= *least) {
@@ -100,7 +99,6 @@ fn exp(x: f32) -> f32 {
 
     // The polynomial of Cephes' expf.
     let mut power = 1.987_569_2e-4_f32;
-
     for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         power = power * rest + coefficient;
     }
@@ -222,7 +220,6 @@ mod tests {
     #[test]
     fn draws_follow_the_probabilities() {
         let logits = [0.0_f32, 1.0, 2.0];
-
         for temperature in [0.5, 1.0] {
             let mut random = Random::new(11, &[1, 2]);
             let mut counts = [0.0_f64; 3];

@@ -160,6 +160,7 @@ impl SampledRow {
 
         let ScoredToken { token, logprob } = chosen;
         self.candidate.sum_logprob += logprob;
+
         if token == end {
             self.ended = true;
         } else {

@@ -89,6 +89,7 @@ impl Aligner {
             tokens: size(rows),
             frames: size(frames),
         };
+
         let (_, logprobs) = outputs["logprobs"].try_extract_tensor::<f32>()?;
 
         Ok(Alignment { attention, logprobs: logprobs.to_vec() })

@@ -58,6 +58,7 @@ impl BeamBatch {
         }
 
         self.members.push(BeamMember { window, search, cache_rows: (0..self.rows).collect() });
+
         Ok(())
     }
 
@@ -173,6 +174,7 @@ impl BeamMember {
         }
 
         self.cache_rows = cache_rows;
+
         Ok(())
     }
 }

@@ -126,8 +126,8 @@ fn view(
     let mut value = ptr::null_mut();
     let data = whole.data_ptr_mut();
 
-    // SAFETY: `start` and `length` lie in the buffer, whose memory is of the kind that its own memory info says; the
-    // value does not own it. The status and the value are ONNX Runtime's own.
+    // SAFETY: `start` and `length` are inside the buffer, whose memory is of the kind that its memory info states; the
+    // value does not own the memory. The status and the value belong to ONNX Runtime.
     unsafe {
         let create = ort::api().CreateTensorWithDataAsOrtValue;
         let info = whole.memory_info().ptr();

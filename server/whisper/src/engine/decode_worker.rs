@@ -228,6 +228,7 @@ impl DecodeWorker {
                         self.release_window(id);
                     }
                 }
+
                 true
             }
             EngineCommand::Hidden { mel, reply } => {
@@ -305,6 +306,7 @@ impl DecodeWorker {
         let Some(state) = self.windows.get_mut(&window) else {
             return search.end(StepOutcome::Failed(unknown_window()));
         };
+
         if state.logits.is_empty() {
             return search.end(StepOutcome::Failed(ort::Error::new("a search without a prompt")));
         }
@@ -351,7 +353,6 @@ impl DecodeWorker {
         }
 
         let Some(batch) = self.beam_batches.iter_mut().find(|batch| batch.rows() == rows) else { return Ok(()) };
-
         match self.slots.slot_of(window) {
             Ok(slot) => batch.add(&mut self.decoder, self.slots.cache(), slot, window, search, self.limits.rows),
             Err(error) => Err((search, error)),
@@ -374,6 +375,7 @@ impl DecodeWorker {
         let max_tokens = self.decoder.shape.max_tokens;
         let is_done =
             input.lengths.iter().all(|length| *length < max_tokens) && self.step_together(&ids, &input, &mut ended);
+
         if !is_done {
             self.step_one_by_one(&ids, &input, &mut ended);
         }
@@ -392,6 +394,7 @@ impl DecodeWorker {
             step.ranges.push(search.strategy().ranges(0));
             step.needed.push(search.strategy().needed_scores());
         }
+
         step
     }
 
@@ -435,6 +438,7 @@ impl DecodeWorker {
                 Ok(scores) => Ok(scores.of_rows(0..1, 1, &[0])),
                 Err(error) => Err(ort::Error::new(error.to_string())),
             };
+
             ended.extend(advance(&mut self.windows, *id, scores));
         }
     }

@@ -53,6 +53,7 @@ impl EncodedWindow {
         let (reply, replies) = mpsc::channel();
         let progress = Arc::new(SearchProgress::default());
         let command = EngineCommand::Decode { window: self.id, search, progress: progress.clone(), reply };
+
         self.worker.send(command)?;
 
         let mut seen_steps = 0;
@@ -81,7 +82,6 @@ impl EncodedWindow {
         task: impl FnOnce(&mut [CrossTensor]) -> Result<T, ort::Error> + Send + 'static,
     ) -> Result<T, ort::Error> {
         let window = self.id;
-
         self.worker.request(|reply: Sender<Result<T, ort::Error>>| {
             let task = Box::new(move |cross: Result<&mut [CrossTensor], ort::Error>| {
                 let _ = reply.send(cross.and_then(task));

@@ -41,6 +41,7 @@ impl HostKvCache {
     pub fn new(decoder: &DecoderSession, rows: usize, slots: usize) -> Result<Self, ort::Error> {
         let DecoderSession { shape, cross: cross_shapes, .. } = decoder;
         let mut cross = Vec::with_capacity(cross_shapes.len());
+
         for CrossShape { name, element, shape } in cross_shapes {
             // The graph does not write this output, but ONNX Runtime would copy the input for an unbound one.
             let output = (*element == TensorElementType::Int8).then(|| format!("present_{name}"));
@@ -52,7 +53,6 @@ impl HostKvCache {
         }
 
         let mut self_kv = Vec::with_capacity(2 * shape.layers);
-
         for layer in 0..shape.layers {
             for kind in ["k", "v"] {
                 let row = vec![shape.heads, shape.max_tokens, shape.head_width];
@@ -160,6 +160,7 @@ impl HostKvCache {
                 decoder.session.get()?.create_binding()?
             }
         };
+
         self.bind(&mut binding, &slots, &rows)?;
 
         let host = Allocator::default();
@@ -168,6 +169,7 @@ impl HostKvCache {
             for (into, value) in tensor.extract_tensor_mut().1.iter_mut().zip(values) {
                 *into = value as i32;
             }
+
             // ort copies the input to the session's device when it is bound.
             binding.bind_input(name, &tensor)
         };
@@ -188,6 +190,7 @@ impl HostKvCache {
         let ran = decoder.session.get()?.run_binding(&binding).map(drop);
         self.binding = Some(binding);
         ran?;
+
         self.logits.numbers(rows)
     }
 
@@ -199,6 +202,7 @@ impl HostKvCache {
 
         self.bound = None;
         let self_kv = self.self_kv.iter_mut().map(|tensor| (tensor, rows));
+
         for (CacheTensor { input, output, buffer }, range) in
             self.cross.iter_mut().map(|tensor| (tensor, slots)).chain(self_kv)
         {

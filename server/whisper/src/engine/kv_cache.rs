@@ -105,7 +105,7 @@ impl<'a> StepInput<'a> {
     }
 
     /// Whether the searches need the logits because a graph that names the `likeliest` tokens does not name enough.
-    pub fn wants_logits(&self, likeliest: usize) -> bool {
+    pub fn needs_logits(&self, likeliest: usize) -> bool {
         match self.needed {
             NeededScores::Logits => true,
             NeededScores::Likeliest(count) => count > likeliest || self.ranges.len() != self.lengths.len(),
@@ -242,6 +242,7 @@ impl KvCache {
                 "{tokens} tokens for {count} rows, {longest} in the longest, which has room for {max_tokens} tokens"
             )));
         }
+
         match self {
             Self::Host(cache) => Ok(StepScores::Logits(cache.run(decoder, slots, step)?)),
             Self::Device(cache) => cache.run(decoder, slots, step),

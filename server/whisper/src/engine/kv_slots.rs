@@ -63,6 +63,7 @@ impl KvSlots {
         }
 
         self.windows.push(window);
+
         Ok(used)
     }
 

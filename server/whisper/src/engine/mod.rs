@@ -57,7 +57,7 @@ use device::{
 };
 use encoder::{Encoder, HostEncoder};
 use kv_cache::{DecoderMemory, DecoderSession, DecoderShape};
-use pending_session::{LoadOutcome, PendingSession};
+use pending_session::{EngineLoadOutcome, PendingSession};
 use session::SessionTarget;
 use worker_handle::WorkerHandle;
 
@@ -134,9 +134,9 @@ struct EngineShared {
     /// Created for the first request.
     log_mel: OnceLock<LogMel>,
     worker: Arc<WorkerHandle>,
-    decoder: LoadOutcome,
+    decoder: EngineLoadOutcome,
     /// On a device: the weights, and how their upload ended.
-    weights: Option<(Arc<DeviceWeights>, LoadOutcome)>,
+    weights: Option<(Arc<DeviceWeights>, EngineLoadOutcome)>,
     /// Runs on the worker's thread, which alone may use the windows' memory.
     aligner: Arc<Mutex<Aligner>>,
     vad_model: OnceLock<PathBuf>,
@@ -193,7 +193,7 @@ impl Engine {
             log_mel: OnceLock::new(),
             worker,
             decoder: outcome,
-            weights: context.map(|context| (context.weights, LoadOutcome::default())),
+            weights: context.map(|context| (context.weights, EngineLoadOutcome::default())),
             aligner: Arc::new(Mutex::new(aligner)),
             vad_model: OnceLock::new(),
             max_batch: options.max_batch.max(1),

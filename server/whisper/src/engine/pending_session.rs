@@ -14,21 +14,21 @@ use ort::session::Session;
 use super::EngineLoadError;
 
 /// How loading ended; not set while it goes on.
-pub type LoadOutcome = Arc<OnceLock<Result<(), EngineLoadError>>>;
+pub type EngineLoadOutcome = Arc<OnceLock<Result<(), EngineLoadError>>>;
 
 /// A session that another thread opens.
 pub struct PendingSession {
     session: Option<Session>,
     opened: Receiver<Session>,
-    outcome: LoadOutcome,
+    outcome: EngineLoadOutcome,
 }
 
 impl PendingSession {
     /// Runs `open` on a thread of its own. The outcome is set when the thread ends.
     pub fn begin(
         open: impl FnOnce() -> Result<Session, EngineLoadError> + Send + 'static,
-    ) -> Result<(Self, LoadOutcome), io::Error> {
-        let outcome = LoadOutcome::default();
+    ) -> Result<(Self, EngineLoadOutcome), io::Error> {
+        let outcome = EngineLoadOutcome::default();
         let (sender, opened) = mpsc::channel();
         let guard = OutcomeGuard(outcome.clone());
         thread::Builder::new().name("decoder-session".into()).spawn(move || {
@@ -36,6 +36,7 @@ impl PendingSession {
             let result = open().map(|session| drop(sender.send(session)));
             let _ = guard.0.set(result);
         })?;
+
         Ok((Self { session: None, opened, outcome: outcome.clone() }, outcome))
     }
 
@@ -55,7 +56,7 @@ impl PendingSession {
 }
 
 /// Sets the outcome even if the thread panics, so that all who wait for it continue.
-struct OutcomeGuard(LoadOutcome);
+struct OutcomeGuard(EngineLoadOutcome);
 
 impl Drop for OutcomeGuard {
     fn drop(&mut self) {

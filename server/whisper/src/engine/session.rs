@@ -33,6 +33,7 @@ pub fn open(
 
     if let SessionTarget::Device { context, captures } = target {
         builder = on_device(builder, options, context, *captures)?;
+
         // A node that the device cannot compute is an error, instead of a copy to the host and back in each call.
         builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1")?;
 
@@ -40,6 +41,7 @@ pub fn open(
             builder = builder.with_initializer(name, tensor.into_dyn())?;
         }
     }
+
     builder.commit_from_file(graph)
 }
 
@@ -80,5 +82,6 @@ fn on_device(
 
     // SAFETY: the owner of the session keeps the context, and with it the stream, until the session is dropped.
     let provider = unsafe { provider.with_compute_stream(context.stream.handle().cast()) };
+
     Ok(builder.with_execution_providers([provider.build().error_on_failure()])?)
 }

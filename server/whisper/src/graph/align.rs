@@ -18,7 +18,6 @@ pub fn build(mut b: GraphBuilder<'_, '_>) -> Result<Vec<u8>> {
     let (mut x, mut norm) = decoder::embed(&mut b)?;
 
     let mut weights = Vec::new();
-
     for i in 0..config.decoder_layers {
         let [qkv, q, k, v, attended] = ["qkv", "q", "k", "v", "heard"].map(|n| format!("{n}_{i}"));
         decoder::self_projection(&mut b, &norm, i, &qkv)?;
@@ -144,7 +143,6 @@ fn attend(b: &mut GraphBuilder<'_, '_>, query: &str, keys: &CrossInput, values: 
     });
 
     let heads = b.config().decoder_attention_heads;
-
     if b.for_gpu() {
         b.graph.attention([query, &k, &v], heads, out);
     } else {

@@ -189,6 +189,7 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
             .int("block_size", block as i64)
             // The activation is rounded to 8 bits per block too.
             .int("accuracy_level", 4);
+
         Ok(())
     }
 
@@ -213,6 +214,7 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         self.graph.external(&scale, &placed);
 
         self.multiply_dynamic(x, [&weight, &scale], bias, out);
+
         Ok(())
     }
 
@@ -272,7 +274,6 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
 
         // The vocabulary projection reads the same bytes in blocks; here they are a plain table.
         let (table, scales_name) = (format!("{EMBEDDING}.rows"), format!("{EMBEDDING}.scales"));
-
         self.graph.external(&table, &weight);
         self.graph.external(&scales_name, &scales);
         self.graph

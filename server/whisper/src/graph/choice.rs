@@ -82,6 +82,7 @@ fn suppression_mask(b: &GraphBuilder<'_, '_>, vocabulary: usize) -> Vec<f32> {
             *value = f32::NEG_INFINITY;
         }
     }
+
     mask
 }
 

@@ -14,6 +14,7 @@ pub fn build(mut b: GraphBuilder<'_, '_>) -> Result<Vec<u8>> {
     if b.for_gpu() {
         choice::inputs(&mut b);
     }
+
     b.graph.input("seqlens_k", ElementType::I32, &["B".into()]);
     b.graph.input("total_sequence_length", ElementType::I32, &[]);
 
@@ -24,6 +25,7 @@ pub fn build(mut b: GraphBuilder<'_, '_>) -> Result<Vec<u8>> {
         let query = cross_query(&mut b, &norm, layer)?;
         (x, norm) = cross_attention(&mut b, attend, &x, &query, layer)?;
     }
+
     for layer in 0..layers {
         cache_outputs(&mut b, layer);
     }
@@ -31,6 +33,7 @@ pub fn build(mut b: GraphBuilder<'_, '_>) -> Result<Vec<u8>> {
     b.graph.constant_i64("last", &[], &[-1]);
     b.graph.op("Gather", &[&norm, "last"], &["last_hidden"]).int("axis", 1);
     b.graph.output("logits", ElementType::F32, &["B".into(), config.vocab_size.into()]);
+
     if b.real() == ElementType::F32 {
         b.vocabulary("last_hidden", "logits")?;
     } else {
@@ -130,6 +133,7 @@ pub fn add_cross_input(b: &mut GraphBuilder<'_, '_>, kind: &str, layer: usize) -
     let by_frame = ["W".into(), frames.into(), config.d_model.into()];
     let shape = if b.for_gpu() { &by_frame[..] } else { &by_head[..] };
     let cross = CrossInput::named(b, kind, layer);
+
     b.graph.input(&cross.values, if cross.scale.is_some() { ElementType::I8 } else { b.real() }, shape);
     if let Some(scale) = &cross.scale {
         b.graph.input(scale, ElementType::F32, &["W".into(), 1.into(), config.d_model.into()]);
@@ -152,6 +156,7 @@ pub fn embed(b: &mut GraphBuilder<'_, '_>) -> Result<(String, String)> {
 pub fn self_projection(b: &mut GraphBuilder<'_, '_>, norm: &str, layer: usize, out: &str) -> Result<()> {
     let name = format!("decoder.layers.{layer}.self_attn.qkv");
     let [q, k, v] = ["q", "k", "v"].map(|kind| format!("decoder.layers.{layer}.self_attn.{kind}_proj"));
+
     b.linear(
         projection_kind(b),
         norm,
@@ -221,6 +226,7 @@ pub fn cross_attention(
     let name = format!("decoder.layers.{layer}");
     let out_proj = format!("{name}.encoder_attn.out_proj");
     let [mid, mid_norm, mlp] = ["mid", "mid_norm", "mlp"].map(|n| format!("{n}_{layer}"));
+
     b.one(projection_kind(b), &split, &out_proj, false, &o)?;
     b.add_norm([x, &o], &format!("{out_proj}.bias"), &format!("{name}.final_layer_norm"), &mid_norm, &mid)?;
     b.mlp(projection_kind(b), &mid_norm, &name, false, &mlp)?;
@@ -231,9 +237,12 @@ pub fn cross_attention(
     } else {
         format!("decoder.layers.{}.self_attn_layer_norm", layer + 1)
     };
+
     let next_norm = format!("norm_{}", layer + 1);
     let next = if is_last { String::new() } else { format!("x_{}", layer + 1) };
+
     b.add_norm([&mid, &mlp], &format!("{name}.fc2.bias"), &following, &next_norm, &next)?;
+
     Ok((next, next_norm))
 }
 
@@ -261,7 +270,6 @@ fn attend(b: &mut GraphBuilder<'_, '_>, query: &str, keys: &CrossInput, values: 
 
     // This operator is the only one that reads keys and values in bytes. It is given a full cache to which nothing is added.
     let (frames, d) = (b.config().max_source_positions, b.config().d_model);
-
     if layer == 0 {
         b.graph.constant_i64("nothing_tail", &[2], &[0, d as i64]);
         b.graph.op("Concat", &["windows", "nothing_tail"], &["nothing_shape"]).int("axis", 0);

@@ -100,6 +100,7 @@ fn cross_outputs(b: &mut GraphBuilder<'_, '_>, projection: ProjectionKind, norm:
     let (config, real) = (b.config(), b.real());
     let (frames, d) = (config.max_source_positions, config.d_model);
     let (heads, width) = (config.decoder_attention_heads, config.head_width());
+
     if !b.for_gpu() {
         b.graph.constant_i64("split_heads", &[4], &[0, 0, heads as i64, width as i64]);
     }
@@ -145,12 +146,14 @@ fn self_attention(
     let heads = b.config().encoder_attention_heads;
     let [q, k, v] = ["q", "k", "v"].map(|n| format!("{n}_{layer}"));
     let parts = ["q", "k", "v"].map(|name| format!("{attention}.{name}_proj"));
+
     if b.for_gpu() {
         let [q_part, k_part, v_part] = &parts;
         let packed = PackedProjections {
             name: format!("{attention}.qkv"),
             parts: &[(q_part, true), (k_part, false), (v_part, true)],
         };
+
         let joined = format!("qkv_{layer}");
         b.linear(kind, norm, &packed, true, &joined)?;
         b.graph.op("Split", &[&joined], &[&q, &k, &v]).int("axis", 2).int("num_outputs", 3);
@@ -164,6 +167,7 @@ fn self_attention(
     }
 
     b.graph.contrib("MultiHeadAttention", &[&q, &k, &v], &[out]).int("num_heads", heads as i64);
+
     Ok(())
 }
 

@@ -20,7 +20,6 @@ pub const ZERO: u8 = 128;
 
 pub fn write_reals(out: TensorWriter<'_>, element: ElementType, values: &[f32]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(values.len().min(CHUNK) * element.bytes());
-
     for part in values.chunks(CHUNK) {
         bytes.clear();
 
@@ -81,7 +80,6 @@ pub fn transposed_i8(
     }
 
     let mut bytes = Vec::new();
-
     transpose(&columns, inner, |rows| {
         bytes.clear();
         bytes.extend(rows.iter().map(|v| *v as i8 as u8));
@@ -109,6 +107,7 @@ fn transpose(
         }
         write(&rows[..count * width])?;
     }
+
     Ok(())
 }
 
@@ -150,7 +149,6 @@ pub fn row_scales(tensors: &[CheckpointTensor<'_>]) -> Result<Vec<f32>, Checkpoi
 /// Matrices `[out, in]` one below the other, in unsigned bytes around [`ZERO`] with one scale per block of a row.
 pub fn blocks_u8(tensors: &[CheckpointTensor<'_>], block: usize, out: TensorWriter<'_>) -> Result<(), BuildError> {
     let mut bytes = Vec::new();
-
     each_row(tensors, |row| {
         bytes.clear();
 
@@ -197,6 +195,7 @@ fn each_row<E: From<CheckpointError>>(
             values.chunks_exact(inner).try_for_each(&mut each)?;
         }
     }
+
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Codes of other standards for Whisper's languages.
 
-/// Codes of ISO 639-2 (both sets) and 639-3, former and other codes of ISO 639-1, and a tag of BCP 47 for a language that has
-/// a code of its own here. Sorted.
+/// Codes of ISO 639-2 (both sets) and 639-3, former and other codes of ISO 639-1, and a tag of BCP 47 for a language
+/// with its own code in Whisper. Sorted.
 pub(super) const CODES: [(&str, &str); 127] = [
     ("afr", "af"),
     ("alb", "sq"),

@@ -97,6 +97,7 @@ impl<'a> WeightsFile<'a> {
 
         let placed = PlacedTensor { element, shape: shape.to_vec(), offset, length };
         self.placed.insert(name.to_owned(), placed.clone());
+
         Ok(placed)
     }
 
@@ -108,6 +109,7 @@ impl<'a> WeightsFile<'a> {
         }
 
         let zeros = [0; PAGE as usize];
+
         self.write_all(&zeros[..gap as usize])
     }
 

@@ -24,7 +24,6 @@ impl AlignmentAttention {
         }
 
         let mut head = vec![0.0; matrix.len()];
-
         for whole in self.weights.chunks_exact(self.tokens * self.frames) {
             for (row, whole) in head.chunks_exact_mut(frames).zip(whole.chunks_exact(self.frames)) {
                 renormalise(&whole[..frames], row);

@@ -17,6 +17,7 @@ pub fn entry_columns(costs: &[f32], rows: usize, columns: usize) -> Vec<usize> {
     let width = columns + 1;
     let mut steps = vec![DtwStep::Both; (rows + 1) * width];
     let mut before = vec![f32::INFINITY; rows + 1];
+
     before[0] = 0.0;
     let mut now = vec![f32::INFINITY; rows + 1];
 
@@ -104,7 +105,6 @@ mod tests {
 
             // The last column of a row is where the next row is entered, or the one before it.
             let mut best = f32::INFINITY;
-
             for mask in 0..1_u32 << rows.saturating_sub(1) {
                 let mut total = 0.0;
                 let mut possible = true;
@@ -124,7 +124,6 @@ mod tests {
             }
 
             let expected = cheapest(costs, rows, columns, (0, 0));
-
             prop_assert!((best - expected).abs() < 1e-3, "{} {}", best, expected);
         }
     }

@@ -50,7 +50,6 @@ pub fn judge(segments: &[Segment], window: &JudgedWindow) -> WindowVerdict {
     }
 
     let Some(threshold) = threshold else { return WindowVerdict { next, kept: Some(segments.len()) } };
-
     if let Some(first) = segments.iter().find(|segment| !segment.words.is_empty())
         && is_anomalous(first)
     {
@@ -61,7 +60,6 @@ pub fn judge(segments: &[Segment], window: &JudgedWindow) -> WindowVerdict {
     }
 
     let mut last_end = last_speech;
-
     for (index, segment) in segments.iter().enumerate().filter(|(_, segment)| !segment.words.is_empty()) {
         if is_anomalous(segment) {
             let following = segments[index + 1..].iter().find(|segment| !segment.words.is_empty());

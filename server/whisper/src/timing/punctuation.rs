@@ -11,7 +11,6 @@ pub const APPEND_PUNCTUATIONS: &str = "\"'.。,，!！?？:：”)]}、";
 /// Moves the text of punctuation to the neighbouring word. Merged entries stay in the list without text and tokens.
 pub fn merge(words: &mut [WordTiming], prepended: &str, appended: &str) {
     let mut following = words.len().saturating_sub(1);
-
     for previous in (0..following).rev() {
         let word = &words[previous].text;
         if word.starts_with(' ') && prepended.contains(strip(word)) {
@@ -22,7 +21,6 @@ pub fn merge(words: &mut [WordTiming], prepended: &str, appended: &str) {
     }
 
     let mut previous = 0;
-
     for following in 1..words.len() {
         if !words[previous].text.ends_with(' ') && appended.contains(&words[following].text) {
             join(words, previous, following, Joins::Before);

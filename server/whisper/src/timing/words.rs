@@ -46,6 +46,7 @@ pub fn align(
     // The last token of the prompt predicts the first token of the text, so that its frames are the start of the text.
     let first = aligned.prompt.saturating_sub(1);
     let rows = tokens.len() + 1;
+
     if tokens.is_empty() || frames == 0 || aligned.attention.tokens < first + rows {
         return Vec::new();
     }
@@ -57,6 +58,7 @@ pub fn align(
 
     let ended: Vec<u32> = tokens.iter().copied().chain([eot]).collect();
     let mut words = split::split(tokenizer, &ended, eot, language);
+
     // The last word is the end token.
     words.pop();
     let mut from = 0;
@@ -71,9 +73,11 @@ pub fn align(
             end: seconds(to),
             probability: total / logprobs.len().max(1) as f64,
         };
+
         from = to;
         timing
     });
+
     timed.collect()
 }
 
@@ -282,7 +286,6 @@ mod tests {
 
         // The median of 4, 5, 0.2 and 0.2 is 2.1, taken as 0.7; no word is longer than 1.4.
         let expected = [(" a", 6.2, 7.6), (" b", 7.6, 9.0)];
-
         for ((word, start, end), expected) in times(&segments[0]).into_iter().zip(expected) {
             assert_eq!(word, expected.0);
             assert!((start - expected.1).abs() < 1e-9 && (end - expected.2).abs() < 1e-9, "{word} {start} {end}");

@@ -57,6 +57,7 @@ pub fn speech_chunks(
     let mut at = 0;
 
     model.reset();
+
     // Like the reference, at least one sample of silence after the end is included.
     while at <= length {
         if !keep_going() {
@@ -74,6 +75,7 @@ pub fn speech_chunks(
         for probability in model.probabilities(&block)? {
             detector.push(probability);
         }
+
         at += filled as u64;
     }
 
@@ -183,6 +185,7 @@ impl PcmSource for SpokenSource<'_> {
     fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
         let mut chunk = self.map.ends.partition_point(|end| *end <= offset);
         let (mut at, mut rest) = (offset, out);
+
         while !rest.is_empty() {
             let (Some(here), Some(end)) = (self.map.chunks.get(chunk), self.map.ends.get(chunk)) else {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -219,6 +222,7 @@ impl TranscriptSink for RestoringSink<'_> {
 
     fn progress(&mut self, done_seconds: f64, total_seconds: f64) {
         let total = self.map.length as f64 / RATE;
+
         // The recording is done after its last chunk.
         let done =
             if done_seconds < total_seconds { self.map.original_time(done_seconds, true).min(total) } else { total };
@@ -262,7 +266,6 @@ mod tests {
     #[test]
     fn times_lead_back() {
         let map = map();
-
         for (seconds, start, end) in [
             (0.0, 1.0, 1.0),
             (1.5, 2.5, 2.5),

@@ -140,7 +140,6 @@ impl SpeechDetector {
             };
 
             let silence = next.start.saturating_sub(end);
-
             if silence < 2 * self.pad {
                 next.start -= silence / 2;
                 self.found[at].end = end + silence / 2;

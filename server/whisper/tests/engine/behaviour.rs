@@ -6,19 +6,37 @@ use std::{fs, io};
 use hush_whisper::{
     Engine, EngineDevice, EngineOptions, ModelDir, PcmSource, Precision, TranscribeError, TranscribeOptions,
 };
+use tempfile::TempDir;
 
 use crate::support::{CollectedTranscript, audio, batched, engine, model, on_device, start_runtime};
+
+/// A folder with links to the files of a model, which a test may replace.
+fn linked_copy(model: &ModelDir) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(model.path()).unwrap() {
+        let entry = entry.unwrap();
+        symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    folder
+}
+
+fn cpu_options() -> EngineOptions {
+    EngineOptions {
+        device: EngineDevice::Cpu,
+        threads: 1,
+        prepack: false,
+        max_batch: 1,
+        memory_limit_bytes: None,
+        cuda_graphs: false,
+    }
+}
 
 /// The engine lays out memory by the manifest: that of another model is refused first.
 #[test]
 fn a_manifest_that_does_not_fit_the_graphs_is_refused_with_the_field() {
     start_runtime();
     let model = model(on_device(Precision::Fp32));
-    let folder = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(model.path()).unwrap() {
-        let entry = entry.unwrap();
-        symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
+    let folder = linked_copy(&model);
 
     let manifest = folder.path().join("model.json");
     let good: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
@@ -37,17 +55,9 @@ fn a_manifest_that_does_not_fit_the_graphs_is_refused_with_the_field() {
         changed["config"][field] = wrong.into();
         fs::remove_file(&manifest).unwrap();
         fs::write(&manifest, changed.to_string()).unwrap();
-        let options = EngineOptions {
-            device: EngineDevice::Cpu,
-            threads: 1,
-            prepack: false,
-            max_batch: 1,
-            memory_limit_bytes: None,
-            cuda_graphs: false,
-        };
 
         let opened = ModelDir::open(folder.path()).unwrap();
-        let Err(error) = Engine::load(&opened, &options) else { panic!("{field} {wrong} was accepted") };
+        let Err(error) = Engine::load(&opened, &cpu_options()) else { panic!("{field} {wrong} was accepted") };
 
         assert!(error.to_string().contains(&format!("`config.{field}` is {wrong}")), "{error}");
     }
@@ -58,11 +68,7 @@ fn a_manifest_that_does_not_fit_the_graphs_is_refused_with_the_field() {
 fn a_tokenizer_of_another_model_is_an_error_of_the_load() {
     start_runtime();
     let model = model(Precision::Fp32);
-    let folder = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(model.path()).unwrap() {
-        let entry = entry.unwrap();
-        symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
+    let folder = linked_copy(&model);
 
     let (tokenizer, manifest) = (folder.path().join("tokenizer.json"), folder.path().join("model.json"));
     let mut changed: serde_json::Value = serde_json::from_slice(&fs::read(&tokenizer).unwrap()).unwrap();
@@ -76,16 +82,7 @@ fn a_tokenizer_of_another_model_is_an_error_of_the_load() {
         fs::write(&path, text).unwrap();
     }
 
-    let options = EngineOptions {
-        device: EngineDevice::Cpu,
-        threads: 1,
-        prepack: false,
-        max_batch: 1,
-        memory_limit_bytes: None,
-        cuda_graphs: false,
-    };
-
-    let engine = Engine::load(&ModelDir::open(folder.path()).unwrap(), &options).unwrap();
+    let engine = Engine::load(&ModelDir::open(folder.path()).unwrap(), &cpu_options()).unwrap();
     let error = engine.settle().unwrap_err().to_string();
 
     assert!(error.contains("id 4294967295") && error.contains("`vocab_size`"), "{error}");
@@ -184,7 +181,6 @@ fn segments_stream_out_window_by_window() {
     assert!(kept.progress.is_sorted_by(|a, b| a.0 < b.0), "{:?}", kept.progress);
 
     let (done, total) = *kept.progress.last().unwrap();
-
     assert_eq!(done, total);
     assert!((total - seconds).abs() < 0.01);
     assert!(kept.segments_at_progress[0] > 0 && kept.segments_at_progress[0] < kept.segments.len());
@@ -354,7 +350,6 @@ fn padded(before: usize, behind: usize) -> Vec<f32> {
 #[test]
 fn nothing_is_written_for_silence_and_no_time_is_behind_the_end() {
     let engine = engine(Precision::Fp32);
-
     for words in [false, true] {
         let options = TranscribeOptions { word_timestamps: words, ..english() };
         let transcribe = |mut samples: Vec<f32>| {

@@ -40,7 +40,6 @@ fn spectrograms_are_the_reference_s() {
 #[test]
 fn the_encoder_computes_the_reference_s_output() {
     let engine = engine(Precision::Fp32);
-
     for (name, file) in RECORDINGS {
         let (shape, expected) = array(&format!("parity/{name}.encoder.npy"));
         assert_eq!(shape, [1500, 128]);
@@ -54,7 +53,6 @@ fn the_encoder_computes_the_reference_s_output() {
 /// Compares the logits of greedy steps after the reference's prompt, in one row or in each of several.
 fn logits_of_steps(rows: usize, limit: f32, precision: Precision) {
     let engine = engine(precision);
-
     for (name, file) in RECORDINGS {
         let steps = json(&format!("parity/{name}.steps.json"));
         let tokens = |key: &str| -> Vec<u32> { serde_json::from_value(steps[key].clone()).unwrap() };
@@ -75,6 +73,7 @@ fn logits_of_steps(rows: usize, limit: f32, precision: Precision) {
         let forced = ForcedSearch::new(generated.clone(), rows, move |_, logits| {
             collected.lock().unwrap().extend(ids.iter().map(|id| logits[*id as usize]));
         });
+
         window.decode(Box::new(forced), &mut || true).unwrap();
 
         let found = found.lock().unwrap();
@@ -90,7 +89,6 @@ fn logits_of_steps(rows: usize, limit: f32, precision: Precision) {
         }
 
         println!("{name}, {rows} rows, {precision}: {worst:.1e}");
-
         assert!(worst < limit, "{name}, {rows} rows, {precision}: {worst}");
     }
 }

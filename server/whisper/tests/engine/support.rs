@@ -67,6 +67,7 @@ pub fn batched(precision: Precision, max_batch: usize) -> Engine {
     // One thread, because the tests run in parallel.
     let options =
         EngineOptions { device, threads: 1, prepack: false, max_batch, memory_limit_bytes: None, cuda_graphs: true };
+
     Engine::load(&model(precision), &options).unwrap()
 }
 
@@ -116,6 +117,7 @@ pub fn array(path: &str) -> (Vec<usize>, Vec<f32>) {
     let bytes = fs::read(fixture(path)).unwrap();
     let header_end = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
     let header = std::str::from_utf8(&bytes[10..header_end]).unwrap();
+
     assert!(header.contains("'<f4'") && header.contains("'fortran_order': False"), "{header}");
 
     let shape = header.split_once('(').unwrap().1.split_once(')').unwrap().0;
@@ -174,6 +176,7 @@ pub fn recordings() -> Vec<String> {
         .filter(|name| !name.contains('.'))
         .collect();
     names.sort();
+
     assert!(names.len() >= 20, "{names:?}");
 
     names

@@ -190,10 +190,8 @@ fn a_hallucination_threshold_needs_words_and_a_number() {
 #[test]
 fn a_hallucination_threshold_decides_and_the_end_is_reached() {
     let engine = engine(Precision::Fp32);
-
     for (name, language, changes) in [("noise", "en", false), ("pauses-es", "es", true), ("long-en", "en", true)] {
         let mut texts = Vec::new();
-
         for threshold in [None, Some(0.5)] {
             let options = TranscribeOptions {
                 hallucination_silence_threshold: threshold,
@@ -204,13 +202,14 @@ fn a_hallucination_threshold_decides_and_the_end_is_reached() {
             let mut kept = CollectedTranscript::default();
             engine.transcribe(&mut recording(name), &options, &mut kept).unwrap();
             let (done, total) = *kept.progress.last().unwrap();
+
             assert_eq!(done, total, "{name}");
             assert!(kept.segments.iter().enumerate().all(|(index, segment)| segment.id == index));
+
             texts.push(kept.text());
         }
 
         println!("{name}: {:?} became {:?}", texts[0], texts[1]);
-
         assert_eq!(texts[0] != texts[1], changes, "{name}: {texts:?}");
     }
 }

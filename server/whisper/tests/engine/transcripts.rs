@@ -121,7 +121,6 @@ fn beams_in_16_bits() {
 /// The segments of each of `names` when all are transcribed at the same time.
 fn at_once(precision: Precision, names: &[String], options: &TranscribeOptions) -> Vec<Vec<Segment>> {
     let engine = batched(precision, names.len());
-
     std::thread::scope(|scope| {
         let jobs: Vec<_> = names
             .iter()
@@ -192,7 +191,6 @@ fn eight_at_once(precision: Precision) {
     }
 
     println!("{precision}, different from alone: {different:?}");
-
     assert!(different.is_empty(), "{different:?}");
 }
 
@@ -204,7 +202,6 @@ fn translated() {
 #[test]
 fn languages() {
     let engine = engine(Precision::Fp32);
-
     for name in recordings() {
         let parity = json(&format!("parity/{name}.json"));
         let expected = parity["language_probs"].as_object().unwrap();
@@ -214,7 +211,6 @@ fn languages() {
         assert!(found.windows(2).all(|two| two[0].probability >= two[1].probability));
 
         let total: f32 = found.iter().map(|language| language.probability).sum();
-
         assert!((total - 1.0).abs() < 1e-4, "{name}: {total}");
 
         for (code, probability) in expected {
@@ -224,7 +220,6 @@ fn languages() {
         }
 
         let likeliest = expected.iter().max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap()));
-
         assert_eq!(found[0].code, *likeliest.unwrap().0, "{name}");
     }
 }

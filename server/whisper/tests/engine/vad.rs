@@ -25,7 +25,6 @@ fn model() -> SpeechModel {
 /// The sets of options of `scripts/golden_vad.py`.
 fn options(set: &str) -> VadOptions {
     let default = VadOptions::default();
-
     match set {
         "short" => {
             VadOptions { min_silence_duration_ms: 100, speech_pad_ms: 30, min_speech_duration_ms: 250, ..default }
@@ -61,7 +60,6 @@ fn probabilities_are_those_of_python_s_onnxruntime() {
         }
 
         let expected = golden["probabilities"].as_array().unwrap();
-
         assert_eq!(found.len(), expected.len(), "{name}");
 
         for (found, expected) in found.iter().zip(expected) {
@@ -70,7 +68,6 @@ fn probabilities_are_those_of_python_s_onnxruntime() {
     }
 
     println!("probabilities differ by {worst:.1e} at most");
-
     assert!(worst < 1e-3, "{worst}");
 }
 
@@ -92,7 +89,6 @@ fn chunks_are_those_of_faster_whisper() {
 #[test]
 fn speech_is_found_where_it_was_said() {
     let mut model = model();
-
     for name in ["pauses-es", "long-en", "long-de", "long-zh", "noisy-fr", "noise", "silence"] {
         let mut source = recording(name);
         let found = vad::speech_chunks(&mut source, &mut model, &VadOptions::default(), &mut || true).unwrap();
@@ -101,6 +97,7 @@ fn speech_is_found_where_it_was_said() {
 
         let parity = json(&format!("parity/{name}.json"));
         let said = parity["said"].as_array().unwrap();
+
         assert_eq!(found.is_empty(), said.is_empty(), "{name}");
 
         for phrase in said {
@@ -267,6 +264,7 @@ fn without_the_model_the_error_says_how_to_get_it() {
     let engine = engine(Precision::Fp32);
     let error =
         engine.transcribe(&mut vec![0.0; 16_000], &filtered("en"), &mut CollectedTranscript::default()).unwrap_err();
+
     assert!(matches!(error, TranscribeError::Vad(VadError::NoModel)));
     assert!(error.to_string().contains("make vad"), "{error}");
 
@@ -274,13 +272,13 @@ fn without_the_model_the_error_says_how_to_get_it() {
     let wrong_file =
         engine.transcribe(&mut vec![0.0; 16_000], &filtered("en"), &mut CollectedTranscript::default()).unwrap_err();
     let text = wrong_file.to_string();
+
     assert!(text.contains("README.md") && text.contains("silero-vad"), "{text}");
 }
 
 #[test]
 fn contradicting_options_are_refused() {
     let default = VadOptions::default();
-
     for (option, vad) in [
         ("threshold", VadOptions { threshold: 1.5, ..default.clone() }),
         ("neg_threshold", VadOptions { neg_threshold: Some(0.6), ..default.clone() }),
@@ -311,6 +309,7 @@ impl PcmSource for LongSource {
             let at = ((offset + index as u64) % (16_000 * 120)) as usize;
             *sample = self.speech.get(at).copied().unwrap_or_default();
         }
+
         Ok(())
     }
 }
@@ -329,11 +328,9 @@ fn a_long_recording_is_read_a_block_at_a_time() {
     let options = TranscribeOptions { vad: None, ..filtered("en") };
 
     engine.transcribe(&mut map.spoken_source(&mut source), &options, &mut map.restoring_sink(&mut kept)).unwrap();
-
     assert!(source.largest_read <= 16_000 * 31);
 
     let last = kept.segments.last().unwrap();
-
     assert!(last.end_seconds > 590.0, "{last:?}");
 }
 

@@ -44,7 +44,6 @@ fn error_rates(precision: Precision) -> (f64, f64) {
         };
 
         let mut kept = CollectedTranscript::default();
-
         engine.transcribe(&mut audio(text("file")), &options, &mut kept).unwrap();
         let said = units(text("text"), language);
         if on_device(precision) == Precision::Fp32 {
@@ -57,7 +56,6 @@ fn error_rates(precision: Precision) -> (f64, f64) {
     }
 
     let percent = |errors: usize| 100.0 * errors as f64 / total as f64;
-
     (percent(ours), percent(reference))
 }
 

@@ -80,7 +80,6 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
     fs::write(path.join("added_tokens.json"), Value::Object(added).to_string()).unwrap();
 
     let (one, other) = (Checkpoint::open(&bundled()).unwrap(), Checkpoint::open(path).unwrap());
-
     assert_eq!(other.tokens, one.tokens);
 
     let [one, other] = [one, other].map(|c| Tokenizer::from_bytes(c.tokenizer_json).unwrap());
@@ -96,7 +95,6 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
     assert_says(&error, &["added_tokens.json", "<|30.00|>", "60000"]);
 
     fs::remove_file(path.join("merges.txt")).unwrap();
-
     assert_says(&Checkpoint::open(path).err().unwrap(), &["tokenizer.json", "merges.txt"]);
 }
 
@@ -111,7 +109,6 @@ fn every_float_type_and_both_layouts_give_the_same_values() {
     };
 
     let as_type = |to| move |folder: &Path| edit_weights(folder, |t| checkpoints::convert(t, to));
-
     assert_eq!(read(&as_type(Dtype::F32)), original);
 
     for (rounded, exact) in read(&as_type(Dtype::BF16)).iter().zip(&original) {
@@ -161,7 +158,6 @@ fn dimensions_must_be_stated_and_fit() {
     }
 
     let set = |field: &'static str, value: Value| move |f: &Path| edit(f, CONFIG, |c| c[field] = value);
-
     assert_says(&refusal(set("d_model", json!(0))), &["d_model", "is 0"]);
     assert_says(&refusal(set("d_model", json!("x"))), &["d_model", "\"x\""]);
     assert_says(&refusal(set("decoder_attention_heads", json!(3))), &["decoder_attention_heads", "3", "128"]);
@@ -175,7 +171,6 @@ fn dimensions_must_be_stated_and_fit() {
     );
 
     let bins = |f: &Path| edit(f, "preprocessor_config.json", |c| c["feature_size"] = 128.into());
-
     assert_says(&refusal(bins), &["preprocessor_config.json", "feature_size", "128", "80"]);
     assert_says(&refusal(|f| edit(f, GENERATION, |c| c["suppress_tokens"] = json!([-1]))), &["suppress_tokens", "-1"]);
     assert_says(&refusal(|f| edit(f, GENERATION, |c| c["alignment_heads"] = json!("x"))), &["alignment_heads"]);

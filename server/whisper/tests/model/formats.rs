@@ -69,7 +69,6 @@ fn every_format_is_the_same_checkpoint() {
     let full = write_ggml(&bundled(), folder.path(), "ggml-full.bin", |_, values| ggml_f32(values));
 
     let [with, without] = folders;
-
     for path in [with, without, pt, half, full] {
         let checkpoint = Checkpoint::open(&path).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(checkpoint.config, reference.config, "{}", path.display());
@@ -269,11 +268,9 @@ fn a_pickle_that_would_run_code_is_refused_and_runs_nothing() {
     assert!(!witness.exists());
 
     let endless = write_archive(folder.path(), "self.pt", b"\x80\x02}q\x00X\x04\x00\x00\x00dimsh\x00s.", []);
-
     assert_says(&error(&endless), &["self.pt", "model_state_dict"]);
 
     let empty = write_archive(folder.path(), "empty.pt", b"", []);
-
     assert_says(&error(&empty), &["the pickle at byte 0", "ends"]);
 }
 

@@ -58,11 +58,11 @@ fn check(name: &str) {
             let found = logits[[0, *id]];
             assert!((found - expected).abs() < TOLERANCE, "step {step}: logit {id} is {found}, not {expected}");
         }
+
         assert_eq!(best(&logits), [golden.best[step]], "step {step}");
     }
 
     let weights = model.align(&[&golden.tokens], &cross);
-
     for (layer, head, token, frame, expected) in golden.attention {
         let row = dir.manifest().alignment_heads.iter().position(|h| *h == [layer, head]).unwrap();
         let found = weights[[0, row, token, frame]];

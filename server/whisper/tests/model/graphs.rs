@@ -106,7 +106,6 @@ fn rows_of_one_window_do_not_disturb_each_other() {
     const GROUP: usize = 3;
 
     let (en, de) = (Reference::read("en-1"), Reference::read("long-de"));
-
     for precision in [Precision::Fp32, Precision::Int8] {
         let (mut model, _models) = model(precision);
         let prompts: Vec<Vec<u32>> = [50259, 50261, 50265, 50262, 50260, 50259]
@@ -130,7 +129,6 @@ fn rows_of_one_window_do_not_disturb_each_other() {
         };
 
         let together = run(&mut model, &[0, 1, 2, 3, 4, 5], &both);
-
         for row in 0..prompts.len() {
             let window = row / GROUP;
             let cross: EncoderTensors = both.iter().map(|(name, all)| (name.clone(), all.window(window))).collect();

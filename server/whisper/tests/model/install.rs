@@ -38,7 +38,6 @@ fn an_install_is_complete_and_reports_its_progress() {
     assert_eq!((dir.manifest().name.as_str(), dir.manifest().precision), ("model", Precision::Int8));
 
     let last = seen.last().unwrap();
-
     assert!(last.total_bytes > 0 && seen.iter().all(|p| p.done_bytes <= p.total_bytes));
     assert_eq!(last.done_bytes, last.total_bytes);
 
@@ -120,11 +119,14 @@ fn an_unusable_model_directory_names_the_file_and_gives_advice() {
     changed[500] ^= 1;
     fs::write(path.join(DECODER), &changed).unwrap();
     let error = ModelDir::open(&path).unwrap().verify_digests().unwrap_err();
+
     assert!(matches!(&error, ModelDirError::Digest { path, .. } if path.ends_with(DECODER)), "{error}");
+
     fs::write(path.join(DECODER), &whole).unwrap();
 
     fs::rename(path.join(ALIGN), path.join("away")).unwrap();
     assert!(matches!(refusal(ALIGN), ModelDirError::MissingFile(_)));
+
     fs::rename(path.join("away"), path.join(ALIGN)).unwrap();
 
     edit(&path, MANIFEST, |m| m["files"].as_object_mut().unwrap().retain(|name, _| name != ALIGN));
@@ -133,6 +135,7 @@ fn an_unusable_model_directory_names_the_file_and_gives_advice() {
     edit(&path, MANIFEST, |m| {
         *m = serde_json::json!({"format_version": 3});
     });
+
     assert!(matches!(refusal(MANIFEST), ModelDirError::Version { found: 3, .. }));
 
     fs::write(path.join(MANIFEST), "{").unwrap();
@@ -258,7 +261,6 @@ fn every_shape_of_whisper_installs_and_runs() {
             assert!(logits.iter().all(|v| v.is_finite()));
 
             let weights = model.align(&[&[50258, 50259, 50359, 11]], &cross);
-
             assert_eq!(weights.shape(), [1, dir.manifest().alignment_heads.len(), 4, 1500]);
             assert!(weights.sum_axis(Axis(3)).iter().all(|s| (s - 1.0).abs() < 1e-3));
         }

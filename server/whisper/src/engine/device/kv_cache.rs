@@ -201,31 +201,33 @@ impl DeviceKvCache {
 
         // Calls that are made for every token are captured as a graph.
         let is_captured = tokens == 1 && slots.start == 0;
-
         if !self.calls.contains_key(&key) {
             // Bound calls of prompts are dropped, since prompts have many lengths.
             self.calls.retain(|known, _| known.tokens == 1);
             let call = self.bound_call(decoder, &key, is_captured)?;
             self.calls.insert(key.clone(), call);
         }
-        let call = self.calls.get_mut(&key).ok_or_else(|| ort::Error::new("a call that was not bound"))?;
 
+        let call = self.calls.get_mut(&key).ok_or_else(|| ort::Error::new("a call that was not bound"))?;
         if tokens > 1 {
             bind_total(&mut call.binding, step.longest())?;
         }
 
         let rows: Vec<RowInput<'_>> = step.rows().collect();
         self.io.copy_inputs(&self.context, &rows)?;
+
         if !self.has_weights {
             self.context.weights.wait_for_decoder(&self.context.stream)?;
             self.has_weights = true;
         }
+
         run_bound(decoder.session.get()?, &call.options, &call.binding)?;
-        if step.wants_logits(self.io.layout().likeliest) {
+        if step.needs_logits(self.io.layout().likeliest) {
             return Ok(StepScores::Logits(self.io.logits(&self.context, first, count)?));
         }
 
         let layout = self.io.layout();
+
         Ok(StepScores::Choice { numbers: self.io.choice(&self.context, first, count)?, layout })
     }
 

@@ -160,6 +160,7 @@ impl DeviceBuffer {
         self.check(offset, range.len())?;
         source.check(&range)?;
         let from = source.pointer.wrapping_byte_add(range.start);
+
         // SAFETY: both ranges hold the bytes, which was checked.
         Ok(unsafe { self.cuda.copy(self.at(offset)?, from, range.len(), CopyKind::HostToDevice, stream.handle) }?)
     }
@@ -176,6 +177,7 @@ impl DeviceBuffer {
         self.check(range.start, range.len())?;
         target.check(&(offset..offset + range.len()))?;
         let to = target.pointer.wrapping_byte_add(offset);
+
         // SAFETY: both ranges hold the bytes, which was checked.
         Ok(unsafe { self.cuda.copy(to, self.at(range.start)?, range.len(), CopyKind::DeviceToHost, stream.handle) }?)
     }

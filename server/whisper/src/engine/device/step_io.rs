@@ -112,6 +112,7 @@ impl StepIo {
 
         let start = self.logits_range(first, count).start;
         let mut logits = self.outputs.tensor(info, Float32, start, &[count, self.vocabulary])?;
+
         binding.bind_output("logits", &mut logits)
     }
 

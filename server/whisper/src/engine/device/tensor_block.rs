@@ -62,6 +62,7 @@ impl TensorBlock {
         let into = (self.address(target)?, self.tensor_bytes());
         let out = (from.address(source)?.cast_const(), from.tensor_bytes());
         let extent = (count * self.slot_bytes, self.tensors);
+
         // SAFETY: the slots are inside their blocks, which was checked.
         Ok(unsafe { context.cuda.copy_rows(into, out, extent, context.stream.handle()) }?)
     }
@@ -83,6 +84,7 @@ impl TensorBlock {
 
         let row_bytes = self.element.byte_size(longest * width).unwrap_or_default();
         let prefix_bytes = self.element.byte_size(length.min(longest) * width).unwrap_or_default();
+
         if prefix_bytes == 0 {
             return Ok(());
         }

@@ -95,7 +95,6 @@ impl DeviceWeights {
         });
 
         let mut readers = Vec::new();
-
         for index in 0..READERS.min(pieces) {
             let (cuda, memory, file, upload) = (cuda.clone(), memory.clone(), file.clone(), upload.clone());
             let name = path.display().to_string();
@@ -193,6 +192,7 @@ impl WeightUpload {
             let start = piece * PIECE_BYTES;
             let length = PIECE_BYTES.min(bytes - start);
             let read = file.read_exact_at(&mut pinned.bytes_mut()[..length], start as u64);
+
             read.map_err(|source| ort::Error::new(format!("{name}: {source}")))?;
 
             self.submit(piece, || {
@@ -240,7 +240,6 @@ impl WeightUpload {
 
     fn wait_until(&self, done: impl Fn(&UploadProgress) -> bool) -> Result<(), ort::Error> {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-
         loop {
             if let Some(failure) = &progress.failure {
                 return Err(ort::Error::new(format!("copying the weights to the device failed: {failure}")));

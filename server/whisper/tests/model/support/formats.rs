@@ -109,6 +109,7 @@ impl Ctranslate2Writer<'_> {
             let largest = row.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
             let scale = 127.0 / if largest == 0.0 { 127.0 } else { largest };
             scales.push(scale);
+
             for quant in row.iter().map(|v| (v * scale).round_ties_even() as i8) {
                 bytes.push(quant as u8);
                 read_back.push(f32::from(quant) / scale);
@@ -117,6 +118,7 @@ impl Ctranslate2Writer<'_> {
 
         self.variables.push((name.to_owned(), shape, 1, bytes));
         self.variables.push((format!("{name}_scale"), vec![rows], 0, f32_bytes(&scales)));
+
         read_back
     }
 
@@ -147,6 +149,7 @@ impl Ctranslate2Writer<'_> {
             let (stored, canonical) = (format!("{side}/layer_{layer}"), format!("{side}.layers.{layer}"));
             self.norm(&format!("{stored}/self_attention/layer_norm"), &format!("{canonical}.self_attn_layer_norm"));
             self.norm(&format!("{stored}/ffn/layer_norm"), &format!("{canonical}.final_layer_norm"));
+
             for (linear, name) in
                 [("ffn/linear_0", "fc1"), ("ffn/linear_1", "fc2"), ("self_attention/linear_1", "self_attn.out_proj")]
             {
@@ -178,6 +181,7 @@ impl Ctranslate2Writer<'_> {
                 Some((_, values)) => biases.extend_from_slice(values),
                 None => biases.resize(biases.len() + shape[0], 0.0),
             }
+
             if *projection != "k_proj" {
                 self.origins.push((format!("{canonical}.bias"), format!("{stored}/bias"), index));
             }
@@ -213,6 +217,7 @@ impl Ctranslate2Writer<'_> {
         file.extend(1_u32.to_le_bytes());
         text(&mut file, "decoder/projection/weight");
         text(&mut file, "decoder/embeddings/weight");
+
         file
     }
 
@@ -240,6 +245,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
     for conv in ["conv1", "conv2"] {
         writer.linear(&format!("encoder/{conv}"), &format!("encoder.{conv}"));
     }
+
     writer.tensor("decoder/embeddings/weight".into(), "decoder.embed_tokens.weight".into(), true);
 
     for (side, layers) in [("encoder", config.encoder_layers), ("decoder", config.decoder_layers)] {
@@ -249,6 +255,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
             let (stored, canonical) = (format!("{side}/layer_{layer}"), format!("{side}.layers.{layer}"));
             let attention = format!("{canonical}.self_attn");
             writer.packed(&format!("{stored}/self_attention/linear_0"), &attention, &["q_proj", "k_proj", "v_proj"]);
+
             if side == "decoder" {
                 let attention = format!("{canonical}.encoder_attn");
                 writer.packed(&format!("{stored}/attention/linear_1"), &attention, &["k_proj", "v_proj"]);
@@ -269,6 +276,7 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
         "suppress_ids_begin": generation["begin_suppress_tokens"],
         "lang_ids": [50259],
     });
+
     fs::write(target.join(CONFIG), fields.to_string()).unwrap();
     if tokenizer {
         fs::copy(source.join("tokenizer.json"), target.join("tokenizer.json")).unwrap();
@@ -280,7 +288,6 @@ pub fn write_ctranslate2(source: &Path, target: &Path, quantisation: Quantisatio
 /// The name of a tensor in openai/whisper, by a table that is independent of the reader's.
 pub fn openai_name(canonical: &str) -> String {
     let mut name = format!("{canonical}.");
-
     for (from, to) in [
         (".layers.", ".blocks."),
         (".self_attn_layer_norm.", ".attn_ln."),
@@ -417,6 +424,7 @@ pub fn write_archive(
 
     archive.start_file("archive/data.pkl", options).unwrap();
     archive.write_all(pickle).unwrap();
+
     for (name, bytes) in files {
         archive.start_file(format!("archive/{name}"), options).unwrap();
         archive.write_all(&bytes).unwrap();
@@ -427,6 +435,7 @@ pub fn write_archive(
 
     let path = target.join(name);
     fs::write(&path, archive.finish().unwrap().into_inner()).unwrap();
+
     path
 }
 

@@ -8,7 +8,6 @@ use ndarray::{ArrayD, IxDyn};
 
 pub fn read(path: &Path) -> ArrayD<f32> {
     let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-
     assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00", "{}", path.display());
 
     let header = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));

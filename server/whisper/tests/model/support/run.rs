@@ -125,7 +125,6 @@ impl GraphModel {
         });
 
         let cross = cross.collect();
-
         (read(&outputs["hidden"], false), cross)
     }
 
