@@ -65,7 +65,7 @@ impl AdminServer {
         Self::with(script, policy, |address| Access::new(Vec::new(), address.ip())).await
     }
 
-    async fn with(script: &str, policy: Policy, access: impl FnOnce(SocketAddr) -> Access) -> Self {
+    async fn with(script: &str, policy: LifecycleSettings, access: impl FnOnce(SocketAddr) -> Access) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let spec = spec(script);
         let model = ModelSettings {
@@ -117,8 +117,8 @@ impl AdminServer {
     }
 }
 
-fn never() -> Policy {
-    Policy { residency: Residency::Idle(None), ..Policy::default() }
+fn never() -> LifecycleSettings {
+    LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
