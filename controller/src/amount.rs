@@ -1,4 +1,4 @@
-//! Bytes for people.
+//! Amounts of memory as text.
 
 /// GiB with two decimals, rounded down.
 pub fn gib(bytes: u64) -> String {

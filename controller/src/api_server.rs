@@ -1,4 +1,4 @@
-//! How this program appears at the API server, and what it counts of its requests there.
+//! The client of the API server: how this program identifies itself there, and the metrics of its requests.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,21 +13,21 @@ use tower::{BoxError, Layer, Service};
 
 use crate::metrics::Metrics;
 
-/// Owner of every field that is written, whichever part of this program writes it.
+/// The field manager of every field that this program writes.
 pub const FIELD_MANAGER: &str = "hush-controller";
 
-/// Of every request, to the API server and to Hush's own programs, also those of the kubectl plugin.
+/// The user agent of every request, to the API server and to Hush's own programs, also from the kubectl plugin.
 pub const USER_AGENT_VALUE: &str = concat!("hush-controller/", env!("CARGO_PKG_VERSION"));
 
-/// Who can help when the API server refuses a request.
+/// A hint for the user when the API server refuses a request.
 pub const ROLE_HINT: &str = "the ClusterRole of this controller lacks it or is not bound; where the chart made it, it is \
      called `NAMESPACE-NAME-controller` (docs/kubernetes.md, Roles)";
 
-/// The same for leases.
+/// The same hint for requests for leases.
 pub const LEASE_ROLE_HINT: &str = "the Role of this controller in that namespace lacks it or is not bound; where the chart \
      made it, it is called `NAMESPACE-NAME-controller-lease` (docs/kubernetes.md, Roles)";
 
-/// A client that says who it is and, where there are `metrics`, counts its requests.
+/// A client that sends [`USER_AGENT_VALUE`] and, where there are `metrics`, counts its requests.
 pub fn connect(mut config: Config, metrics: Option<&Arc<Metrics>>) -> Result<Client, kube::Error> {
     config.headers.retain(|(name, _)| name != USER_AGENT);
     config.headers.push((USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE)));
@@ -73,16 +73,17 @@ where
             Operation::of(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
         let pending = PendingRequest { metrics: Arc::clone(&self.metrics), operation, result: NO_ANSWER };
         let answer = self.inner.call(request);
+
         Box::pin(async move {
             let mut pending = pending;
             let answer = answer.await.map_err(Into::into)?;
-            pending.result = result(answer.status());
+            pending.result = status_result(answer.status());
             Ok(answer)
         })
     }
 }
 
-/// Counts the request when it has ended, also when the caller stops waiting for its answer.
+/// Counts the request when it is dropped: when it has ended, or when the caller stops waiting for its answer.
 struct PendingRequest {
     metrics: Arc<Metrics>,
     operation: Operation,
@@ -99,7 +100,7 @@ impl Drop for PendingRequest {
 pub const NO_ANSWER: &str = "no_answer";
 pub const BUSY: &str = "busy";
 
-/// The words of the label `result`.
+/// The values of the label `result`.
 pub const RESULTS: [&str; 11] = [
     "success",
     "unauthorized",
@@ -114,15 +115,15 @@ pub const RESULTS: [&str; 11] = [
     NO_ANSWER,
 ];
 
-/// How a request ended that failed.
+/// The value of the label `result` for a request that failed.
 pub fn failure_result(error: &kube::Error) -> &'static str {
     match error {
-        kube::Error::Api(status) => StatusCode::from_u16(status.code).map_or(NO_ANSWER, result),
+        kube::Error::Api(status) => StatusCode::from_u16(status.code).map_or(NO_ANSWER, status_result),
         _ => NO_ANSWER,
     }
 }
 
-fn result(status: StatusCode) -> &'static str {
+fn status_result(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "unauthorized",
         403 => "forbidden",
@@ -137,8 +138,8 @@ fn result(status: StatusCode) -> &'static str {
     }
 }
 
-/// The words of the label `resource`: everything that this program asks for, and one word for the rest, so that no
-/// request adds a series of its own.
+/// The values of the label `resource`: every resource that this program asks for, and `other` for the rest, so that the
+/// number of series is bounded.
 pub const RESOURCES: [&str; 10] = [
     "pods",
     "namespaces",
@@ -152,7 +153,7 @@ pub const RESOURCES: [&str; 10] = [
     "other",
 ];
 
-/// What a request asks for, in the words of the API server's own metrics.
+/// What a request asks for, in the terms of the API server's own metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Operation {
     verb: &'static str,
@@ -162,22 +163,22 @@ struct Operation {
 impl Operation {
     fn of(method: &Method, path: &str, query: &str) -> Self {
         let mut parts = path.split('/').filter(|part| !part.is_empty());
-        // `/api/VERSION` or `/apis/GROUP/VERSION`.
+        // The path begins with `/api/VERSION` or `/apis/GROUP/VERSION`.
         let group_parts = if parts.next() == Some("apis") { 2 } else { 1 };
         let mut parts: Vec<&str> = parts.skip(group_parts).collect();
-        // `namespaces/NAME` is a namespace itself, and `namespaces/NAME/RESOURCE` something in it.
+        // `namespaces/NAME` is a namespace itself, and `namespaces/NAME/RESOURCE` is a resource in it.
         if parts.first() == Some(&"namespaces") && parts.len() > 2 {
             parts.drain(..2);
         }
         let has_name = parts.len() > 1;
 
-        let is_known = |known: &&&str| match known.split_once('/') {
+        let matches_path = |known: &&&str| match known.split_once('/') {
             Some((resource, subresource)) => {
                 parts.first() == Some(&resource) && parts.get(2) == Some(&subresource) && parts.len() == 3
             }
             None => parts.first() == Some(*known) && parts.len() <= 2,
         };
-        let resource = RESOURCES.iter().find(is_known).copied().unwrap_or("other");
+        let resource = RESOURCES.iter().find(matches_path).copied().unwrap_or("other");
 
         let watches = query.split('&').any(|pair| matches!(pair, "watch=true" | "watch=1"));
         let verb = match *method {
@@ -216,6 +217,7 @@ mod tests {
         ] {
             assert_eq!(Operation::of(&method, path, query), Operation { verb, resource }, "{method} {path}?{query}");
         }
+
         let status = format!("{policies}/namespaces/a/gpumodelpolicies/p/status");
         let expected = Operation { verb: "patch", resource: "gpumodelpolicies/status" };
         assert_eq!(Operation::of(&Method::PATCH, &status, ""), expected);
@@ -225,11 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn every_result_has_its_word() {
+    fn every_status_code_has_a_known_result() {
         for code in 100..600 {
-            let word = result(StatusCode::from_u16(code).unwrap());
-            assert!(RESULTS.contains(&word), "{code} {word}");
+            let result = status_result(StatusCode::from_u16(code).unwrap());
+            assert!(RESULTS.contains(&result), "{code} {result}");
         }
-        assert_eq!((result(StatusCode::FORBIDDEN), result(StatusCode::OK)), ("forbidden", "success"));
+        assert_eq!((status_result(StatusCode::FORBIDDEN), status_result(StatusCode::OK)), ("forbidden", "success"));
     }
 }

@@ -1,16 +1,17 @@
-//! The controller around `hush-core`: reads policies, watches servers, carries out what was decided.
+//! The controller around `hush-core`: it reads policies, watches servers and carries out the decisions of the core.
 //!
 //! ```text
 //! sources --> targets --> observe (a scrape a second) --> world --+
 //!        \-> policies ------------------------------------------- +--> hush_core::step --> act --> servers
 //! ```
-//! `kubectl` is the other side: what a person asks of such a controller from afar.
+//! `kubectl` is a client of such controllers: it shows what they know, and sends them commands.
 
 pub mod act;
 mod amount;
 mod api_server;
 pub mod cli;
 pub mod cluster;
+pub mod control_loop;
 mod http;
 pub mod kubectl;
 pub mod lease;
@@ -18,8 +19,8 @@ pub mod listen;
 pub mod metrics;
 pub mod observe;
 pub mod ops;
+mod option_values;
 pub mod policies;
-pub mod run;
 pub mod simulate;
 mod sources;
 pub mod status;

@@ -1,24 +1,25 @@
-//! `hush-controller`, or under the name `kubectl-hush` a plugin of kubectl: reads the command line and hands over to the
-//! command.
+//! The program `hush-controller`; under the name `kubectl-hush` it is a plugin of kubectl. Parses the command line and runs
+//! the command.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use hush_controller::cli::{Cli, run};
-use hush_controller::kubectl::{self, AsPlugin, is_called_as_plugin};
+use hush_controller::cli::{ControllerCli, run};
+use hush_controller::kubectl::{self, PluginCli, is_called_as_plugin};
 use hush_log::{errorln, explain, printable_lines};
 
-/// The longest line of an error: some of it may come from servers and objects of the API.
+/// Errors may quote servers and objects of the API, so that their lines are cut.
 const LINE_MAX_CHARS: usize = 2000;
 
 fn main() -> ExitCode {
     hush_log::install_panic_hook();
-    let ended = if is_called_as_plugin(std::env::args_os().next().as_deref()) {
-        kubectl::run(AsPlugin::parse().plugin)
+    let result = if is_called_as_plugin(std::env::args_os().next().as_deref()) {
+        kubectl::run(PluginCli::parse().plugin)
     } else {
-        run(Cli::parse())
+        run(ControllerCli::parse())
     };
-    match ended {
+
+    match result {
         Ok(status) => status,
         Err(error) => {
             errorln!("error: {}", printable_lines(&explain(error.as_ref()), LINE_MAX_CHARS));

@@ -1,4 +1,4 @@
-//! The controller's own listener: `/metrics`, `/healthz`, `/readyz`.
+//! The operations routes of the controller's listener: `/metrics`, `/healthz`, `/readyz`.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use crate::control_loop::Readiness;
 use crate::metrics::Metrics;
-use crate::run::Readiness;
 
 #[derive(Clone)]
-struct Ops {
+struct OpsState {
     metrics: Arc<Metrics>,
     readiness: Readiness,
 }
@@ -22,10 +22,10 @@ pub fn router(metrics: Arc<Metrics>, readiness: Readiness) -> Router {
         .route(hush_contract::metrics::PATH, get(scrape))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Ops { metrics, readiness })
+        .with_state(OpsState { metrics, readiness })
 }
 
-async fn scrape(State(ops): State<Ops>) -> Response {
+async fn scrape(State(ops): State<OpsState>) -> Response {
     match ops.metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {
@@ -35,19 +35,19 @@ async fn scrape(State(ops): State<Ops>) -> Response {
     }
 }
 
-/// Alive: the loop steps.
-async fn healthz(State(ops): State<Ops>) -> Response {
-    match ops.readiness.alive() {
+/// Liveness: the control loop still steps.
+async fn healthz(State(ops): State<OpsState>) -> Response {
+    match ops.readiness.check_alive() {
         Ok(()) => "ok\n".into_response(),
-        Err(silent) => {
-            let text = format!("the loop has not stepped for {} s\n", silent.as_secs());
+        Err(since_step) => {
+            let text = format!("the loop has not stepped for {} s\n", since_step.as_secs());
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }
 }
 
-/// Able: nothing that it needs is missing.
-async fn readyz(State(ops): State<Ops>) -> Response {
+/// Readiness: no part that the controller needs is missing; otherwise one line for each missing part.
+async fn readyz(State(ops): State<OpsState>) -> Response {
     let missing = ops.readiness.missing();
     if missing.is_empty() {
         "ok\n".into_response()

@@ -6,9 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hush_controller::control_loop::{LoopSnapshot as Snapshot, Readiness};
 use hush_controller::metrics::Metrics;
-use hush_controller::run::{Readiness, Snapshot};
-use hush_controller::web::{self, Hosts, Web};
+use hush_controller::web::{self, AllowedHosts, WebState};
 use hush_controller::{listen, ops};
 use hush_listener::ListenOptions;
 use serde_json::Value;
@@ -25,8 +25,8 @@ async fn start(max_connections: usize) -> SocketAddr {
     let metrics = Arc::new(Metrics::new().unwrap());
     let (_, snapshots) = watch::channel(Arc::new(Snapshot::nothing()));
     let (ask, _) = mpsc::channel(1);
-    let hosts = Hosts { names: vec!["a".to_owned()], listener: Ipv4Addr::LOCALHOST.into() };
-    let web = web::router(Web::new(snapshots, ask, Arc::clone(&metrics), None, hosts));
+    let hosts = AllowedHosts { names: vec!["a".to_owned()], listener: Ipv4Addr::LOCALHOST.into() };
+    let web = web::router(WebState::new(snapshots, ask, Arc::clone(&metrics), None, hosts));
     let router = ops::router(metrics, Readiness::default()).merge(web);
     let options = ListenOptions { max_connections, head_patience: HEAD_PATIENCE, ..listen::LISTEN_OPTIONS };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use hush_contract::duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -18,37 +19,13 @@ pub struct DurationText(pub String);
 impl DurationText {
     /// `None`: the text is not a duration, or is longer than [`MAX`].
     pub fn get(&self) -> Option<Duration> {
-        parse_bounded(&self.0, 5, 4).filter(|duration| *duration <= MAX)
+        duration::parse(&self.0, 5, 4).filter(|duration| *duration <= MAX)
     }
 }
 
 /// The same form with more digits and parts and without [`MAX`], for durations that programs write.
 pub fn parse(text: &str) -> Option<Duration> {
-    parse_bounded(text, 15, 8)
-}
-
-fn parse_bounded(text: &str, max_digits: usize, max_parts: usize) -> Option<Duration> {
-    let mut rest = text;
-    let mut sum = Duration::ZERO;
-    for _ in 0..max_parts {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        if !(1..=max_digits).contains(&digits) {
-            return None;
-        }
-
-        let (number, after) = rest.split_at(digits);
-        let number: u64 = number.parse().ok()?;
-        let units = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
-        let (unit, millis) = units.into_iter().find(|(unit, _)| after.starts_with(unit))?;
-
-        sum = sum.checked_add(Duration::from_millis(number.checked_mul(millis)?))?;
-        rest = &after[unit.len()..];
-        if rest.is_empty() {
-            return Some(sum);
-        }
-    }
-
-    None
+    duration::parse(text, 15, 8)
 }
 
 impl JsonSchema for DurationText {

@@ -1,25 +1,26 @@
-//! What a head must be before a router looks at it. hyper checks the grammar; this is what it leaves out.
+//! Checks of a request head before a router sees it. hyper checks the grammar; these are the checks that it leaves out.
 
 use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{HeaderMap, Uri, Version};
 use percent_encoding::percent_decode_str;
 
-/// Headers that decide who asks or what is meant, and of which proxies and servers may read different ones.
+/// Headers that decide on authentication or on the target. Of several values a proxy and the server might use different ones.
 const SINGLE: [&str; 4] = ["host", "authorization", "x-api-key", "x-hush-token"];
 
 /// Why a head is answered with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadFault {
-    /// RFC 9112, 3.2: every request of HTTP/1.1 has one.
+    /// Every request of HTTP/1.1 must have a `Host` (RFC 9112, 3.2).
     NoHost,
     Host,
-    /// The header is there more than once.
+    /// The header occurs more than once.
     Repeated(&'static str),
     Authorization,
     PercentEncoding,
 }
 
 impl HeadFault {
+    /// The message for the client: what is wrong, and the fix.
     pub fn message(self) -> String {
         match self {
             Self::NoHost => "the header `Host` is missing; HTTP/1.1 needs one".to_owned(),
@@ -41,18 +42,20 @@ pub fn check_head(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<()
             return Err(HeadFault::Repeated(name));
         }
     }
+
     match headers.get(HOST) {
         None if version >= Version::HTTP_11 => return Err(HeadFault::NoHost),
         Some(host) if !is_host(host.as_bytes()) => return Err(HeadFault::Host),
         _ => {}
     }
+
     if headers.get(AUTHORIZATION).is_some_and(|value| value.to_str().is_err()) {
         return Err(HeadFault::Authorization);
     }
     if is_encoded(uri.path()) { Ok(()) } else { Err(HeadFault::PercentEncoding) }
 }
 
-/// `uri-host [ ":" port ]` of RFC 9110, 7.2. It may be empty.
+/// `uri-host [ ":" port ]` of RFC 9110, 7.2, which may be empty.
 fn is_host(host: &[u8]) -> bool {
     let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(byte);
     host.iter().all(is_allowed)
@@ -60,6 +63,7 @@ fn is_host(host: &[u8]) -> bool {
 
 fn is_encoded(path: &str) -> bool {
     let bytes = path.as_bytes();
+
     let is_whole = |(at, byte): (usize, &u8)| {
         let digits = || bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
         *byte != b'%' || digits()

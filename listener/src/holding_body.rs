@@ -1,4 +1,4 @@
-//! The body of an answer that holds a value until it was sent or dropped.
+//! A response body that holds a value until the body was sent or dropped.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 
-/// Passes the body on as it is. The value is dropped with the body: a request ends when its answer was sent.
+/// Passes on a body and drops the value with it, so that a request ends when its response was sent.
 pub struct HoldingBody<T> {
     body: Body,
     _held: T,

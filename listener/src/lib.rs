@@ -1,12 +1,13 @@
-//! What every HTTP listener of Hush does the same, in the server and in the controller:
+//! The common part of all HTTP listeners of Hush, in the server and in the controller:
 //!
 //! ```text
-//! accept -> ConnectionLimit (how many at a time) -> GuardedIo (time and shape of a head) -> hyper
+//! accept -> ConnectionLimit (number of connections) -> GuardedIo (time and size of a head) -> hyper
 //!        -> GuardedService (Host, Authorization, path) -> router -> shape_errors
 //! ```
-//! A refusal that is decided before the router is asked has the same body as those of the router: the listener says how
-//! its errors look with a [`Shape`].
+//! A refusal before the router has the same body as the router's own errors: the listener defines the body of its errors with an
+//! [`ErrorFormat`].
 
+mod auth;
 mod connections;
 mod head;
 mod holding_body;
@@ -15,27 +16,34 @@ mod refusal;
 mod serve;
 mod service;
 
-pub use connections::{Admission, ConnectionLimit, Place};
+pub use auth::{Authenticate, Caller, ConnectionPeer, Denied};
+pub use connections::{ConnectionAdmission, ConnectionLimit, ConnectionSlot};
 pub use head::{HeadFault, check_head};
 pub use holding_body::HoldingBody;
 pub use io::GuardedIo;
-pub use refusal::{Refusal, Shape, ShapeErrors, code, shape_errors};
+pub use refusal::{ErrorFormat, ListenerRefusal, ShapeErrors, code, shape_errors};
 pub use serve::{ListenOptions, serve};
-pub use service::{GuardedService, RequestPhase, Route};
+pub use service::{GuardedService, RequestPhase, RouteScope};
+
+// Former names, for code outside of this module.
+pub use self::{
+    ConnectionAdmission as Admission, ConnectionSlot as Place, ErrorFormat as Shape, HEAD_TIMEOUT as HEAD_PATIENCE,
+    ListenerRefusal as Refusal, OVERFLOW_TIMEOUT as OVERFLOW_PATIENCE, RouteScope as Route,
+};
 
 use std::time::Duration;
 
-/// What a head may hold, and what a connection buffers of a body: more is answered with 431.
+/// Limit for a request head, and for what a connection buffers of a body. A larger head is answered with 431.
 pub const HEAD_LIMIT_BYTES: usize = 64 << 10;
 
-/// From the first byte of a head to its last. A client has all of it when it begins.
-pub const HEAD_PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout from the first to the last byte of a head. A client has the whole head when it begins to send.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Probes are answered also by a listener that has no place for further connections.
+/// Paths of probes, which are answered also when no connection slot is free.
 pub const PROBE_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 
-/// In the `Retry-After` of a listener without a free place.
+/// Value of `Retry-After` in the answer of a listener without a free slot.
 pub const RETRY_AFTER_SECONDS: u64 = 5;
 
-/// How long a connection without a place may take to ask.
-pub const OVERFLOW_PATIENCE: Duration = Duration::from_secs(2);
+/// Timeout for the request of a connection without a slot.
+pub const OVERFLOW_TIMEOUT: Duration = Duration::from_secs(2);

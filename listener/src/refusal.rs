@@ -1,4 +1,4 @@
-//! Errors that no handler wrote, in the shape of the listener.
+//! Errors that no handler wrote, in the format of the listener.
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::PROBE_PATHS;
 
-/// For programs; these never change.
+/// Codes of errors, for programs. They never change.
 pub mod code {
     /// 400: the head of the request cannot be used.
     pub const MALFORMED_REQUEST: &str = "malformed_request";
@@ -32,35 +32,36 @@ pub mod code {
     pub const TOO_MANY_CONNECTIONS: &str = "too_many_connections";
 }
 
-/// Longer texts are not messages.
+/// Longer texts are not used as messages.
 const MESSAGE_LIMIT_BYTES: usize = 4 << 10;
 
-/// An answer that is no success.
+/// An error answer that no handler wrote.
 #[derive(Clone, Copy, Debug)]
-pub struct Refusal<'a> {
+pub struct ListenerRefusal<'a> {
     pub status: StatusCode,
     /// One of [`code`].
     pub code: &'static str,
-    /// For people: what is wrong, and the fix.
+    /// A message for people: what is wrong, and the fix.
     pub message: &'a str,
-    /// What was asked for, as far as it is known.
+    /// The path of the request, where it is known.
     pub path: Option<&'a str>,
 }
 
-/// How the errors of a listener look: the body, which is JSON.
-pub type Shape = fn(&Refusal<'_>) -> String;
+/// Makes the body of an error, which is JSON.
+pub type ErrorFormat = fn(&ListenerRefusal<'_>) -> String;
 
-impl Refusal<'_> {
-    pub fn into_response(self, shape: Shape) -> Response {
-        let mut response = (self.status, shape(&self)).into_response();
+impl ListenerRefusal<'_> {
+    pub fn into_response(self, format_error: ErrorFormat) -> Response {
+        let mut response = (self.status, format_error(&self)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
 
-    /// As it goes over the wire where there is no request that hyper could answer. The connection ends with it.
-    pub(super) fn to_wire(self, shape: Shape) -> Vec<u8> {
-        let body = shape(&self);
+    /// The bytes of the answer, for a connection whose request hyper cannot answer. The connection is closed after it.
+    pub(super) fn to_wire(self, format_error: ErrorFormat) -> Vec<u8> {
+        let body = format_error(&self);
         let (status, length) = (self.status, body.len());
+
         let reason = status.canonical_reason().unwrap_or_default();
         format!(
             "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}",
@@ -70,8 +71,8 @@ impl Refusal<'_> {
     }
 }
 
-/// What hyper or axum mean by a status without a body.
-pub(super) fn words(status: StatusCode) -> (&'static str, &'static str) {
+/// Code and message for a status that hyper or axum answer without a body.
+pub(super) fn default_message(status: StatusCode) -> (&'static str, &'static str) {
     match status {
         StatusCode::NOT_FOUND => (code::NOT_FOUND, "there is no such route"),
         StatusCode::METHOD_NOT_ALLOWED => {
@@ -92,29 +93,35 @@ pub(super) fn words(status: StatusCode) -> (&'static str, &'static str) {
 /// State of [`shape_errors`].
 #[derive(Clone, Copy, Debug)]
 pub struct ShapeErrors {
-    pub shape: Shape,
-    /// Whether that is so also for what went wrong in the server.
+    pub shape: ErrorFormat,
+    /// Whether errors of the server (5xx) are formatted, too.
     pub server_errors: bool,
 }
 
-/// Middleware: refusals of axum itself (routes, methods, extractors) are plain text or empty; they become what the other
-/// errors of the listener are. Those of the probes are text for people.
+/// Middleware: formats the refusals of axum itself (routes, methods, extractors), which are plain text or empty. The answers of
+/// probes stay text for people.
 pub async fn shape_errors(State(state): State<ShapeErrors>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let response = next.run(request).await;
     let status = response.status();
     let is_error = status.is_client_error() || state.server_errors && status.is_server_error();
+
     let is_bare =
         response.headers().get(header::CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
+
     if !is_error || !is_bare || PROBE_PATHS.contains(&path.as_str()) {
         return response;
     }
+
     let (mut head, body) = response.into_parts();
     let bytes = to_bytes(body, MESSAGE_LIMIT_BYTES).await.unwrap_or_default();
+
     let text = String::from_utf8_lossy(&bytes);
-    let (code, known) = words(status);
-    let message = if text.trim().is_empty() { known } else { text.trim() };
-    let body = (state.shape)(&Refusal { status, code, message, path: Some(&path) });
+    let (code, default) = default_message(status);
+    let message = if text.trim().is_empty() { default } else { text.trim() };
+
+    let body = (state.shape)(&ListenerRefusal { status, code, message, path: Some(&path) });
+
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     head.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(head, Body::from(body))

@@ -1,4 +1,4 @@
-//! A listener without TLS and without an end: that of the controller.
+//! The listener of the controller, which has no TLS and serves until it is dropped.
 
 use std::time::Duration;
 
@@ -9,29 +9,30 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::connections::{Admission, ConnectionLimit, Place};
+use super::connections::{ConnectionAdmission, ConnectionLimit, ConnectionSlot};
 use super::io::GuardedIo;
-use super::refusal::Shape;
-use super::service::{GuardedService, Route};
-use super::{HEAD_LIMIT_BYTES, OVERFLOW_PATIENCE};
+use super::refusal::ErrorFormat;
+use super::service::{GuardedService, RouteScope};
+use super::{HEAD_LIMIT_BYTES, OVERFLOW_TIMEOUT};
 
-/// Out of file descriptors, most likely: connections that end give some back.
+/// Pause after a failed `accept`, most likely because no file descriptor is free; connections that end free some.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two requests; scrapes come every 15 s, and every minute where they are rare.
+/// Timeout between two requests. Scrapes come every 15 s, or every minute.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug)]
 pub struct ListenOptions {
-    /// Connections that are open at the same time.
+    /// The most connections at a time.
     pub max_connections: usize,
-    /// Longest wait for the rest of a head that has begun.
+    /// Timeout for the rest of a head that has begun.
     pub head_patience: Duration,
-    pub shape: Shape,
+    pub shape: ErrorFormat,
 }
 
 /// Serves until the future is dropped. Each request carries the address of its peer as [`ConnectInfo`].
 pub async fn serve(listener: TcpListener, router: Router, options: ListenOptions) {
     let limit = ConnectionLimit::new(options.max_connections);
+
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -41,35 +42,46 @@ pub async fn serve(listener: TcpListener, router: Router, options: ListenOptions
                 continue;
             }
         };
-        let (place, route) = match limit.admit() {
-            Admission::Served(place) => (place, Route::Everything),
-            Admission::Overflow(place) => (place, Route::ProbesOnly),
-            Admission::Closed => continue,
+
+        let (slot, route) = match limit.admit() {
+            ConnectionAdmission::Served(slot) => (slot, RouteScope::Everything),
+            ConnectionAdmission::Overflow(slot) => (slot, RouteScope::ProbesOnly),
+            ConnectionAdmission::Closed => continue,
         };
+
         let router = router.clone().layer(Extension(ConnectInfo(peer)));
-        tokio::spawn(connection(stream, router, place, route, options));
+        tokio::spawn(connection(stream, router, slot, route, options));
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, place: Place, route: Route, options: ListenOptions) {
-    // It only delays answers where it cannot be set.
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    slot: ConnectionSlot,
+    route: RouteScope,
+    options: ListenOptions,
+) {
+    // A failure only delays answers.
     let _ = stream.set_nodelay(true);
-    let (idle, patience) = match route {
-        Route::Everything => (IDLE_TIMEOUT, options.head_patience),
-        Route::ProbesOnly => (OVERFLOW_PATIENCE, OVERFLOW_PATIENCE),
+    let (idle_timeout, head_timeout) = match route {
+        RouteScope::Everything => (IDLE_TIMEOUT, options.head_patience),
+        RouteScope::ProbesOnly => (OVERFLOW_TIMEOUT, OVERFLOW_TIMEOUT),
     };
-    let (shape, phase) = (options.shape, place.phase.clone());
-    let io = GuardedIo::new(stream, phase.clone(), shape, patience);
-    let service = GuardedService::new(TowerToHyperService::new(router), shape, route, phase.clone());
+
+    let (format_error, phase) = (options.shape, slot.phase.clone());
+    let io = GuardedIo::new(stream, phase.clone(), format_error, head_timeout);
+    let service = GuardedService::new(TowerToHyperService::new(router), format_error, route, phase.clone());
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(idle)
+        .header_read_timeout(idle_timeout)
         .max_buf_size(HEAD_LIMIT_BYTES)
         .serve_connection(TokioIo::new(io), service);
+
     let ended = tokio::select! {
         ended = connection => ended,
         () = phase.evicted() => return,
     };
+
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
     }

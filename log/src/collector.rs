@@ -8,11 +8,11 @@ use prometheus::{IntCounter, Opts};
 
 use crate::dropped_lines;
 
-/// A counter that follows [`dropped_lines`].
+/// A counter with the value of [`dropped_lines`].
 #[derive(Debug)]
 pub struct DroppedLines {
     counter: IntCounter,
-    /// One scrape at a time reads the number and adds the difference.
+    /// Ensures that one scrape at a time reads the number and adds the difference.
     scrape: Mutex<()>,
 }
 

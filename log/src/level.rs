@@ -1,4 +1,4 @@
-//! Which log lines are written: a filter that can be changed while the program runs, for a time or until it ends.
+//! The filter of log lines, which can be changed while the program runs, for a time or until the program ends.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -15,29 +15,30 @@ use tracing_subscriber::{EnvFilter, fmt as lines};
 use crate::writer;
 
 const LONGEST_FILTER_BYTES: usize = 1024;
-/// The longest time after which a changed filter ends by itself.
+/// The longest time for which a filter can be changed.
 pub const LONGEST_CHANGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// The log of this process, once it is set up. A process has one.
+/// The log of this process, once it is set up.
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// How the lines look and which are written at the start.
+/// The form of log lines, and the initial filter.
 #[derive(Clone, Copy, Debug)]
 pub struct LogSetup<'a> {
     pub json: bool,
-    /// Whether a line names the module that it comes from. JSON always does.
+    /// Whether a line names its module. A line in JSON always does.
     pub with_target: bool,
-    /// Directives before those of the filter; a later one of the same target holds.
+    /// Directives before those of the filter. A later directive for the same target wins.
     pub base: &'static str,
-    /// Already checked, see [`check_filter`].
+    /// The filter, which [`check_filter`] has accepted.
     pub filter: &'a str,
 }
 
-/// Text that is no filter of log lines.
+/// The text is not a filter of log lines.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be error, warn, info, debug, trace or off, or directives such as info,hush_server=debug: {0}")]
 pub struct InvalidFilter(String);
 
+/// Why the filter was not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
     #[error(transparent)]
@@ -48,31 +49,31 @@ pub enum ChangeError {
     Unavailable(String),
 }
 
-/// What is logged now.
+/// The current log filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLevel {
     pub filter: String,
-    /// What the program was started with.
+    /// The filter that the program was started with.
     pub configured: String,
-    /// How long the filter still holds; then the configured one does.
+    /// Time after which the configured filter applies again.
     pub remaining: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
-struct InForce {
+struct ActiveFilter {
     filter: String,
     until: Option<Instant>,
 }
 
-/// Puts a filter into the place of the one before.
-type Apply = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+/// Replaces the filter of the subscriber.
+type ReplaceFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
 
 struct Log {
     configured: String,
     base: &'static str,
-    apply: Apply,
-    in_force: watch::Sender<InForce>,
-    /// Returns to the configured filter. The lock also keeps changes apart.
+    replace: ReplaceFilter,
+    active: watch::Sender<ActiveFilter>,
+    /// Returns to the configured filter. The lock also serialises changes.
     timer: Mutex<Option<AbortHandle>>,
 }
 
@@ -82,8 +83,8 @@ impl fmt::Debug for Log {
     }
 }
 
-/// A filter as [`EnvFilter`] reads it, except for what it reads and is not meant: a word that is no level is the name of a
-/// module to it, so that `debgu` would silence everything else.
+/// Checks a filter as [`EnvFilter`] parses it, but refuses words that are no level: [`EnvFilter`] takes them for names of modules,
+/// so that `debgu` would silence everything else.
 pub fn check_filter(text: &str) -> Result<(), InvalidFilter> {
     if text.len() > LONGEST_FILTER_BYTES {
         return Err(InvalidFilter(format!("it is longer than {LONGEST_FILTER_BYTES} bytes")));
@@ -92,79 +93,84 @@ pub fn check_filter(text: &str) -> Result<(), InvalidFilter> {
         return Err(InvalidFilter("it is empty".to_owned()));
     }
     for directive in text.split(',').map(str::trim) {
-        // `[SPAN]` stands for everything in a span.
+        // `[SPAN]` stands for everything within a span.
         let is_word = !directive.contains(['=', '[']);
         if is_word && (directive.is_empty() || directive.parse::<LevelFilter>().is_err()) {
             return Err(InvalidFilter(format!("`{}` is no level", directive.escape_debug())));
         }
     }
+
     EnvFilter::try_new(text).map(drop).map_err(|error| InvalidFilter(error.to_string()))
 }
 
-/// Sets up the log of this process; a second call changes nothing, and answers `false`.
+/// Sets up the log of this process. A second call changes nothing and returns `false`.
 pub fn init_log(setup: &LogSetup<'_>) -> bool {
     let filter = EnvFilter::new(with_base(setup.base, setup.filter));
-    // What the log reports of itself would go to standard error with a panic where that cannot be written.
+    // By default the subscriber would report internal errors on standard error, with a panic where that cannot be written.
     let builder = lines().with_env_filter(filter).log_internal_errors(false).with_writer(writer);
-    let (apply, is_first): (Apply, bool) = if setup.json {
+
+    let (replace, is_first): (ReplaceFilter, bool) = if setup.json {
         let builder = builder.json().flatten_event(true).with_filter_reloading();
         let handle = builder.reload_handle();
-        let apply = move |filter| handle.reload(filter).map_err(|error| error.to_string());
-        (Box::new(apply), builder.try_init().is_ok())
+        let replace = move |filter| handle.reload(filter).map_err(|error| error.to_string());
+        (Box::new(replace), builder.try_init().is_ok())
     } else {
         let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_target(setup.with_target);
         let builder = builder.with_filter_reloading();
         let handle = builder.reload_handle();
-        let apply = move |filter| handle.reload(filter).map_err(|error| error.to_string());
-        (Box::new(apply), builder.try_init().is_ok())
+        let replace = move |filter| handle.reload(filter).map_err(|error| error.to_string());
+        (Box::new(replace), builder.try_init().is_ok())
     };
+
     if !is_first {
         return false;
     }
-    let in_force = watch::Sender::new(InForce { filter: setup.filter.to_owned(), until: None });
-    let log = Log { configured: setup.filter.to_owned(), base: setup.base, apply, in_force, timer: Mutex::default() };
+
+    let active = watch::Sender::new(ActiveFilter { filter: setup.filter.to_owned(), until: None });
+    let log = Log { configured: setup.filter.to_owned(), base: setup.base, replace, active, timer: Mutex::default() };
     LOG.set(log).is_ok()
 }
 
-/// What is logged now; `None` before [`init_log`].
+/// The current filter; `None` before [`init_log`].
 pub fn log_level() -> Option<LogLevel> {
     LOG.get().map(Log::level)
 }
 
-/// Logs by another filter from now on, or by the configured one if none is given. With a time the configured one is in
-/// force again after it, unless the filter is changed before; that needs a runtime of tokio.
+/// Sets another filter, or the configured one if `filter` is `None`. After `time` the configured filter applies again, unless the
+/// filter is changed before; this needs a tokio runtime.
 pub fn change_log_level(filter: Option<&str>, time: Option<Duration>) -> Result<LogLevel, ChangeError> {
     let log = LOG.get().ok_or_else(|| ChangeError::Unavailable("it has not been set up".to_owned()))?;
     log.change(filter, time)
 }
 
-/// Follows the filter that is in force; `None` before [`init_log`].
+/// Follows the current filter; `None` before [`init_log`].
 pub fn follow_log_level() -> Option<LogLevelChanges> {
     LOG.get().map(|log| LogLevelChanges {
         configured: &log.configured,
-        changes: log.in_force.subscribe(),
-        is_new: true,
+        changes: log.active.subscribe(),
+        is_first: true,
     })
 }
 
-/// The filter that is in force, for processes that are to log by it too.
+/// The changes of the filter, for other processes that should use the same filter.
 #[derive(Debug)]
 pub struct LogLevelChanges {
     configured: &'static str,
-    changes: watch::Receiver<InForce>,
-    is_new: bool,
+    changes: watch::Receiver<ActiveFilter>,
+    is_first: bool,
 }
 
 impl LogLevelChanges {
-    /// The next filter: the first time the one that is in force, if it is not the configured one.
+    /// Waits for the next filter. The first call returns the current filter at once, if it is not the configured one.
     pub async fn next(&mut self) -> String {
         loop {
-            if std::mem::take(&mut self.is_new) {
+            if std::mem::take(&mut self.is_first) {
                 let filter = self.changes.borrow_and_update().filter.clone();
                 if filter != self.configured {
                     return filter;
                 }
             }
+
             match self.changes.changed().await {
                 Ok(()) => return self.changes.borrow_and_update().filter.clone(),
                 // The sender is never dropped.
@@ -176,7 +182,7 @@ impl LogLevelChanges {
 
 impl Log {
     fn level(&self) -> LogLevel {
-        let InForce { filter, until } = self.in_force.borrow().clone();
+        let ActiveFilter { filter, until } = self.active.borrow().clone();
         let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
         LogLevel { filter, configured: self.configured.clone(), remaining }
     }
@@ -184,6 +190,7 @@ impl Log {
     fn change(&'static self, filter: Option<&str>, time: Option<Duration>) -> Result<LogLevel, ChangeError> {
         let filter = filter.unwrap_or(&self.configured);
         check_filter(filter)?;
+
         if time.is_some_and(|time| time.is_zero() || time > LONGEST_CHANGE) {
             return Err(ChangeError::Duration);
         }
@@ -202,20 +209,23 @@ impl Log {
     }
 
     fn apply(&self, filter: &str, time: Option<Duration>) -> Result<(), ChangeError> {
-        (self.apply)(EnvFilter::new(with_base(self.base, filter))).map_err(ChangeError::Unavailable)?;
+        (self.replace)(EnvFilter::new(with_base(self.base, filter))).map_err(ChangeError::Unavailable)?;
+
         let until = time.map(|time| Instant::now() + time);
-        self.in_force.send_replace(InForce { filter: filter.to_owned(), until });
+        self.active.send_replace(ActiveFilter { filter: filter.to_owned(), until });
         Ok(())
     }
 
     async fn return_after(&'static self, time: Duration) {
         let until = Instant::now() + time;
         tokio::time::sleep_until(until).await;
+
         let timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
-        // A change that came between the end of the sleep and the lock has set another time, or none.
-        if self.in_force.borrow().until.is_none_or(|until| until > Instant::now()) {
+        // A change between the end of the sleep and the lock has set another time, or none.
+        if self.active.borrow().until.is_none_or(|until| until > Instant::now()) {
             return;
         }
+
         match self.apply(&self.configured, None) {
             Ok(()) => tracing::warn!(level = self.configured, "the time of the changed log level is over"),
             Err(error) => tracing::error!("the configured log level is not in force again: {error}"),
@@ -233,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_a_filter() {
+    fn filters_are_checked() {
         for text in [
             "info",
             "WARN",

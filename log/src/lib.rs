@@ -1,9 +1,9 @@
-//! What Hush's programs print: log lines and errors on standard error, results on standard output.
+//! The output of Hush's programs: log lines and errors on standard error, results on standard output.
 //!
-//! A log line that cannot be written is dropped and counted: the reader of a pipe may be gone or stuck, a disk may be full.
-//! The work goes on. A result that cannot be written ends the program, since the result is all that it is for.
+//! A log line that cannot be written is dropped and counted, because the reader of a pipe may be gone or stuck and a disk may be
+//! full; the program goes on. A result that cannot be written ends the program, because the result is its only purpose.
 //!
-//! What programs measure of themselves is here too: their build, their process, and the lines that were dropped.
+//! The crate also has the metrics of every program: its build, its process, and the dropped lines.
 
 mod cause;
 mod collector;
@@ -23,23 +23,26 @@ pub use level::{
 pub use printable::{is_printable, printable, printable_lines};
 pub use process::register_program_metrics;
 pub use secret_file::exposed_secret;
-pub use stderr::{Writer, count_dropped_lines, dropped_lines, install_panic_hook, print_error_line, writer};
+pub use stderr::{LogWriter, count_dropped_lines, dropped_lines, install_panic_hook, print_error_line, writer};
 pub use stdout::print_result;
 
-/// As `eprintln!`, and a line that cannot be written is dropped instead of a panic.
+// Former names, for code outside of this module.
+pub use self::LogWriter as Writer;
+
+/// Like `eprintln!`, but a line that cannot be written is dropped without a panic.
 #[macro_export]
 macro_rules! errorln {
     ($($argument:tt)*) => { $crate::print_error_line(::std::format_args!($($argument)*)) };
 }
 
-/// As `println!`, and the program ends without a panic when the line cannot be written.
+/// Like `println!`, but the program ends without a panic when the line cannot be written.
 #[macro_export]
 macro_rules! outln {
     () => { $crate::print_result(::std::format_args!("\n")) };
     ($($argument:tt)*) => { $crate::print_result(::std::format_args!("{}\n", ::std::format_args!($($argument)*))) };
 }
 
-/// As `print!`, and the program ends without a panic when the text cannot be written.
+/// Like `print!`, but the program ends without a panic when the text cannot be written.
 #[macro_export]
 macro_rules! out {
     ($($argument:tt)*) => { $crate::print_result(::std::format_args!($($argument)*)) };

@@ -1,32 +1,33 @@
-//! Text that comes from elsewhere, as it may be printed: in a line of a log, a cell of a table, a page.
+//! Makes text from outside safe to print in a log line, a table or a page.
 
-/// Stands for a character that is left out.
+/// Replaces a character that must not be printed.
 const REPLACEMENT: char = '\u{fffd}';
 
-/// The text in one line that shows what it says: control characters (terminals act on them, and a line break begins what
-/// looks like another entry) and characters that are not seen or change the order of others are replaced. Of a text that
-/// is longer than so many characters the beginning, with `…` as its last character.
+/// The text in one line that shows its real content: control characters (terminals act on them, and a line break begins what
+/// looks like another entry) and characters that are invisible or reorder others are replaced. A text of more than `max_chars`
+/// characters is cut, and its last character is `…`.
 pub fn printable(text: &str, max_chars: usize) -> String {
     let shown = |letter: char| if is_printable(letter) { letter } else { REPLACEMENT };
-    // A text of bytes without end is not counted to its end.
+
+    // The characters of a very long text are not counted to the end.
     match text.char_indices().nth(max_chars) {
         None => text.chars().map(shown).collect(),
         Some(_) => text.chars().take(max_chars.saturating_sub(1)).map(shown).chain(['…']).collect(),
     }
 }
 
-/// The same for a text of several lines that are this program's own, with so many characters in each.
+/// As [`printable`], for a text with several lines that this program wrote; `max_chars` applies to each line.
 pub fn printable_lines(text: &str, max_chars: usize) -> String {
     text.lines().map(|line| printable(line, max_chars)).collect::<Vec<_>>().join("\n")
 }
 
-/// Whether a terminal, a log and a page show the character as itself and in its place.
+/// Whether a terminal, a log and a page show the character itself at its position.
 pub fn is_printable(letter: char) -> bool {
     !letter.is_control() && !is_unseen(letter)
 }
 
-/// Format characters: the bidirectional controls, separators of lines, and what has no width. The joiners U+200C and U+200D
-/// are letters of scripts and stay.
+/// Format characters: bidirectional controls, line separators, and characters without width. The joiners U+200C and U+200D are
+/// letters of scripts and stay.
 fn is_unseen(letter: char) -> bool {
     matches!(
         letter,

@@ -1,4 +1,4 @@
-//! What every program measures of itself: its build and its process.
+//! The metrics of every program: its build and its process.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,26 +9,22 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Counter, Gauge, IntGauge, IntGaugeVec, Opts, Registry};
 
-/// Set by who builds, such as the image's build; it is no part of the source.
+/// The source revision, which the build sets (such as the build of an image).
 const REVISION: &str = match option_env!("HUSH_REVISION") {
     Some(revision) if !revision.is_empty() => revision,
     _ => "unknown",
 };
 
-/// Registers every family of [`names::PROGRAM_FAMILIES`]; `version` is the program's.
+/// Registers all families of [`names::PROGRAM_FAMILIES`]. `version` is that of the program.
 pub fn register_program_metrics(registry: &Registry, version: &str) -> prometheus::Result<()> {
     let labels = [names::LABEL_VERSION, names::LABEL_REVISION];
-    let build_info = IntGaugeVec::new(Opts::new(names::BUILD_INFO, help(names::BUILD_INFO)), &labels)?;
+    let build_info = IntGaugeVec::new(Opts::new(names::BUILD_INFO, names::help(names::BUILD_INFO)), &labels)?;
     build_info.with_label_values(&[version, REVISION]).set(1);
     registry.register(Box::new(build_info))?;
     registry.register(Box::new(ProcessCollector::new()?))
 }
 
-fn help(name: &str) -> &'static str {
-    names::PROGRAM_FAMILIES.iter().find(|family| family.name == name).map_or("", |family| family.help)
-}
-
-/// Reads `/proc/self` when it is scraped. A figure that cannot be read is left as it was.
+/// Reads `/proc/self` when it is scraped. A value that cannot be read stays as it was.
 struct ProcessCollector {
     cpu_seconds_total: Counter,
     open_fds: IntGauge,
@@ -37,21 +33,24 @@ struct ProcessCollector {
     resident_memory_bytes: IntGauge,
     start_time_seconds: Gauge,
     threads: IntGauge,
-    /// One scrape at a time reads the processor time and adds the difference.
+    /// Ensures that one scrape at a time reads the processor time and adds the difference.
     scrape: Mutex<()>,
 }
 
 impl ProcessCollector {
     fn new() -> prometheus::Result<Self> {
-        let gauge = |name: &str| IntGauge::new(name, help(name));
+        let gauge = |name: &str| IntGauge::new(name, names::help(name));
         let start_time_seconds =
-            Gauge::new(names::PROCESS_START_TIME_SECONDS, help(names::PROCESS_START_TIME_SECONDS))?;
+            Gauge::new(names::PROCESS_START_TIME_SECONDS, names::help(names::PROCESS_START_TIME_SECONDS))?;
         if let Some(time) = start_time() {
             start_time_seconds.set(time);
         }
 
         Ok(Self {
-            cpu_seconds_total: Counter::new(names::PROCESS_CPU_SECONDS_TOTAL, help(names::PROCESS_CPU_SECONDS_TOTAL))?,
+            cpu_seconds_total: Counter::new(
+                names::PROCESS_CPU_SECONDS_TOTAL,
+                names::help(names::PROCESS_CPU_SECONDS_TOTAL),
+            )?,
             open_fds: gauge(names::PROCESS_OPEN_FDS)?,
             max_fds: gauge(names::PROCESS_MAX_FDS)?,
             virtual_memory_bytes: gauge(names::PROCESS_VIRTUAL_MEMORY_BYTES)?,
@@ -107,7 +106,7 @@ impl Collector for ProcessCollector {
     }
 }
 
-/// In Unix time.
+/// The start of the process in Unix time.
 fn start_time() -> Option<f64> {
     let after_boot = ticks_as_seconds(Process::myself().ok()?.stat().ok()?.starttime);
     Some(procfs::boot_time_secs().ok()? as f64 + after_boot)
@@ -141,11 +140,13 @@ mod tests {
         let before = value(&registry, names::PROCESS_CPU_SECONDS_TOTAL);
         let files_before = value(&registry, names::PROCESS_OPEN_FDS);
         let begun = std::time::Instant::now();
+
         let mut work = 0_u64;
-        // Two ticks of the kernel at least.
+        // The work takes at least two ticks of the kernel.
         while begun.elapsed().as_millis() < 200 {
             work = std::hint::black_box(work.wrapping_mul(31).wrapping_add(7));
         }
+
         let files: Vec<_> = (0..20).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
 
         assert!(value(&registry, names::PROCESS_CPU_SECONDS_TOTAL) > before);
@@ -156,12 +157,13 @@ mod tests {
         let resident = value(&registry, names::PROCESS_RESIDENT_MEMORY_BYTES);
         assert!(resident > 100e3 && value(&registry, names::PROCESS_VIRTUAL_MEMORY_BYTES) > resident);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+
         let age = now - value(&registry, names::PROCESS_START_TIME_SECONDS);
         assert!((-5.0..3600.0).contains(&age), "{age}");
     }
 
     #[test]
-    fn every_family_of_a_program_is_there_with_its_labels() {
+    fn every_family_of_a_program_has_its_labels() {
         let registry = Registry::new();
         register_program_metrics(&registry, "1.2.3").unwrap();
         let families = registry.gather();

@@ -1,4 +1,4 @@
-//! Files that hold a secret and are open to every user of the machine.
+//! Detects secret files that every user of the machine can read.
 
 use std::fs::metadata;
 use std::os::unix::fs::MetadataExt;
@@ -7,8 +7,8 @@ use std::path::Path;
 const READABLE_BY_OTHERS: u32 = 0o004;
 const PERMISSIONS: u32 = 0o7777;
 
-/// What is wrong with who may read the file `option` names, and what to do; `None` where nothing is, or where the file
-/// cannot be looked at, which its reader says.
+/// The warning for a file that `option` names and that every user can read, with the fix. `None` where the file is protected, or
+/// where it cannot be examined, which its reader reports.
 pub fn exposed_secret(option: &str, path: &Path) -> Option<String> {
     let mode = metadata(path).ok()?.mode() & PERMISSIONS;
     let path = path.display();
@@ -28,22 +28,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_that_all_can_read_is_told_with_the_fix() {
+    fn a_secret_that_all_users_can_read_is_reported_with_the_fix() {
         let folder = tempfile::tempdir().unwrap();
         let (file, link) = (folder.path().join("token"), folder.path().join("link"));
         write(&file, "secret").unwrap();
         symlink(&file, &link).unwrap();
         for (mode, is_exposed) in [(0o644, true), (0o604, true), (0o640, false), (0o440, false), (0o600, false)] {
             set_permissions(&file, Permissions::from_mode(mode)).unwrap();
-            // Kubernetes links to what it mounts.
+            // Kubernetes mounts secrets as symbolic links.
             for path in [&file, &link] {
-                let told = exposed_secret("--page-token-file", path);
-                assert_eq!(told.is_some(), is_exposed, "{mode:o}");
-                let Some(told) = told else { continue };
+                let warning = exposed_secret("--page-token-file", path);
+                assert_eq!(warning.is_some(), is_exposed, "{mode:o}");
+                let Some(warning) = warning else { continue };
                 let shown = path.display().to_string();
-                assert!(told.starts_with("--page-token-file: ") && told.contains(&shown), "{told}");
-                assert!(told.contains("chmod o-rwx") && told.contains(&format!("{mode:04o}")), "{told}");
-                assert!(!told.contains("secret\n"));
+                assert!(warning.starts_with("--page-token-file: ") && warning.contains(&shown), "{warning}");
+                assert!(warning.contains("chmod o-rwx") && warning.contains(&format!("{mode:04o}")), "{warning}");
+                assert!(!warning.contains("secret\n"));
             }
         }
         assert_eq!(exposed_secret("--page-token-file", Path::new("/nonexistent")), None);

@@ -1,4 +1,4 @@
-//! Standard error, which may be gone, full or stuck.
+//! Writes to standard error, which may be closed, full or stuck.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
@@ -11,38 +11,39 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// How long the first line waits for a reader that does not read. Lines behind it are dropped at once until the reader
-/// reads again, so that a stuck reader costs this much once.
-const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-const NO_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// How long the first line waits for a reader that does not read. Later lines are dropped at once until the reader reads again,
+/// so that a stuck reader costs this time only once.
+const WRITE_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// A pipe that says that it is writable takes so many bytes without waiting (POSIX: PIPE_BUF; Linux: 4096).
+/// A pipe that is ready for writing takes this many bytes without waiting (POSIX: PIPE_BUF; Linux: 4096).
 const PIECE_BYTES: usize = 4096;
 
 static DROPPED_LINES: AtomicU64 = AtomicU64::new(0);
 static IS_STUCK: AtomicBool = AtomicBool::new(false);
-/// The last line was written in part: a line feed comes before the next one.
+/// The last line was written in part, so the next one begins with a line feed.
 static IS_TORN: AtomicBool = AtomicBool::new(false);
 
-/// Log lines of this process that could not be written, and those that it was told of.
+/// Number of log lines that could not be written, in this process and in those that [`count_dropped_lines`] reported.
 pub fn dropped_lines() -> u64 {
     DROPPED_LINES.load(Ordering::Relaxed)
 }
 
-/// Adds the lines that another process, a runner, has dropped.
+/// Adds the lines that another process (a runner) has dropped.
 pub fn count_dropped_lines(lines: u64) {
     DROPPED_LINES.fetch_add(lines, Ordering::Relaxed);
 }
 
-/// For `tracing_subscriber`: each write is a line, and none fails.
-pub fn writer() -> Writer {
-    Writer
+/// The writer for `tracing_subscriber`: each write is one line, and none fails.
+pub fn writer() -> LogWriter {
+    LogWriter
 }
 
+/// Created by [`writer`].
 #[derive(Clone, Copy, Debug)]
-pub struct Writer;
+pub struct LogWriter;
 
-impl io::Write for Writer {
+impl io::Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         write_or_drop(line);
         Ok(line.len())
@@ -53,25 +54,27 @@ impl io::Write for Writer {
     }
 }
 
-/// See [`crate::errorln`].
+/// Writes a line; see [`crate::errorln`].
 pub fn print_error_line(text: fmt::Arguments<'_>) {
     write_or_drop(format!("{text}\n").as_bytes());
 }
 
-/// Panics are reported as log lines are: a report that cannot be written is dropped. The report is that of the standard
-/// library, with a backtrace where RUST_BACKTRACE asks for one.
+/// Reports panics like log lines: a report that cannot be written is dropped. The report has the text of the standard library,
+/// with a backtrace where RUST_BACKTRACE asks for one.
 pub fn install_panic_hook() {
-    panic::set_hook(Box::new(|panic| write_or_drop(report(panic).as_bytes())));
+    panic::set_hook(Box::new(|panic| write_or_drop(panic_report(panic).as_bytes())));
 }
 
-fn report(panic: &PanicHookInfo<'_>) -> String {
+fn panic_report(panic: &PanicHookInfo<'_>) -> String {
     let thread = thread::current();
     let mut report = format!("thread '{}' panicked", thread.name().unwrap_or("<unnamed>"));
+
     // Writing to a string does not fail.
     if let Some(location) = panic.location() {
         let _ = write!(report, " at {location}");
     }
     let _ = writeln!(report, ": {}", panic.payload_as_str().unwrap_or("no message"));
+
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
         let _ = writeln!(report, "{backtrace}");
@@ -80,32 +83,35 @@ fn report(panic: &PanicHookInfo<'_>) -> String {
 }
 
 fn write_or_drop(line: &[u8]) {
-    // The lock keeps the lines of threads apart.
+    // The lock keeps the lines of different threads apart.
     let stderr = io::stderr().lock();
-    if !is_written(stderr.as_fd(), line) {
+    if !write_line(stderr.as_fd(), line) {
         DROPPED_LINES.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-fn is_written(file: BorrowedFd<'_>, line: &[u8]) -> bool {
+/// Returns whether the whole line was written.
+fn write_line(file: BorrowedFd<'_>, line: &[u8]) -> bool {
     if IS_TORN.load(Ordering::Relaxed) {
         if write_all(file, b"\n") == 0 {
             return false;
         }
         IS_TORN.store(false, Ordering::Relaxed);
     }
+
     let written = write_all(file, line);
     IS_TORN.store(0 < written && written < line.len(), Ordering::Relaxed);
     written == line.len()
 }
 
-/// How many of the bytes the file took.
+/// Returns the number of bytes that were written.
 fn write_all(file: BorrowedFd<'_>, bytes: &[u8]) -> usize {
     let mut written = 0;
     while written < bytes.len() {
-        if !waits_until_writable(file) {
+        if !wait_until_writable(file) {
             return written;
         }
+
         let end = bytes.len().min(written + PIECE_BYTES);
         match rustix::io::write(file, &bytes[written..end]) {
             Ok(0) => return written,
@@ -117,12 +123,12 @@ fn write_all(file: BorrowedFd<'_>, bytes: &[u8]) -> usize {
     written
 }
 
-/// Also true where the write then fails: that it is told at once is what counts.
-fn waits_until_writable(file: BorrowedFd<'_>) -> bool {
-    let patience = if IS_STUCK.load(Ordering::Relaxed) { NO_PATIENCE } else { PATIENCE };
+/// Returns `true` also where the write then fails, because only the waiting matters.
+fn wait_until_writable(file: BorrowedFd<'_>) -> bool {
+    let timeout = if IS_STUCK.load(Ordering::Relaxed) { NO_WAIT } else { WRITE_TIMEOUT };
     let mut polled = [PollFd::from_borrowed_fd(file, PollFlags::OUT)];
     loop {
-        match poll(&mut polled, Some(&patience)) {
+        match poll(&mut polled, Some(&timeout)) {
             Err(Errno::INTR) => {}
             // A file that cannot be polled is written to.
             Err(_) => return true,

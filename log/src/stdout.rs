@@ -1,11 +1,11 @@
-//! Standard output: what a command was called for.
+//! Writes results to standard output.
 
 use std::fmt;
 use std::io::{self, Write};
 use std::process;
 
-/// See [`crate::outln`]. A reader that has seen enough (`| head`) ends the program in silence and with success, as the end
-/// of its output is no fault; anything else that goes wrong, such as a full disk, is said, and the status is 1.
+/// Writes a result; see [`crate::outln`]. A reader that stops reading (`| head`) ends the program silently and with success; any
+/// other failure, such as a full disk, is reported, and the exit status is 1.
 pub fn print_result(text: fmt::Arguments<'_>) {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_fmt(text).and_then(|()| stdout.flush());

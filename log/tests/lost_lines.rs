@@ -1,5 +1,5 @@
-//! What becomes of lines that standard error does not take. Each case needs a standard error of its own, so the test runs
-//! itself as a process with the name of the case in a variable.
+//! What happens to lines that standard error does not accept. Each case needs a standard error of its own, so the test runs itself
+//! as a process with the name of the case in a variable.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
@@ -11,7 +11,7 @@ use std::{env, thread};
 
 const CASE: &str = "HUSH_LOG_TEST_CASE";
 
-/// What the process of a case prints on standard output: the number of dropped lines.
+/// Runs the process of a case. Returns the number of dropped lines, which it prints on standard output.
 fn run(case: &str, stderr: Stdio) -> String {
     let output = Command::new(env::current_exe().unwrap())
         .args(["--exact", "the_process_of_a_case", "--nocapture"])
@@ -21,12 +21,13 @@ fn run(case: &str, stderr: Stdio) -> String {
         .stderr(stderr)
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{case}: {}: {said}", output.status);
-    said.lines().find_map(|line| line.split_once("dropped ")).map(|(_, rest)| rest.to_owned()).expect("no count")
+    let printed = String::from_utf8(output.stdout).unwrap();
+
+    assert!(output.status.success(), "{case}: {}: {printed}", output.status);
+    printed.lines().find_map(|line| line.split_once("dropped ")).map(|(_, rest)| rest.to_owned()).expect("no count")
 }
 
-/// Not a test by itself: without the variable it does nothing.
+/// The process of a case. As a test, without the variable, it does nothing.
 #[test]
 fn the_process_of_a_case() {
     let Ok(case) = env::var(CASE) else { return };
@@ -66,6 +67,7 @@ fn a_reader_that_is_gone_costs_lines() {
     for case in ["lines", "panic"] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
+
         assert_ne!(run(case, writer.into()), "0", "{case}");
     }
 }
@@ -74,13 +76,14 @@ fn a_reader_that_is_gone_costs_lines() {
 fn a_reader_that_is_stuck_costs_lines_and_hardly_any_time() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let capacity = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();
+
     writer.write_all(&vec![b'x'; capacity]).unwrap();
     assert_eq!(run("stuck", writer.into()), "100");
     drop(reader);
 }
 
 #[test]
-fn nothing_is_lost_where_somebody_reads() {
+fn no_line_is_lost_where_the_pipe_is_read() {
     let read = |case: &str| {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let text = thread::spawn(move || {
@@ -92,8 +95,9 @@ fn nothing_is_lost_where_somebody_reads() {
         text.join().unwrap()
     };
     assert_eq!(read("lines"), "line 0\nline 1\nline 2\n");
+
     let report = read("panic");
     assert!(report.starts_with("thread 'worker' panicked at ") && report.ends_with(": on purpose\n"), "{report}");
-    // More than a pipe holds.
+    // The line is longer than a pipe holds.
     assert_eq!(read("long").len(), 100_001);
 }

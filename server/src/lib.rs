@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod app;
 pub mod audio;
 pub mod auth;
 pub mod budget;
@@ -14,7 +15,6 @@ pub mod format;
 pub mod gpu;
 pub mod hub;
 pub mod job;
-mod memory;
 pub mod metrics;
 pub mod recording;
 pub mod request;

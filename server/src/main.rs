@@ -1,18 +1,20 @@
-//! `hush-server`: reads the command line and hands over to the command.
+//! `hush-server`: reads the command line and calls the subcommand.
 
 use std::process::ExitCode;
 
 use anyhow::Context;
-use hush_log::{errorln, explain, outln};
+use hush_log::{errorln, explain};
+use hush_server::app::{cuda_probe, log_setup};
 use hush_server::cli::{self, Env, Settings};
 use hush_server::runner;
 use hush_whisper::runtime;
 
 fn main() -> ExitCode {
     hush_log::install_panic_hook();
+
     let arguments = match cli::parse(std::env::args_os()) {
         Ok(arguments) => arguments,
-        // Help and versions are such errors too; clap knows which status each has.
+        // `--help` and `--version` are such errors too; clap knows the exit status of each.
         Err(error) => error.exit(),
     };
     let env = Env::from_process();
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+
     match run(settings, &env) {
         Ok(status) => status,
         Err(error) => {
@@ -36,32 +39,27 @@ fn run(settings: Settings, env: &Env) -> anyhow::Result<ExitCode> {
     if settings.opens_runtime() {
         runtime::restart_without_telemetry().context("starting without the telemetry of ONNX Runtime")?;
     }
+
     match settings {
         Settings::Runner(log) => {
-            cli::log::init(&log);
+            log_setup::init(&log);
             return Ok(runner::child::main::<runner::EngineBackend>());
         }
-        Settings::ProbeCuda { library, index } => return Ok(cli::cuda::answer_probe(&library, index)),
+        Settings::ProbeCuda { library, index } => return Ok(cuda_probe::answer_probe(&library, index)),
         Settings::Serve(settings) => {
-            cli::log::init(&settings.log);
+            log_setup::init(&settings.log);
             cli::serve::run(&settings, env)?;
         }
         Settings::Transcribe(settings) => {
-            cli::log::init(&settings.log);
+            log_setup::init(&settings.log);
             return cli::transcribe::run(&settings, env);
         }
         Settings::Install(settings) => {
-            cli::log::init(&settings.log);
-            let program = std::env::current_exe().context("finding this program")?;
-            // Without the library the models are for the CPU.
-            let library = cli::ort_lib::find(env.path("HUSH_ORT_LIB").as_deref(), env, &program).ok();
-            let device = cli::cuda::placement(settings.device, &program, library.as_deref(), env).device;
-            for dir in cli::install::run(&settings, env, device)? {
-                outln!("{}", dir.display());
-            }
+            log_setup::init(&settings.log);
+            cli::install::run(&settings, env)?;
         }
         Settings::Models(settings) => {
-            cli::log::init(&settings.log);
+            log_setup::init(&settings.log);
             cli::models::run(&settings).context("listing the models")?;
         }
     }

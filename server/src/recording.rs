@@ -1,8 +1,8 @@
-//! The audio of a request on its way to a model. Long audio stays as it was uploaded until the model is about to hear it:
-//! a request that waits holds its upload, and no samples.
+//! The audio of a request on its way to a model. Long audio stays an encoded upload until the model is about to transcribe it, so
+//! that a waiting request holds its upload and no samples.
 //!
 //! ```text
-//! upload -> its first seconds are decoded: is it audio at all? -> queue -> decoded -> runner
+//! upload -> the first seconds are decoded: is it audio? -> queue -> decoded -> runner
 //! ```
 
 use std::sync::Arc;
@@ -11,44 +11,47 @@ use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::audio::{self, AudioError, DecodeOptions, Head, KeepGoing, Pcm};
+use crate::audio::{self, AudioError, DecodeOptions, DecodedHead, KeepGoing, Pcm};
 use crate::request;
 use crate::spool::Spooled;
 
-/// Requests of the whole server that wait for a model and have been decoded already, so that the model does not wait for
-/// the next one of them.
-const AHEAD_MAX: usize = 2;
+// Former names, for code outside of this module.
+pub use self::AudioDecoder as Decoder;
 
-/// Decodes uploads, a bounded number at a time. Cheap to clone.
+/// Waiting requests of the whole server whose audio may be decoded ahead, so that the model does not wait for the decoding of the
+/// next one.
+const DECODED_AHEAD_MAX: usize = 2;
+
+/// Decodes uploads, a limited number at a time. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Decoder {
+pub struct AudioDecoder {
     options: Arc<DecodeOptions>,
     running: Arc<Semaphore>,
     ahead: Arc<Semaphore>,
 }
 
-/// An upload that has been looked into.
+/// An upload whose first seconds were decoded.
 #[derive(Debug)]
 pub struct Recording {
-    form: Form,
+    content: RecordingContent,
 }
 
 #[derive(Debug)]
-enum Form {
+enum RecordingContent {
     Decoded(Pcm),
-    Encoded { upload: Spooled, file_name: String, decoder: Decoder },
+    Encoded { upload: Spooled, file_name: String, decoder: AudioDecoder },
 }
 
 impl From<Pcm> for Recording {
     fn from(pcm: Pcm) -> Self {
-        Self { form: Form::Decoded(pcm) }
+        Self { content: RecordingContent::Decoded(pcm) }
     }
 }
 
-impl Decoder {
-    /// `concurrent`: files that are decoded at the same time; the others wait.
+impl AudioDecoder {
+    /// `concurrent`: the number of files that are decoded at the same time; further files wait.
     pub fn new(options: DecodeOptions, concurrent: usize) -> Self {
-        let (running, ahead) = (Semaphore::new(concurrent.max(1)), Semaphore::new(AHEAD_MAX));
+        let (running, ahead) = (Semaphore::new(concurrent.max(1)), Semaphore::new(DECODED_AHEAD_MAX));
         Self { options: Arc::new(options), running: Arc::new(running), ahead: Arc::new(ahead) }
     }
 
@@ -56,35 +59,37 @@ impl Decoder {
         &self.options
     }
 
-    /// Decodes the first seconds of an upload; what is no audio is refused here. Short audio is decoded with that.
+    /// Decodes the first seconds of an upload, and refuses what is not audio. Short audio is decoded completely.
     pub async fn open(&self, upload: Spooled, file_name: String) -> Result<Recording, AudioError> {
-        let form = match self.head(upload.clone(), file_name.clone()).await? {
-            Head::Whole(pcm) => Form::Decoded(pcm),
-            Head::Beginning(_) => Form::Encoded { upload, file_name, decoder: self.clone() },
+        let content = match self.decode_head(upload.clone(), file_name.clone()).await? {
+            DecodedHead::Whole(pcm) => RecordingContent::Decoded(pcm),
+            DecodedHead::Beginning(_) => RecordingContent::Encoded { upload, file_name, decoder: self.clone() },
         };
-        Ok(Recording { form })
+        Ok(Recording { content })
     }
 
-    /// The first seconds alone, for those who need no more ([`audio::HEAD_SECONDS`]).
+    /// Decodes only the first seconds ([`audio::HEAD_SECONDS`]).
     pub async fn beginning(&self, upload: Spooled, file_name: String) -> Result<Recording, AudioError> {
-        match self.head(upload, file_name).await? {
-            Head::Whole(pcm) | Head::Beginning(pcm) => Ok(pcm.into()),
+        match self.decode_head(upload, file_name).await? {
+            DecodedHead::Whole(pcm) | DecodedHead::Beginning(pcm) => Ok(pcm.into()),
         }
     }
 
-    async fn head(&self, upload: Spooled, file_name: String) -> Result<Head, AudioError> {
+    async fn decode_head(&self, upload: Spooled, file_name: String) -> Result<DecodedHead, AudioError> {
         let work = move |options: &DecodeOptions, keep_going: &KeepGoing<'_>| {
             audio::decode_head(&upload, Some(&file_name), options, keep_going)
         };
-        let head = self.run(work).await?;
-        let (Head::Whole(pcm) | Head::Beginning(pcm)) = &head;
+
+        let head = self.run_blocking(work).await?;
+        let (DecodedHead::Whole(pcm) | DecodedHead::Beginning(pcm)) = &head;
         let seconds = pcm.duration_seconds();
+
         request::note(|facts| facts.audio_seconds = Some(seconds));
         Ok(head)
     }
 
-    /// On a blocking thread. Dropping the future ends the work.
-    async fn run<T: Send + 'static>(
+    /// Runs work on a blocking thread. Dropping the future cancels the work.
+    async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&DecodeOptions, &KeepGoing<'_>) -> Result<T, AudioError> + Send + 'static,
     ) -> Result<T, AudioError> {
@@ -92,11 +97,13 @@ impl Decoder {
         let permit = Arc::clone(&self.running).acquire_owned().await.map_err(|_| AudioError::Cancelled)?;
         let cancelled = CancellationToken::new();
         let _cancel_on_drop = cancelled.clone().drop_guard();
+
         let options = Arc::clone(&self.options);
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             work(&options, &|| !cancelled.is_cancelled())
         });
+
         let done = done.await.map_err(|panicked| AudioError::Failed { reason: panicked.to_string() })?;
         request::note(|facts| {
             let seconds = began.elapsed().as_secs_f64();
@@ -109,31 +116,35 @@ impl Decoder {
 
 impl Recording {
     pub fn is_decoded(&self) -> bool {
-        matches!(self.form, Form::Decoded(_))
+        matches!(self.content, RecordingContent::Decoded(_))
     }
 
-    /// The samples; from now on they are held, and the upload is not.
+    /// Decodes the upload. From then on the samples are held, and the upload is not.
     pub async fn decode(&mut self) -> Result<Pcm, AudioError> {
-        let (upload, file_name, decoder) = match &self.form {
-            Form::Decoded(pcm) => return Ok(pcm.clone()),
-            Form::Encoded { upload, file_name, decoder } => (upload.clone(), file_name.clone(), decoder.clone()),
+        let (upload, file_name, decoder) = match &self.content {
+            RecordingContent::Decoded(pcm) => return Ok(pcm.clone()),
+            RecordingContent::Encoded { upload, file_name, decoder } => {
+                (upload.clone(), file_name.clone(), decoder.clone())
+            }
         };
         let work = move |options: &DecodeOptions, keep_going: &KeepGoing<'_>| {
             audio::decode(&upload, Some(&file_name), options, keep_going)
         };
-        let pcm = decoder.run(work).await?;
+
+        let pcm = decoder.run_blocking(work).await?;
         let seconds = pcm.duration_seconds();
         request::note(|facts| facts.audio_seconds = Some(seconds));
-        self.form = Form::Decoded(pcm.clone());
+
+        self.content = RecordingContent::Decoded(pcm.clone());
         Ok(pcm)
     }
 
-    /// Waits for a place among the few that are decoded while they wait for a model. Must be kept for as long as they do.
-    pub async fn place_ahead(&self) -> OwnedSemaphorePermit {
-        if let Form::Encoded { decoder, .. } = &self.form
-            && let Ok(place) = Arc::clone(&decoder.ahead).acquire_owned().await
+    /// Waits for one of the few slots of waiting requests that are decoded ahead. The permit must be kept while the request waits.
+    pub async fn slot_ahead(&self) -> OwnedSemaphorePermit {
+        if let RecordingContent::Encoded { decoder, .. } = &self.content
+            && let Ok(permit) = Arc::clone(&decoder.ahead).acquire_owned().await
         {
-            return place;
+            return permit;
         }
         std::future::pending().await
     }

@@ -1,7 +1,7 @@
-//! What is known of the request that is being served, gathered on its way for the one line that the log has of it.
+//! Facts about the request that is being served, which are collected along its way for its line in the log.
 //!
-//! It travels with the task, so that a layer far from HTTP can add to it and knows nothing of requests. Whoever spawns a
-//! task for a request hands it on with [`carried`].
+//! The context belongs to the task, so that a layer without knowledge of HTTP can add facts. Code that spawns a task for a request
+//! wraps its future in [`carried`].
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,65 +9,68 @@ use std::time::Instant;
 
 use tracing::Instrument;
 
+// Former names, for code outside of this module.
+pub use self::{RequestContext as Request, RequestFacts as Facts};
+
 tokio::task_local! {
-    static CURRENT: Request;
+    static CURRENT: RequestContext;
 }
 
-/// One request. Cheap to clone.
+/// The context of one request. Cheap to clone.
 #[derive(Clone)]
-pub struct Request {
+pub struct RequestContext {
     id: Arc<str>,
-    facts: Arc<Mutex<Facts>>,
+    facts: Arc<Mutex<RequestFacts>>,
 }
 
-/// `None`: it did not come to that. All times in seconds.
+/// Facts about a request; `None` where the step did not happen. All times are in seconds.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub struct RequestFacts {
     /// The name of the API key.
     pub key: Option<String>,
     pub model: Option<String>,
-    /// Of the model that answered.
+    /// Generation of the model that answered.
     pub generation: Option<u64>,
-    /// Reading the body.
+    /// Time of reading the body.
     pub upload_seconds: Option<f64>,
-    /// Turning the file into samples.
+    /// Time of decoding the file to samples.
     pub audio_decode_seconds: Option<f64>,
-    /// That the audio lasts.
+    /// Duration of the audio.
     pub audio_seconds: Option<f64>,
-    /// Waiting for a model that was loaded.
+    /// Time of waiting for a model that was loaded.
     pub queue_seconds: Option<f64>,
-    /// Waiting for a model that was not.
+    /// Time of waiting for a model that was not loaded.
     pub cold_start_seconds: Option<f64>,
-    /// The first window's, as the next two.
+    /// Time of the log-mel spectrogram of the first window; the next two fields are also of the first window.
     pub mel_seconds: Option<f64>,
     pub encode_seconds: Option<f64>,
     pub prefill_seconds: Option<f64>,
-    /// From the request for the model to the first token.
+    /// Time from the request for the model to the first token.
     pub first_token_seconds: Option<f64>,
-    /// From the first token to the end.
+    /// Time from the first token to the end.
     pub decode_seconds: Option<f64>,
-    /// Runners that were lost under it.
+    /// Number of runners that were lost during the request.
     pub retries: Option<u64>,
-    /// When each of the times above was over.
-    pub phases: Vec<Phase>,
+    /// When each step above ended.
+    pub phases: Vec<TimedPhase>,
 }
 
-/// A part of a request's time.
+/// A part of the time of a request.
 #[derive(Clone, Debug)]
-pub struct Phase {
+pub struct TimedPhase {
     pub name: &'static str,
     pub ended: Instant,
     pub seconds: f64,
 }
 
-impl Facts {
-    /// A phase that has just ended.
+impl RequestFacts {
+    /// Adds a phase that has just ended.
     pub fn ended(&mut self, name: &'static str, seconds: f64) {
-        self.phases.push(Phase { name, ended: Instant::now(), seconds });
+        self.phases.push(TimedPhase { name, ended: Instant::now(), seconds });
     }
 }
 
-impl Request {
+impl RequestContext {
     pub fn new(id: &str) -> Self {
         Self { id: id.into(), facts: Arc::default() }
     }
@@ -76,17 +79,17 @@ impl Request {
         &self.id
     }
 
-    /// Runs a future on behalf of this request.
+    /// Runs a future in the context of this request.
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(self.clone(), future)
     }
 
-    /// Runs a closure on behalf of this request.
+    /// Runs a closure in the context of this request.
     pub fn within<T>(&self, work: impl FnOnce() -> T) -> T {
         CURRENT.sync_scope(self.clone(), work)
     }
 
-    pub fn facts(&self) -> Facts {
+    pub fn facts(&self) -> RequestFacts {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -96,13 +99,13 @@ pub fn id() -> Option<Arc<str>> {
     CURRENT.try_with(|request| Arc::clone(&request.id)).ok()
 }
 
-/// Adds to what is known; without a request nothing happens.
-pub fn note(change: impl FnOnce(&mut Facts)) {
-    // Outside of any request nobody asks.
+/// Adds facts to the current request; without a request nothing happens.
+pub fn note(change: impl FnOnce(&mut RequestFacts)) {
+    // Without a request the facts are not needed.
     let _ = CURRENT.try_with(|request| change(&mut request.facts.lock().unwrap_or_else(PoisonError::into_inner)));
 }
 
-/// A future that goes on serving the current request on a task of its own.
+/// Wraps a future, so that it serves the current request on a task of its own.
 pub fn carried<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let request = CURRENT.try_with(Clone::clone).ok();
     async move {
@@ -119,12 +122,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_a_spawned_task_learns_is_known_of_the_request() {
-        let request = Request::new("r1");
+    async fn facts_of_a_spawned_task_belong_to_the_request() {
+        let request = RequestContext::new("r1");
+
         request
             .scope(async {
                 tokio::spawn(async { note(|facts| facts.generation = Some(1)) }).await.unwrap();
-                assert_eq!(CURRENT.with(Request::facts).generation, None, "not carried");
+                assert_eq!(CURRENT.with(RequestContext::facts).generation, None, "not carried");
+
                 tokio::spawn(carried(async {
                     assert_eq!(id().as_deref(), Some("r1"));
                     note(|facts| facts.generation = Some(2));
@@ -133,6 +138,7 @@ mod tests {
                 .unwrap();
             })
             .await;
+
         assert_eq!(request.facts().generation, Some(2));
         assert_eq!(id(), None);
     }

@@ -1,9 +1,9 @@
-//! Bytes on their way through the server: in memory while they are few, then in a temporary file. Neither has a name: it
-//! is gone when its last reader is, whatever happens to the process. Both are open files (`memfd_create`), so that other
-//! processes, runners and ffmpeg, are given them as they are.
+//! Bytes of a request: in memory while they are few, then in a temporary file. Both have no name, so they are gone with their last
+//! reader, even after a crash. Both are open files (`memfd_create`), so that other processes, runners and ffmpeg, can be given
+//! them as they are.
 //!
 //! [`Spool`] is written once; [`Spool::finish`] makes it a [`Spooled`], which any number of readers share.
-//! Nothing here is async: a write below the memory threshold is a copy, one above it is a write to the page cache.
+//! Nothing here is async: a write below the memory limit is a copy, and one above it is a write to the page cache.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -23,7 +23,7 @@ pub const DEFAULT_MEMORY_BYTES: usize = 16 << 20;
 pub enum SpoolError {
     #[error("the body is larger than the limit of {limit_bytes} bytes")]
     TooLarge { limit_bytes: u64 },
-    /// Other requests hold what there is.
+    /// Other requests hold the whole budget.
     #[error(transparent)]
     Spent(#[from] BudgetSpent),
     #[error("the temporary file failed: {0}")]
@@ -33,8 +33,8 @@ pub enum SpoolError {
 }
 
 impl SpoolError {
-    /// There is nowhere to put it, because the disk (or quota, or budget) has no room or the folder is missing or may not be
-    /// written: HTTP 507, and the operator's business rather than the client's.
+    /// Whether the bytes cannot be stored because the disk, the quota or the budget has no room, or because the folder is missing or
+    /// not writable. That is HTTP 507, and a task for the operator rather than for the client.
     pub fn is_storage_full(&self) -> bool {
         match self {
             Self::TooLarge { .. } => false,
@@ -46,27 +46,27 @@ impl SpoolError {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpoolOptions {
-    /// Held in memory up to here; the first byte beyond moves everything to a file.
+    /// Bytes are held in memory up to this size; the first byte beyond it moves all of them to a file.
     pub memory_bytes: usize,
-    /// Refuse to grow beyond this.
+    /// The spool refuses to grow beyond this size.
     pub limit_bytes: Option<u64>,
-    /// Where the file goes; the system's temporary directory when `None`.
+    /// The folder of the file; `None`: the system's temporary folder.
     pub dir: Option<PathBuf>,
-    /// What all spools together may hold in memory: where it is spent, the next byte goes to a file.
+    /// Limit for the memory of all spools together; when it is spent, the next byte goes to a file.
     pub memory_budget: Option<ByteBudget>,
-    /// What all spools together may hold, in memory and in files: where it is spent, the next byte is refused.
+    /// Limit for all spools together, in memory and in files; when it is spent, the next byte is refused.
     pub budget: Option<ByteBudget>,
 }
 
-/// What a check of the folder writes: more than a file system finds room for when it has none.
+/// What a check of the folder writes: more than a full file system has room for.
 const CHECK_BYTES: usize = 64 << 10;
 
-/// The folder that files go to.
+/// The folder of temporary files.
 pub fn folder(dir: Option<&Path>) -> PathBuf {
     dir.map_or_else(std::env::temp_dir, Path::to_owned)
 }
 
-/// Whether files can be written to the folder: it is tried with a small one, which has no name and is gone afterwards.
+/// Checks that files can be written to the folder, with a small file that has no name and is gone afterwards.
 pub fn check_folder(dir: Option<&Path>) -> Result<(), SpoolError> {
     let written = temp_file(dir).and_then(|mut file| file.write_all(&[0; CHECK_BYTES]));
     written.map_err(|source| SpoolError::Folder { dir: folder(dir), source })
@@ -78,25 +78,25 @@ impl Default for SpoolOptions {
     }
 }
 
-/// The writing half.
+/// A spool that is being written.
 #[derive(Debug)]
 pub struct Spool {
-    /// None before the first byte.
+    /// `None` before the first byte.
     file: Option<File>,
     is_in_memory: bool,
     len_bytes: u64,
     options: SpoolOptions,
-    shares: Shares,
+    shares: BudgetShares,
 }
 
-/// What a spool has of the budgets.
+/// What a spool has taken of the budgets.
 #[derive(Debug)]
-struct Shares {
+struct BudgetShares {
     memory: Option<ByteShare>,
     all: Option<ByteShare>,
 }
 
-impl Shares {
+impl BudgetShares {
     fn new(options: &SpoolOptions) -> Self {
         let share = |budget: &Option<ByteBudget>| budget.as_ref().map(ByteBudget::share);
         Self { memory: share(&options.memory_budget), all: share(&options.budget) }
@@ -105,7 +105,7 @@ impl Shares {
 
 impl Spool {
     pub fn new(options: SpoolOptions) -> Self {
-        let shares = Shares::new(&options);
+        let shares = BudgetShares::new(&options);
         Self { file: None, is_in_memory: true, len_bytes: 0, options, shares }
     }
 
@@ -113,7 +113,7 @@ impl Spool {
         self.len_bytes
     }
 
-    /// Whether so many more bytes are a copy, and no work for a disk. Where they are, their memory is taken from the budget.
+    /// Whether `more` bytes fit into memory, so that their write does not wait for a disk. If so, takes them from the budget.
     pub fn stays_in_memory(&mut self, more: usize) -> bool {
         let len_after = self.len_bytes + more as u64;
         self.is_in_memory
@@ -121,7 +121,7 @@ impl Spool {
             && self.shares.memory.as_mut().is_none_or(|share| share.grow_to(len_after).is_ok())
     }
 
-    /// Appends all of `bytes`, or nothing that counts: after an error the spool is only good for dropping.
+    /// Appends `bytes`. After an error the spool must be dropped.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
         let len_after = self.len_bytes + bytes.len() as u64;
         if let Some(limit_bytes) = self.options.limit_bytes
@@ -129,9 +129,11 @@ impl Spool {
         {
             return Err(SpoolError::TooLarge { limit_bytes });
         }
+
         if let Some(share) = &mut self.shares.all {
             share.grow_to(len_after)?;
         }
+
         let moves = self.is_in_memory && !self.stays_in_memory(bytes.len());
         let file = match self.file.take() {
             Some(file) if !moves => file,
@@ -143,8 +145,10 @@ impl Spool {
                 moved.map_err(|source| self.failed(source))?
             }
         };
+
         let written = self.file.insert(file).write_all(bytes);
         written.map_err(|source| self.failed(source))?;
+
         self.len_bytes = len_after;
         Ok(())
     }
@@ -158,24 +162,25 @@ impl Spool {
 
     pub fn finish(self) -> Spooled {
         let (is_in_memory, len_bytes) = (self.is_in_memory, self.len_bytes);
+
         let shares = Some(Arc::new(self.shares));
         Spooled { file: self.file.map(Arc::new), is_in_memory, len_bytes, _shares: shares }
     }
 }
 
-/// The reading half: cheap to clone, all clones share the content.
+/// A spool that can be read. Cheap to clone; all clones share the content.
 #[derive(Clone, Debug)]
 pub struct Spooled {
-    /// None: nothing was written.
+    /// `None` where nothing was written.
     file: Option<Arc<File>>,
     is_in_memory: bool,
     len_bytes: u64,
-    /// Given back by the last clone.
-    _shares: Option<Arc<Shares>>,
+    /// Given back when the last clone is dropped.
+    _shares: Option<Arc<BudgetShares>>,
 }
 
 impl Spooled {
-    /// A file as it lies on the disk; nothing is copied. It must not be a pipe: readers come back to earlier places.
+    /// Takes a file on the disk, without a copy. It must not be a pipe, because readers read at any position.
     pub fn from_file(file: File) -> io::Result<Self> {
         let len_bytes = file.metadata()?.len();
         Ok(Self { file: Some(Arc::new(file)), is_in_memory: false, len_bytes, _shares: None })
@@ -189,7 +194,7 @@ impl Spooled {
         self.len_bytes == 0
     }
 
-    /// Whether both are the same file.
+    /// Whether both have the same file.
     pub fn is_same(&self, other: &Self) -> bool {
         match (&self.file, &other.file) {
             (Some(own), Some(other)) => Arc::ptr_eq(own, other),
@@ -206,7 +211,7 @@ impl Spooled {
         SpoolReader { content: self.clone(), position: 0 }
     }
 
-    /// Fills `out` with the bytes from `offset`.
+    /// Fills `out` with the bytes from `offset` on.
     pub fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
         match &self.file {
             Some(file) => file.read_exact_at(out, offset),
@@ -215,8 +220,8 @@ impl Spooled {
         }
     }
 
-    /// The content for another process, which shares the position of the descriptor with whoever else has one: it reads
-    /// at places that it names, or opens the file anew.
+    /// The content for another process. All holders of the descriptor share its position, so they read at explicit positions, or open
+    /// the file again.
     pub(crate) fn to_file(&self) -> io::Result<File> {
         self.file.as_ref().map_or_else(memory_file, |file| file.try_clone())
     }
@@ -261,8 +266,9 @@ fn move_to_disk(memory: Option<File>, dir: Option<&Path>) -> io::Result<File> {
 
 fn memory_file() -> io::Result<File> {
     let create = |flags| memfd_create("hush-spool", flags);
-    // A hardened kernel wants the promise that nobody will execute it; one before Linux 6.3 does not know it.
+    // A hardened kernel requires the promise that the file is never executed; a kernel before Linux 6.3 does not know the flag.
     let file = create(MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL);
+
     Ok(file.or_else(|error| if error == Errno::INVAL { create(MemfdFlags::CLOEXEC) } else { Err(error) })?.into())
 }
 
@@ -278,12 +284,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_apart() {
+    fn a_full_disk_is_recognised() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut spool = Spool { file: Some(full), is_in_memory: false, ..Spool::new(SpoolOptions::default()) };
         let error = spool.write(b"x").unwrap_err();
+
         assert!(error.is_storage_full(), "{error:?}");
         assert_eq!(spool.len_bytes(), 0);
+
         assert!(!SpoolError::TooLarge { limit_bytes: 1 }.is_storage_full());
         assert!(!SpoolError::Disk(io::Error::from(io::ErrorKind::PermissionDenied)).is_storage_full());
         assert!(error.to_string().contains(std::env::temp_dir().to_str().unwrap()), "{error}");
@@ -302,21 +310,24 @@ mod tests {
     }
 
     #[test]
-    fn where_the_memory_of_all_is_spent_the_disk_takes_over() {
+    fn a_spool_goes_to_the_disk_when_the_memory_budget_is_spent() {
         let memory = ByteBudget::new("memory", 1000);
         let options = || SpoolOptions { memory_budget: Some(memory.clone()), ..SpoolOptions::default() };
         let (mut one, mut other) = (Spool::new(options()), Spool::new(options()));
+
         one.write(&[1; 900]).unwrap();
         assert_eq!(memory.used_bytes(), 900);
         other.write(&[2; 90]).unwrap();
         other.write(&[3; 90]).unwrap();
-        // What it had in memory moved along.
+
+        // The bytes that it had in memory moved along.
         assert_eq!(memory.used_bytes(), 900);
         let (one, other) = (one.finish(), other.finish());
         assert!(one.is_in_memory() && !other.is_in_memory());
         let mut content = Vec::new();
         other.open().read_to_end(&mut content).unwrap();
         assert_eq!(content, [[2; 90], [3; 90]].concat());
+
         let reader = one.open();
         drop(one);
         assert_eq!(memory.used_bytes(), 900, "a reader still has it");
@@ -325,15 +336,17 @@ mod tests {
     }
 
     #[test]
-    fn what_all_may_hold_is_refused_beyond_and_given_back() {
+    fn bytes_beyond_the_budget_are_refused_and_given_back() {
         let budget = ByteBudget::new("uploads", 100);
         for memory_bytes in [0, 1000] {
             let options = SpoolOptions { memory_bytes, budget: Some(budget.clone()), ..SpoolOptions::default() };
             let (mut one, mut other) = (Spool::new(options.clone()), Spool::new(options));
             one.write(&[0; 60]).unwrap();
+
             other.write(&[0; 40]).unwrap();
             let error = other.write(&[0]).unwrap_err();
             assert!(matches!(error, SpoolError::Spent(_)) && error.is_storage_full(), "{error:?}");
+
             drop(one.finish());
             other.write(&[0; 60]).unwrap();
             drop(other);

@@ -1,4 +1,4 @@
-//! HTTPS as a client: certificates that the system trusts, checked by the one provider of this program.
+//! TLS as a client: trusts the certificates of the system, and uses the one crypto provider of this program.
 
 use std::sync::Arc;
 

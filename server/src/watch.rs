@@ -1,6 +1,5 @@
-//! Small files that are read again when their content changes: certificates, keys, tokens. The content is compared and
-//! not a time stamp, so that a swapped symbolic link (as Kubernetes mounts secrets) and a quick second write are seen
-//! alike.
+//! Small files that are read again when their content changes: certificates, keys, tokens. The content is compared and not the
+//! modification time, so that a swapped symbolic link (as Kubernetes mounts secrets) and a quick second write are noticed, too.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,46 +7,55 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-/// Kubernetes itself takes a minute to bring a new secret to a pod.
+// Former names, for code outside of this module.
+pub use self::WatchedFiles as Watched;
+
+/// Kubernetes itself needs a minute to update a secret in a pod.
 const PERIOD: Duration = Duration::from_secs(2);
-/// A chain of certificates has some kB.
+/// Limit for the size; a chain of certificates has some kB.
 const LIMIT_BYTES: u64 = 1 << 20;
 
+/// Why watched files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
     #[error("{} cannot be read", .path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} cannot be used: {problem}", list(.paths))]
-    Content { paths: Vec<PathBuf>, problem: String },
+    Content { paths: Vec<PathBuf>, problem: ContentError },
 }
+
+/// Why a parser refuses the content of files.
+pub type ContentError = Box<dyn std::error::Error + Send + Sync>;
 
 fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" with ")
 }
 
-/// What files hold, parsed. A new content that cannot be used is refused with a line in the log, and the old one stays.
-/// Cheap to clone; the last clone ends the watching.
-pub struct Watched<T> {
+/// The parsed content of files. New content that cannot be used is logged and refused, and the old content stays. Cheap to clone;
+/// dropping the last clone ends the watching.
+pub struct WatchedFiles<T> {
     current: Arc<RwLock<Arc<T>>>,
 }
 
-impl<T> Clone for Watched<T> {
+impl<T> Clone for WatchedFiles<T> {
     fn clone(&self) -> Self {
         Self { current: Arc::clone(&self.current) }
     }
 }
 
-impl<T: Send + Sync + 'static> Watched<T> {
-    /// Reads the files now and every two seconds; `parse` takes one content for each path, in their order. Must be
-    /// called inside a tokio runtime.
-    pub fn start<P>(paths: Vec<PathBuf>, parse: P) -> Result<Self, WatchError>
+impl<T: Send + Sync + 'static> WatchedFiles<T> {
+    /// Reads the files now and every two seconds. `parse` gets the contents in the order of the paths. Must be called inside a tokio
+    /// runtime.
+    pub fn start<P, E>(paths: Vec<PathBuf>, parse: P) -> Result<Self, WatchError>
     where
-        P: Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
+        P: Fn(&[Vec<u8>]) -> Result<T, E> + Send + Sync + 'static,
+        E: Into<ContentError>,
     {
+        let parse = move |contents: &[Vec<u8>]| parse(contents).map_err(Into::into);
         let contents = read(&paths)?;
         let value = parse(&contents).map_err(|problem| WatchError::Content { paths: paths.clone(), problem })?;
         let current = Arc::new(RwLock::new(Arc::new(value)));
-        let watcher = Watcher { paths, parse, seen: Some(contents), complaint: None };
+        let watcher = Watcher { paths, parse, seen: Some(contents), problem: None };
         tokio::spawn(watch(Arc::downgrade(&current), watcher));
         Ok(Self { current })
     }
@@ -60,26 +68,28 @@ impl<T: Send + Sync + 'static> Watched<T> {
 struct Watcher<P> {
     paths: Vec<PathBuf>,
     parse: P,
-    /// The last content that was tried, good or bad.
+    /// The last content that was parsed, whether it was good or bad.
     seen: Option<Vec<Vec<u8>>>,
-    /// Said already.
-    complaint: Option<String>,
+    /// The last problem that was logged.
+    problem: Option<String>,
 }
 
 async fn watch<T, P>(current: Weak<RwLock<Arc<T>>>, mut watcher: Watcher<P>)
 where
     T: Send + Sync + 'static,
-    P: Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
+    P: Fn(&[Vec<u8>]) -> Result<T, ContentError> + Send + Sync + 'static,
 {
     loop {
         tokio::time::sleep(PERIOD).await;
-        // A file system may hang: not on a thread that serves connections.
-        let looked = tokio::task::spawn_blocking(move || {
-            let value = watcher.look();
+        // A file system may hang, so the files are not read on a thread that serves connections.
+        let polled = tokio::task::spawn_blocking(move || {
+            let value = watcher.poll();
             (watcher, value)
         });
-        let Ok((back, value)) = looked.await else { return };
-        watcher = back;
+
+        let Ok((returned, value)) = polled.await else { return };
+        watcher = returned;
+
         let Some(current) = current.upgrade() else { return };
         if let Some(value) = value {
             *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
@@ -89,32 +99,32 @@ where
 }
 
 impl<P> Watcher<P> {
-    /// A new content that can be used.
-    fn look<T>(&mut self) -> Option<T>
+    /// Reads the files; returns new content that can be used. A problem is logged once.
+    fn poll<T>(&mut self) -> Option<T>
     where
-        P: Fn(&[Vec<u8>]) -> Result<T, String>,
+        P: Fn(&[Vec<u8>]) -> Result<T, ContentError>,
     {
-        let looked = match read(&self.paths) {
+        let result = match read(&self.paths) {
             Ok(contents) if self.seen.as_ref() == Some(&contents) => return None,
             Ok(contents) => {
                 let parsed = (self.parse)(&contents);
                 self.seen = Some(contents);
                 parsed.map_err(|problem| WatchError::Content { paths: self.paths.clone(), problem }.to_string())
             }
-            Err(error) => Err(format!(
-                "{error}: {}",
-                std::error::Error::source(&error).map_or_else(String::new, ToString::to_string)
-            )),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map_or_else(String::new, ToString::to_string);
+                Err(format!("{error}: {cause}"))
+            }
         };
-        match looked {
+        match result {
             Ok(value) => {
-                self.complaint = None;
+                self.problem = None;
                 Some(value)
             }
-            Err(complaint) => {
-                if self.complaint.as_ref() != Some(&complaint) {
-                    tracing::error!("what was read before stays in use: {complaint}");
-                    self.complaint = Some(complaint);
+            Err(problem) => {
+                if self.problem.as_ref() != Some(&problem) {
+                    tracing::error!("what was read before stays in use: {problem}");
+                    self.problem = Some(problem);
                 }
                 None
             }
@@ -129,6 +139,7 @@ fn read(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, WatchError> {
 fn read_one(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)?.take(LIMIT_BYTES + 1).read_to_end(&mut content)?;
+
     if content.len() as u64 > LIMIT_BYTES {
         return Err(io::Error::other(format!("larger than {LIMIT_BYTES} bytes")));
     }
@@ -142,41 +153,45 @@ mod tests {
 
     use super::*;
 
-    type Parse = fn(&[Vec<u8>]) -> Result<String, String>;
+    type Parse = fn(&[Vec<u8>]) -> Result<String, ContentError>;
 
-    /// Two files that must be equal.
-    fn pair(contents: &[Vec<u8>]) -> Result<String, String> {
+    /// Parses two files that must be equal.
+    fn pair(contents: &[Vec<u8>]) -> Result<String, ContentError> {
         match contents {
             [one, other] if one == other => Ok(String::from_utf8_lossy(one).into_owned()),
-            _ => Err("they differ".to_owned()),
+            _ => Err("they differ".into()),
         }
     }
 
     fn watcher(dir: &Path) -> Watcher<Parse> {
-        Watcher { paths: vec![dir.join("a"), dir.join("b")], parse: pair, seen: None, complaint: None }
+        Watcher { paths: vec![dir.join("a"), dir.join("b")], parse: pair, seen: None, problem: None }
     }
 
     #[test]
     fn a_half_written_pair_is_refused_until_it_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, content: &str| fs::write(dir.path().join(name), content).unwrap();
+
         let mut watcher = watcher(dir.path());
-        assert_eq!(watcher.look(), None);
-        assert!(watcher.complaint.as_ref().is_some_and(|complaint| complaint.contains("cannot be read")));
+        assert_eq!(watcher.poll(), None);
+        assert!(watcher.problem.as_ref().is_some_and(|problem| problem.contains("cannot be read")));
+
         write("a", "1");
         write("b", "1");
-        assert_eq!(watcher.look(), Some("1".to_owned()));
-        assert_eq!(watcher.look(), None, "nothing new");
+        assert_eq!(watcher.poll(), Some("1".to_owned()));
+        assert_eq!(watcher.poll(), None, "nothing new");
+
         write("a", "2");
-        assert_eq!(watcher.look(), None);
-        assert!(watcher.complaint.as_ref().is_some_and(|complaint| complaint.contains("they differ")));
+        assert_eq!(watcher.poll(), None);
+        assert!(watcher.problem.as_ref().is_some_and(|problem| problem.contains("they differ")));
+
         write("b", "2");
-        assert_eq!(watcher.look(), Some("2".to_owned()));
-        assert_eq!(watcher.complaint, None);
+        assert_eq!(watcher.poll(), Some("2".to_owned()));
+        assert_eq!(watcher.problem, None);
     }
 
     #[test]
-    fn a_swapped_link_is_seen_as_kubernetes_swaps_it() {
+    fn a_link_that_is_swapped_as_kubernetes_does_it_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         for version in ["1", "2"] {
             fs::create_dir(dir.path().join(version)).unwrap();
@@ -184,19 +199,22 @@ mod tests {
                 fs::write(dir.path().join(version).join(name), version).unwrap();
             }
         }
+
         symlink("1", dir.path().join("..data")).unwrap();
         for name in ["a", "b"] {
             symlink(Path::new("..data").join(name), dir.path().join(name)).unwrap();
         }
+
         let mut watcher = watcher(dir.path());
-        assert_eq!(watcher.look(), Some("1".to_owned()));
+        assert_eq!(watcher.poll(), Some("1".to_owned()));
+
         symlink("2", dir.path().join("..tmp")).unwrap();
         fs::rename(dir.path().join("..tmp"), dir.path().join("..data")).unwrap();
-        assert_eq!(watcher.look(), Some("2".to_owned()));
+        assert_eq!(watcher.poll(), Some("2".to_owned()));
     }
 
     #[test]
-    fn a_file_that_is_no_small_file_is_refused() {
+    fn a_file_that_is_too_large_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a"), vec![0; LIMIT_BYTES as usize + 1]).unwrap();
         let error = read(&[dir.path().join("a")]).unwrap_err();

@@ -16,7 +16,7 @@ use hush_contract::{ModelState, UnloadRefusal};
 use hush_server::admin::{self, Access, AdminState};
 use hush_server::auth::{Authenticate, KeyFile};
 use hush_server::metrics::{self, Metrics};
-use hush_server::residency::{ModelSettings, Models, Policy, Residency};
+use hush_server::residency::{LifecycleSettings, ModelSettings, Models, ResidencyRule, SpeechJobs};
 use hush_server::serve::{Peer, ServeOptions, serve};
 use scripted::{audio, settings, spec, until, work};
 use serde::de::DeserializeOwned;
@@ -32,20 +32,20 @@ fn runner_child() {
     scripted::child_entry();
 }
 
-struct Server {
+struct AdminServer {
     models: Arc<Models>,
     address: SocketAddr,
     stop: CancellationToken,
     served: tokio::task::JoinHandle<()>,
 }
 
-struct Answer {
+struct AdminResponse {
     status: u16,
     head: String,
     body: String,
 }
 
-impl Answer {
+impl AdminResponse {
     fn json<T: DeserializeOwned>(&self) -> T {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
@@ -59,12 +59,12 @@ impl Answer {
     }
 }
 
-impl Server {
-    async fn new(script: &str, policy: Policy) -> Self {
+impl AdminServer {
+    async fn new(script: &str, policy: LifecycleSettings) -> Self {
         Self::with(script, policy, |address| Access::new(Vec::new(), address.ip())).await
     }
 
-    async fn with(script: &str, policy: Policy, access: impl FnOnce(SocketAddr) -> Access) -> Self {
+    async fn with(script: &str, policy: LifecycleSettings, access: impl FnOnce(SocketAddr) -> Access) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let spec = spec(script);
         let model = ModelSettings {
@@ -85,28 +85,28 @@ impl Server {
         Self { models, address, stop, served }
     }
 
-    async fn send(&self, request: &str) -> Answer {
+    async fn send(&self, request: &str) -> AdminResponse {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+        AdminResponse { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
 
-    async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+    async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> AdminResponse {
         let (address, length) = (self.address, body.len());
         let head =
             format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}");
         self.send(&format!("{head}\r\n{headers}\r\n{body}")).await
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    async fn get(&self, path: &str) -> AdminResponse {
         self.ask("GET", path, "", "").await
     }
 
-    async fn command(&self, command: &str, body: &str) -> Answer {
+    async fn command(&self, command: &str, body: &str) -> AdminResponse {
         let path = format!("/admin/v1/models/org%2Ftiny/{command}");
         self.ask("POST", &path, "Content-Type: application/json\r\n", body).await
     }
@@ -116,13 +116,13 @@ impl Server {
     }
 }
 
-fn never() -> Policy {
-    Policy { residency: Residency::Idle(None), ..Policy::default() }
+fn never() -> LifecycleSettings {
+    LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_readers_of_events_are_bounded() {
-    let server = Server::new("", Policy::default()).await;
+    let server = AdminServer::new("", LifecycleSettings::default()).await;
     let mut readers = Vec::new();
     for _ in 0..64 {
         let mut reader = TcpStream::connect(server.address).await.unwrap();
@@ -153,7 +153,7 @@ async fn hostile_readers_of_events_are_bounded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_requests_get_the_documented_error() {
-    let server = Server::new("", Policy::default()).await;
+    let server = AdminServer::new("", LifecycleSettings::default()).await;
     let address = server.address;
     let close = "Connection: close\r\n\r\n";
     for (request, status) in [
@@ -183,7 +183,7 @@ async fn hostile_requests_get_the_documented_error() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_is_listed_loaded_and_unloaded() {
-    let server = Server::new("", Policy::default()).await;
+    let server = AdminServer::new("", LifecycleSettings::default()).await;
     let list: ModelList = server.get("/admin/v1/models").await.json();
     let model = &list.models[0];
     assert_eq!((model.model.as_str(), model.state, model.generation), ("org/tiny", ModelState::Unloaded, 0));
@@ -212,7 +212,7 @@ async fn a_model_is_listed_loaded_and_unloaded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_condition_that_does_not_hold_has_its_code_and_changes_nothing() {
-    let server = Server::new("", never()).await;
+    let server = AdminServer::new("", never()).await;
     server.models.default_model().load().await.unwrap();
     let refused = async |body: &str, refusal: UnloadRefusal| {
         let error = server.command("unload", body).await.is_error(409, refusal.as_str());
@@ -230,7 +230,7 @@ async fn each_condition_that_does_not_hold_has_its_code_and_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_that_takes_long_is_accepted_and_goes_on() {
-    let server = Server::new("sleep=700", never()).await;
+    let server = AdminServer::new("sleep=700", never()).await;
     let answer = server.command("load", r#"{"wait_seconds":0}"#).await;
     let pending: LoadResponse = answer.json();
     assert_eq!((answer.status, pending.outcome, pending.state), (202, LoadOutcome::Pending, ModelState::Loading));
@@ -241,7 +241,7 @@ async fn a_load_that_takes_long_is_accepted_and_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hold_refuses_loads_until_it_ends() {
-    let server = Server::new("", never()).await;
+    let server = AdminServer::new("", never()).await;
     server.models.default_model().load().await.unwrap();
     server.command("unload", r#"{"hold_seconds":600,"reason":"HardPressure"}"#).await;
     let answer = server.command("load", "{}").await;
@@ -266,7 +266,7 @@ async fn a_hold_refuses_loads_until_it_ends() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_that_fails_says_why_and_when_to_come_again() {
-    let server = Server::new("fail", never()).await;
+    let server = AdminServer::new("fail", never()).await;
     let answer = server.command("load", "{}").await;
     let error = answer.is_error(503, "load_failed");
     assert!(error.message.contains("weights.bin is truncated") && answer.head.contains("retry-after: 1"), "{error:?}");
@@ -276,7 +276,7 @@ async fn a_load_that_fails_says_why_and_when_to_come_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_are_told_what_is_wrong() {
-    let server = Server::new("", never()).await;
+    let server = AdminServer::new("", never()).await;
     let json = "Content-Type: application/json\r\n";
     let unload = "/admin/v1/models/org%2Ftiny/unload";
     let error = server.command("unload", r#"{"if_idle_second":1}"#).await.is_error(400, "invalid_request");
@@ -305,12 +305,12 @@ async fn bad_requests_are_told_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_commands_without_a_credential() {
+async fn no_command_is_accepted_without_a_credential() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens");
     std::fs::write(&path, "controller 0123456789abcdef0123\n").unwrap();
     let tokens: Arc<dyn Authenticate> = Arc::new(KeyFile::open(path.clone()).unwrap());
-    let server = Server::with("", never(), |_| Access::Tokens(vec![tokens])).await;
+    let server = AdminServer::with("", never(), |_| Access::Tokens(vec![tokens])).await;
     let routes = [
         ("GET", "/admin/v1/models"),
         ("GET", "/admin/v1/events"),
@@ -342,7 +342,7 @@ async fn nobody_commands_without_a_credential() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_any_configured_only_this_machine_is_served_and_no_browser() {
-    let open = Server::with("", never(), |_| Access::new(Vec::new(), "0.0.0.0".parse().unwrap())).await;
+    let open = AdminServer::with("", never(), |_| Access::new(Vec::new(), "0.0.0.0".parse().unwrap())).await;
     for path in ["/admin/v1/models", "/admin/v1/events"] {
         let error = open.get(path).await.is_error(403, "forbidden");
         assert!(error.message.contains("--admin-token-file"), "{}", error.message);
@@ -350,7 +350,7 @@ async fn without_any_configured_only_this_machine_is_served_and_no_browser() {
     open.command("load", "{}").await.is_error(403, "forbidden");
     assert_eq!(open.models.default_model().snapshot().generation, 0);
 
-    let local = Server::new("", never()).await;
+    let local = AdminServer::new("", never()).await;
     let load = "/admin/v1/models/org%2Ftiny/load";
     local.ask("POST", load, "Origin: http://evil.example\r\n", "").await.is_error(403, "forbidden");
     let rebound =
@@ -373,12 +373,12 @@ async fn without_any_configured_only_this_machine_is_served_and_no_browser() {
 }
 
 /// Server-sent events as a browser reads them.
-struct Events {
+struct EventReader {
     lines: BufReader<TcpStream>,
 }
 
-impl Events {
-    async fn open(server: &Server) -> Self {
+impl EventReader {
+    async fn open(server: &AdminServer) -> Self {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         let head = format!("GET /admin/v1/events HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -413,8 +413,8 @@ impl Events {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_are_seen_in_order() {
-    let server = Server::new("", never()).await;
-    let mut events = Events::open(&server).await;
+    let server = AdminServer::new("", never()).await;
+    let mut events = EventReader::open(&server).await;
     let Some((first, Event::Snapshot { models })) = events.next().await else { panic!("no snapshot first") };
     assert_eq!((models.len(), models[0].state), (1, ModelState::Unloaded));
     server.command("load", "{}").await;
@@ -437,7 +437,7 @@ async fn changes_are_seen_in_order() {
 /// Without a socket, whose buffers would hold thousands of events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_is_told_what_it_lost_and_begins_again() {
-    let server = Server::new("", never()).await;
+    let server = AdminServer::new("", never()).await;
     let model = server.models.default_model();
     model.load().await.unwrap();
     let access = Access::new(Vec::new(), server.address.ip());

@@ -6,7 +6,7 @@ mod audio_support;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use audio_support::stand_in::{StandIn, has_python};
+use audio_support::stand_in::{FfmpegStandIn, has_python};
 use audio_support::*;
 use hush_server::audio::{self, AudioError, DecodeOptions, Ffmpeg};
 use hush_server::spool::{Spool, SpoolOptions};
@@ -26,7 +26,7 @@ fn samples_are_read_as_a_stream() {
     }
     let expected = some_samples(40_001);
     let script = "out.write(film[:70001]); out.flush(); time.sleep(0.1); out.write(film[70001:])";
-    let pcm = decode_with(unknown(), &StandIn::with_samples(script, &expected).options()).unwrap();
+    let pcm = decode_with(unknown(), &FfmpegStandIn::with_samples(script, &expected).options()).unwrap();
     assert_eq!(samples(&pcm), expected);
 }
 
@@ -40,7 +40,7 @@ fn it_gets_the_upload_from_memory_and_from_disk() {
     packed.write_all(&Matroska::BUILT_IN.film(0, &[(0.0, &expected)])).unwrap();
     let packed = packed.finish().unwrap();
     // Read twice: it can seek in it.
-    let program = StandIn::new(
+    let program = FfmpegStandIn::new(
         "import gzip
 open('/proc/self/fd/0', 'rb').read()
 out.write(gzip.decompress(open('/proc/self/fd/0', 'rb').read()))",
@@ -58,7 +58,7 @@ fn its_last_words_are_in_the_error_without_its_parts() {
     if !has_python() {
         return;
     }
-    let program = StandIn::new(
+    let program = FfmpegStandIn::new(
         "for i in range(1, 7): say(f'[mov,mp4 @ 0x55d0] [aac @ 0x7f] line {i}')
 say('file:/proc/self/fd/0: bad')
 sys.exit(1)",
@@ -69,7 +69,7 @@ sys.exit(1)",
         "{error:?}"
     );
     assert!(error.to_string().contains("it looks like text; starts with 6e 6f"), "{error}");
-    let program = StandIn::new("import signal; signal.raise_signal(signal.SIGSEGV)");
+    let program = FfmpegStandIn::new("import signal; signal.raise_signal(signal.SIGSEGV)");
     assert!(program.last_words(unknown()).contains("signal"));
 }
 
@@ -78,7 +78,7 @@ fn samples_before_a_failure_do_not_count() {
     if !has_python() {
         return;
     }
-    let program = StandIn::with_samples("out.write(film); out.flush(); sys.exit(1)", &some_samples(1_000));
+    let program = FfmpegStandIn::with_samples("out.write(film); out.flush(); sys.exit(1)", &some_samples(1_000));
     assert!(matches!(decode_with(unknown(), &program.options()), Err(AudioError::Ffmpeg { .. })));
 }
 
@@ -87,30 +87,30 @@ fn silence_from_it_leaves_the_first_error() {
     if !has_python() {
         return;
     }
-    let program = StandIn::new("");
+    let program = FfmpegStandIn::new("");
     assert!(matches!(decode_with(unknown(), &program.options()), Err(AudioError::Unrecognised { .. })));
 }
 
 #[test]
-fn it_is_killed_when_it_hangs_or_nobody_waits() {
+fn it_is_killed_when_it_hangs_or_its_request_is_gone() {
     if !has_python() {
         return;
     }
-    let program = StandIn::new("time.sleep(100)");
+    let program = FfmpegStandIn::new("time.sleep(100)");
     let start = Instant::now();
     let options = DecodeOptions { ffmpeg_timeout: Duration::from_millis(600), ..program.options() };
     let error = decode_with(unknown(), &options).unwrap_err();
     assert!(matches!(error, AudioError::FfmpegTimeout { .. }) && !error.is_client_fault(), "{error:?}");
     assert!(!program.is_running());
 
-    let program = StandIn::new("time.sleep(100)");
+    let program = FfmpegStandIn::new("time.sleep(100)");
     let input = spooled(&unknown());
     let result = audio::decode(&input, None, &program.options(), &|| !program.is_running());
     assert!(matches!(result, Err(AudioError::Cancelled)), "{result:?}");
     assert!(!program.is_running());
 
     // Closed its output, does not exit.
-    let program = StandIn::new("os.close(1); os.close(2); time.sleep(100)");
+    let program = FfmpegStandIn::new("os.close(1); os.close(2); time.sleep(100)");
     let options = DecodeOptions { ffmpeg_timeout: Duration::from_millis(600), ..program.options() };
     assert!(matches!(decode_with(unknown(), &options), Err(AudioError::FfmpegTimeout { .. })));
     assert!(!program.is_running());
@@ -122,7 +122,7 @@ fn endless_output_meets_the_limit() {
     if !has_python() {
         return;
     }
-    let program = StandIn::with_samples("out.write(film)\nwhile True: out.write(more)", &some_samples(160_000));
+    let program = FfmpegStandIn::with_samples("out.write(film)\nwhile True: out.write(more)", &some_samples(160_000));
     let options = DecodeOptions { limit_seconds: 100, ..program.options() };
     assert!(matches!(decode_with(unknown(), &options), Err(AudioError::TooLong { limit_seconds: 100 })));
     assert!(!program.is_running());
@@ -134,7 +134,7 @@ fn endless_complaints_do_not_block_it() {
         return;
     }
     let script = "sys.stderr.write('x' * 3_000_000); sys.stderr.flush(); out.write(film)";
-    let program = StandIn::with_samples(script, &some_samples(50));
+    let program = FfmpegStandIn::with_samples(script, &some_samples(50));
     assert_eq!(decode_with(unknown(), &program.options()).unwrap().len_samples(), 50);
 }
 

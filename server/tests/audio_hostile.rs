@@ -191,7 +191,7 @@ fn a_client_that_left_stops_the_work() {
     assert!(matches!(result, Err(AudioError::Cancelled)), "{result:?}");
 }
 
-/// Of this process, since it began.
+/// The peak resident memory of this process since its start.
 fn peak_rss_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();

@@ -230,7 +230,7 @@ fn wav_files_one_behind_the_other_are_all_heard() {
     let (first, second) = (fixture("audio/en-1.wav"), fixture("audio/en-3.wav"));
     let expected = [decoded(first.clone()), decoded(second.clone())].concat();
     assert!(decoded([first.clone(), second.clone()].concat()) == expected);
-    // Of another rate and shape; an odd length with and without its padding.
+    // Another rate and sample format; an odd length, with and without its padding byte.
     let stereo = wav(8_000, 2, Width::S16, 4_000, |i, _| 0.3 * tone(440.0, 8_000.0, i));
     let heard = decoded([first.clone(), stereo.clone(), second.clone()].concat());
     assert_eq!(heard.len(), expected.len() + 8_000);

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use audio_support::stand_in::{StandIn, has_python, runs};
+use audio_support::stand_in::{FfmpegStandIn, has_python, runs};
 use audio_support::*;
 use hush_server::audio::{self, AudioError, Confinement, DecodeOptions, Ffmpeg, FfmpegLimits};
 use hush_server::spool::{Spool, SpoolOptions};
@@ -35,7 +35,7 @@ fn upload() -> Vec<u8> {
 }
 
 fn attempts(code: &str) -> String {
-    StandIn::new(&format!("{TRY}{code}")).last_words(upload())
+    FfmpegStandIn::new(&format!("{TRY}{code}")).last_words(upload())
 }
 
 fn has(part: fn(Confinement) -> bool) -> bool {
@@ -56,7 +56,7 @@ fn no_secret_is_in_its_environment() {
     let script = "names = set(os.environ) - {'PATH', 'LANG', 'LC_ALL', 'LD_LIBRARY_PATH', 'LC_CTYPE'}
 say('inherited:', *sorted(names), 'PATH' in os.environ)
 sys.exit(1)";
-    assert_eq!(StandIn::new(script).last_words(upload()), "inherited: True");
+    assert_eq!(FfmpegStandIn::new(script).last_words(upload()), "inherited: True");
 }
 
 #[test]
@@ -75,7 +75,7 @@ attempt(upload=read('/proc/self/fd/0'), token=read('{secret}'), users=read('/etc
         list=lambda: os.listdir('{}'), root=lambda: os.listdir('/'), device=read('/dev/zero'))",
         dir.path().display()
     );
-    let program = StandIn::new(&format!("{TRY}{code}"));
+    let program = FfmpegStandIn::new(&format!("{TRY}{code}"));
     // From memory and from a file of the disk.
     for memory_bytes in [1 << 20, 0] {
         let mut spool = Spool::new(SpoolOptions { memory_bytes, ..SpoolOptions::default() });
@@ -192,7 +192,7 @@ prctl(2, ctypes.byref(death))
 say(resource.getrlimit(resource.RLIMIT_CORE), resource.getrlimit(resource.RLIMIT_FSIZE), prctl(39, 0, 0, 0, 0),
     death.value, os.getsid(0) == os.getpid() == os.getpgid(0), many() < 64)
 sys.exit(1)";
-    assert_eq!(StandIn::new(script).last_words(upload()), "(0, 0) (0, 0) 1 9 True True");
+    assert_eq!(FfmpegStandIn::new(script).last_words(upload()), "(0, 0) (0, 0) 1 9 True True");
 }
 
 #[test]
@@ -211,7 +211,7 @@ for fd in range(3, 4096):
 say(INODE in found)
 sys.exit(1)";
     let script = script.replace("INODE", &file.as_file().metadata().unwrap().ino().to_string());
-    assert_eq!(StandIn::new(&script).last_words(upload()), "False");
+    assert_eq!(FfmpegStandIn::new(&script).last_words(upload()), "False");
 }
 
 #[test]
@@ -224,7 +224,7 @@ def heap(): return bytearray(400 << 20)
 def shared(): return mmap.mmap(-1, 8 << 30)
 def pieces(): return [bytearray(1 << 20) for _ in range(400)]
 attempt(heap=heap, pieces=pieces, shared=shared, little=lambda: bytearray(20 << 20))";
-    let program = StandIn::new(&format!("{TRY}{code}"));
+    let program = FfmpegStandIn::new(&format!("{TRY}{code}"));
     let limits = FfmpegLimits { memory_bytes: 200 << 20, ..FfmpegLimits::default() };
     let options = DecodeOptions { ffmpeg_limits: limits, ..program.options() };
     let error = decode_with(upload(), &options).unwrap_err();
@@ -237,7 +237,7 @@ fn processor_time_has_a_limit() {
         return;
     }
     let limits = FfmpegLimits { processor_time: Duration::from_secs(1), ..FfmpegLimits::default() };
-    let program = StandIn::new("while True: pass");
+    let program = FfmpegStandIn::new("while True: pass");
     let options = DecodeOptions { ffmpeg_limits: limits.clone(), ..program.options() };
     let error = decode_with(upload(), &options).unwrap_err();
     assert!(matches!(&error, AudioError::FfmpegLimit { .. }) && error.is_client_fault(), "{error:?}");
@@ -245,7 +245,7 @@ fn processor_time_has_a_limit() {
     assert!(!program.is_running());
 
     // One that does not listen to the warning.
-    let program = StandIn::new("import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass");
+    let program = FfmpegStandIn::new("import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass");
     let options = DecodeOptions { ffmpeg_limits: limits, ..program.options() };
     let error = decode_with(upload(), &options).unwrap_err();
     assert!(matches!(&error, AudioError::Ffmpeg { stderr, .. } if stderr.contains("SIGKILL")), "{error:?}");
@@ -260,7 +260,7 @@ fn output_that_is_no_audio_has_a_limit() {
     // A film, and then for ever elements that a reader of Matroska passes over.
     let script = "out.write(film)\nwhile True: out.write(b'\\xec\\x20\\xff\\xff' + bytes(65535))";
     let samples: Vec<f32> = (0..16_000).map(|i| (i % 100) as f32 / 200.0).collect();
-    let program = StandIn::with_samples(script, &samples);
+    let program = FfmpegStandIn::with_samples(script, &samples);
     let options = DecodeOptions { limit_seconds: 30, ..program.options() };
     let start = Instant::now();
     let error = decode_with(upload(), &options).unwrap_err();
@@ -284,7 +284,7 @@ fn it_ends_with_the_server() {
     if !has_python() {
         return;
     }
-    let program = StandIn::new("time.sleep(100)");
+    let program = FfmpegStandIn::new("time.sleep(100)");
     let mut server = Command::new("/proc/self/exe")
         .args(["--exact", "server_that_is_killed", "--test-threads=1", "-q"])
         .env(STAND_IN_VARIABLE, program.path())
@@ -323,7 +323,7 @@ fn kernel_that_offers_less() {
         SeccompFilter::new(rules, SeccompAction::Allow, unknown, arch).unwrap().try_into().unwrap();
     seccompiler::apply_filter(&filter).unwrap();
 
-    let program = StandIn::new(&format!(
+    let program = FfmpegStandIn::new(&format!(
         "{TRY}import socket
 def fork():
     # It holds every pipe open, and outlives what started it.

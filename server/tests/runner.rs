@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use hush_server::audio::{Pcm, Span};
 use hush_server::job::{Outcome, Work};
 use hush_server::runner::child::PARENT_VARIABLE;
-use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, JobId, LoadSpec, Message, ToRunner, VERSION, send};
+use hush_server::runner::wire::{
+    FailureKind, FrameDecoder, FromRunner, JobId, LoadSpec, ToRunner, VERSION, WireMessage, send,
+};
 use hush_whisper::Segment;
 use scripted::{audio, pcm, samples, spec, sum, work};
 
@@ -25,13 +27,13 @@ fn runner_child() {
     scripted::child_entry();
 }
 
-struct Runner {
+struct RunnerProcess {
     child: Child,
     socket: UnixStream,
-    decoder: Decoder,
+    decoder: FrameDecoder,
 }
 
-impl Runner {
+impl RunnerProcess {
     fn start_under(parent: u32) -> Self {
         let (socket, theirs) = UnixStream::pair().unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -42,7 +44,7 @@ impl Runner {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        Self { child, socket, decoder: Decoder::default() }
+        Self { child, socket, decoder: FrameDecoder::default() }
     }
 
     fn start() -> Self {
@@ -116,7 +118,7 @@ impl Runner {
     }
 }
 
-impl Drop for Runner {
+impl Drop for RunnerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -133,7 +135,7 @@ fn it_is_there_fast_and_gone_fast() {
     let (mut hello, mut gone) = (Vec::new(), Vec::new());
     for _ in 0..20 {
         let started = Instant::now();
-        let mut runner = Runner::start();
+        let mut runner = RunnerProcess::start();
         let FromRunner::Hello { version, pid, runtime, .. } = runner.hear() else { panic!("no hello") };
         hello.push(started.elapsed());
         assert_eq!((version, pid, runtime.as_deref()), (VERSION, runner.child.id(), Some("scripted")));
@@ -150,21 +152,21 @@ fn it_is_there_fast_and_gone_fast() {
 
 #[test]
 fn it_ends_with_its_socket_and_on_nonsense_whatever_its_engine_does() {
-    let mut closed = Runner::loaded();
+    let mut closed = RunnerProcess::loaded();
     closed.socket.shutdown(std::net::Shutdown::Both).unwrap();
     closed.ended_within(Duration::from_secs(2));
 
-    let mut garbage = Runner::loaded();
+    let mut garbage = RunnerProcess::loaded();
     garbage.socket.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     garbage.ended_within(Duration::from_secs(2));
 
-    let mut loading = Runner::start();
+    let mut loading = RunnerProcess::start();
     loading.say(&ToRunner::Load(spec("sleep=60000")));
     assert!(matches!(loading.hear(), FromRunner::Hello { .. }));
     loading.say(&ToRunner::Exit);
     assert_eq!(loading.ended_within(Duration::from_secs(2)).signal(), Some(9));
 
-    let mut working = Runner::loaded();
+    let mut working = RunnerProcess::loaded();
     working.give(1, work("hang"), &audio(1));
     assert!(matches!(working.hear(), FromRunner::FirstToken { id: 1, .. }));
     drop(working.socket.shutdown(std::net::Shutdown::Write));
@@ -173,7 +175,7 @@ fn it_ends_with_its_socket_and_on_nonsense_whatever_its_engine_does() {
 
 #[test]
 fn it_does_not_live_without_its_server() {
-    let mut orphan = Runner::start_under(1);
+    let mut orphan = RunnerProcess::start_under(1);
     assert_eq!(orphan.ended_within(Duration::from_secs(5)).code(), Some(1));
 }
 
@@ -185,7 +187,7 @@ fn it_reads_the_audio_that_comes_with_its_work_and_nothing_around_it() {
     file.write_all(&[0x55; 45]).unwrap();
     file.write_all(&bytes).unwrap();
     file.write_all(&[0x55; 1001]).unwrap();
-    let mut runner = Runner::loaded();
+    let mut runner = RunnerProcess::loaded();
     for (id, piece) in [(1, "piece=1000"), (2, "piece=10000000")] {
         let audio = Span { start_bytes: 45, len_samples: samples.len() as u64 };
         runner.give_file(id, work(piece), &file, audio);
@@ -208,7 +210,7 @@ fn it_reads_the_audio_that_comes_with_its_work_and_nothing_around_it() {
 
 #[test]
 fn cancelled_work_ends_wherever_it_is_and_the_next_is_done() {
-    let mut runner = Runner::loaded();
+    let mut runner = RunnerProcess::loaded();
     let cancelled = |message| matches!(message, FromRunner::Failed { kind: FailureKind::Cancelled, .. });
     // Between tokens; and one that has not begun.
     runner.give(2, work("each=60000"), &audio(1));
@@ -225,7 +227,7 @@ fn cancelled_work_ends_wherever_it_is_and_the_next_is_done() {
 
 #[test]
 fn several_jobs_have_their_own_audio_and_their_own_end() {
-    let mut runner = Runner::start();
+    let mut runner = RunnerProcess::start();
     runner.say(&ToRunner::Load(LoadSpec { max_batch: 3, ..spec("") }));
     assert!(matches!(runner.hear(), FromRunner::Hello { .. }));
     assert!(matches!(runner.hear(), FromRunner::Loaded { .. }));
@@ -261,7 +263,7 @@ fn several_jobs_have_their_own_audio_and_their_own_end() {
 
 #[test]
 fn signs_of_life_come_while_it_works() {
-    let mut runner = Runner::loaded();
+    let mut runner = RunnerProcess::loaded();
     runner.give(1, work("each=900"), &audio(1));
     let mut beats = 0;
     loop {

@@ -13,7 +13,7 @@ use hush_contract::UnloadReason;
 use hush_server::audio::{self, DecodeOptions, Pcm};
 use hush_server::job::{JobError, Outcome, Work};
 use hush_server::metrics::Metrics;
-use hush_server::residency::{ModelSettings, Models, Policy, Unload};
+use hush_server::residency::{ModelSettings, Models, Policy, SpeechJobs, Unload};
 use hush_server::runner::child::{self, PARENT_VARIABLE};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{EngineBackend, Settings};

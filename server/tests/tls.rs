@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get;
-use https::{Https, Pair, connect};
+use https::{HttpsListener, LoopbackCertificate, connect};
 use hush_server::serve::Tls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -23,7 +23,7 @@ fn router() -> Router {
 }
 
 /// One request on one connection; the certificate that answered.
-async fn ask(server: &Https, trusted: &[&Pair]) -> std::io::Result<Vec<u8>> {
+async fn ask(server: &HttpsListener, trusted: &[&LoopbackCertificate]) -> std::io::Result<Vec<u8>> {
     let mut stream = connect(server.address, trusted).await?;
     let request = "GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).await?;
@@ -45,9 +45,9 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotated_pair_is_used_for_new_connections_and_no_request_is_lost() {
-    let server = Arc::new(Https::start(router()).await);
-    let first = Arc::new(Pair { certificate: server.certificate().to_owned(), key: String::new() });
-    let second = Arc::new(Pair::new());
+    let server = Arc::new(HttpsListener::start(router()).await);
+    let first = Arc::new(LoopbackCertificate { certificate: server.certificate().to_owned(), key: String::new() });
+    let second = Arc::new(LoopbackCertificate::new());
     let done = Arc::new(AtomicBool::new(false));
     let load = (0..4).map(|_| {
         let (server, first, second, done) = (server.clone(), first.clone(), second.clone(), done.clone());
@@ -80,13 +80,14 @@ async fn a_rotated_pair_is_used_for_new_connections_and_no_request_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_swapped_directory_is_seen_and_a_broken_pair_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
-    let (first, second) = (Pair::new(), Pair::new());
+    let (first, second) = (LoopbackCertificate::new(), LoopbackCertificate::new());
     for (name, pair) in [("one", &first), ("two", &second)] {
         std::fs::create_dir(dir.path().join(name)).unwrap();
         pair.write(&dir.path().join(name));
     }
     std::fs::create_dir(dir.path().join("broken")).unwrap();
-    Pair { certificate: second.certificate.clone(), key: first.key.clone() }.write(&dir.path().join("broken"));
+    LoopbackCertificate { certificate: second.certificate.clone(), key: first.key.clone() }
+        .write(&dir.path().join("broken"));
     std::os::unix::fs::symlink("one", dir.path().join("..data")).unwrap();
     let swap = |to: &str| {
         std::os::unix::fs::symlink(to, dir.path().join("..new")).unwrap();
@@ -96,7 +97,7 @@ async fn a_swapped_directory_is_seen_and_a_broken_pair_is_not_used() {
         std::os::unix::fs::symlink(Path::new("..data").join(name), dir.path().join(name)).unwrap();
     }
     let tls = Tls::from_files(dir.path().join("tls.crt"), dir.path().join("tls.key")).unwrap();
-    let server = Https::with(router(), tls).await;
+    let server = HttpsListener::with(router(), tls).await;
     assert_eq!(ask(&server, &[&first]).await.unwrap(), first.der());
     swap("broken");
     // Longer than it takes to look again.
@@ -110,7 +111,7 @@ async fn a_swapped_directory_is_seen_and_a_broken_pair_is_not_used() {
 #[tokio::test]
 async fn what_is_no_pair_is_said_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
-    let (one, other) = (Pair::new(), Pair::new());
+    let (one, other) = (LoopbackCertificate::new(), LoopbackCertificate::new());
     let (certificate, key) = one.write(dir.path());
     assert!(Tls::from_files(certificate.clone(), key.clone()).is_ok());
     let refused = |says: &str| {
@@ -128,9 +129,9 @@ async fn what_is_no_pair_is_said_at_the_start() {
 }
 
 #[tokio::test]
-async fn whoever_speaks_no_tls_gets_no_answer_and_holds_nothing_up() {
-    let server = Https::start(router()).await;
-    let first = Pair { certificate: server.certificate().to_owned(), key: String::new() };
+async fn a_client_without_tls_gets_no_answer_and_delays_no_other() {
+    let server = HttpsListener::start(router()).await;
+    let first = LoopbackCertificate { certificate: server.certificate().to_owned(), key: String::new() };
     // One says nothing at all, one speaks plain HTTP.
     let _silent = TcpStream::connect(server.address).await.unwrap();
     let mut plain = TcpStream::connect(server.address).await.unwrap();
@@ -140,5 +141,8 @@ async fn whoever_speaks_no_tls_gets_no_answer_and_holds_nothing_up() {
     let _ = tokio::time::timeout(DEADLINE, plain.read_to_end(&mut answer)).await.unwrap();
     assert!(!String::from_utf8_lossy(&answer).contains("HTTP/1.1"), "{answer:?}");
     ask(&server, &[&first]).await.unwrap();
-    assert!(connect(server.address, &[&Pair::new()]).await.is_err(), "a stranger's certificate is not trusted");
+    assert!(
+        connect(server.address, &[&LoopbackCertificate::new()]).await.is_err(),
+        "a stranger's certificate is not trusted"
+    );
 }

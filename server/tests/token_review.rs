@@ -1,5 +1,5 @@
 //! Tokens that Kubernetes vouches for, asked of a real HTTPS server that speaks TokenReview: what it says, and what
-//! happens when it says nothing, nonsense, or is somebody else.
+//! happens when it does not answer, answers nonsense, or is another server.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
@@ -19,7 +19,7 @@ use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
-use https::Https;
+use https::HttpsListener;
 use hush_server::auth::{Authenticate, Caller, Denied, ReviewSettings, TokenReview};
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ fn name_of(token: &str) -> String {
     claims["jti"].as_str().unwrap().to_owned()
 }
 
-/// Of another machine each.
+/// Addresses of different machines.
 fn peer(n: u8) -> Option<IpAddr> {
     Some(IpAddr::from([10, 0, 0, n]))
 }
@@ -54,18 +54,18 @@ const HOME: Option<IpAddr> = None;
 
 /// What the API server answers, by token.
 #[derive(Default)]
-struct Cluster {
-    answers: HashMap<&'static str, Answer>,
+struct ReviewAnswers {
+    answers: HashMap<&'static str, ReviewAnswer>,
     asked: AtomicUsize,
 }
 
-enum Answer {
+enum ReviewAnswer {
     Status(Value),
     Raw(StatusCode, &'static str),
     Never,
 }
 
-async fn review(State(cluster): State<Arc<Cluster>>, headers: HeaderMap, Json(body): Json<Value>) -> Response {
+async fn review(State(cluster): State<Arc<ReviewAnswers>>, headers: HeaderMap, Json(body): Json<Value>) -> Response {
     cluster.asked.fetch_add(1, Ordering::SeqCst);
     assert_eq!(
         (body["apiVersion"].as_str(), body["kind"].as_str()),
@@ -76,30 +76,32 @@ async fn review(State(cluster): State<Arc<Cluster>>, headers: HeaderMap, Json(bo
         return StatusCode::FORBIDDEN.into_response();
     }
     match cluster.answers.get(name_of(body["spec"]["token"].as_str().unwrap()).as_str()) {
-        Some(Answer::Status(status)) => {
+        Some(ReviewAnswer::Status(status)) => {
             (StatusCode::CREATED, Json(json!({"kind": "TokenReview", "status": status}))).into_response()
         }
-        Some(Answer::Raw(status, text)) => (*status, *text).into_response(),
-        Some(Answer::Never) => std::future::pending().await,
+        Some(ReviewAnswer::Raw(status, text)) => (*status, *text).into_response(),
+        Some(ReviewAnswer::Never) => std::future::pending().await,
         None => Json(json!({"status": {"error": "invalid bearer token"}})).into_response(),
     }
 }
 
-fn authenticated(user: &str, audiences: &[&str]) -> Answer {
-    Answer::Status(json!({"authenticated": true, "user": {"username": user, "groups": ["x"]}, "audiences": audiences}))
+fn authenticated(user: &str, audiences: &[&str]) -> ReviewAnswer {
+    ReviewAnswer::Status(
+        json!({"authenticated": true, "user": {"username": user, "groups": ["x"]}, "audiences": audiences}),
+    )
 }
 
-struct World {
-    cluster: Arc<Cluster>,
-    server: Https,
+struct ReviewFixture {
+    cluster: Arc<ReviewAnswers>,
+    server: HttpsListener,
     dir: tempfile::TempDir,
 }
 
-impl World {
-    async fn new(answers: impl IntoIterator<Item = (&'static str, Answer)>) -> Self {
-        let cluster = Arc::new(Cluster { answers: answers.into_iter().collect(), asked: AtomicUsize::new(0) });
+impl ReviewFixture {
+    async fn new(answers: impl IntoIterator<Item = (&'static str, ReviewAnswer)>) -> Self {
+        let cluster = Arc::new(ReviewAnswers { answers: answers.into_iter().collect(), asked: AtomicUsize::new(0) });
         let router = Router::new().route("/apis/authentication.k8s.io/v1/tokenreviews", post(review));
-        let server = Https::start(router.with_state(Arc::clone(&cluster))).await;
+        let server = HttpsListener::start(router.with_state(Arc::clone(&cluster))).await;
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("ca.crt"), server.certificate()).unwrap();
         std::fs::write(dir.path().join("token"), "server-token\n").unwrap();
@@ -134,23 +136,23 @@ fn message<T: std::fmt::Debug>(verdict: Result<T, Denied>, expected: fn(String) 
 
 #[tokio::test]
 async fn the_right_account_with_the_right_audience_gets_in() {
-    let world = World::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
+    let world = ReviewFixture::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
     let review = TokenReview::new(world.settings()).unwrap();
     assert_eq!(review.authenticate(&token("good"), HOME).await, Ok(Caller(CONTROLLER.to_owned())));
 }
 
 #[tokio::test]
-async fn everybody_else_is_told_why_not() {
-    let world = World::new([
+async fn other_accounts_are_refused_with_the_reason() {
+    let world = ReviewFixture::new([
         ("api-audience", authenticated(CONTROLLER, &["https://kubernetes.default.svc"])),
         ("no-audience", authenticated(CONTROLLER, &[])),
         ("other-server", authenticated(CONTROLLER, &[OTHER_SERVER])),
         ("other", authenticated("system:serviceaccount:hush:other", &[AUDIENCE])),
         ("prefix", authenticated("system:serviceaccount:hush:controller2", &[AUDIENCE])),
         ("human", authenticated("controller", &[AUDIENCE])),
-        ("nobody", Answer::Status(json!({"authenticated": true, "audiences": [AUDIENCE]}))),
-        ("expired", Answer::Status(json!({"authenticated": false, "error": "token has expired"}))),
-        ("empty", Answer::Status(json!({}))),
+        ("nameless", ReviewAnswer::Status(json!({"authenticated": true, "audiences": [AUDIENCE]}))),
+        ("expired", ReviewAnswer::Status(json!({"authenticated": false, "error": "token has expired"}))),
+        ("empty", ReviewAnswer::Status(json!({}))),
     ])
     .await;
     let review = TokenReview::new(world.settings()).unwrap();
@@ -160,7 +162,7 @@ async fn everybody_else_is_told_why_not() {
                 .contains("audience `hush-server/media/0000-1`")
         );
     }
-    for name in ["other", "prefix", "human", "nobody"] {
+    for name in ["other", "prefix", "human", "nameless"] {
         assert!(
             message(review.authenticate(&token(name), HOME).await, Denied::Forbidden).contains("--admin-account"),
             "{name}"
@@ -174,14 +176,14 @@ async fn everybody_else_is_told_why_not() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_gives_no_clear_answer_lets_nobody_in() {
-    let world = World::new([
-        ("broken", Answer::Raw(StatusCode::CREATED, "not JSON")),
-        ("other-kind", Answer::Raw(StatusCode::OK, r#"{"kind":"Status"}"#)),
-        ("error", Answer::Raw(StatusCode::INTERNAL_SERVER_ERROR, "etcd is away")),
-        ("forbidden", Answer::Raw(StatusCode::FORBIDDEN, "no")),
-        ("redirect", Answer::Raw(StatusCode::FOUND, "elsewhere")),
-        ("slow", Answer::Never),
+async fn an_api_server_that_gives_no_clear_answer_lets_no_token_in() {
+    let world = ReviewFixture::new([
+        ("broken", ReviewAnswer::Raw(StatusCode::CREATED, "not JSON")),
+        ("other-kind", ReviewAnswer::Raw(StatusCode::OK, r#"{"kind":"Status"}"#)),
+        ("error", ReviewAnswer::Raw(StatusCode::INTERNAL_SERVER_ERROR, "etcd is away")),
+        ("forbidden", ReviewAnswer::Raw(StatusCode::FORBIDDEN, "no")),
+        ("redirect", ReviewAnswer::Raw(StatusCode::FOUND, "elsewhere")),
+        ("slow", ReviewAnswer::Never),
         ("good", authenticated(CONTROLLER, &[AUDIENCE])),
     ])
     .await;
@@ -210,9 +212,9 @@ async fn an_api_server_that_gives_no_clear_answer_lets_nobody_in() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_away_or_somebody_else_lets_nobody_in() {
-    let world = World::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
-    let stranger = World::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
+async fn an_api_server_that_is_away_or_another_server_lets_no_token_in() {
+    let world = ReviewFixture::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
+    let stranger = ReviewFixture::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
     let misled = ReviewSettings { api: stranger.settings().api, ..world.settings() };
     let text = message(TokenReview::new(misled).unwrap().authenticate(&token("good"), HOME).await, Denied::Unavailable);
     assert!(text.contains("TLS"), "{text}");
@@ -234,7 +236,7 @@ async fn an_api_server_that_is_away_or_somebody_else_lets_nobody_in() {
 
 #[tokio::test]
 async fn verdicts_are_remembered_for_a_while() {
-    let world = World::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
+    let world = ReviewFixture::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
     let review = TokenReview::new(world.settings()).unwrap();
     for _ in 0..5 {
         review.authenticate(&token("good"), HOME).await.unwrap();
@@ -258,7 +260,7 @@ async fn verdicts_are_remembered_for_a_while() {
 
 #[tokio::test]
 async fn what_cannot_be_used_is_said_at_the_start() {
-    let world = World::new([]).await;
+    let world = ReviewFixture::new([]).await;
     let missing = ReviewSettings { ca_file: world.dir.path().join("none"), ..world.settings() };
     assert!(TokenReview::new(missing).err().unwrap().to_string().contains("none"));
     let no_pem = ReviewSettings { ca_file: world.dir.path().join("token"), ..world.settings() };
@@ -270,7 +272,7 @@ async fn what_cannot_be_used_is_said_at_the_start() {
 /// The server's own token is rotated: the next review carries the new one.
 #[tokio::test]
 async fn a_rotated_token_of_our_own_is_taken_up() {
-    let world = World::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
+    let world = ReviewFixture::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
     std::fs::write(world.dir.path().join("token"), "expired-token").unwrap();
     let settings = ReviewSettings { remember: Duration::ZERO, ..world.settings() };
     let review = TokenReview::new(settings).unwrap();
@@ -287,7 +289,7 @@ async fn a_rotated_token_of_our_own_is_taken_up() {
 async fn an_error_beside_authenticated_is_a_no() {
     let doubtful =
         json!({"authenticated": true, "user": {"username": CONTROLLER}, "audiences": [AUDIENCE], "error": "x"});
-    let world = World::new([("doubtful", Answer::Status(doubtful))]).await;
+    let world = ReviewFixture::new([("doubtful", ReviewAnswer::Status(doubtful))]).await;
     let review = TokenReview::new(world.settings()).unwrap();
     let text = message(review.authenticate(&token("doubtful"), HOME).await, Denied::Invalid);
     assert!(text.contains("does not accept the token: x"), "{text}");
@@ -298,10 +300,10 @@ async fn an_error_beside_authenticated_is_a_no() {
 async fn a_token_without_the_servers_own_audience_must_be_bound_to_its_pod() {
     let bound = |extra: Value| {
         let user = json!({"username": CONTROLLER, "extra": extra});
-        Answer::Status(json!({"authenticated": true, "user": user, "audiences": ["hush-server"]}))
+        ReviewAnswer::Status(json!({"authenticated": true, "user": user, "audiences": ["hush-server"]}))
     };
     let uid = "authentication.kubernetes.io/pod-uid";
-    let world = World::new([
+    let world = ReviewFixture::new([
         ("own-pod", bound(json!({uid: [POD_UID]}))),
         ("other-pod", bound(json!({uid: ["0000-2"]}))),
         ("two-pods", bound(json!({uid: [POD_UID, "0000-2"]}))),
@@ -329,7 +331,7 @@ mod hostile_reviews {
 
     #[tokio::test]
     async fn what_is_no_jwt_is_refused_without_a_review() {
-        let world = World::new([]).await;
+        let world = ReviewFixture::new([]).await;
         let review = TokenReview::new(world.settings()).unwrap();
         for n in 0..FLOOD {
             let text = message(review.authenticate(&format!("zz{n}"), peer(1)).await, Denied::Invalid);
@@ -340,7 +342,7 @@ mod hostile_reviews {
 
     #[tokio::test]
     async fn one_peer_gets_a_bounded_number_of_reviews() {
-        let world = World::new([]).await;
+        let world = ReviewFixture::new([]).await;
         let review = TokenReview::new(world.settings()).unwrap();
         let began = std::time::Instant::now();
         for n in 0..FLOOD {
@@ -357,7 +359,7 @@ mod hostile_reviews {
     async fn a_flood_of_bad_tokens_does_not_stop_the_controllers_token() {
         let slow = (0..FLOOD).map(|n| -> &'static str { format!("slow-{n}").leak() });
         let good = ["good", "new"].map(|name| (name, authenticated(CONTROLLER, &[AUDIENCE])));
-        let world = World::new(slow.map(|name| (name, Answer::Never)).chain(good)).await;
+        let world = ReviewFixture::new(slow.map(|name| (name, ReviewAnswer::Never)).chain(good)).await;
         let settings =
             ReviewSettings { remember: Duration::ZERO, timeout: Duration::from_secs(20), ..world.settings() };
         let review = Arc::new(TokenReview::new(settings).unwrap());

@@ -5,7 +5,8 @@ use std::error::Error;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto/onnx.proto");
     let descriptors = protox::compile(["onnx.proto"], ["proto"])?;
-    // The comments of the .proto are prose about ONNX, not Rust documentation: rustdoc would run their examples.
+
+    // The comments of the .proto file are not Rust documentation: rustdoc would run their examples.
     prost_build::Config::new().disable_comments(["."]).compile_fds(descriptors)?;
     Ok(())
 }

@@ -112,7 +112,7 @@ def lines(command: list[object]) -> list[dict]:
 
 def speed(rounds: int = 3, runs: int = 4) -> None:
     print(f"base shape, random weights, {TOKENS} forced tokens, {THREADS} threads, ms: least / median / most of {rounds * runs} runs")
-    checkpoint, bench = base_checkpoint(), ROOT / "target/release/hush-bench"
+    checkpoint, bench = base_checkpoint(), ROOT / "target/dist/hush-bench"
     prototype = CACHE / "prototype-int8"
     if not (prototype / "align.onnx").exists():
         subprocess.run([sys.executable, HERE / "prototype_graphs.py", checkpoint, prototype, "int8"],
@@ -144,7 +144,7 @@ def speed(rounds: int = 3, runs: int = 4) -> None:
 
 def batch(rounds: int = 3, runs: int = 2, jobs: int = 8, beams: int = 5) -> None:
     print(f"{jobs} requests of 30 s, tiny shape int8, random weights, {TOKENS} tokens each, {THREADS} threads, ms: least / median / most of {rounds * runs} runs")
-    checkpoint, bench = random_checkpoint("tiny"), ROOT / "target/release/hush-bench"
+    checkpoint, bench = random_checkpoint("tiny"), ROOT / "target/dist/hush-bench"
     model, rest = random_model("tiny", "int8"), [ORT, THREADS, runs, TOKENS]
     candidates = {
         "hush": [bench, f"batch={jobs}", model, *rest],
@@ -306,7 +306,7 @@ def hours(length: int = 3) -> None:
 
 
 def controller() -> None:
-    bench = ROOT / "target/release/hush-controller-bench"
+    bench = ROOT / "target/dist/hush-controller-bench"
     print("one step of the controller's core; goal: 1000 models under 5 ms, and near linear")
     print(subprocess.run([bench, "core"], check=True, text=True, stdout=subprocess.PIPE).stdout, end="")
     print("adaptive residency against fixed timeouts; goal: under 2.00, and the least over all")
@@ -315,7 +315,7 @@ def controller() -> None:
 
 def fleet() -> None:
     print("a controller over a fleet: hard pressure -> unload command, ms; and what watching costs at rest")
-    bench = ROOT / "target/release/hush-controller-latency"
+    bench = ROOT / "target/dist/hush-controller-latency"
     goals = {(40, 10, 1000): "goal p99 1200", (1000, 250, 2000): "goals p99 2500, 0.33 of a core, 100 MB"}
     for servers, gpus, interval, rounds in ((40, 10, 1000, 20), (100, 25, 2000, 4), (1000, 250, 2000, 3), (5000, 1250, 2000, 1)):
         command = [str(part) for part in (bench, servers, gpus, interval, rounds)]
@@ -346,7 +346,7 @@ def cuda() -> None:
         return
     for shape in ("tiny", "turbo", "large-v3"):
         model = random_model(shape, "fp16")
-        for case in output([ROOT / "target/release/hush-cuda-counts", model]):
+        for case in output([ROOT / "target/dist/hush-cuda-counts", model]):
             name = f"{shape}, {case['windows']} windows" + (f", {case['beams']} beams" if case["beams"] > 1 else "")
             print(f"  {name}")
             row("  launches, of operations", f"{case['graph_launches_per_step']:g}", f"{case['operations_in_graph']} in the graph, {case['kernels_outside_graph_per_step']:g} outside")
@@ -356,7 +356,7 @@ def cuda() -> None:
             window, prompt = case["window"], case["prompt"]
             row("  one window more: operations", f"{window['operations']} + {prompt['operations']}", f"encoder + prompt; {window['synchronisations']} + {prompt['synchronisations']} synchronisations")
         for speed in ("25", "50"):
-            for load in output([ROOT / "target/release/hush-cuda-counts", model, f"load={speed}"]):
+            for load in output([ROOT / "target/dist/hush-cuda-counts", model, f"load={speed}"]):
                 print(f"  {shape}, a load at {speed} GB/s, ms since the process was started")
                 row("  context", f"{load['context_ms']:.0f}")
                 row("  weights, first and last piece", f"{load['first_weights_ms']:.0f} / {load['last_weights_ms']:.0f}", f"{load['weights_copied_bytes'] / load['weights_file_bytes']:.2f} times the file")

@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = ROOT / "target/release/hush-server"
+BINARY = ROOT / "target/dist/hush-server"
 ORT = ROOT / ".hush/lib/libonnxruntime.so"
 MODELS = ROOT / ".hush/models"
 

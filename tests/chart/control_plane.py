@@ -63,7 +63,7 @@ class ControlPlane:
                     f"--cert-dir={self.root}/certificates", "--service-account-issuer=https://kubernetes.default.svc",
                     f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}",
                     "--service-cluster-ip-range=10.0.0.0/24", "--authorization-mode=RBAC", f"--token-auth-file={tokens}",
-                    # Nobody makes the accounts of new namespaces here.
+                    # No controller makes the accounts of new namespaces here.
                     "--disable-admission-plugins=ServiceAccount")
         self.wait_until_ready()
         config = self.root / "kubeconfig"

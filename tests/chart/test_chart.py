@@ -324,30 +324,30 @@ class Rendered(unittest.TestCase):
         self.assertNotIn("page-token", text)
 
     def test_who_reaches_which_port(self):
-        anybody = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"gpu.hush.dev/server": "true"}}}
+        all_servers = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"gpu.hush.dev/server": "true"}}}
         for scope, holder in (("cluster", "hush-controller"), ("node", "hush-controller"), ("pod", "hush-server")):
             def peers(port, name, *arguments):
                 documents = rendered("--set", f"controller.scope={scope}", *arguments)
                 rules = the(documents, "NetworkPolicy", name)["spec"].get("ingress", [])
                 found = [rule for rule in rules if [p["port"] for p in rule["ports"]] == [port]]
-                # An empty list of peers would be everybody.
-                self.assertTrue(all(rule.get("from", "everybody") for rule in found), (scope, port))
+                # An empty list of peers would allow every client.
+                self.assertTrue(all(rule.get("from", "every client") for rule in found), (scope, port))
                 return [peer for rule in found for peer in rule["from"]]
 
             with self.subTest(scope):
                 prometheus, agents = peers("controller", holder)
                 self.assertEqual(prometheus["podSelector"]["matchLabels"], {"app.kubernetes.io/name": "prometheus"})
                 self.assertEqual(agents["podSelector"]["matchLabels"], {"k8s-app": "konnectivity-agent"})
-                nobody = ("--set-json", "networkPolicy.prometheus=[]", "--set-json", "networkPolicy.apiServer=[]")
-                self.assertEqual(peers("controller", holder, *nobody), [])
+                no_clients = ("--set-json", "networkPolicy.prometheus=[]", "--set-json", "networkPolicy.apiServer=[]")
+                self.assertEqual(peers("controller", holder, *no_clients), [])
                 mine = ("--set-json", 'networkPolicy.apiServer=[{"ipBlock": {"cidr": "10.0.0.10/32"}}]')
                 self.assertIn({"ipBlock": {"cidr": "10.0.0.10/32"}}, peers("controller", holder, *mine))
                 # Sidecars look at every server on their cards; others come from the controller's own pods.
-                ops = peers("ops", "hush-server", *nobody)
+                ops = peers("ops", "hush-server", *no_clients)
                 own = {"app.kubernetes.io/component": "controller"}
                 self.assertEqual(len(ops), 1)
                 if scope == "pod":
-                    self.assertEqual(ops, [anybody])
+                    self.assertEqual(ops, [all_servers])
                 else:
                     self.assertEqual(ops[0]["podSelector"]["matchLabels"] | own, ops[0]["podSelector"]["matchLabels"])
 

@@ -22,7 +22,7 @@ from book import Block, pages  # noqa: E402
 LONGEST = "speech-to-text-of-the-newsroom-in-the-second-location"
 NAMES = ("hush", "speech", LONGEST)
 FILE = re.compile(r"^# ([\w-]+\.yaml)$")
-# Of kubectl, what needs no pod that runs.
+# The subcommands of kubectl that need no running pod.
 VERBS = {"apply", "create", "get", "describe", "delete", "label"}
 POLICIES = ("GpuModelPolicy", "ClusterGpuModelPolicy")
 

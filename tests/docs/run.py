@@ -20,7 +20,7 @@ class Sandbox:
         for name in ("tests", "charts", "controller"):
             (folder / name).symlink_to(ROOT / name)
         clean = {key: value for key, value in os.environ.items() if not re.match("HUSH_|ASR_|MODEL_IDLE", key)}
-        # Nobody's cluster.
+        # A cluster that does not exist.
         self.env = {**clean, "PATH": f"{BUILT}:{os.environ['PATH']}", "KUBECONFIG": "/dev/null", "LC_ALL": "C.UTF-8"}
 
     def write(self, block: Block) -> pathlib.Path | None:

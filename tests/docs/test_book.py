@@ -11,7 +11,7 @@ PAGES = pages()
 BY_PATH = {page.path: page for page in PAGES}
 
 
-# Of docker, helm and a peer; and a way to speak of options.
+# Options of docker, helm and other programs; and placeholders for options.
 OTHERS = {"--build-arg", "--reuse-values", "--set", "--values", "--host", "--port", "--some-name"}
 
 
@@ -104,7 +104,7 @@ class Names(unittest.TestCase):
 
     def test_variables(self):
         known = set(re.findall(r"`(HUSH_[A-Z_]+)`", reference("options.md")))
-        # Of tests and of Make; and ways to speak of variables.
+        # Variables of tests and of Make; and placeholders for variables.
         others = {"HUSH_WRITE_IMAGES", "HUSH_WRITE_EXAMPLES", "HUSH_SOME_NAME", "HUSH_", "HUSH_CONTROLLER_"}
         wrong = []
         for page in PAGES:

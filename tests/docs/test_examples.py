@@ -90,7 +90,7 @@ class Examples(unittest.TestCase):
             # Its models need not be here.
             self.assertTrue(status == 0 or "is not installed" in printed, f"{block.place}\n{printed}")
         elif what in ("object", "adapter"):
-            # Of kinds that are not ours; a real API server judges them in test_objects.py.
+            # Objects of other projects' kinds; a real API server checks them in test_objects.py.
             for document in documents:
                 self.assertEqual(kind(document), what, block.place)
         elif what == "world":

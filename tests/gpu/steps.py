@@ -56,7 +56,7 @@ class Site:
         self.packed_for = packed_for
         self.deadline = 0.0
         self.checkpoint = root / "tests/fixtures/model/whisper-hush-tiny"
-        self.server, self.bench = (root / "target/release" / name for name in ("hush-server", "hush-bench"))
+        self.server, self.bench = (root / "target/dist" / name for name in ("hush-server", "hush-bench"))
         self.models = work / "models"
         own = root / ".hush/lib-gpu"
         self.libraries = {name: first([str(own)], name) for name in ONNXRUNTIME}

@@ -23,10 +23,11 @@ import containerfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "images").glob("Containerfile.*"))
 WORKFLOW = ROOT / ".github/workflows/release.yaml"
+PULL_REQUEST = ROOT / ".github/workflows/pull-request.yaml"
 LIBRARIES = ROOT / ".hush/lib"
 SERVER = pathlib.Path(os.environ.get("HUSH_SERVER", ROOT / "target/debug/hush-server"))
 MODELS = pathlib.Path(os.environ.get("HUSH_MODELS", ROOT / ".hush/models"))
-NOBODY = 65532
+UNPRIVILEGED = 65532
 INSTRUCTIONS = {"RUN", "COPY", "WORKDIR", "ARG", "ENV", "LABEL", "USER", "EXPOSE", "ENTRYPOINT", "CMD"}
 
 
@@ -57,6 +58,12 @@ class Lint(unittest.TestCase):
                 self.assertRegex(image, r"^[a-z0-9.]+/", "a registry must be named")
                 self.assertRegex(tag, r"^[0-9]+\.[0-9]+", f"{stage.image}: a version, at least of two parts")
 
+    def test_the_compiler_is_that_of_the_workspace(self):
+        channel = re.search(r'^channel = "([0-9.]+)"$', (ROOT / "rust-toolchain.toml").read_text(), re.M)[1]
+        for path, stages in self.each():
+            (image,) = [stage.image for stage in stages if "/rust:" in stage.image]
+            self.assertRegex(image, rf":{re.escape(channel)}-", path.name)
+
     def test_instructions_are_known_and_words_are_in_exec_form(self):
         for _, stages in self.each():
             for stage in stages:
@@ -68,7 +75,7 @@ class Lint(unittest.TestCase):
         for _, stages in self.each():
             last = stages[-1]
             (user,) = last.all("USER")
-            self.assertEqual(user.text, f"{NOBODY}:{NOBODY}", "a number: Kubernetes cannot tell whether a name is root")
+            self.assertEqual(user.text, f"{UNPRIVILEGED}:{UNPRIVILEGED}", "a number: Kubernetes cannot tell whether a name is root")
             after = last.instructions[last.instructions.index(user) + 1:]
             self.assertFalse([one for one in after if one.name in ("RUN", "COPY", "USER")])
 
@@ -226,17 +233,17 @@ class Steps(unittest.TestCase):
         for path in FILES:
             build = next(stage for stage in containerfile.read(path) if stage.name == "build")
             (line,) = [one.text for one in build.all("RUN") if one.text.startswith("cargo build")]
-            self.assertIn("--locked --release --workspace", line)
+            self.assertIn("--locked --profile dist --workspace", line)
             (program,) = re.findall(r"--bin (\S+)", line)
             self.assertIn(program, programs)
             last = containerfile.read(path)[-1]
-            self.assertIn(f"/src/target/release/{program} ", " ".join(one.text for one in last.all("COPY")) + " ")
+            self.assertIn(f"/src/target/dist/{program} ", " ".join(one.text for one in last.all("COPY")) + " ")
             self.assertEqual(json.loads(last.all("ENTRYPOINT")[0].text)[-1], program)
 
-    @unittest.skipUnless(os.geteuid() == 0, "only root can become nobody")
+    @unittest.skipUnless(os.geteuid() == 0, "only root can become another user")
     @unittest.skipUnless(SERVER.exists(), f"{SERVER} is not built")
     def test_what_the_last_stage_lays_out_serves(self):
-        """As nobody, with the image's variables alone, it finds its libraries and a model, and answers."""
+        """As an unprivileged user, with the image's variables alone, it finds its libraries and a model, and answers."""
         stage = self.stage("server-cpu", None)
         (self.folder / "usr/local/bin").mkdir(parents=True)
         for _, origin, sources, into in copies(stage):
@@ -252,7 +259,7 @@ class Steps(unittest.TestCase):
         temporary = self.folder / "tmp"
         temporary.mkdir()
         for path in [self.folder / "models", temporary, *(self.folder / "models").rglob("*")]:
-            os.chown(path, NOBODY, NOBODY)
+            os.chown(path, UNPRIVILEGED, UNPRIVILEGED)
         self.folder.chmod(0o755)
         env = {name: value.replace("/tmp", str(temporary)) if name == "HOME" else value for name, value in stage.env().items()}
         self.assertEqual(env["HUSH_MODELS_DIR"], "/models")
@@ -262,7 +269,7 @@ class Steps(unittest.TestCase):
         with (self.folder / "log").open("w") as log:
             server = subprocess.Popen([*entry, "--listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0", "--log-format=json"],
                                       executable=self.folder / "usr/local/bin/hush-server", cwd=temporary, env=env, stderr=log,
-                                      user=NOBODY, group=NOBODY, extra_groups=[])
+                                      user=UNPRIVILEGED, group=UNPRIVILEGED, extra_groups=[])
         try:
             address = self.said(server, "api")
             audio = (ROOT / "tests/fixtures/audio/en-1.wav").read_bytes()
@@ -310,6 +317,21 @@ class Release(unittest.TestCase):
                 self.assertRegex(step["uses"], r"@v[0-9]+$|@[0-9a-f]{40}$")
             if step.get("uses", "").startswith("actions/checkout@"):
                 self.assertIs(step["with"]["persist-credentials"], False)
+
+    def test_a_pull_request_runs_targets_and_may_only_read(self):
+        workflow = yaml.safe_load(PULL_REQUEST.read_text())
+        self.assertEqual(workflow["permissions"], {"contents": "read"})
+        self.assertNotIn("secrets.", PULL_REQUEST.read_text())
+        for name, job in workflow["jobs"].items():
+            self.assertIn("timeout-minutes", job, name)
+            self.assertNotIn("permissions", job, name)
+            for step in job["steps"]:
+                if "run" in step:
+                    self.assertRegex(step["run"], r"^(make [a-z-]+|\.ci/run)$")
+                else:
+                    self.assertRegex(step["uses"], r"@v[0-9]+$|@[0-9a-f]{40}$")
+                    if step["uses"].startswith("actions/checkout@"):
+                        self.assertIs(step["with"]["persist-credentials"], False)
 
     def test_its_images_are_those_of_the_chart(self):
         matrix = self.workflow["jobs"]["images"]["strategy"]["matrix"]["include"]

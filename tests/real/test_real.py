@@ -30,7 +30,7 @@ BOUNDS = {
     40: {"base-fp32": 17.6, "base-int8": 18.8, "tiny.en-int8": 8.0},
     8: {"base-fp32": 22.1, "base-int8": 25.5, "tiny.en-int8": 12.0},
 }
-# Of recordings of a few seconds; the reference's own detection makes some of these mistakes too.
+# For recordings of a few seconds; the reference's own detection makes some of these mistakes too.
 LANGUAGES_RIGHT = 0.9
 # A word may begin this much before its segment and end this much after it: times are rounded to 0.02 s.
 ROUNDING_SECONDS = 0.021

@@ -7,7 +7,7 @@ import wave
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 SHORTEST_WORDS = 6
-# Of every recording here.
+# The sample rate of every recording here.
 RATE = 8000
 
 

@@ -12,13 +12,13 @@ use crate::wait::wait_for;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-pub struct Program {
+pub struct ChildProgram {
     name: &'static str,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
 }
 
-impl Program {
+impl ChildProgram {
     /// Variables that begin with one of `cleared` are those of the person who runs the tests: they must not steer what is
     /// tested.
     pub fn start(name: &'static str, mut command: Command, cleared: &[&str]) -> Result<Self> {
@@ -70,7 +70,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for ChildProgram {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("log of {}:\n{}", self.name, self.log().join("\n"));

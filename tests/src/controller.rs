@@ -10,12 +10,12 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::child::Program;
+use crate::child::ChildProgram;
 use crate::wait::wait_for;
 use crate::{fixtures, http};
 
 pub struct Controller {
-    program: Program,
+    program: ChildProgram,
     pub ops: SocketAddr,
     folder: TempDir,
 }
@@ -47,7 +47,7 @@ impl Controller {
                 command.args([option, value]);
             }
         }
-        let mut program = Program::start("hush-controller", command, &["HUSH_CONTROLLER_"])?;
+        let mut program = ChildProgram::start("hush-controller", command, &["HUSH_CONTROLLER_"])?;
         let ops = program.wait_for_entry("where it listens", |entry| entry["ops"].as_str()?.parse().ok())?;
         Ok(Self { program, ops, folder })
     }
@@ -71,13 +71,13 @@ impl Controller {
         text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
     }
 
-    /// Of these what was sent: whoever does not lead decides too, and writes down that it did not send it. So does a leader
-    /// whose claim lapses for a moment on a slow machine.
+    /// The audit lines of commands that were sent. A controller that does not lead decides too and writes that it did not send
+    /// the command; so does a leader whose lease lapses for a moment on a slow machine.
     pub fn sent(&self) -> Result<Vec<Value>> {
         Ok(self.audit()?.into_iter().filter(|record| record["outcome"] != "Withheld").collect())
     }
 
-    /// The same as `audit` once there are so many; whoever asked for a command may hear of its end before it is written down.
+    /// Waits until the audit log has this many lines: the sender of a command may hear of its end before the line is written.
     pub fn wait_for_audit(&self, lines: usize, deadline: Duration) -> Result<Vec<Value>> {
         wait_for(&format!("{lines} audit lines"), deadline, || Ok(Some(self.audit()?).filter(|all| all.len() >= lines)))
     }

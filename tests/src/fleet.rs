@@ -29,9 +29,9 @@ pub const MODEL: &str = "turbo";
 
 /// A credential that was shown to a stand-in, with whatever request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct ShownCredential {
     pub server: usize,
-    /// Of the request.
+    /// The path of the request.
     pub path: String,
     /// The value of `Authorization`.
     pub authorization: String,
@@ -39,7 +39,7 @@ pub struct Shown {
 
 /// A command that a stand-in received.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub struct ReceivedCommand {
     pub at: Instant,
     pub server: usize,
     pub request: UnloadRequest,
@@ -50,7 +50,7 @@ pub struct Received {
 }
 
 #[derive(Clone, Debug)]
-struct Member {
+struct StandInState {
     gpu: usize,
     vram_bytes: u64,
     loaded: bool,
@@ -69,33 +69,33 @@ pub enum Lie {
 }
 
 #[derive(Clone, Debug)]
-struct Card {
+struct StandInGpu {
     total_bytes: u64,
     foreign_bytes: u64,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    members: Vec<Member>,
-    cards: Vec<Card>,
-    received: Vec<Received>,
-    shown: Vec<Shown>,
+struct FleetState {
+    members: Vec<StandInState>,
+    cards: Vec<StandInGpu>,
+    received: Vec<ReceivedCommand>,
+    shown: Vec<ShownCredential>,
     /// Requests of any kind, by stand-in.
     requests: BTreeMap<usize, usize>,
 }
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Fleet {
-    inner: Arc<Mutex<Inner>>,
+pub struct StandInFleet {
+    inner: Arc<Mutex<FleetState>>,
     port: u16,
 }
 
 /// The address that a client connected to says which stand-in it means.
 #[derive(Clone, Copy, Debug)]
-struct Place(usize);
+struct StandInIndex(usize);
 
-impl Connected<IncomingStream<'_, TcpListener>> for Place {
+impl Connected<IncomingStream<'_, TcpListener>> for StandInIndex {
     fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
         let ip = stream.io().local_addr().map(|address| address.ip()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         match ip {
@@ -116,21 +116,22 @@ fn index(ip: Ipv4Addr) -> usize {
     u32::from_be_bytes([0, high.saturating_sub(1), middle, low]) as usize
 }
 
-impl Fleet {
+impl StandInFleet {
     /// `servers` stand-ins with one loaded model each, spread evenly over `gpus` cards. Needs a runtime.
     pub async fn start(servers: usize, gpus: usize, total_bytes: u64, vram_bytes: u64) -> Result<Self> {
         let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], 0))).await?;
         let port = listener.local_addr()?.port();
         let now = Instant::now();
-        let member = |n| Member { gpu: n % gpus, vram_bytes, loaded: true, generation: 1, idle_since: now, lie: None };
+        let member =
+            |n| StandInState { gpu: n % gpus, vram_bytes, loaded: true, generation: 1, idle_since: now, lie: None };
         let members = (0..servers).map(member).collect();
-        let cards = vec![Card { total_bytes, foreign_bytes: 0 }; gpus];
-        let inner = Arc::new(Mutex::new(Inner { members, cards, ..Inner::default() }));
+        let cards = vec![StandInGpu { total_bytes, foreign_bytes: 0 }; gpus];
+        let inner = Arc::new(Mutex::new(FleetState { members, cards, ..FleetState::default() }));
         let fleet = Self { inner, port };
         let router = fleet.routes();
         tokio::spawn(async move {
             // It ends with the runtime.
-            let _ = axum::serve(listener, router.into_make_service_with_connect_info::<Place>()).await;
+            let _ = axum::serve(listener, router.into_make_service_with_connect_info::<StandInIndex>()).await;
         });
         Ok(fleet)
     }
@@ -145,7 +146,7 @@ impl Fleet {
 
     /// One stand-in alone, for a listener of the test's own.
     pub fn router_of(&self, server: usize) -> Router {
-        self.routes().layer(MockConnectInfo(Place(server)))
+        self.routes().layer(MockConnectInfo(StandInIndex(server)))
     }
 
     pub fn url(&self, server: usize) -> String {
@@ -182,12 +183,12 @@ impl Fleet {
     }
 
     /// Every command since the last call, in the order of arrival.
-    pub fn take_received(&self) -> Vec<Received> {
+    pub fn take_received(&self) -> Vec<ReceivedCommand> {
         self.with(|inner| std::mem::take(&mut inner.received))
     }
 
     /// Every credential since the last call, in the order of arrival.
-    pub fn take_shown(&self) -> Vec<Shown> {
+    pub fn take_shown(&self) -> Vec<ShownCredential> {
         self.with(|inner| std::mem::take(&mut inner.shown))
     }
 
@@ -196,16 +197,16 @@ impl Fleet {
         self.with(|inner| inner.requests.get(&server).copied().unwrap_or(0))
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
+    fn with<T>(&self, work: impl FnOnce(&mut FleetState) -> T) -> T {
         work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Inner {
+impl FleetState {
     fn text(&self, server: usize) -> String {
         let member = &self.members[server];
         let card = &self.cards[member.gpu];
-        let held = |m: &Member| if m.loaded { m.vram_bytes } else { 0 };
+        let held = |m: &StandInState| if m.loaded { m.vram_bytes } else { 0 };
         let ours: u64 = self.members.iter().filter(|m| m.gpu == member.gpu).map(held).sum();
         let used = card.total_bytes.min(ours + card.foreign_bytes);
         let state_now = if member.loaded { ModelState::Ready } else { ModelState::Unloaded };
@@ -270,8 +271,8 @@ impl Inner {
 }
 
 async fn note(
-    State(fleet): State<Fleet>,
-    ConnectInfo(place): ConnectInfo<Place>,
+    State(fleet): State<StandInFleet>,
+    ConnectInfo(place): ConnectInfo<StandInIndex>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -279,25 +280,25 @@ async fn note(
     let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
     fleet.with(|inner| {
         *inner.requests.entry(place.0).or_default() += 1;
-        inner.shown.extend(authorization.map(|authorization| Shown { server: place.0, path, authorization }));
+        inner.shown.extend(authorization.map(|authorization| ShownCredential { server: place.0, path, authorization }));
     });
     next.run(request).await
 }
 
-async fn scrape(State(fleet): State<Fleet>, ConnectInfo(place): ConnectInfo<Place>) -> String {
+async fn scrape(State(fleet): State<StandInFleet>, ConnectInfo(place): ConnectInfo<StandInIndex>) -> String {
     fleet.with(|inner| inner.text(place.0))
 }
 
 async fn unload(
-    State(fleet): State<Fleet>,
-    ConnectInfo(place): ConnectInfo<Place>,
+    State(fleet): State<StandInFleet>,
+    ConnectInfo(place): ConnectInfo<StandInIndex>,
     Json(request): Json<UnloadRequest>,
 ) -> Response {
     let at = Instant::now();
     let answer = fleet.with(|inner| {
         let idle = inner.members[place.0].idle_since.elapsed();
         let answer = inner.unload(place.0, &request);
-        inner.received.push(Received { at, server: place.0, request, idle, accepted: answer.is_ok() });
+        inner.received.push(ReceivedCommand { at, server: place.0, request, idle, accepted: answer.is_ok() });
         answer
     });
     match answer {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hush_nvml::{Device, Guest, SCRIPT_VARIABLE, Script};
+use hush_nvml::{ProcessMemory, SCRIPT_VARIABLE, Script, ScriptedDevice};
 use tempfile::TempDir;
 
 use crate::{Server, ServerOptions, fixtures};
@@ -21,7 +21,7 @@ pub struct Gpus {
 impl Gpus {
     /// One GPU of 8 GiB.
     pub fn one() -> Result<Self> {
-        let gpus = Self { folder: tempfile::tempdir()?, script: Script::of([Device::new(UUID, 8 * GIB)]) };
+        let gpus = Self { folder: tempfile::tempdir()?, script: Script::of([ScriptedDevice::new(UUID, 8 * GIB)]) };
         gpus.write()?;
         Ok(gpus)
     }
@@ -40,13 +40,13 @@ impl Gpus {
     }
 
     /// Changes the first GPU.
-    pub fn change(&mut self, change: impl FnOnce(&mut Device)) -> Result<()> {
+    pub fn change(&mut self, change: impl FnOnce(&mut ScriptedDevice)) -> Result<()> {
         change(self.script.devices.first_mut().context("no GPU in the script")?);
         self.write()
     }
 
     /// A server whose models count against the first GPU, and how its runners hold memory there once they are loaded.
-    pub fn server(&mut self, guest: Guest, args: &[&str]) -> Result<Server> {
+    pub fn server(&mut self, guest: ProcessMemory, args: &[&str]) -> Result<Server> {
         let mut all = vec!["--nvml-lib".to_owned(), hush_nvml::library()?.to_string_lossy().into_owned()];
         for fixed in ["--account-gpu", UUID, "--gpu-sample-interval", "100ms"] {
             all.push(fixed.to_owned());
@@ -62,7 +62,7 @@ impl Gpus {
         }
         let server =
             Server::start_with(ServerOptions { args: all, env, models_dir: Some(models), ..ServerOptions::default() })?;
-        let guest = Guest {
+        let guest = ProcessMemory {
             process: "hush-runner".to_owned(),
             parent_pid: Some(server.pid()),
             mapped: Some("weights.bin".to_owned()),

@@ -26,7 +26,7 @@ pub struct Authority {
 
 /// A certificate and its key, PEM.
 #[derive(Clone, Debug)]
-pub struct Pair {
+pub struct CertificatePair {
     pub certificate: String,
     pub key: String,
 }
@@ -50,7 +50,7 @@ impl Authority {
     }
 
     /// For these names, DNS names or addresses.
-    pub fn sign(&self, names: &[&str], validity: Validity) -> Result<Pair> {
+    pub fn sign(&self, names: &[&str], validity: Validity) -> Result<CertificatePair> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -60,16 +60,16 @@ impl Authority {
         }
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
-        Ok(Pair { certificate, key: key.serialize_pem() })
+        Ok(CertificatePair { certificate, key: key.serialize_pem() })
     }
 
     /// As a Secret of cert-manager is mounted: the certificate of a namespace's servers.
-    pub fn sign_for(&self, namespace: &str) -> Result<Pair> {
+    pub fn sign_for(&self, namespace: &str) -> Result<CertificatePair> {
         self.sign(&[&format!("hush-server.{namespace}.svc")], Validity::Now)
     }
 }
 
-impl Pair {
+impl CertificatePair {
     /// Into a folder, as `tls.crt` and `tls.key`.
     pub fn write(&self, folder: &Path) -> Result<(PathBuf, PathBuf)> {
         let files = (folder.join("tls.crt"), folder.join("tls.key"));
@@ -91,7 +91,7 @@ pub struct HttpsServer {
 
 impl HttpsServer {
     /// Needs a runtime.
-    pub async fn start(ip: Ipv4Addr, router: Router, pair: &Pair) -> Result<Self> {
+    pub async fn start(ip: Ipv4Addr, router: Router, pair: &CertificatePair) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (certificate, key) = pair.write(folder.path())?;
         let options = ServeOptions { tls: Some(Tls::from_files(certificate, key)?), ..ServeOptions::default() };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::child::Program;
+use crate::child::ChildProgram;
 use crate::http::{self, Response};
 use crate::wait::wait_for;
 use crate::{fixtures, process};
@@ -28,7 +28,7 @@ pub struct ServerOptions {
 }
 
 pub struct Server {
-    program: Program,
+    program: ChildProgram,
     pub api: SocketAddr,
     pub ops: SocketAddr,
 }
@@ -70,7 +70,7 @@ impl Server {
         }
         command.envs(options.env);
         let cleared = ["HUSH_", "ASR_", "MODEL_IDLE_TIMEOUT"];
-        let mut program = Program::start("hush-server", command, &cleared)?;
+        let mut program = ChildProgram::start("hush-server", command, &cleared)?;
         let (api, ops) = program.wait_for_entry("where it listens", |entry| {
             let field = |name: &str| entry[name].as_str()?.parse().ok();
             Some((field("api")?, field("ops")?))

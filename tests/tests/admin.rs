@@ -164,7 +164,7 @@ fn a_token_file_guards_the_admin_api_and_nothing_else() -> Result<()> {
 }
 
 #[test]
-fn nothing_configured_and_everybody_listening_lets_nobody_in() -> Result<()> {
+fn without_a_credential_a_listener_on_every_address_refuses_commands() -> Result<()> {
     let server = Server::start(&["--ops-listen", "0.0.0.0:0"])?;
     let ops = SocketAddr::from(([127, 0, 0, 1], server.ops.port()));
     refused(&post(ops, "load", &json!({}), "")?, 403, "forbidden")?;

@@ -1,4 +1,4 @@
-//! What goes wrong in the wild: processes die, disks fill, clients leave, everybody comes at once.
+//! Failures of real operation: processes die, disks fill, clients disconnect, many requests arrive at once.
 
 use std::io::Write;
 use std::time::Duration;
@@ -125,7 +125,7 @@ fn two_hundred_clients_at_once_against_a_cold_model_are_all_served() -> Result<(
         texts.push(answer.body);
     }
     texts.dedup();
-    assert_eq!(texts.len(), 1, "everybody reads the same");
+    assert_eq!(texts.len(), 1, "every client reads the same text");
     assert_eq!(server.metric("hush_model_generation{model=\"hush-tiny\"}")?, Some(1.0), "one load served them all");
     Ok(())
 }
@@ -153,7 +153,7 @@ fn a_full_queue_refuses_with_a_reason_and_a_time() -> Result<()> {
             other => panic!("{other}: {}", answer.text()),
         }
     }
-    assert!(refused > 0, "one running, one waiting, eight more: somebody is refused");
+    assert!(refused > 0, "one running, one waiting, eight more: a request is refused");
     assert_eq!(joined(request)?.status, 200);
     Ok(())
 }

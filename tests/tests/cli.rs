@@ -132,10 +132,10 @@ fn a_missing_model_for_voice_activity_is_told_before_anything_else() -> Result<(
 fn a_missing_model_names_the_command_that_installs_it() -> Result<()> {
     let empty = tempfile::tempdir()?;
     let file = path(&fixtures::fixture("audio/en-1.wav"));
-    let output = hush(&["transcribe", "--models-dir", &path(empty.path()), "--model", "nobody-has-this", &file])?;
+    let output = hush(&["transcribe", "--models-dir", &path(empty.path()), "--model", "no-such-model", &file])?;
     assert!(!output.status.success());
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(error.contains("nobody-has-this") && error.contains("hush-server install"), "{error}");
+    assert!(error.contains("no-such-model") && error.contains("hush-server install"), "{error}");
     Ok(())
 }
 

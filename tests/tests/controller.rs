@@ -6,15 +6,15 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hush_nvml::Guest;
-use hush_tests::fleet::Fleet;
+use hush_nvml::ProcessMemory;
+use hush_tests::fleet::StandInFleet;
 use hush_tests::gpus::{GIB, Gpus, SOON};
 use hush_tests::https::{Authority, HttpsServer, Validity};
 use hush_tests::{Controller, Server, fixtures, http, process, wait::wait_for};
 use rustix::process::Signal;
 
-fn holds(gib: u64) -> Guest {
-    Guest { bytes: gib * GIB, ..Guest::default() }
+fn holds(gib: u64) -> ProcessMemory {
+    ProcessMemory { bytes: gib * GIB, ..ProcessMemory::default() }
 }
 
 /// A policy of the namespace for all of its servers.
@@ -75,7 +75,7 @@ fn an_idle_model_leaves_at_its_timeout_and_never_before() -> Result<()> {
 }
 
 #[test]
-fn under_pressure_the_right_one_leaves_and_nobody_else() -> Result<()> {
+fn under_pressure_the_right_model_leaves_and_no_other() -> Result<()> {
     let mut gpus = Gpus::one()?;
     let dear = gpus.server(holds(3), &[])?;
     let cheap = gpus.server(holds(2), &[])?;
@@ -105,7 +105,7 @@ fn under_pressure_the_right_one_leaves_and_nobody_else() -> Result<()> {
 fn a_waiting_model_of_higher_priority_gets_room() -> Result<()> {
     let mut gpus = Gpus::one()?;
     gpus.script.devices[0].total_bytes = 4 * GIB;
-    let low = gpus.server(Guest { bytes: 7 * GIB / 2, ..Guest::default() }, &[])?;
+    let low = gpus.server(ProcessMemory { bytes: 7 * GIB / 2, ..ProcessMemory::default() }, &[])?;
     let high = gpus.server(holds(3), &[])?;
     let resident = "  residency: {mode: Resident}\n";
     let policies = policy("low", resident) + &policy("high", &format!("{resident}  priority: 5"));
@@ -147,7 +147,7 @@ fn impostor(answer: Option<String>) -> Result<String> {
         let mut held = Vec::new();
         for mut stream in listener.incoming().flatten() {
             if let Some(body) = &answer {
-                // Whoever closes on a request that was not read resets the connection.
+                // Closing with an unread request would reset the connection.
                 let mut head = BufReader::new(&stream).lines().map_while(Result::ok);
                 let _ = head.find(String::is_empty);
                 let length = body.len();
@@ -162,11 +162,11 @@ fn impostor(answer: Option<String>) -> Result<String> {
 }
 
 #[test]
-fn servers_that_hang_are_gone_lie_or_talk_nonsense_keep_nobody_waiting() -> Result<()> {
+fn servers_that_hang_are_gone_lie_or_talk_nonsense_delay_no_other_server() -> Result<()> {
     let mut gpus = Gpus::one()?;
     let server = gpus.server(holds(3), &[])?;
-    let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    // It says that the card is ten times as large as everybody else sees it, and full.
+    let closed = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    // It reports the GPU as ten times as large as the other servers see it, and full.
     let lie = http::get(server.ops, "/metrics")?.text();
     let lie = lie.lines().map(|line| match line.split_once(' ') {
         Some((name, _)) if name.starts_with("hush_gpu_memory_used_bytes") => format!("{name} 8589934592\n"),
@@ -175,7 +175,7 @@ fn servers_that_hang_are_gone_lie_or_talk_nonsense_keep_nobody_waiting() -> Resu
     let targets = [
         target("a/real", &server),
         format!("a/hangs={}", impostor(None)?),
-        format!("a/gone=http://{nobody}"),
+        format!("a/gone=http://{closed}"),
         format!("a/nonsense={}", impostor(Some("<html>welcome</html>".to_owned()))?),
         format!("a/malformed={}", impostor(Some("hush_model_generation{model=\"x 1\n".to_owned()))?),
         format!("a/liar={}", impostor(Some(lie.collect()))?),
@@ -197,7 +197,11 @@ fn servers_that_hang_are_gone_lie_or_talk_nonsense_keep_nobody_waiting() -> Resu
     let idle_since = Instant::now();
     server.wait_for_state("unloaded", SOON)?;
     assert!(idle_since.elapsed() < Duration::from_secs(10), "{:?}", idle_since.elapsed());
-    assert_eq!(first_done(&controller)?, [("a/real".to_owned(), "IdleTimeout".to_owned())], "the liar moved nobody");
+    assert_eq!(
+        first_done(&controller)?,
+        [("a/real".to_owned(), "IdleTimeout".to_owned())],
+        "the false report unloaded no model"
+    );
     assert_eq!(http::get(controller.ops, "/healthz")?.status, 200);
     Ok(())
 }
@@ -287,9 +291,9 @@ fn a_dry_run_decides_and_sends_nothing() -> Result<()> {
 
 #[test]
 fn it_says_what_it_waits_for_and_tells_of_itself() -> Result<()> {
-    let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let closed = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let residency = policy("a", "  residency: {mode: OnDemand}");
-    let controller = Controller::start(&residency, &["--target", &format!("http://{nobody}")])?;
+    let controller = Controller::start(&residency, &["--target", &format!("http://{closed}")])?;
     let ready = http::get(controller.ops, "/readyz")?;
     assert_eq!((ready.status, ready.text().contains("no server has answered yet")), (503, true), "{}", ready.text());
     assert_eq!(http::get(controller.ops, "/healthz")?.status, 200);
@@ -324,7 +328,7 @@ fn what_cannot_work_is_said_at_the_start() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_with_https_shows_a_certificate_for_its_host() -> Result<()> {
     let authority = Authority::new("one box")?;
-    let stand_ins = Fleet::start(2, 2, 8 * GIB, 2 * GIB).await?;
+    let stand_ins = StandInFleet::start(2, 2, 8 * GIB, 2 * GIB).await?;
     let own = authority.sign(&["127.0.0.1"], Validity::Now)?;
     let own = HttpsServer::start(Ipv4Addr::LOCALHOST, stand_ins.router_of(0), &own).await?;
     let other = authority.sign(&["gpu-2.example"], Validity::Now)?;

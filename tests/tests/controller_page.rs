@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hush_nvml::Guest;
+use hush_nvml::ProcessMemory;
 use hush_tests::gpus::{GIB, Gpus, SOON};
 use hush_tests::{Controller, Server, http, wait::wait_for};
 use serde_json::{Value, json};
@@ -23,19 +23,19 @@ fn policy(spec: &str) -> String {
 }
 
 /// A server whose model is in memory, and a controller that has seen it.
-struct Stage {
+struct PageFixture {
     gpus: Gpus,
     server: Server,
     controller: Controller,
 }
 
-impl Stage {
+impl PageFixture {
     fn new(args: &[&str]) -> Result<Self> {
         Self::over(Gpus::one()?, args)
     }
 
     fn over(mut gpus: Gpus, args: &[&str]) -> Result<Self> {
-        let server = gpus.server(Guest { bytes: 3 * GIB, ..Guest::default() }, &[])?;
+        let server = gpus.server(ProcessMemory { bytes: 3 * GIB, ..ProcessMemory::default() }, &[])?;
         let answer = server.asr("?language=en", "en-1.wav")?;
         assert_eq!(answer.status, 200, "{}", answer.text());
         let target = format!("a/one=http://{}", server.ops);
@@ -83,7 +83,7 @@ const LOAD: &str = "load?server=a/one&model=hush-tiny";
 
 #[test]
 fn the_state_tells_who_holds_what_and_who_governs_it() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = PageFixture::new(&[])?;
     let state = stage.state()?;
     let gpu = &state["gpus"][0];
     assert_eq!(
@@ -105,8 +105,8 @@ fn the_state_tells_who_holds_what_and_who_governs_it() -> Result<()> {
 }
 
 #[test]
-fn nobody_acts_without_the_token() -> Result<()> {
-    let stage = Stage::new(&[])?;
+fn no_action_is_possible_without_the_token() -> Result<()> {
+    let stage = PageFixture::new(&[])?;
     for path in [UNLOAD, LOAD, "plan", "pause?policy=a/test", "resume?policy=a/test"] {
         for token in [None, Some(TOKEN)] {
             let (status, code, message) = stage.refused(path, token, "{\"ifGeneration\":1}")?;
@@ -114,7 +114,7 @@ fn nobody_acts_without_the_token() -> Result<()> {
             assert!(message.contains("--page-token-file"), "{message}");
         }
     }
-    let stage = Stage::with_token()?;
+    let stage = PageFixture::with_token()?;
     for path in [UNLOAD, LOAD, "plan", "pause?policy=a/test", "resume?policy=a/test"] {
         let (status, code, _) = stage.refused(path, None, "{\"ifGeneration\":1}")?;
         assert_eq!((status, code.as_str()), (401, "unauthenticated"), "{path}");
@@ -129,7 +129,7 @@ fn nobody_acts_without_the_token() -> Result<()> {
 
 #[test]
 fn a_model_is_unloaded_and_loaded_by_hand_and_it_is_written_down() -> Result<()> {
-    let stage = Stage::with_token()?;
+    let stage = PageFixture::with_token()?;
     let generation = stage.state()?["models"][0]["generation"].clone();
     // Another generation than the person saw stays.
     let (status, code, message) = stage.refused(UNLOAD, Some(TOKEN), "{\"ifGeneration\":99}")?;
@@ -158,7 +158,7 @@ fn a_model_is_unloaded_and_loaded_by_hand_and_it_is_written_down() -> Result<()>
 
 #[test]
 fn a_request_that_is_wrong_is_told_what_is_wrong() -> Result<()> {
-    let stage = Stage::with_token()?;
+    let stage = PageFixture::with_token()?;
     for (path, body, status, part) in [
         (UNLOAD, "", 400, "ifGeneration"),
         (UNLOAD, "{\"ifGeneration\":1,\"force\":true}", 400, "force"),
@@ -178,14 +178,14 @@ fn a_request_that_is_wrong_is_told_what_is_wrong() -> Result<()> {
         let (got, _, message) = stage.refused(path, Some(TOKEN), body)?;
         assert_eq!((got, message.contains(part)), (status, true), "{path} {body}: {message}");
     }
-    let nobody = http::get(stage.controller.ops, "/api/v1/policy?policy=a/other")?;
-    assert_eq!(nobody.status, 404, "{}", nobody.text());
+    let missing = http::get(stage.controller.ops, "/api/v1/policy?policy=a/other")?;
+    assert_eq!(missing.status, 404, "{}", missing.text());
     Ok(())
 }
 
 #[test]
 fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
-    let mut stage = Stage::with_token()?;
+    let mut stage = PageFixture::with_token()?;
     let endless = json!({"untilResumed": true, "claimedBy": "anna\u{1b}[2J"}).to_string();
     let paused = stage.post("pause?policy=a/test", Some(TOKEN), &endless)?;
     assert_eq!(paused.status, 200, "{}", paused.text());
@@ -219,7 +219,7 @@ fn a_paused_policy_only_shows_what_it_would_do() -> Result<()> {
 
 #[test]
 fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
-    let stage = Stage::with_token()?;
+    let stage = PageFixture::with_token()?;
     let now = http::get(stage.controller.ops, "/api/v1/policy?policy=a%2Ftest")?;
     assert_eq!((now.status, now.header("content-type")), (200, Some("application/yaml")));
     let same = stage.post("plan", Some(TOKEN), &now.text())?;
@@ -251,7 +251,7 @@ fn a_what_if_is_a_plan_and_changes_nothing() -> Result<()> {
 
 #[test]
 fn a_what_if_with_mistakes_names_line_and_fix() -> Result<()> {
-    let stage = Stage::with_token()?;
+    let stage = PageFixture::with_token()?;
     let wrong = policy("  residency: {mode: Sometimes}\n").replace("name: test", "name: Test");
     for (body, line, part) in [
         (wrong.as_str(), Some(6), "Sometimes"),
@@ -296,7 +296,7 @@ fn event(reader: &mut impl BufRead, fits: impl Fn(&str, &Value) -> bool) -> Resu
 
 #[test]
 fn the_events_tell_of_changes_and_not_of_time() -> Result<()> {
-    let mut stage = Stage::new(&[])?;
+    let mut stage = PageFixture::new(&[])?;
     let mut stream = http::connect(stage.controller.ops)?;
     stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut reader = BufReader::new(stream);
@@ -321,7 +321,7 @@ fn the_events_tell_of_changes_and_not_of_time() -> Result<()> {
 
 #[test]
 fn the_page_keeps_to_itself() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = PageFixture::new(&[])?;
     let page = http::get(stage.controller.ops, "/")?;
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     let allowed = page.header("content-security-policy").context("no policy")?;

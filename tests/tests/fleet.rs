@@ -16,11 +16,11 @@ const SOON: Duration = Duration::from_secs(60);
 const SAID: &str = "Clean the light.";
 
 /// The bundled model under several names, and a configuration.
-struct Folder {
+struct ModelsFolder {
     dir: TempDir,
 }
 
-impl Folder {
+impl ModelsFolder {
     fn new(names: &[&str]) -> Result<Self> {
         let shared = fixtures::models_dir("int8")?;
         // Beside it, so that the files can be links.
@@ -103,7 +103,7 @@ fn logged(server: &Server, words: &str) -> usize {
 
 #[test]
 fn requests_name_the_model_that_they_want() -> Result<()> {
-    let folder = Folder::new(&["one", "two", "three"])?;
+    let folder = ModelsFolder::new(&["one", "two", "three"])?;
     let config = "models:\n  - name: one\n  - name: two\n    aliases: [second]\n    defaults: {language: de}\n";
     let server = folder.start(config, &["--serve-installed", "true"])?;
     for model in ["two", "second", "three", "whisper-1"] {
@@ -122,7 +122,7 @@ fn requests_name_the_model_that_they_want() -> Result<()> {
 
 #[test]
 fn the_least_recently_used_idle_model_makes_room() -> Result<()> {
-    let folder = Folder::new(&["one", "two", "three"])?;
+    let folder = ModelsFolder::new(&["one", "two", "three"])?;
     let server = folder.start("maxLoaded: 2\nmodels: [{name: one}, {name: two}, {name: three}]\n", &[])?;
     let state = |name: &str, state: &str| (name.to_owned(), state.to_owned());
     for model in ["one", "two", "one", "three"] {
@@ -136,10 +136,10 @@ fn the_least_recently_used_idle_model_makes_room() -> Result<()> {
     Ok(())
 }
 
-/// Three models want the one place all the time: everybody is served, and never are two in memory.
+/// Requests for three models compete for one load slot: every request is served, and two models are never in memory.
 #[test]
 fn a_crowd_before_one_place_is_served() -> Result<()> {
-    let folder = Folder::new(&["one", "two", "three"])?;
+    let folder = ModelsFolder::new(&["one", "two", "three"])?;
     let server = folder.start("maxLoaded: 1\nmodels: [{name: one}, {name: two}, {name: three}]\n", &[])?;
     let done = AtomicBool::new(false);
     let most = std::thread::scope(|scope| {
@@ -168,7 +168,7 @@ fn a_crowd_before_one_place_is_served() -> Result<()> {
 
 #[test]
 fn a_hangup_reads_the_models_again() -> Result<()> {
-    let folder = Folder::new(&["one", "two", "three"])?;
+    let folder = ModelsFolder::new(&["one", "two", "three"])?;
     let server = folder.start("models:\n  - name: one\n  - name: two\n", &["--drain-timeout", "120s"])?;
     said(&server, "one")?;
     // A model that leaves finishes what it has begun.
@@ -197,11 +197,11 @@ fn a_hangup_reads_the_models_again() -> Result<()> {
 
 #[test]
 fn a_configuration_that_cannot_be_used_changes_nothing() -> Result<()> {
-    let folder = Folder::new(&["one"])?;
+    let folder = ModelsFolder::new(&["one"])?;
     let server = folder.start("models:\n  - name: one\n    aliases: [first]\n", &[])?;
     for (broken, words) in [
         ("models:\n  - name: one\n    alias: x\n", "did you mean `aliases`?"),
-        ("models:\n  - name: nobody-has-this\n", "nobody-has-this"),
+        ("models:\n  - name: no-such-model\n", "no-such-model"),
     ] {
         folder.write(broken)?;
         let before = logged(&server, "was not taken over");
@@ -220,7 +220,7 @@ fn a_configuration_that_cannot_be_used_changes_nothing() -> Result<()> {
 /// The listing says where a model is, and where it will be once it is not loaded any more.
 #[test]
 fn another_device_is_taken_from_the_next_load_on() -> Result<()> {
-    let folder = Folder::new(&["one"])?;
+    let folder = ModelsFolder::new(&["one"])?;
     let server = folder.start("models:\n  - name: one\n    device: cpu\n", &["--idle-timeout", "0"])?;
     said(&server, "one")?;
     folder.write("models:\n  - name: one\n    device: cuda:0\n    precision: fp16\n")?;
@@ -246,7 +246,7 @@ fn another_device_is_taken_from_the_next_load_on() -> Result<()> {
 
 #[test]
 fn a_look_at_the_settings_fetches_nothing() -> Result<()> {
-    let folder = Folder::new(&["one"])?;
+    let folder = ModelsFolder::new(&["one"])?;
     folder.write("models:\n  - name: one\n  - name: base\n")?;
     let hub = std::net::TcpListener::bind("127.0.0.1:0")?;
     hub.set_nonblocking(true)?;
@@ -266,7 +266,7 @@ fn a_look_at_the_settings_fetches_nothing() -> Result<()> {
 
 #[test]
 fn a_default_that_needs_the_model_for_voice_activity_is_refused_without_it() -> Result<()> {
-    let folder = Folder::new(&["one"])?;
+    let folder = ModelsFolder::new(&["one"])?;
     folder.write("models:\n  - name: one\n    defaults: {vadFilter: true, beamSize: 5}\n")?;
     // A folder of its own, so that nothing lies beside the library.
     let library = folder.dir.path().join("libonnxruntime.so");

@@ -5,15 +5,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hush_nvml::{Code, Guest, Process, ProcessList, Taker};
+use hush_nvml::{MemoryTaker, NvmlCode, ProcessList, ProcessMemory, ScriptedProcess};
 use hush_tests::gpus::{GIB, Gpus, SOON, of_both, of_gpu, of_model};
 use hush_tests::{Server, ServerOptions, fixtures, http, wait::wait_for};
 use serde_json::Value;
 
 const LOAD: Duration = Duration::from_secs(300);
 
-fn holds(bytes: u64) -> Guest {
-    Guest { bytes, ..Guest::default() }
+fn holds(bytes: u64) -> ProcessMemory {
+    ProcessMemory { bytes, ..ProcessMemory::default() }
 }
 
 fn ask(server: &Server) -> JoinHandle<Result<http::Response>> {
@@ -48,7 +48,7 @@ const BRIEF: [&str; 2] = ["--idle-timeout", "5s"];
 #[test]
 fn gauges_tell_of_the_device_and_whose_its_memory_is() -> Result<()> {
     let mut gpus = Gpus::one()?;
-    gpus.script.devices[0].processes.push(Process { pid: 4_100_000, bytes: GIB, graphics: false });
+    gpus.script.devices[0].processes.push(ScriptedProcess { pid: 4_100_000, bytes: GIB, graphics: false });
     let server = gpus.server(holds(3 * GIB), &[])?;
     server.wait_for_metric(&of_gpu("hush_gpu_memory_total_bytes"), (8 * GIB) as f64, SOON)?;
     server.wait_for_metric(&of_gpu("hush_gpu_memory_used_bytes"), GIB as f64, SOON)?;
@@ -77,7 +77,7 @@ fn a_list_of_processes_that_draw_is_not_needed() -> Result<()> {
     let mut gpus = Gpus::one()?;
     for version in ["", "_v2", "_v3"] {
         let function = format!("nvmlDeviceGetGraphicsRunningProcesses{version}");
-        gpus.script.devices[0].errors.insert(function, Code::NOT_SUPPORTED);
+        gpus.script.devices[0].errors.insert(function, NvmlCode::NOT_SUPPORTED);
     }
     let server = gpus.server(holds(3 * GIB), &[])?;
     answered(ask(&server))?;
@@ -92,7 +92,7 @@ fn a_list_of_processes_that_draw_is_not_needed() -> Result<()> {
 }
 
 #[test]
-fn what_the_driver_keeps_is_no_room_for_anybody() -> Result<()> {
+fn memory_that_the_driver_keeps_is_not_free() -> Result<()> {
     let mut gpus = Gpus::one()?;
     gpus.script.devices[0].reserved_bytes = GIB / 2;
     let server = gpus.server(holds(3 * GIB), &[])?;
@@ -117,7 +117,7 @@ fn in_a_container_the_device_tells_what_the_model_took() -> Result<()> {
 fn memory_that_comes_back_at_once_or_late_is_proved_to_be_back() -> Result<()> {
     for release_ms in [0, 700] {
         let mut gpus = Gpus::one()?;
-        let server = gpus.server(Guest { release_ms, ..holds(3 * GIB) }, &BRIEF)?;
+        let server = gpus.server(ProcessMemory { release_ms, ..holds(3 * GIB) }, &BRIEF)?;
         let proof = stay(&server)?;
         assert_eq!(proof["verdict"], "returned", "{proof}");
         assert_eq!(proof["vram_before_bytes"], 3 * GIB);
@@ -133,7 +133,7 @@ fn memory_that_comes_back_at_once_or_late_is_proved_to_be_back() -> Result<()> {
 #[test]
 fn memory_that_does_not_come_back_is_residual_until_it_does() -> Result<()> {
     let mut gpus = Gpus::one()?;
-    let guest = Guest { residue_bytes: GIB, ..holds(3 * GIB) };
+    let guest = ProcessMemory { residue_bytes: GIB, ..holds(3 * GIB) };
     let server = gpus.server(guest, &[&BRIEF[..], &["--reclaim-timeout", "1s"]].concat())?;
     let proof = stay(&server)?;
     assert_eq!((&proof["verdict"], &proof["residual_bytes"]), (&"residual".into(), &GIB.into()), "{proof}");
@@ -151,8 +151,8 @@ fn memory_that_does_not_come_back_is_residual_until_it_does() -> Result<()> {
 #[test]
 fn memory_that_another_takes_meanwhile_is_not_held_against_the_model() -> Result<()> {
     let mut gpus = Gpus::one()?;
-    let taker = Some(Taker { pid: 4_100_001, bytes: 2 * GIB });
-    let server = gpus.server(Guest { taker, ..holds(3 * GIB) }, &BRIEF)?;
+    let taker = Some(MemoryTaker { pid: 4_100_001, bytes: 2 * GIB });
+    let server = gpus.server(ProcessMemory { taker, ..holds(3 * GIB) }, &BRIEF)?;
     let proof = stay(&server)?;
     assert_eq!((&proof["verdict"], &proof["taken_bytes"]), (&"taken".into(), &(2 * GIB).into()), "{proof}");
     assert_eq!((&proof["reclaimed_bytes"], &proof["residual_bytes"]), (&(3 * GIB).into(), &0.into()));
@@ -234,7 +234,7 @@ fn a_driver_that_goes_and_comes_back_costs_only_figures() -> Result<()> {
     let mut gpus = Gpus::one()?;
     let server = gpus.server(holds(3 * GIB), &[])?;
     server.wait_for_metric("hush_gpu_up", 1.0, SOON)?;
-    gpus.script.errors.insert("*".to_owned(), Code::DRIVER_NOT_LOADED);
+    gpus.script.errors.insert("*".to_owned(), NvmlCode::DRIVER_NOT_LOADED);
     gpus.write()?;
     server.wait_for_metric("hush_gpu_up", 0.0, SOON)?;
     assert_eq!(server.metric(&of_gpu("hush_gpu_device_up"))?, Some(0.0));
@@ -242,7 +242,7 @@ fn a_driver_that_goes_and_comes_back_costs_only_figures() -> Result<()> {
     wait_for("the figures grow old", SOON, || {
         Ok(server.metric(&of_gpu("hush_gpu_sample_age_seconds"))?.filter(|older| *older > age + 0.5))
     })?;
-    // Nobody can say what is free, and that keeps nobody from trying.
+    // The free memory is unknown, and a load is tried all the same.
     answered(ask(&server))?;
     gpus.script.errors.clear();
     gpus.script.epoch += 1;
@@ -259,7 +259,7 @@ fn a_driver_that_goes_and_comes_back_costs_only_figures() -> Result<()> {
 }
 
 #[test]
-fn a_driver_that_hangs_holds_up_nobody() -> Result<()> {
+fn a_driver_that_hangs_delays_no_request() -> Result<()> {
     let mut gpus = Gpus::one()?;
     let server = gpus.server(holds(3 * GIB), &[])?;
     server.wait_for_metric("hush_gpu_up", 1.0, SOON)?;
@@ -270,7 +270,7 @@ fn a_driver_that_hangs_holds_up_nobody() -> Result<()> {
     let begun = Instant::now();
     answered(ask(&server))?;
     assert_eq!(http::get(server.api, "/healthz")?.status, 200);
-    assert!(begun.elapsed() < LOAD, "nobody waited for the driver");
+    assert!(begun.elapsed() < LOAD, "no request waited for the driver");
     server.wait_for_metric("hush_gpu_up", 0.0, SOON)?;
     assert!(server.metric(&of_gpu("hush_gpu_sample_age_seconds"))?.is_some_and(|age| age > 9.0));
     Ok(())

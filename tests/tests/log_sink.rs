@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// Where a program's standard error goes.
 #[derive(Clone, Copy, Debug)]
-enum Sink {
+enum StderrSink {
     /// A full disk, from the start.
     Full,
     /// A pipe whose reader leaves once the program serves.
@@ -24,7 +24,7 @@ enum Sink {
     ReaderIsStuck,
 }
 
-impl Sink {
+impl StderrSink {
     const ALL: [Self; 3] = [Self::Full, Self::ReaderLeaves, Self::ReaderIsStuck];
 
     /// Standard error for the program, and what the test holds of it.
@@ -45,14 +45,14 @@ impl Sink {
     }
 }
 
-struct Program {
+struct LoggingProgram {
     child: Child,
     /// `None`: it is gone.
     reader: Option<std::io::PipeReader>,
 }
 
-impl Program {
-    fn start(mut command: Command, sink: Sink, health: SocketAddr) -> Result<Self> {
+impl LoggingProgram {
+    fn start(mut command: Command, sink: StderrSink, health: SocketAddr) -> Result<Self> {
         let (stderr, reader) = sink.open()?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn()?;
         // The write end of the pipe is the program's alone.
@@ -64,7 +64,7 @@ impl Program {
             }
             Ok(http::get(health, "/healthz").ok().filter(|answer| answer.status == 200))
         })?;
-        if let Sink::ReaderLeaves = sink {
+        if let StderrSink::ReaderLeaves = sink {
             let mut said = [0; 4096];
             let length = program.reader.take().context("no reader")?.read(&mut said)?;
             ensure!(length > 0, "nothing was logged");
@@ -78,7 +78,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for LoggingProgram {
     fn drop(&mut self) {
         // Both fail only when it has ended already.
         let _ = self.child.kill();
@@ -111,9 +111,9 @@ fn dropped(ops: SocketAddr, name: &str) -> Result<f64> {
 
 #[test]
 fn a_server_works_on_without_its_log() -> Result<()> {
-    for sink in Sink::ALL {
+    for sink in StderrSink::ALL {
         let (api, ops) = (http::free_address()?, http::free_address()?);
-        let server = Program::start(serve(api, ops, &[])?, sink, api).with_context(|| format!("{sink:?}"))?;
+        let server = LoggingProgram::start(serve(api, ops, &[])?, sink, api).with_context(|| format!("{sink:?}"))?;
         for _ in 0..2 {
             transcribes(api).with_context(|| format!("{sink:?}"))?;
         }
@@ -141,7 +141,7 @@ fn lines_of_runners_are_counted() -> Result<()> {
     let (api, ops) = (http::free_address()?, http::free_address()?);
     // Only runners load ONNX Runtime, and that is all that is logged.
     let command = serve(api, ops, &["--log-level", "off,hush_whisper=info"])?;
-    let server = Program::start(command, Sink::Full, api)?;
+    let server = LoggingProgram::start(command, StderrSink::Full, api)?;
     assert_eq!(dropped(ops, "hush_log_lines_dropped_total")?, 0.0);
     transcribes(api)?;
     wait_for("the lines of the runner", SOON, || {
@@ -157,7 +157,7 @@ fn a_controller_works_on_without_its_log() -> Result<()> {
     let log = tempfile::tempfile()?;
     let mut command = serve(api, ops, &["--idle-timeout", "0"])?;
     let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
-    let _server = Program { child: server, reader: None };
+    let _server = LoggingProgram { child: server, reader: None };
     wait_for("the server", START, || Ok(http::get(api, "/healthz").ok()))?;
     let folder = tempfile::tempdir()?;
     let policies = folder.path().join("policies.yaml");
@@ -166,14 +166,14 @@ fn a_controller_works_on_without_its_log() -> Result<()> {
         "apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {name: speech}\nspec:\n  \
          selector: {matchLabels: {gpu.hush.dev/server: \"true\"}}\n  residency: {mode: Idle, idleTimeout: 1s}\n",
     )?;
-    for sink in Sink::ALL {
+    for sink in StderrSink::ALL {
         let listen = http::free_address()?;
         let mut command = Command::new(fixtures::controller()?);
         command
             .args(["run", "--interval", "200ms", "--listen", &listen.to_string(), "--policy"])
             .arg(&policies)
             .args(["--target", &format!("here=http://{ops}")]);
-        let controller = Program::start(command, sink, listen).with_context(|| format!("{sink:?}"))?;
+        let controller = LoggingProgram::start(command, sink, listen).with_context(|| format!("{sink:?}"))?;
         transcribes(api)?;
         let unloaded = format!("hush_model_state{{model=\"{}\",state=\"unloaded\"}}", fixtures::MODEL);
         wait_for("the controller unloads the model", SOON, || {

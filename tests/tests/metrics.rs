@@ -78,7 +78,7 @@ fn sum(families: &[Value], name: &str) -> f64 {
     samples.flatten().filter_map(|s| s["value"].as_f64()).sum()
 }
 
-/// Whoever asks, and whenever: controllers that look at different times must come to the same order.
+/// Controllers that scrape at different times must compute the same order.
 #[test]
 fn the_time_since_when_a_model_is_idle_does_not_depend_on_the_look() -> Result<()> {
     const SINCE: &str = "hush_model_idle_since_timestamp_seconds";

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use hush_nvml::Guest;
+use hush_nvml::ProcessMemory;
 use hush_tests::gpus::{GIB, Gpus, SOON, UUID};
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, Server, http, plugin};
@@ -38,7 +38,7 @@ spec:
 ";
 
 /// A server whose model is in memory, and a controller that has seen it.
-struct Stage {
+struct LocalPluginFixture {
     gpus: Gpus,
     server: Server,
     controller: Controller,
@@ -46,13 +46,13 @@ struct Stage {
     token: String,
 }
 
-impl Stage {
+impl LocalPluginFixture {
     fn new(args: &[&str]) -> Result<Self> {
         let mut gpus = Gpus::one()?;
         let file = gpus.folder().join("page-token");
         std::fs::write(&file, format!("{TOKEN}\n"))?;
         let token = file.to_string_lossy().into_owned();
-        let server = gpus.server(Guest { bytes: 3 * GIB, ..Guest::default() }, &[])?;
+        let server = gpus.server(ProcessMemory { bytes: 3 * GIB, ..ProcessMemory::default() }, &[])?;
         let answer = server.asr("?language=en", "en-1.wav")?;
         ensure!(answer.status == 200, "{}", answer.text());
         let target = format!("media/subtitles=http://{}", server.ops);
@@ -94,7 +94,7 @@ fn json(text: &str) -> Result<Value> {
 
 #[test]
 fn top_and_explain_tell_who_holds_what_and_why() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = LocalPluginFixture::new(&[])?;
     let top = stage.said(&["top", "--once"])?;
     let line = |part: &str| top.lines().find(|line| line.contains(part)).with_context(|| top.clone());
     let gpu = line(&UUID[..12])?;
@@ -144,13 +144,13 @@ fn top_and_explain_tell_who_holds_what_and_why() -> Result<()> {
 
 #[test]
 fn commands_carry_what_was_seen_and_a_refusal_says_why() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = LocalPluginFixture::new(&[])?;
     let would = stage.said(&["unload", "subtitles", "--dry-run"])?;
     assert_eq!(would, "would unload media/subtitles hush-tiny (3.00Gi) if it is still generation 1 and not busy\n");
     let complaint = stage.complaint(&["unload", "subtitles"])?;
     assert!(complaint.contains("asks for a token: give the file that holds it with --token-file"), "{complaint}");
     let wrong = stage.gpus.folder().join("wrong");
-    std::fs::write(&wrong, "another-token-of-somebody")?;
+    std::fs::write(&wrong, "another-token-of-a-user")?;
     let complaint = stage.complaint(&["unload", "subtitles", "--token-file", &wrong.to_string_lossy()])?;
     assert!(complaint.contains("not the token of --page-token-file"), "{complaint}");
     assert!(stage.controller.audit()?.is_empty(), "nothing was commanded so far");
@@ -176,7 +176,7 @@ fn commands_carry_what_was_seen_and_a_refusal_says_why() -> Result<()> {
 
 #[test]
 fn a_model_comes_back_by_hand() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = LocalPluginFixture::new(&[])?;
     stage.acted(&["unload", "subtitles"])?;
     let gone = stage.until("it is gone", |state| state["models"][0]["state"] == "Unloaded")?;
     assert_eq!(
@@ -201,7 +201,7 @@ fn a_model_comes_back_by_hand() -> Result<()> {
 
 #[test]
 fn a_hold_is_told_with_its_end() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = LocalPluginFixture::new(&[])?;
     stage.acted(&["unload", "subtitles", "--hold", "10m"])?;
     let state = stage.until("the hold is seen", |state| state["models"][0]["heldUntil"].is_string())?;
     let until = state["models"][0]["heldUntil"].as_str().context("no end")?.parse::<jiff::Timestamp>()?;
@@ -235,7 +235,7 @@ fn several_models_are_commanded_only_in_so_many_words() -> Result<()> {
     let complaint = plugin::complaint(&with(&["load", "hush-tiny"]))?;
     assert!(complaint.contains("several models") && complaint.contains("  media/two hush-tiny"), "{complaint}");
     let complaint = plugin::complaint(&with(&["load", "hush-tiny", "--all"]))?;
-    let asked = "load 2 models: media/one hush-tiny, media/two hush-tiny: say --yes where nobody can be asked";
+    let asked = "load 2 models: media/one hush-tiny, media/two hush-tiny: give --yes, because without a terminal there is no confirmation";
     assert!(complaint.contains(asked), "{complaint}");
     assert!(controller.audit()?.is_empty(), "nothing was commanded so far");
     let would = plugin::said(&with(&["load", "hush-tiny", "--all", "--dry-run"]))?;
@@ -247,7 +247,7 @@ fn several_models_are_commanded_only_in_so_many_words() -> Result<()> {
 
 #[test]
 fn a_plan_with_edited_policies_says_what_is_new() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = LocalPluginFixture::new(&[])?;
     let now = stage.said(&["plan"])?;
     assert!(now.contains("nothing to do") && now.contains("NotIdle"), "{now}");
     let file = stage.gpus.folder().join("edited.yaml");
@@ -268,7 +268,7 @@ fn a_plan_with_edited_policies_says_what_is_new() -> Result<()> {
 
 #[test]
 fn a_policy_is_paused_and_resumed() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    let stage = LocalPluginFixture::new(&[])?;
     let paused = stage.acted(&["pause", "own", "--for", "30m"])?;
     assert_eq!(paused, "media/own only shows what it would do, for 30m\n");
     let state = stage.until("the pause is seen", |state| state["policies"][1]["paused"].is_object())?;
@@ -290,7 +290,7 @@ fn a_policy_is_paused_and_resumed() -> Result<()> {
 
 #[test]
 fn who_only_observes_says_so() -> Result<()> {
-    let stage = Stage::new(&["--dry-run"])?;
+    let stage = LocalPluginFixture::new(&["--dry-run"])?;
     let top = stage.said(&["top"])?;
     assert!(top.contains("1 controller, none acts"), "{top}");
     let complaint = stage.complaint(&["unload", "subtitles", "--token-file", &stage.token])?;
@@ -302,8 +302,8 @@ fn who_only_observes_says_so() -> Result<()> {
 
 #[test]
 fn where_no_controller_is_it_is_said() -> Result<()> {
-    let nobody = plugin::complaint(&["top", "--controller", "http://127.0.0.1:9"])?;
-    assert!(nobody.contains("http://127.0.0.1:9 cannot be reached: connecting failed"), "{nobody}");
+    let unreachable = plugin::complaint(&["top", "--controller", "http://127.0.0.1:9"])?;
+    assert!(unreachable.contains("http://127.0.0.1:9 cannot be reached: connecting failed"), "{unreachable}");
     let typo = plugin::complaint(&["top", "--controller", "127.0.0.1:9002"])?;
     assert!(typo.contains("must be a URL such as http://127.0.0.1:9002"), "{typo}");
     let server = Server::start(&[])?;
@@ -336,7 +336,7 @@ fn terminal() -> Result<(OwnedFd, File, Arc<Mutex<String>>)> {
 
 #[test]
 fn on_a_terminal_it_is_live_until_a_key_and_leaves_it_as_it_was() -> Result<()> {
-    let mut stage = Stage::new(&[])?;
+    let mut stage = LocalPluginFixture::new(&[])?;
     let (master, terminal, shown) = terminal()?;
     let before = tcgetattr(&terminal)?.local_modes;
     let mut command = plugin::command(&stage.with(&["top", "--interval", "200ms"]))?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use hush_contract::metrics::{FAMILIES, PROGRAM_FAMILIES};
-use hush_nvml::Guest;
+use hush_nvml::ProcessMemory;
 use hush_tests::gpus::{GIB, Gpus, SOON, of_both};
 use hush_tests::reference::{PAGES, folder};
 use hush_tests::{Controller, Server, fixtures, http};
@@ -62,7 +62,7 @@ fn what_a_server_and_a_controller_show_is_in_it() -> Result<()> {
     let config = gpus.folder().join("hush.yaml");
     std::fs::write(&config, "maxQueue: 8\n")?;
     let config = config.to_string_lossy().into_owned();
-    let server = gpus.server(Guest { bytes: GIB, ..Guest::default() }, &["--config", &config])?;
+    let server = gpus.server(ProcessMemory { bytes: GIB, ..ProcessMemory::default() }, &["--config", &config])?;
     assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
     // The second is refused.
     for _ in 0..2 {

@@ -182,7 +182,7 @@ fn the_model_leaves_when_idle_and_comes_back_with_the_next_request() -> Result<(
 }
 
 #[test]
-fn on_demand_unloads_as_soon_as_nobody_waits() -> Result<()> {
+fn on_demand_unloads_as_soon_as_no_request_waits() -> Result<()> {
     let server = Server::start(&["--residency", "on-demand"])?;
     assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);
     server.wait_for_state("unloaded", LEAVE)?;

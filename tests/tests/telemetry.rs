@@ -64,7 +64,7 @@ fn a_server_with_a_loaded_model_writes_no_file_and_looks_up_no_name() -> Result<
         .arg(fixtures::models_dir("int8")?)
         .arg("--ort-lib")
         .arg(fs::canonicalize(fixtures::onnxruntime())?);
-    let mut server = Killed(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    let mut server = KilledOnDrop(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
     wait_for("the server", START, || Ok(http::get(api, "/healthz").ok().filter(|answer| answer.status == 200)))?;
     let answer = http::upload(api, "/asr?language=en", "en-1.wav", &fixtures::audio("en-1.wav")?)?;
     ensure!(answer.status == 200, "{}", answer.text());
@@ -106,9 +106,9 @@ fn transcribe_and_probes_write_no_file() -> Result<()> {
     Ok(())
 }
 
-struct Killed(Child);
+struct KilledOnDrop(Child);
 
-impl Drop for Killed {
+impl Drop for KilledOnDrop {
     fn drop(&mut self) {
         // Both fail only when it has ended already.
         let _ = self.0.kill();

@@ -105,7 +105,7 @@ fn a_request_is_a_span_below_its_clients_and_its_phases_are_below_it() -> Result
 
 #[test]
 fn without_its_collector_the_server_works_on_and_says_so() -> Result<()> {
-    // A port that nobody listens on.
+    // A port without a listener.
     let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let server = start(&format!("http://{address}"))?;
     assert_eq!(server.asr("?language=en", "en-1.wav")?.status, 200);

@@ -177,7 +177,7 @@ class Page(WithBrowser):
         self.assertIn("Not idle for long enough", self.browser.read(self.browser.model("s0", "[data-part=why]")))
         rules = self.browser.read(self.browser.model("s0", "[data-part=rules]"))
         self.assertEqual(rules, "Governed by apps/speech: Idle, idle timeout 10m by apps/speech.")
-        self.assertIn("Nobody asks for it", self.browser.read(self.browser.model("s1", "[data-part=why]")))
+        self.assertIn("No request needs it", self.browser.read(self.browser.model("s1", "[data-part=why]")))
         self.assertIn("asleep", self.browser.read(self.browser.model("s1", "[data-part=state]")))
         self.assertEqual(self.browser.read("#models-count"), "1 of 2 in memory")
 
@@ -242,7 +242,7 @@ class Page(WithBrowser):
 
     def test_who_has_the_token_unloads_and_loads(self):
         unload, load = (self.browser.model("s0", f"[data-do={kind}]") for kind in ("unload", "load"))
-        self.assertFalse(self.browser.find(unload).is_displayed(), "nobody acts without it")
+        self.assertFalse(self.browser.find(unload).is_displayed(), "no action is offered without it")
         self.browser.give_token()
         self.browser.click(unload)
         self.assertIn("It holds 3.00 GiB", self.browser.read("#dialog-text"))
@@ -304,7 +304,7 @@ class Page(WithBrowser):
         wait_for("the question has the focus", lambda: self.browser.focused() == "dialog-do")
         self.browser.press("Escape")
         wait_for("the button has it again", lambda: self.browser.focused() == "Unload hush-tiny of apps/s0")
-        # Changes take the focus from nobody.
+        # Changes do not move the focus.
         self.fleet.others_hold(GIB)
         self.browser.until_reads(".gpu [data-part=others]", "1.00 GiB")
         self.assertEqual(self.browser.focused(), "Unload hush-tiny of apps/s0")

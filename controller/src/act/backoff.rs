@@ -1,47 +1,49 @@
-//! When to leave a server alone after commands to it failed.
+//! Backoff: how long a server is left alone after commands to it failed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hush_core::{ModelKey, ServerName};
 
-const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(60);
-/// A condition that no longer holds is no fault; one that never holds is a server that says one thing in its metrics and
-/// does another.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The number of refusals in a row from which a model is left alone. A single refusal is no fault: the condition of the
+/// command no longer held. A server whose conditions never hold shows one thing in its metrics and does another.
 const REFUSALS_IN_A_ROW: u32 = 3;
 
-/// What a command's end says of the server.
+/// What the end of a command says about the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum CommandVerdict {
     Done,
-    /// The condition did not hold.
+    /// The condition of the command did not hold.
     Refused,
-    /// It could not be reached, or did not do what it was asked to.
+    /// The server could not be reached, or did not do what the command asked for.
     Failed,
-    /// It said that it did, and its samples show that it did not.
+    /// The server reported success, and its samples show the state as before.
     NoEffect,
 }
 
-/// While a server backs off, its models are no candidates, so that it never stands in for others who would obey.
+/// The servers and models that are left alone for a while. They are no candidates meanwhile, so that a server that does not
+/// obey is never chosen in place of one that would.
 #[derive(Clone, Debug, Default)]
 pub struct Backoff {
-    servers: BTreeMap<ServerName, Pause>,
-    models: BTreeMap<ModelKey, Pause>,
+    servers: BTreeMap<ServerName, BackoffState>,
+    models: BTreeMap<ModelKey, BackoffState>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Pause {
+struct BackoffState {
     failures: u32,
     until: Option<Instant>,
 }
 
-impl Pause {
-    fn fail(&mut self, now: Instant, free: u32) {
+impl BackoffState {
+    /// Counts a failure. From the failure with the number `threshold` on, each one doubles the pause.
+    fn fail(&mut self, now: Instant, threshold: u32) {
         self.failures = self.failures.saturating_add(1);
-        if self.failures >= free {
-            let doubled = FIRST.saturating_mul(1 << (self.failures - free).min(10)).min(LONGEST);
-            self.until = Some(now + doubled);
+        if self.failures >= threshold {
+            let doublings = (self.failures - threshold).min(10);
+            self.until = Some(now + FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE));
         }
     }
 
@@ -51,40 +53,41 @@ impl Pause {
 }
 
 impl Backoff {
-    pub fn note(&mut self, now: Instant, key: &ModelKey, verdict: Verdict) {
+    pub fn note(&mut self, now: Instant, key: &ModelKey, verdict: CommandVerdict) {
         match verdict {
-            Verdict::Done => {
+            CommandVerdict::Done => {
                 self.servers.remove(&key.server);
                 self.models.remove(key);
             }
-            // It answered.
-            Verdict::Refused => {
+            // The server itself has answered.
+            CommandVerdict::Refused => {
                 self.servers.remove(&key.server);
                 self.models.entry(key.clone()).or_default().fail(now, REFUSALS_IN_A_ROW);
             }
-            Verdict::Failed => self.servers.entry(key.server.clone()).or_default().fail(now, 1),
-            // What another of its models does is no proof for this one.
-            Verdict::NoEffect => {
+            CommandVerdict::Failed => self.servers.entry(key.server.clone()).or_default().fail(now, 1),
+            // Both, because a success with another model of the server ends the backoff of the server alone.
+            CommandVerdict::NoEffect => {
                 self.servers.entry(key.server.clone()).or_default().fail(now, 1);
                 self.models.entry(key.clone()).or_default().fail(now, 1);
             }
         }
     }
 
-    /// Nobody acts on it who should: for a while it is no candidate.
+    /// Leaves a model alone for the longest pause, because the controller that should act on it does not.
     pub fn absent(&mut self, now: Instant, key: &ModelKey) {
-        self.models.entry(key.clone()).or_default().until = Some(now + LONGEST);
+        self.models.entry(key.clone()).or_default().until = Some(now + LONGEST_PAUSE);
     }
 
+    /// Whether the model, or its server, is left alone now.
     pub fn holds(&self, now: Instant, key: &ModelKey) -> bool {
-        self.servers.get(&key.server).is_some_and(|pause| pause.holds(now))
-            || self.models.get(key).is_some_and(|pause| pause.holds(now))
+        self.servers.get(&key.server).is_some_and(|state| state.holds(now))
+            || self.models.get(key).is_some_and(|state| state.holds(now))
     }
 
     /// Forgets servers that are gone.
-    pub fn retain(&mut self, known: impl Fn(&ServerName) -> bool) {
-        self.servers.retain(|server, _| known(server));
-        self.models.retain(|key, _| known(&key.server));
+    pub fn retain(&mut self, is_known: impl Fn(&ServerName) -> bool) {
+        self.servers.retain(|server, _| is_known(server));
+        self.models.retain(|key, _| is_known(&key.server));
     }
 }
 
@@ -100,13 +103,13 @@ mod tests {
     fn a_server_that_fails_is_left_alone_for_longer_and_longer() {
         let (mut backoff, mut now, one, other) = (Backoff::default(), Instant::now(), key("one"), key("other"));
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
-            backoff.note(now, &one, Verdict::Failed);
+            backoff.note(now, &one, CommandVerdict::Failed);
             assert!(backoff.holds(now + Duration::from_secs(seconds) - Duration::from_millis(1), &other));
             now += Duration::from_secs(seconds);
             assert!(!backoff.holds(now, &one), "{seconds}");
         }
-        backoff.note(now, &other, Verdict::Done);
-        backoff.note(now, &one, Verdict::Failed);
+        backoff.note(now, &other, CommandVerdict::Done);
+        backoff.note(now, &one, CommandVerdict::Failed);
         assert!(!backoff.holds(now + Duration::from_secs(1), &one), "a success starts anew");
     }
 
@@ -114,8 +117,8 @@ mod tests {
     fn a_model_that_stays_is_left_alone_for_longer_although_others_of_its_server_leave() {
         let (mut backoff, mut now, stays, leaves) = (Backoff::default(), Instant::now(), key("stays"), key("leaves"));
         for seconds in [1, 2, 4, 8] {
-            backoff.note(now, &stays, Verdict::NoEffect);
-            backoff.note(now, &leaves, Verdict::Done);
+            backoff.note(now, &stays, CommandVerdict::NoEffect);
+            backoff.note(now, &leaves, CommandVerdict::Done);
             assert!(!backoff.holds(now, &leaves));
             assert!(backoff.holds(now + Duration::from_secs(seconds) - Duration::from_millis(1), &stays), "{seconds}");
             now += Duration::from_secs(seconds);
@@ -127,13 +130,13 @@ mod tests {
     fn refusals_count_for_their_model_and_only_in_a_row() {
         let (mut backoff, now, one) = (Backoff::default(), Instant::now(), key("one"));
         for _ in 0..2 {
-            backoff.note(now, &one, Verdict::Refused);
+            backoff.note(now, &one, CommandVerdict::Refused);
             assert!(!backoff.holds(now, &one));
         }
-        backoff.note(now, &one, Verdict::Refused);
+        backoff.note(now, &one, CommandVerdict::Refused);
         assert!(backoff.holds(now, &one));
         assert!(!backoff.holds(now, &key("other")));
-        backoff.note(now, &one, Verdict::Done);
+        backoff.note(now, &one, CommandVerdict::Done);
         assert!(!backoff.holds(now, &one));
     }
 }

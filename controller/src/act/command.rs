@@ -1,10 +1,10 @@
-//! A decision as a command of the admin API, and how it ended.
+//! Decisions as commands of the servers' admin API, and the outcomes of the commands.
 
 use std::time::Duration;
 
 use hush_contract::admin::{
-    ErrorBody, LoadRequest, LoadResponse, PolicyName, Reason, Seconds, UnloadOutcome, UnloadRequest, UnloadResponse,
-    load_path, unload_path,
+    ErrorBody, InvalidValue, LoadRequest, LoadResponse, PolicyName, Reason, Seconds, UnloadOutcome, UnloadRequest,
+    UnloadResponse, load_path, unload_path,
 };
 use hush_core::{Action, Decision};
 use hush_log::printable;
@@ -12,7 +12,7 @@ use hyper::StatusCode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::backoff::Verdict;
+use super::backoff::CommandVerdict;
 use crate::http::{Answer, Client, HttpError};
 use crate::observe::BaseUrl;
 
@@ -20,15 +20,16 @@ const ANSWER_LIMIT_BYTES: usize = 64 << 10;
 /// The longest code and message of a refusal that are kept: they go to logs, Events, the status and the page.
 const CODE_MAX_CHARS: usize = 64;
 const MESSAGE_MAX_CHARS: usize = 300;
-/// Beyond the drain: for the exit of the process and the proof that its memory came back. Less than the core's patience.
-const UNLOAD_PATIENCE: Duration = Duration::from_secs(45);
-/// A load is accepted at once and goes on by itself.
-const LOAD_PATIENCE: Duration = Duration::from_secs(10);
+/// The time for an unload beyond its drain: the process exits, and its memory is seen to come back. Shorter than the time
+/// for which the core waits for an unload.
+const UNLOAD_TIMEOUT: Duration = Duration::from_secs(45);
+/// The time for a load, which the server accepts at once and carries out afterwards.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "outcome")]
-pub enum Outcome {
+pub enum CommandResult {
     #[serde(rename_all = "camelCase")]
     Unloaded {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,34 +37,35 @@ pub enum Outcome {
         #[serde(skip_serializing_if = "Option::is_none")]
         residual_bytes: Option<u64>,
     },
-    /// Accepted; the next samples tell how it goes on.
+    /// The server has accepted the load; the next samples show its result.
     Loading,
-    /// The condition did not hold any more; nothing changed.
+    /// The condition of the command did not hold any more; nothing has changed.
     Refused { code: String, message: String },
-    /// Not sent: this controller may not act now.
+    /// The command was not sent: this controller may not act now.
     Withheld { message: String },
-    /// Nothing is known to have changed; the next samples tell.
+    /// It is not known whether anything has changed; the next samples show it.
     Failed { code: &'static str, message: String },
 }
 
-impl Outcome {
+impl CommandResult {
     pub fn failed(code: &'static str, message: impl std::fmt::Display) -> Self {
         Self::Failed { code, message: printable(&message.to_string(), MESSAGE_MAX_CHARS) }
     }
 
-    /// What a server reports of bytes, no more of them than its card has; `None`: the model is on no card that is known.
+    /// Limits the bytes that a server reports to the size of the GPU; `None`: the GPU of the model is not known, and the
+    /// figures are dropped.
     #[must_use]
-    pub fn on_card_of(self, total_bytes: Option<u64>) -> Self {
-        let bound = |bytes: Option<u64>| bytes.zip(total_bytes).map(|(bytes, total)| bytes.min(total));
+    pub fn bounded_by(self, gpu_total_bytes: Option<u64>) -> Self {
+        let bounded = |bytes: Option<u64>| bytes.zip(gpu_total_bytes).map(|(bytes, total)| bytes.min(total));
         match self {
             Self::Unloaded { reclaimed_bytes, residual_bytes } => {
-                Self::Unloaded { reclaimed_bytes: bound(reclaimed_bytes), residual_bytes: bound(residual_bytes) }
+                Self::Unloaded { reclaimed_bytes: bounded(reclaimed_bytes), residual_bytes: bounded(residual_bytes) }
             }
             other => other,
         }
     }
 
-    /// Bounded, for metrics.
+    /// The value of the metric label `outcome`: one of a fixed set.
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Unloaded { .. } => "unloaded",
@@ -74,14 +76,14 @@ impl Outcome {
         }
     }
 
-    /// `None`: it says nothing of the server yet.
-    pub const fn verdict(&self) -> Option<Verdict> {
+    /// `None`: the outcome says nothing about the server yet.
+    pub const fn verdict(&self) -> Option<CommandVerdict> {
         match self {
-            Self::Loading => Some(Verdict::Done),
-            // The next sample tells: see `UnprovenUnloads`.
+            Self::Loading => Some(CommandVerdict::Done),
+            // The next sample decides: see `UnverifiedUnloads`.
             Self::Unloaded { .. } => None,
-            Self::Refused { .. } => Some(Verdict::Refused),
-            Self::Failed { .. } => Some(Verdict::Failed),
+            Self::Refused { .. } => Some(CommandVerdict::Refused),
+            Self::Failed { .. } => Some(CommandVerdict::Failed),
             Self::Withheld { .. } => None,
         }
     }
@@ -94,7 +96,7 @@ enum CommandError {
     #[error(transparent)]
     Http(#[from] HttpError),
     #[error("the decision cannot be written as a command: {0}")]
-    Write(String),
+    Write(InvalidValue),
     #[error("{status}: {message}")]
     Credential { status: StatusCode, message: String },
     #[error("{status}: {message}")]
@@ -117,10 +119,10 @@ impl CommandError {
 }
 
 /// Sends one command and waits for its end.
-pub async fn send(client: &Client, url: &BaseUrl, token: Option<&str>, decision: &Decision) -> Outcome {
-    let patience = match decision.action {
-        Action::Unload => UNLOAD_PATIENCE + Duration::from_secs(decision.drain_seconds.unwrap_or(0)),
-        Action::Load => LOAD_PATIENCE,
+pub async fn send(client: &Client, url: &BaseUrl, token: Option<&str>, decision: &Decision) -> CommandResult {
+    let timeout = match decision.action {
+        Action::Unload => UNLOAD_TIMEOUT + Duration::from_secs(decision.drain_seconds.unwrap_or(0)),
+        Action::Load => LOAD_TIMEOUT,
     };
     let command = async {
         match decision.action {
@@ -128,8 +130,9 @@ pub async fn send(client: &Client, url: &BaseUrl, token: Option<&str>, decision:
             Action::Load => load(client, url, token, decision).await,
         }
     };
-    let ended = tokio::time::timeout(patience, command).await.unwrap_or(Err(CommandError::Timeout(patience)));
-    ended.unwrap_or_else(|error| Outcome::failed(error.code(), error))
+
+    let ended = tokio::time::timeout(timeout, command).await.unwrap_or(Err(CommandError::Timeout(timeout)));
+    ended.unwrap_or_else(|error| CommandResult::failed(error.code(), error))
 }
 
 async fn unload(
@@ -137,22 +140,23 @@ async fn unload(
     url: &BaseUrl,
     token: Option<&str>,
     decision: &Decision,
-) -> Result<Outcome, CommandError> {
+) -> Result<CommandResult, CommandError> {
     let request = UnloadRequest {
         if_generation: decision.if_generation,
-        if_idle_seconds: seconds(decision.if_idle_seconds),
-        drain_seconds: seconds(decision.drain_seconds),
-        hold_seconds: seconds(decision.hold_seconds),
+        if_idle_seconds: bounded_seconds(decision.if_idle_seconds),
+        drain_seconds: bounded_seconds(decision.drain_seconds),
+        hold_seconds: bounded_seconds(decision.hold_seconds),
         reason: reason(decision)?,
         policy: policy(decision)?,
     };
     let answer = post(client, url, &unload_path(&decision.model), token, &request).await?;
-    Ok(match read::<UnloadResponse>(&answer)? {
+
+    Ok(match read_answer::<UnloadResponse>(&answer)? {
         Ok(UnloadResponse { outcome: UnloadOutcome::Unloaded, reclaimed_bytes, residual_bytes, .. }) => {
-            Outcome::Unloaded { reclaimed_bytes, residual_bytes }
+            CommandResult::Unloaded { reclaimed_bytes, residual_bytes }
         }
         Ok(UnloadResponse { outcome: UnloadOutcome::AlreadyUnloaded, .. }) => {
-            Outcome::Unloaded { reclaimed_bytes: Some(0), residual_bytes: None }
+            CommandResult::Unloaded { reclaimed_bytes: Some(0), residual_bytes: None }
         }
         Err(refused) => refused,
     })
@@ -163,16 +167,17 @@ async fn load(
     url: &BaseUrl,
     token: Option<&str>,
     decision: &Decision,
-) -> Result<Outcome, CommandError> {
+) -> Result<CommandResult, CommandError> {
     let request = LoadRequest {
         if_generation: decision.if_generation,
-        wait_seconds: seconds(Some(0)),
+        wait_seconds: bounded_seconds(Some(0)),
         reason: reason(decision)?,
         policy: policy(decision)?,
         ..LoadRequest::default()
     };
     let answer = post(client, url, &load_path(&decision.model), token, &request).await?;
-    Ok(read::<LoadResponse>(&answer)?.map_or_else(|refused| refused, |_| Outcome::Loading))
+
+    Ok(read_answer::<LoadResponse>(&answer)?.map_or_else(|refused| refused, |_| CommandResult::Loading))
 }
 
 async fn post<T: Serialize>(
@@ -186,44 +191,42 @@ async fn post<T: Serialize>(
     Ok(client.post(uri, token, serde_json::to_vec(request)?, ANSWER_LIMIT_BYTES).await?)
 }
 
-/// The answer, or the refusal.
-fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Result<T, Outcome>, CommandError> {
+/// The body of a success; the inner `Err`: the server refused the command with 409.
+fn read_answer<T: DeserializeOwned>(answer: &Answer) -> Result<Result<T, CommandResult>, CommandError> {
     if answer.status.is_success() {
         return Ok(Ok(serde_json::from_slice(&answer.body)?));
     }
+
     let status = answer.status;
     let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
     let (code, message) = match body {
         Some(body) => (printable(&body.code, CODE_MAX_CHARS), printable(&body.message, MESSAGE_MAX_CHARS)),
         None => (String::new(), "no reason given".to_owned()),
     };
+
     match status {
-        StatusCode::CONFLICT => Ok(Err(Outcome::Refused { code, message })),
+        StatusCode::CONFLICT => Ok(Err(CommandResult::Refused { code, message })),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(CommandError::Credential { status, message }),
         _ => Err(CommandError::Server { status, message }),
     }
 }
 
-/// The server takes a week at most. Nothing is lost by that: the generation is a condition too.
-fn seconds(whole: Option<u64>) -> Option<Seconds> {
+/// Limits a time to the week that the server accepts. The command stays safe: the generation is a condition too.
+fn bounded_seconds(whole: Option<u64>) -> Option<Seconds> {
     whole.map(|whole| Seconds::new(whole as f64).unwrap_or(Seconds::MAX))
 }
 
 fn reason(decision: &Decision) -> Result<Reason, CommandError> {
-    decision
-        .reason
-        .as_str()
-        .to_owned()
-        .try_into()
-        .map_err(|error: hush_contract::admin::InvalidValue| CommandError::Write(error.to_string()))
+    Reason::try_from(decision.reason.as_str().to_owned()).map_err(CommandError::Write)
 }
 
-/// A person needs no policy.
+/// `None`: a user asked for the command, without a policy.
 fn policy(decision: &Decision) -> Result<Option<PolicyName>, CommandError> {
     if decision.policy.is_empty() {
         return Ok(None);
     }
-    let name = PolicyName::try_from(decision.policy.clone()).map_err(|error| CommandError::Write(error.to_string()))?;
+
+    let name = PolicyName::try_from(decision.policy.clone()).map_err(CommandError::Write)?;
     Ok(Some(name))
 }
 
@@ -231,20 +234,20 @@ fn policy(decision: &Decision) -> Result<Option<PolicyName>, CommandError> {
 mod tests {
     use super::*;
 
-    /// A refusal that would write to the terminal of the person who reads it.
+    /// A refusal whose control characters would act on the terminal that shows it.
     #[test]
-    fn what_a_hostile_server_says_is_one_line_of_bounded_length() {
+    fn the_message_of_a_hostile_server_is_one_line_of_bounded_length() {
         let message = format!("\u{1b}]0;owned\u{7}\n2026 INFO all is well\u{202e}{}", "A".repeat(30_000));
         let body = serde_json::json!({"code": "busy\u{1b}[31m", "message": message}).to_string();
         let answer = |status| Answer { status, body: body.clone().into() };
-        let refused = read::<LoadResponse>(&answer(StatusCode::CONFLICT)).unwrap().unwrap_err();
-        let Outcome::Refused { code, message } = refused else { panic!("{refused:?}") };
+        let refused = read_answer::<LoadResponse>(&answer(StatusCode::CONFLICT)).unwrap().unwrap_err();
+        let CommandResult::Refused { code, message } = refused else { panic!("{refused:?}") };
         assert_eq!(code, "busy�[31m");
         assert!(message.starts_with("�]0;owned��2026 INFO all is well�AAA"), "{message}");
         assert_eq!(message.chars().count(), MESSAGE_MAX_CHARS);
 
-        let error = read::<LoadResponse>(&answer(StatusCode::BAD_GATEWAY)).unwrap_err();
-        let Outcome::Failed { message, .. } = Outcome::failed(error.code(), error) else { unreachable!() };
+        let error = read_answer::<LoadResponse>(&answer(StatusCode::BAD_GATEWAY)).unwrap_err();
+        let CommandResult::Failed { message, .. } = CommandResult::failed(error.code(), error) else { unreachable!() };
         assert!(message.chars().all(hush_log::is_printable) && message.chars().count() <= MESSAGE_MAX_CHARS);
     }
 }

@@ -1,21 +1,21 @@
-//! How many commands a controller sends at most, whatever servers report: to one server, and to all together.
+//! Rate limits for commands, to one server and to all servers together. They hold whatever the servers report.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hush_core::ServerName;
 
-/// A burst, and one more command after each period.
+/// A burst of commands, and one more command after each period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub struct CommandRate {
     pub burst: u32,
     pub period: Duration,
 }
 
-/// Each model of a server leaves once, and comes back no sooner than it is loaded.
-pub const PER_SERVER: Rate = Rate { burst: 32, period: Duration::from_secs(1) };
-/// A large fleet may be told to leave at once when all of its cards run short.
-pub const ALL_SERVERS: Rate = Rate { burst: 2000, period: Duration::from_millis(5) };
+/// The limit for one server: enough for an unload of each of its models, which can be unloaded again only after a load.
+pub const PER_SERVER: CommandRate = CommandRate { burst: 32, period: Duration::from_secs(1) };
+/// The limit for all servers: enough to unload a large fleet at once when all of its GPUs run short of memory.
+pub const ALL_SERVERS: CommandRate = CommandRate { burst: 2000, period: Duration::from_millis(5) };
 
 /// Why a command is not sent now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,37 +35,38 @@ impl LimitReached {
 
 #[derive(Clone, Debug, Default)]
 pub struct CommandLimits {
-    all: Bucket,
-    servers: BTreeMap<ServerName, Bucket>,
+    all: TokenBucket,
+    servers: BTreeMap<ServerName, TokenBucket>,
 }
 
-/// The time at which it would be full again.
+/// A token bucket, as the time at which it is full again; `None`: it is full.
 #[derive(Clone, Copy, Debug, Default)]
-struct Bucket(Option<Instant>);
+struct TokenBucket(Option<Instant>);
 
-impl Bucket {
-    /// When it is full again with one command more; `None`: it holds none more now.
-    fn with_one_more(self, now: Instant, rate: Rate) -> Option<Self> {
+impl TokenBucket {
+    /// The bucket after one more command; `None`: it has no token left now.
+    fn with_one_more(self, now: Instant, rate: CommandRate) -> Option<Self> {
         let full_at = self.0.filter(|at| *at > now).unwrap_or(now) + rate.period;
         (full_at.saturating_duration_since(now) <= rate.period * rate.burst).then_some(Self(Some(full_at)))
     }
 }
 
 impl CommandLimits {
-    /// Counts a command to this server, if it may be sent.
+    /// Counts a command to this server. `Err`: the command must not be sent now.
     pub fn take(&mut self, now: Instant, server: &ServerName) -> Result<(), LimitReached> {
-        let own = self.servers.get(server).copied().unwrap_or_default();
-        let own = own.with_one_more(now, PER_SERVER).ok_or(LimitReached::OneServer)?;
+        let bucket = self.servers.get(server).copied().unwrap_or_default();
+        let bucket = bucket.with_one_more(now, PER_SERVER).ok_or(LimitReached::OneServer)?;
         let all = self.all.with_one_more(now, ALL_SERVERS).ok_or(LimitReached::AllServers)?;
-        self.servers.insert(server.clone(), own);
+
+        self.servers.insert(server.clone(), bucket);
         self.all = all;
         Ok(())
     }
 
-    /// Forgets servers that are gone. One that comes back under its name within the time that a burst takes to fill again
-    /// begins with a full one, which the limit for all bounds.
-    pub fn retain(&mut self, known: impl Fn(&ServerName) -> bool) {
-        self.servers.retain(|server, _| known(server));
+    /// Forgets servers that are gone. A server that comes back under the same name begins with a full burst; the limit for
+    /// all servers still bounds it.
+    pub fn retain(&mut self, is_known: impl Fn(&ServerName) -> bool) {
+        self.servers.retain(|server, _| is_known(server));
     }
 }
 

@@ -1,19 +1,23 @@
-//! From decisions to commands, and what became of them.
+//! From decisions to commands, and the results of the commands.
 
 mod audit;
 mod backoff;
 mod command;
 mod credential;
 mod executor;
+mod gate;
+mod heartbeat;
 mod limits;
-mod presence;
-mod unproven;
+#[cfg(test)]
+pub(crate) mod test_decision;
+mod unverified;
 
-pub use audit::{Audit, Record};
-pub use backoff::{Backoff, Verdict};
-pub use command::Outcome;
-pub use credential::{Credentials, NoToken, TokenFile};
-pub use executor::{Closed, Executor, Gate, Open, Recipient};
+pub use audit::{Audit, CommandRecord};
+pub use backoff::{Backoff, CommandVerdict};
+pub use command::CommandResult;
+pub use credential::{NoToken, ServerCredentials, TokenFile};
+pub use executor::{CommandTarget, Executor};
+pub use gate::{ActionRefusal, DryRunGate, Gate, OpenGate};
+pub use heartbeat::Heartbeat;
 pub use limits::{CommandLimits, LimitReached};
-pub use presence::Presence;
-pub use unproven::UnprovenUnloads;
+pub use unverified::UnverifiedUnloads;

@@ -1,11 +1,11 @@
-//! Figures of the controller for `make bench`: the time of one step of the core as the fleet grows, and adaptive
-//! residency against fixed timeouts. `hush-controller-bench core | adaptive`.
+//! Measures the controller for `make bench`: the time of one step of the core as the fleet grows, and the cost of adaptive
+//! residency against fixed timeouts. Usage: `hush-controller-bench core | adaptive`.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hush_controller::policies;
-use hush_controller::simulate::trace::Dice;
+use hush_controller::simulate::trace::SplitMix64;
 use hush_controller::simulate::{adaptive, measured};
 use hush_core::{Gpu, GpuId, Labels, Memory, Model, ModelKey, Policy, ServerName, State, World};
 use jiff::{SignedDuration, Timestamp};
@@ -17,7 +17,7 @@ const RUNS: usize = 21;
 
 fn main() -> anyhow::Result<ExitCode> {
     match std::env::args().nth(1).as_deref() {
-        Some("core") => core()?,
+        Some("core") => bench_core()?,
         Some("adaptive") => print_adaptive(),
         _ => {
             eprintln!("usage: hush-controller-bench core | adaptive");
@@ -27,14 +27,14 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn core() -> anyhow::Result<()> {
-    let policies = fifty_policies()?;
+fn bench_core() -> anyhow::Result<()> {
+    let policies = policies()?;
     for models in [100, 1_000, 10_000] {
         let gpus = models / MODELS_PER_GPU;
-        // Half of the cards short of memory, so that every rule has work.
         let world = world(models, gpus);
         let mut micros: Vec<u128> = Vec::new();
         let mut memory = Memory::default();
+
         for run in 0..RUNS {
             let now = Timestamp::from_second(1_795_000_000)? + SignedDuration::from_secs(i64::try_from(run)?);
             let start = Instant::now();
@@ -42,6 +42,7 @@ fn core() -> anyhow::Result<()> {
             micros.push(start.elapsed().as_micros());
             anyhow::ensure!(plan.gpus.len() as u64 == gpus, "the plan does not cover the world");
         }
+
         micros.sort_unstable();
         let ms = |micros: u128| micros as f64 / 1e3;
         println!(
@@ -53,7 +54,7 @@ fn core() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fifty_policies() -> anyhow::Result<Vec<Policy>> {
+fn policies() -> anyhow::Result<Vec<Policy>> {
     let mut text = String::new();
     for n in 0..POLICIES {
         text += &format!(
@@ -71,9 +72,10 @@ fn fifty_policies() -> anyhow::Result<Vec<Policy>> {
     policies::parse(&text).map_err(|problems| anyhow::anyhow!("{problems:?}"))
 }
 
+/// Half of the GPUs are short of memory, so that every rule has work.
 fn world(models: u64, gpus: u64) -> World {
-    let mut dice = Dice(7);
-    let card = |n: u64| Gpu {
+    let mut random = SplitMix64(7);
+    let gpu = |n: u64| Gpu {
         uuid: GpuId(format!("GPU-{n}")),
         node: format!("n{}", n / 8),
         total_bytes: 24 * GIB,
@@ -81,19 +83,20 @@ fn world(models: u64, gpus: u64) -> World {
         sample_age: Duration::ZERO,
         disputed: false,
     };
-    let model = |n: u64, dice: &mut Dice| Model {
+
+    let model = |n: u64, random: &mut SplitMix64| Model {
         key: ModelKey { server: ServerName(format!("ns{}/pod-{n}", n % 20)), model: format!("m{}-v3", n % 5) },
         gpu: Some(GpuId(format!("GPU-{}", n % gpus.max(1)))),
         labels: Labels::from([("tier".to_owned(), format!("t{}", n % 10)), ("app".to_owned(), "whisper".to_owned())]),
         state: State::Ready,
-        idle: Duration::from_secs(dice.below(900)),
+        idle: Duration::from_secs(random.below(900)),
         idle_since: None,
-        inflight: dice.below(5) / 4,
+        inflight: random.below(5) / 4,
         queued: 0,
-        vram_bytes: (1 + dice.below(4)) * GIB,
+        vram_bytes: (1 + random.below(4)) * GIB,
         generation: 1,
         loaded_for: Duration::from_secs(3600),
-        reload: Duration::from_millis(500 + dice.below(4000)),
+        reload: Duration::from_millis(500 + random.below(4000)),
         demand_bytes: 0,
         sample_age: Duration::ZERO,
         back_off: false,
@@ -101,15 +104,15 @@ fn world(models: u64, gpus: u64) -> World {
     };
     World {
         stale_after: Duration::from_secs(15),
-        gpus: (0..gpus).map(card).collect(),
-        models: (0..models).map(|n| model(n, &mut dice)).collect(),
+        gpus: (0..gpus).map(gpu).collect(),
+        models: (0..models).map(|n| model(n, &mut random)).collect(),
         namespaces: Default::default(),
     }
 }
 
 fn print_adaptive() {
     for reload_ms in [500, 1500, 4000] {
-        println!("load {reload_ms} ms; hours of holding, in brackets times the optimum");
+        println!("load {reload_ms} ms; hours of holding the model, in brackets how many times the optimum");
         print!("{}", adaptive::compare(1, 28, Duration::from_millis(reload_ms)).table());
     }
     println!("load 1500 ms, through the controller, a decision every 5 s");

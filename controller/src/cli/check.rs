@@ -7,9 +7,10 @@ use hush_log::{errorln, outln};
 use super::CheckArgs;
 use crate::policies;
 
-/// Status 1 when a file has something wrong; every file is looked at.
+/// Checks every file; the status is 1 when one of them is invalid.
 pub fn run(args: &CheckArgs) -> ExitCode {
     let mut status = ExitCode::SUCCESS;
+
     for path in &args.files {
         match policies::read_input(path) {
             Ok(found) => {

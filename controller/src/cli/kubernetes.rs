@@ -1,4 +1,4 @@
-//! Options of a controller in a cluster, and how it is put together there.
+//! The options of a controller in a cluster, and the connection to the API server that they describe.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,57 +11,60 @@ use kube::{Client, Config};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::values::{lease, server};
-use crate::act::{Credentials, TokenFile};
+use super::values::{parse_lease_duration, parse_pod_name};
+use crate::act::{ServerCredentials as Credentials, TokenFile};
 use crate::api_server;
 use crate::cluster::{
-    AccountName, LeaseNames, NamespaceSelector, Reporting, SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces,
-    ServerTokens, Sources, Writer, follow, recorder,
+    AccountName, ClusterSources as Sources, EventPublisher as Reporting, LeaseNames, NamespaceSelector,
+    SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces, ServerTokens, StatusWriter as Writer, follow, recorder,
 };
-use crate::lease::{Claim, Contender, Elector, Leader, LeaseName, Loss, Terms, identity};
+use crate::control_loop::{LoopEvent as Told, LoopSnapshot as Snapshot, Readiness};
+use crate::lease::{
+    Claim, ClaimLoss as Loss, Contender, Elector, LeaderWatcher as Leader, LeaseName, LeaseTiming as Terms, identity,
+};
 use crate::metrics::Metrics;
-use crate::run::{Readiness, Snapshot, Told};
 
-/// Commands that have ended and have no Event yet; what comes beyond them has none.
+/// How many records wait for their Event; further records get none.
 const EVENTS_WAITING: usize = 256;
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct KubernetesArgs {
     /// Take servers and policies from Kubernetes, and act for all servers (`cluster`), those of one node (`node`), or the
-    /// one beside which this runs (`pod`). Node and pod only observe while a controller for more leads.
+    /// server in the same pod (`pod`). With `node` and `pod` the controller only observes while one of a wider scope leads.
     #[arg(long, value_enum, env = "HUSH_CONTROLLER_SCOPE", conflicts_with_all = ["policy", "target", "targets"])]
     pub scope: Option<ScopeName>,
-    /// The node that this runs on; with `--scope node` and `--scope pod`.
+    /// The node that the controller runs on; with `--scope node` and `--scope pod`.
     #[arg(long, value_name = "NAME", env = "HUSH_CONTROLLER_NODE")]
     pub node: Option<String>,
-    /// The pod that this runs in; with `--scope pod`.
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = server, env = "HUSH_CONTROLLER_POD")]
+    /// The pod that the controller runs in; with `--scope pod`.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_pod_name, env = "HUSH_CONTROLLER_POD")]
     pub pod: Option<ServerName>,
-    /// The lease of the controller for the whole cluster; that of a node has the node's name added to it.
+    /// The name of the lease of the cluster's controller. The lease of a node's controller has the node's name added to it.
     #[arg(long, value_name = "NAME", default_value = "hush-controller", env = "HUSH_CONTROLLER_LEASE")]
     pub lease: String,
-    /// Where the lease of the cluster's controller is. It must be the same for every installation in the cluster: of all
-    /// that name the same lease one acts.
+    /// The namespace of the lease of the cluster's controller. It must be the same for every installation in the cluster:
+    /// one of all controllers with the same lease acts.
     #[arg(long, value_name = "NAMESPACE", default_value = "kube-system", env = "HUSH_CONTROLLER_LEASE_NAMESPACE")]
     pub lease_namespace: String,
-    /// Where the leases of the controllers for a node are. Default: the namespace of this pod.
+    /// The namespace of the leases of nodes' controllers. Default: the namespace of this pod.
     #[arg(long, value_name = "NAMESPACE", env = "HUSH_CONTROLLER_NODE_LEASE_NAMESPACE")]
     pub node_lease_namespace: Option<String>,
-    /// What this controller was installed as, such as NAMESPACE/DEPLOYMENT. Replicas of one installation relieve each
-    /// other; a controller that sees another installation lead is not ready and says so. Default: the namespace of this
-    /// pod.
+    /// The name of the installation, such as NAMESPACE/DEPLOYMENT. Replicas of one installation take over from each other;
+    /// a controller that sees another installation lead is not ready and says so. Default: the namespace of this pod.
     #[arg(long, value_name = "NAME", env = "HUSH_CONTROLLER_INSTALLATION")]
     pub installation: Option<String>,
-    /// How long nobody acts when a leader is gone without a word, whole seconds.
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = lease, env = "HUSH_CONTROLLER_LEASE_DURATION")]
+    /// How long a lease lasts after its last renewal, in whole seconds. After a leader that ends without releasing its
+    /// lease, no controller acts for this long.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = parse_lease_duration, env = "HUSH_CONTROLLER_LEASE_DURATION")]
     pub lease_duration: Terms,
-    /// The service account that this runs under, with `--scope`: the API server is asked for a token of it for each server,
-    /// which only that server accepts.
+    /// The service account that the controller runs under, with `--scope`: for each server, the controller gets a token of
+    /// it from the API server, which only that server accepts.
     #[arg(long, value_name = "NAMESPACE:NAME", env = "HUSH_CONTROLLER_SERVICE_ACCOUNT", conflicts_with = "token_file")]
     pub service_account: Option<AccountName>,
     /// Namespaces whose pods may be servers, as a label selector such as `team in (a,b)`; an empty one selects all. A pod
-    /// with a server's label elsewhere is ignored. May be repeated: one of them must select the namespace. In the variable
-    /// with semicolons between them.
+    /// with a server's label in another namespace is ignored. May be repeated: one of the selectors must select the
+    /// namespace. In the variable they are separated by semicolons.
     #[arg(
         long,
         value_name = "SELECTOR",
@@ -79,26 +82,27 @@ pub enum ScopeName {
     Pod,
 }
 
-/// A controller's place in a cluster.
-pub struct Cluster {
+/// The connection to the API server, and what follows from the controller's scope.
+pub struct ClusterController {
     client: Client,
-    /// Asks again by itself where the API server is busy.
-    patient: Client,
+    /// Retries requests by itself while the API server is busy.
+    retrying_client: Client,
     pub scope: Scope,
     pub gate: Arc<ScopeGate>,
     pub sources: Sources,
-    election: Option<Election>,
+    election: Option<ElectionTask>,
     identity: String,
 }
 
-struct Election {
+struct ElectionTask {
     stop: oneshot::Sender<()>,
-    end: JoinHandle<Result<(), Loss>>,
+    task: JoinHandle<Result<(), Loss>>,
 }
 
 impl KubernetesArgs {
     fn scope(&self, name: ScopeName) -> anyhow::Result<Scope> {
         let node = || self.node.clone().context("--scope node and --scope pod need --node, the name of the node");
+
         Ok(match name {
             ScopeName::Cluster => Scope::Cluster,
             ScopeName::Node => Scope::Node { node: node()? },
@@ -109,7 +113,7 @@ impl KubernetesArgs {
         })
     }
 
-    /// Refuses what would hand one credential to many servers.
+    /// Refuses options by which many servers would get the same credential.
     pub fn check(&self, name: ScopeName, has_token_file: bool, observes_only: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
             name == ScopeName::Pod || !has_token_file,
@@ -117,7 +121,7 @@ impl KubernetesArgs {
              --service-account, and the API server makes a token for each server",
             if name == ScopeName::Node { "node" } else { "cluster" },
         );
-        // The server beside a controller may be open to its own pod alone, and need none.
+        // The server in the same pod may accept requests of its own pod alone, without a credential.
         anyhow::ensure!(
             observes_only || name == ScopeName::Pod || self.service_account.is_some(),
             "no credential for the servers: give --service-account NAMESPACE:NAME, the account that this controller runs \
@@ -126,67 +130,78 @@ impl KubernetesArgs {
         Ok(())
     }
 
-    /// Begins to follow the API server, and to stand for the lease; who only observes does not take it from others.
+    /// Starts to follow the API server, and to compete for the lease of the scope. A controller that only observes does not
+    /// compete.
     pub async fn connect(
         &self,
         name: ScopeName,
         observes_only: bool,
         readiness: &Readiness,
         metrics: &Arc<Metrics>,
-    ) -> anyhow::Result<Cluster> {
+    ) -> anyhow::Result<ClusterController> {
         let scope = self.scope(name)?;
-        let mut config = config().await?;
+        let mut config = infer_config().await?;
         let own_namespace = config.default_namespace.clone();
         let leases = LeaseNames {
             cluster: LeaseName { namespace: self.lease_namespace.clone(), name: self.lease.clone() },
             nodes_namespace: self.node_lease_namespace.clone().unwrap_or_else(|| own_namespace.clone()),
         };
         let installation = self.installation.clone().unwrap_or(own_namespace);
-        let patient = connected(config.clone(), Some(metrics))?;
-        // Whoever follows and writes what is there now asks again when it is time to, and says what it waits for: tries
-        // that nobody sees would take longer than a lease lasts.
+
+        let retrying_client = connect(config.clone(), Some(metrics))?;
+        // Watches, leases and status writes have retries of their own, which show in the readiness; hidden retries of the
+        // client could take longer than a lease lasts.
         config.default_retry = false;
-        let client = connected(config, Some(metrics))?;
+        let client = connect(config, Some(metrics))?;
+
         let identity = identity().context("making up a name for this process")?;
-        let patience = self.lease_duration.lease;
-        let wider = scope.wider(&leases).into_iter();
-        let wider = wider.map(|lease| Leader::follow(client.clone(), lease, patience)).collect();
+        let wider_leases = scope.wider(&leases).into_iter();
+        let lease_duration = self.lease_duration.lease;
+        let wider = wider_leases.map(|lease| Leader::follow(client.clone(), lease, lease_duration)).collect();
+
         let (election, claim) = match scope.lease(&leases).filter(|_| !observes_only) {
             None => (None, Claim::unrivalled()),
             Some(lease) => {
                 let contender = Contender { identity: identity.clone(), installation };
-                let (elector, claim) = Elector::new(client.clone(), lease, contender, self.lease_duration);
-                let (stop, stopped) = oneshot::channel();
-                let end = tokio::spawn(elector.run(async move {
-                    // Also when nobody is there any more to say it.
-                    let _ = stopped.await;
-                }));
-                (Some(Election { stop, end }), claim)
+                let (election, claim) = self.start_election(client.clone(), lease, contender);
+                (Some(election), claim)
             }
         };
+
         let allowed = ServerNamespaces(self.server_namespaces.clone());
         let sources = follow(&client, &scope, allowed, readiness, metrics);
         let gate = Arc::new(ScopeGate { scope: scope.clone(), claim, wider });
-        Ok(Cluster { client, patient, scope, gate, sources, election, identity })
+        Ok(ClusterController { client, retrying_client, scope, gate, sources, election, identity })
+    }
+
+    fn start_election(&self, client: Client, lease: LeaseName, contender: Contender) -> (ElectionTask, Claim) {
+        let (elector, claim) = Elector::new(client, lease, contender, self.lease_duration);
+        let (stop, stopped) = oneshot::channel();
+
+        let task = tokio::spawn(elector.run(async move {
+            // An error means that the sender was dropped, which stops the election as well.
+            let _ = stopped.await;
+        }));
+        (ElectionTask { stop, task }, claim)
     }
 }
 
-/// For a single look.
-pub async fn client() -> anyhow::Result<Client> {
-    connected(config().await?, None)
+/// For a command that lists objects once, and serves no metrics.
+pub async fn connect_without_metrics() -> anyhow::Result<Client> {
+    connect(infer_config().await?, None)
 }
 
-/// As kubectl is configured, or as a pod is.
-async fn config() -> anyhow::Result<Config> {
+/// The configuration of kubectl, or that of a pod.
+async fn infer_config() -> anyhow::Result<Config> {
     Config::infer().await.context("there is no kubeconfig, and this is no pod of a cluster")
 }
 
-fn connected(config: Config, metrics: Option<&Arc<Metrics>>) -> anyhow::Result<Client> {
+fn connect(config: Config, metrics: Option<&Arc<Metrics>>) -> anyhow::Result<Client> {
     api_server::connect(config, metrics).context("connecting to the API server")
 }
 
-impl Cluster {
-    /// What is shown to servers.
+impl ClusterController {
+    /// What requests to servers authenticate with: tokens of the service account, or the token of a file.
     pub fn credentials(
         &self,
         account: Option<&AccountName>,
@@ -199,26 +214,27 @@ impl Cluster {
         ServerTokens::start(client, account.clone(), targets, Arc::clone(metrics), readiness.clone())
     }
 
-    /// Tells people of what is done: Events, and of the whole cluster's controller the status of policies.
-    pub fn tell(
+    /// Starts to write Events and, for the controller of the whole cluster, the status of policies.
+    pub fn start_reporting(
         &self,
         snapshots: watch::Receiver<Arc<Snapshot>>,
         metrics: &Arc<Metrics>,
         readiness: &Readiness,
     ) -> mpsc::Sender<Told> {
-        let (told, records) = mpsc::channel(EVENTS_WAITING);
-        // What has happened is told once.
+        let (record_sender, records) = mpsc::channel(EVENTS_WAITING);
+        // Each Event is written once, so that its request must be retried.
         let reporting = Reporting {
-            client: self.patient.clone(),
+            client: self.retrying_client.clone(),
             identity: self.identity.clone(),
             policies: self.sources.objects.clone(),
             pods: self.sources.pods.clone(),
             gate: Arc::clone(&self.gate),
         };
         tokio::spawn(reporting.run(records));
+
         if self.scope == Scope::Cluster {
             let (client, claim) = (self.client.clone(), self.gate.claim.clone());
-            let events = recorder(self.patient.clone(), self.identity.clone());
+            let events = recorder(self.retrying_client.clone(), self.identity.clone());
             let writer = Writer {
                 client,
                 events,
@@ -230,27 +246,27 @@ impl Cluster {
             };
             tokio::spawn(writer.run());
         }
-        told
+        record_sender
     }
 
-    /// Ends when the right to act is lost for good, or never.
-    pub async fn lost(&mut self) -> Loss {
+    /// Returns when the right to act is lost for good; without an election, never.
+    pub async fn wait_for_loss(&mut self) -> Loss {
         match &mut self.election {
             None => std::future::pending().await,
-            Some(election) => match (&mut election.end).await {
+            Some(election) => match (&mut election.task).await {
                 Ok(Err(loss)) => loss,
-                // It ends without a loss only when it is told to, and then nobody asks.
+                // The election ends without a loss only when it is stopped, after this future was dropped.
                 Ok(Ok(())) | Err(_) => Loss::Gone,
             },
         }
     }
 
-    /// Gives the lease back. Only after the last command.
-    pub async fn leave(&mut self) {
-        if let Some(Election { stop, end }) = self.election.take() {
-            // An elector that is gone needs not be told.
+    /// Releases the lease. Only after the last command.
+    pub async fn release_lease(&mut self) {
+        if let Some(ElectionTask { stop, task }) = self.election.take() {
+            // An election that has ended by itself needs no signal, and has released or lost its lease.
             let _ = stop.send(());
-            let _ = tokio::time::timeout(Duration::from_secs(5), end).await;
+            let _ = tokio::time::timeout(RELEASE_TIMEOUT, task).await;
         }
     }
 }

@@ -1,6 +1,7 @@
-//! The command line.
+//! The command line of `hush-controller`.
 
 mod check;
+mod control_sources;
 mod kubernetes;
 mod log;
 mod plan;
@@ -11,33 +12,33 @@ mod values;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::cluster::NamespaceSelector;
 use crate::kubectl;
-pub use values::span;
+use crate::option_values::OutputFormat;
 
 #[derive(Debug, Parser)]
 #[command(name = "hush-controller", version, about = "Decides when a model leaves the GPU and when it may come back.")]
-pub struct Cli {
+pub struct ControllerCli {
     #[command(subcommand)]
-    pub command: Command,
+    pub command: ControllerSubcommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum ControllerSubcommand {
     /// Watch servers and carry out what policies decide, until SIGTERM.
     Run(Box<run::RunArgs>),
-    /// Check policies without a cluster, by the rules of their definitions; complaints name the line and the fix.
+    /// Check policies without a cluster, by the rules of their definitions; errors name the line and the fix.
     Check(CheckArgs),
-    /// Show what would be done now with real servers, or in a world from a file, and for every other model why not. Does
-    /// nothing. Without --world, --policy and targets it looks at the cluster of the current kubeconfig.
+    /// Show what would be done now with real servers, or in a world from a file, and for every other model why not. Sends
+    /// no command. Without --world, --policy and targets it reads the cluster of the current kubeconfig.
     Plan(PlanArgs),
     /// Replay requests through the same decisions in virtual time and count what it costs.
     Simulate(SimulateArgs),
     /// GPUs and models as the controllers of a cluster see them, and commands to them. As a program with the name
     /// `kubectl-hush` it is a plugin of kubectl.
-    Kubectl(Box<kubectl::Plugin>),
+    Kubectl(Box<kubectl::PluginArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -49,17 +50,17 @@ pub struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// A world: what was seen, what is remembered, and policies. Instead of --target and --targets.
+    /// A file with a world: samples, what the controller remembers, and policies. Instead of --target and --targets.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "targets"])]
     pub world: Option<PathBuf>,
     #[command(flatten)]
     pub fleet: run::FleetArgs,
-    /// Of a cluster: namespaces whose pods may be servers, as the controller has them. Default: all.
+    /// Namespaces of a cluster whose pods may be servers, as for `run`. Default: all.
     #[arg(long, value_name = "SELECTOR", value_delimiter = ';')]
     pub server_namespaces: Vec<NamespaceSelector>,
     /// How to print the plan.
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
 }
 
 #[derive(Debug, Args)]
@@ -77,36 +78,30 @@ pub struct SimulateArgs {
     /// Days of a generated trace.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=365))]
     pub days: u32,
-    /// Labels of the simulated server's pod, as in `app=whisper,tier=gold`. Default: those that the policies ask for.
+    /// Labels of the simulated server's pod, as in `app=whisper,tier=gold`. Default: those that the policies select.
     #[arg(long, value_name = "LABELS")]
     pub labels: Option<String>,
     /// Memory that each model holds, in GiB.
     #[arg(long, default_value_t = 3)]
     pub vram_gib: u64,
-    /// Memory of the card, in GiB.
+    /// Memory of the GPU, in GiB.
     #[arg(long, default_value_t = 24)]
     pub gpu_gib: u64,
-    /// What a load takes, in milliseconds.
+    /// How long a load takes, in milliseconds.
     #[arg(long, default_value_t = 1500)]
     pub reload_ms: u64,
     /// How to print the figures.
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    Text,
-    Json,
-}
-
-pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+pub fn run(cli: ControllerCli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Run(args) => run::run(&args),
-        Command::Check(args) => Ok(check::run(&args)),
-        Command::Plan(args) => plan::run(&args),
-        Command::Simulate(args) => simulate::run(&args),
-        Command::Kubectl(plugin) => kubectl::run(*plugin),
+        ControllerSubcommand::Run(args) => run::run(&args),
+        ControllerSubcommand::Check(args) => Ok(check::run(&args)),
+        ControllerSubcommand::Plan(args) => plan::run(&args),
+        ControllerSubcommand::Simulate(args) => simulate::run(&args),
+        ControllerSubcommand::Kubectl(plugin) => kubectl::run(*plugin),
     }
 }
 
@@ -118,6 +113,6 @@ mod tests {
 
     #[test]
     fn clap_is_consistent() {
-        Cli::command().debug_assert();
+        ControllerCli::command().debug_assert();
     }
 }

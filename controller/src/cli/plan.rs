@@ -10,52 +10,49 @@ use anyhow::Context;
 use hush_core::{Decision, GpuPlan, Memory, Plan, span};
 use hush_log::{errorln, out, outln};
 use jiff::Timestamp;
+use tokio::runtime::Runtime;
 
-use super::{Output, PlanArgs};
+use super::PlanArgs;
 use crate::amount::gib;
-use crate::cluster::{self, Look, NamespaceSelector, ServerNamespaces};
+use crate::cluster::{self, ClusterInventory as Look, NamespaceSelector, ServerNamespaces};
 use crate::metrics::Metrics;
-use crate::observe::{self, Disputes, Frame, Trust};
-use crate::sources::Source;
+use crate::observe::{self, AssemblyContext as Frame, DisputeTracker as Disputes, ReportTrust as Trust};
+use crate::option_values::OutputFormat;
+use crate::sources::FileSource;
 use crate::{policies, world};
 
-/// Between the looks of one plan there is none.
+/// All servers are scraped once, right before the plan, so that no sample is older than this.
 const STALE_AFTER: Duration = Duration::from_secs(15);
 
 pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let plan = match &args.world {
-        Some(path) => of_file(path, args)?,
-        None => of_servers(args)?,
+        Some(path) => plan_world_file(path, args)?,
+        None => plan_servers(args)?,
     };
+
     match args.output {
-        Output::Json => outln!("{}", serde_json::to_string_pretty(&plan).context("writing the plan")?),
-        Output::Text => out!("{}", text(&plan)),
+        OutputFormat::Json => outln!("{}", serde_json::to_string_pretty(&plan).context("writing the plan")?),
+        OutputFormat::Text => out!("{}", text(&plan)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn of_file(path: &Path, args: &PlanArgs) -> anyhow::Result<Plan> {
-    let mut scene = world::read(path)?;
+fn plan_world_file(path: &Path, args: &PlanArgs) -> anyhow::Result<Plan> {
+    let mut inputs = world::read(path)?;
     for path in &args.fleet.policy {
-        scene.policies.extend(policies::read_input(path)?);
+        inputs.policies.extend(policies::read_input(path)?);
     }
-    Ok(hush_core::step(&mut scene.memory, scene.now, &scene.world, &scene.policies))
+    Ok(hush_core::step(&mut inputs.memory, inputs.now, &inputs.world, &inputs.policies))
 }
 
-/// Asks each server once. Without a past, a grace period begins now.
-fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
+/// Scrapes each server once. Nothing is remembered, so that grace periods begin now.
+fn plan_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     let fleet = &args.fleet;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let of_cluster = fleet.target.is_empty() && fleet.targets.is_none();
-    let mut look = if of_cluster { runtime.block_on(of_kubeconfig(&args.server_namespaces))? } else { Look::default() };
-    if !of_cluster {
-        anyhow::ensure!(!fleet.policy.is_empty(), "no policy: give a file with --policy");
-        look.targets = fleet.targets().read().map_err(anyhow::Error::msg)?;
-    }
-    if !fleet.policy.is_empty() {
-        look.policies.extend(fleet.policies().read().map_err(anyhow::Error::msg)?);
-    }
+    let uses_cluster = fleet.target.is_empty() && fleet.targets.is_none();
+    let look = find_servers(args, uses_cluster, &runtime)?;
     look.problems.iter().for_each(|problem| errorln!("{problem}"));
+
     let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
     let authorities = fleet.authorities()?;
     let scraper = fleet.scraper(Duration::from_secs(1), &metrics, authorities.as_ref())?;
@@ -66,43 +63,63 @@ fn of_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
             errorln!("{server} cannot be observed: {failure}");
         }
     }
-    let trust = if of_cluster { Trust::ByNamespace } else { Trust::AllTargets };
+
+    let trust = if uses_cluster { Trust::ByNamespace } else { Trust::AllTargets };
     let frame = Frame { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &look.namespaces, trust };
     let assembled = observe::assemble(&frame, &look.targets, &seen, &mut Disputes::default());
     assembled.problems.iter().for_each(|problem| errorln!("{problem}"));
+
     Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &look.policies))
 }
 
-async fn of_kubeconfig(selectors: &[NamespaceSelector]) -> anyhow::Result<Look> {
-    let all = || vec![NamespaceSelector::all()];
-    let allowed = ServerNamespaces(if selectors.is_empty() { all() } else { selectors.to_vec() });
-    let client = super::kubernetes::client()
+/// The servers and policies of the cluster, or those that the options name.
+fn find_servers(args: &PlanArgs, uses_cluster: bool, runtime: &Runtime) -> anyhow::Result<Look> {
+    let fleet = &args.fleet;
+    let mut look = if uses_cluster {
+        runtime.block_on(list_cluster(&args.server_namespaces))?
+    } else {
+        anyhow::ensure!(!fleet.policy.is_empty(), "no policy: give a file with --policy");
+        Look { targets: fleet.targets().read()?, ..Look::default() }
+    };
+
+    if !fleet.policy.is_empty() {
+        look.policies.extend(fleet.policies().read()?);
+    }
+    Ok(look)
+}
+
+async fn list_cluster(selectors: &[NamespaceSelector]) -> anyhow::Result<Look> {
+    let allowed = if selectors.is_empty() { vec![NamespaceSelector::all()] } else { selectors.to_vec() };
+    let client = super::kubernetes::connect_without_metrics()
         .await
         .context("nothing to plan: give --world, or --policy with --target or --targets, or a kubeconfig")?;
-    cluster::look(&client, &allowed).await.context("listing servers and policies")
+
+    cluster::look(&client, &ServerNamespaces(allowed)).await.context("listing servers and policies")
 }
 
-/// For people: the cards, what is to be done, and why nothing else.
-pub fn text(plan: &Plan) -> String {
-    let mut out = String::new();
+/// The GPUs, what is to be done, and why nothing is done with the other models.
+fn text(plan: &Plan) -> String {
+    let mut text = String::new();
+
     for gpu in &plan.gpus {
-        line(&mut out, &gpu_line(gpu));
+        push_line(&mut text, &gpu_line(gpu));
     }
     for decision in &plan.decisions {
-        line(&mut out, &decision_line(decision));
+        push_line(&mut text, &decision_line(decision));
     }
     if plan.decisions.is_empty() {
-        line(&mut out, "nothing to do");
+        push_line(&mut text, "nothing to do");
     }
     for skip in &plan.skips {
-        line(&mut out, &format!("  not {} {}: {} ({})", skip.server, skip.model, skip.reason, skip.detail));
+        let line = format!("  not {} {}: {} ({})", skip.server, skip.model, skip.reason, skip.detail);
+        push_line(&mut text, &line);
     }
-    out
+    text
 }
 
-fn line(out: &mut String, text: &str) {
-    // Writing to a string does not fail.
-    let _ = writeln!(out, "{text}");
+fn push_line(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
 }
 
 fn gpu_line(gpu: &GpuPlan) -> String {
@@ -113,7 +130,6 @@ fn gpu_line(gpu: &GpuPlan) -> String {
 
 fn decision_line(decision: &Decision) -> String {
     let Decision { server, model, action, reason, policy, .. } = decision;
-    let mut text = format!("{action} {server} {model}: {reason}, {} by {policy}", gib(decision.vram_bytes));
     let seconds = |seconds: Option<u64>| seconds.map(|seconds| span(Duration::from_secs(seconds)));
     let conditions = [
         ("if generation", decision.if_generation.map(|generation| generation.to_string())),
@@ -121,10 +137,13 @@ fn decision_line(decision: &Decision) -> String {
         ("drain", seconds(decision.drain_seconds)),
         ("hold", seconds(decision.hold_seconds)),
     ];
+
+    let mut line = format!("{action} {server} {model}: {reason}, {} by {policy}", gib(decision.vram_bytes));
     for (name, value) in conditions {
         if let Some(value) = value {
-            let _ = write!(text, ", {name} {value}");
+            // Writing to a string does not fail.
+            let _ = write!(line, ", {name} {value}");
         }
     }
-    if decision.dry_run { format!("dry run: {text}") } else { text }
+    if decision.dry_run { format!("dry run: {line}") } else { line }
 }

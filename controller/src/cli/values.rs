@@ -1,31 +1,26 @@
-//! Values of options.
-
-use std::time::Duration;
+//! Values of options that only `hush-controller` takes.
 
 use hush_core::ServerName;
 
-use crate::lease::Terms;
+use crate::lease::LeaseTiming as Terms;
 
-/// A duration as policies write it; more than nothing.
-pub fn span(text: &str) -> Result<Duration, String> {
-    let span = hush_crds::parse_duration(text).filter(|span| !span.is_zero());
-    span.ok_or_else(|| "must be a duration such as 500ms, 1s or 1m30s, longer than nothing".to_owned())
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be whole seconds, such as 15s, from {}s to {}s", Terms::SHORTEST.as_secs(), Terms::LONGEST.as_secs())]
+pub struct InvalidLeaseDuration;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be NAMESPACE/NAME, such as media/whisper-0")]
+pub struct InvalidPodName;
+
+pub fn parse_lease_duration(text: &str) -> Result<Terms, InvalidLeaseDuration> {
+    hush_crds::parse_duration(text).and_then(Terms::of).ok_or(InvalidLeaseDuration)
 }
 
-/// The duration of a lease.
-pub fn lease(text: &str) -> Result<Terms, String> {
-    hush_crds::parse_duration(text).and_then(Terms::of).ok_or_else(|| {
-        let (shortest, longest) = (Terms::SHORTEST.as_secs(), Terms::LONGEST.as_secs());
-        format!("must be whole seconds, such as 15s, from {shortest}s to {longest}s")
-    })
-}
-
-/// A pod.
-pub fn server(text: &str) -> Result<ServerName, &'static str> {
+pub fn parse_pod_name(text: &str) -> Result<ServerName, InvalidPodName> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(ServerName(text.to_owned()))
         }
-        _ => Err("must be NAMESPACE/NAME, such as media/whisper-0"),
+        _ => Err(InvalidPodName),
     }
 }

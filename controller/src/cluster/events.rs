@@ -1,10 +1,11 @@
-//! Events: each command that was carried out, on the policy that caused it and on the pod of the server.
+//! Publishes Kubernetes Events: each command that was carried out, on the policy that caused it and on the pod of the
+//! server.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hush_core::{PolicyName, ServerName};
+use hush_core::{PolicyKey, ServerName};
 use hush_crds::API_VERSION;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -12,80 +13,99 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::mirror::Copied;
-use super::pods::ServerPod;
+use super::mirror::MirroredObjects;
+use super::pods::MirroredPod;
 use super::policies::PolicyObject;
 use super::scope::ScopeGate;
 use super::sources::Policies;
-use crate::act::{Outcome, Record};
+use crate::act::{CommandRecord, CommandResult};
 use crate::amount::gib;
-use crate::observe::OddReport;
-use crate::run::{PauseChange, Told};
+use crate::control_loop::{LoopEvent, PauseChange};
+use crate::observe::DisagreeingReport;
 use crate::status::PAUSED;
 
 pub const CONTROLLER: &str = "gpu.hush.dev/hush-controller";
-const PATIENCE: Duration = Duration::from_secs(10);
-/// What the API server takes.
-pub(super) const NOTE_MAX_CHARS: usize = 1000;
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest note that the API server accepts.
+const NOTE_MAX_CHARS: usize = 1000;
 
-pub struct Reporting {
+pub struct EventPublisher {
     pub client: Client,
-    /// Of this process.
+    /// The identity of this process.
     pub identity: String,
     pub policies: watch::Receiver<Policies>,
-    pub pods: watch::Receiver<Copied<ServerName, ServerPod>>,
-    /// Whether this controller may act: of several that see the same, one tells of it.
+    pub pods: watch::Receiver<MirroredObjects<ServerName, MirroredPod>>,
+    /// Whether this controller may act: of several controllers that observe the same, only one reports it.
     pub gate: Arc<ScopeGate>,
 }
 
-/// `identity`: of this process.
+/// A recorder of Events. `identity` is that of this process.
 pub fn recorder(client: Client, identity: String) -> Recorder {
     Recorder::new(client, Reporter { controller: CONTROLLER.to_owned(), instance: Some(identity) })
 }
 
-/// What is told of a command.
+/// The contents of an Event, without the objects that it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Story {
-    warning: bool,
-    reason: &'static str,
-    note: String,
+pub(super) struct EventText {
+    pub(super) is_warning: bool,
+    pub(super) reason: &'static str,
+    pub(super) action: String,
+    pub(super) note: String,
 }
 
-impl Reporting {
-    /// Until the loop is gone.
-    pub async fn run(self, mut told: mpsc::Receiver<Told>) {
+impl EventText {
+    /// Writes the Event on the object `regarding`. A failure is logged, and the Event is lost.
+    pub(super) async fn publish(
+        &self,
+        recorder: &Recorder,
+        regarding: &ObjectReference,
+        secondary: Option<ObjectReference>,
+    ) {
+        let event = Event {
+            type_: if self.is_warning { EventType::Warning } else { EventType::Normal },
+            reason: self.reason.to_owned(),
+            note: Some(self.note.chars().take(NOTE_MAX_CHARS).collect()),
+            action: self.action.clone(),
+            secondary,
+        };
+
+        match timeout(WRITE_TIMEOUT, recorder.publish(&event, regarding)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("an Event could not be written: {error}"),
+            Err(_) => tracing::warn!("an Event could not be written within {WRITE_TIMEOUT:?}"),
+        }
+    }
+}
+
+impl EventPublisher {
+    /// Publishes Events until the loop is gone.
+    pub async fn run(self, mut events: mpsc::Receiver<LoopEvent>) {
         let recorder = recorder(self.client.clone(), self.identity.clone());
-        while let Some(told) = told.recv().await {
-            let (story, policy, pod, action) = match &told {
-                Told::Command(record) => {
-                    let Some(story) = story(record) else { continue };
-                    let pod = self.pod(&record.decision.server);
-                    (story, self.policy(&record.decision.policy), pod, record.decision.action.to_string())
-                }
-                Told::Pause(policy, change) => {
-                    let action = if matches!(change, PauseChange::Paused(_)) { "Pause" } else { "Resume" };
-                    (pause_story(change), self.policy(&policy.to_string()), None, action.to_owned())
-                }
-                Told::Odd(_) if self.gate.open().is_err() => continue,
-                Told::Odd(OddReport { server, note }) => {
-                    let story = Story { warning: true, reason: "ReportsDisagree", note: note.clone() };
-                    (story, None, self.pod(server), "Observe".to_owned())
-                }
-            };
-            for (regarding, secondary) in [(&policy, &pod), (&pod, &policy)] {
-                let Some(regarding) = regarding else { continue };
-                let event = Event {
-                    type_: if story.warning { EventType::Warning } else { EventType::Normal },
-                    reason: story.reason.to_owned(),
-                    note: Some(story.note.chars().take(NOTE_MAX_CHARS).collect()),
-                    action: action.clone(),
-                    secondary: secondary.clone(),
-                };
-                match timeout(PATIENCE, recorder.publish(&event, regarding)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!("an Event could not be written: {error}"),
-                    Err(_) => tracing::warn!("an Event could not be written within {PATIENCE:?}"),
-                }
+
+        while let Some(event) = events.recv().await {
+            let Some((text, policy, pod)) = self.describe(&event) else { continue };
+            if let Some(policy) = &policy {
+                text.publish(&recorder, policy, pod.clone()).await;
+            }
+            if let Some(pod) = &pod {
+                text.publish(&recorder, pod, policy.clone()).await;
+            }
+        }
+    }
+
+    /// The text of an Event, and the policy and the pod that it is about; `None`: nothing is published.
+    fn describe(&self, event: &LoopEvent) -> Option<(EventText, Option<ObjectReference>, Option<ObjectReference>)> {
+        match event {
+            LoopEvent::Command(record) => {
+                let text = command_text(record)?;
+                Some((text, self.policy(&record.decision.policy), self.pod(&record.decision.server)))
+            }
+            LoopEvent::Pause(policy, change) => Some((pause_text(change), self.policy(&policy.to_string()), None)),
+            LoopEvent::ReportsDisagree(_) if self.gate.open().is_err() => None,
+            LoopEvent::ReportsDisagree(DisagreeingReport { server, note }) => {
+                let action = "Observe".to_owned();
+                let text = EventText { is_warning: true, reason: "ReportsDisagree", action, note: note.clone() };
+                Some((text, None, self.pod(server)))
             }
         }
     }
@@ -93,12 +113,13 @@ impl Reporting {
     fn policy(&self, policy: &str) -> Option<ObjectReference> {
         let policies = Arc::clone(&self.policies.borrow());
         let (name, object) = policies.iter().find(|(name, _)| name.to_string() == policy)?;
-        Some(reference(name, object))
+        Some(policy_reference(name, object))
     }
 
     fn pod(&self, server: &ServerName) -> Option<ObjectReference> {
-        let pods: Arc<BTreeMap<ServerName, ServerPod>> = self.pods.borrow().clone()?;
+        let pods: Arc<BTreeMap<ServerName, MirroredPod>> = self.pods.borrow().clone()?;
         let (namespace, name) = server.as_str().split_once('/')?;
+
         Some(ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -110,8 +131,8 @@ impl Reporting {
     }
 }
 
-/// A policy as an Event names it.
-pub(super) fn reference(name: &PolicyName, object: &PolicyObject) -> ObjectReference {
+/// A policy as the object of an Event.
+pub(super) fn policy_reference(name: &PolicyKey, object: &PolicyObject) -> ObjectReference {
     let kind = if name.namespace.is_some() { "GpuModelPolicy" } else { "ClusterGpuModelPolicy" };
     ObjectReference {
         api_version: Some(API_VERSION.to_owned()),
@@ -123,75 +144,71 @@ pub(super) fn reference(name: &PolicyName, object: &PolicyObject) -> ObjectRefer
     }
 }
 
-/// A policy that is paused relieves no pressure: that is worth a warning.
-fn pause_story(change: &PauseChange) -> Story {
-    let (warning, reason) = match change {
-        PauseChange::Paused(_) => (true, PAUSED),
-        PauseChange::Resumed(_) | PauseChange::Over => (false, "Resumed"),
+/// A pause is a warning: a paused policy relieves no pressure.
+fn pause_text(change: &PauseChange) -> EventText {
+    let (is_warning, reason, action) = match change {
+        PauseChange::Paused(_) => (true, PAUSED, "Pause"),
+        PauseChange::Resumed(_) | PauseChange::Expired => (false, "Resumed", "Resume"),
     };
-    Story { warning, reason, note: change.to_string() }
+    EventText { is_warning, reason, action: action.to_owned(), note: change.to_string() }
 }
 
-/// `None`: nothing was done.
-fn story(record: &Record) -> Option<Story> {
+/// `None`: the command changed nothing.
+fn command_text(record: &CommandRecord) -> Option<EventText> {
     let decision = &record.decision;
-    let whose = if decision.policy.is_empty() { "a person" } else { &decision.policy };
-    let what = format!("{} of {} for {whose} ({})", decision.model, decision.server, decision.reason);
-    let (warning, reason, note) = match &record.outcome {
-        Outcome::Unloaded { reclaimed_bytes, residual_bytes } => {
+    let cause = if decision.policy.is_empty() { "a person" } else { &decision.policy };
+    let what = format!("{} of {} for {cause} ({})", decision.model, decision.server, decision.reason);
+
+    let (is_warning, reason, note) = match &record.outcome {
+        CommandResult::Unloaded { reclaimed_bytes, residual_bytes } => {
             let came_back = reclaimed_bytes.map_or_else(String::new, |bytes| format!(", {} came back", gib(bytes)));
-            let left = residual_bytes.filter(|bytes| *bytes > 0);
-            let left = left.map_or_else(String::new, |bytes| format!(", {} did not", gib(bytes)));
-            (!left.is_empty(), "Unloaded", format!("unloaded {what}{came_back}{left}"))
+            let residual_bytes = residual_bytes.filter(|bytes| *bytes > 0);
+            let residual = residual_bytes.map_or_else(String::new, |bytes| format!(", {} did not", gib(bytes)));
+            (!residual.is_empty(), "Unloaded", format!("unloaded {what}{came_back}{residual}"))
         }
-        Outcome::Loading => (false, "Loading", format!("loads {what}")),
-        Outcome::Failed { message, .. } => (true, "CommandFailed", format!("{}: {what}: {message}", decision.action)),
-        Outcome::Refused { .. } | Outcome::Withheld { .. } => return None,
+        CommandResult::Loading => (false, "Loading", format!("loads {what}")),
+        CommandResult::Failed { message, .. } => {
+            (true, "CommandFailed", format!("{}: {what}: {message}", decision.action))
+        }
+        CommandResult::Refused { .. } | CommandResult::Withheld { .. } => return None,
     };
-    Some(Story { warning, reason, note })
+    Some(EventText { is_warning, reason, action: decision.action.to_string(), note })
 }
 
 #[cfg(test)]
 mod tests {
-    use hush_core::{Action, Decision, Reason};
+    use hush_core::{Decision, Reason};
     use jiff::Timestamp;
 
     use super::*;
+    use crate::act::test_decision::unload_decision;
 
-    fn told(policy: &str, reason: Reason, outcome: Outcome) -> Option<(bool, &'static str, String)> {
-        let decision = Decision {
-            server: "a/w".into(),
-            model: "turbo".to_owned(),
-            gpu: None,
-            action: Action::Unload,
-            reason,
-            policy: policy.to_owned(),
-            if_generation: None,
-            if_idle_seconds: None,
-            drain_seconds: None,
-            hold_seconds: None,
-            vram_bytes: 0,
-            dry_run: false,
-        };
+    fn text_of(policy: &str, reason: Reason, outcome: CommandResult) -> Option<(bool, &'static str, String)> {
+        let decision = Decision { reason, policy: policy.to_owned(), ..unload_decision("turbo") };
         let now = Timestamp::UNIX_EPOCH;
-        let story = story(&Record { time: now, decided_at: now, decision, outcome, seconds: 0.0 })?;
-        Some((story.warning, story.reason, story.note))
+        let text = command_text(&CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 })?;
+        Some((text.is_warning, text.reason, text.note))
     }
 
     #[test]
-    fn what_is_told() {
-        let done = Outcome::Unloaded { reclaimed_bytes: Some(2 << 30), residual_bytes: Some(0) };
+    fn commands_that_changed_something_or_failed_are_published() {
+        let done = CommandResult::Unloaded { reclaimed_bytes: Some(2 << 30), residual_bytes: Some(0) };
         let note = "unloaded turbo of a/w for a/speech (HardPressure), 2.00Gi came back";
-        assert_eq!(told("a/speech", Reason::HardPressure, done.clone()), Some((false, "Unloaded", note.to_owned())));
+        let text = text_of("a/speech", Reason::HardPressure, done.clone());
+        assert_eq!(text, Some((false, "Unloaded", note.to_owned())));
+
         let note = "unloaded turbo of a/w for a person (Manual), 2.00Gi came back";
-        assert_eq!(told("", Reason::Manual, done), Some((false, "Unloaded", note.to_owned())));
-        let left = Outcome::Unloaded { reclaimed_bytes: Some(0), residual_bytes: Some(1 << 30) };
-        assert!(told("a/speech", Reason::HardPressure, left).is_some_and(|(warning, ..)| warning));
-        let failed = told("a/speech", Reason::IdleTimeout, Outcome::failed("timeout", "no answer"));
-        assert!(failed.is_some_and(|(warning, reason, _)| warning && reason == "CommandFailed"));
-        let refused = Outcome::Refused { code: "busy".to_owned(), message: String::new() };
-        for nothing in [refused, Outcome::Withheld { message: String::new() }] {
-            assert_eq!(told("a/speech", Reason::IdleTimeout, nothing), None);
+        assert_eq!(text_of("", Reason::Manual, done), Some((false, "Unloaded", note.to_owned())));
+
+        let residual = CommandResult::Unloaded { reclaimed_bytes: Some(0), residual_bytes: Some(1 << 30) };
+        assert!(text_of("a/speech", Reason::HardPressure, residual).is_some_and(|(is_warning, ..)| is_warning));
+
+        let failed = text_of("a/speech", Reason::IdleTimeout, CommandResult::failed("timeout", "no answer"));
+        assert!(failed.is_some_and(|(is_warning, reason, _)| is_warning && reason == "CommandFailed"));
+
+        let refused = CommandResult::Refused { code: "busy".to_owned(), message: String::new() };
+        for unpublished in [refused, CommandResult::Withheld { message: String::new() }] {
+            assert_eq!(text_of("a/speech", Reason::IdleTimeout, unpublished), None);
         }
     }
 }

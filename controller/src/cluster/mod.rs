@@ -1,8 +1,9 @@
-//! Kubernetes: servers, policies and namespaces come from it, status and Events go to it.
+//! The Kubernetes side: servers, policies and namespaces are read from the API server; statuses and Events are written to
+//! it.
 //!
 //! ```text
 //! pods ------\
-//! policies ---+--> mirror (what matters of each object) --> sources --> the loop --> writer (status), events
+//! policies ---+--> mirror (the relevant part of each object) --> sources --> the loop --> writer (status), events
 //! namespaces -/
 //! ```
 
@@ -18,12 +19,12 @@ mod sources;
 mod write_failures;
 mod writer;
 
-pub use events::{Reporting, recorder};
-pub use mirror::{Copied, Mirror};
-pub use pods::{PORT_ANNOTATION, PORT_NAME, ServerPod};
-pub use policies::{Enforced, PolicyObject};
+pub use events::{EventPublisher, recorder};
+pub use mirror::{Mirror, MirroredObjects};
+pub use pods::{MirroredPod, PORT_ANNOTATION, PORT_NAME};
+pub use policies::{EnforcedPolicy, PolicyObject};
 pub use scope::{LeaseNames, Scope, ScopeGate};
 pub use server_namespaces::{InvalidSelector, NamespaceSelector, SERVERS_LABEL_SELECTOR, ServerNamespaces};
 pub use server_tokens::{AccountName, ServerTokens};
-pub use sources::{Look, Policies, Sources, follow, look};
-pub use writer::Writer;
+pub use sources::{ClusterInventory, ClusterSources, Policies, follow, look};
+pub use writer::StatusWriter;

@@ -1,4 +1,4 @@
-//! Labels of namespaces, for the cluster kind's `namespaceSelector`.
+//! The labels of namespaces, for the `namespaceSelector` of cluster policies.
 
 use hush_core::Labels;
 use k8s_openapi::api::core::v1::Namespace;

@@ -1,106 +1,137 @@
-//! Pods in which a server runs.
+//! The pods in which servers run.
 
-use hush_contract::admin::ServerAudience;
-use hush_core::{Labels, ServerName};
+use hush_contract::admin::{InvalidValue, ServerAudience};
+use hush_core::ServerName;
 use hush_log::printable;
+use kube::core::error_boundary::InvalidObject;
 use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind, Object};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
-use rustls::pki_types::DnsName;
+use rustls::pki_types::{DnsName, InvalidDnsNameError};
 use serde::Deserialize;
 
 use super::mirror::Mirror;
-use crate::observe::{BaseUrl, SERVER_LABEL, Target};
+use crate::observe::{BaseUrl, SERVER_LABEL, ScrapeTarget};
 
-/// Names the operations port, or gives its number, where no port of the pod is called [`PORT_NAME`].
+/// The number or the name of the operations port, where no port of the pod is called [`PORT_NAME`].
 pub const PORT_ANNOTATION: &str = "gpu.hush.dev/ops-port";
 pub const PORT_NAME: &str = "ops";
-/// `https`: the operations port speaks TLS; `http` is the same as nothing.
+/// `https`: the operations port speaks TLS; `http` is the default.
 pub const SCHEME_ANNOTATION: &str = "gpu.hush.dev/ops-scheme";
 
-/// As much of a pod as is read.
-pub type Pod = Object<PodSpec, PodStatus>;
+/// The longest problem of a pod that is logged.
+const PROBLEM_MAX_CHARS: usize = 300;
+
+/// The part of a pod that is read.
+pub type ObservedPod = Object<ObservedPodSpec, ObservedPodStatus>;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PodSpec {
+pub struct ObservedPodSpec {
     node_name: Option<String>,
     #[serde(default)]
-    containers: Vec<Container>,
+    containers: Vec<ObservedContainer>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub struct Container {
+pub struct ObservedContainer {
     #[serde(default)]
-    ports: Vec<Port>,
+    ports: Vec<ObservedPort>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Port {
+pub struct ObservedPort {
     name: Option<String>,
     container_port: u16,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PodStatus {
+pub struct ObservedPodStatus {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     phase: Option<String>,
 }
 
-/// What is kept of it.
+/// The part of a pod that is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerPod {
-    /// Tells the pod from another of the same name.
+pub struct MirroredPod {
+    /// Distinguishes the pod from another of the same name.
     pub uid: String,
-    /// `Err`: why there is nothing to be observed.
-    pub target: Result<Target, String>,
+    /// `Err`: why the pod cannot be observed.
+    pub target: Result<ScrapeTarget, String>,
 }
 
-/// All servers, or those on one node.
-pub fn mirror(client: &Client, node: Option<&str>) -> Mirror<DeserializeGuard<Pod>, ServerName, ServerPod> {
+/// Why a pod cannot be observed.
+#[derive(Debug, thiserror::Error)]
+pub enum PodProblem {
+    #[error("the pod cannot be read: {0}")]
+    Unreadable(InvalidObject),
+    #[error("the pod has ended")]
+    Ended,
+    #[error("the pod has no address yet")]
+    NoAddress,
+    #[error("the annotation `{PORT_ANNOTATION}` must be a port's number or name, and is `{0}`")]
+    PortAnnotation(String),
+    #[error("the pod has no port with the name `{PORT_NAME}`, and no annotation `{PORT_ANNOTATION}`")]
+    NoPort,
+    #[error("the annotation `{SCHEME_ANNOTATION}` must be `http` or `https`, and is {0:?}")]
+    SchemeAnnotation(String),
+    #[error("the namespace `{namespace}` is no part of a DNS name: {error}")]
+    Namespace { namespace: String, error: InvalidDnsNameError },
+    #[error("no token can be made for it: {0}")]
+    Audience(InvalidValue),
+}
+
+/// Mirrors the pods of all servers, or of those on one node.
+pub fn mirror(client: &Client, node: Option<&str>) -> Mirror<DeserializeGuard<ObservedPod>, ServerName, MirroredPod> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
     let mut config = watcher::Config::default().labels(&format!("{SERVER_LABEL}=true"));
     if let Some(node) = node {
         config = config.fields(&format!("spec.nodeName={node}"));
     }
+
     Mirror { part: "pods", what: "pods", api: Api::all_with(client.clone(), &resource), config, keep }
 }
 
-/// What is wrong with a pod, for the log.
-const PROBLEM_MAX_CHARS: usize = 300;
-
-fn keep(pod: &DeserializeGuard<Pod>) -> (ServerName, ServerPod) {
+fn keep(pod: &DeserializeGuard<ObservedPod>) -> (ServerName, MirroredPod) {
     let server = ServerName(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
     let target = match &pod.0 {
         Ok(pod) => target(pod),
-        Err(error) => Err(format!("the pod cannot be read: {error}")),
+        Err(error) => Err(PodProblem::Unreadable(error.clone())),
     };
-    // It repeats what the pod's owner wrote.
-    let target = target.map_err(|problem| printable(&problem, PROBLEM_MAX_CHARS));
-    (server, ServerPod { uid: pod.uid().unwrap_or_default(), target })
+
+    // The problem repeats text of the pod's owner.
+    let target = target.map_err(|problem| printable(&problem.to_string(), PROBLEM_MAX_CHARS));
+    (server, MirroredPod { uid: pod.uid().unwrap_or_default(), target })
 }
 
-/// Where its server is observed.
-pub fn target(pod: &Pod) -> Result<Target, String> {
+/// The target from which the pod's server is scraped.
+pub fn target(pod: &ObservedPod) -> Result<ScrapeTarget, PodProblem> {
     let status = pod.status.as_ref();
     if matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")) {
-        return Err("the pod has ended".to_owned());
+        return Err(PodProblem::Ended);
     }
-    let ip = status.and_then(|status| status.pod_ip.as_deref()).filter(|ip| !ip.is_empty());
-    let ip = ip.ok_or("the pod has no address yet")?;
+
+    let address = status.and_then(|status| status.pod_ip.as_deref()).filter(|ip| !ip.is_empty());
+    let ip = address.ok_or(PodProblem::NoAddress)?;
     let port = port(pod)?;
     let authority = if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
-    let labels: Labels = pod.labels().clone();
+
+    let namespace = pod.namespace().unwrap_or_default();
     let url = match scheme(pod)? {
         Scheme::Http => BaseUrl::http(authority),
-        Scheme::Https => BaseUrl::https_as(authority, certificate_name(&pod.namespace().unwrap_or_default())?),
+        Scheme::Https => BaseUrl::https_as(authority, certificate_name(&namespace)?),
     };
-    let audience = ServerAudience::new(&pod.namespace().unwrap_or_default(), &pod.uid().unwrap_or_default());
-    let audience = audience.map_err(|error| format!("no token can be made for it: {error}"))?;
-    Ok(Target { url, labels, node: pod.spec.node_name.clone().unwrap_or_default(), audience: Some(audience) })
+
+    let audience = ServerAudience::new(&namespace, &pod.uid().unwrap_or_default()).map_err(PodProblem::Audience)?;
+    Ok(ScrapeTarget {
+        url,
+        labels: pod.labels().clone(),
+        node: pod.spec.node_name.clone().unwrap_or_default(),
+        audience: Some(audience),
+    })
 }
 
 enum Scheme {
@@ -108,34 +139,32 @@ enum Scheme {
     Https,
 }
 
-fn scheme(pod: &Pod) -> Result<Scheme, String> {
+fn scheme(pod: &ObservedPod) -> Result<Scheme, PodProblem> {
     match pod.annotations().get(SCHEME_ANNOTATION).map(String::as_str) {
         None | Some("http") => Ok(Scheme::Http),
         Some("https") => Ok(Scheme::Https),
-        Some(other) => Err(format!("the annotation `{SCHEME_ANNOTATION}` must be `http` or `https`, and is {other:?}")),
+        Some(other) => Err(PodProblem::SchemeAnnotation(other.to_owned())),
     }
 }
 
-/// The name that certificates of the servers in a namespace must have. It is made of what the API server says of the pod
-/// and of nothing that the pod says of itself, so that a certificate of one namespace is worth nothing in another.
-fn certificate_name(namespace: &str) -> Result<DnsName<'static>, String> {
+/// The name that the certificates of the servers in a namespace must have. It comes from what the API server says about the
+/// pod, and from nothing that the pod says about itself, so that a certificate of one namespace is worth nothing in another.
+fn certificate_name(namespace: &str) -> Result<DnsName<'static>, PodProblem> {
     let name = format!("hush-server.{namespace}.svc");
-    DnsName::try_from(name).map_err(|error| format!("the namespace `{namespace}` is no part of a DNS name: {error}"))
+    DnsName::try_from(name).map_err(|error| PodProblem::Namespace { namespace: namespace.to_owned(), error })
 }
 
-fn port(pod: &Pod) -> Result<u16, String> {
-    let named = |name: &str| {
+fn port(pod: &ObservedPod) -> Result<u16, PodProblem> {
+    let find_by_name = |name: &str| {
         let mut ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
         ports.find(|port| port.name.as_deref() == Some(name)).map(|port| port.container_port)
     };
-    match pod.annotations().get(PORT_ANNOTATION) {
-        Some(asked) => asked.parse().ok().filter(|port| *port > 0).or_else(|| named(asked)).ok_or_else(|| {
-            format!("the annotation `{PORT_ANNOTATION}` must be a port's number or name, and is `{asked}`")
-        }),
-        None => named(PORT_NAME).ok_or_else(|| {
-            format!("the pod has no port with the name `{PORT_NAME}`, and no annotation `{PORT_ANNOTATION}`")
-        }),
-    }
+    let Some(annotation) = pod.annotations().get(PORT_ANNOTATION) else {
+        return find_by_name(PORT_NAME).ok_or(PodProblem::NoPort);
+    };
+
+    let number = annotation.parse().ok().filter(|port| *port > 0);
+    number.or_else(|| find_by_name(annotation)).ok_or_else(|| PodProblem::PortAnnotation(annotation.clone()))
 }
 
 #[cfg(test)]
@@ -144,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    fn pod(annotations: Value, ports: Value, status: Value) -> Pod {
+    fn pod(annotations: Value, ports: Value, status: Value) -> ObservedPod {
         serde_json::from_value(json!({
             "metadata": {"name": "w", "namespace": "a", "uid": "0b8a-1", "labels": {"app": "whisper"}, "annotations": annotations},
             "spec": {"nodeName": "n1", "containers": [{"name": "other"}, {"name": "server", "image": "x", "ports": ports}]},
@@ -154,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_server_is_observed() {
+    fn the_target_of_a_pod_comes_from_its_address_ports_and_annotations() {
         let running = json!({"phase": "Running", "podIP": "10.1.2.3"});
         let ops = json!([{"name": "http", "containerPort": 9000}, {"name": "ops", "containerPort": 9001}]);
         let url = |annotations: Value, ports: &Value, status: &Value| {
@@ -165,10 +194,10 @@ mod tests {
         assert_eq!(url(json!({PORT_ANNOTATION: "http"}), &ops, &running).unwrap(), "http://10.1.2.3:9000");
         let audience = target(&pod(json!({}), ops.clone(), running.clone())).unwrap().audience;
         assert_eq!(audience.unwrap().as_str(), "hush-server/a/0b8a-1");
-        let six = json!({"phase": "Running", "podIP": "fd00::1"});
-        assert_eq!(url(json!({}), &ops, &six).unwrap(), "http://[fd00::1]:9001");
-        assert_eq!(url(json!({SCHEME_ANNOTATION: "http"}), &ops, &six).unwrap(), "http://[fd00::1]:9001");
-        assert_eq!(url(json!({SCHEME_ANNOTATION: "https"}), &ops, &six).unwrap(), "https://[fd00::1]:9001");
+        let ipv6 = json!({"phase": "Running", "podIP": "fd00::1"});
+        assert_eq!(url(json!({}), &ops, &ipv6).unwrap(), "http://[fd00::1]:9001");
+        assert_eq!(url(json!({SCHEME_ANNOTATION: "http"}), &ops, &ipv6).unwrap(), "http://[fd00::1]:9001");
+        assert_eq!(url(json!({SCHEME_ANNOTATION: "https"}), &ops, &ipv6).unwrap(), "https://[fd00::1]:9001");
         for (annotations, ports, status, why) in [
             (json!({}), json!([]), running.clone(), "no port with the name `ops`"),
             (json!({PORT_ANNOTATION: "0"}), ops.clone(), running.clone(), "must be a port's number or name"),
@@ -177,7 +206,7 @@ mod tests {
             (json!({}), ops.clone(), json!({"phase": "Pending"}), "no address yet"),
             (json!({}), ops, json!({"phase": "Failed", "podIP": "10.1.2.3"}), "has ended"),
         ] {
-            let error = url(annotations, &ports, &status).unwrap_err();
+            let error = url(annotations, &ports, &status).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
     }

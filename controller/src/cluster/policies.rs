@@ -1,6 +1,6 @@
-//! Policies as the API server keeps them.
+//! Policies as the API server stores them.
 
-use hush_core::{Policy, PolicyName};
+use hush_core::{ModelPolicy, PolicyKey};
 use hush_crds::{
     ClusterGpuModelPolicy, ClusterGpuModelPolicySpec, GpuModelPolicy, GpuModelPolicySpec, Invalid, PolicyStatus,
 };
@@ -15,36 +15,46 @@ use serde_json::Value;
 use super::mirror::Mirror;
 use crate::policies;
 
-/// Spec and status are read apart: a spec that cannot be read takes no status with it.
+/// A policy whose spec and status are not parsed yet. They are parsed apart, so that the status of a policy whose spec
+/// cannot be read is still known.
 type RawPolicy = Object<Value, Value>;
 
-/// What is wrong with a policy, for its status, an Event and the log.
+/// The longest problem of a policy, which goes to its status, an Event and the log.
 const PROBLEM_MAX_CHARS: usize = 900;
 
-/// What is kept of one.
+/// The part of a policy object that is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyObject {
     pub uid: String,
     /// Grows with each change of the spec.
     pub generation: i64,
-    /// `Err`: what is wrong with it, for its owner.
-    pub policy: Result<Policy, String>,
-    /// What holds. After an edit that is not valid: the generation before it.
-    pub enforced: Option<Enforced>,
-    /// As it was last written.
+    /// `Err`: what is wrong with the policy, as a text for its owner.
+    pub policy: Result<ModelPolicy, String>,
+    /// The generation that is enforced. After an edit that is not valid, it is the generation before it.
+    pub enforced: Option<EnforcedPolicy>,
+    /// The status as it was last written.
     pub status: PolicyStatus,
 }
 
 /// A valid generation of a policy.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Enforced {
+pub struct EnforcedPolicy {
     pub generation: i64,
-    pub policy: Policy,
+    pub policy: ModelPolicy,
     /// Its spec as JSON, from which another controller can read it again.
     pub spec: String,
 }
 
-pub fn namespaced(client: &Client) -> Mirror<RawPolicy, PolicyName, PolicyObject> {
+/// What is wrong with a policy.
+#[derive(Debug, thiserror::Error)]
+enum PolicyProblem {
+    #[error(transparent)]
+    Unreadable(#[from] serde_json::Error),
+    #[error("{}", .0.iter().map(Invalid::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Invalid>),
+}
+
+pub fn namespaced(client: &Client) -> Mirror<RawPolicy, PolicyKey, PolicyObject> {
     Mirror {
         part: "policies",
         what: "GpuModelPolicies",
@@ -58,7 +68,7 @@ pub fn namespaced(client: &Client) -> Mirror<RawPolicy, PolicyName, PolicyObject
     }
 }
 
-pub fn cluster(client: &Client) -> Mirror<RawPolicy, PolicyName, PolicyObject> {
+pub fn cluster(client: &Client) -> Mirror<RawPolicy, PolicyKey, PolicyObject> {
     Mirror {
         part: "cluster policies",
         what: "ClusterGpuModelPolicies",
@@ -72,43 +82,47 @@ pub fn cluster(client: &Client) -> Mirror<RawPolicy, PolicyName, PolicyObject> {
     }
 }
 
-type Build<S> = fn(ObjectMeta, S) -> Result<Policy, Vec<Invalid>>;
+/// Builds and checks a policy from its metadata and its spec.
+type BuildPolicy<S> = fn(ObjectMeta, S) -> Result<ModelPolicy, Vec<Invalid>>;
 
-fn keep<S: DeserializeOwned>(object: &RawPolicy, build: Build<S>) -> (PolicyName, PolicyObject) {
-    let name = PolicyName { namespace: object.namespace(), name: object.name_any() };
-    let status: PolicyStatus = object.status.clone().and_then(|status| read(status).ok()).unwrap_or_default();
+fn keep<S: DeserializeOwned>(object: &RawPolicy, build: BuildPolicy<S>) -> (PolicyKey, PolicyObject) {
+    let name = PolicyKey { namespace: object.namespace(), name: object.name_any() };
+    let status = object.status.clone().and_then(|status| serde_json::from_value::<PolicyStatus>(status).ok());
+    let status = status.unwrap_or_default();
+
     let generation = object.metadata.generation.unwrap_or_default();
-    let policy = policy(&object.metadata, object.spec.clone(), build);
+    let policy = read_policy(&object.metadata, object.spec.clone(), build);
     let enforced = match &policy {
-        Ok(policy) => Some(Enforced { generation, policy: policy.clone(), spec: object.spec.to_string() }),
-        Err(_) => written_down(&object.metadata, &status, build),
+        Ok(policy) => Some(EnforcedPolicy { generation, policy: policy.clone(), spec: object.spec.to_string() }),
+        Err(_) => enforced_in_status(&object.metadata, &status, build),
     };
+
+    // The problem repeats text of the policy's owner.
+    let policy = policy.map_err(|problem| printable(&problem.to_string(), PROBLEM_MAX_CHARS));
     (name, PolicyObject { uid: object.uid().unwrap_or_default(), generation, policy, enforced, status })
 }
 
-fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
-    serde_json::from_value(value).map_err(|error| error.to_string())
-}
-
-fn policy<S: DeserializeOwned>(metadata: &ObjectMeta, spec: Value, build: Build<S>) -> Result<Policy, String> {
+fn read_policy<S: DeserializeOwned>(
+    metadata: &ObjectMeta,
+    spec: Value,
+    build: BuildPolicy<S>,
+) -> Result<ModelPolicy, PolicyProblem> {
+    let spec = serde_json::from_value(spec)?;
     let metadata =
         ObjectMeta { name: metadata.name.clone(), namespace: metadata.namespace.clone(), ..ObjectMeta::default() };
-    let built = read(spec).and_then(|spec| {
-        build(metadata, spec).map_err(|found| found.iter().map(Invalid::to_string).collect::<Vec<_>>().join("; "))
-    });
-    // It repeats what the policy's owner wrote.
-    built.map_err(|problem| printable(&problem, PROBLEM_MAX_CHARS))
+
+    build(metadata, spec).map_err(PolicyProblem::Invalid)
 }
 
-/// The last valid generation as a controller before this one wrote it into the status.
-fn written_down<S: DeserializeOwned>(
+/// The last valid generation, as an earlier controller wrote it into the status.
+fn enforced_in_status<S: DeserializeOwned>(
     metadata: &ObjectMeta,
     status: &PolicyStatus,
-    build: Build<S>,
-) -> Option<Enforced> {
+    build: BuildPolicy<S>,
+) -> Option<EnforcedPolicy> {
     let spec = status.enforced_spec.clone()?;
-    let policy = policy(metadata, serde_json::from_str(&spec).ok()?, build).ok()?;
-    Some(Enforced { generation: status.enforced_generation?, policy, spec })
+    let policy = read_policy(metadata, serde_json::from_str(&spec).ok()?, build).ok()?;
+    Some(EnforcedPolicy { generation: status.enforced_generation?, policy, spec })
 }
 
 #[cfg(test)]
@@ -127,7 +141,7 @@ mod tests {
     }
 
     fn kept(spec: &Value, status: &Value) -> PolicyObject {
-        let build: Build<GpuModelPolicySpec> =
+        let build: BuildPolicy<GpuModelPolicySpec> =
             |metadata, spec| policies::namespaced(&GpuModelPolicy { metadata, spec, status: None });
         keep(&object(spec, status), build).1
     }
@@ -142,12 +156,12 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_after_an_edit_that_is_not_valid() {
+    fn the_generation_before_an_invalid_edit_stays_enforced() {
         let now = kept(&valid(7), &json!({}));
         assert_eq!(now.enforced.as_ref().map(|enforced| enforced.generation), Some(3));
 
         let status = json!({"enforcedGeneration": 2, "enforcedSpec": valid(5).to_string()});
-        // An edit that cannot be read at all takes the status with it as little as one that means nothing.
+        // The status is read whether the edit can be read but is not valid, or cannot be read at all.
         for spec in [invalid(), json!({"selector": 7}), json!({"selector": {"matchLabels": {"app": "w"}}, "new": 1})] {
             let now = kept(&spec, &status);
             assert!(now.policy.is_err());

@@ -1,18 +1,19 @@
-//! For how much a controller acts. All scopes observe what shares their GPUs and compute the same plan; each carries out
-//! its own part of it, and the narrower one waits while a wider one leads.
+//! The scope of a controller: the servers on which it acts. Controllers of all scopes observe what shares their GPUs and
+//! compute the same plan. Each carries out its own part of the plan, and waits while a controller of a wider scope leads.
 
 use hush_core::{Decision, ServerName};
 
-use crate::act::Gate;
-use crate::lease::{Claim, Leader, LeaseName};
+use crate::act::{ActionRefusal, Gate};
+use crate::lease::{Claim, LeaderWatcher, LeaseName};
 
 /// The leases of all controllers of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseNames {
-    /// Of the controller for the whole cluster: the same one for every installation, so that of two one acts.
+    /// The lease of the controller for the whole cluster. It is the same for every installation, so that only one of two
+    /// installations acts.
     pub cluster: LeaseName,
-    /// Where the leases of the controllers for a node are. Their names have the node's name in them, which no role can
-    /// list beforehand, so that they are not among those of Kubernetes itself.
+    /// The namespace of the leases of node controllers. Their names contain the names of the nodes, which no role can list
+    /// in advance, so they are kept apart from the leases of Kubernetes itself.
     pub nodes_namespace: String,
 }
 
@@ -28,12 +29,12 @@ pub enum Scope {
     Cluster,
     /// The servers on one node.
     Node { node: String },
-    /// One server, beside which this runs.
+    /// One server, in the pod of this controller.
     Pod { node: String, server: ServerName },
 }
 
 impl Scope {
-    /// Where the GPUs are that it looks at; `None`: everywhere.
+    /// The node whose servers are observed; `None`: all nodes.
     pub fn node(&self) -> Option<&str> {
         match self {
             Self::Cluster => None,
@@ -41,7 +42,7 @@ impl Scope {
         }
     }
 
-    /// The only server that it acts on.
+    /// The only server on which the controller acts.
     pub const fn own_server(&self) -> Option<&ServerName> {
         match self {
             Self::Pod { server, .. } => Some(server),
@@ -49,12 +50,12 @@ impl Scope {
         }
     }
 
-    /// Of those that it looks at.
+    /// Whether the controller acts on one of the servers that it observes.
     pub fn acts_on(&self, server: &ServerName) -> bool {
         self.own_server().is_none_or(|own| own == server)
     }
 
-    /// The lease that such a controller stands for, if it is one of several.
+    /// The lease that the controller stands for, where several controllers may have the same scope.
     pub fn lease(&self, leases: &LeaseNames) -> Option<LeaseName> {
         match self {
             Self::Cluster => Some(leases.cluster.clone()),
@@ -63,7 +64,7 @@ impl Scope {
         }
     }
 
-    /// The leases of those who are asked first, the widest first.
+    /// The leases of the controllers with a wider scope, the widest first.
     pub fn wider(&self, leases: &LeaseNames) -> Vec<LeaseName> {
         match self {
             Self::Cluster => Vec::new(),
@@ -73,55 +74,53 @@ impl Scope {
     }
 }
 
-/// Asked before each command.
+/// The gate of a controller in a cluster.
 pub struct ScopeGate {
     pub scope: Scope,
-    /// Among controllers of the same scope.
+    /// The claim among controllers of the same scope.
     pub claim: Claim,
-    pub wider: Vec<Leader>,
+    pub wider: Vec<LeaderWatcher>,
 }
 
 impl ScopeGate {
-    /// `Err`: who acts instead.
-    pub fn open(&self) -> Result<(), String> {
-        if let Some(leader) = self.wider.iter().find_map(Leader::name) {
-            return Err(format!("a controller for more leads: {leader}"));
+    /// Whether this controller leads in its scope, and no controller of a wider scope leads.
+    pub fn open(&self) -> Result<(), ActionRefusal> {
+        if let Some(leader) = self.wider.iter().find_map(LeaderWatcher::name) {
+            return Err(ActionRefusal::WiderLeader(leader));
         }
         if self.claim.is_current() {
             return Ok(());
         }
-        if let Some(reason) = self.superfluous() {
-            return Err(reason);
+        if let Some(refusal) = self.other_installation() {
+            return Err(refusal);
         }
-        Err(match self.claim.holder() {
-            Some(holder) => format!("another controller leads: {holder}"),
-            None => "nobody leads yet".to_owned(),
-        })
+        Err(self.claim.holder().map_or(ActionRefusal::NoLeader, ActionRefusal::OtherLeader))
     }
 
-    /// Why every controller of this installation is one too many: another installation acts for the same scope.
+    /// Why every controller of this installation is superfluous: another installation acts for the same scope.
     pub fn superfluous(&self) -> Option<String> {
-        let other = self.claim.other_installation()?;
-        let whole = match &self.scope {
+        self.other_installation().map(|refusal| refusal.to_string())
+    }
+
+    fn other_installation(&self) -> Option<ActionRefusal> {
+        let installation = self.claim.other_installation()?;
+        let scope = match &self.scope {
             Scope::Cluster => "this cluster",
             Scope::Node { .. } | Scope::Pod { .. } => "this node",
         };
-        Some(format!(
-            "the controllers of the installation `{other}` act for {whole}, so this installation acts on nothing and \
-             writes no status; uninstall one of the two, or set `controller.scope` to `none` in one of them"
-        ))
+        Some(ActionRefusal::OtherInstallation { installation, scope })
     }
 }
 
 impl Gate for ScopeGate {
-    fn check(&self, server: &ServerName) -> Result<(), String> {
+    fn check(&self, server: &ServerName) -> Result<(), ActionRefusal> {
         if !self.scope.acts_on(server) {
-            return Err(format!("{server} has a controller of its own"));
+            return Err(ActionRefusal::OtherServer(server.clone()));
         }
         self.open()
     }
 
-    /// While somebody leads for more, it is that one's.
+    /// False while a controller of a wider scope leads: that controller then carries out the decision.
     fn is_for_another(&self, decision: &Decision) -> bool {
         !self.scope.acts_on(&decision.server) && self.open().is_ok()
     }

@@ -1,11 +1,11 @@
-//! The namespaces whose pods may be servers: the operator's choice. Elsewhere a pod with a server's label is neither
-//! looked at nor commanded, and never sees a credential.
+//! The namespaces whose pods may be servers, which the operator selects. In other namespaces a pod with a server's label is
+//! neither observed nor commanded, and never gets a credential.
 
 use std::str::FromStr;
 
-use hush_core::{Expression, Labels, Operator, Selector};
+use hush_core::{Labels, Selector, SelectorExpression, SelectorOperator};
 
-/// A namespace with this label and the value `true` may hold servers, unless the operator chooses by others.
+/// The default selector: namespaces with this label may contain servers.
 pub const SERVERS_LABEL_SELECTOR: &str = "gpu.hush.dev/servers=true";
 
 /// A label selector of namespaces, as kubectl writes it: `a=b`, `a!=b`, `a in (b,c)`, `a notin (b)`, `a`, `!a`, joined by
@@ -33,16 +33,20 @@ impl FromStr for NamespaceSelector {
     type Err = InvalidSelector;
 
     fn from_str(text: &str) -> Result<Self, InvalidSelector> {
-        let parts = split(text);
-        let parts = parts.iter().map(|part| part.trim());
-        let expressions =
-            if text.trim().is_empty() { Vec::new() } else { parts.map(expression).collect::<Result<_, _>>()? };
-        Ok(Self { text: text.trim().to_owned(), selector: Selector { labels: Labels::new(), expressions } })
+        let text = text.trim();
+        if text.is_empty() {
+            return Ok(Self::all());
+        }
+
+        let requirements = split_requirements(text);
+        let expressions: Result<_, _> =
+            requirements.iter().map(|requirement| parse_requirement(requirement.trim())).collect();
+        Ok(Self { text: text.to_owned(), selector: Selector { labels: Labels::new(), expressions: expressions? } })
     }
 }
 
-/// At the commas that are in no list of values.
-fn split(text: &str) -> Vec<&str> {
+/// Splits a selector at the commas outside of lists of values.
+fn split_requirements(text: &str) -> Vec<&str> {
     let (mut parts, mut begin, mut is_in_list) = (Vec::new(), 0, false);
     for (at, character) in text.char_indices() {
         match character {
@@ -55,28 +59,30 @@ fn split(text: &str) -> Vec<&str> {
             _ => {}
         }
     }
+
     parts.push(&text[begin..]);
     parts
 }
 
-fn expression(text: &str) -> Result<Expression, InvalidSelector> {
+fn parse_requirement(text: &str) -> Result<SelectorExpression, InvalidSelector> {
     let invalid = || InvalidSelector(text.to_owned());
+
     let (key, operator, values) = if let Some(key) = text.strip_prefix('!') {
-        (key, Operator::DoesNotExist, Vec::new())
+        (key, SelectorOperator::DoesNotExist, Vec::new())
     } else if let Some((key, values)) = text.split_once('(') {
         let values = values.strip_suffix(')').ok_or_else(invalid)?;
         let (key, operator) = match key.trim_end().rsplit_once(char::is_whitespace) {
-            Some((key, "in")) => (key, Operator::In),
-            Some((key, "notin")) => (key, Operator::NotIn),
+            Some((key, "in")) => (key, SelectorOperator::In),
+            Some((key, "notin")) => (key, SelectorOperator::NotIn),
             _ => return Err(invalid()),
         };
         (key, operator, values.split(',').map(|value| value.trim().to_owned()).collect())
     } else if let Some((key, value)) = text.split_once("!=") {
-        (key, Operator::NotIn, vec![value.trim().to_owned()])
+        (key, SelectorOperator::NotIn, vec![value.trim().to_owned()])
     } else if let Some((key, value)) = text.split_once('=') {
-        (key, Operator::In, vec![value.strip_prefix('=').unwrap_or(value).trim().to_owned()])
+        (key, SelectorOperator::In, vec![value.strip_prefix('=').unwrap_or(value).trim().to_owned()])
     } else {
-        (text, Operator::Exists, Vec::new())
+        (text, SelectorOperator::Exists, Vec::new())
     };
 
     let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
@@ -86,28 +92,38 @@ fn expression(text: &str) -> Result<Expression, InvalidSelector> {
     if !is_key(key) || !values.iter().all(is_value) {
         return Err(invalid());
     }
-    Ok(Expression { key: key.to_owned(), operator, values })
+    Ok(SelectorExpression { key: key.to_owned(), operator, values })
 }
 
-/// A namespace may hold servers if one of the selectors selects it.
+/// Why the pods of a namespace may not be servers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NamespaceRefusal {
+    #[error("its namespace `{namespace}` is not known")]
+    Unknown { namespace: String },
+    #[error(
+        "its namespace `{namespace}` may hold no servers: --server-namespaces selects `{selectors}`, and the namespace has no \
+         such labels"
+    )]
+    NotSelected { namespace: String, selectors: String },
+}
+
+/// A namespace may contain servers if one of the selectors selects it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerNamespaces(pub Vec<NamespaceSelector>);
 
 impl ServerNamespaces {
-    /// `labels`: of the namespace, `None` where there is no such namespace. `Err`: why its pods are no servers.
-    pub fn check(&self, namespace: &str, labels: Option<&Labels>) -> Result<(), String> {
+    /// Whether the pods of a namespace may be servers. `labels` are those of the namespace; `None`: there is no such
+    /// namespace.
+    pub fn check(&self, namespace: &str, labels: Option<&Labels>) -> Result<(), NamespaceRefusal> {
         let Some(labels) = labels else {
-            return Err(format!("its namespace `{namespace}` is not known"));
+            return Err(NamespaceRefusal::Unknown { namespace: namespace.to_owned() });
         };
         if self.0.iter().any(|selector| selector.selector.matches(labels)) {
             return Ok(());
         }
+
         let selectors: Vec<&str> = self.0.iter().map(|selector| selector.text.as_str()).collect();
-        Err(format!(
-            "its namespace `{namespace}` may hold no servers: --server-namespaces selects `{}`, and the namespace has no such \
-             labels",
-            selectors.join("` or `")
-        ))
+        Err(NamespaceRefusal::NotSelected { namespace: namespace.to_owned(), selectors: selectors.join("` or `") })
     }
 }
 
@@ -141,6 +157,7 @@ mod tests {
             let selector: NamespaceSelector = text.parse().unwrap();
             assert_eq!(selector.selector.matches(&media), selects, "{text}");
         }
+
         for wrong in [
             ",",
             "team=media,",
@@ -165,7 +182,7 @@ mod tests {
         let check = |pairs: &[(&str, &str)]| namespaces.check("a", Some(&labels(pairs)));
         assert_eq!(check(&[("kubernetes.io/metadata.name", "hush")]), Ok(()));
         assert_eq!(check(&[("gpu.hush.dev/servers", "true")]), Ok(()));
-        let why = check(&[("kubernetes.io/metadata.name", "a")]).unwrap_err();
+        let why = check(&[("kubernetes.io/metadata.name", "a")]).unwrap_err().to_string();
         assert!(why.contains("`a` may hold no servers") && why.contains(SERVERS_LABEL_SELECTOR), "{why}");
         assert!(namespaces.check("a", None).is_err());
         assert!(ServerNamespaces(Vec::new()).check("a", Some(&Labels::new())).is_err());

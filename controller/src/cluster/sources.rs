@@ -1,144 +1,152 @@
-//! Everything that is taken from the API server, kept up to date and put together.
+//! Everything that is read from the API server, kept up to date and joined.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hush_core::{Labels, Policy, PolicyName, ServerName};
+use hush_core::{Labels, ModelPolicy, PolicyKey, ServerName};
 use kube::Client;
 use tokio::sync::watch;
 
-use super::mirror::{Copied, Mirror};
-use super::pods::ServerPod;
-use super::policies::{Enforced, PolicyObject};
+use super::mirror::{Mirror, MirroredObjects};
+use super::pods::MirroredPod;
+use super::policies::{EnforcedPolicy, PolicyObject};
 use super::scope::Scope;
 use super::server_namespaces::ServerNamespaces;
 use super::{namespaces, pods, policies};
+use crate::control_loop::Readiness;
 use crate::metrics::Metrics;
-use crate::observe::{Target, Targets};
-use crate::run::Readiness;
+use crate::observe::{ScrapeTarget, Targets};
 
 /// All policies of both kinds as they are in the API server.
-pub type Policies = Arc<BTreeMap<PolicyName, PolicyObject>>;
+pub type Policies = Arc<BTreeMap<PolicyKey, PolicyObject>>;
 
-pub struct Sources {
+pub struct ClusterSources {
     pub targets: watch::Receiver<Arc<Targets>>,
-    /// Of each the generation that holds. None is in force before all are known, and the labels by which some of them select.
-    pub policies: watch::Receiver<Arc<Vec<Policy>>>,
+    /// The enforced generation of each policy. The list is empty until all policies are known, and the labels of namespaces
+    /// by which some of them select.
+    pub policies: watch::Receiver<Arc<Vec<ModelPolicy>>>,
     pub namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
-    pub pods: watch::Receiver<Copied<ServerName, ServerPod>>,
+    pub pods: watch::Receiver<MirroredObjects<ServerName, MirroredPod>>,
     pub objects: watch::Receiver<Policies>,
 }
 
-/// Until nobody listens any more.
+/// Starts to follow the API server. The tasks end when the receivers are gone.
 pub fn follow(
     client: &Client,
     scope: &Scope,
     allowed: ServerNamespaces,
     readiness: &Readiness,
     metrics: &Arc<Metrics>,
-) -> Sources {
-    let pods = start(pods::mirror(client, scope.node()), readiness, metrics);
-    let namespaced = start(policies::namespaced(client), readiness, metrics);
-    let cluster = start(policies::cluster(client), readiness, metrics);
-    let labels = start(namespaces::mirror(client), readiness, metrics);
+) -> ClusterSources {
+    let pods = start_mirror(pods::mirror(client, scope.node()), readiness, metrics);
+    let namespaced = start_mirror(policies::namespaced(client), readiness, metrics);
+    let cluster = start_mirror(policies::cluster(client), readiness, metrics);
+    let labels = start_mirror(namespaces::mirror(client), readiness, metrics);
 
-    let (told_targets, targets) = watch::channel(Arc::default());
-    let found = FoundPods { pods: pods.clone(), labels: labels.clone(), allowed, own: scope.own_server().cloned() };
-    tokio::spawn(found.tell(told_targets));
-    let (told_policies, policies) = watch::channel(Arc::default());
-    let (told_objects, objects) = watch::channel(Arc::default());
-    let (told_namespaces, namespaces) = watch::channel(Arc::default());
-    let joint = Joint { namespaced, cluster, labels };
-    tokio::spawn(joint.tell(told_policies, told_objects, told_namespaces));
-    Sources { targets, policies, namespaces, pods, objects }
+    let (targets_sender, targets) = watch::channel(Arc::default());
+    let finder = TargetFinder { pods: pods.clone(), labels: labels.clone(), allowed, own: scope.own_server().cloned() };
+    tokio::spawn(finder.run(targets_sender));
+
+    let (policies_sender, policies) = watch::channel(Arc::default());
+    let (objects_sender, objects) = watch::channel(Arc::default());
+    let (namespaces_sender, namespaces) = watch::channel(Arc::default());
+    let feed = PolicyFeed { namespaced, cluster, labels };
+    tokio::spawn(feed.run(policies_sender, objects_sender, namespaces_sender));
+
+    ClusterSources { targets, policies, namespaces, pods, objects }
 }
 
-/// The same for a single look: servers, policies and labels of namespaces, and what is wrong with some of them.
+/// The servers, policies and labels of namespaces of a cluster at one time, and what is wrong with some of them.
 #[derive(Debug, Default)]
-pub struct Look {
+pub struct ClusterInventory {
     pub targets: Targets,
-    pub policies: Vec<Policy>,
+    pub policies: Vec<ModelPolicy>,
     pub namespaces: BTreeMap<String, Labels>,
     pub problems: Vec<String>,
 }
 
-pub async fn look(client: &Client, allowed: &ServerNamespaces) -> Result<Look, kube::Error> {
-    let mut look = Look { namespaces: namespaces::mirror(client).once().await?, ..Look::default() };
+/// Reads the cluster once.
+pub async fn look(client: &Client, allowed: &ServerNamespaces) -> Result<ClusterInventory, kube::Error> {
+    let namespaces = namespaces::mirror(client).once().await?;
+    let mut inventory = ClusterInventory { namespaces, ..ClusterInventory::default() };
+
     for (server, pod) in pods::mirror(client, None).once().await? {
         let namespace = server.namespace();
-        let is_allowed = allowed.check(namespace, look.namespaces.get(namespace));
-        match is_allowed.and(pod.target) {
-            Ok(target) => drop(look.targets.insert(server, target)),
-            Err(problem) => look.problems.push(format!("{server} is not observed: {problem}")),
+        let is_allowed = allowed.check(namespace, inventory.namespaces.get(namespace));
+        match is_allowed.map_err(|refusal| refusal.to_string()).and(pod.target) {
+            Ok(target) => drop(inventory.targets.insert(server, target)),
+            Err(problem) => inventory.problems.push(format!("{server} is not observed: {problem}")),
         }
     }
+
     let mut objects = policies::namespaced(client).once().await?;
     objects.append(&mut policies::cluster(client).once().await?);
     for (name, object) in objects {
         if let Err(problem) = object.policy {
-            look.problems.push(format!("{name} is not valid: {problem}"));
+            inventory.problems.push(format!("{name} is not valid: {problem}"));
         }
-        look.policies.extend(object.enforced.map(|enforced| enforced.policy));
+        inventory.policies.extend(object.enforced.map(|enforced| enforced.policy));
     }
-    Ok(look)
+    Ok(inventory)
 }
 
-fn start<O, K, V>(
+fn start_mirror<O, K, V>(
     mirror: Mirror<O, K, V>,
     readiness: &Readiness,
     metrics: &Arc<Metrics>,
-) -> watch::Receiver<Copied<K, V>>
+) -> watch::Receiver<MirroredObjects<K, V>>
 where
     O: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     K: Ord + Clone + Send + Sync + 'static,
     V: Clone + PartialEq + Send + Sync + 'static,
 {
-    let (told, copied) = watch::channel(None);
-    tokio::spawn(mirror.run(told, readiness.clone(), Arc::clone(metrics)));
-    copied
+    let (sender, mirrored) = watch::channel(None);
+    tokio::spawn(mirror.run(sender, readiness.clone(), Arc::clone(metrics)));
+    mirrored
 }
 
-/// Pods with the label of a server, and what says whether they may be one.
-struct FoundPods {
-    pods: watch::Receiver<Copied<ServerName, ServerPod>>,
-    /// Of namespaces.
-    labels: watch::Receiver<Copied<String, Labels>>,
+/// Finds the targets among the pods with the label of a server.
+struct TargetFinder {
+    pods: watch::Receiver<MirroredObjects<ServerName, MirroredPod>>,
+    /// The labels of namespaces.
+    labels: watch::Receiver<MirroredObjects<String, Labels>>,
     allowed: ServerNamespaces,
     /// The server beside which this controller runs.
     own: Option<ServerName>,
 }
 
-impl FoundPods {
-    async fn tell(mut self, told: watch::Sender<Arc<Targets>>) {
-        let mut complaints = BTreeMap::new();
+impl TargetFinder {
+    /// Publishes the targets until the receivers are gone.
+    async fn run(mut self, sender: watch::Sender<Arc<Targets>>) {
+        let mut logged_problems = BTreeMap::new();
         loop {
-            replace(&told, self.targets(&mut complaints));
+            replace(&sender, self.targets(&mut logged_problems));
             tokio::select! {
                 changed = self.pods.changed() => if changed.is_err() { return },
                 changed = self.labels.changed() => if changed.is_err() { return },
-                () = told.closed() => return,
+                () = sender.closed() => return,
             }
         }
     }
 
-    /// `complaints`: what was logged of each pod.
-    fn targets(&mut self, complaints: &mut BTreeMap<ServerName, String>) -> Targets {
+    /// The targets as they are now. Logs why other pods are not observed, once while the problem lasts.
+    fn targets(&mut self, logged_problems: &mut BTreeMap<ServerName, String>) -> Targets {
         let pods = self.pods.borrow_and_update().clone().unwrap_or_default();
         let labels = self.labels.borrow_and_update().clone();
-        complaints.retain(|server, _| pods.contains_key(server));
-        // Before the labels are known no pod is a server.
+        logged_problems.retain(|server, _| pods.contains_key(server));
+        // No pod is a server until the labels of its namespace are known.
         let Some(labels) = labels else { return Targets::new() };
 
         let mut targets = Targets::new();
         for (server, pod) in pods.iter() {
             match self.target(server, pod, &labels) {
                 Ok(target) => {
-                    complaints.remove(server);
+                    logged_problems.remove(server);
                     targets.insert(server.clone(), target);
                 }
-                Err(complaint) if complaints.get(server) != Some(&complaint) => {
-                    tracing::info!(%server, "not observed: {complaint}");
-                    complaints.insert(server.clone(), complaint);
+                Err(problem) if logged_problems.get(server) != Some(&problem) => {
+                    tracing::info!(%server, "not observed: {problem}");
+                    logged_problems.insert(server.clone(), problem);
                 }
                 Err(_) => {}
             }
@@ -149,54 +157,57 @@ impl FoundPods {
     fn target(
         &self,
         server: &ServerName,
-        pod: &ServerPod,
+        pod: &MirroredPod,
         labels: &BTreeMap<String, Labels>,
-    ) -> Result<Target, String> {
+    ) -> Result<ScrapeTarget, String> {
         let mut target = pod.target.clone()?;
         if self.own.as_ref() == Some(server) {
-            // It listens where only its own pod reaches it.
+            // The server beside this controller may listen on the loopback address of their pod only.
             target.url = target.url.on_loopback();
             return Ok(target);
         }
 
         let namespace = server.namespace();
-        self.allowed.check(namespace, labels.get(namespace))?;
+        self.allowed.check(namespace, labels.get(namespace)).map_err(|refusal| refusal.to_string())?;
         Ok(target)
     }
 }
 
-struct Joint {
-    namespaced: watch::Receiver<Copied<PolicyName, PolicyObject>>,
-    cluster: watch::Receiver<Copied<PolicyName, PolicyObject>>,
-    labels: watch::Receiver<Copied<String, Labels>>,
+/// Joins the policies of both kinds with the labels of namespaces.
+struct PolicyFeed {
+    namespaced: watch::Receiver<MirroredObjects<PolicyKey, PolicyObject>>,
+    cluster: watch::Receiver<MirroredObjects<PolicyKey, PolicyObject>>,
+    labels: watch::Receiver<MirroredObjects<String, Labels>>,
 }
 
-impl Joint {
-    async fn tell(
+impl PolicyFeed {
+    /// Publishes policies and labels until the receivers are gone.
+    async fn run(
         mut self,
-        policies: watch::Sender<Arc<Vec<Policy>>>,
+        policies: watch::Sender<Arc<Vec<ModelPolicy>>>,
         objects: watch::Sender<Policies>,
         namespaces: watch::Sender<Arc<BTreeMap<String, Labels>>>,
     ) {
-        let mut last_valid = LastValid::default();
+        let mut last_valid = LastValidPolicies::default();
         loop {
             let labels = self.labels.borrow_and_update().clone();
             let namespaced = self.namespaced.borrow_and_update().clone();
             let cluster = self.cluster.borrow_and_update().clone();
+
             let mut all = BTreeMap::new();
             if let (Some(namespaced), Some(cluster), Some(_)) = (&namespaced, &cluster, &labels) {
                 for (name, object) in namespaced.iter().chain(cluster.iter()) {
                     all.insert(name.clone(), object.clone());
                 }
-                last_valid.hold(&mut all);
+                last_valid.enforce(&mut all);
             }
-            // Labels first: a policy must not be looked at with those of yesterday.
+
+            // The labels come first: new policies must never be used with old labels.
             replace(&namespaces, labels.as_deref().cloned().unwrap_or_default());
-            replace(
-                &policies,
-                all.values().filter_map(|object| Some(object.enforced.as_ref()?.policy.clone())).collect(),
-            );
+            let enforced = all.values().filter_map(|object| Some(object.enforced.as_ref()?.policy.clone()));
+            replace(&policies, enforced.collect());
             replace(&objects, all);
+
             tokio::select! {
                 changed = self.labels.changed() => if changed.is_err() { return },
                 changed = self.namespaced.changed() => if changed.is_err() { return },
@@ -207,15 +218,17 @@ impl Joint {
     }
 }
 
-/// What was last seen to be valid of each policy, by the name and the object's own id: one that is made anew under an old
-/// name begins without it.
+/// The last valid generation of each policy that this controller has observed, with the UID of the object: an object that is
+/// created anew under an old name begins without one.
 #[derive(Debug, Default)]
-struct LastValid(BTreeMap<PolicyName, (String, Enforced)>);
+struct LastValidPolicies(BTreeMap<PolicyKey, (String, EnforcedPolicy)>);
 
-impl LastValid {
-    /// What was seen here is at least as new as what a status tells.
-    fn hold(&mut self, all: &mut BTreeMap<PolicyName, PolicyObject>) {
+impl LastValidPolicies {
+    /// Enforces the last valid generation of each policy whose current one is not valid. It takes precedence over the
+    /// generation in the status, because it is at least as new.
+    fn enforce(&mut self, all: &mut BTreeMap<PolicyKey, PolicyObject>) {
         self.0.retain(|name, (uid, _)| all.get(name).is_some_and(|object| object.uid == *uid));
+
         for (name, object) in all {
             if object.policy.is_err()
                 && let Some((_, enforced)) = self.0.get(name)
@@ -229,8 +242,9 @@ impl LastValid {
     }
 }
 
-fn replace<T: PartialEq>(told: &watch::Sender<Arc<T>>, value: T) {
-    told.send_if_modified(|before| {
+/// Publishes a value, if it differs from the one before.
+fn replace<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) {
+    sender.send_if_modified(|before| {
         let changed = **before != value;
         if changed {
             *before = Arc::new(value);

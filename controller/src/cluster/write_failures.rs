@@ -1,21 +1,21 @@
-//! Status writes that failed: each is tried again after a pause that grows, and the log has each cause once.
+//! Status writes that failed. Each is tried again after a pause that grows, and each cause is logged once while it lasts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use hush_core::PolicyName;
+use hush_core::PolicyKey;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Policies that are named; of the others their number is said.
-const NAMED: usize = 3;
+/// The number of policies that the summary names; of the remaining ones it shows the count.
+const NAMES_MAX: usize = 3;
 
 #[derive(Debug, Default)]
-pub struct WriteFailures(BTreeMap<PolicyName, FailedWrite>);
+pub struct WriteFailures(BTreeMap<PolicyKey, FailedWrite>);
 
 #[derive(Debug)]
 struct FailedWrite {
-    /// One of a few words.
+    /// The value of the metric label `result`.
     result: &'static str,
     cause: String,
     pause: Duration,
@@ -23,25 +23,26 @@ struct FailedWrite {
 }
 
 impl WriteFailures {
-    pub fn retain(&mut self, mut exists: impl FnMut(&PolicyName) -> bool) {
+    pub fn retain(&mut self, mut exists: impl FnMut(&PolicyKey) -> bool) {
         self.0.retain(|name, _| exists(name));
     }
 
     /// Whether the status of this policy may be written now.
-    pub fn is_due(&self, now: Instant, name: &PolicyName) -> bool {
+    pub fn is_due(&self, now: Instant, name: &PolicyKey) -> bool {
         self.0.get(name).is_none_or(|failed| failed.retry_at <= now)
     }
 
-    /// True where no status write failed in this way until now: then it is news.
-    pub fn failed(&mut self, now: Instant, name: &PolicyName, result: &'static str, cause: String) -> bool {
-        let is_news = self.0.values().all(|failed| failed.result != result);
+    /// Records a failed write. Returns whether the failure is new: no other write has the same result now.
+    pub fn failed(&mut self, now: Instant, name: &PolicyKey, result: &'static str, cause: String) -> bool {
+        let is_new = self.0.values().all(|failed| failed.result != result);
+
         let pause = self.0.get(name).map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(LONGEST_PAUSE));
         self.0.insert(name.clone(), FailedWrite { result, cause, pause, retry_at: now + pause });
-        is_news
+        is_new
     }
 
-    /// True where this was the last one that failed.
-    pub fn succeeded(&mut self, name: &PolicyName) -> bool {
+    /// Records a write that succeeded. Returns whether it was the last one of those that had failed.
+    pub fn succeeded(&mut self, name: &PolicyKey) -> bool {
         self.0.remove(name).is_some() && self.0.is_empty()
     }
 
@@ -49,16 +50,21 @@ impl WriteFailures {
         self.0.clear();
     }
 
-    /// For people; `None`: every status is written.
+    /// The failures as a text for users; `None`: every status is written.
     pub fn summary(&self) -> Option<String> {
-        let mut names = self.0.keys().take(NAMED).map(PolicyName::to_string).collect::<Vec<_>>().join(", ");
-        let more = self.0.len().saturating_sub(NAMED);
+        if self.0.is_empty() {
+            return None;
+        }
+
+        let mut names = self.0.keys().take(NAMES_MAX).map(PolicyKey::to_string).collect::<Vec<_>>().join(", ");
+        let more = self.0.len().saturating_sub(NAMES_MAX);
         if more > 0 {
             names = format!("{names} and {more} more");
         }
-        let causes: BTreeSet<&str> = self.0.values().map(|failed| failed.cause.as_str()).collect();
-        let causes = causes.into_iter().take(NAMED).collect::<Vec<_>>().join("; ");
-        (!self.0.is_empty()).then(|| format!("the status of {names} could not be written: {causes}"))
+
+        let all_causes: BTreeSet<&str> = self.0.values().map(|failed| failed.cause.as_str()).collect();
+        let causes = all_causes.into_iter().take(NAMES_MAX).collect::<Vec<_>>().join("; ");
+        Some(format!("the status of {names} could not be written: {causes}"))
     }
 }
 
@@ -66,12 +72,12 @@ impl WriteFailures {
 mod tests {
     use super::*;
 
-    fn policy(name: &str) -> PolicyName {
-        PolicyName { namespace: Some("a".to_owned()), name: name.to_owned() }
+    fn policy(name: &str) -> PolicyKey {
+        PolicyKey { namespace: Some("a".to_owned()), name: name.to_owned() }
     }
 
     #[test]
-    fn a_cause_is_news_once_and_again_after_it_was_gone() {
+    fn a_failure_is_new_once_and_again_after_it_was_gone() {
         let (now, one, two) = (Instant::now(), policy("one"), policy("two"));
         let mut failures = WriteFailures::default();
         assert!(failures.failed(now, &one, "forbidden", "no".to_owned()));

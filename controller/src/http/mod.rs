@@ -1,5 +1,5 @@
-//! HTTP to servers: connections are kept and used again, answers are bounded, redirects are not followed, and where HTTPS
-//! is asked for nothing else is tried.
+//! The HTTP client for requests to servers and controllers. It reuses connections, bounds responses, follows no redirects,
+//! and never falls back from HTTPS to HTTP.
 
 mod certificate;
 mod pools;
@@ -15,10 +15,11 @@ use tokio::sync::watch;
 
 use crate::api_server::USER_AGENT_VALUE;
 
-pub use certificate::{CaCertificates, CertificateProblem};
-use pools::Pools;
+pub use self::{HttpClient as Client, HttpResponse as Answer};
+pub use certificate::{CaCertificates, CaFileError, CertificateProblem};
+use pools::ConnectionPools;
 
-/// Where a request goes.
+/// The address of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub uri: Uri,
@@ -34,12 +35,12 @@ impl From<Uri> for Endpoint {
 
 /// Cheap to clone; clones share their connections.
 #[derive(Clone)]
-pub struct Client {
-    pools: Pools,
+pub struct HttpClient {
+    pools: ConnectionPools,
 }
 
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct HttpResponse {
     pub status: StatusCode,
     pub body: Bytes,
 }
@@ -55,13 +56,13 @@ pub enum HttpError {
          `gpu.hush.dev/ops-scheme: https` of its pod, or `https://` in the target"
     )]
     NotHttp(#[source] legacy::Error),
-    #[error("{}", cause(.0))]
+    #[error("{}", connection_problem(.0))]
     Connect(#[source] legacy::Error),
     /// Nothing was sent.
     #[error("{0}")]
     Certificate(CertificateProblem),
     /// Nothing was sent.
-    #[error("{}", handshake(.0))]
+    #[error("{}", handshake_problem(.0))]
     Tls(rustls::Error),
     /// Nothing was sent.
     #[error(
@@ -75,7 +76,7 @@ pub enum HttpError {
 }
 
 impl HttpError {
-    /// Bounded, for metrics.
+    /// The value of a metric's label; there are few of them.
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Certificate(_) | Self::Tls(_) | Self::NoAuthority => "tls",
@@ -83,44 +84,45 @@ impl HttpError {
         }
     }
 
-    /// `name`: what the certificate had to have.
-    fn of_request(error: legacy::Error, name: &str) -> Self {
+    /// `name`: the name that the certificate had to have.
+    fn from_request(error: legacy::Error, name: &str) -> Self {
         match tls_error(&error) {
             Some(rustls::Error::InvalidCertificate(problem)) => {
                 Self::Certificate(CertificateProblem::new(problem, name))
             }
             Some(error) => Self::Tls(error.clone()),
-            None if is_parse(&error) => Self::NotHttp(error),
+            None if is_parse_error(&error) => Self::NotHttp(error),
             None => Self::Connect(error),
         }
     }
 }
 
-/// The innermost cause says what happened; the outer ones only where.
-fn cause(error: &legacy::Error) -> String {
+/// The text of the innermost cause, which says what happened; the outer ones only say where.
+fn connection_problem(error: &legacy::Error) -> String {
     let mut text = error.to_string();
     let mut at = std::error::Error::source(error);
     while let Some(inner) = at {
         text = inner.to_string();
         at = inner.source();
     }
+
     if error.is_connect() { format!("connecting failed: {text}") } else { format!("the request failed: {text}") }
 }
 
-fn handshake(error: &rustls::Error) -> String {
+fn handshake_problem(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidMessage(_) => "it does not speak TLS on this port".to_owned(),
         other => format!("the TLS handshake failed: {other}"),
     }
 }
 
-/// The bytes of an answer are none of HTTP.
-fn is_parse(error: &legacy::Error) -> bool {
+/// Whether the bytes of the response are not HTTP.
+fn is_parse_error(error: &legacy::Error) -> bool {
     let source = std::error::Error::source(error);
     source.and_then(|source| source.downcast_ref::<hyper::Error>()).is_some_and(hyper::Error::is_parse)
 }
 
-/// What rustls says, which lies inside of I/O errors that do not name it as their source.
+/// The error of rustls inside of another error. I/O errors that carry it do not name it as their source.
 fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     let mut at = Some(error);
     while let Some(error) = at {
@@ -133,11 +135,11 @@ fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rus
     None
 }
 
-impl Client {
-    /// `authorities`: what servers with HTTPS are checked against, as it is now; `None`: those of the system, which say
-    /// nothing of who runs in which namespace, so that endpoints with a name of their own are refused.
+impl HttpClient {
+    /// `authorities`: the current authorities that servers with HTTPS are checked against; `None`: those of the system. They
+    /// do not vouch for namespaces, so that endpoints with a certificate name are refused with them.
     pub fn new(authorities: Option<watch::Receiver<std::sync::Arc<CaCertificates>>>) -> Result<Self, rustls::Error> {
-        Ok(Self { pools: Pools::new(authorities)? })
+        Ok(Self { pools: ConnectionPools::new(authorities)? })
     }
 
     pub async fn get(
@@ -145,9 +147,9 @@ impl Client {
         endpoint: impl Into<Endpoint>,
         token: Option<&str>,
         limit: usize,
-    ) -> Result<Answer, HttpError> {
+    ) -> Result<HttpResponse, HttpError> {
         let Endpoint { uri, certificate_name } = endpoint.into();
-        let request = authorized(Request::builder().method(Method::GET).uri(uri), token)?;
+        let request = add_token(Request::builder().method(Method::GET).uri(uri), token)?;
         self.exchange(request.body(Full::default())?, certificate_name.as_ref(), limit).await
     }
 
@@ -157,14 +159,14 @@ impl Client {
         token: Option<&str>,
         json: Vec<u8>,
         limit: usize,
-    ) -> Result<Answer, HttpError> {
+    ) -> Result<HttpResponse, HttpError> {
         let Endpoint { uri, certificate_name } = endpoint.into();
         let request = Request::builder().method(Method::POST).uri(uri).header(CONTENT_TYPE, "application/json");
-        let request = authorized(request, token)?;
+        let request = add_token(request, token)?;
         self.exchange(request.body(Full::from(json))?, certificate_name.as_ref(), limit).await
     }
 
-    pub async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> Result<Answer, HttpError> {
+    pub async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> Result<HttpResponse, HttpError> {
         self.exchange(request, None, limit).await
     }
 
@@ -173,21 +175,22 @@ impl Client {
         mut request: Request<Full<Bytes>>,
         certificate_name: Option<&DnsName<'static>>,
         limit: usize,
-    ) -> Result<Answer, HttpError> {
+    ) -> Result<HttpResponse, HttpError> {
         let name = certificate_name.map_or_else(|| request.uri().host().unwrap_or_default(), AsRef::as_ref).to_owned();
-        let pool = self.pools.of(request.uri(), certificate_name)?;
+        let pool = self.pools.pool_for(request.uri(), certificate_name)?;
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
 
-        let answer = pool.request(request).await.map_err(|error| HttpError::of_request(error, &name))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), limit).collect().await;
+        let response = pool.request(request).await.map_err(|error| HttpError::from_request(error, &name))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), limit).collect().await;
         let body = body.map_err(|source| HttpError::Body { limit, source })?.to_bytes();
-        Ok(Answer { status, body })
+        Ok(HttpResponse { status, body })
     }
 }
 
-fn authorized(request: Builder, token: Option<&str>) -> Result<Builder, HttpError> {
+fn add_token(request: Builder, token: Option<&str>) -> Result<Builder, HttpError> {
     let Some(token) = token else { return Ok(request) };
+
     let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(hyper::http::Error::from)?;
     value.set_sensitive(true);
     Ok(request.header(AUTHORIZATION, value))
@@ -201,7 +204,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_port_that_speaks_tls_and_is_asked_in_http_is_told_apart() {
+    async fn an_http_request_to_a_port_that_speaks_tls_has_an_error_of_its_own() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri: Uri = format!("http://{}/metrics", listener.local_addr().unwrap()).parse().unwrap();
         tokio::spawn(async move {
@@ -211,13 +214,14 @@ mod tests {
             // A TLS alert: unexpected message.
             stream.write_all(&[21, 3, 3, 0, 2, 2, 10]).await.unwrap();
         });
-        let error = Client::new(None).unwrap().get(uri, None, 1024).await.unwrap_err();
+
+        let error = HttpClient::new(None).unwrap().get(uri, None, 1024).await.unwrap_err();
         assert!(error.to_string().contains("`gpu.hush.dev/ops-scheme: https`"), "{error}");
         assert_eq!(error.label(), "unreachable");
     }
 
     #[tokio::test]
-    async fn a_server_is_told_which_program_asks() {
+    async fn a_request_names_the_program_that_sends_it() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri: Uri = format!("http://{}/metrics", listener.local_addr().unwrap()).parse().unwrap();
         let server = tokio::spawn(async move {
@@ -227,8 +231,9 @@ mod tests {
             connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
             String::from_utf8_lossy(&head[..length]).to_ascii_lowercase()
         });
-        let answer = Client::new(None).unwrap().get(uri, None, 1024).await.unwrap();
-        assert_eq!(answer.status, StatusCode::OK);
+
+        let response = HttpClient::new(None).unwrap().get(uri, None, 1024).await.unwrap();
+        assert_eq!(response.status, StatusCode::OK);
         let expected = concat!("user-agent: hush-controller/", env!("CARGO_PKG_VERSION"), "\r\n");
         let head = server.await.unwrap();
         assert_eq!(head.matches(expected).count(), 1, "{head}");

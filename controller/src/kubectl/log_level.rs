@@ -1,68 +1,63 @@
-//! What the controllers log. Each has its own log, so all of them are asked and told.
+//! `kubectl hush log-level`. Each controller has its own log, so that the request goes to all of them.
 
 use std::process::ExitCode;
 
 use hush_log::outln;
 use hyper::Method;
-use serde::Deserialize;
-use serde_json::{Value, json};
 
-use super::act::token;
 use super::args::LogLevelArgs;
-use super::find::Place;
-use super::fleet::{Fleet, Seen};
-use super::wire::{Ask, PATIENCE};
-use super::words::plain;
+use super::client::{ControllerRequest, REQUEST_TIMEOUT};
+use super::commands::token;
+use super::discovery::PluginContext;
+use super::fleet::{ControllerReport, FleetView};
+use super::format::terminal_line;
+use crate::web::view::{ChangeLogLevelRequest, LogLevelView};
 
 const PATH: &str = "/api/v1/log-level";
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct LogLevel {
-    level: String,
-    configured_level: String,
-    until: Option<jiff::Timestamp>,
-}
-
-pub async fn run(place: &Place, args: &LogLevelArgs) -> anyhow::Result<ExitCode> {
-    let fleet = Fleet::at(place).await?;
+pub async fn run(context: &PluginContext, args: &LogLevelArgs) -> anyhow::Result<ExitCode> {
+    let fleet = FleetView::load(context).await?;
     let change = change(args);
-    for seen in &fleet.seen {
+
+    for report in &fleet.reports {
         let level = match &change {
-            Some(change) => tell(place, seen, change).await?,
-            None => seen.controller.ask(&Ask::get(PATH.to_owned())).await?,
+            Some(change) => send_change(context, report, change).await?,
+            None => report.controller.send(&ControllerRequest::get(PATH.to_owned())).await?,
         };
-        outln!("{}", plain(&line(&seen.controller.name, &level)));
+        outln!("{}", terminal_line(&summary(&report.controller.name, &level)));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// `None`: nothing is to be changed.
-fn change(args: &LogLevelArgs) -> Option<Value> {
+/// `None`: the level is only shown.
+fn change(args: &LogLevelArgs) -> Option<ChangeLogLevelRequest> {
     if args.reset {
-        return Some(json!({}));
+        return Some(ChangeLogLevelRequest::default());
     }
-    let level = args.level.as_ref()?;
-    Some(match args.span {
-        Some(span) => json!({"level": level, "duration": format!("{}ms", span.as_millis())}),
-        None => json!({"level": level}),
-    })
+
+    let level = args.level.clone()?;
+    let duration = args.duration.map(|duration| format!("{}ms", duration.as_millis()));
+    Some(ChangeLogLevelRequest { level: Some(level), duration })
 }
 
-async fn tell(place: &Place, seen: &Seen, change: &Value) -> anyhow::Result<LogLevel> {
-    let token = token(place, seen).await?;
-    let ask = Ask {
+async fn send_change(
+    context: &PluginContext,
+    report: &ControllerReport,
+    change: &ChangeLogLevelRequest,
+) -> anyhow::Result<LogLevelView> {
+    let token = token(context, report).await?;
+    let request = ControllerRequest {
         method: Method::POST,
         path: PATH.to_owned(),
         token: Some(&token),
-        body: change.to_string(),
-        patience: PATIENCE,
+        body: serde_json::to_string(change)?,
+        timeout: REQUEST_TIMEOUT,
     };
-    Ok(seen.controller.ask(&ask).await?)
+    Ok(report.controller.send(&request).await?)
 }
 
-fn line(name: &str, level: &LogLevel) -> String {
-    let LogLevel { level, configured_level, until } = level;
+fn summary(name: &str, level: &LogLevelView) -> String {
+    let LogLevelView { level, configured_level, until } = level;
     match until {
         Some(until) => format!("{name} logs {level} until {until:.0}, then {configured_level}"),
         None if level == configured_level => format!("{name} logs {level}"),

@@ -1,43 +1,45 @@
-//! `kubectl hush`: what a person asks and commands from their own machine.
+//! `kubectl hush`: shows what the controllers of a cluster know, and sends them commands.
 //!
 //! ```text
-//! find (controllers of the cluster) --> wire (through the API server, or directly) --> fleet (their states as one)
-//!     fleet --> top, explain, plan: text or JSON        fleet --> act --> wire (commands with their condition)
+//! discovery (the controllers) --> client (through the API server, or directly) --> fleet (their states merged)
+//!     fleet --> top, explain, plan: text or JSON        fleet --> commands --> client (commands with their conditions)
 //! ```
 
-mod act;
 mod args;
+mod client;
+mod commands;
+mod discovery;
 mod explain;
-mod fate;
-mod find;
 mod fleet;
+mod format;
 mod log_level;
+mod outlook;
 mod plan;
-mod read;
+mod response;
 mod screen;
 mod table;
 mod top;
-mod wire;
-mod words;
 
 use std::process::ExitCode;
 
-use args::Verb;
-pub use args::{AsPlugin, Plugin, is_called_as_plugin};
+use args::PluginCommand;
+pub use args::{PluginArgs, PluginCli, is_called_as_plugin};
+use discovery::PluginContext;
 
-pub fn run(plugin: Plugin) -> anyhow::Result<ExitCode> {
+pub fn run(plugin: PluginArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+
     runtime.block_on(async {
-        let place = find::Place::of(&plugin.reach).await?;
-        match plugin.verb {
-            Verb::Top(args) => top::run(place, &args).await,
-            Verb::Explain(args) => explain::run(&place, &args).await,
-            Verb::Unload(args) => act::unload(&place, &args).await,
-            Verb::Load(args) => act::load(&place, &args).await,
-            Verb::Plan(args) => plan::run(&place, &args).await,
-            Verb::Pause(args) => act::pause(&place, &args).await,
-            Verb::Resume(args) => act::resume(&place, &args).await,
-            Verb::LogLevel(args) => log_level::run(&place, &args).await,
+        let context = PluginContext::new(&plugin.connection).await?;
+        match plugin.command {
+            PluginCommand::Top(args) => top::run(context, &args).await,
+            PluginCommand::Explain(args) => explain::run(&context, &args).await,
+            PluginCommand::Unload(args) => commands::unload(&context, &args).await,
+            PluginCommand::Load(args) => commands::load(&context, &args).await,
+            PluginCommand::Plan(args) => plan::run(&context, &args).await,
+            PluginCommand::Pause(args) => commands::pause(&context, &args).await,
+            PluginCommand::Resume(args) => commands::resume(&context, &args).await,
+            PluginCommand::LogLevel(args) => log_level::run(&context, &args).await,
         }
     })
 }

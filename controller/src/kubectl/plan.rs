@@ -1,4 +1,4 @@
-//! `kubectl hush plan`: what would be done now, by the policies in force or by edited ones.
+//! `kubectl hush plan`: what would be done now, by the policies in force or with edited ones.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,133 +9,164 @@ use hush_log::{errorln, outln};
 use hyper::Method;
 use serde_json::json;
 
-use super::act::token;
-use super::args::PlanArgs;
-use super::find::Place;
-use super::fleet::Fleet;
-use super::read::{Decision, Edited, Gpu, Item, Model, WhatIf};
-use super::table::Table;
-use super::wire::{Ask, PATIENCE};
-use super::words::{condition, count, plain};
+use super::args::PlanPolicyArgs;
+use super::client::{ControllerRequest, REQUEST_TIMEOUT};
+use super::commands::token;
+use super::discovery::PluginContext;
+use super::fleet::FleetView;
+use super::format::{condition, count, terminal_line};
+use super::response::{DecisionView, RawItem, WhatIfResponse};
+use super::table::TextTable;
 use crate::amount::gib;
-use crate::cli::Output;
+use crate::option_values::OutputFormat;
+use crate::web::view::{EditedView, GpuView, ModelStateView};
 
-/// What would be done, by whichever policies.
-struct Plan {
-    edited: Vec<Item<Edited>>,
-    decisions: Vec<Item<Decision>>,
-    gpus: Vec<Item<Gpu>>,
-    models: Vec<Item<Model>>,
+/// What would be done now.
+#[derive(Default)]
+struct PlanPreview {
+    /// Empty: the plan is that of the policies in force.
+    edited: Vec<RawItem<EditedView>>,
+    decisions: Vec<RawItem<DecisionView>>,
+    gpus: Vec<RawItem<GpuView>>,
+    models: Vec<RawItem<ModelStateView>>,
 }
 
-pub async fn run(place: &Place, args: &PlanArgs) -> anyhow::Result<ExitCode> {
-    let policies = read(&args.policy)?;
-    let fleet = Fleet::at(place).await?;
-    fleet.problems.iter().for_each(|problem| errorln!("{}", plain(problem)));
-    let plan = if args.policy.is_empty() {
-        let Fleet { decisions, gpus, models, .. } = fleet.clone();
-        Plan { edited: Vec::new(), decisions, gpus, models }
+pub async fn run(context: &PluginContext, args: &PlanPolicyArgs) -> anyhow::Result<ExitCode> {
+    let policies = read_policies(&args.policy)?;
+    let fleet = FleetView::load(context).await?;
+    fleet.problems.iter().for_each(|problem| errorln!("{}", terminal_line(problem)));
+
+    let has_edited_policies = !args.policy.is_empty();
+    let plan = if has_edited_policies {
+        request_plan(context, &fleet, policies).await?
     } else {
-        what_if(place, &fleet, policies).await?
+        let FleetView { decisions, gpus, models, .. } = fleet.clone();
+        PlanPreview { edited: Vec::new(), decisions, gpus, models }
     };
-    let what_if = !args.policy.is_empty();
+
     match args.output {
-        Output::Json => {
-            let whole =
+        OutputFormat::Json => {
+            let plan =
                 json!({"policies": plan.edited, "decisions": plan.decisions, "gpus": plan.gpus, "models": plan.models});
-            outln!("{}", serde_json::to_string_pretty(&whole).context("writing the plan")?);
+            outln!("{}", serde_json::to_string_pretty(&plan).context("writing the plan")?);
         }
-        Output::Text => text(&plan, what_if.then_some(&*fleet.decisions)).iter().for_each(|line| outln!("{line}")),
+        OutputFormat::Text => {
+            let in_force = has_edited_policies.then_some(&*fleet.decisions);
+            text_lines(&plan, in_force).iter().for_each(|line| outln!("{line}"));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Checked here, where the names of the files are known.
-fn read(paths: &[PathBuf]) -> anyhow::Result<String> {
-    let mut all = Vec::with_capacity(paths.len());
+/// The text of all files. It is checked here, because an error of the controller cannot name the file.
+fn read_policies(paths: &[PathBuf]) -> anyhow::Result<String> {
+    let mut texts = Vec::with_capacity(paths.len());
     for path in paths {
-        all.push(crate::policies::checked_input(path)?.1);
+        texts.push(crate::policies::checked_input(path)?.1);
     }
-    Ok(all.join("\n---\n"))
+    Ok(texts.join("\n---\n"))
 }
 
-async fn what_if(place: &Place, fleet: &Fleet, policies: String) -> anyhow::Result<Plan> {
-    let mut plan = Plan { edited: Vec::new(), decisions: Vec::new(), gpus: Vec::new(), models: Vec::new() };
-    for seen in fleet.leading() {
-        let token = token(place, seen).await?;
-        let ask = Ask {
+/// Asks the leading controllers for plans with the edited policies, and merges them.
+async fn request_plan(context: &PluginContext, fleet: &FleetView, policies: String) -> anyhow::Result<PlanPreview> {
+    let mut plan = PlanPreview::default();
+
+    for report in fleet.leading() {
+        let token = token(context, report).await?;
+        let request = ControllerRequest {
             method: Method::POST,
             path: "/api/v1/plan".to_owned(),
             token: Some(&token),
             body: policies.clone(),
-            patience: PATIENCE,
+            timeout: REQUEST_TIMEOUT,
         };
-        let part: WhatIf = seen.controller.ask(&ask).await?;
-        // Of each server the word of whoever acts on it.
-        let theirs = |server: &str| {
-            fleet.controllers_of(server).next().is_some_and(|first| first.controller.name == seen.controller.name)
+        let part: WhatIfResponse = report.controller.send(&request).await?;
+
+        // Each server is taken from the plan of the controller that would act on it.
+        let is_theirs = |server: &str| {
+            fleet.controllers_of(server).next().is_some_and(|first| first.controller.name == report.controller.name)
         };
-        plan.decisions.extend(part.decisions.into_iter().filter(|decision| theirs(&decision.server)));
-        plan.models.extend(part.models.into_iter().filter(|model| theirs(&model.server)));
+        plan.decisions.extend(part.decisions.into_iter().filter(|decision| is_theirs(&decision.server)));
+        plan.models.extend(part.models.into_iter().filter(|model| is_theirs(&model.server)));
+
         let known: BTreeSet<String> = plan.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
         plan.gpus.extend(part.gpus.into_iter().filter(|gpu| !known.contains(&gpu.uuid)));
-        for edited in part.policies {
-            match plan.edited.iter_mut().find(|other| other.name == edited.name) {
-                // One that is everywhere selects here and there.
-                Some(other) if other.models < edited.models => *other = edited,
-                Some(_) => {}
-                None => plan.edited.push(edited),
-            }
-        }
+        part.policies.into_iter().for_each(|edited| merge_edited(&mut plan.edited, edited));
     }
     Ok(plan)
 }
 
-/// `now`: what would be done anyway, to tell what is new.
-fn text(plan: &Plan, now: Option<&[Item<Decision>]>) -> Vec<String> {
+/// Keeps the entry with most models where several plans have the same policy: controllers see different models.
+fn merge_edited(all: &mut Vec<RawItem<EditedView>>, edited: RawItem<EditedView>) {
+    match all.iter_mut().find(|other| other.name == edited.name) {
+        Some(other) if other.models < edited.models => *other = edited,
+        Some(_) => {}
+        None => all.push(edited),
+    }
+}
+
+/// `in_force`: the decisions of the policies in force; the plan's differences from them are marked.
+fn text_lines(plan: &PlanPreview, in_force: Option<&[RawItem<DecisionView>]>) -> Vec<String> {
     let mut lines = Vec::new();
     for edited in &plan.edited {
-        lines.push(plain(&format!("{} is {} and selects {}", edited.name, edited.is, count(edited.models, "model"))));
+        let models = count(edited.models, "model");
+        lines.push(terminal_line(&format!("{} is {} and selects {models}", edited.name, edited.is)));
     }
     for gpu in &plan.gpus {
         let target = gpu.target_bytes.map(|bytes| format!(", wants {}", gib(bytes))).unwrap_or_default();
         let (pressure, free) = (gpu.pressure_and_reason(), gib(gpu.free_bytes));
-        let line = format!("{}: pressure {pressure}, {free} free{target}", gpu.uuid);
-        lines.push(plain(&line));
+        lines.push(terminal_line(&format!("{}: pressure {pressure}, {free} free{target}", gpu.uuid)));
     }
+
     lines.push(String::new());
-    let mut table = Table::new(&["ACTION", "POD", "MODEL", "REASON", "POLICY", "MEMORY", "CONDITION", "MARKS"]);
-    for decision in &plan.decisions {
-        let is_new = now.is_some_and(|now| !now.iter().any(|other| same(other, decision)));
-        let marks = [decision.dry_run.then_some("dry run"), is_new.then_some("new")];
-        table.row(row(decision, &marks.into_iter().flatten().collect::<Vec<_>>().join(", ")));
-    }
-    for gone in now.unwrap_or_default().iter().filter(|gone| !plan.decisions.iter().any(|other| same(other, gone))) {
-        table.row(row(gone, "not any more"));
-    }
-    if table.is_empty() {
+    let decisions = decisions_table(plan, in_force);
+    if decisions.is_empty() {
         lines.push("nothing to do".to_owned());
     } else {
-        lines.extend(table.lines());
+        lines.extend(decisions.lines());
     }
-    let mut kept = Table::new(&["LEFT ALONE", "MODEL", "WHY", "DETAIL"]);
-    for model in &plan.models {
-        for why in &model.why {
-            kept.row([model.server.clone(), model.model.clone(), why.reason.clone(), why.detail.clone()]);
-        }
-    }
-    if !kept.is_empty() {
+
+    let left_alone = left_alone_table(plan);
+    if !left_alone.is_empty() {
         lines.push(String::new());
-        lines.extend(kept.lines());
+        lines.extend(left_alone.lines());
     }
     lines
 }
 
-fn same(a: &Decision, b: &Decision) -> bool {
+fn decisions_table(plan: &PlanPreview, in_force: Option<&[RawItem<DecisionView>]>) -> TextTable {
+    let mut table = TextTable::new(&["ACTION", "POD", "MODEL", "REASON", "POLICY", "MEMORY", "CONDITION", "MARKS"]);
+
+    for decision in &plan.decisions {
+        let is_new = in_force.is_some_and(|in_force| !in_force.iter().any(|other| is_same(other, decision)));
+        let marks = [decision.dry_run.then_some("dry run"), is_new.then_some("new")];
+        let marks: Vec<&str> = marks.into_iter().flatten().collect();
+        table.push_row(decision_row(decision, &marks.join(", ")));
+    }
+
+    let is_planned = |decision: &DecisionView| plan.decisions.iter().any(|other| is_same(other, decision));
+    for dropped in in_force.unwrap_or_default().iter().filter(|decision| !is_planned(decision)) {
+        table.push_row(decision_row(dropped, "not any more"));
+    }
+    table
+}
+
+fn left_alone_table(plan: &PlanPreview) -> TextTable {
+    let mut table = TextTable::new(&["LEFT ALONE", "MODEL", "WHY", "DETAIL"]);
+
+    for model in &plan.models {
+        for why in &model.why {
+            table.push_row([model.server.clone(), model.model.clone(), why.reason.clone(), why.detail.clone()]);
+        }
+    }
+    table
+}
+
+fn is_same(a: &DecisionView, b: &DecisionView) -> bool {
     (&a.server, &a.model, &a.action, &a.reason, a.dry_run) == (&b.server, &b.model, &b.action, &b.reason, b.dry_run)
 }
 
-fn row(decision: &Decision, marks: &str) -> [String; 8] {
+fn decision_row(decision: &DecisionView, marks: &str) -> [String; 8] {
     [
         decision.action.clone(),
         decision.server.clone(),
@@ -152,7 +183,7 @@ fn row(decision: &Decision, marks: &str) -> [String; 8] {
 mod tests {
     use super::*;
 
-    fn decision(model: &str, reason: &str) -> Item<Decision> {
+    fn decision(model: &str, reason: &str) -> RawItem<DecisionView> {
         let decision = json!({"server": "m/w", "model": model, "action": "Unload", "reason": reason, "policy": "m/p",
             "ifGeneration": 3, "ifIdleSeconds": 300, "holdSeconds": 120, "vramBytes": 1 << 30, "dryRun": false});
         serde_json::from_value(decision).unwrap()
@@ -161,28 +192,29 @@ mod tests {
     #[test]
     fn what_is_new_and_what_is_not_done_any_more() {
         let edited = serde_json::from_value(json!({"name": "m/p", "is": "changed", "models": 1})).unwrap();
-        let plan = Plan {
+        let plan = PlanPreview {
             edited: vec![edited],
             decisions: vec![decision("a", "IdleTimeout"), decision("b", "IdleTimeout")],
-            gpus: Vec::new(),
-            models: Vec::new(),
+            ..PlanPreview::default()
         };
-        let now = [decision("b", "IdleTimeout"), decision("c", "IdleTimeout")];
-        let lines = text(&plan, Some(&now));
+        let in_force = [decision("b", "IdleTimeout"), decision("c", "IdleTimeout")];
+        let lines = text_lines(&plan, Some(&in_force));
+
         assert_eq!(lines[0], "m/p is changed and selects 1 model");
         let condition = "1.00Gi  if generation 3 and idle for 5m, hold 2m";
         assert_eq!(lines[3], format!("Unload  m/w  a      IdleTimeout  m/p     {condition}  new"));
         assert_eq!(lines[4], format!("Unload  m/w  b      IdleTimeout  m/p     {condition}  -"));
         assert_eq!(lines[5], format!("Unload  m/w  c      IdleTimeout  m/p     {condition}  not any more"));
-        let nothing = Plan { edited: Vec::new(), decisions: Vec::new(), gpus: Vec::new(), models: Vec::new() };
-        assert_eq!(text(&nothing, None), ["", "nothing to do"]);
+
+        assert_eq!(text_lines(&PlanPreview::default(), None), ["", "nothing to do"]);
     }
 
     #[test]
-    fn a_file_with_mistakes_is_named_before_anybody_is_asked() {
+    fn a_file_with_mistakes_is_named_before_a_controller_is_asked() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "kind: Pod\n").unwrap();
-        let error = read(&[file.path().to_owned()]).unwrap_err().to_string();
+
+        let error = read_policies(&[file.path().to_owned()]).unwrap_err().to_string();
         assert!(error.contains(&*file.path().to_string_lossy()) && error.contains("`apiVersion` must be"), "{error}");
     }
 }

@@ -2,31 +2,42 @@
 
 use hush_log::printable;
 
-/// The widest cell: one that names a few policies.
+/// Long enough for a cell that names a few policies.
 const CELL_MAX_CHARS: usize = 200;
 
-pub struct Table {
+pub struct TextTable {
     rows: Vec<Vec<String>>,
 }
 
-impl Table {
-    pub fn new(head: &[&str]) -> Self {
-        Self { rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()] }
+impl TextTable {
+    pub fn new(header: &[&str]) -> Self {
+        Self { rows: vec![header.iter().map(|cell| (*cell).to_owned()).collect()] }
     }
 
-    /// What a cell says is shown in one line, whatever is in it; nothing is a dash.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    /// Each cell is made safe for one line of a terminal; an empty one is shown as a dash.
+    pub fn push_row(&mut self, cells: impl IntoIterator<Item = String>) {
         let shown = |cell: String| if cell.is_empty() { "-".to_owned() } else { printable(&cell, CELL_MAX_CHARS) };
         self.rows.push(cells.into_iter().map(shown).collect());
     }
 
+    /// Whether there is no row besides the header.
     pub fn is_empty(&self) -> bool {
         self.rows.len() == 1
     }
 
-    /// A line each, the head first.
+    /// One line for each row, the header first.
     pub fn lines(&self) -> Vec<String> {
+        let widths = self.column_widths();
+        let line = |row: &Vec<String>| {
+            let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        };
+        self.rows.iter().map(line).collect()
+    }
+
+    fn column_widths(&self) -> Vec<usize> {
         let mut widths: Vec<usize> = Vec::new();
+
         for row in &self.rows {
             for (column, cell) in row.iter().enumerate() {
                 let width = cell.chars().count();
@@ -36,11 +47,7 @@ impl Table {
                 }
             }
         }
-        let line = |row: &Vec<String>| {
-            let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-        };
-        self.rows.iter().map(line).collect()
+        widths
     }
 }
 
@@ -50,10 +57,11 @@ mod tests {
 
     #[test]
     fn columns_stand_below_each_other() {
-        let mut table = Table::new(&["POD", "MODEL", "WHY"]);
+        let mut table = TextTable::new(&["POD", "MODEL", "WHY"]);
         assert!(table.is_empty());
-        table.row(["media/a".to_owned(), "große".to_owned(), "two\nlines".to_owned()]);
-        table.row(["b".to_owned(), String::new(), String::new()]);
+
+        table.push_row(["media/a".to_owned(), "große".to_owned(), "two\nlines".to_owned()]);
+        table.push_row(["b".to_owned(), String::new(), String::new()]);
         assert_eq!(table.lines(), ["POD      MODEL  WHY", "media/a  große  two\u{fffd}lines", "b        -      -"]);
     }
 }

@@ -1,41 +1,42 @@
-//! What one candidate does next, from what it saw and when.
+//! The decision of one candidate for a lease: its next step, from what it observed and when. Pure: no clock, no cluster.
 
 use std::time::Duration;
 
-use super::clock::Moment;
+use super::clock::BootInstant;
 
-/// What is written in a lease, as far as it decides anything.
+/// The contents of a lease, as far as they matter for decisions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct LeaseRecord {
     pub holder: Option<String>,
-    /// What its writer promised; `None`: it promised nothing that can be read.
+    /// The lease duration that the writer has promised; `None`: the lease has no duration that can be read.
     pub duration: Option<Duration>,
-    /// When it was written, by a clock that is not ours: told apart, never read as a time. No two writes have the same.
+    /// The time of the write by the writer's clock. It is compared for equality only, never read as a time; no two writes
+    /// have the same.
     pub renewed: String,
     pub transitions: i32,
 }
 
-/// How long things last.
+/// The durations of leader election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// Of the lease: who does not hold it waits for so long.
+pub struct LeaseTiming {
+    /// The lease duration: a candidate that does not hold the lease waits this long after its last change.
     pub lease: Duration,
-    /// Of the claim that a write gives.
+    /// How long a write of the holder entitles it to act.
     pub claim: Duration,
     /// From one write of the holder to the next.
     pub renew: Duration,
-    /// From a failed try to the next.
+    /// From a failed attempt to the next.
     pub retry: Duration,
 }
 
-impl Terms {
+impl LeaseTiming {
     pub const SHORTEST: Duration = Duration::from_secs(3);
     pub const LONGEST: Duration = Duration::from_secs(3600);
 
-    /// `None` unless the lease lasts for whole seconds between the bounds.
+    /// `None` unless the lease duration is a whole number of seconds within the bounds.
     pub fn of(lease: Duration) -> Option<Self> {
-        let usual = (Self::SHORTEST..=Self::LONGEST).contains(&lease) && lease.subsec_nanos() == 0;
-        usual.then(|| Self {
+        let is_valid = (Self::SHORTEST..=Self::LONGEST).contains(&lease) && lease.subsec_nanos() == 0;
+        is_valid.then(|| Self {
             lease,
             claim: lease * 2 / 3,
             renew: lease / 3,
@@ -45,140 +46,141 @@ impl Terms {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum LeaseStep {
     /// Read the lease.
     Look,
-    /// Create the lease without a holder. Whoever held it until it was deleted may still claim it, and from nothing it
-    /// cannot be told how long there has been nothing: it may have been there in between.
+    /// Create the lease without a holder. A process that held the lease until it was deleted may still have its claim, and
+    /// a candidate cannot tell since when there has been no lease: one may have existed in between.
     Create,
-    /// Write our name into the lease as it was seen.
-    Write {
-        transitions: i32,
-    },
-    /// Nothing before then, unless the lease is seen to change.
-    Wait {
-        until: Moment,
-    },
-    Lost(Loss),
+    /// Write the own name into the lease as it was observed.
+    Write { transitions: i32 },
+    /// Do nothing before `until`, unless the lease changes.
+    Wait { until: BootInstant },
+    /// End: the claim is lost.
+    Lost(ClaimLoss),
 }
 
 /// Why a claim ended that was not given back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Loss {
+pub enum ClaimLoss {
     #[error("the lease could not be renewed in time")]
     Expired,
     #[error("the lease was taken by {0}")]
     Taken(String),
-    #[error("the lease was deleted, or emptied, by somebody")]
+    #[error("the lease was deleted, or its holder was removed")]
     Gone,
 }
 
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub struct LeaseCandidate {
     identity: String,
-    terms: Terms,
-    seen: Option<Seen>,
-    /// What was seen may no longer be what is there.
-    outdated: bool,
-    /// When the last write of ours that succeeded was sent.
-    held: Option<Moment>,
-    loss: Option<Loss>,
-    not_before: Option<Moment>,
+    timing: LeaseTiming,
+    observed: Option<ObservedLease>,
+    /// The lease may have changed since it was observed.
+    is_outdated: bool,
+    /// When the last successful write of this candidate was sent.
+    written_at: Option<BootInstant>,
+    loss: Option<ClaimLoss>,
+    not_before: Option<BootInstant>,
 }
 
 #[derive(Clone, Debug)]
-struct Seen {
+struct ObservedLease {
     /// `None`: there is no lease.
-    record: Option<Record>,
-    /// First seen like this, and unchanged since as far as we know.
-    since: Moment,
+    record: Option<LeaseRecord>,
+    /// When the record was first observed; no change has been observed since.
+    since: BootInstant,
 }
 
-impl Candidate {
-    /// Nobody else may ever have this identity: not even this program in an earlier life.
-    pub const fn new(identity: String, terms: Terms) -> Self {
-        Self { identity, terms, seen: None, outdated: true, held: None, loss: None, not_before: None }
+impl LeaseCandidate {
+    /// `identity` must be unique: no other process may ever have it, not even an earlier process of this program.
+    pub const fn new(identity: String, timing: LeaseTiming) -> Self {
+        Self { identity, timing, observed: None, is_outdated: true, written_at: None, loss: None, not_before: None }
     }
 
     pub fn identity(&self) -> &str {
         &self.identity
     }
 
-    pub const fn terms(&self) -> &Terms {
-        &self.terms
+    pub const fn timing(&self) -> &LeaseTiming {
+        &self.timing
     }
 
-    /// Until when we may act.
-    pub fn claim(&self) -> Option<Moment> {
-        self.held.filter(|_| self.loss.is_none()).map(|sent| sent.plus(self.terms.claim))
+    /// The time until which this candidate may act; `None`: it may not.
+    pub fn claim(&self) -> Option<BootInstant> {
+        self.written_at.filter(|_| self.loss.is_none()).map(|sent| sent.plus(self.timing.claim))
     }
 
-    /// Whose name was last seen in the lease.
+    /// The holder as it was last observed.
     pub fn holder(&self) -> Option<&str> {
-        self.seen.as_ref()?.record.as_ref()?.holder.as_deref()
+        self.observed.as_ref()?.record.as_ref()?.holder.as_deref()
     }
 
-    /// The lease was read, or was reported, at `now` or a little before.
-    pub fn saw(&mut self, now: Moment, record: Option<Record>) {
-        if self.held.is_some() && self.loss.is_none() {
+    /// Records that the lease was read, or reported by a watch, at `now` or a little before.
+    pub fn saw(&mut self, now: BootInstant, record: Option<LeaseRecord>) {
+        if self.written_at.is_some() && self.loss.is_none() {
             let holder = record.as_ref().and_then(|record| record.holder.as_deref());
             match holder {
                 Some(holder) if holder == self.identity => {}
-                Some(other) => self.loss = Some(Loss::Taken(other.to_owned())),
-                None => self.loss = Some(Loss::Gone),
+                Some(other) => self.loss = Some(ClaimLoss::Taken(other.to_owned())),
+                None => self.loss = Some(ClaimLoss::Gone),
             }
         }
-        self.outdated = false;
-        // Every write differs from the one before, so what looks the same has not been renewed meanwhile.
-        if self.seen.as_ref().is_none_or(|seen| seen.record != record) {
-            self.seen = Some(Seen { record, since: now });
+        self.is_outdated = false;
+
+        // Every write differs from the one before, so an equal record has not been renewed meanwhile.
+        if self.observed.as_ref().is_none_or(|observed| observed.record != record) {
+            self.observed = Some(ObservedLease { record, since: now });
         }
     }
 
-    /// A write of ours, sent at `sent`, is now what the lease says.
-    pub fn wrote(&mut self, sent: Moment, record: Record) {
-        self.held = Some(sent);
-        self.seen = Some(Seen { record: Some(record), since: sent });
-        self.outdated = false;
+    /// Records that a write of this candidate, sent at `sent`, has succeeded.
+    pub fn wrote(&mut self, sent: BootInstant, record: LeaseRecord) {
+        self.written_at = Some(sent);
+        self.observed = Some(ObservedLease { record: Some(record), since: sent });
+        self.is_outdated = false;
         self.not_before = None;
     }
 
-    /// What was seen is not what is there: somebody else wrote meanwhile.
+    /// Records that another process has changed the lease since it was observed.
     pub const fn overtaken(&mut self) {
-        self.outdated = true;
+        self.is_outdated = true;
     }
 
-    /// Reading or writing failed; whether a write arrived is not known.
-    pub const fn failed(&mut self, now: Moment) {
-        self.outdated = true;
-        self.not_before = Some(now.plus(self.terms.retry));
+    /// Records that a read or a write failed. It is not known whether a write has taken effect.
+    pub const fn failed(&mut self, now: BootInstant) {
+        self.is_outdated = true;
+        self.not_before = Some(now.plus(self.timing.retry));
     }
 
-    pub fn next(&self, now: Moment) -> Next {
+    pub fn next(&self, now: BootInstant) -> LeaseStep {
         if let Some(loss) = &self.loss {
-            return Next::Lost(loss.clone());
+            return LeaseStep::Lost(loss.clone());
         }
         if self.claim().is_some_and(|until| now >= until) {
-            return Next::Lost(Loss::Expired);
+            return LeaseStep::Lost(ClaimLoss::Expired);
         }
         if let Some(until) = self.not_before.filter(|until| now < *until) {
-            return Next::Wait { until };
+            return LeaseStep::Wait { until };
         }
-        let Some(seen) = self.seen.as_ref().filter(|_| !self.outdated) else { return Next::Look };
-        let Some(record) = &seen.record else { return Next::Create };
-        let ours = record.holder.as_ref() == Some(&self.identity);
-        let due = match &self.held {
-            Some(sent) => sent.plus(self.terms.renew),
-            // A write of ours of which we never heard.
-            None if ours => now,
-            // A lease that was given back promises little, and is free soon. One whose holder was only wiped out lasts
-            // as long as it promised to him.
-            None => seen.since.plus(record.duration.unwrap_or(self.terms.lease)),
+
+        let Some(observed) = self.observed.as_ref().filter(|_| !self.is_outdated) else { return LeaseStep::Look };
+        let Some(record) = &observed.record else { return LeaseStep::Create };
+
+        let is_ours = record.holder.as_ref() == Some(&self.identity);
+        let write_at = match &self.written_at {
+            Some(sent) => sent.plus(self.timing.renew),
+            // A write of this candidate whose answer never arrived.
+            None if is_ours => now,
+            // A lease that was given back promises a short duration, and is free soon. A lease whose holder was removed
+            // lasts as long as it promised to that holder.
+            None => observed.since.plus(record.duration.unwrap_or(self.timing.lease)),
         };
-        if now < due {
-            return Next::Wait { until: due };
+        if now < write_at {
+            return LeaseStep::Wait { until: write_at };
         }
-        // Counts the holders.
-        Next::Write { transitions: record.transitions.saturating_add(i32::from(!ours)) }
+
+        // The number counts changes of the holder.
+        LeaseStep::Write { transitions: record.transitions.saturating_add(i32::from(!is_ours)) }
     }
 }

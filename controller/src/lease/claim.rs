@@ -1,42 +1,42 @@
-//! The right to act, to be looked at before each command.
+//! The claim of a candidate: the right to act, checked before each command.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::clock::Moment;
+use super::clock::BootInstant;
 
-/// Where this candidate stands.
+/// The position of a candidate in the election.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// Until when it may act.
-    pub claim: Option<Moment>,
-    /// Whose name was last seen in the lease.
+    /// The time until which the candidate may act.
+    pub claim: Option<BootInstant>,
+    /// The holder as it was last observed.
     pub holder: Option<String>,
-    /// The installation of the holder, where that is another one than this candidate's.
+    /// The installation of the holder, where it is not the candidate's own.
     pub other_installation: Option<String>,
-    /// How often the lease was seen to pass to another holder.
+    /// The number of times that the lease was observed to pass to another holder.
     pub leader_changes: u64,
-    /// Why the lease could not be read or written last time.
+    /// Why the last read or write of the lease failed.
     pub trouble: Option<String>,
 }
 
 impl Standing {
     fn remaining(&self) -> Duration {
-        self.claim.map_or(Duration::ZERO, |until| Moment::now().until(until))
+        self.claim.map_or(Duration::ZERO, |until| BootInstant::now().until(until))
     }
 }
 
-/// Ends by itself: a process that was frozen and goes on sees that its claim is over.
+/// The right to act. It expires by itself: a process that was frozen sees when it goes on that its claim is over.
 #[derive(Clone, Debug)]
 pub struct Claim(Option<watch::Receiver<Standing>>);
 
 impl Claim {
-    pub(super) const fn of(standing: watch::Receiver<Standing>) -> Self {
+    pub(super) const fn new(standing: watch::Receiver<Standing>) -> Self {
         Self(Some(standing))
     }
 
-    /// Where nobody else could act.
+    /// The claim of a controller that is the only one: it is always current.
     pub const fn unrivalled() -> Self {
         Self(None)
     }
@@ -45,32 +45,32 @@ impl Claim {
         self.remaining() > Duration::ZERO
     }
 
-    /// How much longer it holds at least; no command should take longer to be sent.
+    /// The shortest time for which the claim still holds. No command should take longer to be sent.
     pub fn remaining(&self) -> Duration {
         self.0.as_ref().map_or(Duration::MAX, |standing| standing.borrow().remaining())
     }
 
-    /// Whose name was last seen in the lease.
+    /// The holder as it was last observed.
     pub fn holder(&self) -> Option<String> {
         self.0.as_ref()?.borrow().holder.clone()
     }
 
-    /// The installation of the holder, where that is another one than this candidate's.
+    /// The installation of the holder, where it is not the candidate's own.
     pub fn other_installation(&self) -> Option<String> {
         self.0.as_ref()?.borrow().other_installation.clone()
     }
 
-    /// How often the lease was seen to pass to another holder.
+    /// The number of times that the lease was observed to pass to another holder.
     pub fn leader_changes(&self) -> u64 {
         self.0.as_ref().map_or(0, |standing| standing.borrow().leader_changes)
     }
 
-    /// Why the lease could not be read or written last time.
+    /// Why the last read or write of the lease failed.
     pub fn trouble(&self) -> Option<String> {
         self.0.as_ref()?.borrow().trouble.clone()
     }
 
-    /// Until it is current. Never ends when the elector is gone.
+    /// Waits until the claim is current. Never returns when the elector is gone.
     pub async fn wait(&mut self) {
         if let Some(standing) = &mut self.0
             && standing.wait_for(|standing| standing.remaining() > Duration::ZERO).await.is_err()

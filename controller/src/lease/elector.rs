@@ -1,4 +1,4 @@
-//! Carries out what [`Candidate`] decides, against the API server.
+//! Carries out the steps of a [`LeaseCandidate`] against the API server.
 
 use std::future::Future;
 use std::pin::pin;
@@ -14,19 +14,19 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::candidate::{Candidate, Loss, Next, Terms};
+use super::candidate::{ClaimLoss, LeaseCandidate, LeaseStep, LeaseTiming};
 use super::changes::{changes, record};
 use super::claim::{Claim, Standing};
-use super::clock::Moment;
+use super::clock::BootInstant;
 use crate::api_server::{FIELD_MANAGER, LEASE_ROLE_HINT};
 
-/// What a lease promises that was given back: the least that can be written.
+/// The duration of a lease that was given back: the shortest that can be written.
 const RELEASED_SECONDS: i32 = 1;
 
-/// Of a request to an API server that is busy.
-const LEAST_PATIENCE: Duration = Duration::from_secs(1);
+/// The shortest timeout of a request, for an API server that is busy.
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// On a lease, written together with the holder: what the holder was installed as.
+/// An annotation of the lease, written together with the holder: the installation that the holder belongs to.
 const INSTALLATION_ANNOTATION: &str = "gpu.hush.dev/installation";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,17 +41,17 @@ impl std::fmt::Display for LeaseName {
     }
 }
 
-/// Who stands for a lease.
+/// The process that stands for a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contender {
-    /// No other process has it, this program in an earlier life included.
+    /// Unique to this process; an earlier process of this program has another one.
     pub identity: String,
-    /// What was installed together. The replicas of one installation relieve each other; a second installation for the
-    /// same scope is a mistake.
+    /// The name of what was installed together. The replicas of one installation take over from each other; a second
+    /// installation for the same scope is a mistake.
     pub installation: String,
 }
 
-/// The host's name (of a pod, the pod's) and something that no other process has, this one in an earlier life included.
+/// The host name (in a pod, the pod's name) and a random number, so that no other process has the same identity.
 pub fn identity() -> std::io::Result<String> {
     let mut random = [0; 8];
     getrandom(&mut random, GetRandomFlags::empty())?;
@@ -63,86 +63,90 @@ pub struct Elector {
     api: Api<Lease>,
     name: String,
     installation: String,
-    candidate: Candidate,
-    /// As it was last read or written; a write goes through only if it is still this.
+    candidate: LeaseCandidate,
+    /// The lease as it was last read or written. A write succeeds only while the lease is still this version.
     object: Option<Lease>,
     standing: watch::Sender<Standing>,
-    /// What was last said of a failure; a failure that lasts is said once.
+    /// The failure that was logged last; a failure that lasts is logged once.
     trouble: Option<String>,
-    /// Whose name was last seen in the lease; it stays while the lease has no holder.
+    /// The holder as it was last observed; it stays while the lease has no holder.
     last_holder: Option<String>,
     leader_changes: u64,
 }
 
 impl Elector {
-    pub fn new(client: Client, lease: LeaseName, contender: Contender, terms: Terms) -> (Self, Claim) {
+    pub fn new(client: Client, lease: LeaseName, contender: Contender, timing: LeaseTiming) -> (Self, Claim) {
         let (standing, receiver) = watch::channel(Standing::default());
         let api = Api::namespaced(client, &lease.namespace);
         let Contender { identity, installation } = contender;
+
         let elector = Self {
             api,
             name: lease.name,
             installation,
-            candidate: Candidate::new(identity, terms),
+            candidate: LeaseCandidate::new(identity, timing),
             object: None,
             standing,
             trouble: None,
             last_holder: None,
             leader_changes: 0,
         };
-        (elector, Claim::of(receiver))
+        (elector, Claim::new(receiver))
     }
 
-    /// Stands for the lease until `stop`, which must come after the last command: then it is given back. An error means
-    /// that the claim was lost, and with it the right to go on: the process should end.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Loss> {
+    /// Stands for the lease until `stop`, then gives it back; `stop` must come after the last command. `Err`: the claim was
+    /// lost, and with it the right to act; the process should end.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), ClaimLoss> {
         let mut stop = pin!(stop);
-        let mut changes = changes(self.api.clone(), &self.name, self.candidate.terms().retry);
+        let mut changes = changes(self.api.clone(), &self.name, self.candidate.timing().retry);
+
         loop {
-            let now = Moment::now();
+            let now = BootInstant::now();
             let next = self.candidate.next(now);
             self.publish();
+
             match next {
-                Next::Lost(loss) => {
+                LeaseStep::Lost(loss) => {
                     self.standing.send_replace(Standing::default());
                     return Err(loss);
                 }
-                Next::Look => self.look().await,
-                Next::Create => self.create().await,
-                Next::Write { transitions } => self.write(transitions).await,
-                Next::Wait { until } => {
+                LeaseStep::Look => self.read().await,
+                LeaseStep::Create => self.create().await,
+                LeaseStep::Write { transitions } => self.write(transitions).await,
+                LeaseStep::Wait { until } => {
                     if self.candidate.claim().is_some() {
-                        // The holder learns from its own writes; what is reported may be older than they are.
+                        // The holder knows the lease from its own writes; a report of the watch may be older than they are.
                         changes = stream::pending().boxed();
                     }
                     tokio::select! {
                         () = &mut stop => break,
                         () = sleep(now.until(until)) => {}
                         Some(change) = changes.next() => {
-                            // Reading the lease fails as its watch does, and tells of it.
-                            if let Ok(seen) = change {
-                                self.see(seen);
+                            // When the watch fails, so does the next read of the lease, which reports the failure.
+                            if let Ok(object) = change {
+                                self.observe(object);
                             }
                         }
                     }
                 }
             }
         }
+
         self.standing.send_replace(Standing::default());
         self.release().await;
         Ok(())
     }
 
-    fn see(&mut self, object: Option<Lease>) {
+    fn observe(&mut self, object: Option<Lease>) {
         self.trouble = None;
-        self.candidate.saw(Moment::now(), object.as_ref().map(record));
+        self.candidate.saw(BootInstant::now(), object.as_ref().map(record));
         self.object = object;
     }
 
-    async fn look(&mut self) {
-        match self.in_time(self.api.get_opt(&self.name)).await {
-            Ok(object) => self.see(object),
-            Err(error) => self.failed("read", &error),
+    async fn read(&mut self) {
+        match self.with_timeout(self.api.get_opt(&self.name)).await {
+            Ok(object) => self.observe(object),
+            Err(error) => self.handle_failure("read", &error),
         }
     }
 
@@ -150,21 +154,24 @@ impl Elector {
         let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
         let spec = self.spec(LeaseSpec::default(), None, 0);
         let object = Lease { metadata, spec: Some(spec) };
-        match self.in_time(self.api.create(&parameters(), &object)).await {
-            Ok(created) => self.see(Some(created)),
-            Err(error) => self.not_written(&error),
+
+        match self.with_timeout(self.api.create(&parameters(), &object)).await {
+            Ok(created) => self.observe(Some(created)),
+            Err(error) => self.handle_write_failure(&error),
         }
     }
 
     async fn write(&mut self, transitions: i32) {
-        // Nothing is written that was not read before.
+        // A lease is never written that was not read before.
         let Some(mut object) = self.object.clone() else { return self.candidate.overtaken() };
+
         let identity = Some(self.candidate.identity().to_owned());
         object.spec = Some(self.spec(object.spec.unwrap_or_default(), identity, transitions));
         let annotations = object.metadata.annotations.get_or_insert_default();
         annotations.insert(INSTALLATION_ANNOTATION.to_owned(), self.installation.clone());
-        let sent = Moment::now();
-        match self.in_time(self.api.replace(&self.name, &parameters(), &object)).await {
+
+        let sent = BootInstant::now();
+        match self.with_timeout(self.api.replace(&self.name, &parameters(), &object)).await {
             Ok(written) => {
                 if self.candidate.claim().is_none() {
                     let identity = self.candidate.identity();
@@ -174,32 +181,36 @@ impl Elector {
                 self.candidate.wrote(sent, record(&written));
                 self.object = Some(written);
             }
-            Err(error) => self.not_written(&error),
+            Err(error) => self.handle_write_failure(&error),
         }
     }
 
-    fn not_written(&mut self, error: &Failure) {
+    fn handle_write_failure(&mut self, error: &LeaseRequestError) {
         match error {
-            // Somebody wrote, created or deleted it since we looked.
-            Failure::Answer(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => self.candidate.overtaken(),
-            _ => self.failed("written", error),
+            // Another process has written, created or deleted the lease since it was read.
+            LeaseRequestError::Api(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                self.candidate.overtaken();
+            }
+            _ => self.handle_failure("written", error),
         }
     }
 
     fn spec(&self, before: LeaseSpec, holder: Option<String>, transitions: i32) -> LeaseSpec {
         let now = MicroTime(Timestamp::now());
-        let goes_on = before.holder_identity == holder;
+        let is_same_holder = before.holder_identity == holder;
+        let acquired = before.acquire_time.filter(|_| is_same_holder);
+
         LeaseSpec {
-            acquire_time: before.acquire_time.filter(|_| goes_on).or_else(|| holder.is_some().then(|| now.clone())),
+            acquire_time: acquired.or_else(|| holder.is_some().then(|| now.clone())),
             holder_identity: holder,
-            lease_duration_seconds: i32::try_from(self.candidate.terms().lease.as_secs()).ok(),
+            lease_duration_seconds: i32::try_from(self.candidate.timing().lease.as_secs()).ok(),
             renew_time: Some(now),
             lease_transitions: Some(transitions),
             ..LeaseSpec::default()
         }
     }
 
-    /// Lets another begin at once. Best effort: otherwise the lease runs out.
+    /// Gives the lease back, so that another candidate can take it at once. Best effort: otherwise the lease expires.
     async fn release(&mut self) {
         let (Some(_), Some(mut object)) = (self.candidate.claim(), self.object.take()) else { return };
         if let Some(spec) = &mut object.spec {
@@ -207,26 +218,28 @@ impl Elector {
             spec.lease_duration_seconds = Some(RELEASED_SECONDS);
             spec.renew_time = Some(MicroTime(Timestamp::now()));
         }
-        match self.in_time(self.api.replace(&self.name, &parameters(), &object)).await {
+
+        match self.with_timeout(self.api.replace(&self.name, &parameters(), &object)).await {
             Ok(_) => tracing::info!(lease = self.name, "gave the lease back"),
             Err(error) => tracing::warn!(lease = self.name, "the lease runs out by itself: {error}"),
         }
     }
 
-    fn failed(&mut self, what: &str, error: &Failure) {
+    fn handle_failure(&mut self, what: &str, error: &LeaseRequestError) {
         let text = format!("the lease could not be {what}: {error}");
         if self.trouble.as_ref() != Some(&text) {
             tracing::warn!(lease = self.name, "{text}");
             self.trouble = Some(text);
         }
-        self.candidate.failed(Moment::now());
+
+        self.candidate.failed(BootInstant::now());
     }
 
     fn publish(&mut self) {
         let holder = self.candidate.holder().map(str::to_owned);
         let is_ours = holder.as_deref() == Some(self.candidate.identity());
         if holder.is_some() && holder != self.last_holder {
-            // Whose name is there when this candidate first looks has not changed, unless it is its own.
+            // The first holder that this candidate observes is no change, unless it is the candidate itself.
             self.leader_changes += u64::from(is_ours || self.last_holder.is_some());
             self.last_holder.clone_from(&holder);
         }
@@ -250,15 +263,18 @@ impl Elector {
         });
     }
 
-    async fn in_time<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
-        // Time for a second try before the claim is over.
-        let renew = self.candidate.terms().renew;
-        let patience = (renew / 2).max(LEAST_PATIENCE).min(renew);
-        timeout(patience, request).await.map_err(|_| Failure::Silence(patience))?.map_err(|error| match error {
-            kube::Error::Api(status) if status.code == 429 => Failure::Busy,
-            kube::Error::Api(status) if status.code == 403 => Failure::Forbidden(status.message),
-            error => Failure::Answer(error),
-        })
+    async fn with_timeout<T>(
+        &self,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, LeaseRequestError> {
+        // Half of the time to the next write: a second attempt still fits in before the claim is over.
+        let renew = self.candidate.timing().renew;
+        let limit = (renew / 2).max(SHORTEST_TIMEOUT).min(renew);
+
+        match timeout(limit, request).await {
+            Ok(answer) => answer.map_err(LeaseRequestError::from),
+            Err(_) => Err(LeaseRequestError::Timeout(limit)),
+        }
     }
 }
 
@@ -267,13 +283,23 @@ fn parameters() -> PostParams {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("{0}")]
-    Answer(#[source] kube::Error),
+enum LeaseRequestError {
+    #[error(transparent)]
+    Api(kube::Error),
     #[error("the API server is busy")]
     Busy,
     #[error("{0}: {LEASE_ROLE_HINT}")]
     Forbidden(String),
     #[error("no answer within {0:?}")]
-    Silence(Duration),
+    Timeout(Duration),
+}
+
+impl From<kube::Error> for LeaseRequestError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.code == 429 => Self::Busy,
+            kube::Error::Api(status) if status.code == 403 => Self::Forbidden(status.message),
+            error => Self::Api(error),
+        }
+    }
 }

@@ -1,21 +1,21 @@
-//! Who may act: of several controllers one, by a Lease of Kubernetes.
+//! Leader election by a Kubernetes Lease: one of several controllers may act.
 //!
-//! The holder writes the lease anew every few seconds. Its claim lasts for two thirds of the lease's duration from the
-//! moment at which it *sent* its last successful write; whoever else wants the lease waits for the whole duration from
-//! the moment at which it *saw* the last change. Both judge by their own clock alone, and what was sent was sent before
-//! anybody saw it, so a claim is over before another can begin, whatever the clocks say and however long messages take.
+//! The holder renews the lease every few seconds. Its claim lasts for two thirds of the lease duration, counted from the
+//! moment at which it *sent* its last successful write. Another candidate waits for the whole lease duration, counted from
+//! the moment at which it *observed* the last change. Each of them uses only its own clock, and a write is sent before it
+//! can be observed. So a claim ends before another can begin, however the clocks differ and however long messages take.
 //!
-//! The decision is in [`candidate`], without a clock and without a cluster; [`elector`] carries it out.
+//! [`candidate`] decides, without a clock and without a cluster; [`elector`] carries out the decisions.
 
 pub mod candidate;
 mod changes;
 mod claim;
 mod clock;
 mod elector;
-mod sight;
+mod observer;
 
-pub use candidate::{Loss, Terms};
+pub use candidate::{ClaimLoss, LeaseTiming};
 pub use claim::{Claim, Standing};
-pub use clock::Moment;
+pub use clock::BootInstant;
 pub use elector::{Contender, Elector, LeaseName, identity};
-pub use sight::{Leader, Sight};
+pub use observer::LeaderWatcher;

@@ -1,4 +1,4 @@
-//! What the servers say of themselves: found, asked in turn, and put together into one world.
+//! What the servers report: their metrics are scraped, parsed, and assembled into one world.
 
 mod exposition;
 mod reports;
@@ -6,11 +6,13 @@ mod sample;
 mod scrape;
 mod store;
 mod target;
+#[cfg(test)]
+pub(crate) mod test_model;
 mod world;
 
-pub use reports::{Disputes, OddReport, TRUSTED_LABEL};
-pub use sample::{GpuSample, ModelSample, Sample, SampleError};
+pub use reports::{DisagreeingReport, DisputeTracker, TRUSTED_LABEL};
+pub use sample::{GpuSample, ModelSample, SampleError, ServerSample};
 pub use scrape::{ScrapeSettings, Scraper, follow, once};
-pub use store::{Observation, Store};
-pub use target::{BaseUrl, InvalidUrl, SERVER_LABEL, Target, Targets};
-pub use world::{Assembled, Frame, Trust, assemble};
+pub use store::{Observation, ObservationStore};
+pub use target::{BaseUrl, InvalidUrl, SERVER_LABEL, ScrapeTarget, Targets};
+pub use world::{AssembledWorld, AssemblyContext, ReportTrust, assemble};

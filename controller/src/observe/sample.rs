@@ -1,29 +1,29 @@
-//! What one server says of itself, read out of its metrics.
+//! The sample of one server, parsed from its metrics.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hush_contract::{ModelState, metrics as names};
-use hush_core::{Arrivals, GpuId, State};
+use hush_core::{ArrivalHistogram, GpuId, ResidencyState};
 use hush_log::{is_printable, printable};
 
-use super::exposition::{Malformed, Series, series};
+use super::exposition::{MalformedMetrics, Series, series};
 
 /// The largest whole number that a metric's value carries exactly.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
-/// A server with more is broken, or not one of ours.
+/// A server with more models is broken, or is no server of Hush.
 const MODELS_MAX: usize = 1000;
 const GPUS_MAX: usize = 256;
 /// The longest name of a model, and the longest id of a GPU.
 const NAME_MAX_CHARS: usize = 200;
-/// The problems of one server that are told.
+/// The number of problems that are kept of one server.
 const PROBLEMS_MAX: usize = 10;
 const PROBLEM_MAX_CHARS: usize = 300;
-/// A name that is left out, as a problem says it.
+/// How much of an unusable name a problem repeats.
 const SHOWN_NAME_CHARS: usize = 60;
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sample {
+pub struct ServerSample {
     pub models: BTreeMap<String, ModelSample>,
     pub gpus: BTreeMap<GpuId, GpuSample>,
     /// Models and GPUs that are left out, and why.
@@ -32,39 +32,41 @@ pub struct Sample {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSample {
-    pub state: State,
+    pub state: ResidencyState,
     pub idle: Duration,
-    /// Since when, in Unix time by its server's clock; `None`: it is busy, or of a version that does not tell.
+    /// Since when the model has been idle, in Unix time by its server's clock; `None`: it is busy, or the server's version
+    /// does not report it.
     pub idle_since: Option<Duration>,
     pub inflight: u64,
     pub queued: u64,
     pub generation: u64,
-    /// `None`: not on a GPU, or not measured.
+    /// `None`: the model is not on a GPU, or its memory was not measured.
     pub gpu: Option<GpuId>,
-    /// Held while it is loaded, else needed for the next load.
+    /// What the model holds while it is loaded; otherwise what the next load needs.
     pub vram_bytes: u64,
     pub demand_bytes: u64,
     pub loaded_for: Duration,
+    /// How long the last load took.
     pub reload: Duration,
-    /// So much longer it may not be loaded; zero: no hold, or its server is of a version that does not tell.
+    /// The time for which the model must not be loaded; zero: there is no hold, or the server's version does not report it.
     pub hold: Duration,
-    pub arrivals: Option<Arrivals>,
+    pub arrivals: Option<ArrivalHistogram>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct GpuSample {
     pub total_bytes: u64,
     pub used_bytes: u64,
-    /// When it was scraped.
+    /// The age of the figures at the time of the scrape.
     pub age: Duration,
-    /// The device answered the last time that it was asked.
+    /// Whether the device answered the last time that the server queried it.
     pub up: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SampleError {
     #[error(transparent)]
-    Malformed(#[from] Malformed),
+    Malformed(#[from] MalformedMetrics),
     #[error("the metrics tell of no model: this is not the operations port of a hush-server")]
     NoModel,
     #[error("the metrics tell of more than {MODELS_MAX} models or {GPUS_MAX} GPUs")]
@@ -73,9 +75,30 @@ pub enum SampleError {
     NoName,
 }
 
-/// Values of one model or GPU by family; only families that are known.
+/// Why a model or a GPU is left out of a sample.
+#[derive(Debug, thiserror::Error)]
+enum ImplausibleSample {
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    #[error("{family} is {value}, not a whole number")]
+    NotWhole { family: &'static str, value: f64 },
+    #[error("{family} is {value}, not a time")]
+    NotATime { family: &'static str, value: f64 },
+    #[error("{used_bytes} bytes used of {total_bytes}")]
+    Memory { used_bytes: u64, total_bytes: u64 },
+    #[error("it holds {vram_bytes} bytes of a GPU of {total_bytes}")]
+    LargerThanGpu { vram_bytes: u64, total_bytes: u64 },
+    #[error("its state `{0}` is not known")]
+    UnknownState(String),
+    #[error("it is in no state")]
+    NoState,
+    #[error("it is in {0} states at once")]
+    SeveralStates(usize),
+}
+
+/// The values of one model by family, before they are checked; only families that are known.
 #[derive(Debug, Default)]
-struct Raw {
+struct RawModel {
     values: BTreeMap<&'static str, f64>,
     states: Vec<String>,
     gpu: Option<String>,
@@ -83,7 +106,7 @@ struct Raw {
     gap_count: Option<f64>,
 }
 
-const OF_MODEL: [&str; 11] = [
+const MODEL_FAMILIES: [&str; 11] = [
     names::MODEL_IDLE_SECONDS,
     names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS,
     names::MODEL_INFLIGHT_REQUESTS,
@@ -96,217 +119,255 @@ const OF_MODEL: [&str; 11] = [
     names::MODEL_LAST_LOAD_SECONDS,
     names::MODEL_HOLD_SECONDS,
 ];
-const OF_GPU: [&str; 4] =
+const GPU_FAMILIES: [&str; 4] =
     [names::GPU_MEMORY_TOTAL_BYTES, names::GPU_MEMORY_USED_BYTES, names::GPU_SAMPLE_AGE_SECONDS, names::GPU_DEVICE_UP];
 
-impl Sample {
-    /// Strict about form, because a broken answer may break anywhere; a single model or GPU that makes no sense is left
-    /// out and named in `problems`.
+impl ServerSample {
+    /// Parses the metrics of a server. A malformed line is an error, because a broken answer may break anywhere. A single
+    /// model or GPU with implausible values is left out and named in `problems`.
     ///
-    /// Names and problems go to logs, terminals and pages: what comes out of here may be printed. A name that may not is no
-    /// name: the same letters in place of others could be those of another model.
+    /// Names and problems go to logs, terminals and pages, so all of them are printable. A name that is not printable is
+    /// refused and not repaired: with other characters in its place it could be the name of another model.
     pub fn read(text: &str) -> Result<Self, SampleError> {
-        let mut models: BTreeMap<String, Raw> = BTreeMap::new();
-        let mut gpus: BTreeMap<String, BTreeMap<&'static str, f64>> = BTreeMap::new();
-        let mut problems = Problems::default();
-        for line in series(text) {
-            let line = line?;
-            if let Some(family) = OF_GPU.into_iter().find(|family| *family == line.name) {
-                let Some(uuid) = line.label(names::LABEL_GPU_UUID).filter(|uuid| !uuid.is_empty()) else { continue };
-                if !is_name(uuid) {
-                    problems.unusable("GPU", uuid);
-                    continue;
-                }
-                gpus.entry(uuid.to_owned()).or_default().insert(family, line.value);
-            } else if let Some(model) = line.label(names::LABEL_MODEL) {
-                if !is_name(model) {
-                    problems.unusable("model", model);
-                    continue;
-                }
-                collect(models.entry(model.to_owned()).or_default(), &line);
-            }
-            if models.len() > MODELS_MAX || gpus.len() > GPUS_MAX {
-                return Err(SampleError::TooMany);
-            }
-        }
+        let mut problems = SampleProblems::default();
+        let RawSample { mut models, gpus } = RawSample::read(text, &mut problems)?;
         let mut sample = Self::default();
+
         for (uuid, values) in gpus {
-            match gpu(&values) {
+            match gpu_sample(&values) {
                 Ok(gpu) => drop(sample.gpus.insert(GpuId(uuid), gpu)),
-                Err(problem) => problems.push(format!("GPU {}: {problem}", shown(&uuid))),
+                Err(problem) => problems.push(format!("GPU {}: {problem}", shown_name(&uuid))),
             }
         }
-        // Request counters outlive a model that was removed; what has no state is no model any more.
+
+        // Request counters outlive a model that was removed: a name without any other value is no model any more.
         models.retain(|_, raw| !raw.states.is_empty() || !raw.values.is_empty());
         if models.is_empty() {
-            return Err(if problems.unusable_models { SampleError::NoName } else { SampleError::NoModel });
+            return Err(if problems.has_unusable_model { SampleError::NoName } else { SampleError::NoModel });
         }
+
         for (name, raw) in models {
-            match model(&raw, &sample.gpus) {
+            match model_sample(&raw, &sample.gpus) {
                 Ok(model) => drop(sample.models.insert(name, model)),
-                Err(problem) => problems.push(format!("model {}: {problem}", shown(&name))),
+                Err(problem) => problems.push(format!("model {}: {problem}", shown_name(&name))),
             }
         }
-        sample.problems = problems.told();
+
+        sample.problems = problems.into_lines();
         Ok(sample)
     }
 }
 
-/// What is left out of a sample. A server decides how much is wrong with it, and not how much is said.
+/// The known families of an exposition, by model and by GPU.
 #[derive(Debug, Default)]
-struct Problems {
-    told: Vec<String>,
-    untold: usize,
-    unusable_models: bool,
+struct RawSample {
+    models: BTreeMap<String, RawModel>,
+    gpus: BTreeMap<String, BTreeMap<&'static str, f64>>,
 }
 
-impl Problems {
-    fn push(&mut self, problem: String) {
-        if self.told.len() < PROBLEMS_MAX {
-            self.told.push(printable(&problem, PROBLEM_MAX_CHARS));
-        } else {
-            self.untold += 1;
+impl RawSample {
+    fn read(text: &str, problems: &mut SampleProblems) -> Result<Self, SampleError> {
+        let mut raw = Self::default();
+
+        for line in series(text) {
+            let line = line?;
+            if let Some(family) = GPU_FAMILIES.into_iter().find(|family| *family == line.name) {
+                let Some(uuid) = line.label(names::LABEL_GPU_UUID).filter(|uuid| !uuid.is_empty()) else { continue };
+                if !is_usable_name(uuid) {
+                    problems.push_unusable("GPU", uuid);
+                    continue;
+                }
+                raw.gpus.entry(uuid.to_owned()).or_default().insert(family, line.value);
+            } else if let Some(model) = line.label(names::LABEL_MODEL) {
+                if !is_usable_name(model) {
+                    problems.push_unusable("model", model);
+                    continue;
+                }
+                raw.models.entry(model.to_owned()).or_default().add(&line);
+            }
+
+            if raw.models.len() > MODELS_MAX || raw.gpus.len() > GPUS_MAX {
+                return Err(SampleError::TooMany);
+            }
+        }
+        Ok(raw)
+    }
+}
+
+impl RawModel {
+    fn add(&mut self, line: &Series<'_>) {
+        if let Some(family) = MODEL_FAMILIES.into_iter().find(|family| *family == line.name) {
+            self.values.insert(family, line.value);
+            // An unusable id is reported as a problem of the GPU.
+            if let Some(uuid) = line.label(names::LABEL_GPU_UUID).filter(|uuid| is_usable_name(uuid)) {
+                self.gpu = Some(uuid.to_owned());
+            }
+        } else if line.name == names::MODEL_STATE {
+            if line.value == 1.0 {
+                self.states.push(shown_name(line.label(names::LABEL_STATE).unwrap_or_default()));
+            }
+        } else if let Some(suffix) = line.name.strip_prefix(names::MODEL_INTERARRIVAL_SECONDS) {
+            self.add_interarrival(suffix, line);
         }
     }
 
-    /// Each name has many lines, most of them in a row.
-    fn unusable(&mut self, what: &str, name: &str) {
-        self.unusable_models |= what == "model";
-        let rule = format!("must have at most {NAME_MAX_CHARS} characters that can all be printed");
-        let problem = format!("{what} {}: its name {rule}; it is left out", shown(name));
-        if self.told.last() != Some(&problem) {
-            self.push(problem);
-        }
-    }
-
-    fn told(mut self) -> Vec<String> {
-        if self.untold > 0 {
-            self.told.push(format!("and {} more", self.untold));
-        }
-        self.told
-    }
-}
-
-fn shown(name: &str) -> String {
-    printable(name, SHOWN_NAME_CHARS)
-}
-
-fn is_name(name: &str) -> bool {
-    name.chars().nth(NAME_MAX_CHARS).is_none() && name.chars().all(is_printable)
-}
-
-fn collect(raw: &mut Raw, line: &Series<'_>) {
-    if let Some(family) = OF_MODEL.into_iter().find(|family| *family == line.name) {
-        raw.values.insert(family, line.value);
-        // One that is no name is told of as a GPU, and is none.
-        if let Some(uuid) = line.label(names::LABEL_GPU_UUID).filter(|uuid| is_name(uuid)) {
-            raw.gpu = Some(uuid.to_owned());
-        }
-    } else if line.name == names::MODEL_STATE {
-        if line.value == 1.0 {
-            raw.states.push(shown(line.label(names::LABEL_STATE).unwrap_or_default()));
-        }
-    } else if let Some(part) = line.name.strip_prefix(names::MODEL_INTERARRIVAL_SECONDS) {
-        match (part, line.label("le").and_then(|bound| bound.parse::<f64>().ok())) {
+    fn add_interarrival(&mut self, suffix: &str, line: &Series<'_>) {
+        let bound = line.label("le").and_then(|bound| bound.parse::<f64>().ok());
+        match (suffix, bound) {
             ("_bucket", Some(bound)) => {
                 if let Ok(bound) = Duration::try_from_secs_f64(bound) {
-                    raw.gaps.push((bound, line.value));
+                    self.gaps.push((bound, line.value));
                 }
             }
-            ("_count", _) => raw.gap_count = Some(line.value),
+            ("_count", _) => self.gap_count = Some(line.value),
             _ => {}
         }
     }
 }
 
-fn gpu(values: &BTreeMap<&'static str, f64>) -> Result<GpuSample, String> {
+/// The problems of one sample. Their number is bounded: a server decides how much is wrong with its metrics, and must not
+/// decide how much is logged.
+#[derive(Debug, Default)]
+struct SampleProblems {
+    lines: Vec<String>,
+    omitted: usize,
+    has_unusable_model: bool,
+}
+
+impl SampleProblems {
+    fn push(&mut self, problem: String) {
+        if self.lines.len() < PROBLEMS_MAX {
+            self.lines.push(printable(&problem, PROBLEM_MAX_CHARS));
+        } else {
+            self.omitted += 1;
+        }
+    }
+
+    /// Adds an unusable name once: a name has many lines, most of them in a row.
+    fn push_unusable(&mut self, what: &str, name: &str) {
+        self.has_unusable_model |= what == "model";
+
+        let rule = format!("must have at most {NAME_MAX_CHARS} characters that can all be printed");
+        let problem = format!("{what} {}: its name {rule}; it is left out", shown_name(name));
+        if self.lines.last() != Some(&problem) {
+            self.push(problem);
+        }
+    }
+
+    fn into_lines(mut self) -> Vec<String> {
+        if self.omitted > 0 {
+            self.lines.push(format!("and {} more", self.omitted));
+        }
+        self.lines
+    }
+}
+
+fn shown_name(name: &str) -> String {
+    printable(name, SHOWN_NAME_CHARS)
+}
+
+fn is_usable_name(name: &str) -> bool {
+    name.chars().nth(NAME_MAX_CHARS).is_none() && name.chars().all(is_printable)
+}
+
+fn gpu_sample(values: &BTreeMap<&'static str, f64>) -> Result<GpuSample, ImplausibleSample> {
     let total_bytes = whole(values, names::GPU_MEMORY_TOTAL_BYTES)?;
     let used_bytes = whole(values, names::GPU_MEMORY_USED_BYTES)?;
     if total_bytes == 0 || used_bytes > total_bytes {
-        return Err(format!("{used_bytes} bytes used of {total_bytes}"));
+        return Err(ImplausibleSample::Memory { used_bytes, total_bytes });
     }
+
     let age = seconds(values, names::GPU_SAMPLE_AGE_SECONDS)?;
     let up = values.get(names::GPU_DEVICE_UP).is_none_or(|up| *up == 1.0);
     Ok(GpuSample { total_bytes, used_bytes, age, up })
 }
 
-fn model(raw: &Raw, gpus: &BTreeMap<GpuId, GpuSample>) -> Result<ModelSample, String> {
+fn model_sample(raw: &RawModel, gpus: &BTreeMap<GpuId, GpuSample>) -> Result<ModelSample, ImplausibleSample> {
+    let values = &raw.values;
     let state = match raw.states.as_slice() {
-        [one] => state(one).ok_or_else(|| format!("its state `{one}` is not known"))?,
-        [] => return Err("it is in no state".to_owned()),
-        more => return Err(format!("it is in {} states at once", more.len())),
+        [one] => parse_state(one).ok_or_else(|| ImplausibleSample::UnknownState(one.clone()))?,
+        [] => return Err(ImplausibleSample::NoState),
+        more => return Err(ImplausibleSample::SeveralStates(more.len())),
     };
-    let optional = |family| if raw.values.contains_key(family) { whole(&raw.values, family) } else { Ok(0) };
-    let held = optional(names::MODEL_VRAM_BYTES)?;
-    let need = optional(names::MODEL_NEED_BYTES)?;
-    let vram_bytes = if matches!(state, State::Ready | State::Draining | State::Unloading) { held } else { need };
+
+    let optional_whole = |family| if values.contains_key(family) { whole(values, family) } else { Ok(0) };
+    let optional_seconds =
+        |family| if values.contains_key(family) { seconds(values, family) } else { Ok(Duration::ZERO) };
+
+    let held = optional_whole(names::MODEL_VRAM_BYTES)?;
+    let needed = optional_whole(names::MODEL_NEED_BYTES)?;
+    let holds_memory = matches!(state, ResidencyState::Ready | ResidencyState::Draining | ResidencyState::Unloading);
+    let vram_bytes = if holds_memory { held } else { needed };
     let gpu = raw.gpu.clone().map(GpuId);
-    if let Some(card) = gpu.as_ref().and_then(|gpu| gpus.get(gpu))
-        && vram_bytes > card.total_bytes
+    if let Some(GpuSample { total_bytes, .. }) = gpu.as_ref().and_then(|gpu| gpus.get(gpu))
+        && vram_bytes > *total_bytes
     {
-        return Err(format!("it holds {vram_bytes} bytes of a GPU of {}", card.total_bytes));
+        return Err(ImplausibleSample::LargerThanGpu { vram_bytes, total_bytes: *total_bytes });
     }
-    let lasting =
-        |family| if raw.values.contains_key(family) { seconds(&raw.values, family) } else { Ok(Duration::ZERO) };
+
+    let idle_since = optional_seconds(names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS)?;
     Ok(ModelSample {
         state,
-        idle: seconds(&raw.values, names::MODEL_IDLE_SECONDS)?,
-        idle_since: Some(lasting(names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS)?).filter(|since| !since.is_zero()),
-        inflight: whole(&raw.values, names::MODEL_INFLIGHT_REQUESTS)?,
-        queued: whole(&raw.values, names::MODEL_QUEUED_REQUESTS)?,
-        generation: whole(&raw.values, names::MODEL_GENERATION)?,
+        idle: seconds(values, names::MODEL_IDLE_SECONDS)?,
+        idle_since: (!idle_since.is_zero()).then_some(idle_since),
+        inflight: whole(values, names::MODEL_INFLIGHT_REQUESTS)?,
+        queued: whole(values, names::MODEL_QUEUED_REQUESTS)?,
+        generation: whole(values, names::MODEL_GENERATION)?,
         gpu,
         vram_bytes,
-        demand_bytes: optional(names::MODEL_MEMORY_DEMAND_BYTES)?,
-        loaded_for: lasting(names::MODEL_LOADED_SECONDS)?,
-        reload: lasting(names::MODEL_LAST_LOAD_SECONDS)?,
-        hold: lasting(names::MODEL_HOLD_SECONDS)?,
+        demand_bytes: optional_whole(names::MODEL_MEMORY_DEMAND_BYTES)?,
+        loaded_for: optional_seconds(names::MODEL_LOADED_SECONDS)?,
+        reload: optional_seconds(names::MODEL_LAST_LOAD_SECONDS)?,
+        hold: optional_seconds(names::MODEL_HOLD_SECONDS)?,
         arrivals: arrivals(raw),
     })
 }
 
-fn state(word: &str) -> Option<State> {
-    let known = ModelState::ALL.into_iter().find(|state| state.as_str() == word)?;
-    Some(match known {
-        ModelState::Unloaded => State::Unloaded,
-        ModelState::Loading => State::Loading,
-        ModelState::Ready => State::Ready,
-        ModelState::Draining => State::Draining,
-        ModelState::Unloading => State::Unloading,
-        ModelState::WaitingForMemory => State::WaitingForMemory,
-        ModelState::Failed => State::Failed,
+fn parse_state(name: &str) -> Option<ResidencyState> {
+    let state = ModelState::ALL.into_iter().find(|state| state.as_str() == name)?;
+    Some(match state {
+        ModelState::Unloaded => ResidencyState::Unloaded,
+        ModelState::Loading => ResidencyState::Loading,
+        ModelState::Ready => ResidencyState::Ready,
+        ModelState::Draining => ResidencyState::Draining,
+        ModelState::Unloading => ResidencyState::Unloading,
+        ModelState::WaitingForMemory => ResidencyState::WaitingForMemory,
+        ModelState::Failed => ResidencyState::Failed,
     })
 }
 
-/// `None` when there is none, or it contradicts itself: adaptive residency then does without.
-fn arrivals(raw: &Raw) -> Option<Arrivals> {
-    let number = |value: f64| exact(value).ok();
-    let count = number(raw.gap_count?)?;
+/// The histogram of the gaps between requests; `None`: there is none, or it contradicts itself. Adaptive residency then
+/// does without it.
+fn arrivals(raw: &RawModel) -> Option<ArrivalHistogram> {
+    let count = exact(raw.gap_count?)?;
     let mut buckets = Vec::with_capacity(raw.gaps.len());
     for (bound, value) in &raw.gaps {
-        buckets.push((*bound, number(*value)?));
+        buckets.push((*bound, exact(*value)?));
     }
     buckets.sort_unstable();
-    let rises = buckets.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1);
-    let fits = buckets.last().is_none_or(|(_, last)| *last <= count);
-    (rises && fits).then_some(Arrivals { buckets, count })
+
+    let is_ascending = buckets.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1);
+    let is_within_count = buckets.last().is_none_or(|(_, last)| *last <= count);
+    (is_ascending && is_within_count).then_some(ArrivalHistogram { buckets, count })
 }
 
-fn value(values: &BTreeMap<&'static str, f64>, family: &'static str) -> Result<f64, String> {
-    values.get(family).copied().ok_or_else(|| format!("{family} is missing"))
+fn value(values: &BTreeMap<&'static str, f64>, family: &'static str) -> Result<f64, ImplausibleSample> {
+    values.get(family).copied().ok_or(ImplausibleSample::Missing(family))
 }
 
-fn whole(values: &BTreeMap<&'static str, f64>, family: &'static str) -> Result<u64, String> {
-    exact(value(values, family)?).map_err(|value| format!("{family} is {value}, not a whole number"))
-}
-
-fn exact(value: f64) -> Result<u64, f64> {
-    if (0.0..=EXACT_MAX).contains(&value) && value.fract() == 0.0 { Ok(value as u64) } else { Err(value) }
-}
-
-fn seconds(values: &BTreeMap<&'static str, f64>, family: &'static str) -> Result<Duration, String> {
+fn whole(values: &BTreeMap<&'static str, f64>, family: &'static str) -> Result<u64, ImplausibleSample> {
     let value = value(values, family)?;
-    Duration::try_from_secs_f64(value).map_err(|_| format!("{family} is {value}, not a time"))
+    exact(value).ok_or(ImplausibleSample::NotWhole { family, value })
+}
+
+/// The value as a whole number, where it is one that a metric carries exactly.
+fn exact(value: f64) -> Option<u64> {
+    ((0.0..=EXACT_MAX).contains(&value) && value.fract() == 0.0).then_some(value as u64)
+}
+
+fn seconds(values: &BTreeMap<&'static str, f64>, family: &'static str) -> Result<Duration, ImplausibleSample> {
+    let value = value(values, family)?;
+    Duration::try_from_secs_f64(value).map_err(|_| ImplausibleSample::NotATime { family, value })
 }
 
 #[cfg(test)]
@@ -338,10 +399,10 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
 
     #[test]
     fn a_server_with_one_model_on_one_gpu() {
-        let sample = Sample::read(GOOD).unwrap();
+        let sample = ServerSample::read(GOOD).unwrap();
         assert!(sample.problems.is_empty(), "{:?}", sample.problems);
         let model = &sample.models["a"];
-        assert_eq!((model.state, model.generation, model.vram_bytes), (State::Ready, 3, 2 << 30));
+        assert_eq!((model.state, model.generation, model.vram_bytes), (ResidencyState::Ready, 3, 2 << 30));
         assert_eq!((model.idle, model.reload), (Duration::from_millis(12500), Duration::from_millis(1250)));
         assert_eq!(model.idle_since, Some(Duration::from_millis(1_795_630_969_125)));
         assert_eq!(model.loaded_for, Duration::from_secs(90));
@@ -355,12 +416,15 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
     fn an_unloaded_model_counts_what_it_will_need() {
         let text =
             GOOD.replace("state=\"ready\"} 1", "state=\"ready\"} 0").replace("\"unloaded\"} 0", "\"unloaded\"} 1");
-        let sample = Sample::read(&text).unwrap();
-        assert_eq!((sample.models["a"].state, sample.models["a"].vram_bytes), (State::Unloaded, (2 << 30) + 1));
+        let sample = ServerSample::read(&text).unwrap();
+        assert_eq!(
+            (sample.models["a"].state, sample.models["a"].vram_bytes),
+            (ResidencyState::Unloaded, (2 << 30) + 1)
+        );
     }
 
     #[test]
-    fn nonsense_is_left_out_and_named() {
+    fn an_implausible_model_or_gpu_is_left_out_and_named() {
         for (good, bad, problem) in [
             ("idle_seconds{model=\"a\"} 12.5", "idle_seconds{model=\"a\"} NaN", "hush_model_idle_seconds is NaN"),
             ("idle_seconds{model=\"a\"} 12.5", "idle_seconds{model=\"a\"} -1", "hush_model_idle_seconds is -1"),
@@ -372,34 +436,36 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
             ("hush_gpu_sample_age_seconds", "hush_gpu_sample_ages", "hush_gpu_sample_age_seconds is missing"),
         ] {
             assert!(GOOD.contains(good), "{good}");
-            let sample = Sample::read(&GOOD.replace(good, bad)).unwrap();
+            let sample = ServerSample::read(&GOOD.replace(good, bad)).unwrap();
             assert!(sample.problems.iter().any(|p| p.contains(problem)), "{problem}: {:?}", sample.problems);
             assert!(sample.models.is_empty() || sample.gpus.is_empty());
         }
     }
 
     #[test]
-    fn what_cannot_be_printed_is_no_name() {
+    fn a_name_that_cannot_be_printed_is_refused() {
         for name in ["\u{1b}]0;owned\u{7}", "a\u{202e}b", "a\\nWARN all is well", &"a".repeat(201)] {
-            let of = |text: &str| text.replace("model=\"a\"", &format!("model=\"{name}\""));
-            assert_eq!(Sample::read(&of(GOOD)), Err(SampleError::NoName), "{name:?}");
-            let both = Sample::read(&format!("{GOOD}{}", of(GOOD))).unwrap();
+            let renamed = |text: &str| text.replace("model=\"a\"", &format!("model=\"{name}\""));
+            assert_eq!(ServerSample::read(&renamed(GOOD)), Err(SampleError::NoName), "{name:?}");
+            let both = ServerSample::read(&format!("{GOOD}{}", renamed(GOOD))).unwrap();
             assert_eq!(both.models.keys().collect::<Vec<_>>(), ["a"], "{name:?}");
             assert!(both.problems[0].contains("its name must have at most 200 characters"), "{:?}", both.problems);
         }
-        let card = GOOD.replace("GPU-1", "GPU-\u{1b}[5m");
-        let sample = Sample::read(&card).unwrap();
+
+        let gpu = GOOD.replace("GPU-1", "GPU-\u{1b}[5m");
+        let sample = ServerSample::read(&gpu).unwrap();
         assert!(sample.gpus.is_empty() && sample.models["a"].gpu.is_none(), "{sample:?}");
+
         let state = GOOD.replace("state=\"ready\"} 1", &format!("state=\"\u{9b}2J{}\"}} 1", "x".repeat(7000)));
-        let problems = Sample::read(&state).unwrap().problems;
+        let problems = ServerSample::read(&state).unwrap().problems;
         assert!(problems[0].contains("`�2Jxxx") && problems[0].chars().count() < 200, "{problems:?}");
     }
 
-    /// A server that is wrong in everything that it says.
+    /// Every model of the server is implausible.
     #[test]
-    fn much_that_is_wrong_is_told_in_a_few_lines() {
+    fn many_problems_are_reported_in_a_few_lines() {
         let line = |n| format!("hush_model_generation{{model=\"{}{n}\"}} NaN\n", "b".repeat(190));
-        let sample = Sample::read(&(0..999).map(line).collect::<String>()).unwrap();
+        let sample = ServerSample::read(&(0..999).map(line).collect::<String>()).unwrap();
         assert_eq!(sample.problems.len(), PROBLEMS_MAX + 1);
         assert_eq!(sample.problems[PROBLEMS_MAX], "and 989 more");
         assert!(sample.problems.iter().map(String::len).sum::<usize>() < 4000, "{:?}", sample.problems);
@@ -407,12 +473,12 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
 
     proptest::proptest! {
         #[test]
-        fn whatever_a_server_says_can_be_printed(label in ".{0,250}", value in "[0-9NaInf.e+-]{1,9}") {
+        fn names_and_problems_can_be_printed_whatever_a_server_reports(label in ".{0,250}", value in "[0-9NaInf.e+-]{1,9}") {
             let label = label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
             let text = format!("{GOOD}hush_model_generation{{model=\"{label}\",gpu_uuid=\"{label}\"}} {value}\n\
                                 hush_gpu_memory_used_bytes{{gpu_uuid=\"{label}\"}} {value}\n\
                                 hush_model_state{{model=\"x\",state=\"{label}\"}} 1\n");
-            if let Ok(sample) = Sample::read(&text) {
+            if let Ok(sample) = ServerSample::read(&text) {
                 let names = sample.models.keys().map(String::as_str).chain(sample.gpus.keys().map(GpuId::as_str));
                 for text in names.chain(sample.problems.iter().map(String::as_str)) {
                     proptest::prop_assert!(text.chars().all(is_printable) && text.chars().count() <= 300, "{text:?}");
@@ -422,11 +488,11 @@ hush_gpu_device_up{gpu_uuid="GPU-1"} 1
     }
 
     #[test]
-    fn what_is_no_server_of_ours_is_refused() {
-        assert_eq!(Sample::read("up 1\n"), Err(SampleError::NoModel));
-        assert_eq!(Sample::read("hush_gpu_up 1\n"), Err(SampleError::NoModel));
+    fn metrics_of_another_program_are_refused() {
+        assert_eq!(ServerSample::read("up 1\n"), Err(SampleError::NoModel));
+        assert_eq!(ServerSample::read("hush_gpu_up 1\n"), Err(SampleError::NoModel));
         let many: String = (0..2000).map(|n| format!("hush_model_generation{{model=\"{n}\"}} 1\n")).collect();
-        assert_eq!(Sample::read(&many), Err(SampleError::TooMany));
-        assert!(matches!(Sample::read("hush_model_generation{model=\"a\" 1\n"), Err(SampleError::Malformed(_))));
+        assert_eq!(ServerSample::read(&many), Err(SampleError::TooMany));
+        assert!(matches!(ServerSample::read("hush_model_generation{model=\"a\" 1\n"), Err(SampleError::Malformed(_))));
     }
 }

@@ -1,4 +1,4 @@
-//! One task per server that reads its metrics again and again.
+//! Scrapes the servers: one task for each server reads its metrics again and again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,27 +8,28 @@ use hush_core::ServerName;
 use hush_log::printable;
 use hyper::StatusCode;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
-use super::sample::Sample;
-use super::store::Store;
-use super::target::{Target, Targets};
+use super::sample::{SampleError, ServerSample};
+use super::store::ObservationStore;
+use super::target::{ScrapeTarget, Targets};
 use crate::http::{Client, HttpError};
 use crate::metrics::Metrics;
 
-/// A thousand models have some hundred kB.
+/// The longest answer of a server. The metrics of a thousand models are some hundred kB.
 const ANSWER_LIMIT_BYTES: usize = 8 << 20;
-/// Servers that answer are asked side by side, so many at a time.
+/// The number of servers that are scraped at the same time, of those that answered last time.
 const HEALTHY_AT_ONCE: usize = 64;
-/// Servers that failed last time share these few places: however many hang, they keep nobody else waiting.
+/// The same number for servers that failed last time. Their slots are separate, so that servers that hang do not delay the
+/// scrapes of the others.
 const FAILING_AT_ONCE: usize = 16;
-/// The longest pause between two tries at a server that does not answer.
+/// The longest pause between two scrapes of a server that does not answer.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Why a server could not be observed; some of it may be its own words.
+/// The longest text of a failure, which may contain what the server sent.
 const FAILURE_MAX_CHARS: usize = 300;
 
-/// However often somebody asks for a sample before its turn.
+/// The highest number of scrapes per interval, however often a sample is requested before its turn.
 const NUDGES_PER_INTERVAL: u32 = 4;
 
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +49,7 @@ enum ScrapeError {
     #[error("the metrics are not UTF-8")]
     NotText,
     #[error(transparent)]
-    Sample(#[from] super::sample::SampleError),
+    Sample(#[from] SampleError),
 }
 
 impl ScrapeError {
@@ -60,138 +61,157 @@ impl ScrapeError {
             Self::NotText | Self::Sample(_) => "malformed",
         }
     }
+
+    /// The error as a text for users, bounded and printable.
+    fn text(&self) -> String {
+        printable(&self.to_string(), FAILURE_MAX_CHARS)
+    }
 }
 
-/// Everything that a scraper needs.
+/// Everything that a scrape needs.
 #[derive(Clone)]
 pub struct Scraper {
     pub client: Client,
     pub settings: ScrapeSettings,
-    pub store: Store,
+    pub store: ObservationStore,
     pub metrics: Arc<Metrics>,
 }
 
-/// Keeps one task per target until the sender of the targets is gone.
+/// Keeps one task for each target until the sender of the targets is gone.
 pub async fn follow(scraper: Scraper, mut targets: watch::Receiver<Arc<Targets>>) {
-    let places = Places {
+    let slots = ScrapeSlots {
         healthy: Arc::new(Semaphore::new(HEALTHY_AT_ONCE)),
         failing: Arc::new(Semaphore::new(FAILING_AT_ONCE)),
     };
-    let mut running: BTreeMap<ServerName, (Target, Task)> = BTreeMap::new();
+    let mut running: BTreeMap<ServerName, (ScrapeTarget, AbortOnDrop)> = BTreeMap::new();
+
     loop {
         let wanted = targets.borrow_and_update().clone();
         running.retain(|server, (target, _)| {
-            // A server that moved is another server: what the old one said must not be taken for its word.
-            let is_same = |now: &Target| now.url == target.url && now.audience == target.audience;
-            let same = wanted.get(server).is_some_and(is_same);
-            if !same {
+            // A target with another address is another server: the samples of the old one must not be used for it.
+            let is_same = |now: &ScrapeTarget| now.url == target.url && now.audience == target.audience;
+            let is_kept = wanted.get(server).is_some_and(is_same);
+            if !is_kept {
                 scraper.store.forget(server);
             }
-            same
+            is_kept
         });
+
         for (server, target) in wanted.iter() {
             if !running.contains_key(server) {
-                let task = tokio::spawn(watch_one(scraper.clone(), places.clone(), server.clone(), target.clone()));
-                running.insert(server.clone(), (target.clone(), Task(task.abort_handle())));
+                let scrapes = scrape_repeatedly(scraper.clone(), slots.clone(), server.clone(), target.clone());
+                let task = AbortOnDrop(tokio::spawn(scrapes).abort_handle());
+                running.insert(server.clone(), (target.clone(), task));
             }
         }
+
         if targets.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// Ends with its owner.
-struct Task(AbortHandle);
+/// Aborts its task when it is dropped.
+struct AbortOnDrop(AbortHandle);
 
-impl Drop for Task {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 #[derive(Clone)]
-struct Places {
+struct ScrapeSlots {
     healthy: Arc<Semaphore>,
     failing: Arc<Semaphore>,
 }
 
-async fn watch_one(scraper: Scraper, places: Places, server: ServerName, target: Target) {
+async fn scrape_repeatedly(scraper: Scraper, slots: ScrapeSlots, server: ServerName, target: ScrapeTarget) {
     let interval = scraper.settings.interval;
-    // Servers that were found together must not be asked together for ever.
+    // Spreads the scrapes of servers that were discovered together.
     tokio::time::sleep(interval.mul_f64(fastrand::f64())).await;
-    let bell = scraper.store.bell(&server);
+
+    let nudged = scraper.store.nudges(&server);
     let mut failures = 0;
+
     loop {
         let begun = Instant::now();
-        let place = if failures == 0 { &places.healthy } else { &places.failing };
-        let Ok(permit) = place.acquire().await else { return };
-        let asked = Instant::now();
-        let result = scrape(&scraper, &target).await;
-        drop(permit);
-        let took = asked.elapsed();
-        match result {
-            Ok(sample) => {
-                scraper.metrics.scraped("success", took);
-                if failures > 0 {
-                    tracing::info!(%server, url = %target.url, "the server answers again");
-                }
-                failures = 0;
-                scraper.store.succeeded(&server, asked, took, sample);
-            }
-            Err(error) => {
-                scraper.metrics.scraped(error.label(), took);
-                let failure = printable(&error.to_string(), FAILURE_MAX_CHARS);
-                if failures == 0 {
-                    tracing::warn!(%server, url = %target.url, "the server cannot be observed: {failure}");
-                }
-                failures = scraper.store.failed(&server, took, failure);
-            }
-        }
-        let pause = interval.saturating_mul(1 << failures.min(5)).min(PAUSE_MAX.max(interval));
-        let pause = pause.mul_f64(0.95 + 0.1 * fastrand::f64()).saturating_sub(begun.elapsed());
+        let slots = if failures == 0 { &slots.healthy } else { &slots.failing };
+        let Ok(slot) = slots.acquire().await else { return };
+        failures = scrape_once(&scraper, &server, &target, failures).await;
+        drop(slot);
+
+        let backed_off = interval.saturating_mul(1 << failures.min(5)).min(PAUSE_MAX.max(interval));
+        let jittered = backed_off.mul_f64(0.95 + 0.1 * fastrand::f64());
+        let pause = jittered.saturating_sub(begun.elapsed());
+        let shortest_pause = || (interval / NUDGES_PER_INTERVAL).saturating_sub(begun.elapsed());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = bell.notified() => tokio::time::sleep((interval / NUDGES_PER_INTERVAL).saturating_sub(begun.elapsed())).await,
+            () = nudged.notified() => tokio::time::sleep(shortest_pause()).await,
         }
     }
 }
 
-async fn scrape(scraper: &Scraper, target: &Target) -> Result<Sample, ScrapeError> {
+/// Scrapes a server and stores the result. `failures` is the number of failures in a row so far; returns the new number.
+async fn scrape_once(scraper: &Scraper, server: &ServerName, target: &ScrapeTarget, failures: u32) -> u32 {
+    let begun = Instant::now();
+    let result = scrape(scraper, target).await;
+    let took = begun.elapsed();
+
+    match result {
+        Ok(sample) => {
+            scraper.metrics.record_scrape("success", took);
+            if failures > 0 {
+                tracing::info!(%server, url = %target.url, "the server answers again");
+            }
+            scraper.store.succeeded(server, begun, took, sample);
+            0
+        }
+        Err(error) => {
+            scraper.metrics.record_scrape(error.label(), took);
+            let failure = error.text();
+            if failures == 0 {
+                tracing::warn!(%server, url = %target.url, "the server cannot be observed: {failure}");
+            }
+            scraper.store.failed(server, took, failure)
+        }
+    }
+}
+
+async fn scrape(scraper: &Scraper, target: &ScrapeTarget) -> Result<ServerSample, ScrapeError> {
     let timeout = scraper.settings.timeout;
-    let answer = async {
+    let request = async {
         let uri = target.url.join(hush_contract::metrics::PATH).map_err(HttpError::from)?;
         Ok::<_, ScrapeError>(scraper.client.get(uri, None, ANSWER_LIMIT_BYTES).await?)
     };
-    let answer = tokio::time::timeout(timeout, answer).await.map_err(|_| ScrapeError::Timeout(timeout))??;
+    let answer = tokio::time::timeout(timeout, request).await.map_err(|_| ScrapeError::Timeout(timeout))??;
+
     if answer.status != StatusCode::OK {
         return Err(ScrapeError::Status(answer.status));
     }
     let text = std::str::from_utf8(&answer.body).map_err(|_| ScrapeError::NotText)?;
-    Ok(Sample::read(text)?)
+    Ok(ServerSample::read(text)?)
 }
 
-/// One sample of each target now: for a look at the world without a loop.
+/// Scrapes each target once, for a plan without a loop.
 pub async fn once(scraper: &Scraper, targets: &Targets) {
-    let look = |(server, target): (&ServerName, &Target)| {
+    let scrape_one = |(server, target): (&ServerName, &ScrapeTarget)| {
         let (scraper, server, target) = (scraper.clone(), server.clone(), target.clone());
         async move {
             let begun = Instant::now();
             match scrape(&scraper, &target).await {
                 Ok(sample) => scraper.store.succeeded(&server, begun, begun.elapsed(), sample),
-                Err(error) => {
-                    let failure = printable(&error.to_string(), FAILURE_MAX_CHARS);
-                    scraper.store.failed(&server, begun.elapsed(), failure);
-                }
+                Err(error) => drop(scraper.store.failed(&server, begun.elapsed(), error.text())),
             }
         }
     };
-    let mut looks = tokio::task::JoinSet::new();
+
+    let mut scrapes = JoinSet::new();
     for entry in targets {
-        while looks.len() >= HEALTHY_AT_ONCE {
-            looks.join_next().await;
+        while scrapes.len() >= HEALTHY_AT_ONCE {
+            scrapes.join_next().await;
         }
-        looks.spawn(look(entry));
+        scrapes.spawn(scrape_one(entry));
     }
-    looks.join_all().await;
+    scrapes.join_all().await;
 }

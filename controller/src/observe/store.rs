@@ -1,79 +1,85 @@
-//! The last sample of every server, and how the last try went.
+//! The last sample of every server, and the result of its last scrape.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hush_core::ServerName;
 use tokio::sync::{Notify, watch};
 
-use super::sample::Sample;
+use super::sample::ServerSample;
 
 /// What is known of one server.
 #[derive(Clone, Debug, Default)]
 pub struct Observation {
-    /// The last sample that could be read, and when its scrape began: it is at least as new as that.
-    pub last: Option<(Instant, Arc<Sample>)>,
-    /// Why the last try failed; `None`: it did not.
+    /// The last sample that could be read, and when its scrape began. The sample is at least as new as that.
+    pub last: Option<(Instant, Arc<ServerSample>)>,
+    /// Why the last scrape failed; `None`: it succeeded.
     pub failure: Option<String>,
     pub failures_in_a_row: u32,
+    /// How long the last scrape took.
     pub took: Duration,
 }
 
-/// Cheap to clone: scrapers write, the loop reads.
+/// Shared between the scrapers, which write, and the loop, which reads. Cheap to clone.
 #[derive(Clone)]
-pub struct Store {
+pub struct ObservationStore {
     observations: Arc<Mutex<BTreeMap<ServerName, Observation>>>,
     changes: watch::Sender<u64>,
-    bells: Arc<Mutex<BTreeMap<ServerName, Arc<Notify>>>>,
+    nudges: Arc<Mutex<BTreeMap<ServerName, Arc<Notify>>>>,
 }
 
-impl Default for Store {
+impl Default for ObservationStore {
     fn default() -> Self {
-        Self { observations: Arc::default(), changes: watch::Sender::new(0), bells: Arc::default() }
+        Self { observations: Arc::default(), changes: watch::Sender::new(0), nudges: Arc::default() }
     }
 }
 
-impl Store {
+impl ObservationStore {
     pub fn all(&self) -> BTreeMap<ServerName, Observation> {
-        self.observations.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.observations().clone()
     }
 
-    /// Counts up at each new sample.
+    /// A number that grows with each new sample.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Asks for a sample of this server before its turn.
+    /// Requests a sample of this server before its turn.
     pub fn nudge(&self, server: &ServerName) {
-        if let Some(bell) = self.bells.lock().unwrap_or_else(PoisonError::into_inner).get(server) {
-            bell.notify_one();
+        if let Some(nudge) = self.nudges.lock().unwrap_or_else(PoisonError::into_inner).get(server) {
+            nudge.notify_one();
         }
     }
 
-    pub(super) fn bell(&self, server: &ServerName) -> Arc<Notify> {
-        self.bells.lock().unwrap_or_else(PoisonError::into_inner).entry(server.clone()).or_default().clone()
+    /// Notifies the scraper of this server of each [`Self::nudge`].
+    pub(super) fn nudges(&self, server: &ServerName) -> Arc<Notify> {
+        self.nudges.lock().unwrap_or_else(PoisonError::into_inner).entry(server.clone()).or_default().clone()
     }
 
-    pub(super) fn succeeded(&self, server: &ServerName, begun: Instant, took: Duration, sample: Sample) {
+    pub(super) fn succeeded(&self, server: &ServerName, begun: Instant, took: Duration, sample: ServerSample) {
         let seen = Observation { last: Some((begun, Arc::new(sample))), failure: None, failures_in_a_row: 0, took };
-        self.observations.lock().unwrap_or_else(PoisonError::into_inner).insert(server.clone(), seen);
+        self.observations().insert(server.clone(), seen);
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Keeps the last sample: it grows old by itself. Returns how many tries have failed now.
-    pub(super) fn failed(&self, server: &ServerName, took: Duration, why: String) -> u32 {
-        let mut all = self.observations.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Records a failed scrape. The last sample stays, and grows old. Returns the number of failures in a row.
+    pub(super) fn failed(&self, server: &ServerName, took: Duration, failure: String) -> u32 {
+        let mut all = self.observations();
         let seen = all.entry(server.clone()).or_default();
-        seen.failure = Some(why);
+        seen.failure = Some(failure);
         seen.failures_in_a_row += 1;
         seen.took = took;
         seen.failures_in_a_row
     }
 
     pub(super) fn forget(&self, server: &ServerName) {
-        self.observations.lock().unwrap_or_else(PoisonError::into_inner).remove(server);
-        self.bells.lock().unwrap_or_else(PoisonError::into_inner).remove(server);
+        self.observations().remove(server);
+        self.nudges.lock().unwrap_or_else(PoisonError::into_inner).remove(server);
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn observations(&self) -> MutexGuard<'_, BTreeMap<ServerName, Observation>> {
+        self.observations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! The servers that are watched.
+//! The servers that are scraped.
 
 use std::collections::BTreeMap;
 
@@ -9,21 +9,21 @@ use rustls::pki_types::DnsName;
 
 use crate::http::Endpoint;
 
-/// What every server's pod carries, and every static target.
+/// A label of every pod of a server, and of every static target.
 pub const SERVER_LABEL: &str = "gpu.hush.dev/server";
 
-/// One server, as it is found from outside; nothing of it is taken from its own word.
+/// One server as it was discovered. Nothing in it comes from the server itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct ScrapeTarget {
     pub url: BaseUrl,
     pub labels: Labels,
-    /// Where its GPUs are.
+    /// The node of its GPUs.
     pub node: String,
-    /// For whom tokens for it are made; `None`: it is no pod, the operator has named it.
+    /// The audience of its tokens; `None`: it is no pod, and the operator has named it.
     pub audience: Option<ServerAudience>,
 }
 
-pub type Targets = BTreeMap<ServerName, Target>;
+pub type Targets = BTreeMap<ServerName, ScrapeTarget>;
 
 /// `http://host:port` or `https://host:port` of a server's operations port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,17 +43,17 @@ impl BaseUrl {
         Self { scheme: "http", authority: authority.into(), certificate_name: None }
     }
 
-    /// The server shows a certificate with this name, whatever its address is.
+    /// The URL of a server whose certificate has this name, whatever its address is.
     pub fn https_as(authority: impl Into<String>, name: DnsName<'static>) -> Self {
         Self { scheme: "https", authority: authority.into(), certificate_name: Some(name) }
     }
 
-    /// `path` begins with a slash and is encoded.
+    /// `path` begins with a slash and is percent-encoded.
     pub fn join(&self, path: &str) -> Result<Endpoint, hyper::http::uri::InvalidUri> {
         Ok(Endpoint { uri: format!("{self}{path}").parse()?, certificate_name: self.certificate_name.clone() })
     }
 
-    /// The same port of this machine, or of this pod.
+    /// The same port on the loopback address of this machine, or of this pod.
     #[must_use]
     pub fn on_loopback(&self) -> Self {
         let port = self.authority.rsplit(':').next().unwrap_or_default();
@@ -80,10 +80,13 @@ impl std::str::FromStr for BaseUrl {
             Some("https") => "https",
             _ => return Err(InvalidUrl),
         };
+
         let authority = uri.authority().filter(|authority| authority.port_u16().is_some()).ok_or(InvalidUrl)?;
-        let plain = matches!(uri.path(), "" | "/") && uri.query().is_none() && !authority.as_str().contains('@');
-        let url = || Self { scheme, authority: authority.as_str().to_owned(), certificate_name: None };
-        if plain { Ok(url()) } else { Err(InvalidUrl) }
+        let has_path = !matches!(uri.path(), "" | "/") || uri.query().is_some();
+        if has_path || authority.as_str().contains('@') {
+            return Err(InvalidUrl);
+        }
+        Ok(Self { scheme, authority: authority.as_str().to_owned(), certificate_name: None })
     }
 }
 

@@ -1,131 +1,138 @@
-//! From the samples of many servers to one world.
+//! Assembles the samples of many servers into one world.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use hush_core::{GpuId, Labels, Model, ModelKey, ServerName, World};
+use hush_core::{GpuId, Labels, ModelKey, ObservedModel, ServerName, World};
 
-use super::reports::{self, Disputes, Judgement, OddReport, Report};
+use super::reports::{self, DisagreeingReport, DisputeTracker, GpuReport, MergeSettings};
 use super::sample::{GpuSample, ModelSample};
 use super::store::Observation;
-use super::target::{Target, Targets};
+use super::target::{ScrapeTarget, Targets};
 
-/// What else the world is made of.
+/// What the world is made of beside the samples.
 #[derive(Clone, Copy, Debug)]
-pub struct Frame<'a> {
+pub struct AssemblyContext<'a> {
     pub now: Instant,
     pub stale_after: Duration,
-    /// Labels by namespace, for the cluster kind's namespace selector.
+    /// Labels by namespace, for the namespace selector of cluster policies.
     pub namespaces: &'a BTreeMap<String, Labels>,
-    pub trust: Trust,
+    pub trust: ReportTrust,
 }
 
-/// Whose reports of a card count for the models of others.
+/// Which servers' reports on a GPU count for the models of other servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trust {
-    /// The operator has named every server.
+pub enum ReportTrust {
+    /// All of them: the operator has named every server.
     AllTargets,
-    /// A user who may create a pod in a namespace can have a server there.
+    /// By namespace: a user who may create a pod in a namespace can have a server there.
     ByNamespace,
 }
 
-/// The world, and what is to be said of it.
+/// The assembled world, and what users should know about it.
 #[derive(Debug)]
-pub struct Assembled {
+pub struct AssembledWorld {
     pub world: World,
     /// What was left out, and why.
     pub problems: Vec<String>,
-    /// Servers whose word on a card is older than another's and differs from it: worth asking before their turn.
+    /// Servers whose report on a GPU is older than another report and differs from it: they are worth a scrape before their
+    /// turn.
     pub outdated: Vec<ServerName>,
-    /// Servers that do not agree with others on a card.
-    pub odd: Vec<OddReport>,
+    /// Servers whose reports on a GPU disagree with those of others.
+    pub disagreeing: Vec<DisagreeingReport>,
 }
 
-/// Reports of one card that differ by less say the same.
-const NOTEWORTHY_BYTES: u64 = 64 << 20;
+/// Reports on one GPU agree when their used memory differs by at most this much.
+const SAME_USED_BYTES: u64 = 64 << 20;
 
-/// Puts the world together; [`super::reports`] says what counts of what several servers report of one card.
+/// Assembles the world. Where several servers report the same GPU, [`super::reports`] merges their reports.
 pub fn assemble(
-    frame: &Frame<'_>,
+    context: &AssemblyContext<'_>,
     targets: &Targets,
     seen: &BTreeMap<ServerName, Observation>,
-    disputes: &mut Disputes,
-) -> Assembled {
-    let mut models = Vec::new();
-    let mut reports: BTreeMap<&GpuId, Vec<Report<'_>>> = BTreeMap::new();
-    let (mut problems, mut outdated) = (Vec::new(), Vec::new());
+    disputes: &mut DisputeTracker,
+) -> AssembledWorld {
+    let mut models_by_node = Vec::new();
+    let mut reports: BTreeMap<&GpuId, Vec<GpuReport<'_>>> = BTreeMap::new();
+    let mut problems = Vec::new();
     for (server, target) in targets {
         let Some((taken, sample)) = seen.get(server).and_then(|seen| seen.last.as_ref()) else { continue };
-        let age = frame.now.saturating_duration_since(*taken);
+        let age = context.now.saturating_duration_since(*taken);
         problems.extend(sample.problems.iter().map(|problem| format!("{server}: {problem}")));
+
         for (name, sample) in &sample.models {
             let key = ModelKey { server: server.clone(), model: name.clone() };
-            models.push((target.node.as_str(), model(key, target, sample, age)));
+            models_by_node.push((target.node.as_str(), model(key, target, sample, age)));
         }
         for (uuid, gpu) in &sample.gpus {
-            reports.entry(uuid).or_default().push(report(frame, server, target, gpu, age));
+            reports.entry(uuid).or_default().push(report(context, server, target, gpu, age));
         }
     }
 
-    let by_namespace = frame.trust == Trust::ByNamespace;
-    let judgement = Judgement { now: frame.now, stale_after: frame.stale_after, compare_nodes: by_namespace };
+    let by_namespace = context.trust == ReportTrust::ByNamespace;
+    let settings = MergeSettings { now: context.now, stale_after: context.stale_after, compare_nodes: by_namespace };
     disputes.retain(|uuid| reports.contains_key(uuid));
-    let (mut gpus, mut odd) = (BTreeMap::new(), Vec::new());
+
+    let mut gpus = BTreeMap::new();
+    let (mut outdated, mut disagreeing) = (Vec::new(), Vec::new());
     for (uuid, reports) in reports {
-        outdated.extend(behind(&reports).cloned());
-        if let Some(card) = reports::merge(uuid, reports, judgement, disputes) {
-            odd.extend(card.odd);
-            gpus.insert(uuid, card.gpu);
+        outdated.extend(outdated_servers(&reports).cloned());
+        if let Some(merged) = reports::merge(uuid, reports, settings, disputes) {
+            disagreeing.extend(merged.disagreeing);
+            gpus.insert(uuid, merged.gpu);
         }
     }
-    odd.sort();
-    odd.dedup();
-    problems.extend(odd.iter().map(|odd| odd.note.clone()).collect::<BTreeSet<_>>());
+    disagreeing.sort();
+    disagreeing.dedup();
+    problems.extend(disagreeing.iter().map(|report| report.note.clone()).collect::<BTreeSet<_>>());
 
-    let mut placed = Vec::with_capacity(models.len());
-    for (node, mut model) in models {
-        // A model is on no card of another node, whatever its server says.
-        let card = model.gpu.as_ref().and_then(|uuid| gpus.get(uuid));
-        if by_namespace && card.is_some_and(|card| !card.node.is_empty() && card.node != node) {
+    let mut models = Vec::with_capacity(models_by_node.len());
+    for (node, mut model) in models_by_node {
+        // A model is never on a GPU of another node, whatever its server reports.
+        let gpu = model.gpu.as_ref().and_then(|uuid| gpus.get(uuid));
+        if by_namespace && gpu.is_some_and(|gpu| !gpu.node.is_empty() && gpu.node != node) {
             model.gpu = None;
         }
-        placed.push(model);
+        models.push(model);
     }
+
     let world = World {
-        stale_after: frame.stale_after,
+        stale_after: context.stale_after,
         gpus: gpus.into_values().collect(),
-        models: placed,
-        namespaces: frame.namespaces.clone(),
+        models,
+        namespaces: context.namespaces.clone(),
     };
-    Assembled { world, problems, outdated, odd }
+    AssembledWorld { world, problems, outdated, disagreeing }
 }
 
-fn behind<'a>(reports: &[Report<'a>]) -> impl Iterator<Item = &'a ServerName> {
+/// The servers whose report is older than the newest one and differs from it.
+fn outdated_servers<'a>(reports: &[GpuReport<'a>]) -> impl Iterator<Item = &'a ServerName> {
     let newest = reports.iter().min_by_key(|report| report.age).map(|report| (report.age, report.used_bytes));
-    let differs = move |report: &&Report<'a>| {
-        newest.is_some_and(|(age, used)| report.age > age && report.used_bytes.abs_diff(used) > NOTEWORTHY_BYTES)
+    let is_outdated = move |report: &&GpuReport<'a>| {
+        newest.is_some_and(|(age, used)| report.age > age && report.used_bytes.abs_diff(used) > SAME_USED_BYTES)
     };
-    reports.iter().filter(differs).map(|report| report.server)
+    reports.iter().filter(is_outdated).map(|report| report.server)
 }
 
 fn report<'a>(
-    frame: &Frame<'_>,
+    context: &AssemblyContext<'_>,
     server: &'a ServerName,
-    target: &'a Target,
+    target: &'a ScrapeTarget,
     gpu: &GpuSample,
     age: Duration,
-) -> Report<'a> {
-    let trusted = match frame.trust {
-        Trust::AllTargets => true,
-        Trust::ByNamespace => reports::is_trusted(frame.namespaces.get(server.namespace()), &target.node),
+) -> GpuReport<'a> {
+    let is_trusted = match context.trust {
+        ReportTrust::AllTargets => true,
+        ReportTrust::ByNamespace => reports::is_trusted(context.namespaces.get(server.namespace()), &target.node),
     };
-    // A card that does not answer has figures of unknown age.
+    // The figures of a GPU that does not answer are of unknown age.
     let age = if gpu.up { age.saturating_add(gpu.age) } else { Duration::MAX };
-    Report { server, node: &target.node, trusted, total_bytes: gpu.total_bytes, used_bytes: gpu.used_bytes, age }
+
+    GpuReport { server, node: &target.node, is_trusted, total_bytes: gpu.total_bytes, used_bytes: gpu.used_bytes, age }
 }
 
-fn model(key: ModelKey, target: &Target, sample: &ModelSample, age: Duration) -> Model {
-    Model {
+fn model(key: ModelKey, target: &ScrapeTarget, sample: &ModelSample, age: Duration) -> ObservedModel {
+    ObservedModel {
         key,
         gpu: sample.gpu.clone(),
         labels: target.labels.clone(),
@@ -149,33 +156,34 @@ fn model(key: ModelKey, target: &Target, sample: &ModelSample, age: Duration) ->
 mod tests {
     use std::sync::Arc;
 
-    use hush_core::State;
+    use hush_core::ResidencyState;
 
     use super::*;
-    use crate::observe::{BaseUrl, Sample};
+    use crate::observe::{BaseUrl, ServerSample};
 
     const GIB: u64 = 1 << 30;
 
-    struct Scene {
+    struct ReportFixture {
         targets: Targets,
         seen: BTreeMap<ServerName, Observation>,
         now: Instant,
     }
 
-    impl Scene {
+    impl ReportFixture {
         fn new() -> Self {
             Self { targets: Targets::new(), seen: BTreeMap::new(), now: Instant::now() + Duration::from_secs(3600) }
         }
 
-        /// A server that saw GPU-1 so many seconds ago.
+        /// Adds a server that sampled GPU-1 this many seconds ago.
         fn server(mut self, name: &str, age_seconds: u64, total_gib: u64, used_gib: u64) -> Self {
             let server = ServerName(format!("a/{name}"));
-            let target = Target { url: BaseUrl::http("h:1"), labels: Labels::new(), node: "n1".into(), audience: None };
+            let target =
+                ScrapeTarget { url: BaseUrl::http("h:1"), labels: Labels::new(), node: "n1".into(), audience: None };
             self.targets.insert(server.clone(), target);
             let gpu =
                 GpuSample { total_bytes: total_gib * GIB, used_bytes: used_gib * GIB, age: Duration::ZERO, up: true };
             let model = ModelSample {
-                state: State::Ready,
+                state: ResidencyState::Ready,
                 idle: Duration::ZERO,
                 idle_since: None,
                 inflight: 0,
@@ -189,7 +197,7 @@ mod tests {
                 hold: Duration::ZERO,
                 arrivals: None,
             };
-            let sample = Sample {
+            let sample = ServerSample {
                 models: BTreeMap::from([("m".to_owned(), model)]),
                 gpus: BTreeMap::from([("GPU-1".into(), gpu)]),
                 problems: Vec::new(),
@@ -199,74 +207,75 @@ mod tests {
             self
         }
 
-        fn assemble(&self) -> Assembled {
+        fn assemble(&self) -> AssembledWorld {
             let namespaces = BTreeMap::new();
-            let trust = Trust::AllTargets;
-            let frame = Frame { now: self.now, stale_after: Duration::from_secs(15), namespaces: &namespaces, trust };
-            assemble(&frame, &self.targets, &self.seen, &mut Disputes::default())
+            let trust = ReportTrust::AllTargets;
+            let context =
+                AssemblyContext { now: self.now, stale_after: Duration::from_secs(15), namespaces: &namespaces, trust };
+            assemble(&context, &self.targets, &self.seen, &mut DisputeTracker::default())
         }
     }
 
-    fn used(assembled: &Assembled) -> Vec<(u64, u64)> {
+    fn used(assembled: &AssembledWorld) -> Vec<(u64, u64)> {
         assembled.world.gpus.iter().map(|gpu| (gpu.used_bytes / GIB, gpu.sample_age.as_secs())).collect()
     }
 
     #[test]
-    fn one_card_seen_by_several_servers_is_one_card() {
-        let world = Scene::new().server("x", 1, 8, 4).server("y", 2, 8, 4).assemble();
+    fn a_gpu_that_several_servers_report_is_one_gpu() {
+        let world = ReportFixture::new().server("x", 1, 8, 4).server("y", 2, 8, 4).assemble();
         assert_eq!(used(&world), [(4, 1)]);
         assert_eq!(world.world.models.len(), 2);
         assert!(world.outdated.is_empty() && world.problems.is_empty());
     }
 
     #[test]
-    fn one_liar_makes_nobody_leave_and_of_three_hides_nothing() {
-        assert_eq!(used(&Scene::new().server("x", 1, 8, 3).server("liar", 0, 8, 8).assemble()), [(3, 1)]);
+    fn a_single_false_report_neither_fills_a_gpu_nor_hides_its_use_from_two_others() {
+        assert_eq!(used(&ReportFixture::new().server("x", 1, 8, 3).server("false", 0, 8, 8).assemble()), [(3, 1)]);
         assert_eq!(
-            used(&Scene::new().server("x", 1, 8, 7).server("y", 1, 8, 7).server("liar", 0, 8, 0).assemble()),
+            used(&ReportFixture::new().server("x", 1, 8, 7).server("y", 1, 8, 7).server("false", 0, 8, 0).assemble()),
             [(7, 1)]
         );
     }
 
     #[test]
-    fn a_report_that_is_behind_is_asked_for_again() {
-        let world = Scene::new().server("x", 1, 8, 3).server("y", 0, 8, 7).assemble();
+    fn a_server_with_an_outdated_report_is_scraped_again() {
+        let world = ReportFixture::new().server("x", 1, 8, 3).server("y", 0, 8, 7).assemble();
         assert_eq!(world.outdated, ["a/x".into()]);
     }
 
     #[test]
     fn stale_reports_count_only_when_there_is_no_fresh_one() {
-        assert_eq!(used(&Scene::new().server("x", 16, 8, 3).server("y", 1, 8, 7).assemble()), [(7, 1)]);
-        assert_eq!(used(&Scene::new().server("x", 16, 8, 3).server("y", 20, 8, 3).assemble()), [(3, 16)]);
+        assert_eq!(used(&ReportFixture::new().server("x", 16, 8, 3).server("y", 1, 8, 7).assemble()), [(7, 1)]);
+        assert_eq!(used(&ReportFixture::new().server("x", 16, 8, 3).server("y", 20, 8, 3).assemble()), [(3, 16)]);
     }
 
     #[test]
-    fn a_card_on_whose_size_nobody_agrees_is_left_alone() {
-        let world = Scene::new().server("x", 1, 8, 3).server("y", 1, 80, 3).assemble();
+    fn a_gpu_on_whose_size_servers_disagree_is_left_alone() {
+        let world = ReportFixture::new().server("x", 1, 8, 3).server("y", 1, 80, 3).assemble();
         assert!(world.world.gpus[0].disputed);
         assert!(world.problems[0].contains("do not agree on its size"), "{:?}", world.problems);
         assert_eq!(world.world.models.len(), 2, "its models are shown all the same");
     }
 
-    /// Servers of a cluster: `namespace/pod`, its node, what it says is used and how big the card is.
-    struct ClusterScene {
-        scene: Scene,
+    /// Servers of a cluster, each as `namespace/pod`, its node, and the used and total GiB that it reports.
+    struct ClusterReportFixture {
+        fixture: ReportFixture,
         namespaces: BTreeMap<String, Labels>,
-        disputes: Disputes,
+        disputes: DisputeTracker,
     }
 
-    impl ClusterScene {
+    impl ClusterReportFixture {
         fn new(servers: &[(&str, &str, u64, u64)]) -> Self {
-            let mut scene = Scene::new();
+            let mut fixture = ReportFixture::new();
             for (server, node, used_gib, total_gib) in servers {
-                scene = scene.server("made", 1, *total_gib, *used_gib);
+                fixture = fixture.server("made", 1, *total_gib, *used_gib);
                 let (made, name) = (ServerName::from("a/made"), ServerName::from(*server));
-                let (mut target, seen) = (scene.targets.remove(&made).unwrap(), scene.seen.remove(&made).unwrap());
+                let (mut target, seen) = (fixture.targets.remove(&made).unwrap(), fixture.seen.remove(&made).unwrap());
                 target.node = (*node).to_owned();
-                scene.targets.insert(name.clone(), target);
-                scene.seen.insert(name, seen);
+                fixture.targets.insert(name.clone(), target);
+                fixture.seen.insert(name, seen);
             }
-            Self { scene, namespaces: BTreeMap::new(), disputes: Disputes::default() }
+            Self { fixture, namespaces: BTreeMap::new(), disputes: DisputeTracker::default() }
         }
 
         fn trusting(mut self, namespace: &str, value: &str) -> Self {
@@ -275,81 +284,85 @@ mod tests {
             self
         }
 
-        fn look(&mut self, after: Duration) -> Assembled {
-            let now = self.scene.now + after;
-            // Every server is seen anew.
-            for seen in self.scene.seen.values_mut() {
+        fn assemble_after(&mut self, after: Duration) -> AssembledWorld {
+            let now = self.fixture.now + after;
+            // Every server has a new sample.
+            for seen in self.fixture.seen.values_mut() {
                 let (_, sample) = seen.last.clone().unwrap();
                 seen.last = Some((now.checked_sub(Duration::from_secs(1)).unwrap(), sample));
             }
-            let trust = Trust::ByNamespace;
-            let frame = Frame { now, stale_after: Duration::from_secs(15), namespaces: &self.namespaces, trust };
-            assemble(&frame, &self.scene.targets, &self.scene.seen, &mut self.disputes)
+            let trust = ReportTrust::ByNamespace;
+            let context =
+                AssemblyContext { now, stale_after: Duration::from_secs(15), namespaces: &self.namespaces, trust };
+            assemble(&context, &self.fixture.targets, &self.fixture.seen, &mut self.disputes)
         }
 
-        /// What is used, in GiB, whether the card is disputed, and who is odd.
-        fn at_last(&mut self) -> (u64, bool, Vec<String>) {
-            self.look(Duration::ZERO);
-            let looked = self.look(Duration::from_secs(11));
-            let card = &looked.world.gpus[0];
-            let odd = looked.odd.iter().map(|odd| odd.server.to_string()).collect();
-            (card.used_bytes / GIB, card.disputed, odd)
+        /// After the time from which a difference makes a GPU disputed: the used GiB, whether the GPU is disputed, and the
+        /// servers that disagree.
+        fn after_a_while(&mut self) -> (u64, bool, Vec<String>) {
+            self.assemble_after(Duration::ZERO);
+            let assembled = self.assemble_after(Duration::from_secs(11));
+            let gpu = &assembled.world.gpus[0];
+            let servers = assembled.disagreeing.iter().map(|report| report.server.to_string()).collect();
+            (gpu.used_bytes / GIB, gpu.disputed, servers)
         }
     }
 
     #[test]
-    fn the_servers_of_one_namespace_do_not_make_a_card_full() {
-        let fakes = [("a/victim", "n1", 3, 8), ("e/1", "n1", 8, 8), ("e/2", "n1", 8, 8), ("e/3", "n1", 8, 8)];
-        let mut scene = ClusterScene::new(&fakes);
-        let first = scene.look(Duration::ZERO);
+    fn the_servers_of_one_namespace_do_not_make_a_gpu_full() {
+        let servers = [("a/victim", "n1", 3, 8), ("e/1", "n1", 8, 8), ("e/2", "n1", 8, 8), ("e/3", "n1", 8, 8)];
+        let mut fixture = ClusterReportFixture::new(&servers);
+        let first = fixture.assemble_after(Duration::ZERO);
         assert_eq!((first.world.gpus[0].used_bytes / GIB, first.world.gpus[0].disputed), (3, false));
-        assert!(first.odd.is_empty(), "reports are made at different times");
-        let (used, disputed, odd) = scene.at_last();
+        assert!(first.disagreeing.is_empty(), "reports are made at different times");
+        let (used, disputed, disagreeing) = fixture.after_a_while();
         assert_eq!((used, disputed), (3, true));
-        assert_eq!(odd, ["a/victim", "e/1", "e/2", "e/3"], "of two that differ, both");
+        assert_eq!(disagreeing, ["a/victim", "e/1", "e/2", "e/3"], "where two domains differ, both are named");
 
-        let mut three = ClusterScene::new(&[("a/x", "n1", 3, 8), ("b/x", "n1", 3, 8), ("e/1", "n1", 8, 8)]);
-        assert_eq!(three.at_last(), (3, true, vec!["e/1".to_owned()]));
-        let mut agreed = ClusterScene::new(&[("a/x", "n1", 7, 8), ("b/x", "n1", 7, 8)]);
-        assert_eq!(agreed.at_last(), (7, false, Vec::new()));
+        let mut three = ClusterReportFixture::new(&[("a/x", "n1", 3, 8), ("b/x", "n1", 3, 8), ("e/1", "n1", 8, 8)]);
+        assert_eq!(three.after_a_while(), (3, true, vec!["e/1".to_owned()]));
+        let mut agreed = ClusterReportFixture::new(&[("a/x", "n1", 7, 8), ("b/x", "n1", 7, 8)]);
+        assert_eq!(agreed.after_a_while(), (7, false, Vec::new()));
     }
 
     #[test]
-    fn where_the_operator_trusts_a_namespace_its_reports_alone_count() {
+    fn where_the_operator_trusts_a_namespace_only_its_reports_count() {
         let servers = [("a/x", "n1", 3, 8), ("e/1", "n1", 8, 8), ("e/2", "n1", 8, 8)];
         for value in ["true", "n1"] {
-            let mut scene = ClusterScene::new(&servers).trusting("a", value);
-            assert_eq!(scene.at_last(), (3, false, vec!["e/1".to_owned(), "e/2".to_owned()]), "{value}");
+            let mut fixture = ClusterReportFixture::new(&servers).trusting("a", value);
+            assert_eq!(fixture.after_a_while(), (3, false, vec!["e/1".to_owned(), "e/2".to_owned()]), "{value}");
         }
-        let (_, disputed, _) = ClusterScene::new(&servers).trusting("a", "n2").at_last();
+        let (_, disputed, _) = ClusterReportFixture::new(&servers).trusting("a", "n2").after_a_while();
         assert!(disputed, "trusted for another node");
-        let (_, disputed, _) =
-            ClusterScene::new(&[("a/x", "n1", 3, 8), ("e/1", "n2", 8, 80)]).trusting("a", "true").at_last();
+        let (_, disputed, _) = ClusterReportFixture::new(&[("a/x", "n1", 3, 8), ("e/1", "n2", 8, 80)])
+            .trusting("a", "true")
+            .after_a_while();
         assert!(!disputed, "neither node nor size of another count");
     }
 
     #[test]
-    fn a_report_counts_only_from_the_node_of_the_card() {
+    fn a_report_counts_only_from_the_node_of_the_gpu() {
         let servers = [("a/x", "n1", 7, 8), ("b/x", "n1", 7, 8), ("e/1", "n2", 0, 8), ("e/2", "n2", 0, 8)];
-        let looked = ClusterScene::new(&servers).look(Duration::ZERO);
-        let card = &looked.world.gpus[0];
-        assert_eq!((card.used_bytes / GIB, card.disputed, card.node.as_str()), (7, false, "n1"));
-        let odd: Vec<&str> = looked.odd.iter().map(|odd| odd.server.as_str()).collect();
-        assert_eq!(odd, ["e/1", "e/2"]);
-        let on_card = |model: &&Model| model.gpu.is_some();
-        let on_card: Vec<&str> = looked.world.models.iter().filter(on_card).map(|m| m.key.server.as_str()).collect();
-        assert_eq!(on_card, ["a/x", "b/x"], "a model is on no card of another node");
+        let assembled = ClusterReportFixture::new(&servers).assemble_after(Duration::ZERO);
+        let gpu = &assembled.world.gpus[0];
+        assert_eq!((gpu.used_bytes / GIB, gpu.disputed, gpu.node.as_str()), (7, false, "n1"));
+        let disagreeing: Vec<&str> = assembled.disagreeing.iter().map(|report| report.server.as_str()).collect();
+        assert_eq!(disagreeing, ["e/1", "e/2"]);
+        let models_on_gpu = assembled.world.models.iter().filter(|model| model.gpu.is_some());
+        let servers_on_gpu: Vec<&str> = models_on_gpu.map(|model| model.key.server.as_str()).collect();
+        assert_eq!(servers_on_gpu, ["a/x", "b/x"], "a model is on no GPU of another node");
 
-        let tie = ClusterScene::new(&[("a/x", "n1", 3, 8), ("e/1", "n2", 8, 8)]).look(Duration::ZERO);
+        let tie = ClusterReportFixture::new(&[("a/x", "n1", 3, 8), ("e/1", "n2", 8, 8)]).assemble_after(Duration::ZERO);
         assert!(tie.world.gpus[0].disputed);
-        assert!(!tie.odd.is_empty());
+        assert!(!tie.disagreeing.is_empty());
     }
 
     #[test]
     fn a_size_on_which_namespaces_differ_is_disputed_at_once() {
         let servers = [("a/x", "n1", 3, 8), ("b/x", "n1", 3, 8), ("e/1", "n1", 79, 80)];
-        let looked = ClusterScene::new(&servers).look(Duration::ZERO);
-        assert!(looked.world.gpus[0].disputed);
-        assert_eq!(looked.odd.iter().map(|odd| odd.server.as_str()).collect::<Vec<_>>(), ["e/1"]);
+        let assembled = ClusterReportFixture::new(&servers).assemble_after(Duration::ZERO);
+        assert!(assembled.world.gpus[0].disputed);
+        let disagreeing: Vec<&str> = assembled.disagreeing.iter().map(|report| report.server.as_str()).collect();
+        assert_eq!(disagreeing, ["e/1"]);
     }
 }

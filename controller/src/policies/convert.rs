@@ -1,5 +1,5 @@
-//! From the object of the API to the policy of the core. What the definitions cannot check is checked here: that the
-//! cron expression means something and that the time zone exists.
+//! Converts an object of the API to a policy of the core. It also checks what the definitions cannot: that a cron
+//! expression is valid and that its time zone exists.
 
 use hush_core as core;
 use hush_crds::{
@@ -9,62 +9,54 @@ use hush_crds::{
 use hush_log::is_printable;
 
 const NAME_MAX_CHARS: usize = 253;
-/// More are refused, and not looked at.
+/// The validation refuses more windows; further ones are not parsed.
 const WINDOWS_MAX: usize = 16;
 
 /// A policy without a namespace is in `default`, as with `kubectl`.
 pub fn namespaced(object: &GpuModelPolicy) -> Result<core::Policy, Vec<Invalid>> {
     let namespace = object.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
-    let mut found = object.spec.validate();
-    let name = name(object.metadata.name.as_deref(), Some(namespace), &mut found);
-    build(name, None, &object.spec.common(), found)
+    let mut problems = object.spec.validate();
+    let name = policy_name(object.metadata.name.as_deref(), Some(namespace), &mut problems);
+
+    build_policy(name, None, &object.spec.common(), problems)
 }
 
 pub fn cluster(object: &ClusterGpuModelPolicy) -> Result<core::Policy, Vec<Invalid>> {
-    let mut found = object.spec.validate();
-    let name = name(object.metadata.name.as_deref(), None, &mut found);
-    build(name, object.spec.namespace_selector.as_ref(), &object.spec.common(), found)
+    let mut problems = object.spec.validate();
+    let name = policy_name(object.metadata.name.as_deref(), None, &mut problems);
+
+    build_policy(name, object.spec.namespace_selector.as_ref(), &object.spec.common(), problems)
 }
 
-fn name(name: Option<&str>, namespace: Option<String>, found: &mut Vec<Invalid>) -> core::PolicyName {
+/// The API server checks names; a file may contain any.
+fn policy_name(name: Option<&str>, namespace: Option<String>, problems: &mut Vec<Invalid>) -> core::PolicyName {
     let name = name.unwrap_or_default().to_owned();
     if name.is_empty() {
-        found.push(Invalid { path: "metadata.name".to_owned(), message: "must be set".to_owned() });
+        problems.push(Invalid { path: "metadata.name".to_owned(), message: "must be set".to_owned() });
     }
-    // What the API server lets through; a file could say anything.
-    let fits = |text: &str| text.chars().count() <= NAME_MAX_CHARS && text.chars().all(is_printable);
+
+    let is_valid = |text: &str| text.chars().count() <= NAME_MAX_CHARS && text.chars().all(is_printable);
     for (path, text) in [("metadata.name", Some(&name)), ("metadata.namespace", namespace.as_ref())] {
-        if !text.is_none_or(|text| fits(text)) {
+        if !text.is_none_or(|text| is_valid(text)) {
             let message = format!("must have at most {NAME_MAX_CHARS} characters that can all be printed");
-            found.push(Invalid { path: path.to_owned(), message });
+            problems.push(Invalid { path: path.to_owned(), message });
         }
     }
     core::PolicyName { namespace, name }
 }
 
-fn build(
+fn build_policy(
     name: core::PolicyName,
     namespaces: Option<&LabelSelector>,
     spec: &Common<'_>,
-    mut found: Vec<Invalid>,
+    mut problems: Vec<Invalid>,
 ) -> Result<core::Policy, Vec<Invalid>> {
     let schedule = spec.residency.and_then(|residency| residency.schedule.as_deref()).unwrap_or_default();
-    let mut windows = Vec::new();
-    for (index, asked) in schedule.iter().enumerate().take(WINDOWS_MAX) {
-        match window(asked) {
-            Ok(window) => windows.push(window),
-            Err(error) => {
-                let field = if error == core::WindowError::TimeZone { "timeZone" } else { "cron" };
-                let path = format!("spec.residency.schedule[{index}].{field}");
-                if found.iter().all(|invalid| invalid.path != path) {
-                    found.push(Invalid { path, message: error.to_string() });
-                }
-            }
-        }
+    let windows = parse_windows(schedule, &mut problems);
+    if !problems.is_empty() {
+        return Err(problems);
     }
-    if !found.is_empty() {
-        return Err(found);
-    }
+
     let residency = spec.residency;
     let pressure = spec.pressure;
     let soft = pressure.and_then(|pressure| pressure.soft.as_ref());
@@ -80,11 +72,12 @@ fn build(
         transition_period: time(pressure.and_then(|pressure| pressure.transition_period.as_ref())),
         priority: spec.priority,
         budget: amount(spec.budget),
-        // Checked to be in range.
+        // The validation has checked the range.
         min_loaded: spec.min_loaded.and_then(|count| u32::try_from(count).ok()),
         drain_timeout: time(spec.drain_timeout),
         hold_after_eviction: time(spec.hold_after_eviction),
     };
+
     Ok(core::Policy {
         name,
         selector: selector(spec.selector),
@@ -93,6 +86,24 @@ fn build(
         dry_run: spec.mode == Mode::DryRun,
         asks,
     })
+}
+
+fn parse_windows(schedule: &[Window], problems: &mut Vec<Invalid>) -> Vec<core::Window> {
+    let mut windows = Vec::new();
+
+    for (index, text) in schedule.iter().enumerate().take(WINDOWS_MAX) {
+        match window(text) {
+            Ok(window) => windows.push(window),
+            Err(error) => {
+                let field = if error == core::WindowError::TimeZone { "timeZone" } else { "cron" };
+                let path = format!("spec.residency.schedule[{index}].{field}");
+                if problems.iter().all(|invalid| invalid.path != path) {
+                    problems.push(Invalid { path, message: error.to_string() });
+                }
+            }
+        }
+    }
+    windows
 }
 
 fn window(window: &Window) -> Result<core::Window, core::WindowError> {
@@ -131,6 +142,7 @@ fn selector(selector: &LabelSelector) -> core::Selector {
         },
         values: expression.values.clone().unwrap_or_default(),
     };
+
     core::Selector {
         labels: selector.match_labels.clone().unwrap_or_default(),
         expressions: selector.match_expressions.iter().flatten().map(expression).collect(),

@@ -1,4 +1,4 @@
-//! From the policy of the core back to YAML: what a person edits to see what would change.
+//! Writes a policy of the core as YAML, which users edit to see what would change.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -12,28 +12,30 @@ use serde::Serialize;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Object<T> {
+struct PolicyYaml<T> {
     api_version: &'static str,
     kind: &'static str,
-    metadata: Metadata,
+    metadata: PolicyMetadata,
     spec: T,
 }
 
 #[derive(Serialize)]
-struct Metadata {
+struct PolicyMetadata {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<String>,
 }
 
-/// Reads back as the same policy.
-pub fn yaml(policy: &core::Policy) -> Result<String, serde_yaml::ser_error::Error> {
-    let metadata = Metadata { name: policy.name.name.clone(), namespace: policy.name.namespace.clone() };
+/// The YAML of an object that reads back as the same policy.
+pub fn to_yaml(policy: &core::Policy) -> Result<String, serde_yaml::ser_error::Error> {
+    let metadata = PolicyMetadata { name: policy.name.name.clone(), namespace: policy.name.namespace.clone() };
     let api_version = hush_crds::API_VERSION;
     let spec = spec(policy);
+
     if policy.name.namespace.is_some() {
-        return serde_yaml::to_string(&Object { api_version, kind: "GpuModelPolicy", metadata, spec });
+        return serde_yaml::to_string(&PolicyYaml { api_version, kind: "GpuModelPolicy", metadata, spec });
     }
+
     let spec = ClusterGpuModelPolicySpec {
         selector: spec.selector,
         namespace_selector: policy.namespace_selector.as_ref().map(selector),
@@ -47,12 +49,13 @@ pub fn yaml(policy: &core::Policy) -> Result<String, serde_yaml::ser_error::Erro
         hold_after_eviction: spec.hold_after_eviction,
         mode: spec.mode,
     };
-    serde_yaml::to_string(&Object { api_version, kind: "ClusterGpuModelPolicy", metadata, spec })
+    serde_yaml::to_string(&PolicyYaml { api_version, kind: "ClusterGpuModelPolicy", metadata, spec })
 }
 
 fn spec(policy: &core::Policy) -> GpuModelPolicySpec {
     let asks = &policy.asks;
     let models = policy.models.iter().map(|glob| glob.as_str().to_owned()).collect::<Vec<_>>();
+
     GpuModelPolicySpec {
         selector: selector(&policy.selector),
         models: (!models.is_empty()).then_some(models),
@@ -60,7 +63,7 @@ fn spec(policy: &core::Policy) -> GpuModelPolicySpec {
         pressure: pressure(asks),
         priority: asks.priority,
         budget: asks.budget.map(amount),
-        // The definitions allow no more.
+        // The definitions allow no larger values.
         min_loaded: asks.min_loaded.and_then(|count| i32::try_from(count).ok()),
         drain_timeout: asks.drain_timeout.map(duration),
         hold_after_eviction: asks.hold_after_eviction.map(duration),
@@ -76,6 +79,7 @@ fn residency(asks: &core::Asks) -> Option<Residency> {
         min_resident: asks.min_resident.map(duration),
         schedule: (!windows.is_empty()).then_some(windows),
     };
+
     (residency != Residency::default()).then_some(residency)
 }
 
@@ -87,6 +91,7 @@ fn pressure(asks: &core::Asks) -> Option<Pressure> {
         min_reclaim: asks.min_reclaim.map(amount),
         transition_period: asks.transition_period.map(duration),
     };
+
     (pressure != Pressure::default()).then_some(pressure)
 }
 
@@ -129,7 +134,7 @@ fn expression(expression: &core::Expression) -> LabelExpression {
     }
 }
 
-/// In the largest unit that leaves nothing over.
+/// Bytes in the largest unit that divides them.
 fn amount(amount: core::Amount) -> AmountText {
     let bytes = match amount {
         core::Amount::Percent(share) => return AmountText(format!("{share}%")),
@@ -138,13 +143,15 @@ fn amount(amount: core::Amount) -> AmountText {
     let units = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10), ("", 0)];
     let whole = units.into_iter().find(|(_, shift)| bytes % (1 << shift) == 0);
     let (unit, shift) = whole.unwrap_or(("", 0));
+
     AmountText(format!("{}{unit}", bytes >> shift))
 }
 
-/// As `1h30m`.
+/// Such as `1h30m`.
 fn duration(duration: Duration) -> DurationText {
     let mut rest = duration.as_millis();
     let mut text = String::new();
+
     for (unit, millis) in [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)] {
         if rest >= millis {
             // Writing to a string does not fail.
@@ -159,7 +166,7 @@ fn duration(duration: Duration) -> DurationText {
 mod tests {
     use super::*;
 
-    const EVERYTHING: &str = r#"
+    const EVERY_FIELD: &str = r#"
 apiVersion: gpu.hush.dev/v1beta1
 kind: GpuModelPolicy
 metadata: {name: speech, namespace: media}
@@ -192,11 +199,11 @@ spec:
 "#;
 
     #[test]
-    fn what_is_written_reads_back_as_the_same_policy() {
-        let policies = super::super::parse(EVERYTHING).unwrap();
+    fn written_yaml_reads_back_as_the_same_policy() {
+        let policies = super::super::parse(EVERY_FIELD).unwrap();
         assert_eq!(policies.len(), 2);
         for policy in policies {
-            let text = yaml(&policy).unwrap();
+            let text = to_yaml(&policy).unwrap();
             assert_eq!(super::super::parse(&text).unwrap(), [policy], "{text}");
         }
     }

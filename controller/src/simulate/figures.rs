@@ -5,23 +5,24 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct SimulationFigures {
     pub requests: u64,
-    /// Requests that found no model and waited for a load.
+    /// Requests that had to wait for a load.
     pub cold_starts: u64,
+    /// How long requests waited, all together.
     pub waited: Duration,
-    /// Bytes times milliseconds.
-    pub held: u128,
+    /// Memory held, in bytes times milliseconds.
+    pub held_byte_ms: u128,
     pub idle_unloads: u64,
-    /// For pressure, budget or room.
+    /// Unloads because of pressure or a budget, or to make room.
     pub evictions: u64,
     pub warm_loads: u64,
 }
 
-impl Figures {
-    /// GiB times hours, in hundredths.
+impl SimulationFigures {
+    /// Memory held, in hundredths of GiB times hours.
     fn gib_hours_hundredths(&self) -> u128 {
-        self.held * 100 / (1 << 30) / 3_600_000
+        self.held_byte_ms * 100 / (1 << 30) / 3_600_000
     }
 
     fn gib_hours(&self) -> String {
@@ -42,22 +43,24 @@ impl Figures {
         })
     }
 
+    /// A table with a row for each policy.
     pub fn table(rows: &[(String, Self)]) -> String {
         let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(6);
         let mut text = format!(
             "{:<width$}  {:>8}  {:>11}  {:>9}  {:>10}  {:>12}  {:>9}  {:>10}\n",
             "policy", "requests", "cold starts", "waited s", "GiB hours", "idle unloads", "evictions", "warm loads"
         );
-        for (name, f) in rows {
+
+        for (name, figures) in rows {
             text += &format!(
                 "{name:<width$}  {:>8}  {:>11}  {:>9.1}  {:>10}  {:>12}  {:>9}  {:>10}\n",
-                f.requests,
-                f.cold_starts,
-                f.waited.as_secs_f64(),
-                f.gib_hours(),
-                f.idle_unloads,
-                f.evictions,
-                f.warm_loads
+                figures.requests,
+                figures.cold_starts,
+                figures.waited.as_secs_f64(),
+                figures.gib_hours(),
+                figures.idle_unloads,
+                figures.evictions,
+                figures.warm_loads
             );
         }
         text

@@ -1,49 +1,56 @@
-//! The same comparison through the whole core: requests that take their time, samples of histograms, a decision every
-//! few seconds.
+//! Compares adaptive residency with fixed timeouts by the whole core: requests take time, gaps are known as histograms, and
+//! a decision is made every few seconds.
 
 use std::time::Duration;
 
 use hush_core::adaptive::break_even;
 use hush_core::{Asks, Labels, Policy, PolicyName, Residency, Selector};
 
-use super::adaptive::FIXED;
+use super::adaptive::FIXED_TIMEOUTS;
 use super::replay::{Hardware, replay_until};
-use super::trace::{Kind, Request};
+use super::trace::{TraceKind, TraceRequest};
 
-/// Hours of holding, each cold start priced with a break-even.
+/// The costs of a trace in time of holding the model; a cold start costs a break-even.
 #[derive(Clone, Debug)]
-pub struct Measured {
+pub struct MeasuredCosts {
     pub trace: &'static str,
     pub requests: usize,
-    /// Of one who knows when the next request comes, and keeps the model or lets it go.
+    /// The cost of a strategy that knows when the next request comes.
     pub optimum: Duration,
-    /// Those of [`FIXED`], then adaptive.
+    /// The costs of the timeouts in [`FIXED_TIMEOUTS`], then that of adaptive residency.
     pub costs: Vec<Duration>,
 }
 
-pub fn measure(seed: u64, days: u64, reload: Duration) -> Vec<Measured> {
+pub fn measure(seed: u64, days: u64, reload: Duration) -> Vec<MeasuredCosts> {
     let labels = Labels::from([("app".to_owned(), "whisper".to_owned())]);
     let hardware = Hardware { gpu_bytes: 24 << 30, vram_bytes: 2 << 30, reload };
-    Kind::ALL
+    TraceKind::ALL
         .into_iter()
         .map(|(trace, kind)| {
             let requests = kind.generate(seed, days * 86_400);
             let end = requests.last().map_or(Duration::ZERO, |request| request.at);
-            let costs = rules().into_iter().map(|asks| {
+            let costs = compared_rules().into_iter().map(|asks| {
                 let policy = policy(&labels, asks);
                 let figures = replay_until(end, &requests, &[policy], &labels, "default/simulated", &hardware);
-                let held_ms = figures.held / u128::from(hardware.vram_bytes);
-                let cold = u32::try_from(figures.cold_starts).unwrap_or(u32::MAX);
-                Duration::from_millis(u64::try_from(held_ms).unwrap_or(u64::MAX)) + break_even(reload) * cold
+                let held_ms = figures.held_byte_ms / u128::from(hardware.vram_bytes);
+                let cold_starts = u32::try_from(figures.cold_starts).unwrap_or(u32::MAX);
+
+                Duration::from_millis(u64::try_from(held_ms).unwrap_or(u64::MAX)) + break_even(reload) * cold_starts
             });
-            let costs = costs.collect();
-            Measured { trace, requests: requests.len(), optimum: optimum(&requests, break_even(reload)), costs }
+
+            MeasuredCosts {
+                trace,
+                requests: requests.len(),
+                optimum: optimum(&requests, break_even(reload)),
+                costs: costs.collect(),
+            }
         })
         .collect()
 }
 
-fn rules() -> Vec<Asks> {
-    let fixed = FIXED.map(|(name, timeout)| {
+/// The timeouts in [`FIXED_TIMEOUTS`], then adaptive residency.
+fn compared_rules() -> Vec<Asks> {
+    let fixed = FIXED_TIMEOUTS.map(|(name, timeout)| {
         let mode = if name == "never" { Residency::Resident } else { Residency::Idle };
         Asks { residency: Some(mode), idle_timeout: Some(timeout), ..Asks::default() }
     });
@@ -61,24 +68,32 @@ fn policy(labels: &Labels, asks: Asks) -> Policy {
     }
 }
 
-/// The first load, all the time in which somebody is served, and of each pause its length or a break-even.
-fn optimum(requests: &[Request], price: Duration) -> Duration {
+/// The cost of the first load, the time in which requests are served, and for each pause its length or a break-even,
+/// whichever is less.
+fn optimum(requests: &[TraceRequest], price: Duration) -> Duration {
     let mut busy_until: Option<Duration> = None;
     let mut cost = Duration::ZERO;
+
     for request in requests {
         let pause = busy_until.map_or(price, |until| request.at.saturating_sub(until).min(price));
         let start = busy_until.map_or(request.at, |until| until.max(request.at));
         let end = start.max(request.at + request.busy);
+
         cost += pause + (end - start);
         busy_until = Some(end);
     }
     cost
 }
 
-pub fn table(rows: &[Measured]) -> String {
+pub fn table(rows: &[MeasuredCosts]) -> String {
     let mut text = format!("{:<14}{:>9}{:>10}", "trace", "requests", "optimum");
-    FIXED.map(|(name, _)| name).into_iter().chain(["adaptive"]).for_each(|name| text += &format!("{name:>17}"));
+    FIXED_TIMEOUTS
+        .map(|(name, _)| name)
+        .into_iter()
+        .chain(["adaptive"])
+        .for_each(|name| text += &format!("{name:>17}"));
     text.push('\n');
+
     let hours = |cost: &Duration| cost.as_secs_f64() / 3600.0;
     for row in rows {
         text += &format!("{:<14}{:>9}{:>10.1}", row.trace, row.requests, hours(&row.optimum));
@@ -98,9 +113,10 @@ mod tests {
     fn through_the_controller_it_is_within_the_bound_and_ahead_of_every_fixed_timeout() {
         let rows = measure(1, 4, Duration::from_millis(1500));
         for row in &rows {
-            assert!(row.costs[FIXED.len()] <= row.optimum * 2, "{}", table(&rows));
+            assert!(row.costs[FIXED_TIMEOUTS.len()] <= row.optimum * 2, "{}", table(&rows));
         }
+
         let sum = |at: usize| rows.iter().map(|row| row.costs[at]).sum::<Duration>();
-        assert!((0..FIXED.len()).all(|fixed| sum(FIXED.len()) < sum(fixed)), "{}", table(&rows));
+        assert!((0..FIXED_TIMEOUTS.len()).all(|fixed| sum(FIXED_TIMEOUTS.len()) < sum(fixed)), "{}", table(&rows));
     }
 }

@@ -1,4 +1,4 @@
-//! One card and its models over virtual time.
+//! One GPU and its models over virtual time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,150 +9,160 @@ use hush_core::{
 };
 use jiff::{SignedDuration, Timestamp};
 
-use super::figures::Figures;
-use super::trace::Request;
+use super::figures::SimulationFigures;
+use super::trace::TraceRequest;
 
-/// The core decides so often.
+/// The time between two decisions of the core.
 const STEP: Duration = Duration::from_secs(5);
-/// What follows the last request is simulated too, so that a model that stays is seen to stay.
-const AFTER: Duration = Duration::from_secs(3600);
+/// How long the simulation goes on after the last request, so that the cost of a model that stays is counted.
+const AFTER_LAST_REQUEST: Duration = Duration::from_secs(3600);
 /// Monday, 5 January 2026, midnight UTC.
 const START_SECONDS: i64 = 1_767_571_200;
-/// Bounds of the histogram of gaps, as servers have it, in seconds.
-const BOUNDS: [u64; 16] = [1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 57_600, 86_400];
+/// Upper bounds of the histogram of gaps between requests, in seconds, as servers have them.
+const GAP_BOUNDS: [u64; 16] = [1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 57_600, 86_400];
 
-/// What is simulated.
+/// The simulated GPU and its models.
 #[derive(Clone, Copy, Debug)]
 pub struct Hardware {
     pub gpu_bytes: u64,
-    /// Held by each model.
+    /// Memory that each model holds.
     pub vram_bytes: u64,
-    /// What a load takes.
+    /// How long a load takes.
     pub reload: Duration,
 }
 
-/// Runs the trace, sorted by time, under the policies.
+/// Runs the trace, which must be sorted by time, under the policies.
 pub fn replay(
-    requests: &[Request],
+    requests: &[TraceRequest],
     policies: &[Policy],
     labels: &Labels,
     server: &str,
     hardware: &Hardware,
-) -> Figures {
+) -> SimulationFigures {
     let last = requests.last().map_or(Duration::ZERO, |request| request.at);
-    replay_until(last + AFTER, requests, policies, labels, server, hardware)
+    replay_until(last + AFTER_LAST_REQUEST, requests, policies, labels, server, hardware)
 }
 
+/// As [`replay`], up to a time after the beginning of the trace.
 pub fn replay_until(
     end: Duration,
-    requests: &[Request],
+    requests: &[TraceRequest],
     policies: &[Policy],
     labels: &Labels,
     server: &str,
     hardware: &Hardware,
-) -> Figures {
-    let mut card = Card::new(labels, server, hardware);
+) -> SimulationFigures {
+    let mut gpu = SimulatedGpu::new(labels, server, hardware);
     let mut memory = Memory::default();
     let mut next = 0;
     let mut now = Duration::ZERO;
+
     while now <= end {
         while let Some(request) = requests.get(next).filter(|request| request.at <= now) {
-            card.advance(request.at);
-            card.arrive(request);
+            gpu.advance(request.at);
+            gpu.add_request(request);
             next += 1;
         }
-        card.advance(now);
-        let plan = hush_core::step(&mut memory, time(now), &card.world(now), policies);
+        gpu.advance(now);
+
+        let plan = hush_core::step(&mut memory, timestamp(now), &gpu.world(now), policies);
         for decision in plan.decisions.iter().filter(|decision| !decision.dry_run) {
-            let settled = card.carry_out(now, decision);
+            let settled = gpu.carry_out(now, decision);
             memory.settle(&decision.key(), settled);
         }
         now += STEP;
     }
-    card.finish(end)
+    gpu.finish(end)
 }
 
-fn time(at: Duration) -> Timestamp {
+/// The timestamp of a time since the beginning of the trace.
+fn timestamp(at: Duration) -> Timestamp {
     let start = Timestamp::from_second(START_SECONDS).unwrap_or(Timestamp::UNIX_EPOCH);
     start + SignedDuration::try_from(at).unwrap_or(SignedDuration::MAX)
 }
 
 #[derive(Debug)]
-struct Card<'a> {
+struct SimulatedGpu<'a> {
     labels: &'a Labels,
     server: ServerName,
     hardware: &'a Hardware,
-    guests: BTreeMap<String, Guest>,
-    figures: Figures,
+    models: BTreeMap<String, SimulatedModel>,
+    figures: SimulationFigures,
 }
 
 #[derive(Debug, Default)]
-struct Guest {
-    /// Since when it holds memory, and when it is (or was) ready.
+struct SimulatedModel {
+    /// When the load began, and when it ends or has ended.
     loaded: Option<(Duration, Duration)>,
     generation: u64,
-    /// Requests that wait, with their length.
+    /// The arrival and the duration of requests that wait for the model.
     waiting: Vec<(Duration, Duration)>,
-    /// Ends of the requests in work; the last of those that have ended is the beginning of idleness.
+    /// The ends of requests in flight.
     working: Vec<Duration>,
+    /// When the last request ended, or the load did.
     idle_since: Duration,
     held_until: Duration,
     last_arrival: Option<Duration>,
-    gaps: [u64; BOUNDS.len()],
+    /// How many gaps were at most as long as each bound.
+    gaps: [u64; GAP_BOUNDS.len()],
     gap_count: u64,
 }
 
-impl<'a> Card<'a> {
+impl<'a> SimulatedGpu<'a> {
     fn new(labels: &'a Labels, server: &str, hardware: &'a Hardware) -> Self {
         let server = ServerName(server.to_owned());
-        Self { labels, server, hardware, guests: BTreeMap::new(), figures: Figures::default() }
+        Self { labels, server, hardware, models: BTreeMap::new(), figures: SimulationFigures::default() }
     }
 
-    fn available(&self) -> u64 {
-        let loaded = self.guests.values().filter(|guest| guest.loaded.is_some()).count() as u64;
+    fn available_bytes(&self) -> u64 {
+        let loaded = self.models.values().filter(|model| model.loaded.is_some()).count() as u64;
         self.hardware.gpu_bytes.saturating_sub(loaded * self.hardware.vram_bytes)
     }
 
-    fn arrive(&mut self, request: &Request) {
+    fn add_request(&mut self, request: &TraceRequest) {
         self.figures.requests += 1;
-        let guest = self.guests.entry(request.model.clone()).or_default();
-        if let Some(last) = guest.last_arrival.replace(request.at) {
+        let model = self.models.entry(request.model.clone()).or_default();
+
+        if let Some(last) = model.last_arrival.replace(request.at) {
             let gap = request.at.saturating_sub(last);
-            guest.gap_count += 1;
-            for (bound, count) in BOUNDS.iter().zip(&mut guest.gaps) {
+            model.gap_count += 1;
+            for (bound, count) in GAP_BOUNDS.iter().zip(&mut model.gaps) {
                 *count += u64::from(gap <= Duration::from_secs(*bound));
             }
         }
-        if guest.loaded.is_none() && guest.waiting.is_empty() {
+
+        if model.loaded.is_none() && model.waiting.is_empty() {
             self.figures.cold_starts += 1;
         }
-        guest.waiting.push((request.at, request.busy));
+        model.waiting.push((request.at, request.busy));
         self.advance(request.at);
     }
 
-    /// Starts loads that are wanted and possible, starts requests of ready models, ends what has ended.
+    /// Starts loads that requests wait for, starts the requests of ready models, and ends requests.
     fn advance(&mut self, now: Duration) {
-        for name in self.guests.keys().cloned().collect::<Vec<_>>() {
-            let room = self.available() >= self.hardware.vram_bytes;
-            let Some(guest) = self.guests.get_mut(&name) else { continue };
-            if guest.loaded.is_none() && !guest.waiting.is_empty() && room && now >= guest.held_until {
-                guest.load(now, self.hardware.reload);
+        for name in self.models.keys().cloned().collect::<Vec<_>>() {
+            let has_room = self.available_bytes() >= self.hardware.vram_bytes;
+            let Some(model) = self.models.get_mut(&name) else { continue };
+
+            if model.loaded.is_none() && !model.waiting.is_empty() && has_room && now >= model.held_until {
+                model.load(now, self.hardware.reload);
             }
-            if let Some((_, ready)) = guest.loaded.filter(|(_, ready)| *ready <= now) {
-                for (arrived, busy) in std::mem::take(&mut guest.waiting) {
+            if let Some((_, ready)) = model.loaded.filter(|(_, ready)| *ready <= now) {
+                for (arrived, busy) in std::mem::take(&mut model.waiting) {
                     let start = ready.max(arrived);
                     self.figures.waited += start - arrived;
-                    guest.working.push(start + busy);
+                    model.working.push(start + busy);
                 }
             }
-            let ended = guest.working.iter().filter(|end| **end <= now).max().copied();
-            guest.idle_since = guest.idle_since.max(ended.unwrap_or_default());
-            guest.working.retain(|end| *end > now);
+
+            let ended = model.working.iter().filter(|end| **end <= now).max().copied();
+            model.idle_since = model.idle_since.max(ended.unwrap_or_default());
+            model.working.retain(|end| *end > now);
         }
     }
 
     fn world(&self, now: Duration) -> World {
-        let used = self.hardware.gpu_bytes - self.available();
+        let used = self.hardware.gpu_bytes - self.available_bytes();
         let gpu = Gpu {
             uuid: GpuId("GPU-simulated".to_owned()),
             node: "simulated".to_owned(),
@@ -161,76 +171,80 @@ impl<'a> Card<'a> {
             sample_age: Duration::ZERO,
             disputed: false,
         };
-        let models = self.guests.iter().map(|(name, guest)| self.model(now, name, guest)).collect();
+        let models = self.models.iter().map(|(name, model)| self.model(now, name, model)).collect();
         World { stale_after: STEP * 3, gpus: vec![gpu], models, namespaces: BTreeMap::new() }
     }
 
-    fn model(&self, now: Duration, name: &str, guest: &Guest) -> Model {
-        let waits = !guest.waiting.is_empty();
-        let (state, loaded_for) = match guest.loaded {
+    fn model(&self, now: Duration, name: &str, model: &SimulatedModel) -> Model {
+        let is_asked_for = !model.waiting.is_empty();
+        let (state, loaded_for) = match model.loaded {
             Some((_, ready)) if ready <= now => (State::Ready, now - ready),
             Some(_) => (State::Loading, Duration::ZERO),
-            None if waits => (State::WaitingForMemory, Duration::ZERO),
+            None if is_asked_for => (State::WaitingForMemory, Duration::ZERO),
             None => (State::Unloaded, Duration::ZERO),
         };
-        let idle = state == State::Ready && guest.working.is_empty() && !waits;
+        let is_idle = state == State::Ready && model.working.is_empty() && !is_asked_for;
+
         Model {
             key: ModelKey { server: self.server.clone(), model: name.to_owned() },
             gpu: Some(GpuId("GPU-simulated".to_owned())),
             labels: self.labels.clone(),
             state,
-            idle: if idle { now.saturating_sub(guest.idle_since) } else { Duration::ZERO },
+            idle: if is_idle { now.saturating_sub(model.idle_since) } else { Duration::ZERO },
             idle_since: None,
-            inflight: guest.working.len() as u64,
-            queued: guest.waiting.len() as u64,
+            inflight: model.working.len() as u64,
+            queued: model.waiting.len() as u64,
             vram_bytes: self.hardware.vram_bytes,
-            generation: guest.generation,
+            generation: model.generation,
             loaded_for,
             reload: self.hardware.reload,
             demand_bytes: if state == State::WaitingForMemory { self.hardware.vram_bytes } else { 0 },
             sample_age: Duration::ZERO,
             back_off: false,
             arrivals: Some(Arrivals {
-                buckets: BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(guest.gaps).collect(),
-                count: guest.gap_count,
+                buckets: GAP_BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(model.gaps).collect(),
+                count: model.gap_count,
             }),
         }
     }
 
     fn carry_out(&mut self, now: Duration, decision: &Decision) -> Settled {
-        let room = self.available() >= self.hardware.vram_bytes;
-        let Some(guest) = self.guests.get_mut(&decision.model) else { return Settled::Nothing };
+        let has_room = self.available_bytes() >= self.hardware.vram_bytes;
+        let Some(model) = self.models.get_mut(&decision.model) else { return Settled::Nothing };
+
         if decision.action == Action::Load {
-            if guest.loaded.is_some() || !room || now < guest.held_until {
+            if model.loaded.is_some() || !has_room || now < model.held_until {
                 return Settled::Nothing;
             }
-            guest.load(now, self.hardware.reload);
+            model.load(now, self.hardware.reload);
             self.figures.warm_loads += 1;
             return Settled::Loaded;
         }
-        let Some((since, _)) = guest.loaded else { return Settled::Nothing };
-        // What is in flight ends first: it holds the memory until then.
-        let end = guest.working.iter().max().copied().unwrap_or(now).max(now);
-        guest.loaded = None;
-        guest.working.clear();
-        guest.held_until = end + Duration::from_secs(decision.hold_seconds.unwrap_or(0));
-        self.figures.held += u128::from(self.hardware.vram_bytes) * (end - since).as_millis();
+
+        let Some((since, _)) = model.loaded else { return Settled::Nothing };
+        // Requests in flight end first, and the model holds its memory until then.
+        let end = model.working.iter().max().copied().unwrap_or(now).max(now);
+        model.loaded = None;
+        model.working.clear();
+        model.held_until = end + Duration::from_secs(decision.hold_seconds.unwrap_or(0));
+        self.figures.held_byte_ms += u128::from(self.hardware.vram_bytes) * (end - since).as_millis();
+
         match decision.reason {
             Reason::IdleTimeout | Reason::OnDemand => self.figures.idle_unloads += 1,
             _ => self.figures.evictions += 1,
         }
-        Settled::Unloaded { completed_at: time(now) }
+        Settled::Unloaded { completed_at: timestamp(now) }
     }
 
-    fn finish(mut self, end: Duration) -> Figures {
-        for (since, _) in self.guests.values().filter_map(|guest| guest.loaded) {
-            self.figures.held += u128::from(self.hardware.vram_bytes) * end.saturating_sub(since).as_millis();
+    fn finish(mut self, end: Duration) -> SimulationFigures {
+        for (since, _) in self.models.values().filter_map(|model| model.loaded) {
+            self.figures.held_byte_ms += u128::from(self.hardware.vram_bytes) * end.saturating_sub(since).as_millis();
         }
         self.figures
     }
 }
 
-impl Guest {
+impl SimulatedModel {
     fn load(&mut self, now: Duration, reload: Duration) {
         self.loaded = Some((now, now + reload));
         self.idle_since = now + reload;

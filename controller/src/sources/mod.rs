@@ -1,11 +1,11 @@
-//! Where policies and servers come from when there is no cluster: files, read again when they change.
+//! Policies and servers from files, for a controller without a cluster. The files are read again when they change.
 
-mod ca;
+mod ca_file;
+mod file_watch;
 mod policies;
 mod targets;
-mod watched;
 
-pub use ca::CaFile;
+pub use ca_file::CaFile;
+pub use file_watch::{FileSource, follow};
 pub use policies::PolicyFiles;
 pub use targets::{NamedTarget, TargetsFile};
-pub use watched::{Source, follow};

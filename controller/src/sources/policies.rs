@@ -1,66 +1,100 @@
 //! Policies in YAML files, in the same form that a cluster takes.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hush_core::{Policy, PolicyName};
 
-use super::Source;
-use crate::policies;
+use super::FileSource;
+use crate::policies::{self, FileError};
 
-/// Files, or folders whose `.yaml` and `.yml` files are read.
+/// Policy files, or folders whose `.yaml` and `.yml` files are read.
 #[derive(Clone, Debug)]
 pub struct PolicyFiles(pub Vec<PathBuf>);
 
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyFilesError {
+    #[error("{}: {source}", path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("there is no policy file")]
+    NoFile,
+    /// Everything that is wrong in the files, one problem a line.
+    #[error("{}", lines(.0))]
+    Invalid(Vec<PolicyFileProblem>),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyFileProblem {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{}: there is another policy with the name `{name}`", path.display())]
+    Duplicate { path: PathBuf, name: PolicyName },
+}
+
+fn lines(problems: &[PolicyFileProblem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
 impl PolicyFiles {
-    fn files(&self) -> Result<Vec<PathBuf>, String> {
+    fn files(&self) -> Result<Vec<PathBuf>, PolicyFilesError> {
         let mut files = Vec::new();
         for path in &self.0 {
-            if !path.is_dir() {
+            if path.is_dir() {
+                let inside = yaml_files(path);
+                files.extend(inside.map_err(|source| PolicyFilesError::Folder { path: path.clone(), source })?);
+            } else {
                 files.push(path.clone());
-                continue;
             }
-            let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-            let mut inside = Vec::new();
-            for entry in std::fs::read_dir(path).map_err(failed)? {
-                let entry = entry.map_err(failed)?.path();
-                if entry.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
-                    inside.push(entry);
-                }
-            }
-            inside.sort();
-            files.append(&mut inside);
         }
+
         if files.is_empty() {
-            return Err("there is no policy file".to_owned());
+            return Err(PolicyFilesError::NoFile);
         }
         Ok(files)
     }
 }
 
-impl Source for PolicyFiles {
+/// The `.yaml` and `.yml` files of a folder, sorted.
+fn yaml_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+            files.push(path);
+        }
+    }
+
+    files.sort();
+    Ok(files)
+}
+
+impl FileSource for PolicyFiles {
     type Value = Vec<Policy>;
+    type Error = PolicyFilesError;
+
     const NAME: &'static str = "policies";
 
-    fn read(&self) -> Result<Vec<Policy>, String> {
+    fn read(&self) -> Result<Vec<Policy>, PolicyFilesError> {
         let mut all: Vec<Policy> = Vec::new();
         let mut names: BTreeSet<PolicyName> = BTreeSet::new();
         let mut problems = Vec::new();
-        for file in self.files()? {
-            match policies::read(&file) {
-                Ok(found) => {
-                    for policy in found {
-                        if !names.insert(policy.name.clone()) {
-                            let name = &policy.name;
-                            problems
-                                .push(format!("{}: there is another policy with the name `{name}`", file.display()));
-                        }
-                        all.push(policy);
-                    }
+
+        for path in self.files()? {
+            let found = match policies::read(&path) {
+                Ok(found) => found,
+                Err(error) => {
+                    problems.push(error.into());
+                    continue;
                 }
-                Err(error) => problems.push(error.to_string()),
+            };
+            for policy in found {
+                if !names.insert(policy.name.clone()) {
+                    problems.push(PolicyFileProblem::Duplicate { path: path.clone(), name: policy.name.clone() });
+                }
+                all.push(policy);
             }
         }
-        if problems.is_empty() { Ok(all) } else { Err(problems.join("\n")) }
+
+        if problems.is_empty() { Ok(all) } else { Err(PolicyFilesError::Invalid(problems)) }
     }
 }

@@ -1,4 +1,4 @@
-//! Servers named on the command line or in a YAML file.
+//! Servers that the command line or a YAML file names.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use std::str::FromStr;
 use hush_core::{Labels, ServerName};
 use serde::Deserialize;
 
-use super::Source;
-use crate::observe::{BaseUrl, InvalidUrl, SERVER_LABEL, Target, Targets};
+use super::FileSource;
+use crate::observe::{BaseUrl, InvalidUrl, SERVER_LABEL, ScrapeTarget as Target, Targets};
 
-/// A server and how policies know it.
+/// A server, and the name by which policies select it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedTarget {
     pub server: ServerName,
@@ -28,22 +28,24 @@ pub enum InvalidTarget {
 }
 
 impl NamedTarget {
-    /// Without a name it is called after its address; its labels always hold [`SERVER_LABEL`], so that a policy can
-    /// select every server.
+    /// Without a name the target is named after its address. Its labels always contain [`SERVER_LABEL`], so that a policy
+    /// can select every server.
     fn new(name: Option<&str>, url: BaseUrl, node: Option<String>, mut labels: Labels) -> Result<Self, InvalidTarget> {
         let address = url.authority().replace(['[', ']'], "").replace(':', "-").to_ascii_lowercase();
         let (namespace, name) = match name {
             None => ("default", address.as_str()),
             Some(name) => name.split_once('/').unwrap_or(("default", name)),
         };
-        let part = |text: &str| {
+
+        let is_valid_part = |text: &str| {
             !text.is_empty()
                 && text.len() <= 253
                 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
         };
-        if !part(namespace) || !part(name) {
+        if !is_valid_part(namespace) || !is_valid_part(name) {
             return Err(InvalidTarget::Name);
         }
+
         labels.entry(SERVER_LABEL.to_owned()).or_insert_with(|| "true".to_owned());
         let server = ServerName(format!("{namespace}/{name}"));
         let node = node.unwrap_or_else(|| url.host().to_owned());
@@ -51,7 +53,7 @@ impl NamedTarget {
     }
 }
 
-/// `[[NAMESPACE/]NAME=]URL`
+/// From `[[NAMESPACE/]NAME=]URL`.
 impl FromStr for NamedTarget {
     type Err = InvalidTarget;
 
@@ -62,22 +64,49 @@ impl FromStr for NamedTarget {
     }
 }
 
-/// Targets of the command line, and those of a file.
+/// The targets of the command line, and those of a file.
 #[derive(Clone, Debug)]
 pub struct TargetsFile {
     pub fixed: Vec<NamedTarget>,
     pub path: Option<PathBuf>,
 }
 
+#[derive(Debug, thiserror::Error)]
+pub enum TargetsFileError {
+    #[error("{}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: {source}", path.display())]
+    Yaml { path: PathBuf, source: Box<serde_yaml::Error> },
+    #[error("{}: targets[{index}]: {source}", path.display())]
+    Entry { path: PathBuf, index: usize, source: TargetEntryError },
+    #[error(transparent)]
+    Duplicate(#[from] DuplicateTarget),
+}
+
+/// What is wrong with an entry of the file.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetEntryError {
+    #[error("`url` {0}")]
+    Url(#[source] InvalidUrl),
+    #[error(transparent)]
+    Target(#[from] InvalidTarget),
+    #[error(transparent)]
+    Duplicate(#[from] DuplicateTarget),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are two targets with the name `{0}`")]
+pub struct DuplicateTarget(ServerName);
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
-    targets: Vec<Entry>,
+struct TargetsDocument {
+    targets: Vec<TargetEntry>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct TargetEntry {
     url: String,
     /// `NAME` or `NAMESPACE/NAME`.
     name: Option<String>,
@@ -86,31 +115,43 @@ struct Entry {
     labels: BTreeMap<String, String>,
 }
 
-impl Source for TargetsFile {
+impl TargetEntry {
+    fn parse(self) -> Result<NamedTarget, TargetEntryError> {
+        let url = self.url.parse::<BaseUrl>().map_err(TargetEntryError::Url)?;
+        Ok(NamedTarget::new(self.name.as_deref(), url, self.node, self.labels)?)
+    }
+}
+
+impl FileSource for TargetsFile {
     type Value = Targets;
+    type Error = TargetsFileError;
+
     const NAME: &'static str = "targets";
 
-    fn read(&self) -> Result<Targets, String> {
+    fn read(&self) -> Result<Targets, TargetsFileError> {
         let mut all = Targets::new();
-        let mut add = |named: NamedTarget| match all.insert(named.server.clone(), named.target) {
-            Some(_) => Err(format!("there are two targets with the name `{}`", named.server)),
-            None => Ok(()),
-        };
         for target in &self.fixed {
-            add(target.clone())?;
+            insert(&mut all, target.clone())?;
         }
-        if let Some(path) = &self.path {
-            let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-            let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
-            let file: File = serde_yaml::from_str(&text).map_err(|error| failed(&error))?;
-            for (index, entry) in file.targets.into_iter().enumerate() {
-                let place = |error: &dyn std::fmt::Display| failed(&format!("targets[{index}]: {error}"));
-                let url = entry.url.parse::<BaseUrl>().map_err(|error| place(&format!("`url` {error}")))?;
-                let target = NamedTarget::new(entry.name.as_deref(), url, entry.node, entry.labels);
-                add(target.map_err(|error| place(&error))?).map_err(|error| place(&error))?;
-            }
+        let Some(path) = &self.path else { return Ok(all) };
+
+        let text =
+            std::fs::read_to_string(path).map_err(|source| TargetsFileError::Read { path: path.clone(), source })?;
+        let document: TargetsDocument = serde_yaml::from_str(&text)
+            .map_err(|source| TargetsFileError::Yaml { path: path.clone(), source: Box::new(source) })?;
+
+        for (index, entry) in document.targets.into_iter().enumerate() {
+            let added = entry.parse().and_then(|target| Ok(insert(&mut all, target)?));
+            added.map_err(|source| TargetsFileError::Entry { path: path.clone(), index, source })?;
         }
         Ok(all)
+    }
+}
+
+fn insert(all: &mut Targets, NamedTarget { server, target }: NamedTarget) -> Result<(), DuplicateTarget> {
+    match all.insert(server.clone(), target) {
+        Some(_) => Err(DuplicateTarget(server)),
+        None => Ok(()),
     }
 }
 
@@ -119,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_called_after_its_address_or_by_its_name() {
+    fn a_target_is_named_after_its_address_or_by_its_name() {
         let server = |text: &str| text.parse::<NamedTarget>().map(|named| named.server.0);
         assert_eq!(server("http://127.0.0.1:9001").unwrap(), "default/127.0.0.1-9001");
         assert_eq!(server("subtitles=http://127.0.0.1:9001").unwrap(), "default/subtitles");
@@ -127,6 +168,7 @@ mod tests {
         assert_eq!(server("Speech/a=http://gpu-1:9001"), Err(InvalidTarget::Name));
         assert_eq!(server("a/b/c=http://gpu-1:9001"), Err(InvalidTarget::Name));
         assert_eq!(server("gpu-1:9001"), Err(InvalidTarget::Url(InvalidUrl)));
+
         let named: NamedTarget = "a=http://gpu-1:9001".parse().unwrap();
         assert_eq!(named.target.labels[SERVER_LABEL], "true");
         assert_eq!(named.target.node, "gpu-1");
@@ -137,20 +179,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("targets.yaml");
         let file = TargetsFile { fixed: vec!["a=http://h:1".parse().unwrap()], path: Some(path.clone()) };
+
         std::fs::write(&path, "targets:\n- {url: 'http://h:2', name: s/b, node: n1, labels: {app: x}}\n").unwrap();
         let targets = file.read().unwrap();
         assert_eq!(targets.len(), 2);
         let b = &targets[&ServerName::from("s/b")];
         assert_eq!((b.node.as_str(), b.labels["app"].as_str()), ("n1", "x"));
-        for (text, complaint) in [
+
+        for (text, message) in [
             ("targets:\n- {url: 'h:2'}\n", "targets[0]: `url` must be the URL"),
             ("targets:\n- {url: 'http://h:2', name: a}\n", "two targets with the name `default/a`"),
             ("targets:\n- {adress: 'http://h:2'}\n", "adress"),
             ("target: []\n", "target"),
         ] {
             std::fs::write(&path, text).unwrap();
-            let error = file.read().unwrap_err();
-            assert!(error.contains(complaint) && error.contains("targets.yaml"), "{error}");
+            let error = file.read().unwrap_err().to_string();
+            assert!(error.contains(message) && error.contains("targets.yaml"), "{error}");
         }
     }
 }

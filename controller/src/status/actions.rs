@@ -1,48 +1,53 @@
-//! The last actions of a policy.
+//! The last actions in the status of a policy.
 
-use hush_core::PolicyName;
+use hush_core::PolicyKey;
 use hush_crds::LastAction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::act::{Outcome, Record};
+use crate::act::{CommandRecord, CommandResult};
 use crate::amount::gib;
 
-const KEPT: usize = 10;
+const ACTIONS_MAX: usize = 10;
 
-/// Newest first: those that this controller remembers, and before them what is written already.
-pub fn newest(records: &[Record], policy: &PolicyName, before: Option<&[LastAction]>) -> Option<Vec<LastAction>> {
+/// The last actions of a policy, newest first: those that this controller remembers, and those that the status already has.
+pub fn newest(records: &[CommandRecord], policy: &PolicyKey, before: Option<&[LastAction]>) -> Option<Vec<LastAction>> {
     let name = policy.to_string();
-    let ours = records.iter().rev().filter(|record| record.decision.policy == name).filter_map(action);
-    let mut all: Vec<LastAction> = ours.collect();
+    let remembered = records.iter().rev().filter(|record| record.decision.policy == name).filter_map(action);
+
+    let mut all: Vec<LastAction> = remembered.collect();
     for old in before.unwrap_or_default() {
         if !all.iter().any(|new| (&new.time, &new.server, &new.model) == (&old.time, &old.server, &old.model)) {
             all.push(old.clone());
         }
     }
+
     all.sort_by_key(|action| std::cmp::Reverse(action.time.0));
-    all.truncate(KEPT);
+    all.truncate(ACTIONS_MAX);
     (!all.is_empty()).then_some(all)
 }
 
-/// `None` for what was never sent.
-fn action(record: &Record) -> Option<LastAction> {
+/// `None`: the command was not sent.
+fn action(record: &CommandRecord) -> Option<LastAction> {
     let outcome = match &record.outcome {
-        Outcome::Unloaded { reclaimed_bytes: Some(bytes), .. } => format!("unloaded, {} came back", gib(*bytes)),
-        Outcome::Unloaded { .. } => "unloaded".to_owned(),
-        Outcome::Loading => "loading".to_owned(),
-        Outcome::Refused { code, .. } => format!("refused: {code}"),
-        Outcome::Failed { code, message } => format!("failed: {code}: {message}"),
-        Outcome::Withheld { .. } => return None,
+        CommandResult::Unloaded { reclaimed_bytes: Some(bytes), .. } => {
+            format!("unloaded, {} came back", gib(*bytes))
+        }
+        CommandResult::Unloaded { .. } => "unloaded".to_owned(),
+        CommandResult::Loading => "loading".to_owned(),
+        CommandResult::Refused { code, .. } => format!("refused: {code}"),
+        CommandResult::Failed { code, message } => format!("failed: {code}: {message}"),
+        CommandResult::Withheld { .. } => return None,
     };
+
     let decision = &record.decision;
     Some(LastAction {
-        // What is written has whole seconds; more could not be found again in it.
+        // The status stores whole seconds. A more exact time would not equal the stored one.
         time: Time(whole_seconds(record.time)),
-        server: bounded(decision.server.as_str(), 320),
-        model: bounded(&decision.model, 128),
+        server: truncated(decision.server.as_str(), 320),
+        model: truncated(&decision.model, 128),
         action: decision.action.to_string(),
         reason: decision.reason.to_string(),
-        outcome: bounded(&outcome, 256),
+        outcome: truncated(&outcome, 256),
     })
 }
 
@@ -50,6 +55,6 @@ fn whole_seconds(time: jiff::Timestamp) -> jiff::Timestamp {
     jiff::Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-fn bounded(text: &str, chars: usize) -> String {
+fn truncated(text: &str, chars: usize) -> String {
     text.chars().take(chars).collect()
 }

@@ -1,4 +1,4 @@
-//! What a policy's owner is told, computed from what the last step saw. Pure: time is an argument, nothing is written.
+//! Computes the status of a policy from what the last step saw. Pure: time is an argument, and nothing is written.
 
 mod actions;
 mod conditions;
@@ -8,28 +8,30 @@ pub use conditions::{INVALID, PAUSED, READY};
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hush_core::{Conflict, Labels, Model, Plan, Policy, PolicyName, ServerName, State, World};
+use hush_core::{
+    Labels, ModelPolicy, ObservedModel, Plan, PolicyConflict, PolicyKey, ResidencyState, ServerName, World,
+};
 use hush_crds::PolicyStatus;
 use jiff::Timestamp;
 
-use crate::act::Record;
-use crate::cluster::Enforced;
+use crate::act::CommandRecord;
+use crate::cluster::EnforcedPolicy;
+use crate::control_loop::PausedPolicy;
 use crate::observe::Targets;
-use crate::run::Paused;
 
-/// What all policies are judged by.
+/// The input that is the same for all policies.
 #[derive(Clone, Copy, Debug)]
-pub struct Scene<'a> {
+pub struct StatusContext<'a> {
     pub world: &'a World,
     pub plan: &'a Plan,
     /// Commands that have ended, oldest first.
-    pub records: &'a [Record],
-    pub conflicts: &'a BTreeSet<Conflict>,
-    /// Servers, whether they answer or not.
+    pub records: &'a [CommandRecord],
+    pub conflicts: &'a BTreeSet<PolicyConflict>,
+    /// All servers, whether they answer or not.
     pub targets: &'a Targets,
     /// Servers that could not be observed several times in a row.
     pub failing: &'a [FailingServer<'a>],
-    pub paused: &'a BTreeMap<PolicyName, Paused>,
+    pub paused: &'a BTreeMap<PolicyKey, PausedPolicy>,
 }
 
 /// A server that cannot be observed.
@@ -40,60 +42,64 @@ pub struct FailingServer<'a> {
     pub failure: &'a str,
 }
 
-/// One policy as it is kept.
+/// The policy whose status is computed.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
-    pub name: &'a PolicyName,
+pub struct StatusSubject<'a> {
+    pub name: &'a PolicyKey,
     pub generation: i64,
     /// `Err`: what is wrong with it.
-    pub policy: Result<&'a Policy, &'a str>,
-    /// What holds; another generation than this one where the policy is not valid.
-    pub enforced: Option<&'a Enforced>,
+    pub policy: Result<&'a ModelPolicy, &'a str>,
+    /// The generation that is enforced. Where the policy is not valid, it is an earlier one.
+    pub enforced: Option<&'a EnforcedPolicy>,
     pub before: &'a PolicyStatus,
 }
 
-/// What the status should be. It equals `before` when nothing but time has passed.
-pub fn status(now: Timestamp, scene: &Scene<'_>, subject: &Subject<'_>) -> PolicyStatus {
-    let selected = selected(scene, subject);
-    let loaded = selected.iter().filter(|model| matches!(model.state, State::Ready | State::Draining)).count();
-    let mut conditions = conditions::all(scene, subject, &selected);
-    let before = subject.before.conditions.as_deref().unwrap_or_default();
-    conditions::date(now, subject.generation, before, &mut conditions);
+/// The status that the policy should have. It equals `before` when nothing but time has passed.
+pub fn status(now: Timestamp, context: &StatusContext<'_>, subject: &StatusSubject<'_>) -> PolicyStatus {
+    let selected = selected_models(context, subject);
+    let loaded =
+        selected.iter().filter(|model| matches!(model.state, ResidencyState::Ready | ResidencyState::Draining)).count();
+
+    let mut conditions = conditions::all(context, subject, &selected);
+    let conditions_before = subject.before.conditions.as_deref().unwrap_or_default();
+    conditions::set_transition_times(now, subject.generation, conditions_before, &mut conditions);
+
+    let enforced_generation = subject.enforced.map(|enforced| enforced.generation);
+    let enforced_spec = subject.enforced.map(|enforced| enforced.spec.clone());
     PolicyStatus {
         observed_generation: Some(subject.generation),
-        enforced_generation: subject
-            .enforced
-            .map(|enforced| enforced.generation)
-            .or(subject.before.enforced_generation),
-        enforced_spec: subject.enforced.map(|enforced| enforced.spec.clone()).or(subject.before.enforced_spec.clone()),
+        enforced_generation: enforced_generation.or(subject.before.enforced_generation),
+        enforced_spec: enforced_spec.or(subject.before.enforced_spec.clone()),
         conditions: Some(conditions),
-        matched: Some(count(selected.len())),
-        loaded: Some(count(loaded)),
-        last_actions: actions::newest(scene.records, subject.name, subject.before.last_actions.as_deref()),
+        matched: Some(saturating_i32(selected.len())),
+        loaded: Some(saturating_i32(loaded)),
+        last_actions: actions::newest(context.records, subject.name, subject.before.last_actions.as_deref()),
     }
 }
 
-fn selected<'a>(scene: &Scene<'a>, subject: &Subject<'_>) -> Vec<&'a Model> {
-    let Some(Enforced { policy, .. }) = subject.enforced else { return Vec::new() };
-    let nothing = Labels::new();
-    let selects = |model: &&Model| {
-        let labels = scene.world.namespaces.get(model.key.server.namespace()).unwrap_or(&nothing);
+fn selected_models<'a>(context: &StatusContext<'a>, subject: &StatusSubject<'_>) -> Vec<&'a ObservedModel> {
+    let Some(EnforcedPolicy { policy, .. }) = subject.enforced else { return Vec::new() };
+
+    let no_labels = Labels::new();
+    let is_selected = |model: &&ObservedModel| {
+        let labels = context.world.namespaces.get(model.key.server.namespace()).unwrap_or(&no_labels);
         policy.selects(model, labels)
     };
-    scene.world.models.iter().filter(selects).collect()
+    context.world.models.iter().filter(is_selected).collect()
 }
 
-/// Of the servers that cannot be observed those that the policy selects.
-fn failing<'a>(scene: &Scene<'a>, subject: &Subject<'_>) -> Vec<&'a FailingServer<'a>> {
-    let Some(Enforced { policy, .. }) = subject.enforced else { return Vec::new() };
-    let nothing = Labels::new();
-    let selects = |failing: &&FailingServer<'_>| {
-        let labels = scene.world.namespaces.get(failing.server.namespace()).unwrap_or(&nothing);
+/// The servers that cannot be observed and that the policy selects.
+fn selected_failing<'a>(context: &StatusContext<'a>, subject: &StatusSubject<'_>) -> Vec<&'a FailingServer<'a>> {
+    let Some(EnforcedPolicy { policy, .. }) = subject.enforced else { return Vec::new() };
+
+    let no_labels = Labels::new();
+    let is_selected = |failing: &&FailingServer<'_>| {
+        let labels = context.world.namespaces.get(failing.server.namespace()).unwrap_or(&no_labels);
         policy.selects_server(failing.server, failing.labels, labels)
     };
-    scene.failing.iter().filter(selects).collect()
+    context.failing.iter().filter(is_selected).collect()
 }
 
-fn count(number: usize) -> i32 {
+fn saturating_i32(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }

@@ -1,5 +1,5 @@
-//! What a request is about. It is in the query and not in the path: the API server and other proxies on the way write
-//! `%2F` as a slash, and names of servers and policies have slashes.
+//! The server, model or policy that a request is about. It is in the query and not in the path: the API server and other
+//! proxies on the way write `%2F` as a slash, and names of servers and policies have slashes.
 
 use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
@@ -7,12 +7,12 @@ use hush_core::{ModelKey, ServerName};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::error::Refusal;
+use super::error::ApiRefusal;
 
 /// `?server=NAMESPACE/POD&model=NAME`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct OfModel {
+pub struct ModelQuery {
     server: String,
     model: String,
 }
@@ -20,34 +20,35 @@ pub struct OfModel {
 /// `?server=NAMESPACE/POD`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct OfServer {
+pub struct ServerQuery {
     pub server: String,
 }
 
-/// `?policy=NAMESPACE/NAME`, or `?policy=/NAME` of the cluster kind.
+/// `?policy=NAMESPACE/NAME`, or `?policy=/NAME` for a policy of the cluster kind.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct OfPolicy {
+pub struct PolicyQuery {
     pub policy: String,
 }
 
-impl OfModel {
+impl ModelQuery {
     pub fn key(self) -> ModelKey {
         ModelKey { server: ServerName(self.server), model: self.model }
     }
 }
 
-/// A query, or a refusal that names the parameter.
-pub struct About<T>(pub T);
+/// Extracts a query; the refusal of an invalid one names the parameter.
+pub struct TargetQuery<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for About<T> {
-    type Rejection = Refusal;
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for TargetQuery<T> {
+    type Rejection = ApiRefusal;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiRefusal> {
         let query = Query::<T>::try_from_uri(&parts.uri);
-        query.map(|Query(about)| Self(about)).map_err(|error| {
+
+        query.map(|Query(target)| Self(target)).map_err(|error| {
             let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            Refusal::invalid(format!("the query of the address is not what it must be: {cause}"))
+            ApiRefusal::invalid(format!("the query of the address is not what it must be: {cause}"))
         })
     }
 }

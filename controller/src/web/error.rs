@@ -1,4 +1,4 @@
-//! Answers that are no success.
+//! Responses that are no success.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -7,15 +7,16 @@ use hush_contract::admin::code;
 
 use super::view::{ErrorView, ProblemView};
 
+/// A request that is refused or has failed, as its sender sees it.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct ApiRefusal {
     pub status: StatusCode,
     pub body: ErrorView,
 }
 
-impl Refusal {
+impl ApiRefusal {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, body: ErrorView { code, message: message.into(), problems: Vec::new() } }
+        Self { status, body: ErrorView { code: code.into(), message: message.into(), problems: Vec::new() } }
     }
 
     pub fn invalid(message: impl Into<String>) -> Self {
@@ -28,15 +29,16 @@ impl Refusal {
         refusal
     }
 
-    /// The loop is gone: the process is about to end.
+    /// The control loop has ended, because the process is about to end.
     pub fn stopping() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code::SHUTTING_DOWN, "the controller is shutting down")
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiRefusal {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body)).into_response();
+
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -1,4 +1,4 @@
-//! Why a server's models are where they are, and what will become of them.
+//! `GET /api/v1/explain`: the state of a server's models, and where the values that apply to them come from.
 
 use std::collections::BTreeMap;
 
@@ -9,42 +9,46 @@ use hush_contract::admin::code;
 use hush_core::{Model, account};
 use jiff::Timestamp;
 
-use super::Web;
-use super::address::{About, OfServer};
-use super::error::Refusal;
-use super::portray::{gpus, models, servers};
-use super::view::{AccountView, ExplainView};
-use crate::run::Snapshot;
+use super::WebState;
+use super::address::{ServerQuery, TargetQuery};
+use super::build_view::{gpus, models, servers};
+use super::error::ApiRefusal;
+use super::view::{ModelExplanationView, ServerExplanationView};
+use crate::control_loop::LoopSnapshot as Snapshot;
 
 pub async fn server(
-    State(web): State<Web>,
-    About(OfServer { server }): About<OfServer>,
-) -> Result<Json<ExplainView>, Refusal> {
-    explain(&web.snapshot(), web.acting(), &server).map(Json).ok_or_else(|| {
+    State(web): State<WebState>,
+    TargetQuery(ServerQuery { server }): TargetQuery<ServerQuery>,
+) -> Result<Json<ServerExplanationView>, ApiRefusal> {
+    explain_server(&web.snapshot(), web.acting(), &server).map(Json).ok_or_else(|| {
         let message = format!("there is no server `{server}` (namespace/name)");
-        Refusal::new(StatusCode::NOT_FOUND, code::NOT_FOUND, message)
+        ApiRefusal::new(StatusCode::NOT_FOUND, code::NOT_FOUND, message)
     })
 }
 
-fn explain(snapshot: &Snapshot, acting: bool, name: &str) -> Option<ExplainView> {
+fn explain_server(snapshot: &Snapshot, acting: bool, name: &str) -> Option<ServerExplanationView> {
     let server = servers(snapshot).into_iter().find(|server| server.server == name)?;
     let policies = snapshot.in_force();
-    // One server may have many models among those of many others.
+
+    // By name, because a server may have many models.
     let own = snapshot.world.models.iter().filter(|model| model.key.server.as_str() == name);
     let own: BTreeMap<&str, &Model> = own.map(|model| (model.key.model.as_str(), model)).collect();
+
     let views = models(snapshot, snapshot.at, &snapshot.plan).into_iter().filter(|model| model.server == name);
-    let models: Vec<AccountView> = views
+    let models: Vec<ModelExplanationView> = views
         .filter_map(|view| {
             let model = own.get(view.model.as_str())?;
             let account = account(snapshot.at, &snapshot.world, &policies, model);
-            Some(AccountView { model: view, account })
+            Some(ModelExplanationView { model: view, account })
         })
         .collect();
+
     let mut gpus = gpus(snapshot, snapshot.at, &snapshot.plan);
-    gpus.retain(|gpu| models.iter().any(|of| of.model.gpu.as_ref() == Some(&gpu.uuid)));
+    gpus.retain(|gpu| models.iter().any(|explained| explained.model.gpu.as_ref() == Some(&gpu.uuid)));
     let decisions = snapshot.plan.decisions.iter().filter(|decision| decision.server.as_str() == name);
     let records = snapshot.records.iter().filter(|record| record.decision.server.as_str() == name);
-    Some(ExplainView {
+
+    Some(ServerExplanationView {
         at: Timestamp::now(),
         acting,
         server,

@@ -1,17 +1,17 @@
-//! The controller's page and the JSON API below it. Reading is open to whom no page in a browser sends; acting and trying
-//! out policies ask for a token.
+//! The controller's page and its JSON API. Reading is open to every client but pages of other origins; commands and plans
+//! with other policies need the page token.
 
 mod actions;
 mod address;
 mod browsers;
+mod build_view;
 mod error;
 mod explain;
 mod live;
 mod log_level;
 mod page;
-mod portray;
 mod token;
-mod view;
+pub mod view;
 mod what_if;
 
 use std::sync::Arc;
@@ -24,38 +24,44 @@ use axum::routing::{get, post};
 use tokio::sync::{mpsc, watch};
 
 pub use actions::{DRAIN_MAX_SECONDS, WITHHELD};
-pub use browsers::Hosts;
-pub use token::{TOKEN_HEADER, Token};
+pub use browsers::AllowedHosts;
+pub use token::{PageToken, PageTokenError, TOKEN_HEADER};
 
+use crate::control_loop::{LoopRequest as Request, LoopSnapshot as Snapshot};
 use crate::metrics::Metrics;
-use crate::run::{Request, Snapshot};
 use view::StateView;
 
-/// What every route needs; cheap to clone.
+/// The state that all routes share; cheap to clone.
 #[derive(Clone)]
-pub struct Web {
+pub struct WebState {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     requests: mpsc::Sender<Request>,
     metrics: Arc<Metrics>,
-    /// `None`: nobody may act.
-    token: Option<Arc<Token>>,
-    feed: live::Feed,
-    what_ifs: what_if::Bounds,
-    hosts: Arc<Hosts>,
+    /// `None`: commands and plans with other policies are refused.
+    token: Option<Arc<PageToken>>,
+    feed: live::StateFeed,
+    what_ifs: what_if::WhatIfLimits,
+    hosts: Arc<AllowedHosts>,
 }
 
-impl Web {
-    /// Must be called in a runtime.
+impl WebState {
+    /// Must be called in a tokio runtime.
     pub fn new(
         snapshots: watch::Receiver<Arc<Snapshot>>,
         requests: mpsc::Sender<Request>,
         metrics: Arc<Metrics>,
-        token: Option<Token>,
-        hosts: Hosts,
+        token: Option<PageToken>,
+        hosts: AllowedHosts,
     ) -> Self {
-        let feed = live::Feed::default();
-        let (token, hosts) = (token.map(Arc::new), Arc::new(hosts));
-        let web = Self { snapshots, requests, metrics, token, feed, what_ifs: what_if::Bounds::default(), hosts };
+        let web = Self {
+            snapshots,
+            requests,
+            metrics,
+            token: token.map(Arc::new),
+            feed: live::StateFeed::default(),
+            what_ifs: what_if::WhatIfLimits::default(),
+            hosts: Arc::new(hosts),
+        };
         tokio::spawn(live::publish(web.clone()));
         web
     }
@@ -74,7 +80,7 @@ impl Web {
     }
 }
 
-pub fn router(web: Web) -> Router {
+pub fn router(web: WebState) -> Router {
     Router::new()
         .route("/", get(page::index))
         .route("/ui/{file}", get(page::file))
@@ -87,12 +93,12 @@ pub fn router(web: Web) -> Router {
         .route("/api/v1/load", post(actions::load))
         .route("/api/v1/pause", post(actions::pause))
         .route("/api/v1/resume", post(actions::resume))
-        // POST too: through the API server a PUT asks for another right than all other actions do.
+        // Also POST, because through the API server a PUT needs another right than all other actions do.
         .route("/api/v1/log-level", get(log_level::get).put(log_level::put).post(log_level::put))
         .layer(middleware::from_fn_with_state(web.clone(), browsers::guard))
         .with_state(web)
 }
 
-async fn state(State(web): State<Web>) -> Response {
+async fn state(State(web): State<WebState>) -> Response {
     axum::Json(web.view(&web.snapshot())).into_response()
 }

@@ -1,194 +1,298 @@
-//! The types of the JSON API. `docs/controller-page.md` has them in words.
+//! The types of the JSON API: the page's routes write them, and `kubectl hush` reads them.
+//! `docs/controller-page.md` describes them.
+//!
+//! States and reasons are text here, and most fields have a default, so that a plugin understands controllers that are
+//! older or newer than itself.
 
-use hush_core::{Account, Chosen, Decision, GpuReason, Labels, Pressure, RuleSet, SkipReason, State, Threshold};
+use std::borrow::Cow;
+
+use hush_core::{Account, Chosen, Decision, Labels, RuleSet, SkipReason, Threshold};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::act::Record;
-use crate::run::{ClaimedName, Paused};
+use crate::act::CommandRecord as Record;
+use crate::control_loop::PausedPolicy as Paused;
 
-/// A point in time that moves on by itself: never a change.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// A point in time that moves on with every step. Two of them always compare equal, so that the passing of time alone is
+/// no change of the state.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(transparent)]
-pub struct Passing(pub Timestamp);
+pub struct MovingTime(pub Timestamp);
 
-impl PartialEq for Passing {
+impl PartialEq for MovingTime {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-/// The beginning of something that lasts, as a sample tells it: off by as long as a scrape takes.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// A point in time that is computed from a sample, such as the beginning of idleness. It is inexact by as much as a scrape
+/// takes, so that two of them compare equal when they are less than 1.5 s apart.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(transparent)]
-pub struct Since(pub Timestamp);
+pub struct SampledTime(pub Timestamp);
 
-const INEXACT: SignedDuration = SignedDuration::from_millis(1500);
+const SAMPLED_TIME_TOLERANCE: SignedDuration = SignedDuration::from_millis(1500);
 
-impl PartialEq for Since {
+impl PartialEq for SampledTime {
     fn eq(&self, other: &Self) -> bool {
-        self.0.duration_since(other.0).abs() < INEXACT
+        self.0.duration_since(other.0).abs() < SAMPLED_TIME_TOLERANCE
     }
 }
 
-/// Answer to `GET /api/v1/state`, and the data of the event `state`.
+/// Response to `GET /api/v1/state`, and the data of the event `state`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StateView {
-    /// Of the step that this tells of.
-    pub at: Passing,
+    /// The time of the step that this state shows.
+    pub at: MovingTime,
     pub version: &'static str,
     /// Whether commands are sent; false with `--dry-run`.
     pub acting: bool,
-    /// Whether people may act: a token is configured.
+    /// Whether a token is configured, so that commands and what-ifs are accepted.
     pub actions: bool,
     pub stale_after_seconds: u64,
     pub gpus: Vec<GpuView>,
     pub servers: Vec<ServerView>,
-    pub models: Vec<ModelView>,
-    /// What the plan says now; those of dry runs are marked.
+    pub models: Vec<ModelStateView>,
+    /// The decisions of the current plan; those of dry runs are marked.
     pub decisions: Vec<Decision>,
     pub policies: Vec<PolicyView>,
     /// What was left out of the world, and why.
     pub problems: Vec<String>,
-    /// The last commands and what would have been commanded, oldest first.
+    /// The last commands, and those that a dry run would have sent, oldest first.
     pub records: Vec<Record>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuView {
     pub uuid: String,
+    #[serde(default)]
     pub node: String,
     pub total_bytes: u64,
-    /// Held by models that we know of.
+    /// Held by models that the controller knows.
     pub ours_bytes: u64,
+    /// Held by other programs.
     pub others_bytes: u64,
     pub free_bytes: u64,
-    pub sampled_at: Passing,
+    #[serde(default)]
+    pub sampled_at: MovingTime,
+    /// Whether the sample is recent enough to act on.
     pub fresh: bool,
-    pub pressure: Pressure,
-    pub reason: Option<GpuReason>,
-    /// While pressure is relieved: so much must become available.
+    pub pressure: String,
+    pub reason: Option<String>,
+    /// While pressure is relieved: how much memory must become available.
     pub target_bytes: Option<u64>,
-    pub thresholds: Vec<Threshold>,
+    #[serde(default)]
+    pub thresholds: Vec<ThresholdView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ThresholdView {
+    /// `Soft` or `Hard`.
+    pub level: String,
+    /// Pressure begins when less memory than this is available.
+    pub below_bytes: u64,
+    /// How much memory is made available once pressure has begun.
+    #[serde(default)]
+    pub target_bytes: u64,
+    pub policy: String,
+}
+
+impl From<&Threshold> for ThresholdView {
+    fn from(threshold: &Threshold) -> Self {
+        Self {
+            level: threshold.level.to_string(),
+            below_bytes: threshold.below_bytes,
+            target_bytes: threshold.target_bytes,
+            policy: threshold.policy.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerView {
+    /// `namespace/name`.
     pub server: String,
+    #[serde(default)]
     pub node: String,
+    #[serde(default)]
     pub labels: Labels,
     /// `answering`, `failing` or `unknown`.
-    pub state: &'static str,
-    /// Why the last look failed.
+    pub state: String,
+    /// Why the last scrape failed.
     pub failure: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ModelView {
+pub struct ModelStateView {
     pub server: String,
     pub model: String,
     pub gpu: Option<String>,
-    pub state: State,
+    pub state: String,
     pub generation: u64,
+    #[serde(default)]
     pub inflight: u64,
+    #[serde(default)]
     pub queued: u64,
-    /// Held now; 0 when it is not loaded.
+    /// Held now; 0 when the model is not loaded.
     pub vram_bytes: u64,
     /// What a model that is not loaded needed last time, where that is known.
     pub need_bytes: Option<u64>,
-    /// What it waits for.
+    /// How much memory the model waits for.
     pub demand_bytes: Option<u64>,
-    /// While it is ready and not busy.
-    pub idle_since: Option<Since>,
-    /// While a hold keeps it from being loaded: its end.
-    pub held_until: Option<Since>,
-    /// While it is ready.
-    pub loaded_since: Option<Since>,
+    /// Present while the model is ready and not busy.
+    pub idle_since: Option<SampledTime>,
+    /// Present while a hold keeps the model from being loaded: the end of the hold.
+    pub held_until: Option<SampledTime>,
+    /// Present while the model is ready.
+    pub loaded_since: Option<SampledTime>,
+    /// Whether the sample is recent enough to act on.
     pub fresh: bool,
-    /// `None`: no policy selects it, and its server's own residency holds.
-    pub rules: Option<RuleSet>,
-    pub idle_timeout_ms: Option<Chosen<u64>>,
-    /// When idleness makes it leave, if nobody asks for it before.
-    pub leaves_at: Option<Since>,
-    /// Why nothing is done with it; empty when something is.
-    pub why: Vec<WhyView>,
+    /// `None`: no policy selects the model, and its server's own residency applies.
+    pub rules: Option<RuleSetView>,
+    pub idle_timeout_ms: Option<ChosenView<u64>>,
+    /// When the idle timeout unloads the model, if no request comes before.
+    pub leaves_at: Option<SampledTime>,
+    /// Why nothing is done with the model; empty when a decision is about it.
+    #[serde(default)]
+    pub why: Vec<SkipReasonView>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+/// The merged rules of the policies that select a model.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct WhyView {
-    pub reason: SkipReason,
+pub struct RuleSetView {
+    /// All policies that select the model, by name.
+    pub policies: Vec<String>,
+    pub residency: ChosenView<String>,
+    /// The policy whose open window set the residency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+    #[serde(default)]
+    pub priority: ChosenView<i32>,
+    #[serde(default)]
+    pub min_resident_ms: u64,
+    #[serde(default)]
+    pub min_loaded: u32,
+}
+
+impl From<&RuleSet> for RuleSetView {
+    fn from(rules: &RuleSet) -> Self {
+        let residency = &rules.residency;
+
+        Self {
+            policies: rules.policies.clone(),
+            residency: ChosenView { value: serialized_name(&residency.value), policy: residency.policy.clone() },
+            window: rules.window.clone(),
+            priority: rules.priority.clone().into(),
+            min_resident_ms: rules.min_resident_ms,
+            min_loaded: rules.min_loaded,
+        }
+    }
+}
+
+/// The text by which an enum without data is written in JSON.
+pub fn serialized_name(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
+/// A value and the policy that it comes from.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct ChosenView<T> {
+    pub value: T,
+    pub policy: String,
+}
+
+impl<T> From<Chosen<T>> for ChosenView<T> {
+    fn from(Chosen { value, policy }: Chosen<T>) -> Self {
+        Self { value, policy }
+    }
+}
+
+/// Why the plan leaves a model alone.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SkipReasonView {
+    pub reason: String,
+    #[serde(default)]
     pub detail: String,
 }
 
-impl PartialEq for WhyView {
-    /// Details that count time change all the time.
+impl PartialEq for SkipReasonView {
+    /// Details that count time differ at every step; they are no change of the state.
     fn eq(&self, other: &Self) -> bool {
-        use SkipReason::{GracePeriod, MinResident, NotIdle};
-        let counts_time = matches!(self.reason, NotIdle | MinResident | GracePeriod);
+        const COUNTING_TIME: [SkipReason; 3] = [SkipReason::NotIdle, SkipReason::MinResident, SkipReason::GracePeriod];
+        let counts_time = COUNTING_TIME.iter().any(|reason| reason.as_str() == self.reason);
+
         self.reason == other.reason && (counts_time || self.detail == other.detail)
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyView {
     /// `namespace/name`, or `/name` of the cluster kind.
     pub name: String,
-    /// As it is written: it only shows what it would do.
+    /// As the policy is written: its decisions are shown and not carried out.
+    #[serde(default)]
     pub dry_run: bool,
     pub paused: Option<PausedView>,
-    /// How many models it selects.
+    /// How many models the policy selects.
+    #[serde(default)]
     pub models: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PausedView {
+    #[serde(default)]
     pub since: Timestamp,
-    /// Absent: until it is resumed.
+    /// Absent: until the policy is resumed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
-    /// Who the request said that it was from; nothing proves it.
+    /// The name that the request gave for its sender; it is not proven.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub claimed_by: Option<ClaimedName>,
+    pub claimed_by: Option<String>,
 }
 
 impl From<Paused> for PausedView {
     fn from(Paused { since, until, claimed_by }: Paused) -> Self {
-        Self { since, until, claimed_by }
+        Self { since, until, claimed_by: claimed_by.map(|name| name.to_string()) }
     }
 }
 
-/// Answer to `GET /api/v1/explain`: one server, and for each of its models where every value comes from.
+/// Response to `GET /api/v1/explain`: one server, and for each of its models where every value comes from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ExplainView {
+pub struct ServerExplanationView {
     pub at: Timestamp,
     /// Whether commands are sent.
     pub acting: bool,
     pub server: ServerView,
-    /// The cards of its models.
+    /// The GPUs of the server's models.
     pub gpus: Vec<GpuView>,
-    pub models: Vec<AccountView>,
-    /// What the plan says of it now.
+    pub models: Vec<ModelExplanationView>,
+    /// The decisions of the current plan about the server's models.
     pub decisions: Vec<Decision>,
-    /// Of the last commands those to it, oldest first.
+    /// Those of the last commands that went to the server, oldest first.
     pub records: Vec<Record>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct AccountView {
-    pub model: ModelView,
+pub struct ModelExplanationView {
+    pub model: ModelStateView,
     /// Policies that are paused count as dry run.
     pub account: Account,
 }
 
-/// Answer to `POST /api/v1/plan`: what would be done now with the policies of the body.
+/// Response to `POST /api/v1/plan`: what would be done now with the policies of the body.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WhatIfView {
@@ -197,76 +301,113 @@ pub struct WhatIfView {
     pub policies: Vec<EditedView>,
     pub decisions: Vec<Decision>,
     pub gpus: Vec<GpuView>,
-    pub models: Vec<ModelView>,
+    pub models: Vec<ModelStateView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// A policy of the body of `POST /api/v1/plan`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EditedView {
     pub name: String,
-    /// `new`, `changed` or `same`, against those in force.
-    pub is: &'static str,
-    /// How many models it selects now.
+    /// `new`, `changed` or `same`, against the policies in force.
+    pub is: String,
+    /// How many models the policy selects now.
     pub models: usize,
 }
 
-/// Body of `POST .../pause`: one of the first two.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// Body of `POST .../pause`: either `duration` or `untilResumed`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PauseRequest {
     /// A duration such as `30m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
-    /// Nothing else ends it.
+    /// The pause has no end of its own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub until_resumed: bool,
-    /// Who says that it is from them; nothing proves it.
+    /// The name of the sender; it is not proven.
     pub claimed_by: Option<String>,
 }
 
 /// Body of `POST .../resume`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ResumeRequest {
-    /// Who says that it is from them; nothing proves it.
+    /// The name of the sender; it is not proven.
     pub claimed_by: Option<String>,
 }
 
+/// Response to `POST .../resume`.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct ResumedView {
+    /// Whether the policy was paused.
+    pub resumed: bool,
+}
+
 /// Body of `POST .../unload`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct UnloadRequest {
-    /// The generation that the person saw; another one stays.
+pub struct UnloadModelRequest {
+    /// The generation that the sender saw; a model of another generation stays.
     pub if_generation: u64,
-    /// How long requests in flight may go on; a request that is not done then is begun again after the next load.
-    /// Left out: a busy model is refused.
+    /// How long requests in flight may go on; a request that has not ended then is started again after the next load.
+    /// Absent: the unload of a busy model is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_seconds: Option<u64>,
-    /// How long it stays away.
+    /// How long the model may not be loaded again.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_seconds: Option<u64>,
 }
 
 /// Body of `POST .../load`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct LoadRequest {
-    /// The generation that the person saw; if it was loaded since, nothing is done.
+pub struct LoadModelRequest {
+    /// The generation that the sender saw; nothing is done if the model was loaded since.
     pub if_generation: u64,
 }
 
-/// Body of every answer that is no success.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Body of `PUT .../log-level`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ChangeLogLevelRequest {
+    /// As the option `--log-level`. Absent: the configured level.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+    /// A duration such as `10m`, after which the configured level is in force again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration: Option<String>,
+}
+
+/// Response to `GET` and `PUT .../log-level`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogLevelView {
+    pub level: String,
+    /// The level that the controller was started with.
+    pub configured_level: String,
+    /// When the configured level is in force again; absent: no end is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+/// Body of every response that is no success.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ErrorView {
-    pub code: &'static str,
-    /// For people: what is wrong, and the fix.
+    pub code: Cow<'static, str>,
+    /// Says what is wrong, and how to fix it.
     pub message: String,
-    /// In a YAML body: each mistake by itself.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// The mistakes in a YAML body.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<ProblemView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// A mistake in a YAML body.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProblemView {
-    /// From 1; absent where it is not known.
+    /// Counted from 1; absent where it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
     pub message: String,
@@ -274,22 +415,51 @@ pub struct ProblemView {
 
 #[cfg(test)]
 mod tests {
+    use hush_core::{Pressure, Residency, State};
+    use serde_json::Value;
+
     use super::*;
+
+    fn json(value: &impl Serialize) -> Value {
+        serde_json::to_value(value).unwrap()
+    }
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_795_000_000 + seconds).unwrap()
     }
 
-    fn why(reason: SkipReason, detail: &str) -> WhyView {
-        WhyView { reason, detail: detail.to_owned() }
+    fn why(reason: SkipReason, detail: &str) -> SkipReasonView {
+        SkipReasonView { reason: reason.to_string(), detail: detail.to_owned() }
+    }
+
+    #[test]
+    fn a_view_is_written_as_the_type_of_the_core_is() {
+        let chosen = |value| Chosen { value, policy: "m/p".to_owned() };
+        let rules = RuleSet {
+            policies: vec!["/floor".to_owned(), "m/p".to_owned()],
+            residency: Chosen { value: Residency::OnDemand, policy: "m/p".to_owned() },
+            window: None,
+            priority: chosen(-3),
+            min_resident_ms: 10_000,
+            min_loaded: 1,
+        };
+        let threshold =
+            Threshold { level: Pressure::Hard, below_bytes: 1, target_bytes: 2, policy: "/floor".to_owned() };
+
+        assert_eq!(json(&RuleSetView::from(&rules)), json(&rules));
+        assert_eq!(json(&RuleSetView::from(&RuleSet { window: Some("m/p".to_owned()), ..rules }))["window"], "m/p");
+        assert_eq!(json(&ThresholdView::from(&threshold)), json(&threshold));
+        assert_eq!(serialized_name(&State::WaitingForMemory), "WaitingForMemory");
     }
 
     #[test]
     fn time_is_no_change() {
-        assert_eq!(Passing(at(0)), Passing(at(9)));
-        let since = Since(at(0));
-        assert_eq!(since, Since(at(1)), "a scrape is not exact");
-        assert_ne!(since, Since(at(2)), "a request has come and gone");
+        assert_eq!(MovingTime(at(0)), MovingTime(at(9)));
+
+        let since = SampledTime(at(0));
+        assert_eq!(since, SampledTime(at(1)), "a scrape is not exact");
+        assert_ne!(since, SampledTime(at(2)), "a request has come and gone");
+
         assert_eq!(why(SkipReason::NotIdle, "1s of 5s"), why(SkipReason::NotIdle, "2s of 5s"));
         assert_ne!(why(SkipReason::Busy, "1 in flight"), why(SkipReason::Busy, "2 in flight"));
         assert_ne!(why(SkipReason::NotIdle, ""), why(SkipReason::Busy, ""));

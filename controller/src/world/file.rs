@@ -1,4 +1,4 @@
-//! The form of a world file; `docs/policies.md` describes it.
+//! The format of a world file; `docs/policies.md` describes it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,50 +8,50 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::values::{Bytes, Time};
+use super::values::{BytesValue, DurationValue};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct World {
+pub struct WorldFile {
     pub now: Timestamp,
     #[serde(default = "default_stale_after")]
-    stale_after: Time,
+    stale_after: DurationValue,
     #[serde(default)]
-    gpus: Vec<Gpu>,
+    gpus: Vec<WorldFileGpu>,
     #[serde(default)]
-    models: Vec<Model>,
+    models: Vec<WorldFileModel>,
     #[serde(default)]
-    memory: Memory,
+    memory: WorldFileMemory,
     #[serde(default)]
     namespaces: BTreeMap<String, core::Labels>,
     #[serde(default)]
     pub policies: Vec<serde_json::Value>,
-    /// What a test expects of the plan.
+    /// The plan that a test expects; ignored here.
     #[serde(default, rename = "expect")]
     _expect: Option<IgnoredAny>,
 }
 
-fn default_stale_after() -> Time {
-    Time(Duration::from_secs(15))
+fn default_stale_after() -> DurationValue {
+    DurationValue(Duration::from_secs(15))
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Gpu {
+struct WorldFileGpu {
     uuid: String,
     #[serde(default)]
     node: String,
-    total: Bytes,
-    used: Bytes,
+    total: BytesValue,
+    used: BytesValue,
     #[serde(default)]
-    sample_age: Time,
+    sample_age: DurationValue,
     #[serde(default)]
     disputed: bool,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Model {
+struct WorldFileModel {
     server: String,
     model: String,
     #[serde(default)]
@@ -60,57 +60,57 @@ struct Model {
     labels: core::Labels,
     state: core::State,
     #[serde(default)]
-    idle: Time,
+    idle: DurationValue,
     #[serde(default)]
     inflight: u64,
     #[serde(default)]
     queued: u64,
     #[serde(default)]
-    vram: Bytes,
+    vram: BytesValue,
     #[serde(default)]
     generation: u64,
     #[serde(default)]
-    loaded_for: Time,
+    loaded_for: DurationValue,
     #[serde(default)]
-    reload: Time,
+    reload: DurationValue,
     #[serde(default)]
-    demand: Bytes,
+    demand: BytesValue,
     #[serde(default)]
-    sample_age: Time,
+    sample_age: DurationValue,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Memory {
+struct WorldFileMemory {
     #[serde(default)]
-    pressure: Vec<Pressure>,
+    pressure: Vec<WorldFilePressure>,
     #[serde(default)]
-    last_unload: Vec<LastUnload>,
+    last_unload: Vec<WorldFileUnload>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Pressure {
+struct WorldFilePressure {
     gpu: String,
-    soft: Option<Since>,
-    hard: Option<Since>,
+    soft: Option<WorldFileSince>,
+    hard: Option<WorldFileSince>,
     clear_since: Option<Timestamp>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Since {
+struct WorldFileSince {
     since: Timestamp,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct LastUnload {
+struct WorldFileUnload {
     gpu: String,
     completed_at: Timestamp,
 }
 
-impl World {
+impl WorldFile {
     pub fn memory(&self) -> core::Memory {
         let pressure = self.memory.pressure.iter().map(|entry| core::PressureMemory {
             gpu: core::GpuId(entry.gpu.clone()),
@@ -119,20 +119,21 @@ impl World {
             clear_since: entry.clear_since,
         });
         let unloads = self.memory.last_unload.iter().map(|e| (core::GpuId(e.gpu.clone()), e.completed_at));
+
         core::Memory::restore(self.now, &pressure.collect::<Vec<_>>(), &unloads.collect::<Vec<_>>())
     }
 
     pub fn world(self) -> core::World {
         core::World {
             stale_after: self.stale_after.0,
-            gpus: self.gpus.into_iter().map(Gpu::into_core).collect(),
-            models: self.models.into_iter().map(Model::into_core).collect(),
+            gpus: self.gpus.into_iter().map(WorldFileGpu::into_core).collect(),
+            models: self.models.into_iter().map(WorldFileModel::into_core).collect(),
             namespaces: self.namespaces,
         }
     }
 }
 
-impl Gpu {
+impl WorldFileGpu {
     fn into_core(self) -> core::Gpu {
         core::Gpu {
             uuid: core::GpuId(self.uuid),
@@ -145,7 +146,7 @@ impl Gpu {
     }
 }
 
-impl Model {
+impl WorldFileModel {
     fn into_core(self) -> core::Model {
         core::Model {
             key: core::ModelKey { server: core::ServerName(self.server), model: self.model },

@@ -1,4 +1,4 @@
-//! A world in a file: what was seen, what is remembered, and the policies that hold in it.
+//! Reads a world from a file: samples, what the controller remembers, and policies.
 
 mod file;
 mod values;
@@ -8,36 +8,38 @@ use std::path::Path;
 use hush_core::{Memory, Policy, World};
 use jiff::Timestamp;
 
-use crate::policies::{self, Document, FileError, Problem};
+use crate::policies::{self, FileError, PolicyDocument, Problem};
 
-/// Everything that one step needs.
+/// The inputs of one step of the core.
 #[derive(Clone, Debug)]
-pub struct Scene {
+pub struct PlanInputs {
     pub now: Timestamp,
     pub world: World,
     pub memory: Memory,
     pub policies: Vec<Policy>,
 }
 
-pub fn read(path: &Path) -> Result<Scene, FileError> {
+pub fn read(path: &Path) -> Result<PlanInputs, FileError> {
     let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
     parse(&text).map_err(|problems| FileError::Invalid { path: path.to_owned(), problems })
 }
 
-pub fn parse(text: &str) -> Result<Scene, Vec<Problem>> {
-    let document = Document::whole(text);
-    let mut file: file::World = document.read()?;
+pub fn parse(text: &str) -> Result<PlanInputs, Vec<Problem>> {
+    let document = PolicyDocument::whole(text);
+    let mut file: file::WorldFile = document.read()?;
+
     let mut problems = Vec::new();
-    let mut found = Vec::new();
+    let mut policies = Vec::new();
     for (index, object) in std::mem::take(&mut file.policies).into_iter().enumerate() {
-        // Each is checked as if it stood alone; complaints get the line that it has here.
-        match policies::policy(&document.part(&format!("policies[{index}]"), object)) {
-            Ok(policy) => found.push(policy),
+        // Each policy is checked by itself; its problems have the lines of this file.
+        match policies::parse_document(&document.part(&format!("policies[{index}]"), object)) {
+            Ok(policy) => policies.push(policy),
             Err(more) => problems.extend(more),
         }
     }
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(Scene { now: file.now, memory: file.memory(), policies: found, world: file.world() })
+
+    Ok(PlanInputs { now: file.now, memory: file.memory(), policies, world: file.world() })
 }

@@ -5,8 +5,8 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use hush_controller::lease::Moment;
-use hush_controller::lease::candidate::{Candidate, Next, Record, Terms};
+use hush_controller::lease::BootInstant;
+use hush_controller::lease::candidate::{LeaseCandidate, LeaseRecord, LeaseStep, LeaseTiming};
 use proptest::prelude::*;
 
 const CANDIDATES: usize = 3;
@@ -104,11 +104,11 @@ enum LeaseReply {
 
 /// A process with a candidate, which is started again when it ends.
 struct CandidateProcess {
-    candidate: Candidate,
+    candidate: LeaseCandidate,
     incarnation: u64,
     /// The version of the lease that the process saw last.
     version: u64,
-    request: Option<(u64, Moment)>,
+    request: Option<(u64, BootInstant)>,
     requests: u64,
     offset_ms: u64,
     /// The speed of its clock, in thousandths of the true speed.
@@ -123,20 +123,20 @@ struct CandidateProcess {
 pub struct LeaseSim {
     now_ms: u64,
     random: u64,
-    terms: Terms,
+    terms: LeaseTiming,
     faults: LeaseFaults,
     events: BinaryHeap<Reverse<(u64, u64, SimEvent)>>,
     sequence: u64,
     processes: Vec<CandidateProcess>,
     incarnations: u64,
     /// Every version of the lease, by its number; the last one is current.
-    lease: Vec<Option<Record>>,
+    lease: Vec<Option<LeaseRecord>>,
     most_claims: usize,
     history: String,
 }
 
 impl LeaseSim {
-    pub fn new(seed: u64, terms: Terms, faults: LeaseFaults) -> Self {
+    pub fn new(seed: u64, terms: LeaseTiming, faults: LeaseFaults) -> Self {
         let mut sim = Self {
             now_ms: 0,
             random: seed | 1,
@@ -325,14 +325,14 @@ impl LeaseSim {
 
         let now = self.local_time(index);
         match self.processes[index].candidate.next(now) {
-            Next::Lost(loss) => self.restart(index, &loss.to_string()),
-            Next::Look => self.send(index, LeaseRequest::Read),
-            Next::Create => self.send(index, LeaseRequest::Create),
-            Next::Write { transitions } => {
+            LeaseStep::Lost(loss) => self.restart(index, &loss.to_string()),
+            LeaseStep::Look => self.send(index, LeaseRequest::Read),
+            LeaseStep::Create => self.send(index, LeaseRequest::Create),
+            LeaseStep::Write { transitions } => {
                 let version = self.processes[index].version;
                 self.send(index, LeaseRequest::Replace { version, transitions });
             }
-            Next::Wait { until } => {
+            LeaseStep::Wait { until } => {
                 let wait = millis(now.until(until)) * 1000 / self.processes[index].rate + 1;
                 self.schedule_after(wait, SimEvent::Wake(index));
             }
@@ -356,7 +356,7 @@ impl LeaseSim {
     /// The API server carries out every request that reaches it, also when no process waits for the answer any more.
     fn serve_request(&mut self, index: usize, incarnation: u64, number: u64, request: LeaseRequest) {
         let current = self.lease.len() - 1;
-        let record = |holder, transitions| Record {
+        let record = |holder, transitions| LeaseRecord {
             holder,
             duration: Some(self.terms.lease),
             renewed: format!("{incarnation}-{number}"),
@@ -384,12 +384,12 @@ impl LeaseSim {
         }
     }
 
-    fn write(&mut self, index: usize, record: Record) {
+    fn write(&mut self, index: usize, record: LeaseRecord) {
         self.log(format!("{index} writes {record:?}"));
         self.change(Some(record));
     }
 
-    fn change(&mut self, lease: Option<Record>) {
+    fn change(&mut self, lease: Option<LeaseRecord>) {
         self.lease.push(lease);
         let version = self.lease.len() as u64 - 1;
         for index in 0..CANDIDATES {
@@ -407,14 +407,14 @@ impl LeaseSim {
             self.change(None);
         } else if let Some(record) = current {
             self.log("a person removes the holder".to_owned());
-            self.change(Some(Record { holder: None, ..record }));
+            self.change(Some(LeaseRecord { holder: None, ..record }));
         }
     }
 
     fn new_process(&mut self) -> CandidateProcess {
         self.incarnations += 1;
         CandidateProcess {
-            candidate: Candidate::new(format!("life-{}", self.incarnations), self.terms),
+            candidate: LeaseCandidate::new(format!("life-{}", self.incarnations), self.terms),
             incarnation: self.incarnations,
             version: 0,
             request: None,
@@ -450,9 +450,9 @@ impl LeaseSim {
         }
     }
 
-    fn local_time(&self, index: usize) -> Moment {
+    fn local_time(&self, index: usize) -> BootInstant {
         let CandidateProcess { offset_ms, rate, .. } = self.processes[index];
-        Moment::after_boot(Duration::from_micros(offset_ms * 1000 + self.now_ms * rate))
+        BootInstant::after_boot(Duration::from_micros(offset_ms * 1000 + self.now_ms * rate))
     }
 
     fn schedule_after(&mut self, delay: u64, event: SimEvent) {

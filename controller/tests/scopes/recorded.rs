@@ -6,16 +6,16 @@ use std::path::Path;
 use hush_controller::act::Gate;
 use hush_controller::cluster::{Scope, ScopeGate};
 use hush_controller::lease::Claim;
-use hush_controller::world::{self, Scene};
+use hush_controller::world::{self, PlanInputs};
 use hush_core::{Decision, Plan, ServerName, World, step};
 
-fn scenes() -> Vec<(String, Scene)> {
+fn scenes() -> Vec<(String, PlanInputs)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plan-cases");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     files.map(|path| (path.display().to_string(), world::read(&path).unwrap())).collect()
 }
 
-fn plan(scene: &Scene, world: &World) -> Plan {
+fn plan(scene: &PlanInputs, world: &World) -> Plan {
     step(&mut scene.memory.clone(), scene.now, world, &scene.policies)
 }
 

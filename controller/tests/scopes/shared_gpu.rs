@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hush_controller::run::others::Others;
+use hush_controller::control_loop::peer_actions::PeerActions;
 use hush_core::{
     Action, CommandOutcome, GpuId, Labels, MemoryAmount, ModelKey, ModelPolicy, ObservedGpu, ObservedModel, PolicyKey,
     PolicyResidency, PolicySpec, ResidencyState, Selector, ServerName, StepMemory, World, step,
@@ -137,7 +137,7 @@ pub struct ScopedController {
     /// The only model that the controller commands; `None`: all of them.
     own: Option<usize>,
     memory: StepMemory,
-    others: Others,
+    others: PeerActions,
     absent: Vec<usize>,
 }
 
@@ -149,7 +149,7 @@ impl ScopedController {
             answer_delays,
             own,
             memory: StepMemory::default(),
-            others: Others::default(),
+            others: PeerActions::default(),
             absent: Vec::new(),
         }
     }

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use hush_controller::act::{Backoff, Verdict};
-use hush_controller::run::others::{Others, PATIENCE};
-use hush_controller::run::pause_after;
+use hush_controller::act::{Backoff, CommandVerdict};
+use hush_controller::control_loop::pause_after;
+use hush_controller::control_loop::peer_actions::{PEER_COMMAND_TIMEOUT, PeerActions};
 use hush_core::{Action, CommandOutcome, GpuId, ModelPolicy, ObservedGpu, StepMemory, World, step};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -45,7 +45,7 @@ pub struct SlowController {
     own: usize,
     delays: ControllerDelays,
     memory: StepMemory,
-    others: Others,
+    others: PeerActions,
     backoff: Backoff,
     next_step: i64,
     /// For each server the scrape whose answer is awaited.
@@ -67,7 +67,7 @@ impl SlowController {
             own,
             delays,
             memory: StepMemory::default(),
-            others: Others::default(),
+            others: PeerActions::default(),
             backoff: Backoff::default(),
             next_step: 0,
             awaited,
@@ -153,7 +153,7 @@ impl SlowController {
         commands
     }
 
-    fn ended(&mut self, now: i64, start: Instant, outcome: CommandOutcome, verdict: Verdict) {
+    fn ended(&mut self, now: i64, start: Instant, outcome: CommandOutcome, verdict: CommandVerdict) {
         let own = key(self.own);
         self.memory.settle(&own, outcome);
         self.others.ended(time(now), &own);
@@ -188,10 +188,10 @@ pub fn play(
             match stage {
                 CommandStage::Out if controller.failed < controller.delays.failing_commands => {
                     controller.failed += 1;
-                    controller.ended(now, start, CommandOutcome::Nothing, Verdict::Failed);
+                    controller.ended(now, start, CommandOutcome::Nothing, CommandVerdict::Failed);
                 }
                 CommandStage::Out if gpu.models[own].unload_began_ms.is_some() => {
-                    controller.ended(now, start, CommandOutcome::Nothing, Verdict::Refused);
+                    controller.ended(now, start, CommandOutcome::Nothing, CommandVerdict::Refused);
                 }
                 CommandStage::Out => {
                     gpu.models[own].unload_began_ms = Some(now);
@@ -199,7 +199,12 @@ pub fn play(
                     commands_under_way.push((now + gpu.models[own].unload_ms, own, CommandStage::Leaving));
                 }
                 CommandStage::Leaving => {
-                    controller.ended(now, start, CommandOutcome::Unloaded { completed_at: time(now) }, Verdict::Done);
+                    controller.ended(
+                        now,
+                        start,
+                        CommandOutcome::Unloaded { completed_at: time(now) },
+                        CommandVerdict::Done,
+                    );
                 }
             }
         }
@@ -293,7 +298,7 @@ proptest! {
     #[test]
     fn the_gpu_is_relieved_in_bounded_time(gpu in gpus(), paces in vec(paces(), 3), phases in vec(vec(0..SCRAPE_MS, 3), 3)) {
         let controllers = (0..3).map(|own| SlowController::new(own, paces[own].clone(), &phases[own])).collect();
-        let patience = i64::try_from(PATIENCE.as_millis()).unwrap();
+        let patience = i64::try_from(PEER_COMMAND_TIMEOUT.as_millis()).unwrap();
         let played = play(gpu.clone(), controllers, &[hard()], gpu.more_at_ms + 60_000 + patience, ONE_ROUND);
         prop_assert!(played.relieved_at.is_some_and(|at| at < gpu.more_at_ms + 60_000), "{played:?}");
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hush_controller::run::others::PATIENCE;
+use hush_controller::control_loop::peer_actions::PEER_COMMAND_TIMEOUT;
 use hush_core::{MemoryAmount, ModelPolicy, PolicySpec};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -146,7 +146,7 @@ proptest! {
         let wide = play(gpu.clone(), one_controller_for_all(&gpu), &policies, END_MS);
         let Some(&first) = wide.first() else { return Ok(()) };
         gpu.models[first].has_no_controller = true;
-        let patience = i64::try_from(PATIENCE.as_millis()).unwrap();
+        let patience = i64::try_from(PEER_COMMAND_TIMEOUT.as_millis()).unwrap();
 
         let soon = play(gpu.clone(), sidecars(&gpu, &phases), &policies, gpu.more_at_ms + patience / 2);
         let others_in_plan = wide.len() > 1;

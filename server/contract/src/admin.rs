@@ -1,6 +1,6 @@
 //! The admin API of a server: `GET /admin/v1/models`, `POST /admin/v1/models/{model}/load` and `.../unload`,
-//! `GET /admin/v1/events`, `GET` and `PUT /admin/v1/log-level`. Requests are strict, so that a misspelt condition is an error and never an unconditional
-//! command; answers may grow fields, which an older reader ignores.
+//! `GET /admin/v1/events`, `GET` and `PUT /admin/v1/log-level`. Requests are strict, so that a misspelt condition is an error and
+//! never an unconditional command. Answers may get further fields, which an older reader ignores.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,23 +11,29 @@ use serde::{Deserialize, Serialize};
 use crate::percent::segment;
 use crate::state::{ModelState, UnloadReason, UnloadRefusal};
 
-/// Below this path everything asks for a credential.
+// Former names, for code outside of this module.
+pub use self::{
+    AdminErrorBody as ErrorBody, AdminEvent as Event, PolicyRef as PolicyName, ReportedResidency as ResidencyMode,
+};
+
+/// All paths below this one require a credential.
 pub const ADMIN_PATH: &str = "/admin/v1";
-/// Where a model is unloaded.
+
+/// The path for unloading a model.
 pub fn unload_path(model: &str) -> String {
     format!("{ADMIN_PATH}/models/{}/unload", segment(model))
 }
 
-/// Where a model is loaded.
+/// The path for loading a model.
 pub fn load_path(model: &str) -> String {
     format!("{ADMIN_PATH}/models/{}/load", segment(model))
 }
 
-/// The audience of a token that the pod of a server holds itself, and the first part of every [`ServerAudience`].
+/// The audience of the token that a server's own pod has, and the first part of every [`ServerAudience`].
 pub const TOKEN_AUDIENCE: &str = "hush-server";
 
-/// The audience of a token for one server: `hush-server/NAMESPACE/POD-UID`, at most 140 characters. The API server gives
-/// each pod a UID of its own, so a token that one server receives is refused by every other.
+/// The audience of a token for one server: `hush-server/NAMESPACE/POD-UID`, at most 140 characters. The API server gives each pod a
+/// UID of its own, so every other server refuses a token that one server has received.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerAudience(String);
 
@@ -35,12 +41,13 @@ impl ServerAudience {
     const NAMESPACE_MAX_BYTES: usize = 63;
     const POD_UID_MAX_BYTES: usize = 64;
 
-    /// Both as the API server has them in `metadata` of the pod.
+    /// Both values are those of the pod's `metadata`.
     pub fn new(namespace: &str, pod_uid: &str) -> Result<Self, InvalidValue> {
         let is_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if !(1..=Self::NAMESPACE_MAX_BYTES).contains(&namespace.len()) || !namespace.bytes().all(is_label) {
             return Err(InvalidValue("the namespace must be 1 to 63 lower-case letters, digits and `-`"));
         }
+
         let is_uid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         if !(1..=Self::POD_UID_MAX_BYTES).contains(&pod_uid.len()) || !pod_uid.bytes().all(is_uid) {
             return Err(InvalidValue("the pod's UID must be 1 to 64 letters, digits and `-`"));
@@ -60,7 +67,7 @@ impl fmt::Display for ServerAudience {
     }
 }
 
-/// Seconds in a request: finite, not negative, a week at most.
+/// Seconds in a request: finite, not negative, at most one week.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "f64", into = "f64")]
 #[schemars(extend("minimum" = 0, "maximum" = 604_800))]
@@ -82,7 +89,7 @@ impl Seconds {
     }
 }
 
-/// What a value of a request must be.
+/// Why a value of a request is invalid: what the value must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidValue(pub &'static str);
 
@@ -114,8 +121,8 @@ impl From<Seconds> for Duration {
     }
 }
 
-/// Why a command is given, in CamelCase; a word that is not in [`UnloadReason`] is counted as `Other` and logged as it
-/// is, so that a newer controller can speak to an older server.
+/// Why a command is given, in CamelCase. A word that is not in [`UnloadReason`] is counted as `Other` and logged as it is, so that a
+/// newer controller can send commands to an older server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct Reason(String);
@@ -127,7 +134,7 @@ impl Reason {
         &self.0
     }
 
-    /// As metrics count it.
+    /// The reason as metrics count it.
     pub fn kind(&self) -> UnloadReason {
         UnloadReason::ALL.into_iter().find(|known| known.as_str() == self.0).unwrap_or(UnloadReason::Other)
     }
@@ -149,9 +156,9 @@ impl TryFrom<String> for Reason {
     type Error = InvalidValue;
 
     fn try_from(word: String) -> Result<Self, InvalidValue> {
-        let camel = word.starts_with(|first: char| first.is_ascii_uppercase())
+        let is_camel_case = word.starts_with(|first: char| first.is_ascii_uppercase())
             && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        if camel && word.len() <= Self::MAX_BYTES {
+        if is_camel_case && word.len() <= Self::MAX_BYTES {
             Ok(Self(word))
         } else {
             Err(InvalidValue("must be one word in CamelCase of at most 64 letters and digits, such as IdleTimeout"))
@@ -165,91 +172,95 @@ impl From<Reason> for String {
     }
 }
 
-/// `namespace/name` of a policy; `/name` for one of the whole cluster.
+/// `namespace/name` of a policy; `/name` for a policy of the whole cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-pub struct PolicyName(String);
+pub struct PolicyRef(String);
 
-impl PolicyName {
+impl PolicyRef {
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl TryFrom<String> for PolicyName {
+impl TryFrom<String> for PolicyRef {
     type Error = InvalidValue;
 
     fn try_from(text: String) -> Result<Self, InvalidValue> {
-        let valid = |part: &str, max: usize| {
+        let is_valid = |part: &str, max: usize| {
             part.len() <= max
                 && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
         };
+
         match text.split_once('/') {
-            Some((namespace, name)) if valid(namespace, 63) && valid(name, 253) && !name.is_empty() => Ok(Self(text)),
+            Some((namespace, name)) if is_valid(namespace, 63) && is_valid(name, 253) && !name.is_empty() => {
+                Ok(Self(text))
+            }
             _ => Err(InvalidValue("must be namespace/name, or /name for a policy of the whole cluster")),
         }
     }
 }
 
-impl From<PolicyName> for String {
-    fn from(policy: PolicyName) -> Self {
+impl From<PolicyRef> for String {
+    fn from(policy: PolicyRef) -> Self {
         policy.0
     }
 }
 
-/// Body of `POST .../unload`. Every `if_` is judged by the one task that owns the model; if one does not hold, nothing
-/// changes and the answer is 409 with the [`UnloadRefusal`] as its code.
+/// Body of `POST .../unload`. The owner of the model checks each `if_` condition. If a condition does not hold, nothing changes, and
+/// the answer is 409 with the [`UnloadRefusal`] as its code.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UnloadRequest {
-    /// Only this generation.
+    /// Unload only this generation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub if_generation: Option<u64>,
-    /// Only if nothing has held the model for this long; 0: only if nothing holds it now.
+    /// Unload only if the model has been idle for this long; 0: only if no request holds it now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub if_idle_seconds: Option<Seconds>,
-    /// How long to wait for what is in flight; what is not done then is started again after the next load.
+    /// How long to wait for requests in flight. Those that are not done by then are started again after the next load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_seconds: Option<Seconds>,
-    /// How long after it has left not to load it again, whoever asks. Expires by itself.
+    /// How long the model must not be loaded again after the unload, for any request. The hold expires by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_seconds: Option<Seconds>,
     pub reason: Reason,
-    /// On whose behalf.
+    /// The policy that the command is given for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub policy: Option<PolicyName>,
+    pub policy: Option<PolicyRef>,
 }
 
+/// What an unload command did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UnloadOutcome {
     Unloaded,
-    /// It was not in memory, and the command had no condition; a hold that it asked for is in force.
+    /// The model was not in memory, and the command had no condition; its hold is in force.
     AlreadyUnloaded,
 }
 
-/// Answer to `POST .../unload` once nothing is left of the model's process. Bytes are absent where the device's memory
-/// is not known.
+/// Answer to `POST .../unload` after the model's process has ended. Fields in bytes are absent where the device's memory is not
+/// known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UnloadResponse {
     pub model: String,
     pub outcome: UnloadOutcome,
-    /// That was unloaded.
+    /// The generation that was unloaded.
     pub generation: u64,
-    /// Of the device, held by this model before it left.
+    /// Device memory that the model held before the unload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vram_before_bytes: Option<u64>,
-    /// That came back.
+    /// Device memory that was returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reclaimed_bytes: Option<u64>,
-    /// That did not.
+    /// Device memory that was not returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residual_bytes: Option<u64>,
-    /// Waiting for what was in flight.
+    /// Time of waiting for requests in flight.
     pub drain_seconds: f64,
-    /// From there until the process was reaped.
+    /// Time from the end of the waiting until the process was reaped.
     pub exit_seconds: f64,
-    /// From there until the device's memory had settled.
+    /// Time from there until the device's memory had settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify_seconds: Option<f64>,
 }
@@ -258,26 +269,26 @@ pub struct UnloadResponse {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoadRequest {
-    /// Only if the model has not been loaded again since this generation.
+    /// Load only if the model has not been loaded again since this generation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub if_generation: Option<u64>,
-    /// Load also while a hold of an earlier unload is in force, and end it; otherwise that is 409 `held`.
+    /// Load also while a hold of an earlier unload is in force, and end the hold. Without this the answer is 409 `held`.
     pub despite_hold: bool,
-    /// How long to wait for the end of the load; after that, or at once with 0, the answer is 202 and the load goes on.
-    /// Default: 60.
+    /// How long to wait for the end of the load. After that, or at once with 0, the answer is 202 and the load goes on. Default: 60.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_seconds: Option<Seconds>,
     pub reason: Reason,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub policy: Option<PolicyName>,
+    pub policy: Option<PolicyRef>,
 }
 
+/// What a load command did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoadOutcome {
-    /// In memory, whether this command brought it there or it was there already.
+    /// The model is in memory: it was loaded by this command or before it.
     Ready,
-    /// Accepted; 202.
+    /// The load was accepted and goes on; 202.
     Pending,
 }
 
@@ -288,54 +299,54 @@ pub struct LoadResponse {
     pub outcome: LoadOutcome,
     pub state: ModelState,
     pub generation: u64,
-    /// That this command waited.
+    /// Time that this command waited.
     pub waited_seconds: f64,
 }
 
-/// When a model stays in memory without anybody's command.
+/// When a model is unloaded without a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum ResidencyMode {
+pub enum ReportedResidency {
     Resident,
     Idle,
     OnDemand,
 }
 
-/// A model at one moment. To decide by it is safe only with the conditions of the command that follows.
+/// A model at one moment. A decision on it is safe only with conditions in the command that follows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelStatus {
     pub model: String,
     pub state: ModelState,
     /// Grows by one at each load; 0 before the first.
     pub generation: u64,
-    pub residency: ResidencyMode,
-    /// With residency `idle`; absent: never.
+    pub residency: ReportedResidency,
+    /// With residency `idle`: the idle timeout; absent: the model is not unloaded by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_seconds: Option<f64>,
-    /// Since the last request or the load ended; 0 while busy or not loaded.
+    /// Seconds since the last request or the load ended; 0 while the model is busy or not loaded.
     pub idle_seconds: f64,
-    /// Since this generation became ready; 0 when it is not.
+    /// Seconds since this generation became ready; 0 while the model is not loaded.
     pub loaded_seconds: f64,
     /// Requests that hold the model.
     pub inflight: u64,
-    /// Requests that wait for it.
+    /// Requests that wait for the model.
     pub queued: u64,
-    /// As the server was told: `cpu`, `cuda:0`.
+    /// The device in the server's settings: `cpu`, `cuda:0`.
     pub device: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_uuid: Option<String>,
-    /// On the device now; for a model that is not loaded, what it needed last time.
+    /// Device memory that the model holds; while it is not loaded, what it needed last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vram_bytes: Option<u64>,
-    /// While it waits for memory: what it needs.
+    /// While the model waits for memory: how much it needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_demand_bytes: Option<u64>,
-    /// Until it may be loaded again after an unload with a hold.
+    /// Seconds until the model may be loaded again, after an unload with a hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_remaining_seconds: Option<f64>,
-    /// What the last load took.
+    /// Duration of the last load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_load_seconds: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -346,7 +357,7 @@ pub struct ModelStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LoadFailure {
     pub message: String,
-    /// Until the next try may begin.
+    /// Seconds until the next attempt.
     pub retry_after_seconds: f64,
 }
 
@@ -354,10 +365,10 @@ pub struct LoadFailure {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogLevelRequest {
-    /// As the option `--log-level`. Absent: the configured one.
+    /// The filter, as in the option `--log-level`. Absent: the configured one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
-    /// How long it holds; then the configured one does again. Absent: until it is changed, or the server ends.
+    /// How long the filter applies before the configured one applies again. Absent: until the next change or the end of the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub for_seconds: Option<Seconds>,
 }
@@ -365,11 +376,11 @@ pub struct LogLevelRequest {
 /// Answer to `GET` and `PUT /admin/v1/log-level`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LogLevelResponse {
-    /// What is logged now, by the server and its runners.
+    /// The current filter, of the server and its runners.
     pub level: String,
-    /// What the server was started with.
+    /// The filter that the server was started with.
     pub configured_level: String,
-    /// Until the configured one is in force again; absent: no end is set.
+    /// Seconds until the configured filter applies again; absent: no end is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remaining_seconds: Option<f64>,
 }
@@ -377,27 +388,27 @@ pub struct LogLevelResponse {
 /// Answer to `GET /admin/v1/models`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelList {
-    /// In the order of their names.
+    /// The models, sorted by name.
     pub models: Vec<ModelStatus>,
-    /// The last event that this listing includes; see [`Event`].
+    /// The id of the last event that this list includes; see [`AdminEvent`].
     pub event_id: u64,
 }
 
-/// One event of `GET /admin/v1/events`; its SSE `event` is the `type`, its SSE `id` counts up by one for each change
-/// since the server started.
+/// One event of `GET /admin/v1/events`. Its SSE `event` is the `type`; its SSE `id` increases by one with each change since the
+/// server started.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum Event {
-    /// Every model: at the beginning, and after [`Event::Lost`].
+pub enum AdminEvent {
+    /// All models: at the beginning, and after [`AdminEvent::Lost`].
     Snapshot { models: Vec<ModelStatus> },
-    /// A model changed its state, became busy or idle, or came under a hold.
+    /// A model changed its state, became busy or idle, or got a hold.
     Model { from: ModelState, model: Box<ModelStatus> },
-    /// The reader was too slow: this many changes are gone. A snapshot follows.
+    /// The reader was too slow, and this many changes are lost. A snapshot follows.
     Lost { count: u64 },
 }
 
-impl Event {
-    /// The SSE `event`.
+impl AdminEvent {
+    /// The SSE `event` of this event.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Snapshot { .. } => "snapshot",
@@ -407,34 +418,34 @@ impl Event {
     }
 }
 
-/// Body of every answer that is no success.
+/// Body of every error answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ErrorBody {
-    /// A word for programs: of [`code`], or why an unload was refused ([`UnloadRefusal`]).
+pub struct AdminErrorBody {
+    /// A code for programs: one of [`code`], or the reason for a refused unload ([`UnloadRefusal`]).
     pub code: String,
-    /// For people.
+    /// A message for people.
     pub message: String,
     /// The field of the request that is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }
 
-impl ErrorBody {
-    /// Why an unload changed nothing; `None` for any other error.
+impl AdminErrorBody {
+    /// The reason for a refused unload; `None` for any other error.
     pub fn refusal(&self) -> Option<UnloadRefusal> {
         UnloadRefusal::ALL.into_iter().find(|refusal| refusal.as_str() == self.code)
     }
 }
 
-/// Codes of [`ErrorBody`] beside those of [`UnloadRefusal`].
+/// Codes of [`AdminErrorBody`] besides those of [`UnloadRefusal`].
 pub mod code {
-    /// 400: the body is not what the request must be; `field` names the place.
+    /// 400: the body is invalid; `field` names the wrong field.
     pub const INVALID_REQUEST: &str = "invalid_request";
-    /// 401: no credential.
+    /// 401: the request has no credential.
     pub const UNAUTHENTICATED: &str = "unauthenticated";
-    /// 401: a credential that is not valid.
+    /// 401: the credential is not valid.
     pub const INVALID_TOKEN: &str = "invalid_token";
-    /// 403: a valid credential of somebody who may not; or nothing is configured that could tell.
+    /// 403: the credential is valid and has no right to the command; or the server has no way to check credentials.
     pub const FORBIDDEN: &str = "forbidden";
     /// 404
     pub const UNKNOWN_MODEL: &str = "unknown_model";
@@ -450,11 +461,11 @@ pub mod code {
     pub const UNSUPPORTED_MEDIA_TYPE: &str = "unsupported_media_type";
     /// 500
     pub const INTERNAL: &str = "internal";
-    /// 503: who could check the credential does not answer.
+    /// 503: the service that checks the credential does not answer.
     pub const AUTHENTICATION_UNAVAILABLE: &str = "authentication_unavailable";
-    /// 503: as many streams of events are open as there may be; `Retry-After` says when to try again.
+    /// 503: the limit of open event streams is reached; `Retry-After` says when to try again.
     pub const TOO_MANY_READERS: &str = "too_many_readers";
-    /// 503: the load failed and backs off; `Retry-After` says how long.
+    /// 503: the load failed, and the next attempt waits; `Retry-After` says how long.
     pub const LOAD_FAILED: &str = "load_failed";
     /// 503
     pub const SHUTTING_DOWN: &str = "shutting_down";

@@ -1,14 +1,13 @@
-//! Requests that a page in a browser sends, as far as their headers tell. A browser lets any page send requests to
-//! addresses that only its user can reach, such as the loopback.
+//! Recognises by their headers the requests that a page in a browser sends. A browser lets any page send requests to addresses that
+//! only its user can reach, such as the loopback.
 //!
-//! `Sec-Fetch-Site` and `Origin` are written by the browser, and a page cannot change them. A page whose name was pointed at an
-//! address of its user (DNS rebinding) is of the same origin for the browser: only `Host` shows it.
-//! Source: <https://www.w3.org/TR/fetch-metadata/>, and the order of the checks as in `CrossOriginProtection` of Go's
-//! `net/http`.
+//! `Sec-Fetch-Site` and `Origin` are written by the browser, and a page cannot change them. A page whose name was made to resolve to an
+//! address of its user (DNS rebinding) has the same origin for the browser, so only `Host` reveals it. Source:
+//! <https://www.w3.org/TR/fetch-metadata/>; the order of the checks is that of `CrossOriginProtection` in Go's `net/http`.
 
 use std::net::IpAddr;
 
-/// The headers that tell; `None`: not sent.
+/// The headers of a request that are checked; `None`: not sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestOrigin<'a> {
     pub host: Option<&'a str>,
@@ -17,14 +16,14 @@ pub struct RequestOrigin<'a> {
 }
 
 impl RequestOrigin<'_> {
-    /// Whether a page of another origin sent it. `same_origin`: hosts that count as the server's own beside `host`, for what
-    /// comes through a proxy that writes another one.
+    /// Whether a page of another origin sent the request. `same_origin`: hosts that count as the server's own besides `host`, for requests
+    /// through a proxy that sends another `Host`.
     pub fn is_cross_origin(&self, same_origin: &[String]) -> bool {
         match (self.sec_fetch_site, self.origin) {
-            // A person who typed the address, and the server's own page.
+            // A user who typed the address, and the server's own page.
             (Some("none" | "same-origin"), _) => false,
             (Some(_), _) => true,
-            // A browser that does not send it to this address says `Origin` with whatever is not a simple look.
+            // A browser that does not send `Sec-Fetch-Site` to this address sends `Origin` with every request that is not simple.
             (None, Some(origin)) => {
                 let authority = origin.split_once("://").map(|(_, authority)| authority);
                 let is_own = |authority: &str| {
@@ -37,16 +36,17 @@ impl RequestOrigin<'_> {
         }
     }
 
-    /// Whether `Host` is a name that is neither `localhost` nor one of these: an address cannot be pointed elsewhere.
+    /// Whether `Host` is a name that is neither `localhost` nor one of `known`. An address cannot be made to resolve elsewhere.
     pub fn is_foreign_name(&self, known: &[String]) -> bool {
         let Some(host) = self.host else { return false };
+
         let name = name(host);
         address(name).is_none()
             && !name.eq_ignore_ascii_case("localhost")
             && !known.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 
-    /// Whether `Host`, where there is one, is this machine as it calls itself.
+    /// Whether `Host` is absent, or names this machine from its own point of view.
     pub fn is_for_this_machine(&self) -> bool {
         self.host.is_none_or(|host| {
             let name = name(host);
@@ -56,7 +56,7 @@ impl RequestOrigin<'_> {
     }
 }
 
-/// Without the port.
+/// A host without its port.
 fn name(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -93,13 +93,13 @@ mod tests {
 
     #[test]
     fn pages_of_other_origins() {
-        let said = |sec_fetch_site, origin| RequestOrigin { host: Some("127.0.0.1:9002"), origin, sec_fetch_site };
+        let request = |sec_fetch_site, origin| RequestOrigin { host: Some("127.0.0.1:9002"), origin, sec_fetch_site };
         for (site, origin, is_cross) in [
             (None, None, false),
             (Some("none"), None, false),
-            // Behind `kubectl proxy` the page's own origin is another one than the pod's.
+            // Behind `kubectl proxy` the origin of the page differs from that of the pod.
             (Some("same-origin"), Some("http://127.0.0.1:8001"), false),
-            // Another port of this machine.
+            // Another port of the same machine.
             (Some("same-site"), Some("http://127.0.0.1:8001"), true),
             (Some("cross-site"), None, true),
             (Some("something new"), None, true),
@@ -109,10 +109,10 @@ mod tests {
             (None, Some("null"), true),
             (None, Some(""), true),
         ] {
-            assert_eq!(said(site, origin).is_cross_origin(&[]), is_cross, "{site:?} {origin:?}");
+            assert_eq!(request(site, origin).is_cross_origin(&[]), is_cross, "{site:?} {origin:?}");
         }
         let own = ["hush.example".to_owned()];
-        assert!(!said(None, Some("http://hush.example:8443")).is_cross_origin(&own));
-        assert!(said(None, Some("http://evil.example")).is_cross_origin(&own));
+        assert!(!request(None, Some("http://hush.example:8443")).is_cross_origin(&own));
+        assert!(request(None, Some("http://evil.example")).is_cross_origin(&own));
     }
 }

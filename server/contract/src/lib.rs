@@ -1,9 +1,9 @@
-//! What `hush-server` and `hush-controller` say to each other: metric names, label names, states and reasons, and the
-//! admin API's requests and answers.
-//! Both sides use this crate; neither spells a name twice.
+//! The names and types that `hush-server` and `hush-controller` share: metric names, label names, states, reasons, and the requests
+//! and answers of the admin API. Both use this crate, so that no name is written twice.
 
 pub mod admin;
 pub mod browser;
+pub mod duration;
 pub mod metrics;
 pub mod percent;
 mod state;

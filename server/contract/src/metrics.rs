@@ -1,27 +1,31 @@
 //! Metric families of `hush-server`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape time.
 
-/// Where they are, on the operations listener.
+// Former names, for code outside of this module.
+pub use self::MetricKind as Kind;
+
+/// Path of the metrics on the operations listener.
 pub const PATH: &str = "/metrics";
 
-/// What a family is, for whoever reads it; `docs/reference/metrics.md` is made of these.
+/// Description of a metric family. `docs/reference/metrics.md` is made of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Family {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: MetricKind,
     pub labels: &'static [&'static str],
-    /// One or more sentences.
+    /// One or more sentences, for `# HELP` and for the documentation.
     pub help: &'static str,
 }
 
+/// The type of a metric family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
 
-impl Kind {
-    /// As the exposition format writes it.
+impl MetricKind {
+    /// The name of the type in the exposition format.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -31,39 +35,53 @@ impl Kind {
     }
 }
 
-/// A constant with the name of each family, and all of them as [`FAMILIES`].
+/// Declares a constant with the name of each family, and all families as [`FAMILIES`].
 macro_rules! families {
     ($($(#[doc = $help:literal])+ $constant:ident = $name:literal, $kind:ident [$($label:ident),*];)+) => {
         $($(#[doc = $help])+ pub const $constant: &str = $name;)+
 
         pub const FAMILIES: &[Family] = &[
-            $(Family { name: $constant, kind: Kind::$kind, labels: &[$($label),*], help: concat!($($help),+) }),+
+            $(Family { name: $constant, kind: MetricKind::$kind, labels: &[$($label),*], help: concat!($($help),+) }),+
         ];
     };
+    }
+
+/// The help text of a family; empty for an unknown name.
+pub fn help(name: &str) -> &'static str {
+    family(name).map_or("", |family| family.help)
+}
+
+/// The labels of a family, in the order in which their values are given.
+pub fn labels(name: &str) -> &'static [&'static str] {
+    family(name).map_or(&[], |family| family.labels)
+}
+
+fn family(name: &str) -> Option<&'static Family> {
+    FAMILIES.iter().chain(PROGRAM_FAMILIES).find(|family| family.name == name)
 }
 
 families! {
-    /// 1 for the state the model is in, 0 for the others.
+    /// 1 for the state that the model is in, 0 for the others.
     MODEL_STATE = "hush_model_state", Gauge [LABEL_MODEL, LABEL_STATE];
-    /// Seconds since the last request (or the load) ended; 0 while busy or not loaded.
+    /// Seconds since the last request (or the load) ended; 0 while the model is busy or not loaded.
     MODEL_IDLE_SECONDS = "hush_model_idle_seconds", Gauge [LABEL_MODEL];
-    /// When the last request (or the load) ended, in Unix time; 0 while busy or not loaded.
+    /// When the last request (or the load) ended, in Unix time; 0 while the model is busy or not loaded.
     MODEL_IDLE_SINCE_TIMESTAMP_SECONDS = "hush_model_idle_since_timestamp_seconds", Gauge [LABEL_MODEL];
     /// Requests that hold the model.
     MODEL_INFLIGHT_REQUESTS = "hush_model_inflight_requests", Gauge [LABEL_MODEL];
     /// Requests that wait for the model.
     MODEL_QUEUED_REQUESTS = "hush_model_queued_requests", Gauge [LABEL_MODEL];
-    /// Grows by one at each load.
+    /// The generation of the model, which increases by one with each load.
     MODEL_GENERATION = "hush_model_generation", Gauge [LABEL_MODEL];
-    /// Seconds since this generation became ready; 0 when it is not.
+    /// Seconds since this generation became ready; 0 while the model is not loaded.
     MODEL_LOADED_SECONDS = "hush_model_loaded_seconds", Gauge [LABEL_MODEL];
-    /// What the last load took; 0 before the first.
+    /// Duration of the last load; 0 before the first.
     MODEL_LAST_LOAD_SECONDS = "hush_model_last_load_seconds", Gauge [LABEL_MODEL];
     /// Seconds until the model may be loaded again, after an unload with a hold; 0 without one.
     MODEL_HOLD_SECONDS = "hush_model_hold_seconds", Gauge [LABEL_MODEL];
     /// Seconds per phase of a load (`spawn`, `libraries`, `sessions`, `total`).
     MODEL_LOAD_DURATION_SECONDS = "hush_model_load_duration_seconds", Histogram [LABEL_MODEL, LABEL_PHASE];
-    /// Loads, by how they ended (`success`, `failure`).
+    /// Loads, by result (`success`, `failure`).
     MODEL_LOADS_TOTAL = "hush_model_loads_total", Counter [LABEL_MODEL, LABEL_RESULT];
     /// Seconds from the decision to unload until the runner is reaped.
     MODEL_UNLOAD_DURATION_SECONDS = "hush_model_unload_duration_seconds", Histogram [LABEL_MODEL];
@@ -84,53 +102,53 @@ families! {
     /// Resident memory of the runner process; 0 when there is none.
     RUNNER_RESIDENT_BYTES = "hush_runner_resident_bytes", Gauge [LABEL_MODEL];
 
-    /// Log lines that could not be written, of the server and its runners: standard error was closed, full or stuck.
+    /// Log lines that could not be written, of the server and its runners, because standard error was closed, full or stuck.
     LOG_LINES_DROPPED_TOTAL = "hush_log_lines_dropped_total", Counter [];
 
-    /// 1 where the kernel confines ffmpeg by this mechanism (`landlock`, `seccomp`), 0 where it does not offer it.
+    /// 1 where the kernel confines ffmpeg with this mechanism (`landlock`, `seccomp`), 0 where it does not offer it.
     FFMPEG_CONFINED = "hush_ffmpeg_confined", Gauge [LABEL_MECHANISM];
 
-    /// 1 when the configuration file was good the last time it was read, 0 when it was refused.
+    /// 1 when the configuration file was valid the last time it was read, 0 when it was refused.
     CONFIG_LAST_RELOAD_SUCCESSFUL = "hush_config_last_reload_successful", Gauge [];
-    /// Unix time of the last time that the configuration was taken over.
+    /// When the configuration was last applied, in Unix time.
     CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "hush_config_last_reload_success_timestamp_seconds", Gauge [];
 
-    // Device memory. Absent, not zero, where nothing measures it.
+    // Device memory. A family is absent, not zero, where its value cannot be measured.
 
     /// Device memory that the model holds; 0 when it is not loaded.
     MODEL_VRAM_BYTES = "hush_model_vram_bytes", Gauge [LABEL_MODEL, LABEL_GPU_UUID];
     /// Device memory that the next load is expected to take.
     MODEL_NEED_BYTES = "hush_model_need_bytes", Gauge [LABEL_MODEL, LABEL_GPU_UUID];
-    /// What must be free before the model loads, while it waits for that; 0 while it does not.
+    /// Device memory that must be free before the model loads, while it waits for that; 0 while it does not wait.
     MODEL_MEMORY_DEMAND_BYTES = "hush_model_memory_demand_bytes", Gauge [LABEL_MODEL];
-    /// Device memory that unloads gave back.
+    /// Device memory that unloads returned.
     MODEL_RECLAIMED_BYTES_TOTAL = "hush_model_reclaimed_bytes_total", Counter [LABEL_MODEL];
-    /// What the last unload has not given back yet.
+    /// Device memory that the last unload has not returned yet.
     MODEL_RESIDUAL_BYTES = "hush_model_residual_bytes", Gauge [LABEL_MODEL];
     /// Loads and requests that the device had too little memory for.
     MODEL_OUT_OF_MEMORY_TOTAL = "hush_model_out_of_memory_total", Counter [LABEL_MODEL];
-    /// Seconds from the end of a runner until its memory was back.
+    /// Seconds from the end of a runner until its device memory was returned, or until the server stopped waiting for it.
     MODEL_RECLAIM_DURATION_SECONDS = "hush_model_reclaim_duration_seconds", Histogram [LABEL_MODEL];
     /// 1 while NVML answers, 0 while it does not.
     GPU_UP = "hush_gpu_up", Gauge [];
-    /// 1 while the device answers, 0 since it does not.
+    /// 1 while the device answers, 0 while it does not.
     GPU_DEVICE_UP = "hush_gpu_device_up", Gauge [LABEL_GPU_UUID];
-    /// Memory of the device, or of the MIG instance, that processes can have: without what the driver keeps for itself.
+    /// Memory of the device, or of the MIG instance, that processes can use, without what the driver reserves for itself.
     GPU_MEMORY_TOTAL_BYTES = "hush_gpu_memory_total_bytes", Gauge [LABEL_GPU_UUID];
-    /// Memory that processes hold, whosever they are.
+    /// Memory of the device that processes use, whether they belong to this server or not.
     GPU_MEMORY_USED_BYTES = "hush_gpu_memory_used_bytes", Gauge [LABEL_GPU_UUID];
-    /// Memory that nobody holds.
+    /// Memory of the device that is free.
     GPU_MEMORY_FREE_BYTES = "hush_gpu_memory_free_bytes", Gauge [LABEL_GPU_UUID];
-    /// Used by others than this server's models: what unloading them cannot help.
+    /// Memory of the device that processes other than this server's models use; unloading these models does not free it.
     GPU_MEMORY_FOREIGN_BYTES = "hush_gpu_memory_foreign_bytes", Gauge [LABEL_GPU_UUID];
-    /// Seconds since the device's figures were read.
+    /// Seconds since the device's memory was measured.
     GPU_SAMPLE_AGE_SECONDS = "hush_gpu_sample_age_seconds", Gauge [LABEL_GPU_UUID];
     /// Always 1: the device and its driver.
     GPU_INFO = "hush_gpu_info", Gauge [LABEL_GPU_UUID, LABEL_INDEX, LABEL_NAME, LABEL_DRIVER];
-    /// Always 1: how a model's memory is measured: `process`, where NVML lists the runner; `device_delta`, what the
-    /// device's used memory grew by while the model loaded.
+    /// Always 1: how a model's memory is measured: `process`, where NVML lists the runner; `device_delta`, by how much the device's
+    /// used memory grew while the model loaded.
     MODEL_VRAM_METHOD_INFO = "hush_model_vram_method_info", Gauge [LABEL_MODEL, LABEL_GPU_UUID, LABEL_METHOD];
-    /// Always 1: where a model runs, and why elsewhere than it was asked to.
+    /// Always 1: the device that a model runs on, and why it is not the requested one.
     DEVICE_INFO = "hush_device_info", Gauge [LABEL_MODEL, LABEL_ASKED, LABEL_DEVICE, LABEL_REASON];
 }
 
@@ -143,41 +161,36 @@ pub const PROCESS_RESIDENT_MEMORY_BYTES: &str = "process_resident_memory_bytes";
 pub const PROCESS_START_TIME_SECONDS: &str = "process_start_time_seconds";
 pub const PROCESS_THREADS: &str = "process_threads";
 
-/// What every program of Hush has, under the names that all clients of Prometheus use.
+/// The families of every program of Hush, under the names that Prometheus clients use for them.
 pub const PROGRAM_FAMILIES: &[Family] = &[
     Family {
         name: BUILD_INFO,
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: &[LABEL_VERSION, LABEL_REVISION],
-        help: "Always 1: what was built; the revision is `unknown` where the build was not told it.",
+        help: "Always 1: the build of the program; the revision is `unknown` where the build did not set it.",
     },
     Family {
         name: PROCESS_CPU_SECONDS_TOTAL,
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         labels: &[],
-        help: "Processor time of the process, of user and system together.",
+        help: "Processor time of the process, in user and system mode together.",
     },
-    Family { name: PROCESS_OPEN_FDS, kind: Kind::Gauge, labels: &[], help: "Open file descriptors." },
-    Family {
-        name: PROCESS_MAX_FDS,
-        kind: Kind::Gauge,
-        labels: &[],
-        help: "The most file descriptors that may be open.",
-    },
-    Family { name: PROCESS_VIRTUAL_MEMORY_BYTES, kind: Kind::Gauge, labels: &[], help: "Virtual memory." },
-    Family { name: PROCESS_RESIDENT_MEMORY_BYTES, kind: Kind::Gauge, labels: &[], help: "Resident memory." },
+    Family { name: PROCESS_OPEN_FDS, kind: MetricKind::Gauge, labels: &[], help: "Open file descriptors." },
+    Family { name: PROCESS_MAX_FDS, kind: MetricKind::Gauge, labels: &[], help: "The limit of open file descriptors." },
+    Family { name: PROCESS_VIRTUAL_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Virtual memory." },
+    Family { name: PROCESS_RESIDENT_MEMORY_BYTES, kind: MetricKind::Gauge, labels: &[], help: "Resident memory." },
     Family {
         name: PROCESS_START_TIME_SECONDS,
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         labels: &[],
         help: "When the process was started, in Unix time.",
     },
-    Family { name: PROCESS_THREADS, kind: Kind::Gauge, labels: &[], help: "Threads of the process." },
+    Family { name: PROCESS_THREADS, kind: MetricKind::Gauge, labels: &[], help: "Threads of the process." },
 ];
 
-/// NVML lists the runner's process and what it holds.
+/// NVML lists the runner's process with its memory.
 pub const METHOD_PROCESS: &str = "process";
-/// What the device's used memory grew by while the model loaded: in a container NVML lists the host's process numbers.
+/// How much the device's used memory grew while the model loaded: in a container NVML lists process numbers of the host.
 pub const METHOD_DEVICE_DELTA: &str = "device_delta";
 
 pub const LABEL_GPU_UUID: &str = "gpu_uuid";

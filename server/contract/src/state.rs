@@ -1,22 +1,22 @@
-//! The life of a model, as labels and as words.
+//! The states of a model, as labels and as words of the API.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Where a model is in its life: `Unloaded -> Loading -> Ready -> Draining -> Unloading -> Unloaded`.
+/// The state of a model: `Unloaded -> Loading -> Ready -> Draining -> Unloading -> Unloaded`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelState {
     Unloaded,
     Loading,
-    /// In memory; idle when nothing is in flight, busy otherwise.
+    /// In memory; idle while no request is in flight, otherwise busy.
     Ready,
-    /// Finishing what is in flight; takes nothing new.
+    /// Requests in flight are finished; no new request is accepted.
     Draining,
     Unloading,
-    /// Wants to load, but the device has no room or a hold is in force.
+    /// The model is to be loaded, but the device has too little memory, or a hold is in force.
     WaitingForMemory,
-    /// Loading failed; waits before it tries again.
+    /// Loading failed; the next attempt waits.
     Failed,
 }
 
@@ -42,16 +42,31 @@ impl ModelState {
             Self::Failed => "failed",
         }
     }
+
+    /// Whether the model is in memory and can work on requests.
+    pub const fn is_loaded(self) -> bool {
+        matches!(self, Self::Ready | Self::Draining)
+    }
+
+    /// Whether the model may hold device memory: from the start of its runner until its memory is seen to be back.
+    pub const fn holds_memory(self) -> bool {
+        matches!(self, Self::Loading | Self::Ready | Self::Draining | Self::Unloading)
+    }
+
+    /// Whether the model is on its way out of memory.
+    pub const fn is_leaving(self) -> bool {
+        matches!(self, Self::Draining | Self::Unloading)
+    }
 }
 
-/// Why a model left.
+/// Why a model was unloaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum UnloadReason {
     IdleTimeout,
     OnDemand,
     SoftPressure,
     HardPressure,
-    /// Another model of its server took its place (`--max-loaded`).
+    /// Another model of the same server was loaded instead (`--max-loaded`).
     MaxLoaded,
     /// The models of one policy hold more than their budget.
     OverBudget,
@@ -59,11 +74,11 @@ pub enum UnloadReason {
     MakeRoom,
     Manual,
     Shutdown,
-    /// Its work did not fit on the device; it comes back with the room that it is now known to need.
+    /// The model's work did not fit on the device. The model is loaded again when the memory that it is now known to need is free.
     OutOfMemory,
-    /// The server's own threshold for the whole device, where no controller decides.
+    /// The server's own threshold for the whole device was exceeded, while no controller decides.
     MemoryReclaimer,
-    /// A word that this version does not know.
+    /// A reason that this version does not know.
     Other,
 }
 
@@ -101,19 +116,19 @@ impl UnloadReason {
     }
 }
 
-/// Why an unload command changed nothing: its condition did not hold at the moment it was judged.
+/// Why an unload command changed nothing: its condition did not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UnloadRefusal {
-    /// Requests hold the model, and the command asked for an idle one.
+    /// Requests hold the model, and the command required an idle one.
     Busy,
-    /// Idle, but not for as long as the command asked.
+    /// The model is idle, but not for as long as the command required.
     NotIdle,
-    /// Loaded again since the command was decided.
+    /// The model was loaded again after the decision.
     GenerationChanged,
     Loading,
     NotLoaded,
-    /// Already on its way out.
+    /// The model is being unloaded already.
     Draining,
 }
 

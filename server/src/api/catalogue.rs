@@ -1,8 +1,8 @@
-//! Which models a request may name.
+//! The models that a request may name.
 
 use std::sync::Arc;
 
-use super::speech::Speech;
+use super::speech::SpeechModel;
 use crate::hub::folder_of;
 
 /// A model as `GET /v1/models` shows it.
@@ -14,27 +14,28 @@ pub struct ModelCard {
     pub owned_by: String,
 }
 
-/// The models of a server.
-pub trait Catalogue: Send + Sync + 'static {
-    /// What requests get that name no model.
-    fn default_model(&self) -> Arc<dyn Speech>;
+/// The models that a server offers to requests.
+pub trait ModelCatalogue: Send + Sync + 'static {
+    /// The model for requests that name none.
+    fn default_model(&self) -> Arc<dyn SpeechModel>;
 
-    /// By its name, one of its other names, or a name that means the same model of the hub.
-    fn find(&self, name: &str) -> Option<Arc<dyn Speech>>;
+    /// Finds a model by its own name, by an alias, or by a name that means the same model of the hub.
+    fn find(&self, name: &str) -> Option<Arc<dyn SpeechModel>>;
 
-    /// Under their own names, the default first.
+    /// The models under their own names, the default model first.
     fn cards(&self) -> Vec<ModelCard>;
 
-    /// The models that have been started, the default first.
-    fn served(&self) -> Vec<Arc<dyn Speech>>;
+    /// The models that have been started, the default model first.
+    fn served(&self) -> Vec<Arc<dyn SpeechModel>>;
 }
 
-/// Names of OpenAI's models: a client that only knows these gets the default model.
+/// Names of OpenAI's models. A client that knows only these gets the default model.
 pub const DEFAULT_ALIASES: [&str; 4] = ["whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe"];
 
-/// Whether `asked` is `name`, or `name` with a date behind it (`gpt-4o-mini-transcribe-2025-12-15`).
-pub fn is_alias(asked: &str, name: &str) -> bool {
-    let Some(rest) = asked.strip_prefix(name) else { return false };
+/// Whether `requested` is `name`, or `name` followed by a date (`gpt-4o-mini-transcribe-2025-12-15`).
+pub fn is_alias(requested: &str, name: &str) -> bool {
+    let Some(rest) = requested.strip_prefix(name) else { return false };
+
     rest.is_empty() || rest.strip_prefix('-').is_some_and(is_date)
 }
 
@@ -46,21 +47,22 @@ fn is_date(text: &str) -> bool {
         })
 }
 
-/// Whether two names mean one model: `turbo` and `openai/whisper-large-v3-turbo`.
+/// Whether two names mean the same model, such as `turbo` and `openai/whisper-large-v3-turbo`.
 pub fn is_same_model(one: &str, other: &str) -> bool {
     one == other || folder_of(one) == folder_of(other)
 }
 
-/// One model under its own name and OpenAI's.
-pub struct Single(pub Arc<dyn Speech>);
+/// A catalogue of one model, which is found under its own name and under OpenAI's names.
+pub struct SingleModelCatalogue(pub Arc<dyn SpeechModel>);
 
-impl Catalogue for Single {
-    fn default_model(&self) -> Arc<dyn Speech> {
+impl ModelCatalogue for SingleModelCatalogue {
+    fn default_model(&self) -> Arc<dyn SpeechModel> {
         Arc::clone(&self.0)
     }
 
-    fn find(&self, name: &str) -> Option<Arc<dyn Speech>> {
+    fn find(&self, name: &str) -> Option<Arc<dyn SpeechModel>> {
         let known = is_same_model(name, self.0.model()) || DEFAULT_ALIASES.iter().any(|alias| is_alias(name, alias));
+
         known.then(|| self.default_model())
     }
 
@@ -68,7 +70,7 @@ impl Catalogue for Single {
         vec![ModelCard { id: self.0.model().to_owned(), created_seconds: 0, owned_by: "hush".to_owned() }]
     }
 
-    fn served(&self) -> Vec<Arc<dyn Speech>> {
+    fn served(&self) -> Vec<Arc<dyn SpeechModel>> {
         vec![self.default_model()]
     }
 }
@@ -90,7 +92,7 @@ mod tests {
     #[test]
     fn a_model_of_the_hub_has_several_names() {
         assert!(is_same_model("turbo", "openai/whisper-large-v3-turbo"));
-        assert!(is_same_model("mine", "mine"));
+        assert!(is_same_model("local", "local"));
         assert!(!is_same_model("base", "base.en"));
     }
 }

@@ -11,17 +11,17 @@ use super::error::{ApiError, json_response};
 use super::openapi::{AudioForm, AudioRefusals, DetectParameters};
 use super::{ApiState, query};
 
-/// The language that is most probable.
+/// The most probable language.
 #[derive(Serialize, ToSchema)]
 struct Detected<'a> {
     /// Lower-case English name.
     detected_language: &'a str,
     language_code: &'a str,
-    /// Of the detected language (the peer gives that of the last code in the alphabet).
+    /// Probability of the detected language. (whisper-asr-webservice gives that of the last code in the alphabet.)
     confidence: f32,
 }
 
-/// Say which language is spoken in the first 30 seconds of a recording.
+/// Detect the language that is spoken in the first 30 seconds of a recording.
 #[utoipa::path(
     post,
     path = "/detect-language",
@@ -41,8 +41,10 @@ pub async fn detect_language(
     let (head, body) = request.into_parts();
     let (encode, upload) = state.receive(&head.headers, body, query::encode(&pairs)).await?;
     let recording = state.decode_beginning(upload, encode).await?;
+
     let languages = state.speech().detect_language(recording).await?;
     let best = languages.first().ok_or_else(|| ApiError::Internal("no language was detected".to_owned()))?;
+
     let detected = Detected {
         detected_language: language::name(&best.code).unwrap_or(&best.code),
         language_code: &best.code,

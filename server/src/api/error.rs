@@ -1,5 +1,5 @@
-//! What goes back when there is no transcript. Faults of the caller have FastAPI's shapes and texts, faults of the
-//! engine are the peer's bare 500; nothing that failed is ever a 200 (Bazarr saves the body of whatever it gets).
+//! Error answers. ValidationErrorBody of the caller have the shapes and texts of FastAPI; errors of the engine are the bare 500 of
+//! whisper-asr-webservice. A failure is never a 200, because Bazarr saves the body of every 200.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -16,29 +16,31 @@ use crate::format::PythonJson;
 use crate::job::JobError;
 use crate::spool::SpoolError;
 
-/// One entry of a 422's `detail`: pydantic's error object.
+/// One entry of `detail` in a 422: pydantic's error object.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[schema(as = Fault)]
 pub struct FieldError {
     r#type: &'static str,
-    /// Where it is: `query` or `body`, and the name.
+    /// Place of the fault: `query` or `body`, and the name of the field.
     loc: [&'static str; 2],
     msg: String,
-    /// What was given.
+    /// The value that the client sent.
     input: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     ctx: Option<Value>,
 }
 
-/// What is wrong with a request, all of it.
+/// All errors of a request: the body of a 422.
 #[derive(Serialize, ToSchema)]
-pub struct Faults {
+#[schema(as = Faults)]
+pub struct ValidationErrorBody {
     detail: Vec<FieldError>,
 }
 
-/// The body of an error, as FastAPI writes it: why there is no answer, for people.
+/// The body of an error as FastAPI writes it, with a message for people.
 #[derive(Serialize, ToSchema)]
-pub struct Refusal {
+#[schema(as = Refusal)]
+pub struct DetailBody {
     detail: String,
 }
 
@@ -60,15 +62,16 @@ impl FieldError {
         Self { ctx: Some(json!({"ge": 1})), ..error }
     }
 
-    /// An option of subtitles that are made of words.
+    /// Refuses an option of word-by-word subtitles in a request without word timestamps.
     pub fn needs_words(name: &'static str, given: &str) -> Self {
         let error = Self::query("value_error", name, "Value error, needs word_timestamps=true", given);
         Self { ctx: Some(json!({"error": {}})), ..error }
     }
 
-    /// As pydantic refuses a value that is not in an enum.
+    /// Refuses an unknown task as pydantic refuses a value that is not in an enum.
     pub fn task(given: &str) -> Self {
         let expected = "'transcribe' or 'translate'";
+
         let error = Self::query("enum", "task", &format!("Input should be {expected}"), given);
         Self { ctx: Some(json!({"expected": expected})), ..error }
     }
@@ -76,6 +79,7 @@ impl FieldError {
     pub fn language(given: &str) -> Self {
         let msg =
             "Value error, unknown language; give a code such as 'en', an English name such as 'english', or 'auto'";
+
         Self { ctx: Some(json!({"error": {}})), ..Self::query("value_error", "language", msg, given) }
     }
 
@@ -100,9 +104,9 @@ impl FieldError {
     }
 }
 
-/// Why the body did not become an upload.
+/// Why the body of a request did not become an upload.
 #[derive(Debug, thiserror::Error)]
-pub enum UploadError {
+pub enum UploadFormError {
     #[error("Missing boundary in multipart.")]
     NoBoundary,
     #[error(transparent)]
@@ -122,14 +126,14 @@ pub enum UploadError {
          wanted"
     )]
     TooSlow { received_bytes: u64, seconds: u64, least_bytes: u64 },
-    /// Nobody will read the answer.
+    /// The client closed the connection, so the answer is not read.
     #[error("the client is gone: {0}")]
     ClientGone(#[source] axum::Error),
     #[error("storing the upload failed: {0}")]
     Spool(#[source] SpoolError),
 }
 
-impl From<SpoolError> for UploadError {
+impl From<SpoolError> for UploadFormError {
     fn from(error: SpoolError) -> Self {
         match error {
             SpoolError::TooLarge { limit_bytes } => Self::TooLarge { limit_bytes },
@@ -140,17 +144,17 @@ impl From<SpoolError> for UploadError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// 422 with one entry per fault.
+    /// 422 with one entry for each fault.
     #[error("invalid request")]
     Fields(Vec<FieldError>),
     #[error(transparent)]
-    Upload(#[from] UploadError),
+    Upload(#[from] UploadFormError),
     #[error(transparent)]
     Audio(#[from] AudioError),
-    /// [`JobError::Audio`] is [`Self::Audio`].
+    /// A failed job. [`JobError::Audio`] becomes [`Self::Audio`].
     #[error(transparent)]
     Job(JobError),
-    /// The operator has not installed what `vad_filter=true` needs.
+    /// `vad_filter=true` was requested, and the operator has not installed the model that it needs.
     #[error("vad_filter: {}", VadError::NoModel)]
     NoVad,
     /// A defect of this server.
@@ -168,26 +172,26 @@ impl From<JobError> for ApiError {
 }
 
 impl ApiError {
-    /// Requests that hold what a budget has end within minutes.
+    /// Other requests release their share of a budget within minutes.
     pub const SPENT_RETRY_SECONDS: u64 = 30;
-    /// While the server ends, another one may take its place.
+    /// After a shutdown another server may take over.
     pub const SHUTDOWN_RETRY_SECONDS: u64 = 10;
 
     fn status(&self) -> StatusCode {
         match self {
             Self::Fields(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Upload(error) => match error {
-                UploadError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-                UploadError::Stalled { .. } | UploadError::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
-                UploadError::Spool(error) => storage(error),
-                UploadError::NoBoundary
-                | UploadError::Multipart(_)
-                | UploadError::FieldTooLarge
-                | UploadError::TooManyFields
-                | UploadError::TooManyFiles
-                | UploadError::ClientGone(_) => StatusCode::BAD_REQUEST,
+                UploadFormError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                UploadFormError::Stalled { .. } | UploadFormError::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
+                UploadFormError::Spool(error) => storage_status(error),
+                UploadFormError::NoBoundary
+                | UploadFormError::Multipart(_)
+                | UploadFormError::FieldTooLarge
+                | UploadFormError::TooManyFields
+                | UploadFormError::TooManyFiles
+                | UploadFormError::ClientGone(_) => StatusCode::BAD_REQUEST,
             },
-            Self::Audio(AudioError::Spool(error)) => storage(error),
+            Self::Audio(AudioError::Spool(error)) => storage_status(error),
             Self::Audio(error) if error.is_client_fault() => StatusCode::BAD_REQUEST,
             Self::Job(
                 JobError::QueueFull { .. }
@@ -209,14 +213,14 @@ impl ApiError {
                 | JobError::ColdHold { retry_after_seconds, .. },
             ) => Some(*retry_after_seconds),
             Self::Job(JobError::ShuttingDown) => Some(Self::SHUTDOWN_RETRY_SECONDS),
-            Self::Upload(UploadError::Spool(SpoolError::Spent(_)))
+            Self::Upload(UploadFormError::Spool(SpoolError::Spent(_)))
             | Self::Audio(AudioError::Spool(SpoolError::Spent(_))) => Some(Self::SPENT_RETRY_SECONDS),
             _ => None,
         }
     }
 }
 
-fn storage(error: &SpoolError) -> StatusCode {
+fn storage_status(error: &SpoolError) -> StatusCode {
     if error.is_storage_full() { StatusCode::INSUFFICIENT_STORAGE } else { StatusCode::INTERNAL_SERVER_ERROR }
 }
 
@@ -228,11 +232,13 @@ impl IntoResponse for ApiError {
         } else {
             tracing::debug!(status = status.as_u16(), error = %self, "request refused");
         }
+
         let mut response = match &self {
-            Self::Fields(faults) => json_response(status, &Faults { detail: faults.clone() }),
+            Self::Fields(errors) => json_response(status, &ValidationErrorBody { detail: errors.clone() }),
             _ if status == StatusCode::INTERNAL_SERVER_ERROR => internal_server_error(),
             error => detail(status, &error.to_string()),
         };
+
         if let Some(seconds) = self.retry_after_seconds() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -240,17 +246,17 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// `{"detail":"..."}`, as FastAPI's `HTTPException`.
+/// Answers `{"detail":"..."}`, as FastAPI's `HTTPException` does.
 pub fn detail(status: StatusCode, text: &str) -> Response {
-    json_response(status, &Refusal { detail: text.to_owned() })
+    json_response(status, &DetailBody { detail: text.to_owned() })
 }
 
 /// The body of an error that no handler wrote.
-pub fn refusal(refusal: &hush_listener::Refusal<'_>) -> String {
-    json_text(&Refusal { detail: refusal.message.to_owned() })
+pub fn error_body(refusal: &hush_listener::ListenerRefusal<'_>) -> String {
+    json_text(&DetailBody { detail: refusal.message.to_owned() })
 }
 
-/// As [`json_response`].
+/// Serialises a value as [`json_response`] does.
 pub fn json_text<T: Serialize>(value: &T) -> String {
     let mut body = Vec::new();
     // Writing JSON to memory fails only for maps without text keys, and there are none.
@@ -258,13 +264,13 @@ pub fn json_text<T: Serialize>(value: &T) -> String {
     String::from_utf8(body).unwrap_or_default()
 }
 
-/// The peer's answer to anything that it did not expect.
+/// whisper-asr-webservice's answer to every unexpected failure.
 pub fn internal_server_error() -> Response {
     let content_type = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
     (StatusCode::INTERNAL_SERVER_ERROR, content_type, "Internal Server Error").into_response()
 }
 
-/// JSON as FastAPI prints it.
+/// Answers with JSON as FastAPI prints it.
 pub fn json_response<T: Serialize>(status: StatusCode, value: &T) -> Response {
     let mut body = Vec::new();
     match PythonJson::COMPACT.write(&mut body, value) {
@@ -280,13 +286,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_507_wherever_it_is_met() {
+    fn a_full_disk_is_507_for_an_upload_and_for_samples() {
         let full = || SpoolError::Disk(io::Error::from(io::ErrorKind::StorageFull));
         for error in [ApiError::Upload(full().into()), ApiError::Audio(AudioError::Spool(full()))] {
             let response = error.into_response();
             assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
             assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
         }
+
         let other = SpoolError::Disk(io::Error::from(io::ErrorKind::PermissionDenied));
         assert_eq!(ApiError::Upload(other.into()).into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
     }

@@ -1,4 +1,4 @@
-//! Is it there (`/healthz`), can it serve (`/readyz`), what is it (`/status`, `/`).
+//! Liveness (`/healthz`), readiness (`/readyz`) and identity (`/status`, `/`) of the server.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -8,13 +8,13 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::json_response;
-use super::openapi::NoKey;
+use super::openapi::AsrNoKey;
 use super::{ApiState, live};
 use crate::{spool, web};
 
 /// Whether the process is alive.
 #[utoipa::path(get, path = "/healthz", tag = "Health", responses(
-    (status = 200, description = "`ok`, whatever the models do.", body = String),
+    (status = 200, description = "`ok`, in whatever state the models are.", body = String),
 ))]
 pub async fn healthz() -> &'static str {
     "ok"
@@ -22,10 +22,10 @@ pub async fn healthz() -> &'static str {
 
 /// Whether requests can be served.
 ///
-/// Also while a model is cold or busy.
+/// The server is ready also while a model is not loaded or busy.
 #[utoipa::path(get, path = "/readyz", tag = "Health", responses(
     (status = 200, description = "`ok`.", body = String),
-    (status = 503, description = "What is missing, one line each.", body = String),
+    (status = 503, description = "What is missing, one line for each problem.", body = String),
 ))]
 pub async fn readyz(State(state): State<ApiState>) -> Response {
     let mut missing = state.speech().missing();
@@ -36,9 +36,10 @@ pub async fn readyz(State(state): State<ApiState>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n")).into_response()
 }
 
-/// Why large uploads cannot be stored. On a blocking thread, since it tries a disk.
+/// Why large uploads cannot be stored; `None` where they can. Tries to write to the disk, so it runs on a blocking thread.
 async fn spool_problem(state: &ApiState) -> Option<String> {
     let dir = state.config.upload.dir.clone();
+
     let checked = tokio::task::spawn_blocking(move || spool::check_folder(dir.as_deref())).await;
     match checked {
         Ok(Ok(())) => None,
@@ -47,35 +48,38 @@ async fn spool_problem(state: &ApiState) -> Option<String> {
     }
 }
 
-/// What this server is.
+/// The version and the models of this server.
 #[derive(Serialize, ToSchema)]
-struct Status<'a> {
-    /// Bazarr's "Test Connection" shows it.
+#[schema(as = Status)]
+struct StatusBody<'a> {
+    /// Bazarr's "Test Connection" shows this text.
     version: &'static str,
-    /// The default first.
-    models: Vec<ModelStatus<'a>>,
+    /// The default model first.
+    models: Vec<ServedModelStatus<'a>>,
 }
 
 #[derive(Serialize, ToSchema)]
-struct ModelStatus<'a> {
+#[schema(as = ModelStatus)]
+struct ServedModelStatus<'a> {
     name: &'a str,
     #[schema(schema_with = live::model_state)]
     state: ModelState,
 }
 
-/// The version, and the state of the model.
+/// The version of the server and the states of its models.
 #[utoipa::path(get, path = "/status", tag = "whisper-asr-webservice", responses(
-    (status = 200, description = "As subgen's; Bazarr shows the version.", body = Status),
-    NoKey,
+    (status = 200, description = "As in subgen; Bazarr shows the version.", body = StatusBody),
+    AsrNoKey,
 ))]
 pub async fn status(State(state): State<ApiState>) -> Response {
     let served = state.catalogue.served();
-    let models = served.iter().map(|model| ModelStatus { name: model.model(), state: model.state() }).collect();
+
+    let models = served.iter().map(|model| ServedModelStatus { name: model.model(), state: model.state() }).collect();
     let version = concat!("Hush ", env!("CARGO_PKG_VERSION"));
-    json_response(StatusCode::OK, &Status { version, models })
+    json_response(StatusCode::OK, &StatusBody { version, models })
 }
 
-/// The page for browsers; everything else is sent on to the reference, as the peer does.
+/// Serves the page to browsers; redirects every other client to the reference, as whisper-asr-webservice does.
 pub async fn index(State(state): State<ApiState>, headers: HeaderMap) -> Response {
     if state.config.web_ui && web::wants_page(&headers) {
         return web::index(&headers);

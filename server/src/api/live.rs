@@ -1,5 +1,5 @@
-//! `GET /v1/hush/models` and `GET /v1/hush/events`: what the page shows of the models, now and as it changes. Read only,
-//! and only what everybody may know: no paths, no process ids, no causes of failures.
+//! `GET /v1/hush/models` and `GET /v1/hush/events`: the models as the page shows them, once and with each change. Read only,
+//! and without paths, process ids and causes of failures, because every client may read it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,95 +19,96 @@ use utoipa::openapi::{Object, ObjectBuilder, Type};
 
 use super::ApiState;
 use super::error::{detail, json_response};
-use super::openai::error::NoKey;
+use super::openai::error::OpenAiNoKey;
 use crate::residency::{Models, Residency, Snapshot};
 
-/// How soon a change is seen. Looking is a lock and a copy; the feed of changes that the admin API has does not tell
-/// of every request that joins a queue, and the page does.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Keeps proxies from ending a connection on which nothing happens.
+/// How soon a change is seen. A look costs a lock and a copy. The admin API's feed of changes does not report each request
+/// that joins a queue, and the page shows these.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// A comment at this interval keeps proxies from closing an idle connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Each open page holds one stream.
 const STREAMS_MAX: usize = 256;
 const STREAMS_RETRY_SECONDS: u64 = 30;
 
-/// Where the state of the models can be read.
-pub trait Show: Send + Sync + 'static {
-    /// The default model first.
-    fn models(&self) -> Vec<Snapshot>;
+/// Source of the states of the models.
+pub trait ModelSnapshots: Send + Sync + 'static {
+    /// One snapshot for each model, the default model first.
+    fn snapshots(&self) -> Vec<Snapshot>;
 }
 
-impl Show for Models {
-    fn models(&self) -> Vec<Snapshot> {
+impl ModelSnapshots for Models {
+    fn snapshots(&self) -> Vec<Snapshot> {
         let default = self.default_model().clone();
+
         let others: Vec<_> = self.iter().filter(|model| model.name() != default.name()).collect();
         std::iter::once(default).chain(others).map(|model| model.snapshot()).collect()
     }
 }
 
-/// No model at all.
-struct Nothing;
+/// A source without models.
+struct NoModels;
 
-impl Show for Nothing {
-    fn models(&self) -> Vec<Snapshot> {
+impl ModelSnapshots for NoModels {
+    fn snapshots(&self) -> Vec<Snapshot> {
         Vec::new()
     }
 }
 
-/// What both routes need; cheap to clone.
+/// State of both routes; cheap to clone.
 #[derive(Clone)]
-pub struct Live {
-    models: Arc<dyn Show>,
+pub struct LiveFeed {
+    models: Arc<dyn ModelSnapshots>,
     streams: Arc<Semaphore>,
-    /// Streams have no end of their own.
+    /// Ends the streams, which have no end of their own.
     shutdown: CancellationToken,
 }
 
-impl Live {
-    pub fn new(models: Arc<dyn Show>, shutdown: CancellationToken) -> Self {
+impl LiveFeed {
+    pub fn new(models: Arc<dyn ModelSnapshots>, shutdown: CancellationToken) -> Self {
         Self { models, streams: Arc::new(Semaphore::new(STREAMS_MAX)), shutdown }
     }
 }
 
-impl Default for Live {
+impl Default for LiveFeed {
     fn default() -> Self {
-        Self::new(Arc::new(Nothing), CancellationToken::new())
+        Self::new(Arc::new(NoModels), CancellationToken::new())
     }
 }
 
-/// The models of this server as a page may show them.
+/// The models of this server as the page shows them.
 #[derive(Serialize, ToSchema)]
 #[schema(as = LiveModels)]
-pub struct View {
+pub struct LiveModelsBody {
     /// The default model first.
-    models: Vec<ModelView>,
+    models: Vec<LiveModelBody>,
     /// A larger upload is refused.
     max_upload_bytes: u64,
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = LiveModel)]
-struct ModelView {
+struct LiveModelBody {
     name: String,
     #[schema(schema_with = model_state)]
     state: ModelState,
     #[schema(schema_with = residency)]
     residency: &'static str,
-    /// Since the last request or the load ended; 0 while busy or not in memory.
+    /// Seconds since the last request or the load ended; 0 while the model is busy or not loaded.
     idle_seconds: f64,
-    /// The model leaves when `idle_seconds` reaches this; null: it does not leave by itself.
+    /// The model is unloaded when `idle_seconds` reaches this; null: the model is not unloaded by itself.
     idle_timeout_seconds: Option<f64>,
     /// Requests that hold the model.
     inflight_requests: usize,
-    /// Requests that wait for it.
+    /// Requests that wait for the model.
     queued_requests: usize,
-    /// After a failed load: until the next try.
+    /// After a failed load: seconds until the next attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     retry_after_seconds: Option<f64>,
 }
 
-impl From<&Snapshot> for ModelView {
+impl From<&Snapshot> for LiveModelBody {
     fn from(model: &Snapshot) -> Self {
         let (residency, idle_timeout) = match model.residency {
             Residency::Resident => ("resident", None),
@@ -118,64 +119,66 @@ impl From<&Snapshot> for ModelView {
             name: model.model.clone(),
             state: model.state,
             residency,
-            idle_seconds: milliseconds(model.idle),
-            idle_timeout_seconds: idle_timeout.map(milliseconds),
+            idle_seconds: seconds_with_millis(model.idle),
+            idle_timeout_seconds: idle_timeout.map(seconds_with_millis),
             inflight_requests: model.inflight,
             queued_requests: model.queued,
-            retry_after_seconds: model.failure.as_ref().map(|failure| milliseconds(failure.retry_after)),
+            retry_after_seconds: model.failure.as_ref().map(|failure| seconds_with_millis(failure.retry_after)),
         }
     }
 }
 
-/// As seconds with three decimals.
-fn milliseconds(duration: Duration) -> f64 {
+/// The duration in seconds with three decimals.
+fn seconds_with_millis(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1000.0
 }
 
 pub fn model_state() -> Object {
     let words = ModelState::ALL.map(ModelState::as_str);
-    let about = "`waiting_for_memory`: wants to load and the device has no room. `failed`: loading failed, and is tried \
-                 again after a while.";
+
+    let about = "`waiting_for_memory`: the model is to be loaded, and the device has too little memory. `failed`: loading failed, \
+             and is tried again after a pause.";
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).description(Some(about)).build()
 }
 
 fn residency() -> Object {
     let words = Some(["resident", "idle", "on-demand"]);
-    let about = "When the model leaves the memory: never, after a time without requests, as soon as nobody waits.";
+
+    let about = "When the model is unloaded: never, after a time without requests, or as soon as no request waits.";
     ObjectBuilder::new().schema_type(Type::String).enum_values(words).description(Some(about)).build()
 }
 
-fn view(state: &ApiState, models: &[Snapshot]) -> View {
-    View {
-        models: models.iter().map(ModelView::from).collect(),
+fn live_models(state: &ApiState, snapshots: &[Snapshot]) -> LiveModelsBody {
+    LiveModelsBody {
+        models: snapshots.iter().map(LiveModelBody::from).collect(),
         max_upload_bytes: state.config.upload.max_upload_bytes,
     }
 }
 
-/// The models and their state.
+/// The models and their states.
 #[utoipa::path(
     get,
     path = "/v1/hush/models",
     tag = "Models",
-    responses((status = 200, description = "Every model that this server has.", body = View), NoKey),
+    responses((status = 200, description = "All models of this server.", body = LiveModelsBody), OpenAiNoKey),
 )]
 pub async fn models(State(state): State<ApiState>) -> Response {
-    json_response(StatusCode::OK, &view(&state, &state.live.models.models()))
+    json_response(StatusCode::OK, &live_models(&state, &state.live.models.snapshots()))
 }
 
-/// The models and their state, again with each change.
+/// The models and their states, now and after each change.
 ///
-/// Server-sent events named `models`; the data of each is what `/v1/hush/models` answers. What grows with time is not
-/// a change: a clock can run on where it is shown.
+/// Server-sent events named `models`; the data of each is the answer of `/v1/hush/models`. Figures that only grow with time
+/// are not a change: the client can count on from the last event.
 #[utoipa::path(
     get,
     path = "/v1/hush/events",
     tag = "Models",
     responses(
-        (status = 200, description = "One event at once, then one for each change.", body = String,
+        (status = 200, description = "One event at once, then one after each change.", body = String,
             content_type = "text/event-stream"),
-        NoKey,
-        (status = 503, description = "Too many streams are open.", body = super::error::Refusal),
+        OpenAiNoKey,
+        (status = 503, description = "Too many streams are open.", body = super::error::DetailBody),
     ),
 )]
 pub async fn events(State(state): State<ApiState>) -> Response {
@@ -184,37 +187,41 @@ pub async fn events(State(state): State<ApiState>) -> Response {
         refused.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(STREAMS_RETRY_SECONDS));
         return refused;
     };
+
     let shutdown = state.live.shutdown.clone();
-    let events = changes(state, permit).take_until(shutdown.cancelled_owned());
+    let events = change_events(state, permit).take_until(shutdown.cancelled_owned());
     let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
-    // nginx would gather them.
+
+    // nginx would buffer the events.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
-fn changes(state: ApiState, permit: OwnedSemaphorePermit) -> impl Stream<Item = Result<Event, Infallible>> {
-    let look = tokio::time::interval(LOOK_EVERY);
-    stream::unfold((state, permit, look, None::<Vec<Snapshot>>), async |(state, permit, mut look, seen)| {
+fn change_events(state: ApiState, permit: OwnedSemaphorePermit) -> impl Stream<Item = Result<Event, Infallible>> {
+    let ticks = tokio::time::interval(POLL_INTERVAL);
+    stream::unfold((state, permit, ticks, None::<Vec<Snapshot>>), async |(state, permit, mut ticks, sent)| {
         loop {
-            look.tick().await;
-            let now = state.live.models.models();
-            if seen.as_ref().is_none_or(|seen| differ(seen, &now)) {
-                // A view has nothing that JSON has not.
-                let event = Event::default().event("models").json_data(view(&state, &now)).unwrap_or_default();
-                return Some((Ok(event), (state, permit, look, Some(now))));
+            ticks.tick().await;
+
+            let current = state.live.models.snapshots();
+            if sent.as_ref().is_none_or(|sent| has_changed(sent, &current)) {
+                // The body has only values that JSON can represent.
+                let event =
+                    Event::default().event("models").json_data(live_models(&state, &current)).unwrap_or_default();
+                return Some((Ok(event), (state, permit, ticks, Some(current))));
             }
         }
     })
 }
 
-/// Whether anything happened but time.
-fn differ(seen: &[Snapshot], now: &[Snapshot]) -> bool {
-    let facts = |model: &Snapshot| (model.state, model.generation, model.inflight, model.queued, model.residency);
-    seen.len() != now.len()
-        || seen
-            .iter()
-            .zip(now)
-            .any(|(seen, now)| seen.model != now.model || facts(seen) != facts(now) || now.idle < seen.idle)
+/// Whether anything but the passing of time differs.
+fn has_changed(before: &[Snapshot], after: &[Snapshot]) -> bool {
+    let fields = |model: &Snapshot| (model.state, model.generation, model.inflight, model.queued, model.residency);
+
+    before.len() != after.len()
+        || before.iter().zip(after).any(|(before, after)| {
+            before.model != after.model || fields(before) != fields(after) || after.idle < before.idle
+        })
 }
 
 #[cfg(test)]
@@ -243,24 +250,27 @@ mod tests {
     }
 
     #[test]
-    fn a_view_holds_what_everybody_may_see() {
-        let view = serde_json::to_value(ModelView::from(&snapshot())).unwrap();
+    fn a_model_is_shown_without_what_is_private() {
+        let body = serde_json::to_value(LiveModelBody::from(&snapshot())).unwrap();
+
         let expected = serde_json::json!({
             "name": "tiny", "state": "ready", "residency": "idle", "idle_seconds": 61.5, "idle_timeout_seconds": 300.0,
             "inflight_requests": 0, "queued_requests": 0,
         });
-        assert_eq!(view, expected);
+        assert_eq!(body, expected);
     }
 
     #[test]
     fn time_alone_is_not_a_change() {
         let before = [snapshot()];
+
         let later = Snapshot { idle: Duration::from_secs(62), loaded_for: Duration::from_secs(71), ..snapshot() };
-        assert!(!differ(&before, &[later]));
-        // A request came and went between two looks.
-        assert!(differ(&before, &[Snapshot { idle: Duration::ZERO, ..snapshot() }]));
-        assert!(differ(&before, &[Snapshot { queued: 1, ..snapshot() }]));
-        assert!(differ(&before, &[Snapshot { state: ModelState::Unloading, ..snapshot() }]));
-        assert!(differ(&before, &[]));
+        assert!(!has_changed(&before, &[later]));
+
+        // A request began and ended between two polls.
+        assert!(has_changed(&before, &[Snapshot { idle: Duration::ZERO, ..snapshot() }]));
+        assert!(has_changed(&before, &[Snapshot { queued: 1, ..snapshot() }]));
+        assert!(has_changed(&before, &[Snapshot { state: ModelState::Unloading, ..snapshot() }]));
+        assert!(has_changed(&before, &[]));
     }
 }

@@ -7,6 +7,7 @@ mod detect;
 mod error;
 mod header;
 mod health;
+mod intake;
 mod keys;
 mod live;
 mod multipart;
@@ -16,7 +17,6 @@ mod path;
 mod query;
 mod speech;
 mod upload;
-mod work;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,50 +28,56 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hush_listener::{Refusal, ShapeErrors, shape_errors};
+use hush_listener::{ListenerRefusal, ShapeErrors, shape_errors};
 use tower::util::MapRequest;
 
-pub use catalogue::{Catalogue, DEFAULT_ALIASES, ModelCard, Single, is_alias, is_same_model};
-pub(crate) use error::detail;
-pub use keys::{KeyGuard, Shape, require_key};
-pub use live::{Live, Show};
-pub use speech::{ServedModel, Speech};
+pub use catalogue::{DEFAULT_ALIASES, ModelCard, ModelCatalogue, SingleModelCatalogue, is_alias, is_same_model};
+pub use keys::{ErrorStyle, KeyGuard, require_key};
+pub use live::{LiveFeed, ModelSnapshots};
+pub use speech::{ServedModel, SpeechModel};
 pub use upload::UploadOptions;
+
+// Former names, for code outside of this module.
+pub use self::{
+    LiveFeed as Live, ModelCatalogue as Catalogue, ModelSnapshots as Show, SingleModelCatalogue as Single,
+    SpeechModel as Speech,
+};
 
 use crate::audio::DecodeOptions;
 use crate::auth::KeyFile;
 use crate::format::JsonShape;
 use crate::metrics::Metrics;
-use crate::recording::Decoder;
+use crate::recording::AudioDecoder;
 use crate::serve;
 use crate::web;
 
-/// What the operator chooses of the API.
+/// Settings of the API.
 #[derive(Clone, Debug)]
 pub struct ApiConfig {
-    /// Whose JSON `/asr` answers with, and the `Asr-Engine` that it says.
+    /// The engine whose JSON format `/asr` answers with, and which its `Asr-Engine` header names.
     pub json_shape: JsonShape,
     pub upload: UploadOptions,
     pub decode: DecodeOptions,
-    /// Files that are decoded at the same time; the others wait, uploaded.
+    /// Number of files that are decoded at the same time; further uploads wait.
     pub concurrent_decodes: usize,
-    /// Whether `/` is a page; `/docs` otherwise.
+    /// Whether `/` serves the page; otherwise `/` redirects to `/docs`.
     pub web_ui: bool,
     /// Longest silence in a stream of events.
     pub stream_heartbeat: Duration,
-    /// Who may use the API; `None`: everybody.
+    /// The keys that open the API; `None`: no key is needed.
     pub keys: Option<KeyFile>,
-    /// Whether runners have the model for `vad_filter`.
+    /// Whether the model that `vad_filter` needs is installed.
     pub has_vad: bool,
-    /// How long requests of OpenAI's API wait for a model that is not loaded; those of `/asr` wait for ever.
+    /// How long requests of OpenAI's API wait for a model that is not loaded. Requests of `/asr` wait without a limit.
     pub cold_hold: Duration,
-    /// Of the pages that may use the API; `*`: of all.
+    /// Origins whose pages may use the API; `*` stands for all origins.
     pub cors_origins: Vec<HeaderValue>,
 }
 
 impl Default for ApiConfig {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
+
         Self {
             json_shape: JsonShape::default(),
             upload: UploadOptions::default(),
@@ -88,63 +94,67 @@ impl Default for ApiConfig {
     }
 }
 
-/// Everything that the routes share; cheap to clone.
+/// State that all routes share; cheap to clone.
 #[derive(Clone)]
 pub struct ApiState {
-    catalogue: Arc<dyn Catalogue>,
+    catalogue: Arc<dyn ModelCatalogue>,
     metrics: Arc<Metrics>,
     config: Arc<ApiConfig>,
-    decoder: Decoder,
-    live: Live,
+    decoder: AudioDecoder,
+    live: LiveFeed,
 }
 
 impl ApiState {
-    pub fn new(catalogue: Arc<dyn Catalogue>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
-        let decoder = Decoder::new(config.decode.clone(), config.concurrent_decodes);
-        Self { catalogue, metrics, config: Arc::new(config), decoder, live: Live::default() }
+    pub fn new(catalogue: Arc<dyn ModelCatalogue>, metrics: Arc<Metrics>, config: ApiConfig) -> Self {
+        let decoder = AudioDecoder::new(config.decode.clone(), config.concurrent_decodes);
+        Self { catalogue, metrics, config: Arc::new(config), decoder, live: LiveFeed::default() }
     }
 
-    /// With models to show at `/v1/hush/`.
+    /// Adds the source of the models that `/v1/hush/` shows.
     #[must_use]
-    pub fn with_live(self, live: Live) -> Self {
+    pub fn with_live(self, live: LiveFeed) -> Self {
         Self { live, ..self }
     }
 
-    /// The model of routes that name none.
-    fn speech(&self) -> Arc<dyn Speech> {
+    /// The model for routes that name none.
+    fn speech(&self) -> Arc<dyn SpeechModel> {
         self.catalogue.default_model()
     }
 }
 
-/// The routes, also under paths that people type ([`path`]), and for pages of other origins ([`cors`]).
+/// The routes, also under mistyped paths ([`path`]), with the CORS layer ([`cors`]).
 pub fn router(state: ApiState) -> Router {
     let cors = cors::layer(&state.config.cors_origins);
+
     let router = Router::new().fallback_service(MapRequest::new(routes(state), path::repair::<Body>));
     match cors {
-        // Around everything, so that a page may read why it is refused.
+        // Outermost, so that a page can read also why a request is refused.
         Some(cors) => router.layer(cors),
         None => router,
     }
 }
 
-/// How errors look that no handler writes: in the words of the API whose path was asked for.
-pub fn error_shape(refusal: &Refusal<'_>) -> String {
+/// Formats an error that no handler wrote in the style of the API that the path belongs to.
+pub fn error_shape(refusal: &ListenerRefusal<'_>) -> String {
     match refusal.path {
-        Some(path) if openai::is_own(path) => openai::error::OpenAiError::refusal(refusal),
-        _ => error::refusal(refusal),
+        Some(path) if openai::owns_path(path) => openai::error::OpenAiError::error_body(refusal),
+        _ => error::error_body(refusal),
     }
 }
 
 /// The routes under their own paths.
 pub fn routes(state: ApiState) -> Router {
-    let recorder = serve::Recorder { metrics: Arc::clone(&state.metrics), panicked };
+    let recorder = serve::Recorder { metrics: Arc::clone(&state.metrics), panicked: panic_response };
     let recorded = middleware::from_fn_with_state(recorder, serve::record);
-    let guard = KeyGuard { state: state.clone(), shape: Shape::Asr };
-    let v1_guard = KeyGuard { state: state.clone(), shape: Shape::OpenAi };
+
+    let guard = KeyGuard { state: state.clone(), style: ErrorStyle::Asr };
+    let v1_guard = KeyGuard { state: state.clone(), style: ErrorStyle::OpenAi };
+
     let live = Router::new()
         .route("/v1/hush/models", get(live::models))
         .route("/v1/hush/events", get(live::events))
         .route_layer(middleware::from_fn_with_state(v1_guard, require_key));
+
     Router::new()
         .route("/asr", post(asr::asr))
         .route("/detect-language", post(detect::detect_language))
@@ -159,7 +169,7 @@ pub fn routes(state: ApiState) -> Router {
         .merge(web::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        // A bare 500 is what whisper-asr-webservice answers.
+        // whisper-asr-webservice answers a bare 500, so server errors keep their body.
         .layer(middleware::from_fn_with_state(ShapeErrors { shape: error_shape, server_errors: false }, shape_errors))
         .layer(recorded)
         .with_state(state)
@@ -173,9 +183,9 @@ async fn method_not_allowed(state: State<ApiState>, request: Request) -> Respons
     refuse(&state, request, StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed").await
 }
 
-/// In the words of the path whose handler it was.
-fn panicked(path: &str) -> Response {
-    if openai::is_own(path) {
+/// The answer of a handler that panicked, in the style of its path.
+fn panic_response(path: &str) -> Response {
+    if openai::owns_path(path) {
         return openai::error::OpenAiError::panicked().into_response();
     }
     error::internal_server_error()
@@ -184,8 +194,10 @@ fn panicked(path: &str) -> Response {
 async fn refuse(state: &ApiState, request: Request, status: StatusCode, text: &str) -> Response {
     let (head, body) = request.into_parts();
     upload::discard(&head.headers, body, &state.config.upload).await;
-    if openai::is_own(head.uri.path()) {
-        return openai::error::OpenAiError::route(status, head.method.as_str(), head.uri.path()).into_response();
+
+    if openai::owns_path(head.uri.path()) {
+        return openai::error::OpenAiError::unknown_route(status, head.method.as_str(), head.uri.path())
+            .into_response();
     }
     error::detail(status, text)
 }

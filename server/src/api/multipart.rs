@@ -1,15 +1,16 @@
-//! `multipart/form-data`, pushed in pieces of any size. Accepts and refuses what the peer's parser (python-multipart
-//! under Starlette) accepts and refuses, and holds no more than one boundary or one part's headers.
+//! MultipartParser of `multipart/form-data` that takes pieces of any size. Accepts and refuses what the parser of
+//! whisper-asr-webservice (python-multipart under Starlette) accepts and refuses, and buffers no more than one boundary or the
+//! headers of one part.
 
 use memchr::memmem;
 
-use super::header::Parameters;
+use super::header::HeaderParameters;
 
-/// One part's headers; far more than any client sends.
+/// Limit for the headers of one part; far more than any client sends.
 const HEADERS_LIMIT_BYTES: usize = 16 << 10;
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event<'a> {
+pub enum MultipartEvent<'a> {
     Begin {
         name: String,
         /// Present for files, also when empty.
@@ -18,11 +19,11 @@ pub enum Event<'a> {
         content_type: Option<String>,
     },
     Data(&'a [u8]),
-    /// The part is whole.
+    /// The part is complete.
     End,
 }
 
-/// The texts are the peer's.
+/// The texts are those of whisper-asr-webservice.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MultipartError {
     #[error("There was an error parsing the body")]
@@ -32,87 +33,93 @@ pub enum MultipartError {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum ParserState {
     /// Before the first boundary.
     Start,
     AfterBoundary,
     Headers,
     Data,
-    /// Behind the closing boundary: whatever follows is ignored.
+    /// Behind the closing boundary; all further bytes are ignored.
     Done,
 }
 
-pub struct Parser {
-    /// CR LF, two hyphens, the boundary: as it stands behind a part.
+pub struct MultipartParser {
+    /// CR LF, two hyphens and the boundary, as they follow the data of a part.
     delimiter: Vec<u8>,
-    stage: Stage,
-    /// What has been pushed and not been understood yet.
-    rest: Vec<u8>,
+    state: ParserState,
+    /// Bytes that were pushed and not consumed yet.
+    unparsed: Vec<u8>,
 }
 
-impl Parser {
+impl MultipartParser {
     pub fn new(boundary: &str) -> Self {
-        Self { delimiter: format!("\r\n--{boundary}").into_bytes(), stage: Stage::Start, rest: Vec::new() }
+        Self { delimiter: format!("\r\n--{boundary}").into_bytes(), state: ParserState::Start, unparsed: Vec::new() }
     }
 
     pub fn push<E: From<MultipartError>>(
         &mut self,
         piece: &[u8],
-        mut on_event: impl FnMut(Event<'_>) -> Result<(), E>,
+        mut on_event: impl FnMut(MultipartEvent<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut rest = std::mem::take(&mut self.rest);
-        // Most of a file is understood where it lies.
+        let mut rest = std::mem::take(&mut self.unparsed);
+        // Most of a file is parsed without a copy.
         let input = if rest.is_empty() {
             piece
         } else {
             rest.extend_from_slice(piece);
             &rest
         };
+
         let mut at = 0;
-        while let Some(used) = self.step(&input[at..], &mut on_event)? {
+        while let Some(used) = self.parse_next(&input[at..], &mut on_event)? {
             at += used;
         }
-        self.rest = input[at..].to_vec();
+
+        self.unparsed = input[at..].to_vec();
         Ok(())
     }
 
-    /// Understands the beginning of `input`: how many bytes of it, or `None` when more is needed.
-    fn step<E: From<MultipartError>>(
+    /// Parses the beginning of `input`. Returns the number of bytes that it consumed, or `None` when it needs more.
+    fn parse_next<E: From<MultipartError>>(
         &mut self,
         input: &[u8],
-        on_event: &mut impl FnMut(Event<'_>) -> Result<(), E>,
+        on_event: &mut impl FnMut(MultipartEvent<'_>) -> Result<(), E>,
     ) -> Result<Option<usize>, E> {
-        match self.stage {
-            Stage::Start => {
+        match self.state {
+            ParserState::Start => {
                 let line_ends = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
                 if line_ends > 0 {
-                    // However many: they are not kept.
+                    // Any number of line ends may come first.
                     return Ok(Some(line_ends));
                 }
+
                 let boundary = &self.delimiter[2..];
                 let Some(found) = input.get(..boundary.len()) else {
                     return if boundary.starts_with(input) { Ok(None) } else { Err(MultipartError::Malformed.into()) };
                 };
+
                 if found != boundary {
                     return Err(MultipartError::Malformed.into());
                 }
-                self.stage = Stage::AfterBoundary;
+
+                self.state = ParserState::AfterBoundary;
                 Ok(Some(boundary.len()))
             }
-            Stage::AfterBoundary => match boundary_end(input) {
-                BoundaryEnd::Unknown => Ok(None),
-                BoundaryEnd::None => Err(MultipartError::Malformed.into()),
+            ParserState::AfterBoundary => match boundary_end(input) {
+                BoundaryEnd::Incomplete => Ok(None),
+                BoundaryEnd::NotABoundary => Err(MultipartError::Malformed.into()),
                 BoundaryEnd::Next(used) => {
-                    self.stage = Stage::Headers;
+                    self.state = ParserState::Headers;
                     Ok(Some(used))
                 }
                 BoundaryEnd::Last => {
-                    self.stage = Stage::Done;
+                    self.state = ParserState::Done;
                     Ok(Some(input.len()))
                 }
             },
-            Stage::Headers => {
+            ParserState::Headers => {
                 let end = if input.starts_with(b"\r\n") { Some(0) } else { memmem::find(input, b"\r\n\r\n") };
+
                 let Some(end) = end else {
                     return if input.len() > HEADERS_LIMIT_BYTES {
                         Err(MultipartError::Malformed.into())
@@ -120,43 +127,46 @@ impl Parser {
                         Ok(None)
                     };
                 };
-                on_event(begin(&input[..end])?)?;
-                self.stage = Stage::Data;
+
+                on_event(begin_event(&input[..end])?)?;
+                self.state = ParserState::Data;
                 Ok(Some(if end == 0 { 2 } else { end + 4 }))
             }
-            Stage::Data => self.data(input, on_event),
-            Stage::Done => Ok(if input.is_empty() { None } else { Some(input.len()) }),
+            ParserState::Data => self.parse_data(input, on_event),
+            ParserState::Done => Ok(if input.is_empty() { None } else { Some(input.len()) }),
         }
     }
 
-    fn data<E>(
+    fn parse_data<E>(
         &mut self,
         input: &[u8],
-        on_event: &mut impl FnMut(Event<'_>) -> Result<(), E>,
+        on_event: &mut impl FnMut(MultipartEvent<'_>) -> Result<(), E>,
     ) -> Result<Option<usize>, E> {
         let (used, ended) = match memmem::find(input, &self.delimiter) {
             Some(found) => {
                 let behind = found + self.delimiter.len();
                 match boundary_end(&input[behind..]) {
-                    BoundaryEnd::Unknown => (found, false),
-                    // The boundary as a part of something longer is data.
-                    BoundaryEnd::None => (behind, false),
+                    BoundaryEnd::Incomplete => (found, false),
+                    // A boundary that is the beginning of a longer text is data.
+                    BoundaryEnd::NotABoundary => (behind, false),
                     BoundaryEnd::Next(_) | BoundaryEnd::Last => (found, true),
                 }
             }
             None => {
-                // A delimiter may have begun.
+                // A delimiter may begin at the end of the input.
                 let kept = (0..self.delimiter.len().min(input.len() + 1)).rev();
                 let begun = kept.into_iter().find(|len| input.ends_with(&self.delimiter[..*len]));
                 (input.len() - begun.unwrap_or(0), false)
             }
         };
+
         if used > 0 {
-            on_event(Event::Data(&input[..used]))?;
+            on_event(MultipartEvent::Data(&input[..used]))?;
         }
+
         if ended {
-            on_event(Event::End)?;
-            self.stage = Stage::AfterBoundary;
+            on_event(MultipartEvent::End)?;
+            self.state = ParserState::AfterBoundary;
             return Ok(Some(used + self.delimiter.len()));
         }
         Ok(if used > 0 { Some(used) } else { None })
@@ -164,28 +174,32 @@ impl Parser {
 }
 
 enum BoundaryEnd {
-    Unknown,
-    /// Not a boundary after all.
-    None,
-    /// A part follows behind this many bytes.
+    /// More input is needed.
+    Incomplete,
+    /// The bytes are not a boundary.
+    NotABoundary,
+    /// A part follows after this many bytes.
     Next(usize),
+    /// The closing boundary.
     Last,
 }
 
-/// What stands behind a boundary: padding (RFC 2046) and a line end, or two hyphens.
+/// Classifies what follows a boundary: padding (RFC 2046) and a line end, or two hyphens.
 fn boundary_end(input: &[u8]) -> BoundaryEnd {
     let padding = input.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+
     match &input[padding..] {
         [b'\r', b'\n', ..] => BoundaryEnd::Next(padding + 2),
         [b'-', b'-', ..] if padding == 0 => BoundaryEnd::Last,
-        [] | [b'\r'] if padding < HEADERS_LIMIT_BYTES => BoundaryEnd::Unknown,
-        [b'-'] if padding == 0 => BoundaryEnd::Unknown,
-        _ => BoundaryEnd::None,
+        [] | [b'\r'] if padding < HEADERS_LIMIT_BYTES => BoundaryEnd::Incomplete,
+        [b'-'] if padding == 0 => BoundaryEnd::Incomplete,
+        _ => BoundaryEnd::NotABoundary,
     }
 }
 
-fn begin(headers: &[u8]) -> Result<Event<'static>, MultipartError> {
+fn begin_event(headers: &[u8]) -> Result<MultipartEvent<'static>, MultipartError> {
     let (mut disposition, mut content_type) = (None, None);
+
     for line in headers.split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.is_empty() {
@@ -193,14 +207,15 @@ fn begin(headers: &[u8]) -> Result<Event<'static>, MultipartError> {
         }
         let colon = line.iter().position(|byte| *byte == b':').ok_or(MultipartError::Malformed)?;
         if line[..colon].eq_ignore_ascii_case(b"content-disposition") {
-            disposition = Some(Parameters::parse(&line[colon + 1..]));
+            disposition = Some(HeaderParameters::parse(&line[colon + 1..]));
         } else if line[..colon].eq_ignore_ascii_case(b"content-type") {
-            content_type = Some(Parameters::parse(&line[colon + 1..]).value);
+            content_type = Some(HeaderParameters::parse(&line[colon + 1..]).value);
         }
     }
+
     let disposition = disposition.ok_or(MultipartError::NoName)?;
     let name = disposition.get("name").ok_or(MultipartError::NoName)?.to_owned();
-    Ok(Event::Begin { name, file_name: disposition.get("filename").map(str::to_owned), content_type })
+    Ok(MultipartEvent::Begin { name, file_name: disposition.get("filename").map(str::to_owned), content_type })
 }
 
 #[cfg(test)]
@@ -210,22 +225,24 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Default, PartialEq, Eq)]
-    struct Part {
+    struct ParsedPart {
         name: String,
         file_name: Option<String>,
         data: Vec<u8>,
-        whole: bool,
+        is_whole: bool,
     }
 
-    fn parse(boundary: &str, pieces: &[&[u8]]) -> Result<Vec<Part>, MultipartError> {
-        let mut parts: Vec<Part> = Vec::new();
-        let mut parser = Parser::new(boundary);
+    fn parse(boundary: &str, pieces: &[&[u8]]) -> Result<Vec<ParsedPart>, MultipartError> {
+        let mut parts: Vec<ParsedPart> = Vec::new();
+        let mut parser = MultipartParser::new(boundary);
         for piece in pieces {
             parser.push(piece, |event| {
                 match event {
-                    Event::Begin { name, file_name, .. } => parts.push(Part { name, file_name, ..Part::default() }),
-                    Event::Data(data) => parts.last_mut().unwrap().data.extend_from_slice(data),
-                    Event::End => parts.last_mut().unwrap().whole = true,
+                    MultipartEvent::Begin { name, file_name, .. } => {
+                        parts.push(ParsedPart { name, file_name, ..ParsedPart::default() })
+                    }
+                    MultipartEvent::Data(data) => parts.last_mut().unwrap().data.extend_from_slice(data),
+                    MultipartEvent::End => parts.last_mut().unwrap().is_whole = true,
                 }
                 Ok::<_, MultipartError>(())
             })?;
@@ -233,9 +250,9 @@ mod tests {
         Ok(parts)
     }
 
-    fn file(data: &[u8]) -> Vec<Part> {
+    fn file(data: &[u8]) -> Vec<ParsedPart> {
         let name = "audio_file".to_owned();
-        vec![Part { name: name.clone(), file_name: Some(name), data: data.to_vec(), whole: true }]
+        vec![ParsedPart { name: name.clone(), file_name: Some(name), data: data.to_vec(), is_whole: true }]
     }
 
     const HEAD: &[u8] = b"--B\r\nContent-Disposition: form-data; name=\"audio_file\"; filename=\"audio_file\"\r\n\r\n";
@@ -245,26 +262,28 @@ mod tests {
     }
 
     #[test]
-    fn what_the_peer_accepts() {
-        let whole = body(b"abcd", b"\r\n--B--\r\n");
-        assert_eq!(parse("B", &[&whole]).unwrap(), file(b"abcd"));
+    fn bodies_that_whisper_asr_webservice_accepts() {
+        let whole_body = body(b"abcd", b"\r\n--B--\r\n");
+        assert_eq!(parse("B", &[&whole_body]).unwrap(), file(b"abcd"));
         assert_eq!(parse("B", &[&body(b"abcd", b"\r\n--B--")]).unwrap(), file(b"abcd"));
-        assert_eq!(parse("B", &[b"\r\n", &whole]).unwrap(), file(b"abcd"));
-        assert_eq!(parse("B", &[&whole, b"epilogue"]).unwrap(), file(b"abcd"));
+        assert_eq!(parse("B", &[b"\r\n", &whole_body]).unwrap(), file(b"abcd"));
+        assert_eq!(parse("B", &[&whole_body, b"epilogue"]).unwrap(), file(b"abcd"));
         assert_eq!(parse("B", &[b"--B--\r\n"]).unwrap(), []);
         assert_eq!(parse("B", &[]).unwrap(), []);
         assert_eq!(parse("B", &[&body(b"", b"\r\n--B--")]).unwrap(), file(b""));
+
         let truncated = parse("B", &[&body(b"abcd", b"\r\n--")]).unwrap();
-        assert_eq!((truncated.len(), truncated[0].whole), (1, false));
+        assert_eq!((truncated.len(), truncated[0].is_whole), (1, false));
     }
 
     #[test]
-    fn what_the_peer_refuses() {
-        let whole = body(b"abcd", b"\r\n--B--\r\n");
-        assert_eq!(parse("C", &[&whole]), Err(MultipartError::Malformed));
+    fn bodies_that_whisper_asr_webservice_refuses() {
+        let whole_body = body(b"abcd", b"\r\n--B--\r\n");
+        assert_eq!(parse("C", &[&whole_body]), Err(MultipartError::Malformed));
         assert_eq!(parse("B", &[b"garbage"]), Err(MultipartError::Malformed));
-        assert_eq!(parse("B", &[b"preamble\r\n", &whole]), Err(MultipartError::Malformed));
-        let bare: Vec<u8> = whole.iter().copied().filter(|byte| *byte != b'\r').collect();
+        assert_eq!(parse("B", &[b"preamble\r\n", &whole_body]), Err(MultipartError::Malformed));
+
+        let bare: Vec<u8> = whole_body.iter().copied().filter(|byte| *byte != b'\r').collect();
         assert_eq!(parse("B", &[&bare]), Err(MultipartError::Malformed));
         assert_eq!(parse("B", &[b"--B\r\nX: y\r\n\r\nabc\r\n--B--\r\n"]), Err(MultipartError::NoName));
         let unnamed = b"--B\r\nContent-Disposition: form-data; filename=\"x\"\r\n\r\nabc\r\n--B--\r\n";
@@ -281,7 +300,7 @@ mod tests {
     }
 
     proptest! {
-        /// However the network cuts the body, the same parts come out.
+        /// The pieces in which the network delivers a body do not change the parts.
         #[test]
         fn pieces_do_not_matter(
             data in prop::collection::vec(prop::sample::select(b"\r\n-B x".to_vec()), 0..60),
@@ -289,9 +308,11 @@ mod tests {
         ) {
             let body = body(&data, b"\r\n--B\r\nContent-Disposition: form-data; name=output\r\n\r\nsrt\r\n--B--\r\n");
             let expected = parse("B", &[&body]);
+
             cuts.retain(|cut| *cut < body.len());
             cuts.sort_unstable();
             let bounds: Vec<usize> = [vec![0], cuts, vec![body.len()]].concat();
+
             let pieces: Vec<&[u8]> = bounds.windows(2).map(|window| &body[window[0]..window[1]]).collect();
             prop_assert_eq!(parse("B", &pieces), expected);
         }

@@ -1,6 +1,6 @@
-//! `GET /openapi.json`: what the public listener offers, as OpenAPI 3.1. Each route is described beside its handler
-//! with the types that it answers with; what is here describes what handlers read by hand. Tests walk the document
-//! against a running router, in both directions.
+//! `GET /openapi.json`: the routes of the public listener as an OpenAPI 3.1 document. Each route is described beside its
+//! handler with the types of its answers; this file describes the parameters that handlers parse by hand. Tests compare the
+//! document with a running router, in both directions.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -9,14 +9,14 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{IntoParams, IntoResponses, Modify, OpenApi, ToSchema};
 
-use super::error::{Faults, Refusal};
+use super::error::{DetailBody, ValidationErrorBody};
 use super::{asr, detect, health, live, openai};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Hush",
-        description = "Speech to text with Whisper. The routes under *whisper-asr-webservice* and *OpenAI* have the \
+        description = "SpeechModel to text with Whisper. The routes under *whisper-asr-webservice* and *OpenAI* have the \
                        parameters and the answers of those.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
@@ -33,24 +33,24 @@ use super::{asr, detect, health, live, openai};
         health::healthz,
         health::readyz,
     ),
-    components(schemas(Refusal, Faults, openai::error::Envelope<'static>)),
-    modifiers(&Keys),
+    components(schemas(DetailBody, ValidationErrorBody, openai::error::OpenAiErrorEnvelope<'static>)),
+    modifiers(&ApiKeySchemes),
     security((), ("bearer" = []), ("header" = [])),
     tags(
-        (name = "whisper-asr-webservice", description = "As that server, for its clients."),
-        (name = "OpenAI", description = "As OpenAI's audio API, for its clients."),
-        (name = "Models", description = "What the models are doing."),
+        (name = "whisper-asr-webservice", description = "Compatible with clients of that server."),
+        (name = "OpenAI", description = "Compatible with clients of OpenAI's audio API."),
+        (name = "Models", description = "The states of the models."),
         (name = "Health", description = "For probes."),
     ),
 )]
-struct Document;
+struct ApiDocument;
 
-/// The document itself.
+/// The OpenAPI document.
 pub fn document() -> utoipa::openapi::OpenApi {
-    Document::openapi()
+    ApiDocument::openapi()
 }
 
-/// As it is served, and committed as `docs/openapi.json`.
+/// The document as JSON, as it is served and committed as `docs/openapi.json`.
 pub fn text() -> Result<String, serde_json::Error> {
     document().to_pretty_json().map(|text| text + "\n")
 }
@@ -70,100 +70,99 @@ pub async fn openapi() -> Response {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes parameters that are read one by one")]
 pub struct AsrParameters {
-    /// Whether the file is in a format of its own (anything that ffmpeg knows). `false`: it is raw 16-bit
-    /// little-endian mono samples at 16 kHz.
+    /// Whether the file has a container or codec (anything that ffmpeg reads). `false`: the file is raw 16-bit little-endian mono
+    /// samples at 16 kHz.
     #[param(default = true, required = false)]
     encode: bool,
-    /// `translate` writes in English what is said in another language.
+    /// `translate` writes English text for speech of another language.
     #[param(schema_with = task, required = false)]
     task: String,
-    /// The language that is spoken: one of these codes, a tag such as `en-US`, or an English name. Without it, or with `auto`,
-    /// it is detected in the first 30 seconds.
+    /// The spoken language: one of these codes, a tag such as `en-US`, or an English name. Without this parameter, or with `auto`,
+    /// the server detects the language in the first 30 seconds.
     #[param(schema_with = language, required = false)]
     language: String,
-    /// Text that comes before the audio: names and spellings that the model should know.
+    /// Text that precedes the audio: names and spellings that the model should know.
     #[param(required = false)]
     initial_prompt: String,
-    /// Leaves out what is not speech before anything is written. Needs Silero's model on the server.
+    /// Skip audio that is not speech. Needs Silero's model on the server.
     #[param(default = false, required = false)]
     vad_filter: bool,
-    /// As `vad_filter`, and the pieces of a long recording are written side by side: faster, and no piece knows the text
-    /// before it.
+    /// As `vad_filter`, and transcribe the parts of a long recording in parallel: faster, but no part knows the text before it.
     #[param(default = false, required = false)]
     vad_parallel: bool,
-    /// When each word is spoken: in JSON, and as subtitles that are made of words.
+    /// Add the times of each word: in JSON, and as word-by-word subtitles.
     #[param(default = false, required = false)]
     word_timestamps: bool,
-    /// With words: underlines each word of a subtitle while it is spoken.
+    /// With word timestamps: underline each word of a subtitle while it is spoken.
     #[param(default = false, required = false)]
     highlight_words: bool,
-    /// With words: the longest line of a subtitle, in characters.
+    /// With word timestamps: the longest line of a subtitle, in characters.
     #[param(minimum = 1, required = false)]
     max_line_width: i64,
-    /// With words: lines of a subtitle.
+    /// With word timestamps: the most lines of a subtitle.
     #[param(minimum = 1, required = false)]
     max_line_count: i64,
-    /// With words: words of a line.
+    /// With word timestamps: the most words of a line.
     #[param(minimum = 1, required = false)]
     max_words_per_line: i64,
-    /// Accepted; changes nothing.
+    /// Accepted without an effect.
     #[param(default = false, required = false)]
     diarize: bool,
-    /// Accepted; changes nothing.
+    /// Accepted without an effect.
     #[param(required = false)]
     min_speakers: i64,
-    /// Accepted; changes nothing.
+    /// Accepted without an effect.
     #[param(required = false)]
     max_speakers: i64,
-    /// Anything else is `txt`.
+    /// An unknown value means `txt`.
     #[param(schema_with = output, required = false)]
     output: String,
 }
 
-/// What both routes answer where they do not do the work.
+/// The error answers of both audio routes.
 #[derive(IntoResponses)]
 pub enum AudioRefusals {
-    /// Not a form, not audio, or a request that the model cannot do.
+    /// The body is not a form, the file is not audio, or the model cannot do the task.
     #[response(status = 400)]
-    Impossible(Refusal),
-    /// This server has API keys, and the request has none of them.
+    Impossible(DetailBody),
+    /// The server requires an API key, and the request has no valid one.
     #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`.")))]
-    NoKey(Refusal),
-    /// The upload stopped in the middle, or is too slow.
+    NoKey(DetailBody),
+    /// The upload stalled or is too slow.
     #[response(status = 408)]
-    Stalled(Refusal),
-    /// The upload is larger than this server takes.
+    Stalled(DetailBody),
+    /// The upload is larger than the limit of this server.
     #[response(status = 413)]
-    TooLarge(Refusal),
+    TooLarge(DetailBody),
     /// The file is missing, or a parameter is wrong.
     #[response(status = 422)]
-    Faults(Faults),
-    /// The recording was understood, but the work failed.
+    Faults(ValidationErrorBody),
+    /// The recording was read, but its transcription failed.
     #[response(status = 500, content_type = "text/plain; charset=utf-8")]
     Failed(String),
-    /// Too many requests wait, or the model cannot be loaded now.
-    #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds until it may work.")))]
-    Unavailable(Refusal),
-    /// It held the model for longer than this server allows.
+    /// Too many requests are waiting, or the model cannot be loaded now.
+    #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds until a retry may succeed.")))]
+    Unavailable(DetailBody),
+    /// The request held the model for longer than this server allows.
     #[response(status = 504)]
-    Overdue(Refusal),
-    /// There is no room to store the upload or its samples.
-    #[response(status = 507, headers(("Retry-After" = u64, description = "Seconds until other requests may have left room.")))]
-    StorageFull(Refusal),
+    Overdue(DetailBody),
+    /// The server has no room to store the upload or its samples.
+    #[response(status = 507, headers(("Retry-After" = u64, description = "Seconds until other requests may have released room.")))]
+    StorageFull(DetailBody),
 }
 
-/// What the other routes of this group answer whom they do not know.
+/// The error answer of the other routes of this group to requests without a valid API key.
 #[derive(IntoResponses)]
-pub enum NoKey {
-    /// This server has API keys, and the request has none of them.
+pub enum AsrNoKey {
+    /// The server requires an API key, and the request has no valid one.
     #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`.")))]
-    NoKey(Refusal),
+    NoKey(DetailBody),
 }
 
-/// The ways to show a key, which only some servers want.
-struct Keys;
+/// The ways to send an API key, which only some servers require.
+struct ApiKeySchemes;
 
-impl Modify for Keys {
+impl Modify for ApiKeySchemes {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
@@ -177,12 +176,12 @@ impl Modify for Keys {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes a parameter that is read by hand")]
 pub struct DetectParameters {
-    /// Whether the file is in a format of its own. `false`: it is raw 16-bit little-endian mono samples at 16 kHz.
+    /// Whether the file has a container or codec. `false`: the file is raw 16-bit little-endian mono samples at 16 kHz.
     #[param(default = true, required = false)]
     encode: bool,
 }
 
-/// The form of both.
+/// The form of both routes.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes a form that is read as it comes")]
 pub struct AudioForm {
@@ -192,24 +191,25 @@ pub struct AudioForm {
 }
 
 fn task() -> Object {
-    words(&["transcribe", "translate"], Some("transcribe"))
+    string_enum(&["transcribe", "translate"], Some("transcribe"))
 }
 
 fn output() -> Object {
-    words(&["txt", "vtt", "srt", "tsv", "json"], Some("txt"))
+    string_enum(&["txt", "vtt", "srt", "tsv", "json"], Some("txt"))
 }
 
-/// The codes alone, sorted, as the peer lists them; names are understood too.
+/// The language codes, sorted as whisper-asr-webservice lists them. Names are accepted too.
 pub fn language() -> Object {
     let mut codes = LANGUAGES.map(|(code, _)| code);
     codes.sort_unstable();
-    words(&codes, None)
+    string_enum(&codes, None)
 }
 
-pub fn words(words: &[&str], default: Option<&str>) -> Object {
+/// The schema of a string with these values.
+pub fn string_enum(values: &[&str], default: Option<&str>) -> Object {
     ObjectBuilder::new()
         .schema_type(SchemaType::Type(Type::String))
-        .enum_values(Some(words.iter().copied()))
+        .enum_values(Some(values.iter().copied()))
         .default(default.map(Into::into))
         .build()
 }

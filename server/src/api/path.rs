@@ -1,17 +1,17 @@
-//! Paths that people type, as those of the routes.
+//! Maps mistyped paths to the paths of the routes.
 //!
-//! Clients join a base URL and a path of their own, and people put into the base URL what seems right: a slash too many,
-//! the version twice or not at all, the whole address of the route. A redirect would cost the upload twice, and many
-//! clients do not follow one.
+//! A client joins a base URL and a path of its own, and users configure base URLs with a slash too many, with the version
+//! twice or not at all, or with the whole path of the route. A redirect would send the upload twice, and many clients do not
+//! follow one.
 
 use axum::http::uri::PathAndQuery;
 use axum::http::{Request, Uri};
 
-/// What stands before a route of OpenAI's API in a base URL.
+/// Segments that a base URL may have before a route of OpenAI's API.
 const PREFIXES: [&str; 6] = ["v1", "openai", "api", "audio", "transcriptions", "translations"];
 const AUDIO: [&str; 2] = ["transcriptions", "translations"];
 
-/// The request with the path of the route that it means.
+/// Replaces the path of a request by the path of the route that it means.
 pub fn repair<B>(mut request: Request<B>) -> Request<B> {
     if let Some(uri) = canonical(request.uri().path()).and_then(|path| with_path(request.uri(), &path)) {
         *request.uri_mut() = uri;
@@ -24,17 +24,19 @@ fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
         Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
         None => PathAndQuery::try_from(path),
     };
+
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(path_and_query.ok()?);
     Uri::from_parts(parts).ok()
 }
 
-/// `None`: it is as it should be.
+/// The path of the route that `path` means; `None` where `path` is correct already.
 fn canonical(path: &str) -> Option<String> {
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+
     let meant = match segments.as_slice() {
         [before @ .., "audio", route] if AUDIO.contains(route) && are_prefixes(before) => format!("/v1/audio/{route}"),
-        // An address of `/asr` to which the client adds the route.
+        // A base URL that ends with `/asr`, to which the client adds the route.
         [before @ .., route @ ("asr" | "detect-language" | "status")] if before.iter().all(|word| *word == "asr") => {
             format!("/{route}")
         }
@@ -49,6 +51,7 @@ fn canonical(path: &str) -> Option<String> {
             }
         }
     };
+
     (meant != path).then_some(meant)
 }
 
@@ -61,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_that_people_type_are_those_of_the_routes() {
+    fn mistyped_paths_lead_to_the_routes() {
         for (typed, meant) in [
             ("/audio/transcriptions", "/v1/audio/transcriptions"),
             ("/v1//audio/transcriptions", "/v1/audio/transcriptions"),
@@ -88,9 +91,12 @@ mod tests {
         ] {
             assert_eq!(canonical(typed).as_deref(), Some(meant), "{typed}");
         }
-        for good in ["/", "/asr", "/v1/audio/transcriptions", "/v1/models/a/b", "/v1/hush/models", "/ui/1/models.js"] {
-            assert_eq!(canonical(good), None, "{good}");
+
+        for correct in ["/", "/asr", "/v1/audio/transcriptions", "/v1/models/a/b", "/v1/hush/models", "/ui/1/models.js"]
+        {
+            assert_eq!(canonical(correct), None, "{correct}");
         }
+
         for other in ["/nope", "/asr/x", "/v2/audio/transcriptions", "/a/../asr", "/audio", "/v1/audio/speech"] {
             assert_eq!(canonical(other), None, "{other}");
         }
@@ -100,6 +106,7 @@ mod tests {
     fn the_query_stays() {
         let request = Request::post("//asr/?output=srt&task=transcribe").body(()).unwrap();
         assert_eq!(repair(request).uri(), "/asr?output=srt&task=transcribe");
+
         let request = Request::get("/models").body(()).unwrap();
         assert_eq!(repair(request).uri(), "/v1/models");
     }

@@ -1,4 +1,4 @@
-//! What the API needs of a model: residency has it, tests stand in for it.
+//! What the API needs of a model. The models of the residency implement it; tests have an implementation of their own.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,54 +15,54 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{JobError, Outcome, Transcription, Work};
 use crate::recording::Recording;
-use crate::residency::ModelHandle;
+use crate::residency::{ModelHandle, SpeechJobs};
 
-/// One model that does work when it is asked, loaded or not. Dropping a future cancels its work.
-pub trait Speech: Send + Sync + 'static {
-    /// Its name, as answers call it.
+/// One model that transcribes on request, whether it is loaded or not. Dropping a future cancels its work.
+pub trait SpeechModel: Send + Sync + 'static {
+    /// The name of the model, as answers write it.
     fn model(&self) -> &str;
 
     fn state(&self) -> ModelState;
 
-    /// For requests that do not say otherwise.
+    /// The options for requests that do not set them.
     fn defaults(&self) -> TranscribeOptions {
         TranscribeOptions::default()
     }
 
-    /// What it was trained for; `None` where that is not known yet: the engine refuses what it cannot do.
+    /// The tasks that the model was trained for; `None` where this is not known yet, and then the engine refuses what it cannot do.
     fn abilities(&self) -> Option<Abilities> {
         None
     }
 
-    /// What keeps it from ever answering (its files, the runtime library, a server that ends), one line each. Empty
-    /// when it is able, also while it is cold or busy.
+    /// What prevents the model from ever answering (a missing file, a missing runtime library, a shutdown), one line for each
+    /// problem. Empty when the model is able to answer, also while it is not loaded or busy.
     fn missing(&self) -> Vec<String>;
 
-    /// `patience`: how long to wait for a model that is not loaded; `None`: for as long as it takes.
+    /// `max_wait`: how long to wait for a model that is not loaded; `None`: without a limit.
     fn transcribe(
         &self,
         recording: Recording,
         options: TranscribeOptions,
-        patience: Option<Duration>,
+        max_wait: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>>;
 
-    /// As [`Self::transcribe`], with the segments as they are decoded. A slow reader does not hold back the model.
+    /// As [`Self::transcribe`], but sends the segments as they are decoded. A slow receiver does not hold back the model.
     fn stream(
         &self,
         recording: Recording,
         options: TranscribeOptions,
-        patience: Option<Duration>,
+        max_wait: Option<Duration>,
         segments: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>>;
 
-    /// The bytes that each token stands for; `None` for tokens that stand for no text (timestamps and the like).
+    /// The bytes of each token; `None` for tokens that are not text (timestamps and other special tokens).
     fn token_bytes(&self, tokens: Vec<u32>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, JobError>>;
 
-    /// Most probable first.
+    /// The languages of the first 30 seconds, most probable first.
     fn detect_language(&self, recording: Recording) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>>;
 }
 
-/// A model of residency, and what it cannot do without.
+/// A model of the residency with its files.
 pub struct ServedModel {
     handle: ModelHandle,
     dir: PathBuf,
@@ -70,52 +70,54 @@ pub struct ServedModel {
     shutdown: CancellationToken,
     defaults: TranscribeOptions,
     abilities: Option<Abilities>,
-    /// Read when the first request wants it: few do.
-    vocabulary: OnceCell<Arc<Vocabulary>>,
+    /// The vocabulary, which is read for the first request that needs it, because few do.
+    vocabulary: OnceCell<Arc<TokenVocabulary>>,
 }
 
-/// Tokens as bytes.
-struct Vocabulary {
+/// The tokens as bytes.
+struct TokenVocabulary {
     tokenizer: Tokenizer,
-    /// From here on tokens are no text.
-    eot: u32,
+    /// The first token that is not text.
+    end_of_text: u32,
 }
 
-impl Vocabulary {
+impl TokenVocabulary {
     fn open(dir: &Path) -> Result<Self, JobError> {
         let failed = |error: &dyn std::error::Error| JobError::Failed(error.to_string());
         let model = ModelDir::open(dir).map_err(|error| failed(&error))?;
+
         let tokenizer = Tokenizer::open(&dir.join(TOKENIZER), model.manifest().config.vocab_size)
             .map_err(|error| failed(&error))?;
-        Ok(Self { tokenizer, eot: model.manifest().tokens.eot })
+        Ok(Self { tokenizer, end_of_text: model.manifest().tokens.eot })
     }
 }
 
 impl ServedModel {
-    /// `dir`: the model's own; `library`: the runtime's. Without either it will never load.
+    /// `dir`: the folder of the model; `library`: the file of the runtime library. Without both the model never loads.
     pub fn new(handle: ModelHandle, dir: PathBuf, library: PathBuf, shutdown: CancellationToken) -> Self {
         let manifest = ModelDir::open(&dir).ok();
+
         let abilities = manifest.map(|model| Abilities::new(&model.manifest().config, &model.manifest().tokens));
         let defaults = TranscribeOptions::default();
         Self { handle, dir, library, shutdown, defaults, abilities, vocabulary: OnceCell::new() }
     }
 
-    /// How it decodes where a request does not say.
+    /// Sets the options for requests that do not set them.
     pub fn with_defaults(self, defaults: TranscribeOptions) -> Self {
         Self { defaults, ..self }
     }
 
-    async fn vocabulary(&self) -> Result<Arc<Vocabulary>, JobError> {
+    async fn vocabulary(&self) -> Result<Arc<TokenVocabulary>, JobError> {
         let opened = self.vocabulary.get_or_try_init(|| async {
             let dir = self.dir.clone();
-            let opened = tokio::task::spawn_blocking(move || Vocabulary::open(&dir)).await;
+            let opened = tokio::task::spawn_blocking(move || TokenVocabulary::open(&dir)).await;
             opened.map_err(|panicked| JobError::Failed(panicked.to_string()))?.map(Arc::new)
         });
         opened.await.cloned()
     }
 }
 
-impl Speech for ServedModel {
+impl SpeechModel for ServedModel {
     fn model(&self) -> &str {
         self.handle.name()
     }
@@ -135,6 +137,7 @@ impl Speech for ServedModel {
     fn missing(&self) -> Vec<String> {
         let absent = [&self.library, &self.dir].into_iter().filter(|path| !path.exists());
         let mut missing: Vec<String> = absent.map(|path| format!("{} is missing", path.display())).collect();
+
         if self.shutdown.is_cancelled() {
             missing.push(JobError::ShuttingDown.to_string());
         }
@@ -145,12 +148,12 @@ impl Speech for ServedModel {
         &self,
         recording: Recording,
         options: TranscribeOptions,
-        patience: Option<Duration>,
+        max_wait: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         async move {
-            match self.handle.gather(recording, Work::Transcribe(options), patience).await? {
+            match self.handle.gather(recording, Work::Transcribe(options), max_wait).await? {
                 (Outcome::Transcribed(transcript), segments) => Ok(Transcription { transcript, segments }),
-                (Outcome::Languages(_), _) => Err(other_answer()),
+                (Outcome::Languages(_), _) => Err(unexpected_outcome()),
             }
         }
         .boxed()
@@ -160,13 +163,13 @@ impl Speech for ServedModel {
         &self,
         recording: Recording,
         options: TranscribeOptions,
-        patience: Option<Duration>,
+        max_wait: Option<Duration>,
         segments: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         async move {
-            match self.handle.run(recording, Work::Transcribe(options), segments, patience).await? {
+            match self.handle.run(recording, Work::Transcribe(options), segments, max_wait).await? {
                 Outcome::Transcribed(transcript) => Ok(transcript),
-                Outcome::Languages(_) => Err(other_answer()),
+                Outcome::Languages(_) => Err(unexpected_outcome()),
             }
         }
         .boxed()
@@ -175,7 +178,9 @@ impl Speech for ServedModel {
     fn token_bytes(&self, tokens: Vec<u32>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, JobError>> {
         async move {
             let vocabulary = self.vocabulary().await?;
-            let text = |token: u32| (token < vocabulary.eot).then(|| vocabulary.tokenizer.bytes(token).to_vec());
+
+            let text =
+                |token: u32| (token < vocabulary.end_of_text).then(|| vocabulary.tokenizer.bytes(token).to_vec());
             Ok(tokens.into_iter().map(text).collect())
         }
         .boxed()
@@ -185,13 +190,13 @@ impl Speech for ServedModel {
         async move {
             match self.handle.gather(recording, Work::DetectLanguage, None).await? {
                 (Outcome::Languages(languages), _) => Ok(languages),
-                (Outcome::Transcribed(_), _) => Err(other_answer()),
+                (Outcome::Transcribed(_), _) => Err(unexpected_outcome()),
             }
         }
         .boxed()
     }
 }
 
-fn other_answer() -> JobError {
+fn unexpected_outcome() -> JobError {
     JobError::Failed("the model answered another question".to_owned())
 }

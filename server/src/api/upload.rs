@@ -1,5 +1,5 @@
-//! The body of a request on its way into a spool. It is read at once and to its end, whatever the model does: a body
-//! that stalls because the GPU is busy costs a Bazarr user 24 hours.
+//! Reads the body of a request into a spool. The body is read at once and to its end, whatever the model does: an upload that
+//! stalls because the GPU is busy makes Bazarr wait for 24 hours.
 
 use std::time::{Duration, Instant};
 
@@ -7,49 +7,49 @@ use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::{HeaderMap, header};
 use futures_util::StreamExt;
 
-use super::error::UploadError;
-use super::header::{Parameters, decode};
-use super::multipart::{Event, Parser};
+use super::error::UploadFormError;
+use super::header::{HeaderParameters, decode};
+use super::multipart::{MultipartEvent, MultipartParser};
 use crate::budget::ByteBudget;
 use crate::request;
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
-/// Files travel to the spool in pieces of this size, on a thread that may wait for a disk.
-const PIECE_BYTES: usize = 64 << 10;
-/// Room for boundaries, headers and fields beside the file.
+/// Files are written to the spool in pieces of this size, on a thread that may wait for a disk.
+const WRITE_BYTES: usize = 64 << 10;
+/// Room for boundaries, headers and fields besides the file.
 const OVERHEAD_BYTES: u64 = 1 << 20;
-/// The peer's limits.
+/// Limits of whisper-asr-webservice.
 const FIELD_LIMIT_BYTES: usize = 1 << 20;
 const PARTS_LIMIT: usize = 1000;
 
-/// How uploads are taken in.
+/// Limits and places of uploads.
 #[derive(Clone, Debug)]
 pub struct UploadOptions {
-    /// A larger file is refused: 413.
+    /// A larger file is refused with 413.
     pub max_upload_bytes: u64,
-    /// What is refused is still read, up to this much, so that clients which send everything before they read see
-    /// the answer rather than a reset connection.
+    /// A body that is refused is still read, up to this many bytes: clients that send everything before they read then see the
+    /// answer and no reset connection.
     pub max_drain_bytes: u64,
-    /// Longest silence in the middle of a body: 408.
+    /// Longest silence within a body; after it the answer is 408.
     pub idle_timeout: Duration,
-    /// Fewer bytes a second than this, over [`Self::slow_after`]: 408. Zero: no limit.
+    /// A client that sends fewer bytes per second, measured over [`Self::slow_after`], gets 408. Zero: no limit.
     pub least_bytes_per_second: u64,
-    /// How long a client may be slow: each stretch of waiting so long for it is judged by itself.
+    /// The period over which the rate of a client is measured. Only time spent waiting for the client counts.
     pub slow_after: Duration,
-    /// Held in memory up to here, then in a file.
+    /// An upload is held in memory up to this size, then in a file.
     pub memory_bytes: usize,
-    /// Where that file goes.
+    /// The folder of that file; `None`: the system's temporary folder.
     pub dir: Option<std::path::PathBuf>,
-    /// What all uploads together may hold in memory; then they go to files.
+    /// Limit for the memory of all uploads together; beyond it uploads go to files.
     pub memory_budget: Option<ByteBudget>,
-    /// What all uploads together may hold, in memory and in files: 507 beyond it.
+    /// Limit for all uploads together, in memory and in files; beyond it the answer is 507.
     pub budget: Option<ByteBudget>,
 }
 
 impl Default for UploadOptions {
     fn default() -> Self {
         Self {
-            // 35 hours as Bazarr sends them.
+            // 35 hours of audio as Bazarr sends it.
             max_upload_bytes: 4 << 30,
             max_drain_bytes: 4 << 30,
             idle_timeout: Duration::from_secs(300),
@@ -63,124 +63,132 @@ impl Default for UploadOptions {
     }
 }
 
-/// What a route wants of a form.
+/// The fields of a form that a route reads.
 #[derive(Clone, Copy)]
-pub struct Wanted {
-    /// The field that holds the file.
-    pub file: &'static str,
-    /// Whether the text of a field is of interest; what is not is counted and forgotten.
-    pub keeps: fn(&str) -> bool,
+pub struct FormSpec {
+    /// The name of the field that holds the file.
+    pub file_field: &'static str,
+    /// Whether the text of a field is kept; other fields are only counted.
+    pub is_kept: fn(&str) -> bool,
 }
 
 /// A form that was read to its end.
 #[derive(Debug)]
-pub struct Received {
+pub struct ReceivedForm {
     pub file: FormFile,
-    /// The fields that were wanted, in their order.
+    /// The fields that were kept, in their order.
     pub fields: Vec<(String, String)>,
 }
 
-/// What the form holds under the name that was asked for; the last of several counts.
+/// The content of the file field. If the form has several, the last one counts.
 #[derive(Debug)]
 pub enum FormFile {
+    /// The form has no such field.
     Missing,
-    /// A plain field.
+    /// The field is text.
     Text(String),
-    File(Upload),
+    File(UploadedFile),
 }
 
 #[derive(Debug)]
-pub struct Upload {
+pub struct UploadedFile {
     pub content: Spooled,
-    /// As the client calls it; never used as a path.
+    /// The name that the client sent; never used as a path.
     pub file_name: String,
-    /// As the client calls it, in lower case and without parameters.
+    /// The media type that the client sent, in lower case and without parameters.
     pub content_type: Option<String>,
 }
 
-/// Reads a form to its end and keeps what is wanted, in whatever order it comes.
+/// Reads a form to its end. Its fields may come in any order.
 pub async fn receive(
     headers: &HeaderMap,
     body: Body,
-    wanted: Wanted,
+    spec: FormSpec,
     options: &UploadOptions,
-) -> Result<Received, UploadError> {
-    let mut body = Chunks::new(body, options);
+) -> Result<ReceivedForm, UploadFormError> {
+    let mut body = BodyChunks::new(body, options);
     let began = Instant::now();
-    let form = read_form(headers, &mut body, wanted, options).await;
+    let form = read_form(headers, &mut body, spec, options).await;
     request::note(|facts| {
         let seconds = began.elapsed().as_secs_f64();
         facts.upload_seconds = Some(seconds);
         facts.ended("upload", seconds);
     });
+
     match form {
-        Err(error @ (UploadError::ClientGone(_) | UploadError::Stalled { .. } | UploadError::TooSlow { .. })) => {
-            Err(error)
-        }
-        // A client that asked first waits for the answer with its body in hand.
+        Err(
+            error
+            @ (UploadFormError::ClientGone(_) | UploadFormError::Stalled { .. } | UploadFormError::TooSlow { .. }),
+        ) => Err(error),
+        // A client that sent `Expect` has not sent its body yet, and waits for the answer.
         Err(error) if headers.contains_key(header::EXPECT) => Err(error),
         Err(error) => {
             body.drain(options.max_drain_bytes).await;
             Err(error)
         }
-        received => received,
+        form => form,
     }
 }
 
-/// Reads what nobody asked for, so that the answer is seen.
+/// Reads and drops a body, so that the client sees the answer.
 pub async fn discard(headers: &HeaderMap, body: Body, options: &UploadOptions) {
     if !headers.contains_key(header::EXPECT) {
-        let mut body = Chunks::new(body, options);
+        let mut body = BodyChunks::new(body, options);
         body.drain(options.max_drain_bytes).await;
     }
 }
 
 async fn read_form(
     headers: &HeaderMap,
-    body: &mut Chunks,
-    wanted: Wanted,
+    body: &mut BodyChunks,
+    spec: FormSpec,
     options: &UploadOptions,
-) -> Result<Received, UploadError> {
+) -> Result<ReceivedForm, UploadFormError> {
     let limit_bytes = options.max_upload_bytes;
+
     let too_large = |bytes: u64| bytes > limit_bytes.saturating_add(OVERHEAD_BYTES);
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(too_large) {
-        return Err(UploadError::TooLarge { limit_bytes });
+        return Err(UploadFormError::TooLarge { limit_bytes });
     }
-    let content_type = Parameters::parse(headers.get(header::CONTENT_TYPE).map_or(b"", |value| value.as_bytes()));
+
+    let content_type = HeaderParameters::parse(headers.get(header::CONTENT_TYPE).map_or(b"", |value| value.as_bytes()));
     if content_type.value != "multipart/form-data" {
         body.drain(options.max_drain_bytes).await;
-        return Ok(Received { file: FormFile::Missing, fields: Vec::new() });
+        return Ok(ReceivedForm { file: FormFile::Missing, fields: Vec::new() });
     }
-    let boundary = content_type.get("boundary").ok_or(UploadError::NoBoundary)?;
-    let mut parser = Parser::new(boundary);
-    let mut form = Form::new(wanted, options);
+
+    let boundary = content_type.get("boundary").ok_or(UploadFormError::NoBoundary)?;
+    let mut parser = MultipartParser::new(boundary);
+    let mut form = FormReader::new(spec, options);
     let mut read_bytes = 0;
+
     while let Some(chunk) = body.next().await? {
         read_bytes += chunk.len() as u64;
         if too_large(read_bytes) {
-            return Err(UploadError::TooLarge { limit_bytes });
+            return Err(UploadFormError::TooLarge { limit_bytes });
         }
-        parser.push(&chunk, |event| form.take(event))?;
-        form.write_through(PIECE_BYTES).await?;
+        parser.push(&chunk, |event| form.handle(event))?;
+        form.write_pending(WRITE_BYTES).await?;
     }
-    form.write_through(1).await?;
+    form.write_pending(1).await?;
+
     Ok(form.finish())
 }
 
-/// The body, chunk by chunk, with a limit on silence and on slowness.
-struct Chunks {
+/// The chunks of a body, with limits on silence and on slowness.
+struct BodyChunks {
     stream: BodyDataStream,
     idle_timeout: Duration,
     least_bytes_per_second: u64,
     slow_after: Duration,
-    /// Of the stretch that is judged next: time spent waiting for the client, and what came in it. The time in which the
-    /// bytes are stored is not the client's.
+    /// Time spent waiting for the client in the current period, and the bytes that came in it. The time that the server needs to
+    /// store the bytes does not count.
     waited: Duration,
     received_bytes: u64,
 }
 
-impl Chunks {
+impl BodyChunks {
     fn new(body: Body, options: &UploadOptions) -> Self {
         Self {
             stream: body.into_data_stream(),
@@ -192,46 +200,48 @@ impl Chunks {
         }
     }
 
-    async fn next(&mut self) -> Result<Option<Bytes>, UploadError> {
+    async fn next(&mut self) -> Result<Option<Bytes>, UploadFormError> {
         let silence_began = Instant::now();
         loop {
             let began = Instant::now();
             let silence_left = self.idle_timeout.saturating_sub(silence_began.elapsed());
-            let stretch_left = match self.least_bytes_per_second {
+            let period_left = match self.least_bytes_per_second {
                 0 => Duration::MAX,
                 _ => self.slow_after.saturating_sub(self.waited),
             };
-            let patience = silence_left.min(stretch_left);
-            let chunk = tokio::time::timeout(patience, self.stream.next()).await;
+            let max_wait = silence_left.min(period_left);
+
+            let chunk = tokio::time::timeout(max_wait, self.stream.next()).await;
             self.waited += began.elapsed();
             match chunk {
                 Ok(Some(Ok(chunk))) => {
                     self.received_bytes += chunk.len() as u64;
-                    self.judge()?;
+                    self.check_rate()?;
                     return Ok(Some(chunk));
                 }
-                Ok(Some(Err(error))) => return Err(UploadError::ClientGone(error)),
+                Ok(Some(Err(error))) => return Err(UploadFormError::ClientGone(error)),
                 Ok(None) => return Ok(None),
                 Err(_) => {
-                    self.judge()?;
+                    self.check_rate()?;
                     if silence_began.elapsed() >= self.idle_timeout {
-                        return Err(UploadError::Stalled { seconds: self.idle_timeout.as_secs() });
+                        return Err(UploadFormError::Stalled { seconds: self.idle_timeout.as_secs() });
                     }
                 }
             }
         }
     }
 
-    /// Begins a new stretch when one is over.
-    fn judge(&mut self) -> Result<(), UploadError> {
+    /// Checks the rate of the client where a period is over, and begins the next period.
+    fn check_rate(&mut self) -> Result<(), UploadFormError> {
         if self.least_bytes_per_second == 0 || self.waited < self.slow_after {
             return Ok(());
         }
         let (received_bytes, waited) = (self.received_bytes, self.waited);
+
         (self.received_bytes, self.waited) = (0, Duration::ZERO);
         if (received_bytes as f64) < self.least_bytes_per_second as f64 * waited.as_secs_f64() {
             let (seconds, least_bytes) = (waited.as_secs(), self.least_bytes_per_second);
-            return Err(UploadError::TooSlow { received_bytes, seconds, least_bytes });
+            return Err(UploadFormError::TooSlow { received_bytes, seconds, least_bytes });
         }
         Ok(())
     }
@@ -247,16 +257,16 @@ impl Chunks {
     }
 }
 
-/// Where the part that is being read goes.
-enum Current {
+/// The part of the form that is being read.
+enum CurrentPart {
     Ignored,
-    /// A field that nobody wants: only its length counts.
+    /// A field that is not kept: only its length counts.
     OtherField(usize),
     Field {
         name: String,
         text: Vec<u8>,
     },
-    /// A field where a file should be.
+    /// Text in the file field.
     Text(Vec<u8>),
     File {
         file_name: String,
@@ -265,92 +275,95 @@ enum Current {
     },
 }
 
-/// The parts of a form, as they come.
-struct Form<'a> {
-    wanted: Wanted,
+/// Collects the parts of a form as they arrive.
+struct FormReader<'a> {
+    spec: FormSpec,
     options: &'a UploadOptions,
-    current: Current,
-    /// What the file has got and the spool has not: it goes to a disk.
+    current: CurrentPart,
+    /// Bytes of the file that are not in the spool yet, because they go to a disk.
     pending: Vec<u8>,
-    /// The last whole part of that name.
-    kept: Kept,
+    /// The last complete part of the file field.
+    file: CompleteFile,
     texts: Vec<(String, String)>,
-    /// Of all wanted fields together.
+    /// Length of all kept fields together.
     text_bytes: usize,
-    fields: usize,
-    files: usize,
+    field_count: usize,
+    file_count: usize,
 }
 
-enum Kept {
+enum CompleteFile {
     Missing,
     Text(String),
     File {
         file_name: String,
         content_type: Option<String>,
         spool: Spool,
-        /// Its end, when the chunk that ended it also held some of it.
+        /// The end of the file, where it came in the same chunk as bytes that follow it.
         tail: Vec<u8>,
     },
 }
 
-impl<'a> Form<'a> {
-    fn new(wanted: Wanted, options: &'a UploadOptions) -> Self {
+impl<'a> FormReader<'a> {
+    fn new(spec: FormSpec, options: &'a UploadOptions) -> Self {
         Self {
-            wanted,
+            spec,
             options,
-            current: Current::Ignored,
+            current: CurrentPart::Ignored,
             pending: Vec::new(),
-            kept: Kept::Missing,
+            file: CompleteFile::Missing,
             texts: Vec::new(),
             text_bytes: 0,
-            fields: 0,
-            files: 0,
+            field_count: 0,
+            file_count: 0,
         }
     }
 
-    fn take(&mut self, event: Event<'_>) -> Result<(), UploadError> {
+    fn handle(&mut self, event: MultipartEvent<'_>) -> Result<(), UploadFormError> {
         match event {
-            Event::Begin { name, file_name, content_type } => self.begin(name, file_name, content_type),
-            Event::Data(data) => self.data(data),
-            Event::End => {
-                self.end();
+            MultipartEvent::Begin { name, file_name, content_type } => self.begin_part(name, file_name, content_type),
+            MultipartEvent::Data(data) => self.append(data),
+            MultipartEvent::End => {
+                self.end_part();
                 Ok(())
             }
         }
     }
 
-    fn begin(
+    fn begin_part(
         &mut self,
         name: String,
         file_name: Option<String>,
         content_type: Option<String>,
-    ) -> Result<(), UploadError> {
+    ) -> Result<(), UploadFormError> {
         let is_file = file_name.is_some();
+
         let (count, refusal) = if is_file {
-            (&mut self.files, UploadError::TooManyFiles)
+            (&mut self.file_count, UploadFormError::TooManyFiles)
         } else {
-            (&mut self.fields, UploadError::TooManyFields)
+            (&mut self.field_count, UploadFormError::TooManyFields)
         };
         *count += 1;
+
         if *count > PARTS_LIMIT {
             return Err(refusal);
         }
+
         self.current = match file_name {
-            Some(file_name) if name == self.wanted.file => {
-                Current::File { file_name, content_type, spool: Spool::new(self.spool_options()) }
+            Some(file_name) if name == self.spec.file_field => {
+                CurrentPart::File { file_name, content_type, spool: Spool::new(self.spool_options()) }
             }
-            Some(_) => Current::Ignored,
-            None if name == self.wanted.file => Current::Text(Vec::new()),
-            None if (self.wanted.keeps)(&name) => Current::Field { name, text: Vec::new() },
-            None => Current::OtherField(0),
+            Some(_) => CurrentPart::Ignored,
+            None if name == self.spec.file_field => CurrentPart::Text(Vec::new()),
+            None if (self.spec.is_kept)(&name) => CurrentPart::Field { name, text: Vec::new() },
+            None => CurrentPart::OtherField(0),
         };
         Ok(())
     }
 
-    fn data(&mut self, data: &[u8]) -> Result<(), UploadError> {
+    fn append(&mut self, data: &[u8]) -> Result<(), UploadFormError> {
         let field_bytes = match &mut self.current {
-            Current::Ignored => 0,
-            Current::File { spool, .. } => {
+            CurrentPart::Ignored => 0,
+            CurrentPart::File { spool, .. } => {
                 if self.pending.is_empty() && spool.stays_in_memory(data.len()) {
                     spool.write(data)?;
                 } else {
@@ -358,30 +371,32 @@ impl<'a> Form<'a> {
                 }
                 0
             }
-            Current::Text(text) => {
+            CurrentPart::Text(text) => {
                 text.extend_from_slice(data);
                 text.len()
             }
-            Current::Field { text, .. } => {
+            CurrentPart::Field { text, .. } => {
                 text.extend_from_slice(data);
                 self.text_bytes += data.len();
                 self.text_bytes
             }
-            Current::OtherField(len_bytes) => {
+            CurrentPart::OtherField(len_bytes) => {
                 *len_bytes += data.len();
                 *len_bytes
             }
         };
-        if field_bytes > FIELD_LIMIT_BYTES { Err(UploadError::FieldTooLarge) } else { Ok(()) }
+
+        if field_bytes > FIELD_LIMIT_BYTES { Err(UploadFormError::FieldTooLarge) } else { Ok(()) }
     }
 
-    fn end(&mut self) {
-        match std::mem::replace(&mut self.current, Current::Ignored) {
-            Current::Ignored | Current::OtherField(_) => {}
-            Current::Field { name, text } => self.texts.push((name, decode(&text))),
-            Current::Text(text) => self.kept = Kept::Text(decode(&text)),
-            Current::File { file_name, content_type, spool } => {
-                self.kept = Kept::File { file_name, content_type, spool, tail: std::mem::take(&mut self.pending) };
+    fn end_part(&mut self) {
+        match std::mem::replace(&mut self.current, CurrentPart::Ignored) {
+            CurrentPart::Ignored | CurrentPart::OtherField(_) => {}
+            CurrentPart::Field { name, text } => self.texts.push((name, decode(&text))),
+            CurrentPart::Text(text) => self.file = CompleteFile::Text(decode(&text)),
+            CurrentPart::File { file_name, content_type, spool } => {
+                let tail = std::mem::take(&mut self.pending);
+                self.file = CompleteFile::File { file_name, content_type, spool, tail };
             }
         }
     }
@@ -396,43 +411,47 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// Writes what waits once there is `least` of it.
-    async fn write_through(&mut self, least: usize) -> Result<(), UploadError> {
-        if let Kept::File { spool, tail, .. } = &mut self.kept
+    /// Writes the pending bytes of the current file once there are at least `least` of them, and those of a complete file.
+    async fn write_pending(&mut self, least: usize) -> Result<(), UploadFormError> {
+        if let CompleteFile::File { spool, tail, .. } = &mut self.file
             && !tail.is_empty()
         {
-            write(spool, tail).await?;
+            write_blocking(spool, tail).await?;
         }
-        if let Current::File { spool, .. } = &mut self.current
+
+        if let CurrentPart::File { spool, .. } = &mut self.current
             && self.pending.len() >= least
         {
-            write(spool, &mut self.pending).await?;
+            write_blocking(spool, &mut self.pending).await?;
         }
         Ok(())
     }
 
-    fn finish(self) -> Received {
-        let file = match self.kept {
-            Kept::Missing => FormFile::Missing,
-            Kept::Text(text) => FormFile::Text(text),
-            Kept::File { file_name, content_type, spool, .. } => {
-                FormFile::File(Upload { content: spool.finish(), file_name, content_type })
+    fn finish(self) -> ReceivedForm {
+        let file = match self.file {
+            CompleteFile::Missing => FormFile::Missing,
+            CompleteFile::Text(text) => FormFile::Text(text),
+            CompleteFile::File { file_name, content_type, spool, .. } => {
+                FormFile::File(UploadedFile { content: spool.finish(), file_name, content_type })
             }
         };
-        Received { file, fields: self.texts }
+
+        ReceivedForm { file, fields: self.texts }
     }
 }
 
-/// Moves `bytes` into the spool, on a disk, and leaves the buffer empty, with its room.
-async fn write(spool: &mut Spool, bytes: &mut Vec<u8>) -> Result<(), UploadError> {
+/// Writes `bytes` to the spool on a blocking thread, and leaves an empty buffer with its capacity.
+async fn write_blocking(spool: &mut Spool, bytes: &mut Vec<u8>) -> Result<(), UploadFormError> {
     let mut moved_spool = std::mem::replace(spool, Spool::new(SpoolOptions::default()));
     let mut moved_bytes = std::mem::take(bytes);
+
     let written = tokio::task::spawn_blocking(move || {
         let result = moved_spool.write(&moved_bytes);
         moved_bytes.clear();
         result.map(|()| (moved_spool, moved_bytes))
     });
-    let written = written.await.map_err(|panicked| std::io::Error::other(panicked.to_string()));
-    (*spool, *bytes) = written.map_err(crate::spool::SpoolError::Disk)??;
+
+    let result = written.await.map_err(|panicked| std::io::Error::other(panicked.to_string()));
+    (*spool, *bytes) = result.map_err(crate::spool::SpoolError::Disk)??;
     Ok(())
 }

@@ -2,7 +2,7 @@ use std::io;
 
 use crate::spool::SpoolError;
 
-/// Why an upload did not become samples.
+/// Why an upload could not be decoded to samples.
 #[derive(Debug, thiserror::Error)]
 pub enum AudioError {
     #[error("the upload is empty")]
@@ -19,22 +19,22 @@ pub enum AudioError {
     UnsupportedCodec { codec: String, fix: &'static str },
     #[error("the file is damaged: {reason}")]
     Malformed { reason: String },
-    /// The headers were read, but no packet gave a sample.
+    /// The headers were read, but no packet could be decoded.
     #[error("no audio could be decoded from the file")]
     NoSamples,
-    /// Models answer NaN with NaN: decoding would never end well.
+    /// The engine answers NaN with NaN, so a search on it would not end.
     #[error("the audio has a sample that is not a finite number, {seconds:.3} s from its start")]
     NonFinite { seconds: f64 },
     #[error("raw 16-bit audio must have an even number of bytes, and {bytes} is odd")]
     OddRawLength { bytes: u64 },
     #[error("the audio is longer than the limit of {limit_seconds} s")]
     TooLong { limit_seconds: u64 },
-    /// The built-in decoders could not read it and ffmpeg failed on it as well; its last lines.
+    /// The built-in decoders could not read the file and ffmpeg failed too. `stderr` has the last lines of ffmpeg.
     #[error("the audio could not be decoded ({hint}); ffmpeg says: {stderr}")]
     Ffmpeg { hint: String, stderr: String },
     #[error("ffmpeg did not finish within {seconds} s")]
     FfmpegTimeout { seconds: u64 },
-    /// It was stopped at a limit of its sandbox.
+    /// ffmpeg was stopped at a limit of its sandbox.
     #[error("decoding the audio with ffmpeg takes more than the limit of {limit}")]
     FfmpegLimit { limit: String },
     #[error("ffmpeg could not be run: {0}")]
@@ -42,16 +42,16 @@ pub enum AudioError {
     /// A defect of this server.
     #[error("decoding failed: {reason}")]
     Failed { reason: String },
-    /// `keep_going` said no.
+    /// `keep_going` returned `false`.
     #[error("the client is gone")]
     Cancelled,
-    /// The temporary files of the server, not the audio.
+    /// The temporary files of the server failed.
     #[error(transparent)]
     Spool(#[from] SpoolError),
 }
 
 impl AudioError {
-    /// A short name that never changes, for metrics and machine-readable answers.
+    /// A short name for metrics and machine-readable answers, which never changes.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Empty => "empty",
@@ -75,7 +75,7 @@ impl AudioError {
         }
     }
 
-    /// Whether another upload would fare better: `false` for what the server itself got wrong.
+    /// Whether the upload is at fault; `false` for failures of the server.
     pub fn is_client_fault(&self) -> bool {
         !matches!(
             self,
@@ -83,7 +83,7 @@ impl AudioError {
         )
     }
 
-    /// Whether ffmpeg may know better than the built-in decoders.
+    /// Whether ffmpeg may be able to decode what the built-in decoders could not.
     pub(super) fn is_worth_ffmpeg(&self) -> bool {
         matches!(
             self,

@@ -1,5 +1,5 @@
-//! What the built-in decoders cannot read goes to `ffmpeg`, when it is installed: a child process that gets the upload
-//! as a seekable file descriptor and writes samples with their times to a pipe. What else it may do is in `sandbox`.
+//! Decodes with `ffmpeg`, where it is installed, what the built-in decoders cannot read. ffmpeg is a child process that gets the
+//! upload as a seekable file descriptor and writes samples with their times to a pipe. Its further rights are in `sandbox`.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,17 +23,18 @@ use crate::spool::Spooled;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Ffmpeg {
-    /// `ffmpeg` from `PATH`; without one, the built-in decoders have the last word.
+    /// `ffmpeg` from `PATH`. Without one, the result of the built-in decoders counts.
     #[default]
     OnPath,
-    /// This program; not to find it is an error.
+    /// This program, which must exist.
     At(PathBuf),
     Off,
 }
 
-/// Whatever holds sound, by the names of ffmpeg 4 to 8; names that an ffmpeg does not know do no harm. Playlists, scripts
-/// and manifests (hls, concat, dash, imf, sdp, ...) name other files or hosts, which an upload must not do; devices and
-/// network protocols are no files; formats of images, subtitles and raw samples hold no sound that could be recognised.
+/// The demuxers of files with sound, by their names in ffmpeg 4 to 8; ffmpeg ignores names that it does not know. Playlists,
+/// scripts and manifests (hls, concat, dash, imf, sdp, ...) are left out because they name other files or hosts, which an upload
+/// must not do; devices and network protocols because they are not files; images, subtitles and raw samples because they have
+/// no sound that can be recognised.
 const DEMUXERS: &str = "3dostr,4xm,aa,aac,aax,ac3,ac4,ace,acm,act,adf,adp,ads,adx,aea,afc,aiff,aix,alp,amr,amrnb,amrwb,apac,apc,\
 ape,apm,aptx,aptx_hd,argo_asf,argo_brp,argo_cvg,asf,asf_o,ast,au,avi,avr,avs,bethsoftvid,bfi,bfstm,bink,binka,bit,bmv,boa,\
 bonk,brstm,c93,caf,cine,codec2,daud,dcstr,derf,dfa,dfpwm,dhav,dsf,dsicin,dss,dts,dtshd,dv,dxa,ea,ea_cdata,eac3,epaf,evc,\
@@ -43,27 +44,27 @@ mpc,mpc8,mpeg,mpegts,msf,msnwctcp,msp,mtaf,mtv,musx,mv,mvi,mxf,mxg,nc,nistsphere
 pp_bnk,psxstr,pva,pvf,qcp,qoa,r3d,redspark,rka,rl2,rm,roq,rpl,rsd,rso,s337m,sbc,scd,sdns,sdr2,sds,sdx,sga,shn,siff,\
 simbiosis_imx,sln,smjpeg,smk,smush,sol,sox,spdif,svag,svs,swf,tak,thp,tiertexseq,tmv,truehd,tta,txd,ty,usm,vag,vividas,\
 vivo,vmd,voc,vpk,vqf,w64,wady,wav,wavarc,wc3movie,webm,wsaud,wsd,wsvqa,wtv,wv,wve,xa,xmd,xmv,xvag,xwma,yop";
-/// The spool as `ffmpeg` opens it: a path, so that it can seek (an MP4 may keep its index at the end).
+/// The spool as `ffmpeg` opens it: a path, so that ffmpeg can seek (an MP4 may have its index at the end).
 const INPUT: &str = "file:/proc/self/fd/0";
-const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-/// A clock that jumps on by less than this has a hole there, as for the built-in decoders; ffmpeg's own 10 s would close it.
-const LONGEST_HOLE_SECONDS: &str = "3600";
-/// How far it looks for the tracks of a file: audio may begin minutes after the video.
+const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+/// A clock that jumps ahead by less than this has a gap there, as in the built-in decoders. ffmpeg's default is 10 s.
+const LONGEST_GAP_SECONDS: &str = "3600";
+/// How far ffmpeg searches for the tracks of a file: audio may begin minutes after the video.
 const PROBE_MICROSECONDS: &str = "300000000";
 const PROBE_BYTES: &str = "100000000";
 const STDERR_BYTES: usize = 2 << 10;
-/// How long the ends of its pipes are waited for when it has ended: what it started may hold them open.
-const PIPE_PATIENCE: Duration = Duration::from_secs(1);
-/// Output for a second of audio: two channels of 16 bits at 16 kHz, and as much again for what Matroska adds to packets of
-/// a few milliseconds.
+/// How long the ends of the pipes are awaited after ffmpeg has exited: a process that it started may hold them open.
+const PIPE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Limit for the output of a second of audio: two channels of 16 bits at 16 kHz, and as much again for the overhead of
+/// Matroska with packets of a few milliseconds.
 const OUTPUT_BYTES_PER_SECOND: u64 = 2 * 2 * 2 * 16_000;
-/// Output for the head of a file, whatever its length.
+/// Output that any file may have besides, such as for its header.
 const OUTPUT_BYTES_AT_LEAST: u64 = 1 << 20;
-/// What it says of a format that it knows and may not read.
+/// The message for a format that ffmpeg knows and may not read.
 const NOT_WHITELISTED: &str = "not on whitelist";
 const STDERR_LINES: usize = 3;
 
-/// `None`: there is no ffmpeg to ask.
+/// Decodes with ffmpeg; `Ok(None)` where there is no ffmpeg.
 pub(super) fn decode(
     input: &Spooled,
     writer: PcmWriter,
@@ -76,109 +77,134 @@ pub(super) fn decode(
         Ffmpeg::OnPath => (Path::new("ffmpeg"), true),
         Ffmpeg::At(program) => (program.as_path(), false),
     };
+
     let mut child = match start(named, input, options) {
         Ok(child) => child,
         Err(error) if error.kind() == io::ErrorKind::NotFound && is_optional => return Ok(None),
         Err(error) => return Err(AudioError::FfmpegSpawn(error)),
     };
+
     let (Some(stdout), Some(stderr)) = (child.process.stdout.take(), child.process.stderr.take()) else {
         return Err(AudioError::FfmpegSpawn(io::ErrorKind::BrokenPipe.into()));
     };
-    let stderr = last_bytes(stderr);
 
-    let watch = Watch { deadline: Instant::now() + timeout, timeout, keep_going };
+    let stderr = last_bytes(stderr);
+    let watchdog = Watchdog { deadline: Instant::now() + timeout, timeout, keep_going };
+
     let stopped = Mutex::new(None);
     let limit_bytes =
         OUTPUT_BYTES_AT_LEAST.saturating_add(options.limit_seconds.saturating_mul(OUTPUT_BYTES_PER_SECOND));
+
     let process = child.pid().map_err(AudioError::FfmpegSpawn)?;
-    let output = Output { stdout, process, ended: None, watch: &watch, stopped: &stopped, limit_bytes, read_bytes: 0 };
+    let output = FfmpegOutput {
+        stdout,
+        process,
+        exited: None,
+        watchdog: &watchdog,
+        stopped: &stopped,
+        limit_bytes,
+        read_bytes: 0,
+    };
     let decoded = container::decode_stream(output, writer, keep_going);
     if let Some(error) = stopped.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
+
     let decoded = match decoded {
-        // It may say why on its way out.
+        // ffmpeg may report the reason when it exits.
         Err(error) if error.is_worth_ffmpeg() => Err(error),
         Err(error) => return Err(error),
-        // It has more, of which nothing is wanted.
+        // The writer is full; the rest of the output is not needed.
         Ok((pcm, true)) => return Ok(Some(pcm)),
         Ok((pcm, false)) => Ok(pcm),
     };
-    let status = loop {
-        match child.status().map_err(AudioError::FfmpegSpawn)? {
-            Some(status) => break status,
-            None => {
-                watch.check()?;
-                thread::sleep(Duration::from_millis(5));
-            }
-        }
-    };
+    let status = wait_for_exit(&mut child, &watchdog)?;
     if !status.success() {
-        if status.signal() == Some(libc::SIGXCPU) {
-            let seconds = options.ffmpeg_limits.processor_time.as_secs();
-            return Err(AudioError::FfmpegLimit { limit: format!("{seconds} s of processor time") });
-        }
-        let bytes = stderr.recv_timeout(PIPE_PATIENCE).unwrap_or_default();
-        let stderr = last_lines(&bytes);
-        if is_unrecognised(&bytes, &stderr) {
-            return Err(AudioError::NoSamples);
-        }
-        let stderr = if stderr.is_empty() { status.to_string() } else { stderr };
-        return Err(AudioError::Ffmpeg { hint: String::new(), stderr });
+        return Err(exit_error(status, &stderr, options));
     }
-    match decoded {
-        Ok(pcm) => Ok(Some(pcm)),
-        // There is nothing in the file that it could hear.
-        Err(_) => Err(AudioError::NoSamples),
+
+    // ffmpeg found nothing to decode where its output has no samples.
+    decoded.map(Some).map_err(|_| AudioError::NoSamples)
+}
+
+fn wait_for_exit(child: &mut FfmpegProcess, watchdog: &Watchdog<'_>) -> Result<ExitStatus, AudioError> {
+    loop {
+        if let Some(status) = child.exit_status().map_err(AudioError::FfmpegSpawn)? {
+            return Ok(status);
+        }
+
+        watchdog.check()?;
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn start(named: &Path, input: &Spooled, options: &DecodeOptions) -> io::Result<Killed> {
+/// Why ffmpeg exited with a failure.
+fn exit_error(status: ExitStatus, stderr: &Receiver<Vec<u8>>, options: &DecodeOptions) -> AudioError {
+    if status.signal() == Some(libc::SIGXCPU) {
+        let seconds = options.ffmpeg_limits.processor_time.as_secs();
+        return AudioError::FfmpegLimit { limit: format!("{seconds} s of processor time") };
+    }
+
+    let bytes = stderr.recv_timeout(PIPE_TIMEOUT).unwrap_or_default();
+    let lines = last_lines(&bytes);
+    if is_unrecognised(&bytes, &lines) {
+        return AudioError::NoSamples;
+    }
+
+    let stderr = if lines.is_empty() { status.to_string() } else { lines };
+    AudioError::Ffmpeg { hint: String::new(), stderr }
+}
+
+fn start(named: &Path, input: &Spooled, options: &DecodeOptions) -> io::Result<FfmpegProcess> {
     let program = sandbox::find_program(named).ok_or(io::ErrorKind::NotFound)?;
-    let input = Input::of(input)?;
+    let input = FfmpegInput::open(input)?;
     let sandbox = Sandbox::new(&program, &input, &options.ffmpeg_limits)?;
+
     let mut command = Command::new(program);
     command
         .arg0("ffmpeg")
         .args(["-nostdin", "-hide_banner", "-v", "error", "-threads", "1"])
         .args(["-protocol_whitelist", "pipe,file", "-format_whitelist", DEMUXERS])
-        .args(["-dts_delta_threshold", LONGEST_HOLE_SECONDS])
+        .args(["-dts_delta_threshold", LONGEST_GAP_SECONDS])
         .args(["-analyzeduration", PROBE_MICROSECONDS, "-probesize", PROBE_BYTES])
         .args(["-i", INPUT, "-vn", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1"])
-        // Matroska, since it keeps the times of packets; two channels, which are mixed here as everywhere.
+        // Matroska keeps the times of packets. Two channels are mixed here, by the same mixer as those of the built-in decoders.
         .args(["-f", "matroska", "-c:a", "pcm_s16le", "-ac", "2", "-ar", "16000", "-"])
-        // For some containers time begins with the first stream that is in use: the pictures are, and go nowhere.
+        // Some containers begin their time with the first stream that is in use, so the pictures are in use too; their copy is
+        // dropped.
         .args(["-map", "0:v?", "-map", "0:a?", "-c", "copy", "-f", "null", "-"])
         .stdin(input.file)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+
     sandbox.confine(&mut command);
-    Ok(Killed { process: command.spawn()?, status: None })
+    Ok(FfmpegProcess { process: command.spawn()?, status: None })
 }
 
-/// The upload as the process gets it.
-pub(super) struct Input {
+/// The upload as ffmpeg gets it.
+pub(super) struct FfmpegInput {
     pub(super) file: File,
     pub(super) is_in_memory: bool,
 }
 
-impl Input {
-    fn of(input: &Spooled) -> io::Result<Self> {
+impl FfmpegInput {
+    fn open(input: &Spooled) -> io::Result<Self> {
         let ours = input.to_file()?;
-        // Opened anew for reading alone; a file that the server itself may not open again is passed on as it is.
+        // Opened again for reading alone. A file that the server may not open again is passed on as it is.
         let file = File::open(format!("/proc/self/fd/{}", ours.as_raw_fd())).unwrap_or(ours);
+
         Ok(Self { file, is_in_memory: input.is_in_memory() })
     }
 }
 
-/// When to stop waiting.
-struct Watch<'a> {
+/// When to stop waiting for ffmpeg.
+struct Watchdog<'a> {
     deadline: Instant,
     timeout: Duration,
     keep_going: &'a KeepGoing<'a>,
 }
 
-impl Watch<'_> {
+impl Watchdog<'_> {
     fn check(&self) -> Result<(), AudioError> {
         if !(self.keep_going)() {
             Err(AudioError::Cancelled)
@@ -190,26 +216,26 @@ impl Watch<'_> {
     }
 }
 
-/// What it writes, for as long as it may.
-struct Output<'a> {
+/// The output of ffmpeg, up to a limit.
+struct FfmpegOutput<'a> {
     stdout: ChildStdout,
     process: Pid,
-    /// When it was seen that the process is gone, though its pipe is open.
-    ended: Option<Instant>,
+    /// When the process was seen to have exited while its pipe was still open.
+    exited: Option<Instant>,
     limit_bytes: u64,
     read_bytes: u64,
-    watch: &'a Watch<'a>,
-    /// Why the reading ended early: symphonia flattens errors of its source.
+    watchdog: &'a Watchdog<'a>,
+    /// Why the reading was stopped: symphonia does not pass on the errors of its source.
     stopped: &'a Mutex<Option<AudioError>>,
 }
 
-impl Output<'_> {
-    /// Whether nothing more will come, since the process is gone and what it left behind is killed.
-    fn has_ended_for_long(&mut self) -> io::Result<bool> {
-        if self.ended.is_none() && end_what_is_left(self.process)? {
-            self.ended = Some(Instant::now());
+impl FfmpegOutput<'_> {
+    /// Whether the process exited so long ago that no more output comes. Kills the processes that it left behind.
+    fn is_drained(&mut self) -> io::Result<bool> {
+        if self.exited.is_none() && kill_group_after_exit(self.process)? {
+            self.exited = Some(Instant::now());
         }
-        Ok(self.ended.is_some_and(|ended| ended.elapsed() > PIPE_PATIENCE))
+        Ok(self.exited.is_some_and(|exited| exited.elapsed() > PIPE_TIMEOUT))
     }
 
     fn stop(&self, error: AudioError) -> io::Error {
@@ -218,18 +244,19 @@ impl Output<'_> {
     }
 }
 
-impl Read for Output<'_> {
+impl Read for FfmpegOutput<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.watch.check().map_err(|error| self.stop(error))?;
-            match poll(&mut [PollFd::new(&self.stdout, PollFlags::IN)], Some(&POLL)) {
-                Ok(0) if self.has_ended_for_long().map_err(|error| self.stop(AudioError::FfmpegSpawn(error)))? => {
+            self.watchdog.check().map_err(|error| self.stop(error))?;
+            match poll(&mut [PollFd::new(&self.stdout, PollFlags::IN)], Some(&POLL_INTERVAL)) {
+                Ok(0) if self.is_drained().map_err(|error| self.stop(AudioError::FfmpegSpawn(error)))? => {
                     return Ok(0);
                 }
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(error) => return Err(self.stop(AudioError::FfmpegSpawn(error.into()))),
             }
+
             match self.stdout.read(out) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.stop(AudioError::FfmpegSpawn(error))),
@@ -246,7 +273,7 @@ impl Read for Output<'_> {
     }
 }
 
-/// Reads to the end on a thread, so that a long complaint does not block the process.
+/// Reads standard error to its end on a thread, so that a long message does not block ffmpeg.
 fn last_bytes(mut stderr: ChildStderr) -> Receiver<Vec<u8>> {
     let (sender, last) = mpsc::channel();
     thread::spawn(move || {
@@ -257,32 +284,35 @@ fn last_bytes(mut stderr: ChildStderr) -> Receiver<Vec<u8>> {
             let surplus = kept.len().saturating_sub(STDERR_BYTES);
             kept.drain(..surplus);
         }
-        // Not wanted where it succeeded.
+
+        // The receiver is gone where ffmpeg succeeded.
         let _ = sender.send(kept);
     });
     last
 }
 
-/// Its last lines, without what names its own parts: demuxers, addresses, the list of what it may read.
+/// The last lines of standard error, without the names of ffmpeg's own parts (demuxers, addresses, its list of formats).
 fn last_lines(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes).replace(INPUT, "the upload");
     let lines = text.lines().map(|line| without_part(line.trim()));
+
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.contains(NOT_WHITELISTED)).collect();
     lines[lines.len().saturating_sub(STDERR_LINES)..].join("; ")
 }
 
-/// Whether it says no more than that the upload is in none of the formats that it may read.
+/// Whether ffmpeg reports only that the upload has none of the formats that it may read.
 fn is_unrecognised(all: &[u8], last_lines: &str) -> bool {
     let is_refusal = |line: &str| {
         let line = line.strip_prefix("Error opening input: ").unwrap_or(line);
         line.strip_prefix("the upload: ").unwrap_or(line) == "Invalid data found when processing input"
             || line.starts_with("Error opening input file")
     };
+
     memchr::memmem::find(all, NOT_WHITELISTED.as_bytes()).is_some()
         || (!last_lines.is_empty() && last_lines.split("; ").all(is_refusal))
 }
 
-/// A line without `[demuxer @ 0x55...]` before it, of which there may be several.
+/// A line without its prefixes of the form `[demuxer @ 0x55...]`.
 fn without_part(mut line: &str) -> &str {
     while let Some((part, rest)) = line.strip_prefix('[').and_then(|line| line.split_once(']'))
         && part.contains(" @ 0x")
@@ -292,17 +322,17 @@ fn without_part(mut line: &str) -> &str {
     line
 }
 
-/// Dropping it ends the process and its group.
-struct Killed {
+/// The ffmpeg process. Its drop kills the process and its group.
+struct FfmpegProcess {
     process: Child,
-    /// Once it is reaped: from then on its number may be that of another process.
+    /// Set once the process is reaped. From then on its number may belong to another process.
     status: Option<ExitStatus>,
 }
 
-impl Killed {
-    /// How it ended, if it has. What it left behind is ended first.
-    fn status(&mut self) -> io::Result<Option<ExitStatus>> {
-        if self.status.is_none() && end_what_is_left(self.pid()?)? {
+impl FfmpegProcess {
+    /// The exit status, if the process has exited. Kills what it left behind before it is reaped.
+    fn exit_status(&mut self) -> io::Result<Option<ExitStatus>> {
+        if self.status.is_none() && kill_group_after_exit(self.pid()?)? {
             self.status = Some(self.process.wait()?);
         }
         Ok(self.status)
@@ -313,10 +343,11 @@ impl Killed {
     }
 }
 
-/// Kills the group of a process that has ended and is not reaped yet, so that its number is no other's; `false`: it goes on.
-fn end_what_is_left(process: Pid) -> io::Result<bool> {
-    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    if waitid(WaitId::Pid(process), ended)?.is_none() {
+/// Kills the group of a process that has exited and is not reaped yet, so that its number belongs to no other process.
+/// `false`: the process is running.
+fn kill_group_after_exit(process: Pid) -> io::Result<bool> {
+    let exited = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    if waitid(WaitId::Pid(process), exited)?.is_none() {
         return Ok(false);
     }
     kill_group(process)?;
@@ -325,18 +356,18 @@ fn end_what_is_left(process: Pid) -> io::Result<bool> {
 
 fn kill_group(leader: Pid) -> io::Result<()> {
     match kill_process_group(leader, Signal::KILL) {
-        // It ended before it was the leader of a group.
+        // The process exited before it became the leader of a group.
         Err(Errno::SRCH) | Ok(()) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-impl Drop for Killed {
+impl Drop for FfmpegProcess {
     fn drop(&mut self) {
         if self.status.is_some() {
             return;
         }
-        // These fail only where it has ended already.
+        // These fail only where the process has exited already.
         let _ = self.pid().and_then(kill_group);
         let _ = self.process.kill();
         let _ = self.process.wait();

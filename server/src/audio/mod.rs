@@ -1,21 +1,22 @@
-//! Uploads become samples: any file that symphonia, libopus or ffmpeg can read -> mono 16 kHz [`Pcm`], as a stream, in
-//! memory that does not grow with the length of the audio.
+//! Decodes uploads: any file that symphonia, libopus or ffmpeg can read becomes mono 16 kHz [`Pcm`], as a stream, in memory that
+//! does not grow with the length of the audio.
 //!
 //! ```text
 //! Spooled -> container (symphonia: packets -> samples) -> mix (mono) -> resample (16 kHz) -> Pcm
-//!            (a WAV file that holds what is wanted: nothing is copied)                     -> Pcm
+//!            (a WAV file of the right kind: nothing is copied)                            -> Pcm
 //!         -> ffmpeg (what symphonia cannot read, if it is installed)                      -> Pcm
 //!         -> decode_raw_s16le (headerless)                                                -> Pcm
 //! ```
-//! Everything here blocks: call it from a blocking task.
+//! Everything here blocks, so it must be called from a blocking task.
 
 mod clock;
 mod container;
 mod cuts;
 mod error;
 mod ffmpeg;
+mod file_kind;
 mod headers;
-mod likeness;
+
 mod mix;
 mod mp4;
 mod output;
@@ -29,8 +30,11 @@ use std::time::Duration;
 
 pub use error::AudioError;
 pub use ffmpeg::Ffmpeg;
-pub use pcm::{Pcm, PcmReader, Span, decode_raw_s16le};
+pub use pcm::{Pcm, PcmReader, PcmSpan, decode_raw_s16le};
 pub use sandbox::{Confinement, FfmpegLimits};
+
+// Former names, for code outside of this module.
+pub use self::{DecodedHead as Head, PcmSpan as Span};
 
 use hush_whisper::SAMPLE_RATE;
 
@@ -38,31 +42,31 @@ use crate::budget::ByteBudget;
 use crate::spool::{SpoolOptions, Spooled};
 use pcm::PcmWriter;
 
-/// Asked many times per second of audio; `false` ends the work with [`AudioError::Cancelled`].
+/// Called many times for each second of audio; `false` ends the work with [`AudioError::Cancelled`].
 pub type KeepGoing<'a> = dyn Fn() -> bool + Sync + 'a;
 
-/// What [`decode_head`] decodes: a little more than the window from which a language is detected.
+/// Length of the audio that [`decode_head`] decodes: a little more than the window from which the language is detected.
 pub const HEAD_SECONDS: u64 = 31;
 
-/// As [`DecodeOptions::ffmpeg_timeout`], for the beginning alone.
+/// As [`DecodeOptions::ffmpeg_timeout`], for [`decode_head`].
 const HEAD_FFMPEG_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Default of [`DecodeOptions::limit_seconds`]: a day.
+/// Default of [`DecodeOptions::limit_seconds`]: one day.
 pub const DEFAULT_LIMIT_SECONDS: u64 = 24 * 3600;
-/// Default of [`DecodeOptions::memory_bytes`]: ten minutes.
+/// Default of [`DecodeOptions::memory_bytes`]: ten minutes of audio.
 pub const DEFAULT_PCM_MEMORY_BYTES: usize = 600 * 16_000 * 2;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeOptions {
-    /// Samples (2 bytes each) are held in memory up to here, then in a temporary file.
+    /// Samples (2 bytes each) are held in memory up to this size, then in a temporary file.
     pub memory_bytes: usize,
-    /// Where that file goes; the system's temporary directory when `None`.
+    /// The folder of that file; `None`: the system's temporary folder.
     pub dir: Option<PathBuf>,
-    /// What all decoded audio together may hold in memory; then it goes to files.
+    /// Limit for the memory of all decoded audio together; beyond it audio goes to files.
     pub memory_budget: Option<ByteBudget>,
-    /// What all decoded audio together may hold, in memory and in files; what is beyond is refused.
+    /// Limit for all decoded audio together, in memory and in files; beyond it audio is refused.
     pub budget: Option<ByteBudget>,
-    /// Longer audio is refused; it also bounds what a small file can unpack to.
+    /// Longer audio is refused, which also limits the size to which a small file can unpack.
     pub limit_seconds: u64,
     pub ffmpeg: Ffmpeg,
     pub ffmpeg_timeout: Duration,
@@ -78,20 +82,21 @@ impl Default for DecodeOptions {
             budget: None,
             limit_seconds: DEFAULT_LIMIT_SECONDS,
             ffmpeg: Ffmpeg::default(),
+
             ffmpeg_timeout: Duration::from_secs(1800),
             ffmpeg_limits: FfmpegLimits::default(),
         }
     }
 }
 
-/// The beginning of a file, or all of it.
+/// The first seconds of a file, or all of it where it is shorter.
 #[derive(Debug)]
-pub enum Head {
+pub enum DecodedHead {
     Whole(Pcm),
     Beginning(Pcm),
 }
 
-/// Decodes a whole file. `file_name` (as the client calls it) is a hint, never trusted.
+/// Decodes a whole file. `file_name` is the name that the client sent; it is only a hint.
 pub fn decode(
     input: &Spooled,
     file_name: Option<&str>,
@@ -101,20 +106,21 @@ pub fn decode(
     decode_samples(input, file_name, options, u64::MAX, keep_going)
 }
 
-/// Decodes the first [`HEAD_SECONDS`] of a file: whether it is audio, for little.
+/// Decodes the first [`HEAD_SECONDS`] of a file, which shows at low cost whether it is audio.
 pub fn decode_head(
     input: &Spooled,
     file_name: Option<&str>,
     options: &DecodeOptions,
     keep_going: &KeepGoing<'_>,
-) -> Result<Head, AudioError> {
+) -> Result<DecodedHead, AudioError> {
     let samples = HEAD_SECONDS * u64::from(SAMPLE_RATE);
     let pcm = decode_samples(input, file_name, options, samples, keep_going)?;
+
     let is_whole = pcm.len_samples() < samples || pcm.lies_in(input);
-    Ok(if is_whole { Head::Whole(pcm) } else { Head::Beginning(pcm) })
+    Ok(if is_whole { DecodedHead::Whole(pcm) } else { DecodedHead::Beginning(pcm) })
 }
 
-/// `kept_samples`: decoding ends there.
+/// Decodes up to `kept_samples`.
 fn decode_samples(
     input: &Spooled,
     file_name: Option<&str>,
@@ -125,58 +131,90 @@ fn decode_samples(
     if input.is_empty() {
         return Err(AudioError::Empty);
     }
-    if likeness::is_long_text(input) {
-        return Err(AudioError::Unrecognised { hint: likeness::describe(input, file_name) });
+    if file_kind::is_long_text(input) {
+        return Err(AudioError::Unrecognised { hint: file_kind::describe(input, file_name) });
     }
-    let writer = || {
-        let DecodeOptions { memory_bytes, dir, memory_budget, budget, limit_seconds, .. } = options.clone();
-        let spool = SpoolOptions { memory_bytes, limit_bytes: None, dir, memory_budget, budget };
-        PcmWriter::new(spool, limit_seconds).keeping(kept_samples)
-    };
-    let is_head = kept_samples < u64::MAX;
-    let timeout = if is_head { options.ffmpeg_timeout.min(HEAD_FFMPEG_TIMEOUT) } else { options.ffmpeg_timeout };
-    let by_ffmpeg = || ffmpeg::decode(input, writer(), options, timeout, keep_going);
-    if likeness::is_foreign(input) {
-        match by_ffmpeg() {
+
+    let job = DecodeJob { input, file_name, options, kept_samples, keep_going };
+    if file_kind::needs_ffmpeg_first(input) {
+        match job.decode_with_ffmpeg() {
             Ok(Some(pcm)) => return Ok(pcm),
             Err(error) if !error.is_client_fault() || matches!(error, AudioError::TooLong { .. }) => return Err(error),
-            // Without ffmpeg, or where it fails, something is better than nothing.
+            // Without ffmpeg, or where it fails, the built-in decoders may still find some audio.
             Ok(None) | Err(_) => {}
         }
     }
-    // The one place where panics are caught: decoders of untrusted bytes have bugs (indexes, overflows), and one file
-    // must not take the server down. Nothing that they touched outlives the call. Needs `panic = "unwind"`.
-    let built_in = catch_unwind(AssertUnwindSafe(|| container::decode(input, file_name, writer(), keep_going)))
-        .unwrap_or_else(|_| Err(AudioError::Malformed { reason: "the decoder failed on it".to_owned() }));
-    let error = match built_in {
-        Ok(container::Decoded { pcm, is_whole: true }) => return Ok(pcm),
-        // A part may be lost on symphonia; ffmpeg may find its way past the damage.
-        Ok(container::Decoded { pcm, is_whole: false }) => {
-            return match by_ffmpeg() {
-                Ok(Some(more)) if more.len_samples() > pcm.len_samples() => Ok(more),
-                Err(error @ (AudioError::Cancelled | AudioError::Spool(_) | AudioError::TooLong { .. })) => Err(error),
-                _ => {
-                    tracing::warn!(seconds = pcm.duration_seconds(), "a damaged file: some of its audio may be lost");
-                    Ok(pcm)
-                }
-            };
-        }
-        Err(error) if error.is_worth_ffmpeg() => error,
-        Err(error) => return Err(error),
-    };
-    match by_ffmpeg() {
-        Ok(Some(pcm)) => Ok(pcm),
-        Ok(None) => Err(match error {
-            AudioError::Unrecognised { hint } => {
-                AudioError::Unrecognised { hint: format!("{hint}; ffmpeg, which reads more formats, is not available") }
-            }
-            error => error,
-        }),
-        // It found nothing either, or knows no more than that it is none of its formats: the first error says more.
-        Err(AudioError::NoSamples) => Err(error),
-        Err(AudioError::Ffmpeg { stderr, .. }) => {
-            Err(AudioError::Ffmpeg { hint: likeness::describe(input, file_name), stderr })
-        }
+
+    match job.decode_built_in() {
+        Ok(container::DecodedAudio { pcm, is_whole: true }) => Ok(pcm),
+        Ok(container::DecodedAudio { pcm, is_whole: false }) => job.decode_damaged(pcm),
+        Err(error) if error.is_worth_ffmpeg() => job.decode_unreadable(error),
         Err(error) => Err(error),
+    }
+}
+
+/// The arguments of [`decode_samples`], for its steps.
+struct DecodeJob<'a> {
+    input: &'a Spooled,
+    file_name: Option<&'a str>,
+    options: &'a DecodeOptions,
+    kept_samples: u64,
+    keep_going: &'a KeepGoing<'a>,
+}
+
+impl DecodeJob<'_> {
+    fn writer(&self) -> PcmWriter {
+        let DecodeOptions { memory_bytes, dir, memory_budget, budget, limit_seconds, .. } = self.options.clone();
+        let spool = SpoolOptions { memory_bytes, limit_bytes: None, dir, memory_budget, budget };
+        PcmWriter::new(spool, limit_seconds).keeping(self.kept_samples)
+    }
+
+    /// Decodes with the built-in decoders.
+    fn decode_built_in(&self) -> Result<container::DecodedAudio, AudioError> {
+        // The only place where panics are caught: decoders of untrusted bytes have bugs (indexes, overflows), and one file must
+        // not end the server. No state that they changed outlives the call. Needs `panic = "unwind"`.
+        let decode = || container::decode(self.input, self.file_name, self.writer(), self.keep_going);
+        catch_unwind(AssertUnwindSafe(decode))
+            .unwrap_or_else(|_| Err(AudioError::Malformed { reason: "the decoder failed on it".to_owned() }))
+    }
+
+    /// Decodes with ffmpeg; `Ok(None)` where there is no ffmpeg.
+    fn decode_with_ffmpeg(&self) -> Result<Option<Pcm>, AudioError> {
+        let is_head = self.kept_samples < u64::MAX;
+        let timeout = self.options.ffmpeg_timeout;
+        let timeout = if is_head { timeout.min(HEAD_FFMPEG_TIMEOUT) } else { timeout };
+        ffmpeg::decode(self.input, self.writer(), self.options, timeout, self.keep_going)
+    }
+
+    /// The built-in decoders lost a part of the audio. ffmpeg may be able to read past the damage.
+    fn decode_damaged(&self, pcm: Pcm) -> Result<Pcm, AudioError> {
+        match self.decode_with_ffmpeg() {
+            Ok(Some(longer)) if longer.len_samples() > pcm.len_samples() => Ok(longer),
+            Err(error @ (AudioError::Cancelled | AudioError::Spool(_) | AudioError::TooLong { .. })) => Err(error),
+            _ => {
+                tracing::warn!(seconds = pcm.duration_seconds(), "a damaged file: some of its audio may be lost");
+                Ok(pcm)
+            }
+        }
+    }
+
+    /// The built-in decoders failed with `error`.
+    fn decode_unreadable(&self, error: AudioError) -> Result<Pcm, AudioError> {
+        match self.decode_with_ffmpeg() {
+            Ok(Some(pcm)) => Ok(pcm),
+            Ok(None) => Err(match error {
+                AudioError::Unrecognised { hint } => {
+                    let hint = format!("{hint}; ffmpeg, which reads more formats, is not available");
+                    AudioError::Unrecognised { hint }
+                }
+                error => error,
+            }),
+            // ffmpeg found no samples, or does not know the format: the first error says more.
+            Err(AudioError::NoSamples) => Err(error),
+            Err(AudioError::Ffmpeg { stderr, .. }) => {
+                Err(AudioError::Ffmpeg { hint: file_kind::describe(self.input, self.file_name), stderr })
+            }
+            Err(error) => Err(error),
+        }
     }
 }

@@ -9,25 +9,25 @@ use crate::spool::{Spool, SpoolOptions, Spooled};
 
 const BYTES_PER_SAMPLE: u64 = 2;
 
-/// Mono 16 kHz samples, 16 bits each as in the reference (which hears everything through ffmpeg's `s16le`).
-/// Cheap to clone; in memory or in a file without a name, as its spool decides.
+/// Mono 16 kHz samples of 16 bits, the precision of the reference (which decodes everything with ffmpeg's `s16le`). Cheap to
+/// clone. In memory or in a file without a name, as its spool decides.
 #[derive(Clone, Debug)]
 pub struct Pcm {
     bytes: Spooled,
-    span: Span,
+    span: PcmSpan,
 }
 
-/// The part of a file that is samples.
+/// The range of a file that holds samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Span {
+pub struct PcmSpan {
     pub start_bytes: u64,
     pub len_samples: u64,
 }
 
 impl Pcm {
-    /// All of `bytes`, but for half a sample at the end.
+    /// All of `bytes` as samples, without an incomplete sample at the end.
     fn whole(bytes: Spooled) -> Self {
-        let span = Span { start_bytes: 0, len_samples: bytes.len_bytes() / BYTES_PER_SAMPLE };
+        let span = PcmSpan { start_bytes: 0, len_samples: bytes.len_bytes() / BYTES_PER_SAMPLE };
         Self { bytes, span }
     }
 
@@ -43,23 +43,23 @@ impl Pcm {
         self.bytes.is_in_memory()
     }
 
-    /// A reader for the engine; any number of them work at once.
+    /// A reader for the engine. Several readers may be in use at a time.
     pub fn source(&self) -> PcmReader {
         PcmReader { pcm: self.clone(), scratch: Vec::new() }
     }
 
-    /// What [`Self::to_file`] gave to this process.
-    pub(crate) fn from_file(file: File, span: Span) -> io::Result<Self> {
+    /// Opens what [`Self::to_file`] of another process passed on.
+    pub(crate) fn from_file(file: File, span: PcmSpan) -> io::Result<Self> {
         Ok(Self { bytes: Spooled::from_file(file)?, span })
     }
 
-    /// Whether these are samples of the upload itself, of which nothing was copied.
+    /// Whether the samples are a range of the upload itself, so that nothing was copied.
     pub(super) fn lies_in(&self, input: &Spooled) -> bool {
         self.bytes.is_same(input)
     }
 
-    /// For another process: the file, and where in it the samples lie.
-    pub fn to_file(&self) -> io::Result<(File, Span)> {
+    /// The file and the range of its samples, for another process.
+    pub fn to_file(&self) -> io::Result<(File, PcmSpan)> {
         Ok((self.bytes.to_file()?, self.span))
     }
 }
@@ -77,10 +77,11 @@ impl PcmSource for PcmReader {
     }
 
     fn read(&mut self, offset: u64, out: &mut [f32]) -> io::Result<()> {
-        let Span { start_bytes, len_samples } = self.pcm.span;
+        let PcmSpan { start_bytes, len_samples } = self.pcm.span;
         let inside = offset.checked_add(out.len() as u64).filter(|end| *end <= len_samples).map(|_| offset);
         let at = inside.and_then(|offset| offset.checked_mul(BYTES_PER_SAMPLE)?.checked_add(start_bytes));
         let at = at.ok_or(io::ErrorKind::UnexpectedEof)?;
+
         self.scratch.resize(out.len() * BYTES_PER_SAMPLE as usize, 0);
         self.pcm.bytes.read_exact_at(&mut self.scratch, at)?;
         from_s16le(&self.scratch, out);
@@ -88,7 +89,7 @@ impl PcmSource for PcmReader {
     }
 }
 
-/// Little-endian 16-bit samples as the engine hears them, -1 to 1.
+/// Converts little-endian 16-bit samples to floats from -1 to 1.
 fn from_s16le(bytes: &[u8], out: &mut [f32]) {
     let (pairs, _) = bytes.as_chunks();
     for (sample, pair) in out.iter_mut().zip(pairs) {
@@ -96,8 +97,8 @@ fn from_s16le(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// A body of headerless 16-bit little-endian mono 16 kHz samples (`encode=false`): the upload's own spool becomes the
-/// samples, nothing is copied. An odd length is refused, as by the reference (`numpy.frombuffer`).
+/// Takes a body of headerless 16-bit little-endian mono 16 kHz samples (`encode=false`): the spool of the upload holds the
+/// samples, and nothing is copied. An odd length is refused, as in the reference (`numpy.frombuffer`).
 pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioError> {
     let bytes = body.len_bytes();
     if bytes == 0 {
@@ -106,15 +107,17 @@ pub fn decode_raw_s16le(body: Spooled, limit_seconds: u64) -> Result<Pcm, AudioE
     if !bytes.is_multiple_of(BYTES_PER_SAMPLE) {
         return Err(AudioError::OddRawLength { bytes });
     }
+
     refuse_longer(bytes / BYTES_PER_SAMPLE, limit_seconds)?;
     Ok(Pcm::whole(body))
 }
 
-/// As ffmpeg rounds (halves to even) and clips. Without `round_ties_even`, which is a call per sample where the
-/// processor's baseline has no such instruction: in this range floats are whole numbers, so the addition rounds, and the
-/// low bits are the number.
+/// Rounds (halves to even) and clips as ffmpeg does. `round_ties_even` is not used, because it is a call for each sample where
+/// the baseline of the processor has no such instruction: floats in this range are whole numbers, so the addition rounds, and
+/// the low bits are the result.
 fn to_i16(sample: f32) -> i16 {
     const WHOLE: f32 = 12_582_912.0; // 1.5 * 2^23
+
     let scaled = (sample * 32_768.0).clamp(-32_768.0, 32_767.0);
     (scaled + WHOLE).to_bits() as i16
 }
@@ -124,13 +127,13 @@ fn refuse_longer(samples: u64, limit_seconds: u64) -> Result<(), AudioError> {
     if samples > limit { Err(AudioError::TooLong { limit_seconds }) } else { Ok(()) }
 }
 
-/// Where samples go while a file is decoded.
+/// Collects the samples of a file while it is decoded.
 pub(super) struct PcmWriter {
     spool: Spool,
     buffer: Vec<u8>,
     len_samples: u64,
     limit_seconds: u64,
-    /// No more than so many are kept; the others are counted.
+    /// Only this many samples are kept; the others are counted.
     kept_samples: u64,
 }
 
@@ -139,15 +142,16 @@ impl PcmWriter {
 
     pub(super) fn new(spool: SpoolOptions, limit_seconds: u64) -> Self {
         let (spool, buffer) = (Spool::new(spool), Vec::with_capacity(Self::FLUSH_BYTES));
+
         Self { spool, buffer, len_samples: 0, limit_seconds, kept_samples: u64::MAX }
     }
 
-    /// Keeps the beginning alone.
+    /// Keeps only the first samples.
     pub(super) fn keeping(self, kept_samples: u64) -> Self {
         Self { kept_samples, ..self }
     }
 
-    /// Whether it has as much as it keeps: what follows need not be decoded.
+    /// Whether all samples that are to be kept have been written.
     pub(super) fn is_full(&self) -> bool {
         self.len_samples >= self.kept_samples
     }
@@ -162,11 +166,13 @@ impl PcmWriter {
 
     pub(super) fn write_f32(&mut self, samples: &[f32]) -> Result<(), AudioError> {
         let room = self.kept_samples.saturating_sub(self.len_samples);
-        self.count(samples.len() as u64)?;
+        self.add_to_length(samples.len() as u64)?;
+
         let kept = usize::try_from(room).map_or(samples, |room| &samples[..room.min(samples.len())]);
         for piece in kept.chunks(Self::FLUSH_BYTES / BYTES_PER_SAMPLE as usize) {
             let start = self.buffer.len();
             self.buffer.resize(start + piece.len() * BYTES_PER_SAMPLE as usize, 0);
+
             let (pairs, _) = self.buffer[start..].as_chunks_mut();
             for (pair, sample) in pairs.iter_mut().zip(piece) {
                 *pair = to_i16(*sample).to_le_bytes();
@@ -183,9 +189,9 @@ impl PcmWriter {
         Ok(Pcm::whole(self.spool.finish()))
     }
 
-    /// Samples that lie in `input` as they are wanted: `declared` of them from a place on, or as many as there are. Nothing
-    /// is copied. `None`: there are none.
-    pub(super) fn found(
+    /// Takes samples of the right kind that `input` has at a position, without a copy: `declared` samples, or as many as there are.
+    /// `None`: there are none.
+    pub(super) fn sample_range(
         &self,
         input: &Spooled,
         start_bytes: u64,
@@ -193,12 +199,13 @@ impl PcmWriter {
     ) -> Result<Option<Pcm>, AudioError> {
         let there = input.len_bytes().saturating_sub(start_bytes) / BYTES_PER_SAMPLE;
         let len_samples = declared.map_or(there, |declared| declared.min(there));
+
         refuse_longer(len_samples, self.limit_seconds)?;
-        let span = Span { start_bytes, len_samples };
+        let span = PcmSpan { start_bytes, len_samples };
         Ok((len_samples > 0).then(|| Pcm { bytes: input.clone(), span }))
     }
 
-    fn count(&mut self, samples: u64) -> Result<(), AudioError> {
+    fn add_to_length(&mut self, samples: u64) -> Result<(), AudioError> {
         self.len_samples += samples;
         refuse_longer(self.len_samples, self.limit_seconds)
     }
@@ -216,8 +223,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn rounds_and_clips_as_the_slow_way(sample in proptest::prelude::any::<f32>(), whole in -70_000..70_000_i32) {
-            // Also the halves, which chance does not find.
+        fn samples_are_rounded_and_clipped_as_by_the_slow_way(sample in proptest::prelude::any::<f32>(), whole in -70_000..70_000_i32) {
+            // Halves too, which random values hardly contain.
             for sample in [sample, whole as f32 / 65_536.0] {
                 let expected = (sample * 32_768.0).round_ties_even() as i16;
                 proptest::prop_assert_eq!(to_i16(sample), expected, "{}", sample);

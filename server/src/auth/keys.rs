@@ -1,4 +1,4 @@
-//! A file of keys: one a line, `KEY` or `NAME KEY`; `#` begins a comment line.
+//! A file of API keys: one key per line, `KEY` or `NAME KEY`; a line that begins with `#` is a comment.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,45 +7,60 @@ use futures_util::FutureExt;
 use futures_util::future::{self, BoxFuture};
 use subtle::ConstantTimeEq;
 
-use super::{Authenticate, Caller, Denied, Digest, digest};
+use super::{Authenticate, Caller, CredentialDigest, Denied, digest};
 use crate::watch::{WatchError, Watched};
 
-/// Shorter ones can be guessed: `openssl rand -hex 16` gives 32.
+/// Minimal length; shorter keys can be guessed. `openssl rand -hex 16` makes a key of 32 characters.
 const KEY_MIN_CHARS: usize = 16;
 
-/// The keys of a file at one moment.
-pub struct Keys {
-    keys: Vec<Key>,
+/// Why a line of a file of keys is refused. The text names the line and never its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKeys {
+    #[error("it is not UTF-8")]
+    NotUtf8,
+    #[error("line {line}: expected a key, or a name of at most 64 characters and a key")]
+    Fields { line: usize },
+    #[error("line {line}: a key must be of printable ASCII characters")]
+    Characters { line: usize },
+    #[error("line {line}: a key must have at least 16 characters")]
+    TooShort { line: usize },
 }
 
-struct Key {
+/// The keys that a file holds at one moment.
+pub struct ApiKeys {
+    keys: Vec<ApiKey>,
+}
+
+struct ApiKey {
     name: String,
-    digest: Digest,
+    digest: CredentialDigest,
 }
 
-impl Keys {
-    /// The message names the line and never what is on it.
-    pub fn parse(content: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(content).map_err(|_| "it is not UTF-8".to_owned())?;
+impl ApiKeys {
+    /// Parses the content of a file of keys.
+    pub fn parse(content: &[u8]) -> Result<Self, InvalidKeys> {
+        let text = std::str::from_utf8(content).map_err(|_| InvalidKeys::NotUtf8)?;
         let mut keys = Vec::new();
-        for (n, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
+        for (line, text) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
+            let text = text.trim();
+            if text.is_empty() || text.starts_with('#') {
                 continue;
             }
-            let wrong = |problem: &str| format!("line {}: {problem}", n + 1);
-            let (name, key) = match *line.split_whitespace().collect::<Vec<_>>() {
-                [key] => (format!("key-{}", n + 1), key),
+
+            let (name, key) = match *text.split_whitespace().collect::<Vec<_>>() {
+                [key] => (format!("key-{line}"), key),
                 [name, key] if name.len() <= 64 => (name.to_owned(), key),
-                _ => return Err(wrong("expected a key, or a name of at most 64 characters and a key")),
+                _ => return Err(InvalidKeys::Fields { line }),
             };
+
             if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(wrong("a key must be of printable ASCII characters"));
+                return Err(InvalidKeys::Characters { line });
             }
             if key.len() < KEY_MIN_CHARS {
-                return Err(wrong("a key must have at least 16 characters"));
+                return Err(InvalidKeys::TooShort { line });
             }
-            keys.push(Key { name, digest: digest(key) });
+
+            keys.push(ApiKey { name, digest: digest(key) });
         }
         Ok(Self { keys })
     }
@@ -54,7 +69,8 @@ impl Keys {
         self.keys.is_empty()
     }
 
-    /// The name of the key. Takes as long for any key: digests are compared, whole, and with each.
+    /// The name of a key. The time does not depend on the key: its digest is compared with all digests, in constant time each.
+
     pub fn find(&self, presented: &str) -> Option<&str> {
         let presented = digest(presented);
         self.keys.iter().fold(None, |found, key| {
@@ -63,29 +79,31 @@ impl Keys {
     }
 }
 
-/// Keys that are read again when the file changes.
+/// A file of keys, which is read again when it changes.
 #[derive(Clone)]
 pub struct KeyFile {
-    keys: Watched<Keys>,
+    keys: Watched<ApiKeys>,
 }
 
 impl KeyFile {
-    /// A file without a key is an error now; later it lets nobody in. Must be called inside a tokio runtime.
+    /// Opens the file. A file without a key is an error here; when the file loses its keys later, no key is accepted. Must be called
+    /// inside a tokio runtime.
     pub fn open(path: PathBuf) -> Result<Self, WatchError> {
         let keys = Watched::start(vec![path.clone()], |contents| {
-            let keys = Keys::parse(contents.first().map_or(&[], Vec::as_slice))?;
+            let keys = ApiKeys::parse(contents.first().map_or(&[], Vec::as_slice))?;
             if keys.is_empty() {
-                tracing::warn!("a file of keys holds none: nobody gets in");
+                tracing::warn!("a file of keys holds none: no key is accepted");
             }
-            Ok(keys)
+            Ok::<_, InvalidKeys>(keys)
         })?;
+
         if keys.get().is_empty() {
-            return Err(WatchError::Content { paths: vec![path], problem: "it holds no key".to_owned() });
+            return Err(WatchError::Content { paths: vec![path], problem: "it holds no key".into() });
         }
         Ok(Self { keys })
     }
 
-    /// The name of the key.
+    /// The name of a key.
     pub fn find(&self, presented: &str) -> Option<String> {
         self.keys.get().find(presented).map(ToOwned::to_owned)
     }
@@ -100,6 +118,7 @@ impl std::fmt::Debug for KeyFile {
 impl Authenticate for KeyFile {
     fn authenticate<'a>(&'a self, token: &'a str, _: Option<IpAddr>) -> BoxFuture<'a, Result<Caller, Denied>> {
         let found = self.find(token).map(|name| Caller(format!("token:{name}")));
+
         future::ready(found.ok_or_else(|| Denied::Invalid("this token is not known here".to_owned()))).boxed()
     }
 }
@@ -111,8 +130,9 @@ mod tests {
     #[test]
     fn keys_with_and_without_names() {
         let text = "\u{feff}# comment\n\n  0123456789abcdef \r\nbazarr fedcba9876543210\n";
-        let keys = Keys::parse(text.as_bytes()).unwrap();
+        let keys = ApiKeys::parse(text.as_bytes()).unwrap();
         assert_eq!(keys.find("0123456789abcdef"), Some("key-3"));
+
         assert_eq!(keys.find("fedcba9876543210"), Some("bazarr"));
         for wrong in ["", "bazarr", "fedcba987654321", "fedcba98765432100", "# comment", "FEDCBA9876543210"] {
             assert_eq!(keys.find(wrong), None, "{wrong}");
@@ -120,16 +140,17 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_is_named_and_not_shown() {
+    fn a_wrong_line_is_named_and_its_content_is_not_shown() {
         for (text, says) in [
             ("good-0123456789abcdef\nsecret", "line 2: a key must have at least 16"),
             ("a b secret-0123456789abcdef", "line 1: expected a key"),
             ("secret-0123456789abcdé", "line 1: a key must be of printable"),
         ] {
-            let error = Keys::parse(text.as_bytes()).err().unwrap();
+            let error = ApiKeys::parse(text.as_bytes()).err().unwrap().to_string();
             assert!(error.starts_with(says) && !error.contains("secret"), "{error}");
         }
-        assert_eq!(Keys::parse(&[0xff]).err().as_deref(), Some("it is not UTF-8"));
-        assert!(Keys::parse(b"# nothing\n").unwrap().is_empty());
+        assert_eq!(ApiKeys::parse(&[0xff]).err(), Some(InvalidKeys::NotUtf8));
+        assert_eq!(InvalidKeys::NotUtf8.to_string(), "it is not UTF-8");
+        assert!(ApiKeys::parse(b"# nothing\n").unwrap().is_empty());
     }
 }

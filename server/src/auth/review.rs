@@ -1,4 +1,4 @@
-//! Kubernetes TokenReview: the API server says whose token it is and for whom it was made.
+//! Kubernetes TokenReview: the API server tells the owner of a token and the audiences that it was made for.
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>
 
 mod admission;
@@ -20,19 +20,19 @@ use tokio::time::Instant;
 
 use super::{Authenticate, Caller, Denied, digest};
 use crate::watch::WatchError;
-use admission::Admission;
+use admission::ReviewAdmission;
 pub use client::{ApiServer, InvalidApiServer};
-use client::{Client, Review};
-use verdicts::{Periods, Verdicts};
+use client::{ReviewClient, ReviewStatus};
+use verdicts::{VerdictCache, VerdictPeriods};
 
-/// A service account, written `namespace:name`.
+/// A Kubernetes service account, written `namespace:name`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
+pub struct ServiceAccount {
     namespace: String,
     name: String,
 }
 
-impl FromStr for Account {
+impl FromStr for ServiceAccount {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
@@ -49,32 +49,33 @@ impl FromStr for Account {
     }
 }
 
-/// As Kubernetes names the user.
-impl fmt::Display for Account {
+/// The user name that Kubernetes gives to the service account.
+impl fmt::Display for ServiceAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "system:serviceaccount:{}:{}", self.namespace, self.name)
     }
 }
 
+/// Settings of [`TokenReview`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReviewSettings {
     pub api: ApiServer,
-    /// PEM of those who signed the API server's certificate.
+    /// The certificate authority of the API server, in PEM.
     pub ca_file: PathBuf,
-    /// This server's own token, with which it asks. Kubernetes rotates it.
+    /// This server's own token, with which it calls the API server. Kubernetes rotates it.
     pub token_file: PathBuf,
-    /// For whom a token must have been made.
+    /// The audience that a token must be made for.
     pub audience: String,
-    /// Of the pod that this server runs in. A token that is bound to this pod needs no audience but
-    /// [`TOKEN_AUDIENCE`]: the controller beside the server has one.
+    /// The UID of this server's pod. A token that is bound to this pod needs only the audience [`TOKEN_AUDIENCE`]: the
+    /// controller in the same pod has such a token.
     pub pod_uid: Option<String>,
-    /// Who may; at least one.
-    pub accounts: Vec<Account>,
+    /// The accounts that may command this server; at least one.
+    pub accounts: Vec<ServiceAccount>,
     /// Longest wait for a verdict.
     pub timeout: Duration,
-    /// How long a good verdict holds. A token that is revoked works for that much longer.
+    /// How long a good verdict is reused. A token that is revoked works for this much longer.
     pub remember: Duration,
-    /// How long a bad one does.
+    /// How long a bad verdict is reused.
     pub remember_refusal: Duration,
 }
 
@@ -84,27 +85,27 @@ impl ReviewSettings {
     pub const REMEMBER_REFUSAL: Duration = Duration::from_secs(2);
 }
 
-type Verdict = Result<Caller, Denied>;
+type ReviewVerdict = Result<Caller, Denied>;
 
-/// Fails closed: without a clear answer nobody gets in.
+/// Checks tokens with the API server. Without a clear answer a token is refused.
 pub struct TokenReview {
-    client: Client,
+    client: ReviewClient,
     settings: ReviewSettings,
-    admission: Admission,
-    verdicts: Mutex<Verdicts>,
+    admission: ReviewAdmission,
+    verdicts: Mutex<VerdictCache>,
 }
 
 impl TokenReview {
-    /// The files must be there and usable now. Must be called inside a tokio runtime.
+    /// The files of the settings must be readable and valid. Must be called inside a tokio runtime.
     pub fn new(settings: ReviewSettings) -> Result<Self, WatchError> {
-        let client = Client::new(&settings)?;
-        Ok(Self { client, settings, admission: Admission::default(), verdicts: Mutex::default() })
+        let client = ReviewClient::new(&settings)?;
+        Ok(Self { client, settings, admission: ReviewAdmission::default(), verdicts: Mutex::default() })
     }
 
-    async fn verdict(&self, token: &str, peer: Option<IpAddr>) -> Verdict {
+    async fn verdict(&self, token: &str, peer: Option<IpAddr>) -> ReviewVerdict {
         let claimed = jwt::claimed_audiences(token).map_err(|error| Denied::Invalid(error.to_string()))?;
         if !self.audiences().iter().any(|audience| claimed.iter().any(|claimed| claimed == audience)) {
-            return Err(self.made_for_another());
+            return Err(self.wrong_audience());
         }
         if let Some(verdict) = self.recall(token) {
             return verdict;
@@ -117,37 +118,39 @@ impl TokenReview {
         })
     }
 
-    /// Waits for its turn.
-    async fn review(&self, token: &str, peer: Option<IpAddr>) -> Verdict {
-        let key = digest(token);
-        let is_known = self.verdicts().is_known(Instant::now(), &key);
-        let entered = self.admission.enter(peer, is_known).await;
-        let _place = entered.map_err(|too_many| Denied::Unavailable(too_many.to_string()))?;
+    /// Reviews a token as soon as the admission gives it a slot.
+    async fn review(&self, token: &str, peer: Option<IpAddr>) -> ReviewVerdict {
+        let digest = digest(token);
+        let is_known = self.verdicts().is_known(Instant::now(), &digest);
+        let _slot =
+            self.admission.enter(peer, is_known).await.map_err(|too_many| Denied::Unavailable(too_many.to_string()))?;
+
         // Another request with the same token may have been answered meanwhile.
         if let Some(verdict) = self.recall(token) {
             return verdict;
         }
 
-        let verdict = self.ask(token).await;
+        let verdict = self.request_verdict(token).await;
         if verdict.is_ok() {
-            self.admission.welcome(peer);
+            self.admission.remember_peer(peer);
         }
-        self.verdicts().remember(Instant::now(), key, &verdict, self.periods());
+
+        self.verdicts().remember(Instant::now(), digest, &verdict, self.periods());
         verdict
     }
 
-    async fn ask(&self, token: &str) -> Verdict {
+    async fn request_verdict(&self, token: &str) -> ReviewVerdict {
         let review = self.client.review(token, &self.audiences()).await.map_err(|error| {
             tracing::warn!(api = %self.settings.api, "a token could not be reviewed: {error}");
             Denied::Unavailable(format!("the Kubernetes API server gave no verdict: {error}"))
         })?;
-        // With an error beside it, `authenticated` is no clear answer.
+        // An answer with an error is not clear, even if it says `authenticated`.
         if !review.authenticated || review.error.as_ref().is_some_and(|error| !error.is_empty()) {
             let why = review.error.unwrap_or_else(|| "it is not valid".to_owned());
             return Err(Denied::Invalid(format!("Kubernetes does not accept the token: {why}")));
         }
         if !self.is_made_for_this_server(&review) {
-            return Err(self.made_for_another());
+            return Err(self.wrong_audience());
         }
 
         let user = review.user.username;
@@ -158,39 +161,39 @@ impl TokenReview {
         }
     }
 
-    /// An API server that does not know audiences names none, and its answer says nothing about them.
-    fn is_made_for_this_server(&self, review: &Review) -> bool {
+    /// Whether the API server confirms an audience of this server. An API server that does not know audiences names none.
+    fn is_made_for_this_server(&self, review: &ReviewStatus) -> bool {
         let is_for = |audience: &str| review.audiences.iter().any(|named| named == audience);
         let is_of_own_pod =
             || review.user.pod_uid().is_some() && review.user.pod_uid() == self.settings.pod_uid.as_deref();
         is_for(&self.settings.audience) || (is_for(TOKEN_AUDIENCE) && is_of_own_pod())
     }
 
-    /// Those that a token may be made for.
+    /// The audiences that a token may be made for.
     fn audiences(&self) -> Vec<&str> {
         let own_pod = self.settings.pod_uid.as_ref().map(|_| TOKEN_AUDIENCE);
         [self.settings.audience.as_str()].into_iter().chain(own_pod).collect()
     }
 
-    fn made_for_another(&self) -> Denied {
+    fn wrong_audience(&self) -> Denied {
         Denied::Invalid(format!("the token is not made for the audience `{}`", self.settings.audience))
     }
 
-    fn recall(&self, token: &str) -> Option<Verdict> {
+    fn recall(&self, token: &str) -> Option<ReviewVerdict> {
         self.verdicts().recall(Instant::now(), &digest(token), self.periods())
     }
 
-    fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
+    fn verdicts(&self) -> MutexGuard<'_, VerdictCache> {
         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    const fn periods(&self) -> Periods {
-        Periods { good: self.settings.remember, refused: self.settings.remember_refusal }
+    const fn periods(&self) -> VerdictPeriods {
+        VerdictPeriods { good: self.settings.remember, refused: self.settings.remember_refusal }
     }
 }
 
 impl Authenticate for TokenReview {
-    fn authenticate<'a>(&'a self, token: &'a str, peer: Option<IpAddr>) -> BoxFuture<'a, Verdict> {
+    fn authenticate<'a>(&'a self, token: &'a str, peer: Option<IpAddr>) -> BoxFuture<'a, ReviewVerdict> {
         self.verdict(token, peer).boxed()
     }
 }
@@ -201,10 +204,10 @@ mod tests {
 
     #[test]
     fn accounts_are_written_as_namespace_and_name() {
-        let account: Account = "hush:hush-controller".parse().unwrap();
+        let account: ServiceAccount = "hush:hush-controller".parse().unwrap();
         assert_eq!(account.to_string(), "system:serviceaccount:hush:hush-controller");
         for wrong in ["", "hush", "hush:", ":name", "a:b:c", "hush:Name", "hush/name", "system:serviceaccount:a:b"] {
-            assert!(wrong.parse::<Account>().is_err(), "{wrong}");
+            assert!(wrong.parse::<ServiceAccount>().is_err(), "{wrong}");
         }
     }
 }

@@ -1,31 +1,31 @@
-//! `serve --check-config`: what the settings come to, as JSON.
+//! `serve --check-config`: the settings that would be in effect, as JSON.
 
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::fleet::Plan;
 use super::settings::ServeSettings;
 use super::values::CorsOrigin;
+use crate::app::served_model_spec::ServedModelSpec;
 use crate::residency::Residency;
 
-pub fn print(settings: &ServeSettings, plans: &[Plan]) -> io::Result<()> {
+pub fn print(settings: &ServeSettings, models: &[ServedModelSpec]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &effective(settings, plans))?;
+    serde_json::to_writer_pretty(&mut out, &effective_settings(settings, models))?;
     writeln!(out)
 }
 
-/// Keys as in the configuration file; durations in seconds.
-fn effective(settings: &ServeSettings, plans: &[Plan]) -> Value {
+/// The keys are those of the configuration file; durations are in seconds.
+fn effective_settings(settings: &ServeSettings, models: &[ServedModelSpec]) -> Value {
     json!({
         "listen": settings.listen,
         "opsListen": settings.ops_listen,
         "corsOrigins": settings.cors_origins.iter().map(CorsOrigin::as_str).collect::<Vec<_>>(),
-        "modelsDir": settings.models_dir,
+        "modelsDir": settings.store.models_dir,
         "installMissing": settings.install_missing,
         "serveInstalled": settings.serve_installed,
         "defaultAliases": settings.default_aliases,
-        "maxLoaded": settings.max_loaded.map_or(0, usize::from),
+        "maxLoaded": settings.max_loaded,
         "spareRunner": settings.spare_runner,
         "loadTimeoutSeconds": settings.load_timeout.as_secs_f64(),
         "stallTimeoutSeconds": settings.stall_timeout.as_secs_f64(),
@@ -42,37 +42,38 @@ fn effective(settings: &ServeSettings, plans: &[Plan]) -> Value {
         "asrEngine": settings.asr_engine.to_string(),
         "logFormat": settings.log.format.to_string(),
         "logLevel": settings.log.level,
-        "models": plans.iter().map(model).collect::<Vec<_>>(),
+        "models": models.iter().map(effective_model).collect::<Vec<_>>(),
     })
 }
 
-fn model(plan: &Plan) -> Value {
-    let policy = &plan.settings.policy;
+fn effective_model(model: &ServedModelSpec) -> Value {
+    let policy = &model.settings.policy;
     let (residency, idle) = match policy.residency {
         Residency::Resident => ("resident", None),
         Residency::Idle(timeout) => ("idle", Some(timeout.map_or(0.0, |timeout| timeout.as_secs_f64()))),
         Residency::OnDemand => ("on-demand", None),
     };
+
     json!({
-        "name": plan.settings.name,
-        "path": plan.settings.spec.model_dir,
-        "installed": plan.settings.spec.model_dir.is_dir(),
-        "aliases": plan.aliases,
+        "name": model.settings.name,
+        "path": model.settings.spec.model_dir,
+        "installed": model.settings.spec.model_dir.is_dir(),
+        "aliases": model.aliases,
         "residency": residency,
         "idleTimeoutSeconds": idle,
-        "device": plan.settings.spec.device,
+        "device": model.settings.spec.device,
         // Why `auto` is the CPU.
-        "deviceReason": plan.site.placement.reason,
-        "precision": plan.settings.precision,
-        "threads": plan.settings.spec.threads.unwrap_or(0),
+        "deviceReason": model.device.placement.reason,
+        "precision": model.settings.precision,
+        "threads": model.settings.spec.threads.unwrap_or(0),
         "maxQueue": policy.queue_limit,
         "defaults": {
-            "language": plan.defaults.language,
-            "prompt": plan.defaults.initial_prompt,
-            "vadFilter": plan.defaults.vad.is_some(),
-            "vadParallel": plan.defaults.vad.as_ref().is_some_and(|vad| vad.parallel),
-            "beamSize": plan.defaults.beam_size,
-            "bestOf": plan.defaults.best_of,
+            "language": model.defaults.language,
+            "prompt": model.defaults.initial_prompt,
+            "vadFilter": model.defaults.vad.is_some(),
+            "vadParallel": model.defaults.vad.as_ref().is_some_and(|vad| vad.parallel),
+            "beamSize": model.defaults.beam_size,
+            "bestOf": model.defaults.best_of,
         },
     })
 }

@@ -1,4 +1,4 @@
-//! The environment as a value, so that everything which depends on it can be tested without touching the process.
+//! The environment as a value, so that what depends on it is tested without changing the environment of the process.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -15,6 +15,7 @@ impl Env {
         Self(std::env::vars_os().collect())
     }
 
+    /// A variable as the system holds it, which need not be UTF-8.
     pub fn os(&self, name: &str) -> Option<&OsStr> {
         self.0.get(OsStr::new(name)).map(OsString::as_os_str).filter(|value| !value.is_empty())
     }
@@ -23,8 +24,10 @@ impl Env {
         self.os(name).map(PathBuf::from)
     }
 
+    /// A variable that must be valid UTF-8.
     pub fn text(&self, name: &str) -> Result<Option<&str>, SettingError> {
         let Some(value) = self.os(name) else { return Ok(None) };
+
         value.to_str().map(Some).ok_or_else(|| SettingError::Variable {
             variable: name.to_owned(),
             value: value.to_string_lossy().into_owned(),
@@ -36,5 +39,11 @@ impl Env {
 impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Env {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(variables: I) -> Self {
         Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+impl crate::hub::HubEnvironment for Env {
+    fn variable(&self, name: &str) -> Option<OsString> {
+        self.os(name).map(OsStr::to_owned)
     }
 }

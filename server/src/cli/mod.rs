@@ -1,41 +1,28 @@
-//! The command line and its variables.
+//! The command line: its options and variables, and its subcommands, which call [`crate::app`] and print.
 //!
 //! ```text
-//! argv -> args (clap) -+
-//!                      +-> settings (pure: flag > HUSH_ > ASR_ > default) -> resolve (name -> model directory)
-//! environment -> env  -+
+//! argv -> args (clap) -----+
+//! environment -> env ------+-> settings (pure: flag > HUSH_ > ASR_ > file > default) -> serve, transcribe, ... -> app
 //! --config FILE -> config -+
 //! ```
 
 pub mod args;
-pub mod check;
+mod check;
 pub mod config;
-pub mod cuda;
 pub mod env;
-pub mod fleet;
-pub mod ground;
 pub mod install;
-pub mod log;
-pub mod model_placement;
 pub mod models;
-pub mod ort_lib;
 pub mod progress;
-pub mod reload;
-pub mod resolve;
-mod security;
 pub mod serve;
 pub mod settings;
-#[cfg(feature = "otel")]
-mod traces;
 pub mod transcribe;
-pub mod vad_model;
 pub mod values;
 
 use std::ffi::OsString;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::CommandFactory;
 
-pub use args::Cli;
+pub use args::{CommandLine, ServerCli};
 pub use env::Env;
 pub use settings::{
     EngineSettings, InstallSettings, LegacyUse, LogSettings, MemorySettings, ModelsSettings, ServeSettings,
@@ -80,29 +67,36 @@ pub fn variable(option: &str) -> String {
 
 /// The command line with each option's variable in its help.
 pub fn command() -> clap::Command {
-    Cli::command().mut_subcommands(|subcommand| {
+    ServerCli::command().mut_subcommands(|subcommand| {
         if subcommand.get_name() == "runner" {
             return subcommand;
         }
-        subcommand.mut_args(|arg| {
-            let Some(long) = arg.get_long() else { return arg };
-            let note = format!("[env: {}]", variable(long));
-            let short = arg.get_help().map(|help| format!("{help} {note}"));
-            let long = arg.get_long_help().map(|help| format!("{help}\n\n{note}"));
-            let arg = match short {
-                Some(text) => arg.help(text),
-                None => arg,
-            };
-            match long {
-                Some(text) => arg.long_help(text),
-                None => arg,
-            }
-        })
+        subcommand.mut_args(with_variable_in_help)
     })
 }
 
-/// What the arguments, the environment and the configuration file that they name come to.
-pub fn settle(arguments: Cli, env: &Env) -> Result<Settings, SettingError> {
+fn with_variable_in_help(arg: clap::Arg) -> clap::Arg {
+    let Some(option) = arg.get_long() else { return arg };
+
+    let note = format!("[env: {}]", variable(option));
+    let help = arg.get_help().map(|help| format!("{help} {note}"));
+    let long_help = arg.get_long_help().map(|help| format!("{help}\n\n{note}"));
+
+    let arg = match help {
+        Some(text) => arg.help(text),
+        None => arg,
+    };
+    match long_help {
+        Some(text) => arg.long_help(text),
+        None => arg,
+    }
+}
+
+/// The settings that the arguments, the environment and the configuration file that they name come to.
+///
+/// # Errors
+/// If a value is not valid, or the configuration file cannot be read.
+pub fn settle(arguments: CommandLine, env: &Env) -> Result<Settings, SettingError> {
     let file = match settings::config_path(&arguments, env) {
         Some(path) => config::read(&path)?,
         None => config::ConfigFile::default(),
@@ -110,15 +104,16 @@ pub fn settle(arguments: Cli, env: &Env) -> Result<Settings, SettingError> {
     settings::resolve_with(arguments, env, &file)
 }
 
-/// Reads the arguments; the environment is not looked at here.
-pub fn parse<I, T>(argv: I) -> Result<Cli, clap::Error>
+/// Parses the arguments; [`settle`] reads the environment.
+///
+/// # Errors
+/// If clap does not understand the arguments, and for `--help` and `--version`.
+pub fn parse<I, T>(argv: I) -> Result<CommandLine, clap::Error>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let mut command = command();
-    let matches = command.try_get_matches_from_mut(argv)?;
-    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    CommandLine::read(command(), argv.into_iter().map(Into::into).collect())
 }
 
 #[cfg(test)]
@@ -139,9 +134,10 @@ mod tests {
                 let name = format!("{} --{long}", subcommand.get_name());
                 assert!(help.len() > 30, "{name} is not explained");
                 assert!(help.contains(&format!("[env: {}]", variable(long))), "{name} does not name its variable");
-                // Inputs and lists say what they default to; switches and texts need not.
+                // The default of a switch or of a text need not be in its help.
                 let free = ["name", "initial-prompt", "force", "keep-download", "json"];
-                assert!(help.contains("Default: ") || free.contains(&long), "{name} does not say its default");
+                let has_default = help.contains("Default: ") || !arg.get_default_values().is_empty();
+                assert!(has_default || free.contains(&long), "{name} does not say its default");
             }
         }
     }
@@ -154,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_flag_says_what_is_expected() {
+    fn the_error_of_a_bad_flag_names_what_is_expected() {
         let error = parse(["hush-server", "serve", "--idle-timeout", "soon"]).unwrap_err().to_string();
         assert!(error.contains("--idle-timeout") && error.contains("1h30m"), "{error}");
         assert!(parse(["hush-server", "install"]).is_err());
@@ -163,12 +159,24 @@ mod tests {
 
     #[test]
     fn switches_take_an_optional_value() {
-        let serve = |argv: &[&str]| match parse([&["hush-server", "serve"], argv].concat()).unwrap().command {
-            args::Command::Serve(args) => args.spare_runner.map(|s| s.0),
-            other => panic!("{other:?}"),
+        let spare_runner = |argv: &[&str]| {
+            let arguments = parse([&["hush-server", "serve"], argv].concat()).unwrap();
+            // Whatever the flag says, the variable says otherwise.
+            let other = argv.iter().all(|flag| flag.ends_with("false")).to_string();
+            let env: Env = [("HOME", "/home/u"), ("HUSH_SPARE_RUNNER", &other)].into_iter().collect();
+            match settle(arguments, &env).unwrap() {
+                Settings::Serve(settings) => settings.spare_runner,
+                other => panic!("{other:?}"),
+            }
         };
-        assert_eq!(serve(&[]), None);
-        assert_eq!(serve(&["--spare-runner"]), Some(true));
-        assert_eq!(serve(&["--spare-runner=false"]), Some(false));
+        assert!(spare_runner(&[]), "not on the command line");
+        assert!(spare_runner(&["--spare-runner"]));
+        assert!(!spare_runner(&["--spare-runner=false"]));
+    }
+
+    #[test]
+    fn a_runner_gets_the_log_settings_under_the_names_of_the_variables() {
+        assert_eq!(crate::app::log_setup::FORMAT_VARIABLE, variable("log-format"));
+        assert_eq!(crate::app::log_setup::LEVEL_VARIABLE, variable("log-level"));
     }
 }

@@ -1,134 +1,85 @@
-//! `hush-server transcribe`: the engine of the server on files, without a server.
+//! `hush-server transcribe`: transcribes files with the engine of the server, without a server.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
-use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread::available_parallelism;
 
 use anyhow::{Context, bail, ensure};
 use hush_log::{errorln, explain};
-use hush_whisper::vad::VadError;
-use hush_whisper::{Abilities, Engine, EngineOptions, ModelDir, Segment, Sink, TranscribeOptions, runtime};
+use hush_whisper::{Abilities, Engine, Segment, Sink, TranscribeOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::cuda;
-use super::env::Env;
-use super::install::{Missing, find_or_install};
-use super::model_placement::find_model;
-use super::ort_lib;
-use super::resolve::Store;
-use super::serve::decode_options;
+use super::Env;
+use super::progress::InstallProgress;
 use super::settings::TranscribeSettings;
-use super::vad_model;
-use super::values::{AsrEngine, Device, OutputFormat};
+use super::values::OutputFormat;
+use crate::app::api_config::{decode_options, json_shape};
+use crate::app::local_engine::load_engine;
 use crate::audio;
-use crate::format::{Format, JsonShape, Words, Writer};
+use crate::format::{Format, Words, Writer};
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
-/// What stands for standard input among the files.
+/// Stands for standard input among the files.
 const STANDARD_INPUT: &str = "-";
-/// How messages and transcripts in a folder call it.
+
+/// The name of standard input in the name of a transcript's file.
 const STANDARD_INPUT_NAME: &str = "standard-input";
 
-/// Chunks of a file that are transcribed at once with --vad-parallel.
-const PARALLEL_WINDOWS: usize = 8;
-
-/// Goes through all files; a file that fails is told and makes the status 1, the others are still done.
+/// Transcribes all files. A file that fails is reported and makes the status 1; the other files are still transcribed.
+///
+/// # Errors
+/// If the folder of the transcripts cannot be used, or the engine cannot be loaded.
 pub fn run(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<ExitCode> {
-    let outputs = outputs(settings)?;
-    let engine = load(settings, env)?;
-    let mut failed = false;
+    let outputs = output_paths(settings)?;
+    let engine = load_engine(settings, env, &InstallProgress)?;
+
+    let mut has_failed = false;
     for (file, output) in settings.files.iter().zip(outputs) {
         if let Err(error) = transcribe(&engine, settings, file, output.as_deref()) {
             let file = if is_standard_input(file) { Path::new("standard input") } else { file };
             errorln!("error: {}: {}", file.display(), explain(error.as_ref()));
-            failed = true;
+            has_failed = true;
         }
     }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn is_standard_input(file: &Path) -> bool {
     file == Path::new(STANDARD_INPUT)
 }
 
-/// Where each file's text goes; `None`: standard output.
-fn outputs(settings: &TranscribeSettings) -> anyhow::Result<Vec<Option<PathBuf>>> {
-    let read_from_standard_input = settings.files.iter().filter(|file| is_standard_input(file)).count();
-    ensure!(read_from_standard_input <= 1, "`{STANDARD_INPUT}` is given twice; standard input can be read only once");
+/// The file for the transcript of each input; `None`: standard output.
+fn output_paths(settings: &TranscribeSettings) -> anyhow::Result<Vec<Option<PathBuf>>> {
+    let standard_inputs = settings.files.iter().filter(|file| is_standard_input(file)).count();
+    ensure!(standard_inputs <= 1, "`{STANDARD_INPUT}` is given twice; standard input can be read only once");
+
     let Some(dir) = &settings.output_dir else { return Ok(vec![None; settings.files.len()]) };
     fs::create_dir_all(dir).with_context(|| format!("--output-dir {}", dir.display()))?;
-    let mut taken: Vec<Option<PathBuf>> = Vec::new();
+
+    let mut paths: Vec<Option<PathBuf>> = Vec::new();
     for file in &settings.files {
-        let mut name = match is_standard_input(file) {
-            true => STANDARD_INPUT_NAME.into(),
-            false => file.file_stem().with_context(|| format!("{} is not a file", file.display()))?.to_owned(),
-        };
-        name.push(".");
-        name.push(settings.output.as_str());
-        let path = dir.join(name);
+        let path = dir.join(output_name(settings, file)?);
         ensure!(
-            !taken.iter().flatten().any(|earlier| *earlier == path),
+            !paths.iter().flatten().any(|earlier| *earlier == path),
             "two of the files would be written to {}; give them in two calls with different --output-dir",
             path.display()
         );
-        taken.push(Some(path));
+        paths.push(Some(path));
     }
-    Ok(taken)
+    Ok(paths)
 }
 
-fn load(settings: &TranscribeSettings, env: &Env) -> anyhow::Result<Engine> {
-    let program = std::env::current_exe().context("finding this program")?;
-    let library = ort_lib::find(settings.engine.ort_lib.as_deref(), env, &program)?;
-    let vad_model = vad_model::find(settings.engine.vad_model.as_deref(), &library, &program)?;
-    if settings.vad.is_some() && vad_model.is_none() {
-        return Err(anyhow::Error::new(VadError::NoModel).context("--vad-filter"));
-    }
-    let store = Store::new(&settings.models_dir);
-    let name = match &settings.model {
-        Some(name) => name.clone(),
-        None => store.default_model()?,
+fn output_name(settings: &TranscribeSettings, file: &Path) -> anyhow::Result<OsString> {
+    let mut name = match is_standard_input(file) {
+        true => STANDARD_INPUT_NAME.into(),
+        false => file.file_stem().with_context(|| format!("{} is not a file", file.display()))?.to_owned(),
     };
-    let precision = settings.engine.precision;
-    let missing = if settings.install_missing { Missing::Install } else { Missing::Refuse };
-    let asked = settings.engine.device;
-    let (model, placement) = find_model(
-        asked,
-        || cuda::placement(asked, &program, Some(&library), env),
-        precision,
-        |device| find_or_install(&store, &name, precision, device, missing, env),
-        |device| store.find(&name, precision, device),
-    )?;
-    if let Some(reason) = &placement.reason {
-        tracing::info!("--device {asked} is the CPU here: {reason}");
-    }
-    let device = engine_device(placement.device, env)?;
-    runtime::init(&library)?;
-    let options = EngineOptions {
-        device,
-        threads: settings.engine.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get)),
-        // Worth its while: all files go through one load.
-        prepack: true,
-        // One file at a time; of its chunks several.
-        max_batch: if settings.vad.as_ref().is_some_and(|vad| vad.parallel) { PARALLEL_WINDOWS } else { 1 },
-        memory_limit_bytes: None,
-        cuda_graphs: true,
-    };
-    let engine = Engine::load(&ModelDir::open(&model.dir)?, &options)?;
-    if let Some(model) = vad_model {
-        engine.use_vad(model);
-    }
-    Ok(engine)
-}
-
-fn engine_device(device: Device, env: &Env) -> anyhow::Result<hush_whisper::Device> {
-    match device {
-        Device::Cpu => Ok(hush_whisper::Device::Cpu),
-        Device::Cuda(gpu) => Ok(hush_whisper::Device::Cuda { index: i32::try_from(cuda::index_here(gpu, env)?)? }),
-    }
+    name.push(".");
+    name.push(settings.output.as_str());
+    Ok(name)
 }
 
 fn transcribe(
@@ -140,8 +91,35 @@ fn transcribe(
     let decode = decode_options(settings.engine.ffmpeg.as_deref(), None, audio::DEFAULT_PCM_MEMORY_BYTES);
     let name = file.file_name().filter(|_| !is_standard_input(file)).map(|name| name.to_string_lossy());
     let pcm = audio::decode(&open(file)?, name.as_deref(), &decode, &|| true)?;
+
+    let options = transcribe_options(settings);
+    if let Some(warning) = Abilities::new(engine.config(), engine.special()).warning(&options) {
+        tracing::warn!("{warning}");
+    }
+
+    let out: Box<dyn Write> = match output {
+        Some(path) => {
+            let file = File::create(path).with_context(|| format!("writing {}", path.display()))?;
+            Box::new(BufWriter::new(file))
+        }
+        None => Box::new(io::stdout()),
+    };
+    let writer = Writer::with_words(transcript_format(settings), settings.words, out)?;
+    let mut sink = TranscriptFileSink { writer, write_error: None, bar: progress_bar(file) };
+
+    let transcript = engine.transcribe(&mut pcm.source(), &options, &mut sink);
+    sink.bar.finish_and_clear();
+    if let Some(error) = sink.write_error {
+        bail!(anyhow::Error::new(error).context("writing the text"));
+    }
+    sink.writer.finish(&transcript?).context("writing the text")?;
+    Ok(())
+}
+
+fn transcribe_options(settings: &TranscribeSettings) -> TranscribeOptions {
     let defaults = TranscribeOptions::default();
     let search = settings.search;
+
     let options = TranscribeOptions {
         task: settings.task.into(),
         language: settings.language.clone(),
@@ -155,38 +133,20 @@ fn transcribe(
         vad: settings.vad.clone(),
         ..defaults
     };
-    let options = settings.engine.fallback.apply(options);
-    if let Some(warning) = Abilities::new(engine.config(), engine.special()).warning(&options) {
-        tracing::warn!("{warning}");
-    }
-    let format = match settings.output {
+    settings.engine.fallback.apply(options)
+}
+
+fn transcript_format(settings: &TranscribeSettings) -> Format {
+    match settings.output {
         OutputFormat::Txt => Format::Txt,
         OutputFormat::Vtt => Format::Vtt,
         OutputFormat::Srt => Format::Srt,
         OutputFormat::Tsv => Format::Tsv,
-        OutputFormat::Json => Format::Json(match settings.asr_engine {
-            AsrEngine::OpenaiWhisper => JsonShape::OpenAiWhisper,
-            AsrEngine::FasterWhisper => JsonShape::FasterWhisper,
-        }),
-    };
-    let out: Box<dyn Write> = match output {
-        Some(path) => {
-            Box::new(BufWriter::new(File::create(path).with_context(|| format!("writing {}", path.display()))?))
-        }
-        None => Box::new(io::stdout()),
-    };
-    let mut sink =
-        FileSink { writer: Writer::with_words(format, settings.words, out)?, broken: None, bar: progress_bar(file) };
-    let transcript = engine.transcribe(&mut pcm.source(), &options, &mut sink);
-    sink.bar.finish_and_clear();
-    if let Some(error) = sink.broken {
-        bail!(anyhow::Error::new(error).context("writing the text"));
+        OutputFormat::Json => Format::Json(json_shape(settings.asr_engine)),
     }
-    sink.writer.finish(&transcript?).context("writing the text")?;
-    Ok(())
 }
 
-/// The decoders go back and forth in what they read: a file as it is, anything else (a pipe) through a spool.
+/// The decoders seek in what they read: a file is read as it is, anything else (a pipe) is copied to a spool first.
 fn open(path: &Path) -> anyhow::Result<Spooled> {
     let mut input = match is_standard_input(path) {
         true => File::from(io::stdin().as_fd().try_clone_to_owned().context("opening it")?),
@@ -195,6 +155,7 @@ fn open(path: &Path) -> anyhow::Result<Spooled> {
     if input.metadata().context("opening it")?.is_file() {
         return Spooled::from_file(input).context("opening it");
     }
+
     let mut spool = Spool::new(SpoolOptions::default());
     let mut piece = vec![0; 256 << 10];
     loop {
@@ -205,7 +166,7 @@ fn open(path: &Path) -> anyhow::Result<Spooled> {
     }
 }
 
-/// On a terminal the share of the file that is done; nothing elsewhere.
+/// Shows on a terminal how much of the file is transcribed; elsewhere nothing.
 fn progress_bar(file: &Path) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -217,17 +178,17 @@ fn progress_bar(file: &Path) -> ProgressBar {
     bar
 }
 
-struct FileSink {
+struct TranscriptFileSink {
     writer: Writer<Box<dyn Write>>,
-    /// The first failed write; ends the work.
-    broken: Option<io::Error>,
+    /// The first write that failed. It ends the transcription.
+    write_error: Option<io::Error>,
     bar: ProgressBar,
 }
 
-impl Sink for FileSink {
+impl Sink for TranscriptFileSink {
     fn segment(&mut self, segment: Segment) {
-        if self.broken.is_none() {
-            self.broken = self.bar.suspend(|| self.writer.segment(segment)).err();
+        if self.write_error.is_none() {
+            self.write_error = self.bar.suspend(|| self.writer.segment(segment)).err();
         }
     }
 
@@ -238,6 +199,6 @@ impl Sink for FileSink {
     }
 
     fn keep_going(&mut self) -> bool {
-        self.broken.is_none()
+        self.write_error.is_none()
     }
 }

@@ -1,4 +1,4 @@
-//! JSON as Python's `json` prints it, and the two transcripts that are written so.
+//! JSON as Python's `json` prints it, and the two transcript formats that use it.
 
 use std::io::{self, Write};
 
@@ -8,9 +8,9 @@ use serde_json::ser::{Formatter, Serializer};
 
 use super::JsonShape;
 
-/// Formatter for [`serde_json::Serializer`]: separators, escapes and numbers of Python.
+/// A formatter for [`serde_json::Serializer`] with the separators, escapes and numbers of Python.
 ///
-/// NaN and the infinities become `null`: Python's `NaN` is not JSON, and strict clients would lose the whole answer.
+/// NaN and the infinities become `null`: Python's `NaN` is not JSON, so strict clients could not parse the answer.
 #[derive(Clone, Copy, Debug)]
 pub struct PythonJson {
     spaces: bool,
@@ -18,9 +18,9 @@ pub struct PythonJson {
 }
 
 impl PythonJson {
-    /// `json.dump(value, file)`: `", "` and `": "`, nothing but ASCII.
+    /// `json.dump(value, file)`: separators `", "` and `": "`, ASCII only.
     pub const DEFAULT: Self = Self { spaces: true, ascii: true };
-    /// What FastAPI answers with: `separators=(",", ":"), ensure_ascii=False`.
+    /// FastAPI's form: `separators=(",", ":"), ensure_ascii=False`.
     pub const COMPACT: Self = Self { spaces: false, ascii: false };
 
     pub fn write<W: Write, T: Serialize>(self, out: W, value: &T) -> io::Result<()> {
@@ -61,6 +61,7 @@ impl Formatter for PythonJson {
         if !self.ascii || fragment.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             return out.write_all(fragment.as_bytes());
         }
+
         let mut units = [0; 2];
         for character in fragment.chars() {
             if matches!(character, ' '..='~') {
@@ -75,7 +76,7 @@ impl Formatter for PythonJson {
     }
 }
 
-/// Python's `repr` of a float, from the shortest digits in scientific notation (`-1.5e-5`), which are the same digits.
+/// Python's `repr` of a float, made of the shortest digits in scientific notation (`-1.5e-5`), which are the same in Python.
 fn float_repr(scientific: &str) -> String {
     let (sign, rest) = match scientific.strip_prefix('-') {
         Some(rest) => ("-", rest),
@@ -88,17 +89,19 @@ fn float_repr(scientific: &str) -> String {
         let exponent_sign = if exponent < 0 { '-' } else { '+' };
         return format!("{sign}{mantissa}e{exponent_sign}{:02}", exponent.abs());
     }
+
     let Ok(whole) = usize::try_from(exponent) else {
         let zeros = "0".repeat(exponent.unsigned_abs() as usize - 1);
         return format!("{sign}0.{zeros}{digits}");
     };
+
     match digits.split_at_checked(whole + 1) {
         Some((whole, fraction)) if !fraction.is_empty() => format!("{sign}{whole}.{fraction}"),
         _ => format!("{sign}{digits}{}.0", "0".repeat(whole + 1 - digits.len())),
     }
 }
 
-/// Fields are printed in the order of declaration, which is the order of the peers' keys.
+/// The transcript as openai/whisper writes it. The fields are printed in the order of their declaration.
 #[derive(Serialize)]
 struct OpenAiTranscript<'a> {
     text: String,
@@ -156,7 +159,7 @@ struct FasterSegment<'a> {
     avg_logprob: f64,
     compression_ratio: f64,
     no_speech_prob: f64,
-    /// `null` where no word timestamps were made.
+    /// `null` without word timestamps.
     words: Option<Vec<FasterWord<'a>>>,
     temperature: f32,
 }
@@ -171,6 +174,7 @@ fn faster_word(word: &Word) -> FasterWord<'_> {
     FasterWord { start: *start_seconds, end: *end_seconds, word: text, probability: *probability }
 }
 
+/// Writes a transcript as the engine of `shape` writes it.
 pub fn write<W: Write>(
     out: W,
     shape: JsonShape,
@@ -229,7 +233,7 @@ mod tests {
 
     #[test]
     fn floats_are_printed_as_python_prints_them() {
-        // python3 -c 'import json; print(json.dumps([...]))'
+        // Expected values: python3 -c 'import json; print(json.dumps([...]))'
         let cases: [(f64, &str); 18] = [
             (0.0, "0.0"),
             (-0.0, "-0.0"),
@@ -260,7 +264,7 @@ mod tests {
 
     #[test]
     fn strings_are_ascii() {
-        // python3 -c 'import json; print(json.dumps("..."))'
+        // Expected value: python3 -c 'import json; print(json.dumps("..."))'
         let text = "é日\u{1f600}\"\\\n\r\t\u{8}\u{c}\u{1}\u{7f}/";
         assert_eq!(dump(&text), r#""\u00e9\u65e5\ud83d\ude00\"\\\n\r\t\b\f\u0001\u007f/""#);
     }

@@ -1,5 +1,5 @@
-//! Requests to the hub: redirects by hand (the token stays with the hub, and no redirect leads inwards), timeouts, and
-//! errors that say what to do.
+//! Requests to the hub. Redirects are followed here (the token goes only to the hub, and no redirect may lead to an internal
+//! address), and errors tell what the operator can do.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -9,41 +9,42 @@ use ureq::http::{HeaderMap, Response};
 use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
-use super::config::{HubConfig, Token};
-use super::digest::Digest;
-use super::reach::{GuardedResolver, Reach};
+use super::config::{HubConfig, HubToken};
+use super::digest::ContentDigest;
+use super::network_scope::{GuardedResolver, NetworkScope};
 use super::{HubError, Repo};
 
 const MAX_REDIRECTS: usize = 10;
-/// A listing or an index; the largest real ones have some hundred kilobytes.
+/// Limit for a listing or an index; the largest real ones have several hundred kilobytes.
 const MAX_TEXT: u64 = 32 << 20;
 
-pub struct Client {
+/// A client of the hub.
+pub struct HubClient {
     agent: Agent,
-    /// Of the agent.
+    /// The resolver of the agent.
     resolver: GuardedResolver,
-    /// The resolver looks at one request at a time: no other thread makes one.
+    /// Keeps the client on one thread, because the resolver checks one request at a time.
     _on_one_thread: PhantomData<Cell<()>>,
     endpoint: String,
-    token: Option<Token>,
+    token: Option<HubToken>,
 }
 
-/// The start of a file's content.
-pub struct Answer {
+/// The beginning of an answer with the content of a file.
+pub struct FileResponse {
     pub status: u16,
     pub url: String,
-    /// Said by the hub itself, not by the store that it redirects to.
-    pub digest: Option<Digest>,
-    /// Length of the whole file, if known.
+    /// The digest that the hub itself states. The store that the hub redirects to is not trusted with it.
+    pub digest: Option<ContentDigest>,
+    /// Length of the whole file, if it is known.
     pub size: Option<u64>,
-    /// First byte of the body within the file.
+    /// Position of the body's first byte within the file.
     pub offset: u64,
     pub body: Body,
 }
 
-impl Client {
+impl HubClient {
     pub fn new(config: &HubConfig) -> Self {
-        let patience = &config.patience;
+        let retry = &config.retry;
         let settings = Agent::config_builder()
             .tls_config(crate::trust::tls())
             .http_status_as_error(false)
@@ -51,13 +52,14 @@ impl Client {
             .max_redirects_will_error(false)
             .user_agent(concat!("hush-server/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
-            .timeout_resolve(Some(patience.connect_timeout))
-            .timeout_connect(Some(patience.connect_timeout))
-            .timeout_recv_response(Some(patience.read_timeout))
-            .timeout_per_read(Some(patience.read_timeout))
-            .timeout_per_write(Some(patience.read_timeout))
+            .timeout_resolve(Some(retry.connect_timeout))
+            .timeout_connect(Some(retry.connect_timeout))
+            .timeout_recv_response(Some(retry.read_timeout))
+            .timeout_per_read(Some(retry.read_timeout))
+            .timeout_per_write(Some(retry.read_timeout))
             .build();
         let resolver = GuardedResolver::default();
+
         let agent = Agent::with_parts(settings, DefaultConnector::default(), resolver.clone());
         Self {
             agent,
@@ -68,7 +70,7 @@ impl Client {
         }
     }
 
-    /// What the revision holds.
+    /// Fetches the listing of a revision.
     pub fn listing(&self, repo: &Repo, revision: &str) -> Result<Vec<u8>, HubError> {
         let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.endpoint, segment(revision));
         let (response, url, _) = self.get(&url, 0)?;
@@ -76,15 +78,17 @@ impl Client {
         if status != 200 {
             return Err(self.refusal(&response, url, repo, revision, None));
         }
+
         let mut body = response.into_body();
         body.with_config().limit(MAX_TEXT).read_to_vec().map_err(|cause| transport(&url, cause))
     }
 
-    /// The content of a file from `offset` on.
-    pub fn open(&self, repo: &Repo, commit: &str, file: &str, offset: u64) -> Result<Answer, HubError> {
+    /// Fetches the content of a file from `offset` on.
+    pub fn open(&self, repo: &Repo, commit: &str, file: &str, offset: u64) -> Result<FileResponse, HubError> {
         let url = format!("{}/{repo}/resolve/{commit}/{}", self.endpoint, segment(file));
-        let (response, url, said) = self.get(&url, offset)?;
+        let (response, url, stated) = self.get(&url, offset)?;
         let status = response.status().as_u16();
+
         let length = header(response.headers(), "content-length").and_then(|text| text.parse::<u64>().ok());
         let (start, size) = match status {
             200 => (0, length),
@@ -92,56 +96,61 @@ impl Client {
                 what: url.clone(),
                 problem: "a part of a file without a Content-Range".to_owned(),
             })?,
-            // Nothing is left after `offset`: either all of it is here, or what is here is of another file.
+            // No byte follows `offset`: the file is complete, or the local part belongs to another file.
             416 => (offset, content_range(response.headers()).and_then(|(_, size)| size)),
             _ => return Err(self.refusal(&response, url, repo, commit, Some(file))),
         };
-        let size = size.or(said.size);
-        Ok(Answer { status, url, digest: said.digest, size, offset: start, body: response.into_body() })
+        let size = size.or(stated.size);
+        Ok(FileResponse { status, url, digest: stated.digest, size, offset: start, body: response.into_body() })
     }
 
-    /// Follows redirects. The token goes to the hub's own origin and nowhere else.
-    fn get(&self, url: &str, offset: u64) -> Result<(Response<Body>, String, Said), HubError> {
+    /// Sends a request and follows redirects. The token goes only to the hub's own origin.
+    fn get(&self, url: &str, offset: u64) -> Result<(Response<Body>, String, StatedMetadata), HubError> {
         let mut url = url.to_owned();
-        let mut said = Said::default();
-        // The server that redirected to `url`, and where it was.
-        let mut sender: Option<(String, Reach)> = None;
+        let mut stated = StatedMetadata::default();
+        // The server that redirected to `url`, and its network scope.
+        let mut sender: Option<(String, NetworkScope)> = None;
         for _ in 0..=MAX_REDIRECTS {
-            let ours = origin(&url) == origin(&self.endpoint);
-            // The endpoint is the operator's choice, wherever it is.
-            let from = sender.as_ref().filter(|_| !ours).map(|(_, reach)| *reach);
+            let is_hub = origin(&url) == origin(&self.endpoint);
+            // The operator chose the endpoint, so it may have any address.
+            let from = sender.as_ref().filter(|_| !is_hub).map(|(_, scope)| *scope);
+
             let inward = |place: String| HubError::Inward {
                 from: sender.as_ref().map_or_else(String::new, |(url, _)| without_query(url)),
                 to: origin(&url),
                 place,
             };
-            self.resolver.expect(&url, from).map_err(inward)?;
+
+            self.resolver.prepare(&url, from).map_err(inward)?;
+
             let mut request = self.agent.get(&url);
             if offset > 0 {
                 request = request.header("Range", format!("bytes={offset}-"));
             }
-            if let (true, Some(token)) = (ours, &self.token) {
+            if let (true, Some(token)) = (is_hub, &self.token) {
                 request = request.header("Authorization", token.header());
             }
             let response = request.call().map_err(|cause| match self.resolver.refused() {
-                Some(address) => inward(format!("{} ({address})", Reach::of(address))),
+                Some(address) => inward(format!("{} ({address})", NetworkScope::of(address))),
                 None => transport(&url, cause),
             })?;
-            if ours {
-                said.note(response.headers());
+
+            if is_hub {
+                stated.add(response.headers());
             }
             if !response.status().is_redirection() {
-                return Ok((response, url, said));
+                return Ok((response, url, stated));
             }
             let location = header(response.headers(), "location").ok_or_else(|| HubError::Nonsense {
                 what: url.clone(),
                 problem: "a redirect without a Location".to_owned(),
             })?;
             let next = join(&url, location);
-            // What starts protected stays protected.
+            // A redirect must not leave https.
             if url.starts_with("https://") && !next.starts_with("https://") {
                 return Err(HubError::Nonsense { what: url, problem: format!("a redirect from https to {next}") });
             }
+
             sender = Some((std::mem::replace(&mut url, next), self.resolver.reached()));
         }
         Err(HubError::Nonsense { what: url, problem: format!("more than {MAX_REDIRECTS} redirects") })
@@ -174,19 +183,20 @@ impl Client {
     }
 }
 
-/// What the hub's own answers said of the file, whoever delivers it.
+/// Metadata of a file that the hub itself stated, whichever server delivers the content.
 #[derive(Default)]
-struct Said {
-    digest: Option<Digest>,
+struct StatedMetadata {
+    digest: Option<ContentDigest>,
     size: Option<u64>,
 }
 
-impl Said {
-    fn note(&mut self, headers: &HeaderMap) {
+impl StatedMetadata {
+    fn add(&mut self, headers: &HeaderMap) {
         let linked = header(headers, "x-linked-etag");
+
         let tag = linked.or_else(|| header(headers, "etag"));
         if linked.is_some() || self.digest.is_none() {
-            self.digest = tag.and_then(Digest::from_etag).or(self.digest.take());
+            self.digest = tag.and_then(ContentDigest::from_etag).or(self.digest.take());
         }
         self.size = header(headers, "x-linked-size").and_then(|text| text.parse().ok()).or(self.size);
     }
@@ -196,7 +206,7 @@ pub fn transport(url: &str, cause: ureq::Error) -> HubError {
     HubError::Transport { url: without_query(url), cause: Box::new(cause) }
 }
 
-/// The query of a store's URL is a credential: it stays out of messages.
+/// Removes the query of a URL for messages: in the URL of a store it is a credential.
 pub fn without_query(url: &str) -> String {
     url.split(['?', '#']).next().unwrap_or_default().to_owned()
 }
@@ -205,7 +215,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// `bytes 5-9/10` -> (5, Some(10)); `bytes */10` -> (0, Some(10)).
+/// Parses a range: `bytes 5-9/10` -> (5, Some(10)); `bytes */10` -> (0, Some(10)).
 fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let (range, size) = header(headers, "content-range")?.trim().strip_prefix("bytes ")?.split_once('/')?;
     let start = match range.split_once('-') {
@@ -215,9 +225,10 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     Some((start, size.trim().parse().ok()))
 }
 
-/// Scheme, host and port.
+/// Scheme, host and port of a URL.
 fn origin(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return String::new() };
+
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let default = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
     format!("{scheme}://{}", authority.strip_suffix(default).unwrap_or(authority)).to_ascii_lowercase()

@@ -1,26 +1,37 @@
-//! Which hub, with which token: the variables of the hub's own Python client.
+//! Which hub is used, and with which token: read from the variables that the hub's own Python client reads.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::HubError;
-use crate::cli::Env;
 
-/// How long to go on when the network fails.
+/// The environment variables of the process.
+pub trait HubEnvironment {
+    /// The value of a variable; `None` where it is absent or empty.
+    fn variable(&self, name: &str) -> Option<OsString>;
+}
+
+/// The value of a variable that is a path.
+pub(super) fn path_variable(env: &dyn HubEnvironment, name: &str) -> Option<PathBuf> {
+    env.variable(name).map(PathBuf::from)
+}
+
+/// How long a download continues when the network fails.
 #[derive(Clone, Debug)]
-pub struct Patience {
-    /// A connection that gives no byte for this long is given up and made again.
+pub struct RetryPolicy {
+    /// A connection without a byte for this long is closed and opened again.
     pub read_timeout: Duration,
     pub connect_timeout: Duration,
-    /// First pause between two tries; it doubles up to `longest_pause`.
+    /// The pause before the second attempt. It doubles with each attempt, up to `longest_pause`.
     pub pause: Duration,
     pub longest_pause: Duration,
-    /// The end of all tries, counted from the last byte that arrived.
+    /// The download fails when no byte has arrived for this long.
     pub give_up_after: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             read_timeout: Duration::from_secs(30),
@@ -32,39 +43,41 @@ impl Default for Patience {
     }
 }
 
-/// A secret that no log shows.
+/// The token for the hub, which no log shows.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token(String);
+pub struct HubToken(String);
 
-impl Token {
+impl HubToken {
     pub(super) fn header(&self) -> String {
         format!("Bearer {}", self.0)
     }
 }
 
-impl fmt::Debug for Token {
+impl fmt::Debug for HubToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(...)")
+        f.write_str("HubToken(...)")
     }
 }
 
+/// The hub and how it is used.
 #[derive(Clone, Debug)]
 pub struct HubConfig {
-    /// Without a slash at the end.
+    /// URL of the hub, without a slash at the end.
     pub endpoint: String,
-    pub token: Option<Token>,
+    pub token: Option<HubToken>,
     pub offline: bool,
-    pub patience: Patience,
+    pub retry: RetryPolicy,
 }
 
 impl HubConfig {
-    /// From `HF_ENDPOINT`, `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`,
-    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN` and `HF_HUB_OFFLINE`. Reads the token file, if there is one.
-    pub fn from_env(env: &Env) -> Result<Self, HubError> {
-        let text = |name: &str| env.os(name).map(|value| value.to_string_lossy().trim().to_owned());
-        let on = |name: &str| {
+    /// Reads `HF_ENDPOINT`, `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`, `HF_HUB_DISABLE_IMPLICIT_TOKEN` and
+    /// `HF_HUB_OFFLINE`, and the token file, if there is one.
+    pub fn from_env(env: &dyn HubEnvironment) -> Result<Self, HubError> {
+        let text = |name: &str| env.variable(name).map(|value| value.to_string_lossy().trim().to_owned());
+        let is_on = |name: &str| {
             text(name).is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         };
+
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         let host = endpoint.strip_prefix("https://").or(endpoint.strip_prefix("http://"));
@@ -74,32 +87,65 @@ impl HubConfig {
 
         let given = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
         let token = given.or_else(|| {
-            if on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+            if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
                 return None;
             }
             std::fs::read_to_string(token_file(env)?).ok().map(|token| token.trim().to_owned())
         });
-        let token = token.filter(|token| !token.is_empty()).map(Token);
-        Ok(Self { endpoint, token, offline: on("HF_HUB_OFFLINE"), patience: Patience::default() })
+
+        let token = token.filter(|token| !token.is_empty()).map(HubToken);
+        Ok(Self { endpoint, token, offline: is_on("HF_HUB_OFFLINE"), retry: RetryPolicy::default() })
     }
 }
 
-fn token_file(env: &Env) -> Option<PathBuf> {
-    env.path("HF_TOKEN_PATH").or_else(|| {
-        let home = env.path("HF_HOME").or_else(|| {
-            let cache = env.path("XDG_CACHE_HOME").or_else(|| Some(env.path("HOME")?.join(".cache")))?;
-            Some(cache.join("huggingface"))
-        })?;
-        Some(home.join("token"))
-    })
+fn token_file(env: &dyn HubEnvironment) -> Option<PathBuf> {
+    if let Some(file) = path_variable(env, "HF_TOKEN_PATH") {
+        return Some(file);
+    }
+
+    let home = path_variable(env, "HF_HOME").or_else(|| {
+        let cache =
+            path_variable(env, "XDG_CACHE_HOME").or_else(|| Some(path_variable(env, "HOME")?.join(".cache")))?;
+        Some(cache.join("huggingface"))
+    })?;
+    Some(home.join("token"))
+}
+
+#[cfg(test)]
+pub(super) mod test_environment {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// Environment variables of a test.
+    pub struct TestEnvironment(HashMap<String, OsString>);
+
+    impl<V: Into<OsString>, const N: usize> From<[(&str, V); N]> for TestEnvironment {
+        fn from(variables: [(&str, V); N]) -> Self {
+            variables.into_iter().collect()
+        }
+    }
+
+    impl<'a, V: Into<OsString>> FromIterator<(&'a str, V)> for TestEnvironment {
+        fn from_iter<I: IntoIterator<Item = (&'a str, V)>>(variables: I) -> Self {
+            Self(variables.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect())
+        }
+    }
+
+    impl HubEnvironment for TestEnvironment {
+        fn variable(&self, name: &str) -> Option<OsString> {
+            self.0.get(name).cloned()
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::test_environment::TestEnvironment;
     use super::*;
 
     fn config(variables: &[(&str, &str)]) -> HubConfig {
-        HubConfig::from_env(&variables.iter().copied().collect()).unwrap()
+        HubConfig::from_env(&variables.iter().copied().collect::<TestEnvironment>()).unwrap()
     }
 
     #[test]
@@ -109,7 +155,7 @@ mod tests {
         assert!(!config(&[]).offline && !config(&[("HF_HUB_OFFLINE", "0")]).offline);
         assert!(config(&[("HF_HUB_OFFLINE", "1")]).offline && config(&[("HF_HUB_OFFLINE", "true")]).offline);
         for bad in ["huggingface.co", "ftp://x", "https://", "https:///x", "http://a b"] {
-            assert!(HubConfig::from_env(&[("HF_ENDPOINT", bad)].into_iter().collect()).is_err(), "{bad}");
+            assert!(HubConfig::from_env(&TestEnvironment::from([("HF_ENDPOINT", bad)])).is_err(), "{bad}");
         }
     }
 
@@ -118,6 +164,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(home.path().join(".cache/huggingface")).unwrap();
         std::fs::write(home.path().join(".cache/huggingface/token"), "from-file\n").unwrap();
+
         let home = home.path().to_str().unwrap();
         let header = |variables: &[(&str, &str)]| config(variables).token.map(|token| token.header());
         assert_eq!(header(&[]), None);
@@ -126,6 +173,6 @@ mod tests {
         assert_eq!(header(&[("HOME", home), ("HF_TOKEN", "given")]).as_deref(), Some("Bearer given"));
         let file = format!("{home}/.cache/huggingface/token");
         assert_eq!(header(&[("HF_TOKEN_PATH", &file)]).as_deref(), Some("Bearer from-file"));
-        assert_eq!(format!("{:?}", config(&[("HF_TOKEN", "given")]).token), "Some(Token(...))");
+        assert_eq!(format!("{:?}", config(&[("HF_TOKEN", "given")]).token), "Some(HubToken(...))");
     }
 }

@@ -1,24 +1,26 @@
-//! How the hub names the content of a file: SHA-256 for large files, the git blob id for small ones.
+//! The digests by which the hub identifies the content of a file: SHA-256 for large files, the git blob id for small ones.
 
 use std::fmt::Write as _;
 
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
+/// The expected digest of a file, in lower-case hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Digest {
+pub enum ContentDigest {
     Sha256(String),
-    /// SHA-1 over `blob <length>\0` and the content.
+    /// SHA-1 of `blob <length>\0` and the content.
     GitBlob(String),
 }
 
-impl Digest {
-    /// From an `ETag` or `X-Linked-Etag`; a weak or foreign tag says nothing about the content.
+impl ContentDigest {
+    /// Parses an `ETag` or `X-Linked-Etag`. A weak or foreign tag does not identify the content.
     pub fn from_etag(tag: &str) -> Option<Self> {
         let tag = tag.trim();
         if tag.starts_with("W/") {
             return None;
         }
+
         let tag = tag.trim_matches('"');
         let hex = tag.bytes().all(|byte| byte.is_ascii_hexdigit());
         match tag.len() {
@@ -41,24 +43,26 @@ impl Digest {
         }
     }
 
-    pub fn hasher(&self, length: u64) -> Hasher {
+    /// A hasher for a file of `length` bytes.
+    pub fn hasher(&self, length: u64) -> ContentHasher {
         match self {
-            Self::Sha256(_) => Hasher::Sha256(Sha256::new()),
+            Self::Sha256(_) => ContentHasher::Sha256(Sha256::new()),
             Self::GitBlob(_) => {
                 let mut hasher = Sha1::new();
                 hasher.update(format!("blob {length}\0"));
-                Hasher::GitBlob(hasher)
+                ContentHasher::GitBlob(hasher)
             }
         }
     }
 }
 
-pub enum Hasher {
+/// Computes a digest of the same kind.
+pub enum ContentHasher {
     Sha256(Sha256),
     GitBlob(Sha1),
 }
 
-impl Hasher {
+impl ContentHasher {
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -85,24 +89,28 @@ mod tests {
     #[test]
     fn tags() {
         let sha256 = "a".repeat(64);
-        assert_eq!(Digest::from_etag(&format!("\"{sha256}\"")), Some(Digest::Sha256(sha256)));
+        assert_eq!(ContentDigest::from_etag(&format!("\"{sha256}\"")), Some(ContentDigest::Sha256(sha256)));
         let blob = "0123456789abcdef0123456789ABCDEF01234567";
-        assert_eq!(Digest::from_etag(blob), Some(Digest::GitBlob(blob.to_ascii_lowercase())));
-        assert_eq!(Digest::from_etag("W/\"0123456789abcdef0123456789abcdef01234567\""), None);
-        assert_eq!(Digest::from_etag("\"d41d8cd98f00b204e9800998ecf8427e-3\""), None);
+        assert_eq!(ContentDigest::from_etag(blob), Some(ContentDigest::GitBlob(blob.to_ascii_lowercase())));
+        assert_eq!(ContentDigest::from_etag("W/\"0123456789abcdef0123456789abcdef01234567\""), None);
+        assert_eq!(ContentDigest::from_etag("\"d41d8cd98f00b204e9800998ecf8427e-3\""), None);
     }
 
     #[test]
     fn known_digests() {
-        let digest = |kind: Digest, content: &[u8]| {
+        let digest = |kind: ContentDigest, content: &[u8]| {
             let mut hasher = kind.hasher(content.len() as u64);
             hasher.update(content);
             hasher.hex()
         };
+
         // `printf 'hello\n' | git hash-object --stdin`
-        assert_eq!(digest(Digest::GitBlob(String::new()), b"hello\n"), "ce013625030ba8dba906f756967f9e9ca394464a");
         assert_eq!(
-            digest(Digest::Sha256(String::new()), b"abc"),
+            digest(ContentDigest::GitBlob(String::new()), b"hello\n"),
+            "ce013625030ba8dba906f756967f9e9ca394464a"
+        );
+        assert_eq!(
+            digest(ContentDigest::Sha256(String::new()), b"abc"),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
     }

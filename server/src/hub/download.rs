@@ -1,85 +1,86 @@
-//! Files of a revision into a folder. What is there already is not fetched again; a broken download goes on where it
-//! stopped; a file has its name only once its digest is right.
+//! Downloads the files of a revision into a folder. A file that is present is not fetched again; a broken download continues
+//! where it stopped; a file gets its name only when its digest is correct.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::client::{Answer, Client, transport, without_query};
-use super::config::{HubConfig, Patience};
-use super::digest::{Digest, Hasher};
-use super::listing::{INDEX, Listing, Wanted};
+use super::client::{FileResponse, HubClient, transport, without_query};
+use super::config::{HubConfig, RetryPolicy};
+use super::digest::{ContentDigest, ContentHasher};
+use super::listing::{INDEX, Listing, RemoteFile};
 use super::{HubError, Repo};
 
-/// What happens, for a progress bar or a log.
+/// Progress of a download, for a progress bar or a log.
 #[derive(Debug)]
-pub enum Event<'a> {
-    /// Another process downloads the same model; this one waits for it.
+pub enum DownloadEvent<'a> {
+    /// Another process downloads the same model, and this one waits for it.
     Waiting,
-    /// The files are known. Sums grow when an index names its shards.
+    /// The files are known. There is one more such event when an index names its shards; the totals add up.
     Planned { files: usize, total_bytes: u64 },
-    /// Bytes that are here and need no fetching again, or that have just come.
+    /// Bytes that were present already or have just arrived.
     Bytes(u64),
-    /// A file is complete and right.
+    /// A file is complete and verified.
     Done { file: &'a str },
-    /// It broke, and is tried again.
+    /// The download was interrupted and is tried again.
     Retry { cause: &'a HubError, pause: Duration },
-    /// A file starts from its beginning again: take so many bytes back.
+    /// A file starts again from its beginning: the reported bytes decrease by this number.
     Restart { bytes: u64 },
 }
 
-/// A downloaded checkpoint folder. While it is held, no other process touches the folder.
+/// The folder of a downloaded checkpoint. No other process changes the folder while this value exists.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub struct DownloadedCheckpoint {
     pub dir: PathBuf,
     pub repo: String,
-    /// The commit, whatever name the revision was asked for by.
+    /// The commit that the revision refers to.
     pub commit: String,
     _lock: File,
 }
 
-/// Fetches what a checkpoint needs into `<into>/<repository>/<commit>`.
+/// Downloads the files of a checkpoint into `<into>/<repository>/<commit>`, and reports the progress to `on_event`.
 pub fn download(
     config: &HubConfig,
     repo: &Repo,
     revision: &str,
     into: &Path,
-    watch: &mut dyn FnMut(Event<'_>),
-) -> Result<Checkpoint, HubError> {
+    on_event: &mut dyn FnMut(DownloadEvent<'_>),
+) -> Result<DownloadedCheckpoint, HubError> {
     if config.offline {
         return Err(HubError::Offline { repo: repo.to_string() });
     }
     let home = into.join(repo.as_str().replace('/', "--"));
     fs::create_dir_all(&home).map_err(HubError::disk(&home))?;
-    // Held to the end: two processes that want one model do the work once.
-    let lock = lock(&home, watch)?;
+    // The lock is held to the end, so that two processes do not download the same model.
+    let lock = lock(&home, on_event)?;
 
-    let client = Client::new(config);
-    let patience = &config.patience;
-    let json = Tries::new(patience).run(watch, |_, _| client.listing(repo, revision))?;
+    let client = HubClient::new(config);
+    let retry = &config.retry;
+    let json = Retries::new(retry).run(on_event, |_, _| client.listing(repo, revision))?;
     let listing = Listing::parse(repo, &json)?;
     let dir = home.join(&listing.sha);
     fs::create_dir_all(&dir).map_err(HubError::disk(&dir))?;
 
-    let job = Job { client: &client, patience, repo, commit: &listing.sha, dir: &dir };
-    let wanted = listing.wanted(repo)?;
-    job.fetch_all(&wanted, watch)?;
-    if wanted.iter().any(|file| file.name == INDEX) {
+    let job = DownloadJob { client: &client, retry, repo, commit: &listing.sha, dir: &dir };
+    let files = listing.checkpoint_files(repo)?;
+    job.fetch_all(&files, on_event)?;
+    if files.iter().any(|file| file.name == INDEX) {
         let path = dir.join(INDEX);
         let index = fs::read(&path).map_err(HubError::disk(&path))?;
-        job.fetch_all(&listing.shards(repo, &index)?, watch)?;
+        job.fetch_all(&listing.shards(repo, &index)?, on_event)?;
     }
-    Ok(Checkpoint { dir: dir.clone(), repo: repo.to_string(), commit: listing.sha.clone(), _lock: lock })
+
+    Ok(DownloadedCheckpoint { dir: dir.clone(), repo: repo.to_string(), commit: listing.sha.clone(), _lock: lock })
 }
 
-fn lock(home: &Path, watch: &mut dyn FnMut(Event<'_>)) -> Result<File, HubError> {
+fn lock(home: &Path, on_event: &mut dyn FnMut(DownloadEvent<'_>)) -> Result<File, HubError> {
     let path = home.join(".lock");
     let file =
         OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(HubError::disk(&path))?;
     if let Err(error) = file.try_lock() {
         match error {
-            fs::TryLockError::WouldBlock => watch(Event::Waiting),
+            fs::TryLockError::WouldBlock => on_event(DownloadEvent::Waiting),
             fs::TryLockError::Error(cause) => return Err(HubError::Disk { path, cause }),
         }
         file.lock().map_err(HubError::disk(&path))?;
@@ -87,71 +88,73 @@ fn lock(home: &Path, watch: &mut dyn FnMut(Event<'_>)) -> Result<File, HubError>
     Ok(file)
 }
 
-/// Tries with growing pauses, until nothing has come for too long.
-struct Tries<'a> {
-    patience: &'a Patience,
+/// Retries with growing pauses, until no byte has arrived for too long.
+struct Retries<'a> {
+    retry: &'a RetryPolicy,
     last_byte: Instant,
     pause: Duration,
 }
 
-impl<'a> Tries<'a> {
-    fn new(patience: &'a Patience) -> Self {
-        Self { patience, last_byte: Instant::now(), pause: patience.pause }
+impl<'a> Retries<'a> {
+    fn new(retry: &'a RetryPolicy) -> Self {
+        Self { retry, last_byte: Instant::now(), pause: retry.pause }
     }
 
-    fn progress(&mut self) {
+    fn note_progress(&mut self) {
         self.last_byte = Instant::now();
-        self.pause = self.patience.pause;
+        self.pause = self.retry.pause;
     }
 
     fn run<T>(
         mut self,
-        watch: &mut dyn FnMut(Event<'_>),
-        mut attempt: impl FnMut(&mut Self, &mut dyn FnMut(Event<'_>)) -> Result<T, HubError>,
+        on_event: &mut dyn FnMut(DownloadEvent<'_>),
+        mut attempt: impl FnMut(&mut Self, &mut dyn FnMut(DownloadEvent<'_>)) -> Result<T, HubError>,
     ) -> Result<T, HubError> {
         loop {
-            let cause = match attempt(&mut self, watch) {
+            let cause = match attempt(&mut self, on_event) {
                 Ok(done) => return Ok(done),
-                Err(error) if error.passes() => error,
+                Err(error) if error.is_transient() => error,
                 Err(error) => return Err(error),
             };
+
             let tried = self.last_byte.elapsed();
-            if tried + self.pause > self.patience.give_up_after {
+            if tried + self.pause > self.retry.give_up_after {
                 return Err(HubError::GaveUp { tried, cause: Box::new(cause) });
             }
-            watch(Event::Retry { cause: &cause, pause: self.pause });
+            on_event(DownloadEvent::Retry { cause: &cause, pause: self.pause });
             std::thread::sleep(self.pause);
-            self.pause = (self.pause * 2).min(self.patience.longest_pause);
+            self.pause = (self.pause * 2).min(self.retry.longest_pause);
         }
     }
 }
 
-struct Job<'a> {
-    client: &'a Client,
-    patience: &'a Patience,
+struct DownloadJob<'a> {
+    client: &'a HubClient,
+    retry: &'a RetryPolicy,
     repo: &'a Repo,
     commit: &'a str,
     dir: &'a Path,
 }
 
-impl Job<'_> {
-    fn fetch_all(&self, files: &[Wanted], watch: &mut dyn FnMut(Event<'_>)) -> Result<(), HubError> {
+impl DownloadJob<'_> {
+    fn fetch_all(&self, files: &[RemoteFile], on_event: &mut dyn FnMut(DownloadEvent<'_>)) -> Result<(), HubError> {
         for file in files {
             self.check_listed(file)?;
         }
         let total_bytes = files.iter().filter_map(|file| file.size).fold(0, u64::saturating_add);
-        watch(Event::Planned { files: files.len(), total_bytes });
+        on_event(DownloadEvent::Planned { files: files.len(), total_bytes });
+
         self.check_room(files)?;
         for file in files {
-            self.fetch(file, watch)?;
-            watch(Event::Done { file: &file.name });
+            self.fetch(file, on_event)?;
+            on_event(DownloadEvent::Done { file: &file.name });
         }
         Ok(())
     }
 
-    /// What the listing says of a length, before anything is planned with it.
-    fn check_listed(&self, file: &Wanted) -> Result<(), HubError> {
-        let longest = longest(&file.name);
+    /// Checks the listed length before the download is planned with it.
+    fn check_listed(&self, file: &RemoteFile) -> Result<(), HubError> {
+        let longest = longest_file_bytes(&file.name);
         match file.size.filter(|&size| size > longest) {
             None => Ok(()),
             Some(size) => {
@@ -161,15 +164,16 @@ impl Job<'_> {
         }
     }
 
-    /// Before gigabytes are fetched, not after.
-    fn check_room(&self, files: &[Wanted]) -> Result<(), HubError> {
-        let here = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+    /// Checks the free room of the disk before the download starts.
+    fn check_room(&self, files: &[RemoteFile]) -> Result<(), HubError> {
+        let len_bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
         let missing = files.iter().map(|file| {
-            let have = here(&self.dir.join(&file.name)).max(here(&self.part(file)));
+            let have = len_bytes(&self.dir.join(&file.name)).max(len_bytes(&self.part(file)));
             file.size.unwrap_or(0).saturating_sub(have)
         });
+
         let needed = missing.fold(0, u64::saturating_add);
-        // A file system that does not say how full it is will say so while writing.
+        // Where the file system does not tell its free room, a full disk is reported while writing.
         let Ok(stat) = rustix::fs::statvfs(self.dir) else { return Ok(()) };
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         if needed > free {
@@ -178,28 +182,29 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn part(&self, file: &Wanted) -> PathBuf {
+    fn part(&self, file: &RemoteFile) -> PathBuf {
         self.dir.join(format!("{}.part", file.name))
     }
 
-    fn fetch(&self, file: &Wanted, watch: &mut dyn FnMut(Event<'_>)) -> Result<(), HubError> {
+    fn fetch(&self, file: &RemoteFile, on_event: &mut dyn FnMut(DownloadEvent<'_>)) -> Result<(), HubError> {
         let path = self.dir.join(&file.name);
-        // The folder is that of a commit and a name is given only to what was checked, so a present file is right.
+        // The folder belongs to one commit and only verified files get their names, so a file that is present is correct.
         if let Ok(metadata) = fs::metadata(&path) {
             if file.size.is_none_or(|size| size == metadata.len()) {
-                watch(Event::Bytes(metadata.len()));
+                on_event(DownloadEvent::Bytes(metadata.len()));
                 return Ok(());
             }
             fs::remove_file(&path).map_err(HubError::disk(&path))?;
         }
+
         let part = self.part(file);
         let resumed = fs::metadata(&part).is_ok_and(|metadata| metadata.len() > 0);
         let mut reported = 0;
-        match self.fetch_part(file, &part, watch, &mut reported) {
-            // The beginning was of an earlier run, which may have been of something else: once more, from nothing.
+        match self.fetch_part(file, &part, on_event, &mut reported) {
+            // The beginning is of an earlier run and may belong to another file, so the file is fetched again from its start.
             Err(HubError::WrongDigest { .. } | HubError::WrongSize { .. } | HubError::TooLong { .. }) if resumed => {
-                watch(Event::Restart { bytes: reported });
-                self.fetch_part(file, &part, watch, &mut 0)?;
+                on_event(DownloadEvent::Restart { bytes: reported });
+                self.fetch_part(file, &part, on_event, &mut 0)?;
             }
             done => done?,
         }
@@ -208,75 +213,25 @@ impl Job<'_> {
 
     fn fetch_part(
         &self,
-        file: &Wanted,
+        file: &RemoteFile,
         part: &Path,
-        watch: &mut dyn FnMut(Event<'_>),
+        on_event: &mut dyn FnMut(DownloadEvent<'_>),
         reported: &mut u64,
     ) -> Result<(), HubError> {
-        let mut options = OpenOptions::new();
-        let mut out =
-            options.create(true).truncate(false).read(true).write(true).open(part).map_err(HubError::disk(part))?;
-        let mut have = out.metadata().map_err(HubError::disk(part))?.len();
-        if file.size.is_some_and(|size| have > size) {
-            out.set_len(0).map_err(HubError::disk(part))?;
-            have = 0;
+        let mut download = PartDownload::open(self, file, part)?;
+        on_event(DownloadEvent::Bytes(download.have));
+        *reported += download.have;
+        if !download.is_complete() {
+            let retries = Retries::new(self.retry);
+            retries.run(on_event, |retries, on_event| download.attempt(retries, on_event, reported))?;
         }
-        watch(Event::Bytes(have));
-        *reported += have;
 
-        let url = format!("{} of `{}`", file.name, self.repo);
-        let (mut size, mut digest) = (file.size, file.digest.clone());
-        // The most that was here at any time: bytes that only come again are no progress.
-        let mut best = have;
-        if size != Some(have) || have == 0 {
-            Tries::new(self.patience).run(watch, |tries, watch| {
-                let answer = self.client.open(self.repo, self.commit, &file.name, have)?;
-                digest = digest.take().or(answer.digest.clone());
-                size = size.or(answer.size);
-                if answer.status == 416 {
-                    return Ok(());
-                }
-                if let (Some(expected), Some(found)) = (size, answer.size)
-                    && expected != found
-                {
-                    return Err(self.wrong_size(file, part, expected, found));
-                }
-                if answer.offset != have {
-                    // The store ignores ranges: what is here comes again.
-                    watch(Event::Restart { bytes: have });
-                    *reported -= have;
-                    have = 0;
-                    if answer.offset != 0 {
-                        let problem = format!("a part from byte {} that was not asked for", answer.offset);
-                        return Err(HubError::Nonsense { what: answer.url, problem });
-                    }
-                }
-                out.set_len(have).and_then(|()| out.seek(SeekFrom::Start(have))).map_err(HubError::disk(part))?;
-                let limit = size.unwrap_or_else(|| longest(&file.name));
-                let result = copy(answer, &mut out, part, &mut have, limit, |bytes, have| {
-                    if have > best {
-                        best = have;
-                        tries.progress();
-                    }
-                    *reported += bytes;
-                    watch(Event::Bytes(bytes));
-                });
-                result.and_then(|is_whole| match size {
-                    _ if !is_whole => Err(self.too_long(file, part, limit)),
-                    Some(size) if have < size => {
-                        Err(HubError::Truncated { url: url.clone(), expected: size, found: have })
-                    }
-                    _ => Ok(()),
-                })
-            })?;
-        }
-        out.sync_all().map_err(HubError::disk(part))?;
-        drop(out);
+        let (size, digest) = download.close()?;
         self.verify(file, part, size, digest.as_ref())
     }
 
-    /// What came is no good for a later run.
-    fn too_long(&self, file: &Wanted, part: &Path, expected: u64) -> HubError {
+    /// The error for a file that is too long. Removes the part, which a later run cannot use.
+    fn too_long(&self, file: &RemoteFile, part: &Path, expected: u64) -> HubError {
         let (repo, name) = (self.repo.to_string(), file.name.clone());
         match fs::remove_file(part) {
             Ok(()) => HubError::TooLong { repo, file: name, expected },
@@ -284,7 +239,7 @@ impl Job<'_> {
         }
     }
 
-    fn wrong_size(&self, file: &Wanted, part: &Path, expected: u64, found: u64) -> HubError {
+    fn wrong_size(&self, file: &RemoteFile, part: &Path, expected: u64, found: u64) -> HubError {
         let (repo, name) = (self.repo.to_string(), file.name.clone());
         match fs::remove_file(part) {
             Ok(()) => HubError::WrongSize { repo, file: name, expected, found },
@@ -292,7 +247,13 @@ impl Job<'_> {
         }
     }
 
-    fn verify(&self, file: &Wanted, part: &Path, size: Option<u64>, digest: Option<&Digest>) -> Result<(), HubError> {
+    fn verify(
+        &self,
+        file: &RemoteFile,
+        part: &Path,
+        size: Option<u64>,
+        digest: Option<&ContentDigest>,
+    ) -> Result<(), HubError> {
         let mut content = File::open(part).map_err(HubError::disk(part))?;
         let found = content.metadata().map_err(HubError::disk(part))?.len();
         let (repo, name) = (self.repo.to_string(), file.name.clone());
@@ -303,6 +264,7 @@ impl Job<'_> {
             tracing::warn!(repo, file = name, "the hub gives no digest for this file; only its length was checked");
             return Ok(());
         };
+
         let mut hasher = digest.hasher(found);
         hash(&mut content, &mut hasher).map_err(HubError::disk(part))?;
         let hex = hasher.hex();
@@ -315,24 +277,130 @@ impl Job<'_> {
     }
 }
 
-/// The most that a file can have, whatever is listed. The weights of the largest Whisper have six gigabytes; the others are
-/// read into memory as a whole.
-fn longest(name: &str) -> u64 {
+/// The download of one file into its part.
+struct PartDownload<'a> {
+    job: &'a DownloadJob<'a>,
+    file: &'a RemoteFile,
+    part: &'a Path,
+    out: File,
+    size: Option<u64>,
+    digest: Option<ContentDigest>,
+    /// Bytes that the part has.
+    have: u64,
+    /// The most bytes that the part has had: bytes that are fetched again are no progress.
+    most: u64,
+}
+
+impl<'a> PartDownload<'a> {
+    fn open(job: &'a DownloadJob<'a>, file: &'a RemoteFile, part: &'a Path) -> Result<Self, HubError> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).read(true).write(true);
+        let out = options.open(part).map_err(HubError::disk(part))?;
+
+        let mut have = out.metadata().map_err(HubError::disk(part))?.len();
+        if file.size.is_some_and(|size| have > size) {
+            out.set_len(0).map_err(HubError::disk(part))?;
+            have = 0;
+        }
+
+        let (size, digest) = (file.size, file.digest.clone());
+        Ok(Self { job, file, part, out, size, digest, have, most: have })
+    }
+
+    fn is_complete(&self) -> bool {
+        self.have > 0 && self.size == Some(self.have)
+    }
+
+    fn attempt(
+        &mut self,
+        retries: &mut Retries<'_>,
+        on_event: &mut dyn FnMut(DownloadEvent<'_>),
+        reported: &mut u64,
+    ) -> Result<(), HubError> {
+        let (job, part) = (self.job, self.part);
+        let response = job.client.open(job.repo, job.commit, &self.file.name, self.have)?;
+        self.digest = self.digest.take().or(response.digest.clone());
+        self.size = self.size.or(response.size);
+        if response.status == 416 {
+            return Ok(());
+        }
+
+        if let (Some(expected), Some(found)) = (self.size, response.size)
+            && expected != found
+        {
+            return Err(job.wrong_size(self.file, part, expected, found));
+        }
+        if response.offset != self.have {
+            self.restart(&response, on_event, reported)?;
+        }
+        self.out
+            .set_len(self.have)
+            .and_then(|()| self.out.seek(SeekFrom::Start(self.have)))
+            .map_err(HubError::disk(part))?;
+
+        let limit = self.size.unwrap_or_else(|| longest_file_bytes(&self.file.name));
+        let is_whole = copy(response, &mut self.out, part, &mut self.have, limit, |bytes, have| {
+            if have > self.most {
+                self.most = have;
+                retries.note_progress();
+            }
+            *reported += bytes;
+            on_event(DownloadEvent::Bytes(bytes));
+        })?;
+
+        match self.size {
+            _ if !is_whole => Err(job.too_long(self.file, part, limit)),
+            Some(expected) if self.have < expected => {
+                let url = format!("{} of `{}`", self.file.name, job.repo);
+                Err(HubError::Truncated { url, expected, found: self.have })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The store ignores ranges, so the bytes of the part come again.
+    fn restart(
+        &mut self,
+        response: &FileResponse,
+        on_event: &mut dyn FnMut(DownloadEvent<'_>),
+        reported: &mut u64,
+    ) -> Result<(), HubError> {
+        on_event(DownloadEvent::Restart { bytes: self.have });
+        *reported -= self.have;
+        self.have = 0;
+        if response.offset != 0 {
+            let problem = format!("a part from byte {} that was not asked for", response.offset);
+            return Err(HubError::Nonsense { what: response.url.clone(), problem });
+        }
+
+        Ok(())
+    }
+
+    /// Writes the part to the disk. Returns the length and the digest that the file must have.
+    fn close(self) -> Result<(Option<u64>, Option<ContentDigest>), HubError> {
+        self.out.sync_all().map_err(HubError::disk(self.part))?;
+        Ok((self.size, self.digest))
+    }
+}
+
+/// The most bytes that a file may have, whatever the listing says. The weights of the largest Whisper have six gigabytes; other
+/// files are read into memory as a whole.
+fn longest_file_bytes(name: &str) -> u64 {
     if name.ends_with(".safetensors") { 64 << 30 } else { 256 << 20 }
 }
 
-/// Writes the body; what was written counts even when the connection breaks. `false`: there is more than `limit` bytes of the
-/// file, of which no more are written. `arrived` is told what came and what there is.
+/// Writes the body to `out` and counts the bytes in `have`, also when the connection breaks. Returns `false` where the file has
+/// more than `limit` bytes, of which no more are written. `on_bytes` gets the number of new bytes and of all bytes.
 fn copy(
-    answer: Answer,
+    response: FileResponse,
     out: &mut File,
     part: &Path,
     have: &mut u64,
     limit: u64,
-    mut arrived: impl FnMut(u64, u64),
+    mut on_bytes: impl FnMut(u64, u64),
 ) -> Result<bool, HubError> {
-    let url = without_query(&answer.url);
-    let mut body = answer.body.into_reader();
+    let url = without_query(&response.url);
+    let mut body = response.body.into_reader();
     let mut buffer = vec![0; 256 << 10];
     loop {
         let count = match body.read(&mut buffer) {
@@ -341,16 +409,17 @@ fn copy(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(transport(&url, ureq::Error::from(error))),
         };
+
         if count as u64 > limit.saturating_sub(*have) {
             return Ok(false);
         }
         out.write_all(&buffer[..count]).map_err(HubError::disk(part))?;
         *have += count as u64;
-        arrived(count as u64, *have);
+        on_bytes(count as u64, *have);
     }
 }
 
-fn hash(content: &mut File, hasher: &mut Hasher) -> io::Result<()> {
+fn hash(content: &mut File, hasher: &mut ContentHasher) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 20];
     loop {
         match content.read(&mut buffer)? {

@@ -1,4 +1,4 @@
-//! Why a download ended without a checkpoint, said so that the reader knows what to do.
+//! Why a download failed. The messages tell what the operator can do.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -85,8 +85,8 @@ impl HubError {
         move |cause| Self::Disk { path, cause }
     }
 
-    /// Whether the same request may go through later.
-    pub(super) fn passes(&self) -> bool {
+    /// Whether the same request may succeed later.
+    pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Truncated { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),

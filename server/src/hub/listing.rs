@@ -1,14 +1,14 @@
-//! What a repository holds, and which of it a checkpoint needs.
+//! The files of a repository, and those that a checkpoint needs.
 
 use serde::Deserialize;
 
-use super::digest::Digest;
+use super::digest::ContentDigest;
 use super::{HubError, Repo};
 
 /// The hub's answer to `/api/models/{repo}/revision/{revision}?blobs=true`.
 #[derive(Debug, Deserialize)]
 pub struct Listing {
-    /// The commit.
+    /// The commit of the revision.
     pub sha: String,
     #[serde(default)]
     siblings: Vec<Sibling>,
@@ -29,12 +29,12 @@ struct Lfs {
     size: Option<u64>,
 }
 
-/// A file to fetch, with what the listing says of its content (a mirror may say nothing).
+/// A file of the repository, with the length and the digest of the listing (a mirror may state neither).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct RemoteFile {
     pub name: String,
     pub size: Option<u64>,
-    pub digest: Option<Digest>,
+    pub digest: Option<ContentDigest>,
 }
 
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -45,15 +45,16 @@ impl Listing {
     pub fn parse(repo: &Repo, json: &[u8]) -> Result<Self, HubError> {
         let nonsense = |problem: String| HubError::Nonsense { what: format!("`{repo}`"), problem };
         let listing: Self = serde_json::from_slice(json).map_err(|error| nonsense(error.to_string()))?;
-        // It becomes part of a path and of URLs.
+        // The commit becomes a part of paths and URLs.
+
         if listing.sha.is_empty() || !listing.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err(nonsense(format!("{:?} is no commit", listing.sha)));
         }
         Ok(listing)
     }
 
-    /// Everything but the shards, which only the index names.
-    pub fn wanted(&self, repo: &Repo) -> Result<Vec<Wanted>, HubError> {
+    /// The files of a checkpoint without the shards, which only the index names.
+    pub fn checkpoint_files(&self, repo: &Repo) -> Result<Vec<RemoteFile>, HubError> {
         let config = self.find("config.json");
         let config =
             config.ok_or_else(|| HubError::NoFile { repo: repo.to_string(), file: "config.json".to_owned() })?;
@@ -61,33 +62,38 @@ impl Listing {
             repo: repo.to_string(),
             ctranslate2: self.find("model.bin").is_some(),
         })?;
-        let mut wanted = vec![config];
-        wanted.extend(OPTIONAL.iter().filter_map(|name| self.find(name)));
+
+        let mut files = vec![config];
+        files.extend(OPTIONAL.iter().filter_map(|name| self.find(name)));
+
         match (self.find("tokenizer.json"), self.find("vocab.json"), self.find("merges.txt")) {
-            (Some(tokenizer), ..) => wanted.push(tokenizer),
+            (Some(tokenizer), ..) => files.push(tokenizer),
             (None, Some(vocabulary), Some(merges)) => {
-                wanted.extend([vocabulary, merges]);
-                wanted.extend(self.find("added_tokens.json"));
+                files.extend([vocabulary, merges]);
+                files.extend(self.find("added_tokens.json"));
             }
             _ => return Err(HubError::NoTokenizer { repo: repo.to_string() }),
         }
-        wanted.push(weights);
-        Ok(wanted)
+
+        files.push(weights);
+        Ok(files)
     }
 
     /// The shards that an index names.
-    pub fn shards(&self, repo: &Repo, index: &[u8]) -> Result<Vec<Wanted>, HubError> {
+    pub fn shards(&self, repo: &Repo, index: &[u8]) -> Result<Vec<RemoteFile>, HubError> {
         #[derive(Deserialize)]
-        struct Index {
+        struct WeightIndex {
             weight_map: std::collections::BTreeMap<String, String>,
         }
         let nonsense = |problem: String| HubError::Nonsense { what: format!("{INDEX} of `{repo}`"), problem };
-        let index: Index = serde_json::from_slice(index).map_err(|error| nonsense(error.to_string()))?;
+
+        let index: WeightIndex = serde_json::from_slice(index).map_err(|error| nonsense(error.to_string()))?;
         let mut names: Vec<String> = index.weight_map.into_values().collect();
         names.sort_unstable();
         names.dedup();
+
         let shards = names.into_iter().map(|name| {
-            // A name is a file beside the index, nothing else.
+            // The name must be that of a file beside the index.
             if !name.ends_with(".safetensors") || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
                 return Err(nonsense(format!("{name:?} is no name of a shard")));
             }
@@ -96,15 +102,15 @@ impl Listing {
         shards.collect()
     }
 
-    fn find(&self, name: &str) -> Option<Wanted> {
+    fn find(&self, name: &str) -> Option<RemoteFile> {
         let sibling = self.siblings.iter().find(|sibling| sibling.rfilename == name)?;
         let sha256 = sibling.lfs.as_ref().and_then(|lfs| lfs.sha256.as_deref());
-        // The blob id of a large file is that of its pointer, not of its content.
+        // The blob id of an LFS file identifies its pointer, not its content.
         let blob = sibling.lfs.is_none().then_some(sibling.blob_id.as_deref()).flatten();
-        Some(Wanted {
+        Some(RemoteFile {
             name: name.to_owned(),
             size: sibling.lfs.as_ref().and_then(|lfs| lfs.size).or(sibling.size),
-            digest: sha256.or(blob).and_then(Digest::from_etag),
+            digest: sha256.or(blob).and_then(ContentDigest::from_etag),
         })
     }
 }
@@ -124,11 +130,11 @@ mod tests {
     }
 
     fn names(files: &[&str]) -> Result<Vec<String>, HubError> {
-        Ok(listing(files).wanted(&repo())?.into_iter().map(|wanted| wanted.name).collect())
+        Ok(listing(files).checkpoint_files(&repo())?.into_iter().map(|file| file.name).collect())
     }
 
     #[test]
-    fn only_what_is_needed() {
+    fn only_the_files_of_a_checkpoint_are_listed() {
         let files = [
             "README.md",
             "config.json",
@@ -152,13 +158,14 @@ mod tests {
             "tokenizer.json",
             "model.safetensors",
         ];
+
         assert_eq!(names(&files).unwrap(), expected);
         let old = ["config.json", "vocab.json", "merges.txt", "added_tokens.json", "model.safetensors.index.json"];
         assert_eq!(names(&old).unwrap(), old);
     }
 
     #[test]
-    fn what_is_missing_is_said() {
+    fn a_missing_file_is_named() {
         assert!(matches!(names(&["model.safetensors"]), Err(HubError::NoFile { .. })));
         let pytorch = names(&["config.json", "tokenizer.json", "pytorch_model.bin"]);
         assert!(matches!(pytorch, Err(HubError::NoWeights { ctranslate2: false, .. })));
@@ -170,10 +177,12 @@ mod tests {
     #[test]
     fn shards_stay_in_their_folder() {
         let listing = listing(&["model-1.safetensors", "model-2.safetensors"]);
+
         let shards = |map: &str| listing.shards(&repo(), format!("{{\"weight_map\":{map}}}").as_bytes());
         let good =
             shards(r#"{"a":"model-2.safetensors","b":"model-1.safetensors","c":"model-2.safetensors"}"#).unwrap();
         assert_eq!(good.len(), 2);
+
         assert!(shards(r#"{"a":"../model-1.safetensors"}"#).is_err());
         assert!(shards(r#"{"a":"/etc/passwd"}"#).is_err());
         assert!(matches!(shards(r#"{"a":"model-3.safetensors"}"#), Err(HubError::NoFile { .. })));
@@ -181,14 +190,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pointer_is_not_the_content() {
+    fn the_digest_of_a_pointer_is_not_used() {
         let json = format!(
             r#"{{"sha":"abc","siblings":[{{"rfilename":"w","size":130,"blobId":"{}","lfs":{{"sha256":"{}","size":9}}}}]}}"#,
             "1".repeat(40),
             "2".repeat(64)
         );
+
         let file = Listing::parse(&repo(), json.as_bytes()).unwrap().find("w").unwrap();
-        assert_eq!(file.digest, Some(Digest::Sha256("2".repeat(64))));
+        assert_eq!(file.digest, Some(ContentDigest::Sha256("2".repeat(64))));
         assert_eq!(file.size, Some(9));
         assert!(Listing::parse(&repo(), br#"{"sha":"../x"}"#).is_err());
     }

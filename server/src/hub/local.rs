@@ -1,42 +1,44 @@
-//! Copies of published models that other programs left on this machine: the caches of huggingface_hub and
-//! openai/whisper, and files in the models folder. Finding one costs no network.
+//! Finds copies of published models that other programs left on this machine: in the caches of huggingface_hub and
+//! openai/whisper, and in the models folder. No network is needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::Repo;
+use super::config::{HubEnvironment, path_variable};
 use super::names::short_names_of;
-use crate::cli::Env;
 
-/// Repositories of CTranslate2 conversions whose names do not follow from the model's name.
+/// Repositories of CTranslate2 conversions whose names cannot be derived from the name of the model.
 const CONVERSIONS: &[(&str, &str)] = &[
     ("large-v3-turbo", "mobiuslabsgmbh/faster-whisper-large-v3-turbo"),
     ("large-v3-turbo", "deepdml/faster-whisper-large-v3-turbo-ct2"),
     ("distil-large-v3.5", "distil-whisper/distil-large-v3.5-ct2"),
 ];
 
-/// Folders and files where a copy of the model may lie, best first: whole values before quantised ones. Only those that
-/// exist are listed; whether they are whole is found when they are opened.
-pub fn local_copies(repo: &Repo, models_dir: &Path, env: &Env) -> Vec<PathBuf> {
+/// Existing folders and files that may hold a copy of the model, the best first: full precision before quantised copies. Whether
+/// a copy is complete is only known when it is opened.
+pub fn local_copies(repo: &Repo, models_dir: &Path, env: &dyn HubEnvironment) -> Vec<PathBuf> {
     let hub_cache = hub_cache(env);
-    let whisper_cache = cache(env).map(|cache| cache.join("whisper"));
-    let hub_places: Vec<&Path> = std::iter::once(models_dir).chain(hub_cache.as_deref()).collect();
-    let file_places: Vec<&Path> = std::iter::once(models_dir).chain(whisper_cache.as_deref()).collect();
+    let whisper_cache = user_cache(env).map(|cache| cache.join("whisper"));
+    let hub_dirs: Vec<&Path> = std::iter::once(models_dir).chain(hub_cache.as_deref()).collect();
+    let file_dirs: Vec<&Path> = std::iter::once(models_dir).chain(whisper_cache.as_deref()).collect();
     let names: Vec<&str> = short_names_of(repo).collect();
 
     let mut found = Vec::new();
-    found.extend(hub_places.iter().filter_map(|place| snapshot(place, repo.as_str())));
-    for (place, name) in pairs(&file_places, &names) {
-        found.extend(file(place.join(format!("{name}.pt"))));
-        found.extend(file(place.join(format!("ggml-{name}.bin"))));
+    found.extend(hub_dirs.iter().filter_map(|dir| snapshot(dir, repo.as_str())));
+    for (dir, name) in pairs(&file_dirs, &names) {
+        found.extend(existing_file(dir.join(format!("{name}.pt"))));
+        found.extend(existing_file(dir.join(format!("ggml-{name}.bin"))));
     }
-    for (place, name) in pairs(&hub_places, &names) {
+
+    for (dir, name) in pairs(&hub_dirs, &names) {
         let conversions = CONVERSIONS.iter().filter(|(of, _)| *of == name).map(|(_, repo)| (*repo).to_owned());
         let usual = std::iter::once(format!("Systran/faster-whisper-{name}"))
             .chain(name.strip_prefix("distil-").map(|rest| format!("Systran/faster-distil-whisper-{rest}")));
-        found.extend(usual.chain(conversions).filter_map(|repo| snapshot(place, &repo)));
+        found.extend(usual.chain(conversions).filter_map(|repo| snapshot(dir, &repo)));
     }
+
     for name in &names {
         for folder in [format!("whisper-{name}"), format!("faster-whisper-{name}"), (*name).to_owned()] {
             let folder = models_dir.join(folder);
@@ -44,36 +46,39 @@ pub fn local_copies(repo: &Repo, models_dir: &Path, env: &Env) -> Vec<PathBuf> {
             found.extend(checkpoint.then_some(folder));
         }
     }
+
     found
 }
 
-fn pairs<'a>(places: &'a [&'a Path], names: &'a [&'a str]) -> impl Iterator<Item = (&'a Path, &'a str)> {
-    places.iter().flat_map(|place| names.iter().map(|name| (*place, *name)))
+fn pairs<'a>(dirs: &'a [&'a Path], names: &'a [&'a str]) -> impl Iterator<Item = (&'a Path, &'a str)> {
+    dirs.iter().flat_map(|dir| names.iter().map(|name| (*dir, *name)))
 }
 
-fn file(path: PathBuf) -> Option<PathBuf> {
+fn existing_file(path: PathBuf) -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-fn cache(env: &Env) -> Option<PathBuf> {
-    env.path("XDG_CACHE_HOME").or_else(|| Some(env.path("HOME")?.join(".cache")))
+fn user_cache(env: &dyn HubEnvironment) -> Option<PathBuf> {
+    path_variable(env, "XDG_CACHE_HOME").or_else(|| Some(path_variable(env, "HOME")?.join(".cache")))
 }
 
-/// The folder that huggingface_hub would use.
-fn hub_cache(env: &Env) -> Option<PathBuf> {
-    env.path("HF_HUB_CACHE")
-        .or_else(|| env.path("HUGGINGFACE_HUB_CACHE"))
-        .or_else(|| Some(env.path("HF_HOME")?.join("hub")))
-        .or_else(|| Some(cache(env)?.join("huggingface").join("hub")))
+/// The cache folder of huggingface_hub.
+fn hub_cache(env: &dyn HubEnvironment) -> Option<PathBuf> {
+    path_variable(env, "HF_HUB_CACHE")
+        .or_else(|| path_variable(env, "HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| Some(path_variable(env, "HF_HOME")?.join("hub")))
+        .or_else(|| Some(user_cache(env)?.join("huggingface").join("hub")))
 }
 
-/// The snapshot of a repository in a cache of huggingface_hub: the one that `main` means, else the newest.
+/// The snapshot of a repository in a cache of huggingface_hub: the one that `main` refers to, otherwise the newest.
 fn snapshot(cache: &Path, repo: &str) -> Option<PathBuf> {
     let folder = cache.join(format!("models--{}", repo.replace('/', "--")));
     let snapshots = folder.join("snapshots");
+
     let main = fs::read_to_string(folder.join("refs").join("main")).ok();
-    // A commit, not a path: the file must not lead elsewhere.
+    // The reference must be a commit and not a path, so that it cannot lead out of the cache.
     let commit = main.as_deref().map(str::trim).filter(|c| !c.is_empty() && c.bytes().all(|b| b.is_ascii_hexdigit()));
+
     if let Some(snapshot) = commit.map(|commit| snapshots.join(commit)).filter(|path| path.is_dir()) {
         return Some(snapshot);
     }
@@ -86,9 +91,10 @@ fn snapshot(cache: &Path, repo: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::test_environment::TestEnvironment;
     use super::*;
 
-    fn place(root: &Path, path: &str) -> PathBuf {
+    fn create_file(root: &Path, path: &str) -> PathBuf {
         let path = root.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, "").unwrap();
@@ -99,20 +105,20 @@ mod tests {
     fn copies_of_every_program_are_found_best_first() {
         let root = tempfile::tempdir().unwrap();
         let home = root.path();
-        let env: Env = [("HOME", home)].into_iter().collect();
+        let env = TestEnvironment::from([("HOME", home)]);
         let models = home.join("models");
         let base = Repo::of("base").unwrap();
         assert!(local_copies(&base, &models, &env).is_empty());
 
         let hub = ".cache/huggingface/hub";
-        place(home, &format!("{hub}/models--openai--whisper-base/snapshots/aa11/config.json"));
-        place(home, &format!("{hub}/models--openai--whisper-base/snapshots/bb22/config.json"));
+        create_file(home, &format!("{hub}/models--openai--whisper-base/snapshots/aa11/config.json"));
+        create_file(home, &format!("{hub}/models--openai--whisper-base/snapshots/bb22/config.json"));
         fs::create_dir_all(home.join(format!("{hub}/models--openai--whisper-base/refs"))).unwrap();
         fs::write(home.join(format!("{hub}/models--openai--whisper-base/refs/main")), "bb22\n").unwrap();
-        place(home, &format!("{hub}/models--Systran--faster-whisper-base/snapshots/cc33/model.bin"));
-        let pt = place(home, ".cache/whisper/base.pt");
-        let ggml = place(home, "models/ggml-base.bin");
-        place(home, "models/faster-whisper-base/model.bin");
+        create_file(home, &format!("{hub}/models--Systran--faster-whisper-base/snapshots/cc33/model.bin"));
+        let pt = create_file(home, ".cache/whisper/base.pt");
+        let ggml = create_file(home, "models/ggml-base.bin");
+        create_file(home, "models/faster-whisper-base/model.bin");
 
         let found = local_copies(&base, &models, &env);
         let expected = [
@@ -129,13 +135,13 @@ mod tests {
     #[test]
     fn distilled_and_turbo_conversions_have_names_of_their_own() {
         let root = tempfile::tempdir().unwrap();
-        let env: Env = [("HF_HUB_CACHE", root.path())].into_iter().collect();
+        let env = TestEnvironment::from([("HF_HUB_CACHE", root.path())]);
         for (repo, model) in [
             ("mobiuslabsgmbh--faster-whisper-large-v3-turbo", "turbo"),
             ("Systran--faster-distil-whisper-large-v3", "distil-large-v3"),
             ("Systran--faster-whisper-large-v3", "large"),
         ] {
-            place(root.path(), &format!("models--{repo}/snapshots/1a/model.bin"));
+            create_file(root.path(), &format!("models--{repo}/snapshots/1a/model.bin"));
             let found = local_copies(&Repo::of(model).unwrap(), Path::new("/no/models"), &env);
             assert_eq!(found, [root.path().join(format!("models--{repo}/snapshots/1a"))], "{model}");
         }
@@ -144,7 +150,7 @@ mod tests {
     #[test]
     fn a_reference_does_not_lead_out_of_the_cache() {
         let root = tempfile::tempdir().unwrap();
-        let env: Env = [("HF_HUB_CACHE", root.path())].into_iter().collect();
+        let env = TestEnvironment::from([("HF_HUB_CACHE", root.path())]);
         fs::create_dir_all(root.path().join("models--openai--whisper-base/refs")).unwrap();
         fs::create_dir_all(root.path().join("models--openai--whisper-base/snapshots")).unwrap();
         fs::write(root.path().join("models--openai--whisper-base/refs/main"), "../../..").unwrap();

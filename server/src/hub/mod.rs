@@ -1,10 +1,10 @@
-//! Checkpoints from the Hugging Face hub, or from anything that speaks its protocol.
+//! Downloads checkpoints from the Hugging Face hub, or from a server with the same protocol.
 //!
 //! ```text
-//! name -> Repo -> Listing (which files, which digests) -> download: resume, verify, rename -> checkpoint folder
+//! name -> Repo -> Listing (files and digests) -> download: resume, verify, rename -> checkpoint folder
 //! ```
 //!
-//! Blocking: call it from a thread of its own.
+//! Everything here blocks, so it must be called from a thread of its own.
 
 mod client;
 mod config;
@@ -14,10 +14,13 @@ mod error;
 mod listing;
 mod local;
 mod names;
-mod reach;
+mod network_scope;
 
-pub use config::{HubConfig, Patience, Token};
-pub use download::{Checkpoint, Event, download};
+pub use config::{HubConfig, HubEnvironment, HubToken, RetryPolicy};
+pub use download::{DownloadEvent, DownloadedCheckpoint, download};
 pub use error::HubError;
 pub use local::local_copies;
 pub use names::{Repo, folder_of, short_names};
+
+// Former names, for code outside of this module.
+pub use self::DownloadEvent as Event;

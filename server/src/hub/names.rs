@@ -1,11 +1,11 @@
-//! Names of models: the short ones that everybody uses, and repositories of the hub.
+//! Names of models: the usual short names, and repositories of the hub.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::HubError;
 
-/// Short name -> repository. The first short name of a repository is the one it is installed under.
+/// Short names and their repositories. A repository is installed under its first short name.
 const SHORT: &[(&str, &str)] = &[
     ("tiny", "openai/whisper-tiny"),
     ("tiny.en", "openai/whisper-tiny.en"),
@@ -19,7 +19,7 @@ const SHORT: &[(&str, &str)] = &[
     ("large-v1", "openai/whisper-large"),
     ("large-v2", "openai/whisper-large-v2"),
     ("large-v3", "openai/whisper-large-v3"),
-    // As in openai/whisper and faster-whisper: the newest.
+    // The newest version, as in openai/whisper and faster-whisper.
     ("large", "openai/whisper-large-v3"),
     ("large-v3-turbo", "openai/whisper-large-v3-turbo"),
     ("turbo", "openai/whisper-large-v3-turbo"),
@@ -30,12 +30,12 @@ const SHORT: &[(&str, &str)] = &[
     ("distil-large-v3.5", "distil-whisper/distil-large-v3.5"),
 ];
 
-/// `owner/name` on the hub.
+/// The name of a repository on the hub, `owner/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Repo(String);
 
 impl Repo {
-    /// The repository that a short name or a repository name means; `None` when it is neither.
+    /// The repository of a short name or of a repository name; `None` for any other name.
     pub fn of(name: &str) -> Option<Self> {
         let short = SHORT.iter().find(|(short, _)| *short == name).map(|(_, repo)| Self((*repo).to_owned()));
         short.or_else(|| name.parse().ok())
@@ -45,7 +45,7 @@ impl Repo {
         &self.0
     }
 
-    /// The name of its folder below the models folder: the short name if it has one, else `owner--name`.
+    /// The name of the model's folder: the short name if there is one, otherwise `owner--name`.
     pub fn folder(&self) -> String {
         let short = SHORT.iter().find(|(_, repo)| *repo == self.0);
         short.map_or_else(|| self.0.replace('/', "--"), |(short, _)| (*short).to_owned())
@@ -56,8 +56,8 @@ impl FromStr for Repo {
     type Err = HubError;
 
     fn from_str(text: &str) -> Result<Self, HubError> {
-        // The hub's own rule; it also keeps a name from leaving its folder.
-        let part = |part: &str| {
+        // The hub's own rule, which also ensures that a name cannot lead out of its folder.
+        let is_valid = |part: &str| {
             !part.is_empty()
                 && part.len() <= 96
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
@@ -66,8 +66,9 @@ impl FromStr for Repo {
                 && !part.contains("--")
                 && !part.contains("..")
         };
+
         match text.split_once('/') {
-            Some((owner, name)) if part(owner) && part(name) => Ok(Self(text.to_owned())),
+            Some((owner, name)) if is_valid(owner) && is_valid(name) => Ok(Self(text.to_owned())),
             _ => Err(HubError::BadName(text.to_owned())),
         }
     }
@@ -79,7 +80,7 @@ impl fmt::Display for Repo {
     }
 }
 
-/// The folder name of a model that is asked for by name: `turbo` and `openai/whisper-large-v3-turbo` are one model.
+/// The folder name of a model that is named in a request: `turbo` and `openai/whisper-large-v3-turbo` are one model.
 pub fn folder_of(name: &str) -> String {
     Repo::of(name).map_or_else(|| name.to_owned(), |repo| repo.folder())
 }
@@ -89,7 +90,7 @@ pub(super) fn short_names_of(repo: &Repo) -> impl Iterator<Item = &'static str> 
     SHORT.iter().filter(|(_, of)| *of == repo.0).map(|(short, _)| *short)
 }
 
-/// Short names, for messages.
+/// All short names, for messages.
 pub fn short_names() -> impl Iterator<Item = &'static str> {
     SHORT.iter().map(|(short, _)| *short)
 }
@@ -101,6 +102,7 @@ mod tests {
     #[test]
     fn short_names_mean_repositories() {
         let repo = |name: &str| Repo::of(name).map(|repo| repo.to_string());
+
         assert_eq!(repo("tiny").as_deref(), Some("openai/whisper-tiny"));
         assert_eq!(repo("large").as_deref(), Some("openai/whisper-large-v3"));
         assert_eq!(repo("large-v1").as_deref(), Some("openai/whisper-large"));
@@ -108,6 +110,7 @@ mod tests {
         assert_eq!(repo("distil-large-v3.5").as_deref(), Some("distil-whisper/distil-large-v3.5"));
         assert_eq!(repo("someone/fine-tune").as_deref(), Some("someone/fine-tune"));
         assert_eq!(repo("hush-tiny"), None);
+
         for short in short_names() {
             let repo = Repo::of(short).unwrap();
             assert!(repo.as_str().parse::<Repo>().is_ok(), "{repo}");
@@ -125,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_none() {
+    fn invalid_names_are_refused() {
         for bad in ["", "a", "/a", "a/", "a/b/c", "../b", "a/..", "a/.b", "a b/c", "a/b?x", "a/b--c", "a//b"] {
             assert!(bad.parse::<Repo>().is_err(), "{bad}");
         }

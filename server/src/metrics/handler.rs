@@ -17,12 +17,13 @@ use crate::serve;
 
 /// The part of the operations listener that needs no credential: `GET /metrics` and `GET /healthz`.
 ///
-/// `gpus`: looked at anew for each scrape, so that whoever decides by the figures decides by what is so now.
+/// `gpus`: the source of device figures, which is refreshed for each scrape, so that decisions use current figures.
 pub fn router(metrics: Arc<Metrics>, gpus: Option<Sampler>) -> Router {
     let panicked = |_: &str| StatusCode::INTERNAL_SERVER_ERROR.into_response();
     let recorder = serve::Recorder { metrics: Arc::clone(&metrics), panicked };
     let shaped = ShapeErrors { shape: admin::error_shape, server_errors: true };
     let recorded = middleware::from_fn_with_state(recorder, serve::record);
+
     Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok" }))
@@ -35,7 +36,7 @@ async fn scrape(State((metrics, gpus)): State<(Arc<Metrics>, Option<Sampler>)>) 
     if let Some(gpus) = gpus {
         gpus.refresh().await;
     }
-    // Collectors read /proc and ask drivers: not on a thread that serves connections.
+    // Collectors read /proc and call drivers, so they do not run on a thread that serves connections.
     let encoded = tokio::task::spawn_blocking(move || metrics.encode()).await;
     match encoded {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),

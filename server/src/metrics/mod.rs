@@ -1,190 +1,94 @@
-//! What the server counts. Events are counted here as they happen; state is mirrored at scrape time by collectors
-//! that its owners register ([`Metrics::register`]).
+//! Metrics of the server. Events are counted as they happen; state is computed at scrape time by collectors that the owners of
+//! the state register ([`Metrics::register`]). Labels and help texts are those of the contract.
 
 mod handler;
 
+use std::ops::Deref;
+
 use hush_contract::metrics as names;
 use hush_log::{DroppedLines, register_program_metrics};
+use hush_residency::ResidencyMetrics;
 use prometheus::core::Collector;
-use prometheus::{
-    CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
 pub use handler::router;
 
-/// Answers take milliseconds (`/healthz`) or most of an hour (a film on a small CPU).
+/// Requests take milliseconds (`/healthz`) up to an hour (a film on a small CPU).
 const REQUEST_BUCKETS: &[f64] =
     &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
-/// From a spare runner with warm page cache to a large checkpoint on a slow disk.
-const LOAD_BUCKETS: &[f64] =
-    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0];
-const UNLOAD_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
-/// Adaptive residency learns from these: the bounds are the timeouts that it can tell apart.
-const INTERARRIVAL_BUCKETS: &[f64] = &[
-    1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 420.0, 600.0, 900.0, 1200.0, 1800.0,
-    2700.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0,
-];
-const COLD_START_BUCKETS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0];
-
-/// Every counter and histogram of the server, and the registry that holds them.
+/// All counters and histograms of the server, and the registry that holds them.
 pub struct Metrics {
     registry: Registry,
     /// `{route, code}`
     pub request_duration_seconds: HistogramVec,
     /// `{model}`
     pub audio_seconds_total: CounterVec,
-    /// `{model}`
-    pub cold_start_wait_seconds: HistogramVec,
-    /// `{model, result}`
-    pub loads_total: IntCounterVec,
-    /// `{model, phase}`
-    pub load_duration_seconds: HistogramVec,
-    /// `{model, reason}`
-    pub unloads_total: IntCounterVec,
-    /// `{model, reason}`
-    pub unload_refused_total: IntCounterVec,
-    /// `{model}`
-    pub unload_duration_seconds: HistogramVec,
-    /// `{model}`
-    pub interarrival_seconds: HistogramVec,
-    /// `{model, cause}`
-    pub runner_restarts_total: IntCounterVec,
     /// `{model, asked, device, reason}`, always 1.
     pub device_info: GaugeVec,
     /// `{mechanism}`
     pub ffmpeg_confined: GaugeVec,
     pub config_last_reload_successful: Gauge,
     pub config_last_reload_success_timestamp_seconds: Gauge,
-    /// `{model}`
-    pub reclaimed_bytes_total: IntCounterVec,
-    /// `{model}`
-    pub reclaim_duration_seconds: HistogramVec,
-    /// `{model}`
-    pub out_of_memory_total: IntCounterVec,
+    /// What happens to models.
+    pub residency: ResidencyMetrics,
+}
+
+/// The metrics of the server are those of its models, and more.
+impl Deref for Metrics {
+    type Target = ResidencyMetrics;
+
+    fn deref(&self) -> &ResidencyMetrics {
+        &self.residency
+    }
 }
 
 impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let model = names::LABEL_MODEL;
-        let histogram = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
-            let vec = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
-            registry.register(Box::new(vec.clone()))?;
-            prometheus::Result::Ok(vec)
-        };
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(vec.clone()))?;
-            prometheus::Result::Ok(vec)
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = Gauge::with_opts(Opts::new(name, help))?;
-            registry.register(Box::new(gauge.clone()))?;
-            prometheus::Result::Ok(gauge)
-        };
-        let audio_seconds_total =
-            CounterVec::new(Opts::new(names::AUDIO_SECONDS_TOTAL, "Seconds of audio transcribed."), &[model])?;
-        registry.register(Box::new(audio_seconds_total.clone()))?;
-        let device_info = GaugeVec::new(
-            Opts::new(names::DEVICE_INFO, "Where a model runs, and why elsewhere than on a GPU."),
-            &[model, names::LABEL_ASKED, names::LABEL_DEVICE, names::LABEL_REASON],
-        )?;
-        registry.register(Box::new(device_info.clone()))?;
         register_program_metrics(&registry, env!("CARGO_PKG_VERSION"))?;
-        let ffmpeg_confined = GaugeVec::new(
-            Opts::new(names::FFMPEG_CONFINED, "Whether the kernel confines ffmpeg by this mechanism."),
-            &[names::LABEL_MECHANISM],
-        )?;
-        registry.register(Box::new(ffmpeg_confined.clone()))?;
-        registry.register(Box::new(DroppedLines::new(
-            names::LOG_LINES_DROPPED_TOTAL,
-            "Log lines that could not be written, of the server and its runners.",
-        )?))?;
+        let help = names::help(names::LOG_LINES_DROPPED_TOTAL);
+        registry.register(Box::new(DroppedLines::new(names::LOG_LINES_DROPPED_TOTAL, help)?))?;
+
+        let histogram = |name: &str, buckets: &[f64]| {
+            let options = HistogramOpts::from(options(name)).buckets(buckets.to_vec());
+            register(&registry, HistogramVec::new(options, names::labels(name))?)
+        };
+        let gauge = |name: &str| register(&registry, Gauge::with_opts(options(name))?);
+        let gauge_vec = |name: &str| register(&registry, GaugeVec::new(options(name), names::labels(name))?);
+        let float_counter = |name: &str| register(&registry, CounterVec::new(options(name), names::labels(name))?);
+
         Ok(Self {
-            request_duration_seconds: histogram(
-                names::REQUEST_DURATION_SECONDS,
-                "Seconds from the head of a request to the end of its answer.",
-                REQUEST_BUCKETS,
-                &[names::LABEL_ROUTE, names::LABEL_CODE],
-            )?,
-            audio_seconds_total,
-            cold_start_wait_seconds: histogram(
-                names::COLD_START_WAIT_SECONDS,
-                "Seconds that a request waited because the model was not loaded.",
-                COLD_START_BUCKETS,
-                &[model],
-            )?,
-            loads_total: counter(names::MODEL_LOADS_TOTAL, "Loads by result.", &[model, names::LABEL_RESULT])?,
-            load_duration_seconds: histogram(
-                names::MODEL_LOAD_DURATION_SECONDS,
-                "Seconds per phase of a load.",
-                LOAD_BUCKETS,
-                &[model, names::LABEL_PHASE],
-            )?,
-            unloads_total: counter(names::MODEL_UNLOADS_TOTAL, "Unloads by reason.", &[model, names::LABEL_REASON])?,
-            unload_refused_total: counter(
-                names::MODEL_UNLOAD_REFUSED_TOTAL,
-                "Unload commands whose condition no longer held.",
-                &[model, names::LABEL_REASON],
-            )?,
-            unload_duration_seconds: histogram(
-                names::MODEL_UNLOAD_DURATION_SECONDS,
-                "Seconds from the decision to unload until the runner is reaped.",
-                UNLOAD_BUCKETS,
-                &[model],
-            )?,
-            interarrival_seconds: histogram(
-                names::MODEL_INTERARRIVAL_SECONDS,
-                "Seconds between the arrivals of requests.",
-                INTERARRIVAL_BUCKETS,
-                &[model],
-            )?,
-            runner_restarts_total: counter(
-                names::RUNNER_RESTARTS_TOTAL,
-                "Runners that had to be replaced.",
-                &[model, names::LABEL_CAUSE],
-            )?,
-            device_info,
-            ffmpeg_confined,
-            config_last_reload_successful: gauge(
-                names::CONFIG_LAST_RELOAD_SUCCESSFUL,
-                "1 when the configuration was good the last time it was read, 0 when it was refused.",
-            )?,
-            config_last_reload_success_timestamp_seconds: gauge(
-                names::CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS,
-                "Unix time of the last time that the configuration was taken over.",
-            )?,
-            reclaimed_bytes_total: counter(
-                names::MODEL_RECLAIMED_BYTES_TOTAL,
-                "Device memory that unloads gave back.",
-                &[model],
-            )?,
-            reclaim_duration_seconds: histogram(
-                names::MODEL_RECLAIM_DURATION_SECONDS,
-                "Seconds from the end of a runner until its device memory was back, or nobody waited any longer.",
-                UNLOAD_BUCKETS,
-                &[model],
-            )?,
-            out_of_memory_total: counter(
-                names::MODEL_OUT_OF_MEMORY_TOTAL,
-                "Loads and requests that the device had too little memory for.",
-                &[model],
-            )?,
+            request_duration_seconds: histogram(names::REQUEST_DURATION_SECONDS, REQUEST_BUCKETS)?,
+            audio_seconds_total: float_counter(names::AUDIO_SECONDS_TOTAL)?,
+            device_info: gauge_vec(names::DEVICE_INFO)?,
+            ffmpeg_confined: gauge_vec(names::FFMPEG_CONFINED)?,
+            config_last_reload_successful: gauge(names::CONFIG_LAST_RELOAD_SUCCESSFUL)?,
+            config_last_reload_success_timestamp_seconds: gauge(names::CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS)?,
+            residency: ResidencyMetrics::new(&registry)?,
             registry,
         })
     }
 
-    /// Adds a collector that computes its families when it is scraped.
+    /// Registers a collector that computes its families when it is scraped.
     pub fn register(&self, collector: Box<dyn Collector>) -> prometheus::Result<()> {
         self.registry.register(collector)
     }
 
-    /// The text exposition format, version 0.0.4.
+    /// Encodes all families in the text exposition format, version 0.0.4.
     pub fn encode(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+fn options(name: &str) -> Opts {
+    Opts::new(name, names::help(name))
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
 }
 
 #[cfg(test)]
@@ -194,12 +98,12 @@ mod tests {
 
     use super::*;
 
-    /// A collector whose value is computed at scrape time, as residency's is.
-    struct Clock {
+    /// A collector that computes its value at scrape time, as that of the residency does.
+    struct ScrapeCounter {
         gauge: Gauge,
     }
 
-    impl Collector for Clock {
+    impl Collector for ScrapeCounter {
         fn desc(&self) -> Vec<&Desc> {
             self.gauge.desc()
         }
@@ -211,15 +115,17 @@ mod tests {
     }
 
     #[test]
-    fn events_and_scrape_time_state_come_out_as_text() {
+    fn events_and_computed_state_are_encoded_as_text() {
         let metrics = Metrics::new().unwrap();
         let gauge = Gauge::with_opts(Opts::new("hush_test", "Scrapes.")).unwrap();
-        metrics.register(Box::new(Clock { gauge })).unwrap();
+        metrics.register(Box::new(ScrapeCounter { gauge })).unwrap();
         metrics.loads_total.with_label_values(&["tiny", "success"]).inc();
         metrics.audio_seconds_total.with_label_values(&["tiny"]).inc_by(2.5);
         metrics.request_duration_seconds.with_label_values(&["/asr", "200"]).observe(0.3);
+
         metrics.encode().unwrap();
         let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
+
         assert!(text.contains("\nhush_test 2\n"), "{text}");
         assert!(text.contains("hush_model_loads_total{model=\"tiny\",result=\"success\"} 1\n"), "{text}");
         assert!(text.contains("hush_audio_seconds_total{model=\"tiny\"} 2.5\n"), "{text}");

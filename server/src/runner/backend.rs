@@ -1,4 +1,4 @@
-//! The engine as a runner's backend.
+//! The engine of `hush-whisper` as the backend of a runner.
 
 use std::env;
 use std::num::NonZeroUsize;
@@ -11,13 +11,13 @@ use hush_whisper::{
     Transcript, runtime, vad,
 };
 
-use super::child::{Backend, Model, WorkFailure};
+use super::child::{LoadedModel, RunnerBackend, WorkFailure};
 use super::wire::LoadSpec;
 
-/// `hush-whisper` on the ONNX Runtime that [`runtime::PATH_VARIABLE`] names, or that lies in one of the usual places.
+/// `hush-whisper` on the ONNX Runtime that [`runtime::PATH_VARIABLE`] names, or that is in one of the usual folders.
 pub struct EngineBackend;
 
-impl Backend for EngineBackend {
+impl RunnerBackend for EngineBackend {
     type Model = Engine;
 
     fn start() -> Result<(Self, String), String> {
@@ -27,12 +27,18 @@ impl Backend for EngineBackend {
     }
 
     fn load(&mut self, spec: &LoadSpec) -> Result<Engine, String> {
-        let device = device(&spec.device)?;
-        let threads = spec.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZeroUsize::get));
-        let (prepack, memory_limit_bytes, max_batch) = (spec.prepack, spec.memory_limit_bytes, spec.max_batch);
-        let options = EngineOptions { device, threads, prepack, max_batch, memory_limit_bytes, cuda_graphs: true };
-        let model = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
-        let engine = Engine::load(&model, &options).map_err(|error| explain(&error))?;
+        let available_threads = || available_parallelism().map_or(1, NonZeroUsize::get);
+        let options = EngineOptions {
+            device: parse_device(&spec.device)?,
+            threads: spec.threads.unwrap_or_else(available_threads),
+            prepack: spec.prepack,
+            max_batch: spec.max_batch,
+            memory_limit_bytes: spec.memory_limit_bytes,
+            cuda_graphs: true,
+        };
+
+        let dir = ModelDir::open(&spec.model_dir).map_err(|error| explain(&error))?;
+        let engine = Engine::load(&dir, &options).map_err(|error| explain(&error))?;
         if let Some(model) = env::var_os(vad::PATH_VARIABLE).filter(|path| !path.is_empty()) {
             engine.use_vad(model.into());
         }
@@ -40,7 +46,7 @@ impl Backend for EngineBackend {
     }
 }
 
-impl Model for Engine {
+impl LoadedModel for Engine {
     fn settle(&self) -> Result<(), String> {
         Self::settle(self).map_err(|error| explain(error))
     }
@@ -51,15 +57,15 @@ impl Model for Engine {
         options: &TranscribeOptions,
         sink: &mut dyn Sink,
     ) -> Result<Transcript, WorkFailure> {
-        Self::transcribe(self, audio, options, sink).map_err(failure)
+        Self::transcribe(self, audio, options, sink).map_err(work_failure)
     }
 
     fn detect_language(&self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure> {
-        Self::detect_language(self, audio).map_err(failure)
+        Self::detect_language(self, audio).map_err(work_failure)
     }
 }
 
-fn device(name: &str) -> Result<Device, String> {
+fn parse_device(name: &str) -> Result<Device, String> {
     match name.split_once(':') {
         None if name == "cpu" => Ok(Device::Cpu),
         None if name == "cuda" => Ok(Device::Cuda { index: 0 }),
@@ -70,7 +76,7 @@ fn device(name: &str) -> Result<Device, String> {
     }
 }
 
-fn failure(error: TranscribeError) -> WorkFailure {
+fn work_failure(error: TranscribeError) -> WorkFailure {
     match error {
         TranscribeError::Cancelled => WorkFailure::Cancelled,
         TranscribeError::UnknownLanguage { .. }
@@ -92,11 +98,11 @@ mod tests {
 
     #[test]
     fn devices_are_read_exactly() {
-        assert_eq!(device("cpu"), Ok(Device::Cpu));
-        assert_eq!(device("cuda"), Ok(Device::Cuda { index: 0 }));
-        assert_eq!(device("cuda:3"), Ok(Device::Cuda { index: 3 }));
+        assert_eq!(parse_device("cpu"), Ok(Device::Cpu));
+        assert_eq!(parse_device("cuda"), Ok(Device::Cuda { index: 0 }));
+        assert_eq!(parse_device("cuda:3"), Ok(Device::Cuda { index: 3 }));
         for wrong in ["", "gpu", "cpu:0", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999"] {
-            assert!(device(wrong).is_err(), "{wrong}");
+            assert!(parse_device(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The server's end of a runner's socket.
+//! The server's end of the socket to a runner.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,17 +10,17 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::wire::{Decoder, FromRunner, send};
+use super::wire::{FrameDecoder, FromRunner, send};
 
-/// Sends what the socket takes at once, and keeps the rest in order.
+/// Sends as much as the socket takes at once, and keeps the rest in order.
 pub(super) struct FrameWriter {
     socket: OwnedWriteHalf,
-    waiting: VecDeque<Frame>,
+    waiting: VecDeque<OutgoingFrame>,
 }
 
-struct Frame {
+struct OutgoingFrame {
     bytes: Bytes,
-    /// Goes with the first of them.
+    /// Sent with the first byte.
     file: Option<File>,
 }
 
@@ -30,7 +30,7 @@ impl FrameWriter {
     }
 
     pub(super) fn push(&mut self, bytes: Bytes, file: Option<File>) {
-        self.waiting.push_back(Frame { bytes, file });
+        self.waiting.push_back(OutgoingFrame { bytes, file });
         self.send_waiting();
     }
 
@@ -38,7 +38,7 @@ impl FrameWriter {
         !self.waiting.is_empty()
     }
 
-    /// Returns when nothing waits any more. Nothing is lost when the future is dropped.
+    /// Returns when all frames are sent. Dropping the future loses nothing.
     pub(super) async fn flush(&mut self) {
         while self.is_waiting() {
             match self.socket.writable().await {
@@ -62,7 +62,7 @@ impl FrameWriter {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The reading side sees the end of the runner too, and knows what to do.
+                // The reader sees the end of the runner too, and reports it.
                 Err(_) => self.waiting.clear(),
             }
         }
@@ -71,20 +71,21 @@ impl FrameWriter {
 
 pub(super) struct FrameReader {
     socket: OwnedReadHalf,
-    decoder: Decoder,
+    decoder: FrameDecoder,
 }
 
 impl FrameReader {
     pub(super) fn new(socket: OwnedReadHalf) -> Self {
-        Self { socket, decoder: Decoder::default() }
+        Self { socket, decoder: FrameDecoder::default() }
     }
 
-    /// The next message; `None` at the end. Nothing is lost when the future is dropped.
+    /// The next message; `None` when the runner has closed the socket. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> io::Result<Option<FromRunner>> {
         loop {
             if let Some(message) = self.decoder.message().map_err(io::Error::other)? {
                 return Ok(Some(message));
             }
+
             if self.socket.read_buf(self.decoder.buffer()).await? == 0 {
                 return Ok(None);
             }

@@ -1,9 +1,9 @@
-//! The child process that holds a model. Dropping a session leaves the CUDA context and the libraries behind; ending
-//! a process leaves nothing, so the model lives in one of its own.
+//! The child process that holds a model. When a process drops its sessions, the CUDA context and the libraries stay; when
+//! the process ends, nothing stays. So each loaded model is in a process of its own.
 //!
 //! ```text
-//! parent: Runners -> Runner -> Job        child: child::main -> Backend (hush-whisper)
-//!               \-- supervisor task --- socket pair (wire) --- reader thread, a thread per job
+//! parent: Runners -> RunnerHandle -> RunnerJob      child: child::main -> RunnerBackend (hush-whisper)
+//!               \-- supervisor task ------ socket pair (wire) ------ command reader, workers
 //! ```
 
 mod backend;
@@ -15,5 +15,9 @@ mod supervisor;
 pub mod wire;
 
 pub use backend::EngineBackend;
-pub use process::{Ending, Job, JobEvent, LoadTimings, Notify, Runner, RunnerEvent, Runners, Settings};
+pub use process::{
+    JobEvent, LoadTimings, OnRunnerEvent, RunnerEnding, RunnerEvent, RunnerHandle, RunnerJob, RunnerSettings, Runners,
+};
+// The names before the rename, for users that are still to change.
+pub use process::{RunnerEnding as Ending, RunnerHandle as Runner, RunnerSettings as Settings};
 pub use spawn::inherited_environment;

@@ -8,50 +8,51 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use hush_residency::RunnerLoss;
+pub use hush_residency::{LoadTimings, Notify as OnRunnerEvent, RunnerEvent};
 use hush_whisper::{FirstToken, Segment};
 use tokio::sync::mpsc;
 
 use super::spawn::Spawner;
-use super::supervisor::{self, Command};
+use super::supervisor::{self, SupervisorCommand};
 use super::wire::{FailureKind, JobId, LoadSpec};
 use crate::audio::Span;
 use crate::job::{Outcome, Work};
 use crate::request;
-use crate::residency::machine::Loss;
 
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// The program whose `args` run [`super::child::main`].
+pub struct RunnerSettings {
+    /// The program that calls [`super::child::main`] if it is started with `args`.
     pub program: PathBuf,
     pub args: Vec<OsString>,
-    /// Added to the few variables that a runner inherits.
+    /// Variables in addition to the few that a runner inherits.
     pub env: Vec<(OsString, OsString)>,
-    /// From the order to load until the model is ready.
+    /// The longest time from the command to load until the model is ready.
     pub load_timeout: Duration,
-    /// The longest silence of an engine that works.
+    /// The longest time without a sign of life while the engine has jobs.
     pub stall_timeout: Duration,
-    /// How long one job may work; `None`: for ever.
+    /// The longest time that one job may work; `None`: no limit.
     pub busy_timeout: Option<Duration>,
-    /// How long a runner may go on with a job that was ended for that, before it is ended itself.
+    /// How long a runner may go on with a job that was cancelled for working too long, before the runner is killed.
     pub let_go_timeout: Duration,
     /// How long a runner may take to exit when it is asked to.
     pub exit_timeout: Duration,
-    /// Keep a runner waiting with its libraries loaded and no model.
+    /// Whether a spare runner waits with its libraries loaded and no model.
     pub spare: bool,
 }
 
-impl Settings {
-    /// Runs this same program with `args` (`runner` and what belongs to it).
+impl RunnerSettings {
+    /// Runners are this same program, started with `args` (the subcommand `runner` and its arguments).
     pub fn this_program(args: Vec<OsString>) -> Self {
         Self {
-            // Not its path: an upgrade may have put another version there.
+            // At the path of the program, an upgrade may have put another version.
             program: PathBuf::from("/proc/self/exe"),
             args,
             env: Vec::new(),
             load_timeout: Duration::from_secs(300),
             stall_timeout: Duration::from_secs(120),
             busy_timeout: None,
-            // An encoder window on a small CPU takes some seconds, and is not interrupted.
+            // The encoder takes some seconds for a window on a small CPU, and cannot be interrupted.
             let_go_timeout: Duration::from_secs(15),
             exit_timeout: Duration::from_secs(5),
             spare: false,
@@ -59,146 +60,124 @@ impl Settings {
     }
 }
 
-/// Seconds per phase of a load. With a spare runner the first two were spent before.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LoadTimings {
-    pub spawn: Duration,
-    pub libraries: Duration,
-    pub sessions: Duration,
-    pub total: Duration,
-}
-
-#[derive(Clone, Debug)]
-pub enum RunnerEvent {
-    Started {
-        pid: u32,
-    },
-    /// Work may begin.
-    Loaded(LoadTimings),
-    /// All of it is loaded, so long after the sessions were begun. [`Self::LoadFailed`] may come in its place.
-    Settled(Duration),
-    LoadFailed {
-        cause: String,
-        out_of_memory: bool,
-    },
-    /// Work failed for lack of device memory. Told before its job hears of it.
-    OutOfMemory(String),
-    /// Told before any of its jobs ends, so that whoever hears of it first is its owner.
-    Lost(Loss),
-    /// Reaped. The last event.
-    Exited,
-}
-
-/// Hears of one runner, on the supervisor's task: must not block.
-pub type Notify = Box<dyn Fn(RunnerEvent) + Send + Sync>;
-
 /// Why a runner has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// It was told to.
+pub enum RunnerEnding {
+    /// The server has stopped it, or it has failed to load.
     Stopped,
-    Lost(Loss),
+    Lost(RunnerLoss),
 }
 
-/// Starts runners. They end with it.
+/// Starts runners, which end with it. Cheap to clone.
 #[derive(Clone)]
 pub struct Runners {
-    inner: Arc<Inner>,
+    pool: Arc<RunnerPool>,
 }
 
-struct Inner {
-    settings: Arc<Settings>,
+struct RunnerPool {
+    settings: Arc<RunnerSettings>,
     spawner: Arc<Spawner>,
-    spare: Mutex<Option<Runner>>,
+    spare: Mutex<Option<RunnerHandle>>,
 }
 
 impl Runners {
-    /// Must be called inside a tokio runtime.
-    pub fn new(settings: Settings) -> io::Result<Self> {
-        let inner = Inner { settings: Arc::new(settings), spawner: Arc::new(Spawner::new()?), spare: Mutex::new(None) };
-        let runners = Self { inner: Arc::new(inner) };
-        runners.inner.replenish();
-        Ok(runners)
+    /// Starts the spare runner, if there is to be one. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// If the thread that starts processes cannot be started.
+    pub fn new(settings: RunnerSettings) -> io::Result<Self> {
+        let spawner = Arc::new(Spawner::new()?);
+        let pool = RunnerPool { settings: Arc::new(settings), spawner, spare: Mutex::new(None) };
+        pool.start_spare_if_missing();
+        Ok(Self { pool: Arc::new(pool) })
     }
 
-    /// A runner that loads `spec`, from the spare if one waits. Its life is told to `notify`.
-    pub fn start(&self, spec: LoadSpec, notify: Notify) -> Runner {
-        let runner = self.inner.take_spare().unwrap_or_else(|| self.inner.spawn());
-        let inner = Arc::downgrade(&self.inner);
-        let notify: Notify = Box::new(move |event| {
-            // Not earlier: a new process would take the processor from the load that somebody waits for.
-            if matches!(event, RunnerEvent::Loaded(_) | RunnerEvent::LoadFailed { .. } | RunnerEvent::Lost(_))
-                && let Some(inner) = inner.upgrade()
-            {
-                inner.replenish();
+    /// A runner that loads `spec`: the spare runner if one waits, else a new process.
+    pub fn start(&self, spec: LoadSpec, on_event: OnRunnerEvent) -> RunnerHandle {
+        let runner = self.pool.take_spare().unwrap_or_else(|| self.pool.spawn());
+
+        let pool = Arc::downgrade(&self.pool);
+        let on_event: OnRunnerEvent = Box::new(move |event| {
+            // The next spare is started only after the load, because a new process would take the processor from the load.
+            let has_load_ended =
+                matches!(event, RunnerEvent::Loaded(_) | RunnerEvent::LoadFailed { .. } | RunnerEvent::Lost(_));
+            if has_load_ended && let Some(pool) = pool.upgrade() {
+                pool.start_spare_if_missing();
             }
-            notify(event);
+            on_event(event);
         });
-        runner.send(Command::Load { spec, notify });
+
+        runner.send(SupervisorCommand::Load { spec, on_event });
         runner
     }
 
     /// Ends the spare runner and waits until it is reaped.
     pub async fn shutdown(&self) {
-        if let Some(spare) = self.inner.take_spare() {
+        if let Some(spare) = self.pool.take_spare() {
             spare.stop();
             spare.commands.closed().await;
         }
     }
 }
 
-impl Inner {
-    fn spawn(&self) -> Runner {
+impl RunnerPool {
+    fn spawn(&self) -> RunnerHandle {
         let (commands, inbox) = mpsc::unbounded_channel();
         let ending = Arc::new(OnceLock::new());
         let supervisor = supervisor::run(self.settings.clone(), self.spawner.clone(), inbox, ending.clone());
         tokio::spawn(supervisor);
-        Runner { commands, ending, next_job: Arc::new(AtomicU64::new(1)) }
+
+        RunnerHandle { commands, ending, next_job: Arc::new(AtomicU64::new(1)) }
     }
 
-    fn take_spare(&self) -> Option<Runner> {
+    fn take_spare(&self) -> Option<RunnerHandle> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
-        spare.filter(|spare| !spare.commands.is_closed() && spare.ending.get().is_none())
+        spare.filter(RunnerHandle::is_alive)
     }
 
-    fn replenish(&self) {
+    fn start_spare_if_missing(&self) {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        let alive = spare.as_ref().is_some_and(|spare| !spare.commands.is_closed() && spare.ending.get().is_none());
-        if self.settings.spare && !alive {
+        let has_spare = spare.as_ref().is_some_and(RunnerHandle::is_alive);
+        if self.settings.spare && !has_spare {
             *spare = Some(self.spawn());
         }
     }
 }
 
-/// One child process. When its last handle is dropped it is asked to exit.
+/// A handle of one child process, which is asked to exit when its last handle is dropped.
 #[derive(Clone)]
-pub struct Runner {
-    commands: mpsc::UnboundedSender<Command>,
-    ending: Arc<OnceLock<Ending>>,
+pub struct RunnerHandle {
+    commands: mpsc::UnboundedSender<SupervisorCommand>,
+    ending: Arc<OnceLock<RunnerEnding>>,
     next_job: Arc<AtomicU64>,
 }
 
-impl Runner {
-    /// Begins `work` on `audio`, see [`Pcm::to_file`](crate::audio::Pcm): the runner reads it itself.
-    pub fn work(&self, work: Work, audio: (File, Span)) -> Job {
+impl RunnerHandle {
+    /// Begins `work` on `audio`, which the runner reads from the file itself, see [`Pcm::to_file`](crate::audio::Pcm).
+    pub fn work(&self, work: Work, audio: (File, Span)) -> RunnerJob {
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
         let (events, inbox) = mpsc::unbounded_channel();
         let request = request::id().map(|id| id.to_string());
-        self.send(Command::Work { id, work, audio, request, events });
-        Job { id, events: inbox, runner: self.clone(), finished: false }
+
+        self.send(SupervisorCommand::Work { id, work, audio, request, events });
+        RunnerJob { id, events: inbox, runner: self.clone(), finished: false }
     }
 
-    /// Asks it to exit; it is killed when it takes too long.
+    /// Asks the runner to exit. It is killed if it takes too long.
     pub fn stop(&self) {
-        self.send(Command::Stop);
+        self.send(SupervisorCommand::Stop);
     }
 
     pub fn kill(&self) {
-        self.send(Command::Kill);
+        self.send(SupervisorCommand::Kill);
     }
 
-    /// To a runner that is gone every command is already done.
-    fn send(&self, command: Command) {
+    fn is_alive(&self) -> bool {
+        !self.commands.is_closed() && self.ending.get().is_none()
+    }
+
+    fn send(&self, command: SupervisorCommand) {
+        // A runner that has ended needs no command: its jobs are ended too.
         let _ = self.commands.send(command);
     }
 }
@@ -218,23 +197,26 @@ pub enum JobEvent {
         kind: FailureKind,
         message: String,
     },
-    /// It took longer than [`Settings::busy_timeout`] and was cancelled.
+    /// The job took longer than [`RunnerSettings::busy_timeout`] and was cancelled.
     Overdue {
         after: Duration,
     },
 }
 
-/// Work in progress. Dropping it ends the work at the next token; the runner goes on.
-pub struct Job {
+/// A job in progress. Dropping it ends the job at the next token; the runner goes on.
+pub struct RunnerJob {
     id: JobId,
     events: mpsc::UnboundedReceiver<JobEvent>,
-    runner: Runner,
+    runner: RunnerHandle,
     finished: bool,
 }
 
-impl Job {
-    /// What happens next; after `Done`, `Failed` or `Overdue` nothing does.
-    pub async fn next(&mut self) -> Result<JobEvent, Ending> {
+impl RunnerJob {
+    /// The next event. `Done`, `Failed` and `Overdue` are last events.
+    ///
+    /// # Errors
+    /// If the runner has ended.
+    pub async fn next(&mut self) -> Result<JobEvent, RunnerEnding> {
         match self.events.recv().await {
             Some(event) => {
                 self.finished |=
@@ -243,16 +225,16 @@ impl Job {
             }
             None => {
                 self.finished = true;
-                Err(self.runner.ending.get().cloned().unwrap_or(Ending::Stopped))
+                Err(self.runner.ending.get().cloned().unwrap_or(RunnerEnding::Stopped))
             }
         }
     }
 }
 
-impl Drop for Job {
+impl Drop for RunnerJob {
     fn drop(&mut self) {
         if !self.finished {
-            self.runner.send(Command::Cancel { id: self.id });
+            self.runner.send(SupervisorCommand::Cancel { id: self.id });
         }
     }
 }

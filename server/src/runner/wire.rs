@@ -1,8 +1,8 @@
-//! What server and runner say to each other, over a socket pair that is the runner's standard input.
+//! The messages between server and runner, over a socket pair that is the runner's standard input.
 //!
-//! A frame is `u32` length (little endian, of what follows) and JSON. Audio does not travel: work comes with the open file
-//! in which it lies (in memory or on a disk, see `spool`), and the runner reads of it what it needs when it needs it, so
-//! that neither side holds hours of it.
+//! A frame is a length (`u32`, little endian, in bytes, of what follows) and JSON. The samples of the audio are not in
+//! frames: a job comes with the open file that holds them (in memory or on a disk, see `spool`), and the runner reads from
+//! it what it needs when it needs it, so that neither side holds hours of audio.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -22,33 +22,33 @@ use serde::{Deserialize, Serialize};
 use crate::audio::Span;
 use crate::job::{Outcome, Work};
 
-/// Both sides are the same binary, until somebody replaces it on disk under a running server.
+/// The version of the protocol. Both sides are the same binary, unless it was replaced on disk under a running server.
 pub const VERSION: u32 = 8;
 
-/// The longest frame, without its length. A segment is a few kB, a prompt as long as its request lets it be.
+/// Bytes of the longest frame, without its length. A segment is a few kB; a prompt may be as long as a request allows.
 pub const MAX_FRAME: usize = 4 << 20;
 
-const PREFIX: usize = 4;
+const LENGTH_BYTES: usize = 4;
 
-/// Files that one read may bring.
+/// Files that one read may receive.
 const MAX_FILES: usize = 8;
 
-/// Names one job on one runner.
+/// The number of a job on one runner.
 pub type JobId = u64;
 
-/// What to load, and how.
+/// The model to load, and how to load it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadSpec {
     pub model_dir: PathBuf,
     /// `cpu`, `cuda`, `cuda:1`; read by the engine.
     pub device: String,
-    /// Of the engine; `None` lets it choose.
+    /// Threads of the engine; `None`: as many as the machine has processors.
     pub threads: Option<usize>,
-    /// Rearrange the weights at load time: slower to load, faster to run.
+    /// Whether the weights are rearranged during the load, which then takes longer, and jobs are faster.
     pub prepack: bool,
-    /// Jobs that hold the model at the same time; more wait.
+    /// Jobs that use the model at the same time; more jobs wait.
     pub max_batch: usize,
-    /// Of the device, for each session; `None`: as much as there is.
+    /// Device memory for each session; `None`: as much as the device has.
     #[serde(default)]
     pub memory_limit_bytes: Option<u64>,
 }
@@ -57,18 +57,18 @@ pub struct LoadSpec {
 #[serde(rename_all = "snake_case")]
 pub enum ToRunner {
     Load(LoadSpec),
-    /// The file with its audio comes with it, see [`send`].
+    /// The open file with the audio is sent with this message, see [`send`].
     Work {
         id: JobId,
         work: Work,
         audio: Span,
-        /// The id of the request that this is for; for the log.
+        /// The id of the request, for the log.
         request: Option<String>,
     },
     Cancel {
         id: JobId,
     },
-    /// From now on only the log lines that this filter lets through.
+    /// The runner logs only the lines that this filter lets through.
     LogLevel {
         filter: String,
     },
@@ -81,15 +81,16 @@ pub enum FromRunner {
     Hello {
         version: u32,
         pid: u32,
-        /// Name and version of the inference library; `None`: it could not be loaded, the next load says why.
+        /// Name and version of the inference library; `None`: it could not be loaded, and the next load fails with the reason.
         runtime: Option<String>,
         libraries_seconds: f64,
     },
-    /// Work may begin.
+    /// Jobs may begin.
     Loaded {
         sessions_seconds: f64,
     },
-    /// All of it is loaded, counted from the same moment. A load may also still fail after [`Self::Loaded`].
+    /// The model is loaded completely; the time is counted from the same moment as that of [`Self::Loaded`]. Instead of this,
+    /// a [`Self::LoadFailed`] may follow.
     Settled {
         seconds: f64,
     },
@@ -106,14 +107,14 @@ pub enum FromRunner {
         done_seconds: f64,
         total_seconds: f64,
     },
-    /// The first token of a job is out.
+    /// The engine has decoded the first token of a job.
     FirstToken {
         id: JobId,
         timings: FirstToken,
     },
-    /// The engine is alive.
+    /// A sign of life of the engine.
     Beat,
-    /// Log lines that the runner could not write since it last said so.
+    /// Log lines that the runner could not write since the last such message.
     LogLinesDropped {
         count: u64,
     },
@@ -132,12 +133,12 @@ pub enum FromRunner {
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     Cancelled,
-    /// The request asks for what the model cannot do.
+    /// The model cannot do what the request wants.
     Invalid,
     Engine,
-    /// The device has too little memory for it.
+    /// The device has too little free memory.
     OutOfMemory,
-    /// The device computes no more for this runner: a fresh one may be luckier.
+    /// The device fails every further call of this process; a new runner may work.
     DeviceLost,
 }
 
@@ -149,39 +150,42 @@ pub enum WireError {
     Json(#[from] serde_json::Error),
 }
 
-/// A message of one direction.
-pub trait Message: Serialize + DeserializeOwned {
-    /// Its frame.
+/// The messages of one direction.
+pub trait WireMessage: Serialize + DeserializeOwned {
+    /// The frame of the message.
+    ///
+    /// # Errors
+    /// If the frame is longer than [`MAX_FRAME`].
     fn encode(&self) -> Result<Bytes, WireError> {
         let json = serde_json::to_vec(self)?;
         let length = u32::try_from(json.len()).ok().filter(|_| json.len() <= MAX_FRAME);
-        let mut frame = BytesMut::with_capacity(PREFIX + json.len());
+        let mut frame = BytesMut::with_capacity(LENGTH_BYTES + json.len());
         frame.put_u32_le(length.ok_or(WireError::TooLong(json.len()))?);
         frame.put_slice(&json);
         Ok(frame.freeze())
     }
 }
 
-impl Message for ToRunner {}
+impl WireMessage for ToRunner {}
 
-impl Message for FromRunner {}
+impl WireMessage for FromRunner {}
 
-/// Sends the beginning of `bytes`, and an open file with it; how many bytes that were. The file comes once, with the first.
+/// Sends the beginning of `bytes` and returns its length in bytes. The open file is sent with the first byte.
 pub fn send(socket: impl AsFd, bytes: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut beside = SendAncillaryBuffer::new(&mut space);
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if let Some(file) = &file {
-        beside.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(file)));
+        ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(file)));
     }
-    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut beside, SendFlags::NOSIGNAL)?)
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
-/// Waits for some bytes, and for the files that were sent with them; how many bytes, 0 at the end.
+/// Waits for bytes and for the files that were sent with them. Returns the number of bytes; 0: the other side has ended.
 pub fn receive(socket: impl AsFd, into: &mut [u8], files: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-    let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(socket, &mut [IoSliceMut::new(into)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
-    for message in beside.drain() {
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(into)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(sent) = message {
             files.extend(sent);
         }
@@ -192,32 +196,37 @@ pub fn receive(socket: impl AsFd, into: &mut [u8], files: &mut VecDeque<OwnedFd>
     Ok(received.bytes)
 }
 
-/// Turns bytes as they come into messages. After an error the stream has no meaning any more.
+/// Decodes messages from the bytes of a stream. After an error the rest of the stream cannot be decoded.
 #[derive(Debug, Default)]
-pub struct Decoder {
+pub struct FrameDecoder {
     buffer: BytesMut,
 }
 
-impl Decoder {
-    /// Where to put more bytes.
+impl FrameDecoder {
+    /// The buffer to which received bytes are appended.
     pub fn buffer(&mut self) -> &mut BytesMut {
         self.buffer.reserve(16 << 10);
         &mut self.buffer
     }
 
-    /// The next whole message, if its last byte is here.
-    pub fn message<M: Message>(&mut self) -> Result<Option<M>, WireError> {
-        let Some((mut prefix, _)) = self.buffer.split_at_checked(PREFIX) else { return Ok(None) };
+    /// The next message; `None`: more bytes are needed.
+    ///
+    /// # Errors
+    /// If the frame is too long or is not the JSON of a message.
+    pub fn message<M: WireMessage>(&mut self) -> Result<Option<M>, WireError> {
+        let Some((mut prefix, _)) = self.buffer.split_at_checked(LENGTH_BYTES) else { return Ok(None) };
         let length = prefix.get_u32_le() as usize;
         if length > MAX_FRAME {
             return Err(WireError::TooLong(length));
         }
-        if self.buffer.len() < PREFIX + length {
-            self.buffer.reserve(PREFIX + length - self.buffer.len());
+
+        if self.buffer.len() < LENGTH_BYTES + length {
+            self.buffer.reserve(LENGTH_BYTES + length - self.buffer.len());
             return Ok(None);
         }
-        let frame = self.buffer.split_to(PREFIX + length);
-        Ok(Some(serde_json::from_slice(&frame[PREFIX..])?))
+
+        let frame = self.buffer.split_to(LENGTH_BYTES + length);
+        Ok(Some(serde_json::from_slice(&frame[LENGTH_BYTES..])?))
     }
 }
 
@@ -315,10 +324,11 @@ mod tests {
         ]
     }
 
-    /// Feeds `bytes` in pieces as a socket may deliver them.
-    fn decode_in_pieces<M: Message>(bytes: &[u8], piece: usize) -> Result<Vec<M>, WireError> {
-        let mut decoder = Decoder::default();
+    /// Decodes `bytes` in pieces, as a socket may deliver them.
+    fn decode_in_pieces<M: WireMessage>(bytes: &[u8], piece: usize) -> Result<Vec<M>, WireError> {
+        let mut decoder = FrameDecoder::default();
         let mut messages = Vec::new();
+
         for piece in bytes.chunks(piece) {
             decoder.buffer().extend_from_slice(piece);
             while let Some(message) = decoder.message()? {
@@ -328,7 +338,7 @@ mod tests {
         Ok(messages)
     }
 
-    fn encode_all<M: Message>(messages: &[M]) -> Vec<u8> {
+    fn encode_all<M: WireMessage>(messages: &[M]) -> Vec<u8> {
         messages.iter().flat_map(|message| message.encode().unwrap()).collect()
     }
 
@@ -395,12 +405,12 @@ mod tests {
 
     #[test]
     fn a_frame_is_bounded_on_both_ends() {
-        let of = |length| FromRunner::LoadFailed { kind: FailureKind::Engine, message: "x".repeat(length) };
-        assert!(matches!(of(MAX_FRAME).encode(), Err(WireError::TooLong(_))));
-        assert!(of(MAX_FRAME - 100).encode().is_ok());
-        let mut decoder = Decoder::default();
+        let message = |length| FromRunner::LoadFailed { kind: FailureKind::Engine, message: "x".repeat(length) };
+        assert!(matches!(message(MAX_FRAME).encode(), Err(WireError::TooLong(_))));
+        assert!(message(MAX_FRAME - 100).encode().is_ok());
+        let mut decoder = FrameDecoder::default();
         decoder.buffer().extend_from_slice(&u32::MAX.to_le_bytes());
         assert!(matches!(decoder.message::<FromRunner>(), Err(WireError::TooLong(_))));
-        assert!(decoder.buffer.capacity() < 1 << 20, "nothing is allocated on the word of a length");
+        assert!(decoder.buffer.capacity() < 1 << 20, "a length alone allocates nothing");
     }
 }

@@ -1,11 +1,11 @@
-//! Clients that close their sending side behind a whole request, and clients that are gone.
+//! Tells clients that close their sending side after a complete request from clients that are gone.
 //!
-//! Both look alike at first: the connection has no more to be read. Only a client that still listens may have its answer,
-//! and the work for one that is gone should end soon. So while a whole request waits for its answer, the connection is
-//! looked at, and one that is closed on its other side is sent `100 Continue`, which every client skips (RFC 9110, 15.2):
-//! where the other end has closed the connection, its system answers with a reset.
+//! Both look alike at first: nothing more can be read from the connection. A client that still reads must get its answer,
+//! and the work for a client that is gone should end soon. So while a complete request waits for its answer, the state of the
+//! connection is polled. If the other side is closed, `100 Continue` is sent, which every client skips (RFC 9110, 15.2): if
+//! the other end has closed the connection altogether, its system answers with a reset.
 //!
-//! hyper by itself either takes every such client for gone or never looks.
+//! hyper by itself either treats every such client as gone or never checks.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
@@ -25,86 +25,90 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-/// Between two looks at a connection whose request waits for its answer.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Between two checks of a connection whose request waits for its answer.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Most answers are there by then, and their clients never see the interim response.
+/// How long a closed side is waited for before the interim response is sent. Most answers come earlier, so that their clients
+/// never see it.
 const PROBE_AFTER: Duration = Duration::from_secs(1);
 
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What one read takes at most.
+/// The most bytes of one read.
 const READ_BYTES: usize = 64 << 10;
 
-/// How far the one request of a connection has come.
+/// How far the current request of a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// There is none.
+enum ExchangePhase {
+    /// There is no request.
     Idle,
-    /// Its body is not whole.
-    Receiving(Client),
-    /// It is whole, and nothing of the answer is sent.
-    Waiting(Client),
-    /// The head of the answer is on its way.
+    /// The body of the request is not complete.
+    Receiving(InterimResponses),
+    /// The request is complete, and nothing of the answer is sent.
+    Waiting(InterimResponses),
+    /// The head of the answer is being sent.
     Answering,
 }
 
-/// Whether the client of a request knows interim responses.
+/// Whether the client of a request understands interim responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Client {
-    /// HTTP/1.0: where it is gone, keep-alive probes of TCP find that out, after a minute or two.
-    Old,
-    Current,
+enum InterimResponses {
+    /// HTTP/1.0. If such a client is gone, the keep-alive probes of TCP find that out, after a minute or two.
+    Unknown,
+    Understood,
 }
 
-/// What the service of a connection tells the watch over it.
+/// The phase of a connection's request, written by the service of the connection and read by [`client_gone`].
 #[derive(Clone, Debug)]
-pub(super) struct Exchange {
-    phase: Arc<watch::Sender<Phase>>,
+pub(super) struct ExchangeState {
+    phase: Arc<watch::Sender<ExchangePhase>>,
 }
 
-impl Exchange {
+impl ExchangeState {
     pub(super) fn new() -> Self {
-        Self { phase: Arc::new(watch::Sender::new(Phase::Idle)) }
+        Self { phase: Arc::new(watch::Sender::new(ExchangePhase::Idle)) }
     }
 
-    fn set(&self, phase: Phase) {
+    fn set(&self, phase: ExchangePhase) {
         self.phase.send_replace(phase);
     }
 
-    /// A request begins; the body is to be read in place of the given one.
-    pub(super) fn begin(&self, version: Version, body: Incoming) -> (RequestBody, InFlight) {
-        let client = if version < Version::HTTP_11 { Client::Old } else { Client::Current };
-        self.set(if body.is_end_stream() { Phase::Waiting(client) } else { Phase::Receiving(client) });
-        (RequestBody { body, exchange: self.clone() }, InFlight { exchange: self.clone() })
+    /// Begins a request. The returned body must be read in place of the given one.
+    pub(super) fn begin(&self, version: Version, body: Incoming) -> (RequestBody, InFlightRequest) {
+        let interim = if version < Version::HTTP_11 { InterimResponses::Unknown } else { InterimResponses::Understood };
+        let phase =
+            if body.is_end_stream() { ExchangePhase::Waiting(interim) } else { ExchangePhase::Receiving(interim) };
+        self.set(phase);
+
+        (RequestBody { body, state: self.clone() }, InFlightRequest { state: self.clone() })
     }
 }
 
-/// Its drop is the end of the request.
+/// A request that is being answered, until it is dropped.
 #[derive(Debug)]
-pub(super) struct InFlight {
-    exchange: Exchange,
+pub(super) struct InFlightRequest {
+    state: ExchangeState,
 }
 
-impl InFlight {
-    /// The head of the answer is there; the request ends with the body.
+impl InFlightRequest {
+    /// Puts the request into its answer, whose body then ends it.
     pub(super) fn answer(self, response: Result<Response, Infallible>) -> Result<Response, Infallible> {
-        self.exchange.set(Phase::Answering);
+        self.state.set(ExchangePhase::Answering);
         response.map(|response| response.map(|body| Body::new(HoldingBody::new(body, self))))
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlightRequest {
     fn drop(&mut self) {
-        self.exchange.set(Phase::Idle);
+        self.state.set(ExchangePhase::Idle);
     }
 }
 
-/// The body of a request, which says when it is whole.
+/// The body of a request, which records when it is complete.
 #[derive(Debug)]
 pub(super) struct RequestBody {
     body: Incoming,
-    exchange: Exchange,
+    state: ExchangeState,
 }
 
 impl HttpBody for RequestBody {
@@ -116,12 +120,13 @@ impl HttpBody for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        if matches!(polled, Poll::Ready(None))
-            || matches!(polled, Poll::Ready(Some(Ok(_)))) && self.body.is_end_stream()
-        {
-            self.exchange.phase.send_if_modified(|phase| {
-                let Phase::Receiving(client) = *phase else { return false };
-                *phase = Phase::Waiting(client);
+
+        let is_complete = matches!(polled, Poll::Ready(None))
+            || matches!(polled, Poll::Ready(Some(Ok(_)))) && self.body.is_end_stream();
+        if is_complete {
+            self.state.phase.send_if_modified(|phase| {
+                let ExchangePhase::Receiving(interim) = *phase else { return false };
+                *phase = ExchangePhase::Waiting(interim);
                 true
             });
         }
@@ -137,38 +142,41 @@ impl HttpBody for RequestBody {
     }
 }
 
-/// Ends when the client of a request that waits for its answer is gone. Must be polled by the task that serves the
+/// Returns when the client of a request that waits for its answer is gone. Must be polled by the task that serves the
 /// connection, so that nothing else is written at the same time.
 ///
-/// `may_probe`: whether bytes of HTTP can be written to the socket as it is. Over TLS they cannot; there a client that
-/// closes its sending side is taken for gone, as its library takes the connection for closed.
-pub(super) async fn client_gone(socket: &TcpStream, exchange: &Exchange, may_probe: bool) {
-    let mut phases = exchange.phase.subscribe();
+/// `may_probe`: whether HTTP can be written to the socket as plain text. Over TLS it cannot: there, a client that closes its
+/// sending side counts as gone, as TLS libraries treat the connection as closed.
+pub(super) async fn client_gone(socket: &TcpStream, state: &ExchangeState, may_probe: bool) {
+    let mut phases = state.phase.subscribe();
     loop {
-        let waits = |phase: &Phase| matches!(phase, Phase::Waiting(_) | Phase::Answering);
+        let waits = |phase: &ExchangePhase| matches!(phase, ExchangePhase::Waiting(_) | ExchangePhase::Answering);
         if phases.wait_for(waits).await.is_err() {
-            // The service is gone, and so is the connection.
+            // The service has ended, and so has the connection.
             return std::future::pending().await;
         }
+
         let mut closed_since = None;
         let mut is_probed = false;
         while waits(&phases.borrow_and_update()) {
             tokio::select! {
-                () = sleep(LOOK_EVERY) => {}
+                () = sleep(POLL_INTERVAL) => {}
                 _ = phases.changed() => continue,
             }
-            match look(socket) {
-                Look::Listens => closed_since = None,
-                Look::Gone => return,
-                Look::SendsNoMore if !may_probe => return,
-                Look::SendsNoMore => {
+
+            match poll_client(socket) {
+                ClientState::Reading => closed_since = None,
+                ClientState::Gone => return,
+                ClientState::SendingClosed if !may_probe => return,
+                ClientState::SendingClosed => {
                     let since = *closed_since.get_or_insert_with(Instant::now);
-                    let is_due = *phases.borrow() == Phase::Waiting(Client::Current) && since.elapsed() >= PROBE_AFTER;
+                    let is_due = *phases.borrow() == ExchangePhase::Waiting(InterimResponses::Understood)
+                        && since.elapsed() >= PROBE_AFTER;
                     if is_due && !is_probed {
                         match socket.try_write(PROBE) {
                             Ok(written) if written == PROBE.len() => is_probed = true,
                             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                            // A part of a response would spoil the next one.
+                            // A partial interim response would corrupt the answer.
                             Ok(_) | Err(_) => return,
                         }
                     }
@@ -178,32 +186,33 @@ pub(super) async fn client_gone(socket: &TcpStream, exchange: &Exchange, may_pro
     }
 }
 
-/// What is seen of a client.
-enum Look {
-    Listens,
-    /// Its side is closed for sending, or altogether.
-    SendsNoMore,
+/// The state of a client, as the connection shows it.
+enum ClientState {
+    Reading,
+    /// The client has closed its sending side, or the whole connection.
+    SendingClosed,
     Gone,
 }
 
-fn look(socket: &TcpStream) -> Look {
+fn poll_client(socket: &TcpStream) -> ClientState {
     let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // What cannot be looked at now is looked at the next time.
+    // If the poll fails, the next one decides.
     if !poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0) {
-        return Look::Listens;
+        return ClientState::Reading;
     }
+
     let found = polled[0].revents();
     if found.intersects(PollFlags::ERR | PollFlags::HUP) {
-        Look::Gone
+        ClientState::Gone
     } else if found.contains(PollFlags::RDHUP) {
-        Look::SendsNoMore
+        ClientState::SendingClosed
     } else {
-        Look::Listens
+        ClientState::Reading
     }
 }
 
-/// A connection that is read and written by one and looked at by another.
+/// A connection that hyper reads and writes while [`client_gone`] polls its state.
 #[derive(Clone, Debug)]
 pub(super) struct SharedStream(Arc<TcpStream>);
 

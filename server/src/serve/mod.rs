@@ -1,4 +1,5 @@
-//! Connections: HTTP/1.1 with keep-alive, over TLS if wanted, an end that lets running requests finish, and a record of each request.
+//! Serves connections: HTTP/1.1 with keep-alive, over TLS if configured. A shutdown lets running requests finish. Each request
+//! is recorded in the log, in the metrics and as a trace.
 
 mod half_close;
 mod record;
@@ -9,7 +10,6 @@ pub mod trace;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -33,11 +33,13 @@ use hush_listener::{
     RequestPhase, Route, Shape,
 };
 
-use half_close::{Exchange, SharedStream, client_gone};
+pub use hush_listener::ConnectionPeer as Peer;
+
+use half_close::{ExchangeState, SharedStream, client_gone};
 pub use record::{Recorder, record};
 pub use tls::Tls;
 
-/// Out of file descriptors, most likely: connections that end give some back.
+/// The pause after a failed accept. Most likely the process has no free file descriptor, and a connection that ends frees one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Below the 60 s after which common proxies drop a silent connection.
@@ -47,25 +49,19 @@ const KEEPALIVE_PROBES: u32 = 5;
 
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Longest wait for the head of a request, from the start of the connection or the end of the last answer. Long,
-    /// because a client that reuses a connection at the moment of its end sees an error.
+    /// The longest wait for the head of a request, from the start of the connection or the end of the last answer. It is long
+    /// because a client that reuses a connection just when it is closed gets an error.
     pub head_timeout: Duration,
-    /// Longest wait for the rest of a head that has begun.
+    /// The longest wait for the rest of a head that has begun.
     pub head_patience: Duration,
     /// Connections that are open at the same time.
     pub max_connections: usize,
-    /// How errors look that no handler writes.
+    /// Writes the body of an error that no handler writes.
     pub shape: Shape,
     /// How long running requests may go on once the shutdown has begun.
     pub drain_deadline: Duration,
     /// `None`: plain HTTP.
     pub tls: Option<Tls>,
-}
-
-/// Who is at the other end of the connection; an extension of each request.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    pub address: SocketAddr,
 }
 
 impl Default for ServeOptions {
@@ -86,13 +82,14 @@ fn bare_shape(refusal: &Refusal<'_>) -> String {
     serde_json::json!({ "detail": refusal.message }).to_string()
 }
 
-/// Serves until `shutdown` is cancelled, then accepts nothing more, lets running requests finish until the deadline
-/// and cuts off the rest. Dropping the future cuts off everything at once.
+/// Serves until `shutdown` is cancelled. Then no connection is accepted, running requests may finish until the deadline, and
+/// the rest are cut off. Dropping the future cuts off all connections at once.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken, options: ServeOptions) {
     let connections = TaskTracker::new();
     let cut_off = CancellationToken::new();
     let _cut_off_on_drop = cut_off.clone().drop_guard();
     let limit = ConnectionLimit::new(options.max_connections);
+
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -100,7 +97,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
-            Err(error) if is_of_one_connection(&error) => continue,
+            Err(error) if concerns_one_connection(&error) => continue,
             Err(error) => {
                 tracing::error!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -112,18 +109,25 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             Admission::Overflow(place) => (place, Route::ProbesOnly),
             Admission::Closed => continue,
         };
-        let (router, shutdown, cut_off) = (router.clone(), shutdown.clone(), cut_off.clone());
-        let (terms, tls) = (Terms::new(&options, route, place.phase.clone()), options.tls.clone());
-        let (peer, exchange) = (Peer { address }, Exchange::new());
-        let service = ConnectionService { peer, exchange, router: TowerToHyperService::new(router) };
+
+        let connection_options = ConnectionOptions::new(&options, route, place.phase.clone());
+        let tls = options.tls.clone();
+        let service = ConnectionService {
+            peer: Peer { address },
+            state: ExchangeState::new(),
+            router: TowerToHyperService::new(router.clone()),
+        };
+        let shutdown = shutdown.clone();
+        let cut_off = cut_off.clone();
         connections.spawn(async move {
             tokio::select! {
                 () = place.phase.evicted() => {}
-                () = connection(stream, tls, service, shutdown, terms) => {}
+                () = serve_connection(stream, tls, service, shutdown, connection_options) => {}
                 () = cut_off.cancelled() => {}
             }
         });
     }
+
     drop(listener);
     connections.close();
     if tokio::time::timeout(options.drain_deadline, connections.wait()).await.is_err() {
@@ -133,8 +137,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     }
 }
 
-/// What a connection is given.
-struct Terms {
+/// The timeouts and limits of one connection.
+struct ConnectionOptions {
     head_timeout: Duration,
     head_patience: Duration,
     shape: Shape,
@@ -142,65 +146,70 @@ struct Terms {
     phase: RequestPhase,
 }
 
-impl Terms {
+impl ConnectionOptions {
     fn new(options: &ServeOptions, route: Route, phase: RequestPhase) -> Self {
         let ServeOptions { head_timeout, head_patience, shape, .. } = *options;
-        let most = match route {
+        let longest = match route {
             Route::Everything => Duration::MAX,
             Route::ProbesOnly => OVERFLOW_PATIENCE,
         };
-        let (head_timeout, head_patience) = (head_timeout.min(most), head_patience.min(most));
-        Self { head_timeout, head_patience, shape, route, phase }
+
+        Self { head_timeout: head_timeout.min(longest), head_patience: head_patience.min(longest), shape, route, phase }
     }
 }
 
-async fn connection(
+async fn serve_connection(
     stream: TcpStream,
     tls: Option<Tls>,
     service: ConnectionService,
     shutdown: CancellationToken,
-    terms: Terms,
+    options: ConnectionOptions,
 ) {
     let address = service.peer.address;
-    if let Err(error) = set_options(&stream) {
+    if let Err(error) = set_socket_options(&stream) {
         tracing::debug!(%error, "socket options");
     }
+
     let stream = SharedStream::new(stream);
-    let (shared, exchange) = (stream.clone(), service.exchange.clone());
+    let shared = stream.clone();
+    let state = service.state.clone();
     let serving = async {
-        let Some(tls) = tls.as_ref() else { return http(stream, service, shutdown, terms).await };
+        let Some(tls) = tls.as_ref() else { return serve_http(stream, service, shutdown, options).await };
+
         let accepted = tokio::select! {
             accepted = tls.accept(stream) => accepted,
             () = shutdown.cancelled() => return,
         };
         match accepted {
-            Ok(stream) => http(stream, service, shutdown, terms).await,
+            Ok(stream) => serve_http(stream, service, shutdown, options).await,
             Err(error) => tracing::debug!(%error, peer = %service.peer.address, "a TLS handshake failed"),
         }
     };
+
     tokio::select! {
         () = serving => {}
-        () = client_gone(shared.socket(), &exchange, tls.is_none()) => {
+        () = client_gone(shared.socket(), &state, tls.is_none()) => {
             tracing::debug!(peer = %address, "the client is gone");
         }
     }
 }
 
-async fn http<S>(stream: S, service: ConnectionService, shutdown: CancellationToken, terms: Terms)
+async fn serve_http<S>(stream: S, service: ConnectionService, shutdown: CancellationToken, options: ConnectionOptions)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Terms { head_timeout, head_patience, shape, route, phase } = terms;
+    let ConnectionOptions { head_timeout, head_patience, shape, route, phase } = options;
     let stream = GuardedIo::new(stream, phase.clone(), shape, head_patience);
     let service = GuardedService::new(service, shape, route, phase);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
         .max_buf_size(HEAD_LIMIT_BYTES)
-        // Whether a client is gone is found out by `client_gone`.
+        // `client_gone` finds out whether the client is gone.
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
@@ -213,10 +222,10 @@ where
     }
 }
 
-/// The router for one connection: it is told who asks, and tells how far the request has come.
+/// The router for one connection. It gives each request the address of its client, and records how far the request has come.
 struct ConnectionService {
     peer: Peer,
-    exchange: Exchange,
+    state: ExchangeState,
     router: TowerToHyperService<Router>,
 }
 
@@ -228,15 +237,16 @@ impl Service<Request<Incoming>> for ConnectionService {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (mut head, body) = request.into_parts();
         head.extensions.insert(self.peer);
-        let (body, in_flight) = self.exchange.begin(head.version, body);
+        let (body, in_flight) = self.state.begin(head.version, body);
+
         let answer = self.router.call(Request::from_parts(head, body));
         Box::pin(answer.map(|response| in_flight.answer(response)))
     }
 }
 
-/// An answer may take an hour, and nothing is sent meanwhile: keep-alive probes show who has vanished without a word,
-/// and keep NAT and load balancers from forgetting the connection.
-fn set_options(stream: &TcpStream) -> io::Result<()> {
+/// An answer may take an hour, in which nothing is sent. TCP keep-alive probes find clients that have vanished without closing
+/// the connection, and keep NAT and load balancers from dropping it.
+fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
@@ -245,7 +255,8 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-fn is_of_one_connection(error: &io::Error) -> bool {
+/// Whether only the connection that was to be accepted has failed.
+fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }

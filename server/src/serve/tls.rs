@@ -1,4 +1,4 @@
-//! TLS on a listener: a certificate and a key from files, read again when they rotate.
+//! TLS on a listener: a certificate and a key from files, which are read again when they change.
 
 use std::fmt;
 use std::io;
@@ -16,10 +16,10 @@ use tokio_rustls::server::TlsStream;
 use super::half_close::SharedStream;
 use crate::watch::{WatchError, Watched};
 
-/// Whoever opens a connection and says nothing must not keep it.
+/// A client that opens a connection and sends nothing must not keep it open.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections that are open keep the certificate that they began with.
+/// The certificate and the key of a listener. An open connection keeps those with which it began.
 #[derive(Clone)]
 pub struct Tls {
     config: Watched<ServerConfig>,
@@ -32,10 +32,14 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// `certificate`: PEM, the server's own first, then the chain; `key`: PEM. Must be called inside a tokio runtime.
+    /// `certificate`: PEM, with the certificate of the server first and the chain after it; `key`: PEM. Must be called inside a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the files are no certificate and its key.
     pub fn from_files(certificate: PathBuf, key: PathBuf) -> Result<Self, WatchError> {
         let config = Watched::start(vec![certificate, key], |contents| match contents {
-            [certificate, key] => config(certificate, key),
+            [certificate, key] => server_config(certificate, key),
             _ => Err("a certificate and a key are needed".to_owned()),
         })?;
         Ok(Self { config })
@@ -47,19 +51,21 @@ impl Tls {
     }
 }
 
-fn config(certificate: &[u8], key: &[u8]) -> Result<ServerConfig, String> {
+fn server_config(certificate: &[u8], key: &[u8]) -> Result<ServerConfig, String> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
         .collect::<Result<_, _>>()
         .map_err(|error| format!("the certificate is no PEM: {error}"))?;
     if chain.is_empty() {
         return Err("the first file holds no certificate".to_owned());
     }
+
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("the second file holds no key: {error}"))?;
+
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_no_client_auth()
-        // Also checks that the key is the certificate's.
+        // Also checks that the key belongs to the certificate.
         .with_single_cert(chain, key)
         .map_err(|error| error.to_string())?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -1,4 +1,4 @@
-//! A page and its files, ready to send: compressed once, cached by browsers for as long as they do not change.
+//! A page with its files: compressed once, and cached by browsers until they change.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,57 +13,55 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
-use crate::api::detail;
-
-/// In the page: the version of its files.
+/// The placeholder in the page for the version of its files.
 const VERSION_MARK: &str = "{version}";
-/// A stale version is asked for by a page that is about to be reloaded; nothing else.
-const FOR_EVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
-const ASK_FIRST: HeaderValue = HeaderValue::from_static("no-cache");
+/// A page asks for an old version only just before it is reloaded.
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// A file as it is in the repository.
-pub struct Source {
+pub struct PageFile {
     pub name: &'static str,
     pub content_type: &'static str,
-    pub content: Content,
+    pub content: PageContent,
 }
 
-pub enum Content {
+pub enum PageContent {
     Plain(&'static [u8]),
-    /// Compressed already, because it is large.
+    /// A large file is compressed in the repository.
     Gzip(&'static [u8]),
 }
 
-struct File {
+struct PreparedFile {
     content_type: &'static str,
     content: Bytes,
     gzip: bool,
 }
 
-/// One page, and the files that it loads from `.../{version}/{name}`.
-pub struct Bundle {
-    /// Changes when any byte of any file does.
+/// A page, and the files that it loads from `.../{version}/{name}`.
+pub struct PageBundle {
+    /// Changes when any byte of any file changes.
     version: String,
-    html: File,
-    files: BTreeMap<&'static str, File>,
+    html: PreparedFile,
+    files: BTreeMap<&'static str, PreparedFile>,
     policy: HeaderValue,
 }
 
-impl Bundle {
-    /// `policy`: the Content-Security-Policy of the page.
-    pub fn new(html: &str, sources: &[Source], policy: &'static str) -> Self {
+impl PageBundle {
+    /// `policy`: the PageContent-Security-Policy of the page.
+    pub fn new(html: &str, sources: &[PageFile], policy: &'static str) -> Self {
         let mut digest = Sha256::new();
         digest.update(html);
         let mut files = BTreeMap::new();
-        for Source { name, content_type, content } in sources {
-            let (Content::Plain(bytes) | Content::Gzip(bytes)) = content;
+        for PageFile { name, content_type, content } in sources {
+            let (PageContent::Plain(bytes) | PageContent::Gzip(bytes)) = content;
             digest.update(name);
             digest.update(bytes);
             let (content, gzip) = match content {
-                Content::Plain(bytes) => compressed(bytes),
-                Content::Gzip(bytes) => (Bytes::from_static(bytes), true),
+                PageContent::Plain(bytes) => compressed(bytes),
+                PageContent::Gzip(bytes) => (Bytes::from_static(bytes), true),
             };
-            files.insert(*name, File { content_type, content, gzip });
+            files.insert(*name, PreparedFile { content_type, content, gzip });
         }
         let mut version = String::with_capacity(16);
         for byte in &digest.finalize()[..8] {
@@ -71,11 +69,11 @@ impl Bundle {
             let _ = write!(version, "{byte:02x}");
         }
         let (content, gzip) = compressed(html.replace(VERSION_MARK, &version).as_bytes());
-        let html = File { content_type: "text/html; charset=utf-8", content, gzip };
+        let html = PreparedFile { content_type: "text/html; charset=utf-8", content, gzip };
         Self { version, html, files, policy: HeaderValue::from_static(policy) }
     }
 
-    /// The page: the browser asks each time whether it has changed.
+    /// Answers with the page. Browsers revalidate it each time.
     pub fn page(&self, headers: &HeaderMap) -> Response {
         let tag = format!("\"{}\"", self.version);
         let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
@@ -84,32 +82,40 @@ impl Bundle {
         } else {
             body(headers, self.html.content_type, &self.html.content, self.html.gzip)
         };
+
         let answer = response.headers_mut();
-        answer.insert(header::CACHE_CONTROL, ASK_FIRST);
+        answer.insert(header::CACHE_CONTROL, REVALIDATE);
         if let Ok(tag) = HeaderValue::try_from(tag) {
             answer.insert(header::ETAG, tag);
         }
         answer.insert(header::CONTENT_SECURITY_POLICY, self.policy.clone());
         answer.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         let others = HeaderValue::from_static("camera=(), geolocation=(), microphone=(self)");
+
         answer.insert(header::HeaderName::from_static("permissions-policy"), others);
         let isolated = HeaderValue::from_static("same-origin");
         answer.insert(header::HeaderName::from_static("cross-origin-opener-policy"), isolated);
         response
     }
 
-    /// One of its files: never changes under its address.
+    /// Answers with a file, whose content never changes under its URL.
     pub fn file(&self, headers: &HeaderMap, version: &str, name: &str) -> Response {
         let Some(file) = self.files.get(name).filter(|_| version == self.version) else {
-            return detail(StatusCode::NOT_FOUND, "Not Found");
+            return not_found();
         };
         let mut response = body(headers, file.content_type, &file.content, file.gzip);
-        response.headers_mut().insert(header::CACHE_CONTROL, FOR_EVER);
+        response.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
         response
     }
 }
 
-/// An answer that is compressed where the client takes that.
+/// The 404 of the public listener, as FastAPI writes it.
+fn not_found() -> Response {
+    const BODY: &str = r#"{"detail":"Not Found"}"#;
+    (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, "application/json")], BODY).into_response()
+}
+
+/// Answers with content, compressed where the client accepts that.
 fn body(headers: &HeaderMap, content_type: &'static str, content: &Bytes, gzip: bool) -> Response {
     let takes_gzip = takes_gzip(headers);
     let content = match gzip && !takes_gzip {
@@ -123,6 +129,7 @@ fn body(headers: &HeaderMap, content_type: &'static str, content: &Bytes, gzip: 
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();
         }
     };
+
     let mut response = content.into_response();
     let answer = response.headers_mut();
     answer.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -134,7 +141,7 @@ fn body(headers: &HeaderMap, content_type: &'static str, content: &Bytes, gzip: 
     response
 }
 
-/// Compressed, where that makes it smaller.
+/// Compresses the bytes, where that makes them smaller. The `bool` says whether the result is compressed.
 fn compressed(bytes: &[u8]) -> (Bytes, bool) {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     let packed = encoder.write_all(bytes).and_then(|()| encoder.finish());
@@ -164,7 +171,7 @@ fn weak_equal(known: &str, tag: &str) -> bool {
     known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag
 }
 
-/// `text` with what HTML gives a meaning written as itself.
+/// Escapes the characters that have a meaning in HTML.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(['&', '<', '>', '"']) {
         return Cow::Borrowed(text);
@@ -180,10 +187,10 @@ mod tests {
 
     const LONG: &[u8] = &[b'a'; 1000];
 
-    fn bundle() -> Bundle {
-        let source = |name, content| Source { name, content_type: "text/plain", content };
-        let sources = [source("long.txt", Content::Plain(LONG)), source("short.txt", Content::Plain(b"a"))];
-        Bundle::new("<p>{version}</p>", &sources, "default-src 'none'")
+    fn bundle() -> PageBundle {
+        let source = |name, content| PageFile { name, content_type: "text/plain", content };
+        let sources = [source("long.txt", PageContent::Plain(LONG)), source("short.txt", PageContent::Plain(b"a"))];
+        PageBundle::new("<p>{version}</p>", &sources, "default-src 'none'")
     }
 
     fn asking(name: header::HeaderName, value: &str) -> HeaderMap {
@@ -195,16 +202,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_are_compressed_for_whom_it_suits() {
+    async fn files_are_compressed_where_the_client_accepts_it() {
         let bundle = bundle();
         for (accepted, gzip) in [("gzip, br", true), ("br, GZIP;q=0.5", true), ("gzip;q=0", false), ("br", false)] {
             let headers = asking(header::ACCEPT_ENCODING, accepted);
             let response = bundle.file(&headers, &bundle.version, "long.txt");
+
             assert_eq!(response.headers().contains_key(header::CONTENT_ENCODING), gzip, "{accepted}");
             let got = content(response).await;
             let got = if gzip { decompressed(&got).unwrap() } else { got };
             assert_eq!(got, LONG, "{accepted}");
-            // One byte would grow.
+            // Compression would make a file of one byte larger.
             let response = bundle.file(&headers, &bundle.version, "short.txt");
             assert!(!response.headers().contains_key(header::CONTENT_ENCODING));
             assert_eq!(content(response).await, b"a");
@@ -212,13 +220,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_page_that_is_known_is_not_sent_again() {
+    async fn a_page_that_the_client_has_is_not_sent_again() {
         let bundle = bundle();
+
         let first = bundle.page(&HeaderMap::new());
         assert_eq!(first.status(), StatusCode::OK);
         let tag = first.headers()[header::ETAG].to_str().unwrap().to_owned();
         let page = String::from_utf8(content(first).await).unwrap();
         assert_eq!(page, format!("<p>{}</p>", bundle.version));
+
         for known in [tag.clone(), format!("W/{tag}"), format!("\"x\", {tag}"), "*".to_owned()] {
             let again = bundle.page(&asking(header::IF_NONE_MATCH, &known));
             assert_eq!(again.status(), StatusCode::NOT_MODIFIED, "{known}");
@@ -228,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_and_names_are_not_there() {
+    fn unknown_versions_and_names_are_not_found() {
         let bundle = bundle();
         let status = |version: &str, name| bundle.file(&HeaderMap::new(), version, name).status();
         assert_eq!(status(&bundle.version, "long.txt"), StatusCode::OK);

@@ -1,5 +1,5 @@
-//! `/docs`: the OpenAPI document for people, by Swagger UI. Its two files are those of the npm package
-//! `swagger-ui-dist`, compressed (scripts/vendor-swagger-ui); licence and notice lie beside them.
+//! `/docs`: the OpenAPI document as a page of Swagger UI. Its two files are those of the npm package `swagger-ui-dist`, compressed
+//! (scripts/vendor-swagger-ui); licence and notice lie beside them.
 
 use std::sync::LazyLock;
 
@@ -7,32 +7,36 @@ use axum::extract::Path;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
-use super::bundle::{Bundle, Content, Source};
+use super::bundle::{PageBundle, PageContent, PageFile};
 
 pub const FILES: &str = "/docs/{version}/{file}";
 
-/// Swagger UI writes style attributes and has small images inside its style sheet.
+/// Swagger UI writes style attributes and has small images in its style sheet.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-static BUNDLE: LazyLock<Bundle> = LazyLock::new(|| {
+static BUNDLE: LazyLock<PageBundle> = LazyLock::new(|| {
     let script = "text/javascript; charset=utf-8";
     let style = "text/css; charset=utf-8";
     let sources = [
-        Source {
+        PageFile {
             name: "swagger-ui.css",
             content_type: style,
-            content: Content::Gzip(include_bytes!("docs/swagger-ui.css.gz")),
+            content: PageContent::Gzip(include_bytes!("docs/swagger-ui.css.gz")),
         },
-        Source {
+        PageFile {
             name: "swagger-ui.js",
             content_type: script,
-            content: Content::Gzip(include_bytes!("docs/swagger-ui-bundle.js.gz")),
+            content: PageContent::Gzip(include_bytes!("docs/swagger-ui-bundle.js.gz")),
         },
-        Source { name: "docs.css", content_type: style, content: Content::Plain(include_bytes!("docs/docs.css")) },
-        Source { name: "docs.js", content_type: script, content: Content::Plain(include_bytes!("docs/docs.js")) },
+        PageFile {
+            name: "docs.css",
+            content_type: style,
+            content: PageContent::Plain(include_bytes!("docs/docs.css")),
+        },
+        PageFile { name: "docs.js", content_type: script, content: PageContent::Plain(include_bytes!("docs/docs.js")) },
     ];
-    Bundle::new(include_str!("docs/index.html"), &sources, POLICY)
+    PageBundle::new(include_str!("docs/index.html"), &sources, POLICY)
 });
 
 pub async fn index(headers: HeaderMap) -> Response {

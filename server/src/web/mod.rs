@@ -1,5 +1,4 @@
-//! What browsers see: the page at `/` and the reference at `/docs`. Every file of both is part of the program, and
-//! nothing comes from anywhere else.
+//! The pages for browsers: the page at `/` and the reference at `/docs`. All of their files are part of the program.
 
 mod bundle;
 mod docs;
@@ -10,7 +9,7 @@ use axum::routing::get;
 
 pub use page::{index, wants_page};
 
-/// The reference and the files of both pages. `/` itself belongs to the API, which knows whether there is a page.
+/// The routes of the reference and of the files of both pages. The API has the route `/`, because it knows whether `/` is a page.
 pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
         .route("/docs", get(docs::index))

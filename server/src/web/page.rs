@@ -1,4 +1,4 @@
-//! `/`: a page on which a person gives the server a recording and reads it.
+//! `/`: a page that transcribes recordings.
 
 use std::fmt::Write;
 use std::sync::LazyLock;
@@ -8,24 +8,24 @@ use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use hush_whisper::language::LANGUAGES;
 
-use super::bundle::{Bundle, Content, Source, escaped};
+use super::bundle::{PageBundle, PageContent, PageFile, escaped};
 
 pub const FILES: &str = "/ui/{version}/{file}";
 
-/// Everything from this server; sound that the person just gave is played from memory.
+/// All content comes from this server; the recording is played from memory.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src blob:; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// In the page: an option for each language.
+/// The placeholder in the page for the options of the languages.
 const LANGUAGES_MARK: &str = "{languages}";
 
-static BUNDLE: LazyLock<Bundle> = LazyLock::new(|| {
+static BUNDLE: LazyLock<PageBundle> = LazyLock::new(|| {
     macro_rules! sources {
         ($($name:literal: $content_type:literal),* $(,)?) => {
-            [$(Source {
+            [$(PageFile {
                 name: $name,
                 content_type: $content_type,
-                content: Content::Plain(include_bytes!(concat!("page/", $name))),
+                content: PageContent::Plain(include_bytes!(concat!("page/", $name))),
             }),*]
         };
     }
@@ -41,7 +41,7 @@ static BUNDLE: LazyLock<Bundle> = LazyLock::new(|| {
         "icon.svg": "image/svg+xml",
     };
     let html = include_str!("page/index.html").replace(LANGUAGES_MARK, &languages());
-    Bundle::new(&html, &sources, POLICY)
+    PageBundle::new(&html, &sources, POLICY)
 });
 
 pub fn index(headers: &HeaderMap) -> Response {
@@ -52,7 +52,7 @@ pub async fn file(Path((version, file)): Path<(String, String)>, headers: Header
     BUNDLE.file(&headers, &version, &file)
 }
 
-/// Whether a browser asks: programs take anything, and get what whisper-asr-webservice gives them.
+/// Whether the client is a browser. Programs accept any type, and get what whisper-asr-webservice answers.
 pub fn wants_page(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepted.flat_map(|value| value.split(',')).any(|range| {
@@ -61,9 +61,10 @@ pub fn wants_page(headers: &HeaderMap) -> bool {
     })
 }
 
-/// By name, as a person looks for them.
+/// The options of the languages, sorted by name.
 fn languages() -> String {
     let mut languages = LANGUAGES;
+
     languages.sort_unstable_by_key(|(_, name)| *name);
     let mut options = String::new();
     for (code, name) in languages {
@@ -76,6 +77,7 @@ fn languages() -> String {
 
 fn capitalised(word: &str) -> impl Iterator<Item = char> {
     let mut letters = word.chars();
+
     let first = letters.next().into_iter().flat_map(char::to_uppercase);
     first.chain(letters)
 }

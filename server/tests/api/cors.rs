@@ -6,16 +6,16 @@ use hush_server::auth::KeyFile;
 use hush_server::serve::ServeOptions;
 
 use crate::openai::{TRANSCRIPTIONS, with};
-use crate::support::{Answer, Fake, Server, golden, post};
+use crate::support::{ApiServer, FakeModel, RawResponse, golden, post};
 
 const APP: &str = "http://localhost:5173";
 
-async fn server(origins: &[&'static str], config: ApiConfig) -> Server {
+async fn server(origins: &[&'static str], config: ApiConfig) -> ApiServer {
     let cors_origins = origins.iter().map(|origin| HeaderValue::from_static(origin)).collect();
-    Server::with(Fake::answering(golden()), ApiConfig { cors_origins, ..config }, ServeOptions::default()).await
+    ApiServer::with(FakeModel::answering(golden()), ApiConfig { cors_origins, ..config }, ServeOptions::default()).await
 }
 
-async fn preflight(server: &Server, origin: &str, path: &str) -> Answer {
+async fn preflight(server: &ApiServer, origin: &str, path: &str) -> RawResponse {
     let request = format!(
         "OPTIONS {path} HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\
          Access-Control-Request-Headers: authorization,x-stainless-lang\r\n\r\n"
@@ -23,14 +23,14 @@ async fn preflight(server: &Server, origin: &str, path: &str) -> Answer {
     server.send(request).await
 }
 
-async fn transcribe(server: &Server, origin: &str, fields: &[(&str, &str)]) -> Answer {
+async fn transcribe(server: &ApiServer, origin: &str, fields: &[(&str, &str)]) -> RawResponse {
     let request = post(TRANSCRIPTIONS, "multipart/form-data; boundary=B", &with(fields));
     let origin = format!("Host: h\r\nOrigin: {origin}\r\n");
     let at = request.windows(9).position(|window| window == b"Host: h\r\n").unwrap();
     server.send([&request[..at], origin.as_bytes(), &request[at + 9..]].concat()).await
 }
 
-fn allowed(answer: &Answer) -> Option<&str> {
+fn allowed(answer: &RawResponse) -> Option<&str> {
     answer.headers.get("access-control-allow-origin").map(String::as_str)
 }
 

@@ -6,19 +6,19 @@ use hush_server::api::{ApiConfig, error_shape};
 use hush_server::serve::ServeOptions;
 use tokio::io::AsyncReadExt;
 
-use crate::support::{Answer, Client, Fake, Server, audio_file, golden, half_a_second, post};
+use crate::support::{ApiServer, FakeModel, RawClient, RawResponse, audio_file, golden, half_a_second, post};
 
 fn options() -> ServeOptions {
     ServeOptions { shape: error_shape, ..ServeOptions::default() }
 }
 
-async fn server() -> Server {
-    Server::with(Fake::answering(golden()), ApiConfig::default(), options()).await
+async fn server() -> ApiServer {
+    ApiServer::with(FakeModel::answering(golden()), ApiConfig::default(), options()).await
 }
 
 /// A refusal in the shape of the path: `{"detail"}`, or OpenAI's below `/v1`.
 #[track_caller]
-fn assert_shaped(answer: &Answer, status: &str, is_openai: bool, about: &str) {
+fn assert_shaped(answer: &RawResponse, status: &str, is_openai: bool, about: &str) {
     assert_eq!(answer.status, status, "{about}");
     assert_eq!(answer.headers.get("content-type").map(String::as_str), Some("application/json"), "{about}");
     let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{about}: {error}"));
@@ -101,7 +101,7 @@ async fn what_is_no_http_gets_a_body_too() {
 #[tokio::test]
 async fn a_head_that_does_not_come_is_answered_with_408() {
     let options = ServeOptions { head_patience: Duration::from_millis(200), ..options() };
-    let server = Server::with(Fake::answering(golden()), ApiConfig::default(), options).await;
+    let server = ApiServer::with(FakeModel::answering(golden()), ApiConfig::default(), options).await;
     let mut slow = server.connect().await;
     slow.write(b"GET /v1/models HTTP/1.1\r\nX: ").await;
     // One byte now and then does not help.
@@ -133,7 +133,7 @@ async fn a_head_that_does_not_come_is_answered_with_408() {
 #[tokio::test]
 async fn connections_beyond_the_limit_are_told_so_and_probes_are_answered() {
     let options = ServeOptions { max_connections: 3, ..options() };
-    let server = Server::with(Fake::loading(golden()), ApiConfig::default(), options).await;
+    let server = ApiServer::with(FakeModel::loading(golden()), ApiConfig::default(), options).await;
     let mut held = Vec::new();
     for _ in 0..3 {
         let mut client = server.connect().await;
@@ -150,7 +150,7 @@ async fn connections_beyond_the_limit_are_told_so_and_probes_are_answered() {
     assert_eq!(server.get("/healthz").await.body, "ok");
     assert_eq!(server.get("/readyz").await.body, "ok");
     // Those that say nothing do not keep the probes' places.
-    let silent: Vec<Client> = vec![server.connect().await, server.connect().await];
+    let silent: Vec<RawClient> = vec![server.connect().await, server.connect().await];
     assert_eq!(server.get("/healthz").await.body, "ok");
     drop(silent);
     drop(held);

@@ -6,17 +6,17 @@ use hush_server::api::{ApiConfig, UploadOptions};
 use hush_server::budget::ByteBudget;
 use hush_server::serve::ServeOptions;
 
-use crate::support::{Client, Fake, Server, audio_file, golden, half_a_second, post, until};
+use crate::support::{ApiServer, FakeModel, RawClient, audio_file, golden, half_a_second, post, until};
 
 const FORM: &str = "multipart/form-data; boundary=B";
 
-async fn server(upload: UploadOptions) -> Server {
+async fn server(upload: UploadOptions) -> ApiServer {
     let config = ApiConfig { upload, ..ApiConfig::default() };
-    Server::with(Fake::loading(golden()), config, ServeOptions::default()).await
+    ApiServer::with(FakeModel::loading(golden()), config, ServeOptions::default()).await
 }
 
 /// Sends the head and the first part of an upload, and stops.
-async fn stalled(server: &Server, path: &str, length: usize, sent: usize) -> Client {
+async fn stalled(server: &ApiServer, path: &str, length: usize, sent: usize) -> RawClient {
     let mut client = server.connect().await;
     let request = post(path, FORM, &audio_file(&vec![1; length]));
     let head = request.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;

@@ -10,13 +10,13 @@ use hush_server::serve::ServeOptions;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Fake, Server, golden};
+use crate::support::{ApiServer, FakeModel, golden};
 
 /// Models in the hands of the test.
-struct Board(Mutex<Vec<Snapshot>>);
+struct FakeSnapshots(Mutex<Vec<Snapshot>>);
 
-impl Show for Board {
-    fn models(&self) -> Vec<Snapshot> {
+impl Show for FakeSnapshots {
+    fn snapshots(&self) -> Vec<Snapshot> {
         self.0.lock().unwrap().clone()
     }
 }
@@ -42,16 +42,17 @@ fn snapshot(model: &str) -> Snapshot {
     }
 }
 
-async fn start(models: Vec<Snapshot>) -> (Server, Arc<Board>, CancellationToken) {
-    let board = Arc::new(Board(Mutex::new(models)));
+async fn start(models: Vec<Snapshot>) -> (ApiServer, Arc<FakeSnapshots>, CancellationToken) {
+    let board = Arc::new(FakeSnapshots(Mutex::new(models)));
     let shutdown = CancellationToken::new();
     let live = Live::new(board.clone(), shutdown.clone());
-    let server = Server::showing(live, Fake::answering(golden()), ApiConfig::default(), ServeOptions::default()).await;
+    let server =
+        ApiServer::showing(live, FakeModel::answering(golden()), ApiConfig::default(), ServeOptions::default()).await;
     (server, board, shutdown)
 }
 
 #[tokio::test]
-async fn models_are_shown_without_what_is_nobodys_business() {
+async fn models_are_shown_without_private_fields() {
     let failed = Snapshot {
         state: ModelState::Failed,
         residency: Residency::Resident,

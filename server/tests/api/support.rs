@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A model in the hands of the test.
-pub struct Fake {
+pub struct FakeModel {
     segments: Vec<Segment>,
     error: Box<dyn Fn() -> Option<JobError> + Send + Sync>,
     /// One permit lets one job end.
@@ -42,7 +42,7 @@ pub struct Fake {
     abilities: Option<Abilities>,
 }
 
-impl Fake {
+impl FakeModel {
     pub fn answering(segments: Vec<Segment>) -> Self {
         Self {
             segments,
@@ -97,7 +97,7 @@ impl Fake {
             let answer = answer(pcm.duration_seconds());
             self.asked.lock().unwrap().push((work, pcm.len_samples()));
             self.running.fetch_add(1, Ordering::SeqCst);
-            let mut running = Running { fake: self, ended: false };
+            let mut running = RunningJob { fake: self, ended: false };
             self.gate.acquire().await.unwrap().forget();
             running.ended = true;
             drop(pcm);
@@ -108,12 +108,12 @@ impl Fake {
 }
 
 /// Counts a job that was dropped before its end as cancelled.
-struct Running<'a> {
-    fake: &'a Fake,
+struct RunningJob<'a> {
+    fake: &'a FakeModel,
     ended: bool,
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningJob<'_> {
     fn drop(&mut self) {
         self.fake.running.fetch_sub(1, Ordering::SeqCst);
         if !self.ended {
@@ -122,7 +122,7 @@ impl Drop for Running<'_> {
     }
 }
 
-impl Speech for Fake {
+impl Speech for FakeModel {
     fn model(&self) -> &str {
         "tiny"
     }
@@ -167,7 +167,7 @@ impl Speech for Fake {
             let transcript = Transcript { language, language_probability: None, duration_seconds };
             self.asked.lock().unwrap().push((Work::Transcribe(options), pcm.len_samples()));
             self.running.fetch_add(1, Ordering::SeqCst);
-            let mut running = Running { fake: self, ended: false };
+            let mut running = RunningJob { fake: self, ended: false };
             for segment in &self.segments {
                 self.segment_gate.acquire().await.unwrap().forget();
                 to.send(segment.clone()).await.unwrap();
@@ -217,9 +217,9 @@ pub fn golden() -> Vec<Segment> {
 pub const GOLDEN_SRT: &str = "1\n00:00:00,000 --> 00:00:02,500\nHello\tworld -> é.\n\n\
                               2\n01:01:01,234 --> 01:01:03,000\nBye.\n\n";
 
-pub struct Server {
+pub struct ApiServer {
     pub address: SocketAddr,
-    pub fake: Arc<Fake>,
+    pub fake: Arc<FakeModel>,
     /// Without what is around them.
     pub routes: axum::Router,
     pub metrics: Arc<Metrics>,
@@ -227,16 +227,16 @@ pub struct Server {
     pub served: tokio::task::JoinHandle<()>,
 }
 
-impl Server {
-    pub async fn start(fake: Fake) -> Self {
+impl ApiServer {
+    pub async fn start(fake: FakeModel) -> Self {
         Self::with(fake, ApiConfig::default(), ServeOptions::default()).await
     }
 
-    pub async fn with(fake: Fake, config: ApiConfig, options: ServeOptions) -> Self {
+    pub async fn with(fake: FakeModel, config: ApiConfig, options: ServeOptions) -> Self {
         Self::showing(Live::default(), fake, config, options).await
     }
 
-    pub async fn showing(live: Live, fake: Fake, config: ApiConfig, options: ServeOptions) -> Self {
+    pub async fn showing(live: Live, fake: FakeModel, config: ApiConfig, options: ServeOptions) -> Self {
         let fake = Arc::new(fake);
         let metrics = Arc::new(Metrics::new().unwrap());
         let speech: Arc<dyn Speech> = fake.clone();
@@ -250,27 +250,27 @@ impl Server {
         Self { address, fake, routes, metrics, shutdown, served }
     }
 
-    pub async fn connect(&self) -> Client {
-        Client { stream: TcpStream::connect(self.address).await.unwrap(), read: Vec::new() }
+    pub async fn connect(&self) -> RawClient {
+        RawClient { stream: TcpStream::connect(self.address).await.unwrap(), read: Vec::new() }
     }
 
     /// One request on a connection of its own.
-    pub async fn send(&self, request: impl AsRef<[u8]>) -> Answer {
+    pub async fn send(&self, request: impl AsRef<[u8]>) -> RawResponse {
         let mut client = self.connect().await;
         client.write(request.as_ref()).await;
         client.answer().await
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> RawResponse {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")).await
     }
 
-    pub async fn post(&self, path_and_query: &str, body: &[u8]) -> Answer {
+    pub async fn post(&self, path_and_query: &str, body: &[u8]) -> RawResponse {
         self.send(post(path_and_query, "multipart/form-data; boundary=B", body)).await
     }
 
     /// Waits until `done` is true of the model.
-    pub async fn until(&self, done: impl Fn(&Fake) -> bool) {
+    pub async fn until(&self, done: impl Fn(&FakeModel) -> bool) {
         until(|| done(&self.fake)).await;
     }
 }
@@ -311,12 +311,12 @@ pub fn half_a_second() -> Vec<u8> {
     vec![0; 16_000]
 }
 
-pub struct Client {
+pub struct RawClient {
     pub stream: TcpStream,
     read: Vec<u8>,
 }
 
-impl Client {
+impl RawClient {
     pub async fn write(&mut self, bytes: &[u8]) {
         tokio::time::timeout(DEADLINE, self.stream.write_all(bytes)).await.expect("the server did not read").unwrap();
     }
@@ -347,7 +347,7 @@ impl Client {
     }
 
     /// The answer to a request with a body (not to HEAD).
-    pub async fn answer(&mut self) -> Answer {
+    pub async fn answer(&mut self) -> RawResponse {
         let mut answer = self.head().await;
         if let Some(length) = answer.headers.get("content-length") {
             answer.body = String::from_utf8(self.exactly(length.parse().unwrap()).await).unwrap();
@@ -377,14 +377,14 @@ impl Client {
     }
 
     /// Status and headers, without the two that differ each time.
-    pub async fn head(&mut self) -> Answer {
+    pub async fn head(&mut self) -> RawResponse {
         let head = String::from_utf8(self.until(b"\r\n\r\n").await).unwrap();
         let mut lines = head.trim_end().split("\r\n");
         let status = lines.next().unwrap().strip_prefix("HTTP/1.1 ").unwrap().to_owned();
         let mut headers: BTreeMap<String, String> =
             lines.map(|line| line.split_once(": ").unwrap()).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         headers.remove("date");
-        Answer { id: headers.remove("x-request-id"), status, headers, body: String::new() }
+        RawResponse { id: headers.remove("x-request-id"), status, headers, body: String::new() }
     }
 
     /// Whether the server has closed the connection.
@@ -396,14 +396,14 @@ impl Client {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct RawResponse {
     pub id: Option<String>,
     pub status: String,
     pub headers: BTreeMap<String, String>,
     pub body: String,
 }
 
-impl Answer {
+impl RawResponse {
     #[track_caller]
     pub fn is(&self, status: &str, headers: &[(&str, &str)], body: &str) {
         let found: Vec<_> = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

@@ -20,11 +20,11 @@ pub fn has_python() -> bool {
     found
 }
 
-pub struct StandIn {
+pub struct FfmpegStandIn {
     pub dir: tempfile::TempDir,
 }
 
-impl StandIn {
+impl FfmpegStandIn {
     /// `say(text)` puts a line where the error of the decoding shows it; `out` takes bytes of audio.
     pub fn new(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();

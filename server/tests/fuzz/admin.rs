@@ -1,4 +1,4 @@
-//! The JSON of commands: through the router for whatever bytes, and as the contract's types for whatever JSON.
+//! The JSON of commands: arbitrary bytes through the router, and arbitrary JSON as the contract's types.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
@@ -18,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::damage::damages;
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-const LIMITS: Limits = Limits { bytes: 1 << 20, time: Duration::from_secs(30) };
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 1 << 20, time: Duration::from_secs(30) };
 
 static RUNTIME: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap());
 
-/// A server with a model that is never loaded: an order to leave finds nothing to do.
+/// A server with a model that is never loaded, so that an unload has no effect.
 fn router() -> axum::Router {
     let _entered = RUNTIME.enter();
     let metrics = Arc::new(Metrics::new().unwrap());
@@ -37,14 +37,17 @@ fn router() -> axum::Router {
         max_batch: 1,
         memory_limit_bytes: None,
     };
+
     let model = ModelSettings { name: "m".to_owned(), spec, precision: None, policy: Policy::default(), account: None };
     let models = Models::start(vec![model], Settings::this_program(Vec::new()), None, &metrics).unwrap();
     let access = Access::new(Vec::new(), [127, 0, 0, 1].into());
+
     admin::router(AdminState::new(Arc::new(models), access, CancellationToken::new()), metrics)
 }
 
 fn bodies() -> impl Strategy<Value = Vec<u8>> {
     let good = br#"{"if_generation":7,"if_idle_seconds":300.5,"drain_seconds":30,"hold_seconds":120,"reason":"IdleTimeout","policy":"ns/name"}"#;
+
     prop_oneof![
         prop::collection::vec(any::<u8>(), 0..300),
         json().prop_map(String::into_bytes),
@@ -74,12 +77,14 @@ fn json() -> impl Strategy<Value = String> {
         .prop_map(str::to_owned),
         "[a-z_]{0,9}",
     ];
+
     let value = prop_oneof![
         "-?[0-9]{1,40}(\\.[0-9]{1,9})?(e-?[0-9]{1,5})?",
         "\"[^\"\\\\\\x00-\\x1f]{0,80}\"",
         prop::sample::select(vec!["null", "true", "false", "[]", "{}", "\"Manual\"", "\"ns/policy\"", "1e999", "-0.0"])
             .prop_map(str::to_owned),
     ];
+
     prop::collection::vec((name, value), 0..7).prop_map(|fields| {
         let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
         format!("{{{}}}", fields.join(","))
@@ -94,9 +99,10 @@ fn commands() {
         let request = Request::post("/admin/v1/models/m/unload").extension(peer);
         let request = request.header("content-type", "application/json").body(Body::from(body)).unwrap();
         let (status, body) = RUNTIME.block_on(async {
-            let answer = router.clone().oneshot(request).await.unwrap();
-            (answer.status().as_u16(), to_bytes(answer.into_body(), 1 << 20).await.unwrap())
+            let response = router.clone().oneshot(request).await.unwrap();
+            (response.status().as_u16(), to_bytes(response.into_body(), 1 << 20).await.unwrap())
         });
+
         match status {
             200 => drop(serde_json::from_slice::<UnloadResponse>(&body).unwrap()),
             400 | 409 | 413 => drop(serde_json::from_slice::<ErrorBody>(&body).unwrap()),
@@ -105,7 +111,7 @@ fn commands() {
     });
 }
 
-/// What is accepted keeps its promises, and says the same again.
+/// Accepted requests are within their bounds, and are the same after a round trip.
 #[test]
 fn requests() {
     fuzz("requests", 500, LIMITS, json(), |text| {
@@ -117,6 +123,7 @@ fn requests() {
             let again = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<UnloadRequest>(&again).unwrap(), request);
         }
+
         if let Ok(request) = serde_json::from_str::<LoadRequest>(&text) {
             let again = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<LoadRequest>(&again).unwrap(), request);

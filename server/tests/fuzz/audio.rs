@@ -1,4 +1,4 @@
-//! Files that mean harm, or were damaged.
+//! Audio files that are malicious or damaged.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use proptest::prelude::*;
 
 use crate::audio_support::{FILES, built_in, decode_with, fixture, samples};
 use crate::damage::damages;
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-/// Decoded, no file here is longer than the limit of a minute: 4 MB of samples, and what the decoders hold beside. Most
+/// No file here is longer than the limit of a minute after decoding: 4 MB of samples, and the memory of the decoders. Most
 /// of it is the filter for a rate of nearly 384 kHz that has no factor in common with 16 kHz, some 75 MB.
-const LIMITS: Limits = Limits { bytes: 128 << 20, time: Duration::from_secs(60) };
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 128 << 20, time: Duration::from_secs(60) };
 
 const MAGIC: &[&[u8]] = &[
     b"RIFF\xff\xff\xff\xffWAVEfmt ",
@@ -27,7 +27,7 @@ const MAGIC: &[&[u8]] = &[
     b"",
 ];
 
-fn hear(bytes: Vec<u8>) {
+fn decode(bytes: Vec<u8>) {
     let options = DecodeOptions { limit_seconds: 60, ..built_in() };
     if let Ok(pcm) = decode_with(bytes, &options) {
         assert!(pcm.len_samples() > 0);
@@ -41,12 +41,14 @@ fn damaged_files() {
     fuzz("damaged_files", 300, LIMITS, strategy, |(file, damages)| {
         let mut bytes = fixture(file);
         damages.apply(&mut bytes);
-        hear(bytes);
+        decode(bytes);
     });
 }
 
 #[test]
 fn any_bytes_after_any_magic() {
     let strategy = (prop::sample::select(MAGIC), prop::collection::vec(any::<u8>(), 0..4_000));
-    fuzz("any_bytes_after_any_magic", 300, LIMITS, strategy, |(magic, rest)| hear([magic, rest.as_slice()].concat()));
+    fuzz("any_bytes_after_any_magic", 300, LIMITS, strategy, |(magic, rest)| {
+        decode([magic, rest.as_slice()].concat());
+    });
 }

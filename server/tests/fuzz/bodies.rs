@@ -1,5 +1,5 @@
-//! Bodies and queries of the public API, through its router: forms that are damaged, cut, repeated and cut anew by the
-//! network.
+//! Bodies and queries of the public API, through its router: forms that are damaged, cut, repeated, and split differently by
+//! the network.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -13,38 +13,38 @@ use hush_server::metrics::Metrics;
 use proptest::prelude::*;
 use tower::ServiceExt;
 
-use crate::api_support::{Fake, form, golden, part};
+use crate::api_support::{FakeModel, form, golden, part};
 use crate::damage::{Damages, damages};
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-/// A file is held in memory up to 64 kB, a field up to 1 MB; a boundary, headers and the answer are small.
-const LIMITS: Limits = Limits { bytes: 8 << 20, time: Duration::from_secs(30) };
+/// A file is held in memory up to 64 kB, a field up to 1 MB; a boundary, headers and the response are small.
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 8 << 20, time: Duration::from_secs(30) };
 
-/// Repeated, each of these is some megabytes that nobody should keep.
+/// Repeated, each of these is some megabytes that the server must not hold.
 const PATTERNS: [&[u8]; 9] =
     [b"\r\n", b"-", b"\r\n--B", b"\r\n--B\r\n\r\n", b" ", b"\r", b"X: y\r\n", b"\0", b"--B\r\nContent-Disposition: "];
 const PATTERN_BYTES: usize = 64 << 10;
 
 #[derive(Clone, Debug)]
-enum Piece {
-    /// Of the form, as far as it goes.
+enum BodyPiece {
+    /// The next bytes of the form, at most so many.
     Form(usize),
     Bytes(Vec<u8>),
     Pattern(usize, usize),
 }
 
 #[derive(Clone, Debug)]
-struct Upload {
+struct UploadCase {
     path: &'static str,
-    /// As the header says; the form's own is `B`.
+    /// The boundary in the header; that of the form is `B`.
     boundary: String,
     fields: Vec<(String, String)>,
     audio: Vec<u8>,
     damages: Option<Damages>,
-    pieces: Vec<Piece>,
+    pieces: Vec<BodyPiece>,
 }
 
-fn uploads() -> impl Strategy<Value = Upload> {
+fn uploads() -> impl Strategy<Value = UploadCase> {
     let path = prop::sample::select(vec![
         "/asr?encode=false&output=srt",
         "/asr?output=json",
@@ -52,17 +52,20 @@ fn uploads() -> impl Strategy<Value = Upload> {
         "/v1/audio/transcriptions",
         "/v1/audio/translations",
     ]);
+
     let boundary = prop_oneof![9 => Just("B".to_owned()), 1 => "[ -~]{0,80}"];
     let name = prop_oneof![
         prop::sample::select(vec!["model", "language", "response_format", "temperature", "stream", "beam_size"])
             .prop_map(str::to_owned),
         "[a-z\\[\\]_\"\\\\;=]{0,12}",
     ];
+
     let piece = prop_oneof![
-        6 => (1_usize..3000).prop_map(Piece::Form),
-        1 => prop::collection::vec(any::<u8>(), 0..200).prop_map(Piece::Bytes),
-        1 => (0..PATTERNS.len(), 1_usize..64).prop_map(|(pattern, times)| Piece::Pattern(pattern, times)),
+        6 => (1_usize..3000).prop_map(BodyPiece::Form),
+        1 => prop::collection::vec(any::<u8>(), 0..200).prop_map(BodyPiece::Bytes),
+        1 => (0..PATTERNS.len(), 1_usize..64).prop_map(|(pattern, times)| BodyPiece::Pattern(pattern, times)),
     ];
+
     (
         path,
         boundary,
@@ -71,7 +74,7 @@ fn uploads() -> impl Strategy<Value = Upload> {
         prop::option::weighted(0.7, damages()),
         prop::collection::vec(piece, 0..24),
     )
-        .prop_map(|(path, boundary, fields, audio, damages, pieces)| Upload {
+        .prop_map(|(path, boundary, fields, audio, damages, pieces)| UploadCase {
             path,
             boundary,
             fields,
@@ -81,7 +84,7 @@ fn uploads() -> impl Strategy<Value = Upload> {
         })
 }
 
-impl Upload {
+impl UploadCase {
     fn body(&self) -> Vec<Bytes> {
         let file = if self.path.starts_with("/v1") { "file" } else { "audio_file" };
         let mut parts: Vec<_> =
@@ -91,28 +94,32 @@ impl Upload {
         if let Some(damages) = &self.damages {
             damages.apply(&mut whole);
         }
+
         let mut rest = Bytes::from(whole);
         let mut body = Vec::new();
+
         for piece in &self.pieces {
             match piece {
-                Piece::Form(length) => body.push(rest.split_to((*length).min(rest.len()))),
-                Piece::Bytes(bytes) => body.push(Bytes::from(bytes.clone())),
-                Piece::Pattern(pattern, times) => {
+                BodyPiece::Form(length) => body.push(rest.split_to((*length).min(rest.len()))),
+                BodyPiece::Bytes(bytes) => body.push(Bytes::from(bytes.clone())),
+                BodyPiece::Pattern(pattern, times) => {
                     let pattern = PATTERNS[*pattern];
-                    // One piece of memory, sent again and again.
+                    // One block of memory, sent several times.
                     let repeated = Bytes::from(pattern.repeat(PATTERN_BYTES / pattern.len()));
                     body.extend(std::iter::repeat_n(repeated, *times));
                 }
             }
         }
+
         body.push(rest);
+
         body
     }
 }
 
 fn router() -> axum::Router {
     let upload = UploadOptions { memory_bytes: 64 << 10, max_upload_bytes: 1 << 20, ..UploadOptions::default() };
-    let speech: Arc<dyn Speech> = Arc::new(Fake::answering(golden()));
+    let speech: Arc<dyn Speech> = Arc::new(FakeModel::answering(golden()));
     let config = ApiConfig { upload, ..ApiConfig::default() };
     api::router(ApiState::new(Arc::new(Single(speech)), Arc::new(Metrics::new().unwrap()), config))
 }
@@ -120,12 +127,12 @@ fn router() -> axum::Router {
 static RUNTIME: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap());
 
-/// The router's answer, on this thread.
-fn answer(router: &axum::Router, request: Request<Body>) -> Response {
+/// The router's response, computed on this thread.
+fn response(router: &axum::Router, request: Request<Body>) -> Response {
     RUNTIME.block_on(router.clone().oneshot(request)).unwrap()
 }
 
-fn is_answer(status: StatusCode) {
+fn assert_expected(status: StatusCode) {
     let is_refusal = matches!(status.as_u16(), 400 | 404 | 413 | 422);
     assert!(status.is_success() || is_refusal, "{status}");
 }
@@ -137,7 +144,7 @@ fn forms() {
         let pieces = upload.body().into_iter().map(Ok::<_, std::convert::Infallible>);
         let content_type = format!("multipart/form-data; boundary=\"{}\"", upload.boundary);
         let request = Request::post(upload.path).header("content-type", content_type);
-        is_answer(answer(&router, request.body(Body::from_stream(stream::iter(pieces))).unwrap()).status());
+        assert_expected(response(&router, request.body(Body::from_stream(stream::iter(pieces))).unwrap()).status());
     });
 }
 
@@ -159,14 +166,17 @@ fn queries() {
         "diarize",
         "min_speakers",
     ];
+
     let value = prop_oneof![
         "[ -~]{0,12}",
         "-?[0-9]{1,40}(\\.[0-9]{0,9})?",
         prop::sample::select(vec!["true", "false", "1", "0", "srt", "json", "translate", "de", "%00", "%ff%fe"])
             .prop_map(str::to_owned),
     ];
+
     let pairs = prop::collection::vec((prop::sample::select(names.to_vec()), value), 0..10);
     let router = router();
+
     fuzz("queries", 300, LIMITS, pairs, |pairs| {
         let escape =
             |byte: u8| if byte.is_ascii_alphanumeric() { char::from(byte).into() } else { format!("%{byte:02x}") };
@@ -174,9 +184,10 @@ fn queries() {
             .iter()
             .map(|(name, value)| format!("{name}={}", value.bytes().map(escape).collect::<String>()))
             .collect();
+
         let audio = form(&[part("name=\"audio_file\"; filename=\"a\"", &[0; 3200])]);
         let request = Request::post(format!("/asr?{}", query.join("&")));
         let request = request.header("content-type", "multipart/form-data; boundary=B");
-        is_answer(answer(&router, request.body(Body::from(audio)).unwrap()).status());
+        assert_expected(response(&router, request.body(Body::from(audio)).unwrap()).status());
     });
 }

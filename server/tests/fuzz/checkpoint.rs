@@ -1,4 +1,4 @@
-//! Checkpoints: the header of their tensors, and the JSON beside it.
+//! Checkpoints: the header of their tensors, and the JSON files beside it.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -14,10 +14,10 @@ use tempfile::TempDir;
 
 use crate::audio_support::fixtures;
 use crate::damage::damages;
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-/// The largest tensor of the small checkpoint is 13 MB as f32; its tokenizer takes about as much again, twice.
-const LIMITS: Limits = Limits { bytes: 160 << 20, time: Duration::from_secs(60) };
+/// The largest tensor of the small checkpoint is 13 MB as f32; its tokenizer needs about as much again, twice.
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 160 << 20, time: Duration::from_secs(60) };
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -37,7 +37,7 @@ fn config() -> Config {
     }
 }
 
-/// A folder whose weights are still to be written.
+/// A checkpoint folder without weights.
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut fields = serde_json::to_value(config()).unwrap();
@@ -48,7 +48,7 @@ fn folder() -> TempDir {
     folder
 }
 
-/// The header of every tensor, one behind the other, and the length of their data.
+/// The header of every tensor, in order, and the length of their data.
 fn header() -> (Map<String, Value>, u64) {
     let mut end = 0;
     let mut fields = Map::new();
@@ -57,10 +57,11 @@ fn header() -> (Map<String, Value>, u64) {
         end += 2 * shape.iter().product::<usize>() as u64;
         fields.insert(format!("model.{name}"), json!({"dtype": "F16", "shape": shape, "data_offsets": [start, end]}));
     }
+
     (fields, end)
 }
 
-/// The data is a hole in the file: zeros that take no place.
+/// Writes the weights file. Its data is a hole in the file: zeros that occupy no disk space.
 fn write(folder: &Path, length: u64, header: &[u8], data: u64) {
     let path = folder.join(WEIGHTS);
     fs::write(&path, [&length.to_le_bytes()[..], header].concat()).unwrap();
@@ -68,13 +69,15 @@ fn write(folder: &Path, length: u64, header: &[u8], data: u64) {
     file.set_len(8 + header.len() as u64 + data).unwrap();
 }
 
-/// Opens it, and reads what it says it has.
+/// Opens the checkpoint and reads all its tensors.
 fn read(folder: &Path) {
     let Ok(checkpoint) = Checkpoint::open(folder) else { return };
+
     for (name, shape) in checkpoint.config.tensors() {
         let tensor = checkpoint.weights.tensor(&name).unwrap();
         assert_eq!(tensor.shape(), shape);
-        // Values that are no numbers are an error; fewer than announced cannot be.
+
+        // Values that are not numbers are an error; a tensor with fewer values than its shape must not occur.
         if let Ok(values) = tensor.to_vec() {
             assert_eq!(values.len(), shape.iter().product::<usize>());
         }
@@ -91,13 +94,16 @@ fn damaged_headers() {
         1 => any::<u64>().prop_map(Some),
         1 => prop::sample::select(vec![0, 1, u64::MAX, 1 << 63, 100 << 20]).prop_map(Some),
     ];
+
     fuzz("damaged_headers", 200, LIMITS, (damages(), length, any::<bool>()), |(damages, length, padded)| {
         let mut header = text.clone();
         damages.apply(&mut header);
-        // What was lost may be made good with spaces, so that the lengths agree again.
+
+        // Lost bytes may be replaced by spaces, so that the lengths are consistent again.
         if padded {
             header.resize(text.len(), b' ');
         }
+
         write(folder.path(), length.unwrap_or(header.len() as u64), &header, data);
         read(folder.path());
     });
@@ -120,18 +126,22 @@ fn wild_headers() {
         Just(json!(data)),
         Just(json!(data + 1)),
     ];
+
     let change = (
         any::<prop::sample::Index>(),
         prop::sample::select(vec!["shape", "start", "end", "dtype", "gone", "other", "all"]),
         prop::collection::vec(number, 1..6),
         prop::sample::select(vec!["F32", "F16", "BF16", "F64", "I8", "F8_E4M3", "BOOL", "f16", ""]),
     );
+
     fuzz("wild_headers", 200, LIMITS, prop::collection::vec(change, 1..4), |changes| {
         let mut fields = fields.clone();
+
         for (at, what, numbers, dtype) in &changes {
             let name = at.get(&fields.keys().cloned().collect::<Vec<_>>()).clone();
             let field = &mut fields[&name];
             let number = numbers[0].clone();
+
             match (*what, field.pointer_mut("/data_offsets").and_then(Value::as_array_mut)) {
                 ("shape", Some(_)) => field["shape"] = Value::Array(numbers.clone()),
                 ("start", Some(offsets)) => offsets[0] = number,
@@ -145,6 +155,7 @@ fn wild_headers() {
                 _ => *field = number,
             }
         }
+
         let header = Value::Object(fields).to_string().into_bytes();
         write(folder.path(), header.len() as u64, &header, data);
         read(folder.path());
@@ -156,6 +167,7 @@ fn configurations_of_models() {
     let (fields, data) = header();
     let header = Value::Object(fields).to_string().into_bytes();
     let folder = folder();
+
     write(folder.path(), header.len() as u64, &header, data);
     let good = fs::read(folder.path().join("config.json")).unwrap();
     let names: Vec<String> = serde_json::from_slice::<Map<String, Value>>(&good).unwrap().keys().cloned().collect();
@@ -167,7 +179,9 @@ fn configurations_of_models() {
         Just(json!([])),
         Just(json!("64")),
     ];
+
     let wild = prop::collection::vec((prop::sample::select(names), value), 0..4);
+
     fuzz("configurations_of_models", 200, LIMITS, (wild, prop::option::weighted(0.3, damages())), |(wild, damages)| {
         let mut fields: Map<String, Value> = serde_json::from_slice(&good).unwrap();
         fields.extend(wild);
@@ -175,6 +189,7 @@ fn configurations_of_models() {
         if let Some(damages) = damages {
             damages.apply(&mut text);
         }
+
         fs::write(folder.path().join("config.json"), text).unwrap();
         read(folder.path());
     });
@@ -187,9 +202,10 @@ fn manifests_of_models() {
     for name in hush_whisper::model_dir::FILES {
         File::create(folder.path().join(name)).unwrap();
     }
+
     fs::write(folder.path().join("model.json"), &good).unwrap();
     ModelDir::open(folder.path()).unwrap();
-    let limits = Limits { bytes: 4 << 20, ..LIMITS };
+    let limits = FuzzLimits { bytes: 4 << 20, ..LIMITS };
     fuzz("manifests_of_models", 500, limits, damages(), |damages| {
         let mut text = good.clone();
         damages.apply(&mut text);
@@ -198,7 +214,7 @@ fn manifests_of_models() {
     });
 }
 
-/// Of a model whose files are empty.
+/// The manifest of a model whose files are empty.
 fn manifest() -> Value {
     json!({
         "format_version": hush_whisper::model_dir::format_version(hush_whisper::Precision::Int8),
@@ -219,7 +235,7 @@ fn manifest() -> Value {
     })
 }
 
-/// Manifests that are JSON, with numbers that no model has: what is accepted can be laid out in memory.
+/// Manifests that are JSON, with numbers that no model has. The engine can lay out memory by the accepted ones.
 #[test]
 fn wild_manifests() {
     let folder = tempfile::tempdir().unwrap();
@@ -227,11 +243,13 @@ fn wild_manifests() {
     for name in hush_whisper::model_dir::FILES {
         File::create(folder.path().join(name)).unwrap();
     }
+
     let leaves: Vec<String> = ["config", "tokens"]
         .iter()
         .flat_map(|part| good[part].as_object().unwrap().keys().map(move |field| format!("/{part}/{field}")))
         .chain(["/alignment_heads".to_owned()])
         .collect();
+
     let value = prop_oneof![
         any::<u64>().prop_map(|n| json!(n)),
         (0_u64..1 << 25).prop_map(|n| json!(n)),
@@ -239,21 +257,27 @@ fn wild_manifests() {
         prop::collection::vec(any::<u32>(), 0..3).prop_map(|list| json!(list)),
         (any::<usize>(), any::<usize>()).prop_map(|(layer, head)| json!([[layer, head]])),
     ];
-    let limits = Limits { bytes: 4 << 20, ..LIMITS };
+
+    let limits = FuzzLimits { bytes: 4 << 20, ..LIMITS };
     let wild = prop::collection::vec((prop::sample::select(leaves), value), 1..4);
+
     fuzz("wild_manifests", 500, limits, wild, |wild| {
         let mut changed = good.clone();
         for (field, value) in wild {
             *changed.pointer_mut(&field).unwrap() = value;
         }
+
         fs::write(folder.path().join("model.json"), changed.to_string()).unwrap();
         let Ok(model) = ModelDir::open(folder.path()) else { return };
         let (config, tokens) = (&model.manifest().config, &model.manifest().tokens);
+
         assert_eq!(config.check(), Ok(()));
         assert_eq!(config.head_width() * config.decoder_attention_heads, config.d_model);
         assert!(tokens.suppress.iter().all(|id| (*id as usize) < config.vocab_size));
         assert!((tokens.timestamp_begin as usize) < config.vocab_size);
+
         let heads = &model.manifest().alignment_heads;
+
         assert!(
             heads
                 .iter()
@@ -262,7 +286,7 @@ fn wild_manifests() {
     });
 }
 
-/// Tokenizers whose ids are those of no model: no table is made for them.
+/// Tokenizers with ids that no model has; no table is allocated for them.
 #[test]
 fn tokenizers_of_models() {
     let folder = tempfile::tempdir().unwrap();
@@ -270,16 +294,20 @@ fn tokenizers_of_models() {
     let id = || prop_oneof![0_u32..2_000, any::<u32>(), Just(u32::MAX)];
     let tokens =
         (prop::collection::vec(("[a-z]{0,4}", id()), 0..20), prop::collection::vec(("[a-z|<>]{0,8}", id()), 0..5));
-    let limits = Limits { bytes: 1 << 20, ..LIMITS };
+    let limits = FuzzLimits { bytes: 1 << 20, ..LIMITS };
+
     fuzz("tokenizers_of_models", 500, limits, (tokens, prop::option::weighted(0.3, damages())), |(tokens, damages)| {
         let (vocabulary, added) = tokens;
         let vocabulary: Map<_, _> = vocabulary.into_iter().map(|(text, id)| (text, json!(id))).collect();
         let added: Vec<_> = added.into_iter().map(|(content, id)| json!({"id": id, "content": content})).collect();
         let mut text = json!({"added_tokens": added, "model": {"vocab": vocabulary}}).to_string().into_bytes();
+
         if let Some(damages) = damages {
             damages.apply(&mut text);
         }
+
         fs::write(&path, text).unwrap();
+
         if let Ok(tokenizer) = Tokenizer::open(&path, 1_000) {
             assert!(tokenizer.size() <= 1_000);
             let _ = tokenizer.decode([0, 999, u32::MAX]);
@@ -287,14 +315,15 @@ fn tokenizers_of_models() {
     });
 }
 
-/// Names that people give to models, which become folders and addresses.
+/// Names for models, which become folders and addresses.
 #[test]
 fn names_of_models() {
-    let limits = Limits { bytes: 1 << 20, ..LIMITS };
+    let limits = FuzzLimits { bytes: 1 << 20, ..LIMITS };
     fuzz("names_of_models", 1000, limits, "[ -~\\n\u{e9}/.]{0,120}", |name| {
         if let Some(repo) = hub::Repo::of(&name) {
             assert!(!repo.as_str().contains("..") && !repo.as_str().starts_with('/'), "{repo:?}");
         }
+
         let folder = hub::folder_of(&name);
         assert!(hub::Repo::of(&name).is_none() || !folder.contains('/'), "{folder}");
     });

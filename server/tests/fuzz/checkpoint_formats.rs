@@ -9,16 +9,16 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use crate::damage::damages;
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 use crate::model_support::checkpoints;
 use crate::model_support::formats::{
     Quantisation, ggml_f16, write_archive, write_ctranslate2, write_ggml, write_openai,
 };
 
-/// The tokenizer of the family takes most of it, where a file is still whole enough to need one.
-const LIMITS: Limits = Limits { bytes: 160 << 20, time: Duration::from_secs(60) };
+/// Most of it is for the tokenizer of the family, if a file is intact enough to need one.
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 160 << 20, time: Duration::from_secs(60) };
 
-/// A model that is all headers: its tensors have a few thousand values.
+/// A model that is mostly headers: its tensors have a few thousand values.
 fn source() -> TempDir {
     let config = Config {
         d_model: 8,
@@ -33,12 +33,14 @@ fn source() -> TempDir {
         max_target_positions: 16,
         vocab_size: 16,
     };
+
     let folder = checkpoints::random(&config, &[[0, 0]], 1);
     fs::write(folder.path().join("tokenizer.json"), r#"{"model": {"vocab": {"a": 0, "b": 1}}}"#).unwrap();
+
     folder
 }
 
-/// Opens the checkpoint, and reads whatever it says it has.
+/// Opens the checkpoint and reads all its tensors.
 fn read(path: &Path) {
     let Ok(checkpoint) = Checkpoint::open(path) else { return };
     for (name, shape) in checkpoint.config.tensors() {
@@ -50,7 +52,7 @@ fn read(path: &Path) {
     }
 }
 
-/// What is wrong with the undamaged file: only its tiny vocabulary, so everything before that was read.
+/// The only problem of the undamaged file is its tiny vocabulary, so everything before that was read.
 fn assert_read_up_to_the_vocabulary(path: &Path) {
     let error = Checkpoint::open(path).err().expect("a vocabulary of 16 tokens was accepted").to_string();
     assert!(error.contains("it has 16 tokens"), "{error}");
@@ -58,6 +60,7 @@ fn assert_read_up_to_the_vocabulary(path: &Path) {
 
 fn damaged_file(name: &'static str, cases: u32, folder: &Path, path: &Path) {
     assert_read_up_to_the_vocabulary(folder);
+
     let good = fs::read(path).unwrap();
     fuzz(name, cases, LIMITS, damages(), |damages| {
         let mut bytes = good.clone();
@@ -89,7 +92,7 @@ fn damaged_openai_files() {
     damaged_file("damaged_openai_files", 400, &path, &path);
 }
 
-/// Pickles of opcodes at random, in an archive that is whole.
+/// Pickles with random opcodes, in an intact archive.
 #[test]
 fn wild_pickles() {
     let folder = tempfile::tempdir().unwrap();
@@ -105,10 +108,12 @@ fn wild_pickles() {
         b"X\x10\x00\x00\x00model_state_dict",
         b"X\x07\x00\x00\x00storage",
     ]);
+
     let piece = prop_oneof![
         3 => piece.prop_map(|(opcode, operand)| [vec![opcode], operand].concat()),
         1 => words.prop_map(<[u8]>::to_vec),
     ];
+
     fuzz("wild_pickles", 400, LIMITS, prop::collection::vec(piece, 0..60), |pieces| {
         let path = write_archive(folder.path(), "wild.pt", &pieces.concat(), []);
         read(&path);

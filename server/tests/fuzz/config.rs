@@ -6,9 +6,9 @@ use hush_server::cli::config::{ConfigFile, parse};
 use proptest::prelude::*;
 
 use crate::damage::damages;
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-const LIMITS: Limits = Limits { bytes: 64 << 20, time: Duration::from_secs(30) };
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 64 << 20, time: Duration::from_secs(30) };
 
 const GOOD: &str = "\
 # comment
@@ -27,7 +27,7 @@ models:
     precision: fp16
 ";
 
-/// An error is a sentence; what is accepted is accepted again.
+/// Parses a configuration. An error must have a text.
 fn read(text: &str) -> Option<ConfigFile> {
     match parse(text) {
         Ok(file) => Some(file),
@@ -93,12 +93,13 @@ fn yaml_of_every_kind() {
         .prop_map(str::to_owned),
         "[ -~]{0,10}",
     ];
+
     fuzz("yaml_of_every_kind", 1000, LIMITS, prop::collection::vec(token, 0..60), |tokens| {
         read(&tokens.concat());
     });
 }
 
-/// Lists of lists of lists, each twice as long as the one before: a kilobyte that would be terabytes.
+/// Lists of lists of lists, each twice as long as the one before: a kilobyte that expands to terabytes.
 #[test]
 fn anchors_that_multiply() {
     let strategy = (1_usize..40, 1_usize..10, prop::sample::select(vec!["models", "defaultAliases", "listen"]));
@@ -108,8 +109,11 @@ fn anchors_that_multiply() {
             let aliases = vec![format!("*a{}", level - 1); fan].join(", ");
             text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
         }
+
         text.push_str(&format!("{key}: *a{}\n", levels - 1));
+
         assert_eq!(read(&text), None, "there are no such keys");
+
         // The same where a list is allowed.
         let nested =
             (1..levels).fold("&a0 [x]".to_owned(), |inner, level| format!("&a{level} [{inner}, *a{}]", level - 1));

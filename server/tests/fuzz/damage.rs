@@ -1,4 +1,4 @@
-//! What happens to good bytes on their way.
+//! Damages that a property applies to valid bytes.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 pub enum Damage {
     Set(prop::sample::Index, u8),
     Flip(prop::sample::Index, u8),
-    /// Lengths and counts live in fields like these.
+    /// Overwrites four bytes, like a length or a count.
     Field(prop::sample::Index, u32),
     Cut(prop::sample::Index),
     Remove(prop::sample::Index, usize),
@@ -16,6 +16,7 @@ pub enum Damage {
 fn one() -> impl Strategy<Value = Damage> {
     let at = any::<prop::sample::Index>;
     let wild = prop_oneof![Just(0), Just(1), Just(u32::MAX), Just(0x7fff_ffff), Just(0x8000_0000), any::<u32>()];
+
     prop_oneof![
         (at(), any::<u8>()).prop_map(|(at, byte)| Damage::Set(at, byte)),
         (at(), 0..8_u8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
@@ -26,7 +27,7 @@ fn one() -> impl Strategy<Value = Damage> {
     ]
 }
 
-/// Up to a dozen wounds, half of them in the first kilobyte, where headers are.
+/// Up to a dozen damages, half of them in the first kilobyte, where headers are.
 pub fn damages() -> impl Strategy<Value = Damages> {
     prop::collection::vec((any::<bool>(), one()), 1..12).prop_map(Damages)
 }
@@ -46,6 +47,7 @@ fn apply(bytes: &mut Vec<u8>, damages: &[(bool, Damage)]) {
         if len == 0 {
             return;
         }
+
         match damage {
             Damage::Set(at, byte) => bytes[at.index(len)] = *byte,
             Damage::Flip(at, bit) => bytes[at.index(len)] ^= 1 << bit,

@@ -1,20 +1,22 @@
-//! What server and runner say to each other, damaged on its way.
+//! The messages between server and runner, damaged in transit.
 
 use std::time::Duration;
 
 use hush_server::audio::Span;
 use hush_server::job::{Outcome, Work};
-use hush_server::runner::wire::{Decoder, FailureKind, FromRunner, LoadSpec, MAX_FRAME, Message, ToRunner, VERSION};
+use hush_server::runner::wire::{
+    FailureKind, FrameDecoder, FromRunner, LoadSpec, MAX_FRAME, ToRunner, VERSION, WireMessage,
+};
 use hush_whisper::{LanguageProbability, Segment, TranscribeOptions, Transcript};
 use proptest::prelude::*;
 
 use crate::damage::{Damages, damages};
-use crate::harness::{Limits, fuzz};
+use crate::harness::{FuzzLimits, fuzz};
 
-/// A whole frame, the bytes behind it, and what becomes of it: text of two bytes may become a field of many.
-const LIMITS: Limits = Limits { bytes: 16 * MAX_FRAME, time: Duration::from_secs(30) };
+/// A whole frame, the bytes after it, and the decoded message: a text of two bytes may become a larger field.
+const LIMITS: FuzzLimits = FuzzLimits { bytes: 16 * MAX_FRAME, time: Duration::from_secs(30) };
 
-fn bytes_of(messages: &[impl Message]) -> Vec<u8> {
+fn bytes_of(messages: &[impl WireMessage]) -> Vec<u8> {
     messages.iter().flat_map(|message| message.encode().unwrap()).collect()
 }
 
@@ -28,6 +30,7 @@ fn good() -> [Vec<u8>; 2] {
         max_batch: 8,
         memory_limit_bytes: Some(1 << 33),
     };
+
     let options = TranscribeOptions { language: Some("de".to_owned()), ..TranscribeOptions::default() };
     let work = Work::Transcribe(options);
     let to = [
@@ -42,6 +45,7 @@ fn good() -> [Vec<u8>; 2] {
         ToRunner::LogLevel { filter: "info".to_owned() },
         ToRunner::Exit,
     ];
+
     let segment = Segment { text: " Hello.".to_owned(), tokens: vec![1, 2, 3], ..Segment::default() };
     let transcript = Transcript { language: "de".to_owned(), language_probability: None, duration_seconds: 9.5 };
     let languages = vec![LanguageProbability { code: "en".to_owned(), probability: 0.5 }];
@@ -56,14 +60,17 @@ fn good() -> [Vec<u8>; 2] {
         FromRunner::Done { id: 2, outcome: Outcome::Languages(languages) },
         FromRunner::Failed { id: 3, kind: FailureKind::Engine, message: "m".to_owned() },
     ];
+
     [bytes_of(&to), bytes_of(&from)]
 }
 
-/// Everything in `bytes` up to the first error.
-fn decode<M: Message>(bytes: &[u8], piece: usize) {
-    let mut decoder = Decoder::default();
+/// Decodes all messages in `bytes` up to the first error.
+fn decode<M: WireMessage>(bytes: &[u8], piece: usize) {
+    let mut decoder = FrameDecoder::default();
+
     for piece in bytes.chunks(piece) {
         decoder.buffer().extend_from_slice(piece);
+
         loop {
             match decoder.message::<M>() {
                 Ok(Some(_)) => {}
@@ -102,6 +109,7 @@ fn wild_json() {
         "{\"segment\":{\"id\":1,\"segment\":{\"tokens\":[",
         "\u{1f600}",
     ]);
+
     let start = prop::sample::select(vec![
         "",
         "{\"segment\":{\"id\":1,\"segment\":{\"tokens\":[",
@@ -110,6 +118,7 @@ fn wild_json() {
         "{\"work\":{\"id\":1,\"work\":{\"transcribe\":{\"temperatures\":[",
         "{\"load_failed\":{\"kind\":\"engine\",\"message\":\"",
     ]);
+
     fuzz("wild_json", 200, LIMITS, (start, piece, 0_usize..400_000), |(start, piece, times)| {
         let mut json = start.as_bytes().to_vec();
         json.extend(piece.as_bytes().iter().copied().cycle().take((piece.len() * times).min(MAX_FRAME - json.len())));

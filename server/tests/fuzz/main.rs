@@ -1,7 +1,8 @@
-//! Whatever bytes come from outside: an answer or an error, soon and in bounded memory, never a panic.
+//! Properties for arbitrary bytes from outside: the program gives a response or an error, soon and in bounded memory, and
+//! never panics.
 //!
-//! `cargo test` runs each property over some hundred inputs; `make fuzz SECONDS=600` runs each for that long. What fails is
-//! shrunk, and kept in `corpus/`, from where it is tried first the next time.
+//! `cargo test` runs each property over some hundred inputs; `make fuzz SECONDS=600` runs each for that long. An input that
+//! fails is shrunk and stored in `corpus/`, from where it is tried first the next time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 

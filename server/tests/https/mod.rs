@@ -20,12 +20,12 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 /// A certificate for the loopback and its key, PEM.
-pub struct Pair {
+pub struct LoopbackCertificate {
     pub certificate: String,
     pub key: String,
 }
 
-impl Pair {
+impl LoopbackCertificate {
     pub fn new() -> Self {
         let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names).unwrap();
@@ -46,26 +46,26 @@ impl Pair {
 }
 
 /// Ends when it is dropped.
-pub struct Https {
+pub struct HttpsListener {
     pub address: SocketAddr,
     pub dir: tempfile::TempDir,
-    pair: Pair,
+    pair: LoopbackCertificate,
     serving: tokio::task::JoinHandle<()>,
 }
 
-impl Https {
+impl HttpsListener {
     pub async fn start(router: Router) -> Self {
-        let (dir, pair) = (tempfile::tempdir().unwrap(), Pair::new());
+        let (dir, pair) = (tempfile::tempdir().unwrap(), LoopbackCertificate::new());
         let (certificate, key) = pair.write(dir.path());
         Self::serving(router, Tls::from_files(certificate, key).unwrap(), dir, pair).await
     }
 
     /// With files of the test's own.
     pub async fn with(router: Router, tls: Tls) -> Self {
-        Self::serving(router, tls, tempfile::tempdir().unwrap(), Pair::new()).await
+        Self::serving(router, tls, tempfile::tempdir().unwrap(), LoopbackCertificate::new()).await
     }
 
-    async fn serving(router: Router, tls: Tls, dir: tempfile::TempDir, pair: Pair) -> Self {
+    async fn serving(router: Router, tls: Tls, dir: tempfile::TempDir, pair: LoopbackCertificate) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let options = ServeOptions { tls: Some(tls), ..ServeOptions::default() };
@@ -79,14 +79,14 @@ impl Https {
     }
 }
 
-impl Drop for Https {
+impl Drop for HttpsListener {
     fn drop(&mut self) {
         self.serving.abort();
     }
 }
 
 /// A connection that trusts these certificates.
-pub async fn connect(address: SocketAddr, trusted: &[&Pair]) -> std::io::Result<TlsStream<TcpStream>> {
+pub async fn connect(address: SocketAddr, trusted: &[&LoopbackCertificate]) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     for pair in trusted {
         roots.add(CertificateDer::from(pair.der())).unwrap();

@@ -10,7 +10,7 @@ use std::thread;
 
 use hush_server::hub::HubError;
 
-use crate::server::{COMMIT, Fault, Hub, Options};
+use crate::server::{COMMIT, Hub, HubFault, HubOptions};
 use crate::{REPO, assert_complete, checkpoint, config, get, get_with};
 
 /// Bytes of everything below the folder.
@@ -23,8 +23,8 @@ fn bytes_below(folder: &Path) -> u64 {
 fn a_body_is_cut_at_the_listed_length_and_refused() {
     const SURPLUS: u64 = 400 << 20;
     for file in ["config.json", "model.safetensors"] {
-        let hub = Hub::start(&checkpoint(), Options::default());
-        hub.fault_forever(file, Fault::More(SURPLUS));
+        let hub = Hub::start(&checkpoint(), HubOptions::default());
+        hub.fault_forever(file, HubFault::More(SURPLUS));
         let into = tempfile::tempdir().unwrap();
         let error = get(&hub, into.path()).unwrap_err();
         let listed = checkpoint().join(file).metadata().unwrap().len();
@@ -44,8 +44,8 @@ fn a_body_is_cut_at_the_listed_length_and_refused() {
 
 #[test]
 fn a_body_that_is_shorter_than_listed_is_refused() {
-    let hub = Hub::start(&checkpoint(), Options::default());
-    hub.fault_forever("model.safetensors", Fault::Less(100));
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
+    hub.fault_forever("model.safetensors", HubFault::Less(100));
     let into = tempfile::tempdir().unwrap();
     let error = get(&hub, into.path()).unwrap_err();
     assert!(matches!(&error, HubError::WrongSize { file, .. } if file == "model.safetensors"), "{error:?}");
@@ -56,7 +56,7 @@ fn a_body_that_is_shorter_than_listed_is_refused() {
 #[test]
 fn absurd_lengths_are_refused_before_anything_is_fetched() {
     for size in [u64::MAX, 1 << 63, 1 << 40] {
-        let hub = Hub::start(&checkpoint(), Options { listed_size: Some(size), ..Options::default() });
+        let hub = Hub::start(&checkpoint(), HubOptions { listed_size: Some(size), ..HubOptions::default() });
         let into = tempfile::tempdir().unwrap();
         let error = get(&hub, into.path()).unwrap_err();
         assert!(matches!(&error, HubError::Nonsense { problem, .. } if problem.contains("`size`")), "{error:?}");
@@ -69,8 +69,8 @@ fn absurd_lengths_are_refused_before_anything_is_fetched() {
 /// Bytes that only come again are no progress.
 #[test]
 fn a_store_that_never_ends_a_file_is_given_up() {
-    let hub = Hub::start(&checkpoint(), Options { no_ranges: true, ..Options::default() });
-    hub.fault_forever("model.safetensors", Fault::CutAfter(50_000));
+    let hub = Hub::start(&checkpoint(), HubOptions { no_ranges: true, ..HubOptions::default() });
+    hub.fault_forever("model.safetensors", HubFault::CutAfter(50_000));
     let into = tempfile::tempdir().unwrap();
     assert!(matches!(get(&hub, into.path()), Err(HubError::GaveUp { .. })));
 }
@@ -78,7 +78,7 @@ fn a_store_that_never_ends_a_file_is_given_up() {
 #[test]
 fn a_mirror_on_this_machine_may_use_a_store_on_this_machine_and_no_metadata() {
     // The store of the tests is another port: every other test shows that it is followed.
-    let options = Options { store: Some("http://169.254.169.254/latest/meta-data/"), ..Options::default() };
+    let options = HubOptions { store: Some("http://169.254.169.254/latest/meta-data/"), ..HubOptions::default() };
     let hub = Hub::start(&checkpoint(), options);
     let into = tempfile::tempdir().unwrap();
     let error = get_with(&config(&hub, &[]), "main", into.path(), &mut |_| {}).unwrap_err();
@@ -86,12 +86,12 @@ fn a_mirror_on_this_machine_may_use_a_store_on_this_machine_and_no_metadata() {
 }
 
 /// A proxy that reaches `hub.example`, which no resolver knows.
-struct Proxy {
+struct HubProxy {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
 }
 
-impl Proxy {
+impl HubProxy {
     fn to(hub: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -143,8 +143,8 @@ fn a_hub_outside_cannot_send_the_server_inwards() {
         format!("http://0x7f.1:{port}/admin"),
     ] {
         let store: &'static str = Box::leak(target.clone().into_boxed_str());
-        let hub = Hub::start(&checkpoint(), Options { store: Some(store), ..Options::default() });
-        let proxy = Proxy::to(hub.address());
+        let hub = Hub::start(&checkpoint(), HubOptions { store: Some(store), ..HubOptions::default() });
+        let proxy = HubProxy::to(hub.address());
         let models = tempfile::tempdir().unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_hush-server"))
             .args(["install", REPO, "--models-dir"])

@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use hush_server::cli::install::{InstallCommandError, Missing, find_or_install, run};
+use hush_server::app::model_install::{InstallCommandError, MissingModel, ModelInstaller};
+use hush_server::app::model_store::{ModelStore, ModelStoreError};
 use hush_server::cli::models;
-use hush_server::cli::resolve::{ResolveError, Store};
+use hush_server::cli::progress::InstallProgress;
 use hush_server::cli::settings::{Settings, resolve};
 use hush_server::cli::values::{Device, PrecisionChoice};
 use hush_server::cli::{Env, parse};
 use hush_whisper::ModelDir;
 
-use crate::server::{COMMIT, Fault, Hub, Options};
+use crate::server::{COMMIT, Hub, HubFault, HubOptions};
 use crate::{REPO, checkpoint};
 
 fn install(argv: &[&str], models_dir: &Path, variables: &[(&str, &str)]) -> Result<Vec<PathBuf>, InstallCommandError> {
@@ -18,7 +19,8 @@ fn install(argv: &[&str], models_dir: &Path, variables: &[(&str, &str)]) -> Resu
     let cli = parse([&["hush-server", "install", "--models-dir", dir], argv].concat()).unwrap();
     let env: Env = variables.iter().copied().collect();
     let Settings::Install(settings) = resolve(cli, &env).unwrap() else { panic!() };
-    run(&settings, &env, Device::Cpu)
+    let store = ModelStore::new(&settings.store.models_dir);
+    ModelInstaller { store: &store, env: &env, progress: &InstallProgress }.install_all(&settings, Device::Cpu)
 }
 
 #[test]
@@ -31,7 +33,7 @@ fn a_folder_becomes_a_model() {
     for dir in &dirs {
         ModelDir::open(dir).unwrap().verify_digests().unwrap();
     }
-    let store = Store::new(models_dir.path());
+    let store = ModelStore::new(models_dir.path());
     assert_eq!(store.default_model().unwrap(), "hush-tiny");
     assert_eq!(store.find("hush-tiny", PrecisionChoice::Auto, Device::Cpu).unwrap().dir, dirs[1]);
 
@@ -51,24 +53,25 @@ fn a_folder_becomes_a_model() {
 
 #[test]
 fn a_missing_model_comes_from_the_hub() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let env: Env = [("HF_ENDPOINT", hub.url())].into_iter().collect();
     let models_dir = tempfile::tempdir().unwrap();
-    let store = Store::new(models_dir.path());
-    let find = |missing| find_or_install(&store, REPO, PrecisionChoice::Auto, Device::Cpu, missing, &env);
-    let refused = find(Missing::Refuse).unwrap_err();
-    assert!(matches!(refused, InstallCommandError::Resolve(ResolveError::NotInstalled { .. })), "{refused:?}");
+    let store = ModelStore::new(models_dir.path());
+    let installer = ModelInstaller { store: &store, env: &env, progress: &InstallProgress };
+    let find = |missing| installer.find_or_install(REPO, PrecisionChoice::Auto, Device::Cpu, missing);
+    let refused = find(MissingModel::Refuse).unwrap_err();
+    assert!(matches!(refused, InstallCommandError::Store(ModelStoreError::NotInstalled { .. })), "{refused:?}");
     assert!(hub.requests().is_empty());
 
     // As two servers that start together would.
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| assert_eq!(find(Missing::Install).unwrap().id, REPO));
+            scope.spawn(|| assert_eq!(find(MissingModel::Install).unwrap().id, REPO));
         }
     });
     let weights = hub.requests().iter().filter(|r| r.store && r.path.ends_with("/model.safetensors")).count();
     assert_eq!(weights, 1, "one download for both");
-    let found = find(Missing::Refuse).unwrap();
+    let found = find(MissingModel::Refuse).unwrap();
     assert_eq!(found.dir, models_dir.path().join("hush--whisper-hush-tiny/int8"));
     assert_eq!(ModelDir::open(&found.dir).unwrap().manifest().source, format!("{REPO}@{COMMIT}"));
     let download = models_dir.path().join(".download/hush--whisper-hush-tiny").join(COMMIT);
@@ -79,13 +82,13 @@ fn a_missing_model_comes_from_the_hub() {
 
 #[test]
 fn a_failed_download_leaves_no_model_and_goes_on_later() {
-    let hub = Hub::start(&checkpoint(), Options::default());
-    hub.fault_forever("tokenizer.json", Fault::Status(400));
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
+    hub.fault_forever("tokenizer.json", HubFault::Status(400));
     let models_dir = tempfile::tempdir().unwrap();
     let endpoint = hub.url();
     let variables = [("HF_ENDPOINT", endpoint.as_str())];
     assert!(matches!(install(&[REPO], models_dir.path(), &variables), Err(InstallCommandError::Hub(_))));
-    assert!(Store::new(models_dir.path()).installed().is_empty());
+    assert!(ModelStore::new(models_dir.path()).installed().is_empty());
     hub.clear_faults();
     install(&[REPO], models_dir.path(), &variables).unwrap();
     let configs = hub.requests().iter().filter(|request| request.path.ends_with("/config.json")).count();
@@ -104,5 +107,5 @@ fn sources_that_cannot_be_installed() {
     let empty = tempfile::tempdir().unwrap();
     let error = install(&[empty.path().to_str().unwrap(), "--name", "x"]);
     assert!(matches!(error, InstallCommandError::Install { .. }), "{error:?}");
-    assert!(Store::new(models_dir.path()).installed().is_empty());
+    assert!(ModelStore::new(models_dir.path()).installed().is_empty());
 }

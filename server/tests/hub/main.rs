@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hush_server::cli::Env;
-use hush_server::hub::{Checkpoint, Event, HubConfig, HubError, Patience, Repo, download};
+use hush_server::hub::{DownloadedCheckpoint, Event, HubConfig, HubError, Repo, RetryPolicy, download};
 
-use server::{Fault, Hub, Options};
+use server::{Hub, HubFault, HubOptions};
 
 const REPO: &str = "hush/whisper-hush-tiny";
 const FILES: [&str; 5] =
@@ -26,17 +26,17 @@ fn checkpoint() -> PathBuf {
 fn config(hub: &Hub, variables: &[(&str, &str)]) -> HubConfig {
     let endpoint = hub.url();
     let env: Env = [("HF_ENDPOINT", endpoint.as_str())].iter().chain(variables).copied().collect();
-    let patience = Patience {
+    let retry = RetryPolicy {
         read_timeout: Duration::from_secs(2),
         connect_timeout: Duration::from_secs(2),
         pause: Duration::from_millis(5),
         longest_pause: Duration::from_millis(20),
         give_up_after: Duration::from_millis(400),
     };
-    HubConfig { patience, ..HubConfig::from_env(&env).unwrap() }
+    HubConfig { retry, ..HubConfig::from_env(&env).unwrap() }
 }
 
-fn get(hub: &Hub, into: &Path) -> Result<Checkpoint, HubError> {
+fn get(hub: &Hub, into: &Path) -> Result<DownloadedCheckpoint, HubError> {
     get_with(&config(hub, &[]), "main", into, &mut |_| {})
 }
 
@@ -45,7 +45,7 @@ fn get_with(
     revision: &str,
     into: &Path,
     watch: &mut dyn FnMut(Event<'_>),
-) -> Result<Checkpoint, HubError> {
+) -> Result<DownloadedCheckpoint, HubError> {
     download(config, &REPO.parse::<Repo>().unwrap(), revision, into, watch)
 }
 
@@ -61,7 +61,7 @@ fn assert_complete(dir: &Path) {
 
 #[test]
 fn fetches_what_a_checkpoint_needs_and_reports_it() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let into = tempfile::tempdir().unwrap();
     let (mut planned, mut bytes, mut done) = (0, 0, 0);
     let got = get_with(&config(&hub, &[]), "main", into.path(), &mut |event| match event {
@@ -83,7 +83,7 @@ fn fetches_what_a_checkpoint_needs_and_reports_it() {
 
 #[test]
 fn what_is_there_is_not_fetched_again() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let into = tempfile::tempdir().unwrap();
     get(&hub, into.path()).unwrap();
     let before = hub.requests().len();
@@ -93,18 +93,18 @@ fn what_is_there_is_not_fetched_again() {
 
 #[test]
 fn digests_come_from_headers_when_the_listing_has_none() {
-    let hub = Hub::start(&checkpoint(), Options { bare_listing: true, ..Options::default() });
+    let hub = Hub::start(&checkpoint(), HubOptions { bare_listing: true, ..HubOptions::default() });
     let into = tempfile::tempdir().unwrap();
     assert_complete(&get(&hub, into.path()).unwrap().dir);
-    let hub = Hub::start(&checkpoint(), Options { bare_listing: true, ..Options::default() });
-    hub.fault("config.json", Fault::Flip);
+    let hub = Hub::start(&checkpoint(), HubOptions { bare_listing: true, ..HubOptions::default() });
+    hub.fault("config.json", HubFault::Flip);
     let into = tempfile::tempdir().unwrap();
     assert!(matches!(get(&hub, into.path()), Err(HubError::WrongDigest { file, .. }) if file == "config.json"));
 }
 
 #[test]
 fn the_token_reaches_the_hub_and_not_the_store() {
-    let hub = Hub::start(&checkpoint(), Options { token: Some("secret"), ..Options::default() });
+    let hub = Hub::start(&checkpoint(), HubOptions { token: Some("secret"), ..HubOptions::default() });
     let into = tempfile::tempdir().unwrap();
     let error = get(&hub, into.path()).unwrap_err();
     assert!(matches!(error, HubError::Forbidden { status: 401, had_token: false, .. }), "{error:?}");
@@ -125,10 +125,10 @@ fn the_token_reaches_the_hub_and_not_the_store() {
 
 #[test]
 fn a_broken_connection_goes_on_where_it_stopped() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let size = fs::metadata(checkpoint().join("model.safetensors")).unwrap().len();
-    hub.fault("model.safetensors", Fault::CutAfter(size / 3));
-    hub.fault("model.safetensors", Fault::CutAfter(size / 5));
+    hub.fault("model.safetensors", HubFault::CutAfter(size / 3));
+    hub.fault("model.safetensors", HubFault::CutAfter(size / 5));
     let into = tempfile::tempdir().unwrap();
     let (mut retries, mut bytes) = (0, 0);
     let got = get_with(&config(&hub, &[]), "main", into.path(), &mut |event| match event {
@@ -147,23 +147,23 @@ fn a_broken_connection_goes_on_where_it_stopped() {
 
 #[test]
 fn a_later_run_goes_on_where_the_first_gave_up() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let size = fs::metadata(checkpoint().join("model.safetensors")).unwrap().len();
-    hub.fault("model.safetensors", Fault::CutAfter(size / 2));
-    hub.fault_forever("model.safetensors", Fault::Status(503));
+    hub.fault("model.safetensors", HubFault::CutAfter(size / 2));
+    hub.fault_forever("model.safetensors", HubFault::Status(503));
     let into = tempfile::tempdir().unwrap();
     let error = get(&hub, into.path()).unwrap_err();
     assert!(matches!(error, HubError::GaveUp { .. }), "{error:?}");
     hub.clear_faults();
     assert_complete(&get(&hub, into.path()).unwrap().dir);
-    let last = hub.requests().iter().rev().find_map(server::Request::range_start);
+    let last = hub.requests().iter().rev().find_map(server::HubRequest::range_start);
     assert_eq!(last, Some(size / 2));
 }
 
 #[test]
 fn a_store_without_ranges_starts_again() {
-    let hub = Hub::start(&checkpoint(), Options { no_ranges: true, ..Options::default() });
-    hub.fault("model.safetensors", Fault::CutAfter(100_000));
+    let hub = Hub::start(&checkpoint(), HubOptions { no_ranges: true, ..HubOptions::default() });
+    hub.fault("model.safetensors", HubFault::CutAfter(100_000));
     let into = tempfile::tempdir().unwrap();
     let (mut restarted, mut bytes) = (0, 0);
     let got = get_with(&config(&hub, &[]), "main", into.path(), &mut |event| match event {
@@ -182,24 +182,24 @@ fn a_store_without_ranges_starts_again() {
 
 #[test]
 fn a_silent_connection_is_made_again() {
-    let hub = Hub::start(&checkpoint(), Options::default());
-    hub.fault("model.safetensors", Fault::HangAfter(50_000));
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
+    hub.fault("model.safetensors", HubFault::HangAfter(50_000));
     let into = tempfile::tempdir().unwrap();
     let mut config = config(&hub, &[]);
-    config.patience.read_timeout = Duration::from_millis(150);
+    config.retry.read_timeout = Duration::from_millis(150);
     assert_complete(&get_with(&config, "main", into.path(), &mut |_| {}).unwrap().dir);
 }
 
 #[test]
 fn a_passing_error_is_tried_again_and_a_lasting_one_is_not() {
-    let hub = Hub::start(&checkpoint(), Options::default());
-    hub.fault("config.json", Fault::Status(503));
-    hub.fault("config.json", Fault::Status(429));
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
+    hub.fault("config.json", HubFault::Status(503));
+    hub.fault("config.json", HubFault::Status(429));
     let into = tempfile::tempdir().unwrap();
     assert_complete(&get(&hub, into.path()).unwrap().dir);
 
-    let hub = Hub::start(&checkpoint(), Options::default());
-    hub.fault_forever("config.json", Fault::Status(400));
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
+    hub.fault_forever("config.json", HubFault::Status(400));
     let into = tempfile::tempdir().unwrap();
     assert!(matches!(get(&hub, into.path()), Err(HubError::Status { status: 400, .. })));
     assert_eq!(hub.requests().iter().filter(|r| r.path.ends_with("/config.json")).count(), 1);
@@ -207,16 +207,16 @@ fn a_passing_error_is_tried_again_and_a_lasting_one_is_not() {
 
 #[test]
 fn a_wrong_digest_is_refused_and_nothing_stays() {
-    let hub = Hub::start(&checkpoint(), Options::default());
-    hub.fault_forever("model.safetensors", Fault::Flip);
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
+    hub.fault_forever("model.safetensors", HubFault::Flip);
     let into = tempfile::tempdir().unwrap();
     let error = get(&hub, into.path()).unwrap_err();
     assert!(matches!(&error, HubError::WrongDigest { file, algorithm: "SHA-256", .. } if file == "model.safetensors"));
     let dir = into.path().join("hush--whisper-hush-tiny").join(server::COMMIT);
     assert!(!dir.join("model.safetensors").exists() && !dir.join("model.safetensors.part").exists());
 
-    let hub = Hub::start(&checkpoint(), Options::default());
-    hub.fault_forever("config.json", Fault::Flip);
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
+    hub.fault_forever("config.json", HubFault::Flip);
     let into = tempfile::tempdir().unwrap();
     let error = get(&hub, into.path()).unwrap_err();
     assert!(matches!(error, HubError::WrongDigest { algorithm: "git blob id", .. }), "{error:?}");
@@ -224,7 +224,7 @@ fn a_wrong_digest_is_refused_and_nothing_stays() {
 
 #[test]
 fn a_foreign_beginning_is_thrown_away_once() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let into = tempfile::tempdir().unwrap();
     let dir = into.path().join("hush--whisper-hush-tiny").join(server::COMMIT);
     fs::create_dir_all(&dir).unwrap();
@@ -250,7 +250,7 @@ fn shards_are_those_that_the_index_names() {
     ] {
         fs::write(folder.path().join(name), content).unwrap();
     }
-    let hub = Hub::start(folder.path(), Options::default());
+    let hub = Hub::start(folder.path(), HubOptions::default());
     let into = tempfile::tempdir().unwrap();
     let dir = get(&hub, into.path()).unwrap().dir;
     assert_eq!(fs::read(dir.join("model-00002-of-00002.safetensors")).unwrap(), b"two");
@@ -259,7 +259,7 @@ fn shards_are_those_that_the_index_names() {
 
 #[test]
 fn what_is_not_there_is_said() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let into = tempfile::tempdir().unwrap();
     let missing = download(&config(&hub, &[]), &"hush/none".parse().unwrap(), "main", into.path(), &mut |_| {});
     assert!(matches!(missing, Err(HubError::NoRepository { repo, .. }) if repo == "hush/none"));
@@ -271,14 +271,14 @@ fn what_is_not_there_is_said() {
         fs::copy(checkpoint().join(name), folder.path().join(name)).unwrap();
     }
     fs::write(folder.path().join("model.bin"), "ctranslate2").unwrap();
-    let hub = Hub::start(folder.path(), Options::default());
+    let hub = Hub::start(folder.path(), HubOptions::default());
     let error = get(&hub, into.path()).unwrap_err().to_string();
     assert!(error.contains("CTranslate2"), "{error}");
 }
 
 #[test]
-fn offline_asks_nobody() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+fn offline_sends_no_request() {
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let into = tempfile::tempdir().unwrap();
     let error = get_with(&config(&hub, &[("HF_HUB_OFFLINE", "1")]), "main", into.path(), &mut |_| {}).unwrap_err();
     assert!(matches!(error, HubError::Offline { .. }));
@@ -287,11 +287,11 @@ fn offline_asks_nobody() {
 }
 
 #[test]
-fn nobody_there_ends_within_its_deadline() {
+fn an_address_without_a_server_ends_within_its_deadline() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let env: Env = [("HF_ENDPOINT", format!("http://{free}"))].into_iter().collect();
-    let hub = Hub::start(&checkpoint(), Options::default());
-    let config = HubConfig { patience: config(&hub, &[]).patience, ..HubConfig::from_env(&env).unwrap() };
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
+    let config = HubConfig { retry: config(&hub, &[]).retry, ..HubConfig::from_env(&env).unwrap() };
     let into = tempfile::tempdir().unwrap();
     let started = std::time::Instant::now();
     let error = get_with(&config, "main", into.path(), &mut |_| {}).unwrap_err();
@@ -312,9 +312,9 @@ fn what_tls_refuses_is_not_tried_again() {
         // Read to the end, or closing would reset the connection under the answer.
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let env: Env = [("HF_ENDPOINT", url)].into_iter().collect();
-    let config = HubConfig { patience: config(&hub, &[]).patience, ..HubConfig::from_env(&env).unwrap() };
+    let config = HubConfig { retry: config(&hub, &[]).retry, ..HubConfig::from_env(&env).unwrap() };
     let into = tempfile::tempdir().unwrap();
     let mut retries = 0;
     let error = get_with(&config, "main", into.path(), &mut |event| {
@@ -328,7 +328,7 @@ fn what_tls_refuses_is_not_tried_again() {
 
 #[test]
 fn two_at_once_do_the_work_once() {
-    let hub = Hub::start(&checkpoint(), Options::default());
+    let hub = Hub::start(&checkpoint(), HubOptions::default());
     let into = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {

@@ -18,7 +18,7 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const LARGE: u64 = 1 << 20;
 
 #[derive(Clone, Copy, Default)]
-pub struct Options {
+pub struct HubOptions {
     pub token: Option<&'static str>,
     /// As a plain mirror: names only, no sizes and no digests.
     pub bare_listing: bool,
@@ -30,7 +30,7 @@ pub struct Options {
 }
 
 #[derive(Clone, Copy)]
-pub enum Fault {
+pub enum HubFault {
     /// Sends so many bytes of the body, then closes.
     CutAfter(u64),
     /// Sends so many bytes, then nothing more.
@@ -45,13 +45,13 @@ pub enum Fault {
 }
 
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct HubRequest {
     pub store: bool,
     pub path: String,
     headers: HashMap<String, String>,
 }
 
-impl Request {
+impl HubRequest {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
@@ -62,30 +62,30 @@ impl Request {
 }
 
 #[derive(Default)]
-struct Faults {
-    once: HashMap<String, Vec<Fault>>,
-    forever: HashMap<String, Fault>,
+struct HubFaults {
+    once: HashMap<String, Vec<HubFault>>,
+    forever: HashMap<String, HubFault>,
 }
 
-struct Shared {
+struct HubState {
     folder: PathBuf,
-    options: Options,
+    options: HubOptions,
     hub: SocketAddr,
     store: SocketAddr,
-    log: Mutex<Vec<Request>>,
-    faults: Mutex<Faults>,
+    log: Mutex<Vec<HubRequest>>,
+    faults: Mutex<HubFaults>,
     stop: AtomicBool,
     /// Bytes that went out behind the content of a file.
     surplus: AtomicU64,
 }
 
-pub struct Hub(Arc<Shared>);
+pub struct Hub(Arc<HubState>);
 
 impl Hub {
-    pub fn start(folder: &Path, options: Options) -> Self {
+    pub fn start(folder: &Path, options: HubOptions) -> Self {
         let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (hub, store) = (bind(), bind());
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(HubState {
             folder: folder.to_owned(),
             options,
             hub: hub.local_addr().unwrap(),
@@ -123,22 +123,22 @@ impl Hub {
         self.0.hub
     }
 
-    pub fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<HubRequest> {
         self.0.log.lock().unwrap().clone()
     }
 
     /// For one answer about the file, in the order they are given.
-    pub fn fault(&self, file: &str, fault: Fault) {
+    pub fn fault(&self, file: &str, fault: HubFault) {
         self.0.faults.lock().unwrap().once.entry(file.to_owned()).or_default().push(fault);
     }
 
     /// For every answer after those.
-    pub fn fault_forever(&self, file: &str, fault: Fault) {
+    pub fn fault_forever(&self, file: &str, fault: HubFault) {
         self.0.faults.lock().unwrap().forever.insert(file.to_owned(), fault);
     }
 
     pub fn clear_faults(&self) {
-        *self.0.faults.lock().unwrap() = Faults::default();
+        *self.0.faults.lock().unwrap() = HubFaults::default();
     }
 }
 
@@ -151,7 +151,7 @@ impl Drop for Hub {
     }
 }
 
-fn serve(shared: &Shared, store: bool, mut stream: TcpStream) -> std::io::Result<()> {
+fn serve(shared: &HubState, store: bool, mut stream: TcpStream) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let Some(first) = lines.next().transpose()? else { return Ok(()) };
     let target = first.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -161,7 +161,7 @@ fn serve(shared: &Shared, store: bool, mut stream: TcpStream) -> std::io::Result
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let path = target.split('?').next().unwrap().to_owned();
-    let request = Request { store, path, headers };
+    let request = HubRequest { store, path, headers };
     shared.log.lock().unwrap().push(request.clone());
 
     if !store && let Some(token) = shared.options.token {
@@ -201,7 +201,7 @@ fn serve(shared: &Shared, store: bool, mut stream: TcpStream) -> std::io::Result
         let once = faults.once.get_mut(&name).filter(|list| !list.is_empty()).map(|list| list.remove(0));
         once.or_else(|| faults.forever.get(&name).copied())
     };
-    if let Some(Fault::Status(status)) = fault {
+    if let Some(HubFault::Status(status)) = fault {
         return plain(&mut stream, status, &[], b"no");
     }
     // The store's own tag is that of its upload, and means nothing.
@@ -212,17 +212,17 @@ fn serve(shared: &Shared, store: bool, mut stream: TcpStream) -> std::io::Result
 
 fn body(
     stream: &mut TcpStream,
-    shared: &Shared,
-    request: &Request,
+    shared: &HubState,
+    request: &HubRequest,
     mut content: Vec<u8>,
     tag: &str,
-    fault: Option<Fault>,
+    fault: Option<HubFault>,
 ) -> std::io::Result<()> {
-    if matches!(fault, Some(Fault::Flip)) {
+    if matches!(fault, Some(HubFault::Flip)) {
         let last = content.len() - 1;
         content[last] ^= 1;
     }
-    if let Some(Fault::Less(bytes)) = fault {
+    if let Some(HubFault::Less(bytes)) = fault {
         content.truncate(content.len() - bytes as usize);
     }
     let total = content.len();
@@ -235,7 +235,7 @@ fn body(
     if let Some(start) = start {
         let _ = write!(head, "Content-Range: bytes {start}-{}/{total}\r\n", total - 1);
     }
-    if let Some(Fault::More(bytes)) = fault {
+    if let Some(HubFault::More(bytes)) = fault {
         let _ = write!(head, "ETag: {tag}\r\n\r\n");
         stream.write_all(head.as_bytes())?;
         stream.write_all(rest)?;
@@ -250,8 +250,8 @@ fn body(
     let _ = write!(head, "ETag: {tag}\r\nContent-Length: {}\r\n\r\n", rest.len());
     stream.write_all(head.as_bytes())?;
     match fault {
-        Some(Fault::CutAfter(bytes)) => stream.write_all(&rest[..bytes as usize]),
-        Some(Fault::HangAfter(bytes)) => {
+        Some(HubFault::CutAfter(bytes)) => stream.write_all(&rest[..bytes as usize]),
+        Some(HubFault::HangAfter(bytes)) => {
             stream.write_all(&rest[..bytes as usize])?;
             stream.flush()?;
             std::thread::sleep(Duration::from_secs(3));
@@ -270,7 +270,7 @@ fn plain(stream: &mut TcpStream, status: u16, headers: &[(&str, &str)], body: &[
     stream.write_all(body)
 }
 
-fn listing(shared: &Shared) -> String {
+fn listing(shared: &HubState) -> String {
     let mut siblings = Vec::new();
     for entry in fs::read_dir(&shared.folder).unwrap() {
         let path = entry.unwrap().path();

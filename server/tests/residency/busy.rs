@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hush_server::job::JobError;
-use hush_server::residency::{Policy, Residency};
+use hush_server::residency::{LifecycleSettings, ResidencyRule};
 use hush_server::runner;
 
 use crate::scripted::{process_state, settings, until};
@@ -19,7 +19,7 @@ fn busy_timeout(busy: u64, let_go: u64) -> runner::Settings {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_takes_too_long_is_ended_and_the_runner_goes_on() {
-    let policy = Policy { residency: Residency::Idle(None), ..Policy::default() };
+    let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
     let server = Server::start("", policy, busy_timeout(3000, 60_000));
     let pid = server.ask("").await.unwrap();
     let error = server.ask("each=3600000").await.unwrap_err();
@@ -31,7 +31,7 @@ async fn a_request_that_takes_too_long_is_ended_and_the_runner_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runner_that_does_not_let_go_is_replaced_and_others_are_served() {
-    let policy = Policy { residency: Residency::Idle(None), ..Policy::default() };
+    let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
     let server = Server::start("", policy, busy_timeout(3000, 300));
     let pid = server.ask("").await.unwrap();
     let model = server.model().clone();
@@ -47,7 +47,7 @@ async fn a_runner_that_does_not_let_go_is_replaced_and_others_are_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_left_does_not_make_its_request_overdue() {
-    let policy = Policy { residency: Residency::Idle(None), ..Policy::default() };
+    let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
     let server = Server::start("", policy, busy_timeout(1500, 1));
     let pid = server.ask("").await.unwrap();
     let model = server.model().clone();

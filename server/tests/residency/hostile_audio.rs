@@ -6,7 +6,7 @@ use hush_server::audio::{AudioError, DecodeOptions};
 use hush_server::budget::ByteBudget;
 use hush_server::job::JobError;
 use hush_server::recording::{Decoder, Recording};
-use hush_server::residency::{Policy, Residency};
+use hush_server::residency::{LifecycleSettings, ResidencyRule, SpeechJobs};
 use hush_server::spool::SpoolError;
 
 use crate::audio_support::{built_in, flac_of_silence, spooled};
@@ -28,7 +28,7 @@ async fn long(decoder: &Decoder) -> Recording {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_waits_holds_no_samples() {
-    let policy = Policy { residency: Residency::Idle(None), ..Policy::default() };
+    let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
     let server = Server::start("", policy, settings());
     let budget = ByteBudget::new("decoded", 100 * BYTES);
     let decoder = decoder(&budget);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hush_contract::ModelState;
 use hush_server::job::{JobError, Outcome, Work};
-use hush_server::residency::{Policy, Residency};
+use hush_server::residency::{LifecycleSettings, ResidencyRule, SpeechJobs};
 use hush_server::runner;
 use rustix::process::Signal;
 use tokio::sync::mpsc;
@@ -94,7 +94,7 @@ async fn a_crowd_before_a_cold_model_is_served_and_the_queue_has_a_bound() {
     assert!(pids.iter().all(|pid| pid.as_ref().ok() == pids[0].as_ref().ok()), "{pids:?}");
     assert_eq!(server.model().snapshot().generation, 1);
 
-    let policy = Policy { queue_limit: NonZeroUsize::new(10).unwrap(), ..Policy::default() };
+    let policy = LifecycleSettings { queue_limit: NonZeroUsize::new(10).unwrap(), ..LifecycleSettings::default() };
     let server = Server::start("sleep=100", policy, settings());
     let mut jobs = JoinSet::new();
     for _ in 0..30 {
@@ -111,7 +111,7 @@ async fn a_crowd_before_a_cold_model_is_served_and_the_queue_has_a_bound() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_demand_leaves_after_the_last_of_a_queue() {
-    let policy = Policy { residency: Residency::OnDemand, ..Policy::default() };
+    let policy = LifecycleSettings { residency: ResidencyRule::OnDemand, ..LifecycleSettings::default() };
     let server = Server::start("", policy, settings());
     let mut jobs = JoinSet::new();
     for _ in 0..5 {
@@ -129,7 +129,7 @@ async fn a_spare_runner_takes_the_load_and_its_death_harms_nobody() {
     let mark = format!("spare-{}", std::process::id());
     let env = vec![(MARK.into(), mark.clone().into())];
     let spare = runner::Settings { spare: true, env, ..settings() };
-    let server = Server::start("", Policy::default(), spare);
+    let server = Server::start("", LifecycleSettings::default(), spare);
     until("a spare", || !marked(&mark).is_empty()).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     server.ask("").await.unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hush_contract::ModelState;
 use hush_server::job::JobError;
-use hush_server::residency::{LoadError, Policy};
+use hush_server::residency::{LifecycleSettings, LoadCommandError};
 use hush_server::runner;
 use tokio::task::JoinSet;
 
@@ -15,7 +15,7 @@ use crate::{Server, ask};
 async fn a_load_that_never_ends_is_ended() {
     let dir = tempfile::tempdir().unwrap();
     let brief = runner::Settings { load_timeout: Duration::from_secs(2), ..settings() };
-    let policy = Policy { backoff_first: Duration::from_millis(100), ..Policy::default() };
+    let policy = LifecycleSettings { backoff_first: Duration::from_millis(100), ..LifecycleSettings::default() };
     let server = Server::start(&format!("hang_once={}", flag(dir.path(), "hung")), policy, brief);
     let error = server.ask("").await.unwrap_err();
     assert!(matches!(&error, JobError::LoadFailed { cause, .. } if cause == "not loaded within 2 s"), "{error}");
@@ -27,7 +27,7 @@ async fn a_load_that_never_ends_is_ended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_load_is_explained_to_everybody_and_tried_again_later() {
     let dir = tempfile::tempdir().unwrap();
-    let policy = Policy { backoff_first: Duration::from_millis(300), ..Policy::default() };
+    let policy = LifecycleSettings { backoff_first: Duration::from_millis(300), ..LifecycleSettings::default() };
     let script = format!("sleep=50 fail_once={}", flag(dir.path(), "failed"));
     let server = Server::start(&script, policy, settings());
     let mut jobs = JoinSet::new();
@@ -42,7 +42,7 @@ async fn a_failed_load_is_explained_to_everybody_and_tried_again_later() {
     }
     until("it failed", || server.model().snapshot().state == ModelState::Failed).await;
     assert_eq!(server.model().snapshot().failure.unwrap().cause, "the disk was away");
-    assert!(matches!(server.model().load().await, Err(LoadError::Failed { .. })));
+    assert!(matches!(server.model().load().await, Err(LoadCommandError::Failed { .. })));
     tokio::time::sleep(Duration::from_millis(320)).await;
     server.ask("").await.unwrap();
     assert_eq!(server.metric("hush_model_loads_total{model=\"tiny\",result=\"failure\"}"), 1.0);
@@ -66,7 +66,7 @@ async fn a_load_that_fails_under_its_first_work_is_a_failed_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_cannot_be_started_is_a_failed_load() {
     let missing = runner::Settings { program: "/nonexistent/hush-server".into(), spare: true, ..settings() };
-    let server = Server::start("", Policy::default(), missing);
+    let server = Server::start("", LifecycleSettings::default(), missing);
     let error = server.ask("").await.unwrap_err();
     assert!(error.to_string().contains("could not start `/nonexistent/hush-server`"), "{error}");
     until("it failed", || server.model().snapshot().state == ModelState::Failed).await;
@@ -76,11 +76,11 @@ async fn a_program_that_cannot_be_started_is_a_failed_load() {
 async fn a_program_that_is_no_runner_is_a_failed_load() {
     let talks = ["-c", "echo 'hello, world' >&0; sleep 60"].map(Into::into).to_vec();
     let talks = runner::Settings { program: "/bin/sh".into(), args: talks, ..settings() };
-    let server = Server::start("", Policy::default(), talks);
+    let server = Server::start("", LifecycleSettings::default(), talks);
     let error = server.ask("").await.unwrap_err();
     assert!(matches!(&error, JobError::LoadFailed { cause, .. } if cause.contains("make no sense")), "{error}");
     let ends = runner::Settings { program: "/bin/false".into(), args: Vec::new(), ..settings() };
-    let server = Server::start("", Policy::default(), ends);
+    let server = Server::start("", LifecycleSettings::default(), ends);
     let error = server.ask("").await.unwrap_err();
     assert!(matches!(&error, JobError::LoadFailed { cause, .. } if cause.contains("exit status: 1")), "{error}");
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use hush_contract::ModelState;
 use hush_server::job::JobError;
-use hush_server::residency::Policy;
+use hush_server::residency::{LifecycleSettings, SpeechJobs};
 use hush_server::runner;
 use rustix::process::Signal;
 use tokio::sync::mpsc;
@@ -75,7 +75,7 @@ async fn a_stopped_or_hanging_runner_is_killed_and_the_work_done_again() {
     let dir = tempfile::tempdir().unwrap();
     // Wide: on a machine that builds something else, a process may not run for a second.
     let stall = runner::Settings { stall_timeout: Duration::from_secs(2), ..settings() };
-    let server = Server::start("", Policy::default(), stall);
+    let server = Server::start("", LifecycleSettings::default(), stall);
     let pid = server.ask("").await.unwrap();
     // Idle for longer than that: silence is no crime without work.
     tokio::time::sleep(Duration::from_millis(2500)).await;

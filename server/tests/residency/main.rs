@@ -20,7 +20,9 @@ use std::time::Duration;
 use hush_contract::{UnloadReason, UnloadRefusal};
 use hush_server::job::{JobError, Outcome};
 use hush_server::metrics::Metrics;
-use hush_server::residency::{ModelHandle, ModelSettings, Models, Policy, Residency, Unload};
+use hush_server::residency::{
+    LifecycleSettings, ModelHandle, ModelSettings, Models, ResidencyRule, SpeechJobs, UnloadCommand,
+};
 use hush_server::runner;
 
 use scripted::{audio, settings, spec, sum, work};
@@ -39,7 +41,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(script: &str, policy: Policy, runners: runner::Settings) -> Self {
+    fn start(script: &str, policy: LifecycleSettings, runners: runner::Settings) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let (name, spec) = ("tiny".to_owned(), spec(script));
         let model = ModelSettings { name, spec, precision: None, policy, account: None };
@@ -48,7 +50,11 @@ impl Server {
     }
 
     fn new(script: &str) -> Self {
-        Self::start(script, Policy { residency: Residency::Idle(None), ..Policy::default() }, settings())
+        Self::start(
+            script,
+            LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() },
+            settings(),
+        )
     }
 
     fn model(&self) -> &ModelHandle {
@@ -68,7 +74,7 @@ impl Server {
     }
 
     async fn unload(&self) -> Result<(), UnloadRefusal> {
-        self.model().unload(Unload::now(UnloadReason::Manual)).await.map(|_| ())
+        self.model().unload(UnloadCommand::now(UnloadReason::Manual)).await.map(|_| ())
     }
 
     fn pid(&self) -> u32 {
@@ -84,6 +90,9 @@ async fn ask(model: &ModelHandle, script: &str) -> Result<u32, JobError> {
     Ok(pid.parse().unwrap())
 }
 
-fn idle_after(millis: u64) -> Policy {
-    Policy { residency: Residency::Idle(Some(Duration::from_millis(millis))), ..Policy::default() }
+fn idle_after(millis: u64) -> LifecycleSettings {
+    LifecycleSettings {
+        residency: ResidencyRule::Idle(Some(Duration::from_millis(millis))),
+        ..LifecycleSettings::default()
+    }
 }

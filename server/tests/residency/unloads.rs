@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hush_contract::admin::UnloadOutcome;
 use hush_contract::{UnloadReason, UnloadRefusal};
-use hush_server::residency::{Policy, Unload};
+use hush_server::residency::{LifecycleSettings, UnloadCommand};
 use hush_server::runner;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -17,19 +17,19 @@ use crate::{Server, ask};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unload_is_conditional_and_fast() {
     let server = Server::new("");
-    let now = Unload::now(UnloadReason::Manual);
-    let conditional = Unload { if_generation: Some(0), ..now };
+    let now = UnloadCommand::now(UnloadReason::Manual);
+    let conditional = UnloadCommand { if_generation: Some(0), ..now };
     assert_eq!(server.model().unload(conditional).await, Err(UnloadRefusal::NotLoaded));
     assert_eq!(server.model().unload(now).await.unwrap().outcome, UnloadOutcome::AlreadyUnloaded);
     let mut took = Vec::new();
     for generation in 1..=20 {
         assert_eq!(server.model().load().await.unwrap(), generation);
         let pid = server.pid();
-        let old = Unload { if_generation: Some(generation + 1), ..now };
+        let old = UnloadCommand { if_generation: Some(generation + 1), ..now };
         assert_eq!(server.model().unload(old).await, Err(UnloadRefusal::GenerationChanged));
-        let early = Unload { if_idle: Some(Duration::from_secs(300)), ..now };
+        let early = UnloadCommand { if_idle: Some(Duration::from_secs(300)), ..now };
         assert_eq!(server.model().unload(early).await, Err(UnloadRefusal::NotIdle));
-        let exact = Unload { if_generation: Some(generation), if_idle: Some(Duration::ZERO), ..now };
+        let exact = UnloadCommand { if_generation: Some(generation), if_idle: Some(Duration::ZERO), ..now };
         let asked = Instant::now();
         let report = server.model().unload(exact).await.unwrap();
         took.push(asked.elapsed());
@@ -42,7 +42,7 @@ async fn an_unload_is_conditional_and_fast() {
     let busy = server.model().clone();
     let job = tokio::spawn(async move { ask(&busy, "each=400").await });
     until("it works", || server.model().snapshot().inflight == 1).await;
-    let polite = Unload { if_idle: Some(Duration::ZERO), ..now };
+    let polite = UnloadCommand { if_idle: Some(Duration::ZERO), ..now };
     assert_eq!(server.model().unload(polite).await, Err(UnloadRefusal::Busy));
     let report = server.model().unload(now).await.unwrap();
     assert!(report.drain > Duration::from_millis(100), "it waited for what was in flight");
@@ -57,7 +57,8 @@ async fn what_outlasts_a_drain_is_done_again_elsewhere() {
     let busy = server.model().clone();
     let job = tokio::spawn(async move { ask(&busy, "segments=5 each=150").await });
     until("it works", || server.model().snapshot().inflight == 1).await;
-    let impatient = Unload { drain: Some(Duration::from_millis(50)), ..Unload::now(UnloadReason::HardPressure) };
+    let impatient =
+        UnloadCommand { drain: Some(Duration::from_millis(50)), ..UnloadCommand::now(UnloadReason::HardPressure) };
     server.model().unload(impatient).await.unwrap();
     assert_ne!(job.await.unwrap().unwrap(), first);
 }
@@ -66,7 +67,7 @@ async fn what_outlasts_a_drain_is_done_again_elsewhere() {
 async fn unloads_and_arrivals_race_and_no_request_is_lost() {
     const REQUESTS: usize = 4000;
     let spare = runner::Settings { spare: true, ..settings() };
-    let server = Server::start("", Policy::default(), spare);
+    let server = Server::start("", LifecycleSettings::default(), spare);
     let answered = Arc::new(AtomicUsize::new(0));
     let mut jobs = JoinSet::new();
     for client in 0..8 {
@@ -88,7 +89,7 @@ async fn unloads_and_arrivals_race_and_no_request_is_lost() {
         while count.load(Ordering::Relaxed) < REQUESTS {
             let idle = (tried % 2 == 0).then_some(Duration::ZERO);
             let drain = (tried % 5 == 1).then_some(Duration::ZERO);
-            let unload = Unload { if_idle: idle, drain, ..Unload::now(UnloadReason::SoftPressure) };
+            let unload = UnloadCommand { if_idle: idle, drain, ..UnloadCommand::now(UnloadReason::SoftPressure) };
             done += usize::from(model.unload(unload).await.is_ok());
             tried += 1;
             tokio::time::sleep(Duration::from_micros(tried % 17 * 100)).await;

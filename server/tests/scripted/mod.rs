@@ -11,7 +11,7 @@ use std::{env, process, thread};
 
 use hush_server::audio::{Pcm, decode_raw_s16le};
 use hush_server::job::Work;
-use hush_server::runner::child::{self, Backend, Model, WorkFailure};
+use hush_server::runner::child::{self, LoadedModel, RunnerBackend, WorkFailure};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{Settings, child::PARENT_VARIABLE};
 use hush_server::spool::{Spool, SpoolOptions};
@@ -23,7 +23,7 @@ const START_MILLIS: &str = "HUSH_LOG_TEST_START_MILLIS";
 /// The body of the test named `runner_child`: in a child it never returns.
 pub fn child_entry() {
     if env::var_os(PARENT_VARIABLE).is_some() {
-        let code = child::main::<Scripted>();
+        let code = child::main::<ScriptedBackend>();
         process::exit(if code == process::ExitCode::SUCCESS { 0 } else { 1 });
     }
 }
@@ -70,10 +70,10 @@ pub fn sum(samples: &[i16]) -> i64 {
     samples.iter().map(|sample| i64::from(*sample)).sum()
 }
 
-pub struct Scripted;
+pub struct ScriptedBackend;
 
 /// What is left of a load: it ends so long after work may begin, well or not.
-pub struct Loaded {
+pub struct ScriptedModel {
     settle: Duration,
     broken: bool,
 }
@@ -89,20 +89,20 @@ fn millis(script: &str, name: &str) -> Duration {
     Duration::from_millis(word(script, name).map_or(0, |value| value.parse().unwrap()))
 }
 
-/// True the first time that anybody asks with this path.
+/// True for the first request with this path.
 fn first_time(path: &str) -> bool {
     File::create_new(path).is_ok()
 }
 
-impl Backend for Scripted {
-    type Model = Loaded;
+impl RunnerBackend for ScriptedBackend {
+    type Model = ScriptedModel;
 
     fn start() -> Result<(Self, String), String> {
         thread::sleep(millis(&env::var(START_MILLIS).unwrap_or_default(), "sleep"));
         Ok((Self, "scripted".to_owned()))
     }
 
-    fn load(&mut self, spec: &LoadSpec) -> Result<Loaded, String> {
+    fn load(&mut self, spec: &LoadSpec) -> Result<ScriptedModel, String> {
         let script = spec.model_dir.to_str().unwrap();
         thread::sleep(millis(script, "sleep"));
         match (word(script, "fail"), word(script, "fail_once"), word(script, "hang_once")) {
@@ -114,7 +114,7 @@ impl Backend for Scripted {
             (_, _, Some(path)) if first_time(path) => loop {
                 thread::park();
             },
-            _ => Ok(Loaded {
+            _ => Ok(ScriptedModel {
                 settle: millis(script, "settle"),
                 broken: word(script, "broken").is_some() || word(script, "broken_once").is_some_and(first_time),
             }),
@@ -122,7 +122,7 @@ impl Backend for Scripted {
     }
 }
 
-impl Model for Loaded {
+impl LoadedModel for ScriptedModel {
     fn settle(&self) -> Result<(), String> {
         thread::sleep(self.settle);
         if self.broken { Err("decoder.onnx is broken".to_owned()) } else { Ok(()) }

@@ -1,38 +1,41 @@
-//! The last look at what goes out: no time lies behind the end of the recording, a segment holds the times of its words,
-//! and what says nothing is left out. Every transcript passes here, in whatever form it is written later.
+//! The final checks of segments: no time is after the end of the recording, a segment includes the times of its words, and
+//! segments without text are left out. Every transcript passes through here, in whatever format it is written later.
 
-use crate::task::{FirstToken, Segment, Sink};
+use crate::task::{FirstToken, Segment, TranscriptSink};
 use crate::tokenizer::strip;
 
 const SAMPLES_PER_MILLISECOND: u64 = crate::SAMPLE_RATE as u64 / 1000;
 
-/// Passes segments on to another sink within the bounds of a recording.
+/// Passes segments on to another sink, limited to the bounds of a recording.
 pub(crate) struct BoundedSink<'a> {
-    sink: &'a mut dyn Sink,
-    /// In whole milliseconds, as subtitles have it, so that none of them rounds it up.
+    sink: &'a mut dyn TranscriptSink,
+    /// In whole milliseconds, rounded down: subtitles have this resolution and must not round up.
     end_seconds: f64,
     segments: usize,
 }
 
 impl<'a> BoundedSink<'a> {
-    pub(crate) fn new(sink: &'a mut dyn Sink, samples: u64) -> Self {
+    pub(crate) fn new(sink: &'a mut dyn TranscriptSink, samples: u64) -> Self {
         Self { sink, end_seconds: (samples / SAMPLES_PER_MILLISECOND) as f64 / 1000.0, segments: 0 }
     }
 
-    /// `None`: it says nothing, or nothing of this recording.
+    /// `None` if the segment has no text or is after the end of the recording.
     fn bounded(&self, mut segment: Segment) -> Option<Segment> {
         if strip(&segment.text).is_empty() {
             return None;
         }
+
         let within = |seconds: f64| seconds.clamp(0.0, self.end_seconds);
         for word in &mut segment.words {
             word.start_seconds = within(word.start_seconds);
             word.end_seconds = within(word.end_seconds).max(word.start_seconds);
         }
+
         if let ([first, ..], [.., last]) = (segment.words.as_slice(), segment.words.as_slice()) {
             segment.start_seconds = segment.start_seconds.min(first.start_seconds);
             segment.end_seconds = segment.end_seconds.max(last.end_seconds);
         }
+
         if segment.start_seconds >= self.end_seconds {
             tracing::debug!(
                 seconds = segment.start_seconds,
@@ -41,13 +44,15 @@ impl<'a> BoundedSink<'a> {
             );
             return None;
         }
+
         segment.start_seconds = within(segment.start_seconds);
         segment.end_seconds = within(segment.end_seconds).max(segment.start_seconds);
+
         Some(segment)
     }
 }
 
-impl Sink for BoundedSink<'_> {
+impl TranscriptSink for BoundedSink<'_> {
     fn segment(&mut self, segment: Segment) {
         if let Some(mut segment) = self.bounded(segment) {
             segment.id = self.segments;
@@ -75,9 +80,9 @@ mod tests {
     use crate::task::Word;
 
     #[derive(Default)]
-    struct Kept(Vec<Segment>);
+    struct CollectedSegments(Vec<Segment>);
 
-    impl Sink for Kept {
+    impl TranscriptSink for CollectedSegments {
         fn segment(&mut self, segment: Segment) {
             self.0.push(segment);
         }
@@ -95,15 +100,19 @@ mod tests {
     }
 
     /// Id, start, end, and the times of the words.
-    type Sent = (usize, f64, f64, Vec<(f64, f64)>);
+    type SentSegment = (usize, f64, f64, Vec<(f64, f64)>);
 
-    /// Of 30.0301 s.
-    fn sent(segments: impl IntoIterator<Item = Segment>) -> Vec<Sent> {
-        let mut kept = Kept::default();
-        let mut bounded = BoundedSink::new(&mut kept, 480_482);
+    /// The segments as sent for a recording of 30.0301 s.
+    fn sent(segments: impl IntoIterator<Item = Segment>) -> Vec<SentSegment> {
+        let mut collected = CollectedSegments::default();
+        let mut bounded = BoundedSink::new(&mut collected, 480_482);
         segments.into_iter().for_each(|segment| bounded.segment(segment));
         let times = |segment: &Segment| segment.words.iter().map(|w| (w.start_seconds, w.end_seconds)).collect();
-        kept.0.iter().map(|segment| (segment.id, segment.start_seconds, segment.end_seconds, times(segment))).collect()
+        collected
+            .0
+            .iter()
+            .map(|segment| (segment.id, segment.start_seconds, segment.end_seconds, times(segment)))
+            .collect()
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub const LANGUAGES: [(&str, &str); 100] = [
     ("yue", "cantonese"),
 ];
 
-/// Other names that the reference takes.
+/// Other names that the reference accepts.
 const ALIASES: [(&str, &str); 12] = [
     ("burmese", "my"),
     ("valencian", "ca"),
@@ -122,24 +122,24 @@ const ALIASES: [(&str, &str); 12] = [
     ("mandarin", "zh"),
 ];
 
-/// What a request or a setting says of the language that is spoken.
+/// The language of the speech, as given by a request or a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LanguageChoice {
-    /// It is detected.
+    /// The language is detected.
     Auto,
     /// A code of [`LANGUAGES`].
     Code(&'static str),
 }
 
 impl LanguageChoice {
-    /// `auto`, a code for an undetermined language, or whatever [`code`] reads.
+    /// Parses `auto`, a code for an undetermined language, or anything that [`code`] accepts.
     pub fn parse(given: &str) -> Option<Self> {
         let word = given.trim().to_ascii_lowercase();
         let is_auto = word == "auto" || iso::UNDETERMINED.contains(&word.as_str());
         if is_auto { Some(Self::Auto) } else { code(given).map(Self::Code) }
     }
 
-    /// For the engine; `None`: it detects the language.
+    /// The code for the engine; `None`: the engine detects the language.
     pub fn into_code(self) -> Option<String> {
         match self {
             Self::Auto => None,
@@ -153,16 +153,18 @@ pub fn name(code: &str) -> Option<&'static str> {
     LANGUAGES.iter().find(|(known, _)| *known == code).map(|(_, name)| *name)
 }
 
-/// The language code that `given` means: a code (`de`, `ger`, `deu`), an English name or an alias, or a tag that begins with
-/// one (`en-US`, `zh_Hans_CN`, `pt_BR.UTF-8`), in any case.
+/// The language code of `given`: a code (`de`, `ger`, `deu`), an English name or an alias, or a tag that begins with one of
+/// these (`en-US`, `zh_Hans_CN`, `pt_BR.UTF-8`), in any case.
 pub fn code(given: &str) -> Option<&'static str> {
     let given = given.trim().to_lowercase().replace('_', "-");
     let mut tag = given.as_str();
+
     loop {
         if let Some(code) = exact_code(tag) {
             return Some(code);
         }
-        // The longest part of a tag that is known decides.
+
+        // The longest known prefix of a tag decides.
         (tag, _) = tag.rsplit_once(['-', '.', '@'])?;
     }
 }
@@ -192,6 +194,7 @@ mod tests {
         for given in ["de", "DE", "German", "german"] {
             assert_eq!(code(given), Some("de"));
         }
+
         assert_eq!(code("Castilian"), Some("es"));
         assert_eq!(code("mandarin"), Some("zh"));
         assert_eq!(code("haitian creole"), Some("ht"));
@@ -227,6 +230,7 @@ mod tests {
         ] {
             assert_eq!(code(given), Some(expected), "{given}");
         }
+
         for unknown in ["tlh-AQ", "-", "-en", "english us", "x-en", "e", "auto"] {
             assert_eq!(code(unknown), None, "{unknown}");
         }

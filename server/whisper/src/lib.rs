@@ -32,16 +32,16 @@ mod transcribe;
 pub mod vad;
 
 pub use abilities::Abilities;
-pub use engine::{Device, Engine, EngineOptions};
+pub use engine::{Engine, EngineDevice, EngineDevice as Device, EngineOptions};
 pub use graph::Precision;
-pub use install::{InstallError, InstallOptions, Progress, install};
+pub use install::{InstallError, InstallOptions, InstallProgress, install};
 pub use model_dir::{Manifest, ModelDir, ModelDirError};
 pub use task::{
-    FALLBACK_SECONDS, FALLBACK_TOKENS, FirstToken, LanguageProbability, PcmSource, Segment, Sink, Task,
-    TranscribeOptions, Transcript, Word,
+    FALLBACK_SECONDS, FALLBACK_TOKENS, FirstToken, LanguageProbability, PcmSource, Segment, SpeechTask,
+    SpeechTask as Task, TranscribeOptions, Transcript, TranscriptSink, TranscriptSink as Sink, Word,
 };
 pub use transcribe::{MOST_CANDIDATES, TranscribeError};
 pub use vad::VadOptions;
 
-/// Samples per second of everything the engine hears.
+/// Samples per second of all audio that the engine processes.
 pub const SAMPLE_RATE: u32 = 16_000;

@@ -1,4 +1,4 @@
-//! An installed model: a folder with three graphs, their weights, the tokenizer, and `model.json` that says what it is.
+//! An installed model: a folder with three graphs, their weights, the tokenizer, and `model.json`, which describes it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,7 +13,8 @@ use crate::graph::Precision;
 use crate::onnx::{WeightsFile, hex};
 use crate::small_file;
 
-/// The format that this version of Hush reads and writes; it grows when an older model directory cannot be used any more.
+/// The format that this version of Hush reads and writes. It is increased when older model directories cannot be used any
+/// more.
 pub const fn format_version(precision: Precision) -> u32 {
     match precision {
         Precision::Fp32 | Precision::Int8 => 2,
@@ -32,14 +33,14 @@ pub const TOKENIZER: &str = "tokenizer.json";
 /// Every file beside `model.json`.
 pub const FILES: [&str; 5] = [ENCODER, DECODER, ALIGN, WEIGHTS, TOKENIZER];
 
-/// `model.json`.
+/// The content of `model.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     pub format_version: u32,
-    /// As it was named at install; the folder may have been renamed since.
+    /// The name at the time of the install; the folder may have been renamed since.
     pub name: String,
     pub precision: Precision,
-    /// Where the checkpoint came from, for people.
+    /// The origin of the checkpoint, for information.
     pub source: String,
     pub config: Config,
     pub tokens: SpecialTokens,
@@ -48,13 +49,14 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileEntry>,
 }
 
+/// Length and digest of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
     pub bytes: u64,
     pub sha256: String,
 }
 
-/// A model directory whose files are there in their lengths.
+/// A model directory whose files exist with the expected lengths.
 #[derive(Clone, Debug)]
 pub struct ModelDir {
     path: PathBuf,
@@ -92,7 +94,7 @@ pub enum ModelDirError {
 }
 
 impl ModelDir {
-    /// Reads the manifest and looks at the length of each file; cheap at any size.
+    /// Reads the manifest and compares the length of each file; fast for models of any size.
     pub fn open(path: &Path) -> Result<Self, ModelDirError> {
         let manifest_path = path.join(MANIFEST);
         let text = match small_file::read(&manifest_path) {
@@ -108,19 +110,24 @@ impl ModelDir {
             }
             Err(source) => return Err(ModelDirError::Io { path: manifest_path, source }),
         };
+
         let bad = |source| ModelDirError::Manifest { path: manifest_path.clone(), source };
-        // The version first: what follows may look different in another one.
-        let version: Version = serde_json::from_slice(&text).map_err(bad)?;
+
+        // The version is checked first: the other fields may differ in another version.
+        let version: ManifestVersion = serde_json::from_slice(&text).map_err(bad)?;
         let expected = format_version(version.precision.unwrap_or(Precision::Int8));
+
         if version.format_version != expected {
             return Err(ModelDirError::Version { path: manifest_path, found: version.format_version, expected });
         }
+
         let manifest: Manifest = serde_json::from_slice(&text).map_err(bad)?;
         manifest.check().map_err(|FieldProblem { field, problem }| ModelDirError::Field {
             path: manifest_path.clone(),
             field,
             problem,
         })?;
+
         for name in FILES {
             let path = path.join(name);
             let found = match fs::metadata(&path) {
@@ -128,6 +135,7 @@ impl ModelDir {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(ModelDirError::MissingFile(path)),
                 Err(source) => return Err(ModelDirError::Io { path, source }),
             };
+
             match manifest.files.get(name) {
                 Some(entry) if entry.bytes == found => {}
                 Some(FileEntry { bytes: expected, .. }) => {
@@ -136,10 +144,11 @@ impl ModelDir {
                 None => return Err(bad(serde::de::Error::custom(format!("`files` does not list `{name}`")))),
             }
         }
+
         Ok(Self { path: path.to_owned(), manifest })
     }
 
-    /// Reads every file to its end and compares it with the digest that the install wrote down.
+    /// Reads every file and compares it with the digest from the install.
     pub fn verify_digests(&self) -> Result<(), ModelDirError> {
         for (name, entry) in &self.manifest.files {
             let path = self.path.join(name);
@@ -151,6 +160,7 @@ impl ModelDir {
                 return Err(ModelDirError::Digest { path, expected: entry.sha256.clone(), found });
             }
         }
+
         Ok(())
     }
 
@@ -167,34 +177,36 @@ impl ModelDir {
         self.path.join(name)
     }
 
-    /// Length of all files together.
+    /// Length of all files together, in bytes.
     pub fn bytes(&self) -> u64 {
         self.manifest.files.values().map(|entry| entry.bytes).fold(0, u64::saturating_add)
     }
 }
 
 impl Manifest {
-    /// Whether its numbers fit each other. Memory is laid out by them when the model is loaded.
+    /// Checks that the numbers agree with each other: the engine lays out memory by them.
     fn check(&self) -> Result<(), FieldProblem> {
-        let of = |part: &'static str| {
+        let in_part = |part: &'static str| {
             move |error: FieldProblem| FieldProblem::new(format!("{part}.{}", error.field), error.problem)
         };
-        self.config.check().map_err(of("config"))?;
-        self.tokens.check(self.config.vocab_size).map_err(of("tokens"))?;
+        self.config.check().map_err(in_part("config"))?;
+        self.tokens.check(self.config.vocab_size).map_err(in_part("tokens"))?;
         let (layers, heads) = (self.config.decoder_layers, self.config.decoder_attention_heads);
         let is_head = |[layer, head]: &&[usize; 2]| *layer < layers && *head < heads;
         if let Some([layer, head]) = self.alignment_heads.iter().find(|pair| !is_head(pair)) {
             let problem = format!("holds [{layer}, {head}], but the decoder has {layers} layers of {heads} heads");
             return Err(FieldProblem::new("alignment_heads", problem));
         }
+
         Ok(())
     }
 }
 
+/// The fields of `model.json` that determine how the other fields are read.
 #[derive(Deserialize)]
-struct Version {
+struct ManifestVersion {
     format_version: u32,
-    /// Absent where a later format names it in another way.
+    /// `None` if another format version has a precision that is unknown here.
     #[serde(default, deserialize_with = "known_precision")]
     precision: Option<Precision>,
 }
@@ -213,6 +225,7 @@ fn digest(path: &Path) -> io::Result<FileEntry> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut bytes = 0;
+
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {

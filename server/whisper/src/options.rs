@@ -1,31 +1,35 @@
-//! Which options make sense, and the searches that they mean.
+//! Validation of the options, and the searches that they select.
 
 use crate::{
-    decoding::{Beam, Frame, Sampler, Search, most_finished, sampling::Random},
+    decoding::{BeamSearch, SamplingSearch, Search, SearchConstraints, max_finished, sampling::Random},
     language,
     task::TranscribeOptions,
     transcribe::TranscribeError,
 };
 
-/// More candidates or beams than this would only fill memory.
+/// Most candidates or beams: more would only fill memory.
 pub const MOST_CANDIDATES: usize = 32;
-/// More patience than this waits for sequences that never come.
+/// With more patience than this the search waits for sequences that never end.
 const MOST_PATIENCE: f32 = 100.0;
 
 impl TranscribeOptions {
-    /// Refuses what no model could do.
+    /// Rejects options that no model supports.
     pub fn validate(&self) -> Result<(), TranscribeError> {
         let refuse = |option, problem: String| Err(TranscribeError::InvalidOption { option, problem });
         if self.temperatures.is_empty() {
             return refuse("temperatures", "must hold at least one temperature".into());
         }
+
         if let Some(wrong) = self.temperatures.iter().find(|t| !(0.0..=2.0).contains(*t)) {
             return refuse("temperatures", format!("must lie between 0 and 2, got {wrong}"));
         }
+
         if !(1..=MOST_CANDIDATES).contains(&self.best_of) {
             return refuse("best_of", format!("must lie between 1 and {MOST_CANDIDATES}, got {}", self.best_of));
         }
+
         self.validate_beams()?;
+
         for (option, threshold) in [
             ("compression_ratio_threshold", self.compression_ratio_threshold),
             ("logprob_threshold", self.logprob_threshold),
@@ -35,13 +39,16 @@ impl TranscribeOptions {
                 return refuse(option, "must be a number".into());
             }
         }
+
         if let Some(wrong) = self.fallback_seconds.filter(|seconds| seconds.is_nan() || *seconds < 0.0) {
             return refuse("fallback_seconds", format!("must be 0 or more, got {wrong}"));
         }
+
         self.validate_words()?;
         if let Some(vad) = &self.vad {
             vad.validate()?;
         }
+
         match &self.language {
             Some(given) if language::code(given).is_none() => Err(TranscribeError::UnknownLanguage {
                 given: given.clone(),
@@ -66,36 +73,45 @@ impl TranscribeOptions {
         if let Some(wrong) = self.beam_size.filter(|size| !(1..=MOST_CANDIDATES).contains(size)) {
             return refuse("beam_size", format!("must lie between 1 and {MOST_CANDIDATES}, got {wrong}"));
         }
+
         if let Some(patience) = self.patience {
             let Some(beam_size) = self.beam_size else { return refuse("patience", "needs `beam_size`".into()) };
-            if !(0.0..=MOST_PATIENCE).contains(&patience) || most_finished(beam_size, Some(patience)) == 0 {
+            if !(0.0..=MOST_PATIENCE).contains(&patience) || max_finished(beam_size, Some(patience)) == 0 {
                 let problem = format!(
                     "must lie between 0 and {MOST_PATIENCE} and wait for at least one of {beam_size} beams, got {patience}"
                 );
                 return refuse("patience", problem);
             }
         }
+
         match self.length_penalty.filter(|penalty| !(0.0..=1.0).contains(penalty)) {
             Some(wrong) => refuse("length_penalty", format!("must lie between 0 and 1, got {wrong}")),
             None => Ok(()),
         }
     }
 
-    /// Rows that [`Self::search`] goes on with.
+    /// Rows of the search that [`Self::search`] creates.
     pub(crate) fn rows(&self, temperature: f32) -> usize {
         if temperature > 0.0 { self.best_of } else { self.beam_size.unwrap_or(1) }
     }
 
-    /// How one temperature searches: as the reference, beams only at zero and several candidates only above.
-    pub(crate) fn search(&self, frame: &Frame, temperature: f32, seek: u64, attempt: usize) -> Box<dyn Search> {
-        let frame = frame.clone();
+    /// The search for one temperature: like the reference, beams only at zero and several candidates only above.
+    pub(crate) fn search(
+        &self,
+        constraints: &SearchConstraints,
+        temperature: f32,
+        seek: u64,
+        attempt: usize,
+    ) -> Box<dyn Search> {
+        let constraints = constraints.clone();
         if temperature > 0.0 {
             let seed = Random::new(self.seed, &[seek, attempt as u64]).seed();
-            return Box::new(Sampler::draws(frame, temperature, self.best_of, seed));
+            return Box::new(SamplingSearch::random(constraints, temperature, self.best_of, seed));
         }
+
         match self.beam_size {
-            Some(size) => Box::new(Beam::new(frame, size, self.patience)),
-            None => Box::new(Sampler::greedy(frame)),
+            Some(size) => Box::new(BeamSearch::new(constraints, size, self.patience)),
+            None => Box::new(SamplingSearch::greedy(constraints)),
         }
     }
 }
@@ -111,6 +127,7 @@ mod tests {
             change(&mut options);
             options.validate().unwrap_err().to_string()
         };
+
         assert!(TranscribeOptions::default().validate().is_ok());
         assert!(wrong(|o| o.temperatures.clear()).contains("temperatures"));
         assert!(wrong(|o| o.temperatures = vec![0.0, f32::NAN]).contains("NaN"));
@@ -124,12 +141,14 @@ mod tests {
         assert!(wrong(|o| (o.beam_size, o.patience) = (Some(5), Some(f32::NAN))).contains("patience"));
         assert!(wrong(|o| o.length_penalty = Some(1.5)).contains("length_penalty"));
         assert!(wrong(|o| o.length_penalty = Some(f32::NAN)).contains("length_penalty"));
+
         let beams = TranscribeOptions {
             beam_size: Some(5),
             patience: Some(2.0),
             length_penalty: Some(0.6),
             ..TranscribeOptions::default()
         };
+
         assert!(beams.validate().is_ok());
         assert!(wrong(|o| o.no_speech_threshold = Some(f32::NAN)).contains("no_speech_threshold"));
         assert!(wrong(|o| o.fallback_seconds = Some(-1.0)).contains("fallback_seconds"));

@@ -1,4 +1,4 @@
-//! One long recording as many short ones: packs of chunks where somebody speaks, transcribed side by side. Their rows
+//! Transcribes one long recording as several short ones: packs of chunks with speech, transcribed in parallel. Their rows
 //! share the decoder's steps with each other and with other requests.
 
 use std::{
@@ -15,139 +15,150 @@ use std::{
 use crate::{
     engine::Engine,
     mel::{HOP, WINDOW_SAMPLES},
-    task::{FirstToken, PcmSource, Segment, Sink, TranscribeOptions, Transcript},
+    task::{FirstToken, PcmSource, Segment, TranscribeOptions, Transcript, TranscriptSink},
     transcribe::TranscribeError,
-    vad::{Chunk, ChunkMap, packs},
+    vad::{ChunkMap, SpeechChunk, pack_chunks},
 };
 
 /// The longest chunk and the longest pack: one window.
 pub const LONGEST_SECONDS: f32 = WINDOW_SAMPLES as f32 / crate::SAMPLE_RATE as f32;
-/// How often the caller is asked whether to go on.
-const ASK_EVERY: Duration = Duration::from_millis(50);
+/// How often the caller is asked whether to continue.
+const CANCELLATION_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A pack's samples; at most one pack for each worker is in memory.
-type Task = (usize, Vec<f32>);
+/// Number and samples of a pack; at most one pack for each worker is in memory.
+type PackTask = (usize, Vec<f32>);
 
-/// What came of a pack.
-struct Done {
+/// The result of a pack.
+struct PackResult {
     pack: usize,
     result: Result<(Transcript, Vec<Segment>), TranscribeError>,
 }
 
-/// Writes what is said in `chunks`, of which there is one at least; segments go to `sink` in the order of the recording.
+/// Transcribes `chunks`, of which there must be at least one; segments are sent to `sink` in the order of the recording.
 pub fn transcribe(
     engine: &Engine,
     source: &mut dyn PcmSource,
-    chunks: Vec<Chunk>,
+    chunks: Vec<SpeechChunk>,
     options: &TranscribeOptions,
-    sink: &mut dyn Sink,
+    sink: &mut dyn TranscriptSink,
 ) -> Result<Transcript, TranscribeError> {
     let length = source.len();
     let mut options = TranscribeOptions { vad: None, ..options.clone() };
     let mut language_probability = None;
+
     if options.language.is_none() && engine.special().multilingual {
-        // One language for all, heard where the first words are.
+        // One language for all packs, detected at the start of the speech.
         let map = ChunkMap::new(chunks.clone(), length);
-        let first = engine.detect_language(&mut map.spoken(source))?.into_iter().next();
+        let first = engine.detect_language(&mut map.spoken_source(source))?.into_iter().next();
         language_probability = first.as_ref().map(|language| language.probability);
         options.language = first.map(|language| language.code);
     }
-    let packs = packs(chunks, WINDOW_SAMPLES as u64);
+
+    let packs = pack_chunks(chunks, WINDOW_SAMPLES as u64);
     let maps: Vec<ChunkMap> = packs.into_iter().map(|pack| ChunkMap::new(pack, length)).collect();
-    let shared = Shared { engine, options: &options, stop: AtomicBool::new(false), first: Mutex::new(None) };
-    let (tasks, todo) = mpsc::channel();
-    let (done, results) = mpsc::channel();
-    let todo = Mutex::new(todo);
+    let run =
+        ParallelRun { engine, options: &options, is_stopped: AtomicBool::new(false), first_token: Mutex::new(None) };
+
+    let (task_sender, task_receiver) = mpsc::channel();
+    let (result_sender, results) = mpsc::channel();
+    let tasks = Mutex::new(task_receiver);
+
     let transcript = thread::scope(|scope| {
         let workers = engine.max_batch().min(maps.len());
         let transcript = (0..workers)
             .try_for_each(|number| {
-                let (shared, todo, done) = (&shared, &todo, done.clone());
-                let named = thread::Builder::new().name(format!("pack-{number}"));
-                named.spawn_scoped(scope, move || shared.work(todo, &done)).map(drop)
+                let (run, tasks, result_sender) = (&run, &tasks, result_sender.clone());
+                let thread = thread::Builder::new().name(format!("pack-{number}"));
+                thread.spawn_scoped(scope, move || run.work(tasks, &result_sender)).map(drop)
             })
             .map_err(TranscribeError::Source)
             .and_then(|()| {
-                drop(done);
-                shared.hand_out(&maps, workers, source, &tasks, &results, sink)
+                drop(result_sender);
+                run.distribute(&maps, workers, source, &task_sender, &results, sink)
             });
-        shared.stop.store(true, Ordering::Relaxed);
-        // The workers wait for more until nobody can send any.
-        drop(tasks);
+
+        run.is_stopped.store(true, Ordering::Relaxed);
+        // The workers end when the channel is closed.
+        drop(task_sender);
         transcript
     })?;
     let duration_seconds = length as f64 / f64::from(crate::SAMPLE_RATE);
     Ok(Transcript { language_probability, duration_seconds, ..transcript })
 }
 
-/// What all threads see.
-struct Shared<'a> {
+/// The state that all threads share.
+struct ParallelRun<'a> {
     engine: &'a Engine,
     options: &'a TranscribeOptions,
-    stop: AtomicBool,
-    /// Of the pack that was first; until it was told.
-    first: Mutex<Option<FirstToken>>,
+    is_stopped: AtomicBool,
+    /// The timings of the pack with the first token; taken when they are reported.
+    first_token: Mutex<Option<FirstToken>>,
 }
 
-impl Shared<'_> {
-    /// A worker: pack after pack, until there are no more.
-    fn work(&self, todo: &Mutex<Receiver<Task>>, done: &Sender<Done>) {
+impl ParallelRun<'_> {
+    /// A worker: transcribes packs until the channel is closed.
+    fn work(&self, tasks: &Mutex<Receiver<PackTask>>, results: &Sender<PackResult>) {
         loop {
-            let task = lock(todo).recv();
+            let task = lock(tasks).recv();
             let Ok((pack, mut samples)) = task else { return };
-            let mut sink = PackSink { shared: self, segments: Vec::new() };
-            let result = self.engine.transcribe_all(&mut samples, self.options, &mut sink);
-            let result = result.map(|transcript| (transcript, sink.segments));
-            if done.send(Done { pack, result }).is_err() {
+
+            let mut sink = PackSink { run: self, segments: Vec::new() };
+            let transcript = self.engine.transcribe_all(&mut samples, self.options, &mut sink);
+            let result = transcript.map(|transcript| (transcript, sink.segments));
+            if results.send(PackResult { pack, result }).is_err() {
                 return;
             }
         }
     }
 
-    /// On the caller's thread, which alone reads the source and reports: keeps every worker busy, and sends on what is
-    /// done in the order of the recording.
-    fn hand_out(
+    /// Keeps every worker busy, and reports results in the order of the recording. Runs on the caller's thread, which
+    /// alone reads the source and uses the sink.
+    fn distribute(
         &self,
         maps: &[ChunkMap],
         workers: usize,
         source: &mut dyn PcmSource,
-        tasks: &Sender<Task>,
-        results: &Receiver<Done>,
-        sink: &mut dyn Sink,
+        tasks: &Sender<PackTask>,
+        results: &Receiver<PackResult>,
+        sink: &mut dyn TranscriptSink,
     ) -> Result<Transcript, TranscribeError> {
         let ended = || TranscribeError::Source(std::io::Error::other("the threads of this recording have ended"));
         let mut waiting = BTreeMap::new();
-        let (mut next, mut told, mut under_way) = (0, 0, 0);
-        let mut report = Report { sink, segments: 0, spoken: 0, has_first: false };
+        let (mut next, mut reported, mut in_progress) = (0, 0, 0);
+        let mut reporter = PackReporter { sink, segments: 0, spoken_samples: 0, has_first_token: false };
         let mut transcript = None;
-        while told < maps.len() {
-            while under_way < workers && next < maps.len() {
-                let mut spoken = maps[next].spoken(source);
+
+        while reported < maps.len() {
+            while in_progress < workers && next < maps.len() {
+                let mut spoken = maps[next].spoken_source(source);
                 let mut samples = vec![0.0; usize::try_from(spoken.len()).unwrap_or_default()];
                 spoken.read(0, &mut samples)?;
                 tasks.send((next, samples)).map_err(|_| ended())?;
                 next += 1;
-                under_way += 1;
+                in_progress += 1;
             }
-            if !report.sink.keep_going() {
+            if !reporter.sink.keep_going() {
                 return Err(TranscribeError::Cancelled);
             }
-            report.first_token(&self.first);
-            match results.recv_timeout(ASK_EVERY) {
-                Ok(Done { pack, result }) => {
-                    under_way -= 1;
+            reporter.first_token(&self.first_token);
+
+            match results.recv_timeout(CANCELLATION_INTERVAL) {
+                Ok(PackResult { pack, result }) => {
+                    in_progress -= 1;
                     waiting.insert(pack, result?);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(ended()),
             }
-            while let Some((of_pack, segments)) = waiting.remove(&told) {
-                report.first_token(&self.first);
-                report.pack(&maps[told], segments);
-                transcript.get_or_insert(of_pack);
-                told += 1;
+
+            while let Some((pack_transcript, segments)) = waiting.remove(&reported) {
+                reporter.first_token(&self.first_token);
+                reporter.pack(&maps[reported], segments);
+                transcript.get_or_insert(pack_transcript);
+                reported += 1;
             }
         }
+
         transcript.ok_or_else(ended)
     }
 }
@@ -156,56 +167,58 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the caller hears.
-struct Report<'a> {
-    sink: &'a mut dyn Sink,
+/// Reports the results of packs to the caller's sink.
+struct PackReporter<'a> {
+    sink: &'a mut dyn TranscriptSink,
     segments: usize,
-    /// Samples of the packs so far.
-    spoken: u64,
-    has_first: bool,
+    /// Samples of the reported packs.
+    spoken_samples: u64,
+    has_first_token: bool,
 }
 
-impl Report<'_> {
-    fn first_token(&mut self, first: &Mutex<Option<FirstToken>>) {
-        if !self.has_first
-            && let Some(timings) = lock(first).take()
+impl PackReporter<'_> {
+    fn first_token(&mut self, first_token: &Mutex<Option<FirstToken>>) {
+        if !self.has_first_token
+            && let Some(timings) = lock(first_token).take()
         {
-            self.has_first = true;
+            self.has_first_token = true;
             self.sink.first_token(timings);
         }
     }
 
     fn pack(&mut self, map: &ChunkMap, segments: Vec<Segment>) {
-        let mut restored = map.restored(self.sink);
+        let mut restoring = map.restoring_sink(self.sink);
         for mut segment in segments {
             segment.id = self.segments;
             self.segments += 1;
-            // As if all packs lay end to end.
-            segment.seek += (self.spoken / HOP as u64) as usize;
-            restored.segment(segment);
+
+            // Seek positions count as if all packs were joined.
+            segment.seek += (self.spoken_samples / HOP as u64) as usize;
+            restoring.segment(segment);
         }
-        self.spoken += map.length_spoken();
-        let (done, whole) = map.progress();
-        self.sink.progress(done, whole);
+
+        self.spoken_samples += map.spoken_length();
+        let (done_seconds, total_seconds) = map.progress();
+        self.sink.progress(done_seconds, total_seconds);
     }
 }
 
-/// Keeps the segments of a pack until it is its turn.
+/// Collects the segments of a pack until they are reported.
 struct PackSink<'a> {
-    shared: &'a Shared<'a>,
+    run: &'a ParallelRun<'a>,
     segments: Vec<Segment>,
 }
 
-impl Sink for PackSink<'_> {
+impl TranscriptSink for PackSink<'_> {
     fn segment(&mut self, segment: Segment) {
         self.segments.push(segment);
     }
 
     fn first_token(&mut self, timings: FirstToken) {
-        lock(&self.shared.first).get_or_insert(timings);
+        lock(&self.run.first_token).get_or_insert(timings);
     }
 
     fn keep_going(&mut self) -> bool {
-        !self.shared.stop.load(Ordering::Relaxed)
+        !self.run.is_stopped.load(Ordering::Relaxed)
     }
 }

@@ -1,4 +1,4 @@
-//! ONNX Runtime, loaded at run time from a path. Nothing is mapped before [`init`].
+//! ONNX Runtime, loaded at run time from a path. No library is mapped before [`init`].
 
 use std::{
     env, fs,
@@ -11,25 +11,25 @@ use std::{
 
 use ort::{environment::Environment, logging::LogLevel};
 
-/// Oldest ONNX Runtime 1.x that the engine works with.
+/// The oldest minor version of ONNX Runtime 1.x that the engine supports.
 pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
 
 const FILE: &str = "libonnxruntime.so";
-/// Names one library instead of searching.
+/// The environment variable with the path of the library; without it the usual folders are searched.
 pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
-/// Keeps ONNX Runtime from sending telemetry, when it is set before the library is opened: the library's builds write an id
-/// of the device and a store of events below the home directory and look up a host of Microsoft's, and what its API offers
-/// against that (`with_telemetry(false)`) comes too late. [`init`] refuses to open the library without it.
+/// Disables ONNX Runtime's telemetry if it is set before the library is opened. Without it the library's builds write a
+/// device id and a store of events below the home directory and look up a host of Microsoft's, and the API for this
+/// (`with_telemetry(false)`) takes effect too late. [`init`] refuses to open the library without the variable.
 pub const TELEMETRY_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
 pub const NO_TELEMETRY: &str = "1";
 const BESIDE_EXECUTABLE: [&str; 3] = [".", "lib", "../lib"];
 const USUAL_PLACES: [&str; 5] =
     ["/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/opt/onnxruntime/lib"];
 
-/// What was loaded.
+/// The loaded library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuntimeInfo {
-    /// As ONNX Runtime names its release; its whole build description where it does not.
+    /// The version of the release; the whole build description if that is unknown.
     pub version: String,
     pub library: PathBuf,
 }
@@ -72,36 +72,41 @@ fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-struct Loaded {
+struct LoadedRuntime {
     info: RuntimeInfo,
     environment: Environment,
 }
 
-/// ONNX Runtime allows one environment per process, ever.
-static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
+/// ONNX Runtime allows one environment per process, for its whole lifetime.
+static LOADED: Mutex<Option<LoadedRuntime>> = Mutex::new(None);
 
-/// Loads ONNX Runtime from `library`. A second call with the same library gives the same answer.
+/// Loads ONNX Runtime from `library`. A second call with the same library returns the same info.
 pub fn init(library: &Path) -> Result<RuntimeInfo, RuntimeError> {
     let library = fs::canonicalize(library).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => RuntimeError::Missing { path: library.into(), source_of_path: "the caller" },
         _ => RuntimeError::Read { path: library.into(), source },
     })?;
+
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(Loaded { info, .. }) = &*loaded {
+    if let Some(LoadedRuntime { info, .. }) = &*loaded {
         if info.library == library {
             return Ok(info.clone());
         }
         return Err(RuntimeError::AlreadyLoaded { loaded: info.library.clone(), asked: library });
     }
+
     if !is_telemetry_off() {
         return Err(RuntimeError::Telemetry);
     }
+
     let builder = ort::init_from(&library).map_err(|error| refused(&library, error))?;
     let environment = builder.with_telemetry(false).build().map_err(RuntimeError::Start)?;
     environment.set_log_level(log_level());
+
     let info = RuntimeInfo { version: release(&library).unwrap_or_else(|| ort::info().to_owned()), library };
     tracing::info!(version = info.version, library = %info.library.display(), "loaded ONNX Runtime");
-    *loaded = Some(Loaded { info: info.clone(), environment });
+    *loaded = Some(LoadedRuntime { info: info.clone(), environment });
+
     Ok(info)
 }
 
@@ -109,24 +114,26 @@ fn is_telemetry_off() -> bool {
     env::var_os(TELEMETRY_VARIABLE).is_some_and(|value| value == NO_TELEMETRY)
 }
 
-/// Makes sure that this process has [`TELEMETRY_VARIABLE`]: without it the process starts again as the same program with the
-/// same arguments. For the beginning of `main`, where nothing is lost by that. Changing the variable of a running process
-/// is unsafe, since another thread, also one of a C library, may read variables at that moment.
+/// Ensures that this process has [`TELEMETRY_VARIABLE`]: without it the process replaces itself by the same program with
+/// the same arguments. Must be called at the beginning of `main`, while there is no state to lose. Changing the variable of
+/// a running process is unsafe, since another thread, also one of a C library, may read variables at that moment.
 pub fn restart_without_telemetry() -> io::Result<()> {
     if is_telemetry_off() {
         return Ok(());
     }
+
     let mut arguments = env::args_os();
     let mut command = Command::new("/proc/self/exe");
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    // It only returns when it fails.
+
+    // `exec` returns only if it fails.
     Err(command.args(arguments).env(TELEMETRY_VARIABLE, NO_TELEMETRY).exec())
 }
 
-/// Only what somebody wants to read: ort lets ONNX Runtime write everything, and a session writes thousands of lines
-/// when it is opened, each of which takes its time.
+/// The lowest level that is logged: otherwise ort makes ONNX Runtime write everything, and opening a session writes
+/// thousands of lines, which takes time.
 fn log_level() -> LogLevel {
     if tracing::enabled!(target: "ort::logging", tracing::Level::TRACE) {
         LogLevel::Verbose
@@ -142,7 +149,7 @@ pub(crate) fn environment() -> Result<Environment, RuntimeError> {
     loaded.as_ref().map(|loaded| loaded.environment.clone()).ok_or(RuntimeError::NotLoaded)
 }
 
-/// Where it was loaded from.
+/// The path from which the library was loaded.
 pub(crate) fn library() -> Result<PathBuf, RuntimeError> {
     let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     loaded.as_ref().map(|loaded| loaded.info.library.clone()).ok_or(RuntimeError::NotLoaded)
@@ -159,27 +166,32 @@ fn refused(library: &Path, error: ort::LoadDynamicError) -> RuntimeError {
     }
 }
 
-/// `1.32.0`: the version under which the library exports its symbols. ort tells it only to those it refuses.
+/// `1.32.0`: the version under which the library exports its symbols. ort reports it only for versions that it rejects.
 fn release(library: &Path) -> Option<String> {
     const MARK: &[u8] = b"VERS_";
-    // The names of symbols lie near the start.
+
+    // The symbol names are near the start of the file.
     let mut start = Vec::new();
     fs::File::open(library).ok()?.take(1 << 20).read_to_end(&mut start).ok()?;
+
     let at = start.windows(MARK.len() + 1).position(|six| six.starts_with(MARK) && six[MARK.len()].is_ascii_digit())?;
     let version = start[at + MARK.len()..].iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
     Some(version.map(|byte| char::from(*byte)).collect())
 }
 
-/// The library to load: `explicit`, then `ORT_DYLIB_PATH`, then beside the executable, then the usual places.
+/// The library to load: `explicit`, then `ORT_DYLIB_PATH`, then beside the executable, then the usual folders.
 pub fn find_library(explicit: Option<&Path>) -> Result<PathBuf, RuntimeError> {
     if let Some(path) = explicit {
         return named(path, "--ort-lib");
     }
+
     if let Some(path) = env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty()) {
         return named(Path::new(&path), PATH_VARIABLE);
     }
+
     let beside = env::current_exe().ok().and_then(|executable| executable.parent().map(Path::to_path_buf));
     let beside = beside.iter().flat_map(|folder| BESIDE_EXECUTABLE.map(|place| folder.join(place)));
+
     search(beside.chain(USUAL_PLACES.map(PathBuf::from)).collect())
 }
 
@@ -195,18 +207,21 @@ fn search(folders: Vec<PathBuf>) -> Result<PathBuf, RuntimeError> {
     }
 }
 
-/// `libonnxruntime.so`, or what it would link to: a release names its file `libonnxruntime.so.1.32.0`.
+/// `libonnxruntime.so`, or the versioned file that it would link to: a release names its file `libonnxruntime.so.1.32.0`.
 fn in_folder(folder: &Path) -> Option<PathBuf> {
     let plain = folder.join(FILE);
     if plain.is_file() {
         return Some(plain);
     }
+
     let mut versioned: Vec<PathBuf> = fs::read_dir(folder)
         .ok()?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libonnxruntime.so.")))
         .collect();
+
     versioned.sort();
+
     versioned.pop()
 }
 
@@ -221,19 +236,21 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_stands_for_the_library_in_it() {
+    fn a_folder_means_the_library_in_it() {
         let folder = tempfile::tempdir().unwrap();
         assert!(find_library(Some(folder.path())).is_err());
+
         let versioned = folder.path().join("libonnxruntime.so.1.32.0");
         fs::write(&versioned, "").unwrap();
         assert_eq!(find_library(Some(folder.path())).unwrap(), versioned);
+
         let plain = folder.path().join(FILE);
         fs::write(&plain, "").unwrap();
         assert_eq!(find_library(Some(folder.path())).unwrap(), plain);
     }
 
     #[test]
-    fn the_error_lists_every_place() {
+    fn the_error_lists_every_folder() {
         let error = search(vec!["/a".into(), "/b/lib".into()]).unwrap_err().to_string();
         assert!(error.contains("/a/libonnxruntime.so, /b/lib/libonnxruntime.so"), "{error}");
     }
@@ -243,9 +260,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let text = folder.path().join("text.so");
         fs::write(&text, "not a library").unwrap();
+
         assert!(matches!(init(&text), Err(RuntimeError::NotALibrary { .. })));
         assert!(matches!(init(&folder.path().join("none.so")), Err(RuntimeError::Missing { .. })));
+
         let other = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/libm.so.6", "/usr/lib/libm.so.6"];
+
         if let Some(other) = other.into_iter().map(Path::new).find(|path| path.exists()) {
             assert!(matches!(init(other), Err(RuntimeError::NotOnnxRuntime { .. })));
         }

@@ -1,16 +1,16 @@
-//! Files of a model folder. The folder comes from elsewhere: a device or a pipe in the place of a file has no end.
+//! Reading files of a model folder. The folder may be hostile: instead of a file it may have a device or a pipe without end.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Far above the largest file that is read as a whole: a tokenizer has some megabytes.
+/// Far above the largest file that is read at once: a tokenizer has some megabytes.
 const LONGEST_BYTES: u64 = 256 << 20;
 
 /// Opens a regular file; anything else is an error.
 pub fn open(path: &Path) -> io::Result<File> {
-    // To open a pipe would wait for its other end.
+    // Without NONBLOCK, opening a pipe waits for its other end.
     let file = File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
@@ -27,5 +27,6 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     if content.len() as u64 > LONGEST_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is longer than {LONGEST_BYTES} bytes")));
     }
+
     Ok(content)
 }

@@ -1,5 +1,5 @@
-//! What a caller asks of the engine and what it gets back. Names and defaults are those of openai/whisper
-//! (`whisper/transcribe.py`, `whisper/decoding.py`).
+//! Options and results of a transcription. Names and defaults are those of openai/whisper (`whisper/transcribe.py`,
+//! `whisper/decoding.py`).
 
 use std::io;
 
@@ -10,20 +10,21 @@ use crate::{
     vad::VadOptions,
 };
 
+/// The reference's `task`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Task {
-    /// Write what is said, in the language that is spoken.
+pub enum SpeechTask {
+    /// Writes the speech in its own language.
     #[default]
     Transcribe,
-    /// Write what is said, in English.
+    /// Writes the speech in English.
     Translate,
 }
 
-/// Options of one transcription; the default is the reference's default, within the bounds of the fallback.
+/// Options of one transcription; the defaults are the reference's, apart from the budget of the fallback.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TranscribeOptions {
-    pub task: Task,
+    pub task: SpeechTask,
     /// Whisper language code (`en`, `yue`, ...); `None` detects it from the first 30 s.
     pub language: Option<String>,
     pub initial_prompt: Option<String>,
@@ -35,7 +36,7 @@ pub struct TranscribeOptions {
     /// Beams at temperature zero; `None`: the likeliest token each time.
     #[serde(default)]
     pub beam_size: Option<usize>,
-    /// How many ended sequences a beam search waits for, in sizes of the beam; `None`: 1.
+    /// How many ended sequences a beam search collects, as a multiple of the beam size; `None`: 1.
     #[serde(default)]
     pub patience: Option<f32>,
     /// Exponent that weighs long candidates against short ones, from 0 to 1; `None`: the mean per token.
@@ -44,37 +45,37 @@ pub struct TranscribeOptions {
     pub compression_ratio_threshold: Option<f32>,
     pub logprob_threshold: Option<f32>,
     pub no_speech_threshold: Option<f32>,
-    /// Tokens of all candidates together that the temperatures behind the first may cost for each window of 30 s, and less in
-    /// proportion where its audio is so short that it can hold little text; `None`: as many as they take.
+    /// Tokens of all candidates together that the temperatures after the first may cost for each window of 30 s; fewer in
+    /// proportion for audio so short that it can hold little text. `None`: no limit.
     #[serde(default = "fallback_tokens")]
     pub fallback_tokens: Option<usize>,
-    /// Seconds that they may take; `None`: as long as they take.
+    /// Seconds that these temperatures may take; `None`: no limit.
     #[serde(default = "fallback_seconds")]
     pub fallback_seconds: Option<f32>,
     pub without_timestamps: bool,
-    /// Whether segments get their words, and times that agree with them.
+    /// Whether segments contain their words, and have times that agree with them.
     #[serde(default)]
     pub word_timestamps: bool,
-    /// Marks that belong to the word behind them.
+    /// Marks that belong to the word after them.
     #[serde(default = "prepend_punctuations")]
     pub prepend_punctuations: String,
     /// Marks that belong to the word before them.
     #[serde(default = "append_punctuations")]
     pub append_punctuations: String,
-    /// With word timestamps: text that looks made up is left out where more silence than this, in seconds, is beside it.
+    /// With word timestamps: text that seems hallucinated is left out if it is next to more silence than this, in seconds.
     #[serde(default)]
     pub hallucination_silence_threshold: Option<f32>,
-    /// Listens only where somebody speaks.
+    /// Transcribes only the parts with speech.
     #[serde(default)]
     pub vad: Option<VadOptions>,
-    /// Seed of the sampler at temperatures above zero: the same request gives the same text.
+    /// Seed for temperatures above zero: the same request gives the same text.
     pub seed: u64,
 }
 
 impl Default for TranscribeOptions {
     fn default() -> Self {
         Self {
-            task: Task::Transcribe,
+            task: SpeechTask::Transcribe,
             language: None,
             initial_prompt: None,
             condition_on_previous_text: true,
@@ -99,7 +100,7 @@ impl Default for TranscribeOptions {
     }
 }
 
-/// Default of [`TranscribeOptions::fallback_tokens`]: twice five candidates of the greatest length, or more shorter ones.
+/// Default of [`TranscribeOptions::fallback_tokens`]: two attempts of five candidates at maximum length, or more shorter ones.
 pub const FALLBACK_TOKENS: usize = 2_400;
 /// Default of [`TranscribeOptions::fallback_seconds`].
 pub const FALLBACK_SECONDS: f32 = 20.0;
@@ -120,7 +121,7 @@ fn append_punctuations() -> String {
     APPEND_PUNCTUATIONS.to_owned()
 }
 
-/// One piece of the transcript, as the reference's `segments` entries.
+/// One segment of the transcript, like the entries of the reference's `segments`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Segment {
     /// Position in the transcript, from 0.
@@ -138,15 +139,15 @@ pub struct Segment {
     pub avg_logprob: f64,
     pub compression_ratio: f64,
     pub no_speech_prob: f64,
-    /// Empty unless asked for.
+    /// Empty without `word_timestamps`.
     #[serde(default)]
     pub words: Vec<Word>,
 }
 
-/// A word and when it is spoken, as the reference's `words` entries.
+/// A word and its times, like the entries of the reference's `words`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Word {
-    /// With the blank before it and the punctuation around it.
+    /// With the space before it and the punctuation around it.
     pub text: String,
     pub start_seconds: f64,
     pub end_seconds: f64,
@@ -154,16 +155,17 @@ pub struct Word {
     pub probability: f32,
 }
 
-/// What is known of the whole audio once the last segment is out.
+/// The result for the whole audio, after the last segment was sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Transcript {
-    /// Whisper language code that was used.
+    /// The Whisper language code of the transcript.
     pub language: String,
-    /// Set when the language was detected, not given.
+    /// Set if the language was detected and not given.
     pub language_probability: Option<f32>,
     pub duration_seconds: f64,
 }
 
+/// A language, and the probability that the audio is in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LanguageProbability {
     /// Whisper language code.
@@ -171,7 +173,7 @@ pub struct LanguageProbability {
     pub probability: f32,
 }
 
-/// Mono 16 kHz samples in -1..1 that can be read from any place: the engine holds one window, not the file.
+/// Mono 16 kHz samples in -1..1 with random access: the engine holds one window, not the file.
 pub trait PcmSource: Send {
     /// Length in samples.
     fn len(&self) -> u64;
@@ -197,29 +199,28 @@ impl PcmSource for Vec<f32> {
     }
 }
 
-/// Where the time until the first token went.
+/// The parts of the time until the first token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FirstToken {
     pub mel_seconds: f64,
-    /// Both passes, where the language was detected on one of its own.
+    /// Includes a separate pass for language detection, if there was one.
     pub encode_seconds: f64,
     pub prefill_seconds: f64,
 }
 
-/// Where the engine reports while it works. Every method is called on the thread that asked for the work.
-pub trait Sink {
-    /// A finished segment, in order. Never taken back.
+/// Receives the results while the engine works. Every method is called on the thread that called the engine.
+pub trait TranscriptSink {
+    /// A finished segment, in order; final.
     fn segment(&mut self, segment: Segment);
 
     /// The first token of the first window is about to be chosen.
     fn first_token(&mut self, _timings: FirstToken) {}
 
-    /// Audio done so far; called after each window.
+    /// How much audio is done; called after each window.
     fn progress(&mut self, _done_seconds: f64, _total_seconds: f64) {}
 
-    /// A sign of life, and the question whether to go on: asked before each window, and some 50 times a second while
-    /// tokens are decoded.
-    /// `false` ends the work with `TranscribeError::Cancelled`.
+    /// Reports that the work makes progress, and decides whether it continues: called before each window, and some 50
+    /// times a second while tokens are decoded. `false` ends the work with `TranscribeError::Cancelled`.
     fn keep_going(&mut self) -> bool {
         true
     }

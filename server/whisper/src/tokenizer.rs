@@ -1,7 +1,7 @@
 //! Text to tokens and back, from the `tokenizer.json` of the checkpoint.
 //!
-//! Decoding is a table look-up and is needed by every request; encoding needs the merges, which take ten times longer
-//! to read, and is needed only by requests with a prompt. So the merges are read when the first prompt comes.
+//! Decoding is a table look-up and is needed by every request; encoding needs the merges, which take ten times longer to
+//! read, and is needed only by requests with a prompt. So the merges are read for the first prompt.
 
 use std::{
     borrow::Cow,
@@ -11,11 +11,12 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::small_file;
 use serde::Deserialize;
 use tokenizers::{Model, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
-/// Why there is no tokenizer.
+use crate::small_file;
+
+/// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     #[error("{}: {source}", path.display())]
@@ -32,40 +33,40 @@ pub enum TokenizerError {
 
 pub struct Tokenizer {
     path: PathBuf,
-    /// Bytes of every token in one piece; token `i` is `bytes[offsets[i]..offsets[i + 1]]`.
+    /// The bytes of all tokens; token `i` is `bytes[offsets[i]..offsets[i + 1]]`.
     bytes: Vec<u8>,
     offsets: Vec<u32>,
     encoder: OnceLock<tokenizers::Tokenizer>,
 }
 
 #[derive(Deserialize)]
-struct File<'a> {
+struct TokenizerFile<'a> {
     #[serde(borrow)]
-    added_tokens: Vec<Added<'a>>,
+    added_tokens: Vec<AddedToken<'a>>,
     #[serde(borrow)]
-    model: Vocabulary<'a>,
+    model: VocabularyModel<'a>,
 }
 
 #[derive(Deserialize)]
-struct Added<'a> {
+struct AddedToken<'a> {
     id: u32,
     #[serde(borrow)]
     content: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
-struct Vocabulary<'a> {
+struct VocabularyModel<'a> {
     #[serde(borrow)]
     vocab: HashMap<Cow<'a, str>, u32>,
 }
 
-impl<'a> File<'a> {
+impl<'a> TokenizerFile<'a> {
     fn parse(path: &Path, json: &'a [u8], vocab_size: usize) -> Result<Self, TokenizerError> {
         let file: Self =
             serde_json::from_slice(json).map_err(|source| TokenizerError::Parse { path: path.into(), source })?;
         match file.last() {
             Some((token, id)) if id as usize >= vocab_size => {
-                Err(TokenizerError::Id { path: path.into(), token: shown(token), id, vocab_size })
+                Err(TokenizerError::Id { path: path.into(), token: shortened(token), id, vocab_size })
             }
             _ => Ok(file),
         }
@@ -79,35 +80,40 @@ impl<'a> File<'a> {
     }
 }
 
-/// As much of a token as a message needs: the file may be hostile.
-fn shown(token: &str) -> String {
+/// The beginning of a token for a message: the file may be hostile.
+fn shortened(token: &str) -> String {
     const LONGEST_CHARS: usize = 40;
+
     token.chars().take(LONGEST_CHARS).collect()
 }
 
-/// Whether `json`, the text of the file at `path`, is a tokenizer whose tokens are all those of a model.
+/// Checks that `json`, the content of the file at `path`, is a tokenizer without tokens beyond the model's vocabulary.
 pub(crate) fn check(path: &Path, json: &[u8], vocab_size: usize) -> Result<(), TokenizerError> {
-    File::parse(path, json, vocab_size).map(drop)
+    TokenizerFile::parse(path, json, vocab_size).map(drop)
 }
 
 impl Tokenizer {
-    /// `vocab_size`: tokens of the model, which are all that there can be.
+    /// `vocab_size`: tokens of the model; the file must not have others.
     pub fn open(path: &Path, vocab_size: usize) -> Result<Self, TokenizerError> {
         let unreadable = |source| TokenizerError::Read { path: path.into(), source };
         let json = small_file::read(path).map_err(unreadable)?;
-        let file = File::parse(path, &json, vocab_size)?;
+        let file = TokenizerFile::parse(path, &json, vocab_size)?;
         let size = file.last().map_or(0, |(_, id)| id as usize + 1);
         let mut contents: Vec<&str> = vec![""; size];
+
         for (content, id) in &file.model.vocab {
             contents[*id as usize] = content;
         }
+
         for added in &file.added_tokens {
             contents[added.id as usize] = &added.content;
         }
+
         let table = byte_of_char();
         let mut bytes = Vec::with_capacity(json.len() / 8);
         let mut offsets = Vec::with_capacity(size + 1);
         offsets.push(0);
+
         for content in contents {
             for letter in content.chars() {
                 match table.get(letter as usize).copied().flatten() {
@@ -115,8 +121,10 @@ impl Tokenizer {
                     None => bytes.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes()),
                 }
             }
+
             offsets.push(bytes.len() as u32);
         }
+
         Ok(Self { path: path.into(), bytes, offsets, encoder: OnceLock::new() })
     }
 
@@ -125,7 +133,7 @@ impl Tokenizer {
         self.offsets.len() - 1
     }
 
-    /// Bytes of one token; none for a token that does not exist.
+    /// The bytes of one token; empty for a token that does not exist.
     pub fn bytes(&self, token: u32) -> &[u8] {
         let token = token as usize;
         match (self.offsets.get(token), self.offsets.get(token + 1)) {
@@ -134,7 +142,7 @@ impl Tokenizer {
         }
     }
 
-    /// The text of `tokens`; bytes that are not UTF-8 become U+FFFD, as in Python.
+    /// The text of `tokens`; bytes that are not UTF-8 become U+FFFD, like in Python.
     pub fn decode(&self, tokens: impl IntoIterator<Item = u32>) -> String {
         let mut text = Vec::new();
         for token in tokens {
@@ -143,19 +151,21 @@ impl Tokenizer {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// As [`Self::decode`], without what is no character: a token may be a part of one, and a text may end there.
+    /// Like [`Self::decode`], without incomplete characters: a token may be a part of one, and a text may end there.
     pub fn text(&self, tokens: impl IntoIterator<Item = u32>) -> String {
         whole_characters(&self.decode(tokens))
     }
 
-    /// The tokens of `text`. What looks like a special token is text like any other.
+    /// The tokens of `text`. Special tokens in it are treated as text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoder = self.encoder()?;
         let refused = |error: tokenizers::Error| TokenizerError::Encode(error.to_string());
         let mut pieces = PreTokenizedString::from(text);
+
         if let Some(splitter) = encoder.get_pre_tokenizer() {
             splitter.pre_tokenize(&mut pieces).map_err(refused)?;
         }
+
         pieces
             .get_splits(OffsetReferential::Original, OffsetType::None)
             .into_iter()
@@ -176,7 +186,7 @@ impl Tokenizer {
     }
 }
 
-/// The byte that each character of a byte-level vocabulary stands for: GPT-2's table, inverted.
+/// The byte that each character of a byte-level vocabulary represents: GPT-2's table, inverted.
 fn byte_of_char() -> Vec<Option<u8>> {
     let mut table = vec![None; 512];
     let mut next = 256;
@@ -188,10 +198,11 @@ fn byte_of_char() -> Vec<Option<u8>> {
             next += 1;
         }
     }
+
     table
 }
 
-/// `text` without the character that stands for broken ones.
+/// `text` without replacement characters.
 pub fn whole_characters(text: &str) -> String {
     text.replace(char::REPLACEMENT_CHARACTER, "")
 }
@@ -213,9 +224,11 @@ mod tests {
     #[test]
     fn text_goes_to_tokens_and_back() {
         let tokenizer = bundled();
+
         assert_eq!(tokenizer.size(), 51_865);
         assert_eq!(tokenizer.encode(" ").unwrap(), [220]);
         assert_eq!(tokenizer.encode(" The server is open.").unwrap(), [440, 7154, 307, 1269, 13]);
+
         for text in ["", " hello", "Größe  ä\tö", "今天是星期二。", "naïve café 🎉", "it's 3.14 o'clock\n\n", "\u{0}a"]
         {
             let tokens = tokenizer.encode(text).unwrap();
@@ -254,16 +267,21 @@ mod tests {
     fn ids_beyond_the_vocabulary_are_refused() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/model/whisper-hush-tiny/tokenizer.json");
         let error = Tokenizer::open(Path::new(path), 51_864).err().unwrap().to_string();
+
         assert!(error.contains("\"<|30.00|>\" has id 51864") && error.contains("`vocab_size`"), "{error}");
 
-        // Not a table of four billion tokens.
+        // The table is not allocated for four billion tokens.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
         let json = r#"{"added_tokens":[{"id":4294967295,"content":"x"}],"model":{"vocab":{"a":0}}}"#;
+
         std::fs::write(&path, json).unwrap();
+
         assert!(matches!(Tokenizer::open(&path, 51_865), Err(TokenizerError::Id { id: u32::MAX, .. })));
+
         rustix::fs::mknodat(rustix::fs::CWD, folder.path().join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
             .unwrap();
+
         for endless in [folder.path().join("pipe"), "/dev/zero".into()] {
             assert!(matches!(Tokenizer::open(&endless, 51_865), Err(TokenizerError::Read { .. })));
         }

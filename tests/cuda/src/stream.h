@@ -20,7 +20,7 @@ namespace stream {
 
 struct Graph {
     std::vector<Work> nodes;
-    // Of which kernels.
+    // The number of kernels among them.
     size_t kernels = 0;
 };
 

@@ -5,15 +5,15 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong};
 use std::ptr;
 
-use crate::Code;
+use crate::NvmlCode;
 use crate::observed;
-use crate::script::{Device, unix_millis};
+use crate::script::{ScriptedDevice, unix_millis};
 use crate::session::{device_error, enter, init, shutdown};
 use crate::usage;
-use crate::world::{self, Memory, Place, Running};
+use crate::world::{self, DevicePosition, RunningProcess, ScriptedMemory};
 
 /// `nvmlDevice_t`: opaque to callers. `gpu + 1` in the low 16 bits, `instance + 1` above.
-type Handle = *mut u8;
+type DeviceHandle = *mut u8;
 
 const NOT_AVAILABLE: c_ulonglong = c_ulonglong::MAX;
 const NO_INSTANCE: c_uint = c_uint::MAX;
@@ -49,72 +49,72 @@ pub struct ProcessV2 {
     compute_instance: c_uint,
 }
 
-fn handle(place: Place) -> Handle {
+fn handle(place: DevicePosition) -> DeviceHandle {
     let instance = place.mig.map_or(0, |instance| instance + 1);
     ptr::without_provenance_mut((instance << 16) | (place.gpu + 1))
 }
 
-fn place(handle: Handle) -> Option<Place> {
+fn place(handle: DeviceHandle) -> Option<DevicePosition> {
     let address = handle.addr();
     let gpu = (address & 0xffff).checked_sub(1)?;
-    Some(Place { gpu, mig: (address >> 16).checked_sub(1) })
+    Some(DevicePosition { gpu, mig: (address >> 16).checked_sub(1) })
 }
 
-fn returned(result: Result<(), Code>) -> Code {
-    result.err().unwrap_or(Code::SUCCESS)
+fn returned(result: Result<(), NvmlCode>) -> NvmlCode {
+    result.err().unwrap_or(NvmlCode::SUCCESS)
 }
 
 /// A device as a caller sees it at this moment.
-struct Seen {
-    place: Place,
-    device: Device,
-    holders: Vec<observed::Holder>,
+struct VisibleDevice {
+    place: DevicePosition,
+    device: ScriptedDevice,
+    holders: Vec<observed::MemoryHolder>,
     now: u64,
 }
 
-impl Seen {
-    fn memory(&self) -> Memory {
+impl VisibleDevice {
+    fn memory(&self) -> ScriptedMemory {
         world::memory(&self.device, &self.holders, self.now)
     }
 
-    fn running(&self, graphics: bool) -> Result<Vec<Running>, Code> {
-        let running = world::running(&self.device, &self.holders, self.now).ok_or(Code::NOT_SUPPORTED)?;
+    fn running(&self, graphics: bool) -> Result<Vec<RunningProcess>, NvmlCode> {
+        let running = world::running(&self.device, &self.holders, self.now).ok_or(NvmlCode::NOT_SUPPORTED)?;
         Ok(running.into_iter().filter(|running| running.graphics == graphics).collect())
     }
 }
 
-fn look(function: &str, device: Handle) -> Result<Seen, Code> {
+fn look(function: &str, device: DeviceHandle) -> Result<VisibleDevice, NvmlCode> {
     let (script, path) = enter(function)?;
-    let place = place(device).ok_or(Code::INVALID_ARGUMENT)?;
-    let parent = script.devices.get(place.gpu).ok_or(Code::INVALID_ARGUMENT)?;
-    let found = world::device(&script, place).ok_or(Code::INVALID_ARGUMENT)?;
+    let place = place(device).ok_or(NvmlCode::INVALID_ARGUMENT)?;
+    let parent = script.devices.get(place.gpu).ok_or(NvmlCode::INVALID_ARGUMENT)?;
+    let found = world::device(&script, place).ok_or(NvmlCode::INVALID_ARGUMENT)?;
     if parent.lost || found.lost {
-        return Err(Code::GPU_IS_LOST);
+        return Err(NvmlCode::GPU_IS_LOST);
     }
     device_error(&parent.errors, function)?;
     device_error(&found.errors, function)?;
     let now = unix_millis();
     let mut device = found.clone();
     usage::add_processes(&mut device, &path);
-    Ok(Seen { place, device, holders: observed::holders(&script, &path, now), now })
+    Ok(VisibleDevice { place, device, holders: observed::holders(&script, &path, now), now })
 }
 
 /// Writes through a caller's pointer, which NVML wants to be valid or null.
-unsafe fn put<T>(into: *mut T, value: T) -> Result<(), Code> {
+unsafe fn put<T>(into: *mut T, value: T) -> Result<(), NvmlCode> {
     if into.is_null() {
-        return Err(Code::INVALID_ARGUMENT);
+        return Err(NvmlCode::INVALID_ARGUMENT);
     }
     // SAFETY: not null; NVML's contract makes it valid for one value of its type.
     unsafe { into.write(value) };
     Ok(())
 }
 
-unsafe fn put_text(into: *mut c_char, length: c_uint, text: &str) -> Result<(), Code> {
+unsafe fn put_text(into: *mut c_char, length: c_uint, text: &str) -> Result<(), NvmlCode> {
     if into.is_null() {
-        return Err(Code::INVALID_ARGUMENT);
+        return Err(NvmlCode::INVALID_ARGUMENT);
     }
     if text.len() >= length as usize {
-        return Err(Code::INSUFFICIENT_SIZE);
+        return Err(NvmlCode::INSUFFICIENT_SIZE);
     }
     // SAFETY: not null; valid for `length` bytes, and text and its end are fewer.
     unsafe {
@@ -125,17 +125,17 @@ unsafe fn put_text(into: *mut c_char, length: c_uint, text: &str) -> Result<(), 
 }
 
 /// Fills a caller's list as NVML does: too short a list is told the length that it should have.
-unsafe fn put_list<T>(count: *mut c_uint, into: *mut T, items: Vec<T>) -> Result<(), Code> {
+unsafe fn put_list<T>(count: *mut c_uint, into: *mut T, items: Vec<T>) -> Result<(), NvmlCode> {
     if count.is_null() {
-        return Err(Code::INVALID_ARGUMENT);
+        return Err(NvmlCode::INVALID_ARGUMENT);
     }
     // SAFETY: not null; it points to the length of `into`.
     let room = unsafe { count.read() } as usize;
-    let needed = c_uint::try_from(items.len()).map_err(|_| Code::UNKNOWN)?;
+    let needed = c_uint::try_from(items.len()).map_err(|_| NvmlCode::UNKNOWN)?;
     // SAFETY: as above.
     unsafe { count.write(needed) };
     if room < items.len() {
-        return Err(Code::INSUFFICIENT_SIZE);
+        return Err(NvmlCode::INSUFFICIENT_SIZE);
     }
     for (n, item) in items.into_iter().enumerate() {
         // SAFETY: `into` has room for `room` items, and there are no more.
@@ -144,12 +144,12 @@ unsafe fn put_list<T>(count: *mut c_uint, into: *mut T, items: Vec<T>) -> Result
     Ok(())
 }
 
-unsafe fn text_argument<'a>(text: *const c_char) -> Result<&'a str, Code> {
+unsafe fn text_argument<'a>(text: *const c_char) -> Result<&'a str, NvmlCode> {
     if text.is_null() {
-        return Err(Code::INVALID_ARGUMENT);
+        return Err(NvmlCode::INVALID_ARGUMENT);
     }
     // SAFETY: not null; NVML's contract makes it a C string.
-    unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| Code::INVALID_ARGUMENT)
+    unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| NvmlCode::INVALID_ARGUMENT)
 }
 
 macro_rules! nvml {
@@ -157,9 +157,9 @@ macro_rules! nvml {
         $(#[$meta])*
         #[unsafe(no_mangle)]
         #[allow(clippy::redundant_closure_call, reason = "the closure is what `?` and `return` of a body end")]
-        pub unsafe extern "C" fn $name($($argument: $type),*) -> Code {
+        pub unsafe extern "C" fn $name($($argument: $type),*) -> NvmlCode {
             // Each body touches memory only through `put`, `put_text`, `put_list` and `text_argument`.
-            returned((|| -> Result<(), Code> { $body })())
+            returned((|| -> Result<(), NvmlCode> { $body })())
         }
     )+};
 }
@@ -191,89 +191,89 @@ nvml! {
         let (script, _) = enter("nvmlDeviceGetCount_v2")?;
         unsafe { put(count, c_uint::try_from(script.devices.len()).unwrap_or(c_uint::MAX)) }
     }
-    fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut Handle) {
-        let found = handle(Place { gpu: index as usize, mig: None });
+    fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut DeviceHandle) {
+        let found = handle(DevicePosition { gpu: index as usize, mig: None });
         look("nvmlDeviceGetHandleByIndex_v2", found)?;
         unsafe { put(device, found) }
     }
-    fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: *mut Handle) {
+    fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: *mut DeviceHandle) {
         let uuid = unsafe { text_argument(uuid)? };
         let (script, _) = enter("nvmlDeviceGetHandleByUUID")?;
-        let found = handle(world::by_uuid(&script, uuid).ok_or(Code::NOT_FOUND)?);
+        let found = handle(world::by_uuid(&script, uuid).ok_or(NvmlCode::NOT_FOUND)?);
         look("nvmlDeviceGetHandleByUUID", found)?;
         unsafe { put(device, found) }
     }
-    fn nvmlDeviceGetIndex(device: Handle, index: *mut c_uint) {
+    fn nvmlDeviceGetIndex(device: DeviceHandle, index: *mut c_uint) {
         let seen = look("nvmlDeviceGetIndex", device)?;
         unsafe { put(index, c_uint::try_from(seen.place.gpu).unwrap_or(c_uint::MAX)) }
     }
-    fn nvmlDeviceGetMinorNumber(device: Handle, number: *mut c_uint) {
+    fn nvmlDeviceGetMinorNumber(device: DeviceHandle, number: *mut c_uint) {
         let seen = look("nvmlDeviceGetMinorNumber", device)?;
         unsafe { put(number, c_uint::try_from(seen.place.gpu).unwrap_or(c_uint::MAX)) }
     }
-    fn nvmlDeviceGetUUID(device: Handle, uuid: *mut c_char, length: c_uint) {
+    fn nvmlDeviceGetUUID(device: DeviceHandle, uuid: *mut c_char, length: c_uint) {
         let seen = look("nvmlDeviceGetUUID", device)?;
         unsafe { put_text(uuid, length, &seen.device.uuid) }
     }
-    fn nvmlDeviceGetName(device: Handle, name: *mut c_char, length: c_uint) {
+    fn nvmlDeviceGetName(device: DeviceHandle, name: *mut c_char, length: c_uint) {
         let seen = look("nvmlDeviceGetName", device)?;
         unsafe { put_text(name, length, &seen.device.name) }
     }
-    fn nvmlDeviceGetCudaComputeCapability(device: Handle, major: *mut c_int, minor: *mut c_int) {
+    fn nvmlDeviceGetCudaComputeCapability(device: DeviceHandle, major: *mut c_int, minor: *mut c_int) {
         let [a, b] = look("nvmlDeviceGetCudaComputeCapability", device)?.device.compute_capability;
         unsafe {
             put(major, a)?;
             put(minor, b)
         }
     }
-    fn nvmlDeviceGetEccMode(device: Handle, _current: *mut c_uint, _pending: *mut c_uint) {
+    fn nvmlDeviceGetEccMode(device: DeviceHandle, _current: *mut c_uint, _pending: *mut c_uint) {
         look("nvmlDeviceGetEccMode", device)?;
-        Err(Code::NOT_SUPPORTED)
+        Err(NvmlCode::NOT_SUPPORTED)
     }
 
-    fn nvmlDeviceGetMemoryInfo(device: Handle, memory: *mut MemoryV1) {
+    fn nvmlDeviceGetMemoryInfo(device: DeviceHandle, memory: *mut MemoryV1) {
         // The first version counts what is reserved as used.
-        let Memory { total, reserved, used, free } = look("nvmlDeviceGetMemoryInfo", device)?.memory();
+        let ScriptedMemory { total, reserved, used, free } = look("nvmlDeviceGetMemoryInfo", device)?.memory();
         unsafe { put(memory, MemoryV1 { total, free, used: used + reserved }) }
     }
-    fn nvmlDeviceGetMemoryInfo_v2(device: Handle, memory: *mut MemoryV2) {
-        let Memory { total, reserved, used, free } = look("nvmlDeviceGetMemoryInfo_v2", device)?.memory();
+    fn nvmlDeviceGetMemoryInfo_v2(device: DeviceHandle, memory: *mut MemoryV2) {
+        let ScriptedMemory { total, reserved, used, free } = look("nvmlDeviceGetMemoryInfo_v2", device)?.memory();
         if memory.is_null() {
-            return Err(Code::INVALID_ARGUMENT);
+            return Err(NvmlCode::INVALID_ARGUMENT);
         }
         let version = size_of::<MemoryV2>() as c_uint | (2 << 24);
         if unsafe { memory.read() }.version != version {
-            return Err(Code::ARGUMENT_VERSION_MISMATCH);
+            return Err(NvmlCode::ARGUMENT_VERSION_MISMATCH);
         }
         unsafe { put(memory, MemoryV2 { version, total, reserved, free, used }) }
     }
 
-    fn nvmlDeviceGetComputeRunningProcesses(device: Handle, count: *mut c_uint, list: *mut ProcessV1) {
+    fn nvmlDeviceGetComputeRunningProcesses(device: DeviceHandle, count: *mut c_uint, list: *mut ProcessV1) {
         let running = look("nvmlDeviceGetComputeRunningProcesses", device)?.running(false)?;
         unsafe { put_list(count, list, running.iter().map(first).collect()) }
     }
-    fn nvmlDeviceGetComputeRunningProcesses_v2(device: Handle, count: *mut c_uint, list: *mut ProcessV2) {
+    fn nvmlDeviceGetComputeRunningProcesses_v2(device: DeviceHandle, count: *mut c_uint, list: *mut ProcessV2) {
         let running = look("nvmlDeviceGetComputeRunningProcesses_v2", device)?.running(false)?;
         unsafe { put_list(count, list, running.iter().map(second).collect()) }
     }
-    fn nvmlDeviceGetComputeRunningProcesses_v3(device: Handle, count: *mut c_uint, list: *mut ProcessV2) {
+    fn nvmlDeviceGetComputeRunningProcesses_v3(device: DeviceHandle, count: *mut c_uint, list: *mut ProcessV2) {
         let running = look("nvmlDeviceGetComputeRunningProcesses_v3", device)?.running(false)?;
         unsafe { put_list(count, list, running.iter().map(second).collect()) }
     }
-    fn nvmlDeviceGetGraphicsRunningProcesses(device: Handle, count: *mut c_uint, list: *mut ProcessV1) {
+    fn nvmlDeviceGetGraphicsRunningProcesses(device: DeviceHandle, count: *mut c_uint, list: *mut ProcessV1) {
         let running = look("nvmlDeviceGetGraphicsRunningProcesses", device)?.running(true)?;
         unsafe { put_list(count, list, running.iter().map(first).collect()) }
     }
-    fn nvmlDeviceGetGraphicsRunningProcesses_v2(device: Handle, count: *mut c_uint, list: *mut ProcessV2) {
+    fn nvmlDeviceGetGraphicsRunningProcesses_v2(device: DeviceHandle, count: *mut c_uint, list: *mut ProcessV2) {
         let running = look("nvmlDeviceGetGraphicsRunningProcesses_v2", device)?.running(true)?;
         unsafe { put_list(count, list, running.iter().map(second).collect()) }
     }
-    fn nvmlDeviceGetGraphicsRunningProcesses_v3(device: Handle, count: *mut c_uint, list: *mut ProcessV2) {
+    fn nvmlDeviceGetGraphicsRunningProcesses_v3(device: DeviceHandle, count: *mut c_uint, list: *mut ProcessV2) {
         let running = look("nvmlDeviceGetGraphicsRunningProcesses_v3", device)?.running(true)?;
         unsafe { put_list(count, list, running.iter().map(second).collect()) }
     }
 
-    fn nvmlDeviceGetMigMode(device: Handle, current: *mut c_uint, pending: *mut c_uint) {
+    fn nvmlDeviceGetMigMode(device: DeviceHandle, current: *mut c_uint, pending: *mut c_uint) {
         let seen = look("nvmlDeviceGetMigMode", device)?;
         let on = c_uint::from(!seen.device.mig.is_empty());
         unsafe {
@@ -281,41 +281,41 @@ nvml! {
             put(pending, on)
         }
     }
-    fn nvmlDeviceGetMaxMigDeviceCount(device: Handle, count: *mut c_uint) {
+    fn nvmlDeviceGetMaxMigDeviceCount(device: DeviceHandle, count: *mut c_uint) {
         let seen = look("nvmlDeviceGetMaxMigDeviceCount", device)?;
         // How many there can be: indices between them may be free.
         unsafe { put(count, if seen.device.mig.is_empty() { 0 } else { 7 }) }
     }
-    fn nvmlDeviceGetMigDeviceHandleByIndex(device: Handle, index: c_uint, instance: *mut Handle) {
+    fn nvmlDeviceGetMigDeviceHandleByIndex(device: DeviceHandle, index: c_uint, instance: *mut DeviceHandle) {
         let seen = look("nvmlDeviceGetMigDeviceHandleByIndex", device)?;
         if index as usize >= seen.device.mig.len() {
-            return Err(Code::NOT_FOUND);
+            return Err(NvmlCode::NOT_FOUND);
         }
-        unsafe { put(instance, handle(Place { gpu: seen.place.gpu, mig: Some(index as usize) })) }
+        unsafe { put(instance, handle(DevicePosition { gpu: seen.place.gpu, mig: Some(index as usize) })) }
     }
-    fn nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance: Handle, device: *mut Handle) {
+    fn nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance: DeviceHandle, device: *mut DeviceHandle) {
         let seen = look("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", instance)?;
-        unsafe { put(device, handle(Place { mig: None, ..seen.place })) }
+        unsafe { put(device, handle(DevicePosition { mig: None, ..seen.place })) }
     }
-    fn nvmlDeviceIsMigDeviceHandle(device: Handle, is_instance: *mut c_uint) {
+    fn nvmlDeviceIsMigDeviceHandle(device: DeviceHandle, is_instance: *mut c_uint) {
         let seen = look("nvmlDeviceIsMigDeviceHandle", device)?;
         unsafe { put(is_instance, c_uint::from(seen.place.mig.is_some())) }
     }
-    fn nvmlDeviceGetGpuInstanceId(device: Handle, id: *mut c_uint) {
-        let instance = look("nvmlDeviceGetGpuInstanceId", device)?.place.mig.ok_or(Code::NOT_SUPPORTED)?;
+    fn nvmlDeviceGetGpuInstanceId(device: DeviceHandle, id: *mut c_uint) {
+        let instance = look("nvmlDeviceGetGpuInstanceId", device)?.place.mig.ok_or(NvmlCode::NOT_SUPPORTED)?;
         unsafe { put(id, c_uint::try_from(instance).unwrap_or(c_uint::MAX)) }
     }
-    fn nvmlDeviceGetComputeInstanceId(device: Handle, id: *mut c_uint) {
-        look("nvmlDeviceGetComputeInstanceId", device)?.place.mig.ok_or(Code::NOT_SUPPORTED)?;
+    fn nvmlDeviceGetComputeInstanceId(device: DeviceHandle, id: *mut c_uint) {
+        look("nvmlDeviceGetComputeInstanceId", device)?.place.mig.ok_or(NvmlCode::NOT_SUPPORTED)?;
         unsafe { put(id, 0) }
     }
 }
 
-fn first(running: &Running) -> ProcessV1 {
+fn first(running: &RunningProcess) -> ProcessV1 {
     ProcessV1 { pid: running.pid, bytes: running.bytes.unwrap_or(NOT_AVAILABLE) }
 }
 
-fn second(running: &Running) -> ProcessV2 {
+fn second(running: &RunningProcess) -> ProcessV2 {
     ProcessV2 {
         pid: running.pid,
         bytes: running.bytes.unwrap_or(NOT_AVAILABLE),
@@ -325,6 +325,6 @@ fn second(running: &Running) -> ProcessV2 {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlErrorString(code: Code) -> *const c_char {
+pub extern "C" fn nvmlErrorString(code: NvmlCode) -> *const c_char {
     code.text().as_ptr()
 }

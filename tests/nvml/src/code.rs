@@ -9,11 +9,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// `nvmlReturn_t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
-pub struct Code(pub u32);
+pub struct NvmlCode(pub u32);
 
 macro_rules! codes {
     ($($constant:ident = $number:literal, $name:literal, $text:literal;)+) => {
-        impl Code {
+        impl NvmlCode {
             $(pub const $constant: Self = Self($number);)+
 
             fn name(self) -> Option<&'static str> {
@@ -51,7 +51,7 @@ codes! {
     UNKNOWN = 999, "unknown", c"Unknown Error";
 }
 
-impl Serialize for Code {
+impl Serialize for NvmlCode {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.name() {
             Some(name) => serializer.serialize_str(name),
@@ -60,23 +60,23 @@ impl Serialize for Code {
     }
 }
 
-impl<'de> Deserialize<'de> for Code {
+impl<'de> Deserialize<'de> for NvmlCode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct NameOrNumber;
 
         impl Visitor<'_> for NameOrNumber {
-            type Value = Code;
+            type Value = NvmlCode;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a return code of NVML, such as \"gpu_is_lost\" or 15")
             }
 
-            fn visit_u64<E: Error>(self, number: u64) -> Result<Code, E> {
-                u32::try_from(number).map(Code).map_err(E::custom)
+            fn visit_u64<E: Error>(self, number: u64) -> Result<NvmlCode, E> {
+                u32::try_from(number).map(NvmlCode).map_err(E::custom)
             }
 
-            fn visit_str<E: Error>(self, name: &str) -> Result<Code, E> {
-                Code::named(name).ok_or_else(|| E::custom(format!("`{name}` is no return code of NVML")))
+            fn visit_str<E: Error>(self, name: &str) -> Result<NvmlCode, E> {
+                NvmlCode::named(name).ok_or_else(|| E::custom(format!("`{name}` is no return code of NVML")))
             }
         }
 

@@ -15,5 +15,8 @@ mod session;
 mod usage;
 mod world;
 
-pub use code::Code;
-pub use script::{Change, Device, Guest, Process, ProcessList, SCRIPT_VARIABLE, Script, Taker, library, unix_millis};
+pub use code::NvmlCode;
+pub use script::{
+    MemoryTaker, ProcessList, ProcessMemory, SCRIPT_VARIABLE, Script, ScriptedChange, ScriptedDevice, ScriptedProcess,
+    library, unix_millis,
+};

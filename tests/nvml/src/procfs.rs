@@ -5,19 +5,19 @@ use std::path::Path;
 
 /// A process that cannot be mistaken for a later one with its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Alive {
+pub struct LiveProcess {
     pub pid: u32,
     /// Clock ticks since boot.
     pub started: u64,
     pub parent: u32,
 }
 
-/// Living processes with this name, of one parent if it is given; a dead one that nobody has reaped yet holds no memory.
-pub fn named(name: &str, parent: Option<u32>) -> Vec<Alive> {
+/// Living processes with this name, of one parent if it is given; a dead one that has not been reaped yet holds no memory.
+pub fn named(name: &str, parent: Option<u32>) -> Vec<LiveProcess> {
     // The kernel keeps 15 bytes of a name.
     let name = name.get(..15).unwrap_or(name);
     let pids = parent.and_then(children).unwrap_or_else(|| numbers("/proc"));
-    let is_child = |alive: &Alive| parent.is_none_or(|parent| alive.parent == parent);
+    let is_child = |alive: &LiveProcess| parent.is_none_or(|parent| alive.parent == parent);
     pids.into_iter().filter_map(|pid| alive(pid, name)).filter(is_child).collect()
 }
 
@@ -48,7 +48,7 @@ pub fn started(pid: u32) -> Option<u64> {
     Some(of_stat(pid, tail)?.started)
 }
 
-fn alive(pid: u32, name: &str) -> Option<Alive> {
+fn alive(pid: u32, name: &str) -> Option<LiveProcess> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (head, tail) = stat.rsplit_once(')')?;
     if head.split_once('(')?.1 != name {
@@ -58,12 +58,12 @@ fn alive(pid: u32, name: &str) -> Option<Alive> {
 }
 
 /// From what stands behind the name.
-fn of_stat(pid: u32, tail: &str) -> Option<Alive> {
+fn of_stat(pid: u32, tail: &str) -> Option<LiveProcess> {
     let fields: Vec<&str> = tail.split_whitespace().collect();
     let [state, parent, ..] = fields[..] else { return None };
     // proc(5) counts from 1 and the name is its second: the start is its 22nd.
     let started = fields.get(19)?.parse().ok()?;
-    (!matches!(state, "Z" | "X")).then_some(Alive { pid, started, parent: parent.parse().ok()? })
+    (!matches!(state, "Z" | "X")).then_some(LiveProcess { pid, started, parent: parent.parse().ok()? })
 }
 
 pub fn maps(pid: u32, part: &str) -> bool {

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use crate::Code;
+use crate::NvmlCode;
 
 /// Names the script's file to the double. Unset: there is no driver.
 pub const SCRIPT_VARIABLE: &str = "HUSH_NVML_SCRIPT";
@@ -20,13 +20,13 @@ pub struct Script {
     pub driver_version: String,
     /// `13000` is CUDA 13.0.
     pub cuda_version: i32,
-    /// Grows when the driver is loaded anew: whoever initialised before that gets `uninitialized`.
+    /// Grows when the driver is loaded anew: sessions that were initialised before that get `uninitialized`.
     pub epoch: u64,
     /// What a function returns instead of working, by its full name (`nvmlDeviceGetMemoryInfo_v2`); `*` is every one.
-    pub errors: BTreeMap<String, Code>,
+    pub errors: BTreeMap<String, NvmlCode>,
     /// How long a function takes, likewise.
     pub delays_ms: BTreeMap<String, u64>,
-    pub devices: Vec<Device>,
+    pub devices: Vec<ScriptedDevice>,
 }
 
 impl Default for Script {
@@ -45,7 +45,7 @@ impl Default for Script {
 /// A GPU, or a MIG instance of one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Device {
+pub struct ScriptedDevice {
     pub uuid: String,
     pub name: String,
     pub compute_capability: [i32; 2],
@@ -55,19 +55,19 @@ pub struct Device {
     /// Held by whom no list names.
     pub used_bytes: u64,
     /// Later values of `used_bytes`.
-    pub changes: Vec<Change>,
-    pub processes: Vec<Process>,
-    pub guests: Vec<Guest>,
+    pub changes: Vec<ScriptedChange>,
+    pub processes: Vec<ScriptedProcess>,
+    pub guests: Vec<ProcessMemory>,
     pub process_list: ProcessList,
     /// As [`Script::errors`], for calls that name this device.
-    pub errors: BTreeMap<String, Code>,
+    pub errors: BTreeMap<String, NvmlCode>,
     /// Fallen off the bus: every call that names it is `gpu_is_lost`.
     pub lost: bool,
     /// MIG is on when there is any.
     pub mig: Vec<Self>,
 }
 
-impl Default for Device {
+impl Default for ScriptedDevice {
     fn default() -> Self {
         Self {
             uuid: "GPU-00000000-0000-0000-0000-000000000000".to_owned(),
@@ -87,7 +87,7 @@ impl Default for Device {
     }
 }
 
-impl Device {
+impl ScriptedDevice {
     pub fn new(uuid: &str, total_bytes: u64) -> Self {
         Self { uuid: uuid.to_owned(), total_bytes, ..Self::default() }
     }
@@ -95,16 +95,16 @@ impl Device {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Change {
+pub struct ScriptedChange {
     /// Milliseconds since 1970, see [`unix_millis`].
     pub at_unix_ms: u64,
     pub used_bytes: u64,
 }
 
-/// A process of somebody else, alive as long as the script says so.
+/// A process of another program, alive as long as the script says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Process {
+pub struct ScriptedProcess {
     pub pid: u32,
     pub bytes: u64,
     #[serde(default)]
@@ -114,7 +114,7 @@ pub struct Process {
 /// Memory that follows the life of real processes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Guest {
+pub struct ProcessMemory {
     /// `/proc/PID/comm` of the processes that hold memory; there may be several, each with its own.
     pub process: String,
     /// Only children of this process.
@@ -127,12 +127,12 @@ pub struct Guest {
     /// How much of it never comes back.
     pub residue_bytes: u64,
     /// Who takes memory at the moment that such a process dies.
-    pub taker: Option<Taker>,
+    pub taker: Option<MemoryTaker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Taker {
+pub struct MemoryTaker {
     pub pid: u32,
     pub bytes: u64,
 }
@@ -151,7 +151,7 @@ pub enum ProcessList {
 }
 
 impl Script {
-    pub fn of(devices: impl IntoIterator<Item = Device>) -> Self {
+    pub fn of(devices: impl IntoIterator<Item = ScriptedDevice>) -> Self {
         Self { devices: devices.into_iter().collect(), ..Self::default() }
     }
 
@@ -165,7 +165,7 @@ impl Script {
     }
 }
 
-/// Now, as [`Change`] counts.
+/// Now, as [`ScriptedChange`] counts.
 pub fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use crate::Code;
+use crate::NvmlCode;
 use crate::script::{SCRIPT_VARIABLE, Script};
 
 static SESSION: Mutex<Session> = Mutex::new(Session { users: 0, epoch: 0 });
@@ -14,7 +14,7 @@ static SESSION: Mutex<Session> = Mutex::new(Session { users: 0, epoch: 0 });
 struct Session {
     /// Calls of `nvmlInit` without their `nvmlShutdown`.
     users: u32,
-    /// Of the driver at the first of them.
+    /// The driver's epoch at the first of these calls.
     epoch: u64,
 }
 
@@ -24,12 +24,12 @@ fn lock() -> MutexGuard<'static, Session> {
 
 /// Read anew at each call: it is small, and a file that was replaced twice in a millisecond may look unchanged. What
 /// cannot be read is a driver that is not there, as a broken one is.
-fn script() -> Result<(Script, PathBuf), Code> {
-    let path = env::var_os(SCRIPT_VARIABLE).map(PathBuf::from).ok_or(Code::DRIVER_NOT_LOADED)?;
-    let text = fs::read(&path).map_err(|_| Code::DRIVER_NOT_LOADED)?;
+fn script() -> Result<(Script, PathBuf), NvmlCode> {
+    let path = env::var_os(SCRIPT_VARIABLE).map(PathBuf::from).ok_or(NvmlCode::DRIVER_NOT_LOADED)?;
+    let text = fs::read(&path).map_err(|_| NvmlCode::DRIVER_NOT_LOADED)?;
     let script = serde_json::from_slice(&text).map_err(|error| {
         eprintln!("hush-nvml: {}: {error}", path.display());
-        Code::UNKNOWN
+        NvmlCode::UNKNOWN
     })?;
     Ok((script, path))
 }
@@ -39,18 +39,18 @@ fn scripted<T: Copy>(map: &BTreeMap<String, T>, function: &str) -> Option<T> {
 }
 
 /// The error that the script has for this call, after the delay that it has for it.
-fn interfere(script: &Script, function: &str) -> Result<(), Code> {
+fn interfere(script: &Script, function: &str) -> Result<(), NvmlCode> {
     if let Some(delay) = scripted(&script.delays_ms, function) {
         thread::sleep(Duration::from_millis(delay));
     }
     scripted(&script.errors, function).map_or(Ok(()), Err)
 }
 
-pub fn device_error(errors: &BTreeMap<String, Code>, function: &str) -> Result<(), Code> {
+pub fn device_error(errors: &BTreeMap<String, NvmlCode>, function: &str) -> Result<(), NvmlCode> {
     scripted(errors, function).map_or(Ok(()), Err)
 }
 
-pub fn init(function: &str) -> Result<(), Code> {
+pub fn init(function: &str) -> Result<(), NvmlCode> {
     let (script, _) = script()?;
     interfere(&script, function)?;
     let mut session = lock();
@@ -62,20 +62,20 @@ pub fn init(function: &str) -> Result<(), Code> {
     Ok(())
 }
 
-pub fn shutdown() -> Result<(), Code> {
+pub fn shutdown() -> Result<(), NvmlCode> {
     let mut session = lock();
-    session.users = session.users.checked_sub(1).ok_or(Code::UNINITIALIZED)?;
+    session.users = session.users.checked_sub(1).ok_or(NvmlCode::UNINITIALIZED)?;
     Ok(())
 }
 
 /// The world for one call of an initialised user.
-pub fn enter(function: &str) -> Result<(Script, PathBuf), Code> {
+pub fn enter(function: &str) -> Result<(Script, PathBuf), NvmlCode> {
     if lock().users == 0 {
-        return Err(Code::UNINITIALIZED);
+        return Err(NvmlCode::UNINITIALIZED);
     }
     let (script, path) = script()?;
     let stale = lock().epoch != script.epoch;
     // Without a lock: a call that hangs does not keep others from hanging too, as it is with the driver.
     interfere(&script, function)?;
-    if stale { Err(Code::UNINITIALIZED) } else { Ok((script, path)) }
+    if stale { Err(NvmlCode::UNINITIALIZED) } else { Ok((script, path)) }
 }

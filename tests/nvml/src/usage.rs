@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::procfs;
-use crate::script::{Device, Process};
+use crate::script::{ScriptedDevice, ScriptedProcess};
 
-struct Usage {
+struct UsageCommand {
     device: String,
-    process: Process,
+    process: ScriptedProcess,
 }
 
 /// Adds to a device, and to its instances, the processes that hold memory there now.
-pub fn add_processes(device: &mut Device, script: &Path) {
+pub fn add_processes(device: &mut ScriptedDevice, script: &Path) {
     let usages = usages(script);
     if usages.is_empty() {
         return;
@@ -31,7 +31,7 @@ pub fn add_processes(device: &mut Device, script: &Path) {
     }
 }
 
-fn extend(device: &mut Device, usages: &[Usage]) {
+fn extend(device: &mut ScriptedDevice, usages: &[UsageCommand]) {
     let here = usages.iter().filter(|usage| usage.device == device.uuid).map(|usage| usage.process);
     device.processes.extend(here);
 }
@@ -42,7 +42,7 @@ fn folder(script: &Path) -> PathBuf {
     name.into()
 }
 
-fn usages(script: &Path) -> Vec<Usage> {
+fn usages(script: &Path) -> Vec<UsageCommand> {
     let folder = folder(script);
     // Without it no process has used the double of CUDA.
     let Ok(lock) = File::open(folder.join("lock")) else { return Vec::new() };
@@ -54,7 +54,7 @@ fn usages(script: &Path) -> Vec<Usage> {
     pids.filter_map(|pid| of_process(pid, &folder)).flatten().collect()
 }
 
-fn of_process(pid: u32, folder: &Path) -> Option<Vec<Usage>> {
+fn of_process(pid: u32, folder: &Path) -> Option<Vec<UsageCommand>> {
     let text = fs::read_to_string(folder.join(pid.to_string())).ok()?;
     let mut lines = text.lines();
     let started: u64 = lines.next()?.parse().ok()?;
@@ -63,8 +63,8 @@ fn of_process(pid: u32, folder: &Path) -> Option<Vec<Usage>> {
     }
     let usage = |line: &str| {
         let (device, bytes) = line.split_once(' ')?;
-        let process = Process { pid, bytes: bytes.parse().ok()?, graphics: false };
-        Some(Usage { device: device.to_owned(), process })
+        let process = ScriptedProcess { pid, bytes: bytes.parse().ok()?, graphics: false };
+        Some(UsageCommand { device: device.to_owned(), process })
     };
     Some(lines.filter_map(usage).collect())
 }

@@ -9,7 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hush_nvml::{Change, Code, Device, Guest, Process, ProcessList, SCRIPT_VARIABLE, Script, Taker, unix_millis};
+use hush_nvml::{
+    MemoryTaker, NvmlCode, ProcessList, ProcessMemory, SCRIPT_VARIABLE, Script, ScriptedChange, ScriptedDevice,
+    ScriptedProcess, unix_millis,
+};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
@@ -65,8 +68,9 @@ fn a_machine_without_a_script_has_no_driver() {
 #[test]
 fn devices_are_found_by_number_and_by_uuid_and_have_memory() {
     alone("devices_are_found_by_number_and_by_uuid_and_have_memory", |path| {
-        let first = Device { reserved_bytes: GIB / 2, used_bytes: 3 * GIB, ..Device::new(UUID, 8 * GIB) };
-        let second = Device { name: "Other".to_owned(), ..Device::new("GPU-b", 16 * GIB) };
+        let first =
+            ScriptedDevice { reserved_bytes: GIB / 2, used_bytes: 3 * GIB, ..ScriptedDevice::new(UUID, 8 * GIB) };
+        let second = ScriptedDevice { name: "Other".to_owned(), ..ScriptedDevice::new("GPU-b", 16 * GIB) };
         Script::of([first, second]).write(path).unwrap();
         let nvml = open().unwrap();
         assert_eq!(nvml.device_count().unwrap(), 2);
@@ -88,14 +92,14 @@ fn devices_are_found_by_number_and_by_uuid_and_have_memory() {
 #[test]
 fn a_rewritten_script_is_seen_at_the_next_call() {
     alone("a_rewritten_script_is_seen_at_the_next_call", |path| {
-        let mut script = Script::of([Device::new(UUID, 8 * GIB)]);
+        let mut script = Script::of([ScriptedDevice::new(UUID, 8 * GIB)]);
         script.write(path).unwrap();
         let nvml = open().unwrap();
         assert_eq!(used(&nvml), 0);
         script.devices[0].used_bytes = GIB;
         script.write(path).unwrap();
         assert_eq!(used(&nvml), GIB);
-        script.devices[0].changes = vec![Change { at_unix_ms: unix_millis() + 300, used_bytes: 2 * GIB }];
+        script.devices[0].changes = vec![ScriptedChange { at_unix_ms: unix_millis() + 300, used_bytes: 2 * GIB }];
         script.write(path).unwrap();
         assert_eq!(used(&nvml), GIB);
         until_used(&nvml, 2 * GIB);
@@ -105,12 +109,12 @@ fn a_rewritten_script_is_seen_at_the_next_call() {
 #[test]
 fn processes_are_listed_as_the_script_allows() {
     alone("processes_are_listed_as_the_script_allows", |path| {
-        let device = Device {
+        let device = ScriptedDevice {
             processes: vec![
-                Process { pid: 7, bytes: GIB, graphics: false },
-                Process { pid: 8, bytes: 2 * GIB, graphics: true },
+                ScriptedProcess { pid: 7, bytes: GIB, graphics: false },
+                ScriptedProcess { pid: 8, bytes: 2 * GIB, graphics: true },
             ],
-            ..Device::new(UUID, 8 * GIB)
+            ..ScriptedDevice::new(UUID, 8 * GIB)
         };
         let mut script = Script::of([device]);
         script.write(path).unwrap();
@@ -141,9 +145,10 @@ fn processes_are_listed_as_the_script_allows() {
 fn memory_follows_a_real_process_and_comes_back_late_or_not_or_to_another() {
     alone("memory_follows_a_real_process_and_comes_back_late_or_not_or_to_another", |path| {
         let folder = path.parent().unwrap();
-        let guest = |guest: Guest| Guest { process: "nvml-guest".to_owned(), bytes: 3 * GIB, ..guest };
-        let mut script = Script::of([Device { used_bytes: GIB, ..Device::new(UUID, 8 * GIB) }]);
-        script.devices[0].guests = vec![guest(Guest { release_ms: 400, residue_bytes: GIB / 2, ..Guest::default() })];
+        let guest = |guest: ProcessMemory| ProcessMemory { process: "nvml-guest".to_owned(), bytes: 3 * GIB, ..guest };
+        let mut script = Script::of([ScriptedDevice { used_bytes: GIB, ..ScriptedDevice::new(UUID, 8 * GIB) }]);
+        script.devices[0].guests =
+            vec![guest(ProcessMemory { release_ms: 400, residue_bytes: GIB / 2, ..ProcessMemory::default() })];
         script.write(path).unwrap();
         let nvml = open().unwrap();
         assert_eq!(used(&nvml), GIB);
@@ -162,8 +167,8 @@ fn memory_follows_a_real_process_and_comes_back_late_or_not_or_to_another() {
         process.wait().unwrap();
 
         fs::remove_file(folder.join("gpus.json.holders")).unwrap();
-        let taker = Some(Taker { pid: 99, bytes: 2 * GIB });
-        script.devices[0].guests = vec![guest(Guest { taker, ..Guest::default() })];
+        let taker = Some(MemoryTaker { pid: 99, bytes: 2 * GIB });
+        script.devices[0].guests = vec![guest(ProcessMemory { taker, ..ProcessMemory::default() })];
         script.write(path).unwrap();
         let mut process = sleeper(folder, "nvml-guest");
         until_used(&nvml, 4 * GIB);
@@ -178,20 +183,20 @@ fn memory_follows_a_real_process_and_comes_back_late_or_not_or_to_another() {
 fn guests_are_told_apart_by_parent_and_by_what_they_map() {
     alone("guests_are_told_apart_by_parent_and_by_what_they_map", |path| {
         let folder = path.parent().unwrap();
-        let guest = Guest { process: "nvml-child".to_owned(), bytes: GIB, ..Guest::default() };
-        let mut script = Script::of([Device::new(UUID, 8 * GIB)]);
+        let guest = ProcessMemory { process: "nvml-child".to_owned(), bytes: GIB, ..ProcessMemory::default() };
+        let mut script = Script::of([ScriptedDevice::new(UUID, 8 * GIB)]);
         let mut process = sleeper(folder, "nvml-child");
-        let mut with = |guest: Guest| {
+        let mut with = |guest: ProcessMemory| {
             script.devices[0].guests = vec![guest];
             script.write(path).unwrap();
         };
         let ours = Some(std::process::id());
-        with(Guest { parent_pid: ours, mapped: Some("libc".to_owned()), ..guest.clone() });
+        with(ProcessMemory { parent_pid: ours, mapped: Some("libc".to_owned()), ..guest.clone() });
         let nvml = open().unwrap();
         until_used(&nvml, GIB);
         for other in [
-            Guest { parent_pid: Some(1), ..guest.clone() },
-            Guest { parent_pid: ours, mapped: Some("no-such-file".to_owned()), ..guest.clone() },
+            ProcessMemory { parent_pid: Some(1), ..guest.clone() },
+            ProcessMemory { parent_pid: ours, mapped: Some("no-such-file".to_owned()), ..guest.clone() },
         ] {
             with(other);
             let _ = fs::remove_file(folder.join("gpus.json.holders"));
@@ -205,7 +210,7 @@ fn guests_are_told_apart_by_parent_and_by_what_they_map() {
 #[test]
 fn errors_come_per_function_and_per_device() {
     alone("errors_come_per_function_and_per_device", |path| {
-        let mut script = Script::of([Device::new(UUID, 8 * GIB), Device::new("GPU-b", 8 * GIB)]);
+        let mut script = Script::of([ScriptedDevice::new(UUID, 8 * GIB), ScriptedDevice::new("GPU-b", 8 * GIB)]);
         script.write(path).unwrap();
         let nvml = open().unwrap();
         let memory = |n| nvml.device_by_index(n).and_then(|device| device.memory_info().map(|memory| memory.total));
@@ -219,12 +224,12 @@ fn errors_come_per_function_and_per_device() {
         assert!(matches!(memory(0), Err(NvmlError::GpuLost)));
         assert_eq!(memory(1).unwrap(), 8 * GIB);
         set(&|script| {
-            script.devices[1].errors.insert("nvmlDeviceGetMemoryInfo_v2".to_owned(), Code::NO_PERMISSION);
+            script.devices[1].errors.insert("nvmlDeviceGetMemoryInfo_v2".to_owned(), NvmlCode::NO_PERMISSION);
         });
         assert!(matches!(memory(1), Err(NvmlError::NoPermission)));
         assert_eq!(memory(0).unwrap(), 8 * GIB);
         set(&|script| {
-            script.errors.insert("*".to_owned(), Code::LIB_RM_VERSION_MISMATCH);
+            script.errors.insert("*".to_owned(), NvmlCode::LIB_RM_VERSION_MISMATCH);
         });
         assert!(matches!(nvml.device_count(), Err(NvmlError::LibRmVersionMismatch)));
         set(&|script| script.epoch += 1);
@@ -241,7 +246,7 @@ fn errors_come_per_function_and_per_device() {
 #[test]
 fn a_call_takes_as_long_as_the_script_says() {
     alone("a_call_takes_as_long_as_the_script_says", |path| {
-        let mut script = Script::of([Device::new(UUID, 8 * GIB)]);
+        let mut script = Script::of([ScriptedDevice::new(UUID, 8 * GIB)]);
         script.delays_ms.insert("nvmlDeviceGetMemoryInfo_v2".to_owned(), 200);
         script.write(path).unwrap();
         let nvml = open().unwrap();
@@ -254,10 +259,12 @@ fn a_call_takes_as_long_as_the_script_says() {
 #[test]
 fn mig_instances_are_devices_of_their_own() {
     alone("mig_instances_are_devices_of_their_own", |path| {
-        let instance = |uuid: &str, used| Device { used_bytes: used, ..Device::new(uuid, 10 * GIB) };
-        let parent =
-            Device { mig: vec![instance("MIG-a", GIB), instance("MIG-b", 2 * GIB)], ..Device::new(UUID, 40 * GIB) };
-        Script::of([parent, Device::new("GPU-b", GIB)]).write(path).unwrap();
+        let instance = |uuid: &str, used| ScriptedDevice { used_bytes: used, ..ScriptedDevice::new(uuid, 10 * GIB) };
+        let parent = ScriptedDevice {
+            mig: vec![instance("MIG-a", GIB), instance("MIG-b", 2 * GIB)],
+            ..ScriptedDevice::new(UUID, 40 * GIB)
+        };
+        Script::of([parent, ScriptedDevice::new("GPU-b", GIB)]).write(path).unwrap();
         let nvml = open().unwrap();
         let device = nvml.device_by_index(0).unwrap();
         assert_eq!(device.mig_mode().unwrap().current, 1);
@@ -277,7 +284,7 @@ fn mig_instances_are_devices_of_their_own() {
 #[test]
 fn what_cuda_allocates_is_its_process_memory() {
     alone("what_cuda_allocates_is_its_process_memory", |path| {
-        Script::of([Device::new(UUID, 8 * GIB)]).write(path).unwrap();
+        Script::of([ScriptedDevice::new(UUID, 8 * GIB)]).write(path).unwrap();
         let folder = PathBuf::from(format!("{}.cuda", path.display()));
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("lock"), "").unwrap();

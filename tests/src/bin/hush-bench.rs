@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use hush_whisper::decoding::{Beam, Forced, Frame, Rules, Sampler, Search};
+use hush_whisper::decoding::{BeamSearch, ForcedSearch, SamplingSearch, Search, SearchConstraints, TokenRules};
 use hush_whisper::{Device, Engine, EngineOptions, ModelDir, runtime};
 use libloading::Library;
 use serde_json::{Value, json};
@@ -72,20 +72,21 @@ struct Bench {
 impl Bench {
     fn forced(&self) -> Result<Value> {
         let tokens = (0..self.tokens).map(|token| 1000 + token as u32).collect();
-        let (encode_ms, total_ms) = self.window(Box::new(Forced::new(tokens, 1, |_, _| ())))?;
+        let (encode_ms, total_ms) = self.window(Box::new(ForcedSearch::new(tokens, 1, |_, _| ())))?;
         Ok(json!({"encode_ms": encode_ms, "total_ms": total_ms, "tokens": self.tokens}))
     }
 
     fn batch(&self, count: usize) -> Result<Value> {
         let begun = Instant::now();
         for _ in 0..count {
-            self.window(Box::new(Sampler::greedy(self.frame())))?;
+            self.window(Box::new(SamplingSearch::greedy(self.frame())))?;
         }
         let alone_ms = milliseconds(begun);
         let begun = Instant::now();
         thread::scope(|scope| {
-            let jobs: Vec<_> =
-                (0..count).map(|_| scope.spawn(|| self.window(Box::new(Sampler::greedy(self.frame()))))).collect();
+            let jobs: Vec<_> = (0..count)
+                .map(|_| scope.spawn(|| self.window(Box::new(SamplingSearch::greedy(self.frame())))))
+                .collect();
             jobs.into_iter().try_for_each(|job| match job.join() {
                 Ok(result) => result.map(|_| ()),
                 Err(_) => bail!("a job panicked"),
@@ -95,8 +96,8 @@ impl Bench {
     }
 
     fn beams(&self, count: usize) -> Result<Value> {
-        let (encode_ms, greedy_ms) = self.window(Box::new(Sampler::greedy(self.frame())))?;
-        let (_, beams_ms) = self.window(Box::new(Beam::new(self.frame(), count, None)))?;
+        let (encode_ms, greedy_ms) = self.window(Box::new(SamplingSearch::greedy(self.frame())))?;
+        let (_, beams_ms) = self.window(Box::new(BeamSearch::new(self.frame(), count, None)))?;
         Ok(json!({"encode_ms": encode_ms, "greedy_ms": greedy_ms, "beams_ms": beams_ms, "tokens": self.tokens}))
     }
 
@@ -107,9 +108,9 @@ impl Bench {
         let mut windows = Vec::with_capacity(count);
         for _ in 0..count {
             mark(c"window");
-            let mut window = self.engine.listen(&mut mel).context("encoding")?;
+            let mut window = self.engine.encode(&mut mel).context("encoding")?;
             mark(c"prompt");
-            window.feed(&PROMPT, true).context("the prompt")?;
+            window.prefill(&PROMPT, true).context("the prompt")?;
             windows.push(window);
         }
         mark(c"together");
@@ -118,8 +119,8 @@ impl Bench {
                 .iter_mut()
                 .map(|window| {
                     let search: Box<dyn Search> = match beams {
-                        1 => Box::new(Sampler::greedy(self.frame())),
-                        _ => Box::new(Beam::new(self.frame(), beams, None)),
+                        1 => Box::new(SamplingSearch::greedy(self.frame())),
+                        _ => Box::new(BeamSearch::new(self.frame(), beams, None)),
                     };
                     scope.spawn(move || window.decode(search, &mut || true).map(drop))
                 })
@@ -139,9 +140,9 @@ impl Bench {
         let mut mel = noise(config.num_mel_bins * 2 * config.max_source_positions);
         let expected = self.tokens;
         let begun = Instant::now();
-        let mut window = self.engine.listen(&mut mel).context("encoding")?;
+        let mut window = self.engine.encode(&mut mel).context("encoding")?;
         let encode_ms = milliseconds(begun);
-        window.feed(&PROMPT, true).context("the prompt")?;
+        window.prefill(&PROMPT, true).context("the prompt")?;
         let found = window.decode(search, &mut || true)?;
         if let Some(wrong) = found.iter().find(|candidate| candidate.tokens.len() != expected) {
             bail!("{} tokens instead of {expected}", wrong.tokens.len());
@@ -150,15 +151,15 @@ impl Bench {
     }
 
     /// Every search goes on until it has the tokens.
-    fn frame(&self) -> Frame {
+    fn frame(&self) -> SearchConstraints {
         let end = self.engine.special().eot;
-        let rules = Arc::new(Rules { blank: vec![], suppressed: vec![end], timestamps: None });
-        Frame {
+        let rules = Arc::new(TokenRules { blank: vec![], suppressed: vec![end], timestamps: None });
+        SearchConstraints {
             rules,
             end_of_text: end,
             prompt_length: PROMPT.len(),
             context: 2 * self.tokens,
-            most_sampled: self.tokens,
+            max_sampled: self.tokens,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hush_controller::lease::{Contender, Elector, LeaseName, Moment, Terms, identity};
+use hush_controller::lease::{BootInstant as Moment, Contender, Elector, LeaseName, LeaseTiming as Terms, identity};
 use kube::config::AuthInfo;
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};

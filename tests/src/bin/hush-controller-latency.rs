@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hush_tests::cluster::{ControlPlane, Namespace, PodAt, Rights};
 use hush_tests::controller::Controller;
-use hush_tests::fleet::Fleet;
+use hush_tests::fleet::StandInFleet;
 use hush_tests::process;
 use hush_tests::wait::wait_for;
 use rustix::process::Signal;
@@ -66,7 +66,7 @@ fn main() -> Result<()> {
 }
 
 /// A controller that sees the whole fleet.
-fn control(fleet: &Fleet, servers: usize, interval_ms: usize, policies: &str) -> Result<Controller> {
+fn control(fleet: &StandInFleet, servers: usize, interval_ms: usize, policies: &str) -> Result<Controller> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("targets.yaml");
     let entry = |n| format!("- {{url: \"{}\", name: fleet/s{n:05}, node: n{}}}\n", fleet.url(n), fleet.gpu_of(n));
@@ -80,7 +80,7 @@ fn control(fleet: &Fleet, servers: usize, interval_ms: usize, policies: &str) ->
 
 /// How long after its timeout each idle model is told to leave; a refused command came too early.
 fn idle(runtime: &Runtime, servers: usize, interval_ms: usize) -> Result<()> {
-    let fleet = runtime.block_on(Fleet::start(servers, servers, 8 * GIB, 2 * GIB))?;
+    let fleet = runtime.block_on(StandInFleet::start(servers, servers, 8 * GIB, 2 * GIB))?;
     let _controller = control(&fleet, servers, interval_ms, IDLE)?;
     let mut late = Vec::new();
     let deadline = Instant::now() + IDLE_TIMEOUT * 3;
@@ -104,12 +104,12 @@ fn spread(values: &mut [f64]) -> String {
 }
 
 /// An API server with the definitions and a policy, and the rights of the controller.
-struct Cluster {
+struct ApiServerSetup {
     plane: ControlPlane,
     system: Namespace,
 }
 
-impl Cluster {
+impl ApiServerSetup {
     async fn start(policies: &str) -> Result<Self> {
         let plane = ControlPlane::start().await?.context("there is no API server: run `make control-plane` first")?;
         plane.apply_definitions().await?;
@@ -127,7 +127,7 @@ impl Cluster {
     }
 
     /// Each stand-in as a pod.
-    async fn pods(&self, fleet: &Fleet, servers: usize) -> Result<()> {
+    async fn pods(&self, fleet: &StandInFleet, servers: usize) -> Result<()> {
         let namespace = self.plane.namespace("fleet", &[]).await?;
         for server in 0..servers {
             let address = fleet.address(server);
@@ -153,7 +153,7 @@ impl Cluster {
 
 /// From the death of a leader until another may act.
 fn takeover(runtime: &Runtime, rounds: usize) -> Result<()> {
-    let cluster = runtime.block_on(Cluster::start(POLICIES))?;
+    let cluster = runtime.block_on(ApiServerSetup::start(POLICIES))?;
     let acts = |controller: &Controller| Ok((controller.metric("hush_controller_acting")? == Some(1.0)).then_some(()));
     let begin = || runtime.block_on(cluster.controller(&[]));
     let mut leader = begin()?;
@@ -184,10 +184,10 @@ fn pressure(
 ) -> Result<()> {
     // Each model holds 2 GiB; with all of them there, 2 GiB are left on a card.
     let total = (servers.div_ceil(gpus) as u64 + 1) * 2 * GIB;
-    let fleet = runtime.block_on(Fleet::start(servers, gpus, total, 2 * GIB))?;
+    let fleet = runtime.block_on(StandInFleet::start(servers, gpus, total, 2 * GIB))?;
     let mut cluster = None;
     let controller = if in_cluster {
-        let cluster = cluster.insert(runtime.block_on(Cluster::start(POLICIES))?);
+        let cluster = cluster.insert(runtime.block_on(ApiServerSetup::start(POLICIES))?);
         runtime.block_on(cluster.pods(&fleet, servers))?;
         let controller = runtime.block_on(cluster.controller(&["--interval", &format!("{interval_ms}ms")]))?;
         let answering = "hush_controller_targets{state=\"answering\"}";
@@ -200,7 +200,7 @@ fn pressure(
 
     // At rest; what is written once at the beginning is not rest.
     std::thread::sleep(Duration::from_secs(if in_cluster { 5 } else { 0 }));
-    let asked = cluster.as_ref().map(Cluster::requests).transpose()?;
+    let asked = cluster.as_ref().map(ApiServerSetup::requests).transpose()?;
     let (cpu, start) = (process::cpu_seconds(controller.pid())?, Instant::now());
     std::thread::sleep(Duration::from_secs(if in_cluster { 60 } else { 10 }));
     let per_minute = match (&cluster, asked) {
@@ -223,7 +223,7 @@ fn pressure(
         fleet.take_received();
         let mut crossed = vec![Instant::now(); gpus];
         for (gpu, crossed) in crossed.iter_mut().enumerate() {
-            // At moments that have nothing to do with anybody's clock.
+            // The moments are independent of the controller's interval.
             std::thread::sleep(Duration::from_micros(
                 (((gpu * 7919 + round * 104_729) % 1000) * interval_ms / gpus.max(1)) as u64,
             ));

@@ -12,8 +12,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use hush_nvml::{Device, Script};
-use hush_tests::cuda_double::{Counters, CudaDouble, Direction, Entry, Log};
+use hush_nvml::{Script, ScriptedDevice};
+use hush_tests::cuda_double::{Counters, CudaDouble, Direction, DoubleLog, LogEntry};
 use hush_tests::gpus::{GIB, UUID};
 use serde_json::{Value, json};
 
@@ -36,8 +36,8 @@ fn main() -> Result<()> {
 }
 
 /// The log of a run of `hush-bench`, on a device that computes nothing.
-fn run(model: &Path, command: &str, copy_bytes_per_second: Option<u64>) -> Result<Log> {
-    let device = Device { compute_capability: [9, 0], ..Device::new(UUID, 80 * GIB) };
+fn run(model: &Path, command: &str, copy_bytes_per_second: Option<u64>) -> Result<DoubleLog> {
+    let device = ScriptedDevice { compute_capability: [9, 0], ..ScriptedDevice::new(UUID, 80 * GIB) };
     let Some(mut cuda) = CudaDouble::with(Script::of([device]))? else { bail!("the double is not built") };
     cuda.change(|script| {
         script.compute = false;
@@ -59,12 +59,13 @@ fn load(model: &Path, gigabytes_per_second: f64) -> Result<Value> {
     let begun = monotonic_now();
     let log = run(model, "marked=1", Some((gigabytes_per_second * 1e9) as u64))?;
     let since = |at: Duration| at.saturating_sub(begun).as_secs_f64() * 1e3;
-    let first = |wanted: &dyn Fn(&Entry) -> bool| log.entries.iter().find(|entry| wanted(entry)).map(|e| since(e.at));
+    let first =
+        |wanted: &dyn Fn(&LogEntry) -> bool| log.entries.iter().find(|entry| wanted(entry)).map(|e| since(e.at));
 
     // One thread runs the sessions; others copy the weights, and open the decoder's session.
     let kernel = log.entries.iter().find(|entry| entry.name.starts_with("kernel")).context("no kernel was launched")?;
     let weights = log.entries.iter().filter(|entry| entry.name.starts_with("copy:H2D:pinned"));
-    let weights: Vec<&Entry> = weights.filter(|entry| entry.thread != kernel.thread).collect();
+    let weights: Vec<&LogEntry> = weights.filter(|entry| entry.thread != kernel.thread).collect();
     let prompt = log.entries.iter().position(|entry| &*entry.name == "mark:prompt").context("no prompt was marked")?;
     let after = log.entries.get(prompt..).unwrap_or_default().iter();
     let token = after.filter(|entry| entry.thread == kernel.thread).find(|entry| &*entry.name == "sync:stream");
@@ -81,7 +82,7 @@ fn load(model: &Path, gigabytes_per_second: f64) -> Result<Value> {
     }))
 }
 
-/// Of the clock by which the double dates its log.
+/// The time on the clock that the double writes into its log.
 fn monotonic_now() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
@@ -123,12 +124,12 @@ struct Steps {
 }
 
 impl Steps {
-    fn of(log: &Log) -> Result<Self> {
+    fn of(log: &DoubleLog) -> Result<Self> {
         let counters = log.after_marks("together").pop().context("no steps were marked")?;
         let count = counters.graph_launches.count;
         let begin = log.entries.iter().rposition(|entry| &*entry.name == "mark:together").unwrap_or(0);
         let ends = log.entries.get(begin..).unwrap_or_default().iter().filter(|entry| &*entry.name == "sync:stream");
-        let ends: Vec<&Entry> = ends.collect();
+        let ends: Vec<&LogEntry> = ends.collect();
         let mut times: Vec<Duration> = ends.windows(2).map(|pair| pair[1].at.saturating_sub(pair[0].at)).collect();
         times.sort_unstable();
         let median = times.get(times.len() / 2).copied().unwrap_or_default();

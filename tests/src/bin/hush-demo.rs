@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hush_nvml::Guest;
+use hush_nvml::ProcessMemory;
 use hush_tests::gpus::{GIB, Gpus, UUID};
 use hush_tests::{Controller, Server, fixtures, http, wait::wait_for};
 use serde_json::Value;
@@ -13,7 +13,7 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A line per event, with the seconds since the start.
-struct Story<'a> {
+struct EventPrinter<'a> {
     start: Instant,
     servers: [(&'static str, &'a Server); 2],
     controller: &'a Controller,
@@ -21,7 +21,7 @@ struct Story<'a> {
     told: usize,
 }
 
-impl Story<'_> {
+impl EventPrinter<'_> {
     fn tell(&self, who: &str, what: &str) {
         println!("{:6.1} s  {who:<11} {what}", self.start.elapsed().as_secs_f64());
     }
@@ -71,7 +71,7 @@ impl Story<'_> {
         self.states.get(name).is_some_and(|now| now == state)
     }
 
-    /// Somebody speaks to a server; the text is what comes back.
+    /// Sends a recording to a server and returns the transcript.
     fn speak(&mut self, name: &'static str, file: &'static str) -> Result<()> {
         let server = self.servers.iter().find(|(known, _)| *known == name).context("no such server")?.1;
         let api = server.api;
@@ -107,13 +107,13 @@ fn main() -> Result<()> {
     let policies = fs::read_to_string(fixtures::workspace().join("tests/demo/policies.yaml"))?;
     println!("Two servers share one scripted GPU of 8 GiB ({UUID}).\n{policies}");
     let mut gpus = Gpus::one()?;
-    let holds = |gib: u64| Guest { bytes: gib * GIB, ..Guest::default() };
+    let holds = |gib: u64| ProcessMemory { bytes: gib * GIB, ..ProcessMemory::default() };
     let subtitles = gpus.server(holds(3), &[])?;
     let dictation = gpus.server(holds(2), &[])?;
     let targets =
         [format!("media/subtitles=http://{}", subtitles.ops), format!("office/dictation=http://{}", dictation.ops)];
     let controller = Controller::start(&policies, &["--target", &targets[0], "--target", &targets[1]])?;
-    let mut story = Story {
+    let mut story = EventPrinter {
         start: Instant::now(),
         servers: [("subtitles", &subtitles), ("dictation", &dictation)],
         controller: &controller,
@@ -138,6 +138,6 @@ fn main() -> Result<()> {
     gpus.change(|gpu| gpu.used_bytes = 0)?;
     story.tell("another app", "gives its 2.50 GiB back");
     story.speak("subtitles", "es-1.wav")?;
-    story.tell("GPU", "both models are back where they are needed; nobody restarted anything");
+    story.tell("GPU", "both models are loaded again by requests; no process was restarted by hand");
     Ok(())
 }

@@ -12,11 +12,11 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use serde_json::json;
 
 pub const ISSUER: &str = "https://kubernetes.default.svc";
-/// Of a user who may do everything, in an API server that only this machine reaches.
+/// The token of a user with all rights, in an API server that only this machine reaches.
 pub const ADMIN_TOKEN: &str = "the-tests-may-do-everything";
 
 /// What `write` has put into a folder.
-pub struct Credentials {
+pub struct PlaneCredentials {
     /// Signed by itself, so it is also what a client trusts.
     pub certificate: PathBuf,
     pub certificate_der: Vec<u8>,
@@ -31,7 +31,7 @@ pub struct Credentials {
 }
 
 /// A token that the API server itself would not make.
-pub struct Claims<'a> {
+pub struct TokenClaims<'a> {
     pub namespace: &'a str,
     pub account: &'a str,
     pub account_uid: &'a str,
@@ -40,7 +40,7 @@ pub struct Claims<'a> {
     pub expires_in_seconds: i64,
 }
 
-impl Credentials {
+impl PlaneCredentials {
     pub fn write(folder: &Path) -> Result<Self> {
         let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names)?;
@@ -62,9 +62,9 @@ impl Credentials {
     }
 
     /// A token as the API server makes them, but for any time.
-    pub fn sign(&self, claims: &Claims<'_>) -> Result<String> {
+    pub fn sign(&self, claims: &TokenClaims<'_>) -> Result<String> {
         let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
-        let Claims { namespace, account, account_uid, audience, expires_in_seconds } = claims;
+        let TokenClaims { namespace, account, account_uid, audience, expires_in_seconds } = claims;
         let expiry = now + expires_in_seconds;
         let payload = json!({
             "iss": ISSUER,

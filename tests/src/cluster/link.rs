@@ -62,7 +62,7 @@ impl Drop for Link {
 
 fn join(near: TcpStream, to: SocketAddr, state: &Arc<AtomicU8>) {
     wait_while_cut(state);
-    // Whoever is refused by the API server is refused here.
+    // A connection that the API server refuses is refused here too.
     let Ok(far) = TcpStream::connect(to) else { return };
     let (Ok(near_in), Ok(far_in)) = (near.try_clone(), far.try_clone()) else { return };
     let shared = Arc::clone(state);

@@ -16,7 +16,7 @@ use super::plane::ControlPlane;
 /// With the value `true`: a controller looks for servers in this namespace.
 pub const SERVERS_LABEL: &str = "gpu.hush.dev/servers";
 
-/// Nobody else's: tests share an API server.
+/// A name that no other test uses, since tests share an API server.
 pub struct Namespace {
     pub name: String,
     client: Client,
@@ -111,7 +111,7 @@ impl Namespace {
         created.metadata.uid.context("no uid")
     }
 
-    /// Running and ready at this address.
+    /// PlaneProcesses and ready at this address.
     pub async fn run_pod(&self, name: &str, ip: Ipv4Addr) -> Result<core::Pod> {
         let status = json!({"status": {
             "phase": "Running",

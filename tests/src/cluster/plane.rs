@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-use super::credentials::{ADMIN_TOKEN, Claims, Credentials, ISSUER};
+use super::credentials::{ADMIN_TOKEN, ISSUER, PlaneCredentials, TokenClaims};
 use super::keeper::Keeper;
 use super::programs::Programs;
 use crate::process;
@@ -30,24 +30,24 @@ rules:
 - {level: None}
 ";
 const START_DEADLINE: Duration = Duration::from_secs(120);
-/// Of starting, when somebody else took a port between our look and its use.
+/// Attempts to start, since another process may take a port between its choice and its use.
 const TRIES: usize = 3;
 
 pub struct ControlPlane {
     pub(super) programs: Programs,
-    pub(super) credentials: Credentials,
+    pub(super) credentials: PlaneCredentials,
     pub(super) etcd: SocketAddr,
     etcd_peers: SocketAddr,
     address: SocketAddr,
-    /// Of the API server, beside those that every test needs.
+    /// Arguments of the API server, besides those that every test needs.
     args: Vec<String>,
-    pub(super) running: Mutex<Running>,
+    pub(super) running: Mutex<PlaneProcesses>,
     // Last: it clears up when the processes have ended.
     keeper: Mutex<Keeper>,
 }
 
 #[derive(Default)]
-pub(super) struct Running {
+pub(super) struct PlaneProcesses {
     pub(super) etcd: Option<Child>,
     pub(super) api_server: Option<Child>,
 }
@@ -78,7 +78,7 @@ impl ControlPlane {
 
     async fn try_start(programs: Programs, args: &[&str]) -> Result<Self> {
         let keeper = Keeper::start()?;
-        let credentials = Credentials::write(keeper.folder())?;
+        let credentials = PlaneCredentials::write(keeper.folder())?;
         let [etcd, etcd_peers, address] = free_ports()?.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let plane = Self {
             programs,
@@ -125,12 +125,12 @@ impl ControlPlane {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner).folder().to_owned()
     }
 
-    /// Of a user who may do everything. A client belongs to the runtime of the test that made it.
+    /// A client with all rights. A client belongs to the runtime of the test that made it.
     pub fn admin(&self) -> Result<Client> {
         self.client(ADMIN_TOKEN)
     }
 
-    /// Of whom the token belongs to.
+    /// A client with the rights of the token's account.
     pub fn client(&self, token: &str) -> Result<Client> {
         Ok(Client::try_from(self.config(token)?)?)
     }
@@ -145,7 +145,7 @@ impl ControlPlane {
     }
 
     /// A token as the API server makes them, for what it would not make itself.
-    pub fn sign(&self, claims: &Claims<'_>) -> Result<String> {
+    pub fn sign(&self, claims: &TokenClaims<'_>) -> Result<String> {
         self.credentials.sign(claims)
     }
 
@@ -154,7 +154,7 @@ impl ControlPlane {
         self.end(Signal::KILL, |running| &mut running.api_server)
     }
 
-    /// Lets the API server take its leave of whoever is connected.
+    /// Ends the API server with SIGTERM, so that it closes its connections in order.
     pub fn shut_api_server_down(&self) -> Result<()> {
         self.end(Signal::TERM, |running| &mut running.api_server)
     }
@@ -165,13 +165,17 @@ impl ControlPlane {
         self.wait_until_ready().await
     }
 
-    /// Of everything that runs.
+    /// The process ids of everything that runs.
     pub fn pids(&self) -> Vec<u32> {
         pids(&self.lock())
     }
 
     /// Waits until it has ended.
-    pub(super) fn end(&self, signal: Signal, which: impl FnOnce(&mut Running) -> &mut Option<Child>) -> Result<()> {
+    pub(super) fn end(
+        &self,
+        signal: Signal,
+        which: impl FnOnce(&mut PlaneProcesses) -> &mut Option<Child>,
+    ) -> Result<()> {
         let mut running = self.lock();
         if let Some(mut child) = which(&mut running).take() {
             process::send(child.id(), signal)?;
@@ -196,7 +200,7 @@ impl ControlPlane {
     }
 
     fn spawn_api_server(&self) -> Result<()> {
-        let Credentials { certificate, key, account_key, account_public_key, users, .. } = &self.credentials;
+        let PlaneCredentials { certificate, key, account_key, account_public_key, users, .. } = &self.credentials;
         let audit_policy = self.folder().join("audit-policy.yaml");
         std::fs::write(&audit_policy, AUDIT_POLICY)?;
         let mut command = Command::new(&self.programs.api_server);
@@ -247,7 +251,7 @@ impl ControlPlane {
 
     fn fail_if_ended(&self) -> Result<()> {
         let mut running = self.lock();
-        let Running { etcd, api_server } = &mut *running;
+        let PlaneProcesses { etcd, api_server } = &mut *running;
         for (child, log) in [(etcd, "etcd.log"), (api_server, "api-server.log")] {
             if let Some(status) = child.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 bail!("it ended with {status}: {}", self.log_end(log));
@@ -262,11 +266,11 @@ impl ControlPlane {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
-    fn tell_keeper(&self, running: &Running) -> Result<()> {
+    fn tell_keeper(&self, running: &PlaneProcesses) -> Result<()> {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner).keep(&pids(running))
     }
 
-    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Running> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, PlaneProcesses> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -279,16 +283,16 @@ impl Drop for ControlPlane {
             let _ = child.kill();
             let _ = child.wait();
         }
-        // A number that has been given to somebody else by now must not be ended.
+        // A process id may belong to another process by now, and that one must not be ended.
         let _ = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner).keep(&[]);
     }
 }
 
-fn pids(running: &Running) -> Vec<u32> {
+fn pids(running: &PlaneProcesses) -> Vec<u32> {
     [&running.etcd, &running.api_server].into_iter().flatten().map(Child::id).collect()
 }
 
-/// Different ones that nobody listened on a moment ago.
+/// Different ports without a listener at the moment of the call.
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let listeners: Vec<TcpListener> =
         (0..N).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;

@@ -17,7 +17,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// `None` when there are none and nobody promised any.
+    /// `None` when there are no programs and the variable does not name a folder.
     pub fn find() -> Result<Option<Self>> {
         let promised = std::env::var_os(VARIABLE).map(PathBuf::from);
         let folder = promised.clone().unwrap_or_else(|| workspace().join(".hush/control-plane"));
@@ -32,7 +32,7 @@ impl Programs {
         ensure!(promised.is_none(), "{VARIABLE} is set, but {} is missing", missing.display());
         static SAID: Once = Once::new();
         SAID.call_once(|| {
-            // Past the capture of the test's output: somebody must see it.
+            // Written past the capture of the test's output, so that a person sees it.
             let _ = std::io::Write::write_all(
                 &mut std::io::stderr(),
                 b"skipped: nothing is tested in a cluster; run `make control-plane` first\n",

@@ -14,12 +14,12 @@ const LEASES: &str = "kube-system";
 #[derive(Clone, Copy, Debug)]
 pub enum Rights {
     Controller,
-    /// Of a controller for one node.
+    /// The rights of a controller for one node.
     Node,
-    /// Of a controller beside a server.
+    /// The rights of a controller beside a server.
     Sidecar,
     Server,
-    /// Of people: for the plugin of kubectl, and for policies as part of `view`, `edit` and `admin`.
+    /// The rights of people: for the plugin of kubectl, and for policies as part of `view`, `edit` and `admin`.
     People,
 }
 

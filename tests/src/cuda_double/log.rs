@@ -18,13 +18,13 @@ const RECORD_BYTES: usize = 24;
 
 /// What one process did so far, in the order in which it did it.
 #[derive(Clone, Debug)]
-pub struct Log {
+pub struct DoubleLog {
     pub process: u32,
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LogEntry>,
 }
 
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct LogEntry {
     /// `kind` or `kind:detail`, as `kernel:cublasGemmEx`.
     pub name: Arc<str>,
     pub thread: u32,
@@ -34,12 +34,12 @@ pub struct Entry {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
+pub struct CallCount {
     pub count: u64,
     pub bytes: u64,
 }
 
-impl Count {
+impl CallCount {
     fn add(&mut self, bytes: u64) {
         self.count += 1;
         self.bytes += bytes;
@@ -68,7 +68,7 @@ pub enum HostMemory {
 
 /// A kind of copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Copied {
+pub struct CopyKind {
     pub direction: Direction,
     pub host: HostMemory,
     /// By a call that returns when the copy is done.
@@ -77,16 +77,19 @@ pub struct Copied {
 
 /// Counts by the kernel's name with its template arguments, cuBLAS's products under their functions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kernels(pub BTreeMap<String, Count>);
+pub struct Kernels(pub BTreeMap<String, CallCount>);
 
 impl Kernels {
-    pub fn total(&self) -> Count {
+    pub fn total(&self) -> CallCount {
         self.named("")
     }
 
-    /// Of all kernels whose names begin so.
-    pub fn named(&self, start: &str) -> Count {
-        self.0.iter().filter(|(name, _)| name.starts_with(start)).fold(Count::default(), |sum, (_, one)| sum.plus(*one))
+    /// The sum over all kernels whose names begin with `start`.
+    pub fn named(&self, start: &str) -> CallCount {
+        self.0
+            .iter()
+            .filter(|(name, _)| name.starts_with(start))
+            .fold(CallCount::default(), |sum, (_, one)| sum.plus(*one))
     }
 }
 
@@ -98,28 +101,28 @@ pub struct Counters {
     /// Recorded into a graph that was being captured.
     pub captured_kernels: Kernels,
     /// Bytes: the number of operations in them.
-    pub graph_launches: Count,
+    pub graph_launches: CallCount,
     pub graph_captures: u64,
-    pub copies: BTreeMap<Copied, Count>,
-    pub captured_copies: BTreeMap<Copied, Count>,
-    pub memsets: Count,
+    pub copies: BTreeMap<CopyKind, CallCount>,
+    pub captured_copies: BTreeMap<CopyKind, CallCount>,
+    pub memsets: CallCount,
     pub stream_synchronisations: u64,
     pub event_synchronisations: u64,
     pub device_synchronisations: u64,
-    pub device_allocations: Count,
-    pub device_frees: Count,
+    pub device_allocations: CallCount,
+    pub device_frees: CallCount,
     /// Allocations for which there was no memory.
-    pub refused_allocations: Count,
-    pub pinned_allocations: Count,
-    pub contexts: Count,
+    pub refused_allocations: CallCount,
+    pub pinned_allocations: CallCount,
+    pub contexts: CallCount,
     /// Kernels and functions that the double does not know, and did not compute.
     pub unknown: Vec<String>,
 }
 
 impl Counters {
-    pub fn copied(&self, direction: Direction) -> Count {
+    pub fn copied(&self, direction: Direction) -> CallCount {
         let copies = self.copies.iter().filter(|(copy, _)| copy.direction == direction);
-        copies.fold(Count::default(), |sum, (_, one)| sum.plus(*one))
+        copies.fold(CallCount::default(), |sum, (_, one)| sum.plus(*one))
     }
 
     /// What a device was told to do, one call each: kernels, copies, memsets, graphs.
@@ -134,7 +137,7 @@ impl Counters {
         self.stream_synchronisations + self.event_synchronisations + self.device_synchronisations + copies
     }
 
-    fn add(&mut self, entry: &Entry) -> Result<()> {
+    fn add(&mut self, entry: &LogEntry) -> Result<()> {
         let (kind, detail) = entry.name.split_once(':').unwrap_or((&entry.name, ""));
         match (kind, detail) {
             ("kernel", kernel) => self.kernels.0.entry(kernel.to_owned()).or_default().add(entry.bytes),
@@ -165,7 +168,7 @@ impl Counters {
 }
 
 /// `H2D:pageable:async`, or `D2D:async`.
-fn copied(text: &str) -> Result<Copied> {
+fn copied(text: &str) -> Result<CopyKind> {
     let mut parts = text.split(':');
     let direction = match parts.next() {
         Some("H2D") => Direction::HostToDevice,
@@ -180,17 +183,17 @@ fn copied(text: &str) -> Result<Copied> {
         Some(&"pinned") => HostMemory::Pinned,
         _ => HostMemory::None,
     };
-    Ok(Copied { direction, host, synchronous: rest.last() == Some(&"sync") })
+    Ok(CopyKind { direction, host, synchronous: rest.last() == Some(&"sync") })
 }
 
-impl Log {
+impl DoubleLog {
     pub fn counters(&self) -> Counters {
         count(&self.entries)
     }
 
     /// What was done from each mark of this name (see `cuda_double_mark`) to the next mark, or to the end.
     pub fn after_marks(&self, name: &str) -> Vec<Counters> {
-        let is_mark = |entry: &Entry| entry.name.starts_with("mark:");
+        let is_mark = |entry: &LogEntry| entry.name.starts_with("mark:");
         let marks = self.entries.iter().enumerate().filter(|(_, entry)| entry.name.strip_prefix("mark:") == Some(name));
         let after = marks.map(|(at, _)| {
             let rest = self.entries.get(at + 1..).unwrap_or_default();
@@ -219,9 +222,9 @@ impl Log {
             String::from_utf8_lossy(slot.get(..end).unwrap_or_default()).into()
         };
         let names: Vec<Arc<str>> = bytes(NAMES_AT, names * NAME_BYTES)?.chunks(NAME_BYTES).map(name).collect();
-        let entry = |record: &[u8]| -> Result<Entry> {
+        let entry = |record: &[u8]| -> Result<LogEntry> {
             let name = names.get(usize::try_from(number(record, 0, 4)?)?).context("a record without a name")?;
-            Ok(Entry {
+            Ok(LogEntry {
                 name: Arc::clone(name),
                 thread: u32::try_from(number(record, 4, 4)?)?,
                 bytes: number(record, 8, 8)?,
@@ -235,7 +238,7 @@ impl Log {
     }
 }
 
-fn count(entries: &[Entry]) -> Counters {
+fn count(entries: &[LogEntry]) -> Counters {
     let mut counters = Counters::default();
     for entry in entries {
         // A name that is not understood is a defect of the double.
@@ -251,13 +254,13 @@ fn number(bytes: &[u8], at: usize, length: usize) -> Result<u64> {
     Ok(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
 }
 
-pub(super) fn in_folder(folder: &Path) -> Result<Vec<Log>> {
+pub(super) fn in_folder(folder: &Path) -> Result<Vec<DoubleLog>> {
     // No process has opened the double yet.
     let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
     let mut logs = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        let log = Log::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let log = DoubleLog::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let began = path.to_string_lossy().rsplit_once('-').and_then(|(_, number)| number.parse::<u64>().ok());
         logs.push((began, log));
     }

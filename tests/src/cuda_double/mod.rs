@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
-use hush_nvml::{Device, SCRIPT_VARIABLE, Script};
+use hush_nvml::{SCRIPT_VARIABLE, Script, ScriptedDevice};
 use tempfile::TempDir;
 
-pub use log::{Copied, Count, Counters, Direction, Entry, HostMemory, Kernels, Log};
+pub use log::{CallCount, CopyKind, Counters, Direction, DoubleLog, HostMemory, Kernels, LogEntry};
 pub use script::{CudaScript, DEVICES_UNAVAILABLE, ECC_UNCORRECTABLE, LAUNCH_FAILURE};
 
 use crate::gpus::{GIB, UUID};
@@ -41,7 +41,7 @@ pub struct CudaDouble {
 impl CudaDouble {
     /// An H100-like GPU of 8 GiB; `None`, and a word about it, where the double is not built.
     pub fn one_gpu() -> Result<Option<Self>> {
-        let device = Device { compute_capability: [9, 0], ..Device::new(UUID, 8 * GIB) };
+        let device = ScriptedDevice { compute_capability: [9, 0], ..ScriptedDevice::new(UUID, 8 * GIB) };
         Self::with(Script::of([device]))
     }
 
@@ -64,7 +64,7 @@ impl CudaDouble {
     }
 
     /// Changes the first GPU for processes that run and for later ones.
-    pub fn change_gpu(&mut self, change: impl FnOnce(&mut Device)) -> Result<()> {
+    pub fn change_gpu(&mut self, change: impl FnOnce(&mut ScriptedDevice)) -> Result<()> {
         change(self.gpus.devices.first_mut().context("no GPU in the script")?);
         self.write()
     }
@@ -134,19 +134,19 @@ impl CudaDouble {
     }
 
     /// The logs of all processes that have opened the double so far, the oldest first.
-    pub fn logs(&self) -> Result<Vec<Log>> {
+    pub fn logs(&self) -> Result<Vec<DoubleLog>> {
         log::in_folder(&self.logs_folder())
     }
 
     /// The log of a process, also of one that was killed.
-    pub fn log(&self, process: u32) -> Result<Log> {
+    pub fn log(&self, process: u32) -> Result<DoubleLog> {
         let logs = self.logs()?.into_iter().filter(|log| log.process == process);
         logs.last().with_context(|| format!("process {process} has not opened the double"))
     }
 
     /// The log of the one process that computed something.
-    pub fn only_log(&self) -> Result<Log> {
-        let mut logs: Vec<Log> =
+    pub fn only_log(&self) -> Result<DoubleLog> {
+        let mut logs: Vec<DoubleLog> =
             self.logs()?.into_iter().filter(|log| log.counters().kernels.total().count > 0).collect();
         anyhow::ensure!(logs.len() == 1, "{} processes computed something", logs.len());
         logs.pop().context("no log")

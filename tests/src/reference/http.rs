@@ -1,4 +1,4 @@
-//! The HTTP API: that of the public listener from its OpenAPI document, that of operations from the contract.
+//! The HTTP API: the public listener from its OpenAPI document, the operations listener from the contract.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::Value;
 
 use super::markdown::{code, marked, table};
-use super::{head, schema};
+use super::{page_head, schema};
 
 const TEXT: &str = "\
 Every route, its parameters and its answers. The same for programs: [openapi.json](../openapi.json), and `/openapi.json` of
@@ -26,8 +26,8 @@ command does, and its codes: [operations](../operations.md#admin-api).
 
 ";
 
-/// Of a route below `/admin/v1`.
-struct Route {
+/// A route below `/admin/v1`.
+struct AdminRoute {
     method: &'static str,
     path: &'static str,
     meaning: &'static str,
@@ -35,43 +35,43 @@ struct Route {
     answer: &'static str,
 }
 
-const ROUTES: [Route; 6] = [
-    Route {
+const ADMIN_ROUTES: [AdminRoute; 6] = [
+    AdminRoute {
         method: "GET",
         path: "/admin/v1/models",
         meaning: "What every model is doing.",
         body: None,
         answer: "ModelList",
     },
-    Route {
+    AdminRoute {
         method: "POST",
         path: "/admin/v1/models/{model}/load",
         meaning: "Bring a model into memory.",
         body: Some("LoadRequest"),
         answer: "LoadResponse",
     },
-    Route {
+    AdminRoute {
         method: "POST",
         path: "/admin/v1/models/{model}/unload",
         meaning: "Take a model out of memory, under conditions.",
         body: Some("UnloadRequest"),
         answer: "UnloadResponse",
     },
-    Route {
+    AdminRoute {
         method: "GET",
         path: "/admin/v1/events",
         meaning: "Server-sent events: a snapshot, then each change.",
         body: None,
         answer: "Event",
     },
-    Route {
+    AdminRoute {
         method: "GET",
         path: "/admin/v1/log-level",
         meaning: "What the server logs.",
         body: None,
         answer: "LogLevelResponse",
     },
-    Route {
+    AdminRoute {
         method: "PUT",
         path: "/admin/v1/log-level",
         meaning: "Change what the server logs, for a time or until it ends.",
@@ -84,21 +84,26 @@ const FIELDS: [&str; 5] = ["field", "type", "default", "bounds", "meaning"];
 
 pub fn page() -> Result<String> {
     let document: Value = serde_json::from_str(&hush_server::api::openapi::text()?)?;
-    let mut page = head("HTTP", TEXT);
+    let mut page = page_head("HTTP", TEXT);
+
     for tag in document["tags"].as_array().context("the document has no tags")? {
         let (name, about) = (tag["name"].as_str().unwrap_or_default(), tag["description"].as_str().unwrap_or_default());
         writeln!(page, "\n## {name}\n\n{about}")?;
-        for (path, method, operation) in operations(&document).filter(|(.., o)| o["tags"][0] == tag["name"]) {
-            describe(&mut page, &document, &format!("{} {path}", method.to_uppercase()), operation)?;
+
+        let tagged = operations(&document).filter(|(.., operation)| operation["tags"][0] == tag["name"]);
+        for (path, method, operation) in tagged {
+            write_operation(&mut page, &document, &format!("{} {path}", method.to_uppercase()), operation)?;
         }
     }
+
     writeln!(page, "\n## Bodies\n\nOf the public listener.")?;
     let schemas = document["components"]["schemas"].as_object().context("the document has no schemas")?;
     for (name, body) in schemas {
-        define(&mut page, name, body, &local)?;
+        write_body(&mut page, name, body, &public_link)?;
     }
+
     page += OPERATIONS;
-    admin(&mut page)?;
+    write_admin(&mut page)?;
     Ok(page)
 }
 
@@ -113,61 +118,53 @@ fn operations(document: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
     })
 }
 
-fn local(name: &str) -> String {
+fn public_link(name: &str) -> String {
     format!("[{name}](#{})", name.to_lowercase())
 }
 
-fn describe(page: &mut String, document: &Value, title: &str, operation: &Value) -> Result<()> {
+fn write_operation(page: &mut String, document: &Value, title: &str, operation: &Value) -> Result<()> {
     writeln!(page, "\n### {title}\n")?;
     for key in ["summary", "description"] {
         if let Some(text) = operation[key].as_str() {
             writeln!(page, "{}", marked(text))?;
         }
     }
-    let parameters: Vec<_> = operation["parameters"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|parameter| {
-            let mut row = schema::row(
-                parameter["name"].as_str().unwrap_or_default(),
-                &parameter["schema"],
-                parameter["required"] == true,
-                &local,
-            );
-            row[4] = marked(parameter["description"].as_str().unwrap_or_default());
-            row
-        })
-        .collect();
+
+    let parameters: Vec<_> = operation["parameters"].as_array().into_iter().flatten().map(parameter_row).collect();
     if !parameters.is_empty() {
-        let place = if operation["parameters"][0]["in"] == "path" { "path" } else { "query" };
-        write!(page, "\n{}", table(&[place, "type", "default", "bounds", "meaning"], &parameters))?;
+        let position = if operation["parameters"][0]["in"] == "path" { "path" } else { "query" };
+        write!(page, "\n{}", table(&[position, "type", "default", "bounds", "meaning"], &parameters))?;
     }
-    for (kind, content) in operation["requestBody"]["content"].as_object().into_iter().flatten() {
+
+    for (media_type, content) in operation["requestBody"]["content"].as_object().into_iter().flatten() {
         let form = resolved(document, &content["schema"]);
-        write!(page, "\nBody `{kind}`:\n\n{}", table(&FIELDS, &schema::fields(form, &local)))?;
+        write!(page, "\nBody `{media_type}`:\n\n{}", table(&FIELDS, &schema::field_rows(form, &public_link)))?;
     }
-    let answers: Vec<_> = operation["responses"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(status, answer)| {
-            let bodies: Vec<String> = answer["content"]
-                .as_object()
-                .into_iter()
-                .flatten()
-                .map(|(kind, content)| match content["schema"]["$ref"].as_str() {
-                    Some(_) => schema::kind(&content["schema"], &local),
-                    None => code(kind.split(';').next().unwrap_or(kind)),
-                })
-                .collect();
-            let headers = answer["headers"].as_object().into_iter().flatten().map(|(name, _)| code(name));
-            let headers = headers.collect::<Vec<_>>().join(", ");
-            vec![status.clone(), bodies.join(", "), headers, marked(answer["description"].as_str().unwrap_or_default())]
-        })
-        .collect();
+
+    let answers = operation["responses"].as_object().into_iter().flatten();
+    let answers: Vec<_> = answers.map(|(status, answer)| answer_row(status, answer)).collect();
     write!(page, "\n{}", table(&["status", "body", "headers", "when"], &answers))?;
     Ok(())
+}
+
+fn parameter_row(parameter: &Value) -> Vec<String> {
+    let name = parameter["name"].as_str().unwrap_or_default();
+    let mut row = schema::field_row(name, &parameter["schema"], parameter["required"] == true, &public_link);
+    row[4] = marked(parameter["description"].as_str().unwrap_or_default());
+    row
+}
+
+fn answer_row(status: &str, answer: &Value) -> Vec<String> {
+    let body = |(media_type, content): (&String, &Value)| match content["schema"]["$ref"].as_str() {
+        Some(_) => schema::type_text(&content["schema"], &public_link),
+        None => code(media_type.split(';').next().unwrap_or(media_type)),
+    };
+    let bodies: Vec<String> = answer["content"].as_object().into_iter().flatten().map(body).collect();
+
+    let headers = answer["headers"].as_object().into_iter().flatten().map(|(name, _)| code(name));
+    let headers = headers.collect::<Vec<_>>().join(", ");
+    let when = marked(answer["description"].as_str().unwrap_or_default());
+    vec![status.to_owned(), bodies.join(", "), headers, when]
 }
 
 fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
@@ -175,38 +172,38 @@ fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     name.map_or(schema, |name| &document["components"]["schemas"][name])
 }
 
-fn define(page: &mut String, name: &str, body: &Value, link: &dyn Fn(&str) -> String) -> Result<()> {
+fn write_body(page: &mut String, name: &str, body: &Value, link: &dyn Fn(&str) -> String) -> Result<()> {
     writeln!(page, "\n### {name}\n")?;
     if let Some(about) = body["description"].as_str() {
         writeln!(page, "{}\n", marked(about))?;
     }
+
     let variants: Vec<&Value> = body["oneOf"].as_array().into_iter().flatten().collect();
     if variants.iter().any(|variant| variant["properties"].is_object()) {
-        for variant in variants {
-            let kind = variant["properties"]["type"]["const"].as_str().unwrap_or_default();
-            writeln!(page, "- {}: {}", code(kind), marked(variant["description"].as_str().unwrap_or_default()))?;
-            let rows = schema::fields(variant, link);
-            for row in rows.iter().filter(|row| row[0] != "`type`") {
-                writeln!(
-                    page,
-                    "  - {}: {}{}",
-                    row[0],
-                    row[1],
-                    if row[4].is_empty() { String::new() } else { format!("; {}", row[4]) }
-                )?;
-            }
-        }
-        return Ok(());
+        return variants.into_iter().try_for_each(|variant| write_variant(page, variant, link));
     }
+
     if body["properties"].is_object() {
-        write!(page, "{}", table(&FIELDS, &schema::fields(body, link)))?;
+        write!(page, "{}", table(&FIELDS, &schema::field_rows(body, link)))?;
     } else {
-        writeln!(page, "{}", schema::kind(body, link))?;
+        writeln!(page, "{}", schema::type_text(body, link))?;
     }
     Ok(())
 }
 
-/// Names that the public listener has too are told apart.
+/// A variant of a body, with the fields that only it has.
+fn write_variant(page: &mut String, variant: &Value, link: &dyn Fn(&str) -> String) -> Result<()> {
+    let name = variant["properties"]["type"]["const"].as_str().unwrap_or_default();
+    writeln!(page, "- {}: {}", code(name), marked(variant["description"].as_str().unwrap_or_default()))?;
+
+    for row in schema::field_rows(variant, link).iter().filter(|row| row[0] != "`type`") {
+        let meaning = if row[4].is_empty() { String::new() } else { format!("; {}", row[4]) };
+        writeln!(page, "  - {}: {}{meaning}", row[0], row[1])?;
+    }
+    Ok(())
+}
+
+/// A link to a body of the admin API. The prefix tells it from a body of the public listener with the same name.
 fn admin_link(name: &str) -> String {
     format!("[{name}](#{})", anchor(name))
 }
@@ -215,8 +212,8 @@ fn anchor(name: &str) -> String {
     format!("admin-{}", name.to_lowercase())
 }
 
-fn admin(page: &mut String) -> Result<()> {
-    let rows: Vec<_> = ROUTES
+fn write_admin(page: &mut String) -> Result<()> {
+    let rows: Vec<_> = ADMIN_ROUTES
         .iter()
         .map(|route| {
             let body = route.body.map(admin_link).unwrap_or_default();
@@ -228,24 +225,28 @@ fn admin(page: &mut String) -> Result<()> {
             ]
         })
         .collect();
+
     page.push_str(&table(&["route", "body", "answer", "meaning"], &rows));
     writeln!(page, "\nEvery answer that is no success is an {}.", admin_link("ErrorBody"))?;
+
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
-    known::<admin::ModelList>(&mut generator);
-    known::<admin::LoadRequest>(&mut generator);
-    known::<admin::LoadResponse>(&mut generator);
-    known::<admin::UnloadRequest>(&mut generator);
-    known::<admin::UnloadResponse>(&mut generator);
-    known::<admin::Event>(&mut generator);
-    known::<admin::LogLevelRequest>(&mut generator);
-    known::<admin::LogLevelResponse>(&mut generator);
-    known::<admin::ErrorBody>(&mut generator);
+    define::<admin::ModelList>(&mut generator);
+    define::<admin::LoadRequest>(&mut generator);
+    define::<admin::LoadResponse>(&mut generator);
+    define::<admin::UnloadRequest>(&mut generator);
+    define::<admin::UnloadResponse>(&mut generator);
+    define::<admin::Event>(&mut generator);
+    define::<admin::LogLevelRequest>(&mut generator);
+    define::<admin::LogLevelResponse>(&mut generator);
+    define::<admin::ErrorBody>(&mut generator);
+
     for (name, body) in generator.take_definitions(true) {
-        define(page, &format!("Admin {name}"), &body, &admin_link)?;
+        write_body(page, &format!("Admin {name}"), &body, &admin_link)?;
     }
     Ok(())
 }
 
-fn known<T: JsonSchema>(generator: &mut SchemaGenerator) {
+/// Adds the schema of `T` to the definitions.
+fn define<T: JsonSchema>(generator: &mut SchemaGenerator) {
     generator.subschema_for::<T>();
 }

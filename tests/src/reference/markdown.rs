@@ -1,31 +1,32 @@
 //! Text and tables as Markdown.
 
-/// Each word that is typed as it stands, and nobody has marked, becomes code: options, variables, paths. Links of Rust's
-/// documentation lead nowhere here.
+/// Marks words that a user types as they stand as code, where they are not marked yet: options, variables, paths. Links
+/// of Rust's documentation lose their brackets, since they lead nowhere here.
 pub fn marked(text: &str) -> String {
     let text = text.replace("[`", "`").replace("`]", "`");
+
     let pieces = text.split('`').enumerate();
-    let pieces = pieces.map(|(index, piece)| if index % 2 == 0 { words(piece) } else { format!("`{piece}`") });
-    pieces.collect()
+    pieces.map(|(index, piece)| if index % 2 == 0 { marked_words(piece) } else { format!("`{piece}`") }).collect()
 }
 
-fn words(text: &str) -> String {
-    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+fn marked_words(text: &str) -> String {
+    text.split(' ').map(marked_word).collect::<Vec<_>>().join(" ")
 }
 
-fn word(word: &str) -> String {
+fn marked_word(word: &str) -> String {
     let core = word.trim_start_matches('(').trim_end_matches([',', '.', ';', ':', ')']).trim_end_matches("'s");
-    let typed = core.starts_with("--") && core.len() > 2
+
+    let is_typed = core.starts_with("--") && core.len() > 2
         || core.contains('/') && core.starts_with(['/', '.', '$', '~'])
         || core.contains('_')
         || core.contains("<=");
-    if !typed {
+    if !is_typed {
         return word.replace('<', "&lt;");
     }
     word.replacen(core, &format!("`{core}`"), 1)
 }
 
-/// One line that may stand in a table.
+/// A text as it may stand in a table: in one line, without columns of its own.
 pub fn cell(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
@@ -34,12 +35,14 @@ pub fn code(text: &str) -> String {
     format!("`{text}`")
 }
 
-/// Columns that nothing stands in are left out.
+/// A table without the columns that are empty.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let used: Vec<usize> = (0..head.len())
         .filter(|column| rows.iter().any(|row| row.get(*column).is_some_and(|c| !c.is_empty())))
         .collect();
+
     let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | ")).replace("|  |", "| |").replace("|  |", "| |");
+
     let mut text = line(used.iter().map(|column| head[*column]).collect());
     text += &format!("|{}\n", "---|".repeat(used.len()));
     for row in rows {

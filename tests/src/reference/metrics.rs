@@ -8,8 +8,8 @@ use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
 use hush_controller::metrics::{Metrics, RESOURCES, RESULTS};
 use hush_core::{Pressure, Reason, SkipReason};
 
-use super::head;
 use super::markdown::{code, table};
+use super::page_head;
 
 const TEXT: &str = "\
 In Prometheus' text form, in seconds and bytes. What stands for the state of something is looked up at each scrape. Which
@@ -17,17 +17,21 @@ alerts are made of them: [runbooks](../runbooks.md).
 ";
 
 pub fn page() -> Result<String> {
-    let mut page = head("Metrics", TEXT);
+    let mut page = page_head("Metrics", TEXT);
+
     writeln!(page, "\n## Both programs\n")?;
-    page += &families(PROGRAM_FAMILIES);
+    page += &family_table(PROGRAM_FAMILIES);
+
     writeln!(
         page,
         "\n## hush-server\n\nAt `/metrics` of the operations listener (`--ops-listen`). Families of device"
     )?;
     writeln!(page, "memory are absent, not zero, where nothing measures it.\n")?;
-    page += &families(FAMILIES);
+    page += &family_table(FAMILIES);
+
     writeln!(page, "\n## hush-controller\n\nAt `/metrics` of its own listener (`--listen`).\n")?;
-    page += &families(Metrics::new()?.families());
+    page += &family_table(Metrics::new()?.families());
+
     writeln!(page, "\n## Words\n")?;
     let words = |family: &str, label: &str, words: Vec<&str>| {
         vec![code(family), code(label), words.into_iter().map(code).collect::<Vec<_>>().join(", ")]
@@ -50,7 +54,7 @@ pub fn page() -> Result<String> {
     Ok(page)
 }
 
-fn families(families: &[Family]) -> String {
+fn family_table(families: &[Family]) -> String {
     let rows: Vec<_> = families
         .iter()
         .map(|family| {
@@ -58,5 +62,6 @@ fn families(families: &[Family]) -> String {
             vec![code(family.name), family.kind.as_str().to_owned(), labels, family.help.to_owned()]
         })
         .collect();
+
     table(&["family", "kind", "labels", "meaning"], &rows)
 }

@@ -1,5 +1,6 @@
-//! Random faults for a while, and what must hold whatever happens: no request is lost, never two act, no life of a model
-//! is ended twice, nobody leaves without a reason, and in the end everything is as the policies say.
+//! Random faults for a while, and the invariants under all of them: no request is lost, two controllers never act at the same
+//! time, no generation of a model is unloaded twice, no model is unloaded without a reason, and in the end every model is in the
+//! state that the policies ask for.
 //!
 //! `HUSH_SOAK_SECONDS=N` lasts longer than here (`make soak`), `HUSH_SOAK_SEED=N` begins with other dice.
 
@@ -19,16 +20,18 @@ use hush_tests::{Controller, fixtures, http, process};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::stage::{App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, returning, wait_until_ready};
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, ControllerCommand, GovernedApp, SOON, own_plane, returning, wait_until_ready,
+};
 
 const SECONDS: u64 = 180;
 /// A model may leave for what was seen so long ago: samples grow stale, commands take their time.
 const LATE: Duration = Duration::from_secs(20);
 
 /// Small and good enough to choose faults by.
-struct Dice(u64);
+struct RandomSource(u64);
 
-impl Dice {
+impl RandomSource {
     /// SplitMix64.
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -52,16 +55,16 @@ fn variable(name: &str) -> Result<Option<u64>> {
     Ok(Some(text.parse().with_context(|| format!("{name} must be a number, not {text:?}"))?))
 }
 
-/// A controller's place, who sits there, and everybody who sat there before.
-struct Chair {
-    seat: Seat,
+/// A place where a controller runs, the controller that runs there now, and those that ran there before.
+struct ControllerSlot {
+    seat: ControllerCommand,
     link: Link,
     sits: Controller,
     before: Vec<Controller>,
 }
 
-impl Chair {
-    async fn new(stage: &Stage<'_>) -> Result<Self> {
+impl ControllerSlot {
+    async fn new(stage: &ClusterFixture<'_>) -> Result<Self> {
         let link = stage.plane.link()?;
         let seat = stage.seat(CONTROLLER, &link.url(), &["--scope", "cluster"]).await?;
         let sits = seat.start()?;
@@ -84,15 +87,15 @@ impl Chair {
 }
 
 struct Soak<'a, 'b> {
-    stage: &'a mut Stage<'b>,
-    apps: Vec<App>,
-    chairs: Vec<Chair>,
-    dice: Dice,
+    stage: &'a mut ClusterFixture<'b>,
+    apps: Vec<GovernedApp>,
+    chairs: Vec<ControllerSlot>,
+    dice: RandomSource,
     /// When others gave everything back, and took again.
     peace: Vec<(Instant, Option<Instant>)>,
     began: (Instant, jiff::Timestamp),
     answers: (Sender<Result<()>>, Receiver<Result<()>>),
-    /// Of which app, since when, and whether it was answered.
+    /// The index of the app, the time of the request, and whether it was answered.
     requests: Vec<(usize, Instant, Arc<AtomicBool>)>,
     /// When each app's runner was killed last.
     killed: [Option<Instant>; 3],
@@ -129,7 +132,7 @@ impl Soak<'_, '_> {
                 Ok(())
             });
             answered.store(true, Ordering::Relaxed);
-            // The test has ended when nobody listens.
+            // A closed channel means that the test has ended.
             let _ = to.send(answer);
         });
     }
@@ -215,7 +218,7 @@ impl Soak<'_, '_> {
     /// What was sent, by which life of which controller.
     fn commands(&self) -> Result<Vec<(jiff::Timestamp, usize, Value)>> {
         let mut commands = Vec::new();
-        for (life, controller) in self.chairs.iter().flat_map(Chair::all).enumerate() {
+        for (life, controller) in self.chairs.iter().flat_map(ControllerSlot::all).enumerate() {
             for record in controller.sent()? {
                 let decided_at = record["decidedAt"].as_str().context("no decidedAt")?.parse()?;
                 commands.push((decided_at, life, record));
@@ -240,7 +243,7 @@ impl Soak<'_, '_> {
             let at = self.began.0 + Duration::try_from(at.duration_since(self.began.1)).unwrap_or_default();
             let peaceful =
                 |(from, until): &(Instant, Option<Instant>)| at > *from + LATE && until.is_none_or(|until| at < until);
-            ensure!(!self.peace.iter().any(peaceful), "nobody was short of memory for {LATE:?}: {record}");
+            ensure!(!self.peace.iter().any(peaceful), "memory was not short for {LATE:?}: {record}");
         }
         Ok(())
     }
@@ -299,9 +302,10 @@ impl Soak<'_, '_> {
             chair.restart_if_ended()?;
             wait_until_ready(&chair.sits)?;
         }
-        let leads = wait_for("somebody leads", SOON, || {
-            let acts =
-                |chair: &Chair| Ok::<_, anyhow::Error>(chair.sits.metric("hush_controller_acting")? == Some(1.0));
+        let leads = wait_for("a controller leads", SOON, || {
+            let acts = |chair: &ControllerSlot| {
+                Ok::<_, anyhow::Error>(chair.sits.metric("hush_controller_acting")? == Some(1.0))
+            };
             let acting: Vec<bool> = self.chairs.iter().map(acts).collect::<Result<_>>()?;
             ensure!(acting != [true, true], "two lead");
             Ok(acting.iter().position(|acts| *acts))
@@ -329,7 +333,7 @@ impl Soak<'_, '_> {
         for app in &self.apps {
             fs::write(dir.join(format!("server-{}.jsonl", app.pod())), app.server.log().join("\n"))?;
         }
-        for (life, controller) in self.chairs.iter().flat_map(Chair::all).enumerate() {
+        for (life, controller) in self.chairs.iter().flat_map(ControllerSlot::all).enumerate() {
             fs::write(dir.join(format!("controller-{life}.jsonl")), controller.log().join("\n"))?;
         }
         Ok(dir)
@@ -342,18 +346,18 @@ async fn whatever_happens() -> Result<()> {
     let seconds = variable("HUSH_SOAK_SECONDS")?.unwrap_or(SECONDS);
     let seed = variable("HUSH_SOAK_SEED")?.unwrap_or(1);
     eprintln!("HUSH_SOAK_SEED={seed}");
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     let mut apps = Vec::new();
     for name in ["cheap", "middle", "dear"] {
-        apps.push(stage.server(Cast::new(name, 2, 0)).await?);
+        apps.push(stage.server(AppSpec::new(name, 2, 0)).await?);
     }
-    let chairs = vec![Chair::new(&stage).await?, Chair::new(&stage).await?];
+    let chairs = vec![ControllerSlot::new(&stage).await?, ControllerSlot::new(&stage).await?];
     let began = (Instant::now(), jiff::Timestamp::now());
     let mut soak = Soak {
         stage: &mut stage,
         apps,
         chairs,
-        dice: Dice(seed),
+        dice: RandomSource(seed),
         peace: Vec::new(),
         began,
         answers: channel(),
@@ -364,5 +368,5 @@ async fn whatever_happens() -> Result<()> {
     };
     let Err(error) = soak.live(&plane, Duration::from_secs(seconds)).await else { return Ok(()) };
     let logs = soak.keep_logs(seed)?;
-    Err(error.context(format!("HUSH_SOAK_SEED={seed}; everybody's log is in {}", logs.display())))
+    Err(error.context(format!("HUSH_SOAK_SEED={seed}; the logs of all processes are in {}", logs.display())))
 }

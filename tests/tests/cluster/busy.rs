@@ -11,9 +11,9 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::stage::{
-    App, CONTROLLER, Cast, SOON, Stage, own_plane_with, pulse, returning, wait_until_acting, wait_until_missing,
-    wait_until_ready,
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, GovernedApp, SOON, own_plane_with, pulse, returning, wait_until_acting,
+    wait_until_missing, wait_until_ready,
 };
 
 /// Few places, and no queue for them.
@@ -33,13 +33,13 @@ const OBJECTS: usize = 20;
 const OBJECT_BYTES: usize = 900_000;
 
 /// Clients that ask for much and read nothing of it: each keeps its place until it goes.
-struct Crowd {
+struct SlowClients {
     namespace: Namespace,
     token: String,
     members: JoinSet<Result<()>>,
 }
 
-impl Crowd {
+impl SlowClients {
     async fn new(plane: &ControlPlane) -> Result<Self> {
         let namespace = plane.namespace("crowd", &[]).await?;
         namespace.service_account("crowd").await?;
@@ -95,7 +95,7 @@ fn request(method: &str, path: &str) -> Result<http::Request<Body>> {
 async fn stay(client: Client, method: &str, path: String) -> Result<()> {
     loop {
         match client.send(request(method, &path)?).await {
-            // Whoever is in the middle of an answer keeps its place; after a minute the API server would end it.
+            // A request whose response is not finished keeps its seat; after a minute the API server would end it.
             Ok(answer) if answer.status() == 200 => {
                 tokio::time::sleep(Duration::from_secs(50)).await;
                 drop(answer);
@@ -106,7 +106,7 @@ async fn stay(client: Client, method: &str, path: String) -> Result<()> {
 }
 
 /// What the controllers were refused for want of a place.
-fn refused(plane: &ControlPlane, stage: &Stage<'_>, verb: &str, resource: &str) -> Result<usize> {
+fn refused(plane: &ControlPlane, stage: &ClusterFixture<'_>, verb: &str, resource: &str) -> Result<usize> {
     let asked = plane.requests_of(&stage.system.name, CONTROLLER)?;
     let these = asked.iter().filter(|entry| {
         entry["responseStatus"]["code"] == 429 && entry["verb"] == verb && entry["objectRef"]["resource"] == resource
@@ -122,16 +122,16 @@ fn sent(controllers: &[&Controller]) -> Result<Vec<Value>> {
     Ok(all)
 }
 
-fn orders(app: &App) -> usize {
+fn orders(app: &GovernedApp) -> usize {
     app.server.unloads_ordered().len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_busy_for_a_while_and_for_too_long() -> Result<()> {
     let Some(plane) = own_plane_with(ARGS).await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let mut crowd = Crowd::new(&plane).await?;
-    let app = stage.server(Cast::new("app", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let mut crowd = SlowClients::new(&plane).await?;
+    let app = stage.server(AppSpec::new("app", 2, 0)).await?;
     app.apply(&plane, returning("app", 0))?;
     let seat = stage.seat(CONTROLLER, &plane.url(), &["--scope", "cluster", "--lease-duration", LEASE]).await?;
     let mut first = seat.start()?;
@@ -142,7 +142,7 @@ async fn too_busy_for_a_while_and_for_too_long() -> Result<()> {
     wait_until_acting(&second, false)?;
     pulse(&mut stage, &app)?;
 
-    // For less than the lease: whoever leads goes on to lead.
+    // For less than the lease: the leader goes on to lead.
     crowd.comes(&plane).await?;
     wait_until_missing(&first, "the lease could not be written: the API server is busy")?;
     crowd.goes().await;
@@ -153,7 +153,7 @@ async fn too_busy_for_a_while_and_for_too_long() -> Result<()> {
     pulse(&mut stage, &app)?;
     assert_eq!(sent(&[&second])?.len(), 0);
 
-    // For longer: it ends rather than act without its lease, and nobody acts.
+    // For longer: the leader ends rather than act without its lease, and no controller acts.
     app.transcribe()?;
     crowd.comes(&plane).await?;
     let status = first.wait_for_exit(SOON)?;
@@ -168,7 +168,7 @@ async fn too_busy_for_a_while_and_for_too_long() -> Result<()> {
         wait_until_acting(controller, false)?;
         assert_eq!(plain::get(controller.ops, "/healthz")?.status, 200);
     }
-    assert_eq!(orders(&app), 2, "nobody leads");
+    assert_eq!(orders(&app), 2, "no controller leads");
 
     // Room again: one of them leads, and does what was to be done, once.
     crowd.goes().await;

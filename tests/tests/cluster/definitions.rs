@@ -81,7 +81,7 @@ async fn get_shows_what_matters() -> Result<()> {
     };
     let table = rows(&list()?);
     assert_eq!(table[0], ["NAME", "MODE", "SELECTING", "MATCHED", "LOADED", "PRESSURE", "READY", "AGE"]);
-    // The default of `mode` is filled in; the status is nobody's yet.
+    // The default of `mode` is filled in; no controller has written the status yet.
     assert_eq!(table[1][..2], ["speech", "Enforce"]);
     let condition = |kind: &str, status: &str| {
         json!({"type": kind, "status": status, "reason": "Tested", "message": "",

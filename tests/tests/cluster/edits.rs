@@ -11,20 +11,21 @@ use hush_tests::{fixtures, http, process};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::stage::{
-    App, CONTROLLER, Cast, POD, SOON, Stage, own_plane, returning, wait_until_acting, wait_until_calm, wait_until_ready,
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, GovernedApp, POD, SOON, own_plane, returning, wait_until_acting,
+    wait_until_calm, wait_until_ready,
 };
 
 const DRAIN: &str = "120s";
 
 /// A request that lasts until it is let go on.
-struct Long {
+struct PausedRequest {
     runner: u32,
     request: JoinHandle<Result<http::Response>>,
 }
 
-impl Long {
-    fn begin(app: &App) -> Result<Self> {
+impl PausedRequest {
+    fn begin(app: &GovernedApp) -> Result<Self> {
         app.transcribe()?;
         let [runner] = app.server.runners()?[..] else { anyhow::bail!("not one runner") };
         process::send(runner, Signal::STOP)?;
@@ -46,7 +47,7 @@ fn in_flight() -> String {
     format!("hush_model_inflight_requests{{model=\"{}\"}}", fixtures::MODEL)
 }
 
-fn orders(app: &App) -> usize {
+fn orders(app: &GovernedApp) -> usize {
     app.server.unloads_ordered().len()
 }
 
@@ -57,7 +58,7 @@ fn patient(app: &str, priority: i32) -> Value {
 }
 
 /// Reasons and notes of the Events on one kind of object.
-fn told(app: &App, plane: &ControlPlane, kind: &str) -> Result<Vec<(String, String)>> {
+fn told(app: &GovernedApp, plane: &ControlPlane, kind: &str) -> Result<Vec<(String, String)>> {
     let events = app.events(plane)?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let these = events.iter().filter(|event| event["involvedObject"]["kind"] == kind);
@@ -69,8 +70,8 @@ fn told(app: &App, plane: &ControlPlane, kind: &str) -> Result<Vec<(String, Stri
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_that_is_not_valid_takes_nothing_out_of_force() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let app = stage.app(Cast::new("app", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let app = stage.app(AppSpec::new("app", 2, 0)).await?;
     let invalid =
         json!({"schedule": [{"cron": "0 8 * * *", "duration": "1h", "timeZone": "Mars/Olympus", "mode": "Idle"}]});
     let controller = stage.controller(&["--scope", "cluster"]).await?;
@@ -119,13 +120,13 @@ async fn an_edit_that_is_not_valid_takes_nothing_out_of_force() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     // A runner that stands still is not taken for one that hangs.
     let patience = ["--stall-timeout", "600s"];
-    let edited = stage.server(Cast { args: &patience, ..Cast::new("edited", 2, 0) }).await?;
-    let deleted = stage.server(Cast { args: &patience, ..Cast::new("deleted", 2, 0) }).await?;
-    // Of higher priority: it leaves only where nobody else does.
-    let witness = stage.server(Cast::new("witness", 2, 9)).await?;
+    let edited = stage.server(AppSpec { args: &patience, ..AppSpec::new("edited", 2, 0) }).await?;
+    let deleted = stage.server(AppSpec { args: &patience, ..AppSpec::new("deleted", 2, 0) }).await?;
+    // Higher priority: this model is unloaded only where no other one is.
+    let witness = stage.server(AppSpec::new("witness", 2, 9)).await?;
     edited.apply(&plane, patient("edited", 0))?;
     deleted.apply(&plane, patient("deleted", 0))?;
     witness.apply(&plane, returning("witness", 9))?;
@@ -134,7 +135,7 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
     wait_until_acting(&controller, true)?;
 
     for (app, is_deleted) in [(&edited, false), (&deleted, true)] {
-        let long = Long::begin(app)?;
+        let long = PausedRequest::begin(app)?;
         app.wait_for_status(&plane, "loaded", 1)?;
         stage.others_hold(22)?;
         app.server.wait_for_state("draining", SOON)?;
@@ -143,7 +144,7 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
             plane.kubectl_text(&["delete", "gmp", "speech", "--namespace", &namespace], "")?;
             controller.wait_for_metric("hush_controller_policies", 2.0, SOON)?;
         } else {
-            // By this one nobody leaves for lack of memory.
+            // This policy unloads no model for lack of memory.
             app.apply(
                 &plane,
                 json!({"selector": {"matchLabels": {"app": "edited"}}, "residency": {"mode": "Resident"}}),
@@ -157,7 +158,7 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
         wait_until_calm(&controller)?;
         assert_eq!(orders(app), 1, "one command, though memory was short all the time");
 
-        // It is told of where somebody is left to be told.
+        // The end of the command is reported on every object that still exists.
         let record = wait_for("the command has ended", SOON, || {
             Ok(controller.sent()?.into_iter().find(|record| record["server"] == app.pod()))
         })?;
@@ -198,7 +199,7 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
 }
 
 /// As a person does it.
-async fn unload(stage: &Stage<'_>, app: &App) -> Result<()> {
+async fn unload(stage: &ClusterFixture<'_>, app: &GovernedApp) -> Result<()> {
     let token = stage.system.token(CONTROLLER, Some(&app.audience())).await?;
     let (ops, body, model) = (app.server.ops, "{}", fixtures::MODEL);
     let request = format!(

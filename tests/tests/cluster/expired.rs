@@ -9,9 +9,9 @@ use kube::Api;
 use kube::api::ListParams;
 use rustix::process::Signal;
 
-use crate::stage::{Cast, SOON, Stage, own_plane_with, returning, wait_until_acting, wait_until_ready};
+use crate::fixture::{AppSpec, ClusterFixture, SOON, own_plane_with, returning, wait_until_acting, wait_until_ready};
 
-/// It ends its watches before it goes, as each of them ends after some minutes: whoever watched asks for the rest.
+/// The API server ends its watches before it stops, as each watch ends after some minutes; clients then ask for the rest.
 const ARGS: &[&str] = &["--shutdown-watch-termination-grace-period", "10s"];
 
 const PODS: &str = "/api/v1/pods";
@@ -30,9 +30,9 @@ async fn watched(plane: &ControlPlane, path: &str, version: &str) -> Result<Stri
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_that_has_expired_begins_anew_and_misses_nothing() -> Result<()> {
     let Some(plane) = own_plane_with(ARGS).await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let freed = stage.app(Cast::new("freed", 2, 0)).await?;
-    let caught = stage.server(Cast::new("caught", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let freed = stage.app(AppSpec::new("freed", 2, 0)).await?;
+    let caught = stage.server(AppSpec::new("caught", 2, 0)).await?;
     for app in [&freed, &caught] {
         app.transcribe()?;
     }
@@ -56,7 +56,7 @@ async fn a_watch_that_has_expired_begins_anew_and_misses_nothing() -> Result<()>
     plane.start_api_server().await?;
     plane.kubectl_text(&["delete", "gmp", "speech", "--namespace", &freed.namespace.name], "")?;
     caught.apply(&plane, returning("caught", 0))?;
-    let late = stage.server(Cast::new("late", 1, 0)).await?;
+    let late = stage.server(AppSpec::new("late", 1, 0)).await?;
     let forgotten = plane.forget_history()?;
     assert!(version.parse::<u64>()? < forgotten, "{version} is not older than {forgotten}");
     // What it kept in memory is gone too.

@@ -7,18 +7,19 @@ use anyhow::Result;
 use hush_tests::cluster::ControlPlane;
 use hush_tests::http;
 
-use crate::stage::{
-    CONTROLLER, Cast, SOON, Stage, own_plane, pulse, returning, wait_until_acting, wait_until_missing, wait_until_ready,
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, SOON, own_plane, pulse, returning, wait_until_acting, wait_until_missing,
+    wait_until_ready,
 };
 
-/// Longer than the default of 15 s, so that a busy machine does not cost the leader its lease while nobody asks for it.
+/// Longer than the default of 15 s, so that a busy machine does not cost the leader its lease while no other candidate asks for it.
 const LEASE: &str = "30s";
 
 #[tokio::test]
 async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     let Some(plane) = ControlPlane::start().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let app = stage.server(Cast::new("app", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let app = stage.server(AppSpec::new("app", 2, 0)).await?;
     let controller = stage.controller(&["--scope", "cluster", "--lease-duration", LEASE]).await?;
 
     // Before the definitions.
@@ -32,14 +33,14 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     app.apply(&plane, returning("app", 0))?;
     pulse(&mut stage, &app)?;
 
-    // The API server goes, and comes back with watches that nobody remembers.
+    // The API server restarts, and knows nothing of the earlier watches.
     plane.stop_api_server()?;
     wait_until_missing(&controller, "pods")?;
     plane.start_api_server().await?;
     wait_until_ready(&controller)?;
     pulse(&mut stage, &app)?;
 
-    // The store does not answer for a while, less than the lease: whoever leads goes on to lead.
+    // The store does not answer for a while, less than the lease: the leader goes on to lead.
     plane.freeze_etcd(true)?;
     wait_until_missing(&controller, "the lease could not be written")?;
     plane.freeze_etcd(false)?;
@@ -49,7 +50,7 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     wait_until_acting(&controller, true)?;
     pulse(&mut stage, &app)?;
 
-    // The definitions go, and with them every policy: nobody is governed.
+    // The definitions are deleted, and with them every policy: no model is governed.
     let gone = ["delete", "crd", "gpumodelpolicies.gpu.hush.dev", "clustergpumodelpolicies.gpu.hush.dev"];
     plane.kubectl_text(&gone, "")?;
     app.transcribe()?;
@@ -64,12 +65,12 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     pulse(&mut stage, &app)
 }
 
-/// Longer than the lease: the leader ends rather than act without it, and the next one needs nobody's help.
+/// Longer than the lease: the leader ends rather than act without it, and the next one starts without help.
 #[tokio::test]
 async fn without_its_store_for_too_long_a_leader_ends_and_the_next_one_goes_on() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let app = stage.server(Cast::new("app", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let app = stage.server(AppSpec::new("app", 2, 0)).await?;
     app.apply(&plane, returning("app", 0))?;
     let seat = stage.seat(CONTROLLER, &plane.url(), &["--scope", "cluster"]).await?;
     let mut controller = seat.start()?;
@@ -89,12 +90,12 @@ async fn without_its_store_for_too_long_a_leader_ends_and_the_next_one_goes_on()
     pulse(&mut stage, &app)
 }
 
-/// Not there at all for a minute, while memory is short: nobody acts, and whoever is there goes on by itself.
+/// The store is away for a minute while memory is short: no controller acts, and the servers go on by themselves.
 #[tokio::test]
 async fn a_minute_without_its_store_is_waited_out() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let app = stage.server(Cast::new("app", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let app = stage.server(AppSpec::new("app", 2, 0)).await?;
     app.apply(&plane, returning("app", 0))?;
     let seat = stage.seat(CONTROLLER, &plane.url(), &["--scope", "cluster", "--lease-duration", "15s"]).await?;
     let mut first = seat.start()?;

@@ -9,10 +9,10 @@ use hush_tests::{fixtures, process};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::stage::{CONTROLLER, Cast, SOON, Stage, condition, own_plane, wait_until_ready};
+use crate::fixture::{AppSpec, CONTROLLER, ClusterFixture, SOON, condition, own_plane, wait_until_ready};
 
 /// `hush-controller plan` as a person runs it, with nothing but a kubeconfig.
-async fn plan(stage: &Stage<'_>, args: &[&str]) -> Result<String> {
+async fn plan(stage: &ClusterFixture<'_>, args: &[&str]) -> Result<String> {
     let file = stage.path("kubeconfig-of-a-person");
     std::fs::write(&file, stage.kubeconfig(CONTROLLER, &stage.plane.url()).await?)?;
     let output = Command::new(fixtures::controller()?).arg("plan").args(args).env("KUBECONFIG", file).output()?;
@@ -21,15 +21,15 @@ async fn plan(stage: &Stage<'_>, args: &[&str]) -> Result<String> {
 }
 
 #[tokio::test]
-async fn the_right_model_leaves_and_everybody_can_read_why() -> Result<()> {
+async fn the_right_model_leaves_and_the_reason_is_published() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let dear = stage.app(Cast::new("dear", 3, 10)).await?;
-    let cheap = stage.app(Cast::new("cheap", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let dear = stage.app(AppSpec::new("dear", 3, 10)).await?;
+    let cheap = stage.app(AppSpec::new("cheap", 2, 0)).await?;
     dear.transcribe()?;
     cheap.transcribe()?;
 
-    // Before anybody acts: what would be done.
+    // Before a controller acts: what it would do.
     assert!(plan(&stage, &[]).await?.contains("nothing to do"));
     stage.others_hold(10)?;
     // The servers look at the GPU ten times a second.
@@ -70,7 +70,7 @@ async fn the_right_model_leaves_and_everybody_can_read_why() -> Result<()> {
     assert_eq!(controller.sent()?.len(), 1, "one command was enough");
     assert_eq!(cheap.server.unloads_ordered(), [stage.caller(CONTROLLER)]);
 
-    // A policy that is gone governs nobody.
+    // A deleted policy governs no model.
     plane.kubectl_text(&["delete", "gmp", "speech", "--namespace", &dear.namespace.name], "")?;
     controller.wait_for_metric("hush_controller_skipped_models{reason=\"NotGoverned\"}", 1.0, SOON)?;
 

@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hush_tests::cluster::{ControlPlane, Namespace, PodAt};
-use hush_tests::fleet::{Fleet, Lie};
+use hush_tests::fleet::{Lie, StandInFleet};
 use hush_tests::gpus::GIB;
 use hush_tests::wait::wait_for;
 use serde_json::json;
 
-use crate::stage::{SOON, Stage, own_plane, wait_until_acting, wait_until_ready};
+use crate::fixture::{ClusterFixture, SOON, own_plane, wait_until_acting, wait_until_ready};
 
 const WATCHED: Duration = Duration::from_secs(12);
 /// `limits::PER_SERVER`.
 const BURST: usize = 32;
 
-async fn pod(namespace: &Namespace, fleet: &Fleet, place: usize, name: &str) -> Result<()> {
+async fn pod(namespace: &Namespace, fleet: &StandInFleet, place: usize, name: &str) -> Result<()> {
     let IpAddr::V4(ip) = fleet.address(place).ip() else { anyhow::bail!("no IPv4") };
     let pod = PodAt {
         name,
@@ -45,12 +45,12 @@ fn on_demand(plane: &ControlPlane, namespace: &Namespace) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_says_unloaded_and_changes_nothing_is_left_alone() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let stage = Stage::new(&plane).await?;
+    let stage = ClusterFixture::new(&plane).await?;
     let controller = stage.controller(&["--scope", "cluster", "--interval", "100ms"]).await?;
     wait_until_ready(&controller)?;
     wait_until_acting(&controller, true)?;
 
-    let fleet = Fleet::start(3, 3, 8 * GIB, 2 * GIB).await?;
+    let fleet = StandInFleet::start(3, 3, 8 * GIB, 2 * GIB).await?;
     fleet.set_lie(0, Lie::Stays);
     fleet.set_lie(1, Lie::Returns);
     let (hostile, honest) = (plane.namespace("hostile", &[]).await?, plane.namespace("honest", &[]).await?);
@@ -94,11 +94,12 @@ async fn a_server_that_says_unloaded_and_changes_nothing_is_left_alone() -> Resu
 #[tokio::test(flavor = "multi_thread")]
 async fn fake_servers_do_not_move_the_model_of_another_tenant() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let stage = Stage::new(&plane).await?;
+    let stage = ClusterFixture::new(&plane).await?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
     wait_until_ready(&controller)?;
     wait_until_acting(&controller, true)?;
-    let (honest, fakes) = (Fleet::start(1, 1, 8 * GIB, 2 * GIB).await?, Fleet::start(3, 1, 8 * GIB, 2 * GIB).await?);
+    let (honest, fakes) =
+        (StandInFleet::start(1, 1, 8 * GIB, 2 * GIB).await?, StandInFleet::start(3, 1, 8 * GIB, 2 * GIB).await?);
     fakes.set_foreign(0, 8 * GIB);
     let (victim, hostile) = (plane.namespace("victim", &[]).await?, plane.namespace("hostile", &[]).await?);
     for namespace in [&victim, &hostile] {

@@ -10,7 +10,7 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use crate::stage::{Cast, Stage, own_plane, pulse, wait_until_acting, wait_until_ready};
+use crate::fixture::{AppSpec, ClusterFixture, own_plane, pulse, wait_until_acting, wait_until_ready};
 
 /// More than the lease lasts: whatever the leader believes has been renewed since.
 const LEASES: Duration = Duration::from_secs(13);
@@ -42,8 +42,8 @@ fn stolen(name: &str) -> Result<Lease> {
 #[tokio::test]
 async fn a_tenant_neither_blocks_the_controller_nor_takes_its_lease() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let app = stage.app(Cast::new("speech", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let app = stage.app(AppSpec::new("speech", 2, 0)).await?;
     let (namespace, client) = tenant(&plane).await?;
     // In its own namespace it may: no controller looks there.
     let own: Api<Lease> = Api::namespaced(client.clone(), &namespace.name);

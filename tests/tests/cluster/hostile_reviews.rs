@@ -12,7 +12,7 @@ use hush_tests::cluster::ControlPlane;
 use hush_tests::http;
 use serde_json::json;
 
-use crate::review::Guarded;
+use crate::review::ReviewingServer;
 
 /// Longer than a good verdict is remembered, so that the good token is reviewed again.
 const FLOOD: Duration = Duration::from_secs(14);
@@ -30,7 +30,7 @@ fn forged(audience: &str, number: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_forged_tokens_stops_neither_the_controller_nor_the_api_server() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
-    let guarded = Guarded::start(plane).await?;
+    let guarded = ReviewingServer::start(plane).await?;
     let good = guarded.good_token().await?;
     assert_eq!(guarded.command(Some(&good))?.0, 200);
     let reviews = || -> Result<usize> {
@@ -87,7 +87,7 @@ async fn a_flood_of_forged_tokens_stops_neither_the_controller_nor_the_api_serve
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_token_never_reaches_the_api_server() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
-    let guarded = Guarded::start(plane).await?;
+    let guarded = ReviewingServer::start(plane).await?;
     for number in 0..200 {
         assert_eq!(guarded.command(Some(&format!("zz{number}")))?, (401, "invalid_token".to_owned()));
     }

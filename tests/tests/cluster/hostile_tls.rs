@@ -11,14 +11,14 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::http::{StatusCode, header};
 use hush_tests::cluster::{ControlPlane, Namespace, PodAt};
-use hush_tests::fleet::Fleet;
+use hush_tests::fleet::StandInFleet;
 use hush_tests::gpus::GIB;
-use hush_tests::https::{Authority, HttpsServer, Pair, Validity};
+use hush_tests::https::{Authority, CertificatePair, HttpsServer, Validity};
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, http};
 use serde_json::{Value, json};
 
-use crate::stage::{POD, SOON, Stage, condition, own_plane, wait_until_acting, wait_until_ready};
+use crate::fixture::{ClusterFixture, POD, SOON, condition, own_plane, wait_until_acting, wait_until_ready};
 
 /// Longer than it takes to send the honest server its command.
 const WATCHED: Duration = Duration::from_secs(5);
@@ -99,7 +99,7 @@ impl Listener {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_the_certificate_of_its_namespace_gets_nothing() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let stage = Stage::new(&plane).await?;
+    let stage = ClusterFixture::new(&plane).await?;
     let (authority, stranger) = (Authority::new("hush servers")?, Authority::new("a stranger")?);
     std::fs::write(stage.path("ca.crt"), &authority.certificate)?;
     let ca_file = stage.path("ca.crt").to_string_lossy().into_owned();
@@ -123,7 +123,7 @@ async fn a_server_without_the_certificate_of_its_namespace_gets_nothing() -> Res
     // Names of addresses, and wildcards over namespaces, are names of no namespace.
     let of_address =
         |_: &Namespace| authority.sign(&["127.0.2.4", "*.svc", "whisper-0.hush-server.a.svc"], Validity::Now);
-    type Signs<'a> = &'a dyn Fn(&Namespace) -> Result<Pair>;
+    type Signs<'a> = &'a dyn Fn(&Namespace) -> Result<CertificatePair>;
     let cases: [(&str, Signs<'_>, &str); 5] = [
         ("stranger", &of_stranger, "its certificate is not signed by an authority"),
         ("borrowed", &borrowed, &own_name),
@@ -132,7 +132,7 @@ async fn a_server_without_the_certificate_of_its_namespace_gets_nothing() -> Res
         ("redirects", &right, "it answered 307 Temporary Redirect"),
     ];
 
-    let fleet = Fleet::start(cases.len() + 2, cases.len() + 2, 8 * GIB, 2 * GIB).await?;
+    let fleet = StandInFleet::start(cases.len() + 2, cases.len() + 2, 8 * GIB, 2 * GIB).await?;
     let mut servers = BTreeMap::new();
     for (place, (name, signs, reason)) in cases.iter().enumerate() {
         let namespace = tenant(&plane, name).await?;

@@ -9,14 +9,15 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hush_tests::cluster::{ControlPlane, Namespace, PodAt, Rights, SERVERS_LABEL};
-use hush_tests::fleet::{Fleet, Lie, Shown};
+use hush_tests::fleet::{Lie, ShownCredential, StandInFleet};
 use hush_tests::gpus::GIB;
 use hush_tests::wait::{eventually, wait_for};
 use hush_tests::{fixtures, http};
 use serde_json::{Value, json};
 
-use crate::stage::{
-    App, CONTROLLER, Cast, SOON, Stage, own_plane, wait_until_acting, wait_until_missing, wait_until_ready,
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, GovernedApp, SOON, own_plane, wait_until_acting, wait_until_missing,
+    wait_until_ready,
 };
 
 /// The stand-in that records what it is shown.
@@ -27,12 +28,12 @@ const SCRAPES: usize = 10;
 /// every server.
 struct HostileTenant {
     namespace: Namespace,
-    fake: Fleet,
+    fake: StandInFleet,
     pod_uid: String,
 }
 
 /// A pod that only calls itself a server: what answers is the stand-in. Gives the UID of the pod.
-async fn run_pod(namespace: &Namespace, fake: &Fleet) -> Result<String> {
+async fn run_pod(namespace: &Namespace, fake: &StandInFleet) -> Result<String> {
     let IpAddr::V4(ip) = fake.address(0).ip() else { anyhow::bail!("no IPv4") };
     let pod = PodAt {
         name: FAKE,
@@ -50,7 +51,7 @@ impl HostileTenant {
     async fn new(plane: &ControlPlane, labels: &[(&str, &str)]) -> Result<Self> {
         let namespace = plane.namespace("hostile", labels).await?;
         namespace.service_account("default").await?;
-        let fake = Fleet::start(1, 1, 8 * GIB, 2 * GIB).await?;
+        let fake = StandInFleet::start(1, 1, 8 * GIB, 2 * GIB).await?;
         // It wants command after command.
         fake.set_lie(0, Lie::Returns);
         let policy = json!({
@@ -66,7 +67,7 @@ impl HostileTenant {
     }
 
     /// Waits until it has received a command, and gives all that it was shown.
-    async fn stolen(&self) -> Result<Vec<Shown>> {
+    async fn stolen(&self) -> Result<Vec<ShownCredential>> {
         let mut shown = Vec::new();
         eventually("the fake server receives a command with a token", SOON, async || {
             shown.extend(self.fake.take_shown());
@@ -83,7 +84,7 @@ fn claims(token: &str) -> Result<Value> {
 }
 
 /// Asks a real server with a token; gives the status and the code of the refusal.
-fn replay(app: &App, request: &str, authorization: &str) -> Result<(u16, String)> {
+fn replay(app: &GovernedApp, request: &str, authorization: &str) -> Result<(u16, String)> {
     let ops = app.server.ops;
     let text = format!(
         "{request} HTTP/1.1\r\nHost: {ops}\r\nContent-Type: application/json\r\nAuthorization: {authorization}\r\n\
@@ -96,8 +97,8 @@ fn replay(app: &App, request: &str, authorization: &str) -> Result<(u16, String)
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_a_fake_server_receives_is_worth_nothing_at_another() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let victim = stage.app(Cast::new("victim", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let victim = stage.app(AppSpec::new("victim", 2, 0)).await?;
     victim.transcribe()?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
     wait_until_ready(&controller)?;
@@ -143,7 +144,7 @@ async fn a_token_that_a_fake_server_receives_is_worth_nothing_at_another() -> Re
 #[tokio::test(flavor = "multi_thread")]
 async fn many_commands_to_one_server_take_one_token() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let stage = Stage::new(&plane).await?;
+    let stage = ClusterFixture::new(&plane).await?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
     wait_until_acting(&controller, true)?;
     let hostile = HostileTenant::new(&plane, &[]).await?;
@@ -170,7 +171,7 @@ async fn many_commands_to_one_server_take_one_token() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_where_no_server_may_be_is_neither_looked_at_nor_commanded() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let stage = Stage::new(&plane).await?;
+    let stage = ClusterFixture::new(&plane).await?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
     wait_until_acting(&controller, true)?;
     let hostile = HostileTenant::new(&plane, &[(SERVERS_LABEL, "no")]).await?;
@@ -201,7 +202,7 @@ async fn a_pod_where_no_server_may_be_is_neither_looked_at_nor_commanded() -> Re
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_gets_no_token_sends_nothing_and_says_so_once() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let stage = Stage::new(&plane).await?;
+    let stage = ClusterFixture::new(&plane).await?;
     let role = ["rolebinding", "hush-controller-token", "--namespace", &stage.system.name];
     plane.kubectl_text(&[&["delete"], &role[..]].concat(), "")?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;

@@ -10,8 +10,9 @@ use hush_tests::{Controller, process};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::stage::{
-    CONTROLLER, Cast, SOON, Stage, own_plane, pulse, returning, wait_until_acting, wait_until_missing, wait_until_ready,
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, SOON, own_plane, pulse, returning, wait_until_acting, wait_until_missing,
+    wait_until_ready,
 };
 
 /// In this time two controllers that overwrite each other write some forty times.
@@ -59,12 +60,12 @@ fn written_by(plane: &ControlPlane, installation: &Installation) -> Result<Vec<V
 #[tokio::test]
 async fn of_two_installations_one_acts_and_the_other_says_so() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     let installations = [Installation::new(&plane, "first").await?, Installation::new(&plane, "second").await?];
     // The servers would obey either.
     let accounts = installations.each_ref().map(|one| format!("{}:{CONTROLLER}", one.namespace.name));
     let args = ["--admin-account", accounts[0].as_str(), "--admin-account", accounts[1].as_str()];
-    let app = stage.server(Cast { args: &args, ..Cast::new("speech", 2, 0) }).await?;
+    let app = stage.server(AppSpec { args: &args, ..AppSpec::new("speech", 2, 0) }).await?;
     app.apply(&plane, returning("speech", 0))?;
     app.transcribe()?;
 
@@ -128,8 +129,8 @@ async fn of_two_installations_one_acts_and_the_other_says_so() -> Result<()> {
 #[tokio::test]
 async fn one_field_manager_and_one_user_agent() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let app = stage.app(Cast::new("speech", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let app = stage.app(AppSpec::new("speech", 2, 0)).await?;
     app.transcribe()?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
     wait_until_acting(&controller, true)?;

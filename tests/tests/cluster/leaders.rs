@@ -7,29 +7,30 @@ use anyhow::{Context, Result};
 use hush_tests::{Controller, process};
 use rustix::process::Signal;
 
-use crate::stage::{
-    App, CONTROLLER, Cast, SOON, Seat, Stage, own_plane, returning, told, wait_until_acting, wait_until_ready,
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, ControllerCommand, GovernedApp, SOON, own_plane, returning, told,
+    wait_until_acting, wait_until_ready,
 };
 
 const LEASE: Duration = Duration::from_secs(6);
 
 /// An app whose model comes back as soon as it is asked for.
-async fn app(stage: &mut Stage<'_>, name: &str, priority: i32) -> Result<App> {
-    let app = stage.server(Cast::new(name, 2, priority)).await?;
+async fn app(stage: &mut ClusterFixture<'_>, name: &str, priority: i32) -> Result<GovernedApp> {
+    let app = stage.server(AppSpec::new(name, 2, priority)).await?;
     app.apply(stage.plane, returning(name, priority))?;
     app.transcribe()?;
     Ok(app)
 }
 
 /// Short of memory, so that the app's model leaves, and enough again with the model back.
-fn pulse(stage: &mut Stage<'_>, app: &App) -> Result<()> {
+fn pulse(stage: &mut ClusterFixture<'_>, app: &GovernedApp) -> Result<()> {
     stage.others_hold(14)?;
     app.server.wait_for_state("unloaded", SOON)?;
     stage.others_hold(0)?;
     app.transcribe()
 }
 
-fn begin(seat: &Seat) -> Result<Controller> {
+fn begin(seat: &ControllerCommand) -> Result<Controller> {
     let controller = seat.start()?;
     wait_until_ready(&controller)?;
     Ok(controller)
@@ -46,7 +47,7 @@ fn wait_until_lost(controller: &mut Controller) -> Result<()> {
 #[tokio::test]
 async fn never_two_act_and_nothing_is_repeated_or_lost() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     let links = [plane.link()?, plane.link()?];
     let scope = ["--scope", "cluster"];
     let seats = [

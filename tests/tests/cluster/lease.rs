@@ -1,12 +1,12 @@
-//! Candidates for one lease, each a process of its own with the rights that are shipped. Whoever holds it acts all the
-//! time, so that what they did shows whether there were ever two.
+//! Candidates for one lease, each a process of its own with the shipped rights. The holder acts all the time, so that the
+//! record of their actions shows whether there were ever two holders.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hush_controller::lease::Moment;
+use hush_controller::lease::BootInstant as Moment;
 use hush_tests::cluster::{ControlPlane, Namespace, Rights};
 use hush_tests::process;
 use hush_tests::wait::wait_for;
@@ -19,7 +19,7 @@ const LEASE: &str = "hush-controller";
 const LEASE_SECONDS: u64 = 3;
 const SOON: Duration = Duration::from_secs(60);
 
-struct Election<'a> {
+struct LeaseCandidates<'a> {
     plane: &'a ControlPlane,
     namespace: Namespace,
     token: String,
@@ -29,9 +29,9 @@ struct Election<'a> {
 }
 
 /// One act: when, in time since this machine was started, and whose.
-type Act = (Duration, usize);
+type RecordedAction = (Duration, usize);
 
-impl<'a> Election<'a> {
+impl<'a> LeaseCandidates<'a> {
     async fn new(plane: &'a ControlPlane, lease_seconds: u64) -> Result<Self> {
         let namespace = plane.namespace("lease", &[]).await?;
         // An election of its own.
@@ -58,22 +58,22 @@ impl<'a> Election<'a> {
         self.folder.path().join("acts")
     }
 
-    fn acts(&self) -> Result<Vec<Act>> {
+    fn acts(&self) -> Result<Vec<RecordedAction>> {
         let text = std::fs::read_to_string(self.file()).unwrap_or_default();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let act = |line: &str| -> Result<Act> {
+        let act = |line: &str| -> Result<RecordedAction> {
             let (time, who) = line.split_once(' ').context("no name")?;
             Ok((Duration::from_micros(time.parse()?), who.parse()?))
         };
-        let mut acts: Vec<Act> = whole.lines().map(act).collect::<Result<_>>()?;
+        let mut acts: Vec<RecordedAction> = whole.lines().map(act).collect::<Result<_>>()?;
         acts.sort();
         Ok(acts)
     }
 
     /// Who acts from now on.
-    fn wait_for_leader(&self, but_for: Option<usize>) -> Result<Act> {
+    fn wait_for_leader(&self, but_for: Option<usize>) -> Result<RecordedAction> {
         let now = Moment::now().since_boot();
-        wait_for("somebody acts", SOON, || {
+        wait_for("a candidate acts", SOON, || {
             let acts = self.acts()?;
             Ok(acts.iter().copied().find(|(at, who)| *at >= now && Some(*who) != but_for))
         })
@@ -83,7 +83,7 @@ impl<'a> Election<'a> {
         process::send(self.candidates[who].id(), signal)
     }
 
-    /// Each acts for one stretch of time, and nobody else does in it.
+    /// Each candidate acts for one stretch of time, in which no other one acts.
     fn never_two(&self) -> Result<()> {
         let acts = self.acts()?;
         let mut reigns: Vec<usize> = acts.iter().map(|(_, who)| *who).collect();
@@ -103,7 +103,7 @@ impl<'a> Election<'a> {
     }
 }
 
-impl Drop for Election<'_> {
+impl Drop for LeaseCandidates<'_> {
     fn drop(&mut self) {
         for child in &mut self.candidates {
             // Both fail only when it has ended already.
@@ -114,7 +114,7 @@ impl Drop for Election<'_> {
 }
 
 /// The last act of one and the first of the next.
-fn gap(acts: &[Act], from: usize, to: usize) -> Result<Duration> {
+fn gap(acts: &[RecordedAction], from: usize, to: usize) -> Result<Duration> {
     let last = acts.iter().filter(|(_, who)| *who == from).map(|(at, _)| *at).max().context("the first never acted")?;
     let first = acts.iter().filter(|(_, who)| *who == to).map(|(at, _)| *at).min().context("the next never acted")?;
     first.checked_sub(last).context("both acted at the same time")
@@ -123,7 +123,7 @@ fn gap(acts: &[Act], from: usize, to: usize) -> Result<Duration> {
 #[tokio::test]
 async fn who_is_killed_is_replaced_within_the_lease_and_two_seconds() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
-    let mut election = Election::new(plane, LEASE_SECONDS).await?;
+    let mut election = LeaseCandidates::new(plane, LEASE_SECONDS).await?;
     let (first, second) = (election.start()?, election.start()?);
     let (_, leader) = election.wait_for_leader(None)?;
     election.send(leader, Signal::KILL)?;
@@ -139,7 +139,7 @@ async fn who_is_killed_is_replaced_within_the_lease_and_two_seconds() -> Result<
 #[tokio::test]
 async fn who_was_frozen_does_nothing_any_more() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
-    let mut election = Election::new(plane, LEASE_SECONDS).await?;
+    let mut election = LeaseCandidates::new(plane, LEASE_SECONDS).await?;
     election.start()?;
     election.start()?;
     let (_, frozen) = election.wait_for_leader(None)?;
@@ -157,7 +157,7 @@ async fn who_was_frozen_does_nothing_any_more() -> Result<()> {
 async fn who_is_asked_to_end_gives_the_lease_back() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
     // So long that only a lease that was given back is free in time.
-    let mut election = Election::new(plane, 30).await?;
+    let mut election = LeaseCandidates::new(plane, 30).await?;
     election.start()?;
     let leases = election.namespace.api::<Lease>();
     let (_, leader) = election.wait_for_leader(None)?;
@@ -178,9 +178,9 @@ async fn who_is_asked_to_end_gives_the_lease_back() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_deleted_gives_nobody_a_second_claim() -> Result<()> {
+async fn a_lease_that_is_deleted_gives_no_candidate_a_second_claim() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
-    let mut election = Election::new(plane, LEASE_SECONDS).await?;
+    let mut election = LeaseCandidates::new(plane, LEASE_SECONDS).await?;
     election.start()?;
     election.start()?;
     let (_, leader) = election.wait_for_leader(None)?;
@@ -193,9 +193,9 @@ async fn a_lease_that_is_deleted_gives_nobody_a_second_claim() -> Result<()> {
 }
 
 #[tokio::test]
-async fn without_the_api_server_nobody_acts_and_with_it_one_does_again() -> Result<()> {
+async fn without_the_api_server_no_candidate_acts_and_with_it_one_does_again() -> Result<()> {
     let Some(plane) = ControlPlane::start().await? else { return Ok(()) };
-    let mut election = Election::new(&plane, LEASE_SECONDS).await?;
+    let mut election = LeaseCandidates::new(&plane, LEASE_SECONDS).await?;
     election.start()?;
     election.start()?;
     let (_, leader) = election.wait_for_leader(None)?;
@@ -203,7 +203,7 @@ async fn without_the_api_server_nobody_acts_and_with_it_one_does_again() -> Resu
     let stopped = Moment::now().since_boot();
     let end = election.ended(leader)?;
     assert!(end.contains("could not be renewed in time"), "{end}");
-    let last = election.acts()?.last().context("nobody acted")?.0;
+    let last = election.acts()?.last().context("no candidate acted")?.0;
     let after = last.saturating_sub(stopped);
     assert!(after < Duration::from_secs(LEASE_SECONDS), "it acted until {after:?} after the API server was gone");
     plane.start_api_server().await?;

@@ -9,7 +9,9 @@ use hush_tests::cluster::Rights;
 use hush_tests::wait::wait_for;
 use serde_json::Value;
 
-use crate::stage::{Cast, SOON, Stage, own_plane, pulse, wait_until_acting, wait_until_missing, wait_until_ready};
+use crate::fixture::{
+    AppSpec, ClusterFixture, SOON, own_plane, pulse, wait_until_acting, wait_until_missing, wait_until_ready,
+};
 
 const FORBIDDEN: &str = "hush_controller_status_write_failures_total{result=\"forbidden\"}";
 /// Steps for more than this long: before, each of them tried and complained.
@@ -18,8 +20,8 @@ const WATCHED: Duration = Duration::from_secs(6);
 #[tokio::test]
 async fn a_status_that_may_not_be_written_is_said_once_and_in_readyz() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let apps = [stage.app(Cast::new("one", 2, 0)).await?, stage.app(Cast::new("two", 2, 5)).await?];
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let apps = [stage.app(AppSpec::new("one", 2, 0)).await?, stage.app(AppSpec::new("two", 2, 5)).await?];
     let role = format!("hush-controller-{}", stage.system.name);
     let whole = plane.kubectl_text(&["get", "clusterrole", &role, "--output", "json"], "")?;
     let mut without: Value = serde_json::from_str(&whole)?;
@@ -64,8 +66,8 @@ async fn a_status_that_may_not_be_written_is_said_once_and_in_readyz() -> Result
 #[tokio::test]
 async fn the_role_of_each_missing_right_is_named() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let app = stage.app(Cast::new("speech", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let app = stage.app(AppSpec::new("speech", 2, 0)).await?;
     let system = &stage.system.name;
     let (lease, whole) = (format!("hush-controller-lease-{system}"), format!("hush-controller-{system}"));
     plane.kubectl_text(&["delete", "rolebinding", &lease, "--namespace", "kube-system"], "")?;

@@ -7,11 +7,13 @@ use hush_tests::{Controller, http, process};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::stage::{App, Cast, SOON, Stage, own_plane, returning, wait_until_acting, wait_until_ready};
+use crate::fixture::{
+    AppSpec, ClusterFixture, GovernedApp, SOON, own_plane, returning, wait_until_acting, wait_until_ready,
+};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-fn pause(controller: &Controller, app: &App, body: &Value) -> Result<()> {
+fn pause(controller: &Controller, app: &GovernedApp, body: &Value) -> Result<()> {
     let body = body.to_string();
     let request = format!(
         "POST /api/v1/pause?policy={}/speech HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Hush-Token: \
@@ -25,7 +27,7 @@ fn pause(controller: &Controller, app: &App, body: &Value) -> Result<()> {
 }
 
 /// Waits for an Event on the policy.
-fn wait_for_event(app: &App, plane: &ControlPlane, kind: &str, reason: &str, part: &str) -> Result<()> {
+fn wait_for_event(app: &GovernedApp, plane: &ControlPlane, kind: &str, reason: &str, part: &str) -> Result<()> {
     wait_for(&format!("an Event {reason} with {part:?}"), SOON, || {
         let found = app.events(plane)?.into_iter().any(|event| {
             event["involvedObject"]["kind"] == "GpuModelPolicy"
@@ -36,7 +38,7 @@ fn wait_for_event(app: &App, plane: &ControlPlane, kind: &str, reason: &str, par
     })
 }
 
-async fn start(stage: &Stage<'_>) -> Result<Controller> {
+async fn start(stage: &ClusterFixture<'_>) -> Result<Controller> {
     let token = stage.path("page-token");
     std::fs::write(&token, TOKEN)?;
     let token = token.to_string_lossy().into_owned();
@@ -49,8 +51,8 @@ async fn start(stage: &Stage<'_>) -> Result<Controller> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_and_its_end_are_seen_in_the_api() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
-    let app = stage.app(Cast::new("app", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let app = stage.app(AppSpec::new("app", 2, 0)).await?;
     let controller = start(&stage).await?;
     app.transcribe()?;
     app.wait_for_condition(&plane, "Ready", ("True", "InForce"))?;

@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::stage::{App, Cast, SOON, Stage, own_plane, wait_until_acting};
+use crate::fixture::{AppSpec, ClusterFixture, GovernedApp, SOON, own_plane, wait_until_acting};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -32,15 +32,15 @@ fn own_address() -> Option<Ipv4Addr> {
 }
 
 /// A controller in a pod, and a person who may do nothing yet.
-struct Scene<'a> {
-    stage: Stage<'a>,
+struct PluginFixture<'a> {
+    stage: ClusterFixture<'a>,
     address: Ipv4Addr,
     kubeconfig: String,
 }
 
-impl<'a> Scene<'a> {
+impl<'a> PluginFixture<'a> {
     async fn new(plane: &'a ControlPlane, address: Ipv4Addr) -> Result<Self> {
-        let stage = Stage::new(plane).await?;
+        let stage = ClusterFixture::new(plane).await?;
         let system = stage.system.name.clone();
         stage.system.service_account("anna").await?;
         let roles = std::fs::read_to_string(fixtures::workspace().join("controller/rbac/people.yaml"))?;
@@ -135,12 +135,12 @@ impl<'a> Scene<'a> {
     }
 
     /// The page of a controller as a browser reaches it through `kubectl proxy`.
-    fn proxy(&self) -> Result<Proxy> {
+    fn proxy(&self) -> Result<KubectlProxy> {
         let mut command = Command::new(self.stage.plane.kubectl_program());
         command.args(["proxy", "--port=0", "--context", "test"]).env("KUBECONFIG", &self.kubeconfig);
         let mut child = command.env("HOME", self.stage.plane.folder()).stdout(Stdio::piped()).spawn()?;
         let out = child.stdout.take().context("no output")?;
-        let mut proxy = Proxy { child, address: ([127, 0, 0, 1], 0).into() };
+        let mut proxy = KubectlProxy { child, address: ([127, 0, 0, 1], 0).into() };
         let mut line = String::new();
         BufReader::new(out).read_line(&mut line)?;
         let address = line.trim().rsplit(' ').next().context("no address")?;
@@ -149,7 +149,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Waits until the controllers have seen the app's model in memory.
-    async fn seen(&self, app: &App) -> Result<Value> {
+    async fn seen(&self, app: &GovernedApp) -> Result<Value> {
         hush_tests::wait::eventually("the model is seen", SOON, async || {
             let state: Value = serde_json::from_str(&self.said(&["top", "-o", "json"])?)?;
             let found = state["models"].as_array().into_iter().flatten();
@@ -161,12 +161,12 @@ impl<'a> Scene<'a> {
 }
 
 /// Until it is let go of.
-struct Proxy {
+struct KubectlProxy {
     child: Child,
     address: SocketAddr,
 }
 
-impl Drop for Proxy {
+impl Drop for KubectlProxy {
     fn drop(&mut self) {
         // Both fail only when it has ended already.
         let _ = self.child.kill();
@@ -177,8 +177,8 @@ impl Drop for Proxy {
 #[tokio::test]
 async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
     let (Some(address), Some(plane)) = (own_address(), own_plane().await?) else { return Ok(()) };
-    let mut scene = Scene::new(&plane, address).await?;
-    let app = scene.stage.app(Cast::new("media", 3, 0)).await?;
+    let mut scene = PluginFixture::new(&plane, address).await?;
+    let app = scene.stage.app(AppSpec::new("media", 3, 0)).await?;
     let controller = scene.controller("hush-controller-0").await?;
     let system = scene.stage.system.name.clone();
     wait_until_acting(&controller, true)?;
@@ -205,7 +205,7 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
     let (out, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains(&app.pod()), "{out}{complaint}");
     let complaint = plugin::complaint(&["top", "--kubeconfig", &scene.kubeconfig])?;
-    assert!(complaint.contains("looking for controllers"), "another context, and nobody there: {complaint}");
+    assert!(complaint.contains("looking for controllers"), "another context, without a controller: {complaint}");
 
     // Who may look may not act: neither the token nor a POST.
     let complaint = scene.complaint(&["unload", &app.pod()])?;
@@ -248,15 +248,15 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
 #[tokio::test]
 async fn of_several_controllers_the_one_that_acts_is_asked() -> Result<()> {
     let (Some(address), Some(plane)) = (own_address(), own_plane().await?) else { return Ok(()) };
-    let mut scene = Scene::new(&plane, address).await?;
+    let mut scene = PluginFixture::new(&plane, address).await?;
     scene.bind("hush-view")?;
     scene.bind("hush-operate")?;
-    let app = scene.stage.app(Cast::new("media", 3, 0)).await?;
+    let app = scene.stage.app(AppSpec::new("media", 3, 0)).await?;
     // By name the follower comes first.
     let leader = scene.controller("b-leads").await?;
     wait_until_acting(&leader, true)?;
     let follower = scene.controller("a-follows").await?;
-    // Running, and nobody is there any more; and one whose address the API server refuses.
+    // A pod that is listed as running but has ended, and one whose address the API server refuses.
     scene.pod("c-is-gone", 9, address).await?;
     scene.pod("d-at-home", leader.ops.port(), Ipv4Addr::LOCALHOST).await?;
     app.transcribe()?;

@@ -14,13 +14,13 @@ use hush_tests::wait::wait_for;
 use hush_tests::{Controller, http};
 use serde_json::{Value, json};
 
-use crate::stage::SOON;
+use crate::fixture::SOON;
 
 #[derive(Clone, Default)]
-struct StandIn(Arc<Mutex<Seen>>);
+struct ApiServerStandIn(Arc<Mutex<ReceivedRequests>>);
 
 #[derive(Default)]
-struct Seen {
+struct ReceivedRequests {
     /// By path.
     lists: BTreeMap<String, usize>,
     watches: BTreeMap<String, usize>,
@@ -42,7 +42,11 @@ fn pod(name: &str) -> Value {
     })
 }
 
-async fn answer(State(stand_in): State<StandIn>, uri: Uri, Query(query): Query<BTreeMap<String, String>>) -> Response {
+async fn answer(
+    State(stand_in): State<ApiServerStandIn>,
+    uri: Uri,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Response {
     match stand_in.say(uri.path(), query.contains_key("watch")) {
         Some(answer) => answer,
         // Nothing changes any more.
@@ -50,7 +54,7 @@ async fn answer(State(stand_in): State<StandIn>, uri: Uri, Query(query): Query<B
     }
 }
 
-impl StandIn {
+impl ApiServerStandIn {
     fn say(&self, path: &str, watch: bool) -> Option<Response> {
         let pods = path.ends_with("/pods");
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,7 +68,7 @@ impl StandIn {
         if pods && *count == 1 {
             return Some(refused(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"));
         }
-        // The second pod came while nobody watched.
+        // The second pod was created while no watch was open.
         let names = ["one", "two"].iter().take(*count - 1);
         let namespace = json!({"metadata": {"name": "a", "uid": "0b8a-3", "labels": {SERVERS_LABEL: "true"}}});
         let items: Vec<Value> = match path {
@@ -79,7 +83,7 @@ impl StandIn {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_busy_and_too_old_are_waited_out() -> Result<()> {
-    let stand_in = StandIn::default();
+    let stand_in = ApiServerStandIn::default();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
     let router = Router::new().fallback(answer).with_state(stand_in.clone());

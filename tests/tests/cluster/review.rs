@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hush_tests::cluster::{Claims, ControlPlane, Namespace, PodAt, Rights};
+use hush_tests::cluster::{ControlPlane, Namespace, PodAt, Rights, TokenClaims};
 use hush_tests::wait::wait_for;
 use hush_tests::{Server, ServerOptions, fixtures, http as plain};
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -21,10 +21,10 @@ const SERVER: &str = "hush-server";
 const POD: &str = "server";
 
 /// A server in the cluster: it lets in the account of the controller, and that of its own pod.
-pub struct Guarded {
+pub struct ReviewingServer {
     pub server: Server,
     pub namespace: Namespace,
-    /// Of tokens for it.
+    /// The audience of tokens for this server.
     pub audience: String,
     own_token: PathBuf,
     _folder: TempDir,
@@ -35,7 +35,7 @@ fn pod(name: &str, account: &str) -> PodAt<'static> {
     PodAt { name, node: "n1", account, labels: &[], annotations: &[], ports: &[], ip: Ipv4Addr::LOCALHOST }
 }
 
-impl Guarded {
+impl ReviewingServer {
     pub async fn start(plane: &ControlPlane) -> Result<Self> {
         let namespace = plane.namespace("review", &[]).await?;
         plane.grant(&namespace, Rights::Server)?;
@@ -101,7 +101,7 @@ fn command(ops: SocketAddr, token: Option<&str>) -> Result<plain::Response> {
 #[tokio::test]
 async fn only_the_controllers_token_for_servers_commands_a_server() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
-    let guarded = Guarded::start(plane).await?;
+    let guarded = ReviewingServer::start(plane).await?;
     let namespace = &guarded.namespace;
     let uid = namespace.api::<ServiceAccount>().get(CONTROLLER).await?.metadata.uid.context("no uid")?;
     assert_eq!(guarded.command(Some(&guarded.good_token().await?))?, (200, String::new()));
@@ -125,7 +125,7 @@ async fn only_the_controllers_token_for_servers_commands_a_server() -> Result<()
     guarded.refused("the same name in another namespace", Some(&other), 403, "forbidden")?;
     // Signed here, since the API server makes no token that expires while a test waits. The same with time left is good.
     for (expires_in_seconds, status, code) in [(600, 200, ""), (-60, 401, "invalid_token")] {
-        let claims = Claims {
+        let claims = TokenClaims {
             namespace: &namespace.name,
             account: CONTROLLER,
             account_uid: &uid,
@@ -143,7 +143,7 @@ async fn only_the_controllers_token_for_servers_commands_a_server() -> Result<()
 #[tokio::test]
 async fn a_token_dies_with_its_pod_and_with_its_account() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
-    let guarded = Guarded::start(plane).await?;
+    let guarded = ReviewingServer::start(plane).await?;
     let namespace = &guarded.namespace;
     namespace.pod(&pod("controller", CONTROLLER)).await?;
     // Never shown before, so that no verdict is remembered.
@@ -167,7 +167,7 @@ async fn a_token_dies_with_its_pod_and_with_its_account() -> Result<()> {
 #[tokio::test]
 async fn a_token_of_the_servers_own_pod_commands_it_and_that_of_another_pod_does_not() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
-    let guarded = Guarded::start(plane).await?;
+    let guarded = ReviewingServer::start(plane).await?;
     let namespace = &guarded.namespace;
     let own = namespace.token_of_pod(SERVER, "hush-server", POD).await?;
     assert_eq!(guarded.command(Some(&own))?, (200, String::new()));
@@ -180,12 +180,12 @@ async fn a_token_of_the_servers_own_pod_commands_it_and_that_of_another_pod_does
 }
 
 #[tokio::test]
-async fn a_server_that_may_not_ask_lets_nobody_in_and_says_what_it_needs() -> Result<()> {
+async fn a_server_that_may_not_review_refuses_every_token_and_says_what_it_needs() -> Result<()> {
     let Some(plane) = ControlPlane::shared().await? else { return Ok(()) };
-    let guarded = Guarded::start(plane).await?;
+    let guarded = ReviewingServer::start(plane).await?;
     let namespace = &guarded.namespace;
     namespace.service_account("powerless").await?;
-    // Its own token is rotated, and the new one is of somebody who may not review.
+    // The server's own token is rotated, and the account of the new one may not review.
     let shipped = fs::read_to_string(&guarded.own_token)?;
     fs::write(&guarded.own_token, namespace.token("powerless", None).await?)?;
     let wait_for_status = |token: &str, status: u16| {
@@ -203,9 +203,9 @@ async fn a_server_that_may_not_ask_lets_nobody_in_and_says_what_it_needs() -> Re
 }
 
 #[tokio::test]
-async fn without_the_api_server_nobody_commands_a_server() -> Result<()> {
+async fn without_the_api_server_no_command_is_accepted() -> Result<()> {
     let Some(plane) = ControlPlane::start().await? else { return Ok(()) };
-    let guarded = Guarded::start(&plane).await?;
+    let guarded = ReviewingServer::start(&plane).await?;
     let token = guarded.good_token().await?;
     plane.stop_api_server()?;
     guarded.refused("the API server is away", Some(&token), 503, "authentication_unavailable")?;

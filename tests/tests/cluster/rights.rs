@@ -42,18 +42,18 @@ const RESOURCES: [(&str, &str, &str); 29] = [
     ("rbac.authorization.k8s.io", "clusterrolebindings", ""),
     ("rbac.authorization.k8s.io", "rolebindings", ""),
 ];
-/// Of leases and accounts; of everything else any name will do.
+/// Names of leases and accounts. For every other resource the name makes no difference.
 const NAMES: [&str; 2] = ["hush-controller", "another"];
 /// Where Kubernetes has its own leases too.
 const IN_SYSTEM: &str = " in kube-system";
 
-struct Judge {
+struct AccessReviewer {
     client: Client,
     own: String,
     other: String,
 }
 
-impl Judge {
+impl AccessReviewer {
     /// Everything that an account may do: `verb resource[/subresource][:name] [elsewhere]`.
     async fn allowed(&self, account: &str) -> Result<BTreeSet<String>> {
         let mut allowed = BTreeSet::new();
@@ -111,7 +111,7 @@ async fn allowed(plane: &ControlPlane, rights: Rights, account: &str) -> Result<
     let own: Namespace = plane.namespace("rights", &[]).await?;
     let other = plane.namespace("elsewhere", &[]).await?;
     plane.grant(&own, rights)?;
-    Judge { client: plane.admin()?, own: own.name, other: other.name }.allowed(account).await
+    AccessReviewer { client: plane.admin()?, own: own.name, other: other.name }.allowed(account).await
 }
 
 /// Everywhere: here and elsewhere.
@@ -189,9 +189,9 @@ async fn each_may_do_what_it_does_and_nothing_else() -> Result<()> {
 
 /// As kubectl answers a person who asks it: who has `view`, `edit` or `admin` in a namespace has it for policies.
 #[tokio::test]
-async fn whoever_may_view_edit_or_administer_a_namespace_may_do_so_with_its_policies() -> Result<()> {
+async fn the_roles_view_edit_and_admin_of_a_namespace_cover_its_policies() -> Result<()> {
     // The roles of the whole cluster are changed.
-    let Some(plane) = crate::stage::own_plane().await? else { return Ok(()) };
+    let Some(plane) = crate::fixture::own_plane().await? else { return Ok(()) };
     let (own, other) = (plane.namespace("people", &[]).await?, plane.namespace("elsewhere", &[]).await?);
     let may = |user: &str, verb: &str, resource: &str, place: &[&str]| -> Result<bool> {
         let args = ["auth", "can-i", verb, resource, "--as", user, "--quiet"];

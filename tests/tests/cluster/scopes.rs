@@ -1,5 +1,5 @@
-//! Controllers for a node and beside a server: several of them on one card do what one for all would, and whoever acts
-//! for less steps back while somebody acts for more.
+//! Controllers for a node and beside a server: several of them on one GPU do what one for the cluster would do, and a
+//! controller with a narrower scope sends nothing while one with a wider scope acts.
 
 use std::time::{Duration, Instant};
 
@@ -11,19 +11,19 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::definitions::with_definitions;
-use crate::stage::{
-    App, CONTROLLER, Cast, SERVER, SOON, Stage, own_plane, returning, told, wait_until_acting, wait_until_calm,
-    wait_until_ready,
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, GovernedApp, SERVER, SOON, own_plane, returning, told, wait_until_acting,
+    wait_until_calm, wait_until_ready,
 };
 
 const LEASE: Duration = Duration::from_secs(6);
 
-fn orders(apps: &[&App]) -> Vec<usize> {
+fn orders(apps: &[&GovernedApp]) -> Vec<usize> {
     apps.iter().map(|app| app.server.unloads_ordered().len()).collect()
 }
 
 /// One beside each, when all of them act and have seen all of the card.
-async fn sidecars(stage: &Stage<'_>, apps: &[&App]) -> Result<Vec<Controller>> {
+async fn sidecars(stage: &ClusterFixture<'_>, apps: &[&GovernedApp]) -> Result<Vec<Controller>> {
     let mut sidecars = Vec::new();
     for app in apps {
         app.transcribe()?;
@@ -31,7 +31,7 @@ async fn sidecars(stage: &Stage<'_>, apps: &[&App]) -> Result<Vec<Controller>> {
     }
     for sidecar in &sidecars {
         wait_until_ready(sidecar)?;
-        // Nobody leads: it has waited for a lease to be sure of it.
+        // No controller leads: this one has waited for the length of a lease to be sure.
         wait_until_acting(sidecar, true)?;
         sidecar.wait_for_metric("hush_controller_targets{state=\"answering\"}", apps.len() as f64, SOON)?;
         wait_until_calm(sidecar)?;
@@ -40,14 +40,14 @@ async fn sidecars(stage: &Stage<'_>, apps: &[&App]) -> Result<Vec<Controller>> {
 }
 
 #[tokio::test]
-async fn three_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
+async fn three_sidecars_on_one_card_without_a_wider_scope() -> Result<()> {
     let Some(plane) = with_definitions().await? else { return Ok(()) };
-    let mut stage = Stage::new(plane).await?;
+    let mut stage = ClusterFixture::new(plane).await?;
     plane.grant(&stage.system, Rights::Sidecar)?;
     let node = "sidecars";
-    let dear = stage.app(Cast::new("dear", 2, 10).on(node)).await?;
-    let middle = stage.app(Cast::new("middle", 2, 5).on(node)).await?;
-    let cheap = stage.app(Cast::new("cheap", 2, 0).on(node)).await?;
+    let dear = stage.app(AppSpec::new("dear", 2, 10).on(node)).await?;
+    let middle = stage.app(AppSpec::new("middle", 2, 5).on(node)).await?;
+    let cheap = stage.app(AppSpec::new("cheap", 2, 0).on(node)).await?;
     let apps = [&dear, &middle, &cheap];
     let sidecars = sidecars(&stage, &apps).await?;
     // Each time one is enough, and all three of them have seen that it was.
@@ -73,10 +73,10 @@ async fn three_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
 }
 
 /// Waits until a sidecar has seen that all models are there, and with these priorities.
-fn wait_until_seen(sidecar: &Controller, apps: &[&App], priorities: &[i32]) -> Result<()> {
+fn wait_until_seen(sidecar: &Controller, apps: &[&GovernedApp], priorities: &[i32]) -> Result<()> {
     wait_for("the sidecar sees all models", SOON, || {
         let state = http::get(sidecar.ops, "/api/v1/state")?.json()?;
-        let seen = |app: &App, priority: i32| {
+        let seen = |app: &GovernedApp, priority: i32| {
             let models = state["models"].as_array()?;
             let model = models.iter().find(|model| model["server"] == app.pod())?;
             (model["state"] == "Ready" && model["rules"]["priority"]["value"] == priority).then_some(())
@@ -87,12 +87,12 @@ fn wait_until_seen(sidecar: &Controller, apps: &[&App], priorities: &[i32]) -> R
 
 /// Whose priority is lower leaves, once, and comes back for good when there is room; also when that changes.
 #[tokio::test]
-async fn two_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
+async fn two_sidecars_on_one_card_without_a_wider_scope() -> Result<()> {
     let Some(plane) = with_definitions().await? else { return Ok(()) };
-    let mut stage = Stage::new(plane).await?;
+    let mut stage = ClusterFixture::new(plane).await?;
     plane.grant(&stage.system, Rights::Sidecar)?;
-    let one = stage.server(Cast::new("one", 2, 0).on("pair")).await?;
-    let two = stage.server(Cast::new("two", 2, 0).on("pair")).await?;
+    let one = stage.server(AppSpec::new("one", 2, 0).on("pair")).await?;
+    let two = stage.server(AppSpec::new("two", 2, 0).on("pair")).await?;
     let apps = [&one, &two];
     let sidecars = sidecars(&stage, &apps).await?;
     let mut expected = [0, 0];
@@ -113,7 +113,7 @@ async fn two_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
         }
         assert_eq!(orders(&apps), expected, "{priorities:?}");
 
-        // Others give it back: the model returns, and nobody leaves for that.
+        // Other programs free the memory: the model is loaded again, and no other one is unloaded for it.
         stage.others_hold(0)?;
         apps[leaves].transcribe()?;
         for sidecar in &sidecars {
@@ -136,11 +136,11 @@ async fn two_sidecars_on_one_card_and_nobody_above_them() -> Result<()> {
 #[tokio::test]
 async fn a_sidecar_that_is_gone_does_not_leave_the_card_to_its_fate() -> Result<()> {
     let Some(plane) = with_definitions().await? else { return Ok(()) };
-    let mut stage = Stage::new(plane).await?;
+    let mut stage = ClusterFixture::new(plane).await?;
     plane.grant(&stage.system, Rights::Sidecar)?;
     let node = "orphan";
-    let dear = stage.app(Cast::new("dear", 2, 10).on(node)).await?;
-    let cheap = stage.app(Cast::new("cheap", 2, 0).on(node)).await?;
+    let dear = stage.app(AppSpec::new("dear", 2, 10).on(node)).await?;
+    let cheap = stage.app(AppSpec::new("cheap", 2, 0).on(node)).await?;
     dear.transcribe()?;
     cheap.transcribe()?;
     let sidecar = stage.sidecar(&dear).await?;
@@ -157,10 +157,10 @@ async fn a_sidecar_that_is_gone_does_not_leave_the_card_to_its_fate() -> Result<
 #[tokio::test]
 async fn a_sidecar_steps_back_while_a_leader_for_more_governs() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     plane.grant(&stage.system, Rights::Sidecar)?;
-    let dear = stage.app(Cast::new("dear", 2, 10)).await?;
-    let cheap = stage.app(Cast::new("cheap", 2, 0)).await?;
+    let dear = stage.app(AppSpec::new("dear", 2, 10)).await?;
+    let cheap = stage.app(AppSpec::new("cheap", 2, 0)).await?;
     let mut sidecars = Vec::new();
     for app in [&dear, &cheap] {
         app.transcribe()?;
@@ -202,13 +202,13 @@ async fn a_sidecar_steps_back_while_a_leader_for_more_governs() -> Result<()> {
 #[tokio::test]
 async fn a_controller_for_a_node_acts_there_alone_and_before_a_sidecar() -> Result<()> {
     let Some(plane) = with_definitions().await? else { return Ok(()) };
-    let mut stage = Stage::new(plane).await?;
+    let mut stage = ClusterFixture::new(plane).await?;
     for rights in [Rights::Node, Rights::Sidecar] {
         plane.grant(&stage.system, rights)?;
     }
-    let here = stage.app(Cast::new("here", 2, 10).on("here")).await?;
-    // Of lower priority, on what the other node takes for its own card.
-    let there = stage.app(Cast::new("there", 2, 0).on("there")).await?;
+    let here = stage.app(AppSpec::new("here", 2, 10).on("here")).await?;
+    // Lower priority, on the GPU that the other node reports as its own.
+    let there = stage.app(AppSpec::new("there", 2, 0).on("there")).await?;
     here.transcribe()?;
     there.transcribe()?;
     let node = stage.controller(&["--scope", "node", "--node", "here"]).await?;

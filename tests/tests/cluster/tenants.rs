@@ -1,12 +1,14 @@
-//! Several policies on one server: the strictest value holds, everybody is told, and nobody reaches into another
-//! namespace.
+//! Several policies on one server: the strictest value applies, every policy shows it in its status, and no policy affects
+//! another namespace.
 
 use anyhow::Result;
 use hush_tests::cluster::ControlPlane;
 use hush_tests::wait::wait_for;
 use serde_json::{Value, json};
 
-use crate::stage::{App, CONTROLLER, Cast, POD, SOON, Stage, own_plane, policy, wait_until_calm, wait_until_ready};
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, GovernedApp, POD, SOON, own_plane, policy, wait_until_calm, wait_until_ready,
+};
 
 /// The operator's policy for a team.
 fn floor(plane: &ControlPlane, team: &str, spec: &Value) -> Result<()> {
@@ -28,7 +30,7 @@ fn with(mut spec: Value, field: &str, value: Value) -> Value {
 }
 
 /// The first command that was carried out for an app, by its reason.
-fn reasons(app: &App, plane: &ControlPlane) -> Result<Vec<Value>> {
+fn reasons(app: &GovernedApp, plane: &ControlPlane) -> Result<Vec<Value>> {
     let actions = app.policy(plane)?["status"]["lastActions"].as_array().cloned().unwrap_or_default();
     Ok(actions.into_iter().map(|action| action["reason"].clone()).collect())
 }
@@ -36,10 +38,10 @@ fn reasons(app: &App, plane: &ControlPlane) -> Result<Vec<Value>> {
 #[tokio::test]
 async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
-    let tenant = stage.app(Cast::new("tenant", 2, 0)).await?;
-    let other = stage.app(Cast::new("other", 2, 0)).await?;
+    let tenant = stage.app(AppSpec::new("tenant", 2, 0)).await?;
+    let other = stage.app(AppSpec::new("other", 2, 0)).await?;
     wait_until_ready(&controller)?;
     tenant.transcribe()?;
     other.transcribe()?;
@@ -76,9 +78,9 @@ async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
         Ok(reasons(&tenant, &plane)?.contains(&json!("OnDemand")).then_some(()))
     })?;
 
-    // A selector that means everybody means everybody at home.
-    let everybody = json!({"matchLabels": {"gpu.hush.dev/server": "true"}});
-    let spec = with(policy("tenant", 0), "selector", everybody);
+    // A selector that matches all servers matches those of its own namespace.
+    let all_servers = json!({"matchLabels": {"gpu.hush.dev/server": "true"}});
+    let spec = with(policy("tenant", 0), "selector", all_servers);
     tenant.apply(&plane, with(spec, "residency", json!({"mode": "OnDemand"})))?;
     tenant.wait_for_status(&plane, "observedGeneration", 4)?;
     tenant.wait_for_status(&plane, "matched", 1)?;
@@ -89,7 +91,7 @@ async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
     assert!(other.server.unloads_ordered().is_empty());
     assert!(other.events(&plane)?.is_empty());
 
-    // A pod that is gone is governed by nobody, and one that comes back is.
+    // No policy governs a pod that is gone; a pod that comes back is governed again.
     tenant.namespace.delete_pod(POD).await?;
     tenant.wait_for_status(&plane, "matched", 0)?;
     tenant.wait_for_condition(&plane, "Ready", ("True", "NothingSelected"))?;
@@ -102,10 +104,10 @@ async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
 #[tokio::test]
 async fn a_hostile_tenant_keeps_nothing_at_the_cost_of_another() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
-    let hostile = stage.server(Cast::new("hostile", 2, 0)).await?;
-    let other = stage.server(Cast::new("other", 2, 0)).await?;
+    let hostile = stage.server(AppSpec::new("hostile", 2, 0)).await?;
+    let other = stage.server(AppSpec::new("other", 2, 0)).await?;
     wait_until_ready(&controller)?;
     let floor = json!({
         "apiVersion": "gpu.hush.dev/v1beta1",
@@ -146,10 +148,10 @@ async fn a_hostile_tenant_keeps_nothing_at_the_cost_of_another() -> Result<()> {
 #[tokio::test]
 async fn a_policy_may_be_edited_or_deleted_at_any_moment() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
     wait_until_ready(&controller)?;
-    let app = stage.server(Cast::new("app", 2, 0)).await?;
+    let app = stage.server(AppSpec::new("app", 2, 0)).await?;
     let soft = |grace: &str| {
         let pressure = json!({"soft": {"availableBelow": "1Gi", "gracePeriod": grace}, "transitionPeriod": "1s"});
         with(with(policy("app", 0), "pressure", pressure), "holdAfterEviction", json!("0s"))
@@ -191,13 +193,13 @@ async fn a_policy_may_be_edited_or_deleted_at_any_moment() -> Result<()> {
 #[tokio::test]
 async fn a_waiting_model_gets_room_from_another_namespace() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
     wait_until_ready(&controller)?;
     // Half a GiB is left with the one, and more than enough without it.
     stage.others_hold(14)?;
-    let low = stage.server(Cast::new("low", 4, 0)).await?;
-    let high = stage.server(Cast::new("high", 3, 10)).await?;
+    let low = stage.server(AppSpec::new("low", 4, 0)).await?;
+    let high = stage.server(AppSpec::new("high", 3, 10)).await?;
     for (app, name, priority) in [(&low, "low", 0), (&high, "high", 10)] {
         let spec = json!({"selector": {"matchLabels": {"app": name}}, "residency": {"mode": "Resident"}, "priority": priority});
         app.apply(&plane, spec)?;

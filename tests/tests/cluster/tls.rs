@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hush_tests::cluster::Rights;
-use hush_tests::https::{Authority, Pair};
+use hush_tests::https::{Authority, CertificatePair};
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, http};
 use serde_json::{Value, json};
 
-use crate::stage::{CONTROLLER, Cast, SERVER, SOON, Stage, own_plane, wait_until_acting, wait_until_ready};
+use crate::fixture::{
+    AppSpec, CONTROLLER, ClusterFixture, SERVER, SOON, own_plane, wait_until_acting, wait_until_ready,
+};
 
 /// Longer than server and controller take to read a file again.
 const READ_AGAIN: Duration = Duration::from_secs(6);
@@ -39,7 +41,7 @@ fn replace(path: &Path, content: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_and_authorities_rotate_and_commands_go_on() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     let (first, second) = (Authority::new("the first")?, Authority::new("the second")?);
     let ca_file = stage.path("ca.crt");
     replace(&ca_file, &first.certificate)?;
@@ -54,14 +56,14 @@ async fn certificates_and_authorities_rotate_and_commands_go_on() -> Result<()> 
     let (certificate, key) = first.sign_for("another")?.write(&folder)?;
     let (certificate, key) = (certificate.to_string_lossy().into_owned(), key.to_string_lossy().into_owned());
     let tls = ["--ops-tls-cert", certificate.as_str(), "--ops-tls-key", key.as_str()];
-    let app = stage.server(Cast { args: &tls, annotations: &[HTTPS], ..Cast::new("app", 2, 0) }).await?;
+    let app = stage.server(AppSpec { args: &tls, annotations: &[HTTPS], ..AppSpec::new("app", 2, 0) }).await?;
     let on_demand = json!({"selector": {"matchLabels": {"app": "app"}}, "residency": {"mode": "OnDemand"}});
     app.apply(&plane, on_demand)?;
     let pod = app.pod();
     let why = app.wait_for_condition(&plane, "Ready", ("Unknown", "ServersNotObserved"))?;
     assert!(why.contains(&format!("`hush-server.{}.svc`", app.namespace.name)) && why.contains("another"), "{why}");
 
-    let renew = |pair: &Pair| pair.write(&folder).map(drop);
+    let renew = |pair: &CertificatePair| pair.write(&folder).map(drop);
     renew(&first.sign_for(&app.namespace.name)?)?;
     wait_until_observed(&controller, &pod)?;
     app.wait_for_condition(&plane, "Ready", ("True", "InForce"))?;
@@ -108,14 +110,14 @@ async fn certificates_and_authorities_rotate_and_commands_go_on() -> Result<()> 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_authority_the_reason_names_the_option() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
-    let mut stage = Stage::new(&plane).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
     let authority = Authority::new("hush servers")?;
     let folder = stage.path("tls");
     std::fs::create_dir(&folder)?;
     let (certificate, key) = authority.sign_for("any")?.write(&folder)?;
     let (certificate, key) = (certificate.to_string_lossy().into_owned(), key.to_string_lossy().into_owned());
     let tls = ["--ops-tls-cert", certificate.as_str(), "--ops-tls-key", key.as_str()];
-    let app = stage.app(Cast { args: &tls, annotations: &[HTTPS], ..Cast::new("app", 2, 0) }).await?;
+    let app = stage.app(AppSpec { args: &tls, annotations: &[HTTPS], ..AppSpec::new("app", 2, 0) }).await?;
     authority.sign_for(&app.namespace.name)?.write(&folder)?;
     let _controller = stage.controller(&["--scope", "cluster"]).await?;
     let why = app.wait_for_condition(&plane, "Ready", ("Unknown", "ServersNotObserved"))?;

@@ -11,7 +11,7 @@ use hush_tests::{fixtures, http};
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
-use crate::stage::{Cast, SOON, Stage, pulse, returning, wait_until_missing, wait_until_ready};
+use crate::fixture::{AppSpec, ClusterFixture, SOON, pulse, returning, wait_until_missing, wait_until_ready};
 
 const ALPHA: &str = "v1alpha1";
 const BETA: &str = "v1beta1";
@@ -83,13 +83,13 @@ fn full_status() -> Value {
 }
 
 /// One object of each kind, in a namespace of its own.
-struct Objects<'a> {
+struct PolicyObjects<'a> {
     plane: &'a ControlPlane,
     namespace: Namespace,
     name: String,
 }
 
-impl<'a> Objects<'a> {
+impl<'a> PolicyObjects<'a> {
     async fn create(plane: &'a ControlPlane, name: &str, version: &str) -> Result<Self> {
         let objects = Self { plane, namespace: plane.namespace("versions", &[]).await?, name: name.to_owned() };
         for (kind, cluster) in [("GpuModelPolicy", false), ("ClusterGpuModelPolicy", true)] {
@@ -179,7 +179,7 @@ async fn definitions_are_upgraded_and_downgraded_over_live_objects() -> Result<(
     let Some(plane) = ControlPlane::start().await? else { return Ok(()) };
     apply_folder(&plane, EARLIER)?;
     wait_until_served(&plane, ALPHA, true).await?;
-    let old = Objects::create(&plane, "before", ALPHA).await?;
+    let old = PolicyObjects::create(&plane, "before", ALPHA).await?;
     let before = old.read(ALPHA)?;
     assert_eq!((&before[0]["spec"], &before[0]["status"]), (&full_spec(false), &full_status()));
     assert_eq!(before[1]["spec"], full_spec(true));
@@ -191,7 +191,7 @@ async fn definitions_are_upgraded_and_downgraded_over_live_objects() -> Result<(
     assert_eq!(stored_versions(&plane)?, [json!([ALPHA]), json!([ALPHA])]);
 
     // What is written in one version is read in the other, down to the last field, and stored in the one.
-    let new = Objects::create(&plane, "after", BETA).await?;
+    let new = PolicyObjects::create(&plane, "after", BETA).await?;
     let written = new.read(BETA)?;
     assert_eq!((&written[0]["spec"], &written[0]["status"]), (&full_spec(false), &full_status()));
     assert_eq!(written[1]["spec"], full_spec(true));
@@ -218,7 +218,7 @@ async fn definitions_are_upgraded_and_downgraded_over_live_objects() -> Result<(
 async fn objects_come_back_from_the_other_storage_version() -> Result<()> {
     let Some(plane) = ControlPlane::start().await? else { return Ok(()) };
     plane.apply_definitions().await?;
-    let objects = Objects::create(&plane, "live", BETA).await?;
+    let objects = PolicyObjects::create(&plane, "live", BETA).await?;
     let before = objects.read(BETA)?;
 
     let later = tempfile::tempdir()?;
@@ -287,8 +287,8 @@ async fn a_controller_over_earlier_definitions_waits_for_the_new_ones() -> Resul
     let Some(plane) = ControlPlane::start().await? else { return Ok(()) };
     apply_folder(&plane, EARLIER)?;
     wait_until_served(&plane, ALPHA, true).await?;
-    let mut stage = Stage::new(&plane).await?;
-    let app = stage.server(Cast::new("app", 2, 0)).await?;
+    let mut stage = ClusterFixture::new(&plane).await?;
+    let app = stage.server(AppSpec::new("app", 2, 0)).await?;
     let policy = json!({
         "apiVersion": "gpu.hush.dev/v1alpha1", "kind": "GpuModelPolicy",
         "metadata": {"name": "speech", "namespace": app.namespace.name}, "spec": returning("app", 0),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 
-impl Stage {
+impl PageFixture {
     /// As a browser sends it.
     fn browse(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<http::Response> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n");
@@ -26,7 +26,7 @@ impl Stage {
 /// A page whose name was pointed at the loopback is of the controller's own origin for its browser.
 #[test]
 fn a_name_that_was_rebound_to_the_loopback_reads_and_sends_nothing() -> Result<()> {
-    let stage = Stage::with_token()?;
+    let stage = PageFixture::with_token()?;
     let host = format!("evil.example:{}", stage.controller.ops.port());
     for (method, path) in [
         ("GET", "/"),
@@ -46,7 +46,7 @@ fn a_name_that_was_rebound_to_the_loopback_reads_and_sends_nothing() -> Result<(
         assert_eq!(stage.browse("GET", "/api/v1/state", &[("Host", host)])?.status, 200, "{host}");
     }
 
-    let named = Stage::new(&["--page-host", "hush.example"])?;
+    let named = PageFixture::new(&["--page-host", "hush.example"])?;
     assert_eq!(named.browse("GET", "/api/v1/state", &[("Host", "hush.example")])?.status, 200);
     assert_eq!(named.browse("GET", "/api/v1/state", &[("Host", "evil.example")])?.status, 403);
     Ok(())
@@ -55,7 +55,7 @@ fn a_name_that_was_rebound_to_the_loopback_reads_and_sends_nothing() -> Result<(
 /// Where the controller listens for others too, what comes from its own loopback is a `kubectl port-forward` or a person there.
 #[test]
 fn a_rebound_name_is_refused_also_where_others_may_come() -> Result<()> {
-    let stage = Stage::new(&["--listen", "0.0.0.0:0"])?;
+    let stage = PageFixture::new(&["--listen", "0.0.0.0:0"])?;
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], stage.controller.ops.port()));
     let get = |host: &str| {
         let request = format!("GET /api/v1/state HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -67,7 +67,7 @@ fn a_rebound_name_is_refused_also_where_others_may_come() -> Result<()> {
 
 #[test]
 fn a_page_of_another_origin_reads_and_sends_nothing() -> Result<()> {
-    let stage = Stage::with_token()?;
+    let stage = PageFixture::with_token()?;
     let host = stage.controller.ops.to_string();
     let own = format!("http://{host}");
     for (headers, is_answered) in [
@@ -124,7 +124,7 @@ fn costly() -> Vec<(&'static str, String)> {
 
 #[test]
 fn a_what_if_costs_no_more_than_its_length() -> Result<()> {
-    let stage = Stage::with_token()?;
+    let stage = PageFixture::with_token()?;
     let before = stage.peak_mib()?;
     for (what, text) in costly() {
         let begun = Instant::now();
@@ -148,7 +148,7 @@ fn a_what_if_costs_no_more_than_its_length() -> Result<()> {
 
 #[test]
 fn many_what_ifs_at_once_leave_the_controller_answering() -> Result<()> {
-    let stage = Stage::with_token()?;
+    let stage = PageFixture::with_token()?;
     let text = "---\n".repeat(65_000);
     let before = stage.peak_mib()?;
     std::thread::scope(|scope| {

@@ -35,7 +35,7 @@ pub struct Dim3 {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-pub struct Extent {
+pub struct CopyExtent {
     pub width: usize,
     pub height: usize,
     pub depth: usize,
@@ -52,12 +52,12 @@ pub struct Pitched {
 #[repr(C)]
 pub struct Copy3D {
     pub source_array: Pointer,
-    pub source_position: Extent,
+    pub source_position: CopyExtent,
     pub source: Pitched,
     pub destination_array: Pointer,
-    pub destination_position: Extent,
+    pub destination_position: CopyExtent,
     pub destination: Pitched,
-    pub extent: Extent,
+    pub extent: CopyExtent,
     pub kind: i32,
 }
 

@@ -1,6 +1,6 @@
 //! Which devices a process sees, and in which order.
 
-use hush_nvml::{Device, Script};
+use hush_nvml::{Script, ScriptedDevice};
 use hush_tests::cuda_double::CudaDouble;
 use hush_tests::gpus::GIB;
 
@@ -12,7 +12,10 @@ const OTHER: &str = "GPU-bbbb3333-0000-0000-0000-000000000003";
 
 /// An old card in the first place, and two faster ones; the total tells which is which.
 fn three() -> Script {
-    let device = |uuid, gib: u64, capability| Device { compute_capability: capability, ..Device::new(uuid, gib * GIB) };
+    let device = |uuid, gib: u64, capability| ScriptedDevice {
+        compute_capability: capability,
+        ..ScriptedDevice::new(uuid, gib * GIB)
+    };
     Script::of([device(OLD, 1, [7, 5]), device(NEW, 2, [9, 0]), device(OTHER, 3, [8, 9])])
 }
 

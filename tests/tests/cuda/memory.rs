@@ -3,8 +3,8 @@
 use std::os::unix::process::ExitStatusExt;
 use std::ptr;
 
-use hush_nvml::Process;
-use hush_tests::cuda_double::{Copied, Count, CudaDouble, Direction, HostMemory};
+use hush_nvml::ScriptedProcess;
+use hush_tests::cuda_double::{CallCount, CopyKind, CudaDouble, Direction, HostMemory};
 use hush_tests::gpus::{GIB, SOON, of_both, of_gpu};
 use hush_tests::process;
 use hush_tests::wait::wait_for;
@@ -73,8 +73,8 @@ fn registered_memory_is_pinned_and_a_reset_gives_everything_back() {
     });
     let Some(cuda) = cuda else { return };
     let copies = cuda.logs().unwrap().pop().unwrap().after_marks("copy").pop().unwrap().copies;
-    let pinned = Copied { direction: Direction::HostToDevice, host: HostMemory::Pinned, synchronous: false };
-    assert_eq!(copies.into_iter().collect::<Vec<_>>(), [(pinned, Count { count: 1, bytes: 4096 })]);
+    let pinned = CopyKind { direction: Direction::HostToDevice, host: HostMemory::Pinned, synchronous: false };
+    assert_eq!(copies.into_iter().collect::<Vec<_>>(), [(pinned, CallCount { count: 1, bytes: 4096 })]);
 }
 
 /// Other holders of the script, the context, and other processes leave less of a device.
@@ -86,7 +86,7 @@ fn what_others_hold_on_the_card_is_not_to_be_had() {
             gpu.total_bytes = GIB;
             gpu.reserved_bytes = 24 * MIB;
             gpu.used_bytes = 200 * MIB;
-            gpu.processes = vec![Process { pid: 4_000_000, bytes: 300 * MIB, graphics: false }];
+            gpu.processes = vec![ScriptedProcess { pid: 4_000_000, bytes: 300 * MIB, graphics: false }];
         })
         .unwrap();
         cuda.change(|script| script.context_bytes = 100 * MIB).unwrap();

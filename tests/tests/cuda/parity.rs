@@ -18,7 +18,7 @@ use hush_whisper::{
 
 const ROWS: usize = 8;
 const TIME_TOLERANCE_SECONDS: f64 = 0.041;
-/// Of fp16, whose sums are formed in another order.
+/// The tolerance for fp16, whose sums are formed in another order.
 const PROBABILITY_TOLERANCE: f64 = 0.02;
 
 struct Engines {
@@ -67,14 +67,14 @@ fn vad_model() -> Option<PathBuf> {
 }
 
 #[derive(Default)]
-struct Kept {
+struct ReferenceRun {
     segments: Vec<Segment>,
     /// Ends the work at this question.
     stop_at: Option<usize>,
     asked: usize,
 }
 
-impl Sink for Kept {
+impl Sink for ReferenceRun {
     fn segment(&mut self, segment: Segment) {
         self.segments.push(segment);
     }
@@ -102,7 +102,7 @@ fn recordings() -> Result<Vec<String>> {
 }
 
 fn transcribe(engine: &Engine, name: &str, options: &TranscribeOptions) -> Result<Vec<Segment>> {
-    let mut kept = Kept::default();
+    let mut kept = ReferenceRun::default();
     engine.transcribe(&mut recording(name)?, options, &mut kept)?;
     Ok(kept.segments)
 }
@@ -242,7 +242,7 @@ fn a_request_that_is_cancelled_in_the_middle_of_its_steps() -> Result<()> {
     for stop_at in [2, 3, 5] {
         let beside = std::thread::scope(|scope| -> Result<Vec<Segment>> {
             let beside = scope.spawn(move || transcribe(gpu, "de-1.wav", &plain()));
-            let mut kept = Kept { stop_at: Some(stop_at), ..Kept::default() };
+            let mut kept = ReferenceRun { stop_at: Some(stop_at), ..ReferenceRun::default() };
             let options = TranscribeOptions { beam_size: Some(5), ..plain() };
             let ended = gpu.transcribe(&mut recording("long-en.flac")?, &options, &mut kept);
             ensure!(matches!(ended, Err(TranscribeError::Cancelled)), "{ended:?}");

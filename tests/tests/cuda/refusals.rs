@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
-use hush_nvml::{Device, Script};
+use hush_nvml::{Script, ScriptedDevice};
 use hush_tests::cuda_double::CudaDouble;
 use hush_tests::gpus::{GIB, SOON, UUID};
 use hush_tests::wait::wait_for;
@@ -168,9 +168,11 @@ fn auto_is_the_gpu_where_it_works_and_says_why_where_not() -> Result<()> {
 /// NVML counts by bus, CUDA by speed unless it is told: the first on the bus is the slower, which is too old.
 #[test]
 fn transcribe_counts_gpus_as_nvidia_smi_does() -> Result<()> {
-    let old = Device { compute_capability: [6, 1], ..Device::new(UUID, 8 * GIB) };
-    let new =
-        Device { compute_capability: [9, 0], ..Device::new("GPU-22222222-2222-3333-4444-555555555555", 16 * GIB) };
+    let old = ScriptedDevice { compute_capability: [6, 1], ..ScriptedDevice::new(UUID, 8 * GIB) };
+    let new = ScriptedDevice {
+        compute_capability: [9, 0],
+        ..ScriptedDevice::new("GPU-22222222-2222-3333-4444-555555555555", 16 * GIB)
+    };
     let Some(cuda) = CudaDouble::with(Script::of([old, new]))? else { return Ok(()) };
     for device in ["cuda:1", "cuda:GPU-22222222-2222-3333-4444-555555555555", "cuda:GPU-2222"] {
         let (text, log) = said(&cuda, &["--device", device])?;

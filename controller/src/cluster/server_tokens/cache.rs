@@ -1,30 +1,31 @@
-//! Tokens that are used again: one for each server, until shortly before they expire.
+//! A cache of tokens: one for each server, until shortly before it expires.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hush_contract::admin::ServerAudience;
 
-/// A token has about 1 kB. Beyond so many servers each command may ask for a token anew.
+/// The number of cached tokens, of about 1 kB each. With more servers, a command may need a new token each time.
 const TOKENS_MAX: usize = 4096;
-/// A command takes its time, and the server asks the API server about the token when the command arrives.
+/// The shortest remaining lifetime of a token that is used: the command needs time to arrive, and the server then has the
+/// API server review the token.
 const LEAST_LEFT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct TokenCache {
-    tokens: BTreeMap<ServerAudience, Cached>,
+    tokens: BTreeMap<ServerAudience, CachedToken>,
 }
 
-/// Its text is shown to the server and to nothing else.
-struct Cached {
+/// A token. Its text is sent to its server only, and never printed.
+struct CachedToken {
     token: String,
     use_until: Instant,
     used_at: Instant,
 }
 
-impl std::fmt::Debug for Cached {
+impl std::fmt::Debug for CachedToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cached").field("use_until", &self.use_until).finish_non_exhaustive()
+        f.debug_struct("CachedToken").field("use_until", &self.use_until).finish_non_exhaustive()
     }
 }
 
@@ -35,25 +36,26 @@ impl TokenCache {
         Some(cached.token.clone())
     }
 
-    /// `lifetime`: from `asked_at` on, so that no clock but this machine's counts.
+    /// Adds a token. `lifetime` is counted from `asked_at`, so that only the clock of this machine matters. Where the cache
+    /// is full, expired tokens make room, or the token that has not been used for the longest time.
     pub(super) fn insert(&mut self, asked_at: Instant, audience: ServerAudience, token: String, lifetime: Duration) {
         if self.tokens.len() >= TOKENS_MAX && !self.tokens.contains_key(&audience) {
             self.tokens.retain(|_, cached| asked_at < cached.use_until);
         }
         if self.tokens.len() >= TOKENS_MAX && !self.tokens.contains_key(&audience) {
-            let unused = self.tokens.iter().min_by_key(|(_, cached)| cached.used_at);
-            let unused = unused.map(|(audience, _)| audience.clone());
-            unused.map(|audience| self.tokens.remove(&audience));
+            let least_recent = self.tokens.iter().min_by_key(|(_, cached)| cached.used_at);
+            let least_recent = least_recent.map(|(audience, _)| audience.clone());
+            least_recent.map(|audience| self.tokens.remove(&audience));
         }
 
         let margin = LEAST_LEFT.max(lifetime / 5);
         let use_until = asked_at + lifetime.saturating_sub(margin);
-        self.tokens.insert(audience, Cached { token, use_until, used_at: asked_at });
+        self.tokens.insert(audience, CachedToken { token, use_until, used_at: asked_at });
     }
 
     /// Drops the tokens of servers that are gone.
-    pub(super) fn retain(&mut self, is_there: impl Fn(&ServerAudience) -> bool) {
-        self.tokens.retain(|audience, _| is_there(audience));
+    pub(super) fn retain(&mut self, is_known: impl Fn(&ServerAudience) -> bool) {
+        self.tokens.retain(|audience, _| is_known(audience));
     }
 }
 
@@ -74,14 +76,14 @@ mod tests {
         assert!(cache.get(now + Duration::from_secs(479), &audience(1)).is_some());
         assert_eq!(cache.get(now + Duration::from_secs(480), &audience(1)), None);
 
-        // One that is as good as expired is not kept for use.
+        // A token that is about to expire is never used.
         cache.insert(now, audience(3), "t".to_owned(), Duration::from_secs(30));
         assert_eq!(cache.get(now, &audience(3)), None);
         assert!(!format!("{cache:?}").contains("\"t\""));
     }
 
     #[test]
-    fn tokens_are_bounded_and_those_that_are_used_stay() {
+    fn the_cache_is_bounded_and_keeps_the_tokens_that_are_used() {
         let (mut cache, now, day) = (TokenCache::default(), Instant::now(), Duration::from_secs(86400));
         for n in 0..2 * TOKENS_MAX {
             let now = now + Duration::from_millis(n as u64);

@@ -1,4 +1,4 @@
-// What a person does, each after a question: unload, load, pause, resume.
+// The actions of the page: unload, load, pause, resume. Each asks for a confirmation first.
 
 import { Refused, hasToken, load, pause, resume, unload, useToken } from './api.js';
 import { $ } from './dom.js';
@@ -6,18 +6,18 @@ import { bytes } from './words.js';
 
 const AWAY = [['0', 'it may come back at once'], ['600', '10 minutes'], ['3600', '1 hour']];
 const PAUSES = [['30m', '30 minutes'], ['2h', '2 hours'], ['', 'until it is resumed']];
-/** What is in flight may go on for so long; what is not done then is begun again after the next load. */
+/** Requests in flight may go on for this long; those that have not ended then begin again after the next load. */
 const DRAIN_SECONDS = 30;
 
-/** `changed()` is called when a token is given or forgotten; `say(text)`: for people who do not see the page. */
+/** `changed()` is called when a token is given or forgotten; `announce(text)` gives a text to screen readers. */
 export class Actions {
   #changed;
-  #say;
+  #announce;
   #run = null;
 
-  constructor(changed, say) {
+  constructor(changed, announce) {
     this.#changed = changed;
-    this.#say = say;
+    this.#announce = announce;
     $('token-form').addEventListener('submit', (event) => {
       event.preventDefault();
       useToken($('token').value);
@@ -82,7 +82,7 @@ export class Actions {
     try {
       await run($('dialog-choice').value);
       $('dialog').close();
-      this.#say(`${verb}: done.`);
+      this.#announce(`${verb}: done.`);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       $('dialog-problem').textContent = error.message;

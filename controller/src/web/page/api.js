@@ -1,7 +1,7 @@
-// What the page asks of the controller. Addresses are relative: the page may live below a path of a proxy.
+// The requests of the page to the controller. Their addresses are relative, because a proxy may serve the page below a path.
 
 const TOKEN = 'hush-controller-token';
-/** Gone with the tab. */
+/** The token is forgotten when the tab is closed. */
 let token = sessionStorage.getItem(TOKEN) ?? '';
 
 export const hasToken = () => token !== '';
@@ -12,7 +12,7 @@ export function useToken(given) {
   else sessionStorage.removeItem(TOKEN);
 }
 
-/** The controller said no, or nothing. `status` 0: it was not reached. */
+/** A request that the controller refused, or that did not reach it: then `status` is 0. */
 export class Refused extends Error {
   constructor(status, code, message, problems = []) {
     super(message);
@@ -33,17 +33,17 @@ async function ask(address, options) {
   try {
     body = JSON.parse(text);
   } catch {
-    // Not from the controller itself.
+    // The response is no JSON, because a proxy wrote it.
   }
   throw new Refused(response.status, body.code ?? '', body.message ?? `The answer was ${response.status}.`, body.problems);
 }
 
-/** In the query: proxies on the way write an encoded slash of a path as a slash. */
+/** Names go into the query, because proxies on the way decode an encoded slash in a path. */
 const about = (names) => `?${new URLSearchParams(names)}`;
 
 export const policyYaml = async (policy) => (await ask(`api/v1/policy${about({ policy })}`)).text();
 
-/** With the token. Not as `Authorization`: behind `kubectl proxy` that is the API server's. */
+/** Sends the token in a header of its own, because behind `kubectl proxy` the API server takes `Authorization`. */
 async function post(address, type, body) {
   const headers = { 'X-Hush-Token': token, 'Content-Type': type };
   return (await ask(address, { method: 'POST', headers, body })).json();
@@ -58,15 +58,15 @@ export const load = ({ server, model }, body) => act(`api/v1/load${about({ serve
 export const pause = (policy, duration) => act(`api/v1/pause${about({ policy })}`, duration ? { duration } : { untilResumed: true });
 export const resume = (policy) => act(`api/v1/resume${about({ policy })}`, {});
 
-/** Nothing for so long, not even a heartbeat, is a lost connection. */
+/** A connection without an event, not even a heartbeat, for this long is lost. */
 const SILENCE_MS = 15_000;
 
-/** Follows the state; comes back after each loss. `on.state(view)`, `on.alive(at, steppedAt)`, `on.lost()`. */
+/** Follows the state, and reconnects after each loss. Calls `on.state(view)`, `on.alive(at, steppedAt)`, `on.lost()`. */
 export function watch(on) {
   let source;
   let silence;
   let pauseMs = 500;
-  const heard = () => {
+  const resetTimeout = () => {
     clearTimeout(silence);
     silence = setTimeout(again, SILENCE_MS);
     pauseMs = 500;
@@ -82,15 +82,15 @@ export function watch(on) {
     source = new EventSource('api/v1/events');
     silence = setTimeout(again, SILENCE_MS);
     source.addEventListener('state', (event) => {
-      heard();
+      resetTimeout();
       on.state(JSON.parse(event.data));
     });
     source.addEventListener('heartbeat', (event) => {
-      heard();
+      resetTimeout();
       const { at, steppedAt } = JSON.parse(event.data);
       on.alive(at, steppedAt);
     });
-    // Some losses EventSource mends by itself, others not: all are mended here.
+    // EventSource reconnects after some errors and not after others, so that all reconnects are done here.
     source.onerror = again;
   };
   open();

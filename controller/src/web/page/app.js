@@ -1,4 +1,4 @@
-// The page: the state as it comes, and what is said when it does not.
+// The page: shows each state that the controller sends, and says so when none comes.
 
 import { Actions } from './actions.js';
 import { watch } from './api.js';
@@ -9,19 +9,19 @@ import { showTimeline } from './timeline.js';
 import { WhatIf } from './whatif.js';
 
 let state = null;
-/** The controller's clock less this machine's steady one, in milliseconds. */
+/** The controller's clock minus this machine's monotonic one, in milliseconds. */
 let offset = Date.now() - performance.now();
 const now = () => performance.now() + offset;
 
-const say = (text) => write($('status'), text);
-const actions = new Actions(() => state && show(state), say);
+const announce = (text) => write($('status'), text);
+const actions = new Actions(() => state && show(state), announce);
 const models = new ModelList($('models'), now, (kind, model) => actions.model(kind, model));
-const whatIf = new WhatIf(() => state, say);
+const whatIf = new WhatIf(() => state, announce);
 
 function show(next) {
   state = next;
   const mayAct = actions.show(state.actions);
-  // Before its first step the controller knows nothing.
+  // The state is empty before the controller's first step.
   const begun = Date.parse(state.at) > 0;
   const nothing = state.gpus.length === 0 && state.models.length === 0;
   $('empty').hidden = begun && !nothing;

@@ -1,4 +1,4 @@
-// Elements, made and kept.
+// Creates and updates elements.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -21,14 +21,14 @@ function fill(element, properties, children) {
   return element;
 }
 
-/** Writes only what differs, so that nothing is read out twice and no selection is lost. */
+/** Changes only text that differs, so that screen readers do not read it again and a selection is not lost. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
 /**
- * Makes the children of `parent` those of `items`, each known by `key(item)`, made by `create(item)` once and brought up
- * to date by `update(element, item)`. What has the focus stays where it is.
+ * Gives `parent` one child for each of `items`. A child is identified by `key(item)`, created once by `create(item)`, and
+ * updated by `update(element, item)`. The focused element stays in place.
  */
 export function keep(parent, items, key, create, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));

@@ -1,9 +1,9 @@
-// Nodes and their GPUs: who holds the memory, and where pressure begins.
+// Nodes and their GPUs: what holds the memory, and where pressure begins.
 
 import { draw, keep, make, write } from './dom.js';
 import { GPU_REASONS, PRESSURE, bytes } from './words.js';
 
-/** `gpus` of the state into `root`, grouped by node; `servers` tells of nodes without a known GPU. */
+/** Shows `gpus` of the state in `root`, grouped by node; `servers` name nodes without a known GPU. */
 export function showGpus(root, gpus, servers) {
   const names = [...new Set([...gpus.map(({ node }) => node), ...servers.map(({ node }) => node)])].sort();
   const nodes = names.map((name) => ({
@@ -62,14 +62,14 @@ function showGpu(element, gpu) {
   element.querySelector('.memory').replaceChildren(bar(gpu));
 }
 
-/** Others from the left, ours beside them, what is free at the right; thresholds are measured from the right. */
+/** Others from the left, ours beside them, free memory at the right; thresholds are measured from the right. */
 function bar(gpu) {
   const share = (count) => `${(100 * Math.min(1, count / Math.max(1, gpu.totalBytes))).toFixed(2)}%`;
   const label = `${bytes(gpu.oursBytes)} ours, ${bytes(gpu.othersBytes)} others, ${bytes(gpu.freeBytes)} free of ${bytes(gpu.totalBytes)}`;
   const marks = gpu.thresholds.flatMap(({ level, belowBytes }) => {
     const x = share(gpu.totalBytes - belowBytes);
     const line = (name) => draw('line', { class: name, x1: x, x2: x, y1: 0, y2: 34 });
-    // Seen on every colour below it.
+    // The halo makes the mark visible on every colour.
     return [line('halo'), line(`mark ${level.toLowerCase()}`)];
   });
   return draw('svg', { class: 'memory-bar', role: 'img', 'aria-label': label, width: '100%', height: 34 },

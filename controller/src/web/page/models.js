@@ -1,9 +1,9 @@
-// The models: what they do, how long they stay, who governs them and why they are left alone.
+// The models: their state, how long they stay, which policies select them and why they are left alone.
 
 import { keep, make, write } from './dom.js';
 import { STATES, WHY, bytes, clock, span } from './words.js';
 
-/** `now()` gives the controller's time in milliseconds; `act(kind, model)` is there when people may act. */
+/** `now()` returns the controller's time in milliseconds; `act(kind, model)` is called for the buttons of a model. */
 export class ModelList {
   #root;
   #now;
@@ -54,7 +54,7 @@ export class ModelList {
     element.querySelector('[data-do=load]').hidden = model.state !== 'Unloaded' && model.state !== 'Failed';
   }
 
-  /** What grows with time alone. */
+  /** Updates what changes with time alone. */
   tick() {
     const now = this.#now();
     for (const model of this.#models) {
@@ -69,7 +69,7 @@ export class ModelList {
   }
 }
 
-/** Their details count time, which the clock does better, or say the same again. */
+/** The details of these reasons count time, which the clock shows already, or repeat the reason. */
 const WITHOUT_DETAIL = ['NotIdle', 'MinResident', 'GracePeriod', 'NotGoverned', 'NotLoaded', 'MetricsStale'];
 
 const key = ({ server, model }) => `${server} ${model}`;
@@ -103,7 +103,7 @@ function clockOf(model, now, left) {
   const idle = `idle ${clock((now - Date.parse(model.idleSince)) / 1000)}`;
   if (left === null) return idle;
   if (left.seconds <= 0) return `${idle}, leaves now`;
-  // Rounded up: it is gone at 0:00.
+  // Rounded up, so that the model leaves at 0:00.
   return `${idle}, leaves in ${clock(Math.ceil(left.seconds))}`;
 }
 

@@ -1,4 +1,4 @@
-// What was done, newest first.
+// The last commands, newest first.
 
 import { keep, make } from './dom.js';
 import { REASONS, bytes, outcome } from './words.js';

@@ -1,20 +1,20 @@
-// What would be done with an edited policy.
+// Shows what would be done with an edited policy.
 
 import { Refused, policyYaml, whatIf } from './api.js';
 import { $, make, write } from './dom.js';
 import { showGpus } from './gpus.js';
 import { PRESSURE, REASONS, WHY, bytes, span } from './words.js';
 
-/** `state()`: what is now; `say(text)`: for people who do not see the page. */
+/** `state()` returns the current state; `announce(text)` gives a text to screen readers. */
 export class WhatIf {
   #state;
-  #say;
-  /** Why nothing can be tried out now. */
+  #announce;
+  /** Why no plan can be requested now. */
   #missing = '';
 
-  constructor(state, say) {
+  constructor(state, announce) {
     this.#state = state;
-    this.#say = say;
+    this.#announce = announce;
     $('what-if').addEventListener('submit', (event) => {
       event.preventDefault();
       this.#try();
@@ -22,7 +22,7 @@ export class WhatIf {
     $('pick').addEventListener('change', () => this.begin($('pick').value));
   }
 
-  /** `offered`: the controller has a token to compare with; `may`: the person has given one. */
+  /** `offered`: the controller has a token to compare with; `may`: the user has entered one. */
   allow(offered, may) {
     this.#missing = may ? '' : offered
       ? 'It asks for the token: give it below, at “Acting”.'
@@ -103,7 +103,7 @@ export class WhatIf {
       bars);
     $('answer').hidden = false;
     $('answer').focus({ preventScroll: false });
-    this.#say(`What would happen: ${decisions.length} ${decisions.length === 1 ? 'command' : 'commands'} now.`);
+    this.#announce(`What would happen: ${decisions.length} ${decisions.length === 1 ? 'command' : 'commands'} now.`);
   }
 }
 
@@ -112,7 +112,7 @@ function changed(before, after) {
     ['residency', (m) => m?.rules?.residency.value ?? 'its server’s own'],
     ['idle timeout', (m) => (m?.idleTimeoutMs ? span(m.idleTimeoutMs.value) : 'none')],
     ['priority', (m) => String(m?.rules?.priority.value ?? 0)],
-    ['governed by', (m) => m?.rules?.policies.join(', ') ?? 'nobody'],
+    ['governed by', (m) => m?.rules?.policies.join(', ') ?? 'no policy'],
     ['left alone because', (m) => m?.why.map(({ reason }) => WHY[reason] ?? reason).join('; ') || 'it is not'],
   ];
   const lines = facts.map(([name, of]) => [name, of(before), of(after)]).filter(([, was, is]) => was !== is);

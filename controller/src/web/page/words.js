@@ -1,4 +1,4 @@
-// Figures and reasons in words.
+// The texts for figures, states and reasons.
 
 export function bytes(count) {
   if (count === null || count === undefined) return 'unknown';
@@ -14,7 +14,7 @@ export function clock(seconds) {
   return h > 0 ? `${h}:${pad(m)}:${pad(s)}` : `${m}:${pad(s)}`;
 }
 
-/** A length of time as policies write it. */
+/** A duration as policies write it. */
 export function span(ms) {
   const parts = [['h', 3_600_000], ['m', 60_000], ['s', 1000], ['ms', 1]];
   let rest = ms;
@@ -42,7 +42,7 @@ export const WHY = {
   MetricsStale: 'Its figures are too old to act on',
   Transition: 'It is on its way already',
   BackOff: 'Commands to its server failed lately',
-  NotLoaded: 'Nobody asks for it',
+  NotLoaded: 'No request needs it',
   Busy: 'It is working',
   NotIdle: 'Not idle for long enough',
   Resident: 'Its policy keeps it in memory',
@@ -53,7 +53,7 @@ export const WHY = {
   NotNeeded: 'There is enough memory without it',
   ForeignPressure: 'Others hold the memory; it would not help',
   RoomComing: 'Room for it is on its way',
-  CannotMakeRoom: 'Nobody of lower priority can make room',
+  CannotMakeRoom: 'No model of lower priority can make room',
   NoRoom: 'There is no room for it now',
   DryRun: 'A dry-run policy would keep it',
 };
@@ -62,7 +62,7 @@ export const WHY = {
 export const REASONS = {
   OverBudget: 'over its budget',
   IdleTimeout: 'idle for long enough',
-  OnDemand: 'nobody needs it',
+  OnDemand: 'no request needs it',
   HardPressure: 'memory is very short',
   SoftPressure: 'memory is short',
   MakeRoom: 'room for another model',
@@ -87,7 +87,7 @@ export const GPU_REASONS = {
   TransitionPeriod: 'settling',
 };
 
-/** What became of a decision. */
+/** The outcome of a command. */
 export function outcome(record) {
   switch (record.outcome) {
     case 'Unloaded': {

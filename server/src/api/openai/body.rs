@@ -1,4 +1,4 @@
-//! Answers that are sent when the last segment is there.
+//! Answers that are sent when the whole transcript is decoded.
 
 use std::io;
 use std::sync::Arc;
@@ -11,45 +11,45 @@ use utoipa::ToSchema;
 
 use super::super::ApiState;
 use super::super::error::{ApiError, json_response};
-use super::super::speech::Speech;
-use super::asked::{Asked, ResponseFormat};
+use super::super::speech::SpeechModel;
 use super::error::OpenAiError;
-use super::text::Joiner;
-use crate::format::{Format, Writer};
+use super::parameters::{ResponseFormat, TranscriptionParameters};
+use super::text::SegmentJoiner;
+use crate::format::{TranscriptFormat, TranscriptWriter};
 use crate::job::{JobError, Transcription};
 use crate::recording::Recording;
 
-/// `response_format` `json`.
+/// The answer for `response_format` `json`.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Transcription)]
-pub struct Json {
+pub struct JsonTranscription {
     text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Vec<Logprob>>,
-    usage: Duration,
+    usage: AudioUsage,
 }
 
-/// What was used: seconds of audio, rounded up.
+/// Usage in seconds of audio, rounded up.
 #[derive(Serialize, ToSchema)]
 #[schema(as = TranscriptionUsage)]
-struct Duration {
+struct AudioUsage {
     r#type: &'static str,
     seconds: u64,
 }
 
-impl Duration {
-    fn of(transcript: &Transcript) -> Self {
+impl AudioUsage {
+    fn for_transcript(transcript: &Transcript) -> Self {
         Self { r#type: "duration", seconds: transcript.duration_seconds.ceil() as u64 }
     }
 }
 
-/// `response_format` `verbose_json`.
-// Fields in the order of the real service.
+/// The answer for `response_format` `verbose_json`.
+// The fields are in the order of OpenAI's service.
 #[derive(Serialize, ToSchema)]
 #[schema(as = VerboseTranscription)]
-pub struct Verbose<'a> {
+pub struct VerboseTranscription<'a> {
     task: &'static str,
-    /// Lower-case English name.
+    /// Lower-case English name of the language.
     language: &'a str,
     duration: f64,
     text: String,
@@ -57,7 +57,7 @@ pub struct Verbose<'a> {
     words: Option<Vec<VerboseWord<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     segments: Option<Vec<VerboseSegment<'a>>>,
-    usage: Duration,
+    usage: AudioUsage,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -72,7 +72,7 @@ struct VerboseWord<'a> {
 #[schema(as = TranscriptionSegment)]
 struct VerboseSegment<'a> {
     id: usize,
-    /// Mel frames of 10 ms.
+    /// Position of the window in mel frames of 10 ms.
     seek: usize,
     start: f64,
     end: f64,
@@ -101,7 +101,7 @@ impl<'a> VerboseSegment<'a> {
     }
 }
 
-/// One token of text and how sure the model was of it.
+/// One token of text and its log probability.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Logprob {
     token: String,
@@ -109,18 +109,21 @@ pub struct Logprob {
     bytes: Vec<u8>,
 }
 
-/// The tokens of text in a segment; a token may be a part of a character.
-pub async fn logprobs(model: &dyn Speech, segment: &Segment) -> Result<Vec<Logprob>, JobError> {
+/// The tokens of text in a segment. A token may be a part of a character.
+pub async fn logprobs(model: &dyn SpeechModel, segment: &Segment) -> Result<Vec<Logprob>, JobError> {
     let bytes = model.token_bytes(segment.tokens.clone()).await?;
+
     let tokens = bytes.into_iter().zip(&segment.token_logprobs);
     let logprob = |(bytes, logprob): (Option<Vec<u8>>, &f32)| {
         let bytes = bytes?;
         Some(Logprob { token: token_text(&bytes), logprob: *logprob, bytes })
     };
+
     Ok(tokens.filter_map(logprob).collect())
 }
 
-/// A token that is a part of a character is written as its bytes are in Python, with a prefix that no text has.
+/// The text of a token. A token that is a part of a character is written as Python writes bytes, after a prefix that no text
+/// has.
 fn token_text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
@@ -128,47 +131,50 @@ fn token_text(bytes: &[u8]) -> String {
     }
 }
 
-pub fn count_audio(state: &ApiState, model: &dyn Speech, transcript: &Transcript) {
+/// Adds the duration of a transcript to the metric of transcribed audio.
+pub fn count_audio(state: &ApiState, model: &dyn SpeechModel, transcript: &Transcript) {
     let counter = state.metrics.audio_seconds_total.with_label_values(&[model.model()]);
     counter.inc_by(transcript.duration_seconds.max(0.0));
 }
 
-pub async fn answer(
+/// Transcribes a recording and answers in the requested format.
+pub async fn transcribe(
     state: &ApiState,
-    model: Arc<dyn Speech>,
+    model: Arc<dyn SpeechModel>,
     recording: Recording,
-    asked: Asked,
+    parameters: TranscriptionParameters,
 ) -> Result<Response, OpenAiError> {
-    let task = asked.options.task;
-    let work = model.transcribe(recording, asked.options, Some(state.config.cold_hold));
-    let Transcription { transcript, segments } = work.await?;
+    let task = parameters.options.task;
+    let transcribed = model.transcribe(recording, parameters.options, Some(state.config.cold_hold));
+    let Transcription { transcript, segments } = transcribed.await?;
     count_audio(state, &*model, &transcript);
-    match asked.format {
+    match parameters.format {
         ResponseFormat::Json => {
             let mut all = Vec::new();
-            if asked.logprobs {
+            if parameters.logprobs {
                 for segment in &segments {
                     all.append(&mut logprobs(&*model, segment).await?);
                 }
             }
-            let logprobs = asked.logprobs.then_some(all);
+
+            let logprobs = parameters.logprobs.then_some(all);
             Ok(json_response(
                 StatusCode::OK,
-                &Json { text: text(&segments), logprobs, usage: Duration::of(&transcript) },
+                &JsonTranscription { text: text(&segments), logprobs, usage: AudioUsage::for_transcript(&transcript) },
             ))
         }
         ResponseFormat::VerboseJson => {
-            let (words, with_segments) = (asked.words, asked.segments);
+            let (words, with_segments) = (parameters.words, parameters.segments);
             Ok(json_response(StatusCode::OK, &verbose(task, words, with_segments, &transcript, &segments)))
         }
         ResponseFormat::Text => Ok(plain("text/plain; charset=utf-8", format!("{}\n", text(&segments)).into())),
-        ResponseFormat::Srt => subtitles(Format::Srt, "text/plain; charset=utf-8", &transcript, segments),
-        ResponseFormat::Vtt => subtitles(Format::Vtt, "text/vtt; charset=utf-8", &transcript, segments),
+        ResponseFormat::Srt => subtitles(TranscriptFormat::Srt, "text/plain; charset=utf-8", &transcript, segments),
+        ResponseFormat::Vtt => subtitles(TranscriptFormat::Vtt, "text/vtt; charset=utf-8", &transcript, segments),
     }
 }
 
-/// The lower-case English name of what is written, not of what is spoken.
-pub fn language_of(task: Task, transcript: &Transcript) -> &str {
+/// The lower-case English name of the language that the text is written in. A translation is English, whatever is spoken.
+pub fn text_language(task: Task, transcript: &Transcript) -> &str {
     match task {
         Task::Transcribe => language::name(&transcript.language).unwrap_or(&transcript.language),
         Task::Translate => "english",
@@ -181,33 +187,34 @@ fn verbose<'a>(
     with_segments: bool,
     transcript: &'a Transcript,
     segments: &'a [Segment],
-) -> Verbose<'a> {
-    let of_segment = |segment: &'a Segment| {
+) -> VerboseTranscription<'a> {
+    let segment_words = |segment: &'a Segment| {
         segment.words.iter().map(|word| VerboseWord {
             word: word.text.trim(),
             start: word.start_seconds,
             end: word.end_seconds,
         })
     };
-    let language = language_of(task, transcript);
+    let language = text_language(task, transcript);
     let task = match task {
         Task::Transcribe => "transcribe",
         Task::Translate => "translate",
     };
-    let listed = || segments.iter().enumerate().map(|(id, segment)| VerboseSegment::new(id, segment)).collect();
-    Verbose {
+
+    let segment_list = || segments.iter().enumerate().map(|(id, segment)| VerboseSegment::new(id, segment)).collect();
+    VerboseTranscription {
         task,
         language,
         duration: transcript.duration_seconds,
         text: text(segments),
-        words: words.then(|| segments.iter().flat_map(of_segment).collect()),
-        segments: with_segments.then(listed),
-        usage: Duration::of(transcript),
+        words: words.then(|| segments.iter().flat_map(segment_words).collect()),
+        segments: with_segments.then(segment_list),
+        usage: AudioUsage::for_transcript(transcript),
     }
 }
 
 fn text(segments: &[Segment]) -> String {
-    let mut joiner = Joiner::default();
+    let mut joiner = SegmentJoiner::default();
     for segment in segments {
         joiner.push(&segment.text);
     }
@@ -215,20 +222,21 @@ fn text(segments: &[Segment]) -> String {
 }
 
 fn subtitles(
-    format: Format,
+    format: TranscriptFormat,
     content_type: &'static str,
     transcript: &Transcript,
     segments: Vec<Segment>,
 ) -> Result<Response, OpenAiError> {
     let write = || {
-        let mut writer = Writer::new(format, Vec::new())?;
+        let mut writer = TranscriptWriter::new(format, Vec::new())?;
         for segment in segments {
             writer.segment(segment)?;
         }
         writer.finish(transcript)
     };
-    let unwritten = |error: io::Error| ApiError::Internal(format!("a transcript could not be written: {error}"));
-    Ok(plain(content_type, write().map_err(unwritten)?))
+    let write_failed = |error: io::Error| ApiError::Internal(format!("a transcript could not be written: {error}"));
+
+    Ok(plain(content_type, write().map_err(write_failed)?))
 }
 
 fn plain(content_type: &'static str, body: Vec<u8>) -> Response {
@@ -248,7 +256,7 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    fn said() -> (Transcript, Vec<Segment>) {
+    fn transcript_of_two_segments() -> (Transcript, Vec<Segment>) {
         let word = |text: &str, start_seconds, end_seconds| Word {
             text: text.to_owned(),
             start_seconds,
@@ -278,7 +286,8 @@ mod tests {
 
     #[test]
     fn verbose_json_with_segments() {
-        let (transcript, segments) = said();
+        let (transcript, segments) = transcript_of_two_segments();
+
         let expected = "{\"task\":\"transcribe\",\"language\":\"german\",\"duration\":5.25,\
             \"text\":\"Grüß Gott. \\\"Ja\\\"\",\"segments\":[\
             {\"id\":0,\"seek\":0,\"start\":0.0,\"end\":2.5,\"text\":\" Grüß Gott.\",\"tokens\":[50364,2425],\
@@ -291,7 +300,7 @@ mod tests {
 
     #[test]
     fn verbose_json_with_words_alone() {
-        let (transcript, segments) = said();
+        let (transcript, segments) = transcript_of_two_segments();
         let expected = "{\"task\":\"translate\",\"language\":\"english\",\"duration\":5.25,\
             \"text\":\"Grüß Gott. \\\"Ja\\\"\",\"words\":[\
             {\"word\":\"Grüß\",\"start\":0.0,\"end\":0.5},{\"word\":\"Gott.\",\"start\":0.5,\"end\":2.0},\

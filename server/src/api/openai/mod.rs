@@ -1,14 +1,14 @@
 //! OpenAI's audio API: `POST /v1/audio/transcriptions`, `POST /v1/audio/translations`, `GET /v1/models`.
 //!
 //! ```text
-//! form -> asked (what is wanted) -> model by name -> decode -> body (whole) | stream (server-sent events)
+//! form -> parameters -> model by name -> decode -> body (whole) | stream (server-sent events)
 //! ```
 
-mod asked;
 mod body;
 pub mod error;
 mod form;
 pub mod models;
+mod parameters;
 mod stream;
 mod text;
 
@@ -22,108 +22,114 @@ use axum::routing::{get, post};
 use hush_whisper::Task;
 
 use super::ApiState;
-use super::keys::{KeyGuard, Shape, require_key};
-use super::speech::Speech;
-use super::upload::{self, FormFile, Upload, Wanted};
-use super::work::WARNING;
-use asked::Asked;
-use error::{OpenAiError, Refusals};
-use form::{Answer, TranscriptionForm, TranslationForm};
+use super::intake::WARNING;
+use super::keys::{ErrorStyle, KeyGuard, require_key};
+use super::speech::SpeechModel;
+use super::upload::{self, FormFile, FormSpec, UploadedFile};
+use error::{OpenAiError, OpenAiRefusals};
+use form::{TranscriptionAnswer, TranscriptionForm, TranslationForm};
+use parameters::TranscriptionParameters;
 
-const FORM: Wanted = Wanted { file: "file", keeps: asked::is_known };
+const FORM: FormSpec = FormSpec { file_field: "file", is_kept: parameters::is_known };
 
-/// Samples without a header (speaches' extension).
+/// Media types of samples without a header (an extension of speaches).
 const RAW_TYPES: [&str; 2] = ["audio/pcm", "audio/raw"];
 
 pub fn routes(state: &ApiState) -> Router<ApiState> {
-    let guard = KeyGuard { state: state.clone(), shape: Shape::OpenAi };
+    let guard = KeyGuard { state: state.clone(), style: ErrorStyle::OpenAi };
     Router::new()
         .route("/v1/audio/transcriptions", post(transcriptions))
         .route("/v1/audio/translations", post(translations))
         .route("/v1/models", get(models::list))
-        // Names of the hub have a slash.
+        // Names of models on the hub have a slash.
         .route("/v1/models/{*id}", get(models::retrieve))
         .route_layer(middleware::from_fn_with_state(guard, require_key))
 }
 
-/// Whether a path answers in OpenAI's shapes, also where there is no route.
-pub fn is_own(path: &str) -> bool {
+/// Whether errors for this path have OpenAI's shape, also where the path has no route.
+pub fn owns_path(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
 }
 
-/// Write what is said in a recording.
+/// Transcribe a recording.
 ///
 /// With `stream` the answer is server-sent events: a `transcript.text.delta` for each piece of text as soon as it is
-/// decoded, then `transcript.text.done` with the whole.
+/// decoded, then `transcript.text.done` with the whole text.
 #[utoipa::path(
     post,
     path = "/v1/audio/transcriptions",
     tag = "OpenAI",
     request_body(content = TranscriptionForm, content_type = "multipart/form-data"),
     responses(
-        (status = 200, description = "The transcript in the form that `response_format` asks for.", content(
-            (Answer = "application/json"),
+        (status = 200, description = "The transcript in the format that `response_format` names.", content(
+            (TranscriptionAnswer = "application/json"),
             (String = "text/plain"),
             (String = "text/vtt"),
             (String = "text/event-stream"),
         )),
-        Refusals,
+        OpenAiRefusals,
     ),
 )]
 pub async fn transcriptions(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
-    answer(&state, request, Task::Transcribe).await
+    transcribe(&state, request, Task::Transcribe).await
 }
 
-/// Write in English what is said in another language.
+/// Translate speech of another language into English text.
 #[utoipa::path(
     post,
     path = "/v1/audio/translations",
     tag = "OpenAI",
     request_body(content = TranslationForm, content_type = "multipart/form-data"),
     responses(
-        (status = 200, description = "The translation in the form that `response_format` asks for.", content(
-            (Answer = "application/json"),
+        (status = 200, description = "The translation in the format that `response_format` names.", content(
+            (TranscriptionAnswer = "application/json"),
             (String = "text/plain"),
             (String = "text/vtt"),
             (String = "text/event-stream"),
         )),
-        Refusals,
+        OpenAiRefusals,
     ),
 )]
 pub async fn translations(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
-    answer(&state, request, Task::Translate).await
+    transcribe(&state, request, Task::Translate).await
 }
 
-async fn answer(state: &ApiState, request: Request, task: Task) -> Result<Response, OpenAiError> {
+async fn transcribe(state: &ApiState, request: Request, task: Task) -> Result<Response, OpenAiError> {
     let (head, body) = request.into_parts();
     let form = upload::receive(&head.headers, body, FORM, &state.config.upload).await?;
-    let model = find_model(state, asked::model(&form.fields));
-    let asked = Asked::parse(task, &form.fields, model.as_ref().map(|model| model.defaults()).unwrap_or_default())?;
+
+    let model = find_model(state, parameters::model(&form.fields));
+    let defaults = model.as_ref().map(|model| model.defaults()).unwrap_or_default();
+    let parameters = TranscriptionParameters::parse(task, &form.fields, defaults)?;
+
     let upload = match form.file {
         FormFile::File(upload) => upload,
         FormFile::Missing => return Err(OpenAiError::missing_file()),
         FormFile::Text(_) => return Err(OpenAiError::not_a_file()),
     };
+
     let model = model?;
-    state.check_vad(&asked.options)?;
-    let warning = state.check_abilities(&*model, &asked.options)?;
+    state.check_vad(&parameters.options)?;
+    let warning = state.check_abilities(&*model, &parameters.options)?;
     let is_encoded = !is_raw(&upload);
     let recording = state.decode(upload, is_encoded).await?;
-    let answered = if asked.stream {
-        stream::answer(state, model, recording, asked).await
+
+    let answer = if parameters.stream {
+        stream::transcribe(state, model, recording, parameters).await
     } else {
-        body::answer(state, model, recording, asked).await
+        body::transcribe(state, model, recording, parameters).await
     };
-    let mut response = answered?;
+
+    let mut response = answer?;
     response.headers_mut().extend(warning.map(|warning| (WARNING, warning)));
     Ok(response)
 }
 
-fn find_model(state: &ApiState, name: Option<&str>) -> Result<Arc<dyn Speech>, OpenAiError> {
+fn find_model(state: &ApiState, name: Option<&str>) -> Result<Arc<dyn SpeechModel>, OpenAiError> {
     let Some(name) = name else { return Ok(state.catalogue.default_model()) };
     state.catalogue.find(name).ok_or_else(|| OpenAiError::model_not_found(name, &state.catalogue.cards()))
 }
 
-fn is_raw(upload: &Upload) -> bool {
+fn is_raw(upload: &UploadedFile) -> bool {
     upload.content_type.as_deref().is_some_and(|content_type| RAW_TYPES.contains(&content_type))
 }

@@ -9,18 +9,19 @@ use utoipa::ToSchema;
 use super::super::ApiState;
 use super::super::catalogue::ModelCard;
 use super::super::error::json_response;
-use super::error::{Envelope, NoKey, OpenAiError};
+use super::error::{OpenAiError, OpenAiErrorEnvelope, OpenAiNoKey};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = ModelList)]
-struct List<'a> {
+struct OpenAiModelList<'a> {
     object: &'static str,
-    data: Vec<Model<'a>>,
+    data: Vec<OpenAiModel<'a>>,
 }
 
 /// One model.
 #[derive(Serialize, ToSchema)]
-struct Model<'a> {
+#[schema(as = Model)]
+struct OpenAiModel<'a> {
     id: &'a str,
     object: &'static str,
     /// Unix time of its installation, in seconds.
@@ -28,41 +29,45 @@ struct Model<'a> {
     owned_by: &'a str,
 }
 
-impl<'a> From<&'a ModelCard> for Model<'a> {
+impl<'a> From<&'a ModelCard> for OpenAiModel<'a> {
     fn from(card: &'a ModelCard) -> Self {
         Self { id: &card.id, object: "model", created: card.created_seconds, owned_by: &card.owned_by }
     }
 }
 
-/// The models that requests may name.
+/// The models that a request may name.
 #[utoipa::path(get, path = "/v1/models", tag = "OpenAI", responses(
-    (status = 200, description = "The default model first.", body = List),
-    NoKey,
+    (status = 200, description = "The default model first.", body = OpenAiModelList),
+    OpenAiNoKey,
 ))]
 pub async fn list(State(state): State<ApiState>) -> Response {
     let cards = state.catalogue.cards();
-    json_response(StatusCode::OK, &List { object: "list", data: cards.iter().map(Model::from).collect() })
+    json_response(
+        StatusCode::OK,
+        &OpenAiModelList { object: "list", data: cards.iter().map(OpenAiModel::from).collect() },
+    )
 }
 
 /// One model.
 ///
-/// Other names of a model lead to it, and it says what it is called.
+/// An alias leads to the model; the answer has the name of the model.
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",
     tag = "OpenAI",
-    params(("id" = String, Path, description = "Its name; one of the hub has a slash in it.")),
+    params(("id" = String, Path, description = "Name of the model; the name of a model on the hub has a slash.")),
     responses(
-        (status = 200, description = "The model.", body = Model),
-        NoKey,
-        (status = 404, description = "There is none of this name.", body = Envelope),
+        (status = 200, description = "The model.", body = OpenAiModel),
+        OpenAiNoKey,
+        (status = 404, description = "The server has no model of this name.", body = OpenAiErrorEnvelope),
     ),
 )]
 pub async fn retrieve(State(state): State<ApiState>, Path(name): Path<String>) -> Result<Response, OpenAiError> {
     let cards = state.catalogue.cards();
     let found = state.catalogue.find(&name).and_then(|model| cards.iter().find(|card| card.id == model.model()));
+
     match found.or_else(|| cards.iter().find(|card| card.id == name)) {
-        Some(card) => Ok(json_response(StatusCode::OK, &Model::from(card))),
+        Some(card) => Ok(json_response(StatusCode::OK, &OpenAiModel::from(card))),
         None => Err(OpenAiError::model_not_found(&name, &cards)),
     }
 }

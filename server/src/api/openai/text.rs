@@ -1,25 +1,28 @@
-//! Text that is cut into segments.
+//! Joins the texts of segments.
 
-/// Joins the texts of segments so that the pieces, one behind the other, are the whole text without blanks around it.
+/// Joins the texts of segments. The pieces in order make up the whole text, without white space at its beginning and end.
 #[derive(Debug, Default)]
-pub struct Joiner {
+pub struct SegmentJoiner {
     text: String,
-    /// Blanks that may turn out to be the last.
-    blanks: String,
+    /// White space that is left out if no text follows it.
+    trailing: String,
 }
 
-impl Joiner {
-    /// The piece that `segment` adds; empty when it adds none.
+impl SegmentJoiner {
+    /// Appends a segment and returns the piece that it adds; empty when it adds nothing.
     pub fn push(&mut self, segment: &str) -> String {
-        let mut piece = std::mem::take(&mut self.blanks);
+        let mut piece = std::mem::take(&mut self.trailing);
         piece.push_str(segment);
-        let begins = if self.text.is_empty() { piece.len() - piece.trim_start().len() } else { 0 };
-        let ends = piece.trim_end().len().max(begins);
-        if ends == begins && self.text.is_empty() {
+
+        let start = if self.text.is_empty() { piece.len() - piece.trim_start().len() } else { 0 };
+        let end = piece.trim_end().len().max(start);
+
+        if end == start && self.text.is_empty() {
             return String::new();
         }
-        self.blanks = piece[ends..].to_owned();
-        let piece = piece[begins..ends].to_owned();
+
+        self.trailing = piece[end..].to_owned();
+        let piece = piece[start..end].to_owned();
         self.text.push_str(&piece);
         piece
     }
@@ -36,8 +39,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_blank_is_dropped_and_the_others_stay_between() {
-        let mut joiner = Joiner::default();
+    fn the_first_space_is_dropped_and_the_others_stay_between_segments() {
+        let mut joiner = SegmentJoiner::default();
         assert_eq!(joiner.push(" "), "");
         assert_eq!(joiner.push(" Hello."), "Hello.");
         assert_eq!(joiner.push(" Bye. "), " Bye.");
@@ -49,7 +52,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_pieces_are_the_text(segments in proptest::collection::vec("[ a\u{3000}é]{0,4}", 0..8)) {
-            let mut joiner = Joiner::default();
+            let mut joiner = SegmentJoiner::default();
             let pieces: String = segments.iter().map(|segment| joiner.push(segment)).collect();
             let whole = segments.concat();
             prop_assert_eq!(&pieces, whole.trim());

@@ -1,5 +1,5 @@
-//! Landlock: which files ffmpeg may open. All else below the root is closed to it, for reading and for writing, and so are
-//! TCP connections, sockets with abstract names and signals to processes outside of its sandbox.
+//! Landlock: the files that ffmpeg may open. All other files are closed to it, for reading and for writing. TCP connections,
+//! abstract sockets and signals to processes outside of the sandbox are closed, too.
 
 use std::env;
 use std::io;
@@ -11,13 +11,13 @@ use landlock::{
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
 
-use crate::audio::ffmpeg::Input;
+use crate::audio::ffmpeg::FfmpegInput;
 
-/// What is asked for; a kernel that knows less of it does what it knows.
-const ASKED: ABI = ABI::V6;
+/// The version that is requested; an older kernel applies what it knows of it.
+const REQUESTED: ABI = ABI::V6;
 
-/// Programs and libraries of the system, of which a wrapper script of ffmpeg needs both; nothing that belongs to a user or
-/// configures one is there. The last two are where Nix and Guix keep everything.
+/// Programs and libraries of the system, which a wrapper script of ffmpeg needs. None of these folders has files or settings of a
+/// user. The last two belong to Nix and Guix.
 const SYSTEM: &[&str] = &[
     "/bin",
     "/lib",
@@ -33,7 +33,7 @@ const SYSTEM: &[&str] = &[
     "/nix/store",
     "/gnu/store",
 ];
-/// What the dynamic loader reads, of glibc and of musl.
+/// What the dynamic loaders of glibc and of musl read.
 const LOADER: &[&str] = &[
     "/etc/ld.so.cache",
     "/etc/ld.so.preload",
@@ -48,17 +48,19 @@ pub(super) fn is_supported() -> bool {
     ruleset.is_ok_and(|ruleset| Option::<OwnedFd>::from(ruleset).is_some())
 }
 
-/// `None`: the kernel has no Landlock.
-pub(super) fn ruleset(program: &Path, input: &Input) -> io::Result<Option<OwnedFd>> {
+/// The rules for one ffmpeg process; `None` where the kernel has no Landlock.
+pub(super) fn ruleset(program: &Path, input: &FfmpegInput) -> io::Result<Option<OwnedFd>> {
     let mut rules = created().map_err(io::Error::other)?;
     for folder in SYSTEM.iter().map(PathBuf::from).chain(library_folders(program)) {
         rules = allow(rules, &folder, AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir)?;
     }
+
     for file in LOADER {
         rules = allow(rules, Path::new(file), AccessFs::ReadFile.into())?;
     }
+
     rules = allow(rules, program, AccessFs::Execute | AccessFs::ReadFile)?;
-    // Memory files have no place in the tree of files, and Landlock leaves them alone.
+    // Landlock does not restrict memory files, which have no path.
     if !input.is_in_memory {
         let rule = PathBeneath::new(&input.file, AccessFs::ReadFile);
         rules = rules.add_rule(rule).map_err(io::Error::other)?;
@@ -69,13 +71,13 @@ pub(super) fn ruleset(program: &Path, input: &Input) -> io::Result<Option<OwnedF
 fn created() -> Result<RulesetCreated, RulesetError> {
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(ASKED))?
-        .handle_access(AccessNet::from_all(ASKED))?
-        .scope(Scope::from_all(ASKED))?
+        .handle_access(AccessFs::from_all(REQUESTED))?
+        .handle_access(AccessNet::from_all(REQUESTED))?
+        .scope(Scope::from_all(REQUESTED))?
         .create()
 }
 
-/// What is not there needs no rule.
+/// Adds a rule for a path; a path that does not exist needs none.
 fn allow(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> io::Result<RulesetCreated> {
     let opened = match PathFd::new(path) {
         Ok(opened) => opened,
@@ -85,16 +87,17 @@ fn allow(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> io::
     rules.add_rule(PathBeneath::new(opened, access)).map_err(io::Error::other)
 }
 
-/// Beside a program that was built with a prefix of its own, and where the operator says.
+/// Library folders beside a program that has a prefix of its own, and those that the operator names.
 fn library_folders(program: &Path) -> Vec<PathBuf> {
     let program = program.canonicalize().unwrap_or_else(|_| program.to_owned());
+
     let beside = program.parent().and_then(Path::parent).map(|prefix| prefix.join("lib"));
     let named = env::var_os("LD_LIBRARY_PATH");
     let named = named.iter().flat_map(|list| env::split_paths(list)).filter(|folder| folder.is_absolute());
     beside.into_iter().chain(named).collect()
 }
 
-/// On the calling thread, for ever; to be called between fork and exec.
+/// Applies the rules to the calling thread for ever. Must be called between fork and exec.
 #[allow(unsafe_code, reason = "landlock's own function closes the rules, which are the parent's")]
 pub(super) fn enforce(ruleset: RawFd) -> io::Result<()> {
     const NO_FLAGS: libc::c_int = 0;

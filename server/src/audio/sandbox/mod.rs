@@ -1,8 +1,9 @@
-//! What the ffmpeg process may do. ffmpeg parses untrusted files in C, so the sandbox assumes that a file can control the
-//! process: it gets no secrets, no network, no files except the upload and the libraries, no other processes, and limits.
+//! The rights of the ffmpeg process. ffmpeg parses untrusted files in C, so the sandbox assumes that a file can take control of
+//! the process. The process gets no secrets, no network, no files except the upload and the libraries, no other processes, and
+//! resource limits.
 //!
-//! Everything is prepared in the server. Between fork and exec the child only makes system calls (see [`Sandbox::enter`]):
-//! other threads of the server may hold a lock of the allocator at the moment of the fork.
+//! The server prepares everything. Between fork and exec the child only makes system calls (see [`Sandbox::enter`]), because
+//! another thread of the server may have held a lock of the allocator at the moment of the fork.
 
 mod files;
 mod system_calls;
@@ -22,48 +23,48 @@ use rustix::process::{
 };
 use seccompiler::BpfProgram;
 
-use super::ffmpeg::Input;
+use super::ffmpeg::FfmpegInput;
 
-/// What one ffmpeg process may use; time by the clock is [`DecodeOptions::ffmpeg_timeout`](super::DecodeOptions).
+/// Limits for one ffmpeg process. [`DecodeOptions::ffmpeg_timeout`](super::DecodeOptions) limits its wall-clock time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FfmpegLimits {
-    /// Memory that it allocates: heap, stacks, everything that is its own and can be written.
+    /// Memory that the process allocates: heap, stacks, and all other private writable memory.
     pub memory_bytes: u64,
-    /// Seconds of processor time, of all its threads together.
+    /// Processor time of all threads together, in whole seconds.
     pub processor_time: Duration,
 }
 
 impl Default for FfmpegLimits {
     fn default() -> Self {
-        // While ffmpeg looks for the tracks of an 8K video it holds some hundred megabytes of pictures; the index of a
-        // day-long MP4 takes as much again.
+        // While ffmpeg searches for the tracks of an 8K video it holds several hundred megabytes of pictures; the index of a
+        // day-long MP4 needs as much again.
         Self { memory_bytes: 1 << 30, processor_time: Duration::from_secs(1800) }
     }
 }
 
-/// Mapped beside [`FfmpegLimits::memory_bytes`]: the code of some two hundred libraries, and the room that the allocator
+/// Address space besides [`FfmpegLimits::memory_bytes`]: the code of about two hundred libraries, and what the allocator
 /// reserves for each thread without using it.
 const MAPPED_BYTES: u64 = 3 << 30;
-/// Standard streams, the upload once more, and a library while it is loaded.
+/// Standard streams, the upload, and a library while it is loaded.
 const OPEN_FILES: u64 = 64;
-/// The hard limit of processor time ends a program that ignores the signal of the soft one.
+/// Seconds after which the hard limit of processor time ends a program that ignores the signal of the soft limit.
 const PROCESSOR_GRACE_SECONDS: u64 = 1;
 
-/// What the process inherits of the environment: where programs and libraries are, and the language of messages. No tokens,
-/// no keys, no proxies.
+/// The environment variables that the process inherits: the paths of programs and libraries, and the language of messages, but
+/// no tokens, keys or proxies.
 const INHERITED: &[&str] = &["PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH"];
 
-/// What the kernel offers to confine a process with.
+/// The mechanisms of the kernel that can confine a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confinement {
-    /// Files, connections and signals.
+    /// Landlock restricts files, connections and signals.
     pub landlock: bool,
-    /// System calls.
+    /// seccomp filters restrict system calls.
     pub seccomp: bool,
 }
 
 impl Confinement {
-    /// Looks once; what is missing is logged then.
+    /// Probes the kernel once, and logs what is missing.
     pub fn of_this_kernel() -> Self {
         static FOUND: OnceLock<Confinement> = OnceLock::new();
         *FOUND.get_or_init(|| {
@@ -98,39 +99,44 @@ pub(super) struct Sandbox {
 }
 
 impl Sandbox {
-    pub(super) fn new(program: &Path, input: &Input, limits: &FfmpegLimits) -> io::Result<Self> {
+    pub(super) fn new(program: &Path, input: &FfmpegInput, limits: &FfmpegLimits) -> io::Result<Self> {
         let confinement = Confinement::of_this_kernel();
+
         let server = getpid();
         let files = if confinement.landlock { files::ruleset(program, input)? } else { None };
         let filters = if confinement.seccomp { system_calls::filters(server)? } else { Vec::new() };
         Ok(Self { files, filters, limits: resources(limits), server })
     }
 
-    /// The command's process gets few variables, a session of its own and the confinement.
+    /// Gives the command few variables, a session of its own and the confinement.
     pub(super) fn confine(self, command: &mut Command) {
         command.env_clear().envs(inherited());
         #[allow(unsafe_code, reason = "the process confines itself between fork and exec")]
-        // SAFETY: `enter` makes system calls and nothing else: it allocates nothing, takes no lock, and what it uses was
-        // made before the fork.
+        // SAFETY: `enter` only makes system calls: it allocates nothing and takes no lock, and its data was prepared before the
+        // fork.
         unsafe {
             command.pre_exec(move || self.enter());
         }
     }
 
-    /// In the child, where it either holds in full or ffmpeg is not started.
+    /// Confines the child. After an error ffmpeg is not started.
     fn enter(&self) -> io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
+
         if getppid() != Some(self.server) {
-            // The server ended before the line above.
+            // The server ended before the call above.
             return Err(rustix::io::Errno::SRCH.into());
         }
-        // A group of its own, which is killed as a whole, and no terminal.
+        // The process gets a group of its own, which can be killed as a whole, and no terminal.
         setsid()?;
+
         for (resource, limit) in &self.limits {
             setrlimit(*resource, *limit)?;
         }
+
         no_new_privileges()?;
         close_on_exec();
+
         if let Some(ruleset) = &self.files {
             files::enforce(ruleset.as_raw_fd())?;
         }
@@ -151,13 +157,14 @@ fn resources(limits: &FfmpegLimits) -> [(Resource, Rlimit); 6] {
         (Resource::Data, limits.memory_bytes, 0),
         (Resource::As, limits.memory_bytes.saturating_add(MAPPED_BYTES), 0),
         (Resource::Cpu, seconds, PROCESSOR_GRACE_SECONDS),
-        // Not a byte to any file: what it writes goes through pipes, and the server counts it.
+        // ffmpeg writes to no file: its output goes through pipes, where the server counts it.
         (Resource::Fsize, 0, 0),
         (Resource::Nofile, OPEN_FILES, 0),
         (Resource::Core, 0, 0),
     ]
     .map(|(resource, soft, grace)| {
-        // A hard limit that is lower already stays: only root can raise it.
+        // A lower hard limit stays, because only root can raise it.
+
         let highest = getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let hard = soft.saturating_add(grace).min(highest);
         (resource, Rlimit { current: Some(soft.min(hard)), maximum: Some(hard) })
@@ -173,8 +180,8 @@ fn no_new_privileges() -> io::Result<()> {
     }
 }
 
-/// Libraries of the server (a GPU's driver) may have opened files that are not marked so. A kernel before Linux 5.11 does
-/// not know the call; the server's own files are marked one by one.
+/// Marks all further descriptors as close-on-exec: libraries of the server (a GPU driver) may have opened files without the
+/// mark. A kernel before Linux 5.11 does not know the call; the server marks its own files itself.
 #[allow(unsafe_code, reason = "a system call without a safe wrapper here")]
 fn close_on_exec() {
     const AFTER_STANDARD_STREAMS: libc::c_uint = 3;
@@ -184,11 +191,12 @@ fn close_on_exec() {
     }
 }
 
-/// `name` as the shell would find it in `PATH`.
+/// Finds a program in `PATH` as the shell does.
 pub(super) fn find_program(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 {
         return Some(name.to_owned());
     }
+
     let is_executable =
         |path: &PathBuf| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok();
     env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(name)).find(is_executable)
@@ -202,12 +210,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_kernel_lacks_is_told_by_what_it_means() {
-        let told = |landlock, seccomp| Confinement { landlock, seccomp }.missing();
-        assert_eq!(told(true, true), None);
-        assert!(told(false, true).is_some_and(|text| text.starts_with("no Landlock") && text.contains("can read")));
-        assert!(told(true, false).is_some_and(|text| text.starts_with("no seccomp")));
-        assert!(told(false, false).is_some_and(|text| text.starts_with("neither")));
+    fn what_a_kernel_lacks_is_explained_by_its_effect() {
+        let explain = |landlock, seccomp| Confinement { landlock, seccomp }.missing();
+        assert_eq!(explain(true, true), None);
+        assert!(explain(false, true).is_some_and(|text| text.starts_with("no Landlock") && text.contains("can read")));
+        assert!(explain(true, false).is_some_and(|text| text.starts_with("no seccomp")));
+        assert!(explain(false, false).is_some_and(|text| text.starts_with("neither")));
     }
 
     #[test]
@@ -220,28 +228,30 @@ mod tests {
         }
     }
 
-    /// `cargo test --workspace --lib -- --ignored --nocapture what_a_start_takes`
+    /// `cargo test --workspace --lib -- --ignored --nocapture duration_of_a_start`
     #[test]
     #[ignore = "prints a figure and checks nothing"]
-    fn what_a_start_takes() {
+    fn duration_of_a_start() {
         let program = Path::new("/bin/true");
         let start = |confined: bool| {
-            let input = Input { file: std::fs::File::open("/dev/null").unwrap(), is_in_memory: true };
-            let begun = Instant::now();
+            let input = FfmpegInput { file: std::fs::File::open("/dev/null").unwrap(), is_in_memory: true };
+            let started_at = Instant::now();
             let mut command = Command::new(program);
             command.stdin(Stdio::null()).stdout(Stdio::null());
             if confined {
                 Sandbox::new(program, &input, &FfmpegLimits::default()).unwrap().confine(&mut command);
             }
             assert!(command.status().unwrap().success());
-            begun.elapsed()
+            started_at.elapsed()
         };
+
         let mut times = [Vec::new(), Vec::new()];
         for _ in 0..500 {
             for (confined, times) in [false, true].into_iter().zip(&mut times) {
                 times.push(start(confined));
             }
         }
+
         for (what, times) in ["free", "confined"].into_iter().zip(&mut times) {
             times.sort_unstable();
             println!("{what}: median {:?}, fastest {:?}", times[times.len() / 2], times[0]);

@@ -1,6 +1,6 @@
-//! seccomp: the system calls that ffmpeg does not need here and that an attacker in control of it would use: sockets, new
-//! processes, files opened for writing, and access to other processes. The filter lists what is refused, not what is
-//! allowed: libraries differ between systems in the calls that they need, and Landlock and the limits hold as well.
+//! seccomp: refuses the system calls that ffmpeg does not need here and that an attacker in control of it would use: sockets, new
+//! processes, files opened for writing, and access to other processes. The filter lists the refused calls, not the allowed ones:
+//! libraries of different systems need different calls, and Landlock and the limits apply as well.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -13,9 +13,9 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
-/// Refused with `EPERM`.
+/// Calls that are refused with `EPERM`.
 const REFUSED: &[c_long] = &[
-    // Connections, of every family. Without a socket there is nothing to connect or to send with.
+    // Connections of every family: without a socket a process can neither connect nor send.
     libc::SYS_socket,
     libc::SYS_socketpair,
     // Other processes.
@@ -32,7 +32,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_process_madvise,
     libc::SYS_kcmp,
     libc::SYS_setpriority,
-    // Files: what Landlock does not cover, and what it covers for kernels without it.
+    // Files: what Landlock does not cover, and what it covers on kernels that have it.
     libc::SYS_truncate,
     libc::SYS_ftruncate,
     libc::SYS_fallocate,
@@ -54,14 +54,14 @@ const REFUSED: &[c_long] = &[
     libc::SYS_lremovexattr,
     libc::SYS_fremovexattr,
     libc::SYS_open_by_handle_at,
-    // Memory that no limit of a process counts.
+    // Memory that does not count against the limits of a process.
     libc::SYS_memfd_create,
     libc::SYS_memfd_secret,
     libc::SYS_shmget,
     libc::SYS_msgget,
     libc::SYS_semget,
     libc::SYS_mq_open,
-    // The machine, and parts of the kernel in which many vulnerabilities were found.
+    // The machine, and parts of the kernel that had many vulnerabilities.
     libc::SYS_mount,
     libc::SYS_umount2,
     libc::SYS_move_mount,
@@ -88,7 +88,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_fanotify_init,
 ];
 
-/// Calls of x86-64 that younger architectures have in another form.
+/// Calls of x86-64 that newer architectures have in another form.
 #[cfg(target_arch = "x86_64")]
 const REFUSED_HERE: &[c_long] = &[
     libc::SYS_fork,
@@ -114,8 +114,8 @@ const REFUSED_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const REFUSED_HERE: &[c_long] = &[];
 
-/// Refused as if the kernel did not know them: what they do is in memory, which a filter cannot see. glibc then uses `clone`
-/// and `openat`.
+/// Calls that are refused as if the kernel did not know them, because their arguments are in memory, which a filter cannot read.
+/// glibc then uses `clone` and `openat`.
 const UNKNOWN: &[c_long] = &[
     libc::SYS_clone3,
     libc::SYS_openat2,
@@ -136,36 +136,39 @@ fn has_filters() -> bool {
     unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, NO_FLAGS, &raw const action) == 0 }
 }
 
-/// `server`: the process that must not get a signal.
+/// The filters for one ffmpeg process. `server` is the process that ffmpeg must not send signals to.
 pub(super) fn filters(server: Pid) -> io::Result<Vec<BpfProgram>> {
     let mut filters = vec![
         compiled(refused(server).map_err(io::Error::other)?, libc::EPERM)?,
         compiled(UNKNOWN.iter().map(|call| (*call, Vec::new())).collect(), libc::ENOSYS)?,
     ];
+
     if cfg!(target_arch = "x86_64") {
         filters.push(without_x32());
     }
     Ok(filters)
 }
 
-type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+type SystemCallRules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-fn compiled(rules: Rules, errno: i32) -> io::Result<BpfProgram> {
+fn compiled(rules: SystemCallRules, errno: i32) -> io::Result<BpfProgram> {
     let arch = TargetArch::try_from(ARCH).map_err(io::Error::other)?;
     let errno = SeccompAction::Errno(errno.unsigned_abs());
+
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, arch).map_err(io::Error::other)?;
     filter.try_into().map_err(io::Error::other)
 }
 
-fn refused(server: Pid) -> Result<Rules, seccompiler::BackendError> {
+fn refused(server: Pid) -> Result<SystemCallRules, seccompiler::BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, MaskedEq, Ne};
 
     let rule = |argument, length, operator, value| {
         SeccompRule::new(vec![SeccompCondition::new(argument, length, operator, value)?])
     };
+
     let flag = |flag: i32| u64::from(flag.unsigned_abs());
-    // Flags that allow to write, create or truncate a file. `O_TMPFILE` needs one of the first two.
+    // Flags that allow a process to write, create or truncate a file. `O_TMPFILE` needs one of the first two.
     let for_writing = |argument| -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         let access = MaskedEq(flag(libc::O_ACCMODE));
         Ok(vec![
@@ -177,22 +180,23 @@ fn refused(server: Pid) -> Result<Rules, seccompiler::BackendError> {
         ])
     };
 
-    let mut rules: Rules = REFUSED.iter().chain(REFUSED_HERE).map(|call| (*call, Vec::new())).collect();
+    let mut rules: SystemCallRules = REFUSED.iter().chain(REFUSED_HERE).map(|call| (*call, Vec::new())).collect();
     rules.insert(libc::SYS_openat, for_writing(2)?);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_open, for_writing(1)?);
+
     // New threads are allowed, new processes are not.
     rules.insert(libc::SYS_clone, vec![rule(0, Qword, MaskedEq(flag(libc::CLONE_THREAD)), 0)?]);
-    // Its own limits can be read and lowered, those of others not.
+    // The process may read and lower its own limits, but not those of other processes.
     rules.insert(libc::SYS_prlimit64, vec![rule(0, Dword, Ne, 0)?]);
-    // `abort` sends a signal by this call.
+    // `abort` sends a signal with this call, so it is refused for the server alone.
     rules.insert(libc::SYS_tgkill, vec![rule(0, Dword, Eq, flag(server.as_raw_nonzero().get()))?]);
-    // Input for a terminal, as if a person had typed it.
+    // This request inserts input into a terminal as if it had been typed.
     rules.insert(libc::SYS_ioctl, vec![rule(1, Dword, Eq, libc::TIOCSTI)?]);
     Ok(rules)
 }
 
-/// The calls of x32 are those of x86-64 with a bit set, which rules by number do not see.
+/// Refuses the calls of x32, which are those of x86-64 with an additional bit that rules by number do not see.
 fn without_x32() -> BpfProgram {
     const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const JUMP_IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
@@ -200,6 +204,7 @@ fn without_x32() -> BpfProgram {
     const NUMBER_OFFSET: u32 = 0;
     const X32_BIT: u32 = 0x4000_0000;
     let statement = |code, k| sock_filter { code, jt: 0, jf: 0, k };
+
     vec![
         statement(LOAD_WORD, NUMBER_OFFSET),
         sock_filter { code: JUMP_IF_AT_LEAST, jt: 0, jf: 1, k: X32_BIT },
@@ -208,7 +213,7 @@ fn without_x32() -> BpfProgram {
     ]
 }
 
-/// On the calling thread, for ever; to be called between fork and exec. Where it succeeds, nothing is allocated.
+/// Applies the filter to the calling thread for ever. Must be called between fork and exec. Allocates nothing where it succeeds.
 pub(super) fn enforce(filter: &BpfProgram) -> io::Result<()> {
     seccompiler::apply_filter(filter).map_err(|error| match error {
         seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => error,

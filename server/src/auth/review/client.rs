@@ -1,4 +1,4 @@
-//! One request to the Kubernetes API server. A connection each: verdicts are remembered, so there are few.
+//! Sends one request to the Kubernetes API server on a connection of its own. Verdicts are cached, so there are few requests.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
@@ -24,13 +24,13 @@ use super::ReviewSettings;
 use crate::watch::{WatchError, Watched};
 
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
-/// A review has some kB, most of them the token.
+/// Limit for the answer. A review has some kB, most of them the token.
 const ANSWER_LIMIT_BYTES: usize = 1 << 20;
 
-/// Where the API server is; always HTTPS.
+/// The address of the API server, which always uses HTTPS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiServer {
-    /// Without brackets.
+    /// A host name, or an address without brackets.
     host: String,
     port: u16,
 }
@@ -69,6 +69,7 @@ impl fmt::Display for ApiServer {
     }
 }
 
+/// Why a review gave no verdict.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReviewError {
     #[error("connecting to it failed: {0}")]
@@ -93,34 +94,52 @@ pub(super) enum ReviewError {
     Answer(#[from] serde_json::Error),
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    status: Review,
+/// Why a file with a credential of this server cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum CredentialFileError {
+    #[error("it is no PEM: {0}")]
+    Pem(#[source] pem::Error),
+    #[error("a certificate in it cannot be used: {0}")]
+    Certificate(#[source] rustls::Error),
+    #[error("it holds no certificate")]
+    NoCertificate,
+    #[error("{0}")]
+    Tls(#[source] rustls::Error),
+    #[error("it is not UTF-8")]
+    NotUtf8,
+    #[error("it holds no token")]
+    NoToken,
 }
 
-/// `status` of a TokenReview. What is absent is taken as a no.
+/// The TokenReview object of the answer.
 #[derive(Deserialize)]
-pub(super) struct Review {
+struct TokenReviewBody {
+    status: ReviewStatus,
+}
+
+/// `status` of a TokenReview. An absent field counts as a refusal.
+#[derive(Deserialize)]
+pub(super) struct ReviewStatus {
     #[serde(default)]
     pub authenticated: bool,
     #[serde(default)]
-    pub user: User,
+    pub user: ReviewedUser,
     #[serde(default)]
     pub audiences: Vec<String>,
     pub error: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
-pub(super) struct User {
+pub(super) struct ReviewedUser {
     #[serde(default)]
     pub username: String,
-    /// What the API server knows beside the name.
+    /// Attributes of the user besides its name.
     #[serde(default)]
     extra: HashMap<String, Vec<String>>,
 }
 
-impl User {
-    /// The pod that the token is bound to: the API server accepts it only while that pod is there.
+impl ReviewedUser {
+    /// The pod that the token is bound to. The API server accepts the token only while this pod exists.
     /// <https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/>
     pub(super) fn pod_uid(&self) -> Option<&str> {
         match self.extra.get("authentication.kubernetes.io/pod-uid")?.as_slice() {
@@ -130,27 +149,29 @@ impl User {
     }
 }
 
-pub(super) struct Client {
+/// A client of the TokenReview API, with credentials that are read again when they change.
+pub(super) struct ReviewClient {
     api: ApiServer,
     trust: Watched<ClientConfig>,
     token: Watched<String>,
 }
 
-impl Client {
+impl ReviewClient {
     pub(super) fn new(settings: &ReviewSettings) -> Result<Self, WatchError> {
         Ok(Self {
             api: settings.api.clone(),
-            trust: Watched::start(vec![settings.ca_file.clone()], |contents| trust(only(contents)))?,
-            token: Watched::start(vec![settings.token_file.clone()], |contents| token(only(contents)))?,
+            trust: Watched::start(vec![settings.ca_file.clone()], |contents| parse_trust(only_file(contents)))?,
+            token: Watched::start(vec![settings.token_file.clone()], |contents| parse_token(only_file(contents)))?,
         })
     }
 
-    pub(super) async fn review(&self, token: &str, audiences: &[&str]) -> Result<Review, ReviewError> {
+    pub(super) async fn review(&self, token: &str, audiences: &[&str]) -> Result<ReviewStatus, ReviewError> {
         let body = json!({
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
             "spec": {"token": token, "audiences": audiences},
         });
+
         let request = Request::builder()
             .method(Method::POST)
             .uri(PATH)
@@ -159,11 +180,13 @@ impl Client {
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "application/json")
             .body(Body::from(body.to_string()))?;
+
         let name = ServerName::try_from(self.api.host.clone())
             .map_err(|error| ReviewError::Tls(io::Error::other(error.to_string())))?;
         let stream = TcpStream::connect((self.api.host.as_str(), self.api.port)).await.map_err(ReviewError::Connect)?;
         let connector = TlsConnector::from(self.trust.get());
         let stream = connector.connect(name, stream).await.map_err(ReviewError::Tls)?;
+
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let answer = async {
             let response = sender.send_request(request).await?;
@@ -173,15 +196,16 @@ impl Client {
                 _ if !status.is_success() => Err(ReviewError::Status(status)),
                 _ => {
                     let body = to_bytes(Body::new(response.into_body()), ANSWER_LIMIT_BYTES).await;
-                    let answer: Answer = serde_json::from_slice(&body.map_err(ReviewError::Body)?)?;
+                    let answer: TokenReviewBody = serde_json::from_slice(&body.map_err(ReviewError::Body)?)?;
                     Ok(answer.status)
                 }
             }
         };
+
         let mut answer = std::pin::pin!(answer);
         tokio::select! {
             answer = &mut answer => answer,
-            // The connection ends by itself when it breaks, or once the answer is all here.
+            // The connection ends when it breaks, or when the whole answer has arrived.
             ended = connection => {
                 ended?;
                 answer.await
@@ -190,29 +214,31 @@ impl Client {
     }
 }
 
-fn only(contents: &[Vec<u8>]) -> &[u8] {
+fn only_file(contents: &[Vec<u8>]) -> &[u8] {
     contents.first().map_or(&[], Vec::as_slice)
 }
 
-fn trust(pem: &[u8]) -> Result<ClientConfig, String> {
+fn parse_trust(pem: &[u8]) -> Result<ClientConfig, CredentialFileError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|error| format!("it is no PEM: {error}"))?;
-        roots.add(certificate).map_err(|error| format!("a certificate in it cannot be used: {error}"))?;
+        let certificate = certificate.map_err(CredentialFileError::Pem)?;
+        roots.add(certificate).map_err(CredentialFileError::Certificate)?;
     }
+
     if roots.is_empty() {
-        return Err("it holds no certificate".to_owned());
+        return Err(CredentialFileError::NoCertificate);
     }
+
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
+        .map_err(CredentialFileError::Tls)?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn token(content: &[u8]) -> Result<String, String> {
-    let token = std::str::from_utf8(content).map_err(|_| "it is not UTF-8".to_owned())?.trim();
+fn parse_token(content: &[u8]) -> Result<String, CredentialFileError> {
+    let token = std::str::from_utf8(content).map_err(|_| CredentialFileError::NotUtf8)?.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("it holds no token".to_owned());
+        return Err(CredentialFileError::NoToken);
     }
     Ok(token.to_owned())
 }
@@ -227,6 +253,7 @@ mod tests {
         assert_eq!(show("https://10.96.0.1:6443").as_deref(), Some("10.96.0.1:6443"));
         assert_eq!(show("https://kubernetes.default.svc").as_deref(), Some("kubernetes.default.svc:443"));
         assert_eq!(show("https://[fd00::1]/").as_deref(), Some("[fd00::1]:443"));
+
         for wrong in
             ["", "http://10.96.0.1", "10.96.0.1:443", "https://", "https://u@h", "https://h/path", "https://h?q"]
         {

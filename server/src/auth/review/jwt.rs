@@ -1,12 +1,12 @@
-//! What a bearer token says of itself, before anything of it is verified. It decides only what is not worth a review: a
-//! token that is no JSON Web Token, or that was not made for this server, is refused without one.
+//! Reads the claims of a bearer token before it is verified. They only decide that a token is not worth a review: text that is no
+//! JSON Web Token, and a token that was not made for this server, are refused without one.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// A token names a few audiences; more are not looked at.
+/// Limit for audiences; a token names few.
 const AUDIENCES_MAX: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,7 +14,7 @@ const AUDIENCES_MAX: usize = 16;
 pub(super) struct NotAJwt;
 
 #[derive(Deserialize)]
-struct Claims {
+struct TokenClaims {
     #[serde(default)]
     aud: Audiences,
 }
@@ -33,7 +33,7 @@ impl Default for Audiences {
     }
 }
 
-/// For whom the token says that it was made.
+/// The audiences that the token claims.
 pub(super) fn claimed_audiences(token: &str) -> Result<Vec<String>, NotAJwt> {
     let mut parts = token.split('.');
     let (Some(header), Some(claims), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next())
@@ -42,7 +42,7 @@ pub(super) fn claimed_audiences(token: &str) -> Result<Vec<String>, NotAJwt> {
     };
     let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| NotAJwt);
 
-    // Parsed as an object first: a struct is also read from a list.
+    // The text is parsed as an object first, because serde reads a struct from a list, too.
     let object = |part: &str| -> Result<Map<String, Value>, NotAJwt> {
         serde_json::from_slice(&decode(part)?).map_err(|_| NotAJwt)
     };
@@ -52,7 +52,7 @@ pub(super) fn claimed_audiences(token: &str) -> Result<Vec<String>, NotAJwt> {
         return Err(NotAJwt);
     }
 
-    let claims = Claims::deserialize(Value::Object(object(claims)?)).map_err(|_| NotAJwt)?;
+    let claims = TokenClaims::deserialize(Value::Object(object(claims)?)).map_err(|_| NotAJwt)?;
     Ok(match claims.aud {
         Audiences::One(audience) => vec![audience],
         Audiences::Many(mut audiences) => {
@@ -81,6 +81,7 @@ mod tests {
         for claims in ["", "[]", "1", r#"{"aud":7}"#, r#"{"aud":[7]}"#, "{"] {
             assert_eq!(read(claims), Err(NotAJwt), "{claims}");
         }
+
         let good = r#"{"aud":["a"]}"#;
         for wrong in [
             String::new(),

@@ -1,34 +1,39 @@
-//! Verdicts that are remembered. Those on good tokens have room of their own, which no number of bad tokens takes.
+//! Caches verdicts. Good tokens have room of their own, so that bad tokens, however many, do not displace them.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::{Caller, Denied, Digest};
+use super::super::{Caller, CredentialDigest, Denied};
 
 /// Each caller has a few tokens at a time.
 const GOOD_MAX: usize = 64;
 const REFUSED_MAX: usize = 1024;
-/// For so long after a good verdict a token counts as known: its next review does not wait for those of strangers.
+/// How long after a good verdict a token counts as known; then its next review does not wait for those of unknown peers.
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
 
-/// How long verdicts hold.
+/// How long verdicts are valid.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Periods {
+pub(super) struct VerdictPeriods {
     pub good: Duration,
     pub refused: Duration,
 }
 
 #[derive(Default)]
-pub(super) struct Verdicts {
-    good: HashMap<Digest, (Caller, Instant)>,
-    refused: HashMap<Digest, (Denied, Instant)>,
+pub(super) struct VerdictCache {
+    good: HashMap<CredentialDigest, (Caller, Instant)>,
+    refused: HashMap<CredentialDigest, (Denied, Instant)>,
 }
 
-impl Verdicts {
-    /// The verdict on this token that still holds.
-    pub(super) fn recall(&self, now: Instant, key: &Digest, periods: Periods) -> Option<Result<Caller, Denied>> {
+impl VerdictCache {
+    /// The verdict on a token that is still valid.
+    pub(super) fn recall(
+        &self,
+        now: Instant,
+        key: &CredentialDigest,
+        periods: VerdictPeriods,
+    ) -> Option<Result<Caller, Denied>> {
         let holds = |at: &Instant, period| now.saturating_duration_since(*at) < period;
         if let Some((caller, _)) = self.good.get(key).filter(|(_, at)| holds(at, periods.good)) {
             return Some(Ok(caller.clone()));
@@ -38,12 +43,18 @@ impl Verdicts {
         refused.map(|(denied, _)| Err(denied.clone()))
     }
 
-    /// Whether the last verdict on this token was good, and not long ago.
-    pub(super) fn is_known(&self, now: Instant, key: &Digest) -> bool {
+    /// Whether the last verdict on a token was good, at most [`KNOWN_FOR`] ago.
+    pub(super) fn is_known(&self, now: Instant, key: &CredentialDigest) -> bool {
         self.good.get(key).is_some_and(|(_, at)| now.saturating_duration_since(*at) < KNOWN_FOR)
     }
 
-    pub(super) fn remember(&mut self, now: Instant, key: Digest, verdict: &Result<Caller, Denied>, periods: Periods) {
+    pub(super) fn remember(
+        &mut self,
+        now: Instant,
+        key: CredentialDigest,
+        verdict: &Result<Caller, Denied>,
+        periods: VerdictPeriods,
+    ) {
         match verdict {
             Ok(caller) => {
                 self.refused.remove(&key);
@@ -58,12 +69,13 @@ impl Verdicts {
                 if self.refused.len() >= REFUSED_MAX {
                     self.refused.retain(|_, (_, at)| now.saturating_duration_since(*at) < periods.refused);
                 }
+
                 if self.refused.len() >= REFUSED_MAX {
                     self.refused.clear();
                 }
                 self.refused.insert(key, (denied.clone(), now));
             }
-            // The next request may find the API server back.
+            // The API server may answer the next request.
             Err(Denied::Unavailable(_)) => {}
         }
     }
@@ -74,7 +86,7 @@ mod tests {
     use super::*;
     use crate::auth::digest;
 
-    const PERIODS: Periods = Periods { good: Duration::from_secs(10), refused: Duration::from_secs(2) };
+    const PERIODS: VerdictPeriods = VerdictPeriods { good: Duration::from_secs(10), refused: Duration::from_secs(2) };
 
     fn refused() -> Result<Caller, Denied> {
         Err(Denied::Invalid("no".to_owned()))
@@ -82,11 +94,12 @@ mod tests {
 
     #[test]
     fn bad_tokens_take_no_room_from_good_ones() {
-        let (mut verdicts, now, good) = (Verdicts::default(), Instant::now(), digest("good"));
+        let (mut verdicts, now, good) = (VerdictCache::default(), Instant::now(), digest("good"));
         verdicts.remember(now, good, &Ok(Caller("controller".to_owned())), PERIODS);
         for n in 0..5 * REFUSED_MAX {
             verdicts.remember(now, digest(&format!("bad-{n}")), &refused(), PERIODS);
         }
+
         assert!(verdicts.refused.len() <= REFUSED_MAX);
         assert_eq!(verdicts.recall(now, &good, PERIODS), Some(Ok(Caller("controller".to_owned()))));
 
@@ -97,12 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn good_tokens_are_bounded_and_one_that_is_revoked_is_known_no_more() {
-        let (mut verdicts, now) = (Verdicts::default(), Instant::now());
+    fn good_tokens_are_bounded_and_a_revoked_one_is_known_no_more() {
+        let (mut verdicts, now) = (VerdictCache::default(), Instant::now());
         for n in 0..2 * GOOD_MAX {
             let at = now + Duration::from_millis(n as u64);
             verdicts.remember(at, digest(&format!("good-{n}")), &Ok(Caller(String::new())), PERIODS);
         }
+
         assert_eq!(verdicts.good.len(), GOOD_MAX);
         assert!(!verdicts.is_known(now, &digest("good-0")));
 

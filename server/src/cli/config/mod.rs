@@ -5,14 +5,20 @@
 
 mod checked;
 mod file;
+mod models;
+mod options;
+mod schema;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 pub use checked::Checked;
-pub use file::{ConfigFile, Count, DecodingDefaults, ModelConfig};
+pub use file::{ConfigFile, MODELS};
+pub use models::{DecodingDefaults, ModelConfig};
+pub use options::{FileOption, file_options};
+pub use schema::schema;
 
-/// More is no configuration but a mistake.
+/// A longer file is no configuration but a mistake.
 const LIMIT_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -27,17 +33,19 @@ pub enum ConfigError {
 pub fn read(path: &Path) -> Result<ConfigFile, ConfigError> {
     let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
     let invalid = |problem| ConfigError::Invalid { path: path.to_owned(), problem };
+
     let length = fs::metadata(path).map_err(unreadable)?.len();
     if length > LIMIT_BYTES {
         return Err(invalid(format!("{length} bytes are too long for a configuration; the limit is {LIMIT_BYTES}")));
     }
+
     let text = fs::read_to_string(path).map_err(unreadable)?;
     parse(&text).map_err(invalid)
 }
 
-/// Where and why `text` is no configuration, for people.
+/// An error says where and why `text` is no configuration.
 pub fn parse(text: &str) -> Result<ConfigFile, String> {
-    // A file of comments says nothing, which is fine.
+    // A file of comments alone has no settings, which is fine.
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(ConfigFile::default());
     }
@@ -46,30 +54,36 @@ pub fn parse(text: &str) -> Result<ConfigFile, String> {
         .and_then(ConfigFile::checked)
 }
 
-/// Names the key that was probably meant.
+/// Adds the key that was probably meant to an error about an unknown key.
 fn with_advice(problem: &str) -> String {
-    let advice = (|| {
-        let (unknown, rest) = problem.split_once("unknown field `")?.1.split_once('`')?;
-        let known = rest.lines().next()?.strip_prefix(", expected ")?;
-        let known = known.strip_prefix("one of ").unwrap_or(known);
-        let known = known.split([',', ' ']).map(|key| key.trim_matches('`')).filter(|key| !key.is_empty());
-        let nearest = known.map(|known| (distance(unknown, known), known)).min()?;
-        (nearest.0 <= 1 + unknown.len() / 4).then(|| nearest.1.to_owned())
-    })();
-    match advice {
+    match nearest_key(problem) {
         Some(known) => format!("{problem}\ndid you mean `{known}`?"),
         None => problem.to_owned(),
     }
 }
 
+/// The known key that is nearest to the unknown one, of a problem such as "unknown field `a`, expected one of `b`, `c`".
+fn nearest_key(problem: &str) -> Option<&str> {
+    let (unknown, rest) = problem.split_once("unknown field `")?.1.split_once('`')?;
+    let expected = rest.lines().next()?.strip_prefix(", expected ")?;
+    let expected = expected.strip_prefix("one of ").unwrap_or(expected);
+
+    let keys = expected.split([',', ' ']).map(|key| key.trim_matches('`')).filter(|key| !key.is_empty());
+    let (edits, nearest) = keys.map(|key| (edit_distance(unknown, key), key)).min()?;
+    (edits <= 1 + unknown.len() / 4).then_some(nearest)
+}
+
 /// Edits between two keys (Levenshtein), without regard to case and dashes.
-fn distance(one: &str, other: &str) -> usize {
-    let plain = |key: &str| key.chars().filter(|c| !"-_".contains(*c)).flat_map(char::to_lowercase).collect::<Vec<_>>();
-    let (one, other) = (plain(one), plain(other));
+fn edit_distance(one: &str, other: &str) -> usize {
+    let letters =
+        |key: &str| key.chars().filter(|c| !"-_".contains(*c)).flat_map(char::to_lowercase).collect::<Vec<_>>();
+    let (one, other) = (letters(one), letters(other));
+
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (i, a) in one.iter().enumerate() {
         let mut diagonal = row[0];
         row[0] = i + 1;
+
         for (j, b) in other.iter().enumerate() {
             let change = diagonal + usize::from(a != b);
             diagonal = row[j + 1];
@@ -79,19 +93,14 @@ fn distance(one: &str, other: &str) -> usize {
     row[other.len()]
 }
 
-/// The JSON schema of the file, as `docs/config.schema.json` holds it.
-pub fn schema() -> String {
-    let schema = schemars::schema_for!(ConfigFile);
-    let mut text = serde_json::to_string_pretty(&schema).unwrap_or_default();
-    text.push('\n');
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cli::values::DurationArg;
 
     #[test]
     fn the_committed_schema_is_that_of_the_code() {
@@ -110,11 +119,11 @@ mod tests {
              aliases: [whisper-1]\n    residency: resident\n    idleTimeout: 0\n    defaults: {language: German}\n  - path: /m/x\n",
         )
         .unwrap();
-        assert_eq!(file.idle_timeout.unwrap().text(), "10m");
-        assert_eq!(file.spare_runner.unwrap().text(), "true");
+        assert_eq!(file.option("idle-timeout").unwrap(), ["10m"]);
+        assert_eq!(file.option("spare-runner").unwrap(), ["true"]);
         let models = file.models.unwrap();
         assert_eq!((models[0].name.as_deref(), models[1].path.as_deref()), (Some("base"), Some(Path::new("/m/x"))));
-        assert_eq!(models[0].idle_timeout.as_ref().unwrap().text(), "0");
+        assert_eq!(models[0].idle_timeout, Some(Checked(DurationArg(Duration::ZERO))));
         for empty in ["", "\n", "# nothing\n"] {
             assert_eq!(parse(empty).unwrap(), ConfigFile::default());
         }
@@ -132,12 +141,13 @@ mod tests {
                     memoryReclaimer: 95%, tlsCert: /a, tlsKey: /b, opsTlsCert: /c, opsTlsKey: /d, apiKeysFile: /k, \
                     adminTokenFile: /t, webUi: false, logFormat: json, logLevel: debug}";
         let file = parse(text).unwrap();
-        let schema = serde_json::to_value(schemars::schema_for!(ConfigFile)).unwrap();
-        for key in schema["properties"].as_object().unwrap().keys() {
+        let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
+        let keys = schema["properties"].as_object().unwrap().keys();
+        for key in keys.filter(|key| !["models", "defaultAliases", "corsOrigins"].contains(&key.as_str())) {
             let kebab = |c: char| if c.is_uppercase() { format!("-{}", c.to_lowercase()) } else { c.to_string() };
             let option: String = key.chars().map(kebab).collect();
-            let has_it = file.option(&option).is_some() || file.path(&option).is_some();
-            assert!(has_it || ["models", "default-aliases", "cors-origins"].contains(&option.as_str()), "{key}");
+            assert!(file_options().iter().any(|known| known.long() == option), "{key}");
+            assert!(file.option(&option).is_some() || !text.contains(&format!("{key}:")), "{key}");
         }
     }
 

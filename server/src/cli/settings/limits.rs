@@ -2,75 +2,86 @@
 
 use std::time::Duration;
 
-use super::super::args::LimitArgs;
-use super::super::values::ByteSize;
-use super::SettingError;
-use super::sources::{Count, Sources};
+use clap::Args;
+use serde::Serialize;
 
-/// The longest films last four and a half hours, and half a day of meetings is not longer than this.
-const DEFAULT_MAX_AUDIO: Duration = Duration::from_secs(6 * 3600);
+use super::{SettingError, must_be_longer_than_zero};
+use crate::cli::values::{ByteSize, DurationArg, WholeNumber};
 
-/// 37 hours of audio.
-const DEFAULT_MAX_DECODED_BYTES: u64 = 4 << 30;
-
-/// Four of the largest uploads, or some two hundred of an hour each.
-const DEFAULT_MAX_SPOOL_BYTES: u64 = 16 << 30;
-
-/// As many small uploads as are likely to wait.
-const DEFAULT_SPOOL_MEMORY_TOTAL_BYTES: u64 = 128 << 20;
-
-/// Half of what a live recording of speech at 16 kbit/s sends.
-const DEFAULT_LEAST_UPLOAD_RATE: u64 = 1 << 10;
-
-/// Four times as many as wait for one model.
-const DEFAULT_MAX_CONNECTIONS: usize = 1024;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize)]
+#[command(next_help_heading = "Requests")]
 pub struct LimitSettings {
-    /// Of one request.
+    /// Longest audio that is transcribed: 6h, 90m; longer is answered with 400.
+    ///
+    /// Checked while a file is decoded, since its headers may say anything. An hour is 115 MB when it is decoded.
+    // The longest films last four and a half hours, and half a day of meetings is not longer than the default.
+    #[arg(
+        long = "max-audio-duration",
+        value_name = "DURATION",
+        value_parser = DurationArg::read,
+        default_value = "6h"
+    )]
     pub max_audio: Duration,
-    /// Of the decoded audio of all requests together.
+
+    /// What the decoded audio of all requests together may hold, in memory and in --spool-dir; beyond it requests are
+    /// answered with 507. The default is 37 hours of audio.
+    ///
+    /// Audio that waits for a model is not decoded yet, but for its beginning and for the next two requests.
+    #[arg(long = "max-decoded", value_name = "SIZE", value_parser = ByteSize::read, default_value = "4GiB")]
     pub max_decoded_bytes: u64,
-    /// Of the uploads of all requests together.
+
+    /// What the uploads of all requests together may hold, in memory and in --spool-dir; beyond it requests are answered
+    /// with 507. Default: 16GiB, or --max-upload where that is more.
+    // Four of the largest uploads, or some two hundred of an hour each.
+    #[arg(
+        long = "max-spool",
+        value_name = "SIZE",
+        value_parser = ByteSize::read,
+        default_value = "16GiB",
+        hide_default_value = true
+    )]
     pub max_spool_bytes: u64,
-    /// Of uploads and decoded audio together.
-    pub spool_memory_total_bytes: u64,
-    /// Zero: no limit.
+
+    /// Least bytes a second of an upload, over each minute of waiting for it; slower ones are answered with 408. 0 is no
+    /// limit.
+    // Half of what a live recording of speech at 16 kbit/s sends.
+    #[arg(long = "min-upload-rate", value_name = "SIZE", value_parser = ByteSize::read, default_value = "1KiB")]
     pub least_upload_bytes_per_second: u64,
+
+    /// Connections to the public API that are open at the same time; further ones are answered with 503 and Retry-After,
+    /// but for /healthz and /readyz. Default: 1024, or what the limit of open files leaves.
+    // Four times as many as wait for one model.
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = WholeNumber::read,
+        default_value = "1024",
+        hide_default_value = true
+    )]
     pub max_connections: usize,
+
+    /// What uploads and decoded audio of all requests together are kept of in memory; further bytes go to --spool-dir.
+    // As many small uploads as are likely to wait.
+    #[arg(long = "spool-memory-total", value_name = "SIZE", value_parser = ByteSize::read, default_value = "128MiB")]
+    pub spool_memory_total_bytes: u64,
 }
 
-impl Sources<'_> {
-    /// `max_upload_bytes`: the largest upload must fit.
-    pub(super) fn limits(&self, args: LimitArgs, max_upload_bytes: u64) -> Result<LimitSettings, SettingError> {
-        let bytes = |option: &str, flag: Option<ByteSize>| {
-            self.value(option, flag).map(|size| size.map(|ByteSize(bytes)| bytes))
-        };
-        let max_connections = self.value("max-connections", args.max_connections.map(Count))?;
-        let max_connections = max_connections.map_or(DEFAULT_MAX_CONNECTIONS, |count| count.0);
-        if max_connections == 0 {
+impl LimitSettings {
+    /// `is_spool_given`: whether any source has `--max-spool`; its default grows with the largest upload.
+    pub(super) fn complete(&mut self, max_upload_bytes: u64, is_spool_given: bool) -> Result<(), SettingError> {
+        if self.max_connections == 0 {
             return Err(SettingError::Combination("--max-connections must be at least 1".to_owned()));
         }
-        let max_spool_bytes = match bytes("max-spool", args.max_spool)? {
-            Some(bytes) if bytes < max_upload_bytes => {
-                let problem = format!(
-                    "--max-spool ({bytes} bytes) must be at least --max-upload ({max_upload_bytes} bytes), or the largest \
-                     upload never fits"
-                );
-                return Err(SettingError::Combination(problem));
-            }
-            Some(bytes) => bytes,
-            None => DEFAULT_MAX_SPOOL_BYTES.max(max_upload_bytes),
-        };
-        let total = bytes("spool-memory-total", args.spool_memory_total)?;
-        let least_rate = bytes("min-upload-rate", args.min_upload_rate)?;
-        Ok(LimitSettings {
-            max_audio: self.positive("max-audio-duration", args.max_audio_duration, DEFAULT_MAX_AUDIO)?,
-            max_decoded_bytes: bytes("max-decoded", args.max_decoded)?.unwrap_or(DEFAULT_MAX_DECODED_BYTES),
-            max_spool_bytes,
-            spool_memory_total_bytes: total.unwrap_or(DEFAULT_SPOOL_MEMORY_TOTAL_BYTES),
-            least_upload_bytes_per_second: least_rate.unwrap_or(DEFAULT_LEAST_UPLOAD_RATE),
-            max_connections,
-        })
+        must_be_longer_than_zero("max-audio-duration", self.max_audio)?;
+
+        let bytes = self.max_spool_bytes;
+        if is_spool_given && bytes < max_upload_bytes {
+            return Err(SettingError::Combination(format!(
+                "--max-spool ({bytes} bytes) must be at least --max-upload ({max_upload_bytes} bytes), or the largest \
+                 upload never fits"
+            )));
+        }
+        self.max_spool_bytes = bytes.max(max_upload_bytes);
+        Ok(())
     }
 }

@@ -1,14 +1,15 @@
-//! The runner's own side. One thread reads frames, so that an order to exit is obeyed whatever the engine does; the
-//! main thread loads the model; each job has a thread of its own, of which there are as many as jobs may hold the model.
+//! The runner's own side. One thread reads commands, so that a command to exit is obeyed whatever the engine does; the
+//! main thread loads the model; jobs run on as many threads as may use the model at once.
 
-mod reader;
-mod voice;
+mod command_reader;
+mod frame_sender;
+mod worker_pool;
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 use std::{env, fs, process, thread};
@@ -18,29 +19,38 @@ use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_dea
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::wire::{FailureKind, FromRunner, LoadSpec, VERSION};
-use crate::job::{Outcome, Work};
-use reader::{Desks, Job, Jobs, Order, Reader};
-use voice::{Report, Voice};
+use command_reader::{CommandReader, MainThreadCommand};
+use frame_sender::FrameSender;
+use worker_pool::{JobCancellations, WorkerPool};
 
-/// Process id of the server, so that a runner whose server is already dead does not live on.
+/// The variable with the process id of the server: a runner whose server has already ended must end too.
 pub const PARENT_VARIABLE: &str = "HUSH_RUNNER_PARENT";
 
-/// A runner is worth less than its server when memory is short: it can be started again.
+/// If memory is short, the kernel kills the runner before the server: a runner can be started again.
 const OOM_SCORE: &str = "500";
 
-/// What runs in the child. The thread that calls [`main`] makes it and is the only one that touches it.
-pub trait Backend: Sized {
-    type Model: Model;
+/// The inference library of a runner. Only the thread that calls [`main`] uses it.
+pub trait RunnerBackend: Sized {
+    type Model: LoadedModel;
 
-    /// Loads the libraries, and nothing on a device: a spare runner waits in this state. Also says what they are.
+    /// Loads the libraries, and nothing on a device, because a spare runner waits in this state. The text is the name and
+    /// the version of the library.
+    ///
+    /// # Errors
+    /// The reason for people, if the libraries cannot be loaded.
     fn start() -> Result<(Self, String), String>;
 
+    /// # Errors
+    /// The reason for people, if the model cannot be loaded.
     fn load(&mut self, spec: &LoadSpec) -> Result<Self::Model, String>;
 }
 
-/// What a backend has loaded. Several jobs use it at once, each on a thread of its own.
-pub trait Model: Send + Sync + 'static {
-    /// Waits until all of it is loaded: work may begin before, and fails where this does.
+/// The model of a runner. Several jobs use it at once, each on a thread of its own.
+pub trait LoadedModel: Send + Sync + 'static {
+    /// Waits until the model is loaded completely. Jobs may begin before, and fail if the rest of the load fails.
+    ///
+    /// # Errors
+    /// The reason for people, if the rest of the load fails.
     fn settle(&self) -> Result<(), String> {
         Ok(())
     }
@@ -55,6 +65,7 @@ pub trait Model: Send + Sync + 'static {
     fn detect_language(&self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure>;
 }
 
+/// Why a job has failed, with the reason for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WorkFailure {
     Cancelled,
@@ -65,7 +76,7 @@ pub enum WorkFailure {
 }
 
 impl WorkFailure {
-    /// A failure of the engine, by what it says. ONNX Runtime has no code of its own for a device that is full.
+    /// A failure of the engine, classified by its message: ONNX Runtime has no error code for a device whose memory is full.
     pub fn of_engine(message: String) -> Self {
         if cuda::is_out_of_memory(&message) {
             Self::OutOfMemory(message)
@@ -87,8 +98,8 @@ impl WorkFailure {
     }
 }
 
-/// Everything that `hush-server runner` does. Returns only when this is not a runner's place to be.
-pub fn main<B: Backend>() -> ExitCode {
+/// Everything that `hush-server runner` does. Returns only if the process was not started by a server.
+pub fn main<B: RunnerBackend>() -> ExitCode {
     match serve::<B>() {
         Ok(never) => match never {},
         Err(error) => {
@@ -98,121 +109,98 @@ pub fn main<B: Backend>() -> ExitCode {
     }
 }
 
-enum Never {}
-
-fn serve<B: Backend>() -> io::Result<Never> {
+fn serve<B: RunnerBackend>() -> io::Result<Infallible> {
     die_with_parent()?;
     leave_signals_to_parent()?;
-    // Both only help people and the kernel; a sandbox may forbid them.
+    // The name is for people and the score for the kernel. A sandbox may forbid both, which does no harm.
     let _ = fs::write("/proc/self/comm", "hush-runner");
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
 
-    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    socket.peer_addr().map_err(|error| {
-        io::Error::other(format!("standard input is no socket ({error}); the server starts runners"))
-    })?;
-    let (orders, inbox) = mpsc::channel();
-    let jobs = Jobs::default();
-    let desks = Desks::default();
-    let reader = Reader { socket: socket.try_clone()?, orders, desks: desks.clone(), jobs: jobs.clone() };
+    let socket = server_socket()?;
+    let (main_thread, inbox) = mpsc::channel();
+    let cancellations = JobCancellations::default();
+    let workers = WorkerPool::default();
+    let reader = CommandReader {
+        socket: socket.try_clone()?,
+        main_thread,
+        workers: workers.clone(),
+        cancellations: cancellations.clone(),
+    };
     thread::Builder::new().name("frames".to_owned()).spawn(move || reader.run())?;
 
     let started = Instant::now();
-    let voice = Arc::new(Voice::new(socket));
+    let sender = Arc::new(FrameSender::new(socket));
     let mut backend = B::start();
-    voice.say(&FromRunner::Hello {
+    sender.send(&FromRunner::Hello {
         version: VERSION,
         pid: process::id(),
         runtime: backend.as_ref().ok().map(|(_, runtime)| runtime.clone()),
         libraries_seconds: started.elapsed().as_secs_f64(),
     });
-    for order in inbox {
-        match order {
-            Order::Load(spec) => {
-                let started = Instant::now();
-                let model = match &mut backend {
-                    Ok((backend, _)) => backend.load(&spec),
-                    Err(message) => Err(message.clone()),
-                };
-                match model {
-                    Ok(model) => {
-                        let model = Arc::new(model);
-                        desks.open(open_desks(model.clone(), spec.max_batch, &voice, &jobs)?);
-                        voice.say(&FromRunner::Loaded { sessions_seconds: started.elapsed().as_secs_f64() });
-                        let voice = voice.clone();
-                        thread::Builder::new().name("settle".to_owned()).spawn(move || match model.settle() {
-                            Ok(()) => voice.say(&FromRunner::Settled { seconds: started.elapsed().as_secs_f64() }),
-                            Err(message) => voice.fail_load(message),
-                        })?;
-                    }
-                    Err(message) => voice.fail_load(message),
-                }
-            }
-            Order::Work(job) => {
-                let Some(job) = desks.take(job) else { continue };
+
+    for command in inbox {
+        match command {
+            MainThreadCommand::Load(spec) => load(&mut backend, &spec, &sender, &workers, &cancellations)?,
+            MainThreadCommand::RejectJob(job) => {
+                // The model may have been loaded since the job came.
+                let Some(job) = workers.submit(job) else { continue };
                 let problem = backend.as_ref().err().map_or("no model is loaded", String::as_str);
-                voice.fail(job.id, WorkFailure::Engine(problem.to_owned()));
-                jobs.forget(job.id);
+                sender.send_failure(job.id, WorkFailure::Engine(problem.to_owned()));
+                cancellations.remove(job.id);
             }
         }
     }
-    leave()
+    end_process()
 }
 
-/// Threads that do jobs, as many as may hold the model; further jobs wait. They end when the sender is dropped.
-fn open_desks<M: Model>(model: Arc<M>, count: usize, voice: &Arc<Voice>, jobs: &Jobs) -> io::Result<mpsc::Sender<Job>> {
-    let (sender, inbox) = mpsc::channel::<Job>();
-    let inbox = Arc::new(Mutex::new(inbox));
-    for number in 0..count.max(1) {
-        let (model, inbox, voice, jobs) = (model.clone(), inbox.clone(), voice.clone(), jobs.clone());
-        thread::Builder::new().name(format!("job-{number}")).spawn(move || {
-            loop {
-                let next = lock(&inbox).recv();
-                let Ok(job) = next else { return };
-                let id = job.id;
-                work(&*model, job, &voice);
-                jobs.forget(id);
-            }
-        })?;
+/// The socket of the server is standard input.
+fn server_socket() -> io::Result<UnixStream> {
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    match socket.peer_addr() {
+        Ok(_) => Ok(socket),
+        Err(error) => {
+            Err(io::Error::other(format!("standard input is no socket ({error}); the server starts runners")))
+        }
     }
-    Ok(sender)
 }
 
-fn work<M: Model>(model: &M, job: Job, voice: &Voice) {
-    let Job { id, work, audio, request, cancelled } = job;
-    let _request = tracing::info_span!("request", id = request).entered();
-    tracing::debug!(job = id, seconds = audio.duration_seconds(), "work begins");
-    voice.begin();
-    let cancelled = &*cancelled;
-    let result = if cancelled.load(Ordering::Relaxed) {
-        Err(WorkFailure::Cancelled)
-    } else {
-        let mut audio = audio.source();
-        let mut sink = Report { voice, cancelled, id };
-        match &work {
-            Work::Transcribe(options) => model.transcribe(&mut audio, options, &mut sink).map(Outcome::Transcribed),
-            Work::DetectLanguage => model.detect_language(&mut audio).map(Outcome::Languages),
+/// Loads the model and starts the workers. A thread of its own waits for the end of the load, and reports it.
+fn load<B: RunnerBackend>(
+    backend: &mut Result<(B, String), String>,
+    spec: &LoadSpec,
+    sender: &Arc<FrameSender>,
+    workers: &WorkerPool,
+    cancellations: &JobCancellations,
+) -> io::Result<()> {
+    let started = Instant::now();
+    let loaded = match backend {
+        Ok((backend, _)) => backend.load(spec),
+        Err(message) => Err(message.clone()),
+    };
+    let model = match loaded {
+        Ok(model) => Arc::new(model),
+        Err(message) => {
+            sender.send_load_failure(message);
+            return Ok(());
         }
     };
-    match result {
-        Ok(outcome) => voice.say(&FromRunner::Done { id, outcome }),
-        // Whatever the engine makes of audio that is not coming any more.
-        Err(_) if cancelled.load(Ordering::Relaxed) => voice.fail(id, WorkFailure::Cancelled),
-        // The server hears of the load, and ends this process.
-        Err(_) if model.settle().is_err() => {}
-        Err(failure) => {
-            if let WorkFailure::Engine(problem) | WorkFailure::DeviceLost(problem) = &failure {
-                tracing::error!(job = id, "the engine failed: {problem}");
-            }
-            voice.fail(id, failure);
-        }
-    }
-    tracing::debug!(job = id, "work ends");
+
+    workers.start(&model, spec.max_batch, sender, cancellations)?;
+    sender.send(&FromRunner::Loaded { sessions_seconds: started.elapsed().as_secs_f64() });
+
+    let sender = sender.clone();
+    thread::Builder::new().name("settle".to_owned()).spawn(move || match model.settle() {
+        Ok(()) => sender.send(&FromRunner::Settled { seconds: started.elapsed().as_secs_f64() }),
+        Err(message) => sender.send_load_failure(message),
+    })?;
+    Ok(())
 }
 
-/// The kernel ends us with the thread that started us; if that has happened already, nobody needs us.
+/// The kernel kills this process when the thread that started it ends. If the server has already ended, the runner ends
+/// with an error instead.
 fn die_with_parent() -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
+
     let parent = env::var(PARENT_VARIABLE).ok().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
     if parent.is_some() && getppid() != parent {
         return Err(io::Error::other("the server that started this runner is gone"));
@@ -220,19 +208,20 @@ fn die_with_parent() -> io::Result<()> {
     Ok(())
 }
 
-/// Who stops a whole group or container means the server, and that decides how its runners end.
+/// Ignores the signals that end a process group or a container: they are meant for the server, which then decides how
+/// its runners end.
 fn leave_signals_to_parent() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let _entered = runtime.enter();
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
-        // The handler stays for the life of the process, without anybody listening.
+        // The handler stays for the life of the process, also without a receiver.
         drop(signal(kind)?);
     }
     Ok(())
 }
 
-/// Ends the process now. No destructor of a library runs: the kernel frees memory and device faster than they do.
-fn leave() -> ! {
+/// Ends the process at once. No destructor of a library runs, because the kernel frees memory and device faster.
+fn end_process() -> ! {
     let _ = kill_process(rustix::process::getpid(), Signal::KILL);
     process::abort()
 }

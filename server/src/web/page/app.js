@@ -105,7 +105,7 @@ async function run() {
   }
 }
 
-/** `fraction` null: nobody knows how long. */
+/** `fraction` null: the length is unknown. */
 function step(text, fraction) {
   if ($('step').textContent !== text) $('step').textContent = text;
   if (fraction === null) $('progress').removeAttribute('value');

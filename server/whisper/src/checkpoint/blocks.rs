@@ -1,12 +1,12 @@
-//! Block-quantised values of ggml files: a few scales for 32 or 256 values each. The layouts are those of
+//! Block-quantised values of ggml files: each block has a few scales for 32 or 256 values. The layouts are those of
 //! `ggml/src/ggml-quants.c` in ggml-org/whisper.cpp.
 
 use half::f16;
 
 /// Values of a block of the older formats.
-const SMALL: usize = 32;
+const SMALL_BLOCK: usize = 32;
 /// Values of a block of the K formats.
-const LARGE: usize = 256;
+const LARGE_BLOCK: usize = 256;
 
 /// The quantised types that whisper.cpp's `quantize` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) enum BlockFormat {
 }
 
 impl BlockFormat {
-    /// The format of a `ggml_type` number.
+    /// The format with this `ggml_type` number.
     pub fn of_ggml_type(number: i32) -> Option<Self> {
         Some(match number {
             2 => Self::Q4_0,
@@ -44,8 +44,8 @@ impl BlockFormat {
     /// Values of one block.
     pub const fn values(self) -> usize {
         match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => SMALL,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => LARGE,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => SMALL_BLOCK,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => LARGE_BLOCK,
         }
     }
 
@@ -65,27 +65,29 @@ impl BlockFormat {
         }
     }
 
-    /// Values `start..start + out.len()` of a tensor; `None` if `bytes` ends before.
+    /// Decodes the values `start..start + out.len()` of a tensor; `None` if `bytes` ends before that.
     pub fn decode(self, bytes: &[u8], start: usize, out: &mut [f32]) -> Option<()> {
         let width = self.values();
-        let mut block_values = [0.0; LARGE];
+        let mut block_values = [0.0; LARGE_BLOCK];
         let mut filled = 0;
+
         while filled < out.len() {
             let at = start + filled;
             let first = at / width * self.bytes();
             let block = bytes.get(first..first.checked_add(self.bytes())?)?;
             let values = block_values.get_mut(..width)?;
-            self.decode_block(&mut Reader(block), values)?;
+            self.decode_block(&mut BlockReader(block), values)?;
 
             let skipped = at % width;
             let taken = (width - skipped).min(out.len() - filled);
             out.get_mut(filled..filled + taken)?.copy_from_slice(values.get(skipped..skipped + taken)?);
             filled += taken;
         }
+
         Some(())
     }
 
-    fn decode_block(self, block: &mut Reader<'_>, out: &mut [f32]) -> Option<()> {
+    fn decode_block(self, block: &mut BlockReader<'_>, out: &mut [f32]) -> Option<()> {
         match self {
             Self::Q4_0 => {
                 let scale = block.real()?;
@@ -116,14 +118,15 @@ impl BlockFormat {
             Self::Q4K | Self::Q5K => decode_q4k_q5k(block, self == Self::Q5K, out)?,
             Self::Q6K => decode_q6k(block, out)?,
         }
+
         Some(())
     }
 }
 
-/// The fields of a block, one after the other.
-struct Reader<'a>(&'a [u8]);
+/// Reads the fields of a block in order.
+struct BlockReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> BlockReader<'a> {
     fn bytes<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
         let (first, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
@@ -135,10 +138,11 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// 32 values of 4 bits: the low halves of the bytes are the first 16, the high halves the last 16. `high` holds a fifth
-/// bit for each.
+/// Decodes 32 values of 4 bits: the low halves of the bytes are the first 16, the high halves the last 16. `high` contains
+/// a fifth bit for each value.
 fn nibbles(packed: &[u8; 16], high: u32, out: &mut [f32], value: impl Fn(u8) -> f32) {
     let fifth = |index: usize| ((high >> index) as u8 & 1) << 4;
+
     for (index, byte) in packed.iter().enumerate() {
         let halves = [(index, byte & 15), (index + 16, byte >> 4)];
         for (at, low) in halves {
@@ -149,53 +153,59 @@ fn nibbles(packed: &[u8; 16], high: u32, out: &mut [f32], value: impl Fn(u8) -> 
     }
 }
 
-fn decode_q2k(block: &mut Reader<'_>, out: &mut [f32]) -> Option<()> {
+fn decode_q2k(block: &mut BlockReader<'_>, out: &mut [f32]) -> Option<()> {
     let scales = block.bytes::<16>()?;
     let packed = block.bytes::<64>()?;
     let (scale, least) = (block.real()?, block.real()?);
+
     for (index, value) in out.iter_mut().enumerate() {
-        // Two halves of 128 values; in each, 32 bytes hold 2 bits for four groups of 32 values.
+        // There are two halves of 128 values; in each, 32 bytes contain 2 bits for four groups of 32 values.
         let (half, group, column) = (index / 128, index % 128 / 32, index % 32);
         let bits = packed.get(half * 32 + column)? >> (2 * group) & 3;
         let sub = scales.get(index / 16)?;
         *value = scale * f32::from(sub & 15) * f32::from(bits) - least * f32::from(sub >> 4);
     }
+
     Some(())
 }
 
-fn decode_q3k(block: &mut Reader<'_>, out: &mut [f32]) -> Option<()> {
+fn decode_q3k(block: &mut BlockReader<'_>, out: &mut [f32]) -> Option<()> {
     let high = block.bytes::<32>()?;
     let packed = block.bytes::<64>()?;
     let sub_scales = block.bytes::<12>()?;
     let scale = block.real()?;
+
     for (index, value) in out.iter_mut().enumerate() {
         let (half, group, column) = (index / 128, index % 128 / 32, index % 32);
         let low = packed.get(half * 32 + column)? >> (2 * group) & 3;
         let has_high = high.get(column)? >> (half * 4 + group) & 1 == 1;
         let quant = f32::from(low) - if has_high { 0.0 } else { 4.0 };
 
-        // 16 scales of 6 bits: 4 low bits in the first eight bytes, 2 high bits in the last four.
+        // There are 16 scales of 6 bits: 4 low bits in the first eight bytes, 2 high bits in the last four.
         let sub = index / 16;
         let low_bits = sub_scales.get(sub % 8)? >> (4 * (sub / 8)) & 15;
         let high_bits = sub_scales.get(8 + sub % 4)? >> (2 * (sub / 4)) & 3;
         *value = scale * (f32::from(low_bits | high_bits << 4) - 32.0) * quant;
     }
+
     Some(())
 }
 
-fn decode_q4k_q5k(block: &mut Reader<'_>, five_bits: bool, out: &mut [f32]) -> Option<()> {
+fn decode_q4k_q5k(block: &mut BlockReader<'_>, five_bits: bool, out: &mut [f32]) -> Option<()> {
     let (scale, least) = (block.real()?, block.real()?);
     let sub_scales = block.bytes::<12>()?;
     let high = if five_bits { block.bytes::<32>()? } else { &[0; 32] };
     let packed = block.bytes::<128>()?;
+
     for (index, value) in out.iter_mut().enumerate() {
-        // Eight groups of 32 values; two groups share 32 bytes, low halves first.
+        // There are eight groups of 32 values; two groups share 32 bytes, the low halves first.
         let (group, column) = (index / 32, index % 32);
         let low = packed.get(group / 2 * 32 + column)? >> (4 * (group % 2)) & 15;
         let fifth = (high.get(column)? >> group & 1) << 4;
         let (sub, sub_least) = six_bit_scales(sub_scales, group)?;
         *value = scale * f32::from(sub) * f32::from(low | fifth) - least * f32::from(sub_least);
     }
+
     Some(())
 }
 
@@ -210,18 +220,20 @@ fn six_bit_scales(packed: &[u8; 12], group: usize) -> Option<(u8, u8)> {
     Some((scale, least))
 }
 
-fn decode_q6k(block: &mut Reader<'_>, out: &mut [f32]) -> Option<()> {
+fn decode_q6k(block: &mut BlockReader<'_>, out: &mut [f32]) -> Option<()> {
     let low = block.bytes::<128>()?;
     let high = block.bytes::<64>()?;
     let sub_scales = block.bytes::<16>()?;
     let scale = block.real()?;
+
     for (index, value) in out.iter_mut().enumerate() {
-        // Two halves of 128 values. In each: 64 bytes of 4 low bits, 32 bytes of 2 high bits for four groups of 32.
+        // There are two halves of 128 values. Each has 64 bytes of 4 low bits, and 32 bytes of 2 high bits for four groups of 32.
         let (half, group, column) = (index / 128, index % 128 / 32, index % 32);
         let low_bits = low.get(half * 64 + group % 2 * 32 + column)? >> (4 * (group / 2)) & 15;
         let high_bits = high.get(half * 32 + column)? >> (2 * group) & 3;
         let quant = f32::from(low_bits | high_bits << 4) - 32.0;
         *value = scale * f32::from(sub_scales.get(index / 16)?.cast_signed()) * quant;
     }
+
     Some(())
 }

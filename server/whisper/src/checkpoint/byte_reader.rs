@@ -1,4 +1,4 @@
-//! The fields of a binary file, one after the other; an error says which of them the file ends in.
+//! Reads the fields of a binary file in order. An error names the field at which the file ends.
 
 pub(super) struct ByteReader<'a> {
     bytes: &'a [u8],
@@ -6,7 +6,7 @@ pub(super) struct ByteReader<'a> {
 }
 
 impl<'a> ByteReader<'a> {
-    /// Begins at the byte `at`.
+    /// Starts at the byte `at`.
     pub const fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at }
     }

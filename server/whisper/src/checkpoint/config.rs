@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::CheckpointError;
 use super::json::JsonFile;
 
-/// Far above any Whisper (large has 32): each is a list of tensors before one of them is looked for.
+/// Far above any Whisper (large has 32). It bounds the list of tensors that is made before any tensor is looked up.
 const LAYERS_MAX: usize = 1024;
-/// Far above any Whisper, far below an overflow of a product of two dimensions.
+/// Far above any Whisper, and far below an overflow of the product of two dimensions.
 pub(super) const SIZE_MAX: usize = 1 << 24;
-/// A prompt alone has four tokens, and half of a window is for what was said before it.
+/// A prompt alone has four tokens, and half of a window is reserved for the text before it.
 const TARGET_POSITIONS_MIN: usize = 16;
 
-/// A field that cannot be so, and why.
+/// A field with an impossible value, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldProblem {
     pub field: String,
@@ -27,7 +27,7 @@ impl FieldProblem {
     }
 }
 
-/// Dimensions under the names that Hugging Face gives them.
+/// Dimensions, named as in Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     pub d_model: usize,
@@ -40,7 +40,7 @@ pub struct Config {
     pub num_mel_bins: usize,
     /// Encoder frames of one window; the mel has twice as many.
     pub max_source_positions: usize,
-    /// Tokens of one window, prompt included.
+    /// Tokens of one window, including the prompt.
     pub max_target_positions: usize,
     pub vocab_size: usize,
 }
@@ -52,6 +52,7 @@ impl Config {
             let hint = "a Whisper checkpoint folder holds config.json and model.safetensors";
             return Err(CheckpointError::MissingFile { path, hint });
         }
+
         let json = JsonFile::read(&path)?;
         match json.get("model_type") {
             Some(kind) if kind == "whisper" => {}
@@ -60,17 +61,21 @@ impl Config {
                 return Err(CheckpointError::NotWhisper { path, found });
             }
         }
+
         match json.get("activation_function") {
             Some(name) if name == "gelu" => {}
             None => {}
             Some(other) => return Err(json.error("activation_function", format!("is {other}, expected \"gelu\""))),
         }
+
         if json.flag("scale_embedding")? == Some(true) {
             return Err(json.error("scale_embedding", "is true; no Whisper scales its embedding"));
         }
+
         if json.flag("tie_word_embeddings")? == Some(false) {
             return Err(json.error("tie_word_embeddings", "is false; Whisper ties them, untied ones are not supported"));
         }
+
         let config = Self {
             d_model: json.size("d_model")?,
             encoder_layers: json.size_up_to("encoder_layers", LAYERS_MAX)?,
@@ -84,11 +89,13 @@ impl Config {
             max_target_positions: json.size("max_target_positions")?,
             vocab_size: json.size("vocab_size")?,
         };
+
         config.check().map_err(|error| json.error(&error.field, error.problem))?;
+
         Ok((config, json))
     }
 
-    /// Whether each dimension is one that a model can have, whatever its weights are.
+    /// Checks that a model can have each of these dimensions, whatever its weights are.
     pub fn check(&self) -> Result<(), FieldProblem> {
         let sizes = [
             ("d_model", self.d_model, 1..=SIZE_MAX),
@@ -103,6 +110,7 @@ impl Config {
             ("max_target_positions", self.max_target_positions, TARGET_POSITIONS_MIN..=SIZE_MAX),
             ("vocab_size", self.vocab_size, 1..=SIZE_MAX),
         ];
+
         for (field, size, possible) in sizes {
             if !possible.contains(&size) {
                 let (least, most) = (possible.start(), possible.end());
@@ -110,6 +118,7 @@ impl Config {
                 return Err(FieldProblem::new(field, problem));
             }
         }
+
         for (field, heads) in [
             ("encoder_attention_heads", self.encoder_attention_heads),
             ("decoder_attention_heads", self.decoder_attention_heads),
@@ -119,11 +128,12 @@ impl Config {
                 return Err(FieldProblem::new(field, problem));
             }
         }
+
         Ok(())
     }
 
-    /// The dimensions that a shape tells: the field, its value, and a tensor with the axis that is as long.
-    pub(super) fn told_by_shapes(&self) -> [(&'static str, usize, &'static str, usize); 7] {
+    /// The dimensions that follow from a shape: the field, its value, and a tensor with the axis of the same length.
+    pub(super) fn dimensions_in_shapes(&self) -> [(&'static str, usize, &'static str, usize); 7] {
         [
             ("d_model", self.d_model, "encoder.conv1.bias", 0),
             ("num_mel_bins", self.num_mel_bins, "encoder.conv1.weight", 1),
@@ -145,8 +155,8 @@ impl Config {
         2 * self.max_source_positions
     }
 
-    /// Every tensor that the model must have, without the `model.` prefix. The vocabulary projection is not among
-    /// them: it is the embedding.
+    /// Name (without the `model.` prefix) and shape of every tensor that the model must have. The projection to the
+    /// vocabulary is not among them, because it is the embedding.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let d = self.d_model;
         let mut all = vec![
@@ -158,50 +168,75 @@ impl Config {
             ("decoder.embed_positions.weight".to_owned(), vec![self.max_target_positions, d]),
             ("decoder.embed_tokens.weight".to_owned(), vec![self.vocab_size, d]),
         ];
+
+        all.extend(self.norm_tensors());
+        all.extend(self.linear_tensors());
+        all
+    }
+
+    fn norm_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut all = Vec::new();
         let mut norm = |name: String| {
-            all.push((format!("{name}.weight"), vec![d]));
-            all.push((format!("{name}.bias"), vec![d]));
+            all.push((format!("{name}.weight"), vec![self.d_model]));
+            all.push((format!("{name}.bias"), vec![self.d_model]));
         };
+
         norm("encoder.layer_norm".to_owned());
         norm("decoder.layer_norm".to_owned());
+
         for i in 0..self.encoder_layers {
             norm(format!("encoder.layers.{i}.self_attn_layer_norm"));
             norm(format!("encoder.layers.{i}.final_layer_norm"));
         }
+
         for i in 0..self.decoder_layers {
             norm(format!("decoder.layers.{i}.self_attn_layer_norm"));
             norm(format!("decoder.layers.{i}.encoder_attn_layer_norm"));
             norm(format!("decoder.layers.{i}.final_layer_norm"));
         }
+
+        all
+    }
+
+    fn linear_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let d = self.d_model;
+        let mut all = Vec::new();
         let mut linear = |name: String, out: usize, inner: usize, bias: bool| {
             all.push((format!("{name}.weight"), vec![out, inner]));
             if bias {
                 all.push((format!("{name}.bias"), vec![out]));
             }
         };
+
         let mut attention = |name: String| {
             linear(format!("{name}.q_proj"), d, d, true);
             linear(format!("{name}.k_proj"), d, d, false);
             linear(format!("{name}.v_proj"), d, d, true);
             linear(format!("{name}.out_proj"), d, d, true);
         };
+
         for i in 0..self.encoder_layers {
             attention(format!("encoder.layers.{i}.self_attn"));
         }
+
         for i in 0..self.decoder_layers {
             attention(format!("decoder.layers.{i}.self_attn"));
             attention(format!("decoder.layers.{i}.encoder_attn"));
         }
+
         let mut mlp = |layer: String, ffn: usize| {
             linear(format!("{layer}.fc1"), ffn, d, true);
             linear(format!("{layer}.fc2"), d, ffn, true);
         };
+
         for i in 0..self.encoder_layers {
             mlp(format!("encoder.layers.{i}"), self.encoder_ffn_dim);
         }
+
         for i in 0..self.decoder_layers {
             mlp(format!("decoder.layers.{i}"), self.decoder_ffn_dim);
         }
+
         all
     }
 }

@@ -1,5 +1,5 @@
-//! CTranslate2 folders (faster-whisper and what builds on it): `model.bin`, and JSON files beside it. The layout is that
-//! of `python/ctranslate2/specs/model_spec.py` in OpenNMT/CTranslate2.
+//! CTranslate2 folders (faster-whisper and tools based on it): `model.bin`, and JSON files beside it. The layout is that of
+//! `python/ctranslate2/specs/model_spec.py` in OpenNMT/CTranslate2.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,18 +16,18 @@ use super::{CheckpointError, Config, Weights};
 
 pub const MODEL: &str = "model.bin";
 const SPECIFICATION: &str = "WhisperSpec";
-/// From 4 on, each variable states its type.
+/// Since version 4 each variable states its type.
 const VERSIONS: std::ops::RangeInclusive<u32> = 4..=6;
 
-/// Whether the folder holds a file that begins as CTranslate2's do.
+/// Whether the folder contains a file that begins like CTranslate2's.
 pub fn is_in(folder: &Path) -> bool {
     let mut start = [0; 4];
     let read = File::open(folder.join(MODEL)).and_then(|mut file| file.read_exact(&mut start));
-    // `pytorch_model.bin` has another name, and no version of the format has more than one byte.
+    // `pytorch_model.bin` has another name, and no version of the format needs more than one byte.
     read.is_ok() && (1..=255).contains(&u32::from_le_bytes(start))
 }
 
-/// Dimensions and tensors of the folder.
+/// Reads the dimensions and locates the tensors of the folder.
 pub fn open(folder: &Path) -> Result<(Config, Weights), CheckpointError> {
     let path = folder.join(MODEL);
     let file = MappedFile::open(&path)?;
@@ -36,6 +36,7 @@ pub fn open(folder: &Path) -> Result<(Config, Weights), CheckpointError> {
     let config = variables.config(&path)?;
 
     let mut tensors = HashMap::new();
+
     for (canonical, shape) in config.tensors() {
         let Some((name, part)) = stored_name(&canonical) else { continue };
         let Some(variable) = variables.find(&name) else {
@@ -45,19 +46,21 @@ pub fn open(folder: &Path) -> Result<(Config, Weights), CheckpointError> {
         let tensor = variable.part(&name, &part, scales, &shape).map_err(&corrupt)?;
         tensors.insert(canonical, tensor);
     }
+
     let weights = Weights::checked(path, vec![file], tensors, &config)?;
+
     Ok((config, weights))
 }
 
-/// Which of several projections that are stored one below the other.
-struct Part {
+/// One of several projections that are stored in one matrix, one below the other.
+struct ProjectionPart {
     index: usize,
     of: usize,
 }
 
-/// The variable that holds a tensor of [`Config::tensors`], and which part of it.
-fn stored_name(canonical: &str) -> Option<(String, Part)> {
-    let whole = Part { index: 0, of: 1 };
+/// The variable that contains a tensor of [`Config::tensors`], and which part of it.
+fn stored_name(canonical: &str) -> Option<(String, ProjectionPart)> {
+    let whole = ProjectionPart { index: 0, of: 1 };
     let parts: Vec<&str> = canonical.split('.').collect();
     let norm = |kind: &str| if kind == "weight" { "gamma" } else { "beta" }.to_owned();
     let found = match parts.as_slice() {
@@ -76,29 +79,31 @@ fn stored_name(canonical: &str) -> Option<(String, Part)> {
             };
             (format!("{side}/layer_{layer}/{inside}"), whole)
         }
-        // Queries, keys and values of self-attention are one matrix; keys and values of cross-attention another.
+        // Queries, keys and values of self-attention are in one matrix; keys and values of cross-attention in another.
         [side, "layers", layer, attention, projection, kind] => {
             let (linear, part) = match (*attention, *projection) {
-                ("self_attn", "q_proj") => ("self_attention/linear_0", Part { index: 0, of: 3 }),
-                ("self_attn", "k_proj") => ("self_attention/linear_0", Part { index: 1, of: 3 }),
-                ("self_attn", "v_proj") => ("self_attention/linear_0", Part { index: 2, of: 3 }),
+                ("self_attn", "q_proj") => ("self_attention/linear_0", ProjectionPart { index: 0, of: 3 }),
+                ("self_attn", "k_proj") => ("self_attention/linear_0", ProjectionPart { index: 1, of: 3 }),
+                ("self_attn", "v_proj") => ("self_attention/linear_0", ProjectionPart { index: 2, of: 3 }),
                 ("self_attn", "out_proj") => ("self_attention/linear_1", whole),
                 ("encoder_attn", "q_proj") => ("attention/linear_0", whole),
-                ("encoder_attn", "k_proj") => ("attention/linear_1", Part { index: 0, of: 2 }),
-                ("encoder_attn", "v_proj") => ("attention/linear_1", Part { index: 1, of: 2 }),
+                ("encoder_attn", "k_proj") => ("attention/linear_1", ProjectionPart { index: 0, of: 2 }),
+                ("encoder_attn", "v_proj") => ("attention/linear_1", ProjectionPart { index: 1, of: 2 }),
                 ("encoder_attn", "out_proj") => ("attention/linear_2", whole),
                 _ => return None,
             };
+
             (format!("{side}/layer_{layer}/{linear}/{kind}"), part)
         }
         _ => return None,
     };
+
     Some(found)
 }
 
-/// The types of `model_spec.py`.
+/// The value types of `model_spec.py`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ValueKind {
     F32,
     I8,
     I16,
@@ -107,7 +112,7 @@ enum Kind {
     Bf16,
 }
 
-impl Kind {
+impl ValueKind {
     fn of(number: u8) -> Option<Self> {
         Some(match number {
             0 => Self::F32,
@@ -129,16 +134,18 @@ impl Kind {
     }
 }
 
-struct Variable {
+/// The header of a variable, and where its values are in the file.
+struct StoredVariable {
     shape: Vec<usize>,
-    kind: Kind,
+    kind: ValueKind,
     bytes: Range<usize>,
 }
 
+/// All variables of a model file.
 struct Variables<'a> {
     file: &'a [u8],
-    all: HashMap<String, Variable>,
-    /// Another name of a variable, and its own.
+    all: HashMap<String, StoredVariable>,
+    /// Alternative name of a variable -> its own name.
     aliases: HashMap<String, String>,
 }
 
@@ -150,19 +157,23 @@ impl<'a> Variables<'a> {
             let (first, last) = (VERSIONS.start(), VERSIONS.end());
             return Err(format!("version {version} of CTranslate2's format; versions {first} to {last} are read"));
         }
+
         let specification = read_text(&mut reader, "the name of the model's kind")?;
         if specification != SPECIFICATION {
             return Err(format!("a model of the kind {specification:?}, expected {SPECIFICATION:?}"));
         }
+
         let _revision = read_u32(&mut reader, "the revision of the model's kind")?;
 
         let count = read_u32(&mut reader, "the number of variables")?;
         let mut all = HashMap::new();
+
         for number in 0..count {
             let name = read_text(&mut reader, &format!("the name of variable {number} of {count}"))?;
             let variable = read_variable(&mut reader, &name)?;
             all.insert(name, variable);
         }
+
         let count = read_u32(&mut reader, "the number of aliases")?;
         let mut aliases = HashMap::new();
         for number in 0..count {
@@ -170,44 +181,47 @@ impl<'a> Variables<'a> {
             let (alias, name) = (read_text(&mut reader, &what)?, read_text(&mut reader, &what)?);
             aliases.insert(alias, name);
         }
+
         Ok(Self { file, all, aliases })
     }
 
-    fn find(&self, name: &str) -> Option<&Variable> {
+    fn find(&self, name: &str) -> Option<&StoredVariable> {
         self.all.get(name).or_else(|| self.all.get(self.aliases.get(name)?))
     }
 
-    /// The whole number that a scalar variable holds.
+    /// The value of an integer scalar variable.
     fn scalar(&self, name: &str) -> Option<i64> {
         let variable = self.find(name)?;
         let bytes = self.file.get(variable.bytes.clone())?;
         match variable.kind {
-            Kind::I8 => bytes.first().map(|byte| i64::from(byte.cast_signed())),
-            Kind::I16 => bytes.first_chunk().map(|b| i64::from(i16::from_le_bytes(*b))),
-            Kind::I32 => bytes.first_chunk().map(|b| i64::from(i32::from_le_bytes(*b))),
-            Kind::F32 | Kind::F16 | Kind::Bf16 => None,
+            ValueKind::I8 => bytes.first().map(|byte| i64::from(byte.cast_signed())),
+            ValueKind::I16 => bytes.first_chunk().map(|b| i64::from(i16::from_le_bytes(*b))),
+            ValueKind::I32 => bytes.first_chunk().map(|b| i64::from(i32::from_le_bytes(*b))),
+            ValueKind::F32 | ValueKind::F16 | ValueKind::Bf16 => None,
         }
     }
 
-    /// The scales of a quantised variable, if it has some.
+    /// The scales of a variable, if it is quantised.
     fn scales(&self, name: &str) -> Result<Option<Vec<f32>>, String> {
         let scale_name = format!("{name}_scale");
         let Some(variable) = self.find(&scale_name) else { return Ok(None) };
         let bytes = self.file.get(variable.bytes.clone()).unwrap_or_default();
         let pairs = bytes.as_chunks::<2>().0.iter();
         let scales: Vec<f32> = match variable.kind {
-            Kind::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Kind::F16 => pairs.map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            Kind::Bf16 => pairs.map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+            ValueKind::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            ValueKind::F16 => pairs.map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            ValueKind::Bf16 => pairs.map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
             other => return Err(format!("`{scale_name}` has type {other:?}, expected reals")),
         };
+
         if let Some(index) = scales.iter().position(|scale| !scale.is_finite() || *scale == 0.0) {
             return Err(format!("`{scale_name}` holds a scale that is zero or not finite, at index {index}"));
         }
+
         Ok(Some(scales))
     }
 
-    /// The dimensions follow from the shapes; only the numbers of heads are written down.
+    /// Derives the dimensions from the shapes; only the numbers of heads are stored explicitly.
     fn config(&self, path: &Path) -> Result<Config, CheckpointError> {
         let shape = |name: &str, rank: usize| {
             let variable = self.find(name);
@@ -216,19 +230,23 @@ impl<'a> Variables<'a> {
                 tensor: name.to_owned(),
                 expected: Vec::new(),
             })?;
+
             if variable.shape.len() == rank && variable.shape.iter().all(|n| (1..=SIZE_MAX).contains(n)) {
                 return Ok(variable.shape.clone());
             }
+
             let problem = format!("tensor `{name}` has shape {:?}, expected {rank} dimensions", variable.shape);
             Err(CheckpointError::Corrupt { path: path.to_owned(), problem })
         };
+
         let size = |name: &str, rank: usize, axis: usize| {
             shape(name, rank).map(|shape| shape.get(axis).copied().unwrap_or_default())
         };
         let layers = |side: &str| {
-            let there = |layer: &usize| self.find(&format!("{side}/layer_{layer}/ffn/linear_0/weight")).is_some();
-            (0..self.all.len()).take_while(there).count()
+            let exists = |layer: &usize| self.find(&format!("{side}/layer_{layer}/ffn/linear_0/weight")).is_some();
+            (0..self.all.len()).take_while(exists).count()
         };
+
         let heads = |side: &str| {
             let name = format!("{side}/num_heads");
             let heads = self.scalar(&name).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
@@ -248,22 +266,25 @@ impl<'a> Variables<'a> {
             max_target_positions: size("decoder/position_encodings/encodings", 2, 0)?,
             vocab_size: size("decoder/embeddings/weight", 2, 0)?,
         };
+
         let stored_name = |field: &str| match field {
             "encoder_attention_heads" => "encoder/num_heads".to_owned(),
             "decoder_attention_heads" => "decoder/num_heads".to_owned(),
             other => other.to_owned(),
         };
+
         config.check().map_err(|error| CheckpointError::field(path, &stored_name(&error.field), error.problem))?;
+
         Ok(config)
     }
 }
 
-impl Variable {
-    /// The rows of one of several projections; `expected` is the shape that the tensor has in the model.
+impl StoredVariable {
+    /// Locates the rows of one of several projections; `expected` is the shape of the tensor in the model.
     fn part(
         &self,
         name: &str,
-        part: &Part,
+        part: &ProjectionPart,
         scales: Option<Vec<f32>>,
         expected: &[usize],
     ) -> Result<StoredTensor, String> {
@@ -271,6 +292,7 @@ impl Variable {
         if !rows.is_multiple_of(part.of) {
             return Err(format!("tensor `{name}` has {rows} rows, expected {} projections of equal height", part.of));
         }
+
         let rows = rows / part.of;
         let length = self.bytes.len() / part.of;
         let start = self.bytes.start + part.index * length;
@@ -281,28 +303,29 @@ impl Variable {
 
         let unscaled = || format!("tensor `{name}` has type {:?}, but there is no `{name}_scale`", self.kind);
         let encoding = match self.kind {
-            Kind::F32 => Encoding::F32,
-            Kind::F16 => Encoding::F16,
-            Kind::Bf16 => Encoding::Bf16,
-            Kind::I16 => {
+            ValueKind::F32 => Encoding::F32,
+            ValueKind::F16 => Encoding::F16,
+            ValueKind::Bf16 => Encoding::Bf16,
+            ValueKind::I16 => {
                 let scales = scales.ok_or_else(unscaled)?;
                 Encoding::Int16 { scale: scales.first().copied().ok_or_else(unscaled)? }
             }
-            Kind::I8 => {
+            ValueKind::I8 => {
                 let scales = scales.ok_or_else(unscaled)?;
-                let mine = scales.get(part.index * rows..(part.index + 1) * rows).map(<[f32]>::to_vec);
-                let mine = mine.filter(|_| scales.len() == rows * part.of).ok_or_else(|| {
+                let part_scales = scales.get(part.index * rows..(part.index + 1) * rows).map(<[f32]>::to_vec);
+                let part_scales = part_scales.filter(|_| scales.len() == rows * part.of).ok_or_else(|| {
                     format!(
                         "`{name}_scale` has {} values, expected one for each of {} rows",
                         scales.len(),
                         rows * part.of
                     )
                 })?;
-                Encoding::Int8 { scales: mine }
+                Encoding::Int8 { scales: part_scales }
             }
-            Kind::I32 => Encoding::Unsupported("I32".to_owned()),
+            ValueKind::I32 => Encoding::Unsupported("I32".to_owned()),
         };
-        // A shape that does not fit is told with the name that the file uses.
+
+        // A wrong shape is reported under the name and with the shape that the file uses.
         if shape != expected && part.of > 1 {
             let whole: Vec<usize> = [expected.first().map_or(0, |n| n * part.of)]
                 .into_iter()
@@ -310,6 +333,7 @@ impl Variable {
                 .collect();
             return Err(format!("tensor `{name}` has shape {:?}, expected {whole:?}", self.shape));
         }
+
         Ok(StoredTensor { file: 0, name: name.to_owned(), bytes: start..start + length, shape, encoding })
     }
 }
@@ -322,7 +346,7 @@ fn read_byte(reader: &mut ByteReader<'_>, what: &str) -> Result<u8, String> {
     reader.array(what).map(|[byte]| byte)
 }
 
-/// A length of two bytes, then the text and a zero.
+/// Reads a length of two bytes, then the text and a zero.
 fn read_text(reader: &mut ByteReader<'_>, what: &str) -> Result<String, String> {
     let length = reader.array(what).map(u16::from_le_bytes)?;
     let bytes = reader.take(length.into(), what)?;
@@ -330,21 +354,26 @@ fn read_text(reader: &mut ByteReader<'_>, what: &str) -> Result<String, String> 
     String::from_utf8(text.to_vec()).map_err(|_| format!("{what} is not UTF-8"))
 }
 
-fn read_variable(reader: &mut ByteReader<'_>, name: &str) -> Result<Variable, String> {
+fn read_variable(reader: &mut ByteReader<'_>, name: &str) -> Result<StoredVariable, String> {
     let what = format!("variable `{name}`");
     let rank = read_byte(reader, &what)?;
     let mut shape = Vec::with_capacity(rank.into());
+
     for _ in 0..rank {
         shape.push(read_u32(reader, &what)? as usize);
     }
+
     let number = read_byte(reader, &what)?;
-    let kind = Kind::of(number).ok_or_else(|| format!("{what} has type {number}, expected 0 to 5"))?;
+    let kind = ValueKind::of(number).ok_or_else(|| format!("{what} has type {number}, expected 0 to 5"))?;
     let length = read_u32(reader, &what)? as usize;
     let needed = shape.iter().try_fold(kind.width(), |product, n| product.checked_mul(*n));
+
     if needed != Some(length) {
         return Err(format!("{what} of shape {shape:?} and type {kind:?} has {length} bytes"));
     }
+
     let start = reader.position();
     reader.take(length, &what)?;
-    Ok(Variable { shape, kind, bytes: start..start + length })
+
+    Ok(StoredVariable { shape, kind, bytes: start..start + length })
 }

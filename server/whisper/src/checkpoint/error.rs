@@ -1,4 +1,4 @@
-//! What can be wrong with a checkpoint. Every message names the file, what was expected and what was found.
+//! Errors of checkpoints. Every message names the file, what was expected and what was found.
 
 use std::io;
 use std::path::PathBuf;

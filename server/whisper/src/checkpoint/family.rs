@@ -1,4 +1,4 @@
-//! What is known of OpenAI's models beyond their files: the heads of the decoder whose cross-attention follows the
+//! Facts about OpenAI's models that are not in their files: the heads of the decoder whose cross-attention follows the
 //! speech (`_ALIGNMENT_HEADS` in `whisper/__init__.py` of openai/whisper 20250625).
 
 use super::Config;
@@ -81,8 +81,8 @@ const LARGE_V2: Heads = &[
 const LARGE_V3: Heads = &[[7, 0], [10, 17], [12, 18], [13, 12], [16, 1], [17, 14], [19, 11], [21, 4], [24, 1], [25, 6]];
 const TURBO: Heads = &[[2, 4], [2, 11], [3, 3], [3, 6], [3, 11], [3, 14]];
 
-/// The alignment heads of the published model that has these dimensions. large-v1 and large-v2 have the same: the first
-/// is meant where the file's name says `v1`.
+/// The alignment heads of the published model with these dimensions. large-v1 and large-v2 have the same dimensions: the
+/// model is taken for large-v1 if the name of the file contains `v1`.
 pub(super) fn alignment_heads(config: &Config, file_name: &str) -> Option<Heads> {
     let heads = match (config.vocab_size, config.encoder_layers, config.decoder_layers, config.d_model) {
         (51_864, 4, 4, 384) => TINY_EN,
@@ -99,5 +99,6 @@ pub(super) fn alignment_heads(config: &Config, file_name: &str) -> Option<Heads>
         (51_866, 32, 4, 1280) => TURBO,
         _ => return None,
     };
+
     Some(heads)
 }

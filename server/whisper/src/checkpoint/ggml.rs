@@ -1,19 +1,19 @@
-//! whisper.cpp's `ggml-*.bin` files: dimensions, mel filters, vocabulary, then the tensors one after the other. The
-//! layout is that of `whisper_model_load` in `src/whisper.cpp` of ggml-org/whisper.cpp.
+//! whisper.cpp's `ggml-*.bin` files: dimensions, mel filters, vocabulary, then the tensors. The layout is that of
+//! `whisper_model_load` in `src/whisper.cpp` of ggml-org/whisper.cpp.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use super::blocks::BlockFormat;
 use super::byte_reader::ByteReader;
-use super::openai_names::{Dimensions, openai_name};
+use super::openai_names::{OpenAiDimensions, openai_name};
 use super::tensor::{Encoding, MappedFile, StoredTensor};
 use super::{CheckpointError, Config, Weights};
 
 /// "ggml" as a little-endian number.
 pub const MAGIC: &[u8] = b"lmgg";
 
-/// Dimensions, vocabulary (the bytes of each token, in the order of the ids) and tensors of the file.
+/// Reads dimensions and vocabulary (the bytes of each token, in the order of the ids) and locates the tensors of the file.
 pub fn open(path: &Path) -> Result<(Config, Vec<Vec<u8>>, Weights), CheckpointError> {
     let file = MappedFile::open(path)?;
     let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
@@ -23,15 +23,19 @@ pub fn open(path: &Path) -> Result<(Config, Vec<Vec<u8>>, Weights), CheckpointEr
     let mut found = read_tensors(&mut reader).map_err(&corrupt)?;
 
     let mut tensors = HashMap::new();
+
     for (canonical, expected) in config.tensors() {
         let Some(mut tensor) = found.remove(&openai_name(&canonical)) else { continue };
+
         // The bias of a convolution is stored as a column.
         while tensor.shape.len() > expected.len() && tensor.shape.last() == Some(&1) {
             tensor.shape.pop();
         }
         tensors.insert(canonical, tensor);
     }
+
     let weights = Weights::checked(path.to_owned(), vec![file], tensors, &config)?;
+
     Ok((config, vocabulary, weights))
 }
 
@@ -44,7 +48,7 @@ fn read_length(reader: &mut ByteReader<'_>, what: &str) -> Result<usize, String>
     usize::try_from(number).map_err(|_| format!("{what} is {number}"))
 }
 
-fn read_dimensions(reader: &mut ByteReader<'_>) -> Result<Dimensions, String> {
+fn read_dimensions(reader: &mut ByteReader<'_>) -> Result<OpenAiDimensions, String> {
     let mut next = |what| read_i32(reader, what).map(i64::from);
     let n_vocab = next("n_vocab")?;
     let n_audio_ctx = next("n_audio_ctx")?;
@@ -56,9 +60,11 @@ fn read_dimensions(reader: &mut ByteReader<'_>) -> Result<Dimensions, String> {
     let n_text_head = next("n_text_head")?;
     let n_text_layer = next("n_text_layer")?;
     let n_mels = next("n_mels")?;
-    // Each tensor states its own type.
+
+    // Ignored, because each tensor states its own type.
     let _file_type = next("ftype")?;
-    Ok(Dimensions {
+
+    Ok(OpenAiDimensions {
         n_mels,
         n_vocab,
         n_audio_ctx,
@@ -73,7 +79,7 @@ fn read_dimensions(reader: &mut ByteReader<'_>) -> Result<Dimensions, String> {
 }
 
 fn read_vocabulary(reader: &mut ByteReader<'_>) -> Result<Vec<Vec<u8>>, String> {
-    // The filters are those of every Whisper; Hush computes them.
+    // The filters are the same for every Whisper; Hush computes them.
     let (bins, frequencies) =
         (read_length(reader, "n_mel of the filters")?, read_length(reader, "n_fft of the filters")?);
     let filters = bins.checked_mul(frequencies).and_then(|n| n.checked_mul(4));
@@ -86,25 +92,30 @@ fn read_vocabulary(reader: &mut ByteReader<'_>) -> Result<Vec<Vec<u8>>, String> 
         let length = read_length(reader, &what)?;
         tokens.push(reader.take(length, &what)?.to_vec());
     }
+
     Ok(tokens)
 }
 
 fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTensor>, String> {
     let mut tensors = HashMap::new();
+
     while !reader.is_at_end() {
         let number = tensors.len();
         let what = format!("the header of tensor {number}");
         let dimensions = read_length(reader, &what)?;
         let name_length = read_length(reader, &what)?;
         let kind = read_i32(reader, &what)?;
+
         if !(1..=4).contains(&dimensions) {
             return Err(format!("tensor {number} has {dimensions} dimensions, expected 1 to 4"));
         }
+
         let mut shape = Vec::with_capacity(dimensions);
         for _ in 0..dimensions {
             shape.push(read_length(reader, &what)?);
         }
-        // The dimension that varies fastest comes first in the file.
+
+        // The file lists the dimension that varies fastest first.
         shape.reverse();
 
         let name = String::from_utf8_lossy(reader.take(name_length, &what)?).into_owned();
@@ -117,14 +128,17 @@ fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTen
                 None => return Err(format!("tensor `{name}` has ggml type {other}, which is not supported")),
             },
         };
+
         let needed = encoding.encoded_bytes(&shape);
         let needed = needed.ok_or_else(|| format!("tensor `{name}` of type {encoding:?} has shape {shape:?}"))?;
         let start = reader.position();
+
         reader.take(needed, &format!("tensor `{name}` of shape {shape:?}"))?;
         let stored = StoredTensor { file: 0, name: name.clone(), bytes: start..start + needed, shape, encoding };
         if tensors.insert(name.clone(), stored).is_some() {
             return Err(format!("tensor `{name}` is there twice"));
         }
     }
+
     Ok(tensors)
 }

@@ -1,4 +1,4 @@
-//! Fields of a JSON file, with errors that say which file, which field, and what stood there.
+//! Access to the fields of a JSON file. Errors name the file, the field, and the value that was found.
 
 use std::path::{Path, PathBuf};
 
@@ -24,11 +24,11 @@ impl JsonFile {
         }
     }
 
-    pub fn read_if_there(path: &Path) -> Result<Option<Self>, CheckpointError> {
+    pub fn read_if_exists(path: &Path) -> Result<Option<Self>, CheckpointError> {
         if path.exists() { Self::read(path).map(Some) } else { Ok(None) }
     }
 
-    /// A field that is absent or `null` is not there.
+    /// The value of a field; `None` if it is absent or `null`.
     pub fn get(&self, field: &str) -> Option<&Value> {
         self.fields.get(field).filter(|value| !value.is_null())
     }

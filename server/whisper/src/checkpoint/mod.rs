@@ -1,5 +1,5 @@
-//! Whisper checkpoints as they are published: Hugging Face folders, CTranslate2 folders, OpenAI's `.pt` files and
-//! whisper.cpp's ggml files. Whatever the format, a checkpoint has the names and shapes of Hugging Face here.
+//! Whisper checkpoints in their published formats: Hugging Face folders, CTranslate2 folders, OpenAI's `.pt` files and
+//! whisper.cpp's ggml files. For every format the tensors here have the names and shapes of Hugging Face.
 
 mod blocks;
 mod byte_reader;
@@ -23,29 +23,28 @@ use std::path::Path;
 
 pub use config::{Config, FieldProblem};
 pub use error::CheckpointError;
-pub use tensor::{Tensor, Weights};
+pub use tensor::{CheckpointTensor, Weights};
 pub use vocabulary::SpecialTokens;
-
-use json::JsonFile;
-use tiktoken::VocabularyFamily;
-use vocabulary::DeclaredTokens;
 
 use tokenizers::Tokenizer;
 
 use crate::tokenizer;
+use json::JsonFile;
+use tiktoken::VocabularyFamily;
+use vocabulary::DeclaredTokens;
 
-/// A checkpoint that was read and found whole: every tensor is there in its shape. Values are read later.
+/// A checkpoint whose tensors are all present with the expected shapes. Their values are read later.
 pub struct Checkpoint {
     pub config: Config,
     pub tokens: SpecialTokens,
     /// `[layer, head]` of the decoder whose cross-attention follows the speech.
     pub alignment_heads: Vec<[usize; 2]>,
-    /// Text of a `tokenizer.json`.
+    /// The content of a `tokenizer.json`.
     pub tokenizer_json: Vec<u8>,
     pub weights: Weights,
 }
 
-/// The formats that checkpoints are published in.
+/// The formats in which checkpoints are published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckpointFormat {
     /// A folder with `config.json` and safetensors.
@@ -59,12 +58,13 @@ pub enum CheckpointFormat {
 }
 
 impl CheckpointFormat {
-    /// The format of a folder or file, by its content. The name of a file says nothing.
+    /// The format of a folder or file, determined by its content and not by its name.
     pub fn of(path: &Path) -> Result<Self, CheckpointError> {
         if path.is_dir() {
             let ctranslate2 = !safetensors::is_in(path) && ctranslate2::is_in(path);
             return Ok(if ctranslate2 { Self::CTranslate2 } else { Self::HuggingFace });
         }
+
         if !path.is_file() {
             return Err(CheckpointError::NotACheckpoint(path.to_owned()));
         }
@@ -75,9 +75,11 @@ impl CheckpointFormat {
         if start.starts_with(openai::MAGIC) {
             return Ok(Self::OpenAi);
         }
+
         if start.starts_with(ggml::MAGIC) {
             return Ok(Self::Ggml);
         }
+
         let problem = if start.starts_with(b"GGUF") {
             "a GGUF file; of whisper.cpp's models the `ggml-*.bin` files are read"
         } else if start.starts_with(&[0x80]) {
@@ -85,6 +87,7 @@ impl CheckpointFormat {
         } else {
             return Err(CheckpointError::NotACheckpoint(path.to_owned()));
         };
+
         Err(CheckpointError::UnknownFile { path: path.to_owned(), problem })
     }
 }
@@ -104,13 +107,16 @@ impl Checkpoint {
             CheckpointFormat::Ggml => {
                 let (config, mut tokens, weights) = ggml::open(path)?;
                 let family = vocabulary_family(path, &config)?;
-                // Files made from Hugging Face's checkpoints list `<|endoftext|>` too.
+
+                // Files that were converted from Hugging Face's checkpoints also list `<|endoftext|>`.
                 tokens.truncate(family.text_tokens());
+
                 if tokens.len() < family.text_tokens() {
                     let problem =
                         format!("it lists {} tokens, expected {} or more", tokens.len(), family.text_tokens());
                     return Err(CheckpointError::Tokenizer { path: path.to_owned(), problem });
                 }
+
                 Self::with_family(path, config, weights, family, &tokens, DeclaredTokens::default(), None)
             }
         }
@@ -120,19 +126,20 @@ impl Checkpoint {
         let (config, config_json) = Config::read(folder)?;
         check_mel_bins(folder, &config)?;
         let weights = safetensors::open(folder, &config)?;
-        let generation = JsonFile::read_if_there(&folder.join("generation_config.json"))?;
+        let generation = JsonFile::read_if_exists(&folder.join("generation_config.json"))?;
         let (tokenizer, tokenizer_json) = checked_tokenizer(folder, &config)?;
         let declared = DeclaredTokens::of_hugging_face(&config, &config_json, generation.as_ref())?;
         let tokens = SpecialTokens::read(&tokenizer, &folder.join(vocabulary::TOKENIZER), &config, declared)?;
         let named = generation.as_ref().map_or(Ok(None), named_heads)?;
         let alignment_heads = alignment_heads(&config, named);
+
         Ok(Self { config, tokens, alignment_heads, tokenizer_json, weights })
     }
 
     fn open_ctranslate2(folder: &Path) -> Result<Self, CheckpointError> {
         let (config, weights) = ctranslate2::open(folder)?;
         check_mel_bins(folder, &config)?;
-        let json = JsonFile::read_if_there(&folder.join("config.json"))?;
+        let json = JsonFile::read_if_exists(&folder.join("config.json"))?;
         let declared = json
             .as_ref()
             .map_or(Ok(DeclaredTokens::default()), |json| DeclaredTokens::of_ctranslate2(&config, json))?;
@@ -144,13 +151,15 @@ impl Checkpoint {
             let alignment_heads = alignment_heads(&config, named);
             return Ok(Self { config, tokens, alignment_heads, tokenizer_json, weights });
         }
+
         let family = vocabulary_family(folder, &config)?;
         let tokens = family.published_tokens().map_err(vocabulary::unusable(folder))?;
+
         Self::with_family(folder, config, weights, family, &tokens, declared, named)
     }
 
-    /// A checkpoint without a `tokenizer.json`: `tokens` are its text tokens, and what the files do not state is known
-    /// of the family.
+    /// Completes a checkpoint without a `tokenizer.json`: `tokens` are its text tokens, and what the files do not state is
+    /// that of the family.
     fn with_family(
         path: &Path,
         config: Config,
@@ -163,6 +172,7 @@ impl Checkpoint {
         let tokenizer = family.tokenizer(tokens).map_err(vocabulary::unusable(path))?;
         let tokenizer_json = tokenizer.to_string(false).map_err(|e| vocabulary::unusable(path)(e.to_string()))?;
         let tokens = SpecialTokens::read(&tokenizer, path, &config, declared)?;
+
         let file_name = path.file_name().unwrap_or_default().to_string_lossy();
         let named = named.or_else(|| family::alignment_heads(&config, &file_name).map(<[_]>::to_vec));
         let alignment_heads = alignment_heads(&config, named);
@@ -170,21 +180,24 @@ impl Checkpoint {
     }
 }
 
-/// `preprocessor_config.json`, where it is there, must state the mel bins that the model has.
+/// Checks that `preprocessor_config.json`, if it exists, states the number of mel bins of the model.
 fn check_mel_bins(folder: &Path, config: &Config) -> Result<(), CheckpointError> {
-    let Some(features) = JsonFile::read_if_there(&folder.join("preprocessor_config.json"))? else { return Ok(()) };
+    let Some(features) = JsonFile::read_if_exists(&folder.join("preprocessor_config.json"))? else { return Ok(()) };
     if features.get("feature_size").is_none() {
         return Ok(());
     }
+
     let bins = features.size("feature_size")?;
     if bins == config.num_mel_bins {
         return Ok(());
     }
+
     let problem = format!("is {bins}, but `num_mel_bins` in config.json is {}", config.num_mel_bins);
+
     Err(features.error("feature_size", problem))
 }
 
-/// The tokenizer of a folder and its text, which is read as it will be when the model is loaded.
+/// The tokenizer of a folder and its content, which is checked in the same way as when the model is loaded.
 fn checked_tokenizer(folder: &Path, config: &Config) -> Result<(Tokenizer, Vec<u8>), CheckpointError> {
     let (tokenizer, json) = vocabulary::read_tokenizer(folder)?;
     tokenizer::check(&folder.join(vocabulary::TOKENIZER), &json, config.vocab_size)?;
@@ -201,29 +214,34 @@ fn vocabulary_family(path: &Path, config: &Config) -> Result<VocabularyFamily, C
     })
 }
 
-/// The list that a JSON file states.
+/// The alignment heads that a JSON file states.
 fn named_heads(file: &JsonFile) -> Result<Option<Vec<[usize; 2]>>, CheckpointError> {
     const FIELD: &str = "alignment_heads";
+
     let Some(value) = file.get(FIELD) else { return Ok(None) };
     let pairs = serde_json::from_value(value.clone());
     pairs.map(Some).map_err(|_| file.error(FIELD, "must be a list of [layer, head]"))
 }
 
-/// The heads that the checkpoint names. Distilled models carry the list of their teacher, whose layers they do not have:
-/// a list of which only a part fits was made for another decoder, so it is not used. With none left, the reference's
-/// rule holds: every head of the last half of the layers.
+/// The alignment heads of the model. Distilled models have the list of their teacher, with layers that they do not have: a
+/// list that only partly fits was made for another decoder and is ignored. Without a list the reference's default is used:
+/// every head of the last half of the layers.
 fn alignment_heads(config: &Config, named: Option<Vec<[usize; 2]>>) -> Vec<[usize; 2]> {
     let (layers, heads) = (config.decoder_layers, config.decoder_attention_heads);
     let mut named = named.unwrap_or_default();
     let absent = named.iter().filter(|[layer, head]| *layer >= layers || *head >= heads).count();
+
     if absent > 0 {
         tracing::warn!(dropped = absent, layers, heads, "alignment heads that this decoder does not have");
         named.clear();
     }
+
     if named.is_empty() {
         named.extend((layers / 2..layers).flat_map(|layer| (0..heads).map(move |head| [layer, head])));
     }
+
     named.sort_unstable();
     named.dedup();
+
     named
 }

@@ -1,4 +1,4 @@
-//! OpenAI's `.pt` files: a ZIP archive of a pickle and one file for each tensor's values. The pickle is read as data
+//! OpenAI's `.pt` files: a ZIP archive with a pickle and one file for each tensor's values. The pickle is read as data
 //! ([`super::pickle`]).
 
 use std::collections::HashMap;
@@ -7,19 +7,19 @@ use std::path::Path;
 
 use zip::{CompressionMethod, ZipArchive};
 
-use super::openai_names::{Dimensions, openai_name};
-use super::pickle::{Pickle, TensorRecord, Value};
+use super::openai_names::{OpenAiDimensions, openai_name};
+use super::pickle::{Pickle, PickleValue, TensorRecord};
 use super::tensor::{Encoding, MappedFile, StoredTensor};
 use super::{CheckpointError, Config, Weights};
 
-/// The pickle of large-v3 has 130 kB.
+/// Limit of the pickle's size; that of large-v3 has 130 kB.
 const PICKLE_BYTES_MAX: u64 = 16 << 20;
 const PICKLE: &str = "data.pkl";
 
-/// First bytes of a ZIP archive.
+/// The first bytes of a ZIP archive.
 pub const MAGIC: &[u8] = b"PK\x03\x04";
 
-/// Dimensions and tensors of the file.
+/// Reads the dimensions and locates the tensors of the file.
 pub fn open(path: &Path) -> Result<(Config, Weights), CheckpointError> {
     let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
     let file = MappedFile::open(path)?;
@@ -39,9 +39,11 @@ pub fn open(path: &Path) -> Result<(Config, Weights), CheckpointError> {
         let problem = format!("the file holds no `dims` and `{state}`; expected a checkpoint of openai/whisper");
         return Err(corrupt(problem));
     };
+
     let config = dimensions_of(&pickle, dimensions, path)?.config(path)?;
 
     let mut stored = HashMap::new();
+
     for (canonical, _) in config.tensors() {
         let name = openai_name(&canonical);
         let Some(value) = pickle.get(tensors, &name) else { continue };
@@ -49,32 +51,36 @@ pub fn open(path: &Path) -> Result<(Config, Weights), CheckpointError> {
         let tensor = locate(record, &name, &folder, &entries).map_err(&corrupt)?;
         stored.insert(canonical, tensor);
     }
+
     drop(archive);
     let weights = Weights::checked(path.to_owned(), vec![file], stored, &config)?;
+
     Ok((config, weights))
 }
 
-/// A file of the archive: where its bytes lie, if they are stored as they are.
-struct Entry {
+/// A file of the archive: where its bytes are, and whether they are stored without compression.
+struct ArchiveEntry {
     start: usize,
     length: usize,
     stored: bool,
 }
 
-fn entries(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<HashMap<String, Entry>, String> {
+fn entries(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<HashMap<String, ArchiveEntry>, String> {
     let mut entries = HashMap::with_capacity(archive.len());
     for index in 0..archive.len() {
         let file = archive.by_index_raw(index).map_err(|e| format!("file {index} of the archive: {e}"))?;
         let start = file.data_start().ok_or_else(|| format!("file {index} of the archive has no data"))?;
         let size = |n: u64| usize::try_from(n).map_err(|_| format!("file {index} of the archive is too long"));
-        let entry = Entry {
+        let entry = ArchiveEntry {
             start: size(start)?,
             length: size(file.compressed_size())?,
             stored: file.compression() == CompressionMethod::Stored && !file.encrypted(),
         };
+
         let name = file.name().map_err(|e| format!("the name of file {index} of the archive: {e}"))?.into_owned();
         entries.insert(name, entry);
     }
+
     Ok(entries)
 }
 
@@ -84,18 +90,21 @@ fn read_pickle(archive: &mut ZipArchive<Cursor<&[u8]>>, name: &str) -> Result<Ve
     if file.size() > PICKLE_BYTES_MAX {
         return Err(format!("{name} has {} bytes; at most {PICKLE_BYTES_MAX} are read", file.size()));
     }
+
     let mut bytes = Vec::new();
     file.take(PICKLE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
+
     Ok(bytes)
 }
 
-fn dimensions_of(pickle: &Pickle, value: &Value, path: &Path) -> Result<Dimensions, CheckpointError> {
+fn dimensions_of(pickle: &Pickle, value: &PickleValue, path: &Path) -> Result<OpenAiDimensions, CheckpointError> {
     let size = |field: &str| match pickle.get(value, field) {
-        Some(Value::Int(n)) => Ok(*n),
+        Some(PickleValue::Int(n)) => Ok(*n),
         Some(other) => Err(CheckpointError::field(path, &format!("dims.{field}"), format!("is {other:?}"))),
         None => Err(CheckpointError::field(path, &format!("dims.{field}"), "is missing, expected a whole number")),
     };
-    Ok(Dimensions {
+
+    Ok(OpenAiDimensions {
         n_mels: size("n_mels")?,
         n_vocab: size("n_vocab")?,
         n_audio_ctx: size("n_audio_ctx")?,
@@ -113,7 +122,7 @@ fn locate(
     record: &TensorRecord,
     name: &str,
     folder: &str,
-    entries: &HashMap<String, Entry>,
+    entries: &HashMap<String, ArchiveEntry>,
 ) -> Result<StoredTensor, String> {
     let (encoding, width) = match &*record.storage.kind {
         "FloatStorage" => (Encoding::F32, 4),
@@ -121,6 +130,7 @@ fn locate(
         "BFloat16Storage" => (Encoding::Bf16, 2),
         other => (Encoding::Unsupported(other.to_owned()), 0),
     };
+
     let file = format!("{folder}data/{}", record.storage.key);
     let entry = entries.get(&file).ok_or_else(|| format!("tensor `{name}` lies in `{file}`, which is missing"))?;
     if !entry.stored {
@@ -134,18 +144,21 @@ fn locate(
         let shape = &record.shape;
         return Err(format!("tensor `{name}` of shape {shape:?} reaches beyond `{file}` of {} bytes", entry.length));
     };
+
     if !is_contiguous(record) {
         return Err(format!("tensor `{name}` has strides {:?}, expected one row after the other", record.strides));
     }
+
     let bytes = entry.start + start..entry.start + end;
     Ok(StoredTensor { file: 0, name: name.to_owned(), bytes, shape: record.shape.clone(), encoding })
 }
 
-/// Whether the values lie in the order of their indices. The stride of a dimension of one does not matter.
+/// Whether the values are stored in the order of their indices. The stride of a dimension of size one is ignored.
 fn is_contiguous(record: &TensorRecord) -> bool {
     if record.strides.len() != record.shape.len() {
         return false;
     }
+
     let mut expected = 1_usize;
     for (size, stride) in record.shape.iter().zip(&record.strides).rev() {
         if *size != 1 && *stride != expected {
@@ -153,5 +166,6 @@ fn is_contiguous(record: &TensorRecord) -> bool {
         }
         expected = expected.saturating_mul(*size);
     }
+
     true
 }

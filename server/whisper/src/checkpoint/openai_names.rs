@@ -5,8 +5,8 @@ use std::path::Path;
 use super::config::SIZE_MAX;
 use super::{CheckpointError, Config};
 
-/// `ModelDimensions` of `whisper/model.py`, as a file states them.
-pub(super) struct Dimensions {
+/// `ModelDimensions` of `whisper/model.py`, as stated by a file.
+pub(super) struct OpenAiDimensions {
     pub n_mels: i64,
     pub n_vocab: i64,
     pub n_audio_ctx: i64,
@@ -19,8 +19,8 @@ pub(super) struct Dimensions {
     pub n_text_layer: i64,
 }
 
-impl Dimensions {
-    /// The same under the names of Hugging Face, within the bounds that a Whisper can have.
+impl OpenAiDimensions {
+    /// The same dimensions with the names of Hugging Face, within the bounds that a Whisper can have.
     pub fn config(&self, path: &Path) -> Result<Config, CheckpointError> {
         let size = |field: &str, value: i64| {
             let valid = usize::try_from(value).ok().filter(|n| (1..=SIZE_MAX).contains(n));
@@ -28,10 +28,12 @@ impl Dimensions {
                 CheckpointError::field(path, field, format!("is {value}, expected a whole number from 1 to {SIZE_MAX}"))
             })
         };
+
         if self.n_audio_state != self.n_text_state {
             let problem = format!("is {}, but `n_audio_state` is {}", self.n_text_state, self.n_audio_state);
             return Err(CheckpointError::field(path, "n_text_state", problem));
         }
+
         let width = size("n_audio_state", self.n_audio_state)?;
         let config = Config {
             d_model: width,
@@ -46,6 +48,7 @@ impl Dimensions {
             max_target_positions: size("n_text_ctx", self.n_text_ctx)?,
             vocab_size: size("n_vocab", self.n_vocab)?,
         };
+
         let stored_name = |field: &str| match field {
             "encoder_attention_heads" => "n_audio_head".to_owned(),
             "decoder_attention_heads" => "n_text_head".to_owned(),
@@ -53,7 +56,9 @@ impl Dimensions {
             "decoder_layers" => "n_text_layer".to_owned(),
             other => other.to_owned(),
         };
+
         config.check().map_err(|error| CheckpointError::field(path, &stored_name(&error.field), error.problem))?;
+
         Ok(config)
     }
 }
@@ -61,6 +66,7 @@ impl Dimensions {
 /// The name that openai/whisper gives to a tensor of [`Config::tensors`].
 pub(super) fn openai_name(canonical: &str) -> String {
     let parts: Vec<&str> = canonical.split('.').collect();
+
     match parts.as_slice() {
         ["encoder", "layer_norm", kind] => format!("encoder.ln_post.{kind}"),
         ["decoder", "layer_norm", kind] => format!("decoder.ln.{kind}"),
@@ -84,6 +90,7 @@ pub(super) fn openai_name(canonical: &str) -> String {
                     other => other,
                 })
                 .collect();
+
             format!("{side}.blocks.{index}.{}", rest.join("."))
         }
         _ => canonical.to_owned(),

@@ -1,59 +1,59 @@
-//! Python pickles, read as data. Only what a file of named tensors needs is understood: containers, numbers, texts,
-//! and the few constructors of PyTorch that stand for a tensor. Nothing is imported and nothing is called; every other
-//! constructor is an error that names it.
+//! Reads Python pickles as data. Only the opcodes of a file of named tensors are supported: containers, numbers, texts, and
+//! the few constructors of PyTorch that represent a tensor. Nothing is imported or called; any other constructor is an
+//! error that names it.
 //!
 //! Opcodes: `pickletools.py` of CPython. Constructors: `torch/_utils.py` and `torch/serialization.py` of PyTorch.
 
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// Objects that a pickle refers to by their index, so that an object may be filled after it was referred to.
+/// A pickle's objects. Values refer to them by index, because an object can be filled after it was referred to.
 pub(super) struct Pickle {
-    objects: Vec<Object>,
-    root: Value,
+    objects: Vec<PickleObject>,
+    root: PickleValue,
 }
 
-/// A value on the stack. What a boolean or a real says is of no use for tensors.
+/// A value on the stack. Booleans and reals are not needed for tensors, so their values are dropped.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(super) enum PickleValue {
     None,
     Bool,
     Int(i64),
     Float,
     Text(Rc<str>),
-    /// The name of a constructor, `module name`.
+    /// The name of a constructor: `module name`.
     Constructor(Rc<str>),
-    /// Index into [`Pickle::objects`].
+    /// An index into [`Pickle::objects`].
     Object(usize),
 }
 
-enum Object {
-    Dict(Vec<(Value, Value)>),
-    List(Vec<Value>),
-    Tuple(Vec<Value>),
-    Storage(Storage),
+enum PickleObject {
+    Dict(Vec<(PickleValue, PickleValue)>),
+    List(Vec<PickleValue>),
+    Tuple(Vec<PickleValue>),
+    Storage(TensorStorage),
     Tensor(TensorRecord),
 }
 
-/// The memory that tensors are views of: a file of the archive.
+/// The memory of tensors: a file of the archive.
 #[derive(Clone, Debug)]
-pub(super) struct Storage {
-    /// `torch.HalfStorage` and the like.
+pub(super) struct TensorStorage {
+    /// The storage's type, such as `torch.HalfStorage`.
     pub kind: Rc<str>,
     /// Name of the file below `data/`.
     pub key: Rc<str>,
 }
 
-/// A tensor: a view of a storage. Offset and strides count values.
+/// A tensor: a view of a storage. Offset and strides are in values.
 #[derive(Clone, Debug)]
 pub(super) struct TensorRecord {
-    pub storage: Storage,
+    pub storage: TensorStorage,
     pub offset: usize,
     pub shape: Vec<usize>,
     pub strides: Vec<usize>,
 }
 
-/// Why a pickle is not understood: the offset of the opcode, and what is wrong there.
+/// Why a pickle could not be read: the offset of the opcode, and the problem.
 #[derive(Debug, thiserror::Error)]
 #[error("the pickle at byte {at}: {problem}")]
 pub(super) struct PickleError {
@@ -62,13 +62,20 @@ pub(super) struct PickleError {
 }
 
 impl Pickle {
-    /// Reads a whole pickle. Memory is bounded by a small multiple of its length: an opcode makes one value at most.
+    /// Reads a whole pickle. Memory is limited to a small multiple of its length, because an opcode creates at most one value.
     pub fn read(bytes: &[u8]) -> Result<Self, PickleError> {
-        let mut machine =
-            Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), objects: Vec::new() };
+        let mut machine = PickleMachine {
+            bytes,
+            at: 0,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            objects: Vec::new(),
+        };
+
         loop {
             let at = machine.at;
-            match machine.step() {
+            match machine.execute_next() {
                 Ok(None) => {}
                 Ok(Some(root)) => return Ok(Self { objects: machine.objects, root }),
                 Err(problem) => return Err(PickleError { at, problem }),
@@ -76,82 +83,97 @@ impl Pickle {
         }
     }
 
-    pub fn root(&self) -> &Value {
+    pub fn root(&self) -> &PickleValue {
         &self.root
     }
 
-    /// The value of a key of a dictionary.
-    pub fn get(&self, dict: &Value, key: &str) -> Option<&Value> {
+    /// The value of a key in a dictionary.
+    pub fn get(&self, dict: &PickleValue, key: &str) -> Option<&PickleValue> {
         let entries = self.entries(dict)?;
-        // A key that stands twice has its last value, as in Python.
-        entries.iter().rev().find(|(name, _)| matches!(name, Value::Text(text) if **text == *key)).map(|(_, v)| v)
+        // A key that occurs twice has its last value, like in Python.
+        entries.iter().rev().find(|(name, _)| matches!(name, PickleValue::Text(text) if **text == *key)).map(|(_, v)| v)
     }
 
-    pub fn entries(&self, dict: &Value) -> Option<&[(Value, Value)]> {
+    pub fn entries(&self, dict: &PickleValue) -> Option<&[(PickleValue, PickleValue)]> {
         match self.object(dict)? {
-            Object::Dict(entries) => Some(entries),
+            PickleObject::Dict(entries) => Some(entries),
             _ => None,
         }
     }
 
-    pub fn tensor(&self, value: &Value) -> Option<&TensorRecord> {
+    pub fn tensor(&self, value: &PickleValue) -> Option<&TensorRecord> {
         match self.object(value)? {
-            Object::Tensor(tensor) => Some(tensor),
+            PickleObject::Tensor(tensor) => Some(tensor),
             _ => None,
         }
     }
 
-    fn object(&self, value: &Value) -> Option<&Object> {
+    fn object(&self, value: &PickleValue) -> Option<&PickleObject> {
         match value {
-            Value::Object(index) => self.objects.get(*index),
+            PickleValue::Object(index) => self.objects.get(*index),
             _ => None,
         }
     }
 }
 
-struct Machine<'a> {
+/// The stack machine that executes a pickle's opcodes.
+struct PickleMachine<'a> {
     bytes: &'a [u8],
     at: usize,
-    stack: Vec<Value>,
-    /// Heights of the stack at each MARK.
+    stack: Vec<PickleValue>,
+    /// The height of the stack at each MARK.
     marks: Vec<usize>,
-    memo: HashMap<u64, Value>,
-    objects: Vec<Object>,
+    memo: HashMap<u64, PickleValue>,
+    objects: Vec<PickleObject>,
 }
 
-type Step<T> = Result<T, String>;
+/// The result of an opcode; the error is the problem.
+type OpcodeResult<T> = Result<T, String>;
 
-impl Machine<'_> {
-    /// Carries out one opcode; the value of the whole pickle at its end.
-    fn step(&mut self) -> Step<Option<Value>> {
+impl PickleMachine<'_> {
+    /// Executes one opcode. Returns the value of the whole pickle at its end.
+    fn execute_next(&mut self) -> OpcodeResult<Option<PickleValue>> {
         let [opcode] = self.take_array()?;
+        if opcode == b'.' {
+            return self.pop().map(Some);
+        }
+
+        let is_known = self.execute_scalar(opcode)?
+            || self.execute_container(opcode)?
+            || self.execute_memo(opcode)?
+            || self.execute_constructor(opcode)?;
+
+        if is_known { Ok(None) } else { Err(format!("opcode {opcode:#04x} is not one that tensors need")) }
+    }
+
+    /// Executes an opcode for a number or a text; returns whether it is one.
+    fn execute_scalar(&mut self, opcode: u8) -> OpcodeResult<bool> {
         match opcode {
-            // PROTO, FRAME: nothing follows from them.
+            // PROTO and FRAME have no effect.
             0x80 => _ = self.take_array::<1>()?,
             0x95 => _ = self.take_array::<8>()?,
-            b'.' => return self.pop().map(Some),
 
-            b'N' => self.push(Value::None),
-            0x88 | 0x89 => self.push(Value::Bool),
+            b'N' => self.push(PickleValue::None),
+            0x88 | 0x89 => self.push(PickleValue::Bool),
             b'J' => {
                 let number = i32::from_le_bytes(self.take_array()?);
-                self.push(Value::Int(number.into()));
+                self.push(PickleValue::Int(number.into()));
             }
             b'K' => {
                 let [number] = self.take_array()?;
-                self.push(Value::Int(number.into()));
+                self.push(PickleValue::Int(number.into()));
             }
             b'M' => {
                 let number = u16::from_le_bytes(self.take_array()?);
-                self.push(Value::Int(number.into()));
+                self.push(PickleValue::Int(number.into()));
             }
             0x8a => {
-                let number = self.long()?;
-                self.push(Value::Int(number));
+                let number = self.take_long()?;
+                self.push(PickleValue::Int(number));
             }
             b'G' => {
                 _ = self.take_array::<8>()?;
-                self.push(Value::Float);
+                self.push(PickleValue::Float);
             }
             b'X' => {
                 let length = u32::from_le_bytes(self.take_array()?);
@@ -165,18 +187,26 @@ impl Machine<'_> {
                 let length = u64::from_le_bytes(self.take_array()?);
                 self.push_text(length)?;
             }
+            _ => return Ok(false),
+        }
 
+        Ok(true)
+    }
+
+    /// Executes an opcode for a list, a tuple or a dictionary; returns whether it is one.
+    fn execute_container(&mut self, opcode: u8) -> OpcodeResult<bool> {
+        match opcode {
             b'(' => self.marks.push(self.stack.len()),
-            b'}' => self.push_object(Object::Dict(Vec::new())),
-            b']' => self.push_object(Object::List(Vec::new())),
-            b')' => self.push_object(Object::Tuple(Vec::new())),
+            b'}' => self.push_object(PickleObject::Dict(Vec::new())),
+            b']' => self.push_object(PickleObject::List(Vec::new())),
+            b')' => self.push_object(PickleObject::Tuple(Vec::new())),
             b't' => {
                 let items = self.pop_to_mark()?;
-                self.push_object(Object::Tuple(items));
+                self.push_object(PickleObject::Tuple(items));
             }
-            0x85 => self.tuple_of(1)?,
-            0x86 => self.tuple_of(2)?,
-            0x87 => self.tuple_of(3)?,
+            0x85 => self.push_tuple(1)?,
+            0x86 => self.push_tuple(2)?,
+            0x87 => self.push_tuple(3)?,
             b'a' => {
                 let item = self.pop()?;
                 self.append(vec![item])?;
@@ -193,42 +223,59 @@ impl Machine<'_> {
                 let items = self.pop_to_mark()?;
                 self.set_items(items)?;
             }
+            _ => return Ok(false),
+        }
 
+        Ok(true)
+    }
+
+    /// Executes an opcode that writes or reads the memo; returns whether it is one.
+    fn execute_memo(&mut self, opcode: u8) -> OpcodeResult<bool> {
+        match opcode {
             b'q' => {
-                let [slot] = self.take_array()?;
-                self.remember(slot.into())?;
+                let [index] = self.take_array()?;
+                self.memoize(index.into())?;
             }
             b'r' => {
-                let slot = u32::from_le_bytes(self.take_array()?);
-                self.remember(slot.into())?;
+                let index = u32::from_le_bytes(self.take_array()?);
+                self.memoize(index.into())?;
             }
-            0x94 => self.remember(self.memo.len() as u64)?,
+            0x94 => self.memoize(self.memo.len() as u64)?,
             b'h' => {
-                let [slot] = self.take_array()?;
-                self.recall(slot.into())?;
+                let [index] = self.take_array()?;
+                self.push_memoized(index.into())?;
             }
             b'j' => {
-                let slot = u32::from_le_bytes(self.take_array()?);
-                self.recall(slot.into())?;
+                let index = u32::from_le_bytes(self.take_array()?);
+                self.push_memoized(index.into())?;
             }
+            _ => return Ok(false),
+        }
 
+        Ok(true)
+    }
+
+    /// Executes an opcode that names or calls a constructor; returns whether it is one.
+    fn execute_constructor(&mut self, opcode: u8) -> OpcodeResult<bool> {
+        match opcode {
             b'c' => {
-                let (module, name) = (self.line()?, self.line()?);
-                self.constructor(&module, &name)?;
+                let (module, name) = (self.take_line()?, self.take_line()?);
+                self.push_constructor(&module, &name)?;
             }
             0x93 => {
                 let (name, module) = (self.pop_text()?, self.pop_text()?);
-                self.constructor(&module, &name)?;
+                self.push_constructor(&module, &name)?;
             }
-            b'Q' => self.persistent()?,
+            b'Q' => self.push_storage()?,
             b'R' => self.reduce()?,
             b'b' => self.build()?,
-            other => return Err(format!("opcode {other:#04x} is not one that tensors need")),
+            _ => return Ok(false),
         }
-        Ok(None)
+
+        Ok(true)
     }
 
-    fn take(&mut self, length: usize) -> Step<&[u8]> {
+    fn take(&mut self, length: usize) -> OpcodeResult<&[u8]> {
         let end = self.at.checked_add(length).filter(|end| *end <= self.bytes.len());
         let end = end.ok_or("it ends in the middle of a value")?;
         let taken = self.bytes.get(self.at..end).ok_or("it ends in the middle of a value")?;
@@ -236,26 +283,28 @@ impl Machine<'_> {
         Ok(taken)
     }
 
-    fn take_array<const N: usize>(&mut self) -> Step<[u8; N]> {
+    fn take_array<const N: usize>(&mut self) -> OpcodeResult<[u8; N]> {
         self.take(N)?.try_into().map_err(|_| "it ends in the middle of a value".to_owned())
     }
 
     /// LONG1: a little-endian number of up to eight bytes.
-    fn long(&mut self) -> Step<i64> {
+    fn take_long(&mut self) -> OpcodeResult<i64> {
         let [length] = self.take_array()?;
         let bytes = self.take(length.into())?;
         if bytes.len() > 8 {
             return Err(format!("a whole number of {} bytes; at most 8 are read", bytes.len()));
         }
+
         let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
         let mut all = if negative { [0xff; 8] } else { [0; 8] };
         for (slot, byte) in all.iter_mut().zip(bytes) {
             *slot = *byte;
         }
+
         Ok(i64::from_le_bytes(all))
     }
 
-    fn line(&mut self) -> Step<String> {
+    fn take_line(&mut self) -> OpcodeResult<String> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let length = rest.iter().position(|byte| *byte == b'\n').ok_or("a name without an end")?;
         let line = String::from_utf8(self.take(length)?.to_vec()).map_err(|_| "a name that is not UTF-8")?;
@@ -263,24 +312,24 @@ impl Machine<'_> {
         Ok(line)
     }
 
-    fn push(&mut self, value: Value) {
+    fn push(&mut self, value: PickleValue) {
         self.stack.push(value);
     }
 
-    fn push_text(&mut self, length: u64) -> Step<()> {
+    fn push_text(&mut self, length: u64) -> OpcodeResult<()> {
         let length = usize::try_from(length).map_err(|_| "a text longer than the file")?;
         let text = std::str::from_utf8(self.take(length)?).map_err(|_| "a text that is not UTF-8")?;
         let text = Rc::from(text);
-        self.push(Value::Text(text));
+        self.push(PickleValue::Text(text));
         Ok(())
     }
 
-    fn push_object(&mut self, object: Object) {
+    fn push_object(&mut self, object: PickleObject) {
         self.objects.push(object);
-        self.push(Value::Object(self.objects.len() - 1));
+        self.push(PickleValue::Object(self.objects.len() - 1));
     }
 
-    fn pop(&mut self) -> Step<Value> {
+    fn pop(&mut self) -> OpcodeResult<PickleValue> {
         let lowest = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= lowest {
             return Err("it takes a value where there is none".to_owned());
@@ -288,88 +337,94 @@ impl Machine<'_> {
         self.stack.pop().ok_or_else(|| "it takes a value where there is none".to_owned())
     }
 
-    fn pop_text(&mut self) -> Step<Rc<str>> {
+    fn pop_text(&mut self) -> OpcodeResult<Rc<str>> {
         match self.pop()? {
-            Value::Text(text) => Ok(text),
+            PickleValue::Text(text) => Ok(text),
             other => Err(format!("{other:?} where a text is expected")),
         }
     }
 
-    fn pop_to_mark(&mut self) -> Step<Vec<Value>> {
+    fn pop_to_mark(&mut self) -> OpcodeResult<Vec<PickleValue>> {
         let mark = self.marks.pop().ok_or("it closes what was not opened")?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
 
-    fn tuple_of(&mut self, length: usize) -> Step<()> {
+    fn push_tuple(&mut self, length: usize) -> OpcodeResult<()> {
         let mut items = Vec::with_capacity(length);
         for _ in 0..length {
             items.push(self.pop()?);
         }
         items.reverse();
-        self.push_object(Object::Tuple(items));
+        self.push_object(PickleObject::Tuple(items));
         Ok(())
     }
 
-    fn top_object(&mut self) -> Step<&mut Object> {
-        let Some(Value::Object(index)) = self.stack.last() else {
+    fn top_object(&mut self) -> OpcodeResult<&mut PickleObject> {
+        let Some(PickleValue::Object(index)) = self.stack.last() else {
             return Err("it fills what is no container".to_owned());
         };
         self.objects.get_mut(*index).ok_or_else(|| "it fills what is no container".to_owned())
     }
 
-    fn append(&mut self, items: Vec<Value>) -> Step<()> {
+    fn append(&mut self, items: Vec<PickleValue>) -> OpcodeResult<()> {
         match self.top_object()? {
-            Object::List(list) => list.extend(items),
+            PickleObject::List(list) => list.extend(items),
             _ => return Err("it appends to what is no list".to_owned()),
         }
         Ok(())
     }
 
-    fn set_items(&mut self, items: Vec<Value>) -> Step<()> {
-        let Object::Dict(dict) = self.top_object()? else {
+    fn set_items(&mut self, items: Vec<PickleValue>) -> OpcodeResult<()> {
+        let PickleObject::Dict(dict) = self.top_object()? else {
             return Err("it sets an item of what is no dictionary".to_owned());
         };
+
         let mut items = items.into_iter();
         while let Some(key) = items.next() {
             dict.push((key, items.next().ok_or("a key without a value")?));
         }
+
         Ok(())
     }
 
-    fn remember(&mut self, slot: u64) -> Step<()> {
+    fn memoize(&mut self, index: u64) -> OpcodeResult<()> {
         let value = self.stack.last().ok_or("it remembers a value where there is none")?.clone();
-        self.memo.insert(slot, value);
+        self.memo.insert(index, value);
         Ok(())
     }
 
-    fn recall(&mut self, slot: u64) -> Step<()> {
-        let value = self.memo.get(&slot).ok_or_else(|| format!("it recalls value {slot}, which was not remembered"))?;
+    fn push_memoized(&mut self, index: u64) -> OpcodeResult<()> {
+        let value =
+            self.memo.get(&index).ok_or_else(|| format!("it recalls value {index}, which was not remembered"))?;
         let value = value.clone();
         self.push(value);
         Ok(())
     }
 
-    fn constructor(&mut self, module: &str, name: &str) -> Step<()> {
-        let known = match (module, name) {
+    fn push_constructor(&mut self, module: &str, name: &str) -> OpcodeResult<()> {
+        let is_known = match (module, name) {
             ("collections", "OrderedDict") => true,
             ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter") => true,
-            ("torch", name) => name.ends_with("Storage"),
+            ("torch", name) => name.ends_with("TensorStorage"),
             _ => false,
         };
-        if !known {
+
+        if !is_known {
             return Err(format!(
                 "it constructs `{module}.{name}`, which is not part of named tensors; nothing was run"
             ));
         }
-        self.push(Value::Constructor(format!("{module} {name}").into()));
+
+        self.push(PickleValue::Constructor(format!("{module} {name}").into()));
+
         Ok(())
     }
 
-    fn pop_tuple(&mut self) -> Step<&[Value]> {
+    fn pop_tuple(&mut self) -> OpcodeResult<&[PickleValue]> {
         let value = self.pop()?;
         match value {
-            Value::Object(index) => match self.objects.get(index) {
-                Some(Object::Tuple(items)) => Ok(items),
+            PickleValue::Object(index) => match self.objects.get(index) {
+                Some(PickleObject::Tuple(items)) => Ok(items),
                 _ => Err("arguments that are no tuple".to_owned()),
             },
             _ => Err("arguments that are no tuple".to_owned()),
@@ -377,78 +432,90 @@ impl Machine<'_> {
     }
 
     /// A reference to a storage: `('storage', torch.HalfStorage, '0', 'cpu', 1234)`.
-    fn persistent(&mut self) -> Step<()> {
+    fn push_storage(&mut self) -> OpcodeResult<()> {
         let storage = match self.pop_tuple()? {
-            [Value::Text(what), Value::Constructor(kind), Value::Text(key), _, Value::Int(_)]
-                if **what == *"storage" && kind.starts_with("torch ") =>
-            {
-                Storage { kind: kind.trim_start_matches("torch ").into(), key: key.clone() }
+            [
+                PickleValue::Text(what),
+                PickleValue::Constructor(kind),
+                PickleValue::Text(key),
+                _,
+                PickleValue::Int(_),
+            ] if **what == *"storage" && kind.starts_with("torch ") => {
+                TensorStorage { kind: kind.trim_start_matches("torch ").into(), key: key.clone() }
             }
             _ => return Err("a reference that is not to the storage of a tensor".to_owned()),
         };
-        self.push_object(Object::Storage(storage));
+
+        self.push_object(PickleObject::Storage(storage));
         Ok(())
     }
 
-    fn reduce(&mut self) -> Step<()> {
+    fn reduce(&mut self) -> OpcodeResult<()> {
         let arguments = self.pop_tuple()?.to_vec();
-        let Value::Constructor(constructor) = self.pop()? else {
+        let PickleValue::Constructor(constructor) = self.pop()? else {
             return Err("it calls what is no constructor".to_owned());
         };
+
         match &*constructor {
-            "collections OrderedDict" if arguments.is_empty() => self.push_object(Object::Dict(Vec::new())),
+            "collections OrderedDict" if arguments.is_empty() => self.push_object(PickleObject::Dict(Vec::new())),
             "torch._utils _rebuild_tensor_v2" => {
                 let tensor = self.tensor(&arguments)?;
-                self.push_object(Object::Tensor(tensor));
+                self.push_object(PickleObject::Tensor(tensor));
             }
-            // A parameter is its data, the first argument.
+            // A parameter is represented by its data, the first argument.
             "torch._utils _rebuild_parameter" => {
                 let data = arguments.into_iter().next().ok_or("a parameter without data")?;
                 self.push(data);
             }
             other => return Err(format!("it calls `{other}` with arguments that are not understood")),
         }
+
         Ok(())
     }
 
     /// `(storage, offset, shape, strides, requires_grad, hooks)`
-    fn tensor(&self, arguments: &[Value]) -> Step<TensorRecord> {
-        let [storage, Value::Int(offset), shape, strides, ..] = arguments else {
+    fn tensor(&self, arguments: &[PickleValue]) -> OpcodeResult<TensorRecord> {
+        let [storage, PickleValue::Int(offset), shape, strides, ..] = arguments else {
             return Err("a tensor without storage, offset, shape and strides".to_owned());
         };
+
         let storage = match storage {
-            Value::Object(index) => match self.objects.get(*index) {
-                Some(Object::Storage(storage)) => storage.clone(),
+            PickleValue::Object(index) => match self.objects.get(*index) {
+                Some(PickleObject::Storage(storage)) => storage.clone(),
                 _ => return Err("a tensor without a storage".to_owned()),
             },
             _ => return Err("a tensor without a storage".to_owned()),
         };
+
         let offset = usize::try_from(*offset).map_err(|_| "a tensor with a negative offset")?;
+
         Ok(TensorRecord { storage, offset, shape: self.sizes(shape)?, strides: self.sizes(strides)? })
     }
 
-    fn sizes(&self, value: &Value) -> Step<Vec<usize>> {
+    fn sizes(&self, value: &PickleValue) -> OpcodeResult<Vec<usize>> {
         let items = match value {
-            Value::Object(index) => match self.objects.get(*index) {
-                Some(Object::Tuple(items) | Object::List(items)) => items,
+            PickleValue::Object(index) => match self.objects.get(*index) {
+                Some(PickleObject::Tuple(items) | PickleObject::List(items)) => items,
                 _ => return Err("a shape that is no tuple".to_owned()),
             },
             _ => return Err("a shape that is no tuple".to_owned()),
         };
+
         items
             .iter()
             .map(|item| match item {
-                Value::Int(size) => usize::try_from(*size).map_err(|_| format!("a size of {size}")),
+                PickleValue::Int(size) => usize::try_from(*size).map_err(|_| format!("a size of {size}")),
                 other => Err(format!("{other:?} as a size")),
             })
             .collect()
     }
 
-    /// Attributes of an object; those of a dictionary (`_metadata` of a state) say nothing about its tensors.
-    fn build(&mut self) -> Step<()> {
+    /// BUILD: sets attributes of an object; those of a dictionary (`_metadata` of a state) are not needed for tensors.
+    fn build(&mut self) -> OpcodeResult<()> {
         self.pop()?;
+
         match self.top_object()? {
-            Object::Dict(_) => Ok(()),
+            PickleObject::Dict(_) => Ok(()),
             _ => Err("it sets attributes of what is no dictionary".to_owned()),
         }
     }

@@ -13,9 +13,9 @@ use super::{CheckpointError, Config, FieldProblem, Weights};
 pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// Length field at the start of a safetensors file.
+/// Bytes of the length field at the start of a safetensors file.
 const LENGTH_BYTES: usize = 8;
-
+/// A safetensors file, and what its header says.
 struct Shard {
     file: MappedFile,
     /// Offset of the first tensor's values in the file.
@@ -43,6 +43,7 @@ pub fn open(folder: &Path, config: &Config) -> Result<Weights, CheckpointError> 
     let home = if shards.len() == 1 { single } else { index };
     let mut files = Vec::with_capacity(shards.len());
     let mut tensors = HashMap::new();
+
     for (file, shard) in shards.into_iter().enumerate() {
         for name in shard.metadata.offset_keys() {
             let Some(info) = shard.metadata.info(&name) else { continue };
@@ -53,25 +54,30 @@ pub fn open(folder: &Path, config: &Config) -> Result<Weights, CheckpointError> 
             let (shape, encoding) = (info.shape.clone(), encoding(info.dtype));
             tensors.insert(canonical, StoredTensor { file, name: stored_name, bytes, shape, encoding });
         }
+
         files.push(shard.file);
     }
+
     check_dimensions(&tensors, config)
         .map_err(|error| CheckpointError::field(&folder.join("config.json"), &error.field, error.problem))?;
+
     Weights::checked(home, files, tensors, config)
 }
 
-/// Names the field of config.json that does not fit, where the shape of one tensor tells which it is.
+/// Finds the field of config.json that contradicts the shape of a tensor, if the tensor determines the field.
 fn check_dimensions(tensors: &HashMap<String, StoredTensor>, config: &Config) -> Result<(), FieldProblem> {
-    for (field, stated, name, axis) in config.told_by_shapes() {
+    for (field, stated, name, axis) in config.dimensions_in_shapes() {
         let Some(shape) = tensors.get(name).map(|tensor| &tensor.shape) else { continue };
         let Some(found) = shape.get(axis).copied().filter(|&found| found != stated) else { continue };
         let mut expected = shape.clone();
         if let Some(size) = expected.get_mut(axis) {
             *size = stated;
         }
+
         let problem = format!("is {stated}, for which tensor `{name}` has shape {expected:?}; it has {shape:?}");
         return Err(FieldProblem::new(field, format!("{problem}, so that {found} would fit")));
     }
+
     let layers =
         [("encoder", "encoder_layers", config.encoder_layers), ("decoder", "decoder_layers", config.decoder_layers)];
     for (part, field, stated) in layers {
@@ -80,10 +86,11 @@ fn check_dimensions(tensors: &HashMap<String, StoredTensor>, config: &Config) ->
             return Err(FieldProblem::new(field, format!("is {stated}, but the weights have {found} layers")));
         }
     }
+
     Ok(())
 }
 
-/// Layers of the encoder or the decoder, by the names of the tensors.
+/// The number of layers of the encoder or the decoder, by the names of the tensors.
 fn layers_of(tensors: &HashMap<String, StoredTensor>, part: &str) -> usize {
     let prefix = format!("{part}.layers.");
     let numbers = tensors.keys().filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse().ok());
@@ -105,11 +112,13 @@ fn open_shards(folder: &Path, index: &Path) -> Result<Vec<Shard>, CheckpointErro
         .get("weight_map")
         .and_then(|v| v.as_object())
         .ok_or_else(|| json.error("weight_map", "is missing, expected tensor names and their files"))?;
+
     let mut names: HashMap<&str, Vec<&str>> = HashMap::new();
+
     for (tensor, shard) in map {
         let shard = shard
             .as_str()
-            // A name, not a path: an index must not make the installer read files elsewhere.
+            // It must be a name and not a path: an index must not make the installer read files elsewhere.
             .filter(|s| Path::new(s).components().count() == 1 && Path::new(s).file_name().is_some())
             .ok_or_else(|| json.error(&format!("weight_map.{tensor}"), "must be the name of a file beside it"))?;
         names.entry(shard).or_default().push(tensor);
@@ -118,19 +127,23 @@ fn open_shards(folder: &Path, index: &Path) -> Result<Vec<Shard>, CheckpointErro
     let mut order: Vec<_> = names.into_iter().collect();
     order.sort_unstable();
     let mut shards = Vec::with_capacity(order.len());
+
     for (name, tensors) in order {
         let path = folder.join(name);
         if !path.exists() {
             let (shard, tensors) = (name.to_owned(), tensors.len());
             return Err(CheckpointError::MissingShard { index: index.to_owned(), shard, tensors });
         }
+
         let shard = Shard::open(&path)?;
         if let Some(absent) = tensors.iter().find(|t| shard.metadata.info(t).is_none()) {
             let (tensor, shard) = ((*absent).to_owned(), name.to_owned());
             return Err(CheckpointError::AbsentFromShard { index: index.to_owned(), tensor, shard });
         }
+
         shards.push(shard);
     }
+
     Ok(shards)
 }
 
@@ -145,29 +158,34 @@ impl Shard {
             }
             Err(e) => return Err(corrupt(format!("not a readable safetensors file: {e}"))),
         };
+
         Ok(Self { file, data: LENGTH_BYTES + header, metadata })
     }
 }
 
-/// The file does not end where its header says: the error gives both lengths if the header can be read.
+/// The error for a file that does not end where its header says. It states both lengths if the header can be read.
 fn wrong_length(path: &Path, map: &[u8]) -> CheckpointError {
     let corrupt = |problem: &str| {
         let problem = format!("not a readable safetensors file: {problem}");
         CheckpointError::Corrupt { path: PathBuf::from(path), problem }
     };
+
     let Some((length, rest)) = map.split_first_chunk::<LENGTH_BYTES>() else {
         return corrupt("it is shorter than the length field of its header");
     };
+
     let header = u64::from_le_bytes(*length);
     let found = map.len() as u64;
     let Some(text) = usize::try_from(header).ok().and_then(|n| rest.get(..n)) else {
         let expected = header.saturating_add(LENGTH_BYTES as u64);
         return CheckpointError::Truncated { path: path.to_owned(), expected, found };
     };
+
     let end = serde_json::from_slice::<HashMap<String, serde_json::Value>>(text).ok().and_then(|entries| {
         let ends = entries.values().filter_map(|e| e.get("data_offsets")?.get(1)?.as_u64());
         ends.max()
     });
+
     match end {
         Some(end) => {
             let expected = end.saturating_add(header).saturating_add(LENGTH_BYTES as u64);

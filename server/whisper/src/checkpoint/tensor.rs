@@ -1,5 +1,5 @@
-//! The tensors of a checkpoint, whatever file format holds them. Files are memory mapped: a tensor that is not read
-//! costs nothing, and pages that were read can be dropped by the system.
+//! The tensors of a checkpoint, whatever its file format. Files are memory mapped: a tensor that is not read costs nothing,
+//! and the system can drop pages that were read.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +16,7 @@ use crate::small_file;
 
 /// Every tensor of a checkpoint, by its Hugging Face name without the `model.` prefix.
 pub struct Weights {
-    /// The file that messages name when a tensor is missing.
+    /// The file that messages name if a tensor is missing.
     home: PathBuf,
     files: Vec<MappedFile>,
     tensors: HashMap<String, StoredTensor>,
@@ -27,7 +27,7 @@ pub(super) struct MappedFile {
     pub map: Mmap,
 }
 
-/// Where a tensor lies, and how its values are encoded.
+/// Where a tensor is stored, and how its values are encoded.
 #[derive(Clone)]
 pub(super) struct StoredTensor {
     /// Index of the file in [`Weights`].
@@ -54,13 +54,13 @@ pub(super) enum Encoding {
         scale: f32,
     },
     Blocks(BlockFormat),
-    /// A type that weights of a model cannot have; the text names it.
+    /// A type that the weights of a model cannot have, with its name.
     Unsupported(String),
 }
 
-/// A tensor as it lies in its file.
+/// A tensor in its file.
 #[derive(Clone, Copy)]
-pub struct Tensor<'a> {
+pub struct CheckpointTensor<'a> {
     name: &'a str,
     path: &'a Path,
     encoding: &'a Encoding,
@@ -80,6 +80,7 @@ impl Encoding {
     /// Bytes of a tensor of this shape; `None` if the shape is impossible for the encoding.
     pub fn encoded_bytes(&self, shape: &[usize]) -> Option<usize> {
         let values = shape.iter().try_fold(1_usize, |product, n| product.checked_mul(*n))?;
+
         match self {
             Self::F32 => values.checked_mul(4),
             Self::F16 | Self::Bf16 | Self::Int16 { .. } => values.checked_mul(2),
@@ -95,7 +96,7 @@ impl Encoding {
 }
 
 impl Weights {
-    /// The tensors, after a check that each of [`Config::tensors`] is there in its shape and whole.
+    /// The tensors, after a check that each of [`Config::tensors`] is complete and has its shape.
     pub(super) fn checked(
         home: PathBuf,
         files: Vec<MappedFile>,
@@ -103,19 +104,23 @@ impl Weights {
         config: &Config,
     ) -> Result<Self, CheckpointError> {
         let weights = Self { home, files, tensors };
+
         for (name, expected) in config.tensors() {
             let Some(stored) = weights.tensors.get(&name) else {
                 return Err(CheckpointError::MissingTensor { path: weights.home, tensor: name, expected });
             };
             let path = || weights.files.get(stored.file).map_or_else(|| weights.home.clone(), |f| f.path.clone());
+
             if stored.shape != expected {
                 let (tensor, found) = (stored.name.clone(), stored.shape.clone());
                 return Err(CheckpointError::Shape { path: path(), tensor, expected, found });
             }
+
             if let Encoding::Unsupported(found) = &stored.encoding {
                 let (tensor, found) = (stored.name.clone(), found.clone());
                 return Err(CheckpointError::Dtype { path: path(), tensor, found });
             }
+
             let needed = stored.encoding.encoded_bytes(&stored.shape);
             if needed != Some(stored.bytes.len()) {
                 let needed = needed.map_or_else(|| "another shape".to_owned(), |n| format!("{n} bytes"));
@@ -126,27 +131,28 @@ impl Weights {
                 return Err(CheckpointError::Corrupt { path: path(), problem });
             }
         }
+
         Ok(weights)
     }
 
     /// A tensor of [`Config::tensors`], by its name without the `model.` prefix.
-    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, CheckpointError> {
+    pub fn tensor(&self, name: &str) -> Result<CheckpointTensor<'_>, CheckpointError> {
         self.find(name).ok_or_else(|| {
             let (path, tensor) = (self.home.clone(), name.to_owned());
             CheckpointError::MissingTensor { path, tensor, expected: Vec::new() }
         })
     }
 
-    fn find(&self, name: &str) -> Option<Tensor<'_>> {
+    fn find(&self, name: &str) -> Option<CheckpointTensor<'_>> {
         let stored = self.tensors.get(name)?;
         let file = self.files.get(stored.file)?;
         let bytes = file.map.get(stored.bytes.clone())?;
         let StoredTensor { name, shape, encoding, .. } = stored;
-        Some(Tensor { name, path: &file.path, encoding, shape, bytes })
+        Some(CheckpointTensor { name, path: &file.path, encoding, shape, bytes })
     }
 }
 
-impl<'a> Tensor<'a> {
+impl<'a> CheckpointTensor<'a> {
     pub fn shape(&self) -> &'a [usize] {
         self.shape
     }
@@ -160,13 +166,14 @@ impl<'a> Tensor<'a> {
         self.len() == 0
     }
 
-    /// Values `start..start + out.len()` in storage order (the last dimension varies fastest).
+    /// Reads the values `start..start + out.len()` in storage order (the last dimension varies fastest).
     pub fn read(&self, start: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
         let count = out.len();
         let ended = || {
             let problem = format!("tensor `{}` ends before value {}", self.name, start.saturating_add(count));
             CheckpointError::Corrupt { path: self.path.to_owned(), problem }
         };
+
         let end = start.checked_add(count).filter(|end| *end <= self.len()).ok_or_else(ended)?;
         let bytes = |width: usize| self.bytes.get(start * width..end * width).ok_or_else(ended);
 
@@ -207,8 +214,8 @@ impl<'a> Tensor<'a> {
 
 #[allow(unsafe_code, reason = "a memory map")]
 fn map(file: &File) -> io::Result<Mmap> {
-    // SAFETY: the map is read only. A checkpoint that another process rewrites while it is being installed gives wrong
-    // weights or SIGBUS, as with every reader of such files; reading 3 GB into memory instead is not affordable.
+    // SAFETY: the map is read only. If another process rewrites the checkpoint during the install, the weights are wrong or
+    // the process gets SIGBUS, as with every reader of such files; reading 3 GB into memory instead is not affordable.
     unsafe { Mmap::map(file) }
 }
 

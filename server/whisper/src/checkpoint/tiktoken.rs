@@ -1,5 +1,5 @@
-//! A tokenizer made from ranked tokens, as OpenAI and whisper.cpp publish vocabularies: token bytes in the order of
-//! their ids, without the list of merges that Hugging Face's tokenizers need.
+//! Makes a tokenizer from ranked tokens, which is how OpenAI and whisper.cpp publish vocabularies: token bytes in the order
+//! of their ids, without the list of merges that Hugging Face's tokenizers need.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -18,10 +18,10 @@ const ENGLISH: &[u8] = include_bytes!("../../assets/gpt2.tiktoken.gz");
 
 /// Timestamps from `<|0.00|>` to `<|30.00|>`.
 const TIMESTAMPS: u32 = 1501;
-/// Far above the longest token of Whisper's vocabularies (128 bytes): finding a token's merge takes the square of this.
+/// Far above the longest token of Whisper's vocabularies (128 bytes): the time to find a token's merge grows with its square.
 const TOKEN_BYTES_MAX: usize = 1024;
 
-/// The published vocabularies of Whisper, told apart by the size of the embedding.
+/// The published vocabularies of Whisper, distinguished by the size of the embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct VocabularyFamily {
     multilingual: bool,
@@ -50,32 +50,34 @@ impl VocabularyFamily {
         let packed = if self.multilingual { MULTILINGUAL } else { ENGLISH };
         let mut text = String::new();
         GzDecoder::new(packed).read_to_string(&mut text).map_err(|e| e.to_string())?;
+
         text.lines()
             .map(|line| {
-                // The last token of the multilingual vocabulary is empty, and written as its padding alone.
+                // The last token of the multilingual vocabulary is empty, and is written as padding alone.
                 let token = line.split_ascii_whitespace().next().unwrap_or_default().trim_end_matches('=');
                 BASE64.decode(token).map_err(|e| format!("{token:?}: {e}"))
             })
             .collect()
     }
 
-    /// The tokenizer of `tokens`, in the order of their ids, with the tokens that steer Whisper behind them.
+    /// The tokenizer with `tokens`, in the order of their ids, followed by Whisper's control tokens.
     pub fn tokenizer(self, tokens: &[Vec<u8>]) -> Result<Tokenizer, String> {
         let bpe = byte_pair_encoding(tokens)?;
         let mut tokenizer = Tokenizer::new(bpe);
         let bytes = ByteLevel::new(false, true, true);
         tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
 
-        let steering = self.steering_tokens().into_iter().map(|token| AddedToken::from(token, true).normalized(false));
-        tokenizer.add_tokens(steering.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+        let control = self.control_tokens().into_iter().map(|token| AddedToken::from(token, true).normalized(false));
+        tokenizer.add_tokens(control.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
         let times = (0..TIMESTAMPS).map(|n| format!("<|{}.{:02}|>", n / 50, n % 50 * 2));
         let times = times.map(|token| AddedToken::from(token, false).normalized(false));
         tokenizer.add_tokens(times.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+
         Ok(tokenizer)
     }
 
-    /// In the order of their ids (`get_encoding` in `whisper/tokenizer.py` of openai/whisper).
-    fn steering_tokens(self) -> Vec<String> {
+    /// The control tokens in the order of their ids (`get_encoding` in `whisper/tokenizer.py` of openai/whisper).
+    fn control_tokens(self) -> Vec<String> {
         let mut names = vec!["endoftext".to_owned(), "startoftranscript".to_owned()];
         names.extend(LANGUAGES.iter().take(self.languages).map(|(code, _)| (*code).to_owned()));
         let rest = ["translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"];
@@ -84,10 +86,11 @@ impl VocabularyFamily {
     }
 }
 
-/// Byte-pair encoding whose merges follow from the ranks: a token is the merge of the two parts that are left when its
-/// bytes are merged as far as the tokens of lower rank allow.
+/// A byte-pair encoding whose merges follow from the ranks: a token is the merge of the two parts that remain if its bytes
+/// are merged as far as the tokens of lower rank allow.
 fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
     let mut ranks = HashMap::with_capacity(tokens.len());
+
     for (token, rank) in tokens.iter().zip(0_u32..) {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(format!("token {rank} has {} bytes, expected {TOKEN_BYTES_MAX} at most", token.len()));
@@ -100,6 +103,7 @@ fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
     let names = byte_names();
     let name = |bytes: &[u8]| bytes.iter().filter_map(|byte| names.get(usize::from(*byte))).collect::<String>();
     let mut merges = Vec::with_capacity(tokens.len());
+
     for (token, rank) in tokens.iter().zip(0_u32..) {
         if token.len() < 2 {
             continue;
@@ -108,13 +112,15 @@ fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
             .ok_or_else(|| format!("token {rank} is not the merge of two tokens of lower rank"))?;
         merges.push((name(left), name(right)));
     }
+
     let vocab: Vocab = tokens.iter().zip(0_u32..).map(|(token, id)| (name(token), id)).collect();
+
     BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| e.to_string())
 }
 
 /// The two parts of `token` whose merge has the rank `rank`.
 fn split<'t>(token: &'t [u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(&'t [u8], &'t [u8])> {
-    // Ends of the parts, in order.
+    // The end of each part, in order.
     let mut ends: Vec<usize> = (1..=token.len()).collect();
     while ends.len() > 2 {
         let starts = std::iter::once(0).chain(ends.iter().copied());
@@ -126,17 +132,19 @@ fn split<'t>(token: &'t [u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<
         let (_, at) = ranked.min()?;
         ends.remove(at);
     }
+
     token.split_at_checked(*ends.first()?)
 }
 
-/// The printable character that stands for each byte in byte-level vocabularies (`bytes_to_unicode` in GPT-2's
-/// encoder.py): itself where it is printable, else one from U+0100 on.
+/// The printable character that represents each byte in byte-level vocabularies (`bytes_to_unicode` in GPT-2's
+/// encoder.py): the byte itself if it is printable, otherwise a character from U+0100 on.
 fn byte_names() -> Vec<char> {
     let mut next = 0x100;
+
     (0..=255_u8)
         .map(|byte| {
-            let printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-            if printable {
+            let is_printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+            if is_printable {
                 return char::from(byte);
             }
             let name = char::from_u32(next).unwrap_or(char::REPLACEMENT_CHARACTER);

@@ -1,7 +1,8 @@
-//! The tokenizer of a checkpoint, and the ids of the tokens that steer Whisper.
+//! The tokenizer of a checkpoint, and the ids of Whisper's control tokens.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use super::json::JsonFile;
 use super::{CheckpointError, Config, FieldProblem};
 use crate::small_file;
 
-/// Ids of the tokens that steer decoding, and what is never to be written.
+/// Ids of the tokens that control decoding, and of those that are suppressed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpecialTokens {
     /// `<|endoftext|>`
@@ -32,19 +33,19 @@ pub struct SpecialTokens {
     pub timestamp_begin: u32,
     pub transcribe: u32,
     pub translate: u32,
-    /// Whisper language code to id; the reference takes them in the order of their ids.
+    /// Whisper language code to id; the reference uses the order of the ids.
     pub languages: BTreeMap<String, u32>,
     /// `false` for the `.en` models: no language and no task in their prompt.
     pub multilingual: bool,
-    /// Never written.
+    /// Never sampled.
     pub suppress: Vec<u32>,
-    /// Not written first.
+    /// Not sampled as the first token.
     pub begin_suppress: Vec<u32>,
     /// Highest timestamp of a first token, counted from `timestamp_begin`.
     pub max_initial_timestamp_index: u32,
 }
 
-/// What a checkpoint states about its tokens; the rest follows from the tokenizer.
+/// The facts about its tokens that a checkpoint states; the others follow from the tokenizer.
 #[derive(Default)]
 pub(super) struct DeclaredTokens {
     languages: Option<BTreeMap<String, u32>>,
@@ -55,7 +56,7 @@ pub(super) struct DeclaredTokens {
 }
 
 impl DeclaredTokens {
-    /// From `generation_config.json`, and `config.json` where that says nothing.
+    /// From `generation_config.json`, and from `config.json` for fields that it does not state.
     pub fn of_hugging_face(
         config: &Config,
         config_json: &JsonFile,
@@ -66,7 +67,9 @@ impl DeclaredTokens {
             Some(given) => Ok(Some(given)),
             None => config_json.tokens(field, size),
         };
+
         let languages = generation.map_or(Ok(None), |g| g.token_map("lang_to_id", size))?;
+
         Ok(Self {
             languages: languages.map(|all| all.into_iter().map(|(name, id)| (bare(&name).to_owned(), id)).collect()),
             multilingual: generation.map_or(Ok(None), |g| g.flag("is_multilingual"))?,
@@ -77,7 +80,7 @@ impl DeclaredTokens {
         })
     }
 
-    /// From the `config.json` of CTranslate2.
+    /// From CTranslate2's `config.json`.
     pub fn of_ctranslate2(config: &Config, json: &JsonFile) -> Result<Self, CheckpointError> {
         Ok(Self {
             suppress: json.tokens("suppress_ids", config.vocab_size)?,
@@ -87,17 +90,17 @@ impl DeclaredTokens {
     }
 }
 
-/// What the reference takes when a checkpoint does not say: 1.0 s.
+/// The reference's default: 1.0 s.
 const MAX_INITIAL_TIMESTAMP_INDEX: u32 = 50;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 
-/// The error of a vocabulary that no tokenizer can be made of.
+/// The error of a vocabulary from which no tokenizer can be made.
 pub(super) fn unusable(path: &Path) -> impl Fn(String) -> CheckpointError + '_ {
     move |problem| CheckpointError::Tokenizer { path: path.to_owned(), problem }
 }
 
-/// Reads `tokenizer.json`, or makes it from `vocab.json`, `merges.txt` and `added_tokens.json`. Returns it with its text.
+/// Reads `tokenizer.json`, or makes it from `vocab.json`, `merges.txt` and `added_tokens.json`. Returns it with its content.
 pub(super) fn read_tokenizer(folder: &Path) -> Result<(Tokenizer, Vec<u8>), CheckpointError> {
     let path = folder.join(TOKENIZER);
     if path.exists() {
@@ -106,14 +109,17 @@ pub(super) fn read_tokenizer(folder: &Path) -> Result<(Tokenizer, Vec<u8>), Chec
             Tokenizer::from_bytes(&text).map_err(|e| CheckpointError::Tokenizer { path, problem: e.to_string() })?;
         return Ok((tokenizer, text));
     }
+
     let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
     if !vocab.exists() || !merges.exists() {
         let hint = "a tokenizer is needed: tokenizer.json, or vocab.json with merges.txt";
         return Err(CheckpointError::MissingFile { path, hint });
     }
+
     let tokenizer = from_vocab(folder, &vocab, &merges)?;
     let text =
         tokenizer.to_string(false).map_err(|e| CheckpointError::Tokenizer { path: vocab, problem: e.to_string() })?;
+
     Ok((tokenizer, text.into_bytes()))
 }
 
@@ -122,6 +128,7 @@ fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<To
     let vocab: Vocab = JsonFile::read(vocab_path)?.all_tokens()?.into_iter().collect();
     let text = fs::read_to_string(merges_path).map_err(CheckpointError::io(merges_path))?;
     let mut merges = Vec::new();
+
     for (number, line) in text.lines().enumerate() {
         if line.starts_with("#version") || line.is_empty() {
             continue;
@@ -131,27 +138,33 @@ fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<To
             .ok_or_else(|| problem(merges_path, format!("line {} is not two tokens", number + 1)))?;
         merges.push((a.to_owned(), b.to_owned()));
     }
+
     let bpe = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| problem(vocab_path, e.to_string()))?;
     let mut tokenizer = Tokenizer::new(bpe);
     let bytes = ByteLevel::new(false, true, true);
+
     tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
 
     let added_path = folder.join("added_tokens.json");
-    if let Some(added) = JsonFile::read_if_there(&added_path)? {
+
+    if let Some(added) = JsonFile::read_if_exists(&added_path)? {
         let mut added = added.all_tokens()?;
         added.sort_by_key(|(_, id)| *id);
+
         for (token, id) in added {
-            let timestamp = token.strip_prefix("<|").is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()));
+            let is_timestamp = token.strip_prefix("<|").is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()));
             tokenizer
-                .add_tokens([AddedToken::from(token.clone(), !timestamp).normalized(false)])
+                .add_tokens([AddedToken::from(token.clone(), !is_timestamp).normalized(false)])
                 .map_err(|e| problem(&added_path, e.to_string()))?;
-            // Ids of added tokens follow from their order: a hole in the numbering cannot be expressed.
+
+            // Ids of added tokens follow from their order: a gap in the numbering cannot be expressed.
             let got = tokenizer.token_to_id(&token);
             if got != Some(id) {
                 return Err(problem(&added_path, format!("`{token}` has id {id}, but it would become {got:?}")));
             }
         }
     }
+
     Ok(tokenizer)
 }
 
@@ -167,6 +180,7 @@ impl JsonFile {
 }
 
 impl SpecialTokens {
+    /// The ids from the checkpoint's declarations and its tokenizer.
     pub(super) fn read(
         tokenizer: &Tokenizer,
         tokenizer_path: &Path,
@@ -183,6 +197,7 @@ impl SpecialTokens {
             }
             Err(error(format!("`{}` has id {id}, but `vocab_size` in config.json is {size}", names[0])))
         };
+
         let eot = find(&["<|endoftext|>"])?;
         let sot = find(&["<|startoftranscript|>"])?;
         let sot_prev = find(&["<|startofprev|>"])?;
@@ -191,35 +206,26 @@ impl SpecialTokens {
         let no_timestamps = find(&["<|notimestamps|>"])?;
         let transcribe = find(&["<|transcribe|>"])?;
         let translate = find(&["<|translate|>"])?;
-        // Older tokenizers do not name the timestamps; they follow in every vocabulary.
+
+        // Older tokenizers do not name the timestamps, but in every vocabulary they follow this token.
         let timestamp_begin = no_timestamps + 1;
         if timestamp_begin as usize >= size {
             return Err(error(format!("its timestamps begin at {timestamp_begin}, but `vocab_size` is {size}")));
         }
-
-        // The languages lie between <|startoftranscript|> and the tasks.
-        let languages = declared.languages.unwrap_or_else(|| {
-            (sot + 1..translate.min(transcribe))
-                .filter_map(|id| Some((bare(&tokenizer.id_to_token(id)?).to_owned(), id)))
-                .collect()
-        });
-        // As the reference tells them apart: the .en vocabulary has one token less.
+        // The languages are between <|startoftranscript|> and the tasks.
+        let language_ids = sot + 1..translate.min(transcribe);
+        let languages = declared.languages.unwrap_or_else(|| languages(tokenizer, language_ids));
+        // Like in the reference: the .en vocabulary has one token less.
         let multilingual = declared.multilingual.unwrap_or(size >= 51_865);
+
+        let control = [translate, transcribe, sot_lm, sot_prev, sot, no_speech];
         let suppress = match declared.suppress {
             Some(given) => given,
-            None => {
-                let control = [translate, transcribe, sot_lm, sot_prev, sot, no_speech];
-                let mut all = non_speech(tokenizer).map_err(|e| error(e.to_string()))?;
-                all.extend(control);
-                all
-            }
+            None => suppressed(tokenizer, &control).map_err(|e| error(e.to_string()))?,
         };
         let begin_suppress = match declared.begin_suppress {
             Some(given) => given,
-            None => {
-                let blank = tokenizer.encode(" ", false).map_err(|e| error(e.to_string()))?;
-                blank.get_ids().first().copied().into_iter().chain([eot]).collect()
-            }
+            None => suppressed_at_begin(tokenizer, eot).map_err(|e| error(e.to_string()))?,
         };
         Ok(Self {
             eot,
@@ -238,10 +244,8 @@ impl SpecialTokens {
             max_initial_timestamp_index: declared.max_initial_timestamp_index.unwrap_or(MAX_INITIAL_TIMESTAMP_INDEX),
         })
     }
-}
 
-impl SpecialTokens {
-    /// Whether they are tokens of a vocabulary of this size.
+    /// Checks that the ids are tokens of a vocabulary of this size.
     pub(crate) fn check(&self, vocab_size: usize) -> Result<(), FieldProblem> {
         let named = [
             ("eot", self.eot),
@@ -255,27 +259,51 @@ impl SpecialTokens {
             ("translate", self.translate),
             ("max_initial_timestamp_index", self.max_initial_timestamp_index),
         ];
+
         let named = named.into_iter().map(|(field, id)| (field.to_owned(), id));
         let languages = self.languages.iter().map(|(language, id)| (format!("languages.{language}"), *id));
         let lists = [("suppress", &self.suppress), ("begin_suppress", &self.begin_suppress)];
         let listed = lists.iter().flat_map(|(field, ids)| ids.iter().map(|id| ((*field).to_owned(), *id)));
+
         for (field, id) in named.chain(languages).chain(listed) {
             if id as usize >= vocab_size {
                 return Err(FieldProblem::new(field, format!("holds {id}, expected a token id below {vocab_size}")));
             }
         }
+
         if self.timestamp_begin != self.no_timestamps + 1 {
             let (begin, before) = (self.timestamp_begin, self.no_timestamps);
             let problem = format!("is {begin}, expected the id behind `no_timestamps` {before}");
             return Err(FieldProblem::new("timestamp_begin", problem));
         }
+
         if self.multilingual && self.languages.is_empty() {
             return Err(FieldProblem::new("languages", "is empty, though `multilingual` is true"));
         }
+
         Ok(())
     }
 }
 
+/// The languages whose tokens have these ids.
+fn languages(tokenizer: &Tokenizer, ids: Range<u32>) -> BTreeMap<String, u32> {
+    ids.filter_map(|id| Some((bare(&tokenizer.id_to_token(id)?).to_owned(), id))).collect()
+}
+
+/// The reference's default for [`SpecialTokens::suppress`].
+fn suppressed(tokenizer: &Tokenizer, control: &[u32]) -> tokenizers::Result<Vec<u32>> {
+    let mut all = non_speech(tokenizer)?;
+    all.extend(control);
+    Ok(all)
+}
+
+/// The reference's default for [`SpecialTokens::begin_suppress`]: a blank, and the end of the text.
+fn suppressed_at_begin(tokenizer: &Tokenizer, eot: u32) -> tokenizers::Result<Vec<u32>> {
+    let blank = tokenizer.encode(" ", false)?;
+    Ok(blank.get_ids().first().copied().into_iter().chain([eot]).collect())
+}
+
+/// The name of a token without `<|` and `|>`.
 fn bare(token: &str) -> &str {
     token.strip_prefix("<|").and_then(|t| t.strip_suffix("|>")).unwrap_or(token)
 }
@@ -286,19 +314,24 @@ fn sorted(mut ids: Vec<u32>) -> Vec<u32> {
     ids
 }
 
-/// Tokens that stand for no sound: speaker tags, brackets, notes. The list of the reference
-/// (`Tokenizer.non_speech_tokens` in openai/whisper), computed as it computes it.
+/// Tokens without a sound: speaker tags, brackets, notes. The list of the reference (`Tokenizer.non_speech_tokens` in
+/// openai/whisper), computed in the same way.
 fn non_speech(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u32>> {
     const SIGNS: &str = "\"#()*+/:;<=>@[\\]^_`{|}~「」『』";
     const GROUPS: &str = "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪";
-    // Several of these share their first bytes, and so their first token.
+
+    // Several of these have the same first bytes, and so the same first token.
     const NOTES: &str = "♩♪♫♬♭♮♯";
+
     let mut ids = Vec::new();
-    // A hyphen and an apostrophe may stand between letters, but not begin a word.
+
+    // A hyphen and an apostrophe may be between letters, but not begin a word.
     for text in [" -", " '"] {
         ids.extend(tokenizer.encode(text, false)?.get_ids().first());
     }
+
     let signs = SIGNS.chars().map(String::from).chain(GROUPS.split(' ').map(str::to_owned)).map(|s| (s, false));
+
     for (sign, note) in signs.chain(NOTES.chars().map(|c| (c.to_string(), true))) {
         for text in [sign.clone(), format!(" {sign}")] {
             let encoding = tokenizer.encode(text, false)?;
@@ -308,5 +341,6 @@ fn non_speech(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u32>> {
             }
         }
     }
+
     Ok(ids)
 }

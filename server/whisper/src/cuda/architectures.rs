@@ -1,76 +1,77 @@
-//! The GPU architectures that a library holds code for, read from the library itself.
+//! Finds the GPU architectures for which a library contains code, by reading the library itself.
 //!
-//! The CUDA compiler puts the code of each source file into one *fat binary*, an entry for each architecture, and all of
-//! them into the section `.nv_fatbin`. An entry holds machine code, which runs only on GPUs of its own major compute
+//! The CUDA compiler puts the code of each source file into one *fat binary*, an entry for each architecture, and all fat
+//! binaries into the section `.nv_fatbin`. An entry contains machine code, which runs only on GPUs of its own major compute
 //! capability, or PTX, which the driver translates for any later GPU. The layout is that of `fatbinary.h` in the CUDA
-//! toolkit; the bits of variants were read from what CUDA 13's `fatbinary` writes for each of them, and the list for
-//! ONNX Runtime 1.31.1 equals that of `cuobjdump --list-elf`.
+//! toolkit; the bits of variants were determined from the output of CUDA 13's `fatbinary` for each of them, and the list
+//! for ONNX Runtime 1.31.1 equals that of `cuobjdump --list-elf`.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 
-use super::elf::Library;
+use super::elf::ElfLibrary;
 
 const SECTION: &str = ".nv_fatbin";
 const MAGIC: u32 = 0xBA55_ED50;
 const PTX: u16 = 1;
 const MACHINE_CODE: u16 = 2;
-/// Code that uses what only this very architecture has: `sm_90a`.
+/// GpuCode that uses features of exactly this architecture: `sm_90a`.
 const EXACT_VARIANT: u64 = 1 << 20;
-/// Code for this architecture and later ones of its family, which share its major number: `sm_100f`.
+/// GpuCode for this architecture and later ones of its family, which have the same major number: `sm_100f`.
 const FAMILY_VARIANT: u64 = 1 << 21;
-/// The shortest header of a fat binary, and of an entry up to the flags.
+/// The shortest header of a fat binary.
 const FAT_HEADER_BYTES: u64 = 16;
+/// The shortest header of an entry, up to the flags.
 const ENTRY_HEADER_BYTES: u64 = 48;
-/// More between two fat binaries means that this is another layout.
+/// More bytes between two fat binaries mean that the layout is an unknown one.
 const PADDING_MAX_BYTES: u64 = 64 << 10;
 
 /// A compute capability: `(8, 6)`.
 pub type Capability = (u32, u32);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Variant {
+enum CodeVariant {
     Plain,
     Family,
     Exact,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Code {
+struct GpuCode {
     capability: Capability,
-    variant: Variant,
+    variant: CodeVariant,
     is_ptx: bool,
 }
 
-impl Code {
-    /// Machine code runs on its major capability from its minor one on, and PTX on everything later.
+impl GpuCode {
+    /// Machine code runs on its own major capability from its minor one on, and PTX on every later capability.
     const fn runs_on(self, (major, minor): Capability) -> bool {
         let (own_major, own_minor) = self.capability;
         let is_later_minor = major == own_major && minor >= own_minor;
         match self.variant {
-            Variant::Exact => major == own_major && minor == own_minor,
-            Variant::Family => is_later_minor,
-            Variant::Plain => is_later_minor || (self.is_ptx && major > own_major),
+            CodeVariant::Exact => major == own_major && minor == own_minor,
+            CodeVariant::Family => is_later_minor,
+            CodeVariant::Plain => is_later_minor || (self.is_ptx && major > own_major),
         }
     }
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for GpuCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.capability;
         let variant = match self.variant {
-            Variant::Plain => "",
-            Variant::Family => "f",
-            Variant::Exact => "a",
+            CodeVariant::Plain => "",
+            CodeVariant::Family => "f",
+            CodeVariant::Exact => "a",
         };
         write!(f, "{major}.{minor}{variant}{}", if self.is_ptx { " (PTX)" } else { "" })
     }
 }
 
-/// What a library holds code for.
+/// The architectures for which a library contains code.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Architectures(BTreeSet<Code>);
+pub struct Architectures(BTreeSet<GpuCode>);
 
 impl fmt::Display for Architectures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,52 +84,59 @@ impl fmt::Display for Architectures {
 
 /// Whether a library's code runs on a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Support {
+pub(super) enum ArchitectureSupport {
     Runs,
-    /// It does not: this is what the library holds code for.
+    /// It does not run. These are the architectures for which the library contains code.
     Lacks(Architectures),
-    /// The library holds no code for GPUs, or in a layout that is not known here.
+    /// The library contains no code for GPUs, or its layout is unknown.
     Unknown,
 }
 
-/// Whether the code of `library` runs on a GPU of this compute capability. Reads headers until one says that it does, which
-/// is in the first fat binary for the usual GPUs.
-pub(super) fn support(library: &Library, capability: Capability) -> io::Result<Support> {
-    let Some(section) = library.section(SECTION)? else { return Ok(Support::Unknown) };
+/// Whether the code of `library` runs on a GPU of this compute capability. Reads headers up to the first that matches; for
+/// the usual GPUs that is in the first fat binary.
+pub(super) fn support(library: &ElfLibrary, capability: Capability) -> io::Result<ArchitectureSupport> {
+    let Some(section) = library.section(SECTION)? else { return Ok(ArchitectureSupport::Unknown) };
     let end = section.offset.saturating_add(section.length);
     let mut found = BTreeSet::new();
     let (mut at, mut padding_bytes) = (section.offset, 0);
+
     while at.saturating_add(FAT_HEADER_BYTES) <= end {
         let header: [u8; 16] = library.bytes(at)?;
         let magic = u32::from_le_bytes(part(&header, 0));
         let header_bytes = u64::from(u16::from_le_bytes(part(&header, 6)));
         let body_bytes = u64::from_le_bytes(part(&header, 8));
+
         if magic != MAGIC || header_bytes < FAT_HEADER_BYTES {
-            // Fat binaries are aligned to 8 bytes; between them may lie padding.
+            // Fat binaries are aligned to 8 bytes, with padding between them.
             at += 8;
             padding_bytes += 8;
             if padding_bytes > PADDING_MAX_BYTES {
-                return Ok(Support::Unknown);
+                return Ok(ArchitectureSupport::Unknown);
             }
             continue;
         }
+
         padding_bytes = 0;
         let body = at.saturating_add(header_bytes);
         let body_end = body.saturating_add(body_bytes).min(end);
-        let Some(codes) = entries(library, body, body_end)? else { return Ok(Support::Unknown) };
+        let Some(codes) = entries(library, body, body_end)? else { return Ok(ArchitectureSupport::Unknown) };
+
         if codes.iter().any(|code| code.runs_on(capability)) {
-            return Ok(Support::Runs);
+            return Ok(ArchitectureSupport::Runs);
         }
+
         found.extend(codes);
         at = body_end.max(at + 8);
     }
-    Ok(if found.is_empty() { Support::Unknown } else { Support::Lacks(Architectures(found)) })
+
+    Ok(if found.is_empty() { ArchitectureSupport::Unknown } else { ArchitectureSupport::Lacks(Architectures(found)) })
 }
 
-/// The entries of one fat binary; `None`: their layout is not known here.
-fn entries(library: &Library, start: u64, end: u64) -> io::Result<Option<Vec<Code>>> {
+/// The entries of one fat binary; `None` if their layout is unknown.
+fn entries(library: &ElfLibrary, start: u64, end: u64) -> io::Result<Option<Vec<GpuCode>>> {
     let mut codes = Vec::new();
     let mut at = start;
+
     while at.saturating_add(ENTRY_HEADER_BYTES) <= end {
         let header: [u8; 48] = library.bytes(at)?;
         let kind = u16::from_le_bytes(part(&header, 0));
@@ -136,26 +144,31 @@ fn entries(library: &Library, start: u64, end: u64) -> io::Result<Option<Vec<Cod
         let code_bytes = u64::from_le_bytes(part(&header, 8));
         let architecture = u32::from_le_bytes(part(&header, 28));
         let flags = u64::from_le_bytes(part(&header, 40));
+
         if header_bytes < ENTRY_HEADER_BYTES {
             return Ok(None);
         }
+
         if matches!(kind, PTX | MACHINE_CODE) {
             let variant = if flags & EXACT_VARIANT != 0 {
-                Variant::Exact
+                CodeVariant::Exact
             } else if flags & FAMILY_VARIANT != 0 {
-                Variant::Family
+                CodeVariant::Family
             } else {
-                Variant::Plain
+                CodeVariant::Plain
             };
+
             let capability = (architecture / 10, architecture % 10);
-            codes.push(Code { capability, variant, is_ptx: kind == PTX });
+            codes.push(GpuCode { capability, variant, is_ptx: kind == PTX });
         }
+
         at = at.saturating_add(header_bytes).saturating_add(code_bytes);
     }
+
     Ok(Some(codes))
 }
 
-/// `N` bytes of a header; the callers name places inside of it.
+/// `N` bytes of a header from `at` on; all callers use offsets inside the header.
 fn part<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.iter_mut().zip(header.iter().skip(at)).for_each(|(into, byte)| *into = *byte);
@@ -179,8 +192,10 @@ pub(super) mod tests {
         entry.resize(40, 0);
         entry.extend(flags.to_le_bytes());
         entry.resize(header_bytes as usize, 0);
-        // Code that looks like the start of a fat binary is not taken for one.
+
+        // GpuCode that looks like the start of a fat binary must not be taken for one.
         entry.extend(MAGIC.to_le_bytes().iter().cycle().take(code_bytes as usize));
+
         entry
     }
 
@@ -192,10 +207,11 @@ pub(super) mod tests {
         fat.extend(16_u16.to_le_bytes());
         fat.extend((body.len() as u64).to_le_bytes());
         fat.extend(body);
+
         fat
     }
 
-    /// A library for 64 bits with the sections that are needed here, and no more.
+    /// A 64-bit library with only the sections that are needed here.
     fn library_with(fat_binaries: &[u8]) -> Vec<u8> {
         let names = b"\0.shstrtab\0.nv_fatbin\0";
         let mut file = vec![0; 64];
@@ -213,6 +229,7 @@ pub(super) mod tests {
             header[32..40].copy_from_slice(&length.to_le_bytes());
             header
         };
+
         file.extend(header(0, 0, 0));
         file.extend(header(11, fat_at, fat_binaries.len() as u64));
         file.extend(header(1, names_at, names.len() as u64));
@@ -220,10 +237,11 @@ pub(super) mod tests {
         for (at, number) in [(58, 64_u16), (60, 3), (62, 2)] {
             file[at..at + 2].copy_from_slice(&number.to_le_bytes());
         }
+
         file
     }
 
-    /// What ONNX Runtime 1.31.1 holds: machine code for 7.5, 8.0, 8.6, 8.9, 9.0a and 12.0a, and no PTX.
+    /// The architectures of ONNX Runtime 1.31.1: machine code for 7.5, 8.0, 8.6, 8.9, 9.0a and 12.0a, and no PTX.
     pub(crate) fn provider() -> Vec<u8> {
         let all = [(75, 0x8011), (80, 0x8011), (86, 0x8011), (89, 0x8011), (90, 0x10_8011), (120, 0x110_8011)];
         let all: Vec<_> = all.iter().map(|(sm, flags)| entry(MACHINE_CODE, *sm, *flags, 64)).collect();
@@ -234,19 +252,19 @@ pub(super) mod tests {
         library_with(&fat)
     }
 
-    fn ask(bytes: &[u8], capability: Capability) -> Support {
+    fn support_of(bytes: &[u8], capability: Capability) -> ArchitectureSupport {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        support(&Library::open(file.path()).unwrap(), capability).unwrap()
+        support(&ElfLibrary::open(file.path()).unwrap(), capability).unwrap()
     }
 
     fn runs(bytes: &[u8], capability: Capability) -> bool {
-        ask(bytes, capability) == Support::Runs
+        support_of(bytes, capability) == ArchitectureSupport::Runs
     }
 
     fn listed(bytes: &[u8]) -> String {
-        match ask(bytes, (1, 0)) {
-            Support::Lacks(architectures) => architectures.to_string(),
+        match support_of(bytes, (1, 0)) {
+            ArchitectureSupport::Lacks(architectures) => architectures.to_string(),
             other => panic!("{other:?}"),
         }
     }
@@ -255,43 +273,57 @@ pub(super) mod tests {
     fn the_list_comes_from_the_library() {
         let provider = provider();
         assert_eq!(listed(&provider), "7.5, 8.0, 8.6, 8.9, 9.0a, 12.0a");
+
         for capability in [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (12, 0)] {
             assert!(runs(&provider, capability), "{capability:?}");
         }
+
         for refused in [(6, 1), (7, 0), (7, 2), (10, 0), (10, 3), (11, 0), (12, 1), (13, 0)] {
-            assert!(matches!(ask(&provider, refused), Support::Lacks(_)), "{refused:?}");
+            assert!(matches!(support_of(&provider, refused), ArchitectureSupport::Lacks(_)), "{refused:?}");
         }
     }
 
     #[test]
     fn variants_and_ptx_reach_as_far_as_nvidia_says() {
-        let of = |entry: Vec<u8>| library_with(&fat_binary(&[entry]));
-        let plain = of(entry(MACHINE_CODE, 100, 0x100_0011, 8));
+        let with_entry = |entry: Vec<u8>| library_with(&fat_binary(&[entry]));
+        let plain = with_entry(entry(MACHINE_CODE, 100, 0x100_0011, 8));
         assert!(runs(&plain, (10, 0)) && runs(&plain, (10, 3)) && !runs(&plain, (11, 0)) && !runs(&plain, (12, 0)));
-        let family = of(entry(MACHINE_CODE, 120, 0x120_0011, 8));
+
+        let family = with_entry(entry(MACHINE_CODE, 120, 0x120_0011, 8));
         assert_eq!(listed(&family), "12.0f");
         assert!(runs(&family, (12, 0)) && runs(&family, (12, 1)) && !runs(&family, (13, 0)));
-        let ptx = of(entry(PTX, 90, 0x8011, 8));
+
+        let ptx = with_entry(entry(PTX, 90, 0x8011, 8));
         assert_eq!(listed(&ptx), "9.0 (PTX)");
         assert!(runs(&ptx, (9, 0)) && runs(&ptx, (10, 0)) && runs(&ptx, (12, 1)) && !runs(&ptx, (8, 9)));
-        let exact_ptx = of(entry(PTX, 90, 0x10_8011, 8));
+
+        let exact_ptx = with_entry(entry(PTX, 90, 0x10_8011, 8));
         assert!(runs(&exact_ptx, (9, 0)) && !runs(&exact_ptx, (10, 0)));
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_known() {
+    fn an_unreadable_layout_is_unknown() {
         let fat = || fat_binary(&[entry(MACHINE_CODE, 90, 0x11, 8)]);
-        assert_eq!(ask(&library_with(&[]), (9, 0)), Support::Unknown);
-        assert_eq!(ask(&library_with(&[0; 4096]), (9, 0)), Support::Unknown);
+
+        assert_eq!(support_of(&library_with(&[]), (9, 0)), ArchitectureSupport::Unknown);
+        assert_eq!(support_of(&library_with(&[0; 4096]), (9, 0)), ArchitectureSupport::Unknown);
+
         let far = [vec![0; PADDING_MAX_BYTES as usize + 8], fat()].concat();
-        assert_eq!(ask(&library_with(&far), (9, 0)), Support::Unknown, "another layout");
+        assert_eq!(support_of(&library_with(&far), (9, 0)), ArchitectureSupport::Unknown, "another layout");
+
         let mut strange = fat();
         strange[20..24].copy_from_slice(&8_u32.to_le_bytes());
-        assert_eq!(ask(&library_with(&strange), (9, 0)), Support::Unknown, "an entry whose header is too short");
+        assert_eq!(
+            support_of(&library_with(&strange), (9, 0)),
+            ArchitectureSupport::Unknown,
+            "an entry whose header is too short"
+        );
+
         let mut endless = fat();
         endless[24..32].copy_from_slice(&u64::MAX.to_le_bytes());
         assert_eq!(listed(&library_with(&endless)), "9.0");
+
         let program = std::env::current_exe().unwrap();
-        assert_eq!(support(&Library::open(&program).unwrap(), (9, 0)).unwrap(), Support::Unknown);
+        assert_eq!(support(&ElfLibrary::open(&program).unwrap(), (9, 0)).unwrap(), ArchitectureSupport::Unknown);
     }
 }

@@ -1,4 +1,4 @@
-//! What CUDA lacks, and what to do about it.
+//! Why CUDA cannot be used, and how to fix it.
 
 use std::ffi::c_int;
 use std::fmt;
@@ -25,7 +25,7 @@ pub enum CudaError {
     )]
     Libraries {
         missing: Vec<MissingLibrary>,
-        /// Why the driver cannot be loaded either.
+        /// Set if the driver cannot be loaded either.
         driver: Option<String>,
     },
     #[error(
@@ -70,11 +70,11 @@ fn also_driver(driver: Option<&str>) -> String {
     driver.map_or_else(String::new, |cause| format!(". The NVIDIA driver is missing too ({cause})"))
 }
 
-/// A refusal of the driver, by its number in `cuda.h`.
+/// An error of the driver, with its number in `cuda.h`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverError {
     pub code: u32,
-    /// The driver's own words; empty: it has none.
+    /// The driver's description; may be empty.
     pub text: String,
 }
 

@@ -1,8 +1,8 @@
 //! The libraries that ONNX Runtime's CUDA provider is linked with.
 //!
-//! The provider names no folder in which the loader should look for them. Those that lie beside it are opened here by
-//! their path, in the order in which they need each other; the loader then takes an open library for each name that the
-//! provider asks for, and nothing has to be said in `LD_LIBRARY_PATH`.
+//! The provider names no folder in which the loader should look for them. The libraries beside it are opened here by their
+//! paths, in the order of their dependencies; the loader then uses an open library for each name that the provider needs,
+//! and `LD_LIBRARY_PATH` is not necessary.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -19,7 +19,7 @@ use super::elf;
 pub(super) const DRIVER: &str = "libcuda.so.1";
 const RUNTIME: &str = "libcudart.so.";
 
-/// What NVIDIA ships: the start of a library's name, its package on PyPI, and the start of its package's name in NVIDIA's
+/// NVIDIA's libraries: the start of the file name, the package on PyPI, and the start of the package name in NVIDIA's
 /// repositories for distributions, which ends with the version of CUDA.
 const PACKAGES: [(&str, &str, &str); 7] = [
     ("libcudart.so", "nvidia-cuda-runtime", "cuda-cudart"),
@@ -30,16 +30,16 @@ const PACKAGES: [(&str, &str, &str); 7] = [
     ("libnvrtc.so", "nvidia-cuda-nvrtc", "cuda-nvrtc"),
     ("libcudnn.so", "nvidia-cudnn", "libcudnn9-cuda"),
 ];
-/// Names of NVIDIA's libraries begin so; the system's own are the loader's business.
+/// Starts of the names of NVIDIA's libraries; the loader finds the system's own libraries.
 const NVIDIA: [&str; 2] = ["libcu", "libnv"];
 
-/// A library that the provider needs and the loader does not find or cannot load.
+/// A library that the provider needs and that the loader does not find or cannot load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingLibrary {
     name: String,
-    /// The loader's own words.
+    /// The loader's message.
     cause: String,
-    /// The CUDA that the provider is made for.
+    /// The CUDA version for which the provider was built.
     cuda: Option<u32>,
 }
 
@@ -49,47 +49,52 @@ impl fmt::Display for MissingLibrary {
         if let Some((_, pypi, distribution)) = PACKAGES.iter().find(|(start, ..)| self.name.starts_with(start)) {
             write!(f, " (package {pypi}")?;
             match self.cuda {
-                // From CUDA 13 on, the packages on PyPI are named without its version, but for cuDNN's.
+                // Since CUDA 13 the names of the packages on PyPI do not contain its version, except for cuDNN's.
                 Some(cuda) if cuda < 13 || pypi.ends_with("cudnn") => write!(f, "-cu{cuda}")?,
                 _ => {}
             }
+
             write!(f, " on PyPI, {distribution}-")?;
             match self.cuda {
                 Some(cuda) => write!(f, "{cuda}-*")?,
                 None => f.write_str("*")?,
             }
+
             f.write_str(" in NVIDIA's repositories)")?;
         }
+
         write!(f, ": {}", self.cause)
     }
 }
 
-/// The provider's libraries, all of which are open now and stay so as long as the process lives.
-pub(super) struct Opened {
-    /// The CUDA that the provider is made for; `None`: it does not tell.
+/// The provider's libraries, which stay open as long as the process lives.
+pub(super) struct OpenedLibraries {
+    /// The CUDA version for which the provider was built; `None` if unknown.
     pub cuda: Option<u32>,
-    /// Libraries that are not there, without the driver.
+    /// Libraries that could not be opened, without the driver.
     pub missing: Vec<MissingLibrary>,
-    /// Why the driver's library cannot be loaded.
+    /// Why the driver's library could not be loaded; `None` if it was.
     pub driver: Option<String>,
 }
 
-/// Opens what the provider needs, as the loader will when it loads the provider.
-pub(super) fn open_all(provider: &Path) -> io::Result<Opened> {
-    let needed = elf::Library::open(provider)?.needed()?;
+/// Opens the libraries that the provider needs, in the same way as the loader when it loads the provider.
+pub(super) fn open_all(provider: &Path) -> io::Result<OpenedLibraries> {
+    let needed = elf::ElfLibrary::open(provider)?.needed()?;
     let cuda = needed.iter().find_map(|name| name.strip_prefix(RUNTIME)?.split('.').next()?.parse().ok());
-    let mut opened = Opened { cuda, missing: Vec::new(), driver: None };
+    let mut opened = OpenedLibraries { cuda, missing: Vec::new(), driver: None };
     let mut seen = BTreeSet::new();
+
     for name in needed.iter().filter(|name| is_nvidia(name)) {
         let Err(cause) = open_one(provider, name, &mut seen) else { continue };
         if name == DRIVER {
             opened.driver = Some(cause);
         } else {
-            // The loader begins with the name.
+            // The loader's message begins with the name.
             let cause = cause.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&cause);
             opened.missing.push(MissingLibrary { name: name.clone(), cause: cause.to_owned(), cuda });
         }
     }
+
     Ok(opened)
 }
 
@@ -97,31 +102,35 @@ fn is_nvidia(name: &str) -> bool {
     NVIDIA.iter().any(|start| name.starts_with(start))
 }
 
-/// Opens `name` and before it what it needs itself: from beside the provider, else where the loader looks for any library.
+/// Opens `name` after its dependencies: from the provider's folder, or else from where the loader finds any library.
 fn open_one(provider: &Path, name: &str, seen: &mut BTreeSet<String>) -> Result<(), String> {
     if !seen.insert(name.to_owned()) {
         return Ok(());
     }
+
     let beside = provider.with_file_name(name);
     if !beside.exists() {
         return open(Path::new(name)).map(mem::forget);
     }
-    let needed = elf::Library::open(&beside).and_then(|library| library.needed());
-    // A file that is no library is the loader's to explain.
+
+    let needed = elf::ElfLibrary::open(&beside).and_then(|library| library.needed());
+
+    // A file that is not a library has no dependencies; the loader reports the error when it opens the file.
     for needed in needed.unwrap_or_default().iter().filter(|name| is_nvidia(name)) {
-        // What is missing is named by the loader when it opens the library that needs it.
+        // The loader names a missing dependency when it opens the library that needs it.
         let _ = open_one(provider, needed, seen);
     }
+
     open(&beside).map(mem::forget)
 }
 
 #[allow(unsafe_code, reason = "opening a library runs its constructors; NVIDIA's are made to be opened so")]
 pub(super) fn open(name: &Path) -> Result<Library, String> {
-    // SAFETY: see above.
+    // SAFETY: NVIDIA's libraries are made to be opened in this way.
     unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| explain(&error))
 }
 
-/// The loader's own words, which name the library.
+/// The loader's message, which contains the name of the library.
 pub(super) fn explain(error: &libloading::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
@@ -135,6 +144,7 @@ mod tests {
         let missing = |name: &str, cuda| {
             MissingLibrary { name: name.to_owned(), cause: "no such file".to_owned(), cuda }.to_string()
         };
+
         assert_eq!(
             missing("libcublasLt.so.13", Some(13)),
             "libcublasLt.so.13 (package nvidia-cublas on PyPI, libcublas-13-* in NVIDIA's repositories): no such file"
@@ -142,7 +152,9 @@ mod tests {
         assert!(missing("libcudart.so.12", Some(12)).contains("nvidia-cuda-runtime-cu12 on PyPI, cuda-cudart-12-*"));
         assert!(missing("libcudnn.so.9", Some(13)).contains("nvidia-cudnn-cu13 on PyPI, libcudnn9-cuda-13-*"));
         assert_eq!(missing("libnvidia-other.so.1", Some(13)), "libnvidia-other.so.1: no such file");
+
         let cause = open(Path::new("libhush-none.so.13")).unwrap_err();
+
         assert!(cause.contains("libhush-none.so.13"), "{cause}");
     }
 }

@@ -1,14 +1,14 @@
-//! What CUDA needs and whether it is there. ONNX Runtime says only that its CUDA part could not be loaded; this says which
-//! library is missing, which driver is too old, which GPU is not supported.
+//! The requirements of CUDA, and whether they are met. ONNX Runtime only reports that its CUDA provider could not be
+//! loaded; this module finds the missing library, an old driver, or an unsupported GPU.
 //!
 //! | file | job |
 //! |---|---|
-//! | `elf` | names and sections of a library that is not loaded |
-//! | `libraries` | opens the libraries that lie beside the provider, and names the packages of those that are missing |
+//! | `elf` | reads names and sections of a library that is not loaded |
+//! | `libraries` | opens the libraries beside the provider, and names the packages of missing ones |
 //! | `driver` | version, number of GPUs, compute capability |
-//! | `architectures` | the GPUs that the provider holds code for |
-//! | `attention` | a small graph on the GPU, compared with the CPU |
-//! | `failure` | what a failure on a GPU means |
+//! | `architectures` | the GPUs for which the provider contains code |
+//! | `attention` | runs a small graph on the GPU and compares it with the CPU |
+//! | `failure` | classifies failures on a GPU |
 //! | `precision` | which precisions run on CUDA |
 
 mod architectures;
@@ -23,77 +23,86 @@ mod precision;
 use std::ffi::c_int;
 use std::path::Path;
 
-use architectures::Support;
+use architectures::ArchitectureSupport;
 pub use architectures::{Architectures, Capability};
 pub use attention::{Trial, try_attention, try_cuda};
-use driver::Driver;
+use driver::CudaDriver;
 pub use error::{CudaError, DriverError};
 pub use failure::{is_device_lost, is_out_of_memory};
 pub use libraries::MissingLibrary;
 pub use precision::check_precision;
 
-use crate::engine::Device;
+use crate::engine::EngineDevice;
 use crate::graph::Precision;
 use crate::runtime;
 
-/// ONNX Runtime's CUDA part; it lies beside the library.
+/// ONNX Runtime's CUDA provider, a file beside the library.
 pub const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
-/// By default CUDA puts the fastest GPU first; NVML, `nvidia-smi` and people who write `cuda:1` count by bus.
+/// CUDA's default is to number the fastest GPU first; NVML, `nvidia-smi` and the option `cuda:1` use the order of the bus.
 pub const ORDER_VARIABLE: &str = "CUDA_DEVICE_ORDER";
 pub const ORDER: &str = "PCI_BUS_ID";
 
-/// What works.
+/// Facts about a working CUDA installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaFacts {
-    /// The CUDA that the driver is made for: `13000` is 13.0.
+    /// The newest CUDA that the driver supports: `13000` is 13.0.
     pub driver: c_int,
-    /// The CUDA that ONNX Runtime is made for; `None`: it does not tell.
+    /// The CUDA version for which ONNX Runtime was built; `None` if unknown.
     pub runtime: Option<u32>,
     pub capability: Capability,
 }
 
-/// Looks whether ONNX Runtime at `ort_library` can use the GPU that CUDA counts as `index`. Opens the libraries that the
-/// CUDA part needs, so that a session finds them whatever `LD_LIBRARY_PATH` says, and takes no memory of a GPU.
+/// Checks whether ONNX Runtime at `ort_library` can use the GPU with CUDA's number `index`. Opens the libraries that the
+/// CUDA provider needs, so that a session finds them whatever `LD_LIBRARY_PATH` is, and uses no memory of a GPU.
 pub fn probe(ort_library: &Path, index: c_int) -> Result<CudaFacts, CudaError> {
     let provider = ort_library.with_file_name(PROVIDER);
     if !provider.exists() {
         return Err(CudaError::NoProvider(provider));
     }
+
     let unreadable = |cause| CudaError::Provider { path: provider.clone(), cause };
     let opened = libraries::open_all(&provider).map_err(unreadable)?;
     if !opened.missing.is_empty() {
         return Err(CudaError::Libraries { missing: opened.missing, driver: opened.driver });
     }
+
     if let Some(cause) = opened.driver {
         return Err(CudaError::NoDriver(cause));
     }
 
-    let driver = Driver::start()?;
+    let driver = CudaDriver::start()?;
     let has = driver.version()?;
     if let Some(needs) = opened.cuda.filter(|needs| c_int::try_from(*needs).is_ok_and(|needs| has / 1000 < needs)) {
         return Err(CudaError::OldDriver { has, needs });
     }
+
     let count = driver.count()?;
     if !(0..count).contains(&index) {
         return Err(CudaError::NoSuchGpu { index, count });
     }
 
     let capability = driver.capability(index)?;
-    let library = elf::Library::open(&provider).map_err(unreadable)?;
+    let library = elf::ElfLibrary::open(&provider).map_err(unreadable)?;
+
     match architectures::support(&library, capability).map_err(unreadable)? {
-        Support::Lacks(architectures) => Err(CudaError::Architecture { index, has: capability, architectures }),
-        Support::Runs | Support::Unknown => Ok(CudaFacts { driver: has, runtime: opened.cuda, capability }),
+        ArchitectureSupport::Lacks(architectures) => {
+            Err(CudaError::Architecture { index, has: capability, architectures })
+        }
+        ArchitectureSupport::Runs | ArchitectureSupport::Unknown => {
+            Ok(CudaFacts { driver: has, runtime: opened.cuda, capability })
+        }
     }
 }
 
-/// What must hold before a model of this precision is loaded on `device` with the ONNX Runtime that this process has loaded.
-/// Where the device is a GPU, the libraries of its provider are open afterwards.
-pub fn prepare(device: Device, precision: Precision) -> Result<(), CudaError> {
+/// Checks what a model of this precision needs on `device`, with the ONNX Runtime that this process has loaded. If the
+/// device is a GPU, the libraries of its provider are open afterwards.
+pub fn prepare(device: EngineDevice, precision: Precision) -> Result<(), CudaError> {
     check_precision(device, precision)?;
+
     match (device, runtime::library()) {
-        (Device::Cuda { index }, Ok(library)) => probe(&library, index).map(drop),
-        // The load says itself that there is no ONNX Runtime.
-        (Device::Cuda { .. }, Err(_)) | (Device::Cpu, _) => Ok(()),
+        (EngineDevice::Cuda { index }, Ok(library)) => probe(&library, index).map(drop),
+        // Loading the model reports that there is no ONNX Runtime.
+        (EngineDevice::Cuda { .. }, Err(_)) | (EngineDevice::Cpu, _) => Ok(()),
     }
 }
 
@@ -112,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn each_missing_part_has_its_own_words() {
+    fn each_missing_part_has_its_own_message() {
         let old = CudaError::OldDriver { has: 12040, needs: 13 }.to_string();
         assert!(old.contains("CUDA 12.4") && old.contains("CUDA 13"), "{old}");
         let none = CudaError::NoDriver("no such file".to_owned()).to_string();

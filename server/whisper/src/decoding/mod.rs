@@ -1,7 +1,7 @@
 //! From logits to the text of one window: `DecodingTask` of openai/whisper (`whisper/decoding.py`).
 //!
-//! Nothing here knows ONNX Runtime: the engine gives logits, [`Rules`] forbid, a [`Search`] chooses, [`Decoded::best`]
-//! judges.
+//! This module does not depend on ONNX Runtime: the engine computes logits, [`TokenRules`] forbid tokens, a [`Search`] chooses
+//! tokens, and [`DecodedWindow::best`] selects the best candidate.
 
 mod beam;
 mod language;
@@ -11,55 +11,59 @@ pub mod sampling;
 mod scores;
 mod search;
 
-pub use beam::{Beam, most_finished};
+pub use beam::{BeamSearch, max_finished};
 pub use language::language_probabilities;
 pub use rank::{compression_ratio, most_likely};
-pub use rules::{Rules, TimestampRules};
-pub use scores::{ChoiceLayout, RowScores, ScoredToken, Scores, TokenRanges, Wanted};
-pub use search::{Candidate, Forced, Frame, Next, Sampler, Search};
+pub use rules::{TimestampRules, TokenRules};
+pub use scores::{ChoiceLayout, NeededScores, RowScores, ScoredToken, Scores, TokenRanges};
+pub use search::{ForcedSearch, SamplingSearch, Search, SearchCandidate, SearchChoice, SearchConstraints};
 
 use crate::{
     checkpoint::SpecialTokens,
-    task::Task,
+    task::SpeechTask,
     tokenizer::{Tokenizer, strip},
 };
 
-/// What stands before the first sampled token.
+/// The tokens before the first sampled token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
     tokens: Vec<u32>,
-    /// Where `<|startoftranscript|>` stands: the probability of silence is read there.
+    /// The index of `<|startoftranscript|>`, after which the probability of silence is read.
     sot: usize,
 }
 
 impl Prompt {
-    /// `previous` is the text before this window, of which the last half context is kept. `language` is the token of
-    /// the language; models that know only English have neither language nor task.
+    /// `previous` is the text before this window, whose last half context is kept. `language` is the token of the
+    /// language; models that know only English have neither language nor task.
     pub fn new(
         special: &SpecialTokens,
         context: usize,
         previous: &[u32],
         language: Option<u32>,
-        task: Task,
+        task: SpeechTask,
         without_timestamps: bool,
     ) -> Self {
         let mut tokens = Vec::with_capacity(context / 2 + 4);
+
         if !previous.is_empty() {
             tokens.push(special.sot_prev);
             tokens.extend_from_slice(&previous[previous.len().saturating_sub(context / 2 - 1)..]);
         }
+
         let sot = tokens.len();
         tokens.push(special.sot);
         if let Some(language) = language {
             tokens.push(language);
             tokens.push(match task {
-                Task::Transcribe => special.transcribe,
-                Task::Translate => special.translate,
+                SpeechTask::Transcribe => special.transcribe,
+                SpeechTask::Translate => special.translate,
             });
         }
+
         if without_timestamps {
             tokens.push(special.no_timestamps);
         }
+
         Self { tokens, sot }
     }
 
@@ -67,13 +71,13 @@ impl Prompt {
         &self.tokens
     }
 
-    /// Up to and with `<|startoftranscript|>`, where the probability of silence is read; and what follows.
+    /// The tokens up to and with `<|startoftranscript|>`, after which the probability of silence is read, and the rest.
     pub fn parts(&self) -> (&[u32], &[u32]) {
         self.tokens.split_at(self.sot + 1)
     }
 }
 
-impl Rules {
+impl TokenRules {
     pub fn new(special: &SpecialTokens, without_timestamps: bool) -> Self {
         let control =
             [special.transcribe, special.translate, special.sot, special.sot_prev, special.sot_lm, special.no_speech];
@@ -86,13 +90,14 @@ impl Rules {
             begin: special.timestamp_begin,
             max_initial: Some(special.max_initial_timestamp_index),
         });
+
         Self { blank: special.begin_suppress.clone(), suppressed, timestamps }
     }
 }
 
-/// What came out of one attempt at a window.
+/// The result of one attempt at a window.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Decoded {
+pub struct DecodedWindow {
     pub tokens: Vec<u32>,
     /// Natural logarithms, one for each of `tokens`.
     pub token_logprobs: Vec<f32>,
@@ -117,18 +122,19 @@ impl<E> From<E> for DecodeError<E> {
     }
 }
 
-impl Decoded {
-    /// The best of `candidates`. `length_penalty` weighs long against short ones, see [`most_likely`].
+impl DecodedWindow {
+    /// Selects the best of `candidates`. `length_penalty` weighs long against short candidates, see [`most_likely`].
     pub fn best(
-        mut candidates: Vec<Candidate>,
+        mut candidates: Vec<SearchCandidate>,
         length_penalty: Option<f32>,
         special: &SpecialTokens,
         tokenizer: &Tokenizer,
     ) -> Self {
         let lengths = candidates.iter().map(|candidate| (candidate.sum_logprob, candidate.tokens.len()));
         let chosen = most_likely(lengths, length_penalty);
-        let best = if candidates.is_empty() { Candidate::default() } else { candidates.swap_remove(chosen) };
-        let Candidate { tokens, token_logprobs, sum_logprob } = best;
+        let best = if candidates.is_empty() { SearchCandidate::default() } else { candidates.swap_remove(chosen) };
+        let SearchCandidate { tokens, token_logprobs, sum_logprob } = best;
+
         let text = tokenizer.decode(tokens.iter().copied().filter(|token| *token < special.timestamp_begin));
         let text = strip(&text).to_owned();
         Self {

@@ -1,12 +1,12 @@
-//! Judging what was decoded.
+//! Scores of decoded text.
 
 use std::io::Write;
 
 use flate2::{Compression, write::ZlibEncoder};
 
-/// The candidate with the highest score (`MaximumLikelihoodRanker`); the first of equals. A candidate is its sum of
-/// log-probabilities and its length; its score is the mean per token, or with a penalty the one of Google's NMT paper
-/// (Wu et al. 2016), where 0 favours short text and 1 is close to the mean.
+/// The index of the candidate with the highest score (`MaximumLikelihoodRanker`); the first of equals. A candidate is its
+/// sum of log-probabilities and its length; its score is the mean per token, or with a penalty the one of Google's NMT
+/// paper (Wu et al. 2016), where 0 favours short text and 1 is close to the mean.
 pub fn most_likely(candidates: impl Iterator<Item = (f64, usize)>, length_penalty: Option<f32>) -> usize {
     let mut best = (0, f64::NEG_INFINITY);
     for (index, (sum_logprob, length)) in candidates.enumerate() {
@@ -19,20 +19,21 @@ pub fn most_likely(candidates: impl Iterator<Item = (f64, usize)>, length_penalt
             best = (index, score);
         }
     }
+
     best.0
 }
 
-/// How much shorter zlib makes the text: high where it repeats itself.
+/// Length of the text divided by the length of its zlib compression: high if the text repeats itself.
 pub fn compression_ratio(text: &str) -> f64 {
-    let mut encoder = ZlibEncoder::new(Counter(0), Compression::new(6));
-    // A counter takes every byte.
+    let mut encoder = ZlibEncoder::new(ByteCounter(0), Compression::new(6));
+    // Writing to the counter cannot fail.
     let compressed = encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish()).map_or(0, |counter| counter.0);
     text.len() as f64 / compressed.max(1) as f64
 }
 
-struct Counter(usize);
+struct ByteCounter(usize);
 
-impl Write for Counter {
+impl Write for ByteCounter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0 += bytes.len();
         Ok(bytes.len())

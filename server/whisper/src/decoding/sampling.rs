@@ -1,17 +1,17 @@
-//! Choosing a token from logits, and the probabilities that go with the choice.
+//! Choosing a token from logits, and the probability of the choice.
 
-/// Exponents below this add nothing that a sum over a vocabulary could show.
+/// Exponents below this do not change a sum over a vocabulary.
 const NEGLIGIBLE: f32 = -30.0;
 
-/// The first of the largest values.
+/// The index of the largest value; the first of equals.
 pub fn arg_max(logits: &[f32]) -> usize {
     let largest = maximum(logits);
     logits.iter().position(|logit| *logit == largest).unwrap_or(0)
 }
 
-/// Minus infinity where there is none.
+/// The largest value; minus infinity for an empty slice.
 pub(super) fn maximum(logits: &[f32]) -> f32 {
-    // Eight lanes, so that the compiler keeps them in one register.
+    // Eight lanes, so that the compiler uses one vector register.
     let mut lanes = [f32::NEG_INFINITY; 8];
     let chunks = logits.chunks_exact(8);
     let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -20,18 +20,22 @@ pub(super) fn maximum(logits: &[f32]) -> f32 {
             *lane = if *logit > *lane { *logit } else { *lane };
         }
     }
+
     lanes.into_iter().fold(rest, f32::max)
 }
 
-/// The places of the `count` largest values, largest first, the first of equals first.
+/// The indices of the `count` largest values, the largest first; equals keep their order.
 pub fn largest(logits: &[f32], count: usize) -> Vec<usize> {
     const CHUNK: usize = 64;
+
     let mut found: Vec<(f32, usize)> = Vec::with_capacity(count + 1);
+
     for (chunk, values) in logits.chunks(CHUNK).enumerate() {
         let full = found.len() == count;
         if full && found.last().is_none_or(|(least, _)| maximum(values) <= *least) {
             continue;
         }
+
         for (index, value) in values.iter().copied().enumerate() {
             if found.len() == count && found.last().is_none_or(|(least, _)| value <= *least) {
                 continue;
@@ -41,22 +45,26 @@ pub fn largest(logits: &[f32], count: usize) -> Vec<usize> {
             found.truncate(count);
         }
     }
+
     found.into_iter().map(|(_, index)| index).collect()
 }
 
 pub fn log_sum_exp(logits: &[f32]) -> f64 {
-    /// Terms added in f32 before the sum goes on in f64.
+    /// Terms that are added in f32 before the sum continues in f64.
     const CHUNK: usize = 128;
+
     let largest = maximum(logits);
     if !largest.is_finite() {
         return f64::from(largest);
     }
-    // Apart from the sum: of a loop that does both the compiler does one at a time, which takes twice as long.
+
+    // The powers are computed in a loop of their own: the compiler vectorises it only without the sum.
     let mut powers = [0.0_f32; CHUNK];
     let chunk_sum = |values: &[f32]| {
         for (power, value) in powers.iter_mut().zip(values) {
             *power = exp(value - largest);
         }
+
         let mut lanes = [0.0_f32; 8];
         let (eights, rest) = powers[..values.len()].as_chunks::<8>();
         for eight in eights {
@@ -64,34 +72,45 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
                 *lane += power;
             }
         }
+
         lanes.into_iter().chain(rest.iter().copied()).map(f64::from).sum::<f64>()
     };
+
     let sum: f64 = logits.chunks(CHUNK).map(chunk_sum).sum();
+
     f64::from(largest) + sum.ln()
 }
 
-/// `e^x` for `x` of at most zero, within 2e-7 of its value, and zero below [`NEGLIGIBLE`]. Without branches and calls, so
-/// that the compiler does several at once: a vocabulary of them is taken for each token of each row.
+/// `e^x` for `x` of at most zero, within 2e-7 of its value, and zero below [`NEGLIGIBLE`]. It has no branches and calls, so
+/// that the compiler vectorises it: it is computed for the whole vocabulary, for each token of each row.
 fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts, the first with few digits, so that its multiples are exact.
+
+    // ln 2 in two parts; the first has few digits, so that its multiples are exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and taking away rounds to the nearest whole number.
+
+    // Adding and subtracting this rounds to the nearest whole number.
     const ROUND: f32 = 12_582_912.0;
+
     let clamped = if x > NEGLIGIBLE { x } else { NEGLIGIBLE };
     let shifted = clamped * LOG2_E + ROUND;
     let whole = shifted - ROUND;
     let rest = clamped - whole * LN_2_HIGH - whole * LN_2_LOW;
+
     // The polynomial of Cephes' expf.
     let mut power = 1.987_569_2e-4_f32;
+
     for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         power = power * rest + coefficient;
     }
+
     let power = power * rest * rest + rest + 1.0;
-    // The whole part goes straight into the exponent.
+
+    // The whole part is written directly to the exponent.
     let bits = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     let value = power * f32::from_bits(bits);
+
     if x > NEGLIGIBLE { value } else { 0.0 }
 }
 
@@ -107,6 +126,7 @@ pub fn draw(logits: &[f32], temperature: f32, random: &mut Random) -> usize {
     let total: f64 = logits.iter().copied().map(weight).sum();
     let mut left = random.unit() * total;
     let mut chosen = arg_max(logits);
+
     for (token, logit) in logits.iter().enumerate() {
         let weight = weight(*logit);
         if weight > 0.0 {
@@ -117,15 +137,16 @@ pub fn draw(logits: &[f32], temperature: f32, random: &mut Random) -> usize {
             }
         }
     }
+
     chosen
 }
 
-/// A small random generator (SplitMix64): the same seed gives the same text, on every machine and in every version.
+/// A small random generator (SplitMix64): the same seed gives the same text on every machine and in every version.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// `parts` tell apart the draws of one request: window, attempt, candidate.
+    /// `parts` distinguish the draws of one request: window, attempt, candidate.
     pub fn new(seed: u64, parts: &[u64]) -> Self {
         let mut random = Self(seed);
         for part in parts {
@@ -134,7 +155,7 @@ impl Random {
         random
     }
 
-    /// A seed for draws that these `parts` tell apart further.
+    /// A seed for draws that further parts distinguish.
     pub fn seed(mut self) -> u64 {
         self.next()
     }
@@ -147,7 +168,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Evenly from 0 up to, but not including, 1.
+    /// Uniformly from 0 up to, but not including, 1.
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
@@ -194,18 +215,21 @@ mod tests {
         for _ in 0..1000 {
             assert!([7, 9].contains(&draw(&logits, 1.0, &mut random)));
         }
+
         assert_eq!(draw(&logits, 1e-6, &mut random), 7);
     }
 
     #[test]
     fn draws_follow_the_probabilities() {
         let logits = [0.0_f32, 1.0, 2.0];
+
         for temperature in [0.5, 1.0] {
             let mut random = Random::new(11, &[1, 2]);
             let mut counts = [0.0_f64; 3];
             for _ in 0..20_000 {
                 counts[draw(&logits, temperature, &mut random)] += 1.0 / 20_000.0;
             }
+
             let scaled: Vec<f32> = logits.iter().map(|logit| logit / temperature).collect();
             for (token, count) in counts.iter().enumerate() {
                 assert!((count - log_probability(&scaled, token).exp()).abs() < 0.02, "{token}: {count}");

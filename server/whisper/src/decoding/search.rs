@@ -1,210 +1,220 @@
-//! One attempt at a window, whoever computes the logits: [`Search`] is told them and says what to feed next.
+//! The search for a window's tokens, independent of how logits are computed: a [`Search`] receives the scores of each step
+//! and chooses the next tokens.
 
 use std::sync::Arc;
 
 use super::{
-    Rules, sampling,
+    TokenRules, sampling,
     sampling::Random,
-    scores::{RowScores, ScoredToken, Scores, TokenRanges, Wanted},
+    scores::{NeededScores, RowScores, ScoredToken, Scores, TokenRanges},
 };
 
-/// Chooses the tokens of a window's rows. It runs beside the decoder, so that no row waits for another thread.
+/// Chooses the tokens of a window's rows. It runs on the decoder's thread, so that no row waits for another thread.
 pub trait Search: Send {
-    /// Rows that go on side by side from one prompt.
+    /// Rows that are decoded side by side from one prompt.
     fn rows(&self) -> usize;
 
-    /// What it needs to see of each row after the first choice, for which it sees all logits.
-    fn wants(&self) -> Wanted;
+    /// The scores that it needs for each row after the first choice; the first choice is made from all logits.
+    fn needed_scores(&self) -> NeededScores;
 
     /// The tokens that may follow in a row.
     fn ranges(&self, row: usize) -> TokenRanges;
 
-    /// Looks at the scores behind each row's last token; logits may be changed by that.
-    fn choose(&mut self, scores: &mut Scores<'_>) -> Next;
+    /// Chooses from the scores after each row's last token. The logits may be changed.
+    fn choose(&mut self, scores: &mut Scores<'_>) -> SearchChoice;
 
-    /// What was found, the first of equals first.
-    fn finish(self: Box<Self>) -> Vec<Candidate>;
+    /// The candidates that were found, the best of equals first.
+    fn finish(self: Box<Self>) -> Vec<SearchCandidate>;
 }
 
-/// What a [`Search`] wants.
+/// What a [`Search`] has chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum SearchChoice {
     Done,
-    /// One token for each row.
-    Feed {
+    /// The next token of each row.
+    Continue {
         tokens: Vec<u32>,
-        /// The row that each row continues; `None`: itself.
-        from: Option<Vec<usize>>,
+        /// The row that each row continues; `None`: each continues itself.
+        parents: Option<Vec<usize>>,
     },
 }
 
-/// Tokens that a window may turn out to say.
+/// A possible token sequence of a window.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Candidate {
-    /// Without the prompt and the end.
+pub struct SearchCandidate {
+    /// Without the prompt and the end token.
     pub tokens: Vec<u32>,
     /// Natural logarithms, one for each of `tokens`.
     pub token_logprobs: Vec<f32>,
-    /// The end's included, where it was reached.
+    /// Includes the end token, if it was reached.
     pub sum_logprob: f64,
 }
 
-/// What every search of a window keeps to.
+/// The rules and limits that apply to each search of a window.
 #[derive(Clone)]
-pub struct Frame {
-    pub rules: Arc<Rules>,
+pub struct SearchConstraints {
+    pub rules: Arc<TokenRules>,
     pub end_of_text: u32,
     pub prompt_length: usize,
-    /// Most tokens in a row, prompt included.
+    /// Maximum tokens of a row, including the prompt.
     pub context: usize,
-    /// Most tokens that are sampled; the reference takes half of the context.
-    pub most_sampled: usize,
+    /// Maximum sampled tokens; the reference uses half of the context.
+    pub max_sampled: usize,
 }
 
-impl Frame {
-    /// Whether `sampled` tokens are all that there may be.
+impl SearchConstraints {
+    /// Whether no more than these `sampled` tokens may be sampled.
     pub(super) fn is_full(&self, sampled: usize) -> bool {
-        self.prompt_length + sampled > self.context || sampled >= self.most_sampled
+        self.prompt_length + sampled > self.context || sampled >= self.max_sampled
     }
 }
 
-/// Rows that do not know of each other: the likeliest token each time, or candidates drawn at a temperature.
-pub struct Sampler {
-    frame: Frame,
+/// Independent rows: the likeliest token each time, or candidates drawn at a temperature.
+pub struct SamplingSearch {
+    constraints: SearchConstraints,
     /// `None`: greedy.
     temperature: Option<f32>,
-    rows: Vec<Row>,
+    rows: Vec<SampledRow>,
     sampled: usize,
 }
 
-struct Row {
-    found: Candidate,
+struct SampledRow {
+    candidate: SearchCandidate,
     ended: bool,
     random: Random,
 }
 
-impl Sampler {
-    pub fn greedy(frame: Frame) -> Self {
-        let row = Row { found: Candidate::default(), ended: false, random: Random::new(0, &[]) };
-        Self { frame, temperature: None, rows: vec![row], sampled: 0 }
+impl SamplingSearch {
+    pub fn greedy(constraints: SearchConstraints) -> Self {
+        let row = SampledRow { candidate: SearchCandidate::default(), ended: false, random: Random::new(0, &[]) };
+        Self { constraints, temperature: None, rows: vec![row], sampled: 0 }
     }
 
-    pub fn draws(frame: Frame, temperature: f32, candidates: usize, seed: u64) -> Self {
-        let row = |index| Row { found: Candidate::default(), ended: false, random: Random::new(seed, &[index as u64]) };
+    pub fn random(constraints: SearchConstraints, temperature: f32, candidates: usize, seed: u64) -> Self {
+        let row = |index: usize| {
+            let random = Random::new(seed, &[index as u64]);
+            SampledRow { candidate: SearchCandidate::default(), ended: false, random }
+        };
         let rows = (0..candidates.max(1)).map(row).collect();
-        Self { frame, temperature: Some(temperature), rows, sampled: 0 }
+        Self { constraints, temperature: Some(temperature), rows, sampled: 0 }
     }
 }
 
-impl Search for Sampler {
+impl Search for SamplingSearch {
     fn rows(&self) -> usize {
         self.rows.len()
     }
 
-    fn wants(&self) -> Wanted {
+    fn needed_scores(&self) -> NeededScores {
         match self.temperature {
-            None => Wanted::Likeliest(1),
-            // A draw looks at all probabilities.
-            Some(_) => Wanted::Logits,
+            None => NeededScores::Likeliest(1),
+            // A draw needs the probabilities of all tokens.
+            Some(_) => NeededScores::Logits,
         }
     }
 
     fn ranges(&self, row: usize) -> TokenRanges {
-        self.frame.rules.ranges(&self.rows[row].found.tokens)
+        self.constraints.rules.ranges(&self.rows[row].candidate.tokens)
     }
 
-    fn choose(&mut self, scores: &mut Scores<'_>) -> Next {
-        let Self { frame, temperature, rows, .. } = self;
-        let choose = |(index, row): (usize, &mut Row)| row.choose(frame, *temperature, scores.row(index));
+    fn choose(&mut self, scores: &mut Scores<'_>) -> SearchChoice {
+        let Self { constraints, temperature, rows, .. } = self;
+        let choose = |(index, row): (usize, &mut SampledRow)| row.choose(constraints, *temperature, scores.row(index));
         let tokens = rows.iter_mut().enumerate().map(choose).collect();
+
         self.sampled += 1;
-        if self.rows.iter().all(|row| row.ended) || self.frame.is_full(self.sampled) {
-            return Next::Done;
+        if self.rows.iter().all(|row| row.ended) || self.constraints.is_full(self.sampled) {
+            return SearchChoice::Done;
         }
-        Next::Feed { tokens, from: None }
+
+        SearchChoice::Continue { tokens, parents: None }
     }
 
-    fn finish(self: Box<Self>) -> Vec<Candidate> {
-        self.rows.into_iter().map(|row| row.found).collect()
+    fn finish(self: Box<Self>) -> Vec<SearchCandidate> {
+        self.rows.into_iter().map(|row| row.candidate).collect()
     }
 }
 
-impl Row {
-    /// A row that has ended goes on with ends, as the reference's rows do.
-    fn choose(&mut self, frame: &Frame, temperature: Option<f32>, scores: RowScores<'_>) -> u32 {
-        let end = frame.end_of_text;
+impl SampledRow {
+    /// A row that has ended continues with end tokens, like the reference's rows.
+    fn choose(&mut self, constraints: &SearchConstraints, temperature: Option<f32>, scores: RowScores<'_>) -> u32 {
+        let end = constraints.end_of_text;
         if self.ended {
             return end;
         }
-        let sampled = &self.found.tokens;
+
+        let sampled = &self.candidate.tokens;
         let chosen = match (temperature, scores) {
             (Some(temperature), RowScores::Logits(logits)) => {
-                frame.rules.apply(logits, sampled);
+                constraints.rules.apply(logits, sampled);
                 let token = sampling::draw(logits, temperature, &mut self.random);
                 let logprob = sampling::log_probability(logits, token);
                 ScoredToken { token: token as u32, logprob }
             }
             (_, scores) => {
-                let likeliest = scores.likeliest(&frame.rules, sampled, 1);
-                // Where nothing may follow, the row ends.
+                let likeliest = scores.likeliest(&constraints.rules, sampled, 1);
+                // If no token may follow, the row ends.
                 likeliest.first().copied().unwrap_or(ScoredToken { token: end, logprob: f64::NEG_INFINITY })
             }
         };
+
         let ScoredToken { token, logprob } = chosen;
-        self.found.sum_logprob += logprob;
+        self.candidate.sum_logprob += logprob;
         if token == end {
             self.ended = true;
         } else {
-            self.found.tokens.push(token);
-            self.found.token_logprobs.push(logprob as f32);
+            self.candidate.tokens.push(token);
+            self.candidate.token_logprobs.push(logprob as f32);
         }
+
         token
     }
 }
 
-/// Hears the logits of a row.
-type Heard = Box<dyn FnMut(usize, &[f32]) + Send>;
+/// Called with the number and the logits of a row.
+type LogitsObserver = Box<dyn FnMut(usize, &[f32]) + Send>;
 
-/// Feeds given tokens, for measurements and checks: every run does the same work.
-pub struct Forced {
+/// Continues with given tokens, for measurements and checks: every run does the same work.
+pub struct ForcedSearch {
     tokens: std::vec::IntoIter<u32>,
     rows: usize,
-    /// Hears the logits of each row before each token, and behind the last.
-    heard: Heard,
+    /// Called with the logits of each row before each token, and after the last one.
+    on_logits: LogitsObserver,
 }
 
-impl Forced {
-    pub fn new(tokens: Vec<u32>, rows: usize, heard: impl FnMut(usize, &[f32]) + Send + 'static) -> Self {
-        Self { tokens: tokens.into_iter(), rows, heard: Box::new(heard) }
+impl ForcedSearch {
+    pub fn new(tokens: Vec<u32>, rows: usize, on_logits: impl FnMut(usize, &[f32]) + Send + 'static) -> Self {
+        Self { tokens: tokens.into_iter(), rows, on_logits: Box::new(on_logits) }
     }
 }
 
-impl Search for Forced {
+impl Search for ForcedSearch {
     fn rows(&self) -> usize {
         self.rows
     }
 
-    fn wants(&self) -> Wanted {
-        Wanted::Logits
+    fn needed_scores(&self) -> NeededScores {
+        NeededScores::Logits
     }
 
     fn ranges(&self, _row: usize) -> TokenRanges {
         TokenRanges { words: 0..u32::MAX, times: 0..u32::MAX }
     }
 
-    fn choose(&mut self, scores: &mut Scores<'_>) -> Next {
+    fn choose(&mut self, scores: &mut Scores<'_>) -> SearchChoice {
         for row in 0..self.rows {
             if let RowScores::Logits(logits) = scores.row(row) {
-                (self.heard)(row, logits);
+                (self.on_logits)(row, logits);
             }
         }
+
         match self.tokens.next() {
-            Some(token) => Next::Feed { tokens: vec![token; self.rows], from: None },
-            None => Next::Done,
+            Some(token) => SearchChoice::Continue { tokens: vec![token; self.rows], parents: None },
+            None => SearchChoice::Done,
         }
     }
 
-    fn finish(self: Box<Self>) -> Vec<Candidate> {
+    fn finish(self: Box<Self>) -> Vec<SearchCandidate> {
         Vec::new()
     }
 }

@@ -1,4 +1,5 @@
-//! A finished row of tokens -> where each token listened. The session is opened when words are first asked for.
+//! Attention weights between a finished row of tokens and the audio, for the times of words. The session is opened when
+//! words are first requested.
 
 use std::path::PathBuf;
 
@@ -10,15 +11,15 @@ use ort::{
 
 use super::{
     EngineOptions,
-    encoder::Cross,
-    session::{self, SessionPlace},
+    encoder::CrossTensor,
+    session::{self, SessionTarget},
 };
-use crate::{graph::decoder, timing::Attention};
+use crate::{graph::decoder, timing::AlignmentAttention};
 
-/// What the `align` graph says of one row.
+/// The output of the `align` graph for one row.
 pub struct Alignment {
-    pub attention: Attention,
-    /// The natural logarithm of the probability of each token of text behind the one before it; one fewer than tokens.
+    pub attention: AlignmentAttention,
+    /// The natural logarithm of the probability of each text token after the one before it; one fewer than tokens.
     pub logprobs: Vec<f32>,
 }
 
@@ -27,9 +28,9 @@ pub struct Aligner {
     path: PathBuf,
     options: EngineOptions,
     prepack: bool,
-    // Dropped before the place, whose stream and weights it uses.
+    // Dropped before the target, whose stream and weights the session uses.
     session: Option<Session>,
-    place: SessionPlace,
+    target: SessionTarget,
     model_width: usize,
 }
 
@@ -39,47 +40,57 @@ impl Aligner {
         path: PathBuf,
         options: EngineOptions,
         prepack: bool,
-        place: SessionPlace,
+        target: SessionTarget,
         model_width: usize,
     ) -> Self {
-        Self { environment, path, options, prepack, place, model_width, session: None }
+        Self { environment, path, options, prepack, target, model_width, session: None }
     }
 
     /// Aligns `tokens` (prompt, text, end) with the window that `cross` holds.
-    pub fn align(&mut self, tokens: &[u32], cross: &[Cross]) -> Result<Alignment, ort::Error> {
+    pub fn align(&mut self, tokens: &[u32], cross: &[CrossTensor]) -> Result<Alignment, ort::Error> {
         let session = match &mut self.session {
             Some(session) => session,
             none => {
-                none.insert(session::open(&self.environment, &self.path, &self.options, self.prepack, &self.place)?)
+                none.insert(session::open(&self.environment, &self.path, &self.options, self.prepack, &self.target)?)
             }
         };
+
         let ids = tokens.iter().map(|token| *token as i32).collect::<Vec<_>>();
         let positions = (0..tokens.len() as i32).collect::<Vec<_>>();
         let mut inputs: Vec<(String, SessionInputValue<'_>)> = vec![
             ("input_ids".into(), Tensor::from_array(([1, tokens.len()], ids))?.into()),
             ("position_ids".into(), Tensor::from_array(([1, tokens.len()], positions))?.into()),
         ];
+
         if session.inputs().iter().any(|input| input.name() == decoder::SHAPES[0]) {
-            // One row hears one window, so both shapes are the same.
+            // One row attends to one window, so both shapes are the same.
             for name in decoder::SHAPES {
                 let shape = vec![1, tokens.len() as i64, self.model_width as i64];
                 inputs.push((name.into(), Tensor::from_array(([shape.len()], shape))?.into()));
             }
         }
-        for Cross { name, tensor } in cross {
+
+        for CrossTensor { name, tensor } in cross {
             if session.inputs().iter().any(|input| input.name() == name) {
                 inputs.push((name.clone(), tensor.into()));
             }
         }
+
         let outputs = session.run(inputs)?;
         let (shape, weights) = outputs["weights"].try_extract_tensor::<f32>()?;
         let &[1, heads, rows, frames] = &**shape else {
             return Err(ort::Error::new(format!("weights of shape {shape}, expected [1, heads, tokens, frames]")));
         };
+
         let size = |side: i64| usize::try_from(side).unwrap_or_default();
-        let attention =
-            Attention { weights: weights.to_vec(), heads: size(heads), tokens: size(rows), frames: size(frames) };
+        let attention = AlignmentAttention {
+            weights: weights.to_vec(),
+            heads: size(heads),
+            tokens: size(rows),
+            frames: size(frames),
+        };
         let (_, logprobs) = outputs["logprobs"].try_extract_tensor::<f32>()?;
+
         Ok(Alignment { attention, logprobs: logprobs.to_vec() })
     }
 }

@@ -1,4 +1,4 @@
-//! Log-mel to the cross-attention's keys and values, one window at a time.
+//! Log-mel to cross-attention keys and values, one window at a time.
 
 use ort::{
     memory::Allocator,
@@ -9,13 +9,14 @@ use ort::{
 use super::device::encoder::DeviceEncoder;
 use crate::checkpoint::Config;
 
-/// An output of the encoder that is an input of the decoder, of one window or of several: `[windows, ...]`.
-pub struct Cross {
+/// Cross-attention keys or values: an output of the encoder that is an input of the decoder, for one window or for
+/// several, `[windows, ...]`.
+pub struct CrossTensor {
     pub name: String,
     pub tensor: DynTensor,
 }
 
-/// What a [`Cross`] is for one window.
+/// Name, element type and shape of a [`CrossTensor`] for one window.
 #[derive(Clone)]
 pub struct CrossShape {
     pub name: String,
@@ -24,30 +25,32 @@ pub struct CrossShape {
     pub shape: Vec<usize>,
 }
 
-/// The encoder's session, and what a call of it needs.
+/// The encoder's session and the buffers of its calls.
 pub enum Encoder {
     Host(HostEncoder),
     Device(DeviceEncoder),
 }
 
 impl Encoder {
-    /// What the encoder gives for one window.
+    /// The tensors that the encoder computes for one window.
     pub fn cross_shapes(&self) -> Vec<CrossShape> {
         let session = match self {
             Self::Host(encoder) => &encoder.session,
             Self::Device(encoder) => encoder.session(),
         };
+
         let outlets = session.outputs().iter().filter(|outlet| outlet.name().starts_with("cross_"));
         let shapes = outlets.filter_map(|outlet| {
             let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else { return None };
             let shape = shape.iter().skip(1).map(|side| usize::try_from(*side).unwrap_or(1)).collect();
             Some(CrossShape { name: outlet.name().to_owned(), element: *ty, shape })
         });
+
         shapes.collect()
     }
 
     /// Encodes one window and writes to `cross`.
-    pub fn encode(&mut self, mel: &[f32], cross: &mut [Cross]) -> Result<(), ort::Error> {
+    pub fn encode(&mut self, mel: &[f32], cross: &mut [CrossTensor]) -> Result<(), ort::Error> {
         match self {
             Self::Host(encoder) => encoder.encode(mel, cross),
             Self::Device(encoder) => encoder.encode(mel, cross),
@@ -73,36 +76,43 @@ pub struct HostEncoder {
 impl HostEncoder {
     pub fn new(session: Session, config: &Config) -> Result<Self, ort::Error> {
         let binding = session.create_binding()?;
+
         let mel = Tensor::<f32>::new(&Allocator::default(), [1, config.num_mel_bins, config.mel_frames()])?;
         let hidden_size = config.max_source_positions * config.d_model;
+
         Ok(Self { session, binding, mel, hidden_size })
     }
 
-    /// Listens to one window and writes to `cross`.
-    pub fn encode(&mut self, mel: &[f32], cross: &mut [Cross]) -> Result<(), ort::Error> {
-        self.hear(mel)?;
-        // Bound anew each time: on a GPU that is what copies it.
+    /// Encodes one window and writes its keys and values to `cross`.
+    pub fn encode(&mut self, mel: &[f32], cross: &mut [CrossTensor]) -> Result<(), ort::Error> {
+        self.set_input(mel)?;
+
+        // ort copies the input to the session's device when it is bound.
         self.binding.bind_input("mel", &self.mel)?;
-        for Cross { name, tensor } in cross {
+        for CrossTensor { name, tensor } in cross {
             self.binding.bind_output(&*name, tensor)?;
         }
+
         self.session.run_binding(&self.binding)?;
+
         Ok(())
     }
 
     pub fn hidden(&mut self, mel: &[f32]) -> Result<Vec<f32>, ort::Error> {
-        self.hear(mel)?;
+        self.set_input(mel)?;
         let outputs = self.session.run(ort::inputs!["mel" => &self.mel])?;
         let (_, hidden) = outputs["hidden"].try_extract_tensor::<f32>()?;
+
         debug_assert_eq!(hidden.len(), self.hidden_size);
         Ok(hidden.to_vec())
     }
 
-    fn hear(&mut self, mel: &[f32]) -> Result<(), ort::Error> {
+    fn set_input(&mut self, mel: &[f32]) -> Result<(), ort::Error> {
         let (shape, into) = self.mel.try_extract_tensor_mut::<f32>()?;
         if into.len() != mel.len() {
             return Err(ort::Error::new(format!("a window of {} values does not fill {shape}", mel.len())));
         }
+
         into.copy_from_slice(mel);
         Ok(())
     }

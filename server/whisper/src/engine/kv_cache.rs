@@ -1,5 +1,5 @@
-//! Windows side by side, each with the same number of rows: what one call of the decoder sees, in the host's memory or in
-//! that of a device.
+//! The decoder's KV cache, in the host's memory or in that of a device: windows side by side, each with the same number of
+//! rows, over which one call of the decoder runs.
 
 use std::ops::Range;
 
@@ -14,74 +14,75 @@ use super::{
         kv_cache::{DeviceKvCache, GraphNumbers},
         step_io::RowInput,
     },
-    encoder::{Cross, CrossShape},
+    encoder::{CrossShape, CrossTensor},
     host_kv_cache::HostKvCache,
     pending_session::PendingSession,
 };
 use crate::{
     checkpoint::Config,
-    decoding::{ChoiceLayout, Scores, TokenRanges, Wanted},
+    decoding::{ChoiceLayout, NeededScores, Scores, TokenRanges},
     graph::decoder,
 };
 
-/// The decoder's session and what all calls of it share.
-pub struct Decoder {
+/// The decoder's session and what all its calls share.
+pub struct DecoderSession {
     pub session: PendingSession,
-    pub backend: Backend,
-    pub shape: Shape,
+    pub memory: DecoderMemory,
+    pub shape: DecoderShape,
     pub cross: Vec<CrossShape>,
-    /// Of graphs that name the likeliest tokens.
+    /// The layout of the output `choice`, for graphs that have it.
     pub choice: Option<ChoiceLayout>,
 }
 
-/// Where the decoder's memory lies.
-pub enum Backend {
+/// In which memory the decoder works.
+pub enum DecoderMemory {
     Host,
     Device { context: DeviceContext, graphs: GraphNumbers },
 }
 
+/// The dimensions of a decoder.
 #[derive(Clone, Copy)]
-pub struct Shape {
+pub struct DecoderShape {
     pub layers: usize,
     pub heads: usize,
-    /// Tokens that a row has room for.
-    pub slots: usize,
-    pub width: usize,
-    /// Of a token's vector: the heads side by side.
+    /// The most tokens of a row.
+    pub max_tokens: usize,
+    pub head_width: usize,
+    /// Size of a token's vector: `heads * head_width`.
     pub model_width: usize,
     pub vocabulary: usize,
-    pub real: TensorElementType,
+    pub float_type: TensorElementType,
 }
 
-impl Shape {
-    pub fn new(config: &Config, real: TensorElementType) -> Self {
+impl DecoderShape {
+    pub fn new(config: &Config, float_type: TensorElementType) -> Self {
         Self {
             layers: config.decoder_layers,
             heads: config.decoder_attention_heads,
-            slots: config.max_target_positions,
-            width: config.head_width(),
+            max_tokens: config.max_target_positions,
+            head_width: config.head_width(),
             model_width: config.d_model,
             vocabulary: config.vocab_size,
-            real,
+            float_type,
         }
     }
 }
 
-/// What a call of the decoder is given: the same number of tokens for each row, row after row.
+/// The input of a call of the decoder: the same number of tokens for each row, row after row.
 #[derive(Clone, Copy)]
 pub struct StepInput<'a> {
     pub tokens: &'a [u32],
-    /// Tokens that each row holds already.
+    /// Tokens that each row already holds.
     pub lengths: &'a [usize],
-    /// The tokens that may follow in each row; empty where the logits are wanted.
+    /// The tokens that may follow in each row; empty if the logits are needed.
     pub ranges: &'a [TokenRanges],
-    pub wanted: Wanted,
+    pub needed: NeededScores,
 }
 
 impl<'a> StepInput<'a> {
-    /// A prompt, after which the logits are wanted.
+    /// A prompt, after which the logits are needed.
     pub fn prompt(tokens: &'a [u32], lengths: &'a [usize]) -> Self {
-        Self { tokens, lengths, ranges: &[], wanted: Wanted::Logits }
+        Self { tokens, lengths, ranges: &[], needed: NeededScores::Logits }
     }
 
     pub fn tokens_per_row(&self) -> usize {
@@ -96,22 +97,23 @@ impl<'a> StepInput<'a> {
     pub fn rows(&self) -> impl Iterator<Item = RowInput<'a>> {
         let Self { tokens, lengths, ranges, .. } = *self;
         let step = self.tokens_per_row().max(1);
+
         lengths.iter().zip(tokens.chunks(step)).enumerate().map(|(row, (length, tokens))| {
             let ranges = ranges.get(row).cloned().unwrap_or(TokenRanges { words: 0..u32::MAX, times: 0..u32::MAX });
             RowInput { tokens, length: *length, ranges: [ranges.words, ranges.times] }
         })
     }
 
-    /// Whether a graph that names `likeliest` tokens does not name enough of them.
+    /// Whether the searches need the logits because a graph that names the `likeliest` tokens does not name enough.
     pub fn wants_logits(&self, likeliest: usize) -> bool {
-        match self.wanted {
-            Wanted::Logits => true,
-            Wanted::Likeliest(count) => count > likeliest || self.ranges.len() != self.lengths.len(),
+        match self.needed {
+            NeededScores::Logits => true,
+            NeededScores::Likeliest(count) => count > likeliest || self.ranges.len() != self.lengths.len(),
         }
     }
 }
 
-/// Binds the shapes that graphs for a GPU are told; see [`decoder::SHAPES`].
+/// Binds the shapes that graphs for a GPU have as inputs; see [`decoder::SHAPES`].
 pub fn bind_shapes(
     binding: &mut IoBinding,
     [windows, rows, tokens]: [usize; 3],
@@ -125,83 +127,83 @@ pub fn bind_shapes(
     Ok(())
 }
 
-/// What is wanted where searches share a call.
-pub fn wanted_together(all: impl Iterator<Item = Wanted>) -> Wanted {
-    all.fold(Wanted::Likeliest(1), |together, one| match (together, one) {
-        (Wanted::Likeliest(a), Wanted::Likeliest(b)) => Wanted::Likeliest(a.max(b)),
-        _ => Wanted::Logits,
+/// The scores that serve all searches of a call.
+pub fn combined_need(all: impl Iterator<Item = NeededScores>) -> NeededScores {
+    all.fold(NeededScores::Likeliest(1), |together, one| match (together, one) {
+        (NeededScores::Likeliest(a), NeededScores::Likeliest(b)) => NeededScores::Likeliest(a.max(b)),
+        _ => NeededScores::Logits,
     })
 }
 
-/// What a call of the decoder gives for each row.
+/// The output of a call of the decoder for each row.
 pub enum StepScores<'a> {
     Logits(&'a mut [f32]),
     Choice { numbers: &'a [f32], layout: ChoiceLayout },
 }
 
 impl StepScores<'_> {
-    /// Rows `rows` of a call over `count` rows; row `i` of the search is the `places[i]`th of them.
-    pub fn of_rows<'s>(&'s mut self, rows: Range<usize>, count: usize, places: &'s [usize]) -> Scores<'s> {
+    /// The scores of rows `rows` of a call over `count` rows; row `i` of the search is the `row_order[i]`th of them.
+    pub fn of_rows<'s>(&'s mut self, rows: Range<usize>, count: usize, row_order: &'s [usize]) -> Scores<'s> {
         match self {
             Self::Logits(all) => {
                 let vocabulary = all.len() / count.max(1);
-                Scores::logits(&mut all[rows.start * vocabulary..rows.end * vocabulary], vocabulary, places)
+                Scores::logits(&mut all[rows.start * vocabulary..rows.end * vocabulary], vocabulary, row_order)
             }
             Self::Choice { numbers, layout } => {
                 let width = layout.width();
-                Scores::choice(&numbers[rows.start * width..rows.end * width], *layout, places)
+                Scores::choice(&numbers[rows.start * width..rows.end * width], *layout, row_order)
             }
         }
     }
 }
 
-/// Places for windows, of `rows` rows each. Row `r` of the window at place `p` is row `p * rows + r` of a call.
+/// KV slots of `rows` rows each. Row `r` of the window in slot `s` is row `s * rows + r` of a call.
 pub enum KvCache {
     Host(HostKvCache),
     Device(DeviceKvCache),
 }
 
 impl KvCache {
-    pub fn new(decoder: &Decoder, rows: usize, places: usize) -> Result<Self, ort::Error> {
-        Ok(match &decoder.backend {
-            Backend::Host => Self::Host(HostKvCache::new(decoder, rows, places)?),
-            Backend::Device { context, graphs } => {
-                Self::Device(DeviceKvCache::new(context, graphs, decoder, rows, places)?)
+    pub fn new(decoder: &DecoderSession, rows: usize, slots: usize) -> Result<Self, ort::Error> {
+        Ok(match &decoder.memory {
+            DecoderMemory::Host => Self::Host(HostKvCache::new(decoder, rows, slots)?),
+            DecoderMemory::Device { context, graphs } => {
+                Self::Device(DeviceKvCache::new(context, graphs, decoder, rows, slots)?)
             }
         })
     }
 
-    fn rows_per_place(&self) -> usize {
+    fn rows_per_slot(&self) -> usize {
         match self {
             Self::Host(cache) => cache.rows(),
             Self::Device(cache) => cache.rows(),
         }
     }
 
-    pub fn places(&self) -> usize {
+    pub fn slots(&self) -> usize {
         match self {
-            Self::Host(cache) => cache.places(),
-            Self::Device(cache) => cache.places(),
+            Self::Host(cache) => cache.slots(),
+            Self::Device(cache) => cache.slots(),
         }
     }
 
-    /// Room for `places` windows; the first `used` keep what they hold.
-    pub fn grow(&mut self, decoder: &Decoder, places: usize, used: usize) -> Result<(), ort::Error> {
+    /// Makes room for `slots` windows; the first `used` keep their content.
+    pub fn grow(&mut self, decoder: &DecoderSession, slots: usize, used: usize) -> Result<(), ort::Error> {
         match self {
-            Self::Host(cache) => cache.grow(places, used),
-            Self::Device(cache) => cache.grow(decoder, places, used),
+            Self::Host(cache) => cache.grow(slots, used),
+            Self::Device(cache) => cache.grow(decoder, slots, used),
         }
     }
 
-    /// The keys and values of one window, where they lie.
-    pub fn cross(&mut self, decoder: &Decoder, place: usize) -> Result<Vec<Cross>, ort::Error> {
+    /// The cross-attention keys and values of one window, as views into the cache.
+    pub fn cross(&mut self, decoder: &DecoderSession, slot: usize) -> Result<Vec<CrossTensor>, ort::Error> {
         match self {
-            Self::Host(cache) => cache.cross(place),
-            Self::Device(cache) => cache.cross(decoder, place),
+            Self::Host(cache) => cache.cross(slot),
+            Self::Device(cache) => cache.cross(decoder, slot),
         }
     }
 
-    /// Copies a window, of whose rows `length` tokens count.
+    /// Copies a window with the first `length` tokens of its rows.
     pub fn copy_window(&mut self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
         match self {
             Self::Host(cache) => cache.copy_window(from, to, length),
@@ -209,7 +211,7 @@ impl KvCache {
         }
     }
 
-    /// Copies `length` tokens of a row.
+    /// Copies the first `length` tokens of a row.
     pub fn copy_row(&mut self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
         match self {
             Self::Host(cache) => cache.copy_row(from, to, length),
@@ -217,33 +219,32 @@ impl KvCache {
         }
     }
 
-    /// Takes a window over from a cache of one row for each window: each row here begins as that one.
-    pub fn fork(&mut self, single: &mut Self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
-        match (self, single) {
-            (Self::Host(cache), Self::Host(single)) => cache.fork(single, from, to, length),
-            (Self::Device(cache), Self::Device(single)) => cache.fork(single, from, to, length),
+    /// Copies a window from a cache of one row for each window: each row here begins as a copy of that row.
+    pub fn fork(&mut self, single_rows: &mut Self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
+        match (self, single_rows) {
+            (Self::Host(cache), Self::Host(single_rows)) => cache.fork(single_rows, from, to, length),
+            (Self::Device(cache), Self::Device(single_rows)) => cache.fork(single_rows, from, to, length),
             _ => Err(ort::Error::new("caches in different memory")),
         }
     }
 
-    /// Feeds tokens to each row of the windows at `places`; gives the scores after the last token of each.
+    /// Runs the decoder over the rows of the windows in `slots`; returns the scores after the last token of each row.
     pub fn run(
         &mut self,
-        decoder: &mut Decoder,
-        places: Range<usize>,
+        decoder: &mut DecoderSession,
+        slots: Range<usize>,
         step: &StepInput<'_>,
     ) -> Result<StepScores<'_>, ort::Error> {
-        let (count, slots) = (step.lengths.len(), decoder.shape.slots);
-        let (tokens, rows_per_place) = (step.tokens_per_row(), self.rows_per_place());
-        if tokens == 0 || count != places.len() * rows_per_place || step.longest() > slots {
-            let longest = step.longest();
-            let problem =
-                format!("{tokens} tokens for {count} rows, {longest} in the longest, which has {slots} slots");
-            return Err(ort::Error::new(problem));
+        let (count, max_tokens) = (step.lengths.len(), decoder.shape.max_tokens);
+        let (tokens, longest) = (step.tokens_per_row(), step.longest());
+        if tokens == 0 || count != slots.len() * self.rows_per_slot() || longest > max_tokens {
+            return Err(ort::Error::new(format!(
+                "{tokens} tokens for {count} rows, {longest} in the longest, which has room for {max_tokens} tokens"
+            )));
         }
         match self {
-            Self::Host(cache) => Ok(StepScores::Logits(cache.run(decoder, places, step)?)),
-            Self::Device(cache) => cache.run(decoder, places, step),
+            Self::Host(cache) => Ok(StepScores::Logits(cache.run(decoder, slots, step)?)),
+            Self::Device(cache) => cache.run(decoder, slots, step),
         }
     }
 }

@@ -1,26 +1,27 @@
-//! A loaded model: sessions, tokenizer and the buffers that they work on.
+//! A loaded model: sessions, tokenizer and buffers.
 //!
-//! An [`Engine`] is shared by as many jobs as there are, each on a thread of its own. One more thread owns the sessions
-//! ([`owner`]): a job has it listen to a [`Window`] and search it, and the rows of all searches share the decoder's
-//! steps.
+//! All requests share an [`Engine`], each on its own thread. The [decode worker](decode_worker), one more thread, owns the
+//! sessions: a request encodes an [`EncodedWindow`] and runs searches on it, and the rows of all searches share the
+//! decoder's steps.
 
 mod align;
+mod beam_batch;
 mod buffer;
+mod decode_worker;
 mod device;
 mod dimensions;
+mod encoded_window;
 mod encoder;
 mod host_kv_cache;
 mod kv_cache;
-mod owner;
+mod kv_slots;
 mod pending_session;
-mod seats;
 mod session;
-mod wide;
-mod window;
+mod worker_handle;
 
 pub use align::Alignment;
-pub use encoder::Cross;
-pub use window::Window;
+pub use encoded_window::EncodedWindow;
+pub use encoder::CrossTensor;
 
 use std::{
     io,
@@ -45,26 +46,26 @@ use crate::{
     transcribe::MOST_CANDIDATES,
 };
 use align::Aligner;
+use decode_worker::{DecodeWorker, EngineLimits};
 use device::{
     DeviceContext,
     cuda_api::{CudaApi, CudaCallError},
     encoder::DeviceEncoder,
     kv_cache::GraphNumbers,
-    memory::Stream,
-    weights::{DeviceWeights, UploadError},
+    memory::CudaStream,
+    weights::{DeviceWeights, WeightUploadError},
 };
 use encoder::{Encoder, HostEncoder};
-use kv_cache::{Backend, Decoder, Shape};
-use owner::{Limits, Owner};
-use pending_session::{Outcome, PendingSession};
-use session::SessionPlace;
-use window::Line;
+use kv_cache::{DecoderMemory, DecoderSession, DecoderShape};
+use pending_session::{LoadOutcome, PendingSession};
+use session::SessionTarget;
+use worker_handle::WorkerHandle;
 
-/// Where the model runs.
+/// The device on which the model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
+pub enum EngineDevice {
     Cpu,
-    /// Fails rather than falling back to the CPU.
+    /// Loading fails if CUDA cannot be used; there is no fallback to the CPU.
     Cuda {
         index: i32,
     },
@@ -72,18 +73,18 @@ pub enum Device {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    pub device: Device,
-    /// Threads of each session; they do not work at the same time.
+    pub device: EngineDevice,
+    /// Threads of each session; the sessions do not work at the same time.
     pub threads: usize,
-    /// Copies weights into the layout that kernels like best: slower to load, and then faster to run. The decoder of
-    /// an 8-bit model always does.
+    /// Copies weights into the layout that the kernels prefer: slower to load, faster to run. The decoder of an 8-bit
+    /// model is always prepacked.
     pub prepack: bool,
-    /// Windows that are held at the same time, and so the jobs that make progress at the same time; at least 1.
+    /// Windows that are held at the same time, and so requests that make progress at the same time; at least 1.
     pub max_batch: usize,
-    /// Of the device, for each session's arena; `None`: as much as there is.
+    /// Limit of each session's arena on the device; `None`: all of the device's memory.
     pub memory_limit_bytes: Option<u64>,
-    /// On a GPU: a decode step is captured once and then launched as a whole. Without, each of its kernels is launched by
-    /// itself; for comparisons.
+    /// On a GPU, a decode step is captured as a CUDA graph and launched as a whole. `false` launches each kernel by itself;
+    /// for comparisons.
     pub cuda_graphs: bool,
 }
 
@@ -91,7 +92,7 @@ pub struct EngineOptions {
 const ROWS_PER_WINDOW: usize = 5;
 
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub enum EngineLoadError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("opening {graph} failed: {source}")]
@@ -103,7 +104,7 @@ pub enum LoadError {
     #[error("CUDA: {0}")]
     Device(#[from] CudaCallError),
     #[error("copying the weights to the device: {0}")]
-    Weights(#[from] UploadError),
+    Weights(#[from] WeightUploadError),
     #[error("reading {graph}: {source}")]
     Graph { graph: &'static str, source: io::Error },
     #[error("model.json: `config.{field}` is {stated}, but {graph} was made for {found}; repeat `hush-server install`")]
@@ -118,89 +119,97 @@ pub enum LoadError {
     Buffers(#[source] ort::Error),
 }
 
-/// A model that listens and writes, for any number of jobs at once. Cheap to clone.
+/// A model that transcribes for any number of requests at once. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    shared: Arc<EngineShared>,
 }
 
-struct Shared {
+struct EngineShared {
     config: Config,
     special: SpecialTokens,
     tokenizer: PendingTokenizer,
-    /// Once it was waited for.
-    tokenizer_outcome: OnceLock<Result<(), LoadError>>,
-    /// Made for the first job.
+    /// How reading the tokenizer ended; set by the first wait for it.
+    tokenizer_outcome: OnceLock<Result<(), EngineLoadError>>,
+    /// Created for the first request.
     log_mel: OnceLock<LogMel>,
-    line: Arc<Line>,
-    decoder: Outcome,
-    /// On a device: the weights, and whether all of them arrived.
-    weights: Option<(Arc<DeviceWeights>, Outcome)>,
-    /// Used on the engine's thread, which alone has the windows.
+    worker: Arc<WorkerHandle>,
+    decoder: LoadOutcome,
+    /// On a device: the weights, and how their upload ended.
+    weights: Option<(Arc<DeviceWeights>, LoadOutcome)>,
+    /// Runs on the worker's thread, which alone may use the windows' memory.
     aligner: Arc<Mutex<Aligner>>,
     vad_model: OnceLock<PathBuf>,
     max_batch: usize,
 }
 
 impl Engine {
-    /// Creates the sessions; `runtime::init` comes before. On a CPU it returns when the encoder is there: the decoder's
-    /// weights are still being packed while the first window is listened to ([`Self::settle`]).
-    pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, LoadError> {
+    /// Opens the sessions; `runtime::init` must be called before. On a CPU it returns when the encoder is open: the
+    /// decoder's weights are still being packed while the first window is encoded ([`Self::settle`] waits for them).
+    pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, EngineLoadError> {
         let environment = runtime::environment()?;
         dimensions::check(model)?;
         let context = match options.device {
-            Device::Cpu => None,
-            Device::Cuda { index } => Some(device_context(model, index)?),
+            EngineDevice::Cpu => None,
+            EngineDevice::Cuda { index } => Some(device_context(model, index)?),
         };
-        let place = |captures| match &context {
-            None => SessionPlace::Host,
-            Some(context) => SessionPlace::Device { context: context.clone(), captures },
+
+        let target = |captures| match &context {
+            None => SessionTarget::Host,
+            Some(context) => SessionTarget::Device { context: context.clone(), captures },
         };
-        // The kernel of 8-bit blocks needs its weights packed: without, it unpacks all of them at each step.
+
+        // The kernel of 8-bit blocks needs packed weights: otherwise it unpacks all of them at each step.
         let prepack = options.prepack || model.manifest().precision == Precision::Int8;
-        // To open a session keeps one core busy. What the others do meanwhile is not left for the time in which the encoder
-        // wants all of them.
+
+        // Opening a session keeps a single core busy, so the decoder's session and the tokenizer are loaded on other
+        // threads meanwhile; later the encoder needs all cores.
         let (decoder, outcome) = {
             let (environment, path, options) = (environment.clone(), model.file(DECODER), options.clone());
-            let place = place(options.cuda_graphs);
-            PendingSession::begin(move || open(&environment, DECODER, &path, &options, prepack, &place))?
+            let target = target(options.cuda_graphs);
+            PendingSession::begin(move || open(&environment, DECODER, &path, &options, prepack, &target))?
         };
+
         let tokenizer = PendingTokenizer::start(model)?;
-        let encoder = open(&environment, ENCODER, &model.file(ENCODER), options, options.prepack, &place(false));
+        let encoder = open(&environment, ENCODER, &model.file(ENCODER), options, options.prepack, &target(false));
         let encoder = encoder.inspect_err(|_| {
-            // A process must not end around a session that is being opened.
+            // The process must not end while another thread opens a session.
             let _ = outcome.wait();
         })?;
-        let owner = owner(encoder, decoder, context.clone(), model.manifest(), options)?;
-        let (orders, inbox) = mpsc::channel();
-        let thread = thread::Builder::new().name("engine".into()).spawn(move || owner.run(&inbox))?;
+
+        let worker = decode_worker(encoder, decoder, context.clone(), model.manifest(), options)?;
+        let (commands, inbox) = mpsc::channel();
+        let thread = thread::Builder::new().name("engine".into()).spawn(move || worker.run(&inbox))?;
         let Manifest { config, tokens, .. } = model.manifest();
-        let line = Arc::new(Line::new(orders, thread));
+        let worker = Arc::new(WorkerHandle::new(commands, thread));
         let aligner =
-            Aligner::new(environment, model.file(ALIGN), options.clone(), prepack, place(false), config.d_model);
-        let shared = Shared {
+            Aligner::new(environment, model.file(ALIGN), options.clone(), prepack, target(false), config.d_model);
+
+        let shared = EngineShared {
             config: config.clone(),
             special: tokens.clone(),
             tokenizer,
             tokenizer_outcome: OnceLock::new(),
             log_mel: OnceLock::new(),
-            line,
+            worker,
             decoder: outcome,
-            weights: context.map(|context| (context.weights, Outcome::default())),
+            weights: context.map(|context| (context.weights, LoadOutcome::default())),
             aligner: Arc::new(Mutex::new(aligner)),
             vad_model: OnceLock::new(),
             max_batch: options.max_batch.max(1),
         };
+
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Waits until all of it is loaded.
-    pub fn settle(&self) -> Result<(), &LoadError> {
+    /// Waits until decoder, tokenizer and weights are loaded.
+    pub fn settle(&self) -> Result<(), &EngineLoadError> {
         self.shared.decoder.wait().as_ref().copied()?;
-        let tokenizer = || self.tokenizer().map(drop).map_err(LoadError::Tokenizer);
+        let tokenizer = || self.tokenizer().map(drop).map_err(EngineLoadError::Tokenizer);
         self.shared.tokenizer_outcome.get_or_init(tokenizer).as_ref().copied()?;
+
         let Some((weights, outcome)) = &self.shared.weights else { return Ok(()) };
-        outcome.get_or_init(|| weights.settle().map_err(LoadError::Decoder)).as_ref().copied()
+        outcome.get_or_init(|| weights.wait_until_copied().map_err(EngineLoadError::Decoder)).as_ref().copied()
     }
 
     pub fn config(&self) -> &Config {
@@ -219,19 +228,19 @@ impl Engine {
         self.shared.log_mel.get_or_init(|| LogMel::new(self.shared.config.num_mel_bins)).clone()
     }
 
-    /// Listens to one window: log-mel `[bins, 3000]`. Waits while as many windows are held as may be; `mel` may be used
-    /// again for the next.
-    pub fn listen(&self, mel: &mut Vec<f32>) -> Result<Window, ort::Error> {
-        Window::encode(&self.shared.line, mel)
+    /// Encodes one window: log-mel `[bins, 3000]`. Waits while as many windows are held as may be; the memory of `mel` can
+    /// be used again for the next window.
+    pub fn encode(&self, mel: &mut Vec<f32>) -> Result<EncodedWindow, ort::Error> {
+        EncodedWindow::encode(&self.shared.worker, mel)
     }
 
-    /// Where each of `tokens` (a prompt, what was said, the end) listened in `window`.
-    pub fn align(&self, window: &Window, tokens: Vec<u32>) -> Result<Alignment, ort::Error> {
+    /// The attention of each of `tokens` (prompt, text, end) to the frames of `window`.
+    pub fn align(&self, window: &EncodedWindow, tokens: Vec<u32>) -> Result<Alignment, ort::Error> {
         let aligner = Arc::clone(&self.shared.aligner);
         window.with_cross(move |cross| aligner.lock().unwrap_or_else(PoisonError::into_inner).align(&tokens, cross))
     }
 
-    /// Where Silero's model is, for requests with [`crate::VadOptions`]; they open it. The first call counts.
+    /// Sets the path of Silero's model, which requests with [`crate::VadOptions`] open. Only the first call has an effect.
     pub fn use_vad(&self, model: PathBuf) {
         let _ = self.shared.vad_model.set(model);
     }
@@ -245,9 +254,9 @@ impl Engine {
         self.shared.vad_model.get().map(PathBuf::as_path)
     }
 
-    /// What the encoder makes of a window, `[1500, width]`, for checks.
+    /// The encoder's output for a window, `[1500, width]`, for checks.
     pub fn hidden(&self, mel: Vec<f32>) -> Result<Vec<f32>, ort::Error> {
-        self.shared.line.hidden(mel)
+        self.shared.worker.hidden(mel)
     }
 }
 
@@ -257,70 +266,79 @@ fn open(
     path: &Path,
     options: &EngineOptions,
     prepack: bool,
-    place: &SessionPlace,
-) -> Result<Session, LoadError> {
-    session::open(environment, path, options, prepack, place).map_err(|source| explain(graph, source, options.device))
+    target: &SessionTarget,
+) -> Result<Session, EngineLoadError> {
+    session::open(environment, path, options, prepack, target).map_err(|source| explain(graph, source, options.device))
 }
 
-/// The device, and the weights on their way to it.
-fn device_context(model: &ModelDir, index: i32) -> Result<DeviceContext, LoadError> {
+/// Opens the device and begins to copy the weights to it.
+fn device_context(model: &ModelDir, index: i32) -> Result<DeviceContext, EngineLoadError> {
     let library = runtime::library()?;
-    cuda::prepare(Device::Cuda { index }, model.manifest().precision)?;
+    cuda::prepare(EngineDevice::Cuda { index }, model.manifest().precision)?;
     let cuda = CudaApi::open(&library, index).map(Arc::new).map_err(|error| match cuda::probe(&library, index) {
-        Err(missing) => LoadError::Cuda { missing, source: error.into() },
-        Ok(_) => LoadError::Device(error),
+        Err(missing) => EngineLoadError::Cuda { missing, source: error.into() },
+        Ok(_) => EngineLoadError::Device(error),
     })?;
-    let stream = Arc::new(Stream::new(cuda.clone())?);
+
+    let stream = Arc::new(CudaStream::new(cuda.clone())?);
     let tensors = external_tensors(&model.file(ENCODER));
-    let tensors = tensors.map_err(|source| LoadError::Graph { graph: ENCODER, source })?;
+    let tensors = tensors.map_err(|source| EngineLoadError::Graph { graph: ENCODER, source })?;
     let encoder_bytes = tensors.iter().map(|(_, placed)| placed.offset + placed.length).max().unwrap_or_default();
     let weights = Arc::new(DeviceWeights::begin(cuda.clone(), &model.file(WEIGHTS), encoder_bytes)?);
+
     Ok(DeviceContext { cuda, stream, weights })
 }
 
-/// What ONNX Runtime says of CUDA is that it does not work; what is missing has to be looked for.
-fn explain(graph: &'static str, source: ort::Error, device: Device) -> LoadError {
-    if let Device::Cuda { index } = device
+/// ONNX Runtime only reports that CUDA does not work; this looks for the missing part.
+fn explain(graph: &'static str, source: ort::Error, device: EngineDevice) -> EngineLoadError {
+    if let EngineDevice::Cuda { index } = device
         && let Ok(library) = runtime::library()
         && let Err(missing) = cuda::probe(&library, index)
     {
-        return LoadError::Cuda { missing, source };
+        return EngineLoadError::Cuda { missing, source };
     }
-    LoadError::Session { graph, source }
+
+    EngineLoadError::Session { graph, source }
 }
 
-fn owner(
+fn decode_worker(
     encoder: Session,
     decoder: PendingSession,
     context: Option<DeviceContext>,
     manifest: &Manifest,
     options: &EngineOptions,
-) -> Result<Owner, LoadError> {
+) -> Result<DecodeWorker, EngineLoadError> {
     let config = &manifest.config;
-    let real = match manifest.precision {
+    let float_type = match manifest.precision {
         Precision::Fp16 => TensorElementType::Float16,
         Precision::Fp32 | Precision::Int8 => TensorElementType::Float32,
     };
-    let (encoder, backend) = match context {
-        None => (HostEncoder::new(encoder, config).map(Encoder::Host), Backend::Host),
+
+    let (encoder, memory) = match context {
+        None => (HostEncoder::new(encoder, config).map(Encoder::Host), DecoderMemory::Host),
         Some(context) => {
             let encoder = DeviceEncoder::new(encoder, context.clone(), config).map(Encoder::Device);
-            (encoder, Backend::Device { context, graphs: GraphNumbers::default() })
+            (encoder, DecoderMemory::Device { context, graphs: GraphNumbers::default() })
         }
     };
-    let encoder = encoder.map_err(LoadError::Buffers)?;
+
+    let encoder = encoder.map_err(EngineLoadError::Buffers)?;
     let cross = encoder.cross_shapes();
+
     let choice = (manifest.precision == Precision::Fp16).then(|| {
         let timestamps = manifest.tokens.timestamp_begin;
         ChoiceLayout { likeliest: choice::likeliest(config.vocab_size, timestamps as usize), timestamps }
     });
-    let decoder = Decoder { session: decoder, backend, shape: Shape::new(config, real), cross, choice };
+
+    let decoder =
+        DecoderSession { session: decoder, memory, shape: DecoderShape::new(config, float_type), cross, choice };
     let windows = options.max_batch.max(1);
-    let limits = Limits { windows, rows: (ROWS_PER_WINDOW * windows).max(MOST_CANDIDATES) };
-    Owner::new(encoder, decoder, limits).map_err(LoadError::Buffers)
+    let limits = EngineLimits { windows, rows: (ROWS_PER_WINDOW * windows).max(MOST_CANDIDATES) };
+
+    DecodeWorker::new(encoder, decoder, limits).map_err(EngineLoadError::Buffers)
 }
 
-/// A tokenizer that is read on a thread of its own: the first window is encoded before text is needed.
+/// A tokenizer that a thread of its own reads: the first window is encoded before text is needed.
 struct PendingTokenizer {
     path: PathBuf,
     vocab_size: usize,
@@ -338,19 +356,22 @@ impl PendingTokenizer {
         Ok(Self { path, vocab_size, reading: Mutex::new(Some(reading)), ready: OnceLock::new() })
     }
 
-    /// Waits for the first reading; reads again where that failed.
+    /// Waits for the thread; reads again after a failure.
     fn get(&self) -> Result<&Tokenizer, TokenizerError> {
         if let Some(ready) = self.ready.get() {
             return Ok(ready);
         }
+
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ready) = self.ready.get() {
             return Ok(ready);
         }
+
         let tokenizer = match reading.take() {
             Some(reading) => reading.join().unwrap_or_else(|panic| resume_unwind(panic))?,
             None => Tokenizer::open(&self.path, self.vocab_size)?,
         };
+
         Ok(self.ready.get_or_init(|| tokenizer))
     }
 }

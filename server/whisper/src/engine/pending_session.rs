@@ -1,4 +1,4 @@
-//! The decoder's session, which may still be on its way when work begins: on a CPU a window is listened to meanwhile.
+//! The decoder's session, which may still be loading when work begins: on a CPU the first window is encoded meanwhile.
 
 use std::{
     io,
@@ -11,54 +11,54 @@ use std::{
 
 use ort::session::Session;
 
-use super::LoadError;
+use super::EngineLoadError;
 
-/// How the load ended; not set while it goes on.
-pub type Outcome = Arc<OnceLock<Result<(), LoadError>>>;
+/// How loading ended; not set while it goes on.
+pub type LoadOutcome = Arc<OnceLock<Result<(), EngineLoadError>>>;
 
 /// A session that another thread opens.
 pub struct PendingSession {
     session: Option<Session>,
-    coming: Receiver<Session>,
-    outcome: Outcome,
+    opened: Receiver<Session>,
+    outcome: LoadOutcome,
 }
 
 impl PendingSession {
-    /// Has `open` run on a thread of its own; tells how it ended, and who waits for the session gets it.
+    /// Runs `open` on a thread of its own. The outcome is set when the thread ends.
     pub fn begin(
-        open: impl FnOnce() -> Result<Session, LoadError> + Send + 'static,
-    ) -> Result<(Self, Outcome), io::Error> {
-        let outcome = Outcome::default();
-        let (sender, coming) = mpsc::channel();
-        let told = Told(outcome.clone());
+        open: impl FnOnce() -> Result<Session, EngineLoadError> + Send + 'static,
+    ) -> Result<(Self, LoadOutcome), io::Error> {
+        let outcome = LoadOutcome::default();
+        let (sender, opened) = mpsc::channel();
+        let guard = OutcomeGuard(outcome.clone());
         thread::Builder::new().name("decoder-session".into()).spawn(move || {
-            // Nobody may take it any more.
-            let opened = open().map(|session| drop(sender.send(session)));
-            let _ = told.0.set(opened);
+            // The receiver may be dropped already.
+            let result = open().map(|session| drop(sender.send(session)));
+            let _ = guard.0.set(result);
         })?;
-        Ok((Self { session: None, coming, outcome: outcome.clone() }, outcome))
+        Ok((Self { session: None, opened, outcome: outcome.clone() }, outcome))
     }
 
-    /// Waits for it.
+    /// Waits for the session.
     pub fn get(&mut self) -> Result<&mut Session, ort::Error> {
         match &mut self.session {
             Some(session) => Ok(session),
-            none => match self.coming.recv() {
+            none => match self.opened.recv() {
                 Ok(session) => Ok(none.insert(session)),
                 Err(_) => Err(match self.outcome.wait() {
                     Err(error) => ort::Error::new(error.to_string()),
-                    Ok(()) => ort::Error::new("the decoder is gone"),
+                    Ok(()) => ort::Error::new("the decoder's session is closed"),
                 }),
             },
         }
     }
 }
 
-/// Whatever becomes of the thread, those who wait hear of it.
-struct Told(Outcome);
+/// Sets the outcome even if the thread panics, so that all who wait for it continue.
+struct OutcomeGuard(LoadOutcome);
 
-impl Drop for Told {
+impl Drop for OutcomeGuard {
     fn drop(&mut self) {
-        let _ = self.0.set(Err(LoadError::Thread(io::Error::other("opening the decoder ended in the middle"))));
+        let _ = self.0.set(Err(EngineLoadError::Thread(io::Error::other("opening the decoder ended in the middle"))));
     }
 }

@@ -13,27 +13,29 @@ use ort::{
 use super::{EngineOptions, device::DeviceContext};
 
 /// Microseconds for which idle threads of a session look for work before they sleep: longer than the time between two
-/// operators or two steps. ONNX Runtime's own choice is some 50 ms, after each run and from the moment at which the session
-/// is opened, in which they take a core from the next session that is opened or run.
+/// operators or two steps. ONNX Runtime's default is some 50 ms, after each run and from the moment at which the session
+/// is opened; for that time the threads take cores from the next session.
 const SPIN_MICROSECONDS: &str = "1000";
 
-/// Opens one graph. The graphs are written as the optimiser would leave them, so it has nothing to do.
+/// Opens one graph. The graphs are installed in optimised form, so ONNX Runtime's optimisation is disabled.
 pub fn open(
     environment: &ort::environment::Environment,
     graph: &Path,
     options: &EngineOptions,
     prepack: bool,
-    place: &SessionPlace,
+    target: &SessionTarget,
 ) -> Result<Session, ort::Error> {
     let mut builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::Disable)?
         .with_intra_threads(options.threads)?
         .with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?
         .with_prepacking(prepack)?;
-    if let SessionPlace::Device { context, captures } = place {
+
+    if let SessionTarget::Device { context, captures } = target {
         builder = on_device(builder, options, context, *captures)?;
-        // A node that the device cannot compute is an error, and not a copy to the host and back in each call.
+        // A node that the device cannot compute is an error, instead of a copy to the host and back in each call.
         builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1")?;
+
         for (name, tensor) in context.weights.initialisers(graph)? {
             builder = builder.with_initializer(name, tensor.into_dyn())?;
         }
@@ -41,9 +43,9 @@ pub fn open(
     builder.commit_from_file(graph)
 }
 
-/// Where a session works.
+/// Where a session runs.
 #[derive(Clone)]
-pub enum SessionPlace {
+pub enum SessionTarget {
     Host,
     Device {
         context: DeviceContext,
@@ -63,18 +65,20 @@ fn on_device(
     if let Some(limit) = options.memory_limit_bytes.and_then(|limit| usize::try_from(limit).ok()) {
         provider = provider.with_memory_limit(limit);
     }
+
     let provider = provider
         .with_device_id(context.cuda.device())
-        // The arena takes what is asked for instead of the next power of two.
+        // The arena grows by the requested size instead of the next power of two.
         .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
         // TF32 would round the few products in f32 to ten bits.
         .with_tf32(false)
-        // Without cuDNN, which is not needed, and which makes a plan for each new shape.
+        // cuDNN is not needed here, and it makes a plan for each new shape.
         .with_attention_backend(
             AttentionBackend::FLASH_ATTENTION | AttentionBackend::EFFICIENT_ATTENTION | AttentionBackend::MATH,
         )
         .with_cuda_graph(captures);
-    // SAFETY: the context, which the owner of the session keeps until the session is gone, keeps the stream.
+
+    // SAFETY: the owner of the session keeps the context, and with it the stream, until the session is dropped.
     let provider = unsafe { provider.with_compute_stream(context.stream.handle().cast()) };
     Ok(builder.with_execution_providers([provider.build().error_on_failure()])?)
 }

@@ -1,55 +1,58 @@
-//! The pieces that Whisper's blocks are made of, in the operators that are fastest for a precision.
+//! The building blocks of Whisper's graphs, in the operators that are fastest for a precision.
 
 use std::collections::HashSet;
 
-use crate::checkpoint::{Checkpoint, Config, SpecialTokens, Tensor};
-use crate::onnx::{Element, Fill, Graph, Placed, WeightsFile};
+use crate::checkpoint::{Checkpoint, CheckpointTensor, Config, SpecialTokens};
+use crate::onnx::{ElementType, GraphWriter, PlacedTensor, TensorWriter, WeightsFile};
 
 use super::{BuildError, Precision, quantise};
 
 pub type Result<T, E = BuildError> = std::result::Result<T, E>;
 
-/// Block of 8-bit weights that share a scale: the first that divides the row.
+/// Sizes of blocks of 8-bit weights with one scale; the first that divides the row is used.
 const BLOCKS: [usize; 4] = [128, 64, 32, 16];
 pub const EPSILON: f32 = 1e-5;
 
-pub struct Builder<'a, 'w> {
+/// Writes one graph of a model, and the weights that it needs.
+pub struct GraphBuilder<'a, 'w> {
     checkpoint: &'a Checkpoint,
     pub precision: Precision,
     weights: &'a mut WeightsFile<'w>,
-    pub graph: Graph,
-    /// Activations that a quantised copy exists of.
+    pub graph: GraphWriter,
+    /// Activations for which a quantised copy exists.
     quantised: HashSet<String>,
 }
 
 /// How the weights of a projection are stored, and which operator multiplies them.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Matrix {
-    /// Reals, `MatMul`.
+pub enum ProjectionKind {
+    /// Real numbers, `MatMul`.
     Dense,
-    /// One scale per output, the activation rounded to 8 bits too: many rows, the arithmetic counts.
+    /// One scale per output, and activations in 8 bits too: for many rows, whose arithmetic is the cost.
     Dynamic,
-    /// One scale per block: few rows, reading the weights counts.
+    /// One scale per block: for few rows, where reading the weights is the cost.
     Blocks,
 }
 
-/// Projections that read the same activation and are stored as one, side by side.
-pub struct Packed<'p> {
-    /// Name under which they are stored.
+/// Projections that read the same activation and are stored as one matrix, side by side.
+pub struct PackedProjections<'p> {
+    /// The name under which the matrix is stored.
     pub name: String,
+    /// Name of each projection, and whether it has a bias.
     pub parts: &'p [(&'p str, bool)],
 }
 
-struct Blocks {
-    /// As a plain matrix `[outputs, inputs]` of bytes.
-    weight: Placed,
-    scales: Placed,
+/// Weights in blocks, in the weights file.
+struct BlockWeights {
+    /// A plain matrix `[outputs, inputs]` of bytes.
+    weight: PlacedTensor,
+    scales: PlacedTensor,
     block: usize,
 }
 
-impl<'a, 'w> Builder<'a, 'w> {
+impl<'a, 'w> GraphBuilder<'a, 'w> {
     pub fn new(checkpoint: &'a Checkpoint, precision: Precision, weights: &'a mut WeightsFile<'w>, name: &str) -> Self {
-        Self { checkpoint, precision, weights, graph: Graph::new(name), quantised: HashSet::new() }
+        Self { checkpoint, precision, weights, graph: GraphWriter::new(name), quantised: HashSet::new() }
     }
 
     pub fn config(&self) -> &'a Config {
@@ -64,31 +67,31 @@ impl<'a, 'w> Builder<'a, 'w> {
         &self.checkpoint.alignment_heads
     }
 
-    /// Type of the activations and of the caches.
-    pub fn real(&self) -> Element {
+    /// The type of the activations and of the caches.
+    pub fn real(&self) -> ElementType {
         match self.precision {
-            Precision::Fp16 => Element::F16,
-            Precision::Fp32 | Precision::Int8 => Element::F32,
+            Precision::Fp16 => ElementType::F16,
+            Precision::Fp32 | Precision::Int8 => ElementType::F32,
         }
     }
 
-    /// Whether the graphs are those for a GPU: no operator that needs cuDNN, and as few launches as possible.
+    /// Whether the graphs are for a GPU: without operators that need cuDNN, and with as few kernel launches as possible.
     pub fn for_gpu(&self) -> bool {
         self.precision == Precision::Fp16
     }
 
-    /// A table that the checkpoint does not have, in the weights file.
-    pub fn table(&mut self, name: &str, element: Element, shape: &[usize], bytes: &[u8]) -> Result<()> {
+    /// Adds a table that the checkpoint does not have to the weights file.
+    pub fn table(&mut self, name: &str, element: ElementType, shape: &[usize], bytes: &[u8]) -> Result<()> {
         let placed = self.weights.add(name, element, shape, |out| Ok::<_, BuildError>(out.write_all(bytes)?))?;
         self.graph.external(name, &placed);
         Ok(())
     }
 
-    fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
+    fn tensor(&self, name: &str) -> Result<CheckpointTensor<'a>> {
         Ok(self.checkpoint.weights.tensor(name)?)
     }
 
-    /// A tensor of the checkpoint as it is, in the type of the activations.
+    /// A tensor of the checkpoint without transposition, in the type of the activations.
     pub fn plain(&mut self, name: &str) -> Result<String> {
         let (tensor, element) = (self.tensor(name)?, self.real());
         let placed = self.weights.add(name, element, tensor.shape(), |out| quantise::plain(&tensor, element, out))?;
@@ -97,10 +100,11 @@ impl<'a, 'w> Builder<'a, 'w> {
     }
 
     /// The concatenated biases of `packed`; a projection without one has zeros.
-    fn bias(&mut self, packed: &Packed<'_>) -> Result<String> {
+    fn bias(&mut self, packed: &PackedProjections<'_>) -> Result<String> {
         let name = format!("{}.bias", packed.name);
         let element = self.real();
         let mut values = Vec::new();
+
         for (part, bias) in packed.parts {
             if *bias {
                 values.extend(self.tensor(&format!("{part}.bias"))?.to_vec()?);
@@ -109,22 +113,32 @@ impl<'a, 'w> Builder<'a, 'w> {
                 values.resize(values.len() + rows, 0.0);
             }
         }
-        let write = |out: Fill<'_>| Ok::<_, BuildError>(quantise::write_reals(out, element, &values)?);
+
+        let write = |out: TensorWriter<'_>| Ok::<_, BuildError>(quantise::write_reals(out, element, &values)?);
         let placed = self.weights.add(&name, element, &[values.len()], write)?;
         self.graph.external(&name, &placed);
+
         Ok(name)
     }
 
     /// `out = x weights + bias`.
-    pub fn linear(&mut self, how: Matrix, x: &str, packed: &Packed<'_>, with_bias: bool, out: &str) -> Result<()> {
+    pub fn linear(
+        &mut self,
+        kind: ProjectionKind,
+        x: &str,
+        packed: &PackedProjections<'_>,
+        with_bias: bool,
+        out: &str,
+    ) -> Result<()> {
         let with_bias = with_bias && packed.parts.iter().any(|(_, bias)| *bias);
-        let tensors: Vec<Tensor<'a>> =
+        let tensors: Vec<CheckpointTensor<'a>> =
             packed.parts.iter().map(|(part, _)| self.tensor(&format!("{part}.weight"))).collect::<Result<_>>()?;
         let outputs: usize = tensors.iter().filter_map(|t| t.shape().first()).sum();
         let inner = tensors.first().and_then(|t| t.shape().get(1)).copied().unwrap_or_default();
         let bias = if with_bias { self.bias(packed)? } else { String::new() };
-        match how {
-            Matrix::Dense => {
+
+        match kind {
+            ProjectionKind::Dense => {
                 let (name, element) = (format!("{}.weight", packed.name), self.real());
                 let placed = self
                     .weights
@@ -132,11 +146,12 @@ impl<'a, 'w> Builder<'a, 'w> {
                 self.graph.external(&name, &placed);
                 self.multiply_dense(x, &name, &bias, out);
             }
-            Matrix::Dynamic => self.linear_dynamic(x, packed, &tensors, [inner, outputs], &bias, out)?,
-            Matrix::Blocks => {
+            ProjectionKind::Dynamic => self.linear_dynamic(x, packed, &tensors, [inner, outputs], &bias, out)?,
+            ProjectionKind::Blocks => {
                 self.linear_blocks(x, &packed.name, &tensors, [outputs, inner], &bias, out)?;
             }
         }
+
         Ok(())
     }
 
@@ -154,15 +169,16 @@ impl<'a, 'w> Builder<'a, 'w> {
         &mut self,
         x: &str,
         name: &str,
-        tensors: &[Tensor<'a>],
+        tensors: &[CheckpointTensor<'a>],
         [outputs, inner]: [usize; 2],
         bias: &str,
         out: &str,
     ) -> Result<()> {
-        let Blocks { weight, scales, block } = self.blocks(name, tensors, [outputs, inner])?;
+        let BlockWeights { weight, scales, block } = self.blocks(name, tensors, [outputs, inner])?;
         let (weight_name, scales_name) = (format!("{name}.weight"), format!("{name}.scales"));
-        self.graph.external(&weight_name, &Placed { shape: vec![outputs, inner / block, block], ..weight });
+        self.graph.external(&weight_name, &PlacedTensor { shape: vec![outputs, inner / block, block], ..weight });
         self.graph.external(&scales_name, &scales);
+
         let all = [x, &weight_name, &scales_name, "", "", bias];
         let inputs = if bias.is_empty() { &all[..3] } else { &all[..] };
         self.graph
@@ -179,21 +195,23 @@ impl<'a, 'w> Builder<'a, 'w> {
     fn linear_dynamic(
         &mut self,
         x: &str,
-        packed: &Packed<'_>,
-        tensors: &[Tensor<'a>],
+        packed: &PackedProjections<'_>,
+        tensors: &[CheckpointTensor<'a>],
         shape: [usize; 2],
         bias: &str,
         out: &str,
     ) -> Result<()> {
         let (weight, scale) = (format!("{}.weight", packed.name), format!("{}.scale", packed.name));
-        let placed = self.weights.add(&weight, Element::I8, &shape, |out| {
+        let placed = self.weights.add(&weight, ElementType::I8, &shape, |out| {
             quantise::transposed_i8(tensors, &quantise::row_scales(tensors)?, out)
         })?;
         self.graph.external(&weight, &placed);
-        let placed = self.weights.add(&scale, Element::F32, &shape[1..], |out| {
-            Ok::<_, BuildError>(quantise::write_reals(out, Element::F32, &quantise::row_scales(tensors)?)?)
+
+        let placed = self.weights.add(&scale, ElementType::F32, &shape[1..], |out| {
+            Ok::<_, BuildError>(quantise::write_reals(out, ElementType::F32, &quantise::row_scales(tensors)?)?)
         })?;
         self.graph.external(&scale, &placed);
+
         self.multiply_dynamic(x, [&weight, &scale], bias, out);
         Ok(())
     }
@@ -205,7 +223,7 @@ impl<'a, 'w> Builder<'a, 'w> {
         self.graph.contrib("MatMulIntegerToFloat", inputs, &[out]);
     }
 
-    /// `x` in 8 bits, with its scale and zero point; shared by all that read it.
+    /// `x` in 8 bits, with its scale and zero point; shared by all operators that read it.
     fn quantised(&mut self, x: &str) -> [String; 3] {
         let names = ["u8", "u8_scale", "u8_zero"].map(|suffix| format!("{x}_{suffix}"));
         if self.quantised.insert(x.to_owned()) {
@@ -215,20 +233,28 @@ impl<'a, 'w> Builder<'a, 'w> {
         names
     }
 
-    /// Weights in blocks, in the weights file.
-    fn blocks(&mut self, name: &str, tensors: &[Tensor<'a>], [outputs, inner]: [usize; 2]) -> Result<Blocks> {
+    /// Adds weights in blocks to the weights file.
+    fn blocks(
+        &mut self,
+        name: &str,
+        tensors: &[CheckpointTensor<'a>],
+        [outputs, inner]: [usize; 2],
+    ) -> Result<BlockWeights> {
         let block = BLOCKS.into_iter().find(|block| inner % block == 0).ok_or_else(|| BuildError::Unsupported {
             precision: self.precision,
             problem: format!("rows of {inner} weights cannot be cut into blocks of {BLOCKS:?}"),
         })?;
-        let weight = self.weights.add(&format!("{name}.weight"), Element::U8, &[outputs, inner], |out| {
+
+        let weight = self.weights.add(&format!("{name}.weight"), ElementType::U8, &[outputs, inner], |out| {
             quantise::blocks_u8(tensors, block, out)
         })?;
+
         let element = self.real();
         let scales = self.weights.add(&format!("{name}.scales"), element, &[outputs, inner / block], |out| {
             quantise::block_scales(tensors, block, element, out)
         })?;
-        Ok(Blocks { weight, scales, block })
+
+        Ok(BlockWeights { weight, scales, block })
     }
 
     /// The embedding of `ids`, from the table that the vocabulary projection reads too.
@@ -239,11 +265,14 @@ impl<'a, 'w> Builder<'a, 'w> {
             self.graph.op("Gather", &[&table, ids], &[out]).int("axis", 0);
             return Ok(());
         }
+
         let tensor = self.tensor(&name)?;
-        let Blocks { weight, scales, block } =
+        let BlockWeights { weight, scales, block } =
             self.blocks(EMBEDDING, &[tensor], [self.config().vocab_size, self.config().d_model])?;
-        // The bytes that the vocabulary projection sees in blocks, as a plain table.
+
+        // The vocabulary projection reads the same bytes in blocks; here they are a plain table.
         let (table, scales_name) = (format!("{EMBEDDING}.rows"), format!("{EMBEDDING}.scales"));
+
         self.graph.external(&table, &weight);
         self.graph.external(&scales_name, &scales);
         self.graph
@@ -252,6 +281,7 @@ impl<'a, 'w> Builder<'a, 'w> {
             .int("block_size", block as i64)
             .int("gather_axis", 0)
             .int("quantize_axis", 1);
+
         Ok(())
     }
 
@@ -262,8 +292,10 @@ impl<'a, 'w> Builder<'a, 'w> {
             let (tensor, shape) = (self.tensor(&name)?, [self.config().vocab_size, self.config().d_model]);
             return self.linear_blocks(x, EMBEDDING, &[tensor], shape, "", out);
         }
+
         let table = self.plain(&name)?;
         self.graph.op("Gemm", &[x, &table], &[out]).int("transB", 1);
+
         Ok(())
     }
 
@@ -273,7 +305,7 @@ impl<'a, 'w> Builder<'a, 'w> {
         Ok(())
     }
 
-    /// `sum = x + y + bias`, `out = norm(sum)`; without a name for it the sum is not kept.
+    /// `sum = x + y + bias`, `out = norm(sum)`; if `sum` is empty, the sum is not an output.
     pub fn add_norm(&mut self, [x, y]: [&str; 2], bias: &str, norm: &str, out: &str, sum: &str) -> Result<()> {
         let (gain, shift) = (self.plain(&format!("{norm}.weight"))?, self.plain(&format!("{norm}.bias"))?);
         let bias = self.plain(bias)?;
@@ -283,66 +315,72 @@ impl<'a, 'w> Builder<'a, 'w> {
         Ok(())
     }
 
-    /// As [`Self::add_norm`] without a bias, in two nodes: over many rows four times faster on a CPU, and its sums are
-    /// in f32 at any precision.
+    /// Like [`Self::add_norm`] without a bias, in two nodes: for many rows this is four times faster on a CPU, and its sums
+    /// are in f32 at any precision.
     pub fn add_then_norm(&mut self, [x, y]: [&str; 2], norm: &str, out: &str, sum: &str) -> Result<()> {
         self.graph.op("Add", &[x, y], &[sum]);
         self.layer_norm(sum, norm, out)
     }
 
-    /// The two layers behind the attention; the last bias may be left to what follows.
-    pub fn mlp(&mut self, how: Matrix, x: &str, layer: &str, last_bias: bool, out: &str) -> Result<()> {
+    /// The two layers after the attention; without `last_bias` the caller adds the last bias.
+    pub fn mlp(&mut self, kind: ProjectionKind, x: &str, layer: &str, last_bias: bool, out: &str) -> Result<()> {
         let (first, second) = (format!("{layer}.fc1"), format!("{layer}.fc2"));
         let (raw, active) = (format!("{out}_fc1"), format!("{out}_gelu"));
-        self.one(how, x, &first, false, &raw)?;
-        self.bias_gelu(how, &raw, &format!("{first}.bias"), &active)?;
-        self.one(how, &active, &second, last_bias, out)
+        self.one(kind, x, &first, false, &raw)?;
+        self.bias_gelu(kind, &raw, &format!("{first}.bias"), &active)?;
+        self.one(kind, &active, &second, last_bias, out)
     }
 
-    /// `out = gelu(x + bias)`. Where the result is rounded to 8 bits anyway, by the tanh formula: it differs by 0.0005
-    /// at most and takes half the time.
-    pub fn bias_gelu(&mut self, how: Matrix, x: &str, bias: &str, out: &str) -> Result<()> {
+    /// `out = gelu(x + bias)`. If the result is rounded to 8 bits anyway, the tanh formula is used: it differs by 0.0005 at
+    /// most and takes half the time.
+    pub fn bias_gelu(&mut self, kind: ProjectionKind, x: &str, bias: &str, out: &str) -> Result<()> {
         let bias = self.plain(bias)?;
-        let op = if how == Matrix::Dynamic { "FastGelu" } else { "BiasGelu" };
+        let op = if kind == ProjectionKind::Dynamic { "FastGelu" } else { "BiasGelu" };
         self.graph.contrib(op, &[x, &bias], &[out]);
         Ok(())
     }
 
-    /// A projection by itself.
-    pub fn one(&mut self, how: Matrix, x: &str, name: &str, bias: bool, out: &str) -> Result<()> {
-        self.linear(how, x, &Packed { name: name.to_owned(), parts: &[(name, true)] }, bias, out)
+    /// A single projection.
+    pub fn one(&mut self, kind: ProjectionKind, x: &str, name: &str, bias: bool, out: &str) -> Result<()> {
+        self.linear(kind, x, &PackedProjections { name: name.to_owned(), parts: &[(name, true)] }, bias, out)
     }
 
-    /// The convolution `name` of width 3 over `x` whose rows are the three columns of a window side by side.
-    pub fn convolution(&mut self, how: Matrix, x: &str, name: &str, out: &str) -> Result<()> {
+    /// The convolution `name` of width 3 over `x`, whose rows are the three columns of a window side by side.
+    pub fn convolution(&mut self, kind: ProjectionKind, x: &str, name: &str, out: &str) -> Result<()> {
         let tensor = self.tensor(&format!("{name}.weight"))?;
         let [outputs, inputs, width] = *tensor.shape() else {
             let problem = format!("`{name}` is not a convolution");
             return Err(BuildError::Unsupported { precision: self.precision, problem });
         };
+
         let shape = [width * inputs, outputs];
         let weight = format!("{name}.rows");
-        if how == Matrix::Dynamic {
-            let placed = self.weights.add(&weight, Element::I8, &shape, |out| {
+
+        if kind == ProjectionKind::Dynamic {
+            let placed = self.weights.add(&weight, ElementType::I8, &shape, |out| {
                 let (bytes, _) = quantise::columns_i8(&quantise::taps_first(&tensor)?, outputs);
                 Ok::<_, BuildError>(out.write_all(&bytes)?)
             })?;
+
             let scale = format!("{name}.scale");
-            let scales = self.weights.add(&scale, Element::F32, &shape[1..], |out| {
+            let scales = self.weights.add(&scale, ElementType::F32, &shape[1..], |out| {
                 let (_, scales) = quantise::columns_i8(&quantise::taps_first(&tensor)?, outputs);
-                Ok::<_, BuildError>(quantise::write_reals(out, Element::F32, &scales)?)
+                Ok::<_, BuildError>(quantise::write_reals(out, ElementType::F32, &scales)?)
             })?;
+
             self.graph.external(&weight, &placed);
             self.graph.external(&scale, &scales);
             self.multiply_dynamic(x, [&weight, &scale], "", out);
             return Ok(());
         }
+
         let element = self.real();
         let placed = self.weights.add(&weight, element, &shape, |out| {
             Ok::<_, BuildError>(quantise::write_reals(out, element, &quantise::taps_first(&tensor)?)?)
         })?;
         self.graph.external(&weight, &placed);
         self.multiply_dense(x, &weight, "", out);
+
         Ok(())
     }
 }

@@ -1,27 +1,27 @@
-//! The three graphs of a model. `W` windows, `B` rows (`B` a multiple of `W`: row `b` hears window `b / (B / W)`), `S`
-//! tokens of this call, `L` decoder layers, `H` decoder heads of width `d`, `D = H d`, `E` = 1500 frames, `T` slots of
-//! the self-attention cache (448), `V` the vocabulary. `real` is f32, or f16 for [`Precision::Fp16`].
+//! The three graphs of a model. `W` windows, `B` rows (`B` a multiple of `W`: row `b` attends to window `b / (B / W)`), `S`
+//! tokens of this call, `L` decoder layers, `H` decoder heads of width `d`, `D = H d`, `E` = 1500 frames, `T` tokens of the
+//! self-attention cache (448), `V` the vocabulary. `real` is f32, or f16 for [`Precision::Fp16`].
 //!
 //! | graph | inputs | outputs |
 //! |---|---|---|
 //! | `encoder.onnx` | `mel` f32 `[W, 80 or 128, 2 E]` | `hidden` f32 `[W, E, D]`; `cross_*` |
 //! | `decoder.onnx` | `input_ids` i32 `[B, S]`, `position_ids` i32 `[B, S]`, `seqlens_k` i32 `[B]`, `total_sequence_length` i32 scalar (on the CPU), all `cross_*`, for each layer `self_k_i`, `self_v_i` real `[B, H, T, d]` | `logits` f32 `[B, V]` of the last position, `present_k_i`, `present_v_i`; for int8 `present_cross_*` |
-//! | `align.onnx` | `input_ids`, `position_ids`, those `cross_*` that it names; here `B = W` | `weights` f32 `[B, alignment heads, S, E]`: softmax of the cross-attention; `logprobs` f32 `[B, S - 1]`: the natural logarithm of the probability that `input_ids[b, s + 1]` has behind `s`, among the tokens of text (no meaning where it is none) |
+//! | `align.onnx` | `input_ids`, `position_ids`, those `cross_*` that it names; here `B = W` | `weights` f32 `[B, alignment heads, S, E]`: softmax of the cross-attention; `logprobs` f32 `[B, S - 1]`: the natural logarithm of the probability of `input_ids[b, s + 1]` after `s`, among the text tokens (meaningless if it is not text) |
 //!
-//! What the encoder gives as `cross_*` goes under the same name to the other two; whoever runs the graphs carries these
-//! tensors and need not know them. For fp32 and fp16 they are `cross_k_i` and `cross_v_i`, real `[W, H, E, d]`, for each
-//! layer. For int8 these two are i8, and with them go `cross_k_scale_i` and `cross_v_scale_i`, f32 `[W, 1, D]`: a step
-//! reads every key and value of a window, and reads a quarter of the bytes. One call of the int8 decoder takes at most
-//! `E` positions for a window (`B / W` rows of `S` tokens).
+//! The encoder's outputs `cross_*` are inputs of the same name of the other two graphs; a program that runs the graphs
+//! passes these tensors on without knowing them. For fp32 and fp16 they are `cross_k_i` and `cross_v_i`, real
+//! `[W, H, E, d]`, for each layer. For int8 these two are i8, and there are also `cross_k_scale_i` and `cross_v_scale_i`,
+//! f32 `[W, 1, D]`: a step reads every key and value of a window, and so reads a quarter of the bytes. One call of the int8
+//! decoder accepts at most `E` positions for a window (`B / W` rows of `S` tokens).
 //!
-//! `present_k_i` and `present_v_i` must be bound to the same buffer as `self_k_i` and `self_v_i`: the cache is written in
-//! place. `present_cross_k_i` and `present_cross_v_i` should be bound to the buffers of `cross_k_i` and `cross_v_i`:
-//! nothing is written there, but left unbound they are copies. `seqlens_k` is the number of tokens in the cache after
-//! this call, less one; `total_sequence_length` the largest of them, plus one.
+//! `present_k_i` and `present_v_i` must be bound to the same buffer as `self_k_i` and `self_v_i`: the cache is updated in
+//! place. `present_cross_k_i` and `present_cross_v_i` should be bound to the buffers of `cross_k_i` and `cross_v_i`: they
+//! are not changed, but unbound outputs are copies. `seqlens_k` is the number of tokens in the cache after this call, less
+//! one; `total_sequence_length` is the largest of them, plus one.
 //!
-//! The graphs are written as ONNX Runtime runs them fastest. Load them with optimisation disabled or basic: the extended
-//! level would join the encoder's additions and norms again, which is slower on a CPU. Prepacking may be disabled, except
-//! for the int8 decoder: ONNX Runtime multiplies unpacked blocks some thirty times slower.
+//! The graphs have the form that ONNX Runtime runs fastest. They must be loaded with optimisation disabled or basic: the
+//! extended level would join the encoder's additions and norms again, which is slower on a CPU. Prepacking may be disabled,
+//! except for the int8 decoder: ONNX Runtime multiplies unpacked blocks some thirty times slower.
 
 mod align;
 mod builder;
@@ -39,8 +39,9 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::onnx::WeightsFile;
 
-use builder::Builder;
+use builder::GraphBuilder;
 
+/// The precision of an installed model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -90,8 +91,8 @@ pub enum BuildError {
     Unsupported { precision: Precision, problem: String },
 }
 
-/// A graph, ready to be written beside the weights file.
-pub struct GraphFile {
+/// The content of a graph file, which belongs beside the weights file.
+pub struct BuiltGraph {
     pub name: &'static str,
     pub bytes: Vec<u8>,
 }
@@ -101,10 +102,10 @@ pub fn build(
     checkpoint: &Checkpoint,
     precision: Precision,
     weights: &mut WeightsFile<'_>,
-) -> Result<[GraphFile; 3], BuildError> {
-    let encoder = encoder::build(Builder::new(checkpoint, precision, weights, "encoder"))?;
-    let decoder = decoder::build(Builder::new(checkpoint, precision, weights, "decoder"))?;
-    let align = align::build(Builder::new(checkpoint, precision, weights, "align"))?;
+) -> Result<[BuiltGraph; 3], BuildError> {
+    let encoder = encoder::build(GraphBuilder::new(checkpoint, precision, weights, "encoder"))?;
+    let decoder = decoder::build(GraphBuilder::new(checkpoint, precision, weights, "decoder"))?;
+    let align = align::build(GraphBuilder::new(checkpoint, precision, weights, "align"))?;
     Ok([("encoder.onnx", encoder), ("decoder.onnx", decoder), ("align.onnx", align)]
-        .map(|(name, bytes)| GraphFile { name, bytes }))
+        .map(|(name, bytes)| BuiltGraph { name, bytes }))
 }

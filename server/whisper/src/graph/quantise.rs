@@ -1,28 +1,30 @@
-//! Values of a checkpoint on their way into the weights file: converted, transposed, rounded to 8 bits. All of it in
-//! pieces of a few rows; only a matrix that is transposed is held whole.
+//! Converts the values of a checkpoint for the weights file: to another type, transposed, or rounded to 8 bits. A few rows
+//! are converted at a time; only a matrix that is transposed is held whole.
 
 use std::io;
 
 use half::f16;
 
-use crate::checkpoint::{CheckpointError, Tensor};
-use crate::onnx::{Element, Fill};
+use crate::checkpoint::{CheckpointError, CheckpointTensor};
+use crate::onnx::{ElementType, TensorWriter};
 
 use super::BuildError;
 
-/// Values converted at a time.
+/// Values that are converted at a time.
 const CHUNK: usize = 1 << 16;
-/// Rows of the transposed matrix written at a time: a cache line of the source.
+/// Rows of the transposed matrix that are written at a time: a cache line of the source.
 const TRANSPOSED_ROWS: usize = 16;
 
-/// Zero of an 8-bit block.
+/// The byte of an 8-bit block that means zero.
 pub const ZERO: u8 = 128;
 
-pub fn write_reals(out: Fill<'_>, element: Element, values: &[f32]) -> io::Result<()> {
+pub fn write_reals(out: TensorWriter<'_>, element: ElementType, values: &[f32]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(values.len().min(CHUNK) * element.bytes());
+
     for part in values.chunks(CHUNK) {
         bytes.clear();
-        if element == Element::F16 {
+
+        if element == ElementType::F16 {
             for value in part {
                 let half = f16::from_f32(*value);
                 if half.is_infinite() {
@@ -33,13 +35,15 @@ pub fn write_reals(out: Fill<'_>, element: Element, values: &[f32]) -> io::Resul
         } else {
             bytes.extend(part.iter().flat_map(|v| v.to_le_bytes()));
         }
+
         out.write_all(&bytes)?;
     }
+
     Ok(())
 }
 
-/// The tensor as it lies.
-pub fn plain(tensor: &Tensor<'_>, element: Element, out: Fill<'_>) -> Result<(), BuildError> {
+/// The tensor without transposition.
+pub fn plain(tensor: &CheckpointTensor<'_>, element: ElementType, out: TensorWriter<'_>) -> Result<(), BuildError> {
     let mut values = vec![0.0; CHUNK.min(tensor.len())];
     for start in (0..tensor.len()).step_by(CHUNK) {
         let part = CHUNK.min(tensor.len() - start);
@@ -47,25 +51,37 @@ pub fn plain(tensor: &Tensor<'_>, element: Element, out: Fill<'_>) -> Result<(),
         tensor.read(start, values)?;
         write_reals(out, element, values)?;
     }
+
     Ok(())
 }
 
-/// Matrices `[out, in]` side by side as one `[in, sum of out]`.
-pub fn transposed(tensors: &[Tensor<'_>], element: Element, out: Fill<'_>) -> Result<(), BuildError> {
-    let columns: Vec<Vec<f32>> = tensors.iter().map(Tensor::to_vec).collect::<Result<_, _>>()?;
+/// Matrices `[out, in]` side by side, as one `[in, sum of out]`.
+pub fn transposed(
+    tensors: &[CheckpointTensor<'_>],
+    element: ElementType,
+    out: TensorWriter<'_>,
+) -> Result<(), BuildError> {
+    let columns: Vec<Vec<f32>> = tensors.iter().map(CheckpointTensor::to_vec).collect::<Result<_, _>>()?;
     transpose(&columns, inner(tensors), |rows| Ok(write_reals(out, element, rows)?))
 }
 
-/// As [`transposed`], in signed bytes with one scale per column.
-pub fn transposed_i8(tensors: &[Tensor<'_>], scales: &[f32], out: Fill<'_>) -> Result<(), BuildError> {
+/// Like [`transposed`], in signed bytes with one scale per column.
+pub fn transposed_i8(
+    tensors: &[CheckpointTensor<'_>],
+    scales: &[f32],
+    out: TensorWriter<'_>,
+) -> Result<(), BuildError> {
     let inner = inner(tensors);
-    let mut columns: Vec<Vec<f32>> = tensors.iter().map(Tensor::to_vec).collect::<Result<_, _>>()?;
+    let mut columns: Vec<Vec<f32>> = tensors.iter().map(CheckpointTensor::to_vec).collect::<Result<_, _>>()?;
     let mut scales = scales.iter();
+
     for row in columns.iter_mut().flat_map(|c| c.chunks_exact_mut(inner)) {
         let inverse = scales.next().map_or(0.0, |s| 1.0 / s);
         row.iter_mut().for_each(|v| *v = (*v * inverse).round_ties_even());
     }
+
     let mut bytes = Vec::new();
+
     transpose(&columns, inner, |rows| {
         bytes.clear();
         bytes.extend(rows.iter().map(|v| *v as i8 as u8));
@@ -73,7 +89,7 @@ pub fn transposed_i8(tensors: &[Tensor<'_>], scales: &[f32], out: Fill<'_>) -> R
     })
 }
 
-fn inner(tensors: &[Tensor<'_>]) -> usize {
+fn inner(tensors: &[CheckpointTensor<'_>]) -> usize {
     tensors.first().and_then(|t| t.shape().get(1)).copied().unwrap_or_default()
 }
 
@@ -97,7 +113,7 @@ fn transpose(
 }
 
 /// A convolution `[outputs, inputs, width]` as `[width inputs, outputs]`.
-pub fn taps_first(tensor: &Tensor<'_>) -> Result<Vec<f32>, CheckpointError> {
+pub fn taps_first(tensor: &CheckpointTensor<'_>) -> Result<Vec<f32>, CheckpointError> {
     let values = tensor.to_vec()?;
     let [outputs, inputs, width] = *tensor.shape() else { return Ok(values) };
     let mut rows = Vec::with_capacity(values.len());
@@ -106,10 +122,11 @@ pub fn taps_first(tensor: &Tensor<'_>) -> Result<Vec<f32>, CheckpointError> {
             rows.extend((0..outputs).map(|o| values[(o * inputs + input) * width + tap]));
         }
     }
+
     Ok(rows)
 }
 
-/// A matrix of `width` columns in signed bytes with one scale per column.
+/// A matrix of `width` columns, in signed bytes with one scale per column.
 pub fn columns_i8(values: &[f32], width: usize) -> (Vec<u8>, Vec<f32>) {
     let mut scales = vec![0.0f32; width];
     for row in values.chunks_exact(width) {
@@ -120,8 +137,8 @@ pub fn columns_i8(values: &[f32], width: usize) -> (Vec<u8>, Vec<f32>) {
     (bytes.map(|(v, s)| (v / s).round_ties_even() as i8 as u8).collect(), scales)
 }
 
-/// Scale of each row, for [`transposed_i8`].
-pub fn row_scales(tensors: &[Tensor<'_>]) -> Result<Vec<f32>, CheckpointError> {
+/// The scale of each row, for [`transposed_i8`].
+pub fn row_scales(tensors: &[CheckpointTensor<'_>]) -> Result<Vec<f32>, CheckpointError> {
     let mut scales = Vec::new();
     each_row(tensors, |row| {
         scales.push(scale(row));
@@ -131,10 +148,12 @@ pub fn row_scales(tensors: &[Tensor<'_>]) -> Result<Vec<f32>, CheckpointError> {
 }
 
 /// Matrices `[out, in]` one below the other, in unsigned bytes around [`ZERO`] with one scale per block of a row.
-pub fn blocks_u8(tensors: &[Tensor<'_>], block: usize, out: Fill<'_>) -> Result<(), BuildError> {
+pub fn blocks_u8(tensors: &[CheckpointTensor<'_>], block: usize, out: TensorWriter<'_>) -> Result<(), BuildError> {
     let mut bytes = Vec::new();
+
     each_row(tensors, |row| {
         bytes.clear();
+
         for values in row.chunks(block) {
             let inverse = 1.0 / scale(values);
             bytes.extend(values.iter().map(|v| ((v * inverse).round_ties_even() as i16 + i16::from(ZERO)) as u8));
@@ -143,8 +162,13 @@ pub fn blocks_u8(tensors: &[Tensor<'_>], block: usize, out: Fill<'_>) -> Result<
     })
 }
 
-/// Scales of [`blocks_u8`].
-pub fn block_scales(tensors: &[Tensor<'_>], block: usize, element: Element, out: Fill<'_>) -> Result<(), BuildError> {
+/// The scales of [`blocks_u8`].
+pub fn block_scales(
+    tensors: &[CheckpointTensor<'_>],
+    block: usize,
+    element: ElementType,
+    out: TensorWriter<'_>,
+) -> Result<(), BuildError> {
     let mut scales = Vec::new();
     each_row(tensors, |row| {
         scales.clear();
@@ -153,14 +177,14 @@ pub fn block_scales(tensors: &[Tensor<'_>], block: usize, element: Element, out:
     })
 }
 
-/// The largest value becomes 127.
+/// The scale with which the largest value becomes 127.
 fn scale(values: &[f32]) -> f32 {
     let largest = values.iter().fold(0.0f32, |a, v| a.max(v.abs()));
     if largest > 0.0 { largest / 127.0 } else { 1.0 }
 }
 
 fn each_row<E: From<CheckpointError>>(
-    tensors: &[Tensor<'_>],
+    tensors: &[CheckpointTensor<'_>],
     mut each: impl FnMut(&[f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     for tensor in tensors {
@@ -186,11 +210,13 @@ mod tests {
         let a: Vec<f32> = (0..out * inner).map(|i| i as f32).collect();
         let b: Vec<f32> = (0..2 * inner).map(|i| 1000.0 + i as f32).collect();
         let mut got = Vec::new();
+
         transpose(&[a.clone(), b.clone()], inner, |rows| {
             got.extend_from_slice(rows);
             Ok(())
         })
         .unwrap();
+
         for i in 0..inner {
             for o in 0..out {
                 assert_eq!(got[i * 7 + o], a[o * inner + i]);

@@ -1,44 +1,45 @@
-//! The weights file that the graphs of a model share. Written as a stream: a tensor is never held whole unless its
-//! transposition needs it.
+//! The weights file of a model's graphs. It is written as a stream: a tensor is held whole only if it is transposed.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 
 use sha2::{Digest, Sha256};
 
-use super::Element;
+use super::ElementType;
 
-/// Tensors begin on a page of their own, so that they can be mapped one by one.
+/// Each tensor begins on a new page, so that tensors can be mapped one by one.
 const PAGE: u64 = 4096;
 
-/// Where a tensor lies in the weights file.
+/// Position and type of a tensor in the weights file.
 #[derive(Clone, Debug)]
-pub struct Placed {
-    pub element: Element,
+pub struct PlacedTensor {
+    pub element: ElementType,
     pub shape: Vec<usize>,
     pub offset: u64,
     pub length: u64,
 }
 
+/// Length and digest of a finished weights file.
 #[derive(Clone, Debug)]
 pub struct WeightsSummary {
     pub bytes: u64,
     pub sha256: String,
 }
 
-/// What [`WeightsFile::add`] gives to the code that writes a tensor's values.
-pub type Fill<'a> = &'a mut dyn Write;
+/// Receives the values of a tensor in [`WeightsFile::add`].
+pub type TensorWriter<'a> = &'a mut dyn Write;
 
+/// Writes the weights file, or plans its length.
 pub struct WeightsFile<'a> {
-    sink: Sink<'a>,
-    /// Bytes written, or planned.
+    sink: WeightsOutput<'a>,
+    /// Bytes that are written or planned.
     length: u64,
     hash: Sha256,
-    placed: HashMap<String, Placed>,
+    placed: HashMap<String, PlacedTensor>,
 }
 
-enum Sink<'a> {
-    /// Only adds up: nothing is read and nothing is written.
+enum WeightsOutput<'a> {
+    /// Only the length is computed: nothing is read or written.
     Plan,
     Write {
         out: &'a mut dyn Write,
@@ -47,20 +48,20 @@ enum Sink<'a> {
 }
 
 impl<'a> WeightsFile<'a> {
-    /// Name of the file, as the graphs refer to it.
+    /// The name of the file, to which the graphs refer.
     pub const NAME: &'static str = "weights.bin";
 
-    /// A file that is not written, to learn its length.
+    /// Plans a file without writing it, to compute its length.
     pub fn plan() -> Self {
-        Self::with(Sink::Plan)
+        Self::with(WeightsOutput::Plan)
     }
 
-    /// `progress` hears the bytes written so far.
+    /// Writes a file; `progress` is called with the bytes written so far.
     pub fn write(out: &'a mut dyn Write, progress: &'a mut dyn FnMut(u64)) -> Self {
-        Self::with(Sink::Write { out, progress })
+        Self::with(WeightsOutput::Write { out, progress })
     }
 
-    fn with(sink: Sink<'a>) -> Self {
+    fn with(sink: WeightsOutput<'a>) -> Self {
         Self { sink, length: 0, hash: Sha256::new(), placed: HashMap::new() }
     }
 
@@ -68,40 +69,44 @@ impl<'a> WeightsFile<'a> {
         self.length
     }
 
-    /// The place of tensor `name`, which `fill` writes if it is not there yet.
+    /// The position of tensor `name`. If the file does not contain it yet, `fill` writes it.
     pub fn add<E: From<io::Error>>(
         &mut self,
         name: &str,
-        element: Element,
+        element: ElementType,
         shape: &[usize],
-        fill: impl FnOnce(Fill<'_>) -> Result<(), E>,
-    ) -> Result<Placed, E> {
+        fill: impl FnOnce(TensorWriter<'_>) -> Result<(), E>,
+    ) -> Result<PlacedTensor, E> {
         if let Some(placed) = self.placed.get(name) {
             return Ok(placed.clone());
         }
+
         let length = (shape.iter().product::<usize>() * element.bytes()) as u64;
         self.pad()?;
         let offset = self.length;
-        if matches!(self.sink, Sink::Plan) {
+        if matches!(self.sink, WeightsOutput::Plan) {
             self.length += length;
         } else {
             fill(self)?;
         }
+
         if self.length - offset != length {
             let written = self.length - offset;
             return Err(io::Error::other(format!("tensor `{name}`: {written} bytes written, not {length}")).into());
         }
-        let placed = Placed { element, shape: shape.to_vec(), offset, length };
+
+        let placed = PlacedTensor { element, shape: shape.to_vec(), offset, length };
         self.placed.insert(name.to_owned(), placed.clone());
         Ok(placed)
     }
 
     fn pad(&mut self) -> io::Result<()> {
         let gap = self.length.next_multiple_of(PAGE) - self.length;
-        if matches!(self.sink, Sink::Plan) {
+        if matches!(self.sink, WeightsOutput::Plan) {
             self.length += gap;
             return Ok(());
         }
+
         let zeros = [0; PAGE as usize];
         self.write_all(&zeros[..gap as usize])
     }
@@ -113,7 +118,7 @@ impl<'a> WeightsFile<'a> {
 
 impl Write for WeightsFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Sink::Write { out, progress } = &mut self.sink else { return Ok(bytes.len()) };
+        let WeightsOutput::Write { out, progress } = &mut self.sink else { return Ok(bytes.len()) };
         out.write_all(bytes)?;
         self.hash.update(bytes);
         self.length += bytes.len() as u64;
@@ -123,8 +128,8 @@ impl Write for WeightsFile<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.sink {
-            Sink::Plan => Ok(()),
-            Sink::Write { out, .. } => out.flush(),
+            WeightsOutput::Plan => Ok(()),
+            WeightsOutput::Write { out, .. } => out.flush(),
         }
     }
 }

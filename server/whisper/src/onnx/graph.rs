@@ -1,11 +1,11 @@
-//! Nodes, inputs, outputs and initialisers, one call each.
+//! Writes a graph: nodes, inputs, outputs and initialisers, one call for each.
 
 use std::collections::HashSet;
 
 use prost::Message;
 
 use super::WeightsFile;
-use super::external::Placed;
+use super::external::PlacedTensor;
 use super::proto::attribute_proto::AttributeType;
 use super::proto::tensor_proto::{DataLocation, DataType};
 use super::proto::tensor_shape_proto::{Dimension, dimension};
@@ -15,15 +15,16 @@ use super::proto::{
     TensorShapeProto, TypeProto, ValueInfoProto,
 };
 
-/// Operators of ONNX Runtime that are not in the standard.
+/// The domain of ONNX Runtime's own operators.
 pub const MICROSOFT: &str = "com.microsoft";
 const OPSET: i64 = 18;
-/// The first with `Attention`.
+/// The first version with `Attention`.
 const ATTENTION_OPSET: i64 = 23;
 const IR_VERSION: i64 = 10;
 
+/// The element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
+pub enum ElementType {
     F32,
     F16,
     I32,
@@ -32,7 +33,7 @@ pub enum Element {
     U8,
 }
 
-impl Element {
+impl ElementType {
     pub const fn bytes(self) -> usize {
         match self {
             Self::I8 | Self::U8 => 1,
@@ -64,7 +65,7 @@ impl Element {
     }
 }
 
-/// A dimension of an input or output: known, or a name.
+/// A dimension of an input or output: a size, or a name for an unknown size.
 #[derive(Clone, Copy)]
 pub enum Dim<'a> {
     Size(usize),
@@ -83,48 +84,49 @@ impl<'a> From<&'a str> for Dim<'a> {
     }
 }
 
-pub struct Graph {
+/// A graph that is being written.
+pub struct GraphWriter {
     graph: GraphProto,
     opset: i64,
     named: HashSet<String>,
 }
 
-/// A node that was just added; attributes follow.
-pub struct Node<'a>(&'a mut NodeProto);
+/// A node that was just added; its methods add attributes.
+pub struct AddedNode<'a>(&'a mut NodeProto);
 
-impl Graph {
+impl GraphWriter {
     pub fn new(name: &str) -> Self {
         let graph = GraphProto { name: Some(name.to_owned()), ..Default::default() };
         Self { graph, opset: OPSET, named: HashSet::new() }
     }
 
-    pub fn input(&mut self, name: &str, element: Element, shape: &[Dim]) {
+    pub fn input(&mut self, name: &str, element: ElementType, shape: &[Dim]) {
         self.graph.input.push(value_info(name, element, shape));
     }
 
-    pub fn output(&mut self, name: &str, element: Element, shape: &[Dim]) {
+    pub fn output(&mut self, name: &str, element: ElementType, shape: &[Dim]) {
         self.graph.output.push(value_info(name, element, shape));
     }
 
-    /// An operator of the standard. An empty input name leaves an optional input out.
-    pub fn op(&mut self, op: &str, inputs: &[&str], outputs: &[&str]) -> Node<'_> {
+    /// Adds an operator of the standard. An empty input name leaves out an optional input.
+    pub fn op(&mut self, op: &str, inputs: &[&str], outputs: &[&str]) -> AddedNode<'_> {
         self.add(op, "", inputs, outputs)
     }
 
-    /// `Attention` of the standard, over `[batch, sequence, heads x width]`. It needs a newer version of the standard than
-    /// the rest, so the graph is then written in that version.
-    pub fn attention(&mut self, [query, keys, values]: [&str; 3], heads: usize, out: &str) -> Node<'_> {
+    /// Adds the standard's `Attention`, over `[batch, sequence, heads x width]`. It needs a newer version of the standard
+    /// than the other operators, so that the graph gets that version.
+    pub fn attention(&mut self, [query, keys, values]: [&str; 3], heads: usize, out: &str) -> AddedNode<'_> {
         self.opset = ATTENTION_OPSET;
         let heads = heads as i64;
         self.op("Attention", &[query, keys, values], &[out]).int("q_num_heads", heads).int("kv_num_heads", heads)
     }
 
-    /// An operator of ONNX Runtime.
-    pub fn contrib(&mut self, op: &str, inputs: &[&str], outputs: &[&str]) -> Node<'_> {
+    /// Adds an operator of ONNX Runtime.
+    pub fn contrib(&mut self, op: &str, inputs: &[&str], outputs: &[&str]) -> AddedNode<'_> {
         self.add(op, MICROSOFT, inputs, outputs)
     }
 
-    fn add(&mut self, op: &str, domain: &str, inputs: &[&str], outputs: &[&str]) -> Node<'_> {
+    fn add(&mut self, op: &str, domain: &str, inputs: &[&str], outputs: &[&str]) -> AddedNode<'_> {
         let first = outputs.first().copied().unwrap_or_default();
         let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
         self.graph.node.push(NodeProto {
@@ -135,24 +137,26 @@ impl Graph {
             output: owned(outputs),
             ..Default::default()
         });
+
         let last = self.graph.node.len() - 1;
-        Node(&mut self.graph.node[last])
+
+        AddedNode(&mut self.graph.node[last])
     }
 
-    /// A small constant inside the graph; the second of a name is the first.
+    /// Adds a small constant inside the graph, unless there is one with this name.
     pub fn constant_i64(&mut self, name: &str, shape: &[usize], values: &[i64]) {
-        self.inline(name, Element::I64, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        self.inline(name, ElementType::I64, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }
 
     pub fn constant_i32(&mut self, name: &str, shape: &[usize], values: &[i32]) {
-        self.inline(name, Element::I32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        self.inline(name, ElementType::I32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }
 
     pub fn constant_f32(&mut self, name: &str, shape: &[usize], values: &[f32]) {
-        self.inline(name, Element::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        self.inline(name, ElementType::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }
 
-    fn inline(&mut self, name: &str, element: Element, shape: &[usize], bytes: Vec<u8>) {
+    fn inline(&mut self, name: &str, element: ElementType, shape: &[usize], bytes: Vec<u8>) {
         if self.named.insert(name.to_owned()) {
             let mut tensor = tensor(name, element, shape);
             tensor.raw_data = Some(bytes);
@@ -160,8 +164,8 @@ impl Graph {
         }
     }
 
-    /// A tensor of the weights file.
-    pub fn external(&mut self, name: &str, placed: &Placed) {
+    /// Adds a tensor of the weights file.
+    pub fn external(&mut self, name: &str, placed: &PlacedTensor) {
         if self.named.insert(name.to_owned()) {
             let mut tensor = tensor(name, placed.element, &placed.shape);
             tensor.data_location = Some(DataLocation::External as i32);
@@ -188,11 +192,12 @@ impl Graph {
             graph: Some(self.graph),
             ..Default::default()
         };
+
         model.encode_to_vec()
     }
 }
 
-impl Node<'_> {
+impl AddedNode<'_> {
     pub fn int(self, name: &str, value: i64) -> Self {
         self.attribute(name, AttributeType::Int, |a| a.i = Some(value))
     }
@@ -218,7 +223,7 @@ impl Node<'_> {
     }
 }
 
-fn tensor(name: &str, element: Element, shape: &[usize]) -> TensorProto {
+fn tensor(name: &str, element: ElementType, shape: &[usize]) -> TensorProto {
     TensorProto {
         name: Some(name.to_owned()),
         data_type: Some(element.data_type()),
@@ -227,7 +232,7 @@ fn tensor(name: &str, element: Element, shape: &[usize]) -> TensorProto {
     }
 }
 
-fn value_info(name: &str, element: Element, shape: &[Dim]) -> ValueInfoProto {
+fn value_info(name: &str, element: ElementType, shape: &[Dim]) -> ValueInfoProto {
     let dim = |d: &Dim| Dimension {
         value: Some(match d {
             Dim::Size(size) => dimension::Value::DimValue(*size as i64),
@@ -235,8 +240,10 @@ fn value_info(name: &str, element: Element, shape: &[Dim]) -> ValueInfoProto {
         }),
         ..Default::default()
     };
+
     let shape = TensorShapeProto { dim: shape.iter().map(dim).collect() };
     let tensor = type_proto::Tensor { elem_type: Some(element.data_type()), shape: Some(shape) };
     let kind = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+
     ValueInfoProto { name: Some(name.to_owned()), r#type: Some(kind), ..Default::default() }
 }

@@ -1,10 +1,10 @@
-//! When each word is spoken: `timing.py` of openai/whisper, on the weights that the `align` graph gives.
+//! The times of words: `timing.py` of openai/whisper, on the weights that the `align` graph computes.
 //!
 //! ```text
 //! weights [heads, tokens, frames] -> attention (one cost for each token and frame) -> dtw (a time for each token)
-//! tokens -> split (words) -> words (durations, punctuation, segments) -> hallucination (what was made up)
+//! tokens -> split (words) -> words (durations, punctuation, segments) -> hallucination (discarded text)
 //! ```
-//! Nothing here knows ONNX Runtime.
+//! This module does not depend on ONNX Runtime.
 
 mod attention;
 mod dtw;
@@ -13,17 +13,17 @@ mod punctuation;
 mod split;
 mod words;
 
-pub use attention::Attention;
-pub use hallucination::{Heard, Verdict, judge};
+pub use attention::AlignmentAttention;
+pub use hallucination::{JudgedWindow, WindowVerdict, judge};
 pub use punctuation::{APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS};
-pub use words::{Aligned, Timing, add_words, align, last_end};
+pub use words::{AlignedRow, WordTiming, add_words, align, last_end};
 
 /// Encoder frames per second.
 const FRAMES_PER_SECOND: f64 = 50.0;
 
 /// Python's `round(value, 2)`.
 pub(crate) fn hundredths(value: f64) -> f64 {
-    // The decimal text is rounded from the exact value, as Python does it.
+    // Rust formats the exact value, like Python.
     format!("{value:.2}").parse().unwrap_or(value)
 }
 

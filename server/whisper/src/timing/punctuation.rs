@@ -1,16 +1,17 @@
-//! Punctuation belongs to the word before or behind it.
+//! Merging punctuation into the word before or after it.
 
-use super::words::Timing;
+use super::words::WordTiming;
 use crate::tokenizer::strip;
 
-/// What goes to the word behind it.
+/// Marks that belong to the word after them.
 pub const PREPEND_PUNCTUATIONS: &str = "\"'“¿([{-";
-/// What goes to the word before it.
+/// Marks that belong to the word before them.
 pub const APPEND_PUNCTUATIONS: &str = "\"'.。,，!！?？:：”)]}、";
 
-/// Gives the text of punctuation to its neighbour. What was merged stays in the list without text and tokens.
-pub fn merge(words: &mut [Timing], prepended: &str, appended: &str) {
+/// Moves the text of punctuation to the neighbouring word. Merged entries stay in the list without text and tokens.
+pub fn merge(words: &mut [WordTiming], prepended: &str, appended: &str) {
     let mut following = words.len().saturating_sub(1);
+
     for previous in (0..following).rev() {
         let word = &words[previous].text;
         if word.starts_with(' ') && prepended.contains(strip(word)) {
@@ -19,7 +20,9 @@ pub fn merge(words: &mut [Timing], prepended: &str, appended: &str) {
             following = previous;
         }
     }
+
     let mut previous = 0;
+
     for following in 1..words.len() {
         if !words[previous].text.ends_with(' ') && appended.contains(&words[following].text) {
             join(words, previous, following, Joins::Before);
@@ -34,7 +37,7 @@ enum Joins {
     Behind,
 }
 
-fn join(words: &mut [Timing], before: usize, behind: usize, joins: Joins) {
+fn join(words: &mut [WordTiming], before: usize, behind: usize, joins: Joins) {
     let (kept, emptied) = match joins {
         Joins::Before => (before, behind),
         Joins::Behind => (behind, before),
@@ -50,8 +53,10 @@ mod tests {
     use super::*;
 
     fn merged(texts: &[&str]) -> Vec<(String, usize)> {
-        let mut words: Vec<Timing> =
-            texts.iter().map(|text| Timing { text: (*text).to_owned(), tokens: 1, ..Timing::default() }).collect();
+        let mut words: Vec<WordTiming> = texts
+            .iter()
+            .map(|text| WordTiming { text: (*text).to_owned(), tokens: 1, ..WordTiming::default() })
+            .collect();
         merge(&mut words, PREPEND_PUNCTUATIONS, APPEND_PUNCTUATIONS);
         words.into_iter().map(|word| (word.text, word.tokens)).collect()
     }

@@ -1,12 +1,12 @@
-//! Tokens to words, as the reference's tokenizer splits them.
+//! Splitting tokens into words, like the reference's tokenizer.
 
 use crate::tokenizer::{Tokenizer, strip};
 
 /// Python's `string.punctuation`.
 const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
-/// Languages that are written without blanks.
+/// Languages that are written without spaces.
 const WITHOUT_SPACES: [&str; 6] = ["zh", "ja", "th", "lo", "my", "yue"];
-const HALF: char = '\u{fffd}';
+const REPLACEMENT: char = '\u{fffd}';
 
 /// Text and number of tokens of each word of `tokens`; every token below `eot` is text. `language` is a Whisper code,
 /// `None` for a model that knows only English.
@@ -15,13 +15,16 @@ pub fn split(tokenizer: &Tokenizer, tokens: &[u32], eot: u32, language: Option<&
     if language.is_some_and(|language| WITHOUT_SPACES.contains(&language)) {
         return units;
     }
+
     let mut words: Vec<(String, usize)> = Vec::new();
     let mut at = 0;
+
     for (unit, length) in units {
         let special = tokens[at] >= eot;
         at += length;
+
         match words.last_mut() {
-            // An empty string is a part of every string, also of the list of marks.
+            // Like in Python, an empty string is contained in every string, also in the list of marks.
             Some((word, tokens)) if !(special || unit.starts_with(' ') || PUNCTUATION.contains(strip(&unit))) => {
                 word.push_str(&unit);
                 *tokens += length;
@@ -29,24 +32,27 @@ pub fn split(tokenizer: &Tokenizer, tokens: &[u32], eot: u32, language: Option<&
             _ => words.push((unit, length)),
         }
     }
+
     words
 }
 
-/// The shortest runs of tokens that are whole characters. Tokens whose bytes never become any stay together until
-/// they are where the whole text has a replacement character too.
+/// The shortest runs of tokens that form whole characters. Tokens whose bytes never form a character stay together up to
+/// the position where the whole text has a replacement character too.
 fn units(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<(String, usize)> {
     let whole: Vec<char> = tokenizer.decode(tokens.iter().copied()).chars().collect();
     let mut units = Vec::new();
     let (mut from, mut offset) = (0, 0);
+
     for to in 1..=tokens.len() {
         let unit = tokenizer.decode(tokens[from..to].iter().copied());
-        let half = unit.chars().position(|letter| letter == HALF);
-        if half.is_none_or(|half| whole.get(offset + half) == Some(&HALF)) {
+        let incomplete = unit.chars().position(|letter| letter == REPLACEMENT);
+        if incomplete.is_none_or(|index| whole.get(offset + index) == Some(&REPLACEMENT)) {
             offset += unit.chars().count();
             units.push((unit, to - from));
             from = to;
         }
     }
+
     units
 }
 
@@ -73,16 +79,16 @@ mod tests {
     }
 
     #[test]
-    fn words_begin_with_a_blank() {
+    fn words_begin_with_a_space() {
         let expected = [" Die", " Größe", ",", " bitte", "!", "<|endoftext|>"];
         assert_eq!(words(" Die Größe, bitte!", "de"), expected);
     }
 
     #[test]
-    fn characters_are_words_where_there_are_no_blanks() {
+    fn characters_are_words_where_there_are_no_spaces() {
         assert_eq!(words("今天是", "ja").concat(), "今天是<|endoftext|>");
         assert!(words("今天是", "ja").len() >= 3);
-        // The same text, taken for a language with blanks, is one word.
+        // The same text in a language with spaces is one word.
         assert_eq!(words("今天是", "de"), ["今天是", "<|endoftext|>"]);
     }
 

@@ -1,4 +1,4 @@
-//! Silero's network on ONNX Runtime: always on the CPU, where it hears an hour in some twenty seconds.
+//! Silero's network on ONNX Runtime. It always runs on the CPU, where it processes an hour of audio in some twenty seconds.
 
 use std::{
     io,
@@ -13,14 +13,14 @@ use ort::{
 use super::WINDOW_SAMPLES;
 use crate::runtime::{self, RuntimeError};
 
-/// Names the file, in the environment of a runner.
+/// The environment variable with the path of the model's file, for a runner.
 pub const PATH_VARIABLE: &str = "HUSH_VAD_MODEL";
-/// Name of the model's file where it is looked for.
+/// Name of the model's file in the usual folders.
 pub const FILE: &str = "silero_vad.onnx";
-/// Where the file comes from.
+/// The origin of the file.
 pub const SOURCE: &str = "silero_vad/data/silero_vad_16k_sequence.onnx of the package silero-vad on PyPI";
 
-/// The end of the window before is heard again with each.
+/// Samples from the end of the previous window that are part of each input.
 const CONTEXT_SAMPLES: usize = 64;
 const INPUT_SAMPLES: usize = CONTEXT_SAMPLES + WINDOW_SAMPLES;
 const STATE: usize = 128;
@@ -32,8 +32,10 @@ pub enum VadError {
          and --vad-model or HUSH_VAD_MODEL names it elsewhere"
     )]
     NoModel,
-    #[error("opening {}: {cause}; it must be {SOURCE}", path.display())]
-    Open { path: PathBuf, cause: String },
+    #[error("opening {}: {source}; it must be {SOURCE}", path.display())]
+    Open { path: PathBuf, source: ort::Error },
+    #[error("opening {}: a model with the inputs {inputs}; it must be {SOURCE}", path.display())]
+    WrongModel { path: PathBuf, inputs: String },
     #[error(transparent)]
     NotReady(#[from] RuntimeError),
     #[error("reading the audio failed: {0}")]
@@ -41,15 +43,15 @@ pub enum VadError {
     #[error("cancelled")]
     Cancelled,
     #[error("voice activity detection failed: {0}")]
-    Run(#[from] ort::Error),
+    TranscriptionRun(#[from] ort::Error),
 }
 
-/// The network, and what it remembers of the audio so far.
+/// The network, and its state after the audio so far.
 pub struct SpeechModel {
     session: Session,
     outputs: [String; 3],
     state: [Vec<f32>; 2],
-    /// Windows that were not heard yet, each with its context before it.
+    /// The windows of a call, each after its context.
     input: Vec<f32>,
     context: [f32; CONTEXT_SAMPLES],
 }
@@ -57,62 +59,72 @@ pub struct SpeechModel {
 impl SpeechModel {
     pub fn open(path: &Path) -> Result<Self, VadError> {
         let environment = runtime::environment()?;
-        let open = || {
+        let open = || -> Result<Session, ort::Error> {
             Session::builder(&environment)?
                 .with_optimization_level(GraphOptimizationLevel::Level3)?
                 .with_intra_threads(1)?
                 .commit_from_file(path)
         };
-        let refused = |cause: String| VadError::Open { path: path.to_owned(), cause };
-        let session = open().map_err(|error: ort::Error| refused(error.to_string()))?;
+
+        let session = open().map_err(|source| VadError::Open { path: path.to_owned(), source })?;
         let inputs: Vec<&str> = session.inputs().iter().map(|input| input.name()).collect();
         let outputs: Vec<String> = session.outputs().iter().map(|output| output.name().to_owned()).collect();
         let (["input", "h", "c"], Ok(outputs)) = (inputs.as_slice(), <[String; 3]>::try_from(outputs)) else {
-            return Err(refused(format!("a model with the inputs {}", inputs.join(", "))));
+            return Err(VadError::WrongModel { path: path.to_owned(), inputs: inputs.join(", ") });
         };
+
         let state = [vec![0.0; STATE], vec![0.0; STATE]];
+
         Ok(Self { session, outputs, state, input: Vec::new(), context: [0.0; CONTEXT_SAMPLES] })
     }
 
-    /// Forgets what was heard: another recording comes.
-    pub fn restart(&mut self) {
+    /// Resets the state for another recording.
+    pub fn reset(&mut self) {
         self.state.iter_mut().for_each(|state| state.fill(0.0));
         self.context.fill(0.0);
         self.input.clear();
     }
 
-    /// The probability of speech in each window of `samples`; what is missing from the last window is silence. All
-    /// samples of a recording go through here in order.
+    /// The probability of speech in each window of `samples`; an incomplete last window is filled with silence. All
+    /// samples of a recording must be passed in order.
     pub fn probabilities(&mut self, samples: &[f32]) -> Result<Vec<f32>, VadError> {
         let windows = samples.len().div_ceil(WINDOW_SAMPLES);
         if windows == 0 {
             return Ok(Vec::new());
         }
+
         self.input.clear();
+
         for window in samples.chunks(WINDOW_SAMPLES) {
             self.input.extend_from_slice(&self.context);
-            // One number that is none would be remembered for the rest of the recording.
+
+            // A NaN or an infinity would stay in the state for the rest of the recording.
             self.input.extend(window.iter().map(|sample| if sample.is_finite() { *sample } else { 0.0 }));
             let filled = self.input.len().next_multiple_of(INPUT_SAMPLES);
             self.input.resize(filled, 0.0);
             self.context.copy_from_slice(&self.input[filled - CONTEXT_SAMPLES..]);
         }
+
         let [hidden, cell] = self.state.clone();
         let inputs = ort::inputs![
             "input" => Tensor::from_array(([windows, INPUT_SAMPLES], self.input.clone()))?,
             "h" => Tensor::from_array(([1, 1, STATE], hidden))?,
             "c" => Tensor::from_array(([1, 1, STATE], cell))?,
         ];
+
         let outputs = self.session.run(inputs)?;
         let read = |name: &str| Ok::<_, ort::Error>(outputs[name].try_extract_tensor::<f32>()?.1.to_vec());
         let [probabilities, hidden, cell] = &self.outputs;
         let state = [read(hidden)?, read(cell)?];
         let probabilities = read(probabilities)?;
+
         if probabilities.len() != windows || state.iter().any(|state| state.len() != STATE) {
             let problem = format!("{} probabilities for {windows} windows", probabilities.len());
-            return Err(VadError::Run(ort::Error::new(problem)));
+            return Err(VadError::TranscriptionRun(ort::Error::new(problem)));
         }
+
         self.state = state;
+
         Ok(probabilities)
     }
 }

@@ -1,38 +1,39 @@
-//! From probabilities to stretches of speech: `get_speech_timestamps` of faster-whisper.
+//! Determines the parts with speech from probabilities: `get_speech_timestamps` of faster-whisper.
 
-use super::{Chunk, VadOptions, WINDOW_SAMPLES};
+use super::{SpeechChunk, VadOptions, WINDOW_SAMPLES};
 
 const SAMPLES_PER_MS: u64 = crate::SAMPLE_RATE as u64 / 1000;
 const WINDOW: u64 = WINDOW_SAMPLES as u64;
-/// A pause of at least this length is a good place to cut speech that is too long.
+/// A pause of at least this length is preferred to split speech that is too long.
 const GOOD_PAUSE_SAMPLES: u64 = 98 * SAMPLES_PER_MS;
 
-/// Is given one probability after the other. Holds the stretches found so far and nothing else.
-pub struct Detector {
+/// Receives one probability after the other, and holds only the chunks found so far.
+pub struct SpeechDetector {
     threshold: f32,
     neg_threshold: f32,
     min_speech: u64,
-    /// `None`: as long as it wants.
+    /// `None`: no limit.
     max_speech: Option<f64>,
     min_silence: u64,
     pad: u64,
-    /// Start of the window that comes next.
+    /// Start of the next window.
     at: u64,
     triggered: bool,
     start: Option<u64>,
-    /// Where speech may have ended.
+    /// The start of a pause that may end the speech.
     maybe_end: Option<u64>,
-    /// The last good place to cut, and where speech goes on behind it; 0 is none.
+    /// End of speech before the last good pause, and start of speech after it; 0 if there is none.
     cut_end: u64,
     cut_next: u64,
-    found: Vec<Chunk>,
+    found: Vec<SpeechChunk>,
 }
 
-impl Detector {
+impl SpeechDetector {
     pub fn new(options: &VadOptions) -> Self {
         let samples = |milliseconds: u32| u64::from(milliseconds) * SAMPLES_PER_MS;
         let pad = samples(options.speech_pad_ms);
         let longest = options.max_speech_duration_seconds.filter(|longest| longest.is_finite());
+
         Self {
             threshold: options.threshold,
             neg_threshold: options.neg_threshold.unwrap_or((options.threshold - 0.15).max(0.01)),
@@ -51,35 +52,40 @@ impl Detector {
         }
     }
 
-    /// Takes the probability of the next window.
-    pub fn hear(&mut self, probability: f32) {
+    /// Processes the probability of the next window.
+    pub fn push(&mut self, probability: f32) {
         let now = self.at;
         self.at += WINDOW;
+
         let is_speech = probability >= self.threshold;
         if is_speech && self.maybe_end.take().is_some() && self.cut_next < self.cut_end {
             self.cut_next = now;
         }
+
         if is_speech && !self.triggered {
             self.triggered = true;
             self.start = Some(now);
             return;
         }
+
         if self.triggered && self.is_too_long(now) && !self.cut(now) {
             return;
         }
+
         if probability < self.neg_threshold && self.triggered {
             let end = *self.maybe_end.get_or_insert(now);
             let pause = now - end;
             if pause > GOOD_PAUSE_SAMPLES {
                 self.cut_end = end;
             }
+
             if pause >= self.min_silence {
                 if let Some(start) = self.start.take()
                     && end.saturating_sub(start) > self.min_speech
                 {
-                    self.found.push(Chunk { start, end });
+                    self.found.push(SpeechChunk { start, end });
                 }
-                self.forget();
+                self.reset_pauses();
                 self.triggered = false;
             }
         }
@@ -90,35 +96,41 @@ impl Detector {
         self.start.is_some_and(|start| (now - start) as f64 > longest)
     }
 
-    /// Ends speech at its last good pause, and goes on behind it; or here, and then this window is done.
+    /// Splits speech that is too long: at its last good pause, after which it continues, or else at this window, which is
+    /// then done. Returns whether it was split at a pause.
     fn cut(&mut self, now: u64) -> bool {
         let at_pause = self.cut_end > 0;
         let end = if at_pause { self.cut_end } else { now };
+
         if let Some(start) = self.start.take() {
-            self.found.push(Chunk { start, end });
+            self.found.push(SpeechChunk { start, end });
         }
-        let goes_on = at_pause && self.cut_next >= self.cut_end;
-        self.start = goes_on.then_some(self.cut_next);
-        self.triggered = goes_on;
-        self.forget();
+
+        let continues = at_pause && self.cut_next >= self.cut_end;
+        self.start = continues.then_some(self.cut_next);
+        self.triggered = continues;
+        self.reset_pauses();
+
         at_pause
     }
 
-    fn forget(&mut self) {
+    fn reset_pauses(&mut self) {
         self.maybe_end = None;
         (self.cut_end, self.cut_next) = (0, 0);
     }
 
-    /// The stretches of speech in a recording of `length` samples, with what is heard around them.
-    pub fn finish(mut self, length: u64) -> Vec<Chunk> {
+    /// The chunks with speech in a recording of `length` samples, including the padding.
+    pub fn finish(mut self, length: u64) -> Vec<SpeechChunk> {
         if let Some(start) = self.start
             && length.saturating_sub(start) > self.min_speech
         {
-            self.found.push(Chunk { start, end: length });
+            self.found.push(SpeechChunk { start, end: length });
         }
+
         if let Some(first) = self.found.first_mut() {
             first.start = first.start.saturating_sub(self.pad);
         }
+
         for at in 0..self.found.len() {
             let end = self.found[at].end;
             let padded = length.min(end + self.pad);
@@ -126,7 +138,9 @@ impl Detector {
                 self.found[at].end = padded;
                 break;
             };
+
             let silence = next.start.saturating_sub(end);
+
             if silence < 2 * self.pad {
                 next.start -= silence / 2;
                 self.found[at].end = end + silence / 2;
@@ -135,6 +149,7 @@ impl Detector {
                 self.found[at].end = padded;
             }
         }
+
         self.found
     }
 }
@@ -146,8 +161,8 @@ mod tests {
     use super::*;
 
     fn found(options: &VadOptions, probabilities: &[f32]) -> Vec<(u64, u64)> {
-        let mut detector = Detector::new(options);
-        probabilities.iter().for_each(|probability| detector.hear(*probability));
+        let mut detector = SpeechDetector::new(options);
+        probabilities.iter().for_each(|probability| detector.push(*probability));
         let chunks = detector.finish(probabilities.len() as u64 * WINDOW);
         chunks.into_iter().map(|chunk| (chunk.start, chunk.end)).collect()
     }
@@ -198,8 +213,10 @@ mod tests {
                 max_speech_duration_seconds: longest,
                 ..VadOptions::default()
             };
+
             let chunks = found(&options, &probabilities);
             let mut before = 0;
+
             for (start, end) in chunks {
                 prop_assert!(before <= start && start < end, "{} {} {}", before, start, end);
                 prop_assert!(end <= probabilities.len() as u64 * WINDOW);

@@ -1,6 +1,6 @@
-//! The engine against the reference: the bundled model on the bundled recordings.
+//! The engine compared with the reference: the bundled model on the bundled recordings.
 
-// Clippy's leave for tests covers test functions, not the helpers beside them.
+// Clippy's exemption for tests covers test functions, but not the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support, though no test itself")]
 
 mod behaviour;

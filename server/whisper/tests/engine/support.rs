@@ -7,7 +7,8 @@ use std::{
 };
 
 use hush_whisper::{
-    Device, Engine, EngineOptions, InstallOptions, ModelDir, Precision, Segment, Sink, cuda, install, runtime,
+    Engine, EngineDevice, EngineOptions, InstallOptions, ModelDir, Precision, Segment, TranscriptSink, cuda, install,
+    runtime,
 };
 use symphonia::core::{
     codecs::audio::AudioDecoderOptions,
@@ -17,7 +18,7 @@ use symphonia::core::{
 };
 use tempfile::TempDir;
 
-/// `HUSH_TEST_ROOT`: where the fixtures are on a machine that did not build this.
+/// The root of the repository. `HUSH_TEST_ROOT` sets it on a machine that did not build the tests.
 pub fn root() -> PathBuf {
     env::var_os("HUSH_TEST_ROOT").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."), PathBuf::from)
 }
@@ -29,6 +30,7 @@ pub fn fixture(path: &str) -> PathBuf {
 /// The bundled model, installed once per test program.
 pub fn model(precision: Precision) -> ModelDir {
     static MODELS: OnceLock<(TempDir, Vec<(Precision, PathBuf)>)> = OnceLock::new();
+
     let (_, installed) = MODELS.get_or_init(|| {
         let models = tempfile::tempdir().unwrap();
         let install = |precision: Precision| {
@@ -38,7 +40,9 @@ pub fn model(precision: Precision) -> ModelDir {
         let installed = Precision::ALL.map(|precision| (precision, install(precision))).to_vec();
         (models, installed)
     });
+
     let (_, path) = installed.iter().find(|(installed, _)| *installed == precision).unwrap();
+
     ModelDir::open(path).unwrap()
 }
 
@@ -54,30 +58,31 @@ pub fn start_runtime() {
     runtime::init(&library).unwrap_or_else(|error| panic!("{error}; `scripts/fetch-onnxruntime` fetches it"));
 }
 
-/// An engine that holds so many windows at once.
+/// An engine that holds so many windows at the same time.
 pub fn batched(precision: Precision, max_batch: usize) -> Engine {
     start_runtime();
     let (device, precision) = (device(), on_device(precision));
     cuda::prepare(device, precision).unwrap_or_else(|error| panic!("{error}"));
-    // The tests run side by side.
+
+    // One thread, because the tests run in parallel.
     let options =
         EngineOptions { device, threads: 1, prepack: false, max_batch, memory_limit_bytes: None, cuda_graphs: true };
     Engine::load(&model(precision), &options).unwrap()
 }
 
-/// What a test for `precision` runs in: a GPU takes fp16 only.
+/// The precision that a test for `precision` uses: only fp16 runs on a GPU.
 pub fn on_device(precision: Precision) -> Precision {
     match device() {
-        Device::Cpu => precision,
-        Device::Cuda { .. } => Precision::Fp16,
+        EngineDevice::Cpu => precision,
+        EngineDevice::Cuda { .. } => Precision::Fp16,
     }
 }
 
-/// `HUSH_TEST_CUDA=N` runs the engine's tests on that GPU, as `make test-gpu` does.
-fn device() -> Device {
+/// `HUSH_TEST_CUDA=N` runs the engine's tests on that GPU; see `make test-gpu`.
+fn device() -> EngineDevice {
     match env::var("HUSH_TEST_CUDA") {
-        Ok(index) => Device::Cuda { index: index.parse().unwrap() },
-        Err(_) => Device::Cpu,
+        Ok(index) => EngineDevice::Cuda { index: index.parse().unwrap() },
+        Err(_) => EngineDevice::Cpu,
     }
 }
 
@@ -93,10 +98,12 @@ pub fn audio(path: &str) -> Vec<f32> {
         .make_audio_decoder(track.codec_params.as_ref().unwrap().audio().unwrap(), &AudioDecoderOptions::default())
         .unwrap();
     let (mut samples, mut packet_samples) = (Vec::new(), Vec::new());
+
     while let Some(packet) = format.next_packet().unwrap() {
         decoder.decode(&packet).unwrap().copy_to_vec_interleaved::<f32>(&mut packet_samples);
         samples.extend_from_slice(&packet_samples);
     }
+
     samples
 }
 
@@ -110,25 +117,28 @@ pub fn array(path: &str) -> (Vec<usize>, Vec<f32>) {
     let header_end = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
     let header = std::str::from_utf8(&bytes[10..header_end]).unwrap();
     assert!(header.contains("'<f4'") && header.contains("'fortran_order': False"), "{header}");
+
     let shape = header.split_once('(').unwrap().1.split_once(')').unwrap().0;
     let shape = shape.split(',').filter_map(|side| side.trim().parse().ok()).collect();
     let values = bytes[header_end..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+
     (shape, values)
 }
 
-/// A recording of `audio`, whatever its format.
+/// A recording of `audio` in any of the formats.
 pub fn recording(name: &str) -> Vec<f32> {
     let file = ["wav", "flac"].map(|kind| format!("audio/{name}.{kind}"));
     audio(file.iter().find(|file| fixture(file).exists()).unwrap())
 }
 
-/// The reference's segments of a recording as they leave the engine: those that say nothing are left out, and no time lies
-/// behind the end. Nor is there any of a window in which there is nothing but digital silence.
+/// The reference's segments of a recording in the form in which they leave the engine: segments without text are left out,
+/// no time is after the end, and windows of digital silence have no segments.
 pub fn expected_segments(transcript: &serde_json::Value, samples: &[f32]) -> Vec<serde_json::Value> {
     let end = (samples.len() / 16) as f64 / 1000.0;
     let is_silent = |seek: u64| samples[seek as usize * 160..].iter().take(480_000).all(|sample| sample.abs() < 1e-4);
     let seconds = |value: &serde_json::Value| value.as_f64().unwrap();
     let mut kept = Vec::new();
+
     for segment in transcript["segments"].as_array().unwrap() {
         let mut segment = segment.clone();
         if is_silent(segment["seek"].as_u64().unwrap())
@@ -137,6 +147,7 @@ pub fn expected_segments(transcript: &serde_json::Value, samples: &[f32]) -> Vec
         {
             continue;
         }
+
         let (mut from, mut to) = (seconds(&segment["start"]), seconds(&segment["end"]));
         for word in segment["words"].as_array_mut().into_iter().flatten() {
             for key in ["start", "end"] {
@@ -145,11 +156,13 @@ pub fn expected_segments(transcript: &serde_json::Value, samples: &[f32]) -> Vec
             from = from.min(seconds(&word["start"]));
             to = to.max(seconds(&word["end"]));
         }
+
         segment["start"] = from.into();
         segment["end"] = to.min(end).into();
         segment["id"] = kept.len().into();
         kept.push(segment);
     }
+
     kept
 }
 
@@ -162,23 +175,24 @@ pub fn recordings() -> Vec<String> {
         .collect();
     names.sort();
     assert!(names.len() >= 20, "{names:?}");
+
     names
 }
 
-/// Keeps what it is given.
+/// Collects what the engine sends, and cancels the request if the test wants it.
 #[derive(Default)]
-pub struct Kept {
+pub struct CollectedTranscript {
     pub segments: Vec<Segment>,
     pub progress: Vec<(f64, f64)>,
     pub first_tokens: usize,
-    /// Segments that were there at each report of progress.
+    /// Number of segments at each report of progress.
     pub segments_at_progress: Vec<usize>,
-    pub asked: usize,
-    /// Says no at this question.
+    pub keep_going_calls: usize,
+    /// `keep_going` returns `false` at this call.
     pub stop_at: Option<usize>,
 }
 
-impl Sink for Kept {
+impl TranscriptSink for CollectedTranscript {
     fn segment(&mut self, segment: Segment) {
         self.segments.push(segment);
     }
@@ -195,12 +209,12 @@ impl Sink for Kept {
     }
 
     fn keep_going(&mut self) -> bool {
-        self.asked += 1;
-        self.stop_at.is_none_or(|stop| self.asked < stop)
+        self.keep_going_calls += 1;
+        self.stop_at.is_none_or(|stop| self.keep_going_calls < stop)
     }
 }
 
-impl Kept {
+impl CollectedTranscript {
     pub fn text(&self) -> String {
         self.segments.iter().map(|segment| segment.text.as_str()).collect()
     }

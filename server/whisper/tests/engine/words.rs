@@ -1,10 +1,10 @@
-//! Word error rates: 8-bit weights must not cost words.
+//! Word error rates: 8-bit weights must not increase them.
 
 use hush_whisper::{Precision, TranscribeOptions};
 
-use crate::support::{Kept, audio, engine, json, on_device};
+use crate::support::{CollectedTranscript, audio, engine, json, on_device};
 
-/// Words to compare, or characters where words are not set apart.
+/// Words to compare, or characters for languages without spaces.
 fn units(text: &str, language: &str) -> Vec<String> {
     if language == "zh" {
         return text.chars().filter(|letter| letter.is_alphanumeric()).map(String::from).collect();
@@ -24,13 +24,15 @@ fn edits(a: &[String], b: &[String]) -> usize {
             diagonal = above;
         }
     }
+
     row[b.len()]
 }
 
-/// Error rates in percent of the engine and of the reference, over every utterance.
+/// Error rates in percent of the engine and of the reference, over all utterances.
 fn error_rates(precision: Precision) -> (f64, f64) {
     let engine = engine(precision);
     let (mut ours, mut reference, mut total) = (0, 0, 0);
+
     for utterance in json("wer/manifest.json").as_array().unwrap() {
         let text = |key: &str| utterance[key].as_str().unwrap();
         let language = text("language");
@@ -40,17 +42,22 @@ fn error_rates(precision: Precision) -> (f64, f64) {
             without_timestamps: true,
             ..TranscribeOptions::default()
         };
-        let mut kept = Kept::default();
+
+        let mut kept = CollectedTranscript::default();
+
         engine.transcribe(&mut audio(text("file")), &options, &mut kept).unwrap();
         let said = units(text("text"), language);
         if on_device(precision) == Precision::Fp32 {
             assert_eq!(kept.text().trim(), text("reference_greedy"), "{}", text("file"));
         }
+
         ours += edits(&said, &units(&kept.text(), language));
         reference += edits(&said, &units(text("reference_greedy"), language));
         total += said.len();
     }
+
     let percent = |errors: usize| 100.0 * errors as f64 / total as f64;
+
     (percent(ours), percent(reference))
 }
 

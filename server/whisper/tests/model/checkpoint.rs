@@ -1,4 +1,4 @@
-//! What the reader accepts, and what it says of what it refuses.
+//! Which checkpoints the reader accepts, and its errors for those that it refuses.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::support::checkpoints::{self, CONFIG, WEIGHTS, edit, edit_weights};
 const FC1: &str = "model.encoder.layers.1.fc1.weight";
 const GENERATION: &str = "generation_config.json";
 
-/// The error of a spoiled copy of the bundled checkpoint.
+/// The error of a damaged copy of the bundled checkpoint.
 fn refusal(spoil: impl FnOnce(&Path)) -> E {
     let folder = checkpoints::copy();
     spoil(folder.path());
@@ -22,7 +22,7 @@ fn refusal(spoil: impl FnOnce(&Path)) -> E {
     error
 }
 
-/// The message must hold all of `parts`.
+/// Asserts that the message contains all of `parts`.
 fn assert_says(error: &E, parts: &[&str]) {
     let text = error.to_string();
     for part in parts {
@@ -43,8 +43,8 @@ fn the_bundled_checkpoint_is_whole() {
 
 /// The bundled `generation_config.json` was written from the reference's own values.
 #[test]
-fn what_generation_config_would_say_follows_from_the_tokenizer() {
-    let said = Checkpoint::open(&bundled()).unwrap();
+fn the_content_of_generation_config_follows_from_the_tokenizer() {
+    let stated = Checkpoint::open(&bundled()).unwrap();
     let folder = checkpoints::copy();
     fs::remove_file(folder.path().join(GENERATION)).unwrap();
     fs::remove_file(folder.path().join("preprocessor_config.json")).unwrap();
@@ -52,8 +52,9 @@ fn what_generation_config_would_say_follows_from_the_tokenizer() {
         c.as_object_mut().unwrap().remove("begin_suppress_tokens");
     });
     let derived = Checkpoint::open(folder.path()).unwrap();
-    assert_eq!(derived.tokens, said.tokens);
-    assert_eq!(derived.alignment_heads, said.alignment_heads);
+
+    assert_eq!(derived.tokens, stated.tokens);
+    assert_eq!(derived.alignment_heads, stated.alignment_heads);
 }
 
 #[test]
@@ -61,6 +62,7 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
     let folder = checkpoints::copy();
     let path = folder.path();
     let whole: Value = serde_json::from_slice(&fs::read(path.join("tokenizer.json")).unwrap()).unwrap();
+
     fs::remove_file(path.join("tokenizer.json")).unwrap();
     let merges = whole["model"]["merges"].as_array().unwrap();
     let lines: Vec<String> = merges
@@ -69,6 +71,7 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
             m.as_str().map_or_else(|| format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap()), Into::into)
         })
         .collect();
+
     fs::write(path.join("merges.txt"), format!("#version: 0.2\n{}\n", lines.join("\n"))).unwrap();
     fs::write(path.join("vocab.json"), whole["model"]["vocab"].to_string()).unwrap();
     let added = whole["added_tokens"].as_array().unwrap();
@@ -77,7 +80,9 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
     fs::write(path.join("added_tokens.json"), Value::Object(added).to_string()).unwrap();
 
     let (one, other) = (Checkpoint::open(&bundled()).unwrap(), Checkpoint::open(path).unwrap());
+
     assert_eq!(other.tokens, one.tokens);
+
     let [one, other] = [one, other].map(|c| Tokenizer::from_bytes(c.tokenizer_json).unwrap());
     for text in ["The server is open.", " Grüße, ça va? 你好 \u{1f600}", "<|en|> a<|0.00|>b", "  x\n\n1,234.5"] {
         let (a, b) = (one.encode(text, false).unwrap(), other.encode(text, false).unwrap());
@@ -87,8 +92,11 @@ fn a_tokenizer_of_separate_files_is_the_same_tokenizer() {
 
     edit(path, "added_tokens.json", |t| t["<|30.00|>"] = 60_000.into());
     let error = Checkpoint::open(path).err().unwrap();
+
     assert_says(&error, &["added_tokens.json", "<|30.00|>", "60000"]);
+
     fs::remove_file(path.join("merges.txt")).unwrap();
+
     assert_says(&Checkpoint::open(path).err().unwrap(), &["tokenizer.json", "merges.txt"]);
 }
 
@@ -101,29 +109,35 @@ fn every_float_type_and_both_layouts_give_the_same_values() {
         spoil(folder.path());
         Checkpoint::open(folder.path()).unwrap().weights.tensor(name).unwrap().to_vec().unwrap()
     };
+
     let as_type = |to| move |folder: &Path| edit_weights(folder, |t| checkpoints::convert(t, to));
+
     assert_eq!(read(&as_type(Dtype::F32)), original);
+
     for (rounded, exact) in read(&as_type(Dtype::BF16)).iter().zip(&original) {
         assert!((rounded - exact).abs() <= exact.abs() / 256.0, "{rounded} {exact}");
     }
+
     assert_eq!(
         read(&|folder| {
             checkpoints::shard(folder);
         }),
         original
     );
+
     let bare = |folder: &Path| {
         edit_weights(folder, |t| {
             *t = t.drain().map(|(name, tensor)| (name.strip_prefix("model.").unwrap().to_owned(), tensor)).collect();
-            // Some checkpoints store the tied projection too.
+            // Some checkpoints also store the tied projection.
             t.insert("proj_out.weight".into(), (Dtype::F16, vec![1], vec![0; 2]));
         });
     };
+
     assert_eq!(read(&bare), original);
 }
 
 #[test]
-fn what_is_not_whisper_is_refused() {
+fn checkpoints_of_other_models_are_refused() {
     assert_says(&refusal(|f| edit(f, CONFIG, |c| c["model_type"] = "bart".into())), &[CONFIG, "\"bart\"", "whisper"]);
     assert_says(&refusal(|f| fs::remove_file(f.join(CONFIG)).unwrap()), &[CONFIG, "missing"]);
     assert_says(&refusal(|f| fs::write(f.join(CONFIG), "{").unwrap()), &[CONFIG, "JSON"]);
@@ -132,7 +146,7 @@ fn what_is_not_whisper_is_refused() {
 }
 
 #[test]
-fn dimensions_must_be_there_and_fit() {
+fn dimensions_must_be_stated_and_fit() {
     let remove = |field: &'static str| {
         move |f: &Path| {
             edit(f, CONFIG, |c| {
@@ -140,28 +154,34 @@ fn dimensions_must_be_there_and_fit() {
             })
         }
     };
+
     for field in ["d_model", "encoder_layers", "decoder_ffn_dim", "num_mel_bins", "vocab_size", "max_source_positions"]
     {
         assert_says(&refusal(remove(field)), &[CONFIG, field, "missing"]);
     }
+
     let set = |field: &'static str, value: Value| move |f: &Path| edit(f, CONFIG, |c| c[field] = value);
+
     assert_says(&refusal(set("d_model", json!(0))), &["d_model", "is 0"]);
     assert_says(&refusal(set("d_model", json!("x"))), &["d_model", "\"x\""]);
     assert_says(&refusal(set("decoder_attention_heads", json!(3))), &["decoder_attention_heads", "3", "128"]);
     assert_says(&refusal(set("activation_function", json!("relu"))), &["activation_function", "relu", "gelu"]);
     assert_says(&refusal(set("tie_word_embeddings", json!(false))), &["tie_word_embeddings"]);
-    // Dimensions that do not fit the weights name the field and the tensor.
+
+    // The error for dimensions that do not fit the weights names the field and the tensor.
     assert_says(
         &refusal(set("encoder_ffn_dim", json!(256))),
         &["`encoder_ffn_dim`", "fc1.weight", "[512, 128]", "[256, 128]"],
     );
+
     let bins = |f: &Path| edit(f, "preprocessor_config.json", |c| c["feature_size"] = 128.into());
+
     assert_says(&refusal(bins), &["preprocessor_config.json", "feature_size", "128", "80"]);
     assert_says(&refusal(|f| edit(f, GENERATION, |c| c["suppress_tokens"] = json!([-1]))), &["suppress_tokens", "-1"]);
     assert_says(&refusal(|f| edit(f, GENERATION, |c| c["alignment_heads"] = json!("x"))), &["alignment_heads"]);
 }
 
-/// Every size of config.json: nothing, absurd, and another one than the weights have.
+/// Every size of config.json is set to zero, to absurd values, and to another value than that of the weights.
 #[test]
 fn every_size_is_checked_and_named() {
     for (field, other) in [
@@ -182,7 +202,7 @@ fn every_size_is_checked_and_named() {
         for wrong in
             [json!(0), json!(-1), json!(1_u64 << 40), json!(u64::MAX), json!(1 << 24), json!(1.5), json!(other)]
         {
-            // Bins are said twice: here the other file agrees, so that the weights are what tells.
+            // The number of bins is also in the other file, which is removed, so that the weights decide.
             let spoil = |f: &Path| {
                 edit(f, CONFIG, |c| c[field] = wrong.clone());
                 fs::remove_file(f.join("preprocessor_config.json")).unwrap();
@@ -198,14 +218,17 @@ fn every_size_is_checked_and_named() {
 fn tokens_beyond_the_vocabulary_are_refused() {
     let huge = |f: &Path| edit(f, "tokenizer.json", |t| t["added_tokens"][1500]["id"] = json!(u32::MAX));
     let error = refusal(huge);
+
     assert_says(&error, &["tokenizer.json", "4294967295", "`vocab_size`", "51865"]);
-    // A vocabulary that is a file of its own, with one id too many.
+
+    // A vocabulary with one id too many.
     let one_more = |f: &Path| {
         edit(f, "tokenizer.json", |t| {
             let vocabulary = t["model"]["vocab"].as_object_mut().unwrap();
             vocabulary.insert("hush".to_owned(), json!(51_865));
         });
     };
+
     assert_says(&refusal(one_more), &["tokenizer.json", "\"hush\" has id 51865", "`vocab_size`"]);
 }
 
@@ -232,44 +255,53 @@ fn weights_must_be_whole() {
 }
 
 #[test]
-fn damaged_files_are_told_apart() {
+fn damaged_files_are_distinguished() {
     let cut = |length: u64| {
         refusal(|f| fs::OpenOptions::new().write(true).open(f.join(WEIGHTS)).unwrap().set_len(length).unwrap())
     };
+
     assert!(matches!(cut(16_000_000), E::Truncated { expected: 16_195_232, found: 16_000_000, .. }));
     assert!(matches!(cut(1000), E::Truncated { found: 1000, .. }));
     assert!(matches!(cut(4), E::Corrupt { .. }), "{}", cut(4));
+
     let garbage = refusal(|f| {
         let path = f.join(WEIGHTS);
         let mut bytes = fs::read(&path).unwrap();
         bytes[8..40].fill(b'x');
         fs::write(path, bytes).unwrap();
     });
+
     assert_says(&garbage, &[WEIGHTS, "safetensors"]);
 }
 
 #[test]
-fn shards_must_all_be_there() {
+fn shards_must_be_complete() {
     const INDEX: &str = "model.safetensors.index.json";
+
     let missing = refusal(|f| {
         let [_, second] = checkpoints::shard(f);
         fs::remove_file(f.join(second)).unwrap();
     });
+
     assert_says(&missing, &[INDEX, "model-00002-of-00002.safetensors", "missing"]);
+
     let absent = refusal(|f| {
         let [first, _] = checkpoints::shard(f);
         edit(f, INDEX, |i| i["weight_map"]["model.extra"] = first.into());
     });
+
     assert_says(&absent, &[INDEX, "model.extra", "model-00001-of-00002.safetensors"]);
+
     let elsewhere = refusal(|f| {
         checkpoints::shard(f);
         edit(f, INDEX, |i| i["weight_map"][FC1] = "../other/x.safetensors".into());
     });
+
     assert_says(&elsewhere, &[INDEX, FC1, "beside"]);
 }
 
 #[test]
-fn pickled_weights_are_refused_with_the_way_out() {
+fn pickled_weights_are_refused_with_advice() {
     let error = refusal(|f| fs::rename(f.join(WEIGHTS), f.join("pytorch_model.bin")).unwrap());
     assert!(matches!(error, E::PickleOnly(_)));
     assert_says(&error, &["convert", "safetensors"]);

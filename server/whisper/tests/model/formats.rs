@@ -1,4 +1,4 @@
-//! The same model in every file format is the same checkpoint; damage is an error that names what is damaged.
+//! The same model in every file format gives the same checkpoint; the error of a damaged file names what is damaged.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn assert_says(error: &str, parts: &[&str]) {
     }
 }
 
-/// Every tensor has exactly these values.
+/// Asserts that every tensor has exactly these values.
 fn assert_values(checkpoint: &Checkpoint, expected: &Tensors) {
     for (name, shape) in checkpoint.config.tensors() {
         let tensor = checkpoint.weights.tensor(&name).unwrap();
@@ -46,6 +46,7 @@ fn assert_same_tokenizer(checkpoint: &Checkpoint) {
         assert_eq!(a.get_ids(), b.get_ids(), "{text}");
         assert_eq!(one.decode(a.get_ids(), true).unwrap(), other.decode(b.get_ids(), true).unwrap());
     }
+
     for id in 0..51_865 {
         assert_eq!(one.id_to_token(id), other.id_to_token(id), "token {id}");
     }
@@ -57,15 +58,18 @@ fn every_format_is_the_same_checkpoint() {
     let (_, values) = read(&bundled());
     let folder = tempfile::tempdir().unwrap();
     let folders = ["with", "without"].map(|name| folder.path().join(name));
+
     for (target, tokenizer) in folders.iter().zip([true, false]) {
         fs::create_dir(target).unwrap();
         write_ctranslate2(&bundled(), target, Quantisation::Float16, tokenizer);
     }
+
     let pt = write_openai(&bundled(), folder.path(), whole);
     let half = write_ggml(&bundled(), folder.path(), "ggml-half.bin", |_, values| ggml_f16(values));
     let full = write_ggml(&bundled(), folder.path(), "ggml-full.bin", |_, values| ggml_f32(values));
 
     let [with, without] = folders;
+
     for path in [with, without, pt, half, full] {
         let checkpoint = Checkpoint::open(&path).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(checkpoint.config, reference.config, "{}", path.display());
@@ -94,6 +98,7 @@ fn an_install_from_any_format_writes_the_same_weights() {
                 ModelDir::open(&path).unwrap().manifest().files["weights.bin"].sha256.clone()
             })
             .collect();
+
         assert!(digests.iter().all(|digest| *digest == digests[0]), "{precision}: {digests:?}");
     }
 }
@@ -132,6 +137,7 @@ fn quantised_blocks_of_ggml_have_their_values() {
         max_target_positions: 448,
         vocab_size: 51_864,
     };
+
     let source = checkpoints::random(&config, &[[0, 0]], 1);
     let projections = ["attn.query", "attn.key", "attn.value", "attn.out"];
     let names: Vec<(String, String)> = (0..3)
@@ -146,8 +152,10 @@ fn quantised_blocks_of_ggml_have_their_values() {
         let repeats = values.len() / case["values"].as_array().unwrap().len();
         (case["type"].as_i64().unwrap() as i32, block.repeat(repeats))
     };
+
     let path = write_ggml(source.path(), source.path(), "ggml-blocks.bin", encode);
     let checkpoint = Checkpoint::open(&path).unwrap_or_else(|e| panic!("{e}"));
+
     for ((_, canonical), (kind, case)) in names.iter().zip(cases) {
         let expected: Vec<f32> = case["values"]
             .as_array()
@@ -155,16 +163,20 @@ fn quantised_blocks_of_ggml_have_their_values() {
             .iter()
             .map(|bits| f32::from_bits(bits.as_u64().unwrap() as u32))
             .collect();
+
         let tensor = checkpoint.weights.tensor(canonical).unwrap();
         let found = tensor.to_vec().unwrap();
+
         for (chunk, _) in found.chunks_exact(expected.len()).zip(0..3) {
             for (found, expected) in chunk.iter().zip(&expected) {
                 assert!((found - expected).abs() <= expected.abs() * 1e-6 + 1e-9, "{kind}: {found} {expected}");
             }
         }
+
         // A piece that begins and ends in the middle of a block.
         let mut piece = [0.0; 300];
         tensor.read(77, &mut piece).unwrap();
+
         assert_eq!(piece[..], found[77..377], "{kind}");
     }
 }
@@ -184,7 +196,7 @@ fn hex(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn files_that_end_early_say_where() {
+fn errors_of_files_that_end_early_say_where() {
     let folder = tempfile::tempdir().unwrap();
     write_ctranslate2(&bundled(), folder.path(), Quantisation::Int8Float16, true);
     let ggml = write_ggml(&bundled(), folder.path(), "ggml-tiny.bin", |_, values| ggml_f16(values));
@@ -198,9 +210,11 @@ fn files_that_end_early_say_where() {
     assert_says(&cut(&ggml, 0.99), &["ggml-tiny.bin", "truncated", "tensor `", "bytes"]);
     assert_says(&cut(&ggml, 0.00001), &["ggml-tiny.bin", "truncated"]);
     assert_says(&cut(&pt, 0.99), &["model.pt", "ZIP archive"]);
+
     let model = folder.path().join("model.bin");
     let bytes = fs::read(&model).unwrap();
     fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
+
     assert_says(&error(folder.path()), &["model.bin", "truncated", "variable `"]);
 }
 
@@ -216,6 +230,7 @@ fn tensors_of_another_shape_are_named_as_their_file_names_them() {
             *strides = vec![shape[1], 1];
         }
     };
+
     let pt = write_openai(&bundled(), folder.path(), swapped);
     assert_says(&error(&pt), &["model.pt", named, &format!("{shape:?}")]);
 
@@ -224,6 +239,7 @@ fn tensors_of_another_shape_are_named_as_their_file_names_them() {
             strides.reverse();
         }
     };
+
     let pt = write_openai(&bundled(), folder.path(), transposed);
     assert_says(&error(&pt), &[named, "strides"]);
 
@@ -232,6 +248,7 @@ fn tensors_of_another_shape_are_named_as_their_file_names_them() {
             shape[0] = 1 << 40;
         }
     };
+
     let pt = write_openai(&bundled(), folder.path(), beyond);
     assert_says(&error(&pt), &[named]);
 }
@@ -241,28 +258,34 @@ fn a_pickle_that_would_run_code_is_refused_and_runs_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let witness = folder.path().join("witness");
     let mut pickle = Pickler(vec![0x80, 2]);
+
     pickle.global("posix", "system");
     pickle.0.push(b'(');
     pickle.text(&format!("touch {}", witness.display()));
     pickle.0.extend(b"tR.");
     let path = write_archive(folder.path(), "hostile.pt", &pickle.0, []);
+
     assert_says(&error(&path), &["hostile.pt", "posix.system", "nothing was run"]);
     assert!(!witness.exists());
 
     let endless = write_archive(folder.path(), "self.pt", b"\x80\x02}q\x00X\x04\x00\x00\x00dimsh\x00s.", []);
+
     assert_says(&error(&endless), &["self.pt", "model_state_dict"]);
+
     let empty = write_archive(folder.path(), "empty.pt", b"", []);
+
     assert_says(&error(&empty), &["the pickle at byte 0", "ends"]);
 }
 
 #[test]
-fn other_files_are_told_what_they_are() {
+fn errors_for_other_files_name_their_kind() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
         fs::write(&path, bytes).unwrap();
         error(&path)
     };
+
     assert_says(&file("model.gguf", b"GGUF\x03\0\0\0"), &["model.gguf", "ggml-*.bin"]);
     assert_says(&file("old.pt", b"\x80\x02\x8a\x0a"), &["old.pt", "torch.save"]);
     assert_says(&file("notes.txt", b"notes"), &["notes.txt", "CTranslate2", ".pt", "ggml"]);

@@ -1,4 +1,4 @@
-//! Random weights in true shapes, against what openai/whisper computes with them (`scripts/golden_random.py`).
+//! Random weights in real shapes, compared with what openai/whisper computes with them (`scripts/golden_random.py`).
 
 use std::fs;
 
@@ -6,10 +6,10 @@ use hush_whisper::Precision;
 use hush_whisper::checkpoint::Config;
 use serde::Deserialize;
 
-use crate::support::run::{Model, best};
+use crate::support::run::{GraphModel, best};
 use crate::support::{checkpoints, fixtures, installed, random};
 
-/// The reference computes in f32 too, in another order; values are O(10).
+/// The reference also computes in f32, but in another order; values are O(10).
 const TOLERANCE: f32 = 1e-3;
 
 #[derive(Deserialize)]
@@ -37,8 +37,10 @@ fn check(name: &str) {
         let folder = checkpoints::random(&golden.config, &golden.alignment_heads, golden.seed);
         installed(folder.path(), models.path(), Precision::Fp32)
     };
-    let mut model = Model::load(&dir);
+
+    let mut model = GraphModel::load(&dir);
     let (hidden, cross) = model.encode(&[&random::mel(golden.seed, &golden.config)]);
+
     for (frame, dimension, expected) in golden.hidden {
         let found = hidden[[0, frame, dimension]];
         assert!((found - expected).abs() < TOLERANCE, "hidden[{frame}, {dimension}] is {found}, not {expected}");
@@ -47,9 +49,11 @@ fn check(name: &str) {
     let (prompt, rest) = golden.tokens.split_at(golden.first + 1);
     let steps = std::iter::once(prompt).chain(rest.chunks(1));
     let (mut cache, mut done) = (model.empty(1), 0);
+
     for (step, ids) in steps.enumerate() {
         let logits = model.decode(&[ids], &[done], &cross, &mut cache);
         done += ids.len();
+
         for (id, expected) in golden.logit_ids.iter().zip(&golden.logits[step]) {
             let found = logits[[0, *id]];
             assert!((found - expected).abs() < TOLERANCE, "step {step}: logit {id} is {found}, not {expected}");
@@ -58,6 +62,7 @@ fn check(name: &str) {
     }
 
     let weights = model.align(&[&golden.tokens], &cross);
+
     for (layer, head, token, frame, expected) in golden.attention {
         let row = dir.manifest().alignment_heads.iter().position(|h| *h == [layer, head]).unwrap();
         let found = weights[[0, row, token, frame]];

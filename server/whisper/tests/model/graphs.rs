@@ -1,18 +1,18 @@
-//! The graphs of the bundled checkpoint against the values of the reference implementation.
+//! The graphs of the bundled checkpoint compared with the values of the reference implementation.
 
 use hush_whisper::Precision;
 use ndarray::{Array2, ArrayD, Axis, s};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::run::{Cross, Model, best};
+use crate::support::run::{EncoderTensors, GraphModel, best};
 use crate::support::{bundled, fixtures, installed, npy};
 
-/// What the reference computed for one recording.
+/// The reference's values for one recording.
 struct Reference {
     mel: ArrayD<f32>,
     hidden: ArrayD<f32>,
-    /// Per step: logits of `sampled`, then the log-sum-exp.
+    /// For each step: the logits of `sampled`, then the log-sum-exp.
     logits: Array2<f32>,
     sampled: Vec<u32>,
     prompt: Vec<u32>,
@@ -26,6 +26,7 @@ impl Reference {
             serde_json::from_slice(&std::fs::read(parity.join(format!("{name}.steps.json"))).unwrap()).unwrap();
         let ids = |field: &str| -> Vec<u32> { serde_json::from_value(steps[field].clone()).unwrap() };
         let array = |kind: &str| npy::read(&parity.join(format!("{name}.{kind}.npy")));
+
         Self {
             mel: array("mel80"),
             hidden: array("encoder"),
@@ -41,42 +42,44 @@ impl Reference {
     }
 }
 
-fn model(precision: Precision) -> (Model, TempDir) {
+fn model(precision: Precision) -> (GraphModel, TempDir) {
     let models = tempfile::tempdir().unwrap();
     let dir = installed(&bundled(), models.path(), precision);
-    (Model::load(&dir), models)
+    (GraphModel::load(&dir), models)
 }
 
-fn furthest<'a>(a: impl IntoIterator<Item = &'a f32>, b: impl IntoIterator<Item = &'a f32>) -> f32 {
+fn largest_difference<'a>(a: impl IntoIterator<Item = &'a f32>, b: impl IntoIterator<Item = &'a f32>) -> f32 {
     a.into_iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Largest differences of the encoder's output and of the logits over all greedy steps; every token must be the same.
+/// The largest differences of the encoder's output and of the logits over all greedy steps; every token must be the same.
 fn differences(precision: Precision, name: &str) -> (f32, f32) {
     let reference = Reference::read(name);
     let (mut model, _models) = model(precision);
     let (hidden, cross) = model.encode(&[reference.mel()]);
-    let of_hidden = furthest(&hidden, &reference.hidden);
+    let hidden_difference = largest_difference(&hidden, &reference.hidden);
 
-    let (mut cache, mut done, mut of_logits) = (model.empty(1), 0, 0.0f32);
+    let (mut cache, mut done, mut logits_difference) = (model.empty(1), 0, 0.0f32);
     let mut next = reference.prompt.clone();
+
     for (step, expected) in reference.generated.iter().enumerate() {
         let all = model.decode(&[&next], &[done], &cross, &mut cache);
         let logits = all.index_axis(Axis(0), 0);
         let found: Vec<f32> = reference.sampled.iter().map(|id| logits[*id as usize]).collect();
-        of_logits = of_logits.max(furthest(&found, reference.logits.slice(s![step, ..-1])));
+        logits_difference = logits_difference.max(largest_difference(&found, reference.logits.slice(s![step, ..-1])));
         assert_eq!(best(&all), [i64::from(*expected)], "step {step} of {name}, {precision}");
         done += next.len();
         next = vec![*expected];
     }
-    (of_hidden, of_logits)
+
+    (hidden_difference, logits_difference)
 }
 
 fn assert_within(precision: Precision, hidden: f32, logits: f32) {
     for name in ["en-1", "long-de"] {
-        let (of_hidden, of_logits) = differences(precision, name);
-        assert!(of_hidden <= hidden, "{name}, {precision}: the encoder differs by {of_hidden}");
-        assert!(of_logits <= logits, "{name}, {precision}: the logits differ by {of_logits}");
+        let (hidden_difference, logits_difference) = differences(precision, name);
+        assert!(hidden_difference <= hidden, "{name}, {precision}: the encoder differs by {hidden_difference}");
+        assert!(logits_difference <= logits, "{name}, {precision}: the logits differ by {logits_difference}");
     }
 }
 
@@ -97,21 +100,24 @@ fn int8_stays_close_and_chooses_the_same_tokens() {
     assert_within(Precision::Int8, 0.4, 1.0);
 }
 
-/// Several rows may hear the same window; each must compute what it computes alone.
+/// Several rows may attend to the same window; each must compute the same values as alone.
 #[test]
 fn rows_of_one_window_do_not_disturb_each_other() {
     const GROUP: usize = 3;
+
     let (en, de) = (Reference::read("en-1"), Reference::read("long-de"));
+
     for precision in [Precision::Fp32, Precision::Int8] {
         let (mut model, _models) = model(precision);
         let prompts: Vec<Vec<u32>> = [50259, 50261, 50265, 50262, 50260, 50259]
             .iter()
             .map(|language| vec![50258, *language, 50359, 50363])
             .collect();
+
         let steps: [[u32; 6]; 3] = [[18, 300, 4000, 5, 60, 700], [8, 90, 1000, 11, 1200, 13], [1, 2, 3, 4, 5, 6]];
         let (_, both) = model.encode(&[en.mel(), de.mel()]);
 
-        let run = |model: &mut Model, rows: &[usize], cross: &Cross| {
+        let run = |model: &mut GraphModel, rows: &[usize], cross: &EncoderTensors| {
             let mut cache = model.empty(rows.len());
             let prompt: Vec<&[u32]> = rows.iter().map(|r| prompts[*r].as_slice()).collect();
             let mut all = vec![model.decode(&prompt, &vec![0; rows.len()], cross, &mut cache)];
@@ -119,22 +125,25 @@ fn rows_of_one_window_do_not_disturb_each_other() {
                 let ids: Vec<&[u32]> = rows.iter().map(|r| &step[*r..=*r]).collect();
                 all.push(model.decode(&ids, &vec![4 + i; rows.len()], cross, &mut cache));
             }
+
             all
         };
+
         let together = run(&mut model, &[0, 1, 2, 3, 4, 5], &both);
+
         for row in 0..prompts.len() {
             let window = row / GROUP;
-            let cross: Cross = both.iter().map(|(name, all)| (name.clone(), all.window(window))).collect();
+            let cross: EncoderTensors = both.iter().map(|(name, all)| (name.clone(), all.window(window))).collect();
             let alone = run(&mut model, &[row], &cross);
             for (together, alone) in together.iter().zip(&alone) {
-                let difference = furthest(together.index_axis(Axis(0), row), alone);
+                let difference = largest_difference(together.index_axis(Axis(0), row), alone);
                 assert!(difference < 1e-3, "row {row}, {precision}: {difference}");
             }
         }
     }
 }
 
-/// Rows of different lengths in one step: each has its own place in the cache.
+/// Rows of different lengths in one step: each has its own part of the cache.
 #[test]
 fn rows_of_different_lengths_share_a_step() {
     let reference = Reference::read("long-de");
@@ -144,6 +153,7 @@ fn rows_of_different_lengths_share_a_step() {
     let lengths = [5, 17, 30];
     let mut alone = Vec::new();
     let mut shared = model.empty(lengths.len());
+
     for (row, length) in lengths.iter().enumerate() {
         let mut cache = model.empty(1);
         model.decode(&[&tokens[..*length]], &[0], &cross, &mut cache);
@@ -152,10 +162,12 @@ fn rows_of_different_lengths_share_a_step() {
         }
         alone.push(model.decode(&[&tokens[*length..=*length]], &[*length], &cross, &mut cache));
     }
+
     let next: Vec<&[u32]> = lengths.iter().map(|n| &tokens[*n..=*n]).collect();
     let together = model.decode(&next, &lengths, &cross, &mut shared);
+
     for (row, alone) in alone.iter().enumerate() {
-        let difference = furthest(together.index_axis(Axis(0), row), alone);
+        let difference = largest_difference(together.index_axis(Axis(0), row), alone);
         assert!(difference < 1e-3, "row {row}: {difference}");
     }
 }
@@ -164,6 +176,7 @@ fn rows_of_different_lengths_share_a_step() {
 fn alignment_weights_are_a_distribution_over_the_frames() {
     let reference = Reference::read("long-de");
     let tokens: Vec<u32> = reference.prompt.iter().chain(&reference.generated).copied().collect();
+
     for precision in Precision::ALL {
         let (mut model, _models) = model(precision);
         let (_, cross) = model.encode(&[reference.mel()]);

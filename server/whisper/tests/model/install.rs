@@ -1,15 +1,15 @@
-//! Installing: whole or not at all, and what is said of a model directory that is not usable.
+//! Installs are complete or leave nothing, and the errors of unusable model directories.
 
 use std::fs;
 use std::path::Path;
 
 use hush_whisper::checkpoint::Config;
 use hush_whisper::model_dir::{ALIGN, DECODER, FILES, MANIFEST, WEIGHTS};
-use hush_whisper::{InstallError, ModelDir, ModelDirError, Precision, Progress, install};
+use hush_whisper::{InstallError, InstallProgress, ModelDir, ModelDirError, Precision, install};
 use ndarray::Axis;
 
 use crate::support::checkpoints::{self, edit, edit_weights};
-use crate::support::run::Model;
+use crate::support::run::GraphModel;
 use crate::support::{bundled, installed, options, random};
 
 fn names(folder: &Path) -> Vec<String> {
@@ -20,26 +20,34 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn an_install_is_complete_and_tells_its_progress() {
+fn an_install_is_complete_and_reports_its_progress() {
     let models = tempfile::tempdir().unwrap();
-    let mut seen: Vec<Progress> = Vec::new();
+    let mut seen: Vec<InstallProgress> = Vec::new();
     let path = install(&bundled(), models.path(), &options(Precision::Int8), &mut |p| seen.push(p)).unwrap();
+
     assert_eq!(path, models.path().join("model/int8"));
+
     let mut expected: Vec<String> = FILES.iter().chain([&MANIFEST]).map(|n| (*n).to_owned()).collect();
     expected.sort();
+
     assert_eq!(names(&path), expected);
+
     let dir = ModelDir::open(&path).unwrap();
     dir.verify_digests().unwrap();
+
     assert_eq!((dir.manifest().name.as_str(), dir.manifest().precision), ("model", Precision::Int8));
+
     let last = seen.last().unwrap();
+
     assert!(last.total_bytes > 0 && seen.iter().all(|p| p.done_bytes <= p.total_bytes));
     assert_eq!(last.done_bytes, last.total_bytes);
-    // Four times smaller than fp32, the vocabulary included: it is stored once.
+
+    // Four times smaller than fp32, including the vocabulary, which is stored once.
     assert!(fs::metadata(path.join(WEIGHTS)).unwrap().len() < 10_000_000);
 }
 
 #[test]
-fn an_older_install_is_replaced_and_leftovers_go() {
+fn an_older_install_is_replaced_and_leftovers_are_removed() {
     let models = tempfile::tempdir().unwrap();
     let first = installed(&bundled(), models.path(), Precision::Fp32);
     fs::write(first.file("stray"), "x").unwrap();
@@ -47,6 +55,7 @@ fn an_older_install_is_replaced_and_leftovers_go() {
     fs::create_dir(&leftover).unwrap();
     fs::write(leftover.join(WEIGHTS), "half").unwrap();
     installed(&bundled(), models.path(), Precision::Fp32);
+
     assert_eq!(names(models.path()), [".hush-install.lock", "model"]);
     assert!(!first.file("stray").exists());
     assert_eq!(names(&models.path().join("model")), ["fp32"]);
@@ -57,16 +66,20 @@ fn a_failed_install_leaves_the_old_model_and_nothing_else() {
     let models = tempfile::tempdir().unwrap();
     let dir = installed(&bundled(), models.path(), Precision::Fp32);
     let folder = checkpoints::copy();
-    // Found only while the weights are written.
+
+    // The error is found only while the weights are written.
     edit_weights(folder.path(), |t| {
         t.get_mut("model.decoder.layers.1.fc2.weight").unwrap().2[..2].copy_from_slice(&[0, 0x7e]);
     });
     let error = install(folder.path(), models.path(), &options(Precision::Fp32), &mut |_| {}).unwrap_err();
+
     assert!(error.to_string().contains("decoder.layers.1.fc2.weight"), "{error}");
     assert_eq!(names(models.path()), [".hush-install.lock", "model"]);
+
     ModelDir::open(dir.path()).unwrap().verify_digests().unwrap();
     let new = tempfile::tempdir().unwrap();
     install(folder.path(), new.path(), &options(Precision::Fp32), &mut |_| {}).unwrap_err();
+
     assert_eq!(names(new.path()), [".hush-install.lock"]);
 }
 
@@ -78,16 +91,18 @@ fn names_and_targets_are_checked_before_anything_is_written() {
         let error = install(&bundled(), models.path(), &options, &mut |_| {}).unwrap_err();
         assert!(matches!(error, InstallError::Name(_)), "{error}");
     }
+
     let own = models.path().join("model/fp32");
     fs::create_dir_all(&own).unwrap();
     fs::write(own.join("precious"), "x").unwrap();
     let error = install(&bundled(), models.path(), &options(Precision::Fp32), &mut |_| {}).unwrap_err();
+
     assert!(matches!(error, InstallError::NotAModel(_)), "{error}");
     assert_eq!(names(&own), ["precious"]);
 }
 
 #[test]
-fn an_unusable_model_directory_names_the_file_and_the_way_out() {
+fn an_unusable_model_directory_names_the_file_and_gives_advice() {
     let models = tempfile::tempdir().unwrap();
     let path = installed(&bundled(), models.path(), Precision::Fp32).path().to_owned();
     let refusal = |expected: &str| {
@@ -96,9 +111,11 @@ fn an_unusable_model_directory_names_the_file_and_the_way_out() {
         assert!(text.contains(expected) && text.contains("hush-server install"), "{text}");
         error
     };
+
     let whole = fs::read(path.join(DECODER)).unwrap();
     fs::write(path.join(DECODER), &whole[..100]).unwrap();
     assert!(matches!(refusal(DECODER), ModelDirError::Length { found: 100, .. }));
+
     let mut changed = whole.clone();
     changed[500] ^= 1;
     fs::write(path.join(DECODER), &changed).unwrap();
@@ -112,19 +129,22 @@ fn an_unusable_model_directory_names_the_file_and_the_way_out() {
 
     edit(&path, MANIFEST, |m| m["files"].as_object_mut().unwrap().retain(|name, _| name != ALIGN));
     assert!(matches!(refusal(ALIGN), ModelDirError::Manifest { .. }));
+
     edit(&path, MANIFEST, |m| {
         *m = serde_json::json!({"format_version": 3});
     });
     assert!(matches!(refusal(MANIFEST), ModelDirError::Version { found: 3, .. }));
+
     fs::write(path.join(MANIFEST), "{").unwrap();
     assert!(matches!(refusal(MANIFEST), ModelDirError::Manifest { .. }));
+
     fs::remove_file(path.join(MANIFEST)).unwrap();
     assert!(matches!(refusal(MANIFEST), ModelDirError::NoManifest(_)));
     assert!(matches!(ModelDir::open(&bundled()).unwrap_err(), ModelDirError::Checkpoint(_)));
     assert!(matches!(ModelDir::open(&path.join("nowhere")).unwrap_err(), ModelDirError::NotFound(_)));
 }
 
-/// What an edited or a hostile manifest says is checked before memory is laid out by it.
+/// The numbers of an edited or a hostile manifest are checked before the engine lays out memory by them.
 #[test]
 fn every_number_of_a_manifest_is_checked_and_named() {
     let models = tempfile::tempdir().unwrap();
@@ -158,28 +178,33 @@ fn every_number_of_a_manifest_is_checked_and_named() {
         ("tokens.languages.de", &[51_865.into()]),
         ("alignment_heads", &[serde_json::json!([[99, 0]]), serde_json::json!([[0, 99]])]),
     ];
+
     for (field, values) in changes {
         for value in *values {
             edit(&path, MANIFEST, |m| {
                 *m.pointer_mut(&format!("/{}", field.replace('.', "/"))).unwrap() = value.clone();
             });
             let error = ModelDir::open(&path).unwrap_err();
-            // A width that its heads do not divide is told as the number of heads.
+            let text = error.to_string();
+
+            // The error for a width that its heads do not divide names the number of heads.
             let named = if *value == 127 { "config.encoder_attention_heads" } else { *field };
             assert!(matches!(&error, ModelDirError::Field { field, .. } if field == named), "{field} {value}: {error}");
-            let text = error.to_string();
             assert!(text.contains(MANIFEST) && text.contains("hush-server install"), "{text}");
+
             fs::write(path.join(MANIFEST), &good).unwrap();
         }
     }
+
     assert!(ModelDir::open(&path).is_ok());
 
     fs::remove_file(path.join(MANIFEST)).unwrap();
     std::os::unix::fs::symlink("/dev/zero", path.join(MANIFEST)).unwrap();
+
     assert!(matches!(ModelDir::open(&path).unwrap_err(), ModelDirError::Io { .. }));
 }
 
-/// Shapes of other families, small: every precision installs and runs.
+/// Small models in the shapes of other families: every precision installs and runs.
 #[test]
 fn every_shape_of_whisper_installs_and_runs() {
     let small = Config {
@@ -195,35 +220,45 @@ fn every_shape_of_whisper_installs_and_runs() {
         max_target_positions: 448,
         vocab_size: 51865,
     };
+
     let shapes = [
-        // large-v3: 128 bins and one language more; turbo: fewer decoder layers than encoder layers.
+        // large-v3: 128 bins and one more language; turbo: fewer decoder layers than encoder layers.
         (
             Config { num_mel_bins: 128, vocab_size: 51866, encoder_layers: 3, decoder_layers: 1, ..small.clone() },
             vec![[0, 1]],
         ),
-        // Decoder heads of another width, no list of alignment heads, a width that blocks of 128 do not divide.
+        // Decoder heads of another width, no list of alignment heads, and a width that blocks of 128 do not divide.
         (Config { d_model: 96, decoder_attention_heads: 3, ..small.clone() }, vec![]),
         // The .en models.
         (Config { vocab_size: 51864, ..small }, vec![[0, 0], [1, 1]]),
     ];
+
     for (config, heads) in shapes {
         let folder = checkpoints::random(&config, &heads, 7);
         let mel = random::mel(7, &config);
+
         for precision in Precision::ALL {
             let models = tempfile::tempdir().unwrap();
             let dir = installed(folder.path(), models.path(), precision);
-            let mut model = Model::load(&dir);
+            let mut model = GraphModel::load(&dir);
             let (hidden, cross) = model.encode(&[&mel]);
+
             assert_eq!(hidden.shape(), [1, 1500, config.d_model]);
+
             let tokens = &dir.manifest().tokens;
             let english = config.vocab_size == 51864;
+
             assert_eq!(tokens.multilingual, !english);
             assert_eq!(tokens.sot, if english { 50257 } else { 50258 });
+
             let mut cache = model.empty(1);
             let logits = model.decode(&[&[50258, 50259, 50359]], &[0], &cross, &mut cache);
+
             assert_eq!(logits.shape(), [1, config.vocab_size]);
             assert!(logits.iter().all(|v| v.is_finite()));
+
             let weights = model.align(&[&[50258, 50259, 50359, 11]], &cross);
+
             assert_eq!(weights.shape(), [1, dir.manifest().alignment_heads.len(), 4, 1500]);
             assert!(weights.sum_axis(Axis(3)).iter().all(|s| (s - 1.0).abs() < 1e-3));
         }

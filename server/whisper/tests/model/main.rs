@@ -1,4 +1,4 @@
-//! From a checkpoint to graphs that compute what the reference computes.
+//! From a checkpoint to graphs that compute the same values as the reference.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 

@@ -1,5 +1,5 @@
 // TopK: the largest (or smallest) values of each row and where they are, by each of the algorithms that ONNX Runtime has
-// for it. Of equal values the first comes first.
+// for it. Equal values keep their order.
 #include <algorithm>
 #include <cmath>
 #include <numeric>

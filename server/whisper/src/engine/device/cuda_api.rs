@@ -1,5 +1,5 @@
-//! The functions of CUDA's runtime library that the engine calls itself, opened at run time: the library is the one that
-//! ONNX Runtime's provider is linked with, so both see the same context.
+//! The functions of CUDA's runtime library that the engine calls itself. The library is opened at run time and is the one
+//! that ONNX Runtime's provider is linked with, so that both use the same context.
 //!
 //! Types and numbers are those of `driver_types.h` and `cuda_runtime_api.h` (CUDA Toolkit documentation, "CUDA Runtime
 //! API"), which are the same in CUDA 12 and 13.
@@ -11,14 +11,14 @@ use std::{
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-/// Newest first.
+/// The newest version first.
 const LIBRARIES: [&str; 2] = ["libcudart.so.13", "libcudart.so.12"];
 
-pub type Code = c_int;
+pub type CudaStatus = c_int;
 pub type StreamHandle = *mut c_void;
 pub type EventHandle = *mut c_void;
 
-const OUT_OF_MEMORY: Code = 2;
+const OUT_OF_MEMORY: CudaStatus = 2;
 /// `cudaStreamNonBlocking`: no implicit waits for the default stream.
 pub const STREAM_NON_BLOCKING: c_uint = 1;
 /// `cudaEventDisableTiming`.
@@ -57,13 +57,13 @@ pub struct Position {
 /// `cudaExtent`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Extent {
+pub struct CopyExtent {
     pub width_bytes: usize,
     pub rows: usize,
     pub slices: usize,
 }
 
-/// `cudaMemcpy3DParms`; the arrays are not used here.
+/// `cudaMemcpy3DParms`; the fields for CUDA arrays stay null.
 #[repr(C)]
 pub struct Copy3d {
     pub source_array: *mut c_void,
@@ -72,7 +72,7 @@ pub struct Copy3d {
     pub target_array: *mut c_void,
     pub target_position: Position,
     pub target: PitchedPointer,
-    pub extent: Extent,
+    pub extent: CopyExtent,
     pub kind: CopyKind,
 }
 
@@ -82,11 +82,11 @@ pub enum CudaCallError {
     Library(String),
     #[error("CUDA's runtime library has no `{0}`")]
     Symbol(&'static str),
-    /// ONNX Runtime uses the same words, by which the runner recognises it.
+    /// ONNX Runtime uses the same text, by which the runner recognises a lack of memory.
     #[error("out of memory: Failed to allocate memory for requested buffer of size {bytes} (cudaMalloc)")]
     OutOfMemory { bytes: usize },
     #[error("{call} failed: {text} (CUDA error {code})")]
-    Failed { call: &'static str, code: Code, text: String },
+    Failed { call: &'static str, code: CudaStatus, text: String },
 }
 
 impl From<CudaCallError> for ort::Error {
@@ -97,12 +97,12 @@ impl From<CudaCallError> for ort::Error {
 
 macro_rules! functions {
     ($($field:ident: $symbol:literal ($($argument:ty),*);)*) => {
-        /// CUDA's runtime, for one device.
+        /// CUDA's runtime library, for one device.
         pub struct CudaApi {
             device: i32,
-            $($field: unsafe extern "C" fn($($argument),*) -> Code,)*
-            error_text: unsafe extern "C" fn(Code) -> *const c_char,
-            /// Keeps the functions where they are.
+            $($field: unsafe extern "C" fn($($argument),*) -> CudaStatus,)*
+            error_text: unsafe extern "C" fn(CudaStatus) -> *const c_char,
+            /// Keeps the library loaded as long as its functions can be called.
             _library: Library,
         }
 
@@ -110,10 +110,11 @@ macro_rules! functions {
             #[allow(unsafe_code, reason = "functions of libcudart with the types that its header gives them")]
             fn load(library: Library, device: i32) -> Result<Self, CudaCallError> {
                 $(
-                    // SAFETY: the type is the one of the header.
+                    // SAFETY: the type is the one that the header declares.
                     let $field = *unsafe { library.get($symbol.as_bytes()) }
                         .map_err(|_| CudaCallError::Symbol($symbol))?;
                 )*
+
                 // SAFETY: as above.
                 let error_text = *unsafe { library.get(b"cudaGetErrorString") }
                     .map_err(|_| CudaCallError::Symbol("cudaGetErrorString"))?;
@@ -148,14 +149,14 @@ functions! {
 macro_rules! call {
     ($cuda:expr, $function:ident($($argument:expr),* $(,)?)) => {{
         let cuda = $cuda;
-        // SAFETY: the caller of this macro gives arguments that the function may take.
+        // SAFETY: the caller of this macro passes arguments that the function accepts.
         let code = unsafe { (cuda.$function)($($argument),*) };
         cuda.check(stringify!($function), code)
     }};
 }
 
 impl CudaApi {
-    /// Opens the library beside ONNX Runtime, or where the loader finds it, and makes `device` the calling thread's.
+    /// Opens the library beside ONNX Runtime, or where the loader finds it, and makes `device` that of the calling thread.
     pub fn open(ort_library: &Path, device: i32) -> Result<Self, CudaCallError> {
         let mut problem = String::new();
         for name in LIBRARIES {
@@ -170,6 +171,7 @@ impl CudaApi {
                 }
             }
         }
+
         Err(CudaCallError::Library(problem))
     }
 
@@ -177,22 +179,24 @@ impl CudaApi {
         self.device
     }
 
-    /// Makes the device that of the calling thread. Each thread that calls CUDA needs it.
+    /// Selects the device for the calling thread. Each thread that calls CUDA must do so.
     #[allow(unsafe_code, reason = "takes a number")]
     pub fn use_device(&self) -> Result<(), CudaCallError> {
         call!(self, set_device(self.device))
     }
 
     #[allow(unsafe_code, reason = "cudaGetErrorString gives a constant text")]
-    fn check(&self, call: &'static str, code: Code) -> Result<(), CudaCallError> {
+    fn check(&self, call: &'static str, code: CudaStatus) -> Result<(), CudaCallError> {
         if code == 0 {
             return Ok(());
         }
+
         // SAFETY: the text is a constant of the library.
         let text = unsafe {
             let text = (self.error_text)(code);
             if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
         };
+
         Err(CudaCallError::Failed { call, code, text })
     }
 
@@ -207,7 +211,7 @@ impl CudaApi {
 
     #[allow(unsafe_code, reason = "the pointer is one that `allocate` gave")]
     pub(super) fn release(&self, pointer: *mut c_void) {
-        // The device may be lost, and then its memory is too.
+        // This fails if the device is lost, and then its memory is lost too.
         let _ = call!(self, free(pointer));
     }
 
@@ -265,7 +269,7 @@ impl CudaApi {
     }
 
     /// # Safety
-    /// Both ends hold `bytes`, and stay until the stream has come past the copy.
+    /// Both ranges hold `bytes` and stay allocated until the stream has executed the copy.
     #[allow(unsafe_code, reason = "copies memory by address")]
     pub(super) unsafe fn copy(
         &self,
@@ -281,7 +285,7 @@ impl CudaApi {
     /// Copies `rows` rows of `width_bytes`.
     ///
     /// # Safety
-    /// As [`Self::copy`], for each row.
+    /// The same as for [`Self::copy`], for each row.
     #[allow(unsafe_code, reason = "copies memory by address")]
     pub(super) unsafe fn copy_rows(
         &self,
@@ -298,14 +302,14 @@ impl CudaApi {
     }
 
     /// # Safety
-    /// As [`Self::copy`], for each row of each slice.
+    /// The same as for [`Self::copy`], for each row of each slice.
     #[allow(unsafe_code, reason = "copies memory by address")]
     pub(super) unsafe fn copy_slices(&self, copy: &Copy3d, stream: StreamHandle) -> Result<(), CudaCallError> {
         call!(self, memcpy_3d_async(copy, stream))
     }
 
     /// # Safety
-    /// The target holds `bytes`, and stays until the stream has come past the call.
+    /// The target holds `bytes` and stays allocated until the stream has executed the call.
     #[allow(unsafe_code, reason = "writes memory by address")]
     pub(super) unsafe fn clear(
         &self,

@@ -8,54 +8,56 @@ use ort::{
 };
 
 use super::{
-    DeviceContext,
-    regions::Regions,
-    run_bound, run_options,
+    DeviceContext, run_bound, run_options,
     step_io::{RowInput, StepIo},
+    tensor_block::TensorBlock,
 };
 use crate::{
     decoding::ChoiceLayout,
     engine::{
-        encoder::Cross,
-        kv_cache::{Decoder, Shape, StepInput, StepScores, bind_shapes},
+        encoder::{CrossShape, CrossTensor},
+        kv_cache::{DecoderSession, DecoderShape, StepInput, StepScores, bind_shapes},
     },
 };
 
-/// Places for windows, of `rows` rows each. Row `r` of the window at place `p` is row `p * rows + r` of a call.
+/// KV slots of `rows` rows each. Row `r` of the window in slot `s` is row `s * rows + r` of a call.
 pub struct DeviceKvCache {
     // Dropped before the context, whose stream and weights the session of these calls uses.
     calls: HashMap<CallKey, BoundCall>,
     context: DeviceContext,
     rows: usize,
-    places: usize,
-    cross: Regions,
-    own: Regions,
+    slots: usize,
+    /// Cross-attention keys and values, a slot for each window.
+    cross: TensorBlock,
+    /// Self-attention keys and values, a slot for each row.
+    self_kv: TensorBlock,
     io: StepIo,
-    /// Whether the stream waits for all weights already.
+    /// Whether the stream already waits for all weights.
     has_weights: bool,
-    /// Goes into the number of each captured graph, so that caches do not replay each other's.
+    /// Gives each captured graph a number of its own, so that caches do not replay each other's graphs.
     graphs: GraphNumbers,
 }
 
-/// A call of the decoder that is bound once and made many times.
+/// Identifies a call of the decoder that is bound once and made many times.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct CallKey {
-    places: Range<usize>,
+    slots: Range<usize>,
     tokens: usize,
 }
 
+/// The binding and the options of a call.
 struct BoundCall {
     binding: IoBinding,
     options: RunOptions,
 }
 
-/// Numbers captured graphs of one session; each number is given once.
+/// Numbers the captured graphs of one session; each number is used once.
 #[derive(Clone, Default)]
 pub struct GraphNumbers(std::sync::Arc<std::sync::atomic::AtomicU32>);
 
 impl GraphNumbers {
     fn next(&self) -> u32 {
-        // ONNX Runtime takes 0 for "the one graph of the session".
+        // For ONNX Runtime 0 means "the one graph of the session".
         1 + self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
     }
 }
@@ -64,22 +66,25 @@ impl DeviceKvCache {
     pub fn new(
         context: &DeviceContext,
         graphs: &GraphNumbers,
-        decoder: &Decoder,
+        decoder: &DecoderSession,
         rows: usize,
-        places: usize,
+        slots: usize,
     ) -> Result<Self, ort::Error> {
         let shape = &decoder.shape;
-        let (cross, own) = Self::regions(context, decoder, rows, places)?;
+
+        let (cross, self_kv) = Self::blocks(context, decoder, rows, slots)?;
         let layout = decoder.choice.ok_or_else(|| {
             ort::Error::new("this model directory was not made for a GPU; repeat `hush-server install` with fp16")
         })?;
-        let io = Self::io(context, shape, layout, rows * places)?;
+
+        let io = Self::io(context, shape, layout, rows * slots)?;
+
         Ok(Self {
             context: context.clone(),
             rows,
-            places,
+            slots,
             cross,
-            own,
+            self_kv,
             io,
             calls: HashMap::new(),
             graphs: graphs.clone(),
@@ -87,114 +92,130 @@ impl DeviceKvCache {
         })
     }
 
-    fn regions(
+    fn blocks(
         context: &DeviceContext,
-        decoder: &Decoder,
+        decoder: &DecoderSession,
         rows: usize,
-        places: usize,
-    ) -> Result<(Regions, Regions), ort::Error> {
+        slots: usize,
+    ) -> Result<(TensorBlock, TensorBlock), ort::Error> {
         let shape = &decoder.shape;
+
         let first = decoder.cross.first().ok_or_else(|| ort::Error::new("the encoder gives no keys and values"))?;
-        let same = |cross: &crate::engine::encoder::CrossShape| {
-            cross.shape == first.shape && cross.element == TensorElementType::Float16
-        };
-        if !decoder.cross.iter().all(same) {
+        let is_same = |cross: &CrossShape| cross.shape == first.shape && cross.element == TensorElementType::Float16;
+
+        if !decoder.cross.iter().all(is_same) {
             return Err(ort::Error::new("keys and values of different shapes"));
         }
-        let cross = Regions::new(context, first.element, decoder.cross.len(), places, first.shape.clone())?;
-        let row = vec![shape.heads, shape.slots, shape.width];
-        let own = Regions::new(context, shape.real, 2 * shape.layers, places * rows, row)?;
-        Ok((cross, own))
+
+        let cross = TensorBlock::new(context, first.element, decoder.cross.len(), slots, first.shape.clone())?;
+        let row = vec![shape.heads, shape.max_tokens, shape.head_width];
+        let self_kv = TensorBlock::new(context, shape.float_type, 2 * shape.layers, slots * rows, row)?;
+
+        Ok((cross, self_kv))
     }
 
-    fn io(context: &DeviceContext, shape: &Shape, layout: ChoiceLayout, rows: usize) -> Result<StepIo, ort::Error> {
-        StepIo::new(context, rows, shape.slots, shape.vocabulary, layout)
+    fn io(
+        context: &DeviceContext,
+        shape: &DecoderShape,
+        layout: ChoiceLayout,
+        rows: usize,
+    ) -> Result<StepIo, ort::Error> {
+        StepIo::new(context, rows, shape.max_tokens, shape.vocabulary, layout)
     }
 
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    pub fn places(&self) -> usize {
-        self.places
+    pub fn slots(&self) -> usize {
+        self.slots
     }
 
-    /// Room for `places` windows; the first `used` keep what they hold.
-    pub fn grow(&mut self, decoder: &Decoder, places: usize, used: usize) -> Result<(), ort::Error> {
-        let (cross, own) = Self::regions(&self.context, decoder, self.rows, places)?;
-        let io = Self::io(&self.context, &decoder.shape, self.io.layout(), self.rows * places)?;
+    /// Makes room for `slots` windows; the first `used` keep their content.
+    pub fn grow(&mut self, decoder: &DecoderSession, slots: usize, used: usize) -> Result<(), ort::Error> {
+        let (cross, self_kv) = Self::blocks(&self.context, decoder, self.rows, slots)?;
+        let io = Self::io(&self.context, &decoder.shape, self.io.layout(), self.rows * slots)?;
         if used > 0 {
             cross.copy_slots(&self.context, &self.cross, 0, 0, used)?;
-            own.copy_slots(&self.context, &self.own, 0, 0, used * self.rows)?;
+            self_kv.copy_slots(&self.context, &self.self_kv, 0, 0, used * self.rows)?;
         }
-        // The old memory is read until here.
+
+        // The old memory must not be freed before these copies are executed.
         self.context.stream.synchronize()?;
-        // What is bound points into it.
+
+        // Bound calls point into the old memory.
         self.calls.clear();
-        (self.cross, self.own, self.io, self.places) = (cross, own, io, places);
+        (self.cross, self.self_kv, self.io, self.slots) = (cross, self_kv, io, slots);
+
         Ok(())
     }
 
-    /// The keys and values of one window, where they lie.
-    pub fn cross(&self, decoder: &Decoder, place: usize) -> Result<Vec<Cross>, ort::Error> {
+    /// The cross-attention keys and values of one window, as views into the cache.
+    pub fn cross(&self, decoder: &DecoderSession, slot: usize) -> Result<Vec<CrossTensor>, ort::Error> {
         let info = self.context.memory_info()?;
-        let view = |(index, shape): (usize, &crate::engine::encoder::CrossShape)| {
-            Ok(Cross { name: shape.name.clone(), tensor: self.cross.view(&info, index, place..place + 1)? })
+
+        let view = |(index, shape): (usize, &CrossShape)| {
+            Ok(CrossTensor { name: shape.name.clone(), tensor: self.cross.view(&info, index, slot..slot + 1)? })
         };
         decoder.cross.iter().enumerate().map(view).collect()
     }
 
-    /// Copies a window, of whose rows `length` tokens count.
+    /// Copies a window with the first `length` tokens of its rows.
     pub fn copy_window(&self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
         if from == to {
             return Ok(());
         }
+
         self.cross.copy_slots(&self.context, &self.cross, from, to, 1)?;
         for row in 0..self.rows {
             self.copy_row(from * self.rows + row, to * self.rows + row, length)?;
         }
+
         Ok(())
     }
 
-    /// Copies `length` tokens of a row: one operation for all layers.
+    /// Copies the first `length` tokens of a row, with one operation for all layers.
     pub fn copy_row(&self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
-        if from == to { Ok(()) } else { self.own.copy_prefix(&self.context, &self.own, from, to, length) }
+        if from == to { Ok(()) } else { self.self_kv.copy_prefix(&self.context, &self.self_kv, from, to, length) }
     }
 
-    /// Takes a window over from a cache of one row for each window: each row here begins as that one.
-    pub fn fork(&self, single: &Self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
-        self.cross.copy_slots(&self.context, &single.cross, from, to, 1)?;
+    /// Copies a window from a cache of one row for each window: each row here begins as a copy of that row.
+    pub fn fork(&self, single_rows: &Self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
+        self.cross.copy_slots(&self.context, &single_rows.cross, from, to, 1)?;
         for row in 0..self.rows {
-            self.own.copy_prefix(&self.context, &single.own, from, to * self.rows + row, length)?;
+            self.self_kv.copy_prefix(&self.context, &single_rows.self_kv, from, to * self.rows + row, length)?;
         }
         Ok(())
     }
 
-    /// Makes a call of the decoder over the rows of the windows at `places`; see [`super::super::kv_cache::KvCache::run`].
+    /// Runs the decoder over the rows of the windows in `slots`; see [`super::super::kv_cache::KvCache::run`].
     pub fn run(
         &mut self,
-        decoder: &mut Decoder,
-        places: Range<usize>,
+        decoder: &mut DecoderSession,
+        slots: Range<usize>,
         step: &StepInput<'_>,
     ) -> Result<StepScores<'_>, ort::Error> {
-        let (first, count) = (places.start * self.rows, places.len() * self.rows);
+        let (first, count) = (slots.start * self.rows, slots.len() * self.rows);
         let tokens = step.tokens_per_row();
-        let key = CallKey { places: places.clone(), tokens };
-        // A graph is captured for the calls that are made for every token.
-        let captured = tokens == 1 && places.start == 0;
+        let key = CallKey { slots: slots.clone(), tokens };
+
+        // Calls that are made for every token are captured as a graph.
+        let is_captured = tokens == 1 && slots.start == 0;
+
         if !self.calls.contains_key(&key) {
-            // Prompts have many lengths.
+            // Bound calls of prompts are dropped, since prompts have many lengths.
             self.calls.retain(|known, _| known.tokens == 1);
-            let call = self.bound_call(decoder, &key, captured)?;
+            let call = self.bound_call(decoder, &key, is_captured)?;
             self.calls.insert(key.clone(), call);
         }
         let call = self.calls.get_mut(&key).ok_or_else(|| ort::Error::new("a call that was not bound"))?;
+
         if tokens > 1 {
             bind_total(&mut call.binding, step.longest())?;
         }
 
         let rows: Vec<RowInput<'_>> = step.rows().collect();
-        self.io.send(&self.context, &rows)?;
+        self.io.copy_inputs(&self.context, &rows)?;
         if !self.has_weights {
             self.context.weights.wait_for_decoder(&self.context.stream)?;
             self.has_weights = true;
@@ -203,30 +224,40 @@ impl DeviceKvCache {
         if step.wants_logits(self.io.layout().likeliest) {
             return Ok(StepScores::Logits(self.io.logits(&self.context, first, count)?));
         }
+
         let layout = self.io.layout();
         Ok(StepScores::Choice { numbers: self.io.choice(&self.context, first, count)?, layout })
     }
 
-    fn bound_call(&self, decoder: &mut Decoder, key: &CallKey, captured: bool) -> Result<BoundCall, ort::Error> {
+    fn bound_call(
+        &self,
+        decoder: &mut DecoderSession,
+        key: &CallKey,
+        is_captured: bool,
+    ) -> Result<BoundCall, ort::Error> {
         let info = self.context.memory_info()?;
-        let CallKey { places, tokens } = key;
-        let rows = places.start * self.rows..places.end * self.rows;
+        let CallKey { slots, tokens } = key;
+        let rows = slots.start * self.rows..slots.end * self.rows;
         let mut binding = decoder.session.get()?.create_binding()?;
+
         for (index, cross) in decoder.cross.iter().enumerate() {
-            binding.bind_input(cross.name.as_str(), &self.cross.view(&info, index, places.clone())?)?;
+            binding.bind_input(cross.name.as_str(), &self.cross.view(&info, index, slots.clone())?)?;
         }
+
         for layer in 0..decoder.shape.layers {
             for (kind, index) in [("k", 2 * layer), ("v", 2 * layer + 1)] {
-                let mut cache = self.own.view(&info, index, rows.clone())?;
+                let mut cache = self.self_kv.view(&info, index, rows.clone())?;
                 binding.bind_input(format!("self_{kind}_{layer}"), &cache)?;
                 binding.bind_output(format!("present_{kind}_{layer}"), &mut cache)?;
             }
         }
-        // For single tokens any number that is large enough does, and a captured graph keeps the one that it saw.
-        bind_total(&mut binding, decoder.shape.slots)?;
-        bind_shapes(&mut binding, [places.len(), rows.len(), *tokens], decoder.shape.model_width)?;
+
+        // For single tokens any number that is large enough is correct, and a captured graph keeps the first one.
+        bind_total(&mut binding, decoder.shape.max_tokens)?;
+        bind_shapes(&mut binding, [slots.len(), rows.len(), *tokens], decoder.shape.model_width)?;
         self.io.bind(&info, &mut binding, rows.start, rows.len(), *tokens)?;
-        Ok(BoundCall { binding, options: run_options(captured.then(|| self.graphs.next()))? })
+
+        Ok(BoundCall { binding, options: run_options(is_captured.then(|| self.graphs.next()))? })
     }
 }
 

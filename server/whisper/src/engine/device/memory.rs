@@ -16,19 +16,19 @@ use ort::{
 
 use super::cuda_api::{CopyKind, CudaApi, CudaCallError, EventHandle, StreamHandle};
 
-/// The order in which the device does what it is told.
-pub struct Stream {
+/// A queue of operations that the device executes in order.
+pub struct CudaStream {
     cuda: Arc<CudaApi>,
     handle: StreamHandle,
 }
 
 // SAFETY: CUDA's handles may be used from any thread.
 #[allow(unsafe_code, reason = "a handle of CUDA, which is safe to use from several threads")]
-unsafe impl Send for Stream {}
+unsafe impl Send for CudaStream {}
 #[allow(unsafe_code, reason = "as above")]
-unsafe impl Sync for Stream {}
+unsafe impl Sync for CudaStream {}
 
-impl Stream {
+impl CudaStream {
     pub fn new(cuda: Arc<CudaApi>) -> Result<Self, CudaCallError> {
         let handle = cuda.create_stream()?;
         Ok(Self { cuda, handle })
@@ -38,78 +38,78 @@ impl Stream {
         self.handle
     }
 
-    /// Waits until the device has done everything that the stream holds.
+    /// Waits until the device has executed all operations of the stream.
     pub fn synchronize(&self) -> Result<(), CudaCallError> {
         self.cuda.synchronize(self.handle)
     }
 
-    /// What follows on this stream waits for `event`.
-    pub fn wait_for(&self, event: &Event) -> Result<(), CudaCallError> {
+    /// Makes later operations of this stream wait for `event`.
+    pub fn wait_for(&self, event: &CudaEvent) -> Result<(), CudaCallError> {
         self.cuda.wait_on_stream(self.handle, event.handle)
     }
 }
 
-impl Drop for Stream {
+impl Drop for CudaStream {
     fn drop(&mut self) {
         self.cuda.destroy_stream(self.handle);
     }
 }
 
 /// A mark in a stream.
-pub struct Event {
+pub struct CudaEvent {
     cuda: Arc<CudaApi>,
     handle: EventHandle,
 }
 
 // SAFETY: CUDA's handles may be used from any thread.
 #[allow(unsafe_code, reason = "a handle of CUDA, which is safe to use from several threads")]
-unsafe impl Send for Event {}
+unsafe impl Send for CudaEvent {}
 #[allow(unsafe_code, reason = "as above")]
-unsafe impl Sync for Event {}
+unsafe impl Sync for CudaEvent {}
 
-impl Event {
+impl CudaEvent {
     pub fn new(cuda: Arc<CudaApi>) -> Result<Self, CudaCallError> {
         let handle = cuda.create_event()?;
         Ok(Self { cuda, handle })
     }
 
-    pub fn record(&self, stream: &Stream) -> Result<(), CudaCallError> {
+    pub fn record(&self, stream: &CudaStream) -> Result<(), CudaCallError> {
         self.cuda.record(self.handle, stream.handle)
     }
 
-    /// Waits until the device has come past the mark; at once where none was set.
+    /// Waits until the device has passed the mark; returns at once if none was recorded.
     pub fn wait(&self) -> Result<(), CudaCallError> {
         self.cuda.wait_for_event(self.handle)
     }
 }
 
-impl Drop for Event {
+impl Drop for CudaEvent {
     fn drop(&mut self) {
         self.cuda.destroy_event(self.handle);
     }
 }
 
 /// A block of the device's memory.
-pub struct DeviceMemory {
+pub struct DeviceBuffer {
     cuda: Arc<CudaApi>,
     pointer: *mut c_void,
     bytes: usize,
 }
 
-// SAFETY: an address on the device, which the host does not read.
+// SAFETY: the pointer is an address on the device, which the host does not dereference.
 #[allow(unsafe_code, reason = "an address on the device, which the host does not read")]
-unsafe impl Send for DeviceMemory {}
+unsafe impl Send for DeviceBuffer {}
 #[allow(unsafe_code, reason = "as above")]
-unsafe impl Sync for DeviceMemory {}
+unsafe impl Sync for DeviceBuffer {}
 
-impl DeviceMemory {
-    /// What is in it is undefined.
+impl DeviceBuffer {
+    /// The content is undefined.
     pub fn new(cuda: Arc<CudaApi>, bytes: usize) -> Result<Self, CudaCallError> {
         let pointer = cuda.allocate(bytes.max(1))?;
         Ok(Self { cuda, pointer, bytes })
     }
 
-    /// The address of the byte at `offset`; it may be the end.
+    /// The address of the byte at `offset`, which may be the end of the block.
     pub fn at(&self, offset: usize) -> Result<*mut c_void, ort::Error> {
         if offset > self.bytes {
             return Err(outside(offset..offset, self.bytes));
@@ -117,7 +117,7 @@ impl DeviceMemory {
         Ok(self.pointer.wrapping_byte_add(offset))
     }
 
-    /// The bytes from `offset` on as a tensor, which does not own them: it must not be used after this block is dropped.
+    /// The bytes from `offset` on as a tensor that does not own them: it must not be used after this block is dropped.
     #[allow(unsafe_code, reason = "ort has no tensor over memory of a device that it did not allocate")]
     pub fn tensor(
         &self,
@@ -131,10 +131,12 @@ impl DeviceMemory {
         if offset.checked_add(length).is_none_or(|end| end > self.bytes) {
             return Err(outside(offset..offset.saturating_add(length), self.bytes));
         }
+
         let shape: Vec<i64> = shape.iter().map(|side| *side as i64).collect();
         let mut value = ptr::null_mut();
-        // SAFETY: the bytes lie in this block, whose memory is of the kind that `info` says; the value does not own them.
-        // The status and the value are ONNX Runtime's own.
+
+        // SAFETY: the bytes are in this block, whose memory is of the kind that `info` states; the value does not own
+        // them. The status and the value belong to ONNX Runtime.
         unsafe {
             let create = ort::api().CreateTensorWithDataAsOrtValue;
             let data = self.at(offset)?;
@@ -145,42 +147,42 @@ impl DeviceMemory {
         }
     }
 
-    /// Copies from the host, in the order of the stream. The bytes of `source` must not change before the stream has come
-    /// past the copy.
+    /// Copies from the host when the stream gets there. The bytes of `source` must not change before the stream has
+    /// executed the copy.
     #[allow(unsafe_code, reason = "copies memory by address")]
     pub fn copy_from_pinned(
         &self,
         offset: usize,
         source: &PinnedMemory,
         range: Range<usize>,
-        stream: &Stream,
+        stream: &CudaStream,
     ) -> Result<(), ort::Error> {
         self.check(offset, range.len())?;
         source.check(&range)?;
         let from = source.pointer.wrapping_byte_add(range.start);
-        // SAFETY: both ends hold the bytes.
+        // SAFETY: both ranges hold the bytes, which was checked.
         Ok(unsafe { self.cuda.copy(self.at(offset)?, from, range.len(), CopyKind::HostToDevice, stream.handle) }?)
     }
 
-    /// Copies to the host, in the order of the stream: the bytes are there when the stream has come past the copy.
+    /// Copies to the host when the stream gets there: the bytes are valid after the stream has executed the copy.
     #[allow(unsafe_code, reason = "copies memory by address")]
     pub fn copy_to_pinned(
         &self,
         range: Range<usize>,
         target: &PinnedMemory,
         offset: usize,
-        stream: &Stream,
+        stream: &CudaStream,
     ) -> Result<(), ort::Error> {
         self.check(range.start, range.len())?;
         target.check(&(offset..offset + range.len()))?;
         let to = target.pointer.wrapping_byte_add(offset);
-        // SAFETY: both ends hold the bytes.
+        // SAFETY: both ranges hold the bytes, which was checked.
         Ok(unsafe { self.cuda.copy(to, self.at(range.start)?, range.len(), CopyKind::DeviceToHost, stream.handle) }?)
     }
 
-    /// Fills the block with zeros, in the order of the stream.
+    /// Fills the block with zeros when the stream gets there.
     #[allow(unsafe_code, reason = "writes memory by address")]
-    pub fn clear(&self, stream: &Stream) -> Result<(), CudaCallError> {
+    pub fn clear(&self, stream: &CudaStream) -> Result<(), CudaCallError> {
         // SAFETY: the block holds the bytes.
         unsafe { self.cuda.clear(self.pointer, self.bytes, stream.handle) }
     }
@@ -193,13 +195,13 @@ impl DeviceMemory {
     }
 }
 
-impl Drop for DeviceMemory {
+impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         self.cuda.release(self.pointer);
     }
 }
 
-/// Memory of the host that the device copies from and to by itself.
+/// Memory of the host that the device reads and writes by itself.
 pub struct PinnedMemory {
     cuda: Arc<CudaApi>,
     pointer: *mut c_void,
@@ -222,7 +224,7 @@ impl PinnedMemory {
 
     #[allow(unsafe_code, reason = "a slice of memory with one owner, which is borrowed")]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the block holds so many bytes, all of which were written.
+        // SAFETY: the block holds so many bytes, all of which are initialised.
         unsafe { slice::from_raw_parts_mut(self.pointer.cast(), self.bytes) }
     }
 
@@ -230,7 +232,7 @@ impl PinnedMemory {
     #[allow(unsafe_code, reason = "numbers in memory that CUDA aligns to pages")]
     pub fn i32_mut(&mut self, offset: usize, count: usize) -> Result<&mut [i32], ort::Error> {
         self.check_numbers(offset, count)?;
-        // SAFETY: checked above; every pattern of bits is a number.
+        // SAFETY: offset and count were checked; every bit pattern is a number.
         Ok(unsafe { slice::from_raw_parts_mut(self.pointer.wrapping_byte_add(offset).cast(), count) })
     }
 
@@ -238,7 +240,7 @@ impl PinnedMemory {
     #[allow(unsafe_code, reason = "numbers in memory that CUDA aligns to pages")]
     pub fn f32_mut(&mut self, offset: usize, count: usize) -> Result<&mut [f32], ort::Error> {
         self.check_numbers(offset, count)?;
-        // SAFETY: checked above; every pattern of bits is a number.
+        // SAFETY: offset and count were checked; every bit pattern is a number.
         Ok(unsafe { slice::from_raw_parts_mut(self.pointer.wrapping_byte_add(offset).cast(), count) })
     }
 

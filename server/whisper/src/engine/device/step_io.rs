@@ -1,6 +1,6 @@
-//! What a call of the decoder takes from the host and gives back: one block on the device for the inputs, one for the
-//! outputs, and the same blocks in pinned memory. The blocks keep their addresses, and an input of a step begins at the
-//! same address for any number of rows.
+//! The inputs and outputs of the decoder's calls: one block on the device for the inputs, one for the outputs, and the same
+//! blocks in pinned memory. The blocks keep their addresses, and an input of a step begins at the same address for any
+//! number of rows.
 
 use std::ops::Range;
 
@@ -12,41 +12,43 @@ use ort::{
 
 use super::{
     DeviceContext,
-    memory::{DeviceMemory, PinnedMemory},
+    memory::{DeviceBuffer, PinnedMemory},
 };
 use crate::{decoding::ChoiceLayout, graph::choice};
 
-const NUMBER: usize = 4;
+/// Bytes of an input or output number (i32 or f32).
+const NUMBER_BYTES: usize = 4;
 
 /// The inputs that have one number for each row, in the order of the block.
 const ROW_INPUTS: [&str; 5] = ["seqlens_k", choice::RANGES[0], choice::RANGES[1], choice::RANGES[2], choice::RANGES[3]];
 /// The inputs that have one number for each token.
 const TOKEN_INPUTS: [&str; 2] = ["input_ids", "position_ids"];
 
-/// One row of a call.
+/// The input of one row of a call.
 pub struct RowInput<'a> {
-    /// Tokens to feed.
+    /// The tokens of this call.
     pub tokens: &'a [u32],
-    /// Tokens that the row's cache holds already.
+    /// Tokens that the row's cache already holds.
     pub length: usize,
-    /// `[first, end)` of the words and of the timestamps that may follow.
+    /// `[first, end)` of the words, and of the timestamps, that may follow.
     pub ranges: [Range<u32>; 2],
 }
 
+/// The blocks of inputs and outputs.
 pub struct StepIo {
     rows: usize,
-    /// Numbers of each of the token inputs.
+    /// Values of each of the token inputs.
     tokens: usize,
     vocabulary: usize,
     layout: ChoiceLayout,
-    inputs: DeviceMemory,
+    inputs: DeviceBuffer,
     host_inputs: PinnedMemory,
-    outputs: DeviceMemory,
+    outputs: DeviceBuffer,
     host_outputs: PinnedMemory,
 }
 
 impl StepIo {
-    /// For calls with up to `rows` rows of one token, or one row of up to `prompt` tokens.
+    /// For calls with up to `rows` rows of one token each, or one row of up to `prompt` tokens.
     pub fn new(
         context: &DeviceContext,
         rows: usize,
@@ -55,16 +57,17 @@ impl StepIo {
         layout: ChoiceLayout,
     ) -> Result<Self, ort::Error> {
         let tokens = rows.max(prompt);
-        let input_bytes = NUMBER * (ROW_INPUTS.len() * rows + TOKEN_INPUTS.len() * tokens);
-        let output_bytes = NUMBER * rows * (layout.width() + vocabulary);
+        let input_bytes = NUMBER_BYTES * (ROW_INPUTS.len() * rows + TOKEN_INPUTS.len() * tokens);
+        let output_bytes = NUMBER_BYTES * rows * (layout.width() + vocabulary);
+
         Ok(Self {
             rows,
             tokens,
             vocabulary,
             layout,
-            inputs: DeviceMemory::new(context.cuda.clone(), input_bytes)?,
+            inputs: DeviceBuffer::new(context.cuda.clone(), input_bytes)?,
             host_inputs: PinnedMemory::new(context.cuda.clone(), input_bytes)?,
-            outputs: DeviceMemory::new(context.cuda.clone(), output_bytes)?,
+            outputs: DeviceBuffer::new(context.cuda.clone(), output_bytes)?,
             host_outputs: PinnedMemory::new(context.cuda.clone(), output_bytes)?,
         })
     }
@@ -73,16 +76,17 @@ impl StepIo {
         self.layout
     }
 
-    /// Where an input begins in its block, and how many numbers it has at most.
+    /// The byte at which an input begins in its block, and its number of values at most.
     fn input(&self, name: &str) -> Option<(usize, usize)> {
         if let Some(index) = ROW_INPUTS.iter().position(|known| *known == name) {
-            return Some((NUMBER * index * self.rows, self.rows));
+            return Some((NUMBER_BYTES * index * self.rows, self.rows));
         }
+
         let index = TOKEN_INPUTS.iter().position(|known| *known == name)?;
-        Some((NUMBER * (ROW_INPUTS.len() * self.rows + index * self.tokens), self.tokens))
+        Some((NUMBER_BYTES * (ROW_INPUTS.len() * self.rows + index * self.tokens), self.tokens))
     }
 
-    /// Binds inputs and outputs of a call over `count` rows of `step` tokens, whose outputs go to the rows from `first` on.
+    /// Binds inputs and outputs of a call over `count` rows of `step` tokens; the outputs are those of the rows from `first` on.
     pub fn bind(
         &self,
         info: &MemoryInfo,
@@ -101,19 +105,22 @@ impl StepIo {
             let tensor = self.inputs.tensor(info, TensorElementType::Int32, offset, shape)?;
             binding.bind_input(name, &tensor)?;
         }
+
         let width = self.layout.width();
         let mut choice = self.outputs.tensor(info, Float32, self.choice_range(first, count).start, &[count, width])?;
         binding.bind_output(choice::OUTPUT, &mut choice)?;
+
         let start = self.logits_range(first, count).start;
         let mut logits = self.outputs.tensor(info, Float32, start, &[count, self.vocabulary])?;
         binding.bind_output("logits", &mut logits)
     }
 
-    /// Copies the inputs of a call to the device.
-    pub fn send(&mut self, context: &DeviceContext, rows: &[RowInput<'_>]) -> Result<(), ort::Error> {
+    /// Fills the inputs of a call and copies them to the device.
+    pub fn copy_inputs(&mut self, context: &DeviceContext, rows: &[RowInput<'_>]) -> Result<(), ort::Error> {
         let timestamps = self.layout.timestamps;
         let bounded = |token: u32, range: Range<u32>| token.clamp(range.start, range.end) as i32;
         let end = u32::try_from(self.vocabulary).unwrap_or(u32::MAX);
+
         for name in ROW_INPUTS {
             let value = |row: &RowInput<'_>| match name {
                 "seqlens_k" => (row.length + row.tokens.len()) as i32 - 1,
@@ -124,46 +131,48 @@ impl StepIo {
             };
             self.fill(name, &mut rows.iter().map(value))?;
         }
+
         self.fill("input_ids", &mut rows.iter().flat_map(|row| row.tokens.iter().map(|token| *token as i32)))?;
         let positions =
             |row: &RowInput<'_>| (row.length..row.length + row.tokens.len()).map(|position| position as i32);
         self.fill("position_ids", &mut rows.iter().flat_map(positions))?;
-        let bytes = NUMBER * (ROW_INPUTS.len() * self.rows + TOKEN_INPUTS.len() * self.tokens);
+        let bytes = NUMBER_BYTES * (ROW_INPUTS.len() * self.rows + TOKEN_INPUTS.len() * self.tokens);
+
         self.inputs.copy_from_pinned(0, &self.host_inputs, 0..bytes, &context.stream)
     }
 
     fn fill(&mut self, name: &str, values: &mut dyn Iterator<Item = i32>) -> Result<(), ort::Error> {
-        let (offset, room) = self.input(name).ok_or_else(|| unknown(name))?;
-        for (into, value) in self.host_inputs.i32_mut(offset, room)?.iter_mut().zip(values) {
+        let (offset, max_values) = self.input(name).ok_or_else(|| unknown(name))?;
+        for (into, value) in self.host_inputs.i32_mut(offset, max_values)?.iter_mut().zip(values) {
             *into = value;
         }
         Ok(())
     }
 
-    /// Waits for the call, and gives what it names for the rows `[first, first + count)`.
+    /// Waits for the call and returns the output `choice` of the rows `[first, first + count)`.
     pub fn choice(&mut self, context: &DeviceContext, first: usize, count: usize) -> Result<&[f32], ort::Error> {
         let range = self.choice_range(first, count);
         self.outputs.copy_to_pinned(range.clone(), &self.host_outputs, range.start, &context.stream)?;
         context.stream.synchronize()?;
-        Ok(self.host_outputs.f32_mut(range.start, range.len() / NUMBER)?)
+        Ok(self.host_outputs.f32_mut(range.start, range.len() / NUMBER_BYTES)?)
     }
 
-    /// Waits for the call, and gives the logits of the rows `[first, first + count)`.
+    /// Waits for the call and returns the logits of the rows `[first, first + count)`.
     pub fn logits(&mut self, context: &DeviceContext, first: usize, count: usize) -> Result<&mut [f32], ort::Error> {
         let range = self.logits_range(first, count);
         self.outputs.copy_to_pinned(range.clone(), &self.host_outputs, range.start, &context.stream)?;
         context.stream.synchronize()?;
-        self.host_outputs.f32_mut(range.start, range.len() / NUMBER)
+        self.host_outputs.f32_mut(range.start, range.len() / NUMBER_BYTES)
     }
 
-    /// Bytes of the rows' choices, which come first.
+    /// The bytes of the rows' choices, which come before the logits.
     fn choice_range(&self, first: usize, count: usize) -> Range<usize> {
-        let row = NUMBER * self.layout.width();
+        let row = NUMBER_BYTES * self.layout.width();
         first * row..(first + count) * row
     }
 
     fn logits_range(&self, first: usize, count: usize) -> Range<usize> {
-        let (base, row) = (NUMBER * self.rows * self.layout.width(), NUMBER * self.vocabulary);
+        let (base, row) = (NUMBER_BYTES * self.rows * self.layout.width(), NUMBER_BYTES * self.vocabulary);
         base + first * row..base + (first + count) * row
     }
 }

@@ -1,4 +1,4 @@
-//! Checkpoint folders made for one test.
+//! Checkpoint folders that are made for one test.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,7 +18,7 @@ pub const WEIGHTS: &str = "model.safetensors";
 const TOKENIZER: &str = "tokenizer.json";
 const ENGLISH_VOCABULARY: usize = 51864;
 
-/// A copy of the bundled checkpoint that a test may spoil.
+/// A copy of the bundled checkpoint that a test may damage.
 pub fn copy() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(bundled()).unwrap() {
@@ -37,15 +37,15 @@ pub fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
 }
 
 /// A tensor that can be changed: type, shape, bytes.
-pub type Owned = (Dtype, Vec<usize>, Vec<u8>);
+pub type OwnedTensor = (Dtype, Vec<usize>, Vec<u8>);
 
-pub fn load(path: &Path) -> HashMap<String, Owned> {
+pub fn load(path: &Path) -> HashMap<String, OwnedTensor> {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     file.tensors().into_iter().map(|(name, t)| (name, (t.dtype(), t.shape().to_vec(), t.data().to_vec()))).collect()
 }
 
-pub fn save(tensors: &HashMap<String, Owned>, path: &Path) {
+pub fn save(tensors: &HashMap<String, OwnedTensor>, path: &Path) {
     let views = tensors
         .iter()
         .map(|(name, (dtype, shape, bytes))| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
@@ -53,7 +53,7 @@ pub fn save(tensors: &HashMap<String, Owned>, path: &Path) {
 }
 
 /// Rewrites the weights of a folder.
-pub fn edit_weights(folder: &Path, change: impl FnOnce(&mut HashMap<String, Owned>)) {
+pub fn edit_weights(folder: &Path, change: impl FnOnce(&mut HashMap<String, OwnedTensor>)) {
     let path = folder.join(WEIGHTS);
     let mut tensors = load(&path);
     change(&mut tensors);
@@ -62,9 +62,10 @@ pub fn edit_weights(folder: &Path, change: impl FnOnce(&mut HashMap<String, Owne
 }
 
 /// The same values in another type. From f16 to bf16 this rounds.
-pub fn convert(tensors: &mut HashMap<String, Owned>, to: Dtype) {
+pub fn convert(tensors: &mut HashMap<String, OwnedTensor>, to: Dtype) {
     for (dtype, _, bytes) in tensors.values_mut() {
         assert_eq!(*dtype, Dtype::F16);
+
         let values = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
         *bytes = match to {
             Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
@@ -75,30 +76,34 @@ pub fn convert(tensors: &mut HashMap<String, Owned>, to: Dtype) {
     }
 }
 
-/// Splits `model.safetensors` in shards of which the first holds every other tensor; returns the names of the files.
+/// Splits `model.safetensors` into two shards, with every other tensor in the first; returns the names of the files.
 pub fn shard(folder: &Path) -> [&'static str; 2] {
     let files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
-    let mut names: Vec<(String, Owned)> = load(&folder.join(WEIGHTS)).into_iter().collect();
+    let mut names: Vec<(String, OwnedTensor)> = load(&folder.join(WEIGHTS)).into_iter().collect();
     names.sort_by(|a, b| a.0.cmp(&b.0));
     let mut parts = [HashMap::new(), HashMap::new()];
-    let mut places = serde_json::Map::new();
+
+    let mut weight_map = serde_json::Map::new();
     for (i, (name, tensor)) in names.into_iter().enumerate() {
-        places.insert(name.clone(), files[i % 2].into());
+        weight_map.insert(name.clone(), files[i % 2].into());
         parts[i % 2].insert(name, tensor);
     }
+
     for (part, file) in parts.iter().zip(files) {
         save(part, &folder.join(file));
     }
-    let index = json!({"metadata": {"total_size": 0}, "weight_map": places});
+
+    let index = json!({"metadata": {"total_size": 0}, "weight_map": weight_map});
     fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
     fs::remove_file(folder.join(WEIGHTS)).unwrap();
+
     files
 }
 
-/// A checkpoint of random weights in the shapes of `config`, in a folder of its own.
+/// A checkpoint with random weights in the shapes of `config`, in a folder of its own.
 pub fn random(config: &Config, alignment_heads: &[[usize; 2]], seed: u64) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let tensors: HashMap<String, Owned> = config
+    let tensors: HashMap<String, OwnedTensor> = config
         .tensors()
         .into_iter()
         .map(|(name, shape)| {
@@ -107,6 +112,7 @@ pub fn random(config: &Config, alignment_heads: &[[usize; 2]], seed: u64) -> Tem
             (format!("model.{name}"), (Dtype::BF16, shape, bytes))
         })
         .collect();
+
     save(&tensors, &folder.path().join(WEIGHTS));
     let mut fields = serde_json::to_value(config).unwrap();
     fields["model_type"] = "whisper".into();
@@ -117,10 +123,11 @@ pub fn random(config: &Config, alignment_heads: &[[usize; 2]], seed: u64) -> Tem
     if config.vocab_size == ENGLISH_VOCABULARY {
         edit(folder.path(), TOKENIZER, english);
     }
+
     folder
 }
 
-/// Makes a tokenizer one of the `.en` models': a word less, so all that steers Whisper has an id one lower.
+/// Turns a tokenizer into one of the `.en` models': it has one word less, so that control tokens have an id one lower.
 fn english(tokenizer: &mut Value) {
     let last = 50256;
     tokenizer["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| *id != last);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use hush_whisper::{InstallOptions, ModelDir, Precision, install};
 
-/// Files that all tests share.
+/// The files that all tests share.
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }

@@ -1,5 +1,5 @@
-//! Weights that anybody can compute: value `index` of tensor `name` is a function of the seed, the name and the index.
-//! `scripts/golden_random.py` computes the same. All values fit bf16 exactly, so a checkpoint may be stored in any type.
+//! Reproducible weights: value `index` of tensor `name` is a function of the seed, the name and the index, which
+//! `scripts/golden_random.py` computes too. All values fit bf16 exactly, so a checkpoint may be stored in any type.
 
 use half::bf16;
 use hush_whisper::checkpoint::Config;
@@ -23,39 +23,46 @@ fn mix(stream: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The tensor in the type of most checkpoints' trainings.
+/// The tensor in bf16, in which most checkpoints are trained.
 pub fn tensor(seed: u64, name: &str, shape: &[usize]) -> Vec<bf16> {
     let len: usize = shape.iter().product();
     let (base, scale) = distribution(name, shape);
     let stream = stream(seed, name);
-    // One of 128 values: looked up.
+
+    // There are only 128 different values, which are looked up.
     let values: Vec<bf16> = (0..128)
         .map(|i| {
             let odd = 2 * i - 127;
             bf16::from_f32(if base == 0.0 { odd as f32 / 128.0 * scale } else { base + (odd / 8) as f32 / 128.0 })
         })
         .collect();
+
     (0..len as u64).map(|index| values[(mix(stream, index) >> 57) as usize]).collect()
 }
 
-/// Centre and scale: norms around 1, matrices so that what goes through them keeps its size, logits of some tens.
+/// Centre and scale: norms around 1, matrices that preserve the size of their input, and logits of some tens.
 fn distribution(name: &str, shape: &[usize]) -> (f32, f32) {
     if name.contains("layer_norm") && name.ends_with(".weight") {
         return (1.0, 1.0);
     }
+
     if name.ends_with(".bias") {
         return (0.0, 1.0 / 16.0);
     }
+
     if name.contains("embed_positions") {
         return (0.0, 0.25);
     }
+
     let inner: usize = shape[1..].iter().product();
     let mut scale = 1.0;
     let mut reach = 12;
+
     while reach <= inner {
         reach *= 4;
         scale /= 2.0;
     }
+
     (0.0, if name.contains("embed_tokens") { 4.0 * scale } else { scale })
 }
 

@@ -1,4 +1,4 @@
-//! Runs installed graphs in ONNX Runtime, the simplest way: every input and output by name.
+//! Runs installed graphs in ONNX Runtime in the simplest way: every input and output by name.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -14,6 +14,7 @@ use ort::value::{DynValue, PrimitiveTensorElementType, Tensor};
 /// ONNX Runtime has one environment per process.
 fn environment() -> &'static Environment {
     static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+
     ENVIRONMENT.get_or_init(|| {
         let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.hush/lib/libonnxruntime.so");
         let library = std::env::var_os("ORT_DYLIB_PATH").map_or(beside, PathBuf::from);
@@ -22,7 +23,8 @@ fn environment() -> &'static Environment {
     })
 }
 
-pub struct Model {
+/// The sessions of an installed model, and the dimensions that their inputs need.
+pub struct GraphModel {
     encoder: Session,
     decoder: Session,
     align: Session,
@@ -35,23 +37,24 @@ pub struct Model {
 }
 
 /// The self-attention's keys and values by input name, without the prefix: `k_0`, `v_0`, ...
-pub type Cache = Vec<(String, ArrayD<f32>)>;
+pub type CacheArrays = Vec<(String, ArrayD<f32>)>;
 
-/// Whatever the encoder hands to the other graphs, by name.
-pub type Cross = Vec<(String, Carried)>;
+/// The encoder's outputs for the other graphs, by name.
+pub type EncoderTensors = Vec<(String, TypedArray)>;
 
 /// A tensor in its own type.
-pub enum Carried {
+pub enum TypedArray {
     F32(ArrayD<f32>),
     F16(ArrayD<f16>),
     I8(ArrayD<i8>),
 }
 
-impl Carried {
+impl TypedArray {
     fn read(value: &DynValue) -> Self {
         if let Ok(array) = value.try_extract_array::<f32>() {
             return Self::F32(array.to_owned());
         }
+
         match value.try_extract_array::<f16>() {
             Ok(array) => Self::F16(array.to_owned()),
             Err(_) => Self::I8(value.try_extract_array::<i8>().unwrap().to_owned()),
@@ -85,12 +88,13 @@ impl Carried {
     }
 }
 
-/// Slots of the cache in these tests.
-const SLOTS: usize = 448;
+/// Tokens for which the cache has room in these tests.
+const CACHE_TOKENS: usize = 448;
 
-impl Model {
+impl GraphModel {
     pub fn load(dir: &ModelDir) -> Self {
         let config = &dir.manifest().config;
+
         Self {
             encoder: session(&dir.file("encoder.onnx")),
             decoder: session(&dir.file("decoder.onnx")),
@@ -108,56 +112,69 @@ impl Model {
         (0..self.layers).flat_map(|i| ["k", "v"].map(|kind| format!("{kind}_{i}"))).collect()
     }
 
-    /// Windows of mel -> encoder output, and what the other graphs need of it.
-    pub fn encode(&mut self, windows: &[&[f32]]) -> (ArrayD<f32>, Cross) {
+    /// Encodes windows of mel; returns the encoder's output, and its outputs for the other graphs.
+    pub fn encode(&mut self, windows: &[&[f32]]) -> (ArrayD<f32>, EncoderTensors) {
         let shape = [windows.len(), self.bins, windows[0].len() / self.bins];
         let mel = ArrayD::from_shape_vec(IxDyn(&shape), windows.concat()).unwrap();
         let names = self.encoder.outputs().iter().map(|o| o.name().to_owned());
         let names: Vec<String> = names.filter(|n| n.starts_with("cross_")).collect();
         let outputs = self.encoder.run(vec![("mel", tensor(&mel))]).unwrap();
         let cross = names.into_iter().map(|n| {
-            let carried = Carried::read(&outputs[n.as_str()]);
+            let carried = TypedArray::read(&outputs[n.as_str()]);
             (n, carried)
         });
+
         let cross = cross.collect();
+
         (read(&outputs["hidden"], false), cross)
     }
 
-    pub fn empty(&self, rows: usize) -> Cache {
-        let shape = [rows, self.heads, SLOTS, self.width];
+    pub fn empty(&self, rows: usize) -> CacheArrays {
+        let shape = [rows, self.heads, CACHE_TOKENS, self.width];
         self.names().into_iter().map(|n| (n, ArrayD::zeros(IxDyn(&shape)))).collect()
     }
 
-    /// One call of the decoder over `ids` (as many per row) after `done` tokens; the cache is replaced by what comes
-    /// out. Returns logits `[rows, vocabulary]`.
-    pub fn decode(&mut self, ids: &[&[u32]], done: &[usize], cross: &Cross, cache: &mut Cache) -> ArrayD<f32> {
+    /// One call of the decoder over `ids` (as many for each row) after `done` tokens; the cache is replaced by the call's
+    /// output. Returns logits `[rows, vocabulary]`.
+    pub fn decode(
+        &mut self,
+        ids: &[&[u32]],
+        done: &[usize],
+        cross: &EncoderTensors,
+        cache: &mut CacheArrays,
+    ) -> ArrayD<f32> {
         let after: Vec<i32> = done.iter().map(|d| (d + ids[0].len()) as i32).collect();
         let mut inputs = token_inputs(ids, done);
         let lengths: Vec<i32> = after.iter().map(|n| n - 1).collect();
+
         inputs.push(("seqlens_k".into(), ints(&[lengths.len()], lengths)));
         let total = after.iter().copied().max().unwrap();
         inputs.push(("total_sequence_length".into(), ints(&[], vec![total])));
+
         if self.half {
-            // All tokens may follow; these tests read the logits.
+            // All tokens are allowed, because these tests read the logits.
             let vocabulary = self.vocabulary as i32;
             for (name, bound) in
                 [("word_first", 0), ("word_end", vocabulary), ("time_first", 0), ("time_end", vocabulary)]
             {
                 inputs.push((name.into(), ints(&[ids.len(), 1], vec![bound; ids.len()])));
             }
+
             let windows = cross.first().map_or(1, |(_, carried)| carried.windows());
             inputs.extend(self.shapes(windows, ids));
         }
+
         inputs.extend(cross.iter().map(|(n, a)| (n.clone(), a.value())));
         inputs.extend(cache.iter().map(|(n, a)| (format!("self_{n}"), value(a, self.half))));
         let outputs = self.decoder.run(inputs).unwrap();
         for (name, array) in cache {
             *array = read(&outputs[format!("present_{name}").as_str()], self.half);
         }
+
         read(&outputs["logits"], false)
     }
 
-    /// What the graphs for a GPU are told of their shapes.
+    /// The shapes that graphs for a GPU have as inputs.
     fn shapes(&self, windows: usize, ids: &[&[u32]]) -> Vec<(String, DynValue)> {
         let (rows, tokens, width) = (ids.len(), ids[0].len(), self.heads * self.width);
         let shape =
@@ -169,14 +186,16 @@ impl Model {
     }
 
     /// Weights of the alignment heads, `[rows, heads, tokens, frames]`.
-    pub fn align(&mut self, ids: &[&[u32]], cross: &Cross) -> ArrayD<f32> {
-        let wanted: Vec<String> = self.align.inputs().iter().map(|i| i.name().to_owned()).collect();
+    pub fn align(&mut self, ids: &[&[u32]], cross: &EncoderTensors) -> ArrayD<f32> {
+        let names: Vec<String> = self.align.inputs().iter().map(|i| i.name().to_owned()).collect();
         let mut inputs = token_inputs(ids, &vec![0; ids.len()]);
         if self.half {
             inputs.extend(self.shapes(ids.len(), ids));
         }
-        inputs.extend(cross.iter().filter(|(n, _)| wanted.contains(n)).map(|(n, a)| (n.clone(), a.value())));
+
+        inputs.extend(cross.iter().filter(|(n, _)| names.contains(n)).map(|(n, a)| (n.clone(), a.value())));
         let outputs = self.align.run(inputs).unwrap();
+
         read(&outputs["weights"], false)
     }
 }
@@ -188,7 +207,7 @@ pub fn best(logits: &ArrayD<f32>) -> Vec<i64> {
 }
 
 fn session(path: &Path) -> Session {
-    // As Hush loads them: nothing is left for the optimiser, and nothing is prepacked.
+    // Like in the engine: without optimisation and without prepacking.
     let builder = Session::builder(environment()).unwrap();
     let mut builder = builder
         .with_optimization_level(GraphOptimizationLevel::Disable)
@@ -197,6 +216,7 @@ fn session(path: &Path) -> Session {
         .unwrap()
         .with_intra_threads(2)
         .unwrap();
+
     builder.commit_from_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 

@@ -1,0 +1,436 @@
+//! What an event changes.
+
+use std::time::Duration;
+
+use hush_contract::admin::UnloadOutcome;
+use hush_contract::{UnloadReason, UnloadRefusal};
+
+use super::{
+    CommandId, LeaseId, LeaseLossCause, LifecycleSettings, LoadBackoff, LoadCommand, LossCause, MachineEffect,
+    MachineEvent, MachineTime, MemorySettlement, MetricEvent, ModelMachine, ModelPhase, ModelRefusal, PendingUnload,
+    QueuedRequest, ReclaimReport, RoomCheck, RunnerLoss, RunnerStop, ShutdownProgress, UnloadCommand, UnloadReport,
+    backoff,
+};
+
+impl ModelMachine {
+    pub(super) fn apply(&mut self, now: MachineTime, event: MachineEvent, effects: &mut Vec<MachineEffect>) {
+        match event {
+            MachineEvent::Arrive { lease, again, patience } => self.arrive(now, lease, again, patience, effects),
+            MachineEvent::End { lease } => self.end(now, lease),
+            MachineEvent::Load { command, load } => self.load(now, command, load, effects),
+            MachineEvent::Unload { command, unload } => self.unload(now, command, unload, effects),
+            MachineEvent::Loaded { generation } => self.loaded(now, generation, effects),
+            MachineEvent::Settled { generation } => self.settled(generation),
+            MachineEvent::LoadFailed { generation, cause, out_of_memory } => {
+                if generation == self.generation {
+                    self.runner_could_not_load(now, cause, out_of_memory, effects);
+                }
+            }
+            MachineEvent::Memory { memory } => {
+                if self.expects_measurement() {
+                    self.room = if memory.is_sufficient() { RoomCheck::Enough } else { RoomCheck::Short(memory) };
+                }
+            }
+            MachineEvent::NeverFits { cause } => {
+                if self.expects_measurement() {
+                    self.room = RoomCheck::Unknown;
+                    self.load_failed(now, cause, effects);
+                }
+            }
+            MachineEvent::OutOfMemory { generation } => self.out_of_memory(now, generation, effects),
+            MachineEvent::Reclaimed { generation, memory } => {
+                if generation == self.generation {
+                    self.reclaimed(now, memory, effects);
+                }
+            }
+            MachineEvent::RunnerLost { generation, loss } => {
+                if generation == self.generation {
+                    self.runner_lost(now, loss, effects);
+                }
+            }
+            MachineEvent::Exited { generation } => self.exited(now, generation, effects),
+            MachineEvent::Policy { policy } => self.change_settings(policy),
+            MachineEvent::Shutdown { deadline } => self.begin_shutdown(deadline, effects),
+            MachineEvent::Tick => {}
+        }
+    }
+
+    /// Whether a measurement of the device changes anything.
+    fn expects_measurement(&self) -> bool {
+        matches!(self.phase, ModelPhase::Unloaded) && self.room != RoomCheck::Unknown
+    }
+
+    fn change_settings(&mut self, settings: LifecycleSettings) {
+        // A setting that makes the model resident now wants it back.
+        self.is_parked &= settings.residency == self.settings.residency;
+
+        if settings.accounted != self.settings.accounted {
+            // Another device must have room, or none.
+            self.room = RoomCheck::Unknown;
+        }
+
+        self.settings = settings;
+    }
+
+    fn begin_shutdown(&mut self, deadline: MachineTime, effects: &mut Vec<MachineEffect>) {
+        self.shutdown.get_or_insert(ShutdownProgress { deadline, is_forced: false });
+
+        for command in self.load_commands.drain(..) {
+            effects.push(MachineEffect::ReplyLoad { command, result: Err(ModelRefusal::ShuttingDown) });
+        }
+    }
+
+    fn arrive(
+        &mut self,
+        now: MachineTime,
+        lease: LeaseId,
+        again: bool,
+        max_cold_wait: Option<Duration>,
+        effects: &mut Vec<MachineEffect>,
+    ) {
+        if !again && let Some(last) = self.last_arrival.replace(now) {
+            effects.push(MachineEffect::Count(MetricEvent::Interarrival(now.since(last))));
+        }
+
+        if let Some(refusal) = self.arrival_refusal(now, again) {
+            effects.push(MachineEffect::Refuse { lease, refusal });
+            return;
+        }
+
+        self.is_parked = false;
+        let until = max_cold_wait.map(|wait| now + wait);
+        let request = QueuedRequest { lease, since: now, is_cold: !self.is_ready(), until };
+        if again {
+            self.queue.push_front(request);
+        } else {
+            self.queue.push_back(request);
+        }
+    }
+
+    fn arrival_refusal(&self, now: MachineTime, again: bool) -> Option<ModelRefusal> {
+        let limit = self.settings.queue_limit.get();
+        let is_full = self.queue.len() >= limit && !self.has_free_lease();
+
+        if self.is_closed_to(again) {
+            Some(ModelRefusal::ShuttingDown)
+        } else if let Some(refusal) = self.backoff_refusal(now) {
+            Some(refusal)
+        } else if is_full && !again {
+            Some(ModelRefusal::QueueFull { limit, retry_after: self.queue_retry_after() })
+        } else {
+            None
+        }
+    }
+
+    fn end(&mut self, now: MachineTime, lease: LeaseId) {
+        self.queue.retain(|request| request.lease != lease);
+        let Some(since) = self.granted.remove(&lease) else { return };
+
+        let took = now.since(since);
+        self.service_time = Some(self.service_time.map_or(took, |average| (average * 7 + took) / 8));
+        self.lost_ready = 0;
+
+        let is_free = self.granted.is_empty();
+        if let ModelPhase::Ready { idle_since, asked_for } = &mut self.phase {
+            *asked_for = false;
+            if is_free {
+                *idle_since = Some(now);
+            }
+        }
+    }
+
+    fn load(&mut self, now: MachineTime, command: CommandId, load: LoadCommand, effects: &mut Vec<MachineEffect>) {
+        if let Some(refusal) = self.load_refusal(now, load) {
+            effects.push(MachineEffect::ReplyLoad { command, result: Err(refusal) });
+            return;
+        }
+
+        self.hold_until = None;
+        self.is_parked = false;
+        if let ModelPhase::Draining(unload)
+        | ModelPhase::Unloading(Some(RunnerStop { unload, .. }))
+        | ModelPhase::Reclaiming(MemorySettlement { unload, .. }) = &mut self.phase
+        {
+            unload.hold = None;
+        }
+        self.load_commands.push(command);
+    }
+
+    fn load_refusal(&self, now: MachineTime, load: LoadCommand) -> Option<ModelRefusal> {
+        let hold_left = self.hold_left(now).filter(|_| !load.despite_hold);
+
+        if self.is_closed_to(false) {
+            Some(ModelRefusal::ShuttingDown)
+        } else if load.if_generation.is_some_and(|wanted| wanted != self.generation) {
+            Some(ModelRefusal::GenerationChanged)
+        } else if let Some(retry_after) = hold_left {
+            Some(ModelRefusal::Held { retry_after })
+        } else {
+            self.backoff_refusal(now)
+        }
+    }
+
+    /// What is left of a hold, also of one that begins when the unload is complete.
+    fn hold_left(&self, now: MachineTime) -> Option<Duration> {
+        match &self.phase {
+            ModelPhase::Draining(unload)
+            | ModelPhase::Unloading(Some(RunnerStop { unload, .. }))
+            | ModelPhase::Reclaiming(MemorySettlement { unload, .. }) => unload.hold,
+            _ => self.hold_until.filter(|until| now < *until).map(|until| until.since(now)),
+        }
+    }
+
+    fn unload(
+        &mut self,
+        now: MachineTime,
+        command: CommandId,
+        unload: UnloadCommand,
+        effects: &mut Vec<MachineEffect>,
+    ) {
+        let is_unconditional = unload.if_generation.is_none() && unload.if_idle.is_none();
+        if is_unconditional && matches!(self.phase, ModelPhase::Unloaded) {
+            self.hold_unloaded(now, command, unload, effects);
+            return;
+        }
+
+        if let Some(refusal) = self.unload_refusal(now, unload) {
+            effects.push(MachineEffect::Count(MetricEvent::UnloadRefused(refusal)));
+            effects.push(MachineEffect::ReplyUnload { command, result: Err(refusal) });
+            return;
+        }
+
+        effects.push(MachineEffect::ReplyUnload { command, result: Ok(()) });
+        self.is_parked = unload.hold.is_none();
+        self.phase = ModelPhase::Draining(PendingUnload {
+            reason: unload.reason,
+            command: Some(command),
+            hold: unload.hold,
+            since: now,
+            until: now + unload.drain.unwrap_or(self.settings.drain),
+        });
+    }
+
+    /// The model is not in memory: an unload without conditions keeps it out.
+    fn hold_unloaded(
+        &mut self,
+        now: MachineTime,
+        command: CommandId,
+        unload: UnloadCommand,
+        effects: &mut Vec<MachineEffect>,
+    ) {
+        self.is_parked = unload.hold.is_none();
+        self.hold_until = self.hold_until.max(unload.hold.map(|hold| now + hold));
+
+        let report = UnloadReport {
+            outcome: UnloadOutcome::AlreadyUnloaded,
+            generation: self.generation,
+            drain: Duration::ZERO,
+            exit: Duration::ZERO,
+            settle: Duration::ZERO,
+            memory: None,
+        };
+        effects.push(MachineEffect::ReplyUnload { command, result: Ok(()) });
+        effects.push(MachineEffect::Unloaded { command, report });
+    }
+
+    fn unload_refusal(&self, now: MachineTime, unload: UnloadCommand) -> Option<UnloadRefusal> {
+        match &self.phase {
+            ModelPhase::Unloaded | ModelPhase::Stopped => Some(UnloadRefusal::NotLoaded),
+            ModelPhase::Loading { .. } => Some(UnloadRefusal::Loading),
+            ModelPhase::Draining(_) | ModelPhase::Unloading(_) | ModelPhase::Reclaiming(_) => {
+                Some(UnloadRefusal::Draining)
+            }
+            ModelPhase::Ready { .. } if unload.if_generation.is_some_and(|wanted| wanted != self.generation) => {
+                Some(UnloadRefusal::GenerationChanged)
+            }
+            ModelPhase::Ready { idle_since, .. } => match (unload.if_idle, idle_since) {
+                (Some(_), None) => Some(UnloadRefusal::Busy),
+                (Some(wanted), Some(since)) if now.since(*since) < wanted => Some(UnloadRefusal::NotIdle),
+                _ => None,
+            },
+        }
+    }
+
+    fn loaded(&mut self, now: MachineTime, generation: u64, effects: &mut Vec<MachineEffect>) {
+        let ModelPhase::Loading { since } = self.phase else { return };
+        if generation != self.generation {
+            return;
+        }
+
+        self.failed_load = None;
+        self.lost_loading = 0;
+        self.out_of_memory_loads = 0;
+        effects.push(MachineEffect::Count(MetricEvent::Loaded { total: now.since(since) }));
+
+        for request in &mut self.queue {
+            if std::mem::take(&mut request.is_cold) {
+                effects.push(MachineEffect::Count(MetricEvent::ColdStart(now.since(request.since))));
+            }
+        }
+
+        self.phase = ModelPhase::Ready { idle_since: Some(now), asked_for: !self.load_commands.is_empty() };
+    }
+
+    fn settled(&mut self, generation: u64) {
+        if generation == self.generation && !matches!(self.phase, ModelPhase::Loading { .. }) {
+            self.failed_loads = 0;
+        }
+    }
+
+    fn runner_could_not_load(
+        &mut self,
+        now: MachineTime,
+        cause: String,
+        out_of_memory: bool,
+        effects: &mut Vec<MachineEffect>,
+    ) {
+        if !matches!(self.phase, ModelPhase::Loading { .. } | ModelPhase::Ready { .. } | ModelPhase::Draining(_)) {
+            return;
+        }
+
+        if out_of_memory {
+            effects.push(MachineEffect::Count(MetricEvent::OutOfMemory));
+            self.out_of_memory_loads += 1;
+        }
+
+        let detail = cause.clone();
+        // More is known now of what the model needs: one more load may be tried, into that much room.
+        if !out_of_memory || self.out_of_memory_loads > 1 {
+            self.load_failed(now, cause, effects);
+        }
+
+        self.revoke_leases(LeaseLossCause::Runner(RunnerLoss { cause: LossCause::Exited, detail }), effects);
+        self.wait_for_exit(now);
+        effects.push(MachineEffect::KillRunner { generation: self.generation });
+    }
+
+    /// Refuses every request and command that waits; the next load is tried after a pause.
+    fn load_failed(&mut self, now: MachineTime, cause: String, effects: &mut Vec<MachineEffect>) {
+        let pause = backoff(&self.settings, self.failed_loads);
+        self.failed_loads = self.failed_loads.saturating_add(1);
+        self.lost_loading = 0;
+        self.out_of_memory_loads = 0;
+        self.failed_load = Some(LoadBackoff { cause, until: now + pause });
+        effects.push(MachineEffect::Count(MetricEvent::LoadFailed));
+
+        let Some(refusal) = self.backoff_refusal(now) else { return };
+        for request in self.queue.drain(..) {
+            effects.push(MachineEffect::Refuse { lease: request.lease, refusal: refusal.clone() });
+        }
+        for command in self.load_commands.drain(..) {
+            effects.push(MachineEffect::ReplyLoad { command, result: Err(refusal.clone()) });
+        }
+    }
+
+    /// The model has too little memory for its work. It is unloaded when the other requests that hold it are done, and
+    /// loaded again into as much room as it is known to need by then.
+    fn out_of_memory(&mut self, now: MachineTime, generation: u64, effects: &mut Vec<MachineEffect>) {
+        if generation != self.generation || !self.is_ready() {
+            return;
+        }
+
+        effects.push(MachineEffect::Count(MetricEvent::OutOfMemory));
+        let until = now + self.settings.drain;
+        self.phase = ModelPhase::Draining(PendingUnload::new(UnloadReason::OutOfMemory, now, until));
+    }
+
+    fn runner_lost(&mut self, now: MachineTime, loss: RunnerLoss, effects: &mut Vec<MachineEffect>) {
+        match &self.phase {
+            ModelPhase::Loading { .. } => {
+                effects.push(MachineEffect::Count(MetricEvent::RunnerLost(loss.cause)));
+                self.lost_loading += 1;
+
+                // A second try costs little, except after a load that took its whole time.
+                if self.lost_loading > 1 || loss.cause == LossCause::LoadTimeout {
+                    self.load_failed(now, loss.detail, effects);
+                }
+                self.phase = ModelPhase::Unloading(None);
+            }
+            ModelPhase::Ready { .. } => {
+                effects.push(MachineEffect::Count(MetricEvent::RunnerLost(loss.cause)));
+                if self.lost_ready > 0 {
+                    self.rest_until = Some(now + backoff(&self.settings, self.lost_ready - 1));
+                }
+                self.lost_ready = self.lost_ready.saturating_add(1);
+
+                self.revoke_leases(LeaseLossCause::Runner(loss), effects);
+                self.phase = ModelPhase::Unloading(None);
+            }
+            ModelPhase::Draining(_) => {
+                effects.push(MachineEffect::Count(MetricEvent::RunnerLost(loss.cause)));
+                self.revoke_leases(LeaseLossCause::Runner(loss), effects);
+                self.wait_for_exit(now);
+            }
+            ModelPhase::Unloaded | ModelPhase::Unloading(_) | ModelPhase::Reclaiming(_) | ModelPhase::Stopped => {}
+        }
+    }
+
+    fn exited(&mut self, now: MachineTime, generation: u64, effects: &mut Vec<MachineEffect>) {
+        if generation != self.generation {
+            return;
+        }
+        if matches!(self.phase, ModelPhase::Loading { .. } | ModelPhase::Ready { .. } | ModelPhase::Draining(_)) {
+            let loss = RunnerLoss { cause: LossCause::Exited, detail: "it ended by itself".to_owned() };
+            self.runner_lost(now, loss, effects);
+        }
+
+        if !matches!(self.phase, ModelPhase::Unloading(_)) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.phase, ModelPhase::Unloaded);
+        let ModelPhase::Unloading(Some(RunnerStop { unload, since })) = before else { return };
+
+        let total = now.since(unload.since);
+        effects.push(MachineEffect::Count(MetricEvent::Unloaded { reason: unload.reason, total }));
+
+        let (drain, exit) = (since.since(unload.since), now.since(since));
+        let settlement = MemorySettlement { unload, exit, drain, since: now };
+        if self.settings.accounted && self.shutdown.is_none() {
+            self.phase = ModelPhase::Reclaiming(settlement);
+            effects.push(MachineEffect::Reclaim { generation });
+        } else {
+            self.complete_unload(now, settlement, None, effects);
+        }
+    }
+
+    pub(super) fn reclaimed(
+        &mut self,
+        now: MachineTime,
+        memory: Option<ReclaimReport>,
+        effects: &mut Vec<MachineEffect>,
+    ) {
+        if !matches!(self.phase, ModelPhase::Reclaiming(_)) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.phase, ModelPhase::Unloaded);
+        let ModelPhase::Reclaiming(settlement) = before else { return };
+
+        if let Some(memory) = memory {
+            let took = now.since(settlement.since);
+            effects.push(MachineEffect::Count(MetricEvent::Reclaimed { memory, took }));
+        }
+        self.complete_unload(now, settlement, memory, effects);
+    }
+
+    fn complete_unload(
+        &mut self,
+        now: MachineTime,
+        settlement: MemorySettlement,
+        memory: Option<ReclaimReport>,
+        effects: &mut Vec<MachineEffect>,
+    ) {
+        let MemorySettlement { unload, exit, drain, since } = settlement;
+        self.hold_until = unload.hold.map(|hold| now + hold);
+
+        let Some(command) = unload.command else { return };
+        let report = UnloadReport {
+            outcome: UnloadOutcome::Unloaded,
+            generation: self.generation,
+            drain,
+            exit,
+            settle: now.since(since),
+            memory,
+        };
+        effects.push(MachineEffect::Unloaded { command, report });
+    }
+}

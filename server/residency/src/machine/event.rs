@@ -1,0 +1,202 @@
+//! What goes into the machine and what comes out.
+
+use std::fmt;
+use std::time::Duration;
+
+use hush_contract::UnloadRefusal;
+
+use super::report::{MemoryAvailability, MetricEvent, ReclaimReport, RunnerLoss, UnloadReport};
+use super::settings::{LifecycleSettings, LoadCommand, UnloadCommand};
+use super::time::MachineTime;
+
+/// One request for the model, from its arrival to its end. An id is never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub u64);
+
+/// One command that wants an answer. An id is never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub u64);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// A request wants the model. `again`: the request has lost its runner and has waited its turn already. `patience`:
+    /// how long the request waits for a model that is not in memory; `None`: as long as it takes.
+    Arrive {
+        lease: LeaseId,
+        again: bool,
+        patience: Option<Duration>,
+    },
+    /// A request has ended, whether it was waiting or held the model.
+    End {
+        lease: LeaseId,
+    },
+    /// Have the model in memory, for no request in particular.
+    Load {
+        command: CommandId,
+        load: LoadCommand,
+    },
+    Unload {
+        command: CommandId,
+        unload: UnloadCommand,
+    },
+    /// The runner can work.
+    Loaded {
+        generation: u64,
+    },
+    /// The whole model is loaded: no part of the load can fail any more.
+    Settled {
+        generation: u64,
+    },
+    /// May come even after [`MachineEvent::Loaded`], when a part of the load that was left to the first work fails.
+    /// `out_of_memory`: the device had too little memory, whatever was measured before.
+    LoadFailed {
+        generation: u64,
+        cause: String,
+        out_of_memory: bool,
+    },
+    /// The answer to [`MachineEffect::Measure`]; also each new measurement while the model waits for memory.
+    Memory {
+        memory: MemoryAvailability,
+    },
+    /// The other answer to [`MachineEffect::Measure`]: the model is larger than the device.
+    NeverFits {
+        cause: String,
+    },
+    /// Work failed because the device had too little memory.
+    OutOfMemory {
+        generation: u64,
+    },
+    /// The answer to [`MachineEffect::Reclaim`]; `None`: nothing could be measured.
+    Reclaimed {
+        generation: u64,
+        memory: Option<ReclaimReport>,
+    },
+    /// The runner is of no use any more. [`MachineEvent::Exited`] follows when it is reaped.
+    RunnerLost {
+        generation: u64,
+        loss: RunnerLoss,
+    },
+    /// The runner is reaped: none of its processes is left.
+    Exited {
+        generation: u64,
+    },
+    /// Other settings hold from now on. They refuse no request that waits already.
+    Policy {
+        policy: LifecycleSettings,
+    },
+    /// Serve the requests that have arrived, accept no new ones, then stop; at `deadline` stop without waiting further.
+    Shutdown {
+        deadline: MachineTime,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEffect {
+    /// Measure whether the device has room: [`MachineEvent::Memory`] or [`MachineEvent::NeverFits`] must follow.
+    Measure,
+    /// The runner is reaped. Watch its memory come back, for a bounded time: [`MachineEvent::Reclaimed`] must follow.
+    Reclaim {
+        generation: u64,
+    },
+    /// Start a runner and load the model.
+    StartRunner {
+        generation: u64,
+    },
+    /// Ask the runner to exit, and kill it if it does not.
+    StopRunner {
+        generation: u64,
+    },
+    KillRunner {
+        generation: u64,
+    },
+    Grant {
+        lease: LeaseId,
+        generation: u64,
+    },
+    Refuse {
+        lease: LeaseId,
+        refusal: ModelRefusal,
+    },
+    /// The lease has ended with its runner; its request may arrive again under a new one.
+    Lost {
+        lease: LeaseId,
+        why: LeaseLossCause,
+    },
+    /// The answer to a load: the generation that is in memory, or why there is none.
+    ReplyLoad {
+        command: CommandId,
+        result: Result<u64, ModelRefusal>,
+    },
+    /// The verdict on an unload: it will happen, or nothing has changed.
+    ReplyUnload {
+        command: CommandId,
+        result: Result<(), UnloadRefusal>,
+    },
+    /// An accepted unload is complete.
+    Unloaded {
+        command: CommandId,
+        report: UnloadReport,
+    },
+    Count(MetricEvent),
+    /// The answer to [`MachineEvent::Shutdown`]: no runner is left.
+    Stopped,
+}
+
+/// Why a request lost the model that it held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseLossCause {
+    Runner(RunnerLoss),
+    /// An unload did not wait any longer for the request.
+    Displaced,
+}
+
+/// Why a request or a load command does not get the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelRefusal {
+    QueueFull {
+        limit: usize,
+        retry_after: Duration,
+    },
+    LoadFailed {
+        cause: String,
+        retry_after: Duration,
+    },
+    /// The request waited as long as it was to wait for a model that is not in memory.
+    ColdHold {
+        waited: Duration,
+        why: ColdReason,
+        retry_after: Duration,
+    },
+    /// The model was loaded again since the command was decided.
+    GenerationChanged,
+    /// An unload forbade further loads for a while.
+    Held {
+        retry_after: Duration,
+    },
+    ShuttingDown,
+}
+
+/// Why a model that a request waits for is not in memory yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColdReason {
+    Loading,
+    /// The device has no room for the model.
+    NoRoom(MemoryAvailability),
+    /// The command that unloaded the model forbade further loads for a while.
+    Held,
+}
+
+impl fmt::Display for ColdReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loading => f.write_str("it is still loading"),
+            Self::Held => f.write_str("it was unloaded to make room and stays away for a while"),
+            Self::NoRoom(MemoryAvailability { available_bytes, demand_bytes }) => {
+                let available = available_bytes.unwrap_or_default();
+                write!(f, "its device has {available} bytes free and it needs {demand_bytes}")
+            }
+        }
+    }
+}

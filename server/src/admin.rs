@@ -1,0 +1,25 @@
+//! The admin API ([`hush_residency::admin`]) of this server, on the operations listener.
+
+use std::sync::Arc;
+
+use axum::response::IntoResponse;
+use axum::{Router, middleware};
+pub use hush_residency::admin::{AdminAccess, AdminError, error_shape};
+
+use crate::metrics::Metrics;
+use crate::runner::Runners;
+use crate::serve;
+
+// The name that this type had in this module.
+pub use hush_residency::admin::AdminAccess as Access;
+
+/// Everything that the routes share.
+pub type AdminState = hush_residency::admin::AdminState<Runners>;
+
+/// The routes of the admin API, with a record of each request. To be merged with [`crate::metrics::router`], which is
+/// open.
+pub fn router(state: AdminState, metrics: Arc<Metrics>) -> Router {
+    let recorder = serve::Recorder { metrics, panicked: |_| AdminError::panicked().into_response() };
+
+    hush_residency::admin::router(state).layer(middleware::from_fn_with_state(recorder, serve::record))
+}

@@ -1,0 +1,91 @@
+//! Numbers, times and sizes.
+
+use std::time::Duration;
+
+use hush_contract::duration;
+use serde::Serialize;
+
+use super::{ValueError, expected, reads_from_text};
+
+/// A duration in the form of the Gateway API (GEP-2257): `90s`, `1h30m`, `500ms`; a plain number is seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DurationArg(pub Duration);
+
+impl DurationArg {
+    pub fn read(text: &str) -> Result<Duration, ValueError> {
+        let read = match text.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => text.parse().map(Duration::from_secs).ok(),
+            // Four parts of five digits are what GEP-2257 allows.
+            false => duration::parse(text, 5, 4),
+        };
+
+        match read {
+            Some(duration) => Ok(duration),
+            None => expected("expected a duration such as 90s, 5m, 1h30m or 500ms, or whole seconds"),
+        }
+    }
+}
+
+/// A size in bytes: `4GiB`, `512MiB`, `100MB`, Kubernetes' `4Gi`, or a plain number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+impl ByteSize {
+    pub fn read(text: &str) -> Result<u64, ValueError> {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let number: Option<u64> = number.parse().ok();
+
+        let factor: Option<u64> = match unit.trim_start() {
+            "" | "B" => Some(1),
+            "Ki" | "KiB" => Some(1 << 10),
+            "Mi" | "MiB" => Some(1 << 20),
+            "Gi" | "GiB" => Some(1 << 30),
+            "Ti" | "TiB" => Some(1 << 40),
+            "k" | "K" | "kB" | "KB" => Some(1_000),
+            "M" | "MB" => Some(1_000_000),
+            "G" | "GB" => Some(1_000_000_000),
+            "T" | "TB" => Some(1_000_000_000_000),
+            _ => None,
+        };
+
+        match number.zip(factor).and_then(|(number, factor)| number.checked_mul(factor)) {
+            Some(bytes) => Ok(bytes),
+            None => expected("expected a size such as 4GiB, 512MiB or 100MB, or whole bytes"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WholeNumber(pub usize);
+
+impl WholeNumber {
+    pub fn read(text: &str) -> Result<usize, ValueError> {
+        text.parse().map_err(|_| ValueError("expected a whole number".to_owned()))
+    }
+}
+
+/// A number that may have decimal places.
+pub fn read_decimal(text: &str) -> Result<f32, ValueError> {
+    text.parse().map_err(|_| ValueError("expected a number".to_owned()))
+}
+
+/// A share of a whole: `95%`; `off` is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Percent(pub Option<u8>);
+
+impl Percent {
+    pub fn read(text: &str) -> Result<Option<u8>, ValueError> {
+        if text == "off" {
+            return Ok(None);
+        }
+
+        let number: Option<u8> = text.strip_suffix('%').and_then(|number| number.parse().ok());
+        match number {
+            Some(number @ 1..=99) => Ok(Some(number)),
+            _ => expected("expected a percentage from 1% to 99%, such as 95%, or off"),
+        }
+    }
+}
+
+reads_from_text!(DurationArg, ByteSize, WholeNumber, Percent);
