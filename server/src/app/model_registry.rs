@@ -85,7 +85,13 @@ impl ModelRegistry {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let model_settings = specs.iter().map(|spec| spec.settings.clone()).collect();
-        let models = Models::start_limited(model_settings, NonZeroUsize::new(settings.max_loaded), runners, Some(accounts), metrics)?;
+        let models = Models::start_limited(
+            model_settings,
+            NonZeroUsize::new(settings.max_loaded),
+            runners,
+            Some(accounts),
+            metrics,
+        )?;
         let models = Arc::new(models);
 
         let mut registered = Vec::new();
