@@ -75,7 +75,7 @@ enum SimEvent {
     Wake(usize),
     /// A request reaches the server: the index and the incarnation of its process, and the number of the request.
     Arrive(usize, u64, u64, LeaseRequest),
-    Answer(usize, u64, u64, LeaseReply),
+    Answer(usize, u64, u64, LeaseSimReply),
     Timeout(usize, u64, u64),
     /// A watch shows a process this version of the lease.
     Watched(usize, u64),
@@ -96,7 +96,7 @@ enum LeaseRequest {
 
 /// The version of the lease that was read or written.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum LeaseReply {
+enum LeaseSimReply {
     Seen(usize),
     Wrote(usize),
     Conflict,
@@ -281,15 +281,15 @@ impl LeaseSim {
 
                 process.request = None;
                 match reply {
-                    LeaseReply::Seen(version) => {
+                    LeaseSimReply::Seen(version) => {
                         process.version = version as u64;
                         process.candidate.saw(now, record(version));
                     }
-                    LeaseReply::Wrote(version) => {
+                    LeaseSimReply::Wrote(version) => {
                         process.version = version as u64;
                         process.candidate.wrote(sent, record(version).expect("a written lease"));
                     }
-                    LeaseReply::Conflict => process.candidate.overtaken(),
+                    LeaseSimReply::Conflict => process.candidate.overtaken(),
                 }
             }
             SimEvent::Timeout(_, incarnation, request) => {
@@ -365,18 +365,18 @@ impl LeaseSim {
 
         let exists = self.lease[current].is_some();
         let reply = match request {
-            LeaseRequest::Read => LeaseReply::Seen(current),
+            LeaseRequest::Read => LeaseSimReply::Seen(current),
             LeaseRequest::Create if !exists => {
                 let record = record(None, 0);
                 self.write(index, record);
-                LeaseReply::Seen(current + 1)
+                LeaseSimReply::Seen(current + 1)
             }
             LeaseRequest::Replace { version, transitions } if version == current as u64 && exists => {
                 let record = record(Some(format!("life-{incarnation}")), transitions);
                 self.write(index, record);
-                LeaseReply::Wrote(current + 1)
+                LeaseSimReply::Wrote(current + 1)
             }
-            LeaseRequest::Create | LeaseRequest::Replace { .. } => LeaseReply::Conflict,
+            LeaseRequest::Create | LeaseRequest::Replace { .. } => LeaseSimReply::Conflict,
         };
 
         if let Some(delay) = self.message_delay().filter(|_| !self.processes[index].disconnected) {

@@ -20,7 +20,7 @@ pub const STALE_AFTER: Duration = Duration::from_secs(15);
 
 /// A model whose behaviour is given.
 #[derive(Clone, Copy, Debug)]
-pub struct ScriptedModel {
+pub struct SharedGpuModel {
     pub idle_ms: i64,
     /// Whether its server also reports since when the model is idle.
     pub reports_idle_since: bool,
@@ -35,7 +35,7 @@ pub struct ScriptedModel {
     pub manual_unload_ms: Option<i64>,
 }
 
-impl ScriptedModel {
+impl SharedGpuModel {
     pub const fn new(idle_ms: i64, gib: u64, unload_ms: i64) -> Self {
         Self {
             idle_ms,
@@ -60,7 +60,7 @@ impl ScriptedModel {
 /// A GPU that the models share with other programs.
 #[derive(Clone, Debug)]
 pub struct SharedGpu {
-    pub models: Vec<ScriptedModel>,
+    pub models: Vec<SharedGpuModel>,
     /// What other programs hold from the beginning.
     pub foreign_gib: u64,
     /// What other programs hold in addition from `more_at_ms` on.

@@ -11,7 +11,7 @@ use hush_core::{Action, CommandOutcome, GpuId, ModelPolicy, ObservedGpu, StepMem
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::shared_gpu::{GIB, GPU_GIB, SCRAPE_MS, STALE_AFTER, ScriptedModel, SharedGpu, key, millis, time};
+use crate::shared_gpu::{GIB, GPU_GIB, SCRAPE_MS, STALE_AFTER, SharedGpu, SharedGpuModel, key, millis, time};
 use crate::together::{BELOW_GIB, hard};
 
 const TICK_MS: i64 = 50;
@@ -216,12 +216,7 @@ pub fn play(
             }
         }
 
-        if gpu.available(now) < BELOW_GIB * GIB {
-            played.relieved_at = None;
-        } else if played.relieved_at.is_none() {
-            played.relieved_at = Some(now);
-        }
-
+        played.note_pressure(now, gpu.available(now));
         if now > gpu.more_at_ms && played.relieved_at.is_some_and(|at| now - at >= calm_ms) && rounds > 0 {
             rounds -= 1;
             gpu.foreign_gib += 3;
@@ -249,6 +244,16 @@ pub struct PlayOutcome {
     pub relieved_at: Option<i64>,
 }
 
+impl PlayOutcome {
+    fn note_pressure(&mut self, now: i64, available: u64) {
+        if available < BELOW_GIB * GIB {
+            self.relieved_at = None;
+        } else if self.relieved_at.is_none() {
+            self.relieved_at = Some(now);
+        }
+    }
+}
+
 prop_compose! {
     fn paces()(
         answers_ms in vec(prop_oneof![20..400_i64, 400..4500_i64], 3),
@@ -264,7 +269,7 @@ prop_compose! {
 prop_compose! {
     /// Three models of 3 GiB of which one is enough.
     fn gpus()(order in Just((0..3_i64).collect::<Vec<_>>()).prop_shuffle()) -> SharedGpu {
-        let models = order.iter().map(|order| ScriptedModel::new(60_000 + 60_000 * order, 3, 500)).collect();
+        let models = order.iter().map(|order| SharedGpuModel::new(60_000 + 60_000 * order, 3, 500)).collect();
         SharedGpu { models, foreign_gib: 9, more_gib: 4, more_at_ms: 5000 }
     }
 }

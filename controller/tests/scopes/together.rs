@@ -7,7 +7,7 @@ use hush_core::{MemoryAmount, ModelPolicy, PolicySpec};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::shared_gpu::{GIB, SCRAPE_MS, ScopedController, ScriptedModel, SharedGpu, play, policy};
+use crate::shared_gpu::{GIB, SCRAPE_MS, ScopedController, SharedGpu, SharedGpuModel, play, policy};
 
 const END_MS: i64 = 60_000;
 pub const BELOW_GIB: u64 = 4;
@@ -44,7 +44,7 @@ fn soft() -> ModelPolicy {
 
 /// Two models of the same size of which one is enough; the first has been idle for `apart_ms` longer.
 fn pair(apart_ms: i64) -> SharedGpu {
-    let models = vec![ScriptedModel::new(60_000 + apart_ms, 4, 500), ScriptedModel::new(60_000, 4, 500)];
+    let models = vec![SharedGpuModel::new(60_000 + apart_ms, 4, 500), SharedGpuModel::new(60_000, 4, 500)];
     SharedGpu { models, foreign_gib: 8, more_gib: 6, more_at_ms: 4500 }
 }
 
@@ -97,8 +97,8 @@ prop_compose! {
         more_gib in 0..8_u64,
         more_at_ms in 3000..6000_i64,
     ) -> SharedGpu {
-        let models: Vec<ScriptedModel> =
-            sizes.iter().zip(&order).map(|((gib, ms), order)| ScriptedModel::new(60_000 + 60_000 * order, *gib, *ms)).collect();
+        let models: Vec<SharedGpuModel> =
+            sizes.iter().zip(&order).map(|((gib, ms), order)| SharedGpuModel::new(60_000 + 60_000 * order, *gib, *ms)).collect();
         let held: u64 = sizes.iter().map(|(gib, _)| gib).sum();
         SharedGpu { models, foreign_gib: (24 - held).saturating_sub(free), more_gib, more_at_ms }
     }

@@ -17,7 +17,7 @@ use crate::device_sim::DeviceSim;
 use crate::dice_ext::DiceExt;
 use crate::model_sim::CommandReply;
 use crate::scenario::{Scenario, ScenarioFaults};
-use crate::world_sim::{ServerCommand, WorldSim};
+use crate::world_sim::{SimulatedCommand, WorldSim};
 
 /// This long after it was sent, no controller remembers a command any more, unless a clock was set.
 pub const FORGOTTEN_COMMAND_MS: u64 = 800_000;
@@ -355,11 +355,11 @@ fn delivery(dice: &mut Dice, faults: &ScenarioFaults) -> Delivery {
 }
 
 /// The command as the server gets it.
-fn server_command(decision: &Decision) -> ServerCommand {
+fn server_command(decision: &Decision) -> SimulatedCommand {
     let seconds = |seconds: Option<u64>| seconds.map(Duration::from_secs);
     match decision.action {
-        Action::Load => ServerCommand::Load,
-        Action::Unload => ServerCommand::Unload(Unload {
+        Action::Load => SimulatedCommand::Load,
+        Action::Unload => SimulatedCommand::Unload(Unload {
             if_generation: decision.if_generation,
             if_idle: seconds(decision.if_idle_seconds),
             drain: seconds(decision.drain_seconds),

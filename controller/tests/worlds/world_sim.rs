@@ -16,7 +16,7 @@ pub struct WorldSim {
 
 /// A command as a server gets it.
 #[derive(Clone, Copy, Debug)]
-pub enum ServerCommand {
+pub enum SimulatedCommand {
     Unload(Unload),
     Load,
 }
@@ -48,7 +48,7 @@ impl WorldSim {
         now: u64,
         model_index: usize,
         command: CommandId,
-        server_command: ServerCommand,
+        server_command: SimulatedCommand,
     ) -> Vec<(CommandId, CommandReply)> {
         let mut replies = Vec::new();
         let model = &mut self.models[model_index];
@@ -56,8 +56,8 @@ impl WorldSim {
         let mut context = SimContext { now, device, dice: &mut self.dice, replies: &mut replies };
 
         match server_command {
-            ServerCommand::Unload(unload) => model.unload(command, unload, &mut context),
-            ServerCommand::Load => model.load(command, &mut context),
+            SimulatedCommand::Unload(unload) => model.unload(command, unload, &mut context),
+            SimulatedCommand::Load => model.load(command, &mut context),
         }
 
         replies
