@@ -24,14 +24,6 @@ pub use schema::{DefinitionError, FILES, STORAGE_VERSION, yaml};
 pub use selector::{LabelExpression, LabelOperator, LabelSelector};
 pub use status::{LastAction, PolicyStatus};
 
-// Earlier names, for users that still have them.
-pub use amount::ParsedAmount as Amount;
-pub use invalid::InvalidField as Invalid;
-pub use policy::{
-    CommonSpec as Common, HardPressureSpec as Hard, PolicyMode as Mode, PressureSpec as Pressure,
-    ResidencyModeSpec as ResidencyMode, ResidencySpec as Residency, SoftPressureSpec as Soft, WarmWindowSpec as Window,
-};
-
 pub const GROUP: &str = "gpu.hush.dev";
 /// The version that Hush reads, writes and recommends.
 pub const API_VERSION: &str = "gpu.hush.dev/v1beta1";

@@ -88,23 +88,3 @@ pub use warm_window::{WarmWindow, WarmWindowError};
 pub use world::{
     ArrivalHistogram, GpuId, Labels, ModelKey, ObservedGpu, ObservedModel, ResidencyState, ServerName, World,
 };
-
-// Earlier names, for users that still have them.
-pub use amount::MemoryAmount as Amount;
-pub use command_log::CommandOutcome as Settled;
-pub use conflict::PolicyConflict as Conflict;
-pub use duration_text::format_duration as span;
-pub use memory::StepMemory as Memory;
-pub use plan::{
-    DecisionReason as Reason, PressureLevel as Pressure, PressureThreshold as Threshold, SourcedValue as Chosen,
-};
-pub use policy::{ModelPolicy as Policy, PolicyKey as PolicyName};
-pub use policy_fields::{FieldValue as Setting, PolicySpec as Asks};
-pub use residency::PolicyResidency as Residency;
-pub use rule_explanation::{
-    FieldExplanation as Term, MatchingPolicy as Matching, RequestedValue as Asked, RuleExplanation as Account,
-    explain_rules as account,
-};
-pub use selector::{SelectorExpression as Expression, SelectorOperator as Operator};
-pub use warm_window::{WarmWindow as Window, WarmWindowError as WindowError};
-pub use world::{ArrivalHistogram as Arrivals, ObservedGpu as Gpu, ObservedModel as Model, ResidencyState as State};

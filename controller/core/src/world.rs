@@ -142,17 +142,6 @@ impl ObservedModel {
     }
 }
 
-// Earlier names, for users that still have them.
-impl ObservedModel {
-    pub const fn ready(&self) -> bool {
-        self.is_ready()
-    }
-
-    pub const fn busy(&self) -> bool {
-        self.is_busy()
-    }
-}
-
 /// The times between the arrivals of requests, as a cumulative histogram since the server started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArrivalHistogram {

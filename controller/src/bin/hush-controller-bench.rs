@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use hush_controller::policies;
 use hush_controller::simulate::trace::SplitMix64;
 use hush_controller::simulate::{adaptive, measured};
-use hush_core::{Gpu, GpuId, Labels, Memory, Model, ModelKey, Policy, ServerName, State, World};
+use hush_core::{
+    GpuId, Labels, ModelKey, ModelPolicy, ObservedGpu, ObservedModel, ResidencyState, ServerName, StepMemory, World,
+};
 use jiff::{SignedDuration, Timestamp};
 
 const GIB: u64 = 1 << 30;
@@ -33,7 +35,7 @@ fn bench_core() -> anyhow::Result<()> {
         let gpus = models / MODELS_PER_GPU;
         let world = world(models, gpus);
         let mut micros: Vec<u128> = Vec::new();
-        let mut memory = Memory::default();
+        let mut memory = StepMemory::default();
 
         for run in 0..RUNS {
             let now = Timestamp::from_second(1_795_000_000)? + SignedDuration::from_secs(i64::try_from(run)?);
@@ -54,7 +56,7 @@ fn bench_core() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn policies() -> anyhow::Result<Vec<Policy>> {
+fn policies() -> anyhow::Result<Vec<ModelPolicy>> {
     let mut text = String::new();
     for n in 0..POLICIES {
         text += &format!(
@@ -75,7 +77,7 @@ fn policies() -> anyhow::Result<Vec<Policy>> {
 /// Half of the GPUs are short of memory, so that every rule has work.
 fn world(models: u64, gpus: u64) -> World {
     let mut random = SplitMix64(7);
-    let gpu = |n: u64| Gpu {
+    let gpu = |n: u64| ObservedGpu {
         uuid: GpuId(format!("GPU-{n}")),
         node: format!("n{}", n / 8),
         total_bytes: 24 * GIB,
@@ -84,11 +86,11 @@ fn world(models: u64, gpus: u64) -> World {
         disputed: false,
     };
 
-    let model = |n: u64, random: &mut SplitMix64| Model {
+    let model = |n: u64, random: &mut SplitMix64| ObservedModel {
         key: ModelKey { server: ServerName(format!("ns{}/pod-{n}", n % 20)), model: format!("m{}-v3", n % 5) },
         gpu: Some(GpuId(format!("GPU-{}", n % gpus.max(1)))),
         labels: Labels::from([("tier".to_owned(), format!("t{}", n % 10)), ("app".to_owned(), "whisper".to_owned())]),
-        state: State::Ready,
+        state: ResidencyState::Ready,
         idle: Duration::from_secs(random.below(900)),
         idle_since: None,
         inflight: random.below(5) / 4,

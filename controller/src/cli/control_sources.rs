@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hush_core::{Labels, Policy};
+use hush_core::{Labels, ModelPolicy};
 use tokio::sync::{mpsc, watch};
 
 use super::kubernetes::ClusterController;
@@ -23,7 +23,7 @@ const ACTING_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Where the control loop's inputs come from, and whether it may act on them.
 pub struct ControlSources {
     pub targets: watch::Receiver<Arc<Targets>>,
-    pub policies: watch::Receiver<Arc<Vec<Policy>>>,
+    pub policies: watch::Receiver<Arc<Vec<ModelPolicy>>>,
     pub namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
     pub gate: Arc<dyn Gate>,
     /// Takes what is reported as an Event; `None`: there are no Events.

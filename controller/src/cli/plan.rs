@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hush_core::{Decision, GpuPlan, Memory, Plan, span};
+use hush_core::{Decision, GpuPlan, Plan, StepMemory, format_duration};
 use hush_log::{errorln, out, outln};
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
@@ -69,7 +69,7 @@ fn plan_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     let assembled = observe::assemble(&frame, &look.targets, &seen, &mut Disputes::default());
     assembled.problems.iter().for_each(|problem| errorln!("{problem}"));
 
-    Ok(hush_core::step(&mut Memory::default(), Timestamp::now(), &assembled.world, &look.policies))
+    Ok(hush_core::step(&mut StepMemory::default(), Timestamp::now(), &assembled.world, &look.policies))
 }
 
 /// The servers and policies of the cluster, or those that the options name.
@@ -130,7 +130,7 @@ fn gpu_line(gpu: &GpuPlan) -> String {
 
 fn decision_line(decision: &Decision) -> String {
     let Decision { server, model, action, reason, policy, .. } = decision;
-    let seconds = |seconds: Option<u64>| seconds.map(|seconds| span(Duration::from_secs(seconds)));
+    let seconds = |seconds: Option<u64>| seconds.map(|seconds| format_duration(Duration::from_secs(seconds)));
     let conditions = [
         ("if generation", decision.if_generation.map(|generation| generation.to_string())),
         ("if idle for", seconds(decision.if_idle_seconds)),

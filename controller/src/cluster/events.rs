@@ -177,13 +177,13 @@ fn command_text(record: &CommandRecord) -> Option<EventText> {
 
 #[cfg(test)]
 mod tests {
-    use hush_core::{Decision, Reason};
+    use hush_core::{Decision, DecisionReason};
     use jiff::Timestamp;
 
     use super::*;
     use crate::act::test_decision::unload_decision;
 
-    fn text_of(policy: &str, reason: Reason, outcome: CommandResult) -> Option<(bool, &'static str, String)> {
+    fn text_of(policy: &str, reason: DecisionReason, outcome: CommandResult) -> Option<(bool, &'static str, String)> {
         let decision = Decision { reason, policy: policy.to_owned(), ..unload_decision("turbo") };
         let now = Timestamp::UNIX_EPOCH;
         let text = command_text(&CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 })?;
@@ -194,21 +194,21 @@ mod tests {
     fn commands_that_changed_something_or_failed_are_published() {
         let done = CommandResult::Unloaded { reclaimed_bytes: Some(2 << 30), residual_bytes: Some(0) };
         let note = "unloaded turbo of a/w for a/speech (HardPressure), 2.00Gi came back";
-        let text = text_of("a/speech", Reason::HardPressure, done.clone());
+        let text = text_of("a/speech", DecisionReason::HardPressure, done.clone());
         assert_eq!(text, Some((false, "Unloaded", note.to_owned())));
 
         let note = "unloaded turbo of a/w for a person (Manual), 2.00Gi came back";
-        assert_eq!(text_of("", Reason::Manual, done), Some((false, "Unloaded", note.to_owned())));
+        assert_eq!(text_of("", DecisionReason::Manual, done), Some((false, "Unloaded", note.to_owned())));
 
         let residual = CommandResult::Unloaded { reclaimed_bytes: Some(0), residual_bytes: Some(1 << 30) };
-        assert!(text_of("a/speech", Reason::HardPressure, residual).is_some_and(|(is_warning, ..)| is_warning));
+        assert!(text_of("a/speech", DecisionReason::HardPressure, residual).is_some_and(|(is_warning, ..)| is_warning));
 
-        let failed = text_of("a/speech", Reason::IdleTimeout, CommandResult::failed("timeout", "no answer"));
+        let failed = text_of("a/speech", DecisionReason::IdleTimeout, CommandResult::failed("timeout", "no answer"));
         assert!(failed.is_some_and(|(is_warning, reason, _)| is_warning && reason == "CommandFailed"));
 
         let refused = CommandResult::Refused { code: "busy".to_owned(), message: String::new() };
         for unpublished in [refused, CommandResult::Withheld { message: String::new() }] {
-            assert_eq!(text_of("a/speech", Reason::IdleTimeout, unpublished), None);
+            assert_eq!(text_of("a/speech", DecisionReason::IdleTimeout, unpublished), None);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use hush_core::{ModelPolicy, PolicyKey};
 use hush_crds::{
-    ClusterGpuModelPolicy, ClusterGpuModelPolicySpec, GpuModelPolicy, GpuModelPolicySpec, Invalid, PolicyStatus,
+    ClusterGpuModelPolicy, ClusterGpuModelPolicySpec, GpuModelPolicy, GpuModelPolicySpec, InvalidField, PolicyStatus,
 };
 use hush_log::printable;
 use kube::api::ObjectMeta;
@@ -50,8 +50,8 @@ pub struct EnforcedPolicy {
 enum PolicyProblem {
     #[error(transparent)]
     Unreadable(#[from] serde_json::Error),
-    #[error("{}", .0.iter().map(Invalid::to_string).collect::<Vec<_>>().join("; "))]
-    Invalid(Vec<Invalid>),
+    #[error("{}", .0.iter().map(InvalidField::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<InvalidField>),
 }
 
 pub fn namespaced(client: &Client) -> Mirror<RawPolicy, PolicyKey, PolicyObject> {
@@ -83,7 +83,7 @@ pub fn cluster(client: &Client) -> Mirror<RawPolicy, PolicyKey, PolicyObject> {
 }
 
 /// Builds and checks a policy from its metadata and its spec.
-type BuildPolicy<S> = fn(ObjectMeta, S) -> Result<ModelPolicy, Vec<Invalid>>;
+type BuildPolicy<S> = fn(ObjectMeta, S) -> Result<ModelPolicy, Vec<InvalidField>>;
 
 fn keep<S: DeserializeOwned>(object: &RawPolicy, build: BuildPolicy<S>) -> (PolicyKey, PolicyObject) {
     let name = PolicyKey { namespace: object.namespace(), name: object.name_any() };

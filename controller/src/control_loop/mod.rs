@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hush_core::{
-    CommandOutcome, Decision, GpuId, Labels, ModelKey, ModelPolicy, Plan, PolicyKey, Reason, StepMemory, World, step,
+    CommandOutcome, Decision, DecisionReason, GpuId, Labels, ModelKey, ModelPolicy, Plan, PolicyKey, StepMemory, World,
+    step,
 };
 use jiff::Timestamp;
 use tokio::sync::mpsc::error::TrySendError;
@@ -424,7 +425,7 @@ impl ControlLoop {
         self.peer_actions.ended(Timestamp::now(), &key);
 
         // The end of a command that a user asked for does not change which models the rules may choose.
-        let by_rule = record.decision.reason != Reason::Manual;
+        let by_rule = record.decision.reason != DecisionReason::Manual;
         if let Some(verdict) = record.outcome.verdict().filter(|_| by_rule) {
             self.backoff.note(Instant::now(), &key, verdict);
         }

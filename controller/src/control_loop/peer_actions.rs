@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use hush_core::{
-    Action, CommandOutcome, Decision, GpuId, ModelKey, ObservedModel, Reason, ResidencyState, StepMemory, UnloadTerms,
-    World, elapsed, sampled_at,
+    Action, CommandOutcome, Decision, DecisionReason, GpuId, ModelKey, ObservedModel, ResidencyState, StepMemory,
+    UnloadTerms, World, elapsed, sampled_at,
 };
 use jiff::Timestamp;
 
@@ -195,5 +195,5 @@ const fn holds_memory(state: ResidencyState) -> bool {
 /// An unload that was seen to happen, as a decision that the core can wait for.
 fn observed_unload(model: &ObservedModel, gpu: Option<&GpuId>) -> Decision {
     let gpu = gpu.or(model.gpu.as_ref()).cloned();
-    Decision { gpu, ..Decision::unload(model, Reason::Manual, String::new(), UnloadTerms::default()) }
+    Decision { gpu, ..Decision::unload(model, DecisionReason::Manual, String::new(), UnloadTerms::default()) }
 }

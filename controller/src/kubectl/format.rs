@@ -14,7 +14,7 @@ pub const LINE_MAX_CHARS: usize = 2000;
 
 /// Such as `2m10s`.
 pub fn duration(milliseconds: u64) -> String {
-    hush_core::span(Duration::from_millis(milliseconds))
+    hush_core::format_duration(Duration::from_millis(milliseconds))
 }
 
 /// A duration rounded up to whole seconds.

@@ -4,12 +4,13 @@ mod convert;
 mod documents;
 mod lines;
 mod render;
+mod spec_fields;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use hush_core::{Policy, PolicyName};
+use hush_core::{ModelPolicy, PolicyKey};
 use hush_crds::{ClusterGpuModelPolicy, GpuModelPolicy};
 use hush_log::printable;
 use serde::Deserialize;
@@ -67,13 +68,13 @@ fn problem_lines(path: &Path, problems: &[Problem]) -> String {
 const STANDARD_INPUT: &str = "-";
 
 /// All policies of a file.
-pub fn read(path: &Path) -> Result<Vec<Policy>, FileError> {
+pub fn read(path: &Path) -> Result<Vec<ModelPolicy>, FileError> {
     let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
     parse(&text).map_err(|problems| FileError::Invalid { path: path.to_owned(), problems })
 }
 
 /// As [`read`], with `-` for standard input. For commands that read each file once.
-pub fn read_input(path: &Path) -> Result<Vec<Policy>, FileError> {
+pub fn read_input(path: &Path) -> Result<Vec<ModelPolicy>, FileError> {
     checked_input(path).map(|(policies, _)| policies)
 }
 
@@ -83,7 +84,7 @@ pub fn input_name(path: &Path) -> &Path {
 }
 
 /// As [`read_input`], with the text of the file.
-pub fn checked_input(path: &Path) -> Result<(Vec<Policy>, String), FileError> {
+pub fn checked_input(path: &Path) -> Result<(Vec<ModelPolicy>, String), FileError> {
     let name = input_name(path);
     let text = if name == path { std::fs::read_to_string(path) } else { std::io::read_to_string(std::io::stdin()) };
     let text = text.map_err(|source| FileError::Read { path: name.to_owned(), source })?;
@@ -95,13 +96,13 @@ pub fn checked_input(path: &Path) -> Result<(Vec<Policy>, String), FileError> {
 }
 
 /// All policies of a YAML text of one or more documents, each a policy or a list of them.
-pub fn parse(text: &str) -> Result<Vec<Policy>, Vec<Problem>> {
+pub fn parse(text: &str) -> Result<Vec<ModelPolicy>, Vec<Problem>> {
     parse_at_most(text, usize::MAX)
 }
 
 /// As [`parse`], for a text of an untrusted sender: one with more than `policies_max` policies is refused before they are
 /// checked.
-pub fn parse_at_most(text: &str, policies_max: usize) -> Result<Vec<Policy>, Vec<Problem>> {
+pub fn parse_at_most(text: &str, policies_max: usize) -> Result<Vec<ModelPolicy>, Vec<Problem>> {
     let mut problems = Vec::new();
     let mut objects = Vec::new();
 
@@ -118,8 +119,8 @@ pub fn parse_at_most(text: &str, policies_max: usize) -> Result<Vec<Policy>, Vec
         }
     }
 
-    let mut policies: Vec<Policy> = Vec::with_capacity(objects.len());
-    let mut names: BTreeSet<PolicyName> = BTreeSet::new();
+    let mut policies: Vec<ModelPolicy> = Vec::with_capacity(objects.len());
+    let mut names: BTreeSet<PolicyKey> = BTreeSet::new();
     for document in objects {
         match parse_document(&document) {
             Ok(policy) if !names.insert(policy.name.clone()) => {
@@ -170,7 +171,7 @@ struct PolicyList {
 }
 
 /// Reads and checks a document that is one policy.
-pub fn parse_document(document: &PolicyDocument<'_>) -> Result<Policy, Vec<Problem>> {
+pub fn parse_document(document: &PolicyDocument<'_>) -> Result<ModelPolicy, Vec<Problem>> {
     let header = document.header()?;
     if !header.api_version.as_deref().is_some_and(|version| hush_crds::API_VERSIONS.contains(&version)) {
         let message = format!("`apiVersion` must be `{}`", hush_crds::API_VERSION);
@@ -188,7 +189,7 @@ pub fn parse_document(document: &PolicyDocument<'_>) -> Result<Policy, Vec<Probl
 
     policy.map_err(|problems| {
         let with_line =
-            |invalid: hush_crds::Invalid| Problem::new(document.line_of(&invalid.path), invalid.to_string());
+            |invalid: hush_crds::InvalidField| Problem::new(document.line_of(&invalid.path), invalid.to_string());
         problems.into_iter().take(PROBLEMS_MAX).map(with_line).collect()
     })
 }

@@ -1,14 +1,14 @@
 //! Writes a policy of the core as YAML, which users edit to see what would change.
 
-use std::fmt::Write;
-use std::time::Duration;
-
 use hush_core as core;
 use hush_crds::{
-    AmountText, ClusterGpuModelPolicySpec, DurationText, GpuModelPolicySpec, Hard, LabelExpression, LabelOperator,
-    LabelSelector, Mode, Pressure, Residency, ResidencyMode, Soft, Window,
+    ClusterGpuModelPolicySpec, GpuModelPolicySpec, LabelExpression, LabelOperator, LabelSelector, PolicyMode,
+    WarmWindowSpec,
 };
 use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::spec_fields::{self, format_duration, from_core_mode};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -26,90 +26,60 @@ struct PolicyMetadata {
     namespace: Option<String>,
 }
 
+/// Why a policy cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    #[error(transparent)]
+    Fields(#[from] serde_json::Error),
+    #[error(transparent)]
+    Yaml(#[from] serde_yaml::ser_error::Error),
+}
+
 /// The YAML of an object that reads back as the same policy.
-pub fn to_yaml(policy: &core::Policy) -> Result<String, serde_yaml::ser_error::Error> {
+pub fn to_yaml(policy: &core::ModelPolicy) -> Result<String, RenderError> {
     let metadata = PolicyMetadata { name: policy.name.name.clone(), namespace: policy.name.namespace.clone() };
     let api_version = hush_crds::API_VERSION;
-    let spec = spec(policy);
+    let mut spec = spec(policy)?;
 
-    if policy.name.namespace.is_some() {
-        return serde_yaml::to_string(&PolicyYaml { api_version, kind: "GpuModelPolicy", metadata, spec });
+    // The types of the definitions give the fields their order.
+    let yaml = if policy.name.namespace.is_some() {
+        let spec: GpuModelPolicySpec = serde_json::from_value(Value::Object(spec))?;
+        serde_yaml::to_string(&PolicyYaml { api_version, kind: "GpuModelPolicy", metadata, spec })?
+    } else {
+        if let Some(namespaces) = &policy.namespace_selector {
+            spec_fields::insert(&mut spec, "namespaceSelector", serde_json::to_value(selector(namespaces))?);
+        }
+        let spec: ClusterGpuModelPolicySpec = serde_json::from_value(Value::Object(spec))?;
+        serde_yaml::to_string(&PolicyYaml { api_version, kind: "ClusterGpuModelPolicy", metadata, spec })?
+    };
+    Ok(yaml)
+}
+
+/// The fields that both kinds have.
+fn spec(policy: &core::ModelPolicy) -> Result<Map<String, Value>, serde_json::Error> {
+    let mut spec = spec_fields::write(&policy.asks)?;
+    spec_fields::insert(&mut spec, "selector", serde_json::to_value(selector(&policy.selector))?);
+
+    if !policy.models.is_empty() {
+        let models = policy.models.iter().map(|glob| Value::from(glob.as_str())).collect();
+        spec_fields::insert(&mut spec, "models", models);
+    }
+    if !policy.asks.schedule.is_empty() {
+        let windows: Vec<WarmWindowSpec> = policy.asks.schedule.iter().map(window).collect();
+        spec_fields::insert(&mut spec, "residency.schedule", serde_json::to_value(windows)?);
     }
 
-    let spec = ClusterGpuModelPolicySpec {
-        selector: spec.selector,
-        namespace_selector: policy.namespace_selector.as_ref().map(selector),
-        models: spec.models,
-        residency: spec.residency,
-        pressure: spec.pressure,
-        priority: spec.priority,
-        budget: spec.budget,
-        min_loaded: spec.min_loaded,
-        drain_timeout: spec.drain_timeout,
-        hold_after_eviction: spec.hold_after_eviction,
-        mode: spec.mode,
-    };
-    serde_yaml::to_string(&PolicyYaml { api_version, kind: "ClusterGpuModelPolicy", metadata, spec })
+    let mode = if policy.dry_run { PolicyMode::DryRun } else { PolicyMode::Enforce };
+    spec_fields::insert(&mut spec, "mode", serde_json::to_value(mode)?);
+    Ok(spec)
 }
 
-fn spec(policy: &core::Policy) -> GpuModelPolicySpec {
-    let asks = &policy.asks;
-    let models = policy.models.iter().map(|glob| glob.as_str().to_owned()).collect::<Vec<_>>();
-
-    GpuModelPolicySpec {
-        selector: selector(&policy.selector),
-        models: (!models.is_empty()).then_some(models),
-        residency: residency(asks),
-        pressure: pressure(asks),
-        priority: asks.priority,
-        budget: asks.budget.map(amount),
-        // The definitions allow no larger values.
-        min_loaded: asks.min_loaded.and_then(|count| i32::try_from(count).ok()),
-        drain_timeout: asks.drain_timeout.map(duration),
-        hold_after_eviction: asks.hold_after_eviction.map(duration),
-        mode: if policy.dry_run { Mode::DryRun } else { Mode::Enforce },
-    }
-}
-
-fn residency(asks: &core::Asks) -> Option<Residency> {
-    let windows: Vec<Window> = asks.schedule.iter().map(window).collect();
-    let residency = Residency {
-        mode: asks.residency.map(mode),
-        idle_timeout: asks.idle_timeout.map(duration),
-        min_resident: asks.min_resident.map(duration),
-        schedule: (!windows.is_empty()).then_some(windows),
-    };
-
-    (residency != Residency::default()).then_some(residency)
-}
-
-fn pressure(asks: &core::Asks) -> Option<Pressure> {
-    let grace_period = asks.grace_period.map(duration);
-    let pressure = Pressure {
-        hard: asks.hard_below.map(|below| Hard { available_below: amount(below) }),
-        soft: asks.soft_below.map(|below| Soft { available_below: amount(below), grace_period }),
-        min_reclaim: asks.min_reclaim.map(amount),
-        transition_period: asks.transition_period.map(duration),
-    };
-
-    (pressure != Pressure::default()).then_some(pressure)
-}
-
-fn window(window: &core::Window) -> Window {
-    Window {
+fn window(window: &core::WarmWindow) -> WarmWindowSpec {
+    WarmWindowSpec {
         cron: window.cron().to_owned(),
-        duration: duration(window.duration),
+        duration: format_duration(window.duration),
         time_zone: Some(window.time_zone().to_owned()),
-        mode: mode(window.mode),
-    }
-}
-
-const fn mode(mode: core::Residency) -> ResidencyMode {
-    match mode {
-        core::Residency::Resident => ResidencyMode::Resident,
-        core::Residency::Idle => ResidencyMode::Idle,
-        core::Residency::OnDemand => ResidencyMode::OnDemand,
-        core::Residency::Adaptive => ResidencyMode::Adaptive,
+        mode: from_core_mode(window.mode),
     }
 }
 
@@ -121,45 +91,17 @@ fn selector(selector: &core::Selector) -> LabelSelector {
     }
 }
 
-fn expression(expression: &core::Expression) -> LabelExpression {
+fn expression(expression: &core::SelectorExpression) -> LabelExpression {
     LabelExpression {
         key: expression.key.clone(),
         operator: match expression.operator {
-            core::Operator::In => LabelOperator::In,
-            core::Operator::NotIn => LabelOperator::NotIn,
-            core::Operator::Exists => LabelOperator::Exists,
-            core::Operator::DoesNotExist => LabelOperator::DoesNotExist,
+            core::SelectorOperator::In => LabelOperator::In,
+            core::SelectorOperator::NotIn => LabelOperator::NotIn,
+            core::SelectorOperator::Exists => LabelOperator::Exists,
+            core::SelectorOperator::DoesNotExist => LabelOperator::DoesNotExist,
         },
         values: (!expression.values.is_empty()).then(|| expression.values.clone()),
     }
-}
-
-/// Bytes in the largest unit that divides them.
-fn amount(amount: core::Amount) -> AmountText {
-    let bytes = match amount {
-        core::Amount::Percent(share) => return AmountText(format!("{share}%")),
-        core::Amount::Bytes(bytes) => bytes,
-    };
-    let units = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10), ("", 0)];
-    let whole = units.into_iter().find(|(_, shift)| bytes % (1 << shift) == 0);
-    let (unit, shift) = whole.unwrap_or(("", 0));
-
-    AmountText(format!("{}{unit}", bytes >> shift))
-}
-
-/// Such as `1h30m`.
-fn duration(duration: Duration) -> DurationText {
-    let mut rest = duration.as_millis();
-    let mut text = String::new();
-
-    for (unit, millis) in [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)] {
-        if rest >= millis {
-            // Writing to a string does not fail.
-            let _ = write!(text, "{}{unit}", rest / millis);
-            rest %= millis;
-        }
-    }
-    DurationText(if text.is_empty() { "0s".to_owned() } else { text })
 }
 
 #[cfg(test)]
@@ -206,5 +148,15 @@ spec:
             let text = to_yaml(&policy).unwrap();
             assert_eq!(super::super::parse(&text).unwrap(), [policy], "{text}");
         }
+    }
+
+    /// A field that is added to the table of the core must be in the definitions, and in the example above.
+    #[test]
+    fn every_field_of_the_core_is_written_and_read() {
+        let policies = super::super::parse(EVERY_FIELD).unwrap();
+        let written: Vec<&str> = policies[0].asks.written().map(|(path, _)| path).collect();
+        let mut expected: Vec<&str> = core::POLICY_FIELDS.iter().map(|field| field.path).collect();
+        expected.push("budget");
+        assert_eq!(written, expected);
     }
 }

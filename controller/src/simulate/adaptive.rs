@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use hush_core::adaptive::{Choice, Gap, Learner, Why, break_even, clairvoyant_ms, cost_ms};
+use hush_core::adaptive::{Gap, KeepReason, Learner, ResidencyChoice, break_even, clairvoyant_ms, cost_ms};
 
 use super::trace::{SplitMix64, TraceKind};
 
@@ -48,9 +48,9 @@ impl HoldingStrategy {
         [a, b, c, d, Self::Learner(Box::new(Learner::new(price)))]
     }
 
-    fn choice(&self, price: Duration) -> Choice {
+    fn choice(&self, price: Duration) -> ResidencyChoice {
         match self {
-            Self::Fixed(keep) => Choice { keep: *keep, prewarm: None, why: Why::Learned },
+            Self::Fixed(keep) => ResidencyChoice { keep: *keep, prewarm: None, why: KeepReason::Learned },
             Self::Learner(learner) => learner.choose(price),
         }
     }

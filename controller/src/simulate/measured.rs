@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use hush_core::adaptive::break_even;
-use hush_core::{Asks, Labels, Policy, PolicyName, Residency, Selector};
+use hush_core::{Labels, ModelPolicy, PolicyKey, PolicyResidency, PolicySpec, Selector};
 
 use super::adaptive::FIXED_TIMEOUTS;
 use super::replay::{Hardware, replay_until};
@@ -49,17 +49,20 @@ pub fn measure(seed: u64, days: u64, reload: Duration) -> Vec<MeasuredCosts> {
 }
 
 /// The timeouts in [`FIXED_TIMEOUTS`], then adaptive residency.
-fn compared_rules() -> Vec<Asks> {
+fn compared_rules() -> Vec<PolicySpec> {
     let fixed = FIXED_TIMEOUTS.map(|(name, timeout)| {
-        let mode = if name == "never" { Residency::Resident } else { Residency::Idle };
-        Asks { residency: Some(mode), idle_timeout: Some(timeout), ..Asks::default() }
+        let mode = if name == "never" { PolicyResidency::Resident } else { PolicyResidency::Idle };
+        PolicySpec { residency: Some(mode), idle_timeout: Some(timeout), ..PolicySpec::default() }
     });
-    fixed.into_iter().chain([Asks { residency: Some(Residency::Adaptive), ..Asks::default() }]).collect()
+    fixed
+        .into_iter()
+        .chain([PolicySpec { residency: Some(PolicyResidency::Adaptive), ..PolicySpec::default() }])
+        .collect()
 }
 
-fn policy(labels: &Labels, asks: Asks) -> Policy {
-    Policy {
-        name: PolicyName { namespace: Some("default".to_owned()), name: "compared".to_owned() },
+fn policy(labels: &Labels, asks: PolicySpec) -> ModelPolicy {
+    ModelPolicy {
+        name: PolicyKey { namespace: Some("default".to_owned()), name: "compared".to_owned() },
         selector: Selector { labels: labels.clone(), expressions: Vec::new() },
         namespace_selector: None,
         models: Vec::new(),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hush_core::{
-    Action, Arrivals, Decision, Gpu, GpuId, Labels, Memory, Model, ModelKey, Policy, Reason, ServerName, Settled,
-    State, World,
+    Action, ArrivalHistogram, CommandOutcome, Decision, DecisionReason, GpuId, Labels, ModelKey, ModelPolicy,
+    ObservedGpu, ObservedModel, ResidencyState, ServerName, StepMemory, World,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -34,7 +34,7 @@ pub struct Hardware {
 /// Runs the trace, which must be sorted by time, under the policies.
 pub fn replay(
     requests: &[TraceRequest],
-    policies: &[Policy],
+    policies: &[ModelPolicy],
     labels: &Labels,
     server: &str,
     hardware: &Hardware,
@@ -47,13 +47,13 @@ pub fn replay(
 pub fn replay_until(
     end: Duration,
     requests: &[TraceRequest],
-    policies: &[Policy],
+    policies: &[ModelPolicy],
     labels: &Labels,
     server: &str,
     hardware: &Hardware,
 ) -> SimulationFigures {
     let mut gpu = SimulatedGpu::new(labels, server, hardware);
-    let mut memory = Memory::default();
+    let mut memory = StepMemory::default();
     let mut next = 0;
     let mut now = Duration::ZERO;
 
@@ -163,7 +163,7 @@ impl<'a> SimulatedGpu<'a> {
 
     fn world(&self, now: Duration) -> World {
         let used = self.hardware.gpu_bytes - self.available_bytes();
-        let gpu = Gpu {
+        let gpu = ObservedGpu {
             uuid: GpuId("GPU-simulated".to_owned()),
             node: "simulated".to_owned(),
             total_bytes: self.hardware.gpu_bytes,
@@ -175,17 +175,17 @@ impl<'a> SimulatedGpu<'a> {
         World { stale_after: STEP * 3, gpus: vec![gpu], models, namespaces: BTreeMap::new() }
     }
 
-    fn model(&self, now: Duration, name: &str, model: &SimulatedModel) -> Model {
+    fn model(&self, now: Duration, name: &str, model: &SimulatedModel) -> ObservedModel {
         let is_asked_for = !model.waiting.is_empty();
         let (state, loaded_for) = match model.loaded {
-            Some((_, ready)) if ready <= now => (State::Ready, now - ready),
-            Some(_) => (State::Loading, Duration::ZERO),
-            None if is_asked_for => (State::WaitingForMemory, Duration::ZERO),
-            None => (State::Unloaded, Duration::ZERO),
+            Some((_, ready)) if ready <= now => (ResidencyState::Ready, now - ready),
+            Some(_) => (ResidencyState::Loading, Duration::ZERO),
+            None if is_asked_for => (ResidencyState::WaitingForMemory, Duration::ZERO),
+            None => (ResidencyState::Unloaded, Duration::ZERO),
         };
-        let is_idle = state == State::Ready && model.working.is_empty() && !is_asked_for;
+        let is_idle = state == ResidencyState::Ready && model.working.is_empty() && !is_asked_for;
 
-        Model {
+        ObservedModel {
             key: ModelKey { server: self.server.clone(), model: name.to_owned() },
             gpu: Some(GpuId("GPU-simulated".to_owned())),
             labels: self.labels.clone(),
@@ -198,30 +198,30 @@ impl<'a> SimulatedGpu<'a> {
             generation: model.generation,
             loaded_for,
             reload: self.hardware.reload,
-            demand_bytes: if state == State::WaitingForMemory { self.hardware.vram_bytes } else { 0 },
+            demand_bytes: if state == ResidencyState::WaitingForMemory { self.hardware.vram_bytes } else { 0 },
             sample_age: Duration::ZERO,
             back_off: false,
-            arrivals: Some(Arrivals {
+            arrivals: Some(ArrivalHistogram {
                 buckets: GAP_BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(model.gaps).collect(),
                 count: model.gap_count,
             }),
         }
     }
 
-    fn carry_out(&mut self, now: Duration, decision: &Decision) -> Settled {
+    fn carry_out(&mut self, now: Duration, decision: &Decision) -> CommandOutcome {
         let has_room = self.available_bytes() >= self.hardware.vram_bytes;
-        let Some(model) = self.models.get_mut(&decision.model) else { return Settled::Nothing };
+        let Some(model) = self.models.get_mut(&decision.model) else { return CommandOutcome::Nothing };
 
         if decision.action == Action::Load {
             if model.loaded.is_some() || !has_room || now < model.held_until {
-                return Settled::Nothing;
+                return CommandOutcome::Nothing;
             }
             model.load(now, self.hardware.reload);
             self.figures.warm_loads += 1;
-            return Settled::Loaded;
+            return CommandOutcome::Loaded;
         }
 
-        let Some((since, _)) = model.loaded else { return Settled::Nothing };
+        let Some((since, _)) = model.loaded else { return CommandOutcome::Nothing };
         // Requests in flight end first, and the model holds its memory until then.
         let end = model.working.iter().max().copied().unwrap_or(now).max(now);
         model.loaded = None;
@@ -230,10 +230,10 @@ impl<'a> SimulatedGpu<'a> {
         self.figures.held_byte_ms += u128::from(self.hardware.vram_bytes) * (end - since).as_millis();
 
         match decision.reason {
-            Reason::IdleTimeout | Reason::OnDemand => self.figures.idle_unloads += 1,
+            DecisionReason::IdleTimeout | DecisionReason::OnDemand => self.figures.idle_unloads += 1,
             _ => self.figures.evictions += 1,
         }
-        Settled::Unloaded { completed_at: timestamp(now) }
+        CommandOutcome::Unloaded { completed_at: timestamp(now) }
     }
 
     fn finish(mut self, end: Duration) -> SimulationFigures {

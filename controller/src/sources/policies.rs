@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use hush_core::{Policy, PolicyName};
+use hush_core::{ModelPolicy, PolicyKey};
 
 use super::FileSource;
 use crate::policies::{self, FileError};
@@ -28,7 +28,7 @@ pub enum PolicyFileProblem {
     #[error(transparent)]
     File(#[from] FileError),
     #[error("{}: there is another policy with the name `{name}`", path.display())]
-    Duplicate { path: PathBuf, name: PolicyName },
+    Duplicate { path: PathBuf, name: PolicyKey },
 }
 
 fn lines(problems: &[PolicyFileProblem]) -> String {
@@ -69,14 +69,14 @@ fn yaml_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 impl FileSource for PolicyFiles {
-    type Value = Vec<Policy>;
+    type Value = Vec<ModelPolicy>;
     type Error = PolicyFilesError;
 
     const NAME: &'static str = "policies";
 
-    fn read(&self) -> Result<Vec<Policy>, PolicyFilesError> {
-        let mut all: Vec<Policy> = Vec::new();
-        let mut names: BTreeSet<PolicyName> = BTreeSet::new();
+    fn read(&self) -> Result<Vec<ModelPolicy>, PolicyFilesError> {
+        let mut all: Vec<ModelPolicy> = Vec::new();
+        let mut names: BTreeSet<PolicyKey> = BTreeSet::new();
         let mut problems = Vec::new();
 
         for path in self.files()? {

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use hush_contract::admin::code;
-use hush_core::{Action, Decision, Model, PolicyName, Reason};
+use hush_core::{Action, Decision, DecisionReason, ObservedModel, PolicyKey};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
@@ -134,11 +134,11 @@ pub(super) async fn read_json<T: DeserializeOwned>(body: Body) -> Result<T, ApiR
         .map_err(|error| ApiRefusal::invalid(format!("the body is not what it must be: {error}")))
 }
 
-fn policy_name(web: &WebState, name: &str) -> Result<PolicyName, ApiRefusal> {
+fn policy_name(web: &WebState, name: &str) -> Result<PolicyKey, ApiRefusal> {
     find_policy(&web.snapshot(), name).map(|policy| policy.name.clone())
 }
 
-fn find_model(web: &WebState, query: ModelQuery) -> Result<Model, ApiRefusal> {
+fn find_model(web: &WebState, query: ModelQuery) -> Result<ObservedModel, ApiRefusal> {
     let key = query.key();
     let snapshot = web.snapshot();
 
@@ -149,13 +149,13 @@ fn find_model(web: &WebState, query: ModelQuery) -> Result<Model, ApiRefusal> {
     })
 }
 
-fn manual_decision(model: &Model, action: Action) -> Decision {
+fn manual_decision(model: &ObservedModel, action: Action) -> Decision {
     Decision {
         server: model.key.server.clone(),
         model: model.key.model.clone(),
         gpu: model.gpu.clone(),
         action,
-        reason: Reason::Manual,
+        reason: DecisionReason::Manual,
         policy: String::new(),
         if_generation: None,
         if_idle_seconds: None,

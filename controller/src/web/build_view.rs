@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hush_core::{Chosen, Gpu, GpuPlan, Labels, Model, ModelPlan, Plan, Pressure, RuleSet, ServerName, State};
+use hush_core::{
+    GpuPlan, Labels, ModelPlan, ObservedGpu, ObservedModel, Plan, PressureLevel, ResidencyState, RuleSet, ServerName,
+    SourcedValue,
+};
 use jiff::{SignedDuration, Timestamp};
 
 use super::view::{
@@ -36,9 +39,10 @@ fn policies(snapshot: &Snapshot) -> Vec<PolicyView> {
     let counts = count_selected_models(&snapshot.plan);
     let no_labels = Labels::new();
     let models = &snapshot.world.models;
-    let labels = |model: &Model| snapshot.world.namespaces.get(model.key.server.namespace()).unwrap_or(&no_labels);
+    let labels =
+        |model: &ObservedModel| snapshot.world.namespaces.get(model.key.server.namespace()).unwrap_or(&no_labels);
 
-    let view = |policy: &hush_core::Policy| {
+    let view = |policy: &hush_core::ModelPolicy| {
         let name = policy.name.to_string();
         let paused = snapshot.paused.get(&policy.name).cloned().map(PausedView::from);
         // The plan's rules do not name policies in dry run.
@@ -90,7 +94,7 @@ pub fn gpus(snapshot: &Snapshot, at: Timestamp, plan: &Plan) -> Vec<GpuView> {
     let ours = bytes_held_by_models(snapshot);
     let plans: BTreeMap<&str, &GpuPlan> = plan.gpus.iter().map(|gpu| (gpu.uuid.as_str(), gpu)).collect();
 
-    let view = |gpu: &Gpu| {
+    let view = |gpu: &ObservedGpu| {
         let planned = plans.get(gpu.uuid.as_str());
         // Models may report more than the GPU's sample shows yet.
         let ours_bytes = ours.get(gpu.uuid.as_str()).copied().unwrap_or(0).min(gpu.used_bytes);
@@ -104,7 +108,7 @@ pub fn gpus(snapshot: &Snapshot, at: Timestamp, plan: &Plan) -> Vec<GpuView> {
             free_bytes: gpu.available_bytes(),
             sampled_at: MovingTime(subtract(at, gpu.sample_age)),
             fresh: gpu.sample_age <= snapshot.world.stale_after,
-            pressure: planned.map_or(Pressure::Unknown, |plan| plan.pressure).to_string(),
+            pressure: planned.map_or(PressureLevel::Unknown, |plan| plan.pressure).to_string(),
             reason: planned.and_then(|plan| plan.reason).map(|reason| reason.to_string()),
             target_bytes: planned.and_then(|plan| plan.target),
             thresholds: planned.map_or_else(Vec::new, |plan| plan.thresholds.iter().map(ThresholdView::from).collect()),
@@ -125,8 +129,11 @@ fn bytes_held_by_models(snapshot: &Snapshot) -> BTreeMap<&str, u64> {
     held
 }
 
-const fn holds_memory(state: State) -> bool {
-    matches!(state, State::Loading | State::Ready | State::Draining | State::Unloading)
+const fn holds_memory(state: ResidencyState) -> bool {
+    matches!(
+        state,
+        ResidencyState::Loading | ResidencyState::Ready | ResidencyState::Draining | ResidencyState::Unloading
+    )
 }
 
 /// The models of the snapshot with the rules and skip reasons of `plan`.
@@ -137,7 +144,7 @@ pub fn models(snapshot: &Snapshot, at: Timestamp, plan: &Plan) -> Vec<ModelState
         reasons.push(SkipReasonView { reason: skip.reason.to_string(), detail: skip.detail.clone() });
     }
 
-    let known: BTreeMap<(&str, &str), &Model> =
+    let known: BTreeMap<(&str, &str), &ObservedModel> =
         snapshot.world.models.iter().map(|m| ((m.key.server.as_str(), m.key.model.as_str()), m)).collect();
 
     let mut views = Vec::with_capacity(plan.models.len());
@@ -155,14 +162,14 @@ pub fn models(snapshot: &Snapshot, at: Timestamp, plan: &Plan) -> Vec<ModelState
 fn model_view(
     snapshot: &Snapshot,
     at: Timestamp,
-    model: &Model,
+    model: &ObservedModel,
     rules: Option<&RuleSet>,
-    idle_timeout_ms: Option<Chosen<u64>>,
+    idle_timeout_ms: Option<SourcedValue<u64>>,
     why: Vec<SkipReasonView>,
 ) -> ModelStateView {
     let sampled_at = subtract(at, model.sample_age);
-    let idle_since = (model.ready() && !model.busy()).then(|| subtract(sampled_at, model.idle));
-    let loaded_since = model.ready().then(|| subtract(sampled_at, model.loaded_for));
+    let idle_since = (model.is_ready() && !model.is_busy()).then(|| subtract(sampled_at, model.idle));
+    let loaded_since = model.is_ready().then(|| subtract(sampled_at, model.loaded_for));
 
     let leaves_at = idle_since.zip(idle_timeout_ms.as_ref()).map(|(since, timeout)| {
         let idle_end = add_millis(since, timeout.value);
@@ -180,7 +187,7 @@ fn model_view(
         queued: model.queued,
         vram_bytes: if holds_memory(model.state) { model.vram_bytes } else { 0 },
         need_bytes: Some(model.vram_bytes).filter(|bytes| !holds_memory(model.state) && *bytes > 0),
-        demand_bytes: (model.state == State::WaitingForMemory).then_some(model.demand_bytes),
+        demand_bytes: (model.state == ResidencyState::WaitingForMemory).then_some(model.demand_bytes),
         idle_since: idle_since.map(SampledTime),
         held_until: held_until(snapshot, model, sampled_at).map(SampledTime),
         loaded_since: loaded_since.map(SampledTime),
@@ -193,7 +200,7 @@ fn model_view(
 }
 
 /// The end of a hold, as the model's server reports it.
-fn held_until(snapshot: &Snapshot, model: &Model, sampled_at: Timestamp) -> Option<Timestamp> {
+fn held_until(snapshot: &Snapshot, model: &ObservedModel, sampled_at: Timestamp) -> Option<Timestamp> {
     let (_, sample) = snapshot.seen.get(&model.key.server)?.last.as_ref()?;
     let hold = sample.models.get(&model.key.model)?.hold;
     let until = add_millis(sampled_at, u64::try_from(hold.as_millis()).unwrap_or(u64::MAX));

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use hush_contract::admin::code;
-use hush_core::{Model, account};
+use hush_core::{ObservedModel, explain_rules};
 use jiff::Timestamp;
 
 use super::WebState;
@@ -32,13 +32,13 @@ fn explain_server(snapshot: &Snapshot, acting: bool, name: &str) -> Option<Serve
 
     // By name, because a server may have many models.
     let own = snapshot.world.models.iter().filter(|model| model.key.server.as_str() == name);
-    let own: BTreeMap<&str, &Model> = own.map(|model| (model.key.model.as_str(), model)).collect();
+    let own: BTreeMap<&str, &ObservedModel> = own.map(|model| (model.key.model.as_str(), model)).collect();
 
     let views = models(snapshot, snapshot.at, &snapshot.plan).into_iter().filter(|model| model.server == name);
     let models: Vec<ModelExplanationView> = views
         .filter_map(|view| {
             let model = own.get(view.model.as_str())?;
-            let account = account(snapshot.at, &snapshot.world, &policies, model);
+            let account = explain_rules(snapshot.at, &snapshot.world, &policies, model);
             Some(ModelExplanationView { model: view, account })
         })
         .collect();

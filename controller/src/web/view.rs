@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use hush_core::{Account, Chosen, Decision, Labels, RuleSet, SkipReason, Threshold};
+use hush_core::{Decision, Labels, PressureThreshold, RuleExplanation, RuleSet, SkipReason, SourcedValue};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -100,8 +100,8 @@ pub struct ThresholdView {
     pub policy: String,
 }
 
-impl From<&Threshold> for ThresholdView {
-    fn from(threshold: &Threshold) -> Self {
+impl From<&PressureThreshold> for ThresholdView {
+    fn from(threshold: &PressureThreshold) -> Self {
         Self {
             level: threshold.level.to_string(),
             below_bytes: threshold.below_bytes,
@@ -210,8 +210,8 @@ pub struct ChosenView<T> {
     pub policy: String,
 }
 
-impl<T> From<Chosen<T>> for ChosenView<T> {
-    fn from(Chosen { value, policy }: Chosen<T>) -> Self {
+impl<T> From<SourcedValue<T>> for ChosenView<T> {
+    fn from(SourcedValue { value, policy }: SourcedValue<T>) -> Self {
         Self { value, policy }
     }
 }
@@ -289,7 +289,7 @@ pub struct ServerExplanationView {
 pub struct ModelExplanationView {
     pub model: ModelStateView,
     /// Policies that are paused count as dry run.
-    pub account: Account,
+    pub account: RuleExplanation,
 }
 
 /// Response to `POST /api/v1/plan`: what would be done now with the policies of the body.
@@ -415,7 +415,7 @@ pub struct ProblemView {
 
 #[cfg(test)]
 mod tests {
-    use hush_core::{Pressure, Residency, State};
+    use hush_core::{PolicyResidency, PressureLevel, ResidencyState};
     use serde_json::Value;
 
     use super::*;
@@ -434,22 +434,26 @@ mod tests {
 
     #[test]
     fn a_view_is_written_as_the_type_of_the_core_is() {
-        let chosen = |value| Chosen { value, policy: "m/p".to_owned() };
+        let chosen = |value| SourcedValue { value, policy: "m/p".to_owned() };
         let rules = RuleSet {
             policies: vec!["/floor".to_owned(), "m/p".to_owned()],
-            residency: Chosen { value: Residency::OnDemand, policy: "m/p".to_owned() },
+            residency: SourcedValue { value: PolicyResidency::OnDemand, policy: "m/p".to_owned() },
             window: None,
             priority: chosen(-3),
             min_resident_ms: 10_000,
             min_loaded: 1,
         };
-        let threshold =
-            Threshold { level: Pressure::Hard, below_bytes: 1, target_bytes: 2, policy: "/floor".to_owned() };
+        let threshold = PressureThreshold {
+            level: PressureLevel::Hard,
+            below_bytes: 1,
+            target_bytes: 2,
+            policy: "/floor".to_owned(),
+        };
 
         assert_eq!(json(&RuleSetView::from(&rules)), json(&rules));
         assert_eq!(json(&RuleSetView::from(&RuleSet { window: Some("m/p".to_owned()), ..rules }))["window"], "m/p");
         assert_eq!(json(&ThresholdView::from(&threshold)), json(&threshold));
-        assert_eq!(serialized_name(&State::WaitingForMemory), "WaitingForMemory");
+        assert_eq!(serialized_name(&ResidencyState::WaitingForMemory), "WaitingForMemory");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hush_contract::admin::code;
-use hush_core::{Memory, Plan, Policy, PolicyName, step};
+use hush_core::{ModelPolicy, Plan, PolicyKey, StepMemory, step};
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -66,7 +66,7 @@ pub async fn policy(
 }
 
 /// `name` is in the form of [`hush_core::PolicyName`].
-pub fn find_policy<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a Policy, ApiRefusal> {
+pub fn find_policy<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a ModelPolicy, ApiRefusal> {
     snapshot.policies.iter().find(|policy| policy.name.to_string() == name).ok_or_else(|| {
         let message = format!("there is no policy `{name}`; it must be namespace/name, or /name of the cluster kind");
         ApiRefusal::new(StatusCode::NOT_FOUND, code::NOT_FOUND, message)
@@ -121,7 +121,7 @@ fn planning_failed(error: &dyn std::error::Error) -> ApiRefusal {
     ApiRefusal::new(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL, message)
 }
 
-fn parse(text: Vec<u8>) -> Result<Vec<Policy>, ApiRefusal> {
+fn parse(text: Vec<u8>) -> Result<Vec<ModelPolicy>, ApiRefusal> {
     let text = String::from_utf8(text).map_err(|_| ApiRefusal::invalid("the body must be YAML in UTF-8"))?;
 
     policies::parse_at_most(&text, POLICIES_MAX).map_err(|problems| {
@@ -144,7 +144,7 @@ pub async fn read_body(body: Body) -> Result<Vec<u8>, ApiRefusal> {
 }
 
 /// A copy of the control loop's memory.
-async fn copy_memory(web: &WebState) -> Result<Memory, ApiRefusal> {
+async fn copy_memory(web: &WebState) -> Result<StepMemory, ApiRefusal> {
     let (sender, reply) = oneshot::channel();
     web.requests.send(Request::Memory(sender)).await.map_err(|_| ApiRefusal::stopping())?;
 
@@ -152,10 +152,10 @@ async fn copy_memory(web: &WebState) -> Result<Memory, ApiRefusal> {
     memory.map_err(|_| ApiRefusal::stopping())
 }
 
-fn build_what_if(snapshot: &Snapshot, mut memory: Memory, edited: Vec<Policy>) -> WhatIfView {
-    let before: BTreeMap<&PolicyName, &Policy> =
+fn build_what_if(snapshot: &Snapshot, mut memory: StepMemory, edited: Vec<ModelPolicy>) -> WhatIfView {
+    let before: BTreeMap<&PolicyKey, &ModelPolicy> =
         snapshot.policies.iter().map(|policy| (&policy.name, policy)).collect();
-    let difference = |policy: &Policy| match before.get(&policy.name) {
+    let difference = |policy: &ModelPolicy| match before.get(&policy.name) {
         None => "new",
         Some(other) if *other == policy => "same",
         Some(_) => "changed",
@@ -164,7 +164,7 @@ fn build_what_if(snapshot: &Snapshot, mut memory: Memory, edited: Vec<Policy>) -
 
     // A paused policy stays paused, unless it is one of the edited policies.
     let mut policies = snapshot.in_force();
-    let replaced: BTreeSet<PolicyName> = edited.iter().map(|policy| policy.name.clone()).collect();
+    let replaced: BTreeSet<PolicyKey> = edited.iter().map(|policy| policy.name.clone()).collect();
     policies.retain(|policy| !replaced.contains(&policy.name));
     policies.extend(edited);
 

@@ -58,7 +58,7 @@ struct WorldFileModel {
     gpu: Option<String>,
     #[serde(default)]
     labels: core::Labels,
-    state: core::State,
+    state: core::ResidencyState,
     #[serde(default)]
     idle: DurationValue,
     #[serde(default)]
@@ -111,7 +111,7 @@ struct WorldFileUnload {
 }
 
 impl WorldFile {
-    pub fn memory(&self) -> core::Memory {
+    pub fn memory(&self) -> core::StepMemory {
         let pressure = self.memory.pressure.iter().map(|entry| core::PressureMemory {
             gpu: core::GpuId(entry.gpu.clone()),
             soft_since: entry.soft.as_ref().map(|soft| soft.since),
@@ -120,7 +120,7 @@ impl WorldFile {
         });
         let unloads = self.memory.last_unload.iter().map(|e| (core::GpuId(e.gpu.clone()), e.completed_at));
 
-        core::Memory::restore(self.now, &pressure.collect::<Vec<_>>(), &unloads.collect::<Vec<_>>())
+        core::StepMemory::restore(self.now, &pressure.collect::<Vec<_>>(), &unloads.collect::<Vec<_>>())
     }
 
     pub fn world(self) -> core::World {
@@ -134,8 +134,8 @@ impl WorldFile {
 }
 
 impl WorldFileGpu {
-    fn into_core(self) -> core::Gpu {
-        core::Gpu {
+    fn into_core(self) -> core::ObservedGpu {
+        core::ObservedGpu {
             uuid: core::GpuId(self.uuid),
             node: self.node,
             total_bytes: self.total.0,
@@ -147,8 +147,8 @@ impl WorldFileGpu {
 }
 
 impl WorldFileModel {
-    fn into_core(self) -> core::Model {
-        core::Model {
+    fn into_core(self) -> core::ObservedModel {
+        core::ObservedModel {
             key: core::ModelKey { server: core::ServerName(self.server), model: self.model },
             gpu: self.gpu.map(core::GpuId),
             labels: self.labels,

@@ -5,7 +5,7 @@ mod values;
 
 use std::path::Path;
 
-use hush_core::{Memory, Policy, World};
+use hush_core::{ModelPolicy, StepMemory, World};
 use jiff::Timestamp;
 
 use crate::policies::{self, FileError, PolicyDocument, Problem};
@@ -15,8 +15,8 @@ use crate::policies::{self, FileError, PolicyDocument, Problem};
 pub struct PlanInputs {
     pub now: Timestamp,
     pub world: World,
-    pub memory: Memory,
-    pub policies: Vec<Policy>,
+    pub memory: StepMemory,
+    pub policies: Vec<ModelPolicy>,
 }
 
 pub fn read(path: &Path) -> Result<PlanInputs, FileError> {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use hush_contract::metrics::{FAMILIES, Family, PROGRAM_FAMILIES};
 use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
 use hush_controller::metrics::{Metrics, RESOURCES, RESULTS};
-use hush_core::{Pressure, Reason, SkipReason};
+use hush_core::{DecisionReason, PressureLevel, SkipReason};
 
 use super::markdown::{code, table};
 use super::page_head;
@@ -44,11 +44,15 @@ pub fn page() -> Result<String> {
             "reason",
             UnloadRefusal::ALL.iter().map(|word| word.as_str()).collect(),
         ),
-        words("hush_controller_decisions_total", "reason", Reason::ALL.iter().map(|word| word.as_str()).collect()),
+        words(
+            "hush_controller_decisions_total",
+            "reason",
+            DecisionReason::ALL.iter().map(|word| word.as_str()).collect(),
+        ),
         words("hush_controller_skipped_models", "reason", SkipReason::ALL.iter().map(|word| word.as_str()).collect()),
         words("hush_controller_api_requests_total", "resource", RESOURCES.to_vec()),
         words("hush_controller_api_requests_total", "result", RESULTS.to_vec()),
-        words("hush_controller_gpus", "pressure", Pressure::ALL.iter().map(|word| word.as_str()).collect()),
+        words("hush_controller_gpus", "pressure", PressureLevel::ALL.iter().map(|word| word.as_str()).collect()),
     ];
     page += &table(&["family", "label", "words"], &rows);
     Ok(page)

@@ -25,8 +25,6 @@ use crate::world::{ModelKey, ObservedModel, World};
 pub use choice::{KeepReason, PrewarmWindow, ResidencyChoice, clairvoyant_ms, cost_ms};
 pub use gap_histogram::Gap;
 pub use learner::Learner;
-// Earlier names, for users that still have them.
-pub use choice::{KeepReason as Why, ResidencyChoice as Choice};
 use tracked_model::TrackedModel;
 
 /// One second of waiting for a load is worth this many seconds of holding the model.
