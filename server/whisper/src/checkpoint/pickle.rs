@@ -405,7 +405,7 @@ impl PickleMachine<'_> {
         let is_known = match (module, name) {
             ("collections", "OrderedDict") => true,
             ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter") => true,
-            ("torch", name) => name.ends_with("TensorStorage"),
+            ("torch", name) => name.ends_with("Storage"),
             _ => false,
         };
 
