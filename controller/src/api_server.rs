@@ -11,7 +11,7 @@ use kube::client::{Body, ClientBuilder};
 use kube::{Client, Config};
 use tower::{BoxError, Layer, Service};
 
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 
 /// The field manager of every field that this program writes.
 pub const FIELD_MANAGER: &str = "hush-controller";
@@ -28,7 +28,7 @@ pub const LEASE_ROLE_HINT: &str = "the Role of this controller in that namespace
      made it, it is called `NAMESPACE-NAME-controller-lease` (docs/kubernetes.md, Roles)";
 
 /// A client that sends [`USER_AGENT_VALUE`] and, where there are `metrics`, counts its requests.
-pub fn connect(mut config: Config, metrics: Option<&Arc<Metrics>>) -> Result<Client, kube::Error> {
+pub fn connect(mut config: Config, metrics: Option<&Arc<ControllerMetrics>>) -> Result<Client, kube::Error> {
     config.headers.retain(|(name, _)| name != USER_AGENT);
     config.headers.push((USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE)));
     let builder = ClientBuilder::try_from(config)?;
@@ -39,7 +39,7 @@ pub fn connect(mut config: Config, metrics: Option<&Arc<Metrics>>) -> Result<Cli
     })
 }
 
-struct CountRequests(Arc<Metrics>);
+struct CountRequests(Arc<ControllerMetrics>);
 
 impl<S> Layer<S> for CountRequests {
     type Service = CountingService<S>;
@@ -51,7 +51,7 @@ impl<S> Layer<S> for CountRequests {
 
 struct CountingService<S> {
     inner: S,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ControllerMetrics>,
 }
 
 impl<S, B> Service<Request<Body>> for CountingService<S>
@@ -85,7 +85,7 @@ where
 
 /// Counts the request when it is dropped: when it has ended, or when the caller stops waiting for its answer.
 struct PendingRequest {
-    metrics: Arc<Metrics>,
+    metrics: Arc<ControllerMetrics>,
     operation: Operation,
     result: &'static str,
 }

@@ -1,17 +1,17 @@
 //! The controller's HTTP listener: its limits, and the shape of its errors.
 
 use axum::{Router, middleware};
-use hush_listener::{HEAD_PATIENCE, ListenOptions, Refusal, ShapeErrors, shape_errors};
+use hush_listener::{HEAD_TIMEOUT, ListenOptions, ListenerRefusal, ShapeErrors, shape_errors};
 use tokio::net::TcpListener;
 
 /// Enough for scrapes, probes, open pages (each holds a stream) and users of the plugin.
 const MAX_CONNECTIONS: usize = 256;
 
 pub const LISTEN_OPTIONS: ListenOptions =
-    ListenOptions { max_connections: MAX_CONNECTIONS, head_patience: HEAD_PATIENCE, shape: error_shape };
+    ListenOptions { max_connections: MAX_CONNECTIONS, head_patience: HEAD_TIMEOUT, shape: error_shape };
 
 /// The same shape as the errors of [`crate::web`].
-fn error_shape(refusal: &Refusal<'_>) -> String {
+fn error_shape(refusal: &ListenerRefusal<'_>) -> String {
     serde_json::json!({ "code": refusal.code, "message": refusal.message }).to_string()
 }
 

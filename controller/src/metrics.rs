@@ -4,7 +4,7 @@ mod registrar;
 
 use std::time::Duration;
 
-use hush_contract::metrics::Family;
+use hush_contract::metrics::FamilySpec;
 use hush_core::{Decision, GpuReason, Plan, PressureLevel, SkipReason};
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
@@ -35,7 +35,7 @@ macro_rules! metrics {
     }) => {
         pub struct $name {
             registry: Registry,
-            families: Vec<Family>,
+            families: Vec<FamilySpec>,
             $($(#[$meta])* $visibility $field: $type,)+
         }
 
@@ -52,7 +52,7 @@ macro_rules! metrics {
 }
 
 metrics! {
-    pub struct Metrics {
+    pub struct ControllerMetrics {
         decisions_total: IntCounterVec = counters(
             "hush_controller_decisions_total",
             "Decisions by what they do and why; also those of dry runs.",
@@ -194,9 +194,9 @@ metrics! {
     }
 }
 
-impl Metrics {
+impl ControllerMetrics {
     /// All families in the order in which they are declared.
-    pub fn families(&self) -> &[Family] {
+    pub fn families(&self) -> &[FamilySpec] {
         &self.families
     }
 

@@ -9,15 +9,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::control_loop::Readiness;
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 
 #[derive(Clone)]
 struct OpsState {
-    metrics: Arc<Metrics>,
+    metrics: Arc<ControllerMetrics>,
     readiness: Readiness,
 }
 
-pub fn router(metrics: Arc<Metrics>, readiness: Readiness) -> Router {
+pub fn router(metrics: Arc<ControllerMetrics>, readiness: Readiness) -> Router {
     Router::new()
         .route(hush_contract::metrics::PATH, get(scrape))
         .route("/healthz", get(healthz))

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hush_controller::control_loop::{LoopSnapshot as Snapshot, Readiness};
-use hush_controller::metrics::Metrics;
+use hush_controller::control_loop::{LoopSnapshot, Readiness};
+use hush_controller::metrics::ControllerMetrics;
 use hush_controller::web::{self, AllowedHosts, WebState};
 use hush_controller::{listen, ops};
 use hush_listener::ListenOptions;
@@ -22,8 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const HEAD_PATIENCE: Duration = Duration::from_millis(500);
 
 async fn start(max_connections: usize) -> SocketAddr {
-    let metrics = Arc::new(Metrics::new().unwrap());
-    let (_, snapshots) = watch::channel(Arc::new(Snapshot::nothing()));
+    let metrics = Arc::new(ControllerMetrics::new().unwrap());
+    let (_, snapshots) = watch::channel(Arc::new(LoopSnapshot::empty()));
     let (ask, _) = mpsc::channel(1);
     let hosts = AllowedHosts { names: vec!["a".to_owned()], listener: Ipv4Addr::LOCALHOST.into() };
     let web = web::router(WebState::new(snapshots, ask, Arc::clone(&metrics), None, hosts));

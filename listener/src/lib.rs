@@ -25,12 +25,6 @@ pub use refusal::{ErrorFormat, ListenerRefusal, ShapeErrors, code, shape_errors}
 pub use serve::{ListenOptions, serve};
 pub use service::{GuardedService, RequestPhase, RouteScope};
 
-// Former names, for code outside of this module.
-pub use self::{
-    ConnectionAdmission as Admission, ConnectionSlot as Place, ErrorFormat as Shape, HEAD_TIMEOUT as HEAD_PATIENCE,
-    ListenerRefusal as Refusal, OVERFLOW_TIMEOUT as OVERFLOW_PATIENCE, RouteScope as Route,
-};
-
 use std::time::Duration;
 
 /// Limit for a request head, and for what a connection buffers of a body. A larger head is answered with 431.

@@ -27,9 +27,6 @@ pub use secret_file::exposed_secret;
 pub use stderr::{LogWriter, count_dropped_lines, dropped_lines, install_panic_hook, print_error_line, writer};
 pub use stdout::print_result;
 
-// Former names, for code outside of this module.
-pub use self::{ActiveLogLevel as LogLevel, LogWriter as Writer};
-
 /// Like `eprintln!`, but a line that cannot be written is dropped without a panic.
 #[macro_export]
 macro_rules! errorln {

@@ -8,9 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::audio::AudioError;
 
-// Former names, for code outside of this module.
-pub use self::{JobOutcome as Outcome, JobTask as Work};
-
 /// The task of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

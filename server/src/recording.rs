@@ -15,9 +15,6 @@ use crate::audio::{self, AudioError, DecodeOptions, DecodedHead, KeepGoing, Pcm}
 use crate::request;
 use crate::spool::Spooled;
 
-// Former names, for code outside of this module.
-pub use self::AudioDecoder as Decoder;
-
 /// Waiting requests of the whole server whose audio may be decoded ahead, so that the model does not wait for the
 /// decoding of the next one.
 const DECODED_AHEAD_MAX: usize = 2;

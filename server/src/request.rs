@@ -9,9 +9,6 @@ use std::time::Instant;
 
 use tracing::Instrument;
 
-// Former names, for code outside of this module.
-pub use self::{RequestContext as Request, RequestFacts as Facts};
-
 tokio::task_local! {
     static CURRENT: RequestContext;
 }

@@ -8,9 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-// Former names, for code outside of this module.
-pub use self::WatchedFiles as Watched;
-
 /// Kubernetes itself needs a minute to update a secret in a pod.
 const PERIOD: Duration = Duration::from_secs(2);
 /// Limit for the size; a chain of certificates has some kB.

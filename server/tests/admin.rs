@@ -11,11 +11,11 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use futures_util::StreamExt;
-use hush_contract::admin::{ErrorBody, Event, LoadOutcome, LoadResponse, ModelList, UnloadOutcome, UnloadResponse};
+use hush_contract::admin::{AdminErrorBody, AdminEvent, LoadOutcome, LoadResponse, ModelList, UnloadOutcome, UnloadResponse};
 use hush_contract::{ModelState, UnloadRefusal};
 use hush_server::admin::{self, Access, AdminState};
 use hush_server::auth::{Authenticate, KeyFile};
-use hush_server::metrics::Metrics;
+use hush_server::metrics::ServerMetrics;
 use hush_server::ops;
 use hush_server::residency::{LifecycleSettings, ModelSettings, Models, ResidencyRule, SpeechJobs};
 use hush_server::serve::{Peer, ServeOptions, serve};
@@ -52,8 +52,8 @@ impl AdminResponse {
     }
 
     #[track_caller]
-    fn is_error(&self, status: u16, code: &str) -> ErrorBody {
-        let error: ErrorBody = self.json();
+    fn is_error(&self, status: u16, code: &str) -> AdminErrorBody {
+        let error: AdminErrorBody = self.json();
         assert_eq!((self.status, error.code.as_str()), (status, code), "{}", self.body);
         assert!(!error.message.is_empty());
         error
@@ -66,7 +66,7 @@ impl AdminServer {
     }
 
     async fn with(script: &str, policy: LifecycleSettings, access: impl FnOnce(SocketAddr) -> Access) -> Self {
-        let metrics = Arc::new(Metrics::new().unwrap());
+        let metrics = Arc::new(ServerMetrics::new().unwrap());
         let spec = spec(script);
         let model = ModelSettings {
             name: "org/tiny".to_owned(),
@@ -75,7 +75,7 @@ impl AdminServer {
             policy,
             account: None,
         };
-        let models = Arc::new(Models::start(vec![model], settings(), None, &metrics).unwrap());
+        let models = Arc::new(Models::start(vec![model], settings(), None, &metrics.residency).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -177,7 +177,7 @@ async fn hostile_requests_get_the_documented_error() {
         let about = request.chars().take(80).collect::<String>();
         assert_eq!(answer.status, status, "{about}");
         assert!(answer.head.contains("content-type: application/json"), "{about}: {}", answer.head);
-        let body: hush_contract::admin::ErrorBody = answer.json();
+        let body: hush_contract::admin::AdminErrorBody = answer.json();
         assert!(!body.code.is_empty() && !body.message.is_empty(), "{about}: {body:?}");
     }
 }
@@ -387,7 +387,7 @@ impl EventReader {
     }
 
     /// `None` at the end of the stream.
-    async fn next(&mut self) -> Option<(u64, Event)> {
+    async fn next(&mut self) -> Option<(u64, AdminEvent)> {
         let (mut id, mut name, mut retry) = (None, None, None);
         loop {
             let mut line = String::new();
@@ -403,7 +403,7 @@ impl EventReader {
             } else if let Some(value) = line.strip_prefix("retry: ") {
                 retry = value.parse::<u64>().ok();
             } else if let Some(data) = line.strip_prefix("data: ") {
-                let event: Event = serde_json::from_str(data).unwrap();
+                let event: AdminEvent = serde_json::from_str(data).unwrap();
                 assert_eq!(name.as_deref(), Some(event.name()));
                 assert_eq!(retry.unwrap_or(2000), 2000);
                 return Some((id.unwrap_or_default(), event));
@@ -416,13 +416,13 @@ impl EventReader {
 async fn changes_are_seen_in_order() {
     let server = AdminServer::new("", never()).await;
     let mut events = EventReader::open(&server).await;
-    let Some((first, Event::Snapshot { models })) = events.next().await else { panic!("no snapshot first") };
+    let Some((first, AdminEvent::Snapshot { models })) = events.next().await else { panic!("no snapshot first") };
     assert_eq!((models.len(), models[0].state), (1, ModelState::Unloaded));
     server.command("load", "{}").await;
     server.command("unload", r#"{"hold_seconds":60}"#).await;
     let mut seen = Vec::new();
     while seen.last() != Some(&ModelState::Unloaded) {
-        let Some((id, Event::Model { from, model })) = events.next().await else { panic!("no change") };
+        let Some((id, AdminEvent::Model { from, model })) = events.next().await else { panic!("no change") };
         assert_eq!(id, first + 1 + seen.len() as u64);
         assert_eq!(from, seen.last().copied().unwrap_or(ModelState::Unloaded));
         seen.push(model.state);
@@ -443,26 +443,26 @@ async fn a_slow_reader_is_told_what_it_lost_and_begins_again() {
     model.load().await.unwrap();
     let access = Access::new(Vec::new(), server.address.ip());
     let state = AdminState::new(Arc::clone(&server.models), access, CancellationToken::new());
-    let router = admin::router(state, Arc::new(Metrics::new().unwrap()));
+    let router = admin::router(state, Arc::new(ServerMetrics::new().unwrap()));
     let request = Request::get("/admin/v1/events").extension(Peer { address: server.address });
     let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
     let mut body = response.into_body().into_data_stream();
     let mut next = async || {
         let frame = String::from_utf8(body.next().await.unwrap().unwrap().to_vec()).unwrap();
         let data = frame.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
-        serde_json::from_str::<Event>(data).unwrap()
+        serde_json::from_str::<AdminEvent>(data).unwrap()
     };
-    assert!(matches!(next().await, Event::Snapshot { .. }));
+    assert!(matches!(next().await, AdminEvent::Snapshot { .. }));
     let before = server.models.feed().last_id();
     // Each makes two changes: busy, idle.
     while server.models.feed().last_id() < before + 300 {
         model.gather(audio(1), work(""), None).await.unwrap();
     }
     until("the model is idle", || model.snapshot().inflight == 0).await;
-    let Event::Lost { count } = next().await else { panic!("no word of the loss") };
+    let AdminEvent::Lost { count } = next().await else { panic!("no word of the loss") };
     assert!(count >= 300 - 256, "{count}");
-    let Event::Snapshot { models } = next().await else { panic!("no snapshot after the loss") };
+    let AdminEvent::Snapshot { models } = next().await else { panic!("no snapshot after the loss") };
     assert_eq!((models[0].state, models[0].inflight), (ModelState::Ready, 0));
     model.gather(audio(1), work(""), None).await.unwrap();
-    assert!(matches!(next().await, Event::Model { model, .. } if model.inflight + model.queued == 1));
+    assert!(matches!(next().await, AdminEvent::Model { model, .. } if model.inflight + model.queued == 1));
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use audio_support::*;
-use hush_server::audio::{self, AudioError, DecodeOptions, HEAD_SECONDS, Head, Pcm};
+use hush_server::audio::{self, AudioError, DecodeOptions, HEAD_SECONDS, DecodedHead, Pcm};
 use hush_server::budget::ByteBudget;
 use hush_server::spool::SpoolError;
 
@@ -226,16 +226,16 @@ fn hostile_flac_is_looked_into_for_little() {
     let options = DecodeOptions { budget: Some(budget.clone()), ..built_in() };
     let input = spooled(&flac_of_silence(40_000));
     let head = audio::decode_head(&input, None, &options, &|| true).unwrap();
-    let Head::Beginning(pcm) = head else { panic!("{head:?}") };
+    let DecodedHead::Beginning(pcm) = head else { panic!("{head:?}") };
     assert_eq!(pcm.len_samples(), HEAD_SECONDS * 16_000);
     assert!(budget.used_bytes() <= 1_000_000, "{}", budget.used_bytes());
     drop(pcm);
     let head = audio::decode_head(&spooled(&flac_of_silence(10)), None, &options, &|| true).unwrap();
-    assert!(matches!(&head, Head::Whole(pcm) if pcm.len_samples().abs_diff(160_000) < 10), "{head:?}");
+    assert!(matches!(&head, DecodedHead::Whole(pcm) if pcm.len_samples().abs_diff(160_000) < 10), "{head:?}");
     // Samples that lie in the upload as they are wanted are the whole, however many.
     let long = spooled(&wav(16_000, 1, Width::S16, 2_000_000, |_, _| 0.25));
     let head = audio::decode_head(&long, None, &options, &|| true).unwrap();
-    assert!(matches!(&head, Head::Whole(pcm) if pcm.len_samples() == 2_000_000), "{head:?}");
+    assert!(matches!(&head, DecodedHead::Whole(pcm) if pcm.len_samples() == 2_000_000), "{head:?}");
 }
 
 /// Megabytes in which a decoder could search for hours.

@@ -13,8 +13,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use hush_server::audio::{Pcm, Span};
-use hush_server::job::{Outcome, Work};
+use hush_server::audio::{Pcm, PcmSpan};
+use hush_server::job::{JobOutcome, JobTask};
 use hush_server::runner::child::PARENT_VARIABLE;
 use hush_server::runner::wire::{
     FailureKind, FrameDecoder, FromRunner, JobId, LoadSpec, ToRunner, VERSION, WireMessage, send,
@@ -64,12 +64,12 @@ impl RunnerProcess {
         self.socket.write_all(&message.encode().unwrap()).unwrap();
     }
 
-    fn give(&mut self, id: JobId, work: Work, audio: &Pcm) {
+    fn give(&mut self, id: JobId, work: JobTask, audio: &Pcm) {
         let (file, audio) = audio.to_file().unwrap();
         self.give_file(id, work, &file, audio);
     }
 
-    fn give_file(&mut self, id: JobId, work: Work, file: &File, audio: Span) {
+    fn give_file(&mut self, id: JobId, work: JobTask, file: &File, audio: PcmSpan) {
         let frame = ToRunner::Work { id, work, audio, request: None }.encode().unwrap();
         // Its first byte by itself: the file comes with that.
         assert_eq!(send(&self.socket, &frame[..1], Some(file.as_fd())).unwrap(), 1);
@@ -97,7 +97,7 @@ impl RunnerProcess {
         loop {
             match self.hear() {
                 FromRunner::Segment { id, segment } if id == job => sum += heard(&segment),
-                FromRunner::Done { id, outcome: Outcome::Transcribed(transcript) } if id == job => {
+                FromRunner::Done { id, outcome: JobOutcome::Transcribed(transcript) } if id == job => {
                     return (sum, transcript.duration_seconds);
                 }
                 FromRunner::FirstToken { .. } | FromRunner::Beat => {}
@@ -189,17 +189,17 @@ fn it_reads_the_audio_that_comes_with_its_work_and_nothing_around_it() {
     file.write_all(&[0x55; 1001]).unwrap();
     let mut runner = RunnerProcess::loaded();
     for (id, piece) in [(1, "piece=1000"), (2, "piece=10000000")] {
-        let audio = Span { start_bytes: 45, len_samples: samples.len() as u64 };
+        let audio = PcmSpan { start_bytes: 45, len_samples: samples.len() as u64 };
         runner.give_file(id, work(piece), &file, audio);
         let (heard, seconds) = runner.finish(id);
         assert_eq!((heard, seconds), (sum(&samples), 100.0));
     }
     // Shorter than was said: its own fault, and the next is done.
-    let audio = Span { start_bytes: 45, len_samples: 2 * samples.len() as u64 };
+    let audio = PcmSpan { start_bytes: 45, len_samples: 2 * samples.len() as u64 };
     runner.give_file(3, work(""), &file, audio);
     assert!(matches!(runner.hear(), FromRunner::Failed { id: 3, kind: FailureKind::Engine, .. }));
-    let audio = Span { start_bytes: u64::MAX, len_samples: u64::MAX };
-    runner.give_file(4, Work::DetectLanguage, &file, audio);
+    let audio = PcmSpan { start_bytes: u64::MAX, len_samples: u64::MAX };
+    runner.give_file(4, JobTask::DetectLanguage, &file, audio);
     assert!(matches!(runner.hear(), FromRunner::Failed { id: 4, kind: FailureKind::Engine, .. }));
     runner.give(5, work(""), &scripted::audio(10));
     assert_eq!(runner.finish(5).1, 10.0);

@@ -11,8 +11,8 @@ use std::{env, fs, process};
 
 use hush_contract::UnloadReason;
 use hush_server::audio::{self, DecodeOptions, Pcm};
-use hush_server::job::{JobError, Outcome, Work};
-use hush_server::metrics::Metrics;
+use hush_server::job::{JobError, JobOutcome, JobTask};
+use hush_server::metrics::ServerMetrics;
 use hush_server::residency::{ModelSettings, Models, Policy, SpeechJobs, Unload};
 use hush_server::runner::child::{self, PARENT_VARIABLE};
 use hush_server::runner::wire::LoadSpec;
@@ -46,7 +46,7 @@ fn start(model_dir: PathBuf, library: PathBuf) -> Models {
     let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"].map(Into::into).to_vec();
     let env = vec![("ORT_DYLIB_PATH".into(), library.into())];
     let runners = RunnerSettings { env, ..RunnerSettings::this_program(args) };
-    Models::start(vec![model], runners, None, &Arc::new(Metrics::new().unwrap())).unwrap()
+    Models::start(vec![model], runners, None, &Arc::new(ServerMetrics::new().unwrap())).unwrap()
 }
 
 fn library() -> PathBuf {
@@ -70,7 +70,7 @@ async fn a_recording_becomes_text_in_a_child_process() {
     for _ in 0..3 {
         let asked = Instant::now();
         let (sender, mut receiver) = mpsc::channel(64);
-        let work = Work::Transcribe(TranscribeOptions::default());
+        let work = JobTask::Transcribe(TranscribeOptions::default());
         let outcome = model.run(read_wav("en-1.wav"), work, sender, None).await.unwrap();
         let mut text = String::new();
         while let Some(segment) = receiver.recv().await {
@@ -78,9 +78,9 @@ async fn a_recording_becomes_text_in_a_child_process() {
         }
         println!("unloaded -> text: {:?}", asked.elapsed());
         assert_eq!(text.trim(), expected);
-        assert!(matches!(outcome, Outcome::Transcribed(transcript) if transcript.language == "en"));
+        assert!(matches!(outcome, JobOutcome::Transcribed(transcript) if transcript.language == "en"));
         let klingon = TranscribeOptions { language: Some("klingon".to_owned()), ..TranscribeOptions::default() };
-        let refused = model.gather(read_wav("en-1.wav"), Work::Transcribe(klingon), None).await;
+        let refused = model.gather(read_wav("en-1.wav"), JobTask::Transcribe(klingon), None).await;
         assert!(matches!(refused, Err(JobError::Invalid(_))), "{refused:?}");
         pids.push(model.snapshot().runner_pid);
         let asked = Instant::now();
@@ -95,7 +95,7 @@ async fn a_recording_becomes_text_in_a_child_process() {
     for number in 0..12 {
         let model = model.clone();
         requests.spawn(async move {
-            let request = model.gather(read_wav("en-1.wav"), Work::Transcribe(TranscribeOptions::default()), None);
+            let request = model.gather(read_wav("en-1.wav"), JobTask::Transcribe(TranscribeOptions::default()), None);
             if number % 3 == 2 {
                 let _ = tokio::time::timeout(Duration::from_millis(20 * number), request).await;
                 return None;
@@ -114,7 +114,7 @@ async fn a_recording_becomes_text_in_a_child_process() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_missing_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let work = || Work::Transcribe(TranscribeOptions::default());
+    let work = || JobTask::Transcribe(TranscribeOptions::default());
     let models = start(dir.path().join("no-such-model"), library());
     let error = models.default_model().gather(read_wav("en-1.wav"), work(), None).await.unwrap_err().to_string();
     assert!(error.contains("no-such-model"), "{error}");

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use hush_server::format::{Format, JsonShape, Layout, Words, Writer};
+use hush_server::format::{TranscriptFormat, JsonShape, SubtitleLayout, WordOutput, TranscriptWriter};
 use hush_whisper::{Segment, Transcript, Word};
 use serde_json::Value;
 
@@ -32,8 +32,8 @@ fn segments(result: &Value) -> Vec<Segment> {
     result["segments"].as_array().unwrap().iter().map(segment).collect()
 }
 
-fn write(format: Format, words: Words, segments: &[Segment]) -> String {
-    let mut writer = Writer::with_words(format, words, Vec::new()).unwrap();
+fn write(format: TranscriptFormat, words: WordOutput, segments: &[Segment]) -> String {
+    let mut writer = TranscriptWriter::with_words(format, words, Vec::new()).unwrap();
     for segment in segments {
         writer.segment(segment.clone()).unwrap();
     }
@@ -41,9 +41,9 @@ fn write(format: Format, words: Words, segments: &[Segment]) -> String {
     String::from_utf8(writer.finish(&transcript).unwrap()).unwrap()
 }
 
-fn layout(options: &Value) -> Layout {
+fn layout(options: &Value) -> SubtitleLayout {
     let number = |name: &str| options[name].as_u64().map(|number| usize::try_from(number).unwrap());
-    Layout {
+    SubtitleLayout {
         highlight_words: options["highlight_words"] == true,
         max_line_width: number("max_line_width"),
         max_line_count: number("max_line_count"),
@@ -62,8 +62,8 @@ fn every_layout_is_the_reference_s() {
             "odd" => segments(&golden["odd"]),
             name => segments(&fixture(&format!("parity/{name}.json"))["words"]),
         };
-        let words = Words::LaidOut(layout(&case["options"]));
-        for (format, expected) in [(Format::Srt, &case["srt"]), (Format::Vtt, &case["vtt"])] {
+        let words = WordOutput::LaidOut(layout(&case["options"]));
+        for (format, expected) in [(TranscriptFormat::Srt, &case["srt"]), (TranscriptFormat::Vtt, &case["vtt"])] {
             let found = write(format, words, &segments);
             assert_eq!(found, expected.as_str().unwrap(), "{name}, {}", case["options"]);
         }
@@ -86,32 +86,32 @@ fn two_words() -> Vec<Segment> {
 #[test]
 fn an_arrow_in_a_word_does_not_end_the_times() {
     let expected = "1\n00:00:00,000 --> 00:00:01,000\nOne -> two\n\n";
-    assert_eq!(write(Format::Srt, Words::LaidOut(Layout::WHISPER_ASR_WEBSERVICE), &two_words()), expected);
-    assert_eq!(write(Format::Srt, Words::Plain, &two_words()), expected);
-    let lit = write(Format::Srt, Words::LaidOut(Layout { highlight_words: true, ..Layout::default() }), &two_words());
+    assert_eq!(write(TranscriptFormat::Srt, WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words()), expected);
+    assert_eq!(write(TranscriptFormat::Srt, WordOutput::Plain, &two_words()), expected);
+    let lit = write(TranscriptFormat::Srt, WordOutput::LaidOut(SubtitleLayout { highlight_words: true, ..SubtitleLayout::default() }), &two_words());
     assert!(lit.contains("One <u>-></u> two"), "{lit}");
 }
 
 #[test]
 fn json_holds_the_words_in_both_shapes() {
-    let openai = write(Format::Json(JsonShape::OpenAiWhisper), Words::Plain, &two_words());
+    let openai = write(TranscriptFormat::Json(JsonShape::OpenAiWhisper), WordOutput::Plain, &two_words());
     let expected = "\"no_speech_prob\": 0.0, \"words\": [{\"word\": \" One\", \"start\": 0.0, \"end\": 0.5, \
                     \"probability\": 0.75}, ";
     assert!(openai.contains(expected), "{openai}");
     let faster =
-        write(Format::Json(JsonShape::FasterWhisper), Words::LaidOut(Layout::WHISPER_ASR_WEBSERVICE), &two_words());
+        write(TranscriptFormat::Json(JsonShape::FasterWhisper), WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words());
     let expected = "\"words\": [{\"start\": 0.0, \"end\": 0.5, \"word\": \" One\", \"probability\": 0.75}, ";
     assert!(faster.contains(expected), "{faster}");
     // Asked for, and there are none.
     let silent = vec![Segment::default()];
-    assert!(write(Format::Json(JsonShape::OpenAiWhisper), Words::Plain, &silent).contains("\"words\": []}"));
-    assert!(!write(Format::Json(JsonShape::OpenAiWhisper), Words::Without, &silent).contains("words"));
-    assert!(write(Format::Json(JsonShape::FasterWhisper), Words::Without, &silent).contains("\"words\": null"));
+    assert!(write(TranscriptFormat::Json(JsonShape::OpenAiWhisper), WordOutput::Plain, &silent).contains("\"words\": []}"));
+    assert!(!write(TranscriptFormat::Json(JsonShape::OpenAiWhisper), WordOutput::Without, &silent).contains("words"));
+    assert!(write(TranscriptFormat::Json(JsonShape::FasterWhisper), WordOutput::Without, &silent).contains("\"words\": null"));
 }
 
 #[test]
 fn text_and_tables_follow_the_segments() {
-    assert_eq!(write(Format::Txt, Words::LaidOut(Layout::WHISPER_ASR_WEBSERVICE), &two_words()), "One --> two\n");
-    let table = write(Format::Tsv, Words::LaidOut(Layout::WHISPER_ASR_WEBSERVICE), &two_words());
+    assert_eq!(write(TranscriptFormat::Txt, WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words()), "One --> two\n");
+    let table = write(TranscriptFormat::Tsv, WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words());
     assert_eq!(table, "start\tend\ttext\n0\t1000\tOne --> two\n");
 }

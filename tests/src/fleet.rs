@@ -20,7 +20,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
-use hush_contract::admin::{ErrorBody, UnloadOutcome, UnloadRequest, UnloadResponse};
+use hush_contract::admin::{AdminErrorBody, UnloadOutcome, UnloadRequest, UnloadResponse};
 use hush_contract::{ModelState, UnloadRefusal, metrics as names};
 use tokio::net::TcpListener;
 
@@ -305,7 +305,7 @@ async fn unload(
         Ok(answer) => Json(answer).into_response(),
         Err(refusal) => {
             let message = "the condition does not hold".to_owned();
-            let body = ErrorBody { code: refusal.as_str().to_owned(), message, field: None };
+            let body = AdminErrorBody { code: refusal.as_str().to_owned(), message, field: None };
             (StatusCode::CONFLICT, Json(body)).into_response()
         }
     }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::command::CommandResult;
 use crate::amount::gib;
 use crate::control_loop::{ClaimedName, PauseChange};
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 
 /// A decision and how its command ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -49,11 +49,11 @@ struct PauseRecord {
 pub struct Audit {
     /// `None`: records go to the log only.
     path: Option<PathBuf>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ControllerMetrics>,
 }
 
 impl Audit {
-    pub fn new(path: Option<PathBuf>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(path: Option<PathBuf>, metrics: Arc<ControllerMetrics>) -> Self {
         Self { path, metrics }
     }
 

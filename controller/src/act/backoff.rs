@@ -74,7 +74,7 @@ impl Backoff {
     }
 
     /// Leaves a model alone for the longest pause, because the controller that should act on it does not.
-    pub fn absent(&mut self, now: Instant, key: &ModelKey) {
+    pub fn suspend(&mut self, now: Instant, key: &ModelKey) {
         self.models.entry(key.clone()).or_default().until = Some(now + LONGEST_PAUSE);
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hush_contract::admin::{
-    ErrorBody, InvalidValue, LoadRequest, LoadResponse, PolicyName, Reason, Seconds, UnloadOutcome, UnloadRequest,
+    AdminErrorBody, InvalidValue, LoadRequest, LoadResponse, PolicyRef, CommandReason, Seconds, UnloadOutcome, UnloadRequest,
     UnloadResponse, load_path, unload_path,
 };
 use hush_core::{Action, Decision};
@@ -198,7 +198,7 @@ fn read_answer<T: DeserializeOwned>(answer: &Answer) -> Result<Result<T, Command
     }
 
     let status = answer.status;
-    let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
+    let body: Option<AdminErrorBody> = serde_json::from_slice(&answer.body).ok();
     let (code, message) = match body {
         Some(body) => (printable(&body.code, CODE_MAX_CHARS), printable(&body.message, MESSAGE_MAX_CHARS)),
         None => (String::new(), "no reason given".to_owned()),
@@ -216,17 +216,17 @@ fn bounded_seconds(whole: Option<u64>) -> Option<Seconds> {
     whole.map(|whole| Seconds::new(whole as f64).unwrap_or(Seconds::MAX))
 }
 
-fn reason(decision: &Decision) -> Result<Reason, CommandError> {
-    Reason::try_from(decision.reason.as_str().to_owned()).map_err(CommandError::Write)
+fn reason(decision: &Decision) -> Result<CommandReason, CommandError> {
+    CommandReason::try_from(decision.reason.as_str().to_owned()).map_err(CommandError::Write)
 }
 
 /// `None`: a user asked for the command, without a policy.
-fn policy(decision: &Decision) -> Result<Option<PolicyName>, CommandError> {
+fn policy(decision: &Decision) -> Result<Option<PolicyRef>, CommandError> {
     if decision.policy.is_empty() {
         return Ok(None);
     }
 
-    let name = PolicyName::try_from(decision.policy.clone()).map_err(CommandError::Write)?;
+    let name = PolicyRef::try_from(decision.policy.clone()).map_err(CommandError::Write)?;
     Ok(Some(name))
 }
 

@@ -14,7 +14,7 @@ use super::command::{self, CommandResult};
 use super::credential::ServerCredentials;
 use super::gate::Gate;
 use crate::http::Client;
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 use crate::observe::BaseUrl;
 
 /// The number of commands that are under way at a time; each costs a few hundred bytes and a waiting task.
@@ -41,7 +41,7 @@ struct CommandContext {
     client: Client,
     credentials: Arc<dyn ServerCredentials>,
     gate: Arc<dyn Gate>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ControllerMetrics>,
     slots: Arc<Semaphore>,
     ended: mpsc::UnboundedSender<CommandRecord>,
 }
@@ -52,7 +52,7 @@ impl Executor {
         client: Client,
         credentials: Arc<dyn ServerCredentials>,
         gate: Arc<dyn Gate>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ControllerMetrics>,
     ) -> (Self, mpsc::UnboundedReceiver<CommandRecord>) {
         let (ended, receiver) = mpsc::unbounded_channel();
         let slots = Arc::new(Semaphore::new(AT_ONCE));
@@ -166,7 +166,7 @@ mod tests {
                 open.push(connection);
             }
         });
-        let (client, metrics) = (Client::new(None).unwrap(), Arc::new(Metrics::new().unwrap()));
+        let (client, metrics) = (Client::new(None).unwrap(), Arc::new(ControllerMetrics::new().unwrap()));
         let (mut executor, mut ended) =
             Executor::new(client, Arc::new(TokenFile::new(None)), Arc::new(OpenGate), metrics);
         assert_eq!(executor.pending(), 0);

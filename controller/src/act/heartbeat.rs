@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hush_contract::admin::{ADMIN_PATH, ErrorBody};
+use hush_contract::admin::{ADMIN_PATH, AdminErrorBody};
 use hush_core::ServerName;
 use hyper::StatusCode;
 use tokio::sync::watch;
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::credential::ServerCredentials;
 use super::gate::Gate;
 use crate::http::{Client, HttpError};
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 use crate::observe::{ScrapeTarget, Targets};
 
 /// Half of the two minutes after which a server takes the controller for gone.
@@ -32,7 +32,7 @@ pub struct Heartbeat {
     pub client: Client,
     pub credentials: Arc<dyn ServerCredentials>,
     pub gate: Arc<dyn Gate>,
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ControllerMetrics>,
     pub targets: watch::Receiver<Arc<Targets>>,
 }
 
@@ -122,7 +122,7 @@ async fn call(
     match answer.status {
         StatusCode::OK => Some(Ok(())),
         status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-            let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
+            let body: Option<AdminErrorBody> = serde_json::from_slice(&answer.body).ok();
             let problem = body.map_or_else(|| status.to_string(), |body| body.message);
             Some(Err(HeartbeatRefusal::Refused(problem)))
         }

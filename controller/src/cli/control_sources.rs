@@ -9,11 +9,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::kubernetes::ClusterController;
 use super::run::RunArgs;
-use crate::act::{DryRunGate as Closed, Gate, OpenGate as Open};
+use crate::act::{DryRunGate, Gate, OpenGate};
 use crate::cluster::{Policies, ScopeGate};
-use crate::control_loop::{LoopEvent as Told, LoopSnapshot as Snapshot, Readiness};
-use crate::lease::LeaderWatcher as Leader;
-use crate::metrics::Metrics;
+use crate::control_loop::{LoopEvent, LoopSnapshot, Readiness};
+use crate::lease::LeaderWatcher;
+use crate::metrics::ControllerMetrics;
 use crate::observe::Targets;
 use crate::sources::{self, FileSource, PolicyFiles, TargetsFile};
 
@@ -27,12 +27,12 @@ pub struct ControlSources {
     pub namespaces: watch::Receiver<Arc<BTreeMap<String, Labels>>>,
     pub gate: Arc<dyn Gate>,
     /// Takes what is reported as an Event; `None`: there are no Events.
-    pub records: Option<mpsc::Sender<Told>>,
+    pub records: Option<mpsc::Sender<LoopEvent>>,
 }
 
 impl ControlSources {
     /// Reads the files of the options, and follows them from now on.
-    pub fn watch_files(args: &RunArgs, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
+    pub fn watch_files(args: &RunArgs, metrics: &Arc<ControllerMetrics>) -> anyhow::Result<Self> {
         let (policy_files, targets_file) = (Arc::new(args.fleet.policies()), Arc::new(args.fleet.targets()));
         let policies = policy_files.read()?;
         let targets = targets_file.read()?;
@@ -46,7 +46,7 @@ impl ControlSources {
         tokio::spawn(sources::follow(policy_files, policy_values, Arc::clone(metrics)));
         tokio::spawn(sources::follow(targets_file, target_values, Arc::clone(metrics)));
 
-        let gate: Arc<dyn Gate> = if args.dry_run { Arc::new(Closed) } else { Arc::new(Open) };
+        let gate: Arc<dyn Gate> = if args.dry_run { Arc::new(DryRunGate) } else { Arc::new(OpenGate) };
         metrics.acting.set(i64::from(!args.dry_run));
         let namespaces = watch::channel(Arc::default()).1;
         Ok(Self { targets, policies, namespaces, gate, records: None })
@@ -56,15 +56,15 @@ impl ControlSources {
     pub fn watch_cluster(
         args: &RunArgs,
         cluster: &ClusterController,
-        snapshots: watch::Receiver<Arc<Snapshot>>,
-        metrics: &Arc<Metrics>,
+        snapshots: watch::Receiver<Arc<LoopSnapshot>>,
+        metrics: &Arc<ControllerMetrics>,
         readiness: &Readiness,
     ) -> Self {
         let sources = &cluster.sources;
         tokio::spawn(publish_invalid_policies(sources.objects.clone(), Arc::clone(metrics)));
 
         let (gate, records): (Arc<dyn Gate>, _) = if args.dry_run {
-            (Arc::new(Closed), None)
+            (Arc::new(DryRunGate), None)
         } else {
             tokio::spawn(publish_acting(Arc::clone(&cluster.gate), Arc::clone(metrics), readiness.clone()));
             (cluster.gate.clone(), Some(cluster.start_reporting(snapshots, metrics, readiness)))
@@ -80,7 +80,7 @@ impl ControlSources {
     }
 }
 
-async fn publish_invalid_policies(mut objects: watch::Receiver<Policies>, metrics: Arc<Metrics>) {
+async fn publish_invalid_policies(mut objects: watch::Receiver<Policies>, metrics: Arc<ControllerMetrics>) {
     loop {
         let invalid = objects.borrow_and_update().values().filter(|object| object.policy.is_err()).count();
         metrics.policies_invalid.set(i64::try_from(invalid).unwrap_or(i64::MAX));
@@ -93,22 +93,22 @@ async fn publish_invalid_policies(mut objects: watch::Receiver<Policies>, metric
 
 /// Shows in the metrics, the readiness and the log whether this controller acts. A claim ends by the passing of time, so that
 /// it is checked at an interval.
-async fn publish_acting(gate: Arc<ScopeGate>, metrics: Arc<Metrics>, readiness: Readiness) {
-    let mut last_superfluous = None;
+async fn publish_acting(gate: Arc<ScopeGate>, metrics: Arc<ControllerMetrics>, readiness: Readiness) {
+    let mut last_conflict = None;
 
     loop {
-        let superfluous = gate.superfluous();
-        if superfluous != last_superfluous {
-            match &superfluous {
+        let conflict = gate.conflicting_installation();
+        if conflict != last_conflict {
+            match &conflict {
                 Some(reason) => tracing::warn!("{reason}"),
                 None => tracing::info!("no other installation acts any more"),
             }
-            last_superfluous.clone_from(&superfluous);
+            last_conflict.clone_from(&conflict);
         }
 
-        readiness.set("lease", superfluous.or_else(|| gate.claim.trouble()));
-        readiness.set("leases of controllers for more", gate.wider.iter().find_map(Leader::trouble));
-        metrics.acting.set(i64::from(gate.open().is_ok()));
+        readiness.set("lease", conflict.or_else(|| gate.claim.last_error()));
+        readiness.set("leases of controllers for more", gate.wider.iter().find_map(LeaderWatcher::last_error));
+        metrics.acting.set(i64::from(gate.check_leadership().is_ok()));
         let transitions = gate.claim.leader_changes().saturating_sub(metrics.leader_transitions_total.get());
         metrics.leader_transitions_total.inc_by(transitions);
 

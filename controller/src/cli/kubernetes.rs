@@ -12,17 +12,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::values::{parse_lease_duration, parse_pod_name};
-use crate::act::{ServerCredentials as Credentials, TokenFile};
+use crate::act::{ServerCredentials, TokenFile};
 use crate::api_server;
 use crate::cluster::{
-    AccountName, ClusterSources as Sources, EventPublisher as Reporting, LeaseNames, NamespaceSelector,
-    SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces, ServerTokens, StatusWriter as Writer, follow, recorder,
+    AccountName, ClusterSources, EventPublisher, LeaseNames, NamespaceSelector,
+    SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces, ServerTokens, StatusWriter, follow, recorder,
 };
-use crate::control_loop::{LoopEvent as Told, LoopSnapshot as Snapshot, Readiness};
+use crate::control_loop::{LoopEvent, LoopSnapshot, Readiness};
 use crate::lease::{
-    Claim, ClaimLoss as Loss, Contender, Elector, LeaderWatcher as Leader, LeaseName, LeaseTiming as Terms, identity,
+    Claim, ClaimLoss, Contender, Elector, LeaderWatcher, LeaseName, LeaseTiming, identity,
 };
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 
 /// How many records wait for their Event; further records get none.
 const EVENTS_WAITING: usize = 256;
@@ -57,7 +57,7 @@ pub struct KubernetesArgs {
     /// How long a lease lasts after its last renewal, in whole seconds. After a leader that ends without releasing its
     /// lease, no controller acts for this long.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = parse_lease_duration, env = "HUSH_CONTROLLER_LEASE_DURATION")]
-    pub lease_duration: Terms,
+    pub lease_duration: LeaseTiming,
     /// The service account that the controller runs under, with `--scope`: for each server, the controller gets a token of
     /// it from the API server, which only that server accepts.
     #[arg(long, value_name = "NAMESPACE:NAME", env = "HUSH_CONTROLLER_SERVICE_ACCOUNT", conflicts_with = "token_file")]
@@ -89,14 +89,14 @@ pub struct ClusterController {
     retrying_client: Client,
     pub scope: Scope,
     pub gate: Arc<ScopeGate>,
-    pub sources: Sources,
+    pub sources: ClusterSources,
     election: Option<ElectionTask>,
     identity: String,
 }
 
 struct ElectionTask {
     stop: oneshot::Sender<()>,
-    task: JoinHandle<Result<(), Loss>>,
+    task: JoinHandle<Result<(), ClaimLoss>>,
 }
 
 impl KubernetesArgs {
@@ -137,7 +137,7 @@ impl KubernetesArgs {
         name: ScopeName,
         observes_only: bool,
         readiness: &Readiness,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ControllerMetrics>,
     ) -> anyhow::Result<ClusterController> {
         let scope = self.scope(name)?;
         let mut config = infer_config().await?;
@@ -157,10 +157,10 @@ impl KubernetesArgs {
         let identity = identity().context("making up a name for this process")?;
         let wider_leases = scope.wider(&leases).into_iter();
         let lease_duration = self.lease_duration.lease;
-        let wider = wider_leases.map(|lease| Leader::follow(client.clone(), lease, lease_duration)).collect();
+        let wider = wider_leases.map(|lease| LeaderWatcher::follow(client.clone(), lease, lease_duration)).collect();
 
         let (election, claim) = match scope.lease(&leases).filter(|_| !observes_only) {
-            None => (None, Claim::unrivalled()),
+            None => (None, Claim::always_current()),
             Some(lease) => {
                 let contender = Contender { identity: identity.clone(), installation };
                 let (election, claim) = self.start_election(client.clone(), lease, contender);
@@ -196,7 +196,7 @@ async fn infer_config() -> anyhow::Result<Config> {
     Config::infer().await.context("there is no kubeconfig, and this is no pod of a cluster")
 }
 
-fn connect(config: Config, metrics: Option<&Arc<Metrics>>) -> anyhow::Result<Client> {
+fn connect(config: Config, metrics: Option<&Arc<ControllerMetrics>>) -> anyhow::Result<Client> {
     api_server::connect(config, metrics).context("connecting to the API server")
 }
 
@@ -206,9 +206,9 @@ impl ClusterController {
         &self,
         account: Option<&AccountName>,
         token_file: Option<&Path>,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ControllerMetrics>,
         readiness: &Readiness,
-    ) -> Arc<dyn Credentials> {
+    ) -> Arc<dyn ServerCredentials> {
         let Some(account) = account else { return Arc::new(TokenFile::new(token_file.map(Path::to_owned))) };
         let (client, targets) = (self.client.clone(), self.sources.targets.clone());
         ServerTokens::start(client, account.clone(), targets, Arc::clone(metrics), readiness.clone())
@@ -217,13 +217,13 @@ impl ClusterController {
     /// Starts to write Events and, for the controller of the whole cluster, the status of policies.
     pub fn start_reporting(
         &self,
-        snapshots: watch::Receiver<Arc<Snapshot>>,
-        metrics: &Arc<Metrics>,
+        snapshots: watch::Receiver<Arc<LoopSnapshot>>,
+        metrics: &Arc<ControllerMetrics>,
         readiness: &Readiness,
-    ) -> mpsc::Sender<Told> {
+    ) -> mpsc::Sender<LoopEvent> {
         let (record_sender, records) = mpsc::channel(EVENTS_WAITING);
         // Each Event is written once, so that its request must be retried.
-        let reporting = Reporting {
+        let reporting = EventPublisher {
             client: self.retrying_client.clone(),
             identity: self.identity.clone(),
             policies: self.sources.objects.clone(),
@@ -235,7 +235,7 @@ impl ClusterController {
         if self.scope == Scope::Cluster {
             let (client, claim) = (self.client.clone(), self.gate.claim.clone());
             let events = recorder(self.retrying_client.clone(), self.identity.clone());
-            let writer = Writer {
+            let writer = StatusWriter {
                 client,
                 events,
                 claim,
@@ -250,13 +250,13 @@ impl ClusterController {
     }
 
     /// Returns when the right to act is lost for good; without an election, never.
-    pub async fn wait_for_loss(&mut self) -> Loss {
+    pub async fn wait_for_loss(&mut self) -> ClaimLoss {
         match &mut self.election {
             None => std::future::pending().await,
             Some(election) => match (&mut election.task).await {
                 Ok(Err(loss)) => loss,
                 // The election ends without a loss only when it is stopped, after this future was dropped.
-                Ok(Ok(())) | Err(_) => Loss::Gone,
+                Ok(Ok(())) | Err(_) => ClaimLoss::Gone,
             },
         }
     }

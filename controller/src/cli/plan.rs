@@ -14,9 +14,9 @@ use tokio::runtime::Runtime;
 
 use super::PlanArgs;
 use crate::amount::gib;
-use crate::cluster::{self, ClusterInventory as Look, NamespaceSelector, ServerNamespaces};
-use crate::metrics::Metrics;
-use crate::observe::{self, AssemblyContext as Frame, DisputeTracker as Disputes, ReportTrust as Trust};
+use crate::cluster::{self, ClusterInventory, NamespaceSelector, ServerNamespaces};
+use crate::metrics::ControllerMetrics;
+use crate::observe::{self, AssemblyContext, DisputeTracker, ReportTrust};
 use crate::option_values::OutputFormat;
 use crate::sources::FileSource;
 use crate::{policies, world};
@@ -53,10 +53,10 @@ fn plan_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
     let look = find_servers(args, uses_cluster, &runtime)?;
     look.problems.iter().for_each(|problem| errorln!("{problem}"));
 
-    let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
+    let metrics = Arc::new(ControllerMetrics::new().context("setting up the metrics")?);
     let authorities = fleet.authorities()?;
     let scraper = fleet.scraper(Duration::from_secs(1), &metrics, authorities.as_ref())?;
-    runtime.block_on(observe::once(&scraper, &look.targets));
+    runtime.block_on(observe::scrape_all_once(&scraper, &look.targets));
     let seen = scraper.store.all();
     for (server, seen) in &seen {
         if let Some(failure) = &seen.failure {
@@ -64,22 +64,22 @@ fn plan_servers(args: &PlanArgs) -> anyhow::Result<Plan> {
         }
     }
 
-    let trust = if uses_cluster { Trust::ByNamespace } else { Trust::AllTargets };
-    let frame = Frame { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &look.namespaces, trust };
-    let assembled = observe::assemble(&frame, &look.targets, &seen, &mut Disputes::default());
+    let trust = if uses_cluster { ReportTrust::ByNamespace } else { ReportTrust::AllTargets };
+    let frame = AssemblyContext { now: Instant::now(), stale_after: STALE_AFTER, namespaces: &look.namespaces, trust };
+    let assembled = observe::assemble(&frame, &look.targets, &seen, &mut DisputeTracker::default());
     assembled.problems.iter().for_each(|problem| errorln!("{problem}"));
 
     Ok(hush_core::step(&mut StepMemory::default(), Timestamp::now(), &assembled.world, &look.policies))
 }
 
 /// The servers and policies of the cluster, or those that the options name.
-fn find_servers(args: &PlanArgs, uses_cluster: bool, runtime: &Runtime) -> anyhow::Result<Look> {
+fn find_servers(args: &PlanArgs, uses_cluster: bool, runtime: &Runtime) -> anyhow::Result<ClusterInventory> {
     let fleet = &args.fleet;
     let mut look = if uses_cluster {
         runtime.block_on(list_cluster(&args.server_namespaces))?
     } else {
         anyhow::ensure!(!fleet.policy.is_empty(), "no policy: give a file with --policy");
-        Look { targets: fleet.targets().read()?, ..Look::default() }
+        ClusterInventory { targets: fleet.targets().read()?, ..ClusterInventory::default() }
     };
 
     if !fleet.policy.is_empty() {
@@ -88,13 +88,13 @@ fn find_servers(args: &PlanArgs, uses_cluster: bool, runtime: &Runtime) -> anyho
     Ok(look)
 }
 
-async fn list_cluster(selectors: &[NamespaceSelector]) -> anyhow::Result<Look> {
+async fn list_cluster(selectors: &[NamespaceSelector]) -> anyhow::Result<ClusterInventory> {
     let allowed = if selectors.is_empty() { vec![NamespaceSelector::all()] } else { selectors.to_vec() };
     let client = super::kubernetes::connect_without_metrics()
         .await
         .context("nothing to plan: give --world, or --policy with --target or --targets, or a kubeconfig")?;
 
-    cluster::look(&client, &ServerNamespaces(allowed)).await.context("listing servers and policies")
+    cluster::read_once(&client, &ServerNamespaces(allowed)).await.context("listing servers and policies")
 }
 
 /// The GPUs, what is to be done, and why nothing is done with the other models.

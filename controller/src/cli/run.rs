@@ -15,14 +15,14 @@ use tokio::sync::{mpsc, watch};
 use super::control_sources::ControlSources;
 use super::kubernetes::{ClusterController, KubernetesArgs};
 use super::log::ControllerLogArgs;
-use crate::act::{Audit, Executor, Heartbeat as Presence, ServerCredentials as Credentials, TokenFile};
+use crate::act::{Audit, Executor, Heartbeat, ServerCredentials, TokenFile};
 use crate::control_loop::{
-    ControlLoop as Loop, LoopInputs as Inputs, LoopOutputs as Outputs, LoopRequest as Request, LoopSettings,
-    LoopSnapshot as Snapshot, Readiness,
+    ControlLoop, LoopInputs, LoopOutputs, LoopRequest, LoopSettings,
+    LoopSnapshot, Readiness,
 };
 use crate::http::{CaCertificates, HttpClient};
-use crate::metrics::Metrics;
-use crate::observe::{self, ObservationStore as Store, ReportTrust as Trust, ScrapeSettings, Scraper};
+use crate::metrics::ControllerMetrics;
+use crate::observe::{self, ObservationStore, ReportTrust, ScrapeSettings, Scraper};
 use crate::option_values::parse_positive_duration;
 use crate::sources::{self, CaFile, FileSource, NamedTarget, PolicyFiles, TargetsFile};
 use crate::web::{self, AllowedHosts, PageToken, WebState};
@@ -114,12 +114,12 @@ impl FleetArgs {
     pub fn scraper(
         &self,
         interval: Duration,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ControllerMetrics>,
         authorities: Option<&watch::Sender<Arc<CaCertificates>>>,
     ) -> anyhow::Result<Scraper> {
         let client = HttpClient::new(authorities.map(watch::Sender::subscribe)).context("setting up TLS")?;
         let settings = ScrapeSettings { interval, timeout: self.scrape_timeout };
-        Ok(Scraper { client, settings, store: Store::default(), metrics: Arc::clone(metrics) })
+        Ok(Scraper { client, settings, store: ObservationStore::default(), metrics: Arc::clone(metrics) })
     }
 }
 
@@ -163,11 +163,11 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     warn_of_exposed_secrets(args);
     let page_token = args.page_token_file.clone().map(PageToken::new).transpose();
     let page_token = page_token.map_err(|error| anyhow::anyhow!("--page-token-file {error}"))?;
-    let metrics = Arc::new(Metrics::new().context("setting up the metrics")?);
+    let metrics = Arc::new(ControllerMetrics::new().context("setting up the metrics")?);
     let readiness = Readiness::default();
 
     let scraper = start_ca_file_watch_and_scraper(args, &metrics)?;
-    let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::nothing()));
+    let (snapshots, snapshot) = watch::channel(Arc::new(LoopSnapshot::empty()));
     let mut cluster = match args.kubernetes.scope {
         Some(name) => Some(args.kubernetes.connect(name, args.dry_run, &readiness, &metrics).await?),
         None => None,
@@ -183,9 +183,9 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
     tracing::info!(ops = %address, dry_run = args.dry_run, scope, "controlling");
 
     let ControlSources { targets, policies, namespaces, gate, records } = control_sources;
-    tokio::spawn(observe::follow(scraper.clone(), targets.clone()));
+    tokio::spawn(observe::scrape_continuously(scraper.clone(), targets.clone()));
     let credentials = credentials(args, cluster.as_ref(), &metrics, &readiness);
-    let presence = Presence {
+    let presence = Heartbeat {
         client: scraper.client.clone(),
         credentials: Arc::clone(&credentials),
         gate: Arc::clone(&gate),
@@ -203,11 +203,11 @@ async fn serve(args: &RunArgs) -> anyhow::Result<ExitCode> {
         router = router.merge(page);
     }
 
-    let trust = if cluster.is_some() { Trust::ByNamespace } else { Trust::AllTargets };
+    let trust = if cluster.is_some() { ReportTrust::ByNamespace } else { ReportTrust::AllTargets };
     let settings = LoopSettings { interval: args.interval, stale_after: args.stale_after, trust };
-    let inputs = Inputs { targets, policies, namespaces, store: scraper.store, requests };
-    let outputs = Outputs { executor, ended: ends, audit, metrics, readiness, snapshots, events: records };
-    let control_loop = Loop::new(settings, inputs, outputs);
+    let inputs = LoopInputs { targets, policies, namespaces, store: scraper.store, requests };
+    let outputs = LoopOutputs { executor, ended: ends, audit, metrics, readiness, snapshots, events: records };
+    let control_loop = ControlLoop::new(settings, inputs, outputs);
 
     tokio::spawn(listen::serve(listener, router, listen::LISTEN_OPTIONS));
     run_until_stopped(control_loop, cluster.as_mut()).await
@@ -221,7 +221,7 @@ fn warn_of_exposed_secrets(args: &RunArgs) {
     }
 }
 
-fn start_ca_file_watch_and_scraper(args: &RunArgs, metrics: &Arc<Metrics>) -> anyhow::Result<Scraper> {
+fn start_ca_file_watch_and_scraper(args: &RunArgs, metrics: &Arc<ControllerMetrics>) -> anyhow::Result<Scraper> {
     let authorities = args.fleet.authorities()?;
     let scraper = args.fleet.scraper(args.interval, metrics, authorities.as_ref())?;
 
@@ -236,9 +236,9 @@ fn start_ca_file_watch_and_scraper(args: &RunArgs, metrics: &Arc<Metrics>) -> an
 fn credentials(
     args: &RunArgs,
     cluster: Option<&ClusterController>,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<ControllerMetrics>,
     readiness: &Readiness,
-) -> Arc<dyn Credentials> {
+) -> Arc<dyn ServerCredentials> {
     match cluster {
         Some(cluster) => {
             let account = args.kubernetes.service_account.as_ref();
@@ -251,10 +251,10 @@ fn credentials(
 fn page_router(
     args: &RunArgs,
     address: SocketAddr,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<LoopRequest>,
     page_token: Option<PageToken>,
-    snapshots: &watch::Sender<Arc<Snapshot>>,
-    metrics: &Arc<Metrics>,
+    snapshots: &watch::Sender<Arc<LoopSnapshot>>,
+    metrics: &Arc<ControllerMetrics>,
 ) -> Router {
     let hosts = AllowedHosts { names: args.page_host.clone(), listener: address.ip() };
     web::router(WebState::new(snapshots.subscribe(), requests, Arc::clone(metrics), page_token, hosts))
@@ -262,7 +262,7 @@ fn page_router(
 
 /// Runs the control loop until SIGTERM or SIGINT. In a cluster, an error ends it when this controller loses the right to
 /// act.
-async fn run_until_stopped(control_loop: Loop, cluster: Option<&mut ClusterController>) -> anyhow::Result<ExitCode> {
+async fn run_until_stopped(control_loop: ControlLoop, cluster: Option<&mut ClusterController>) -> anyhow::Result<ExitCode> {
     let stop = stop_signal()?;
 
     match cluster {

@@ -2,18 +2,18 @@
 
 use hush_core::ServerName;
 
-use crate::lease::LeaseTiming as Terms;
+use crate::lease::LeaseTiming;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be whole seconds, such as 15s, from {}s to {}s", Terms::SHORTEST.as_secs(), Terms::LONGEST.as_secs())]
+#[error("must be whole seconds, such as 15s, from {}s to {}s", LeaseTiming::SHORTEST.as_secs(), LeaseTiming::LONGEST.as_secs())]
 pub struct InvalidLeaseDuration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be NAMESPACE/NAME, such as media/whisper-0")]
 pub struct InvalidPodName;
 
-pub fn parse_lease_duration(text: &str) -> Result<Terms, InvalidLeaseDuration> {
-    hush_crds::parse_duration(text).and_then(Terms::of).ok_or(InvalidLeaseDuration)
+pub fn parse_lease_duration(text: &str) -> Result<LeaseTiming, InvalidLeaseDuration> {
+    hush_crds::parse_duration(text).and_then(LeaseTiming::new).ok_or(InvalidLeaseDuration)
 }
 
 pub fn parse_pod_name(text: &str) -> Result<ServerName, InvalidPodName> {

@@ -101,7 +101,7 @@ impl EventPublisher {
                 Some((text, self.policy(&record.decision.policy), self.pod(&record.decision.server)))
             }
             LoopEvent::Pause(policy, change) => Some((pause_text(change), self.policy(&policy.to_string()), None)),
-            LoopEvent::ReportsDisagree(_) if self.gate.open().is_err() => None,
+            LoopEvent::ReportsDisagree(_) if self.gate.check_leadership().is_err() => None,
             LoopEvent::ReportsDisagree(DisagreeingReport { server, note }) => {
                 let action = "Observe".to_owned();
                 let text = EventText { is_warning: true, reason: "ReportsDisagree", action, note: note.clone() };

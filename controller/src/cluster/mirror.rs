@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use crate::api_server::ROLE_HINT;
 use crate::control_loop::Readiness;
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -64,7 +64,7 @@ where
         self,
         mirrored: watch::Sender<MirroredObjects<K, V>>,
         readiness: Readiness,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ControllerMetrics>,
     ) {
         let restarts = metrics.watch_restarts_total.with_label_values(&[self.resource()]);
         readiness.set(self.part, Some(format!("the {} have not been listed yet", self.what)));

@@ -26,5 +26,5 @@ pub use policies::{EnforcedPolicy, PolicyObject};
 pub use scope::{LeaseNames, Scope, ScopeGate};
 pub use server_namespaces::{InvalidSelector, NamespaceSelector, SERVERS_LABEL_SELECTOR, ServerNamespaces};
 pub use server_tokens::{AccountName, ServerTokens};
-pub use sources::{ClusterInventory, ClusterSources, Policies, follow, look};
+pub use sources::{ClusterInventory, ClusterSources, Policies, follow, read_once};
 pub use writer::StatusWriter;

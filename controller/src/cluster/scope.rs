@@ -84,7 +84,7 @@ pub struct ScopeGate {
 
 impl ScopeGate {
     /// Whether this controller leads in its scope, and no controller of a wider scope leads.
-    pub fn open(&self) -> Result<(), ActionRefusal> {
+    pub fn check_leadership(&self) -> Result<(), ActionRefusal> {
         if let Some(leader) = self.wider.iter().find_map(LeaderWatcher::name) {
             return Err(ActionRefusal::WiderLeader(leader));
         }
@@ -98,7 +98,7 @@ impl ScopeGate {
     }
 
     /// Why every controller of this installation is superfluous: another installation acts for the same scope.
-    pub fn superfluous(&self) -> Option<String> {
+    pub fn conflicting_installation(&self) -> Option<String> {
         self.other_installation().map(|refusal| refusal.to_string())
     }
 
@@ -117,11 +117,11 @@ impl Gate for ScopeGate {
         if !self.scope.acts_on(server) {
             return Err(ActionRefusal::OtherServer(server.clone()));
         }
-        self.open()
+        self.check_leadership()
     }
 
     /// False while a controller of a wider scope leads: that controller then carries out the decision.
     fn is_for_another(&self, decision: &Decision) -> bool {
-        !self.scope.acts_on(&decision.server) && self.open().is_ok()
+        !self.scope.acts_on(&decision.server) && self.check_leadership().is_ok()
     }
 }

@@ -14,7 +14,7 @@ use super::scope::Scope;
 use super::server_namespaces::ServerNamespaces;
 use super::{namespaces, pods, policies};
 use crate::control_loop::Readiness;
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 use crate::observe::{ScrapeTarget, Targets};
 
 /// All policies of both kinds as they are in the API server.
@@ -36,7 +36,7 @@ pub fn follow(
     scope: &Scope,
     allowed: ServerNamespaces,
     readiness: &Readiness,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<ControllerMetrics>,
 ) -> ClusterSources {
     let pods = start_mirror(pods::mirror(client, scope.node()), readiness, metrics);
     let namespaced = start_mirror(policies::namespaced(client), readiness, metrics);
@@ -66,7 +66,7 @@ pub struct ClusterInventory {
 }
 
 /// Reads the cluster once.
-pub async fn look(client: &Client, allowed: &ServerNamespaces) -> Result<ClusterInventory, kube::Error> {
+pub async fn read_once(client: &Client, allowed: &ServerNamespaces) -> Result<ClusterInventory, kube::Error> {
     let namespaces = namespaces::mirror(client).once().await?;
     let mut inventory = ClusterInventory { namespaces, ..ClusterInventory::default() };
 
@@ -93,7 +93,7 @@ pub async fn look(client: &Client, allowed: &ServerNamespaces) -> Result<Cluster
 fn start_mirror<O, K, V>(
     mirror: Mirror<O, K, V>,
     readiness: &Readiness,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<ControllerMetrics>,
 ) -> watch::Receiver<MirroredObjects<K, V>>
 where
     O: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,

@@ -22,7 +22,7 @@ use super::write_failures::WriteFailures;
 use crate::api_server::{BUSY, FIELD_MANAGER, NO_ANSWER, ROLE_HINT, failure_result};
 use crate::control_loop::{LoopSnapshot, Readiness};
 use crate::lease::Claim;
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 use crate::status::{FailingServer, INVALID, PAUSED, READY, StatusContext, StatusSubject, status};
 
 /// The pause between two rounds: figures change faster than a status is read.
@@ -38,7 +38,7 @@ pub struct StatusWriter {
     pub claim: Claim,
     pub policies: watch::Receiver<Policies>,
     pub snapshots: watch::Receiver<Arc<LoopSnapshot>>,
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ControllerMetrics>,
     pub readiness: Readiness,
 }
 

@@ -30,7 +30,7 @@ use crate::act::{
     Audit, Backoff, CommandLimits, CommandRecord, CommandResult, CommandTarget, CommandVerdict, Executor, LimitReached,
     UnverifiedUnloads,
 };
-use crate::metrics::{Metrics, QueueLengths};
+use crate::metrics::{ControllerMetrics, QueueLengths};
 use crate::observe::{
     AssembledWorld, AssemblyContext, DisagreeingReport, DisputeTracker, ObservationStore, ReportTrust, ScrapeTarget,
     Targets, assemble,
@@ -84,7 +84,7 @@ pub struct LoopOutputs {
     /// The commands of the executor that have ended.
     pub ended: mpsc::UnboundedReceiver<CommandRecord>,
     pub audit: Audit,
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ControllerMetrics>,
     pub readiness: Readiness,
     pub snapshots: watch::Sender<Arc<LoopSnapshot>>,
     /// `None`: there is no cluster to write Events to.
@@ -250,7 +250,7 @@ impl ControlLoop {
     fn observe_peers(&mut self, now: Timestamp, begun: Instant, world: &World) {
         for key in self.peer_actions.observe(now, world, &mut self.memory) {
             tracing::warn!(server = %key.server, model = key.model, "its own controller does not act: others stand in for it");
-            self.backoff.absent(begun, &key);
+            self.backoff.suspend(begun, &key);
         }
     }
 

@@ -35,7 +35,7 @@ impl LoopSnapshot {
     }
 
     /// The snapshot before the first step.
-    pub fn nothing() -> Self {
+    pub fn empty() -> Self {
         Self {
             at: Timestamp::UNIX_EPOCH,
             world: World {

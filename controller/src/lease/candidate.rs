@@ -34,7 +34,7 @@ impl LeaseTiming {
     pub const LONGEST: Duration = Duration::from_secs(3600);
 
     /// `None` unless the lease duration is a whole number of seconds within the bounds.
-    pub fn of(lease: Duration) -> Option<Self> {
+    pub fn new(lease: Duration) -> Option<Self> {
         let is_valid = (Self::SHORTEST..=Self::LONGEST).contains(&lease) && lease.subsec_nanos() == 0;
         is_valid.then(|| Self {
             lease,
@@ -48,7 +48,7 @@ impl LeaseTiming {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseStep {
     /// Read the lease.
-    Look,
+    Read,
     /// Create the lease without a holder. A process that held the lease until it was deleted may still have its claim, and
     /// a candidate cannot tell since when there has been no lease: one may have existed in between.
     Create,
@@ -117,7 +117,7 @@ impl LeaseCandidate {
     }
 
     /// Records that the lease was read, or reported by a watch, at `now` or a little before.
-    pub fn saw(&mut self, now: BootInstant, record: Option<LeaseRecord>) {
+    pub fn observe(&mut self, now: BootInstant, record: Option<LeaseRecord>) {
         if self.written_at.is_some() && self.loss.is_none() {
             let holder = record.as_ref().and_then(|record| record.holder.as_deref());
             match holder {
@@ -135,7 +135,7 @@ impl LeaseCandidate {
     }
 
     /// Records that a write of this candidate, sent at `sent`, has succeeded.
-    pub fn wrote(&mut self, sent: BootInstant, record: LeaseRecord) {
+    pub fn record_write(&mut self, sent: BootInstant, record: LeaseRecord) {
         self.written_at = Some(sent);
         self.observed = Some(ObservedLease { record: Some(record), since: sent });
         self.is_outdated = false;
@@ -143,17 +143,17 @@ impl LeaseCandidate {
     }
 
     /// Records that another process has changed the lease since it was observed.
-    pub const fn overtaken(&mut self) {
+    pub const fn mark_outdated(&mut self) {
         self.is_outdated = true;
     }
 
     /// Records that a read or a write failed. It is not known whether a write has taken effect.
-    pub const fn failed(&mut self, now: BootInstant) {
+    pub const fn record_failure(&mut self, now: BootInstant) {
         self.is_outdated = true;
         self.not_before = Some(now.plus(self.timing.retry));
     }
 
-    pub fn next(&self, now: BootInstant) -> LeaseStep {
+    pub fn next_step(&self, now: BootInstant) -> LeaseStep {
         if let Some(loss) = &self.loss {
             return LeaseStep::Lost(loss.clone());
         }
@@ -164,7 +164,7 @@ impl LeaseCandidate {
             return LeaseStep::Wait { until };
         }
 
-        let Some(observed) = self.observed.as_ref().filter(|_| !self.is_outdated) else { return LeaseStep::Look };
+        let Some(observed) = self.observed.as_ref().filter(|_| !self.is_outdated) else { return LeaseStep::Read };
         let Some(record) = &observed.record else { return LeaseStep::Create };
 
         let is_ours = record.holder.as_ref() == Some(&self.identity);

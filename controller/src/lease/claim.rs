@@ -18,7 +18,7 @@ pub struct Standing {
     /// The number of times that the lease was observed to pass to another holder.
     pub leader_changes: u64,
     /// Why the last read or write of the lease failed.
-    pub trouble: Option<String>,
+    pub last_error: Option<String>,
 }
 
 impl Standing {
@@ -37,7 +37,7 @@ impl Claim {
     }
 
     /// The claim of a controller that is the only one: it is always current.
-    pub const fn unrivalled() -> Self {
+    pub const fn always_current() -> Self {
         Self(None)
     }
 
@@ -66,8 +66,8 @@ impl Claim {
     }
 
     /// Why the last read or write of the lease failed.
-    pub fn trouble(&self) -> Option<String> {
-        self.0.as_ref()?.borrow().trouble.clone()
+    pub fn last_error(&self) -> Option<String> {
+        self.0.as_ref()?.borrow().last_error.clone()
     }
 
     /// Waits until the claim is current. Never returns when the elector is gone.

@@ -69,7 +69,7 @@ pub struct Elector {
     object: Option<Lease>,
     standing: watch::Sender<Standing>,
     /// The failure that was logged last; a failure that lasts is logged once.
-    trouble: Option<String>,
+    last_error: Option<String>,
     /// The holder as it was last observed; it stays while the lease has no holder.
     last_holder: Option<String>,
     leader_changes: u64,
@@ -88,7 +88,7 @@ impl Elector {
             candidate: LeaseCandidate::new(identity, timing),
             object: None,
             standing,
-            trouble: None,
+            last_error: None,
             last_holder: None,
             leader_changes: 0,
         };
@@ -103,7 +103,7 @@ impl Elector {
 
         loop {
             let now = BootInstant::now();
-            let next = self.candidate.next(now);
+            let next = self.candidate.next_step(now);
             self.publish();
 
             match next {
@@ -111,7 +111,7 @@ impl Elector {
                     self.standing.send_replace(Standing::default());
                     return Err(loss);
                 }
-                LeaseStep::Look => self.read().await,
+                LeaseStep::Read => self.read().await,
                 LeaseStep::Create => self.create().await,
                 LeaseStep::Write { transitions } => self.write(transitions).await,
                 LeaseStep::Wait { until } => {
@@ -139,8 +139,8 @@ impl Elector {
     }
 
     fn observe(&mut self, object: Option<Lease>) {
-        self.trouble = None;
-        self.candidate.saw(BootInstant::now(), object.as_ref().map(record));
+        self.last_error = None;
+        self.candidate.observe(BootInstant::now(), object.as_ref().map(record));
         self.object = object;
     }
 
@@ -164,7 +164,7 @@ impl Elector {
 
     async fn write(&mut self, transitions: i32) {
         // A lease is never written that was not read before.
-        let Some(mut object) = self.object.clone() else { return self.candidate.overtaken() };
+        let Some(mut object) = self.object.clone() else { return self.candidate.mark_outdated() };
 
         let identity = Some(self.candidate.identity().to_owned());
         object.spec = Some(self.spec(object.spec.unwrap_or_default(), identity, transitions));
@@ -178,8 +178,8 @@ impl Elector {
                     let identity = self.candidate.identity();
                     tracing::info!(lease = self.name, identity, transitions, "leading");
                 }
-                self.trouble = None;
-                self.candidate.wrote(sent, record(&written));
+                self.last_error = None;
+                self.candidate.record_write(sent, record(&written));
                 self.object = Some(written);
             }
             Err(error) => self.handle_write_failure(&error),
@@ -190,7 +190,7 @@ impl Elector {
         match error {
             // Another process has written, created or deleted the lease since it was read.
             LeaseRequestError::Api(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-                self.candidate.overtaken();
+                self.candidate.mark_outdated();
             }
             _ => self.handle_failure("written", error),
         }
@@ -228,12 +228,12 @@ impl Elector {
 
     fn handle_failure(&mut self, what: &str, error: &LeaseRequestError) {
         let text = format!("the lease could not be {what}: {error}");
-        if self.trouble.as_ref() != Some(&text) {
+        if self.last_error.as_ref() != Some(&text) {
             tracing::warn!(lease = self.name, "{text}");
-            self.trouble = Some(text);
+            self.last_error = Some(text);
         }
 
-        self.candidate.failed(BootInstant::now());
+        self.candidate.record_failure(BootInstant::now());
     }
 
     fn publish(&mut self) {
@@ -255,7 +255,7 @@ impl Elector {
             other_installation: other_installation.cloned(),
             leader_changes: self.leader_changes,
             holder,
-            trouble: self.trouble.clone(),
+            last_error: self.last_error.clone(),
         };
         self.standing.send_if_modified(|before| {
             let changed = *before != standing;

@@ -33,7 +33,7 @@ impl LeaseObserver {
         Self { observed: None, began, lease_duration }
     }
 
-    pub fn saw(&mut self, now: BootInstant, record: Option<LeaseRecord>) {
+    pub fn observe(&mut self, now: BootInstant, record: Option<LeaseRecord>) {
         if self.observed.as_ref().is_none_or(|(before, _)| *before != record) {
             self.observed = Some((record, now));
         }
@@ -79,7 +79,7 @@ impl LeaderWatcher {
                 tokio::select! {
                     Some(change) = changes.next() => sender.send_modify(|watched| match change {
                         Ok(object) => {
-                            watched.observer.saw(BootInstant::now(), object.as_ref().map(record));
+                            watched.observer.observe(BootInstant::now(), object.as_ref().map(record));
                             watched.error = None;
                         }
                         Err(error) => watched.error = Some(Arc::new(error)),
@@ -98,7 +98,7 @@ impl LeaderWatcher {
     }
 
     /// Why it is not known which controller leads.
-    pub fn trouble(&self) -> Option<String> {
+    pub fn last_error(&self) -> Option<String> {
         let error = self.watched.borrow().error.clone()?;
         Some(format!("the lease {} cannot be watched, so its holder is not seen: {error}", self.lease))
     }

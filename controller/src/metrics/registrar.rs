@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use hush_contract::metrics::{Family, Kind};
+use hush_contract::metrics::{FamilySpec, MetricKind};
 use hush_log::{DroppedLines, register_program_metrics};
 use prometheus::core::Collector;
 use prometheus::{
@@ -12,12 +12,12 @@ use prometheus::{
 #[derive(Default)]
 pub(super) struct MetricRegistrar {
     registry: Registry,
-    families: RefCell<Vec<Family>>,
+    families: RefCell<Vec<FamilySpec>>,
 }
 
 impl MetricRegistrar {
     /// Adds the metrics of the program itself, and returns the registry and the families in the order of their creation.
-    pub(super) fn finish(self) -> prometheus::Result<(Registry, Vec<Family>)> {
+    pub(super) fn finish(self) -> prometheus::Result<(Registry, Vec<FamilySpec>)> {
         register_program_metrics(&self.registry, env!("CARGO_PKG_VERSION"))?;
         self.dropped_lines(
             "hush_controller_log_lines_dropped_total",
@@ -28,7 +28,7 @@ impl MetricRegistrar {
     }
 
     pub(super) fn counter(&self, name: &'static str, help: &'static str) -> prometheus::Result<IntCounter> {
-        self.register(IntCounter::new(name, help)?, Family { name, kind: Kind::Counter, labels: &[], help })
+        self.register(IntCounter::new(name, help)?, FamilySpec { name, kind: MetricKind::Counter, labels: &[], help })
     }
 
     pub(super) fn counters(
@@ -38,11 +38,11 @@ impl MetricRegistrar {
         labels: &'static [&'static str],
     ) -> prometheus::Result<IntCounterVec> {
         let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-        self.register(counters, Family { name, kind: Kind::Counter, labels, help })
+        self.register(counters, FamilySpec { name, kind: MetricKind::Counter, labels, help })
     }
 
     pub(super) fn gauge(&self, name: &'static str, help: &'static str) -> prometheus::Result<IntGauge> {
-        self.register(IntGauge::new(name, help)?, Family { name, kind: Kind::Gauge, labels: &[], help })
+        self.register(IntGauge::new(name, help)?, FamilySpec { name, kind: MetricKind::Gauge, labels: &[], help })
     }
 
     pub(super) fn gauges(
@@ -52,7 +52,7 @@ impl MetricRegistrar {
         labels: &'static [&'static str],
     ) -> prometheus::Result<IntGaugeVec> {
         let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        self.register(gauges, Family { name, kind: Kind::Gauge, labels, help })
+        self.register(gauges, FamilySpec { name, kind: MetricKind::Gauge, labels, help })
     }
 
     /// Gauges whose values need not be whole numbers.
@@ -63,7 +63,7 @@ impl MetricRegistrar {
         labels: &'static [&'static str],
     ) -> prometheus::Result<GaugeVec> {
         let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
-        self.register(gauges, Family { name, kind: Kind::Gauge, labels, help })
+        self.register(gauges, FamilySpec { name, kind: MetricKind::Gauge, labels, help })
     }
 
     pub(super) fn histogram(
@@ -74,7 +74,7 @@ impl MetricRegistrar {
     ) -> prometheus::Result<Histogram> {
         let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         let histogram = Histogram::with_opts(options)?;
-        self.register(histogram, Family { name, kind: Kind::Histogram, labels: &[], help })
+        self.register(histogram, FamilySpec { name, kind: MetricKind::Histogram, labels: &[], help })
     }
 
     pub(super) fn histograms(
@@ -86,17 +86,17 @@ impl MetricRegistrar {
     ) -> prometheus::Result<HistogramVec> {
         let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         let histograms = HistogramVec::new(options, labels)?;
-        self.register(histograms, Family { name, kind: Kind::Histogram, labels, help })
+        self.register(histograms, FamilySpec { name, kind: MetricKind::Histogram, labels, help })
     }
 
     /// A counter whose value is read from the log at each scrape.
     fn dropped_lines(&self, name: &'static str, help: &'static str) -> prometheus::Result<()> {
         self.registry.register(Box::new(DroppedLines::new(name, help)?))?;
-        self.families.borrow_mut().push(Family { name, kind: Kind::Counter, labels: &[], help });
+        self.families.borrow_mut().push(FamilySpec { name, kind: MetricKind::Counter, labels: &[], help });
         Ok(())
     }
 
-    fn register<M: Collector + Clone + 'static>(&self, metric: M, family: Family) -> prometheus::Result<M> {
+    fn register<M: Collector + Clone + 'static>(&self, metric: M, family: FamilySpec) -> prometheus::Result<M> {
         self.registry.register(Box::new(metric.clone()))?;
         self.families.borrow_mut().push(family);
         Ok(metric)

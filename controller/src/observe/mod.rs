@@ -12,7 +12,7 @@ mod world;
 
 pub use reports::{DisagreeingReport, DisputeTracker, TRUSTED_LABEL};
 pub use sample::{GpuSample, ModelSample, SampleError, ServerSample};
-pub use scrape::{ScrapeSettings, Scraper, follow, once};
+pub use scrape::{ScrapeSettings, Scraper, scrape_all_once, scrape_continuously};
 pub use store::{Observation, ObservationStore};
 pub use target::{BaseUrl, InvalidUrl, SERVER_LABEL, ScrapeTarget, Targets};
 pub use world::{AssembledWorld, AssemblyContext, ReportTrust, assemble};

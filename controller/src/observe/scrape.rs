@@ -14,7 +14,7 @@ use super::sample::{SampleError, ServerSample};
 use super::store::ObservationStore;
 use super::target::{ScrapeTarget, Targets};
 use crate::http::{Client, HttpError};
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 
 /// The longest answer of a server. The metrics of a thousand models are some hundred kB.
 const ANSWER_LIMIT_BYTES: usize = 8 << 20;
@@ -74,11 +74,11 @@ pub struct Scraper {
     pub client: Client,
     pub settings: ScrapeSettings,
     pub store: ObservationStore,
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ControllerMetrics>,
 }
 
 /// Keeps one task for each target until the sender of the targets is gone.
-pub async fn follow(scraper: Scraper, mut targets: watch::Receiver<Arc<Targets>>) {
+pub async fn scrape_continuously(scraper: Scraper, mut targets: watch::Receiver<Arc<Targets>>) {
     let slots = ScrapeSlots {
         healthy: Arc::new(Semaphore::new(HEALTHY_AT_ONCE)),
         failing: Arc::new(Semaphore::new(FAILING_AT_ONCE)),
@@ -194,7 +194,7 @@ async fn scrape(scraper: &Scraper, target: &ScrapeTarget) -> Result<ServerSample
 }
 
 /// Scrapes each target once, for a plan without a loop.
-pub async fn once(scraper: &Scraper, targets: &Targets) {
+pub async fn scrape_all_once(scraper: &Scraper, targets: &Targets) {
     let scrape_one = |(server, target): (&ServerName, &ScrapeTarget)| {
         let (scraper, server, target) = (scraper.clone(), server.clone(), target.clone());
         async move {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 
 /// Short enough that a file takes effect soon after it was saved.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ pub trait FileSource: Send + Sync + 'static {
 
 /// Reads the source at a fixed interval and publishes each new value. An invalid value is logged once and changes nothing:
 /// the last valid one stays in force. Contents are compared, not modification times, because mounted files change by links.
-pub async fn follow<S: FileSource>(source: Arc<S>, values: watch::Sender<Arc<S::Value>>, metrics: Arc<Metrics>) {
+pub async fn follow<S: FileSource>(source: Arc<S>, values: watch::Sender<Arc<S::Value>>, metrics: Arc<ControllerMetrics>) {
     let mut last_error: Option<String> = None;
 
     loop {

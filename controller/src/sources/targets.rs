@@ -8,13 +8,13 @@ use hush_core::{Labels, ServerName};
 use serde::Deserialize;
 
 use super::FileSource;
-use crate::observe::{BaseUrl, InvalidUrl, SERVER_LABEL, ScrapeTarget as Target, Targets};
+use crate::observe::{BaseUrl, InvalidUrl, SERVER_LABEL, ScrapeTarget, Targets};
 
 /// A server, and the name by which policies select it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedTarget {
     pub server: ServerName,
-    pub target: Target,
+    pub target: ScrapeTarget,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +49,7 @@ impl NamedTarget {
         labels.entry(SERVER_LABEL.to_owned()).or_insert_with(|| "true".to_owned());
         let server = ServerName(format!("{namespace}/{name}"));
         let node = node.unwrap_or_else(|| url.host().to_owned());
-        Ok(Self { server, target: Target { url, labels, node, audience: None } })
+        Ok(Self { server, target: ScrapeTarget { url, labels, node, audience: None } })
     }
 }
 
@@ -89,7 +89,7 @@ pub enum TargetEntryError {
     #[error("`url` {0}")]
     Url(#[source] InvalidUrl),
     #[error(transparent)]
-    Target(#[from] InvalidTarget),
+    ScrapeTarget(#[from] InvalidTarget),
     #[error(transparent)]
     Duplicate(#[from] DuplicateTarget),
 }

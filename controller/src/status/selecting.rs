@@ -84,7 +84,7 @@ mod tests {
         };
         let targets = Targets::from([("media/pod".into(), target)]);
 
-        let mut snapshot = LoopSnapshot::nothing();
+        let mut snapshot = LoopSnapshot::empty();
         let observed = models.iter().map(|name| observed_model("media/pod", name));
         snapshot.world.models = observed.map(|model| ObservedModel { labels: labels("speech"), ..model }).collect();
         let conflicts = BTreeSet::new();

@@ -16,8 +16,8 @@ use super::address::{ModelQuery, PolicyQuery, TargetQuery};
 use super::error::ApiRefusal;
 use super::view::{LoadModelRequest, PauseRequest, PausedView, ResumeRequest, ResumedView, UnloadModelRequest};
 use super::what_if::{find_policy, read_body};
-use crate::act::{CommandRecord as Record, CommandResult as Outcome};
-use crate::control_loop::{ClaimedName, LoopRequest as Request, PauseOrder as Pause};
+use crate::act::{CommandRecord, CommandResult};
+use crate::control_loop::{ClaimedName, LoopRequest, PauseOrder};
 use crate::option_values::parse_positive_duration;
 
 const ACTIONS_OFF: &str = "acting and trying out policies are off: start the controller with --page-token-file FILE";
@@ -35,7 +35,7 @@ pub async fn unload(
     TargetQuery(model): TargetQuery<ModelQuery>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Record>, ApiRefusal> {
+) -> Result<Json<CommandRecord>, ApiRefusal> {
     check_token(&web, &headers).await?;
     let request: UnloadModelRequest = read_json(body).await?;
     if request.drain_seconds.is_some_and(|drain| drain > DRAIN_MAX_SECONDS) {
@@ -58,7 +58,7 @@ pub async fn load(
     TargetQuery(model): TargetQuery<ModelQuery>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Record>, ApiRefusal> {
+) -> Result<Json<CommandRecord>, ApiRefusal> {
     check_token(&web, &headers).await?;
     let request: LoadModelRequest = read_json(body).await?;
 
@@ -84,8 +84,8 @@ pub async fn pause(
     let claimed_by = request.claimed_by.as_deref().and_then(ClaimedName::new);
     let name = policy_name(&web, &policy)?;
     check_acting(&web)?;
-    let pause = Pause { span: duration, claimed_by };
-    let paused = ask_loop(&web, |reply| Request::Pause(name, pause, reply), LOOP_TIMEOUT).await?;
+    let pause = PauseOrder { span: duration, claimed_by };
+    let paused = ask_loop(&web, |reply| LoopRequest::Pause(name, pause, reply), LOOP_TIMEOUT).await?;
     Ok(Json(paused.into()))
 }
 
@@ -101,7 +101,7 @@ pub async fn resume(
     let claimed_by = request.claimed_by.as_deref().and_then(ClaimedName::new);
     let name = policy_name(&web, &policy)?;
     check_acting(&web)?;
-    let resumed = ask_loop(&web, |reply| Request::Resume(name, claimed_by, reply), LOOP_TIMEOUT).await?;
+    let resumed = ask_loop(&web, |reply| LoopRequest::Resume(name, claimed_by, reply), LOOP_TIMEOUT).await?;
     Ok(Json(ResumedView { resumed }))
 }
 
@@ -167,18 +167,18 @@ fn manual_decision(model: &ObservedModel, action: Action) -> Decision {
 }
 
 /// The command goes on when the client does not wait for its outcome.
-async fn run_command(web: &WebState, decision: Decision) -> Result<Json<Record>, ApiRefusal> {
+async fn run_command(web: &WebState, decision: Decision) -> Result<Json<CommandRecord>, ApiRefusal> {
     let timeout = COMMAND_TIMEOUT + Duration::from_secs(decision.drain_seconds.unwrap_or(0));
-    let record = ask_loop(web, |reply| Request::Command(Box::new(decision), reply), timeout).await?;
+    let record = ask_loop(web, |reply| LoopRequest::Command(Box::new(decision), reply), timeout).await?;
 
     let (status, code, message) = match &record.outcome {
-        Outcome::Unloaded { .. } | Outcome::Loading => return Ok(Json(record)),
-        Outcome::Refused { code, message } => {
+        CommandResult::Unloaded { .. } | CommandResult::Loading => return Ok(Json(record)),
+        CommandResult::Refused { code, message } => {
             let message = format!("the server refused ({code}): {message}");
             (StatusCode::CONFLICT, "refused", message)
         }
-        Outcome::Withheld { message } => (StatusCode::CONFLICT, WITHHELD, message.clone()),
-        Outcome::Failed { code, message } => (StatusCode::BAD_GATEWAY, *code, message.clone()),
+        CommandResult::Withheld { message } => (StatusCode::CONFLICT, WITHHELD, message.clone()),
+        CommandResult::Failed { code, message } => (StatusCode::BAD_GATEWAY, *code, message.clone()),
     };
     Err(ApiRefusal::new(status, code, message))
 }
@@ -186,7 +186,7 @@ async fn run_command(web: &WebState, decision: Decision) -> Result<Json<Record>,
 /// Sends a request to the control loop and waits for its reply.
 async fn ask_loop<T>(
     web: &WebState,
-    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    request: impl FnOnce(oneshot::Sender<T>) -> LoopRequest,
     timeout: Duration,
 ) -> Result<T, ApiRefusal> {
     let timed_out = || {

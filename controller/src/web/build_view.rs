@@ -13,11 +13,11 @@ use super::view::{
     ChosenView, GpuView, ModelStateView, MovingTime, PausedView, PolicyView, RuleSetView, SampledTime, ServerView,
     SkipReasonView, StateView, ThresholdView, serialized_name,
 };
-use crate::control_loop::LoopSnapshot as Snapshot;
-use crate::observe::ScrapeTarget as Target;
+use crate::control_loop::LoopSnapshot;
+use crate::observe::ScrapeTarget;
 
 impl StateView {
-    pub fn new(snapshot: &Snapshot, acting: bool, actions: bool) -> Self {
+    pub fn new(snapshot: &LoopSnapshot, acting: bool, actions: bool) -> Self {
         Self {
             at: MovingTime(snapshot.at),
             version: env!("CARGO_PKG_VERSION"),
@@ -35,7 +35,7 @@ impl StateView {
     }
 }
 
-fn policies(snapshot: &Snapshot) -> Vec<PolicyView> {
+fn policies(snapshot: &LoopSnapshot) -> Vec<PolicyView> {
     let counts = count_selected_models(&snapshot.plan);
     let no_labels = Labels::new();
     let models = &snapshot.world.models;
@@ -68,8 +68,8 @@ pub fn count_selected_models(plan: &Plan) -> BTreeMap<&str, usize> {
     counts
 }
 
-pub fn servers(snapshot: &Snapshot) -> Vec<ServerView> {
-    let view = |(server, target): (&ServerName, &Target)| {
+pub fn servers(snapshot: &LoopSnapshot) -> Vec<ServerView> {
+    let view = |(server, target): (&ServerName, &ScrapeTarget)| {
         let seen = snapshot.seen.get(server);
         let failure = seen.and_then(|seen| seen.failure.clone());
         let state = match (seen, &failure) {
@@ -90,7 +90,7 @@ pub fn servers(snapshot: &Snapshot) -> Vec<ServerView> {
 }
 
 /// The GPUs of the snapshot with the pressure that `plan` states.
-pub fn gpus(snapshot: &Snapshot, at: Timestamp, plan: &Plan) -> Vec<GpuView> {
+pub fn gpus(snapshot: &LoopSnapshot, at: Timestamp, plan: &Plan) -> Vec<GpuView> {
     let ours = bytes_held_by_models(snapshot);
     let plans: BTreeMap<&str, &GpuPlan> = plan.gpus.iter().map(|gpu| (gpu.uuid.as_str(), gpu)).collect();
 
@@ -117,7 +117,7 @@ pub fn gpus(snapshot: &Snapshot, at: Timestamp, plan: &Plan) -> Vec<GpuView> {
     snapshot.world.gpus.iter().map(view).collect()
 }
 
-fn bytes_held_by_models(snapshot: &Snapshot) -> BTreeMap<&str, u64> {
+fn bytes_held_by_models(snapshot: &LoopSnapshot) -> BTreeMap<&str, u64> {
     let mut held: BTreeMap<&str, u64> = BTreeMap::new();
 
     for model in snapshot.world.models.iter().filter(|model| holds_memory(model.state)) {
@@ -137,7 +137,7 @@ const fn holds_memory(state: ResidencyState) -> bool {
 }
 
 /// The models of the snapshot with the rules and skip reasons of `plan`.
-pub fn models(snapshot: &Snapshot, at: Timestamp, plan: &Plan) -> Vec<ModelStateView> {
+pub fn models(snapshot: &LoopSnapshot, at: Timestamp, plan: &Plan) -> Vec<ModelStateView> {
     let mut skips: BTreeMap<(&str, &str), Vec<SkipReasonView>> = BTreeMap::new();
     for skip in &plan.skips {
         let reasons = skips.entry((skip.server.as_str(), &skip.model)).or_default();
@@ -160,7 +160,7 @@ pub fn models(snapshot: &Snapshot, at: Timestamp, plan: &Plan) -> Vec<ModelState
 }
 
 fn model_view(
-    snapshot: &Snapshot,
+    snapshot: &LoopSnapshot,
     at: Timestamp,
     model: &ObservedModel,
     rules: Option<&RuleSet>,
@@ -200,7 +200,7 @@ fn model_view(
 }
 
 /// The end of a hold, as the model's server reports it.
-fn held_until(snapshot: &Snapshot, model: &ObservedModel, sampled_at: Timestamp) -> Option<Timestamp> {
+fn held_until(snapshot: &LoopSnapshot, model: &ObservedModel, sampled_at: Timestamp) -> Option<Timestamp> {
     let (_, sample) = snapshot.seen.get(&model.key.server)?.last.as_ref()?;
     let hold = sample.models.get(&model.key.model)?.hold;
     let until = add_millis(sampled_at, u64::try_from(hold.as_millis()).unwrap_or(u64::MAX));
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn before_the_first_step_there_is_nothing() {
-        let view = serde_json::to_value(StateView::new(&Snapshot::nothing(), true, false)).unwrap();
+        let view = serde_json::to_value(StateView::new(&LoopSnapshot::empty(), true, false)).unwrap();
 
         assert_eq!(view["at"], "1970-01-01T00:00:00Z");
         for part in ["gpus", "servers", "models", "decisions", "policies", "problems", "records"] {

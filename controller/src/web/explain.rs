@@ -14,7 +14,7 @@ use super::address::{ServerQuery, TargetQuery};
 use super::build_view::{gpus, models, servers};
 use super::error::ApiRefusal;
 use super::view::{ModelExplanationView, ServerExplanationView};
-use crate::control_loop::LoopSnapshot as Snapshot;
+use crate::control_loop::LoopSnapshot;
 
 pub async fn server(
     State(web): State<WebState>,
@@ -26,7 +26,7 @@ pub async fn server(
     })
 }
 
-fn explain_server(snapshot: &Snapshot, acting: bool, name: &str) -> Option<ServerExplanationView> {
+fn explain_server(snapshot: &LoopSnapshot, acting: bool, name: &str) -> Option<ServerExplanationView> {
     let server = servers(snapshot).into_iter().find(|server| server.server == name)?;
     let policies = snapshot.in_force();
 

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use hush_contract::admin::code;
-use hush_log::{ChangeError, LogLevel};
+use hush_log::{ChangeError, ActiveLogLevel};
 use jiff::{SignedDuration, Timestamp};
 
 use super::WebState;
@@ -50,7 +50,7 @@ fn parse_duration(text: &str) -> Result<Duration, ApiRefusal> {
     hush_crds::parse_duration(text).ok_or_else(|| ApiRefusal::invalid(message))
 }
 
-fn view(level: LogLevel) -> Json<LogLevelView> {
+fn view(level: ActiveLogLevel) -> Json<LogLevelView> {
     let remaining = level.remaining.and_then(|remaining| SignedDuration::try_from(remaining).ok());
     let until = remaining.and_then(|remaining| Timestamp::now().checked_add(remaining).ok());
 

@@ -27,16 +27,16 @@ pub use actions::{DRAIN_MAX_SECONDS, WITHHELD};
 pub use browsers::AllowedHosts;
 pub use token::{PageToken, PageTokenError, TOKEN_HEADER};
 
-use crate::control_loop::{LoopRequest as Request, LoopSnapshot as Snapshot};
-use crate::metrics::Metrics;
+use crate::control_loop::{LoopRequest, LoopSnapshot};
+use crate::metrics::ControllerMetrics;
 use view::StateView;
 
 /// The state that all routes share; cheap to clone.
 #[derive(Clone)]
 pub struct WebState {
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    requests: mpsc::Sender<Request>,
-    metrics: Arc<Metrics>,
+    snapshots: watch::Receiver<Arc<LoopSnapshot>>,
+    requests: mpsc::Sender<LoopRequest>,
+    metrics: Arc<ControllerMetrics>,
     /// `None`: commands and plans with other policies are refused.
     token: Option<Arc<PageToken>>,
     feed: live::StateFeed,
@@ -47,9 +47,9 @@ pub struct WebState {
 impl WebState {
     /// Must be called in a tokio runtime.
     pub fn new(
-        snapshots: watch::Receiver<Arc<Snapshot>>,
-        requests: mpsc::Sender<Request>,
-        metrics: Arc<Metrics>,
+        snapshots: watch::Receiver<Arc<LoopSnapshot>>,
+        requests: mpsc::Sender<LoopRequest>,
+        metrics: Arc<ControllerMetrics>,
         token: Option<PageToken>,
         hosts: AllowedHosts,
     ) -> Self {
@@ -66,7 +66,7 @@ impl WebState {
         web
     }
 
-    fn view(&self, snapshot: &Snapshot) -> StateView {
+    fn view(&self, snapshot: &LoopSnapshot) -> StateView {
         StateView::new(snapshot, self.acting(), self.token.is_some())
     }
 
@@ -75,7 +75,7 @@ impl WebState {
         self.metrics.acting.get() != 0
     }
 
-    fn snapshot(&self) -> Arc<Snapshot> {
+    fn snapshot(&self) -> Arc<LoopSnapshot> {
         self.snapshots.borrow().clone()
     }
 }

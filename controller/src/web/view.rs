@@ -10,8 +10,8 @@ use hush_core::{Decision, Labels, PressureThreshold, RuleExplanation, RuleSet, S
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::act::CommandRecord as Record;
-use crate::control_loop::PausedPolicy as Paused;
+use crate::act::CommandRecord;
+use crate::control_loop::PausedPolicy;
 
 /// A point in time that moves on with every step. Two of them always compare equal, so that the passing of time alone is
 /// no change of the state.
@@ -60,7 +60,7 @@ pub struct StateView {
     /// What was left out of the world, and why.
     pub problems: Vec<String>,
     /// The last commands, and those that a dry run would have sent, oldest first.
-    pub records: Vec<Record>,
+    pub records: Vec<CommandRecord>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -262,8 +262,8 @@ pub struct PausedView {
     pub claimed_by: Option<String>,
 }
 
-impl From<Paused> for PausedView {
-    fn from(Paused { since, until, claimed_by }: Paused) -> Self {
+impl From<PausedPolicy> for PausedView {
+    fn from(PausedPolicy { since, until, claimed_by }: PausedPolicy) -> Self {
         Self { since, until, claimed_by: claimed_by.map(|name| name.to_string()) }
     }
 }
@@ -282,7 +282,7 @@ pub struct ServerExplanationView {
     /// The decisions of the current plan about the server's models.
     pub decisions: Vec<Decision>,
     /// Those of the last commands that went to the server, oldest first.
-    pub records: Vec<Record>,
+    pub records: Vec<CommandRecord>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -19,7 +19,7 @@ use super::address::{PolicyQuery, TargetQuery};
 use super::build_view::{count_selected_models, gpus, models};
 use super::error::ApiRefusal;
 use super::view::{EditedView, ProblemView, WhatIfView};
-use crate::control_loop::{LoopRequest as Request, LoopSnapshot as Snapshot};
+use crate::control_loop::{LoopRequest, LoopSnapshot};
 use crate::policies;
 
 const BODY_LIMIT_BYTES: usize = 256 << 10;
@@ -66,7 +66,7 @@ pub async fn policy(
 }
 
 /// `name` is in the form of [`hush_core::PolicyName`].
-pub fn find_policy<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a ModelPolicy, ApiRefusal> {
+pub fn find_policy<'a>(snapshot: &'a LoopSnapshot, name: &str) -> Result<&'a ModelPolicy, ApiRefusal> {
     snapshot.policies.iter().find(|policy| policy.name.to_string() == name).ok_or_else(|| {
         let message = format!("there is no policy `{name}`; it must be namespace/name, or /name of the cluster kind");
         ApiRefusal::new(StatusCode::NOT_FOUND, code::NOT_FOUND, message)
@@ -146,13 +146,13 @@ pub async fn read_body(body: Body) -> Result<Vec<u8>, ApiRefusal> {
 /// A copy of the control loop's memory.
 async fn copy_memory(web: &WebState) -> Result<StepMemory, ApiRefusal> {
     let (sender, reply) = oneshot::channel();
-    web.requests.send(Request::Memory(sender)).await.map_err(|_| ApiRefusal::stopping())?;
+    web.requests.send(LoopRequest::Memory(sender)).await.map_err(|_| ApiRefusal::stopping())?;
 
     let memory = tokio::time::timeout(STAGE_TIMEOUT, reply).await.map_err(|_| ApiRefusal::stopping())?;
     memory.map_err(|_| ApiRefusal::stopping())
 }
 
-fn build_what_if(snapshot: &Snapshot, mut memory: StepMemory, edited: Vec<ModelPolicy>) -> WhatIfView {
+fn build_what_if(snapshot: &LoopSnapshot, mut memory: StepMemory, edited: Vec<ModelPolicy>) -> WhatIfView {
     let before: BTreeMap<&PolicyKey, &ModelPolicy> =
         snapshot.policies.iter().map(|policy| (&policy.name, policy)).collect();
     let difference = |policy: &ModelPolicy| match before.get(&policy.name) {

@@ -283,13 +283,13 @@ impl LeaseSim {
                 match reply {
                     LeaseSimReply::Seen(version) => {
                         process.version = version as u64;
-                        process.candidate.saw(now, record(version));
+                        process.candidate.observe(now, record(version));
                     }
                     LeaseSimReply::Wrote(version) => {
                         process.version = version as u64;
-                        process.candidate.wrote(sent, record(version).expect("a written lease"));
+                        process.candidate.record_write(sent, record(version).expect("a written lease"));
                     }
-                    LeaseSimReply::Conflict => process.candidate.overtaken(),
+                    LeaseSimReply::Conflict => process.candidate.mark_outdated(),
                 }
             }
             SimEvent::Timeout(_, incarnation, request) => {
@@ -299,7 +299,7 @@ impl LeaseSim {
                 }
 
                 process.request = None;
-                process.candidate.failed(now);
+                process.candidate.record_failure(now);
             }
             SimEvent::Watched(_, version) => {
                 let record = record(usize::try_from(version).unwrap());
@@ -308,7 +308,7 @@ impl LeaseSim {
                 // As in the elector, a process that holds the lease or waits for an answer does not watch.
                 if process.request.is_none() && process.candidate.claim().is_none() {
                     process.version = version;
-                    process.candidate.saw(now, record);
+                    process.candidate.observe(now, record);
                 }
             }
             _ => {}
@@ -324,9 +324,9 @@ impl LeaseSim {
         }
 
         let now = self.local_time(index);
-        match self.processes[index].candidate.next(now) {
+        match self.processes[index].candidate.next_step(now) {
             LeaseStep::Lost(loss) => self.restart(index, &loss.to_string()),
-            LeaseStep::Look => self.send(index, LeaseRequest::Read),
+            LeaseStep::Read => self.send(index, LeaseRequest::Read),
             LeaseStep::Create => self.send(index, LeaseRequest::Create),
             LeaseStep::Write { transitions } => {
                 let version = self.processes[index].version;

@@ -13,7 +13,7 @@ use lease_sim::{LeaseFaults, LeaseSim};
 use proptest::prelude::*;
 
 fn terms() -> LeaseTiming {
-    LeaseTiming::of(Duration::from_secs(15)).unwrap()
+    LeaseTiming::new(Duration::from_secs(15)).unwrap()
 }
 
 fn at(seconds: f64) -> BootInstant {
@@ -55,60 +55,60 @@ proptest! {
 #[test]
 fn a_claim_ends_before_the_lease_whatever_the_answer_took() {
     let mut me = candidate();
-    me.saw(at(0.0), None);
-    assert_eq!(me.next(at(0.0)), LeaseStep::Create);
-    me.saw(at(0.0), Some(LeaseRecord { transitions: 0, ..record("", 0) }));
+    me.observe(at(0.0), None);
+    assert_eq!(me.next_step(at(0.0)), LeaseStep::Create);
+    me.observe(at(0.0), Some(LeaseRecord { transitions: 0, ..record("", 0) }));
     assert_eq!(
-        me.next(at(14.9)),
+        me.next_step(at(14.9)),
         LeaseStep::Wait { until: at(15.0) },
         "a candidate may have held it until it was deleted"
     );
-    assert_eq!(me.next(at(15.0)), LeaseStep::Write { transitions: 1 });
+    assert_eq!(me.next_step(at(15.0)), LeaseStep::Write { transitions: 1 });
 
     // The answer came four seconds after the write was sent.
-    me.wrote(at(15.0), record("me", 1));
+    me.record_write(at(15.0), record("me", 1));
     assert_eq!(me.claim(), Some(at(25.0)));
-    assert_eq!(me.next(at(19.0)), LeaseStep::Wait { until: at(20.0) });
+    assert_eq!(me.next_step(at(19.0)), LeaseStep::Wait { until: at(20.0) });
 
-    me.failed(at(23.0));
-    assert_eq!(me.next(at(23.5)), LeaseStep::Wait { until: at(24.0) });
-    assert_eq!(me.next(at(24.0)), LeaseStep::Look);
-    me.saw(at(24.1), Some(record("me", 1)));
-    assert_eq!(me.next(at(24.1)), LeaseStep::Write { transitions: 3 });
-    assert_eq!(me.next(at(25.0)), LeaseStep::Lost(ClaimLoss::Expired));
+    me.record_failure(at(23.0));
+    assert_eq!(me.next_step(at(23.5)), LeaseStep::Wait { until: at(24.0) });
+    assert_eq!(me.next_step(at(24.0)), LeaseStep::Read);
+    me.observe(at(24.1), Some(record("me", 1)));
+    assert_eq!(me.next_step(at(24.1)), LeaseStep::Write { transitions: 3 });
+    assert_eq!(me.next_step(at(25.0)), LeaseStep::Lost(ClaimLoss::Expired));
 }
 
 #[test]
 fn the_time_since_a_change_is_what_counts() {
     let mut me = candidate();
-    me.saw(at(100.0), Some(record("other", 1)));
-    me.saw(at(110.0), Some(record("other", 2)));
-    assert_eq!(me.next(at(120.0)), LeaseStep::Wait { until: at(125.0) });
+    me.observe(at(100.0), Some(record("other", 1)));
+    me.observe(at(110.0), Some(record("other", 2)));
+    assert_eq!(me.next_step(at(120.0)), LeaseStep::Wait { until: at(125.0) });
 
     // An attempt that failed does not restart the wait.
-    me.failed(at(126.0));
-    me.saw(at(127.0), Some(record("other", 2)));
-    assert_eq!(me.next(at(127.0)), LeaseStep::Write { transitions: 4 });
-    me.overtaken();
-    assert_eq!(me.next(at(127.1)), LeaseStep::Look);
+    me.record_failure(at(126.0));
+    me.observe(at(127.0), Some(record("other", 2)));
+    assert_eq!(me.next_step(at(127.0)), LeaseStep::Write { transitions: 4 });
+    me.mark_outdated();
+    assert_eq!(me.next_step(at(127.1)), LeaseStep::Read);
 }
 
 #[test]
 fn a_lease_that_was_given_back_is_free_after_what_it_promises() {
     let mut me = candidate();
-    me.saw(at(0.0), Some(LeaseRecord { duration: Some(Duration::from_secs(1)), ..record("", 1) }));
-    assert_eq!(me.next(at(0.5)), LeaseStep::Wait { until: at(1.0) });
-    assert_eq!(me.next(at(1.0)), LeaseStep::Write { transitions: 4 });
+    me.observe(at(0.0), Some(LeaseRecord { duration: Some(Duration::from_secs(1)), ..record("", 1) }));
+    assert_eq!(me.next_step(at(0.5)), LeaseStep::Wait { until: at(1.0) });
+    assert_eq!(me.next_step(at(1.0)), LeaseStep::Write { transitions: 4 });
 }
 
 #[test]
 fn a_write_that_was_never_answered_is_found_again() {
     let mut me = candidate();
-    me.saw(at(0.0), Some(record("", 0)));
-    me.failed(at(20.0));
-    me.saw(at(21.0), Some(LeaseRecord { transitions: 0, ..record("me", 1) }));
+    me.observe(at(0.0), Some(record("", 0)));
+    me.record_failure(at(20.0));
+    me.observe(at(21.0), Some(LeaseRecord { transitions: 0, ..record("me", 1) }));
     assert_eq!(
-        (me.claim(), me.next(at(21.0))),
+        (me.claim(), me.next_step(at(21.0))),
         (None, LeaseStep::Write { transitions: 0 }),
         "no claim before it is written again"
     );
@@ -122,11 +122,11 @@ fn a_lost_lease_names_the_new_holder() {
         (None, ClaimLoss::Gone),
     ] {
         let mut me = candidate();
-        me.saw(at(0.0), Some(record("", 1)));
-        me.wrote(at(15.0), record("me", 2));
-        me.overtaken();
-        me.saw(at(20.1), seen);
-        assert_eq!((me.claim(), me.next(at(20.1))), (None, LeaseStep::Lost(loss)));
+        me.observe(at(0.0), Some(record("", 1)));
+        me.record_write(at(15.0), record("me", 2));
+        me.mark_outdated();
+        me.observe(at(20.1), seen);
+        assert_eq!((me.claim(), me.next_step(at(20.1))), (None, LeaseStep::Lost(loss)));
     }
 }
 
@@ -135,6 +135,6 @@ fn terms_are_whole_seconds_between_bounds() {
     let terms = terms();
     assert!(terms.claim < terms.lease && terms.renew * 2 <= terms.claim && terms.retry < terms.renew);
     for wrong in [Duration::from_secs(2), Duration::from_millis(3500), Duration::from_secs(3601)] {
-        assert_eq!(LeaseTiming::of(wrong), None);
+        assert_eq!(LeaseTiming::new(wrong), None);
     }
 }

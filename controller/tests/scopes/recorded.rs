@@ -33,7 +33,7 @@ fn on_node(world: &World, node: &str) -> World {
 
 /// The part of a plan that a controller of this scope carries out.
 fn part(scope: Scope, plan: &Plan) -> Vec<Decision> {
-    let gate = ScopeGate { scope, claim: Claim::unrivalled(), wider: Vec::new() };
+    let gate = ScopeGate { scope, claim: Claim::always_current(), wider: Vec::new() };
     let live = plan.decisions.iter().filter(|decision| !decision.dry_run);
     let part: Vec<Decision> = live.filter(|decision| gate.check(&decision.server).is_ok()).cloned().collect();
     let others = plan.decisions.iter().filter(|decision| !decision.dry_run && gate.is_for_another(decision)).count();

@@ -136,7 +136,7 @@ impl SlowController {
         self.next_step = now + took + i64::try_from(pause_after(millis(took), INTERVAL).as_millis()).unwrap();
         let world = self.world(gpu, now, start);
         for missing in self.others.observe(time(now), &world, &mut self.memory) {
-            self.backoff.absent(start + millis(now), &missing);
+            self.backoff.suspend(start + millis(now), &missing);
         }
 
         let plan = step(&mut self.memory, time(now), &world, policies);

@@ -11,12 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::percent::segment;
 use crate::state::{ModelState, UnloadReason, UnloadRefusal};
 
-// Former names, for code outside of this module.
-pub use self::{
-    AdminErrorBody as ErrorBody, AdminEvent as Event, CommandReason as Reason, PolicyRef as PolicyName,
-    ReportedResidency as ResidencyMode,
-};
-
 /// All paths below this one require a credential.
 pub const ADMIN_PATH: &str = "/admin/v1";
 

@@ -1,9 +1,6 @@
 //! Metric families of `hush-server`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape
 //! time.
 
-// Former names, for code outside of this module.
-pub use self::{FamilySpec as Family, MetricKind as Kind};
-
 /// Path of the metrics on the operations listener.
 pub const PATH: &str = "/metrics";
 

@@ -37,12 +37,6 @@ pub use live::{LiveFeed, ModelSnapshots};
 pub use speech::{ServedModel, TranscriptionModel};
 pub use upload::UploadOptions;
 
-// Former names, for code outside of this module.
-pub use self::{
-    LiveFeed as Live, ModelCatalogue as Catalogue, ModelSnapshots as Show, SingleModelCatalogue as Single,
-    TranscriptionModel as Speech,
-};
-
 use crate::audio::DecodeOptions;
 use crate::auth::KeyFile;
 use crate::format::JsonShape;

@@ -12,7 +12,7 @@ use crate::cli::env::Env;
 use crate::cli::settings::{ServeSettings, SettingError};
 use crate::cli::values::{Device, DeviceChoice};
 use crate::gpu::{Accounts, CudaDevice, GpuRef, Needs, Sampler, SamplerSettings};
-use crate::metrics::Metrics;
+use crate::metrics::ServerMetrics;
 
 /// The library and the variables that all models of a server share, and the device that `auto` means with them. Cheap to
 /// clone.
@@ -111,7 +111,7 @@ impl DeviceEnvironment {
 pub fn start_gpu_accounts(
     settings: &ServeSettings,
     is_gpu_expected: bool,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<ServerMetrics>,
 ) -> io::Result<Accounts> {
     let memory = &settings.memory;
     let sampler = Sampler::start(SamplerSettings {
@@ -120,5 +120,5 @@ pub fn start_gpu_accounts(
         expected: is_gpu_expected || memory.nvml_lib.is_some(),
     })?;
     let needs = Needs::open(&settings.store.models_dir);
-    Ok(Accounts::start(sampler, needs, metrics, memory.headroom_bytes, memory.reclaim_timeout))
+    Ok(Accounts::start(sampler, needs, &metrics.residency, memory.headroom_bytes, memory.reclaim_timeout))
 }

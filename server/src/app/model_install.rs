@@ -28,7 +28,7 @@ pub trait ProgressDisplay: Send + Sync {
 pub trait TaskMeter {
     fn set_bytes(&mut self, done: u64, total: u64);
 
-    fn show_download(&mut self, event: hub::Event<'_>);
+    fn show_download(&mut self, event: hub::DownloadEvent<'_>);
 }
 
 #[derive(Debug, thiserror::Error)]

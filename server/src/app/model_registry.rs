@@ -9,11 +9,11 @@ use tokio_util::sync::CancellationToken;
 use super::device_environment::{DeviceAssignment, DeviceEnvironment};
 use super::model_store::{ModelStore, as_folder, is_name};
 use super::served_model_spec::{ServedModelSpec, installed_model_spec};
-use crate::api::{Catalogue, ModelCard, ServedModel, Speech, is_alias, is_same_model};
+use crate::api::{ModelCatalogue, ModelCard, ServedModel, TranscriptionModel, is_alias, is_same_model};
 use crate::cli::settings::ServeSettings;
 use crate::gpu::Accounts;
 use crate::hub::Repo;
-use crate::metrics::Metrics;
+use crate::metrics::ServerMetrics;
 use crate::residency::{ModelHandle, Models, StartError};
 use crate::runner;
 
@@ -56,7 +56,7 @@ impl RegisteredModels {
 pub struct ModelRegistry {
     models: Arc<Models>,
     devices: DeviceEnvironment,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ServerMetrics>,
     stop: CancellationToken,
     registered: RwLock<RegisteredModels>,
     default_model: RwLock<Arc<ServedModel>>,
@@ -81,12 +81,12 @@ impl ModelRegistry {
         runners: runner::RunnerSettings,
         devices: DeviceEnvironment,
         accounts: &Accounts,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ServerMetrics>,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let model_settings = specs.iter().map(|spec| spec.settings.clone()).collect();
         let max_loaded = NonZeroUsize::new(settings.max_loaded);
-        let models = Models::start_limited(model_settings, max_loaded, runners, Some(accounts), metrics)?;
+        let models = Models::start_limited(model_settings, max_loaded, runners, Some(accounts), &metrics.residency)?;
         let models = Arc::new(models);
 
         let mut registered = Vec::new();
@@ -226,12 +226,12 @@ impl ModelRegistry {
 }
 
 /// Publishes on which device the model runs, and why, as a metric.
-fn publish_device(spec: &ServedModelSpec, metrics: &Metrics) {
+fn publish_device(spec: &ServedModelSpec, metrics: &ServerMetrics) {
     let labels = device_labels(spec);
     metrics.device_info.with_label_values(&labels.each_ref().map(String::as_str)).set(1.0);
 }
 
-fn retract_device(spec: &ServedModelSpec, metrics: &Metrics) {
+fn retract_device(spec: &ServedModelSpec, metrics: &ServerMetrics) {
     let labels = device_labels(spec);
     // Fails only if the labels were never published.
     let _ = metrics.device_info.remove_label_values(&labels.each_ref().map(String::as_str));
@@ -254,22 +254,22 @@ fn served_model(
     Arc::new(model.with_defaults(spec.defaults.clone()))
 }
 
-impl Catalogue for ModelRegistry {
-    fn default_model(&self) -> Arc<dyn Speech> {
-        Arc::clone(&*self.default_model.read().unwrap_or_else(PoisonError::into_inner)) as Arc<dyn Speech>
+impl ModelCatalogue for ModelRegistry {
+    fn default_model(&self) -> Arc<dyn TranscriptionModel> {
+        Arc::clone(&*self.default_model.read().unwrap_or_else(PoisonError::into_inner)) as Arc<dyn TranscriptionModel>
     }
 
-    fn find(&self, name: &str) -> Option<Arc<dyn Speech>> {
+    fn find(&self, name: &str) -> Option<Arc<dyn TranscriptionModel>> {
         let registered = self.read();
         if let Some(model) = registered.find(name) {
-            return Some(Arc::clone(&model.speech) as Arc<dyn Speech>);
+            return Some(Arc::clone(&model.speech) as Arc<dyn TranscriptionModel>);
         }
         if registered.settings.default_aliases.iter().any(|alias| is_alias(name, alias)) {
             return Some(self.default_model());
         }
 
         drop(registered);
-        self.add_installed(name).map(|speech| speech as Arc<dyn Speech>)
+        self.add_installed(name).map(|speech| speech as Arc<dyn TranscriptionModel>)
     }
 
     fn cards(&self) -> Vec<ModelCard> {
@@ -288,7 +288,7 @@ impl Catalogue for ModelRegistry {
         cards
     }
 
-    fn served(&self) -> Vec<Arc<dyn Speech>> {
-        self.read().models.iter().map(|model| Arc::clone(&model.speech) as Arc<dyn Speech>).collect()
+    fn served(&self) -> Vec<Arc<dyn TranscriptionModel>> {
+        self.read().models.iter().map(|model| Arc::clone(&model.speech) as Arc<dyn TranscriptionModel>).collect()
     }
 }

@@ -12,7 +12,7 @@ use super::model_registry::{ModelRegistry, ReloadChanges};
 use super::served_model_spec::model_specs;
 use crate::cli::env::Env;
 use crate::cli::settings::ServeSettings;
-use crate::metrics::Metrics;
+use crate::metrics::ServerMetrics;
 
 /// Reads the settings again, from the same arguments and the same environment as at the start.
 pub type ReadSettings = Arc<dyn Fn() -> anyhow::Result<ServeSettings> + Send + Sync>;
@@ -22,7 +22,7 @@ pub struct ConfigReload {
     pub env: Env,
     pub devices: DeviceEnvironment,
     pub progress: Arc<dyn ProgressDisplay>,
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ServerMetrics>,
     /// Changes of settings that do not belong to a model need a restart.
     pub settings_at_start: ServeSettings,
 }
@@ -64,7 +64,7 @@ impl ConfigReload {
 }
 
 /// Records that the configuration was read; the start counts as the first time.
-pub fn record_reload(metrics: &Metrics, is_successful: bool) {
+pub fn record_reload(metrics: &ServerMetrics, is_successful: bool) {
     metrics.config_last_reload_successful.set(if is_successful { 1.0 } else { 0.0 });
     if is_successful {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());

@@ -23,12 +23,12 @@ use super::served_model_spec::{ServedModelSpec, model_specs};
 use super::signals::{ServerSignal, ServerSignals};
 use super::{log_setup, ort_library, security, vad_model};
 use crate::admin::{self, AdminState};
-use crate::api::{ApiConfig, ApiState, Catalogue, Live};
+use crate::api::{ApiConfig, ApiState, ModelCatalogue, LiveFeed};
 use crate::audio::Confinement;
 use crate::cli::env::Env;
 use crate::cli::settings::ServeSettings;
 use crate::gpu::{Accounts, GpuCollector, Sampler};
-use crate::metrics::Metrics;
+use crate::metrics::ServerMetrics;
 use crate::ops;
 use crate::residency::{Governor, reclaim_memory};
 use crate::runner::RunnerSettings;
@@ -104,7 +104,7 @@ impl PreparedServer {
     }
 
     async fn serve(mut self, read_settings: ReadSettings) -> anyhow::Result<()> {
-        let metrics = Arc::new(Metrics::new().context("registering metrics")?);
+        let metrics = Arc::new(ServerMetrics::new().context("registering metrics")?);
         publish_confinement(&metrics);
 
         let stop = CancellationToken::new();
@@ -138,7 +138,7 @@ impl PreparedServer {
         listeners.shut_down(&registry, drain_timeout).await
     }
 
-    fn start_accounts(&self, specs: &[ServedModelSpec], metrics: &Arc<Metrics>) -> anyhow::Result<Accounts> {
+    fn start_accounts(&self, specs: &[ServedModelSpec], metrics: &Arc<ServerMetrics>) -> anyhow::Result<Accounts> {
         let is_gpu_expected = specs.iter().any(|spec| spec.device.gpu.is_some());
         let accounts = start_gpu_accounts(&self.settings, is_gpu_expected, metrics)
             .context("starting the thread that looks at the GPUs")?;
@@ -151,7 +151,7 @@ impl PreparedServer {
         &self,
         specs: Vec<ServedModelSpec>,
         accounts: &Accounts,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ServerMetrics>,
         stop: CancellationToken,
     ) -> anyhow::Result<Arc<ModelRegistry>> {
         let runners = self.runner_settings();
@@ -188,7 +188,7 @@ impl PreparedServer {
     async fn start_listeners(
         &self,
         registry: &Arc<ModelRegistry>,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ServerMetrics>,
         sampler: &Sampler,
         governor: Governor,
         stop: CancellationToken,
@@ -224,13 +224,13 @@ impl PreparedServer {
     fn api_router(
         &self,
         registry: &Arc<ModelRegistry>,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ServerMetrics>,
         stop: CancellationToken,
     ) -> anyhow::Result<Router> {
         let keys = security::api_keys(&self.settings.security)?;
         let config = ApiConfig { keys, has_vad: self.devices.has_vad, ..api_config(&self.settings) };
-        let catalogue = Arc::clone(registry) as Arc<dyn Catalogue>;
-        let live = Live::new(registry.models().clone(), stop);
+        let catalogue = Arc::clone(registry) as Arc<dyn ModelCatalogue>;
+        let live = LiveFeed::new(registry.models().clone(), stop);
         let state = ApiState::new(catalogue, Arc::clone(metrics), config).with_live(live);
         Ok(crate::api::router(state))
     }
@@ -257,7 +257,7 @@ impl PreparedServer {
 
 /// Publishes at the start what the kernel offers to confine ffmpeg, so that an operator sees it before the first file
 /// that needs ffmpeg.
-fn publish_confinement(metrics: &Metrics) {
+fn publish_confinement(metrics: &ServerMetrics) {
     let found = Confinement::of_this_kernel();
     for (mechanism, is_offered) in [("landlock", found.landlock), ("seccomp", found.seccomp)] {
         metrics.ffmpeg_confined.with_label_values(&[mechanism]).set(f64::from(u8::from(is_offered)));

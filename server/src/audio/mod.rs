@@ -34,9 +34,6 @@ pub use ffmpeg::Ffmpeg;
 pub use pcm::{Pcm, PcmReader, PcmSpan, decode_raw_s16le};
 pub use sandbox::{Confinement, FfmpegLimits};
 
-// Former names, for code outside of this module.
-pub use self::{DecodedHead as Head, PcmSpan as Span};
-
 use hush_whisper::SAMPLE_RATE;
 
 use crate::budget::ByteBudget;

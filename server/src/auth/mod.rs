@@ -10,9 +10,6 @@ pub use hush_listener::{AccessDenied, Authenticate, Caller};
 pub use keys::{ApiKeys, InvalidKeys, KeyFile};
 pub use review::{ApiServer, InvalidApiServer, InvalidServiceAccount, ReviewSettings, ServiceAccount, TokenReview};
 
-// Former names, for code outside of this module.
-pub use self::ServiceAccount as Account;
-
 /// SHA-256 of a credential.
 type CredentialDigest = [u8; 32];
 

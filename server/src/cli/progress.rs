@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::app::model_install::{ProgressDisplay, TaskMeter};
-use crate::hub::Event;
+use crate::hub::DownloadEvent;
 
 /// Between two log lines about the same task.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -66,19 +66,19 @@ impl TaskMeter for BarOrLines {
         }
     }
 
-    fn show_download(&mut self, event: Event<'_>) {
+    fn show_download(&mut self, event: DownloadEvent<'_>) {
         match event {
-            Event::Waiting => self.print_line(&format!("{}: another process is downloading it; waiting", self.task)),
-            Event::Planned { total_bytes, .. } => {
+            DownloadEvent::Waiting => self.print_line(&format!("{}: another process is downloading it; waiting", self.task)),
+            DownloadEvent::Planned { total_bytes, .. } => {
                 self.set_bytes(self.done_bytes, self.total_bytes.saturating_add(total_bytes));
             }
-            Event::Bytes(bytes) => {
+            DownloadEvent::Bytes(bytes) => {
                 let done = self.done_bytes + bytes;
                 self.set_bytes(done, self.total_bytes.max(done));
             }
-            Event::Restart { bytes } => self.set_bytes(self.done_bytes.saturating_sub(bytes), self.total_bytes),
-            Event::Retry { cause, pause } => self.print_line(&format!("{cause}; next try in {pause:?}")),
-            Event::Done { file } => tracing::debug!("{}: {file} is complete", self.task),
+            DownloadEvent::Restart { bytes } => self.set_bytes(self.done_bytes.saturating_sub(bytes), self.total_bytes),
+            DownloadEvent::Retry { cause, pause } => self.print_line(&format!("{cause}; next try in {pause:?}")),
+            DownloadEvent::Done { file } => tracing::debug!("{}: {file} is complete", self.task),
         }
     }
 }

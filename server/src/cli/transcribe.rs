@@ -19,7 +19,7 @@ use super::values::OutputFormat;
 use crate::app::api_config::{decode_options, json_shape};
 use crate::app::local_engine::load_engine;
 use crate::audio;
-use crate::format::{Format, Words, Writer};
+use crate::format::{TranscriptFormat, WordOutput, TranscriptWriter};
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
 /// Stands for standard input among the files.
@@ -104,7 +104,7 @@ fn transcribe(
         }
         None => Box::new(io::stdout()),
     };
-    let writer = Writer::with_words(transcript_format(settings), settings.words, out)?;
+    let writer = TranscriptWriter::with_words(transcript_format(settings), settings.words, out)?;
     let mut sink = TranscriptFileSink { writer, write_error: None, bar: progress_bar(file) };
 
     let transcript = engine.transcribe(&mut pcm.source(), &options, &mut sink);
@@ -129,20 +129,20 @@ fn transcribe_options(settings: &TranscribeSettings) -> TranscribeOptions {
         beam_size: search.beam_size,
         patience: search.patience,
         length_penalty: search.length_penalty,
-        word_timestamps: settings.words != Words::Without,
+        word_timestamps: settings.words != WordOutput::Without,
         vad: settings.vad.clone(),
         ..defaults
     };
     settings.engine.fallback.apply(options)
 }
 
-fn transcript_format(settings: &TranscribeSettings) -> Format {
+fn transcript_format(settings: &TranscribeSettings) -> TranscriptFormat {
     match settings.output {
-        OutputFormat::Txt => Format::Txt,
-        OutputFormat::Vtt => Format::Vtt,
-        OutputFormat::Srt => Format::Srt,
-        OutputFormat::Tsv => Format::Tsv,
-        OutputFormat::Json => Format::Json(json_shape(settings.asr_engine)),
+        OutputFormat::Txt => TranscriptFormat::Txt,
+        OutputFormat::Vtt => TranscriptFormat::Vtt,
+        OutputFormat::Srt => TranscriptFormat::Srt,
+        OutputFormat::Tsv => TranscriptFormat::Tsv,
+        OutputFormat::Json => TranscriptFormat::Json(json_shape(settings.asr_engine)),
     }
 }
 
@@ -179,7 +179,7 @@ fn progress_bar(file: &Path) -> ProgressBar {
 }
 
 struct TranscriptFileSink {
-    writer: Writer<Box<dyn Write>>,
+    writer: TranscriptWriter<Box<dyn Write>>,
     /// The first write that failed. It ends the transcription.
     write_error: Option<io::Error>,
     bar: ProgressBar,

@@ -13,9 +13,6 @@ pub use subtitles::SubtitleLayout;
 use subtitles::{Cue, CueComposer};
 use timestamp::{ClockTime, milliseconds};
 
-// Former names, for code outside of this module.
-pub use self::{SubtitleLayout as Layout, TranscriptFormat as Format, TranscriptWriter as Writer, WordOutput as Words};
-
 /// The formats of a transcript.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TranscriptFormat {

@@ -22,5 +22,3 @@ pub use error::HubError;
 pub use local::local_copies;
 pub use names::{Repo, folder_of, short_names};
 
-// Former names, for code outside of this module.
-pub use self::DownloadEvent as Event;

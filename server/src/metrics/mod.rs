@@ -1,16 +1,11 @@
 //! Metrics of the server. Events are counted as they happen; state is computed at scrape time by collectors that
 //! the owners of the state register ([`ServerMetrics::register`]). Labels and help texts are those of the contract.
 
-use std::ops::Deref;
-
 use hush_contract::metrics as names;
 use hush_log::{DroppedLines, register_program_metrics};
 use hush_residency::ResidencyMetrics;
 use prometheus::core::Collector;
 use prometheus::{CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
-
-// Former names, for code outside of this module.
-pub use self::ServerMetrics as Metrics;
 
 /// Requests take milliseconds (`/healthz`) up to an hour (a film on a small CPU).
 const REQUEST_BUCKETS: &[f64] =
@@ -30,15 +25,6 @@ pub struct ServerMetrics {
     pub config_last_reload_success_timestamp_seconds: Gauge,
     /// What happens to models.
     pub residency: ResidencyMetrics,
-}
-
-/// The metrics of the server are those of its models, and more.
-impl Deref for Metrics {
-    type Target = ResidencyMetrics;
-
-    fn deref(&self) -> &ResidencyMetrics {
-        &self.residency
-    }
 }
 
 impl ServerMetrics {
@@ -118,7 +104,7 @@ mod tests {
         let metrics = ServerMetrics::new().unwrap();
         let gauge = Gauge::with_opts(Opts::new("hush_test", "Scrapes.")).unwrap();
         metrics.register(Box::new(ScrapeCounter { gauge })).unwrap();
-        metrics.loads_total.with_label_values(&["tiny", "success"]).inc();
+        metrics.residency.loads_total.with_label_values(&["tiny", "success"]).inc();
         metrics.audio_seconds_total.with_label_values(&["tiny"]).inc_by(2.5);
         metrics.request_duration_seconds.with_label_values(&["/asr", "200"]).observe(0.3);
 

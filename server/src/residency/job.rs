@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::ModelHandle;
 use crate::audio::AudioError;
-use crate::job::{JobError, Outcome, Work};
+use crate::job::{JobError, JobOutcome, JobTask};
 use crate::recording::Recording;
 use crate::request;
 use crate::runner::wire::FailureKind;
@@ -28,28 +28,28 @@ pub trait SpeechJobs {
     fn run(
         &self,
         audio: impl Into<Recording> + Send,
-        work: Work,
+        work: JobTask,
         segments: mpsc::Sender<Segment>,
         max_cold_wait: Option<Duration>,
-    ) -> impl Future<Output = Result<Outcome, JobError>> + Send;
+    ) -> impl Future<Output = Result<JobOutcome, JobError>> + Send;
 
     /// As [`Self::run`], for formats that need the end before the beginning: an attempt that was lost leaves no segments.
     fn gather(
         &self,
         audio: impl Into<Recording> + Send,
-        work: Work,
+        work: JobTask,
         max_cold_wait: Option<Duration>,
-    ) -> impl Future<Output = Result<(Outcome, Vec<Segment>), JobError>> + Send;
+    ) -> impl Future<Output = Result<(JobOutcome, Vec<Segment>), JobError>> + Send;
 }
 
 impl SpeechJobs for ModelHandle {
     async fn run(
         &self,
         audio: impl Into<Recording> + Send,
-        work: Work,
+        work: JobTask,
         segments: mpsc::Sender<Segment>,
         max_cold_wait: Option<Duration>,
-    ) -> Result<Outcome, JobError> {
+    ) -> Result<JobOutcome, JobError> {
         let mut job = SpeechJob::new(self.name(), audio.into(), work, SegmentOutput::stream(segments));
 
         let outcome = self.perform(&mut job, max_cold_wait).await?;
@@ -61,9 +61,9 @@ impl SpeechJobs for ModelHandle {
     async fn gather(
         &self,
         audio: impl Into<Recording> + Send,
-        work: Work,
+        work: JobTask,
         max_cold_wait: Option<Duration>,
-    ) -> Result<(Outcome, Vec<Segment>), JobError> {
+    ) -> Result<(JobOutcome, Vec<Segment>), JobError> {
         let mut job = SpeechJob::new(self.name(), audio.into(), work, SegmentOutput::gather());
 
         let outcome = self.perform(&mut job, max_cold_wait).await?;
@@ -75,14 +75,14 @@ impl SpeechJobs for ModelHandle {
 struct SpeechJob {
     model: String,
     audio: Recording,
-    work: Work,
+    work: JobTask,
     output: SegmentOutput,
     /// When the request came, for the log's first token.
     arrived: Instant,
 }
 
 impl SpeechJob {
-    fn new(model: &str, audio: Recording, work: Work, output: SegmentOutput) -> Self {
+    fn new(model: &str, audio: Recording, work: JobTask, output: SegmentOutput) -> Self {
         Self { model: model.to_owned(), audio, work, output, arrived: Instant::now() }
     }
 
@@ -105,7 +105,7 @@ impl SpeechJob {
 }
 
 impl ModelJob<Runners> for SpeechJob {
-    type Output = Outcome;
+    type Output = JobOutcome;
     type Error = JobError;
 
     /// Meanwhile the audio is decoded, if the request is one of the next.
@@ -145,7 +145,7 @@ impl ModelJob<Runners> for SpeechJob {
         }
     }
 
-    async fn attempt(&mut self, runner: &RunnerHandle) -> Result<Outcome, AttemptError<JobError>> {
+    async fn attempt(&mut self, runner: &RunnerHandle) -> Result<JobOutcome, AttemptError<JobError>> {
         let samples = self.audio.decode().await.map_err(|error| AttemptError::Failed(error.into()))?;
         let file = samples.to_file().map_err(|error| AttemptError::Failed(JobError::Spool(error)))?;
         let mut job = runner.work(self.work.clone(), file);

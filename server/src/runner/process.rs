@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use super::spawn::Spawner;
 use super::supervisor::{self, SupervisorCommand};
 use super::wire::{FailureKind, JobId, LoadSpec};
-use crate::audio::Span;
-use crate::job::{Outcome, Work};
+use crate::audio::PcmSpan;
+use crate::job::{JobOutcome, JobTask};
 use crate::request;
 
 #[derive(Clone, Debug)]
@@ -154,7 +154,7 @@ pub struct RunnerHandle {
 
 impl RunnerHandle {
     /// Begins `work` on `audio`, which the runner reads from the file itself, see [`Pcm::to_file`](crate::audio::Pcm).
-    pub fn work(&self, work: Work, audio: (File, Span)) -> RunnerJob {
+    pub fn work(&self, work: JobTask, audio: (File, PcmSpan)) -> RunnerJob {
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
         let (events, inbox) = mpsc::unbounded_channel();
         let request = request::id().map(|id| id.to_string());
@@ -192,7 +192,7 @@ pub enum JobEvent {
     FirstToken {
         timings: FirstToken,
     },
-    Done(Outcome),
+    Done(JobOutcome),
     Failed {
         kind: FailureKind,
         message: String,

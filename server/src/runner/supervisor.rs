@@ -18,8 +18,8 @@ use super::frames::{FrameReader, FrameWriter};
 use super::process::{JobEvent, LoadTimings, Notify, RunnerEnding, RunnerEvent, RunnerSettings};
 use super::spawn::Spawner;
 use super::wire::{FailureKind, FromRunner, JobId, LoadSpec, ToRunner, VERSION, WireMessage};
-use crate::audio::Span;
-use crate::job::Work;
+use crate::audio::PcmSpan;
+use crate::job::JobTask;
 
 /// How long a process may go on after the end of its socket.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,8 +31,8 @@ pub(super) enum SupervisorCommand {
     },
     Work {
         id: JobId,
-        work: Work,
-        audio: (File, Span),
+        work: JobTask,
+        audio: (File, PcmSpan),
         request: Option<String>,
         events: mpsc::UnboundedSender<JobEvent>,
     },

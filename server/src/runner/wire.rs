@@ -19,8 +19,8 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::audio::Span;
-use crate::job::{Outcome, Work};
+use crate::audio::PcmSpan;
+use crate::job::{JobOutcome, JobTask};
 
 /// The version of the protocol. Both sides are the same binary, unless it was replaced on disk under a running server.
 pub const VERSION: u32 = 8;
@@ -60,8 +60,8 @@ pub enum ToRunner {
     /// The open file with the audio is sent with this message, see [`send`].
     Work {
         id: JobId,
-        work: Work,
-        audio: Span,
+        work: JobTask,
+        audio: PcmSpan,
         /// The id of the request, for the log.
         request: Option<String>,
     },
@@ -120,7 +120,7 @@ pub enum FromRunner {
     },
     Done {
         id: JobId,
-        outcome: Outcome,
+        outcome: JobOutcome,
     },
     Failed {
         id: JobId,
@@ -293,7 +293,7 @@ mod tests {
             ),
             (any::<u64>(), options, any::<[u64; 2]>(), proptest::option::of(".{0,30}")).prop_map(
                 |(id, options, [start_bytes, len_samples], request)| {
-                    let (work, audio) = (Work::Transcribe(options), Span { start_bytes, len_samples });
+                    let (work, audio) = (JobTask::Transcribe(options), PcmSpan { start_bytes, len_samples });
                     ToRunner::Work { id, work, audio, request }
                 }
             ),
@@ -306,12 +306,12 @@ mod tests {
     fn from_runner() -> impl Strategy<Value = FromRunner> {
         let languages = proptest::collection::vec(("[a-z]{2,3}", 0.0_f32..1.0), 0..5).prop_map(|languages| {
             let probability = |(code, probability)| LanguageProbability { code, probability };
-            Outcome::Languages(languages.into_iter().map(probability).collect())
+            JobOutcome::Languages(languages.into_iter().map(probability).collect())
         });
 
         let transcript = (0.0_f64..1e6, proptest::option::of(0.0_f32..1.0)).prop_map(|(duration_seconds, p)| {
             let language = "yue".to_owned();
-            Outcome::Transcribed(Transcript { language, language_probability: p, duration_seconds })
+            JobOutcome::Transcribed(Transcript { language, language_probability: p, duration_seconds })
         });
 
         prop_oneof![

@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use hush_listener::{
-    Admission, ConnectionLimit, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_PATIENCE, OVERFLOW_PATIENCE, Refusal,
-    RequestPhase, Route, Shape,
+    ConnectionAdmission, ConnectionLimit, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_TIMEOUT, OVERFLOW_TIMEOUT, ListenerRefusal,
+    RequestPhase, RouteScope, ErrorFormat,
 };
 
 pub use hush_listener::ConnectionPeer as Peer;
@@ -57,7 +57,7 @@ pub struct ServeOptions {
     /// Connections that are open at the same time.
     pub max_connections: usize,
     /// Writes the body of an error that no handler writes.
-    pub shape: Shape,
+    pub shape: ErrorFormat,
     /// How long running requests may go on once the shutdown has begun.
     pub drain_deadline: Duration,
     /// `None`: plain HTTP.
@@ -68,7 +68,7 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             head_timeout: Duration::from_secs(120),
-            head_patience: HEAD_PATIENCE,
+            head_patience: HEAD_TIMEOUT,
             max_connections: 1024,
             shape: bare_shape,
             drain_deadline: Duration::from_secs(30),
@@ -78,7 +78,7 @@ impl Default for ServeOptions {
 }
 
 /// `{"detail": ...}` alone.
-fn bare_shape(refusal: &Refusal<'_>) -> String {
+fn bare_shape(refusal: &ListenerRefusal<'_>) -> String {
     serde_json::json!({ "detail": refusal.message }).to_string()
 }
 
@@ -105,9 +105,9 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             }
         };
         let (slot, route) = match limit.admit() {
-            Admission::Served(slot) => (slot, Route::Everything),
-            Admission::Overflow(slot) => (slot, Route::ProbesOnly),
-            Admission::Closed => continue,
+            ConnectionAdmission::Served(slot) => (slot, RouteScope::Everything),
+            ConnectionAdmission::Overflow(slot) => (slot, RouteScope::ProbesOnly),
+            ConnectionAdmission::Closed => continue,
         };
 
         let connection_options = ConnectionOptions::new(&options, route, slot.phase.clone());
@@ -141,17 +141,17 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
 struct ConnectionOptions {
     head_timeout: Duration,
     head_patience: Duration,
-    shape: Shape,
-    route: Route,
+    shape: ErrorFormat,
+    route: RouteScope,
     phase: RequestPhase,
 }
 
 impl ConnectionOptions {
-    fn new(options: &ServeOptions, route: Route, phase: RequestPhase) -> Self {
+    fn new(options: &ServeOptions, route: RouteScope, phase: RequestPhase) -> Self {
         let ServeOptions { head_timeout, head_patience, shape, .. } = *options;
         let longest = match route {
-            Route::Everything => Duration::MAX,
-            Route::ProbesOnly => OVERFLOW_PATIENCE,
+            RouteScope::Everything => Duration::MAX,
+            RouteScope::ProbesOnly => OVERFLOW_TIMEOUT,
         };
 
         Self { head_timeout: head_timeout.min(longest), head_patience: head_patience.min(longest), shape, route, phase }

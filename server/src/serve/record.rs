@@ -18,7 +18,7 @@ use futures_util::FutureExt;
 use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
-use crate::metrics::Metrics;
+use crate::metrics::ServerMetrics;
 use crate::request;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -30,7 +30,7 @@ const CLIENT_GONE: u16 = 499;
 /// State of [`record`], for one listener.
 #[derive(Clone)]
 pub struct Recorder {
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ServerMetrics>,
     /// The answer to a request for a path whose handler has panicked.
     pub panicked: fn(&str) -> Response,
 }
@@ -49,7 +49,7 @@ pub async fn record(
     let id = request.headers().get(REQUEST_ID).filter(|id| is_valid_id(id)).cloned().unwrap_or_else(new_id);
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), route);
     let path = request.uri().path().to_owned();
-    let facts = request::Request::new(id.to_str().unwrap_or_default());
+    let facts = request::RequestContext::new(id.to_str().unwrap_or_default());
     let mut record = RequestRecord {
         metrics,
         span: span.clone(),
@@ -104,7 +104,7 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
 /// The record of a request, written when it is dropped: the request is answered, its client is gone, or its handler has
 /// panicked.
 struct RequestRecord {
-    metrics: Arc<Metrics>,
+    metrics: Arc<ServerMetrics>,
     span: tracing::Span,
     route: String,
     method: Method,
@@ -113,7 +113,7 @@ struct RequestRecord {
     sent_bytes: u64,
     /// The last byte of the answer is sent.
     is_complete: bool,
-    facts: request::Request,
+    facts: request::RequestContext,
     #[cfg(feature = "otel")]
     parent: super::trace::TraceParent,
 }
@@ -121,7 +121,7 @@ struct RequestRecord {
 impl RequestRecord {
     /// Exports a trace if a collector is configured, and returns the id of the trace.
     #[cfg(feature = "otel")]
-    fn export_trace(&self, facts: &request::Facts) -> Option<String> {
+    fn export_trace(&self, facts: &request::RequestFacts) -> Option<String> {
         use super::trace::{ServedRequest, export};
 
         let request = ServedRequest {
@@ -136,7 +136,7 @@ impl RequestRecord {
     }
 
     #[cfg(not(feature = "otel"))]
-    fn export_trace(&self, _: &request::Facts) -> Option<String> {
+    fn export_trace(&self, _: &request::RequestFacts) -> Option<String> {
         None
     }
 }

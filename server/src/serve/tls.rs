@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::half_close::SharedStream;
-use crate::watch::{WatchError, Watched};
+use crate::watch::{WatchError, WatchedFiles};
 
 /// A client that opens a connection and sends nothing must not keep it open.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The certificate and the key of a listener. An open connection keeps those with which it began.
 #[derive(Clone)]
 pub struct Tls {
-    config: Watched<ServerConfig>,
+    config: WatchedFiles<ServerConfig>,
 }
 
 impl fmt::Debug for Tls {
@@ -38,7 +38,7 @@ impl Tls {
     /// # Errors
     /// If a file cannot be read, or the files are no certificate and its key.
     pub fn from_files(certificate: PathBuf, key: PathBuf) -> Result<Self, WatchError> {
-        let config = Watched::start(vec![certificate, key], |contents| match contents {
+        let config = WatchedFiles::start(vec![certificate, key], |contents| match contents {
             [certificate, key] => server_config(certificate, key),
             _ => Err("a certificate and a key are needed".to_owned()),
         })?;

@@ -14,7 +14,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use ureq::Agent;
 
-use crate::request::Facts;
+use crate::request::RequestFacts;
 
 /// The default of the specification for one export.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ pub struct ServedRequest<'a> {
     pub request_id: &'a str,
     pub status: u16,
     pub started: Instant,
-    pub facts: &'a Facts,
+    pub facts: &'a RequestFacts,
 }
 
 /// Exports a span for the request and one for each of its phases, and returns the id of the trace.

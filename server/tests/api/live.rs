@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hush_contract::ModelState;
-use hush_server::api::{ApiConfig, Live, Show};
+use hush_server::api::{ApiConfig, LiveFeed, ModelSnapshots};
 use hush_server::residency::{Failure, Residency, Snapshot};
 use hush_server::serve::ServeOptions;
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use crate::support::{ApiServer, FakeModel, golden};
 /// Models in the hands of the test.
 struct FakeSnapshots(Mutex<Vec<Snapshot>>);
 
-impl Show for FakeSnapshots {
+impl ModelSnapshots for FakeSnapshots {
     fn snapshots(&self) -> Vec<Snapshot> {
         self.0.lock().unwrap().clone()
     }
@@ -45,7 +45,7 @@ fn snapshot(model: &str) -> Snapshot {
 async fn start(models: Vec<Snapshot>) -> (ApiServer, Arc<FakeSnapshots>, CancellationToken) {
     let board = Arc::new(FakeSnapshots(Mutex::new(models)));
     let shutdown = CancellationToken::new();
-    let live = Live::new(board.clone(), shutdown.clone());
+    let live = LiveFeed::new(board.clone(), shutdown.clone());
     let server =
         ApiServer::showing(live, FakeModel::answering(golden()), ApiConfig::default(), ServeOptions::default()).await;
     (server, board, shutdown)

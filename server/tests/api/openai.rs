@@ -1,7 +1,7 @@
 //! OpenAI's audio API, byte for byte.
 
 use hush_server::api::{ApiConfig, UploadOptions};
-use hush_server::job::{JobError, Work};
+use hush_server::job::{JobError, JobTask};
 use hush_server::serve::ServeOptions;
 use hush_whisper::{Segment, Task, TranscribeOptions, Word};
 
@@ -100,7 +100,7 @@ async fn fields_come_before_or_behind_the_file() {
         temperatures: vec![0.2],
         ..TranscribeOptions::default()
     };
-    assert_eq!(server.fake.asked(), vec![(Work::Transcribe(options), 8000); 2]);
+    assert_eq!(server.fake.asked(), vec![(JobTask::Transcribe(options), 8000); 2]);
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn translations_are_english() {
     let answer = server.post("/v1/audio/translations", &with(&[("response_format", "verbose_json")])).await;
     assert!(answer.body.starts_with("{\"task\":\"translate\",\"language\":\"english\","), "{}", answer.body);
     let options = TranscribeOptions { task: Task::Translate, ..TranscribeOptions::default() };
-    assert_eq!(server.fake.asked(), [(Work::Transcribe(options), 8000)]);
+    assert_eq!(server.fake.asked(), [(JobTask::Transcribe(options), 8000)]);
 }
 
 #[tokio::test]

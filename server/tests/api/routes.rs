@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
-use hush_server::metrics::Metrics;
+use hush_server::metrics::ServerMetrics;
 use hush_server::ops;
 use tower::ServiceExt;
 
@@ -114,7 +114,7 @@ async fn requests_and_audio_are_counted() {
 
 #[tokio::test]
 async fn the_operations_listener_shows_the_metrics() {
-    let router = ops::router(Arc::new(Metrics::new().unwrap()), None);
+    let router = ops::router(Arc::new(ServerMetrics::new().unwrap()), None);
     let get = async |path: &str| {
         let request = Request::get(path).body(Body::empty()).unwrap();
         let response = router.clone().oneshot(request).await.unwrap();

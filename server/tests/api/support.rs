@@ -12,9 +12,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hush_contract::ModelState;
-use hush_server::api::{ApiConfig, ApiState, Live, Single, Speech};
-use hush_server::job::{JobError, Transcription, Work};
-use hush_server::metrics::Metrics;
+use hush_server::api::{ApiConfig, ApiState, LiveFeed, SingleModelCatalogue, TranscriptionModel};
+use hush_server::job::{JobError, Transcription, JobTask};
+use hush_server::metrics::ServerMetrics;
 use hush_server::recording::Recording;
 use hush_server::serve::{ServeOptions, serve};
 use hush_whisper::{Abilities, LanguageProbability, Segment, TranscribeOptions, Transcript};
@@ -36,7 +36,7 @@ pub struct FakeModel {
     pub segment_gate: Semaphore,
     pub missing: Mutex<Vec<String>>,
     /// What was asked, with the length of the audio in samples.
-    pub asked: Mutex<Vec<(Work, u64)>>,
+    pub asked: Mutex<Vec<(JobTask, u64)>>,
     pub running: AtomicUsize,
     pub cancelled: AtomicUsize,
     abilities: Option<Abilities>,
@@ -81,7 +81,7 @@ impl FakeModel {
         Self { error: Box::new(move || Some(error())), ..Self::answering(segments) }
     }
 
-    pub fn asked(&self) -> Vec<(Work, u64)> {
+    pub fn asked(&self) -> Vec<(JobTask, u64)> {
         self.asked.lock().unwrap().clone()
     }
 
@@ -89,7 +89,7 @@ impl FakeModel {
     fn work<T: Send + 'static>(
         &self,
         mut recording: Recording,
-        work: Work,
+        work: JobTask,
         answer: impl FnOnce(f64) -> T + Send + 'static,
     ) -> BoxFuture<'_, Result<T, JobError>> {
         async move {
@@ -122,7 +122,7 @@ impl Drop for RunningJob<'_> {
     }
 }
 
-impl Speech for FakeModel {
+impl TranscriptionModel for FakeModel {
     fn model(&self) -> &str {
         "tiny"
     }
@@ -147,7 +147,7 @@ impl Speech for FakeModel {
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());
         let segments = self.segments.clone();
-        self.work(recording, Work::Transcribe(options), |duration_seconds| {
+        self.work(recording, JobTask::Transcribe(options), |duration_seconds| {
             let transcript = Transcript { language, language_probability: None, duration_seconds };
             Transcription { transcript, segments }
         })
@@ -165,7 +165,7 @@ impl Speech for FakeModel {
             let pcm = recording.decode().await?;
             let duration_seconds = pcm.duration_seconds();
             let transcript = Transcript { language, language_probability: None, duration_seconds };
-            self.asked.lock().unwrap().push((Work::Transcribe(options), pcm.len_samples()));
+            self.asked.lock().unwrap().push((JobTask::Transcribe(options), pcm.len_samples()));
             self.running.fetch_add(1, Ordering::SeqCst);
             let mut running = RunningJob { fake: self, ended: false };
             for segment in &self.segments {
@@ -189,7 +189,7 @@ impl Speech for FakeModel {
     fn detect_language(&self, recording: Recording) -> BoxFuture<'_, Result<Vec<LanguageProbability>, JobError>> {
         let languages = [("en", 0.98), ("zh", 0.01)]
             .map(|(code, probability)| LanguageProbability { code: code.to_owned(), probability });
-        self.work(recording, Work::DetectLanguage, move |_| languages.to_vec())
+        self.work(recording, JobTask::DetectLanguage, move |_| languages.to_vec())
     }
 }
 
@@ -222,7 +222,7 @@ pub struct ApiServer {
     pub fake: Arc<FakeModel>,
     /// Without what is around them.
     pub routes: axum::Router,
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ServerMetrics>,
     pub shutdown: CancellationToken,
     pub served: tokio::task::JoinHandle<()>,
 }
@@ -233,14 +233,14 @@ impl ApiServer {
     }
 
     pub async fn with(fake: FakeModel, config: ApiConfig, options: ServeOptions) -> Self {
-        Self::showing(Live::default(), fake, config, options).await
+        Self::showing(LiveFeed::default(), fake, config, options).await
     }
 
-    pub async fn showing(live: Live, fake: FakeModel, config: ApiConfig, options: ServeOptions) -> Self {
+    pub async fn showing(live: LiveFeed, fake: FakeModel, config: ApiConfig, options: ServeOptions) -> Self {
         let fake = Arc::new(fake);
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let speech: Arc<dyn Speech> = fake.clone();
-        let state = ApiState::new(Arc::new(Single(speech)), Arc::clone(&metrics), config).with_live(live);
+        let metrics = Arc::new(ServerMetrics::new().unwrap());
+        let speech: Arc<dyn TranscriptionModel> = fake.clone();
+        let state = ApiState::new(Arc::new(SingleModelCatalogue(speech)), Arc::clone(&metrics), config).with_live(live);
         let routes = hush_server::api::routes(state.clone());
         let router = hush_server::api::router(state);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

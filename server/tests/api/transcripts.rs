@@ -2,7 +2,7 @@
 
 use hush_server::api::ApiConfig;
 use hush_server::format::JsonShape;
-use hush_server::job::Work;
+use hush_server::job::JobTask;
 use hush_server::serve::ServeOptions;
 use hush_whisper::{Segment, Task, TranscribeOptions, VadOptions, Word};
 
@@ -39,7 +39,7 @@ async fn bazarr() {
     client.answer().await.is_transcript("audio_file.srt", GOLDEN_SRT);
     let options =
         TranscribeOptions { task: Task::Translate, language: Some("fr".to_owned()), ..TranscribeOptions::default() };
-    assert_eq!(server.fake.asked(), [(Work::DetectLanguage, 8000), (Work::Transcribe(options), 8000)]);
+    assert_eq!(server.fake.asked(), [(JobTask::DetectLanguage, 8000), (JobTask::Transcribe(options), 8000)]);
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn options_come_from_the_query_alone() {
         word_timestamps: true,
         ..TranscribeOptions::default()
     };
-    assert_eq!(server.fake.asked(), [(Work::Transcribe(options), 8000)]);
+    assert_eq!(server.fake.asked(), [(JobTask::Transcribe(options), 8000)]);
 }
 
 /// The peer's openai_whisper engine makes one subtitle of segments without a pause, its faster_whisper engine does not.
@@ -174,7 +174,7 @@ async fn voice_activity_detection_needs_its_model() {
     let answer = server.post("/asr?encode=false&vad_filter=true", &audio_file(&half_a_second())).await;
     assert_eq!(answer.status, "200 OK");
     let options = TranscribeOptions { vad: Some(VadOptions::default()), ..TranscribeOptions::default() };
-    assert_eq!(server.fake.asked(), [(Work::Transcribe(options), 8000)]);
+    assert_eq!(server.fake.asked(), [(JobTask::Transcribe(options), 8000)]);
 }
 
 #[tokio::test]
@@ -189,7 +189,7 @@ async fn files_are_decoded_unless_they_are_raw() {
     let asked = server.fake.asked();
     // The WAV file is 16-bit mono at 16 kHz: 44 bytes of header, then the samples.
     assert_eq!(asked[0].1, (wav.len() as u64 - 44) / 2);
-    assert_eq!(asked[1], (Work::DetectLanguage, asked[0].1));
+    assert_eq!(asked[1], (JobTask::DetectLanguage, asked[0].1));
 }
 
 /// Measured: FastAPI 0.115.14, python-multipart 0.0.20.

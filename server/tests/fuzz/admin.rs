@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
-use hush_contract::admin::{ErrorBody, LoadRequest, UnloadRequest, UnloadResponse};
+use hush_contract::admin::{AdminErrorBody, LoadRequest, UnloadRequest, UnloadResponse};
 use hush_server::admin::{self, Access, AdminState};
-use hush_server::metrics::Metrics;
+use hush_server::metrics::ServerMetrics;
 use hush_server::residency::{ModelSettings, Models, Policy};
 use hush_server::runner::RunnerSettings;
 use hush_server::runner::wire::LoadSpec;
@@ -28,7 +28,7 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> =
 /// A server with a model that is never loaded, so that an unload has no effect.
 fn router() -> axum::Router {
     let _entered = RUNTIME.enter();
-    let metrics = Arc::new(Metrics::new().unwrap());
+    let metrics = Arc::new(ServerMetrics::new().unwrap());
     let spec = LoadSpec {
         model_dir: "/nowhere".into(),
         device: "cpu".to_owned(),
@@ -39,7 +39,7 @@ fn router() -> axum::Router {
     };
 
     let model = ModelSettings { name: "m".to_owned(), spec, precision: None, policy: Policy::default(), account: None };
-    let models = Models::start(vec![model], RunnerSettings::this_program(Vec::new()), None, &metrics).unwrap();
+    let models = Models::start(vec![model], RunnerSettings::this_program(Vec::new()), None, &metrics.residency).unwrap();
     let access = Access::new(Vec::new(), [127, 0, 0, 1].into());
 
     admin::router(AdminState::new(Arc::new(models), access, CancellationToken::new()), metrics)
@@ -105,7 +105,7 @@ fn commands() {
 
         match status {
             200 => drop(serde_json::from_slice::<UnloadResponse>(&body).unwrap()),
-            400 | 409 | 413 => drop(serde_json::from_slice::<ErrorBody>(&body).unwrap()),
+            400 | 409 | 413 => drop(serde_json::from_slice::<AdminErrorBody>(&body).unwrap()),
             other => panic!("{other}: {body:?}"),
         }
     });

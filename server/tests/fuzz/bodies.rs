@@ -8,8 +8,8 @@ use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use futures_util::stream;
-use hush_server::api::{self, ApiConfig, ApiState, Single, Speech, UploadOptions};
-use hush_server::metrics::Metrics;
+use hush_server::api::{self, ApiConfig, ApiState, SingleModelCatalogue, TranscriptionModel, UploadOptions};
+use hush_server::metrics::ServerMetrics;
 use proptest::prelude::*;
 use tower::ServiceExt;
 
@@ -119,9 +119,9 @@ impl UploadCase {
 
 fn router() -> axum::Router {
     let upload = UploadOptions { memory_bytes: 64 << 10, max_upload_bytes: 1 << 20, ..UploadOptions::default() };
-    let speech: Arc<dyn Speech> = Arc::new(FakeModel::answering(golden()));
+    let speech: Arc<dyn TranscriptionModel> = Arc::new(FakeModel::answering(golden()));
     let config = ApiConfig { upload, ..ApiConfig::default() };
-    api::router(ApiState::new(Arc::new(Single(speech)), Arc::new(Metrics::new().unwrap()), config))
+    api::router(ApiState::new(Arc::new(SingleModelCatalogue(speech)), Arc::new(ServerMetrics::new().unwrap()), config))
 }
 
 static RUNTIME: LazyLock<tokio::runtime::Runtime> =

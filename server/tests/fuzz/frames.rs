@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use hush_server::audio::Span;
-use hush_server::job::{Outcome, Work};
+use hush_server::audio::PcmSpan;
+use hush_server::job::{JobOutcome, JobTask};
 use hush_server::runner::wire::{
     FailureKind, FrameDecoder, FromRunner, LoadSpec, MAX_FRAME, ToRunner, VERSION, WireMessage,
 };
@@ -32,13 +32,13 @@ fn good() -> [Vec<u8>; 2] {
     };
 
     let options = TranscribeOptions { language: Some("de".to_owned()), ..TranscribeOptions::default() };
-    let work = Work::Transcribe(options);
+    let work = JobTask::Transcribe(options);
     let to = [
         ToRunner::Load(spec),
         ToRunner::Work {
             id: 1,
             work,
-            audio: Span { start_bytes: 44, len_samples: 160_000 },
+            audio: PcmSpan { start_bytes: 44, len_samples: 160_000 },
             request: Some("r".to_owned()),
         },
         ToRunner::Cancel { id: 1 },
@@ -56,8 +56,8 @@ fn good() -> [Vec<u8>; 2] {
         FromRunner::Segment { id: 1, segment },
         FromRunner::Progress { id: 1, done_seconds: 1.0, total_seconds: 2.0 },
         FromRunner::Beat,
-        FromRunner::Done { id: 1, outcome: Outcome::Transcribed(transcript) },
-        FromRunner::Done { id: 2, outcome: Outcome::Languages(languages) },
+        FromRunner::Done { id: 1, outcome: JobOutcome::Transcribed(transcript) },
+        FromRunner::Done { id: 2, outcome: JobOutcome::Languages(languages) },
         FromRunner::Failed { id: 3, kind: FailureKind::Engine, message: "m".to_owned() },
     ];
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hush_server::cli::Env;
-use hush_server::hub::{DownloadedCheckpoint, Event, HubConfig, HubError, Repo, RetryPolicy, download};
+use hush_server::hub::{DownloadedCheckpoint, DownloadEvent, HubConfig, HubError, Repo, RetryPolicy, download};
 
 use server::{Hub, HubFault, HubOptions};
 
@@ -44,7 +44,7 @@ fn get_with(
     config: &HubConfig,
     revision: &str,
     into: &Path,
-    watch: &mut dyn FnMut(Event<'_>),
+    watch: &mut dyn FnMut(DownloadEvent<'_>),
 ) -> Result<DownloadedCheckpoint, HubError> {
     download(config, &REPO.parse::<Repo>().unwrap(), revision, into, watch)
 }
@@ -65,12 +65,12 @@ fn fetches_what_a_checkpoint_needs_and_reports_it() {
     let into = tempfile::tempdir().unwrap();
     let (mut planned, mut bytes, mut done) = (0, 0, 0);
     let got = get_with(&config(&hub, &[]), "main", into.path(), &mut |event| match event {
-        Event::Planned { files, total_bytes } => {
+        DownloadEvent::Planned { files, total_bytes } => {
             assert_eq!(files, FILES.len());
             planned += total_bytes;
         }
-        Event::Bytes(count) => bytes += count,
-        Event::Done { .. } => done += 1,
+        DownloadEvent::Bytes(count) => bytes += count,
+        DownloadEvent::Done { .. } => done += 1,
         other => panic!("{other:?}"),
     })
     .unwrap();
@@ -132,8 +132,8 @@ fn a_broken_connection_goes_on_where_it_stopped() {
     let into = tempfile::tempdir().unwrap();
     let (mut retries, mut bytes) = (0, 0);
     let got = get_with(&config(&hub, &[]), "main", into.path(), &mut |event| match event {
-        Event::Retry { .. } => retries += 1,
-        Event::Bytes(count) => bytes += count,
+        DownloadEvent::Retry { .. } => retries += 1,
+        DownloadEvent::Bytes(count) => bytes += count,
         _ => {}
     })
     .unwrap();
@@ -167,11 +167,11 @@ fn a_store_without_ranges_starts_again() {
     let into = tempfile::tempdir().unwrap();
     let (mut restarted, mut bytes) = (0, 0);
     let got = get_with(&config(&hub, &[]), "main", into.path(), &mut |event| match event {
-        Event::Restart { bytes: count } => {
+        DownloadEvent::Restart { bytes: count } => {
             restarted += count;
             bytes -= count;
         }
-        Event::Bytes(count) => bytes += count,
+        DownloadEvent::Bytes(count) => bytes += count,
         _ => {}
     })
     .unwrap();
@@ -318,7 +318,7 @@ fn what_tls_refuses_is_not_tried_again() {
     let into = tempfile::tempdir().unwrap();
     let mut retries = 0;
     let error = get_with(&config, "main", into.path(), &mut |event| {
-        retries += i32::from(matches!(event, Event::Retry { .. }));
+        retries += i32::from(matches!(event, DownloadEvent::Retry { .. }));
     })
     .unwrap_err();
     assert!(matches!(error, HubError::Transport { .. }), "{error:?}");

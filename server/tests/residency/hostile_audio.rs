@@ -5,7 +5,7 @@ use std::time::Duration;
 use hush_server::audio::{AudioError, DecodeOptions};
 use hush_server::budget::ByteBudget;
 use hush_server::job::JobError;
-use hush_server::recording::{Decoder, Recording};
+use hush_server::recording::{AudioDecoder, Recording};
 use hush_server::residency::{LifecycleSettings, ResidencyRule, SpeechJobs};
 use hush_server::spool::SpoolError;
 
@@ -16,11 +16,11 @@ use crate::{ModelFixture, ask};
 const SECONDS: u64 = 120;
 const BYTES: u64 = SECONDS * 32_000;
 
-fn decoder(budget: &ByteBudget) -> Decoder {
-    Decoder::new(DecodeOptions { budget: Some(budget.clone()), ..built_in() }, 2)
+fn decoder(budget: &ByteBudget) -> AudioDecoder {
+    AudioDecoder::new(DecodeOptions { budget: Some(budget.clone()), ..built_in() }, 2)
 }
 
-async fn long(decoder: &Decoder) -> Recording {
+async fn long(decoder: &AudioDecoder) -> Recording {
     let recording = decoder.open(spooled(&flac_of_silence(SECONDS)), "a".to_owned()).await.unwrap();
     assert!(!recording.is_decoded());
     recording
@@ -52,7 +52,7 @@ async fn a_request_that_waits_holds_no_samples() {
     for job in waiting {
         let (outcome, _) = job.await.unwrap().unwrap();
         let seconds = match outcome {
-            hush_server::job::Outcome::Transcribed(transcript) => transcript.duration_seconds,
+            hush_server::job::JobOutcome::Transcribed(transcript) => transcript.duration_seconds,
             other => panic!("{other:?}"),
         };
         assert!((seconds - SECONDS as f64).abs() < 0.1, "{seconds}");

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use hush_contract::ModelState;
-use hush_server::job::{JobError, Outcome, Work};
+use hush_server::job::{JobError, JobOutcome, JobTask};
 use hush_server::residency::{LifecycleSettings, ResidencyRule, SpeechJobs};
 use hush_server::runner;
 use rustix::process::Signal;
@@ -34,8 +34,8 @@ async fn a_request_loads_the_model_and_idleness_unloads_it() {
     assert_eq!(server.metric("hush_model_generation{model=\"tiny\"}"), 2.0);
     assert_eq!(server.metric("hush_cold_start_wait_seconds_count{model=\"tiny\"}"), 2.0);
 
-    let (outcome, _) = server.model().gather(audio(1), Work::DetectLanguage, None).await.unwrap();
-    assert!(matches!(outcome, Outcome::Languages(languages) if languages[0].code == "de"));
+    let (outcome, _) = server.model().gather(audio(1), JobTask::DetectLanguage, None).await.unwrap();
+    assert!(matches!(outcome, JobOutcome::Languages(languages) if languages[0].code == "de"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -53,7 +53,7 @@ async fn segments_come_while_the_work_goes_on() {
     assert!(!job.is_finished());
     assert_eq!(receiver.recv().await.unwrap().id, 1);
     assert_eq!(receiver.recv().await.unwrap().id, 2);
-    assert!(matches!(job.await.unwrap(), Ok(Outcome::Transcribed(_))));
+    assert!(matches!(job.await.unwrap(), Ok(JobOutcome::Transcribed(_))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

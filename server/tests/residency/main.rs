@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hush_contract::{UnloadReason, UnloadRefusal};
-use hush_server::job::{JobError, Outcome};
-use hush_server::metrics::Metrics;
+use hush_server::job::{JobError, JobOutcome};
+use hush_server::metrics::ServerMetrics;
 use hush_server::residency::{
     LifecycleSettings, ModelHandle, ModelSettings, Models, ResidencyRule, SpeechJobs, UnloadCommand,
 };
@@ -37,15 +37,15 @@ const MARK: &str = "HUSH_TEST_MARK";
 
 struct ModelFixture {
     models: Models,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ServerMetrics>,
 }
 
 impl ModelFixture {
     fn start(script: &str, policy: LifecycleSettings, runners: runner::RunnerSettings) -> Self {
-        let metrics = Arc::new(Metrics::new().unwrap());
+        let metrics = Arc::new(ServerMetrics::new().unwrap());
         let (name, spec) = ("tiny".to_owned(), spec(script));
         let model = ModelSettings { name, spec, precision: None, policy, account: None };
-        let models = Models::start(vec![model], runners, None, &metrics).unwrap();
+        let models = Models::start(vec![model], runners, None, &metrics.residency).unwrap();
         Self { models, metrics }
     }
 
@@ -84,7 +84,7 @@ impl ModelFixture {
 
 async fn ask(model: &ModelHandle, script: &str) -> Result<u32, JobError> {
     let (outcome, segments) = model.gather(audio(2), work(script), None).await?;
-    assert!(matches!(outcome, Outcome::Transcribed(transcript) if transcript.duration_seconds == 2.0));
+    assert!(matches!(outcome, JobOutcome::Transcribed(transcript) if transcript.duration_seconds == 2.0));
 
     let (pid, heard) = segments[0].text.split_once(' ').unwrap();
     assert_eq!(heard.parse::<i64>().unwrap(), sum(&crate::scripted::samples(2)), "every sample, once");

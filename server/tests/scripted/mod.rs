@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
 use hush_server::audio::{Pcm, decode_raw_s16le};
-use hush_server::job::Work;
+use hush_server::job::JobTask;
 use hush_server::runner::child::{self, LoadedModel, RunnerBackend, WorkFailure};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{RunnerSettings, child::PARENT_VARIABLE};
@@ -47,8 +47,8 @@ pub fn options(script: &str) -> TranscribeOptions {
     TranscribeOptions { initial_prompt: Some(script.to_owned()), ..TranscribeOptions::default() }
 }
 
-pub fn work(script: &str) -> Work {
-    Work::Transcribe(options(script))
+pub fn work(script: &str) -> JobTask {
+    JobTask::Transcribe(options(script))
 }
 
 /// Seconds of audio whose samples count up, so that their sum tells whether all of them came, once each.

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hush_controller::lease::{BootInstant as Moment, Contender, Elector, LeaseName, LeaseTiming as Terms, identity};
+use hush_controller::lease::{BootInstant, Contender, Elector, LeaseName, LeaseTiming, identity};
 use kube::config::AuthInfo;
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,7 +35,7 @@ async fn run() -> Result<()> {
     let mut config = Config::new(url.parse()?);
     config.root_cert_file = Some(ca_file.into());
     config.auth_info = AuthInfo { token: Some(token.clone().into()), ..AuthInfo::default() };
-    let terms = Terms::of(Duration::from_secs(seconds.parse()?)).context("LEASE_SECONDS is out of bounds")?;
+    let terms = LeaseTiming::new(Duration::from_secs(seconds.parse()?)).context("LEASE_SECONDS is out of bounds")?;
     let lease = LeaseName { namespace: namespace.clone(), name: name.clone() };
     let contender = Contender { identity: identity()?, installation: namespace.clone() };
     let (elector, claim) = Elector::new(Client::try_from(config)?, lease, contender, terms);
@@ -47,7 +47,7 @@ async fn run() -> Result<()> {
     let mut acts = OpenOptions::new().create(true).append(true).open(file)?;
     while !election.is_finished() {
         if claim.is_current() {
-            writeln!(acts, "{} {own}", Moment::now().since_boot().as_micros())?;
+            writeln!(acts, "{} {own}", BootInstant::now().since_boot().as_micros())?;
         }
         tokio::select! {
             _ = ends.recv() => break,

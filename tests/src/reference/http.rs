@@ -235,10 +235,10 @@ fn write_admin(page: &mut String) -> Result<()> {
     define::<admin::LoadResponse>(&mut generator);
     define::<admin::UnloadRequest>(&mut generator);
     define::<admin::UnloadResponse>(&mut generator);
-    define::<admin::Event>(&mut generator);
+    define::<admin::AdminEvent>(&mut generator);
     define::<admin::LogLevelRequest>(&mut generator);
     define::<admin::LogLevelResponse>(&mut generator);
-    define::<admin::ErrorBody>(&mut generator);
+    define::<admin::AdminErrorBody>(&mut generator);
 
     for (name, body) in generator.take_definitions(true) {
         write_body(page, &format!("Admin {name}"), &body, &admin_link)?;

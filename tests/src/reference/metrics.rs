@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use hush_contract::metrics::{FAMILIES, Family, PROGRAM_FAMILIES};
+use hush_contract::metrics::{FAMILIES, FamilySpec, PROGRAM_FAMILIES};
 use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
-use hush_controller::metrics::{Metrics, RESOURCES, RESULTS};
+use hush_controller::metrics::{ControllerMetrics, RESOURCES, RESULTS};
 use hush_core::{DecisionReason, PressureLevel, SkipReason};
 
 use super::markdown::{code, table};
@@ -30,7 +30,7 @@ pub fn page() -> Result<String> {
     page += &family_table(FAMILIES);
 
     writeln!(page, "\n## hush-controller\n\nAt `/metrics` of its own listener (`--listen`).\n")?;
-    page += &family_table(Metrics::new()?.families());
+    page += &family_table(ControllerMetrics::new()?.families());
 
     writeln!(page, "\n## Words\n")?;
     let words = |family: &str, label: &str, words: Vec<&str>| {
@@ -58,7 +58,7 @@ pub fn page() -> Result<String> {
     Ok(page)
 }
 
-fn family_table(families: &[Family]) -> String {
+fn family_table(families: &[FamilySpec]) -> String {
     let rows: Vec<_> = families
         .iter()
         .map(|family| {

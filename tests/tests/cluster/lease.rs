@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hush_controller::lease::BootInstant as Moment;
+use hush_controller::lease::BootInstant;
 use hush_tests::cluster::{ControlPlane, Namespace, Rights};
 use hush_tests::process;
 use hush_tests::wait::wait_for;
@@ -72,7 +72,7 @@ impl<'a> LeaseCandidates<'a> {
 
     /// Who acts from now on.
     fn wait_for_leader(&self, but_for: Option<usize>) -> Result<RecordedAction> {
-        let now = Moment::now().since_boot();
+        let now = BootInstant::now().since_boot();
         wait_for("a candidate acts", SOON, || {
             let acts = self.acts()?;
             Ok(acts.iter().copied().find(|(at, who)| *at >= now && Some(*who) != but_for))
@@ -127,7 +127,7 @@ async fn who_is_killed_is_replaced_within_the_lease_and_two_seconds() -> Result<
     let (first, second) = (election.start()?, election.start()?);
     let (_, leader) = election.wait_for_leader(None)?;
     election.send(leader, Signal::KILL)?;
-    let killed = Moment::now().since_boot();
+    let killed = BootInstant::now().since_boot();
     let (at, next) = election.wait_for_leader(Some(leader))?;
     assert_eq!(next, first + second - leader);
     let took = at.saturating_sub(killed);
@@ -200,7 +200,7 @@ async fn without_the_api_server_no_candidate_acts_and_with_it_one_does_again() -
     election.start()?;
     let (_, leader) = election.wait_for_leader(None)?;
     plane.stop_api_server()?;
-    let stopped = Moment::now().since_boot();
+    let stopped = BootInstant::now().since_boot();
     let end = election.ended(leader)?;
     assert!(end.contains("could not be renewed in time"), "{end}");
     let last = election.acts()?.last().context("no candidate acted")?.0;

@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::act::{NoToken, ServerCredentials};
 use crate::control_loop::Readiness;
-use crate::metrics::Metrics;
+use crate::metrics::ControllerMetrics;
 use crate::observe::Targets;
 use cache::TokenCache;
 
@@ -75,7 +75,7 @@ pub struct ServerTokens {
     slots: Semaphore,
     targets: watch::Receiver<Arc<Targets>>,
     state: Mutex<TokenState>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ControllerMetrics>,
     readiness: Readiness,
 }
 
@@ -126,7 +126,7 @@ impl ServerTokens {
         client: Client,
         account: AccountName,
         targets: watch::Receiver<Arc<Targets>>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ControllerMetrics>,
         readiness: Readiness,
     ) -> Arc<Self> {
         let accounts = Api::namespaced(client, &account.namespace);

@@ -3,7 +3,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hush_contract::UnloadRefusal;
-use hush_contract::admin::{ErrorBody, code};
+use hush_contract::admin::{AdminErrorBody, code};
 use serde::Serialize;
 
 use crate::model_handle::LoadCommandError;
@@ -16,7 +16,7 @@ const SHUTDOWN_RETRY_SECONDS: u64 = 10;
 #[derive(Debug)]
 pub struct AdminError {
     status: StatusCode,
-    body: ErrorBody,
+    body: AdminErrorBody,
     retry_after_seconds: Option<u64>,
     /// The value of `WWW-Authenticate`.
     challenge: Option<&'static str>,
@@ -24,7 +24,7 @@ pub struct AdminError {
 
 impl AdminError {
     pub fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
-        let body = ErrorBody { code: code.to_owned(), message: message.into(), field: None };
+        let body = AdminErrorBody { code: code.to_owned(), message: message.into(), field: None };
 
         Self { status, body, retry_after_seconds: None, challenge: None }
     }
@@ -32,7 +32,7 @@ impl AdminError {
     /// The body, or the named field of it, is not valid.
     pub fn invalid(field: Option<String>, message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::BAD_REQUEST, code::INVALID_REQUEST, message);
-        Self { body: ErrorBody { field, ..error.body }, ..error }
+        Self { body: AdminErrorBody { field, ..error.body }, ..error }
     }
 
     /// An error with the header that says which credential is wanted.

@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
-use hush_contract::admin::Event;
+use hush_contract::admin::AdminEvent;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -68,7 +68,7 @@ impl<F: RunnerFactory> EventFollower<F> {
         self.changes = changes;
 
         let models = self.state.model_statuses();
-        self.push(last_id, &Event::Snapshot { models });
+        self.push(last_id, &AdminEvent::Snapshot { models });
     }
 
     async fn next(&mut self) -> Option<sse::Event> {
@@ -76,11 +76,11 @@ impl<F: RunnerFactory> EventFollower<F> {
             match self.changes.recv().await {
                 Ok(change) => {
                     let model = Box::new(model_status(change.now));
-                    self.push(change.id, &Event::Model { from: change.from, model });
+                    self.push(change.id, &AdminEvent::Model { from: change.from, model });
                 }
                 Err(RecvError::Lagged(count)) => {
                     let last_id = self.state.models.feed().last_id();
-                    self.push(last_id, &Event::Lost { count });
+                    self.push(last_id, &AdminEvent::Lost { count });
                     self.begin();
                 }
                 Err(RecvError::Closed) => return None,
@@ -90,7 +90,7 @@ impl<F: RunnerFactory> EventFollower<F> {
         self.pending.pop_front()
     }
 
-    fn push(&mut self, id: u64, event: &Event) {
+    fn push(&mut self, id: u64, event: &AdminEvent) {
         let frame = sse::Event::default().id(id.to_string()).event(event.name()).retry(RETRY);
 
         match frame.json_data(event) {

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use hush_contract::admin::{LogLevelRequest, LogLevelResponse, code};
 use hush_listener::Caller;
-use hush_log::{ChangeError, LogLevel};
+use hush_log::{ChangeError, ActiveLogLevel};
 
 use super::body;
 use super::error::{AdminError, json};
@@ -42,7 +42,7 @@ pub async fn put(Extension(caller): Extension<Caller>, request: Request) -> Resu
     Ok(level_response(changed))
 }
 
-fn level_response(level: LogLevel) -> Response {
+fn level_response(level: ActiveLogLevel) -> Response {
     json(&LogLevelResponse {
         level: level.filter,
         configured_level: level.configured,

@@ -16,8 +16,8 @@ use axum::extract::{Path, State};
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
-use hush_contract::admin::{ErrorBody, ModelList};
-use hush_listener::{Refusal, ShapeErrors, shape_errors};
+use hush_contract::admin::{AdminErrorBody, ModelList};
+use hush_listener::{ListenerRefusal, ShapeErrors, shape_errors};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -80,10 +80,10 @@ impl<F: RunnerFactory> AdminState<F> {
 }
 
 /// The body of errors that no handler writes.
-pub fn error_shape(refusal: &Refusal<'_>) -> String {
+pub fn error_shape(refusal: &ListenerRefusal<'_>) -> String {
     let (code, message) = (refusal.code.to_owned(), refusal.message.to_owned());
 
-    serde_json::to_string(&ErrorBody { code, message, field: None }).unwrap_or_default()
+    serde_json::to_string(&AdminErrorBody { code, message, field: None }).unwrap_or_default()
 }
 
 /// The routes of the admin API. Each of them asks [`AdminAccess`] first.

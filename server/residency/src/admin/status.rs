@@ -1,6 +1,6 @@
 //! A snapshot of a model in the words of the contract.
 
-use hush_contract::admin::{LoadFailure, ModelStatus, ResidencyMode};
+use hush_contract::admin::{LoadFailure, ModelStatus, ReportedResidency};
 
 use super::AdminState;
 use crate::machine::ResidencyRule;
@@ -16,9 +16,9 @@ impl<F: RunnerFactory> AdminState<F> {
 
 pub(super) fn model_status(model: ModelSnapshot) -> ModelStatus {
     let (residency, idle_timeout) = match model.residency {
-        ResidencyRule::Resident => (ResidencyMode::Resident, None),
-        ResidencyRule::Idle(timeout) => (ResidencyMode::Idle, timeout),
-        ResidencyRule::OnDemand => (ResidencyMode::OnDemand, None),
+        ResidencyRule::Resident => (ReportedResidency::Resident, None),
+        ResidencyRule::Idle(timeout) => (ReportedResidency::Idle, timeout),
+        ResidencyRule::OnDemand => (ReportedResidency::OnDemand, None),
     };
 
     ModelStatus {

@@ -7,7 +7,7 @@ use hush_contract::admin::ServerAudience;
 use serde::Serialize;
 
 use super::SettingError;
-use crate::auth::{Account, ApiServer, ReviewSettings};
+use crate::auth::{ServiceAccount, ApiServer, ReviewSettings};
 use crate::cli::command_line::variable;
 use crate::cli::env::Env;
 use crate::cli::values::Switch;
@@ -67,7 +67,7 @@ pub struct SecurityOptions {
     /// Default: none.
     #[arg(long = "admin-account", value_name = "NAMESPACE:NAME")]
     #[serde(skip)]
-    admin_accounts: Vec<Account>,
+    admin_accounts: Vec<ServiceAccount>,
 
     /// The audience that a service account's token must have been made for. Default: hush-server/NAMESPACE/UID, of
     /// --pod-namespace and --pod-uid.
@@ -213,7 +213,7 @@ impl SecurityOptions {
         ApiServer::new(host, port).map_err(|_| refused(host_variable, host, "expected an address or a host name"))
     }
 
-    fn accounts(&self) -> Result<Vec<Account>, SettingError> {
+    fn accounts(&self) -> Result<Vec<ServiceAccount>, SettingError> {
         if self.admin_accounts.is_empty() {
             let problem = "--admin-token-review needs the service accounts that may command this server: give \
                            --admin-account NAMESPACE:NAME";

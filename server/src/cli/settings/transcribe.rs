@@ -9,7 +9,7 @@ use super::merge::MergedSettings;
 use super::shared::{EngineSettings, LogSettings, StoreSettings, check_precision};
 use super::{LegacyUse, SettingError, none_if_zero};
 use crate::cli::values::{AsrEngine, Language, OutputFormat, Switch, TaskWord, ValueError, WholeNumber, read_decimal};
-use crate::format::{Layout, Words};
+use crate::format::{SubtitleLayout, WordOutput};
 
 #[derive(Args, Clone, Debug, PartialEq)]
 pub struct TranscribeSettings {
@@ -102,7 +102,7 @@ pub struct TranscribeSettings {
 
     /// What the options for words and subtitles come to.
     #[arg(skip)]
-    pub words: Words,
+    pub words: WordOutput,
 
     /// What the options for voice activity detection come to.
     #[arg(skip)]
@@ -198,8 +198,8 @@ impl TranscribeSettings {
 }
 
 impl SubtitleOptions {
-    fn words(&self) -> Result<Words, SettingError> {
-        let layout = Layout {
+    fn words(&self) -> Result<WordOutput, SettingError> {
+        let layout = SubtitleLayout {
             highlight_words: self.highlight_words,
             max_line_width: at_least_one("max-line-width", self.max_line_width)?,
             max_line_count: at_least_one("max-line-count", self.max_line_count)?,
@@ -207,14 +207,14 @@ impl SubtitleOptions {
         };
 
         if self.word_timestamps {
-            return Ok(Words::LaidOut(layout));
+            return Ok(WordOutput::LaidOut(layout));
         }
-        if layout != Layout::default() {
+        if layout != SubtitleLayout::default() {
             let problem = "--highlight-words, --max-line-width, --max-line-count and --max-words-per-line need \
                            --word-timestamps";
             return Err(SettingError::Combination(problem.to_owned()));
         }
-        Ok(Words::Without)
+        Ok(WordOutput::Without)
     }
 }
 

@@ -10,12 +10,12 @@ use hush_whisper::{FirstToken, Segment, Sink};
 use super::frame_sender::FrameSender;
 use super::{LoadedModel, WorkFailure, lock};
 use crate::audio::Pcm;
-use crate::job::{Outcome, Work};
+use crate::job::{JobOutcome, JobTask};
 use crate::runner::wire::{FromRunner, JobId};
 
 pub(super) struct RunnableJob {
     pub(super) id: JobId,
-    pub(super) work: Work,
+    pub(super) work: JobTask,
     pub(super) audio: Pcm,
     /// The id of the request, for the log.
     pub(super) request: Option<String>,
@@ -119,8 +119,8 @@ fn run_job<M: LoadedModel>(model: &M, job: RunnableJob, sender: &FrameSender) {
         let mut audio = audio.source();
         let mut sink = JobSink { sender, is_cancelled, id };
         match &work {
-            Work::Transcribe(options) => model.transcribe(&mut audio, options, &mut sink).map(Outcome::Transcribed),
-            Work::DetectLanguage => model.detect_language(&mut audio).map(Outcome::Languages),
+            JobTask::Transcribe(options) => model.transcribe(&mut audio, options, &mut sink).map(JobOutcome::Transcribed),
+            JobTask::DetectLanguage => model.detect_language(&mut audio).map(JobOutcome::Languages),
         }
     };
 

@@ -6,7 +6,7 @@ use hush_whisper::VadOptions;
 
 use super::*;
 use crate::cli::values::{OutputFormat, Precision, PrecisionChoice, TaskWord};
-use crate::format::{Layout, Words};
+use crate::format::{SubtitleLayout, WordOutput};
 
 pub(super) fn transcription(argv: &[&str], variables: &[(&str, &str)]) -> Result<TranscribeSettings, SettingError> {
     let cli = parse([&["hush-server", "transcribe", "a.wav"], argv].concat()).expect("arguments parse");
@@ -77,14 +77,14 @@ fn how_transcribe_searches() {
 #[test]
 fn subtitles_are_laid_out_as_asked() {
     let plain = transcription(&[], &[]).unwrap();
-    assert_eq!((plain.words, plain.vad, plain.engine.vad_model), (Words::Without, None, None));
+    assert_eq!((plain.words, plain.vad, plain.engine.vad_model), (WordOutput::Without, None, None));
 
     let flags = ["--word-timestamps", "--max-line-width", "42", "--max-line-count", "2", "--vad-filter"];
     let settings = transcription(&flags, &[("HUSH_VAD_MODEL", "/m.onnx"), ("HUSH_HIGHLIGHT_WORDS", "yes")]).unwrap();
 
     let layout =
-        Layout { highlight_words: true, max_line_width: Some(42), max_line_count: Some(2), max_words_per_line: None };
-    assert_eq!(settings.words, Words::LaidOut(layout));
+        SubtitleLayout { highlight_words: true, max_line_width: Some(42), max_line_count: Some(2), max_words_per_line: None };
+    assert_eq!(settings.words, WordOutput::LaidOut(layout));
     assert_eq!(settings.vad, Some(VadOptions::default()));
 
     let parallel = Some(VadOptions { parallel: true, ..VadOptions::default() });
@@ -93,8 +93,8 @@ fn subtitles_are_laid_out_as_asked() {
 
     let by_variables =
         transcription(&[], &[("HUSH_WORD_TIMESTAMPS", "true"), ("HUSH_MAX_WORDS_PER_LINE", "3")]).unwrap();
-    let layout = Layout { max_words_per_line: Some(3), ..Layout::default() };
-    assert_eq!(by_variables.words, Words::LaidOut(layout));
+    let layout = SubtitleLayout { max_words_per_line: Some(3), ..SubtitleLayout::default() };
+    assert_eq!(by_variables.words, WordOutput::LaidOut(layout));
 }
 
 #[test]
