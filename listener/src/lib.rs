@@ -16,7 +16,7 @@ mod refusal;
 mod serve;
 mod service;
 
-pub use auth::{Authenticate, Caller, ConnectionPeer, AccessDenied};
+pub use auth::{AccessDenied, Authenticate, Caller, ConnectionPeer};
 pub use connections::{ConnectionAdmission, ConnectionLimit, ConnectionSlot};
 pub use head::{HeadFault, check_head};
 pub use holding_body::HoldingBody;

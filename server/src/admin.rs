@@ -10,9 +10,6 @@ use crate::metrics::ServerMetrics;
 use crate::runner::Runners;
 use crate::serve;
 
-// The name that this type had in this module.
-pub use hush_residency::admin::AdminAccess as Access;
-
 /// Everything that the routes share.
 pub type AdminState = hush_residency::admin::AdminState<Runners>;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use hush_log::{errorln, explain};
 use hush_server::app::{cuda_probe, log_setup};
-use hush_server::cli::{self, Env, Settings};
+use hush_server::cli::{self, CommandSettings, Env};
 use hush_server::runner;
 use hush_whisper::runtime;
 
@@ -35,30 +35,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(settings: Settings, env: &Env) -> anyhow::Result<ExitCode> {
+fn run(settings: CommandSettings, env: &Env) -> anyhow::Result<ExitCode> {
     if settings.opens_runtime() {
         runtime::restart_without_telemetry().context("starting without the telemetry of ONNX Runtime")?;
     }
 
     match settings {
-        Settings::Runner(log) => {
+        CommandSettings::Runner(log) => {
             log_setup::init(&log);
             return Ok(runner::child::main::<runner::EngineBackend>());
         }
-        Settings::ProbeCuda { library, index } => return Ok(cuda_probe::answer_probe(&library, index)),
-        Settings::Serve(settings) => {
+        CommandSettings::ProbeCuda { library, index } => return Ok(cuda_probe::answer_probe(&library, index)),
+        CommandSettings::Serve(settings) => {
             log_setup::init(&settings.log);
             cli::serve::run(&settings, env)?;
         }
-        Settings::Transcribe(settings) => {
+        CommandSettings::Transcribe(settings) => {
             log_setup::init(&settings.log);
             return cli::transcribe::run(&settings, env);
         }
-        Settings::Install(settings) => {
+        CommandSettings::Install(settings) => {
             log_setup::init(&settings.log);
             cli::install::run(&settings, env)?;
         }
-        Settings::Models(settings) => {
+        CommandSettings::Models(settings) => {
             log_setup::init(&settings.log);
             cli::models::run(&settings).context("listing the models")?;
         }

@@ -11,14 +11,14 @@ use axum::routing::get;
 use hush_listener::{ShapeErrors, shape_errors};
 
 use crate::admin;
-use crate::gpu::Sampler;
+use crate::gpu::GpuSampler;
 use crate::metrics::ServerMetrics;
 use crate::serve;
 
 /// The open routes. To be merged with [`crate::admin::router`].
 ///
 /// `gpus`: the source of device figures, which is refreshed for each scrape, so that decisions use current figures.
-pub fn router(metrics: Arc<ServerMetrics>, gpus: Option<Sampler>) -> Router {
+pub fn router(metrics: Arc<ServerMetrics>, gpus: Option<GpuSampler>) -> Router {
     let panicked = |_: &str| StatusCode::INTERNAL_SERVER_ERROR.into_response();
     let recorder = serve::Recorder { metrics: Arc::clone(&metrics), panicked };
     let shaped = ShapeErrors { shape: admin::error_shape, server_errors: true };
@@ -32,7 +32,7 @@ pub fn router(metrics: Arc<ServerMetrics>, gpus: Option<Sampler>) -> Router {
         .with_state((metrics, gpus))
 }
 
-async fn scrape(State((metrics, gpus)): State<(Arc<ServerMetrics>, Option<Sampler>)>) -> Response {
+async fn scrape(State((metrics, gpus)): State<(Arc<ServerMetrics>, Option<GpuSampler>)>) -> Response {
     if let Some(gpus) = gpus {
         gpus.refresh().await;
     }

@@ -11,14 +11,16 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use futures_util::StreamExt;
-use hush_contract::admin::{AdminErrorBody, AdminEvent, LoadOutcome, LoadResponse, ModelList, UnloadOutcome, UnloadResponse};
+use hush_contract::admin::{
+    AdminErrorBody, AdminEvent, LoadOutcome, LoadResponse, ModelList, UnloadOutcome, UnloadResponse,
+};
 use hush_contract::{ModelState, UnloadRefusal};
-use hush_server::admin::{self, Access, AdminState};
+use hush_server::admin::{self, AdminAccess, AdminState};
 use hush_server::auth::{Authenticate, KeyFile};
 use hush_server::metrics::ServerMetrics;
 use hush_server::ops;
 use hush_server::residency::{LifecycleSettings, ModelSettings, Models, ResidencyRule, SpeechJobs};
-use hush_server::serve::{Peer, ServeOptions, serve};
+use hush_server::serve::{ConnectionPeer, ServeOptions, serve};
 use scripted::{audio, settings, spec, until, work};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -62,10 +64,10 @@ impl AdminResponse {
 
 impl AdminServer {
     async fn new(script: &str, policy: LifecycleSettings) -> Self {
-        Self::with(script, policy, |address| Access::new(Vec::new(), address.ip())).await
+        Self::with(script, policy, |address| AdminAccess::new(Vec::new(), address.ip())).await
     }
 
-    async fn with(script: &str, policy: LifecycleSettings, access: impl FnOnce(SocketAddr) -> Access) -> Self {
+    async fn with(script: &str, policy: LifecycleSettings, access: impl FnOnce(SocketAddr) -> AdminAccess) -> Self {
         let metrics = Arc::new(ServerMetrics::new().unwrap());
         let spec = spec(script);
         let model = ModelSettings {
@@ -311,7 +313,7 @@ async fn no_command_is_accepted_without_a_credential() {
     let path = dir.path().join("tokens");
     std::fs::write(&path, "controller 0123456789abcdef0123\n").unwrap();
     let tokens: Arc<dyn Authenticate> = Arc::new(KeyFile::open(path.clone()).unwrap());
-    let server = AdminServer::with("", never(), |_| Access::Tokens(vec![tokens])).await;
+    let server = AdminServer::with("", never(), |_| AdminAccess::Tokens(vec![tokens])).await;
     let routes = [
         ("GET", "/admin/v1/models"),
         ("GET", "/admin/v1/events"),
@@ -343,7 +345,7 @@ async fn no_command_is_accepted_without_a_credential() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_any_configured_only_this_machine_is_served_and_no_browser() {
-    let open = AdminServer::with("", never(), |_| Access::new(Vec::new(), "0.0.0.0".parse().unwrap())).await;
+    let open = AdminServer::with("", never(), |_| AdminAccess::new(Vec::new(), "0.0.0.0".parse().unwrap())).await;
     for path in ["/admin/v1/models", "/admin/v1/events"] {
         let error = open.get(path).await.is_error(403, "forbidden");
         assert!(error.message.contains("--admin-token-file"), "{}", error.message);
@@ -441,10 +443,10 @@ async fn a_slow_reader_is_told_what_it_lost_and_begins_again() {
     let server = AdminServer::new("", never()).await;
     let model = server.models.default_model();
     model.load().await.unwrap();
-    let access = Access::new(Vec::new(), server.address.ip());
+    let access = AdminAccess::new(Vec::new(), server.address.ip());
     let state = AdminState::new(Arc::clone(&server.models), access, CancellationToken::new());
     let router = admin::router(state, Arc::new(ServerMetrics::new().unwrap()));
-    let request = Request::get("/admin/v1/events").extension(Peer { address: server.address });
+    let request = Request::get("/admin/v1/events").extension(ConnectionPeer { address: server.address });
     let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
     let mut body = response.into_body().into_data_stream();
     let mut next = async || {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use audio_support::*;
-use hush_server::audio::{self, AudioError, DecodeOptions, HEAD_SECONDS, DecodedHead, Pcm};
+use hush_server::audio::{self, AudioError, DecodeOptions, DecodedHead, HEAD_SECONDS, Pcm};
 use hush_server::budget::ByteBudget;
 use hush_server::spool::SpoolError;
 

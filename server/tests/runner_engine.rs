@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs, process};
 
@@ -13,7 +12,7 @@ use hush_contract::UnloadReason;
 use hush_server::audio::{self, DecodeOptions, Pcm};
 use hush_server::job::{JobError, JobOutcome, JobTask};
 use hush_server::metrics::ServerMetrics;
-use hush_server::residency::{ModelSettings, Models, Policy, SpeechJobs, Unload};
+use hush_server::residency::{LifecycleSettings, ModelSettings, Models, SpeechJobs, UnloadCommand};
 use hush_server::runner::child::{self, PARENT_VARIABLE};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{EngineBackend, RunnerSettings};
@@ -41,12 +40,12 @@ fn read_wav(name: &str) -> Pcm {
 fn start(model_dir: PathBuf, library: PathBuf) -> Models {
     let (device, threads) = ("cpu".to_owned(), Some(2));
     let spec = LoadSpec { model_dir, device, threads, prepack: false, max_batch: 8, memory_limit_bytes: None };
-    let policy = Policy { concurrency: NonZeroUsize::new(8).unwrap(), ..Policy::default() };
+    let policy = LifecycleSettings { concurrency: NonZeroUsize::new(8).unwrap(), ..LifecycleSettings::default() };
     let model = ModelSettings { name: "tiny".to_owned(), spec, precision: None, policy, account: None };
     let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"].map(Into::into).to_vec();
     let env = vec![("ORT_DYLIB_PATH".into(), library.into())];
     let runners = RunnerSettings { env, ..RunnerSettings::this_program(args) };
-    Models::start(vec![model], runners, None, &Arc::new(ServerMetrics::new().unwrap())).unwrap()
+    Models::start(vec![model], runners, None, &ServerMetrics::new().unwrap().residency).unwrap()
 }
 
 fn library() -> PathBuf {
@@ -84,7 +83,7 @@ async fn a_recording_becomes_text_in_a_child_process() {
         assert!(matches!(refused, Err(JobError::Invalid(_))), "{refused:?}");
         pids.push(model.snapshot().runner_pid);
         let asked = Instant::now();
-        model.unload(Unload::now(UnloadReason::Manual)).await.unwrap();
+        model.unload(UnloadCommand::now(UnloadReason::Manual)).await.unwrap();
         println!("unload, request -> reaped: {:?}", asked.elapsed());
     }
     pids.dedup();

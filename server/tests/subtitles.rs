@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use hush_server::format::{TranscriptFormat, JsonShape, SubtitleLayout, WordOutput, TranscriptWriter};
+use hush_server::format::{JsonShape, SubtitleLayout, TranscriptFormat, TranscriptWriter, WordOutput};
 use hush_whisper::{Segment, Transcript, Word};
 use serde_json::Value;
 
@@ -86,9 +86,16 @@ fn two_words() -> Vec<Segment> {
 #[test]
 fn an_arrow_in_a_word_does_not_end_the_times() {
     let expected = "1\n00:00:00,000 --> 00:00:01,000\nOne -> two\n\n";
-    assert_eq!(write(TranscriptFormat::Srt, WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words()), expected);
+    assert_eq!(
+        write(TranscriptFormat::Srt, WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words()),
+        expected
+    );
     assert_eq!(write(TranscriptFormat::Srt, WordOutput::Plain, &two_words()), expected);
-    let lit = write(TranscriptFormat::Srt, WordOutput::LaidOut(SubtitleLayout { highlight_words: true, ..SubtitleLayout::default() }), &two_words());
+    let lit = write(
+        TranscriptFormat::Srt,
+        WordOutput::LaidOut(SubtitleLayout { highlight_words: true, ..SubtitleLayout::default() }),
+        &two_words(),
+    );
     assert!(lit.contains("One <u>-></u> two"), "{lit}");
 }
 
@@ -98,20 +105,31 @@ fn json_holds_the_words_in_both_shapes() {
     let expected = "\"no_speech_prob\": 0.0, \"words\": [{\"word\": \" One\", \"start\": 0.0, \"end\": 0.5, \
                     \"probability\": 0.75}, ";
     assert!(openai.contains(expected), "{openai}");
-    let faster =
-        write(TranscriptFormat::Json(JsonShape::FasterWhisper), WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words());
+    let faster = write(
+        TranscriptFormat::Json(JsonShape::FasterWhisper),
+        WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE),
+        &two_words(),
+    );
     let expected = "\"words\": [{\"start\": 0.0, \"end\": 0.5, \"word\": \" One\", \"probability\": 0.75}, ";
     assert!(faster.contains(expected), "{faster}");
     // Asked for, and there are none.
     let silent = vec![Segment::default()];
-    assert!(write(TranscriptFormat::Json(JsonShape::OpenAiWhisper), WordOutput::Plain, &silent).contains("\"words\": []}"));
+    assert!(
+        write(TranscriptFormat::Json(JsonShape::OpenAiWhisper), WordOutput::Plain, &silent).contains("\"words\": []}")
+    );
     assert!(!write(TranscriptFormat::Json(JsonShape::OpenAiWhisper), WordOutput::Without, &silent).contains("words"));
-    assert!(write(TranscriptFormat::Json(JsonShape::FasterWhisper), WordOutput::Without, &silent).contains("\"words\": null"));
+    assert!(
+        write(TranscriptFormat::Json(JsonShape::FasterWhisper), WordOutput::Without, &silent)
+            .contains("\"words\": null")
+    );
 }
 
 #[test]
 fn text_and_tables_follow_the_segments() {
-    assert_eq!(write(TranscriptFormat::Txt, WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words()), "One --> two\n");
+    assert_eq!(
+        write(TranscriptFormat::Txt, WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words()),
+        "One --> two\n"
+    );
     let table = write(TranscriptFormat::Tsv, WordOutput::LaidOut(SubtitleLayout::WHISPER_ASR_WEBSERVICE), &two_words());
     assert_eq!(table, "start\tend\ttext\n0\t1000\tOne --> two\n");
 }

@@ -20,7 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
 use https::HttpsListener;
-use hush_server::auth::{Authenticate, Caller, AccessDenied, ReviewSettings, TokenReview};
+use hush_server::auth::{AccessDenied, Authenticate, Caller, ReviewSettings, TokenReview};
 use serde_json::{Value, json};
 
 const CONTROLLER: &str = "system:serviceaccount:hush:controller";
@@ -168,9 +168,13 @@ async fn other_accounts_are_refused_with_the_reason() {
             "{name}"
         );
     }
-    assert!(message(review.authenticate(&token("expired"), HOME).await, AccessDenied::Invalid).contains("token has expired"));
     assert!(
-        message(review.authenticate(&token("unknown"), HOME).await, AccessDenied::Invalid).contains("invalid bearer token")
+        message(review.authenticate(&token("expired"), HOME).await, AccessDenied::Invalid)
+            .contains("token has expired")
+    );
+    assert!(
+        message(review.authenticate(&token("unknown"), HOME).await, AccessDenied::Invalid)
+            .contains("invalid bearer token")
     );
     message(review.authenticate(&token("empty"), HOME).await, AccessDenied::Invalid);
 }
@@ -216,13 +220,15 @@ async fn an_api_server_that_is_away_or_another_server_lets_no_token_in() {
     let world = ReviewFixture::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
     let stranger = ReviewFixture::new([("good", authenticated(CONTROLLER, &[AUDIENCE]))]).await;
     let misled = ReviewSettings { api: stranger.settings().api, ..world.settings() };
-    let text = message(TokenReview::new(misled).unwrap().authenticate(&token("good"), HOME).await, AccessDenied::Unavailable);
+    let text =
+        message(TokenReview::new(misled).unwrap().authenticate(&token("good"), HOME).await, AccessDenied::Unavailable);
     assert!(text.contains("TLS"), "{text}");
     assert_eq!(stranger.asked(), 0, "no token was given to a stranger");
 
     let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let away = ReviewSettings { api: format!("https://{closed}").parse().unwrap(), ..world.settings() };
-    let text = message(TokenReview::new(away).unwrap().authenticate(&token("good"), HOME).await, AccessDenied::Unavailable);
+    let text =
+        message(TokenReview::new(away).unwrap().authenticate(&token("good"), HOME).await, AccessDenied::Unavailable);
     assert!(text.contains("connecting"), "{text}");
 
     let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

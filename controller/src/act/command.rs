@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hush_contract::admin::{
-    AdminErrorBody, InvalidValue, LoadRequest, LoadResponse, PolicyRef, CommandReason, Seconds, UnloadOutcome, UnloadRequest,
-    UnloadResponse, load_path, unload_path,
+    AdminErrorBody, CommandReason, InvalidValue, LoadRequest, LoadResponse, PolicyRef, Seconds, UnloadOutcome,
+    UnloadRequest, UnloadResponse, load_path, unload_path,
 };
 use hush_core::{Action, Decision};
 use hush_log::printable;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::backoff::CommandVerdict;
-use crate::http::{Answer, Client, HttpError};
+use crate::http::{HttpClient, HttpError, HttpResponse};
 use crate::observe::BaseUrl;
 
 const ANSWER_LIMIT_BYTES: usize = 64 << 10;
@@ -119,7 +119,7 @@ impl CommandError {
 }
 
 /// Sends one command and waits for its end.
-pub async fn send(client: &Client, url: &BaseUrl, token: Option<&str>, decision: &Decision) -> CommandResult {
+pub async fn send(client: &HttpClient, url: &BaseUrl, token: Option<&str>, decision: &Decision) -> CommandResult {
     let timeout = match decision.action {
         Action::Unload => UNLOAD_TIMEOUT + Duration::from_secs(decision.drain_seconds.unwrap_or(0)),
         Action::Load => LOAD_TIMEOUT,
@@ -136,7 +136,7 @@ pub async fn send(client: &Client, url: &BaseUrl, token: Option<&str>, decision:
 }
 
 async fn unload(
-    client: &Client,
+    client: &HttpClient,
     url: &BaseUrl,
     token: Option<&str>,
     decision: &Decision,
@@ -163,7 +163,7 @@ async fn unload(
 }
 
 async fn load(
-    client: &Client,
+    client: &HttpClient,
     url: &BaseUrl,
     token: Option<&str>,
     decision: &Decision,
@@ -181,18 +181,18 @@ async fn load(
 }
 
 async fn post<T: Serialize>(
-    client: &Client,
+    client: &HttpClient,
     url: &BaseUrl,
     path: &str,
     token: Option<&str>,
     request: &T,
-) -> Result<Answer, CommandError> {
+) -> Result<HttpResponse, CommandError> {
     let uri = url.join(path).map_err(HttpError::from)?;
     Ok(client.post(uri, token, serde_json::to_vec(request)?, ANSWER_LIMIT_BYTES).await?)
 }
 
 /// The body of a success; the inner `Err`: the server refused the command with 409.
-fn read_answer<T: DeserializeOwned>(answer: &Answer) -> Result<Result<T, CommandResult>, CommandError> {
+fn read_answer<T: DeserializeOwned>(answer: &HttpResponse) -> Result<Result<T, CommandResult>, CommandError> {
     if answer.status.is_success() {
         return Ok(Ok(serde_json::from_slice(&answer.body)?));
     }
@@ -239,7 +239,7 @@ mod tests {
     fn the_message_of_a_hostile_server_is_one_line_of_bounded_length() {
         let message = format!("\u{1b}]0;owned\u{7}\n2026 INFO all is well\u{202e}{}", "A".repeat(30_000));
         let body = serde_json::json!({"code": "busy\u{1b}[31m", "message": message}).to_string();
-        let answer = |status| Answer { status, body: body.clone().into() };
+        let answer = |status| HttpResponse { status, body: body.clone().into() };
         let refused = read_answer::<LoadResponse>(&answer(StatusCode::CONFLICT)).unwrap().unwrap_err();
         let CommandResult::Refused { code, message } = refused else { panic!("{refused:?}") };
         assert_eq!(code, "busy�[31m");

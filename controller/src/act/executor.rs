@@ -13,7 +13,7 @@ use super::audit::CommandRecord;
 use super::command::{self, CommandResult};
 use super::credential::ServerCredentials;
 use super::gate::Gate;
-use crate::http::Client;
+use crate::http::HttpClient;
 use crate::metrics::ControllerMetrics;
 use crate::observe::BaseUrl;
 
@@ -38,7 +38,7 @@ pub struct Executor {
 /// What every command needs.
 #[derive(Clone)]
 struct CommandContext {
-    client: Client,
+    client: HttpClient,
     credentials: Arc<dyn ServerCredentials>,
     gate: Arc<dyn Gate>,
     metrics: Arc<ControllerMetrics>,
@@ -49,7 +49,7 @@ struct CommandContext {
 impl Executor {
     /// The receiver gets the end of each decision exactly once.
     pub fn new(
-        client: Client,
+        client: HttpClient,
         credentials: Arc<dyn ServerCredentials>,
         gate: Arc<dyn Gate>,
         metrics: Arc<ControllerMetrics>,
@@ -166,7 +166,7 @@ mod tests {
                 open.push(connection);
             }
         });
-        let (client, metrics) = (Client::new(None).unwrap(), Arc::new(ControllerMetrics::new().unwrap()));
+        let (client, metrics) = (HttpClient::new(None).unwrap(), Arc::new(ControllerMetrics::new().unwrap()));
         let (mut executor, mut ended) =
             Executor::new(client, Arc::new(TokenFile::new(None)), Arc::new(OpenGate), metrics);
         assert_eq!(executor.pending(), 0);

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::credential::ServerCredentials;
 use super::gate::Gate;
-use crate::http::{Client, HttpError};
+use crate::http::{HttpClient, HttpError};
 use crate::metrics::ControllerMetrics;
 use crate::observe::{ScrapeTarget, Targets};
 
@@ -29,7 +29,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_LIMIT_BYTES: usize = 8 << 20;
 
 pub struct Heartbeat {
-    pub client: Client,
+    pub client: HttpClient,
     pub credentials: Arc<dyn ServerCredentials>,
     pub gate: Arc<dyn Gate>,
     pub metrics: Arc<ControllerMetrics>,
@@ -105,7 +105,7 @@ fn record_answer(
 
 /// `None`: the server gave no answer that says whether it takes commands.
 async fn call(
-    client: &Client,
+    client: &HttpClient,
     credentials: &dyn ServerCredentials,
     target: &ScrapeTarget,
 ) -> Option<Result<(), HeartbeatRefusal>> {

@@ -15,13 +15,11 @@ use super::values::{parse_lease_duration, parse_pod_name};
 use crate::act::{ServerCredentials, TokenFile};
 use crate::api_server;
 use crate::cluster::{
-    AccountName, ClusterSources, EventPublisher, LeaseNames, NamespaceSelector,
-    SERVERS_LABEL_SELECTOR, Scope, ScopeGate, ServerNamespaces, ServerTokens, StatusWriter, follow, recorder,
+    AccountName, ClusterSources, EventPublisher, LeaseNames, NamespaceSelector, SERVERS_LABEL_SELECTOR, Scope,
+    ScopeGate, ServerNamespaces, ServerTokens, StatusWriter, follow, recorder,
 };
 use crate::control_loop::{LoopEvent, LoopSnapshot, Readiness};
-use crate::lease::{
-    Claim, ClaimLoss, Contender, Elector, LeaderWatcher, LeaseName, LeaseTiming, identity,
-};
+use crate::lease::{Claim, ClaimLoss, Contender, Elector, LeaderWatcher, LeaseName, LeaseTiming, identity};
 use crate::metrics::ControllerMetrics;
 
 /// How many records wait for their Event; further records get none.

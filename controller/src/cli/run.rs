@@ -16,10 +16,7 @@ use super::control_sources::ControlSources;
 use super::kubernetes::{ClusterController, KubernetesArgs};
 use super::log::ControllerLogArgs;
 use crate::act::{Audit, Executor, Heartbeat, ServerCredentials, TokenFile};
-use crate::control_loop::{
-    ControlLoop, LoopInputs, LoopOutputs, LoopRequest, LoopSettings,
-    LoopSnapshot, Readiness,
-};
+use crate::control_loop::{ControlLoop, LoopInputs, LoopOutputs, LoopRequest, LoopSettings, LoopSnapshot, Readiness};
 use crate::http::{CaCertificates, HttpClient};
 use crate::metrics::ControllerMetrics;
 use crate::observe::{self, ObservationStore, ReportTrust, ScrapeSettings, Scraper};
@@ -262,7 +259,10 @@ fn page_router(
 
 /// Runs the control loop until SIGTERM or SIGINT. In a cluster, an error ends it when this controller loses the right to
 /// act.
-async fn run_until_stopped(control_loop: ControlLoop, cluster: Option<&mut ClusterController>) -> anyhow::Result<ExitCode> {
+async fn run_until_stopped(
+    control_loop: ControlLoop,
+    cluster: Option<&mut ClusterController>,
+) -> anyhow::Result<ExitCode> {
     let stop = stop_signal()?;
 
     match cluster {

@@ -15,7 +15,6 @@ use tokio::sync::watch;
 
 use crate::api_server::USER_AGENT_VALUE;
 
-pub use self::{HttpClient as Client, HttpResponse as Answer};
 pub use certificate::{CaCertificates, CaFileError, CertificateProblem};
 use pools::ConnectionPools;
 

@@ -13,7 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::sample::{SampleError, ServerSample};
 use super::store::ObservationStore;
 use super::target::{ScrapeTarget, Targets};
-use crate::http::{Client, HttpError};
+use crate::http::{HttpClient, HttpError};
 use crate::metrics::ControllerMetrics;
 
 /// The longest answer of a server. The metrics of a thousand models are some hundred kB.
@@ -71,7 +71,7 @@ impl ScrapeError {
 /// Everything that a scrape needs.
 #[derive(Clone)]
 pub struct Scraper {
-    pub client: Client,
+    pub client: HttpClient,
     pub settings: ScrapeSettings,
     pub store: ObservationStore,
     pub metrics: Arc<ControllerMetrics>,

@@ -159,8 +159,6 @@ impl TraceKind {
     }
 }
 
-pub use self::SplitMix64 as Dice;
-
 /// A random number generator, which yields the same numbers on every machine and in every version.
 #[derive(Clone, Debug)]
 pub struct SplitMix64(pub u64);

@@ -24,7 +24,11 @@ pub trait FileSource: Send + Sync + 'static {
 
 /// Reads the source at a fixed interval and publishes each new value. An invalid value is logged once and changes nothing:
 /// the last valid one stays in force. Contents are compared, not modification times, because mounted files change by links.
-pub async fn follow<S: FileSource>(source: Arc<S>, values: watch::Sender<Arc<S::Value>>, metrics: Arc<ControllerMetrics>) {
+pub async fn follow<S: FileSource>(
+    source: Arc<S>,
+    values: watch::Sender<Arc<S::Value>>,
+    metrics: Arc<ControllerMetrics>,
+) {
     let mut last_error: Option<String> = None;
 
     loop {

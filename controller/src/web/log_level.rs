@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use hush_contract::admin::code;
-use hush_log::{ChangeError, ActiveLogLevel};
+use hush_log::{ActiveLogLevel, ChangeError};
 use jiff::{SignedDuration, Timestamp};
 
 use super::WebState;

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hush_contract::UnloadReason;
-use hush_controller::simulate::trace::Dice;
+use hush_controller::simulate::trace::SplitMix64;
 use hush_core::{
     Action, CommandOutcome, Decision, DecisionReason, ModelKey, ObservedGpu, ObservedModel, Plan, PressureMemory,
     StepMemory, World, step,
 };
-use hush_server::residency::machine::{CommandId, Unload};
+use hush_residency::machine::{CommandId, UnloadCommand};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::device_sim::DeviceSim;
@@ -43,7 +43,7 @@ pub struct ControllerSim {
     next_command: u64,
     /// Counts restarts.
     incarnation: u32,
-    dice: Dice,
+    dice: SplitMix64,
 }
 
 /// A command and how far its delivery is.
@@ -92,7 +92,7 @@ enum Delivery {
 }
 
 impl ControllerSim {
-    pub fn new(scenario: &Scenario, dice: &mut Dice) -> Self {
+    pub fn new(scenario: &Scenario, dice: &mut SplitMix64) -> Self {
         Self {
             memory: StepMemory::default(),
             clock_ms: 0,
@@ -105,7 +105,7 @@ impl ControllerSim {
             sent_commands: Vec::new(),
             next_command: 0,
             incarnation: 0,
-            dice: Dice(dice.next()),
+            dice: SplitMix64(dice.next()),
         }
     }
 
@@ -121,7 +121,7 @@ impl ControllerSim {
 
     /// Draws the faults of this interval.
     pub fn inject_faults(&mut self, now: u64, scenario: &Scenario) {
-        let happens = |dice: &mut Dice, mean: Option<u64>| {
+        let happens = |dice: &mut SplitMix64, mean: Option<u64>| {
             mean.is_some_and(|mean| dice.below(mean / scenario.interval_ms + 1) == 0)
         };
 
@@ -342,7 +342,7 @@ impl ControllerSim {
     }
 }
 
-fn delivery(dice: &mut Dice, faults: &ScenarioFaults) -> Delivery {
+fn delivery(dice: &mut SplitMix64, faults: &ScenarioFaults) -> Delivery {
     if dice.chance(faults.command_fails) {
         Delivery::Fails
     } else if dice.chance(faults.answer_lost) {
@@ -359,7 +359,7 @@ fn server_command(decision: &Decision) -> SimulatedCommand {
     let seconds = |seconds: Option<u64>| seconds.map(Duration::from_secs);
     match decision.action {
         Action::Load => SimulatedCommand::Load,
-        Action::Unload => SimulatedCommand::Unload(Unload {
+        Action::Unload => SimulatedCommand::Unload(UnloadCommand {
             if_generation: decision.if_generation,
             if_idle: seconds(decision.if_idle_seconds),
             drain: seconds(decision.drain_seconds),

@@ -1,6 +1,6 @@
 //! The memory of a GPU or of a MIG instance, and the other programs that use it.
 
-use hush_controller::simulate::trace::Dice;
+use hush_controller::simulate::trace::SplitMix64;
 use hush_core::GpuId;
 
 use crate::dice_ext::DiceExt;
@@ -48,7 +48,7 @@ impl DeviceSim {
     }
 
     /// Applies the changes that are due by `now`; no program gets more than is available.
-    pub fn advance(&mut self, now: u64, dice: &mut Dice) {
+    pub fn advance(&mut self, now: u64, dice: &mut SplitMix64) {
         self.leftovers.retain(|(until, _)| now < *until);
         for at in 0..self.other_programs.len() {
             if now < self.other_programs[at].changes_at {

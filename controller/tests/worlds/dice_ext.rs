@@ -1,6 +1,6 @@
 //! Chances and choices on top of a random number generator that gives the same numbers on every machine.
 
-use hush_controller::simulate::trace::Dice;
+use hush_controller::simulate::trace::SplitMix64;
 
 pub trait DiceExt {
     /// `true` in `percent` of 100 cases.
@@ -15,7 +15,7 @@ pub trait DiceExt {
     fn around_ms(&mut self, mean_ms: u64) -> u64;
 }
 
-impl DiceExt for Dice {
+impl DiceExt for SplitMix64 {
     fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }

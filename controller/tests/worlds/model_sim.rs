@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use hush_controller::simulate::trace::Dice;
+use hush_controller::simulate::trace::SplitMix64;
 use hush_core::{ArrivalHistogram, Labels, ModelKey, ObservedModel, ResidencyState};
-use hush_server::residency::machine::{
-    CommandId, Count, DeviceMemory, Effect, Event, LeaseId, Load, Loss, LossCause, LostWhy, Machine, Moment, Policy,
-    Reclaimed, Unload, Verdict,
+use hush_residency::machine::{
+    CommandId, LeaseId, LeaseLossCause, LifecycleSettings, LoadCommand, LossCause, MachineEffect, MachineEvent,
+    MachineTime, MemoryAvailability, MetricEvent, ModelMachine, ReclaimReport, ReclaimVerdict, RunnerLoss,
+    UnloadCommand,
 };
 
 use crate::device_sim::DeviceSim;
@@ -30,7 +31,7 @@ pub struct ModelSimSpec {
     pub load_ms: u64,
     pub exit_ms: u64,
     pub settle_ms: u64,
-    pub policy: Policy,
+    pub policy: LifecycleSettings,
     pub clients: ClientPattern,
     pub faults: ModelFaults,
 }
@@ -81,7 +82,7 @@ pub enum CommandReply {
 pub struct SimContext<'a> {
     pub now: u64,
     pub device: &'a mut DeviceSim,
-    pub dice: &'a mut Dice,
+    pub dice: &'a mut SplitMix64,
     pub replies: &'a mut Vec<(CommandId, CommandReply)>,
 }
 
@@ -107,7 +108,7 @@ enum ScheduledEvent {
 #[derive(Debug)]
 pub struct ModelSim {
     pub spec: ModelSimSpec,
-    machine: Machine,
+    machine: ModelMachine,
     scheduled: Vec<(u64, ScheduledEvent)>,
     /// The requests without an answer, and how often each has lost its runner.
     waiting: BTreeMap<LeaseId, u32>,
@@ -130,8 +131,8 @@ pub struct ModelSim {
 }
 
 impl ModelSim {
-    pub fn new(spec: ModelSimSpec, dice: &mut Dice) -> Self {
-        let machine = Machine::new(spec.policy);
+    pub fn new(spec: ModelSimSpec, dice: &mut SplitMix64) -> Self {
+        let machine = ModelMachine::new(spec.policy);
 
         // The first estimate may be too low or too high.
         let need_bytes = spec.bytes * dice.between(85, 110) / 100;
@@ -171,7 +172,7 @@ impl ModelSim {
         }
 
         if self.machine.deadline().is_some_and(|deadline| deadline.as_millis() <= context.now) {
-            self.apply_event(Event::Tick, context);
+            self.apply_event(MachineEvent::Tick, context);
         }
     }
 
@@ -202,20 +203,20 @@ impl ModelSim {
         let (lease, again) = (LeaseId(self.next_lease), losses > 0);
         let patience = self.spec.clients.patience_ms.map(Duration::from_millis);
         self.waiting.insert(lease, losses);
-        self.apply_event(Event::Arrive { lease, again, patience }, context);
+        self.apply_event(MachineEvent::Arrive { lease, again, patience }, context);
     }
 
-    pub fn unload(&mut self, command: CommandId, unload: Unload, context: &mut SimContext<'_>) {
-        self.apply_event(Event::Unload { command, unload }, context);
+    pub fn unload(&mut self, command: CommandId, unload: UnloadCommand, context: &mut SimContext<'_>) {
+        self.apply_event(MachineEvent::Unload { command, unload }, context);
     }
 
     pub fn load(&mut self, command: CommandId, context: &mut SimContext<'_>) {
-        let load = Load { if_generation: None, despite_hold: false };
-        self.apply_event(Event::Load { command, load }, context);
+        let load = LoadCommand { if_generation: None, despite_hold: false };
+        self.apply_event(MachineEvent::Load { command, load }, context);
     }
 
     /// The event for the machine when something scheduled happens; `None`: it no longer matters.
-    fn event_for(&mut self, due: ScheduledEvent, context: &mut SimContext<'_>) -> Option<Event> {
+    fn event_for(&mut self, due: ScheduledEvent, context: &mut SimContext<'_>) -> Option<MachineEvent> {
         let SimContext { now, device, dice, .. } = context;
         let now = *now;
         Some(match due {
@@ -226,18 +227,18 @@ impl ModelSim {
                     self.scheduled.push((now + dice.around_ms(60_000), ScheduledEvent::RunnerDies(generation)));
                 }
 
-                Event::Loaded { generation }
+                MachineEvent::Loaded { generation }
             }
             ScheduledEvent::LoadFails { generation, out_of_memory } => {
                 self.need_bytes = self.need_bytes.max(self.spec.bytes);
-                Event::LoadFailed { generation, cause: "simulated".to_owned(), out_of_memory }
+                MachineEvent::LoadFailed { generation, cause: "simulated".to_owned(), out_of_memory }
             }
             ScheduledEvent::RunnerExited(generation) => {
                 self.free_memory(now, device, dice);
-                Event::Exited { generation }
+                MachineEvent::Exited { generation }
             }
             ScheduledEvent::MemoryReturned(generation) => {
-                Event::Reclaimed { generation, memory: Some(self.reclaimed()) }
+                MachineEvent::Reclaimed { generation, memory: Some(self.reclaimed()) }
             }
             ScheduledEvent::RequestEnds(lease) => {
                 if self.waiting.remove(&lease).is_some() {
@@ -245,7 +246,7 @@ impl ModelSim {
                     self.served_at = now;
                 }
 
-                Event::End { lease }
+                MachineEvent::End { lease }
             }
             ScheduledEvent::RunnerDies(generation) => {
                 if self.held_bytes == 0 || self.machine.generation() != generation {
@@ -253,19 +254,19 @@ impl ModelSim {
                 }
 
                 self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
-                let loss = Loss { cause: LossCause::Killed, detail: "simulated".to_owned() };
-                Event::RunnerLost { generation, loss }
+                let loss = RunnerLoss { cause: LossCause::Killed, detail: "simulated".to_owned() };
+                MachineEvent::RunnerLost { generation, loss }
             }
             ScheduledEvent::Remeasure => {
                 self.machine.shortage()?;
                 self.scheduled.push((now + REMEASURE_MS, ScheduledEvent::Remeasure));
-                Event::Memory { memory: self.measure(device) }
+                MachineEvent::Memory { memory: self.measure(device) }
             }
         })
     }
 
     /// The memory of a runner that has exited becomes free, or a part of it after a while.
-    fn free_memory(&mut self, now: u64, device: &mut DeviceSim, dice: &mut Dice) {
+    fn free_memory(&mut self, now: u64, device: &mut DeviceSim, dice: &mut SplitMix64) {
         device.models_bytes -= self.held_bytes;
         if dice.chance(self.spec.faults.leaves_leftovers) {
             let stays_ms = dice.pick(&[5_000, 60_000, 900_000]);
@@ -276,35 +277,35 @@ impl ModelSim {
         self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(_)));
     }
 
-    const fn reclaimed(&self) -> Reclaimed {
-        Reclaimed {
+    const fn reclaimed(&self) -> ReclaimReport {
+        ReclaimReport {
             vram_before_bytes: self.spec.bytes,
             reclaimed_bytes: self.spec.bytes,
             residual_bytes: 0,
             taken_bytes: 0,
-            verdict: Verdict::Returned,
+            verdict: ReclaimVerdict::Returned,
         }
     }
 
-    fn measure(&self, device: &DeviceSim) -> DeviceMemory {
+    fn measure(&self, device: &DeviceSim) -> MemoryAvailability {
         let demand_bytes = self.need_bytes + self.spec.headroom_bytes;
-        DeviceMemory { available_bytes: Some(device.available_bytes()), demand_bytes }
+        MemoryAvailability { available_bytes: Some(device.available_bytes()), demand_bytes }
     }
 
     /// Gives an event to the machine, and simulates the effects that it asks for.
-    fn apply_event(&mut self, event: Event, context: &mut SimContext<'_>) {
-        let moment = Moment::from_millis(context.now);
+    fn apply_event(&mut self, event: MachineEvent, context: &mut SimContext<'_>) {
+        let moment = MachineTime::from_millis(context.now);
         let mut events = VecDeque::from([event]);
         let mut lost = Vec::new();
         while let Some(event) = events.pop_front() {
             for effect in self.machine.step(moment, event) {
                 match effect {
-                    Effect::Measure => {
-                        events.push_back(Event::Memory { memory: self.measure(context.device) });
+                    MachineEffect::Measure => {
+                        events.push_back(MachineEvent::Memory { memory: self.measure(context.device) });
                         self.scheduled.retain(|(_, due)| !matches!(due, ScheduledEvent::Remeasure));
                         self.scheduled.push((context.now + REMEASURE_MS, ScheduledEvent::Remeasure));
                     }
-                    Effect::Lost { lease, why } => {
+                    MachineEffect::Lost { lease, why } => {
                         self.scheduled
                             .retain(|(_, due)| !matches!(due, ScheduledEvent::RequestEnds(other) if *other == lease));
                         lost.extend(self.waiting.remove(&lease).map(|losses| (losses, why)));
@@ -316,7 +317,7 @@ impl ModelSim {
 
         let ready = self.state() == ResidencyState::Ready;
         self.ready_since = if ready { self.ready_since.or(Some(context.now)) } else { None };
-        self.idle_since = self.machine.idle_since().map(Moment::as_millis);
+        self.idle_since = self.machine.idle_since().map(MachineTime::as_millis);
 
         for (losses, why) in lost {
             self.handle_loss(losses, &why, context);
@@ -324,41 +325,41 @@ impl ModelSim {
     }
 
     /// Simulates an effect that leads to no further event at once.
-    fn simulate(&mut self, effect: Effect, context: &mut SimContext<'_>) {
+    fn simulate(&mut self, effect: MachineEffect, context: &mut SimContext<'_>) {
         let now = context.now;
         match effect {
-            Effect::StartRunner { generation } => self.start_runner(generation, context),
-            Effect::StopRunner { generation } | Effect::KillRunner { generation } => {
+            MachineEffect::StartRunner { generation } => self.start_runner(generation, context),
+            MachineEffect::StopRunner { generation } | MachineEffect::KillRunner { generation } => {
                 self.scheduled
                     .retain(|(_, due)| matches!(due, ScheduledEvent::Remeasure | ScheduledEvent::RequestEnds(_)));
                 self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
             }
-            Effect::Reclaim { generation } => {
+            MachineEffect::Reclaim { generation } => {
                 self.scheduled.push((now + self.spec.settle_ms, ScheduledEvent::MemoryReturned(generation)));
             }
-            Effect::Grant { lease, .. } => {
+            MachineEffect::Grant { lease, .. } => {
                 let work_ms = context.dice.around_ms(self.spec.clients.work_ms);
                 self.scheduled.push((now + work_ms, ScheduledEvent::RequestEnds(lease)));
             }
-            Effect::Refuse { lease, .. } => {
+            MachineEffect::Refuse { lease, .. } => {
                 self.waiting.remove(&lease);
                 self.answered.refused += 1;
             }
-            Effect::ReplyLoad { command, result } => {
+            MachineEffect::ReplyLoad { command, result } => {
                 context.reply(command, if result.is_ok() { CommandReply::Loaded } else { CommandReply::Refused });
             }
-            Effect::ReplyUnload { command, result } => {
+            MachineEffect::ReplyUnload { command, result } => {
                 context.reply(command, if result.is_ok() { CommandReply::Accepted } else { CommandReply::Refused });
             }
-            Effect::Unloaded { command, .. } => context.reply(command, CommandReply::Unloaded),
-            Effect::Count(Count::Interarrival(gap)) => self.count_gap(gap),
-            Effect::Measure | Effect::Lost { .. } | Effect::Count(_) | Effect::Stopped => {}
+            MachineEffect::Unloaded { command, .. } => context.reply(command, CommandReply::Unloaded),
+            MachineEffect::Count(MetricEvent::Interarrival(gap)) => self.count_gap(gap),
+            MachineEffect::Measure | MachineEffect::Lost { .. } | MachineEffect::Count(_) | MachineEffect::Stopped => {}
         }
     }
 
     /// As the server does it: displaced requests start again, and a request whose runner died is tried once more.
-    fn handle_loss(&mut self, losses: u32, why: &LostWhy, context: &mut SimContext<'_>) {
-        if matches!(why, LostWhy::Runner(_)) && losses > 0 {
+    fn handle_loss(&mut self, losses: u32, why: &LeaseLossCause, context: &mut SimContext<'_>) {
+        if matches!(why, LeaseLossCause::Runner(_)) && losses > 0 {
             self.answered.refused += 1;
         } else {
             self.send_request(losses + 1, context);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hush_controller::simulate::trace::Dice;
+use hush_controller::simulate::trace::SplitMix64;
 use hush_core::{Action, CommandOutcome, Plan};
 
 use crate::controller_sim::ControllerSim;
@@ -57,7 +57,7 @@ pub struct PlayedWorld {
 /// Plays a world; the error says which invariant was violated, and when.
 pub fn play(seed: u64, verbose: bool) -> Result<PlayCounts, Violation> {
     let scenario = Scenario::new(seed);
-    let mut dice = Dice(seed ^ 0x5eed);
+    let mut dice = SplitMix64(seed ^ 0x5eed);
     let world_sim = WorldSim::new(&scenario, &mut dice);
     let controller = ControllerSim::new(&scenario, &mut dice);
     let counts = PlayCounts { worlds: 1, ..PlayCounts::default() };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hush_controller::simulate::trace::Dice;
+use hush_controller::simulate::trace::SplitMix64;
 use hush_core::{
     Glob, Labels, MemoryAmount, ModelPolicy, PolicyKey, PolicyResidency, PolicySpec, Selector, WarmWindow,
 };
@@ -18,7 +18,7 @@ const MODES: [PolicyResidency; 5] = [
     PolicyResidency::OnDemand,
 ];
 
-pub fn random_policies(dice: &mut Dice) -> Vec<ModelPolicy> {
+pub fn random_policies(dice: &mut SplitMix64) -> Vec<ModelPolicy> {
     let mut policies: Vec<ModelPolicy> = (0..dice.between(1, 4)).map(|at| policy(dice, at)).collect();
 
     // Most worlds have a cluster policy for everything.
@@ -43,7 +43,7 @@ pub fn random_policies(dice: &mut Dice) -> Vec<ModelPolicy> {
     policies
 }
 
-fn policy(dice: &mut Dice, at: u64) -> ModelPolicy {
+fn policy(dice: &mut SplitMix64, at: u64) -> ModelPolicy {
     let cluster = dice.chance(25);
     let selector = match dice.below(4) {
         0 => Labels::new(),
@@ -65,8 +65,8 @@ fn policy(dice: &mut Dice, at: u64) -> ModelPolicy {
     }
 }
 
-fn asks(dice: &mut Dice) -> PolicySpec {
-    let seconds = |dice: &mut Dice, none: u64, from: &[u64]| dice.perhaps(none, from).map(Duration::from_secs);
+fn asks(dice: &mut SplitMix64) -> PolicySpec {
+    let seconds = |dice: &mut SplitMix64, none: u64, from: &[u64]| dice.perhaps(none, from).map(Duration::from_secs);
     PolicySpec {
         residency: dice.perhaps(40, &MODES),
         idle_timeout: seconds(dice, 40, &[20, 60, 300, 1800, 86_400]),
@@ -86,7 +86,7 @@ fn asks(dice: &mut Dice) -> PolicySpec {
     }
 }
 
-fn amount(dice: &mut Dice, none: u64) -> Option<MemoryAmount> {
+fn amount(dice: &mut SplitMix64, none: u64) -> Option<MemoryAmount> {
     dice.perhaps(
         none,
         &[
@@ -100,7 +100,7 @@ fn amount(dice: &mut Dice, none: u64) -> Option<MemoryAmount> {
     )
 }
 
-fn window(dice: &mut Dice) -> WarmWindow {
+fn window(dice: &mut SplitMix64) -> WarmWindow {
     let cron = dice.pick(&["0 8 * * 1-5", "*/30 * * * *", "15 3 * * *"]);
     let zone = dice.pick(&["Europe/Berlin", "UTC", "America/New_York"]);
     let duration = Duration::from_secs(dice.pick(&[600, 3600, 36_000]));

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use hush_controller::simulate::trace::Dice;
+use hush_controller::simulate::trace::SplitMix64;
 use hush_core::{GpuId, Labels, ModelKey, ModelPolicy, ServerName};
-use hush_server::residency::machine as server;
+use hush_residency::machine as server;
 
 use crate::device_sim::{DeviceSim, MemoryPattern, OtherProgram};
 use crate::dice_ext::DiceExt;
@@ -66,7 +66,7 @@ impl ScenarioFaults {
 
 impl Scenario {
     pub fn new(seed: u64) -> Self {
-        let mut dice = Dice(seed);
+        let mut dice = SplitMix64(seed);
         let dice = &mut dice;
 
         // Short worlds have short intervals, long worlds long ones.
@@ -107,7 +107,7 @@ pub fn label(key: &str, value: &str) -> Labels {
     Labels::from([(key.to_owned(), value.to_owned())])
 }
 
-fn devices(dice: &mut Dice) -> Vec<DeviceSim> {
+fn devices(dice: &mut SplitMix64) -> Vec<DeviceSim> {
     let mut devices = Vec::new();
     for gpu in 0..dice.between(1, 2) {
         let total = dice.pick(&[8, 16, 24, 80]) * GIB;
@@ -124,8 +124,8 @@ fn devices(dice: &mut Dice) -> Vec<DeviceSim> {
     devices
 }
 
-fn other_program(dice: &mut Dice, total: u64) -> OtherProgram {
-    let share = |dice: &mut Dice, least: u64, most: u64| total * dice.between(least, most) / 100;
+fn other_program(dice: &mut SplitMix64, total: u64) -> OtherProgram {
+    let share = |dice: &mut SplitMix64, least: u64, most: u64| total * dice.between(least, most) / 100;
     let pattern = match dice.below(4) {
         0 | 1 => MemoryPattern::Batch {
             bytes: share(dice, 10, 90),
@@ -143,7 +143,7 @@ fn other_program(dice: &mut Dice, total: u64) -> OtherProgram {
     OtherProgram { pattern, bytes: 0, changes_at: dice.around_ms(5 * MINUTE) }
 }
 
-fn models(dice: &mut Dice, devices: &[DeviceSim], faulty: bool) -> Vec<ModelSimSpec> {
+fn models(dice: &mut SplitMix64, devices: &[DeviceSim], faulty: bool) -> Vec<ModelSimSpec> {
     let mut models = Vec::new();
     for server in 0..dice.between(1, 5) {
         let namespace = dice.pick(&["a", "a", "b"]);
@@ -172,19 +172,19 @@ fn models(dice: &mut Dice, devices: &[DeviceSim], faulty: bool) -> Vec<ModelSimS
     models
 }
 
-fn own_policy(dice: &mut Dice) -> server::Policy {
+fn own_policy(dice: &mut SplitMix64) -> server::LifecycleSettings {
     let residency = match dice.below(6) {
-        0 => server::Residency::Resident,
-        1 => server::Residency::OnDemand,
-        2 | 3 => server::Residency::Idle(None),
-        _ => server::Residency::Idle(Some(Duration::from_secs(dice.pick(&[60, 300, 1800])))),
+        0 => server::ResidencyRule::Resident,
+        1 => server::ResidencyRule::OnDemand,
+        2 | 3 => server::ResidencyRule::Idle(None),
+        _ => server::ResidencyRule::Idle(Some(Duration::from_secs(dice.pick(&[60, 300, 1800])))),
     };
 
     let concurrency = NonZeroUsize::new(dice.pick(&[1, 1, 4])).unwrap();
-    server::Policy { residency, concurrency, accounted: true, ..server::Policy::default() }
+    server::LifecycleSettings { residency, concurrency, accounted: true, ..server::LifecycleSettings::default() }
 }
 
-fn clients(dice: &mut Dice) -> ClientPattern {
+fn clients(dice: &mut SplitMix64) -> ClientPattern {
     ClientPattern {
         near_ms: dice.pick(&[2000, 10_000, MINUTE]),
         far_ms: dice.pick(&[MINUTE, 10 * MINUTE, HOUR, 6 * HOUR]),
@@ -195,7 +195,7 @@ fn clients(dice: &mut Dice) -> ClientPattern {
     }
 }
 
-fn model_faults(dice: &mut Dice) -> ModelFaults {
+fn model_faults(dice: &mut SplitMix64) -> ModelFaults {
     ModelFaults {
         load_fails: dice.pick(&[0, 0, 5, 30]),
         runner_dies: dice.pick(&[0, 0, 10]),
@@ -203,7 +203,7 @@ fn model_faults(dice: &mut Dice) -> ModelFaults {
     }
 }
 
-fn faults(dice: &mut Dice, interval_ms: u64) -> ScenarioFaults {
+fn faults(dice: &mut SplitMix64, interval_ms: u64) -> ScenarioFaults {
     ScenarioFaults {
         scrape_fails: dice.pick(&[0, 5, 30]),
         silences: dice.perhaps(50, &[(30 * MINUTE, MINUTE), (2 * HOUR, 20 * MINUTE)]),

@@ -1,7 +1,7 @@
 //! The simulated devices, and the models on them.
 
-use hush_controller::simulate::trace::Dice;
-use hush_server::residency::machine::{CommandId, Unload};
+use hush_controller::simulate::trace::SplitMix64;
+use hush_residency::machine::{CommandId, UnloadCommand};
 
 use crate::device_sim::DeviceSim;
 use crate::model_sim::{CommandReply, ModelSim, SimContext};
@@ -11,20 +11,20 @@ use crate::scenario::Scenario;
 pub struct WorldSim {
     pub devices: Vec<DeviceSim>,
     pub models: Vec<ModelSim>,
-    dice: Dice,
+    dice: SplitMix64,
 }
 
 /// A command as a server gets it.
 #[derive(Clone, Copy, Debug)]
 pub enum SimulatedCommand {
-    Unload(Unload),
+    Unload(UnloadCommand),
     Load,
 }
 
 impl WorldSim {
-    pub fn new(scenario: &Scenario, dice: &mut Dice) -> Self {
+    pub fn new(scenario: &Scenario, dice: &mut SplitMix64) -> Self {
         let models = scenario.models.iter().map(|spec| ModelSim::new(spec.clone(), dice)).collect();
-        Self { devices: scenario.devices.clone(), models, dice: Dice(dice.next()) }
+        Self { devices: scenario.devices.clone(), models, dice: SplitMix64(dice.next()) }
     }
 
     /// Applies what is due by `now`. Gives the replies to commands that have ended.

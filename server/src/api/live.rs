@@ -20,7 +20,7 @@ use utoipa::openapi::{Object, ObjectBuilder, Type};
 use super::ApiState;
 use super::error::{detail, json_response};
 use super::openai::error::OpenAiNoKey;
-use crate::residency::{Models, Residency, Snapshot};
+use crate::residency::{ModelSnapshot, Models, ResidencyRule};
 
 /// How soon a change is seen. A look costs a lock and a copy. The admin API's feed of changes does not report each
 /// request that joins a queue, and the page shows these.
@@ -34,11 +34,11 @@ const STREAMS_RETRY_SECONDS: u64 = 30;
 /// Source of the states of the models.
 pub trait ModelSnapshots: Send + Sync + 'static {
     /// One snapshot for each model, the default model first.
-    fn snapshots(&self) -> Vec<Snapshot>;
+    fn snapshots(&self) -> Vec<ModelSnapshot>;
 }
 
 impl ModelSnapshots for Models {
-    fn snapshots(&self) -> Vec<Snapshot> {
+    fn snapshots(&self) -> Vec<ModelSnapshot> {
         let default = self.default_model().clone();
         let others: Vec<_> = self.iter().filter(|model| model.name() != default.name()).collect();
         std::iter::once(default).chain(others).map(|model| model.snapshot()).collect()
@@ -49,7 +49,7 @@ impl ModelSnapshots for Models {
 struct NoModels;
 
 impl ModelSnapshots for NoModels {
-    fn snapshots(&self) -> Vec<Snapshot> {
+    fn snapshots(&self) -> Vec<ModelSnapshot> {
         Vec::new()
     }
 }
@@ -107,12 +107,12 @@ struct LiveModelBody {
     retry_after_seconds: Option<f64>,
 }
 
-impl From<&Snapshot> for LiveModelBody {
-    fn from(model: &Snapshot) -> Self {
+impl From<&ModelSnapshot> for LiveModelBody {
+    fn from(model: &ModelSnapshot) -> Self {
         let (residency, idle_timeout) = match model.residency {
-            Residency::Resident => ("resident", None),
-            Residency::Idle(timeout) => ("idle", timeout),
-            Residency::OnDemand => ("on-demand", Some(Duration::ZERO)),
+            ResidencyRule::Resident => ("resident", None),
+            ResidencyRule::Idle(timeout) => ("idle", timeout),
+            ResidencyRule::OnDemand => ("on-demand", Some(Duration::ZERO)),
         };
         Self {
             name: model.model.clone(),
@@ -147,7 +147,7 @@ fn residency() -> Object {
     ObjectBuilder::new().schema_type(Type::String).enum_values(words).description(Some(about)).build()
 }
 
-fn live_models(state: &ApiState, snapshots: &[Snapshot]) -> LiveModelsBody {
+fn live_models(state: &ApiState, snapshots: &[ModelSnapshot]) -> LiveModelsBody {
     LiveModelsBody {
         models: snapshots.iter().map(LiveModelBody::from).collect(),
         max_upload_bytes: state.config.upload.max_upload_bytes,
@@ -198,7 +198,7 @@ pub async fn events(State(state): State<ApiState>) -> Response {
 
 fn change_events(state: ApiState, permit: OwnedSemaphorePermit) -> impl Stream<Item = Result<Event, Infallible>> {
     let ticks = tokio::time::interval(POLL_INTERVAL);
-    stream::unfold((state, permit, ticks, None::<Vec<Snapshot>>), async |(state, permit, mut ticks, sent)| {
+    stream::unfold((state, permit, ticks, None::<Vec<ModelSnapshot>>), async |(state, permit, mut ticks, sent)| {
         loop {
             ticks.tick().await;
 
@@ -214,8 +214,8 @@ fn change_events(state: ApiState, permit: OwnedSemaphorePermit) -> impl Stream<I
 }
 
 /// Whether anything but the passing of time differs.
-fn has_changed(before: &[Snapshot], after: &[Snapshot]) -> bool {
-    let fields = |model: &Snapshot| (model.state, model.generation, model.inflight, model.queued, model.residency);
+fn has_changed(before: &[ModelSnapshot], after: &[ModelSnapshot]) -> bool {
+    let fields = |model: &ModelSnapshot| (model.state, model.generation, model.inflight, model.queued, model.residency);
 
     before.len() != after.len()
         || before.iter().zip(after).any(|(before, after)| {
@@ -227,8 +227,8 @@ fn has_changed(before: &[Snapshot], after: &[Snapshot]) -> bool {
 mod tests {
     use super::*;
 
-    fn snapshot() -> Snapshot {
-        Snapshot {
+    fn snapshot() -> ModelSnapshot {
+        ModelSnapshot {
             model: "tiny".to_owned(),
             device: "cuda:0".to_owned(),
             precision: Some("fp16".to_owned()),
@@ -241,7 +241,7 @@ mod tests {
             hold: None,
             last_load: None,
             runner_pid: Some(7),
-            residency: Residency::Idle(Some(Duration::from_secs(300))),
+            residency: ResidencyRule::Idle(Some(Duration::from_secs(300))),
             failure: None,
             demand_bytes: None,
             memory: None,
@@ -263,13 +263,13 @@ mod tests {
     fn time_alone_is_not_a_change() {
         let before = [snapshot()];
 
-        let later = Snapshot { idle: Duration::from_secs(62), loaded_for: Duration::from_secs(71), ..snapshot() };
+        let later = ModelSnapshot { idle: Duration::from_secs(62), loaded_for: Duration::from_secs(71), ..snapshot() };
         assert!(!has_changed(&before, &[later]));
 
         // A request began and ended between two polls.
-        assert!(has_changed(&before, &[Snapshot { idle: Duration::ZERO, ..snapshot() }]));
-        assert!(has_changed(&before, &[Snapshot { queued: 1, ..snapshot() }]));
-        assert!(has_changed(&before, &[Snapshot { state: ModelState::Unloading, ..snapshot() }]));
+        assert!(has_changed(&before, &[ModelSnapshot { idle: Duration::ZERO, ..snapshot() }]));
+        assert!(has_changed(&before, &[ModelSnapshot { queued: 1, ..snapshot() }]));
+        assert!(has_changed(&before, &[ModelSnapshot { state: ModelState::Unloading, ..snapshot() }]));
         assert!(has_changed(&before, &[]));
     }
 }

@@ -4,7 +4,7 @@
 //! order in which whisper-asr-webservice declares its parameters.
 
 use hush_whisper::language::LanguageChoice;
-use hush_whisper::{Task, TranscribeOptions, VadOptions};
+use hush_whisper::{SpeechTask, TranscribeOptions, VadOptions};
 
 use super::error::FieldError;
 use crate::format::{JsonShape, SubtitleLayout, WordOutput};
@@ -156,13 +156,13 @@ fn is_integer(given: &str) -> bool {
 }
 
 /// An unknown task is a fault of the caller. (whisper-asr-webservice passes it to its engine, which fails with 500.)
-fn task(pairs: &QueryPairs, faults: &mut Vec<FieldError>) -> Task {
+fn task(pairs: &QueryPairs, faults: &mut Vec<FieldError>) -> SpeechTask {
     match last(pairs, "task") {
-        None | Some("transcribe") => Task::Transcribe,
-        Some("translate") => Task::Translate,
+        None | Some("transcribe") => SpeechTask::Transcribe,
+        Some("translate") => SpeechTask::Translate,
         Some(given) => {
             faults.push(FieldError::task(given));
-            Task::Transcribe
+            SpeechTask::Transcribe
         }
     }
 }

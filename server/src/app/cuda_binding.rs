@@ -9,8 +9,8 @@ use hush_whisper::cuda::ORDER_VARIABLE;
 
 use crate::cli::env::Env;
 use crate::cli::settings::SettingError;
-use crate::cli::values::Device;
-use crate::gpu::{CudaDevice, GpuRef, Visible};
+use crate::cli::values::ComputeDevice;
+use crate::gpu::{CudaDevice, GpuRef, VisibleDevice};
 
 /// The device of a process, as its runner and as NVML name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +26,8 @@ pub struct CudaBinding {
 impl CudaBinding {
     /// # Errors
     /// If a variable of CUDA in `env` is not valid UTF-8.
-    pub fn new(device: Device, env: &Env) -> Result<Self, SettingError> {
-        let Device::Cuda(chosen) = device else {
+    pub fn new(device: ComputeDevice, env: &Env) -> Result<Self, SettingError> {
+        let ComputeDevice::Cuda(chosen) = device else {
             return Ok(Self { device: device.to_string(), env: Vec::new(), gpu: None });
         };
 
@@ -36,11 +36,11 @@ impl CudaBinding {
     }
 }
 
-fn visible_device(chosen: CudaDevice, env: &Env) -> Result<Visible, SettingError> {
+fn visible_device(chosen: CudaDevice, env: &Env) -> Result<VisibleDevice, SettingError> {
     // A variable that is set and empty means "no GPU" to CUDA. `Env` reports it as not set; CUDA itself then refuses.
     let visible_devices = env.text("CUDA_VISIBLE_DEVICES")?;
     let device_order = env.text(ORDER_VARIABLE)?;
-    Ok(Visible::resolve(chosen, visible_devices, device_order))
+    Ok(VisibleDevice::resolve(chosen, visible_devices, device_order))
 }
 
 /// The index at which CUDA finds `chosen` in this process. CUDA reads its variables before any of its other code runs, so
@@ -49,7 +49,7 @@ fn visible_device(chosen: CudaDevice, env: &Env) -> Result<Visible, SettingError
 /// # Errors
 /// If a variable is not valid UTF-8 or the program cannot be executed again.
 pub fn index_in_this_process(chosen: CudaDevice, env: &Env) -> anyhow::Result<u32> {
-    let Visible { index, env: needed, .. } = visible_device(chosen, env)?;
+    let VisibleDevice { index, env: needed, .. } = visible_device(chosen, env)?;
 
     let is_set = |(name, value): &(OsString, OsString)| env::var_os(name).as_ref() == Some(value);
     if needed.iter().all(is_set) {
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn the_cpu_has_no_gpu() {
-        let binding = CudaBinding::new(Device::Cpu, &Env::default()).unwrap();
+        let binding = CudaBinding::new(ComputeDevice::Cpu, &Env::default()).unwrap();
         assert_eq!(binding, CudaBinding { device: "cpu".to_owned(), env: Vec::new(), gpu: None });
     }
 }

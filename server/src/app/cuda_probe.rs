@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::app::cuda_binding::CudaBinding;
     use crate::cli::env::Env;
-    use crate::cli::values::Device;
+    use crate::cli::values::ComputeDevice;
     use crate::gpu::CudaDevice;
 
     /// A program that ignores its arguments.
@@ -171,7 +171,7 @@ mod tests {
     fn the_child_counts_gpus_as_runners_do() {
         let folder = tempfile::tempdir().unwrap();
         let program = program(folder.path(), "echo order is $CUDA_DEVICE_ORDER");
-        let binding = CudaBinding::new(Device::Cuda(CudaDevice::Index(0)), &Env::default()).unwrap();
+        let binding = CudaBinding::new(ComputeDevice::Cuda(CudaDevice::Index(0)), &Env::default()).unwrap();
         let answer = probe_for_reason(&program, &binding.env);
         assert_eq!(answer, Err("order is PCI_BUS_ID".to_owned()));
     }

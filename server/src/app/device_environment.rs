@@ -10,8 +10,8 @@ use super::cuda_probe;
 use super::device_placement::{self, DevicePlacement};
 use crate::cli::env::Env;
 use crate::cli::settings::{ServeSettings, SettingError};
-use crate::cli::values::{Device, DeviceChoice};
-use crate::gpu::{Accounts, CudaDevice, GpuRef, Needs, Sampler, SamplerSettings};
+use crate::cli::values::{ComputeDevice, DeviceChoice};
+use crate::gpu::{Accounts, CudaDevice, GpuRef, GpuSampler, Needs, SamplerSettings};
 use crate::metrics::ServerMetrics;
 
 /// The library and the variables that all models of a server share, and the device that `auto` means with them. Cheap to
@@ -61,7 +61,7 @@ impl DeviceEnvironment {
             DeviceChoice::Cuda(gpu) => gpu,
             DeviceChoice::Auto | DeviceChoice::Cpu => CudaDevice::Index(0),
         };
-        let binding = CudaBinding::new(Device::Cuda(gpu), env)?;
+        let binding = CudaBinding::new(ComputeDevice::Cuda(gpu), env)?;
 
         Ok(Self {
             ort_library,
@@ -114,7 +114,7 @@ pub fn start_gpu_accounts(
     metrics: &Arc<ServerMetrics>,
 ) -> io::Result<Accounts> {
     let memory = &settings.memory;
-    let sampler = Sampler::start(SamplerSettings {
+    let sampler = GpuSampler::start(SamplerSettings {
         library: memory.nvml_lib.clone(),
         interval: memory.sample_interval,
         expected: is_gpu_expected || memory.nvml_lib.is_some(),

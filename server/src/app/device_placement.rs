@@ -10,7 +10,7 @@ use super::cuda_probe::{CudaProbeError, probe};
 use super::model_install::InstallCommandError;
 use super::model_store::{ModelStoreError, StoredModel};
 use crate::cli::env::Env;
-use crate::cli::values::{Device, DeviceChoice, Precision, PrecisionChoice};
+use crate::cli::values::{ComputeDevice, DeviceChoice, PrecisionChoice, PrecisionWord};
 use crate::gpu::CudaDevice;
 
 /// Files that exist where a driver of NVIDIA is loaded: on Linux, and on Linux inside Windows.
@@ -19,18 +19,18 @@ const GPU_FILES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
 /// The device that a choice comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DevicePlacement {
-    pub device: Device,
+    pub device: ComputeDevice,
     /// Why `auto` is the CPU.
     pub reason: Option<String>,
 }
 
 impl DevicePlacement {
-    const fn on(device: Device) -> Self {
+    const fn on(device: ComputeDevice) -> Self {
         Self { device, reason: None }
     }
 
     const fn on_cpu(reason: String) -> Self {
-        Self { device: Device::Cpu, reason: Some(reason) }
+        Self { device: ComputeDevice::Cpu, reason: Some(reason) }
     }
 }
 
@@ -52,7 +52,7 @@ pub fn place_in_this_process(
     env: &Env,
 ) -> DevicePlacement {
     place(choice, ort_library, || {
-        let binding = CudaBinding::new(Device::Cuda(CudaDevice::Index(0)), env)?;
+        let binding = CudaBinding::new(ComputeDevice::Cuda(CudaDevice::Index(0)), env)?;
         let library = ort_library.ok_or(CudaProbeError::NoLibrary)?;
         probe(program, library, 0, &binding.env)
     })
@@ -70,8 +70,8 @@ fn place_with(
     probe: impl FnOnce() -> Result<(), CudaProbeError>,
 ) -> DevicePlacement {
     match choice {
-        DeviceChoice::Cpu => return DevicePlacement::on(Device::Cpu),
-        DeviceChoice::Cuda(gpu) => return DevicePlacement::on(Device::Cuda(gpu)),
+        DeviceChoice::Cpu => return DevicePlacement::on(ComputeDevice::Cpu),
+        DeviceChoice::Cuda(gpu) => return DevicePlacement::on(ComputeDevice::Cuda(gpu)),
         DeviceChoice::Auto => {}
     }
 
@@ -85,7 +85,7 @@ fn place_with(
     }
 
     match probe() {
-        Ok(()) => DevicePlacement::on(Device::Cuda(CudaDevice::Index(0))),
+        Ok(()) => DevicePlacement::on(ComputeDevice::Cuda(CudaDevice::Index(0))),
         Err(error) => DevicePlacement::on_cpu(error.to_string()),
     }
 }
@@ -102,23 +102,23 @@ pub fn find_model_for_device(
     choice: DeviceChoice,
     place: impl FnOnce() -> DevicePlacement,
     wanted: PrecisionChoice,
-    find: impl Fn(Device) -> Result<StoredModel, InstallCommandError>,
-    find_installed: impl Fn(Device) -> Result<StoredModel, ModelStoreError>,
+    find: impl Fn(ComputeDevice) -> Result<StoredModel, InstallCommandError>,
+    find_installed: impl Fn(ComputeDevice) -> Result<StoredModel, ModelStoreError>,
 ) -> Result<(StoredModel, DevicePlacement), InstallCommandError> {
     if choice == DeviceChoice::Auto
         && let PrecisionChoice::Exactly(precision) = wanted
-        && precision != Precision::Fp16
+        && precision != PrecisionWord::Fp16
     {
-        let found = find(Device::Cpu)?;
+        let found = find(ComputeDevice::Cpu)?;
         let reason = format!("--precision {precision} does not run on CUDA, which takes fp16 only");
         return Ok((found, DevicePlacement::on_cpu(reason)));
     }
 
     let placement = place();
-    let may_fall_back = choice == DeviceChoice::Auto && placement.device != Device::Cpu;
+    let may_fall_back = choice == DeviceChoice::Auto && placement.device != ComputeDevice::Cpu;
     match find(placement.device) {
         Ok(found) => Ok((found, placement)),
-        Err(error) if may_fall_back => match find_installed(Device::Cpu) {
+        Err(error) if may_fall_back => match find_installed(ComputeDevice::Cpu) {
             Ok(found) => Ok((found, DevicePlacement::on_cpu(error.to_string()))),
             Err(_) => Err(error),
         },
@@ -134,14 +134,14 @@ mod tests {
     use crate::app::model_store::{ModelStore, tests::store};
     use crate::app::ort_library::FILE_NAME;
 
-    const GPU: Device = Device::Cuda(CudaDevice::Index(0));
+    const GPU: ComputeDevice = ComputeDevice::Cuda(CudaDevice::Index(0));
     const AUTO: PrecisionChoice = PrecisionChoice::Auto;
 
     fn decide(
         store: &ModelStore,
         choice: DeviceChoice,
         wanted: PrecisionChoice,
-    ) -> Result<(Precision, DevicePlacement), InstallCommandError> {
+    ) -> Result<(PrecisionWord, DevicePlacement), InstallCommandError> {
         let place = || DevicePlacement::on(GPU);
         let find_installed = |device| store.find("mine", wanted, device);
         let find = |device| find_installed(device).map_err(Into::into);
@@ -153,11 +153,11 @@ mod tests {
     fn fp16_runs_on_the_gpu_and_what_is_there_otherwise_on_the_cpu() {
         let (_folder, both) = store(&["mine/fp16", "mine/int8"]);
         let (precision, placement) = decide(&both, DeviceChoice::Auto, AUTO).unwrap();
-        assert_eq!((precision, placement), (Precision::Fp16, DevicePlacement { device: GPU, reason: None }));
+        assert_eq!((precision, placement), (PrecisionWord::Fp16, DevicePlacement { device: GPU, reason: None }));
 
         let (_folder, int8) = store(&["mine/int8"]);
         let (precision, placement) = decide(&int8, DeviceChoice::Auto, AUTO).unwrap();
-        assert_eq!((precision, placement.device), (Precision::Int8, Device::Cpu));
+        assert_eq!((precision, placement.device), (PrecisionWord::Int8, ComputeDevice::Cpu));
         let reason = placement.reason.unwrap();
         assert!(["`mine`", "int8", "fp16"].iter().all(|part| reason.contains(part)), "{reason}");
 
@@ -172,14 +172,14 @@ mod tests {
     fn a_precision_that_is_asked_for_decides_what_auto_is() {
         let (_folder, both) = store(&["mine/fp16", "mine/int8"]);
 
-        let wanted = PrecisionChoice::Exactly(Precision::Int8);
+        let wanted = PrecisionChoice::Exactly(PrecisionWord::Int8);
         let (precision, placement) = decide(&both, DeviceChoice::Auto, wanted).unwrap();
-        assert_eq!((precision, placement.device), (Precision::Int8, Device::Cpu));
+        assert_eq!((precision, placement.device), (PrecisionWord::Int8, ComputeDevice::Cpu));
         assert!(placement.reason.unwrap().contains("--precision int8"));
 
-        let wanted = PrecisionChoice::Exactly(Precision::Fp16);
+        let wanted = PrecisionChoice::Exactly(PrecisionWord::Fp16);
         let (precision, placement) = decide(&both, DeviceChoice::Auto, wanted).unwrap();
-        assert_eq!((precision, placement.device), (Precision::Fp16, GPU));
+        assert_eq!((precision, placement.device), (PrecisionWord::Fp16, GPU));
     }
 
     #[test]
@@ -194,7 +194,7 @@ mod tests {
         let find_installed = |device| int8.find("mine", AUTO, device);
 
         let (found, placement) = find_model_for_device(DeviceChoice::Auto, place, AUTO, find, find_installed).unwrap();
-        assert_eq!((found.precision, placement.device), (Precision::Int8, Device::Cpu));
+        assert_eq!((found.precision, placement.device), (PrecisionWord::Int8, ComputeDevice::Cpu));
         assert!(placement.reason.unwrap().contains("the hub does not answer"));
         assert_eq!(*asked.borrow(), [GPU]);
     }
@@ -210,20 +210,24 @@ mod tests {
         };
 
         let (device, reason) = auto(true, Ok(()));
-        assert!(device == Device::Cpu && reason.contains(PROVIDER), "{reason}");
+        assert!(device == ComputeDevice::Cpu && reason.contains(PROVIDER), "{reason}");
         let (device, reason) = auto(false, Ok(()));
-        assert!(device == Device::Cpu && reason.contains("no NVIDIA GPU"), "{reason}");
+        assert!(device == ComputeDevice::Cpu && reason.contains("no NVIDIA GPU"), "{reason}");
 
         std::fs::write(folder.path().join(PROVIDER), "").unwrap();
-        assert_eq!(auto(true, Ok(())), (Device::Cuda(CudaDevice::Index(0)), String::new()));
+        assert_eq!(auto(true, Ok(())), (ComputeDevice::Cuda(CudaDevice::Index(0)), String::new()));
         let missing = "libcublas.so.13 is missing";
-        assert_eq!(auto(true, Err(missing)), (Device::Cpu, missing.to_owned()));
-        assert_eq!(auto(false, Ok(())), (Device::Cuda(CudaDevice::Index(0)), String::new()), "the driver knows better");
+        assert_eq!(auto(true, Err(missing)), (ComputeDevice::Cpu, missing.to_owned()));
+        assert_eq!(
+            auto(false, Ok(())),
+            (ComputeDevice::Cuda(CudaDevice::Index(0)), String::new()),
+            "the driver knows better"
+        );
 
         let named = DeviceChoice::Cuda(CudaDevice::Index(2));
         let unusable = || Err(CudaProbeError::Unusable("no".to_owned()));
         let placement = place_with(named, None, false, unusable);
-        assert_eq!(placement, DevicePlacement { device: Device::Cuda(CudaDevice::Index(2)), reason: None });
-        assert_eq!(place_with(DeviceChoice::Cpu, Some(&library), true, || Ok(())).device, Device::Cpu);
+        assert_eq!(placement, DevicePlacement { device: ComputeDevice::Cuda(CudaDevice::Index(2)), reason: None });
+        assert_eq!(place_with(DeviceChoice::Cpu, Some(&library), true, || Ok(())).device, ComputeDevice::Cpu);
     }
 }

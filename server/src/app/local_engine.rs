@@ -15,7 +15,7 @@ use super::model_store::{ModelStore, StoredModel};
 use super::{ort_library, vad_model};
 use crate::cli::env::Env;
 use crate::cli::settings::TranscribeSettings;
-use crate::cli::values::Device;
+use crate::cli::values::ComputeDevice;
 
 /// Chunks of a file that are transcribed at once with --vad-parallel.
 const PARALLEL_WINDOWS: usize = 8;
@@ -74,7 +74,7 @@ fn find_model(
     Ok(found)
 }
 
-fn engine_options(settings: &TranscribeSettings, device: hush_whisper::Device) -> EngineOptions {
+fn engine_options(settings: &TranscribeSettings, device: hush_whisper::EngineDevice) -> EngineOptions {
     let available_threads = || available_parallelism().map_or(1, NonZeroUsize::get);
     let is_parallel = settings.vad.as_ref().is_some_and(|vad| vad.parallel);
 
@@ -90,12 +90,12 @@ fn engine_options(settings: &TranscribeSettings, device: hush_whisper::Device) -
     }
 }
 
-fn engine_device(device: Device, env: &Env) -> anyhow::Result<hush_whisper::Device> {
+fn engine_device(device: ComputeDevice, env: &Env) -> anyhow::Result<hush_whisper::EngineDevice> {
     match device {
-        Device::Cpu => Ok(hush_whisper::Device::Cpu),
-        Device::Cuda(gpu) => {
+        ComputeDevice::Cpu => Ok(hush_whisper::EngineDevice::Cpu),
+        ComputeDevice::Cuda(gpu) => {
             let index = i32::try_from(index_in_this_process(gpu, env)?)?;
-            Ok(hush_whisper::Device::Cuda { index })
+            Ok(hush_whisper::EngineDevice::Cuda { index })
         }
     }
 }

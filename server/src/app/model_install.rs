@@ -12,7 +12,7 @@ use hush_whisper::{InstallError, InstallOptions, ModelDir, install};
 use super::model_store::{ModelStore, ModelStoreError, StoredModel, as_folder, best_precision, is_name};
 use crate::cli::env::Env;
 use crate::cli::settings::InstallSettings;
-use crate::cli::values::{Device, Precision, PrecisionChoice};
+use crate::cli::values::{ComputeDevice, PrecisionChoice, PrecisionWord};
 use crate::hub::{self, HubConfig, HubError, Repo};
 
 /// The folder below the models folder in which downloads lie until they are installed.
@@ -103,7 +103,7 @@ struct InstallTask<'a> {
     source: InstallSource,
     /// Name of the folder below the models folder.
     name: String,
-    precisions: Vec<Precision>,
+    precisions: Vec<PrecisionWord>,
     /// The revision that the user names. Without one, a copy of the model on this machine is used.
     revision: Option<&'a str>,
     force: bool,
@@ -112,7 +112,7 @@ struct InstallTask<'a> {
 
 impl InstallTask<'_> {
     /// The installation of a model that `serve` or `transcribe` needs.
-    fn of_missing_model(source: InstallSource, name: String, precision: Precision) -> Self {
+    fn of_missing_model(source: InstallSource, name: String, precision: PrecisionWord) -> Self {
         Self { source, name, precisions: vec![precision], revision: None, force: false, keep_download: false }
     }
 }
@@ -122,8 +122,12 @@ impl ModelInstaller<'_> {
     ///
     /// # Errors
     /// If a source is unknown, or cannot be downloaded, converted or written.
-    pub fn install_all(&self, settings: &InstallSettings, device: Device) -> Result<Vec<PathBuf>, InstallCommandError> {
-        let mut precisions: Vec<Precision> =
+    pub fn install_all(
+        &self,
+        settings: &InstallSettings,
+        device: ComputeDevice,
+    ) -> Result<Vec<PathBuf>, InstallCommandError> {
+        let mut precisions: Vec<PrecisionWord> =
             settings.precisions.iter().map(|choice| exact_precision(*choice, device)).collect();
         precisions.sort_unstable();
         precisions.dedup();
@@ -152,7 +156,7 @@ impl ModelInstaller<'_> {
         &self,
         model: &str,
         wanted: PrecisionChoice,
-        device: Device,
+        device: ComputeDevice,
         missing: MissingModel,
     ) -> Result<StoredModel, InstallCommandError> {
         let error = match self.store.find(model, wanted, device) {
@@ -190,7 +194,7 @@ impl ModelInstaller<'_> {
         &self,
         path: &Path,
         wanted: PrecisionChoice,
-        device: Device,
+        device: ComputeDevice,
         missing: MissingModel,
     ) -> Result<StoredModel, InstallCommandError> {
         let path = fs::canonicalize(path).map_err(disk(path))?;
@@ -218,14 +222,14 @@ impl ModelInstaller<'_> {
     }
 
     /// The source from which an installed model was made, as its manifest says.
-    fn installed_from(&self, name: &str, precisions: &[Precision]) -> String {
+    fn installed_from(&self, name: &str, precisions: &[PrecisionWord]) -> String {
         let dir = precisions.first().map(|precision| self.store.dir(name, *precision));
         let model = dir.and_then(|dir| ModelDir::open(&dir).ok());
         model.map_or_else(|| "an install that is damaged".to_owned(), |model| model.manifest().source.clone())
     }
 
     /// The checkpoint from which a model was installed in another precision, if it is still there.
-    fn earlier_checkpoint(&self, name: &str, installed: &[Precision]) -> Option<InstallSource> {
+    fn earlier_checkpoint(&self, name: &str, installed: &[PrecisionWord]) -> Option<InstallSource> {
         installed.iter().find_map(|precision| {
             let model = ModelDir::open(&self.store.dir(name, *precision)).ok()?;
             let checkpoint = PathBuf::from(&model.manifest().source);
@@ -241,8 +245,8 @@ impl ModelInstaller<'_> {
         let _lock = lock_model(&downloads, &task.name)?;
 
         let folder = self.store.models_dir.join(&task.name);
-        let is_installed = |precision: &&Precision| folder.join(precision.as_str()).join(MANIFEST).is_file();
-        let (installed, to_build): (Vec<Precision>, Vec<Precision>) =
+        let is_installed = |precision: &&PrecisionWord| folder.join(precision.as_str()).join(MANIFEST).is_file();
+        let (installed, to_build): (Vec<PrecisionWord>, Vec<PrecisionWord>) =
             task.precisions.iter().partition(|precision| !task.force && is_installed(precision));
 
         for precision in installed {
@@ -258,7 +262,7 @@ impl ModelInstaller<'_> {
         &self,
         task: &InstallTask<'_>,
         downloads: &Path,
-        precisions: &[Precision],
+        precisions: &[PrecisionWord],
     ) -> Result<(), InstallCommandError> {
         match &task.source {
             InstallSource::Local(path) => {
@@ -299,7 +303,7 @@ impl ModelInstaller<'_> {
         task: &InstallTask<'_>,
         repo: &Repo,
         downloads: &Path,
-        precisions: &[Precision],
+        precisions: &[PrecisionWord],
     ) -> Result<(), InstallCommandError> {
         let config = HubConfig::from_env(self.env)?;
         let revision = task.revision.unwrap_or("main");
@@ -324,7 +328,7 @@ impl ModelInstaller<'_> {
         task: &InstallTask<'_>,
         checkpoint: &Path,
         label: &str,
-        precisions: &[Precision],
+        precisions: &[PrecisionWord],
     ) -> Result<(), InstallCommandError> {
         for precision in precisions {
             let options = InstallOptions {
@@ -359,7 +363,7 @@ fn lock_model(downloads: &Path, name: &str) -> Result<File, InstallCommandError>
     Ok(file)
 }
 
-fn exact_precision(choice: PrecisionChoice, device: Device) -> Precision {
+fn exact_precision(choice: PrecisionChoice, device: ComputeDevice) -> PrecisionWord {
     match choice {
         PrecisionChoice::Auto => best_precision(device),
         PrecisionChoice::Exactly(precision) => precision,

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::device_environment::{DeviceAssignment, DeviceEnvironment};
 use super::model_store::{ModelStore, as_folder, is_name};
 use super::served_model_spec::{ServedModelSpec, installed_model_spec};
-use crate::api::{ModelCatalogue, ModelCard, ServedModel, TranscriptionModel, is_alias, is_same_model};
+use crate::api::{ModelCard, ModelCatalogue, ServedModel, TranscriptionModel, is_alias, is_same_model};
 use crate::cli::settings::ServeSettings;
 use crate::gpu::Accounts;
 use crate::hub::Repo;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::cli::values::{Device, Precision, PrecisionChoice};
+use crate::cli::values::{ComputeDevice, PrecisionChoice, PrecisionWord};
 use crate::hub::{Repo, folder_of};
 
 const MANIFEST: &str = "model.json";
@@ -16,7 +16,7 @@ pub struct StoredModel {
     /// The model's name for clients: the name by which it was looked for, or the name of the folder.
     pub id: String,
     pub dir: PathBuf,
-    pub precision: Precision,
+    pub precision: PrecisionWord,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +29,9 @@ pub enum ModelStoreError {
     )]
     NotInstalled {
         name: String,
-        precision: Precision,
+        precision: PrecisionWord,
         /// The other precisions in which the model is installed.
-        installed: Box<[Precision]>,
+        installed: Box<[PrecisionWord]>,
         repo: Option<Repo>,
         models_dir: PathBuf,
         /// The names of all installed models.
@@ -46,7 +46,7 @@ pub enum ModelStoreError {
     #[error("{} is not a model directory: it has neither {MANIFEST} nor folders named fp32, fp16 or int8", .0.display())]
     NotAModel(PathBuf),
     #[error("{} is installed as {installed}, not as {wanted}", .dir.display())]
-    OtherPrecision { dir: PathBuf, wanted: Precision, installed: String },
+    OtherPrecision { dir: PathBuf, wanted: PrecisionWord, installed: String },
     #[error(
         "{} is installed as {installed}, and CUDA takes fp16 only; install its checkpoint with --precision fp16, or use \
          --device cpu",
@@ -66,17 +66,17 @@ pub enum ModelStoreError {
 }
 
 /// The part of the message that lists the precisions in which the model is installed.
-fn other_precisions(wanted: Precision, installed: &[Precision]) -> String {
+fn other_precisions(wanted: PrecisionWord, installed: &[PrecisionWord]) -> String {
     if installed.is_empty() {
         return String::new();
     }
 
-    let why = if wanted == Precision::Fp16 { ", and CUDA takes fp16 only" } else { "" };
+    let why = if wanted == PrecisionWord::Fp16 { ", and CUDA takes fp16 only" } else { "" };
     format!(" (it is there as {}{why})", joined(installed))
 }
 
 /// The part of the message that says how to install the model.
-fn how_to_install(repo: Option<&Repo>, name: &str, precision: Precision, known: &[String]) -> String {
+fn how_to_install(repo: Option<&Repo>, name: &str, precision: PrecisionWord, known: &[String]) -> String {
     if repo.is_some() {
         return format!("; install it with: hush-server install {name} --precision {precision}");
     }
@@ -93,7 +93,7 @@ fn how_to_install(repo: Option<&Repo>, name: &str, precision: Precision, known: 
     )
 }
 
-fn joined(precisions: &[Precision]) -> String {
+fn joined(precisions: &[PrecisionWord]) -> String {
     let names: Vec<_> = precisions.iter().map(|precision| precision.as_str()).collect();
     names.join(", ")
 }
@@ -115,12 +115,12 @@ impl ModelStore {
     }
 
     /// The folder of a model in one precision, which need not exist.
-    pub fn dir(&self, name: &str, precision: Precision) -> PathBuf {
+    pub fn dir(&self, name: &str, precision: PrecisionWord) -> PathBuf {
         self.folder(name).join(precision.as_str())
     }
 
     /// Names and precisions of the installed models, sorted; empty if there is no models folder.
-    pub fn installed(&self) -> Vec<(String, Vec<Precision>)> {
+    pub fn installed(&self) -> Vec<(String, Vec<PrecisionWord>)> {
         let Ok(entries) = fs::read_dir(&self.models_dir) else { return Vec::new() };
 
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -159,7 +159,12 @@ impl ModelStore {
     ///
     /// # Errors
     /// If there is no such model, or not in a precision that is wanted and runs on `device`.
-    pub fn find(&self, model: &str, wanted: PrecisionChoice, device: Device) -> Result<StoredModel, ModelStoreError> {
+    pub fn find(
+        &self,
+        model: &str,
+        wanted: PrecisionChoice,
+        device: ComputeDevice,
+    ) -> Result<StoredModel, ModelStoreError> {
         if let Some(dir) = as_folder(model) {
             return find_folder(&dir, wanted, device);
         }
@@ -214,7 +219,7 @@ pub fn as_folder(text: &str) -> Option<PathBuf> {
     (is_explicit || (text.contains('/') && path.exists())).then(|| path.to_owned())
 }
 
-fn find_folder(dir: &Path, wanted: PrecisionChoice, device: Device) -> Result<StoredModel, ModelStoreError> {
+fn find_folder(dir: &Path, wanted: PrecisionChoice, device: ComputeDevice) -> Result<StoredModel, ModelStoreError> {
     // `.` gets the name of the folder that it stands for.
     let dir = fs::canonicalize(dir).map_err(|_| ModelStoreError::NoFolder(dir.to_owned()))?;
     if !dir.is_dir() {
@@ -244,7 +249,11 @@ fn find_folder(dir: &Path, wanted: PrecisionChoice, device: Device) -> Result<St
 }
 
 /// The model of a directory that holds a manifest itself.
-fn open_model_dir(dir: PathBuf, wanted: PrecisionChoice, device: Device) -> Result<StoredModel, ModelStoreError> {
+fn open_model_dir(
+    dir: PathBuf,
+    wanted: PrecisionChoice,
+    device: ComputeDevice,
+) -> Result<StoredModel, ModelStoreError> {
     let precision = read_precision(&dir)?;
     if let PrecisionChoice::Exactly(wanted) = wanted
         && wanted != precision
@@ -268,13 +277,13 @@ fn folder_name(dir: &Path) -> String {
     dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-fn precisions_in(folder: &Path) -> Vec<Precision> {
-    let is_installed = |precision: &Precision| folder.join(precision.as_str()).join(MANIFEST).is_file();
-    Precision::ALL.iter().copied().filter(is_installed).collect()
+fn precisions_in(folder: &Path) -> Vec<PrecisionWord> {
+    let is_installed = |precision: &PrecisionWord| folder.join(precision.as_str()).join(MANIFEST).is_file();
+    PrecisionWord::ALL.iter().copied().filter(is_installed).collect()
 }
 
 /// Reads nothing else of the manifest: the engine checks the rest when it opens the directory.
-fn read_precision(dir: &Path) -> Result<Precision, ModelStoreError> {
+fn read_precision(dir: &Path) -> Result<PrecisionWord, ModelStoreError> {
     #[derive(serde::Deserialize)]
     struct ManifestPrecision {
         precision: String,
@@ -288,27 +297,31 @@ fn read_precision(dir: &Path) -> Result<Precision, ModelStoreError> {
 }
 
 /// The precisions that a device runs, best first.
-const fn precisions_for(device: Device) -> &'static [Precision] {
+const fn precisions_for(device: ComputeDevice) -> &'static [PrecisionWord] {
     match device {
-        Device::Cpu => &[Precision::Int8, Precision::Fp32, Precision::Fp16],
-        Device::Cuda(_) => &[Precision::Fp16],
+        ComputeDevice::Cpu => &[PrecisionWord::Int8, PrecisionWord::Fp32, PrecisionWord::Fp16],
+        ComputeDevice::Cuda(_) => &[PrecisionWord::Fp16],
     }
 }
 
-fn runs_on(precision: Precision, device: Device) -> bool {
+fn runs_on(precision: PrecisionWord, device: ComputeDevice) -> bool {
     precisions_for(device).contains(&precision)
 }
 
 /// The precision that `auto` installs for a device.
-pub const fn best_precision(device: Device) -> Precision {
+pub const fn best_precision(device: ComputeDevice) -> PrecisionWord {
     match device {
-        Device::Cpu => Precision::Int8,
-        Device::Cuda(_) => Precision::Fp16,
+        ComputeDevice::Cpu => PrecisionWord::Int8,
+        ComputeDevice::Cuda(_) => PrecisionWord::Fp16,
     }
 }
 
 /// The precision to load; the error is the precision that is missing.
-fn choose(installed: &[Precision], wanted: PrecisionChoice, device: Device) -> Result<Precision, Precision> {
+fn choose(
+    installed: &[PrecisionWord],
+    wanted: PrecisionChoice,
+    device: ComputeDevice,
+) -> Result<PrecisionWord, PrecisionWord> {
     match wanted {
         PrecisionChoice::Exactly(precision) if installed.contains(&precision) && runs_on(precision, device) => {
             Ok(precision)
@@ -321,7 +334,7 @@ fn choose(installed: &[Precision], wanted: PrecisionChoice, device: Device) -> R
     }
 }
 
-fn warn_if_second_choice(model: &str, precision: Precision, wanted: PrecisionChoice, device: Device) {
+fn warn_if_second_choice(model: &str, precision: PrecisionWord, wanted: PrecisionChoice, device: ComputeDevice) {
     let best = best_precision(device);
     if wanted == PrecisionChoice::Auto && precision != best {
         tracing::warn!(
@@ -336,7 +349,7 @@ pub(super) mod tests {
     use super::*;
 
     const AUTO: PrecisionChoice = PrecisionChoice::Auto;
-    const CUDA: Device = Device::Cuda(crate::gpu::CudaDevice::Index(0));
+    const CUDA: ComputeDevice = ComputeDevice::Cuda(crate::gpu::CudaDevice::Index(0));
 
     /// A models folder in which each of `models` (`name/precision`) has only its manifest.
     pub fn store(models: &[&str]) -> (tempfile::TempDir, ModelStore) {
@@ -352,7 +365,7 @@ pub(super) mod tests {
         (folder, store)
     }
 
-    fn exactly(precision: Precision) -> PrecisionChoice {
+    fn exactly(precision: PrecisionWord) -> PrecisionChoice {
         PrecisionChoice::Exactly(precision)
     }
 
@@ -361,10 +374,10 @@ pub(super) mod tests {
         let (folder, store) = store(&["base/int8", "base/fp16", "base/fp32", "tiny/fp32"]);
         let find = |model: &str, wanted, device| store.find(model, wanted, device).unwrap();
 
-        assert_eq!(find("base", AUTO, Device::Cpu).precision, Precision::Int8);
-        assert_eq!(find("base", AUTO, CUDA).precision, Precision::Fp16);
-        assert_eq!(find("base", exactly(Precision::Fp32), Device::Cpu).dir, folder.path().join("base/fp32"));
-        assert_eq!(find("tiny", AUTO, Device::Cpu).precision, Precision::Fp32);
+        assert_eq!(find("base", AUTO, ComputeDevice::Cpu).precision, PrecisionWord::Int8);
+        assert_eq!(find("base", AUTO, CUDA).precision, PrecisionWord::Fp16);
+        assert_eq!(find("base", exactly(PrecisionWord::Fp32), ComputeDevice::Cpu).dir, folder.path().join("base/fp32"));
+        assert_eq!(find("tiny", AUTO, ComputeDevice::Cpu).precision, PrecisionWord::Fp32);
     }
 
     #[test]
@@ -384,18 +397,18 @@ pub(super) mod tests {
             refused(&folder, &["int8", "fp16 only", "--precision fp16", "--device cpu"]);
         }
 
-        assert!(store.find("mine", exactly(Precision::Int8), CUDA).is_err());
-        assert!(store.find("mine", exactly(Precision::Int8), Device::Cpu).is_ok());
+        assert!(store.find("mine", exactly(PrecisionWord::Int8), CUDA).is_err());
+        assert!(store.find("mine", exactly(PrecisionWord::Int8), ComputeDevice::Cpu).is_ok());
     }
 
     #[test]
     fn one_model_is_found_under_all_its_names() {
         let (folder, store) = store(&["large-v3-turbo/int8", "someone--tune/int8"]);
         for name in ["turbo", "large-v3-turbo", "openai/whisper-large-v3-turbo"] {
-            let found = store.find(name, AUTO, Device::Cpu).unwrap();
+            let found = store.find(name, AUTO, ComputeDevice::Cpu).unwrap();
             assert_eq!((found.id.as_str(), found.dir), (name, folder.path().join("large-v3-turbo/int8")));
         }
-        assert_eq!(store.find("someone/tune", AUTO, Device::Cpu).unwrap().id, "someone/tune");
+        assert_eq!(store.find("someone/tune", AUTO, ComputeDevice::Cpu).unwrap().id, "someone/tune");
     }
 
     #[test]
@@ -403,18 +416,21 @@ pub(super) mod tests {
         let (_folder, store) = store(&["base/int8"]);
         let error = store.find("turbo", AUTO, CUDA).unwrap_err();
         let ModelStoreError::NotInstalled { precision, repo, .. } = &error else { panic!("{error:?}") };
-        assert_eq!((*precision, repo.as_ref().unwrap().as_str()), (Precision::Fp16, "openai/whisper-large-v3-turbo"));
+        assert_eq!(
+            (*precision, repo.as_ref().unwrap().as_str()),
+            (PrecisionWord::Fp16, "openai/whisper-large-v3-turbo")
+        );
         assert!(error.to_string().contains("hush-server install turbo"), "{error}");
 
-        let other = store.find("base", exactly(Precision::Fp32), Device::Cpu).unwrap_err();
-        assert!(matches!(other, ModelStoreError::NotInstalled { precision: Precision::Fp32, .. }), "{other:?}");
+        let other = store.find("base", exactly(PrecisionWord::Fp32), ComputeDevice::Cpu).unwrap_err();
+        assert!(matches!(other, ModelStoreError::NotInstalled { precision: PrecisionWord::Fp32, .. }), "{other:?}");
 
-        let unknown = store.find("unpublished", AUTO, Device::Cpu).unwrap_err();
+        let unknown = store.find("unpublished", AUTO, ComputeDevice::Cpu).unwrap_err();
         assert!(matches!(unknown, ModelStoreError::NotInstalled { repo: None, .. }), "{unknown:?}");
         assert!(unknown.to_string().contains("Installed: base"), "{unknown}");
 
-        assert!(matches!(store.find("-x", AUTO, Device::Cpu), Err(ModelStoreError::BadName(_))));
-        assert!(matches!(store.find("", AUTO, Device::Cpu), Err(ModelStoreError::BadName(_))));
+        assert!(matches!(store.find("-x", AUTO, ComputeDevice::Cpu), Err(ModelStoreError::BadName(_))));
+        assert!(matches!(store.find("", AUTO, ComputeDevice::Cpu), Err(ModelStoreError::BadName(_))));
     }
 
     #[test]
@@ -422,15 +438,15 @@ pub(super) mod tests {
         let (folder, store) = store(&["mine/int8", "mine/fp32", "alone"]);
         fs::write(folder.path().join("alone/model.json"), r#"{"precision":"fp32"}"#).unwrap();
         let at = |dir: &str| folder.path().join(dir).display().to_string();
-        let find = |dir: &str, wanted| store.find(&at(dir), wanted, Device::Cpu);
+        let find = |dir: &str, wanted| store.find(&at(dir), wanted, ComputeDevice::Cpu);
 
         assert_eq!(find("mine", AUTO).unwrap().dir, fs::canonicalize(at("mine/int8")).unwrap());
         assert_eq!(find("mine", AUTO).unwrap().id, "mine");
         assert_eq!(find("mine/fp32", AUTO).unwrap().id, "mine");
         assert_eq!(find("alone", AUTO).unwrap().id, "alone");
 
-        assert!(matches!(find("alone", exactly(Precision::Int8)), Err(ModelStoreError::OtherPrecision { .. })));
-        assert!(matches!(find("mine", exactly(Precision::Fp16)), Err(ModelStoreError::OtherPrecision { .. })));
+        assert!(matches!(find("alone", exactly(PrecisionWord::Int8)), Err(ModelStoreError::OtherPrecision { .. })));
+        assert!(matches!(find("mine", exactly(PrecisionWord::Fp16)), Err(ModelStoreError::OtherPrecision { .. })));
         assert!(matches!(find("gone", AUTO), Err(ModelStoreError::NoFolder(_))));
 
         fs::create_dir_all(folder.path().join("raw")).unwrap();
@@ -451,7 +467,7 @@ pub(super) mod tests {
 
         let (_folder, one) = store(&["mine/int8", "mine/fp32", ".download/x"]);
         assert_eq!(one.default_model().unwrap(), "mine");
-        assert_eq!(one.installed(), [("mine".to_owned(), vec![Precision::Fp32, Precision::Int8])]);
+        assert_eq!(one.installed(), [("mine".to_owned(), vec![PrecisionWord::Fp32, PrecisionWord::Int8])]);
 
         let (_folder, two) = store(&["a/int8", "b/int8"]);
         assert!(two.default_model().unwrap_err().to_string().contains("a, b"));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use hush_log::exposed_secret;
 
-use crate::admin::Access;
+use crate::admin::AdminAccess;
 use crate::auth::{Authenticate, KeyFile, TokenReview};
 use crate::cli::settings::{SecuritySettings, TlsFiles};
 use crate::serve::Tls;
@@ -48,7 +48,7 @@ pub fn api_keys(settings: &SecuritySettings) -> anyhow::Result<Option<KeyFile>> 
 ///
 /// # Errors
 /// If the file with the token cannot be read, or tokens cannot be reviewed.
-pub fn access(settings: &SecuritySettings, listener: IpAddr) -> anyhow::Result<Access> {
+pub fn access(settings: &SecuritySettings, listener: IpAddr) -> anyhow::Result<AdminAccess> {
     let mut checks: Vec<Arc<dyn Authenticate>> = Vec::new();
     if let Some(path) = &settings.admin_token_file {
         warn_if_exposed("--admin-token-file", path);
@@ -58,14 +58,14 @@ pub fn access(settings: &SecuritySettings, listener: IpAddr) -> anyhow::Result<A
         checks.push(Arc::new(TokenReview::new(review.clone()).context("--admin-token-review")?));
     }
 
-    let access = Access::new(checks, listener);
+    let access = AdminAccess::new(checks, listener);
     match &access {
-        Access::Closed => tracing::warn!(
+        AdminAccess::Closed => tracing::warn!(
             "the admin API is closed: no credential is configured (--admin-token-file, --admin-token-review) and the \
              operations listener is not on the loopback"
         ),
-        Access::Local => tracing::info!("the admin API serves this machine without a credential"),
-        Access::Tokens(_) => {}
+        AdminAccess::Local => tracing::info!("the admin API serves this machine without a credential"),
+        AdminAccess::Tokens(_) => {}
     }
     Ok(access)
 }

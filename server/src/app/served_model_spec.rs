@@ -13,10 +13,10 @@ use super::model_store::{ModelStore, ModelStoreError, StoredModel, check_ids};
 use crate::api::ModelCard;
 use crate::cli::env::Env;
 use crate::cli::settings::{ModelOverrides, ServeSettings, SettingError};
-use crate::cli::values::Residency;
+use crate::cli::values::ResidencyChoice;
 use crate::gpu::{AccountSettings, estimate_bytes};
 use crate::hub::{Repo, folder_of};
-use crate::residency::{self, ModelSettings, Policy};
+use crate::residency::{self, LifecycleSettings, ModelSettings};
 use crate::runner::wire::LoadSpec;
 
 /// One model and how it is to be served.
@@ -79,24 +79,24 @@ fn account_settings(
     })
 }
 
-fn residency_policy(settings: &ServeSettings, overrides: &ModelOverrides) -> Policy {
+fn residency_policy(settings: &ServeSettings, overrides: &ModelOverrides) -> LifecycleSettings {
     let idle_timeout = match overrides.idle_timeout {
         Some(timeout) => (!timeout.is_zero()).then_some(timeout),
         None => settings.idle_timeout,
     };
     let residency = match overrides.residency.unwrap_or(settings.residency) {
-        Residency::Resident => residency::Residency::Resident,
-        Residency::Idle => residency::Residency::Idle(idle_timeout),
-        Residency::OnDemand => residency::Residency::OnDemand,
+        ResidencyChoice::Resident => residency::ResidencyRule::Resident,
+        ResidencyChoice::Idle => residency::ResidencyRule::Idle(idle_timeout),
+        ResidencyChoice::OnDemand => residency::ResidencyRule::OnDemand,
     };
     let queue_limit = overrides.max_queue.unwrap_or(settings.max_queue);
 
-    Policy {
+    LifecycleSettings {
         residency,
         queue_limit: NonZeroUsize::new(queue_limit).unwrap_or(NonZeroUsize::MIN),
         concurrency: NonZeroUsize::new(settings.max_batch).unwrap_or(NonZeroUsize::MIN),
         drain: settings.drain_timeout,
-        ..Policy::default()
+        ..LifecycleSettings::default()
     }
 }
 

@@ -23,14 +23,14 @@ use super::served_model_spec::{ServedModelSpec, model_specs};
 use super::signals::{ServerSignal, ServerSignals};
 use super::{log_setup, ort_library, security, vad_model};
 use crate::admin::{self, AdminState};
-use crate::api::{ApiConfig, ApiState, ModelCatalogue, LiveFeed};
+use crate::api::{ApiConfig, ApiState, LiveFeed, ModelCatalogue};
 use crate::audio::Confinement;
 use crate::cli::env::Env;
 use crate::cli::settings::ServeSettings;
-use crate::gpu::{Accounts, GpuCollector, Sampler};
+use crate::gpu::{Accounts, GpuCollector, GpuSampler};
 use crate::metrics::ServerMetrics;
 use crate::ops;
-use crate::residency::{Governor, reclaim_memory};
+use crate::residency::{ControllerPresence, reclaim_memory};
 use crate::runner::RunnerSettings;
 use crate::serve::{ServeOptions, Tls, serve};
 use crate::spool;
@@ -175,8 +175,8 @@ impl PreparedServer {
     }
 
     /// Starts the task that unloads idle models if the memory of a GPU runs short, if the settings want it.
-    fn start_reclaimer(&self, registry: &ModelRegistry, accounts: Accounts) -> Governor {
-        let governor = Governor::default();
+    fn start_reclaimer(&self, registry: &ModelRegistry, accounts: Accounts) -> ControllerPresence {
+        let governor = ControllerPresence::default();
         if let Some(percent) = self.settings.memory.reclaimer.0 {
             let models = Arc::clone(registry.models());
             let threshold = f64::from(percent) / 100.0;
@@ -189,8 +189,8 @@ impl PreparedServer {
         &self,
         registry: &Arc<ModelRegistry>,
         metrics: &Arc<ServerMetrics>,
-        sampler: &Sampler,
-        governor: Governor,
+        sampler: &GpuSampler,
+        governor: ControllerPresence,
         stop: CancellationToken,
     ) -> anyhow::Result<ServerListeners> {
         let security = &self.settings.security;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::settings::ServeSettings;
 use super::values::CorsOrigin;
 use crate::app::served_model_spec::ServedModelSpec;
-use crate::residency::Residency;
+use crate::residency::ResidencyRule;
 
 pub fn print(settings: &ServeSettings, models: &[ServedModelSpec]) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -49,9 +49,9 @@ fn effective_settings(settings: &ServeSettings, models: &[ServedModelSpec]) -> V
 fn effective_model(model: &ServedModelSpec) -> Value {
     let policy = &model.settings.policy;
     let (residency, idle) = match policy.residency {
-        Residency::Resident => ("resident", None),
-        Residency::Idle(timeout) => ("idle", Some(timeout.map_or(0.0, |timeout| timeout.as_secs_f64()))),
-        Residency::OnDemand => ("on-demand", None),
+        ResidencyRule::Resident => ("resident", None),
+        ResidencyRule::Idle(timeout) => ("idle", Some(timeout.map_or(0.0, |timeout| timeout.as_secs_f64()))),
+        ResidencyRule::OnDemand => ("on-demand", None),
     };
 
     json!({

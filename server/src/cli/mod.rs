@@ -23,15 +23,15 @@ pub use args::{CommandLine, ServerCli};
 pub use command_line::{command, parse, variable};
 pub use env::Env;
 pub use settings::{
-    EngineSettings, InstallSettings, LegacyUse, LogSettings, MemorySettings, ModelsSettings, ServeSettings,
-    SettingError, Settings, TranscribeSettings,
+    CommandSettings, EngineSettings, InstallSettings, LegacyUse, LogSettings, MemorySettings, ModelsSettings,
+    ServeSettings, SettingError, TranscribeSettings,
 };
 
 /// The settings that the arguments, the environment and the configuration file that they name come to.
 ///
 /// # Errors
 /// If a value is not valid, or the configuration file cannot be read.
-pub fn settle(arguments: CommandLine, env: &Env) -> Result<Settings, SettingError> {
+pub fn settle(arguments: CommandLine, env: &Env) -> Result<CommandSettings, SettingError> {
     let file = match settings::config_path(&arguments, env) {
         Some(path) => config::read(&path)?,
         None => config::ConfigFile::default(),
@@ -90,7 +90,7 @@ mod tests {
             let other = argv.iter().all(|flag| flag.ends_with("false")).to_string();
             let env: Env = [("HOME", "/home/u"), ("HUSH_SPARE_RUNNER", &other)].into_iter().collect();
             match settle(arguments, &env).unwrap() {
-                Settings::Serve(settings) => settings.spare_runner,
+                CommandSettings::Serve(settings) => settings.spare_runner,
                 other => panic!("{other:?}"),
             }
         };

@@ -68,7 +68,9 @@ impl TaskMeter for BarOrLines {
 
     fn show_download(&mut self, event: DownloadEvent<'_>) {
         match event {
-            DownloadEvent::Waiting => self.print_line(&format!("{}: another process is downloading it; waiting", self.task)),
+            DownloadEvent::Waiting => {
+                self.print_line(&format!("{}: another process is downloading it; waiting", self.task))
+            }
             DownloadEvent::Planned { total_bytes, .. } => {
                 self.set_bytes(self.done_bytes, self.total_bytes.saturating_add(total_bytes));
             }

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use super::Env;
 use super::check;
 use super::progress::TerminalProgress;
-use super::settings::{ServeSettings, Settings};
+use super::settings::{CommandSettings, ServeSettings};
 use super::{parse, settle};
 use crate::app::reload::ReadSettings;
 use crate::app::server::PreparedServer;
@@ -32,7 +32,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
 fn settings_reader(env: Env) -> ReadSettings {
     let arguments: Vec<_> = std::env::args_os().collect();
     Arc::new(move || {
-        let Settings::Serve(settings) = settle(parse(arguments.clone())?, &env)? else {
+        let CommandSettings::Serve(settings) = settle(parse(arguments.clone())?, &env)? else {
             bail!("these are not the settings of a server");
         };
         Ok(*settings)

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
 use hush_log::{errorln, explain};
-use hush_whisper::{Abilities, Engine, Segment, Sink, TranscribeOptions};
+use hush_whisper::{Abilities, Engine, Segment, TranscribeOptions, TranscriptSink};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Env;
@@ -19,7 +19,7 @@ use super::values::OutputFormat;
 use crate::app::api_config::{decode_options, json_shape};
 use crate::app::local_engine::load_engine;
 use crate::audio;
-use crate::format::{TranscriptFormat, WordOutput, TranscriptWriter};
+use crate::format::{TranscriptFormat, TranscriptWriter, WordOutput};
 use crate::spool::{Spool, SpoolOptions, Spooled};
 
 /// Stands for standard input among the files.
@@ -185,7 +185,7 @@ struct TranscriptFileSink {
     bar: ProgressBar,
 }
 
-impl Sink for TranscriptFileSink {
+impl TranscriptSink for TranscriptFileSink {
     fn segment(&mut self, segment: Segment) {
         if self.write_error.is_none() {
             self.write_error = self.bar.suspend(|| self.writer.segment(segment)).err();

@@ -7,6 +7,3 @@ pub use hush_residency::gpu::{
     AccountSettings, Accounts, CudaDevice, GpuCollector, GpuDevice, GpuMemory, GpuReading, GpuRef, GpuSampler, GpuUuid,
     ModelAccount, ModelMemory, Needs, RoomMeasurement, SamplerSettings, UuidKind, VisibleDevice,
 };
-
-// The names that these types had in this module.
-pub use hush_residency::gpu::{GpuSampler as Sampler, VisibleDevice as Visible};

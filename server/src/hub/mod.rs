@@ -21,4 +21,3 @@ pub use download::{DownloadEvent, DownloadedCheckpoint, download};
 pub use error::HubError;
 pub use local::local_copies;
 pub use names::{Repo, folder_of, short_names};
-

@@ -7,8 +7,8 @@ use std::thread::available_parallelism;
 use hush_log::explain;
 use hush_whisper::vad::VadError;
 use hush_whisper::{
-    Device, Engine, EngineOptions, LanguageProbability, ModelDir, PcmSource, Sink, TranscribeError, TranscribeOptions,
-    Transcript, runtime, vad,
+    Engine, EngineDevice, EngineOptions, LanguageProbability, ModelDir, PcmSource, TranscribeError, TranscribeOptions,
+    Transcript, TranscriptSink, runtime, vad,
 };
 
 use super::child::{LoadedModel, RunnerBackend, WorkFailure};
@@ -56,7 +56,7 @@ impl LoadedModel for Engine {
         &self,
         audio: &mut dyn PcmSource,
         options: &TranscribeOptions,
-        sink: &mut dyn Sink,
+        sink: &mut dyn TranscriptSink,
     ) -> Result<Transcript, WorkFailure> {
         Self::transcribe(self, audio, options, sink).map_err(work_failure)
     }
@@ -66,12 +66,12 @@ impl LoadedModel for Engine {
     }
 }
 
-fn parse_device(name: &str) -> Result<Device, String> {
+fn parse_device(name: &str) -> Result<EngineDevice, String> {
     match name.split_once(':') {
-        None if name == "cpu" => Ok(Device::Cpu),
-        None if name == "cuda" => Ok(Device::Cuda { index: 0 }),
+        None if name == "cpu" => Ok(EngineDevice::Cpu),
+        None if name == "cuda" => Ok(EngineDevice::Cuda { index: 0 }),
         Some(("cuda", index)) if index.bytes().all(|byte| byte.is_ascii_digit()) => {
-            index.parse().map(|index| Device::Cuda { index }).map_err(|_| format!("unknown device `{name}`"))
+            index.parse().map(|index| EngineDevice::Cuda { index }).map_err(|_| format!("unknown device `{name}`"))
         }
         _ => Err(format!("unknown device `{name}`; a device is `cpu`, `cuda` or `cuda:N`")),
     }
@@ -99,9 +99,9 @@ mod tests {
 
     #[test]
     fn devices_are_read_exactly() {
-        assert_eq!(parse_device("cpu"), Ok(Device::Cpu));
-        assert_eq!(parse_device("cuda"), Ok(Device::Cuda { index: 0 }));
-        assert_eq!(parse_device("cuda:3"), Ok(Device::Cuda { index: 3 }));
+        assert_eq!(parse_device("cpu"), Ok(EngineDevice::Cpu));
+        assert_eq!(parse_device("cuda"), Ok(EngineDevice::Cuda { index: 0 }));
+        assert_eq!(parse_device("cuda:3"), Ok(EngineDevice::Cuda { index: 3 }));
 
         for wrong in ["", "gpu", "cpu:0", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999"] {
             assert!(parse_device(wrong).is_err(), "{wrong}");

@@ -29,11 +29,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use hush_listener::{
-    ConnectionAdmission, ConnectionLimit, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_TIMEOUT, OVERFLOW_TIMEOUT, ListenerRefusal,
-    RequestPhase, RouteScope, ErrorFormat,
+    ConnectionAdmission, ConnectionLimit, ErrorFormat, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_TIMEOUT,
+    ListenerRefusal, OVERFLOW_TIMEOUT, RequestPhase, RouteScope,
 };
 
-pub use hush_listener::ConnectionPeer as Peer;
+pub use hush_listener::ConnectionPeer;
 
 use half_close::{ExchangeState, SharedStream, client_gone};
 pub use record::{Recorder, record};
@@ -113,7 +113,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         let connection_options = ConnectionOptions::new(&options, route, slot.phase.clone());
         let tls = options.tls.clone();
         let service = ConnectionService {
-            peer: Peer { address },
+            peer: ConnectionPeer { address },
             state: ExchangeState::new(),
             router: TowerToHyperService::new(router.clone()),
         };
@@ -224,7 +224,7 @@ where
 
 /// The router for one connection. It gives each request the address of its client, and records how far the request has come.
 struct ConnectionService {
-    peer: Peer,
+    peer: ConnectionPeer,
     state: ExchangeState,
     router: TowerToHyperService<Router>,
 }

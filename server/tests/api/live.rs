@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hush_contract::ModelState;
 use hush_server::api::{ApiConfig, LiveFeed, ModelSnapshots};
-use hush_server::residency::{Failure, Residency, Snapshot};
+use hush_server::residency::{FailedLoad, ModelSnapshot, ResidencyRule};
 use hush_server::serve::ServeOptions;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -13,16 +13,16 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{ApiServer, FakeModel, golden};
 
 /// Models in the hands of the test.
-struct FakeSnapshots(Mutex<Vec<Snapshot>>);
+struct FakeSnapshots(Mutex<Vec<ModelSnapshot>>);
 
 impl ModelSnapshots for FakeSnapshots {
-    fn snapshots(&self) -> Vec<Snapshot> {
+    fn snapshots(&self) -> Vec<ModelSnapshot> {
         self.0.lock().unwrap().clone()
     }
 }
 
-fn snapshot(model: &str) -> Snapshot {
-    Snapshot {
+fn snapshot(model: &str) -> ModelSnapshot {
+    ModelSnapshot {
         model: model.to_owned(),
         device: "cuda:0".to_owned(),
         precision: Some("fp16".to_owned()),
@@ -35,14 +35,14 @@ fn snapshot(model: &str) -> Snapshot {
         hold: None,
         last_load: None,
         runner_pid: None,
-        residency: Residency::Idle(Some(Duration::from_secs(300))),
+        residency: ResidencyRule::Idle(Some(Duration::from_secs(300))),
         failure: None,
         demand_bytes: None,
         memory: None,
     }
 }
 
-async fn start(models: Vec<Snapshot>) -> (ApiServer, Arc<FakeSnapshots>, CancellationToken) {
+async fn start(models: Vec<ModelSnapshot>) -> (ApiServer, Arc<FakeSnapshots>, CancellationToken) {
     let board = Arc::new(FakeSnapshots(Mutex::new(models)));
     let shutdown = CancellationToken::new();
     let live = LiveFeed::new(board.clone(), shutdown.clone());
@@ -53,11 +53,14 @@ async fn start(models: Vec<Snapshot>) -> (ApiServer, Arc<FakeSnapshots>, Cancell
 
 #[tokio::test]
 async fn models_are_shown_without_private_fields() {
-    let failed = Snapshot {
+    let failed = ModelSnapshot {
         state: ModelState::Failed,
-        residency: Residency::Resident,
+        residency: ResidencyRule::Resident,
         runner_pid: Some(7),
-        failure: Some(Failure { cause: "/models/secret is missing".to_owned(), retry_after: Duration::from_secs(4) }),
+        failure: Some(FailedLoad {
+            cause: "/models/secret is missing".to_owned(),
+            retry_after: Duration::from_secs(4),
+        }),
         ..snapshot("large")
     };
     let (server, _, _) = start(vec![snapshot("tiny"), failed]).await;

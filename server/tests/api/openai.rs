@@ -3,7 +3,7 @@
 use hush_server::api::{ApiConfig, UploadOptions};
 use hush_server::job::{JobError, JobTask};
 use hush_server::serve::ServeOptions;
-use hush_whisper::{Segment, Task, TranscribeOptions, Word};
+use hush_whisper::{Segment, SpeechTask, TranscribeOptions, Word};
 
 use crate::support::{ApiServer, FakeModel, GOLDEN_SRT, RawResponse, form, golden, half_a_second, part, segment};
 
@@ -108,7 +108,7 @@ async fn translations_are_english() {
     let server = ApiServer::start(FakeModel::answering(golden())).await;
     let answer = server.post("/v1/audio/translations", &with(&[("response_format", "verbose_json")])).await;
     assert!(answer.body.starts_with("{\"task\":\"translate\",\"language\":\"english\","), "{}", answer.body);
-    let options = TranscribeOptions { task: Task::Translate, ..TranscribeOptions::default() };
+    let options = TranscribeOptions { task: SpeechTask::Translate, ..TranscribeOptions::default() };
     assert_eq!(server.fake.asked(), [(JobTask::Transcribe(options), 8000)]);
 }
 

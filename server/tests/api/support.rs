@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hush_contract::ModelState;
 use hush_server::api::{ApiConfig, ApiState, LiveFeed, SingleModelCatalogue, TranscriptionModel};
-use hush_server::job::{JobError, Transcription, JobTask};
+use hush_server::job::{JobError, JobTask, Transcription};
 use hush_server::metrics::ServerMetrics;
 use hush_server::recording::Recording;
 use hush_server::serve::{ServeOptions, serve};

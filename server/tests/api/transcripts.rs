@@ -4,7 +4,7 @@ use hush_server::api::ApiConfig;
 use hush_server::format::JsonShape;
 use hush_server::job::JobTask;
 use hush_server::serve::ServeOptions;
-use hush_whisper::{Segment, Task, TranscribeOptions, VadOptions, Word};
+use hush_whisper::{Segment, SpeechTask, TranscribeOptions, VadOptions, Word};
 
 use crate::support::{ApiServer, FakeModel, GOLDEN_SRT, audio_file, form, golden, half_a_second, part, post};
 
@@ -37,8 +37,11 @@ async fn bazarr() {
     detected.is_json("200 OK", r#"{"detected_language":"english","language_code":"en","confidence":0.98}"#);
     client.write(&request("/asr?task=translate&language=fr&output=srt&encode=false")).await;
     client.answer().await.is_transcript("audio_file.srt", GOLDEN_SRT);
-    let options =
-        TranscribeOptions { task: Task::Translate, language: Some("fr".to_owned()), ..TranscribeOptions::default() };
+    let options = TranscribeOptions {
+        task: SpeechTask::Translate,
+        language: Some("fr".to_owned()),
+        ..TranscribeOptions::default()
+    };
     assert_eq!(server.fake.asked(), [(JobTask::DetectLanguage, 8000), (JobTask::Transcribe(options), 8000)]);
 }
 

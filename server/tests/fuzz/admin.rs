@@ -7,12 +7,12 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
 use hush_contract::admin::{AdminErrorBody, LoadRequest, UnloadRequest, UnloadResponse};
-use hush_server::admin::{self, Access, AdminState};
+use hush_server::admin::{self, AdminAccess, AdminState};
 use hush_server::metrics::ServerMetrics;
-use hush_server::residency::{ModelSettings, Models, Policy};
+use hush_server::residency::{LifecycleSettings, ModelSettings, Models};
 use hush_server::runner::RunnerSettings;
 use hush_server::runner::wire::LoadSpec;
-use hush_server::serve::Peer;
+use hush_server::serve::ConnectionPeer;
 use proptest::prelude::*;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -38,9 +38,16 @@ fn router() -> axum::Router {
         memory_limit_bytes: None,
     };
 
-    let model = ModelSettings { name: "m".to_owned(), spec, precision: None, policy: Policy::default(), account: None };
-    let models = Models::start(vec![model], RunnerSettings::this_program(Vec::new()), None, &metrics.residency).unwrap();
-    let access = Access::new(Vec::new(), [127, 0, 0, 1].into());
+    let model = ModelSettings {
+        name: "m".to_owned(),
+        spec,
+        precision: None,
+        policy: LifecycleSettings::default(),
+        account: None,
+    };
+    let models =
+        Models::start(vec![model], RunnerSettings::this_program(Vec::new()), None, &metrics.residency).unwrap();
+    let access = AdminAccess::new(Vec::new(), [127, 0, 0, 1].into());
 
     admin::router(AdminState::new(Arc::new(models), access, CancellationToken::new()), metrics)
 }
@@ -95,7 +102,7 @@ fn json() -> impl Strategy<Value = String> {
 fn commands() {
     let router = router();
     fuzz("commands", 300, LIMITS, bodies(), |body| {
-        let peer = Peer { address: SocketAddr::from(([127, 0, 0, 1], 9)) };
+        let peer = ConnectionPeer { address: SocketAddr::from(([127, 0, 0, 1], 9)) };
         let request = Request::post("/admin/v1/models/m/unload").extension(peer);
         let request = request.header("content-type", "application/json").body(Body::from(body)).unwrap();
         let (status, body) = RUNTIME.block_on(async {

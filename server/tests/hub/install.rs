@@ -6,8 +6,8 @@ use hush_server::app::model_install::{InstallCommandError, MissingModel, ModelIn
 use hush_server::app::model_store::{ModelStore, ModelStoreError};
 use hush_server::cli::models;
 use hush_server::cli::progress::TerminalProgress;
-use hush_server::cli::settings::{Settings, resolve};
-use hush_server::cli::values::{Device, PrecisionChoice};
+use hush_server::cli::settings::{CommandSettings, resolve};
+use hush_server::cli::values::{ComputeDevice, PrecisionChoice};
 use hush_server::cli::{Env, parse};
 use hush_whisper::ModelDir;
 
@@ -18,9 +18,9 @@ fn install(argv: &[&str], models_dir: &Path, variables: &[(&str, &str)]) -> Resu
     let dir = models_dir.to_str().unwrap();
     let cli = parse([&["hush-server", "install", "--models-dir", dir], argv].concat()).unwrap();
     let env: Env = variables.iter().copied().collect();
-    let Settings::Install(settings) = resolve(cli, &env).unwrap() else { panic!() };
+    let CommandSettings::Install(settings) = resolve(cli, &env).unwrap() else { panic!() };
     let store = ModelStore::new(&settings.store.models_dir);
-    ModelInstaller { store: &store, env: &env, progress: &TerminalProgress }.install_all(&settings, Device::Cpu)
+    ModelInstaller { store: &store, env: &env, progress: &TerminalProgress }.install_all(&settings, ComputeDevice::Cpu)
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_folder_becomes_a_model() {
     }
     let store = ModelStore::new(models_dir.path());
     assert_eq!(store.default_model().unwrap(), "hush-tiny");
-    assert_eq!(store.find("hush-tiny", PrecisionChoice::Auto, Device::Cpu).unwrap().dir, dirs[1]);
+    assert_eq!(store.find("hush-tiny", PrecisionChoice::Auto, ComputeDevice::Cpu).unwrap().dir, dirs[1]);
 
     let rows = models::rows(&store);
     assert_eq!(rows.iter().map(|row| row.precision).collect::<Vec<_>>(), ["fp32", "int8"]);
@@ -58,7 +58,7 @@ fn a_missing_model_comes_from_the_hub() {
     let models_dir = tempfile::tempdir().unwrap();
     let store = ModelStore::new(models_dir.path());
     let installer = ModelInstaller { store: &store, env: &env, progress: &TerminalProgress };
-    let find = |missing| installer.find_or_install(REPO, PrecisionChoice::Auto, Device::Cpu, missing);
+    let find = |missing| installer.find_or_install(REPO, PrecisionChoice::Auto, ComputeDevice::Cpu, missing);
     let refused = find(MissingModel::Refuse).unwrap_err();
     assert!(matches!(refused, InstallCommandError::Store(ModelStoreError::NotInstalled { .. })), "{refused:?}");
     assert!(hub.requests().is_empty());

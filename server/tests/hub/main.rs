@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hush_server::cli::Env;
-use hush_server::hub::{DownloadedCheckpoint, DownloadEvent, HubConfig, HubError, Repo, RetryPolicy, download};
+use hush_server::hub::{DownloadEvent, DownloadedCheckpoint, HubConfig, HubError, Repo, RetryPolicy, download};
 
 use server::{Hub, HubFault, HubOptions};
 

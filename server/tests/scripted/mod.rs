@@ -15,7 +15,9 @@ use hush_server::runner::child::{self, LoadedModel, RunnerBackend, WorkFailure};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{RunnerSettings, child::PARENT_VARIABLE};
 use hush_server::spool::{Spool, SpoolOptions};
-use hush_whisper::{FirstToken, LanguageProbability, PcmSource, Segment, Sink, TranscribeOptions, Transcript};
+use hush_whisper::{
+    FirstToken, LanguageProbability, PcmSource, Segment, TranscribeOptions, Transcript, TranscriptSink,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 const START_MILLIS: &str = "HUSH_LOG_TEST_START_MILLIS";
@@ -132,7 +134,7 @@ impl LoadedModel for ScriptedModel {
         &self,
         audio: &mut dyn PcmSource,
         options: &TranscribeOptions,
-        sink: &mut dyn Sink,
+        sink: &mut dyn TranscriptSink,
     ) -> Result<Transcript, WorkFailure> {
         let script = options.initial_prompt.as_deref().unwrap_or_default();
         if word(script, "die").is_some() || word(script, "die_once").is_some_and(first_time) {

@@ -32,15 +32,15 @@ mod transcribe;
 pub mod vad;
 
 pub use abilities::Abilities;
-pub use engine::{Engine, EngineDevice, EngineDevice as Device, EngineOptions};
+pub use engine::{Engine, EngineDevice, EngineOptions};
 pub use graph::Precision;
 pub use install::{InstallError, InstallOptions, InstallProgress, install};
 pub use model_dir::{Manifest, ModelDir, ModelDirError};
 pub use task::{
     FALLBACK_SECONDS, FALLBACK_TOKENS, FirstToken, LanguageProbability, PcmSource, Segment, SpeechTask,
-    SpeechTask as Task, TranscribeOptions, Transcript, TranscriptSink, TranscriptSink as Sink, Word,
+    TranscribeOptions, Transcript, TranscriptSink, Word,
 };
-pub use transcribe::{MOST_CANDIDATES, TranscribeError};
+pub use transcribe::{MAX_CANDIDATES, TranscribeError};
 pub use vad::VadOptions;
 
 /// Samples per second of all audio that the engine processes.

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Most candidates or beams: more would only fill memory.
-pub const MOST_CANDIDATES: usize = 32;
+pub const MAX_CANDIDATES: usize = 32;
 /// With more patience than this the search waits for sequences that never end.
 const MOST_PATIENCE: f32 = 100.0;
 
@@ -24,8 +24,8 @@ impl TranscribeOptions {
             return refuse("temperatures", format!("must lie between 0 and 2, got {wrong}"));
         }
 
-        if !(1..=MOST_CANDIDATES).contains(&self.best_of) {
-            return refuse("best_of", format!("must lie between 1 and {MOST_CANDIDATES}, got {}", self.best_of));
+        if !(1..=MAX_CANDIDATES).contains(&self.best_of) {
+            return refuse("best_of", format!("must lie between 1 and {MAX_CANDIDATES}, got {}", self.best_of));
         }
 
         self.validate_beams()?;
@@ -70,8 +70,8 @@ impl TranscribeOptions {
 
     fn validate_beams(&self) -> Result<(), TranscribeError> {
         let refuse = |option, problem: String| Err(TranscribeError::InvalidOption { option, problem });
-        if let Some(wrong) = self.beam_size.filter(|size| !(1..=MOST_CANDIDATES).contains(size)) {
-            return refuse("beam_size", format!("must lie between 1 and {MOST_CANDIDATES}, got {wrong}"));
+        if let Some(wrong) = self.beam_size.filter(|size| !(1..=MAX_CANDIDATES).contains(size)) {
+            return refuse("beam_size", format!("must lie between 1 and {MAX_CANDIDATES}, got {wrong}"));
         }
 
         if let Some(patience) = self.patience {

@@ -22,7 +22,7 @@ use crate::{
     vad::{self, ChunkMap, SpeechChunk, SpeechModel, VadError, VadOptions},
 };
 
-pub use crate::options::MOST_CANDIDATES;
+pub use crate::options::MAX_CANDIDATES;
 
 /// Text that was sampled at a higher temperature than this is not the prompt of the next window.
 const MAX_PROMPT_TEMPERATURE: f32 = 0.5;

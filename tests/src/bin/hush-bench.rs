@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use hush_whisper::decoding::{BeamSearch, ForcedSearch, SamplingSearch, Search, SearchConstraints, TokenRules};
-use hush_whisper::{Device, Engine, EngineOptions, ModelDir, runtime};
+use hush_whisper::{Engine, EngineDevice, EngineOptions, ModelDir, runtime};
 use libloading::Library;
 use serde_json::{Value, json};
 
@@ -44,8 +44,8 @@ fn main() -> Result<()> {
     // As the peers do: they arrange their weights at load time, too.
     let max_batch = if matches!(command, "batch" | "marked") { count } else { 1 };
     let device = match std::env::var("HUSH_BENCH_CUDA") {
-        Ok(index) => Device::Cuda { index: index.parse().context("HUSH_BENCH_CUDA")? },
-        Err(_) => Device::Cpu,
+        Ok(index) => EngineDevice::Cuda { index: index.parse().context("HUSH_BENCH_CUDA")? },
+        Err(_) => EngineDevice::Cpu,
     };
     let cuda_graphs = std::env::var("HUSH_BENCH_CUDA_GRAPHS").map_or(true, |choice| choice != "off");
     let options = EngineOptions { device, threads, prepack: true, max_batch, memory_limit_bytes: None, cuda_graphs };

@@ -12,8 +12,8 @@ use hush_server::audio::{self, DecodeOptions};
 use hush_server::spool::Spooled;
 use hush_tests::{cuda_double, fixtures};
 use hush_whisper::{
-    Device, Engine, EngineOptions, ModelDir, PcmSource, Precision, Segment, Sink, TranscribeError, TranscribeOptions,
-    VadOptions, cuda, runtime,
+    Engine, EngineDevice, EngineOptions, ModelDir, PcmSource, Precision, Segment, TranscribeError, TranscribeOptions,
+    TranscriptSink, VadOptions, cuda, runtime,
 };
 
 const ROWS: usize = 8;
@@ -54,7 +54,7 @@ fn engines() -> Result<Option<MutexGuard<'static, Engines>>> {
             }
             Ok(engine)
         };
-        let engines = Engines { cpu: load(Device::Cpu)?, gpu: load(Device::Cuda { index: 0 })? };
+        let engines = Engines { cpu: load(EngineDevice::Cpu)?, gpu: load(EngineDevice::Cuda { index: 0 })? };
         ENGINES.get_or_init(|| Mutex::new(engines));
     }
     let engines = ENGINES.get().context("no engines")?;
@@ -74,7 +74,7 @@ struct ReferenceRun {
     asked: usize,
 }
 
-impl Sink for ReferenceRun {
+impl TranscriptSink for ReferenceRun {
     fn segment(&mut self, segment: Segment) {
         self.segments.push(segment);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hush_core::{DecisionReason, GpuId, ResidencyState};
-use hush_server::residency::machine::Residency;
+use hush_residency::machine::ResidencyRule;
 
 use super::{DecisionContext, KnownModel, Violation, ensure};
 use crate::controller_sim::{ControllerSim, SentCommand};
@@ -182,7 +182,7 @@ impl Evictions {
         let Some(counts) = &mut self.at_rest else { return Ok(()) };
         let (count, why) = counts.entry(sent.model_index).or_insert((0, sent.decision.reason));
         *why = sent.decision.reason;
-        if sim.spec.policy.residency != Residency::Resident && sim.unanswered() == 0 {
+        if sim.spec.policy.residency != ResidencyRule::Resident && sim.unanswered() == 0 {
             *count += 1;
         }
 

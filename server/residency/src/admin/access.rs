@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hush_contract::admin::code;
 use hush_contract::browser::RequestOrigin;
-use hush_listener::{Authenticate, Caller, ConnectionPeer, AccessDenied};
+use hush_listener::{AccessDenied, Authenticate, Caller, ConnectionPeer};
 
 use super::AdminState;
 use super::error::AdminError;

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use hush_contract::admin::{LogLevelRequest, LogLevelResponse, code};
 use hush_listener::Caller;
-use hush_log::{ChangeError, ActiveLogLevel};
+use hush_log::{ActiveLogLevel, ChangeError};
 
 use super::body;
 use super::error::{AdminError, json};

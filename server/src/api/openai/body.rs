@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use hush_whisper::{Segment, Task, Transcript, language};
+use hush_whisper::{Segment, SpeechTask, Transcript, language};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -174,15 +174,15 @@ pub async fn transcribe(
 
 /// The lower-case English name of the language that the text is written in. A translation is English, whatever is
 /// spoken.
-pub fn text_language(task: Task, transcript: &Transcript) -> &str {
+pub fn text_language(task: SpeechTask, transcript: &Transcript) -> &str {
     match task {
-        Task::Transcribe => language::name(&transcript.language).unwrap_or(&transcript.language),
-        Task::Translate => "english",
+        SpeechTask::Transcribe => language::name(&transcript.language).unwrap_or(&transcript.language),
+        SpeechTask::Translate => "english",
     }
 }
 
 fn verbose<'a>(
-    task: Task,
+    task: SpeechTask,
     words: bool,
     with_segments: bool,
     transcript: &'a Transcript,
@@ -198,8 +198,8 @@ fn verbose<'a>(
 
     let language = text_language(task, transcript);
     let task = match task {
-        Task::Transcribe => "transcribe",
-        Task::Translate => "translate",
+        SpeechTask::Transcribe => "transcribe",
+        SpeechTask::Translate => "translate",
     };
 
     let segment_list = || segments.iter().enumerate().map(|(id, segment)| VerboseSegment::new(id, segment)).collect();
@@ -300,7 +300,7 @@ mod tests {
             {\"id\":1,\"seek\":250,\"start\":2.5,\"end\":5.0,\"text\":\" \\\"Ja\\\"\",\"tokens\":[50364,2425],\
             \"temperature\":0.2,\"avg_logprob\":-0.25,\"compression_ratio\":1.5,\"no_speech_prob\":0.5}],\
             \"usage\":{\"type\":\"duration\",\"seconds\":6}}";
-        assert_eq!(print(&verbose(Task::Transcribe, false, true, &transcript, &segments)), expected);
+        assert_eq!(print(&verbose(SpeechTask::Transcribe, false, true, &transcript, &segments)), expected);
     }
 
     #[test]
@@ -311,7 +311,7 @@ mod tests {
             {\"word\":\"Grüß\",\"start\":0.0,\"end\":0.5},{\"word\":\"Gott.\",\"start\":0.5,\"end\":2.0},\
             {\"word\":\"\\\"Ja\\\"\",\"start\":2.5,\"end\":3.0}],\
             \"usage\":{\"type\":\"duration\",\"seconds\":6}}";
-        assert_eq!(print(&verbose(Task::Translate, true, false, &transcript, &segments)), expected);
+        assert_eq!(print(&verbose(SpeechTask::Translate, true, false, &transcript, &segments)), expected);
     }
 
     #[test]
@@ -325,6 +325,6 @@ mod tests {
         let transcript = Transcript { language: "xx".to_owned(), language_probability: None, duration_seconds: 0.0 };
         let expected = "{\"task\":\"transcribe\",\"language\":\"xx\",\"duration\":0.0,\"text\":\"\",\"segments\":[],\
             \"usage\":{\"type\":\"duration\",\"seconds\":0}}";
-        assert_eq!(print(&verbose(Task::Transcribe, false, true, &transcript, &[])), expected);
+        assert_eq!(print(&verbose(SpeechTask::Transcribe, false, true, &transcript, &[])), expected);
     }
 }

@@ -19,7 +19,7 @@ use axum::extract::{Request, State};
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
-use hush_whisper::Task;
+use hush_whisper::SpeechTask;
 
 use super::ApiState;
 use super::intake::WARNING;
@@ -71,7 +71,7 @@ pub fn owns_path(path: &str) -> bool {
     ),
 )]
 pub async fn transcriptions(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
-    transcribe(&state, request, Task::Transcribe).await
+    transcribe(&state, request, SpeechTask::Transcribe).await
 }
 
 /// Translate speech of another language into English text.
@@ -91,10 +91,10 @@ pub async fn transcriptions(State(state): State<ApiState>, request: Request) -> 
     ),
 )]
 pub async fn translations(State(state): State<ApiState>, request: Request) -> Result<Response, OpenAiError> {
-    transcribe(&state, request, Task::Translate).await
+    transcribe(&state, request, SpeechTask::Translate).await
 }
 
-async fn transcribe(state: &ApiState, request: Request, task: Task) -> Result<Response, OpenAiError> {
+async fn transcribe(state: &ApiState, request: Request, task: SpeechTask) -> Result<Response, OpenAiError> {
     let (head, body) = request.into_parts();
 
     let form = upload::receive(&head.headers, body, FORM, &state.config.upload).await?;

@@ -1,7 +1,7 @@
 //! The fields of the form as parameters of a transcription. Unknown fields are ignored, so that a field that OpenAI
 //! adds does not break a client; a known field with a wrong value is refused.
 use hush_whisper::language::LanguageChoice;
-use hush_whisper::{MOST_CANDIDATES, Task, TranscribeOptions};
+use hush_whisper::{MAX_CANDIDATES, SpeechTask, TranscribeOptions};
 
 use super::error::OpenAiError;
 
@@ -72,7 +72,7 @@ pub fn model(fields: &FormFields) -> Option<&str> {
 
 impl TranscriptionParameters {
     /// Parses the fields. A field that is absent takes its value from `defaults`.
-    pub fn parse(task: Task, fields: &FormFields, defaults: TranscribeOptions) -> Result<Self, OpenAiError> {
+    pub fn parse(task: SpeechTask, fields: &FormFields, defaults: TranscribeOptions) -> Result<Self, OpenAiError> {
         let format = format(fields)?;
         let (segments, words) = granularities(fields)?;
         let stream = boolean(fields, "stream")?.unwrap_or(false);
@@ -144,15 +144,15 @@ fn boolean(fields: &FormFields, name: &'static str) -> Result<Option<bool>, Open
     }
 }
 
-/// A number from 1 to [`MOST_CANDIDATES`].
+/// A number from 1 to [`MAX_CANDIDATES`].
 fn count(fields: &FormFields, name: &'static str) -> Result<Option<usize>, OpenAiError> {
     let Some(value) = given(fields, name) else { return Ok(None) };
 
     match value.parse() {
-        Ok(count) if (1..=MOST_CANDIDATES).contains(&count) => Ok(Some(count)),
+        Ok(count) if (1..=MAX_CANDIDATES).contains(&count) => Ok(Some(count)),
         _ => {
             let message =
-                format!("Invalid value for {name}: `{value}`. Expected a whole number from 1 to {MOST_CANDIDATES}.");
+                format!("Invalid value for {name}: `{value}`. Expected a whole number from 1 to {MAX_CANDIDATES}.");
             Err(OpenAiError::invalid(name, "invalid_value", message))
         }
     }
@@ -234,7 +234,7 @@ mod tests {
 
     fn parse(fields: &[(&str, &str)]) -> Result<TranscriptionParameters, OpenAiError> {
         let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        TranscriptionParameters::parse(Task::Transcribe, &fields, TranscribeOptions::default())
+        TranscriptionParameters::parse(SpeechTask::Transcribe, &fields, TranscribeOptions::default())
     }
 
     fn refused(fields: &[(&str, &str)]) -> (Option<&'static str>, Option<&'static str>) {
@@ -308,7 +308,7 @@ mod tests {
 
         let parse = |fields: &[(&str, &str)]| {
             let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-            TranscriptionParameters::parse(Task::Transcribe, &fields, defaults.clone()).unwrap().options
+            TranscriptionParameters::parse(SpeechTask::Transcribe, &fields, defaults.clone()).unwrap().options
         };
 
         assert_eq!(parse(&[]), defaults);

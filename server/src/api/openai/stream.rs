@@ -11,7 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use hush_whisper::{Segment, Task, Transcript};
+use hush_whisper::{Segment, SpeechTask, Transcript};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -181,7 +181,7 @@ struct TranscriptStream {
     output_tokens: u64,
     /// Log probabilities of all segments so far, where the request asked for them.
     logprobs: Option<Vec<Logprob>>,
-    task: Task,
+    task: SpeechTask,
     segment_times: bool,
     ended: bool,
 }

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use hush_whisper::{MOST_CANDIDATES, TranscribeOptions, VadOptions};
+use hush_whisper::{MAX_CANDIDATES, TranscribeOptions, VadOptions};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Checked;
 use crate::cli::values::{
-    DeviceChoice, DurationArg, Language, PrecisionChoice, Residency, Switch, ValueError, WholeNumber,
+    DeviceChoice, DurationArg, Language, PrecisionChoice, ResidencyChoice, Switch, ValueError, WholeNumber,
 };
 
 /// One model. What it says beats the settings for the whole server.
@@ -23,7 +23,7 @@ pub struct ModelConfig {
     /// Other names that requests may use for it.
     pub aliases: Vec<String>,
     /// `resident`, `idle` or `on-demand`.
-    pub residency: Option<Checked<Residency>>,
+    pub residency: Option<Checked<ResidencyChoice>>,
     /// How long it stays when idle; 0 is for ever.
     pub idle_timeout: Option<Checked<DurationArg>>,
     /// `fp32`, `fp16`, `int8` or `auto`.
@@ -91,7 +91,7 @@ impl FromStr for CandidateCount {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let count = text.parse().ok().filter(|count| (1..=MOST_CANDIDATES).contains(count));
-        count.map(Self).ok_or_else(|| ValueError(format!("expected a whole number from 1 to {MOST_CANDIDATES}")))
+        let count = text.parse().ok().filter(|count| (1..=MAX_CANDIDATES).contains(count));
+        count.map(Self).ok_or_else(|| ValueError(format!("expected a whole number from 1 to {MAX_CANDIDATES}")))
     }
 }

@@ -59,7 +59,7 @@ pub enum SettingError {
 
 /// The settings of the command that the command line names.
 #[derive(Debug)]
-pub enum Settings {
+pub enum CommandSettings {
     Serve(Box<ServeSettings>),
     Install(InstallSettings),
     Transcribe(Box<TranscribeSettings>),
@@ -72,7 +72,7 @@ pub enum Settings {
     },
 }
 
-impl Settings {
+impl CommandSettings {
     /// Whether the process itself opens ONNX Runtime. `serve` leaves that to its runners.
     pub fn opens_runtime(&self) -> bool {
         match self {
@@ -90,12 +90,12 @@ pub fn config_path(line: &CommandLine, env: &Env) -> Option<PathBuf> {
 }
 
 /// What the command line and the variables come to, with defaults filled in.
-pub fn resolve(line: CommandLine, env: &Env) -> Result<Settings, SettingError> {
+pub fn resolve(line: CommandLine, env: &Env) -> Result<CommandSettings, SettingError> {
     resolve_with(line, env, &ConfigFile::default())
 }
 
 /// As [`resolve`], with the configuration file of `serve`.
-pub fn resolve_with(line: CommandLine, env: &Env, file: &ConfigFile) -> Result<Settings, SettingError> {
+pub fn resolve_with(line: CommandLine, env: &Env, file: &ConfigFile) -> Result<CommandSettings, SettingError> {
     let mut variables = HushVariables(env);
     let mut legacy = LegacyVariables::new(env);
     let mut data_folder = DataFolder(env);
@@ -104,18 +104,18 @@ pub fn resolve_with(line: CommandLine, env: &Env, file: &ConfigFile) -> Result<S
     Ok(match line.command.as_str() {
         "install" => {
             let merged = merge(&line, sources)?;
-            Settings::Install(InstallSettings::complete(merged, legacy.used)?)
+            CommandSettings::Install(InstallSettings::complete(merged, legacy.used)?)
         }
         "transcribe" => {
             let merged = merge(&line, sources)?;
-            Settings::Transcribe(Box::new(TranscribeSettings::complete(merged, legacy.used)?))
+            CommandSettings::Transcribe(Box::new(TranscribeSettings::complete(merged, legacy.used)?))
         }
         "models" => {
             let settings: ModelsSettings = merge(&line, sources)?.settings;
-            Settings::Models(ModelsSettings { legacy: legacy.used, ..settings })
+            CommandSettings::Models(ModelsSettings { legacy: legacy.used, ..settings })
         }
         "runner" => runner(&line, env)?,
-        _ => Settings::Serve(Box::new(serve(&line, env, file)?)),
+        _ => CommandSettings::Serve(Box::new(serve(&line, env, file)?)),
     })
 }
 
@@ -128,18 +128,18 @@ fn serve(line: &CommandLine, env: &Env, file: &ConfigFile) -> Result<ServeSettin
 }
 
 /// A runner has no options; its log is set by variables.
-fn runner(line: &CommandLine, env: &Env) -> Result<Settings, SettingError> {
+fn runner(line: &CommandLine, env: &Env) -> Result<CommandSettings, SettingError> {
     let is_probe = line.arguments.first().is_some_and(|word| word == PROBE_CUDA);
     if !is_probe {
         let merged = merge(&CommandLine::default(), &mut [&mut HushVariables(env)])?;
-        return Ok(Settings::Runner(merged.settings));
+        return Ok(CommandSettings::Runner(merged.settings));
     }
 
     let usage =
         || SettingError::Combination(format!("{PROBE_CUDA} wants ONNX Runtime's library and the number of a GPU"));
     let [_, library, index] = line.arguments.as_slice() else { return Err(usage()) };
     let index = index.to_str().and_then(|index| index.parse().ok()).ok_or_else(usage)?;
-    Ok(Settings::ProbeCuda { library: library.into(), index })
+    Ok(CommandSettings::ProbeCuda { library: library.into(), index })
 }
 
 /// Zero, or an empty text, stands for no limit or no value.

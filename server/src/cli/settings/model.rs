@@ -1,11 +1,11 @@
-//! Settings of single models.
+//! CommandSettings of single models.
 
 use std::time::Duration;
 
 use hush_whisper::TranscribeOptions;
 
 use crate::cli::config::ModelConfig;
-use crate::cli::values::{DeviceChoice, PrecisionChoice, Residency};
+use crate::cli::values::{DeviceChoice, PrecisionChoice, ResidencyChoice};
 
 /// What the configuration file says of one model. It beats the settings for the whole server.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -13,7 +13,7 @@ pub struct ModelOverrides {
     /// What requests call a model that was given as a directory.
     pub name: Option<String>,
     pub aliases: Vec<String>,
-    pub residency: Option<Residency>,
+    pub residency: Option<ResidencyChoice>,
     /// Zero: idleness never unloads it.
     pub idle_timeout: Option<Duration>,
     pub precision: Option<PrecisionChoice>,

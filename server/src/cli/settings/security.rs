@@ -7,7 +7,7 @@ use hush_contract::admin::ServerAudience;
 use serde::Serialize;
 
 use super::SettingError;
-use crate::auth::{ServiceAccount, ApiServer, ReviewSettings};
+use crate::auth::{ApiServer, ReviewSettings, ServiceAccount};
 use crate::cli::command_line::variable;
 use crate::cli::env::Env;
 use crate::cli::values::Switch;

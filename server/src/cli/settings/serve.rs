@@ -18,7 +18,9 @@ use super::{LegacyUse, SettingError, must_be_longer_than_zero, none_if_zero};
 use crate::api::DEFAULT_ALIASES;
 use crate::cli::config::{self, ConfigFile, ModelConfig};
 use crate::cli::env::Env;
-use crate::cli::values::{AsrEngine, ByteSize, CorsOrigin, DurationArg, ListenAddress, Residency, Switch, WholeNumber};
+use crate::cli::values::{
+    AsrEngine, ByteSize, CorsOrigin, DurationArg, ListenAddress, ResidencyChoice, Switch, WholeNumber,
+};
 
 /// Each request of a batch has a thread in the runner and a window in its memory.
 const MOST_BATCH: usize = 256;
@@ -165,7 +167,7 @@ pub struct ServeSettings {
     /// resident: loaded at start and kept. idle: loaded by the first request, gone after --idle-timeout without one.
     /// on-demand: gone as soon as no request waits.
     #[arg(long, value_name = "MODE", default_value = "idle", help_heading = "Residency")]
-    pub residency: Residency,
+    pub residency: ResidencyChoice,
 
     /// How long an idle model stays, with --residency idle: 90s, 5m, 1h30m, or whole seconds; 0 is for ever.
     ///

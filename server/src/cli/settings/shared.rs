@@ -8,7 +8,9 @@ use hush_whisper::TranscribeOptions;
 use serde::Serialize;
 
 use super::{LegacyUse, SettingError, none_if_zero};
-use crate::cli::values::{DeviceChoice, DurationArg, LogFilter, LogFormat, Precision, PrecisionChoice, WholeNumber};
+use crate::cli::values::{
+    DeviceChoice, DurationArg, LogFilter, LogFormat, PrecisionChoice, PrecisionWord, WholeNumber,
+};
 
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
 pub struct StoreSettings {
@@ -119,7 +121,7 @@ pub(super) fn check_precision(
     legacy: &[LegacyUse],
 ) -> Result<(), SettingError> {
     let (DeviceChoice::Cuda(_), PrecisionChoice::Exactly(precision)) = (device, precision) else { return Ok(()) };
-    if precision == Precision::Fp16 {
+    if precision == PrecisionWord::Fp16 {
         return Ok(());
     }
 

@@ -49,8 +49,8 @@ impl fmt::Display for DeviceChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
-            Self::Cpu => Device::Cpu.fmt(f),
-            Self::Cuda(gpu) => Device::Cuda(*gpu).fmt(f),
+            Self::Cpu => ComputeDevice::Cpu.fmt(f),
+            Self::Cuda(gpu) => ComputeDevice::Cuda(*gpu).fmt(f),
         }
     }
 }
@@ -81,12 +81,12 @@ reads_from_text!(GpuChoice);
 
 /// Where the engine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
+pub enum ComputeDevice {
     Cpu,
     Cuda(CudaDevice),
 }
 
-impl fmt::Display for Device {
+impl fmt::Display for ComputeDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cpu => f.write_str("cpu"),

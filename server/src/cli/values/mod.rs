@@ -17,8 +17,8 @@ use hush_whisper::language::LanguageChoice;
 use serde::{Serialize, Serializer};
 
 pub use amounts::{ByteSize, DurationArg, Percent, WholeNumber, read_decimal};
-pub use device::{Device, DeviceChoice, GpuChoice};
-pub use words::{AsrEngine, LogFormat, OutputFormat, Precision, PrecisionChoice, Residency, TaskWord};
+pub use device::{ComputeDevice, DeviceChoice, GpuChoice};
+pub use words::{AsrEngine, LogFormat, OutputFormat, PrecisionChoice, PrecisionWord, ResidencyChoice, TaskWord};
 
 /// What a value should have been, for the person who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -111,14 +111,14 @@ fn shares() {
 
 #[test]
 fn words_say_what_they_expect() {
-    assert_eq!("idle".parse(), Ok(Residency::Idle));
-    assert_eq!("on-demand".parse(), Ok(Residency::OnDemand));
-    assert_eq!("x".parse::<Residency>(), Err(ValueError("expected one of resident, idle, on-demand".into())));
+    assert_eq!("idle".parse(), Ok(ResidencyChoice::Idle));
+    assert_eq!("on-demand".parse(), Ok(ResidencyChoice::OnDemand));
+    assert_eq!("x".parse::<ResidencyChoice>(), Err(ValueError("expected one of resident, idle, on-demand".into())));
     assert_eq!("auto".parse(), Ok(PrecisionChoice::Auto));
-    assert_eq!("int8".parse(), Ok(PrecisionChoice::Exactly(Precision::Int8)));
+    assert_eq!("int8".parse(), Ok(PrecisionChoice::Exactly(PrecisionWord::Int8)));
     assert!("int4".parse::<PrecisionChoice>().is_err());
 
-    for residency in Residency::ALL {
+    for residency in ResidencyChoice::ALL {
         assert_eq!(residency.to_string().parse(), Ok(*residency));
     }
 }

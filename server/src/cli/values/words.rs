@@ -49,7 +49,7 @@ macro_rules! words {
 
 words! {
     /// When a model stays in memory.
-    Residency {
+    ResidencyChoice {
         /// It is loaded at start and stays.
         Resident = "resident",
         /// The first request loads it; it is unloaded after the idle timeout.
@@ -61,7 +61,7 @@ words! {
 
 words! {
     /// How the numbers of a model are stored.
-    Precision {
+    PrecisionWord {
         Fp32 = "fp32",
         Fp16 = "fp16",
         Int8 = "int8",
@@ -102,17 +102,17 @@ words! {
     }
 }
 
-impl From<Precision> for hush_whisper::Precision {
-    fn from(precision: Precision) -> Self {
+impl From<PrecisionWord> for hush_whisper::Precision {
+    fn from(precision: PrecisionWord) -> Self {
         match precision {
-            Precision::Fp32 => Self::Fp32,
-            Precision::Fp16 => Self::Fp16,
-            Precision::Int8 => Self::Int8,
+            PrecisionWord::Fp32 => Self::Fp32,
+            PrecisionWord::Fp16 => Self::Fp16,
+            PrecisionWord::Int8 => Self::Int8,
         }
     }
 }
 
-impl From<TaskWord> for hush_whisper::Task {
+impl From<TaskWord> for hush_whisper::SpeechTask {
     fn from(task: TaskWord) -> Self {
         match task {
             TaskWord::Transcribe => Self::Transcribe,
@@ -127,7 +127,7 @@ pub enum PrecisionChoice {
     /// `int8` on a CPU, `fp16` on CUDA, else what is installed.
     #[default]
     Auto,
-    Exactly(Precision),
+    Exactly(PrecisionWord),
 }
 
 impl FromStr for PrecisionChoice {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 use std::{env, fs, process, thread};
 
-use hush_whisper::{LanguageProbability, PcmSource, Sink, TranscribeOptions, Transcript, cuda};
+use hush_whisper::{LanguageProbability, PcmSource, TranscribeOptions, Transcript, TranscriptSink, cuda};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -59,7 +59,7 @@ pub trait LoadedModel: Send + Sync + 'static {
         &self,
         audio: &mut dyn PcmSource,
         options: &TranscribeOptions,
-        sink: &mut dyn Sink,
+        sink: &mut dyn TranscriptSink,
     ) -> Result<Transcript, WorkFailure>;
 
     fn detect_language(&self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure>;

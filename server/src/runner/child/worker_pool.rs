@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::{io, thread};
 
-use hush_whisper::{FirstToken, Segment, Sink};
+use hush_whisper::{FirstToken, Segment, TranscriptSink};
 
 use super::frame_sender::FrameSender;
 use super::{LoadedModel, WorkFailure, lock};
@@ -119,7 +119,9 @@ fn run_job<M: LoadedModel>(model: &M, job: RunnableJob, sender: &FrameSender) {
         let mut audio = audio.source();
         let mut sink = JobSink { sender, is_cancelled, id };
         match &work {
-            JobTask::Transcribe(options) => model.transcribe(&mut audio, options, &mut sink).map(JobOutcome::Transcribed),
+            JobTask::Transcribe(options) => {
+                model.transcribe(&mut audio, options, &mut sink).map(JobOutcome::Transcribed)
+            }
             JobTask::DetectLanguage => model.detect_language(&mut audio).map(JobOutcome::Languages),
         }
     };
@@ -147,7 +149,7 @@ struct JobSink<'a> {
     id: JobId,
 }
 
-impl Sink for JobSink<'_> {
+impl TranscriptSink for JobSink<'_> {
     fn segment(&mut self, mut segment: Segment) {
         // JSON cannot hold infinite numbers and NaN.
         for number in [&mut segment.avg_logprob, &mut segment.compression_ratio, &mut segment.no_speech_prob] {

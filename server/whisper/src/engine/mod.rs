@@ -43,7 +43,7 @@ use crate::{
     onnx::external_tensors,
     runtime::{self, RuntimeError},
     tokenizer::{Tokenizer, TokenizerError},
-    transcribe::MOST_CANDIDATES,
+    transcribe::MAX_CANDIDATES,
 };
 use align::Aligner;
 use decode_worker::{DecodeWorker, EngineLimits};
@@ -333,7 +333,7 @@ fn decode_worker(
     let decoder =
         DecoderSession { session: decoder, memory, shape: DecoderShape::new(config, float_type), cross, choice };
     let windows = options.max_batch.max(1);
-    let limits = EngineLimits { windows, rows: (ROWS_PER_WINDOW * windows).max(MOST_CANDIDATES) };
+    let limits = EngineLimits { windows, rows: (ROWS_PER_WINDOW * windows).max(MAX_CANDIDATES) };
 
     DecodeWorker::new(encoder, decoder, limits).map_err(EngineLoadError::Buffers)
 }

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use hush_whisper::VadOptions;
 
 use super::*;
-use crate::cli::values::{OutputFormat, Precision, PrecisionChoice, TaskWord};
+use crate::cli::values::{OutputFormat, PrecisionChoice, PrecisionWord, TaskWord};
 use crate::format::{SubtitleLayout, WordOutput};
 
 pub(super) fn transcription(argv: &[&str], variables: &[(&str, &str)]) -> Result<TranscribeSettings, SettingError> {
     let cli = parse([&["hush-server", "transcribe", "a.wav"], argv].concat()).expect("arguments parse");
     match resolve(cli, &env(variables))? {
-        Settings::Transcribe(settings) => Ok(*settings),
+        CommandSettings::Transcribe(settings) => Ok(*settings),
         other => panic!("{other:?}"),
     }
 }
@@ -19,32 +19,36 @@ pub(super) fn transcription(argv: &[&str], variables: &[(&str, &str)]) -> Result
 #[test]
 fn a_runner_may_only_be_asked_whether_cuda_works() {
     let asked = |argv: &[&str]| resolve(parse([&["hush-server", "runner"], argv].concat()).unwrap(), &env(&[]));
-    let Settings::ProbeCuda { library, index } = asked(&["probe-cuda", "/o.so", "1"]).unwrap() else { panic!() };
+    let CommandSettings::ProbeCuda { library, index } = asked(&["probe-cuda", "/o.so", "1"]).unwrap() else { panic!() };
     assert_eq!((library, index), (PathBuf::from("/o.so"), 1));
 
     assert!(asked(&["probe-cuda", "/o.so"]).is_err());
-    assert!(matches!(asked(&[]).unwrap(), Settings::Runner(_)));
+    assert!(matches!(asked(&[]).unwrap(), CommandSettings::Runner(_)));
 }
 
 #[test]
 fn install_settings() {
     let cli = parse(["hush-server", "install", "tiny", "--precision", "int8,fp32", "--force"]).unwrap();
-    let Settings::Install(settings) = resolve(cli, &env(&[("HUSH_KEEP_DOWNLOAD", "yes")])).unwrap() else { panic!() };
+    let CommandSettings::Install(settings) = resolve(cli, &env(&[("HUSH_KEEP_DOWNLOAD", "yes")])).unwrap() else {
+        panic!()
+    };
 
     let exactly = |p| PrecisionChoice::Exactly(p);
-    assert_eq!(settings.precisions, [exactly(Precision::Int8), exactly(Precision::Fp32)]);
+    assert_eq!(settings.precisions, [exactly(PrecisionWord::Int8), exactly(PrecisionWord::Fp32)]);
     assert!(settings.force && settings.keep_download);
 
     let cli = parse(["hush-server", "install", "tiny"]).unwrap();
-    let Settings::Install(settings) = resolve(cli, &env(&[("HUSH_PRECISION", "fp16")])).unwrap() else { panic!() };
-    assert_eq!(settings.precisions, [exactly(Precision::Fp16)]);
+    let CommandSettings::Install(settings) = resolve(cli, &env(&[("HUSH_PRECISION", "fp16")])).unwrap() else {
+        panic!()
+    };
+    assert_eq!(settings.precisions, [exactly(PrecisionWord::Fp16)]);
 }
 
 #[test]
 fn transcribe_settings() {
     let cli = parse(["hush-server", "transcribe", "a.wav", "b.wav", "--output", "srt", "--language", "de"]).unwrap();
     let variables = [("ASR_MODEL", "small"), ("HUSH_TASK", "translate"), ("HUSH_INITIAL_PROMPT", "Hush.")];
-    let Settings::Transcribe(settings) = resolve(cli, &env(&variables)).unwrap() else { panic!() };
+    let CommandSettings::Transcribe(settings) = resolve(cli, &env(&variables)).unwrap() else { panic!() };
 
     assert_eq!(settings.files.len(), 2);
     assert_eq!((settings.output, settings.task), (OutputFormat::Srt, TaskWord::Translate));
@@ -58,7 +62,7 @@ fn transcribe_settings() {
 fn how_transcribe_searches() {
     let cli = parse(["hush-server", "transcribe", "a.wav", "--beam-size", "5", "--patience=1.5"]).unwrap();
     let variables = [("HUSH_LENGTH_PENALTY", "0.5"), ("HUSH_BEST_OF", "3"), ("HUSH_TEMPERATURE", "0")];
-    let Settings::Transcribe(settings) = resolve(cli, &env(&variables)).unwrap() else { panic!() };
+    let CommandSettings::Transcribe(settings) = resolve(cli, &env(&variables)).unwrap() else { panic!() };
 
     let expected = SearchSettings {
         beam_size: Some(5),
@@ -82,8 +86,12 @@ fn subtitles_are_laid_out_as_asked() {
     let flags = ["--word-timestamps", "--max-line-width", "42", "--max-line-count", "2", "--vad-filter"];
     let settings = transcription(&flags, &[("HUSH_VAD_MODEL", "/m.onnx"), ("HUSH_HIGHLIGHT_WORDS", "yes")]).unwrap();
 
-    let layout =
-        SubtitleLayout { highlight_words: true, max_line_width: Some(42), max_line_count: Some(2), max_words_per_line: None };
+    let layout = SubtitleLayout {
+        highlight_words: true,
+        max_line_width: Some(42),
+        max_line_count: Some(2),
+        max_words_per_line: None,
+    };
     assert_eq!(settings.words, WordOutput::LaidOut(layout));
     assert_eq!(settings.vad, Some(VadOptions::default()));
 

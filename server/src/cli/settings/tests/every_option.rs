@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::auth::ReviewSettings;
-use crate::cli::values::{AsrEngine, DeviceChoice, LogFormat, Percent, Precision, PrecisionChoice, Residency};
+use crate::cli::values::{
+    AsrEngine, DeviceChoice, LogFormat, Percent, PrecisionChoice, PrecisionWord, ResidencyChoice,
+};
 use crate::gpu::{CudaDevice, GpuRef};
 
 const EVERY_VARIABLE: [(&str, &str); 61] = [
@@ -131,7 +133,7 @@ fn defaults() {
         listen: "0.0.0.0:9000".parse().unwrap(),
         ops_listen: "127.0.0.1:9001".parse().unwrap(),
         cors_origins: Vec::new(),
-        residency: Residency::Idle,
+        residency: ResidencyChoice::Idle,
         idle_timeout: Some(Duration::from_secs(300)),
         spare_runner: false,
         load_timeout: Duration::from_secs(300),
@@ -184,7 +186,7 @@ fn given_memory(settings: &ServeSettings) -> MemorySettings {
 fn given_engine(settings: &ServeSettings) -> EngineSettings {
     EngineSettings {
         device: DeviceChoice::Cuda(CudaDevice::Index(1)),
-        precision: PrecisionChoice::Exactly(Precision::Fp16),
+        precision: PrecisionChoice::Exactly(PrecisionWord::Fp16),
         threads: Some(3),
         ort_lib: Some("/o.so".into()),
         ffmpeg: Some("/f".into()),
@@ -232,7 +234,7 @@ fn every_hush_variable_reaches_its_setting() {
         listen: "0.0.0.0:8000".parse().unwrap(),
         ops_listen: "127.0.0.1:8001".parse().unwrap(),
         cors_origins: vec!["https://a.example".parse().unwrap(), "http://localhost:5173".parse().unwrap()],
-        residency: Residency::OnDemand,
+        residency: ResidencyChoice::OnDemand,
         idle_timeout: Some(Duration::from_secs(90)),
         spare_runner: true,
         load_timeout: Duration::from_secs(60),

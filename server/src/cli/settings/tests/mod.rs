@@ -16,7 +16,7 @@ fn env(variables: &[(&str, &str)]) -> Env {
 fn try_serve(argv: &[&str], variables: &[(&str, &str)]) -> Result<ServeSettings, SettingError> {
     let cli = parse([&["hush-server", "serve"], argv].concat()).expect("arguments parse");
     match resolve(cli, &env(variables))? {
-        Settings::Serve(settings) => Ok(*settings),
+        CommandSettings::Serve(settings) => Ok(*settings),
         other => panic!("{other:?}"),
     }
 }

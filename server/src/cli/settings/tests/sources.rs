@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::cli::config;
-use crate::cli::values::{AsrEngine, DeviceChoice, Percent, Precision, PrecisionChoice};
+use crate::cli::values::{AsrEngine, DeviceChoice, Percent, PrecisionChoice, PrecisionWord};
 
 #[test]
 fn flag_beats_hush_beats_legacy() {
@@ -41,7 +41,7 @@ fn legacy_variables_work_and_are_reported() {
     assert_eq!(settings.models, ["large-v3"]);
     assert_eq!(settings.store.models_dir, PathBuf::from("/data/whisper"));
     assert_eq!(settings.engine.device, DeviceChoice::CUDA);
-    assert_eq!(settings.engine.precision, PrecisionChoice::Exactly(Precision::Fp16));
+    assert_eq!(settings.engine.precision, PrecisionChoice::Exactly(PrecisionWord::Fp16));
     assert_eq!(settings.idle_timeout, None);
     assert_eq!(settings.asr_engine, AsrEngine::FasterWhisper);
 
