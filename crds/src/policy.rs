@@ -31,14 +31,14 @@ macro_rules! policy {
             #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
             #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
             pub models: Option<Vec<String>>,
-            /// When a model stays although nobody uses it. Of several policies the strictest value of each field holds.
+            /// When an idle model stays loaded. Where several policies set a field, the strictest value holds.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub residency: Option<ResidencySpec>,
-            /// What happens when the memory of a GPU runs short, whoever took it.
+            /// What happens when the memory of a GPU runs short, whichever program holds it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub pressure: Option<PressureSpec>,
-            /// Models of lower priority leave first, and make room for waiting ones of higher priority. Of several
-            /// policies the least holds. 0 where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
+            /// Models of lower priority leave first, and leave for waiting models of higher priority. Where several
+            /// policies set it, the least holds. 0 where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(range(min = -1_000_000, max = 1_000_000))]
             pub priority: Option<i32>,
@@ -46,17 +46,17 @@ macro_rules! policy {
             /// the card. Idle ones above it leave, also without pressure. Every policy's budget holds.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub budget: Option<AmountText>,
-            /// So many of the models that this policy selects stay loaded, whatever happens. Of several policies the
-            /// least holds. 0 where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
+            /// How many of the models that this policy selects stay loaded in any case. Where several policies set it,
+            /// the least holds. 0 where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(range(min = 0, max = 100_000))]
             pub min_loaded: Option<i32>,
-            /// How long requests in flight may go on when hard pressure unloads a busy model. Of several policies the
-            /// least holds. `30s` where no policy sets it.
+            /// How long requests in flight may go on when hard pressure unloads a busy model. Where several policies
+            /// set it, the least holds. `30s` where no policy sets it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub drain_timeout: Option<DurationText>,
-            /// How long a model stays away after it left for others. Of several policies the greatest holds. `2m` where
-            /// no policy sets it.
+            /// How long a model stays unloaded after it left for others. Where several policies set it, the greatest
+            /// holds. `2m` where no policy sets it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub hold_after_eviction: Option<DurationText>,
             /// `Enforce` carries out what the policy says. `DryRun` only shows what it would change.
@@ -156,17 +156,17 @@ pub const IDLE_TIMEOUT_MESSAGE: &str = "must be more than `0s`: with `mode: OnDe
 pub const CRON_MESSAGE: &str =
     "must be a cron expression of five fields (minute hour day month weekday), such as `0 8 * * 1-5`";
 
-/// When a model stays although nobody uses it.
+/// When an idle model stays loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ResidencySpec {
     /// `Resident` never leaves for idleness. `Idle` leaves after `idleTimeout`. `OnDemand` leaves as soon as it is idle.
-    /// `Adaptive` learns the timeout from the gaps between requests. Of several policies the strictest holds: `OnDemand`,
+    /// `Adaptive` learns the timeout from the gaps between requests. Where several policies set it, the strictest holds: `OnDemand`,
     /// then `Adaptive`, `Idle`, `Resident`. `Idle` where no policy sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<ResidencyModeSpec>,
-    /// How long a model may be idle with the mode `Idle`; with `Adaptive` the most that may be learned. Of several
-    /// policies the least holds. `5m` where no policy sets it. More than `0s`.
+    /// How long a model may be idle with the mode `Idle`; with `Adaptive` the most that may be learned. Where several
+    /// policies set it, the least holds. `5m` where no policy sets it. More than `0s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = [
         {
@@ -179,8 +179,8 @@ pub struct ResidencySpec {
         },
     ]))]
     pub idle_timeout: Option<DurationText>,
-    /// So long after its load a model stays, unless pressure is hard. Of several policies the least holds. `0s` where no
-    /// policy sets it, and in each ClusterGpuModelPolicy that does not set it.
+    /// How long a model stays after its load, unless pressure is hard. Where several policies set it, the least holds. `0s`
+    /// where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_resident: Option<DurationText>,
     /// Windows of time in which another mode holds, such as office hours in which models are kept warm. Where several
@@ -256,11 +256,11 @@ pub struct PressureSpec {
     /// Idle models leave when the pressure has lasted for a grace period.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub soft: Option<SoftPressureSpec>,
-    /// Once models leave, they go on until so much more than the threshold is available. Of several policies the
-    /// greatest holds. Nothing more where no policy sets it.
+    /// Once models leave, they leave until this much more than the threshold is available. Where several policies set it,
+    /// the greatest holds. Nothing more where no policy sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_reclaim: Option<AmountText>,
-    /// Pressure is left when its threshold has not been crossed for so long. Of several policies the greatest holds.
+    /// Pressure ends when its threshold has not been crossed for this long. Where several policies set it, the greatest holds.
     /// `5m` where no policy sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transition_period: Option<DurationText>,
@@ -270,7 +270,7 @@ pub struct PressureSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HardPressureSpec {
-    /// There is pressure while less than this is available on the GPU. Of several policies the greatest holds.
+    /// There is pressure while less than this is available on the GPU. Where several policies set it, the greatest holds.
     pub available_below: AmountText,
 }
 
@@ -278,10 +278,10 @@ pub struct HardPressureSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SoftPressureSpec {
-    /// There is pressure while less than this is available on the GPU. Of several policies the greatest holds.
+    /// There is pressure while less than this is available on the GPU. Where several policies set it, the greatest holds.
     pub available_below: AmountText,
-    /// How long the threshold must have been crossed without a break. Of several policies the least holds. `1m` where
-    /// no policy sets it.
+    /// How long the threshold must have been crossed without a break. Where several policies set it, the least holds. `1m`
+    /// where no policy sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_period: Option<DurationText>,
 }
