@@ -24,7 +24,7 @@ or open it to all with networkPolicy.from: anyone.
 {{- end }}
 {{- end }}
 
-{{/* What an uninstall leaves. */}}
+{{/* What an uninstall does not remove. */}}
 {{- define "hush.notes.kept" }}
 {{- $claims := list }}
 {{- range include "hush.servers" . | fromJsonArray }}

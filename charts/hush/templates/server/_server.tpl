@@ -94,7 +94,7 @@ models:
 {{- toJson $secrets }}
 {{- end }}
 
-{{/* An init container for each model that comes from the hub. */}}
+{{/* An init container for each model that is downloaded from the hub. */}}
 {{- define "hush.server.install" -}}
 {{- $values := .server.values }}
 {{- range $index, $model := $values.models }}
