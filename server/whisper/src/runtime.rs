@@ -1,5 +1,6 @@
 //! ONNX Runtime, loaded at run time from a path. No library is mapped before [`init`].
 
+use std::error::Error as _;
 use std::{
     env, fs,
     io::{self, Read},
@@ -46,8 +47,8 @@ pub enum RuntimeError {
     Missing { path: PathBuf, source_of_path: &'static str },
     #[error("{}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} could not be loaded as a library: {source}. Use {FILE} from an ONNX Runtime release", path.display())]
-    NotALibrary { path: PathBuf, source: libloading::Error },
+    #[error("{} could not be loaded as a library: {cause}. Use {FILE} from an ONNX Runtime release", path.display())]
+    NotALibrary { path: PathBuf, cause: String },
     #[error("{} is a library, but not ONNX Runtime. Use {FILE} from an ONNX Runtime release", path.display())]
     NotOnnxRuntime { path: PathBuf },
     #[error("{} is ONNX Runtime {version}, which is too old; use 1.{OLDEST_MINOR} or later", path.display())]
@@ -158,7 +159,12 @@ pub(crate) fn library() -> Result<PathBuf, RuntimeError> {
 fn refused(library: &Path, error: ort::LoadDynamicError) -> RuntimeError {
     let path = library.to_path_buf();
     match error {
-        ort::LoadDynamicError::Dlopen { error, .. } => RuntimeError::NotALibrary { path, source: error },
+        ort::LoadDynamicError::Dlopen { error, .. } => {
+            // The loader's own text begins with the path, which this error names already.
+            let text = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            let cause = text.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&text).to_owned();
+            RuntimeError::NotALibrary { path, cause }
+        }
         ort::LoadDynamicError::BadVersion { version_str, .. } => RuntimeError::TooOld { path, version: version_str },
         ort::LoadDynamicError::MissingApi { .. } | ort::LoadDynamicError::InvalidVersionString => {
             RuntimeError::NotOnnxRuntime { path }
