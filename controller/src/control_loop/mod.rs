@@ -415,6 +415,8 @@ impl ControlLoop {
 
     /// Takes the end of a command into account: memory, backoff, audit log, timeline and Event.
     fn finish_command(&mut self, record: CommandRecord) {
+        // Taken before the wall clock: a sample that is new enough for another decision is then also compared with the report.
+        let reported_at = Instant::now();
         let key = record.decision.key();
         let settled = match record.outcome {
             CommandResult::Unloaded { .. } => CommandOutcome::Unloaded { completed_at: Timestamp::now() },
@@ -430,7 +432,7 @@ impl ControlLoop {
             self.backoff.note(Instant::now(), &key, verdict);
         }
         if let (CommandResult::Unloaded { .. }, Some(generation)) = (&record.outcome, record.decision.if_generation) {
-            self.unverified_unloads.reported(key.clone(), generation, Instant::now());
+            self.unverified_unloads.reported(key.clone(), generation, reported_at);
         }
         if let (CommandOutcome::Unloaded { .. }, Some(gpu)) = (settled, &record.decision.gpu) {
             self.request_new_samples(gpu);
