@@ -62,7 +62,7 @@ const ADMIN_ROUTES: [AdminRoute; 6] = [
         path: "/admin/v1/events",
         meaning: "Server-sent events: a snapshot, then each change.",
         body: None,
-        answer: "Event",
+        answer: "AdminEvent",
     },
     AdminRoute {
         method: "GET",
@@ -227,7 +227,7 @@ fn write_admin(page: &mut String) -> Result<()> {
         .collect();
 
     page.push_str(&table(&["route", "body", "answer", "meaning"], &rows));
-    writeln!(page, "\nEvery answer that is no success is an {}.", admin_link("ErrorBody"))?;
+    writeln!(page, "\nEvery answer that is no success is an {}.", admin_link("AdminErrorBody"))?;
 
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
     define::<admin::ModelList>(&mut generator);
