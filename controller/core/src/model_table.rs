@@ -67,8 +67,9 @@ impl ModelEntry<'_> {
         self.rules.as_ref().is_some_and(|rules| self.model.loaded_for >= rules.min_resident().value)
     }
 
-    /// Whether the memory of the model counts towards budgets.
-    pub const fn holds_memory(&self) -> bool {
+    /// Whether the memory of the model counts towards budgets. A model that is unloading does not count, because
+    /// its memory is being freed already.
+    pub const fn counts_towards_budget(&self) -> bool {
         matches!(self.model.state, ResidencyState::Ready | ResidencyState::Loading | ResidencyState::Draining)
     }
 }

@@ -162,3 +162,26 @@ pub enum ResidencyState {
     WaitingForMemory,
     Failed,
 }
+
+/// The same questions as of the contract's `ModelState`, with the same answers, which a test of the controller compares.
+impl ResidencyState {
+    /// Whether the model is in memory and can work on requests.
+    pub const fn is_loaded(self) -> bool {
+        matches!(self, Self::Ready | Self::Draining)
+    }
+
+    /// Whether the model may hold device memory: from the start of its runner until its memory is seen to be back.
+    pub const fn holds_memory(self) -> bool {
+        matches!(self, Self::Loading | Self::Ready | Self::Draining | Self::Unloading)
+    }
+
+    /// Whether what the model holds has been measured. While it loads, only what it needs is known.
+    pub const fn has_measured_memory(self) -> bool {
+        self.holds_memory() && !matches!(self, Self::Loading)
+    }
+
+    /// Whether the model is on its way out of memory.
+    pub const fn is_leaving(self) -> bool {
+        matches!(self, Self::Draining | Self::Unloading)
+    }
+}

@@ -99,7 +99,7 @@ impl PeerActions {
         model: &ObservedModel,
         memory: &mut StepMemory,
     ) -> bool {
-        let is_leaving = matches!(model.state, ResidencyState::Draining | ResidencyState::Unloading);
+        let is_leaving = model.state.is_leaving();
         let Some(action) = self.actions.get_mut(&model.key) else {
             self.observe_unexpected(now, sampled_at, model, memory);
             return false;
@@ -126,8 +126,8 @@ impl PeerActions {
         model: &ObservedModel,
         memory: &mut StepMemory,
     ) {
-        let is_leaving = matches!(model.state, ResidencyState::Draining | ResidencyState::Unloading);
-        let has_left = !holds_memory(model.state) && self.holders.contains_key(&model.key);
+        let is_leaving = model.state.is_leaving();
+        let has_left = !model.state.has_measured_memory() && self.holders.contains_key(&model.key);
         if is_leaving || has_left {
             memory.commanded(now, &observed_unload(model, self.holders.get(&model.key)));
         }
@@ -141,7 +141,7 @@ impl PeerActions {
     }
 
     fn record_holder(&mut self, model: &ObservedModel) {
-        match model.gpu.as_ref().filter(|_| holds_memory(model.state)) {
+        match model.gpu.as_ref().filter(|_| model.state.has_measured_memory()) {
             None => drop(self.holders.remove(&model.key)),
             Some(gpu) if self.holders.get(&model.key) == Some(gpu) => {}
             Some(gpu) => drop(self.holders.insert(model.key.clone(), gpu.clone())),
@@ -186,10 +186,6 @@ impl PeerAction {
             (Action::Load, _) => PeerActionProgress::Ended(CommandOutcome::Loaded),
         }
     }
-}
-
-const fn holds_memory(state: ResidencyState) -> bool {
-    matches!(state, ResidencyState::Ready | ResidencyState::Draining | ResidencyState::Unloading)
 }
 
 /// An unload that was seen to happen, as a decision that the core can wait for.

@@ -296,8 +296,7 @@ fn model_sample(raw: &RawModel, gpus: &BTreeMap<GpuId, GpuSample>) -> Result<Mod
 
     let held = optional_whole(names::MODEL_VRAM_BYTES)?;
     let needed = optional_whole(names::MODEL_NEED_BYTES)?;
-    let holds_memory = matches!(state, ResidencyState::Ready | ResidencyState::Draining | ResidencyState::Unloading);
-    let vram_bytes = if holds_memory { held } else { needed };
+    let vram_bytes = if state.has_measured_memory() { held } else { needed };
     let gpu = raw.gpu.clone().map(GpuId);
     if let Some(GpuSample { total_bytes, .. }) = gpu.as_ref().and_then(|gpu| gpus.get(gpu))
         && vram_bytes > *total_bytes
@@ -324,8 +323,12 @@ fn model_sample(raw: &RawModel, gpus: &BTreeMap<GpuId, GpuSample>) -> Result<Mod
 }
 
 fn parse_state(name: &str) -> Option<ResidencyState> {
-    let state = ModelState::ALL.into_iter().find(|state| state.as_str() == name)?;
-    Some(match state {
+    ModelState::ALL.into_iter().find(|state| state.as_str() == name).map(residency_state)
+}
+
+/// The state of a server's contract as the core knows it.
+pub const fn residency_state(state: ModelState) -> ResidencyState {
+    match state {
         ModelState::Unloaded => ResidencyState::Unloaded,
         ModelState::Loading => ResidencyState::Loading,
         ModelState::Ready => ResidencyState::Ready,
@@ -333,7 +336,7 @@ fn parse_state(name: &str) -> Option<ResidencyState> {
         ModelState::Unloading => ResidencyState::Unloading,
         ModelState::WaitingForMemory => ResidencyState::WaitingForMemory,
         ModelState::Failed => ResidencyState::Failed,
-    })
+    }
 }
 
 /// The histogram of the gaps between requests; `None`: there is none, or it contradicts itself. Adaptive residency then
@@ -396,6 +399,17 @@ hush_gpu_memory_used_bytes{gpu_uuid="GPU-1"} 3221225472
 hush_gpu_sample_age_seconds{gpu_uuid="GPU-1"} 0.2
 hush_gpu_device_up{gpu_uuid="GPU-1"} 1
 "#;
+
+    #[test]
+    fn the_core_answers_questions_about_a_state_as_the_contract_does() {
+        for state in ModelState::ALL {
+            let of_core = residency_state(state);
+            assert_eq!(of_core.is_loaded(), state.is_loaded(), "{state:?}");
+            assert_eq!(of_core.holds_memory(), state.holds_memory(), "{state:?}");
+            assert_eq!(of_core.has_measured_memory(), state.has_measured_memory(), "{state:?}");
+            assert_eq!(of_core.is_leaving(), state.is_leaving(), "{state:?}");
+        }
+    }
 
     #[test]
     fn a_server_with_one_model_on_one_gpu() {

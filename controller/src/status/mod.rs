@@ -8,9 +8,7 @@ pub use conditions::{INVALID, PAUSED, READY};
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hush_core::{
-    Labels, ModelPolicy, ObservedModel, Plan, PolicyConflict, PolicyKey, ResidencyState, ServerName, World,
-};
+use hush_core::{Labels, ModelPolicy, ObservedModel, Plan, PolicyConflict, PolicyKey, ServerName, World};
 use hush_crds::PolicyStatus;
 use jiff::Timestamp;
 
@@ -57,8 +55,7 @@ pub struct StatusSubject<'a> {
 /// The status that the policy should have. It equals `before` when nothing but time has passed.
 pub fn status(now: Timestamp, context: &StatusContext<'_>, subject: &StatusSubject<'_>) -> PolicyStatus {
     let selected = selected_models(context, subject);
-    let loaded =
-        selected.iter().filter(|model| matches!(model.state, ResidencyState::Ready | ResidencyState::Draining)).count();
+    let loaded = selected.iter().filter(|model| model.state.is_loaded()).count();
 
     let mut conditions = conditions::all(context, subject, &selected);
     let conditions_before = subject.before.conditions.as_deref().unwrap_or_default();

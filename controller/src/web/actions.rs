@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use hush_contract::admin::code;
-use hush_core::{Action, Decision, DecisionReason, ObservedModel, PolicyKey};
+use hush_core::{Action, Decision, ObservedModel, PolicyKey};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
@@ -48,7 +48,7 @@ pub async fn unload(
         if_idle_seconds: request.drain_seconds.is_none().then_some(0),
         drain_seconds: request.drain_seconds,
         hold_seconds: request.hold_seconds,
-        ..manual_decision(&model, Action::Unload)
+        ..Decision::manual(&model, Action::Unload)
     };
     run_command(&web, decision).await
 }
@@ -63,7 +63,7 @@ pub async fn load(
     let request: LoadModelRequest = read_json(body).await?;
 
     let model = find_model(&web, model)?;
-    let decision = Decision { if_generation: Some(request.if_generation), ..manual_decision(&model, Action::Load) };
+    let decision = Decision { if_generation: Some(request.if_generation), ..Decision::manual(&model, Action::Load) };
     run_command(&web, decision).await
 }
 
@@ -147,23 +147,6 @@ fn find_model(web: &WebState, query: ModelQuery) -> Result<ObservedModel, ApiRef
         let message = format!("there is no model `{}` on a server `{}` (namespace/name)", key.model, key.server);
         ApiRefusal::new(StatusCode::NOT_FOUND, code::UNKNOWN_MODEL, message)
     })
-}
-
-fn manual_decision(model: &ObservedModel, action: Action) -> Decision {
-    Decision {
-        server: model.key.server.clone(),
-        model: model.key.model.clone(),
-        gpu: model.gpu.clone(),
-        action,
-        reason: DecisionReason::Manual,
-        policy: String::new(),
-        if_generation: None,
-        if_idle_seconds: None,
-        drain_seconds: None,
-        hold_seconds: None,
-        vram_bytes: model.vram_bytes,
-        dry_run: false,
-    }
 }
 
 /// The command goes on when the client does not wait for its outcome.

@@ -120,20 +120,13 @@ pub fn gpus(snapshot: &LoopSnapshot, at: Timestamp, plan: &Plan) -> Vec<GpuView>
 fn bytes_held_by_models(snapshot: &LoopSnapshot) -> BTreeMap<&str, u64> {
     let mut held: BTreeMap<&str, u64> = BTreeMap::new();
 
-    for model in snapshot.world.models.iter().filter(|model| holds_memory(model.state)) {
+    for model in snapshot.world.models.iter().filter(|model| model.state.holds_memory()) {
         if let Some(gpu) = &model.gpu {
             let sum = held.entry(gpu.as_str()).or_insert(0);
             *sum = sum.saturating_add(model.vram_bytes);
         }
     }
     held
-}
-
-const fn holds_memory(state: ResidencyState) -> bool {
-    matches!(
-        state,
-        ResidencyState::Loading | ResidencyState::Ready | ResidencyState::Draining | ResidencyState::Unloading
-    )
 }
 
 /// The models of the snapshot with the rules and skip reasons of `plan`.
@@ -185,8 +178,8 @@ fn model_view(
         generation: model.generation,
         inflight: model.inflight,
         queued: model.queued,
-        vram_bytes: if holds_memory(model.state) { model.vram_bytes } else { 0 },
-        need_bytes: Some(model.vram_bytes).filter(|bytes| !holds_memory(model.state) && *bytes > 0),
+        vram_bytes: if model.state.holds_memory() { model.vram_bytes } else { 0 },
+        need_bytes: Some(model.vram_bytes).filter(|bytes| !model.state.holds_memory() && *bytes > 0),
         demand_bytes: (model.state == ResidencyState::WaitingForMemory).then_some(model.demand_bytes),
         idle_since: idle_since.map(SampledTime),
         held_until: held_until(snapshot, model, sampled_at).map(SampledTime),

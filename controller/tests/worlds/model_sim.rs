@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use hush_controller::observe::residency_state;
 use hush_controller::simulate::trace::SplitMix64;
 use hush_core::{ArrivalHistogram, Labels, ModelKey, ObservedModel, ResidencyState};
 use hush_residency::machine::{
@@ -391,16 +392,7 @@ impl ModelSim {
     }
 
     pub fn state(&self) -> ResidencyState {
-        use hush_contract::ModelState;
-        match self.machine.state() {
-            ModelState::Unloaded => ResidencyState::Unloaded,
-            ModelState::Loading => ResidencyState::Loading,
-            ModelState::Ready => ResidencyState::Ready,
-            ModelState::Draining => ResidencyState::Draining,
-            ModelState::Unloading => ResidencyState::Unloading,
-            ModelState::WaitingForMemory => ResidencyState::WaitingForMemory,
-            ModelState::Failed => ResidencyState::Failed,
-        }
+        residency_state(self.machine.state())
     }
 
     pub const fn ready_since(&self) -> Option<u64> {
