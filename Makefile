@@ -96,19 +96,20 @@ build-tests: $(TOOLS) ## Build the programs and their tests
 	$(CARGO) test --locked --workspace --no-run
 
 # Tests in a cluster mostly wait, for an API server or for a deadline, so the others run beside them. What the two print is
-# not mixed: the log of the first is printed when it ends. Python packages are installed before, since both use them.
+# not mixed: the log of the first is printed when it ends. Python packages are installed before, since both use them. The
+# pages are tested alone, since a browser plays a recording into its microphone in real time.
 test: $(TOOLS) ort vad cuda-double $(PACKAGES)/.tests $(PACKAGES)/.web build-tests ## Run every test
 	$(MAKE) PROFILE=dev models
 	log=$$(mktemp); others=0; cluster=0; \
-	$(MAKE) test-cluster test-chart >$$log 2>&1 & \
+	$(MAKE) --keep-going test-cluster test-chart >$$log 2>&1 & \
 	$(MAKE) test-others || others=$$?; \
 	wait $$! || cluster=$$?; \
 	cat $$log; rm $$log; \
-	[[ $$others$$cluster == 00 ]] || { echo "failed: $$([[ $$others == 0 ]] || echo test-others) $$([[ $$cluster == 0 ]] || echo test-cluster or test-chart)"; exit 1; }
+	web=0; $(MAKE) test-web || web=$$?; \
+	[[ $$others$$cluster$$web == 000 ]] || { echo "failed: $$([[ $$others == 0 ]] || echo test-others) $$([[ $$cluster == 0 ]] || echo test-cluster or test-chart) $$([[ $$web == 0 ]] || echo test-web)"; exit 1; }
 
-test-others: test-rust test-gpu-script ## Run every test but those of test-cluster and test-chart
+test-others: test-rust test-gpu-script ## Run every test but those of test-cluster, test-chart and test-web
 	$(MAKE) test-real CLIPS=8
-	$(MAKE) test-web
 	$(MAKE) test-observability
 	$(MAKE) test-images
 	$(MAKE) test-docs

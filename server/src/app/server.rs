@@ -111,9 +111,10 @@ impl PreparedServer {
         let specs = std::mem::take(&mut self.specs);
         let accounts = self.start_accounts(&specs, &metrics)?;
         let registry = self.start_models(specs, &accounts, &metrics, stop.clone())?;
-        let governor = self.start_reclaimer(&registry, accounts.clone());
+        let controller_presence = self.start_reclaimer(&registry, accounts.clone());
 
-        let listeners = self.start_listeners(&registry, &metrics, accounts.sampler(), governor, stop).await?;
+        let listeners =
+            self.start_listeners(&registry, &metrics, accounts.sampler(), controller_presence, stop).await?;
 
         let mut signals = ServerSignals::new().context("listening for signals")?;
         record_reload(&metrics, true);
@@ -176,13 +177,13 @@ impl PreparedServer {
 
     /// Starts the task that unloads idle models if the memory of a GPU runs short, if the settings want it.
     fn start_reclaimer(&self, registry: &ModelRegistry, accounts: Accounts) -> ControllerPresence {
-        let governor = ControllerPresence::default();
+        let controller_presence = ControllerPresence::default();
         if let Some(percent) = self.settings.memory.reclaimer.0 {
             let models = Arc::clone(registry.models());
             let threshold = f64::from(percent) / 100.0;
-            tokio::spawn(reclaim_memory(models, accounts, threshold, governor.clone()));
+            tokio::spawn(reclaim_memory(models, accounts, threshold, controller_presence.clone()));
         }
-        governor
+        controller_presence
     }
 
     async fn start_listeners(
@@ -190,7 +191,7 @@ impl PreparedServer {
         registry: &Arc<ModelRegistry>,
         metrics: &Arc<ServerMetrics>,
         sampler: &GpuSampler,
-        governor: ControllerPresence,
+        controller_presence: ControllerPresence,
         stop: CancellationToken,
     ) -> anyhow::Result<ServerListeners> {
         let security = &self.settings.security;
@@ -203,7 +204,8 @@ impl PreparedServer {
         let (ops_listener, ops_address) = bind("--ops-listen", self.settings.ops_listen).await?;
 
         let access = security::access(security, ops_address.ip())?;
-        let admin_state = AdminState::new(Arc::clone(registry.models()), access, ops_stop.clone()).noting(governor);
+        let admin_state =
+            AdminState::new(Arc::clone(registry.models()), access, ops_stop.clone()).noting(controller_presence);
         let admin = admin::router(admin_state, Arc::clone(metrics));
         let ops = ops::router(Arc::clone(metrics), Some(sampler.clone())).merge(admin);
 

@@ -111,7 +111,7 @@ impl Namespace {
         created.metadata.uid.context("no uid")
     }
 
-    /// PlaneProcesses and ready at this address.
+    /// Running and ready at this address.
     pub async fn run_pod(&self, name: &str, ip: Ipv4Addr) -> Result<core::Pod> {
         let status = json!({"status": {
             "phase": "Running",

@@ -18,7 +18,7 @@ use crate::cli::values::WholeNumber;
 /// The key of the list of models, the only one that is no option.
 pub const MODELS: &str = "models";
 
-/// CommandSettings of `hush-server serve`. Each is written as its option is; an option or a variable beats it.
+/// Settings of `hush-server serve`. Each is written as its option is; an option or a variable beats it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfigFile {
     /// The values of options, by their names without dashes. All of them have been checked.

@@ -21,7 +21,7 @@ pub trait OptionSource {
     fn values(&mut self, option: &Arg) -> Result<Option<Vec<OsString>>, SettingError>;
 }
 
-/// CommandSettings with the values of all sources.
+/// The settings with the values of all sources.
 pub struct MergedSettings<T> {
     pub settings: T,
     matches: ArgMatches,

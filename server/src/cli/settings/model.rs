@@ -1,4 +1,4 @@
-//! CommandSettings of single models.
+//! Settings of single models.
 
 use std::time::Duration;
 
