@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,11 +12,14 @@ use serde_json::Value;
 use crate::wait::wait_for;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the last lines of a program that has ended may take. A child that it left behind may hold its standard error open.
+const LAST_LINES_DEADLINE: Duration = Duration::from_secs(5);
 
 pub struct ChildProgram {
     name: &'static str,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    log_reader: JoinHandle<()>,
 }
 
 impl ChildProgram {
@@ -33,12 +37,12 @@ impl ChildProgram {
         let stderr = child.stderr.take().context("no stderr")?;
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&log);
-        std::thread::spawn(move || {
+        let log_reader = thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
             }
         });
-        Ok(Self { name, child, log })
+        Ok(Self { name, child, log, log_reader })
     }
 
     pub fn pid(&self) -> u32 {
@@ -54,6 +58,9 @@ impl ChildProgram {
     pub fn wait_for_entry<T>(&mut self, what: &str, found: impl Fn(&Value) -> Option<T>) -> Result<T> {
         wait_for(&format!("{} says {what}", self.name), START_DEADLINE, || {
             let ended = self.child.try_wait()?;
+            if ended.is_some() {
+                self.wait_for_last_lines();
+            }
             let log = self.log();
             let entry = log.iter().filter_map(|line| serde_json::from_str(line).ok()).find_map(|entry| found(&entry));
             match (entry, ended) {
@@ -66,7 +73,16 @@ impl ChildProgram {
     /// Waits until it has ended by itself.
     pub fn wait_for_exit(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let child = &mut self.child;
-        wait_for(&format!("{} ends", self.name), deadline, || Ok(child.try_wait()?))
+        let status = wait_for(&format!("{} ends", self.name), deadline, || Ok(child.try_wait()?))?;
+
+        self.wait_for_last_lines();
+        Ok(status)
+    }
+
+    /// Waits until the lines are read that a program wrote before it ended.
+    fn wait_for_last_lines(&self) {
+        // Without the end of its standard error the log is as far as it goes.
+        let _ = wait_for("the last lines", LAST_LINES_DEADLINE, || Ok(self.log_reader.is_finished().then_some(())));
     }
 }
 
