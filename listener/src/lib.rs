@@ -8,6 +8,7 @@
 //! [`ErrorFormat`].
 
 mod auth;
+pub mod budget;
 mod connections;
 mod head;
 mod holding_body;
@@ -15,6 +16,7 @@ mod io;
 mod refusal;
 mod serve;
 mod service;
+pub mod spool;
 
 pub use auth::{AccessDenied, Authenticate, Caller, ConnectionPeer};
 pub use connections::{ConnectionAdmission, ConnectionLimit, ConnectionSlot};

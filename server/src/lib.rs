@@ -22,20 +22,16 @@
 //! serve                          connections, and the record of each request
 //! metrics                        the registry of metrics
 //! hub                            downloads of models
-//! auth                           keys and tokens
 //! recording                      an upload that is decoded when its turn comes
 //! job                            the work that a runner does
 //! audio                          audio files to samples
-//! spool                          uploads and samples in memory or on the disk
-//! budget format request trust watch    small parts that import nothing of this crate
+//! format request trust          small parts that import nothing of this crate
 //! ```
 
 pub mod admin;
 pub mod api;
 pub mod app;
 pub mod audio;
-pub mod auth;
-pub mod budget;
 pub mod cli;
 pub mod format;
 pub mod gpu;
@@ -50,7 +46,5 @@ pub mod request;
 pub mod residency;
 pub mod runner;
 pub mod serve;
-pub mod spool;
 mod trust;
-pub mod watch;
 pub mod web;

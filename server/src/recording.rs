@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audio::{self, AudioError, DecodeOptions, DecodedHead, KeepGoing, Pcm};
 use crate::request;
-use crate::spool::Spooled;
+use hush_listener::spool::Spooled;
 
 /// Waiting requests of the whole server whose audio may be decoded ahead, so that the model does not wait for the
 /// decoding of the next one.

@@ -11,12 +11,12 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use futures_util::StreamExt;
+use hush_access::{Authenticate, KeyFile};
 use hush_contract::admin::{
     AdminErrorBody, AdminEvent, LoadOutcome, LoadResponse, ModelList, UnloadOutcome, UnloadResponse,
 };
 use hush_contract::{ModelState, UnloadRefusal};
 use hush_server::admin::{self, AdminAccess, AdminState};
-use hush_server::auth::{Authenticate, KeyFile};
 use hush_server::metrics::ServerMetrics;
 use hush_server::ops;
 use hush_server::residency::{LifecycleSettings, ModelSettings, Models, ResidencyRule, SpeechJobs};

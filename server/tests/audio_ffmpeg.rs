@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use audio_support::stand_in::{FfmpegStandIn, has_python};
 use audio_support::*;
+use hush_listener::spool::{Spool, SpoolOptions};
 use hush_server::audio::{self, AudioError, DecodeOptions, Ffmpeg};
-use hush_server::spool::{Spool, SpoolOptions};
 
 fn unknown() -> Vec<u8> {
     b"nothing that the built-in decoders know".to_vec()

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use audio_support::*;
+use hush_listener::budget::ByteBudget;
+use hush_listener::spool::SpoolError;
 use hush_server::audio::{self, AudioError, DecodeOptions, DecodedHead, HEAD_SECONDS, Pcm};
-use hush_server::budget::ByteBudget;
-use hush_server::spool::SpoolError;
 
 /// A minute is more than any of these files holds.
 fn bounded() -> DecodeOptions {

@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use audio_support::*;
+use hush_listener::spool::{Spool, SpoolOptions};
 use hush_server::audio::{self, DecodeOptions};
-use hush_server::spool::{Spool, SpoolOptions};
 
 const SECONDS: u64 = 3 * 3600;
 const LIMIT_KIB: u64 = 120_000;

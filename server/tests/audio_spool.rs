@@ -2,8 +2,8 @@
 
 use std::io::{Read, Seek, SeekFrom};
 
+use hush_listener::spool::{Spool, SpoolError, SpoolOptions, Spooled};
 use hush_server::audio::{AudioError, decode_raw_s16le};
-use hush_server::spool::{Spool, SpoolError, SpoolOptions, Spooled};
 use hush_whisper::PcmSource;
 
 fn bytes(n: usize) -> Vec<u8> {

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use audio_support::stand_in::{FfmpegStandIn, has_python, runs};
 use audio_support::*;
+use hush_listener::spool::{Spool, SpoolOptions};
 use hush_server::audio::{self, AudioError, Confinement, DecodeOptions, Ffmpeg, FfmpegLimits};
-use hush_server::spool::{Spool, SpoolOptions};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 /// Tries each line of code and says which of them went through.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, process};
 
 use hush_contract::UnloadReason;
+use hush_listener::spool::Spooled;
 use hush_server::audio::{self, DecodeOptions, Pcm};
 use hush_server::job::{JobError, JobOutcome, JobTask};
 use hush_server::metrics::ServerMetrics;
@@ -16,7 +17,6 @@ use hush_server::residency::{LifecycleSettings, ModelSettings, Models, SpeechJob
 use hush_server::runner::child::{self, PARENT_VARIABLE};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{EngineBackend, RunnerSettings};
-use hush_server::spool::Spooled;
 use hush_whisper::{InstallOptions, Precision, TranscribeOptions, install};
 use tokio::sync::mpsc;
 

@@ -20,7 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
 use https::HttpsListener;
-use hush_server::auth::{AccessDenied, Authenticate, Caller, ReviewSettings, TokenReview};
+use hush_access::{AccessDenied, Authenticate, Caller, ReviewSettings, TokenReview};
 use serde_json::{Value, json};
 
 const CONTROLLER: &str = "system:serviceaccount:hush:controller";

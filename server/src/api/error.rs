@@ -14,7 +14,7 @@ use super::multipart::MultipartError;
 use crate::audio::AudioError;
 use crate::format::PythonJson;
 use crate::job::JobError;
-use crate::spool::SpoolError;
+use hush_listener::spool::SpoolError;
 
 /// One entry of `detail` in a 422: pydantic's error object.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]

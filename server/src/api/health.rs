@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::error::json_response;
 use super::openapi::AsrNoKey;
 use super::{ApiState, live};
-use crate::{spool, web};
+use crate::web;
 
 /// Whether the process is alive.
 #[utoipa::path(get, path = "/healthz", tag = "Health", responses(
@@ -41,7 +41,7 @@ pub async fn readyz(State(state): State<ApiState>) -> Response {
 /// thread.
 async fn spool_problem(state: &ApiState) -> Option<String> {
     let dir = state.config.upload.dir.clone();
-    let checked = tokio::task::spawn_blocking(move || spool::check_folder(dir.as_deref())).await;
+    let checked = tokio::task::spawn_blocking(move || hush_listener::spool::check_folder(dir.as_deref())).await;
     match checked {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),

@@ -38,12 +38,12 @@ pub use speech::{ServedModel, TranscriptionModel};
 pub use upload::UploadOptions;
 
 use crate::audio::DecodeOptions;
-use crate::auth::KeyFile;
 use crate::format::JsonShape;
 use crate::metrics::ServerMetrics;
 use crate::recording::AudioDecoder;
 use crate::serve;
 use crate::web;
+use hush_access::KeyFile;
 
 /// Settings of the API.
 #[derive(Clone, Debug)]

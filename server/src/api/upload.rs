@@ -10,9 +10,9 @@ use futures_util::StreamExt;
 use super::error::UploadFormError;
 use super::header::{HeaderParameters, decode};
 use super::multipart::{MultipartEvent, MultipartParser};
-use crate::budget::ByteBudget;
 use crate::request;
-use crate::spool::{Spool, SpoolOptions, Spooled};
+use hush_listener::budget::ByteBudget;
+use hush_listener::spool::{Spool, SpoolOptions, Spooled};
 
 /// Files are written to the spool in pieces of this size, on a thread that may wait for a disk.
 const WRITE_BYTES: usize = 64 << 10;
@@ -55,7 +55,7 @@ impl Default for UploadOptions {
             idle_timeout: Duration::from_secs(300),
             least_bytes_per_second: 1 << 10,
             slow_after: Duration::from_secs(60),
-            memory_bytes: crate::spool::DEFAULT_MEMORY_BYTES,
+            memory_bytes: hush_listener::spool::DEFAULT_MEMORY_BYTES,
             dir: None,
             memory_budget: None,
             budget: None,
@@ -455,6 +455,6 @@ async fn write_blocking(spool: &mut Spool, bytes: &mut Vec<u8>) -> Result<(), Up
     });
 
     let result = written.await.map_err(|panicked| std::io::Error::other(panicked.to_string()));
-    (*spool, *bytes) = result.map_err(crate::spool::SpoolError::Disk)??;
+    (*spool, *bytes) = result.map_err(hush_listener::spool::SpoolError::Disk)??;
     Ok(())
 }

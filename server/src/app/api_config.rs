@@ -4,10 +4,10 @@ use std::path::Path;
 
 use crate::api::{ApiConfig, UploadOptions};
 use crate::audio::{DecodeOptions, Ffmpeg};
-use crate::budget::ByteBudget;
 use crate::cli::settings::ServeSettings;
 use crate::cli::values::{AsrEngine, CorsOrigin};
 use crate::format::JsonShape;
+use hush_listener::budget::ByteBudget;
 
 /// The configuration without keys, and without voice activity detection.
 pub fn api_config(settings: &ServeSettings) -> ApiConfig {

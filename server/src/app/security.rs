@@ -8,9 +8,9 @@ use anyhow::Context;
 use hush_log::exposed_secret;
 
 use crate::admin::AdminAccess;
-use crate::auth::{Authenticate, KeyFile, TokenReview};
 use crate::cli::settings::{SecuritySettings, TlsFiles};
 use crate::serve::Tls;
+use hush_access::{Authenticate, KeyFile, TokenReview};
 
 /// Only warns: the operator decides which users of the machine may read the file.
 fn warn_if_exposed(option: &str, secret: &Path) {

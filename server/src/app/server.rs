@@ -33,7 +33,6 @@ use crate::ops;
 use crate::residency::{ControllerPresence, reclaim_memory};
 use crate::runner::RunnerSettings;
 use crate::serve::{ServeOptions, Tls, serve};
-use crate::spool;
 
 /// An answer is little work for the server, and runners are processes of their own: two threads serve any number of
 /// clients.
@@ -85,7 +84,7 @@ impl PreparedServer {
     /// # Errors
     /// If the server cannot start, or one of its tasks has panicked.
     pub fn run(self, read_settings: ReadSettings) -> anyhow::Result<()> {
-        spool::check_folder(self.settings.spool_dir.as_deref())
+        hush_listener::spool::check_folder(self.settings.spool_dir.as_deref())
             .context("starting without a place for uploads; --spool-dir names the folder")?;
 
         for spec in &self.specs {

@@ -27,7 +27,7 @@ use super::mp4::{self, TrackTiming};
 use super::output::{MAX_CHANGES, MonoOutput, too_many_changes};
 use super::pcm::{Pcm, PcmWriter};
 use super::{AudioError, KeepGoing};
-use crate::spool::Spooled;
+use hush_listener::spool::Spooled;
 
 /// Errors of a demuxer in a row after which its stream counts as ended.
 const MAX_DEMUX_ERRORS: usize = 16;

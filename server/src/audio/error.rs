@@ -1,6 +1,6 @@
 use std::io;
 
-use crate::spool::SpoolError;
+use hush_listener::spool::SpoolError;
 
 /// Why an upload could not be decoded to samples.
 #[derive(Debug, thiserror::Error)]

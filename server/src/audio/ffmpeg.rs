@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use super::pcm::{Pcm, PcmWriter};
 use super::sandbox::{self, Sandbox};
 use super::{AudioError, DecodeOptions, KeepGoing, container};
-use crate::spool::Spooled;
+use hush_listener::spool::Spooled;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Ffmpeg {

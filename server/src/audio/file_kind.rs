@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::spool::Spooled;
+use hush_listener::spool::Spooled;
 
 const HEAD_BYTES: usize = 1_024;
 const SHOWN_BYTES: usize = 8;

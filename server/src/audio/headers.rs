@@ -2,7 +2,7 @@
 //! absent (its default value is "yes"), and where several WAV files follow each other in one file. For MP4 see
 //! [`super::mp4`]. Headers that look malformed are left to symphonia.
 
-use crate::spool::Spooled;
+use hush_listener::spool::Spooled;
 
 const MAX_WAV_FILES: usize = 1_000;
 /// Limit for the elements that are read of one header.

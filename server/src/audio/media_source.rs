@@ -7,7 +7,7 @@ use symphonia::core::io::MediaSource;
 
 use super::headers::ByteSpan;
 use super::{AudioError, KeepGoing};
-use crate::spool::{SpoolReader, Spooled};
+use hush_listener::spool::{SpoolReader, Spooled};
 
 /// The error that ended the reading where the audio was not at fault: symphonia does not pass on the errors of its
 /// source.

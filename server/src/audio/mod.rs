@@ -36,8 +36,8 @@ pub use sandbox::{Confinement, FfmpegLimits};
 
 use hush_whisper::SAMPLE_RATE;
 
-use crate::budget::ByteBudget;
-use crate::spool::{SpoolOptions, Spooled};
+use hush_listener::budget::ByteBudget;
+use hush_listener::spool::{SpoolOptions, Spooled};
 use pcm::PcmWriter;
 
 /// Called many times for each second of audio; `false` ends the work with [`AudioError::Cancelled`].

@@ -3,7 +3,7 @@
 
 use super::clock::LONGEST_GAP_SECONDS;
 use super::headers::{ByteSpan, EditCut, MAX_ELEMENTS, bytes_at, u32_at, u64_at};
-use crate::spool::Spooled;
+use hush_listener::spool::Spooled;
 
 /// Limit for boxes at the top level: a file has two for each fragment, and about one fragment for each second.
 const MAX_TOP_BOXES: usize = 500_000;

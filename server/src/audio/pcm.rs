@@ -5,7 +5,7 @@ use hush_whisper::{PcmSource, SAMPLE_RATE};
 use serde::{Deserialize, Serialize};
 
 use super::AudioError;
-use crate::spool::{Spool, SpoolOptions, Spooled};
+use hush_listener::spool::{Spool, SpoolOptions, Spooled};
 
 const BYTES_PER_SAMPLE: u64 = 2;
 

@@ -20,7 +20,7 @@ use crate::app::api_config::{decode_options, json_shape};
 use crate::app::local_engine::load_engine;
 use crate::audio;
 use crate::format::{TranscriptFormat, TranscriptWriter, WordOutput};
-use crate::spool::{Spool, SpoolOptions, Spooled};
+use hush_listener::spool::{Spool, SpoolOptions, Spooled};
 
 /// Stands for standard input among the files.
 const STANDARD_INPUT: &str = "-";

@@ -16,7 +16,7 @@ use crate::recording::Recording;
 use crate::request;
 use crate::runner::wire::FailureKind;
 use crate::runner::{JobEvent, RunnerEnding, RunnerHandle, Runners};
-use crate::spool::SpoolError;
+use hush_listener::spool::SpoolError;
 
 /// The jobs that this server gives to its models.
 pub trait SpeechJobs {

@@ -3,7 +3,6 @@
 
 mod half_close;
 mod record;
-mod tls;
 #[cfg(feature = "otel")]
 pub mod trace;
 
@@ -36,8 +35,8 @@ use hush_listener::{
 pub use hush_listener::ConnectionPeer;
 
 use half_close::{ExchangeState, SharedStream, client_gone};
+pub use hush_access::Tls;
 pub use record::{Recorder, record};
-pub use tls::Tls;
 
 /// The pause after a failed accept. Most likely the process has no free file descriptor, and a connection that ends frees one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

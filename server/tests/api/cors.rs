@@ -1,8 +1,8 @@
 //! Pages of other origins.
 
 use axum::http::HeaderValue;
+use hush_access::KeyFile;
 use hush_server::api::ApiConfig;
-use hush_server::auth::KeyFile;
 use hush_server::serve::ServeOptions;
 
 use crate::openai::{TRANSCRIPTIONS, with};

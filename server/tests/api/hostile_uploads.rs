@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use hush_listener::budget::ByteBudget;
 use hush_server::api::{ApiConfig, UploadOptions};
-use hush_server::budget::ByteBudget;
 use hush_server::serve::ServeOptions;
 
 use crate::support::{ApiServer, FakeModel, RawClient, audio_file, golden, half_a_second, post, until};

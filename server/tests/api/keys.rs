@@ -1,7 +1,7 @@
 //! API keys: who gets in, and how the others are refused.
 
+use hush_access::KeyFile;
 use hush_server::api::ApiConfig;
-use hush_server::auth::KeyFile;
 use hush_server::serve::ServeOptions;
 
 use crate::support::{ApiServer, FakeModel, GOLDEN_SRT, audio_file, golden, half_a_second};

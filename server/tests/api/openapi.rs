@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hush_access::KeyFile;
 use hush_server::api::{ApiConfig, openapi};
-use hush_server::auth::KeyFile;
 use hush_server::serve::ServeOptions;
 use serde_json::Value;
 

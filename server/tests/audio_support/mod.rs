@@ -6,8 +6,8 @@ pub mod stand_in;
 use std::f64::consts::TAU;
 use std::path::PathBuf;
 
+use hush_listener::spool::{Spool, SpoolOptions, Spooled};
 use hush_server::audio::{self, AudioError, DecodeOptions, Ffmpeg, Pcm};
-use hush_server::spool::{Spool, SpoolOptions, Spooled};
 use hush_whisper::PcmSource;
 
 /// Without ffmpeg, so that nothing depends on what is installed.

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use hush_listener::budget::ByteBudget;
+use hush_listener::spool::SpoolError;
 use hush_server::audio::{AudioError, DecodeOptions};
-use hush_server::budget::ByteBudget;
 use hush_server::job::JobError;
 use hush_server::recording::{AudioDecoder, Recording};
 use hush_server::residency::{LifecycleSettings, ResidencyRule, SpeechJobs};
-use hush_server::spool::SpoolError;
 
 use crate::audio_support::{built_in, flac_of_silence, spooled};
 use crate::scripted::{settings, until, work};

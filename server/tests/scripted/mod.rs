@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
+use hush_listener::spool::{Spool, SpoolOptions};
 use hush_server::audio::{Pcm, decode_raw_s16le};
 use hush_server::job::JobTask;
 use hush_server::runner::child::{self, LoadedModel, RunnerBackend, WorkFailure};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{RunnerSettings, child::PARENT_VARIABLE};
-use hush_server::spool::{Spool, SpoolOptions};
 use hush_whisper::{
     FirstToken, LanguageProbability, PcmSource, Segment, TranscribeOptions, Transcript, TranscriptSink,
 };

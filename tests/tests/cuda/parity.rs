@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use hush_listener::spool::Spooled;
 use hush_server::audio::{self, DecodeOptions};
-use hush_server::spool::Spooled;
 use hush_tests::{cuda_double, fixtures};
 use hush_whisper::{
     Engine, EngineDevice, EngineOptions, ModelDir, PcmSource, Precision, Segment, TranscribeError, TranscribeOptions,

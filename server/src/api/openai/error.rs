@@ -13,7 +13,7 @@ use super::super::catalogue::ModelCard;
 use super::super::error::{ApiError, UploadFormError, json_response, json_text};
 use crate::audio::AudioError;
 use crate::job::JobError;
-use crate::spool::SpoolError;
+use hush_listener::spool::SpoolError;
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 

@@ -7,10 +7,10 @@ use hush_contract::admin::ServerAudience;
 use serde::Serialize;
 
 use super::SettingError;
-use crate::auth::{ApiServer, ReviewSettings, ServiceAccount};
 use crate::cli::command_line::variable;
 use crate::cli::env::Env;
 use crate::cli::values::Switch;
+use hush_access::{ApiServer, ReviewSettings, ServiceAccount};
 
 /// Where Kubernetes puts what a pod needs to speak to its API server.
 const SERVICE_ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::auth::ReviewSettings;
 use crate::cli::values::{
     AsrEngine, DeviceChoice, LogFormat, Percent, PrecisionChoice, PrecisionWord, ResidencyChoice,
 };
 use crate::gpu::{CudaDevice, GpuRef};
+use hush_access::ReviewSettings;
 
 const EVERY_VARIABLE: [(&str, &str); 61] = [
     ("HUSH_MODEL", "tiny"),

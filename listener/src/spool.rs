@@ -223,7 +223,7 @@ impl Spooled {
 
     /// The content for another process. All holders of the descriptor share its position, so they read at explicit
     /// positions, or open the file again.
-    pub(crate) fn to_file(&self) -> io::Result<File> {
+    pub fn to_file(&self) -> io::Result<File> {
         self.file.as_ref().map_or_else(memory_file, |file| file.try_clone())
     }
 }

@@ -88,7 +88,7 @@ impl VerdictCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::digest;
+    use crate::digest;
 
     const PERIODS: VerdictPeriods = VerdictPeriods { good: Duration::from_secs(10), refused: Duration::from_secs(2) };
 

@@ -10,10 +10,10 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::half_close::SharedStream;
 use crate::watch::{WatchError, WatchedFiles};
 
 /// A client that opens a connection and sends nothing must not keep it open.
@@ -45,7 +45,14 @@ impl Tls {
         Ok(Self { config })
     }
 
-    pub(super) async fn accept(&self, stream: SharedStream) -> io::Result<TlsStream<SharedStream>> {
+    /// The handshake with a client.
+    ///
+    /// # Errors
+    /// If the handshake fails or takes more than 10 s.
+    pub async fn accept<S>(&self, stream: S) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let handshake = TlsAcceptor::from(self.config.get()).accept(stream);
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
