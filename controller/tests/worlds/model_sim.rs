@@ -354,6 +354,8 @@ impl ModelSim {
             }
             MachineEffect::Unloaded { command, .. } => context.reply(command, CommandReply::Unloaded),
             MachineEffect::Count(MetricEvent::Interarrival(gap)) => self.count_gap(gap),
+            // Models of the simulation are loaded and unloaded by the machine alone.
+            MachineEffect::AdoptRunner { .. } | MachineEffect::UnloadGivenUp { .. } => {}
             MachineEffect::Measure | MachineEffect::Lost { .. } | MachineEffect::Count(_) | MachineEffect::Stopped => {}
         }
     }

@@ -35,8 +35,8 @@ pub use collector::ResidencyCollector;
 pub use controller_presence::{ControllerPresence, EventStreamGuard};
 pub use job::{AcquireError, AttemptError, ModelJob, ModelLease};
 pub use machine::{
-    LifecycleSettings, LoadCommand, LossCause, ReclaimReport, ReclaimVerdict, ResidencyRule, RunnerLoss, UnloadCommand,
-    UnloadReport,
+    DrainEnd, LifecycleSettings, LoadCommand, LossCause, ReclaimReport, ReclaimVerdict, ResidencyRule, RunnerLoss,
+    UnloadCommand, UnloadReport,
 };
 pub use metrics::ResidencyMetrics;
 pub use model_handle::{LoadCommandError, LoadProgress, ModelHandle, PendingLoad};

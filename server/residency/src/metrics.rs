@@ -23,6 +23,8 @@ pub struct ResidencyMetrics {
     pub cold_start_wait_seconds: HistogramVec,
     /// `{model, result}`
     pub loads_total: IntCounterVec,
+    /// `{model}`
+    pub appeared_total: IntCounterVec,
     /// `{model, phase}`
     pub load_duration_seconds: HistogramVec,
     /// `{model, reason}`
@@ -63,6 +65,7 @@ impl ResidencyMetrics {
             registry: registry.clone(),
             cold_start_wait_seconds: histogram(names::COLD_START_WAIT_SECONDS, COLD_START_BUCKETS)?,
             loads_total: counter(names::MODEL_LOADS_TOTAL)?,
+            appeared_total: counter(names::MODEL_APPEARED_TOTAL)?,
             load_duration_seconds: histogram(names::MODEL_LOAD_DURATION_SECONDS, LOAD_BUCKETS)?,
             unloads_total: counter(names::MODEL_UNLOADS_TOTAL)?,
             unload_refused_total: counter(names::MODEL_UNLOAD_REFUSED_TOTAL)?,

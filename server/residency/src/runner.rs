@@ -25,6 +25,12 @@ pub trait RunnerFactory: Clone + Send + Sync + 'static {
     /// `notify`, also that it could not be started.
     fn start(&self, spec: Self::Spec, notify: Notify) -> Self::Runner;
 
+    /// A runner for a model that is in memory already, although no runner loaded it. It reports its processes, where it
+    /// knows them, and never [`RunnerEvent::Loaded`]. Only asked for after [`crate::ModelHandle::appeared`].
+    fn adopt(&self, spec: Self::Spec, notify: Notify) -> Self::Runner {
+        self.start(spec, notify)
+    }
+
     /// Ends what the factory itself holds, such as a spare runner, and waits until it is gone.
     fn shutdown(&self) -> impl Future<Output = ()> + Send;
 }
@@ -41,7 +47,8 @@ pub trait RunnerSpec: Clone + Send + Sync + 'static {
 
 /// A runner. Clones are handles to the same one; when the last is dropped, the runner is asked to exit.
 pub trait ModelRunner: Clone + Send + Sync + 'static {
-    /// Asks the runner to exit. A runner that takes too long must be killed by its factory.
+    /// Asks the runner to exit. A runner that takes too long must be killed by its factory. A runner that turns out to
+    /// have work answers [`RunnerEvent::StopRefused`], and goes on as if it had not been asked.
     fn stop(&self);
 
     /// Ends the runner without waiting for its work.
@@ -68,7 +75,11 @@ pub enum RunnerEvent {
     /// The runner is of no use any more. Sent before any of its jobs ends, so that the actor of the model is the first to
     /// know.
     Lost(RunnerLoss),
-    /// None of the runner's processes is left. The last event.
+    /// The runner was asked to exit and has work that no request stands for. Nothing has changed.
+    StopRefused { cause: String },
+    /// The model was unloaded from elsewhere. [`Self::Exited`] follows.
+    LeftByItself,
+    /// None of the runner's processes is left, or the runner holds the model no more. The last event.
     Exited,
 }
 

@@ -367,6 +367,11 @@ impl ModelAccount {
         });
     }
 
+    /// The runner goes on after all.
+    pub fn cancel_unload(&self) {
+        self.change(|entry| entry.reclaim = None);
+    }
+
     /// The runner is reaped.
     pub fn runner_exited(&self) {
         let mut entries = self.inner.entries();

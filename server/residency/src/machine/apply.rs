@@ -8,8 +8,8 @@ use hush_contract::{UnloadReason, UnloadRefusal};
 use super::{
     CommandId, LeaseId, LeaseLossCause, LifecycleSettings, LoadBackoff, LoadCommand, LossCause, MachineEffect,
     MachineEvent, MachineTime, MemorySettlement, MetricEvent, ModelMachine, ModelPhase, ModelRefusal, PendingUnload,
-    QueuedRequest, ReclaimReport, RoomCheck, RunnerLoss, RunnerStop, ShutdownProgress, UnloadCommand, UnloadReport,
-    backoff,
+    QueuedRequest, ReclaimReport, RoomCheck, RunnerLoss, RunnerStop, STOP_RETRY, ShutdownProgress, UnloadCommand,
+    UnloadReport, backoff,
 };
 
 impl ModelMachine {
@@ -48,6 +48,10 @@ impl ModelMachine {
                     self.runner_lost(now, loss, effects);
                 }
             }
+            MachineEvent::StopRefused { generation } => self.stop_refused(now, generation, effects),
+            MachineEvent::Appeared => self.appeared(now, effects),
+            MachineEvent::Occupy { lease } => self.occupy(now, lease, effects),
+            MachineEvent::LeftByItself { generation } => self.left_by_itself(now, generation, effects),
             MachineEvent::Exited { generation } => self.exited(now, generation, effects),
             MachineEvent::Policy { policy } => self.change_settings(policy),
             MachineEvent::Shutdown { deadline } => self.begin_shutdown(deadline, effects),
@@ -207,6 +211,7 @@ impl ModelMachine {
             hold: unload.hold,
             since: now,
             until: now + unload.drain.unwrap_or(self.settings.drain),
+            retry_at: None,
         });
     }
 
@@ -262,13 +267,16 @@ impl ModelMachine {
         self.out_of_memory_loads = 0;
         effects.push(MachineEffect::Count(MetricEvent::Loaded { total: now.since(since) }));
 
+        self.count_cold_starts(now, effects);
+        self.phase = ModelPhase::Ready { idle_since: Some(now), asked_for: !self.load_commands.is_empty() };
+    }
+
+    fn count_cold_starts(&mut self, now: MachineTime, effects: &mut Vec<MachineEffect>) {
         for request in &mut self.queue {
             if std::mem::take(&mut request.is_cold) {
                 effects.push(MachineEffect::Count(MetricEvent::ColdStart(now.since(request.since))));
             }
         }
-
-        self.phase = ModelPhase::Ready { idle_since: Some(now), asked_for: !self.load_commands.is_empty() };
     }
 
     fn settled(&mut self, generation: u64) {
@@ -365,6 +373,77 @@ impl ModelMachine {
         }
     }
 
+    /// The runner has work that no request stands for: the unload waits on, until its time is over.
+    fn stop_refused(&mut self, now: MachineTime, generation: u64, effects: &mut Vec<MachineEffect>) {
+        if generation != self.generation || !matches!(self.phase, ModelPhase::Unloading(Some(_))) {
+            return;
+        }
+
+        let before = std::mem::replace(&mut self.phase, ModelPhase::Unloading(None));
+        let ModelPhase::Unloading(Some(RunnerStop { unload, .. })) = before else { return };
+
+        // A shutdown has no time to ask again.
+        if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.is_forced) {
+            self.phase = ModelPhase::Unloading(Some(RunnerStop { unload, since: now }));
+            effects.push(MachineEffect::KillRunner { generation });
+            return;
+        }
+
+        self.phase = ModelPhase::Draining(PendingUnload { retry_at: Some(now + STOP_RETRY), ..unload });
+    }
+
+    /// The model is in memory although nothing loaded it from here: it is a new generation. A hold does not change that.
+    fn appeared(&mut self, now: MachineTime, effects: &mut Vec<MachineEffect>) {
+        if !matches!(self.phase, ModelPhase::Unloaded) || self.shutdown.is_some() {
+            return;
+        }
+
+        self.generation += 1;
+        self.room = RoomCheck::Unknown;
+        self.failed_load = None;
+        self.failed_loads = 0;
+        effects.push(MachineEffect::AdoptRunner { generation: self.generation });
+        effects.push(MachineEffect::Count(MetricEvent::Appeared));
+
+        self.count_cold_starts(now, effects);
+        self.phase = ModelPhase::Ready { idle_since: Some(now), asked_for: !self.load_commands.is_empty() };
+    }
+
+    fn occupy(&mut self, now: MachineTime, lease: LeaseId, effects: &mut Vec<MachineEffect>) {
+        match &mut self.phase {
+            ModelPhase::Ready { idle_since, .. } => *idle_since = None,
+            ModelPhase::Draining(_) => {}
+            _ => {
+                effects.push(MachineEffect::Refuse { lease, refusal: ModelRefusal::NotLoaded });
+                return;
+            }
+        }
+
+        self.granted.insert(lease, now);
+        effects.push(MachineEffect::Grant { lease, generation: self.generation });
+    }
+
+    fn left_by_itself(&mut self, now: MachineTime, generation: u64, effects: &mut Vec<MachineEffect>) {
+        if generation != self.generation {
+            return;
+        }
+
+        let loss = RunnerLoss { cause: LossCause::Exited, detail: "the model was unloaded from elsewhere".to_owned() };
+        match &self.phase {
+            ModelPhase::Loading { .. } => self.runner_lost(now, loss, effects),
+            ModelPhase::Ready { .. } => {
+                self.revoke_leases(LeaseLossCause::Runner(loss), effects);
+                let unload = PendingUnload::new(UnloadReason::Other, now, now);
+                self.phase = ModelPhase::Unloading(Some(RunnerStop { unload, since: now }));
+            }
+            ModelPhase::Draining(_) => {
+                self.revoke_leases(LeaseLossCause::Runner(loss), effects);
+                self.wait_for_exit(now);
+            }
+            ModelPhase::Unloaded | ModelPhase::Unloading(_) | ModelPhase::Reclaiming(_) | ModelPhase::Stopped => {}
+        }
+    }
+
     fn exited(&mut self, now: MachineTime, generation: u64, effects: &mut Vec<MachineEffect>) {
         if generation != self.generation {
             return;
@@ -420,7 +499,8 @@ impl ModelMachine {
         effects: &mut Vec<MachineEffect>,
     ) {
         let MemorySettlement { unload, exit, drain, since } = settlement;
-        self.hold_until = unload.hold.map(|hold| now + hold);
+        // A model that appeared during a hold and is unloaded again stays away for as long as that hold says.
+        self.hold_until = self.hold_until.max(unload.hold.map(|hold| now + hold));
 
         let Some(command) = unload.command else { return };
         let report = UnloadReport {

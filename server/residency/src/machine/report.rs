@@ -117,6 +117,8 @@ pub enum MetricEvent {
         total: Duration,
     },
     LoadFailed,
+    /// The model was in memory although nothing loaded it from here.
+    Appeared,
     Unloaded {
         reason: UnloadReason,
         total: Duration,

@@ -39,9 +39,16 @@ pub(crate) enum ActorMessage<F: RunnerFactory> {
         max_cold_wait: Option<Duration>,
         reply: oneshot::Sender<LeaseReply<F>>,
     },
+    /// Work that goes on already, if the model is in memory.
+    Occupy {
+        lease: LeaseId,
+        reply: oneshot::Sender<LeaseReply<F>>,
+    },
     End {
         lease: LeaseId,
     },
+    /// The model is in memory although nothing loaded it from here.
+    Appeared,
     /// `judged` is sent once the command is accepted or refused, `reply` when the model is loaded or will not be.
     Load {
         load: LoadCommand,
@@ -194,6 +201,11 @@ impl<F: RunnerFactory> ModelActor<F> {
                 self.waiting_leases.insert(lease, reply);
                 self.step(MachineEvent::Arrive { lease, again, patience: max_cold_wait });
             }
+            ActorMessage::Occupy { lease, reply } => {
+                self.waiting_leases.insert(lease, reply);
+                self.step(MachineEvent::Occupy { lease });
+            }
+            ActorMessage::Appeared => self.step(MachineEvent::Appeared),
             ActorMessage::End { lease } => {
                 self.waiting_leases.remove(&lease);
                 self.step(MachineEvent::End { lease });
