@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod browser;
+pub mod bytes;
 pub mod duration;
 pub mod metrics;
 pub mod percent;
