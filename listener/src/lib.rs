@@ -13,6 +13,7 @@ mod connections;
 mod head;
 mod holding_body;
 mod io;
+pub mod open_files;
 mod refusal;
 mod serve;
 mod service;

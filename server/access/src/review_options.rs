@@ -44,13 +44,11 @@ impl ReviewOptions {
     ///
     /// # Errors
     /// If an option is missing or does not go with the others.
-    pub fn resolve(
-        &self,
-        variable: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<ReviewSettings, ReviewOptionsError> {
+    pub fn resolve(&self, variable: impl Fn(&str) -> Option<OsString>) -> Result<ReviewSettings, ReviewOptionsError> {
         let pod = self.own_pod()?;
-        let in_service_account =
-            |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| Path::new(SERVICE_ACCOUNT_DIR).join(name));
+        let in_service_account = |given: &Option<PathBuf>, name: &str| {
+            given.clone().unwrap_or_else(|| Path::new(SERVICE_ACCOUNT_DIR).join(name))
+        };
 
         Ok(ReviewSettings {
             api: self.api_server(variable)?,

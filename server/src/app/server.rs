@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use hush_listener::open_files::{connections_within_limit, raise_limit};
 use hush_whisper::{runtime, vad};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -17,7 +18,6 @@ use super::api_config::api_config;
 use super::device_environment::{DeviceEnvironment, start_gpu_accounts};
 use super::model_install::ProgressDisplay;
 use super::model_registry::ModelRegistry;
-use super::open_files::{connections_within_limit, raise_limit};
 use super::reload::{ConfigReload, ReadSettings, record_reload};
 use super::served_model_spec::{ServedModelSpec, model_specs};
 use super::signals::{ServerSignal, ServerSignals};

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hush_listener::ListenOptions;
+use hush_listener::open_files::{connections_within_limit, raise_limit};
 use hush_listener::spool::{SpoolOptions, check_folder};
 use hush_log::{LogSetup, register_program_metrics};
 use hush_residency::admin::error_shape;
@@ -44,7 +45,7 @@ pub fn run(args: SidecarArgs) -> anyhow::Result<()> {
         base: "",
         filter: &args.log.level,
     });
-    hush_listener::raise_open_file_limit();
+    raise_limit();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -318,7 +319,7 @@ fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel]) -> ProxySe
         request_timeout: requests.request_timeout.0,
         default_model: configured.first().map(|model| model.name.clone()),
         aliases: aliases(configured),
-        max_connections: requests.max_connections,
+        max_connections: connections_within_limit(requests.max_connections),
         drain_deadline: args.life.drain_timeout + Duration::from_secs(2),
         ..ProxySettings::default()
     }

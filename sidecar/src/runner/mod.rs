@@ -20,7 +20,7 @@ use hush_residency::{ModelRunner, Notify, RunnerFactory, RunnerSpec};
 use tokio::sync::{Semaphore, watch as watch_channel};
 
 use crate::app::App;
-use crate::process::{AppProcess, ProcessSettings};
+use crate::process::{AppActivity, AppProcess, ProcessSettings};
 use crate::status::AppStatus;
 use crate::upstream::Upstream;
 
@@ -45,6 +45,8 @@ pub struct RunnersSettings {
     pub observations: watch_channel::Receiver<AppObservation>,
     pub status: watch_channel::Receiver<AppStatus>,
     pub detach: DetachFlag,
+    /// When the app last sent something through the proxy.
+    pub activity: AppActivity,
 }
 
 /// Once set, runners leave their models to the app instead of unloading them: the end of the sidecar must not end what it
@@ -123,7 +125,7 @@ impl RunnerFactory for SidecarRunners {
     fn start(&self, spec: SidecarSpec, notify: Notify) -> SidecarRunner {
         match spec.mode {
             ModelMode::Api => SidecarRunner::Api(ApiRunner::load(Arc::clone(&self.shared), spec.app_name, notify)),
-            ModelMode::Process(process) => SidecarRunner::Process(AppProcess::start(process, notify)),
+            ModelMode::Process(process) => self.start_process(process, notify),
         }
     }
 
@@ -131,11 +133,19 @@ impl RunnerFactory for SidecarRunners {
         match spec.mode {
             ModelMode::Api => SidecarRunner::Api(ApiRunner::adopt(Arc::clone(&self.shared), spec.app_name, notify)),
             // A process that this sidecar did not start is never adopted.
-            ModelMode::Process(process) => SidecarRunner::Process(AppProcess::start(process, notify)),
+            ModelMode::Process(process) => self.start_process(process, notify),
         }
     }
 
     async fn shutdown(&self) {}
+}
+
+impl SidecarRunners {
+    fn start_process(&self, process: ProcessSettings, notify: Notify) -> SidecarRunner {
+        let activity = self.shared.settings.activity.clone();
+
+        SidecarRunner::Process(AppProcess::start_with(process, activity, notify))
+    }
 }
 
 impl ModelRunner for SidecarRunner {

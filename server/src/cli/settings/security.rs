@@ -7,7 +7,6 @@ use clap::Args;
 use serde::Serialize;
 
 use super::SettingError;
-use crate::cli::command_line::variable;
 use crate::cli::env::Env;
 use crate::cli::values::Switch;
 use hush_access::{ApiServer, ReviewOptions, ReviewOptionsError, ReviewSettings, ServiceAccount};
