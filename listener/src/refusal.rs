@@ -90,17 +90,17 @@ pub(super) fn default_message(status: StatusCode) -> (&'static str, &'static str
     }
 }
 
-/// State of [`shape_errors`].
+/// State of [`format_errors`].
 #[derive(Clone, Copy, Debug)]
-pub struct ShapeErrors {
-    pub shape: ErrorFormat,
+pub struct FormatErrors {
+    pub format_error: ErrorFormat,
     /// Whether errors of the server (5xx) are formatted, too.
     pub server_errors: bool,
 }
 
 /// Middleware: formats the refusals of axum itself (routes, methods, extractors), which are plain text or empty. The
-/// answers of probes stay text for people.
-pub async fn shape_errors(State(state): State<ShapeErrors>, request: Request, next: Next) -> Response {
+/// answers of probes stay plain text, for people.
+pub async fn format_errors(State(state): State<FormatErrors>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let response = next.run(request).await;
     let status = response.status();
@@ -120,7 +120,7 @@ pub async fn shape_errors(State(state): State<ShapeErrors>, request: Request, ne
     let (code, default) = default_message(status);
 
     let message = if text.trim().is_empty() { default } else { text.trim() };
-    let body = (state.shape)(&ListenerRefusal { status, code, message, path: Some(&path) });
+    let body = (state.format_error)(&ListenerRefusal { status, code, message, path: Some(&path) });
 
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     head.headers.remove(header::CONTENT_LENGTH);

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use hush_server::api::{ApiConfig, error_shape};
+use hush_server::api::{ApiConfig, error_body};
 use hush_server::serve::ServeOptions;
 use tokio::io::AsyncReadExt;
 
 use crate::support::{ApiServer, FakeModel, RawClient, RawResponse, audio_file, golden, half_a_second, post};
 
 fn options() -> ServeOptions {
-    ServeOptions { shape: error_shape, ..ServeOptions::default() }
+    ServeOptions { format_error: error_body, ..ServeOptions::default() }
 }
 
 async fn server() -> ApiServer {
@@ -100,7 +100,7 @@ async fn what_is_no_http_gets_a_body_too() {
 
 #[tokio::test]
 async fn a_head_that_does_not_come_is_answered_with_408() {
-    let options = ServeOptions { head_patience: Duration::from_millis(200), ..options() };
+    let options = ServeOptions { head_timeout: Duration::from_millis(200), ..options() };
     let server = ApiServer::with(FakeModel::answering(golden()), ApiConfig::default(), options).await;
     let mut slow = server.connect().await;
     slow.write(b"GET /v1/models HTTP/1.1\r\nX: ").await;

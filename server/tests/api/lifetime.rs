@@ -130,7 +130,7 @@ async fn a_shutdown_has_a_deadline() {
 
 #[tokio::test]
 async fn a_connection_without_a_request_is_closed() {
-    let options = ServeOptions { head_timeout: Duration::from_millis(50), ..ServeOptions::default() };
+    let options = ServeOptions { idle_timeout: Duration::from_millis(50), ..ServeOptions::default() };
     let server = ApiServer::with(FakeModel::answering(golden()), ApiConfig::default(), options).await;
     let mut silent = server.connect().await;
     let mut halting = server.connect().await;

@@ -143,7 +143,7 @@ impl TranscriptionModel for FakeModel {
         &self,
         recording: Recording,
         options: TranscribeOptions,
-        _patience: Option<Duration>,
+        _max_wait: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());
         let segments = self.segments.clone();
@@ -157,7 +157,7 @@ impl TranscriptionModel for FakeModel {
         &self,
         mut recording: Recording,
         options: TranscribeOptions,
-        _patience: Option<Duration>,
+        _max_wait: Option<Duration>,
         to: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());

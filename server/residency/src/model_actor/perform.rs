@@ -133,7 +133,7 @@ impl<F: RunnerFactory> ModelActor<F> {
 
     pub(super) fn start_runner(&mut self, generation: u64) {
         let inbox = self.own_inbox.clone();
-        let notify = Box::new(move |event| {
+        let on_event = Box::new(move |event| {
             if let Some(inbox) = inbox.upgrade() {
                 let _ = inbox.send(ActorMessage::Runner { generation, event });
             }
@@ -143,7 +143,7 @@ impl<F: RunnerFactory> ModelActor<F> {
         let memory_limit_bytes = self.account.as_ref().and_then(ModelAccount::limit_bytes);
         let spec = self.spec.clone().with_memory_limit(memory_limit_bytes);
 
-        self.runner = Some(self.runners.start(spec, notify));
+        self.runner = Some(self.runners.start(spec, on_event));
     }
 
     fn end_runner(&mut self, generation: u64, end: impl FnOnce(&F::Runner)) {

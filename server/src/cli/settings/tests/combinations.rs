@@ -15,7 +15,7 @@ fn limits_that_cannot_be_kept_are_refused() {
         assert!(error.contains(words), "{error}");
     }
 
-    assert_eq!(settled(&["--max-upload", "32GiB"], &[]).limits.max_spool_bytes, 32 << 30);
+    assert_eq!(resolved(&["--max-upload", "32GiB"], &[]).limits.max_spool_bytes, 32 << 30);
 }
 
 #[test]
