@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hush_contract::{ModelState, metrics as names};
-use hush_core::{ArrivalHistogram, GpuId, ResidencyState};
+use hush_core::{ArrivalHistogram, GpuId, ModelSample, ResidencyState};
 use hush_log::{is_printable, printable};
 
 use super::exposition::{MalformedMetrics, Series, series};
@@ -28,29 +28,6 @@ pub struct ServerSample {
     pub gpus: BTreeMap<GpuId, GpuSample>,
     /// Models and GPUs that are left out, and why.
     pub problems: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelSample {
-    pub state: ResidencyState,
-    pub idle: Duration,
-    /// Since when the model has been idle, in Unix time by its server's clock; `None`: it is busy, or the server's version
-    /// does not report it.
-    pub idle_since: Option<Duration>,
-    pub inflight: u64,
-    pub queued: u64,
-    pub generation: u64,
-    /// `None`: the model is not on a GPU, or its memory was not measured.
-    pub gpu: Option<GpuId>,
-    /// What the model holds while it is loaded; otherwise what the next load needs.
-    pub vram_bytes: u64,
-    pub demand_bytes: u64,
-    pub loaded_for: Duration,
-    /// How long the last load took.
-    pub reload: Duration,
-    /// The time for which the model must not be loaded; zero: there is no hold, or the server's version does not report it.
-    pub hold: Duration,
-    pub arrivals: Option<ArrivalHistogram>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
