@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::{SettingError, must_be_longer_than_zero};
+use super::{SettingError, must_be_above_zero, must_be_longer_than_zero};
 use crate::cli::values::{ByteSize, DurationArg, WholeNumber};
 
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize)]
@@ -73,6 +73,8 @@ impl LimitSettings {
             return Err(SettingError::Combination("--max-connections must be at least 1".to_owned()));
         }
         must_be_longer_than_zero("max-audio-duration", self.max_audio)?;
+        must_be_above_zero("max-upload", max_upload_bytes)?;
+        must_be_above_zero("max-decoded", self.max_decoded_bytes)?;
 
         let bytes = self.max_spool_bytes;
         if is_spool_given && bytes < max_upload_bytes {
