@@ -146,6 +146,29 @@ fn what_is_no_level_is_refused_by_a_server_and_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// What is no level, no duration or comes without the token is refused, and the answer says why.
+fn expect_refusals(controller: SocketAddr) -> Result<()> {
+    for (body, says) in [
+        (json!({"level": "debgu"}), "`level` must be error, warn"),
+        (json!({"level": "debug", "duration": "soon"}), "`duration` must be a duration"),
+        (json!({"level": "debug", "duration": "0s"}), "`duration` must be more than nothing"),
+        (json!({"level": "debug", "duration": "169h"}), "`duration` must be more than nothing"),
+        (json!({"duration": "1h"}), "`duration` needs `level`"),
+    ] {
+        let answer = ask(controller, "PUT", "/api/v1/log-level", TOKEN, &body)?;
+        let error = answer.json()?;
+        assert!(
+            answer.status == 400 && error["message"].as_str().is_some_and(|text| text.contains(says)),
+            "{body}: {error}"
+        );
+    }
+    for token in ["", "another-token-of-them"] {
+        let answer = ask(controller, "PUT", "/api/v1/log-level", token, &json!({"level": "trace"}))?;
+        assert_eq!(answer.status, 401, "{}", answer.text());
+    }
+    Ok(())
+}
+
 #[test]
 fn a_controller_logs_by_the_level_that_the_plugin_sets() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -187,24 +210,7 @@ fn a_controller_logs_by_the_level_that_the_plugin_sets() -> Result<()> {
     let output = plugin::run(&["log-level", "debgu", "--controller", &url])?;
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("`debgu` is no level"));
-    for (body, says) in [
-        (json!({"level": "debgu"}), "`level` must be error, warn"),
-        (json!({"level": "debug", "duration": "soon"}), "`duration` must be a duration"),
-        (json!({"level": "debug", "duration": "0s"}), "`duration` must be more than nothing"),
-        (json!({"level": "debug", "duration": "169h"}), "`duration` must be more than nothing"),
-        (json!({"duration": "1h"}), "`duration` needs `level`"),
-    ] {
-        let answer = ask(controller.ops, "PUT", "/api/v1/log-level", TOKEN, &body)?;
-        let error = answer.json()?;
-        assert!(
-            answer.status == 400 && error["message"].as_str().is_some_and(|text| text.contains(says)),
-            "{body}: {error}"
-        );
-    }
-    for token in ["", "another-token-of-them"] {
-        let answer = ask(controller.ops, "PUT", "/api/v1/log-level", token, &json!({"level": "trace"}))?;
-        assert_eq!(answer.status, 401, "{}", answer.text());
-    }
+    expect_refusals(controller.ops)?;
     assert_eq!(http::get(controller.ops, "/api/v1/log-level")?.json()?["level"], "info");
     Ok(())
 }

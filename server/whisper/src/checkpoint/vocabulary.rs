@@ -187,6 +187,7 @@ impl SpecialTokens {
     ) -> Result<Self, CheckpointError> {
         let size = config.vocab_size;
         let error = unusable(tokenizer_path);
+        let rejected = |cause| error(InvalidVocabulary::Library(cause));
         let find = |names: &[&'static str]| token_id(tokenizer, size, names).map_err(&error);
 
         let eot = find(&["<|endoftext|>"])?;
@@ -214,14 +215,12 @@ impl SpecialTokens {
         let control = [translate, transcribe, sot_lm, sot_prev, sot, no_speech];
         let suppress = match declared.suppress {
             Some(given) => given,
-            None => suppressed(tokenizer, &control).map_err(|cause| error(InvalidVocabulary::Library(cause.into())))?,
+            None => suppressed(tokenizer, &control).map_err(rejected)?,
         };
 
         let begin_suppress = match declared.begin_suppress {
             Some(given) => given,
-            None => {
-                suppressed_at_begin(tokenizer, eot).map_err(|cause| error(InvalidVocabulary::Library(cause.into())))?
-            }
+            None => suppressed_at_begin(tokenizer, eot).map_err(rejected)?,
         };
 
         Ok(Self {
