@@ -82,7 +82,7 @@ pub(super) fn default_message(status: StatusCode) -> (&'static str, &'static str
         StatusCode::PAYLOAD_TOO_LARGE => (code::BODY_TOO_LARGE, "the body is too large"),
         StatusCode::URI_TOO_LONG => (code::URI_TOO_LONG, "the address is too long"),
         StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-            (code::UNSUPPORTED_MEDIA_TYPE, "the body has a `Content-Type` that is not taken here")
+            (code::UNSUPPORTED_MEDIA_TYPE, "the body has a `Content-Type` that this route does not accept")
         }
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (code::HEAD_TOO_LARGE, "the headers are too large or too many"),
         status if status.is_server_error() => (code::INTERNAL, "this server failed; its log says why"),

@@ -44,9 +44,9 @@ pub struct GpuSample {
 pub enum SampleError {
     #[error(transparent)]
     Malformed(#[from] MalformedMetrics),
-    #[error("the metrics tell of no model: this is not the operations port of a hush-server")]
+    #[error("the metrics contain no model: this is not the operations port of a hush-server")]
     NoModel,
-    #[error("the metrics tell of more than {MODELS_MAX} models or {GPUS_MAX} GPUs")]
+    #[error("the metrics contain more than {MODELS_MAX} models or {GPUS_MAX} GPUs")]
     TooMany,
     #[error("every model has a name that is longer than {NAME_MAX_CHARS} characters or cannot be printed")]
     NoName,
@@ -67,7 +67,7 @@ enum ImplausibleSample {
     LargerThanGpu { vram_bytes: u64, total_bytes: u64 },
     #[error("its state `{0}` is not known")]
     UnknownState(String),
-    #[error("it is in no state")]
+    #[error("it has no state")]
     NoState,
     #[error("it is in {0} states at once")]
     SeveralStates(usize),

@@ -25,9 +25,9 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     // Before the definitions.
     wait_until_missing(
         &controller,
-        "knows no GpuModelPolicies at `/apis/gpu.hush.dev/v1beta1/gpumodelpolicies`: apply the definitions in `crds/`",
+        "has no GpuModelPolicies at `/apis/gpu.hush.dev/v1beta1/gpumodelpolicies`: apply the definitions in `crds/`",
     )?;
-    controller.wait_for_log(&["knows no ClusterGpuModelPolicies"], SOON)?;
+    controller.wait_for_log(&["has no ClusterGpuModelPolicies"], SOON)?;
     plane.apply_definitions().await?;
     wait_until_ready(&controller)?;
     app.apply(&plane, returning("app", 0))?;
@@ -54,7 +54,7 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     let gone = ["delete", "crd", "gpumodelpolicies.gpu.hush.dev", "clustergpumodelpolicies.gpu.hush.dev"];
     plane.kubectl_text(&gone, "")?;
     app.transcribe()?;
-    wait_until_missing(&controller, "knows no GpuModelPolicies")?;
+    wait_until_missing(&controller, "has no GpuModelPolicies")?;
     controller.wait_for_metric("hush_controller_skipped_models{reason=\"NotGoverned\"}", 1.0, SOON)?;
     let before = app.server.unloads_ordered().len();
     plane.apply_definitions().await?;

@@ -159,7 +159,7 @@ fn server_socket() -> io::Result<UnixStream> {
     match socket.peer_addr() {
         Ok(_) => Ok(socket),
         Err(error) => {
-            Err(io::Error::other(format!("standard input is no socket ({error}); the server starts runners")))
+            Err(io::Error::other(format!("standard input is not a socket ({error}); the server starts runners")))
         }
     }
 }
