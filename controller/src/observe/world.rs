@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hush_core::{GpuId, Labels, ModelKey, ObservedModel, ServerName, World};
 
 use super::reports::{self, DisagreeingReport, DisputeTracker, GpuReport, MergeSettings};
-use super::sample::{GpuSample, ModelSample};
+use super::sample::GpuSample;
 use super::store::Observation;
 use super::target::{ScrapeTarget, Targets};
 
@@ -62,7 +62,9 @@ pub fn assemble(
 
         for (name, sample) in &sample.models {
             let key = ModelKey { server: server.clone(), model: name.clone() };
-            models_by_node.push((target.node.as_str(), model(key, target, sample, age)));
+            let labels = target.labels.clone();
+            let model = ObservedModel { key, labels, sample: sample.clone(), sample_age: age, back_off: false };
+            models_by_node.push((target.node.as_str(), model));
         }
         for (uuid, gpu) in &sample.gpus {
             reports.entry(uuid).or_default().push(report(context, server, target, gpu, age));
@@ -89,9 +91,9 @@ pub fn assemble(
     let mut models = Vec::with_capacity(models_by_node.len());
     for (node, mut model) in models_by_node {
         // A model is never on a GPU of another node, whatever its server reports.
-        let gpu = model.gpu.as_ref().and_then(|uuid| gpus.get(uuid));
+        let gpu = model.sample.gpu.as_ref().and_then(|uuid| gpus.get(uuid));
         if by_namespace && gpu.is_some_and(|gpu| !gpu.node.is_empty() && gpu.node != node) {
-            model.gpu = None;
+            model.sample.gpu = None;
         }
         models.push(model);
     }
@@ -131,32 +133,11 @@ fn report<'a>(
     GpuReport { server, node: &target.node, is_trusted, total_bytes: gpu.total_bytes, used_bytes: gpu.used_bytes, age }
 }
 
-fn model(key: ModelKey, target: &ScrapeTarget, sample: &ModelSample, age: Duration) -> ObservedModel {
-    ObservedModel {
-        key,
-        gpu: sample.gpu.clone(),
-        labels: target.labels.clone(),
-        state: sample.state,
-        idle: sample.idle,
-        idle_since: sample.idle_since,
-        inflight: sample.inflight,
-        queued: sample.queued,
-        vram_bytes: sample.vram_bytes,
-        generation: sample.generation,
-        loaded_for: sample.loaded_for,
-        reload: sample.reload,
-        demand_bytes: sample.demand_bytes,
-        sample_age: age,
-        back_off: false,
-        arrivals: sample.arrivals.clone(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use hush_core::ResidencyState;
+    use hush_core::{ModelSample, ResidencyState};
 
     use super::*;
     use crate::observe::{BaseUrl, ServerSample};
@@ -356,7 +337,7 @@ mod tests {
 
         let disagreeing: Vec<&str> = assembled.disagreeing.iter().map(|report| report.server.as_str()).collect();
         assert_eq!(disagreeing, ["e/1", "e/2"]);
-        let models_on_gpu = assembled.world.models.iter().filter(|model| model.gpu.is_some());
+        let models_on_gpu = assembled.world.models.iter().filter(|model| model.sample.gpu.is_some());
         let servers_on_gpu: Vec<&str> = models_on_gpu.map(|model| model.key.server.as_str()).collect();
         assert_eq!(servers_on_gpu, ["a/x", "b/x"], "a model is on no GPU of another node");
 

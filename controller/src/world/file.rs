@@ -150,21 +150,24 @@ impl WorldFileModel {
     fn into_core(self) -> core::ObservedModel {
         core::ObservedModel {
             key: core::ModelKey { server: core::ServerName(self.server), model: self.model },
-            gpu: self.gpu.map(core::GpuId),
             labels: self.labels,
-            state: self.state,
-            idle: self.idle.0,
-            idle_since: None,
-            inflight: self.inflight,
-            queued: self.queued,
-            vram_bytes: self.vram.0,
-            generation: self.generation,
-            loaded_for: self.loaded_for.0,
-            reload: self.reload.0,
-            demand_bytes: self.demand.0,
+            sample: core::ModelSample {
+                gpu: self.gpu.map(core::GpuId),
+                state: self.state,
+                idle: self.idle.0,
+                idle_since: None,
+                inflight: self.inflight,
+                queued: self.queued,
+                vram_bytes: self.vram.0,
+                generation: self.generation,
+                loaded_for: self.loaded_for.0,
+                reload: self.reload.0,
+                demand_bytes: self.demand.0,
+                hold: Duration::ZERO,
+                arrivals: None,
+            },
             sample_age: self.sample_age.0,
             back_off: false,
-            arrivals: None,
         }
     }
 }

@@ -42,5 +42,5 @@ pub use metrics::ResidencyMetrics;
 pub use model_handle::{LoadCommandError, LoadProgress, ModelHandle, PendingLoad};
 pub use models::{ModelSettings, Models, StartError};
 pub use reclaimer::reclaim_memory;
-pub use runner::{LoadTimings, ModelRunner, Notify, RunnerEvent, RunnerFactory, RunnerSpec};
+pub use runner::{LoadTimings, ModelRunner, OnRunnerEvent, RunnerEvent, RunnerFactory, RunnerSpec};
 pub use snapshot::{FailedLoad, ModelSnapshot};

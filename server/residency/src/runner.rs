@@ -22,8 +22,8 @@ pub trait RunnerFactory: Clone + Send + Sync + 'static {
     fn new(settings: Self::Settings) -> io::Result<Self>;
 
     /// Starts a runner that loads `spec`, without waiting for it. Everything that becomes of the runner is reported to
-    /// `notify`, also that it could not be started.
-    fn start(&self, spec: Self::Spec, notify: Notify) -> Self::Runner;
+    /// `on_event`, also that it could not be started.
+    fn start(&self, spec: Self::Spec, on_event: OnRunnerEvent) -> Self::Runner;
 
     /// A runner for a model that is in memory already, although no runner loaded it. It reports its processes, where it
     /// knows them, and never [`RunnerEvent::Loaded`]. Only asked for after [`crate::ModelHandle::appeared`].
@@ -56,7 +56,7 @@ pub trait ModelRunner: Clone + Send + Sync + 'static {
 }
 
 /// Receives the events of one runner, in their order. It must not block.
-pub type Notify = Box<dyn Fn(RunnerEvent) + Send + Sync>;
+pub type OnRunnerEvent = Box<dyn Fn(RunnerEvent) + Send + Sync>;
 
 /// What becomes of a runner.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ pub enum RunnerEvent {
     /// The runner can work.
     Loaded(LoadTimings),
     /// All of the model is loaded, this long after the sessions were begun. [`Self::LoadFailed`] may come in its place.
-    Settled(Duration),
+    FullyLoaded(Duration),
     /// The model could not be loaded; may come even after [`Self::Loaded`]. `out_of_memory`: the device had too little.
     LoadFailed { cause: String, out_of_memory: bool },
     /// Work failed for lack of device memory. Sent before the job that failed learns of it.

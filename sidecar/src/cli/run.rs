@@ -273,7 +273,7 @@ fn start_models(
             mode: governed.mode.clone(),
         },
         precision: None,
-        policy: LifecycleSettings {
+        lifecycle: LifecycleSettings {
             residency: model.residency,
             queue_limit: at_least_one(args.requests.max_queue),
             concurrency: at_least_one(args.requests.concurrency),

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hush_residency::{Notify, RunnerEvent};
+use hush_residency::{OnRunnerEvent, RunnerEvent};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -55,7 +55,7 @@ pub(super) async fn run(
     activity: AppActivity,
     survivors: SharedSurvivors,
     mut inbox: mpsc::UnboundedReceiver<AppCommand>,
-    notify: Notify,
+    notify: OnRunnerEvent,
 ) {
     let started_at = Instant::now();
     let keeper = match check(&settings).await {
@@ -155,7 +155,7 @@ impl KeeperProcess {
 struct AppDriver {
     settings: ProcessSettings,
     survivors: SharedSurvivors,
-    notify: Notify,
+    notify: OnRunnerEvent,
     machine: AppMachine,
     tail: OutputTail,
     /// What the tasks of this app report.
@@ -172,7 +172,7 @@ struct AppDriver {
 }
 
 impl AppDriver {
-    fn new(settings: ProcessSettings, survivors: SharedSurvivors, notify: Notify, started_at: Instant) -> Self {
+    fn new(settings: ProcessSettings, survivors: SharedSurvivors, notify: OnRunnerEvent, started_at: Instant) -> Self {
         let deadlines = AppDeadlines {
             load: settings.load_timeout,
             stop: settings.stop_timeout,

@@ -31,7 +31,7 @@ mod supervise;
 
 use std::sync::PoisonError;
 
-use hush_residency::{ModelRunner, Notify};
+use hush_residency::{ModelRunner, OnRunnerEvent};
 use tokio::sync::mpsc;
 
 use driver::{AppCommand, SharedSurvivors};
@@ -51,12 +51,12 @@ impl AppProcess {
     /// Starts the app without waiting for it. What becomes of it is reported to `notify`: `Started`, again whenever its
     /// processes change, `Loaded` when the probe succeeds, `LoadFailed` with the last lines of its output, `Lost`, and
     /// `Exited` when no process of it is left. Must be called inside a tokio runtime.
-    pub fn start(settings: ProcessSettings, notify: Notify) -> Self {
+    pub fn start(settings: ProcessSettings, notify: OnRunnerEvent) -> Self {
         Self::start_with(settings, AppActivity::new(), notify)
     }
 
     /// As [`Self::start`]; an app that sends answers, as `activity` records them, is not hung.
-    pub fn start_with(settings: ProcessSettings, activity: AppActivity, notify: Notify) -> Self {
+    pub fn start_with(settings: ProcessSettings, activity: AppActivity, notify: OnRunnerEvent) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         let survivors = SharedSurvivors::default();
         tokio::spawn(driver::run(settings, activity, survivors.clone(), inbox, notify));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hush_residency::{LoadTimings, Notify, RunnerEvent};
+use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -26,7 +26,7 @@ enum RunnerCommand {
 
 impl ApiRunner {
     /// Loads the model. Must be called inside a tokio runtime, as [`Self::adopt`].
-    pub(super) fn load(shared: Arc<RunnersShared>, model: String, notify: Notify) -> Self {
+    pub(super) fn load(shared: Arc<RunnersShared>, model: String, notify: OnRunnerEvent) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         let task = RunnerTask { shared, model, notify, inbox, loaded: None };
 
@@ -35,7 +35,7 @@ impl ApiRunner {
     }
 
     /// Takes over a model that the app has loaded by itself.
-    pub(super) fn adopt(shared: Arc<RunnersShared>, model: String, notify: Notify) -> Self {
+    pub(super) fn adopt(shared: Arc<RunnersShared>, model: String, notify: OnRunnerEvent) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         let instance = shared.settings.observations.borrow().find(&model).and_then(|listed| listed.instance);
         let loaded = Some(LoadedInstance { since: Instant::now(), instance });
@@ -70,7 +70,7 @@ enum NextPhase {
 struct RunnerTask {
     shared: Arc<RunnersShared>,
     model: String,
-    notify: Notify,
+    notify: OnRunnerEvent,
     inbox: mpsc::UnboundedReceiver<RunnerCommand>,
     loaded: Option<LoadedInstance>,
 }
@@ -112,7 +112,7 @@ impl RunnerTask {
             Ok(instance) => {
                 self.loaded = Some(LoadedInstance { since: Instant::now(), instance });
                 (self.notify)(RunnerEvent::Loaded(LoadTimings { sessions: total, total, ..LoadTimings::default() }));
-                (self.notify)(RunnerEvent::Settled(total));
+                (self.notify)(RunnerEvent::FullyLoaded(total));
                 NextPhase::Loaded
             }
             Err(error) => {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hush_residency::{ModelRunner, Notify, RunnerFactory, RunnerSpec};
+use hush_residency::{ModelRunner, OnRunnerEvent, RunnerFactory, RunnerSpec};
 use tokio::sync::{Semaphore, watch as watch_channel};
 
 use crate::app::App;
@@ -122,14 +122,14 @@ impl RunnerFactory for SidecarRunners {
         Ok(Self { shared: Arc::new(RunnersShared { settings, load_turn: Semaphore::new(1) }) })
     }
 
-    fn start(&self, spec: SidecarSpec, notify: Notify) -> SidecarRunner {
+    fn start(&self, spec: SidecarSpec, notify: OnRunnerEvent) -> SidecarRunner {
         match spec.mode {
             ModelMode::Api => SidecarRunner::Api(ApiRunner::load(Arc::clone(&self.shared), spec.app_name, notify)),
             ModelMode::Process(process) => self.start_process(process, notify),
         }
     }
 
-    fn adopt(&self, spec: SidecarSpec, notify: Notify) -> SidecarRunner {
+    fn adopt(&self, spec: SidecarSpec, notify: OnRunnerEvent) -> SidecarRunner {
         match spec.mode {
             ModelMode::Api => SidecarRunner::Api(ApiRunner::adopt(Arc::clone(&self.shared), spec.app_name, notify)),
             // A process that this sidecar did not start is never adopted.
@@ -141,7 +141,7 @@ impl RunnerFactory for SidecarRunners {
 }
 
 impl SidecarRunners {
-    fn start_process(&self, process: ProcessSettings, notify: Notify) -> SidecarRunner {
+    fn start_process(&self, process: ProcessSettings, notify: OnRunnerEvent) -> SidecarRunner {
         let activity = self.shared.settings.activity.clone();
 
         SidecarRunner::Process(AppProcess::start_with(process, activity, notify))

@@ -382,7 +382,7 @@ impl ModelAccount {
         entry.before = None;
         if let Some(holding) = entry.holding.take() {
             let key = AccountsInner::need_key(&self.model, entry, &holding.device.uuid);
-            self.inner.needs.settle(&key, holding.peak_bytes);
+            self.inner.needs.record_peak(&key, holding.peak_bytes);
         }
     }
 

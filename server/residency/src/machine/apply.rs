@@ -7,7 +7,7 @@ use hush_contract::{UnloadReason, UnloadRefusal};
 
 use super::{
     CommandId, LeaseId, LeaseLossCause, LifecycleSettings, LoadBackoff, LoadCommand, LossCause, MachineEffect,
-    MachineEvent, MachineTime, MemorySettlement, MetricEvent, ModelMachine, ModelPhase, ModelRefusal, PendingUnload,
+    MachineEvent, MachineTime, MetricEvent, ModelMachine, ModelPhase, ModelRefusal, PendingReclaim, PendingUnload,
     QueuedRequest, ReclaimReport, RoomCheck, RunnerLoss, RunnerStop, STOP_RETRY, ShutdownProgress, UnloadCommand,
     UnloadReport, backoff,
 };
@@ -20,7 +20,7 @@ impl ModelMachine {
             MachineEvent::Load { command, load } => self.load(now, command, load, effects),
             MachineEvent::Unload { command, unload } => self.unload(now, command, unload, effects),
             MachineEvent::Loaded { generation } => self.loaded(now, generation, effects),
-            MachineEvent::Settled { generation } => self.settled(generation),
+            MachineEvent::FullyLoaded { generation } => self.fully_loaded(generation),
             MachineEvent::LoadFailed { generation, cause, out_of_memory } => {
                 if generation == self.generation {
                     self.runner_could_not_load(now, cause, out_of_memory, effects);
@@ -53,7 +53,7 @@ impl ModelMachine {
             MachineEvent::Occupy { lease } => self.occupy(now, lease, effects),
             MachineEvent::LeftByItself { generation } => self.left_by_itself(now, generation, effects),
             MachineEvent::Exited { generation } => self.exited(now, generation, effects),
-            MachineEvent::Policy { policy } => self.change_settings(policy),
+            MachineEvent::ChangeSettings { lifecycle } => self.change_settings(lifecycle),
             MachineEvent::Shutdown { deadline } => self.begin_shutdown(deadline, effects),
             MachineEvent::Tick => {}
         }
@@ -153,7 +153,7 @@ impl ModelMachine {
         self.is_parked = false;
         if let ModelPhase::Draining(unload)
         | ModelPhase::Unloading(Some(RunnerStop { unload, .. }))
-        | ModelPhase::Reclaiming(MemorySettlement { unload, .. }) = &mut self.phase
+        | ModelPhase::Reclaiming(PendingReclaim { unload, .. }) = &mut self.phase
         {
             unload.hold = None;
         }
@@ -179,7 +179,7 @@ impl ModelMachine {
         match &self.phase {
             ModelPhase::Draining(unload)
             | ModelPhase::Unloading(Some(RunnerStop { unload, .. }))
-            | ModelPhase::Reclaiming(MemorySettlement { unload, .. }) => unload.hold,
+            | ModelPhase::Reclaiming(PendingReclaim { unload, .. }) => unload.hold,
             _ => self.hold_until.filter(|until| now < *until).map(|until| until.since(now)),
         }
     }
@@ -231,7 +231,7 @@ impl ModelMachine {
             generation: self.generation,
             drain: Duration::ZERO,
             exit: Duration::ZERO,
-            settle: Duration::ZERO,
+            reclaim: Duration::ZERO,
             memory: None,
         };
         effects.push(MachineEffect::ReplyUnload { command, result: Ok(()) });
@@ -279,7 +279,7 @@ impl ModelMachine {
         }
     }
 
-    fn settled(&mut self, generation: u64) {
+    fn fully_loaded(&mut self, generation: u64) {
         if generation == self.generation && !matches!(self.phase, ModelPhase::Loading { .. }) {
             self.failed_loads = 0;
         }
@@ -463,12 +463,12 @@ impl ModelMachine {
         effects.push(MachineEffect::Count(MetricEvent::Unloaded { reason: unload.reason, total }));
 
         let (drain, exit) = (since.since(unload.since), now.since(since));
-        let settlement = MemorySettlement { unload, exit, drain, since: now };
+        let pending = PendingReclaim { unload, exit, drain, since: now };
         if self.settings.accounted && self.shutdown.is_none() {
-            self.phase = ModelPhase::Reclaiming(settlement);
+            self.phase = ModelPhase::Reclaiming(pending);
             effects.push(MachineEffect::Reclaim { generation });
         } else {
-            self.complete_unload(now, settlement, None, effects);
+            self.complete_unload(now, pending, None, effects);
         }
     }
 
@@ -482,23 +482,23 @@ impl ModelMachine {
             return;
         }
         let before = std::mem::replace(&mut self.phase, ModelPhase::Unloaded);
-        let ModelPhase::Reclaiming(settlement) = before else { return };
+        let ModelPhase::Reclaiming(pending) = before else { return };
 
         if let Some(memory) = memory {
-            let took = now.since(settlement.since);
+            let took = now.since(pending.since);
             effects.push(MachineEffect::Count(MetricEvent::Reclaimed { memory, took }));
         }
-        self.complete_unload(now, settlement, memory, effects);
+        self.complete_unload(now, pending, memory, effects);
     }
 
     fn complete_unload(
         &mut self,
         now: MachineTime,
-        settlement: MemorySettlement,
+        pending: PendingReclaim,
         memory: Option<ReclaimReport>,
         effects: &mut Vec<MachineEffect>,
     ) {
-        let MemorySettlement { unload, exit, drain, since } = settlement;
+        let PendingReclaim { unload, exit, drain, since } = pending;
         // A model that appeared during a hold and is unloaded again stays away for as long as that hold says.
         self.hold_until = self.hold_until.max(unload.hold.map(|hold| now + hold));
 
@@ -508,7 +508,7 @@ impl ModelMachine {
             generation: self.generation,
             drain,
             exit,
-            settle: now.since(since),
+            reclaim: now.since(since),
             memory,
         };
         effects.push(MachineEffect::Unloaded { command, report });

@@ -44,7 +44,7 @@ pub enum MachineEvent {
         generation: u64,
     },
     /// The whole model is loaded: no part of the load can fail any more.
-    Settled {
+    FullyLoaded {
         generation: u64,
     },
     /// May come even after [`MachineEvent::Loaded`], when a part of the load that was left to the first work fails.
@@ -95,9 +95,9 @@ pub enum MachineEvent {
     Exited {
         generation: u64,
     },
-    /// Other settings hold from now on. They refuse no request that waits already.
-    Policy {
-        policy: LifecycleSettings,
+    /// These settings apply from now on. They refuse no request that waits already.
+    ChangeSettings {
+        lifecycle: LifecycleSettings,
     },
     /// Serve the requests that have arrived, accept no new ones, then stop; at `deadline` stop without waiting further.
     Shutdown {

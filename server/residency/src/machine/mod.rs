@@ -85,7 +85,7 @@ enum ModelPhase {
     /// The runner is ending; `None`: it was lost.
     Unloading(Option<RunnerStop>),
     /// The runner is gone, and its memory is on its way back.
-    Reclaiming(MemorySettlement),
+    Reclaiming(PendingReclaim),
     Stopped,
 }
 
@@ -125,7 +125,7 @@ struct RunnerStop {
 
 /// An unload that waits for the memory to come back.
 #[derive(Debug)]
-struct MemorySettlement {
+struct PendingReclaim {
     unload: PendingUnload,
     exit: Duration,
     drain: Duration,

@@ -105,7 +105,7 @@ pub struct UnloadReport {
     /// From there until the runner was reaped.
     pub exit: Duration,
     /// From there until the device memory was back, or the wait for it ended.
-    pub settle: Duration,
+    pub reclaim: Duration,
     /// `None`: the model's device is not measured.
     pub memory: Option<ReclaimReport>,
 }

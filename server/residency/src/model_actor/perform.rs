@@ -12,7 +12,7 @@ use crate::gpu::ModelAccount;
 use crate::load_slots::{SlotHolder, UnloadSender};
 use crate::machine::{LeaseId, LeaseLossCause, MachineEffect, ModelRefusal, UnloadCommand};
 use crate::record_metrics::record_event;
-use crate::runner::{ModelRunner, Notify, RunnerEvent, RunnerFactory, RunnerSpec};
+use crate::runner::{ModelRunner, OnRunnerEvent, RunnerEvent, RunnerFactory, RunnerSpec};
 
 impl<F: RunnerFactory> ModelActor<F> {
     pub(super) fn perform(&mut self, effect: MachineEffect) {
@@ -139,7 +139,7 @@ impl<F: RunnerFactory> ModelActor<F> {
     }
 
     /// Passes what becomes of a runner to this actor.
-    fn runner_listener(&self, generation: u64) -> Notify {
+    fn runner_listener(&self, generation: u64) -> OnRunnerEvent {
         let inbox = self.own_inbox.clone();
 
         Box::new(move |event| {
@@ -157,13 +157,13 @@ impl<F: RunnerFactory> ModelActor<F> {
     }
 
     pub(super) fn start_runner(&mut self, generation: u64) {
-        let notify = self.runner_listener(generation);
+        let on_event = self.runner_listener(generation);
 
         // The model may take what was free when its room was measured: what is freed later belongs to other loads.
         let memory_limit_bytes = self.account.as_ref().and_then(ModelAccount::limit_bytes);
         let spec = self.spec.clone().with_memory_limit(memory_limit_bytes);
 
-        self.runner = Some(self.runners.start(spec, notify));
+        self.runner = Some(self.runners.start(spec, on_event));
     }
 
     fn end_runner(&mut self, generation: u64, end: impl FnOnce(&F::Runner)) {

@@ -27,9 +27,9 @@ impl<F: RunnerFactory> ModelActor<F> {
                 }
                 self.step(MachineEvent::Loaded { generation });
             }
-            RunnerEvent::Settled(took) => {
-                tracing::debug!(model = self.model, generation, settled_seconds = took.as_secs_f64(), "settled");
-                self.step(MachineEvent::Settled { generation });
+            RunnerEvent::FullyLoaded(took) => {
+                tracing::debug!(model = self.model, generation, load_seconds = took.as_secs_f64(), "fully loaded");
+                self.step(MachineEvent::FullyLoaded { generation });
             }
             RunnerEvent::LoadFailed { cause, out_of_memory } => {
                 tracing::warn!(model = self.model, generation, "load failed: {cause}");

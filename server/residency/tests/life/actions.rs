@@ -85,7 +85,7 @@ impl MachineWorld {
             MachineAction::Settle => {
                 if self.runner == Some(RunnerPhase::Loaded) {
                     let generation = self.generation;
-                    self.step(MachineEvent::Settled { generation });
+                    self.step(MachineEvent::FullyLoaded { generation });
                 }
             }
             MachineAction::ChangeDevice { accounted } => self.change_device(*accounted),
@@ -277,8 +277,8 @@ impl MachineWorld {
 
         self.is_measuring &= self.settings.accounted == accounted;
         self.settings.accounted = accounted;
-        let policy = self.settings;
-        self.step(MachineEvent::Policy { policy });
+        let lifecycle = self.settings;
+        self.step(MachineEvent::ChangeSettings { lifecycle });
     }
 
     pub fn measure_memory(&mut self, has_room: bool) {
@@ -413,7 +413,7 @@ impl MachineWorld {
 
         for event in [
             MachineEvent::Loaded { generation },
-            MachineEvent::Settled { generation },
+            MachineEvent::FullyLoaded { generation },
             MachineEvent::LoadFailed { generation, cause: "old".to_owned(), out_of_memory: true },
             MachineEvent::OutOfMemory { generation },
             MachineEvent::Reclaimed { generation, memory: None },

@@ -156,7 +156,7 @@ fn a_failed_load_backs_off_and_says_why() {
     machine.step(at(now), MachineEvent::Loaded { generation: 10 });
     assert_eq!((machine.state(), machine.failure()), (ModelState::Ready, None));
 
-    machine.step(at(now), MachineEvent::Settled { generation: 10 });
+    machine.step(at(now), MachineEvent::FullyLoaded { generation: 10 });
     assert!(machine.step(at(now), failed(10)).contains(&MachineEffect::KillRunner { generation: 10 }));
     assert_eq!(machine.failure().unwrap().1, at(now + 1), "after a whole load the pause is short again");
 }
@@ -368,7 +368,7 @@ fn an_unload_is_complete_when_the_memory_is_back() {
     let effects = machine.step(at(8), MachineEvent::Reclaimed { generation: 1, memory: Some(back) });
     let outcome = UnloadOutcome::Unloaded;
     let report =
-        UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), settle: secs(5), memory: Some(back) };
+        UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), reclaim: secs(5), memory: Some(back) };
     let expected = [
         MachineEffect::Count(MetricEvent::Reclaimed { memory: back, took: secs(5) }),
         MachineEffect::Unloaded { command: CommandId(1), report },
@@ -442,7 +442,7 @@ fn a_server_that_ends_waits_for_no_memory() {
     machine.step(at(3), MachineEvent::Exited { generation: 1 });
     let effects = machine.step(at(4), MachineEvent::Shutdown { deadline: at(9) });
     let outcome = UnloadOutcome::Unloaded;
-    let report = UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), settle: secs(1), memory: None };
+    let report = UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), reclaim: secs(1), memory: None };
     assert_eq!(effects, [MachineEffect::Unloaded { command: CommandId(1), report }, MachineEffect::Stopped]);
 }
 

@@ -78,7 +78,7 @@ pub struct SecurityOptions {
     #[serde(skip)]
     pod_namespace: Option<String>,
 
-    /// UID of that pod, which the downward API tells (metadata.uid). Default: none.
+    /// UID of that pod, from the downward API (metadata.uid). Default: none.
     #[arg(long, value_name = "UID")]
     #[serde(skip)]
     pod_uid: Option<String>,
@@ -93,7 +93,7 @@ pub struct SecurityOptions {
     #[serde(skip)]
     kubernetes_ca: Option<PathBuf>,
 
-    /// Token with which this server asks the API server. Default: that of this pod's service account.
+    /// Token for this server's requests to the API server. Default: that of this pod's service account.
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     kubernetes_token: Option<PathBuf>,
