@@ -104,6 +104,9 @@ impl ObservedGpu {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedModel {
     pub key: ModelKey,
+    /// The kind of the program that serves the model, such as `whisper` or `ollama`: for users alone, no decision rests on
+    /// it.
+    pub app: String,
     /// `None`: the model is not on a GPU, and only the rules about idleness apply to it.
     pub gpu: Option<GpuId>,
     pub labels: Labels,

@@ -81,6 +81,7 @@ impl SharedGpu {
         let model = &self.models[index];
         ObservedModel {
             key: key(index),
+            app: "whisper".to_owned(),
             gpu: Some("GPU-a".into()),
             labels: Labels::new(),
             state: model.state(ms),
