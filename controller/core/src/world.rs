@@ -104,6 +104,9 @@ impl ObservedGpu {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedModel {
     pub key: ModelKey,
+    /// The kind of the program that serves the model, such as `whisper` or `ollama`: for users alone, no decision rests on
+    /// it.
+    pub app: String,
     pub labels: Labels,
     pub sample: ModelSample,
     pub sample_age: Duration,

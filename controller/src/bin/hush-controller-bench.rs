@@ -89,6 +89,7 @@ fn world(models: u64, gpus: u64) -> World {
 
     let model = |n: u64, random: &mut SplitMix64| ObservedModel {
         key: ModelKey { server: ServerName(format!("ns{}/pod-{n}", n % 20)), model: format!("m{}-v3", n % 5) },
+        app: "whisper".to_owned(),
         labels: Labels::from([("tier".to_owned(), format!("t{}", n % 10)), ("app".to_owned(), "whisper".to_owned())]),
         sample: ModelSample {
             gpu: Some(GpuId(format!("GPU-{}", n % gpus.max(1)))),

@@ -7,6 +7,7 @@ use hush_contract::{ModelState, metrics as names};
 use hush_core::{ArrivalHistogram, GpuId, ModelSample, ResidencyState};
 use hush_log::{is_printable, printable};
 
+use super::app_sample::{AppSample, RawApp};
 use super::exposition::{MalformedMetrics, Series, series};
 
 /// The largest whole number that a metric's value carries exactly.
@@ -26,6 +27,8 @@ const SHOWN_NAME_CHARS: usize = 60;
 pub struct ServerSample {
     pub models: BTreeMap<String, ModelSample>,
     pub gpus: BTreeMap<GpuId, GpuSample>,
+    /// `None`: the server is no sidecar, and its models are Whisper models.
+    pub app: Option<AppSample>,
     /// Models and GPUs that are left out, and why.
     pub problems: Vec<String>,
 }
@@ -44,7 +47,7 @@ pub struct GpuSample {
 pub enum SampleError {
     #[error(transparent)]
     Malformed(#[from] MalformedMetrics),
-    #[error("the metrics contain no model: this is not the operations port of a hush-server")]
+    #[error("the metrics contain no model: this is not the operations port of a hush-server or a hush-sidecar")]
     NoModel,
     #[error("the metrics contain more than {MODELS_MAX} models or {GPUS_MAX} GPUs")]
     TooMany,
@@ -107,8 +110,8 @@ impl ServerSample {
     /// refused and not repaired: with other characters in its place it could be the name of another model.
     pub fn read(text: &str) -> Result<Self, SampleError> {
         let mut problems = SampleProblems::default();
-        let RawSample { mut models, gpus } = RawSample::read(text, &mut problems)?;
-        let mut sample = Self::default();
+        let RawSample { mut models, gpus, app } = RawSample::read(text, &mut problems)?;
+        let mut sample = Self { app: app.into_sample(), ..Self::default() };
 
         for (uuid, values) in gpus {
             match gpu_sample(&values) {
@@ -135,11 +138,12 @@ impl ServerSample {
     }
 }
 
-/// The known families of an exposition, by model and by GPU.
+/// The known families of an exposition, by model and by GPU, and those of the app.
 #[derive(Debug, Default)]
 struct RawSample {
     models: BTreeMap<String, RawModel>,
     gpus: BTreeMap<String, BTreeMap<&'static str, f64>>,
+    app: RawApp,
 }
 
 impl RawSample {
@@ -155,6 +159,8 @@ impl RawSample {
                     continue;
                 }
                 raw.gpus.entry(uuid.to_owned()).or_default().insert(family, line.value);
+            } else if raw.app.take(&line) {
+                continue;
             } else if let Some(model) = line.label(names::LABEL_MODEL) {
                 if !is_usable_name(model) {
                     problems.push_unusable("model", model);

@@ -8,6 +8,7 @@ use hush_core::{Labels, ModelKey, ModelSample, ObservedModel, ResidencyState};
 pub fn observed_model(server: &str, name: &str) -> ObservedModel {
     ObservedModel {
         key: ModelKey { server: server.into(), model: name.to_owned() },
+        app: hush_contract::WHISPER.to_owned(),
         labels: Labels::new(),
         sample: ModelSample {
             gpu: None,

@@ -187,6 +187,7 @@ impl<'a> SimulatedGpu<'a> {
 
         ObservedModel {
             key: ModelKey { server: self.server.clone(), model: name.to_owned() },
+            app: "whisper".to_owned(),
             labels: self.labels.clone(),
             sample: ModelSample {
                 gpu: Some(GpuId("GPU-simulated".to_owned())),

@@ -173,6 +173,7 @@ fn model_view(
     ModelStateView {
         server: model.key.server.to_string(),
         model: model.key.model.clone(),
+        app: model.app.clone(),
         gpu: model.sample.gpu.as_ref().map(ToString::to_string),
         state: serialized_name(&model.sample.state),
         generation: model.sample.generation,

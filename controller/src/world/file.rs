@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hush_contract::WHISPER;
 use hush_core as core;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -58,6 +59,8 @@ struct WorldFileModel {
     gpu: Option<String>,
     #[serde(default)]
     labels: core::Labels,
+    #[serde(default = "whisper")]
+    app: String,
     state: core::ResidencyState,
     #[serde(default)]
     idle: DurationValue,
@@ -110,6 +113,11 @@ struct WorldFileUnload {
     completed_at: Timestamp,
 }
 
+/// The kind of a model's app where the file does not say it.
+fn whisper() -> String {
+    WHISPER.to_owned()
+}
+
 impl WorldFile {
     pub fn memory(&self) -> core::StepMemory {
         let pressure = self.memory.pressure.iter().map(|entry| core::PressureMemory {
@@ -150,6 +158,7 @@ impl WorldFileModel {
     fn into_core(self) -> core::ObservedModel {
         core::ObservedModel {
             key: core::ModelKey { server: core::ServerName(self.server), model: self.model },
+            app: self.app,
             labels: self.labels,
             sample: core::ModelSample {
                 gpu: self.gpu.map(core::GpuId),

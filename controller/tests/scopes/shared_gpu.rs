@@ -82,6 +82,7 @@ impl SharedGpu {
         let model = &self.models[index];
         ObservedModel {
             key: key(index),
+            app: "whisper".to_owned(),
             labels: Labels::new(),
             sample: ModelSample {
                 gpu: Some("GPU-a".into()),

@@ -415,6 +415,7 @@ impl ModelSim {
         let since = |at: Option<u64>| Duration::from_millis(at.map_or(0, |at| now - at));
         ObservedModel {
             key: self.spec.key.clone(),
+            app: "whisper".to_owned(),
             labels: self.spec.labels.clone(),
             sample: ModelSample {
                 gpu: Some(device.uuid.clone()),

@@ -47,6 +47,7 @@ pub fn gpu(uuid: &str, available_bytes: u64) -> ObservedGpu {
 pub fn model(name: &str, gpu: &str) -> ObservedModel {
     ObservedModel {
         key: ModelKey { server: ServerName(format!("a/{name}")), model: "turbo".to_owned() },
+        app: "whisper".to_owned(),
         labels: labels("whisper"),
         sample: ModelSample {
             gpu: Some(GpuId::from(gpu)),
