@@ -1,0 +1,3 @@
+//! Other model servers for the tests of the sidecar: real ones where they can be had, and stand-ins.
+
+pub mod standins;
