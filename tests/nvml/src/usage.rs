@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::script::{Script, ScriptedDevice, ScriptedProcess, unix_millis};
-use crate::world::{self, DevicePosition};
+use crate::world::{self, ScriptedMemory};
 use crate::{observed, procfs};
 
 /// Registers what this process holds of one device, in place of what it held before; 0: nothing. `false`: the device has no
@@ -38,19 +38,35 @@ pub fn hold_memory(script: &Path, device_uuid: &str, bytes: u64) -> io::Result<b
     Ok(true)
 }
 
+/// What is used of one device, as NVML would tell it.
+///
+/// # Errors
+/// If the script cannot be read or has no such device.
+pub fn used_bytes(script: &Path, device_uuid: &str) -> io::Result<u64> {
+    let folder = folder(script);
+    // Without it no process has registered anything.
+    let lock = File::open(folder.join("lock")).ok();
+    if let Some(lock) = &lock {
+        flock(lock, FlockOperation::LockShared)?;
+    }
+    Ok(memory_with(&registered(&folder), script, device_uuid)?.used)
+}
+
 /// What would be free if this process held nothing. The lock is held.
 fn free_bytes_without(pid: u32, script: &Path, device_uuid: &str) -> io::Result<u64> {
+    let all = registered(&folder(script)).into_iter();
+    let others: Vec<UsageCommand> = all.filter(|usage| usage.process.pid != pid).collect();
+    Ok(memory_with(&others, script, device_uuid)?.free)
+}
+
+fn memory_with(usages: &[UsageCommand], script: &Path, device_uuid: &str) -> io::Result<ScriptedMemory> {
     let parsed: Script = serde_json::from_slice(&fs::read(script)?)?;
-    let place: Option<DevicePosition> = world::by_uuid(&parsed, device_uuid);
-    let found = place.and_then(|place| world::device(&parsed, place));
+    let found = world::by_uuid(&parsed, device_uuid).and_then(|place| world::device(&parsed, place));
     let mut device =
         found.cloned().ok_or_else(|| io::Error::other(format!("no device {device_uuid} in the script")))?;
-
-    let others: Vec<UsageCommand> =
-        registered(&folder(script)).into_iter().filter(|usage| usage.process.pid != pid).collect();
-    extend(&mut device, &others);
+    extend(&mut device, usages);
     let now = unix_millis();
-    Ok(world::memory(&device, &observed::holders(&parsed, script, now), now).free)
+    Ok(world::memory(&device, &observed::holders(&parsed, script, now), now))
 }
 
 struct UsageCommand {

@@ -62,7 +62,8 @@ impl A1111 {
 
         // Goes on though its client leaves.
         let mut work = work.join_instance();
-        let time = self.app.options.request_time();
+        let steps = request.number("steps").and_then(|steps| u32::try_from(steps).ok());
+        let time = steps.map_or(self.app.options.request_time(), |steps| self.app.options.token_time() * steps);
         let ended = tokio::spawn(async move {
             let is_there = work.last(time).await;
             if is_there {

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -15,10 +16,16 @@ use super::openai::{json_answer, text_answer};
 use super::serve::AppRoutes;
 use super::websocket::{self, ServerSocket};
 
+#[derive(Clone, Debug)]
+struct QueuedPrompt {
+    id: String,
+    duration: Duration,
+}
+
 #[derive(Debug, Default)]
 struct PromptQueue {
-    pending: VecDeque<String>,
-    running: Option<String>,
+    pending: VecDeque<QueuedPrompt>,
+    running: Option<QueuedPrompt>,
     done: Vec<String>,
     number: u64,
     wants_free: bool,
@@ -77,20 +84,20 @@ impl ComfyUi {
         }
     }
 
-    async fn run(&self, model: &str, prompt: String) {
+    async fn run(&self, model: &str, prompt: QueuedPrompt) {
         self.tell_status();
-        self.tell("executing", &json!({"node": "1", "prompt_id": prompt}));
+        self.tell("executing", &json!({"node": "1", "prompt_id": prompt.id}));
         let mut work = self.app.begin(model, "/prompt");
         let loaded = self.app.load(model).await;
-        if loaded.is_ok() && work.last(self.app.options.request_time()).await {
+        if loaded.is_ok() && work.last(prompt.duration).await {
             work.finish();
         }
         {
             let mut queue = self.queue();
             queue.running = None;
-            queue.done.push(prompt.clone());
+            queue.done.push(prompt.id.clone());
         }
-        self.tell("executing", &json!({"node": null, "prompt_id": prompt}));
+        self.tell("executing", &json!({"node": null, "prompt_id": prompt.id}));
         self.tell_status();
 
         if std::mem::take(&mut self.queue().wants_free) {
@@ -105,11 +112,14 @@ impl ComfyUi {
                 &json!({"error": {"type": "no_prompt", "message": "No prompt provided"}, "node_errors": {}}),
             );
         }
+        // A graph of a test may say how long it takes.
+        let asked = request.json["prompt"]["seconds"].as_f64();
+        let duration = asked.map_or(self.app.options.request_time(), Duration::from_secs_f64);
         let (id, number) = {
             let mut queue = self.queue();
             queue.number += 1;
             let id = format!("prompt-{}", queue.number);
-            queue.pending.push_back(id.clone());
+            queue.pending.push_back(QueuedPrompt { id: id.clone(), duration });
             (id, queue.number)
         };
         self.queued.notify_waiters();
@@ -132,7 +142,7 @@ impl ComfyUi {
 
     fn list_queue(&self) -> Response {
         let queue = self.queue();
-        let entry = |id: &String| json!([0, id, {}, {}, []]);
+        let entry = |prompt: &QueuedPrompt| json!([0, prompt.id, {}, {}, []]);
         let running: Vec<Value> = queue.running.iter().map(entry).collect();
         let pending: Vec<Value> = queue.pending.iter().map(entry).collect();
         json_answer(200, &json!({"queue_running": running, "queue_pending": pending}))

@@ -48,7 +48,7 @@ pub struct ModelEntry {
     /// Loads so far.
     pub instance: u64,
     pub runner: Option<RunnerProcess>,
-    /// Cancelled to end the answers of this instance early.
+    /// Cancelled to end the load or the answers of this instance early.
     pub cut: CancellationToken,
 }
 
@@ -163,31 +163,36 @@ impl StandIn {
             return Err(LoadProblem::Unknown);
         }
 
-        loop {
+        let cut = loop {
             let changed = self.changed.notified();
             let phase = self.change(name, |entry| {
                 let before = entry.phase;
                 if before == Phase::Away {
                     entry.phase = Phase::Loading;
+                    entry.cut = CancellationToken::new();
                 }
-                before
+                (before, entry.cut.clone())
             });
             match phase {
-                Some(Phase::Loaded) => return Ok(()),
-                Some(Phase::Away) => break,
+                Some((Phase::Loaded, _)) => return Ok(()),
+                Some((Phase::Away, cut)) => break cut,
                 _ => changed.await,
             }
-        }
+        };
 
-        tokio::time::sleep(self.options.load_time()).await;
-        if self.options.has(Manner::LoadHangs) {
-            std::future::pending::<()>().await;
-        }
-        let taken = self.take_memory(name).await;
+        let is_whole = cut.run_until_cancelled(self.read_weights()).await.is_some();
+        let taken = if is_whole { self.take_memory(name).await } else { Err(LoadProblem::Broken) };
         if taken.is_err() {
             self.change(name, |entry| entry.phase = Phase::Away);
         }
         taken
+    }
+
+    async fn read_weights(&self) {
+        tokio::time::sleep(self.options.load_time()).await;
+        if self.options.has(Manner::LoadHangs) {
+            std::future::pending::<()>().await;
+        }
     }
 
     async fn take_memory(self: &Arc<Self>, name: &str) -> Result<(), LoadProblem> {
@@ -215,7 +220,6 @@ impl StandIn {
         let instance = self.change(name, |entry| {
             entry.phase = Phase::Loaded;
             entry.instance += 1;
-            entry.cut = CancellationToken::new();
             entry.runner = runner;
             entry.instance
         });

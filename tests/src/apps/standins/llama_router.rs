@@ -113,15 +113,18 @@ impl LlamaRouter {
 
     /// Asks the child to stop, and kills it where it is busy for too long.
     async fn stop(&self, name: &str) {
-        self.app.wait_until(name, |entry| entry.phase != Phase::Loading).await;
-        let begun = self.app.change(name, |entry| {
-            let is_loaded = entry.phase == Phase::Loaded;
-            if is_loaded {
-                entry.phase = Phase::Unloading;
+        let before = self.app.change(name, |entry| {
+            let before = entry.phase;
+            match before {
+                Phase::Loaded => entry.phase = Phase::Unloading,
+                // Killed at once.
+                Phase::Loading => entry.cut.cancel(),
+                Phase::Away | Phase::Unloading => {}
             }
-            is_loaded
+            before
         });
-        if begun != Some(true) {
+        self.set_killed(name, before == Some(Phase::Loading));
+        if before != Some(Phase::Loaded) {
             return;
         }
 

@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 use super::core::{Phase, StandIn};
 use super::incoming::Incoming;
-use super::openai::{CutAnswer, complete, json_answer, model_list, text_answer};
+use super::openai::{json_answer, model_list, text_answer};
 use super::serve::AppRoutes;
-use super::stream::CutStyle;
+use super::stream::{CutStyle, StreamPlan};
+use super::work::Work;
 
 pub struct Speaches {
     app: Arc<StandIn>,
@@ -83,15 +84,27 @@ impl Speaches {
         }
 
         let mut work = work.join_instance();
-        if request.path == "/v1/chat/completions" {
-            let on_cut = CutAnswer { stream: CutStyle::Abort, whole: text_answer(500, "") };
-            return complete(&request, work, "word", on_cut).await;
+        if request.path == "/v1/audio/speech" {
+            return self.speak(&request, work);
         }
         if !work.last(self.app.options.request_time()).await {
             return text_answer(500, "Internal Server Error");
         }
         work.finish();
         json_answer(200, &json!({"text": "a transcript"}))
+    }
+
+    /// Speech comes as it is made, a piece a word.
+    fn speak(&self, request: &Incoming, work: Work) -> Response {
+        let plan = StreamPlan {
+            content_type: "audio/mpeg",
+            tokens: request.text("input").unwrap_or_default().split_whitespace().count(),
+            pause: self.app.options.token_time(),
+            piece: Box::new(|index| format!("sound{index} ").into()),
+            end: "silence".into(),
+            cut: CutStyle::Abort,
+        };
+        plan.answer(work)
     }
 }
 
@@ -112,9 +125,7 @@ impl AppRoutes for Speaches {
                 json_answer(200, &json!({"models": listed}))
             }
             ("GET", "/v1/models") => model_list(&self.app.names()),
-            ("POST", path) if path.starts_with("/v1/audio/") || path == "/v1/chat/completions" => {
-                self.answer_work(request).await
-            }
+            ("POST", path) if path.starts_with("/v1/audio/") => self.answer_work(request).await,
             _ => json_answer(404, &json!({"detail": "Not Found"})),
         }
     }
