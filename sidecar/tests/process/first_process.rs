@@ -79,6 +79,11 @@ fn finish(child: Child) -> Output {
     child.wait_with_output().unwrap()
 }
 
+fn only_child(parent: u32) -> Option<u32> {
+    let mut processes = procfs::process::all_processes().unwrap().flatten().filter_map(|process| process.stat().ok());
+    processes.find(|stat| stat.ppid.cast_unsigned() == parent).map(|stat| stat.pid.cast_unsigned())
+}
+
 #[tokio::test]
 async fn the_first_process_reaps_all_orphans() {
     let Some(child) = start("orphans") else { return };
@@ -90,21 +95,11 @@ async fn the_first_process_reaps_all_orphans() {
 async fn the_first_process_passes_sigterm_on() {
     let Some(child) = start("signal") else { return };
     let unshare = child.id();
-    let first = move || {
-        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap_or_default();
-        children.trim().parse::<u32>().ok()
-    };
-    eventually("the first process has a child", || {
-        first().is_some_and(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-                .is_ok_and(|children| !children.trim().is_empty())
-        })
-    })
-    .await;
+    eventually("the first process has a child", || only_child(unshare).and_then(only_child).is_some()).await;
     // The child has to install its handler.
     tokio::time::sleep(Duration::from_millis(500)).await;
 
-    crate::fixture::kill(first().unwrap(), rustix::process::Signal::TERM);
+    crate::fixture::kill(only_child(unshare).unwrap(), rustix::process::Signal::TERM);
     let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("asked to end"), "{output:?}");
