@@ -11,8 +11,10 @@ mod auth;
 pub mod budget;
 mod connections;
 mod head;
+pub mod header;
 mod holding_body;
 mod io;
+pub mod multipart;
 mod refusal;
 mod serve;
 mod service;
@@ -25,7 +27,7 @@ pub use holding_body::HoldingBody;
 pub use io::GuardedIo;
 pub use refusal::{ErrorFormat, ListenerRefusal, ShapeErrors, code, shape_errors};
 pub use serve::{ListenOptions, serve};
-pub use service::{GuardedService, RequestPhase, RouteScope};
+pub use service::{GuardedService, InRequest, RequestPhase, RouteScope};
 
 use std::time::Duration;
 
