@@ -12,7 +12,7 @@ use hush_listener::ListenOptions;
 use hush_listener::open_files::{connections_within_limit, raise_limit};
 use hush_listener::spool::{SpoolOptions, check_folder};
 use hush_log::{LogSetup, register_program_metrics};
-use hush_residency::admin::error_shape;
+use hush_residency::admin::error_body;
 use hush_residency::{DrainEnd, LifecycleSettings, ModelSettings, Models, ResidencyMetrics};
 use prometheus::Registry;
 use tokio::net::TcpListener;
@@ -27,7 +27,8 @@ use crate::app::App;
 use crate::process::{AppActivity, ProcessSettings, ReadinessProbe, SupervisedApp};
 use crate::proxy::{Proxy, ProxyMetrics, ProxySettings, RequestRoutes};
 use crate::runner::{
-    AppWatch, DetachFlag, ModelMode, RunnerTimeouts, RunnersSettings, SidecarRunners, SidecarSpec, WatchSettings,
+    AppMetrics, AppWatch, DetachFlag, ModelMode, RunnerTimeouts, RunnersSettings, SidecarRunners, SidecarSpec,
+    WatchSettings,
 };
 use crate::upstream::{CredentialForm, Upstream, UpstreamCredential, UpstreamSettings};
 
@@ -47,10 +48,7 @@ pub fn run(args: SidecarArgs) -> anyhow::Result<()> {
     });
     raise_limit();
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(serve(args))
 }
 
@@ -71,6 +69,7 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
     let registry = Registry::new();
     register_program_metrics(&registry, env!("CARGO_PKG_VERSION"))?;
     let residency = ResidencyMetrics::new(&registry).context("registering metrics")?;
+    let app_metrics = AppMetrics::new(&registry).context("registering metrics")?;
     let proxy_metrics = ProxyMetrics::new(&registry).context("registering metrics")?;
 
     let (listener, address) = bind("--listen", args.listen).await?;
@@ -80,7 +79,7 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
     let gpu = AppGpu::start(&args.memory, &registry, &residency).await?;
     let governed = start_app(&args, &configured)?;
     let detach = DetachFlag::default();
-    let watch = app_watch(&args, &governed);
+    let watch = app_watch(&args, &governed, app_metrics.clone());
     let runners = RunnersSettings {
         app: Arc::clone(&governed.app),
         upstream: governed.upstream.clone(),
@@ -89,28 +88,17 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
         status: watch.status(),
         detach: detach.clone(),
         activity: governed.activity.clone(),
+        metrics: app_metrics.clone(),
     };
     let models = start_models(&args, &configured, &governed, runners, &gpu, &residency)?;
-    ops::register_app_metrics(&registry, &governed.app, &governed.mode, watch.status())?;
+    app_metrics.register(&registry, governed.app.name(), &governed.mode, watch.status())?;
 
     let ops_stop = CancellationToken::new();
     let routes: Arc<dyn RequestRoutes> = governed.app.clone();
     let settings = proxy_settings(&args, &configured);
-    let proxy = Proxy::new(
-        Arc::clone(&models),
-        routes,
-        governed.upstream.clone(),
-        watch.status(),
-        settings,
-        proxy_metrics,
-    );
-    let router = ops::router(
-        Arc::clone(&models),
-        access,
-        ops_stop.clone(),
-        registry,
-        gpu.accounts.sampler().clone(),
-    );
+    let proxy =
+        Proxy::new(Arc::clone(&models), routes, governed.upstream.clone(), watch.status(), settings, proxy_metrics);
+    let router = ops::router(Arc::clone(&models), access, ops_stop.clone(), registry, gpu.accounts.sampler().clone());
     let serving = proxy.clone();
     let requests = tokio::spawn(async move { serving.serve(listener).await });
     let operations = tokio::spawn(hush_listener::serve(ops_listener, router, ops_options()));
@@ -252,10 +240,10 @@ fn process_settings(args: &SidecarArgs, app: &App, port: u16) -> anyhow::Result<
     }))
 }
 
-fn app_watch(args: &SidecarArgs, governed: &GovernedApp) -> AppWatch {
+fn app_watch(args: &SidecarArgs, governed: &GovernedApp, metrics: AppMetrics) -> AppWatch {
     let settings = WatchSettings { interval: args.life.poll_interval, mode: governed.mode.clone() };
 
-    AppWatch::new(Arc::clone(&governed.app), governed.upstream.clone(), settings)
+    AppWatch::new(Arc::clone(&governed.app), governed.upstream.clone(), settings, metrics)
 }
 
 fn start_models(
@@ -269,6 +257,7 @@ fn start_models(
     let settings = configured.iter().map(|model| ModelSettings {
         name: model.name.clone(),
         spec: SidecarSpec {
+            name: model.name.clone(),
             app_name: app_name(&governed.app, model),
             device: gpu.device.clone(),
             mode: governed.mode.clone(),
@@ -330,7 +319,7 @@ fn ops_options() -> ListenOptions {
     ListenOptions {
         max_connections: OPS_CONNECTIONS,
         head_timeout: hush_listener::HEAD_TIMEOUT,
-        shape: error_shape,
+        format_error: error_body,
     }
 }
 
