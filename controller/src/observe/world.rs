@@ -177,27 +177,6 @@ fn server_app_problems<'a>(
     })
 }
 
-fn model(key: ModelKey, app: &str, target: &ScrapeTarget, sample: &ModelSample, age: Duration) -> ObservedModel {
-    ObservedModel {
-        key,
-        app: app.to_owned(),
-        labels: target.labels.clone(),
-        state: sample.state,
-        idle: sample.idle,
-        idle_since: sample.idle_since,
-        inflight: sample.inflight,
-        queued: sample.queued,
-        vram_bytes: sample.vram_bytes,
-        generation: sample.generation,
-        loaded_for: sample.loaded_for,
-        reload: sample.reload,
-        demand_bytes: sample.demand_bytes,
-        sample_age: age,
-        back_off: false,
-        arrivals: sample.arrivals.clone(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
