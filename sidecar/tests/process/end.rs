@@ -113,6 +113,20 @@ async fn zombies_are_no_processes_and_are_reaped() {
 }
 
 #[tokio::test]
+async fn a_process_whose_first_thread_has_ended_still_is_one() {
+    let mut settings = python(&["--end-first-thread", "--ignore-term"]);
+    settings.stop_timeout = Duration::from_secs(1);
+    let mut app = ObservedApp::loaded(settings).await;
+    let main = app.main.unwrap();
+    assert!(!is_running(main), "the kernel calls it a zombie");
+
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(app.current, [main]);
+    app.stop().await;
+    assert!(!exists(main));
+}
+
+#[tokio::test]
 async fn the_drop_of_the_last_handle_ends_the_app() {
     let pids = PidFile::new();
     let mut observed = ObservedApp::loaded(python(&["--daemon", "--pids", &pids.path()])).await;
