@@ -36,10 +36,11 @@ gpu.hush.dev/config: {{ sha256sum . | trunc 16 | quote }}
 {{- define "hush.app.args" -}}
 {{- $values := .server.values -}}
 {{- if $values.description }}
-- --app-file=/etc/hush/app.yaml
-{{- else if $values.kind }}
-- {{ printf "--app=%s" $values.kind | quote }}
+- --app=/etc/hush/app.yaml
+{{- else }}
+- {{ printf "--app=%s" ($values.kind | default "process") | quote }}
 {{- end }}
+- --mode={{ $values.mode }}
 - --upstream=http://127.0.0.1:{{ $values.port }}
 {{- range $values.models }}
 - {{ printf "--model=%s" . | quote }}
@@ -116,24 +117,26 @@ gpu.hush.dev/config: {{ sha256sum . | trunc 16 | quote }}
 {{- end }}
 {{- end }}
 
-{{/* The door, the operations port, and probes: the kubelet asks the sidecar, never the app, whose health check may work. */}}
+{{/* The door, the operations port, and probes. The kubelet asks the sidecar at the operations port: behind the door the same paths
+may be the app's, and its health check may use the GPU. */}}
 {{- define "hush.app.door" -}}
+{{- $scheme := empty .root.Values.opsTls.secretName | ternary "HTTP" "HTTPS" -}}
 ports:
 - {name: http, containerPort: 9000}
 # The controller looks for this name.
 - {name: ops, containerPort: 9001}
 startupProbe:
-  httpGet: {path: /healthz, port: http}
+  httpGet: {path: /healthz, port: ops, scheme: {{ $scheme }}}
   periodSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /healthz, port: http}
+  httpGet: {path: /healthz, port: ops, scheme: {{ $scheme }}}
   periodSeconds: 20
   timeoutSeconds: 10
   failureThreshold: 6
 # A sidecar whose model is not loaded, or is busy, is ready; one that cannot govern its app is not.
 readinessProbe:
-  httpGet: {path: /readyz, port: http}
+  httpGet: {path: /readyz, port: ops, scheme: {{ $scheme }}}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 3
