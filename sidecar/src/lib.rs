@@ -21,4 +21,5 @@ pub mod app;
 pub mod process;
 pub mod proxy;
 pub mod runner;
+pub mod status;
 pub mod upstream;

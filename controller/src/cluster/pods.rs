@@ -85,7 +85,7 @@ pub enum PodProblem {
     NoPort,
     #[error("the annotation `{SCHEME_ANNOTATION}` must be `http` or `https`, and is {0:?}")]
     SchemeAnnotation(String),
-    #[error("the namespace `{namespace}` is no part of a DNS name: {error}")]
+    #[error("the namespace `{namespace}` cannot be part of a DNS name: {error}")]
     Namespace { namespace: String, error: InvalidDnsNameError },
     #[error("no token can be made for it: {0}")]
     Audience(InvalidValue),

@@ -13,7 +13,7 @@ mod world;
 
 pub use app_sample::{AppProblem, AppProblemKind, AppSample};
 pub use reports::{DisagreeingReport, DisputeTracker, TRUSTED_LABEL};
-pub use sample::{GpuSample, ModelSample, SampleError, ServerSample, residency_state};
+pub use sample::{GpuSample, SampleError, ServerSample, residency_state};
 pub use scrape::{ScrapeSettings, Scraper, scrape_all_once, scrape_continuously};
 pub use store::{Observation, ObservationStore};
 pub use target::{BaseUrl, InvalidUrl, SERVER_LABEL, ScrapeTarget, Targets};

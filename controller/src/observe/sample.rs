@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hush_contract::{ModelState, metrics as names};
-use hush_core::{ArrivalHistogram, GpuId, ResidencyState};
+use hush_core::{ArrivalHistogram, GpuId, ModelSample, ResidencyState};
 use hush_log::{is_printable, printable};
 
 use super::app_sample::{AppSample, RawApp};
@@ -34,29 +34,6 @@ pub struct ServerSample {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct ModelSample {
-    pub state: ResidencyState,
-    pub idle: Duration,
-    /// Since when the model has been idle, in Unix time by its server's clock; `None`: it is busy, or the server's version
-    /// does not report it.
-    pub idle_since: Option<Duration>,
-    pub inflight: u64,
-    pub queued: u64,
-    pub generation: u64,
-    /// `None`: the model is not on a GPU, or its memory was not measured.
-    pub gpu: Option<GpuId>,
-    /// What the model holds while it is loaded; otherwise what the next load needs.
-    pub vram_bytes: u64,
-    pub demand_bytes: u64,
-    pub loaded_for: Duration,
-    /// How long the last load took.
-    pub reload: Duration,
-    /// The time for which the model must not be loaded; zero: there is no hold, or the server's version does not report it.
-    pub hold: Duration,
-    pub arrivals: Option<ArrivalHistogram>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
 pub struct GpuSample {
     pub total_bytes: u64,
     pub used_bytes: u64,
@@ -70,9 +47,9 @@ pub struct GpuSample {
 pub enum SampleError {
     #[error(transparent)]
     Malformed(#[from] MalformedMetrics),
-    #[error("the metrics tell of no model: this is not the operations port of a hush-server or a hush-sidecar")]
+    #[error("the metrics contain no model: this is not the operations port of a hush-server or a hush-sidecar")]
     NoModel,
-    #[error("the metrics tell of more than {MODELS_MAX} models or {GPUS_MAX} GPUs")]
+    #[error("the metrics contain more than {MODELS_MAX} models or {GPUS_MAX} GPUs")]
     TooMany,
     #[error("every model has a name that is longer than {NAME_MAX_CHARS} characters or cannot be printed")]
     NoName,
@@ -93,7 +70,7 @@ enum ImplausibleSample {
     LargerThanGpu { vram_bytes: u64, total_bytes: u64 },
     #[error("its state `{0}` is not known")]
     UnknownState(String),
-    #[error("it is in no state")]
+    #[error("it has no state")]
     NoState,
     #[error("it is in {0} states at once")]
     SeveralStates(usize),

@@ -9,7 +9,7 @@ use hush_core::{GpuId, Labels, ModelKey, ObservedModel, ServerName, World};
 
 use super::app_sample::AppProblem;
 use super::reports::{self, DisagreeingReport, DisputeTracker, GpuReport, MergeSettings};
-use super::sample::{GpuSample, ModelSample, ServerSample};
+use super::sample::{GpuSample, ServerSample};
 use super::store::Observation;
 use super::target::{ScrapeTarget, Targets};
 
@@ -85,7 +85,10 @@ pub fn assemble(
         let app = sample.app.as_ref().map_or(WHISPER, |app| app.name.as_str());
         for (name, sample) in &sample.models {
             let key = ModelKey { server: server.clone(), model: name.clone() };
-            models_by_node.push((target.node.as_str(), model(key, app, target, sample, age)));
+            let labels = target.labels.clone();
+            let app = app.to_owned();
+            let model = ObservedModel { key, app, labels, sample: sample.clone(), sample_age: age, back_off: false };
+            models_by_node.push((target.node.as_str(), model));
         }
         for (uuid, gpu) in &sample.gpus {
             reports.entry(uuid).or_default().push(report(context, server, target, gpu, age));
@@ -114,9 +117,9 @@ pub fn assemble(
     let mut models = Vec::with_capacity(models_by_node.len());
     for (node, mut model) in models_by_node {
         // A model is never on a GPU of another node, whatever its server reports.
-        let gpu = model.gpu.as_ref().and_then(|uuid| gpus.get(uuid));
+        let gpu = model.sample.gpu.as_ref().and_then(|uuid| gpus.get(uuid));
         if by_namespace && gpu.is_some_and(|gpu| !gpu.node.is_empty() && gpu.node != node) {
-            model.gpu = None;
+            model.sample.gpu = None;
         }
         models.push(model);
     }
@@ -169,33 +172,11 @@ fn server_app_problems<'a>(
     })
 }
 
-fn model(key: ModelKey, app: &str, target: &ScrapeTarget, sample: &ModelSample, age: Duration) -> ObservedModel {
-    ObservedModel {
-        key,
-        app: app.to_owned(),
-        gpu: sample.gpu.clone(),
-        labels: target.labels.clone(),
-        state: sample.state,
-        idle: sample.idle,
-        idle_since: sample.idle_since,
-        inflight: sample.inflight,
-        queued: sample.queued,
-        vram_bytes: sample.vram_bytes,
-        generation: sample.generation,
-        loaded_for: sample.loaded_for,
-        reload: sample.reload,
-        demand_bytes: sample.demand_bytes,
-        sample_age: age,
-        back_off: false,
-        arrivals: sample.arrivals.clone(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use hush_core::ResidencyState;
+    use hush_core::{ModelSample, ResidencyState};
 
     use super::*;
     use crate::observe::{AppProblemKind, AppSample, BaseUrl, ServerSample};
@@ -415,7 +396,7 @@ mod tests {
 
         let disagreeing: Vec<&str> = assembled.disagreeing.iter().map(|report| report.server.as_str()).collect();
         assert_eq!(disagreeing, ["e/1", "e/2"]);
-        let models_on_gpu = assembled.world.models.iter().filter(|model| model.gpu.is_some());
+        let models_on_gpu = assembled.world.models.iter().filter(|model| model.sample.gpu.is_some());
         let servers_on_gpu: Vec<&str> = models_on_gpu.map(|model| model.key.server.as_str()).collect();
         assert_eq!(servers_on_gpu, ["a/x", "b/x"], "a model is on no GPU of another node");
 

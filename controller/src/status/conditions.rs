@@ -153,7 +153,7 @@ fn pressure(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: 
         return condition(PRESSURE, "Unknown", INVALID, "the policy is not valid");
     }
 
-    let gpus: BTreeSet<&GpuId> = selected.iter().filter_map(|model| model.gpu.as_ref()).collect();
+    let gpus: BTreeSet<&GpuId> = selected.iter().filter_map(|model| model.sample.gpu.as_ref()).collect();
     let plans: Vec<&GpuPlan> = context.plan.gpus.iter().filter(|plan| gpus.contains(&plan.uuid)).collect();
     let gpus_with = |test: fn(&GpuPlan) -> bool| -> BTreeSet<String> {
         plans.iter().filter(|plan| test(plan)).map(|plan| format!("{} on {}", plan.uuid, plan.node)).collect()

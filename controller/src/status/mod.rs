@@ -57,7 +57,7 @@ pub struct StatusSubject<'a> {
 /// The status that the policy should have. It equals `before` when nothing but time has passed.
 pub fn status(now: Timestamp, context: &StatusContext<'_>, subject: &StatusSubject<'_>) -> PolicyStatus {
     let selected = selected_models(context, subject);
-    let loaded = selected.iter().filter(|model| model.state.is_loaded()).count();
+    let loaded = selected.iter().filter(|model| model.sample.state.is_loaded()).count();
 
     let mut conditions = conditions::all(context, subject, &selected);
     let conditions_before = subject.before.conditions.as_deref().unwrap_or_default();

@@ -4,6 +4,7 @@
 pub mod admin;
 mod app;
 pub mod browser;
+pub mod bytes;
 pub mod duration;
 pub mod metrics;
 pub mod percent;

@@ -85,6 +85,8 @@ families! {
     MODEL_LOAD_DURATION_SECONDS = "hush_model_load_duration_seconds", Histogram [LABEL_MODEL, LABEL_PHASE];
     /// Loads, by result (`success`, `failure`).
     MODEL_LOADS_TOTAL = "hush_model_loads_total", Counter [LABEL_MODEL, LABEL_RESULT];
+    /// How often the model was found in memory although neither a request nor a command had loaded it.
+    MODEL_APPEARED_TOTAL = "hush_model_appeared_total", Counter [LABEL_MODEL];
     /// Seconds from the decision to unload until the runner is reaped.
     MODEL_UNLOAD_DURATION_SECONDS = "hush_model_unload_duration_seconds", Histogram [LABEL_MODEL];
     /// Unloads, by reason.

@@ -218,7 +218,7 @@ async fn under_pressure_the_lower_priority_leaves_and_a_killed_controller_is_rep
     speech.transcribe()?;
     llm.chat()?;
 
-    let seat = stage.seat(CONTROLLER, &plane.url(), &["--scope", "cluster"]).await?;
+    let seat = stage.controller_command(CONTROLLER, &plane.url(), &["--scope", "cluster"]).await?;
     let mut first = seat.start()?;
     wait_until_ready(&first)?;
     wait_until_calm(&first)?;
