@@ -11,8 +11,10 @@ mod auth;
 pub mod budget;
 mod connections;
 mod head;
+pub mod header;
 mod holding_body;
 mod io;
+pub mod multipart;
 pub mod open_files;
 mod refusal;
 mod serve;
@@ -26,7 +28,7 @@ pub use holding_body::HoldingBody;
 pub use io::GuardedIo;
 pub use refusal::{ErrorFormat, FormatErrors, ListenerRefusal, code, format_errors};
 pub use serve::{ListenOptions, serve};
-pub use service::{GuardedService, RequestPhase, RouteScope};
+pub use service::{GuardedService, InRequest, RequestPhase, RouteScope};
 
 use std::time::Duration;
 

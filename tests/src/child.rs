@@ -70,6 +70,11 @@ impl ChildProgram {
         })
     }
 
+    /// `None`: it runs.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Waits until it has ended by itself.
     pub fn wait_for_exit(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let child = &mut self.child;

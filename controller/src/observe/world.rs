@@ -85,9 +85,14 @@ pub fn assemble(
         let app = sample.app.as_ref().map_or(WHISPER, |app| app.name.as_str());
         for (name, sample) in &sample.models {
             let key = ModelKey { server: server.clone(), model: name.clone() };
-            let labels = target.labels.clone();
-            let app = app.to_owned();
-            let model = ObservedModel { key, app, labels, sample: sample.clone(), sample_age: age, back_off: false };
+            let model = ObservedModel {
+                key,
+                app: app.to_owned(),
+                labels: target.labels.clone(),
+                sample: sample.clone(),
+                sample_age: age,
+                back_off: false,
+            };
             models_by_node.push((target.node.as_str(), model));
         }
         for (uuid, gpu) in &sample.gpus {

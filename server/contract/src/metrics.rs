@@ -99,6 +99,11 @@ families! {
     COLD_START_WAIT_SECONDS = "hush_cold_start_wait_seconds", Histogram [LABEL_MODEL];
     /// Seconds from the head of a request to the end of its answer.
     REQUEST_DURATION_SECONDS = "hush_request_duration_seconds", Histogram [LABEL_ROUTE, LABEL_CODE];
+    /// Requests of a GPU sidecar that got no whole answer of the app, by cause (`refused`: no connection, nothing was sent;
+    /// `broken`: the connection broke before the answer; `cut`: it broke within the answer; `timed_out`).
+    UPSTREAM_FAILURES_TOTAL = "hush_upstream_failures_total", Counter [LABEL_CAUSE];
+    /// Websockets that are open through a GPU sidecar, by kind (`display`: counts as nothing; `work`: uses the model).
+    OPEN_WEBSOCKETS = "hush_open_websockets", Gauge [LABEL_KIND];
     /// Seconds of audio that were transcribed.
     AUDIO_SECONDS_TOTAL = "hush_audio_seconds_total", Counter [LABEL_MODEL];
     /// Runners that had to be replaced (`exited`, `killed`, `hung`, `load_timeout`).
@@ -244,6 +249,7 @@ pub const LABEL_ASKED: &str = "asked";
 pub const LABEL_DEVICE: &str = "device";
 pub const LABEL_MODEL: &str = "model";
 pub const LABEL_STATE: &str = "state";
+pub const LABEL_KIND: &str = "kind";
 pub const LABEL_PHASE: &str = "phase";
 pub const LABEL_RESULT: &str = "result";
 pub const LABEL_REASON: &str = "reason";

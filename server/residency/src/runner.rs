@@ -27,8 +27,8 @@ pub trait RunnerFactory: Clone + Send + Sync + 'static {
 
     /// A runner for a model that is in memory already, although no runner loaded it. It reports its processes, where it
     /// knows them, and never [`RunnerEvent::Loaded`]. Only asked for after [`crate::ModelHandle::appeared`].
-    fn adopt(&self, spec: Self::Spec, notify: Notify) -> Self::Runner {
-        self.start(spec, notify)
+    fn adopt(&self, spec: Self::Spec, on_event: OnRunnerEvent) -> Self::Runner {
+        self.start(spec, on_event)
     }
 
     /// Ends what the factory itself holds, such as a spare runner, and waits until it is gone.

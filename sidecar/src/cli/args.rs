@@ -348,7 +348,10 @@ mod tests {
         let cli = SidecarCli::try_parse_from(line).unwrap();
 
         assert_eq!(cli.args.command, ["server", "--port", "{port}"]);
-        assert_eq!((cli.args.models, cli.args.life.idle_timeout.0), (vec!["a".to_owned()], Some(Duration::from_secs(300))));
+        assert_eq!(
+            (cli.args.models, cli.args.life.idle_timeout.0),
+            (vec!["a".to_owned()], Some(Duration::from_secs(300)))
+        );
     }
 
     #[test]

@@ -209,7 +209,8 @@ mod tests {
 
     #[test]
     fn models_of_both_sources_come_together_and_inherit() {
-        let file = "models:\n- name: big\n  appName: big:70b\n  aliases: [gpt-4o]\n  idleTimeout: 0s\n  needBytes: 6GiB\n";
+        let file =
+            "models:\n- name: big\n  appName: big:70b\n  aliases: [gpt-4o]\n  idleTimeout: 0s\n  needBytes: 6GiB\n";
         let (args, _file) = args(Some(file), &["--model", "tiny", "--idle-timeout", "1m", "--drain-timeout", "5s"]);
 
         let models = models(&args).unwrap();

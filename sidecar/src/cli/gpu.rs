@@ -28,11 +28,7 @@ impl AppGpu {
     ///
     /// # Errors
     /// If the thread that looks at them cannot be started, or the device does not exist.
-    pub async fn start(
-        memory: &MemoryArgs,
-        registry: &Registry,
-        metrics: &ResidencyMetrics,
-    ) -> anyhow::Result<Self> {
+    pub async fn start(memory: &MemoryArgs, registry: &Registry, metrics: &ResidencyMetrics) -> anyhow::Result<Self> {
         let is_expected = matches!(memory.device, AppDevice::Cuda(_)) || memory.nvml_lib.is_some();
         let sampler = GpuSampler::start(SamplerSettings {
             library: memory.nvml_lib.clone(),
@@ -74,7 +70,9 @@ async fn resolve(device: AppDevice, sampler: &GpuSampler) -> anyhow::Result<(Str
     let visible = variable("CUDA_VISIBLE_DEVICES");
     let order = variable("CUDA_DEVICE_ORDER");
     let found = VisibleDevice::resolve(cuda, visible.as_deref(), order.as_deref());
-    let gpu = found.gpu.with_context(|| format!("--device {}: CUDA_VISIBLE_DEVICES has no such GPU", AppDevice::Cuda(cuda)))?;
+    let gpu = found
+        .gpu
+        .with_context(|| format!("--device {}: CUDA_VISIBLE_DEVICES has no such GPU", AppDevice::Cuda(cuda)))?;
 
     Ok((AppDevice::Cuda(cuda).to_string(), Some(gpu)))
 }

@@ -25,7 +25,7 @@ use super::gpu::AppGpu;
 use super::ops;
 use crate::app::App;
 use crate::process::{AppActivity, ProcessSettings, ReadinessProbe, SupervisedApp};
-use crate::proxy::{self, Proxy, ProxyMetrics, ProxySettings};
+use crate::proxy::{Proxy, ProxyMetrics, ProxySettings, RequestRoutes};
 use crate::runner::{
     AppWatch, DetachFlag, ModelMode, RunnerTimeouts, RunnersSettings, SidecarRunners, SidecarSpec, WatchSettings,
 };
@@ -47,10 +47,7 @@ pub fn run(args: SidecarArgs) -> anyhow::Result<()> {
     });
     raise_limit();
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(serve(args))
 }
 
@@ -93,25 +90,14 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
     let models = start_models(&args, &configured, &governed, runners, &gpu, &residency)?;
     ops::register_app_metrics(&registry, &governed.app, &governed.mode, watch.status())?;
 
-    let stop = CancellationToken::new();
     let ops_stop = CancellationToken::new();
-    let proxy = Proxy::new(
-        Arc::clone(&governed.app),
-        Arc::clone(&models),
-        governed.upstream.clone(),
-        watch.status(),
-        proxy_metrics,
-        proxy_settings(&args, &configured),
-    );
-    let proxy = proxy.with_activity(governed.activity.clone());
-    let router = ops::router(
-        Arc::clone(&models),
-        access,
-        ops_stop.clone(),
-        registry,
-        gpu.accounts.sampler().clone(),
-    );
-    let requests = tokio::spawn(proxy::serve(listener, proxy, stop.clone()));
+    let routes: Arc<dyn RequestRoutes> = governed.app.clone();
+    let settings = proxy_settings(&args, &configured);
+    let proxy =
+        Proxy::new(Arc::clone(&models), routes, governed.upstream.clone(), watch.status(), settings, proxy_metrics);
+    let router = ops::router(Arc::clone(&models), access, ops_stop.clone(), registry, gpu.accounts.sampler().clone());
+    let serving = proxy.clone();
+    let requests = tokio::spawn(async move { serving.serve(listener).await });
     let operations = tokio::spawn(hush_listener::serve(ops_listener, router, ops_options()));
     let watching = tokio::spawn(watch.run(Arc::clone(&models), app_names(&governed.app, &configured)));
     tracing::info!(
@@ -130,7 +116,7 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
         detach.set();
     }
 
-    stop.cancel();
+    proxy.shut_down();
     let (served, ()) = tokio::join!(requests, models.shutdown(drain));
     watching.abort();
     if let Some(supervised) = governed.supervised {
@@ -326,11 +312,7 @@ fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel]) -> ProxySe
 }
 
 fn ops_options() -> ListenOptions {
-    ListenOptions {
-        max_connections: OPS_CONNECTIONS,
-        head_patience: hush_listener::HEAD_TIMEOUT,
-        shape: error_shape,
-    }
+    ListenOptions { max_connections: OPS_CONNECTIONS, head_timeout: hush_listener::HEAD_TIMEOUT, shape: error_shape }
 }
 
 async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {

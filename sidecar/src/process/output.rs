@@ -8,6 +8,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Longer lines are cut in the log.
 const LONGEST_LINE_BYTES: usize = 4096;
+/// Room for what is said about the rest of a line that was cut.
+const LONGEST_SHOWN_CHARS: usize = LONGEST_LINE_BYTES + 64;
 const READ_BYTES: usize = 16 << 10;
 
 /// How many lines the cause of a failed load has, and how long they may be.
@@ -165,7 +167,7 @@ pub(super) async fn log_output(
     on_line: impl Fn(&str),
 ) {
     let handle = |line: &str| {
-        let shown = hush_log::printable(line, LONGEST_LINE_BYTES);
+        let shown = hush_log::printable(line, LONGEST_SHOWN_CHARS);
         tracing::info!(target: "hush_sidecar::app_output", app = &*app, "{shown}");
         tail.push(line);
         on_line(line);
