@@ -302,9 +302,10 @@ apps: [{name: chat}]
 """, {
         f"{APP} spec.replicas": 2, f"{APP} spec.strategy": {"type": "Recreate"}, f"{APP} metadata.annotations": {"reloader": "true"},
         f"{APP_HERE}.image": "docker.io/ollama/ollama:0.17.4", f"{APP_HERE}.command": ["ollama", "serve"], f"{APP_HERE}.args": ["--verbose"],
-        f"{SIDECAR}.args": Has("--app=ollama", "--upstream=http://127.0.0.1:11435", "--model=one", "--model=two", "--cold-hold=90s",
+        f"{SIDECAR}.args": Has("--app=ollama", "--upstream=http://127.0.0.1:11435", "--config=/etc/hush/config.yaml", "--cold-hold=90s",
                                "--admin-account=ops:robot", "--admin-account=hush:hush-controller",
                                "--admin-token-file=/var/run/secrets/hush-admin/word", "--drain-timeout=90s"),
+        "ConfigMap/hush-chat data.config\\.yaml": "models:\n- name: one\n- name: two\n",
         f"{APP_HERE}.env[OLLAMA_HOST].value": "127.0.0.1:11435", f"{SIDECAR}.env[OLLAMA_HOST]": ABSENT,
         f"{APP_HERE}.envFrom": [{"secretRef": {"name": "from"}}], f"{SIDECAR}.envFrom": [{"configMapRef": {"name": "settings"}}],
         f"{SIDECAR}.image": "own-sidecar:v2", f"{SIDECAR}.env[ONE].value": "1", f"{SIDECAR}.resources.limits": {"memory": "128Mi"},
