@@ -172,6 +172,10 @@ impl Upstream {
         Self { inner: Arc::new(UpstreamInner { settings, authority, host, pool }) }
     }
 
+    pub fn settings(&self) -> &UpstreamSettings {
+        &self.inner.settings
+    }
+
     /// `host:port`, as the app sees it in `Host`.
     pub fn authority(&self) -> &str {
         &self.inner.authority

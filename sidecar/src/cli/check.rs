@@ -1,4 +1,4 @@
-//! `hush-sidecar check FILE`.
+//! `hush-sidecar check FILE` and `hush-sidecar describe APP`.
 
 use std::fs;
 use std::path::Path;
@@ -21,4 +21,18 @@ pub fn check_description(path: &Path) -> anyhow::Result<()> {
         }
         Err(error) => bail!("{}: {error}", path.display()),
     }
+}
+
+/// Prints the description of a known app.
+///
+/// # Errors
+/// If the app is not known.
+pub fn describe(name: &str) -> anyhow::Result<()> {
+    let Some(text) = App::source(name) else {
+        let known: Vec<&str> = App::known().collect();
+        bail!("`{name}` is no known app: {}", known.join(", "));
+    };
+
+    hush_log::out!("{text}");
+    Ok(())
 }

@@ -9,6 +9,6 @@ mod run;
 mod values;
 
 pub use args::{SidecarArgs, SidecarCli, SidecarCommand};
-pub use check::check_description;
+pub use check::{check_description, describe};
 pub use config::{ConfigError, SidecarFile};
 pub use run::run;

@@ -12,7 +12,7 @@ use hush_listener::ListenOptions;
 use hush_listener::open_files::{connections_within_limit, raise_limit};
 use hush_listener::spool::{SpoolOptions, check_folder};
 use hush_log::{LogSetup, register_program_metrics};
-use hush_residency::admin::error_shape;
+use hush_residency::admin::error_body;
 use hush_residency::{DrainEnd, LifecycleSettings, ModelSettings, Models, ResidencyMetrics};
 use prometheus::Registry;
 use tokio::net::TcpListener;
@@ -27,7 +27,8 @@ use crate::app::App;
 use crate::process::{AppActivity, ProcessSettings, ReadinessProbe, SupervisedApp};
 use crate::proxy::{Proxy, ProxyMetrics, ProxySettings, RequestRoutes};
 use crate::runner::{
-    AppWatch, DetachFlag, ModelMode, RunnerTimeouts, RunnersSettings, SidecarRunners, SidecarSpec, WatchSettings,
+    AppMetrics, AppWatch, DetachFlag, ModelMode, RunnerTimeouts, RunnersSettings, SidecarRunners, SidecarSpec,
+    WatchSettings,
 };
 use crate::upstream::{CredentialForm, Upstream, UpstreamCredential, UpstreamSettings};
 
@@ -68,6 +69,7 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
     let registry = Registry::new();
     register_program_metrics(&registry, env!("CARGO_PKG_VERSION"))?;
     let residency = ResidencyMetrics::new(&registry).context("registering metrics")?;
+    let app_metrics = AppMetrics::new(&registry).context("registering metrics")?;
     let proxy_metrics = ProxyMetrics::new(&registry).context("registering metrics")?;
 
     let (listener, address) = bind("--listen", args.listen).await?;
@@ -77,7 +79,7 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
     let gpu = AppGpu::start(&args.memory, &registry, &residency).await?;
     let governed = start_app(&args, &configured)?;
     let detach = DetachFlag::default();
-    let watch = app_watch(&args, &governed);
+    let watch = app_watch(&args, &governed, app_metrics.clone());
     let runners = RunnersSettings {
         app: Arc::clone(&governed.app),
         upstream: governed.upstream.clone(),
@@ -86,9 +88,10 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
         status: watch.status(),
         detach: detach.clone(),
         activity: governed.activity.clone(),
+        metrics: app_metrics.clone(),
     };
     let models = start_models(&args, &configured, &governed, runners, &gpu, &residency)?;
-    ops::register_app_metrics(&registry, &governed.app, &governed.mode, watch.status())?;
+    app_metrics.register(&registry, governed.app.name(), &governed.mode, watch.status())?;
 
     let ops_stop = CancellationToken::new();
     let routes: Arc<dyn RequestRoutes> = governed.app.clone();
@@ -237,10 +240,10 @@ fn process_settings(args: &SidecarArgs, app: &App, port: u16) -> anyhow::Result<
     }))
 }
 
-fn app_watch(args: &SidecarArgs, governed: &GovernedApp) -> AppWatch {
+fn app_watch(args: &SidecarArgs, governed: &GovernedApp, metrics: AppMetrics) -> AppWatch {
     let settings = WatchSettings { interval: args.life.poll_interval, mode: governed.mode.clone() };
 
-    AppWatch::new(Arc::clone(&governed.app), governed.upstream.clone(), settings)
+    AppWatch::new(Arc::clone(&governed.app), governed.upstream.clone(), settings, metrics)
 }
 
 fn start_models(
@@ -254,6 +257,7 @@ fn start_models(
     let settings = configured.iter().map(|model| ModelSettings {
         name: model.name.clone(),
         spec: SidecarSpec {
+            name: model.name.clone(),
             app_name: app_name(&governed.app, model),
             device: gpu.device.clone(),
             mode: governed.mode.clone(),
@@ -312,7 +316,11 @@ fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel]) -> ProxySe
 }
 
 fn ops_options() -> ListenOptions {
-    ListenOptions { max_connections: OPS_CONNECTIONS, head_timeout: hush_listener::HEAD_TIMEOUT, shape: error_shape }
+    ListenOptions {
+        max_connections: OPS_CONNECTIONS,
+        head_timeout: hush_listener::HEAD_TIMEOUT,
+        format_error: error_body,
+    }
 }
 
 async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {

@@ -168,7 +168,11 @@ impl ObservedRun {
             RunnerEvent::Loaded(_) => self.ready_at = Some(now),
             RunnerEvent::LoadFailed { cause, .. } => self.end(cause, now),
             RunnerEvent::Lost(loss) => self.end(loss.to_string(), now),
-            RunnerEvent::FullyLoaded(_) | RunnerEvent::OutOfMemory(_) | RunnerEvent::Exited => return None,
+            RunnerEvent::FullyLoaded(_)
+            | RunnerEvent::OutOfMemory(_)
+            | RunnerEvent::StopRefused { .. }
+            | RunnerEvent::LeftByItself
+            | RunnerEvent::Exited => return None,
         }
         if self.is_stopping {
             return None;

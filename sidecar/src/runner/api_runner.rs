@@ -6,9 +6,9 @@ use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::RunnersShared;
 use super::app_calls::{ActionError, ListError, app_ended};
 use super::observation::ObservedContent;
+use super::{RunnersShared, SidecarSpec};
 use crate::app::ModelPresence;
 use crate::status::AppStatus;
 use crate::upstream::UpstreamError;
@@ -26,20 +26,20 @@ enum RunnerCommand {
 
 impl ApiRunner {
     /// Loads the model. Must be called inside a tokio runtime, as [`Self::adopt`].
-    pub(super) fn load(shared: Arc<RunnersShared>, model: String, notify: OnRunnerEvent) -> Self {
+    pub(super) fn load(shared: Arc<RunnersShared>, spec: SidecarSpec, notify: OnRunnerEvent) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
-        let task = RunnerTask { shared, model, notify, inbox, loaded: None };
+        let task = RunnerTask { shared, name: spec.name, model: spec.app_name, notify, inbox, loaded: None };
 
         tokio::spawn(task.run_from_load());
         Self { commands }
     }
 
     /// Takes over a model that the app has loaded by itself.
-    pub(super) fn adopt(shared: Arc<RunnersShared>, model: String, notify: OnRunnerEvent) -> Self {
+    pub(super) fn adopt(shared: Arc<RunnersShared>, spec: SidecarSpec, notify: OnRunnerEvent) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
-        let instance = shared.settings.observations.borrow().find(&model).and_then(|listed| listed.instance);
+        let instance = shared.settings.observations.borrow().find(&spec.app_name).and_then(|listed| listed.instance);
         let loaded = Some(LoadedInstance { since: Instant::now(), instance });
-        let task = RunnerTask { shared, model, notify, inbox, loaded };
+        let task = RunnerTask { shared, name: spec.name, model: spec.app_name, notify, inbox, loaded };
 
         tokio::spawn(task.run_loaded());
         Self { commands }
@@ -69,6 +69,9 @@ enum NextPhase {
 
 struct RunnerTask {
     shared: Arc<RunnersShared>,
+    /// The name in metrics.
+    name: String,
+    /// The name under which the app knows the model.
     model: String,
     notify: OnRunnerEvent,
     inbox: mpsc::UnboundedReceiver<RunnerCommand>,
@@ -190,7 +193,7 @@ impl RunnerTask {
     /// Unloads the model; a command that comes meanwhile, or the end of the sidecar, ends the wait for the app.
     async fn stop(&mut self) -> Result<(), String> {
         tokio::select! {
-            unloaded = unload(&self.shared, &self.model) => unloaded,
+            unloaded = unload(&self.shared, &self.name, &self.model) => unloaded,
             _ = self.inbox.recv() => Ok(()),
         }
     }
@@ -204,7 +207,7 @@ impl RunnerTask {
 }
 
 /// Unloads a model, if the app has no work for it.
-async fn unload(shared: &RunnersShared, model: &str) -> Result<(), String> {
+async fn unload(shared: &RunnersShared, name: &str, model: &str) -> Result<(), String> {
     match shared.app_work(model).await {
         Ok(0) => {}
         Ok(work) => return Err(format!("the app has work for it: {work} requests")),
@@ -215,6 +218,11 @@ async fn unload(shared: &RunnersShared, model: &str) -> Result<(), String> {
 
     match shared.unload_model(model).await {
         Ok(()) | Err(ActionError::AppIsDown(_)) => Ok(()),
-        Err(error) => Err(hush_log::explain(&error)),
+        Err(error) => {
+            if let ActionError::Unconfirmed { .. } = error {
+                shared.settings.metrics.unloads_unconfirmed_total.with_label_values(&[name]).inc();
+            }
+            Err(hush_log::explain(&error))
+        }
     }
 }

@@ -20,6 +20,9 @@ pub(super) enum ActionError {
     Busy(String),
     #[error("{cause}")]
     Failed { cause: String, out_of_memory: bool },
+    /// The app said that it unloads the model, and still lists it.
+    #[error("the app still lists the model {seconds} s after it was asked to unload it")]
+    Unconfirmed { seconds: u64 },
     #[error("the app does not run: {0}")]
     AppIsDown(#[source] UpstreamError),
     #[error("the app gave no answer: {0}")]
@@ -119,11 +122,7 @@ impl RunnersShared {
             ModelPresence::Loaded | ModelPresence::Loading | ModelPresence::Unloading => None,
         })
         .await
-        .unwrap_or_else(|| {
-            let seconds = self.settings.timeouts.unload.as_secs();
-            let cause = format!("the app still lists the model {seconds} s after it was asked to unload it");
-            Err(ActionError::Failed { cause, out_of_memory: false })
-        })
+        .unwrap_or_else(|| Err(ActionError::Unconfirmed { seconds: self.settings.timeouts.unload.as_secs() }))
         .map(drop)
     }
 

@@ -8,7 +8,9 @@
 
 mod api_runner;
 mod app_calls;
+mod app_metrics;
 mod observation;
+mod port_check;
 mod watch;
 
 use std::io;
@@ -25,6 +27,7 @@ use crate::status::AppStatus;
 use crate::upstream::Upstream;
 
 pub use api_runner::ApiRunner;
+pub use app_metrics::AppMetrics;
 pub use observation::AppObservation;
 pub use watch::{AppWatch, WatchSettings};
 
@@ -47,6 +50,7 @@ pub struct RunnersSettings {
     pub detach: DetachFlag,
     /// When the app last sent something through the proxy.
     pub activity: AppActivity,
+    pub metrics: AppMetrics,
 }
 
 /// Once set, runners leave their models to the app instead of unloading them: the end of the sidecar must not end what it
@@ -76,6 +80,8 @@ pub enum ModelMode {
 /// A model of the app.
 #[derive(Clone, Debug)]
 pub struct SidecarSpec {
+    /// The name in metrics and requests.
+    pub name: String,
     /// The name under which the app knows the model.
     pub app_name: String,
     /// `cpu`, `cuda:0`: where the app is known to run it.
@@ -123,15 +129,15 @@ impl RunnerFactory for SidecarRunners {
     }
 
     fn start(&self, spec: SidecarSpec, notify: OnRunnerEvent) -> SidecarRunner {
-        match spec.mode {
-            ModelMode::Api => SidecarRunner::Api(ApiRunner::load(Arc::clone(&self.shared), spec.app_name, notify)),
+        match spec.mode.clone() {
+            ModelMode::Api => SidecarRunner::Api(ApiRunner::load(Arc::clone(&self.shared), spec, notify)),
             ModelMode::Process(process) => self.start_process(process, notify),
         }
     }
 
     fn adopt(&self, spec: SidecarSpec, notify: OnRunnerEvent) -> SidecarRunner {
-        match spec.mode {
-            ModelMode::Api => SidecarRunner::Api(ApiRunner::adopt(Arc::clone(&self.shared), spec.app_name, notify)),
+        match spec.mode.clone() {
+            ModelMode::Api => SidecarRunner::Api(ApiRunner::adopt(Arc::clone(&self.shared), spec, notify)),
             // A process that this sidecar did not start is never adopted.
             ModelMode::Process(process) => self.start_process(process, notify),
         }

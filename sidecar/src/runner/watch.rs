@@ -12,7 +12,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::app_calls::{app_work, observe};
 use super::observation::{AppObservation, ObservedContent};
-use super::{ModelMode, SidecarRunners};
+use super::port_check::is_port_exposed;
+use super::{AppMetrics, ModelMode, SidecarRunners};
 use crate::app::{App, AppAnswer, ModelPresence};
 use crate::status::AppStatus;
 use crate::upstream::{Upstream, UpstreamError};
@@ -34,16 +35,17 @@ pub struct AppWatch {
     app: Arc<App>,
     upstream: Upstream,
     settings: WatchSettings,
+    metrics: AppMetrics,
     status: watch::Sender<AppStatus>,
     observation: watch::Sender<AppObservation>,
 }
 
 impl AppWatch {
-    pub fn new(app: Arc<App>, upstream: Upstream, settings: WatchSettings) -> Self {
+    pub fn new(app: Arc<App>, upstream: Upstream, settings: WatchSettings, metrics: AppMetrics) -> Self {
         let (status, observation) =
             (watch::Sender::new(not_asked_yet()), watch::Sender::new(AppObservation::unknown()));
 
-        Self { app, upstream, settings, status, observation }
+        Self { app, upstream, settings, metrics, status, observation }
     }
 
     pub fn status(&self) -> watch::Receiver<AppStatus> {
@@ -72,6 +74,7 @@ impl AppWatch {
                 if is_due || !matches!(&*self.status.borrow(), AppStatus::Running { .. }) {
                     self.identify().await;
                     identified = Some(Instant::now());
+                    self.check_port().await;
                 }
                 self.watch_list(&handles, &names).await;
             }
@@ -104,6 +107,20 @@ impl AppWatch {
             Ok(identity) => AppStatus::Running { version: identity.version },
             Err(unsuitable) => AppStatus::Unsuitable { cause: unsuitable.to_string() },
         });
+    }
+
+    /// Finds out whether clients can pass by the sidecar.
+    async fn check_port(&self) {
+        let Some(is_exposed) = is_port_exposed(self.upstream.settings()).await else { return };
+
+        if self.metrics.note_port_exposed(is_exposed) && is_exposed {
+            let address = self.upstream.authority();
+            tracing::warn!(
+                app = self.app.name(),
+                "the app's own port can be reached from other machines, and what goes there is cut off by an unload: have \
+                 it listen on the loopback alone ({address})"
+            );
+        }
     }
 
     fn publish_status(&self, status: AppStatus) {
@@ -148,6 +165,10 @@ impl AppWatch {
 
             // The answer is older than a change of the state otherwise.
             if is_away && was_the_same && listed.is_some_and(|listed| listed.presence == ModelPresence::Loaded) {
+                if after.0 == ModelState::WaitingForMemory || handle.snapshot().hold.is_some() {
+                    self.metrics.loads_behind_hold_total.with_label_values(&[name]).inc();
+                    tracing::warn!(model = name, "the app has loaded the model by itself although it was to stay away");
+                }
                 handle.appeared();
             }
         }
@@ -175,6 +196,7 @@ impl AppWatch {
                     occupied.remove(handle.name());
                 }
                 Ok(_) if !is_held => {
+                    self.metrics.unattributed_work_total.with_label_values(&[handle.name()]).inc();
                     if let Some(lease) = handle.occupy().await {
                         occupied.insert(handle.name().to_owned(), lease);
                     }
