@@ -83,7 +83,9 @@ class Examples(unittest.TestCase):
             process = "copy-sidecar" in [container["name"] for container in pod["spec"]["initContainers"]]
             self.assertEqual(probed, ["app"] if process else ["sidecar"])
             door = named(pod, probed[0])
-            self.assertEqual({door[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}, {"http"})
+            probes = [door[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
+            self.assertEqual([(probe["path"], probe["port"], probe["scheme"]) for probe in probes],
+                             [("/healthz", "ops", "HTTP"), ("/healthz", "ops", "HTTP"), ("/readyz", "ops", "HTTP")])
 
     def test_the_policies_select_it(self):
         for documents, _, pod in self.each():
@@ -115,9 +117,10 @@ class Modes(unittest.TestCase):
         pod = pod_of(rendered("--values", CHART / "examples/app-ollama.yaml"), "hush-ollama")
         sidecar, app = named(pod, "sidecar"), named(pod, "app")
         self.assertEqual(sidecar["restartPolicy"], "Always")
-        for argument in ("--app=ollama", "--upstream=http://127.0.0.1:11435", "--model=llama3.2:3b", "--listen=0.0.0.0:9000",
+        for argument in ("--app=ollama", "--mode=api", "--upstream=http://127.0.0.1:11435", "--config=/etc/hush/config.yaml", "--listen=0.0.0.0:9000",
                          "--ops-listen=0.0.0.0:9001"):
             self.assertIn(argument, sidecar["args"])
+        self.assertIn({"name": "config", "mountPath": "/etc/hush", "readOnly": True}, sidecar["volumeMounts"])
         self.assertNotIn("limits", sidecar["resources"])
         # The image's own command.
         self.assertNotIn("command", app)
@@ -140,15 +143,15 @@ class Modes(unittest.TestCase):
         self.assertEqual(app["args"][end + 1:end + 4], ["/app/llama-server", "--host", "127.0.0.1"])
         self.assertIn("{port}", app["args"][end:])
         self.assertIn("--ready=/health", app["args"][:end])
+        self.assertIn("--mode=process", app["args"][:end])
         self.assertEqual(app["resources"]["limits"], {"nvidia.com/gpu": 1})
 
     def test_a_description_of_ones_own(self):
         documents = rendered("--values", values(
             "apps:\n- {name: own, description: 'name: own', image: 'x/y:1', port: 8000, models: [m]}\n"))
         sidecar = named(pod_of(documents, "hush-own"), "sidecar")
-        self.assertIn("--app-file=/etc/hush/app.yaml", sidecar["args"])
-        self.assertFalse([word for word in sidecar["args"] if word.startswith("--app=")])
-        self.assertEqual(the(documents, "ConfigMap", "hush-own")["data"], {"app.yaml": "name: own\n"})
+        self.assertEqual([word for word in sidecar["args"] if word.startswith("--app=")], ["--app=/etc/hush/app.yaml"])
+        self.assertEqual(the(documents, "ConfigMap", "hush-own")["data"], {"app.yaml": "name: own\n", "config.yaml": "models:\n- name: m\n"})
 
         def config(text: str) -> str:
             pod = pod_of(rendered("--values", values(
@@ -156,6 +159,13 @@ class Modes(unittest.TestCase):
             return pod["metadata"]["annotations"]["gpu.hush.dev/config"]
 
         self.assertNotEqual(config("name: a"), config("name: b"), "a change replaces the pod")
+
+    def test_models_by_name_or_with_what_differs(self):
+        models = "[one, {name: two, appName: 'two:7b', aliases: [second], idleTimeout: 1m, needBytes: 6GiB}]"
+        documents = rendered("--values", values(f"apps: [{SMALL.replace('[tiny]', models)}]\n"))
+        config = yaml.safe_load(the(documents, "ConfigMap", "hush-chat")["data"]["config.yaml"])
+        self.assertEqual(config, {"models": [{"name": "one"}, {"name": "two", "appName": "two:7b", "aliases": ["second"],
+                                                               "idleTimeout": "1m", "needBytes": "6GiB"}]})
 
     def test_a_controller_beside_each_app(self):
         documents = rendered("--values", values(f"controller: {{scope: pod}}\nserver: {{enabled: false}}\napps: [{SMALL}]\n"))
@@ -192,6 +202,7 @@ class Modes(unittest.TestCase):
         pod = pod_of(documents, "hush-chat")
         self.assertEqual(pod["metadata"]["annotations"]["gpu.hush.dev/ops-scheme"], "https")
         self.assertIn("--ops-tls-cert=/var/run/secrets/hush-ops-tls/tls.crt", named(pod, "sidecar")["args"])
+        self.assertEqual(named(pod, "sidecar")["readinessProbe"]["httpGet"]["scheme"], "HTTPS")
         mounted = {c["name"] for c in containers(pod) if any(m["name"] == "ops-tls" for m in c["volumeMounts"])}
         self.assertEqual(mounted, {"sidecar"})
 
@@ -241,6 +252,7 @@ class Refused(unittest.TestCase):
             (app("port: 70000"), "port"),
             (app("port: 9001"), "apps[0].port: 9001 is a port of hush-sidecar"),
             (app("models: []"), "apps[0].models is empty"),
+            (app("models: [{nam: x}]"), "models"),
             (app("kind: ''"), "apps[0].kind is empty"),
             (app("description: 'name: x'"), "exclude each other"),
             (app("mode: process"), "apps[0].command is empty"),

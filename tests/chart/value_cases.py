@@ -302,9 +302,10 @@ apps: [{name: chat}]
 """, {
         f"{APP} spec.replicas": 2, f"{APP} spec.strategy": {"type": "Recreate"}, f"{APP} metadata.annotations": {"reloader": "true"},
         f"{APP_HERE}.image": "docker.io/ollama/ollama:0.17.4", f"{APP_HERE}.command": ["ollama", "serve"], f"{APP_HERE}.args": ["--verbose"],
-        f"{SIDECAR}.args": Has("--app=ollama", "--upstream=http://127.0.0.1:11435", "--model=one", "--model=two", "--cold-hold=90s",
+        f"{SIDECAR}.args": Has("--app=ollama", "--upstream=http://127.0.0.1:11435", "--config=/etc/hush/config.yaml", "--cold-hold=90s",
                                "--admin-account=ops:robot", "--admin-account=hush:hush-controller",
                                "--admin-token-file=/var/run/secrets/hush-admin/word", "--drain-timeout=90s"),
+        "ConfigMap/hush-chat data.config\\.yaml": "models:\n- name: one\n- name: two\n",
         f"{APP_HERE}.env[OLLAMA_HOST].value": "127.0.0.1:11435", f"{SIDECAR}.env[OLLAMA_HOST]": ABSENT,
         f"{APP_HERE}.envFrom": [{"secretRef": {"name": "from"}}], f"{SIDECAR}.envFrom": [{"configMapRef": {"name": "settings"}}],
         f"{SIDECAR}.image": "own-sidecar:v2", f"{SIDECAR}.env[ONE].value": "1", f"{SIDECAR}.resources.limits": {"memory": "128Mi"},
@@ -338,7 +339,7 @@ apps:
 - {name: own, description: "name: own", replicas: null, sidecar: {image: {digest: "sha256:%s"}}, gpu: {enabled: false}}
 - {name: claimed, kind: vllm, gpu: {count: 0}, resourceClaims: [{name: gpu, resourceClaimName: the-gpu}, {name: more, resourceClaimTemplateName: t}], resources: {claims: [{name: gpu}]}}
 """ % ("2" * 64), {
-        f"{APP_HERE}.args": Has("--ready=/up", "--", "serve"), f"{APP} {POD}.initContainers[copy-sidecar].image": "hush-sidecar:0.1.0",
+        f"{APP_HERE}.args": Has("--app=process", "--mode=process", "--ready=/up", "--", "serve"), f"{APP} {POD}.initContainers[copy-sidecar].image": "hush-sidecar:0.1.0",
         f"{APP_HERE}.env[NVIDIA_VISIBLE_DEVICES].value": "GPU-a", f"{APP_HERE}.resources.limits": ABSENT,
         "PodDisruptionBudget/hush-chat metadata": ABSENT, "ConfigMap/hush-own data.app\\.yaml": "name: own\n",
         f"Deployment/hush-own {POD}.initContainers[sidecar].image": f"hush-sidecar@sha256:{'2' * 64}", "Deployment/hush-own spec.replicas": ABSENT,

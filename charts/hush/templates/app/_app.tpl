@@ -16,13 +16,18 @@
 {{ include "hush.image" (list .root .server.values.sidecar.image "") }}
 {{- end }}
 
-{{/* What the description of an app is mounted as: a change of it replaces the pod. */}}
-{{- define "hush.app.annotations" -}}
-{{- $values := .server.values -}}
-kubectl.kubernetes.io/default-container: app
-{{- with $values.description }}
-gpu.hush.dev/config: {{ sha256sum . | trunc 16 | quote }}
+{{/* The configuration file of hush-sidecar: a model by its name alone, or with what differs from the others. */}}
+{{- define "hush.app.config" -}}
+models:
+{{- range .server.values.models }}
+- {{ kindIs "string" . | ternary (dict "name" .) . | toYaml | nindent 2 | trim }}
 {{- end }}
+{{- end }}
+
+{{- define "hush.app.annotations" -}}
+# A change of the configuration replaces the pod.
+gpu.hush.dev/config: {{ printf "%s%s" (include "hush.app.config" .) .server.values.description | sha256sum | trunc 16 | quote }}
+kubectl.kubernetes.io/default-container: app
 {{- with include "hush.opsTls.serverAnnotations" .root }}
 {{ . }}
 {{- end }}
@@ -36,14 +41,13 @@ gpu.hush.dev/config: {{ sha256sum . | trunc 16 | quote }}
 {{- define "hush.app.args" -}}
 {{- $values := .server.values -}}
 {{- if $values.description }}
-- --app-file=/etc/hush/app.yaml
-{{- else if $values.kind }}
-- {{ printf "--app=%s" $values.kind | quote }}
+- --app=/etc/hush/app.yaml
+{{- else }}
+- {{ printf "--app=%s" ($values.kind | default "process") | quote }}
 {{- end }}
+- --mode={{ $values.mode }}
 - --upstream=http://127.0.0.1:{{ $values.port }}
-{{- range $values.models }}
-- {{ printf "--model=%s" . | quote }}
-{{- end }}
+- --config=/etc/hush/config.yaml
 - --listen={{ .root.Values.listenAddress }}:9000
 - --ops-listen={{ .root.Values.listenAddress }}:9001
 - --spool-dir=/var/spool/hush
@@ -76,10 +80,8 @@ gpu.hush.dev/config: {{ sha256sum . | trunc 16 | quote }}
 {{- end }}
 
 {{- define "hush.app.sidecarMounts" -}}
+- {name: config, mountPath: /etc/hush, readOnly: true}
 - {name: spool, mountPath: /var/spool/hush}
-{{- if .server.values.description }}
-- {name: description, mountPath: /etc/hush, readOnly: true}
-{{- end }}
 {{- if include "hush.server.accounts" . | fromJsonArray }}
 {{ include "hush.apiMount" .root }}
 {{- end }}
@@ -92,6 +94,8 @@ gpu.hush.dev/config: {{ sha256sum . | trunc 16 | quote }}
 {{- end }}
 
 {{- define "hush.app.volumes" -}}
+- name: config
+  configMap: {name: {{ .server.fullname }}}
 - name: spool
   emptyDir: {sizeLimit: {{ .server.values.spool.sizeLimit }}}
 - name: tmp
@@ -99,10 +103,6 @@ gpu.hush.dev/config: {{ sha256sum . | trunc 16 | quote }}
 {{- if eq .server.values.mode "process" }}
 - name: hush-sidecar
   emptyDir: {sizeLimit: 256Mi}
-{{- end }}
-{{- if .server.values.description }}
-- name: description
-  configMap: {name: {{ .server.fullname }}}
 {{- end }}
 {{- if include "hush.server.accounts" . | fromJsonArray }}
 {{ include "hush.apiVolume" .root }}
@@ -116,24 +116,26 @@ gpu.hush.dev/config: {{ sha256sum . | trunc 16 | quote }}
 {{- end }}
 {{- end }}
 
-{{/* The door, the operations port, and probes: the kubelet asks the sidecar, never the app, whose health check may work. */}}
+{{/* The door, the operations port, and probes. The kubelet asks the sidecar at the operations port: behind the door the same paths
+may be the app's, and its health check may use the GPU. */}}
 {{- define "hush.app.door" -}}
+{{- $scheme := empty .root.Values.opsTls.secretName | ternary "HTTP" "HTTPS" -}}
 ports:
 - {name: http, containerPort: 9000}
 # The controller looks for this name.
 - {name: ops, containerPort: 9001}
 startupProbe:
-  httpGet: {path: /healthz, port: http}
+  httpGet: {path: /healthz, port: ops, scheme: {{ $scheme }}}
   periodSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /healthz, port: http}
+  httpGet: {path: /healthz, port: ops, scheme: {{ $scheme }}}
   periodSeconds: 20
   timeoutSeconds: 10
   failureThreshold: 6
 # A sidecar whose model is not loaded, or is busy, is ready; one that cannot govern its app is not.
 readinessProbe:
-  httpGet: {path: /readyz, port: http}
+  httpGet: {path: /readyz, port: ops, scheme: {{ $scheme }}}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 3
