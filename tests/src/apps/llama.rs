@@ -83,8 +83,9 @@ impl LlamaProcess {
         ["env", &packages, "python3", &path("server.py"), &model, port].map(str::to_owned).to_vec()
     }
 
-    pub fn pid(&self) -> Result<u32> {
-        Ok(self.program.as_ref().context("the server does not run")?.pid())
+    /// The file that every process of this server names in its command line.
+    pub fn script(&self) -> PathBuf {
+        self.folder.path().join("server.py")
     }
 
     /// Starts it without a sidecar and waits for a status of `/health`.
