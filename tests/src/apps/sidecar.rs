@@ -55,8 +55,7 @@ impl RunningSidecar {
         command.args(app_args);
 
         let mut program = ChildProgram::start("hush-sidecar", command, &["HUSH_"])?;
-        wait_for("the sidecar listens", START_DEADLINE, || {
-            ensure!(program.exit_status()?.is_none(), "the sidecar has ended:\n{}", program.log().join("\n"));
+        program.wait_while_running("listens", START_DEADLINE, || {
             Ok(http::get(ops, "/healthz").ok().filter(|answer| answer.status == 200).map(|_| ()))
         })?;
         Ok(Self { program, api, ops, model: model.to_owned() })
