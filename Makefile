@@ -181,7 +181,7 @@ test-observability: $(TOOLS) ort ## Test dashboards and alerts against a real Pr
 test-chart: $(if $(shell command -v go),helm) $(PACKAGES)/.tests ## Test the chart: lint, golden files, refusals, a real API server (ARGS= names)
 	HELM=$(abspath $(HELM_DIR))/helm KUBEBUILDER_ASSETS=$(or $(KUBEBUILDER_ASSETS),$(abspath $(LOCAL)/control-plane)) \
 	    HUSH_BUILT=$(abspath $(TARGET))/debug HUSH_MODELS=$(abspath $(MODELS)) \
-	    PYTHONPATH=$(abspath $(PACKAGES)):tests/chart $(PYTHON) -m unittest --verbose $(or $(ARGS),test_chart test_values test_cluster test_documents test_ops_tls test_rules)
+	    PYTHONPATH=$(abspath $(PACKAGES)):tests/chart $(PYTHON) -m unittest --verbose $(or $(ARGS),test_chart test_apps test_values test_cluster test_documents test_ops_tls test_rules)
 
 test-images: $(TOOLS) ort vad $(PACKAGES)/.tests ## Test the images: their files, and their steps in folders (ARGS= names)
 	$(MAKE) PROFILE=dev models

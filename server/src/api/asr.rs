@@ -8,12 +8,12 @@ use futures_util::stream;
 
 use super::ApiState;
 use super::error::ApiError;
-use super::header::{quote, quote_unprintable};
 use super::intake::WARNING;
 use super::openapi::{AsrParameters, AudioForm, AudioRefusals};
 use super::query::AsrQuery;
 use crate::format::{JsonShape, TranscriptFormat, TranscriptWriter};
 use crate::job::Transcription;
+use hush_listener::header::{quote, quote_unprintable};
 
 /// Transcribe a recording.
 ///

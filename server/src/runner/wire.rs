@@ -91,7 +91,7 @@ pub enum FromRunner {
     },
     /// The model is loaded completely; the time is counted from the same moment as that of [`Self::Loaded`]. Instead of this,
     /// a [`Self::LoadFailed`] may follow.
-    Settled {
+    FullyLoaded {
         seconds: f64,
     },
     LoadFailed {

@@ -143,7 +143,7 @@ impl TranscriptionModel for FakeModel {
         &self,
         recording: Recording,
         options: TranscribeOptions,
-        _patience: Option<Duration>,
+        _max_wait: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());
         let segments = self.segments.clone();
@@ -157,7 +157,7 @@ impl TranscriptionModel for FakeModel {
         &self,
         mut recording: Recording,
         options: TranscribeOptions,
-        _patience: Option<Duration>,
+        _max_wait: Option<Duration>,
         to: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());
@@ -217,7 +217,7 @@ pub fn golden() -> Vec<Segment> {
 pub const GOLDEN_SRT: &str = "1\n00:00:00,000 --> 00:00:02,500\nHello\tworld -> é.\n\n\
                               2\n01:01:01,234 --> 01:01:03,000\nBye.\n\n";
 
-pub struct ApiServer {
+pub struct ApiFixture {
     pub address: SocketAddr,
     pub fake: Arc<FakeModel>,
     /// Without what is around them.
@@ -227,7 +227,7 @@ pub struct ApiServer {
     pub served: tokio::task::JoinHandle<()>,
 }
 
-impl ApiServer {
+impl ApiFixture {
     pub async fn start(fake: FakeModel) -> Self {
         Self::with(fake, ApiConfig::default(), ServeOptions::default()).await
     }

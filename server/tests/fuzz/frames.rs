@@ -52,7 +52,7 @@ fn good() -> [Vec<u8>; 2] {
     let from = [
         FromRunner::Hello { version: VERSION, pid: 7, runtime: Some("x".to_owned()), libraries_seconds: 0.04 },
         FromRunner::Loaded { sessions_seconds: 0.02 },
-        FromRunner::Settled { seconds: 0.2 },
+        FromRunner::FullyLoaded { seconds: 0.2 },
         FromRunner::Segment { id: 1, segment },
         FromRunner::Progress { id: 1, done_seconds: 1.0, total_seconds: 2.0 },
         FromRunner::Beat,

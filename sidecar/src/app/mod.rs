@@ -158,6 +158,11 @@ impl App {
         std::iter::empty()
     }
 
+    /// The description of a known app, as a beginning for another one.
+    pub fn source(_name: &str) -> Option<&'static str> {
+        None
+    }
+
     /// A known app by its name; `None`: it is not known.
     pub fn find(_name: &str) -> Option<Self> {
         None

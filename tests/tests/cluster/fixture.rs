@@ -172,16 +172,16 @@ impl<'a> ClusterFixture<'a> {
     }
 
     pub async fn controller_of(&self, account: &str, url: &str, args: &[&str]) -> Result<Controller> {
-        self.seat(account, url, args).await?.start()
+        self.controller_command(account, url, args).await?.start()
     }
 
     /// All that a controller needs to be started, also while the API server is away.
-    pub async fn seat(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
+    pub async fn controller_command(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
         let own_account = format!("{}:{account}", self.system.name);
-        self.seat_with(account, url, &[&["--service-account", &own_account], args].concat()).await
+        self.controller_command_with(account, url, &[&["--service-account", &own_account], args].concat()).await
     }
 
-    async fn seat_with(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
+    async fn controller_command_with(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
         let kubeconfig = self.kubeconfig(account, url).await?;
         let mut all = Vec::new();
         if !args.contains(&"--lease-duration") {
@@ -197,7 +197,7 @@ impl<'a> ClusterFixture<'a> {
         let token = app.namespace.token_of_pod(SERVER, "hush-server", POD).await?;
         let token = self.file(&format!("token-sidecar-{}", app.namespace.name), &token)?;
         let args = ["--scope", "pod", "--node", &app.node, "--pod", &app.pod(), "--token-file", &token];
-        self.seat_with(SERVER, &self.plane.url(), &args).await?.start()
+        self.controller_command_with(SERVER, &self.plane.url(), &args).await?.start()
     }
 
     /// What others hold of the GPU, in quarters of a GiB.

@@ -27,14 +27,15 @@ pub struct StoreSettings {
 pub struct EngineSettings {
     /// Where the model runs: cpu, cuda, cuda:N (N is the number of the GPU, from 0), cuda:UUID or auto.
     ///
-    /// auto takes CUDA when the ONNX Runtime library has its CUDA part beside it and a small graph runs on the first GPU,
-    /// else the CPU, and says why. When cuda is asked for by name and cannot be had, that is an error.
+    /// auto takes CUDA when the ONNX Runtime library has its CUDA part beside it and a small graph runs on the first
+    /// GPU, else the CPU, and logs the reason. If cuda is requested explicitly and cannot be used, the server does not
+    /// start.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 
     /// How the model's numbers are stored: fp32, fp16, int8 or auto.
     ///
-    /// auto is int8 on a CPU (if that one is not installed, one that is) and fp16 on CUDA, which takes no other.
+    /// auto is int8 on a CPU (if that one is not installed, one that is) and fp16 on CUDA, which supports no other.
     #[arg(long, value_name = "PRECISION", default_value = "auto")]
     pub precision: PrecisionChoice,
 
@@ -78,16 +79,17 @@ impl EngineSettings {
 #[derive(Args, Clone, Copy, Debug, PartialEq, Serialize)]
 #[command(next_help_heading = "Engine")]
 pub struct FallbackSettings {
-    /// Tokens that a hard window of 30 s may cost at higher temperatures, of all candidates together; 0 is no limit.
+    /// Limit for the tokens that are decoded at higher temperatures for a window of 30 s, of all candidates together; 0
+    /// is no limit.
     ///
-    /// Text that is unlikely or repeats itself is tried again at higher temperatures. When this is spent, the best of what
-    /// was tried is taken, and the log says so. Shorter windows have less, in proportion.
+    /// Text that is unlikely or repeats itself is tried again at higher temperatures. At the limit the best result so
+    /// far is used, and this is logged. The limit of a shorter window is smaller in proportion.
     #[arg(long = "fallback-tokens", value_name = "N", value_parser = WholeNumber::read, default_value = "2400")]
     pub tokens: Option<usize>,
 
-    /// How long a hard window may take at higher temperatures; 0 is no limit.
+    /// Limit for the time that is spent on a window at higher temperatures; 0 is no limit.
     ///
-    /// As --fallback-tokens, for slow machines. What it cuts depends on how busy the machine is.
+    /// Like --fallback-tokens, for slow machines. With it the text depends on how busy the machine is.
     #[arg(long = "fallback-time", value_name = "DURATION", value_parser = DurationArg::read, default_value = "20s")]
     pub time: Option<Duration>,
 }

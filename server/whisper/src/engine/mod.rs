@@ -145,7 +145,7 @@ struct EngineShared {
 
 impl Engine {
     /// Opens the sessions; `runtime::init` must be called before. On a CPU it returns when the encoder is open: the
-    /// decoder's weights are still being packed while the first window is encoded ([`Self::settle`] waits for them).
+    /// decoder's weights are still being packed while the first window is encoded ([`Self::wait_until_loaded`] waits for them).
     pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, EngineLoadError> {
         let environment = runtime::environment()?;
         dimensions::check(model)?;
@@ -203,7 +203,7 @@ impl Engine {
     }
 
     /// Waits until decoder, tokenizer and weights are loaded.
-    pub fn settle(&self) -> Result<(), &EngineLoadError> {
+    pub fn wait_until_loaded(&self) -> Result<(), &EngineLoadError> {
         self.shared.decoder.wait().as_ref().copied()?;
         let tokenizer = || self.tokenizer().map(drop).map_err(EngineLoadError::Tokenizer);
         self.shared.tokenizer_outcome.get_or_init(tokenizer).as_ref().copied()?;

@@ -83,7 +83,7 @@ fn a_tokenizer_of_another_model_is_an_error_of_the_load() {
     }
 
     let engine = Engine::load(&ModelDir::open(folder.path()).unwrap(), &cpu_options()).unwrap();
-    let error = engine.settle().unwrap_err().to_string();
+    let error = engine.wait_until_loaded().unwrap_err().to_string();
 
     assert!(error.contains("id 4294967295") && error.contains("`vocab_size`"), "{error}");
 }

@@ -115,7 +115,7 @@ fn default_engine(settings: &ServeSettings) -> EngineSettings {
 
 #[test]
 fn defaults() {
-    let settings = settled(&[], &[]);
+    let settings = resolved(&[], &[]);
 
     let expected = ServeSettings {
         check_config: false,
@@ -218,7 +218,7 @@ fn given_security() -> SecuritySettings {
 
 #[test]
 fn every_hush_variable_reaches_its_setting() {
-    let settings = settled(&[], &EVERY_VARIABLE);
+    let settings = resolved(&[], &EVERY_VARIABLE);
 
     let expected = ServeSettings {
         check_config: true,
