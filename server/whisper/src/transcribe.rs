@@ -196,12 +196,8 @@ impl Engine {
         let mut window = vec![0.0; self.config().num_mel_bins * WINDOW_FRAMES];
         Spectrogram::scan_start(source, &mut mel, &mut || true)?.window(0, WINDOW_FRAMES, &mut window)?;
 
-        Ok(self.window_languages(&mut self.encode(&mut window)?)?)
-    }
+        let logits = self.encode(&mut window)?.prefill(&[self.special().sot], true)?;
 
-    /// The probabilities of the languages of a window.
-    fn window_languages(&self, window: &mut EncodedWindow) -> Result<Vec<LanguageProbability>, ort::Error> {
-        let logits = window.prefill(&[self.special().sot], true)?;
         Ok(language_probabilities(self.special(), &logits))
     }
 }
@@ -258,6 +254,8 @@ struct WindowSpan {
 struct CurrentWindow {
     span: WindowSpan,
     window: EncodedWindow,
+    /// The logits after the first token, if the window's row has that token alone.
+    sot_logits: Option<Vec<f32>>,
 }
 
 impl TranscriptionRun<'_> {
@@ -267,10 +265,14 @@ impl TranscriptionRun<'_> {
             return Err(TranscribeError::Cancelled);
         }
 
-        let engine = self.engine;
-        let languages = engine.window_languages(self.encoded_window(span)?)?;
-        let likeliest = languages.into_iter().next().ok_or(TranscribeError::EnglishOnly)?;
-        self.language = TranscriptLanguage::detected(likeliest, engine.special())?;
+        let special = self.engine.special();
+        let logits = self.encoded_window(span)?.prefill(&[special.sot], true)?;
+        let likeliest = language_probabilities(special, &logits).into_iter().next();
+        self.language = TranscriptLanguage::detected(likeliest.ok_or(TranscribeError::EnglishOnly)?, special)?;
+
+        if let Some(current) = &mut self.current {
+            current.sot_logits = Some(logits);
+        }
 
         Ok(())
     }
@@ -335,7 +337,7 @@ impl TranscriptionRun<'_> {
                     timings.encode_seconds += mel_done.elapsed().as_secs_f64();
                 }
 
-                CurrentWindow { span, window }
+                CurrentWindow { span, window, sot_logits: None }
             }
         };
 

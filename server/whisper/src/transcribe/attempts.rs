@@ -109,7 +109,7 @@ impl TranscriptionRun<'_> {
         let previous = &self.history.tokens[self.history.prompt_from..];
         let language = self.language.token();
         let prompt = Prompt::new(special, context, previous, language, options.task, options.without_timestamps);
-        let window = self.encoded_window(span)?;
+        self.encoded_window(span)?;
 
         // Waiting for a free slot may have taken as long as encoding the window.
         if !sink.keep_going() {
@@ -118,7 +118,14 @@ impl TranscriptionRun<'_> {
 
         let started = Instant::now();
         let (up_to_sot, after_sot) = prompt.parts();
-        let sot_logits = window.prefill(up_to_sot, true)?;
+
+        // After the language was detected, a prompt without text before it is begun already.
+        let begun = self.current.as_mut().and_then(|current| current.sot_logits.take());
+        let window = self.encoded_window(span)?;
+        let sot_logits = match begun.filter(|_| up_to_sot == [special.sot]) {
+            Some(logits) => logits,
+            None => window.prefill(up_to_sot, true)?,
+        };
         let no_speech_prob = sampling::log_probability(&sot_logits, special.no_speech as usize).exp();
 
         if !after_sot.is_empty() {
