@@ -122,6 +122,7 @@ mod tests {
                 removed_parameters: Vec::new(),
                 ends_when_app_is_idle: false,
                 waits_forever: false,
+                command: None,
             }
         }
 
