@@ -34,6 +34,16 @@ fn a_vllm_without_dev_mode_is_refused() -> Result<()> {
 }
 
 #[test]
+fn a_vllm_without_sleep_mode_is_refused() -> Result<()> {
+    assert_refused(StandInKind::Vllm, "no-sleep-mode", "--enable-sleep-mode")
+}
+
+#[test]
+fn a_triton_without_model_control_is_refused() -> Result<()> {
+    assert_refused(StandInKind::Triton, "no-model-control", "--model-control-mode=explicit")
+}
+
+#[test]
 fn an_sglang_without_memory_saver_is_refused() -> Result<()> {
     assert_refused(StandInKind::Sglang, "no-memory-saver", "--enable-memory-saver")
 }
