@@ -1,6 +1,6 @@
 """Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
 
-usage: run.py [SECTION...]        sections: wer speed batch words overhead cold memory health hours controller fleet cuda storm (all by default)
+usage: run.py [SECTION...]        sections: wer speed batch words overhead cold memory health hours controller fleet cuda storm sidecar (all by default)
 """
 import concurrent.futures
 import json
@@ -14,6 +14,7 @@ import threading
 import time
 import wave
 
+import sidecar
 import storm
 from server import MODELS, ORT, ROOT, Server, hush, resident_mb
 
@@ -363,7 +364,7 @@ def cuda() -> None:
                 row("  first kernel, first token", f"{load['first_kernel_ms']:.0f} / {load['first_token_ms']:.0f}")
 
 
-SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "cuda": cuda, "storm": lambda: storm.run(row)}
+SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "cuda": cuda, "storm": lambda: storm.run(row), "sidecar": lambda: sidecar.run(row, spread)}
 
 
 def main() -> None:
