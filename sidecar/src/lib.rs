@@ -19,6 +19,7 @@
 //! | `cli` | options, configuration file, start and end |
 
 pub mod app;
+pub mod cli;
 pub mod process;
 pub mod proxy;
 pub mod runner;

@@ -95,16 +95,45 @@ async fn members_are_cut_out_and_nothing_else_changes() {
 
     let padding = "y".repeat(2 << 20);
     let body = format!(
-        "{{\"keep_alive\" : 0, \"x\":1.50,\"p\":\"{padding}\" ,\"model\":\"tiny\",\"Keep\\u005fAlive\":\"5m\"}}\n"
+        "{{\"prompt\":\"hi\",\"keep_alive\" : 0, \"x\":1.50,\"p\":\"{padding}\" ,\"model\":\"tiny\",\"Keep\\u005fAlive\":\"5m\"}}\n"
     );
     let got = exchange(proxy.address, post("/api/generate?autoload=true&y=1", &body)).await;
 
     assert_eq!(got.status, 200);
-    let expected = format!("{{ \"x\":1.50,\"p\":\"{padding}\" ,\"model\":\"tiny\"}}\n");
+    let expected = format!("{{\"prompt\":\"hi\", \"x\":1.50,\"p\":\"{padding}\" ,\"model\":\"tiny\"}}\n");
     assert!(app.only().body == expected.as_bytes());
     let length = expected.len().to_string();
     assert_eq!(app.only().header("content-length"), Some(length.as_str()));
     assert_eq!(app.only().line(), "POST /api/generate?y=1 HTTP/1.1");
+}
+
+#[tokio::test]
+async fn a_body_that_is_a_command_is_no_way_around_the_admin_api() {
+    let app = RawApp::answering(OK).await;
+    let proxy = Fixture::start(app.address).await;
+    proxy.tiny().load().await.unwrap();
+
+    for body in [r#"{"model":"tiny","keep_alive":0}"#, r#"{"Keep_Alive":"0s","prompt":"","model":"tiny"}"#] {
+        let got = exchange(proxy.address, post("/api/generate", body)).await;
+        assert_eq!(got.status, 403, "{}", got.text());
+    }
+    assert!(app.seen().is_empty());
+
+    // A load waits for the model as work does; nothing of it lasts longer than the sidecar wants.
+    let got = exchange(proxy.address, post("/api/generate", r#"{"model":"big:7b","keep_alive":"5m"}"#)).await;
+    assert_eq!((got.status, generations(&proxy)), (200, [1, 1]));
+    assert_eq!(app.only().body, br#"{"model":"big:7b"}"#);
+}
+
+#[tokio::test]
+async fn a_model_that_runs_elsewhere_counts_as_nothing() {
+    let app = RawApp::answering(OK).await;
+    let proxy = Fixture::with(app.address, |options| options.can_load = false).await;
+
+    let body = r#"{"model":"gpt-oss:cloud","prompt":"x","keep_alive":7}"#;
+    assert_eq!(exchange(proxy.address, post("/api/generate", body)).await.status, 200);
+    assert_eq!(app.only().body, br#"{"model":"gpt-oss:cloud","prompt":"x"}"#);
+    assert_eq!(generations(&proxy), [0, 0]);
 }
 
 #[tokio::test]

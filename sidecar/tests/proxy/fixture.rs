@@ -11,10 +11,12 @@ use std::time::Duration;
 use http::Method;
 use hush_contract::{ModelState, UnloadReason};
 use hush_residency::{
-    LifecycleSettings, LoadTimings, ModelHandle, ModelRunner, ModelSettings, Models, Notify, ResidencyMetrics,
+    LifecycleSettings, LoadTimings, ModelHandle, ModelRunner, ModelSettings, Models, OnRunnerEvent, ResidencyMetrics,
     ResidencyRule, RunnerEvent, RunnerFactory, RunnerSpec, UnloadCommand,
 };
-use hush_sidecar::app::{AppAnswer, AppAnswerError, AppRequest, ModelNameSource, RouteClass, RouteMatch};
+use hush_sidecar::app::{
+    AppAnswer, AppAnswerError, AppRequest, DisguisedCommand, ModelNameSource, RouteClass, RouteMatch,
+};
 use hush_sidecar::proxy::{Proxy, ProxyMetrics, ProxySettings, RequestRoutes};
 use hush_sidecar::status::AppStatus;
 use hush_sidecar::upstream::{Upstream, UpstreamSettings};
@@ -51,11 +53,19 @@ impl RequestRoutes for TableRoutes {
             removed_parameters: removed(true, "autoload"),
             ends_when_app_is_idle: path == "/prompt",
             waits_forever: path == "/forever",
+            command: (path == "/api/generate").then(|| DisguisedCommand {
+                work_members: vec!["prompt".to_owned()],
+                unload_member: Some("keep_alive".to_owned()),
+            }),
         }
     }
 
     fn canonical_name(&self, model: &str) -> String {
         if model.contains(':') { model.to_owned() } else { format!("{model}:latest") }
+    }
+
+    fn governs(&self, model: &str) -> bool {
+        !model.ends_with("cloud")
     }
 
     fn busy(&self, _: &str) -> Option<AppRequest> {
@@ -90,7 +100,7 @@ pub struct EchoRunners {
 
 #[derive(Clone)]
 pub struct EchoRunner {
-    notify: Arc<Notify>,
+    notify: Arc<OnRunnerEvent>,
     has_ended: Arc<AtomicBool>,
 }
 
@@ -103,7 +113,7 @@ impl RunnerFactory for EchoRunners {
         Ok(settings)
     }
 
-    fn start(&self, _: EchoSpec, notify: Notify) -> EchoRunner {
+    fn start(&self, _: EchoSpec, notify: OnRunnerEvent) -> EchoRunner {
         let runner = EchoRunner { notify: Arc::new(notify), has_ended: Arc::default() };
         (runner.notify)(RunnerEvent::Started { pids: Vec::new() });
 
@@ -147,18 +157,18 @@ pub struct Fixture {
 /// What a test changes.
 pub struct FixtureOptions {
     pub settings: ProxySettings,
-    pub policy: LifecycleSettings,
+    pub lifecycle: LifecycleSettings,
     pub can_load: bool,
 }
 
 impl Default for FixtureOptions {
     fn default() -> Self {
-        let policy = LifecycleSettings {
+        let lifecycle = LifecycleSettings {
             residency: ResidencyRule::Idle(None),
             concurrency: NonZeroUsize::new(64).unwrap(),
             ..LifecycleSettings::default()
         };
-        Self { settings: ProxySettings::default(), policy, can_load: true }
+        Self { settings: ProxySettings::default(), lifecycle, can_load: true }
     }
 }
 
@@ -180,7 +190,7 @@ impl Fixture {
             name: name.to_owned(),
             spec: EchoSpec,
             precision: None,
-            policy: options.policy,
+            lifecycle: options.lifecycle,
             account: None,
         };
         let metrics = ResidencyMetrics::new(&registry).unwrap();

@@ -213,7 +213,7 @@ async fn a_message_that_cannot_have_its_model_ends_the_socket() {
     let proxy = Fixture::with(app.address, |options| {
         options.settings.socket_idle = Duration::from_millis(100);
         options.settings.cold_hold = Some(Duration::from_millis(200));
-        options.policy.queue_limit = NonZeroUsize::new(2).unwrap();
+        options.lifecycle.queue_limit = NonZeroUsize::new(2).unwrap();
     })
     .await;
 

@@ -79,7 +79,7 @@ async fn a_full_queue_is_too_many_requests() {
     let app = RawApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| {
         options.can_load = false;
-        options.policy.queue_limit = NonZeroUsize::new(2).unwrap();
+        options.lifecycle.queue_limit = NonZeroUsize::new(2).unwrap();
     })
     .await;
 
