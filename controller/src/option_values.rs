@@ -12,7 +12,7 @@ pub enum OutputFormat {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be a duration such as 500ms, 1s or 1m30s, longer than nothing")]
+#[error("must be a duration such as 500ms, 1s or 1m30s, longer than 0")]
 pub struct InvalidDuration;
 
 /// Parses a duration as policies write it; a duration of zero is refused.

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Shorter than the program's own limit.
-const HEAD_PATIENCE: Duration = Duration::from_millis(500);
+const HEAD_TIMEOUT: Duration = Duration::from_millis(500);
 
 async fn start(max_connections: usize) -> SocketAddr {
     let metrics = Arc::new(ControllerMetrics::new().unwrap());
@@ -28,7 +28,7 @@ async fn start(max_connections: usize) -> SocketAddr {
     let hosts = AllowedHosts { names: vec!["a".to_owned()], listener: Ipv4Addr::LOCALHOST.into() };
     let web = web::router(WebState::new(snapshots, ask, Arc::clone(&metrics), None, hosts));
     let router = ops::router(metrics, Readiness::default()).merge(web);
-    let options = ListenOptions { max_connections, head_patience: HEAD_PATIENCE, ..listen::LISTEN_OPTIONS };
+    let options = ListenOptions { max_connections, head_timeout: HEAD_TIMEOUT, ..listen::LISTEN_OPTIONS };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(listen::serve(listener, router, options));
@@ -104,5 +104,5 @@ async fn a_head_that_does_not_come_is_answered_with_408() {
     let (status, _, body) = send(address, "GET /api/v1/state HTTP/1.1\r\nX: ").await;
     assert_eq!(status, 408);
     assert!(body.contains("request_timeout"), "{body}");
-    assert!(began.elapsed() >= HEAD_PATIENCE, "{:?}", began.elapsed());
+    assert!(began.elapsed() >= HEAD_TIMEOUT, "{:?}", began.elapsed());
 }

@@ -60,6 +60,11 @@ impl<S> GuardedIo<S> {
         Self { io, phase, format_error, head_timeout, head, replacement, is_late: false, linger }
     }
 
+    /// The stream below, for a connection that has changed its protocol.
+    pub fn into_inner(self) -> S {
+        self.io
+    }
+
     /// Drops a head that has become a request. Returns the number of requests while none is served.
     fn drop_complete_head(&mut self) -> Option<u64> {
         let idle = self.phase.idle_since();

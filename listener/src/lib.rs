@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accept -> ConnectionLimit (number of connections) -> GuardedIo (time and size of a head) -> hyper
-//!        -> GuardedService (Host, Authorization, path) -> router -> shape_errors
+//!        -> GuardedService (Host, Authorization, path) -> router -> format_errors
 //! ```
 //! A refusal before the router has the same body as the router's own errors: the listener defines the body of its errors with an
 //! [`ErrorFormat`].
@@ -11,8 +11,11 @@ mod auth;
 pub mod budget;
 mod connections;
 mod head;
+pub mod header;
 mod holding_body;
 mod io;
+pub mod multipart;
+pub mod open_files;
 mod refusal;
 mod serve;
 mod service;
@@ -23,9 +26,9 @@ pub use connections::{ConnectionAdmission, ConnectionLimit, ConnectionSlot};
 pub use head::{HeadFault, check_head};
 pub use holding_body::HoldingBody;
 pub use io::GuardedIo;
-pub use refusal::{ErrorFormat, ListenerRefusal, ShapeErrors, code, shape_errors};
+pub use refusal::{ErrorFormat, FormatErrors, ListenerRefusal, code, format_errors};
 pub use serve::{ListenOptions, serve};
-pub use service::{GuardedService, RequestPhase, RouteScope};
+pub use service::{GuardedService, InRequest, RequestPhase, RouteScope};
 
 use std::time::Duration;
 

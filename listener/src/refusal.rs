@@ -82,7 +82,7 @@ pub(super) fn default_message(status: StatusCode) -> (&'static str, &'static str
         StatusCode::PAYLOAD_TOO_LARGE => (code::BODY_TOO_LARGE, "the body is too large"),
         StatusCode::URI_TOO_LONG => (code::URI_TOO_LONG, "the address is too long"),
         StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-            (code::UNSUPPORTED_MEDIA_TYPE, "the body has a `Content-Type` that is not taken here")
+            (code::UNSUPPORTED_MEDIA_TYPE, "the body has a `Content-Type` that this route does not accept")
         }
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (code::HEAD_TOO_LARGE, "the headers are too large or too many"),
         status if status.is_server_error() => (code::INTERNAL, "this server failed; its log says why"),
@@ -90,17 +90,17 @@ pub(super) fn default_message(status: StatusCode) -> (&'static str, &'static str
     }
 }
 
-/// State of [`shape_errors`].
+/// State of [`format_errors`].
 #[derive(Clone, Copy, Debug)]
-pub struct ShapeErrors {
-    pub shape: ErrorFormat,
+pub struct FormatErrors {
+    pub format_error: ErrorFormat,
     /// Whether errors of the server (5xx) are formatted, too.
     pub server_errors: bool,
 }
 
 /// Middleware: formats the refusals of axum itself (routes, methods, extractors), which are plain text or empty. The
-/// answers of probes stay text for people.
-pub async fn shape_errors(State(state): State<ShapeErrors>, request: Request, next: Next) -> Response {
+/// answers of probes stay plain text, for people.
+pub async fn format_errors(State(state): State<FormatErrors>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let response = next.run(request).await;
     let status = response.status();
@@ -120,7 +120,7 @@ pub async fn shape_errors(State(state): State<ShapeErrors>, request: Request, ne
     let (code, default) = default_message(status);
 
     let message = if text.trim().is_empty() { default } else { text.trim() };
-    let body = (state.shape)(&ListenerRefusal { status, code, message, path: Some(&path) });
+    let body = (state.format_error)(&ListenerRefusal { status, code, message, path: Some(&path) });
 
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     head.headers.remove(header::CONTENT_LENGTH);

@@ -25,8 +25,8 @@ pub struct ListenOptions {
     /// The most connections at a time.
     pub max_connections: usize,
     /// Timeout for the rest of a head that has begun.
-    pub head_patience: Duration,
-    pub shape: ErrorFormat,
+    pub head_timeout: Duration,
+    pub format_error: ErrorFormat,
 }
 
 /// Serves until the future is dropped. Each request carries the address of its peer as [`ConnectInfo`].
@@ -64,11 +64,11 @@ async fn connection(
     // A failure only delays answers.
     let _ = stream.set_nodelay(true);
     let (idle_timeout, head_timeout) = match route {
-        RouteScope::Everything => (IDLE_TIMEOUT, options.head_patience),
+        RouteScope::Everything => (IDLE_TIMEOUT, options.head_timeout),
         RouteScope::ProbesOnly => (OVERFLOW_TIMEOUT, OVERFLOW_TIMEOUT),
     };
 
-    let (format_error, phase) = (options.shape, slot.phase.clone());
+    let (format_error, phase) = (options.format_error, slot.phase.clone());
     let io = GuardedIo::new(stream, phase.clone(), format_error, head_timeout);
     let service = GuardedService::new(TowerToHyperService::new(router), format_error, route, phase.clone());
     let connection = http1::Builder::new()

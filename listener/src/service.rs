@@ -84,8 +84,9 @@ impl RequestPhase {
         }
     }
 
-    /// Begins a request, which ends when the returned value is dropped.
-    pub(super) fn begin(&self) -> InRequest {
+    /// Begins a request, which ends when the returned value is dropped. A program that keeps a connection for something
+    /// else than HTTP, such as a websocket, holds one for as long, so that the connection is not taken for an idle one.
+    pub fn begin(&self) -> InRequest {
         self.state.begun.fetch_add(1, Ordering::AcqRel);
         InRequest { phase: self.clone() }
     }
@@ -101,7 +102,8 @@ impl RequestPhase {
 }
 
 /// A request that is being served. Its drop ends the request.
-pub(super) struct InRequest {
+#[derive(Debug)]
+pub struct InRequest {
     phase: RequestPhase,
 }
 

@@ -43,7 +43,7 @@ pub struct InvalidFilter(String);
 pub enum ChangeError {
     #[error(transparent)]
     Filter(#[from] InvalidFilter),
-    #[error("must be more than nothing and at most {} s", LONGEST_CHANGE.as_secs())]
+    #[error("must be more than 0 and at most {} s", LONGEST_CHANGE.as_secs())]
     Duration,
     #[error("this program has no log that can be changed: {0}")]
     Unavailable(String),
@@ -98,7 +98,7 @@ pub fn check_filter(text: &str) -> Result<(), InvalidFilter> {
         // `[SPAN]` stands for everything within a span.
         let is_word = !directive.contains(['=', '[']);
         if is_word && (directive.is_empty() || directive.parse::<LevelFilter>().is_err()) {
-            return Err(InvalidFilter(format!("`{}` is no level", directive.escape_debug())));
+            return Err(InvalidFilter(format!("`{}` is not a level", directive.escape_debug())));
         }
     }
 
@@ -266,9 +266,9 @@ mod tests {
         for (text, says) in [
             ("", "empty"),
             (" ", "empty"),
-            ("debgu", "`debgu` is no level"),
-            ("info,hush_server", "`hush_server` is no level"),
-            ("info,", "`` is no level"),
+            ("debgu", "`debgu` is not a level"),
+            ("info,hush_server", "`hush_server` is not a level"),
+            ("info,", "`` is not a level"),
             ("hush_server=verbose", "must be error, warn"),
             ("debug, hyper=off", "must be error, warn"),
             ("info\u{1b}[31m", "must be error, warn"),

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let env = Env::from_process();
-    let settings = match cli::settle(arguments, &env) {
+    let settings = match cli::resolve(arguments, &env) {
         Ok(settings) => settings,
         Err(error) => {
             errorln!("error: {}", explain(&error));

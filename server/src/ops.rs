@@ -8,7 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hush_listener::{ShapeErrors, shape_errors};
+use hush_listener::{FormatErrors, format_errors};
 
 use crate::admin;
 use crate::gpu::GpuSampler;
@@ -21,13 +21,13 @@ use crate::serve;
 pub fn router(metrics: Arc<ServerMetrics>, gpus: Option<GpuSampler>) -> Router {
     let panicked = |_: &str| StatusCode::INTERNAL_SERVER_ERROR.into_response();
     let recorder = serve::Recorder { metrics: Arc::clone(&metrics), panicked };
-    let shaped = ShapeErrors { shape: admin::error_shape, server_errors: true };
+    let format = FormatErrors { format_error: admin::error_body, server_errors: true };
     let recorded = middleware::from_fn_with_state(recorder, serve::record);
 
     Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok" }))
-        .layer(middleware::from_fn_with_state(shaped, shape_errors))
+        .layer(middleware::from_fn_with_state(format, format_errors))
         .layer(recorded)
         .with_state((metrics, gpus))
 }

@@ -16,10 +16,10 @@ use hush_contract::admin::{
     AdminErrorBody, AdminEvent, LoadOutcome, LoadResponse, ModelList, UnloadOutcome, UnloadResponse,
 };
 use hush_contract::{ModelState, UnloadRefusal};
-use hush_server::admin::{self, AdminAccess, AdminState};
+use hush_server::admin::{self, AdminAccess, ServerAdminState};
 use hush_server::metrics::ServerMetrics;
 use hush_server::ops;
-use hush_server::residency::{LifecycleSettings, ModelSettings, Models, ResidencyRule, SpeechJobs};
+use hush_server::residency::{LifecycleSettings, ResidencyRule, SpeechJobs, SpeechModelSettings, SpeechModels};
 use hush_server::serve::{ConnectionPeer, ServeOptions, serve};
 use scripted::{audio, settings, spec, until, work};
 use serde::de::DeserializeOwned;
@@ -36,7 +36,7 @@ fn runner_child() {
 }
 
 struct AdminServer {
-    models: Arc<Models>,
+    models: Arc<SpeechModels>,
     address: SocketAddr,
     stop: CancellationToken,
     served: tokio::task::JoinHandle<()>,
@@ -63,27 +63,27 @@ impl AdminResponse {
 }
 
 impl AdminServer {
-    async fn new(script: &str, policy: LifecycleSettings) -> Self {
-        Self::with(script, policy, |address| AdminAccess::new(Vec::new(), address.ip())).await
+    async fn new(script: &str, lifecycle: LifecycleSettings) -> Self {
+        Self::with(script, lifecycle, |address| AdminAccess::new(Vec::new(), address.ip())).await
     }
 
-    async fn with(script: &str, policy: LifecycleSettings, access: impl FnOnce(SocketAddr) -> AdminAccess) -> Self {
+    async fn with(script: &str, lifecycle: LifecycleSettings, access: impl FnOnce(SocketAddr) -> AdminAccess) -> Self {
         let metrics = Arc::new(ServerMetrics::new().unwrap());
         let spec = spec(script);
-        let model = ModelSettings {
+        let model = SpeechModelSettings {
             name: "org/tiny".to_owned(),
             spec,
             precision: Some("int8".to_owned()),
-            policy,
+            lifecycle,
             account: None,
         };
-        let models = Arc::new(Models::start(vec![model], settings(), None, &metrics.residency).unwrap());
+        let models = Arc::new(SpeechModels::start(vec![model], settings(), None, &metrics.residency).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let state = AdminState::new(Arc::clone(&models), access(address), stop.clone());
+        let state = ServerAdminState::new(Arc::clone(&models), access(address), stop.clone());
         let router = ops::router(Arc::clone(&metrics), None).merge(admin::router(state, metrics));
-        let options = ServeOptions { shape: admin::error_shape, ..ServeOptions::default() };
+        let options = ServeOptions { format_error: admin::error_body, ..ServeOptions::default() };
         let served = tokio::spawn(serve(listener, router, stop.clone(), options));
         Self { models, address, stop, served }
     }
@@ -444,7 +444,7 @@ async fn a_slow_reader_is_told_what_it_lost_and_begins_again() {
     let model = server.models.default_model();
     model.load().await.unwrap();
     let access = AdminAccess::new(Vec::new(), server.address.ip());
-    let state = AdminState::new(Arc::clone(&server.models), access, CancellationToken::new());
+    let state = ServerAdminState::new(Arc::clone(&server.models), access, CancellationToken::new());
     let router = admin::router(state, Arc::new(ServerMetrics::new().unwrap()));
     let request = Request::get("/admin/v1/events").extension(ConnectionPeer { address: server.address });
     let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();

@@ -3,6 +3,8 @@
 
 mod audio_support;
 
+use std::path::Path;
+
 use audio_support::*;
 use hush_server::audio::{self, AudioError, DecodeOptions};
 
@@ -176,60 +178,72 @@ fn a_law(sample: f32) -> u8 {
     (sign | (exponent as u8) << 4 | mantissa as u8) ^ 0x55
 }
 
-/// Every format that ffmpeg itself can write and that keeps sound.
+/// Formats that ffmpeg itself can write and that keep sound: extension and options.
+const WRITTEN_BY_FFMPEG: [(&str, &str); 29] = [
+    ("dv", "-f lavfi -i color=red:s=720x576:r=25:d=1.2 -target pal-dv"),
+    ("au", ""),
+    ("w64", ""),
+    ("rm", "-c:a ac3 -ar 32000"),
+    ("asf", "-c:a wmav1 -ar 32000"),
+    ("avi", "-c:a mp2"),
+    ("flv", "-c:a mp3 -ar 22050"),
+    ("mpg", "-c:a mp2"),
+    ("nut", "-c:a pcm_s16le"),
+    ("mxf", "-f mxf_opatom -ar 48000"),
+    ("wv", ""),
+    ("tta", ""),
+    ("voc", ""),
+    ("sox", ""),
+    ("ircam", ""),
+    ("spdif", "-c:a ac3 -ar 48000 -f spdif"),
+    ("gsm", "-c:a libgsm -ar 8000"),
+    ("oma", "-c:a atrac3 -ar 44100"),
+    ("amr", "-c:a libopencore_amrnb -ar 8000"),
+    ("dts", "-c:a dca -strict -2 -ar 48000"),
+    ("rso", "-c:a pcm_u8"),
+    ("dfpwm", "-c:a dfpwm"),
+    ("eac3", "-c:a eac3 -ar 48000"),
+    ("truehd", "-c:a truehd -strict -2 -ar 48000"),
+    ("mka", "-c:a wavpack"),
+    ("wtv", "-c:a mp2 -ar 48000"),
+    ("swf", "-c:a mp3 -ar 44100"),
+    ("caf", "-c:a adpcm_ima_qt"),
+    ("g722", "-c:a g722"),
+];
+
+/// Formats whose raw streams do not say what they are, so that they may be refused.
+const RAW_STREAMS: [&str; 4] = ["dfpwm", "g722", "gsm", "rso"];
+
+/// Writes a recording in a format; `false` if this ffmpeg cannot write it.
+fn write_with_ffmpeg(recording: &Path, options: &str, path: &Path) -> bool {
+    let status = std::process::Command::new("ffmpeg")
+        .args(["-nostdin", "-v", "quiet", "-y", "-i"])
+        .arg(recording)
+        .args(options.split_whitespace())
+        .arg(path)
+        .status();
+
+    status.is_ok_and(|status| status.success())
+}
+
 #[test]
 fn ffmpeg_reads_what_it_writes() {
     if !has_ffmpeg() {
         return;
     }
+
     let original = decoded(fixture("audio/en-3.wav"));
     let dir = tempfile::tempdir().unwrap();
     let wav = fixtures().join("audio/en-3.wav");
-    let kinds = [
-        ("dv", "-f lavfi -i color=red:s=720x576:r=25:d=1.2 -target pal-dv"),
-        ("au", ""),
-        ("w64", ""),
-        ("rm", "-c:a ac3 -ar 32000"),
-        ("asf", "-c:a wmav1 -ar 32000"),
-        ("avi", "-c:a mp2"),
-        ("flv", "-c:a mp3 -ar 22050"),
-        ("mpg", "-c:a mp2"),
-        ("nut", "-c:a pcm_s16le"),
-        ("mxf", "-f mxf_opatom -ar 48000"),
-        ("wv", ""),
-        ("tta", ""),
-        ("voc", ""),
-        ("sox", ""),
-        ("ircam", ""),
-        ("spdif", "-c:a ac3 -ar 48000 -f spdif"),
-        ("gsm", "-c:a libgsm -ar 8000"),
-        ("oma", "-c:a atrac3 -ar 44100"),
-        ("amr", "-c:a libopencore_amrnb -ar 8000"),
-        ("dts", "-c:a dca -strict -2 -ar 48000"),
-        ("rso", "-c:a pcm_u8"),
-        ("dfpwm", "-c:a dfpwm"),
-        ("eac3", "-c:a eac3 -ar 48000"),
-        ("truehd", "-c:a truehd -strict -2 -ar 48000"),
-        ("mka", "-c:a wavpack"),
-        ("wtv", "-c:a mp2 -ar 48000"),
-        ("swf", "-c:a mp3 -ar 44100"),
-        ("caf", "-c:a adpcm_ima_qt"),
-        ("g722", "-c:a g722"),
-    ];
     let mut heard_kinds = 0;
-    for (extension, options) in kinds {
+
+    for (extension, options) in WRITTEN_BY_FFMPEG {
         let path = dir.path().join(format!("speech.{extension}"));
-        let made = std::process::Command::new("ffmpeg")
-            .args(["-nostdin", "-v", "quiet", "-y", "-i"])
-            .arg(&wav)
-            .args(options.split_whitespace())
-            .arg(&path)
-            .status();
-        // Not every ffmpeg can write all of them.
-        if !made.is_ok_and(|status| status.success()) {
+        if !write_with_ffmpeg(&wav, options, &path) {
             println!("{extension}: not written here");
             continue;
         }
+
         let bytes = std::fs::read(&path).unwrap();
         match decode_with(bytes, &DecodeOptions::default()) {
             Ok(pcm) => {
@@ -240,9 +254,9 @@ fn ffmpeg_reads_what_it_writes() {
                 assert!(like > 0.8, "{extension}: like {like}");
                 heard_kinds += 1;
             }
-            // Raw streams say nothing of what they are.
-            Err(error) => assert!(["dfpwm", "g722", "gsm", "rso"].contains(&extension), "{extension}: {error}"),
+            Err(error) => assert!(RAW_STREAMS.contains(&extension), "{extension}: {error}"),
         }
     }
+
     assert!(heard_kinds >= 12, "{heard_kinds}");
 }

@@ -76,11 +76,11 @@ impl RunnerProcess {
         self.socket.write_all(&frame[1..]).unwrap();
     }
 
-    /// Whatever it says but that its load has settled: that may come at any time.
+    /// The next message except `FullyLoaded`, which may come at any time.
     fn hear(&mut self) -> FromRunner {
         loop {
             match self.decoder.message().unwrap() {
-                Some(FromRunner::Settled { .. }) => continue,
+                Some(FromRunner::FullyLoaded { .. }) => continue,
                 Some(message) => return message,
                 None => {}
             }

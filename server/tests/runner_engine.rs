@@ -13,7 +13,7 @@ use hush_listener::spool::Spooled;
 use hush_server::audio::{self, DecodeOptions, Pcm};
 use hush_server::job::{JobError, JobOutcome, JobTask};
 use hush_server::metrics::ServerMetrics;
-use hush_server::residency::{LifecycleSettings, ModelSettings, Models, SpeechJobs, UnloadCommand};
+use hush_server::residency::{LifecycleSettings, SpeechJobs, SpeechModelSettings, SpeechModels, UnloadCommand};
 use hush_server::runner::child::{self, PARENT_VARIABLE};
 use hush_server::runner::wire::LoadSpec;
 use hush_server::runner::{EngineBackend, RunnerSettings};
@@ -37,15 +37,15 @@ fn read_wav(name: &str) -> Pcm {
     audio::decode(&Spooled::from_file(file).unwrap(), None, &DecodeOptions::default(), &|| true).unwrap()
 }
 
-fn start(model_dir: PathBuf, library: PathBuf) -> Models {
+fn start(model_dir: PathBuf, library: PathBuf) -> SpeechModels {
     let (device, threads) = ("cpu".to_owned(), Some(2));
     let spec = LoadSpec { model_dir, device, threads, prepack: false, max_batch: 8, memory_limit_bytes: None };
-    let policy = LifecycleSettings { concurrency: NonZeroUsize::new(8).unwrap(), ..LifecycleSettings::default() };
-    let model = ModelSettings { name: "tiny".to_owned(), spec, precision: None, policy, account: None };
+    let lifecycle = LifecycleSettings { concurrency: NonZeroUsize::new(8).unwrap(), ..LifecycleSettings::default() };
+    let model = SpeechModelSettings { name: "tiny".to_owned(), spec, precision: None, lifecycle, account: None };
     let args = ["--exact", "runner_child", "--nocapture", "--test-threads=1", "-q"].map(Into::into).to_vec();
     let env = vec![("ORT_DYLIB_PATH".into(), library.into())];
     let runners = RunnerSettings { env, ..RunnerSettings::this_program(args) };
-    Models::start(vec![model], runners, None, &ServerMetrics::new().unwrap().residency).unwrap()
+    SpeechModels::start(vec![model], runners, None, &ServerMetrics::new().unwrap().residency).unwrap()
 }
 
 fn library() -> PathBuf {

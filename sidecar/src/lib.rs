@@ -14,11 +14,14 @@
 //! | `upstream` | HTTP connections to the app |
 //! | `proxy` | the public listener: attribution of requests to models, waiting, streaming, websockets |
 //! | `process` | an app that the sidecar starts itself: process group, readiness, end, escaped children |
+//! | `status` | what is known of the app as a whole |
 //! | `runner` | the runners that are plugged into the life of a model, and the watch over the app |
 //! | `cli` | options, configuration file, start and end |
 
 pub mod app;
+pub mod cli;
 pub mod process;
 pub mod proxy;
 pub mod runner;
+pub mod status;
 pub mod upstream;

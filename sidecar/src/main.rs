@@ -1,5 +1,40 @@
 //! `hush-sidecar`: reads the command line and runs the sidecar.
 
-fn main() {
+use std::process::ExitCode;
+
+use clap::Parser;
+use hush_log::{errorln, explain, outln};
+use hush_sidecar::app::App;
+use hush_sidecar::cli::{self, SidecarCli, SidecarCommand};
+use hush_sidecar::process;
+
+fn main() -> ExitCode {
     hush_log::install_panic_hook();
+    // The process that keeps an app, which `spawn-app` names.
+    if let Some(code) = process::run_hidden_role() {
+        return code;
+    }
+
+    match run(SidecarCli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            errorln!("error: {}", explain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: SidecarCli) -> anyhow::Result<()> {
+    match cli.command {
+        None => cli::run(cli.args),
+        Some(SidecarCommand::Apps) => {
+            for app in App::known() {
+                outln!("{app}");
+            }
+            Ok(())
+        }
+        Some(SidecarCommand::Describe { app }) => cli::describe(&app),
+        Some(SidecarCommand::Check { file }) => cli::check_description(&file),
+        Some(SidecarCommand::SpawnApp { .. }) => anyhow::bail!("spawn-app is called by the sidecar itself"),
+    }
 }

@@ -10,7 +10,7 @@ from value_cases import ABSENT, CASES, POD, Has
 # Values that other tests try: models and settings (test_chart.Programs), fields of policies (Kubernetes), and kinds of one field.
 ELSEWHERE = ("server.models.", "server.settings.", "policies.", "clusterPolicies.", "global", "securityContext.",
              "containerSecurityContext.", "server.securityContext.", "server.containerSecurityContext.",
-             "controller.securityContext.", "controller.containerSecurityContext.")
+             "controller.securityContext.", "controller.containerSecurityContext.", "app.securityContext.", "app.containerSecurityContext.")
 NOT_VALUES = re.compile(r"\.(affinity\.\w+|tolerations\.\w+|strategy\..+|extraEnv\.\w+|envFrom\.\w+|resources(\.\w+)+)$")
 
 
@@ -110,7 +110,8 @@ class Values(unittest.TestCase):
         tried = set().union(*(given(yaml.safe_load(text)) for text, _ in CASES))
         known = {path for path in leaves(schema, schema) if not path.startswith(ELSEWHERE) and not NOT_VALUES.search(f".{path}")}
         self.assertGreater(len(known), 120)
-        # `servers` has the values of `server`.
+        # `servers` has the values of `server`, and `apps` those of `app`.
+        tried |= {f"app.{path.removeprefix('apps.')}" for path in tried if path.startswith("apps.")}
         self.assertEqual(sorted(known - tried), [])
 
     def test_an_entry_of_servers_overrides_also_with_false(self):

@@ -5,6 +5,9 @@ POD = "spec.template.spec"
 HERE = f"{SERVER} {POD}.containers[server]"
 THERE = f"{CONTROLLER} {POD}.containers[controller]"
 INSTALL = f"{SERVER} {POD}.initContainers[install-0]"
+APP = "Deployment/hush-chat"
+APP_HERE = f"{APP} {POD}.containers[app]"
+SIDECAR = f"{APP} {POD}.initContainers[sidecar]"
 MONITOR = "ServiceMonitor/hush-controller"
 
 
@@ -242,6 +245,109 @@ server:
         f"Deployment/hush-a {POD}.containers[server].args": Has("--admin-account=hush:one"),
         "ClusterRoleBinding/hush-hush-controller subjects[0].name": "one",
         "ClusterRoleBinding/hush-hush-controller subjects[1].name": "hush-server",
+    }),
+    # An app that the sidecar knows, and everything of its pod.
+    ("""
+app:
+  kind: ollama
+  replicas: 2
+  image: docker.io/ollama/ollama:0.17.4
+  command: [ollama, serve]
+  args: [--verbose]
+  port: 11435
+  models: [one, two]
+  extraEnv: [{name: OLLAMA_HOST, value: "127.0.0.1:11435"}]
+  envFrom: [{secretRef: {name: from}}]
+  sidecar:
+    image: {repository: own-sidecar, tag: v2}
+    extraArgs: [--cold-hold=90s]
+    extraEnv: [{name: ONE, value: "1"}]
+    envFrom: [{configMapRef: {name: settings}}]
+    volumeMounts: [{name: ca, mountPath: /ca}]
+    resources: {limits: {memory: 128Mi}}
+  gpu: {enabled: true, resource: nvidia.com/gpu.shared, count: 2, runtimeClassName: nvidia, driverCapabilities: all, tolerations: []}
+  spool: {sizeLimit: 3Gi}
+  tmp: {sizeLimit: 4Gi}
+  admin: {accounts: ["ops:robot"], tokenSecret: {name: admin, key: word}}
+  service:
+    type: LoadBalancer
+    port: 80
+    nodePort: 30900
+    labels: {a: b}
+    annotations: {c: d}
+    loadBalancerClass: example.org/inner
+    loadBalancerSourceRanges: [10.0.0.0/8]
+    externalTrafficPolicy: Local
+    ipFamilyPolicy: PreferDualStack
+  drainSeconds: 90
+  podDisruptionBudget: {enabled: true, maxUnavailable: 50%}
+  serviceAccount: {create: true, name: chats, annotations: {role: a}}
+  annotations: {reloader: "true"}
+  strategy: {type: Recreate}
+  resources: {limits: {memory: 9Gi}}
+  nodeSelector: {zone: a}
+  tolerations: [{key: mine, operator: Exists}]
+  affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: []}}
+  topologySpreadConstraints: [{maxSkew: 1, topologyKey: zone, whenUnsatisfiable: DoNotSchedule}]
+  priorityClassName: high
+  podLabels: {tier: chat}
+  podAnnotations: {note: pod}
+  securityContext: {runAsUser: 1000}
+  containerSecurityContext: {readOnlyRootFilesystem: false}
+  volumes: [{name: ca, configMap: {name: ca}}, {name: models, emptyDir: {}}]
+  volumeMounts: [{name: models, mountPath: /models}]
+  initContainers: [{name: first, image: first:1}]
+  extraContainers: [{name: beside, image: beside:1}]
+apps: [{name: chat}]
+""", {
+        f"{APP} spec.replicas": 2, f"{APP} spec.strategy": {"type": "Recreate"}, f"{APP} metadata.annotations": {"reloader": "true"},
+        f"{APP_HERE}.image": "docker.io/ollama/ollama:0.17.4", f"{APP_HERE}.command": ["ollama", "serve"], f"{APP_HERE}.args": ["--verbose"],
+        f"{SIDECAR}.args": Has("--app=ollama", "--upstream=http://127.0.0.1:11435", "--config=/etc/hush/config.yaml", "--cold-hold=90s",
+                               "--admin-account=ops:robot", "--admin-account=hush:hush-controller",
+                               "--admin-token-file=/var/run/secrets/hush-admin/word", "--drain-timeout=90s"),
+        "ConfigMap/hush-chat data.config\\.yaml": "models:\n- name: one\n- name: two\n",
+        f"{APP_HERE}.env[OLLAMA_HOST].value": "127.0.0.1:11435", f"{SIDECAR}.env[OLLAMA_HOST]": ABSENT,
+        f"{APP_HERE}.envFrom": [{"secretRef": {"name": "from"}}], f"{SIDECAR}.envFrom": [{"configMapRef": {"name": "settings"}}],
+        f"{SIDECAR}.image": "own-sidecar:v2", f"{SIDECAR}.env[ONE].value": "1", f"{SIDECAR}.resources.limits": {"memory": "128Mi"},
+        f"{SIDECAR}.volumeMounts": Has({"name": "ca", "mountPath": "/ca"}), f"{APP_HERE}.volumeMounts": Has({"name": "models", "mountPath": "/models"}),
+        f"{APP_HERE}.resources.limits": {"memory": "9Gi", "nvidia.com/gpu.shared": 2}, f"{APP} {POD}.runtimeClassName": "nvidia",
+        f"{APP_HERE}.env[NVIDIA_DRIVER_CAPABILITIES].value": "all", f"{SIDECAR}.env[NVIDIA_DRIVER_CAPABILITIES].value": "utility",
+        f"{APP} {POD}.tolerations": [{"key": "mine", "operator": "Exists"}],
+        f"{APP} {POD}.volumes[spool].emptyDir.sizeLimit": "3Gi", f"{APP} {POD}.volumes[tmp].emptyDir.sizeLimit": "4Gi",
+        f"{APP} {POD}.volumes[admin].secret.secretName": "admin", f"{APP} {POD}.volumes[models].emptyDir": {},
+        "Service/hush-chat spec.type": "LoadBalancer", "Service/hush-chat spec.ports[http].port": 80,
+        "Service/hush-chat spec.ports[http].targetPort": 9000, "Service/hush-chat spec.ports[http].nodePort": 30900,
+        "Service/hush-chat metadata.labels.a": "b", "Service/hush-chat metadata.annotations": {"c": "d"},
+        "Service/hush-chat spec.loadBalancerClass": "example.org/inner", "Service/hush-chat spec.loadBalancerSourceRanges": ["10.0.0.0/8"],
+        "Service/hush-chat spec.externalTrafficPolicy": "Local", "Service/hush-chat spec.ipFamilyPolicy": "PreferDualStack",
+        f"{APP_HERE}.lifecycle.preStop.sleep.seconds": 90, f"{APP} {POD}.terminationGracePeriodSeconds": 120,
+        "PodDisruptionBudget/hush-chat spec.maxUnavailable": "50%",
+        "ServiceAccount/chats metadata.annotations": {"role": "a"}, f"{APP} {POD}.serviceAccountName": "chats",
+        "ClusterRoleBinding/hush-hush-app subjects[0].name": "chats",
+        f"{APP} {POD}.nodeSelector": {"zone": "a"}, f"{APP} {POD}.priorityClassName": "high",
+        f"{APP} {POD}.affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        f"{APP} {POD}.topologySpreadConstraints[0].labelSelector.matchLabels.gpu\\.hush\\.dev/name": "chat",
+        f"{APP} spec.template.metadata.labels.tier": "chat", f"{APP} spec.template.metadata.annotations.note": "pod",
+        f"{APP} {POD}.securityContext.runAsUser": 1000,
+        f"{APP_HERE}.securityContext.readOnlyRootFilesystem": False, f"{SIDECAR}.securityContext.readOnlyRootFilesystem": True,
+        f"{APP} {POD}.initContainers[0].name": "first", f"{APP} {POD}.containers[1].name": "beside",
+    }),
+    ("""
+app: {image: "x/y:1", port: 8000, models: [m]}
+apps:
+- {name: chat, mode: process, command: [serve], readyPath: /up, podDisruptionBudget: {enabled: false}, gpu: {count: 0, visibleDevices: GPU-a}}
+- {name: own, description: "name: own", replicas: null, sidecar: {image: {digest: "sha256:%s"}}, gpu: {enabled: false}}
+- {name: claimed, kind: vllm, gpu: {count: 0}, resourceClaims: [{name: gpu, resourceClaimName: the-gpu}, {name: more, resourceClaimTemplateName: t}], resources: {claims: [{name: gpu}]}}
+""" % ("2" * 64), {
+        f"{APP_HERE}.args": Has("--app=process", "--mode=process", "--ready=/up", "--", "serve"), f"{APP} {POD}.initContainers[copy-sidecar].image": "hush-sidecar:0.1.0",
+        f"{APP_HERE}.env[NVIDIA_VISIBLE_DEVICES].value": "GPU-a", f"{APP_HERE}.resources.limits": ABSENT,
+        "PodDisruptionBudget/hush-chat metadata": ABSENT, "ConfigMap/hush-own data.app\\.yaml": "name: own\n",
+        f"Deployment/hush-own {POD}.initContainers[sidecar].image": f"hush-sidecar@sha256:{'2' * 64}", "Deployment/hush-own spec.replicas": ABSENT,
+        f"Deployment/hush-own {POD}.containers[app].env[NVIDIA_DRIVER_CAPABILITIES]": ABSENT,
+        f"Deployment/hush-own {POD}.initContainers[sidecar].env[NVIDIA_VISIBLE_DEVICES]": ABSENT,
+        f"Deployment/hush-claimed {POD}.resourceClaims": [{"name": "gpu", "resourceClaimName": "the-gpu"}, {"name": "more", "resourceClaimTemplateName": "t"}],
+        f"Deployment/hush-claimed {POD}.containers[app].resources.claims": [{"name": "gpu"}],
+        f"Deployment/hush-claimed {POD}.initContainers[sidecar].env[NVIDIA_VISIBLE_DEVICES]": ABSENT,
     }),
     ("""
 controller:

@@ -13,6 +13,10 @@ BY_PATH = {page.path: page for page in PAGES}
 
 # Options of docker, helm and other programs; and placeholders for options.
 OTHERS = {"--build-arg", "--reuse-values", "--set", "--values", "--host", "--port", "--some-name"}
+# Options of apps, on docs/apps.md.
+OTHERS |= {"--admin", "--adminunloadtimeout", "--allow-grpc", "--api", "--enable-memory-saver", "--enable-sleep-mode",
+           "--enable-weights-cpu-backup", "--model-control-mode", "--models-max", "--no-models-autoload", "--routermode",
+           "--sleep-idle-seconds"}
 
 
 def reference(name: str) -> str:

@@ -26,6 +26,7 @@ WORKFLOW = ROOT / ".github/workflows/release.yaml"
 PULL_REQUEST = ROOT / ".github/workflows/pull-request.yaml"
 LIBRARIES = ROOT / ".hush/lib"
 SERVER = pathlib.Path(os.environ.get("HUSH_SERVER", ROOT / "target/debug/hush-server"))
+SIDECAR = SERVER.with_name("hush-sidecar")
 MODELS = pathlib.Path(os.environ.get("HUSH_MODELS", ROOT / ".hush/models"))
 UNPRIVILEGED = 65532
 INSTRUCTIONS = {"RUN", "COPY", "WORKDIR", "ARG", "ENV", "LABEL", "USER", "EXPOSE", "ENTRYPOINT", "CMD"}
@@ -46,7 +47,7 @@ def copies(stage: containerfile.Stage):
 class Lint(unittest.TestCase):
     def each(self):
         self.assertEqual([path.name for path in FILES],
-                         ["Containerfile.controller", "Containerfile.server-cpu", "Containerfile.server-cuda"])
+                         ["Containerfile.controller", "Containerfile.server-cpu", "Containerfile.server-cuda", "Containerfile.sidecar"])
         for path in FILES:
             with self.subTest(path.name):
                 yield path, containerfile.read(path)
@@ -226,6 +227,33 @@ class Steps(unittest.TestCase):
         self.assertIn("hush-core", names)
         self.assertNotIn("ort", names)
 
+    def test_the_sidecars_bill_of_materials(self):
+        (line,) = [one.text for one in self.stage("sidecar", "build").all("RUN") if "scripts/sbom" in one.text]
+        names = {part["name"] for part in self.bill(line.split(">")[0])["components"]}
+        self.assertIn("hush-residency", names)
+        self.assertNotIn("ort", names)
+
+    def test_the_sidecar_runs_in_the_images_of_apps(self):
+        """It is copied into them: the check of the image, on the program that is built here, and on what it must refuse."""
+        (line,) = [one.text for one in self.stage("sidecar", "build").all("RUN") if "check-portable" in one.text]
+        self.assertEqual(line, "python3 scripts/check-portable target/dist/hush-sidecar")
+        check = ROOT / "scripts/check-portable"
+
+        def checked(program) -> subprocess.CompletedProcess:
+            return subprocess.run([sys.executable, check, program], capture_output=True, text=True)
+
+        # It links a library that is no part of the C library.
+        refused = checked(shutil.which("curl") or shutil.which("git"))
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("no part of the C library", refused.stderr)
+        if not SIDECAR.exists():
+            self.skipTest(f"{SIDECAR} is not built")
+        done = checked(SIDECAR)
+        libc = [int(part) for part in os.confstr("CS_GNU_LIBC_VERSION").split()[-1].split(".")]
+        if libc > [2, 36]:
+            self.skipTest("the C library here is newer than that of the image's base")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
     def test_the_programs_that_are_built_exist(self):
         metadata = json.loads(subprocess.run(["cargo", "metadata", "--locked", "--no-deps", "--format-version=1"], cwd=ROOT,
                                              check=True, capture_output=True).stdout)
@@ -341,8 +369,8 @@ class Release(unittest.TestCase):
                          {(entry["file"], entry["image"]) for entry in matrix})
         self.assertEqual(set(built["file"]), {entry["file"] for entry in matrix})
         values = yaml.safe_load((ROOT / "charts/hush/values.yaml").read_text())
-        for part in ("server", "controller"):
-            self.assertIn(values[part]["image"]["repository"], {entry["image"] for entry in matrix})
+        for part in (values["server"], values["controller"], values["app"]["sidecar"]):
+            self.assertIn(part["image"]["repository"], {entry["image"] for entry in matrix})
         helper = (ROOT / "charts/hush/templates/server/_server.tpl").read_text()
         for entry in matrix:
             if entry["image"] == "hush-server":

@@ -2,6 +2,7 @@
 and no panel is empty. The GPU is the double's. `make test-observability` prepares and calls it.
 """
 import contextlib
+import http.server
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 import urllib.parse
 
@@ -19,6 +21,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from stack import BUILT, GIB, NVML, ROOT, Fleet, Program, get, policy, wait_for
 
+SIDECAR = HERE / "sidecar.prom"
 RULES = [ROOT / "charts/hush/rules.yaml", ROOT / "charts/hush/controller-rules.yaml"]
 # Where the servers and the controller of the test are, as Prometheus knows it.
 PLACES = {"cluster": "east", "namespace": "apps", "node": "n1"}
@@ -44,8 +47,29 @@ def query(url: str, expr: str) -> list:
     return answer["data"]["result"]
 
 
+class SidecarMetrics(http.server.ThreadingHTTPServer):
+    """Answers a scrape with the metrics of a sidecar, as the contract declares them: what panels and rules join by `app`."""
+
+    def __init__(self, text: str):
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Answer)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def address(self) -> str:
+        return "127.0.0.1:%d" % self.server_address[1]
+
+
 class Stack(Fleet):
-    """Two servers on one scripted GPU, a controller, Prometheus."""
+    """Two servers on one scripted GPU, the metrics of a sidecar, a controller, Prometheus."""
 
     def __init__(self, folder: pathlib.Path):
         super().__init__(folder, gib=(3, 2))
@@ -55,7 +79,9 @@ class Stack(Fleet):
         self.prometheus = self.start_prometheus()
 
     def start_prometheus(self) -> str:
-        jobs = {"hush-server": [ops for _, ops in self.servers], "hush-controller": [self.controller]}
+        self.sidecar = SidecarMetrics(SIDECAR.read_text())
+        jobs = {"hush-server": [ops for _, ops in self.servers], "hush-sidecar": [self.sidecar.address()],
+                "hush-controller": [self.controller]}
         scrapes = [{"job_name": job, "static_configs": [{"targets": targets, "labels": PLACES}]} for job, targets in jobs.items()]
         program, url = prometheus(self.folder, scrapes)
         self.add(program)
@@ -97,6 +123,15 @@ def plain(expr: str, **chosen: str) -> str:
 class Files(unittest.TestCase):
     def test_dashboards_are_up_to_date(self):
         subprocess.run([sys.executable, ROOT / "scripts/dashboards", "--check"], check=True)
+
+    def test_the_sidecars_metrics_are_those_of_the_contract(self):
+        page = (ROOT / "docs/reference/metrics.md").read_text().split("## hush-sidecar\n")[1].split("\n## ")[0]
+        declared = dict(re.findall(r"^\| `(hush_\w+)` \| \w+ \| (.*?) \|", page, re.M))
+        self.assertGreater(len(declared), 6)
+        told = {name: {label for label, _ in re.findall(r'(\w+)="([^"]*)"', labels)}
+                for name, labels in re.findall(r"^(hush_app_\w+)\{(.*)\} ", SIDECAR.read_text(), re.M)}
+        self.assertEqual({name: set(re.findall(r"`(\w+)`", labels)) for name, labels in declared.items()},
+                         {**told, "hush_app_problem_info": {"app", "problem"}})
 
     def test_rules_fire_when_they_must(self):
         for arguments in (["check", "rules", *RULES], ["test", "rules", HERE / "alerts.yaml"]):

@@ -44,8 +44,18 @@ pub fn controller() -> Result<PathBuf> {
     program("hush-controller")
 }
 
+/// `hush-sidecar`, likewise.
+pub fn sidecar() -> Result<PathBuf> {
+    program("hush-sidecar")
+}
+
+/// `hush-app-standin`, likewise.
+pub fn app_standin() -> Result<PathBuf> {
+    program("hush-app-standin")
+}
+
 /// Cargo does not build another package's binary for a test: `make test` builds both first.
-fn program(name: &str) -> Result<PathBuf> {
+pub fn program(name: &str) -> Result<PathBuf> {
     // A test lies in `deps` beside it, a program of this crate right beside it.
     let this = std::env::current_exe()?;
     let found = this.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());

@@ -1,6 +1,7 @@
 //! Harness of the end-to-end tests: a real `hush-server` process, a plain HTTP/1.1 client that writes exactly the bytes
 //! it is given, the fixtures, and a look into `/proc`. One topic per file in `tests/`. `cluster` has a real API server.
 
+pub mod apps;
 pub mod cases;
 pub mod child;
 pub mod cluster;

@@ -315,7 +315,7 @@ fn what_cannot_work_is_said_at_the_start() -> Result<()> {
         (vec!["--policy", &file, "--target", "http://h:1"], "p.yaml:6"),
         (vec!["--policy", "/nonexistent.yaml", "--target", "http://h:1"], "/nonexistent.yaml"),
         (vec!["--policy", &file, "--target", "http://h:1", "--interval", "10s"], "--stale-after"),
-        (vec!["--policy", &file, "--target", "http://h:1", "--interval", "0s"], "longer than nothing"),
+        (vec!["--policy", &file, "--target", "http://h:1", "--interval", "0s"], "longer than 0"),
     ] {
         let output = std::process::Command::new(fixtures::controller()?).arg("run").args(&args).output()?;
         let text = String::from_utf8_lossy(&output.stderr);

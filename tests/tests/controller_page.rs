@@ -170,7 +170,7 @@ fn a_request_that_is_wrong_is_told_what_is_wrong() -> Result<()> {
         ("pause?policy=a/test", "", 400, "`untilResumed`"),
         ("pause?policy=a/test", "{\"untilResumed\":true,\"duration\":\"5m\"}", 400, "give one of `duration`"),
         ("pause?policy=a/test", "{\"duration\":\"soon\"}", 400, "such as 30m"),
-        ("pause?policy=a/test", "{\"duration\":\"0s\"}", 400, "longer than nothing"),
+        ("pause?policy=a/test", "{\"duration\":\"0s\"}", 400, "longer than 0"),
         ("unload?server=a/one", "{\"ifGeneration\":1}", 400, "`model`"),
         ("pause", "", 400, "`policy`"),
         ("pause?policy=a/test&for=5m", "", 400, "`for`"),

@@ -204,10 +204,16 @@ fn a_configuration_that_cannot_be_used_changes_nothing() -> Result<()> {
         ("models:\n  - name: no-such-model\n", "no-such-model"),
     ] {
         folder.write(broken)?;
-        let before = logged(&server, "was not taken over");
+        let before = logged(&server, "the new configuration is refused");
         hang_up(&server)?;
-        wait_for("it is refused", SOON, || Ok((logged(&server, "was not taken over") > before).then_some(())))?;
-        let line = server.log().into_iter().rfind(|line| line.contains("was not taken over")).context("no line")?;
+        wait_for("it is refused", SOON, || {
+            Ok((logged(&server, "the new configuration is refused") > before).then_some(()))
+        })?;
+        let line = server
+            .log()
+            .into_iter()
+            .rfind(|line| line.contains("the new configuration is refused"))
+            .context("no line")?;
         assert!(line.contains(words), "{line}");
         assert_eq!(server.metric("hush_config_last_reload_successful")?, Some(0.0));
         said(&server, "first")?;

@@ -119,7 +119,7 @@ fn what_is_no_level_is_refused_by_a_server_and_changes_nothing() -> Result<()> {
     let server = Server::start(&["--admin-token-file", &file.to_string_lossy()])?;
     let path = "/admin/v1/log-level";
     for (body, field, says) in [
-        (json!({"level": "debgu"}), "level", "`debgu` is no level"),
+        (json!({"level": "debgu"}), "level", "`debgu` is not a level"),
         (json!({"level": ""}), "level", "it is empty"),
         (json!({"level": "hush_server=loud"}), "level", "must be error, warn"),
         (json!({"level": 7}), "level", "string"),
@@ -143,6 +143,29 @@ fn what_is_no_level_is_refused_by_a_server_and_changes_nothing() -> Result<()> {
     assert_eq!(ask(server.ops, "DELETE", path, TOKEN, &Value::Null)?.status, 405);
     let level = ask(server.ops, "GET", path, TOKEN, &Value::Null)?.json()?;
     assert_eq!(level, json!({"level": "info", "configured_level": "info"}));
+    Ok(())
+}
+
+/// What is not a level, no duration or comes without the token is refused, and the answer says why.
+fn expect_refusals(controller: SocketAddr) -> Result<()> {
+    for (body, says) in [
+        (json!({"level": "debgu"}), "`level` must be error, warn"),
+        (json!({"level": "debug", "duration": "soon"}), "`duration` must be a duration"),
+        (json!({"level": "debug", "duration": "0s"}), "`duration` must be more than 0"),
+        (json!({"level": "debug", "duration": "169h"}), "`duration` must be more than 0"),
+        (json!({"duration": "1h"}), "`duration` needs `level`"),
+    ] {
+        let answer = ask(controller, "PUT", "/api/v1/log-level", TOKEN, &body)?;
+        let error = answer.json()?;
+        assert!(
+            answer.status == 400 && error["message"].as_str().is_some_and(|text| text.contains(says)),
+            "{body}: {error}"
+        );
+    }
+    for token in ["", "another-token-of-them"] {
+        let answer = ask(controller, "PUT", "/api/v1/log-level", token, &json!({"level": "trace"}))?;
+        assert_eq!(answer.status, 401, "{}", answer.text());
+    }
     Ok(())
 }
 
@@ -186,25 +209,8 @@ fn a_controller_logs_by_the_level_that_the_plugin_sets() -> Result<()> {
     // The plugin checks before it asks; the controller checks for itself.
     let output = plugin::run(&["log-level", "debgu", "--controller", &url])?;
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("`debgu` is no level"));
-    for (body, says) in [
-        (json!({"level": "debgu"}), "`level` must be error, warn"),
-        (json!({"level": "debug", "duration": "soon"}), "`duration` must be a duration"),
-        (json!({"level": "debug", "duration": "0s"}), "`duration` must be more than nothing"),
-        (json!({"level": "debug", "duration": "169h"}), "`duration` must be more than nothing"),
-        (json!({"duration": "1h"}), "`duration` needs `level`"),
-    ] {
-        let answer = ask(controller.ops, "PUT", "/api/v1/log-level", TOKEN, &body)?;
-        let error = answer.json()?;
-        assert!(
-            answer.status == 400 && error["message"].as_str().is_some_and(|text| text.contains(says)),
-            "{body}: {error}"
-        );
-    }
-    for token in ["", "another-token-of-them"] {
-        let answer = ask(controller.ops, "PUT", "/api/v1/log-level", token, &json!({"level": "trace"}))?;
-        assert_eq!(answer.status, 401, "{}", answer.text());
-    }
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`debgu` is not a level"));
+    expect_refusals(controller.ops)?;
     assert_eq!(http::get(controller.ops, "/api/v1/log-level")?.json()?["level"], "info");
     Ok(())
 }
@@ -217,7 +223,7 @@ fn a_controller_does_not_start_with_what_is_no_level() -> Result<()> {
         command.args(["run", "--log-level", "debgu", "--target", "http://127.0.0.1:9", "--policy", "x"]).output()?;
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        !output.status.success() && error.contains("--log-level") && error.contains("`debgu` is no level"),
+        !output.status.success() && error.contains("--log-level") && error.contains("`debgu` is not a level"),
         "{error}"
     );
     Ok(())

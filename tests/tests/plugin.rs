@@ -308,7 +308,7 @@ fn where_no_controller_is_it_is_said() -> Result<()> {
     assert!(typo.contains("must be a URL such as http://127.0.0.1:9002"), "{typo}");
     let server = Server::start(&[])?;
     let another = plugin::complaint(&["top", "--controller", &format!("http://{}", server.ops)])?;
-    assert!(another.contains("is no controller, or its page is off (--web-ui)"), "{another}");
+    assert!(another.contains("is not a controller, or its page is off (--web-ui)"), "{another}");
     let none = plugin::complaint(&["top", "--kubeconfig", "/nonexistent/config"])?;
     assert!(none.contains("/nonexistent/config"), "{none}");
     Ok(())

@@ -9,6 +9,11 @@
 {{- range include "hush.servers" . | fromJsonArray }}
 {{- include "hush.checks.server" (dict "root" $ "server" .) }}
 {{- end }}
+{{- $seen := list }}
+{{- range include "hush.apps" . | fromJsonArray }}
+{{- include "hush.checks.app" (dict "root" $ "server" . "seen" $seen) }}
+{{- $seen = append $seen .name }}
+{{- end }}
 {{- range $name, $spec := .Values.policies }}
 {{- if and (hasKey $spec "selector") (empty $spec.selector) }}
 {{- fail (printf "policies.%s.selector is empty: leave it out for the servers of this release" $name) }}
@@ -60,7 +65,7 @@
 {{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) }}
 {{- fail (printf "the name %q cannot be that of a service: give another name to the release, or set fullnameOverride (a to z, 0 to 9 and -, a letter first)" $name) }}
 {{- end }}
-{{- range include "hush.servers" . | fromJsonArray }}
+{{- range concat (include "hush.servers" . | fromJsonArray) (include "hush.apps" . | fromJsonArray) }}
 {{- if gt (len .fullname) 63 }}
 {{- fail (printf "%s: the name %s has %d characters, and a service has at most 63: shorten it, or set fullnameOverride" .field .fullname (len .fullname)) }}
 {{- end }}
@@ -158,6 +163,64 @@
 {{- $values := .server.values }}
 {{- include "hush.checks.precision" . }}
 {{- include "hush.checks.labels" (list (printf "%s.podLabels" $field) $values.podLabels) }}
+{{- include "hush.checks.workload" (list $field $values) }}
+{{- if and $values.route.enabled (not $values.route.parentRefs) }}
+{{- fail (printf "%s.route.parentRefs is empty: name the gateway, as in [{name: GATEWAY, namespace: NAMESPACE}]" $field) }}
+{{- end }}
+{{- if and $values.ingress.enabled (not $values.ingress.paths) }}
+{{- fail (printf "%s.ingress.paths is empty: no request would reach the server; write [/]" $field) }}
+{{- end }}
+{{- end }}
+
+{{- define "hush.checks.app" -}}
+{{- $field := .server.field }}
+{{- $name := .server.name }}
+{{- $values := .server.values }}
+{{- $others := list }}
+{{- range include "hush.servers" .root | fromJsonArray }}
+{{- $others = append $others .fullname }}
+{{- end }}
+{{- if has $name .seen }}
+{{- fail (printf "%s.name: %s is the name of another app" $field $name) }}
+{{- end }}
+{{- if or (has .server.fullname $others) (has $name (list "controller" "server" "app")) }}
+{{- fail (printf "%s.name: the release has objects of the name %s already; choose another name" $field .server.fullname) }}
+{{- end }}
+{{- if not $values.image }}
+{{- fail (printf "%s.image is empty: write the image of the app with its registry and tag" $field) }}
+{{- end }}
+{{- if not $values.port }}
+{{- fail (printf "%s.port is empty: write the port on which the app listens on 127.0.0.1" $field) }}
+{{- end }}
+{{- if has (int $values.port) (list 9000 9001 9002) }}
+{{- fail (printf "%s.port: %d is a port of hush-sidecar (9000, 9001) or of the controller (9002); have the app listen on another one" $field (int $values.port)) }}
+{{- end }}
+{{- if not $values.models }}
+{{- fail (printf "%s.models is empty: name the models that are governed; for an app that holds one model, any name" $field) }}
+{{- end }}
+{{- if and $values.kind $values.description }}
+{{- fail (printf "%s: kind and description exclude each other" $field) }}
+{{- end }}
+{{- if eq $values.mode "process" }}
+{{- if not $values.command }}
+{{- fail (printf "%s.command is empty: with mode: process the sidecar starts the app, and does not know the command of its image" $field) }}
+{{- end }}
+{{- else }}
+{{- if not (or $values.kind $values.description) }}
+{{- fail (printf "%s.kind is empty: write which app it is, as in kind: ollama, or a description, or mode: process" $field) }}
+{{- end }}
+{{- if $values.readyPath }}
+{{- fail (printf "%s.readyPath is only for mode: process" $field) }}
+{{- end }}
+{{- end }}
+{{- include "hush.checks.labels" (list (printf "%s.podLabels" $field) $values.podLabels) }}
+{{- include "hush.checks.workload" (list $field $values) }}
+{{- end }}
+
+{{/* What servers and apps have in common: (list FIELD VALUES). */}}
+{{- define "hush.checks.workload" -}}
+{{- $field := first . }}
+{{- $values := last . }}
 {{- include "hush.checks.labels" (list (printf "%s.service.labels" $field) $values.service.labels) }}
 {{- include "hush.checks.account" (list $field $values.serviceAccount) }}
 {{- include "hush.checks.strategy" (list $field $values.strategy (list "RollingUpdate" "Recreate")) }}
@@ -173,12 +236,6 @@
 {{- fail (printf "%s.service.%s is only for the type LoadBalancer: set %s.service.type" $field $key $field) }}
 {{- end }}
 {{- end }}
-{{- end }}
-{{- if and $values.route.enabled (not $values.route.parentRefs) }}
-{{- fail (printf "%s.route.parentRefs is empty: name the gateway, as in [{name: GATEWAY, namespace: NAMESPACE}]" $field) }}
-{{- end }}
-{{- if and $values.ingress.enabled (not $values.ingress.paths) }}
-{{- fail (printf "%s.ingress.paths is empty: no request would reach the server; write [/]" $field) }}
 {{- end }}
 {{- $claims := list }}
 {{- range $values.resourceClaims }}

@@ -24,6 +24,11 @@
 {{ include "hush.fullname" . }}-server
 {{- end }}
 
+{{/* What all apps of the release have in common. */}}
+{{- define "hush.appName" -}}
+{{ include "hush.fullname" . }}-app
+{{- end }}
+
 {{- define "hush.controllerName" -}}
 {{ include "hush.fullname" . }}-controller
 {{- end }}
@@ -73,11 +78,21 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{- toJson (uniq $accounts) }}
 {{- end }}
 
-{{/* The names of the accounts as which controllers of this release send commands, as JSON: a sidecar has its server's. */}}
+{{/* The accounts of the apps, in the same form. */}}
+{{- define "hush.appAccounts" -}}
+{{- $accounts := list }}
+{{- range include "hush.apps" . | fromJsonArray }}
+{{- $accounts = append $accounts .values.serviceAccount }}
+{{- end }}
+{{- toJson (uniq $accounts) }}
+{{- end }}
+
+{{/* The names of the accounts as which controllers of this release send commands, as JSON: one beside a server or an app has that
+of its pod. */}}
 {{- define "hush.controllerAccounts" -}}
 {{- $names := list }}
 {{- if eq .Values.controller.scope "pod" }}
-{{- range include "hush.serverAccounts" . | fromJsonArray }}
+{{- range concat (include "hush.serverAccounts" . | fromJsonArray) (include "hush.appAccounts" . | fromJsonArray) }}
 {{- $names = append $names .name }}
 {{- end }}
 {{- else if ne .Values.controller.scope "none" }}
@@ -132,7 +147,8 @@ automountServiceAccountToken: false
   {{- end }}
 {{- end }}
 - to: [{namespaceSelector: {}, podSelector: {matchLabels: {gpu.hush.dev/server: "true"}}}]
-  ports: [{port: ops, protocol: TCP}]
+  # By number too: not every network plugin knows the names of a sidecar's ports.
+  ports: [{port: ops, protocol: TCP}, {port: 9001, protocol: TCP}]
 {{- end }}
 
 {{/* The versions of a definition and their fields, by which two definitions are compared. */}}

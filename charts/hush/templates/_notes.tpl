@@ -2,15 +2,15 @@
 {{- define "hush.notes.exposed" }}
 {{- $policy := .Values.networkPolicy }}
 {{- if and $policy.enabled (ne $policy.from "anyone") (not $policy.clients) }}
-{{- range include "hush.servers" . | fromJsonArray }}
+{{- range concat (include "hush.servers" . | fromJsonArray) (include "hush.apps" . | fromJsonArray) }}
 {{- $ways := list }}
 {{- if ne .values.service.type "ClusterIP" }}
 {{- $ways = append $ways (printf "service.type: %s" .values.service.type) }}
 {{- end }}
-{{- if .values.ingress.enabled }}
+{{- if dig "ingress" "enabled" false .values }}
 {{- $ways = append $ways "ingress" }}
 {{- end }}
-{{- if .values.route.enabled }}
+{{- if dig "route" "enabled" false .values }}
 {{- $ways = append $ways "route" }}
 {{- end }}
 {{- with $ways }}

@@ -23,7 +23,7 @@ impl BudgetLedger {
         let total = gpu.map(|gpu| gpu.total_bytes);
         for &index in models {
             let entry = &table.entries[index];
-            let bytes = if entry.counts_towards_budget() { entry.model.vram_bytes } else { 0 };
+            let bytes = if entry.counts_towards_budget() { entry.model.sample.vram_bytes } else { 0 };
 
             for &policy in table.policies_of(entry) {
                 if let Some(budget) = table.policies[policy].asks.budget.and_then(|budget| budget.bytes(total)) {

@@ -35,7 +35,7 @@ pub fn conflicts(now: Timestamp, world: &World, policies: &[ModelPolicy]) -> BTr
     let mut found = BTreeSet::new();
     for entry in &table.entries {
         let selecting = table.policies_of(entry);
-        let total = entry.model.gpu.as_ref().and_then(|gpu| totals.get(gpu)).copied();
+        let total = entry.model.sample.gpu.as_ref().and_then(|gpu| totals.get(gpu)).copied();
         if !compared.insert((selecting, total)) {
             continue;
         }

@@ -89,7 +89,7 @@ fn governed_by_gpu<'a>(step: &mut StepContext<'a>) -> Vec<GpuGroup<'a>> {
 
     for index in 0..step.table.entries.len() {
         if is_governed(step, index) {
-            let at = group_of(&mut groups, step.entry(index).model.gpu.as_ref());
+            let at = group_of(&mut groups, step.entry(index).model.sample.gpu.as_ref());
             groups[at].models.push(index);
         }
     }
@@ -101,7 +101,7 @@ fn governed_by_gpu<'a>(step: &mut StepContext<'a>) -> Vec<GpuGroup<'a>> {
 /// Whether a policy selects the model. Notes why no rule can decide on it now, if that is so.
 fn is_governed(step: &mut StepContext<'_>, index: usize) -> bool {
     let entry = step.entry(index);
-    let state = entry.model.state;
+    let state = entry.model.sample.state;
     if entry.rules.is_none() {
         step.skip(index, SkipReason::NotGoverned, "no policy selects it");
         return false;

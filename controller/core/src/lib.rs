@@ -86,5 +86,6 @@ pub use step::step;
 pub use time::{elapsed, sampled_at};
 pub use warm_window::{WarmWindow, WarmWindowError};
 pub use world::{
-    ArrivalHistogram, GpuId, Labels, ModelKey, ObservedGpu, ObservedModel, ResidencyState, ServerName, World,
+    ArrivalHistogram, GpuId, Labels, ModelKey, ModelSample, ObservedGpu, ObservedModel, ResidencyState, ServerName,
+    World,
 };

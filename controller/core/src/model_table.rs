@@ -64,13 +64,13 @@ impl ModelEntry<'_> {
 
     /// Whether the model has been loaded for its `minResident`.
     pub fn is_old_enough(&self) -> bool {
-        self.rules.as_ref().is_some_and(|rules| self.model.loaded_for >= rules.min_resident().value)
+        self.rules.as_ref().is_some_and(|rules| self.model.sample.loaded_for >= rules.min_resident().value)
     }
 
     /// Whether the memory of the model counts towards budgets. A model that is unloading does not count, because
     /// its memory is being freed already.
     pub const fn counts_towards_budget(&self) -> bool {
-        matches!(self.model.state, ResidencyState::Ready | ResidencyState::Loading | ResidencyState::Draining)
+        matches!(self.model.sample.state, ResidencyState::Ready | ResidencyState::Loading | ResidencyState::Draining)
     }
 }
 
@@ -94,7 +94,7 @@ impl<'a> ModelTable<'a> {
         let mut entries = Vec::with_capacity(models.len());
         for model in models {
             let policy_set = selections.policy_set_of(model);
-            let total = model.gpu.as_ref().and_then(|gpu| totals.get(gpu)).copied();
+            let total = model.sample.gpu.as_ref().and_then(|gpu| totals.get(gpu)).copied();
             let rules = rules_cache.rules_of(policy_set, &selections.policy_sets[policy_set], total);
 
             entries.push(ModelEntry {
@@ -224,8 +224,8 @@ fn cluster_part<'a>(policies: &[&ModelPolicy], selecting: &'a [usize]) -> &'a [u
 fn node_clocks(world: &World) -> HashMap<&GpuId, Duration> {
     let mut clocks = HashMap::new();
     for model in &world.models {
-        if let (Some(gpu), Some(since)) = (&model.gpu, model.idle_since) {
-            let clock = since.saturating_add(model.idle).saturating_add(model.sample_age);
+        if let (Some(gpu), Some(since)) = (&model.sample.gpu, model.sample.idle_since) {
+            let clock = since.saturating_add(model.sample.idle).saturating_add(model.sample_age);
             let latest = clocks.entry(gpu).or_insert(clock);
             *latest = clock.max(*latest);
         }
@@ -237,8 +237,8 @@ fn node_clocks(world: &World) -> HashMap<&GpuId, Duration> {
 /// Controllers that observe at different times, or get slower answers, come to the same order: with times of one clock
 /// the differences are exact; without them, they are right to within the time that an answer takes.
 fn idleness(model: &ObservedModel, node_clocks: &HashMap<&GpuId, Duration>) -> Duration {
-    let clock = model.gpu.as_ref().and_then(|gpu| node_clocks.get(gpu));
-    match (model.idle, model.idle_since, clock) {
+    let clock = model.sample.gpu.as_ref().and_then(|gpu| node_clocks.get(gpu));
+    match (model.sample.idle, model.sample.idle_since, clock) {
         (Duration::ZERO, ..) => Duration::ZERO,
         (_, Some(since), Some(clock)) => clock.saturating_sub(since),
         (idle, ..) => idle.saturating_add(model.sample_age),

@@ -66,7 +66,7 @@ impl Decision {
     /// Unloads the model in the generation that was observed. Times are rounded up to whole seconds.
     pub fn unload(model: &ObservedModel, reason: DecisionReason, policy: String, terms: UnloadTerms) -> Self {
         Self {
-            if_generation: Some(model.generation),
+            if_generation: Some(model.sample.generation),
             if_idle_seconds: terms.if_idle.map(whole_seconds),
             drain_seconds: terms.drain.map(whole_seconds),
             hold_seconds: terms.hold.map(whole_seconds),
@@ -88,7 +88,7 @@ impl Decision {
         Self {
             server: model.key.server.clone(),
             model: model.key.model.clone(),
-            gpu: model.gpu.clone(),
+            gpu: model.sample.gpu.clone(),
             action,
             reason,
             policy,
@@ -96,7 +96,7 @@ impl Decision {
             if_idle_seconds: None,
             drain_seconds: None,
             hold_seconds: None,
-            vram_bytes: model.vram_bytes,
+            vram_bytes: model.sample.vram_bytes,
             dry_run: false,
         }
     }

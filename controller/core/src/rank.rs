@@ -14,14 +14,14 @@ pub fn compare(a: &ModelEntry<'_>, b: &ModelEntry<'_>) -> Ordering {
     first(a)
         .cmp(&first(b))
         .then_with(|| compare_idleness(b, a))
-        .then_with(|| b.model.vram_bytes.cmp(&a.model.vram_bytes))
+        .then_with(|| b.model.sample.vram_bytes.cmp(&a.model.sample.vram_bytes))
         .then_with(|| a.model.key.cmp(&b.model.key))
 }
 
 /// Compares `idleness / max(reload, RELOAD_MIN)` exactly, by cross multiplication.
 fn compare_idleness(a: &ModelEntry<'_>, b: &ModelEntry<'_>) -> Ordering {
     let weighed = |entry: &ModelEntry<'_>, other: &ModelEntry<'_>| {
-        entry.idleness.as_nanos().saturating_mul(other.model.reload.max(RELOAD_MIN).as_nanos())
+        entry.idleness.as_nanos().saturating_mul(other.model.sample.reload.max(RELOAD_MIN).as_nanos())
     };
     weighed(a, b).cmp(&weighed(b, a))
 }

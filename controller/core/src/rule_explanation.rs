@@ -66,7 +66,7 @@ pub fn explain_rules(
 ) -> RuleExplanation {
     let no_labels = Labels::new();
     let labels = world.namespaces.get(model.key.server.namespace()).unwrap_or(&no_labels);
-    let gpu = model.gpu.as_ref().and_then(|gpu| world.gpus.iter().find(|other| other.uuid == *gpu));
+    let gpu = model.sample.gpu.as_ref().and_then(|gpu| world.gpus.iter().find(|other| other.uuid == *gpu));
     let total = gpu.map(|gpu| gpu.total_bytes);
 
     let mut matching: Vec<&ModelPolicy> = policies.iter().filter(|policy| policy.selects(model, labels)).collect();

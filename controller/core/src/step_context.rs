@@ -88,7 +88,7 @@ impl<'a> StepContext<'a> {
         terms: UnloadTerms,
     ) {
         let model = self.entry(index).model;
-        gpu.freed = gpu.freed.saturating_add(model.vram_bytes);
+        gpu.freed = gpu.freed.saturating_add(model.sample.vram_bytes);
         self.decided[index] = true;
         self.decisions.push(Decision::unload(model, reason, self.table.policy_name(policy), terms));
     }

@@ -100,23 +100,35 @@ impl ObservedGpu {
     }
 }
 
-/// One model as its server reported it.
+/// One model, with what its server reported of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedModel {
     pub key: ModelKey,
-    /// `None`: the model is not on a GPU, and only the rules about idleness apply to it.
-    pub gpu: Option<GpuId>,
+    /// The kind of the program that serves the model, such as `whisper` or `ollama`: for users alone, no decision rests on
+    /// it.
+    pub app: String,
     pub labels: Labels,
+    pub sample: ModelSample,
+    pub sample_age: Duration,
+    /// Commands to its server failed lately: for a while no decision names the model.
+    pub back_off: bool,
+}
+
+/// One model as its server reports it in a scrape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSample {
+    /// `None`: the model is not on a GPU, or its memory was not measured, and only the rules about idleness apply to it.
+    pub gpu: Option<GpuId>,
     pub state: ResidencyState,
     /// The time since the last request (or the load) ended.
     pub idle: Duration,
-    /// Since when the model is idle, in Unix time by the clock of its node; `None`: its server does not report it. It
-    /// orders the models of one GPU, where a difference of milliseconds counts: `idle` also contains the time that the
-    /// answer of the server took.
+    /// Since when the model is idle, in Unix time by the clock of its node; `None`: it is busy, or its server does not
+    /// report it. It orders the models of one GPU, where a difference of milliseconds counts: `idle` also contains the
+    /// time that the answer of the server took.
     pub idle_since: Option<Duration>,
     pub inflight: u64,
     pub queued: u64,
-    /// What the model holds now. For an unloaded model: what it held when it was last loaded, 0 when that is unknown.
+    /// What the model holds while it is loaded; otherwise what its next load needs, 0 when that is unknown.
     pub vram_bytes: u64,
     pub generation: u64,
     pub loaded_for: Duration,
@@ -124,21 +136,20 @@ pub struct ObservedModel {
     pub reload: Duration,
     /// The memory that the model waits for, in the state `WaitingForMemory`.
     pub demand_bytes: u64,
-    pub sample_age: Duration,
-    /// Commands to its server failed lately: for a while no decision names the model.
-    pub back_off: bool,
+    /// The time for which the model must not be loaded; zero: there is no hold, or its server does not report it.
+    pub hold: Duration,
     /// The gaps between requests, from which adaptive residency learns.
     pub arrivals: Option<ArrivalHistogram>,
 }
 
 impl ObservedModel {
     pub const fn is_ready(&self) -> bool {
-        matches!(self.state, ResidencyState::Ready)
+        matches!(self.sample.state, ResidencyState::Ready)
     }
 
     /// Whether the model is ready and has requests in flight or queued.
     pub const fn is_busy(&self) -> bool {
-        self.is_ready() && self.inflight.saturating_add(self.queued) > 0
+        self.is_ready() && self.sample.inflight.saturating_add(self.sample.queued) > 0
     }
 }
 

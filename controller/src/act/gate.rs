@@ -9,7 +9,7 @@ pub enum ActionRefusal {
     DryRun,
     #[error("{0} has a controller of its own")]
     OtherServer(ServerName),
-    #[error("a controller for more leads: {0}")]
+    #[error("a controller with a wider scope leads: {0}")]
     WiderLeader(String),
     #[error("another controller leads: {0}")]
     OtherLeader(String),

@@ -37,7 +37,8 @@ impl UnverifiedUnloads {
                 continue;
             }
 
-            let is_unchanged = model.state == ResidencyState::Ready && model.generation == report.generation;
+            let is_unchanged =
+                model.sample.state == ResidencyState::Ready && model.sample.generation == report.generation;
             let verdict = if is_unchanged { CommandVerdict::NoEffect } else { CommandVerdict::Done };
             self.0.remove(&model.key);
             verdicts.push((model.key.clone(), verdict));
@@ -59,7 +60,8 @@ mod tests {
     use crate::observe::test_model::observed_model;
 
     fn world(generation: u64, state: ResidencyState, age: Duration) -> World {
-        let model = ObservedModel { state, generation, sample_age: age, ..observed_model("a/w", "m") };
+        let mut model = ObservedModel { sample_age: age, ..observed_model("a/w", "m") };
+        (model.sample.state, model.sample.generation) = (state, generation);
         World {
             stale_after: Duration::from_secs(15),
             gpus: Vec::new(),

@@ -8,7 +8,8 @@ use hush_controller::policies;
 use hush_controller::simulate::trace::SplitMix64;
 use hush_controller::simulate::{adaptive, measured};
 use hush_core::{
-    GpuId, Labels, ModelKey, ModelPolicy, ObservedGpu, ObservedModel, ResidencyState, ServerName, StepMemory, World,
+    GpuId, Labels, ModelKey, ModelPolicy, ModelSample, ObservedGpu, ObservedModel, ResidencyState, ServerName,
+    StepMemory, World,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -88,21 +89,25 @@ fn world(models: u64, gpus: u64) -> World {
 
     let model = |n: u64, random: &mut SplitMix64| ObservedModel {
         key: ModelKey { server: ServerName(format!("ns{}/pod-{n}", n % 20)), model: format!("m{}-v3", n % 5) },
-        gpu: Some(GpuId(format!("GPU-{}", n % gpus.max(1)))),
+        app: "whisper".to_owned(),
         labels: Labels::from([("tier".to_owned(), format!("t{}", n % 10)), ("app".to_owned(), "whisper".to_owned())]),
-        state: ResidencyState::Ready,
-        idle: Duration::from_secs(random.below(900)),
-        idle_since: None,
-        inflight: random.below(5) / 4,
-        queued: 0,
-        vram_bytes: (1 + random.below(4)) * GIB,
-        generation: 1,
-        loaded_for: Duration::from_secs(3600),
-        reload: Duration::from_millis(500 + random.below(4000)),
-        demand_bytes: 0,
+        sample: ModelSample {
+            gpu: Some(GpuId(format!("GPU-{}", n % gpus.max(1)))),
+            state: ResidencyState::Ready,
+            idle: Duration::from_secs(random.below(900)),
+            idle_since: None,
+            inflight: random.below(5) / 4,
+            queued: 0,
+            vram_bytes: (1 + random.below(4)) * GIB,
+            generation: 1,
+            loaded_for: Duration::from_secs(3600),
+            reload: Duration::from_millis(500 + random.below(4000)),
+            demand_bytes: 0,
+            hold: Duration::ZERO,
+            arrivals: None,
+        },
         sample_age: Duration::ZERO,
         back_off: false,
-        arrivals: None,
     };
     World {
         stale_after: Duration::from_secs(15),

@@ -191,7 +191,7 @@ pub async fn connect_without_metrics() -> anyhow::Result<Client> {
 
 /// The configuration of kubectl, or that of a pod.
 async fn infer_config() -> anyhow::Result<Config> {
-    Config::infer().await.context("there is no kubeconfig, and this is no pod of a cluster")
+    Config::infer().await.context("there is no kubeconfig, and this is not a pod of a cluster")
 }
 
 fn connect(config: Config, metrics: Option<&Arc<ControllerMetrics>>) -> anyhow::Result<Client> {

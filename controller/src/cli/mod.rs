@@ -31,10 +31,10 @@ pub enum ControllerSubcommand {
     Run(Box<run::RunArgs>),
     /// Check policies without a cluster, by the rules of their definitions; errors name the line and the fix.
     Check(CheckArgs),
-    /// Show what would be done now with real servers, or in a world from a file, and for every other model why not. Sends
-    /// no command. Without --world, --policy and targets it reads the cluster of the current kubeconfig.
+    /// Show what would be done now with real servers, or in a world from a file, and for every other model the reason
+    /// why not. Sends no command. Without --world, --policy and targets it reads the cluster of the current kubeconfig.
     Plan(PlanArgs),
-    /// Replay requests through the same decisions in virtual time and count what it costs.
+    /// Replay requests with the same decisions in virtual time, and print what each policy costs.
     Simulate(SimulateArgs),
     /// GPUs and models as the controllers of a cluster see them, and commands to them. As a program with the name
     /// `kubectl-hush` it is a plugin of kubectl.
@@ -43,7 +43,8 @@ pub enum ControllerSubcommand {
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// YAML files with one or more policies, or lists of them as `kubectl get -o yaml` writes them; `-` is standard input.
+    /// YAML files with one or more policies, or lists of them as `kubectl get -o yaml` writes them; `-` is standard
+    /// input.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
 }

@@ -148,7 +148,7 @@ fn check(args: &RunArgs) -> anyhow::Result<()> {
 
     anyhow::ensure!(
         args.stale_after >= args.interval * 2,
-        "--stale-after must be at least twice --interval, or every sample is too old when it is looked at"
+        "--stale-after must be at least twice --interval, or every sample is too old when it is used"
     );
     if let Some(name) = args.kubernetes.scope {
         args.kubernetes.check(name, args.token_file.is_some(), args.dry_run)?;

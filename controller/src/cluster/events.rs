@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hush_contract::WHISPER;
 use hush_core::{PolicyKey, ServerName};
 use hush_crds::API_VERSION;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -21,7 +22,7 @@ use super::sources::Policies;
 use crate::act::{CommandRecord, CommandResult};
 use crate::amount::gib;
 use crate::control_loop::{LoopEvent, PauseChange};
-use crate::observe::DisagreeingReport;
+use crate::observe::{DisagreeingReport, ServerAppProblem};
 use crate::status::PAUSED;
 
 pub const CONTROLLER: &str = "gpu.hush.dev/hush-controller";
@@ -96,17 +97,18 @@ impl EventPublisher {
     /// The text of an Event, and the policy and the pod that it is about; `None`: nothing is published.
     fn describe(&self, event: &LoopEvent) -> Option<(EventText, Option<ObjectReference>, Option<ObjectReference>)> {
         match event {
-            LoopEvent::Command(record) => {
-                let text = command_text(record)?;
+            LoopEvent::Command { record, app } => {
+                let text = command_text(record, app)?;
                 Some((text, self.policy(&record.decision.policy), self.pod(&record.decision.server)))
             }
             LoopEvent::Pause(policy, change) => Some((pause_text(change), self.policy(&policy.to_string()), None)),
-            LoopEvent::ReportsDisagree(_) if self.gate.check_leadership().is_err() => None,
+            LoopEvent::ReportsDisagree(_) | LoopEvent::AppProblem(_) if self.gate.check_leadership().is_err() => None,
             LoopEvent::ReportsDisagree(DisagreeingReport { server, note }) => {
                 let action = "Observe".to_owned();
                 let text = EventText { is_warning: true, reason: "ReportsDisagree", action, note: note.clone() };
                 Some((text, None, self.pod(server)))
             }
+            LoopEvent::AppProblem(problem) => Some((app_problem_text(problem), None, self.pod(&problem.server))),
         }
     }
 
@@ -153,11 +155,21 @@ fn pause_text(change: &PauseChange) -> EventText {
     EventText { is_warning, reason, action: action.to_owned(), note: change.to_string() }
 }
 
-/// `None`: the command changed nothing.
-fn command_text(record: &CommandRecord) -> Option<EventText> {
+fn app_problem_text(problem: &ServerAppProblem) -> EventText {
+    EventText {
+        is_warning: true,
+        reason: problem.problem.kind.event_reason(),
+        action: "Observe".to_owned(),
+        note: problem.to_string(),
+    }
+}
+
+/// `None`: the command changed nothing. `app` is the kind of the model's app; that of `hush-server` is not named.
+fn command_text(record: &CommandRecord, app: &str) -> Option<EventText> {
     let decision = &record.decision;
     let cause = if decision.policy.is_empty() { "a person" } else { &decision.policy };
-    let what = format!("{} of {} for {cause} ({})", decision.model, decision.server, decision.reason);
+    let kind = if app.is_empty() || app == WHISPER { String::new() } else { format!(" ({app})") };
+    let what = format!("{}{kind} of {} for {cause} ({})", decision.model, decision.server, decision.reason);
 
     let (is_warning, reason, note) = match &record.outcome {
         CommandResult::Unloaded { reclaimed_bytes, residual_bytes } => {
@@ -182,12 +194,34 @@ mod tests {
 
     use super::*;
     use crate::act::test_decision::unload_decision;
+    use crate::observe::{AppProblem, AppProblemKind};
 
     fn text_of(policy: &str, reason: DecisionReason, outcome: CommandResult) -> Option<(bool, &'static str, String)> {
         let decision = Decision { reason, policy: policy.to_owned(), ..unload_decision("turbo") };
         let now = Timestamp::UNIX_EPOCH;
-        let text = command_text(&CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 })?;
+        let record = CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 };
+        let text = command_text(&record, WHISPER)?;
         Some((text.is_warning, text.reason, text.note))
+    }
+
+    #[test]
+    fn the_app_is_named_where_it_is_not_whisper() {
+        let (now, decision) = (Timestamp::UNIX_EPOCH, unload_decision("tiny:latest"));
+        let outcome = CommandResult::Unloaded { reclaimed_bytes: None, residual_bytes: None };
+        let record = CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 };
+        let note = command_text(&record, "ollama").unwrap().note;
+        assert!(note.starts_with("unloaded tiny:latest (ollama) of "), "{note}");
+    }
+
+    #[test]
+    fn an_app_that_cannot_be_governed_is_a_warning_that_names_the_flag() {
+        let problem = AppProblem { kind: AppProblemKind::Unsuitable, text: "set OLLAMA_KEEP_ALIVE=-1".to_owned() };
+        let problem = ServerAppProblem { server: "a/chat".into(), app: "ollama".to_owned(), problem };
+        let EventText { is_warning, reason, note, .. } = app_problem_text(&problem);
+        assert_eq!(
+            (is_warning, reason, note.as_str()),
+            (true, "AppUnsuitable", "a/chat (ollama): set OLLAMA_KEEP_ALIVE=-1")
+        );
     }
 
     #[test]

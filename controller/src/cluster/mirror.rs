@@ -169,7 +169,7 @@ fn status_code(error: &watcher::Error) -> Option<u16> {
 fn explain(what: &str, path: &str, code: Option<u16>, error: &watcher::Error) -> String {
     match code {
         // The API server may know the kind in another version.
-        Some(404) => format!("the API server knows no {what} at `{path}`: apply the definitions in `crds/`"),
+        Some(404) => format!("the API server has no {what} at `{path}`: apply the definitions in `crds/`"),
         Some(401) => format!("the API server does not accept the credential that the {what} are listed with"),
         Some(403) => format!("the API server does not let this account list and watch {what}: {ROLE_HINT}"),
         Some(410) => format!("the watch of the {what} was too old and begins anew"),

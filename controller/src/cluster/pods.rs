@@ -31,10 +31,17 @@ pub struct ObservedPodSpec {
     node_name: Option<String>,
     #[serde(default)]
     containers: Vec<ObservedContainer>,
+    /// Containers that end before the others start, and sidecars, which run beside them.
+    #[serde(default)]
+    init_containers: Vec<ObservedContainer>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ObservedContainer {
+    /// `Always` makes an init container a sidecar.
+    #[serde(default)]
+    restart_policy: Option<String>,
     #[serde(default)]
     ports: Vec<ObservedPort>,
 }
@@ -78,7 +85,7 @@ pub enum PodProblem {
     NoPort,
     #[error("the annotation `{SCHEME_ANNOTATION}` must be `http` or `https`, and is {0:?}")]
     SchemeAnnotation(String),
-    #[error("the namespace `{namespace}` is no part of a DNS name: {error}")]
+    #[error("the namespace `{namespace}` cannot be part of a DNS name: {error}")]
     Namespace { namespace: String, error: InvalidDnsNameError },
     #[error("no token can be made for it: {0}")]
     Audience(InvalidValue),
@@ -156,7 +163,9 @@ fn certificate_name(namespace: &str) -> Result<DnsName<'static>, PodProblem> {
 
 fn port(pod: &ObservedPod) -> Result<u16, PodProblem> {
     let find_by_name = |name: &str| {
-        let mut ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+        let is_sidecar = |container: &&ObservedContainer| container.restart_policy.as_deref() == Some("Always");
+        let sidecars = pod.spec.init_containers.iter().filter(is_sidecar);
+        let mut ports = pod.spec.containers.iter().chain(sidecars).flat_map(|container| &container.ports);
         ports.find(|port| port.name.as_deref() == Some(name)).map(|port| port.container_port)
     };
     let Some(annotation) = pod.annotations().get(PORT_ANNOTATION) else {
@@ -214,6 +223,21 @@ mod tests {
             let error = url(annotations, &ports, &status).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn a_sidecar_s_port_counts_and_that_of_a_container_that_ends_does_not() {
+        let running = json!({"phase": "Running", "podIP": "10.1.2.3"});
+        let with_init = |restart: Value| {
+            let mut sidecar = pod(json!({}), json!([{"name": "app", "containerPort": 11434}]), running.clone());
+            let ports = json!([{"name": "ops", "containerPort": 9001}]);
+            let init = json!([{"name": "sidecar", "restartPolicy": restart, "ports": ports}]);
+            sidecar.spec.init_containers = serde_json::from_value(init).unwrap();
+            target(&sidecar).map(|target| target.url.to_string())
+        };
+
+        assert_eq!(with_init(json!("Always")).unwrap(), "http://10.1.2.3:9001");
+        assert!(matches!(with_init(json!(null)), Err(PodProblem::NoPort)));
     }
 
     #[test]

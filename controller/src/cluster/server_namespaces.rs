@@ -18,7 +18,7 @@ pub struct NamespaceSelector {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "must be a label selector such as gpu.hush.dev/servers=true or `team in (a,b),!frozen`: `{0}` is no requirement"
+    "must be a label selector such as gpu.hush.dev/servers=true or `team in (a,b),!frozen`: `{0}` is not a requirement"
 )]
 pub struct InvalidSelector(String);
 

@@ -137,6 +137,7 @@ impl StatusWriter {
             records: &snapshot.records,
             conflicts: &conflicts,
             failing: &failing,
+            app_problems: &snapshot.app_problems,
             targets: &snapshot.targets,
             paused: &snapshot.paused,
         };

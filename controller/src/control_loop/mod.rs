@@ -33,7 +33,7 @@ use crate::act::{
 use crate::metrics::{ControllerMetrics, QueueLengths};
 use crate::observe::{
     AssembledWorld, AssemblyContext, DisagreeingReport, DisputeTracker, ObservationStore, ReportTrust, ScrapeTarget,
-    Targets, assemble,
+    ServerAppProblem, Targets, assemble,
 };
 
 /// Samples that arrive within this time are handled in one step.
@@ -70,8 +70,10 @@ pub struct LoopInputs {
 /// Something that is reported to users as a Kubernetes Event.
 #[derive(Clone, Debug)]
 pub enum LoopEvent {
-    /// A command that was sent has ended.
-    Command(Box<CommandRecord>),
+    /// A command that was sent has ended. `app` is the kind of the model's app, such as `ollama`.
+    Command { record: Box<CommandRecord>, app: String },
+    /// A sidecar cannot govern its app, or clients can pass by it.
+    AppProblem(ServerAppProblem),
     /// The report of a server on a GPU differs from the reports of other servers.
     ReportsDisagree(DisagreeingReport),
     /// A policy was paused or resumed by a user, or its pause has expired.
@@ -110,6 +112,8 @@ pub struct ControlLoop {
     disputes: DisputeTracker,
     /// The disagreeing reports of the last step.
     disagreeing: Vec<DisagreeingReport>,
+    /// The problems of apps in the last step.
+    app_problems: Vec<ServerAppProblem>,
     unverified_unloads: UnverifiedUnloads,
     limits: CommandLimits,
     /// The memory of each GPU in the last step, in bytes.
@@ -133,6 +137,7 @@ impl ControlLoop {
             backoff: Backoff::default(),
             disputes: DisputeTracker::default(),
             disagreeing: Vec::new(),
+            app_problems: Vec::new(),
             unverified_unloads: UnverifiedUnloads::default(),
             limits: CommandLimits::default(),
             gpu_total_bytes: HashMap::new(),
@@ -196,8 +201,9 @@ impl ControlLoop {
         let LoopSettings { stale_after, trust, .. } = self.settings;
         let context = AssemblyContext { now: begun, stale_after, namespaces: &namespaces, trust };
         let assembled = assemble(&context, &targets, &seen, &mut self.disputes);
-        let AssembledWorld { mut world, problems, outdated, disagreeing } = assembled;
+        let AssembledWorld { mut world, problems, outdated, disagreeing, app_problems } = assembled;
         self.report_disagreeing(disagreeing);
+        self.report_app_problems(app_problems);
         self.gpu_total_bytes = world.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.total_bytes)).collect();
 
         self.verify_reported_unloads(begun, &world);
@@ -221,7 +227,19 @@ impl ControlLoop {
 
         let paused = self.paused.clone();
         let records = self.timeline.records();
-        self.publish(LoopSnapshot { at: now, world, plan, policies, targets, seen, problems, paused, records });
+        let app_problems = self.app_problems.clone();
+        self.publish(LoopSnapshot {
+            at: now,
+            world,
+            plan,
+            policies,
+            targets,
+            seen,
+            problems,
+            app_problems,
+            paused,
+            records,
+        });
     }
 
     /// Sends the decisions of a plan that are this controller's to carry out. The others are recorded: those of peers as
@@ -361,6 +379,19 @@ impl ControlLoop {
         self.disagreeing = disagreeing;
     }
 
+    /// Sends one Event for each problem of an app that begins.
+    fn report_app_problems(&mut self, problems: Vec<ServerAppProblem>) {
+        // The text may count something, so that it differs at each step.
+        let before: BTreeSet<_> =
+            self.app_problems.iter().map(|known| (known.server.clone(), known.problem.kind)).collect();
+        let is_new = |problem: &&ServerAppProblem| !before.contains(&(problem.server.clone(), problem.problem.kind));
+        for problem in problems.iter().filter(is_new) {
+            self.send_event(LoopEvent::AppProblem(problem.clone()));
+        }
+
+        self.app_problems = problems;
+    }
+
     /// Compares the unloads that servers have reported with their samples.
     fn verify_reported_unloads(&mut self, begun: Instant, world: &World) {
         for (key, verdict) in self.unverified_unloads.compare(begun, world) {
@@ -441,8 +472,16 @@ impl ControlLoop {
         self.outputs.audit.write(&record);
         self.timeline.push(record.clone());
         if !matches!(record.outcome, CommandResult::Withheld { .. }) {
-            self.send_event(LoopEvent::Command(Box::new(record)));
+            let app = self.app_of(&record.decision.key());
+            self.send_event(LoopEvent::Command { record: Box::new(record), app });
         }
+    }
+
+    /// The kind of a model's app in the last step; empty where the model is not known any more.
+    fn app_of(&self, key: &ModelKey) -> String {
+        let snapshot = self.outputs.snapshots.borrow();
+        let model = snapshot.world.models.iter().find(|model| model.key == *key);
+        model.map_or_else(String::new, |model| model.app.clone())
     }
 
     /// Scrapes the servers of a GPU before their turn: no further decision is made on the GPU until its figures are newer

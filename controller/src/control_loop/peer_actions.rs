@@ -99,7 +99,7 @@ impl PeerActions {
         model: &ObservedModel,
         memory: &mut StepMemory,
     ) -> bool {
-        let is_leaving = model.state.is_leaving();
+        let is_leaving = model.sample.state.is_leaving();
         let Some(action) = self.actions.get_mut(&model.key) else {
             self.observe_unexpected(now, sampled_at, model, memory);
             return false;
@@ -126,14 +126,15 @@ impl PeerActions {
         model: &ObservedModel,
         memory: &mut StepMemory,
     ) {
-        let is_leaving = model.state.is_leaving();
-        let has_left = !model.state.has_measured_memory() && self.holders.contains_key(&model.key);
+        let is_leaving = model.sample.state.is_leaving();
+        let has_left = !model.sample.state.has_measured_memory() && self.holders.contains_key(&model.key);
         if is_leaving || has_left {
             memory.commanded(now, &observed_unload(model, self.holders.get(&model.key)));
         }
 
         if is_leaving {
-            let action = PeerAction { action: Action::Unload, since: now, generation: model.generation, begun: true };
+            let action =
+                PeerAction { action: Action::Unload, since: now, generation: model.sample.generation, begun: true };
             self.actions.insert(model.key.clone(), action);
         } else if has_left {
             memory.settle(&model.key, CommandOutcome::Unloaded { completed_at: sampled_at });
@@ -141,7 +142,7 @@ impl PeerActions {
     }
 
     fn record_holder(&mut self, model: &ObservedModel) {
-        match model.gpu.as_ref().filter(|_| model.state.has_measured_memory()) {
+        match model.sample.gpu.as_ref().filter(|_| model.sample.state.has_measured_memory()) {
             None => drop(self.holders.remove(&model.key)),
             Some(gpu) if self.holders.get(&model.key) == Some(gpu) => {}
             Some(gpu) => drop(self.holders.insert(model.key.clone(), gpu.clone())),
@@ -173,10 +174,10 @@ impl PeerActions {
 impl PeerAction {
     fn progress(&self, now: Timestamp, sampled_at: Timestamp, model: &ObservedModel) -> PeerActionProgress {
         let is_late = elapsed(self.since, now) > PEER_COMMAND_TIMEOUT && sampled_at > self.since;
-        let is_untouched = !self.begun && model.generation == self.generation;
+        let is_untouched = !self.begun && model.sample.generation == self.generation;
         let not_yet = if is_late { PeerActionProgress::NotDone } else { PeerActionProgress::Pending };
 
-        match (self.action, model.state) {
+        match (self.action, model.sample.state) {
             // The peer decides how long a drain may take; the core itself stops waiting after some time.
             (Action::Unload, ResidencyState::Draining | ResidencyState::Unloading) => PeerActionProgress::Pending,
             (Action::Unload, ResidencyState::Ready) if is_untouched => not_yet,
@@ -190,6 +191,6 @@ impl PeerAction {
 
 /// An unload that was seen to happen, as a decision that the core can wait for.
 fn observed_unload(model: &ObservedModel, gpu: Option<&GpuId>) -> Decision {
-    let gpu = gpu.or(model.gpu.as_ref()).cloned();
+    let gpu = gpu.or(model.sample.gpu.as_ref()).cloned();
     Decision { gpu, ..Decision::unload(model, DecisionReason::Manual, String::new(), UnloadTerms::default()) }
 }

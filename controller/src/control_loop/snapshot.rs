@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::PausedPolicy;
 use crate::act::CommandRecord;
-use crate::observe::{Observation, Targets};
+use crate::observe::{Observation, ServerAppProblem, Targets};
 
 /// The result of one step, for status, page and plugin. It is out of date when it is read: a decision that is based on it
 /// would race with the next step.
@@ -22,6 +22,8 @@ pub struct LoopSnapshot {
     pub seen: BTreeMap<ServerName, Observation>,
     /// What was left out of the world, and why.
     pub problems: Vec<String>,
+    /// What sidecars report of apps that they cannot govern.
+    pub app_problems: Vec<ServerAppProblem>,
     /// Policies that a user has paused; they count as dry run.
     pub paused: BTreeMap<PolicyKey, PausedPolicy>,
     /// The last commands, and those that dry-run policies would have caused; oldest first.
@@ -49,6 +51,7 @@ impl LoopSnapshot {
             targets: Arc::default(),
             seen: BTreeMap::new(),
             problems: Vec::new(),
+            app_problems: Vec::new(),
             paused: BTreeMap::new(),
             records: Vec::new(),
         }

@@ -48,8 +48,8 @@ pub struct ConnectionArgs {
     /// The kubeconfig to use. Default: as for kubectl, `$KUBECONFIG` or `~/.kube/config`.
     #[arg(long, value_name = "FILE", global = true)]
     pub kubeconfig: Option<PathBuf>,
-    /// The namespace to look for controllers in. Default: all namespaces; where that is not allowed, --namespace and the
-    /// namespace of the context.
+    /// The namespace to look for controllers in. Default: all namespaces; where that is not allowed, --namespace and
+    /// the namespace of the context.
     #[arg(long, value_name = "NAMESPACE", global = true)]
     pub controller_namespace: Option<String>,
     /// Send requests to this controller directly, without a cluster: the URL of its listener, such as
@@ -59,8 +59,8 @@ pub struct ConnectionArgs {
         conflicts_with_all = ["context", "kubeconfig", "controller_namespace"]
     )]
     pub controller: Option<String>,
-    /// File with the controller's page token, which commands need. Default: the Secret that the controller's pod names, if
-    /// you may read it.
+    /// File with the controller's page token, which commands need. Default: the Secret that the controller's pod names,
+    /// if you may read it.
     #[arg(long, value_name = "FILE", global = true, env = "HUSH_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
 }
@@ -71,13 +71,13 @@ pub enum PluginCommand {
     Top(TopArgs),
     /// Explain the state of a pod's models: which policies select them, whose values apply, when they are unloaded.
     Explain(ExplainArgs),
-    /// Take models off the GPU, unless they have changed or are busy.
+    /// Unload models, unless they have changed or are busy.
     Unload(UnloadArgs),
     /// Load models.
     Load(LoadArgs),
     /// Show what would be done now, also with edited policies. Sends no command.
     Plan(PlanPolicyArgs),
-    /// Make a policy only show what it would do, from now on.
+    /// Pause a policy: it only shows what it would do.
     Pause(PauseArgs),
     /// Put a paused policy in force again.
     Resume(ResumeArgs),
@@ -87,7 +87,7 @@ pub enum PluginCommand {
 
 #[derive(Debug, Args)]
 pub struct TopArgs {
-    /// Print it once and end, as when the output is no terminal.
+    /// Print it once and end, as when the output is not a terminal.
     #[arg(long)]
     pub once: bool,
     /// Time between two updates.
@@ -123,7 +123,7 @@ pub struct TargetArgs {
     /// Only print what would be sent.
     #[arg(long)]
     pub dry_run: bool,
-    /// Do not ask before a command to several models, or one that may break off requests.
+    /// Do not ask before a command to several models, or one that may interrupt requests.
     #[arg(short, long)]
     pub yes: bool,
 }
@@ -132,8 +132,8 @@ pub struct TargetArgs {
 pub struct UnloadArgs {
     #[command(flatten)]
     pub target: TargetArgs,
-    /// Also unload a busy model. Requests in flight may go on for so long; those that have not ended then begin again after
-    /// the next load.
+    /// Also unload a busy model. Requests in flight may go on for this long; requests that have not ended by then begin again
+    /// after the next load.
     #[arg(long, value_name = "TIME", value_parser = parse_drain)]
     pub drain: Option<Duration>,
     /// How long the model is not loaded again, even if a request asks for it.
@@ -149,8 +149,8 @@ pub struct LoadArgs {
 
 #[derive(Debug, Args)]
 pub struct PlanPolicyArgs {
-    /// A file with policies. They replace the policies of the same name, or are added, to show what they would change. May
-    /// be repeated.
+    /// A file with policies. They replace the policies of the same name, or are added, to show what they would change.
+    /// May be repeated.
     #[arg(long, value_name = "FILE")]
     pub policy: Vec<PathBuf>,
     /// How to print it.

@@ -59,9 +59,9 @@ pub enum ControllerRequestError {
     ApiServer { controller: String, message: String, fix: String },
     #[error("{controller} refuses: {0}", controller = .0.controller)]
     Refused(Box<ControllerRefusal>),
-    #[error("{0} is no controller, or its page is off (--web-ui)")]
+    #[error("{0} is not a controller, or its page is off (--web-ui)")]
     NoController(String),
-    #[error("{controller} answers what is no answer of a controller ({status}): {text}")]
+    #[error("the answer of {controller} is not that of a controller ({status}): {text}")]
     InvalidResponse { controller: String, status: StatusCode, text: String },
 }
 
@@ -262,7 +262,7 @@ mod tests {
         assert!(error_text(502, "<html>").contains("no answer of a controller (502 Bad Gateway): <html>"));
         assert_eq!(
             error_text(404, r#"{"code":"not_found","message":"no such route"}"#),
-            "h is no controller, or its page is off (--web-ui)"
+            "h is not a controller, or its page is off (--web-ui)"
         );
 
         let hostile = r#"{"code":"busy","message":"\u001b[2J\nall is well\u202e"}"#;

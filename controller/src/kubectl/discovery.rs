@@ -156,7 +156,7 @@ async fn read_secret(client: &Client, namespace: &str, name: &str, key: &str) ->
 
     let value = secret.data.unwrap_or_default().remove(key);
     let value = value.with_context(|| format!("the Secret {namespace}/{name} has no key `{key}`"))?;
-    Ok(String::from_utf8(value.0).context("the token is no text")?.trim().to_owned())
+    Ok(String::from_utf8(value.0).context("the token is not UTF-8")?.trim().to_owned())
 }
 
 fn direct_controller(url: &str) -> anyhow::Result<ControllerEndpoint> {

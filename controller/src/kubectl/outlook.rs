@@ -29,7 +29,7 @@ pub fn outlook(model: &ModelStateView, decision: Option<&DecisionView>, at: Time
         },
         "Loading" => "is being loaded".to_owned(),
         "Draining" | "Unloading" => "is leaving".to_owned(),
-        "Failed" => "could not be loaded; its server tries again and tells why in its log".to_owned(),
+        "Failed" => "could not be loaded; its server tries again, and its log contains the cause".to_owned(),
         state => format!("is {state}"),
     }
 }
@@ -39,7 +39,7 @@ fn decision_outlook(decision: &DecisionView) -> String {
     let action = decision.action.to_lowercase();
 
     if decision.dry_run {
-        format!("would be told to {action} now ({}{by}), but only a dry run says so", decision.reason)
+        format!("would be told to {action} now ({}{by}), but this is a dry run", decision.reason)
     } else {
         format!("is told to {action} now ({}{by})", decision.reason)
     }
@@ -202,6 +202,6 @@ mod tests {
         let mut dry_run = unload;
         dry_run["dryRun"] = json!(true);
         let (sentence, cell) = outlook_of(json!({}), Some(dry_run));
-        assert!(sentence.contains("only a dry run says so") && cell == "dry run", "{sentence}");
+        assert!(sentence.contains("but this is a dry run") && cell == "dry run", "{sentence}");
     }
 }

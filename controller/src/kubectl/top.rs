@@ -207,8 +207,18 @@ fn memory_bar(gpu: &GpuView) -> String {
 }
 
 fn models_table(fleet: &FleetView) -> TextTable {
-    let mut table =
-        TextTable::new(&["POD", "MODEL", "STATE", "GPU", "MEMORY", "IDLE", "UNLOADS IN", "POLICIES", "WHY IT STAYS"]);
+    let mut table = TextTable::new(&[
+        "POD",
+        "APP",
+        "MODEL",
+        "STATE",
+        "GPU",
+        "MEMORY",
+        "IDLE",
+        "UNLOADS IN",
+        "POLICIES",
+        "WHY IT STAYS",
+    ]);
 
     for model in &fleet.models {
         let at = fleet.as_of(&model.server);
@@ -219,6 +229,7 @@ fn models_table(fleet: &FleetView) -> TextTable {
 
         table.push_row([
             model.server.clone(),
+            model.app.clone(),
             model.model.clone(),
             state_cell(model),
             model.gpu.as_deref().map(short_uuid).unwrap_or_default(),

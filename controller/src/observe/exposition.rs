@@ -53,7 +53,7 @@ fn parse(line: &str) -> Result<Series<'_>, &'static str> {
 
     let mut fields = after_labels.split_ascii_whitespace();
     let value = fields.next().ok_or(NO_VALUE)?;
-    let value = value.parse().map_err(|_| "the value is no number")?;
+    let value = value.parse().map_err(|_| "the value is not a number")?;
     // A timestamp may follow. Servers of Hush send none: the age of a sample is a family of its own.
     if fields.next().is_some_and(|field| field.parse::<i64>().is_err()) || fields.next().is_some() {
         return Err("there is more than a value and a timestamp");
@@ -123,7 +123,7 @@ mod tests {
         for (line, what) in [
             ("hush_a", "a name without a value"),
             ("hush_a ", "a name without a value"),
-            ("hush_a x", "the value is no number"),
+            ("hush_a x", "the value is not a number"),
             ("hush_a{b} 1", "a label without a value"),
             ("hush_a{b=c} 1", "the value of a label must be in quotes"),
             ("hush_a{b=\"c} 1", "the value of a label does not end"),

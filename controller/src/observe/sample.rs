@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hush_contract::{ModelState, metrics as names};
-use hush_core::{ArrivalHistogram, GpuId, ResidencyState};
+use hush_core::{ArrivalHistogram, GpuId, ModelSample, ResidencyState};
 use hush_log::{is_printable, printable};
 
+use super::app_sample::{AppSample, RawApp};
 use super::exposition::{MalformedMetrics, Series, series};
 
 /// The largest whole number that a metric's value carries exactly.
@@ -26,31 +27,10 @@ const SHOWN_NAME_CHARS: usize = 60;
 pub struct ServerSample {
     pub models: BTreeMap<String, ModelSample>,
     pub gpus: BTreeMap<GpuId, GpuSample>,
+    /// `None`: the server is no sidecar, and its models are Whisper models.
+    pub app: Option<AppSample>,
     /// Models and GPUs that are left out, and why.
     pub problems: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelSample {
-    pub state: ResidencyState,
-    pub idle: Duration,
-    /// Since when the model has been idle, in Unix time by its server's clock; `None`: it is busy, or the server's version
-    /// does not report it.
-    pub idle_since: Option<Duration>,
-    pub inflight: u64,
-    pub queued: u64,
-    pub generation: u64,
-    /// `None`: the model is not on a GPU, or its memory was not measured.
-    pub gpu: Option<GpuId>,
-    /// What the model holds while it is loaded; otherwise what the next load needs.
-    pub vram_bytes: u64,
-    pub demand_bytes: u64,
-    pub loaded_for: Duration,
-    /// How long the last load took.
-    pub reload: Duration,
-    /// The time for which the model must not be loaded; zero: there is no hold, or the server's version does not report it.
-    pub hold: Duration,
-    pub arrivals: Option<ArrivalHistogram>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -67,9 +47,9 @@ pub struct GpuSample {
 pub enum SampleError {
     #[error(transparent)]
     Malformed(#[from] MalformedMetrics),
-    #[error("the metrics tell of no model: this is not the operations port of a hush-server")]
+    #[error("the metrics contain no model: this is not the operations port of a hush-server or a hush-sidecar")]
     NoModel,
-    #[error("the metrics tell of more than {MODELS_MAX} models or {GPUS_MAX} GPUs")]
+    #[error("the metrics contain more than {MODELS_MAX} models or {GPUS_MAX} GPUs")]
     TooMany,
     #[error("every model has a name that is longer than {NAME_MAX_CHARS} characters or cannot be printed")]
     NoName,
@@ -90,7 +70,7 @@ enum ImplausibleSample {
     LargerThanGpu { vram_bytes: u64, total_bytes: u64 },
     #[error("its state `{0}` is not known")]
     UnknownState(String),
-    #[error("it is in no state")]
+    #[error("it has no state")]
     NoState,
     #[error("it is in {0} states at once")]
     SeveralStates(usize),
@@ -130,8 +110,8 @@ impl ServerSample {
     /// refused and not repaired: with other characters in its place it could be the name of another model.
     pub fn read(text: &str) -> Result<Self, SampleError> {
         let mut problems = SampleProblems::default();
-        let RawSample { mut models, gpus } = RawSample::read(text, &mut problems)?;
-        let mut sample = Self::default();
+        let RawSample { mut models, gpus, app } = RawSample::read(text, &mut problems)?;
+        let mut sample = Self { app: app.into_sample(), ..Self::default() };
 
         for (uuid, values) in gpus {
             match gpu_sample(&values) {
@@ -158,11 +138,12 @@ impl ServerSample {
     }
 }
 
-/// The known families of an exposition, by model and by GPU.
+/// The known families of an exposition, by model and by GPU, and those of the app.
 #[derive(Debug, Default)]
 struct RawSample {
     models: BTreeMap<String, RawModel>,
     gpus: BTreeMap<String, BTreeMap<&'static str, f64>>,
+    app: RawApp,
 }
 
 impl RawSample {
@@ -178,6 +159,8 @@ impl RawSample {
                     continue;
                 }
                 raw.gpus.entry(uuid.to_owned()).or_default().insert(family, line.value);
+            } else if raw.app.take(&line) {
+                continue;
             } else if let Some(model) = line.label(names::LABEL_MODEL) {
                 if !is_usable_name(model) {
                     problems.push_unusable("model", model);

@@ -1,12 +1,15 @@
 //! Assembles the samples of many servers into one world.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::{Duration, Instant};
 
+use hush_contract::WHISPER;
 use hush_core::{GpuId, Labels, ModelKey, ObservedModel, ServerName, World};
 
+use super::app_sample::AppProblem;
 use super::reports::{self, DisagreeingReport, DisputeTracker, GpuReport, MergeSettings};
-use super::sample::{GpuSample, ModelSample};
+use super::sample::{GpuSample, ServerSample};
 use super::store::Observation;
 use super::target::{ScrapeTarget, Targets};
 
@@ -40,6 +43,23 @@ pub struct AssembledWorld {
     pub outdated: Vec<ServerName>,
     /// Servers whose reports on a GPU disagree with those of others.
     pub disagreeing: Vec<DisagreeingReport>,
+    /// What sidecars report of apps that they cannot govern, by server.
+    pub app_problems: Vec<ServerAppProblem>,
+}
+
+/// A sidecar and a problem with its app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerAppProblem {
+    pub server: ServerName,
+    /// The name of the app.
+    pub app: String,
+    pub problem: AppProblem,
+}
+
+impl fmt::Display for ServerAppProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): {}", self.server, self.app, self.problem.text)
+    }
 }
 
 /// Reports on one GPU agree when their used memory differs by at most this much.
@@ -55,19 +75,32 @@ pub fn assemble(
     let mut models_by_node = Vec::new();
     let mut reports: BTreeMap<&GpuId, Vec<GpuReport<'_>>> = BTreeMap::new();
     let mut problems = Vec::new();
+    let mut app_problems = Vec::new();
     for (server, target) in targets {
         let Some((taken, sample)) = seen.get(server).and_then(|seen| seen.last.as_ref()) else { continue };
         let age = context.now.saturating_duration_since(*taken);
         problems.extend(sample.problems.iter().map(|problem| format!("{server}: {problem}")));
 
+        app_problems.extend(server_app_problems(server, sample));
+        let app = sample.app.as_ref().map_or(WHISPER, |app| app.name.as_str());
         for (name, sample) in &sample.models {
             let key = ModelKey { server: server.clone(), model: name.clone() };
-            models_by_node.push((target.node.as_str(), model(key, target, sample, age)));
+            let model = ObservedModel {
+                key,
+                app: app.to_owned(),
+                labels: target.labels.clone(),
+                sample: sample.clone(),
+                sample_age: age,
+                back_off: false,
+            };
+            models_by_node.push((target.node.as_str(), model));
         }
         for (uuid, gpu) in &sample.gpus {
             reports.entry(uuid).or_default().push(report(context, server, target, gpu, age));
         }
     }
+
+    problems.extend(app_problems.iter().map(ToString::to_string));
 
     let by_namespace = context.trust == ReportTrust::ByNamespace;
     let settings = MergeSettings { now: context.now, stale_after: context.stale_after, compare_nodes: by_namespace };
@@ -89,9 +122,9 @@ pub fn assemble(
     let mut models = Vec::with_capacity(models_by_node.len());
     for (node, mut model) in models_by_node {
         // A model is never on a GPU of another node, whatever its server reports.
-        let gpu = model.gpu.as_ref().and_then(|uuid| gpus.get(uuid));
+        let gpu = model.sample.gpu.as_ref().and_then(|uuid| gpus.get(uuid));
         if by_namespace && gpu.is_some_and(|gpu| !gpu.node.is_empty() && gpu.node != node) {
-            model.gpu = None;
+            model.sample.gpu = None;
         }
         models.push(model);
     }
@@ -102,7 +135,7 @@ pub fn assemble(
         models,
         namespaces: context.namespaces.clone(),
     };
-    AssembledWorld { world, problems, outdated, disagreeing }
+    AssembledWorld { world, problems, outdated, disagreeing, app_problems }
 }
 
 /// The servers whose report is older than the newest one and differs from it.
@@ -131,35 +164,27 @@ fn report<'a>(
     GpuReport { server, node: &target.node, is_trusted, total_bytes: gpu.total_bytes, used_bytes: gpu.used_bytes, age }
 }
 
-fn model(key: ModelKey, target: &ScrapeTarget, sample: &ModelSample, age: Duration) -> ObservedModel {
-    ObservedModel {
-        key,
-        gpu: sample.gpu.clone(),
-        labels: target.labels.clone(),
-        state: sample.state,
-        idle: sample.idle,
-        idle_since: sample.idle_since,
-        inflight: sample.inflight,
-        queued: sample.queued,
-        vram_bytes: sample.vram_bytes,
-        generation: sample.generation,
-        loaded_for: sample.loaded_for,
-        reload: sample.reload,
-        demand_bytes: sample.demand_bytes,
-        sample_age: age,
-        back_off: false,
-        arrivals: sample.arrivals.clone(),
-    }
+fn server_app_problems<'a>(
+    server: &'a ServerName,
+    sample: &'a ServerSample,
+) -> impl Iterator<Item = ServerAppProblem> + 'a {
+    sample.app.iter().flat_map(move |app| {
+        app.problems.iter().map(move |problem| ServerAppProblem {
+            server: server.clone(),
+            app: app.name.clone(),
+            problem: problem.clone(),
+        })
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use hush_core::ResidencyState;
+    use hush_core::{ModelSample, ResidencyState};
 
     use super::*;
-    use crate::observe::{BaseUrl, ServerSample};
+    use crate::observe::{AppProblemKind, AppSample, BaseUrl, ServerSample};
 
     const GIB: u64 = 1 << 30;
 
@@ -202,6 +227,7 @@ mod tests {
             let sample = ServerSample {
                 models: BTreeMap::from([("m".to_owned(), model)]),
                 gpus: BTreeMap::from([("GPU-1".into(), gpu)]),
+                app: None,
                 problems: Vec::new(),
             };
 
@@ -244,6 +270,25 @@ mod tests {
     fn a_server_with_an_outdated_report_is_scraped_again() {
         let world = ReportFixture::new().server("x", 1, 8, 3).server("y", 0, 8, 7).assemble();
         assert_eq!(world.outdated, ["a/x".into()]);
+    }
+
+    #[test]
+    fn a_model_of_a_sidecar_has_the_kind_of_its_app_and_the_app_s_problem_names_the_server() {
+        let mut fixture = ReportFixture::new().server("speech", 1, 8, 4).server("chat", 1, 8, 4);
+        let problem = AppProblem { kind: AppProblemKind::Unsuitable, text: "set OLLAMA_KEEP_ALIVE=-1".to_owned() };
+        let app = AppSample { name: "ollama".to_owned(), version: String::new(), problems: vec![problem.clone()] };
+        let (taken, sample) = fixture.seen[&"a/chat".into()].last.clone().unwrap();
+        let sample = ServerSample { app: Some(app), ..ServerSample::clone(&sample) };
+        fixture.seen.get_mut(&"a/chat".into()).unwrap().last = Some((taken, Arc::new(sample)));
+
+        let assembled = fixture.assemble();
+        let apps: Vec<_> = assembled.world.models.iter().map(|m| (m.key.server.as_str(), m.app.as_str())).collect();
+        assert_eq!(apps, [("a/chat", "ollama"), ("a/speech", "whisper")]);
+        assert_eq!(
+            assembled.app_problems,
+            [ServerAppProblem { server: "a/chat".into(), app: "ollama".to_owned(), problem }]
+        );
+        assert_eq!(assembled.problems, ["a/chat (ollama): set OLLAMA_KEEP_ALIVE=-1"]);
     }
 
     #[test]
@@ -356,7 +401,7 @@ mod tests {
 
         let disagreeing: Vec<&str> = assembled.disagreeing.iter().map(|report| report.server.as_str()).collect();
         assert_eq!(disagreeing, ["e/1", "e/2"]);
-        let models_on_gpu = assembled.world.models.iter().filter(|model| model.gpu.is_some());
+        let models_on_gpu = assembled.world.models.iter().filter(|model| model.sample.gpu.is_some());
         let servers_on_gpu: Vec<&str> = models_on_gpu.map(|model| model.key.server.as_str()).collect();
         assert_eq!(servers_on_gpu, ["a/x", "b/x"], "a model is on no GPU of another node");
 

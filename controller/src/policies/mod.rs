@@ -143,7 +143,7 @@ pub fn parse_at_most(text: &str, policies_max: usize) -> Result<Vec<ModelPolicy>
 
 fn truncated(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems.truncate(PROBLEMS_MAX);
-    problems.push(Problem::new(None, format!("after {PROBLEMS_MAX} mistakes the rest was not looked at")));
+    problems.push(Problem::new(None, format!("after {PROBLEMS_MAX} mistakes the rest was not checked")));
     problems
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hush_core::{
     Action, ArrivalHistogram, CommandOutcome, Decision, DecisionReason, GpuId, Labels, ModelKey, ModelPolicy,
-    ObservedGpu, ObservedModel, ResidencyState, ServerName, StepMemory, World,
+    ModelSample, ObservedGpu, ObservedModel, ResidencyState, ServerName, StepMemory, World,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -187,24 +187,28 @@ impl<'a> SimulatedGpu<'a> {
 
         ObservedModel {
             key: ModelKey { server: self.server.clone(), model: name.to_owned() },
-            gpu: Some(GpuId("GPU-simulated".to_owned())),
+            app: "whisper".to_owned(),
             labels: self.labels.clone(),
-            state,
-            idle: if is_idle { now.saturating_sub(model.idle_since) } else { Duration::ZERO },
-            idle_since: None,
-            inflight: model.working.len() as u64,
-            queued: model.waiting.len() as u64,
-            vram_bytes: self.hardware.vram_bytes,
-            generation: model.generation,
-            loaded_for,
-            reload: self.hardware.reload,
-            demand_bytes: if state == ResidencyState::WaitingForMemory { self.hardware.vram_bytes } else { 0 },
+            sample: ModelSample {
+                gpu: Some(GpuId("GPU-simulated".to_owned())),
+                state,
+                idle: if is_idle { now.saturating_sub(model.idle_since) } else { Duration::ZERO },
+                idle_since: None,
+                inflight: model.working.len() as u64,
+                queued: model.waiting.len() as u64,
+                vram_bytes: self.hardware.vram_bytes,
+                generation: model.generation,
+                loaded_for,
+                reload: self.hardware.reload,
+                demand_bytes: if state == ResidencyState::WaitingForMemory { self.hardware.vram_bytes } else { 0 },
+                hold: Duration::ZERO,
+                arrivals: Some(ArrivalHistogram {
+                    buckets: GAP_BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(model.gaps).collect(),
+                    count: model.gap_count,
+                }),
+            },
             sample_age: Duration::ZERO,
             back_off: false,
-            arrivals: Some(ArrivalHistogram {
-                buckets: GAP_BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(model.gaps).collect(),
-                count: model.gap_count,
-            }),
         }
     }
 

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::selecting::selecting;
 use super::{FailingServer, StatusContext, StatusSubject};
 use crate::control_loop::PausedPolicy;
+use crate::observe::ServerAppProblem;
 
 /// The number of names in a list; of the remaining ones only the count is shown.
 const NAMES_MAX: usize = 3;
@@ -97,11 +98,22 @@ fn in_force(context: &StatusContext<'_>, selected: &[&ObservedModel], failing: &
         let message = format!("no fresh figures of {}: nothing is done{failure_note}", first_names(silent));
         return condition(READY, "Unknown", "MetricsStale", message);
     }
+    let ungoverned = ungoverned_apps(context, selected);
+    if silent.is_empty() && !ungoverned.is_empty() {
+        let message = format!("in force, but not every app can be governed: {}", first_names(ungoverned));
+        return condition(READY, "True", "AppsNotGoverned", message);
+    }
     if silent.is_empty() {
         return condition(READY, "True", "InForce", "in force");
     }
     let message = format!("in force, but there are no fresh figures of {}{failure_note}", first_names(silent));
     condition(READY, "True", "InForce", message)
+}
+
+/// The problems of the apps of the selected models.
+fn ungoverned_apps(context: &StatusContext<'_>, selected: &[&ObservedModel]) -> BTreeSet<String> {
+    let is_selected = |problem: &&ServerAppProblem| selected.iter().any(|model| model.key.server == problem.server);
+    context.app_problems.iter().filter(is_selected).map(ToString::to_string).collect()
 }
 
 /// The first few servers and why they cannot be observed.
@@ -141,7 +153,7 @@ fn pressure(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: 
         return condition(PRESSURE, "Unknown", INVALID, "the policy is not valid");
     }
 
-    let gpus: BTreeSet<&GpuId> = selected.iter().filter_map(|model| model.gpu.as_ref()).collect();
+    let gpus: BTreeSet<&GpuId> = selected.iter().filter_map(|model| model.sample.gpu.as_ref()).collect();
     let plans: Vec<&GpuPlan> = context.plan.gpus.iter().filter(|plan| gpus.contains(&plan.uuid)).collect();
     let gpus_with = |test: fn(&GpuPlan) -> bool| -> BTreeSet<String> {
         plans.iter().filter(|plan| test(plan)).map(|plan| format!("{} on {}", plan.uuid, plan.node)).collect()

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use crate::act::CommandRecord;
 use crate::cluster::EnforcedPolicy;
 use crate::control_loop::PausedPolicy;
-use crate::observe::Targets;
+use crate::observe::{ServerAppProblem, Targets};
 
 /// The input that is the same for all policies.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,8 @@ pub struct StatusContext<'a> {
     pub targets: &'a Targets,
     /// Servers that could not be observed several times in a row.
     pub failing: &'a [FailingServer<'a>],
+    /// Problems of the apps that sidecars govern.
+    pub app_problems: &'a [ServerAppProblem],
     pub paused: &'a BTreeMap<PolicyKey, PausedPolicy>,
 }
 
@@ -55,7 +57,7 @@ pub struct StatusSubject<'a> {
 /// The status that the policy should have. It equals `before` when nothing but time has passed.
 pub fn status(now: Timestamp, context: &StatusContext<'_>, subject: &StatusSubject<'_>) -> PolicyStatus {
     let selected = selected_models(context, subject);
-    let loaded = selected.iter().filter(|model| model.state.is_loaded()).count();
+    let loaded = selected.iter().filter(|model| model.sample.state.is_loaded()).count();
 
     let mut conditions = conditions::all(context, subject, &selected);
     let conditions_before = subject.before.conditions.as_deref().unwrap_or_default();

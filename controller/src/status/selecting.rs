@@ -95,6 +95,7 @@ mod tests {
             conflicts: &conflicts,
             targets: &targets,
             failing: &[],
+            app_problems: &[],
             paused: &snapshot.paused,
         };
 

@@ -21,7 +21,7 @@ use crate::control_loop::{ClaimedName, LoopRequest, PauseOrder};
 use crate::option_values::parse_positive_duration;
 
 const ACTIONS_OFF: &str = "acting and trying out policies are off: start the controller with --page-token-file FILE";
-const INVALID_PAUSE_DURATION: &str = "`duration` must be a duration such as 30m or 1h30m, longer than nothing";
+const INVALID_PAUSE_DURATION: &str = "`duration` must be a duration such as 30m or 1h30m, longer than 0";
 /// The code of a refusal by which nothing was sent: this controller may not act now, another one might.
 pub const WITHHELD: &str = "withheld";
 pub const DRAIN_MAX_SECONDS: u64 = 600;

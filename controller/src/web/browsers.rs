@@ -47,7 +47,7 @@ impl AllowedHosts {
         if self.are_checked(peer) && origin.is_foreign_name(&self.names) {
             let name = hush_log::printable(host.unwrap_or_default(), HOST_MAX_CHARS);
             return Err(forbidden(format!(
-                "`{name}` is no name of this controller: open it by its address or as localhost, or give the name with \
+                "`{name}` is not a name of this controller: open it by its address or as localhost, or give the name with \
                  --page-host"
             )));
         }

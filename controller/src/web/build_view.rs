@@ -120,10 +120,10 @@ pub fn gpus(snapshot: &LoopSnapshot, at: Timestamp, plan: &Plan) -> Vec<GpuView>
 fn bytes_held_by_models(snapshot: &LoopSnapshot) -> BTreeMap<&str, u64> {
     let mut held: BTreeMap<&str, u64> = BTreeMap::new();
 
-    for model in snapshot.world.models.iter().filter(|model| model.state.holds_memory()) {
-        if let Some(gpu) = &model.gpu {
+    for model in snapshot.world.models.iter().filter(|model| model.sample.state.holds_memory()) {
+        if let Some(gpu) = &model.sample.gpu {
             let sum = held.entry(gpu.as_str()).or_insert(0);
-            *sum = sum.saturating_add(model.vram_bytes);
+            *sum = sum.saturating_add(model.sample.vram_bytes);
         }
     }
     held
@@ -161,8 +161,8 @@ fn model_view(
     why: Vec<SkipReasonView>,
 ) -> ModelStateView {
     let sampled_at = subtract(at, model.sample_age);
-    let idle_since = (model.is_ready() && !model.is_busy()).then(|| subtract(sampled_at, model.idle));
-    let loaded_since = model.is_ready().then(|| subtract(sampled_at, model.loaded_for));
+    let idle_since = (model.is_ready() && !model.is_busy()).then(|| subtract(sampled_at, model.sample.idle));
+    let loaded_since = model.is_ready().then(|| subtract(sampled_at, model.sample.loaded_for));
 
     let leaves_at = idle_since.zip(idle_timeout_ms.as_ref()).map(|(since, timeout)| {
         let idle_end = add_millis(since, timeout.value);
@@ -173,14 +173,15 @@ fn model_view(
     ModelStateView {
         server: model.key.server.to_string(),
         model: model.key.model.clone(),
-        gpu: model.gpu.as_ref().map(ToString::to_string),
-        state: serialized_name(&model.state),
-        generation: model.generation,
-        inflight: model.inflight,
-        queued: model.queued,
-        vram_bytes: if model.state.holds_memory() { model.vram_bytes } else { 0 },
-        need_bytes: Some(model.vram_bytes).filter(|bytes| !model.state.holds_memory() && *bytes > 0),
-        demand_bytes: (model.state == ResidencyState::WaitingForMemory).then_some(model.demand_bytes),
+        app: model.app.clone(),
+        gpu: model.sample.gpu.as_ref().map(ToString::to_string),
+        state: serialized_name(&model.sample.state),
+        generation: model.sample.generation,
+        inflight: model.sample.inflight,
+        queued: model.sample.queued,
+        vram_bytes: if model.sample.state.holds_memory() { model.sample.vram_bytes } else { 0 },
+        need_bytes: Some(model.sample.vram_bytes).filter(|bytes| !model.sample.state.holds_memory() && *bytes > 0),
+        demand_bytes: (model.sample.state == ResidencyState::WaitingForMemory).then_some(model.sample.demand_bytes),
         idle_since: idle_since.map(SampledTime),
         held_until: held_until(snapshot, model, sampled_at).map(SampledTime),
         loaded_since: loaded_since.map(SampledTime),
@@ -194,8 +195,7 @@ fn model_view(
 
 /// The end of a hold, as the model's server reports it.
 fn held_until(snapshot: &LoopSnapshot, model: &ObservedModel, sampled_at: Timestamp) -> Option<Timestamp> {
-    let (_, sample) = snapshot.seen.get(&model.key.server)?.last.as_ref()?;
-    let hold = sample.models.get(&model.key.model)?.hold;
+    let hold = model.sample.hold;
     let until = add_millis(sampled_at, u64::try_from(hold.as_millis()).unwrap_or(u64::MAX));
 
     (!hold.is_zero() && until > snapshot.at).then_some(until)

@@ -46,7 +46,7 @@ pub async fn put(
 }
 
 fn parse_duration(text: &str) -> Result<Duration, ApiRefusal> {
-    let message = "`duration` must be a duration such as 30m or 1h30m, longer than nothing";
+    let message = "`duration` must be a duration such as 30m or 1h30m, longer than 0";
     hush_crds::parse_duration(text).ok_or_else(|| ApiRefusal::invalid(message))
 }
 

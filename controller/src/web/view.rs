@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use hush_contract::WHISPER;
 use hush_core::{Decision, Labels, PressureThreshold, RuleExplanation, RuleSet, SkipReason, SourcedValue};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -131,6 +132,9 @@ pub struct ServerView {
 pub struct ModelStateView {
     pub server: String,
     pub model: String,
+    /// The kind of the program that serves the model; controllers that do not report it know Whisper alone.
+    #[serde(default = "whisper")]
+    pub app: String,
     pub gpu: Option<String>,
     pub state: String,
     pub generation: u64,
@@ -160,6 +164,10 @@ pub struct ModelStateView {
     /// Why nothing is done with the model; empty when a decision is about it.
     #[serde(default)]
     pub why: Vec<SkipReasonView>,
+}
+
+fn whisper() -> String {
+    WHISPER.to_owned()
 }
 
 /// The merged rules of the policies that select a model.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hush_contract::WHISPER;
 use hush_core as core;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -58,6 +59,8 @@ struct WorldFileModel {
     gpu: Option<String>,
     #[serde(default)]
     labels: core::Labels,
+    #[serde(default = "whisper")]
+    app: String,
     state: core::ResidencyState,
     #[serde(default)]
     idle: DurationValue,
@@ -110,6 +113,11 @@ struct WorldFileUnload {
     completed_at: Timestamp,
 }
 
+/// The kind of a model's app where the file does not say it.
+fn whisper() -> String {
+    WHISPER.to_owned()
+}
+
 impl WorldFile {
     pub fn memory(&self) -> core::StepMemory {
         let pressure = self.memory.pressure.iter().map(|entry| core::PressureMemory {
@@ -150,21 +158,25 @@ impl WorldFileModel {
     fn into_core(self) -> core::ObservedModel {
         core::ObservedModel {
             key: core::ModelKey { server: core::ServerName(self.server), model: self.model },
-            gpu: self.gpu.map(core::GpuId),
+            app: self.app,
             labels: self.labels,
-            state: self.state,
-            idle: self.idle.0,
-            idle_since: None,
-            inflight: self.inflight,
-            queued: self.queued,
-            vram_bytes: self.vram.0,
-            generation: self.generation,
-            loaded_for: self.loaded_for.0,
-            reload: self.reload.0,
-            demand_bytes: self.demand.0,
+            sample: core::ModelSample {
+                gpu: self.gpu.map(core::GpuId),
+                state: self.state,
+                idle: self.idle.0,
+                idle_since: None,
+                inflight: self.inflight,
+                queued: self.queued,
+                vram_bytes: self.vram.0,
+                generation: self.generation,
+                loaded_for: self.loaded_for.0,
+                reload: self.reload.0,
+                demand_bytes: self.demand.0,
+                hold: Duration::ZERO,
+                arrivals: None,
+            },
             sample_age: self.sample_age.0,
             back_off: false,
-            arrivals: None,
         }
     }
 }

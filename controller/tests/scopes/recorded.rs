@@ -26,7 +26,7 @@ fn nodes(world: &World) -> BTreeSet<String> {
 /// What a controller for one node observes.
 fn on_node(world: &World, node: &str) -> World {
     let gpus: Vec<_> = world.gpus.iter().filter(|gpu| gpu.node == node).cloned().collect();
-    let here = |model: &&hush_core::ObservedModel| gpus.iter().any(|gpu| Some(&gpu.uuid) == model.gpu.as_ref());
+    let here = |model: &&hush_core::ObservedModel| gpus.iter().any(|gpu| Some(&gpu.uuid) == model.sample.gpu.as_ref());
     let models = world.models.iter().filter(here).cloned().collect();
     World { gpus, models, ..world.clone() }
 }

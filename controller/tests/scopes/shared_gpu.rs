@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use hush_controller::control_loop::peer_actions::PeerActions;
 use hush_core::{
-    Action, CommandOutcome, GpuId, Labels, MemoryAmount, ModelKey, ModelPolicy, ObservedGpu, ObservedModel, PolicyKey,
-    PolicyResidency, PolicySpec, ResidencyState, Selector, ServerName, StepMemory, World, step,
+    Action, CommandOutcome, GpuId, Labels, MemoryAmount, ModelKey, ModelPolicy, ModelSample, ObservedGpu,
+    ObservedModel, PolicyKey, PolicyResidency, PolicySpec, ResidencyState, Selector, ServerName, StepMemory, World,
+    step,
 };
 use jiff::Timestamp;
 
@@ -81,21 +82,25 @@ impl SharedGpu {
         let model = &self.models[index];
         ObservedModel {
             key: key(index),
-            gpu: Some("GPU-a".into()),
+            app: "whisper".to_owned(),
             labels: Labels::new(),
-            state: model.state(ms),
-            idle: millis(model.idle_ms + ms + delay_ms),
-            idle_since: model.reports_idle_since.then(|| millis(BEGAN_MS - model.idle_ms)),
-            inflight: 0,
-            queued: 0,
-            vram_bytes: model.gib * GIB,
-            generation: 1,
-            loaded_for: Duration::from_secs(3600),
-            reload: Duration::from_secs(1),
-            demand_bytes: 0,
+            sample: ModelSample {
+                gpu: Some("GPU-a".into()),
+                state: model.state(ms),
+                idle: millis(model.idle_ms + ms + delay_ms),
+                idle_since: model.reports_idle_since.then(|| millis(BEGAN_MS - model.idle_ms)),
+                inflight: 0,
+                queued: 0,
+                vram_bytes: model.gib * GIB,
+                generation: 1,
+                loaded_for: Duration::from_secs(3600),
+                reload: Duration::from_secs(1),
+                demand_bytes: 0,
+                hold: Duration::ZERO,
+                arrivals: None,
+            },
             sample_age: millis(now - ms),
             back_off: false,
-            arrivals: None,
         }
     }
 

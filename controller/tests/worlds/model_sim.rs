@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hush_controller::observe::residency_state;
 use hush_controller::simulate::trace::SplitMix64;
-use hush_core::{ArrivalHistogram, Labels, ModelKey, ObservedModel, ResidencyState};
+use hush_core::{ArrivalHistogram, Labels, ModelKey, ModelSample, ObservedModel, ResidencyState};
 use hush_residency::machine::{
     CommandId, LeaseId, LeaseLossCause, LifecycleSettings, LoadCommand, LossCause, MachineEffect, MachineEvent,
     MachineTime, MemoryAvailability, MetricEvent, ModelMachine, ReclaimReport, ReclaimVerdict, RunnerLoss,
@@ -354,6 +354,8 @@ impl ModelSim {
             }
             MachineEffect::Unloaded { command, .. } => context.reply(command, CommandReply::Unloaded),
             MachineEffect::Count(MetricEvent::Interarrival(gap)) => self.count_gap(gap),
+            // Models of the simulation are loaded and unloaded by the machine alone.
+            MachineEffect::AdoptRunner { .. } | MachineEffect::UnloadGivenUp { .. } => {}
             MachineEffect::Measure | MachineEffect::Lost { .. } | MachineEffect::Count(_) | MachineEffect::Stopped => {}
         }
     }
@@ -413,24 +415,28 @@ impl ModelSim {
         let since = |at: Option<u64>| Duration::from_millis(at.map_or(0, |at| now - at));
         ObservedModel {
             key: self.spec.key.clone(),
-            gpu: Some(device.uuid.clone()),
+            app: "whisper".to_owned(),
             labels: self.spec.labels.clone(),
-            state: self.state(),
-            idle: since(self.idle_since),
-            idle_since: self.idle_since.map(Duration::from_millis),
-            inflight: self.machine.inflight() as u64,
-            queued: self.machine.queued() as u64,
-            vram_bytes: if self.held_bytes > 0 { self.held_bytes } else { self.need_bytes },
-            generation: self.generation(),
-            loaded_for: since(self.ready_since),
-            reload: Duration::from_millis(self.last_load_ms),
-            demand_bytes: self.machine.shortage().map_or(0, |memory| memory.demand_bytes),
+            sample: ModelSample {
+                gpu: Some(device.uuid.clone()),
+                state: self.state(),
+                idle: since(self.idle_since),
+                idle_since: self.idle_since.map(Duration::from_millis),
+                inflight: self.machine.inflight() as u64,
+                queued: self.machine.queued() as u64,
+                vram_bytes: if self.held_bytes > 0 { self.held_bytes } else { self.need_bytes },
+                generation: self.generation(),
+                loaded_for: since(self.ready_since),
+                reload: Duration::from_millis(self.last_load_ms),
+                demand_bytes: self.machine.shortage().map_or(0, |memory| memory.demand_bytes),
+                hold: Duration::ZERO,
+                arrivals: Some(ArrivalHistogram {
+                    buckets: BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(self.gaps).collect(),
+                    count: self.gap_count,
+                }),
+            },
             sample_age: Duration::ZERO,
             back_off: false,
-            arrivals: Some(ArrivalHistogram {
-                buckets: BOUNDS.iter().map(|bound| Duration::from_secs(*bound)).zip(self.gaps).collect(),
-                count: self.gap_count,
-            }),
         }
     }
 }

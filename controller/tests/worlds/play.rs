@@ -184,10 +184,16 @@ fn print_step(now: u64, world: &hush_core::World, plan: &Plan) {
     }
 
     for model in &world.models {
-        let busy = model.inflight + model.queued;
+        let busy = model.sample.inflight + model.sample.queued;
         eprintln!(
             "   {} {:?} busy {busy} idle {:?} loaded {:?} vram {} generation {} sampled {:?} ago",
-            model.key, model.state, model.idle, model.loaded_for, model.vram_bytes, model.generation, model.sample_age
+            model.key,
+            model.sample.state,
+            model.sample.idle,
+            model.sample.loaded_for,
+            model.sample.vram_bytes,
+            model.sample.generation,
+            model.sample_age
         );
     }
 

@@ -3,6 +3,7 @@
 
 mod keys;
 mod review;
+mod review_options;
 mod tls;
 mod watch;
 
@@ -11,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 pub use hush_listener::{AccessDenied, Authenticate, Caller};
 pub use keys::{ApiKeys, InvalidKeys, KeyFile};
 pub use review::{ApiServer, InvalidApiServer, InvalidServiceAccount, ReviewSettings, ServiceAccount, TokenReview};
+pub use review_options::{ReviewOptions, ReviewOptionsError};
 pub use tls::Tls;
 pub use watch::{ContentError, WatchError, WatchedFiles};
 

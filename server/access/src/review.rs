@@ -120,7 +120,9 @@ impl TokenReview {
         let reviewed = tokio::time::timeout(self.settings.timeout, self.review(token, peer)).await;
         reviewed.unwrap_or_else(|_| {
             let seconds = self.settings.timeout.as_secs_f64();
-            Err(AccessDenied::Unavailable(format!("the Kubernetes API server gave no verdict within {seconds} s")))
+            Err(AccessDenied::Unavailable(format!(
+                "the Kubernetes API server did not review the token within {seconds} s"
+            )))
         })
     }
 
@@ -151,7 +153,7 @@ impl TokenReview {
     async fn request_verdict(&self, token: &str) -> ReviewVerdict {
         let review = self.client.review(token, &self.audiences()).await.map_err(|error| {
             tracing::warn!(api = %self.settings.api, "a token could not be reviewed: {error}");
-            AccessDenied::Unavailable(format!("the Kubernetes API server gave no verdict: {error}"))
+            AccessDenied::Unavailable(format!("the Kubernetes API server did not review the token: {error}"))
         })?;
         // An answer with an error is not clear, even if it says `authenticated`.
         if !review.authenticated || review.error.as_ref().is_some_and(|error| !error.is_empty()) {

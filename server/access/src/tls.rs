@@ -61,7 +61,7 @@ impl Tls {
 fn server_config(certificate: &[u8], key: &[u8]) -> Result<ServerConfig, String> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
         .collect::<Result<_, _>>()
-        .map_err(|error| format!("the certificate is no PEM: {error}"))?;
+        .map_err(|error| format!("the certificate is not in the PEM format: {error}"))?;
     if chain.is_empty() {
         return Err("the first file holds no certificate".to_owned());
     }

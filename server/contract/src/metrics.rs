@@ -1,4 +1,4 @@
-//! Metric families of `hush-server`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape
+//! Metric families of `hush-server` and `hush-sidecar`, in base units (seconds, bytes). Gauges that mirror state are computed at scrape
 //! time.
 
 /// Path of the metrics on the operations listener.
@@ -33,12 +33,13 @@ impl MetricKind {
     }
 }
 
-/// Declares a constant with the name of each family, and all families as [`FAMILIES`].
+/// Declares a constant with the name of each family, and a slice of all of them.
 macro_rules! families {
-    ($($(#[doc = $help:literal])+ $constant:ident = $name:literal, $kind:ident [$($label:ident),*];)+) => {
+    ($(#[$meta:meta])* $all:ident: $($(#[doc = $help:literal])+ $constant:ident = $name:literal, $kind:ident [$($label:ident),*];)+) => {
         $($(#[doc = $help])+ pub const $constant: &str = $name;)+
 
-        pub const FAMILIES: &[FamilySpec] = &[
+        $(#[$meta])*
+        pub const $all: &[FamilySpec] = &[
             $(FamilySpec { name: $constant, kind: MetricKind::$kind, labels: &[$($label),*], help: concat!($($help),+) }),+
         ];
     };
@@ -55,10 +56,13 @@ pub fn labels(name: &str) -> &'static [&'static str] {
 }
 
 fn family(name: &str) -> Option<&'static FamilySpec> {
-    FAMILIES.iter().chain(PROGRAM_FAMILIES).find(|family| family.name == name)
+    FAMILIES.iter().chain(APP_FAMILIES).chain(PROGRAM_FAMILIES).find(|family| family.name == name)
 }
 
 families! {
+    /// The families of a server's models and of its devices.
+    FAMILIES:
+
     /// 1 for the state that the model is in, 0 for the others.
     MODEL_STATE = "hush_model_state", Gauge [LABEL_MODEL, LABEL_STATE];
     /// Seconds since the last request (or the load) ended; 0 while the model is busy or not loaded.
@@ -81,6 +85,8 @@ families! {
     MODEL_LOAD_DURATION_SECONDS = "hush_model_load_duration_seconds", Histogram [LABEL_MODEL, LABEL_PHASE];
     /// Loads, by result (`success`, `failure`).
     MODEL_LOADS_TOTAL = "hush_model_loads_total", Counter [LABEL_MODEL, LABEL_RESULT];
+    /// How often the model was found in memory although neither a request nor a command had loaded it.
+    MODEL_APPEARED_TOTAL = "hush_model_appeared_total", Counter [LABEL_MODEL];
     /// Seconds from the decision to unload until the runner is reaped.
     MODEL_UNLOAD_DURATION_SECONDS = "hush_model_unload_duration_seconds", Histogram [LABEL_MODEL];
     /// Unloads, by reason.
@@ -93,8 +99,16 @@ families! {
     COLD_START_WAIT_SECONDS = "hush_cold_start_wait_seconds", Histogram [LABEL_MODEL];
     /// Seconds from the head of a request to the end of its answer.
     REQUEST_DURATION_SECONDS = "hush_request_duration_seconds", Histogram [LABEL_ROUTE, LABEL_CODE];
+    /// Requests of a GPU sidecar that got no whole answer of the app, by cause (`refused`: no connection, nothing was sent;
+    /// `broken`: the connection broke before the answer; `cut`: it broke within the answer; `timed_out`).
+    UPSTREAM_FAILURES_TOTAL = "hush_upstream_failures_total", Counter [LABEL_CAUSE];
+    /// Websockets that are open through a GPU sidecar, by kind (`display`: counts as nothing; `work`: uses the model).
+    OPEN_WEBSOCKETS = "hush_open_websockets", Gauge [LABEL_KIND];
     /// Seconds of audio that were transcribed.
     AUDIO_SECONDS_TOTAL = "hush_audio_seconds_total", Counter [LABEL_MODEL];
+    /// Windows of audio that the encoder heard, by context: `short`, without most of the silence after the sound;
+    /// `repeated`, in full after a short context whose text was doubtful; `full`, 30 s at once.
+    ENCODER_WINDOWS_TOTAL = "hush_encoder_windows_total", Counter [LABEL_MODEL, LABEL_CONTEXT];
     /// Runners that had to be replaced (`exited`, `killed`, `hung`, `load_timeout`).
     RUNNER_RESTARTS_TOTAL = "hush_runner_restarts_total", Counter [LABEL_MODEL, LABEL_CAUSE];
     /// Resident memory of the runner process; 0 when there is none.
@@ -154,6 +168,33 @@ families! {
     DEVICE_INFO = "hush_device_info", Gauge [LABEL_MODEL, LABEL_ASKED, LABEL_DEVICE, LABEL_REASON];
 }
 
+families! {
+    /// The families that `hush-sidecar` has beside those of models and devices. `hush-server` has none of them.
+    APP_FAMILIES:
+
+    /// Always 1: the kind of the app (`ollama`), its version, empty until the app has said it, and how its models are loaded
+    /// (`api`, `process`).
+    APP_INFO = "hush_app_info", Gauge [LABEL_APP, LABEL_VERSION, LABEL_MODE];
+    /// 1 while the app answers, 0 while it does not; in process mode also 1 while the app is stopped because its model is
+    /// unloaded.
+    APP_UP = "hush_app_up", Gauge [LABEL_APP];
+    /// 1 with the reason `governed` while the sidecar loads and unloads the app's models; 0 while it does not, with the
+    /// reason.
+    APP_GOVERNED = "hush_app_governed", Gauge [LABEL_APP, LABEL_REASON];
+    /// Always 1: why the app is not governed, in words, such as the flag that must be set. Absent while it is governed.
+    APP_PROBLEM_INFO = "hush_app_problem_info", Gauge [LABEL_APP, LABEL_PROBLEM];
+    /// 1 while the app's own port accepts connections at an address of the pod other than the loopback, so that clients
+    /// can pass by the sidecar; 0 while it does not.
+    APP_PORT_EXPOSED = "hush_app_port_exposed", Gauge [LABEL_APP];
+    /// Polls in which the app reported work although the sidecar had no request in flight: a client passes by the
+    /// sidecar. Absent where the app does not report its work.
+    APP_UNATTRIBUTED_WORK_TOTAL = "hush_app_unattributed_work_total", Counter [LABEL_MODEL];
+    /// How often the app loaded the model by itself although a hold or an unload of the sidecar was in force.
+    APP_LOADS_BEHIND_HOLD_TOTAL = "hush_app_loads_behind_hold_total", Counter [LABEL_MODEL];
+    /// Unloads after which the app still listed the model, or its memory did not come back, when the time for it had ended.
+    APP_UNLOADS_UNCONFIRMED_TOTAL = "hush_app_unloads_unconfirmed_total", Counter [LABEL_MODEL];
+}
+
 pub const BUILD_INFO: &str = "hush_build_info";
 pub const PROCESS_CPU_SECONDS_TOTAL: &str = "process_cpu_seconds_total";
 pub const PROCESS_OPEN_FDS: &str = "process_open_fds";
@@ -211,11 +252,16 @@ pub const LABEL_ASKED: &str = "asked";
 pub const LABEL_DEVICE: &str = "device";
 pub const LABEL_MODEL: &str = "model";
 pub const LABEL_STATE: &str = "state";
+pub const LABEL_KIND: &str = "kind";
 pub const LABEL_PHASE: &str = "phase";
 pub const LABEL_RESULT: &str = "result";
 pub const LABEL_REASON: &str = "reason";
 pub const LABEL_ROUTE: &str = "route";
 pub const LABEL_CODE: &str = "code";
+pub const LABEL_CONTEXT: &str = "context";
 pub const LABEL_CAUSE: &str = "cause";
+pub const LABEL_APP: &str = "app";
+pub const LABEL_MODE: &str = "mode";
+pub const LABEL_PROBLEM: &str = "problem";
 pub const LABEL_VERSION: &str = "version";
 pub const LABEL_REVISION: &str = "revision";

@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hush_contract::ModelState;
 use hush_contract::metrics as names;
+use prometheus::GaugeVec;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, Opts};
 
+use crate::metrics::gauge;
 use crate::models::HandleMap;
 use crate::runner::RunnerFactory;
 use crate::snapshot::ModelSnapshot;
@@ -30,42 +31,19 @@ pub struct ResidencyCollector<F: RunnerFactory> {
 
 impl<F: RunnerFactory> ResidencyCollector<F> {
     pub(crate) fn new(models: HandleMap<F>) -> prometheus::Result<Self> {
-        let gauge = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &[names::LABEL_MODEL]);
-
         Ok(Self {
             models,
-            state: GaugeVec::new(
-                Opts::new(names::MODEL_STATE, "1 for the state that the model is in, 0 for the others."),
-                &[names::LABEL_MODEL, names::LABEL_STATE],
-            )?,
-            idle_seconds: gauge(
-                names::MODEL_IDLE_SECONDS,
-                "Seconds since the last request or the load ended; 0 while busy or not loaded.",
-            )?,
-            idle_since: gauge(
-                names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS,
-                "When the last request (or the load) ended, in Unix time; 0 while busy or not loaded.",
-            )?,
-            inflight: gauge(names::MODEL_INFLIGHT_REQUESTS, "Requests that hold the model.")?,
-            queued: gauge(names::MODEL_QUEUED_REQUESTS, "Requests that wait for the model.")?,
-            generation: gauge(names::MODEL_GENERATION, "Grows by one at each load.")?,
-            loaded_seconds: gauge(
-                names::MODEL_LOADED_SECONDS,
-                "Seconds since this generation became ready; 0 when it is not.",
-            )?,
-            last_load_seconds: gauge(names::MODEL_LAST_LOAD_SECONDS, "What the last load took; 0 before the first.")?,
-            hold_seconds: gauge(
-                names::MODEL_HOLD_SECONDS,
-                "Seconds until the model may be loaded again, after an unload with a hold; 0 without one.",
-            )?,
-            resident_bytes: gauge(
-                names::RUNNER_RESIDENT_BYTES,
-                "Resident memory of the runner process; 0 when there is none.",
-            )?,
-            demand_bytes: gauge(
-                names::MODEL_MEMORY_DEMAND_BYTES,
-                "Device memory that must be free before the model loads, while it waits for that; 0 while it does not.",
-            )?,
+            state: gauge(names::MODEL_STATE)?,
+            idle_seconds: gauge(names::MODEL_IDLE_SECONDS)?,
+            idle_since: gauge(names::MODEL_IDLE_SINCE_TIMESTAMP_SECONDS)?,
+            inflight: gauge(names::MODEL_INFLIGHT_REQUESTS)?,
+            queued: gauge(names::MODEL_QUEUED_REQUESTS)?,
+            generation: gauge(names::MODEL_GENERATION)?,
+            loaded_seconds: gauge(names::MODEL_LOADED_SECONDS)?,
+            last_load_seconds: gauge(names::MODEL_LAST_LOAD_SECONDS)?,
+            hold_seconds: gauge(names::MODEL_HOLD_SECONDS)?,
+            resident_bytes: gauge(names::RUNNER_RESIDENT_BYTES)?,
+            demand_bytes: gauge(names::MODEL_MEMORY_DEMAND_BYTES)?,
         })
     }
 

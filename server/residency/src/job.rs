@@ -79,10 +79,11 @@ impl From<ModelRefusal> for AcquireError {
                 waited_seconds: waited.as_secs(),
                 retry_after_seconds: whole_seconds(retry_after),
             },
-            // The other two are answers to commands.
-            ModelRefusal::ShuttingDown | ModelRefusal::GenerationChanged | ModelRefusal::Held { .. } => {
-                Self::ShuttingDown
-            }
+            // The others are no answers to a request that waits.
+            ModelRefusal::ShuttingDown
+            | ModelRefusal::NotLoaded
+            | ModelRefusal::GenerationChanged
+            | ModelRefusal::Held { .. } => Self::ShuttingDown,
         }
     }
 }

@@ -35,12 +35,12 @@ pub use collector::ResidencyCollector;
 pub use controller_presence::{ControllerPresence, EventStreamGuard};
 pub use job::{AcquireError, AttemptError, ModelJob, ModelLease};
 pub use machine::{
-    LifecycleSettings, LoadCommand, LossCause, ReclaimReport, ReclaimVerdict, ResidencyRule, RunnerLoss, UnloadCommand,
-    UnloadReport,
+    DrainEnd, LifecycleSettings, LoadCommand, LossCause, ReclaimReport, ReclaimVerdict, ResidencyRule, RunnerLoss,
+    UnloadCommand, UnloadReport,
 };
 pub use metrics::ResidencyMetrics;
 pub use model_handle::{LoadCommandError, LoadProgress, ModelHandle, PendingLoad};
 pub use models::{ModelSettings, Models, StartError};
 pub use reclaimer::reclaim_memory;
-pub use runner::{LoadTimings, ModelRunner, Notify, RunnerEvent, RunnerFactory, RunnerSpec};
+pub use runner::{LoadTimings, ModelRunner, OnRunnerEvent, RunnerEvent, RunnerFactory, RunnerSpec};
 pub use snapshot::{FailedLoad, ModelSnapshot};

@@ -2,7 +2,7 @@
 
 use hush_contract::metrics as names;
 use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
 /// In seconds: from a spare runner with a warm page cache to a large model on a slow disk.
 const LOAD_BUCKETS: &[f64] =
@@ -23,6 +23,8 @@ pub struct ResidencyMetrics {
     pub cold_start_wait_seconds: HistogramVec,
     /// `{model, result}`
     pub loads_total: IntCounterVec,
+    /// `{model}`
+    pub appeared_total: IntCounterVec,
     /// `{model, phase}`
     pub load_duration_seconds: HistogramVec,
     /// `{model, reason}`
@@ -46,7 +48,6 @@ pub struct ResidencyMetrics {
 impl ResidencyMetrics {
     /// Registers the metrics in `registry`.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let options = |name: &str| Opts::new(name, names::help(name));
         let histogram = |name: &str, buckets: &[f64]| {
             let options = HistogramOpts::from(options(name)).buckets(buckets.to_vec());
             let vec = HistogramVec::new(options, names::labels(name))?;
@@ -63,6 +64,7 @@ impl ResidencyMetrics {
             registry: registry.clone(),
             cold_start_wait_seconds: histogram(names::COLD_START_WAIT_SECONDS, COLD_START_BUCKETS)?,
             loads_total: counter(names::MODEL_LOADS_TOTAL)?,
+            appeared_total: counter(names::MODEL_APPEARED_TOTAL)?,
             load_duration_seconds: histogram(names::MODEL_LOAD_DURATION_SECONDS, LOAD_BUCKETS)?,
             unloads_total: counter(names::MODEL_UNLOADS_TOTAL)?,
             unload_refused_total: counter(names::MODEL_UNLOAD_REFUSED_TOTAL)?,
@@ -78,4 +80,13 @@ impl ResidencyMetrics {
     pub(crate) fn register_collector(&self, collector: Box<dyn Collector>) -> prometheus::Result<()> {
         self.registry.register(collector)
     }
+}
+
+/// A gauge with the help text and the labels that the contract declares for `name`.
+pub(crate) fn gauge(name: &str) -> prometheus::Result<GaugeVec> {
+    GaugeVec::new(options(name), names::labels(name))
+}
+
+fn options(name: &str) -> Opts {
+    Opts::new(name, names::help(name))
 }

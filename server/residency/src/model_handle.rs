@@ -39,9 +39,10 @@ impl From<ModelRefusal> for LoadCommandError {
             }
             ModelRefusal::GenerationChanged => Self::GenerationChanged,
             ModelRefusal::Held { retry_after } => Self::Held { retry_after_seconds: whole_seconds(retry_after) },
-            ModelRefusal::QueueFull { .. } | ModelRefusal::ColdHold { .. } | ModelRefusal::ShuttingDown => {
-                Self::ShuttingDown
-            }
+            ModelRefusal::QueueFull { .. }
+            | ModelRefusal::ColdHold { .. }
+            | ModelRefusal::NotLoaded
+            | ModelRefusal::ShuttingDown => Self::ShuttingDown,
         }
     }
 }
@@ -153,6 +154,27 @@ impl<F: RunnerFactory> ModelHandle<F> {
 
         let generation = self.snapshot().generation;
         Ok(ModelLease { runner, generation, waited: arrived.elapsed(), was_cold, _ticket: ticket })
+    }
+
+    /// A lease for work that goes on already and did not pass through here; `None`: the model is not in memory. Waits for
+    /// nothing and loads nothing.
+    pub async fn occupy(&self) -> Option<ModelLease<F>> {
+        let inbox = &self.inner.inbox;
+        let id = LeaseId(self.inner.next_lease.fetch_add(1, Ordering::Relaxed));
+        let ticket = QueueTicket { id, inbox: inbox.clone() };
+
+        let (reply, answer) = oneshot::channel::<LeaseReply<F>>();
+        inbox.send(ActorMessage::Occupy { lease: id, reply }).ok()?;
+        let runner = answer.await.ok()?.ok()?;
+
+        let generation = self.snapshot().generation;
+        Some(ModelLease { runner, generation, waited: Duration::ZERO, was_cold: false, _ticket: ticket })
+    }
+
+    /// The model is in memory although nothing loaded it from here: it becomes a new generation, unless it is known.
+    pub fn appeared(&self) {
+        // Without an actor there is nothing to know.
+        let _ = self.inner.inbox.send(ActorMessage::Appeared);
     }
 
     /// Has the model in memory, for no request in particular, and returns its generation. Ends a hold.

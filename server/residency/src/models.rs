@@ -29,7 +29,7 @@ pub struct ModelSettings<S> {
     pub spec: S,
     /// How the weights are stored, for display; `None`: not known.
     pub precision: Option<String>,
-    pub policy: LifecycleSettings,
+    pub lifecycle: LifecycleSettings,
     /// Where the model's device memory is counted; `None`: nowhere.
     pub account: Option<AccountSettings>,
 }

@@ -7,6 +7,7 @@ use crate::runner::LoadTimings;
 pub(crate) fn record_event(metrics: &ResidencyMetrics, model: &str, event: MetricEvent) {
     match event {
         MetricEvent::Loaded { .. } => metrics.loads_total.with_label_values(&[model, "success"]).inc(),
+        MetricEvent::Appeared => metrics.appeared_total.with_label_values(&[model]).inc(),
         MetricEvent::LoadFailed => metrics.loads_total.with_label_values(&[model, "failure"]).inc(),
         MetricEvent::Unloaded { reason, total } => {
             metrics.unloads_total.with_label_values(&[model, reason.as_str()]).inc();

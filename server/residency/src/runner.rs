@@ -22,8 +22,14 @@ pub trait RunnerFactory: Clone + Send + Sync + 'static {
     fn new(settings: Self::Settings) -> io::Result<Self>;
 
     /// Starts a runner that loads `spec`, without waiting for it. Everything that becomes of the runner is reported to
-    /// `notify`, also that it could not be started.
-    fn start(&self, spec: Self::Spec, notify: Notify) -> Self::Runner;
+    /// `on_event`, also that it could not be started.
+    fn start(&self, spec: Self::Spec, on_event: OnRunnerEvent) -> Self::Runner;
+
+    /// A runner for a model that is in memory already, although no runner loaded it. It reports its processes, where it
+    /// knows them, and never [`RunnerEvent::Loaded`]. Only asked for after [`crate::ModelHandle::appeared`].
+    fn adopt(&self, spec: Self::Spec, on_event: OnRunnerEvent) -> Self::Runner {
+        self.start(spec, on_event)
+    }
 
     /// Ends what the factory itself holds, such as a spare runner, and waits until it is gone.
     fn shutdown(&self) -> impl Future<Output = ()> + Send;
@@ -41,7 +47,8 @@ pub trait RunnerSpec: Clone + Send + Sync + 'static {
 
 /// A runner. Clones are handles to the same one; when the last is dropped, the runner is asked to exit.
 pub trait ModelRunner: Clone + Send + Sync + 'static {
-    /// Asks the runner to exit. A runner that takes too long must be killed by its factory.
+    /// Asks the runner to exit. A runner that takes too long must be killed by its factory. A runner that turns out to
+    /// have work answers [`RunnerEvent::StopRefused`], and goes on as if it had not been asked.
     fn stop(&self);
 
     /// Ends the runner without waiting for its work.
@@ -49,7 +56,7 @@ pub trait ModelRunner: Clone + Send + Sync + 'static {
 }
 
 /// Receives the events of one runner, in their order. It must not block.
-pub type Notify = Box<dyn Fn(RunnerEvent) + Send + Sync>;
+pub type OnRunnerEvent = Box<dyn Fn(RunnerEvent) + Send + Sync>;
 
 /// What becomes of a runner.
 #[derive(Clone, Debug)]
@@ -60,7 +67,7 @@ pub enum RunnerEvent {
     /// The runner can work.
     Loaded(LoadTimings),
     /// All of the model is loaded, this long after the sessions were begun. [`Self::LoadFailed`] may come in its place.
-    Settled(Duration),
+    FullyLoaded(Duration),
     /// The model could not be loaded; may come even after [`Self::Loaded`]. `out_of_memory`: the device had too little.
     LoadFailed { cause: String, out_of_memory: bool },
     /// Work failed for lack of device memory. Sent before the job that failed learns of it.
@@ -68,7 +75,11 @@ pub enum RunnerEvent {
     /// The runner is of no use any more. Sent before any of its jobs ends, so that the actor of the model is the first to
     /// know.
     Lost(RunnerLoss),
-    /// None of the runner's processes is left. The last event.
+    /// The runner was asked to exit and has work that no request stands for. Nothing has changed.
+    StopRefused { cause: String },
+    /// The model was unloaded from elsewhere. [`Self::Exited`] follows.
+    LeftByItself,
+    /// None of the runner's processes is left, or the runner holds the model no more. The last event.
     Exited,
 }
 

@@ -80,7 +80,7 @@ impl ModelFacts {
             device: settings.spec.device().to_owned(),
             precision: settings.precision.clone(),
             account: None,
-            residency: settings.policy.residency,
+            residency: settings.lifecycle.residency,
             state: ModelState::Unloaded,
             generation: 0,
             inflight: 0,

@@ -10,10 +10,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::multipart::MultipartError;
 use crate::audio::AudioError;
 use crate::format::PythonJson;
 use crate::job::JobError;
+use hush_listener::multipart::MultipartError;
 use hush_listener::spool::SpoolError;
 
 /// One entry of `detail` in a 422: pydantic's error object.

@@ -45,7 +45,7 @@ async fn spool_problem(state: &ApiState) -> Option<String> {
     match checked {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
-        Err(panicked) => Some(format!("the folder for uploads could not be looked at: {panicked}")),
+        Err(panicked) => Some(format!("the folder for uploads could not be checked: {panicked}")),
     }
 }
 

@@ -20,7 +20,7 @@ use utoipa::openapi::{Object, ObjectBuilder, Type};
 use super::ApiState;
 use super::error::{detail, json_response};
 use super::openai::error::OpenAiNoKey;
-use crate::residency::{ModelSnapshot, Models, ResidencyRule};
+use crate::residency::{ModelSnapshot, ResidencyRule, SpeechModels};
 
 /// How soon a change is seen. A look costs a lock and a copy. The admin API's feed of changes does not report each
 /// request that joins a queue, and the page shows these.
@@ -37,7 +37,7 @@ pub trait ModelSnapshots: Send + Sync + 'static {
     fn snapshots(&self) -> Vec<ModelSnapshot>;
 }
 
-impl ModelSnapshots for Models {
+impl ModelSnapshots for SpeechModels {
     fn snapshots(&self) -> Vec<ModelSnapshot> {
         let default = self.default_model().clone();
         let others: Vec<_> = self.iter().filter(|model| model.name() != default.name()).collect();

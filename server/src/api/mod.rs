@@ -5,12 +5,10 @@ mod catalogue;
 mod cors;
 mod detect;
 mod error;
-mod header;
 mod health;
 mod intake;
 mod keys;
 mod live;
-mod multipart;
 pub mod openai;
 pub mod openapi;
 mod path;
@@ -28,7 +26,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hush_listener::{ListenerRefusal, ShapeErrors, shape_errors};
+use hush_listener::{FormatErrors, ListenerRefusal, format_errors};
 use tower::util::MapRequest;
 
 pub use catalogue::{DEFAULT_ALIASES, ModelCard, ModelCatalogue, SingleModelCatalogue, is_alias, is_same_model};
@@ -129,7 +127,7 @@ pub fn router(state: ApiState) -> Router {
 }
 
 /// Formats an error that no handler wrote in the style of the API that the path belongs to.
-pub fn error_shape(refusal: &ListenerRefusal<'_>) -> String {
+pub fn error_body(refusal: &ListenerRefusal<'_>) -> String {
     match refusal.path {
         Some(path) if openai::owns_path(path) => openai::error::OpenAiError::error_body(refusal),
         _ => error::error_body(refusal),
@@ -164,7 +162,10 @@ pub fn routes(state: ApiState) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         // whisper-asr-webservice answers a bare 500, so server errors keep their body.
-        .layer(middleware::from_fn_with_state(ShapeErrors { shape: error_shape, server_errors: false }, shape_errors))
+        .layer(middleware::from_fn_with_state(
+            FormatErrors { format_error: error_body, server_errors: false },
+            format_errors,
+        ))
         .layer(recorded)
         .with_state(state)
 }

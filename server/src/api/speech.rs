@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{JobError, JobOutcome, JobTask, Transcription};
 use crate::recording::Recording;
-use crate::residency::{ModelHandle, SpeechJobs};
+use crate::residency::{SpeechJobs, SpeechModelHandle};
 
 /// One model that transcribes on request, whether it is loaded or not. Dropping a future cancels its work.
 pub trait TranscriptionModel: Send + Sync + 'static {
@@ -66,7 +66,7 @@ pub trait TranscriptionModel: Send + Sync + 'static {
 
 /// A model of the residency with its files.
 pub struct ServedModel {
-    handle: ModelHandle,
+    handle: SpeechModelHandle,
     dir: PathBuf,
     library: PathBuf,
     shutdown: CancellationToken,
@@ -96,7 +96,7 @@ impl TokenVocabulary {
 
 impl ServedModel {
     /// `dir`: the folder of the model; `library`: the file of the runtime library. Without both the model never loads.
-    pub fn new(handle: ModelHandle, dir: PathBuf, library: PathBuf, shutdown: CancellationToken) -> Self {
+    pub fn new(handle: SpeechModelHandle, dir: PathBuf, library: PathBuf, shutdown: CancellationToken) -> Self {
         let manifest = ModelDir::open(&dir).ok();
         let abilities = manifest.map(|model| Abilities::new(&model.manifest().config, &model.manifest().tokens));
         let defaults = TranscribeOptions::default();

@@ -8,10 +8,10 @@ use axum::http::{HeaderMap, header};
 use futures_util::StreamExt;
 
 use super::error::UploadFormError;
-use super::header::{HeaderParameters, decode};
-use super::multipart::{MultipartEvent, MultipartParser};
 use crate::request;
 use hush_listener::budget::ByteBudget;
+use hush_listener::header::{HeaderParameters, decode};
+use hush_listener::multipart::{MultipartEvent, MultipartParser};
 use hush_listener::spool::{Spool, SpoolOptions, Spooled};
 
 /// Files are written to the spool in pieces of this size, on a thread that may wait for a disk.

@@ -9,7 +9,7 @@
 //! | `cuda_binding`, `cuda_probe` | the variables that bind a process to a GPU, and whether CUDA works |
 //! | `ort_library`, `vad_model` | where the files of the engine are |
 //! | `local_engine` | an engine in this process, for `transcribe` |
-//! | `api_config`, `security`, `log_setup`, `traces`, `open_files`, `signals`, `reload` | parts of the start |
+//! | `api_config`, `security`, `log_setup`, `traces`, `signals`, `reload` | parts of the start |
 
 pub mod api_config;
 mod cuda_binding;
@@ -21,7 +21,6 @@ pub mod log_setup;
 pub mod model_install;
 mod model_registry;
 pub mod model_store;
-mod open_files;
 pub mod ort_library;
 pub mod reload;
 mod security;

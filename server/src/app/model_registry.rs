@@ -14,7 +14,7 @@ use crate::cli::settings::ServeSettings;
 use crate::gpu::Accounts;
 use crate::hub::Repo;
 use crate::metrics::ServerMetrics;
-use crate::residency::{ModelHandle, Models, StartError};
+use crate::residency::{SpeechModelHandle, SpeechModels, StartError};
 use crate::runner;
 
 struct RegisteredModel {
@@ -54,7 +54,7 @@ impl RegisteredModels {
 
 /// The models of a running server.
 pub struct ModelRegistry {
-    models: Arc<Models>,
+    models: Arc<SpeechModels>,
     devices: DeviceEnvironment,
     metrics: Arc<ServerMetrics>,
     stop: CancellationToken,
@@ -86,7 +86,8 @@ impl ModelRegistry {
     ) -> Result<Self, StartError> {
         let model_settings = specs.iter().map(|spec| spec.settings.clone()).collect();
         let max_loaded = NonZeroUsize::new(settings.max_loaded);
-        let models = Models::start_limited(model_settings, max_loaded, runners, Some(accounts), &metrics.residency)?;
+        let models =
+            SpeechModels::start_limited(model_settings, max_loaded, runners, Some(accounts), &metrics.residency)?;
         let models = Arc::new(models);
 
         let mut registered = Vec::new();
@@ -108,7 +109,7 @@ impl ModelRegistry {
         })
     }
 
-    pub const fn models(&self) -> &Arc<Models> {
+    pub const fn models(&self) -> &Arc<SpeechModels> {
         &self.models
     }
 
@@ -245,7 +246,7 @@ fn device_labels(spec: &ServedModelSpec) -> [String; 4] {
 
 fn served_model(
     spec: &ServedModelSpec,
-    handle: ModelHandle,
+    handle: SpeechModelHandle,
     devices: &DeviceEnvironment,
     stop: &CancellationToken,
 ) -> Arc<ServedModel> {

@@ -37,7 +37,7 @@ pub enum ModelStoreError {
         /// The names of all installed models.
         known: Box<[String]>,
     },
-    #[error("{0} is no model name; letters, digits, `.`, `_` and `-` are allowed, or OWNER/NAME of the hub")]
+    #[error("{0} is not a model name; letters, digits, `.`, `_` and `-` are allowed, or OWNER/NAME of the hub")]
     BadName(String),
     #[error("there is no folder or file {}", .0.display())]
     NoFolder(PathBuf),
@@ -88,7 +88,7 @@ fn how_to_install(repo: Option<&Repo>, name: &str, precision: PrecisionWord, kno
 
     let installed = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
     format!(
-        "; it is no model of the hub either (OWNER/NAME, or a short name such as base). A checkpoint of yours: \
+        "; it is not a model of the hub either (OWNER/NAME, or a short name such as base). A checkpoint of yours: \
          hush-server install FOLDER --name {name}. Installed: {installed}"
     )
 }

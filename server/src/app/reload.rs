@@ -36,7 +36,7 @@ impl ConfigReload {
             }
             Err(error) => {
                 let cause = explain(error.as_ref());
-                tracing::error!("the configuration was not taken over, the old one stays: {cause}");
+                tracing::error!("the new configuration is refused, the old one stays in force: {cause}");
                 record_reload(&self.metrics, false);
             }
         }

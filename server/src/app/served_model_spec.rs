@@ -16,12 +16,12 @@ use crate::cli::settings::{ModelOverrides, ServeSettings, SettingError};
 use crate::cli::values::ResidencyChoice;
 use crate::gpu::{AccountSettings, estimate_bytes};
 use crate::hub::{Repo, folder_of};
-use crate::residency::{self, LifecycleSettings, ModelSettings};
+use crate::residency::{self, LifecycleSettings, SpeechModelSettings};
 use crate::runner::wire::LoadSpec;
 
 /// One model and how it is to be served.
 pub struct ServedModelSpec {
-    pub settings: ModelSettings,
+    pub settings: SpeechModelSettings,
     pub device: DeviceAssignment,
     pub card: ModelCard,
     /// Other names that requests may use.
@@ -40,11 +40,11 @@ impl ServedModelSpec {
             max_batch: settings.max_batch,
             memory_limit_bytes: None,
         };
-        let model_settings = ModelSettings {
+        let model_settings = SpeechModelSettings {
             name: found.id.clone(),
             spec: load_spec,
             precision: Some(found.precision.to_string()),
-            policy: residency_policy(settings, &overrides),
+            lifecycle: lifecycle_settings(settings, &overrides),
             account: account_settings(settings, found, &device),
         };
 
@@ -53,7 +53,7 @@ impl ServedModelSpec {
             device,
             card: model_card(found),
             aliases: overrides.aliases,
-            defaults: settings.engine.fallback.apply(overrides.defaults),
+            defaults: settings.engine.apply(overrides.defaults),
         }
     }
 
@@ -79,7 +79,7 @@ fn account_settings(
     })
 }
 
-fn residency_policy(settings: &ServeSettings, overrides: &ModelOverrides) -> LifecycleSettings {
+fn lifecycle_settings(settings: &ServeSettings, overrides: &ModelOverrides) -> LifecycleSettings {
     let idle_timeout = match overrides.idle_timeout {
         Some(timeout) => (!timeout.is_zero()).then_some(timeout),
         None => settings.idle_timeout,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use hush_listener::open_files::{connections_within_limit, raise_limit};
 use hush_whisper::{runtime, vad};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -17,12 +18,11 @@ use super::api_config::api_config;
 use super::device_environment::{DeviceEnvironment, start_gpu_accounts};
 use super::model_install::ProgressDisplay;
 use super::model_registry::ModelRegistry;
-use super::open_files::{connections_within_limit, raise_limit};
 use super::reload::{ConfigReload, ReadSettings, record_reload};
 use super::served_model_spec::{ServedModelSpec, model_specs};
 use super::signals::{ServerSignal, ServerSignals};
 use super::{log_setup, ort_library, security, vad_model};
-use crate::admin::{self, AdminState};
+use crate::admin::{self, ServerAdminState};
 use crate::api::{ApiConfig, ApiState, LiveFeed, ModelCatalogue};
 use crate::audio::Confinement;
 use crate::cli::env::Env;
@@ -203,8 +203,8 @@ impl PreparedServer {
         let (ops_listener, ops_address) = bind("--ops-listen", self.settings.ops_listen).await?;
 
         let access = security::access(security, ops_address.ip())?;
-        let admin_state =
-            AdminState::new(Arc::clone(registry.models()), access, ops_stop.clone()).noting(controller_presence);
+        let admin_state = ServerAdminState::new(Arc::clone(registry.models()), access, ops_stop.clone())
+            .with_controller_presence(controller_presence);
         let admin = admin::router(admin_state, Arc::clone(metrics));
         let ops = ops::router(Arc::clone(metrics), Some(sampler.clone())).merge(admin);
 
@@ -243,13 +243,13 @@ impl PreparedServer {
             drain_deadline: self.settings.drain_timeout + ANSWER_GRACE,
             tls,
             max_connections,
-            shape: crate::api::error_shape,
+            format_error: crate::api::error_body,
             ..ServeOptions::default()
         };
         let ops_options = ServeOptions {
             tls: ops_tls,
             max_connections: OPS_CONNECTIONS.min(max_connections),
-            shape: admin::error_shape,
+            format_error: admin::error_body,
             ..options.clone()
         };
         (options, ops_options)

@@ -47,8 +47,8 @@ fn effective_settings(settings: &ServeSettings, models: &[ServedModelSpec]) -> V
 }
 
 fn effective_model(model: &ServedModelSpec) -> Value {
-    let policy = &model.settings.policy;
-    let (residency, idle) = match policy.residency {
+    let lifecycle = &model.settings.lifecycle;
+    let (residency, idle) = match lifecycle.residency {
         ResidencyRule::Resident => ("resident", None),
         ResidencyRule::Idle(timeout) => ("idle", Some(timeout.map_or(0.0, |timeout| timeout.as_secs_f64()))),
         ResidencyRule::OnDemand => ("on-demand", None),
@@ -66,7 +66,7 @@ fn effective_model(model: &ServedModelSpec) -> Value {
         "deviceReason": model.device.placement.reason,
         "precision": model.settings.precision,
         "threads": model.settings.spec.threads.unwrap_or(0),
-        "maxQueue": policy.queue_limit,
+        "maxQueue": lifecycle.queue_limit,
         "defaults": {
             "language": model.defaults.language,
             "prompt": model.defaults.initial_prompt,

@@ -69,7 +69,7 @@ fn with_variable_in_help(arg: clap::Arg) -> clap::Arg {
     }
 }
 
-/// Parses the arguments; [`super::settle`] reads the environment.
+/// Parses the arguments; [`super::resolve`] reads the environment.
 ///
 /// # Errors
 /// If clap does not understand the arguments, and for `--help` and `--version`.

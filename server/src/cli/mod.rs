@@ -31,7 +31,7 @@ pub use settings::{
 ///
 /// # Errors
 /// If a value is not valid, or the configuration file cannot be read.
-pub fn settle(arguments: CommandLine, env: &Env) -> Result<CommandSettings, SettingError> {
+pub fn resolve(arguments: CommandLine, env: &Env) -> Result<CommandSettings, SettingError> {
     let file = match settings::config_path(&arguments, env) {
         Some(path) => config::read(&path)?,
         None => config::ConfigFile::default(),
@@ -89,7 +89,7 @@ mod tests {
             // The variable has the opposite value of the flag, which takes precedence.
             let other = argv.iter().all(|flag| flag.ends_with("false")).to_string();
             let env: Env = [("HOME", "/home/u"), ("HUSH_SPARE_RUNNER", &other)].into_iter().collect();
-            match settle(arguments, &env).unwrap() {
+            match resolve(arguments, &env).unwrap() {
                 CommandSettings::Serve(settings) => settings.spare_runner,
                 other => panic!("{other:?}"),
             }

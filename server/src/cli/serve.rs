@@ -8,7 +8,7 @@ use super::Env;
 use super::check;
 use super::progress::TerminalProgress;
 use super::settings::{CommandSettings, ServeSettings};
-use super::{parse, settle};
+use super::{parse, resolve};
 use crate::app::reload::ReadSettings;
 use crate::app::server::PreparedServer;
 
@@ -32,7 +32,7 @@ pub fn run(settings: &ServeSettings, env: &Env) -> anyhow::Result<()> {
 fn settings_reader(env: Env) -> ReadSettings {
     let arguments: Vec<_> = std::env::args_os().collect();
     Arc::new(move || {
-        let CommandSettings::Serve(settings) = settle(parse(arguments.clone())?, &env)? else {
+        let CommandSettings::Serve(settings) = resolve(parse(arguments.clone())?, &env)? else {
             bail!("these are not the settings of a server");
         };
         Ok(*settings)

@@ -92,7 +92,7 @@ impl HubClient {
         let length = header(response.headers(), "content-length").and_then(|text| text.parse::<u64>().ok());
         let (start, size) = match status {
             200 => (0, length),
-            206 => content_range(response.headers()).ok_or_else(|| HubError::Nonsense {
+            206 => content_range(response.headers()).ok_or_else(|| HubError::InvalidAnswer {
                 what: url.clone(),
                 problem: "a part of a file without a Content-Range".to_owned(),
             })?,
@@ -146,19 +146,19 @@ impl HubClient {
                 return Ok((response, url, stated));
             }
 
-            let location = header(response.headers(), "location").ok_or_else(|| HubError::Nonsense {
+            let location = header(response.headers(), "location").ok_or_else(|| HubError::InvalidAnswer {
                 what: url.clone(),
                 problem: "a redirect without a Location".to_owned(),
             })?;
             let next = join(&url, location);
             // A redirect must not leave https.
             if url.starts_with("https://") && !next.starts_with("https://") {
-                return Err(HubError::Nonsense { what: url, problem: format!("a redirect from https to {next}") });
+                return Err(HubError::InvalidAnswer { what: url, problem: format!("a redirect from https to {next}") });
             }
 
             sender = Some((std::mem::replace(&mut url, next), self.resolver.reached()));
         }
-        Err(HubError::Nonsense { what: url, problem: format!("more than {MAX_REDIRECTS} redirects") })
+        Err(HubError::InvalidAnswer { what: url, problem: format!("more than {MAX_REDIRECTS} redirects") })
     }
 
     fn refusal(

@@ -163,7 +163,7 @@ impl DownloadJob<'_> {
             None => Ok(()),
             Some(size) => {
                 let problem = format!("`size` of {} is {size} bytes; {longest} are the most", file.name);
-                Err(HubError::Nonsense { what: format!("`{}`", self.repo), problem })
+                Err(HubError::InvalidAnswer { what: format!("`{}`", self.repo), problem })
             }
         }
     }
@@ -382,7 +382,7 @@ impl<'a> PartDownload<'a> {
         self.have = 0;
         if response.offset != 0 {
             let problem = format!("a part from byte {} that was not asked for", response.offset);
-            return Err(HubError::Nonsense { what: response.url.clone(), problem });
+            return Err(HubError::InvalidAnswer { what: response.url.clone(), problem });
         }
 
         Ok(())

@@ -51,8 +51,8 @@ pub enum HubError {
          network can reach. If a mirror of your own is meant, name it in HF_ENDPOINT"
     )]
     Inward { from: String, to: String, place: String },
-    #[error("the hub's answer about {what} makes no sense: {problem}")]
-    Nonsense { what: String, problem: String },
+    #[error("the hub's answer about {what} is not valid: {problem}")]
+    InvalidAnswer { what: String, problem: String },
     #[error("{url} answered {status}{reason}")]
     Status { url: String, status: u16, reason: String },
     #[error("{cause}; gave up after {} s without a byte, the next run goes on from what is there", .tried.as_secs())]

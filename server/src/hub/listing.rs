@@ -43,11 +43,11 @@ const OPTIONAL: &[&str] = &["generation_config.json", "preprocessor_config.json"
 
 impl RepositoryListing {
     pub fn parse(repo: &Repo, json: &[u8]) -> Result<Self, HubError> {
-        let nonsense = |problem: String| HubError::Nonsense { what: format!("`{repo}`"), problem };
-        let listing: Self = serde_json::from_slice(json).map_err(|error| nonsense(error.to_string()))?;
+        let invalid = |problem: String| HubError::InvalidAnswer { what: format!("`{repo}`"), problem };
+        let listing: Self = serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
         // The commit becomes a part of paths and URLs.
         if listing.sha.is_empty() || !listing.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(nonsense(format!("{:?} is no commit", listing.sha)));
+            return Err(invalid(format!("{:?} is not a commit", listing.sha)));
         }
         Ok(listing)
     }
@@ -85,8 +85,8 @@ impl RepositoryListing {
             weight_map: std::collections::BTreeMap<String, String>,
         }
 
-        let nonsense = |problem: String| HubError::Nonsense { what: format!("{INDEX} of `{repo}`"), problem };
-        let index: WeightIndex = serde_json::from_slice(index).map_err(|error| nonsense(error.to_string()))?;
+        let invalid = |problem: String| HubError::InvalidAnswer { what: format!("{INDEX} of `{repo}`"), problem };
+        let index: WeightIndex = serde_json::from_slice(index).map_err(|error| invalid(error.to_string()))?;
         let mut names: Vec<String> = index.weight_map.into_values().collect();
         names.sort_unstable();
         names.dedup();
@@ -94,7 +94,7 @@ impl RepositoryListing {
         let shards = names.into_iter().map(|name| {
             // The name must be that of a file beside the index.
             if !name.ends_with(".safetensors") || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
-                return Err(nonsense(format!("{name:?} is no name of a shard")));
+                return Err(invalid(format!("{name:?} is not the name of a shard")));
             }
 
             self.find(&name).ok_or(HubError::NoFile { repo: repo.to_string(), file: name })

@@ -9,7 +9,7 @@ use hush_whisper::{FirstToken, Segment};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::ModelHandle;
+use super::SpeechModelHandle;
 use crate::audio::AudioError;
 use crate::job::{JobError, JobOutcome, JobTask};
 use crate::recording::Recording;
@@ -42,7 +42,7 @@ pub trait SpeechJobs {
     ) -> impl Future<Output = Result<(JobOutcome, Vec<Segment>), JobError>> + Send;
 }
 
-impl SpeechJobs for ModelHandle {
+impl SpeechJobs for SpeechModelHandle {
     async fn run(
         &self,
         audio: impl Into<Recording> + Send,

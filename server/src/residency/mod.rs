@@ -14,8 +14,8 @@ use crate::runner::Runners;
 use crate::runner::wire::LoadSpec;
 
 /// The models of this server.
-pub type Models = hush_residency::Models<Runners>;
+pub type SpeechModels = hush_residency::Models<Runners>;
 /// One model of this server.
-pub type ModelHandle = hush_residency::ModelHandle<Runners>;
+pub type SpeechModelHandle = hush_residency::ModelHandle<Runners>;
 /// One model, and how it is loaded.
-pub type ModelSettings = hush_residency::ModelSettings<LoadSpec>;
+pub type SpeechModelSettings = hush_residency::ModelSettings<LoadSpec>;

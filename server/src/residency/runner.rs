@@ -2,7 +2,7 @@
 
 use std::io;
 
-use hush_residency::{ModelRunner, Notify, RunnerFactory, RunnerSpec};
+use hush_residency::{ModelRunner, OnRunnerEvent, RunnerFactory, RunnerSpec};
 
 use crate::runner::wire::LoadSpec;
 use crate::runner::{self, RunnerHandle, Runners};
@@ -26,8 +26,8 @@ impl RunnerFactory for Runners {
         Self::new(settings)
     }
 
-    fn start(&self, spec: LoadSpec, notify: Notify) -> RunnerHandle {
-        Self::start(self, spec, notify)
+    fn start(&self, spec: LoadSpec, on_event: OnRunnerEvent) -> RunnerHandle {
+        Self::start(self, spec, on_event)
     }
 
     async fn shutdown(&self) {

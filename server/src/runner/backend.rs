@@ -48,8 +48,8 @@ impl RunnerBackend for EngineBackend {
 }
 
 impl LoadedModel for Engine {
-    fn settle(&self) -> Result<(), String> {
-        Self::settle(self).map_err(|error| explain(error))
+    fn wait_until_loaded(&self) -> Result<(), String> {
+        Self::wait_until_loaded(self).map_err(|error| explain(error))
     }
 
     fn transcribe(

@@ -16,6 +16,6 @@ pub mod wire;
 
 pub use backend::EngineBackend;
 pub use process::{
-    JobEvent, LoadTimings, Notify, RunnerEnding, RunnerEvent, RunnerHandle, RunnerJob, RunnerSettings, Runners,
+    JobEvent, LoadTimings, OnRunnerEvent, RunnerEnding, RunnerEvent, RunnerHandle, RunnerJob, RunnerSettings, Runners,
 };
 pub use spawn::inherited_environment;

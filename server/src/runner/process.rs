@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hush_residency::RunnerLoss;
-pub use hush_residency::{LoadTimings, Notify, RunnerEvent};
+pub use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
 use hush_whisper::{FirstToken, Segment};
 use tokio::sync::mpsc;
 
@@ -93,11 +93,11 @@ impl Runners {
     }
 
     /// A runner that loads `spec`: the spare runner if one waits, else a new process.
-    pub fn start(&self, spec: LoadSpec, on_event: Notify) -> RunnerHandle {
+    pub fn start(&self, spec: LoadSpec, on_event: OnRunnerEvent) -> RunnerHandle {
         let runner = self.pool.take_spare().unwrap_or_else(|| self.pool.spawn());
 
         let pool = Arc::downgrade(&self.pool);
-        let on_event: Notify = Box::new(move |event| {
+        let on_event: OnRunnerEvent = Box::new(move |event| {
             // The next spare is started only after the load, because a new process would take the processor from the load.
             let has_load_ended =
                 matches!(event, RunnerEvent::Loaded(_) | RunnerEvent::LoadFailed { .. } | RunnerEvent::Lost(_));

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frames::{FrameReader, FrameWriter};
-use super::process::{JobEvent, LoadTimings, Notify, RunnerEnding, RunnerEvent, RunnerSettings};
+use super::process::{JobEvent, LoadTimings, OnRunnerEvent, RunnerEnding, RunnerEvent, RunnerSettings};
 use super::spawn::Spawner;
 use super::wire::{FailureKind, FromRunner, JobId, LoadSpec, ToRunner, VERSION, WireMessage};
 use crate::audio::PcmSpan;
@@ -27,7 +27,7 @@ const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) enum SupervisorCommand {
     Load {
         spec: LoadSpec,
-        on_event: Notify,
+        on_event: OnRunnerEvent,
     },
     Work {
         id: JobId,
@@ -147,7 +147,7 @@ struct Supervisor {
     pid: u32,
     settings: Arc<RunnerSettings>,
     frames: FrameWriter,
-    on_event: Option<Notify>,
+    on_event: Option<OnRunnerEvent>,
     load: Option<LoadAttempt>,
     hello: Option<Hello>,
     spawned_at: Instant,
@@ -364,9 +364,9 @@ impl Supervisor {
                 self.handle_hello(version, runtime.as_deref(), libraries_seconds)?;
             }
             FromRunner::Loaded { sessions_seconds } => self.handle_loaded(sessions_seconds)?,
-            FromRunner::Settled { seconds } => {
+            FromRunner::FullyLoaded { seconds } => {
                 let after = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-                self.emit(RunnerEvent::Settled(after));
+                self.emit(RunnerEvent::FullyLoaded(after));
             }
             FromRunner::LoadFailed { kind, message: cause } => {
                 if let Some(load) = &mut self.load {

@@ -91,7 +91,7 @@ pub enum FromRunner {
     },
     /// The model is loaded completely; the time is counted from the same moment as that of [`Self::Loaded`]. Instead of this,
     /// a [`Self::LoadFailed`] may follow.
-    Settled {
+    FullyLoaded {
         seconds: f64,
     },
     LoadFailed {
@@ -311,7 +311,12 @@ mod tests {
 
         let transcript = (0.0_f64..1e6, proptest::option::of(0.0_f32..1.0)).prop_map(|(duration_seconds, p)| {
             let language = "yue".to_owned();
-            JobOutcome::Transcribed(Transcript { language, language_probability: p, duration_seconds })
+            JobOutcome::Transcribed(Transcript {
+                language,
+                language_probability: p,
+                duration_seconds,
+                ..Transcript::default()
+            })
         });
 
         prop_oneof![

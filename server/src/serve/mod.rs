@@ -50,13 +50,13 @@ const KEEPALIVE_PROBES: u32 = 5;
 pub struct ServeOptions {
     /// The longest wait for the head of a request, from the start of the connection or the end of the last answer. It is long
     /// because a client that reuses a connection just when it is closed gets an error.
-    pub head_timeout: Duration,
+    pub idle_timeout: Duration,
     /// The longest wait for the rest of a head that has begun.
-    pub head_patience: Duration,
+    pub head_timeout: Duration,
     /// Connections that are open at the same time.
     pub max_connections: usize,
     /// Writes the body of an error that no handler writes.
-    pub shape: ErrorFormat,
+    pub format_error: ErrorFormat,
     /// How long running requests may go on once the shutdown has begun.
     pub drain_deadline: Duration,
     /// `None`: plain HTTP.
@@ -66,10 +66,10 @@ pub struct ServeOptions {
 impl Default for ServeOptions {
     fn default() -> Self {
         Self {
-            head_timeout: Duration::from_secs(120),
-            head_patience: HEAD_TIMEOUT,
+            idle_timeout: Duration::from_secs(120),
+            head_timeout: HEAD_TIMEOUT,
             max_connections: 1024,
-            shape: bare_shape,
+            format_error: bare_error_body,
             drain_deadline: Duration::from_secs(30),
             tls: None,
         }
@@ -77,7 +77,7 @@ impl Default for ServeOptions {
 }
 
 /// `{"detail": ...}` alone.
-fn bare_shape(refusal: &ListenerRefusal<'_>) -> String {
+fn bare_error_body(refusal: &ListenerRefusal<'_>) -> String {
     serde_json::json!({ "detail": refusal.message }).to_string()
 }
 
@@ -138,22 +138,28 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
 
 /// The timeouts and limits of one connection.
 struct ConnectionOptions {
+    idle_timeout: Duration,
     head_timeout: Duration,
-    head_patience: Duration,
-    shape: ErrorFormat,
+    format_error: ErrorFormat,
     route: RouteScope,
     phase: RequestPhase,
 }
 
 impl ConnectionOptions {
     fn new(options: &ServeOptions, route: RouteScope, phase: RequestPhase) -> Self {
-        let ServeOptions { head_timeout, head_patience, shape, .. } = *options;
+        let ServeOptions { idle_timeout, head_timeout, format_error, .. } = *options;
         let longest = match route {
             RouteScope::Everything => Duration::MAX,
             RouteScope::ProbesOnly => OVERFLOW_TIMEOUT,
         };
 
-        Self { head_timeout: head_timeout.min(longest), head_patience: head_patience.min(longest), shape, route, phase }
+        Self {
+            idle_timeout: idle_timeout.min(longest),
+            head_timeout: head_timeout.min(longest),
+            format_error,
+            route,
+            phase,
+        }
     }
 }
 
@@ -197,12 +203,12 @@ async fn serve_http<S>(stream: S, service: ConnectionService, shutdown: Cancella
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let ConnectionOptions { head_timeout, head_patience, shape, route, phase } = options;
-    let stream = GuardedIo::new(stream, phase.clone(), shape, head_patience);
-    let service = GuardedService::new(service, shape, route, phase);
+    let ConnectionOptions { idle_timeout, head_timeout, format_error, route, phase } = options;
+    let stream = GuardedIo::new(stream, phase.clone(), format_error, head_timeout);
+    let service = GuardedService::new(service, format_error, route, phase);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
+        .header_read_timeout(idle_timeout)
         .max_buf_size(HEAD_LIMIT_BYTES)
         // `client_gone` finds out whether the client is gone.
         .half_close(true)

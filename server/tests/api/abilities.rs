@@ -3,7 +3,7 @@
 use hush_whisper::Abilities;
 
 use crate::openai::{TRANSCRIPTIONS, is_error, with};
-use crate::support::{ApiServer, FakeModel, audio_file, golden, half_a_second};
+use crate::support::{ApiFixture, FakeModel, audio_file, golden, half_a_second};
 
 const ENGLISH: Abilities = Abilities { is_multilingual: false, has_pruned_decoder: false };
 const TURBO: Abilities = Abilities { is_multilingual: true, has_pruned_decoder: true };
@@ -16,7 +16,7 @@ fn half() -> Vec<u8> {
 
 #[tokio::test]
 async fn an_english_model_refuses_other_languages_and_translation_before_any_work() {
-    let server = ApiServer::start(FakeModel::answering(golden()).able(ENGLISH)).await;
+    let server = ApiFixture::start(FakeModel::answering(golden()).able(ENGLISH)).await;
     let language = "this model knows only English, and was asked for `es` (spanish); take a model of all languages";
     let task = "this model knows only English, so it cannot translate; take a model of all languages";
     let detail = |text: &str| format!("{{\"detail\":\"{text}\"}}");
@@ -41,7 +41,7 @@ async fn an_english_model_refuses_other_languages_and_translation_before_any_wor
 
 #[tokio::test]
 async fn a_translation_by_a_model_that_was_not_trained_for_it_has_a_warning() {
-    let server = ApiServer::start(FakeModel::answering(golden()).able(TURBO)).await;
+    let server = ApiFixture::start(FakeModel::answering(golden()).able(TURBO)).await;
     let warning = "hush-warning";
     let translated = [
         server.post(&format!("{ASR}&task=translate"), &half()).await,

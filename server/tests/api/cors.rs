@@ -6,16 +6,17 @@ use hush_server::api::ApiConfig;
 use hush_server::serve::ServeOptions;
 
 use crate::openai::{TRANSCRIPTIONS, with};
-use crate::support::{ApiServer, FakeModel, RawResponse, golden, post};
+use crate::support::{ApiFixture, FakeModel, RawResponse, golden, post};
 
 const APP: &str = "http://localhost:5173";
 
-async fn server(origins: &[&'static str], config: ApiConfig) -> ApiServer {
+async fn server(origins: &[&'static str], config: ApiConfig) -> ApiFixture {
     let cors_origins = origins.iter().map(|origin| HeaderValue::from_static(origin)).collect();
-    ApiServer::with(FakeModel::answering(golden()), ApiConfig { cors_origins, ..config }, ServeOptions::default()).await
+    ApiFixture::with(FakeModel::answering(golden()), ApiConfig { cors_origins, ..config }, ServeOptions::default())
+        .await
 }
 
-async fn preflight(server: &ApiServer, origin: &str, path: &str) -> RawResponse {
+async fn preflight(server: &ApiFixture, origin: &str, path: &str) -> RawResponse {
     let request = format!(
         "OPTIONS {path} HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\
          Access-Control-Request-Headers: authorization,x-stainless-lang\r\n\r\n"
@@ -23,7 +24,7 @@ async fn preflight(server: &ApiServer, origin: &str, path: &str) -> RawResponse 
     server.send(request).await
 }
 
-async fn transcribe(server: &ApiServer, origin: &str, fields: &[(&str, &str)]) -> RawResponse {
+async fn transcribe(server: &ApiFixture, origin: &str, fields: &[(&str, &str)]) -> RawResponse {
     let request = post(TRANSCRIPTIONS, "multipart/form-data; boundary=B", &with(fields));
     let origin = format!("Host: h\r\nOrigin: {origin}\r\n");
     let at = request.windows(9).position(|window| window == b"Host: h\r\n").unwrap();

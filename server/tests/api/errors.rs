@@ -4,14 +4,14 @@
 use hush_server::job::JobError;
 
 use crate::openai::{TRANSCRIPTIONS, is_error, with};
-use crate::support::{ApiServer, FakeModel, audio_file, form, golden, half_a_second, part, post};
+use crate::support::{ApiFixture, FakeModel, audio_file, form, golden, half_a_second, part, post};
 
 const MISSING: &str =
     r#"{"detail":[{"type":"missing","loc":["body","audio_file"],"msg":"Field required","input":null}]}"#;
 
 #[tokio::test]
 async fn faults_of_the_query() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let bool_parsing = |name: &str, input: &str| {
         format!(
             r#"{{"type":"bool_parsing","loc":["query","{name}"],"msg":"Input should be a valid boolean, unable to interpret input","input":"{input}"}}"#
@@ -60,7 +60,7 @@ async fn faults_of_the_query() {
 
 #[tokio::test]
 async fn faults_of_the_form() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let not_a_file = |input: &str| {
         format!(
             r#"{{"detail":[{{"type":"value_error","loc":["body","audio_file"],"msg":"Value error, Expected UploadFile, received: <class 'str'>","input":"{input}","ctx":{{"error":{{}}}}}}]}}"#
@@ -121,7 +121,7 @@ async fn faults_of_the_form() {
 
 #[tokio::test]
 async fn faults_of_the_audio_are_the_callers() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let empty = r#"{"detail":"the upload is empty"}"#;
     server.post("/asr", &audio_file(b"")).await.is_json("400 Bad Request", empty);
     server.post("/asr?encode=false", &audio_file(b"")).await.is_json("400 Bad Request", empty);
@@ -140,7 +140,7 @@ type FailureOf = fn(String) -> JobError;
 async fn failures_of_the_model() {
     let model = || "tiny".to_owned();
     let ask = async |error: FailureOf| {
-        let server = ApiServer::start(FakeModel::failing(move || error(model()))).await;
+        let server = ApiFixture::start(FakeModel::failing(move || error(model()))).await;
         let body = audio_file(&half_a_second());
         let answer = server.post("/asr?encode=false&output=srt", &body).await;
         let detected = server.post("/detect-language?encode=false", &body).await;
@@ -194,7 +194,7 @@ async fn failures_of_the_model() {
 
 #[tokio::test]
 async fn a_panic_costs_one_request() {
-    let server = ApiServer::start(FakeModel::failing(|| panic!("on purpose"))).await;
+    let server = ApiFixture::start(FakeModel::failing(|| panic!("on purpose"))).await;
     let mut client = server.connect().await;
     client.write(&post("/asr?encode=false", "multipart/form-data; boundary=B", &audio_file(&half_a_second()))).await;
     let headers = [("content-length", "21"), ("content-type", "text/plain; charset=utf-8")];

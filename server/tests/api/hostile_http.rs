@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use hush_server::api::{ApiConfig, error_shape};
+use hush_server::api::{ApiConfig, error_body};
 use hush_server::serve::ServeOptions;
 use tokio::io::AsyncReadExt;
 
-use crate::support::{ApiServer, FakeModel, RawClient, RawResponse, audio_file, golden, half_a_second, post};
+use crate::support::{ApiFixture, FakeModel, RawClient, RawResponse, audio_file, golden, half_a_second, post};
 
 fn options() -> ServeOptions {
-    ServeOptions { shape: error_shape, ..ServeOptions::default() }
+    ServeOptions { format_error: error_body, ..ServeOptions::default() }
 }
 
-async fn server() -> ApiServer {
-    ApiServer::with(FakeModel::answering(golden()), ApiConfig::default(), options()).await
+async fn server() -> ApiFixture {
+    ApiFixture::with(FakeModel::answering(golden()), ApiConfig::default(), options()).await
 }
 
 /// A refusal in the shape of the path: `{"detail"}`, or OpenAI's below `/v1`.
@@ -100,8 +100,8 @@ async fn what_is_no_http_gets_a_body_too() {
 
 #[tokio::test]
 async fn a_head_that_does_not_come_is_answered_with_408() {
-    let options = ServeOptions { head_patience: Duration::from_millis(200), ..options() };
-    let server = ApiServer::with(FakeModel::answering(golden()), ApiConfig::default(), options).await;
+    let options = ServeOptions { head_timeout: Duration::from_millis(200), ..options() };
+    let server = ApiFixture::with(FakeModel::answering(golden()), ApiConfig::default(), options).await;
     let mut slow = server.connect().await;
     slow.write(b"GET /v1/models HTTP/1.1\r\nX: ").await;
     // One byte now and then does not help.
@@ -133,7 +133,7 @@ async fn a_head_that_does_not_come_is_answered_with_408() {
 #[tokio::test]
 async fn connections_beyond_the_limit_are_told_so_and_probes_are_answered() {
     let options = ServeOptions { max_connections: 3, ..options() };
-    let server = ApiServer::with(FakeModel::loading(golden()), ApiConfig::default(), options).await;
+    let server = ApiFixture::with(FakeModel::loading(golden()), ApiConfig::default(), options).await;
     let mut held = Vec::new();
     for _ in 0..3 {
         let mut client = server.connect().await;

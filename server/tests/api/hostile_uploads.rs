@@ -6,17 +6,17 @@ use hush_listener::budget::ByteBudget;
 use hush_server::api::{ApiConfig, UploadOptions};
 use hush_server::serve::ServeOptions;
 
-use crate::support::{ApiServer, FakeModel, RawClient, audio_file, golden, half_a_second, post, until};
+use crate::support::{ApiFixture, FakeModel, RawClient, audio_file, golden, half_a_second, post, until};
 
 const FORM: &str = "multipart/form-data; boundary=B";
 
-async fn server(upload: UploadOptions) -> ApiServer {
+async fn server(upload: UploadOptions) -> ApiFixture {
     let config = ApiConfig { upload, ..ApiConfig::default() };
-    ApiServer::with(FakeModel::loading(golden()), config, ServeOptions::default()).await
+    ApiFixture::with(FakeModel::loading(golden()), config, ServeOptions::default()).await
 }
 
 /// Sends the head and the first part of an upload, and stops.
-async fn stalled(server: &ApiServer, path: &str, length: usize, sent: usize) -> RawClient {
+async fn stalled(server: &ApiFixture, path: &str, length: usize, sent: usize) -> RawClient {
     let mut client = server.connect().await;
     let request = post(path, FORM, &audio_file(&vec![1; length]));
     let head = request.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;

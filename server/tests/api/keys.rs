@@ -4,15 +4,15 @@ use hush_access::KeyFile;
 use hush_server::api::ApiConfig;
 use hush_server::serve::ServeOptions;
 
-use crate::support::{ApiServer, FakeModel, GOLDEN_SRT, audio_file, golden, half_a_second};
+use crate::support::{ApiFixture, FakeModel, GOLDEN_SRT, audio_file, golden, half_a_second};
 
 const KEY: &str = "0123456789abcdef";
 
-async fn guarded(dir: &tempfile::TempDir) -> ApiServer {
+async fn guarded(dir: &tempfile::TempDir) -> ApiFixture {
     let path = dir.path().join("keys");
     std::fs::write(&path, format!("# for Bazarr\nbazarr {KEY}\nfedcba9876543210\n")).unwrap();
     let config = ApiConfig { keys: Some(KeyFile::open(path).unwrap()), ..ApiConfig::default() };
-    ApiServer::with(FakeModel::answering(golden()), config, ServeOptions::default()).await
+    ApiFixture::with(FakeModel::answering(golden()), config, ServeOptions::default()).await
 }
 
 fn upload(header: &str, body: &[u8]) -> Vec<u8> {

@@ -8,7 +8,7 @@ use hush_server::serve::ServeOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{ApiServer, DEADLINE, FakeModel, GOLDEN_SRT, audio_file, golden, half_a_second, post};
+use crate::support::{ApiFixture, DEADLINE, FakeModel, GOLDEN_SRT, audio_file, golden, half_a_second, post};
 
 fn request() -> Vec<u8> {
     post("/asr?encode=false&output=srt", "multipart/form-data; boundary=B", &audio_file(&half_a_second()))
@@ -16,7 +16,7 @@ fn request() -> Vec<u8> {
 
 #[tokio::test]
 async fn a_client_that_leaves_cancels_its_work() {
-    let server = ApiServer::start(FakeModel::loading(golden())).await;
+    let server = ApiFixture::start(FakeModel::loading(golden())).await;
     let mut client = server.connect().await;
     client.write(&request()).await;
     server.until(|fake| fake.running.load(Ordering::SeqCst) == 1).await;
@@ -33,7 +33,7 @@ async fn a_client_that_leaves_cancels_its_work() {
 /// RFC 9112, 9.6: a connection may be closed on one side.
 #[tokio::test]
 async fn a_client_that_closes_its_sending_side_gets_its_answer() {
-    let server = ApiServer::start(FakeModel::loading(golden())).await;
+    let server = ApiFixture::start(FakeModel::loading(golden())).await;
     let mut client = server.connect().await;
     client.write(&request()).await;
     client.stream.shutdown().await.unwrap();
@@ -47,7 +47,7 @@ async fn a_client_that_closes_its_sending_side_gets_its_answer() {
 /// After a second the server asks whether the client is still connected, by a line that clients skip.
 #[tokio::test]
 async fn a_half_closed_connection_may_wait_long_for_its_answer() {
-    let server = ApiServer::start(FakeModel::loading(golden())).await;
+    let server = ApiFixture::start(FakeModel::loading(golden())).await;
     let mut client = server.connect().await;
     client.write(&request()).await;
     client.stream.shutdown().await.unwrap();
@@ -64,7 +64,7 @@ async fn a_half_closed_connection_may_wait_long_for_its_answer() {
 /// HTTP/1.0 has no interim responses.
 #[tokio::test]
 async fn a_half_closed_connection_of_http_1_0_gets_nothing_but_its_answer() {
-    let server = ApiServer::start(FakeModel::loading(golden())).await;
+    let server = ApiFixture::start(FakeModel::loading(golden())).await;
     let mut client = server.connect().await;
     client.write(String::from_utf8_lossy(&request()).replace(" HTTP/1.1\r\n", " HTTP/1.0\r\n").as_bytes()).await;
     client.stream.shutdown().await.unwrap();
@@ -78,7 +78,7 @@ async fn a_half_closed_connection_of_http_1_0_gets_nothing_but_its_answer() {
 
 #[tokio::test]
 async fn a_client_that_closes_in_the_middle_of_its_request_is_gone() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let mut client = server.connect().await;
     let request = request();
     client.write(&request[..request.len() - 5000]).await;
@@ -95,7 +95,7 @@ async fn a_client_that_closes_in_the_middle_of_its_request_is_gone() {
 
 #[tokio::test]
 async fn a_shutdown_lets_running_requests_finish() {
-    let server = ApiServer::start(FakeModel::loading(golden())).await;
+    let server = ApiFixture::start(FakeModel::loading(golden())).await;
     let mut idle = server.connect().await;
     idle.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert_eq!(idle.answer().await.body, "ok");
@@ -118,7 +118,7 @@ async fn a_shutdown_lets_running_requests_finish() {
 #[tokio::test]
 async fn a_shutdown_has_a_deadline() {
     let options = ServeOptions { drain_deadline: Duration::from_millis(50), ..ServeOptions::default() };
-    let server = ApiServer::with(FakeModel::loading(golden()), ApiConfig::default(), options).await;
+    let server = ApiFixture::with(FakeModel::loading(golden()), ApiConfig::default(), options).await;
     let mut running = server.connect().await;
     running.write(&request()).await;
     server.until(|fake| fake.running.load(Ordering::SeqCst) == 1).await;
@@ -130,8 +130,8 @@ async fn a_shutdown_has_a_deadline() {
 
 #[tokio::test]
 async fn a_connection_without_a_request_is_closed() {
-    let options = ServeOptions { head_timeout: Duration::from_millis(50), ..ServeOptions::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), ApiConfig::default(), options).await;
+    let options = ServeOptions { idle_timeout: Duration::from_millis(50), ..ServeOptions::default() };
+    let server = ApiFixture::with(FakeModel::answering(golden()), ApiConfig::default(), options).await;
     let mut silent = server.connect().await;
     let mut halting = server.connect().await;
     halting.write(b"GET /heal").await;

@@ -10,7 +10,7 @@ use hush_server::serve::ServeOptions;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{ApiServer, FakeModel, golden};
+use crate::support::{ApiFixture, FakeModel, golden};
 
 /// Models in the hands of the test.
 struct FakeSnapshots(Mutex<Vec<ModelSnapshot>>);
@@ -42,12 +42,12 @@ fn snapshot(model: &str) -> ModelSnapshot {
     }
 }
 
-async fn start(models: Vec<ModelSnapshot>) -> (ApiServer, Arc<FakeSnapshots>, CancellationToken) {
+async fn start(models: Vec<ModelSnapshot>) -> (ApiFixture, Arc<FakeSnapshots>, CancellationToken) {
     let board = Arc::new(FakeSnapshots(Mutex::new(models)));
     let shutdown = CancellationToken::new();
     let live = LiveFeed::new(board.clone(), shutdown.clone());
     let server =
-        ApiServer::showing(live, FakeModel::answering(golden()), ApiConfig::default(), ServeOptions::default()).await;
+        ApiFixture::showing(live, FakeModel::answering(golden()), ApiConfig::default(), ServeOptions::default()).await;
     (server, board, shutdown)
 }
 

@@ -5,7 +5,7 @@ use hush_server::job::{JobError, JobTask};
 use hush_server::serve::ServeOptions;
 use hush_whisper::{Segment, SpeechTask, TranscribeOptions, Word};
 
-use crate::support::{ApiServer, FakeModel, GOLDEN_SRT, RawResponse, form, golden, half_a_second, part, segment};
+use crate::support::{ApiFixture, FakeModel, GOLDEN_SRT, RawResponse, form, golden, half_a_second, part, segment};
 
 pub const TRANSCRIPTIONS: &str = "/v1/audio/transcriptions";
 
@@ -33,7 +33,7 @@ pub fn is_error(answer: &RawResponse, status: &str, r#type: &str, param: &str, c
 
 #[tokio::test]
 async fn every_format() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let post = async |format: &str| {
         server.post(TRANSCRIPTIONS, &with(&[("model", "whisper-1"), ("response_format", format)])).await
     };
@@ -64,7 +64,7 @@ async fn every_format() {
 async fn words_alone_and_beside_segments() {
     let word = Word { text: " Bye.".to_owned(), start_seconds: 0.5, end_seconds: 1.0, probability: 0.9 };
     let said = Segment { words: vec![word], ..segment(0, 0.0, 1.0, " Bye.") };
-    let server = ApiServer::start(FakeModel::answering(vec![said])).await;
+    let server = ApiFixture::start(FakeModel::answering(vec![said])).await;
     let verbose = ("response_format", "verbose_json");
     let words = "\"words\":[{\"word\":\"Bye.\",\"start\":0.5,\"end\":1.0}]";
     for name in ["timestamp_granularities[]", "timestamp_granularities"] {
@@ -81,7 +81,7 @@ async fn words_alone_and_beside_segments() {
 
 #[tokio::test]
 async fn fields_come_before_or_behind_the_file() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let fields = [
         part("name=\"model\"", b"tiny"),
         part("name=\"language\"", b"de"),
@@ -105,7 +105,7 @@ async fn fields_come_before_or_behind_the_file() {
 
 #[tokio::test]
 async fn translations_are_english() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let answer = server.post("/v1/audio/translations", &with(&[("response_format", "verbose_json")])).await;
     assert!(answer.body.starts_with("{\"task\":\"translate\",\"language\":\"english\","), "{}", answer.body);
     let options = TranscribeOptions { task: SpeechTask::Translate, ..TranscribeOptions::default() };
@@ -119,7 +119,7 @@ async fn logprobs_are_those_of_tokens_with_text() {
         token_logprobs: vec![-0.5, -0.25, -0.125],
         ..segment(0, 0.0, 1.0, " H")
     };
-    let server = ApiServer::start(FakeModel::answering(vec![said])).await;
+    let server = ApiFixture::start(FakeModel::answering(vec![said])).await;
     let answer = server.post(TRANSCRIPTIONS, &with(&[("include[]", "logprobs")])).await;
     let expected = "{\"text\":\"H\",\"logprobs\":[{\"token\":\"H\",\"logprob\":-0.25,\"bytes\":[72]},\
         {\"token\":\"bytes:\\\\xc3\",\"logprob\":-0.125,\"bytes\":[195]}],\"usage\":{\"type\":\"duration\",\"seconds\":1}}";
@@ -128,7 +128,7 @@ async fn logprobs_are_those_of_tokens_with_text() {
 
 #[tokio::test]
 async fn models() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let model = r#"{"id":"tiny","object":"model","created":0,"owned_by":"hush"}"#;
     server.get("/v1/models").await.is_json("200 OK", &format!(r#"{{"object":"list","data":[{model}]}}"#));
     for name in ["tiny", "whisper-1", "openai/whisper-tiny", "openai%2Fwhisper-tiny"] {
@@ -146,7 +146,7 @@ async fn models() {
 
 #[tokio::test]
 async fn errors_have_the_shape_of_openai_everywhere_below_v1() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let invalid = "invalid_request_error";
     is_error(&server.get("/v1/nope").await, "404 Not Found", invalid, "null", "unknown_url");
     is_error(&server.post("/v1/chat/completions", &with(&[])).await, "404 Not Found", invalid, "null", "unknown_url");
@@ -173,7 +173,7 @@ async fn errors_have_the_shape_of_openai_everywhere_below_v1() {
 async fn a_file_that_is_too_large() {
     let upload = UploadOptions { max_upload_bytes: 1000, ..UploadOptions::default() };
     let config = ApiConfig { upload, ..ApiConfig::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
     let answer = server.post(TRANSCRIPTIONS, &with(&[])).await;
     is_error(&answer, "413 Payload Too Large", "server_error", "null", "null");
     assert!(answer.body.contains("Maximum content size limit (1000) exceeded"), "{}", answer.body);
@@ -182,11 +182,11 @@ async fn a_file_that_is_too_large() {
 #[tokio::test]
 async fn a_model_that_cannot_now() {
     let full = || JobError::QueueFull { model: "tiny".to_owned(), limit: 4, retry_after_seconds: 500 };
-    let server = ApiServer::start(FakeModel::failing(full)).await;
+    let server = ApiFixture::start(FakeModel::failing(full)).await;
     let answer = server.post(TRANSCRIPTIONS, &with(&[])).await;
     is_error(&answer, "429 Too Many Requests", "rate_limit_error", "null", "queue_full");
     assert_eq!(answer.headers["retry-after"], "120");
-    let server = ApiServer::start(FakeModel::failing(|| JobError::Failed("at /models/x".to_owned()))).await;
+    let server = ApiFixture::start(FakeModel::failing(|| JobError::Failed("at /models/x".to_owned()))).await;
     let answer = server.post(TRANSCRIPTIONS, &with(&[])).await;
     is_error(&answer, "500 Internal Server Error", "server_error", "null", "transcription_failed");
     assert_eq!(answer.headers["x-should-retry"], "false");

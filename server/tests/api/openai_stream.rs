@@ -9,10 +9,10 @@ use hush_server::serve::ServeOptions;
 use hush_whisper::Segment;
 
 use crate::openai::{TRANSCRIPTIONS, with};
-use crate::support::{ApiServer, FakeModel, RawClient, golden, post, segment};
+use crate::support::{ApiFixture, FakeModel, RawClient, golden, post, segment};
 
 /// A client that has sent its request.
-async fn client(server: &ApiServer, fields: &[(&str, &str)]) -> RawClient {
+async fn client(server: &ApiFixture, fields: &[(&str, &str)]) -> RawClient {
     let mut client = server.connect().await;
     let fields = [&[("stream", "true")], fields].concat();
     client.write(&post(TRANSCRIPTIONS, "multipart/form-data; boundary=B", &with(&fields))).await;
@@ -26,7 +26,7 @@ const DONE: &str = "data: {\"type\":\"transcript.text.done\",\"text\":\"Hello\\t
 
 #[tokio::test]
 async fn each_segment_arrives_before_the_next_is_made() {
-    let server = ApiServer::start(FakeModel::streaming(golden(), 0)).await;
+    let server = ApiFixture::start(FakeModel::streaming(golden(), 0)).await;
     let mut client = client(&server, &[]).await;
     server.fake.segment_gate.add_permits(1);
     let head = client.head().await;
@@ -52,7 +52,7 @@ async fn each_segment_arrives_before_the_next_is_made() {
 /// duration of the whole.
 #[tokio::test]
 async fn pieces_have_times_where_they_are_asked_for() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let mut client = client(&server, &[("timestamp_granularities[]", "segment")]).await;
     client.head().await;
     let first =
@@ -68,7 +68,7 @@ async fn pieces_have_times_where_they_are_asked_for() {
 #[tokio::test]
 async fn what_fails_before_the_first_word_has_a_status() {
     let full = || JobError::QueueFull { model: "tiny".to_owned(), limit: 4, retry_after_seconds: 7 };
-    let server = ApiServer::start(FakeModel::failing(full)).await;
+    let server = ApiFixture::start(FakeModel::failing(full)).await;
     let answer = client(&server, &[]).await.answer().await;
     assert_eq!((answer.status.as_str(), answer.headers["retry-after"].as_str()), ("429 Too Many Requests", "7"));
 }
@@ -76,7 +76,7 @@ async fn what_fails_before_the_first_word_has_a_status() {
 #[tokio::test]
 async fn what_fails_later_is_an_event() {
     let lost = || JobError::RunnerLost { model: "tiny".to_owned(), cause: "signal 9".to_owned() };
-    let server = ApiServer::start(FakeModel::failing_after(golden(), lost)).await;
+    let server = ApiFixture::start(FakeModel::failing_after(golden(), lost)).await;
     let answer = client(&server, &[]).await.answer().await;
     let events: Vec<&str> = answer.body.split_terminator("\n\n").collect();
     assert_eq!(events.len(), 3, "{}", answer.body);
@@ -95,7 +95,7 @@ async fn what_fails_later_is_an_event() {
 #[tokio::test]
 async fn a_silent_model_is_heard_to_live() {
     let config = ApiConfig { stream_heartbeat: Duration::from_millis(20), ..ApiConfig::default() };
-    let server = ApiServer::with(FakeModel::streaming(golden(), 0), config, ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::streaming(golden(), 0), config, ServeOptions::default()).await;
     let mut client = client(&server, &[]).await;
     assert_eq!(client.head().await.status, "200 OK");
     for _ in 0..3 {
@@ -112,7 +112,7 @@ async fn a_silent_model_is_heard_to_live() {
 #[tokio::test]
 async fn a_client_that_leaves_ends_the_work() {
     let server =
-        ApiServer::start(FakeModel::streaming(vec![segment(0, 0.0, 1.0, " a"), segment(1, 1.0, 2.0, " b")], 1)).await;
+        ApiFixture::start(FakeModel::streaming(vec![segment(0, 0.0, 1.0, " a"), segment(1, 1.0, 2.0, " b")], 1)).await;
     let mut client = client(&server, &[]).await;
     client.head().await;
     assert!(client.chunk().await.is_some());
@@ -124,7 +124,7 @@ async fn a_client_that_leaves_ends_the_work() {
 #[tokio::test]
 async fn segments_without_text_are_no_events_and_logprobs_gather() {
     let said = Segment { tokens: vec![72], token_logprobs: vec![-0.25], ..segment(1, 0.0, 1.0, " H") };
-    let server = ApiServer::start(FakeModel::answering(vec![segment(0, 0.0, 0.0, ""), said])).await;
+    let server = ApiFixture::start(FakeModel::answering(vec![segment(0, 0.0, 0.0, ""), said])).await;
     let answer = client(&server, &[("include[]", "logprobs")]).await.answer().await;
     let logprobs = "\"logprobs\":[{\"token\":\"H\",\"logprob\":-0.25,\"bytes\":[72]}]";
     let expected = format!(

@@ -7,7 +7,7 @@ use hush_server::api::{ApiConfig, openapi};
 use hush_server::serve::ServeOptions;
 use serde_json::Value;
 
-use crate::support::{ApiServer, FakeModel, RawResponse, audio_file, form, golden, half_a_second, part};
+use crate::support::{ApiFixture, FakeModel, RawResponse, audio_file, form, golden, half_a_second, part};
 
 /// What people look at; the peer leaves its own out too.
 const PAGES: [&str; 5] = ["/", "/docs", "/docs/{version}/{file}", "/openapi.json", "/ui/{version}/{file}"];
@@ -41,7 +41,7 @@ fn the_committed_copy_is_what_the_code_says() {
 
 #[tokio::test]
 async fn every_route_is_described_with_its_methods() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     // The only list that axum gives of its routes.
     let router = format!("{:?}", server.routes);
     let paths = router.split("RouteId(").filter_map(|piece| piece.split_once("): \"")?.1.split('"').next());
@@ -65,7 +65,7 @@ async fn every_route_is_described_with_its_methods() {
 #[tokio::test]
 async fn every_described_route_answers_as_described() {
     let document = document();
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let wav = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/audio/en-1.wav")).unwrap();
     for ((path, method), operation) in operations(&document) {
         if method == "GET" {
@@ -111,7 +111,7 @@ async fn every_guarded_route_says_that_it_is() {
     std::fs::write(dir.path().join("keys"), "0123456789abcdef\n").unwrap();
     let keys = Some(KeyFile::open(dir.path().join("keys")).unwrap());
     let config = ApiConfig { keys, ..ApiConfig::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
     for ((path, method), operation) in operations(&document) {
         let target = path.replace("{id}", "tiny");
         let answer = server.send(format!("{method} {target} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")).await;
@@ -197,7 +197,7 @@ fn has_shape(document: &Value, schema: &Value, value: &Value, place: &str) {
 #[tokio::test]
 async fn every_described_parameter_is_read() {
     let document = document();
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     for path in ["/asr", "/detect-language"] {
         let parameters = document["paths"][path]["post"]["parameters"].as_array().unwrap();
         let mut defaults = String::from("?encode=false");
@@ -232,7 +232,7 @@ async fn every_described_parameter_is_read() {
 
 #[tokio::test]
 async fn the_document_is_served() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let answer = server.get("/openapi.json").await;
     answer.is_json("200 OK", &openapi::text().unwrap());
     let served: Value = serde_json::from_str(&answer.body).unwrap();

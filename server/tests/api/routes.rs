@@ -8,11 +8,11 @@ use hush_server::metrics::ServerMetrics;
 use hush_server::ops;
 use tower::ServiceExt;
 
-use crate::support::{ApiServer, FakeModel, audio_file, form, golden, half_a_second, part};
+use crate::support::{ApiFixture, FakeModel, audio_file, form, golden, half_a_second, part};
 
 #[tokio::test]
 async fn unknown_routes_and_methods_are_refused_as_fastapi_does() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     for path in ["/nope", "/asr/x", "/v1x", "/assets/../asr"] {
         server.get(path).await.is_json("404 Not Found", r#"{"detail":"Not Found"}"#);
     }
@@ -32,7 +32,7 @@ async fn unknown_routes_and_methods_are_refused_as_fastapi_does() {
 
 #[tokio::test]
 async fn paths_as_people_type_them_work() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let form = form(&[part("name=\"file\"; filename=\"a\"\r\nContent-Type: audio/pcm", &half_a_second())]);
     for path in [
         "/audio/transcriptions",
@@ -60,7 +60,7 @@ async fn paths_as_people_type_them_work() {
 
 #[tokio::test]
 async fn status_has_a_version_for_bazarr() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let expected = format!(
         r#"{{"version":"Hush {}","models":[{{"name":"tiny","state":"unloaded"}}]}}"#,
         env!("CARGO_PKG_VERSION")
@@ -70,7 +70,7 @@ async fn status_has_a_version_for_bazarr() {
 
 #[tokio::test]
 async fn alive_is_not_able() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let plain = [("content-length", "2"), ("content-type", "text/plain; charset=utf-8")];
     server.get("/healthz").await.is("200 OK", &plain, "ok");
     // The model is unloaded, and that is fine.
@@ -85,7 +85,7 @@ async fn alive_is_not_able() {
 
 #[tokio::test]
 async fn requests_have_ids() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let (one, other) = (server.get("/healthz").await.id.unwrap(), server.get("/healthz").await.id.unwrap());
     assert_ne!(one, other);
     let given = server.send("GET /healthz HTTP/1.1\r\nHost: h\r\nX-Request-Id: abc-1\r\n\r\n").await;
@@ -94,7 +94,7 @@ async fn requests_have_ids() {
 
 #[tokio::test]
 async fn requests_and_audio_are_counted() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     server.post("//asr?encode=false", &audio_file(&half_a_second())).await;
     server.post("/asr?encode=false", &audio_file(&half_a_second())).await;
     server.post("/asr?encode=maybe", &audio_file(&half_a_second())).await;

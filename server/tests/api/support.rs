@@ -143,12 +143,13 @@ impl TranscriptionModel for FakeModel {
         &self,
         recording: Recording,
         options: TranscribeOptions,
-        _patience: Option<Duration>,
+        _max_wait: Option<Duration>,
     ) -> BoxFuture<'_, Result<Transcription, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());
         let segments = self.segments.clone();
         self.work(recording, JobTask::Transcribe(options), |duration_seconds| {
-            let transcript = Transcript { language, language_probability: None, duration_seconds };
+            let transcript =
+                Transcript { language, language_probability: None, duration_seconds, ..Transcript::default() };
             Transcription { transcript, segments }
         })
     }
@@ -157,14 +158,15 @@ impl TranscriptionModel for FakeModel {
         &self,
         mut recording: Recording,
         options: TranscribeOptions,
-        _patience: Option<Duration>,
+        _max_wait: Option<Duration>,
         to: mpsc::Sender<Segment>,
     ) -> BoxFuture<'_, Result<Transcript, JobError>> {
         let language = options.language.clone().unwrap_or("en".to_owned());
         async move {
             let pcm = recording.decode().await?;
             let duration_seconds = pcm.duration_seconds();
-            let transcript = Transcript { language, language_probability: None, duration_seconds };
+            let transcript =
+                Transcript { language, language_probability: None, duration_seconds, ..Transcript::default() };
             self.asked.lock().unwrap().push((JobTask::Transcribe(options), pcm.len_samples()));
             self.running.fetch_add(1, Ordering::SeqCst);
             let mut running = RunningJob { fake: self, ended: false };
@@ -217,7 +219,7 @@ pub fn golden() -> Vec<Segment> {
 pub const GOLDEN_SRT: &str = "1\n00:00:00,000 --> 00:00:02,500\nHello\tworld -> é.\n\n\
                               2\n01:01:01,234 --> 01:01:03,000\nBye.\n\n";
 
-pub struct ApiServer {
+pub struct ApiFixture {
     pub address: SocketAddr,
     pub fake: Arc<FakeModel>,
     /// Without what is around them.
@@ -227,7 +229,7 @@ pub struct ApiServer {
     pub served: tokio::task::JoinHandle<()>,
 }
 
-impl ApiServer {
+impl ApiFixture {
     pub async fn start(fake: FakeModel) -> Self {
         Self::with(fake, ApiConfig::default(), ServeOptions::default()).await
     }

@@ -6,12 +6,12 @@ use hush_server::job::JobTask;
 use hush_server::serve::ServeOptions;
 use hush_whisper::{Segment, SpeechTask, TranscribeOptions, VadOptions, Word};
 
-use crate::support::{ApiServer, FakeModel, GOLDEN_SRT, audio_file, form, golden, half_a_second, part, post};
+use crate::support::{ApiFixture, FakeModel, GOLDEN_SRT, audio_file, form, golden, half_a_second, part, post};
 
 /// Byte for byte what Bazarr sends (reference/whisper-asr-api.md, a.5), and what it gets.
 #[tokio::test]
 async fn bazarr() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let samples = half_a_second();
     let boundary = "0a1b2c3d4e5f60718293a4b5c6d7e8f9";
     let body = [
@@ -47,7 +47,7 @@ async fn bazarr() {
 
 #[tokio::test]
 async fn paths_with_a_slash_too_many_are_the_route() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     for path in ["/asr", "//asr", "/asr/"] {
         let answer = server.post(&format!("{path}?encode=false&output=srt"), &audio_file(&half_a_second())).await;
         answer.is_transcript("audio_file.srt", GOLDEN_SRT);
@@ -60,7 +60,7 @@ async fn paths_with_a_slash_too_many_are_the_route() {
 
 #[tokio::test]
 async fn every_output_is_plain_text() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let text = "Hello\tworld --> é.\nBye.\n";
     let cases = [
         ("", "txt", text),
@@ -90,7 +90,7 @@ async fn every_output_is_plain_text() {
 #[tokio::test]
 async fn the_shape_of_the_other_engine() {
     let config = ApiConfig { json_shape: JsonShape::FasterWhisper, ..ApiConfig::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
     let answer = server.post("/asr?encode=false&output=json", &audio_file(&half_a_second())).await;
     assert_eq!(answer.headers["asr-engine"], "faster_whisper");
     assert_eq!(answer.headers["content-type"], "text/plain; charset=utf-8");
@@ -100,7 +100,7 @@ async fn the_shape_of_the_other_engine() {
 
 #[tokio::test]
 async fn silence_has_an_empty_transcript() {
-    let server = ApiServer::start(FakeModel::answering(Vec::new())).await;
+    let server = ApiFixture::start(FakeModel::answering(Vec::new())).await;
     let cases = [
         ("txt", ""),
         ("srt", ""),
@@ -116,7 +116,7 @@ async fn silence_has_an_empty_transcript() {
 
 #[tokio::test]
 async fn options_come_from_the_query_alone() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let fields = ["output", "language", "task", "encode"].map(|name| part(&format!("name=\"{name}\""), b"nonsense"));
     let file = part("name=\"audio_file\"; filename=\"a.raw\"", &half_a_second());
     let body = form(&[fields.concat(), file]);
@@ -155,7 +155,7 @@ async fn words_flow_into_subtitles_as_in_the_peer_s_engines() {
     let apart = "1\n00:00:00,000 --> 00:00:01,000\nOne two.\n\n2\n00:00:02,000 --> 00:00:03,000\nThree.\n\n";
     for (json_shape, expected) in [(JsonShape::OpenAiWhisper, flowing), (JsonShape::FasterWhisper, apart)] {
         let config = ApiConfig { json_shape, ..ApiConfig::default() };
-        let server = ApiServer::with(FakeModel::answering(segments.clone()), config, ServeOptions::default()).await;
+        let server = ApiFixture::with(FakeModel::answering(segments.clone()), config, ServeOptions::default()).await;
         let words = "/asr?encode=false&output=srt&word_timestamps=true";
         let answer = server.post(words, &audio_file(&half_a_second())).await;
         assert_eq!((answer.status.as_str(), answer.body.as_str()), ("200 OK", expected));
@@ -167,13 +167,13 @@ async fn words_flow_into_subtitles_as_in_the_peer_s_engines() {
 
 #[tokio::test]
 async fn voice_activity_detection_needs_its_model() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let answer = server.post("/asr?encode=false&vad_filter=true", &audio_file(&half_a_second())).await;
     assert_eq!(answer.status, "400 Bad Request");
     assert!(answer.body.contains("make vad") && answer.body.contains("--vad-model"), "{}", answer.body);
     assert!(server.fake.asked().is_empty());
     let config = ApiConfig { has_vad: true, ..ApiConfig::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
     let answer = server.post("/asr?encode=false&vad_filter=true", &audio_file(&half_a_second())).await;
     assert_eq!(answer.status, "200 OK");
     let options = TranscribeOptions { vad: Some(VadOptions::default()), ..TranscribeOptions::default() };
@@ -182,7 +182,7 @@ async fn voice_activity_detection_needs_its_model() {
 
 #[tokio::test]
 async fn files_are_decoded_unless_they_are_raw() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/audio/en-1.wav");
     let wav = std::fs::read(path).unwrap();
     let answer = server.post("/asr?output=srt", &audio_file(&wav)).await;
@@ -198,7 +198,7 @@ async fn files_are_decoded_unless_they_are_raw() {
 /// Measured: FastAPI 0.115.14, python-multipart 0.0.20.
 #[tokio::test]
 async fn the_name_of_the_upload_comes_back_quoted() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let cases = [
         ("filename=\"a b é.wav\"", "a%20b%20%C3%A9.wav"),
         ("filename=token.wav", "token.wav"),
@@ -223,7 +223,7 @@ async fn the_name_of_the_upload_comes_back_quoted() {
 
 #[tokio::test]
 async fn boundaries_may_be_quoted_and_bodies_chunked() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let body = audio_file(&half_a_second());
     let answer = server.send(post("/asr?encode=false", "Multipart/Form-Data; Boundary=\"B\"", &body)).await;
     assert_eq!(answer.status, "200 OK");

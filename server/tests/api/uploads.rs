@@ -8,7 +8,7 @@ use std::time::Duration;
 use hush_server::api::{ApiConfig, UploadOptions};
 use hush_server::serve::ServeOptions;
 
-use crate::support::{ApiServer, FakeModel, GOLDEN_SRT, audio_file, form, golden, half_a_second, part, post, until};
+use crate::support::{ApiFixture, FakeModel, GOLDEN_SRT, audio_file, form, golden, half_a_second, part, post, until};
 
 fn config(upload: UploadOptions) -> ApiConfig {
     ApiConfig { upload, ..ApiConfig::default() }
@@ -17,7 +17,7 @@ fn config(upload: UploadOptions) -> ApiConfig {
 /// Every byte is taken while the model loads, however slowly it comes.
 #[tokio::test]
 async fn a_slow_upload_meets_a_loading_model() {
-    let server = ApiServer::start(FakeModel::loading(golden())).await;
+    let server = ApiFixture::start(FakeModel::loading(golden())).await;
     let target = "/asr?encode=false&output=srt";
     let mut waiting = server.connect().await;
     waiting.write(&post(target, "multipart/form-data; boundary=B", &audio_file(&half_a_second()))).await;
@@ -41,7 +41,7 @@ async fn a_slow_upload_meets_a_loading_model() {
 async fn large_uploads_do_not_wait_for_the_model() {
     let dir = tempfile::tempdir().unwrap();
     let upload = UploadOptions { memory_bytes: 1 << 20, dir: Some(dir.path().to_owned()), ..UploadOptions::default() };
-    let server = ApiServer::with(FakeModel::loading(golden()), config(upload), ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::loading(golden()), config(upload), ServeOptions::default()).await;
     let samples: Vec<u8> = (0..20_000_000u32).map(|at| (at % 251) as u8).collect();
     let request = post("/asr?encode=false&output=srt", "multipart/form-data; boundary=B", &audio_file(&samples));
     let mut clients = Vec::new();
@@ -62,7 +62,7 @@ async fn large_uploads_do_not_wait_for_the_model() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_at_once() {
-    let server = Arc::new(ApiServer::start(FakeModel::loading(golden())).await);
+    let server = Arc::new(ApiFixture::start(FakeModel::loading(golden())).await);
     let clients: Vec<_> = (0..200)
         .map(|_| {
             let server = Arc::clone(&server);
@@ -82,7 +82,7 @@ async fn two_hundred_at_once() {
 #[tokio::test]
 async fn too_large() {
     let upload = UploadOptions { max_upload_bytes: 2_000_000, ..UploadOptions::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
     let refused = r#"{"detail":"the upload is larger than this server's limit of 2000000 bytes"}"#;
     let status = "413 Payload Too Large";
     let content_type = "multipart/form-data; boundary=B";
@@ -117,7 +117,7 @@ async fn too_large() {
 
 #[tokio::test]
 async fn a_client_that_asks_first_is_told_to_go_on() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let mut client = server.connect().await;
     let body = audio_file(&half_a_second());
     let head = format!(
@@ -134,7 +134,7 @@ async fn a_client_that_asks_first_is_told_to_go_on() {
 #[tokio::test]
 async fn a_refused_body_is_drained_up_to_a_bound() {
     let upload = UploadOptions { max_upload_bytes: 1000, max_drain_bytes: 3_000_000, ..UploadOptions::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
     let mut client = server.connect().await;
     client.write(b"POST /asr HTTP/1.1\r\nHost: h\r\nContent-Length: 99000000000\r\nContent-Type: multipart/form-data; boundary=B\r\n\r\n").await;
     // One byte more than it is willing to read, so that it has read everything when it closes.
@@ -146,7 +146,7 @@ async fn a_refused_body_is_drained_up_to_a_bound() {
 #[tokio::test]
 async fn a_silent_client_is_let_go() {
     let upload = UploadOptions { idle_timeout: Duration::from_millis(100), ..UploadOptions::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
     let mut client = server.connect().await;
     client.write(b"POST /asr HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\nContent-Type: multipart/form-data; boundary=B\r\n\r\n--B").await;
     let answer = client.answer().await;
@@ -160,7 +160,7 @@ async fn a_silent_client_is_let_go() {
 async fn a_client_leaves_in_the_middle_of_its_upload() {
     let dir = tempfile::tempdir().unwrap();
     let upload = UploadOptions { memory_bytes: 1000, dir: Some(dir.path().to_owned()), ..UploadOptions::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
     let mut client = server.connect().await;
     let request = post("/asr?encode=false", "multipart/form-data; boundary=B", &audio_file(&vec![0; 3_000_000]));
     client.write(&request[..2_000_000]).await;
@@ -175,7 +175,7 @@ async fn no_place_for_the_upload() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("spool");
     let upload = UploadOptions { memory_bytes: 1000, dir: Some(dir.clone()), ..UploadOptions::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config(upload), ServeOptions::default()).await;
     let problem = format!("the folder for uploads, {}, cannot be used: No such file or directory", dir.display());
 
     let answer = server.post("/asr?encode=false", &audio_file(&half_a_second())).await;

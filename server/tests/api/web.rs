@@ -3,11 +3,11 @@
 use hush_server::api::ApiConfig;
 use hush_server::serve::ServeOptions;
 
-use crate::support::{ApiServer, FakeModel, RawResponse, golden};
+use crate::support::{ApiFixture, FakeModel, RawResponse, golden};
 
 const BROWSER: &str = "text/html,application/xhtml+xml,*/*;q=0.8";
 
-async fn browse(server: &ApiServer, path: &str) -> RawResponse {
+async fn browse(server: &ApiFixture, path: &str) -> RawResponse {
     server.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\nAccept: {BROWSER}\r\n\r\n")).await
 }
 
@@ -24,7 +24,7 @@ fn references(page: &str) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_browser_gets_the_page_and_a_program_the_reference() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let page = browse(&server, "/").await;
     assert_eq!((page.status.as_str(), page.headers["content-type"].as_str()), ("200 OK", "text/html; charset=utf-8"));
     for accept in ["*/*", "application/json"] {
@@ -32,14 +32,14 @@ async fn a_browser_gets_the_page_and_a_program_the_reference() {
         assert_eq!((answer.status.as_str(), answer.headers["location"].as_str()), ("307 Temporary Redirect", "/docs"));
     }
     let config = ApiConfig { web_ui: false, ..ApiConfig::default() };
-    let server = ApiServer::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
+    let server = ApiFixture::with(FakeModel::answering(golden()), config, ServeOptions::default()).await;
     let answer = browse(&server, "/").await;
     assert_eq!((answer.status.as_str(), answer.headers["location"].as_str()), ("307 Temporary Redirect", "/docs"));
 }
 
 #[tokio::test]
 async fn pages_need_nothing_from_elsewhere() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     for path in ["/", "/docs"] {
         let page = browse(&server, path).await;
         let policy = &page.headers["content-security-policy"];
@@ -68,7 +68,7 @@ async fn pages_need_nothing_from_elsewhere() {
 /// Each module that is imported is there, under the version of the page.
 #[tokio::test]
 async fn scripts_find_each_other() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     let page = browse(&server, "/").await;
     let scripts: Vec<_> = references(&page.body).into_iter().filter(|name| name.ends_with(".js")).collect();
     let mut imports = 0;
@@ -86,7 +86,7 @@ async fn scripts_find_each_other() {
 
 #[tokio::test]
 async fn an_old_version_is_gone() {
-    let server = ApiServer::start(FakeModel::answering(golden())).await;
+    let server = ApiFixture::start(FakeModel::answering(golden())).await;
     for path in ["/ui/0/app.js", "/docs/0/docs.js", "/ui/app.js"] {
         server.get(path).await.is_json("404 Not Found", r#"{"detail":"Not Found"}"#);
     }

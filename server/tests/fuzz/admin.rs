@@ -7,9 +7,9 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
 use hush_contract::admin::{AdminErrorBody, LoadRequest, UnloadRequest, UnloadResponse};
-use hush_server::admin::{self, AdminAccess, AdminState};
+use hush_server::admin::{self, AdminAccess, ServerAdminState};
 use hush_server::metrics::ServerMetrics;
-use hush_server::residency::{LifecycleSettings, ModelSettings, Models};
+use hush_server::residency::{LifecycleSettings, SpeechModelSettings, SpeechModels};
 use hush_server::runner::RunnerSettings;
 use hush_server::runner::wire::LoadSpec;
 use hush_server::serve::ConnectionPeer;
@@ -38,18 +38,18 @@ fn router() -> axum::Router {
         memory_limit_bytes: None,
     };
 
-    let model = ModelSettings {
+    let model = SpeechModelSettings {
         name: "m".to_owned(),
         spec,
         precision: None,
-        policy: LifecycleSettings::default(),
+        lifecycle: LifecycleSettings::default(),
         account: None,
     };
     let models =
-        Models::start(vec![model], RunnerSettings::this_program(Vec::new()), None, &metrics.residency).unwrap();
+        SpeechModels::start(vec![model], RunnerSettings::this_program(Vec::new()), None, &metrics.residency).unwrap();
     let access = AdminAccess::new(Vec::new(), [127, 0, 0, 1].into());
 
-    admin::router(AdminState::new(Arc::new(models), access, CancellationToken::new()), metrics)
+    admin::router(ServerAdminState::new(Arc::new(models), access, CancellationToken::new()), metrics)
 }
 
 fn bodies() -> impl Strategy<Value = Vec<u8>> {

@@ -59,7 +59,7 @@ fn absurd_lengths_are_refused_before_anything_is_fetched() {
         let hub = Hub::start(&checkpoint(), HubOptions { listed_size: Some(size), ..HubOptions::default() });
         let into = tempfile::tempdir().unwrap();
         let error = get(&hub, into.path()).unwrap_err();
-        assert!(matches!(&error, HubError::Nonsense { problem, .. } if problem.contains("`size`")), "{error:?}");
+        assert!(matches!(&error, HubError::InvalidAnswer { problem, .. } if problem.contains("`size`")), "{error:?}");
         assert!(error.to_string().contains(&size.to_string()), "{error}");
         assert!(hub.requests().iter().all(|request| !request.path.contains("/resolve/")));
         assert_eq!(bytes_below(into.path()), 0);

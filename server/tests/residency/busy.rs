@@ -19,8 +19,8 @@ fn busy_timeout(busy: u64, let_go: u64) -> runner::RunnerSettings {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_takes_too_long_is_ended_and_the_runner_goes_on() {
-    let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
-    let server = ModelFixture::start("", policy, busy_timeout(3000, 60_000));
+    let lifecycle = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
+    let server = ModelFixture::start("", lifecycle, busy_timeout(3000, 60_000));
     let pid = server.ask("").await.unwrap();
     let error = server.ask("each=3600000").await.unwrap_err();
     assert!(matches!(error, JobError::Overdue { after } if after == Duration::from_secs(3)), "{error}");
@@ -31,8 +31,8 @@ async fn a_request_that_takes_too_long_is_ended_and_the_runner_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runner_that_does_not_let_go_is_replaced_and_others_are_served() {
-    let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
-    let server = ModelFixture::start("", policy, busy_timeout(3000, 300));
+    let lifecycle = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
+    let server = ModelFixture::start("", lifecycle, busy_timeout(3000, 300));
     let pid = server.ask("").await.unwrap();
     let model = server.model().clone();
     let stuck = tokio::spawn(async move { ask(&model, "hang").await });
@@ -49,8 +49,8 @@ async fn a_runner_that_does_not_let_go_is_replaced_and_others_are_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_left_does_not_make_its_request_overdue() {
-    let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
-    let server = ModelFixture::start("", policy, busy_timeout(1500, 1));
+    let lifecycle = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
+    let server = ModelFixture::start("", lifecycle, busy_timeout(1500, 1));
     let pid = server.ask("").await.unwrap();
     let model = server.model().clone();
     let left = tokio::spawn(async move { ask(&model, "each=3600000").await });

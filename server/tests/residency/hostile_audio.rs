@@ -28,8 +28,8 @@ async fn long(decoder: &AudioDecoder) -> Recording {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_waits_holds_no_samples() {
-    let policy = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
-    let server = ModelFixture::start("", policy, settings());
+    let lifecycle = LifecycleSettings { residency: ResidencyRule::Idle(None), ..LifecycleSettings::default() };
+    let server = ModelFixture::start("", lifecycle, settings());
     let budget = ByteBudget::new("decoded", 100 * BYTES);
     let decoder = decoder(&budget);
     let model = server.model().clone();

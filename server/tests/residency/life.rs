@@ -103,8 +103,8 @@ async fn a_crowd_before_a_cold_model_is_served_and_the_queue_has_a_bound() {
     assert!(pids.iter().all(|pid| pid.as_ref().ok() == pids[0].as_ref().ok()), "{pids:?}");
     assert_eq!(server.model().snapshot().generation, 1);
 
-    let policy = LifecycleSettings { queue_limit: NonZeroUsize::new(10).unwrap(), ..LifecycleSettings::default() };
-    let server = ModelFixture::start("sleep=100", policy, settings());
+    let lifecycle = LifecycleSettings { queue_limit: NonZeroUsize::new(10).unwrap(), ..LifecycleSettings::default() };
+    let server = ModelFixture::start("sleep=100", lifecycle, settings());
     let mut jobs = JoinSet::new();
     for _ in 0..30 {
         let model = server.model().clone();
@@ -122,9 +122,9 @@ async fn a_crowd_before_a_cold_model_is_served_and_the_queue_has_a_bound() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_demand_leaves_after_the_last_of_a_queue() {
-    let policy = LifecycleSettings { residency: ResidencyRule::OnDemand, ..LifecycleSettings::default() };
+    let lifecycle = LifecycleSettings { residency: ResidencyRule::OnDemand, ..LifecycleSettings::default() };
     // The load takes long enough for all requests to arrive, also on a busy machine.
-    let server = ModelFixture::start("sleep=500", policy, settings());
+    let server = ModelFixture::start("sleep=500", lifecycle, settings());
     let mut jobs = JoinSet::new();
     for _ in 0..5 {
         let model = server.model().clone();

@@ -15,8 +15,8 @@ use crate::{ModelFixture, ask};
 async fn a_load_that_never_ends_is_ended() {
     let dir = tempfile::tempdir().unwrap();
     let brief = runner::RunnerSettings { load_timeout: Duration::from_secs(2), ..settings() };
-    let policy = LifecycleSettings { backoff_first: Duration::from_millis(100), ..LifecycleSettings::default() };
-    let server = ModelFixture::start(&format!("hang_once={}", flag(dir.path(), "hung")), policy, brief);
+    let lifecycle = LifecycleSettings { backoff_first: Duration::from_millis(100), ..LifecycleSettings::default() };
+    let server = ModelFixture::start(&format!("hang_once={}", flag(dir.path(), "hung")), lifecycle, brief);
     let error = server.ask("").await.unwrap_err();
     assert!(matches!(&error, JobError::LoadFailed { cause, .. } if cause == "not loaded within 2 s"), "{error}");
     assert_eq!(server.metric("hush_runner_restarts_total{cause=\"load_timeout\",model=\"tiny\"}"), 1.0);
@@ -28,9 +28,9 @@ async fn a_load_that_never_ends_is_ended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_load_refuses_every_request_with_its_cause_and_is_tried_again_later() {
     let dir = tempfile::tempdir().unwrap();
-    let policy = LifecycleSettings { backoff_first: Duration::from_millis(300), ..LifecycleSettings::default() };
+    let lifecycle = LifecycleSettings { backoff_first: Duration::from_millis(300), ..LifecycleSettings::default() };
     let script = format!("sleep=50 fail_once={}", flag(dir.path(), "failed"));
-    let server = ModelFixture::start(&script, policy, settings());
+    let server = ModelFixture::start(&script, lifecycle, settings());
     let mut jobs = JoinSet::new();
     for _ in 0..5 {
         let model = server.model().clone();
@@ -57,7 +57,7 @@ async fn a_failed_load_refuses_every_request_with_its_cause_and_is_tried_again_l
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_that_fails_under_its_first_work_is_a_failed_load() {
     let dir = tempfile::tempdir().unwrap();
-    let server = ModelFixture::new(&format!("settle=200 broken_once={}", flag(dir.path(), "broken")));
+    let server = ModelFixture::new(&format!("load_rest=200 broken_once={}", flag(dir.path(), "broken")));
     let error = server.ask("").await.unwrap_err();
     assert!(matches!(&error, JobError::LoadFailed { cause, .. } if cause == "decoder.onnx is broken"), "{error}");
 

@@ -21,7 +21,7 @@ use hush_contract::{UnloadReason, UnloadRefusal};
 use hush_server::job::{JobError, JobOutcome};
 use hush_server::metrics::ServerMetrics;
 use hush_server::residency::{
-    LifecycleSettings, ModelHandle, ModelSettings, Models, ResidencyRule, SpeechJobs, UnloadCommand,
+    LifecycleSettings, ResidencyRule, SpeechJobs, SpeechModelHandle, SpeechModelSettings, SpeechModels, UnloadCommand,
 };
 use hush_server::runner;
 
@@ -36,16 +36,16 @@ fn runner_child() {
 const MARK: &str = "HUSH_TEST_MARK";
 
 struct ModelFixture {
-    models: Models,
+    models: SpeechModels,
     metrics: Arc<ServerMetrics>,
 }
 
 impl ModelFixture {
-    fn start(script: &str, policy: LifecycleSettings, runners: runner::RunnerSettings) -> Self {
+    fn start(script: &str, lifecycle: LifecycleSettings, runners: runner::RunnerSettings) -> Self {
         let metrics = Arc::new(ServerMetrics::new().unwrap());
         let (name, spec) = ("tiny".to_owned(), spec(script));
-        let model = ModelSettings { name, spec, precision: None, policy, account: None };
-        let models = Models::start(vec![model], runners, None, &metrics.residency).unwrap();
+        let model = SpeechModelSettings { name, spec, precision: None, lifecycle, account: None };
+        let models = SpeechModels::start(vec![model], runners, None, &metrics.residency).unwrap();
         Self { models, metrics }
     }
 
@@ -57,7 +57,7 @@ impl ModelFixture {
         )
     }
 
-    fn model(&self) -> &ModelHandle {
+    fn model(&self) -> &SpeechModelHandle {
         self.models.default_model()
     }
 
@@ -82,7 +82,7 @@ impl ModelFixture {
     }
 }
 
-async fn ask(model: &ModelHandle, script: &str) -> Result<u32, JobError> {
+async fn ask(model: &SpeechModelHandle, script: &str) -> Result<u32, JobError> {
     let (outcome, segments) = model.gather(audio(2), work(script), None).await?;
     assert!(matches!(outcome, JobOutcome::Transcribed(transcript) if transcript.duration_seconds == 2.0));
 

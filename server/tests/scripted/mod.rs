@@ -74,9 +74,9 @@ pub fn sum(samples: &[i16]) -> i64 {
 
 pub struct ScriptedBackend;
 
-/// What is left of a load: it ends so long after work may begin, well or not.
+/// A loaded model whose load goes on for `load_rest` after jobs may begin, and then succeeds or fails.
 pub struct ScriptedModel {
-    settle: Duration,
+    load_rest: Duration,
     broken: bool,
 }
 
@@ -117,7 +117,7 @@ impl RunnerBackend for ScriptedBackend {
                 thread::park();
             },
             _ => Ok(ScriptedModel {
-                settle: millis(script, "settle"),
+                load_rest: millis(script, "load_rest"),
                 broken: word(script, "broken").is_some() || word(script, "broken_once").is_some_and(first_time),
             }),
         }
@@ -125,8 +125,8 @@ impl RunnerBackend for ScriptedBackend {
 }
 
 impl LoadedModel for ScriptedModel {
-    fn settle(&self) -> Result<(), String> {
-        thread::sleep(self.settle);
+    fn wait_until_loaded(&self) -> Result<(), String> {
+        thread::sleep(self.load_rest);
         if self.broken { Err("decoder.onnx is broken".to_owned()) } else { Ok(()) }
     }
 
@@ -184,7 +184,12 @@ impl LoadedModel for ScriptedModel {
             }
         }
         let duration_seconds = samples.len() as f64 / 16e3;
-        Ok(Transcript { language: "en".to_owned(), language_probability: None, duration_seconds })
+        Ok(Transcript {
+            language: "en".to_owned(),
+            language_probability: None,
+            duration_seconds,
+            ..Transcript::default()
+        })
     }
 
     fn detect_language(&self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure> {

@@ -44,6 +44,11 @@ impl App {
         known::DESCRIPTIONS.iter().map(|(name, _)| *name)
     }
 
+    /// The text of a known app's description, as a beginning for another one.
+    pub fn source(name: &str) -> Option<&'static str> {
+        known::DESCRIPTIONS.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+    }
+
     /// A known app by its name; `None`: it is not known.
     pub fn find(name: &str) -> Option<Self> {
         known::APPS.iter().find(|app| app.name() == name).cloned()

@@ -1,64 +1,85 @@
 //! An app that the sidecar starts itself: its process group, its readiness, its end, and children that left the group.
+//!
+//! ```text
+//! sidecar            AppProcess -> driver (task) -> machine (pure): what happened -> what to do
+//!   |  socket, pipes of the output
+//! keeper             a process of this program: starts the app, reaps all of its descendants, kills them on command and
+//!   |                when the sidecar ends, however it ends
+//! app                in a session and, where allowed, a control group of its own
+//! ```
+//!
+//! The keeper is the subreaper of the app alone, so that orphans of two apps, or of the sidecar's container, are never
+//! mixed up, and the sidecar waits for no process but the keepers. What the kernel does not allow: if sidecar and keeper
+//! are both killed by SIGKILL at the same moment, the kernel kills the app's main process, and children of it that are in
+//! other processes only end if they have a control group that something else kills (a container, a unit of systemd).
+//! A program with set-user-id or file capabilities loses its parent-death signal at its start; it is then ended by the
+//! keeper alone.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
-use std::time::Duration;
+mod cgroup;
+mod driver;
+mod exec;
+mod init;
+mod keeper;
+mod machine;
+mod messages;
+mod output;
+mod port;
+mod probe;
+mod process_table;
+mod settings;
+mod supervise;
 
-use hush_residency::{ModelRunner, Notify};
+use std::sync::PoisonError;
 
-/// How an app is started, watched and ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProcessSettings {
-    /// For log lines: the name of the model, or of the app.
-    pub name: String,
-    /// The program and its arguments.
-    pub command: Vec<OsString>,
-    pub working_dir: Option<PathBuf>,
-    /// Variables beside those of the sidecar's own environment.
-    pub env: Vec<(OsString, OsString)>,
-    /// The app listens on this port of the loopback.
-    pub port: u16,
-    pub probe: ReadinessProbe,
-    /// An app that is not ready by then is killed.
-    pub load_timeout: Duration,
-    /// From SIGTERM until SIGKILL.
-    pub stop_timeout: Duration,
-    /// An app that was ready and does not answer its probe for this long is killed; `None`: never.
-    pub hang_timeout: Option<Duration>,
-}
+use hush_residency::{ModelRunner, OnRunnerEvent};
+use tokio::sync::mpsc;
 
-/// What tells that an app is ready.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReadinessProbe {
-    /// `GET` of this path is answered with 200.
-    Http { path: String },
-    /// The port accepts a connection.
-    Tcp,
-    /// A line of standard output or standard error contains this text.
-    LogLine { text: String },
-}
+use driver::{AppCommand, SharedSurvivors};
+pub use exec::run_hidden_role;
+pub use messages::ProcessName;
+pub use settings::{AppActivity, ProcessSettings, ReadinessProbe, WarmRequest};
+pub use supervise::{AppProcessStatus, SupervisedApp};
 
 /// A process of the app. Clones are handles to the same one; when the last is dropped, it is ended.
 #[derive(Clone)]
 pub struct AppProcess {
-    _private: (),
+    commands: mpsc::UnboundedSender<AppCommand>,
+    survivors: SharedSurvivors,
 }
 
 impl AppProcess {
     /// Starts the app without waiting for it. What becomes of it is reported to `notify`: `Started`, again whenever its
     /// processes change, `Loaded` when the probe succeeds, `LoadFailed` with the last lines of its output, `Lost`, and
-    /// `Exited` when no process of it is left.
-    pub fn start(_settings: ProcessSettings, _notify: Notify) -> Self {
-        todo!()
+    /// `Exited` when no process of it is left. Must be called inside a tokio runtime.
+    pub fn start(settings: ProcessSettings, notify: OnRunnerEvent) -> Self {
+        Self::start_with(settings, AppActivity::new(), notify)
+    }
+
+    /// As [`Self::start`]; an app that sends answers, as `activity` records them, is not hung.
+    pub fn start_with(settings: ProcessSettings, activity: AppActivity, notify: OnRunnerEvent) -> Self {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let survivors = SharedSurvivors::default();
+        tokio::spawn(driver::run(settings, activity, survivors.clone(), inbox, notify));
+        Self { commands, survivors }
+    }
+
+    /// The processes that were killed some seconds ago and are still there.
+    pub fn survivors(&self) -> Vec<ProcessName> {
+        self.survivors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn send(&self, command: AppCommand) {
+        // An app that has ended needs no command.
+        let _ = self.commands.send(command);
     }
 }
 
 impl ModelRunner for AppProcess {
     fn stop(&self) {
-        todo!()
+        self.send(AppCommand::Stop);
     }
 
     fn kill(&self) {
-        todo!()
+        self.send(AppCommand::Kill);
     }
 }

@@ -65,14 +65,14 @@ fn returned(result: Result<(), NvmlCode>) -> NvmlCode {
 }
 
 /// A device as a caller sees it at this moment.
-struct VisibleDevice {
+struct DeviceSnapshot {
     place: DevicePosition,
     device: ScriptedDevice,
     holders: Vec<observed::MemoryHolder>,
     now: u64,
 }
 
-impl VisibleDevice {
+impl DeviceSnapshot {
     fn memory(&self) -> ScriptedMemory {
         world::memory(&self.device, &self.holders, self.now)
     }
@@ -83,7 +83,7 @@ impl VisibleDevice {
     }
 }
 
-fn look(function: &str, device: DeviceHandle) -> Result<VisibleDevice, NvmlCode> {
+fn look(function: &str, device: DeviceHandle) -> Result<DeviceSnapshot, NvmlCode> {
     let (script, path) = enter(function)?;
     let place = place(device).ok_or(NvmlCode::INVALID_ARGUMENT)?;
     let parent = script.devices.get(place.gpu).ok_or(NvmlCode::INVALID_ARGUMENT)?;
@@ -96,7 +96,7 @@ fn look(function: &str, device: DeviceHandle) -> Result<VisibleDevice, NvmlCode>
     let now = unix_millis();
     let mut device = found.clone();
     usage::add_processes(&mut device, &path);
-    Ok(VisibleDevice { place, device, holders: observed::holders(&script, &path, now), now })
+    Ok(DeviceSnapshot { place, device, holders: observed::holders(&script, &path, now), now })
 }
 
 /// Writes through a caller's pointer, which NVML wants to be valid or null.

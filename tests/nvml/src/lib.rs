@@ -20,3 +20,4 @@ pub use script::{
     MemoryTaker, ProcessList, ProcessMemory, SCRIPT_VARIABLE, Script, ScriptedChange, ScriptedDevice, ScriptedProcess,
     library, unix_millis,
 };
+pub use usage::{hold_memory, used_bytes};

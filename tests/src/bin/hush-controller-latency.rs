@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hush_tests::cluster::{ControlPlane, Namespace, PodAt, Rights};
 use hush_tests::controller::Controller;
-use hush_tests::fleet::StandInFleet;
+use hush_tests::fleet::{ReceivedCommand, StandInFleet};
 use hush_tests::process;
 use hush_tests::wait::wait_for;
 use rustix::process::Signal;
@@ -185,35 +185,13 @@ fn pressure(
     // Each model holds 2 GiB; with all of them there, 2 GiB are left on a card.
     let total = (servers.div_ceil(gpus) as u64 + 1) * 2 * GIB;
     let fleet = runtime.block_on(StandInFleet::start(servers, gpus, total, 2 * GIB))?;
-    let mut cluster = None;
-    let controller = if in_cluster {
-        let cluster = cluster.insert(runtime.block_on(ApiServerSetup::start(POLICIES))?);
-        runtime.block_on(cluster.pods(&fleet, servers))?;
-        let controller = runtime.block_on(cluster.controller(&["--interval", &format!("{interval_ms}ms")]))?;
-        let answering = "hush_controller_targets{state=\"answering\"}";
-        controller.wait_for_metric(answering, servers as f64, Duration::from_secs(120))?;
-        controller.wait_for_metric("hush_controller_acting", 1.0, Duration::from_secs(60))?;
-        controller
+    let (cluster, controller) = if in_cluster {
+        let (cluster, controller) = start_in_cluster(runtime, &fleet, servers, interval_ms)?;
+        (Some(cluster), controller)
     } else {
-        control(&fleet, servers, interval_ms, POLICIES)?
+        (None, control(&fleet, servers, interval_ms, POLICIES)?)
     };
-
-    // At rest; what is written once at the beginning is not rest.
-    std::thread::sleep(Duration::from_secs(if in_cluster { 5 } else { 0 }));
-    let asked = cluster.as_ref().map(ApiServerSetup::requests).transpose()?;
-    let (cpu, start) = (process::cpu_seconds(controller.pid())?, Instant::now());
-    std::thread::sleep(Duration::from_secs(if in_cluster { 60 } else { 10 }));
-    let per_minute = match (&cluster, asked) {
-        (Some(cluster), Some(asked)) => {
-            format!(
-                " requests_per_minute {:.0}",
-                (cluster.requests()? - asked) as f64 * 60.0 / start.elapsed().as_secs_f64()
-            )
-        }
-        _ => String::new(),
-    };
-    let share = (process::cpu_seconds(controller.pid())? - cpu) / start.elapsed().as_secs_f64();
-    let resident = process::resident_bytes(controller.pid())?;
+    let rest = measure_at_rest(&controller, cluster.as_ref())?;
 
     let mut latencies = Vec::new();
     for round in 0..rounds {
@@ -221,36 +199,92 @@ fn pressure(
         (0..gpus).for_each(|gpu| fleet.set_foreign(gpu, 0));
         std::thread::sleep(Duration::from_millis(3 * interval_ms as u64 + 1500));
         fleet.take_received();
-        let mut crossed = vec![Instant::now(); gpus];
-        for (gpu, crossed) in crossed.iter_mut().enumerate() {
-            // The moments are independent of the controller's interval.
-            std::thread::sleep(Duration::from_micros(
-                (((gpu * 7919 + round * 104_729) % 1000) * interval_ms / gpus.max(1)) as u64,
-            ));
-            *crossed = Instant::now();
-            fleet.set_foreign(gpu, GIB + GIB / 2);
-        }
-        let deadline = Instant::now() + Duration::from_millis(4 * interval_ms as u64 + 4000);
-        let mut received = Vec::new();
-        while received.len() < gpus && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20));
-            received.extend(fleet.take_received());
-        }
-        // Were there a second command for a card, it would come with the next samples.
-        std::thread::sleep(Duration::from_millis(interval_ms as u64 * 3 / 2));
-        received.extend(fleet.take_received());
-        ensure!(received.len() == gpus, "{} commands for {gpus} cards", received.len());
-        ensure!(received.iter().all(|command| command.accepted), "a command was refused");
-        for command in received {
-            let gpu = fleet.gpu_of(command.server);
-            latencies.push(command.at.saturating_duration_since(crossed[gpu]).as_secs_f64() * 1e3);
-        }
+        latencies.extend(measure_crossings(&fleet, gpus, interval_ms, round)?);
     }
+
     let commands = latencies.len();
     let text = spread(&mut latencies);
+    let RestingLoad { cpu_share, resident_bytes, requests_per_minute } = rest;
+    let per_minute = requests_per_minute.map_or_else(String::new, |count| format!(" requests_per_minute {count:.0}"));
     println!(
-        "servers {servers} gpus {gpus} interval_ms {interval_ms} commands {commands} {text} cpu_share {share:.3} resident_mb {:.1}{per_minute}",
-        resident as f64 / 1e6
+        "servers {servers} gpus {gpus} interval_ms {interval_ms} commands {commands} {text} cpu_share {cpu_share:.3} \
+         resident_mb {:.1}{per_minute}",
+        resident_bytes as f64 / 1e6
     );
     Ok(())
+}
+
+/// A controller in a cluster that observes every server and acts.
+fn start_in_cluster(
+    runtime: &Runtime,
+    fleet: &StandInFleet,
+    servers: usize,
+    interval_ms: usize,
+) -> Result<(ApiServerSetup, Controller)> {
+    let cluster = runtime.block_on(ApiServerSetup::start(POLICIES))?;
+    runtime.block_on(cluster.pods(fleet, servers))?;
+    let controller = runtime.block_on(cluster.controller(&["--interval", &format!("{interval_ms}ms")]))?;
+
+    let answering = "hush_controller_targets{state=\"answering\"}";
+    controller.wait_for_metric(answering, servers as f64, Duration::from_secs(120))?;
+    controller.wait_for_metric("hush_controller_acting", 1.0, Duration::from_secs(60))?;
+    Ok((cluster, controller))
+}
+
+/// What a controller costs while no threshold is crossed.
+struct RestingLoad {
+    /// Seconds of processor time in a second.
+    cpu_share: f64,
+    resident_bytes: u64,
+    /// Requests to the API server; `None`: there is none.
+    requests_per_minute: Option<f64>,
+}
+
+fn measure_at_rest(controller: &Controller, cluster: Option<&ApiServerSetup>) -> Result<RestingLoad> {
+    let (settle, measured) = if cluster.is_some() { (5, 60) } else { (0, 10) };
+    // What is written once at the beginning is not rest.
+    std::thread::sleep(Duration::from_secs(settle));
+
+    let requests = cluster.map(ApiServerSetup::requests).transpose()?;
+    let (cpu, start) = (process::cpu_seconds(controller.pid())?, Instant::now());
+    std::thread::sleep(Duration::from_secs(measured));
+    let requests_per_minute = match (cluster, requests) {
+        (Some(cluster), Some(before)) => {
+            Some((cluster.requests()? - before) as f64 * 60.0 / start.elapsed().as_secs_f64())
+        }
+        _ => None,
+    };
+
+    let cpu_share = (process::cpu_seconds(controller.pid())? - cpu) / start.elapsed().as_secs_f64();
+    Ok(RestingLoad { cpu_share, resident_bytes: process::resident_bytes(controller.pid())?, requests_per_minute })
+}
+
+/// Lets every card cross its threshold once; returns the milliseconds until the command for each.
+fn measure_crossings(fleet: &StandInFleet, gpus: usize, interval_ms: usize, round: usize) -> Result<Vec<f64>> {
+    let mut crossed = vec![Instant::now(); gpus];
+    for (gpu, crossed) in crossed.iter_mut().enumerate() {
+        // The moments are independent of the controller's interval.
+        let pause_us = ((gpu * 7919 + round * 104_729) % 1000) * interval_ms / gpus.max(1);
+        std::thread::sleep(Duration::from_micros(pause_us as u64));
+        *crossed = Instant::now();
+        fleet.set_foreign(gpu, GIB + GIB / 2);
+    }
+
+    let deadline = Instant::now() + Duration::from_millis(4 * interval_ms as u64 + 4000);
+    let mut received = Vec::new();
+    while received.len() < gpus && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+        received.extend(fleet.take_received());
+    }
+
+    // Were there a second command for a card, it would come with the next samples.
+    std::thread::sleep(Duration::from_millis(interval_ms as u64 * 3 / 2));
+    received.extend(fleet.take_received());
+    ensure!(received.len() == gpus, "{} commands for {gpus} cards", received.len());
+    ensure!(received.iter().all(|command| command.accepted), "a command was refused");
+
+    let latency_ms = |command: &ReceivedCommand| {
+        command.at.saturating_duration_since(crossed[fleet.gpu_of(command.server)]).as_secs_f64() * 1e3
+    };
+    Ok(received.iter().map(latency_ms).collect())
 }

@@ -31,7 +31,7 @@ pub struct PlaneCredentials {
 }
 
 /// A token that the API server itself would not make.
-pub struct TokenClaims<'a> {
+pub struct ForgedToken<'a> {
     pub namespace: &'a str,
     pub account: &'a str,
     pub account_uid: &'a str,
@@ -62,9 +62,9 @@ impl PlaneCredentials {
     }
 
     /// A token as the API server makes them, but for any time.
-    pub fn sign(&self, claims: &TokenClaims<'_>) -> Result<String> {
+    pub fn sign(&self, claims: &ForgedToken<'_>) -> Result<String> {
         let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
-        let TokenClaims { namespace, account, account_uid, audience, expires_in_seconds } = claims;
+        let ForgedToken { namespace, account, account_uid, audience, expires_in_seconds } = claims;
         let expiry = now + expires_in_seconds;
         let payload = json!({
             "iss": ISSUER,

@@ -15,7 +15,7 @@ mod rights;
 mod setup;
 mod store;
 
-pub use credentials::TokenClaims;
+pub use credentials::ForgedToken;
 pub use link::Link;
 pub use namespace::{Namespace, PodAt, SERVERS_LABEL};
 pub use plane::ControlPlane;

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-use super::credentials::{ADMIN_TOKEN, ISSUER, PlaneCredentials, TokenClaims};
+use super::credentials::{ADMIN_TOKEN, ForgedToken, ISSUER, PlaneCredentials};
 use super::keeper::Keeper;
 use super::programs::Programs;
 use crate::process;
@@ -145,7 +145,7 @@ impl ControlPlane {
     }
 
     /// A token as the API server makes them, for what it would not make itself.
-    pub fn sign(&self, claims: &TokenClaims<'_>) -> Result<String> {
+    pub fn sign(&self, claims: &ForgedToken<'_>) -> Result<String> {
         self.credentials.sign(claims)
     }
 

@@ -48,7 +48,7 @@ impl ControlPlane {
         let mut items = Vec::new();
         for document in text.split("\n---\n") {
             let mut object: Value = serde_yaml::from_str(document)?;
-            settle(&mut object, &namespace.name, leases)?;
+            move_into_test(&mut object, &namespace.name, leases)?;
             items.push(object);
         }
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
@@ -82,7 +82,7 @@ impl ControlPlane {
 
 /// Moves an object into the namespace of the test, or gives it a name of the test's own if it belongs to none or to one
 /// that all tests share.
-fn settle(object: &mut Value, namespace: &str, leases: &str) -> Result<()> {
+fn move_into_test(object: &mut Value, namespace: &str, leases: &str) -> Result<()> {
     let own = |name: &mut Value| *name = json!(format!("{}-{namespace}", name.as_str().unwrap_or_default()));
     let is_shared = match object["metadata"].get("namespace").and_then(Value::as_str) {
         None => true,

@@ -66,9 +66,9 @@ pub enum HostMemory {
     None,
 }
 
-/// A kind of copies.
+/// Where copies go from and to, by which calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CopyKind {
+pub struct CopyRoute {
     pub direction: Direction,
     pub host: HostMemory,
     /// By a call that returns when the copy is done.
@@ -103,8 +103,8 @@ pub struct Counters {
     /// Bytes: the number of operations in them.
     pub graph_launches: CallCount,
     pub graph_captures: u64,
-    pub copies: BTreeMap<CopyKind, CallCount>,
-    pub captured_copies: BTreeMap<CopyKind, CallCount>,
+    pub copies: BTreeMap<CopyRoute, CallCount>,
+    pub captured_copies: BTreeMap<CopyRoute, CallCount>,
     pub memsets: CallCount,
     pub stream_synchronisations: u64,
     pub event_synchronisations: u64,
@@ -168,7 +168,7 @@ impl Counters {
 }
 
 /// `H2D:pageable:async`, or `D2D:async`.
-fn copied(text: &str) -> Result<CopyKind> {
+fn copied(text: &str) -> Result<CopyRoute> {
     let mut parts = text.split(':');
     let direction = match parts.next() {
         Some("H2D") => Direction::HostToDevice,
@@ -183,7 +183,7 @@ fn copied(text: &str) -> Result<CopyKind> {
         Some(&"pinned") => HostMemory::Pinned,
         _ => HostMemory::None,
     };
-    Ok(CopyKind { direction, host, synchronous: rest.last() == Some(&"sync") })
+    Ok(CopyRoute { direction, host, synchronous: rest.last() == Some(&"sync") })
 }
 
 impl DoubleLog {

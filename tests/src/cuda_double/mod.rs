@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use hush_nvml::{SCRIPT_VARIABLE, Script, ScriptedDevice};
 use tempfile::TempDir;
 
-pub use log::{CallCount, CopyKind, Counters, Direction, DoubleLog, HostMemory, Kernels, LogEntry};
+pub use log::{CallCount, CopyRoute, Counters, Direction, DoubleLog, HostMemory, Kernels, LogEntry};
 pub use script::{CudaScript, DEVICES_UNAVAILABLE, ECC_UNCORRECTABLE, LAUNCH_FAILURE};
 
 use crate::gpus::{GIB, UUID};

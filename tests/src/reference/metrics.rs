@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use hush_contract::metrics::{FAMILIES, FamilySpec, PROGRAM_FAMILIES};
-use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
+use hush_contract::metrics::{APP_FAMILIES, FAMILIES, FamilySpec, PROGRAM_FAMILIES};
+use hush_contract::{AppGovernance, AppMode, ModelState, UnloadReason, UnloadRefusal};
 use hush_controller::metrics::{ControllerMetrics, RESOURCES, RESULTS};
 use hush_core::{DecisionReason, PressureLevel, SkipReason};
 
@@ -19,15 +19,18 @@ alerts are made of them: [runbooks](../runbooks.md).
 pub fn page() -> Result<String> {
     let mut page = page_head("Metrics", TEXT);
 
-    writeln!(page, "\n## Both programs\n")?;
+    writeln!(page, "\n## All programs\n")?;
     page += &family_table(PROGRAM_FAMILIES);
 
     writeln!(
         page,
-        "\n## hush-server\n\nAt `/metrics` of the operations listener (`--ops-listen`). Families of device"
+        "\n## hush-server and hush-sidecar\n\nAt `/metrics` of the operations listener (`--ops-listen`). Families of device"
     )?;
     writeln!(page, "memory are absent, not zero, where nothing measures it.\n")?;
     page += &family_table(FAMILIES);
+
+    writeln!(page, "\n## hush-sidecar\n\nThe families above, and these of the app.\n")?;
+    page += &family_table(APP_FAMILIES);
 
     writeln!(page, "\n## hush-controller\n\nAt `/metrics` of its own listener (`--listen`).\n")?;
     page += &family_table(ControllerMetrics::new()?.families());
@@ -44,6 +47,8 @@ pub fn page() -> Result<String> {
             "reason",
             UnloadRefusal::ALL.iter().map(|word| word.as_str()).collect(),
         ),
+        words("hush_app_info", "mode", AppMode::ALL.iter().map(|word| word.as_str()).collect()),
+        words("hush_app_governed", "reason", AppGovernance::ALL.iter().map(|word| word.as_str()).collect()),
         words(
             "hush_controller_decisions_total",
             "reason",

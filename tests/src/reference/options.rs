@@ -1,4 +1,4 @@
-//! Every option of both programs, as clap knows them.
+//! Every option of the programs, as clap knows them.
 
 use std::fmt::Write;
 
@@ -28,16 +28,23 @@ pub fn page() -> Result<String> {
     write_program(&mut page, hush_server::cli::ServerCli::command(), |arg| {
         arg.get_long().map(hush_server::cli::variable)
     })?;
-    write_program(&mut page, hush_controller::cli::ControllerCli::command(), |arg| {
-        arg.get_env().and_then(|name| name.to_str()).map(str::to_owned)
-    })?;
+    write_program(&mut page, hush_sidecar::cli::SidecarCli::command(), variable_of_env)?;
+    write_program(&mut page, hush_controller::cli::ControllerCli::command(), variable_of_env)?;
     write_file(&mut page)?;
     Ok(page)
+}
+
+fn variable_of_env(arg: &Arg) -> Option<String> {
+    arg.get_env().and_then(|name| name.to_str()).map(str::to_owned)
 }
 
 fn write_program(page: &mut String, mut command: Command, variable_of: VariableOf) -> Result<()> {
     command.build();
     writeln!(page, "\n## {}\n\n{}", command.get_name(), about(&command))?;
+    // Those of all subcommands are shown at the command, as before.
+    if !command.is_subcommand_required_set() {
+        write_arguments(page, &command, false, variable_of)?;
+    }
 
     for subcommand in visible_subcommands(&command) {
         write_command(page, command.get_name(), subcommand, false, variable_of)?;
@@ -56,7 +63,13 @@ fn write_command(
 ) -> Result<()> {
     let name = format!("{parent} {}", command.get_name());
     writeln!(page, "\n### {name}\n\n{}", about(command))?;
+    write_arguments(page, command, is_subcommand, variable_of)?;
 
+    visible_subcommands(command).try_for_each(|subcommand| write_command(page, &name, subcommand, true, variable_of))
+}
+
+/// The arguments and the options of a command.
+fn write_arguments(page: &mut String, command: &Command, is_subcommand: bool, variable_of: VariableOf) -> Result<()> {
     let arguments: Vec<&Arg> = command.get_positionals().collect();
     if !arguments.is_empty() {
         let rows: Vec<_> =
@@ -75,8 +88,7 @@ fn write_command(
         let rows: Vec<_> = options.iter().map(|arg| option_row(arg, variable_of)).collect();
         write!(page, "\n{}", table(&["option", "variable", "default", "meaning"], &rows))?;
     }
-
-    visible_subcommands(command).try_for_each(|subcommand| write_command(page, &name, subcommand, true, variable_of))
+    Ok(())
 }
 
 fn visible_subcommands(command: &Command) -> impl Iterator<Item = &Command> {

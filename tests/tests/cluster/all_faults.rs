@@ -57,39 +57,39 @@ fn variable(name: &str) -> Result<Option<u64>> {
 
 /// A place where a controller runs, the controller that runs there now, and those that ran there before.
 struct ControllerSlot {
-    seat: ControllerCommand,
+    command: ControllerCommand,
     link: Link,
-    sits: Controller,
+    controller: Controller,
     before: Vec<Controller>,
 }
 
 impl ControllerSlot {
     async fn new(stage: &ClusterFixture<'_>) -> Result<Self> {
         let link = stage.plane.link()?;
-        let seat = stage.seat(CONTROLLER, &link.url(), &["--scope", "cluster"]).await?;
-        let sits = seat.start()?;
-        Ok(Self { seat, link, sits, before: Vec::new() })
+        let command = stage.controller_command(CONTROLLER, &link.url(), &["--scope", "cluster"]).await?;
+        let controller = command.start()?;
+        Ok(Self { command, link, controller, before: Vec::new() })
     }
 
     /// As a kubelet does.
     fn restart_if_ended(&mut self) -> Result<()> {
-        if !matches!(process::state(self.sits.pid()), None | Some('Z')) {
+        if !matches!(process::state(self.controller.pid()), None | Some('Z')) {
             return Ok(());
         }
-        let next = self.seat.start()?;
-        self.before.push(std::mem::replace(&mut self.sits, next));
+        let next = self.command.start()?;
+        self.before.push(std::mem::replace(&mut self.controller, next));
         Ok(())
     }
 
     fn all(&self) -> impl Iterator<Item = &Controller> {
-        self.before.iter().chain([&self.sits])
+        self.before.iter().chain([&self.controller])
     }
 }
 
 struct Soak<'a, 'b> {
     stage: &'a mut ClusterFixture<'b>,
     apps: Vec<GovernedApp>,
-    chairs: Vec<ControllerSlot>,
+    replicas: Vec<ControllerSlot>,
     dice: RandomSource,
     /// When others gave everything back, and took again.
     peace: Vec<(Instant, Option<Instant>)>,
@@ -147,25 +147,9 @@ impl Soak<'_, '_> {
     }
 
     async fn fault(&mut self, plane: &ControlPlane) -> Result<()> {
-        let (chair, app) = (self.dice.below(2) as usize, self.dice.below(3) as usize);
+        let (replica, app) = (self.dice.below(2) as usize, self.dice.below(3) as usize);
         let name = match self.dice.below(12) {
-            0 => {
-                process::send(self.chairs[chair].sits.pid(), Signal::KILL)?;
-                "controller killed"
-            }
-            1 => {
-                let pid = self.chairs[chair].sits.pid();
-                process::send(pid, Signal::STOP)?;
-                thread::sleep(self.dice.millis(500, 9000));
-                process::send(pid, Signal::CONT)?;
-                "controller frozen"
-            }
-            2 => {
-                self.chairs[chair].link.cut(true);
-                thread::sleep(self.dice.millis(500, 9000));
-                self.chairs[chair].link.cut(false);
-                "controller cut off"
-            }
+            kind @ 0..=2 => self.disturb_replica(kind, replica)?,
             3 => {
                 plane.stop_api_server()?;
                 thread::sleep(self.dice.millis(0, 3000));
@@ -205,9 +189,33 @@ impl Soak<'_, '_> {
                 "memory taken or given"
             }
         };
-        self.history.push(format!("{} {name}; chair {chair}, app {app}", jiff::Timestamp::now()));
+
+        self.history.push(format!("{} {name}; replica {replica}, app {app}", jiff::Timestamp::now()));
         *self.faults.entry(name).or_default() += 1;
         Ok(())
+    }
+
+    /// Kills, freezes or disconnects a replica of the controller; returns the name of the fault.
+    fn disturb_replica(&mut self, kind: u64, replica: usize) -> Result<&'static str> {
+        let pid = self.replicas[replica].controller.pid();
+        match kind {
+            0 => {
+                process::send(pid, Signal::KILL)?;
+                Ok("controller killed")
+            }
+            1 => {
+                process::send(pid, Signal::STOP)?;
+                thread::sleep(self.dice.millis(500, 9000));
+                process::send(pid, Signal::CONT)?;
+                Ok("controller frozen")
+            }
+            _ => {
+                self.replicas[replica].link.cut(true);
+                thread::sleep(self.dice.millis(500, 9000));
+                self.replicas[replica].link.cut(false);
+                Ok("controller cut off")
+            }
+        }
     }
 
     fn govern(&self, app: usize, priority: i32) -> Result<()> {
@@ -218,7 +226,7 @@ impl Soak<'_, '_> {
     /// What was sent, by which life of which controller.
     fn commands(&self) -> Result<Vec<(jiff::Timestamp, usize, Value)>> {
         let mut commands = Vec::new();
-        for (life, controller) in self.chairs.iter().flat_map(ControllerSlot::all).enumerate() {
+        for (life, controller) in self.replicas.iter().flat_map(ControllerSlot::all).enumerate() {
             for record in controller.sent()? {
                 let decided_at = record["decidedAt"].as_str().context("no decidedAt")?.parse()?;
                 commands.push((decided_at, life, record));
@@ -252,7 +260,7 @@ impl Soak<'_, '_> {
     fn nothing_unheard_of(&self) -> Result<()> {
         let commands = self.commands()?;
         // A controller that was killed could not write down its last command.
-        let ended: usize = self.chairs.iter().map(|chair| chair.before.len()).sum();
+        let ended: usize = self.replicas.iter().map(|replica| replica.before.len()).sum();
         for app in &self.apps {
             let received = app.server.unloads_ordered().len();
             let sent = commands.iter().filter(|(.., record)| record["server"] == app.pod()).count();
@@ -278,8 +286,8 @@ impl Soak<'_, '_> {
         while self.began.0.elapsed() < lasts {
             self.ask();
             self.fault(plane).await.with_context(|| format!("after {:?}", self.faults))?;
-            for chair in &mut self.chairs {
-                chair.restart_if_ended()?;
+            for replica in &mut self.replicas {
+                replica.restart_if_ended()?;
             }
             self.laws()?;
             thread::sleep(self.dice.millis(200, 2500));
@@ -288,7 +296,7 @@ impl Soak<'_, '_> {
         self.laws()?;
         self.nothing_unheard_of()?;
         let (commands, asked, faults) = (self.commands()?.len(), self.requests.len(), &self.faults);
-        eprintln!("{lasts:?}: {faults:?}, {asked} requests answered, {commands} commands, chair {leads} leads");
+        eprintln!("{lasts:?}: {faults:?}, {asked} requests answered, {commands} commands, replica {leads} leads");
         ensure!(commands > 0 && asked > 0, "nothing happened");
         Ok(())
     }
@@ -298,15 +306,15 @@ impl Soak<'_, '_> {
         self.hold(0)?;
         self.govern_all()?;
         self.answered(SOON * 2)?;
-        for chair in &mut self.chairs {
-            chair.restart_if_ended()?;
-            wait_until_ready(&chair.sits)?;
+        for replica in &mut self.replicas {
+            replica.restart_if_ended()?;
+            wait_until_ready(&replica.controller)?;
         }
         let leads = wait_for("a controller leads", SOON, || {
-            let acts = |chair: &ControllerSlot| {
-                Ok::<_, anyhow::Error>(chair.sits.metric("hush_controller_acting")? == Some(1.0))
+            let acts = |replica: &ControllerSlot| {
+                Ok::<_, anyhow::Error>(replica.controller.metric("hush_controller_acting")? == Some(1.0))
             };
-            let acting: Vec<bool> = self.chairs.iter().map(acts).collect::<Result<_>>()?;
+            let acting: Vec<bool> = self.replicas.iter().map(acts).collect::<Result<_>>()?;
             ensure!(acting != [true, true], "two lead");
             Ok(acting.iter().position(|acts| *acts))
         })?;
@@ -333,7 +341,7 @@ impl Soak<'_, '_> {
         for app in &self.apps {
             fs::write(dir.join(format!("server-{}.jsonl", app.pod())), app.server.log().join("\n"))?;
         }
-        for (life, controller) in self.chairs.iter().flat_map(ControllerSlot::all).enumerate() {
+        for (life, controller) in self.replicas.iter().flat_map(ControllerSlot::all).enumerate() {
             fs::write(dir.join(format!("controller-{life}.jsonl")), controller.log().join("\n"))?;
         }
         Ok(dir)
@@ -351,12 +359,12 @@ async fn whatever_happens() -> Result<()> {
     for name in ["cheap", "middle", "dear"] {
         apps.push(stage.server(AppSpec::new(name, 2, 0)).await?);
     }
-    let chairs = vec![ControllerSlot::new(&stage).await?, ControllerSlot::new(&stage).await?];
+    let replicas = vec![ControllerSlot::new(&stage).await?, ControllerSlot::new(&stage).await?];
     let began = (Instant::now(), jiff::Timestamp::now());
     let mut soak = Soak {
         stage: &mut stage,
         apps,
-        chairs,
+        replicas,
         dice: RandomSource(seed),
         peace: Vec::new(),
         began,

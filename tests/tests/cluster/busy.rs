@@ -95,7 +95,7 @@ fn request(method: &str, path: &str) -> Result<http::Request<Body>> {
 async fn stay(client: Client, method: &str, path: String) -> Result<()> {
     loop {
         match client.send(request(method, &path)?).await {
-            // A request whose response is not finished keeps its seat; after a minute the API server would end it.
+            // A request whose response is not finished keeps its command; after a minute the API server would end it.
             Ok(answer) if answer.status() == 200 => {
                 tokio::time::sleep(Duration::from_secs(50)).await;
                 drop(answer);
@@ -126,6 +126,13 @@ fn orders(app: &GovernedApp) -> usize {
     app.server.unloads_ordered().len()
 }
 
+fn expect_one_acts(controllers: [&Controller; 2]) -> Result<()> {
+    let acting = controllers.map(|controller| controller.metric("hush_controller_acting"));
+    let acting: Vec<bool> = acting.into_iter().map(|acts| Ok(acts? == Some(1.0))).collect::<Result<_>>()?;
+    assert!(acting == [true, false] || acting == [false, true], "{acting:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn too_busy_for_a_while_and_for_too_long() -> Result<()> {
     let Some(plane) = own_plane_with(ARGS).await? else { return Ok(()) };
@@ -133,11 +140,12 @@ async fn too_busy_for_a_while_and_for_too_long() -> Result<()> {
     let mut crowd = SlowClients::new(&plane).await?;
     let app = stage.server(AppSpec::new("app", 2, 0)).await?;
     app.apply(&plane, returning("app", 0))?;
-    let seat = stage.seat(CONTROLLER, &plane.url(), &["--scope", "cluster", "--lease-duration", LEASE]).await?;
-    let mut first = seat.start()?;
+    let command =
+        stage.controller_command(CONTROLLER, &plane.url(), &["--scope", "cluster", "--lease-duration", LEASE]).await?;
+    let mut first = command.start()?;
     wait_until_ready(&first)?;
     wait_until_acting(&first, true)?;
-    let second = seat.start()?;
+    let second = command.start()?;
     wait_until_ready(&second)?;
     wait_until_acting(&second, false)?;
     pulse(&mut stage, &app)?;
@@ -160,7 +168,7 @@ async fn too_busy_for_a_while_and_for_too_long() -> Result<()> {
     assert!(!status.success(), "{status}");
     stage.others_hold(22)?;
     // As a kubelet does it.
-    let third = seat.start()?;
+    let third = command.start()?;
     wait_until_missing(&third, "the API server is busy; the pods are listed again soon")?;
     wait_until_missing(&second, "the lease could not be written: the API server is busy")?;
     assert!(refused(&plane, &stage, "list", "pods")? > 0, "its list was not refused");
@@ -176,9 +184,7 @@ async fn too_busy_for_a_while_and_for_too_long() -> Result<()> {
     for controller in [&second, &third] {
         wait_until_ready(controller)?;
     }
-    let acting = [&second, &third].map(|controller| controller.metric("hush_controller_acting"));
-    let acting: Vec<bool> = acting.into_iter().map(|acts| Ok(acts? == Some(1.0))).collect::<Result<_>>()?;
-    assert!(acting == [true, false] || acting == [false, true], "{acting:?}");
+    expect_one_acts([&second, &third])?;
     stage.others_hold(0)?;
     pulse(&mut stage, &app)?;
     let records = sent(&[&first, &second, &third])?;

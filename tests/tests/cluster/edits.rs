@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, ensure};
 use hush_tests::cluster::ControlPlane;
 use hush_tests::wait::wait_for;
-use hush_tests::{fixtures, http, process};
+use hush_tests::{Controller, fixtures, http, process};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -134,23 +134,13 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
     wait_until_ready(&controller)?;
     wait_until_acting(&controller, true)?;
 
-    for (app, is_deleted) in [(&edited, false), (&deleted, true)] {
+    for (app, change) in [(&edited, PolicyChange::Edited), (&deleted, PolicyChange::Deleted)] {
         let long = PausedRequest::begin(app)?;
         app.wait_for_status(&plane, "loaded", 1)?;
         stage.others_hold(22)?;
         app.server.wait_for_state("draining", SOON)?;
-        let namespace = app.namespace.name.clone();
-        if is_deleted {
-            plane.kubectl_text(&["delete", "gmp", "speech", "--namespace", &namespace], "")?;
-            controller.wait_for_metric("hush_controller_policies", 2.0, SOON)?;
-        } else {
-            // This policy unloads no model for lack of memory.
-            app.apply(
-                &plane,
-                json!({"selector": {"matchLabels": {"app": "edited"}}, "residency": {"mode": "Resident"}}),
-            )?;
-            app.wait_for_status(&plane, "observedGeneration", 2)?;
-        }
+        change_policy(app, &plane, &controller, change)?;
+
         assert_eq!(app.server.metric(&in_flight())?, Some(1.0), "it is still answering");
         ensure!(controller.sent()?.iter().all(|record| record["server"] != app.pod()), "the command has not ended");
         long.end()?;
@@ -158,28 +148,10 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
         wait_until_calm(&controller)?;
         assert_eq!(orders(app), 1, "one command, though memory was short all the time");
 
-        // The end of the command is reported on every object that still exists.
-        let record = wait_for("the command has ended", SOON, || {
-            Ok(controller.sent()?.into_iter().find(|record| record["server"] == app.pod()))
-        })?;
-        assert_eq!((&record["outcome"], &record["reason"]), (&json!("Unloaded"), &json!("HardPressure")), "{record}");
-        assert_eq!(record["policy"], format!("{namespace}/speech"));
-        let note = format!("unloaded {} of {namespace}/{POD} for {namespace}/speech (HardPressure)", fixtures::MODEL);
-        let event = wait_for("an Event on the pod", SOON, || Ok(told(app, &plane, "Pod")?.pop()))?;
-        assert!(event.0 == "Unloaded" && event.1.starts_with(&note), "{event:?}");
-        if is_deleted {
-            let about_policy = told(app, &plane, "GpuModelPolicy")?;
-            assert!(about_policy.is_empty(), "there is no policy to tell of it: {about_policy:?}");
-        } else {
-            let policy = wait_for("the status tells of it", SOON, || {
-                Ok(Some(app.policy(&plane)?).filter(|policy| policy["status"]["lastActions"].is_array()))
-            })?;
-            let last = &policy["status"]["lastActions"][0];
-            assert_eq!((&last["action"], &last["reason"]), (&json!("Unload"), &json!("HardPressure")), "{policy}");
-            assert_eq!(policy["status"]["observedGeneration"], policy["metadata"]["generation"], "{policy}");
-        }
+        expect_end_of_command(app, &controller)?;
+        expect_reports(app, &plane, change)?;
 
-        // The model is back and memory is short again: it is not its turn any more.
+        // The model is loaded and memory is short again: the other model is unloaded.
         stage.others_hold(0)?;
         app.transcribe()?;
         witness.transcribe()?;
@@ -191,10 +163,66 @@ async fn a_command_stands_and_nothing_follows_from_what_has_changed() -> Result<
         assert_eq!((orders(app), orders(&witness)), (1, before + 1));
         assert_eq!(controller.sent()?.iter().filter(|record| record["server"] == app.pod()).count(), 1);
         app.server.wait_for_state("ready", SOON)?;
+
+        // The next round needs the memory.
         stage.others_hold(0)?;
-        // Out of the way of the next.
         unload(&stage, app).await?;
     }
+    Ok(())
+}
+
+/// What happens to a policy while a model leaves because of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PolicyChange {
+    Edited,
+    Deleted,
+}
+
+fn change_policy(app: &GovernedApp, plane: &ControlPlane, controller: &Controller, change: PolicyChange) -> Result<()> {
+    match change {
+        PolicyChange::Deleted => {
+            plane.kubectl_text(&["delete", "gmp", "speech", "--namespace", &app.namespace.name], "")?;
+            controller.wait_for_metric("hush_controller_policies", 2.0, SOON)
+        }
+        PolicyChange::Edited => {
+            // This policy unloads no model for lack of memory.
+            let spec = json!({"selector": {"matchLabels": {"app": "edited"}}, "residency": {"mode": "Resident"}});
+            app.apply(plane, spec)?;
+            app.wait_for_status(plane, "observedGeneration", 2)
+        }
+    }
+}
+
+/// The audit log has the command under the policy that was its reason.
+fn expect_end_of_command(app: &GovernedApp, controller: &Controller) -> Result<()> {
+    let record = wait_for("the command has ended", SOON, || {
+        Ok(controller.sent()?.into_iter().find(|record| record["server"] == app.pod()))
+    })?;
+
+    assert_eq!((&record["outcome"], &record["reason"]), (&json!("Unloaded"), &json!("HardPressure")), "{record}");
+    assert_eq!(record["policy"], format!("{}/speech", app.namespace.name));
+    Ok(())
+}
+
+/// The end of the command is reported on every object that still exists.
+fn expect_reports(app: &GovernedApp, plane: &ControlPlane, change: PolicyChange) -> Result<()> {
+    let namespace = &app.namespace.name;
+    let note = format!("unloaded {} of {namespace}/{POD} for {namespace}/speech (HardPressure)", fixtures::MODEL);
+    let event = wait_for("an Event on the pod", SOON, || Ok(told(app, plane, "Pod")?.pop()))?;
+    assert!(event.0 == "Unloaded" && event.1.starts_with(&note), "{event:?}");
+
+    if change == PolicyChange::Deleted {
+        let about_policy = told(app, plane, "GpuModelPolicy")?;
+        assert!(about_policy.is_empty(), "there is no policy to tell of it: {about_policy:?}");
+        return Ok(());
+    }
+
+    let policy = wait_for("the status tells of it", SOON, || {
+        Ok(Some(app.policy(plane)?).filter(|policy| policy["status"]["lastActions"].is_array()))
+    })?;
+    let last = &policy["status"]["lastActions"][0];
+    assert_eq!((&last["action"], &last["reason"]), (&json!("Unload"), &json!("HardPressure")), "{policy}");
+    assert_eq!(policy["status"]["observedGeneration"], policy["metadata"]["generation"], "{policy}");
     Ok(())
 }
 

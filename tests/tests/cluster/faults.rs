@@ -25,9 +25,9 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     // Before the definitions.
     wait_until_missing(
         &controller,
-        "knows no GpuModelPolicies at `/apis/gpu.hush.dev/v1beta1/gpumodelpolicies`: apply the definitions in `crds/`",
+        "has no GpuModelPolicies at `/apis/gpu.hush.dev/v1beta1/gpumodelpolicies`: apply the definitions in `crds/`",
     )?;
-    controller.wait_for_log(&["knows no ClusterGpuModelPolicies"], SOON)?;
+    controller.wait_for_log(&["has no ClusterGpuModelPolicies"], SOON)?;
     plane.apply_definitions().await?;
     wait_until_ready(&controller)?;
     app.apply(&plane, returning("app", 0))?;
@@ -54,7 +54,7 @@ async fn it_waits_for_what_is_missing_and_goes_on_by_itself() -> Result<()> {
     let gone = ["delete", "crd", "gpumodelpolicies.gpu.hush.dev", "clustergpumodelpolicies.gpu.hush.dev"];
     plane.kubectl_text(&gone, "")?;
     app.transcribe()?;
-    wait_until_missing(&controller, "knows no GpuModelPolicies")?;
+    wait_until_missing(&controller, "has no GpuModelPolicies")?;
     controller.wait_for_metric("hush_controller_skipped_models{reason=\"NotGoverned\"}", 1.0, SOON)?;
     let before = app.server.unloads_ordered().len();
     plane.apply_definitions().await?;
@@ -72,15 +72,15 @@ async fn without_its_store_for_too_long_a_leader_ends_and_the_next_one_goes_on()
     let mut stage = ClusterFixture::new(&plane).await?;
     let app = stage.server(AppSpec::new("app", 2, 0)).await?;
     app.apply(&plane, returning("app", 0))?;
-    let seat = stage.seat(CONTROLLER, &plane.url(), &["--scope", "cluster"]).await?;
-    let mut controller = seat.start()?;
+    let command = stage.controller_command(CONTROLLER, &plane.url(), &["--scope", "cluster"]).await?;
+    let mut controller = command.start()?;
     wait_until_ready(&controller)?;
     pulse(&mut stage, &app)?;
     plane.freeze_etcd(true)?;
     let status = controller.wait_for_exit(SOON)?;
     assert!(!status.success(), "{status}");
     // As a kubelet does it, while the store is still away.
-    let next = seat.start()?;
+    let next = command.start()?;
     wait_until_missing(&next, "pods")?;
     // Longer than any single request is waited for.
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -97,8 +97,9 @@ async fn a_minute_without_its_store_is_waited_out() -> Result<()> {
     let mut stage = ClusterFixture::new(&plane).await?;
     let app = stage.server(AppSpec::new("app", 2, 0)).await?;
     app.apply(&plane, returning("app", 0))?;
-    let seat = stage.seat(CONTROLLER, &plane.url(), &["--scope", "cluster", "--lease-duration", "15s"]).await?;
-    let mut first = seat.start()?;
+    let command =
+        stage.controller_command(CONTROLLER, &plane.url(), &["--scope", "cluster", "--lease-duration", "15s"]).await?;
+    let mut first = command.start()?;
     wait_until_ready(&first)?;
     wait_until_acting(&first, true)?;
     pulse(&mut stage, &app)?;
@@ -110,7 +111,7 @@ async fn a_minute_without_its_store_is_waited_out() -> Result<()> {
     let status = first.wait_for_exit(SOON)?;
     assert!(!status.success(), "{status}");
     // As a kubelet does it.
-    let next = seat.start()?;
+    let next = command.start()?;
     wait_until_missing(&next, "pods")?;
     wait_until_missing(&next, "the lease could not be")?;
     stage.others_hold(22)?;

@@ -30,6 +30,23 @@ pub struct GovernedApp {
     pub pod_uid: String,
 }
 
+/// A pod whose server is to be started, and then to be found by its operations port.
+pub struct ServerPod {
+    pub namespace: Namespace,
+    pub uid: String,
+    ip: Ipv4Addr,
+    /// Where its operations listener is, and who may command it: the same options of `hush-server` and `hush-sidecar`.
+    pub access_args: Vec<String>,
+}
+
+impl ServerPod {
+    pub async fn run(&self, ops_port: u16) -> Result<()> {
+        self.namespace.annotate_pod(POD, "gpu.hush.dev/ops-port", &ops_port.to_string()).await?;
+        self.namespace.run_pod(POD, self.ip).await?;
+        Ok(())
+    }
+}
+
 /// How a server holds memory and what its policy says of it.
 #[derive(Clone, Copy, Debug)]
 pub struct AppSpec<'a> {
@@ -114,6 +131,16 @@ impl<'a> ClusterFixture<'a> {
 
     /// The same without a policy.
     pub async fn server(&mut self, cast: AppSpec<'_>) -> Result<GovernedApp> {
+        let pod = self.pod(&cast).await?;
+        let guest = ProcessMemory { bytes: cast.gib * GIB, ..ProcessMemory::default() };
+        let access: Vec<&str> = pod.access_args.iter().map(String::as_str).collect();
+        let server = self.gpus.server(guest, &[&access[..], cast.args].concat())?;
+        pod.run(server.ops.port()).await?;
+        Ok(GovernedApp { namespace: pod.namespace, server, node: cast.node.to_owned(), pod_uid: pod.uid })
+    }
+
+    /// A namespace with the pod of a server that is to be started.
+    pub async fn pod(&self, cast: &AppSpec<'_>) -> Result<ServerPod> {
         // Pods have addresses of their own.
         static LAST: AtomicU8 = AtomicU8::new(20);
         let ip = Ipv4Addr::new(127, 0, 1, LAST.fetch_add(1, Ordering::Relaxed));
@@ -130,12 +157,12 @@ impl<'a> ClusterFixture<'a> {
             ports: &[],
             ip,
         };
-        let pod_uid = namespace.create_pod(&pod).await?;
+        let uid = namespace.create_pod(&pod).await?;
         // The controller for more, and the one beside the server.
         let accounts = [(&self.system.name, CONTROLLER), (&namespace.name, SERVER)];
         let accounts = accounts.map(|(namespace, account)| format!("{namespace}:{account}"));
         let (url, ca) = (self.plane.url(), self.plane.ca_file().to_string_lossy().into_owned());
-        let fixed = [
+        let access_args = [
             // A sidecar connects over the loopback, every other client to the address of the pod.
             "--ops-listen",
             "0.0.0.0:0",
@@ -153,13 +180,10 @@ impl<'a> ClusterFixture<'a> {
             "--pod-namespace",
             &namespace.name,
             "--pod-uid",
-            &pod_uid,
+            &uid,
         ];
-        let guest = ProcessMemory { bytes: cast.gib * GIB, ..ProcessMemory::default() };
-        let server = self.gpus.server(guest, &[&fixed[..], cast.args].concat())?;
-        namespace.annotate_pod(POD, "gpu.hush.dev/ops-port", &server.ops.port().to_string()).await?;
-        namespace.run_pod(POD, ip).await?;
-        Ok(GovernedApp { namespace, server, node: cast.node.to_owned(), pod_uid })
+        let access_args = access_args.map(str::to_owned).to_vec();
+        Ok(ServerPod { namespace, uid, ip, access_args })
     }
 
     /// As whom the account is, on the way to the API server that `url` is.
@@ -172,16 +196,16 @@ impl<'a> ClusterFixture<'a> {
     }
 
     pub async fn controller_of(&self, account: &str, url: &str, args: &[&str]) -> Result<Controller> {
-        self.seat(account, url, args).await?.start()
+        self.controller_command(account, url, args).await?.start()
     }
 
     /// All that a controller needs to be started, also while the API server is away.
-    pub async fn seat(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
+    pub async fn controller_command(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
         let own_account = format!("{}:{account}", self.system.name);
-        self.seat_with(account, url, &[&["--service-account", &own_account], args].concat()).await
+        self.controller_command_with(account, url, &[&["--service-account", &own_account], args].concat()).await
     }
 
-    async fn seat_with(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
+    async fn controller_command_with(&self, account: &str, url: &str, args: &[&str]) -> Result<ControllerCommand> {
         let kubeconfig = self.kubeconfig(account, url).await?;
         let mut all = Vec::new();
         if !args.contains(&"--lease-duration") {
@@ -194,10 +218,16 @@ impl<'a> ClusterFixture<'a> {
 
     /// A controller beside the server of an app. It has a token of their pod, which only that server accepts.
     pub async fn sidecar(&self, app: &GovernedApp) -> Result<Controller> {
-        let token = app.namespace.token_of_pod(SERVER, "hush-server", POD).await?;
-        let token = self.file(&format!("token-sidecar-{}", app.namespace.name), &token)?;
-        let args = ["--scope", "pod", "--node", &app.node, "--pod", &app.pod(), "--token-file", &token];
-        self.seat_with(SERVER, &self.plane.url(), &args).await?.start()
+        self.controller_beside(&app.namespace, &app.node).await
+    }
+
+    /// A controller in the pod of this namespace.
+    pub async fn controller_beside(&self, namespace: &Namespace, node: &str) -> Result<Controller> {
+        let token = namespace.token_of_pod(SERVER, "hush-server", POD).await?;
+        let token = self.file(&format!("token-sidecar-{}", namespace.name), &token)?;
+        let pod = format!("{}/{POD}", namespace.name);
+        let args = ["--scope", "pod", "--node", node, "--pod", &pod, "--token-file", &token];
+        self.controller_command_with(SERVER, &self.plane.url(), &args).await?.start()
     }
 
     /// What others hold of the GPU, in quarters of a GiB.

@@ -9,7 +9,7 @@ use hush_tests::{fixtures, process};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::fixture::{AppSpec, CONTROLLER, ClusterFixture, SOON, condition, own_plane, wait_until_ready};
+use crate::fixture::{AppSpec, CONTROLLER, ClusterFixture, GovernedApp, SOON, condition, own_plane, wait_until_ready};
 
 /// `hush-controller plan` as a person runs it, with nothing but a kubeconfig.
 async fn plan(stage: &ClusterFixture<'_>, args: &[&str]) -> Result<String> {
@@ -18,6 +18,23 @@ async fn plan(stage: &ClusterFixture<'_>, args: &[&str]) -> Result<String> {
     let output = Command::new(fixtures::controller()?).arg("plan").args(args).env("KUBECONFIG", file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The plan, as JSON and as text, has one decision: to unload this app's model for lack of memory.
+async fn expect_plan_to_unload(stage: &ClusterFixture<'_>, app: &GovernedApp) -> Result<()> {
+    // The servers look at the GPU ten times a second.
+    let said = eventually("the plan names the victim", SOON, async || {
+        let plan: Value = serde_json::from_str(&plan(stage, &["--output", "json"]).await?)?;
+        Ok((plan["decisions"].as_array().map(Vec::len) == Some(1)).then_some(plan))
+    });
+    let said = said.await?;
+    let decision = &said["decisions"][0];
+    assert_eq!((&decision["server"], &decision["reason"]), (&json!(app.pod()), &json!("HardPressure")), "{said}");
+    assert_eq!(decision["policy"], json!(format!("{}/speech", app.namespace.name)));
+
+    let text = plan(stage, &[]).await?;
+    assert!(text.contains(&format!("Unload {} hush-tiny: HardPressure", app.pod())), "{text}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -32,17 +49,7 @@ async fn the_right_model_leaves_and_the_reason_is_published() -> Result<()> {
     // Before a controller acts: what it would do.
     assert!(plan(&stage, &[]).await?.contains("nothing to do"));
     stage.others_hold(10)?;
-    // The servers look at the GPU ten times a second.
-    let said = eventually("the plan names the victim", SOON, async || {
-        let plan: Value = serde_json::from_str(&plan(&stage, &["--output", "json"]).await?)?;
-        Ok((plan["decisions"].as_array().map(Vec::len) == Some(1)).then_some(plan))
-    });
-    let said = said.await?;
-    let decision = &said["decisions"][0];
-    assert_eq!((&decision["server"], &decision["reason"]), (&json!(cheap.pod()), &json!("HardPressure")), "{said}");
-    assert_eq!(decision["policy"], json!(format!("{}/speech", cheap.namespace.name)));
-    let text = plan(&stage, &[]).await?;
-    assert!(text.contains(&format!("Unload {} hush-tiny: HardPressure", cheap.pod())), "{text}");
+    expect_plan_to_unload(&stage, &cheap).await?;
     stage.others_hold(0)?;
     assert!(cheap.server.unloads_ordered().is_empty(), "a plan sends nothing");
 

@@ -57,6 +57,26 @@ fn written_by(plane: &ControlPlane, installation: &Installation) -> Result<Vec<V
     Ok(requests)
 }
 
+/// Starts the controllers of both installations at once; returns them and the index of the one that acts.
+fn start_both(installations: &[Installation; 2]) -> Result<([Controller; 2], usize)> {
+    let started = thread::scope(|scope| {
+        let begun = installations.each_ref().map(|one| scope.spawn(|| one.start()));
+        begun.map(|one| one.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
+    });
+    let [first, second] = started;
+    let (first, second) = (first?, second?);
+
+    let acting = hush_tests::wait::wait_for("one of them acts", SOON, || {
+        Ok(match (acts(&first)?, acts(&second)?) {
+            (true, true) => anyhow::bail!("both act"),
+            (false, false) => None,
+            (true, false) => Some(0),
+            (false, true) => Some(1),
+        })
+    })?;
+    Ok(([first, second], acting))
+}
+
 #[tokio::test]
 async fn of_two_installations_one_acts_and_the_other_says_so() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
@@ -69,21 +89,7 @@ async fn of_two_installations_one_acts_and_the_other_says_so() -> Result<()> {
     app.apply(&plane, returning("speech", 0))?;
     app.transcribe()?;
 
-    // Both at once, neither before the other.
-    let started = thread::scope(|scope| {
-        let begun = installations.each_ref().map(|one| scope.spawn(|| one.start()));
-        begun.map(|one| one.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
-    });
-    let [first, second] = started;
-    let (first, second) = (first?, second?);
-    let found = hush_tests::wait::wait_for("one of them acts", SOON, || {
-        Ok(match (acts(&first)?, acts(&second)?) {
-            (true, true) => anyhow::bail!("both act"),
-            (false, false) => None,
-            (true, false) => Some(0),
-            (false, true) => Some(1),
-        })
-    })?;
+    let ([first, second], found) = start_both(&installations)?;
     let (leader, waiting) = if found == 0 { (first, second) } else { (second, first) };
     let (leads, waits) = (&installations[found], &installations[1 - found]);
 

@@ -51,8 +51,8 @@ async fn never_two_act_and_nothing_is_repeated_or_lost() -> Result<()> {
     let links = [plane.link()?, plane.link()?];
     let scope = ["--scope", "cluster"];
     let seats = [
-        stage.seat(CONTROLLER, &links[0].url(), &scope).await?,
-        stage.seat(CONTROLLER, &links[1].url(), &scope).await?,
+        stage.controller_command(CONTROLLER, &links[0].url(), &scope).await?,
+        stage.controller_command(CONTROLLER, &links[1].url(), &scope).await?,
     ];
     let dear = app(&mut stage, "dear", 10).await?;
     let cheap = app(&mut stage, "cheap", 0).await?;

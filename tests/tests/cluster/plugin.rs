@@ -182,34 +182,65 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
     let controller = scene.controller("hush-controller-0").await?;
     let system = scene.stage.system.name.clone();
     wait_until_acting(&controller, true)?;
+    let namespace = app.namespace.name.clone();
     app.transcribe()?;
 
+    is_told_of_the_missing_role(&scene)?;
+    scene.bind("hush-view")?;
+    sees_with_the_view_role(&scene, &app).await?;
+    cannot_act_with_the_view_role(&scene, &app, &controller)?;
+
+    scene.bind("hush-operate")?;
+    acts_with_the_operate_role(&scene, &app, &controller).await?;
+    let paused = scene.said(&["pause", "speech", "-n", &namespace, "--for", "30m"])?;
+    assert!(paused.contains(&format!("{namespace}/speech only shows what it would do, for 30m")), "{paused}");
+
+    // Who asked, as the API server knows them; the controller has no proof of it and says so.
+    let why = app.wait_for_condition(&plane, "Ready", ("False", "Paused"))?;
+    let by = format!("asked for by system:serviceaccount:{system}:anna as the request says");
+    assert!(why.starts_with("paused until 20") && why.contains(&by), "{why}");
+    Ok(())
+}
+
+fn is_told_of_the_missing_role(scene: &PluginFixture<'_>) -> Result<()> {
     let complaint = scene.complaint(&["top"])?;
     for part in ["ask for the Role `NAME-view` of the chart", "--controller-namespace", "docs/kubectl.md"] {
         assert!(complaint.contains(part), "{part}: {complaint}");
     }
-    scene.bind("hush-view")?;
-    let state = scene.seen(&app).await?;
+    Ok(())
+}
+
+async fn sees_with_the_view_role(scene: &PluginFixture<'_>, app: &GovernedApp) -> Result<()> {
+    let system = &scene.stage.system.name;
+    let state = scene.seen(app).await?;
     assert_eq!(state["controllers"][0]["name"], format!("{system}/hush-controller-0"), "{state}");
+
     let top = scene.said(&["top"])?;
     assert!(top.contains(&app.pod()) && top.contains("1 controller, "), "{top}");
+
     let (namespace, pod) = app.pod().split_once('/').map(|(n, p)| (n.to_owned(), p.to_owned())).context("no pod")?;
-    let told = scene.said(&["explain", &pod, "-n", &namespace, "--controller-namespace", &system])?;
+    let told = scene.said(&["explain", &pod, "-n", &namespace, "--controller-namespace", system])?;
     assert!(
         told.contains(&format!("Selected by {namespace}/speech.")) && told.contains("stays: residency is Resident"),
         "{told}"
     );
 
-    // kubectl finds it by its name.
+    // kubectl finds the plugin by its name.
     let output = scene.kubectl(&["hush", "top", "--context", "test"])?;
     let (out, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains(&app.pod()), "{out}{complaint}");
+
     let complaint = plugin::complaint(&["top", "--kubeconfig", &scene.kubeconfig])?;
     assert!(complaint.contains("looking for controllers"), "another context, without a controller: {complaint}");
+    Ok(())
+}
 
-    // Who may look may not act: neither the token nor a POST.
+/// Who may look may not act: neither by the token nor by a POST.
+fn cannot_act_with_the_view_role(scene: &PluginFixture<'_>, app: &GovernedApp, controller: &Controller) -> Result<()> {
+    let system = &scene.stage.system.name;
     let complaint = scene.complaint(&["unload", &app.pod()])?;
     assert!(complaint.contains(&format!("{system}/hush-page: ask for the Role `NAME-operate`")), "{complaint}");
+
     let token = scene.stage.path("page-token").to_string_lossy().into_owned();
     let complaint = scene.complaint(&["unload", &app.pod(), "--token-file", &token])?;
     assert!(
@@ -217,31 +248,34 @@ async fn a_person_sees_and_acts_with_exactly_the_roles_for_it() -> Result<()> {
         "{complaint}"
     );
     assert!(controller.audit()?.is_empty(), "nothing came through");
+
     assert!(scene.said(&["log-level"])?.ends_with("hush-controller-0 logs info\n"));
     let complaint = scene.complaint(&["log-level", "debug", "--token-file", &token])?;
     assert!(complaint.contains("to let this user create its `pods/proxy`"), "{complaint}");
+    Ok(())
+}
 
-    scene.bind("hush-operate")?;
+async fn acts_with_the_operate_role(
+    scene: &PluginFixture<'_>,
+    app: &GovernedApp,
+    controller: &Controller,
+) -> Result<()> {
     let done = hush_tests::wait::eventually("the role is known", SOON, async || {
         let output = plugin::run(&scene.as_anna(&["unload", &app.pod()]))?;
         Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
     });
     assert!(done.await?.contains("unloaded, 3.00Gi came back"));
     app.server.wait_for_state("unloaded", SOON)?;
+
     let changed = scene.said(&["log-level", "debug", "--for", "10m"])?;
     assert!(changed.contains("hush-controller-0 logs debug until 2"), "{changed}");
+
     let audit = controller.wait_for_audit(1, SOON)?;
     assert_eq!(
         (audit.len(), &audit[0]["reason"], &audit[0]["outcome"]),
         (1, &json!("Manual"), &json!("Unloaded")),
         "{audit:?}"
     );
-    let paused = scene.said(&["pause", "speech", "-n", &namespace, "--for", "30m"])?;
-    assert!(paused.contains(&format!("{namespace}/speech only shows what it would do, for 30m")), "{paused}");
-    // Who asked, as the API server knows them; the controller has no proof of it and says so.
-    let why = app.wait_for_condition(&plane, "Ready", ("False", "Paused"))?;
-    let by = format!("asked for by system:serviceaccount:{system}:anna as the request says");
-    assert!(why.starts_with("paused until 20") && why.contains(&by), "{why}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hush_tests::cluster::{ControlPlane, Namespace, PodAt, Rights, TokenClaims};
+use hush_tests::cluster::{ControlPlane, ForgedToken, Namespace, PodAt, Rights};
 use hush_tests::wait::wait_for;
 use hush_tests::{Server, ServerOptions, fixtures, http as plain};
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -125,7 +125,7 @@ async fn only_the_controllers_token_for_servers_commands_a_server() -> Result<()
     guarded.refused("the same name in another namespace", Some(&other), 403, "forbidden")?;
     // Signed here, since the API server makes no token that expires while a test waits. The same with time left is good.
     for (expires_in_seconds, status, code) in [(600, 200, ""), (-60, 401, "invalid_token")] {
-        let claims = TokenClaims {
+        let claims = ForgedToken {
             namespace: &namespace.name,
             account: CONTROLLER,
             account_uid: &uid,

@@ -187,53 +187,72 @@ async fn each_may_do_what_it_does_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
+const POLICIES: &str = "gpumodelpolicies.gpu.hush.dev";
+const FLOORS: &str = "clustergpumodelpolicies.gpu.hush.dev";
+const READS: [&str; 3] = ["get", "list", "watch"];
+const WRITES: [&str; 5] = ["create", "update", "patch", "delete", "deletecollection"];
+/// Users, and the role that each has in a namespace.
+const PEOPLE: [(&str, &str); 3] = [("vera", "view"), ("eddie", "edit"), ("ada", "admin")];
+
+/// What `kubectl auth can-i` answers; `place` is the flag for the namespace.
+fn may(plane: &ControlPlane, user: &str, verb: &str, resource: &str, place: &[&str]) -> Result<bool> {
+    let args = ["auth", "can-i", verb, resource, "--as", user, "--quiet"];
+    Ok(plane.kubectl(&[&args[..], place].concat(), "")?.status.success())
+}
+
 /// As kubectl answers a person who asks it: who has `view`, `edit` or `admin` in a namespace has it for policies.
 #[tokio::test]
 async fn the_roles_view_edit_and_admin_of_a_namespace_cover_its_policies() -> Result<()> {
     // The roles of the whole cluster are changed.
     let Some(plane) = crate::fixture::own_plane().await? else { return Ok(()) };
     let (own, other) = (plane.namespace("people", &[]).await?, plane.namespace("elsewhere", &[]).await?);
-    let may = |user: &str, verb: &str, resource: &str, place: &[&str]| -> Result<bool> {
-        let args = ["auth", "can-i", verb, resource, "--as", user, "--quiet"];
-        Ok(plane.kubectl(&[&args[..], place].concat(), "")?.status.success())
-    };
-    let (here, elsewhere) = (["--namespace", own.name.as_str()], ["--namespace", other.name.as_str()]);
-    // What belongs to no namespace must be asked for without one.
-    let nowhere = ["--all-namespaces"];
-    let people = [("vera", "view"), ("eddie", "edit"), ("ada", "admin")];
-    for (user, role) in people {
+    for (user, role) in PEOPLE {
         let (binding, role, user) =
             (format!("{user}-{role}"), format!("--clusterrole={role}"), format!("--user={user}"));
         plane.kubectl_text(&["create", "rolebinding", &binding, &role, &user, "--namespace", &own.name], "")?;
     }
+
     let aggregate = || ["view", "edit", "admin"].iter().try_for_each(|role| plane.aggregate(role));
     aggregate()?;
-    for (user, _) in people {
-        assert!(may(user, "get", "pods", &here)?, "{user} has the role");
-        assert!(!may(user, "get", "gpumodelpolicies.gpu.hush.dev", &here)?, "not by the API server's own rules");
+    for (user, _) in PEOPLE {
+        let here = ["--namespace", own.name.as_str()];
+        assert!(may(&plane, user, "get", "pods", &here)?, "{user} has the role");
+        assert!(!may(&plane, user, "get", POLICIES, &here)?, "not by the API server's own rules");
     }
 
     plane.grant(&own, Rights::People)?;
     aggregate()?;
-    let reads = ["get", "list", "watch"];
-    let writes = ["create", "update", "patch", "delete", "deletecollection"];
-    for (user, role) in people {
-        for verb in reads.iter().chain(&writes) {
-            let expected = role != "view" || reads.contains(verb);
-            let namespaced = may(user, verb, "gpumodelpolicies.gpu.hush.dev", &here)?;
-            assert_eq!(namespaced, expected, "{user}: {verb}");
-            assert!(!may(user, verb, "gpumodelpolicies.gpu.hush.dev", &elsewhere)?, "{user}: {verb} elsewhere");
-            assert!(!may(user, verb, "clustergpumodelpolicies.gpu.hush.dev", &nowhere)?, "{user}: {verb} the floor");
+    roles_cover_policies_of_the_namespace(&plane, &own, &other)?;
+    people_use_their_roles(&plane, &own)?;
+    floors_can_be_read_and_not_changed(&plane)
+}
+
+fn roles_cover_policies_of_the_namespace(plane: &ControlPlane, own: &Namespace, other: &Namespace) -> Result<()> {
+    let (here, elsewhere) = (["--namespace", own.name.as_str()], ["--namespace", other.name.as_str()]);
+    // What belongs to no namespace must be asked for without one.
+    let nowhere = ["--all-namespaces"];
+
+    for (user, role) in PEOPLE {
+        for verb in READS.iter().chain(&WRITES) {
+            let expected = role != "view" || READS.contains(verb);
+            assert_eq!(may(plane, user, verb, POLICIES, &here)?, expected, "{user}: {verb}");
+            assert!(!may(plane, user, verb, POLICIES, &elsewhere)?, "{user}: {verb} elsewhere");
+            assert!(!may(plane, user, verb, FLOORS, &nowhere)?, "{user}: {verb} the floor");
         }
+
         for verb in ["update", "patch"] {
-            let args = ["auth", "can-i", verb, "gpumodelpolicies.gpu.hush.dev", "--subresource=status", "--as", user];
+            let args = ["auth", "can-i", verb, POLICIES, "--subresource=status", "--as", user];
             let output = plane.kubectl(&[&args[..], &["--namespace", &own.name, "--quiet"]].concat(), "")?;
             assert!(!output.status.success(), "{user}: {verb} the status, which is the controller's");
         }
     }
-    assert!(!may("nora", "get", "gpumodelpolicies.gpu.hush.dev", &here)?);
 
-    // And they do it: with `edit` a policy is made, the floor is not.
+    assert!(!may(plane, "nora", "get", POLICIES, &here)?);
+    Ok(())
+}
+
+/// With `edit` a policy can be created and a floor cannot.
+fn people_use_their_roles(plane: &ControlPlane, own: &Namespace) -> Result<()> {
     let object = |kind: &str| {
         serde_json::json!({
             "apiVersion": hush_crds::API_VERSION, "kind": kind, "metadata": {"name": "mine"},
@@ -241,25 +260,31 @@ async fn the_roles_view_edit_and_admin_of_a_namespace_cover_its_policies() -> Re
         })
         .to_string()
     };
-    let apply = |user: &str, kind: &str| {
+    let create = |user: &str, kind: &str| {
         let args = ["create", "--filename", "-", "--as", user, "--namespace", &own.name];
         plane.kubectl(&args, &object(kind))
     };
-    assert!(!apply("vera", "GpuModelPolicy")?.status.success());
-    let made = apply("eddie", "GpuModelPolicy")?;
+
+    assert!(!create("vera", "GpuModelPolicy")?.status.success());
+    let made = create("eddie", "GpuModelPolicy")?;
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    for (user, _) in people {
-        let refused = apply(user, "ClusterGpuModelPolicy")?;
+
+    for (user, _) in PEOPLE {
+        let refused = create(user, "ClusterGpuModelPolicy")?;
         assert!(String::from_utf8_lossy(&refused.stderr).contains("forbidden"), "{user}");
     }
+    Ok(())
+}
 
-    // For the whole cluster the floor can be read, and is changed by administrators of the cluster alone.
-    for (user, role) in people {
+/// With a role for the whole cluster floors can be read; only administrators of the cluster change them.
+fn floors_can_be_read_and_not_changed(plane: &ControlPlane) -> Result<()> {
+    for (user, role) in PEOPLE {
         let (binding, role, name) = (format!("{user}-all"), format!("--clusterrole={role}"), format!("--user={user}"));
         plane.kubectl_text(&["create", "clusterrolebinding", &binding, &role, &name], "")?;
-        for verb in reads.iter().chain(&writes) {
-            let floor = may(user, verb, "clustergpumodelpolicies.gpu.hush.dev", &nowhere)?;
-            assert_eq!(floor, reads.contains(verb), "{user}: {verb} the floor");
+
+        for verb in READS.iter().chain(&WRITES) {
+            let floor = may(plane, user, verb, FLOORS, &["--all-namespaces"])?;
+            assert_eq!(floor, READS.contains(verb), "{user}: {verb} the floor");
         }
     }
     Ok(())

@@ -35,6 +35,23 @@ fn reasons(app: &GovernedApp, plane: &ControlPlane) -> Result<Vec<Value>> {
     Ok(actions.into_iter().map(|action| action["reason"].clone()).collect())
 }
 
+/// A selector that matches all servers matches those of its own namespace.
+fn selects_only_its_own_namespace(plane: &ControlPlane, tenant: &GovernedApp, other: &GovernedApp) -> Result<()> {
+    let all_servers = json!({"matchLabels": {"gpu.hush.dev/server": "true"}});
+    let spec = with(policy("tenant", 0), "selector", all_servers);
+    tenant.apply(plane, with(spec, "residency", json!({"mode": "OnDemand"})))?;
+    tenant.wait_for_status(plane, "observedGeneration", 4)?;
+    tenant.wait_for_status(plane, "matched", 1)?;
+    tenant.wait_for_condition(plane, "Selecting", ("True", "Selected"))?;
+
+    tenant.transcribe()?;
+    tenant.server.wait_for_state("unloaded", SOON)?;
+    other.server.wait_for_state("ready", SOON)?;
+    assert!(other.server.unloads_ordered().is_empty());
+    assert!(other.events(plane)?.is_empty());
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
     let Some(plane) = own_plane().await? else { return Ok(()) };
@@ -78,18 +95,7 @@ async fn a_tenant_tightens_the_floor_and_never_loosens_it() -> Result<()> {
         Ok(reasons(&tenant, &plane)?.contains(&json!("OnDemand")).then_some(()))
     })?;
 
-    // A selector that matches all servers matches those of its own namespace.
-    let all_servers = json!({"matchLabels": {"gpu.hush.dev/server": "true"}});
-    let spec = with(policy("tenant", 0), "selector", all_servers);
-    tenant.apply(&plane, with(spec, "residency", json!({"mode": "OnDemand"})))?;
-    tenant.wait_for_status(&plane, "observedGeneration", 4)?;
-    tenant.wait_for_status(&plane, "matched", 1)?;
-    tenant.wait_for_condition(&plane, "Selecting", ("True", "Selected"))?;
-    tenant.transcribe()?;
-    tenant.server.wait_for_state("unloaded", SOON)?;
-    other.server.wait_for_state("ready", SOON)?;
-    assert!(other.server.unloads_ordered().is_empty());
-    assert!(other.events(&plane)?.is_empty());
+    selects_only_its_own_namespace(&plane, &tenant, &other)?;
 
     // No policy governs a pod that is gone; a pod that comes back is governed again.
     tenant.namespace.delete_pod(POD).await?;

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hush_tests::cluster::Rights;
+use hush_tests::cluster::{ControlPlane, Rights};
 use hush_tests::https::{Authority, CertificatePair};
 use hush_tests::wait::wait_for;
 use hush_tests::{Controller, http};
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    AppSpec, CONTROLLER, ClusterFixture, SERVER, SOON, own_plane, wait_until_acting, wait_until_ready,
+    AppSpec, CONTROLLER, ClusterFixture, GovernedApp, SERVER, SOON, own_plane, wait_until_acting, wait_until_ready,
 };
 
 /// Longer than server and controller take to read a file again.
@@ -94,14 +94,20 @@ async fn certificates_and_authorities_rotate_and_commands_go_on() -> Result<()> 
     // An authority that is taken away is trusted no more, also on open connections.
     replace(&ca_file, &first.certificate)?;
     controller.wait_for_metric("hush_controller_source_valid{source=\"ca\"}", 1.0, SOON)?;
+    expect_distrust(&plane, &controller, &app)
+}
+
+/// Explain and the condition of the policy say that no authority signed the server's certificate.
+fn expect_distrust(plane: &ControlPlane, controller: &Controller, app: &GovernedApp) -> Result<()> {
     let mut last = Value::Null;
     wait_for("the server is not trusted any more", SOON, || {
-        last = server_of(&controller, &pod)?;
+        last = server_of(controller, &app.pod())?;
         let failure = last["failure"].as_str().unwrap_or_default();
         Ok(failure.contains("not signed by an authority").then_some(()))
     })
     .with_context(|| last.to_string())?;
-    let why = app.wait_for_condition(&plane, "Ready", ("Unknown", "MetricsStale"))?;
+
+    let why = app.wait_for_condition(plane, "Ready", ("Unknown", "MetricsStale"))?;
     assert!(why.contains("not signed by an authority"), "{why}");
     Ok(())
 }

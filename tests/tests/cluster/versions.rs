@@ -296,7 +296,7 @@ async fn a_controller_over_earlier_definitions_waits_for_the_new_ones() -> Resul
     plane.kubectl_text(&["apply", "--filename", "-"], &policy.to_string())?;
 
     let controller = stage.controller(&["--scope", "cluster"]).await?;
-    wait_until_missing(&controller, "knows no GpuModelPolicies at `/apis/gpu.hush.dev/v1beta1/gpumodelpolicies`")?;
+    wait_until_missing(&controller, "has no GpuModelPolicies at `/apis/gpu.hush.dev/v1beta1/gpumodelpolicies`")?;
     app.transcribe()?;
     stage.others_hold(22)?;
     controller.wait_for_metric("hush_controller_skipped_models{reason=\"NotGoverned\"}", 1.0, SOON)?;

@@ -35,7 +35,7 @@ pub struct Dim3 {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-pub struct CopyExtent {
+pub struct Extent3D {
     pub width: usize,
     pub height: usize,
     pub depth: usize,
@@ -52,12 +52,12 @@ pub struct Pitched {
 #[repr(C)]
 pub struct Copy3D {
     pub source_array: Pointer,
-    pub source_position: CopyExtent,
+    pub source_position: Extent3D,
     pub source: Pitched,
     pub destination_array: Pointer,
-    pub destination_position: CopyExtent,
+    pub destination_position: Extent3D,
     pub destination: Pitched,
-    pub extent: CopyExtent,
+    pub extent: Extent3D,
     pub kind: i32,
 }
 

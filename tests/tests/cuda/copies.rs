@@ -3,10 +3,10 @@
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use hush_tests::cuda_double::{CopyKind, CudaDouble, Direction, HostMemory};
+use hush_tests::cuda_double::{CopyRoute, CudaDouble, Direction, HostMemory};
 
 use crate::api::{
-    Copy3D, CopyExtent, DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, INVALID_VALUE, NOT_READY, Pitched, Pointer,
+    Copy3D, DEVICE_TO_DEVICE, DEVICE_TO_HOST, Extent3D, HOST_TO_DEVICE, INVALID_VALUE, NOT_READY, Pitched, Pointer,
     SUCCESS, alone,
 };
 
@@ -26,12 +26,12 @@ fn parts_of_matrices_and_of_blocks_are_copied() {
         let pitched = |pointer, pitch, height| Pitched { pointer, pitch, width: pitch, height };
         let copy = Copy3D {
             source_array: none,
-            source_position: CopyExtent { width: 1, height: 1, depth: 0 },
+            source_position: Extent3D { width: 1, height: 1, depth: 0 },
             source: pitched(matrix, 6, 2),
             destination_array: none,
-            destination_position: CopyExtent::default(),
+            destination_position: Extent3D::default(),
             destination: pitched(packed, 3, 1),
-            extent: CopyExtent { width: 3, height: 1, depth: 2 },
+            extent: Extent3D { width: 3, height: 1, depth: 2 },
             kind: DEVICE_TO_DEVICE,
         };
         assert_eq!(api.cudaMemcpy3DAsync(&copy, none), SUCCESS);
@@ -84,7 +84,7 @@ fn copies_take_as_long_as_the_script_says_and_only_those_of_pageable_memory_keep
     });
     let Some(cuda) = cuda else { return };
     let copies = cuda.logs().unwrap().pop().unwrap().counters().copies;
-    let copy = |direction, host| CopyKind { direction, host, synchronous: false };
+    let copy = |direction, host| CopyRoute { direction, host, synchronous: false };
     let pinned = copies[&copy(Direction::HostToDevice, HostMemory::Pinned)];
     let pageable = copies[&copy(Direction::DeviceToHost, HostMemory::Pageable)];
     assert_eq!((pinned.count, pinned.bytes, pageable.count), (1, BYTES as u64, 1));

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::ptr;
 
 use hush_nvml::ScriptedProcess;
-use hush_tests::cuda_double::{CallCount, CopyKind, CudaDouble, Direction, HostMemory};
+use hush_tests::cuda_double::{CallCount, CopyRoute, CudaDouble, Direction, HostMemory};
 use hush_tests::gpus::{GIB, SOON, of_both, of_gpu};
 use hush_tests::process;
 use hush_tests::wait::wait_for;
@@ -73,7 +73,7 @@ fn registered_memory_is_pinned_and_a_reset_gives_everything_back() {
     });
     let Some(cuda) = cuda else { return };
     let copies = cuda.logs().unwrap().pop().unwrap().after_marks("copy").pop().unwrap().copies;
-    let pinned = CopyKind { direction: Direction::HostToDevice, host: HostMemory::Pinned, synchronous: false };
+    let pinned = CopyRoute { direction: Direction::HostToDevice, host: HostMemory::Pinned, synchronous: false };
     assert_eq!(copies.into_iter().collect::<Vec<_>>(), [(pinned, CallCount { count: 1, bytes: 4096 })]);
 }
 

@@ -21,17 +21,17 @@ values of the server are, for messages. */}}
 {{- toJson $enabled }}
 {{- end }}
 
-{{/* What selects the pods of one server: (dict "root" $ "server" SERVER). */}}
+{{/* What selects the pods of one server or app: (dict "root" $ "server" SERVER "component" "server"). */}}
 {{- define "hush.server.selectorLabels" -}}
-{{ include "hush.selectorLabels" (list .root "server") }}
+{{ include "hush.selectorLabels" (list .root (.component | default "server")) }}
 gpu.hush.dev/name: {{ .server.name | quote }}
 {{- end }}
 
-{{/* Name, namespace and labels of an object of one server, indented by two. */}}
+{{/* Name, namespace and labels of an object of one server or app, indented by two. */}}
 {{- define "hush.server.metadata" -}}
 name: {{ .server.fullname }}
 namespace: {{ include "hush.namespace" .root }}
-labels: {{- include "hush.labels" (list .root "server") | nindent 2 }}
+labels: {{- include "hush.labels" (list .root (.component | default "server")) | nindent 2 }}
   gpu.hush.dev/name: {{ .server.name | quote }}
   {{- with .labels }}
   {{- toYaml . | nindent 2 }}
@@ -45,7 +45,7 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- .server.values.serviceAccount.name | default (include "hush.serverName" .root) }}
 {{- end }}
 
-{{/* The accounts that may use the admin API, as JSON. A sidecar has the account of its server. */}}
+{{/* The accounts that may use the admin API, as JSON. A controller beside a server or an app has the account of its pod. */}}
 {{- define "hush.server.accounts" -}}
 {{- $accounts := .server.values.admin.accounts | default list }}
 {{- $names := include "hush.controllerAccounts" .root | fromJsonArray }}

@@ -46,10 +46,10 @@ impl Learners {
     pub fn observe(&mut self, now: Timestamp, world: &World) {
         let mut reporting = 0;
         for model in &world.models {
-            let Some(arrivals) = &model.arrivals else { continue };
+            let Some(arrivals) = &model.sample.arrivals else { continue };
             reporting += 1;
             let at = sampled_at(now, model.sample_age);
-            let price = break_even(model.reload);
+            let price = break_even(model.sample.reload);
             match self.0.get_mut(&model.key) {
                 Some(tracked) => tracked.learn(arrivals, price, at),
                 None => {
@@ -77,7 +77,7 @@ impl Learners {
 
     /// The choice for the model as of its last gap; one break-even for a model that is not tracked.
     pub fn choose(&self, model: &ObservedModel) -> ResidencyChoice {
-        let break_even = break_even(model.reload);
+        let break_even = break_even(model.sample.reload);
         self.0
             .get(&model.key)
             .map_or_else(|| ResidencyChoice::one_break_even(break_even), |tracked| tracked.learner.choose(break_even))
@@ -87,7 +87,7 @@ impl Learners {
     pub fn keep(&self, now: Timestamp, model: &ObservedModel) -> (Duration, KeepReason) {
         let choice = self.choose(model);
         let rest_of_window = self.expected_within(now, model, &choice);
-        let keep = rest_of_window.map_or(choice.keep, |rest| choice.keep.max(model.idle.saturating_add(rest)));
+        let keep = rest_of_window.map_or(choice.keep, |rest| choice.keep.max(model.sample.idle.saturating_add(rest)));
         (keep, choice.why)
     }
 

@@ -16,7 +16,7 @@ pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>) {
                 continue;
             }
 
-            let vram_bytes = entry.model.vram_bytes;
+            let vram_bytes = entry.model.sample.vram_bytes;
             if step.decided[index] {
                 // The budget of another policy has unloaded the model.
                 held = held.saturating_sub(vram_bytes);

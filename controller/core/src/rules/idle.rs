@@ -47,16 +47,17 @@ fn why_not(
     let after = timeout.as_commanded();
 
     if model.is_busy() {
-        Some((SkipReason::Busy, format!("{} in flight, {} queued", model.inflight, model.queued)))
-    } else if model.idle < after {
+        Some((SkipReason::Busy, format!("{} in flight, {} queued", model.sample.inflight, model.sample.queued)))
+    } else if model.sample.idle < after {
         let why = timeout.why.map(|why| format!(": {}", why.description())).unwrap_or_default();
-        let detail = format!("{} of {}{why}", format_duration(model.idle), format_duration(after));
+        let detail = format!("{} of {}{why}", format_duration(model.sample.idle), format_duration(after));
         Some((SkipReason::NotIdle, detail))
     } else if entry.used {
         Some((SkipReason::AwaitingFreshSample, "decided on this sample already".to_owned()))
     } else if !entry.is_old_enough() {
         let min_resident = rules.min_resident().value;
-        let detail = format!("loaded for {} of {}", format_duration(model.loaded_for), format_duration(min_resident));
+        let detail =
+            format!("loaded for {} of {}", format_duration(model.sample.loaded_for), format_duration(min_resident));
         Some((SkipReason::MinResident, detail))
     } else if step.is_protected(index) {
         Some((SkipReason::MinLoaded, format!("{} must stay", rules.min_loaded().value)))

@@ -16,7 +16,7 @@ pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>) {
     // What the waiting models before this one will take.
     let mut promised: u64 = 0;
     for index in waiting {
-        let wanted = promised.saturating_add(step.entry(index).model.demand_bytes);
+        let wanted = promised.saturating_add(step.entry(index).model.sample.demand_bytes);
         if !gpu.fresh {
             let (reason, detail) = gpu.why_unknown();
             step.skip(index, reason, detail);
@@ -35,7 +35,7 @@ pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>) {
 }
 
 fn is_waiting(entry: &ModelEntry<'_>) -> bool {
-    entry.model.state == ResidencyState::WaitingForMemory && entry.fresh && !entry.pending
+    entry.model.sample.state == ResidencyState::WaitingForMemory && entry.fresh && !entry.pending
 }
 
 /// Whether `wanted` bytes can be reached; if not, nothing is decided.
@@ -63,7 +63,7 @@ fn make_room<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>, waiting: 
         } else if entry.leaves_last && !is_bounded {
             held_back.push((index, SkipReason::NotNeeded));
         } else {
-            expected = expected.saturating_add(entry.model.vram_bytes);
+            expected = expected.saturating_add(entry.model.sample.vram_bytes);
             step.count_as_gone(index);
             victims.push(index);
         }

@@ -270,7 +270,7 @@ fn candidate(
 
     Some(EvictionCandidate {
         index,
-        vram_bytes: entry.model.vram_bytes,
+        vram_bytes: entry.model.sample.vram_bytes,
         target_bytes: signal.target_bytes,
         cluster_target_bytes: cluster_signal.filter(acts).map(|signal| signal.target_bytes),
         busy: entry.model.is_busy(),

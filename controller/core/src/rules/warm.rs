@@ -21,7 +21,7 @@ pub fn apply<'a>(step: &mut StepContext<'a>, gpu: &mut GpuContext<'a>) {
     let mut available = gpu.available;
     for WantedLoad { index, reason, policy } in wanted {
         let entry = step.entry(index);
-        let vram_bytes = entry.model.vram_bytes;
+        let vram_bytes = entry.model.sample.vram_bytes;
         let LoadLimits { highest_threshold, pressed } = load_limits(step, gpu, index);
         let fits = available >= vram_bytes && available - vram_bytes >= highest_threshold;
 
@@ -56,7 +56,7 @@ fn wanted_loads(step: &mut StepContext<'_>, gpu: &GpuContext<'_>) -> Vec<WantedL
     let mut wanted = Vec::new();
     for &index in &gpu.ranked {
         let entry = step.entry(index);
-        if entry.model.state != ResidencyState::Unloaded || !entry.fresh || entry.pending {
+        if entry.model.sample.state != ResidencyState::Unloaded || !entry.fresh || entry.pending {
             continue;
         }
 

@@ -54,7 +54,7 @@ proptest! {
         for decision in plan(&world, &policies).decisions {
             let model = find(&world, &decision.key());
             prop_assert!(model.sample_age <= STALE_AFTER, "{:?}", decision);
-            let gpu = world.gpus.iter().find(|gpu| Some(&gpu.uuid) == model.gpu.as_ref());
+            let gpu = world.gpus.iter().find(|gpu| Some(&gpu.uuid) == model.sample.gpu.as_ref());
             let rests_on_the_gpu = !matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand);
             if let (Some(gpu), true) = (gpu, rests_on_the_gpu) {
                 prop_assert!(gpu.sample_age <= STALE_AFTER, "{:?}", decision);
@@ -68,17 +68,17 @@ proptest! {
             let model = find(&world, &decision.key());
             match decision.action {
                 Action::Unload => {
-                    prop_assert_eq!(model.state, ResidencyState::Ready);
+                    prop_assert_eq!(model.sample.state, ResidencyState::Ready);
                     prop_assert!(!model.is_busy() || decision.reason == DecisionReason::HardPressure, "{:?}", decision);
 
                     // The command carries the conditions on which it was decided.
-                    prop_assert_eq!(decision.if_generation, Some(model.generation));
+                    prop_assert_eq!(decision.if_generation, Some(model.sample.generation));
                     if decision.reason != DecisionReason::HardPressure {
                         let asked = decision.if_idle_seconds.unwrap();
-                        prop_assert!(model.idle.as_secs() >= asked, "{:?}", decision);
+                        prop_assert!(model.sample.idle.as_secs() >= asked, "{:?}", decision);
                     }
                 }
-                Action::Load => prop_assert_eq!(model.state, ResidencyState::Unloaded),
+                Action::Load => prop_assert_eq!(model.sample.state, ResidencyState::Unloaded),
             }
         }
     }
@@ -93,7 +93,7 @@ proptest! {
             // A cluster policy that leaves the field out bounds the others by the default, which is zero.
             let asked = selecting.filter_map(|policy| policy.asks.min_resident.or(policy.is_cluster().then_some(Duration::ZERO)));
             let stays = asked.min().unwrap_or_default();
-            prop_assert!(model.loaded_for >= stays || decision.reason == DecisionReason::HardPressure, "{:?}", decision);
+            prop_assert!(model.sample.loaded_for >= stays || decision.reason == DecisionReason::HardPressure, "{:?}", decision);
         }
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hush_core::{
-    GpuId, Labels, MemoryAmount, ModelKey, ModelPolicy, ObservedGpu, ObservedModel, PolicyKey, PolicyResidency,
-    PolicySpec, ResidencyState, Selector, ServerName, WarmWindow, World,
+    GpuId, Labels, MemoryAmount, ModelKey, ModelPolicy, ModelSample, ObservedGpu, ObservedModel, PolicyKey,
+    PolicyResidency, PolicySpec, ResidencyState, Selector, ServerName, WarmWindow, World,
 };
 use jiff::Timestamp;
 use proptest::collection::vec;
@@ -47,21 +47,25 @@ pub fn gpu(uuid: &str, available_bytes: u64) -> ObservedGpu {
 pub fn model(name: &str, gpu: &str) -> ObservedModel {
     ObservedModel {
         key: ModelKey { server: ServerName(format!("a/{name}")), model: "turbo".to_owned() },
-        gpu: Some(GpuId::from(gpu)),
+        app: "whisper".to_owned(),
         labels: labels("whisper"),
-        state: ResidencyState::Ready,
-        idle: Duration::from_secs(60),
-        idle_since: None,
-        inflight: 0,
-        queued: 0,
-        vram_bytes: 2 * GIB,
-        generation: 1,
-        loaded_for: Duration::from_secs(3600),
-        reload: Duration::from_secs(1),
-        demand_bytes: 0,
+        sample: ModelSample {
+            gpu: Some(GpuId::from(gpu)),
+            state: ResidencyState::Ready,
+            idle: Duration::from_secs(60),
+            idle_since: None,
+            inflight: 0,
+            queued: 0,
+            vram_bytes: 2 * GIB,
+            generation: 1,
+            loaded_for: Duration::from_secs(3600),
+            reload: Duration::from_secs(1),
+            demand_bytes: 0,
+            hold: Duration::ZERO,
+            arrivals: None,
+        },
         sample_age: Duration::ZERO,
         back_off: false,
-        arrivals: None,
     }
 }
 
@@ -155,16 +159,22 @@ prop_compose! {
         state in states(), on in 0..3_u8, vip in any::<bool>(), idle in seconds(1000), inflight in 0..2_u64,
         vram in 0..6_u64, loaded_for in seconds(300), reload in 0..5000_u64, demand in 0..12_u64, age in 0..20_u64,
     ) -> ObservedModel {
-        ObservedModel {
+        let name = format!("w{name}");
+        let sample = ModelSample {
             gpu: [None, Some(GpuId::from("GPU-a")), Some(GpuId::from("GPU-b"))][usize::from(on)].clone(),
-            labels: labels(if vip { "vip" } else { "whisper" }),
             state, idle, inflight,
             vram_bytes: vram * GIB,
             loaded_for,
             reload: Duration::from_millis(reload),
             demand_bytes: if state == ResidencyState::WaitingForMemory { demand * GIB } else { 0 },
+            ..model(&name, "").sample
+        };
+
+        ObservedModel {
+            labels: labels(if vip { "vip" } else { "whisper" }),
+            sample,
             sample_age: Duration::from_secs(age),
-            ..model(&format!("w{name}"), "")
+            ..model(&name, "")
         }
     }
 }

@@ -88,7 +88,7 @@ struct TokenState {
 
 #[derive(Debug, thiserror::Error)]
 enum TokenRequestError {
-    #[error("the API server gave none within {REQUEST_TIMEOUT:?}")]
+    #[error("the API server returned none within {REQUEST_TIMEOUT:?}")]
     Timeout,
     #[error(
         "the API server does not let this controller make tokens of the service account {0}: it needs the right to \

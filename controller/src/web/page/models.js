@@ -33,7 +33,7 @@ export class ModelList {
         onclick: () => this.#act(kind, this.#models.find((other) => key(other) === key(model))) }, text);
     return make('article', { class: 'card model', 'aria-label': `Model ${model.model} of ${model.server}` },
       make('div', { class: 'model-head' },
-        make('div', {}, make('h3', {}, model.model), make('p', { class: 'hint' }, model.server)),
+        make('div', {}, make('h3', {}, model.model), make('p', { class: 'hint' }, model.server), make('p', { class: 'hint', 'data-part': 'app' })),
         make('p', { class: 'state' }, make('span', { class: 'dot', 'aria-hidden': 'true' }), make('span', { 'data-part': 'state' }))),
       make('progress', { max: 1, 'data-part': 'left', 'aria-label': 'Time until it leaves' }),
       make('p', { 'data-part': 'clock', class: 'clock' }),
@@ -45,6 +45,7 @@ export class ModelList {
   #update(element, model) {
     const part = (name) => element.querySelector(`[data-part=${name}]`);
     element.dataset.state = tone(model);
+    write(part('app'), model.app);
     write(part('state'), stateOf(model));
     write(part('rules'), rulesOf(model));
     keep(part('why'), reasons(model), ({ reason }) => reason, () => make('li'), (item, { text }) => write(item, text));

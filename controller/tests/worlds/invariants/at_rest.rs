@@ -20,7 +20,7 @@ pub fn at_the_end(now: u64, world_sim: &WorldSim, tracker: &InvariantTracker) ->
 
         let device = &world_sim.devices[model.spec.device];
         let lacks_memory = model.state() == ResidencyState::WaitingForMemory
-            && model.sample(now, device).demand_bytes > device.available_bytes();
+            && model.sample(now, device).sample.demand_bytes > device.available_bytes();
         let is_served = now - model.served_at < REST_MS / 2;
         ensure(waiting == 0 || lacks_memory || is_served || tracker.left_under_hard_pressure(index), || {
             format!("{waiting} wait for nothing: {:?} {}", model.state(), model.spec.key)

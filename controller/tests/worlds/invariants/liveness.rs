@@ -26,7 +26,7 @@ pub fn check(
             continue;
         }
 
-        match model_here.model.state {
+        match model_here.model.sample.state {
             ResidencyState::Ready if !liveness.is_protected(known, expected) => {
                 liveness.check_idle(model_here, expected)?;
                 liveness.check_hard(known, model_here, expected)?;
@@ -66,9 +66,12 @@ impl LivenessCheck<'_> {
 
     fn check_idle(&self, known: &KnownModel<'_>, expected: &ExpectedRules) -> Result<(), Violation> {
         let Some(timeout) = expected.idle_timeout else { return Ok(()) };
-        let due =
-            !known.model.is_busy() && known.model.idle >= timeout && known.model.loaded_for >= expected.min_resident;
-        ensure(!due, || format!("idle for {:?} of {timeout:?}, and stays: {}", known.model.idle, known.model.key))
+        let due = !known.model.is_busy()
+            && known.model.sample.idle >= timeout
+            && known.model.sample.loaded_for >= expected.min_resident;
+        ensure(!due, || {
+            format!("idle for {:?} of {timeout:?}, and stays: {}", known.model.sample.idle, known.model.key)
+        })
     }
 
     /// The memory in bytes that is available on the GPU once this plan is carried out; `None`: the GPU cannot be acted on.
@@ -77,7 +80,7 @@ impl LivenessCheck<'_> {
 
         // A model that a decision named and that has not been sampled since may still leave, or has left.
         let named = |other: &&KnownModel<'_>| {
-            let here = other.model.gpu == known.model.gpu && other.fresh && other.model.is_ready();
+            let here = other.model.sample.gpu == known.model.sample.gpu && other.fresh && other.model.is_ready();
             here && self.tracker.may_spare(self.context, other)
         };
 
@@ -85,8 +88,8 @@ impl LivenessCheck<'_> {
             return None;
         }
 
-        let leave = all.iter().filter(|other| other.model.gpu == known.model.gpu && other.leaves());
-        Some(gpu.available_bytes() + leave.map(|other| other.model.vram_bytes).sum::<u64>())
+        let leave = all.iter().filter(|other| other.model.sample.gpu == known.model.sample.gpu && other.leaves());
+        Some(gpu.available_bytes() + leave.map(|other| other.model.sample.vram_bytes).sum::<u64>())
     }
 
     /// The highest target of a model that leaves: a model with a lower target may have been spared because of it.
@@ -95,7 +98,7 @@ impl LivenessCheck<'_> {
         known: &KnownModel<'_>,
         target: fn(&ExpectedRules) -> Option<u64>,
     ) -> Option<u64> {
-        let victims = all.iter().filter(|other| other.model.gpu == known.model.gpu && other.leaves());
+        let victims = all.iter().filter(|other| other.model.sample.gpu == known.model.sample.gpu && other.leaves());
         victims.filter_map(|victim| victim.expected.as_ref().and_then(target)).max()
     }
 
@@ -132,7 +135,7 @@ impl LivenessCheck<'_> {
 
         // Hard pressure comes first; the next sample shows what is left to do for soft pressure.
         let hard = known.gpu.zip(expected.hard_target()).is_some_and(|(gpu, target)| gpu.available_bytes() < target);
-        let free = known.model.is_busy() || known.model.loaded_for < expected.min_resident;
+        let free = known.model.is_busy() || known.model.sample.loaded_for < expected.min_resident;
         if !grace_is_over
             || hard
             || free
@@ -151,7 +154,7 @@ impl LivenessCheck<'_> {
     ) -> Result<(), Violation> {
         if self.available_on_gpu(all, known).is_none()
             || known.model.is_busy()
-            || known.model.loaded_for < expected.min_resident
+            || known.model.sample.loaded_for < expected.min_resident
         {
             return Ok(());
         }
@@ -160,16 +163,16 @@ impl LivenessCheck<'_> {
             let budget = self.context.scenario.policies[policy].asks.budget;
             let Some(budget) = budget.and_then(|budget| budget.bytes(total)) else { continue };
             let holds = |other: &&KnownModel<'_>| {
-                other.model.gpu == known.model.gpu
+                other.model.sample.gpu == known.model.sample.gpu
                     && matches!(
-                        other.model.state,
+                        other.model.sample.state,
                         ResidencyState::Ready | ResidencyState::Loading | ResidencyState::Draining
                     )
                     && !other.leaves()
                     && other.expected.as_ref().is_some_and(|expected| expected.policies.contains(&policy))
             };
 
-            let held: u64 = all.iter().filter(holds).map(|other| other.model.vram_bytes).sum();
+            let held: u64 = all.iter().filter(holds).map(|other| other.model.sample.vram_bytes).sum();
             ensure(held <= budget, || format!("over budget, {held} of {budget}: {}", known.model.key))?;
         }
 
@@ -183,7 +186,7 @@ impl LivenessCheck<'_> {
         expected: &ExpectedRules,
     ) -> Result<(), Violation> {
         let Some(available) = self.available_on_gpu(all, known) else { return Ok(()) };
-        let here = |other: &&KnownModel<'_>| other.model.gpu == known.model.gpu;
+        let here = |other: &&KnownModel<'_>| other.model.sample.gpu == known.model.sample.gpu;
 
         // A priority that no cluster policy bounds takes nothing from models of other namespaces that one does bound.
         let is_bounded_apart = |other: &KnownModel<'_>, rules: &ExpectedRules| {
@@ -191,8 +194,11 @@ impl LivenessCheck<'_> {
             apart && rules.cluster.is_some() && expected.cluster.is_none()
         };
 
-        let waiting =
-            all.iter().filter(here).filter(|other| other.model.state == ResidencyState::WaitingForMemory).count();
+        let waiting = all
+            .iter()
+            .filter(here)
+            .filter(|other| other.model.sample.state == ResidencyState::WaitingForMemory)
+            .count();
         let could_leave = |other: &&KnownModel<'_>| {
             let Some(rules) = &other.expected else { return false };
             other.fresh
@@ -200,14 +206,15 @@ impl LivenessCheck<'_> {
                 && other.model.is_ready()
                 && !other.leaves()
                 && !other.model.is_busy()
-                && other.model.loaded_for >= rules.min_resident
+                && other.model.sample.loaded_for >= rules.min_resident
                 && rules.priority < expected.priority
                 && !self.is_protected(all, rules)
                 && !is_bounded_apart(other, rules)
         };
 
-        let could_free: u64 = all.iter().filter(here).filter(could_leave).map(|other| other.model.vram_bytes).sum();
-        let demand = known.model.demand_bytes;
+        let could_free: u64 =
+            all.iter().filter(here).filter(could_leave).map(|other| other.model.sample.vram_bytes).sum();
+        let demand = known.model.sample.demand_bytes;
         let left_alone = waiting == 1 && available < demand && available + could_free >= demand;
 
         // With a minimum of models to keep, less can be freed than the sum.
@@ -227,16 +234,17 @@ impl LivenessCheck<'_> {
             return Ok(());
         }
 
-        let here = |other: &&KnownModel<'_>| other.model.gpu == known.model.gpu;
-        let alone = all.iter().filter(here).filter(|other| other.model.state == ResidencyState::Unloaded).count() == 1;
+        let here = |other: &&KnownModel<'_>| other.model.sample.gpu == known.model.sample.gpu;
+        let alone =
+            all.iter().filter(here).filter(|other| other.model.sample.state == ResidencyState::Unloaded).count() == 1;
 
-        let report = self.context.plan.gpus.iter().find(|gpu| Some(&gpu.uuid) == known.model.gpu.as_ref());
+        let report = self.context.plan.gpus.iter().find(|gpu| Some(&gpu.uuid) == known.model.sample.gpu.as_ref());
         let free = report.is_some_and(|gpu| gpu.pressure == PressureLevel::None);
         let limits = all.iter().filter(here).filter_map(|other| other.expected.as_ref());
         let limit = limits.flat_map(|rules| [rules.hard_below, rules.soft_below]).flatten().max().unwrap_or(0);
 
         let available = known.gpu.map_or(0, hush_core::ObservedGpu::available_bytes);
-        let fits = available.checked_sub(known.model.vram_bytes).is_some_and(|left| left >= limit);
+        let fits = available.checked_sub(known.model.sample.vram_bytes).is_some_and(|left| left >= limit);
         let budgets = self.context.scenario.policies.iter().any(|policy| policy.asks.budget.is_some());
         ensure(!(alone && free && fits && !budgets), || format!("cold in its window: {}", known.model.key))
     }

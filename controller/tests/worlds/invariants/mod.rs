@@ -68,7 +68,7 @@ impl DecisionContext<'_> {
     }
 
     fn known_model<'a>(&'a self, model: &'a ObservedModel, keys: &[&hush_core::ModelKey]) -> KnownModel<'a> {
-        let gpu = self.world.gpus.iter().find(|gpu| Some(&gpu.uuid) == model.gpu.as_ref());
+        let gpu = self.world.gpus.iter().find(|gpu| Some(&gpu.uuid) == model.sample.gpu.as_ref());
         let names_model = |decision: &&Decision| {
             !decision.dry_run && decision.server == model.key.server && decision.model == model.key.model
         };

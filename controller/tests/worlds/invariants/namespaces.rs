@@ -59,7 +59,7 @@ fn others_are_not_enough(context: &DecisionContext<'_>, known: &KnownModel<'_>, 
     let (Some(decision), Some(expected), Some(gpu)) = (known.decision, &known.expected, known.gpu) else {
         return false;
     };
-    let others = gpu.available_bytes() + freed_bytes(context, decision) - known.model.vram_bytes;
+    let others = gpu.available_bytes() + freed_bytes(context, decision) - known.model.sample.vram_bytes;
     match decision.reason {
         DecisionReason::IdleTimeout | DecisionReason::OnDemand => true,
         DecisionReason::HardPressure => expected.hard_target().is_some_and(|target| others < target),
@@ -69,8 +69,8 @@ fn others_are_not_enough(context: &DecisionContext<'_>, known: &KnownModel<'_>, 
         DecisionReason::MakeRoom => all.iter().any(|waiting| {
             let has_cluster_policy = waiting.expected.as_ref().is_some_and(|rules| rules.cluster.is_some());
             has_cluster_policy
-                && waiting.model.state == ResidencyState::WaitingForMemory
-                && waiting.model.gpu == known.model.gpu
+                && waiting.model.sample.state == ResidencyState::WaitingForMemory
+                && waiting.model.sample.gpu == known.model.sample.gpu
         }),
         _ => false,
     }

@@ -24,7 +24,7 @@ pub fn check(
         check_once(tracker, context, known, decision)?;
         match decision.action {
             Action::Load => {
-                ensure(known.model.state == ResidencyState::Unloaded, || format!("not unloaded: {decision:?}"))?
+                ensure(known.model.sample.state == ResidencyState::Unloaded, || format!("not unloaded: {decision:?}"))?
             }
             Action::Unload => check_unload(tracker, context, known, all)?,
         }
@@ -105,14 +105,16 @@ fn check_unload(
 ) -> Result<(), Violation> {
     let (Some(decision), Some(expected)) = (known.decision, &known.expected) else { return Ok(()) };
     let (model, hard) = (known.model, decision.reason == DecisionReason::HardPressure);
-    ensure(model.state == ResidencyState::Ready, || format!("not ready: {decision:?}"))?;
-    ensure(decision.if_generation == Some(model.generation), || format!("another generation: {decision:?}"))?;
+    ensure(model.sample.state == ResidencyState::Ready, || format!("not ready: {decision:?}"))?;
+    ensure(decision.if_generation == Some(model.sample.generation), || format!("another generation: {decision:?}"))?;
     ensure(hard || !model.is_busy(), || format!("busy: {decision:?}"))?;
-    ensure(hard || model.loaded_for >= expected.min_resident, || format!("too young: {decision:?}"))?;
+    ensure(hard || model.sample.loaded_for >= expected.min_resident, || format!("too young: {decision:?}"))?;
     let asked = decision.if_idle_seconds.map(Duration::from_secs);
 
     // The server checks the same condition again.
-    ensure(hard || asked.is_some_and(|asked| model.idle >= asked), || format!("without its condition: {decision:?}"))?;
+    ensure(hard || asked.is_some_and(|asked| model.sample.idle >= asked), || {
+        format!("without its condition: {decision:?}")
+    })?;
 
     let evicted = !matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand);
     let hold = evicted.then_some(expected.hold.as_secs());
@@ -121,7 +123,8 @@ fn check_unload(
     match decision.reason {
         DecisionReason::IdleTimeout if expected.mode == PolicyResidency::Adaptive => Ok(()),
         DecisionReason::IdleTimeout | DecisionReason::OnDemand => {
-            let right = expected.idle_timeout.is_some_and(|timeout| model.idle >= timeout && asked == Some(timeout));
+            let right =
+                expected.idle_timeout.is_some_and(|timeout| model.sample.idle >= timeout && asked == Some(timeout));
             ensure(right, || format!("not idle for {:?}: {decision:?}", expected.idle_timeout))
         }
         DecisionReason::HardPressure => {
@@ -134,8 +137,8 @@ fn check_unload(
         }
         DecisionReason::MakeRoom => {
             let lower = |other: &&KnownModel<'_>| {
-                other.model.gpu == model.gpu
-                    && other.model.state == ResidencyState::WaitingForMemory
+                other.model.sample.gpu == model.sample.gpu
+                    && other.model.sample.state == ResidencyState::WaitingForMemory
                     && other.expected.as_ref().is_some_and(|waiting| waiting.priority > expected.priority)
             };
 
@@ -188,12 +191,12 @@ type TargetOf = fn(&ExpectedRules) -> Option<u64>;
 
 /// Every model that leaves under pressure is needed: without any one of them a target would not be met.
 fn check_needed(gpu: &ObservedGpu, known: &[KnownModel<'_>]) -> Result<(), Violation> {
-    let here = |known: &&KnownModel<'_>| known.model.gpu.as_ref() == Some(&gpu.uuid) && known.leaves();
+    let here = |known: &&KnownModel<'_>| known.model.sample.gpu.as_ref() == Some(&gpu.uuid) && known.leaves();
     let here: Vec<&KnownModel<'_>> = known.iter().filter(here).collect();
     let leaving_for = |reasons: &[DecisionReason]| -> Vec<&KnownModel<'_>> {
         here.iter().copied().filter(|k| k.decision.is_some_and(|d| reasons.contains(&d.reason))).collect()
     };
-    let sum = |models: &[&KnownModel<'_>]| models.iter().map(|known| known.model.vram_bytes).sum::<u64>();
+    let sum = |models: &[&KnownModel<'_>]| models.iter().map(|known| known.model.sample.vram_bytes).sum::<u64>();
     let mut before = gpu.available_bytes()
         + sum(&leaving_for(&[DecisionReason::OverBudget, DecisionReason::IdleTimeout, DecisionReason::OnDemand]));
 
@@ -205,7 +208,7 @@ fn check_needed(gpu: &ObservedGpu, known: &[KnownModel<'_>]) -> Result<(), Viola
         let victims = leaving_for(&[reason]);
         let highest = victims.iter().filter_map(|known| known.expected.as_ref().and_then(target)).max();
         for victim in &victims {
-            let without = before + sum(&victims) - victim.model.vram_bytes;
+            let without = before + sum(&victims) - victim.model.sample.vram_bytes;
             ensure(highest.is_some_and(|highest| without < highest), || {
                 format!("not needed, {without} of {highest:?} without it: {:?}", victim.decision)
             })?;

@@ -70,7 +70,7 @@ impl fmt::Display for ApiServer {
     }
 }
 
-/// Why a review gave no verdict.
+/// Why the API server did not review a token.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReviewError {
     #[error("connecting to it failed: {0}")]
@@ -91,14 +91,14 @@ pub(super) enum ReviewError {
     Status(StatusCode),
     #[error("its answer broke off: {0}")]
     Body(#[source] axum::Error),
-    #[error("its answer is no TokenReview: {0}")]
+    #[error("its answer is not a TokenReview: {0}")]
     Answer(#[from] serde_json::Error),
 }
 
 /// Why a file with a credential of this server cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum CredentialFileError {
-    #[error("it is no PEM: {0}")]
+    #[error("it is not in the PEM format: {0}")]
     Pem(#[source] pem::Error),
     #[error("a certificate in it cannot be used: {0}")]
     Certificate(#[source] rustls::Error),

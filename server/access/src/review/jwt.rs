@@ -1,5 +1,5 @@
 //! Reads the claims of a bearer token before it is verified. They only decide that a token is not worth a review: text
-//! that is no JSON Web Token, and a token that was not made for this server, are refused without one.
+//! that is not a JSON Web Token, and a token that was not made for this server, are refused without one.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 const AUDIENCES_MAX: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the token is no JSON Web Token, and those of service accounts are")]
+#[error("the token is not a JSON Web Token, as tokens of service accounts are")]
 pub(super) struct NotAJwt;
 
 #[derive(Deserialize)]

@@ -101,6 +101,6 @@ pub async fn unload<F: RunnerFactory>(
         residual_bytes: report.memory.map(|memory| memory.residual_bytes),
         drain_seconds: report.drain.as_secs_f64(),
         exit_seconds: report.exit.as_secs_f64(),
-        verify_seconds: report.memory.map(|_| report.settle.as_secs_f64()),
+        verify_seconds: report.memory.map(|_| report.reclaim.as_secs_f64()),
     }))
 }

@@ -17,7 +17,7 @@ use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
 use hush_contract::admin::{AdminErrorBody, ModelList};
-use hush_listener::{ListenerRefusal, ShapeErrors, shape_errors};
+use hush_listener::{FormatErrors, ListenerRefusal, format_errors};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -66,9 +66,9 @@ impl<F: RunnerFactory> AdminState<F> {
         }
     }
 
-    /// The same, with every authorised request noted in `presence`.
+    /// The same, recording each authorised request in `presence`.
     #[must_use]
-    pub fn noting(self, presence: ControllerPresence) -> Self {
+    pub fn with_controller_presence(self, presence: ControllerPresence) -> Self {
         Self { presence, ..self }
     }
 
@@ -80,7 +80,7 @@ impl<F: RunnerFactory> AdminState<F> {
 }
 
 /// The body of errors that no handler writes.
-pub fn error_shape(refusal: &ListenerRefusal<'_>) -> String {
+pub fn error_body(refusal: &ListenerRefusal<'_>) -> String {
     let (code, message) = (refusal.code.to_owned(), refusal.message.to_owned());
 
     serde_json::to_string(&AdminErrorBody { code, message, field: None }).unwrap_or_default()
@@ -89,7 +89,7 @@ pub fn error_shape(refusal: &ListenerRefusal<'_>) -> String {
 /// The routes of the admin API. Each of them asks [`AdminAccess`] first.
 pub fn router<F: RunnerFactory>(state: AdminState<F>) -> Router {
     let guarded = middleware::from_fn_with_state(state.clone(), access::guard::<F>);
-    let shaped = ShapeErrors { shape: error_shape, server_errors: true };
+    let format = FormatErrors { format_error: error_body, server_errors: true };
 
     Router::new()
         .route("/admin/v1/models", get(models::<F>))
@@ -99,7 +99,7 @@ pub fn router<F: RunnerFactory>(state: AdminState<F>) -> Router {
         .route("/admin/v1/log-level", get(log_level::get).put(log_level::put))
         .fallback(async || AdminError::not_found())
         .method_not_allowed_fallback(async || AdminError::method_not_allowed())
-        .layer(middleware::from_fn_with_state(shaped, shape_errors))
+        .layer(middleware::from_fn_with_state(format, format_errors))
         .layer(guarded)
         .with_state(state)
 }

@@ -367,6 +367,11 @@ impl ModelAccount {
         });
     }
 
+    /// The runner goes on after all.
+    pub fn cancel_unload(&self) {
+        self.change(|entry| entry.reclaim = None);
+    }
+
     /// The runner is reaped.
     pub fn runner_exited(&self) {
         let mut entries = self.inner.entries();
@@ -377,7 +382,7 @@ impl ModelAccount {
         entry.before = None;
         if let Some(holding) = entry.holding.take() {
             let key = AccountsInner::need_key(&self.model, entry, &holding.device.uuid);
-            self.inner.needs.settle(&key, holding.peak_bytes);
+            self.inner.needs.record_peak(&key, holding.peak_bytes);
         }
     }
 

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hush_contract::metrics as names;
+use prometheus::GaugeVec;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, Opts};
 
 use super::account::Accounts;
 use super::reading::GpuDevice;
+use crate::metrics::gauge;
 
 pub struct GpuCollector {
     accounts: Accounts,
@@ -41,46 +42,19 @@ struct GpuGauges {
 
 impl GpuGauges {
     fn new() -> prometheus::Result<Self> {
-        let gauge = |name: &str, help: &str, labels: &[&str]| GaugeVec::new(Opts::new(name, help), labels);
-        let (gpu, model) = ([names::LABEL_GPU_UUID], names::LABEL_MODEL);
-
         Ok(Self {
-            up: gauge(names::GPU_UP, "1 while NVML answers.", &[])?,
-            device_up: gauge(names::GPU_DEVICE_UP, "1 while the device answers.", &gpu)?,
-            total: gauge(names::GPU_MEMORY_TOTAL_BYTES, "Memory of the device that processes can have.", &gpu)?,
-            used: gauge(names::GPU_MEMORY_USED_BYTES, "Memory that processes hold.", &gpu)?,
-            free: gauge(names::GPU_MEMORY_FREE_BYTES, "Memory that no process holds.", &gpu)?,
-            foreign: gauge(
-                names::GPU_MEMORY_FOREIGN_BYTES,
-                "Memory that others than the models of this server hold.",
-                &gpu,
-            )?,
-            age: gauge(names::GPU_SAMPLE_AGE_SECONDS, "Seconds since the device's figures were read.", &gpu)?,
-            info: gauge(
-                names::GPU_INFO,
-                "The device and its driver.",
-                &[names::LABEL_GPU_UUID, names::LABEL_INDEX, names::LABEL_NAME, names::LABEL_DRIVER],
-            )?,
-            vram: gauge(
-                names::MODEL_VRAM_BYTES,
-                "Device memory that the model holds.",
-                &[model, names::LABEL_GPU_UUID],
-            )?,
-            need: gauge(
-                names::MODEL_NEED_BYTES,
-                "Device memory that the next load is expected to take.",
-                &[model, names::LABEL_GPU_UUID],
-            )?,
-            residual: gauge(
-                names::MODEL_RESIDUAL_BYTES,
-                "Device memory that the last unload has not given back yet.",
-                &[model],
-            )?,
-            method: gauge(
-                names::MODEL_VRAM_METHOD_INFO,
-                "How the model's device memory is measured.",
-                &[model, names::LABEL_GPU_UUID, names::LABEL_METHOD],
-            )?,
+            up: gauge(names::GPU_UP)?,
+            device_up: gauge(names::GPU_DEVICE_UP)?,
+            total: gauge(names::GPU_MEMORY_TOTAL_BYTES)?,
+            used: gauge(names::GPU_MEMORY_USED_BYTES)?,
+            free: gauge(names::GPU_MEMORY_FREE_BYTES)?,
+            foreign: gauge(names::GPU_MEMORY_FOREIGN_BYTES)?,
+            age: gauge(names::GPU_SAMPLE_AGE_SECONDS)?,
+            info: gauge(names::GPU_INFO)?,
+            vram: gauge(names::MODEL_VRAM_BYTES)?,
+            need: gauge(names::MODEL_NEED_BYTES)?,
+            residual: gauge(names::MODEL_RESIDUAL_BYTES)?,
+            method: gauge(names::MODEL_VRAM_METHOD_INFO)?,
         })
     }
 

@@ -63,7 +63,7 @@ impl Needs {
 
     /// `peak`: the most that the model held between a load and an unload. A need that was higher sinks slowly, because
     /// one quiet time in memory proves little.
-    pub fn settle(&self, key: &NeedKey, peak: u64) {
+    pub fn record_peak(&self, key: &NeedKey, peak: u64) {
         self.change(key, |known| known.map_or(peak, |known| peak.max(known - known.saturating_sub(peak) / 4)));
     }
 
@@ -148,13 +148,13 @@ mod tests {
         needs.raise(&key("a"), 500);
         assert_eq!(needs.get(&key("a")), Some(800));
 
-        needs.settle(&key("a"), 400);
+        needs.record_peak(&key("a"), 400);
         assert_eq!(needs.get(&key("a")), Some(700));
 
-        needs.settle(&key("a"), 900);
+        needs.record_peak(&key("a"), 900);
         assert_eq!(needs.get(&key("a")), Some(900));
 
-        needs.settle(&key("b"), 0);
+        needs.record_peak(&key("b"), 0);
         assert_eq!((needs.get(&key("b")), needs.get(&key("c"))), (None, None));
     }
 

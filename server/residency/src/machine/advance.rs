@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use hush_contract::UnloadReason;
+use hush_contract::{UnloadReason, UnloadRefusal};
 
 use super::{
-    ColdReason, LeaseLossCause, MachineEffect, MachineTime, ModelMachine, ModelPhase, ModelRefusal, PendingUnload,
-    RETRY_AFTER_MAX, ResidencyRule, RoomCheck, RunnerStop,
+    ColdReason, DrainEnd, LeaseLossCause, MachineEffect, MachineTime, MetricEvent, ModelMachine, ModelPhase,
+    ModelRefusal, PendingUnload, RETRY_AFTER_MAX, ResidencyRule, RoomCheck, RunnerStop,
 };
 
 /// When a client should ask again for a model that is not in memory, where nothing better is known.
@@ -17,6 +17,7 @@ impl ModelMachine {
     pub(super) fn advance(&mut self, now: MachineTime, effects: &mut Vec<MachineEffect>) {
         clear_if_over(&mut self.hold_until, now);
         clear_if_over(&mut self.rest_until, now);
+        self.give_up_unload_if_due(now, effects);
         self.refuse_overdue_requests(now, effects);
         self.enforce_shutdown(now, effects);
 
@@ -33,21 +34,45 @@ impl ModelMachine {
     }
 
     fn finish_drain_if_due(&mut self, now: MachineTime, effects: &mut Vec<MachineEffect>) {
+        self.give_up_unload_if_due(now, effects);
         let ModelPhase::Draining(unload) = &self.phase else { return };
+
         let is_drained = self.granted.is_empty();
-        if !is_drained && now < unload.until {
+        let may_ask = unload.retry_at.is_none_or(|retry_at| now >= retry_at);
+        let is_over = now >= unload.until;
+
+        let generation = self.generation;
+        if is_drained && may_ask && !(is_over && unload.retry_at.is_some()) {
+            effects.push(MachineEffect::StopRunner { generation });
+        } else if is_over {
+            self.revoke_leases(LeaseLossCause::Displaced, effects);
+            effects.push(MachineEffect::KillRunner { generation });
+        } else {
             return;
         }
 
-        let generation = self.generation;
-        if is_drained {
-            effects.push(MachineEffect::StopRunner { generation });
-        } else {
-            self.revoke_leases(LeaseLossCause::Displaced, effects);
-            effects.push(MachineEffect::KillRunner { generation });
+        self.wait_for_exit(now);
+    }
+
+    /// From `Draining` back to `Ready`, where requests are still in flight and nothing could start them again.
+    fn give_up_unload_if_due(&mut self, now: MachineTime, effects: &mut Vec<MachineEffect>) {
+        let ModelPhase::Draining(unload) = &self.phase else { return };
+        let is_busy = !self.granted.is_empty() || unload.retry_at.is_some();
+        let may_give_up = self.settings.drain_end == DrainEnd::GiveUp && self.shutdown.is_none();
+        if !is_busy || !may_give_up || now < unload.until {
+            return;
         }
 
-        self.wait_for_exit(now);
+        let command = unload.command;
+        let idle_since = self.granted.is_empty().then_some(now);
+        self.phase = ModelPhase::Ready { idle_since, asked_for: false };
+        self.is_parked = false;
+
+        effects.push(MachineEffect::Count(MetricEvent::UnloadRefused(UnloadRefusal::Busy)));
+        if let Some(command) = command {
+            effects.push(MachineEffect::UnloadGivenUp { command, refusal: UnloadRefusal::Busy });
+        }
+        self.grant(now, effects);
     }
 
     /// From `Draining` to `Unloading`, with what is known of the unload.

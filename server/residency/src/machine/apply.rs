@@ -7,9 +7,9 @@ use hush_contract::{UnloadReason, UnloadRefusal};
 
 use super::{
     CommandId, LeaseId, LeaseLossCause, LifecycleSettings, LoadBackoff, LoadCommand, LossCause, MachineEffect,
-    MachineEvent, MachineTime, MemorySettlement, MetricEvent, ModelMachine, ModelPhase, ModelRefusal, PendingUnload,
-    QueuedRequest, ReclaimReport, RoomCheck, RunnerLoss, RunnerStop, ShutdownProgress, UnloadCommand, UnloadReport,
-    backoff,
+    MachineEvent, MachineTime, MetricEvent, ModelMachine, ModelPhase, ModelRefusal, PendingReclaim, PendingUnload,
+    QueuedRequest, ReclaimReport, RoomCheck, RunnerLoss, RunnerStop, STOP_RETRY, ShutdownProgress, UnloadCommand,
+    UnloadReport, backoff,
 };
 
 impl ModelMachine {
@@ -20,7 +20,7 @@ impl ModelMachine {
             MachineEvent::Load { command, load } => self.load(now, command, load, effects),
             MachineEvent::Unload { command, unload } => self.unload(now, command, unload, effects),
             MachineEvent::Loaded { generation } => self.loaded(now, generation, effects),
-            MachineEvent::Settled { generation } => self.settled(generation),
+            MachineEvent::FullyLoaded { generation } => self.fully_loaded(generation),
             MachineEvent::LoadFailed { generation, cause, out_of_memory } => {
                 if generation == self.generation {
                     self.runner_could_not_load(now, cause, out_of_memory, effects);
@@ -48,8 +48,12 @@ impl ModelMachine {
                     self.runner_lost(now, loss, effects);
                 }
             }
+            MachineEvent::StopRefused { generation } => self.stop_refused(now, generation, effects),
+            MachineEvent::Appeared => self.appeared(now, effects),
+            MachineEvent::Occupy { lease } => self.occupy(now, lease, effects),
+            MachineEvent::LeftByItself { generation } => self.left_by_itself(now, generation, effects),
             MachineEvent::Exited { generation } => self.exited(now, generation, effects),
-            MachineEvent::Policy { policy } => self.change_settings(policy),
+            MachineEvent::ChangeSettings { lifecycle } => self.change_settings(lifecycle),
             MachineEvent::Shutdown { deadline } => self.begin_shutdown(deadline, effects),
             MachineEvent::Tick => {}
         }
@@ -149,7 +153,7 @@ impl ModelMachine {
         self.is_parked = false;
         if let ModelPhase::Draining(unload)
         | ModelPhase::Unloading(Some(RunnerStop { unload, .. }))
-        | ModelPhase::Reclaiming(MemorySettlement { unload, .. }) = &mut self.phase
+        | ModelPhase::Reclaiming(PendingReclaim { unload, .. }) = &mut self.phase
         {
             unload.hold = None;
         }
@@ -175,7 +179,7 @@ impl ModelMachine {
         match &self.phase {
             ModelPhase::Draining(unload)
             | ModelPhase::Unloading(Some(RunnerStop { unload, .. }))
-            | ModelPhase::Reclaiming(MemorySettlement { unload, .. }) => unload.hold,
+            | ModelPhase::Reclaiming(PendingReclaim { unload, .. }) => unload.hold,
             _ => self.hold_until.filter(|until| now < *until).map(|until| until.since(now)),
         }
     }
@@ -207,6 +211,7 @@ impl ModelMachine {
             hold: unload.hold,
             since: now,
             until: now + unload.drain.unwrap_or(self.settings.drain),
+            retry_at: None,
         });
     }
 
@@ -226,7 +231,7 @@ impl ModelMachine {
             generation: self.generation,
             drain: Duration::ZERO,
             exit: Duration::ZERO,
-            settle: Duration::ZERO,
+            reclaim: Duration::ZERO,
             memory: None,
         };
         effects.push(MachineEffect::ReplyUnload { command, result: Ok(()) });
@@ -262,16 +267,19 @@ impl ModelMachine {
         self.out_of_memory_loads = 0;
         effects.push(MachineEffect::Count(MetricEvent::Loaded { total: now.since(since) }));
 
+        self.count_cold_starts(now, effects);
+        self.phase = ModelPhase::Ready { idle_since: Some(now), asked_for: !self.load_commands.is_empty() };
+    }
+
+    fn count_cold_starts(&mut self, now: MachineTime, effects: &mut Vec<MachineEffect>) {
         for request in &mut self.queue {
             if std::mem::take(&mut request.is_cold) {
                 effects.push(MachineEffect::Count(MetricEvent::ColdStart(now.since(request.since))));
             }
         }
-
-        self.phase = ModelPhase::Ready { idle_since: Some(now), asked_for: !self.load_commands.is_empty() };
     }
 
-    fn settled(&mut self, generation: u64) {
+    fn fully_loaded(&mut self, generation: u64) {
         if generation == self.generation && !matches!(self.phase, ModelPhase::Loading { .. }) {
             self.failed_loads = 0;
         }
@@ -365,6 +373,77 @@ impl ModelMachine {
         }
     }
 
+    /// The runner has work that no request stands for: the unload waits on, until its time is over.
+    fn stop_refused(&mut self, now: MachineTime, generation: u64, effects: &mut Vec<MachineEffect>) {
+        if generation != self.generation || !matches!(self.phase, ModelPhase::Unloading(Some(_))) {
+            return;
+        }
+
+        let before = std::mem::replace(&mut self.phase, ModelPhase::Unloading(None));
+        let ModelPhase::Unloading(Some(RunnerStop { unload, .. })) = before else { return };
+
+        // A shutdown has no time to ask again.
+        if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.is_forced) {
+            self.phase = ModelPhase::Unloading(Some(RunnerStop { unload, since: now }));
+            effects.push(MachineEffect::KillRunner { generation });
+            return;
+        }
+
+        self.phase = ModelPhase::Draining(PendingUnload { retry_at: Some(now + STOP_RETRY), ..unload });
+    }
+
+    /// The model is in memory although nothing loaded it from here: it is a new generation. A hold does not change that.
+    fn appeared(&mut self, now: MachineTime, effects: &mut Vec<MachineEffect>) {
+        if !matches!(self.phase, ModelPhase::Unloaded) || self.shutdown.is_some() {
+            return;
+        }
+
+        self.generation += 1;
+        self.room = RoomCheck::Unknown;
+        self.failed_load = None;
+        self.failed_loads = 0;
+        effects.push(MachineEffect::AdoptRunner { generation: self.generation });
+        effects.push(MachineEffect::Count(MetricEvent::Appeared));
+
+        self.count_cold_starts(now, effects);
+        self.phase = ModelPhase::Ready { idle_since: Some(now), asked_for: !self.load_commands.is_empty() };
+    }
+
+    fn occupy(&mut self, now: MachineTime, lease: LeaseId, effects: &mut Vec<MachineEffect>) {
+        match &mut self.phase {
+            ModelPhase::Ready { idle_since, .. } => *idle_since = None,
+            ModelPhase::Draining(_) => {}
+            _ => {
+                effects.push(MachineEffect::Refuse { lease, refusal: ModelRefusal::NotLoaded });
+                return;
+            }
+        }
+
+        self.granted.insert(lease, now);
+        effects.push(MachineEffect::Grant { lease, generation: self.generation });
+    }
+
+    fn left_by_itself(&mut self, now: MachineTime, generation: u64, effects: &mut Vec<MachineEffect>) {
+        if generation != self.generation {
+            return;
+        }
+
+        let loss = RunnerLoss { cause: LossCause::Exited, detail: "the model was unloaded from elsewhere".to_owned() };
+        match &self.phase {
+            ModelPhase::Loading { .. } => self.runner_lost(now, loss, effects),
+            ModelPhase::Ready { .. } => {
+                self.revoke_leases(LeaseLossCause::Runner(loss), effects);
+                let unload = PendingUnload::new(UnloadReason::Other, now, now);
+                self.phase = ModelPhase::Unloading(Some(RunnerStop { unload, since: now }));
+            }
+            ModelPhase::Draining(_) => {
+                self.revoke_leases(LeaseLossCause::Runner(loss), effects);
+                self.wait_for_exit(now);
+            }
+            ModelPhase::Unloaded | ModelPhase::Unloading(_) | ModelPhase::Reclaiming(_) | ModelPhase::Stopped => {}
+        }
+    }
+
     fn exited(&mut self, now: MachineTime, generation: u64, effects: &mut Vec<MachineEffect>) {
         if generation != self.generation {
             return;
@@ -384,12 +463,12 @@ impl ModelMachine {
         effects.push(MachineEffect::Count(MetricEvent::Unloaded { reason: unload.reason, total }));
 
         let (drain, exit) = (since.since(unload.since), now.since(since));
-        let settlement = MemorySettlement { unload, exit, drain, since: now };
+        let pending = PendingReclaim { unload, exit, drain, since: now };
         if self.settings.accounted && self.shutdown.is_none() {
-            self.phase = ModelPhase::Reclaiming(settlement);
+            self.phase = ModelPhase::Reclaiming(pending);
             effects.push(MachineEffect::Reclaim { generation });
         } else {
-            self.complete_unload(now, settlement, None, effects);
+            self.complete_unload(now, pending, None, effects);
         }
     }
 
@@ -403,24 +482,25 @@ impl ModelMachine {
             return;
         }
         let before = std::mem::replace(&mut self.phase, ModelPhase::Unloaded);
-        let ModelPhase::Reclaiming(settlement) = before else { return };
+        let ModelPhase::Reclaiming(pending) = before else { return };
 
         if let Some(memory) = memory {
-            let took = now.since(settlement.since);
+            let took = now.since(pending.since);
             effects.push(MachineEffect::Count(MetricEvent::Reclaimed { memory, took }));
         }
-        self.complete_unload(now, settlement, memory, effects);
+        self.complete_unload(now, pending, memory, effects);
     }
 
     fn complete_unload(
         &mut self,
         now: MachineTime,
-        settlement: MemorySettlement,
+        pending: PendingReclaim,
         memory: Option<ReclaimReport>,
         effects: &mut Vec<MachineEffect>,
     ) {
-        let MemorySettlement { unload, exit, drain, since } = settlement;
-        self.hold_until = unload.hold.map(|hold| now + hold);
+        let PendingReclaim { unload, exit, drain, since } = pending;
+        // A model that appeared during a hold and is unloaded again stays away for as long as that hold says.
+        self.hold_until = self.hold_until.max(unload.hold.map(|hold| now + hold));
 
         let Some(command) = unload.command else { return };
         let report = UnloadReport {
@@ -428,7 +508,7 @@ impl ModelMachine {
             generation: self.generation,
             drain,
             exit,
-            settle: now.since(since),
+            reclaim: now.since(since),
             memory,
         };
         effects.push(MachineEffect::Unloaded { command, report });

@@ -44,7 +44,7 @@ pub enum MachineEvent {
         generation: u64,
     },
     /// The whole model is loaded: no part of the load can fail any more.
-    Settled {
+    FullyLoaded {
         generation: u64,
     },
     /// May come even after [`MachineEvent::Loaded`], when a part of the load that was left to the first work fails.
@@ -76,13 +76,28 @@ pub enum MachineEvent {
         generation: u64,
         loss: RunnerLoss,
     },
+    /// The runner refuses to end, because it has work that no request stands for. Nothing has changed.
+    StopRefused {
+        generation: u64,
+    },
+    /// The model is in memory although nothing loaded it from here.
+    Appeared,
+    /// A request that is at work already, seen only now, if the model is in memory. It waits for nothing and loads
+    /// nothing.
+    Occupy {
+        lease: LeaseId,
+    },
+    /// The runner has unloaded the model by itself. [`MachineEvent::Exited`] follows when its memory may be back.
+    LeftByItself {
+        generation: u64,
+    },
     /// The runner is reaped: none of its processes is left.
     Exited {
         generation: u64,
     },
-    /// Other settings hold from now on. They refuse no request that waits already.
-    Policy {
-        policy: LifecycleSettings,
+    /// These settings apply from now on. They refuse no request that waits already.
+    ChangeSettings {
+        lifecycle: LifecycleSettings,
     },
     /// Serve the requests that have arrived, accept no new ones, then stop; at `deadline` stop without waiting further.
     Shutdown {
@@ -102,6 +117,10 @@ pub enum MachineEffect {
     },
     /// Start a runner and load the model.
     StartRunner {
+        generation: u64,
+    },
+    /// Take over the model that is in memory already.
+    AdoptRunner {
         generation: u64,
     },
     /// Ask the runner to exit, and kill it if it does not.
@@ -133,6 +152,11 @@ pub enum MachineEffect {
     ReplyUnload {
         command: CommandId,
         result: Result<(), UnloadRefusal>,
+    },
+    /// An accepted unload was given up: nothing has changed.
+    UnloadGivenUp {
+        command: CommandId,
+        refusal: UnloadRefusal,
     },
     /// An accepted unload is complete.
     Unloaded {
@@ -171,6 +195,8 @@ pub enum ModelRefusal {
     },
     /// The model was loaded again since the command was decided.
     GenerationChanged,
+    /// The model is not in memory, and the request was to find it there.
+    NotLoaded,
     /// An unload forbade further loads for a while.
     Held {
         retry_after: Duration,

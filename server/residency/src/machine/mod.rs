@@ -23,7 +23,7 @@ use hush_contract::{ModelState, UnloadReason};
 
 pub use event::{ColdReason, CommandId, LeaseId, LeaseLossCause, MachineEffect, MachineEvent, ModelRefusal};
 pub use report::{LossCause, MemoryAvailability, MetricEvent, ReclaimReport, ReclaimVerdict, RunnerLoss, UnloadReport};
-pub use settings::{LifecycleSettings, LoadCommand, ResidencyRule, UnloadCommand};
+pub use settings::{DrainEnd, LifecycleSettings, LoadCommand, ResidencyRule, UnloadCommand};
 pub use time::MachineTime;
 
 /// The longest `Retry-After` that known clients honour.
@@ -31,6 +31,9 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 
 /// How long a request is taken to hold the model before the first one has ended.
 const SERVICE_TIME_GUESS: Duration = Duration::from_secs(5);
+
+/// The pause after a refusal of the runner to end, before it is asked again.
+const STOP_RETRY: Duration = Duration::from_millis(250);
 
 /// The state of one model.
 #[derive(Debug)]
@@ -82,7 +85,7 @@ enum ModelPhase {
     /// The runner is ending; `None`: it was lost.
     Unloading(Option<RunnerStop>),
     /// The runner is gone, and its memory is on its way back.
-    Reclaiming(MemorySettlement),
+    Reclaiming(PendingReclaim),
     Stopped,
 }
 
@@ -103,11 +106,13 @@ struct PendingUnload {
     hold: Option<Duration>,
     since: MachineTime,
     until: MachineTime,
+    /// The runner has refused to end; it is asked again at this time.
+    retry_at: Option<MachineTime>,
 }
 
 impl PendingUnload {
     const fn new(reason: UnloadReason, since: MachineTime, until: MachineTime) -> Self {
-        Self { reason, command: None, hold: None, since, until }
+        Self { reason, command: None, hold: None, since, until, retry_at: None }
     }
 }
 
@@ -120,7 +125,7 @@ struct RunnerStop {
 
 /// An unload that waits for the memory to come back.
 #[derive(Debug)]
-struct MemorySettlement {
+struct PendingReclaim {
     unload: PendingUnload,
     exit: Duration,
     drain: Duration,
@@ -198,7 +203,10 @@ impl ModelMachine {
                 ResidencyRule::Idle(Some(timeout)) => Some(*since + timeout),
                 _ => None,
             },
-            ModelPhase::Draining(unload) => Some(unload.until),
+            ModelPhase::Draining(unload) => match unload.retry_at {
+                Some(retry_at) if self.granted.is_empty() => Some(retry_at.min(unload.until)),
+                _ => Some(unload.until),
+            },
             _ => None,
         };
 

@@ -105,7 +105,7 @@ pub struct UnloadReport {
     /// From there until the runner was reaped.
     pub exit: Duration,
     /// From there until the device memory was back, or the wait for it ended.
-    pub settle: Duration,
+    pub reclaim: Duration,
     /// `None`: the model's device is not measured.
     pub memory: Option<ReclaimReport>,
 }
@@ -117,6 +117,8 @@ pub enum MetricEvent {
         total: Duration,
     },
     LoadFailed,
+    /// The model was in memory although nothing loaded it from here.
+    Appeared,
     Unloaded {
         reason: UnloadReason,
         total: Duration,

@@ -23,6 +23,16 @@ impl ResidencyRule {
     }
 }
 
+/// What becomes of the requests that are still in flight when the time for a drain is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainEnd {
+    /// The runner is ended under them; each is started again after the next load.
+    Displace,
+    /// The unload is given up and its command refused: nothing can start the requests again. A shutdown displaces them
+    /// nevertheless.
+    GiveUp,
+}
+
 /// The settings of one model's life. They may change while the model is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LifecycleSettings {
@@ -36,6 +46,7 @@ pub struct LifecycleSettings {
     pub backoff_max: Duration,
     /// How long an unload waits for the requests in flight when its command does not say.
     pub drain: Duration,
+    pub drain_end: DrainEnd,
     /// Whether the model takes memory of a device that is measured. Then it is not loaded before there is room, and an
     /// unload is complete when the memory has come back.
     pub accounted: bool,
@@ -50,6 +61,7 @@ impl Default for LifecycleSettings {
             backoff_first: Duration::from_secs(1),
             backoff_max: Duration::from_secs(60),
             drain: Duration::from_secs(30),
+            drain_end: DrainEnd::Displace,
             accounted: false,
         }
     }

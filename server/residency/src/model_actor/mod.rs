@@ -39,9 +39,16 @@ pub(crate) enum ActorMessage<F: RunnerFactory> {
         max_cold_wait: Option<Duration>,
         reply: oneshot::Sender<LeaseReply<F>>,
     },
+    /// Work that goes on already, if the model is in memory.
+    Occupy {
+        lease: LeaseId,
+        reply: oneshot::Sender<LeaseReply<F>>,
+    },
     End {
         lease: LeaseId,
     },
+    /// The model is in memory although nothing loaded it from here.
+    Appeared,
     /// `judged` is sent once the command is accepted or refused, `reply` when the model is loaded or will not be.
     Load {
         load: LoadCommand,
@@ -128,10 +135,10 @@ impl<F: RunnerFactory> ModelActor<F> {
         own_inbox: mpsc::WeakUnboundedSender<ActorMessage<F>>,
     ) -> Self {
         let ActorEnvironment { runners, accounts, slots, metrics } = environment;
-        let ModelSettings { name: model, spec, precision, policy, account } = settings;
+        let ModelSettings { name: model, spec, precision, lifecycle, account } = settings;
 
         let account = accounts.as_ref().zip(account).map(|(accounts, account)| accounts.open(&model, account));
-        let lifecycle = LifecycleSettings { accounted: account.is_some(), ..policy };
+        let lifecycle = LifecycleSettings { accounted: account.is_some(), ..lifecycle };
 
         Self {
             model,
@@ -194,6 +201,11 @@ impl<F: RunnerFactory> ModelActor<F> {
                 self.waiting_leases.insert(lease, reply);
                 self.step(MachineEvent::Arrive { lease, again, patience: max_cold_wait });
             }
+            ActorMessage::Occupy { lease, reply } => {
+                self.waiting_leases.insert(lease, reply);
+                self.step(MachineEvent::Occupy { lease });
+            }
+            ActorMessage::Appeared => self.step(MachineEvent::Appeared),
             ActorMessage::End { lease } => {
                 self.waiting_leases.remove(&lease);
                 self.step(MachineEvent::End { lease });
@@ -212,9 +224,9 @@ impl<F: RunnerFactory> ModelActor<F> {
                 self.step(MachineEvent::Unload { command, unload });
             }
             ActorMessage::Update(settings) => {
-                let policy = LifecycleSettings { accounted: self.account.is_some(), ..settings.policy };
+                let lifecycle = LifecycleSettings { accounted: self.account.is_some(), ..settings.lifecycle };
                 self.next_settings = Some(settings);
-                self.step(MachineEvent::Policy { policy });
+                self.step(MachineEvent::ChangeSettings { lifecycle });
             }
             ActorMessage::Runner { generation, event } => self.runner_changed(generation, event),
             ActorMessage::SlotTaken { generation, slot } => {
@@ -285,15 +297,15 @@ impl<F: RunnerFactory> ModelActor<F> {
     /// Takes over the settings that wait, now that nothing is loaded with the old ones.
     fn adopt_settings(&mut self) {
         let Some(settings) = self.next_settings.take() else { return };
-        let ModelSettings { spec, precision, policy, account, .. } = settings;
+        let ModelSettings { spec, precision, lifecycle, account, .. } = settings;
 
         (self.spec, self.precision) = (spec, precision);
         if let Some(accounts) = &self.accounts {
             self.account = accounts.reopen(&self.model, account);
         }
 
-        let policy = LifecycleSettings { accounted: self.account.is_some(), ..policy };
-        self.step(MachineEvent::Policy { policy });
+        let lifecycle = LifecycleSettings { accounted: self.account.is_some(), ..lifecycle };
+        self.step(MachineEvent::ChangeSettings { lifecycle });
     }
 
     fn publish(&self) {

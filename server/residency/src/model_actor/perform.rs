@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{ActorMessage, ModelActor};
@@ -11,7 +12,7 @@ use crate::gpu::ModelAccount;
 use crate::load_slots::{SlotHolder, UnloadSender};
 use crate::machine::{LeaseId, LeaseLossCause, MachineEffect, ModelRefusal, UnloadCommand};
 use crate::record_metrics::record_event;
-use crate::runner::{ModelRunner, RunnerEvent, RunnerFactory, RunnerSpec};
+use crate::runner::{ModelRunner, OnRunnerEvent, RunnerEvent, RunnerFactory, RunnerSpec};
 
 impl<F: RunnerFactory> ModelActor<F> {
     pub(super) fn perform(&mut self, effect: MachineEffect) {
@@ -25,6 +26,7 @@ impl<F: RunnerFactory> ModelActor<F> {
             }
             MachineEffect::StartRunner { generation } if self.slots.is_limited() => self.wait_for_slot(generation),
             MachineEffect::StartRunner { generation } => self.start_runner(generation),
+            MachineEffect::AdoptRunner { generation } => self.adopt_runner(generation),
             MachineEffect::StopRunner { generation } => {
                 self.with_account(ModelAccount::begin_unload);
                 self.end_runner(generation, F::Runner::stop);
@@ -45,6 +47,11 @@ impl<F: RunnerFactory> ModelActor<F> {
                 if let Err(refusal) = result
                     && let Some(reply) = self.unloads.remove(&command)
                 {
+                    let _ = reply.send(Err(refusal));
+                }
+            }
+            MachineEffect::UnloadGivenUp { command, refusal } => {
+                if let Some(reply) = self.unloads.remove(&command) {
                     let _ = reply.send(Err(refusal));
                 }
             }
@@ -131,19 +138,32 @@ impl<F: RunnerFactory> ModelActor<F> {
         })
     }
 
-    pub(super) fn start_runner(&mut self, generation: u64) {
+    /// Passes what becomes of a runner to this actor.
+    fn runner_listener(&self, generation: u64) -> OnRunnerEvent {
         let inbox = self.own_inbox.clone();
-        let notify = Box::new(move |event| {
+
+        Box::new(move |event| {
             if let Some(inbox) = inbox.upgrade() {
                 let _ = inbox.send(ActorMessage::Runner { generation, event });
             }
-        });
+        })
+    }
+
+    fn adopt_runner(&mut self, generation: u64) {
+        tracing::info!(model = self.model, generation, "the model is in memory already");
+
+        self.loaded_since = Some(Instant::now());
+        self.runner = Some(self.runners.adopt(self.spec.clone(), self.runner_listener(generation)));
+    }
+
+    pub(super) fn start_runner(&mut self, generation: u64) {
+        let on_event = self.runner_listener(generation);
 
         // The model may take what was free when its room was measured: what is freed later belongs to other loads.
         let memory_limit_bytes = self.account.as_ref().and_then(ModelAccount::limit_bytes);
         let spec = self.spec.clone().with_memory_limit(memory_limit_bytes);
 
-        self.runner = Some(self.runners.start(spec, notify));
+        self.runner = Some(self.runners.start(spec, on_event));
     }
 
     fn end_runner(&mut self, generation: u64, end: impl FnOnce(&F::Runner)) {

@@ -18,6 +18,7 @@ impl<F: RunnerFactory> ModelActor<F> {
                 if is_current {
                     self.pids = pids;
                     self.publish();
+                    self.count_memory_of_adopted();
                 }
             }
             RunnerEvent::Loaded(timings) => {
@@ -26,9 +27,9 @@ impl<F: RunnerFactory> ModelActor<F> {
                 }
                 self.step(MachineEvent::Loaded { generation });
             }
-            RunnerEvent::Settled(took) => {
-                tracing::debug!(model = self.model, generation, settled_seconds = took.as_secs_f64(), "settled");
-                self.step(MachineEvent::Settled { generation });
+            RunnerEvent::FullyLoaded(took) => {
+                tracing::debug!(model = self.model, generation, load_seconds = took.as_secs_f64(), "fully loaded");
+                self.step(MachineEvent::FullyLoaded { generation });
             }
             RunnerEvent::LoadFailed { cause, out_of_memory } => {
                 tracing::warn!(model = self.model, generation, "load failed: {cause}");
@@ -45,6 +46,17 @@ impl<F: RunnerFactory> ModelActor<F> {
                 self.step(MachineEvent::OutOfMemory { generation });
             }
             RunnerEvent::Lost(loss) => self.runner_lost(generation, loss),
+            RunnerEvent::StopRefused { cause } => {
+                tracing::info!(model = self.model, generation, "not unloaded: {cause}");
+                if is_current {
+                    self.with_account(ModelAccount::cancel_unload);
+                }
+                self.step(MachineEvent::StopRefused { generation });
+            }
+            RunnerEvent::LeftByItself => {
+                tracing::warn!(model = self.model, generation, "the model was unloaded from elsewhere");
+                self.step(MachineEvent::LeftByItself { generation });
+            }
             RunnerEvent::Exited => {
                 if is_current {
                     self.forget_runner();
@@ -59,11 +71,21 @@ impl<F: RunnerFactory> ModelActor<F> {
         self.last_load = Some(timings.total);
         record_load(&self.metrics, &self.model, generation, timings);
 
-        if let Some(account) = self.account.clone()
-            && !self.pids.is_empty()
-        {
-            let pids = self.pids.clone();
-            tokio::spawn(async move { account.loaded(&pids).await });
+        self.count_memory();
+    }
+
+    /// Measures what the load took: by the processes of the runner, or by what the device's use grew by.
+    fn count_memory(&self) {
+        let Some(account) = self.account.clone() else { return };
+
+        let pids = self.pids.clone();
+        tokio::spawn(async move { account.loaded(&pids).await });
+    }
+
+    /// A runner that is loaded already and names its processes only now, or other ones, is measured by these.
+    fn count_memory_of_adopted(&self) {
+        if self.machine.state().is_loaded() && !self.pids.is_empty() {
+            self.count_memory();
         }
     }
 

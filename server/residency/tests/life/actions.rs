@@ -48,6 +48,14 @@ pub enum MachineAction {
     /// Work on the runner finds too little memory.
     RunOutOfMemory,
     LoseRunner(LossCause),
+    /// The runner that was asked to end has work and refuses.
+    RefuseStop,
+    /// The model is in memory although nothing loaded it from here.
+    Appear,
+    /// Work that did not pass through here is seen.
+    Occupy,
+    /// The model is unloaded from elsewhere.
+    LeaveByItself,
     /// The runner is reaped without an event before.
     ReapUnannounced,
     /// Events of a runner that is gone for long.
@@ -77,7 +85,7 @@ impl MachineWorld {
             MachineAction::Settle => {
                 if self.runner == Some(RunnerPhase::Loaded) {
                     let generation = self.generation;
-                    self.step(MachineEvent::Settled { generation });
+                    self.step(MachineEvent::FullyLoaded { generation });
                 }
             }
             MachineAction::ChangeDevice { accounted } => self.change_device(*accounted),
@@ -85,6 +93,10 @@ impl MachineWorld {
             MachineAction::NeverFits => self.never_fits(),
             MachineAction::RunOutOfMemory => self.run_out_of_memory(),
             MachineAction::LoseRunner(cause) => self.lose_runner(*cause),
+            MachineAction::RefuseStop => self.refuse_stop(),
+            MachineAction::Appear => self.appear(),
+            MachineAction::Occupy => self.occupy(),
+            MachineAction::LeaveByItself => self.leave_by_itself(),
             MachineAction::ReapUnannounced => {
                 if self.runner.take().is_some() {
                     let generation = self.generation;
@@ -265,8 +277,8 @@ impl MachineWorld {
 
         self.is_measuring &= self.settings.accounted == accounted;
         self.settings.accounted = accounted;
-        let policy = self.settings;
-        self.step(MachineEvent::Policy { policy });
+        let lifecycle = self.settings;
+        self.step(MachineEvent::ChangeSettings { lifecycle });
     }
 
     pub fn measure_memory(&mut self, has_room: bool) {
@@ -331,10 +343,66 @@ impl MachineWorld {
             return;
         }
 
+        self.was_asked_to_end = false;
         self.runner = Some(RunnerPhase::Ending);
         let generation = self.generation;
         let loss = RunnerLoss { cause, detail: "x".to_owned() };
         self.step(MachineEvent::RunnerLost { generation, loss });
+
+        assert_eq!(self.holding(), 0);
+    }
+
+    fn refuse_stop(&mut self) {
+        if self.runner != Some(RunnerPhase::Ending) || !self.was_asked_to_end {
+            return;
+        }
+
+        self.runner = Some(RunnerPhase::Loaded);
+        self.was_asked_to_end = false;
+        self.has_refused_to_end = true;
+        let generation = self.generation;
+        self.step(MachineEvent::StopRefused { generation });
+    }
+
+    fn appear(&mut self) {
+        let before = format!("{:?}", self.machine);
+        let is_unloaded = self.runner.is_none() && !self.is_reclaiming && !self.is_shutting_down;
+        if is_unloaded {
+            self.idle_since = Some(self.now);
+        }
+
+        let effects = self.step(MachineEvent::Appeared);
+
+        if is_unloaded {
+            assert!(effects.contains(&MachineEffect::AdoptRunner { generation: self.generation }), "{effects:?}");
+        } else if self.machine.deadline().is_none() {
+            assert_eq!((before, effects), (format!("{:?}", self.machine), vec![]), "the model is known");
+        }
+    }
+
+    fn occupy(&mut self) {
+        let lease = LeaseId(self.next_id());
+        let is_loaded = self.machine.state().is_loaded();
+        self.leases.insert(lease, LeasePhase::Waiting);
+        self.occupying.insert(lease);
+
+        self.step(MachineEvent::Occupy { lease });
+
+        assert_eq!(self.leases.contains_key(&lease), is_loaded, "{:?}", self.machine);
+    }
+
+    fn leave_by_itself(&mut self) {
+        if self.runner != Some(RunnerPhase::Loaded) {
+            return;
+        }
+
+        self.runner = Some(RunnerPhase::Ending);
+        self.was_asked_to_end = false;
+        if self.machine.state() == ModelState::Ready {
+            self.next_hold = None;
+        }
+        let generation = self.generation;
+        self.step(MachineEvent::LeftByItself { generation });
 
         assert_eq!(self.holding(), 0);
     }
@@ -345,12 +413,14 @@ impl MachineWorld {
 
         for event in [
             MachineEvent::Loaded { generation },
-            MachineEvent::Settled { generation },
+            MachineEvent::FullyLoaded { generation },
             MachineEvent::LoadFailed { generation, cause: "old".to_owned(), out_of_memory: true },
             MachineEvent::OutOfMemory { generation },
             MachineEvent::Reclaimed { generation, memory: None },
             MachineEvent::RunnerLost { generation, loss },
             MachineEvent::Exited { generation },
+            MachineEvent::StopRefused { generation },
+            MachineEvent::LeftByItself { generation },
         ] {
             self.step(event);
         }

@@ -1,9 +1,8 @@
 //! What must hold for each effect, and what it changes in the world.
 
-use hush_contract::ModelState;
-use hush_contract::admin::UnloadOutcome;
+use hush_contract::{ModelState, UnloadRefusal};
 use hush_residency::machine::{
-    CommandId, LeaseId, LeaseLossCause, MachineEffect, MetricEvent, ModelRefusal, UnloadReport,
+    CommandId, DrainEnd, LeaseId, LeaseLossCause, MachineEffect, MetricEvent, ModelRefusal, UnloadReport,
 };
 
 use crate::world::{LeasePhase, MachineWorld, RunnerPhase};
@@ -22,7 +21,9 @@ impl MachineWorld {
                 self.is_reclaiming = true;
             }
             MachineEffect::StartRunner { generation } => self.check_start(*generation),
+            MachineEffect::AdoptRunner { generation } => self.check_adoption(*generation),
             MachineEffect::StopRunner { generation } | MachineEffect::KillRunner { generation } => {
+                self.was_asked_to_end = matches!(effect, MachineEffect::StopRunner { .. });
                 assert_eq!(*generation, self.generation);
                 assert!(self.runner.is_some());
                 assert_eq!(self.holding(), 0, "stopped under a lease");
@@ -37,9 +38,22 @@ impl MachineWorld {
                     assert!(self.unloads.remove(command), "answered twice");
                 }
             }
+            MachineEffect::UnloadGivenUp { command, refusal } => {
+                assert!(self.unloads.remove(command), "answered twice");
+                assert_eq!(*refusal, UnloadRefusal::Busy);
+                assert_eq!((self.runner, self.is_shutting_down), (Some(RunnerPhase::Loaded), false));
+                assert!(self.now >= self.drain_until, "given up before its time");
+                self.next_hold = None;
+            }
             MachineEffect::Unloaded { command, report } => self.check_unload_report(*command, report),
             MachineEffect::Count(MetricEvent::ColdStart(_) | MetricEvent::Loaded { .. }) => {
                 assert!(self.runner.is_some());
+            }
+            // An unload that is given up although no request holds the model: the runner itself has work.
+            MachineEffect::Count(MetricEvent::UnloadRefused(UnloadRefusal::Busy)) => {
+                if self.holding() == 0 {
+                    self.idle_since = Some(self.now);
+                }
             }
             MachineEffect::Count(_) => {}
             MachineEffect::Stopped => {
@@ -59,14 +73,32 @@ impl MachineWorld {
         assert!(self.now >= self.hold_until, "loaded into a hold");
 
         self.generation = generation;
+        self.was_asked_to_end = false;
+        self.has_refused_to_end = false;
         self.runner = Some(RunnerPhase::Loading);
+    }
+
+    fn check_adoption(&mut self, generation: u64) {
+        assert_eq!((self.runner, self.is_reclaiming), (None, false), "one runner at a time");
+        assert_eq!(generation, self.generation + 1);
+
+        self.generation = generation;
+        self.was_asked_to_end = false;
+        self.has_refused_to_end = false;
+        // The answer to a measurement that was asked for before changes nothing any more.
+        self.is_measuring = false;
+        self.runner = Some(RunnerPhase::Loaded);
     }
 
     fn check_grant(&mut self, lease: LeaseId, generation: u64) {
         assert_eq!(generation, self.generation);
         assert_eq!(self.runner, Some(RunnerPhase::Loaded), "granted without a model");
-        assert_eq!(self.order.pop_front(), Some(lease), "first come, first served");
         assert_eq!(self.leases.insert(lease, LeasePhase::Holding), Some(LeasePhase::Waiting));
+        if self.occupying.contains(&lease) {
+            return;
+        }
+
+        assert_eq!(self.order.pop_front(), Some(lease), "first come, first served");
         assert!(self.holding() <= self.settings.concurrency.get());
     }
 
@@ -83,6 +115,7 @@ impl MachineWorld {
                 assert_ne!(self.machine.state(), ModelState::Ready);
                 assert!((1..=120).contains(&retry_after.as_secs()));
             }
+            ModelRefusal::NotLoaded => assert!(self.occupying.contains(&lease)),
             ModelRefusal::QueueFull { .. } | ModelRefusal::LoadFailed { .. } => {}
             ModelRefusal::GenerationChanged | ModelRefusal::Held { .. } => unreachable!("an answer to a command"),
         }
@@ -94,8 +127,9 @@ impl MachineWorld {
         self.lost.push(lease);
 
         if *why == LeaseLossCause::Displaced {
+            assert!(self.settings.drain_end == DrainEnd::Displace || self.is_shutting_down, "displaced, not given up");
             assert_eq!(self.machine.state(), ModelState::Unloading);
-            assert!(self.now >= self.drain_until, "displaced before its time");
+            assert!(self.now >= self.drain_until || self.has_refused_to_end, "displaced before its time");
         }
     }
 
@@ -107,9 +141,6 @@ impl MachineWorld {
         assert!(report.memory.is_none() || self.settings.accounted);
 
         let hold_until = self.next_hold.take().map_or(0, |hold| self.now + hold);
-        self.hold_until = match report.outcome {
-            UnloadOutcome::Unloaded => hold_until,
-            UnloadOutcome::AlreadyUnloaded => self.hold_until.max(hold_until),
-        };
+        self.hold_until = self.hold_until.max(hold_until);
     }
 }

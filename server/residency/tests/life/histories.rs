@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use hush_residency::machine::{LifecycleSettings, LossCause, ResidencyRule};
+use hush_residency::machine::{DrainEnd, LifecycleSettings, LossCause, ResidencyRule};
 use proptest::prelude::*;
 
 use crate::actions::MachineAction;
@@ -44,6 +44,10 @@ fn actions() -> impl Strategy<Value = MachineAction> {
         1 => Just(MachineAction::NeverFits),
         1 => Just(MachineAction::RunOutOfMemory),
         2 => cause.prop_map(MachineAction::LoseRunner),
+        3 => Just(MachineAction::RefuseStop),
+        1 => Just(MachineAction::Appear),
+        1 => Just(MachineAction::Occupy),
+        1 => Just(MachineAction::LeaveByItself),
         1 => Just(MachineAction::ReapUnannounced),
         1 => Just(MachineAction::SendStaleEvents),
         4 => (0_u64..2500).prop_map(MachineAction::LetTimePass),
@@ -59,17 +63,21 @@ fn lifecycle_settings() -> impl Strategy<Value = LifecycleSettings> {
         Just(ResidencyRule::OnDemand),
     ];
 
-    (residency, 1_usize..5, 1_usize..4, any::<bool>()).prop_map(|(residency, queue, concurrency, accounted)| {
-        LifecycleSettings {
+    let drain_end = prop_oneof![3 => Just(DrainEnd::Displace), 1 => Just(DrainEnd::GiveUp)];
+    let numbers = (1_usize..5, 1_usize..4);
+
+    (residency, numbers, any::<bool>(), drain_end).prop_map(
+        |(residency, (queue, concurrency), accounted, drain_end)| LifecycleSettings {
             residency,
             queue_limit: NonZeroUsize::new(queue).unwrap(),
             concurrency: NonZeroUsize::new(concurrency).unwrap(),
             backoff_first: Duration::from_secs(1),
             backoff_max: Duration::from_secs(60),
             drain: Duration::from_secs(2),
+            drain_end,
             accounted,
-        }
-    })
+        },
+    )
 }
 
 proptest! {

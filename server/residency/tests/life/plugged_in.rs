@@ -10,7 +10,8 @@ use hush_contract::admin::UnloadOutcome;
 use hush_contract::{ModelState, UnloadReason};
 use hush_residency::{
     AcquireError, AttemptError, LifecycleSettings, LoadTimings, LossCause, ModelJob, ModelLease, ModelRunner,
-    ModelSettings, Models, Notify, ResidencyMetrics, RunnerEvent, RunnerFactory, RunnerLoss, RunnerSpec, UnloadCommand,
+    ModelSettings, Models, OnRunnerEvent, ResidencyMetrics, RunnerEvent, RunnerFactory, RunnerLoss, RunnerSpec,
+    UnloadCommand,
 };
 use prometheus::Registry;
 
@@ -38,7 +39,7 @@ struct EchoRunners {
 
 #[derive(Clone)]
 struct EchoRunner {
-    notify: Arc<Notify>,
+    on_event: Arc<OnRunnerEvent>,
     has_ended: Arc<AtomicBool>,
     living: Arc<AtomicUsize>,
 }
@@ -52,17 +53,17 @@ impl RunnerFactory for EchoRunners {
         Ok(settings)
     }
 
-    fn start(&self, spec: EchoSpec, notify: Notify) -> EchoRunner {
+    fn start(&self, spec: EchoSpec, on_event: OnRunnerEvent) -> EchoRunner {
         self.living.fetch_add(1, Ordering::Relaxed);
-        let notify = Arc::new(notify);
+        let on_event = Arc::new(on_event);
 
-        notify(RunnerEvent::Started { pids: Vec::new() });
-        notify(match spec.can_load {
+        on_event(RunnerEvent::Started { pids: Vec::new() });
+        on_event(match spec.can_load {
             true => RunnerEvent::Loaded(LoadTimings::default()),
             false => RunnerEvent::LoadFailed { cause: "no such model".to_owned(), out_of_memory: false },
         });
 
-        EchoRunner { notify, has_ended: Arc::default(), living: Arc::clone(&self.living) }
+        EchoRunner { on_event, has_ended: Arc::default(), living: Arc::clone(&self.living) }
     }
 
     async fn shutdown(&self) {}
@@ -76,9 +77,9 @@ impl EchoRunner {
 
         self.living.fetch_sub(1, Ordering::Relaxed);
         if let Some(loss) = loss {
-            (self.notify)(RunnerEvent::Lost(loss));
+            (self.on_event)(RunnerEvent::Lost(loss));
         }
-        (self.notify)(RunnerEvent::Exited);
+        (self.on_event)(RunnerEvent::Exited);
     }
 }
 
@@ -147,7 +148,7 @@ fn model(name: &str, can_load: bool) -> ModelSettings<EchoSpec> {
         name: name.to_owned(),
         spec: EchoSpec { can_load },
         precision: None,
-        policy: LifecycleSettings::default(),
+        lifecycle: LifecycleSettings::default(),
         account: None,
     }
 }

@@ -1,11 +1,12 @@
 //! The rules of a model's life one by one, each with the exact effects.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use hush_contract::admin::UnloadOutcome;
-use hush_contract::{ModelState, UnloadReason};
+use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
 use hush_residency::machine::{
-    ColdReason, CommandId, LeaseId, LeaseLossCause, LifecycleSettings, LoadCommand, LossCause, MachineEffect,
+    ColdReason, CommandId, DrainEnd, LeaseId, LeaseLossCause, LifecycleSettings, LoadCommand, LossCause, MachineEffect,
     MachineEvent, MachineTime, MemoryAvailability, MetricEvent, ModelMachine, ModelRefusal, ReclaimReport,
     ReclaimVerdict, ResidencyRule, RunnerLoss, UnloadCommand, UnloadReport,
 };
@@ -155,7 +156,7 @@ fn a_failed_load_backs_off_and_says_why() {
     machine.step(at(now), MachineEvent::Loaded { generation: 10 });
     assert_eq!((machine.state(), machine.failure()), (ModelState::Ready, None));
 
-    machine.step(at(now), MachineEvent::Settled { generation: 10 });
+    machine.step(at(now), MachineEvent::FullyLoaded { generation: 10 });
     assert!(machine.step(at(now), failed(10)).contains(&MachineEffect::KillRunner { generation: 10 }));
     assert_eq!(machine.failure().unwrap().1, at(now + 1), "after a whole load the pause is short again");
 }
@@ -367,7 +368,7 @@ fn an_unload_is_complete_when_the_memory_is_back() {
     let effects = machine.step(at(8), MachineEvent::Reclaimed { generation: 1, memory: Some(back) });
     let outcome = UnloadOutcome::Unloaded;
     let report =
-        UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), settle: secs(5), memory: Some(back) };
+        UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), reclaim: secs(5), memory: Some(back) };
     let expected = [
         MachineEffect::Count(MetricEvent::Reclaimed { memory: back, took: secs(5) }),
         MachineEffect::Unloaded { command: CommandId(1), report },
@@ -441,6 +442,97 @@ fn a_server_that_ends_waits_for_no_memory() {
     machine.step(at(3), MachineEvent::Exited { generation: 1 });
     let effects = machine.step(at(4), MachineEvent::Shutdown { deadline: at(9) });
     let outcome = UnloadOutcome::Unloaded;
-    let report = UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), settle: secs(1), memory: None };
+    let report = UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), reclaim: secs(1), memory: None };
     assert_eq!(effects, [MachineEffect::Unloaded { command: CommandId(1), report }, MachineEffect::Stopped]);
+}
+
+/// A machine whose requests cannot be started again, with a loaded model and one request at work since second 2.
+fn busy_and_not_repeatable() -> ModelMachine {
+    let settings =
+        LifecycleSettings { drain_end: DrainEnd::GiveUp, concurrency: two(), ..settings(ResidencyRule::Idle(None)) };
+    let mut machine = ModelMachine::new(settings);
+    machine.step(at(0), MachineEvent::Load { command: CommandId(0), load: LoadCommand::now() });
+    machine.step(at(1), MachineEvent::Loaded { generation: 1 });
+    machine.step(at(2), arrive(1));
+    machine
+}
+
+fn two() -> NonZeroUsize {
+    NonZeroUsize::MIN.saturating_add(1)
+}
+
+#[test]
+fn an_unload_is_given_up_where_a_request_outlasts_it_and_cannot_be_repeated() {
+    let mut machine = busy_and_not_repeatable();
+    let unload =
+        UnloadCommand { drain: Some(secs(5)), hold: Some(secs(60)), ..UnloadCommand::now(UnloadReason::Manual) };
+    machine.step(at(3), MachineEvent::Unload { command: CommandId(1), unload });
+    assert_eq!(machine.step(at(4), arrive(2)), [MachineEffect::Count(MetricEvent::Interarrival(secs(2)))]);
+    assert_eq!((machine.state(), machine.queued()), (ModelState::Draining, 1));
+
+    let effects = machine.step(at(8), MachineEvent::Tick);
+    assert_eq!(
+        effects,
+        [
+            MachineEffect::Count(MetricEvent::UnloadRefused(UnloadRefusal::Busy)),
+            MachineEffect::UnloadGivenUp { command: CommandId(1), refusal: UnloadRefusal::Busy },
+            MachineEffect::Grant { lease: LeaseId(2), generation: 1 },
+        ]
+    );
+    assert_eq!((machine.state(), machine.inflight(), machine.hold_until()), (ModelState::Ready, 2, None));
+}
+
+#[test]
+fn a_runner_that_refuses_to_end_is_asked_again_until_the_drain_is_over() {
+    let mut machine = busy_and_not_repeatable();
+    machine.step(at(2), end(1));
+    let unload = UnloadCommand { drain: Some(secs(1)), ..UnloadCommand::now(UnloadReason::Manual) };
+    let stop = MachineEffect::StopRunner { generation: 1 };
+    assert!(machine.step(at(3), MachineEvent::Unload { command: CommandId(1), unload }).contains(&stop));
+
+    machine.step(at(3), MachineEvent::StopRefused { generation: 1 });
+    assert_eq!((machine.state(), machine.deadline()), (ModelState::Draining, Some(MachineTime::from_millis(3250))));
+    assert_eq!(machine.step(MachineTime::from_millis(3250), MachineEvent::Tick), [stop]);
+
+    machine.step(MachineTime::from_millis(3900), MachineEvent::StopRefused { generation: 1 });
+    let effects = machine.step(at(4), MachineEvent::Tick);
+    assert!(effects.contains(&MachineEffect::UnloadGivenUp { command: CommandId(1), refusal: UnloadRefusal::Busy }));
+    assert_eq!((machine.state(), machine.idle_since()), (ModelState::Ready, Some(at(4))), "it was at work until now");
+}
+
+#[test]
+fn a_model_that_appears_is_a_new_generation_and_serves_the_requests_that_wait() {
+    let mut machine = idle(ResidencyRule::Idle(None));
+    let unload = UnloadCommand { hold: Some(secs(60)), ..UnloadCommand::now(UnloadReason::HardPressure) };
+    machine.step(at(2), MachineEvent::Unload { command: CommandId(1), unload });
+    machine.step(at(3), MachineEvent::Exited { generation: 1 });
+    machine.step(at(4), arrive(1));
+    assert_eq!(machine.state(), ModelState::WaitingForMemory);
+
+    let effects = machine.step(at(5), MachineEvent::Appeared);
+    assert_eq!(effects[0], MachineEffect::AdoptRunner { generation: 2 });
+    assert!(effects.contains(&MachineEffect::Grant { lease: LeaseId(1), generation: 2 }), "{effects:?}");
+    assert_eq!(machine.step(at(6), MachineEvent::Appeared), [], "it is known now");
+
+    machine.step(at(7), end(1));
+    machine.step(at(8), MachineEvent::LeftByItself { generation: 2 });
+    let effects = machine.step(at(8), MachineEvent::Exited { generation: 2 });
+    let unloaded = MetricEvent::Unloaded { reason: UnloadReason::Other, total: Duration::ZERO };
+    assert_eq!(effects, [MachineEffect::Count(unloaded)]);
+    assert_eq!(machine.hold_until(), Some(at(63)), "the hold of the command goes on");
+}
+
+#[test]
+fn work_that_is_seen_late_counts_and_loads_nothing() {
+    let mut machine = idle(ResidencyRule::Idle(Some(secs(10))));
+    let occupy = |lease| MachineEvent::Occupy { lease: LeaseId(lease) };
+    assert_eq!(machine.step(at(5), occupy(1)), [MachineEffect::Grant { lease: LeaseId(1), generation: 1 }]);
+    assert_eq!((machine.inflight(), machine.deadline()), (1, None));
+
+    machine.step(at(50), end(1));
+    machine.step(at(60), MachineEvent::Tick);
+    machine.step(at(61), MachineEvent::Exited { generation: 1 });
+    let refused = MachineEffect::Refuse { lease: LeaseId(2), refusal: ModelRefusal::NotLoaded };
+    assert_eq!(machine.step(at(62), occupy(2)), [refused]);
+    assert_eq!(machine.state(), ModelState::Unloaded);
 }

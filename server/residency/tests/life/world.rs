@@ -44,6 +44,12 @@ pub struct MachineWorld {
     pub next_hold: Option<u64>,
     /// When the accepted unload, or the shutdown, may stop waiting for requests.
     pub drain_until: u64,
+    /// The runner was asked to end, and not killed.
+    pub was_asked_to_end: bool,
+    /// The runner of this generation has refused to end: an unload without a command may end its wait at once.
+    pub has_refused_to_end: bool,
+    /// Leases of work that was at work already.
+    pub occupying: BTreeSet<LeaseId>,
     pub is_shutting_down: bool,
     pub is_stopped: bool,
     /// Until when a lease waits for a model that is not in memory.
@@ -75,6 +81,9 @@ impl MachineWorld {
             hold_until: 0,
             next_hold: None,
             drain_until: u64::MAX,
+            was_asked_to_end: false,
+            has_refused_to_end: false,
+            occupying: BTreeSet::new(),
             is_shutting_down: false,
             is_stopped: false,
             cold_wait_until: BTreeMap::new(),
@@ -132,6 +141,13 @@ impl MachineWorld {
         }
     }
 
+    /// Whether a request, a command or the shutdown still waits for its end.
+    fn is_something_due(&self) -> bool {
+        let has_command = !self.loads.is_empty() || !self.unloads.is_empty();
+
+        !self.leases.is_empty() || has_command || self.is_shutting_down && !self.is_stopped
+    }
+
     /// From here on every request, runner and device does its part: then everything must come to an end.
     pub fn run_to_the_end(&mut self) {
         for _ in 0..2000 {
@@ -144,7 +160,7 @@ impl MachineWorld {
                 self.measure_memory(true);
             } else if let Some(lease) = holding {
                 self.end(lease);
-            } else if !self.leases.is_empty() || !self.loads.is_empty() || !self.unloads.is_empty() {
+            } else if self.is_something_due() {
                 let deadline = self.machine.deadline().expect("a request or a command waits, so a deadline is due");
                 self.now = deadline.as_millis();
                 self.step(MachineEvent::Tick);

@@ -24,7 +24,7 @@ pub struct ModelConfig {
     pub aliases: Vec<String>,
     /// `resident`, `idle` or `on-demand`.
     pub residency: Option<Checked<ResidencyChoice>>,
-    /// How long it stays when idle; 0 is for ever.
+    /// How long it stays loaded when idle; 0: it is never unloaded.
     pub idle_timeout: Option<Checked<DurationArg>>,
     /// `fp32`, `fp16`, `int8` or `auto`.
     pub precision: Option<Checked<PrecisionChoice>>,

@@ -10,15 +10,17 @@ use crate::cli::values::{DeviceChoice, PrecisionChoice, Switch};
 #[derive(Args, Clone, Debug, PartialEq)]
 #[command(after_long_help = crate::cli::command_line::INSTALL_NOTES)]
 pub struct InstallSettings {
-    /// Checkpoint (a folder of Hugging Face or CTranslate2, OpenAI's base.pt, whisper.cpp's ggml-base.bin), model of the
-    /// hub (openai/whisper-base), or one of the usual short names (tiny, base.en, large-v3, turbo, distil-large-v3, ...).
+    /// Checkpoint (a folder of Hugging Face or CTranslate2, OpenAI's base.pt, whisper.cpp's ggml-base.bin), model of
+    /// the hub (openai/whisper-base), or one of the usual short names (tiny, base.en, large-v3, turbo, distil-large-v3,
+    /// ...).
     ///
     /// For a name, a copy on this machine is used before anything is downloaded: in the models folder, the caches of
     /// huggingface_hub and faster-whisper, and ~/.cache/whisper.
     #[arg(value_name = "SOURCE", required = true)]
     pub sources: Vec<String>,
 
-    /// Name under which the model is installed; only with one SOURCE. Default: the folder's or file's name, or the short name.
+    /// Name under which the model is installed; only with one SOURCE. Default: the folder's or file's name, or the
+    /// short name.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
@@ -28,8 +30,8 @@ pub struct InstallSettings {
     #[arg(long = "precision", value_name = "PRECISION", value_delimiter = ',', default_value = "auto")]
     pub precisions: Vec<PrecisionChoice>,
 
-    /// The device that --precision auto builds for: cpu, cuda or auto, which is the one that `serve` would take. cuda takes
-    /// fp16 only.
+    /// The device that --precision auto builds for: cpu, cuda or auto, which is the one that `serve` would take. cuda
+    /// takes fp16 only.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 
@@ -38,7 +40,7 @@ pub struct InstallSettings {
     #[arg(long, value_name = "REVISION")]
     pub revision: Option<String>,
 
-    /// Install again what is installed already.
+    /// Install models again that are installed already.
     #[arg(
         long,
         value_name = "BOOL",

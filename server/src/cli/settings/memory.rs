@@ -13,7 +13,7 @@ use crate::gpu::GpuRef;
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
 #[command(next_help_heading = "Device memory")]
 pub struct MemorySettings {
-    /// NVIDIA's management library, which tells how much memory each GPU has and which processes hold it.
+    /// NVIDIA's management library, which reports the memory of each GPU and the processes that use it.
     ///
     /// Default: libnvidia-ml.so.1 where the loader finds it, and in the usual folders of drivers.
     #[arg(long, value_name = "PATH")]
@@ -28,7 +28,7 @@ pub struct MemorySettings {
     )]
     pub sample_interval: Duration,
 
-    /// Device memory that must stay free beside a model that loads. Without that much room it waits.
+    /// Device memory that must stay free beside a model that loads. Without that much free memory the model waits.
     #[arg(long = "headroom", value_name = "SIZE", value_parser = ByteSize::read, default_value = "256MiB")]
     pub headroom_bytes: u64,
 
@@ -38,14 +38,14 @@ pub struct MemorySettings {
 
     /// Unload the longest idle model when more than this share of its GPU is used: 95%, or off.
     ///
-    /// For a server without a controller, which decides over all servers of a GPU and knows better.
+    /// For a server without a controller; a controller decides for all servers of a GPU together.
     #[arg(long = "memory-reclaimer", value_name = "PERCENT", default_value = "off")]
     pub reclaimer: Percent,
 
     /// Count the models against this GPU, by number or UUID, wherever they run.
     ///
-    /// For tests and demonstrations: what the GPU has decides whether a model that runs on the CPU loads. Default: the
-    /// GPU of --device.
+    /// For tests and demonstrations: the free memory of this GPU decides whether a model is loaded, even if it runs on
+    /// the CPU. Default: the GPU of --device.
     #[arg(long, value_name = "N|UUID", value_parser = GpuChoice::read, hide_short_help = true)]
     #[serde(skip)]
     pub account_gpu: Option<GpuRef>,

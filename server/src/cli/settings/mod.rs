@@ -149,6 +149,15 @@ fn none_if_zero<T: Default + PartialEq>(value: &mut Option<T>) {
     }
 }
 
+/// For a limit of zero bytes, which no request would fit into.
+fn must_be_above_zero(option: &str, bytes: u64) -> Result<(), SettingError> {
+    if bytes == 0 {
+        let problem = format!("--{option} must be more than 0 bytes: with this limit every request would be refused");
+        return Err(SettingError::Combination(problem));
+    }
+    Ok(())
+}
+
 fn must_be_longer_than_zero(option: &str, duration: Duration) -> Result<(), SettingError> {
     if duration.is_zero() {
         return Err(SettingError::Combination(format!("--{option} must be longer than 0")));

@@ -1,19 +1,15 @@
 //! Who may use which listener, and with which certificates.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use clap::Args;
-use hush_contract::admin::ServerAudience;
 use serde::Serialize;
 
 use super::SettingError;
-use crate::cli::command_line::variable;
 use crate::cli::env::Env;
 use crate::cli::values::Switch;
-use hush_access::{ApiServer, ReviewSettings, ServiceAccount};
-
-/// Where Kubernetes puts what a pod needs to speak to its API server.
-const SERVICE_ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+use hush_access::{ApiServer, ReviewOptions, ReviewOptionsError, ReviewSettings, ServiceAccount};
 
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
 #[command(next_help_heading = "Security")]
@@ -82,7 +78,7 @@ pub struct SecurityOptions {
     #[serde(skip)]
     pod_namespace: Option<String>,
 
-    /// UID of that pod, which the downward API tells (metadata.uid). Default: none.
+    /// UID of that pod, from the downward API (metadata.uid). Default: none.
     #[arg(long, value_name = "UID")]
     #[serde(skip)]
     pod_uid: Option<String>,
@@ -97,7 +93,7 @@ pub struct SecurityOptions {
     #[serde(skip)]
     kubernetes_ca: Option<PathBuf>,
 
-    /// Token with which this server asks the API server. Default: that of this pod's service account.
+    /// Token for this server's requests to the API server. Default: that of this pod's service account.
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     kubernetes_token: Option<PathBuf>,
@@ -123,12 +119,6 @@ pub struct SecuritySettings {
     pub admin_token_review: Option<ReviewSettings>,
 }
 
-/// The pod that the server runs in.
-struct OwnPod {
-    uid: String,
-    audience: ServerAudience,
-}
-
 impl SecurityOptions {
     pub(super) fn resolve(&self, env: &Env) -> Result<SecuritySettings, SettingError> {
         let admin_token_review = if self.admin_token_review { Some(self.token_review(env)?) } else { None };
@@ -143,88 +133,23 @@ impl SecurityOptions {
     }
 
     fn token_review(&self, env: &Env) -> Result<ReviewSettings, SettingError> {
-        let pod = self.server_pod()?;
-        let in_service_account = |given: &Option<PathBuf>, name: &str| {
-            given.clone().unwrap_or_else(|| PathBuf::from(SERVICE_ACCOUNT_DIR).join(name))
+        let options = ReviewOptions {
+            accounts: self.admin_accounts.clone(),
+            audience: self.admin_audience.clone(),
+            pod_namespace: self.pod_namespace.clone(),
+            pod_uid: self.pod_uid.clone(),
+            api: self.kubernetes_api.clone(),
+            ca_file: self.kubernetes_ca.clone(),
+            token_file: self.kubernetes_token.clone(),
         };
 
-        Ok(ReviewSettings {
-            api: self.api_server(env)?,
-            ca_file: in_service_account(&self.kubernetes_ca, "ca.crt"),
-            token_file: in_service_account(&self.kubernetes_token, "token"),
-            accounts: self.accounts()?,
-            audience: self.audience(pod.as_ref())?,
-            pod_uid: pod.map(|pod| pod.uid),
-            timeout: ReviewSettings::TIMEOUT,
-            remember: ReviewSettings::REMEMBER,
-            remember_refusal: ReviewSettings::REMEMBER_REFUSAL,
+        options.resolve(|name| env.os(name).map(OsStr::to_owned)).map_err(|error| match error {
+            ReviewOptionsError::Combination(problem) => SettingError::Combination(problem),
+            ReviewOptionsError::Variable { variable, value, problem } => {
+                SettingError::Variable { variable, value, problem: problem.to_owned() }
+            }
         })
     }
-
-    fn server_pod(&self) -> Result<Option<OwnPod>, SettingError> {
-        let refused = |problem: &str| SettingError::Combination(format!("--pod-namespace and --pod-uid: {problem}"));
-
-        match (not_empty(&self.pod_namespace), not_empty(&self.pod_uid)) {
-            (None, None) => Ok(None),
-            (Some(namespace), Some(uid)) => {
-                let audience = ServerAudience::new(namespace, uid).map_err(|error| refused(&error.to_string()))?;
-                Ok(Some(OwnPod { uid: uid.to_owned(), audience }))
-            }
-            _ => Err(refused("they need each other")),
-        }
-    }
-
-    fn audience(&self, pod: Option<&OwnPod>) -> Result<String, SettingError> {
-        if let Some(audience) = not_empty(&self.admin_audience) {
-            return Ok(audience.to_owned());
-        }
-        if let Some(pod) = pod {
-            return Ok(pod.audience.to_string());
-        }
-        let problem = "--admin-token-review needs to know for which server a token must be made: give --pod-namespace \
-                       and --pod-uid, which the downward API of Kubernetes tells (metadata.namespace, metadata.uid), or \
-                       an audience of your own with --admin-audience";
-        Err(SettingError::Combination(problem.to_owned()))
-    }
-
-    fn api_server(&self, env: &Env) -> Result<ApiServer, SettingError> {
-        if let Some(api) = &self.kubernetes_api {
-            return Ok(api.clone());
-        }
-
-        let (host_variable, port_variable) = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT");
-        let Some(host) = env.text(host_variable)? else {
-            return Err(SettingError::Combination(format!(
-                "--admin-token-review needs an API server: give --kubernetes-api or {}, or run in a pod, where \
-                 {host_variable} is set",
-                variable("kubernetes-api")
-            )));
-        };
-
-        let refused = |variable: &str, value: &str, problem: &str| SettingError::Variable {
-            variable: variable.to_owned(),
-            value: value.to_owned(),
-            problem: problem.to_owned(),
-        };
-        let port = match env.text(port_variable)? {
-            Some(text) => text.parse().map_err(|_| refused(port_variable, text, "expected the number of a port"))?,
-            None => 443,
-        };
-        ApiServer::new(host, port).map_err(|_| refused(host_variable, host, "expected an address or a host name"))
-    }
-
-    fn accounts(&self) -> Result<Vec<ServiceAccount>, SettingError> {
-        if self.admin_accounts.is_empty() {
-            let problem = "--admin-token-review needs the service accounts that may command this server: give \
-                           --admin-account NAMESPACE:NAME";
-            return Err(SettingError::Combination(problem.to_owned()));
-        }
-        Ok(self.admin_accounts.clone())
-    }
-}
-
-fn not_empty(text: &Option<String>) -> Option<&str> {
-    text.as_deref().filter(|text| !text.is_empty())
 }
 
 /// A certificate and its key, of the options `--PREFIX-cert` and `--PREFIX-key`.

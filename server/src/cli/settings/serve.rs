@@ -27,7 +27,7 @@ const MOST_BATCH: usize = 256;
 
 /// Options that a reload applies to the running server: by models that are added or changed, or when a request comes.
 /// All others take a restart.
-const APPLIED_BY_RELOAD: [&str; 14] = [
+const APPLIED_BY_RELOAD: [&str; 15] = [
     "models-dir",
     "default-alias",
     "serve-installed",
@@ -42,6 +42,7 @@ const APPLIED_BY_RELOAD: [&str; 14] = [
     "threads",
     "fallback-tokens",
     "fallback-time",
+    "encoder-context",
 ];
 
 /// The options of `serve`, and what follows from them.
@@ -65,12 +66,12 @@ pub struct ServeSettings {
 
     /// A file with these settings and those of each model, in YAML; see docs/configuration.md. Default: none.
     ///
-    /// Options and variables beat it. SIGHUP reads it again.
+    /// Options and variables take precedence over it. SIGHUP reads it again.
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// Check the settings, print what they come to, and end.
+    /// Check the settings, print the result, and end.
     #[arg(
         long,
         value_name = "BOOL",
@@ -84,7 +85,7 @@ pub struct ServeSettings {
     #[serde(skip)]
     pub check_config: bool,
 
-    /// Names that mean the default model in the OpenAI API, beside its own; a date may follow them.
+    /// Additional names of the default model in the OpenAI API; a date may follow them.
     ///
     /// May be given several times; as a variable, with commas.
     #[arg(long = "default-alias", value_name = "NAME", value_delimiter = ',', default_values = DEFAULT_ALIASES)]
@@ -105,7 +106,7 @@ pub struct ServeSettings {
 
     /// Models that may be in memory at the same time; 0 is no limit.
     ///
-    /// The least recently used idle one leaves before another loads.
+    /// The least recently used idle model is unloaded before another is loaded.
     #[arg(
         long,
         value_name = "N",
@@ -125,7 +126,7 @@ pub struct ServeSettings {
     )]
     pub install_missing: bool,
 
-    /// Whether browsers get a page for people at /: true or false. Without it / leads to /docs.
+    /// Whether the web page is served at /: true or false. Without it / redirects to /docs.
     #[arg(
         long,
         value_name = "BOOL",
@@ -164,12 +165,13 @@ pub struct ServeSettings {
 
     /// When a model stays in memory: resident, idle or on-demand.
     ///
-    /// resident: loaded at start and kept. idle: loaded by the first request, gone after --idle-timeout without one.
-    /// on-demand: gone as soon as no request waits.
+    /// resident: loaded at start and kept. idle: loaded by the first request, unloaded after --idle-timeout without
+    /// one. on-demand: unloaded as soon as no request waits.
     #[arg(long, value_name = "MODE", default_value = "idle", help_heading = "Residency")]
     pub residency: ResidencyChoice,
 
-    /// How long an idle model stays, with --residency idle: 90s, 5m, 1h30m, or whole seconds; 0 is for ever.
+    /// How long an idle model stays loaded with --residency idle: 90s, 5m, 1h30m, or whole seconds; 0: it is never
+    /// unloaded.
     ///
     /// The clock starts when the last request ends.
     #[arg(
@@ -181,9 +183,10 @@ pub struct ServeSettings {
     )]
     pub idle_timeout: Option<Duration>,
 
-    /// Keep a process waiting with its libraries loaded and no model, so that a cold start pays for the model only.
+    /// Keep a spare process that has loaded the libraries and no model, so that a cold start only has to load the
+    /// model.
     ///
-    /// Costs some memory of the host and none of the GPU.
+    /// It uses some host memory and no GPU memory.
     #[arg(
         long,
         value_name = "BOOL",
@@ -217,9 +220,9 @@ pub struct ServeSettings {
     )]
     pub stall_timeout: Duration,
 
-    /// How long one request may hold the model; longer ones are ended with an error. 0 is for ever.
+    /// How long one request may hold the model; longer ones are ended with an error. 0 is no limit.
     ///
-    /// When the model's process does not let go of it soon, the process is ended and its other requests start again.
+    /// If the model's process goes on with it, the process is ended and its other requests start again.
     #[arg(
         long,
         value_name = "DURATION",
@@ -251,8 +254,8 @@ pub struct ServeSettings {
 
     /// Requests that one model works on at the same time: their decoding steps are done together.
     ///
-    /// More gives more text per second and needs more memory, which a GPU holds from the load on; the others wait in the
-    /// queue.
+    /// More gives more text per second and needs more memory, which a GPU holds from the load on; the others wait in
+    /// the queue.
     #[arg(
         long,
         value_name = "N",
@@ -290,14 +293,14 @@ pub struct ServeSettings {
     )]
     pub spool_memory_bytes: u64,
 
-    /// Shape of /asr's JSON, after the engines of whisper-asr-webservice: openai_whisper or faster_whisper.
+    /// Format of the JSON of /asr, named after the engines of whisper-asr-webservice: openai_whisper or faster_whisper.
     #[arg(long, value_name = "ENGINE", default_value = "openai_whisper", help_heading = "Requests")]
     pub asr_engine: AsrEngine,
 
     /// How long a request of the OpenAI API waits for a model that is not in memory; then it is answered with 503 and
     /// Retry-After.
     ///
-    /// /asr waits as long as it takes: Bazarr would give up on the server for a day.
+    /// Requests to /asr wait without a limit, because after an error Bazarr would not use the server for a day.
     #[arg(
         long,
         value_name = "DURATION",

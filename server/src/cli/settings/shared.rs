@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use hush_whisper::TranscribeOptions;
+use hush_whisper::{EncoderContext, TranscribeOptions};
 use serde::Serialize;
 
 use super::{LegacyUse, SettingError, none_if_zero};
 use crate::cli::values::{
-    DeviceChoice, DurationArg, LogFilter, LogFormat, PrecisionChoice, PrecisionWord, WholeNumber,
+    DeviceChoice, DurationArg, EncoderContextWord, LogFilter, LogFormat, PrecisionChoice, PrecisionWord, WholeNumber,
 };
 
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
@@ -27,14 +27,15 @@ pub struct StoreSettings {
 pub struct EngineSettings {
     /// Where the model runs: cpu, cuda, cuda:N (N is the number of the GPU, from 0), cuda:UUID or auto.
     ///
-    /// auto takes CUDA when the ONNX Runtime library has its CUDA part beside it and a small graph runs on the first GPU,
-    /// else the CPU, and says why. When cuda is asked for by name and cannot be had, that is an error.
+    /// auto takes CUDA when the ONNX Runtime library has its CUDA part beside it and a small graph runs on the first
+    /// GPU, else the CPU, and logs the reason. If cuda is requested explicitly and cannot be used, the server does not
+    /// start.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 
     /// How the model's numbers are stored: fp32, fp16, int8 or auto.
     ///
-    /// auto is int8 on a CPU (if that one is not installed, one that is) and fp16 on CUDA, which takes no other.
+    /// auto is int8 on a CPU (if that one is not installed, one that is) and fp16 on CUDA, which supports no other.
     #[arg(long, value_name = "PRECISION", default_value = "auto")]
     pub precision: PrecisionChoice,
 
@@ -64,6 +65,14 @@ pub struct EngineSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub fallback: FallbackSettings,
+
+    /// How much of a recording of a few seconds the encoder hears: auto or full.
+    ///
+    /// auto encodes it with the six seconds of silence after it, 12 s at least, and encodes the 30 s that Whisper was trained
+    /// on only if the text is doubtful, with models for which this was measured to cost no accuracy (tiny and base); full
+    /// always encodes 30 s.
+    #[arg(long, value_name = "LENGTH", default_value = "auto")]
+    pub encoder_context: EncoderContextWord,
 }
 
 impl EngineSettings {
@@ -72,28 +81,38 @@ impl EngineSettings {
         none_if_zero(&mut self.fallback.tokens);
         none_if_zero(&mut self.fallback.time);
     }
+
+    /// The options of a transcription with what these settings determine.
+    pub fn apply(&self, options: TranscribeOptions) -> TranscribeOptions {
+        let encoder_context = match self.encoder_context {
+            EncoderContextWord::Auto => EncoderContext::Auto,
+            EncoderContextWord::Full => EncoderContext::Full,
+        };
+        TranscribeOptions { encoder_context, ..self.fallback.apply(options) }
+    }
 }
 
 /// What a window may cost beyond its first attempt; `None` is no limit.
 #[derive(Args, Clone, Copy, Debug, PartialEq, Serialize)]
 #[command(next_help_heading = "Engine")]
 pub struct FallbackSettings {
-    /// Tokens that a hard window of 30 s may cost at higher temperatures, of all candidates together; 0 is no limit.
+    /// Limit for the tokens that are decoded at higher temperatures for a window of 30 s, of all candidates together; 0
+    /// is no limit.
     ///
-    /// Text that is unlikely or repeats itself is tried again at higher temperatures. When this is spent, the best of what
-    /// was tried is taken, and the log says so. Shorter windows have less, in proportion.
+    /// Text that is unlikely or repeats itself is tried again at higher temperatures. At the limit the best result so
+    /// far is used, and this is logged. The limit of a shorter window is smaller in proportion.
     #[arg(long = "fallback-tokens", value_name = "N", value_parser = WholeNumber::read, default_value = "2400")]
     pub tokens: Option<usize>,
 
-    /// How long a hard window may take at higher temperatures; 0 is no limit.
+    /// Limit for the time that is spent on a window at higher temperatures; 0 is no limit.
     ///
-    /// As --fallback-tokens, for slow machines. What it cuts depends on how busy the machine is.
+    /// Like --fallback-tokens, for slow machines. With it the text depends on how busy the machine is.
     #[arg(long = "fallback-time", value_name = "DURATION", value_parser = DurationArg::read, default_value = "20s")]
     pub time: Option<Duration>,
 }
 
 impl FallbackSettings {
-    pub fn apply(&self, options: TranscribeOptions) -> TranscribeOptions {
+    fn apply(&self, options: TranscribeOptions) -> TranscribeOptions {
         let fallback_seconds = self.time.map(|time| time.as_secs_f32());
         TranscribeOptions { fallback_tokens: self.tokens, fallback_seconds, ..options }
     }

@@ -93,7 +93,7 @@ fn legacy_engine(text: &str) -> Result<String, ValueError> {
 fn legacy_seconds(text: &str) -> Result<String, ValueError> {
     match text.parse::<u64>() {
         Ok(seconds) => Ok(seconds.to_string()),
-        Err(_) => Err(ValueError("expected whole seconds such as 300, or 0 for ever".to_owned())),
+        Err(_) => Err(ValueError("expected whole seconds such as 300, or 0 to keep the model loaded".to_owned())),
     }
 }
 

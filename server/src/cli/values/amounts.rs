@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hush_contract::duration;
+use hush_contract::{bytes, duration};
 use serde::Serialize;
 
 use super::{ValueError, expected, reads_from_text};
@@ -32,24 +32,7 @@ pub struct ByteSize(pub u64);
 
 impl ByteSize {
     pub fn read(text: &str) -> Result<u64, ValueError> {
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        let number: Option<u64> = number.parse().ok();
-
-        let factor: Option<u64> = match unit.trim_start() {
-            "" | "B" => Some(1),
-            "Ki" | "KiB" => Some(1 << 10),
-            "Mi" | "MiB" => Some(1 << 20),
-            "Gi" | "GiB" => Some(1 << 30),
-            "Ti" | "TiB" => Some(1 << 40),
-            "k" | "K" | "kB" | "KB" => Some(1_000),
-            "M" | "MB" => Some(1_000_000),
-            "G" | "GB" => Some(1_000_000_000),
-            "T" | "TB" => Some(1_000_000_000_000),
-            _ => None,
-        };
-
-        match number.zip(factor).and_then(|(number, factor)| number.checked_mul(factor)) {
+        match bytes::parse(text) {
             Some(bytes) => Ok(bytes),
             None => expected("expected a size such as 4GiB, 512MiB or 100MB, or whole bytes"),
         }

@@ -51,7 +51,7 @@ pub trait LoadedModel: Send + Sync + 'static {
     ///
     /// # Errors
     /// The reason for people, if the rest of the load fails.
-    fn settle(&self) -> Result<(), String> {
+    fn wait_until_loaded(&self) -> Result<(), String> {
         Ok(())
     }
 
@@ -159,7 +159,7 @@ fn server_socket() -> io::Result<UnixStream> {
     match socket.peer_addr() {
         Ok(_) => Ok(socket),
         Err(error) => {
-            Err(io::Error::other(format!("standard input is no socket ({error}); the server starts runners")))
+            Err(io::Error::other(format!("standard input is not a socket ({error}); the server starts runners")))
         }
     }
 }
@@ -189,8 +189,8 @@ fn load<B: RunnerBackend>(
     sender.send(&FromRunner::Loaded { sessions_seconds: started.elapsed().as_secs_f64() });
 
     let sender = sender.clone();
-    thread::Builder::new().name("settle".to_owned()).spawn(move || match model.settle() {
-        Ok(()) => sender.send(&FromRunner::Settled { seconds: started.elapsed().as_secs_f64() }),
+    thread::Builder::new().name("load".to_owned()).spawn(move || match model.wait_until_loaded() {
+        Ok(()) => sender.send(&FromRunner::FullyLoaded { seconds: started.elapsed().as_secs_f64() }),
         Err(message) => sender.send_load_failure(message),
     })?;
     Ok(())

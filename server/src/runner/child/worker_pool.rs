@@ -131,7 +131,7 @@ fn run_job<M: LoadedModel>(model: &M, job: RunnableJob, sender: &FrameSender) {
         // The engine may report any error when the audio of a cancelled job ends early.
         Err(_) if is_cancelled.load(Ordering::Relaxed) => sender.send_failure(id, WorkFailure::Cancelled),
         // The load has failed. The thread that waits for its end reports that, and the server ends this process.
-        Err(_) if model.settle().is_err() => {}
+        Err(_) if model.wait_until_loaded().is_err() => {}
         Err(failure) => {
             if let WorkFailure::Engine(problem) | WorkFailure::DeviceLost(problem) = &failure {
                 tracing::error!(job = id, "the engine failed: {problem}");

@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use super::byte_reader::ByteReader;
 use super::config::SIZE_MAX;
 use super::tensor::{Encoding, MappedFile, StoredTensor};
-use super::{CheckpointError, Config, Weights};
+use super::{CheckpointError, Config, MalformedFile, Weights};
 
 pub const MODEL: &str = "model.bin";
 const SPECIFICATION: &str = "WhisperSpec";
@@ -31,7 +31,7 @@ pub fn is_in(folder: &Path) -> bool {
 pub fn open(folder: &Path) -> Result<(Config, Weights), CheckpointError> {
     let path = folder.join(MODEL);
     let file = MappedFile::open(&path)?;
-    let corrupt = |problem: String| CheckpointError::Corrupt { path: path.clone(), problem };
+    let corrupt = CheckpointError::malformed(&path);
     let variables = Variables::read(&file.map).map_err(&corrupt)?;
     let config = variables.config(&path)?;
 
@@ -39,14 +39,14 @@ pub fn open(folder: &Path) -> Result<(Config, Weights), CheckpointError> {
     for (canonical, shape) in config.tensors() {
         let Some((name, part)) = stored_name(&canonical) else { continue };
         let Some(variable) = variables.find(&name) else {
-            return Err(CheckpointError::MissingTensor { path, tensor: name, expected: shape });
+            return Err(CheckpointError::MissingTensor { path: path.clone(), tensor: name, expected: shape });
         };
         let scales = variables.scales(&name).map_err(&corrupt)?;
         let tensor = variable.part(&name, &part, scales, &shape).map_err(&corrupt)?;
         tensors.insert(canonical, tensor);
     }
 
-    let weights = Weights::checked(path, vec![file], tensors, &config)?;
+    let weights = Weights::checked(path.clone(), vec![file], tensors, &config)?;
 
     Ok((config, weights))
 }
@@ -149,17 +149,19 @@ struct Variables<'a> {
 }
 
 impl<'a> Variables<'a> {
-    fn read(file: &'a [u8]) -> Result<Self, String> {
+    fn read(file: &'a [u8]) -> Result<Self, MalformedFile> {
         let mut reader = ByteReader::new(file, 0);
         let version = read_u32(&mut reader, "the version of the format")?;
         if !VERSIONS.contains(&version) {
             let (first, last) = (VERSIONS.start(), VERSIONS.end());
-            return Err(format!("version {version} of CTranslate2's format; versions {first} to {last} are read"));
+            let problem = format!("version {version} of CTranslate2's format; versions {first} to {last} are read");
+            return Err(MalformedFile::Unsupported(problem));
         }
 
         let specification = read_text(&mut reader, "the name of the model's kind")?;
         if specification != SPECIFICATION {
-            return Err(format!("a model of the kind {specification:?}, expected {SPECIFICATION:?}"));
+            let problem = format!("a model of the kind {specification:?}, expected {SPECIFICATION:?}");
+            return Err(MalformedFile::Unsupported(problem));
         }
 
         let _revision = read_u32(&mut reader, "the revision of the model's kind")?;
@@ -201,7 +203,7 @@ impl<'a> Variables<'a> {
     }
 
     /// The scales of a variable, if it is quantised.
-    fn scales(&self, name: &str) -> Result<Option<Vec<f32>>, String> {
+    fn scales(&self, name: &str) -> Result<Option<Vec<f32>>, MalformedFile> {
         let scale_name = format!("{name}_scale");
         let Some(variable) = self.find(&scale_name) else { return Ok(None) };
         let bytes = self.file.get(variable.bytes.clone()).unwrap_or_default();
@@ -210,11 +212,12 @@ impl<'a> Variables<'a> {
             ValueKind::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             ValueKind::F16 => pairs.map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             ValueKind::Bf16 => pairs.map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            other => return Err(format!("`{scale_name}` has type {other:?}, expected reals")),
+            other => return Err(MalformedFile::tensor(&scale_name, format!("has type {other:?}, expected reals"))),
         };
 
         if let Some(index) = scales.iter().position(|scale| !scale.is_finite() || *scale == 0.0) {
-            return Err(format!("`{scale_name}` holds a scale that is zero or not finite, at index {index}"));
+            let problem = format!("holds a scale that is zero or not finite, at index {index}");
+            return Err(MalformedFile::tensor(&scale_name, problem));
         }
 
         Ok(Some(scales))
@@ -234,8 +237,8 @@ impl<'a> Variables<'a> {
                 return Ok(variable.shape.clone());
             }
 
-            let problem = format!("tensor `{name}` has shape {:?}, expected {rank} dimensions", variable.shape);
-            Err(CheckpointError::Corrupt { path: path.to_owned(), problem })
+            let problem = format!("has shape {:?}, expected {rank} dimensions", variable.shape);
+            Err(CheckpointError::malformed(path)(MalformedFile::tensor(name, problem)))
         };
 
         let size = |name: &str, rank: usize, axis: usize| {
@@ -286,10 +289,11 @@ impl StoredVariable {
         part: &ProjectionPart,
         scales: Option<Vec<f32>>,
         expected: &[usize],
-    ) -> Result<StoredTensor, String> {
+    ) -> Result<StoredTensor, MalformedFile> {
+        let refused = |problem: String| MalformedFile::tensor(name, problem);
         let rows = self.shape.first().copied().unwrap_or_default();
         if !rows.is_multiple_of(part.of) {
-            return Err(format!("tensor `{name}` has {rows} rows, expected {} projections of equal height", part.of));
+            return Err(refused(format!("has {rows} rows, expected {} projections of equal height", part.of)));
         }
 
         let rows = rows / part.of;
@@ -301,7 +305,7 @@ impl StoredVariable {
             *first = rows;
         }
 
-        let unscaled = || format!("tensor `{name}` has type {:?}, but there is no `{name}_scale`", self.kind);
+        let unscaled = || refused(format!("has type {:?}, but there is no `{name}_scale`", self.kind));
         let encoding = match self.kind {
             ValueKind::F32 => Encoding::F32,
             ValueKind::F16 => Encoding::F16,
@@ -314,11 +318,9 @@ impl StoredVariable {
                 let scales = scales.ok_or_else(unscaled)?;
                 let part_scales = scales.get(part.index * rows..(part.index + 1) * rows).map(<[f32]>::to_vec);
                 let part_scales = part_scales.filter(|_| scales.len() == rows * part.of).ok_or_else(|| {
-                    format!(
-                        "`{name}_scale` has {} values, expected one for each of {} rows",
-                        scales.len(),
-                        rows * part.of
-                    )
+                    let (found, all_rows) = (scales.len(), rows * part.of);
+                    let problem = format!("has {found} values, expected one for each of {all_rows} rows");
+                    MalformedFile::tensor(&format!("{name}_scale"), problem)
                 })?;
 
                 Encoding::Int8 { scales: part_scales }
@@ -332,30 +334,30 @@ impl StoredVariable {
                 .into_iter()
                 .chain(expected.iter().skip(1).copied())
                 .collect();
-            return Err(format!("tensor `{name}` has shape {:?}, expected {whole:?}", self.shape));
+            return Err(refused(format!("has shape {:?}, expected {whole:?}", self.shape)));
         }
 
         Ok(StoredTensor { file: 0, name: name.to_owned(), bytes: start..start + length, shape, encoding })
     }
 }
 
-fn read_u32(reader: &mut ByteReader<'_>, what: &str) -> Result<u32, String> {
+fn read_u32(reader: &mut ByteReader<'_>, what: &str) -> Result<u32, MalformedFile> {
     reader.array(what).map(u32::from_le_bytes)
 }
 
-fn read_byte(reader: &mut ByteReader<'_>, what: &str) -> Result<u8, String> {
+fn read_byte(reader: &mut ByteReader<'_>, what: &str) -> Result<u8, MalformedFile> {
     reader.array(what).map(|[byte]| byte)
 }
 
 /// Reads a length of two bytes, then the text and a zero.
-fn read_text(reader: &mut ByteReader<'_>, what: &str) -> Result<String, String> {
+fn read_text(reader: &mut ByteReader<'_>, what: &str) -> Result<String, MalformedFile> {
     let length = reader.array(what).map(u16::from_le_bytes)?;
     let bytes = reader.take(length.into(), what)?;
     let text = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-    String::from_utf8(text.to_vec()).map_err(|_| format!("{what} is not UTF-8"))
+    String::from_utf8(text.to_vec()).map_err(|_| MalformedFile::header(what, "is not UTF-8"))
 }
 
-fn read_variable(reader: &mut ByteReader<'_>, name: &str) -> Result<StoredVariable, String> {
+fn read_variable(reader: &mut ByteReader<'_>, name: &str) -> Result<StoredVariable, MalformedFile> {
     let what = format!("variable `{name}`");
     let rank = read_byte(reader, &what)?;
     let mut shape = Vec::with_capacity(rank.into());
@@ -365,12 +367,14 @@ fn read_variable(reader: &mut ByteReader<'_>, name: &str) -> Result<StoredVariab
     }
 
     let number = read_byte(reader, &what)?;
-    let kind = ValueKind::of(number).ok_or_else(|| format!("{what} has type {number}, expected 0 to 5"))?;
+    let kind = ValueKind::of(number)
+        .ok_or_else(|| MalformedFile::header(&what, format!("has type {number}, expected 0 to 5")))?;
     let length = read_u32(reader, &what)? as usize;
     let needed = shape.iter().try_fold(kind.width(), |product, n| product.checked_mul(*n));
 
     if needed != Some(length) {
-        return Err(format!("{what} of shape {shape:?} and type {kind:?} has {length} bytes"));
+        let problem = format!("of shape {shape:?} and type {kind:?} has {length} bytes");
+        return Err(MalformedFile::header(what, problem));
     }
 
     let start = reader.position();

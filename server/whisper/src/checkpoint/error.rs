@@ -1,7 +1,9 @@
 //! Errors of checkpoints. Every message names the file, what was expected and what was found.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use super::malformed::{InvalidVocabulary, MalformedFile};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -29,8 +31,8 @@ pub enum CheckpointError {
         .0.display()
     )]
     PickleOnly(PathBuf),
-    #[error("{}: {problem}", path.display())]
-    Corrupt { path: PathBuf, problem: String },
+    #[error("{}: {source}", path.display())]
+    Malformed { path: PathBuf, source: MalformedFile },
     #[error("{}: truncated: its header describes {expected} bytes, the file has {found}", path.display())]
     Truncated { path: PathBuf, expected: u64, found: u64 },
     #[error("{}: shard `{shard}` is missing, the index places {tensors} tensors in it", index.display())]
@@ -47,16 +49,21 @@ pub enum CheckpointError {
     NotFinite { path: PathBuf, tensor: String, index: usize },
     #[error(transparent)]
     TokenizerFile(#[from] crate::tokenizer::TokenizerError),
-    #[error("{}: the tokenizer cannot be used: {problem}", path.display())]
-    Tokenizer { path: PathBuf, problem: String },
+    #[error("{}: the tokenizer cannot be used: {source}", path.display())]
+    Vocabulary { path: PathBuf, source: InvalidVocabulary },
 }
 
 impl CheckpointError {
-    pub(crate) fn field(path: &std::path::Path, field: &str, problem: impl Into<String>) -> Self {
+    pub(crate) fn field(path: &Path, field: &str, problem: impl Into<String>) -> Self {
         Self::Field { path: path.to_owned(), field: field.to_owned(), problem: problem.into() }
     }
 
-    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self + '_ {
+    /// Adds the path to the problem of its content.
+    pub(super) fn malformed(path: &Path) -> impl Fn(MalformedFile) -> Self + '_ {
+        move |source| Self::Malformed { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 }

@@ -8,7 +8,7 @@ use super::blocks::BlockFormat;
 use super::byte_reader::ByteReader;
 use super::openai_names::{OpenAiDimensions, openai_name};
 use super::tensor::{Encoding, MappedFile, StoredTensor};
-use super::{CheckpointError, Config, Weights};
+use super::{CheckpointError, Config, MalformedFile, Weights};
 
 /// "ggml" as a little-endian number.
 pub const MAGIC: &[u8] = b"lmgg";
@@ -16,7 +16,7 @@ pub const MAGIC: &[u8] = b"lmgg";
 /// Reads dimensions and vocabulary (the bytes of each token, in the order of the ids) and locates the tensors of the file.
 pub fn open(path: &Path) -> Result<(Config, Vec<Vec<u8>>, Weights), CheckpointError> {
     let file = MappedFile::open(path)?;
-    let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
+    let corrupt = CheckpointError::malformed(path);
     let mut reader = ByteReader::new(&file.map, MAGIC.len());
     let config = read_dimensions(&mut reader).map_err(&corrupt)?.config(path)?;
     let vocabulary = read_vocabulary(&mut reader).map_err(&corrupt)?;
@@ -38,16 +38,16 @@ pub fn open(path: &Path) -> Result<(Config, Vec<Vec<u8>>, Weights), CheckpointEr
     Ok((config, vocabulary, weights))
 }
 
-fn read_i32(reader: &mut ByteReader<'_>, what: &str) -> Result<i32, String> {
+fn read_i32(reader: &mut ByteReader<'_>, what: &str) -> Result<i32, MalformedFile> {
     reader.array(what).map(i32::from_le_bytes)
 }
 
-fn read_length(reader: &mut ByteReader<'_>, what: &str) -> Result<usize, String> {
+fn read_length(reader: &mut ByteReader<'_>, what: &str) -> Result<usize, MalformedFile> {
     let number = read_i32(reader, what)?;
-    usize::try_from(number).map_err(|_| format!("{what} is {number}"))
+    usize::try_from(number).map_err(|_| MalformedFile::header(what, format!("is {number}")))
 }
 
-fn read_dimensions(reader: &mut ByteReader<'_>) -> Result<OpenAiDimensions, String> {
+fn read_dimensions(reader: &mut ByteReader<'_>) -> Result<OpenAiDimensions, MalformedFile> {
     let mut next = |what| read_i32(reader, what).map(i64::from);
     let n_vocab = next("n_vocab")?;
     let n_audio_ctx = next("n_audio_ctx")?;
@@ -77,12 +77,15 @@ fn read_dimensions(reader: &mut ByteReader<'_>) -> Result<OpenAiDimensions, Stri
     })
 }
 
-fn read_vocabulary(reader: &mut ByteReader<'_>) -> Result<Vec<Vec<u8>>, String> {
+fn read_vocabulary(reader: &mut ByteReader<'_>) -> Result<Vec<Vec<u8>>, MalformedFile> {
     // The filters are the same for every Whisper; Hush computes them.
     let (bins, frequencies) =
         (read_length(reader, "n_mel of the filters")?, read_length(reader, "n_fft of the filters")?);
     let filters = bins.checked_mul(frequencies).and_then(|n| n.checked_mul(4));
-    reader.take(filters.ok_or("the mel filters are larger than any file")?, "the mel filters")?;
+    reader.take(
+        filters.ok_or_else(|| MalformedFile::header("the mel filters", "are larger than any file"))?,
+        "the mel filters",
+    )?;
 
     let count = read_length(reader, "the number of tokens")?;
     let mut tokens = Vec::new();
@@ -95,7 +98,7 @@ fn read_vocabulary(reader: &mut ByteReader<'_>) -> Result<Vec<Vec<u8>>, String> 
     Ok(tokens)
 }
 
-fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTensor>, String> {
+fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTensor>, MalformedFile> {
     let mut tensors = HashMap::new();
     while !reader.is_at_end() {
         let number = tensors.len();
@@ -105,7 +108,7 @@ fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTen
         let kind = read_i32(reader, &what)?;
 
         if !(1..=4).contains(&dimensions) {
-            return Err(format!("tensor {number} has {dimensions} dimensions, expected 1 to 4"));
+            return Err(MalformedFile::header(what, format!("has {dimensions} dimensions, expected 1 to 4")));
         }
 
         let mut shape = Vec::with_capacity(dimensions);
@@ -123,18 +126,22 @@ fn read_tensors(reader: &mut ByteReader<'_>) -> Result<HashMap<String, StoredTen
             30 => Encoding::Bf16,
             other => match BlockFormat::of_ggml_type(other) {
                 Some(format) => Encoding::Blocks(format),
-                None => return Err(format!("tensor `{name}` has ggml type {other}, which is not supported")),
+                None => {
+                    let problem = format!("tensor `{name}` has ggml type {other}, which is not supported");
+                    return Err(MalformedFile::Unsupported(problem));
+                }
             },
         };
 
         let needed = encoding.encoded_bytes(&shape);
-        let needed = needed.ok_or_else(|| format!("tensor `{name}` of type {encoding:?} has shape {shape:?}"))?;
+        let needed =
+            needed.ok_or_else(|| MalformedFile::tensor(&name, format!("of type {encoding:?} has shape {shape:?}")))?;
         let start = reader.position();
 
         reader.take(needed, &format!("tensor `{name}` of shape {shape:?}"))?;
         let stored = StoredTensor { file: 0, name: name.clone(), bytes: start..start + needed, shape, encoding };
         if tensors.insert(name.clone(), stored).is_some() {
-            return Err(format!("tensor `{name}` is there twice"));
+            return Err(MalformedFile::tensor(&name, "is in the file twice"));
         }
     }
 

@@ -9,6 +9,7 @@ mod error;
 mod family;
 mod ggml;
 mod json;
+mod malformed;
 mod openai;
 mod openai_names;
 mod pickle;
@@ -23,6 +24,8 @@ use std::path::Path;
 
 pub use config::{Config, FieldProblem};
 pub use error::CheckpointError;
+pub use malformed::{InvalidVocabulary, MalformedFile};
+pub use pickle::{PickleError, PickleProblem};
 pub use tensor::{CheckpointTensor, Weights};
 pub use vocabulary::SpecialTokens;
 
@@ -112,9 +115,8 @@ impl Checkpoint {
                 tokens.truncate(family.text_tokens());
 
                 if tokens.len() < family.text_tokens() {
-                    let problem =
-                        format!("it lists {} tokens, expected {} or more", tokens.len(), family.text_tokens());
-                    return Err(CheckpointError::Tokenizer { path: path.to_owned(), problem });
+                    let (found, expected) = (tokens.len(), family.text_tokens());
+                    return Err(vocabulary::unusable(path)(InvalidVocabulary::TooFewTokens { found, expected }));
                 }
 
                 Self::with_family(path, config, weights, family, &tokens, DeclaredTokens::default(), None)
@@ -170,7 +172,8 @@ impl Checkpoint {
         named: Option<Vec<[usize; 2]>>,
     ) -> Result<Self, CheckpointError> {
         let tokenizer = family.tokenizer(tokens).map_err(vocabulary::unusable(path))?;
-        let tokenizer_json = tokenizer.to_string(false).map_err(|e| vocabulary::unusable(path)(e.to_string()))?;
+        let tokenizer_json =
+            tokenizer.to_string(false).map_err(|e| vocabulary::unusable(path)(InvalidVocabulary::Library(e)))?;
         let tokens = SpecialTokens::read(&tokenizer, path, &config, declared)?;
 
         let file_name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -206,13 +209,8 @@ fn checked_tokenizer(folder: &Path, config: &Config) -> Result<(Tokenizer, Vec<u
 }
 
 fn vocabulary_family(path: &Path, config: &Config) -> Result<VocabularyFamily, CheckpointError> {
-    VocabularyFamily::of(config.vocab_size).ok_or_else(|| {
-        let problem = format!(
-            "it has {} tokens and no tokenizer.json; without one a vocabulary of 51864, 51865 or 51866 tokens is expected",
-            config.vocab_size
-        );
-        CheckpointError::Tokenizer { path: path.to_owned(), problem }
-    })
+    VocabularyFamily::of(config.vocab_size)
+        .ok_or_else(|| vocabulary::unusable(path)(InvalidVocabulary::UnknownSize(config.vocab_size)))
 }
 
 /// The alignment heads that a JSON file states.

@@ -10,7 +10,7 @@ use zip::{CompressionMethod, ZipArchive};
 use super::openai_names::{OpenAiDimensions, openai_name};
 use super::pickle::{Pickle, PickleValue, TensorRecord};
 use super::tensor::{Encoding, MappedFile, StoredTensor};
-use super::{CheckpointError, Config, Weights};
+use super::{CheckpointError, Config, MalformedFile, Weights};
 
 /// Limit of the pickle's size; that of large-v3 has 130 kB.
 const PICKLE_BYTES_MAX: u64 = 16 << 20;
@@ -21,23 +21,24 @@ pub const MAGIC: &[u8] = b"PK\x03\x04";
 
 /// Reads the dimensions and locates the tensors of the file.
 pub fn open(path: &Path) -> Result<(Config, Weights), CheckpointError> {
-    let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
+    let corrupt = CheckpointError::malformed(path);
     let file = MappedFile::open(path)?;
-    let mut archive = ZipArchive::new(Cursor::new(&file.map[..]))
-        .map_err(|e| corrupt(format!("not a whole PyTorch file (a ZIP archive): {e}")))?;
+    let mut archive =
+        ZipArchive::new(Cursor::new(&file.map[..])).map_err(|error| corrupt(MalformedFile::NotAnArchive(error)))?;
     let entries = entries(&mut archive).map_err(&corrupt)?;
 
     let pickle_name = entries.keys().find(|name| name.ends_with(&format!("/{PICKLE}"))).cloned();
-    let pickle_name = pickle_name.ok_or_else(|| corrupt(format!("the archive holds no {PICKLE}")))?;
+    let pickle_name =
+        pickle_name.ok_or_else(|| corrupt(MalformedFile::header("the archive", format!("holds no {PICKLE}"))))?;
     let folder = pickle_name.trim_end_matches(PICKLE).to_owned();
     let pickle = read_pickle(&mut archive, &pickle_name).map_err(&corrupt)?;
-    let pickle = Pickle::read(&pickle).map_err(|e| corrupt(e.to_string()))?;
+    let pickle = Pickle::read(&pickle).map_err(|error| corrupt(error.into()))?;
 
     let state = "model_state_dict";
     let (dimensions, tensors) = (pickle.get(pickle.root(), "dims"), pickle.get(pickle.root(), state));
     let (Some(dimensions), Some(tensors)) = (dimensions, tensors) else {
-        let problem = format!("the file holds no `dims` and `{state}`; expected a checkpoint of openai/whisper");
-        return Err(corrupt(problem));
+        let problem = format!("holds no `dims` and `{state}`; expected a checkpoint of openai/whisper");
+        return Err(corrupt(MalformedFile::header("the file", problem)));
     };
 
     let config = dimensions_of(&pickle, dimensions, path)?.config(path)?;
@@ -46,7 +47,7 @@ pub fn open(path: &Path) -> Result<(Config, Weights), CheckpointError> {
     for (canonical, _) in config.tensors() {
         let name = openai_name(&canonical);
         let Some(value) = pickle.get(tensors, &name) else { continue };
-        let record = pickle.tensor(value).ok_or_else(|| corrupt(format!("`{name}` is not a tensor")))?;
+        let record = pickle.tensor(value).ok_or_else(|| corrupt(MalformedFile::tensor(&name, "is not a tensor")))?;
         let tensor = locate(record, &name, &folder, &entries).map_err(&corrupt)?;
         stored.insert(canonical, tensor);
     }
@@ -64,34 +65,41 @@ struct ArchiveEntry {
     stored: bool,
 }
 
-fn entries(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<HashMap<String, ArchiveEntry>, String> {
+fn entries(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<HashMap<String, ArchiveEntry>, MalformedFile> {
     let mut entries = HashMap::with_capacity(archive.len());
     for index in 0..archive.len() {
-        let file = archive.by_index_raw(index).map_err(|e| format!("file {index} of the archive: {e}"))?;
-        let start = file.data_start().ok_or_else(|| format!("file {index} of the archive has no data"))?;
-        let size = |n: u64| usize::try_from(n).map_err(|_| format!("file {index} of the archive is too long"));
+        let number = format!("file {index}");
+        let header = |problem: &str| MalformedFile::header(format!("{number} of the archive"), problem);
+
+        let file = archive
+            .by_index_raw(index)
+            .map_err(|source| MalformedFile::ArchiveEntry { file: number.clone(), source })?;
+        let start = file.data_start().ok_or_else(|| header("has no data"))?;
+        let size = |n: u64| usize::try_from(n).map_err(|_| header("is too long"));
         let entry = ArchiveEntry {
             start: size(start)?,
             length: size(file.compressed_size())?,
             stored: file.compression() == CompressionMethod::Stored && !file.encrypted(),
         };
 
-        let name = file.name().map_err(|e| format!("the name of file {index} of the archive: {e}"))?.into_owned();
+        let name = file.name().map_err(|source| MalformedFile::ArchiveEntry { file: number, source })?.into_owned();
         entries.insert(name, entry);
     }
 
     Ok(entries)
 }
 
-fn read_pickle(archive: &mut ZipArchive<Cursor<&[u8]>>, name: &str) -> Result<Vec<u8>, String> {
-    let failed = |e: &dyn std::fmt::Display| format!("{name}: {e}");
-    let file = archive.by_name(name).map_err(|e| failed(&e))?;
+fn read_pickle(archive: &mut ZipArchive<Cursor<&[u8]>>, name: &str) -> Result<Vec<u8>, MalformedFile> {
+    let file = archive.by_name(name).map_err(|source| MalformedFile::ArchiveEntry { file: name.to_owned(), source })?;
     if file.size() > PICKLE_BYTES_MAX {
-        return Err(format!("{name} has {} bytes; at most {PICKLE_BYTES_MAX} are read", file.size()));
+        let problem = format!("has {} bytes; at most {PICKLE_BYTES_MAX} are read", file.size());
+        return Err(MalformedFile::header(name, problem));
     }
 
     let mut bytes = Vec::new();
-    file.take(PICKLE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
+    file.take(PICKLE_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(|source| MalformedFile::Unpack { file: name.to_owned(), source })?;
 
     Ok(bytes)
 }
@@ -122,7 +130,8 @@ fn locate(
     name: &str,
     folder: &str,
     entries: &HashMap<String, ArchiveEntry>,
-) -> Result<StoredTensor, String> {
+) -> Result<StoredTensor, MalformedFile> {
+    let refused = |problem: String| MalformedFile::tensor(name, problem);
     let (encoding, width) = match &*record.storage.kind {
         "FloatStorage" => (Encoding::F32, 4),
         "HalfStorage" => (Encoding::F16, 2),
@@ -131,10 +140,10 @@ fn locate(
     };
 
     let file = format!("{folder}data/{}", record.storage.key);
-    let entry = entries.get(&file).ok_or_else(|| format!("tensor `{name}` lies in `{file}`, which is missing"))?;
+    let entry = entries.get(&file).ok_or_else(|| refused(format!("lies in `{file}`, which is missing")))?;
 
     if !entry.stored {
-        return Err(format!("tensor `{name}` lies in `{file}`, which is compressed; PyTorch stores it as it is"));
+        return Err(refused(format!("lies in `{file}`, which is compressed; PyTorch stores it as it is")));
     }
 
     let values = record.shape.iter().try_fold(1_usize, |product, n| product.checked_mul(*n));
@@ -142,11 +151,11 @@ fn locate(
     let start = record.offset.checked_mul(width);
     let (Some(start), Some(end)) = (start, end.filter(|end| *end <= entry.length)) else {
         let shape = &record.shape;
-        return Err(format!("tensor `{name}` of shape {shape:?} reaches beyond `{file}` of {} bytes", entry.length));
+        return Err(refused(format!("of shape {shape:?} reaches beyond `{file}` of {} bytes", entry.length)));
     };
 
     if !is_contiguous(record) {
-        return Err(format!("tensor `{name}` has strides {:?}, expected one row after the other", record.strides));
+        return Err(refused(format!("has strides {:?}, expected one row after the other", record.strides)));
     }
 
     let bytes = entry.start + start..entry.start + end;

@@ -53,12 +53,42 @@ pub(super) struct TensorRecord {
     pub strides: Vec<usize>,
 }
 
-/// Why a pickle could not be read: the offset of the opcode, and the problem.
+/// Why a pickle could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("the pickle at byte {at}: {problem}")]
-pub(super) struct PickleError {
-    at: usize,
-    problem: String,
+pub struct PickleError {
+    /// Offset of the opcode.
+    pub at: usize,
+    #[source]
+    pub problem: PickleProblem,
+}
+
+/// What is wrong with an opcode of a pickle.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PickleProblem {
+    #[error("it ends in the middle of a value")]
+    Truncated,
+    #[error("opcode {0:#04x} is not one that tensors need")]
+    UnsupportedOpcode(u8),
+    /// A constructor that could run code; it was not called.
+    #[error("it constructs `{module}.{name}`, which is not part of named tensors; nothing was run")]
+    ForeignConstructor { module: String, name: String },
+    #[error("it calls `{0}` with arguments that are not understood")]
+    UnknownCall(String),
+    #[error("it recalls value {0}, which was not remembered")]
+    UnknownMemo(u64),
+    #[error("a whole number of {0} bytes; at most 8 are read")]
+    LongInteger(usize),
+    #[error("{found} where {expected} is expected")]
+    UnexpectedValue { found: String, expected: &'static str },
+    #[error("{0}")]
+    Malformed(&'static str),
+}
+
+impl From<&'static str> for PickleProblem {
+    fn from(problem: &'static str) -> Self {
+        Self::Malformed(problem)
+    }
 }
 
 impl Pickle {
@@ -127,8 +157,7 @@ struct PickleMachine<'a> {
     objects: Vec<PickleObject>,
 }
 
-/// The result of an opcode; the error is the problem.
-type OpcodeResult<T> = Result<T, String>;
+type OpcodeResult<T> = Result<T, PickleProblem>;
 
 impl PickleMachine<'_> {
     /// Executes one opcode. Returns the value of the whole pickle at its end.
@@ -143,7 +172,7 @@ impl PickleMachine<'_> {
             || self.execute_memo(opcode)?
             || self.execute_constructor(opcode)?;
 
-        if is_known { Ok(None) } else { Err(format!("opcode {opcode:#04x} is not one that tensors need")) }
+        if is_known { Ok(None) } else { Err(PickleProblem::UnsupportedOpcode(opcode)) }
     }
 
     /// Executes an opcode for a number or a text; returns whether it is one.
@@ -277,14 +306,14 @@ impl PickleMachine<'_> {
 
     fn take(&mut self, length: usize) -> OpcodeResult<&[u8]> {
         let end = self.at.checked_add(length).filter(|end| *end <= self.bytes.len());
-        let end = end.ok_or("it ends in the middle of a value")?;
-        let taken = self.bytes.get(self.at..end).ok_or("it ends in the middle of a value")?;
+        let end = end.ok_or(PickleProblem::Truncated)?;
+        let taken = self.bytes.get(self.at..end).ok_or(PickleProblem::Truncated)?;
         self.at = end;
         Ok(taken)
     }
 
     fn take_array<const N: usize>(&mut self) -> OpcodeResult<[u8; N]> {
-        self.take(N)?.try_into().map_err(|_| "it ends in the middle of a value".to_owned())
+        self.take(N)?.try_into().map_err(|_| PickleProblem::Truncated)
     }
 
     /// LONG1: a little-endian number of up to eight bytes.
@@ -292,7 +321,7 @@ impl PickleMachine<'_> {
         let [length] = self.take_array()?;
         let bytes = self.take(length.into())?;
         if bytes.len() > 8 {
-            return Err(format!("a whole number of {} bytes; at most 8 are read", bytes.len()));
+            return Err(PickleProblem::LongInteger(bytes.len()));
         }
 
         let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
@@ -332,15 +361,15 @@ impl PickleMachine<'_> {
     fn pop(&mut self) -> OpcodeResult<PickleValue> {
         let lowest = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= lowest {
-            return Err("it takes a value where there is none".to_owned());
+            return Err("it takes a value where there is none".into());
         }
-        self.stack.pop().ok_or_else(|| "it takes a value where there is none".to_owned())
+        self.stack.pop().ok_or(PickleProblem::Malformed("it takes a value where there is none"))
     }
 
     fn pop_text(&mut self) -> OpcodeResult<Rc<str>> {
         match self.pop()? {
             PickleValue::Text(text) => Ok(text),
-            other => Err(format!("{other:?} where a text is expected")),
+            other => Err(PickleProblem::UnexpectedValue { found: format!("{other:?}"), expected: "a text" }),
         }
     }
 
@@ -361,22 +390,22 @@ impl PickleMachine<'_> {
 
     fn top_object(&mut self) -> OpcodeResult<&mut PickleObject> {
         let Some(PickleValue::Object(index)) = self.stack.last() else {
-            return Err("it fills what is no container".to_owned());
+            return Err("it fills what is no container".into());
         };
-        self.objects.get_mut(*index).ok_or_else(|| "it fills what is no container".to_owned())
+        self.objects.get_mut(*index).ok_or(PickleProblem::Malformed("it fills what is no container"))
     }
 
     fn append(&mut self, items: Vec<PickleValue>) -> OpcodeResult<()> {
         match self.top_object()? {
             PickleObject::List(list) => list.extend(items),
-            _ => return Err("it appends to what is no list".to_owned()),
+            _ => return Err("it appends to what is no list".into()),
         }
         Ok(())
     }
 
     fn set_items(&mut self, items: Vec<PickleValue>) -> OpcodeResult<()> {
         let PickleObject::Dict(dict) = self.top_object()? else {
-            return Err("it sets an item of what is no dictionary".to_owned());
+            return Err("it sets an item of what is no dictionary".into());
         };
 
         let mut items = items.into_iter();
@@ -394,8 +423,7 @@ impl PickleMachine<'_> {
     }
 
     fn push_memoized(&mut self, index: u64) -> OpcodeResult<()> {
-        let value =
-            self.memo.get(&index).ok_or_else(|| format!("it recalls value {index}, which was not remembered"))?;
+        let value = self.memo.get(&index).ok_or(PickleProblem::UnknownMemo(index))?;
         let value = value.clone();
         self.push(value);
         Ok(())
@@ -410,9 +438,8 @@ impl PickleMachine<'_> {
         };
 
         if !is_known {
-            return Err(format!(
-                "it constructs `{module}.{name}`, which is not part of named tensors; nothing was run"
-            ));
+            let (module, name) = (module.to_owned(), name.to_owned());
+            return Err(PickleProblem::ForeignConstructor { module, name });
         }
 
         self.push(PickleValue::Constructor(format!("{module} {name}").into()));
@@ -425,9 +452,9 @@ impl PickleMachine<'_> {
         match value {
             PickleValue::Object(index) => match self.objects.get(index) {
                 Some(PickleObject::Tuple(items)) => Ok(items),
-                _ => Err("arguments that are no tuple".to_owned()),
+                _ => Err("arguments that are no tuple".into()),
             },
-            _ => Err("arguments that are no tuple".to_owned()),
+            _ => Err("arguments that are no tuple".into()),
         }
     }
 
@@ -443,7 +470,7 @@ impl PickleMachine<'_> {
             ] if **what == *"storage" && kind.starts_with("torch ") => {
                 TensorStorage { kind: kind.trim_start_matches("torch ").into(), key: key.clone() }
             }
-            _ => return Err("a reference that is not to the storage of a tensor".to_owned()),
+            _ => return Err("a reference that is not to the storage of a tensor".into()),
         };
 
         self.push_object(PickleObject::Storage(storage));
@@ -453,7 +480,7 @@ impl PickleMachine<'_> {
     fn reduce(&mut self) -> OpcodeResult<()> {
         let arguments = self.pop_tuple()?.to_vec();
         let PickleValue::Constructor(constructor) = self.pop()? else {
-            return Err("it calls what is no constructor".to_owned());
+            return Err("it calls what is no constructor".into());
         };
 
         match &*constructor {
@@ -467,7 +494,7 @@ impl PickleMachine<'_> {
                 let data = arguments.into_iter().next().ok_or("a parameter without data")?;
                 self.push(data);
             }
-            other => return Err(format!("it calls `{other}` with arguments that are not understood")),
+            other => return Err(PickleProblem::UnknownCall(other.to_owned())),
         }
 
         Ok(())
@@ -476,15 +503,15 @@ impl PickleMachine<'_> {
     /// `(storage, offset, shape, strides, requires_grad, hooks)`
     fn tensor(&self, arguments: &[PickleValue]) -> OpcodeResult<TensorRecord> {
         let [storage, PickleValue::Int(offset), shape, strides, ..] = arguments else {
-            return Err("a tensor without storage, offset, shape and strides".to_owned());
+            return Err("a tensor without storage, offset, shape and strides".into());
         };
 
         let storage = match storage {
             PickleValue::Object(index) => match self.objects.get(*index) {
                 Some(PickleObject::Storage(storage)) => storage.clone(),
-                _ => return Err("a tensor without a storage".to_owned()),
+                _ => return Err("a tensor without a storage".into()),
             },
-            _ => return Err("a tensor without a storage".to_owned()),
+            _ => return Err("a tensor without a storage".into()),
         };
 
         let offset = usize::try_from(*offset).map_err(|_| "a tensor with a negative offset")?;
@@ -496,16 +523,17 @@ impl PickleMachine<'_> {
         let items = match value {
             PickleValue::Object(index) => match self.objects.get(*index) {
                 Some(PickleObject::Tuple(items) | PickleObject::List(items)) => items,
-                _ => return Err("a shape that is no tuple".to_owned()),
+                _ => return Err("a shape that is no tuple".into()),
             },
-            _ => return Err("a shape that is no tuple".to_owned()),
+            _ => return Err("a shape that is no tuple".into()),
         };
 
         items
             .iter()
             .map(|item| match item {
-                PickleValue::Int(size) => usize::try_from(*size).map_err(|_| format!("a size of {size}")),
-                other => Err(format!("{other:?} as a size")),
+                PickleValue::Int(size) => usize::try_from(*size)
+                    .map_err(|_| PickleProblem::UnexpectedValue { found: size.to_string(), expected: "a size" }),
+                other => Err(PickleProblem::UnexpectedValue { found: format!("{other:?}"), expected: "a size" }),
             })
             .collect()
     }
@@ -516,7 +544,29 @@ impl PickleMachine<'_> {
 
         match self.top_object()? {
             PickleObject::Dict(_) => Ok(()),
-            _ => Err("it sets attributes of what is no dictionary".to_owned()),
+            _ => Err("it sets attributes of what is no dictionary".into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(bytes: &[u8]) -> (usize, PickleProblem) {
+        let error = Pickle::read(bytes).map(drop).unwrap_err();
+        (error.at, error.problem)
+    }
+
+    #[test]
+    fn each_kind_of_problem_is_told_apart_and_has_the_offset_of_its_opcode() {
+        assert_eq!(problem(b""), (0, PickleProblem::Truncated));
+        assert_eq!(problem(b"NJ\x01\x02"), (1, PickleProblem::Truncated));
+        assert_eq!(problem(b"N\xff."), (1, PickleProblem::UnsupportedOpcode(0xff)));
+        assert_eq!(problem(b"h\x07."), (0, PickleProblem::UnknownMemo(7)));
+        assert_eq!(problem(b"\x8a\x09123456789."), (0, PickleProblem::LongInteger(9)));
+
+        let (module, name) = ("posix".to_owned(), "system".to_owned());
+        assert_eq!(problem(b"cposix\nsystem\n."), (0, PickleProblem::ForeignConstructor { module, name }));
     }
 }

@@ -1,14 +1,14 @@
 //! Safetensors files: one file, or shards with an index.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors};
 
 use super::json::JsonFile;
 use super::tensor::{Encoding, MappedFile, StoredTensor};
-use super::{CheckpointError, Config, FieldProblem, Weights};
+use super::{CheckpointError, Config, FieldProblem, MalformedFile, Weights};
 
 pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -149,13 +149,12 @@ fn open_shards(folder: &Path, index: &Path) -> Result<Vec<Shard>, CheckpointErro
 impl Shard {
     fn open(path: &Path) -> Result<Self, CheckpointError> {
         let file = MappedFile::open(path)?;
-        let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
         let (header, metadata) = match SafeTensors::read_metadata(&file.map) {
             Ok(read) => read,
             Err(SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength) => {
                 return Err(wrong_length(path, &file.map));
             }
-            Err(e) => return Err(corrupt(format!("not a readable safetensors file: {e}"))),
+            Err(error) => return Err(CheckpointError::malformed(path)(MalformedFile::Safetensors(error))),
         };
 
         Ok(Self { file, data: LENGTH_BYTES + header, metadata })
@@ -164,13 +163,13 @@ impl Shard {
 
 /// The error for a file that does not end where its header says. It states both lengths if the header can be read.
 fn wrong_length(path: &Path, map: &[u8]) -> CheckpointError {
-    let corrupt = |problem: &str| {
-        let problem = format!("not a readable safetensors file: {problem}");
-        CheckpointError::Corrupt { path: PathBuf::from(path), problem }
+    let corrupt = |field: &str, problem: &str| {
+        let field = format!("not a readable safetensors file: {field}");
+        CheckpointError::malformed(path)(MalformedFile::header(field, problem))
     };
 
     let Some((length, rest)) = map.split_first_chunk::<LENGTH_BYTES>() else {
-        return corrupt("it is shorter than the length field of its header");
+        return corrupt("it", "is shorter than the length field of its header");
     };
 
     let header = u64::from_le_bytes(*length);
@@ -190,6 +189,6 @@ fn wrong_length(path: &Path, map: &[u8]) -> CheckpointError {
             let expected = end.saturating_add(header).saturating_add(LENGTH_BYTES as u64);
             CheckpointError::Truncated { path: path.to_owned(), expected, found }
         }
-        None => corrupt("its header does not describe its length"),
+        None => corrupt("its header", "does not describe its length"),
     }
 }

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 
 use super::blocks::BlockFormat;
-use super::{CheckpointError, Config};
+use super::{CheckpointError, Config, MalformedFile};
 use crate::small_file;
 
 /// Every tensor of a checkpoint, by its Hugging Face name without the `model.` prefix.
@@ -122,11 +122,9 @@ impl Weights {
             let needed = stored.encoding.encoded_bytes(&stored.shape);
             if needed != Some(stored.bytes.len()) {
                 let needed = needed.map_or_else(|| "another shape".to_owned(), |n| format!("{n} bytes"));
-                let (tensor, shape) = (&stored.name, &stored.shape);
-                let found = stored.bytes.len();
-                let problem =
-                    format!("tensor `{tensor}` of shape {shape:?} needs {needed}, the file has {found} bytes");
-                return Err(CheckpointError::Corrupt { path: path(), problem });
+                let (shape, found) = (&stored.shape, stored.bytes.len());
+                let problem = format!("of shape {shape:?} needs {needed}, the file has {found} bytes");
+                return Err(CheckpointError::malformed(&path())(MalformedFile::tensor(&stored.name, problem)));
             }
         }
 
@@ -168,8 +166,8 @@ impl<'a> CheckpointTensor<'a> {
     pub fn read(&self, start: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
         let count = out.len();
         let ended = || {
-            let problem = format!("tensor `{}` ends before value {}", self.name, start.saturating_add(count));
-            CheckpointError::Corrupt { path: self.path.to_owned(), problem }
+            let problem = format!("ends before value {}", start.saturating_add(count));
+            CheckpointError::malformed(self.path)(MalformedFile::tensor(self.name, problem))
         };
 
         let end = start.checked_add(count).filter(|end| *end <= self.len()).ok_or_else(ended)?;

@@ -11,6 +11,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::malformed::InvalidVocabulary;
 use crate::language::LANGUAGES;
 use crate::tokenizer::byte_characters;
 
@@ -47,22 +48,24 @@ impl VocabularyFamily {
     }
 
     /// The tokens of the published vocabulary, in the order of their ids.
-    pub fn published_tokens(self) -> Result<Vec<Vec<u8>>, String> {
+    pub fn published_tokens(self) -> Result<Vec<Vec<u8>>, InvalidVocabulary> {
         let packed = if self.multilingual { MULTILINGUAL } else { ENGLISH };
         let mut text = String::new();
-        GzDecoder::new(packed).read_to_string(&mut text).map_err(|e| e.to_string())?;
+        GzDecoder::new(packed).read_to_string(&mut text).map_err(InvalidVocabulary::Published)?;
 
         text.lines()
             .map(|line| {
                 // The last token of the multilingual vocabulary is empty, and is written as padding alone.
                 let token = line.split_ascii_whitespace().next().unwrap_or_default().trim_end_matches('=');
-                BASE64.decode(token).map_err(|e| format!("{token:?}: {e}"))
+                BASE64
+                    .decode(token)
+                    .map_err(|source| InvalidVocabulary::PublishedToken { token: token.to_owned(), source })
             })
             .collect()
     }
 
     /// The tokenizer with `tokens`, in the order of their ids, followed by Whisper's control tokens.
-    pub fn tokenizer(self, tokens: &[Vec<u8>]) -> Result<Tokenizer, String> {
+    pub fn tokenizer(self, tokens: &[Vec<u8>]) -> Result<Tokenizer, InvalidVocabulary> {
         let bpe = byte_pair_encoding(tokens)?;
         let mut tokenizer = Tokenizer::new(bpe);
         let bytes = ByteLevel::new(false, true, true);
@@ -70,10 +73,10 @@ impl VocabularyFamily {
         tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
 
         let control = self.control_tokens().into_iter().map(|token| AddedToken::from(token, true).normalized(false));
-        tokenizer.add_tokens(control.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+        tokenizer.add_tokens(control.collect::<Vec<_>>()).map_err(InvalidVocabulary::Library)?;
         let times = (0..TIMESTAMPS).map(|n| format!("<|{}.{:02}|>", n / 50, n % 50 * 2));
         let times = times.map(|token| AddedToken::from(token, false).normalized(false));
-        tokenizer.add_tokens(times.collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+        tokenizer.add_tokens(times.collect::<Vec<_>>()).map_err(InvalidVocabulary::Library)?;
 
         Ok(tokenizer)
     }
@@ -90,14 +93,14 @@ impl VocabularyFamily {
 
 /// A byte-pair encoding whose merges follow from the ranks: a token is the merge of the two parts that remain if its bytes
 /// are merged as far as the tokens of lower rank allow.
-fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
+fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, InvalidVocabulary> {
     let mut ranks = HashMap::with_capacity(tokens.len());
     for (token, rank) in tokens.iter().zip(0_u32..) {
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(format!("token {rank} has {} bytes, expected {TOKEN_BYTES_MAX} at most", token.len()));
+            return Err(InvalidVocabulary::TokenTooLong { token: rank, bytes: token.len(), max: TOKEN_BYTES_MAX });
         }
         if let Some(other) = ranks.insert(token.as_slice(), rank) {
-            return Err(format!("tokens {other} and {rank} are the same bytes"));
+            return Err(InvalidVocabulary::RepeatedToken { first: other, second: rank });
         }
     }
 
@@ -109,14 +112,13 @@ fn byte_pair_encoding(tokens: &[Vec<u8>]) -> Result<BPE, String> {
         if token.len() < 2 {
             continue;
         }
-        let (left, right) = split(token, rank, &ranks)
-            .ok_or_else(|| format!("token {rank} is not the merge of two tokens of lower rank"))?;
+        let (left, right) = split(token, rank, &ranks).ok_or(InvalidVocabulary::NotAMerge(rank))?;
         merges.push((name(left), name(right)));
     }
 
     let vocab: Vocab = tokens.iter().zip(0_u32..).map(|(token, id)| (name(token), id)).collect();
 
-    BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| e.to_string())
+    BPE::builder().vocab_and_merges(vocab, merges).build().map_err(InvalidVocabulary::Library)
 }
 
 /// The two parts of `token` whose merge has the rank `rank`.

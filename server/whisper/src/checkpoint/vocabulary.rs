@@ -11,7 +11,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::json::JsonFile;
-use super::{CheckpointError, Config, FieldProblem};
+use super::{CheckpointError, Config, FieldProblem, InvalidVocabulary};
 use crate::small_file;
 
 /// Ids of the tokens that control decoding, and of those that are suppressed.
@@ -96,8 +96,8 @@ const MAX_INITIAL_TIMESTAMP_INDEX: u32 = 50;
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 
 /// The error of a vocabulary from which no tokenizer can be made.
-pub(super) fn unusable(path: &Path) -> impl Fn(String) -> CheckpointError + '_ {
-    move |problem| CheckpointError::Tokenizer { path: path.to_owned(), problem }
+pub(super) fn unusable(path: &Path) -> impl Fn(InvalidVocabulary) -> CheckpointError + '_ {
+    move |source| CheckpointError::Vocabulary { path: path.to_owned(), source }
 }
 
 /// Reads `tokenizer.json`, or makes it from `vocab.json`, `merges.txt` and `added_tokens.json`. Returns it with its content.
@@ -106,7 +106,7 @@ pub(super) fn read_tokenizer(folder: &Path) -> Result<(Tokenizer, Vec<u8>), Chec
     if path.exists() {
         let text = small_file::read(&path).map_err(CheckpointError::io(&path))?;
         let tokenizer =
-            Tokenizer::from_bytes(&text).map_err(|e| CheckpointError::Tokenizer { path, problem: e.to_string() })?;
+            Tokenizer::from_bytes(&text).map_err(|error| unusable(&path)(InvalidVocabulary::Library(error)))?;
         return Ok((tokenizer, text));
     }
 
@@ -117,14 +117,12 @@ pub(super) fn read_tokenizer(folder: &Path) -> Result<(Tokenizer, Vec<u8>), Chec
     }
 
     let tokenizer = from_vocab(folder, &vocab, &merges)?;
-    let text =
-        tokenizer.to_string(false).map_err(|e| CheckpointError::Tokenizer { path: vocab, problem: e.to_string() })?;
+    let text = tokenizer.to_string(false).map_err(|error| unusable(&vocab)(InvalidVocabulary::Library(error)))?;
 
     Ok((tokenizer, text.into_bytes()))
 }
 
 fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<Tokenizer, CheckpointError> {
-    let problem = |path: &Path, problem: String| CheckpointError::Tokenizer { path: path.to_owned(), problem };
     let vocab: Vocab = JsonFile::read(vocab_path)?.all_tokens()?.into_iter().collect();
     let text = fs::read_to_string(merges_path).map_err(CheckpointError::io(merges_path))?;
     let mut merges = Vec::new();
@@ -133,13 +131,15 @@ fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<To
         if line.starts_with("#version") || line.is_empty() {
             continue;
         }
-        let (a, b) = line
-            .split_once(' ')
-            .ok_or_else(|| problem(merges_path, format!("line {} is not two tokens", number + 1)))?;
+        let (a, b) =
+            line.split_once(' ').ok_or_else(|| unusable(merges_path)(InvalidVocabulary::MergeLine(number + 1)))?;
         merges.push((a.to_owned(), b.to_owned()));
     }
 
-    let bpe = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| problem(vocab_path, e.to_string()))?;
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocab, merges)
+        .build()
+        .map_err(|error| unusable(vocab_path)(InvalidVocabulary::Library(error)))?;
     let mut tokenizer = Tokenizer::new(bpe);
     let bytes = ByteLevel::new(false, true, true);
 
@@ -154,12 +154,11 @@ fn from_vocab(folder: &Path, vocab_path: &Path, merges_path: &Path) -> Result<To
             let is_timestamp = token.strip_prefix("<|").is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()));
             tokenizer
                 .add_tokens([AddedToken::from(token.clone(), !is_timestamp).normalized(false)])
-                .map_err(|e| problem(&added_path, e.to_string()))?;
+                .map_err(|error| unusable(&added_path)(InvalidVocabulary::Library(error)))?;
 
-            // Ids of added tokens follow from their order: a gap in the numbering cannot be expressed.
-            let got = tokenizer.token_to_id(&token);
-            if got != Some(id) {
-                return Err(problem(&added_path, format!("`{token}` has id {id}, but it would become {got:?}")));
+            let assigned = tokenizer.token_to_id(&token);
+            if assigned != Some(id) {
+                return Err(unusable(&added_path)(InvalidVocabulary::AddedTokenId { token, id, assigned }));
             }
         }
     }
@@ -187,8 +186,9 @@ impl SpecialTokens {
         declared: DeclaredTokens,
     ) -> Result<Self, CheckpointError> {
         let size = config.vocab_size;
-        let error = |problem: String| CheckpointError::Tokenizer { path: tokenizer_path.to_owned(), problem };
-        let find = |names: &[&str]| token_id(tokenizer, size, names).map_err(error);
+        let error = unusable(tokenizer_path);
+        let rejected = |cause| error(InvalidVocabulary::Library(cause));
+        let find = |names: &[&'static str]| token_id(tokenizer, size, names).map_err(&error);
 
         let eot = find(&["<|endoftext|>"])?;
         let sot = find(&["<|startoftranscript|>"])?;
@@ -202,7 +202,7 @@ impl SpecialTokens {
         // Older tokenizers do not name the timestamps, but in every vocabulary they follow this token.
         let timestamp_begin = no_timestamps + 1;
         if timestamp_begin as usize >= size {
-            return Err(error(format!("its timestamps begin at {timestamp_begin}, but `vocab_size` is {size}")));
+            return Err(error(InvalidVocabulary::TimestampsOutOfRange { begin: timestamp_begin, vocab_size: size }));
         }
 
         // The languages are between <|startoftranscript|> and the tasks.
@@ -215,12 +215,12 @@ impl SpecialTokens {
         let control = [translate, transcribe, sot_lm, sot_prev, sot, no_speech];
         let suppress = match declared.suppress {
             Some(given) => given,
-            None => suppressed(tokenizer, &control).map_err(|e| error(e.to_string()))?,
+            None => suppressed(tokenizer, &control).map_err(rejected)?,
         };
 
         let begin_suppress = match declared.begin_suppress {
             Some(given) => given,
-            None => suppressed_at_begin(tokenizer, eot).map_err(|e| error(e.to_string()))?,
+            None => suppressed_at_begin(tokenizer, eot).map_err(rejected)?,
         };
 
         Ok(Self {
@@ -281,13 +281,13 @@ impl SpecialTokens {
     }
 }
 
-/// The id of the first of `names` that the tokenizer has; the error is the problem.
-fn token_id(tokenizer: &Tokenizer, vocab_size: usize, names: &[&str]) -> Result<u32, String> {
+/// The id of the first of `names` that the tokenizer has.
+fn token_id(tokenizer: &Tokenizer, vocab_size: usize, names: &[&'static str]) -> Result<u32, InvalidVocabulary> {
     let id = names.iter().find_map(|name| tokenizer.token_to_id(name));
     match id {
-        None => Err(format!("it has no token `{}`", names[0])),
+        None => Err(InvalidVocabulary::MissingToken(names[0])),
         Some(id) if id as usize >= vocab_size => {
-            Err(format!("`{}` has id {id}, but `vocab_size` in config.json is {vocab_size}", names[0]))
+            Err(InvalidVocabulary::TokenOutOfRange { token: names[0], id, vocab_size })
         }
         Some(id) => Ok(id),
     }

@@ -257,7 +257,7 @@ fn damaged_files_are_distinguished() {
 
     assert!(matches!(cut(16_000_000), E::Truncated { expected: 16_195_232, found: 16_000_000, .. }));
     assert!(matches!(cut(1000), E::Truncated { found: 1000, .. }));
-    assert!(matches!(cut(4), E::Corrupt { .. }), "{}", cut(4));
+    assert!(matches!(cut(4), E::Malformed { .. }), "{}", cut(4));
 
     let garbage = refusal(|f| {
         let path = f.join(WEIGHTS);

@@ -10,12 +10,17 @@ fn limits_that_cannot_be_kept_are_refused() {
         (&["--max-upload", "2GiB", "--max-spool", "1GiB"][..], "--max-spool"),
         (&["--max-connections", "0"], "--max-connections"),
         (&["--max-audio-duration", "0"], "max-audio-duration"),
+        (&["--max-decoded", "0"], "--max-decoded must be more than 0 bytes"),
+        (&["--max-upload", "0"], "--max-upload must be more than 0 bytes"),
     ] {
         let error = try_serve(argv, &[]).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
 
-    assert_eq!(settled(&["--max-upload", "32GiB"], &[]).limits.max_spool_bytes, 32 << 30);
+    let by_variable = try_serve(&[], &[("HUSH_MAX_DECODED", "0B")]).unwrap_err().to_string();
+    assert!(by_variable.contains("--max-decoded must be more than 0 bytes"), "{by_variable}");
+    assert_eq!(resolved(&["--max-decoded", "1B"], &[]).limits.max_decoded_bytes, 1);
+    assert_eq!(resolved(&["--max-upload", "32GiB"], &[]).limits.max_spool_bytes, 32 << 30);
 }
 
 #[test]

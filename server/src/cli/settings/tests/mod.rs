@@ -26,6 +26,6 @@ fn with_file(env: &Env, file: &ConfigFile) -> Result<ServeSettings, SettingError
     serve(&parse(["hush-server", "serve"]).unwrap(), env, file)
 }
 
-fn settled(argv: &[&str], variables: &[(&str, &str)]) -> ServeSettings {
+fn resolved(argv: &[&str], variables: &[(&str, &str)]) -> ServeSettings {
     try_serve(argv, variables).expect("settings")
 }

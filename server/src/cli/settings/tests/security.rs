@@ -10,7 +10,7 @@ fn token_review_takes_the_api_server_of_the_pod() {
     let review = ["--admin-token-review", "--admin-account", "hush:controller"];
     let on = [&review[..], &["--pod-namespace", "media", "--pod-uid", "0b8a-1"]].concat();
 
-    let review = settled(&on, &pod).security.admin_token_review.unwrap();
+    let review = resolved(&on, &pod).security.admin_token_review.unwrap();
     assert_eq!(
         (review.api.to_string().as_str(), review.audience.as_str()),
         ("10.96.0.1:6443", "hush-server/media/0b8a-1")
@@ -19,7 +19,7 @@ fn token_review_takes_the_api_server_of_the_pod() {
 
     let dir = PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount");
     assert_eq!((review.ca_file, review.token_file), (dir.join("ca.crt"), dir.join("token")));
-    assert_eq!(settled(&["--admin-account", "hush:controller"], &pod).security, SecuritySettings::default());
+    assert_eq!(resolved(&["--admin-account", "hush:controller"], &pod).security, SecuritySettings::default());
 
     let refused = |argv: &[&str], variables: &[(&str, &str)]| try_serve(argv, variables).unwrap_err().to_string();
     assert!(refused(&on, &[]).contains("KUBERNETES_SERVICE_HOST"));
@@ -49,6 +49,6 @@ fn a_server_that_reviews_tokens_must_know_for_which_server_they_are_made() {
     assert!(refused(&["--pod-uid", "0b8a-1", "--pod-namespace", "a/b"]).contains("the namespace must be"));
     assert!(refused(&["--pod-uid", "$(POD_UID)", "--pod-namespace", "media"]).contains("the pod's UID must be"));
 
-    let own = settled(&[&on[..], &["--admin-audience", "mine"]].concat(), &pod).security.admin_token_review.unwrap();
+    let own = resolved(&[&on[..], &["--admin-audience", "mine"]].concat(), &pod).security.admin_token_review.unwrap();
     assert_eq!((own.audience.as_str(), own.pod_uid), ("mine", None));
 }

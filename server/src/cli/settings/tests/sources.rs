@@ -12,21 +12,21 @@ fn flag_beats_hush_beats_legacy() {
     let legacy = ("MODEL_IDLE_TIMEOUT", "60");
     let ours = ("HUSH_IDLE_TIMEOUT", "2m");
 
-    assert_eq!(settled(&[], &[legacy]).idle_timeout, Some(Duration::from_secs(60)));
-    assert_eq!(settled(&[], &[legacy, ours]).idle_timeout, Some(Duration::from_secs(120)));
+    assert_eq!(resolved(&[], &[legacy]).idle_timeout, Some(Duration::from_secs(60)));
+    assert_eq!(resolved(&[], &[legacy, ours]).idle_timeout, Some(Duration::from_secs(120)));
 
-    let all = settled(&["--idle-timeout", "3m"], &[legacy, ours]);
+    let all = resolved(&["--idle-timeout", "3m"], &[legacy, ours]);
     assert_eq!(all.idle_timeout, Some(Duration::from_secs(180)));
     assert_eq!(all.legacy, vec![]);
 
-    assert_eq!(settled(&[], &[("ASR_MODEL", "small")]).models, ["small"]);
-    assert_eq!(settled(&[], &[("ASR_MODEL", "small"), ("HUSH_MODEL", "tiny, base")]).models, ["tiny", "base"]);
-    assert_eq!(settled(&["--model", "a", "--model", "b"], &[("HUSH_MODEL", "tiny")]).models, ["a", "b"]);
+    assert_eq!(resolved(&[], &[("ASR_MODEL", "small")]).models, ["small"]);
+    assert_eq!(resolved(&[], &[("ASR_MODEL", "small"), ("HUSH_MODEL", "tiny, base")]).models, ["tiny", "base"]);
+    assert_eq!(resolved(&["--model", "a", "--model", "b"], &[("HUSH_MODEL", "tiny")]).models, ["a", "b"]);
 }
 
 #[test]
 fn legacy_variables_work_and_are_reported() {
-    let settings = settled(
+    let settings = resolved(
         &[],
         &[
             ("ASR_MODEL", "large-v3"),
@@ -56,7 +56,7 @@ fn legacy_variables_work_and_are_reported() {
 
 #[test]
 fn an_overridden_legacy_variable_is_not_even_read() {
-    let settings = settled(&["--device", "cpu"], &[("ASR_DEVICE", "nonsense")]);
+    let settings = resolved(&["--device", "cpu"], &[("ASR_DEVICE", "nonsense")]);
     assert_eq!(settings.engine.device, DeviceChoice::Cpu);
     assert_eq!(settings.legacy, vec![]);
 }
@@ -77,9 +77,9 @@ fn an_empty_variable_is_not_set() {
         ("XDG_DATA_HOME", ""),
     ];
 
-    assert_eq!(settled(&[], &empty), settled(&[], &[]));
+    assert_eq!(resolved(&[], &empty), resolved(&[], &[]));
 
-    let behind = settled(&[], &[("HUSH_DEVICE", ""), ("ASR_DEVICE", "cpu")]);
+    let behind = resolved(&[], &[("HUSH_DEVICE", ""), ("ASR_DEVICE", "cpu")]);
     assert_eq!(behind.engine.device, DeviceChoice::Cpu);
 }
 
@@ -138,7 +138,7 @@ fn a_variable_that_is_not_text() {
 
 #[test]
 fn the_models_folder() {
-    let dir = |variables: &[(&str, &str)]| settled(&[], variables).store.models_dir;
+    let dir = |variables: &[(&str, &str)]| resolved(&[], variables).store.models_dir;
     assert_eq!(dir(&[("XDG_DATA_HOME", "/xdg")]), PathBuf::from("/xdg/hush/models"));
     assert_eq!(dir(&[("XDG_DATA_HOME", "xdg")]), PathBuf::from("/home/u/.local/share/hush/models"));
     assert_eq!(dir(&[("ASR_MODEL_PATH", "/a"), ("XDG_DATA_HOME", "/xdg")]), PathBuf::from("/a"));
@@ -175,7 +175,7 @@ fn the_file_sets_access_and_the_memory_that_must_stay_free() {
 
 #[test]
 fn a_reload_compares_every_option_of_the_file() {
-    let before = settled(&[], &[]);
+    let before = resolved(&[], &[]);
     for known in config::file_options() {
         assert!(before.values().get(known.field()).is_some(), "{} is not compared", known.key);
     }

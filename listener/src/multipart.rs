@@ -4,7 +4,7 @@
 
 use memchr::memmem;
 
-use super::header::HeaderParameters;
+use crate::header::HeaderParameters;
 
 /// Limit for the headers of one part; far more than any client sends.
 const HEADERS_LIMIT_BYTES: usize = 16 << 10;

@@ -1,0 +1,109 @@
+//! The operations listener: metrics, health, and the admin API of the models.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hush_access::{Authenticate, KeyFile, ReviewOptions, TokenReview};
+use hush_listener::ConnectionPeer;
+use hush_log::exposed_secret;
+use hush_residency::Models;
+use hush_residency::admin::{self, AdminAccess, AdminState};
+use hush_residency::gpu::GpuSampler;
+use prometheus::{Encoder, Registry, TextEncoder};
+use tokio_util::sync::CancellationToken;
+
+use super::args::SecurityArgs;
+use crate::runner::SidecarRunners;
+
+/// Who may use the admin API. `listener`: the address of the operations listener. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// If a file cannot be read, or an option is missing.
+pub fn access(security: &SecurityArgs, listener: IpAddr) -> anyhow::Result<AdminAccess> {
+    let mut checks: Vec<Arc<dyn Authenticate>> = Vec::new();
+    if let Some(path) = &security.admin_token_file {
+        if let Some(problem) = exposed_secret("--admin-token-file", path) {
+            tracing::warn!("{problem}");
+        }
+        checks.push(Arc::new(KeyFile::open(path.clone()).context("--admin-token-file")?));
+    }
+
+    if security.admin_token_review {
+        let options = ReviewOptions {
+            accounts: security.admin_accounts.clone(),
+            audience: security.admin_audience.clone(),
+            pod_namespace: security.pod_namespace.clone(),
+            pod_uid: security.pod_uid.clone(),
+            api: security.kubernetes_api.clone(),
+            ca_file: security.kubernetes_ca.clone(),
+            token_file: security.kubernetes_token.clone(),
+        };
+        let settings = options.resolve(|name| std::env::var_os(name).filter(|value| !value.is_empty()))?;
+        checks.push(Arc::new(TokenReview::new(settings).context("--admin-token-review")?));
+    }
+
+    let access = AdminAccess::new(checks, listener);
+    match &access {
+        AdminAccess::Closed => tracing::warn!(
+            "the admin API is closed: no credential is configured (--admin-token-file, --admin-token-review) and the \
+             operations listener is not on the loopback"
+        ),
+        AdminAccess::Local => tracing::info!("the admin API serves this machine without a credential"),
+        AdminAccess::Tokens(_) => {}
+    }
+    Ok(access)
+}
+
+/// The routes of the operations listener.
+pub fn router(
+    models: Arc<Models<SidecarRunners>>,
+    access: AdminAccess,
+    stop: CancellationToken,
+    registry: Registry,
+    gpus: GpuSampler,
+) -> Router {
+    let open = Router::new()
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(|| async { "ok" }))
+        .with_state((registry, gpus));
+
+    open.merge(admin::router(AdminState::new(models, access, stop))).layer(middleware::from_fn(note_peer))
+}
+
+/// Passes the address of the peer on in the form that the admin API reads.
+async fn note_peer(mut request: Request, next: Next) -> Response {
+    if let Some(ConnectInfo(address)) = request.extensions().get::<ConnectInfo<std::net::SocketAddr>>().copied() {
+        request.extensions_mut().insert(ConnectionPeer { address });
+    }
+
+    next.run(request).await
+}
+
+async fn scrape(State((registry, gpus)): State<(Registry, GpuSampler)>) -> Response {
+    gpus.refresh().await;
+
+    // Collectors read /proc and call drivers, so they do not run on a thread that serves connections.
+    let encoded = tokio::task::spawn_blocking(move || {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&registry.gather(), &mut text).map(|()| text)
+    })
+    .await;
+
+    match encoded {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Ok(Err(error)) => failed(&error),
+        Err(panicked) => failed(&panicked),
+    }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
+    tracing::error!(error = hush_log::explain(error), "encoding the metrics failed");
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}

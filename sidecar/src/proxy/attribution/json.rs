@@ -1,0 +1,579 @@
+//! Finds members of the outermost object of a JSON text, while the text arrives in pieces of any size.
+//!
+//! Nothing is parsed into values, so a large body costs no memory, and everything that is not cut out stays as the client
+//! wrote it. The scanner is exact for every valid text. Of invalid ones it accepts some, which the app then refuses.
+//!
+//! Go's `encoding/json` compares names without regard to case, also where a letter has an unusual lower case (U+212A is
+//! `k`, U+017F is `s`), so that `Keep_Alive` means `keep_alive` to Ollama. The scanner compares in the same way for all
+//! apps: a name that another app would ignore is only cut out.
+
+use std::ops::Range;
+
+use memchr::memchr2;
+
+use super::{FoundName, NameValue, ScanError};
+
+/// The longest model name.
+const VALUE_LIMIT_BYTES: usize = 4 << 10;
+/// The longest spelling of one character of a name: a pair of escapes.
+const ESCAPED_CHARACTER_BYTES: usize = 12;
+/// The most members that are cut out of one body.
+const CUTS_MAX: usize = 256;
+
+/// The names that are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct JsonNames {
+    /// The member that names the model.
+    pub model: Option<String>,
+    /// The members that are cut out.
+    pub removed: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ScanState {
+    BeforeTop,
+    /// In the object, before a name or before its end.
+    BeforeKey,
+    InKey {
+        escaped: bool,
+    },
+    AfterKey,
+    BeforeValue,
+    InString {
+        escaped: bool,
+    },
+    InScalar,
+    InContainer {
+        depth: u32,
+    },
+    InNestedString {
+        depth: u32,
+        escaped: bool,
+    },
+    AfterValue,
+    /// After the outermost value, or in a text whose outermost value is no object.
+    Done,
+}
+
+/// What is done with the current member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MemberRole {
+    Model,
+    Removed,
+    Other,
+}
+
+/// What the current value is, as far as it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ValueKind {
+    String,
+    /// A number or a word.
+    Scalar,
+    Container,
+}
+
+/// The scanner of one body.
+#[derive(Debug)]
+pub struct JsonScanner {
+    names: JsonNames,
+    key_limit_bytes: usize,
+    state: ScanState,
+    /// Bytes that were scanned.
+    position: u64,
+    /// The name or the value that is being read, without its quotes; only as much as may matter.
+    captured: Vec<u8>,
+    role: MemberRole,
+    key_start: u64,
+    /// The comma before the current member.
+    comma: Option<u64>,
+    has_kept_member: bool,
+    cuts: Vec<Range<u64>>,
+    found: FoundName,
+}
+
+impl JsonScanner {
+    /// `position`: the number of bytes of the body before the first piece, all of them spaces.
+    pub fn new(names: JsonNames, position: u64) -> Self {
+        let names = JsonNames {
+            model: names.model.as_deref().map(fold_case),
+            removed: names.removed.iter().map(|name| fold_case(name)).collect(),
+        };
+        let longest = names.removed.iter().chain(&names.model).map(|name| name.chars().count()).max();
+
+        Self {
+            key_limit_bytes: longest.unwrap_or(0) * ESCAPED_CHARACTER_BYTES,
+            names,
+            state: ScanState::BeforeTop,
+            position,
+            captured: Vec::new(),
+            role: MemberRole::Other,
+            key_start: 0,
+            comma: None,
+            has_kept_member: false,
+            cuts: Vec::new(),
+            found: FoundName::default(),
+        }
+    }
+
+    /// Scans the next piece of the text.
+    ///
+    /// # Errors
+    /// If the text is no JSON, or names two models.
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), ScanError> {
+        let mut rest = piece;
+
+        while !rest.is_empty() && self.state != ScanState::Done {
+            let used = match self.state {
+                ScanState::InKey { escaped } => self.scan_key(rest, escaped)?,
+                ScanState::InString { escaped } => self.scan_string(rest, escaped)?,
+                ScanState::InNestedString { depth, escaped } => self.scan_nested_string(rest, depth, escaped),
+                ScanState::InContainer { depth } => self.scan_container(rest, depth)?,
+                _ => self.scan_byte(rest[0])?,
+            };
+            self.position += used as u64;
+            rest = &rest[used..];
+        }
+
+        self.position += rest.len() as u64;
+        Ok(())
+    }
+
+    /// Checks that the text was complete. A text without any byte is complete, too.
+    ///
+    /// # Errors
+    /// If the text ended early.
+    pub fn finish(&self) -> Result<(), ScanError> {
+        match self.state {
+            ScanState::Done | ScanState::BeforeTop => Ok(()),
+            _ => Err(ScanError::EndsEarly { position: self.position }),
+        }
+    }
+
+    /// The name of the model, as far as the text was scanned.
+    pub fn model(&self) -> Option<&str> {
+        self.found.get()
+    }
+
+    /// The ranges of bytes that are to be cut out, in ascending order. They are complete when the text is.
+    pub fn take_cuts(&mut self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.cuts)
+    }
+
+    /// Handles one byte of a state that looks at each byte. Returns how many were used: 0 where the byte ends a number
+    /// or a word, and is looked at again.
+    fn scan_byte(&mut self, byte: u8) -> Result<usize, ScanError> {
+        let is_space = matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+
+        match (self.state, byte) {
+            (ScanState::BeforeTop, b'{') => self.state = ScanState::BeforeKey,
+            (ScanState::BeforeTop, 0xef | 0xbb | 0xbf) if self.position < 3 => {}
+            (ScanState::BeforeTop, b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => {
+                self.state = ScanState::Done;
+            }
+            (ScanState::InScalar, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r') => {
+                self.end_value(self.position, ValueKind::Scalar)?;
+                return Ok(0);
+            }
+            (ScanState::InScalar, b'"' | b'{' | b'[' | b']' | b':') => return Err(self.unexpected(byte)),
+            (ScanState::InScalar, _) => self.capture_value(&[byte])?,
+            (_, _) if is_space => {}
+            (ScanState::BeforeKey, b'"') => {
+                self.captured.clear();
+                self.key_start = self.position;
+                self.state = ScanState::InKey { escaped: false };
+            }
+            (ScanState::BeforeKey | ScanState::AfterValue, b'}') => self.state = ScanState::Done,
+            (ScanState::AfterKey, b':') => self.state = ScanState::BeforeValue,
+            (ScanState::BeforeValue, b'"') => self.state = ScanState::InString { escaped: false },
+            (ScanState::BeforeValue, b'{' | b'[') => self.state = ScanState::InContainer { depth: 1 },
+            (ScanState::BeforeValue, b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') => {
+                self.capture_value(&[byte])?;
+                self.state = ScanState::InScalar;
+            }
+            (ScanState::AfterValue, b',') => {
+                self.comma = Some(self.position);
+                self.state = ScanState::BeforeKey;
+            }
+            _ => return Err(self.unexpected(byte)),
+        }
+        Ok(1)
+    }
+
+    const fn unexpected(&self, byte: u8) -> ScanError {
+        ScanError::Unexpected { byte, position: self.position }
+    }
+
+    fn scan_key(&mut self, rest: &[u8], escaped: bool) -> Result<usize, ScanError> {
+        let (used, end) = string_part(rest, escaped);
+
+        let text = if end == StringEnd::Closed { &rest[..used - 1] } else { &rest[..used] };
+        // One byte more than the limit, so that a longer name is known to be longer.
+        let room = (self.key_limit_bytes + 1).saturating_sub(self.captured.len());
+        self.captured.extend_from_slice(&text[..room.min(text.len())]);
+
+        match end {
+            StringEnd::Closed => self.begin_member()?,
+            StringEnd::Open { escaped } => self.state = ScanState::InKey { escaped },
+        }
+        Ok(used)
+    }
+
+    /// The name of a member is known: decides what becomes of the member and of the comma before it.
+    fn begin_member(&mut self) -> Result<(), ScanError> {
+        self.role = self.role_of_captured();
+        self.captured.clear();
+
+        let comma = self.comma.take();
+        if self.role == MemberRole::Removed || !self.has_kept_member {
+            // A comma is kept only between two members that are kept.
+            if let Some(comma) = comma {
+                self.cut(comma..comma + 1)?;
+            }
+        }
+
+        self.has_kept_member |= self.role != MemberRole::Removed;
+        self.state = ScanState::AfterKey;
+        Ok(())
+    }
+
+    fn role_of_captured(&self) -> MemberRole {
+        if self.captured.len() > self.key_limit_bytes {
+            return MemberRole::Other;
+        }
+
+        let Some(key) = decode(&self.captured).map(|key| fold_case(&key)) else { return MemberRole::Other };
+        if self.names.removed.contains(&key) {
+            MemberRole::Removed
+        } else if self.names.model.as_ref() == Some(&key) {
+            MemberRole::Model
+        } else {
+            MemberRole::Other
+        }
+    }
+
+    fn scan_string(&mut self, rest: &[u8], escaped: bool) -> Result<usize, ScanError> {
+        let (used, end) = string_part(rest, escaped);
+
+        match end {
+            StringEnd::Closed => {
+                self.capture_value(&rest[..used - 1])?;
+                self.end_value(self.position + used as u64, ValueKind::String)?;
+            }
+            StringEnd::Open { escaped } => {
+                self.capture_value(&rest[..used])?;
+                self.state = ScanState::InString { escaped };
+            }
+        }
+        Ok(used)
+    }
+
+    fn scan_nested_string(&mut self, rest: &[u8], depth: u32, escaped: bool) -> usize {
+        let (used, end) = string_part(rest, escaped);
+
+        self.state = match end {
+            StringEnd::Closed => ScanState::InContainer { depth },
+            StringEnd::Open { escaped } => ScanState::InNestedString { depth, escaped },
+        };
+        used
+    }
+
+    fn scan_container(&mut self, rest: &[u8], mut depth: u32) -> Result<usize, ScanError> {
+        for (at, byte) in rest.iter().enumerate() {
+            match byte {
+                b'"' => {
+                    self.state = ScanState::InNestedString { depth, escaped: false };
+                    return Ok(at + 1);
+                }
+                b'{' | b'[' => depth = depth.saturating_add(1),
+                b'}' | b']' => depth -= 1,
+                _ => {}
+            }
+
+            if depth == 0 {
+                self.end_value(self.position + at as u64 + 1, ValueKind::Container)?;
+                return Ok(at + 1);
+            }
+        }
+
+        self.state = ScanState::InContainer { depth };
+        Ok(rest.len())
+    }
+
+    fn capture_value(&mut self, bytes: &[u8]) -> Result<(), ScanError> {
+        if self.role != MemberRole::Model {
+            return Ok(());
+        }
+        if self.captured.len() + bytes.len() > VALUE_LIMIT_BYTES {
+            return Err(ScanError::NameTooLong { limit_bytes: VALUE_LIMIT_BYTES });
+        }
+
+        self.captured.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// A value ends before `end`.
+    fn end_value(&mut self, end: u64, kind: ValueKind) -> Result<(), ScanError> {
+        match (self.role, kind) {
+            (MemberRole::Model, ValueKind::String) => {
+                let name = decode(&self.captured).ok_or(ScanError::NameNotText)?;
+                self.found.note(NameValue::Text(name))?;
+            }
+            (MemberRole::Model, ValueKind::Scalar) if self.captured == b"null" => self.found.note(NameValue::Null)?,
+            (MemberRole::Model, _) => return Err(ScanError::NameNotText),
+            (MemberRole::Removed, _) => self.cut(self.key_start..end)?,
+            (MemberRole::Other, _) => {}
+        }
+
+        self.captured.clear();
+        self.state = ScanState::AfterValue;
+        Ok(())
+    }
+
+    fn cut(&mut self, range: Range<u64>) -> Result<(), ScanError> {
+        match self.cuts.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.cuts.push(range),
+        }
+
+        if self.cuts.len() > CUTS_MAX { Err(ScanError::TooManyRemoved { limit: CUTS_MAX }) } else { Ok(()) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StringEnd {
+    Closed,
+    Open { escaped: bool },
+}
+
+/// Reads the inside of a string. Returns the number of bytes that belong to it, with the closing quote, and whether the
+/// string ends there.
+fn string_part(rest: &[u8], mut escaped: bool) -> (usize, StringEnd) {
+    let mut at = 0;
+
+    while at < rest.len() {
+        if escaped {
+            escaped = false;
+            at += 1;
+            continue;
+        }
+
+        match memchr2(b'"', b'\\', &rest[at..]) {
+            None => return (rest.len(), StringEnd::Open { escaped: false }),
+            Some(found) if rest[at + found] == b'"' => return (at + found + 1, StringEnd::Closed),
+            Some(found) => {
+                escaped = true;
+                at += found + 1;
+            }
+        }
+    }
+    (rest.len(), StringEnd::Open { escaped })
+}
+
+/// The text between the quotes of a JSON string; `None`: it is not valid.
+fn decode(raw: &[u8]) -> Option<String> {
+    if !raw.contains(&b'\\') {
+        return std::str::from_utf8(raw).ok().map(str::to_owned);
+    }
+    serde_json::from_slice(&[b"\"", raw, b"\""].concat()).ok()
+}
+
+/// The lower case in which Go compares names of members.
+fn fold_case(name: &str) -> String {
+    let fold = |c: char| match c {
+        '\u{212a}' => 'k',
+        '\u{17f}' => 's',
+        c => c.to_ascii_lowercase(),
+    };
+    name.chars().map(fold).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Map, Value};
+
+    use super::super::cut::kept_slices;
+    use super::*;
+
+    fn names(model: bool, removed: &[&str]) -> JsonNames {
+        let removed = removed.iter().map(|name| (*name).to_owned()).collect();
+        JsonNames { model: model.then(|| "model".to_owned()), removed }
+    }
+
+    fn scan(text: &[u8], piece_bytes: usize, names: JsonNames) -> Result<(Option<String>, Vec<Range<u64>>), ScanError> {
+        let mut scanner = JsonScanner::new(names, 0);
+        for piece in text.chunks(piece_bytes) {
+            scanner.push(piece)?;
+        }
+        scanner.finish()?;
+        let cuts = scanner.take_cuts();
+        Ok((scanner.model().map(str::to_owned), cuts))
+    }
+
+    fn model(text: &str) -> Result<Option<String>, ScanError> {
+        let whole = scan(text.as_bytes(), usize::MAX, names(true, &[])).map(|(model, _)| model);
+        for piece_bytes in 1..4 {
+            assert_eq!(scan(text.as_bytes(), piece_bytes, names(true, &[])).map(|(model, _)| model), whole, "{text}");
+        }
+        whole
+    }
+
+    fn without(text: &str, removed: &[&str]) -> String {
+        let (_, cuts) = scan(text.as_bytes(), 3, names(false, removed)).unwrap();
+        let kept = kept_slices(&cuts, 0, text.as_bytes().to_vec().into());
+        String::from_utf8(kept.concat()).unwrap()
+    }
+
+    #[test]
+    fn the_name_is_that_of_the_outermost_object() {
+        let some = |name: &str| Ok(Some(name.to_owned()));
+
+        assert_eq!(model(r#"{"model":"a"}"#), some("a"));
+        assert_eq!(model(r#"{"x":{"model":"b"},"y":["model","c",{"model":1}],"model" : "a" }"#), some("a"));
+        assert_eq!(model(r#"{"x":"\"model\":\"b\"}{","model":"a\u00e9\n"}"#), some("a\u{e9}\n"));
+        assert_eq!(model(r#"{"mod\u0065l":"a"}"#), some("a"));
+        assert_eq!(model(r#"{"MODEL":"a"}"#), some("a"));
+        assert_eq!(model(r#"{"n":-1.5e3,"t":true,"model":"a","z":null}"#), some("a"));
+        assert_eq!(model("\u{feff} {\"model\":\"a\"} trailing"), some("a"));
+        for none in
+            ["", "  ", "{}", "[1]", "\"x\"", "17", "null", r#"{"model":null}"#, r#"{"models":"a"}"#, r#"{"x":"y"}"#]
+        {
+            assert_eq!(model(none), Ok(None), "{none}");
+        }
+    }
+
+    #[test]
+    fn two_names_are_refused_unless_they_are_the_same() {
+        assert_eq!(model(r#"{"model":"a","model":"a"}"#), Ok(Some("a".to_owned())));
+        for text in [
+            r#"{"model":"a","model":"b"}"#,
+            r#"{"model":"a","mod\u0065l":"b"}"#,
+            r#"{"model":"a","Model":"b"}"#,
+            r#"{"model":null,"model":"b"}"#,
+        ] {
+            assert!(matches!(model(text), Err(ScanError::TwoNames { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn texts_that_are_refused() {
+        for text in [r#"{"model":1}"#, r#"{"model":true}"#, r#"{"model":["a"]}"#, r#"{"model":"\ud800"}"#] {
+            assert_eq!(model(text), Err(ScanError::NameNotText), "{text}");
+        }
+        for text in ["{", r#"{"a"#, r#"{"a":"#, r#"{"a":1"#, r#"{"a":[{}"#, r#"{"a":1,"#] {
+            assert!(matches!(model(text), Err(ScanError::EndsEarly { .. })), "{text}");
+        }
+        for text in
+            ["{a:1}", "{'a':1}", r#"{"a" 1}"#, r#"{"a":1 "b":2}"#, "\0{\0", "<xml>", r#"{"a":1"b":2}"#, r#"{"a":'x'}"#]
+        {
+            assert!(matches!(model(text), Err(ScanError::Unexpected { .. })), "{text}");
+        }
+        let utf16: Vec<u8> = r#"{"model":"a"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert!(scan(&utf16, 99, names(true, &[])).is_err());
+        assert!(matches!(model(&format!(r#"{{"model":"{}"}}"#, "x".repeat(5000))), Err(ScanError::NameTooLong { .. })));
+    }
+
+    #[test]
+    fn members_are_cut_out_with_one_comma() {
+        let cut = |text| without(text, &["keep_alive", "ttl"]);
+
+        assert_eq!(cut(r#"{"keep_alive":0,"a":1}"#), r#"{"a":1}"#);
+        assert_eq!(cut(r#"{"a":1,"keep_alive":0,"b":2}"#), r#"{"a":1,"b":2}"#);
+        assert_eq!(cut(r#"{"a":1,"keep_alive":0}"#), r#"{"a":1}"#);
+        assert_eq!(cut(r#"{"keep_alive":0}"#), "{}");
+        assert_eq!(cut(r#"{"ttl":1,"keep_alive":0}"#), "{}");
+        assert_eq!(cut(r#"{"a":1,"ttl":1,"keep_alive":0}"#), r#"{"a":1}"#);
+        assert_eq!(cut(r#"{"ttl":1,"a":1,"keep_alive":0,"b":2,"ttl":3}"#), r#"{"a":1,"b":2}"#);
+        assert_eq!(cut("{ \"a\" : 1 , \"keep_alive\" : {\"x\":[\"}\"]} }\n"), "{ \"a\" : 1   }\n");
+        assert_eq!(cut(r#"{"a":{"keep_alive":0},"keep\u005falive":"5m"}"#), r#"{"a":{"keep_alive":0}}"#);
+        assert_eq!(cut(r#"{"Keep_Alive":0,"a":1e400}"#), r#"{"a":1e400}"#);
+        assert_eq!(cut("{\"\u{212a}eep_alive\":0,\"a\":1}"), r#"{"a":1}"#);
+        assert_eq!(cut(r#"{"keep_alivex":0,"keep_aliv":1}"#), r#"{"keep_alivex":0,"keep_aliv":1}"#);
+    }
+
+    #[test]
+    fn too_many_members_to_cut_are_refused() {
+        let text = format!("{{{}\"a\":1}}", "\"ttl\":1 , ".repeat(CUTS_MAX));
+        assert!(matches!(scan(text.as_bytes(), 64, names(false, &["ttl"])), Err(ScanError::TooManyRemoved { .. })));
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((any::<String>(), inner), 0..4).prop_map(|members| members.into_iter().collect()),
+            ]
+        })
+    }
+
+    fn key() -> impl Strategy<Value = String> {
+        prop_oneof![Just("cut".to_owned()), Just("model".to_owned()), any::<String>(), "[a-c]{1,2}"]
+    }
+
+    /// Spells some characters as escapes.
+    fn spell(key: &str, escapes: u32) -> String {
+        let spelled = key.encode_utf16().enumerate().map(|(at, unit)| (escapes >> (at % 32) & 1 == 1, unit));
+        let plain = serde_json::to_string(key).unwrap();
+        if key.chars().all(|c| c.is_ascii_alphanumeric()) {
+            let inside: String = spelled
+                .map(
+                    |(escape, unit)| if escape { format!("\\u{unit:04x}") } else { char::from(unit as u8).to_string() },
+                )
+                .collect();
+            return format!("\"{inside}\"");
+        }
+        plain
+    }
+
+    proptest! {
+        /// What is left parses to the same members without the one that was cut out, and nothing else has changed.
+        #[test]
+        fn only_the_member_is_cut_out(
+            members in prop::collection::vec((key(), json(), any::<u32>()), 0..6),
+            spaces in prop::collection::vec(prop::sample::select(vec!["", " ", "\n\t", "  "]), 40),
+            piece_bytes in 1usize..40,
+        ) {
+            let mut space = spaces.iter().cycle();
+            let mut next = || *space.next().unwrap();
+            let mut text = format!("{}{{", next());
+            for (at, (key, value, escapes)) in members.iter().enumerate() {
+                let comma = if at > 0 { "," } else { "" };
+                text += &format!("{}{comma}{}{}{}:{}{value}", next(), next(), spell(key, *escapes), next(), next());
+            }
+            text += &format!("{}}}{}", next(), next());
+
+            let (_, cuts) = scan(text.as_bytes(), piece_bytes, names(false, &["cut"])).unwrap();
+            let kept = kept_slices(&cuts, 0, text.as_bytes().to_vec().into()).concat();
+
+            let mut expected: Map<String, Value> = serde_json::from_str(&text).unwrap();
+            expected.retain(|key, _| key != "cut");
+            prop_assert_eq!(&serde_json::from_slice::<Map<String, Value>>(&kept).unwrap(), &expected);
+
+            let mut others = Vec::new();
+            let mut at = 0;
+            for cut in &cuts {
+                others.extend_from_slice(&text.as_bytes()[at..cut.start as usize]);
+                at = cut.end as usize;
+                let cut_text = &text[cut.start as usize..cut.end as usize];
+                prop_assert!(cut_text.starts_with(['"', ',']), "{}", cut_text);
+            }
+            others.extend_from_slice(&text.as_bytes()[at..]);
+            prop_assert_eq!(kept, others);
+            if !members.iter().any(|(key, ..)| key == "cut") {
+                prop_assert!(cuts.is_empty());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200), piece_bytes in 1usize..9) {
+            let _ = scan(&bytes, piece_bytes, names(true, &["cut"]));
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What the proxy counts.
+
+use hush_contract::metrics as names;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// Requests take milliseconds (a list of models) up to an hour (a long generation).
+const REQUEST_BUCKETS: &[f64] =
+    &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
+
+/// Cheap to clone; clones count into the same metrics.
+#[derive(Clone)]
+pub struct ProxyMetrics {
+    /// `{route, code}`
+    pub request_duration_seconds: HistogramVec,
+    /// `{cause}`
+    pub upstream_failures_total: IntCounterVec,
+    /// `{kind}`
+    pub open_websockets: IntGaugeVec,
+}
+
+impl ProxyMetrics {
+    /// Registers the metrics in `registry`.
+    ///
+    /// # Errors
+    /// If they are registered already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let options = |name: &str| Opts::new(name, names::help(name));
+
+        let name = names::REQUEST_DURATION_SECONDS;
+        let buckets = HistogramOpts::from(options(name)).buckets(REQUEST_BUCKETS.to_vec());
+        let metrics = Self {
+            request_duration_seconds: HistogramVec::new(buckets, names::labels(name))?,
+            upstream_failures_total: IntCounterVec::new(
+                options(names::UPSTREAM_FAILURES_TOTAL),
+                names::labels(names::UPSTREAM_FAILURES_TOTAL),
+            )?,
+            open_websockets: IntGaugeVec::new(options(names::OPEN_WEBSOCKETS), names::labels(names::OPEN_WEBSOCKETS))?,
+        };
+
+        registry.register(Box::new(metrics.request_duration_seconds.clone()))?;
+        registry.register(Box::new(metrics.upstream_failures_total.clone()))?;
+        registry.register(Box::new(metrics.open_websockets.clone()))?;
+        Ok(metrics)
+    }
+}

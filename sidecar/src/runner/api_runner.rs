@@ -1,0 +1,228 @@
+//! A model that is loaded and unloaded through the app's API.
+
+use std::sync::Arc;
+
+use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::app_calls::{ActionError, ListError, app_ended};
+use super::observation::ObservedContent;
+use super::{RunnersShared, SidecarSpec};
+use crate::app::ModelPresence;
+use crate::status::AppStatus;
+use crate::upstream::UpstreamError;
+
+/// A runner. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct ApiRunner {
+    commands: mpsc::UnboundedSender<RunnerCommand>,
+}
+
+enum RunnerCommand {
+    Stop,
+    Kill,
+}
+
+impl ApiRunner {
+    /// Loads the model. Must be called inside a tokio runtime, as [`Self::adopt`].
+    pub(super) fn load(shared: Arc<RunnersShared>, spec: SidecarSpec, notify: OnRunnerEvent) -> Self {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let task = RunnerTask { shared, name: spec.name, model: spec.app_name, notify, inbox, loaded: None };
+
+        tokio::spawn(task.run_from_load());
+        Self { commands }
+    }
+
+    /// Takes over a model that the app has loaded by itself.
+    pub(super) fn adopt(shared: Arc<RunnersShared>, spec: SidecarSpec, notify: OnRunnerEvent) -> Self {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let instance = shared.settings.observations.borrow().find(&spec.app_name).and_then(|listed| listed.instance);
+        let loaded = Some(LoadedInstance { since: Instant::now(), instance });
+        let task = RunnerTask { shared, name: spec.name, model: spec.app_name, notify, inbox, loaded };
+
+        tokio::spawn(task.run_loaded());
+        Self { commands }
+    }
+
+    pub(super) fn stop(&self) {
+        // Without a task the runner has ended already.
+        let _ = self.commands.send(RunnerCommand::Stop);
+    }
+
+    pub(super) fn kill(&self) {
+        let _ = self.commands.send(RunnerCommand::Kill);
+    }
+}
+
+/// What the app was seen to have loaded.
+struct LoadedInstance {
+    since: Instant,
+    instance: Option<String>,
+}
+
+/// How the life of a runner goes on.
+enum NextPhase {
+    Loaded,
+    Over,
+}
+
+struct RunnerTask {
+    shared: Arc<RunnersShared>,
+    /// The name in metrics.
+    name: String,
+    /// The name under which the app knows the model.
+    model: String,
+    notify: OnRunnerEvent,
+    inbox: mpsc::UnboundedReceiver<RunnerCommand>,
+    loaded: Option<LoadedInstance>,
+}
+
+impl RunnerTask {
+    async fn run_from_load(mut self) {
+        match self.load().await {
+            NextPhase::Loaded => self.run_loaded().await,
+            NextPhase::Over => (self.notify)(RunnerEvent::Exited),
+        }
+    }
+
+    async fn load(&mut self) -> NextPhase {
+        (self.notify)(RunnerEvent::Started { pids: Vec::new() });
+        if let AppStatus::Unsuitable { cause } = &*self.shared.settings.status.borrow() {
+            let cause = format!("the app cannot be governed: {cause}");
+            (self.notify)(RunnerEvent::LoadFailed { cause, out_of_memory: false });
+            return NextPhase::Over;
+        }
+
+        let began = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        let load = async {
+            // The semaphore is never closed.
+            let _turn = shared.load_turn.acquire().await;
+            shared.load_model(&self.model).await
+        };
+        let loaded = tokio::select! {
+            loaded = load => loaded,
+            // Asked to end while it loads. The app goes on loading: it is unloaded when it has.
+            _ = self.inbox.recv() => {
+                self.end_whatever_it_does().await;
+                return NextPhase::Over;
+            }
+        };
+
+        let total = began.elapsed();
+        match loaded {
+            Ok(instance) => {
+                self.loaded = Some(LoadedInstance { since: Instant::now(), instance });
+                (self.notify)(RunnerEvent::Loaded(LoadTimings { sessions: total, total, ..LoadTimings::default() }));
+                (self.notify)(RunnerEvent::FullyLoaded(total));
+                NextPhase::Loaded
+            }
+            Err(error) => {
+                let out_of_memory = matches!(error, ActionError::Failed { out_of_memory: true, .. });
+                let cause = hush_log::explain(&error);
+                (self.notify)(RunnerEvent::LoadFailed { cause, out_of_memory });
+                self.end_whatever_it_does().await;
+                NextPhase::Over
+            }
+        }
+    }
+
+    async fn run_loaded(mut self) {
+        let mut observations = self.shared.settings.observations.clone();
+
+        loop {
+            tokio::select! {
+                command = self.inbox.recv() => match command {
+                    Some(RunnerCommand::Stop) if self.shared.settings.detach.is_set() => break,
+                    Some(RunnerCommand::Stop) => match self.stop().await {
+                        Ok(()) => break,
+                        Err(cause) => (self.notify)(RunnerEvent::StopRefused { cause }),
+                    },
+                    Some(RunnerCommand::Kill) => {
+                        if !self.shared.settings.detach.is_set() {
+                            self.end_whatever_it_does().await;
+                        }
+                        break;
+                    }
+                    // The sidecar ends.
+                    None => return,
+                },
+                changed = observations.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let event = self.judge_observation(&observations);
+                    if let Some(event) = event {
+                        (self.notify)(event);
+                        break;
+                    }
+                }
+            }
+        }
+
+        (self.notify)(RunnerEvent::Exited);
+    }
+
+    /// What an observation says about the loaded model; `None`: it is as it was.
+    fn judge_observation(
+        &self,
+        observations: &tokio::sync::watch::Receiver<super::AppObservation>,
+    ) -> Option<RunnerEvent> {
+        let observation = observations.borrow();
+        let loaded = self.loaded.as_ref()?;
+        if observation.asked <= loaded.since {
+            return None;
+        }
+
+        if observation.content == ObservedContent::Down {
+            return Some(RunnerEvent::Lost(app_ended()));
+        }
+
+        let listed = observation.find(&self.model)?;
+        let is_same = listed.presence == ModelPresence::Loaded && listed.instance == loaded.instance;
+        let has_left = match listed.presence {
+            ModelPresence::Away | ModelPresence::Failed { .. } => true,
+            ModelPresence::Loaded => !is_same,
+            // On its way: the next observation shows what becomes of it.
+            ModelPresence::Loading | ModelPresence::Unloading => false,
+        };
+        has_left.then_some(RunnerEvent::LeftByItself)
+    }
+
+    /// Unloads the model; a command that comes meanwhile, or the end of the sidecar, ends the wait for the app.
+    async fn stop(&mut self) -> Result<(), String> {
+        tokio::select! {
+            unloaded = unload(&self.shared, &self.name, &self.model) => unloaded,
+            _ = self.inbox.recv() => Ok(()),
+        }
+    }
+
+    /// Unloads the model and accepts whatever the app answers.
+    async fn end_whatever_it_does(&self) {
+        if let Err(error) = self.shared.unload_model(&self.model).await {
+            tracing::warn!(model = self.model, error = hush_log::explain(&error), "the app did not unload the model");
+        }
+    }
+}
+
+/// Unloads a model, if the app has no work for it.
+async fn unload(shared: &RunnersShared, name: &str, model: &str) -> Result<(), String> {
+    match shared.app_work(model).await {
+        Ok(0) => {}
+        Ok(work) => return Err(format!("the app has work for it: {work} requests")),
+        // Without the app its models are not in memory.
+        Err(ListError::Upstream(UpstreamError::Refused { .. })) => return Ok(()),
+        Err(error) => return Err(format!("the app does not say whether it has work: {}", hush_log::explain(&error))),
+    }
+
+    match shared.unload_model(model).await {
+        Ok(()) | Err(ActionError::AppIsDown(_)) => Ok(()),
+        Err(error) => {
+            if let ActionError::Unconfirmed { .. } = error {
+                shared.settings.metrics.unloads_unconfirmed_total.with_label_values(&[name]).inc();
+            }
+            Err(hush_log::explain(&error))
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What `/metrics` says of the app as a whole.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hush_contract::metrics as names;
+use hush_contract::{AppGovernance, AppMode};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
+use tokio::sync::watch;
+
+use super::ModelMode;
+use crate::status::AppStatus;
+
+impl ModelMode {
+    const fn word(&self) -> AppMode {
+        match self {
+            Self::Api => AppMode::Api,
+            Self::Process(_) => AppMode::Process,
+        }
+    }
+}
+
+/// The counters of an app, and whether its own port can be reached from elsewhere. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct AppMetrics {
+    /// `{model}`
+    pub(super) unattributed_work_total: IntCounterVec,
+    /// `{model}`
+    pub(super) loads_behind_hold_total: IntCounterVec,
+    /// `{model}`
+    pub(super) unloads_unconfirmed_total: IntCounterVec,
+    is_port_exposed: Arc<Mutex<Option<bool>>>,
+}
+
+impl AppMetrics {
+    /// # Errors
+    /// If the metrics are registered already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let counter = |name: &str| {
+            let vec = IntCounterVec::new(Opts::new(name, names::help(name)), names::labels(name))?;
+            registry.register(Box::new(vec.clone()))?;
+            prometheus::Result::Ok(vec)
+        };
+
+        Ok(Self {
+            unattributed_work_total: counter(names::APP_UNATTRIBUTED_WORK_TOTAL)?,
+            loads_behind_hold_total: counter(names::APP_LOADS_BEHIND_HOLD_TOTAL)?,
+            unloads_unconfirmed_total: counter(names::APP_UNLOADS_UNCONFIRMED_TOTAL)?,
+            is_port_exposed: Arc::default(),
+        })
+    }
+
+    /// Registers what is computed when it is scraped.
+    ///
+    /// # Errors
+    /// If it is registered already.
+    pub fn register(
+        &self,
+        registry: &Registry,
+        app: &str,
+        mode: &ModelMode,
+        status: watch::Receiver<AppStatus>,
+    ) -> prometheus::Result<()> {
+        let metrics = self.clone();
+
+        registry.register(Box::new(AppCollector::new(app.to_owned(), mode.word(), status, metrics)?))
+    }
+
+    /// Notes whether the app's own port accepts connections from elsewhere; returns whether that is news.
+    pub(super) fn note_port_exposed(&self, is_exposed: bool) -> bool {
+        let mut known = self.is_port_exposed.lock().unwrap_or_else(PoisonError::into_inner);
+
+        known.replace(is_exposed) != Some(is_exposed)
+    }
+
+    fn is_port_exposed(&self) -> Option<bool> {
+        *self.is_port_exposed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct AppCollector {
+    app: String,
+    mode: AppMode,
+    status: watch::Receiver<AppStatus>,
+    metrics: AppMetrics,
+    descs: Vec<Desc>,
+}
+
+impl AppCollector {
+    fn new(
+        app: String,
+        mode: AppMode,
+        status: watch::Receiver<AppStatus>,
+        metrics: AppMetrics,
+    ) -> prometheus::Result<Self> {
+        let families =
+            [names::APP_INFO, names::APP_UP, names::APP_GOVERNED, names::APP_PROBLEM_INFO, names::APP_PORT_EXPOSED];
+        let descs: prometheus::Result<Vec<Desc>> = families
+            .into_iter()
+            .map(|name| gauge(name).map(|gauge| gauge.desc().into_iter().cloned().collect::<Vec<_>>()))
+            .try_fold(Vec::new(), |mut all, descs| {
+                all.extend(descs?);
+                Ok(all)
+            });
+
+        Ok(Self { app, mode, status, metrics, descs: descs? })
+    }
+
+    fn families(&self) -> prometheus::Result<Vec<MetricFamily>> {
+        let (version, is_up, governance, problem) = match &*self.status.borrow() {
+            AppStatus::Running { version } => (version.clone(), true, AppGovernance::Governed, None),
+            AppStatus::Stopped => (None, true, AppGovernance::Governed, None),
+            AppStatus::Unreachable { cause } => (None, false, AppGovernance::Unreachable, Some(cause.clone())),
+            AppStatus::Unsuitable { cause } => (None, true, AppGovernance::Unsuitable, Some(cause.clone())),
+        };
+        let app = self.app.as_str();
+        let mut families = Vec::new();
+        let mut add = |name: &str, labels: &[&str], value: f64| {
+            let gauge = gauge(name)?;
+            let series: Gauge = gauge.get_metric_with_label_values(labels)?;
+            series.set(value);
+            families.extend(gauge.collect());
+            prometheus::Result::Ok(())
+        };
+
+        let governed = f64::from(u8::from(governance == AppGovernance::Governed));
+        add(names::APP_INFO, &[app, &version.unwrap_or_default(), self.mode.as_str()], 1.0)?;
+        add(names::APP_UP, &[app], f64::from(u8::from(is_up)))?;
+        add(names::APP_GOVERNED, &[app, governance.as_str()], governed)?;
+        if let Some(problem) = problem {
+            add(names::APP_PROBLEM_INFO, &[app, &problem], 1.0)?;
+        }
+        if let Some(is_exposed) = self.metrics.is_port_exposed() {
+            add(names::APP_PORT_EXPOSED, &[app], f64::from(u8::from(is_exposed)))?;
+        }
+        Ok(families)
+    }
+}
+
+fn gauge(name: &str) -> prometheus::Result<GaugeVec> {
+    GaugeVec::new(Opts::new(name, names::help(name)), names::labels(name))
+}
+
+impl Collector for AppCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.families().unwrap_or_else(|error| {
+            tracing::error!(error = hush_log::explain(&error), "the metrics of the app cannot be computed");
+            Vec::new()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::{Encoder, TextEncoder};
+
+    use super::*;
+
+    fn scraped(status: AppStatus, is_exposed: Option<bool>) -> String {
+        let registry = Registry::new();
+        let metrics = AppMetrics::new(&registry).unwrap();
+        if let Some(is_exposed) = is_exposed {
+            assert!(metrics.note_port_exposed(is_exposed));
+            assert!(!metrics.note_port_exposed(is_exposed), "that is known");
+        }
+        let (_keep, status) = watch::channel(status);
+        metrics.register(&registry, "ollama", &ModelMode::Api, status).unwrap();
+
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&registry.gather(), &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn a_governed_app_has_its_version_and_no_problem() {
+        let text = scraped(AppStatus::Running { version: Some("0.17.4".to_owned()) }, Some(false));
+
+        assert!(text.contains("hush_app_info{app=\"ollama\",mode=\"api\",version=\"0.17.4\"} 1"), "{text}");
+        assert!(text.contains("hush_app_up{app=\"ollama\"} 1"), "{text}");
+        assert!(text.contains("hush_app_governed{app=\"ollama\",reason=\"governed\"} 1"), "{text}");
+        assert!(text.contains("hush_app_port_exposed{app=\"ollama\"} 0"), "{text}");
+        assert!(!text.contains("hush_app_problem_info{"), "{text}");
+    }
+
+    #[test]
+    fn an_unsuitable_app_says_which_flag_is_missing() {
+        let text = scraped(AppStatus::Unsuitable { cause: "set OLLAMA_X".to_owned() }, None);
+
+        assert!(text.contains("hush_app_problem_info{app=\"ollama\",problem=\"set OLLAMA_X\"} 1"), "{text}");
+        assert!(text.contains("hush_app_governed{app=\"ollama\",reason=\"unsuitable\"} 0"), "{text}");
+        assert!(!text.contains("hush_app_port_exposed{"), "{text}");
+    }
+}

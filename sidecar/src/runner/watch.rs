@@ -1,0 +1,237 @@
+//! The watch over the app: whether it can be governed, what it has in memory, and whether it has work that did not pass
+//! through the proxy.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hush_contract::ModelState;
+use hush_residency::{ModelHandle, ModelLease, Models};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::app_calls::{app_work, observe};
+use super::observation::{AppObservation, ObservedContent};
+use super::port_check::is_port_exposed;
+use super::{AppMetrics, ModelMode, SidecarRunners};
+use crate::app::{App, AppAnswer, ModelPresence};
+use crate::status::AppStatus;
+use crate::upstream::{Upstream, UpstreamError};
+
+/// How often an app is asked again who it is, while it is known.
+const IDENTIFY_EVERY: Duration = Duration::from_secs(30);
+
+/// How the app is watched.
+#[derive(Clone, Debug)]
+pub struct WatchSettings {
+    /// The pause between two looks. Ollama's list is not made for less than a second.
+    pub interval: Duration,
+    /// How models are loaded and unloaded.
+    pub mode: ModelMode,
+}
+
+/// The channels in which the watch publishes what it sees.
+pub struct AppWatch {
+    app: Arc<App>,
+    upstream: Upstream,
+    settings: WatchSettings,
+    metrics: AppMetrics,
+    status: watch::Sender<AppStatus>,
+    observation: watch::Sender<AppObservation>,
+}
+
+impl AppWatch {
+    pub fn new(app: Arc<App>, upstream: Upstream, settings: WatchSettings, metrics: AppMetrics) -> Self {
+        let (status, observation) =
+            (watch::Sender::new(not_asked_yet()), watch::Sender::new(AppObservation::unknown()));
+
+        Self { app, upstream, settings, metrics, status, observation }
+    }
+
+    pub fn status(&self) -> watch::Receiver<AppStatus> {
+        self.status.subscribe()
+    }
+
+    pub fn observations(&self) -> watch::Receiver<AppObservation> {
+        self.observation.subscribe()
+    }
+
+    /// Watches until it is dropped. `names`: for each model the name under which the app knows it.
+    pub async fn run(self, models: Arc<Models<SidecarRunners>>, names: BTreeMap<String, String>) {
+        let mut ticks = interval(self.settings.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut occupied: BTreeMap<String, ModelLease<SidecarRunners>> = BTreeMap::new();
+        let mut identified: Option<Instant> = None;
+
+        loop {
+            ticks.tick().await;
+            let handles: Vec<ModelHandle<SidecarRunners>> = models.iter().collect();
+
+            if let ModelMode::Process(_) = self.settings.mode {
+                self.watch_process(&handles);
+            } else {
+                let is_due = identified.is_none_or(|at| at.elapsed() >= IDENTIFY_EVERY);
+                if is_due || !matches!(&*self.status.borrow(), AppStatus::Running { .. }) {
+                    self.identify().await;
+                    identified = Some(Instant::now());
+                    self.check_port().await;
+                }
+                self.watch_list(&handles, &names).await;
+            }
+
+            self.watch_work(&handles, &names, &mut occupied).await;
+        }
+    }
+
+    /// In process mode the states of the models are the states of the app.
+    fn watch_process(&self, handles: &[ModelHandle<SidecarRunners>]) {
+        let is_running = handles.iter().any(|model| model.snapshot().state.is_loaded());
+        let status = if is_running { AppStatus::Running { version: None } } else { AppStatus::Stopped };
+
+        self.publish_status(status);
+    }
+
+    async fn identify(&self) {
+        let mut answers: Vec<AppAnswer> = Vec::new();
+        for request in self.app.identify() {
+            match self.upstream.call(&request).await {
+                Ok(answer) => answers.push(answer),
+                Err(error) => {
+                    self.publish_status(AppStatus::Unreachable { cause: hush_log::explain(&error) });
+                    return;
+                }
+            }
+        }
+
+        self.publish_status(match self.app.read_identity(&answers) {
+            Ok(identity) => {
+                self.log_warnings(&identity.warnings);
+                AppStatus::Running { version: identity.version }
+            }
+            Err(unsuitable) => AppStatus::Unsuitable { cause: unsuitable.to_string() },
+        });
+    }
+
+    /// Logs what should be set otherwise, once while the app runs.
+    fn log_warnings(&self, warnings: &[String]) {
+        if matches!(&*self.status.borrow(), AppStatus::Running { .. }) {
+            return;
+        }
+
+        for warning in warnings {
+            tracing::warn!(app = self.app.name(), "{warning}");
+        }
+    }
+
+    /// Finds out whether clients can pass by the sidecar.
+    async fn check_port(&self) {
+        let Some(is_exposed) = is_port_exposed(self.upstream.settings()).await else { return };
+
+        if self.metrics.note_port_exposed(is_exposed) && is_exposed {
+            let address = self.upstream.authority();
+            tracing::warn!(
+                app = self.app.name(),
+                "the app's own port can be reached from other machines, and what goes there is cut off by an unload: have \
+                 it listen on the loopback alone ({address})"
+            );
+        }
+    }
+
+    fn publish_status(&self, status: AppStatus) {
+        let app = self.app.name();
+        let changed = self.status.send_if_modified(|current| {
+            let is_new = *current != status;
+            *current = status.clone();
+            is_new
+        });
+        if !changed {
+            return;
+        }
+
+        match &status {
+            AppStatus::Running { version } => tracing::info!(app, version, "the app answers"),
+            AppStatus::Unreachable { cause } => tracing::warn!(app, "the app does not answer: {cause}"),
+            AppStatus::Unsuitable { cause } => tracing::error!(app, "the app cannot be governed: {cause}"),
+            AppStatus::Stopped => {}
+        }
+    }
+
+    /// Looks at the app's list. A model that is in memory although its state says otherwise has appeared by itself; the
+    /// runner of a model that has left learns it from the observation.
+    async fn watch_list(&self, handles: &[ModelHandle<SidecarRunners>], names: &BTreeMap<String, String>) {
+        let before: BTreeMap<&str, (ModelState, u64)> = handles.iter().map(away_facts).collect();
+        let app_names: Vec<String> = names.values().cloned().collect();
+
+        let observation = observe(&self.app, &self.upstream, &app_names).await;
+        if observation.content == ObservedContent::Down {
+            self.publish_status(AppStatus::Unreachable { cause: "it does not accept connections".to_owned() });
+        }
+        self.observation.send_replace(observation.clone());
+
+        if !matches!(&*self.status.borrow(), AppStatus::Running { .. }) {
+            return;
+        }
+        for handle in handles {
+            let (name, after) = away_facts(handle);
+            let is_away = matches!(after.0, ModelState::Unloaded | ModelState::Failed | ModelState::WaitingForMemory);
+            let was_the_same = before.get(name) == Some(&after);
+            let listed = names.get(name).and_then(|app_name| observation.find(app_name));
+
+            // The answer is older than a change of the state otherwise.
+            if is_away && was_the_same && listed.is_some_and(|listed| listed.presence == ModelPresence::Loaded) {
+                if after.0 == ModelState::WaitingForMemory || handle.snapshot().hold.is_some() {
+                    self.metrics.loads_behind_hold_total.with_label_values(&[name]).inc();
+                    tracing::warn!(model = name, "the app has loaded the model by itself although it was to stay away");
+                }
+                handle.appeared();
+            }
+        }
+    }
+
+    /// Holds a lease for each model whose app has work although no request of the proxy is at it.
+    async fn watch_work(
+        &self,
+        handles: &[ModelHandle<SidecarRunners>],
+        names: &BTreeMap<String, String>,
+        occupied: &mut BTreeMap<String, ModelLease<SidecarRunners>>,
+    ) {
+        for handle in handles {
+            let snapshot = handle.snapshot();
+            let is_held = occupied.contains_key(handle.name());
+            let other_leases = snapshot.inflight - usize::from(is_held).min(snapshot.inflight);
+            let Some(app_name) = names.get(handle.name()) else { continue };
+            if !snapshot.state.is_loaded() || other_leases > 0 {
+                occupied.remove(handle.name());
+                continue;
+            }
+
+            match app_work(&self.app, &self.upstream, app_name).await {
+                Ok(0) => {
+                    occupied.remove(handle.name());
+                }
+                Ok(_) if !is_held => {
+                    self.metrics.unattributed_work_total.with_label_values(&[handle.name()]).inc();
+                    if let Some(lease) = handle.occupy().await {
+                        occupied.insert(handle.name().to_owned(), lease);
+                    }
+                }
+                Ok(_) => {}
+                Err(super::app_calls::ListError::Upstream(UpstreamError::Refused { .. })) => {
+                    occupied.remove(handle.name());
+                }
+                // Not known: as it was.
+                Err(error) => tracing::debug!(error = hush_log::explain(&error), "the app's work is not known"),
+            }
+        }
+    }
+}
+
+fn not_asked_yet() -> AppStatus {
+    AppStatus::Unreachable { cause: "it has not been asked yet".to_owned() }
+}
+
+fn away_facts(handle: &ModelHandle<SidecarRunners>) -> (&str, (ModelState, u64)) {
+    let snapshot = handle.snapshot();
+
+    (handle.name(), (snapshot.state, snapshot.generation))
+}
