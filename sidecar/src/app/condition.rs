@@ -256,7 +256,10 @@ impl NumberSource {
                 let sum = metrics_text::sum_of(&answer.text(), name, &labels);
                 sum.ok_or_else(|| format!("without the metric `{name}`"))
             }
-            Self::When(condition) => Ok(f64::from(u8::from(condition.is_true(answer, values)))),
+            Self::When(condition) => {
+                let is_true = condition.evaluate(answer, values).ok_or(NO_JSON)?;
+                Ok(f64::from(u8::from(is_true)))
+            }
         }
     }
 }

@@ -256,7 +256,7 @@ impl Pattern {
         let has_length =
             if self.has_rest { path.len() >= self.segments.len() } else { path.len() == self.segments.len() };
         let is_match = |(segment, part): (&PatternSegment, &String)| match segment {
-            PatternSegment::Literal(literal) => part.to_lowercase() == *literal,
+            PatternSegment::Literal(literal) => is_same_word(part, literal),
             PatternSegment::Any | PatternSegment::Model => true,
         };
         if !has_length || !self.segments.iter().zip(path).all(is_match) {
@@ -335,6 +335,11 @@ fn compile_group(source: &RouteDescription, naming: ModelNaming, field: &FieldSc
         })
     };
     source.paths.iter().enumerate().map(compile).collect()
+}
+
+/// Without regard to case; `literal` is in lower case.
+fn is_same_word(part: &str, literal: &str) -> bool {
+    part.eq_ignore_ascii_case(literal) || (!part.is_ascii() && part.to_lowercase() == literal)
 }
 
 /// A route that an earlier one always wins over is a mistake.

@@ -3,8 +3,8 @@
 use http::Method;
 use proptest::prelude::*;
 
-use super::{answer, app, known_apps};
-use crate::app::{RouteClass, RouteMatch};
+use super::{answer, app};
+use crate::app::{App, RouteClass, RouteMatch};
 
 fn class(route: &RouteMatch) -> RouteClass {
     route.class
@@ -124,7 +124,7 @@ fn a_path_that_can_name_two_models_is_closed() {
 
 #[test]
 fn what_is_unknown_is_denied_by_default() {
-    for app in known_apps().iter().filter(|app| !["process", "llama-server-single"].contains(&app.name())) {
+    for app in App::known().map(super::app).filter(|app| !["process", "llama-server-single"].contains(&app.name())) {
         let name = app.name();
         let post = app.route(&Method::POST, "/no/such/route", None, false);
         assert_eq!((class(&post), post.template.as_str()), (RouteClass::Work, "other"), "{name}");
@@ -192,7 +192,7 @@ proptest! {
 
     #[test]
     fn reading_methods_are_never_work(path in paths(), query in ".{0,20}") {
-        for app in known_apps() {
+        for app in App::known().map(super::app) {
             for method in [Method::HEAD, Method::OPTIONS] {
                 let route = app.route(&method, &path, Some(&query), false);
                 prop_assert_ne!(route.class, RouteClass::Work, "{}: {} {}", app.name(), method, path);
@@ -204,7 +204,7 @@ proptest! {
     fn no_answer_breaks_a_reader(status in 100_u16..600, body in answers()) {
         let answer = answer(status, body);
         let models = ["m".to_owned(), "n/o".to_owned()];
-        for app in known_apps() {
+        for app in App::known().map(super::app) {
             let answers = |count: usize| vec![answer.clone(); count];
             let _ = app.read_identity(&answers(app.identify().len()));
             let _ = app.read_list(&models, &answers(app.list(&models).map_or(1, |requests| requests.len())));
@@ -226,7 +226,7 @@ proptest! {
 
     #[test]
     fn any_model_name_stays_within_its_place(name in "\\PC{1,20}") {
-        for app in known_apps() {
+        for app in App::known().map(super::app) {
             let canonical = app.canonical_name(&name);
             prop_assert_eq!(app.canonical_name(&canonical), canonical.clone(), "{}", app.name());
             app.governs(&name);
