@@ -46,7 +46,7 @@ class Examples(unittest.TestCase):
                 with self.subTest(path.stem):
                     yield documents, name, pod
 
-    def test_the_sidecar_is_the_only_door(self):
+    def test_the_sidecar_is_the_only_way_in(self):
         for documents, name, pod in self.each():
             rules = the(documents, "NetworkPolicy", "hush-app")["spec"]
             labels = pod["metadata"]["labels"]
@@ -82,8 +82,8 @@ class Examples(unittest.TestCase):
             probed = [c["name"] for c in containers(pod) if {"startupProbe", "livenessProbe", "readinessProbe"} & set(c)]
             process = "copy-sidecar" in [container["name"] for container in pod["spec"]["initContainers"]]
             self.assertEqual(probed, ["app"] if process else ["sidecar"])
-            door = named(pod, probed[0])
-            probes = [door[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
+            probed_container = named(pod, probed[0])
+            probes = [probed_container[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
             self.assertEqual([(probe["path"], probe["port"], probe["scheme"]) for probe in probes],
                              [("/healthz", "ops", "HTTP"), ("/healthz", "ops", "HTTP"), ("/readyz", "ops", "HTTP")])
 

@@ -167,10 +167,13 @@ class Examples(unittest.TestCase):
     def known(self, command: list[str], block, options) -> int:
         while command and ("=" in command[0].lstrip("-") or command[0] == "exec"):
             command = command[1:]
-        if len(command) < 2 or command[0].rsplit("/", 1)[-1] not in ("hush-server", "hush-controller"):
+        if len(command) < 2 or command[0].rsplit("/", 1)[-1] not in ("hush-server", "hush-controller", "hush-sidecar"):
             return 0
         program, sub, *rest = command
         program = program.rsplit("/", 1)[-1]
+        if program == "hush-sidecar" and sub.startswith("--"):
+            # It has options without a subcommand, and behind `--` the command of an app.
+            sub, rest = "", command[1:command.index("--") if "--" in command else None]
         if (program, sub) not in options:
             help_text = self.ran(f"{program} {sub} --help", block.place)
             options[program, sub] = set(re.findall(r"^ +(?:-\w, +)?(--[a-z-]+)", help_text, re.M))

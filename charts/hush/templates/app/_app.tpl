@@ -116,9 +116,9 @@ kubectl.kubernetes.io/default-container: app
 {{- end }}
 {{- end }}
 
-{{/* The door, the operations port, and probes. The kubelet asks the sidecar at the operations port: behind the door the same paths
-may be the app's, and its health check may use the GPU. */}}
-{{- define "hush.app.door" -}}
+{{/* The ports of the sidecar, and probes. The kubelet asks the sidecar at the operations port: at the other port the same paths may
+be the app's, and its health check may use the GPU. */}}
+{{- define "hush.app.endpoints" -}}
 {{- $scheme := empty .root.Values.opsTls.secretName | ternary "HTTP" "HTTPS" -}}
 ports:
 - {name: http, containerPort: 9000}
@@ -152,7 +152,7 @@ readinessProbe:
   restartPolicy: Always
   args: {{- include "hush.args" (dict "field" (printf "%s.sidecar.extraArgs" .server.field) "own" (include "hush.app.args" .)
       "more" $sidecar.extraArgs) | nindent 2 }}
-  {{- include "hush.app.door" . | nindent 2 }}
+  {{- include "hush.app.endpoints" . | nindent 2 }}
   {{- $env := include "hush.app.sidecarEnv" . | trim }}
   {{- if $gpu.enabled }}
   {{- $env = printf "%s\n%s" $env (include "hush.app.measureEnv" .) }}
@@ -240,7 +240,7 @@ readinessProbe:
   {{- range concat $values.command ($values.args | default list) }}
   - {{ . | quote }}
   {{- end }}
-  {{- include "hush.app.door" . | nindent 2 }}
+  {{- include "hush.app.endpoints" . | nindent 2 }}
   # Requests still come until the endpoints are without the pod; then the sidecar waits for those in flight by itself.
   lifecycle: {preStop: {sleep: {seconds: 5}}}
   {{- else }}
