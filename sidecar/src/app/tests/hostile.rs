@@ -225,6 +225,23 @@ proptest! {
     }
 
     #[test]
+    fn no_damage_to_a_description_breaks_the_check(
+        which in any::<prop::sample::Index>(),
+        cut in any::<prop::sample::Index>(),
+        length in 1_usize..40,
+        patch in "[ -~]{0,6}",
+    ) {
+        let name = App::known().nth(which.index(App::known().count())).unwrap();
+        let chars: Vec<char> = App::source(name).unwrap().chars().collect();
+        let start = cut.index(chars.len());
+        let rest = &chars[(start + length).min(chars.len())..];
+        let text: String = chars[..start].iter().copied().chain(patch.chars()).chain(rest.iter().copied()).collect();
+
+        let problems = crate::app::check(&text);
+        prop_assert_eq!(problems.is_empty(), App::from_yaml(&text).is_ok());
+    }
+
+    #[test]
     fn any_model_name_stays_within_its_place(name in "\\PC{1,20}") {
         for app in App::known().map(super::app) {
             let canonical = app.canonical_name(&name);
