@@ -115,6 +115,27 @@ fn work_in_disguise_stays_work() {
 }
 
 #[test]
+fn what_is_cut_out_of_a_request_is_cut_in_every_disguise() {
+    let ollama = app("ollama");
+    for path in [
+        "/api%2Fgenerate",
+        "//api/generate/",
+        "/%61pi/generate",
+        "/x/../api/generate",
+        "/api\\generate",
+        "/API/Generate",
+    ] {
+        let route = ollama.route(&Method::POST, path, None, false);
+        assert_eq!((class(&route), route.template.as_str()), (RouteClass::Work, "/api/generate"), "{path}");
+        assert_eq!(route.removed_members, ["keep_alive"], "{path}");
+        assert!(route.command.is_some(), "{path}");
+    }
+    // Work of one route or of another one, with other rules.
+    let route = ollama.route(&Method::POST, "/api/generate/%2e%2e%2fembed", None, false);
+    assert_ne!(class(&route), RouteClass::NotWork);
+}
+
+#[test]
 fn a_path_that_can_name_two_models_is_closed() {
     let swap = app("llama-swap");
     assert_eq!(class(&swap.route(&Method::GET, "/upstream/a%2Fb/health", None, false)), RouteClass::Closed);
