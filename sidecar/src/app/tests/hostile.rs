@@ -115,6 +115,27 @@ fn work_in_disguise_stays_work() {
 }
 
 #[test]
+fn what_is_cut_out_of_a_request_is_cut_in_every_disguise() {
+    let ollama = app("ollama");
+    for path in [
+        "/api%2Fgenerate",
+        "//api/generate/",
+        "/%61pi/generate",
+        "/x/../api/generate",
+        "/api\\generate",
+        "/API/Generate",
+    ] {
+        let route = ollama.route(&Method::POST, path, None, false);
+        assert_eq!((class(&route), route.template.as_str()), (RouteClass::Work, "/api/generate"), "{path}");
+        assert_eq!(route.removed_members, ["keep_alive"], "{path}");
+        assert!(route.command.is_some(), "{path}");
+    }
+    // Work of one route or of another one, with other rules.
+    let route = ollama.route(&Method::POST, "/api/generate/%2e%2e%2fembed", None, false);
+    assert_ne!(class(&route), RouteClass::NotWork);
+}
+
+#[test]
 fn a_path_that_can_name_two_models_is_closed() {
     let swap = app("llama-swap");
     assert_eq!(class(&swap.route(&Method::GET, "/upstream/a%2Fb/health", None, false)), RouteClass::Closed);
@@ -222,6 +243,23 @@ proptest! {
         crate::app::check(&text);
         crate::app::check(&format!("name: x\nmodels: one\n{field}: {value}\n"));
         crate::app::check(&format!("name: x\nmodels: named\nlist: {{request: {{path: /x}}, items: {{at: '{}', name: $}}}}", value.replace('\'', "")));
+    }
+
+    #[test]
+    fn no_damage_to_a_description_breaks_the_check(
+        which in any::<prop::sample::Index>(),
+        cut in any::<prop::sample::Index>(),
+        length in 1_usize..40,
+        patch in "[ -~]{0,6}",
+    ) {
+        let name = App::known().nth(which.index(App::known().count())).unwrap();
+        let chars: Vec<char> = App::source(name).unwrap().chars().collect();
+        let start = cut.index(chars.len());
+        let rest = &chars[(start + length).min(chars.len())..];
+        let text: String = chars[..start].iter().copied().chain(patch.chars()).chain(rest.iter().copied()).collect();
+
+        let problems = crate::app::check(&text);
+        prop_assert_eq!(problems.is_empty(), App::from_yaml(&text).is_ok());
     }
 
     #[test]
