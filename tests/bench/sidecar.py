@@ -4,7 +4,7 @@ idle sockets, the throughput of a large stream.
 The app is another process of this file, which the sidecar starts: threads that answer from memory. HUSH_SIDECAR names
 another binary than target/dist's.
 
-usage: sidecar.py PORT        the app alone
+usage: sidecar.py PORT SECONDS        the app alone, which listens after so many seconds
 """
 import contextlib
 import os
@@ -94,11 +94,11 @@ def free_port() -> int:
 
 
 class Sidecar:
-    def __init__(self) -> None:
+    def __init__(self, start_seconds: float = 0) -> None:
         self.port, self.app_port = free_port(), free_port()
         command = [str(BINARY), "--app", "process", "--model", "bench", "--upstream", f"http://127.0.0.1:{self.app_port}"]
         command += ["--listen", f"127.0.0.1:{self.port}", "--ops-listen", f"127.0.0.1:{free_port()}"]
-        command += ["--", sys.executable, __file__, str(self.app_port)]
+        command += ["--", sys.executable, __file__, str(self.app_port), str(start_seconds)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HUSH_")}
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         self.wait_ready()
@@ -233,6 +233,11 @@ def run(row, spread) -> None:
             row("processor seconds of the proxy for each GiB", f"{processor * 2**30 / STREAM_BYTES:.2f}")
         row("highest resident MB so far", f"{resident_mb(sidecar.process.pid, 'VmHWM'):.1f}")
 
+    start_seconds = 5
+    with Sidecar(start_seconds) as sidecar:
+        row("1 GiB upload while the app starts, s", f"{upload_seconds(sidecar.port):.1f}", f"the app takes {start_seconds} s")
+        row("highest resident MB", f"{resident_mb(sidecar.process.pid, 'VmHWM'):.1f}")
+
     for name, request in (("connections", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"), ("websockets", HANDSHAKE)):
         # The sidecar counts three files for each connection.
         count = min(10_000, (hard - 64) // 3 - 50)
@@ -250,4 +255,5 @@ def run(row, spread) -> None:
 
 
 if __name__ == "__main__":
+    time.sleep(float(sys.argv[2]))
     App(int(sys.argv[1])).run()
