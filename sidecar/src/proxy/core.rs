@@ -252,7 +252,7 @@ impl ProxyCore {
     }
 
     async fn socket(&self, exchange: &mut Exchange, connection: &ConnectionContext) -> Result<Outcome, ProxyError> {
-        let client = hyper::upgrade::on(&mut Request::from_parts(exchange.head.clone(), ()));
+        let client = hyper::upgrade::on(Request::from_parts(exchange.head.clone(), ()));
 
         let model = match exchange.route.class {
             RouteClass::WorkSocket => self.find_model(exchange, None)?,

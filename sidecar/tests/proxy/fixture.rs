@@ -151,7 +151,7 @@ pub struct Fixture {
     pub gate: watch::Sender<bool>,
     pub registry: Registry,
     pub served: JoinHandle<()>,
-    pub spool: tempfile::TempDir,
+    _spool: tempfile::TempDir,
 }
 
 /// What a test changes.
@@ -210,7 +210,7 @@ impl Fixture {
             let proxy = proxy.clone();
             async move { proxy.serve(listener).await }
         });
-        Self { proxy, address, models, status, gate, registry, served, spool }
+        Self { proxy, address, models, status, gate, registry, served, _spool: spool }
     }
 
     pub fn model(&self, name: &str) -> ModelHandle<EchoRunners> {
