@@ -34,6 +34,11 @@ BOUNDS = {
 # Both make mistakes that the other does not make, so that fewer words need more room: in the smaller choice a language has
 # 100 to 150 words.
 LOST = {40: (0.25, 0.8), 8: (1.0, 3.0)}
+# How much higher the error rate may be when the encoder hears six seconds of silence instead of up to 30 s, in percent: of few
+# recordings (a word of them is a quarter of a percent), and of forty of each language.
+SHORT_WINDOWS_MAY_COST = (1.0, 0.5)
+# The share of short windows whose text is doubtful.
+MOST_REPEATED = 0.15
 # For recordings of a few seconds; the reference's own detection makes some of these mistakes too.
 LANGUAGES_RIGHT = 0.9
 # A word may begin this much before its segment and end this much after it: times are rounded to 0.02 s.
@@ -51,12 +56,19 @@ def models() -> pathlib.Path:
 
 
 class Server(Program):
-    def __init__(self, model: str, precision: str):
+    def __init__(self, model: str, precision: str, *options: str):
         command = [BUILT / "hush-server", "serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--model", model,
                    "--models-dir", REAL / "models" / precision, "--precision", precision, "--log-format", "json",
                    "--residency", "resident", "--fallback-time", "0"]
-        super().__init__(command + (["--vad-model", VAD] if VAD else []))
+        super().__init__(command + (["--vad-model", VAD] if VAD else []) + list(options))
         self.url = f"http://{self.said('api')}"
+
+    def windows(self) -> dict[str, int]:
+        """How many windows the encoder heard in which context."""
+        with urllib.request.urlopen(f"http://{self.said('ops')}/metrics", timeout=60) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if line.startswith("hush_encoder_windows_total{")]
+        return {context: sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if f'context="{context}"' in line)
+                for context in ("short", "repeated", "full")}
 
     def hears(self, path: pathlib.Path, **parameters) -> dict:
         """The JSON of `/asr`."""
@@ -75,7 +87,7 @@ class RealSpeech(unittest.TestCase):
     def setUpClass(cls):
         models()
         cls.scratch = tempfile.TemporaryDirectory()
-        cls.servers = {}
+        cls.servers, cls.measured = {}, {}
 
     @classmethod
     def tearDownClass(cls):
@@ -83,15 +95,21 @@ class RealSpeech(unittest.TestCase):
             server.stop()
         cls.scratch.cleanup()
 
-    def server(self, model: str, precision: str) -> Server:
-        name = f"{model}-{precision}"
+    def server(self, model: str, precision: str, context: str = "auto") -> Server:
+        name = f"{model}-{precision}-{context}"
         if name not in self.servers:
-            self.servers[name] = Server(model, precision)
+            self.servers[name] = Server(model, precision, "--encoder-context", context)
         return self.servers[name]
 
-    def rates(self, model: str, precision: str, languages: tuple) -> dict[str, float]:
-        """Prints the error rate of each language, in percent, and returns them with that of `all`."""
-        server, begun = self.server(model, precision), time.monotonic()
+    def rates(self, model: str, precision: str, languages: tuple, context: str = "auto") -> dict[str, float]:
+        """Prints the error rate of each language, in percent, and returns them with that of `all`. Each is measured once."""
+        asked = (model, precision, languages, context)
+        if asked not in self.measured:
+            self.measured[asked] = self.measure(*asked)
+        return self.measured[asked]
+
+    def measure(self, model: str, precision: str, languages: tuple, context: str) -> dict[str, float]:
+        server, begun = self.server(model, precision, context), time.monotonic()
         totals, rates = [0, 0], {}
         for language in languages:
             wrong = spoken = 0
@@ -103,7 +121,7 @@ class RealSpeech(unittest.TestCase):
             rates[language] = 100 * wrong / spoken
         parts = ", ".join(f"{language} {rate:.2f}" for language, rate in rates.items())
         rates["all"] = 100 * totals[0] / totals[1]
-        print(f"{model} {precision}: {rates['all']:.2f} % ({parts}) of {totals[1]} words, "
+        print(f"{model} {precision}, encoder context {context}: {rates['all']:.2f} % ({parts}) of {totals[1]} words, "
               f"{time.monotonic() - begun:.0f} s", file=sys.stderr)
         return rates
 
@@ -120,6 +138,19 @@ class RealSpeech(unittest.TestCase):
         for language, rate in rounded.items():
             with self.subTest(f"base int8 against fp32, {language}"):
                 self.assertLessEqual(rate - real[language], overall if language == "all" else one_language)
+
+    def test_short_windows_cost_no_accuracy(self):
+        """What `--encoder-context auto` assumes of these models; the full window is needed for some recordings only."""
+        for model, languages in (("base", LANGUAGES), ("tiny.en", ("en",))):
+            with self.subTest(model):
+                short, full = (self.rates(model, "int8", languages, context)["all"] for context in ("auto", "full"))
+                self.assertLessEqual(short, full + SHORT_WINDOWS_MAY_COST[COUNT >= 40])
+                heard = self.server(model, "int8").windows()
+                print(f"{model}: {heard}", file=sys.stderr)
+                self.assertLessEqual(heard["repeated"], MOST_REPEATED * (heard["short"] + heard["repeated"]))
+                self.assertGreater(heard["short"], heard["full"])
+                whole = self.server(model, "int8", "full").windows()
+                self.assertEqual((whole["short"], whole["repeated"]), (0, 0))
 
     def test_languages_are_found(self):
         server, right, total, wrong = self.server("base", "int8"), 0, 0, []
