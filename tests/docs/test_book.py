@@ -126,7 +126,7 @@ class Names(unittest.TestCase):
             for number, code in page.code():
                 for name in re.findall(r"\bhush_[a-z_]+\b", code):
                     base = re.sub(r"_(bucket|sum|count)$", "", name)
-                    crate = name in {"hush_server", "hush_controller", "hush_core", "hush_whisper"}
+                    crate = name in {"hush_server", "hush_sidecar", "hush_controller", "hush_core", "hush_whisper"}
                     if base not in known and f"record: {name}" not in rules and not crate:
                         wrong.append(f"{page.path.relative_to(ROOT)}:{number}: {name}")
         self.assertEqual(wrong, [])
