@@ -25,6 +25,9 @@ INSTALLED := $(PRECISIONS:%=$(MODELS)/hush-tiny/%/model.json)
 # The sources that decide the content of a model directory.
 INSTALLER := $(wildcard server/whisper/src/*/*.rs server/whisper/src/install.rs server/whisper/src/model_dir.rs)
 CUDA_DOUBLE := $(LOCAL)/cuda-double
+# Other model servers, for the tests of the sidecar.
+APPS := $(LOCAL)/apps
+PEERS := $(LOCAL)/peers
 HELM_DIR := $(LOCAL)/helm
 
 # libopus is built with cmake; where there is none, pip has one.
@@ -48,14 +51,14 @@ $(CLUSTER_TARGETS): export KUBEBUILDER_ASSETS := $(abspath $(CONTROL_PLANE))
 endif
 
 # Tests find ONNX Runtime by this variable.
-$(CLUSTER_TARGETS) test-cuda test-real: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
+$(CLUSTER_TARGETS) test-apps test-cuda test-real: export ORT_DYLIB_PATH = $(abspath $(ORT_LIB))
 
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Build and run
-.PHONY: build plugin run demo clean
+.PHONY: build plugin run demo demo-apps clean
 
 # Always over the whole workspace, also for one program or test: another choice of packages would mean other features of
 # shared dependencies, and everything would be built twice.
@@ -74,6 +77,10 @@ run: build ort vad models ## Serve the bundled model (LISTEN=, OPS_LISTEN=, IDLE
 demo: $(TOOLS) ort ## Run two servers, a controller and a scripted GPU, with an explanation of each event (about a minute)
 	$(CARGO) build --locked --profile $(PROFILE) --workspace --bin hush-server --bin hush-controller --bin hush-demo
 	ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) $(dir $(HUSH))hush-demo
+
+demo-apps: $(TOOLS) ort apps ## Run llama.cpp's real server behind hush-sidecar and a hush-server on one scripted GPU, with an explanation of each event
+	$(CARGO) build --locked --profile $(PROFILE) --workspace --bin hush-server --bin hush-controller --bin hush-sidecar --bin hush-demo-apps
+	ORT_DYLIB_PATH=$(abspath $(ORT_LIB)) $(dir $(HUSH))hush-demo-apps
 
 clean: ## Remove what was built and installed here
 	$(CARGO) clean
@@ -115,7 +122,7 @@ test-others: test-rust test-gpu-script ## Run every test but those of test-clust
 	$(MAKE) test-docs
 
 # The patterns match the names of all integration tests but `cluster`.
-test-rust: $(TOOLS) ort vad cuda-double ## Run the Rust tests, unit tests and real processes, but not those in a cluster
+test-rust: $(TOOLS) ort vad cuda-double apps ## Run the Rust tests, unit tests and real processes, but not those in a cluster
 	{ $(CARGO) test --locked --workspace --no-fail-fast --lib --bins --test '[!c]*' --test 'c[!l]*' --test 'cl[!u]*' && status=0 || status=$$?; \
 	  $(CARGO) test --locked --workspace --doc && exit $$status; } 2>&1 | $(PYTHON) scripts/test-summary
 
@@ -124,13 +131,18 @@ test-cluster: $(TOOLS) ort vad ## Run the tests in a real cluster (ARGS= names)
 	$(CARGO) test --locked --workspace --test cluster -- $(ARGS) 2>&1 | $(PYTHON) scripts/test-summary
 
 ##@ Test one part (each is a part of `make test`, unless it says otherwise)
-.PHONY: test-tenants test-cuda test-gpu-script test-real test-web test-observability test-chart test-images test-docs test-gpu
+.PHONY: test-tenants test-apps test-cuda test-gpu-script test-real test-web test-observability test-chart test-images test-docs test-gpu
 
 # The second line names the files whose tests are all of this kind.
 test-tenants: $(TOOLS) ort vad ## Run attacks of tenants, clients, servers and hubs, each with its defence
 	$(CARGO) build --locked --workspace --bin hush-server --bin hush-controller
 	$(CARGO) test --locked --workspace --no-fail-fast --tests -- hostile tenants
 	$(CARGO) test --locked --workspace --no-fail-fast --test hostile_ffmpeg --test hostile_http --test hostile_requests
+
+# `make test` runs the same but what only `make peers` builds.
+test-apps: $(TOOLS) ort apps peers ## Test the sidecar in front of real apps and stand-ins, with those that `make peers` builds (ARGS= names)
+	$(CARGO) build --locked --workspace --bins
+	HUSH_APPS_LONG=1 $(CARGO) test --locked --workspace --test apps -- $(ARGS)
 
 test-cuda: $(TOOLS) ort vad cuda-double ## Run the CUDA provider on the double of the CUDA runtime, where that can be built (ARGS= names)
 	$(CARGO) build --locked --workspace --bin hush-server --bin hush-bench
@@ -222,7 +234,7 @@ reference: $(TOOLS) ## Write docs/reference: options, policy fields, metrics, HT
 openapi: ## Write docs/openapi.json
 	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --workspace --test api the_committed_copy
 
-schema: ## Write docs/config.schema.json
+schema: ## Write docs/config.schema.json and docs/app-description.schema.json
 	UPDATE_SCHEMA=1 $(CARGO) test --locked --workspace --lib -- the_committed_schema
 
 chart: $(PACKAGES)/.tests ## Write the chart's copies of the CRDs and the schema of its values
@@ -236,7 +248,7 @@ docs: ## Build the book into target/book, where mdbook is installed (OPEN=1 open
 	mdbook build $(if $(OPEN),--open)
 
 ##@ Fetch and build what runs and tests need (other targets do this by themselves)
-.PHONY: ort ort-gpu vad models cuda-double control-plane helm
+.PHONY: ort ort-gpu vad models cuda-double control-plane helm apps peers
 
 ort: ## Fetch ONNX Runtime's library into .hush/lib
 	$(PYTHON) scripts/fetch-onnxruntime $(LOCAL)/lib
@@ -261,6 +273,13 @@ control-plane: ## Build etcd, kube-apiserver and kubectl for the tests into .hus
 
 helm: ## Build helm for the tests of the chart into .hush/helm (a minute or two, once)
 	scripts/build-helm $(HELM_DIR)
+
+# Status 3 means that they cannot be had, and then their tests are skipped.
+apps: ## Fetch llama.cpp's server and Triton, as wheels, into .hush/apps (320 MB)
+	$(PYTHON) scripts/fetch-apps $(APPS) || [[ $$? == 3 ]]
+
+peers: ## Build llama-server with its router, and Ollama, into .hush/peers (20 minutes of processor time, once)
+	PYTHON=$(PYTHON) scripts/build-peers $(PEERS)
 
 $(abspath $(PACKAGES)/cmake/data/bin/cmake):
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(PACKAGES) cmake

@@ -55,17 +55,17 @@ metrics! {
     pub struct ControllerMetrics {
         decisions_total: IntCounterVec = counters(
             "hush_controller_decisions_total",
-            "Decisions by what they do and why; also those of dry runs.",
+            "Decisions by action and reason, those of dry runs included.",
             &["action", "reason", "dry_run"],
         ),
         commands_total: IntCounterVec = counters(
             "hush_controller_commands_total",
-            "Commands sent to servers, by how they ended.",
+            "Commands that were sent to servers, by outcome.",
             &["action", "outcome"],
         ),
         command_duration_seconds: HistogramVec = histograms(
             "hush_controller_command_duration_seconds",
-            "Seconds from sending a command to its end.",
+            "Seconds from sending a command to its result.",
             COMMAND_BUCKETS,
             &["action"],
         ),
@@ -77,26 +77,26 @@ metrics! {
         ),
         step_duration_seconds: Histogram = histogram(
             "hush_controller_step_duration_seconds",
-            "Seconds per step over the world.",
+            "Seconds that a step of the control loop took.",
             STEP_BUCKETS,
         ),
         skipped_models: IntGaugeVec = gauges(
             "hush_controller_skipped_models",
-            "Models that the last step left alone, by reason.",
+            "Models for which the last step decided nothing, by reason.",
             &["reason"],
         ),
         gpus: IntGaugeVec = gauges(
             "hush_controller_gpus",
-            "GPUs by the pressure that they are under.",
+            "GPUs by their pressure.",
             &["pressure"],
         ),
         gpus_foreign: IntGauge = gauge(
             "hush_controller_gpus_under_foreign_pressure",
-            "GPUs on which everything that is governed would not be enough.",
+            "GPUs on which unloading every governed model would not meet the target.",
         ),
         gpu_sample_age_seconds: GaugeVec = float_gauges(
             "hush_controller_gpu_sample_age_seconds",
-            "Age of a GPU's figures in the last step.",
+            "Age of a GPU's sample in the last step.",
             &["gpu_uuid"],
         ),
         gpu_available_bytes: IntGaugeVec = gauges(
@@ -106,41 +106,41 @@ metrics! {
         ),
         gpu_target_bytes: IntGaugeVec = gauges(
             "hush_controller_gpu_target_bytes",
-            "What must become available on a GPU while its pressure is relieved; 0 otherwise.",
+            "The memory that is to be available on a GPU while memory is reclaimed; 0 otherwise.",
             &["gpu_uuid"],
         ),
         pub reclaimed_bytes_total: IntCounterVec = counters(
             "hush_controller_reclaimed_bytes_total",
-            "Device memory that came back after commands, by their reason.",
+            "Device memory that unload commands returned, by their reason.",
             &["reason"],
         ),
         pub audit_failures_total: IntCounter = counter(
             "hush_controller_audit_failures_total",
-            "Audit lines that were not written.",
+            "Lines of the audit log that could not be written.",
         ),
         /// `state` is `answering`, `failing` or `unknown`.
         pub targets: IntGaugeVec = gauges(
             "hush_controller_targets",
-            "Servers by whether they answer.",
+            "Servers by state: `answering`, `failing` or `unknown`.",
             &["state"],
         ),
         pub targets_refusing: IntGauge = gauge(
             "hush_controller_targets_refusing",
-            "Servers that do not take this controller's credential, or that it has no token for.",
+            "Servers that refuse this controller's credential, or that it has no token for.",
         ),
         pub source_valid: IntGaugeVec = gauges(
             "hush_controller_source_valid",
-            "1 when policies or targets were good the last time they were read, 0 while an older version is in force.",
+            "1 when the source was valid the last time it was read, 0 while an older version is in force.",
             &["source"],
         ),
         pub server_token_requests_total: IntCounterVec = counters(
             "hush_controller_server_token_requests_total",
-            "Tokens for servers that the API server was asked for.",
+            "Requests to the API server for tokens for servers, by result.",
             &["result"],
         ),
         pub commands_without_effect_total: IntCounter = counter(
             "hush_controller_commands_without_effect_total",
-            "Unloads that a server reported and its next sample does not show.",
+            "Unloads that a server reported and that its next sample does not show.",
         ),
         pub commands_limited_total: IntCounterVec = counters(
             "hush_controller_commands_limited_total",
@@ -149,13 +149,13 @@ metrics! {
         ),
         pub events_dropped_total: IntCounter = counter(
             "hush_controller_events_dropped_total",
-            "Ends of commands that have no Event because too many were waiting to be written.",
+            "Results of commands that have no Event, because too many were waiting to be written.",
         ),
         pub policies: IntGauge = gauge("hush_controller_policies", "Policies in force."),
         /// Only in a cluster, where each policy is an object of its own.
         pub policies_invalid: IntGauge = gauge(
             "hush_controller_policies_invalid",
-            "Policies in the cluster whose last edit is not valid; what was valid before it is in force.",
+            "Policies in the cluster whose last edit is not valid; their last valid version is in force.",
         ),
         pub policies_paused: IntGauge = gauge(
             "hush_controller_policies_paused",
@@ -167,27 +167,27 @@ metrics! {
         ),
         pub leader_transitions_total: IntCounter = counter(
             "hush_controller_leader_transitions_total",
-            "How often this controller has seen the lease pass to another holder, itself included.",
+            "How often this controller has seen the holder of the lease change, to itself included.",
         ),
         pub api_requests_total: IntCounterVec = counters(
             "hush_controller_api_requests_total",
-            "Requests to the API server of Kubernetes, by how they were answered; `no_answer` where none came in time.",
+            "Requests to the API server of Kubernetes, by result; `no_answer`: there was no answer in time.",
             &["verb", "resource", "result"],
         ),
         /// A watch that the API server ends after its time is continued and not counted.
         pub watch_restarts_total: IntCounterVec = counters(
             "hush_controller_watch_restarts_total",
-            "Watches of the API server that were begun anew after an error.",
+            "Watches of the API server that were restarted after an error.",
             &["resource"],
         ),
         pub status_write_failures_total: IntCounterVec = counters(
             "hush_controller_status_write_failures_total",
-            "Writes of a policy's status that failed, by how they were answered; they are tried again.",
+            "Writes of a policy's status that failed, by result; they are tried again.",
             &["result"],
         ),
         queue_length: IntGaugeVec = gauges(
             "hush_controller_queue_length",
-            "What waits in the last step: `commands` that are under way or wait for their turn, `requests` of people, `events` \
+            "The number of waiting items in the last step: `commands` that are in progress or wait, `requests` of users, `events` \
              that are not written yet.",
             &["queue"],
         ),

@@ -37,7 +37,12 @@ fn write(format: TranscriptFormat, words: WordOutput, segments: &[Segment]) -> S
     for segment in segments {
         writer.segment(segment.clone()).unwrap();
     }
-    let transcript = Transcript { language: "en".to_owned(), language_probability: None, duration_seconds: 1.0 };
+    let transcript = Transcript {
+        language: "en".to_owned(),
+        language_probability: None,
+        duration_seconds: 1.0,
+        ..Transcript::default()
+    };
     String::from_utf8(writer.finish(&transcript).unwrap()).unwrap()
 }
 

@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use crate::app::{AppAnswer, AppRequest};
 
 pub use connection::{AnswerBody, ConnectionWatch, UpstreamAnswer};
-pub use credential::{CredentialForm, UpstreamCredential};
+pub use credential::UpstreamCredential;
 
 use connection::{SendFailure, UpstreamConnection};
 use pool::ConnectionPool;
@@ -170,6 +170,12 @@ impl Upstream {
         let pool = ConnectionPool::new(settings.idle_timeout);
 
         Self { inner: Arc::new(UpstreamInner { settings, authority, host, pool }) }
+    }
+
+    /// The same app on another of its ports, with connections of its own.
+    #[must_use]
+    pub fn with_port(&self, port: u16) -> Self {
+        Self::new(UpstreamSettings { port, ..self.inner.settings.clone() })
     }
 
     pub fn settings(&self) -> &UpstreamSettings {

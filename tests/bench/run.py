@@ -1,7 +1,10 @@
 """Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
 
-usage: run.py [SECTION...]        sections: wer speed batch words overhead cold memory health hours controller fleet cuda storm (all by default)
+usage: run.py [SECTION...] [--clips N] [--runs N]
+sections: wer speed batch words overhead cold memory health hours controller fleet cuda real storm sidecar (all by default)
+--clips, --runs: less of `real`: recordings of each language (40), runs of long recordings (5)
 """
+import argparse
 import concurrent.futures
 import json
 import os
@@ -14,6 +17,8 @@ import threading
 import time
 import wave
 
+import real
+import sidecar
 import storm
 from server import MODELS, ORT, ROOT, Server, hush, resident_mb
 
@@ -363,15 +368,21 @@ def cuda() -> None:
                 row("  first kernel, first token", f"{load['first_kernel_ms']:.0f} / {load['first_token_ms']:.0f}")
 
 
-SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "cuda": cuda, "storm": lambda: storm.run(row)}
+SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "cuda": cuda, "storm": lambda: storm.run(row), "sidecar": lambda: sidecar.run(row, spread)}
 
 
 def main() -> None:
+    arguments = argparse.ArgumentParser(usage=__doc__)
+    arguments.add_argument("sections", nargs="*")
+    arguments.add_argument("--clips", type=int, default=40)
+    arguments.add_argument("--runs", type=int, default=5)
+    chosen = arguments.parse_args()
+    sections = SECTIONS | {"real": lambda: real.run(row, chosen.clips, chosen.runs)}
     CACHE.mkdir(parents=True, exist_ok=True)
-    for name in sys.argv[1:] or SECTIONS:
-        if name not in SECTIONS:
-            raise SystemExit(f"run.py: no section {name}; there are {', '.join(SECTIONS)}")
-        SECTIONS[name]()
+    for name in chosen.sections or sections:
+        if name not in sections:
+            raise SystemExit(f"run.py: no section {name}; there are {', '.join(sections)}")
+        sections[name]()
 
 
 if __name__ == "__main__":

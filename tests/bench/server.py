@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = ROOT / "target/dist/hush-server"
+BINARY = pathlib.Path(os.environ.get("HUSH_BENCH_BINARY", ROOT / "target/dist/hush-server"))
 ORT = ROOT / ".hush/lib/libonnxruntime.so"
 MODELS = ROOT / ".hush/models"
 

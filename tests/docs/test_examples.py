@@ -40,6 +40,8 @@ def kind(content) -> str:
         return "targets"
     if "gpus" in content and "now" in content:
         return "world"
+    if "models" in content and content["models"] in ("named", "one"):
+        return "app"
     values = json.loads((ROOT / "charts/hush/values.schema.json").read_text())["properties"]
     return "values" if set(content) <= set(values) else "config"
 
@@ -98,6 +100,9 @@ class Examples(unittest.TestCase):
         elif what == "values":
             schema = json.loads((ROOT / "charts/hush/values.schema.json").read_text())
             jsonschema.validate(without_nulls(documents[0]), schema)
+        elif what == "app":
+            # Beyond the schema, the tests of the sidecar check it.
+            jsonschema.validate(documents[0], json.loads((ROOT / "docs/app-description.schema.json").read_text()))
         elif what == "targets":
             empty = self.sandbox.folder / "none.yaml"
             empty.write_text("apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {name: none}\n"

@@ -70,6 +70,23 @@ impl ChildProgram {
         })
     }
 
+    /// Waits for a condition; an error with the log if the program ends before.
+    pub fn wait_while_running<T>(
+        &mut self,
+        what: &str,
+        deadline: Duration,
+        mut condition: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        wait_for(&format!("{} {what}", self.name), deadline, || {
+            if let Some(status) = self.child.try_wait()? {
+                self.wait_for_last_lines();
+                bail!("{} ended with {status}:\n{}", self.name, self.log().join("\n"));
+            }
+            condition()
+        })
+        .with_context(|| format!("log of {}:\n{}", self.name, self.log().join("\n")))
+    }
+
     /// `None`: it runs.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)

@@ -106,6 +106,9 @@ families! {
     OPEN_WEBSOCKETS = "hush_open_websockets", Gauge [LABEL_KIND];
     /// Seconds of audio that were transcribed.
     AUDIO_SECONDS_TOTAL = "hush_audio_seconds_total", Counter [LABEL_MODEL];
+    /// Windows of audio that the encoder heard, by context: `short`, without most of the silence after the sound;
+    /// `repeated`, in full after a short context whose text was doubtful; `full`, 30 s at once.
+    ENCODER_WINDOWS_TOTAL = "hush_encoder_windows_total", Counter [LABEL_MODEL, LABEL_CONTEXT];
     /// Runners that had to be replaced (`exited`, `killed`, `hung`, `load_timeout`).
     RUNNER_RESTARTS_TOTAL = "hush_runner_restarts_total", Counter [LABEL_MODEL, LABEL_CAUSE];
     /// Resident memory of the runner process; 0 when there is none.
@@ -255,6 +258,7 @@ pub const LABEL_RESULT: &str = "result";
 pub const LABEL_REASON: &str = "reason";
 pub const LABEL_ROUTE: &str = "route";
 pub const LABEL_CODE: &str = "code";
+pub const LABEL_CONTEXT: &str = "context";
 pub const LABEL_CAUSE: &str = "cause";
 pub const LABEL_APP: &str = "app";
 pub const LABEL_MODE: &str = "mode";

@@ -53,8 +53,7 @@ pub async fn asr(
 
     let recording = state.decode(upload, query.encode).await?;
     let Transcription { transcript, segments } = speech.transcribe(recording, query.options, None).await?;
-    let audio_seconds = state.metrics.audio_seconds_total.with_label_values(&[speech.model()]);
-    audio_seconds.inc_by(transcript.duration_seconds.max(0.0));
+    state.metrics.record_transcript(speech.model(), &transcript);
 
     let write_failed = |error| ApiError::Internal(format!("a transcript could not be written: {error}"));
     let mut writer = TranscriptWriter::with_words(format, words, Vec::new()).map_err(write_failed)?;

@@ -53,7 +53,7 @@ impl ServedModelSpec {
             device,
             card: model_card(found),
             aliases: overrides.aliases,
-            defaults: settings.engine.fallback.apply(overrides.defaults),
+            defaults: settings.engine.apply(overrides.defaults),
         }
     }
 

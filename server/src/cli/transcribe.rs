@@ -133,7 +133,7 @@ fn transcribe_options(settings: &TranscribeSettings) -> TranscribeOptions {
         vad: settings.vad.clone(),
         ..defaults
     };
-    settings.engine.fallback.apply(options)
+    settings.engine.apply(options)
 }
 
 fn transcript_format(settings: &TranscribeSettings) -> TranscriptFormat {

@@ -170,8 +170,12 @@ mod tests {
             writer.segment(segment.clone()).unwrap();
         }
 
-        let transcript =
-            Transcript { language: "en".to_owned(), language_probability: Some(0.9), duration_seconds: 4000.0 };
+        let transcript = Transcript {
+            language: "en".to_owned(),
+            language_probability: Some(0.9),
+            duration_seconds: 4000.0,
+            ..Transcript::default()
+        };
         String::from_utf8(writer.finish(&transcript).unwrap()).unwrap()
     }
 

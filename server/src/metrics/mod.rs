@@ -4,6 +4,7 @@
 use hush_contract::metrics as names;
 use hush_log::{DroppedLines, register_program_metrics};
 use hush_residency::ResidencyMetrics;
+use hush_whisper::{Transcript, WindowCounts};
 use prometheus::core::Collector;
 use prometheus::{CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
@@ -17,6 +18,8 @@ pub struct ServerMetrics {
     pub request_duration_seconds: HistogramVec,
     /// `{model}`
     pub audio_seconds_total: CounterVec,
+    /// `{model, context}`
+    pub encoder_windows_total: CounterVec,
     /// `{model, asked, device, reason}`, always 1.
     pub device_info: GaugeVec,
     /// `{mechanism}`
@@ -45,6 +48,7 @@ impl ServerMetrics {
         Ok(Self {
             request_duration_seconds: histogram(names::REQUEST_DURATION_SECONDS, REQUEST_BUCKETS)?,
             audio_seconds_total: float_counter(names::AUDIO_SECONDS_TOTAL)?,
+            encoder_windows_total: float_counter(names::ENCODER_WINDOWS_TOTAL)?,
             device_info: gauge_vec(names::DEVICE_INFO)?,
             ffmpeg_confined: gauge_vec(names::FFMPEG_CONFINED)?,
             config_last_reload_successful: gauge(names::CONFIG_LAST_RELOAD_SUCCESSFUL)?,
@@ -52,6 +56,16 @@ impl ServerMetrics {
             residency: ResidencyMetrics::new(&registry)?,
             registry,
         })
+    }
+
+    /// Counts what was transcribed.
+    pub fn record_transcript(&self, model: &str, transcript: &Transcript) {
+        self.audio_seconds_total.with_label_values(&[model]).inc_by(transcript.duration_seconds.max(0.0));
+
+        let WindowCounts { short, repeated, full } = transcript.windows;
+        for (context, count) in [("short", short), ("repeated", repeated), ("full", full)] {
+            self.encoder_windows_total.with_label_values(&[model, context]).inc_by(count as f64);
+        }
     }
 
     /// Registers a collector that computes its families when it is scraped.
@@ -105,7 +119,14 @@ mod tests {
         let gauge = Gauge::with_opts(Opts::new("hush_test", "Scrapes.")).unwrap();
         metrics.register(Box::new(ScrapeCounter { gauge })).unwrap();
         metrics.residency.loads_total.with_label_values(&["tiny", "success"]).inc();
-        metrics.audio_seconds_total.with_label_values(&["tiny"]).inc_by(2.5);
+        metrics.record_transcript(
+            "tiny",
+            &Transcript {
+                duration_seconds: 2.5,
+                windows: WindowCounts { short: 3, repeated: 1, full: 0 },
+                ..Transcript::default()
+            },
+        );
         metrics.request_duration_seconds.with_label_values(&["/asr", "200"]).observe(0.3);
 
         metrics.encode().unwrap();
@@ -114,6 +135,9 @@ mod tests {
         assert!(text.contains("\nhush_test 2\n"), "{text}");
         assert!(text.contains("hush_model_loads_total{model=\"tiny\",result=\"success\"} 1\n"), "{text}");
         assert!(text.contains("hush_audio_seconds_total{model=\"tiny\"} 2.5\n"), "{text}");
+        for line in ["short\",model=\"tiny\"} 3", "repeated\",model=\"tiny\"} 1", "full\",model=\"tiny\"} 0"] {
+            assert!(text.contains(&format!("hush_encoder_windows_total{{context=\"{line}\n")), "{text}");
+        }
         assert!(
             text.contains("hush_request_duration_seconds_bucket{code=\"200\",route=\"/asr\",le=\"0.5\"} 1\n"),
             "{text}"

@@ -311,7 +311,12 @@ mod tests {
 
         let transcript = (0.0_f64..1e6, proptest::option::of(0.0_f32..1.0)).prop_map(|(duration_seconds, p)| {
             let language = "yue".to_owned();
-            JobOutcome::Transcribed(Transcript { language, language_probability: p, duration_seconds })
+            JobOutcome::Transcribed(Transcript {
+                language,
+                language_probability: p,
+                duration_seconds,
+                ..Transcript::default()
+            })
         });
 
         prop_oneof![

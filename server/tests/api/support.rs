@@ -148,7 +148,8 @@ impl TranscriptionModel for FakeModel {
         let language = options.language.clone().unwrap_or("en".to_owned());
         let segments = self.segments.clone();
         self.work(recording, JobTask::Transcribe(options), |duration_seconds| {
-            let transcript = Transcript { language, language_probability: None, duration_seconds };
+            let transcript =
+                Transcript { language, language_probability: None, duration_seconds, ..Transcript::default() };
             Transcription { transcript, segments }
         })
     }
@@ -164,7 +165,8 @@ impl TranscriptionModel for FakeModel {
         async move {
             let pcm = recording.decode().await?;
             let duration_seconds = pcm.duration_seconds();
-            let transcript = Transcript { language, language_probability: None, duration_seconds };
+            let transcript =
+                Transcript { language, language_probability: None, duration_seconds, ..Transcript::default() };
             self.asked.lock().unwrap().push((JobTask::Transcribe(options), pcm.len_samples()));
             self.running.fetch_add(1, Ordering::SeqCst);
             let mut running = RunningJob { fake: self, ended: false };

@@ -47,7 +47,12 @@ fn good() -> [Vec<u8>; 2] {
     ];
 
     let segment = Segment { text: " Hello.".to_owned(), tokens: vec![1, 2, 3], ..Segment::default() };
-    let transcript = Transcript { language: "de".to_owned(), language_probability: None, duration_seconds: 9.5 };
+    let transcript = Transcript {
+        language: "de".to_owned(),
+        language_probability: None,
+        duration_seconds: 9.5,
+        ..Transcript::default()
+    };
     let languages = vec![LanguageProbability { code: "en".to_owned(), probability: 0.5 }];
     let from = [
         FromRunner::Hello { version: VERSION, pid: 7, runtime: Some("x".to_owned()), libraries_seconds: 0.04 },

@@ -184,7 +184,12 @@ impl LoadedModel for ScriptedModel {
             }
         }
         let duration_seconds = samples.len() as f64 / 16e3;
-        Ok(Transcript { language: "en".to_owned(), language_probability: None, duration_seconds })
+        Ok(Transcript {
+            language: "en".to_owned(),
+            language_probability: None,
+            duration_seconds,
+            ..Transcript::default()
+        })
     }
 
     fn detect_language(&self, audio: &mut dyn PcmSource) -> Result<Vec<LanguageProbability>, WorkFailure> {

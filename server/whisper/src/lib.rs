@@ -11,6 +11,7 @@ mod bounds;
 pub mod checkpoint;
 pub mod cuda;
 pub mod decoding;
+mod encoder_context;
 pub mod engine;
 mod fallback;
 pub mod graph;
@@ -32,6 +33,7 @@ mod transcribe;
 pub mod vad;
 
 pub use abilities::Abilities;
+pub use encoder_context::{EncoderContext, WindowCounts};
 pub use engine::{Engine, EngineDevice, EngineOptions};
 pub use graph::Precision;
 pub use install::{InstallError, InstallOptions, InstallProgress, install};

@@ -233,10 +233,11 @@ impl<'a> Spectrogram<'a> {
         Ok(samples)
     }
 
-    /// Writes `[bins, 3000]` to `out`: `count` frames from `seek`, then zeros.
+    /// Fills `out`, `[bins, frames]`: `count` frames from `seek`, then zeros.
     pub fn window(&mut self, seek: u64, count: usize, out: &mut [f32]) -> io::Result<()> {
         let bins = self.mel.bins;
-        let available = (self.padded / HOP as u64).saturating_sub(seek).min(count.min(WINDOW_FRAMES) as u64) as usize;
+        let width = (out.len() / bins).max(1);
+        let available = (self.padded / HOP as u64).saturating_sub(seek).min(count.min(width) as u64) as usize;
         let mut computed = std::mem::take(&mut self.frames);
 
         if seek > 0 {
@@ -249,7 +250,7 @@ impl<'a> Spectrogram<'a> {
         let floor = self.peak - 8.0;
         let silence = (FLOOR.log10().max(floor) + 4.0) / 4.0;
 
-        for (bin, row) in out.chunks_exact_mut(WINDOW_FRAMES).enumerate() {
+        for (bin, row) in out.chunks_exact_mut(width).enumerate() {
             let cells = frames[..stored * bins].iter().skip(bin).step_by(bins);
             for (into, cell) in row.iter_mut().zip(cells) {
                 *into = (cell.max(floor) + 4.0) / 4.0;
@@ -358,13 +359,15 @@ mod tests {
     }
 
     fn assert_window(spectrogram: &mut Spectrogram, all: &[f32], bins: usize, seek: usize, count: usize) {
-        let mut out = vec![f32::NAN; bins * WINDOW_FRAMES];
-        spectrogram.window(seek as u64, count, &mut out).unwrap();
+        for width in [WINDOW_FRAMES, 1_200] {
+            let mut out = vec![f32::NAN; bins * width];
+            spectrogram.window(seek as u64, count, &mut out).unwrap();
 
-        for bin in 0..bins {
-            for frame in 0..WINDOW_FRAMES {
-                let expected = if frame < count { all[(seek + frame) * bins + bin] } else { 0.0 };
-                assert_eq!(out[bin * WINDOW_FRAMES + frame], expected, "bin {bin} frame {frame} of {seek}+{count}");
+            for bin in 0..bins {
+                for frame in 0..width {
+                    let expected = if frame < count { all[(seek + frame) * bins + bin] } else { 0.0 };
+                    assert_eq!(out[bin * width + frame], expected, "bin {bin} frame {frame} of {seek}+{count}");
+                }
             }
         }
     }

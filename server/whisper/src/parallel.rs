@@ -129,7 +129,7 @@ impl ParallelRun<'_> {
         let mut waiting = BTreeMap::new();
         let (mut next, mut reported, mut in_progress) = (0, 0, 0);
         let mut reporter = PackReporter { sink, segments: 0, spoken_samples: 0, has_first_token: false };
-        let mut transcript = None;
+        let mut transcript: Option<Transcript> = None;
 
         while reported < maps.len() {
             while in_progress < workers && next < maps.len() {
@@ -159,7 +159,11 @@ impl ParallelRun<'_> {
             while let Some((pack_transcript, segments)) = waiting.remove(&reported) {
                 reporter.first_token(&self.first_token);
                 reporter.pack(&maps[reported], segments);
-                transcript.get_or_insert(pack_transcript);
+                let windows = pack_transcript.windows;
+                match &mut transcript {
+                    Some(whole) => whole.windows += windows,
+                    none => *none = Some(pack_transcript),
+                }
                 reported += 1;
             }
         }

@@ -6,6 +6,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    encoder_context::{EncoderContext, WindowCounts},
     timing::{APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS},
     vad::VadOptions,
 };
@@ -25,7 +26,7 @@ pub enum SpeechTask {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TranscribeOptions {
     pub task: SpeechTask,
-    /// Whisper language code (`en`, `yue`, ...); `None` detects it from the first 30 s.
+    /// Whisper language code (`en`, `yue`, ...); `None` detects it from the first window with sound.
     pub language: Option<String>,
     pub initial_prompt: Option<String>,
     pub condition_on_previous_text: bool,
@@ -68,6 +69,9 @@ pub struct TranscribeOptions {
     /// Transcribes only the parts with speech.
     #[serde(default)]
     pub vad: Option<VadOptions>,
+    /// Which windows the encoder hears up to some seconds after their end, before it hears 30 s of them.
+    #[serde(default)]
+    pub encoder_context: EncoderContext,
     /// Seed for temperatures above zero: the same request gives the same text.
     pub seed: u64,
 }
@@ -95,6 +99,7 @@ impl Default for TranscribeOptions {
             append_punctuations: append_punctuations(),
             hallucination_silence_threshold: None,
             vad: None,
+            encoder_context: EncoderContext::Auto,
             seed: 0,
         }
     }
@@ -156,13 +161,16 @@ pub struct Word {
 }
 
 /// The result for the whole audio, after the last segment was sent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Transcript {
     /// The Whisper language code of the transcript.
     pub language: String,
     /// Set if the language was detected and not given.
     pub language_probability: Option<f32>,
     pub duration_seconds: f64,
+    /// How the encoder heard the windows.
+    #[serde(default)]
+    pub windows: WindowCounts,
 }
 
 /// A language, and the probability that the audio is in it.

@@ -6,8 +6,8 @@ use crate::{
     abilities::Abilities,
     bounds::BoundedSink,
     decoding::{DecodeError, DecodedWindow, Prompt, TokenRules, language_probabilities},
+    encoder_context::{self, EncoderContext, WindowCounts},
     engine::{EncodedWindow, Engine},
-    language,
     mel::{FRAMES_PER_SECOND, HOP, ScanError, Spectrogram, WINDOW_FRAMES},
     parallel,
     segments::{SeekAdvance, TokenSpan, is_finished, split},
@@ -19,8 +19,10 @@ use crate::{
 };
 
 mod attempts;
+mod transcript_language;
 
 use attempts::needs_fallback;
+use transcript_language::TranscriptLanguage;
 
 pub use crate::options::MAX_CANDIDATES;
 
@@ -140,10 +142,11 @@ impl Engine {
         let started = Instant::now();
         let spectrogram = Spectrogram::scan(source, &mut mel, &mut || sink.keep_going())?;
 
+        let language = TranscriptLanguage::given(options.language.as_deref(), self.special())?;
         let timings = FirstToken { mel_seconds: started.elapsed().as_secs_f64(), ..FirstToken::default() };
         let mut run = TranscriptionRun {
             rules: Arc::new(TokenRules::new(self.special(), options.without_timestamps)),
-            mel: vec![0.0; self.config().num_mel_bins * WINDOW_FRAMES],
+            mel: Vec::new(),
             current: None,
             content_frames: spectrogram.content_frames(),
             spectrogram,
@@ -151,22 +154,36 @@ impl Engine {
             options,
             timings: Some(timings),
             history: TranscriptHistory::default(),
-            language: None,
+            hears_short_windows: self.hears_short_windows(options.encoder_context),
+            counts: WindowCounts::default(),
+            language,
             speech_model: None,
         };
 
-        let (language, language_probability) = run.language(sink)?;
         if let Some(prompt) = &options.initial_prompt {
             run.history.tokens = self.tokenizer()?.encode(&format!(" {}", strip(prompt)))?;
         }
 
-        run.windows(&language, sink)?;
+        run.windows(sink)?;
+        run.detect_language_of_silence(sink)?;
+        let TranscriptionRun { language, counts: windows, .. } = run;
 
         Ok(Transcript {
-            language,
-            language_probability,
+            language_probability: language.probability(),
+            language: language.into_code().unwrap_or_default(),
             duration_seconds: samples as f64 / f64::from(crate::SAMPLE_RATE),
+            windows,
         })
+    }
+
+    /// Whether windows that are mostly silence are encoded without most of it.
+    fn hears_short_windows(&self, context: EncoderContext) -> bool {
+        self.accepts_short_windows()
+            && match context {
+                EncoderContext::Auto => encoder_context::is_proven(self.config()),
+                EncoderContext::Full => false,
+                EncoderContext::Short => true,
+            }
     }
 
     /// The probabilities of the languages of the first 30 s, the most probable first.
@@ -179,12 +196,8 @@ impl Engine {
         let mut window = vec![0.0; self.config().num_mel_bins * WINDOW_FRAMES];
         Spectrogram::scan_start(source, &mut mel, &mut || true)?.window(0, WINDOW_FRAMES, &mut window)?;
 
-        Ok(self.window_languages(&mut self.encode(&mut window)?)?)
-    }
+        let logits = self.encode(&mut window)?.prefill(&[self.special().sot], true)?;
 
-    /// The probabilities of the languages of a window.
-    fn window_languages(&self, window: &mut EncodedWindow) -> Result<Vec<LanguageProbability>, ort::Error> {
-        let logits = window.prefill(&[self.special().sot], true)?;
         Ok(language_probabilities(self.special(), &logits))
     }
 }
@@ -212,8 +225,10 @@ struct TranscriptionRun<'a> {
     /// Taken when the first token is reported.
     timings: Option<FirstToken>,
     history: TranscriptHistory,
-    /// Code and token of the transcript's language; the code also determines how words are split.
-    language: Option<(String, u32)>,
+    /// Whether a window that is mostly silence is first encoded without most of it.
+    hears_short_windows: bool,
+    counts: WindowCounts,
+    language: TranscriptLanguage,
     /// For windows that may have no speech; opened for the first of them.
     speech_model: Option<SpeechModel>,
 }
@@ -225,51 +240,53 @@ enum SpeechEvidence {
     Silence,
 }
 
+/// The part of a recording that is encoded as one window.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct WindowSpan {
+    seek: u64,
+    /// Mel frames of the recording.
+    size: usize,
+    /// Mel frames that the encoder hears: the rest of them is silence.
+    heard: usize,
+}
+
 /// The window that was encoded last.
 struct CurrentWindow {
-    seek: u64,
-    size: usize,
+    span: WindowSpan,
     window: EncodedWindow,
+    /// The logits after the first token, if the window's row has that token alone.
+    sot_logits: Option<Vec<f32>>,
 }
 
 impl TranscriptionRun<'_> {
-    /// The language of the transcript, and its probability if it was detected.
-    fn language(&mut self, sink: &mut dyn TranscriptSink) -> Result<(String, Option<f32>), TranscribeError> {
-        if !self.engine.special().multilingual {
-            return Ok(("en".into(), None));
-        }
-
-        if let Some(given) = &self.options.language {
-            let code = language::code(given).filter(|code| self.engine.special().languages.contains_key(*code));
-            return match code {
-                Some(code) => Ok((code.to_owned(), None)),
-                None => Err(TranscribeError::UnknownLanguage {
-                    given: given.clone(),
-                    hint: "this model was not trained on it".into(),
-                }),
-            };
-        }
-
+    /// Finds the language of the transcript in a window.
+    fn detect_language(&mut self, span: WindowSpan, sink: &mut dyn TranscriptSink) -> Result<(), TranscribeError> {
         if !sink.keep_going() {
             return Err(TranscribeError::Cancelled);
         }
 
-        // Like the reference, with silence up to 30 s; a window that is transcribed ends in zeros instead.
-        let engine = self.engine;
-        let languages = engine.window_languages(self.encoded_window(0, WINDOW_FRAMES)?)?;
+        let special = self.engine.special();
+        let logits = self.encoded_window(span)?.prefill(&[special.sot], true)?;
+        let likeliest = language_probabilities(special, &logits).into_iter().next();
+        self.language = TranscriptLanguage::detected(likeliest.ok_or(TranscribeError::EnglishOnly)?, special)?;
 
-        match languages.into_iter().next() {
-            Some(LanguageProbability { code, probability }) => Ok((code, Some(probability))),
-            None => Err(TranscribeError::EnglishOnly),
+        if let Some(current) = &mut self.current {
+            current.sot_logits = Some(logits);
         }
+
+        Ok(())
+    }
+
+    /// Without any window with sound the language is that of the silence, as in the reference.
+    fn detect_language_of_silence(&mut self, sink: &mut dyn TranscriptSink) -> Result<(), TranscribeError> {
+        if !matches!(self.language, TranscriptLanguage::Unknown) {
+            return Ok(());
+        }
+        self.detect_language(WindowSpan { seek: 0, size: WINDOW_FRAMES, heard: WINDOW_FRAMES }, sink)
     }
 
     /// Transcribes all windows of the recording.
-    fn windows(&mut self, language: &str, sink: &mut dyn TranscriptSink) -> Result<(), TranscribeError> {
-        let special = self.engine.special();
-        let token = special.languages.get(language).copied().filter(|_| special.multilingual);
-        self.language = token.map(|token| (language.to_owned(), token));
-
+    fn windows(&mut self, sink: &mut dyn TranscriptSink) -> Result<(), TranscribeError> {
         let total = seconds(self.content_frames);
         let mut seek = 0;
 
@@ -295,22 +312,23 @@ impl TranscriptionRun<'_> {
             return Ok(seek + frames as u64);
         }
 
-        let decoded = self.decode(seek, size as usize, sink)?;
+        let (decoded, span) = self.decode(seek, size as usize, sink)?;
         match self.speech_evidence(&decoded) {
             SpeechEvidence::Silence => Ok(seek + size),
             SpeechEvidence::Unclear if !self.has_speech(samples, sink)? => Ok(seek + size),
-            SpeechEvidence::Unclear | SpeechEvidence::Speech => self.write(&decoded, seek, size, sink),
+            SpeechEvidence::Unclear | SpeechEvidence::Speech => self.write(&decoded, span, sink),
         }
     }
 
     /// The encoder's output for a window; encodes it unless it is the current window.
-    fn encoded_window(&mut self, seek: u64, size: usize) -> Result<&mut EncodedWindow, TranscribeError> {
+    fn encoded_window(&mut self, span: WindowSpan) -> Result<&mut EncodedWindow, TranscribeError> {
         // The old window is released first: otherwise two requests could each hold one and wait for another.
-        let current = match self.current.take().filter(|current| (current.seek, current.size) == (seek, size)) {
+        let current = match self.current.take().filter(|current| current.span == span) {
             Some(current) => current,
             None => {
                 let started = Instant::now();
-                self.spectrogram.window(seek, size, &mut self.mel)?;
+                self.mel.resize(self.engine.config().num_mel_bins * span.heard, 0.0);
+                self.spectrogram.window(span.seek, span.size, &mut self.mel)?;
                 let mel_done = Instant::now();
                 let window = self.engine.encode(&mut self.mel)?;
 
@@ -319,7 +337,7 @@ impl TranscriptionRun<'_> {
                     timings.encode_seconds += mel_done.elapsed().as_secs_f64();
                 }
 
-                CurrentWindow { seek, size, window }
+                CurrentWindow { span, window, sot_logits: None }
             }
         };
 
@@ -355,18 +373,14 @@ impl TranscriptionRun<'_> {
         Ok(!vad::speech_chunks(&mut samples, model, &VadOptions::default(), &mut || sink.keep_going())?.is_empty())
     }
 
-    fn language_token(&self) -> Option<u32> {
-        self.language.as_ref().map(|(_, token)| *token)
-    }
-
     /// Sends the segments of a window to the sink; returns the frame where the next window begins.
     fn write(
         &mut self,
         decoded: &DecodedWindow,
-        seek: u64,
-        size: u64,
+        span: WindowSpan,
         sink: &mut dyn TranscriptSink,
     ) -> Result<u64, TranscribeError> {
+        let (seek, size) = (span.seek, span.size as u64);
         let begin = self.engine.special().timestamp_begin;
         let (pieces, advance) = split(&decoded.tokens, begin);
 
@@ -379,7 +393,7 @@ impl TranscriptionRun<'_> {
         };
 
         if self.options.word_timestamps {
-            self.add_words(&mut segments, seek, size)?;
+            self.add_words(&mut segments, span)?;
             let is_finished = is_finished(&decoded.tokens, begin);
             let verdict = self.judge(&segments, seek, size, is_finished, next);
             next = verdict.next;
@@ -406,31 +420,30 @@ impl TranscriptionRun<'_> {
     }
 
     /// Finds the times of a window's words, by aligning its text without the text before the window.
-    fn add_words(&mut self, segments: &mut [Segment], seek: u64, size: u64) -> Result<(), TranscribeError> {
+    fn add_words(&mut self, segments: &mut [Segment], span: WindowSpan) -> Result<(), TranscribeError> {
         let (engine, options) = (self.engine, self.options);
         let special = engine.special();
         let context = engine.config().max_target_positions;
-        let prompt = Prompt::new(special, context, &[], self.language_token(), options.task, true);
+        let prompt = Prompt::new(special, context, &[], self.language.token(), options.task, true);
         let text: Vec<u32> =
             segments.iter().flat_map(|segment| &segment.tokens).copied().filter(|token| *token < special.eot).collect();
         let timings = if text.is_empty() {
             Vec::new()
         } else {
             let row = [prompt.tokens(), &text, &[special.eot]].concat();
-            let alignment = engine.align(self.encoded_window(seek, size as usize)?, row)?;
+            let alignment = engine.align(self.encoded_window(span)?, row)?;
             let aligned = AlignedRow {
                 attention: &alignment.attention,
                 logprobs: &alignment.logprobs,
-                frames: (size / MEL_FRAMES_PER_TIMESTAMP) as usize,
+                frames: span.size / MEL_FRAMES_PER_TIMESTAMP as usize,
                 prompt: prompt.tokens().len(),
             };
 
-            let language = self.language.as_ref().map(|(code, _)| code.as_str());
-            timing::align(&aligned, engine.tokenizer()?, &text, special.eot, language)
+            timing::align(&aligned, engine.tokenizer()?, &text, special.eot, self.language.spoken())
         };
 
         let marks = [&options.prepend_punctuations, &options.append_punctuations].map(String::as_str);
-        timing::add_words(segments, timings, special.eot, marks, seconds(seek), self.history.last_speech);
+        timing::add_words(segments, timings, special.eot, marks, seconds(span.seek), self.history.last_speech);
 
         Ok(())
     }

@@ -1,11 +1,54 @@
 //! What an app says and understands. Everything here is pure: it makes requests and reads answers, and whoever calls it
 //! sends them. An [`App`] is made of a description in YAML: those of the known apps are part of the program, and a user
-//! may write another one.
+//! may write another one. Both are read by the same code, so a user's description can say whatever those of the known
+//! apps say.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `description` | the format: types that serde reads, and their JSON schema |
+//! | `check`, `problem` | from a text to a compiled description, with every mistake and its field |
+//! | `compile` | the compiled description |
+//! | `kind` | [`App`]: a compiled description and the user's parameters |
+//! | `known` | the descriptions that are part of the program (`sidecar/apps`) |
+//! | `template`, `request`, `parameters`, `credential`, `names` | requests to the app |
+//! | `answer`, `json_query`, `metrics_text`, `condition` | what any answer says |
+//! | `identity`, `listing`, `action` | what the answers to the sidecar's requests mean |
+//! | `path`, `route` | which route a client's request has |
+
+mod action;
+mod answer;
+mod check;
+mod compile;
+mod condition;
+mod credential;
+mod description;
+mod identity;
+mod json_query;
+mod kind;
+mod known;
+mod listing;
+mod metrics_text;
+mod names;
+mod parameters;
+mod path;
+mod problem;
+mod request;
+mod route;
+mod template;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
+
+pub use check::{check, schema};
+pub use credential::CredentialError;
+pub use kind::App;
+pub use parameters::AppParameters;
+pub use problem::DescriptionProblem;
+pub use route::UNKNOWN_ROUTE;
 
 /// A request to the app that the sidecar itself makes.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +73,8 @@ pub struct AppAnswer {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppIdentity {
     pub version: Option<String>,
+    /// What should be set otherwise, though the app can be governed as it is.
+    pub warnings: Vec<String>,
 }
 
 /// Why an app cannot be governed: which flag must be set, or what is not as expected.
@@ -62,7 +107,8 @@ pub struct ListedModel {
     /// In the form of [`App::canonical_name`].
     pub name: String,
     pub presence: ModelPresence,
-    /// A value that changes when the app loads the model anew by itself (Ollama: `context_length`).
+    /// A value that changes when the app loads the model anew by itself (Ollama: `context_length`). Several instances of
+    /// one model have a line each.
     pub instance: Option<String>,
 }
 
@@ -139,127 +185,57 @@ pub struct RouteMatch {
     pub ends_when_app_is_idle: bool,
     /// The request waits for its model as long as it takes, instead of at most `--cold-hold`.
     pub waits_forever: bool,
+    /// Bodies that have no work in them but are commands to the app.
+    pub command: Option<DisguisedCommand>,
 }
 
-/// A kind of app.
-#[derive(Clone, Debug)]
-pub struct App {
-    _private: (),
+/// Ollama's `/api/generate` without a prompt is no work: it loads the model, or with `keep_alive: 0` unloads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DisguisedCommand {
+    /// A body with none of these members, or only with empty ones, is a command.
+    pub work_members: Vec<String>,
+    /// The command is to unload if this member is 0.
+    pub unload_member: Option<String>,
+}
+
+/// What a body without work asks the app to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyCommand {
+    Load,
+    /// Must not reach the app.
+    Unload,
+}
+
+impl DisguisedCommand {
+    /// The command that a JSON object is; `None`: it is work. `member` gives the JSON text of a top-level member.
+    pub fn find<'a>(&self, mut member: impl FnMut(&str) -> Option<&'a [u8]>) -> Option<BodyCommand> {
+        if self.work_members.iter().any(|name| member(name).is_some_and(|value| !is_empty_json(value))) {
+            return None;
+        }
+        let unload = self.unload_member.as_ref().and_then(|name| member(name));
+        Some(if unload.is_some_and(is_zero_json) { BodyCommand::Unload } else { BodyCommand::Load })
+    }
+}
+
+/// `null`, `""` and `[]`.
+fn is_empty_json(value: &[u8]) -> bool {
+    let inside = value.iter().filter(|byte| !byte.is_ascii_whitespace()).copied();
+    let inside: Vec<u8> = inside.take(5).collect();
+    matches!(inside.as_slice(), b"null" | b"\"\"" | b"[]")
+}
+
+/// `0`, `0.0`, `-0`, `0e3`, `"0"`, `"0s"`, `"0h0m"`: a number or a duration that is 0.
+fn is_zero_json(value: &[u8]) -> bool {
+    let text = value.trim_ascii();
+    let text = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")).unwrap_or(text);
+    let mantissa = text.split(|byte| matches!(byte, b'e' | b'E')).next().unwrap_or_default();
+    let has_digit = |digits: std::ops::RangeInclusive<u8>| mantissa.iter().any(|byte| digits.contains(byte));
+    let is_number_or_duration =
+        text.iter().all(|byte| byte.is_ascii_digit() || b"+-.eEhmsun".contains(byte) || *byte >= 0x80);
+    is_number_or_duration && has_digit(b'0'..=b'0') && !has_digit(b'1'..=b'9')
 }
 
 /// Why a description of an app cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct DescriptionError(pub String);
-
-impl App {
-    /// The names of the apps that are known.
-    pub fn known() -> impl Iterator<Item = &'static str> {
-        std::iter::empty()
-    }
-
-    /// The description of a known app, as a beginning for another one.
-    pub fn source(_name: &str) -> Option<&'static str> {
-        None
-    }
-
-    /// A known app by its name; `None`: it is not known.
-    pub fn find(_name: &str) -> Option<Self> {
-        None
-    }
-
-    /// An app that a user describes.
-    ///
-    /// # Errors
-    /// If the text is no valid description; the error names the field.
-    pub fn from_yaml(_text: &str) -> Result<Self, DescriptionError> {
-        Err(DescriptionError("not built yet".to_owned()))
-    }
-
-    /// `ollama`, `llama-server`; the value of the label `app`.
-    pub fn name(&self) -> &str {
-        todo!()
-    }
-
-    /// Whether the process holds one model, which no request names.
-    pub fn has_one_model(&self) -> bool {
-        todo!()
-    }
-
-    /// The name under which the app lists a model (Ollama: `tiny` is `tiny:latest`).
-    pub fn canonical_name(&self, _model: &str) -> String {
-        todo!()
-    }
-
-    /// The requests that tell whether this is the app, and whether the flags that governing it needs are set. They load
-    /// nothing.
-    pub fn identify(&self) -> Vec<AppRequest> {
-        todo!()
-    }
-
-    /// Reads the answers to [`Self::identify`], in their order.
-    ///
-    /// # Errors
-    /// If it is another app, or a flag is missing: the error says which.
-    pub fn read_identity(&self, _answers: &[AppAnswer]) -> Result<AppIdentity, UnsuitableApp> {
-        todo!()
-    }
-
-    /// The requests that list what is loaded; `None`: the app has no such list, and the sidecar's own record counts.
-    pub fn list(&self, _models: &[String]) -> Option<Vec<AppRequest>> {
-        todo!()
-    }
-
-    /// Reads the answers to [`Self::list`], in their order. A model that the app does not list is away.
-    ///
-    /// # Errors
-    /// If an answer cannot be read; then nothing is known.
-    pub fn read_list(&self, _models: &[String], _answers: &[AppAnswer]) -> Result<Vec<ListedModel>, AppAnswerError> {
-        todo!()
-    }
-
-    /// The request whose answer says how much work the app has; `None`: the app does not say.
-    pub fn busy(&self, _model: &str) -> Option<AppRequest> {
-        todo!()
-    }
-
-    /// The number of pieces of work that the app has, running and waiting.
-    ///
-    /// # Errors
-    /// If the answer cannot be read.
-    pub fn read_busy(&self, _model: &str, _answer: &AppAnswer) -> Result<u64, AppAnswerError> {
-        todo!()
-    }
-
-    /// Loads a model; `None`: the app loads it with the first request, and nothing is sent.
-    pub fn load(&self, _model: &str) -> Option<AppAction> {
-        todo!()
-    }
-
-    /// Unloads a model; `None`: the app cannot, and only its end frees the memory.
-    pub fn unload(&self, _model: &str) -> Option<AppAction> {
-        todo!()
-    }
-
-    /// Reads the answer to a step of [`Self::load`].
-    pub fn read_load_step(&self, _model: &str, _step: usize, _answer: &AppAnswer) -> StepOutcome {
-        todo!()
-    }
-
-    /// Reads the answer to a step of [`Self::unload`].
-    pub fn read_unload_step(&self, _model: &str, _step: usize, _answer: &AppAnswer) -> StepOutcome {
-        todo!()
-    }
-
-    /// The route of a request. An unknown route is [`RouteClass::Work`] of the default model, or
-    /// [`RouteClass::NotWorkLoadedOnly`] if the method is GET, HEAD or OPTIONS. `is_upgrade`: the request asks for a
-    /// websocket.
-    pub fn route(&self, _method: &Method, _path: &str, _query: Option<&str>, _is_upgrade: bool) -> RouteMatch {
-        todo!()
-    }
-
-    /// The default path of the readiness probe in process mode.
-    pub fn ready_path(&self) -> &str {
-        todo!()
-    }
-}

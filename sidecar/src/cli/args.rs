@@ -93,10 +93,6 @@ pub struct SidecarArgs {
     #[arg(long, env = "HUSH_UPSTREAM_CREDENTIAL_FILE", value_name = "FILE")]
     pub upstream_credential_file: Option<PathBuf>,
 
-    /// How that credential is sent: bearer, basic, or the name of a header such as x-admin-key.
-    #[arg(long, env = "HUSH_UPSTREAM_CREDENTIAL_FORM", value_name = "FORM", default_value = "bearer")]
-    pub upstream_credential_form: String,
-
     /// Where clients connect.
     #[arg(long, env = "HUSH_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9000")]
     pub listen: SocketAddr,

@@ -22,6 +22,9 @@ pub struct SidecarFile {
     /// The models of the app; the first is the default, for requests that name none.
     #[serde(default)]
     models: Vec<ModelEntry>,
+    /// Values for the app's parameters, for every model that says nothing else.
+    #[serde(default)]
+    parameters: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A model. What is not given is taken from the command line.
@@ -43,6 +46,9 @@ struct ModelEntry {
     drain_timeout: Option<String>,
     /// What the model needs before it was ever loaded, such as `6GiB`.
     need_bytes: Option<String>,
+    /// Values for the app's parameters, such as Xinference's `launch`.
+    #[serde(default)]
+    parameters: serde_json::Map<String, serde_json::Value>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
@@ -62,6 +68,17 @@ pub struct ConfiguredModel {
     pub residency: ResidencyRule,
     pub drain: Duration,
     pub need_bytes: u64,
+    /// Values for the app's parameters.
+    pub parameters: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What the command line and the file say of the models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfiguredModels {
+    /// The default first.
+    pub models: Vec<ConfiguredModel>,
+    /// Values for the app's parameters, of every model that says nothing else.
+    pub parameters: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Why the models are not known.
@@ -94,15 +111,18 @@ impl SidecarFile {
     }
 }
 
-/// The models of the command line and of the file, the default first.
+/// The models of the command line and of the file.
 ///
 /// # Errors
 /// If there is none, or a field cannot be used.
-pub fn models(args: &SidecarArgs) -> Result<Vec<ConfiguredModel>, ConfigError> {
+pub fn models(args: &SidecarArgs) -> Result<ConfiguredModels, ConfigError> {
     let mut models: Vec<ConfiguredModel> = args.models.iter().map(|name| of_command_line(args, name)).collect();
 
+    let mut parameters = serde_json::Map::new();
     if let Some(path) = &args.config {
-        for (index, entry) in SidecarFile::read(path)?.models.into_iter().enumerate() {
+        let file = SidecarFile::read(path)?;
+        parameters = file.parameters;
+        for (index, entry) in file.models.into_iter().enumerate() {
             models.push(of_file(args, path, index, entry)?);
         }
     }
@@ -116,7 +136,7 @@ pub fn models(args: &SidecarArgs) -> Result<Vec<ConfiguredModel>, ConfigError> {
             return Err(ConfigError::Twice(name.clone()));
         }
     }
-    Ok(models)
+    Ok(ConfiguredModels { models, parameters })
 }
 
 /// The model that each alias stands for.
@@ -137,6 +157,7 @@ fn of_command_line(args: &SidecarArgs, name: &str) -> ConfiguredModel {
         residency: rule(args.life.residency, args.life.idle_timeout.0),
         drain: args.life.drain_timeout,
         need_bytes: args.memory.need_bytes,
+        parameters: serde_json::Map::new(),
     }
 }
 
@@ -175,6 +196,7 @@ fn of_file(args: &SidecarArgs, path: &Path, index: usize, entry: ModelEntry) -> 
         residency: rule(residency, idle_timeout),
         drain,
         need_bytes,
+        parameters: entry.parameters,
     })
 }
 
@@ -213,7 +235,7 @@ mod tests {
             "models:\n- name: big\n  appName: big:70b\n  aliases: [gpt-4o]\n  idleTimeout: 0s\n  needBytes: 6GiB\n";
         let (args, _file) = args(Some(file), &["--model", "tiny", "--idle-timeout", "1m", "--drain-timeout", "5s"]);
 
-        let models = models(&args).unwrap();
+        let models = models(&args).unwrap().models;
 
         let minute = ResidencyRule::Idle(Some(Duration::from_secs(60)));
         assert_eq!((&*models[0].name, models[0].residency), ("tiny", minute));

@@ -11,26 +11,27 @@ use anyhow::{Context, bail};
 use hush_listener::ListenOptions;
 use hush_listener::open_files::{connections_within_limit, raise_limit};
 use hush_listener::spool::{SpoolOptions, check_folder};
-use hush_log::{LogSetup, register_program_metrics};
+use hush_log::{LogSetup, exposed_secret, register_program_metrics};
 use hush_residency::admin::error_body;
 use hush_residency::{DrainEnd, LifecycleSettings, ModelSettings, Models, ResidencyMetrics};
 use prometheus::Registry;
+use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::args::{LogFormatArg, ModeChoice, SidecarArgs};
-use super::config::{ConfiguredModel, aliases, models};
+use super::config::{ConfiguredModel, ConfiguredModels, aliases, models};
 use super::gpu::AppGpu;
 use super::ops;
-use crate::app::App;
+use crate::app::{App, AppParameters};
 use crate::process::{AppActivity, ProcessSettings, ReadinessProbe, SupervisedApp};
 use crate::proxy::{Proxy, ProxyMetrics, ProxySettings, RequestRoutes};
 use crate::runner::{
     AppMetrics, AppWatch, DetachFlag, ModelMode, RunnerTimeouts, RunnersSettings, SidecarRunners, SidecarSpec,
     WatchSettings,
 };
-use crate::upstream::{CredentialForm, Upstream, UpstreamCredential, UpstreamSettings};
+use crate::upstream::{Upstream, UpstreamCredential, UpstreamSettings};
 
 /// Connections of the operations listener: scrapes, controllers and their streams of events.
 const OPS_CONNECTIONS: usize = 256;
@@ -63,7 +64,7 @@ struct GovernedApp {
 }
 
 async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
-    let configured = models(&args)?;
+    let ConfiguredModels { models: configured, parameters } = models(&args)?;
     check_folder(args.requests.spool_dir.as_deref()).context("--spool-dir")?;
 
     let registry = Registry::new();
@@ -77,7 +78,7 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
     let access = ops::access(&args.security, ops_address.ip())?;
 
     let gpu = AppGpu::start(&args.memory, &registry, &residency).await?;
-    let governed = start_app(&args, &configured)?;
+    let governed = start_app(&args, &configured, parameters)?;
     let detach = DetachFlag::default();
     let watch = app_watch(&args, &governed, app_metrics.clone());
     let runners = RunnersSettings {
@@ -95,7 +96,7 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
 
     let ops_stop = CancellationToken::new();
     let routes: Arc<dyn RequestRoutes> = governed.app.clone();
-    let settings = proxy_settings(&args, &configured);
+    let settings = proxy_settings(&args, &configured, governed.activity.clone());
     let proxy =
         Proxy::new(Arc::clone(&models), routes, governed.upstream.clone(), watch.status(), settings, proxy_metrics);
     let router = ops::router(Arc::clone(&models), access, ops_stop.clone(), registry, gpu.accounts.sampler().clone());
@@ -147,13 +148,20 @@ fn find_app(name: &str) -> anyhow::Result<App> {
     bail!("--app {name}: it is none of the known apps ({}), and no file that ends in .yaml", known.join(", "))
 }
 
-fn start_app(args: &SidecarArgs, configured: &[ConfiguredModel]) -> anyhow::Result<GovernedApp> {
-    let app = Arc::new(find_app(&args.app)?);
-    let settings = upstream_settings(args)?;
+fn start_app(
+    args: &SidecarArgs,
+    configured: &[ConfiguredModel],
+    parameters: Map<String, Value>,
+) -> anyhow::Result<GovernedApp> {
+    let app = Arc::new(with_parameters(&find_app(&args.app)?, configured, parameters)?);
+    for unseen in app.cannot_see() {
+        tracing::info!(app = app.name(), "cannot be seen through the app's API: {unseen}");
+    }
+    let settings = upstream_settings(args, &app)?;
     let port = settings.port;
     let upstream = Upstream::new(settings);
 
-    let can_unload = configured.iter().all(|model| app.unload(&app_name(&app, model)).is_some());
+    let can_unload = app.can_unload();
     let is_process = match args.mode {
         ModeChoice::Process => true,
         ModeChoice::Api if can_unload => false,
@@ -181,7 +189,15 @@ fn start_app(args: &SidecarArgs, configured: &[ConfiguredModel]) -> anyhow::Resu
     Ok(GovernedApp { app, upstream, mode, supervised, activity })
 }
 
-fn upstream_settings(args: &SidecarArgs) -> anyhow::Result<UpstreamSettings> {
+fn with_parameters(app: &App, configured: &[ConfiguredModel], common: Map<String, Value>) -> anyhow::Result<App> {
+    let of_model = |model: &ConfiguredModel| (app_name(app, model), model.parameters.clone());
+    let by_model = configured.iter().filter(|model| !model.parameters.is_empty()).map(of_model).collect();
+    let names: Vec<String> = configured.iter().map(|model| app_name(app, model)).collect();
+
+    app.with_parameters(AppParameters { common, by_model }, &names).context("--config: parameters")
+}
+
+fn upstream_settings(args: &SidecarArgs, app: &Arc<App>) -> anyhow::Result<UpstreamSettings> {
     let mut settings = match &args.upstream {
         Some(url) => UpstreamSettings::from_url(url).context("--upstream")?,
         None if args.command.is_empty() => {
@@ -194,14 +210,10 @@ fn upstream_settings(args: &SidecarArgs) -> anyhow::Result<UpstreamSettings> {
     };
 
     if let Some(path) = &args.upstream_credential_file {
-        let form = match args.upstream_credential_form.as_str() {
-            "bearer" => CredentialForm::Bearer,
-            "basic" => CredentialForm::Basic,
-            name => CredentialForm::Header(
-                name.parse().with_context(|| format!("--upstream-credential-form {name}: no name of a header"))?,
-            ),
-        };
-        let credential = UpstreamCredential::from_file(path.clone(), form).context("--upstream-credential-file")?;
+        if let Some(problem) = exposed_secret("--upstream-credential-file", path) {
+            tracing::warn!("{problem}");
+        }
+        let credential = UpstreamCredential::from_file(path.clone(), app).context("--upstream-credential-file")?;
         settings.credential = Some(credential);
     }
     Ok(settings)
@@ -294,7 +306,7 @@ fn app_names(app: &App, configured: &[ConfiguredModel]) -> BTreeMap<String, Stri
     configured.iter().map(|model| (model.name.clone(), app_name(app, model))).collect()
 }
 
-fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel]) -> ProxySettings {
+fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel], activity: AppActivity) -> ProxySettings {
     let requests = &args.requests;
 
     ProxySettings {
@@ -311,6 +323,7 @@ fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel]) -> ProxySe
         aliases: aliases(configured),
         max_connections: connections_within_limit(requests.max_connections),
         drain_deadline: args.life.drain_timeout + Duration::from_secs(2),
+        activity,
         ..ProxySettings::default()
     }
 }

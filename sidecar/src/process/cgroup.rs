@@ -23,9 +23,12 @@ impl AppCgroup {
         let parent = own_folder()?;
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = parent.join(format!("hush-app-{}-{count}", std::process::id()));
-        fs::create_dir(&folder).ok()?;
-
         let group = Self { folder };
+        if fs::create_dir(&group.folder).is_err() {
+            // The process id was that of a keeper which could not remove its group.
+            group.remove();
+            fs::create_dir(&group.folder).ok()?;
+        }
         if group.folder.join("cgroup.kill").exists() {
             Some(group)
         } else {

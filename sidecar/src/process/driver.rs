@@ -1,6 +1,7 @@
 //! The task that owns one process of an app: it starts the keeper, passes what happens to the machine, and does what the
 //! machine says.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -25,13 +26,13 @@ use super::messages::{KeeperCommand, KeeperMessage, ProcessName};
 use super::output::{OutputTail, log_output};
 use super::port::{self, PortListeners};
 use super::probe;
-use super::process_table::{ProcessEntry, descendants, read_processes, remaining};
-use super::settings::{AppActivity, ProcessSettings, ReadinessProbe};
+use super::process_table::{ProcessEntry, descendants, marked, read_processes, remaining};
+use super::settings::{AppActivity, ProcessMark, ProcessSettings, ReadinessProbe};
 
 /// How often the processes of the app are listed.
 const PROCESS_INTERVAL: Duration = Duration::from_secs(1);
 /// While an app without a keeper is killed.
-const KILL_PAUSE: Duration = Duration::from_millis(50);
+const KILL_PAUSE: Duration = Duration::from_millis(5);
 /// How often survivors of a kill without a keeper are reported.
 const SURVIVOR_INTERVAL: Duration = Duration::from_secs(10);
 /// A keeper whose last process is gone ends at once.
@@ -98,10 +99,19 @@ async fn check(settings: &ProcessSettings) -> Result<(), String> {
     }
 }
 
+/// After its line in the log an app gives no further sign that could be missed.
+const fn observed_hang_timeout(settings: &ProcessSettings) -> Option<Duration> {
+    match settings.probe {
+        ReadinessProbe::Http { .. } | ReadinessProbe::Tcp => settings.hang_timeout,
+        ReadinessProbe::LogLine { .. } => None,
+    }
+}
+
 /// The keeper as a child of the sidecar.
 struct KeeperProcess {
     child: Child,
     pid: i32,
+    mark: ProcessMark,
     messages: Lines<BufReader<OwnedReadHalf>>,
     commands: OwnedWriteHalf,
 }
@@ -112,12 +122,13 @@ impl KeeperProcess {
         socket.set_nonblocking(true)?;
         let (read, commands) = UnixStream::from_std(socket)?.into_split();
 
+        let mark = ProcessMark::new();
         let mut command = Command::new(&settings.launcher);
         command
             .arg0("hush-keeper")
             .args(exec::keeper_arguments(&settings.resolved_command()))
             .env_clear()
-            .envs(settings.environment())
+            .envs(settings.environment(&mark))
             .stdin(Stdio::from(OwnedFd::from(keeper_socket)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -128,7 +139,7 @@ impl KeeperProcess {
         let child = command.spawn()?;
 
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or_default();
-        Ok(Self { child, pid, messages: BufReader::new(read).lines(), commands })
+        Ok(Self { child, pid, mark, messages: BufReader::new(read).lines(), commands })
     }
 
     async fn send(&mut self, command: KeeperCommand) {
@@ -176,7 +187,7 @@ impl AppDriver {
         let deadlines = AppDeadlines {
             load: settings.load_timeout,
             stop: settings.stop_timeout,
-            hang: settings.hang_timeout,
+            hang: observed_hang_timeout(&settings),
             has_warm_up: settings.warm.is_some(),
         };
         let (events, event_inbox) = mpsc::unbounded_channel();
@@ -300,7 +311,7 @@ impl AppDriver {
             AppEffect::TerminateGroup => keeper.send(KeeperCommand::TerminateGroup).await,
             AppEffect::TerminateRest => keeper.send(KeeperCommand::TerminateRest).await,
             AppEffect::Kill => keeper.send(KeeperCommand::Kill).await,
-            AppEffect::KillWithoutKeeper => self.kill_without_keeper().await,
+            AppEffect::KillWithoutKeeper => self.kill_without_keeper(&keeper.mark).await,
             AppEffect::ReportLoaded(timings) => {
                 // So that the memory of all processes is accounted for from the beginning.
                 self.list_processes(keeper.pid).await;
@@ -327,7 +338,7 @@ impl AppDriver {
         let probing = probe::probe_forever(
             self.settings.probe.clone(),
             self.settings.port,
-            self.settings.hang_timeout,
+            observed_hang_timeout(&self.settings),
             move |outcome| {
                 let _ = events.send(AppEvent::Probed(outcome));
             },
@@ -416,15 +427,15 @@ impl AppDriver {
     }
 
     /// Kills what is known of the app until nothing is left. Its main process ended with the keeper.
-    async fn kill_without_keeper(&mut self) {
+    async fn kill_without_keeper(&mut self, mark: &ProcessMark) {
         tracing::warn!(app = self.settings.name, "the keeper of the app has ended; killing what is left of the app");
         let mut next_report_at = Instant::now() + SURVIVOR_INTERVAL;
         loop {
             if let Some(cgroup) = &self.cgroup {
                 let _ = cgroup.kill();
             }
-            let known = self.processes.clone();
-            let killed = tokio::task::spawn_blocking(move || kill_known(&known)).await;
+            let (known, mark) = (self.processes.clone(), mark.assignment());
+            let killed = tokio::task::spawn_blocking(move || kill_known(known, &mark)).await;
             let Ok(left) = killed else { break };
             if left.is_empty() && !self.cgroup.as_ref().is_some_and(AppCgroup::is_populated) {
                 break;
@@ -436,6 +447,7 @@ impl AppDriver {
             }
             // What these have started meanwhile is found as theirs.
             self.processes.extend(left);
+            self.processes.sort_by_key(|process| (process.pid, process.start_ticks));
             self.processes.dedup();
             sleep(KILL_PAUSE).await;
         }
@@ -448,9 +460,12 @@ impl AppDriver {
 }
 
 /// Returns what was there to kill.
-fn kill_known(known: &[ProcessEntry]) -> Vec<ProcessEntry> {
-    let left = remaining(&read_processes(), known);
-    for process in &left {
+fn kill_known(mut known: Vec<ProcessEntry>, mark: &OsStr) -> Vec<ProcessEntry> {
+    let processes = read_processes();
+    known.extend(marked(&processes, mark));
+    let left = remaining(&processes, &known);
+    // The newest first: it is the one that is about to start another.
+    for process in left.iter().rev() {
         let _ = process.signal(Signal::KILL);
     }
     left

@@ -3,6 +3,7 @@
 //! kernel itself says when none is left: a keeper without children has no descendants. And the keeper ends the app when
 //! the sidecar ends, in whatever way.
 
+use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -30,7 +31,7 @@ use super::process_table::{ProcessEntry, descendants, read_processes};
 const PROCESS_NAME: &str = "hush-keeper";
 
 /// While the app is killed, its processes are looked for anew so often, because they may start others until they end.
-const FIRST_KILL_PAUSE: Duration = Duration::from_millis(5);
+const FIRST_KILL_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_KILL_PAUSE: Duration = Duration::from_millis(200);
 /// A process that is killed ends within moments. One that waits in a driver does not, and is reported after this time.
 const SURVIVOR_TIME: Duration = Duration::from_secs(5);
@@ -61,7 +62,7 @@ async fn keep(command: &[OsString]) -> io::Result<()> {
     let _ignored = ignore_signals()?;
     let child_ended = signal(SignalKind::child())?;
 
-    let mut keeper = Keeper::start(command)?;
+    let mut keeper = AppKeeper::start(command)?;
     keeper.serve(child_ended).await;
     Ok(())
 }
@@ -80,7 +81,7 @@ fn ignore_signals() -> io::Result<Vec<SignalStream>> {
     kinds.into_iter().map(signal).collect()
 }
 
-struct Keeper {
+struct AppKeeper {
     commands: Lines<BufReader<OwnedReadHalf>>,
     messages: OwnedWriteHalf,
     main: Pid,
@@ -98,9 +99,27 @@ struct KillProgress {
     next_round_at: Instant,
     pause: Duration,
     next_report_at: Instant,
+    /// The newest process that was found, by its start and its process id.
+    newest: (u64, i32),
 }
 
-impl Keeper {
+impl KillProgress {
+    /// Plans the next round: soon, while the app starts new processes. Returns whether survivors are to be reported.
+    fn end_round(&mut self, now: Instant, newest: (u64, i32)) -> bool {
+        let has_new = newest > self.newest;
+        self.newest = self.newest.max(newest);
+        self.pause = if has_new { FIRST_KILL_PAUSE } else { (self.pause * 2).min(LONGEST_KILL_PAUSE) };
+        self.next_round_at = now + self.pause;
+
+        let is_report_due = self.next_report_at <= now;
+        if is_report_due {
+            self.next_report_at = now + SURVIVOR_INTERVAL;
+        }
+        is_report_due
+    }
+}
+
+impl AppKeeper {
     fn start(command: &[OsString]) -> io::Result<Self> {
         let sidecar = socket_of(io::stdin().as_fd().try_clone_to_owned()?)?;
         let (read, messages) = sidecar.into_split();
@@ -235,31 +254,35 @@ impl Keeper {
 
     fn begin_kill(&mut self) {
         let now = Instant::now();
-        let progress =
-            KillProgress { next_round_at: now, pause: FIRST_KILL_PAUSE, next_report_at: now + SURVIVOR_TIME };
-        self.kill.get_or_insert(progress);
+        self.kill.get_or_insert(KillProgress {
+            next_round_at: now,
+            pause: FIRST_KILL_PAUSE,
+            next_report_at: now + SURVIVOR_TIME,
+            newest: (0, 0),
+        });
     }
 
     /// One round of the killing, if it is time for one.
     async fn continue_kill(&mut self) {
         let now = Instant::now();
-        let Some(kill) = self.kill.as_mut().filter(|kill| kill.next_round_at <= now) else { return };
-        kill.next_round_at = now + kill.pause;
-        kill.pause = (kill.pause * 2).min(LONGEST_KILL_PAUSE);
-        let is_report_due = kill.next_report_at <= now;
-        if is_report_due {
-            kill.next_report_at = now + SURVIVOR_INTERVAL;
+        if self.kill.as_ref().is_none_or(|kill| kill.next_round_at > now) {
+            return;
         }
 
         if let Some(cgroup) = &self.cgroup {
             let _ = cgroup.kill();
         }
-        let processes = self.processes();
+        // The newest first: it is the one that is about to start another.
+        let mut processes = self.processes();
+        processes.sort_by_key(|process| Reverse((process.start_ticks, process.pid)));
         for process in &processes {
             // What cannot be killed is reported as a survivor.
             let _ = process.signal(Signal::KILL);
         }
-        if is_report_due {
+
+        let newest = processes.first().map_or((0, 0), |process| (process.start_ticks, process.pid));
+        let is_report_due = self.kill.as_mut().is_some_and(|kill| kill.end_round(now, newest));
+        if is_report_due && !processes.is_empty() {
             let processes = processes.iter().map(ProcessEntry::process_name).collect();
             self.send(&KeeperMessage::Surviving { processes }).await;
         }

@@ -105,6 +105,8 @@ pub(super) struct AppMachine {
     phase: AppPhase,
     pending_failure: Option<PendingFailure>,
     has_output_ended: bool,
+    /// The first lines of the output may be read before the keeper reports the launch.
+    is_ready_at_launch: bool,
     /// What the last probe found, for the report of a load that takes too long.
     last_probe: Option<String>,
 }
@@ -118,6 +120,7 @@ impl AppMachine {
             phase: AppPhase::Launching,
             pending_failure: None,
             has_output_ended: false,
+            is_ready_at_launch: false,
             last_probe: None,
         }
     }
@@ -186,7 +189,11 @@ impl AppMachine {
         }
 
         self.phase = AppPhase::Loading;
-        vec![AppEffect::BeginProbing]
+        let mut effects = vec![AppEffect::BeginProbing];
+        if self.is_ready_at_launch {
+            effects.extend(self.became_ready(now));
+        }
+        effects
     }
 
     fn probed(&mut self, now: Instant, outcome: &ProbeOutcome) -> Vec<AppEffect> {
@@ -207,9 +214,13 @@ impl AppMachine {
     }
 
     fn became_ready(&mut self, now: Instant) -> Vec<AppEffect> {
-        // The first lines may be read before the keeper reports the launch.
-        if !matches!(self.phase, AppPhase::Launching | AppPhase::Loading) {
-            return Vec::new();
+        match self.phase {
+            AppPhase::Loading => {}
+            AppPhase::Launching => {
+                self.is_ready_at_launch = true;
+                return Vec::new();
+            }
+            _ => return Vec::new(),
         }
 
         if self.deadlines.has_warm_up {

@@ -72,6 +72,15 @@ fn the_warm_up_belongs_to_the_load() {
 }
 
 #[test]
+fn a_line_that_is_read_before_the_launch_is_reported_counts_from_the_launch() {
+    let mut timeline = Timeline::new(false);
+    assert_eq!(timeline.at(1, AppEvent::ReadyLine), []);
+    let launched = timeline.at(2, AppEvent::Launched);
+    assert!(matches!(&launched[..], [AppEffect::BeginProbing, AppEffect::ReportLoaded(timings)]
+        if timings.total == seconds(2)));
+}
+
+#[test]
 fn a_failed_warm_up_is_a_failed_load() {
     let mut timeline = Timeline::new(true);
     timeline.at(1, AppEvent::Launched);

@@ -1,7 +1,10 @@
 //! The processes of this machine as `/proc` lists them, and which of them belong to an app.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 
 use procfs::process::{Process, all_processes};
 use rustix::io::Errno;
@@ -17,7 +20,7 @@ pub(super) struct ProcessEntry {
     pub(super) session: i32,
     /// In clock ticks since the start of the machine. Together with the process id it names one process for ever.
     pub(super) start_ticks: u64,
-    /// The process has ended and was not reaped yet.
+    /// The process has ended and was not reaped yet. A process whose first thread alone has ended is none.
     pub(super) is_zombie: bool,
     pub(super) name: String,
 }
@@ -30,7 +33,7 @@ impl ProcessEntry {
             parent: stat.ppid,
             session: stat.session,
             start_ticks: stat.starttime,
-            is_zombie: matches!(stat.state, 'Z' | 'X' | 'x'),
+            is_zombie: matches!(stat.state, 'Z' | 'X' | 'x') && stat.num_threads <= 1,
             name: stat.comm,
         })
     }
@@ -93,8 +96,18 @@ pub(super) fn descendants(processes: &[ProcessEntry], root: i32) -> Vec<ProcessE
     found
 }
 
-/// Of `processes` those of an app whose keeper is gone: the ones that were `known`, those of their sessions, and what is
-/// below them.
+/// Those of `processes` that were started with this variable, as `NAME=VALUE`. It is inherited, so that it marks all
+/// processes of an app but those that were given another environment.
+pub(super) fn marked(processes: &[ProcessEntry], variable: &OsStr) -> Vec<ProcessEntry> {
+    let is_marked = |process: &&ProcessEntry| {
+        let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|assignment| assignment == variable.as_bytes())
+    };
+    processes.iter().filter(is_marked).cloned().collect()
+}
+
+/// Those of `processes` that belong to an app whose keeper is gone: the ones that were `known`, those of their sessions,
+/// and what is below them. Oldest first.
 pub(super) fn remaining(processes: &[ProcessEntry], known: &[ProcessEntry]) -> Vec<ProcessEntry> {
     let identities: HashSet<(i32, u64)> = known.iter().map(|process| (process.pid, process.start_ticks)).collect();
     let own_session = rustix::process::getsid(None).map(Pid::as_raw_pid).unwrap_or_default();
@@ -115,6 +128,7 @@ pub(super) fn remaining(processes: &[ProcessEntry], known: &[ProcessEntry]) -> V
             }
         }
     }
+    found.sort_by_key(|process| (process.start_ticks, process.pid));
     found
 }
 

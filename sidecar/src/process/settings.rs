@@ -12,6 +12,8 @@ use http::{HeaderName, HeaderValue, Method};
 
 /// Variables with this prefix are the sidecar's own, and may be secrets. An app does not inherit them.
 const OWN_VARIABLE_PREFIX: &[u8] = b"HUSH_";
+/// Names the process of an app to which a process belongs, for the case that its keeper is killed.
+const MARK_VARIABLE: &str = "HUSH_SIDECAR_APP";
 /// Stands for the app's port in its arguments and variables.
 const PORT_PLACEHOLDER: &[u8] = b"{port}";
 
@@ -67,9 +69,27 @@ impl ProcessSettings {
     }
 
     /// All variables of the app.
-    pub(super) fn environment(&self) -> Vec<(OsString, OsString)> {
+    pub(super) fn environment(&self, mark: &ProcessMark) -> Vec<(OsString, OsString)> {
         let own = self.env.iter().map(|(name, value)| (name.clone(), with_port(value, self.port)));
-        inherited(env::vars_os()).chain(own).collect()
+        let mark = (OsString::from(MARK_VARIABLE), OsString::from(&mark.value));
+        inherited(env::vars_os()).chain(own).chain([mark]).collect()
+    }
+}
+
+/// A variable that all processes of one start of an app inherit, and no others.
+#[derive(Clone, Debug)]
+pub(super) struct ProcessMark {
+    value: String,
+}
+
+impl ProcessMark {
+    pub(super) fn new() -> Self {
+        Self { value: format!("{}-{:016x}", std::process::id(), fastrand::u64(..)) }
+    }
+
+    /// `NAME=VALUE`.
+    pub(super) fn assignment(&self) -> OsString {
+        format!("{MARK_VARIABLE}={}", self.value).into()
     }
 }
 
@@ -155,7 +175,7 @@ mod tests {
 
         let expected = ["serve", "--port", "8081", "--url=http://localhost:8081/8081", "{ports}"];
         assert_eq!(settings.resolved_command(), expected.map(OsString::from));
-        assert!(settings.environment().contains(&("ADDRESS".into(), "127.0.0.1:8081".into())));
+        assert!(settings.environment(&ProcessMark::new()).contains(&("ADDRESS".into(), "127.0.0.1:8081".into())));
     }
 
     #[test]

@@ -109,12 +109,18 @@ impl RunnersShared {
         let app = &self.settings.app;
         let deadline = Instant::now() + self.settings.timeouts.unload;
 
-        let Some(action) = app.unload(model) else {
+        let listed = list_models(app, &self.settings.upstream, &[model.to_owned()]).await.ok().flatten();
+        let action = match &listed {
+            Some(listed) => app.unload_listed(model, listed),
+            None => app.unload(model),
+        };
+        let Some(action) = action else {
             let cause = "the app has no route that unloads a model: start it through the sidecar".to_owned();
             return Err(ActionError::Failed { cause, out_of_memory: false });
         };
         let read = |step, answer: &AppAnswer| app.read_unload_step(model, step, answer);
         self.perform(&action, read).await?;
+        self.confirm_unload(model, deadline).await?;
 
         // An instance that was killed at its end may be listed as failed: it is gone all the same.
         self.wait_for_list(model, deadline, |listed| match listed.presence {
@@ -124,6 +130,26 @@ impl RunnersShared {
         .await
         .unwrap_or_else(|| Err(ActionError::Unconfirmed { seconds: self.settings.timeouts.unload.as_secs() }))
         .map(drop)
+    }
+
+    /// Asks an app without a list whether its unload is complete, where it says that otherwise.
+    async fn confirm_unload(&self, model: &str, deadline: Instant) -> Result<(), ActionError> {
+        let Some(request) = self.settings.app.confirm_unload(model) else { return Ok(()) };
+        let mut pause = FIRST_LIST_PAUSE;
+
+        loop {
+            match self.settings.upstream.call(&request).await {
+                Ok(answer) if self.settings.app.is_unload_confirmed(model, &answer) => return Ok(()),
+                Err(error @ UpstreamError::Refused { .. }) => return Err(error.into()),
+                Ok(_) | Err(_) => {}
+            }
+
+            if Instant::now() >= deadline {
+                return Err(ActionError::Unconfirmed { seconds: self.settings.timeouts.unload.as_secs() });
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LATER_LIST_PAUSE);
+        }
     }
 
     /// How much work the app has for the model; zero where it does not say.
@@ -192,9 +218,11 @@ impl RunnersShared {
 
 /// How much work the app has for the model; zero where it does not say.
 pub(super) async fn app_work(app: &App, upstream: &Upstream, model: &str) -> Result<u64, ListError> {
-    let Some(request) = app.busy(model) else { return Ok(0) };
-
-    let answer = upstream.call(&request).await?;
+    let answer = match (app.busy(model), app.busy_on_port(model)) {
+        (Some(request), _) => upstream.call(&request).await?,
+        (None, Some((port, request))) => upstream.with_port(port).call(&request).await?,
+        (None, None) => return Ok(0),
+    };
     Ok(app.read_busy(model, &answer)?)
 }
 

@@ -104,9 +104,23 @@ impl AppWatch {
         }
 
         self.publish_status(match self.app.read_identity(&answers) {
-            Ok(identity) => AppStatus::Running { version: identity.version },
+            Ok(identity) => {
+                self.log_warnings(&identity.warnings);
+                AppStatus::Running { version: identity.version }
+            }
             Err(unsuitable) => AppStatus::Unsuitable { cause: unsuitable.to_string() },
         });
+    }
+
+    /// Logs what should be set otherwise, once while the app runs.
+    fn log_warnings(&self, warnings: &[String]) {
+        if matches!(&*self.status.borrow(), AppStatus::Running { .. }) {
+            return;
+        }
+
+        for warning in warnings {
+            tracing::warn!(app = self.app.name(), "{warning}");
+        }
     }
 
     /// Finds out whether clients can pass by the sidecar.

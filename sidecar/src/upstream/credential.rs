@@ -2,34 +2,22 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue};
 use hush_access::{WatchError, WatchedFiles};
 
-/// How an app wants its credential.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CredentialForm {
-    /// `Authorization: Bearer ...`
-    Bearer,
-    /// `Authorization: Basic ...`; the file contains `user:password`.
-    Basic,
-    /// A header with nothing but the credential, such as `x-admin-key`.
-    Header(HeaderName),
-}
+use crate::app::App;
 
-/// A credential in a file. Cheap to clone.
+/// A credential in a file, sent in the header that the app reads. Cheap to clone.
 #[derive(Clone)]
 pub struct UpstreamCredential {
-    name: HeaderName,
-    value: WatchedFiles<HeaderValue>,
+    header: WatchedFiles<(HeaderName, HeaderValue)>,
 }
 
 impl fmt::Debug for UpstreamCredential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamCredential").field("name", &self.name).finish_non_exhaustive()
+        f.write_str("UpstreamCredential")
     }
 }
 
@@ -38,59 +26,55 @@ impl fmt::Debug for UpstreamCredential {
 pub enum CredentialFileError {
     #[error("it is empty")]
     Empty,
-    #[error("it has characters that a header cannot have; it must be one line")]
-    Characters,
+    #[error("it is not UTF-8")]
+    NotText,
 }
 
 impl UpstreamCredential {
     /// Reads the file, now and when it changes. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// If the file cannot be read, or is no credential.
-    pub fn from_file(path: PathBuf, form: CredentialForm) -> Result<Self, WatchError> {
-        let name = match &form {
-            CredentialForm::Bearer | CredentialForm::Basic => AUTHORIZATION,
-            CredentialForm::Header(name) => name.clone(),
-        };
+    /// If the file cannot be read, or its content has not the form that the app needs.
+    pub fn from_file(path: PathBuf, app: &Arc<App>) -> Result<Self, WatchError> {
+        let app = Arc::clone(app);
 
-        let parse = move |contents: &[Vec<u8>]| value(contents.first().map_or(&[][..], Vec::as_slice), &form);
-        Ok(Self { name, value: WatchedFiles::start(vec![path], parse)? })
+        let header = WatchedFiles::start(vec![path], move |contents| {
+            let key = read_key(contents.first().map_or(&[][..], Vec::as_slice))?;
+            Ok::<_, hush_access::ContentError>(app.credential_header(key)?)
+        })?;
+        Ok(Self { header })
     }
 
     pub(super) fn header(&self) -> (HeaderName, HeaderValue) {
-        (self.name.clone(), HeaderValue::clone(&self.value.get()))
+        self.header.get().as_ref().clone()
     }
 }
 
-fn value(content: &[u8], form: &CredentialForm) -> Result<HeaderValue, CredentialFileError> {
-    let credential = content.trim_ascii();
-    if credential.is_empty() {
-        return Err(CredentialFileError::Empty);
-    }
+fn read_key(content: &[u8]) -> Result<&str, CredentialFileError> {
+    let key = std::str::from_utf8(content).map_err(|_| CredentialFileError::NotText)?.trim();
 
-    let bytes = match form {
-        CredentialForm::Bearer => [b"Bearer ", credential].concat(),
-        CredentialForm::Basic => [b"Basic ", STANDARD.encode(credential).as_bytes()].concat(),
-        CredentialForm::Header(_) => credential.to_vec(),
-    };
-    let mut value = HeaderValue::from_bytes(&bytes).map_err(|_| CredentialFileError::Characters)?;
-    value.set_sensitive(true);
-    Ok(value)
+    if key.is_empty() { Err(CredentialFileError::Empty) } else { Ok(key) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
-    #[test]
-    fn forms_of_a_credential() {
-        let text = |content: &[u8], form| value(content, &form).map(|value| value.to_str().unwrap().to_owned());
+    #[tokio::test]
+    async fn the_app_says_how_its_key_is_sent() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "secret\n").unwrap();
 
-        assert_eq!(text(b"secret\n", CredentialForm::Bearer).unwrap(), "Bearer secret");
-        assert_eq!(text(b"user:pass\n", CredentialForm::Basic).unwrap(), "Basic dXNlcjpwYXNz");
-        let header = CredentialForm::Header(HeaderName::from_static("x-admin-key"));
-        assert_eq!(text(b" secret ", header.clone()).unwrap(), "secret");
-        assert_eq!(text(b" \n", header.clone()), Err(CredentialFileError::Empty));
-        assert_eq!(text(b"two\nlines", header), Err(CredentialFileError::Characters));
+        let vllm = Arc::new(App::find("vllm").unwrap());
+        let credential = UpstreamCredential::from_file(file.path().to_owned(), &vllm).unwrap();
+        let (name, value) = credential.header();
+        assert_eq!((name.as_str(), value.to_str().unwrap()), ("authorization", "Bearer secret"));
+        assert!(value.is_sensitive());
+
+        fs::write(file.path(), " \n").unwrap();
+        let error = UpstreamCredential::from_file(file.path().to_owned(), &vllm).unwrap_err();
+        assert!(error.to_string().contains("it is empty"), "{error}");
     }
 }

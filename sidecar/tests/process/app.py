@@ -1,5 +1,6 @@
 """A model server with bad manners. It listens on --port and answers GET /health once it is ready."""
 import argparse
+import ctypes
 import http.server
 import json
 import os
@@ -24,6 +25,7 @@ options.add_argument("--daemon", action="store_true", help="a daemon in a sessio
 options.add_argument("--children", type=int, default=0, help="children, each in a session of its own")
 options.add_argument("--late-child-seconds", type=float, help="a child that starts later")
 options.add_argument("--respawn", action="store_true", help="children that start another child before they end")
+options.add_argument("--end-first-thread", action="store_true", help="the first thread ends, and others go on")
 options.add_argument("--zombie", action="store_true", help="a child that is not reaped")
 options.add_argument("--close-port-seconds", type=float)
 options.add_argument("--warm-status", type=int, default=200)
@@ -159,6 +161,9 @@ if options.late_child_seconds is not None:
 server = http.server.ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
 if options.close_port_seconds is not None:
     threading.Timer(options.close_port_seconds, server.server_close).start()
+if options.end_first_thread:
+    threading.Thread(target=server.serve_forever).start()
+    ctypes.CDLL(None).pthread_exit(None)
 try:
     server.serve_forever()
 except (OSError, ValueError):

@@ -86,6 +86,39 @@ async fn a_killed_keeper_takes_the_whole_app_along() {
 }
 
 #[tokio::test]
+async fn processes_that_were_never_listed_end_with_a_killed_keeper() {
+    let pids = PidFile::new();
+    let mut settings = python(&["--respawn", "--late-child-seconds", "0.1", "--pids", &pids.path()]);
+    settings.env = vec![("TEST_APP".into(), pids.path().into())];
+    let mark = format!("TEST_APP={}", pids.path());
+    let mut app = ObservedApp::loaded(settings).await;
+
+    kill(parent(app.main.unwrap()), Signal::KILL);
+    assert_eq!(app.expect_lost().await.cause, LossCause::Killed);
+    app.expect_exited().await;
+    eventually("all have ended", || {
+        let processes = procfs::process::all_processes().unwrap().flatten();
+        let environments =
+            processes.filter_map(|process| std::fs::read(format!("/proc/{}/environ", process.pid())).ok());
+        !environments
+            .into_iter()
+            .any(|environment| environment.split(|byte| *byte == 0).any(|assignment| assignment == mark.as_bytes()))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_app_that_is_ready_by_a_line_is_never_hung() {
+    let mut settings = settings(&["sh", "-c", "echo ready; sleep 600"]);
+    settings.probe = hush_sidecar::process::ReadinessProbe::LogLine { text: "ready".to_owned() };
+    settings.hang_timeout = Some(Duration::from_millis(300));
+    let mut app = ObservedApp::loaded(settings).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(is_running(app.main.unwrap()));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn signals_that_would_end_other_programs_do_not_end_the_keeper() {
     let mut app = ObservedApp::loaded(python(&[])).await;
     let (main, keeper) = (app.main.unwrap(), parent(app.main.unwrap()));

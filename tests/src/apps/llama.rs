@@ -30,7 +30,7 @@ const PROCESS_SCRIPT: &str = "\
 import sys, time, xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path = sys.argv[1]
-parameters.hostname = '127.0.0.1'
+parameters.hostnames = ['127.0.0.1']
 parameters.port = int(sys.argv[2])
 parameters.n_ctx = 8192
 parameters.endpoint_metrics = True
@@ -55,6 +55,10 @@ fn write_model(folder: &Path) -> Result<PathBuf> {
     let file = models.join(format!("{MODEL}.gguf"));
     write_tiny_llama(&file, TinyLlama::SLOW)?;
     Ok(file)
+}
+
+fn model_path(folder: &TempDir) -> String {
+    folder.path().join(format!("models/{MODEL}.gguf")).to_string_lossy().into_owned()
 }
 
 /// The library's server for process mode: the sidecar starts and stops it.
@@ -83,8 +87,14 @@ impl LlamaProcess {
         ["env", &packages, "python3", &path("server.py"), &model, port].map(str::to_owned).to_vec()
     }
 
-    pub fn pid(&self) -> Result<u32> {
-        Ok(self.program.as_ref().context("the server does not run")?.pid())
+    /// The model's file, which the server maps while the model is loaded.
+    pub fn model_path(&self) -> String {
+        model_path(&self.folder)
+    }
+
+    /// The file that every process of this server names in its command line.
+    pub fn script(&self) -> PathBuf {
+        self.folder.path().join("server.py")
     }
 
     /// Starts it without a sidecar and waits for a status of `/health`.
@@ -92,9 +102,9 @@ impl LlamaProcess {
         let command = self.command(&self.address.port().to_string());
         let mut program = Command::new(&command[0]);
         program.args(&command[1..]);
-        self.program = Some(ChildProgram::start("xllamacpp", program, &["LLAMA_"])?);
+        let program = self.program.insert(ChildProgram::start("xllamacpp", program, &["LLAMA_"])?);
         let address = self.address;
-        wait_for("the server is ready", DEADLINE, || {
+        program.wait_while_running("is ready", DEADLINE, || {
             Ok(http::get(address, "/health").ok().filter(|answer| answer.status == 200).map(|_| ()))
         })
     }
@@ -179,6 +189,11 @@ impl LlamaRouter {
         Ok(Self { binary: binary.to_owned(), folder, address: http::free_address()?, args, program: None })
     }
 
+    /// The model's file, which a child of the router maps while the model is loaded.
+    pub fn model_path(&self) -> String {
+        model_path(&self.folder)
+    }
+
     /// The model's status in the list: `unloaded`, `loading`, `loaded`.
     pub fn status(&self) -> Result<Value> {
         let list = http::get(self.address, "/models")?.json()?;
@@ -219,9 +234,9 @@ impl TestedApp for LlamaRouter {
         command.arg("--models-dir").arg(self.folder.path().join("models"));
         command.args(["--no-models-autoload", "--models-max", "0", "--metrics", "--offline", "-c", "8192"]);
         command.args(["-t", "1", "-tb", "1", "-np", "4"]).args(&self.args).env("HOME", self.folder.path());
-        self.program = Some(ChildProgram::start("llama-server", command, &["LLAMA_"])?);
+        let program = self.program.insert(ChildProgram::start("llama-server", command, &["LLAMA_"])?);
         let address = self.address;
-        wait_for("llama-server listens", DEADLINE, || {
+        program.wait_while_running("listens", DEADLINE, || {
             Ok(http::get(address, "/health").ok().filter(|answer| answer.status == 200).map(|_| ()))
         })
     }

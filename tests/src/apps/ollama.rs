@@ -91,9 +91,9 @@ impl TestedApp for OllamaServer {
     fn start(&mut self) -> Result<()> {
         let mut command = self.command();
         command.arg("serve");
-        self.program = Some(ChildProgram::start("ollama", command, &["OLLAMA_"])?);
+        let program = self.program.insert(ChildProgram::start("ollama", command, &["OLLAMA_"])?);
         let address = self.address;
-        wait_for("Ollama listens", DEADLINE, || {
+        program.wait_while_running("listens", DEADLINE, || {
             Ok(http::get(address, "/api/version").ok().filter(|answer| answer.status == 200).map(|_| ()))
         })?;
         if !self.has_model {

@@ -37,22 +37,28 @@ pub struct RunningSidecar {
 impl RunningSidecar {
     /// Starts it and waits until its operations listener answers; the app may be away.
     pub fn start(app: &dyn TestedApp, options: &SidecarOptions) -> Result<Self> {
+        Self::start_with(&app.model(), &app.sidecar_args(), options)
+    }
+
+    /// With these arguments at the end of its command line; `model` is the one that its methods mean.
+    pub fn start_with(model: &str, app_args: &[String], options: &SidecarOptions) -> Result<Self> {
         let (api, ops) = (http::free_address()?, http::free_address()?);
         let mut command = Command::new(fixtures::sidecar()?);
-        command.args(["--listen", &api.to_string(), "--ops-listen", &ops.to_string()]).args(&options.args);
+        command.args(["--listen", &api.to_string(), "--ops-listen", &ops.to_string()]);
+        command.args(["--log-format", "json", "--poll-interval", "200ms"]).args(&options.args);
         if let Some(script) = &options.gpus {
-            command.arg("--nvml-lib").arg(hush_nvml::library()?).args(["--account-gpu", gpus::UUID]);
+            command.arg("--nvml-lib").arg(hush_nvml::library()?);
+            command.args(["--device", &format!("cuda:{}", gpus::UUID), "--sample-interval", "100ms"]);
             command.env(SCRIPT_VARIABLE, script);
         }
         // The command of process mode ends the list.
-        command.args(app.sidecar_args());
+        command.args(app_args);
 
         let mut program = ChildProgram::start("hush-sidecar", command, &["HUSH_"])?;
-        wait_for("the sidecar listens", START_DEADLINE, || {
-            ensure!(program.exit_status()?.is_none(), "the sidecar has ended:\n{}", program.log().join("\n"));
+        program.wait_while_running("listens", START_DEADLINE, || {
             Ok(http::get(ops, "/healthz").ok().filter(|answer| answer.status == 200).map(|_| ()))
         })?;
-        Ok(Self { program, api, ops, model: app.model() })
+        Ok(Self { program, api, ops, model: model.to_owned() })
     }
 
     pub fn pid(&self) -> u32 {
@@ -77,7 +83,7 @@ impl RunningSidecar {
 
     /// Whether it can serve, and the reason if it cannot.
     pub fn readiness(&self) -> Result<Response> {
-        http::get(self.ops, "/readyz")
+        http::get(self.api, "/readyz")
     }
 
     pub fn wait_until_ready(&self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! A stand-in as a process of its own.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -160,10 +160,10 @@ impl TestedApp for StandInApp {
         if let Some(script) = &self.gpus {
             command.args(["--gpu", UUID]).env(SCRIPT_VARIABLE, script);
         }
-        self.program = Some(ChildProgram::start("hush-app-standin", command, &["HUSH_STANDIN"])?);
+        let program = self.program.insert(ChildProgram::start("hush-app-standin", command, &["HUSH_STANDIN"])?);
 
         let address = self.address;
-        wait_for("the stand-in listens", DEADLINE, || Ok(std::net::TcpStream::connect(address).ok().map(|_| ())))
+        program.wait_while_running("listens", DEADLINE, || Ok(TcpStream::connect(address).ok().map(|_| ())))
     }
 
     fn kill(&mut self) -> Result<()> {

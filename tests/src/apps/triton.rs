@@ -30,9 +30,11 @@ output [{name: \"y\" data_type: TYPE_FP32 dims: [1]}]
 instance_group [{kind: KIND_CPU}]
 ";
 
-/// Works for `x` seconds.
+/// Works for `x` seconds. The backend's Python ignores PYTHONPATH, and its utilities need numpy.
 const MODEL_CODE: &str = "\
+import sys
 import time
+sys.path.insert(0, 'PACKAGES')
 import triton_python_backend_utils as utils
 
 class TritonPythonModel:
@@ -68,7 +70,9 @@ impl TritonServer {
         let model = folder.path().join("repository").join(TRITON_MODEL);
         fs::create_dir_all(model.join("1"))?;
         fs::write(model.join("config.pbtxt"), MODEL_CONFIG)?;
-        let code = MODEL_CODE.replace("UNLOAD", &unload.as_secs_f64().to_string());
+        let packages = binary.ancestors().nth(4).context("no folder of packages")?;
+        let code = MODEL_CODE.replace("PACKAGES", &packages.to_string_lossy());
+        let code = code.replace("UNLOAD", &unload.as_secs_f64().to_string());
         fs::write(model.join("1/model.py"), code.replace("LOAD", &load.as_secs_f64().to_string()))?;
         let other_ports = [http::free_address()?.port(), http::free_address()?.port()];
         Ok(Self {
@@ -118,8 +122,6 @@ impl TestedApp for TritonServer {
 
     fn start(&mut self) -> Result<()> {
         let home = self.binary.ancestors().nth(2).context("no folder of tritonserver")?;
-        let packages = home.ancestors().nth(2).context("no folder of packages")?;
-        let libraries = packages.join("nvidia_pytriton.libs");
         let [grpc, metrics] = self.other_ports;
         let mut command = Command::new(&self.binary);
         let repository = self.folder.path().join("repository");
@@ -130,11 +132,10 @@ impl TestedApp for TritonServer {
         command.arg(format!("--http-port={}", self.address.port()));
         command.args([format!("--grpc-port={grpc}"), format!("--metrics-port={metrics}")]);
         command.arg("--allow-gpu-metrics=false");
-        command.env("PYTHONPATH", packages).env("LD_LIBRARY_PATH", libraries);
 
-        self.program = Some(ChildProgram::start("tritonserver", command, &["TRITON"])?);
+        let program = self.program.insert(ChildProgram::start("tritonserver", command, &["TRITON"])?);
         let address = self.address;
-        wait_for("Triton is ready", DEADLINE, || {
+        program.wait_while_running("is ready", DEADLINE, || {
             Ok(http::get(address, "/v2/health/ready").ok().filter(|answer| answer.status == 200).map(|_| ()))
         })
     }

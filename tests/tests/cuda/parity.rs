@@ -12,8 +12,8 @@ use hush_listener::spool::Spooled;
 use hush_server::audio::{self, DecodeOptions};
 use hush_tests::{cuda_double, fixtures};
 use hush_whisper::{
-    Engine, EngineDevice, EngineOptions, ModelDir, PcmSource, Precision, Segment, TranscribeError, TranscribeOptions,
-    TranscriptSink, VadOptions, cuda, runtime,
+    EncoderContext, Engine, EngineDevice, EngineOptions, ModelDir, PcmSource, Precision, Segment, TranscribeError,
+    TranscribeOptions, TranscriptSink, VadOptions, cuda, runtime,
 };
 
 const ROWS: usize = 8;
@@ -202,7 +202,20 @@ fn with_voice_activity_detection() -> Result<()> {
     all_agree(&["pauses-es.flac", "noise.flac", "en-2.wav"].map(str::to_owned), &options)
 }
 
-/// Eight jobs of one engine with different searches, which share its steps.
+/// Windows that are encoded without most of the silence after the sound.
+fn short() -> TranscribeOptions {
+    TranscribeOptions { encoder_context: EncoderContext::Short, ..plain() }
+}
+
+#[test]
+fn with_short_windows() -> Result<()> {
+    for words in [false, true] {
+        all_agree(&some(), &TranscribeOptions { word_timestamps: words, logprob_threshold: None, ..short() })?;
+    }
+    all_agree(&some()[..2], &TranscribeOptions { beam_size: Some(5), ..short() })
+}
+
+/// Eight jobs of one engine with different searches and lengths of windows, which share its steps.
 #[test]
 fn eight_mixed_requests_at_once() -> Result<()> {
     let Some(engines) = engines()? else { return Ok(()) };
@@ -210,13 +223,13 @@ fn eight_mixed_requests_at_once() -> Result<()> {
     let words = TranscribeOptions { word_timestamps: true, ..plain() };
     let prompt = TranscribeOptions { initial_prompt: Some("The server is open.".to_owned()), ..plain() };
     let mixed = [
-        ("en-1.wav", plain()),
-        ("de-1.wav", beams.clone()),
+        ("en-1.wav", short()),
+        ("de-1.wav", TranscribeOptions { encoder_context: EncoderContext::Short, ..beams.clone() }),
         ("long-de.flac", plain()),
-        ("fr-1.wav", words.clone()),
+        ("fr-1.wav", TranscribeOptions { encoder_context: EncoderContext::Short, ..words.clone() }),
         ("long-en.flac", beams),
         ("es-1.wav", prompt),
-        ("zh-1.wav", plain()),
+        ("zh-1.wav", short()),
         ("noisy-fr.flac", words),
     ];
     let gpu = &engines.gpu;

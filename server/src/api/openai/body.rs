@@ -130,12 +130,6 @@ fn token_text(bytes: &[u8]) -> String {
     }
 }
 
-/// Adds the duration of a transcript to the metric of transcribed audio.
-pub fn count_audio(state: &ApiState, model: &dyn TranscriptionModel, transcript: &Transcript) {
-    let counter = state.metrics.audio_seconds_total.with_label_values(&[model.model()]);
-    counter.inc_by(transcript.duration_seconds.max(0.0));
-}
-
 /// Transcribes a recording and answers in the requested format.
 pub async fn transcribe(
     state: &ApiState,
@@ -146,7 +140,7 @@ pub async fn transcribe(
     let task = parameters.options.task;
     let transcribed = model.transcribe(recording, parameters.options, Some(state.config.cold_hold));
     let Transcription { transcript, segments } = transcribed.await?;
-    count_audio(state, &*model, &transcript);
+    state.metrics.record_transcript(model.model(), &transcript);
     match parameters.format {
         ResponseFormat::Json => {
             let mut all = Vec::new();
@@ -286,7 +280,15 @@ mod tests {
             segment(0, 0, 0.0, " Grüß Gott.", vec![word(" Grüß", 0.0, 0.5), word(" Gott.", 0.5, 2.0)]),
             segment(1, 250, 2.5, " \"Ja\"", vec![word(" \"Ja\"", 2.5, 3.0)]),
         ];
-        (Transcript { language: "de".to_owned(), language_probability: None, duration_seconds: 5.25 }, segments)
+        (
+            Transcript {
+                language: "de".to_owned(),
+                language_probability: None,
+                duration_seconds: 5.25,
+                ..Transcript::default()
+            },
+            segments,
+        )
     }
 
     #[test]
@@ -322,7 +324,12 @@ mod tests {
 
     #[test]
     fn silence_is_an_empty_text_and_no_segment() {
-        let transcript = Transcript { language: "xx".to_owned(), language_probability: None, duration_seconds: 0.0 };
+        let transcript = Transcript {
+            language: "xx".to_owned(),
+            language_probability: None,
+            duration_seconds: 0.0,
+            ..Transcript::default()
+        };
         let expected = "{\"task\":\"transcribe\",\"language\":\"xx\",\"duration\":0.0,\"text\":\"\",\"segments\":[],\
             \"usage\":{\"type\":\"duration\",\"seconds\":0}}";
         assert_eq!(print(&verbose(SpeechTask::Transcribe, false, true, &transcript, &[])), expected);

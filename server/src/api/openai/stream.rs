@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::speech::TranscriptionModel;
 use super::super::{ApiConfig, ApiState};
-use super::body::{Logprob, count_audio, logprobs, text_language};
+use super::body::{Logprob, logprobs, text_language};
 use super::error::{OpenAiError, OpenAiErrorBody};
 use super::parameters::TranscriptionParameters;
 use super::text::SegmentJoiner;
@@ -240,7 +240,7 @@ impl TranscriptStream {
 
     fn done(&mut self, transcript: &Transcript) -> Bytes {
         self.ended = true;
-        count_audio(&self.state, &*self.model, transcript);
+        self.state.metrics.record_transcript(self.model.model(), transcript);
 
         let text = std::mem::take(&mut self.text).into_text();
         let usage = TokenUsage::new(transcript.duration_seconds, self.output_tokens);

@@ -141,7 +141,7 @@ mod tests {
                     drainTimeout: 1s, maxQueue: 1, maxBatch: 1, coldHold: 1s, maxUpload: 1MiB, maxAudioDuration: 1h, \
                     maxDecoded: 1GiB, maxSpool: 1GiB, minUploadRate: 1KiB, maxConnections: 1, spoolMemoryTotal: 1MiB, spoolDir: /s, \
                     spoolMemory: 1MiB, asrEngine: faster_whisper, device: cpu, precision: int8, threads: 1, ortLib: /o, \
-                    vadModel: /v, ffmpeg: /f, fallbackTokens: 1, fallbackTime: 1s, nvmlLib: /n, gpuSampleInterval: 1s, headroom: 1MiB, reclaimTimeout: 1s, \
+                    vadModel: /v, ffmpeg: /f, fallbackTokens: 1, fallbackTime: 1s, encoderContext: full, nvmlLib: /n, gpuSampleInterval: 1s, headroom: 1MiB, reclaimTimeout: 1s, \
                     memoryReclaimer: 95%, tlsCert: /a, tlsKey: /b, opsTlsCert: /c, opsTlsKey: /d, apiKeysFile: /k, \
                     adminTokenFile: /t, webUi: false, logFormat: json, logLevel: debug}";
 

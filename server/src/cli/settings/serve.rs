@@ -27,7 +27,7 @@ const MOST_BATCH: usize = 256;
 
 /// Options that a reload applies to the running server: by models that are added or changed, or when a request comes.
 /// All others take a restart.
-const APPLIED_BY_RELOAD: [&str; 14] = [
+const APPLIED_BY_RELOAD: [&str; 15] = [
     "models-dir",
     "default-alias",
     "serve-installed",
@@ -42,6 +42,7 @@ const APPLIED_BY_RELOAD: [&str; 14] = [
     "threads",
     "fallback-tokens",
     "fallback-time",
+    "encoder-context",
 ];
 
 /// The options of `serve`, and what follows from them.

@@ -18,7 +18,9 @@ use serde::{Serialize, Serializer};
 
 pub use amounts::{ByteSize, DurationArg, Percent, WholeNumber, read_decimal};
 pub use device::{ComputeDevice, DeviceChoice, GpuChoice};
-pub use words::{AsrEngine, LogFormat, OutputFormat, PrecisionChoice, PrecisionWord, ResidencyChoice, TaskWord};
+pub use words::{
+    AsrEngine, EncoderContextWord, LogFormat, OutputFormat, PrecisionChoice, PrecisionWord, ResidencyChoice, TaskWord,
+};
 
 /// What a value should have been, for the person who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -69,6 +69,15 @@ words! {
 }
 
 words! {
+    /// How much of a window the encoder hears.
+    EncoderContextWord {
+        /// Windows that are mostly silence without most of it, where that costs no accuracy.
+        Auto = "auto",
+        Full = "full",
+    }
+}
+
+words! {
     /// The engine of whisper-asr-webservice whose JSON `/asr` imitates.
     AsrEngine {
         OpenaiWhisper = "openai_whisper",

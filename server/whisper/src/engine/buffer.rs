@@ -9,6 +9,14 @@ use ort::{
     value::{DynTensor, Shape, TensorElementType},
 };
 
+/// The first `length` entries of a side of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotPrefix {
+    /// The side, without that of the slots.
+    pub axis: usize,
+    pub length: usize,
+}
+
 /// `[slots, ...slot]` of one element type.
 pub struct Buffer {
     whole: DynTensor,
@@ -35,6 +43,10 @@ impl Buffer {
         Ok(())
     }
 
+    pub fn element(&self) -> TensorElementType {
+        self.element
+    }
+
     /// Bytes of one slot.
     fn stride(&self) -> usize {
         self.bytes(self.slot.iter().product())
@@ -58,14 +70,13 @@ impl Buffer {
         view(&mut self.whole, self.element, &shape, start, length)
     }
 
-    /// Copies a slot of `from`, a buffer of the same shape. `prefix` limits the copy to the first so many entries of the
-    /// second dimension.
+    /// Copies a slot of `from`, a buffer of the same shape; `prefix` limits the copy.
     pub fn copy_from(
         &mut self,
         from: &mut Self,
         source: usize,
         target: usize,
-        prefix: Option<usize>,
+        prefix: Option<SlotPrefix>,
     ) -> Result<(), ort::Error> {
         if source >= from.slots || target >= self.slots || from.slot != self.slot || from.element != self.element {
             return Err(ort::Error::new(format!("a copy from slot {source} to {target} does not fit")));
@@ -79,7 +90,7 @@ impl Buffer {
     }
 
     /// Like [`Self::copy_from`], within this buffer.
-    pub fn copy_within(&mut self, source: usize, target: usize, prefix: Option<usize>) -> Result<(), ort::Error> {
+    pub fn copy_within(&mut self, source: usize, target: usize, prefix: Option<SlotPrefix>) -> Result<(), ort::Error> {
         if source == target {
             return Ok(());
         }
@@ -95,16 +106,70 @@ impl Buffer {
         Ok(())
     }
 
-    /// The byte ranges of a slot `[heads, tokens, ...]` that a copy of `prefix` tokens includes.
-    fn pieces(&self, prefix: Option<usize>) -> Vec<Range<usize>> {
-        match (prefix, self.slot.as_slice()) {
-            (Some(prefix), [heads, tokens, inner @ ..]) => {
-                let inner: usize = inner.iter().product();
-                let (stride, used) = (self.bytes(tokens * inner), self.bytes(prefix.min(*tokens) * inner));
-                (0..*heads).map(|head| head * stride..head * stride + used).collect()
-            }
-            _ => std::iter::once(0..self.stride()).collect(),
+    /// The prefix of a slot as a tensor of its own, `[1, ...slot]` with the shorter side.
+    pub fn prefix(&self, slot: usize, prefix: SlotPrefix) -> Result<DynTensor, ort::Error> {
+        let mut copy = DynTensor::new(&Allocator::default(), self.element, self.prefix_shape(prefix))?;
+        let (from, into) = self.prefix_pieces(slot, prefix)?;
+        copy_each(&mut copy, &into, &self.whole, &from);
+        Ok(copy)
+    }
+
+    /// Writes a tensor of the form that [`Self::prefix`] returns into a slot.
+    pub fn store_prefix(&mut self, slot: usize, prefix: SlotPrefix, tensor: &DynTensor) -> Result<(), ort::Error> {
+        let shape: Vec<usize> = tensor.shape().iter().map(|side| usize::try_from(*side).unwrap_or_default()).collect();
+        if shape != self.prefix_shape(prefix) || *tensor.data_type() != self.element {
+            return Err(ort::Error::new(format!("a tensor {shape:?} does not fill {prefix:?} of a slot")));
         }
+
+        let (into, from) = self.prefix_pieces(slot, prefix)?;
+        copy_each(&mut self.whole, &into, tensor, &from);
+
+        Ok(())
+    }
+
+    /// The shape of the prefix of one slot.
+    pub fn prefix_shape(&self, prefix: SlotPrefix) -> Vec<usize> {
+        let mut shape: Vec<usize> = std::iter::once(1).chain(self.slot.iter().copied()).collect();
+        if let Some(side) = shape.get_mut(1 + prefix.axis) {
+            *side = prefix.length.min(*side);
+        }
+        shape
+    }
+
+    /// The byte ranges of a slot's prefix in the buffer, and in a tensor that holds nothing else.
+    fn prefix_pieces(
+        &self,
+        slot: usize,
+        prefix: SlotPrefix,
+    ) -> Result<(Vec<Range<usize>>, Vec<Range<usize>>), ort::Error> {
+        if slot >= self.slots {
+            return Err(ort::Error::new(format!("no slot {slot} in a buffer of {}", self.slots)));
+        }
+
+        let start = slot * self.stride();
+        let scattered: Vec<_> =
+            self.pieces(Some(prefix)).into_iter().map(|piece| start + piece.start..start + piece.end).collect();
+        let joined = scattered.iter().scan(0, |end, piece| {
+            let start = *end;
+            *end += piece.len();
+            Some(start..*end)
+        });
+        let joined = joined.collect();
+
+        Ok((scattered, joined))
+    }
+
+    /// The byte ranges of a slot that a copy includes.
+    fn pieces(&self, prefix: Option<SlotPrefix>) -> Vec<Range<usize>> {
+        let Some(SlotPrefix { axis, length }) = prefix.filter(|prefix| prefix.axis < self.slot.len()) else {
+            return std::iter::once(0..self.stride()).collect();
+        };
+
+        let (outer, sides) = self.slot.split_at(axis);
+        let (outer, inner) = (outer.iter().product::<usize>(), sides[1..].iter().product::<usize>());
+        let (stride, used) = (self.bytes(sides[0] * inner), self.bytes(length.min(sides[0]) * inner));
+
+        (0..outer).map(|index| index * stride..index * stride + used).collect()
     }
 
     /// The values of these slots, for a buffer of f32 in the host's memory.
@@ -145,6 +210,17 @@ fn copy_pieces(into: &mut DynTensor, to: usize, from: &DynTensor, at: usize, pie
     for piece in pieces {
         // SAFETY: both ranges are inside their buffers, which the caller has checked, and the buffers are distinct.
         unsafe { ptr::copy_nonoverlapping(from.add(at + piece.start), into.add(to + piece.start), piece.len()) };
+    }
+}
+
+/// Copies ranges of bytes to as many ranges of the same lengths, which are inside their tensors.
+#[allow(unsafe_code, reason = "bytes of a tensor, whatever its element type")]
+fn copy_each(into: &mut DynTensor, to: &[Range<usize>], from: &DynTensor, at: &[Range<usize>]) {
+    let (into, from) = (into.data_ptr_mut().cast::<u8>(), from.data_ptr().cast::<u8>());
+    for (to, at) in to.iter().zip(at) {
+        // SAFETY: the ranges have the same length and are inside their tensors, which the caller has checked; the tensors are
+        // distinct.
+        unsafe { ptr::copy_nonoverlapping(from.add(at.start), into.add(to.start), at.len()) };
     }
 }
 

@@ -266,10 +266,10 @@ impl DecodeWorker {
     fn encode(&mut self, mel: &[f32]) -> Result<WindowId, ort::Error> {
         self.next_window += 1;
         let id = self.next_window;
+        let positions = self.decoder.lengths.positions(mel)?;
         let slot = self.slots.allocate(&self.decoder, id, self.limits.windows)?;
-        let cross = self.slots.cache().cross(&self.decoder, slot);
 
-        match cross.and_then(|mut cross| self.encoder.encode(mel, &mut cross)) {
+        match self.encode_into(slot, positions, mel) {
             Ok(()) => {
                 self.windows.insert(id, WindowState { length: 0, logits: Vec::new(), single_search: None });
                 Ok(id)
@@ -279,6 +279,14 @@ impl DecodeWorker {
                 Err(error)
             }
         }
+    }
+
+    /// Encodes a window into a slot.
+    fn encode_into(&mut self, slot: usize, positions: usize, mel: &[f32]) -> Result<(), ort::Error> {
+        let cache = self.slots.cache();
+        let mut cross = cache.begin_window(&self.decoder, slot, positions)?;
+        self.encoder.encode(mel, &mut cross)?;
+        cache.complete_window(slot, &cross)
     }
 
     fn prefill(&mut self, window: WindowId, restart: bool, tokens: &[u32]) -> Result<Vec<f32>, ort::Error> {

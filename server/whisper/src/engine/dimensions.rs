@@ -2,14 +2,17 @@
 //! graphs read and write that memory.
 
 use super::EngineLoadError;
+use super::encoder::WindowLengths;
+use crate::graph::decoder::LAST_FRAME;
 use crate::model_dir::{DECODER, ENCODER, ModelDir};
 use crate::onnx::GraphFile;
 
-/// The initialiser of the decoder with one row for each position.
+/// The initialisers with one row for each position.
+const ENCODER_POSITIONS: &str = "encoder.embed_positions.weight";
 const POSITIONS: &str = "decoder.embed_positions.weight";
 
-/// Compares the files, before any memory is allocated.
-pub fn check(model: &ModelDir) -> Result<(), EngineLoadError> {
+/// Compares the files, before any memory is allocated. Returns the lengths of windows that the graphs accept.
+pub fn check(model: &ModelDir) -> Result<WindowLengths, EngineLoadError> {
     let read = |graph| GraphFile::read(&model.file(graph)).map_err(|source| EngineLoadError::Graph { graph, source });
     let config = &model.manifest().config;
 
@@ -18,7 +21,7 @@ pub fn check(model: &ModelDir) -> Result<(), EngineLoadError> {
     let frames = at(&mel, 2).map(|frames| frames / 2);
 
     expect(ENCODER, "num_mel_bins", config.num_mel_bins, at(&mel, 1))?;
-    expect(ENCODER, "max_source_positions", config.max_source_positions, frames)?;
+    expect(ENCODER, "max_source_positions", config.max_source_positions, frames.or(encoder.rows(ENCODER_POSITIONS)))?;
     expect(ENCODER, "d_model", config.d_model, at(&hidden, 2))?;
 
     let decoder = read(DECODER)?;
@@ -29,7 +32,16 @@ pub fn check(model: &ModelDir) -> Result<(), EngineLoadError> {
     expect(DECODER, "decoder_attention_heads", config.decoder_attention_heads, at(&cache, 1))?;
     expect(DECODER, "vocab_size", config.vocab_size, at(&logits, 1))?;
 
-    expect(DECODER, "max_target_positions", config.max_target_positions, decoder.rows(POSITIONS))
+    expect(DECODER, "max_target_positions", config.max_target_positions, decoder.rows(POSITIONS))?;
+
+    let has_last_frame = decoder.count_inputs(LAST_FRAME) == 1;
+
+    Ok(WindowLengths {
+        mel_bins: config.num_mel_bins,
+        longest: config.max_source_positions,
+        accepts_shorter: frames.is_none() && has_last_frame,
+        has_last_frame,
+    })
 }
 
 fn at(dimensions: &[Option<i64>], axis: usize) -> Option<i64> {

@@ -5,22 +5,28 @@ use std::ops::Range;
 use ort::{
     memory::Allocator,
     session::IoBinding,
-    value::{Tensor, TensorElementType},
+    value::{DynTensor, Tensor, TensorElementType},
 };
 
 use super::{
-    buffer::Buffer,
+    buffer::{Buffer, SlotPrefix},
     encoder::{CrossShape, CrossTensor},
     kv_cache::{DecoderSession, StepInput, bind_shapes},
 };
-use crate::graph::choice;
+use crate::graph::{choice, decoder::LAST_FRAME};
+
+/// The side of a row's keys and values, `[heads, tokens, width]`, that has its tokens.
+const TOKENS_AXIS: usize = 1;
 
 /// KV slots of `rows` rows each. Row `r` of the window in slot `s` is row `s * rows + r` of a call.
 pub struct HostKvCache {
     rows: usize,
     slots: usize,
-    /// Cross-attention keys and values of the windows, one slot for each.
+    /// Cross-attention keys and values of the windows, one slot for each. A slot has room for the longest window.
     cross: Vec<CacheTensor>,
+    /// Positions of the window in each slot.
+    positions: Vec<usize>,
+    longest: usize,
     /// Self-attention keys and values of the rows' tokens, one buffer slot for each row.
     self_kv: Vec<CacheTensor>,
     logits: Buffer,
@@ -35,6 +41,14 @@ struct CacheTensor {
     input: String,
     output: Option<String>,
     buffer: Buffer,
+    /// The side of a slot along which a window or a row may be shorter than the slot.
+    axis: Option<usize>,
+}
+
+impl CacheTensor {
+    fn prefix(&self, length: usize) -> Option<SlotPrefix> {
+        self.axis.map(|axis| SlotPrefix { axis, length })
+    }
 }
 
 impl HostKvCache {
@@ -42,13 +56,19 @@ impl HostKvCache {
         let DecoderSession { shape, cross: cross_shapes, .. } = decoder;
         let mut cross = Vec::with_capacity(cross_shapes.len());
 
-        for CrossShape { name, element, shape } in cross_shapes {
-            // The graph does not write this output, but ONNX Runtime would copy the input for an unbound one.
-            let output = (*element == TensorElementType::Int8).then(|| format!("present_{name}"));
+        for CrossShape { name, element, shape, positions_axis } in cross_shapes {
+            // The graph does not write this output, but ONNX Runtime would copy the input for an unbound one. It is known by
+            // its shape, since the decoder may not be loaded yet.
+            let is_unchanged = match decoder.lengths.has_last_frame {
+                true => *positions_axis == Some(1),
+                false => *element == TensorElementType::Int8,
+            };
+            let output = is_unchanged.then(|| format!("present_{name}"));
             cross.push(CacheTensor {
                 input: name.clone(),
                 output,
                 buffer: Buffer::new(*element, slots, shape.clone())?,
+                axis: *positions_axis,
             });
         }
 
@@ -60,13 +80,17 @@ impl HostKvCache {
                     input: format!("self_{kind}_{layer}"),
                     output: Some(format!("present_{kind}_{layer}")),
                     buffer: Buffer::new(shape.float_type, slots * rows, row)?,
+                    axis: Some(TOKENS_AXIS),
                 });
             }
         }
 
         let logits = Buffer::new(TensorElementType::Float32, slots * rows, vec![shape.vocabulary])?;
 
-        Ok(Self { rows, slots, cross, self_kv, logits, binding: None, bound: None })
+        let longest = decoder.lengths.longest;
+        let positions = vec![longest; slots];
+
+        Ok(Self { rows, slots, cross, positions, longest, self_kv, logits, binding: None, bound: None })
     }
 
     pub fn rows(&self) -> usize {
@@ -91,25 +115,79 @@ impl HostKvCache {
         }
 
         self.logits.grow(slots * self.rows, 0)?;
+        self.positions.resize(slots, self.longest);
         self.slots = slots;
 
         Ok(())
     }
 
-    /// The cross-attention keys and values of one window, as views into the cache.
-    pub fn cross(&mut self, slot: usize) -> Result<Vec<CrossTensor>, ort::Error> {
-        let view = |shared: &mut CacheTensor| {
-            let tensor = shared.buffer.view(slot..slot + 1)?;
+    /// See [`super::kv_cache::KvCache::begin_window`]. The tensors of a short window are separate, because its heads do not
+    /// lie side by side in a slot.
+    pub fn begin_window(&mut self, slot: usize, positions: usize) -> Result<Vec<CrossTensor>, ort::Error> {
+        self.set_positions(slot, positions)?;
+
+        let is_short = positions < self.longest;
+        let target = |shared: &mut CacheTensor| {
+            let tensor = match shared.prefix(positions).filter(|_| is_short) {
+                Some(prefix) => {
+                    let shape = shared.buffer.prefix_shape(prefix);
+                    DynTensor::new(&Allocator::default(), shared.buffer.element(), shape)?
+                }
+                None => shared.buffer.view(slot..slot + 1)?,
+            };
             Ok(CrossTensor { name: shared.input.clone(), tensor })
         };
 
-        self.cross.iter_mut().map(view).collect()
+        self.cross.iter_mut().map(target).collect()
+    }
+
+    pub fn complete_window(&mut self, slot: usize, cross: &[CrossTensor]) -> Result<(), ort::Error> {
+        let positions = self.positions_of(slot)?;
+        if positions == self.longest {
+            return Ok(());
+        }
+
+        for (shared, CrossTensor { tensor, .. }) in self.cross.iter_mut().zip(cross) {
+            if let Some(prefix) = shared.prefix(positions) {
+                shared.buffer.store_prefix(slot, prefix, tensor)?;
+            }
+        }
+
+        Ok(())
+    }
+
+    fn positions_of(&self, slot: usize) -> Result<usize, ort::Error> {
+        self.positions.get(slot).copied().ok_or_else(|| ort::Error::new(format!("no slot {slot}")))
+    }
+
+    fn set_positions(&mut self, slot: usize, positions: usize) -> Result<(), ort::Error> {
+        let known = self.positions.get_mut(slot).ok_or_else(|| ort::Error::new(format!("no slot {slot}")))?;
+        *known = positions;
+        Ok(())
+    }
+
+    /// The cross-attention keys and values of one window: views into the cache, or copies for a short window.
+    pub fn cross(&mut self, slot: usize) -> Result<Vec<CrossTensor>, ort::Error> {
+        let positions = self.positions_of(slot)?;
+        let is_short = positions < self.longest;
+        let read = |shared: &mut CacheTensor| {
+            let tensor = match shared.prefix(positions).filter(|_| is_short) {
+                Some(prefix) => shared.buffer.prefix(slot, prefix)?,
+                None => shared.buffer.view(slot..slot + 1)?,
+            };
+            Ok(CrossTensor { name: shared.input.clone(), tensor })
+        };
+
+        self.cross.iter_mut().map(read).collect()
     }
 
     /// Copies a window with the first `length` tokens of its rows.
     pub fn copy_window(&mut self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
-        for CacheTensor { buffer, .. } in &mut self.cross {
-            buffer.copy_within(from, to, None)?;
+        let positions = self.positions_of(from)?;
+        self.set_positions(to, positions)?;
+        for shared in &mut self.cross {
+            let prefix = shared.prefix(positions);
+            shared.buffer.copy_within(from, to, prefix)?;
         }
         for row in 0..self.rows {
             self.copy_row(from * self.rows + row, to * self.rows + row, length)?;
@@ -119,22 +197,26 @@ impl HostKvCache {
 
     /// Copies the first `length` tokens of a row.
     pub fn copy_row(&mut self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
-        for CacheTensor { buffer, .. } in &mut self.self_kv {
-            buffer.copy_within(from, to, Some(length))?;
+        for tensor in &mut self.self_kv {
+            let prefix = tensor.prefix(length);
+            tensor.buffer.copy_within(from, to, prefix)?;
         }
         Ok(())
     }
 
     /// Copies a window from a cache of one row for each window: each row here begins as a copy of that row.
     pub fn fork(&mut self, single_rows: &mut Self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
+        let positions = single_rows.positions_of(from)?;
+        self.set_positions(to, positions)?;
         for (here, there) in self.cross.iter_mut().zip(&mut single_rows.cross) {
-            here.buffer.copy_from(&mut there.buffer, from, to, None)?;
+            let prefix = here.prefix(positions);
+            here.buffer.copy_from(&mut there.buffer, from, to, prefix)?;
         }
 
         for (here, there) in self.self_kv.iter_mut().zip(&mut single_rows.self_kv) {
             for row in 0..self.rows {
-                let to = to * self.rows + row;
-                here.buffer.copy_from(&mut there.buffer, from, to, Some(length))?;
+                let (to, prefix) = (to * self.rows + row, here.prefix(length));
+                here.buffer.copy_from(&mut there.buffer, from, to, prefix)?;
             }
         }
 
@@ -179,6 +261,11 @@ impl HostKvCache {
         input("seqlens_k", &[count], &mut lengths.iter().map(|length| length + step - 1))?;
         input("total_sequence_length", &[], &mut std::iter::once(longest))?;
 
+        if decoder.lengths.has_last_frame {
+            let last_frames = self.positions[slots.clone()].iter().map(|positions| positions - 1);
+            input(LAST_FRAME, &[slots.len()], &mut last_frames.into_iter())?;
+        }
+
         if decoder.choice.is_some() {
             // On a CPU the host chooses from all logits, so that the ranges have no effect.
             for name in choice::RANGES {
@@ -203,7 +290,7 @@ impl HostKvCache {
         self.bound = None;
         let self_kv = self.self_kv.iter_mut().map(|tensor| (tensor, rows));
 
-        for (CacheTensor { input, output, buffer }, range) in
+        for (CacheTensor { input, output, buffer, .. }, range) in
             self.cross.iter_mut().map(|tensor| (tensor, slots)).chain(self_kv)
         {
             let mut view = buffer.view(range.clone())?;

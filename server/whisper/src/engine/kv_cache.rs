@@ -14,7 +14,7 @@ use super::{
         kv_cache::{DeviceKvCache, GraphNumbers},
         step_io::RowInput,
     },
-    encoder::{CrossShape, CrossTensor},
+    encoder::{CrossShape, CrossTensor, WindowLengths},
     host_kv_cache::HostKvCache,
     pending_session::PendingSession,
 };
@@ -30,6 +30,7 @@ pub struct DecoderSession {
     pub memory: DecoderMemory,
     pub shape: DecoderShape,
     pub cross: Vec<CrossShape>,
+    pub lengths: WindowLengths,
     /// The layout of the output `choice`, for graphs that have it.
     pub choice: Option<ChoiceLayout>,
 }
@@ -195,7 +196,28 @@ impl KvCache {
         }
     }
 
-    /// The cross-attention keys and values of one window, as views into the cache.
+    /// The tensors into which a window with so many positions is encoded; [`Self::complete_window`] must follow.
+    pub fn begin_window(
+        &mut self,
+        decoder: &DecoderSession,
+        slot: usize,
+        positions: usize,
+    ) -> Result<Vec<CrossTensor>, ort::Error> {
+        match self {
+            Self::Host(cache) => cache.begin_window(slot, positions),
+            Self::Device(cache) => cache.begin_window(decoder, slot, positions),
+        }
+    }
+
+    /// Puts the tensors of [`Self::begin_window`] into the slot, if they are not views of it.
+    pub fn complete_window(&mut self, slot: usize, cross: &[CrossTensor]) -> Result<(), ort::Error> {
+        match self {
+            Self::Host(cache) => cache.complete_window(slot, cross),
+            Self::Device(_) => Ok(()),
+        }
+    }
+
+    /// The cross-attention keys and values of one window, as long as the window: views into the cache, or copies.
     pub fn cross(&mut self, decoder: &DecoderSession, slot: usize) -> Result<Vec<CrossTensor>, ort::Error> {
         match self {
             Self::Host(cache) => cache.cross(slot),

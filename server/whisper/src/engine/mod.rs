@@ -55,7 +55,7 @@ use device::{
     memory::CudaStream,
     weights::{DeviceWeights, WeightUploadError},
 };
-use encoder::{Encoder, HostEncoder};
+use encoder::{Encoder, HostEncoder, WindowLengths};
 use kv_cache::{DecoderMemory, DecoderSession, DecoderShape};
 use pending_session::{EngineLoadOutcome, PendingSession};
 use session::SessionTarget;
@@ -141,6 +141,7 @@ struct EngineShared {
     aligner: Arc<Mutex<Aligner>>,
     vad_model: OnceLock<PathBuf>,
     max_batch: usize,
+    lengths: WindowLengths,
 }
 
 impl Engine {
@@ -148,7 +149,15 @@ impl Engine {
     /// decoder's weights are still being packed while the first window is encoded ([`Self::wait_until_loaded`] waits for them).
     pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, EngineLoadError> {
         let environment = runtime::environment()?;
-        dimensions::check(model)?;
+        let lengths = dimensions::check(model)?;
+        if !lengths.accepts_shorter {
+            tracing::info!(
+                model = %model.path().display(),
+                "an older version of Hush installed this model, so every window is encoded as 30 s; repeat `hush-server \
+                 install` to transcribe short recordings faster"
+            );
+        }
+
         let context = match options.device {
             EngineDevice::Cpu => None,
             EngineDevice::Cuda { index } => Some(device_context(model, index)?),
@@ -177,7 +186,7 @@ impl Engine {
             let _ = outcome.wait();
         })?;
 
-        let worker = decode_worker(encoder, decoder, context.clone(), model.manifest(), options)?;
+        let worker = decode_worker(encoder, decoder, context.clone(), model.manifest(), lengths, options)?;
         let (commands, inbox) = mpsc::channel();
         let thread = thread::Builder::new().name("engine".into()).spawn(move || worker.run(&inbox))?;
         let Manifest { config, tokens, .. } = model.manifest();
@@ -197,6 +206,7 @@ impl Engine {
             aligner: Arc::new(Mutex::new(aligner)),
             vad_model: OnceLock::new(),
             max_batch: options.max_batch.max(1),
+            lengths,
         };
 
         Ok(Self { shared: Arc::new(shared) })
@@ -228,8 +238,8 @@ impl Engine {
         self.shared.log_mel.get_or_init(|| LogMel::new(self.shared.config.num_mel_bins)).clone()
     }
 
-    /// Encodes one window: log-mel `[bins, 3000]`. Waits while as many windows are held as may be; the memory of `mel` can
-    /// be used again for the next window.
+    /// Encodes one window: log-mel `[bins, 3000]`, or fewer frames if [`Self::accepts_short_windows`]. Waits while as many
+    /// windows are held as may be; the memory of `mel` can be used again for the next window.
     pub fn encode(&self, mel: &mut Vec<f32>) -> Result<EncodedWindow, ort::Error> {
         EncodedWindow::encode(&self.shared.worker, mel)
     }
@@ -243,6 +253,11 @@ impl Engine {
     /// Sets the path of Silero's model, which requests with [`crate::VadOptions`] open. Only the first call has an effect.
     pub fn use_vad(&self, model: PathBuf) {
         let _ = self.shared.vad_model.set(model);
+    }
+
+    /// Whether the encoder accepts windows of less than 30 s.
+    pub fn accepts_short_windows(&self) -> bool {
+        self.shared.lengths.accepts_shorter
     }
 
     /// Windows that are held at the same time.
@@ -306,6 +321,7 @@ fn decode_worker(
     decoder: PendingSession,
     context: Option<DeviceContext>,
     manifest: &Manifest,
+    lengths: WindowLengths,
     options: &EngineOptions,
 ) -> Result<DecodeWorker, EngineLoadError> {
     let config = &manifest.config;
@@ -315,23 +331,29 @@ fn decode_worker(
     };
 
     let (encoder, memory) = match context {
-        None => (HostEncoder::new(encoder, config).map(Encoder::Host), DecoderMemory::Host),
+        None => (HostEncoder::new(encoder, lengths).map(Encoder::Host), DecoderMemory::Host),
         Some(context) => {
-            let encoder = DeviceEncoder::new(encoder, context.clone(), config).map(Encoder::Device);
+            let encoder = DeviceEncoder::new(encoder, context.clone(), lengths, config.d_model).map(Encoder::Device);
             (encoder, DecoderMemory::Device { context, graphs: GraphNumbers::default() })
         }
     };
 
     let encoder = encoder.map_err(EngineLoadError::Buffers)?;
-    let cross = encoder.cross_shapes();
+    let cross = encoder.cross_shapes(lengths.longest);
 
     let choice = (manifest.precision == Precision::Fp16).then(|| {
         let timestamps = manifest.tokens.timestamp_begin;
         ChoiceLayout { likeliest: choice::likeliest(config.vocab_size, timestamps as usize), timestamps }
     });
 
-    let decoder =
-        DecoderSession { session: decoder, memory, shape: DecoderShape::new(config, float_type), cross, choice };
+    let decoder = DecoderSession {
+        session: decoder,
+        memory,
+        shape: DecoderShape::new(config, float_type),
+        cross,
+        lengths,
+        choice,
+    };
     let windows = options.max_batch.max(1);
     let limits = EngineLimits { windows, rows: (ROWS_PER_WINDOW * windows).max(MAX_CANDIDATES) };
 

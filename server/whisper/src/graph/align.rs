@@ -44,7 +44,7 @@ pub fn build(mut b: GraphBuilder<'_, '_>) -> Result<Vec<u8>> {
         }
     }
 
-    let shape = ["B".into(), alignment.len().into(), "S".into(), config.max_source_positions.into()];
+    let shape = ["B".into(), alignment.len().into(), "S".into(), "E".into()];
     b.graph.output("weights", ElementType::F32, &shape);
     let all: Vec<&str> = weights.iter().map(String::as_str).collect();
     b.graph.op("Concat", &all, &["weights"]).int("axis", 1);

@@ -17,6 +17,7 @@ pub fn build(mut b: GraphBuilder<'_, '_>) -> Result<Vec<u8>> {
 
     b.graph.input("seqlens_k", ElementType::I32, &["B".into()]);
     b.graph.input("total_sequence_length", ElementType::I32, &[]);
+    b.graph.input(LAST_FRAME, ElementType::I32, &["W".into()]);
 
     let (mut x, mut norm) = embed(&mut b)?;
     for layer in 0..layers {
@@ -83,9 +84,9 @@ fn cache_outputs(b: &mut GraphBuilder<'_, '_>, layer: usize) {
         let cache = ["B".into(), heads.into(), "T".into(), width.into()];
         b.graph.output(&format!("present_{kind}_{layer}"), b.real(), &cache);
 
-        if b.precision == Precision::Int8 {
-            let shape = ["W".into(), heads.into(), config.max_source_positions.into(), width.into()];
-            b.graph.output(&format!("present_cross_{kind}_{layer}"), ElementType::I8, &shape);
+        if !b.for_gpu() {
+            let shape = ["W".into(), heads.into(), "E".into(), width.into()];
+            b.graph.output(&format!("present_cross_{kind}_{layer}"), cross_element(b), &shape);
         }
     }
 }
@@ -105,6 +106,15 @@ pub fn inputs(b: &mut GraphBuilder<'_, '_>) {
             b.graph.input(name, ElementType::I64, &[3.into()]);
         }
     }
+}
+
+/// Input of the decoder: the last frame of each window, i32 `[W]`. The keys and values after it are not read, so that
+/// windows of different lengths share a call.
+pub const LAST_FRAME: &str = "cross_last_frame";
+
+/// The type of the cross-attention's keys and values.
+fn cross_element(b: &GraphBuilder<'_, '_>) -> ElementType {
+    if b.precision == Precision::Int8 { ElementType::I8 } else { b.real() }
 }
 
 /// Inputs of graphs for a GPU, in the host's memory: `[W, (B / W) S, D]` and `[B, S, D]`.
@@ -128,13 +138,12 @@ impl CrossInput {
 /// Adds the inputs `cross_{kind}_{layer}` and, for 8 bits, `cross_{kind}_scale_{layer}`.
 pub fn add_cross_input(b: &mut GraphBuilder<'_, '_>, kind: &str, layer: usize) -> CrossInput {
     let config = b.config();
-    let frames = config.max_source_positions;
-    let by_head = ["W".into(), config.decoder_attention_heads.into(), frames.into(), config.head_width().into()];
-    let by_frame = ["W".into(), frames.into(), config.d_model.into()];
+    let by_head = ["W".into(), config.decoder_attention_heads.into(), "E".into(), config.head_width().into()];
+    let by_frame = ["W".into(), "E".into(), config.d_model.into()];
     let shape = if b.for_gpu() { &by_frame[..] } else { &by_head[..] };
     let cross = CrossInput::named(b, kind, layer);
 
-    b.graph.input(&cross.values, if cross.scale.is_some() { ElementType::I8 } else { b.real() }, shape);
+    b.graph.input(&cross.values, cross_element(b), shape);
     if let Some(scale) = &cross.scale {
         b.graph.input(scale, ElementType::F32, &["W".into(), 1.into(), config.d_model.into()]);
     }
@@ -259,23 +268,22 @@ pub fn scaled(b: &mut GraphBuilder<'_, '_>, x: String, cross: &CrossInput) -> St
 fn attend(b: &mut GraphBuilder<'_, '_>, query: &str, keys: &CrossInput, values: &CrossInput, layer: usize, out: &str) {
     let heads = b.config().decoder_attention_heads as i64;
     if b.for_gpu() {
-        b.graph.attention([query, &keys.values, &values.values], heads as usize, out);
+        if layer == 0 {
+            b.graph.constant_i64("one_position", &[1], &[1]);
+            b.graph.op("Cast", &[LAST_FRAME], &["last_position"]).int("to", ElementType::I64.onnx());
+            b.graph.op("Add", &["last_position", "one_position"], &["window_positions"]);
+        }
+        b.graph.attention_over([query, &keys.values, &values.values], "window_positions", heads as usize, out);
         return;
     }
 
-    if keys.scale.is_none() {
-        b.graph.contrib("MultiHeadAttention", &[query, &keys.values, &values.values], &[out]).int("num_heads", heads);
-        return;
-    }
-
-    // This operator is the only one that reads keys and values in bytes. It is given a full cache to which nothing is added.
-    let (frames, d) = (b.config().max_source_positions, b.config().d_model);
+    // This operator is the only one that reads keys and values in bytes, and as many of each window as it has. It is given a
+    // full cache to which nothing is added.
+    let d = b.config().d_model;
     if layer == 0 {
         b.graph.constant_i64("nothing_tail", &[2], &[0, d as i64]);
         b.graph.op("Concat", &["windows", "nothing_tail"], &["nothing_shape"]).int("axis", 0);
         b.graph.op("ConstantOfShape", &["nothing_shape"], &["nothing"]);
-        b.graph.constant_i32("last_frame", &[1], &[frames as i32 - 1]);
-        b.graph.op("Expand", &["last_frame", "windows"], &["last_frames"]);
 
         // With the query announced as the first one, the operator accepts several windows with several positions each.
         b.graph.constant_i64("no_dimensions", &[0], &[]);
@@ -292,7 +300,7 @@ fn attend(b: &mut GraphBuilder<'_, '_>, query: &str, keys: &CrossInput, values: 
         "nothing",
         &keys.values,
         &values.values,
-        "last_frames",
+        LAST_FRAME,
         "announced",
         "",
         "",
@@ -303,12 +311,16 @@ fn attend(b: &mut GraphBuilder<'_, '_>, query: &str, keys: &CrossInput, values: 
         "one",
     ];
 
-    b.graph
-        .contrib("GroupQueryAttention", &inputs, &[out, &unchanged[0], &unchanged[1]])
+    let is_bytes = keys.scale.is_some();
+    let inputs = if is_bytes { &inputs[..] } else { &inputs[..7] };
+    let attention = b
+        .graph
+        .contrib("GroupQueryAttention", inputs, &[out, &unchanged[0], &unchanged[1]])
         .int("num_heads", heads)
         .int("kv_num_heads", heads)
-        .int("causal", 0)
-        .int("kv_cache_bit_width", 8)
-        .text("k_quant_type", "PER_TENSOR")
-        .text("v_quant_type", "PER_TENSOR");
+        .int("causal", 0);
+
+    if is_bytes {
+        attention.int("kv_cache_bit_width", 8).text("k_quant_type", "PER_TENSOR").text("v_quant_type", "PER_TENSOR");
+    }
 }

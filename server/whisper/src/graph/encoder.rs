@@ -2,8 +2,8 @@
 
 use crate::onnx::ElementType;
 
-use super::Precision;
 use super::builder::{GraphBuilder, PackedProjections, ProjectionKind, Result};
+use super::{Precision, STEP_POSITIONS};
 
 pub fn build(mut b: GraphBuilder<'_, '_>) -> Result<Vec<u8>> {
     let kind = if b.precision == Precision::Int8 { ProjectionKind::Dynamic } else { ProjectionKind::Dense };
@@ -22,7 +22,7 @@ pub fn build(mut b: GraphBuilder<'_, '_>) -> Result<Vec<u8>> {
 /// Convolutions and positions; returns the sum and its first norm.
 fn embed(b: &mut GraphBuilder<'_, '_>, kind: ProjectionKind) -> Result<(String, String)> {
     let (config, real) = (b.config(), b.real());
-    b.graph.input("mel", ElementType::F32, &["W".into(), config.num_mel_bins.into(), config.mel_frames().into()]);
+    b.graph.input("mel", ElementType::F32, &["W".into(), config.num_mel_bins.into(), "M".into()]);
     let mut mel = "mel";
     if real != ElementType::F32 {
         b.graph.op("Cast", &["mel"], &["mel_real"]).int("to", real.onnx());
@@ -32,8 +32,14 @@ fn embed(b: &mut GraphBuilder<'_, '_>, kind: ProjectionKind) -> Result<(String, 
     b.graph.op("Transpose", &[mel], &["mel_rows"]).ints("perm", &[0, 2, 1]);
     convolution(b, ProjectionKind::Dense, "mel_rows", "encoder.conv1", 1, "conv1")?;
     convolution(b, kind, "conv1", "encoder.conv2", 2, "conv2")?;
-    let positions = b.plain("encoder.embed_positions.weight")?;
-    b.graph.op("Add", &["conv2", &positions], &["x_0"]);
+    let all_positions = b.plain("encoder.embed_positions.weight")?;
+
+    // A short window has the first positions.
+    b.graph.constant_i64("first_position", &[1], &[0]);
+    b.graph.constant_i64("position_axis", &[1], &[0]);
+    b.graph.op("Shape", &["conv2"], &["frames"]).int("start", 1).int("end", 2);
+    b.graph.op("Slice", &[&all_positions, "first_position", "frames", "position_axis"], &["positions"]);
+    b.graph.op("Add", &["conv2", "positions"], &["x_0"]);
     b.layer_norm("x_0", "encoder.layers.0.self_attn_layer_norm", "norm_0")?;
 
     Ok(("x_0".to_owned(), "norm_0".to_owned()))
@@ -85,7 +91,7 @@ fn layer(
 
 fn hidden_output(b: &mut GraphBuilder<'_, '_>, norm: &str) {
     let config = b.config();
-    let shape = ["W".into(), config.max_source_positions.into(), config.d_model.into()];
+    let shape = ["W".into(), "E".into(), config.d_model.into()];
     b.graph.output("hidden", ElementType::F32, &shape);
 
     if b.real() == ElementType::F32 {
@@ -98,7 +104,7 @@ fn hidden_output(b: &mut GraphBuilder<'_, '_>, norm: &str) {
 /// The cross-attention's keys and values of every decoder layer.
 fn cross_outputs(b: &mut GraphBuilder<'_, '_>, projection: ProjectionKind, norm: &str) -> Result<()> {
     let (config, real) = (b.config(), b.real());
-    let (frames, d) = (config.max_source_positions, config.d_model);
+    let d = config.d_model;
     let (heads, width) = (config.decoder_attention_heads, config.head_width());
 
     if !b.for_gpu() {
@@ -114,7 +120,7 @@ fn cross_outputs(b: &mut GraphBuilder<'_, '_>, projection: ProjectionKind, norm:
             if b.for_gpu() {
                 // The attention for a GPU reads the heads of a frame side by side.
                 b.linear(projection, norm, &packed, true, &out)?;
-                b.graph.output(&out, real, &["W".into(), frames.into(), d.into()]);
+                b.graph.output(&out, real, &["W".into(), "E".into(), d.into()]);
                 continue;
             }
 
@@ -126,7 +132,7 @@ fn cross_outputs(b: &mut GraphBuilder<'_, '_>, projection: ProjectionKind, norm:
             };
 
             b.graph.op("Reshape", &[&values, "split_heads"], &[&rows]);
-            b.graph.output(&out, element, &["W".into(), heads.into(), frames.into(), width.into()]);
+            b.graph.output(&out, element, &["W".into(), heads.into(), "E".into(), width.into()]);
             b.graph.op("Transpose", &[&rows], &[&out]).ints("perm", &[0, 2, 1, 3]);
         }
     }
@@ -182,17 +188,19 @@ fn to_bytes(b: &mut GraphBuilder<'_, '_>, x: &str, scale: &str) -> String {
         ["size", "image", "strips", "column", "largest", "range", "scaled", "rounded", "bytes"]
             .map(|n| format!("{x}_{n}"));
 
-    // The largest value of each column is computed by two poolings: ten times faster than `ReduceMax`.
-    let (frames, d) = (b.config().max_source_positions, b.config().d_model);
-    let strip = (1..=frames).take_while(|n| n * n <= frames).filter(|n| frames % n == 0).last().unwrap_or(1);
+    // The largest value of each column is that of the largest values of strips, which a pooling computes ten times faster
+    // than `ReduceMax`.
+    let d = b.config().d_model;
+    let strip = strip_frames(b.config().max_source_positions);
 
-    b.graph.constant_i64("one_image", &[4], &[0, 1, frames as i64, d as i64]);
+    b.graph.constant_i64("one_image", &[4], &[0, 1, -1, d as i64]);
+    b.graph.constant_i64("strip_axis", &[1], &[2]);
     b.graph.constant_i64("one_row", &[3], &[0, 1, d as i64]);
     b.graph.op("Abs", &[x], &[&size]);
     b.graph.op("Reshape", &[&size, "one_image"], &[&image]);
     let height = [strip as i64, 1];
     b.graph.op("MaxPool", &[&image], &[&strips]).ints("kernel_shape", &height).ints("strides", &height);
-    b.graph.op("MaxPool", &[&strips], &[&column]).ints("kernel_shape", &[(frames / strip) as i64, 1]);
+    b.graph.op("ReduceMax", &[&strips, "strip_axis"], &[&column]).int("keepdims", 1);
     b.graph.op("Reshape", &[&column, "one_row"], &[&largest]);
     b.graph.op("Max", &[&largest, "smallest_range"], &[&range]);
     b.graph.output(scale, ElementType::F32, &["W".into(), 1.into(), d.into()]);
@@ -202,6 +210,12 @@ fn to_bytes(b: &mut GraphBuilder<'_, '_>, x: &str, scale: &str) -> String {
     b.graph.op("Cast", &[&rounded], &[&bytes]).int("to", ElementType::I8.onnx());
 
     bytes
+}
+
+/// Frames of a strip: every window that the encoder may be given consists of whole strips.
+fn strip_frames(longest: usize) -> usize {
+    let whole = |strip: &usize| [longest, STEP_POSITIONS].iter().all(|frames| frames % strip == 0);
+    (1..=longest).take_while(|strip| strip * strip <= longest).filter(whole).last().unwrap_or(1)
 }
 
 /// A convolution of width 3 over `[W, frames, channels]`, and its GELU: three shifted copies side by side, and one product.
@@ -214,7 +228,6 @@ fn convolution(
     stride: i64,
     out: &str,
 ) -> Result<()> {
-    let frames = b.config().mel_frames() as i64;
     b.graph.constant_i64("conv_pads", &[6], &[0, 1, 0, 0, 1, 0]);
     b.graph.constant_i64("conv_axis", &[1], &[1]);
     let step = format!("conv_step_{stride}");
@@ -227,7 +240,10 @@ fn convolution(
     for (tap, shifted) in taps.iter().enumerate() {
         let (first, end) = (format!("{shifted}_first"), format!("{shifted}_end"));
         b.graph.constant_i64(&first, &[1], &[tap as i64]);
-        b.graph.constant_i64(&end, &[1], &[tap as i64 + frames - (stride - 1)]);
+
+        // So many frames before the end of the padded input, whatever its length is.
+        let before_end = stride + 1 - tap as i64;
+        b.graph.constant_i64(&end, &[1], &[if before_end == 0 { i64::MAX } else { -before_end }]);
         b.graph.op("Slice", &[&padded, &first, &end, "conv_axis", &step], &[shifted]);
     }
 

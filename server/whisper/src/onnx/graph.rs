@@ -20,6 +20,8 @@ pub const MICROSOFT: &str = "com.microsoft";
 const OPSET: i64 = 18;
 /// The first version with `Attention`.
 const ATTENTION_OPSET: i64 = 23;
+/// The first version in which `Attention` accepts the lengths of keys and values.
+const ATTENTION_LENGTHS_OPSET: i64 = 24;
 const IR_VERSION: i64 = 10;
 
 /// The element type of a tensor.
@@ -115,10 +117,26 @@ impl GraphWriter {
 
     /// Adds the standard's `Attention`, over `[batch, sequence, heads x width]`. It needs a newer version of the standard
     /// than the other operators, so that the graph gets that version.
-    pub fn attention(&mut self, [query, keys, values]: [&str; 3], heads: usize, out: &str) -> AddedNode<'_> {
-        self.opset = ATTENTION_OPSET;
+    pub fn attention(&mut self, inputs: [&str; 3], heads: usize, out: &str) -> AddedNode<'_> {
+        self.opset = self.opset.max(ATTENTION_OPSET);
+        self.add_attention(&inputs, heads, out)
+    }
+
+    /// Like [`Self::attention`], over the first keys and values of each sequence: `lengths` i64 `[batch]`.
+    pub fn attention_over(
+        &mut self,
+        [query, keys, values]: [&str; 3],
+        lengths: &str,
+        heads: usize,
+        out: &str,
+    ) -> AddedNode<'_> {
+        self.opset = self.opset.max(ATTENTION_LENGTHS_OPSET);
+        self.add_attention(&[query, keys, values, "", "", "", lengths], heads, out)
+    }
+
+    fn add_attention(&mut self, inputs: &[&str], heads: usize, out: &str) -> AddedNode<'_> {
         let heads = heads as i64;
-        self.op("Attention", &[query, keys, values], &[out]).int("q_num_heads", heads).int("kv_num_heads", heads)
+        self.op("Attention", inputs, &[out]).int("q_num_heads", heads).int("kv_num_heads", heads)
     }
 
     /// Adds an operator of ONNX Runtime.

@@ -4,29 +4,73 @@ use std::time::Instant;
 
 use crate::{
     decoding::{DecodeError, DecodedWindow, Prompt, Search, SearchCandidate, SearchConstraints, sampling},
+    encoder_context,
     engine::EncodedWindow,
     fallback::{self, FallbackBudget, max_tokens},
+    mel::WINDOW_FRAMES,
     task::{FirstToken, TranscribeOptions, TranscriptSink},
 };
 
-use super::{TranscribeError, TranscriptionRun, seconds};
+use super::{TranscribeError, TranscriptionRun, WindowSpan, seconds, transcript_language::TranscriptLanguage};
 
 impl TranscriptionRun<'_> {
-    /// Decodes a window at the temperatures in turn, until an attempt needs no fallback to the next. The last attempt is
-    /// accepted in any case; if the fallback is cut short, the best one is.
+    /// Decodes a window, and returns the window as the encoder heard it. A window that is mostly silence is heard without most
+    /// of it; if the text of that is doubtful, all of it is heard before any temperature rises.
     pub(super) fn decode(
         &mut self,
         seek: u64,
         size: usize,
         sink: &mut dyn TranscriptSink,
-    ) -> Result<DecodedWindow, TranscribeError> {
+    ) -> Result<(DecodedWindow, WindowSpan), TranscribeError> {
         if !sink.keep_going() {
             return Err(TranscribeError::Cancelled);
         }
 
+        let full = WindowSpan { seek, size, heard: WINDOW_FRAMES };
+        let short = WindowSpan { heard: encoder_context::short_frames(size), ..full };
+        if !self.hears_short_windows || short == full {
+            self.counts.full += 1;
+            return Ok((self.decode_full(full, sink)?, full));
+        }
+
+        let language_before = self.language.clone();
+        let decoded = self.decode_short(short, sink)?;
+        let Some(doubt) = encoder_context::doubt(&decoded, size, self.engine.special().timestamp_begin, self.options)
+        else {
+            self.counts.short += 1;
+            return Ok((decoded, short));
+        };
+
+        tracing::debug!(window_seconds = seconds(seek), ?doubt, "the full window is encoded");
+        self.counts.repeated += 1;
+        self.language = language_before;
+
+        Ok((self.decode_full(full, sink)?, full))
+    }
+
+    /// Decodes a window of less than 30 s at the first temperature.
+    fn decode_short(
+        &mut self,
+        span: WindowSpan,
+        sink: &mut dyn TranscriptSink,
+    ) -> Result<DecodedWindow, TranscribeError> {
+        let (constraints, no_speech_prob) = self.prefill(span, sink)?;
+        let first = self.options.temperatures.get(..1).unwrap_or_default();
+        let (mut attempts, _) = self.try_temperatures(span, first, &constraints, no_speech_prob, sink)?;
+        attempts.pop().ok_or_else(no_temperatures)
+    }
+
+    /// Decodes a window of 30 s at the temperatures in turn, until an attempt needs no fallback to the next. The last attempt
+    /// is accepted in any case; if the fallback is cut short, the best one is.
+    fn decode_full(
+        &mut self,
+        span: WindowSpan,
+        sink: &mut dyn TranscriptSink,
+    ) -> Result<DecodedWindow, TranscribeError> {
         let options = self.options;
-        let (constraints, no_speech_prob) = self.prefill(seek, size, sink)?;
-        let (mut attempts, is_cut_short) = self.try_temperatures(seek, size, &constraints, no_speech_prob, sink)?;
+        let (constraints, no_speech_prob) = self.prefill(span, sink)?;
+        let (mut attempts, is_cut_short) =
+            self.try_temperatures(span, &options.temperatures, &constraints, no_speech_prob, sink)?;
 
         let tried = attempts.len();
         let chosen = if is_cut_short {
@@ -37,7 +81,7 @@ impl TranscriptionRun<'_> {
 
         if let Some(chosen) = chosen.as_ref().filter(|_| is_cut_short) {
             tracing::info!(
-                window_seconds = seconds(seek),
+                window_seconds = seconds(span.seek),
                 tried,
                 of = options.temperatures.len(),
                 temperature = chosen.temperature,
@@ -45,24 +89,27 @@ impl TranscriptionRun<'_> {
             );
         }
 
-        chosen.ok_or_else(|| TranscribeError::InvalidOption { option: "temperatures", problem: "is empty".into() })
+        chosen.ok_or_else(no_temperatures)
     }
 
-    /// Encodes the window and prefills the prompt; returns what its searches have in common, and the probability that the
-    /// window has no speech.
+    /// Encodes the window, detects the language if it is unknown, and prefills the prompt; returns what its searches have in
+    /// common, and the probability that the window has no speech.
     fn prefill(
         &mut self,
-        seek: u64,
-        size: usize,
+        span: WindowSpan,
         sink: &mut dyn TranscriptSink,
     ) -> Result<(SearchConstraints, f64), TranscribeError> {
+        if matches!(self.language, TranscriptLanguage::Unknown) {
+            self.detect_language(span, sink)?;
+        }
+
         let (engine, options, rules) = (self.engine, self.options, self.rules.clone());
         let (special, context) = (engine.special(), engine.config().max_target_positions);
 
         let previous = &self.history.tokens[self.history.prompt_from..];
-        let language = self.language_token();
+        let language = self.language.token();
         let prompt = Prompt::new(special, context, previous, language, options.task, options.without_timestamps);
-        let window = self.encoded_window(seek, size)?;
+        self.encoded_window(span)?;
 
         // Waiting for a free slot may have taken as long as encoding the window.
         if !sink.keep_going() {
@@ -71,7 +118,14 @@ impl TranscriptionRun<'_> {
 
         let started = Instant::now();
         let (up_to_sot, after_sot) = prompt.parts();
-        let sot_logits = window.prefill(up_to_sot, true)?;
+
+        // After the language was detected, a prompt without text before it is begun already.
+        let begun = self.current.as_mut().and_then(|current| current.sot_logits.take());
+        let window = self.encoded_window(span)?;
+        let sot_logits = match begun.filter(|_| up_to_sot == [special.sot]) {
+            Some(logits) => logits,
+            None => window.prefill(up_to_sot, true)?,
+        };
         let no_speech_prob = sampling::log_probability(&sot_logits, special.no_speech as usize).exp();
 
         if !after_sot.is_empty() {
@@ -88,7 +142,7 @@ impl TranscriptionRun<'_> {
             end_of_text: special.eot,
             prompt_length: prompt.tokens().len(),
             context,
-            max_sampled: max_tokens(seconds(size as u64), context / 2),
+            max_sampled: max_tokens(seconds(span.size as u64), context / 2),
         };
 
         Ok((constraints, no_speech_prob))
@@ -97,8 +151,8 @@ impl TranscriptionRun<'_> {
     /// The attempts at a prefilled window, and whether the fallback to higher temperatures was cut short by its budget.
     fn try_temperatures(
         &mut self,
-        seek: u64,
-        size: usize,
+        span: WindowSpan,
+        temperatures: &[f32],
         constraints: &SearchConstraints,
         no_speech_prob: f64,
         sink: &mut dyn TranscriptSink,
@@ -106,12 +160,12 @@ impl TranscriptionRun<'_> {
         let (engine, options) = (self.engine, self.options);
         let (max_tokens, half_context) = (constraints.max_sampled, constraints.context / 2);
         let tokenizer = engine.tokenizer()?;
-        let window = self.encoded_window(seek, size)?;
+        let window = self.encoded_window(span)?;
 
         let mut attempts = Vec::new();
         let mut budget: Option<FallbackBudget> = None;
 
-        for (attempt, temperature) in options.temperatures.iter().copied().enumerate() {
+        for (attempt, temperature) in temperatures.iter().copied().enumerate() {
             let rows = options.rows(temperature);
             let affordable = match &budget {
                 None => Some(max_tokens),
@@ -121,7 +175,7 @@ impl TranscriptionRun<'_> {
             let Some(max_sampled) = affordable else { return Ok((attempts, true)) };
 
             let constraints = SearchConstraints { max_sampled, ..constraints.clone() };
-            let search = options.search(&constraints, temperature, seek, attempt);
+            let search = options.search(&constraints, temperature, span.seek, attempt);
             let Some(candidates) = decode_within(budget.as_ref(), window, search, sink)? else {
                 // The engine may still execute the cancelled search, so words are aligned with a new window.
                 self.current = None;
@@ -153,6 +207,10 @@ impl TranscriptionRun<'_> {
 
         Ok((attempts, false))
     }
+}
+
+fn no_temperatures() -> TranscribeError {
+    TranscribeError::InvalidOption { option: "temperatures", problem: "is empty".into() }
 }
 
 /// Runs a search; returns `None` if the time of the budget ended first.

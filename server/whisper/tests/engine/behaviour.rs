@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::support::{CollectedTranscript, audio, batched, engine, model, on_device, start_runtime};
 
 /// A folder with links to the files of a model, which a test may replace.
-fn linked_copy(model: &ModelDir) -> TempDir {
+pub fn linked_copy(model: &ModelDir) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(model.path()).unwrap() {
         let entry = entry.unwrap();
@@ -20,7 +20,7 @@ fn linked_copy(model: &ModelDir) -> TempDir {
     folder
 }
 
-fn cpu_options() -> EngineOptions {
+pub fn cpu_options() -> EngineOptions {
     EngineOptions {
         device: EngineDevice::Cpu,
         threads: 1,

@@ -5,6 +5,7 @@
 
 mod behaviour;
 mod numbers;
+mod short_windows;
 mod support;
 mod timing;
 mod transcripts;

@@ -17,6 +17,8 @@ use super::{FoundName, NameValue, ScanError};
 const VALUE_LIMIT_BYTES: usize = 4 << 10;
 /// The longest spelling of one character of a name: a pair of escapes.
 const ESCAPED_CHARACTER_BYTES: usize = 12;
+/// The beginning of a value that is looked at; enough to tell whether it is empty, or 0.
+const OBSERVED_BYTES: usize = 64;
 /// The most members that are cut out of one body.
 const CUTS_MAX: usize = 256;
 
@@ -27,6 +29,8 @@ pub struct JsonNames {
     pub model: Option<String>,
     /// The members that are cut out.
     pub removed: Vec<String>,
+    /// The members whose values are looked at.
+    pub observed: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +87,10 @@ pub struct JsonScanner {
     /// The name or the value that is being read, without its quotes; only as much as may matter.
     captured: Vec<u8>,
     role: MemberRole,
+    /// The current member is this one of the observed ones.
+    observed: Option<usize>,
+    /// The JSON text of the last value of each observed member, without spaces, as far as it matters.
+    values: Vec<Option<Vec<u8>>>,
     key_start: u64,
     /// The comma before the current member.
     comma: Option<u64>,
@@ -97,11 +105,15 @@ impl JsonScanner {
         let names = JsonNames {
             model: names.model.as_deref().map(fold_case),
             removed: names.removed.iter().map(|name| fold_case(name)).collect(),
+            observed: names.observed.iter().map(|name| fold_case(name)).collect(),
         };
-        let longest = names.removed.iter().chain(&names.model).map(|name| name.chars().count()).max();
+        let all = names.removed.iter().chain(&names.observed).chain(&names.model);
+        let longest = all.map(|name| name.chars().count()).max();
 
         Self {
             key_limit_bytes: longest.unwrap_or(0) * ESCAPED_CHARACTER_BYTES,
+            values: vec![None; names.observed.len()],
+            observed: None,
             names,
             state: ScanState::BeforeTop,
             position,
@@ -123,13 +135,15 @@ impl JsonScanner {
         let mut rest = piece;
 
         while !rest.is_empty() && self.state != ScanState::Done {
-            let used = match self.state {
+            let before = self.state;
+            let used = match before {
                 ScanState::InKey { escaped } => self.scan_key(rest, escaped)?,
                 ScanState::InString { escaped } => self.scan_string(rest, escaped)?,
                 ScanState::InNestedString { depth, escaped } => self.scan_nested_string(rest, depth, escaped),
                 ScanState::InContainer { depth } => self.scan_container(rest, depth)?,
                 _ => self.scan_byte(rest[0])?,
             };
+            self.observe(before, &rest[..used]);
             self.position += used as u64;
             rest = &rest[used..];
         }
@@ -152,6 +166,28 @@ impl JsonScanner {
     /// The name of the model, as far as the text was scanned.
     pub fn model(&self) -> Option<&str> {
         self.found.get()
+    }
+
+    /// The JSON text of the last value of an observed member, without spaces, as far as it matters.
+    pub fn observed(&self, name: &str) -> Option<&[u8]> {
+        let name = fold_case(name);
+
+        let at = self.names.observed.iter().position(|known| *known == name)?;
+        self.values[at].as_deref()
+    }
+
+    /// Keeps what was just scanned, if it belongs to the value of an observed member.
+    fn observe(&mut self, before: ScanState, scanned: &[u8]) {
+        let is_value = match before {
+            ScanState::InString { .. } | ScanState::InScalar => true,
+            ScanState::InContainer { .. } | ScanState::InNestedString { .. } => true,
+            ScanState::BeforeValue => self.state != before,
+            _ => false,
+        };
+        let Some(Some(value)) = self.observed.filter(|_| is_value).map(|at| &mut self.values[at]) else { return };
+
+        let room = OBSERVED_BYTES.saturating_sub(value.len());
+        value.extend(scanned.iter().filter(|byte| !byte.is_ascii_whitespace()).take(room));
     }
 
     /// The ranges of bytes that are to be cut out, in ascending order. They are complete when the text is.
@@ -220,7 +256,12 @@ impl JsonScanner {
 
     /// The name of a member is known: decides what becomes of the member and of the comma before it.
     fn begin_member(&mut self) -> Result<(), ScanError> {
-        self.role = self.role_of_captured();
+        let key = self.captured_key();
+        self.role = self.role_of(key.as_deref());
+        self.observed = key.and_then(|key| self.names.observed.iter().position(|name| *name == key));
+        if let Some(at) = self.observed {
+            self.values[at] = Some(Vec::new());
+        }
         self.captured.clear();
 
         let comma = self.comma.take();
@@ -236,15 +277,20 @@ impl JsonScanner {
         Ok(())
     }
 
-    fn role_of_captured(&self) -> MemberRole {
+    /// The name that was read, in lower case; `None`: it is none of those that are looked for.
+    fn captured_key(&self) -> Option<String> {
         if self.captured.len() > self.key_limit_bytes {
-            return MemberRole::Other;
+            return None;
         }
+        decode(&self.captured).map(|key| fold_case(&key))
+    }
 
-        let Some(key) = decode(&self.captured).map(|key| fold_case(&key)) else { return MemberRole::Other };
-        if self.names.removed.contains(&key) {
+    fn role_of(&self, key: Option<&str>) -> MemberRole {
+        let Some(key) = key else { return MemberRole::Other };
+
+        if self.names.removed.iter().any(|removed| removed == key) {
             MemberRole::Removed
-        } else if self.names.model.as_ref() == Some(&key) {
+        } else if self.names.model.as_deref() == Some(key) {
             MemberRole::Model
         } else {
             MemberRole::Other
@@ -397,7 +443,7 @@ mod tests {
 
     fn names(model: bool, removed: &[&str]) -> JsonNames {
         let removed = removed.iter().map(|name| (*name).to_owned()).collect();
-        JsonNames { model: model.then(|| "model".to_owned()), removed }
+        JsonNames { model: model.then(|| "model".to_owned()), removed, observed: Vec::new() }
     }
 
     fn scan(text: &[u8], piece_bytes: usize, names: JsonNames) -> Result<(Option<String>, Vec<Range<u64>>), ScanError> {
@@ -489,6 +535,28 @@ mod tests {
         assert_eq!(cut(r#"{"Keep_Alive":0,"a":1e400}"#), r#"{"a":1e400}"#);
         assert_eq!(cut("{\"\u{212a}eep_alive\":0,\"a\":1}"), r#"{"a":1}"#);
         assert_eq!(cut(r#"{"keep_alivex":0,"keep_aliv":1}"#), r#"{"keep_alivex":0,"keep_aliv":1}"#);
+    }
+
+    #[test]
+    fn values_are_looked_at() {
+        let names = || JsonNames {
+            model: None,
+            removed: vec!["keep_alive".to_owned()],
+            observed: vec!["prompt".to_owned(), "keep_alive".to_owned()],
+        };
+        for (text, prompt, keep_alive) in [
+            ("{\"prompt\" : [ ] ,\"keep_alive\": 0 }", Some("[]"), Some("0")),
+            (r#"{"Prompt":"","keep_alive":"0s","x":{"prompt":"y"}}"#, Some("\"\""), Some("\"0s\"")),
+            (r#"{"prompt":"a","prompt":null}"#, Some("null"), None),
+            (r#"{"prompt":{"a":["b","}"]}}"#, Some(r#"{"a":["b","}"]}"#), None),
+        ] {
+            for piece_bytes in 1..9 {
+                let mut scanner = JsonScanner::new(names(), 0);
+                text.as_bytes().chunks(piece_bytes).for_each(|piece| scanner.push(piece).unwrap());
+                let value = |name| scanner.observed(name).map(|value| std::str::from_utf8(value).unwrap());
+                assert_eq!((value("prompt"), value("keep_alive")), (prompt, keep_alive), "{text}");
+            }
+        }
     }
 
     #[test]

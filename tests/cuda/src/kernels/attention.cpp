@@ -208,6 +208,19 @@ KERNEL(GetSequenceLengths) {
     };
 }
 
+// (long* lengths given, int* lengths, int batches, int keys)
+KERNEL(ConvertNonpadKvSeqlenToFlashSeqlensKKernel) {
+    auto given = launch.device<long>(0);
+    auto lengths = launch.device<int>(1);
+    auto batches = static_cast<size_t>(launch.value<int>(2));
+    long keys = launch.value<int>(3);
+    return [=] {
+        const long* from = given.at(batches);
+        int* to = lengths.at(batches);
+        for (size_t n = 0; n < batches; ++n) to[n] = static_cast<int>(std::clamp(from[n], 0l, keys));
+    };
+}
+
 // <T, U, .., head width>(T* packed, T* query, T* key, T* value, T* to query, U* key cache, U* value cache, ..., int heads,
 // int key heads, int width, int packed row, int cache rows, int, int* past, ...); a block a token, sequences in z
 KERNEL(UnpackRoPEAppend) {

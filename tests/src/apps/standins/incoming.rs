@@ -14,6 +14,9 @@ use super::journal::{Journal, JournalEvent};
 /// Of a larger body only this much is kept; all of it counts in the checksum.
 const KEPT_BYTES: usize = 1 << 20;
 
+/// Longer bodies are noted by their checksum alone.
+const NOTED_BYTES: usize = 4096;
+
 pub struct Incoming {
     pub method: Method,
     /// Decoded, without the query.
@@ -41,6 +44,7 @@ impl Incoming {
             path: parts.uri.to_string(),
             body_bytes,
             body_sha256,
+            body_text: (kept.len() <= NOTED_BYTES).then(|| String::from_utf8(kept.to_vec()).ok()).flatten(),
             marker: header("x-test-marker").map(str::to_owned),
         });
         let is_upgrade = header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket"));

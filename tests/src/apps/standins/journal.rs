@@ -48,6 +48,9 @@ pub enum JournalEvent {
         body_bytes: u64,
         /// SHA-256 of the whole body, in hexadecimal digits.
         body_sha256: String,
+        /// The whole body, if it is short and text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        body_text: Option<String>,
         /// The header `x-test-marker`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         marker: Option<String>,

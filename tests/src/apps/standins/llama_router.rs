@@ -198,7 +198,7 @@ impl AppRoutes for LlamaRouter {
                 200,
                 &json!({"role": "router", "max_instances": 0,
                 "models_autoload": self.app.options.has(Manner::Autoload), "model_alias": "llama-server",
-                "model_path": "none", "build_info": "b1-standin"}),
+                "model_path": "none", "default_generation_settings": {"params": {}, "n_ctx": 0}, "build_info": "b1-standin"}),
             ),
             ("POST", "/models/load") => self.answer_load(&request),
             ("POST", "/models/unload") => self.answer_unload(&request),

@@ -96,7 +96,7 @@ impl AppRoutes for Sglang {
             ("GET", "/server_info" | "/get_server_info") => json_answer(
                 200,
                 &json!({"version": "0.5.23",
-                "served_model_name": model, "enable_memory_saver": !has(Manner::NoMemorySaver),
+                "served_model_name": model, "enable_metrics": true, "enable_memory_saver": !has(Manner::NoMemorySaver),
                 "enable_weights_cpu_backup": !has(Manner::NoWeightsBackup)}),
             ),
             ("GET", "/v1/models") => model_list(&self.app.names()),

@@ -127,6 +127,11 @@ impl AppRoutes for Vllm {
                 200,
                 &json!({"is_sleeping": self.app.phase(&self.model()) != Phase::Loaded && self.frees_memory()}),
             ),
+            ("GET", "/server_info") if has_dev_mode => json_answer(
+                200,
+                &json!({"vllm_config":
+                {"model_config": {"enable_sleep_mode": self.frees_memory()}}}),
+            ),
             ("POST", "/sleep") if has_dev_mode => self.sleep(&request).await,
             ("POST", "/wake_up") if has_dev_mode => self.wake(&request).await,
             ("POST", "/collective_rpc") if has_dev_mode => {

@@ -1,1 +1,10 @@
+//! The sidecar in front of apps: the same scenarios for each of them, and those of some apps alone.
 
+mod adoption;
+mod every_app;
+mod faults;
+mod fixture;
+mod life;
+mod process_mode;
+mod proxy_rules;
+mod wrong_flags;

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use super::*;
 use crate::cli::values::{
-    AsrEngine, DeviceChoice, LogFormat, Percent, PrecisionChoice, PrecisionWord, ResidencyChoice,
+    AsrEngine, DeviceChoice, EncoderContextWord, LogFormat, Percent, PrecisionChoice, PrecisionWord, ResidencyChoice,
 };
 use crate::gpu::{CudaDevice, GpuRef};
 use hush_access::ReviewSettings;
 
-const EVERY_VARIABLE: [(&str, &str); 61] = [
+const EVERY_VARIABLE: [(&str, &str); 62] = [
     ("HUSH_MODEL", "tiny"),
     ("HUSH_MODELS_DIR", "/m"),
     ("HUSH_INSTALL_MISSING", "false"),
@@ -71,6 +71,7 @@ const EVERY_VARIABLE: [(&str, &str); 61] = [
     ("HUSH_FFMPEG", "/f"),
     ("HUSH_FALLBACK_TOKENS", "0"),
     ("HUSH_FALLBACK_TIME", "5s"),
+    ("HUSH_ENCODER_CONTEXT", "full"),
     ("HUSH_VAD_MODEL", "/m.onnx"),
     ("HUSH_LOG_FORMAT", "json"),
     ("HUSH_LOG_LEVEL", "debug"),
@@ -109,6 +110,7 @@ fn default_engine(settings: &ServeSettings) -> EngineSettings {
         vad_model: None,
         ffmpeg: None,
         fallback: FallbackSettings { tokens: Some(2_400), time: Some(Duration::from_secs(20)) },
+        encoder_context: EncoderContextWord::Auto,
         ..settings.engine.clone()
     }
 }
@@ -192,6 +194,7 @@ fn given_engine(settings: &ServeSettings) -> EngineSettings {
         ffmpeg: Some("/f".into()),
         vad_model: Some("/m.onnx".into()),
         fallback: FallbackSettings { tokens: None, time: Some(Duration::from_secs(5)) },
+        encoder_context: EncoderContextWord::Full,
         ..settings.engine.clone()
     }
 }

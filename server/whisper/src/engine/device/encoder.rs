@@ -4,7 +4,7 @@
 use ort::{
     memory::MemoryInfo,
     session::{IoBinding, RunOptions, Session},
-    value::TensorElementType,
+    value::{DynTensor, TensorElementType},
 };
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     memory::{CudaEvent, DeviceBuffer, PinnedMemory},
     run_bound, run_options,
 };
-use crate::{checkpoint::Config, engine::encoder::CrossTensor};
+use crate::engine::encoder::{CrossTensor, WindowLengths};
 
 pub struct DeviceEncoder {
     // Dropped before the context, whose stream and weights the session uses.
@@ -26,30 +26,31 @@ pub struct DeviceEncoder {
     host_mel: PinnedMemory,
     /// Recorded after the last copy from `host_mel`.
     mel_copied: CudaEvent,
-    hidden_shape: [usize; 3],
-    mel_shape: [usize; 3],
+    lengths: WindowLengths,
+    model_width: usize,
+    /// Positions of the window that is bound.
+    bound_positions: usize,
 }
 
 impl DeviceEncoder {
-    pub fn new(session: Session, context: DeviceContext, config: &Config) -> Result<Self, ort::Error> {
-        let info: MemoryInfo = context.memory_info()?;
-
-        let mel_shape = [1, config.num_mel_bins, config.mel_frames()];
-        let hidden_shape = [1, config.max_source_positions, config.d_model];
-        let mel_bytes = 4 * mel_shape.iter().product::<usize>();
+    pub fn new(
+        session: Session,
+        context: DeviceContext,
+        lengths: WindowLengths,
+        model_width: usize,
+    ) -> Result<Self, ort::Error> {
+        let mel_bytes = 4 * mel_shape(lengths, lengths.longest).iter().product::<usize>();
         let mel = DeviceBuffer::new(context.cuda.clone(), mel_bytes)?;
 
-        let mut binding = session.create_binding()?;
-        binding.bind_input("mel", &mel.tensor(&info, TensorElementType::Float32, 0, &mel_shape)?)?;
-
         Ok(Self {
-            binding,
+            binding: session.create_binding()?,
             options: run_options(None)?,
             mel,
             host_mel: PinnedMemory::new(context.cuda.clone(), mel_bytes)?,
             mel_copied: CudaEvent::new(context.cuda.clone())?,
-            hidden_shape,
-            mel_shape,
+            lengths,
+            model_width,
+            bound_positions: 0,
             session,
             context,
             has_weights: false,
@@ -62,7 +63,12 @@ impl DeviceEncoder {
 
     /// Encodes one window; its keys and values are written to `cross` when the stream executes the call.
     pub fn encode(&mut self, mel: &[f32], cross: &mut [CrossTensor]) -> Result<(), ort::Error> {
-        self.copy_input(mel)?;
+        let positions = self.copy_input(mel)?;
+        if self.bound_positions != positions {
+            self.binding.bind_input("mel", &self.mel_view(positions)?)?;
+            self.bound_positions = positions;
+        }
+
         for CrossTensor { name, tensor } in cross {
             self.binding.bind_output(&*name, tensor)?;
         }
@@ -71,17 +77,18 @@ impl DeviceEncoder {
 
     /// The encoder's output for a window, `[frames, width]`, for checks.
     pub fn hidden(&mut self, mel: &[f32]) -> Result<Vec<f32>, ort::Error> {
-        self.copy_input(mel)?;
+        let positions = self.copy_input(mel)?;
 
         let info = self.context.memory_info()?;
-        let values: usize = self.hidden_shape.iter().product();
+        let shape = [1, positions, self.model_width];
+        let values: usize = shape.iter().product();
         let device = DeviceBuffer::new(self.context.cuda.clone(), 4 * values)?;
         let mut host = PinnedMemory::new(self.context.cuda.clone(), 4 * values)?;
 
         // A separate binding, because the outputs of the other one are bound to the KV slot of a window.
         let mut binding = self.session.create_binding()?;
-        binding.bind_input("mel", &self.mel.tensor(&info, TensorElementType::Float32, 0, &self.mel_shape)?)?;
-        let mut hidden = device.tensor(&info, TensorElementType::Float32, 0, &self.hidden_shape)?;
+        binding.bind_input("mel", &self.mel_view(positions)?)?;
+        let mut hidden = device.tensor(&info, TensorElementType::Float32, 0, &shape)?;
         binding.bind_output("hidden", &mut hidden)?;
         run_bound(&mut self.session, &self.options, &binding)?;
 
@@ -91,12 +98,14 @@ impl DeviceEncoder {
         Ok(host.f32_mut(0, values)?.to_vec())
     }
 
-    /// Copies a window's log-mel to the device.
-    fn copy_input(&mut self, mel: &[f32]) -> Result<(), ort::Error> {
-        let expected: usize = self.mel_shape.iter().product();
-        if mel.len() != expected {
-            return Err(ort::Error::new(format!("a window of {} values, expected {expected}", mel.len())));
-        }
+    fn mel_view(&self, positions: usize) -> Result<DynTensor, ort::Error> {
+        let info: MemoryInfo = self.context.memory_info()?;
+        self.mel.tensor(&info, TensorElementType::Float32, 0, &mel_shape(self.lengths, positions))
+    }
+
+    /// Copies a window's log-mel to the device; returns its positions.
+    fn copy_input(&mut self, mel: &[f32]) -> Result<usize, ort::Error> {
+        let positions = self.lengths.positions(mel)?;
 
         self.mel_copied.wait()?;
         self.host_mel.f32_mut(0, mel.len())?.copy_from_slice(mel);
@@ -109,6 +118,10 @@ impl DeviceEncoder {
             self.has_weights = true;
         }
 
-        Ok(())
+        Ok(positions)
     }
+}
+
+fn mel_shape(lengths: WindowLengths, positions: usize) -> [usize; 3] {
+    [1, lengths.mel_bins, 2 * positions]
 }

@@ -27,8 +27,10 @@ pub struct DeviceKvCache {
     context: DeviceContext,
     rows: usize,
     slots: usize,
-    /// Cross-attention keys and values, a slot for each window.
+    /// Cross-attention keys and values, a slot for each window with room for the longest one.
     cross: TensorBlock,
+    /// Positions of the window in each slot.
+    positions: Vec<usize>,
     /// Self-attention keys and values, a slot for each row.
     self_kv: TensorBlock,
     io: StepIo,
@@ -77,13 +79,14 @@ impl DeviceKvCache {
             ort::Error::new("this model directory was not made for a GPU; repeat `hush-server install` with fp16")
         })?;
 
-        let io = Self::io(context, shape, layout, rows * slots)?;
+        let io = Self::io(context, shape, layout, rows * slots, decoder.lengths.has_last_frame)?;
 
         Ok(Self {
             context: context.clone(),
             rows,
             slots,
             cross,
+            positions: vec![decoder.lengths.longest; slots],
             self_kv,
             io,
             calls: HashMap::new(),
@@ -119,8 +122,9 @@ impl DeviceKvCache {
         shape: &DecoderShape,
         layout: ChoiceLayout,
         rows: usize,
+        has_window_lengths: bool,
     ) -> Result<StepIo, ort::Error> {
-        StepIo::new(context, rows, shape.max_tokens, shape.vocabulary, layout)
+        StepIo::new(context, rows, shape.max_tokens, shape.vocabulary, layout, has_window_lengths)
     }
 
     pub fn rows(&self) -> usize {
@@ -134,7 +138,8 @@ impl DeviceKvCache {
     /// Makes room for `slots` windows; the first `used` keep their content.
     pub fn grow(&mut self, decoder: &DecoderSession, slots: usize, used: usize) -> Result<(), ort::Error> {
         let (cross, self_kv) = Self::blocks(&self.context, decoder, self.rows, slots)?;
-        let io = Self::io(&self.context, &decoder.shape, self.io.layout(), self.rows * slots)?;
+        let has_lengths = decoder.lengths.has_last_frame;
+        let io = Self::io(&self.context, &decoder.shape, self.io.layout(), self.rows * slots, has_lengths)?;
         if used > 0 {
             cross.copy_slots(&self.context, &self.cross, 0, 0, used)?;
             self_kv.copy_slots(&self.context, &self.self_kv, 0, 0, used * self.rows)?;
@@ -145,27 +150,54 @@ impl DeviceKvCache {
 
         // Bound calls point into the old memory.
         self.calls.clear();
+        self.positions.resize(slots, decoder.lengths.longest);
         (self.cross, self.self_kv, self.io, self.slots) = (cross, self_kv, io, slots);
 
         Ok(())
     }
 
-    /// The cross-attention keys and values of one window, as views into the cache.
+    /// See [`super::super::kv_cache::KvCache::begin_window`]: views of the slot.
+    pub fn begin_window(
+        &mut self,
+        decoder: &DecoderSession,
+        slot: usize,
+        positions: usize,
+    ) -> Result<Vec<CrossTensor>, ort::Error> {
+        self.set_positions(slot, positions)?;
+        self.cross(decoder, slot)
+    }
+
+    fn positions_of(&self, slot: usize) -> Result<usize, ort::Error> {
+        self.positions.get(slot).copied().ok_or_else(|| ort::Error::new(format!("no slot {slot}")))
+    }
+
+    fn set_positions(&mut self, slot: usize, positions: usize) -> Result<(), ort::Error> {
+        let known = self.positions.get_mut(slot).ok_or_else(|| ort::Error::new(format!("no slot {slot}")))?;
+        *known = positions;
+        Ok(())
+    }
+
+    /// The cross-attention keys and values of one window, as views into the cache: a window lies at the beginning of its
+    /// slot, `[positions, width]`.
     pub fn cross(&self, decoder: &DecoderSession, slot: usize) -> Result<Vec<CrossTensor>, ort::Error> {
         let info = self.context.memory_info()?;
+        let positions = self.positions_of(slot)?;
 
-        let view = |(index, shape): (usize, &CrossShape)| {
-            Ok(CrossTensor { name: shape.name.clone(), tensor: self.cross.view(&info, index, slot..slot + 1)? })
+        let view = |(index, cross): (usize, &CrossShape)| {
+            let tensor = self.cross.view_prefix(&info, index, slot, &cross.with_positions(positions))?;
+            Ok(CrossTensor { name: cross.name.clone(), tensor })
         };
         decoder.cross.iter().enumerate().map(view).collect()
     }
 
     /// Copies a window with the first `length` tokens of its rows.
-    pub fn copy_window(&self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
+    pub fn copy_window(&mut self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
         if from == to {
             return Ok(());
         }
 
+        let positions = self.positions_of(from)?;
+        self.set_positions(to, positions)?;
         self.cross.copy_slots(&self.context, &self.cross, from, to, 1)?;
         for row in 0..self.rows {
             self.copy_row(from * self.rows + row, to * self.rows + row, length)?;
@@ -180,7 +212,9 @@ impl DeviceKvCache {
     }
 
     /// Copies a window from a cache of one row for each window: each row here begins as a copy of that row.
-    pub fn fork(&self, single_rows: &Self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
+    pub fn fork(&mut self, single_rows: &Self, from: usize, to: usize, length: usize) -> Result<(), ort::Error> {
+        let positions = single_rows.positions_of(from)?;
+        self.set_positions(to, positions)?;
         self.cross.copy_slots(&self.context, &single_rows.cross, from, to, 1)?;
         for row in 0..self.rows {
             self.self_kv.copy_prefix(&self.context, &single_rows.self_kv, from, to * self.rows + row, length)?;
@@ -214,7 +248,9 @@ impl DeviceKvCache {
         }
 
         let rows: Vec<RowInput<'_>> = step.rows().collect();
-        self.io.copy_inputs(&self.context, &rows)?;
+        let positions =
+            self.positions.get(slots).ok_or_else(|| ort::Error::new("a call over slots that are not there"))?;
+        self.io.copy_inputs(&self.context, &rows, positions)?;
 
         if !self.has_weights {
             self.context.weights.wait_for_decoder(&self.context.stream)?;
@@ -257,7 +293,7 @@ impl DeviceKvCache {
         // For single tokens any number that is large enough is correct, and a captured graph keeps the first one.
         bind_total(&mut binding, decoder.shape.max_tokens)?;
         bind_shapes(&mut binding, [slots.len(), rows.len(), *tokens], decoder.shape.model_width)?;
-        self.io.bind(&info, &mut binding, rows.start, rows.len(), *tokens)?;
+        self.io.bind(&info, &mut binding, rows.clone(), *tokens, slots.len())?;
 
         Ok(BoundCall { binding, options: run_options(is_captured.then(|| self.graphs.next()))? })
     }

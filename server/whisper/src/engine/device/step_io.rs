@@ -14,13 +14,18 @@ use super::{
     DeviceContext,
     memory::{DeviceBuffer, PinnedMemory},
 };
-use crate::{decoding::ChoiceLayout, graph::choice};
+use crate::{
+    decoding::ChoiceLayout,
+    graph::{choice, decoder::LAST_FRAME},
+};
 
 /// Bytes of an input or output number (i32 or f32).
 const NUMBER_BYTES: usize = 4;
 
 /// The inputs that have one number for each row, in the order of the block.
 const ROW_INPUTS: [&str; 5] = ["seqlens_k", choice::RANGES[0], choice::RANGES[1], choice::RANGES[2], choice::RANGES[3]];
+/// The input that has one number for each window; a window has at least one row.
+const WINDOW_INPUT: &str = LAST_FRAME;
 /// The inputs that have one number for each token.
 const TOKEN_INPUTS: [&str; 2] = ["input_ids", "position_ids"];
 
@@ -41,6 +46,8 @@ pub struct StepIo {
     tokens: usize,
     vocabulary: usize,
     layout: ChoiceLayout,
+    /// Whether the graph has [`WINDOW_INPUT`]: those of older installs do not.
+    has_window_lengths: bool,
     inputs: DeviceBuffer,
     host_inputs: PinnedMemory,
     outputs: DeviceBuffer,
@@ -55,9 +62,10 @@ impl StepIo {
         prompt: usize,
         vocabulary: usize,
         layout: ChoiceLayout,
+        has_window_lengths: bool,
     ) -> Result<Self, ort::Error> {
         let tokens = rows.max(prompt);
-        let input_bytes = NUMBER_BYTES * (ROW_INPUTS.len() * rows + TOKEN_INPUTS.len() * tokens);
+        let input_bytes = input_bytes(rows, tokens);
         let output_bytes = NUMBER_BYTES * rows * (layout.width() + vocabulary);
 
         Ok(Self {
@@ -65,6 +73,7 @@ impl StepIo {
             tokens,
             vocabulary,
             layout,
+            has_window_lengths,
             inputs: DeviceBuffer::new(context.cuda.clone(), input_bytes)?,
             host_inputs: PinnedMemory::new(context.cuda.clone(), input_bytes)?,
             outputs: DeviceBuffer::new(context.cuda.clone(), output_bytes)?,
@@ -82,23 +91,30 @@ impl StepIo {
             return Some((NUMBER_BYTES * index * self.rows, self.rows));
         }
 
+        if name == WINDOW_INPUT {
+            return Some((NUMBER_BYTES * ROW_INPUTS.len() * self.rows, self.rows));
+        }
+
         let index = TOKEN_INPUTS.iter().position(|known| *known == name)?;
-        Some((NUMBER_BYTES * (ROW_INPUTS.len() * self.rows + index * self.tokens), self.tokens))
+        Some((NUMBER_BYTES * ((ROW_INPUTS.len() + 1) * self.rows + index * self.tokens), self.tokens))
     }
 
-    /// Binds inputs and outputs of a call over `count` rows of `step` tokens; the outputs are those of the rows from `first` on.
+    /// Binds inputs and outputs of a call over these rows, of `step` tokens each, of so many windows.
     pub fn bind(
         &self,
         info: &MemoryInfo,
         binding: &mut IoBinding,
-        first: usize,
-        count: usize,
+        rows: Range<usize>,
         step: usize,
+        windows: usize,
     ) -> Result<(), ort::Error> {
-        for name in ROW_INPUTS.into_iter().chain(TOKEN_INPUTS) {
+        let (first, count) = (rows.start, rows.len());
+        let window_input = self.has_window_lengths.then_some(WINDOW_INPUT);
+        for name in ROW_INPUTS.into_iter().chain(TOKEN_INPUTS).chain(window_input) {
             let (offset, _) = self.input(name).ok_or_else(|| unknown(name))?;
             let shape: &[usize] = match name {
                 "seqlens_k" => &[count],
+                WINDOW_INPUT => &[windows],
                 _ if TOKEN_INPUTS.contains(&name) => &[count, step],
                 _ => &[count, 1],
             };
@@ -116,8 +132,14 @@ impl StepIo {
         binding.bind_output("logits", &mut logits)
     }
 
-    /// Fills the inputs of a call and copies them to the device.
-    pub fn copy_inputs(&mut self, context: &DeviceContext, rows: &[RowInput<'_>]) -> Result<(), ort::Error> {
+    /// Fills the inputs of a call and copies them to the device. `window_positions`: the length of each
+    /// window.
+    pub fn copy_inputs(
+        &mut self,
+        context: &DeviceContext,
+        rows: &[RowInput<'_>],
+        window_positions: &[usize],
+    ) -> Result<(), ort::Error> {
         let timestamps = self.layout.timestamps;
         let bounded = |token: u32, range: Range<u32>| token.clamp(range.start, range.end) as i32;
         let end = u32::try_from(self.vocabulary).unwrap_or(u32::MAX);
@@ -137,7 +159,8 @@ impl StepIo {
         let positions =
             |row: &RowInput<'_>| (row.length..row.length + row.tokens.len()).map(|position| position as i32);
         self.fill("position_ids", &mut rows.iter().flat_map(positions))?;
-        let bytes = NUMBER_BYTES * (ROW_INPUTS.len() * self.rows + TOKEN_INPUTS.len() * self.tokens);
+        self.fill(WINDOW_INPUT, &mut window_positions.iter().map(|length| *length as i32 - 1))?;
+        let bytes = input_bytes(self.rows, self.tokens);
 
         self.inputs.copy_from_pinned(0, &self.host_inputs, 0..bytes, &context.stream)
     }
@@ -176,6 +199,10 @@ impl StepIo {
         let (base, row) = (NUMBER_BYTES * self.rows * self.layout.width(), NUMBER_BYTES * self.vocabulary);
         base + first * row..base + (first + count) * row
     }
+}
+
+fn input_bytes(rows: usize, tokens: usize) -> usize {
+    NUMBER_BYTES * ((ROW_INPUTS.len() + 1) * rows + TOKEN_INPUTS.len() * tokens)
 }
 
 fn unknown(name: &str) -> ort::Error {

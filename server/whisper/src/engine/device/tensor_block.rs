@@ -47,6 +47,26 @@ impl TensorBlock {
         self.memory.tensor(info, self.element, self.offset(tensor, slots.start), &shape)
     }
 
+    /// The beginning of a slot of one tensor, `[1, ...shape]`. The view must not be used after the block is dropped.
+    pub fn view_prefix(
+        &self,
+        info: &MemoryInfo,
+        tensor: usize,
+        slot: usize,
+        shape: &[usize],
+    ) -> Result<DynTensor, ort::Error> {
+        self.check(tensor, slot + 1)?;
+        if shape.iter().product::<usize>() > self.shape.iter().product() {
+            return Err(ort::Error::new(format!(
+                "a window of shape {shape:?} does not fit into a slot of {:?}",
+                self.shape
+            )));
+        }
+
+        let shape: Vec<usize> = std::iter::once(1).chain(shape.iter().copied()).collect();
+        self.memory.tensor(info, self.element, self.offset(tensor, slot), &shape)
+    }
+
     /// Copies `count` slots of each tensor of `from`, a block with the same tensors.
     #[allow(unsafe_code, reason = "copies memory by address")]
     pub fn copy_slots(

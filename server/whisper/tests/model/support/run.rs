@@ -32,6 +32,7 @@ pub struct GraphModel {
     pub heads: usize,
     pub width: usize,
     bins: usize,
+    positions: usize,
     vocabulary: usize,
     half: bool,
 }
@@ -103,6 +104,7 @@ impl GraphModel {
             heads: config.decoder_attention_heads,
             width: config.head_width(),
             bins: config.num_mel_bins,
+            positions: config.max_source_positions,
             vocabulary: config.vocab_size,
             half: dir.manifest().precision == Precision::Fp16,
         }
@@ -163,6 +165,8 @@ impl GraphModel {
             inputs.extend(self.shapes(windows, ids));
         }
 
+        let windows = cross.first().map_or(1, |(_, carried)| carried.windows());
+        inputs.push(("cross_last_frame".into(), ints(&[windows], vec![self.positions as i32 - 1; windows])));
         inputs.extend(cross.iter().map(|(n, a)| (n.clone(), a.value())));
         inputs.extend(cache.iter().map(|(n, a)| (format!("self_{n}"), value(a, self.half))));
         let outputs = self.decoder.run(inputs).unwrap();

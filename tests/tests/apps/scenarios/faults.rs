@@ -1,0 +1,162 @@
+//! Apps and sidecars that end in the middle, or are not there.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use hush_tests::apps::post;
+use hush_tests::apps::standins::{StandInKind, ViolationKind};
+use hush_tests::gpus::GIB;
+use hush_tests::wait::wait_for;
+use serde_json::json;
+
+use super::fixture::{Governed, LONG_DRAIN, Subject};
+use crate::support::SOON;
+
+/// The client learns of it, later requests are refused with a time to come back, and the app that is there again serves.
+pub fn killed_app_breaks_its_streams_and_comes_back(subject: Subject) -> Result<()> {
+    let Some(mut governed) = subject.govern()? else { return Ok(()) };
+    governed.make_ready()?;
+    let before = governed.sidecar()?.generation()?;
+    let stream = governed.begin_long()?;
+    let was_answered = !governed.app.long_call().streams && stream.has_ended();
+    governed.app.kill()?;
+    if !was_answered {
+        let is_complete = stream.finish().is_ok_and(|answer| answer.status == 200);
+        assert!(!is_complete, "an answer that broke off must not look like a whole one");
+    }
+
+    governed.app.start()?;
+    wait_for("requests are served again", SOON, || {
+        let answer = post(governed.sidecar()?.api, &governed.app.short_call(), &[])?;
+        assert!([200, 502, 503].contains(&answer.status), "{} {}", answer.status, answer.text());
+        Ok((answer.status == 200).then_some(()))
+    })?;
+    assert!(governed.sidecar()?.generation()? > before);
+    Ok(())
+}
+
+/// The app is not touched, and the next sidecar takes over what is there.
+pub fn killed_sidecar_leaves_the_app_alone(subject: Subject) -> Result<()> {
+    let Some(mut governed) = subject.govern()? else { return Ok(()) };
+    governed.make_ready()?;
+    governed.wait_until_idle()?;
+    governed.kill_sidecar()?;
+    std::thread::sleep(Duration::from_millis(500));
+    governed.wait_until_app_has_model(true)?;
+
+    governed.start_sidecar(&[])?;
+    governed.sidecar()?.wait_until_ready()?;
+    governed.short()?;
+    governed.wait_until_idle()?;
+    governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    governed.short()?;
+    governed.assert_no_violation()
+}
+
+pub fn app_that_restarts_is_a_new_generation(subject: Subject) -> Result<()> {
+    let Some(mut governed) = subject.govern()? else { return Ok(()) };
+    governed.make_ready()?;
+    governed.wait_until_idle()?;
+    let before = governed.sidecar()?.generation()?;
+    governed.app.terminate()?;
+    governed.sidecar()?.wait_for_status("the model is away", SOON, |status| status["state"] != "ready")?;
+    governed.app.start()?;
+    wait_for("requests are served again", SOON, || {
+        let answer = post(governed.sidecar()?.api, &governed.app.short_call(), &[])?;
+        Ok((answer.status == 200).then_some(()))
+    })?;
+    assert!(governed.sidecar()?.generation()? > before);
+    governed.assert_no_violation()
+}
+
+pub fn app_that_comes_later_is_found(subject: Subject) -> Result<()> {
+    let Some(mut governed) = subject.prepare()? else { return Ok(()) };
+    governed.start_sidecar(&["--cold-hold", "2s"])?;
+    let early = post(governed.sidecar()?.api, &governed.app.short_call(), &[])?;
+    assert_eq!(early.status, 503, "{}", early.text());
+    let retry_after: u64 = early.header("retry-after").unwrap_or_default().parse()?;
+    assert!((1..=120).contains(&retry_after), "openai-python gives up above 120: {retry_after}");
+    assert_ne!(governed.sidecar()?.readiness()?.status, 200);
+
+    governed.app.start()?;
+    governed.sidecar()?.wait_until_ready()?;
+    wait_for("requests are served", SOON, || {
+        let answer = post(governed.sidecar()?.api, &governed.app.short_call(), &[])?;
+        Ok((answer.status == 200).then_some(()))
+    })?;
+    governed.assert_no_violation()
+}
+
+#[test]
+fn a_load_that_fails_is_told_with_a_time_to_come_back() -> Result<()> {
+    for kind in [StandInKind::Ollama, StandInKind::LlamaServer, StandInKind::Triton, StandInKind::Localai] {
+        let governed = Governed::standin(kind, &["--manner", "load-fails"])?;
+        let answer = governed.send(&governed.app.short_call())?;
+        assert_eq!(answer.status, 503, "{kind:?}: {}", answer.text());
+        assert!(answer.header("retry-after").is_some(), "{kind:?}");
+        governed.sidecar()?.wait_for_state("failed", SOON)?;
+        governed.assert_no_violation()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_model_that_does_not_fit_waits_for_memory() -> Result<()> {
+    let mut governed = Governed::standin(StandInKind::Ollama, &[])?;
+    governed.sidecar()?.wait_until_ready()?;
+    // The first load teaches what it needs.
+    governed.make_ready()?;
+    governed.wait_until_idle()?;
+    governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    governed.gpus.change(|gpu| gpu.used_bytes = 7 * GIB)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let waiting = scope.spawn(|| governed.short());
+        governed.sidecar()?.wait_for_state("waiting_for_memory", SOON)?;
+        let mut script = governed.gpus.script.clone();
+        script.devices[0].used_bytes = 0;
+        script.write(&governed.gpus.path())?;
+        waiting.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        Ok(())
+    })?;
+    governed.assert_no_violation()
+}
+
+#[test]
+fn memory_that_a_child_keeps_is_residual() -> Result<()> {
+    let governed = Governed::standin(StandInKind::Localai, &["--manner", "child-survives"])?;
+    governed.sidecar()?.wait_until_ready()?;
+    governed.make_ready()?;
+    governed.wait_until_idle()?;
+    let proof = governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    assert_eq!(proof["residual_bytes"], 2 * GIB, "{proof}");
+    Ok(())
+}
+
+#[test]
+fn an_unload_that_hangs_is_given_up_and_requests_are_not_lost() -> Result<()> {
+    let mut governed = Governed::standin(StandInKind::Ollama, &["--manner", "unload-hangs"])?;
+    governed.kill_sidecar()?;
+    governed.start_sidecar(&["--unload-timeout", "1s"])?;
+    governed.sidecar()?.wait_until_ready()?;
+    governed.make_ready()?;
+    governed.wait_until_idle()?;
+    let answer = governed.sidecar()?.unload(&json!({"drain_seconds": 5}))?;
+    assert!(answer.status >= 400, "the app has the model still: {}", answer.text());
+    governed.assert_no_violation_but(&[ViolationKind::UnloadTwice])
+}
+
+#[test]
+fn the_context_of_a_process_that_stays_is_residual() -> Result<()> {
+    const CONTEXT: u64 = 300 << 20;
+
+    let governed = Governed::standin(StandInKind::Triton, &["--context-bytes", &CONTEXT.to_string()])?;
+    governed.sidecar()?.wait_until_ready()?;
+    governed.make_ready()?;
+    governed
+        .sidecar()?
+        .wait_for_status("the memory is known", SOON, |status| status["vram_bytes"] == 2 * GIB + CONTEXT)?;
+    governed.wait_until_idle()?;
+    let proof = governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    assert_eq!((&proof["reclaimed_bytes"], &proof["residual_bytes"]), (&(2 * GIB).into(), &CONTEXT.into()), "{proof}");
+    Ok(())
+}
