@@ -99,7 +99,8 @@ class Names(unittest.TestCase):
         wrong = []
         for page in PAGES:
             for number, code in page.code():
-                if not code.startswith("--"):
+                # `--` alone ends the options.
+                if not code.startswith("--") or code == "--":
                     continue
                 option = re.match(r"--[a-z-]+", code)[0]
                 if option not in known | OTHERS:
