@@ -134,6 +134,9 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
 }
 
 fn find_app(name: &str) -> anyhow::Result<App> {
+    if name.is_empty() {
+        bail!("--app is missing: which kind of app is it? `hush-sidecar apps` lists those that are known");
+    }
     if let Some(app) = App::find(name) {
         return Ok(app);
     }
