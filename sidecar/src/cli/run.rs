@@ -99,7 +99,8 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
     let settings = proxy_settings(&args, &configured, governed.activity.clone());
     let proxy =
         Proxy::new(Arc::clone(&models), routes, governed.upstream.clone(), watch.status(), settings, proxy_metrics);
-    let router = ops::router(Arc::clone(&models), access, ops_stop.clone(), registry, gpu.accounts.sampler().clone());
+    let sampler = gpu.accounts.sampler().clone();
+    let router = ops::router(Arc::clone(&models), access, ops_stop.clone(), registry, sampler, watch.status());
     let serving = proxy.clone();
     let requests = tokio::spawn(async move { serving.serve(listener).await });
     let operations = tokio::spawn(hush_listener::serve(ops_listener, router, ops_options()));
