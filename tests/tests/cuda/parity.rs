@@ -12,8 +12,8 @@ use hush_server::audio::{self, DecodeOptions};
 use hush_server::spool::Spooled;
 use hush_tests::{cuda_double, fixtures};
 use hush_whisper::{
-    EncoderContext, Engine, EngineDevice, EngineOptions, ModelDir, PcmSource, Precision, Segment, TranscribeError, TranscribeOptions,
-    TranscriptSink, VadOptions, cuda, runtime,
+    EncoderContext, Engine, EngineDevice, EngineOptions, ModelDir, PcmSource, Precision, Segment, TranscribeError,
+    TranscribeOptions, TranscriptSink, VadOptions, cuda, runtime,
 };
 
 const ROWS: usize = 8;
