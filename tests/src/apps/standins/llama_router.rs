@@ -77,13 +77,18 @@ impl LlamaRouter {
         json_answer(200, &json!({"data": data, "object": "list"}))
     }
 
-    fn start_load(&self, name: &str) {
+    fn start_load(self: &Arc<Self>, name: &str) {
         self.set_killed(name, false);
-        let (app, name) = (Arc::clone(&self.app), name.to_owned());
-        tokio::spawn(async move { app.load(&name).await });
+        let (router, name) = (Arc::clone(self), name.to_owned());
+        tokio::spawn(async move {
+            if router.app.load(&name).await.is_err() {
+                // The child ended with a status other than 0.
+                router.set_killed(&name, true);
+            }
+        });
     }
 
-    fn answer_load(&self, request: &Incoming) -> Response {
+    fn answer_load(self: &Arc<Self>, request: &Incoming) -> Response {
         let name = request.model().unwrap_or_default();
         if !self.app.is_known(&name) {
             return error_answer(404, "model is not found");
@@ -137,15 +142,18 @@ impl LlamaRouter {
         self.app.finish_unload(name).await;
     }
 
+    fn loads_by_itself(&self, request: &Incoming) -> bool {
+        let asked = request.parameter("autoload");
+        asked.map_or(self.app.options.has(Manner::Autoload), |value| value == "true" || value == "1")
+    }
+
     /// Loads the model where the router does so by itself. An error is the answer.
     async fn make_ready(&self, name: &str, request: &Incoming) -> Result<(), Response> {
         if !self.app.is_known(name) {
             return Err(error_answer(400, &format!("model '{name}' not found")));
         }
-        let asked = request.parameter("autoload");
-        let loads = asked.map_or(self.app.options.has(Manner::Autoload), |value| value == "true" || value == "1");
         let phase = self.app.phase(name);
-        if phase == Phase::Away && !loads {
+        if phase == Phase::Away && !self.loads_by_itself(request) {
             return Err(error_answer(400, "model is not loaded"));
         }
         // Also one that is stopping: the request waits for the next instance.
@@ -168,7 +176,7 @@ impl LlamaRouter {
     }
 
     async fn answer_instance(&self, name: &str, request: &Incoming) -> Response {
-        if self.app.phase(name) == Phase::Away && request.parameter("autoload").as_deref() != Some("false") {
+        if self.app.phase(name) == Phase::Away && self.loads_by_itself(request) {
             self.app.journal.violation(ViolationKind::GetLoads, request.path.clone());
         }
         if let Err(refusal) = self.make_ready(name, request).await {
