@@ -105,7 +105,6 @@ fn int8_stays_close_and_chooses_the_same_tokens() {
 /// A processor without VNNI adds products of bytes in 16 bits. The emulator shows ONNX Runtime such a processor, and the
 /// test above runs again in it.
 #[test]
-#[ignore = "takes many minutes in the emulator"]
 fn int8_is_as_close_on_a_processor_without_vnni() {
     const EMULATOR: &str = "qemu-x86_64";
     const SAME: &str = "graphs::int8_stays_close_and_chooses_the_same_tokens";
