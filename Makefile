@@ -234,7 +234,7 @@ reference: $(TOOLS) ## Write docs/reference: options, policy fields, metrics, HT
 openapi: ## Write docs/openapi.json
 	HUSH_WRITE_OPENAPI=1 $(CARGO) test --locked --quiet --workspace --test api the_committed_copy
 
-schema: ## Write docs/config.schema.json
+schema: ## Write docs/config.schema.json and docs/app-description.schema.json
 	UPDATE_SCHEMA=1 $(CARGO) test --locked --workspace --lib -- the_committed_schema
 
 chart: $(PACKAGES)/.tests ## Write the chart's copies of the CRDs and the schema of its values

@@ -1,7 +1,7 @@
 """Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
 
 usage: run.py [SECTION...] [--clips N] [--runs N]
-sections: wer speed batch words overhead cold memory health hours controller fleet cuda real storm (all by default)
+sections: wer speed batch words overhead cold memory health hours controller fleet cuda real storm sidecar (all by default)
 --clips, --runs: less of `real`: recordings of each language (40), runs of long recordings (5)
 """
 import argparse
@@ -18,6 +18,7 @@ import time
 import wave
 
 import real
+import sidecar
 import storm
 from server import MODELS, ORT, ROOT, Server, hush, resident_mb
 
@@ -367,7 +368,7 @@ def cuda() -> None:
                 row("  first kernel, first token", f"{load['first_kernel_ms']:.0f} / {load['first_token_ms']:.0f}")
 
 
-SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "cuda": cuda, "storm": lambda: storm.run(row)}
+SECTIONS = {"wer": wer, "speed": speed, "batch": batch, "words": word_times, "overhead": overhead, "cold": cold, "memory": memory, "health": health, "hours": hours, "controller": controller, "fleet": fleet, "cuda": cuda, "storm": lambda: storm.run(row), "sidecar": lambda: sidecar.run(row, spread)}
 
 
 def main() -> None:

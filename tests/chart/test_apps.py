@@ -46,7 +46,7 @@ class Examples(unittest.TestCase):
                 with self.subTest(path.stem):
                     yield documents, name, pod
 
-    def test_the_sidecar_is_the_only_door(self):
+    def test_the_sidecar_is_the_only_way_in(self):
         for documents, name, pod in self.each():
             rules = the(documents, "NetworkPolicy", "hush-app")["spec"]
             labels = pod["metadata"]["labels"]
@@ -82,10 +82,10 @@ class Examples(unittest.TestCase):
             probed = [c["name"] for c in containers(pod) if {"startupProbe", "livenessProbe", "readinessProbe"} & set(c)]
             process = "copy-sidecar" in [container["name"] for container in pod["spec"]["initContainers"]]
             self.assertEqual(probed, ["app"] if process else ["sidecar"])
-            door = named(pod, probed[0])
-            probes = [door[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
-            self.assertEqual([(probe["path"], probe["port"], probe["scheme"]) for probe in probes],
-                             [("/healthz", "ops", "HTTP"), ("/healthz", "ops", "HTTP"), ("/readyz", "ops", "HTTP")])
+            probed_container = named(pod, probed[0])
+            probes = [probed_container[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
+            self.assertEqual([(probe["path"], probe["port"]) for probe in probes],
+                             [("/healthz", "ops"), ("/healthz", "ops"), ("/readyz", "ops")])
 
     def test_the_policies_select_it(self):
         for documents, _, pod in self.each():
@@ -197,14 +197,9 @@ class Modes(unittest.TestCase):
         egress = the(documents, "NetworkPolicy", "hush-controller")["spec"]["egress"]
         self.assertIn(9001, [port["port"] for rule in egress for port in rule["ports"]])
 
-    def test_tls_of_the_operations_port(self):
-        documents = rendered("--values", values(f"apps: [{SMALL}]\nopsTls: {{secretName: ops}}\n"))
-        pod = pod_of(documents, "hush-chat")
-        self.assertEqual(pod["metadata"]["annotations"]["gpu.hush.dev/ops-scheme"], "https")
-        self.assertIn("--ops-tls-cert=/var/run/secrets/hush-ops-tls/tls.crt", named(pod, "sidecar")["args"])
-        self.assertEqual(named(pod, "sidecar")["readinessProbe"]["httpGet"]["scheme"], "HTTPS")
-        mounted = {c["name"] for c in containers(pod) if any(m["name"] == "ops-tls" for m in c["volumeMounts"])}
-        self.assertEqual(mounted, {"sidecar"})
+    def test_an_operations_port_with_tls_is_not_promised(self):
+        done = template("--values", values(f"apps: [{SMALL}]\nopsTls: {{secretName: ops}}\n"))
+        self.assertIn("apps[0]: hush-sidecar serves its operations port without TLS", done.stderr)
 
     def test_two_apps_are_two_of_everything_but_the_account(self):
         other = SMALL.replace("chat", "draft").replace("11435", "11436")

@@ -148,7 +148,8 @@ class Installed(unittest.TestCase):
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
                 file.write(block.text)
                 file.flush()
-                for name in NAMES[::2]:
+                # Where there is no policy, the name decides over the length of names alone.
+                for name in NAMES[::2] if "olicies:" in block.text else NAMES[2:]:
                     with self.subTest(block.place, release=name):
                         self.install(name, "pages", "--values", file.name)
                         self.assert_every_policy_selects(block.place)

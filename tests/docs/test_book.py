@@ -99,7 +99,8 @@ class Names(unittest.TestCase):
         wrong = []
         for page in PAGES:
             for number, code in page.code():
-                if not code.startswith("--"):
+                # `--` alone ends the options.
+                if not code.startswith("--") or code == "--":
                     continue
                 option = re.match(r"--[a-z-]+", code)[0]
                 if option not in known | OTHERS:
@@ -126,7 +127,7 @@ class Names(unittest.TestCase):
             for number, code in page.code():
                 for name in re.findall(r"\bhush_[a-z_]+\b", code):
                     base = re.sub(r"_(bucket|sum|count)$", "", name)
-                    crate = name in {"hush_server", "hush_controller", "hush_core", "hush_whisper"}
+                    crate = name in {"hush_server", "hush_sidecar", "hush_controller", "hush_core", "hush_whisper"}
                     if base not in known and f"record: {name}" not in rules and not crate:
                         wrong.append(f"{page.path.relative_to(ROOT)}:{number}: {name}")
         self.assertEqual(wrong, [])

@@ -40,6 +40,8 @@ def kind(content) -> str:
         return "targets"
     if "gpus" in content and "now" in content:
         return "world"
+    if "models" in content and content["models"] in ("named", "one"):
+        return "app"
     values = json.loads((ROOT / "charts/hush/values.schema.json").read_text())["properties"]
     return "values" if set(content) <= set(values) else "config"
 
@@ -98,6 +100,9 @@ class Examples(unittest.TestCase):
         elif what == "values":
             schema = json.loads((ROOT / "charts/hush/values.schema.json").read_text())
             jsonschema.validate(without_nulls(documents[0]), schema)
+        elif what == "app":
+            # Beyond the schema, the tests of the sidecar check it.
+            jsonschema.validate(documents[0], json.loads((ROOT / "docs/app-description.schema.json").read_text()))
         elif what == "targets":
             empty = self.sandbox.folder / "none.yaml"
             empty.write_text("apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {name: none}\n"
@@ -162,10 +167,13 @@ class Examples(unittest.TestCase):
     def known(self, command: list[str], block, options) -> int:
         while command and ("=" in command[0].lstrip("-") or command[0] == "exec"):
             command = command[1:]
-        if len(command) < 2 or command[0].rsplit("/", 1)[-1] not in ("hush-server", "hush-controller"):
+        if len(command) < 2 or command[0].rsplit("/", 1)[-1] not in ("hush-server", "hush-controller", "hush-sidecar"):
             return 0
         program, sub, *rest = command
         program = program.rsplit("/", 1)[-1]
+        if program == "hush-sidecar" and sub.startswith("--"):
+            # It has options without a subcommand, and behind `--` the command of an app.
+            sub, rest = "", command[1:command.index("--") if "--" in command else None]
         if (program, sub) not in options:
             help_text = self.ran(f"{program} {sub} --help", block.place)
             options[program, sub] = set(re.findall(r"^ +(?:-\w, +)?(--[a-z-]+)", help_text, re.M))

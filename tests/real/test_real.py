@@ -23,13 +23,22 @@ REAL = pathlib.Path(os.environ.get("HUSH_REAL", ROOT / ".hush/real"))
 VAD = os.environ.get("HUSH_VAD_MODEL")
 COUNT = int(os.environ.get("HUSH_REAL_CLIPS", "40"))
 # Error rates in percent over all languages, by recordings of each language and precision: what was measured, and some words
-# more. With int8 a processor without VNNI computes other products, and in the smaller choice one word of tiny.en is a percent.
+# more. In the smaller choice one word of tiny.en is a percent.
 # Each choice of recordings has its own rate: with 8 of each language, faster-whisper 1.2.1 in float32 has 20.2 where Hush has
 # 20.5. The texts of es and fr lack some accents, so the rates compare programs and are no measure of a model.
 BOUNDS = {
-    40: {"base-fp32": 17.6, "base-int8": 18.8, "tiny.en-int8": 8.0},
-    8: {"base-fp32": 22.1, "base-int8": 25.5, "tiny.en-int8": 12.0},
+    40: {"base-fp32": 17.1, "base-int8": 16.9, "tiny.en-int8": 8.0},
+    8: {"base-fp32": 21.6, "base-int8": 20.9, "tiny.en-int8": 12.0},
 }
+# By how many percent of the words int8 may be worse than fp32 in the same run, over all languages and in the worst language.
+# Both make mistakes that the other does not make, so that fewer words need more room: in the smaller choice a language has
+# 100 to 150 words.
+LOST = {40: (0.25, 0.8), 8: (1.0, 3.0)}
+# How much higher the error rate may be when the encoder hears six seconds of silence instead of up to 30 s, in percent: of few
+# recordings (a word of them is a quarter of a percent), and of forty of each language.
+SHORT_WINDOWS_MAY_COST = (1.0, 0.5)
+# The share of short windows whose text is doubtful.
+MOST_REPEATED = 0.15
 # For recordings of a few seconds; the reference's own detection makes some of these mistakes too.
 LANGUAGES_RIGHT = 0.9
 # A word may begin this much before its segment and end this much after it: times are rounded to 0.02 s.
@@ -47,12 +56,19 @@ def models() -> pathlib.Path:
 
 
 class Server(Program):
-    def __init__(self, model: str, precision: str):
+    def __init__(self, model: str, precision: str, *options: str):
         command = [BUILT / "hush-server", "serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--model", model,
                    "--models-dir", REAL / "models" / precision, "--precision", precision, "--log-format", "json",
                    "--residency", "resident", "--fallback-time", "0"]
-        super().__init__(command + (["--vad-model", VAD] if VAD else []))
+        super().__init__(command + (["--vad-model", VAD] if VAD else []) + list(options))
         self.url = f"http://{self.said('api')}"
+
+    def windows(self) -> dict[str, int]:
+        """How many windows the encoder heard in which context."""
+        with urllib.request.urlopen(f"http://{self.said('ops')}/metrics", timeout=60) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if line.startswith("hush_encoder_windows_total{")]
+        return {context: sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if f'context="{context}"' in line)
+                for context in ("short", "repeated", "full")}
 
     def hears(self, path: pathlib.Path, **parameters) -> dict:
         """The JSON of `/asr`."""
@@ -71,7 +87,7 @@ class RealSpeech(unittest.TestCase):
     def setUpClass(cls):
         models()
         cls.scratch = tempfile.TemporaryDirectory()
-        cls.servers = {}
+        cls.servers, cls.measured = {}, {}
 
     @classmethod
     def tearDownClass(cls):
@@ -79,16 +95,22 @@ class RealSpeech(unittest.TestCase):
             server.stop()
         cls.scratch.cleanup()
 
-    def server(self, model: str, precision: str) -> Server:
-        name = f"{model}-{precision}"
+    def server(self, model: str, precision: str, context: str = "auto") -> Server:
+        name = f"{model}-{precision}-{context}"
         if name not in self.servers:
-            self.servers[name] = Server(model, precision)
+            self.servers[name] = Server(model, precision, "--encoder-context", context)
         return self.servers[name]
 
-    def rate(self, model: str, precision: str, languages: tuple) -> float:
-        """Prints the error rate of each language, and returns that of all, in percent."""
-        server, begun = self.server(model, precision), time.monotonic()
-        totals, parts = [0, 0], []
+    def rates(self, model: str, precision: str, languages: tuple, context: str = "auto") -> dict[str, float]:
+        """Prints the error rate of each language, in percent, and returns them with that of `all`. Each is measured once."""
+        asked = (model, precision, languages, context)
+        if asked not in self.measured:
+            self.measured[asked] = self.measure(*asked)
+        return self.measured[asked]
+
+    def measure(self, model: str, precision: str, languages: tuple, context: str) -> dict[str, float]:
+        server, begun = self.server(model, precision, context), time.monotonic()
+        totals, rates = [0, 0], {}
         for language in languages:
             wrong = spoken = 0
             for path, text in clips(REAL / "voices", language, COUNT):
@@ -96,17 +118,39 @@ class RealSpeech(unittest.TestCase):
                 wrong += errors(reference, words(server.hears(path, language=language)["text"]))
                 spoken += len(reference)
             totals = [totals[0] + wrong, totals[1] + spoken]
-            parts.append(f"{language} {100 * wrong / spoken:.2f}")
-        rate = 100 * totals[0] / totals[1]
-        print(f"{model} {precision}: {rate:.2f} % ({', '.join(parts)}) of {totals[1]} words, "
+            rates[language] = 100 * wrong / spoken
+        parts = ", ".join(f"{language} {rate:.2f}" for language, rate in rates.items())
+        rates["all"] = 100 * totals[0] / totals[1]
+        print(f"{model} {precision}, encoder context {context}: {rates['all']:.2f} % ({parts}) of {totals[1]} words, "
               f"{time.monotonic() - begun:.0f} s", file=sys.stderr)
-        return rate
+        return rates
 
     def test_words_are_right_in_every_precision(self):
+        measured = {}
         for model, precision, languages in (("base", "fp32", LANGUAGES), ("base", "int8", LANGUAGES), ("tiny.en", "int8", ("en",))):
             with self.subTest(f"{model} {precision}"):
                 bound = BOUNDS.get(COUNT, BOUNDS[40])[f"{model}-{precision}"]
-                self.assertLessEqual(self.rate(model, precision, languages), bound)
+                measured[model, precision] = self.rates(model, precision, languages)
+                self.assertLessEqual(measured[model, precision]["all"], bound)
+
+        overall, one_language = LOST.get(COUNT, LOST[8])
+        real, rounded = measured["base", "fp32"], measured["base", "int8"]
+        for language, rate in rounded.items():
+            with self.subTest(f"base int8 against fp32, {language}"):
+                self.assertLessEqual(rate - real[language], overall if language == "all" else one_language)
+
+    def test_short_windows_cost_no_accuracy(self):
+        """What `--encoder-context auto` assumes of these models; the full window is needed for some recordings only."""
+        for model, languages in (("base", LANGUAGES), ("tiny.en", ("en",))):
+            with self.subTest(model):
+                short, full = (self.rates(model, "int8", languages, context)["all"] for context in ("auto", "full"))
+                self.assertLessEqual(short, full + SHORT_WINDOWS_MAY_COST[COUNT >= 40])
+                heard = self.server(model, "int8").windows()
+                print(f"{model}: {heard}", file=sys.stderr)
+                self.assertLessEqual(heard["repeated"], MOST_REPEATED * (heard["short"] + heard["repeated"]))
+                self.assertGreater(heard["short"], heard["full"])
+                whole = self.server(model, "int8", "full").windows()
+                self.assertEqual((whole["short"], whole["repeated"]), (0, 0))
 
     def test_languages_are_found(self):
         server, right, total, wrong = self.server("base", "int8"), 0, 0, []

@@ -188,7 +188,7 @@ fn servers_that_hang_are_gone_lie_or_talk_nonsense_delay_no_other_server() -> Re
     for (server, why) in [
         ("a/hangs", "no answer within 500ms"),
         ("a/gone", "connecting failed"),
-        ("a/nonsense", "tell of no model"),
+        ("a/nonsense", "contain no model"),
         ("a/malformed", "line 1 of the metrics"),
     ] {
         controller.wait_for_log(&[server, "cannot be observed", why], SOON)?;

@@ -123,7 +123,7 @@ fn what_is_no_level_is_refused_by_a_server_and_changes_nothing() -> Result<()> {
         (json!({"level": ""}), "level", "it is empty"),
         (json!({"level": "hush_server=loud"}), "level", "must be error, warn"),
         (json!({"level": 7}), "level", "string"),
-        (json!({"level": "debug", "for_seconds": 0}), "for_seconds", "more than nothing"),
+        (json!({"level": "debug", "for_seconds": 0}), "for_seconds", "more than 0"),
         (json!({"level": "debug", "for_seconds": -1}), "for_seconds", "from 0 to 604800"),
         (json!({"level": "debug", "for_seconds": 1e7}), "for_seconds", "from 0 to 604800"),
         (json!({"for_seconds": 60}), "for_seconds", "needs `level`"),

@@ -329,6 +329,7 @@ class Page(WithBrowser):
         self.fleet.speak(1)
         for server in ("s0", "s1"):
             self.browser.until_reads(self.browser.model(server, "[data-part=state]"), "in memory")
+            self.browser.until_reads(self.browser.model(server, "[data-part=app]"), "whisper")
         self.browser.until_reads(".gpu [data-part=others]", "1.50 GiB")
         self.browser.give_token()
         for name, options in [("controller", dict(width=1100, height=1000)),

@@ -259,7 +259,9 @@ mod tests {
             r#"{"code":"invalid_request","message":"mistakes","problems":[{"line":3,"message":"no"},{"message":"x"}]}"#;
         assert_eq!(error_text(400, yaml), "h refuses: mistakes\n  line 3: no\n  x");
 
-        assert!(error_text(502, "<html>").contains("no answer of a controller (502 Bad Gateway): <html>"));
+        assert!(
+            error_text(502, "<html>").contains("the answer of h is not that of a controller (502 Bad Gateway): <html>")
+        );
         assert_eq!(
             error_text(404, r#"{"code":"not_found","message":"no such route"}"#),
             "h is not a controller, or its page is off (--web-ui)"

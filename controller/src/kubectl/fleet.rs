@@ -113,7 +113,7 @@ impl FleetView {
         Ok(Self::merge(reports, errors))
     }
 
-    fn merge(mut reports: Vec<ControllerReport>, errors: Vec<String>) -> Self {
+    pub(super) fn merge(mut reports: Vec<ControllerReport>, errors: Vec<String>) -> Self {
         reports.sort_by(|a, b| a.controller.name.cmp(&b.controller.name));
 
         let mut problems: BTreeSet<String> = errors.into_iter().collect();

@@ -307,6 +307,22 @@ mod tests {
     }
 
     #[test]
+    fn the_kind_of_app_stands_beside_its_model() {
+        let old = json!({"server": "m/a", "model": "base", "state": "Unloaded", "generation": 1, "vramBytes": 0, "fresh": true});
+        let mut llm = old.clone();
+        for (field, value) in [("server", "m/b"), ("app", "ollama"), ("model", "llama3.2:3b")] {
+            llm[field] = json!(value);
+        }
+        let mut fleet = FleetView::merge(Vec::new(), Vec::new());
+        fleet.models = serde_json::from_value(json!([old, llm])).unwrap();
+
+        let lines = models_table(&fleet).lines();
+        assert!(lines[0].starts_with("POD  APP      MODEL        STATE"), "{lines:?}");
+        assert!(lines[1].starts_with("m/a  whisper  base "), "a controller that does not report it: {lines:?}");
+        assert!(lines[2].starts_with("m/b  ollama   llama3.2:3b "), "{lines:?}");
+    }
+
+    #[test]
     fn a_command_and_its_outcome() {
         let line = |fields: serde_json::Value| {
             let mut record = json!({"time": "2026-01-01T10:11:12Z", "server": "m/w", "model": "base", "action": "Unload",

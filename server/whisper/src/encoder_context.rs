@@ -156,7 +156,7 @@ mod tests {
         fn every_length_holds_the_sound_and_is_one_of_ten(size in 1_usize..=3_000) {
             let frames = short_frames(size);
             prop_assert!(frames >= (size + PADDING_FRAMES).min(WINDOW_FRAMES) && frames >= SHORTEST_FRAMES);
-            prop_assert!(frames <= WINDOW_FRAMES && frames % STEP_FRAMES == 0);
+            prop_assert!(frames <= WINDOW_FRAMES && frames.is_multiple_of(STEP_FRAMES));
         }
     }
 

@@ -80,12 +80,11 @@ impl Condition {
         });
         let not = self.not.as_ref().map(|not| not.evaluate(answer, values).map(|held| !held));
 
-        let parts = [status, text, json, number, not].into_iter().flatten();
-        parts.fold(Some(true), |all, part| match (all, part) {
-            (Some(false), _) | (_, Some(false)) => Some(false),
-            (None, _) | (_, None) => None,
-            _ => Some(true),
-        })
+        let parts: Vec<Option<bool>> = [status, text, json, number, not].into_iter().flatten().collect();
+        if parts.contains(&Some(false)) {
+            return Some(false);
+        }
+        parts.iter().all(Option::is_some).then_some(true)
     }
 }
 
@@ -124,7 +123,7 @@ fn compile_range(
     field: &FieldScope<'_>,
 ) -> Option<Option<(NumberSum, f64, f64)>> {
     let has_bound = source.at_least.is_some() || source.at_most.is_some();
-    if source.number.is_empty() != !has_bound {
+    if source.number.is_empty() == has_bound {
         field.report("`number` needs `atLeast` or `atMost`, and these need `number`");
         return None;
     }
@@ -256,7 +255,10 @@ impl NumberSource {
                 let sum = metrics_text::sum_of(&answer.text(), name, &labels);
                 sum.ok_or_else(|| format!("without the metric `{name}`"))
             }
-            Self::When(condition) => Ok(f64::from(u8::from(condition.is_true(answer, values)))),
+            Self::When(condition) => {
+                let is_true = condition.evaluate(answer, values).ok_or(NO_JSON)?;
+                Ok(f64::from(u8::from(is_true)))
+            }
         }
     }
 }

@@ -223,7 +223,7 @@ pub struct NumberTermDescription {
     /// 0, instead of an error, where the metric or the number is missing.
     #[serde(default)]
     pub missing_is_zero: bool,
-    /// 1 if this is true, else 0.
+    /// 1 if this is true, 0 if it is false.
     pub when: Option<Box<ConditionDescription>>,
     /// Subtracted instead of added.
     #[serde(default)]

@@ -66,7 +66,9 @@ impl IdentityChecks {
             let refused: Vec<String> = check.refusals(&answer, values);
             if i == 0 && !refused.is_empty() {
                 let problem = refused.join("; ");
-                return Err(UnsuitableApp(format!("{problem} ({})", check.request.describe(&answer, values))));
+                let answered = check.request.describe(&answer, values);
+                let is_refused_key = matches!(answer.status(), 401 | 403);
+                return Err(UnsuitableApp(if is_refused_key { problem } else { format!("{problem} ({answered})") }));
             }
 
             missing.extend(refused);

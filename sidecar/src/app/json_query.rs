@@ -19,7 +19,8 @@ impl JsonQuery {
         match parse_json_path(text) {
             Ok(query) => Some(Self { text: text.to_owned(), query }),
             Err(error) => {
-                field.report(format!("`{text}` is no JSONPath such as `$.models[*].name`: {error}"));
+                let cause = cause_line(&error.to_string());
+                field.report(format!("`{text}` is no JSONPath such as `$.models[*].name`: {cause}"));
                 None
             }
         }
@@ -44,6 +45,13 @@ impl JsonQuery {
     pub(super) fn text(&self) -> &str {
         &self.text
     }
+}
+
+/// The parser draws the place with several lines; the one that says what it expected begins with `=`.
+fn cause_line(message: &str) -> String {
+    let lines = || message.lines().map(str::trim).filter(|line| !line.is_empty());
+    let expected = lines().find_map(|line| line.strip_prefix("= "));
+    expected.or_else(|| lines().next()).unwrap_or_default().to_owned()
 }
 
 /// A value as it stands in a sentence; `None`: `null`.

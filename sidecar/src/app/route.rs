@@ -97,17 +97,11 @@ impl RouteTable {
             readings.iter().map(|segments| self.find_reading(question, segments, names)).collect();
         matches.extend(query.and_then(|query| self.find_closed_suffix(question, path, query)));
 
-        let mut models = matches.iter().filter_map(|found| match &found.model {
-            ModelNameSource::Path { name } => Some(name),
-            _ => None,
-        });
-        let first_model = models.next();
-        let is_ambiguous = models.any(|model| Some(model) != first_model);
-
-        // `max_by_key` prefers the last of equals; the usual reading is the first.
-        let strictest = matches.iter().rev().max_by_key(|found| strictness(found.class)).cloned();
+        // `max_by_key` prefers the last of equals; the usual reading is the first. A known route wins over an unknown one
+        // of the same class, because it also says what is cut out of the request.
+        let strictest = matches.iter().rev().max_by_key(|found| (strictness(found.class), is_known(found))).cloned();
         let mut found = strictest.unwrap_or_else(|| self.unknown(question));
-        if is_ambiguous {
+        if is_ambiguous(&matches) {
             found.class = RouteClass::Closed;
         }
         found
@@ -256,7 +250,7 @@ impl Pattern {
         let has_length =
             if self.has_rest { path.len() >= self.segments.len() } else { path.len() == self.segments.len() };
         let is_match = |(segment, part): (&PatternSegment, &String)| match segment {
-            PatternSegment::Literal(literal) => part.to_lowercase() == *literal,
+            PatternSegment::Literal(literal) => is_same_word(part, literal),
             PatternSegment::Any | PatternSegment::Model => true,
         };
         if !has_length || !self.segments.iter().zip(path).all(is_match) {
@@ -337,6 +331,11 @@ fn compile_group(source: &RouteDescription, naming: ModelNaming, field: &FieldSc
     source.paths.iter().enumerate().map(compile).collect()
 }
 
+/// Without regard to case; `literal` is in lower case.
+fn is_same_word(part: &str, literal: &str) -> bool {
+    part.eq_ignore_ascii_case(literal) || (!part.is_ascii() && part.to_lowercase() == literal)
+}
+
 /// A route that an earlier one always wins over is a mistake.
 fn report_shadowed(routes: &[Route], field: &FieldScope<'_>) {
     let is_socket = |route: &Route| matches!(route.class, RouteClass::DisplaySocket | RouteClass::WorkSocket);
@@ -372,6 +371,27 @@ fn class(name: RouteClassName) -> RouteClass {
         RouteClassName::DisplaySocket => RouteClass::DisplaySocket,
         RouteClassName::WorkSocket => RouteClass::WorkSocket,
     }
+}
+
+fn is_known(found: &RouteMatch) -> bool {
+    found.template != UNKNOWN_ROUTE
+}
+
+/// Whether readings of one path are work of different models or of different routes.
+fn is_ambiguous(matches: &[RouteMatch]) -> bool {
+    let models = matches.iter().filter_map(|found| match &found.model {
+        ModelNameSource::Path { name } => Some(name),
+        _ => None,
+    });
+    let is_work = |found: &&RouteMatch| matches!(found.class, RouteClass::Work | RouteClass::WorkSocket);
+    let templates = matches.iter().filter(is_work).filter(|found| is_known(found)).map(|found| &found.template);
+    has_two(models) || has_two(templates)
+}
+
+/// Whether two of the values differ.
+fn has_two<T: PartialEq>(mut values: impl Iterator<Item = T>) -> bool {
+    let first = values.next();
+    first.is_some_and(|first| values.any(|value| value != first))
 }
 
 /// Of several readings of a path the strictest counts.

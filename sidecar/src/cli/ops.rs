@@ -17,10 +17,12 @@ use hush_residency::Models;
 use hush_residency::admin::{self, AdminAccess, AdminState};
 use hush_residency::gpu::GpuSampler;
 use prometheus::{Encoder, Registry, TextEncoder};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::args::SecurityArgs;
 use crate::runner::SidecarRunners;
+use crate::status::AppStatus;
 
 /// Who may use the admin API. `listener`: the address of the operations listener. Must be called inside a tokio runtime.
 ///
@@ -68,13 +70,15 @@ pub fn router(
     stop: CancellationToken,
     registry: Registry,
     gpus: GpuSampler,
+    status: watch::Receiver<AppStatus>,
 ) -> Router {
     let open = Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok" }))
         .with_state((registry, gpus));
+    let ready = Router::new().route("/readyz", get(readiness)).with_state(status);
 
-    open.merge(admin::router(AdminState::new(models, access, stop))).layer(middleware::from_fn(note_peer))
+    open.merge(ready).merge(admin::router(AdminState::new(models, access, stop))).layer(middleware::from_fn(note_peer))
 }
 
 /// Passes the address of the peer on in the form that the admin API reads.
@@ -84,6 +88,16 @@ async fn note_peer(mut request: Request, next: Next) -> Response {
     }
 
     next.run(request).await
+}
+
+/// Whether the sidecar can serve: it governs its app, whether a model is loaded or not.
+async fn readiness(State(status): State<watch::Receiver<AppStatus>>) -> Response {
+    match &*status.borrow() {
+        AppStatus::Running { .. } | AppStatus::Stopped => "ready".into_response(),
+        AppStatus::Unreachable { cause } | AppStatus::Unsuitable { cause } => {
+            (StatusCode::SERVICE_UNAVAILABLE, cause.clone()).into_response()
+        }
+    }
 }
 
 async fn scrape(State((registry, gpus)): State<(Registry, GpuSampler)>) -> Response {

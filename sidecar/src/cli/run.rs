@@ -96,10 +96,11 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
 
     let ops_stop = CancellationToken::new();
     let routes: Arc<dyn RequestRoutes> = governed.app.clone();
-    let settings = proxy_settings(&args, &configured);
+    let settings = proxy_settings(&args, &configured, governed.activity.clone());
     let proxy =
         Proxy::new(Arc::clone(&models), routes, governed.upstream.clone(), watch.status(), settings, proxy_metrics);
-    let router = ops::router(Arc::clone(&models), access, ops_stop.clone(), registry, gpu.accounts.sampler().clone());
+    let sampler = gpu.accounts.sampler().clone();
+    let router = ops::router(Arc::clone(&models), access, ops_stop.clone(), registry, sampler, watch.status());
     let serving = proxy.clone();
     let requests = tokio::spawn(async move { serving.serve(listener).await });
     let operations = tokio::spawn(hush_listener::serve(ops_listener, router, ops_options()));
@@ -134,6 +135,9 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
 }
 
 fn find_app(name: &str) -> anyhow::Result<App> {
+    if name.is_empty() {
+        bail!("--app is missing: which kind of app is it? `hush-sidecar apps` lists those that are known");
+    }
     if let Some(app) = App::find(name) {
         return Ok(app);
     }
@@ -306,7 +310,7 @@ fn app_names(app: &App, configured: &[ConfiguredModel]) -> BTreeMap<String, Stri
     configured.iter().map(|model| (model.name.clone(), app_name(app, model))).collect()
 }
 
-fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel]) -> ProxySettings {
+fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel], activity: AppActivity) -> ProxySettings {
     let requests = &args.requests;
 
     ProxySettings {
@@ -323,6 +327,7 @@ fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel]) -> ProxySe
         aliases: aliases(configured),
         max_connections: connections_within_limit(requests.max_connections),
         drain_deadline: args.life.drain_timeout + Duration::from_secs(2),
+        activity,
         ..ProxySettings::default()
     }
 }

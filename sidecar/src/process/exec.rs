@@ -139,7 +139,10 @@ fn launch_failure(command: &[OsString], error: &io::Error) -> String {
             ": the interpreter that its first line names, or its loader, is missing"
         }
         io::ErrorKind::NotFound if !has_folder => ": there is no such program in `PATH`",
-        io::ErrorKind::PermissionDenied => ": the file is not executable, or is a folder",
+        io::ErrorKind::PermissionDenied if has_folder => ": the file is not executable, or is a folder",
+        io::ErrorKind::PermissionDenied => {
+            ": the only such file in `PATH` is not executable, or a folder of `PATH` may not be read"
+        }
         _ => "",
     };
 

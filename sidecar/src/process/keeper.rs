@@ -62,7 +62,7 @@ async fn keep(command: &[OsString]) -> io::Result<()> {
     let _ignored = ignore_signals()?;
     let child_ended = signal(SignalKind::child())?;
 
-    let mut keeper = Keeper::start(command)?;
+    let mut keeper = AppKeeper::start(command)?;
     keeper.serve(child_ended).await;
     Ok(())
 }
@@ -81,7 +81,7 @@ fn ignore_signals() -> io::Result<Vec<SignalStream>> {
     kinds.into_iter().map(signal).collect()
 }
 
-struct Keeper {
+struct AppKeeper {
     commands: Lines<BufReader<OwnedReadHalf>>,
     messages: OwnedWriteHalf,
     main: Pid,
@@ -119,7 +119,7 @@ impl KillProgress {
     }
 }
 
-impl Keeper {
+impl AppKeeper {
     fn start(command: &[OsString]) -> io::Result<Self> {
         let sidecar = socket_of(io::stdin().as_fd().try_clone_to_owned()?)?;
         let (read, messages) = sidecar.into_split();

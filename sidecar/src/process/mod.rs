@@ -15,6 +15,7 @@
 //! A program with set-user-id or file capabilities loses its parent-death signal at its start; it is then ended by the
 //! keeper alone.
 
+mod app_processes;
 mod cgroup;
 mod driver;
 mod exec;
@@ -34,6 +35,7 @@ use std::sync::PoisonError;
 use hush_residency::{ModelRunner, OnRunnerEvent};
 use tokio::sync::mpsc;
 
+pub use app_processes::app_processes;
 use driver::{AppCommand, SharedSurvivors};
 pub use exec::run_hidden_role;
 pub use messages::ProcessName;

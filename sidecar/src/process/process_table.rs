@@ -96,8 +96,8 @@ pub(super) fn descendants(processes: &[ProcessEntry], root: i32) -> Vec<ProcessE
     found
 }
 
-/// Of `processes` those that were started with this variable, as `NAME=VALUE`. It is inherited, so that it marks all
-/// processes of an app but those that changed their environment.
+/// Those of `processes` that were started with this variable, as `NAME=VALUE`. It is inherited, so that it marks all
+/// processes of an app but those that were given another environment.
 pub(super) fn marked(processes: &[ProcessEntry], variable: &OsStr) -> Vec<ProcessEntry> {
     let is_marked = |process: &&ProcessEntry| {
         let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
@@ -106,8 +106,8 @@ pub(super) fn marked(processes: &[ProcessEntry], variable: &OsStr) -> Vec<Proces
     processes.iter().filter(is_marked).cloned().collect()
 }
 
-/// Of `processes` those of an app whose keeper is gone: the ones that were `known`, those of their sessions, and what is
-/// below them. Oldest first.
+/// Those of `processes` that belong to an app whose keeper is gone: the ones that were `known`, those of their sessions,
+/// and what is below them. Oldest first.
 pub(super) fn remaining(processes: &[ProcessEntry], known: &[ProcessEntry]) -> Vec<ProcessEntry> {
     let identities: HashSet<(i32, u64)> = known.iter().map(|process| (process.pid, process.start_ticks)).collect();
     let own_session = rustix::process::getsid(None).map(Pid::as_raw_pid).unwrap_or_default();

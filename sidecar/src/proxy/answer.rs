@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::idle_watch::ExchangeGuard;
 use super::kept_answers::AnswerCopy;
 use super::record::RequestRecord;
+use crate::process::AppActivity;
 use crate::upstream::AnswerBody;
 
 /// Notes on a connection that an answer was broken off whose end is the end of the connection, as in HTTP/1.0. Then the
@@ -91,6 +92,7 @@ pub struct ForwardedBody {
     pub record: RequestRecord,
     pub timers: AnswerTimers,
     pub copy: Option<AnswerCopy>,
+    pub activity: AppActivity,
     /// For a client that tells the end of an answer by the end of its connection.
     pub broken_off: Option<BrokenOff>,
     /// Reported with the next poll, so that what came before is sent.
@@ -100,6 +102,7 @@ pub struct ForwardedBody {
 impl ForwardedBody {
     fn note(&mut self, frame: &Frame<Bytes>) {
         self.timers.restart();
+        self.activity.record();
         let Some(data) = frame.data_ref() else { return };
 
         self.record.sent_bytes += data.len() as u64;

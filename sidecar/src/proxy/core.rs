@@ -31,7 +31,7 @@ use super::record::{RequestRecord, request_id};
 use super::routes::{RequestRoutes, classify};
 use super::settings::ProxySettings;
 use super::tunnel::{OpenSocket, SocketUse, SocketWork, Tunnel};
-use crate::app::{ModelNameSource, RouteClass, RouteMatch};
+use crate::app::{BodyCommand, ModelNameSource, RouteClass, RouteMatch};
 use crate::status::AppStatus;
 use crate::upstream::{Upstream, UpstreamAnswer};
 
@@ -168,7 +168,7 @@ impl ProxyCore {
             RouteClass::NotWork => self.not_work(exchange, body, connection).await,
             RouteClass::NotWorkLoadedOnly => {
                 let model = self.find_model(exchange, None)?;
-                if !model.is_ready() {
+                if let Some(model) = model.filter(|model| !model.is_ready()) {
                     let (model, retry_after) = (model.name().to_owned(), model.retry_after());
                     return Err(ProxyError::Away { model, retry_after });
                 }
@@ -190,8 +190,16 @@ impl ProxyCore {
         scanner.check_encoding(&exchange.head.headers).map_err(ProxyError::Compressed)?;
         let mut intake = BodyIntake::new(body, &exchange.head.headers, scanner, Arc::clone(&self.intake))?;
         intake.read_until_decided().await?;
+        // The other command, to load, waits for the model as work does.
+        if intake.scanner().command() == Some(BodyCommand::Unload) {
+            return Err(ProxyError::Closed);
+        }
 
-        let model = self.find_model(exchange, intake.scanner().model())?;
+        let Some(model) = self.find_model(exchange, intake.scanner().model())? else {
+            let guard = ExchangeGuard::new(None, None);
+            let answer = self.forward(exchange, intake.into_outgoing().await?, &guard, connection).await?;
+            return Ok(Outcome::Forwarded { answer, guard, copy: None });
+        };
         let cold_hold = self.settings.cold_hold.filter(|_| !exchange.route.waits_forever);
         let lease = wait_for_lease(&*model, &mut intake, cold_hold).await?;
         exchange.record.note_lease(&lease);
@@ -244,11 +252,14 @@ impl ProxyCore {
     }
 
     async fn socket(&self, exchange: &mut Exchange, connection: &ConnectionContext) -> Result<Outcome, ProxyError> {
-        let client = hyper::upgrade::on(&mut Request::from_parts(exchange.head.clone(), ()));
+        let client = hyper::upgrade::on(Request::from_parts(exchange.head.clone(), ()));
 
-        let (work, guard) = if exchange.route.class == RouteClass::WorkSocket {
+        let model = match exchange.route.class {
+            RouteClass::WorkSocket => self.find_model(exchange, None)?,
+            _ => None,
+        };
+        let (work, mut guard) = if let Some(model) = model {
             self.check_suitable()?;
-            let model = self.find_model(exchange, None)?;
             let cold_hold = self.settings.cold_hold.filter(|_| !exchange.route.waits_forever);
             let lease = model.acquire(cold_hold).await.map_err(|cause| refused(&*model, cause))?;
             exchange.record.note_lease(&lease);
@@ -258,7 +269,6 @@ impl ProxyCore {
             (None, ExchangeGuard::new(None, None))
         };
 
-        let mut guard = guard;
         let none = OutgoingBody { body: Body::empty(), len_bytes: None, failure: Default::default() };
         let mut answer = self.forward(exchange, none, &guard, connection).await?;
         if answer.head.status != StatusCode::SWITCHING_PROTOCOLS {
@@ -345,8 +355,12 @@ impl ProxyCore {
         Ok(request)
     }
 
-    /// The model of a request. `in_body`: the name that its body gives.
-    fn find_model(&self, exchange: &mut Exchange, in_body: Option<&str>) -> Result<Arc<dyn LeasedModel>, ProxyError> {
+    /// The model of a request; `None`: it runs elsewhere. `in_body`: the name that its body gives.
+    fn find_model(
+        &self,
+        exchange: &mut Exchange,
+        in_body: Option<&str>,
+    ) -> Result<Option<Arc<dyn LeasedModel>>, ProxyError> {
         let query = exchange.head.uri.query().unwrap_or_default();
         let in_query = |parameter: &str| query_parameter(query, parameter).map_err(ProxyError::Query);
 
@@ -359,9 +373,12 @@ impl ProxyCore {
                 None => in_query(member)?,
             },
         };
+        if name.as_deref().is_some_and(|name| !self.routes.governs(name)) {
+            return Ok(None);
+        }
         let model = self.names.find(name.as_deref(), &*self.routes).map_err(ProxyError::UnknownModel)?;
         exchange.record.model = Some(model.name().to_owned());
-        Ok(model)
+        Ok(Some(model))
     }
 
     /// An app that cannot be governed gets no work, because nothing is known of its memory.
@@ -407,7 +424,9 @@ impl ProxyCore {
                 let timers = AnswerTimers::new(self.settings.between_bytes_timeout, limit);
                 let broken_off = (head.version == Version::HTTP_10).then(|| on.broken_off.clone());
                 let body = Some(body);
-                let body = ForwardedBody { body, guard, record, timers, copy, broken_off, failure: None };
+                let activity = self.settings.activity.clone();
+                activity.record();
+                let body = ForwardedBody { body, guard, record, timers, copy, activity, broken_off, failure: None };
                 Response::from_parts(answer, body.into_body())
             }
             Ok(Outcome::Socket { answer: UpstreamAnswer { head: mut answer, .. }, app, client, socket_use }) => {
@@ -416,7 +435,8 @@ impl ProxyCore {
                 let kind = if matches!(socket_use, SocketUse::Display) { "display" } else { "work" };
                 let open = OpenSocket::new(self.metrics.open_websockets.with_label_values(&[kind]));
                 let (in_request, shutdown) = (on.phase.begin(), self.shutdown.clone());
-                on.tunnel.set(Tunnel { client, app, socket_use, record, open, in_request, shutdown });
+                let activity = self.settings.activity.clone();
+                on.tunnel.set(Tunnel { client, app, socket_use, record, open, in_request, shutdown, activity });
                 Response::from_parts(answer, Body::empty())
             }
         }

@@ -2,7 +2,6 @@
 //! to the app once the request may go on.
 
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -401,19 +400,17 @@ impl LiveBody {
 }
 
 /// The next bytes of a body; trailers are dropped. `None`: the end.
-fn next_piece(body: &mut Incoming, stall: Duration) -> impl Future<Output = Result<Option<Bytes>, IntakeError>> {
-    async move {
-        loop {
-            let framed = timeout(stall, body.frame()).await;
-            let Some(frame) = framed.map_err(|_| IntakeError::Stalled { seconds: stall.as_secs() })? else {
-                return Ok(None);
-            };
+async fn next_piece(body: &mut Incoming, stall: Duration) -> Result<Option<Bytes>, IntakeError> {
+    loop {
+        let framed = timeout(stall, body.frame()).await;
+        let Some(frame) = framed.map_err(|_| IntakeError::Stalled { seconds: stall.as_secs() })? else {
+            return Ok(None);
+        };
 
-            if let Ok(data) = frame.map_err(IntakeError::ClientGone)?.into_data()
-                && !data.is_empty()
-            {
-                return Ok(Some(data));
-            }
+        if let Ok(data) = frame.map_err(IntakeError::ClientGone)?.into_data()
+            && !data.is_empty()
+        {
+            return Ok(Some(data));
         }
     }
 }

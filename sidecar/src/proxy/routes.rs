@@ -7,12 +7,15 @@ use crate::app::{App, AppAnswer, AppAnswerError, AppRequest, RouteClass, RouteMa
 
 /// What the proxy asks of a kind of app.
 pub trait RequestRoutes: Send + Sync + 'static {
-    /// The route of a request. `path` is percent-decoded. The template is one of a bounded number, because it becomes the
-    /// value of a label.
+    /// The route of a request. `path` is as it stands in the request. The template is one of a bounded number, because it
+    /// becomes the value of a label.
     fn route(&self, method: &Method, path: &str, query: Option<&str>, is_upgrade: bool) -> RouteMatch;
 
     /// The name under which the app lists a model.
     fn canonical_name(&self, model: &str) -> String;
+
+    /// Whether a model runs in this app. Requests to others are forwarded and count as nothing.
+    fn governs(&self, model: &str) -> bool;
 
     /// The request whose answer says how much work the app has; `None`: the app does not say.
     fn busy(&self, model: &str) -> Option<AppRequest>;
@@ -31,6 +34,10 @@ impl RequestRoutes for App {
 
     fn canonical_name(&self, model: &str) -> String {
         Self::canonical_name(self, model)
+    }
+
+    fn governs(&self, model: &str) -> bool {
+        Self::governs(self, model)
     }
 
     fn busy(&self, model: &str) -> Option<AppRequest> {
@@ -52,16 +59,15 @@ pub fn classify(
     query: Option<&str>,
     is_upgrade: bool,
 ) -> RouteMatch {
-    let decoded = percent_decode_str(path).decode_utf8_lossy();
-    let mut matched = routes.route(method, &decoded, query, is_upgrade);
+    let mut matched = routes.route(method, path, query, is_upgrade);
 
-    let plain = plain_path(&decoded);
+    let plain = plain_path(&percent_decode_str(path).decode_utf8_lossy());
     let lower = plain.to_lowercase();
     for spelling in [&plain, &lower] {
         if matched.class == RouteClass::Closed {
             break;
         }
-        if *spelling != *decoded {
+        if spelling != path {
             let other = routes.route(method, spelling, query, is_upgrade);
             if other.class == RouteClass::Closed {
                 matched = other;
@@ -128,6 +134,10 @@ mod tests {
 
         fn canonical_name(&self, model: &str) -> String {
             model.to_owned()
+        }
+
+        fn governs(&self, _: &str) -> bool {
+            true
         }
 
         fn busy(&self, _: &str) -> Option<AppRequest> {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use hush_listener::spool::SpoolOptions;
 
+use crate::process::AppActivity;
+
 /// The settings of a proxy.
 #[derive(Clone, Debug)]
 pub struct ProxySettings {
@@ -34,6 +36,8 @@ pub struct ProxySettings {
     pub keep_alive: Duration,
     /// How long requests may go on once the shutdown has begun.
     pub drain_deadline: Duration,
+    /// Learns when the app sends something, so that an app that streams is not taken for a hung one.
+    pub activity: AppActivity,
 }
 
 impl Default for ProxySettings {
@@ -53,6 +57,7 @@ impl Default for ProxySettings {
             // Long, because a client that reuses a connection just when it is closed gets an error.
             keep_alive: Duration::from_secs(120),
             drain_deadline: Duration::from_secs(30),
+            activity: AppActivity::new(),
         }
     }
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::frames::{FrameKind, FrameScanner, close_code, close_frame};
 use super::models::{HeldLease, LeasedModel};
 use super::record::RequestRecord;
+use crate::process::AppActivity;
 
 const READ_BYTES: usize = 16 << 10;
 /// Messages that wait for a model; beyond this nothing is read from the client.
@@ -58,6 +59,7 @@ pub struct Tunnel {
     /// The connection is in use.
     pub in_request: InRequest,
     pub shutdown: CancellationToken,
+    pub activity: AppActivity,
 }
 
 /// Counts an open socket until it is dropped.
@@ -115,7 +117,7 @@ fn app_side(upgraded: Upgraded) -> Option<SocketSide> {
 impl Tunnel {
     /// Copies until either side closes, the model cannot be had, or the shutdown comes.
     pub async fn run(self) {
-        let Self { client, app, socket_use, mut record, open, in_request, shutdown } = self;
+        let Self { client, app, socket_use, mut record, open, in_request, shutdown, activity } = self;
 
         let sides = match (client.await, app.await) {
             (Ok(client), Ok(app)) => client_side(client).zip(app_side(app)),
@@ -130,8 +132,8 @@ impl Tunnel {
         };
 
         let (end, state) = match socket_use {
-            SocketUse::Display => join_display(client, app, &shutdown).await,
-            SocketUse::Work(work) => join_work(client, app, work, &shutdown).await,
+            SocketUse::Display => join_display(client, app, &shutdown, &activity).await,
+            SocketUse::Work(work) => join_work(client, app, work, &shutdown, &activity).await,
         };
 
         record.is_complete = !matches!(end, SocketEnd::ClientClosed);
@@ -170,11 +172,16 @@ impl SharedState {
     }
 }
 
-async fn join_display(client: SocketSide, app: SocketSide, shutdown: &CancellationToken) -> (SocketEnd, SocketState) {
+async fn join_display(
+    client: SocketSide,
+    app: SocketSide,
+    shutdown: &CancellationToken,
+    activity: &AppActivity,
+) -> (SocketEnd, SocketState) {
     let state = SharedState::default();
 
     let end = tokio::select! {
-        () = copy_to_client(&app, &client.stream, &state, || {}) => SocketEnd::AppClosed,
+        () = copy_to_client(&app, &client.stream, &state, || activity.record(), || {}) => SocketEnd::AppClosed,
         () = copy_to_app(&client, &app.stream) => SocketEnd::ClientClosed,
         () = shutdown.cancelled() => SocketEnd::Shutdown,
     };
@@ -186,6 +193,7 @@ async fn join_work(
     app: SocketSide,
     mut work: SocketWork,
     shutdown: &CancellationToken,
+    activity: &AppActivity,
 ) -> (SocketEnd, SocketState) {
     let state = SharedState::default();
     state.lock().lease = work.lease.take();
@@ -193,7 +201,7 @@ async fn join_work(
     let leases = LeaseSignals { wanted: Notify::new(), arrived: Notify::new() };
 
     let end = tokio::select! {
-        () = copy_to_client(&app, &client.stream, &state, || leases.wanted.notify_one()) => SocketEnd::AppClosed,
+        () = copy_to_client(&app, &client.stream, &state, || activity.record(), || leases.wanted.notify_one()) => SocketEnd::AppClosed,
         () = copy_messages(&client, &app.stream, &state, &leases) => SocketEnd::ClientClosed,
         error = renew_lease(&work, &state, &leases) => SocketEnd::Unavailable(error),
         () = expire_lease(&state, work.socket_idle) => SocketEnd::ClientClosed,
@@ -226,12 +234,20 @@ async fn close(client: TcpStream, end: &SocketEnd, state: SocketState) -> (Socke
     (end, state)
 }
 
-/// Returns when the app or the client is gone. `on_message` is called when a message goes by without a lease.
-async fn copy_to_client(app: &SocketSide, client: &TcpStream, state: &SharedState, on_message: impl Fn()) {
+/// Returns when the app or the client is gone. `on_piece` is called for all that the app sends, `on_message` when a
+/// message goes by without a lease.
+async fn copy_to_client(
+    app: &SocketSide,
+    client: &TcpStream,
+    state: &SharedState,
+    on_piece: impl Fn(),
+    on_message: impl Fn(),
+) {
     let mut piece = app.early.clone();
 
     loop {
         if !piece.is_empty() {
+            on_piece();
             let has_message = {
                 let mut state = state.lock();
                 let has_message = state.from_app.split(&piece).iter().any(|(_, kind)| *kind == FrameKind::Data);

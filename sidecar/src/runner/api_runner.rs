@@ -1,5 +1,6 @@
 //! A model that is loaded and unloaded through the app's API.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
@@ -10,6 +11,7 @@ use super::app_calls::{ActionError, ListError, app_ended};
 use super::observation::ObservedContent;
 use super::{RunnersShared, SidecarSpec};
 use crate::app::ModelPresence;
+use crate::process::app_processes;
 use crate::status::AppStatus;
 use crate::upstream::UpstreamError;
 
@@ -41,7 +43,7 @@ impl ApiRunner {
         let loaded = Some(LoadedInstance { since: Instant::now(), instance });
         let task = RunnerTask { shared, name: spec.name, model: spec.app_name, notify, inbox, loaded };
 
-        tokio::spawn(task.run_loaded());
+        tokio::spawn(task.run_adopted());
         Self { commands }
     }
 
@@ -84,6 +86,21 @@ impl RunnerTask {
             NextPhase::Loaded => self.run_loaded().await,
             NextPhase::Over => (self.notify)(RunnerEvent::Exited),
         }
+    }
+
+    /// What an adopted model holds can only be told by the processes of the app, and only if they hold nothing else.
+    async fn run_adopted(self) {
+        let upstream = self.shared.settings.upstream.settings();
+        let is_here =
+            upstream.host == "localhost" || upstream.host.parse().is_ok_and(|host: IpAddr| host.is_loopback());
+        let is_alone = self.shared.settings.observations.borrow().is_alone(&self.model);
+
+        if is_here && is_alone {
+            let port = upstream.port;
+            let pids = tokio::task::spawn_blocking(move || app_processes(port)).await.unwrap_or_default();
+            (self.notify)(RunnerEvent::Started { pids });
+        }
+        self.run_loaded().await;
     }
 
     async fn load(&mut self) -> NextPhase {

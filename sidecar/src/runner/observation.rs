@@ -26,6 +26,14 @@ impl AppObservation {
         Self { asked: Instant::now(), content: ObservedContent::Unknown }
     }
 
+    /// Whether this is the only model that the app has in memory.
+    pub fn is_alone(&self, name: &str) -> bool {
+        let ObservedContent::Listed(models) = &self.content else { return false };
+        let mut held = models.iter().filter(|model| model.presence != ModelPresence::Away);
+
+        held.all(|model| model.name == name)
+    }
+
     /// The entry of a model. `None`: nothing is known. A model that is not listed is away.
     pub fn find(&self, name: &str) -> Option<ListedModel> {
         let ObservedContent::Listed(models) = &self.content else { return None };

@@ -1,11 +1,13 @@
 //! How an app is ended, with all of its processes.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hush_residency::ModelRunner;
 use rustix::process::Signal;
 
-use crate::fixture::{ObservedApp, PidFile, eventually, exists, is_running, kill, parent, python};
+use crate::fixture::{CollectedLog, ObservedApp, PidFile, eventually, exists, is_running, kill, parent, python};
 
 #[tokio::test]
 async fn sigterm_reaches_the_whole_group() {
@@ -40,6 +42,58 @@ async fn a_kill_does_not_wait_for_the_stop_timeout() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     app.app.kill();
     app.expect_exited().await;
+}
+
+/// A freezer of the first version of control groups keeps its processes even from SIGKILL, as a driver that hangs does.
+struct Freezer {
+    folder: PathBuf,
+}
+
+impl Freezer {
+    fn with_process(pid: u32) -> Option<Self> {
+        let folder = PathBuf::from(format!("/sys/fs/cgroup/freezer/hush-test-{pid}"));
+        fs::create_dir(&folder).ok()?;
+        let freezer = Self { folder };
+        fs::write(freezer.folder.join("cgroup.procs"), pid.to_string()).ok()?;
+        freezer.set("FROZEN");
+        Some(freezer)
+    }
+
+    fn set(&self, state: &str) {
+        fs::write(self.folder.join("freezer.state"), state).unwrap();
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.set("THAWED");
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_cannot_be_killed_is_named_and_waited_for() {
+    let log = CollectedLog::default();
+    let _subscribed = log.subscribe();
+    let pids = PidFile::new();
+    let mut app = ObservedApp::loaded(python(&["--daemon", "--pids", &pids.path()])).await;
+    let daemon = pids.pids("daemon")[0];
+    let Some(freezer) = Freezer::with_process(daemon) else {
+        app.stop().await;
+        eprintln!("skipped: there is no freezer here");
+        return;
+    };
+
+    app.app.kill();
+    eventually("the survivor is named", || !app.app.survivors().is_empty()).await;
+    assert_eq!(app.app.survivors().iter().map(|process| process.pid).collect::<Vec<_>>(), [daemon]);
+    assert!(log.text().contains(&format!("{daemon} (python3)")), "{}", log.text());
+    assert!(is_running(daemon));
+    assert!(app.has_no_event(), "the app is not gone yet");
+
+    freezer.set("THAWED");
+    app.expect_exited().await;
+    assert!(app.app.survivors().is_empty());
 }
 
 #[tokio::test]

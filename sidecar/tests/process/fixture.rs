@@ -86,6 +86,16 @@ impl ObservedApp {
         }
     }
 
+    /// Whether nothing is reported at the moment but lists of processes.
+    pub fn has_no_event(&mut self) -> bool {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(RunnerEvent::Started { .. }) => {}
+                other => return matches!(other, Err(mpsc::error::TryRecvError::Empty)),
+            }
+        }
+    }
+
     /// Waits for a list of processes that meets the condition.
     pub async fn expect_pids(&mut self, condition: impl Fn(&[u32]) -> bool) -> Vec<u32> {
         let deadline = Instant::now() + PATIENCE;

@@ -28,7 +28,7 @@ const MODEL: &str = "tiny";
 struct GovernedLlm {
     namespace: Namespace,
     sidecar: ChildProgram,
-    door: SocketAddr,
+    proxy: SocketAddr,
     ops: SocketAddr,
     app: ChildProgram,
     app_address: SocketAddr,
@@ -66,14 +66,22 @@ async fn llm(stage: &ClusterFixture<'_>, spec: AppSpec<'_>) -> Result<Option<Gov
     command.args(["--residency", "idle", "--idle-timeout", "0", "--nvml-lib"]).arg(hush_nvml::library()?);
     command.args(&pod.access_args).args(spec.args).env(SCRIPT_VARIABLE, &script);
     let mut sidecar = ChildProgram::start("hush-sidecar", command, &["HUSH_"])?;
-    let (door, ops) = sidecar.wait_for_entry("where it listens", |entry| {
+    let (proxy, ops) = sidecar.wait_for_entry("where it listens", |entry| {
         let field = |name: &str| entry[name].as_str()?.parse::<SocketAddr>().ok();
         Some((field("proxy")?, field("ops")?))
     })?;
     pod.run(ops.port()).await?;
 
     let ops = SocketAddr::from(([127, 0, 0, 1], ops.port()));
-    Ok(Some(GovernedLlm { namespace: pod.namespace, sidecar, door, ops, app, app_address, node: spec.node.to_owned() }))
+    Ok(Some(GovernedLlm {
+        namespace: pod.namespace,
+        sidecar,
+        proxy,
+        ops,
+        app,
+        app_address,
+        node: spec.node.to_owned(),
+    }))
 }
 
 impl GovernedLlm {
@@ -83,13 +91,13 @@ impl GovernedLlm {
 
     /// A prompt, and its whole answer: it waits at the sidecar while the model is away.
     fn chat(&self) -> Result<()> {
-        chat(self.door)
+        chat(self.proxy)
     }
 
     /// The same in a thread of its own.
     fn chat_meanwhile(&self) -> JoinHandle<Result<()>> {
-        let door = self.door;
-        thread::spawn(move || chat(door))
+        let proxy = self.proxy;
+        thread::spawn(move || chat(proxy))
     }
 
     fn metric(&self, series: &str) -> Result<Option<f64>> {
@@ -132,13 +140,13 @@ impl GovernedLlm {
     }
 }
 
-fn chat(door: SocketAddr) -> Result<()> {
+fn chat(proxy: SocketAddr) -> Result<()> {
     let body = json!({"model": MODEL, "prompt": "hello", "stream": false, "options": {"num_predict": 2}}).to_string();
     let head = format!(
         "POST /api/generate HTTP/1.1\r\nHost: chat\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    let answer = http::exchange(door, format!("{head}{body}").as_bytes())?;
+    let answer = http::exchange(proxy, format!("{head}{body}").as_bytes())?;
     ensure!(answer.status == 200 && answer.text().contains("\"done\":true"), "{} {}", answer.status, answer.text());
     Ok(())
 }
@@ -293,6 +301,9 @@ async fn an_app_that_ends_is_reported_and_governed_again_when_it_is_back() -> Re
     llm.chat()?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
     wait_until_ready(&controller)?;
+    // Of several controllers only the one that leads writes Events.
+    wait_until_acting(&controller, true)?;
+    llm.wait_for_metric("hush_app_up{app=\"ollama\"}", 1.0)?;
 
     process::send(llm.app.pid(), Signal::KILL)?;
     llm.app.wait_for_exit(SOON)?;

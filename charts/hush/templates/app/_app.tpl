@@ -28,9 +28,6 @@ models:
 # A change of the configuration replaces the pod.
 gpu.hush.dev/config: {{ printf "%s%s" (include "hush.app.config" .) .server.values.description | sha256sum | trunc 16 | quote }}
 kubectl.kubernetes.io/default-container: app
-{{- with include "hush.opsTls.serverAnnotations" .root }}
-{{ . }}
-{{- end }}
 {{- if eq .root.Values.controller.scope "pod" }}
 {{- with include "hush.controller.podAnnotations" .root | trim }}
 {{ . }}
@@ -64,9 +61,6 @@ kubectl.kubernetes.io/default-container: app
 {{- if $values.admin.tokenSecret.name }}
 - {{ printf "--admin-token-file=/var/run/secrets/hush-admin/%s" $values.admin.tokenSecret.key | quote }}
 {{- end }}
-{{- with include "hush.opsTls.serverArgs" .root }}
-{{ . }}
-{{- end }}
 - --log-format=json
 {{- end }}
 
@@ -88,9 +82,6 @@ kubectl.kubernetes.io/default-container: app
 {{- if .server.values.admin.tokenSecret.name }}
 - {name: admin, mountPath: /var/run/secrets/hush-admin, readOnly: true}
 {{- end }}
-{{- with include "hush.opsTls.serverMount" .root }}
-{{ . }}
-{{- end }}
 {{- end }}
 
 {{- define "hush.app.volumes" -}}
@@ -111,31 +102,27 @@ kubectl.kubernetes.io/default-container: app
 - name: admin
   secret: {secretName: {{ . | quote }}, defaultMode: 0440}
 {{- end }}
-{{- with include "hush.opsTls.serverVolume" .root }}
-{{ . }}
-{{- end }}
 {{- end }}
 
-{{/* The door, the operations port, and probes. The kubelet asks the sidecar at the operations port: behind the door the same paths
-may be the app's, and its health check may use the GPU. */}}
-{{- define "hush.app.door" -}}
-{{- $scheme := empty .root.Values.opsTls.secretName | ternary "HTTP" "HTTPS" -}}
+{{/* The ports of the sidecar, and probes. The kubelet asks the sidecar at the operations port: at the other port the same paths may
+be the app's, and its health check may use the GPU. */}}
+{{- define "hush.app.endpoints" -}}
 ports:
 - {name: http, containerPort: 9000}
 # The controller looks for this name.
 - {name: ops, containerPort: 9001}
 startupProbe:
-  httpGet: {path: /healthz, port: ops, scheme: {{ $scheme }}}
+  httpGet: {path: /healthz, port: ops}
   periodSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /healthz, port: ops, scheme: {{ $scheme }}}
+  httpGet: {path: /healthz, port: ops}
   periodSeconds: 20
   timeoutSeconds: 10
   failureThreshold: 6
 # A sidecar whose model is not loaded, or is busy, is ready; one that cannot govern its app is not.
 readinessProbe:
-  httpGet: {path: /readyz, port: ops, scheme: {{ $scheme }}}
+  httpGet: {path: /readyz, port: ops}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 3
@@ -152,7 +139,7 @@ readinessProbe:
   restartPolicy: Always
   args: {{- include "hush.args" (dict "field" (printf "%s.sidecar.extraArgs" .server.field) "own" (include "hush.app.args" .)
       "more" $sidecar.extraArgs) | nindent 2 }}
-  {{- include "hush.app.door" . | nindent 2 }}
+  {{- include "hush.app.endpoints" . | nindent 2 }}
   {{- $env := include "hush.app.sidecarEnv" . | trim }}
   {{- if $gpu.enabled }}
   {{- $env = printf "%s\n%s" $env (include "hush.app.measureEnv" .) }}
@@ -240,7 +227,7 @@ readinessProbe:
   {{- range concat $values.command ($values.args | default list) }}
   - {{ . | quote }}
   {{- end }}
-  {{- include "hush.app.door" . | nindent 2 }}
+  {{- include "hush.app.endpoints" . | nindent 2 }}
   # Requests still come until the endpoints are without the pod; then the sidecar waits for those in flight by itself.
   lifecycle: {preStop: {sleep: {seconds: 5}}}
   {{- else }}

@@ -32,7 +32,7 @@ pub enum CheckpointError {
     )]
     PickleOnly(PathBuf),
     #[error("{}: {source}", path.display())]
-    Malformed { path: PathBuf, source: MalformedFile },
+    Malformed { path: PathBuf, source: Box<MalformedFile> },
     #[error("{}: truncated: its header describes {expected} bytes, the file has {found}", path.display())]
     Truncated { path: PathBuf, expected: u64, found: u64 },
     #[error("{}: shard `{shard}` is missing, the index places {tensors} tensors in it", index.display())]
@@ -50,7 +50,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     TokenizerFile(#[from] crate::tokenizer::TokenizerError),
     #[error("{}: the tokenizer cannot be used: {source}", path.display())]
-    Vocabulary { path: PathBuf, source: InvalidVocabulary },
+    Vocabulary { path: PathBuf, source: Box<InvalidVocabulary> },
 }
 
 impl CheckpointError {
@@ -60,7 +60,7 @@ impl CheckpointError {
 
     /// Adds the path to the problem of its content.
     pub(super) fn malformed(path: &Path) -> impl Fn(MalformedFile) -> Self + '_ {
-        move |source| Self::Malformed { path: path.to_owned(), source }
+        move |source| Self::Malformed { path: path.to_owned(), source: Box::new(source) }
     }
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {

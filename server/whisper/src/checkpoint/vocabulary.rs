@@ -97,7 +97,7 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 
 /// The error of a vocabulary from which no tokenizer can be made.
 pub(super) fn unusable(path: &Path) -> impl Fn(InvalidVocabulary) -> CheckpointError + '_ {
-    move |source| CheckpointError::Vocabulary { path: path.to_owned(), source }
+    move |source| CheckpointError::Vocabulary { path: path.to_owned(), source: Box::new(source) }
 }
 
 /// Reads `tokenizer.json`, or makes it from `vocab.json`, `merges.txt` and `added_tokens.json`. Returns it with its content.

@@ -17,6 +17,14 @@ pub struct SlotPrefix {
     pub length: usize,
 }
 
+/// The byte ranges of a slot's prefix.
+struct PrefixPieces {
+    /// In the buffer.
+    scattered: Vec<Range<usize>>,
+    /// In a tensor that holds nothing else.
+    joined: Vec<Range<usize>>,
+}
+
 /// `[slots, ...slot]` of one element type.
 pub struct Buffer {
     whole: DynTensor,
@@ -109,8 +117,8 @@ impl Buffer {
     /// The prefix of a slot as a tensor of its own, `[1, ...slot]` with the shorter side.
     pub fn prefix(&self, slot: usize, prefix: SlotPrefix) -> Result<DynTensor, ort::Error> {
         let mut copy = DynTensor::new(&Allocator::default(), self.element, self.prefix_shape(prefix))?;
-        let (from, into) = self.prefix_pieces(slot, prefix)?;
-        copy_each(&mut copy, &into, &self.whole, &from);
+        let PrefixPieces { scattered, joined } = self.prefix_pieces(slot, prefix)?;
+        copy_each(&mut copy, &joined, &self.whole, &scattered);
         Ok(copy)
     }
 
@@ -121,8 +129,8 @@ impl Buffer {
             return Err(ort::Error::new(format!("a tensor {shape:?} does not fill {prefix:?} of a slot")));
         }
 
-        let (into, from) = self.prefix_pieces(slot, prefix)?;
-        copy_each(&mut self.whole, &into, tensor, &from);
+        let PrefixPieces { scattered, joined } = self.prefix_pieces(slot, prefix)?;
+        copy_each(&mut self.whole, &scattered, tensor, &joined);
 
         Ok(())
     }
@@ -136,12 +144,7 @@ impl Buffer {
         shape
     }
 
-    /// The byte ranges of a slot's prefix in the buffer, and in a tensor that holds nothing else.
-    fn prefix_pieces(
-        &self,
-        slot: usize,
-        prefix: SlotPrefix,
-    ) -> Result<(Vec<Range<usize>>, Vec<Range<usize>>), ort::Error> {
+    fn prefix_pieces(&self, slot: usize, prefix: SlotPrefix) -> Result<PrefixPieces, ort::Error> {
         if slot >= self.slots {
             return Err(ort::Error::new(format!("no slot {slot} in a buffer of {}", self.slots)));
         }
@@ -156,7 +159,7 @@ impl Buffer {
         });
         let joined = joined.collect();
 
-        Ok((scattered, joined))
+        Ok(PrefixPieces { scattered, joined })
     }
 
     /// The byte ranges of a slot that a copy includes.

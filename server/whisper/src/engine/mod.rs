@@ -37,6 +37,7 @@ use crate::{
     checkpoint::{Config, SpecialTokens},
     cuda::{self, CudaError},
     decoding::ChoiceLayout,
+    encoder_context,
     graph::{Precision, choice},
     mel::LogMel,
     model_dir::{ALIGN, DECODER, ENCODER, Manifest, ModelDir, TOKENIZER, WEIGHTS},
@@ -150,7 +151,7 @@ impl Engine {
     pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, EngineLoadError> {
         let environment = runtime::environment()?;
         let lengths = dimensions::check(model)?;
-        if !lengths.accepts_shorter {
+        if !lengths.accepts_shorter && encoder_context::is_proven(&model.manifest().config) {
             tracing::info!(
                 model = %model.path().display(),
                 "an older version of Hush installed this model, so every window is encoded as 30 s; repeat `hush-server \

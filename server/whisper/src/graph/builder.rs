@@ -1,6 +1,6 @@
 //! The building blocks of Whisper's graphs, in the operators that are fastest for a precision.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::checkpoint::{Checkpoint, CheckpointTensor, Config, SpecialTokens};
 use crate::onnx::{ElementType, GraphWriter, PlacedTensor, TensorWriter, WeightsFile};
@@ -12,6 +12,15 @@ pub type Result<T, E = BuildError> = std::result::Result<T, E>;
 /// Sizes of blocks of 8-bit weights with one scale; the first that divides the row is used.
 const BLOCKS: [usize; 4] = [128, 64, 32, 16];
 pub const EPSILON: f32 = 1e-5;
+/// The power of a norm's gain by which [`GraphBuilder::balanced_norm`] divides its output. With 0 or with 0.5 and more the
+/// encoder of real weights is less exact.
+const ENCODER_BALANCE: f32 = 0.25;
+/// The same for the norm before the vocabulary, whose gains differ most. Both 0.25 and 0.75 are less exact.
+const VOCABULARY_BALANCE: f32 = 0.5;
+/// The least gain that a norm is balanced for: some channels are hardly used.
+const LEAST_GAIN: f32 = 1e-3;
+/// The least value of a GELU, rounded down.
+const LEAST_GELU: f32 = -0.17;
 
 /// Writes one graph of a model, and the weights that it needs.
 pub struct GraphBuilder<'a, 'w> {
@@ -21,6 +30,8 @@ pub struct GraphBuilder<'a, 'w> {
     pub graph: GraphWriter,
     /// Activations for which a quantised copy exists.
     quantised: HashSet<String>,
+    /// For activations of which each channel was divided by a factor: these factors, by which their weights are multiplied.
+    divisors: HashMap<String, Vec<f32>>,
 }
 
 /// How the weights of a projection are stored, and which operator multiplies them.
@@ -28,10 +39,27 @@ pub struct GraphBuilder<'a, 'w> {
 pub enum ProjectionKind {
     /// Real numbers, `MatMul`.
     Dense,
-    /// One scale per output, and activations in 8 bits too: for many rows, whose arithmetic is the cost.
+    /// One scale per output, and activations in 8 bits with one scale too: for many rows, whose arithmetic is the cost.
     Dynamic,
+    /// Like `Dynamic`, for the output of a GELU, and with one scale per row of the activations.
+    DynamicRows,
     /// One scale per block: for few rows, where reading the weights is the cost.
     Blocks,
+}
+
+impl ProjectionKind {
+    /// The kind of a projection whose input is the output of a GELU.
+    pub const fn after_gelu(self) -> Self {
+        match self {
+            Self::Dynamic => Self::DynamicRows,
+            Self::Dense | Self::DynamicRows | Self::Blocks => self,
+        }
+    }
+
+    /// Whether the activations are rounded to 8 bits outside of the product.
+    const fn rounds_activations(self) -> bool {
+        matches!(self, Self::Dynamic | Self::DynamicRows)
+    }
 }
 
 /// Projections that read the same activation and are stored as one matrix, side by side.
@@ -40,6 +68,19 @@ pub struct PackedProjections<'p> {
     pub name: String,
     /// Name of each projection, and whether it has a bias.
     pub parts: &'p [(&'p str, bool)],
+}
+
+/// Weights in bytes with one scale per output, as names in a graph.
+struct ByteWeights {
+    /// A matrix `[inputs, outputs]`.
+    weight: String,
+    scale: String,
+}
+
+impl ByteWeights {
+    fn names(&self) -> [&str; 2] {
+        [&self.weight, &self.scale]
+    }
 }
 
 /// Weights in blocks, in the weights file.
@@ -52,7 +93,14 @@ struct BlockWeights {
 
 impl<'a, 'w> GraphBuilder<'a, 'w> {
     pub fn new(checkpoint: &'a Checkpoint, precision: Precision, weights: &'a mut WeightsFile<'w>, name: &str) -> Self {
-        Self { checkpoint, precision, weights, graph: GraphWriter::new(name), quantised: HashSet::new() }
+        Self {
+            checkpoint,
+            precision,
+            weights,
+            graph: GraphWriter::new(name),
+            quantised: HashSet::new(),
+            divisors: HashMap::new(),
+        }
     }
 
     pub fn config(&self) -> &'a Config {
@@ -146,7 +194,14 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
                 self.graph.external(&name, &placed);
                 self.multiply_dense(x, &name, &bias, out);
             }
-            ProjectionKind::Dynamic => self.linear_dynamic(x, packed, &tensors, [inner, outputs], &bias, out)?,
+            ProjectionKind::Dynamic => {
+                let weight = self.byte_weights(x, &packed.name, &tensors, [inner, outputs])?;
+                self.multiply_dynamic(x, weight.names(), &bias, out);
+            }
+            ProjectionKind::DynamicRows => {
+                let weight = self.byte_weights(x, &packed.name, &tensors, [inner, outputs])?;
+                self.multiply_rows(x, weight.names(), &bias, out);
+            }
             ProjectionKind::Blocks => {
                 self.linear_blocks(x, &packed.name, &tensors, [outputs, inner], &bias, out)?;
             }
@@ -174,7 +229,8 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         bias: &str,
         out: &str,
     ) -> Result<()> {
-        let BlockWeights { weight, scales, block } = self.blocks(name, tensors, [outputs, inner])?;
+        let factors = self.divisors.get(x).cloned().unwrap_or_default();
+        let BlockWeights { weight, scales, block } = self.blocks(name, tensors, [outputs, inner], &factors)?;
         let (weight_name, scales_name) = (format!("{name}.weight"), format!("{name}.scales"));
         self.graph.external(&weight_name, &PlacedTensor { shape: vec![outputs, inner / block, block], ..weight });
         self.graph.external(&scales_name, &scales);
@@ -193,29 +249,29 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         Ok(())
     }
 
-    fn linear_dynamic(
+    /// Adds the weights that multiply `x`, in bytes, to the weights file and to the graph.
+    fn byte_weights(
         &mut self,
         x: &str,
-        packed: &PackedProjections<'_>,
+        name: &str,
         tensors: &[CheckpointTensor<'a>],
         shape: [usize; 2],
-        bias: &str,
-        out: &str,
-    ) -> Result<()> {
-        let (weight, scale) = (format!("{}.weight", packed.name), format!("{}.scale", packed.name));
-        let placed = self.weights.add(&weight, ElementType::I8, &shape, |out| {
-            quantise::transposed_i8(tensors, &quantise::row_scales(tensors)?, out)
+    ) -> Result<ByteWeights> {
+        let names = ByteWeights { weight: format!("{name}.weight"), scale: format!("{name}.scale") };
+        let factors = self.divisors.get(x).map_or(&[][..], Vec::as_slice);
+
+        let weight = self
+            .weights
+            .add(&names.weight, ElementType::I8, &shape, |out| quantise::transposed_i8(tensors, factors, out))?;
+        let scale = self.weights.add(&names.scale, ElementType::F32, &shape[1..], |out| {
+            let scales = quantise::column_scales(tensors, factors)?;
+            Ok::<_, BuildError>(quantise::write_reals(out, ElementType::F32, &scales)?)
         })?;
-        self.graph.external(&weight, &placed);
 
-        let placed = self.weights.add(&scale, ElementType::F32, &shape[1..], |out| {
-            Ok::<_, BuildError>(quantise::write_reals(out, ElementType::F32, &quantise::row_scales(tensors)?)?)
-        })?;
-        self.graph.external(&scale, &placed);
+        self.graph.external(&names.weight, &weight);
+        self.graph.external(&names.scale, &scale);
 
-        self.multiply_dynamic(x, [&weight, &scale], bias, out);
-
-        Ok(())
+        Ok(names)
     }
 
     fn multiply_dynamic(&mut self, x: &str, [weight, scale]: [&str; 2], bias: &str, out: &str) {
@@ -223,6 +279,35 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         let all = [&bytes, weight, &x_scale, scale, &x_zero, "", bias];
         let inputs = if bias.is_empty() { &all[..5] } else { &all[..] };
         self.graph.contrib("MatMulIntegerToFloat", inputs, &[out]);
+    }
+
+    /// Multiplies the output `x` of a GELU. For some frames a trained network computes single values that are a hundred times
+    /// larger than all others: a scale for the whole matrix leaves the other frames two or three bits. So each row is
+    /// divided by its largest value before it is rounded, and the row of the product is multiplied by it.
+    fn multiply_rows(&mut self, x: &str, [weight, scale]: [&str; 2], bias: &str, out: &str) {
+        // A row whose largest value is below 1 is divided by 1, so that all values are between LEAST_GELU and 1.
+        let step = (1.0 - LEAST_GELU) / 255.0;
+        self.graph.constant_f32("gelu_step", &[], &[step]);
+        self.graph.constant_u8("gelu_zero", &[], &[(-LEAST_GELU / step).round() as u8]);
+        self.graph.constant_f32("least_range", &[1], &[1.0]);
+        self.graph.constant_i64("last_axis", &[1], &[-1]);
+
+        let [largest, range, inverse, within, bytes, product] =
+            ["largest", "range", "inverse", "within", "u8", "product"].map(|suffix| format!("{x}_{suffix}"));
+        self.graph.op("ReduceMax", &[x, "last_axis"], &[&largest]).int("keepdims", 1);
+        self.graph.op("Max", &[&largest, "least_range"], &[&range]);
+        self.graph.op("Reciprocal", &[&range], &[&inverse]);
+        self.graph.op("Mul", &[x, &inverse], &[&within]);
+        self.graph.op("QuantizeLinear", &[&within, "gelu_step", "gelu_zero"], &[&bytes]);
+        self.graph.contrib("MatMulIntegerToFloat", &[&bytes, weight, "gelu_step", scale, "gelu_zero"], &[&product]);
+
+        if bias.is_empty() {
+            self.graph.op("Mul", &[&product, &range], &[out]);
+        } else {
+            let scaled = format!("{out}_scaled");
+            self.graph.op("Mul", &[&product, &range], &[&scaled]);
+            self.graph.op("Add", &[&scaled, bias], &[out]);
+        }
     }
 
     /// `x` in 8 bits, with its scale and zero point; shared by all operators that read it.
@@ -235,12 +320,13 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         names
     }
 
-    /// Adds weights in blocks to the weights file.
+    /// Adds weights in blocks, each channel multiplied by its factor if there are factors, to the weights file.
     fn blocks(
         &mut self,
         name: &str,
         tensors: &[CheckpointTensor<'a>],
         [outputs, inner]: [usize; 2],
+        factors: &[f32],
     ) -> Result<BlockWeights> {
         let block = BLOCKS.into_iter().find(|block| inner % block == 0).ok_or_else(|| BuildError::Unsupported {
             precision: self.precision,
@@ -248,12 +334,12 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         })?;
 
         let weight = self.weights.add(&format!("{name}.weight"), ElementType::U8, &[outputs, inner], |out| {
-            quantise::blocks_u8(tensors, block, out)
+            quantise::blocks_u8(tensors, factors, block, out)
         })?;
 
         let element = self.real();
         let scales = self.weights.add(&format!("{name}.scales"), element, &[outputs, inner / block], |out| {
-            quantise::block_scales(tensors, block, element, out)
+            quantise::block_scales(tensors, factors, block, element, out)
         })?;
 
         Ok(BlockWeights { weight, scales, block })
@@ -268,29 +354,36 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
             return Ok(());
         }
 
-        let tensor = self.tensor(&name)?;
-        let BlockWeights { weight, scales, block } =
-            self.blocks(EMBEDDING, &[tensor], [self.config().vocab_size, self.config().d_model])?;
+        let (tensor, divisors) = (self.tensor(&name)?, self.norm_divisors(VOCABULARY_NORM, VOCABULARY_BALANCE)?);
+        let shape = [self.config().vocab_size, self.config().d_model];
+        let BlockWeights { weight, scales, block } = self.blocks(EMBEDDING, &[tensor], shape, &divisors)?;
 
         // The vocabulary projection reads the same bytes in blocks; here they are a plain table.
         let (table, scales_name) = (format!("{EMBEDDING}.rows"), format!("{EMBEDDING}.scales"));
         self.graph.external(&table, &weight);
         self.graph.external(&scales_name, &scales);
+        let (balanced, inverse) = (format!("{out}_balanced"), format!("{EMBEDDING}.inverse"));
         self.graph
-            .contrib("GatherBlockQuantized", &[&table, ids, &scales_name], &[out])
+            .contrib("GatherBlockQuantized", &[&table, ids, &scales_name], &[&balanced])
             .int("bits", 8)
             .int("block_size", block as i64)
             .int("gather_axis", 0)
             .int("quantize_axis", 1);
 
+        let inverses: Vec<u8> = divisors.iter().flat_map(|divisor| divisor.recip().to_le_bytes()).collect();
+        self.table(&inverse, ElementType::F32, &[divisors.len()], &inverses)?;
+        self.graph.op("Mul", &[&balanced, &inverse], &[out]);
+
         Ok(())
     }
 
-    /// `logits = x embedding'`, for `x` of one position per row: `[rows, D]`.
+    /// `logits = x embedding'`, for `x` of one position per row, `[rows, D]`, that the norm before the vocabulary computed.
     pub fn vocabulary(&mut self, x: &str, out: &str) -> Result<()> {
         let name = format!("{EMBEDDING}.weight");
         if self.precision == Precision::Int8 {
             let (tensor, shape) = (self.tensor(&name)?, [self.config().vocab_size, self.config().d_model]);
+            let divisors = self.norm_divisors(VOCABULARY_NORM, VOCABULARY_BALANCE)?;
+            self.divisors.insert(x.to_owned(), divisors);
             return self.linear_blocks(x, EMBEDDING, &[tensor], shape, "", out);
         }
 
@@ -306,21 +399,55 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         Ok(())
     }
 
+    /// Like [`Self::layer_norm`], but if projections of [`ProjectionKind::Dynamic`] alone read `out`, each channel of it is
+    /// divided by a power of its gain, and the weights of these projections are multiplied by it. Channels with a large gain
+    /// set the scale in which all are rounded, so that the others keep more of their digits.
+    pub fn balanced_norm(&mut self, kind: ProjectionKind, x: &str, name: &str, out: &str) -> Result<()> {
+        if kind != ProjectionKind::Dynamic {
+            return self.layer_norm(x, name, out);
+        }
+
+        let divisors = self.norm_divisors(name, ENCODER_BALANCE)?;
+        let [gain, bias] = self.balanced_parameters(name, &divisors)?;
+        self.graph.op("LayerNormalization", &[x, &gain, &bias], &[out]).int("axis", -1).float("epsilon", EPSILON);
+        self.divisors.insert(out.to_owned(), divisors);
+
+        Ok(())
+    }
+
+    /// The gains of a norm to the power of `balance`.
+    fn norm_divisors(&self, name: &str, balance: f32) -> Result<Vec<f32>> {
+        let gains = self.tensor(&format!("{name}.weight"))?.to_vec()?;
+        Ok(gains.iter().map(|gain| gain.abs().max(LEAST_GAIN).powf(balance)).collect())
+    }
+
+    /// Gain and bias of a norm, divided channel by channel.
+    fn balanced_parameters(&mut self, name: &str, divisors: &[f32]) -> Result<[String; 2]> {
+        let names = ["weight", "bias"].map(|part| format!("{name}.{part}"));
+
+        for part in &names {
+            let mut values = self.tensor(part)?.to_vec()?;
+            values.iter_mut().zip(divisors).for_each(|(value, divisor)| *value /= divisor);
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            self.table(part, ElementType::F32, &[values.len()], &bytes)?;
+        }
+
+        Ok(names)
+    }
+
     /// `sum = x + y + bias`, `out = norm(sum)`; if `sum` is empty, the sum is not an output.
     pub fn add_norm(&mut self, [x, y]: [&str; 2], bias: &str, norm: &str, out: &str, sum: &str) -> Result<()> {
-        let (gain, shift) = (self.plain(&format!("{norm}.weight"))?, self.plain(&format!("{norm}.bias"))?);
+        let [gain, shift] = if norm == VOCABULARY_NORM && self.precision == Precision::Int8 {
+            let divisors = self.norm_divisors(norm, VOCABULARY_BALANCE)?;
+            self.balanced_parameters(norm, &divisors)?
+        } else {
+            [self.plain(&format!("{norm}.weight"))?, self.plain(&format!("{norm}.bias"))?]
+        };
         let bias = self.plain(bias)?;
         let all = [out, "", "", sum];
         let outputs = if sum.is_empty() { &all[..1] } else { &all[..] };
         self.graph.contrib("SkipLayerNormalization", &[x, y, &gain, &shift, &bias], outputs).float("epsilon", EPSILON);
         Ok(())
-    }
-
-    /// Like [`Self::add_norm`] without a bias, in two nodes: for many rows this is four times faster on a CPU, and its sums
-    /// are in f32 at any precision.
-    pub fn add_then_norm(&mut self, [x, y]: [&str; 2], norm: &str, out: &str, sum: &str) -> Result<()> {
-        self.graph.op("Add", &[x, y], &[sum]);
-        self.layer_norm(sum, norm, out)
     }
 
     /// The two layers after the attention; without `last_bias` the caller adds the last bias.
@@ -329,14 +456,14 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         let (raw, active) = (format!("{out}_fc1"), format!("{out}_gelu"));
         self.one(kind, x, &first, false, &raw)?;
         self.bias_gelu(kind, &raw, &format!("{first}.bias"), &active)?;
-        self.one(kind, &active, &second, last_bias, out)
+        self.one(kind.after_gelu(), &active, &second, last_bias, out)
     }
 
     /// `out = gelu(x + bias)`. If the result is rounded to 8 bits anyway, the tanh formula is used: it differs by 0.0005 at
     /// most and takes half the time.
     pub fn bias_gelu(&mut self, kind: ProjectionKind, x: &str, bias: &str, out: &str) -> Result<()> {
         let bias = self.plain(bias)?;
-        let op = if kind == ProjectionKind::Dynamic { "FastGelu" } else { "BiasGelu" };
+        let op = if kind.rounds_activations() { "FastGelu" } else { "BiasGelu" };
         self.graph.contrib(op, &[x, &bias], &[out]);
         Ok(())
     }
@@ -357,7 +484,7 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         let shape = [width * inputs, outputs];
         let weight = format!("{name}.rows");
 
-        if kind == ProjectionKind::Dynamic {
+        if kind.rounds_activations() {
             let placed = self.weights.add(&weight, ElementType::I8, &shape, |out| {
                 let (bytes, _) = quantise::columns_i8(&quantise::taps_first(&tensor)?, outputs);
                 Ok::<_, BuildError>(out.write_all(&bytes)?)
@@ -371,7 +498,11 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
 
             self.graph.external(&weight, &placed);
             self.graph.external(&scale, &scales);
-            self.multiply_dynamic(x, [&weight, &scale], "", out);
+            if kind == ProjectionKind::DynamicRows {
+                self.multiply_rows(x, [&weight, &scale], "", out);
+            } else {
+                self.multiply_dynamic(x, [&weight, &scale], "", out);
+            }
             return Ok(());
         }
 
@@ -387,3 +518,6 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
 }
 
 const EMBEDDING: &str = "decoder.embed_tokens";
+/// The norm whose output the vocabulary multiplies. In 8 bits it is balanced as [`GraphBuilder::balanced_norm`] says, against
+/// the embedding.
+pub const VOCABULARY_NORM: &str = "decoder.layer_norm";

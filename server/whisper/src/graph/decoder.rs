@@ -3,7 +3,7 @@
 use crate::onnx::ElementType;
 
 use super::Precision;
-use super::builder::{GraphBuilder, PackedProjections, ProjectionKind, Result};
+use super::builder::{GraphBuilder, PackedProjections, ProjectionKind, Result, VOCABULARY_NORM};
 use super::choice;
 
 pub fn build(mut b: GraphBuilder<'_, '_>) -> Result<Vec<u8>> {
@@ -241,11 +241,8 @@ pub fn cross_attention(
     b.mlp(projection_kind(b), &mid_norm, &name, false, &mlp)?;
 
     let is_last = layer + 1 == config.decoder_layers;
-    let following = if is_last {
-        "decoder.layer_norm".to_owned()
-    } else {
-        format!("decoder.layers.{}.self_attn_layer_norm", layer + 1)
-    };
+    let following =
+        if is_last { VOCABULARY_NORM.to_owned() } else { format!("decoder.layers.{}.self_attn_layer_norm", layer + 1) };
 
     let next_norm = format!("norm_{}", layer + 1);
     let next = if is_last { String::new() } else { format!("x_{}", layer + 1) };

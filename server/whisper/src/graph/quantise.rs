@@ -1,5 +1,12 @@
 //! Converts the values of a checkpoint for the weights file: to another type, transposed, or rounded to 8 bits. A few rows
 //! are converted at a time; only a matrix that is transposed is held whole.
+//!
+//! Signed bytes are multiplied by the unsigned bytes of the activations. A processor without VNNI adds two neighbouring
+//! products in 16 bits, where `255 * 127 + 255 * 127` is beyond the range and saturates. So the scale of a column is such
+//! that two neighbours of the same sign are at most [`LARGEST_PAIR`] together, and no sum can saturate: the same bytes are
+//! right on every processor, wherever the model was installed. Half the range (7 bits) would do the same, but here a column
+//! keeps the range up to 127 for values whose neighbours are small. Blocks have no such limit, because ONNX Runtime
+//! multiplies them without 16-bit sums.
 
 use std::io;
 
@@ -14,6 +21,9 @@ use super::BuildError;
 const CHUNK: usize = 1 << 16;
 /// Rows of the transposed matrix that are written at a time: a cache line of the source.
 const TRANSPOSED_ROWS: usize = 16;
+
+/// The largest sum of two neighbouring bytes of the same sign: `255 * 128 = 32640`, which 16 bits can hold.
+const LARGEST_PAIR: f32 = 128.0;
 
 /// The byte of an 8-bit block that means zero.
 pub const ZERO: u8 = 128;
@@ -64,19 +74,20 @@ pub fn transposed(
     transpose(&columns, inner(tensors), |rows| Ok(write_reals(out, element, rows)?))
 }
 
-/// Like [`transposed`], in signed bytes with one scale per column.
+/// Like [`transposed`], in signed bytes with one scale per column. The values that `factors` belong to are multiplied by
+/// them first: one factor per row of the result, or none.
 pub fn transposed_i8(
     tensors: &[CheckpointTensor<'_>],
-    scales: &[f32],
+    factors: &[f32],
     out: TensorWriter<'_>,
 ) -> Result<(), BuildError> {
     let inner = inner(tensors);
     let mut columns: Vec<Vec<f32>> = tensors.iter().map(CheckpointTensor::to_vec).collect::<Result<_, _>>()?;
-    let mut scales = scales.iter();
 
-    for row in columns.iter_mut().flat_map(|c| c.chunks_exact_mut(inner)) {
-        let inverse = scales.next().map_or(0.0, |s| 1.0 / s);
-        row.iter_mut().for_each(|v| *v = (*v * inverse).round_ties_even());
+    for column in columns.iter_mut().flat_map(|c| c.chunks_exact_mut(inner)) {
+        multiply(column, factors);
+        let scale = product_scale(column);
+        column.iter_mut().for_each(|v| *v = (*v / scale).round_ties_even());
     }
 
     let mut bytes = Vec::new();
@@ -127,29 +138,49 @@ pub fn taps_first(tensor: &CheckpointTensor<'_>) -> Result<Vec<f32>, CheckpointE
 
 /// A matrix of `width` columns, in signed bytes with one scale per column.
 pub fn columns_i8(values: &[f32], width: usize) -> (Vec<u8>, Vec<f32>) {
-    let mut scales = vec![0.0f32; width];
-    for row in values.chunks_exact(width) {
-        scales.iter_mut().zip(row).for_each(|(largest, v)| *largest = largest.max(v.abs()));
+    let mut bytes = vec![0; values.len()];
+    let mut scales = Vec::with_capacity(width);
+    let mut column = Vec::with_capacity(values.len() / width.max(1));
+
+    for index in 0..width {
+        column.clear();
+        column.extend(values.iter().skip(index).step_by(width));
+        let scale = product_scale(&column);
+
+        for (byte, value) in bytes.iter_mut().skip(index).step_by(width).zip(&column) {
+            *byte = (value / scale).round_ties_even() as i8 as u8;
+        }
+        scales.push(scale);
     }
-    scales.iter_mut().for_each(|s| *s = scale(&[*s]));
-    let bytes = values.chunks_exact(width).flat_map(|row| row.iter().zip(&scales));
-    (bytes.map(|(v, s)| (v / s).round_ties_even() as i8 as u8).collect(), scales)
+
+    (bytes, scales)
 }
 
-/// The scale of each row, for [`transposed_i8`].
-pub fn row_scales(tensors: &[CheckpointTensor<'_>]) -> Result<Vec<f32>, CheckpointError> {
+/// The scales of [`transposed_i8`].
+pub fn column_scales(tensors: &[CheckpointTensor<'_>], factors: &[f32]) -> Result<Vec<f32>, CheckpointError> {
     let mut scales = Vec::new();
-    each_row(tensors, |row| {
-        scales.push(scale(row));
+    each_row(tensors, factors, |row| {
+        scales.push(product_scale(row));
         Ok::<_, CheckpointError>(())
     })?;
     Ok(scales)
 }
 
-/// Matrices `[out, in]` one below the other, in unsigned bytes around [`ZERO`] with one scale per block of a row.
-pub fn blocks_u8(tensors: &[CheckpointTensor<'_>], block: usize, out: TensorWriter<'_>) -> Result<(), BuildError> {
+/// Multiplies each value by its factor; without factors the values remain.
+fn multiply(values: &mut [f32], factors: &[f32]) {
+    values.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+}
+
+/// Matrices `[out, in]` one below the other, in unsigned bytes around [`ZERO`] with one scale per block of a row. The values
+/// of each row are multiplied by `factors` first, if there are any.
+pub fn blocks_u8(
+    tensors: &[CheckpointTensor<'_>],
+    factors: &[f32],
+    block: usize,
+    out: TensorWriter<'_>,
+) -> Result<(), BuildError> {
     let mut bytes = Vec::new();
-    each_row(tensors, |row| {
+    each_row(tensors, factors, |row| {
         bytes.clear();
 
         for values in row.chunks(block) {
@@ -163,12 +194,13 @@ pub fn blocks_u8(tensors: &[CheckpointTensor<'_>], block: usize, out: TensorWrit
 /// The scales of [`blocks_u8`].
 pub fn block_scales(
     tensors: &[CheckpointTensor<'_>],
+    factors: &[f32],
     block: usize,
     element: ElementType,
     out: TensorWriter<'_>,
 ) -> Result<(), BuildError> {
     let mut scales = Vec::new();
-    each_row(tensors, |row| {
+    each_row(tensors, factors, |row| {
         scales.clear();
         scales.extend(row.chunks(block).map(scale));
         Ok::<_, BuildError>(write_reals(out, element, &scales)?)
@@ -181,8 +213,17 @@ fn scale(values: &[f32]) -> f32 {
     if largest > 0.0 { largest / 127.0 } else { 1.0 }
 }
 
+/// The least scale with which no value is beyond 127, and no two neighbours of the same sign are beyond [`LARGEST_PAIR`]
+/// together, once they are rounded.
+fn product_scale(column: &[f32]) -> f32 {
+    // Rounding adds at most a half to each of two neighbours.
+    let largest_pair = column.windows(2).fold(0.0f32, |largest, pair| largest.max((pair[0] + pair[1]).abs()));
+    scale(column).max(largest_pair / (LARGEST_PAIR - 1.0))
+}
+
 fn each_row<E: From<CheckpointError>>(
     tensors: &[CheckpointTensor<'_>],
+    factors: &[f32],
     mut each: impl FnMut(&[f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     for tensor in tensors {
@@ -192,7 +233,11 @@ fn each_row<E: From<CheckpointError>>(
         for start in (0..tensor.len()).step_by(rows * inner) {
             let values = &mut values[..(rows * inner).min(tensor.len() - start)];
             tensor.read(start, values)?;
-            values.chunks_exact(inner).try_for_each(&mut each)?;
+
+            for row in values.chunks_exact_mut(inner) {
+                multiply(row, factors);
+                each(row)?;
+            }
         }
     }
 
@@ -201,7 +246,93 @@ fn each_row<E: From<CheckpointError>>(
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// The sum of products as a processor without VNNI computes it: two neighbouring products are added in 16 bits, which
+    /// saturate.
+    fn saturating_sum(activations: &[u8], weights: &[i8]) -> i64 {
+        let product = |(a, w): (&u8, &i8)| i32::from(*a) * i32::from(*w);
+        activations
+            .chunks(2)
+            .zip(weights.chunks(2))
+            .map(|(a, w)| a.iter().zip(w).map(product).sum::<i32>().clamp(i16::MIN.into(), i16::MAX.into()))
+            .map(i64::from)
+            .sum()
+    }
+
+    fn exact_sum(activations: &[u8], weights: &[i8]) -> i64 {
+        activations.iter().zip(weights).map(|(a, w)| i64::from(*a) * i64::from(*w)).sum()
+    }
+
+    /// The bytes of a single column, with its scale.
+    fn column_i8(column: &[f32]) -> (Vec<i8>, f32) {
+        let (bytes, scales) = columns_i8(column, 1);
+        (bytes.into_iter().map(u8::cast_signed).collect(), scales[0])
+    }
+
+    /// Weights of every size, most of them small, with zeros and outliers.
+    fn weights(length: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Vec<f32>> {
+        let value = prop_oneof![8 => -1.0f32..1.0, 1 => Just(0.0), 1 => -40.0f32..40.0];
+        (vec(value, length), -20i32..20)
+            .prop_map(|(values, exponent)| values.into_iter().map(|v| v * 2f32.powi(exponent)).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn no_sum_of_bytes_saturates_without_vnni(column in weights(1..200), noise in vec(any::<u8>(), 200)) {
+            let (bytes, _) = column_i8(&column);
+
+            // A processor may pair the values from the first or from the second one on.
+            for first in [0, 1.min(bytes.len())] {
+                let bytes = &bytes[first..];
+                // The largest sums in both directions, and any others.
+                let positive: Vec<u8> = bytes.iter().map(|b| if *b > 0 { 255 } else { 0 }).collect();
+                let negative: Vec<u8> = bytes.iter().map(|b| if *b < 0 { 255 } else { 0 }).collect();
+                for activations in [&positive, &negative, &noise] {
+                    prop_assert_eq!(saturating_sum(activations, bytes), exact_sum(activations, bytes));
+                }
+            }
+        }
+
+        #[test]
+        fn bytes_of_columns_are_within_half_a_step(values in weights(1..64), width in 1usize..8) {
+            let values = &values[..values.len() / width * width];
+            let (bytes, scales) = columns_i8(values, width);
+
+            prop_assert_eq!(bytes.len(), values.len());
+            prop_assert_eq!(scales.len(), width);
+            for (index, (byte, value)) in bytes.iter().zip(values).enumerate() {
+                let scale = scales[index % width];
+                let error = (f32::from(byte.cast_signed()) * scale - value).abs();
+                prop_assert!(error <= scale * 0.5001, "{value} became {byte} x {scale}");
+            }
+        }
+
+        /// A column keeps 8 bits where no two neighbours of one sign are large, and never has fewer than 7.
+        #[test]
+        fn a_column_keeps_the_range_that_its_neighbours_leave(column in weights(1..200)) {
+            let (bytes, scale) = column_i8(&column);
+            let largest = column.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+            prop_assume!(largest > 0.0);
+
+            prop_assert!(largest / scale >= 63.0);
+            let alone = column.windows(2).all(|pair| pair[0] * pair[1] <= 0.0);
+            if alone {
+                prop_assert_eq!(bytes.iter().map(|b| b.unsigned_abs()).max(), Some(127));
+            }
+        }
+    }
+
+    /// A control: with the whole range the sums do saturate, so that the property above can fail.
+    #[test]
+    fn the_whole_range_saturates_without_vnni() {
+        let (activations, weights) = ([255; 4], [127; 4]);
+        assert_ne!(saturating_sum(&activations, &weights), exact_sum(&activations, &weights));
+        assert_eq!(column_i8(&[1.0; 4]).0.iter().map(|b| i32::from(*b)).max(), Some(64));
+    }
 
     #[test]
     fn transposition_keeps_every_value() {

@@ -170,6 +170,10 @@ impl GraphWriter {
         self.inline(name, ElementType::I32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }
 
+    pub fn constant_u8(&mut self, name: &str, shape: &[usize], values: &[u8]) {
+        self.inline(name, ElementType::U8, shape, values.to_vec());
+    }
+
     pub fn constant_f32(&mut self, name: &str, shape: &[usize], values: &[f32]) {
         self.inline(name, ElementType::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }

@@ -1,5 +1,7 @@
 //! The graphs of the bundled checkpoint compared with the values of the reference implementation.
 
+use std::process::Command;
+
 use hush_whisper::Precision;
 use ndarray::{Array2, ArrayD, Axis, s};
 use serde_json::Value;
@@ -98,6 +100,25 @@ fn fp16_stays_close_and_chooses_the_same_tokens() {
 #[test]
 fn int8_stays_close_and_chooses_the_same_tokens() {
     assert_within(Precision::Int8, 0.4, 1.0);
+}
+
+/// A processor without VNNI adds products of bytes in 16 bits. The emulator shows ONNX Runtime such a processor, and the
+/// test above runs again in it.
+#[test]
+fn int8_is_as_close_on_a_processor_without_vnni() {
+    const EMULATOR: &str = "qemu-x86_64";
+    const SAME: &str = "graphs::int8_stays_close_and_chooses_the_same_tokens";
+
+    let processor = ["-cpu", "Haswell-noTSX"];
+    if !cfg!(target_arch = "x86_64") || Command::new(EMULATOR).arg("--version").output().is_err() {
+        eprintln!("skipped: no {EMULATOR} (qemu-user) is installed");
+        return;
+    }
+
+    let test = std::env::current_exe().unwrap();
+    let run = Command::new(EMULATOR).args(processor).arg(test).args(["--exact", SAME]).output().unwrap();
+    let output = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success() && output.contains("1 passed"), "{output}{}", String::from_utf8_lossy(&run.stderr));
 }
 
 /// Several rows may attend to the same window; each must compute the same values as alone.

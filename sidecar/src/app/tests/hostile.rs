@@ -3,8 +3,8 @@
 use http::Method;
 use proptest::prelude::*;
 
-use super::{answer, app, known_apps};
-use crate::app::{RouteClass, RouteMatch};
+use super::{answer, app};
+use crate::app::{App, RouteClass, RouteMatch};
 
 fn class(route: &RouteMatch) -> RouteClass {
     route.class
@@ -115,6 +115,27 @@ fn work_in_disguise_stays_work() {
 }
 
 #[test]
+fn what_is_cut_out_of_a_request_is_cut_in_every_disguise() {
+    let ollama = app("ollama");
+    for path in [
+        "/api%2Fgenerate",
+        "//api/generate/",
+        "/%61pi/generate",
+        "/x/../api/generate",
+        "/api\\generate",
+        "/API/Generate",
+    ] {
+        let route = ollama.route(&Method::POST, path, None, false);
+        assert_eq!((class(&route), route.template.as_str()), (RouteClass::Work, "/api/generate"), "{path}");
+        assert_eq!(route.removed_members, ["keep_alive"], "{path}");
+        assert!(route.command.is_some(), "{path}");
+    }
+    // Work of one route or of another one, with other rules.
+    let route = ollama.route(&Method::POST, "/api/generate/%2e%2e%2fembed", None, false);
+    assert_ne!(class(&route), RouteClass::NotWork);
+}
+
+#[test]
 fn a_path_that_can_name_two_models_is_closed() {
     let swap = app("llama-swap");
     assert_eq!(class(&swap.route(&Method::GET, "/upstream/a%2Fb/health", None, false)), RouteClass::Closed);
@@ -124,7 +145,7 @@ fn a_path_that_can_name_two_models_is_closed() {
 
 #[test]
 fn what_is_unknown_is_denied_by_default() {
-    for app in known_apps().iter().filter(|app| !["process", "llama-server-single"].contains(&app.name())) {
+    for app in App::known().map(super::app).filter(|app| !["process", "llama-server-single"].contains(&app.name())) {
         let name = app.name();
         let post = app.route(&Method::POST, "/no/such/route", None, false);
         assert_eq!((class(&post), post.template.as_str()), (RouteClass::Work, "other"), "{name}");
@@ -192,7 +213,7 @@ proptest! {
 
     #[test]
     fn reading_methods_are_never_work(path in paths(), query in ".{0,20}") {
-        for app in known_apps() {
+        for app in App::known().map(super::app) {
             for method in [Method::HEAD, Method::OPTIONS] {
                 let route = app.route(&method, &path, Some(&query), false);
                 prop_assert_ne!(route.class, RouteClass::Work, "{}: {} {}", app.name(), method, path);
@@ -204,7 +225,7 @@ proptest! {
     fn no_answer_breaks_a_reader(status in 100_u16..600, body in answers()) {
         let answer = answer(status, body);
         let models = ["m".to_owned(), "n/o".to_owned()];
-        for app in known_apps() {
+        for app in App::known().map(super::app) {
             let answers = |count: usize| vec![answer.clone(); count];
             let _ = app.read_identity(&answers(app.identify().len()));
             let _ = app.read_list(&models, &answers(app.list(&models).map_or(1, |requests| requests.len())));
@@ -225,8 +246,25 @@ proptest! {
     }
 
     #[test]
+    fn no_damage_to_a_description_breaks_the_check(
+        which in any::<prop::sample::Index>(),
+        cut in any::<prop::sample::Index>(),
+        length in 1_usize..40,
+        patch in "[ -~]{0,6}",
+    ) {
+        let name = App::known().nth(which.index(App::known().count())).unwrap();
+        let chars: Vec<char> = App::source(name).unwrap().chars().collect();
+        let start = cut.index(chars.len());
+        let rest = &chars[(start + length).min(chars.len())..];
+        let text: String = chars[..start].iter().copied().chain(patch.chars()).chain(rest.iter().copied()).collect();
+
+        let problems = crate::app::check(&text);
+        prop_assert_eq!(problems.is_empty(), App::from_yaml(&text).is_ok());
+    }
+
+    #[test]
     fn any_model_name_stays_within_its_place(name in "\\PC{1,20}") {
-        for app in known_apps() {
+        for app in App::known().map(super::app) {
             let canonical = app.canonical_name(&name);
             prop_assert_eq!(app.canonical_name(&canonical), canonical.clone(), "{}", app.name());
             app.governs(&name);

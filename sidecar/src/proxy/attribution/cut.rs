@@ -34,7 +34,7 @@ mod tests {
     #[test]
     fn pieces_do_not_matter() {
         let text = Bytes::from_static(b"0123456789");
-        for cuts in [vec![], vec![0..3], vec![2..5, 5..6, 8..10], vec![0..10]] {
+        for cuts in [vec![], vec![0..1, 1..3], vec![2..5, 5..6, 8..10], vec![0..4, 4..10]] {
             let expected: Vec<u8> =
                 (0..10).filter(|at| !cuts.iter().any(|cut| cut.contains(at))).map(|at| b'0' + at as u8).collect();
             assert_eq!(kept_bytes(&cuts, 10), expected.len() as u64);

@@ -17,6 +17,8 @@ use super::{FoundName, NameValue, ScanError};
 const VALUE_LIMIT_BYTES: usize = 4 << 10;
 /// The longest spelling of one character of a name: a pair of escapes.
 const ESCAPED_CHARACTER_BYTES: usize = 12;
+/// The beginning of a value that is looked at; enough to tell whether it is empty, or 0.
+const OBSERVED_BYTES: usize = 64;
 /// The most members that are cut out of one body.
 const CUTS_MAX: usize = 256;
 
@@ -27,6 +29,8 @@ pub struct JsonNames {
     pub model: Option<String>,
     /// The members that are cut out.
     pub removed: Vec<String>,
+    /// The members whose values are looked at.
+    pub observed: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +87,10 @@ pub struct JsonScanner {
     /// The name or the value that is being read, without its quotes; only as much as may matter.
     captured: Vec<u8>,
     role: MemberRole,
+    /// The current member is this one of the observed ones.
+    observed: Option<usize>,
+    /// The JSON text of the last value of each observed member, without spaces, as far as it matters.
+    values: Vec<Option<Vec<u8>>>,
     key_start: u64,
     /// The comma before the current member.
     comma: Option<u64>,
@@ -97,11 +105,15 @@ impl JsonScanner {
         let names = JsonNames {
             model: names.model.as_deref().map(fold_case),
             removed: names.removed.iter().map(|name| fold_case(name)).collect(),
+            observed: names.observed.iter().map(|name| fold_case(name)).collect(),
         };
-        let longest = names.removed.iter().chain(&names.model).map(|name| name.chars().count()).max();
+        let all = names.removed.iter().chain(&names.observed).chain(&names.model);
+        let longest = all.map(|name| name.chars().count()).max();
 
         Self {
             key_limit_bytes: longest.unwrap_or(0) * ESCAPED_CHARACTER_BYTES,
+            values: vec![None; names.observed.len()],
+            observed: None,
             names,
             state: ScanState::BeforeTop,
             position,
@@ -123,13 +135,15 @@ impl JsonScanner {
         let mut rest = piece;
 
         while !rest.is_empty() && self.state != ScanState::Done {
-            let used = match self.state {
+            let before = self.state;
+            let used = match before {
                 ScanState::InKey { escaped } => self.scan_key(rest, escaped)?,
                 ScanState::InString { escaped } => self.scan_string(rest, escaped)?,
                 ScanState::InNestedString { depth, escaped } => self.scan_nested_string(rest, depth, escaped),
                 ScanState::InContainer { depth } => self.scan_container(rest, depth)?,
                 _ => self.scan_byte(rest[0])?,
             };
+            self.observe(before, &rest[..used]);
             self.position += used as u64;
             rest = &rest[used..];
         }
@@ -152,6 +166,28 @@ impl JsonScanner {
     /// The name of the model, as far as the text was scanned.
     pub fn model(&self) -> Option<&str> {
         self.found.get()
+    }
+
+    /// The JSON text of the last value of an observed member, without spaces, as far as it matters.
+    pub fn observed(&self, name: &str) -> Option<&[u8]> {
+        let name = fold_case(name);
+
+        let at = self.names.observed.iter().position(|known| *known == name)?;
+        self.values[at].as_deref()
+    }
+
+    /// Keeps what was just scanned, if it belongs to the value of an observed member.
+    fn observe(&mut self, before: ScanState, scanned: &[u8]) {
+        let is_value = match before {
+            ScanState::InString { .. } | ScanState::InScalar => true,
+            ScanState::InContainer { .. } | ScanState::InNestedString { .. } => true,
+            ScanState::BeforeValue => self.state != before,
+            _ => false,
+        };
+        let Some(Some(value)) = self.observed.filter(|_| is_value).map(|at| &mut self.values[at]) else { return };
+
+        let room = OBSERVED_BYTES.saturating_sub(value.len());
+        value.extend(scanned.iter().filter(|byte| !byte.is_ascii_whitespace()).take(room));
     }
 
     /// The ranges of bytes that are to be cut out, in ascending order. They are complete when the text is.
@@ -220,7 +256,12 @@ impl JsonScanner {
 
     /// The name of a member is known: decides what becomes of the member and of the comma before it.
     fn begin_member(&mut self) -> Result<(), ScanError> {
-        self.role = self.role_of_captured();
+        let key = self.captured_key();
+        self.role = self.role_of(key.as_deref());
+        self.observed = key.and_then(|key| self.names.observed.iter().position(|name| *name == key));
+        if let Some(at) = self.observed {
+            self.values[at] = Some(Vec::new());
+        }
         self.captured.clear();
 
         let comma = self.comma.take();
@@ -236,15 +277,20 @@ impl JsonScanner {
         Ok(())
     }
 
-    fn role_of_captured(&self) -> MemberRole {
+    /// The name that was read, in lower case; `None`: it is none of those that are looked for.
+    fn captured_key(&self) -> Option<String> {
         if self.captured.len() > self.key_limit_bytes {
-            return MemberRole::Other;
+            return None;
         }
+        decode(&self.captured).map(|key| fold_case(&key))
+    }
 
-        let Some(key) = decode(&self.captured).map(|key| fold_case(&key)) else { return MemberRole::Other };
-        if self.names.removed.contains(&key) {
+    fn role_of(&self, key: Option<&str>) -> MemberRole {
+        let Some(key) = key else { return MemberRole::Other };
+
+        if self.names.removed.iter().any(|removed| removed == key) {
             MemberRole::Removed
-        } else if self.names.model.as_ref() == Some(&key) {
+        } else if self.names.model.as_deref() == Some(key) {
             MemberRole::Model
         } else {
             MemberRole::Other
@@ -388,192 +434,4 @@ fn fold_case(name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::{Map, Value};
-
-    use super::super::cut::kept_slices;
-    use super::*;
-
-    fn names(model: bool, removed: &[&str]) -> JsonNames {
-        let removed = removed.iter().map(|name| (*name).to_owned()).collect();
-        JsonNames { model: model.then(|| "model".to_owned()), removed }
-    }
-
-    fn scan(text: &[u8], piece_bytes: usize, names: JsonNames) -> Result<(Option<String>, Vec<Range<u64>>), ScanError> {
-        let mut scanner = JsonScanner::new(names, 0);
-        for piece in text.chunks(piece_bytes) {
-            scanner.push(piece)?;
-        }
-        scanner.finish()?;
-        let cuts = scanner.take_cuts();
-        Ok((scanner.model().map(str::to_owned), cuts))
-    }
-
-    fn model(text: &str) -> Result<Option<String>, ScanError> {
-        let whole = scan(text.as_bytes(), usize::MAX, names(true, &[])).map(|(model, _)| model);
-        for piece_bytes in 1..4 {
-            assert_eq!(scan(text.as_bytes(), piece_bytes, names(true, &[])).map(|(model, _)| model), whole, "{text}");
-        }
-        whole
-    }
-
-    fn without(text: &str, removed: &[&str]) -> String {
-        let (_, cuts) = scan(text.as_bytes(), 3, names(false, removed)).unwrap();
-        let kept = kept_slices(&cuts, 0, text.as_bytes().to_vec().into());
-        String::from_utf8(kept.concat()).unwrap()
-    }
-
-    #[test]
-    fn the_name_is_that_of_the_outermost_object() {
-        let some = |name: &str| Ok(Some(name.to_owned()));
-
-        assert_eq!(model(r#"{"model":"a"}"#), some("a"));
-        assert_eq!(model(r#"{"x":{"model":"b"},"y":["model","c",{"model":1}],"model" : "a" }"#), some("a"));
-        assert_eq!(model(r#"{"x":"\"model\":\"b\"}{","model":"a\u00e9\n"}"#), some("a\u{e9}\n"));
-        assert_eq!(model(r#"{"mod\u0065l":"a"}"#), some("a"));
-        assert_eq!(model(r#"{"MODEL":"a"}"#), some("a"));
-        assert_eq!(model(r#"{"n":-1.5e3,"t":true,"model":"a","z":null}"#), some("a"));
-        assert_eq!(model("\u{feff} {\"model\":\"a\"} trailing"), some("a"));
-        for none in
-            ["", "  ", "{}", "[1]", "\"x\"", "17", "null", r#"{"model":null}"#, r#"{"models":"a"}"#, r#"{"x":"y"}"#]
-        {
-            assert_eq!(model(none), Ok(None), "{none}");
-        }
-    }
-
-    #[test]
-    fn two_names_are_refused_unless_they_are_the_same() {
-        assert_eq!(model(r#"{"model":"a","model":"a"}"#), Ok(Some("a".to_owned())));
-        for text in [
-            r#"{"model":"a","model":"b"}"#,
-            r#"{"model":"a","mod\u0065l":"b"}"#,
-            r#"{"model":"a","Model":"b"}"#,
-            r#"{"model":null,"model":"b"}"#,
-        ] {
-            assert!(matches!(model(text), Err(ScanError::TwoNames { .. })), "{text}");
-        }
-    }
-
-    #[test]
-    fn texts_that_are_refused() {
-        for text in [r#"{"model":1}"#, r#"{"model":true}"#, r#"{"model":["a"]}"#, r#"{"model":"\ud800"}"#] {
-            assert_eq!(model(text), Err(ScanError::NameNotText), "{text}");
-        }
-        for text in ["{", r#"{"a"#, r#"{"a":"#, r#"{"a":1"#, r#"{"a":[{}"#, r#"{"a":1,"#] {
-            assert!(matches!(model(text), Err(ScanError::EndsEarly { .. })), "{text}");
-        }
-        for text in
-            ["{a:1}", "{'a':1}", r#"{"a" 1}"#, r#"{"a":1 "b":2}"#, "\0{\0", "<xml>", r#"{"a":1"b":2}"#, r#"{"a":'x'}"#]
-        {
-            assert!(matches!(model(text), Err(ScanError::Unexpected { .. })), "{text}");
-        }
-        let utf16: Vec<u8> = r#"{"model":"a"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
-        assert!(scan(&utf16, 99, names(true, &[])).is_err());
-        assert!(matches!(model(&format!(r#"{{"model":"{}"}}"#, "x".repeat(5000))), Err(ScanError::NameTooLong { .. })));
-    }
-
-    #[test]
-    fn members_are_cut_out_with_one_comma() {
-        let cut = |text| without(text, &["keep_alive", "ttl"]);
-
-        assert_eq!(cut(r#"{"keep_alive":0,"a":1}"#), r#"{"a":1}"#);
-        assert_eq!(cut(r#"{"a":1,"keep_alive":0,"b":2}"#), r#"{"a":1,"b":2}"#);
-        assert_eq!(cut(r#"{"a":1,"keep_alive":0}"#), r#"{"a":1}"#);
-        assert_eq!(cut(r#"{"keep_alive":0}"#), "{}");
-        assert_eq!(cut(r#"{"ttl":1,"keep_alive":0}"#), "{}");
-        assert_eq!(cut(r#"{"a":1,"ttl":1,"keep_alive":0}"#), r#"{"a":1}"#);
-        assert_eq!(cut(r#"{"ttl":1,"a":1,"keep_alive":0,"b":2,"ttl":3}"#), r#"{"a":1,"b":2}"#);
-        assert_eq!(cut("{ \"a\" : 1 , \"keep_alive\" : {\"x\":[\"}\"]} }\n"), "{ \"a\" : 1   }\n");
-        assert_eq!(cut(r#"{"a":{"keep_alive":0},"keep\u005falive":"5m"}"#), r#"{"a":{"keep_alive":0}}"#);
-        assert_eq!(cut(r#"{"Keep_Alive":0,"a":1e400}"#), r#"{"a":1e400}"#);
-        assert_eq!(cut("{\"\u{212a}eep_alive\":0,\"a\":1}"), r#"{"a":1}"#);
-        assert_eq!(cut(r#"{"keep_alivex":0,"keep_aliv":1}"#), r#"{"keep_alivex":0,"keep_aliv":1}"#);
-    }
-
-    #[test]
-    fn too_many_members_to_cut_are_refused() {
-        let text = format!("{{{}\"a\":1}}", "\"ttl\":1 , ".repeat(CUTS_MAX));
-        assert!(matches!(scan(text.as_bytes(), 64, names(false, &["ttl"])), Err(ScanError::TooManyRemoved { .. })));
-    }
-
-    fn json() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i64>().prop_map(Value::from),
-            any::<f64>().prop_map(Value::from),
-            any::<String>().prop_map(Value::from),
-        ];
-        leaf.prop_recursive(3, 24, 4, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::vec((any::<String>(), inner), 0..4).prop_map(|members| members.into_iter().collect()),
-            ]
-        })
-    }
-
-    fn key() -> impl Strategy<Value = String> {
-        prop_oneof![Just("cut".to_owned()), Just("model".to_owned()), any::<String>(), "[a-c]{1,2}"]
-    }
-
-    /// Spells some characters as escapes.
-    fn spell(key: &str, escapes: u32) -> String {
-        let spelled = key.encode_utf16().enumerate().map(|(at, unit)| (escapes >> (at % 32) & 1 == 1, unit));
-        let plain = serde_json::to_string(key).unwrap();
-        if key.chars().all(|c| c.is_ascii_alphanumeric()) {
-            let inside: String = spelled
-                .map(
-                    |(escape, unit)| if escape { format!("\\u{unit:04x}") } else { char::from(unit as u8).to_string() },
-                )
-                .collect();
-            return format!("\"{inside}\"");
-        }
-        plain
-    }
-
-    proptest! {
-        /// What is left parses to the same members without the one that was cut out, and nothing else has changed.
-        #[test]
-        fn only_the_member_is_cut_out(
-            members in prop::collection::vec((key(), json(), any::<u32>()), 0..6),
-            spaces in prop::collection::vec(prop::sample::select(vec!["", " ", "\n\t", "  "]), 40),
-            piece_bytes in 1usize..40,
-        ) {
-            let mut space = spaces.iter().cycle();
-            let mut next = || *space.next().unwrap();
-            let mut text = format!("{}{{", next());
-            for (at, (key, value, escapes)) in members.iter().enumerate() {
-                let comma = if at > 0 { "," } else { "" };
-                text += &format!("{}{comma}{}{}{}:{}{value}", next(), next(), spell(key, *escapes), next(), next());
-            }
-            text += &format!("{}}}{}", next(), next());
-
-            let (_, cuts) = scan(text.as_bytes(), piece_bytes, names(false, &["cut"])).unwrap();
-            let kept = kept_slices(&cuts, 0, text.as_bytes().to_vec().into()).concat();
-
-            let mut expected: Map<String, Value> = serde_json::from_str(&text).unwrap();
-            expected.retain(|key, _| key != "cut");
-            prop_assert_eq!(&serde_json::from_slice::<Map<String, Value>>(&kept).unwrap(), &expected);
-
-            let mut others = Vec::new();
-            let mut at = 0;
-            for cut in &cuts {
-                others.extend_from_slice(&text.as_bytes()[at..cut.start as usize]);
-                at = cut.end as usize;
-                let cut_text = &text[cut.start as usize..cut.end as usize];
-                prop_assert!(cut_text.starts_with(['"', ',']), "{}", cut_text);
-            }
-            others.extend_from_slice(&text.as_bytes()[at..]);
-            prop_assert_eq!(kept, others);
-            if !members.iter().any(|(key, ..)| key == "cut") {
-                prop_assert!(cuts.is_empty());
-            }
-        }
-
-        #[test]
-        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200), piece_bytes in 1usize..9) {
-            let _ = scan(&bytes, piece_bytes, names(true, &["cut"]));
-        }
-    }
-}
+mod tests;

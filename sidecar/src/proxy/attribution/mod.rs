@@ -11,7 +11,7 @@ use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use hush_listener::header::HeaderParameters;
 
-use crate::app::{ModelNameSource, RouteMatch};
+use crate::app::{BodyCommand, DisguisedCommand, ModelNameSource, RouteMatch};
 
 pub use cut::{kept_bytes, kept_slices};
 pub use form::{query_parameter, query_without};
@@ -97,6 +97,7 @@ pub struct BodyScanner {
     /// The member or field that names the model.
     member: Option<String>,
     removed: Vec<String>,
+    command: Option<DisguisedCommand>,
     content_type: ContentKind,
     /// The pieces that were nothing but space, while the kind is undecided.
     space_bytes: u64,
@@ -127,6 +128,7 @@ impl BodyScanner {
             kind: ScannerKind::Opaque,
             member: None,
             removed: Vec::new(),
+            command: None,
             content_type: ContentKind::Other,
             space_bytes: 0,
             is_finished: false,
@@ -143,7 +145,8 @@ impl BodyScanner {
             ModelNameSource::None | ModelNameSource::Query { .. } | ModelNameSource::Path { .. } => None,
         };
         let removed = route.removed_members.clone();
-        if member.is_none() && removed.is_empty() {
+        let command = route.command.clone();
+        if member.is_none() && removed.is_empty() && command.is_none() {
             return Ok(Self::opaque());
         }
 
@@ -164,7 +167,7 @@ impl BodyScanner {
             json if json == "application/json" || json.ends_with("+json") => ContentKind::Json,
             _ => ContentKind::Other,
         };
-        Ok(Self { kind, member, removed, content_type, space_bytes: 0, is_finished: false })
+        Ok(Self { kind, member, removed, command, content_type, space_bytes: 0, is_finished: false })
     }
 
     /// Refuses a compressed body of which something matters.
@@ -209,7 +212,11 @@ impl BodyScanner {
 
         self.kind = match (first, self.content_type, &self.member) {
             (b'{' | 0xef, ..) | (_, ContentKind::Json, _) => {
-                let names = JsonNames { model: self.member.clone(), removed: self.removed.clone() };
+                let names = JsonNames {
+                    model: self.member.clone(),
+                    removed: self.removed.clone(),
+                    observed: self.command.as_ref().map_or_else(Vec::new, observed_members),
+                };
                 ScannerKind::Json(Box::new(JsonScanner::new(names, self.space_bytes)))
             }
             (_, ContentKind::Urlencoded, Some(field)) => ScannerKind::Urlencoded(UrlencodedScanner::new(field)),
@@ -251,8 +258,18 @@ impl BodyScanner {
         match &self.kind {
             ScannerKind::Opaque => true,
             ScannerKind::Undecided => false,
-            ScannerKind::Json(_) => self.removed.is_empty() && self.model().is_some(),
+            ScannerKind::Json(_) => self.removed.is_empty() && self.command.is_none() && self.model().is_some(),
             ScannerKind::Multipart(_) | ScannerKind::Urlencoded(_) => self.model().is_some(),
+        }
+    }
+
+    /// What a body without work asks the app to do. The body must have ended.
+    pub fn command(&self) -> Option<BodyCommand> {
+        let command = self.command.as_ref()?;
+
+        match &self.kind {
+            ScannerKind::Json(json) => command.find(|name| json.observed(name)),
+            _ => None,
         }
     }
 
@@ -263,4 +280,8 @@ impl BodyScanner {
             _ => Vec::new(),
         }
     }
+}
+
+fn observed_members(command: &DisguisedCommand) -> Vec<String> {
+    command.work_members.iter().chain(&command.unload_member).cloned().collect()
 }

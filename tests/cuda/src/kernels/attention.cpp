@@ -221,6 +221,21 @@ KERNEL(ConvertNonpadKvSeqlenToFlashSeqlensKKernel) {
     };
 }
 
+// <T>(T* out, int* lengths, int batches, long values of a batch): no value where a sequence has no keys
+KERNEL(ZeroOutputForFullyMaskedBatchesKernel) {
+    size_t bytes = size_of_type(launch.name.arguments[0]) * static_cast<size_t>(launch.value<long>(3));
+    if (bytes == 0) return {};
+    auto out = launch.device<char>(0);
+    auto lengths = launch.device<int>(1);
+    auto batches = static_cast<size_t>(launch.value<int>(2));
+    return [=] {
+        char* to = out.at(batches * bytes);
+        for (size_t n = 0; n < batches; ++n) {
+            if (lengths.at(batches)[n] == 0) std::memset(to + n * bytes, 0, bytes);
+        }
+    };
+}
+
 // <T, U, .., head width>(T* packed, T* query, T* key, T* value, T* to query, U* key cache, U* value cache, ..., int heads,
 // int key heads, int width, int packed row, int cache rows, int, int* past, ...); a block a token, sequences in z
 KERNEL(UnpackRoPEAppend) {

@@ -1,0 +1,13 @@
+//! The proxy between raw clients and raw apps, both with bad manners.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+mod answers;
+mod app;
+mod bodies;
+mod client;
+mod fixture;
+mod hostile;
+mod lists;
+mod sockets;
+mod waiting;
