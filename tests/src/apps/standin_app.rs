@@ -123,16 +123,16 @@ impl StandInApp {
         Some(call)
     }
 
-    /// How often the model was loaded and unloaded, as its journal says.
+    /// Whether the model is loaded, as the last change in the journal says.
     fn has_model(&self) -> Result<bool> {
         let entries = self.entries()?.into_iter();
-        let mut changes = entries.filter_map(|entry| match entry.event {
+        let mut changes = entries.rev().filter_map(|entry| match entry.event {
             JournalEvent::Started { .. } => Some(false),
             JournalEvent::Loaded { .. } => Some(true),
             JournalEvent::Unloaded { .. } => Some(false),
             _ => None,
         });
-        Ok(changes.next_back().unwrap_or(false))
+        Ok(changes.next().unwrap_or(false))
     }
 
     fn act_directly(&self, action: &str) -> Result<()> {

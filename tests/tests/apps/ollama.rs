@@ -78,7 +78,7 @@ fn its_end_cuts_streams(app: &mut dyn TestedApp) -> Result<()> {
 }
 
 fn answers_the_loopback_alone(app: &dyn TestedApp) -> Result<()> {
-    let foreign = "GET /api/version HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n".to_owned();
+    let foreign = "GET /api/version HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n";
     assert_eq!(http::exchange(app.address(), foreign.as_bytes())?.status, 403);
     assert_eq!(http::get(app.address(), "/api/version")?.status, 200);
     Ok(())

@@ -41,7 +41,7 @@ impl ProcessFixture {
         Ok(stream)
     }
 
-    /// The processes of the app that live: those that name its script.
+    /// The processes of the app that live: those that name its script, but not those of the sidecar, which start it.
     fn app_processes(&self) -> Result<Vec<u32>> {
         let script = self.app.script().to_string_lossy().into_owned();
         let mut found = Vec::new();
@@ -50,6 +50,8 @@ impl ProcessFixture {
             // A process that has ended meanwhile has no command line.
             let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let names_script = String::from_utf8_lossy(&command).contains(&script);
+            let program = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let names_script = names_script && !program.starts_with("hush-sidecar");
             if names_script && pid != self.sidecar.pid() && process::state(pid).is_some_and(|state| state != 'Z') {
                 found.push(pid);
             }
