@@ -57,10 +57,6 @@ fn write_model(folder: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-fn model_path(folder: &TempDir) -> String {
-    folder.path().join(format!("models/{MODEL}.gguf")).to_string_lossy().into_owned()
-}
-
 /// The library's server for process mode: the sidecar starts and stops it.
 pub struct LlamaProcess {
     packages: PathBuf,
@@ -85,11 +81,6 @@ impl LlamaProcess {
         let packages = format!("PYTHONPATH={}", self.packages.display());
         let model = path(&format!("models/{MODEL}.gguf"));
         ["env", &packages, "python3", &path("server.py"), &model, port].map(str::to_owned).to_vec()
-    }
-
-    /// The model's file, which the server maps while the model is loaded.
-    pub fn model_path(&self) -> String {
-        model_path(&self.folder)
     }
 
     /// The file that every process of this server names in its command line.
@@ -187,11 +178,6 @@ impl LlamaRouter {
         write_model(folder.path())?;
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         Ok(Self { binary: binary.to_owned(), folder, address: http::free_address()?, args, program: None })
-    }
-
-    /// The model's file, which a child of the router maps while the model is loaded.
-    pub fn model_path(&self) -> String {
-        model_path(&self.folder)
     }
 
     /// The model's status in the list: `unloaded`, `loading`, `loaded`.

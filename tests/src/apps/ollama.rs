@@ -32,6 +32,8 @@ pub struct OllamaServer {
     keep_alive: &'static str,
     program: Option<ChildProgram>,
     has_model: bool,
+    /// Runners of a server that was killed: they stay.
+    orphans: Vec<u32>,
 }
 
 impl OllamaServer {
@@ -44,7 +46,15 @@ impl OllamaServer {
             "FROM ./tiny.gguf\nPARAMETER num_thread 1\nPARAMETER num_ctx 2048\n",
         )?;
         let address = http::free_address()?;
-        Ok(Self { binary: binary.to_owned(), folder, address, keep_alive: "-1", program: None, has_model: false })
+        Ok(Self {
+            binary: binary.to_owned(),
+            folder,
+            address,
+            keep_alive: "-1",
+            program: None,
+            has_model: false,
+            orphans: Vec::new(),
+        })
     }
 
     fn command(&self) -> Command {
@@ -105,6 +115,7 @@ impl TestedApp for OllamaServer {
     }
 
     fn kill(&mut self) -> Result<()> {
+        self.orphans.extend(self.runners()?);
         let mut program = self.program.take().context("Ollama does not run")?;
         process::send(program.pid(), Signal::KILL)?;
         program.wait_for_exit(DEADLINE).map(|_| ())
@@ -165,6 +176,12 @@ impl Drop for OllamaServer {
         // By SIGTERM, because a killed server leaves its runners behind.
         if self.program.is_some() {
             let _ = self.terminate();
+        }
+        for orphan in &self.orphans {
+            // A number may belong to another process by now.
+            if std::fs::read_to_string(format!("/proc/{orphan}/comm")).is_ok_and(|name| name.trim() == "ollama") {
+                let _ = process::send(*orphan, Signal::KILL);
+            }
         }
     }
 }

@@ -24,30 +24,33 @@ const SPEECH_GIB: u64 = 3;
 /// The language model's server, in the form that this machine has.
 struct LanguageModel {
     app: Box<dyn TestedApp>,
-    /// How its memory is found: the name of the process and a part of the path of its model.
+    /// Which processes hold its memory.
     memory: ProcessMemory,
     description: &'static str,
 }
 
 impl LanguageModel {
     fn find() -> Result<Self> {
-        let memory = |process: &str, mapped: String| ProcessMemory {
-            process: process.to_owned(),
-            mapped: Some(mapped),
-            bytes: LLM_GIB * GIB,
-            ..ProcessMemory::default()
-        };
+        let bytes = LLM_GIB * GIB;
         if let Some(binary) = find_real_app(RealApp::LlamaServer)? {
             let mut app = LlamaRouter::new(&binary, &[])?;
             app.start()?;
-            let memory = memory("llama-server", app.model_path());
+            // The router starts a child for each model.
+            let router = Some(app.pid()?);
+            let memory = ProcessMemory {
+                process: "llama-server".to_owned(),
+                parent_pid: router,
+                bytes,
+                ..ProcessMemory::default()
+            };
             let description = "a real llama-server with its router: the sidecar loads and unloads through its API";
             return Ok(Self { app: Box::new(app), memory, description });
         }
 
         let package = find_real_app(RealApp::Xllamacpp)?.context("run `make apps` first")?;
         let app = LlamaProcess::new(&package)?;
-        let memory = memory("python3", app.model_path());
+        let mapped = Some("xllamacpp".to_owned());
+        let memory = ProcessMemory { process: "python3".to_owned(), mapped, bytes, ..ProcessMemory::default() };
         let description = "a real llama.cpp server: the sidecar starts and ends its process";
         Ok(Self { app: Box::new(app), memory, description })
     }
@@ -198,11 +201,10 @@ fn main() -> Result<()> {
 
 fn tell_story(story: &mut EventPrinter<'_>) -> Result<()> {
     story.look()?;
-    story.chat(20, ": the language model is loaded for it")?;
-
-    story.tell("GPU", "2 of 8 GiB are free, and the speech model needs 3");
+    story.tell("GPU", "empty: all programs run, and no model is in memory");
     story.speak("en-1.wav")?;
 
+    story.tell("GPU", "5 of 8 GiB are free, and the language model needs 6");
     story.chat(20, ": its request waits in the sidecar until the speech model has been idle for 6 s")?;
 
     story.tell("a client", "begins a long chat");
@@ -216,7 +218,9 @@ fn tell_story(story: &mut EventPrinter<'_>) -> Result<()> {
     let words = count_words(&stream.finish()?)?;
     story.tell("a client", &format!("has its whole answer of {words} pieces: no unload cuts a stream"));
 
+    story.tell("GPU", "2 of 8 GiB are free, and the speech model needs 3");
     story.speak("de-1.wav")?;
+    story.chat(20, ": the language model comes back when there is room")?;
     story.tell("GPU", "both models took turns; no request was lost, and no app was changed");
     Ok(())
 }

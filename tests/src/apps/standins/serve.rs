@@ -44,7 +44,9 @@ async fn serve_app(options: StandInOptions) -> Result<()> {
     };
     let kind = options.app;
     let app = StandIn::new(options, owner)?;
-    if app.options.loaded {
+    app.journal.write(JournalEvent::Started { pid: std::process::id() });
+    // vLLM and SGLang listen when their model is loaded.
+    if app.options.loaded || matches!(kind, StandInKind::Vllm | StandInKind::Sglang) {
         for name in app.names() {
             app.load(&name).await.map_err(|problem| anyhow::anyhow!("loading {name}: {problem:?}"))?;
         }
@@ -66,7 +68,6 @@ async fn serve_app(options: StandInOptions) -> Result<()> {
 async fn serve<A: AppRoutes>(app: Arc<StandIn>, routes: Arc<A>) -> Result<()> {
     let address = SocketAddr::from(([127, 0, 0, 1], app.options.port));
     let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
-    app.journal.write(JournalEvent::Started { pid: std::process::id() });
 
     let journal = Arc::clone(&app);
     let answer = move |request: Request| {

@@ -22,10 +22,7 @@ pub struct Sglang {
 }
 
 impl Sglang {
-    /// SGLang starts with its model loaded.
     pub fn new(app: Arc<StandIn>) -> Arc<Self> {
-        let loader = Arc::clone(&app);
-        tokio::spawn(async move { loader.load(&loader.first_name()).await });
         Arc::new(Self { app, has_garbage: AtomicBool::new(false) })
     }
 
