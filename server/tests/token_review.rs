@@ -193,8 +193,8 @@ async fn an_api_server_that_gives_no_clear_answer_lets_no_token_in() {
     .await;
     let review = TokenReview::new(world.settings()).unwrap();
     for (name, says) in [
-        ("broken", "no TokenReview"),
-        ("other-kind", "no TokenReview"),
+        ("broken", "not a TokenReview"),
+        ("other-kind", "not a TokenReview"),
         ("error", "500"),
         ("forbidden", "it is called `NAMESPACE-NAME-server`"),
         ("redirect", "302"),
@@ -341,7 +341,7 @@ mod hostile_reviews {
         let review = TokenReview::new(world.settings()).unwrap();
         for n in 0..FLOOD {
             let text = message(review.authenticate(&format!("zz{n}"), peer(1)).await, AccessDenied::Invalid);
-            assert!(text.contains("no JSON Web Token"), "{text}");
+            assert!(text.contains("not a JSON Web Token"), "{text}");
         }
         assert_eq!(world.asked(), 0);
     }

@@ -45,6 +45,8 @@ pub struct UpstreamSettings {
     pub connect_timeout: Duration,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
+    /// The port on which the app tells how much work it has, where it is another one than its description says.
+    pub busy_port: Option<u16>,
     /// Sent with the sidecar's own requests alone; those of clients carry their own.
     pub credential: Option<UpstreamCredential>,
 }
@@ -57,6 +59,7 @@ impl UpstreamSettings {
             connect_timeout: Duration::from_secs(5),
             // uvicorn closes its idle connections after 5 s.
             idle_timeout: Duration::from_millis(3500),
+            busy_port: None,
             credential: None,
         }
     }

@@ -49,6 +49,9 @@ pub struct AppDescription {
     pub identify: Vec<IdentityDescription>,
     /// The request that tells what is loaded. Without it the sidecar's own record counts.
     pub list: Option<ListDescription>,
+    /// Whether an app without a list has its model in memory from its start on.
+    #[serde(default)]
+    pub starts_loaded: bool,
     /// The request that tells how much work the app has. Without it only the requests through the sidecar count.
     pub busy: Option<BusyDescription>,
     /// The requests that load a model. Without them the app loads it with the first request.

@@ -127,6 +127,11 @@ impl App {
         self.compiled.naming == ModelNaming::One
     }
 
+    /// Whether the app has its model in memory from its start on, without a list that would say so.
+    pub fn starts_loaded(&self) -> bool {
+        self.compiled.starts_loaded && self.compiled.listing.is_none()
+    }
+
     /// Whether the app unloads a model through its API; otherwise the sidecar must start and end its process.
     pub fn can_unload(&self) -> bool {
         self.compiled.unload.is_some()

@@ -90,6 +90,10 @@ pub struct SidecarArgs {
     #[arg(long, env = "HUSH_UPSTREAM", value_name = "URL")]
     pub upstream: Option<String>,
 
+    /// The port on which the app tells how much work it has, where that is not --upstream (Triton: 8002).
+    #[arg(long, env = "HUSH_BUSY_PORT", value_name = "PORT")]
+    pub busy_port: Option<u16>,
+
     /// File with the credential that the app wants of an administrator; the sidecar's own requests carry it.
     #[arg(long, env = "HUSH_UPSTREAM_CREDENTIAL_FILE", value_name = "FILE")]
     pub upstream_credential_file: Option<PathBuf>,

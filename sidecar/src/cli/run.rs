@@ -213,6 +213,7 @@ fn upstream_settings(args: &SidecarArgs, app: &Arc<App>) -> anyhow::Result<Upstr
         }
     };
 
+    settings.busy_port = args.busy_port;
     if let Some(path) = &args.upstream_credential_file {
         if let Some(problem) = exposed_secret("--upstream-credential-file", path) {
             tracing::warn!("{problem}");

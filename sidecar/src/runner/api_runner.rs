@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant, timeout};
 
 use super::app_calls::{ActionError, ListError, app_ended};
 use super::observation::ObservedContent;
@@ -14,6 +14,9 @@ use crate::app::ModelPresence;
 use crate::process::app_processes;
 use crate::status::AppStatus;
 use crate::upstream::UpstreamError;
+
+/// How long a load waits for an app that does not answer: one that restarts answers soon.
+const APP_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A runner. Clones are handles to the same one.
 #[derive(Clone)]
@@ -105,8 +108,7 @@ impl RunnerTask {
 
     async fn load(&mut self) -> NextPhase {
         (self.notify)(RunnerEvent::Started { pids: Vec::new() });
-        if let AppStatus::Unsuitable { cause } = &*self.shared.settings.status.borrow() {
-            let cause = format!("the app cannot be governed: {cause}");
+        if let Err(cause) = self.wait_for_app().await {
             (self.notify)(RunnerEvent::LoadFailed { cause, out_of_memory: false });
             return NextPhase::Over;
         }
@@ -142,6 +144,21 @@ impl RunnerTask {
                 self.end_whatever_it_does().await;
                 NextPhase::Over
             }
+        }
+    }
+
+    /// Waits until the app has said who it is.
+    async fn wait_for_app(&self) -> Result<(), String> {
+        let mut status = self.shared.settings.status.clone();
+        let answered = status.wait_for(|status| !matches!(status, AppStatus::Unreachable { .. }));
+        // A status that does not change any more is as good as one that is late.
+        let _ = timeout(APP_ANSWER_TIMEOUT, answered).await;
+
+        let status = self.shared.settings.status.borrow();
+        match &*status {
+            AppStatus::Running { .. } | AppStatus::Stopped => Ok(()),
+            AppStatus::Unreachable { cause } => Err(format!("the app does not answer: {cause}")),
+            AppStatus::Unsuitable { cause } => Err(format!("the app cannot be governed: {cause}")),
         }
     }
 

@@ -43,6 +43,8 @@ impl From<UpstreamError> for ActionError {
 pub(super) enum ListError {
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    #[error("the app does not tell its work on port {port}; name the right one with --busy-port")]
+    BusyPort { port: u16, source: UpstreamError },
     #[error(transparent)]
     Answer(#[from] AppAnswerError),
 }
@@ -69,14 +71,37 @@ pub(super) async fn observe(app: &App, upstream: &Upstream, names: &[String]) ->
 
     let content = match list_models(app, upstream, names).await {
         Ok(Some(models)) => ObservedContent::Listed(models),
-        Ok(None) => ObservedContent::Unknown,
-        Err(ListError::Upstream(UpstreamError::Refused { .. })) => ObservedContent::Down,
-        Err(error) => {
-            tracing::debug!(error = hush_log::explain(&error), "the app's list is not known");
-            ObservedContent::Unknown
-        }
+        Ok(None) => held_models(app, upstream, names).await.unwrap_or_else(|error| not_observed(&error.into())),
+        Err(error) => not_observed(&error),
     };
     AppObservation { asked, content }
+}
+
+/// What an app without a list shows of its models: those whose unload would not be confirmed now are in memory. An app
+/// that shows nothing of them is asked who it is, so that its end becomes known.
+async fn held_models(app: &App, upstream: &Upstream, names: &[String]) -> Result<ObservedContent, UpstreamError> {
+    let mut held = Vec::new();
+    for name in names {
+        let Some(request) = app.confirm_unload(name) else { continue };
+        let answer = upstream.call(&request).await?;
+        if !app.is_unload_confirmed(name, &answer) {
+            held.push(name.clone());
+        }
+    }
+
+    if let Some(request) = app.identify().first().filter(|_| held.is_empty()) {
+        upstream.call(request).await?;
+    }
+    Ok(if held.is_empty() { ObservedContent::Unknown } else { ObservedContent::Held(held) })
+}
+
+fn not_observed(error: &ListError) -> ObservedContent {
+    if let ListError::Upstream(UpstreamError::Refused { .. }) = error {
+        return ObservedContent::Down;
+    }
+
+    tracing::debug!(error = hush_log::explain(error), "the app's list is not known");
+    ObservedContent::Unknown
 }
 
 impl RunnersShared {
@@ -220,7 +245,10 @@ impl RunnersShared {
 pub(super) async fn app_work(app: &App, upstream: &Upstream, model: &str) -> Result<u64, ListError> {
     let answer = match (app.busy(model), app.busy_on_port(model)) {
         (Some(request), _) => upstream.call(&request).await?,
-        (None, Some((port, request))) => upstream.with_port(port).call(&request).await?,
+        (None, Some((port, request))) => {
+            let port = upstream.settings().busy_port.unwrap_or(port);
+            upstream.with_port(port).call(&request).await.map_err(|source| ListError::BusyPort { port, source })?
+        }
         (None, None) => return Ok(0),
     };
     Ok(app.read_busy(model, &answer)?)

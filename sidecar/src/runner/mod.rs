@@ -9,6 +9,7 @@
 mod api_runner;
 mod app_calls;
 mod app_metrics;
+mod app_presence;
 mod observation;
 mod port_check;
 mod watch;

@@ -19,6 +19,8 @@ pub enum ObservedContent {
     /// Nothing listens at the app's address: none of its models is in memory.
     Down,
     Listed(Vec<ListedModel>),
+    /// The app has no list, and its figures show that these models are in memory. Nothing is known of the others.
+    Held(Vec<String>),
 }
 
 impl AppObservation {
@@ -28,17 +30,34 @@ impl AppObservation {
 
     /// Whether this is the only model that the app has in memory.
     pub fn is_alone(&self, name: &str) -> bool {
-        let ObservedContent::Listed(models) = &self.content else { return false };
+        let models = match &self.content {
+            ObservedContent::Unknown | ObservedContent::Down => return false,
+            ObservedContent::Held(names) => return names.iter().all(|held| held == name),
+            ObservedContent::Listed(models) => models,
+        };
         let mut held = models.iter().filter(|model| model.presence != ModelPresence::Away);
 
         held.all(|model| model.name == name)
     }
 
+    /// All that was in memory is gone: the app's process has ended.
+    pub fn down() -> Self {
+        Self { asked: Instant::now(), content: ObservedContent::Down }
+    }
+
     /// The entry of a model. `None`: nothing is known. A model that is not listed is away.
     pub fn find(&self, name: &str) -> Option<ListedModel> {
-        let ObservedContent::Listed(models) = &self.content else { return None };
+        let models = match &self.content {
+            ObservedContent::Unknown | ObservedContent::Down => return None,
+            ObservedContent::Held(names) => return names.iter().find(|held| *held == name).map(|_| loaded(name)),
+            ObservedContent::Listed(models) => models,
+        };
 
         let away = || ListedModel { name: name.to_owned(), presence: ModelPresence::Away, instance: None };
         Some(models.iter().find(|model| model.name == name).cloned().unwrap_or_else(away))
     }
+}
+
+fn loaded(name: &str) -> ListedModel {
+    ListedModel { name: name.to_owned(), presence: ModelPresence::Loaded, instance: None }
 }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::app_calls::{app_work, observe};
 use super::observation::{AppObservation, ObservedContent};
+use super::app_presence::AppPresence;
 use super::port_check::is_port_exposed;
 use super::{AppMetrics, ModelMode, SidecarRunners};
 use crate::app::{App, AppAnswer, ModelPresence};
@@ -62,9 +63,16 @@ impl AppWatch {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut occupied: BTreeMap<String, ModelLease<SidecarRunners>> = BTreeMap::new();
         let mut identified: Option<Instant> = None;
+        let mut was_running = false;
+
+        let mut presence = AppPresence::new(&self.upstream);
 
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = presence.lost() => {}
+            }
+            let is_new_process = presence.renew().await;
             let handles: Vec<ModelHandle<SidecarRunners>> = models.iter().collect();
 
             if let ModelMode::Process(_) = self.settings.mode {
@@ -76,7 +84,11 @@ impl AppWatch {
                     identified = Some(Instant::now());
                     self.check_port().await;
                 }
+                if is_new_process {
+                    self.observation.send_replace(AppObservation::down());
+                }
                 self.watch_list(&handles, &names).await;
+                self.watch_start(&handles, is_new_process, &mut was_running);
             }
 
             self.watch_work(&handles, &names, &mut occupied).await;
@@ -183,6 +195,19 @@ impl AppWatch {
                     self.metrics.loads_behind_hold_total.with_label_values(&[name]).inc();
                     tracing::warn!(model = name, "the app has loaded the model by itself although it was to stay away");
                 }
+                handle.appeared();
+            }
+        }
+    }
+
+    /// An app without a list that has its model in memory from its start on has it whenever it comes.
+    fn watch_start(&self, handles: &[ModelHandle<SidecarRunners>], is_new_process: bool, was_running: &mut bool) {
+        let is_running = matches!(&*self.status.borrow(), AppStatus::Running { .. });
+        let has_come = is_running && (is_new_process || !*was_running);
+        *was_running = is_running;
+
+        if has_come && self.app.starts_loaded() {
+            for handle in handles {
                 handle.appeared();
             }
         }

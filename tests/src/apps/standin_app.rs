@@ -180,7 +180,13 @@ impl TestedApp for StandInApp {
 
     fn sidecar_args(&self) -> Vec<String> {
         let upstream = format!("http://{}", self.address);
-        ["--app", self.kind.name(), "--upstream", &upstream, "--model", &self.model()].map(str::to_owned).to_vec()
+        let args = ["--app", self.kind.name(), "--upstream", &upstream, "--model", &self.model()];
+        let mut args = args.map(str::to_owned).to_vec();
+        if self.kind == StandInKind::Triton {
+            // The stand-in has its metrics on its one port.
+            args.extend(["--busy-port".to_owned(), self.address.port().to_string()]);
+        }
+        args
     }
 
     fn model(&self) -> String {

@@ -154,7 +154,9 @@ impl TestedApp for TritonServer {
 
     fn sidecar_args(&self) -> Vec<String> {
         let upstream = format!("http://{}", self.address);
-        ["--app", "triton", "--upstream", &upstream, "--model", TRITON_MODEL].map(str::to_owned).to_vec()
+        let metrics_port = self.other_ports[1].to_string();
+        let args = ["--app", "triton", "--upstream", &upstream, "--model", TRITON_MODEL, "--busy-port", &metrics_port];
+        args.map(str::to_owned).to_vec()
     }
 
     fn model(&self) -> String {
