@@ -88,6 +88,7 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
         observations: watch.observations(),
         status: watch.status(),
         detach: detach.clone(),
+        start: watch.start(),
         activity: governed.activity.clone(),
         metrics: app_metrics.clone(),
     };

@@ -43,7 +43,8 @@ impl ApiRunner {
     pub(super) fn adopt(shared: Arc<RunnersShared>, spec: SidecarSpec, notify: OnRunnerEvent) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         let instance = shared.settings.observations.borrow().find(&spec.app_name).and_then(|listed| listed.instance);
-        let loaded = Some(LoadedInstance { since: Instant::now(), instance });
+        let loaded = Some(LoadedInstance { since: Instant::now(), instance, was_held: true });
+        shared.settings.start.take_fresh();
         let task = RunnerTask { shared, name: spec.name, model: spec.app_name, notify, inbox, loaded };
 
         tokio::spawn(task.run_adopted());
@@ -64,6 +65,8 @@ impl ApiRunner {
 struct LoadedInstance {
     since: Instant,
     instance: Option<String>,
+    /// An app without a list has shown that the model is in memory. One that loads it with the first request shows it late.
+    was_held: bool,
 }
 
 /// How the life of a runner goes on.
@@ -93,21 +96,34 @@ impl RunnerTask {
 
     /// What an adopted model holds can only be told by the processes of the app, and only if they hold nothing else.
     async fn run_adopted(self) {
-        let upstream = self.shared.settings.upstream.settings();
-        let is_here =
-            upstream.host == "localhost" || upstream.host.parse().is_ok_and(|host: IpAddr| host.is_loopback());
         let is_alone = self.shared.settings.observations.borrow().is_alone(&self.model);
 
-        if is_here && is_alone {
-            let port = upstream.port;
-            let pids = tokio::task::spawn_blocking(move || app_processes(port)).await.unwrap_or_default();
-            (self.notify)(RunnerEvent::Started { pids });
+        if is_alone || self.shared.settings.app.has_one_model() {
+            self.name_processes().await;
         }
         self.run_loaded().await;
     }
 
+    /// Names the processes of an app on this machine, so that their memory counts.
+    async fn name_processes(&self) {
+        let upstream = self.shared.settings.upstream.settings();
+        let is_here =
+            upstream.host == "localhost" || upstream.host.parse().is_ok_and(|host: IpAddr| host.is_loopback());
+        if !is_here {
+            return;
+        }
+
+        let port = upstream.port;
+        let pids = tokio::task::spawn_blocking(move || app_processes(port)).await.unwrap_or_default();
+        (self.notify)(RunnerEvent::Started { pids });
+    }
+
     async fn load(&mut self) -> NextPhase {
         (self.notify)(RunnerEvent::Started { pids: Vec::new() });
+        // A model that comes with the first request is not there yet when its load is over: only its process tells later.
+        if self.shared.settings.app.load(&self.model).is_none() && self.shared.settings.app.has_one_model() {
+            self.name_processes().await;
+        }
         if let Err(cause) = self.wait_for_app().await {
             (self.notify)(RunnerEvent::LoadFailed { cause, out_of_memory: false });
             return NextPhase::Over;
@@ -132,7 +148,7 @@ impl RunnerTask {
         let total = began.elapsed();
         match loaded {
             Ok(instance) => {
-                self.loaded = Some(LoadedInstance { since: Instant::now(), instance });
+                self.loaded = Some(LoadedInstance { since: Instant::now(), instance, was_held: false });
                 (self.notify)(RunnerEvent::Loaded(LoadTimings { sessions: total, total, ..LoadTimings::default() }));
                 (self.notify)(RunnerEvent::FullyLoaded(total));
                 NextPhase::Loaded
@@ -200,17 +216,24 @@ impl RunnerTask {
 
     /// What an observation says about the loaded model; `None`: it is as it was.
     fn judge_observation(
-        &self,
+        &mut self,
         observations: &tokio::sync::watch::Receiver<super::AppObservation>,
     ) -> Option<RunnerEvent> {
         let observation = observations.borrow();
-        let loaded = self.loaded.as_ref()?;
+        let loaded = self.loaded.as_mut()?;
         if observation.asked <= loaded.since {
             return None;
         }
 
         if observation.content == ObservedContent::Down {
             return Some(RunnerEvent::Lost(app_ended()));
+        }
+
+        if let ObservedContent::Held(names) = &observation.content {
+            let is_held = names.contains(&self.model);
+            let has_left = loaded.was_held && !is_held;
+            loaded.was_held |= is_held;
+            return has_left.then_some(RunnerEvent::LeftByItself);
         }
 
         let listed = observation.find(&self.model)?;

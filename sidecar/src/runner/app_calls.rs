@@ -81,18 +81,20 @@ pub(super) async fn observe(app: &App, upstream: &Upstream, names: &[String]) ->
 /// that shows nothing of them is asked who it is, so that its end becomes known.
 async fn held_models(app: &App, upstream: &Upstream, names: &[String]) -> Result<ObservedContent, UpstreamError> {
     let mut held = Vec::new();
+    let mut is_told = false;
     for name in names {
         let Some(request) = app.confirm_unload(name) else { continue };
+        is_told = true;
         let answer = upstream.call(&request).await?;
         if !app.is_unload_confirmed(name, &answer) {
             held.push(name.clone());
         }
     }
 
-    if let Some(request) = app.identify().first().filter(|_| held.is_empty()) {
+    if let Some(request) = app.identify().first().filter(|_| !is_told) {
         upstream.call(request).await?;
     }
-    Ok(if held.is_empty() { ObservedContent::Unknown } else { ObservedContent::Held(held) })
+    Ok(if is_told { ObservedContent::Held(held) } else { ObservedContent::Unknown })
 }
 
 fn not_observed(error: &ListError) -> ObservedContent {
@@ -110,7 +112,9 @@ impl RunnersShared {
         let app = &self.settings.app;
         let deadline = Instant::now() + self.settings.timeouts.load;
 
-        let Some(action) = app.load(model) else { return Ok(None) };
+        // An app that starts with its model in memory must not be asked to load it.
+        let is_there = self.settings.start.take_fresh() && app.starts_loaded();
+        let Some(action) = app.load(model).filter(|_| !is_there) else { return Ok(None) };
         let read = |step, answer: &AppAnswer| app.read_load_step(model, step, answer);
         self.perform(&action, read).await?;
 

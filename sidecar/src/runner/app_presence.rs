@@ -5,15 +5,29 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::process::app_processes;
 use crate::upstream::Upstream;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Apps close a silent connection after seconds; one that closes it at once is not asked again at once.
+/// Apps close a silent connection after seconds. One that closes it at once tells nothing by that.
 const SHORTEST_LIFE: Duration = Duration::from_millis(500);
+
+/// The pause between two attempts while the app does not accept connections.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the connection tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PresenceChange {
+    /// The app does not accept connections any more.
+    Gone,
+    /// The app accepts connections again, for the first time, or after it had closed the silent one.
+    Back,
+    /// Another process listens than before.
+    Restarted,
+}
 
 pub(super) struct AppPresence {
     host: String,
@@ -37,33 +51,41 @@ impl AppPresence {
         }
     }
 
-    /// Returns when the connection has ended; never, while there is none.
-    pub(super) async fn lost(&mut self) {
-        let Some(connection) = &mut self.connection else { return std::future::pending().await };
+    /// Returns when the app has ended, or is there again. Cancel safe.
+    pub(super) async fn changed(&mut self) -> PresenceChange {
+        let Some(connection) = &mut self.connection else {
+            loop {
+                sleep(RECONNECT_PAUSE).await;
+                if self.connect().await {
+                    return self.compare_process().await;
+                }
+            }
+        };
 
         // Nothing was asked, so that whatever comes is an end: an error of the app, or the end itself.
         let _ = connection.read(&mut [0; 256]).await;
+        let closed_at_once = self.opened.elapsed() < SHORTEST_LIFE;
         self.connection = None;
-        sleep_until(self.opened + SHORTEST_LIFE).await;
-    }
-
-    /// Opens the connection again where it has ended; returns whether another process listens than before.
-    pub(super) async fn renew(&mut self) -> bool {
-        if self.connection.is_some() {
-            return false;
+        if closed_at_once {
+            return PresenceChange::Back;
         }
 
+        if self.connect().await { self.compare_process().await } else { PresenceChange::Gone }
+    }
+
+    async fn connect(&mut self) -> bool {
         let connecting = TcpStream::connect((self.host.as_str(), self.port));
         self.connection = timeout(CONNECT_TIMEOUT, connecting).await.ok().and_then(Result::ok);
         self.opened = Instant::now();
-        if self.connection.is_none() {
-            return false;
-        }
+        self.connection.is_some()
+    }
 
+    async fn compare_process(&mut self) -> PresenceChange {
         let port = self.port;
         let found = tokio::task::spawn_blocking(move || app_processes(port).first().copied()).await.ok().flatten();
+
         let before = self.listener;
         self.listener = found.or(before);
-        before.is_some() && self.listener != before
+        if before.is_some() && self.listener != before { PresenceChange::Restarted } else { PresenceChange::Back }
     }
 }

@@ -49,6 +49,7 @@ pub struct RunnersSettings {
     pub observations: watch_channel::Receiver<AppObservation>,
     pub status: watch_channel::Receiver<AppStatus>,
     pub detach: DetachFlag,
+    pub start: AppStart,
     /// When the app last sent something through the proxy.
     pub activity: AppActivity,
     pub metrics: AppMetrics,
@@ -66,6 +67,32 @@ impl DetachFlag {
 
     fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Whether the app has started and neither loaded nor unloaded anything since, as far as the sidecar knows. Cheap to clone;
+/// clones are the same.
+#[derive(Clone, Debug)]
+pub struct AppStart(Arc<AtomicBool>);
+
+impl Default for AppStart {
+    fn default() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+}
+
+impl AppStart {
+    fn set_fresh(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Returns whether it was fresh.
+    fn take_fresh(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
     }
 }
 

@@ -11,10 +11,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::app_calls::{app_work, observe};
+use super::app_presence::{AppPresence, PresenceChange};
 use super::observation::{AppObservation, ObservedContent};
-use super::app_presence::AppPresence;
 use super::port_check::is_port_exposed;
-use super::{AppMetrics, ModelMode, SidecarRunners};
+use super::{AppMetrics, AppStart, ModelMode, SidecarRunners};
 use crate::app::{App, AppAnswer, ModelPresence};
 use crate::status::AppStatus;
 use crate::upstream::{Upstream, UpstreamError};
@@ -37,6 +37,7 @@ pub struct AppWatch {
     upstream: Upstream,
     settings: WatchSettings,
     metrics: AppMetrics,
+    start: AppStart,
     status: watch::Sender<AppStatus>,
     observation: watch::Sender<AppObservation>,
 }
@@ -46,7 +47,11 @@ impl AppWatch {
         let (status, observation) =
             (watch::Sender::new(not_asked_yet()), watch::Sender::new(AppObservation::unknown()));
 
-        Self { app, upstream, settings, metrics, status, observation }
+        Self { app, upstream, settings, metrics, start: AppStart::default(), status, observation }
+    }
+
+    pub fn start(&self) -> AppStart {
+        self.start.clone()
     }
 
     pub fn status(&self) -> watch::Receiver<AppStatus> {
@@ -63,16 +68,15 @@ impl AppWatch {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut occupied: BTreeMap<String, ModelLease<SidecarRunners>> = BTreeMap::new();
         let mut identified: Option<Instant> = None;
-        let mut was_running = false;
 
         let mut presence = AppPresence::new(&self.upstream);
 
         loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = presence.lost() => {}
-            }
-            let is_new_process = presence.renew().await;
+            let change = tokio::select! {
+                _ = ticks.tick() => None,
+                change = presence.changed() => Some(change),
+            };
+            self.note_presence(change, &mut identified);
             let handles: Vec<ModelHandle<SidecarRunners>> = models.iter().collect();
 
             if let ModelMode::Process(_) = self.settings.mode {
@@ -84,11 +88,8 @@ impl AppWatch {
                     identified = Some(Instant::now());
                     self.check_port().await;
                 }
-                if is_new_process {
-                    self.observation.send_replace(AppObservation::down());
-                }
                 self.watch_list(&handles, &names).await;
-                self.watch_start(&handles, is_new_process, &mut was_running);
+                self.watch_start(&handles);
             }
 
             self.watch_work(&handles, &names, &mut occupied).await;
@@ -200,13 +201,28 @@ impl AppWatch {
         }
     }
 
-    /// An app without a list that has its model in memory from its start on has it whenever it comes.
-    fn watch_start(&self, handles: &[ModelHandle<SidecarRunners>], is_new_process: bool, was_running: &mut bool) {
-        let is_running = matches!(&*self.status.borrow(), AppStatus::Running { .. });
-        let has_come = is_running && (is_new_process || !*was_running);
-        *was_running = is_running;
+    /// Publishes at once that the app has ended, so that no request goes to an app that has lost its models.
+    fn note_presence(&self, change: Option<PresenceChange>, identified: &mut Option<Instant>) {
+        let has_ended = matches!(change, Some(PresenceChange::Gone | PresenceChange::Restarted));
+        if change.is_some() {
+            *identified = None;
+        }
+        if !has_ended || matches!(self.settings.mode, ModelMode::Process(_)) {
+            return;
+        }
 
-        if has_come && self.app.starts_loaded() {
+        self.start.set_fresh();
+        self.observation.send_replace(AppObservation::down());
+        if change == Some(PresenceChange::Gone) {
+            self.publish_status(AppStatus::Unreachable { cause: "it does not accept connections".to_owned() });
+        }
+    }
+
+    /// An app without a list that has its model in memory from its start on has it whenever it comes.
+    fn watch_start(&self, handles: &[ModelHandle<SidecarRunners>]) {
+        let is_running = matches!(&*self.status.borrow(), AppStatus::Running { .. });
+
+        if is_running && self.app.starts_loaded() && self.start.is_fresh() {
             for handle in handles {
                 handle.appeared();
             }

@@ -10,6 +10,8 @@ pub(super) struct MemoryHolding {
     pub(super) method: &'static str,
     /// The processes of the model as NVML numbers them; empty where they are not known.
     pub(super) pids: Vec<u32>,
+    /// The processes of the runner, which may appear in the list of the device later.
+    runner_pids: Vec<u32>,
     pub(super) bytes: u64,
     pub(super) peak_bytes: u64,
     /// The device when `bytes` was read.
@@ -18,7 +20,7 @@ pub(super) struct MemoryHolding {
 
 impl MemoryHolding {
     fn new(method: &'static str, pids: Vec<u32>, bytes: u64, device: &GpuDevice) -> Self {
-        Self { method, pids, bytes, peak_bytes: bytes, device: device.clone() }
+        Self { method, pids, runner_pids: Vec::new(), bytes, peak_bytes: bytes, device: device.clone() }
     }
 
     /// What a load took: the sum of its processes where NVML lists them, else what the device's use grew by. `pids`: the
@@ -42,10 +44,11 @@ impl MemoryHolding {
             }
         }
 
-        Some(match newcomer {
+        let holding = match newcomer {
             Some((pid, bytes)) => Self::new(names::METHOD_DEVICE_DELTA, vec![pid], bytes, after),
             None => Self::new(names::METHOD_DEVICE_DELTA, Vec::new(), grown, after),
-        })
+        };
+        Some(Self { runner_pids: pids.to_vec(), ..holding })
     }
 
     /// Takes over a newer reading of the device.
@@ -54,6 +57,10 @@ impl MemoryHolding {
             return;
         }
 
+        if self.pids.is_empty() && listed_bytes(device, &self.runner_pids).is_some() {
+            self.pids = std::mem::take(&mut self.runner_pids);
+            self.method = names::METHOD_PROCESS;
+        }
         if let Some(bytes) = listed_bytes(device, &self.pids) {
             self.bytes = bytes;
             self.peak_bytes = self.peak_bytes.max(bytes);
