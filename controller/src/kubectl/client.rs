@@ -270,7 +270,7 @@ mod tests {
         let hostile = r#"{"code":"busy","message":"\u001b[2J\nall is well\u202e"}"#;
         assert_eq!(error_text(409, hostile), "h refuses: �[2J�all is well�");
         assert!(error_text(502, "\u{9b}2J<html>").contains("): �2J<html>"));
-        assert!(error_text(200, "{}").contains("no answer of a controller (200 OK): invalid type"));
+        assert!(error_text(200, "{}").contains("is not that of a controller (200 OK): invalid type"));
     }
 
     #[test]
