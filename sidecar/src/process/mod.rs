@@ -39,6 +39,7 @@ pub use app_processes::app_processes;
 use driver::{AppCommand, SharedSurvivors};
 pub use exec::run_hidden_role;
 pub use messages::ProcessName;
+pub use port::listening_sockets;
 pub use settings::{AppActivity, ProcessSettings, ReadinessProbe, WarmRequest};
 pub use supervise::{AppProcessStatus, SupervisedApp};
 

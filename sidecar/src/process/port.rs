@@ -26,12 +26,22 @@ pub(super) struct PortListeners {
 impl PortListeners {
     /// Reads the tables of the kernel, which blocks for some milliseconds.
     pub(super) fn find(port: u16) -> io::Result<Self> {
-        // A kernel may be without IPv6.
-        let entries = tcp().map_err(io::Error::other)?.into_iter().chain(tcp6().unwrap_or_default());
-        let sockets: Vec<u64> = entries.filter(|entry| is_listener(entry, port)).map(|entry| entry.inode).collect();
+        let sockets = listening_sockets(port)?;
         let processes = if sockets.is_empty() { Vec::new() } else { owners(&sockets) };
         Ok(Self { exist: !sockets.is_empty(), processes })
     }
+}
+
+/// The sockets that listen on a port, in the network namespace of this process, also those of another container's processes.
+/// A program that is started again has another one. Blocks for a moment.
+///
+/// # Errors
+/// If the table of the kernel cannot be read.
+pub fn listening_sockets(port: u16) -> io::Result<Vec<u64>> {
+    // A kernel may be without IPv6.
+    let entries = tcp().map_err(io::Error::other)?.into_iter().chain(tcp6().unwrap_or_default());
+
+    Ok(entries.filter(|entry| is_listener(entry, port)).map(|entry| entry.inode).collect())
 }
 
 /// Why no app can be started on the port; `None`: it is free.

@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::process::app_processes;
+use crate::process::listening_sockets;
 use crate::upstream::Upstream;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ pub(super) enum PresenceChange {
     Gone,
     /// The app accepts connections again, for the first time, or after it had closed the silent one.
     Back,
-    /// Another process listens than before.
+    /// Another program listens than before.
     Restarted,
 }
 
@@ -34,8 +34,8 @@ pub(super) struct AppPresence {
     port: u16,
     connection: Option<TcpStream>,
     opened: Instant,
-    /// The process that listens; `None`: it is not visible from here.
-    listener: Option<u32>,
+    /// The app's listening sockets; none where they are not visible from here.
+    listeners: Vec<u64>,
 }
 
 impl AppPresence {
@@ -47,7 +47,7 @@ impl AppPresence {
             port: settings.port,
             connection: None,
             opened: Instant::now(),
-            listener: None,
+            listeners: Vec::new(),
         }
     }
 
@@ -57,7 +57,9 @@ impl AppPresence {
             loop {
                 sleep(RECONNECT_PAUSE).await;
                 if self.connect().await {
-                    return self.compare_process().await;
+                    // That the app was away is known.
+                    self.is_another_listener().await;
+                    return PresenceChange::Back;
                 }
             }
         };
@@ -70,7 +72,13 @@ impl AppPresence {
             return PresenceChange::Back;
         }
 
-        if self.connect().await { self.compare_process().await } else { PresenceChange::Gone }
+        if !self.connect().await {
+            PresenceChange::Gone
+        } else if self.is_another_listener().await {
+            PresenceChange::Restarted
+        } else {
+            PresenceChange::Back
+        }
     }
 
     async fn connect(&mut self) -> bool {
@@ -80,12 +88,16 @@ impl AppPresence {
         self.connection.is_some()
     }
 
-    async fn compare_process(&mut self) -> PresenceChange {
+    /// Whether another program listens than before.
+    async fn is_another_listener(&mut self) -> bool {
         let port = self.port;
-        let found = tokio::task::spawn_blocking(move || app_processes(port).first().copied()).await.ok().flatten();
+        let found = tokio::task::spawn_blocking(move || listening_sockets(port)).await;
+        let Ok(Ok(found)) = found else { return false };
+        if found.is_empty() {
+            return false;
+        }
 
-        let before = self.listener;
-        self.listener = found.or(before);
-        if before.is_some() && self.listener != before { PresenceChange::Restarted } else { PresenceChange::Back }
+        let before = std::mem::replace(&mut self.listeners, found);
+        !before.is_empty() && !before.iter().any(|socket| self.listeners.contains(socket))
     }
 }
