@@ -480,6 +480,7 @@ class Programs(unittest.TestCase):
                     "spoolMemoryTotal": "64MiB", "asrEngine": "faster_whisper",
                     "coldHold": "5s", "gpuSampleInterval": "2s", "headroom": "1GB", "reclaimTimeout": "5s",
                     "memoryReclaimer": "95%", "corsOrigin": ["https://notes.example"], "fallbackTokens": 1200, "fallbackTime": "10s",
+                    "encoderContext": "full",
                     "device": "cpu", "precision": "int8", "threads": 2, "logFormat": "text",
                     "logLevel": "info,hush_server=debug"}
         models = [{"name": "hush-tiny", "aliases": ["x"], "residency": "idle", "idleTimeout": "1m", "precision": "int8",

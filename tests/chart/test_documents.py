@@ -127,6 +127,8 @@ class Installed(unittest.TestCase):
                         self.install("tenant", "tenants", "--values", CHART / "examples/scope-none.yaml")
                     policies += self.assert_every_policy_selects(example.stem)
                 self.tearDown()
+                # Claims of the example outlive its release.
+                self.kubectl("delete", "persistentvolumeclaims", "--all", "--namespace", example.stem, "--wait=false")
         self.assertGreater(policies, 2 * 10)
 
     def test_two_releases_in_one_namespace_govern_their_own(self):

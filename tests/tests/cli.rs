@@ -114,8 +114,7 @@ fn noise_is_not_listened_to() -> Result<()> {
     assert_eq!(transcribed(&["--vad-filter", "--output", "srt"], "noise.flac")?, "");
     let srt = transcribed(&["--vad-filter", "--language", "es", "--output", "srt"], "pauses-es.flac")?;
     // The last phrase ends 57 s into the file, behind 40 s of pauses.
-    let last = srt.lines().rev().find(|line| line.contains(" --> ")).unwrap_or_default();
-    assert!(last.contains(" --> 00:00:5"), "{srt}");
+    assert!(srt.lines().any(|line| line.contains(" --> 00:00:57")), "{srt}");
     Ok(())
 }
 

@@ -83,7 +83,14 @@ fn what_a_server_and_a_controller_show_is_in_it() -> Result<()> {
         assert_eq!((kind.as_str(), &*labels), (family.kind.as_str(), &expected), "{name}");
     }
     let missing: Vec<_> = told.keys().filter(|name| !seen.contains_key(*name)).collect();
-    assert_eq!(missing, ["hush_model_out_of_memory_total", "hush_runner_restarts_total"], "not shown by a server");
+    let not_shown = [
+        "hush_model_appeared_total",
+        "hush_model_out_of_memory_total",
+        "hush_open_websockets",
+        "hush_runner_restarts_total",
+        "hush_upstream_failures_total",
+    ];
+    assert_eq!(missing, not_shown, "not shown by a server");
     let controller = Controller::start(POLICY, &["--target", &format!("http://{}", server.ops)])?;
     // Families with labels are there from the first step on that has seen something.
     controller.wait_for_metric("hush_controller_targets{state=\"answering\"}", 1.0, SOON)?;

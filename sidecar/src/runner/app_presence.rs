@@ -12,7 +12,7 @@ use crate::upstream::Upstream;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Apps close a silent connection after seconds. One that closes it at once tells nothing by that.
+/// Apps close a silent connection after seconds. One that closes it sooner is not asked again at once.
 const SHORTEST_LIFE: Duration = Duration::from_millis(500);
 
 /// The pause between two attempts while the app does not accept connections.
@@ -68,17 +68,17 @@ impl AppPresence {
         let _ = connection.read(&mut [0; 256]).await;
         let closed_at_once = self.opened.elapsed() < SHORTEST_LIFE;
         self.connection = None;
-        if closed_at_once {
-            return PresenceChange::Back;
-        }
 
         if !self.connect().await {
-            PresenceChange::Gone
-        } else if self.is_another_listener().await {
-            PresenceChange::Restarted
-        } else {
-            PresenceChange::Back
+            return PresenceChange::Gone;
         }
+        if self.is_another_listener().await {
+            return PresenceChange::Restarted;
+        }
+        if closed_at_once {
+            sleep(SHORTEST_LIFE).await;
+        }
+        PresenceChange::Back
     }
 
     async fn connect(&mut self) -> bool {

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use hush_contract::ModelState;
 use hush_residency::{ModelHandle, ModelLease, Models};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::app_calls::{app_work, observe};
 use super::app_presence::{AppPresence, PresenceChange};
@@ -38,6 +39,7 @@ pub struct AppWatch {
     settings: WatchSettings,
     metrics: AppMetrics,
     start: AppStart,
+    presence_changed: Notify,
     status: watch::Sender<AppStatus>,
     observation: watch::Sender<AppObservation>,
 }
@@ -47,7 +49,16 @@ impl AppWatch {
         let (status, observation) =
             (watch::Sender::new(not_asked_yet()), watch::Sender::new(AppObservation::unknown()));
 
-        Self { app, upstream, settings, metrics, start: AppStart::default(), status, observation }
+        Self {
+            app,
+            upstream,
+            settings,
+            metrics,
+            start: AppStart::default(),
+            presence_changed: Notify::new(),
+            status,
+            observation,
+        }
     }
 
     pub fn start(&self) -> AppStart {
@@ -69,30 +80,30 @@ impl AppWatch {
         let mut occupied: BTreeMap<String, ModelLease<SidecarRunners>> = BTreeMap::new();
         let mut identified: Option<Instant> = None;
 
-        let mut presence = AppPresence::new(&self.upstream);
+        let watch = Arc::new(self);
+        let _presence = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&watch).watch_presence()));
 
         loop {
-            let change = tokio::select! {
-                _ = ticks.tick() => None,
-                change = presence.changed() => Some(change),
-            };
-            self.note_presence(change, &mut identified);
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = watch.presence_changed.notified() => identified = None,
+            }
             let handles: Vec<ModelHandle<SidecarRunners>> = models.iter().collect();
 
-            if let ModelMode::Process(_) = self.settings.mode {
-                self.watch_process(&handles);
+            if let ModelMode::Process(_) = watch.settings.mode {
+                watch.watch_process(&handles);
             } else {
                 let is_due = identified.is_none_or(|at| at.elapsed() >= IDENTIFY_EVERY);
-                if is_due || !matches!(&*self.status.borrow(), AppStatus::Running { .. }) {
-                    self.identify().await;
+                if is_due || !matches!(&*watch.status.borrow(), AppStatus::Running { .. }) {
+                    watch.identify().await;
                     identified = Some(Instant::now());
-                    self.check_port().await;
+                    watch.check_port().await;
                 }
-                self.watch_list(&handles, &names).await;
-                self.watch_start(&handles);
+                watch.watch_list(&handles, &names).await;
+                watch.watch_start(&handles);
             }
 
-            self.watch_work(&handles, &names, &mut occupied).await;
+            watch.watch_work(&handles, &names, &mut occupied).await;
         }
     }
 
@@ -202,19 +213,21 @@ impl AppWatch {
     }
 
     /// Publishes at once that the app has ended, so that no request goes to an app that has lost its models.
-    fn note_presence(&self, change: Option<PresenceChange>, identified: &mut Option<Instant>) {
-        let has_ended = matches!(change, Some(PresenceChange::Gone | PresenceChange::Restarted));
-        if change.is_some() {
-            *identified = None;
-        }
-        if !has_ended || matches!(self.settings.mode, ModelMode::Process(_)) {
-            return;
-        }
+    async fn watch_presence(self: Arc<Self>) {
+        let mut presence = AppPresence::new(&self.upstream);
 
-        self.start.set_fresh();
-        self.observation.send_replace(AppObservation::down());
-        if change == Some(PresenceChange::Gone) {
-            self.publish_status(AppStatus::Unreachable { cause: "it does not accept connections".to_owned() });
+        loop {
+            let change = presence.changed().await;
+            let has_ended = matches!(change, PresenceChange::Gone | PresenceChange::Restarted);
+
+            if has_ended && matches!(self.settings.mode, ModelMode::Api) {
+                self.start.set_fresh();
+                self.observation.send_replace(AppObservation::down());
+            }
+            if change == PresenceChange::Gone && matches!(self.settings.mode, ModelMode::Api) {
+                self.publish_status(AppStatus::Unreachable { cause: "it does not accept connections".to_owned() });
+            }
+            self.presence_changed.notify_one();
         }
     }
 
