@@ -23,6 +23,8 @@ use crate::upstream::{Upstream, UpstreamError};
 /// How often an app is asked again who it is, while it is known.
 const IDENTIFY_EVERY: Duration = Duration::from_secs(30);
 
+const NOT_ASKED: &str = "it has not been asked yet";
+
 /// How the app is watched.
 #[derive(Clone, Debug)]
 pub struct WatchSettings {
@@ -164,8 +166,15 @@ impl AppWatch {
     fn publish_status(&self, status: AppStatus) {
         let app = self.app.name();
         let changed = self.status.send_if_modified(|current| {
-            let is_new = *current != status;
-            *current = status.clone();
+            // The words of the cause differ with the moment; the app is away all the same.
+            let is_known_away = matches!(
+                (&*current, &status),
+                (AppStatus::Unreachable { cause }, AppStatus::Unreachable { .. }) if cause != NOT_ASKED
+            );
+            let is_new = *current != status && !is_known_away;
+            if is_new {
+                *current = status.clone();
+            }
             is_new
         });
         if !changed {
@@ -281,7 +290,7 @@ impl AppWatch {
 }
 
 fn not_asked_yet() -> AppStatus {
-    AppStatus::Unreachable { cause: "it has not been asked yet".to_owned() }
+    AppStatus::Unreachable { cause: NOT_ASKED.to_owned() }
 }
 
 fn away_facts(handle: &ModelHandle<SidecarRunners>) -> (&str, (ModelState, u64)) {
