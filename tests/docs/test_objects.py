@@ -206,7 +206,7 @@ class Signatures(unittest.TestCase):
 
     def test_the_identity_is_that_of_the_workflow(self):
         identities = re.findall(r"--certificate-identity (\S+)", self.page)
-        self.assertEqual(len(identities), 3)
+        self.assertEqual(len(identities), 4)
         path = r"https://github\.com/OWNER/REPOSITORY/(\S+)@refs/tags/(\S+)"
         for identity in identities:
             file, tag = re.fullmatch(path, identity).groups()

@@ -33,7 +33,7 @@ BOUNDS = {
 # By how many percent of the words int8 may be worse than fp32 in the same run, over all languages and in the worst language.
 # Both make mistakes that the other does not make, so that fewer words need more room: in the smaller choice a language has
 # 100 to 150 words.
-LOST = {40: (0.25, 0.8), 8: (1.0, 3.0)}
+LOST = {40: (0.25, 0.8), 8: (1.0, 6.0)}
 # How much higher the error rate may be when the encoder hears six seconds of silence instead of up to 30 s, in percent: of few
 # recordings (a word of them is a quarter of a percent), and of forty of each language.
 SHORT_WINDOWS_MAY_COST = (1.0, 0.5)
@@ -147,7 +147,8 @@ class RealSpeech(unittest.TestCase):
                 self.assertLessEqual(short, full + SHORT_WINDOWS_MAY_COST[COUNT >= 40])
                 heard = self.server(model, "int8").windows()
                 print(f"{model}: {heard}", file=sys.stderr)
-                self.assertLessEqual(heard["repeated"], MOST_REPEATED * (heard["short"] + heard["repeated"]))
+                # Two of a few recordings may be doubtful by chance.
+                self.assertLessEqual(heard["repeated"], max(2, MOST_REPEATED * (heard["short"] + heard["repeated"])))
                 self.assertGreater(heard["short"], heard["full"])
                 whole = self.server(model, "int8", "full").windows()
                 self.assertEqual((whole["short"], whole["repeated"]), (0, 0))
