@@ -28,7 +28,7 @@ pub use connection::{AnswerBody, ConnectionWatch, UpstreamAnswer};
 pub use credential::UpstreamCredential;
 
 use connection::{SendFailure, UpstreamConnection};
-use pool::ConnectionPool;
+use pool::UpstreamPool;
 
 /// The limit for answers to the sidecar's own requests.
 const CALL_LIMIT_BYTES: usize = 16 << 20;
@@ -120,7 +120,7 @@ struct UpstreamInner {
     settings: UpstreamSettings,
     authority: String,
     host: HeaderValue,
-    pool: ConnectionPool,
+    pool: UpstreamPool,
 }
 
 impl fmt::Debug for Upstream {
@@ -170,7 +170,7 @@ impl Upstream {
     pub fn new(settings: UpstreamSettings) -> Self {
         let authority = settings.authority();
         let host = HeaderValue::try_from(&authority).unwrap_or(HeaderValue::from_static("localhost"));
-        let pool = ConnectionPool::new(settings.idle_timeout);
+        let pool = UpstreamPool::new(settings.idle_timeout);
 
         Self { inner: Arc::new(UpstreamInner { settings, authority, host, pool }) }
     }

@@ -11,7 +11,7 @@ use super::listing::Cause;
 use super::problem::FieldScope;
 use super::request::RequestTemplate;
 use super::template::{Placeholders, TemplateValues};
-use super::{AppAction, AppAnswer, AppRequest, StepOutcome};
+use super::{ActionStepOutcome, AppAction, AppAnswer, AppRequest};
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -29,11 +29,11 @@ pub(super) struct Action {
 struct Step {
     only_if: Option<(String, Value)>,
     request: RequestTemplate,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<ActionOutcome>,
 }
 
 #[derive(Clone, Debug)]
-struct Outcome {
+struct ActionOutcome {
     when: Condition,
     is: OutcomeName,
     cause: Cause,
@@ -89,10 +89,10 @@ impl Action {
         AppAction { steps: steps.collect(), always: self.always.iter().map(|request| request.render(values)).collect() }
     }
 
-    pub(super) fn read_step(&self, step: usize, answer: &AppAnswer, values: &TemplateValues<'_>) -> StepOutcome {
+    pub(super) fn read_step(&self, step: usize, answer: &AppAnswer, values: &TemplateValues<'_>) -> ActionStepOutcome {
         let steps: Vec<&Step> = self.effective_steps(values.parameters).collect();
         let Some(step) = step.checked_rem(steps.len()).and_then(|step| steps.get(step)) else {
-            return StepOutcome::Failed { cause: "the action has no steps".to_owned(), out_of_memory: false };
+            return ActionStepOutcome::Failed { cause: "the action has no steps".to_owned(), out_of_memory: false };
         };
         step.read(answer, values)
     }
@@ -131,33 +131,33 @@ impl Step {
 
         let request = RequestTemplate::compile(&source.request, allowed, timeout, &field.member("request"));
         let field = field.member("outcomes");
-        let compile = |(i, outcome)| Outcome::compile(outcome, allowed, &field.item(i));
+        let compile = |(i, outcome)| ActionOutcome::compile(outcome, allowed, &field.item(i));
         let outcomes = source.outcomes.iter().enumerate().map(compile).collect::<Option<Vec<_>>>();
         Some(Self { only_if, request: request?, outcomes: outcomes? })
     }
 
-    fn read(&self, answer: &AppAnswer, values: &TemplateValues<'_>) -> StepOutcome {
+    fn read(&self, answer: &AppAnswer, values: &TemplateValues<'_>) -> ActionStepOutcome {
         let answer = AnswerReader::new(answer, self.request.format);
         let said = || self.request.describe(&answer, values);
         let failed = |cause: String| {
             let out_of_memory = tells_lack_of_memory(&cause) || tells_lack_of_memory(&answer.message());
-            StepOutcome::Failed { cause, out_of_memory }
+            ActionStepOutcome::Failed { cause, out_of_memory }
         };
 
         let Some(outcome) = self.outcomes.iter().find(|outcome| outcome.when.is_true(&answer, values)) else {
-            return if answer.is_success() { StepOutcome::Done } else { failed(said()) };
+            return if answer.is_success() { ActionStepOutcome::Done } else { failed(said()) };
         };
         let cause = || outcome.cause.read(answer.document(), said);
         match outcome.is {
-            OutcomeName::Done => StepOutcome::Done,
-            OutcomeName::Busy => StepOutcome::Busy { cause: cause() },
+            OutcomeName::Done => ActionStepOutcome::Done,
+            OutcomeName::Busy => ActionStepOutcome::Busy { cause: cause() },
             OutcomeName::Failed => failed(cause()),
-            OutcomeName::OutOfMemory => StepOutcome::Failed { cause: cause(), out_of_memory: true },
+            OutcomeName::OutOfMemory => ActionStepOutcome::Failed { cause: cause(), out_of_memory: true },
         }
     }
 }
 
-impl Outcome {
+impl ActionOutcome {
     fn compile(source: &OutcomeDescription, allowed: &Placeholders<'_>, field: &FieldScope<'_>) -> Option<Self> {
         let when = Condition::compile(&source.when, allowed, &field.member("when"))?;
         Some(Self { when, is: source.is, cause: Cause::compile(&source.cause, &field.member("cause")) })

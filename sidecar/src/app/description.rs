@@ -334,7 +334,7 @@ pub struct CauseDescription {
 pub struct PresenceRuleDescription {
     pub when: ConditionDescription,
     pub is: PresenceName,
-    /// Of `failed`.
+    /// The default of `failed`.
     #[serde(default)]
     pub cause: CauseDescription,
 }
@@ -400,7 +400,7 @@ pub struct ParameterConditionDescription {
 pub struct OutcomeDescription {
     pub when: ConditionDescription,
     pub is: OutcomeName,
-    /// Of `busy`, `failed` and `outOfMemory`. Default: what the answer says.
+    /// The text of the errors `busy`, `failed` and `outOfMemory`. Default: what the answer says.
     #[serde(default)]
     pub cause: CauseDescription,
 }

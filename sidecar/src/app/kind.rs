@@ -15,8 +15,8 @@ use super::parameters::{AppParameters, ParameterValues};
 use super::route::RouteQuestion;
 use super::template::TemplateValues;
 use super::{
-    AppAction, AppAnswer, AppAnswerError, AppIdentity, AppRequest, CredentialError, DescriptionError, ListedModel,
-    RouteMatch, StepOutcome, UnsuitableApp, known,
+    ActionStepOutcome, AppAction, AppAnswer, AppAnswerError, AppIdentity, AppRequest, CredentialError,
+    DescriptionError, ListedModel, RouteMatch, UnsuitableApp, known,
 };
 
 /// A kind of app. Cheap to clone.
@@ -227,12 +227,12 @@ impl App {
     }
 
     /// Reads the answer to a step of [`Self::load`].
-    pub fn read_load_step(&self, model: &str, step: usize, answer: &AppAnswer) -> StepOutcome {
+    pub fn read_load_step(&self, model: &str, step: usize, answer: &AppAnswer) -> ActionStepOutcome {
         self.read_step(self.compiled.load.as_ref(), model, step, answer)
     }
 
     /// Reads the answer to a step of [`Self::unload`].
-    pub fn read_unload_step(&self, model: &str, step: usize, answer: &AppAnswer) -> StepOutcome {
+    pub fn read_unload_step(&self, model: &str, step: usize, answer: &AppAnswer) -> ActionStepOutcome {
         self.read_step(self.compiled.unload.as_ref(), model, step, answer)
     }
 
@@ -273,10 +273,10 @@ impl App {
         ListQuestion { models, names: &self.compiled.names, values: model.values() }
     }
 
-    fn read_step(&self, action: Option<&Action>, model: &str, step: usize, answer: &AppAnswer) -> StepOutcome {
+    fn read_step(&self, action: Option<&Action>, model: &str, step: usize, answer: &AppAnswer) -> ActionStepOutcome {
         let Some(action) = action else {
             let cause = format!("{} has no such action", self.compiled.title);
-            return StepOutcome::Failed { cause, out_of_memory: false };
+            return ActionStepOutcome::Failed { cause, out_of_memory: false };
         };
         action.read_step(step, answer, &self.model(model).values())
     }

@@ -1,5 +1,5 @@
-//! What an app says and understands. Everything here is pure: it makes requests and reads answers, and whoever calls it
-//! sends them. An [`App`] is made of a description in YAML: those of the known apps are part of the program, and a user
+//! What an app says and understands. Everything here is pure: it makes requests and reads answers, and its callers
+//! send them. An [`App`] is made of a description in YAML: those of the known apps are part of the program, and a user
 //! may write another one. Both are read by the same code, so a user's description can say whatever those of the known
 //! apps say.
 //!
@@ -115,7 +115,7 @@ pub struct ListedModel {
 /// Requests that load or unload a model, in their order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AppAction {
-    /// The first that is not [`StepOutcome::Done`] ends the action.
+    /// The first that is not [`ActionStepOutcome::Done`] ends the action.
     pub steps: Vec<AppRequest>,
     /// Sent after the steps, also after a failed one (InvokeAI: resume the queue).
     pub always: Vec<AppRequest>,
@@ -123,7 +123,7 @@ pub struct AppAction {
 
 /// What the answer to one step of an action means.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StepOutcome {
+pub enum ActionStepOutcome {
     Done,
     /// The app is at work and refuses. Nothing has changed.
     Busy {

@@ -394,7 +394,7 @@ fn has_two<T: PartialEq>(mut values: impl Iterator<Item = T>) -> bool {
     first.is_some_and(|first| values.any(|value| value != first))
 }
 
-/// Of several readings of a path the strictest counts.
+/// The strictest of several readings of a path counts.
 fn strictness(class: RouteClass) -> u8 {
     match class {
         RouteClass::Closed => 5,

@@ -50,7 +50,7 @@ enum Piece {
 
 /// How a value is written into a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Encoding {
+enum TemplateEncoding {
     Plain,
     Percent,
 }
@@ -81,15 +81,15 @@ impl TextTemplate {
     }
 
     pub(super) fn render(&self, values: &TemplateValues<'_>) -> String {
-        self.render_as(values, Encoding::Plain)
+        self.render_as(values, TemplateEncoding::Plain)
     }
 
     /// For paths and queries: values are percent-encoded.
     pub(super) fn render_path(&self, values: &TemplateValues<'_>) -> String {
-        self.render_as(values, Encoding::Percent)
+        self.render_as(values, TemplateEncoding::Percent)
     }
 
-    fn render_as(&self, values: &TemplateValues<'_>, encoding: Encoding) -> String {
+    fn render_as(&self, values: &TemplateValues<'_>, encoding: TemplateEncoding) -> String {
         let mut text = String::new();
         for piece in &self.pieces {
             let (value, set) = match piece {
@@ -106,8 +106,8 @@ impl TextTemplate {
             };
 
             match encoding {
-                Encoding::Plain => text.push_str(&value),
-                Encoding::Percent => text.extend(utf8_percent_encode(&value, set)),
+                TemplateEncoding::Plain => text.push_str(&value),
+                TemplateEncoding::Percent => text.extend(utf8_percent_encode(&value, set)),
             }
         }
         text

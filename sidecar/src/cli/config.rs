@@ -21,7 +21,7 @@ const FILE_LIMIT_BYTES: u64 = 1 << 20;
 pub struct SidecarFile {
     /// The models of the app; the first is the default, for requests that name none.
     #[serde(default)]
-    models: Vec<ModelEntry>,
+    models: Vec<FileModel>,
     /// Values for the app's parameters, for every model that says nothing else.
     #[serde(default)]
     parameters: serde_json::Map<String, serde_json::Value>,
@@ -30,7 +30,7 @@ pub struct SidecarFile {
 /// A model. What is not given is taken from the command line.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct ModelEntry {
+struct FileModel {
     /// The name in metrics, policies and requests.
     name: String,
     /// The name under which the app knows the model. Default: `name`.
@@ -83,7 +83,7 @@ pub struct ConfiguredModels {
 
 /// Why the models are not known.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub enum SidecarConfigError {
     #[error("--config {} cannot be read", .path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("--config {}: {problem}", .path.display())]
@@ -99,9 +99,9 @@ pub enum ConfigError {
 impl SidecarFile {
     /// # Errors
     /// If the file cannot be read or has a field that is not known.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-        let malformed = |problem| ConfigError::Malformed { path: path.to_owned(), problem };
+    pub fn read(path: &Path) -> Result<Self, SidecarConfigError> {
+        let unreadable = |source| SidecarConfigError::Unreadable { path: path.to_owned(), source };
+        let malformed = |problem| SidecarConfigError::Malformed { path: path.to_owned(), problem };
 
         if fs::metadata(path).map_err(unreadable)?.len() > FILE_LIMIT_BYTES {
             return Err(malformed(format!("it is longer than {FILE_LIMIT_BYTES} bytes")));
@@ -115,7 +115,7 @@ impl SidecarFile {
 ///
 /// # Errors
 /// If there is none, or a field cannot be used.
-pub fn models(args: &SidecarArgs) -> Result<ConfiguredModels, ConfigError> {
+pub fn models(args: &SidecarArgs) -> Result<ConfiguredModels, SidecarConfigError> {
     let mut models: Vec<ConfiguredModel> = args.models.iter().map(|name| of_command_line(args, name)).collect();
 
     let mut parameters = serde_json::Map::new();
@@ -128,12 +128,12 @@ pub fn models(args: &SidecarArgs) -> Result<ConfiguredModels, ConfigError> {
     }
 
     if models.is_empty() {
-        return Err(ConfigError::NoModel);
+        return Err(SidecarConfigError::NoModel);
     }
     let mut names = BTreeSet::new();
     for name in models.iter().flat_map(|model| model.aliases.iter().chain([&model.name])) {
         if !names.insert(name) {
-            return Err(ConfigError::Twice(name.clone()));
+            return Err(SidecarConfigError::Twice(name.clone()));
         }
     }
     Ok(ConfiguredModels { models, parameters })
@@ -161,8 +161,13 @@ fn of_command_line(args: &SidecarArgs, name: &str) -> ConfiguredModel {
     }
 }
 
-fn of_file(args: &SidecarArgs, path: &Path, index: usize, entry: ModelEntry) -> Result<ConfiguredModel, ConfigError> {
-    let field = |field, problem| ConfigError::Field { path: path.to_owned(), index, field, problem };
+fn of_file(
+    args: &SidecarArgs,
+    path: &Path,
+    index: usize,
+    entry: FileModel,
+) -> Result<ConfiguredModel, SidecarConfigError> {
+    let field = |field, problem| SidecarConfigError::Field { path: path.to_owned(), index, field, problem };
     if entry.name.is_empty() {
         return Err(field("name", "it is empty".to_owned()));
     }

@@ -10,5 +10,5 @@ mod values;
 
 pub use args::{SidecarArgs, SidecarCli, SidecarCommand};
 pub use check::{check_description, describe};
-pub use config::{ConfigError, SidecarFile};
+pub use config::{SidecarConfigError, SidecarFile};
 pub use run::run;

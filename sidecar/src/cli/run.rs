@@ -54,7 +54,7 @@ pub fn run(args: SidecarArgs) -> anyhow::Result<()> {
 }
 
 /// The app and how it is reached.
-struct GovernedApp {
+struct StartedApp {
     app: Arc<App>,
     upstream: Upstream,
     mode: ModelMode,
@@ -157,7 +157,7 @@ fn start_app(
     args: &SidecarArgs,
     configured: &[ConfiguredModel],
     parameters: Map<String, Value>,
-) -> anyhow::Result<GovernedApp> {
+) -> anyhow::Result<StartedApp> {
     let app = Arc::new(with_parameters(&find_app(&args.app)?, configured, parameters)?);
     for unseen in app.cannot_see() {
         tracing::info!(app = app.name(), "cannot be seen through the app's API: {unseen}");
@@ -191,7 +191,7 @@ fn start_app(
 
     let activity = AppActivity::new();
     let supervised = supervised_settings.map(|settings| SupervisedApp::start(settings, activity.clone()));
-    Ok(GovernedApp { app, upstream, mode, supervised, activity })
+    Ok(StartedApp { app, upstream, mode, supervised, activity })
 }
 
 fn with_parameters(app: &App, configured: &[ConfiguredModel], common: Map<String, Value>) -> anyhow::Result<App> {
@@ -258,7 +258,7 @@ fn process_settings(args: &SidecarArgs, app: &App, port: u16) -> anyhow::Result<
     }))
 }
 
-fn app_watch(args: &SidecarArgs, governed: &GovernedApp, metrics: AppMetrics) -> AppWatch {
+fn app_watch(args: &SidecarArgs, governed: &StartedApp, metrics: AppMetrics) -> AppWatch {
     let settings = WatchSettings { interval: args.life.poll_interval, mode: governed.mode.clone() };
 
     AppWatch::new(Arc::clone(&governed.app), governed.upstream.clone(), settings, metrics)
@@ -267,7 +267,7 @@ fn app_watch(args: &SidecarArgs, governed: &GovernedApp, metrics: AppMetrics) ->
 fn start_models(
     args: &SidecarArgs,
     configured: &[ConfiguredModel],
-    governed: &GovernedApp,
+    governed: &StartedApp,
     runners: RunnersSettings,
     gpu: &AppGpu,
     metrics: &ResidencyMetrics,

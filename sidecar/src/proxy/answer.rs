@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::idle_watch::ExchangeGuard;
 use super::kept_answers::AnswerCopy;
-use super::record::RequestRecord;
+use super::record::ProxyRequestRecord;
 use crate::process::AppActivity;
 use crate::upstream::AnswerBody;
 
@@ -89,7 +89,7 @@ pub struct ForwardedBody {
     /// `None` after the end.
     pub body: Option<AnswerBody>,
     pub guard: ExchangeGuard,
-    pub record: RequestRecord,
+    pub record: ProxyRequestRecord,
     pub timers: AnswerTimers,
     pub copy: Option<AnswerCopy>,
     pub activity: AppActivity,
@@ -193,7 +193,7 @@ impl ForwardedBody {
 /// The body of an answer that the proxy gives itself.
 pub struct OwnBody {
     pub body: Body,
-    pub record: RequestRecord,
+    pub record: ProxyRequestRecord,
 }
 
 impl OwnBody {

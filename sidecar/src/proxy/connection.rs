@@ -37,12 +37,12 @@ impl PendingTunnel {
     }
 }
 
-struct ConnectionService {
+struct ProxyConnectionService {
     core: Arc<ProxyCore>,
     context: ConnectionContext,
 }
 
-impl Service<Request<Incoming>> for ConnectionService {
+impl Service<Request<Incoming>> for ProxyConnectionService {
     type Response = Response;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
@@ -90,7 +90,7 @@ fn serve_http<'a>(
     let shutdown = core.shutdown.clone();
 
     let stream = GuardedIo::new(stream, phase.clone(), format_refusal, HEAD_TIMEOUT.min(longest));
-    let service = GuardedService::new(ConnectionService { core, context }, format_refusal, scope, phase);
+    let service = GuardedService::new(ProxyConnectionService { core, context }, format_refusal, scope, phase);
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(keep_alive)

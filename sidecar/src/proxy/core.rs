@@ -27,7 +27,7 @@ use super::intake::{BodyIntake, IntakeSettings, OutgoingBody};
 use super::kept_answers::{AnswerCopy, KeptAnswers, KeptKey};
 use super::metrics::ProxyMetrics;
 use super::models::{HeldLease, LeasedModel, ModelNames};
-use super::record::{RequestRecord, request_id};
+use super::record::{ProxyRequestRecord, request_id};
 use super::routes::{RequestRoutes, classify};
 use super::settings::ProxySettings;
 use super::tunnel::{OpenSocket, SocketUse, SocketWork, Tunnel};
@@ -65,7 +65,7 @@ struct Exchange {
     route: RouteMatch,
     is_upgrade: bool,
     id: HeaderValue,
-    record: RequestRecord,
+    record: ProxyRequestRecord,
     /// The limit for the whole request, and when it ends.
     limit: Option<(Duration, Instant)>,
 }
@@ -93,7 +93,7 @@ impl Exchange {
 }
 
 /// What a request is answered with.
-enum Outcome {
+enum ForwardOutcome {
     Forwarded {
         answer: UpstreamAnswer,
         guard: ExchangeGuard,
@@ -116,7 +116,7 @@ impl ProxyCore {
         let id = request_id(&head.headers);
 
         if let Some(probe) = PROBE_PATHS.into_iter().find(|probe| *probe == head.uri.path()) {
-            let record = RequestRecord::new(self.metrics.clone(), &id, probe.to_owned(), head.method.clone());
+            let record = ProxyRequestRecord::new(self.metrics.clone(), &id, probe.to_owned(), head.method.clone());
             return own(self.probe(probe, &head.method).await, record, &id);
         }
 
@@ -124,7 +124,7 @@ impl ProxyCore {
             && head.version == Version::HTTP_11
             && headers::is_websocket_upgrade(&head.headers);
         let route = classify(&*self.routes, &head.method, head.uri.path(), head.uri.query(), is_upgrade);
-        let record = RequestRecord::new(self.metrics.clone(), &id, route.template.clone(), head.method.clone());
+        let record = ProxyRequestRecord::new(self.metrics.clone(), &id, route.template.clone(), head.method.clone());
         let span = record.span().clone();
         let limit = self.settings.request_timeout.map(|limit| (limit, Instant::now() + limit));
         let mut exchange = Exchange { head, route, is_upgrade, id, record, limit };
@@ -138,7 +138,7 @@ impl ProxyCore {
         exchange: &mut Exchange,
         body: Incoming,
         connection: &ConnectionContext,
-    ) -> Result<Outcome, ProxyError> {
+    ) -> Result<ForwardOutcome, ProxyError> {
         match exchange.limit {
             None => self.outcome(exchange, body, connection).await,
             Some((limit, until)) => timeout_at(until, self.outcome(exchange, body, connection))
@@ -152,7 +152,7 @@ impl ProxyCore {
         exchange: &mut Exchange,
         body: Incoming,
         connection: &ConnectionContext,
-    ) -> Result<Outcome, ProxyError> {
+    ) -> Result<ForwardOutcome, ProxyError> {
         let Exchange { head, route, .. } = &*exchange;
         // `TRACE` would show the credentials that other proxies added; `CONNECT` is for another kind of proxy.
         if matches!(head.method, Method::TRACE | Method::CONNECT) {
@@ -184,7 +184,7 @@ impl ProxyCore {
         exchange: &mut Exchange,
         body: Incoming,
         connection: &ConnectionContext,
-    ) -> Result<Outcome, ProxyError> {
+    ) -> Result<ForwardOutcome, ProxyError> {
         self.check_suitable()?;
         let scanner = BodyScanner::new(&exchange.route, &exchange.head.headers)?;
         scanner.check_encoding(&exchange.head.headers).map_err(ProxyError::Compressed)?;
@@ -198,7 +198,7 @@ impl ProxyCore {
         let Some(model) = self.find_model(exchange, intake.scanner().model())? else {
             let guard = ExchangeGuard::new(None, None);
             let answer = self.forward(exchange, intake.into_outgoing().await?, &guard, connection).await?;
-            return Ok(Outcome::Forwarded { answer, guard, copy: None });
+            return Ok(ForwardOutcome::Forwarded { answer, guard, copy: None });
         };
         let cold_hold = self.settings.cold_hold.filter(|_| !exchange.route.waits_forever);
         let lease = wait_for_lease(&*model, &mut intake, cold_hold).await?;
@@ -211,7 +211,7 @@ impl ProxyCore {
         let guard = ExchangeGuard::new(Some(lease), until_idle);
         let outgoing = intake.into_outgoing().await?;
         let answer = self.forward(exchange, outgoing, &guard, connection).await?;
-        Ok(Outcome::Forwarded { answer, guard, copy: None })
+        Ok(ForwardOutcome::Forwarded { answer, guard, copy: None })
     }
 
     /// A request that counts as nothing.
@@ -220,10 +220,10 @@ impl ProxyCore {
         exchange: &mut Exchange,
         body: Incoming,
         connection: &ConnectionContext,
-    ) -> Result<Outcome, ProxyError> {
+    ) -> Result<ForwardOutcome, ProxyError> {
         let key = exchange.kept_key();
         let kept = |error| match key.as_ref().and_then(|key| self.kept.get(key)) {
-            Some(response) => Ok(Outcome::Kept(response)),
+            Some(response) => Ok(ForwardOutcome::Kept(response)),
             None => Err(error),
         };
         if let Err(error) = self.check_running() {
@@ -244,14 +244,18 @@ impl ProxyCore {
         match self.forward(exchange, outgoing, &guard, connection).await {
             Ok(answer) => {
                 let copy = key.and_then(|key| self.kept.copy(key, &answer.head));
-                Ok(Outcome::Forwarded { answer, guard, copy })
+                Ok(ForwardOutcome::Forwarded { answer, guard, copy })
             }
             Err(error @ ProxyError::Upstream(_)) => kept(error),
             Err(error) => Err(error),
         }
     }
 
-    async fn socket(&self, exchange: &mut Exchange, connection: &ConnectionContext) -> Result<Outcome, ProxyError> {
+    async fn socket(
+        &self,
+        exchange: &mut Exchange,
+        connection: &ConnectionContext,
+    ) -> Result<ForwardOutcome, ProxyError> {
         let client = hyper::upgrade::on(Request::from_parts(exchange.head.clone(), ()));
 
         let model = match exchange.route.class {
@@ -272,7 +276,7 @@ impl ProxyCore {
         let none = OutgoingBody { body: Body::empty(), len_bytes: None, failure: Default::default() };
         let mut answer = self.forward(exchange, none, &guard, connection).await?;
         if answer.head.status != StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(Outcome::Forwarded { answer, guard, copy: None });
+            return Ok(ForwardOutcome::Forwarded { answer, guard, copy: None });
         }
 
         let app = answer.head.extensions.remove::<OnUpgrade>().ok_or(ProxyError::UnaskedUpgrade)?;
@@ -283,7 +287,7 @@ impl ProxyCore {
                 SocketUse::Work(SocketWork { model, lease, cold_hold, socket_idle })
             }
         };
-        Ok(Outcome::Socket { answer, app, client, socket_use })
+        Ok(ForwardOutcome::Socket { answer, app, client, socket_use })
     }
 
     /// Sends the request to the app and waits for the head of the answer.
@@ -398,7 +402,12 @@ impl ProxyCore {
         Err(ProxyError::NotRunning { cause })
     }
 
-    fn respond(&self, outcome: Result<Outcome, ProxyError>, exchange: Exchange, on: &ConnectionContext) -> Response {
+    fn respond(
+        &self,
+        outcome: Result<ForwardOutcome, ProxyError>,
+        exchange: Exchange,
+        on: &ConnectionContext,
+    ) -> Response {
         let Exchange { head, id, mut record, is_upgrade, limit, .. } = exchange;
 
         match outcome {
@@ -406,11 +415,11 @@ impl ProxyCore {
                 record.failure.get_or_insert_with(|| error.to_string());
                 own(error.into_response(head.uri.path()), record, &id)
             }
-            Ok(Outcome::Kept(response)) => {
+            Ok(ForwardOutcome::Kept(response)) => {
                 record.is_kept = true;
                 own(response, record, &id)
             }
-            Ok(Outcome::Forwarded { answer: UpstreamAnswer { head: mut answer, body }, guard, copy }) => {
+            Ok(ForwardOutcome::Forwarded { answer: UpstreamAnswer { head: mut answer, body }, guard, copy }) => {
                 record.code = answer.status.as_u16();
                 headers::to_client(&mut answer.headers, &id, false);
                 let has_body = head.method != Method::HEAD && answer.status != StatusCode::NOT_MODIFIED;
@@ -429,7 +438,7 @@ impl ProxyCore {
                 let body = ForwardedBody { body, guard, record, timers, copy, activity, broken_off, failure: None };
                 Response::from_parts(answer, body.into_body())
             }
-            Ok(Outcome::Socket { answer: UpstreamAnswer { head: mut answer, .. }, app, client, socket_use }) => {
+            Ok(ForwardOutcome::Socket { answer: UpstreamAnswer { head: mut answer, .. }, app, client, socket_use }) => {
                 record.code = answer.status.as_u16();
                 headers::to_client(&mut answer.headers, &id, is_upgrade);
                 let kind = if matches!(socket_use, SocketUse::Display) { "display" } else { "work" };
@@ -503,7 +512,7 @@ async fn wait_for_lease(
 }
 
 /// An answer that the proxy gives itself.
-fn own(response: Response, mut record: RequestRecord, id: &HeaderValue) -> Response {
+fn own(response: Response, mut record: ProxyRequestRecord, id: &HeaderValue) -> Response {
     let (mut head, body) = response.into_parts();
 
     record.code = head.status.as_u16();

@@ -11,7 +11,7 @@ use hush_log::explain;
 use hush_residency::AcquireError;
 use serde_json::{Value, json};
 
-use super::attribution::{CompressedBody, ScanError};
+use super::attribution::{BodyScanError, CompressedBody};
 use super::intake::IntakeError;
 use super::models::UnknownModel;
 use crate::upstream::UpstreamError;
@@ -43,7 +43,7 @@ pub enum ProxyError {
     #[error(transparent)]
     Body(#[from] IntakeError),
     #[error("the query names its model twice: {0}")]
-    Query(#[source] ScanError),
+    Query(#[source] BodyScanError),
     #[error("this server does not serve the method {0}")]
     Method(http::Method),
     #[error("the target of the request must be a path")]
@@ -66,8 +66,8 @@ pub enum ProxyError {
     UnaskedUpgrade,
 }
 
-impl From<ScanError> for ProxyError {
-    fn from(error: ScanError) -> Self {
+impl From<BodyScanError> for ProxyError {
+    fn from(error: BodyScanError) -> Self {
         Self::Body(IntakeError::Scan(error))
     }
 }
@@ -136,7 +136,7 @@ impl ProxyError {
     fn parameter(&self) -> Option<&'static str> {
         match self {
             Self::UnknownModel(_) | Self::Query(_) => Some("model"),
-            Self::Body(IntakeError::Scan(ScanError::TwoNames { .. } | ScanError::NameNotText)) => Some("model"),
+            Self::Body(IntakeError::Scan(BodyScanError::TwoNames { .. } | BodyScanError::NameNotText)) => Some("model"),
             _ => None,
         }
     }

@@ -18,7 +18,7 @@ use hyper::body::{Body as _, Incoming};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::attribution::{BodyScanner, ScanError, kept_bytes, kept_slices};
+use super::attribution::{BodyScanError, BodyScanner, kept_bytes, kept_slices};
 
 /// What is read at once from a spool.
 const READ_BYTES: u64 = 256 << 10;
@@ -37,7 +37,7 @@ pub struct IntakeSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum IntakeError {
     #[error(transparent)]
-    Scan(#[from] ScanError),
+    Scan(#[from] BodyScanError),
     #[error("the body is larger than this server's limit of {limit_bytes} bytes")]
     TooLarge { limit_bytes: u64 },
     #[error("no byte of the body came for {seconds} s")]

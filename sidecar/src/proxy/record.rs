@@ -28,7 +28,7 @@ pub fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// The record of a request, written when it is dropped: the request is answered, or its client is gone.
-pub struct RequestRecord {
+pub struct ProxyRequestRecord {
     metrics: ProxyMetrics,
     span: tracing::Span,
     route: String,
@@ -54,7 +54,7 @@ struct LeaseFacts {
     was_cold: bool,
 }
 
-impl RequestRecord {
+impl ProxyRequestRecord {
     /// `route`: a template.
     pub fn new(metrics: ProxyMetrics, id: &HeaderValue, route: String, method: Method) -> Self {
         let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), route);
@@ -91,7 +91,7 @@ impl RequestRecord {
     }
 }
 
-impl Drop for RequestRecord {
+impl Drop for ProxyRequestRecord {
     fn drop(&mut self) {
         let seconds = self.started.elapsed().as_secs_f64();
         let code = self.code.to_string();

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::frames::{FrameKind, FrameScanner, close_code, close_frame};
 use super::models::{HeldLease, LeasedModel};
-use super::record::RequestRecord;
+use super::record::ProxyRequestRecord;
 use crate::process::AppActivity;
 
 const READ_BYTES: usize = 16 << 10;
@@ -54,7 +54,7 @@ pub struct Tunnel {
     pub client: OnUpgrade,
     pub app: OnUpgrade,
     pub socket_use: SocketUse,
-    pub record: RequestRecord,
+    pub record: ProxyRequestRecord,
     pub open: OpenSocket,
     /// The connection is in use.
     pub in_request: InRequest,

@@ -5,7 +5,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use super::RunnersShared;
 use super::observation::{AppObservation, ObservedContent};
-use crate::app::{App, AppAction, AppAnswer, AppAnswerError, ListedModel, ModelPresence, StepOutcome};
+use crate::app::{ActionStepOutcome, App, AppAction, AppAnswer, AppAnswerError, ListedModel, ModelPresence};
 use crate::upstream::{Upstream, UpstreamError};
 
 /// The pauses between two looks at the list while a model comes or goes: short at first, when it is most likely to.
@@ -189,7 +189,7 @@ impl RunnersShared {
     async fn perform(
         &self,
         action: &AppAction,
-        read: impl Fn(usize, &AppAnswer) -> StepOutcome,
+        read: impl Fn(usize, &AppAnswer) -> ActionStepOutcome,
     ) -> Result<(), ActionError> {
         let mut result = Ok(());
         for (index, step) in action.steps.iter().enumerate() {
@@ -258,11 +258,11 @@ pub(super) async fn app_work(app: &App, upstream: &Upstream, model: &str) -> Res
     Ok(app.read_busy(model, &answer)?)
 }
 
-fn step_result(outcome: StepOutcome) -> Result<(), ActionError> {
+fn step_result(outcome: ActionStepOutcome) -> Result<(), ActionError> {
     match outcome {
-        StepOutcome::Done => Ok(()),
-        StepOutcome::Busy { cause } => Err(ActionError::Busy(cause)),
-        StepOutcome::Failed { cause, out_of_memory } => Err(ActionError::Failed { cause, out_of_memory }),
+        ActionStepOutcome::Done => Ok(()),
+        ActionStepOutcome::Busy { cause } => Err(ActionError::Busy(cause)),
+        ActionStepOutcome::Failed { cause, out_of_memory } => Err(ActionError::Failed { cause, out_of_memory }),
     }
 }
 

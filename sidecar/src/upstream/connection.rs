@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use super::pool::ConnectionPool;
+use super::pool::UpstreamPool;
 
 /// The most header lines of an answer.
 const HEADERS_MAX: usize = 256;
@@ -53,7 +53,7 @@ impl ConnectionWatch {
 pub(super) struct UpstreamConnection {
     sender: http1::SendRequest<Body>,
     closed: CancellationToken,
-    pool: ConnectionPool,
+    pool: UpstreamPool,
 }
 
 /// Why a request got no answer on a connection.
@@ -73,7 +73,7 @@ impl SendFailure {
 }
 
 impl UpstreamConnection {
-    pub(super) async fn open(stream: TcpStream, pool: ConnectionPool) -> Result<Self, TransportError> {
+    pub(super) async fn open(stream: TcpStream, pool: UpstreamPool) -> Result<Self, TransportError> {
         let mut builder = http1::Builder::new();
         builder.max_headers(HEADERS_MAX);
         let (sender, connection) = builder.handshake::<_, Body>(TokioIo::new(stream)).await?;

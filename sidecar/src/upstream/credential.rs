@@ -23,7 +23,7 @@ impl fmt::Debug for UpstreamCredential {
 
 /// Why the content of a credential file cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CredentialFileError {
+pub enum AppKeyError {
     #[error("it is empty")]
     Empty,
     #[error("it is not UTF-8")]
@@ -50,10 +50,10 @@ impl UpstreamCredential {
     }
 }
 
-fn read_key(content: &[u8]) -> Result<&str, CredentialFileError> {
-    let key = std::str::from_utf8(content).map_err(|_| CredentialFileError::NotText)?.trim();
+fn read_key(content: &[u8]) -> Result<&str, AppKeyError> {
+    let key = std::str::from_utf8(content).map_err(|_| AppKeyError::NotText)?.trim();
 
-    if key.is_empty() { Err(CredentialFileError::Empty) } else { Ok(key) }
+    if key.is_empty() { Err(AppKeyError::Empty) } else { Ok(key) }
 }
 
 #[cfg(test)]

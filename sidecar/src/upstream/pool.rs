@@ -12,13 +12,13 @@ const IDLE_MAX: usize = 256;
 
 /// Cheap to clone; clones are the same pool.
 #[derive(Clone)]
-pub(super) struct ConnectionPool {
+pub(super) struct UpstreamPool {
     idle_timeout: Duration,
-    state: Arc<Mutex<PoolState>>,
+    state: Arc<Mutex<UpstreamPoolState>>,
 }
 
 #[derive(Default)]
-struct PoolState {
+struct UpstreamPoolState {
     /// In the order in which they became idle.
     idle: Vec<IdleConnection>,
     /// A task closes the connections that become too old.
@@ -30,12 +30,12 @@ struct IdleConnection {
     until: Instant,
 }
 
-impl ConnectionPool {
+impl UpstreamPool {
     pub(super) fn new(idle_timeout: Duration) -> Self {
         Self { idle_timeout, state: Arc::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, PoolState> {
+    fn lock(&self) -> MutexGuard<'_, UpstreamPoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

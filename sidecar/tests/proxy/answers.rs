@@ -5,7 +5,7 @@ use std::time::Duration;
 use hush_contract::ModelState;
 use tokio::time::{sleep, timeout};
 
-use crate::app::RawApp;
+use crate::app::RawUpstreamApp;
 use crate::client::{Client, LONG, exchange, get, post};
 use crate::fixture::{Fixture, counts};
 
@@ -16,7 +16,7 @@ async fn an_answer_passes_byte_for_byte() {
     let answer = "HTTP/1.1 201 Created\r\nContent-Type: x/y\r\nContent-Length: 5\r\nContent-Encoding: gzip\r\n\
                   Set-Cookie: a=1\r\nSet-Cookie: b=2\r\nKeep-Alive: timeout=5\r\nConnection: keep-alive, X-Hop\r\n\
                   X-Hop: 1\r\n\r\n\0\x01\x7f\r\n";
-    let app = RawApp::answering(answer).await;
+    let app = RawUpstreamApp::answering(answer).await;
     let proxy = Fixture::start(app.address).await;
 
     let body = r#"{ "model" : "tiny","n":1e400, "n":2}"#;
@@ -44,7 +44,7 @@ async fn an_answer_passes_byte_for_byte() {
 
 #[tokio::test]
 async fn each_piece_is_sent_at_once_and_the_lease_lasts_until_the_last() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         connection.request().await;
         connection
             .send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -74,7 +74,7 @@ async fn an_answer_that_is_cut_has_no_clean_end() {
         ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", b"abc"),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n", b"abc"),
     ] {
-        let app = RawApp::start(move |mut connection| async move {
+        let app = RawUpstreamApp::start(move |mut connection| async move {
             connection.request().await;
             connection.send(answer).await;
         })
@@ -91,7 +91,7 @@ async fn an_answer_that_is_cut_has_no_clean_end() {
 
 #[tokio::test]
 async fn an_answer_that_ends_with_its_connection_ends_cleanly() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         connection.request().await;
         connection.send("HTTP/1.0 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n{\"a\":1}\n").await;
         sleep(Duration::from_millis(50)).await;
@@ -106,7 +106,7 @@ async fn an_answer_that_ends_with_its_connection_ends_cleanly() {
 
 #[tokio::test]
 async fn a_client_of_http_1_0_sees_that_an_answer_was_cut() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         connection.request().await;
         connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
         sleep(Duration::from_millis(100)).await;
@@ -122,7 +122,7 @@ async fn a_client_of_http_1_0_sees_that_an_answer_was_cut() {
 
 #[tokio::test]
 async fn an_app_that_says_nothing_is_given_up_in_time() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         if connection.request().await.is_some_and(|request| request.line().contains("begin")) {
             connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n").await;
         }
@@ -144,7 +144,7 @@ async fn an_app_that_says_nothing_is_given_up_in_time() {
 
 #[tokio::test]
 async fn a_kept_connection_that_the_app_closes_costs_no_request() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         connection.request().await;
         connection.send(OK).await;
         // Without `Connection: close`: the next request may meet the end.
@@ -164,7 +164,7 @@ async fn a_kept_connection_that_the_app_closes_costs_no_request() {
 async fn connections_are_kept_and_not_for_long() {
     let connections = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = std::sync::Arc::clone(&connections);
-    let counting = RawApp::start(move |mut connection| {
+    let counting = RawUpstreamApp::start(move |mut connection| {
         let log = std::sync::Arc::clone(&log);
         async move {
             let begun = std::time::Instant::now();
@@ -194,7 +194,7 @@ async fn connections_are_kept_and_not_for_long() {
 
 #[tokio::test]
 async fn a_request_that_the_app_has_seen_is_not_repeated() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         if connection.number > 0 || connection.request().await.is_some() {
             connection.send(OK).await;
             // On a kept connection, the app reads the request and dies.
@@ -222,7 +222,7 @@ async fn an_app_that_is_away_is_no_fault_of_the_request() {
 
 #[tokio::test]
 async fn an_answer_may_come_before_the_request_is_read() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         connection.head().await;
         connection.send("HTTP/1.1 413 Payload Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge").await;
         connection.closed().await;
@@ -240,7 +240,7 @@ async fn an_answer_may_come_before_the_request_is_read() {
 
 #[tokio::test]
 async fn interim_answers_are_passed_over() {
-    let app = RawApp::answering("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let app = RawUpstreamApp::answering("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let proxy = Fixture::start(app.address).await;
     for _ in 0..2 {
         let got = exchange(proxy.address, post("/v1/chat", "{}")).await;
@@ -265,7 +265,7 @@ async fn answers_that_are_not_http_are_a_bad_gateway() {
         &many,
     ] {
         let bytes = answer.to_owned();
-        let app = RawApp::start(move |mut connection| {
+        let app = RawUpstreamApp::start(move |mut connection| {
             let bytes = bytes.clone();
             async move {
                 connection.request().await;
@@ -284,7 +284,7 @@ async fn answers_that_are_not_http_are_a_bad_gateway() {
 
 #[tokio::test]
 async fn trailers_pass_to_a_client_that_takes_them() {
-    let app = RawApp::answering(
+    let app = RawUpstreamApp::answering(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n",
     )
     .await;
@@ -298,7 +298,7 @@ async fn trailers_pass_to_a_client_that_takes_them() {
 
 #[tokio::test]
 async fn answers_without_a_body_keep_their_length() {
-    let app = RawApp::answering("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n").await;
+    let app = RawUpstreamApp::answering("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n").await;
     let proxy = Fixture::start(app.address).await;
     let mut client = Client::connect(proxy.address).await;
     client.send("HEAD /v1/models HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -306,7 +306,7 @@ async fn answers_without_a_body_keep_their_length() {
     assert_eq!((got.status, got.header("content-length")), (200, Some("1234")));
 
     for status in ["204 No Content", "304 Not Modified"] {
-        let app = RawApp::answering(format!("HTTP/1.1 {status}\r\nETag: x\r\n\r\n")).await;
+        let app = RawUpstreamApp::answering(format!("HTTP/1.1 {status}\r\nETag: x\r\n\r\n")).await;
         let proxy = Fixture::start(app.address).await;
         let got = exchange(proxy.address, get("/v1/models")).await;
         assert_eq!(got.header("etag"), Some("x"));
@@ -315,7 +315,7 @@ async fn answers_without_a_body_keep_their_length() {
 
 #[tokio::test]
 async fn a_request_that_takes_too_long_ends() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         connection.request().await;
         connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
         loop {

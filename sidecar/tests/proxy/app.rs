@@ -30,12 +30,12 @@ pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     lines.find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
 }
 
-pub struct RawApp {
+pub struct RawUpstreamApp {
     pub address: SocketAddr,
     seen: Arc<Mutex<Vec<SeenRequest>>>,
 }
 
-impl RawApp {
+impl RawUpstreamApp {
     /// Calls `serve` for each connection.
     pub async fn start<S, F>(serve: S) -> Self
     where

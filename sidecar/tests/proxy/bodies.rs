@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::app::RawApp;
+use crate::app::RawUpstreamApp;
 use crate::client::{Client, exchange, get, post};
 use crate::fixture::{Fixture, counts};
 
@@ -50,7 +50,7 @@ async fn the_model_is_found_wherever_it_is_named() {
         post("/v1/chat?model=big%3a7b", "{}").into_bytes(),
         b"POST /v1/chat HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\na\r\n{\"model\":\"\r\n8\r\nbig:7b\"}\r\n0\r\n\r\n".to_vec(),
     ] {
-        let app = RawApp::answering(OK).await;
+        let app = RawUpstreamApp::answering(OK).await;
         let proxy = Fixture::start(app.address).await;
 
         let shown = String::from_utf8_lossy(&request[..request.len().min(150)]).into_owned();
@@ -65,7 +65,7 @@ async fn the_model_is_found_wherever_it_is_named() {
 
 #[tokio::test]
 async fn names_of_models() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| {
         options.settings.aliases.insert("chat".to_owned(), "big:7b".to_owned());
         options.settings.default_model = Some("big:7b".to_owned());
@@ -90,7 +90,7 @@ async fn names_of_models() {
 
 #[tokio::test]
 async fn members_are_cut_out_and_nothing_else_changes() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
 
     let padding = "y".repeat(2 << 20);
@@ -109,7 +109,7 @@ async fn members_are_cut_out_and_nothing_else_changes() {
 
 #[tokio::test]
 async fn a_body_that_is_a_command_is_no_way_around_the_admin_api() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
     proxy.tiny().load().await.unwrap();
 
@@ -127,7 +127,7 @@ async fn a_body_that_is_a_command_is_no_way_around_the_admin_api() {
 
 #[tokio::test]
 async fn a_model_that_runs_elsewhere_counts_as_nothing() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| options.can_load = false).await;
 
     let body = r#"{"model":"gpt-oss:cloud","prompt":"x","keep_alive":7}"#;
@@ -138,7 +138,7 @@ async fn a_model_that_runs_elsewhere_counts_as_nothing() {
 
 #[tokio::test]
 async fn bodies_that_do_not_tell_their_model_are_refused() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
     let two = form(&[(r#"name="model""#, b"tiny"), (r#"name="model""#, b"big:7b")]);
 
@@ -166,7 +166,7 @@ async fn bodies_that_do_not_tell_their_model_are_refused() {
 
 #[tokio::test]
 async fn a_second_name_behind_a_file_ends_the_request_before_the_app_has_all_of_it() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
     proxy.tiny().load().await.unwrap();
 
@@ -187,7 +187,7 @@ async fn a_second_name_behind_a_file_ends_the_request_before_the_app_has_all_of_
 
 #[tokio::test]
 async fn bodies_are_limited() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| {
         options.settings.spool.limit_bytes = Some(100_000);
         options.settings.body_stall = Duration::from_millis(300);
@@ -211,7 +211,7 @@ async fn bodies_are_limited() {
 
 #[tokio::test]
 async fn a_body_that_cannot_be_stored_is_an_error_of_the_server() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| {
         options.settings.attribution_bytes = 1000;
         options.settings.spool.memory_bytes = 2000;
@@ -230,7 +230,7 @@ async fn a_body_that_cannot_be_stored_is_an_error_of_the_server() {
 
 #[tokio::test]
 async fn a_client_that_asks_first_is_told_to_go_on() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
 
     let mut client = Client::connect(proxy.address).await;
@@ -244,7 +244,7 @@ async fn a_client_that_asks_first_is_told_to_go_on() {
 
 #[tokio::test]
 async fn a_large_upload_is_read_while_its_model_is_away() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| options.can_load = false).await;
 
     let file: Vec<u8> = (0..40_u32 << 20).map(|at| (at % 251) as u8).collect();
@@ -264,7 +264,7 @@ async fn a_large_upload_is_read_while_its_model_is_away() {
 
 #[tokio::test]
 async fn uploads_that_count_as_nothing_stream_without_a_limit() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| options.settings.spool.limit_bytes = Some(10)).await;
 
     let body = "x".repeat(1 << 20);

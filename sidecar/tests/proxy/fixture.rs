@@ -80,9 +80,9 @@ impl RequestRoutes for TableRoutes {
 }
 
 #[derive(Clone)]
-pub struct EchoSpec;
+pub struct InstantSpec;
 
-impl RunnerSpec for EchoSpec {
+impl RunnerSpec for InstantSpec {
     fn device(&self) -> &str {
         "cpu"
     }
@@ -94,27 +94,27 @@ impl RunnerSpec for EchoSpec {
 
 /// Loads when the gate is open.
 #[derive(Clone)]
-pub struct EchoRunners {
+pub struct InstantRunners {
     gate: watch::Receiver<bool>,
 }
 
 #[derive(Clone)]
-pub struct EchoRunner {
+pub struct InstantRunner {
     notify: Arc<OnRunnerEvent>,
     has_ended: Arc<AtomicBool>,
 }
 
-impl RunnerFactory for EchoRunners {
+impl RunnerFactory for InstantRunners {
     type Settings = Self;
-    type Spec = EchoSpec;
-    type Runner = EchoRunner;
+    type Spec = InstantSpec;
+    type Runner = InstantRunner;
 
     fn new(settings: Self) -> io::Result<Self> {
         Ok(settings)
     }
 
-    fn start(&self, _: EchoSpec, notify: OnRunnerEvent) -> EchoRunner {
-        let runner = EchoRunner { notify: Arc::new(notify), has_ended: Arc::default() };
+    fn start(&self, _: InstantSpec, notify: OnRunnerEvent) -> InstantRunner {
+        let runner = InstantRunner { notify: Arc::new(notify), has_ended: Arc::default() };
         (runner.notify)(RunnerEvent::Started { pids: Vec::new() });
 
         let (loading, mut gate) = (runner.clone(), self.gate.clone());
@@ -130,7 +130,7 @@ impl RunnerFactory for EchoRunners {
     async fn shutdown(&self) {}
 }
 
-impl ModelRunner for EchoRunner {
+impl ModelRunner for InstantRunner {
     fn stop(&self) {
         if !self.has_ended.swap(true, Ordering::AcqRel) {
             (self.notify)(RunnerEvent::Exited);
@@ -145,7 +145,7 @@ impl ModelRunner for EchoRunner {
 pub struct Fixture {
     pub proxy: Proxy,
     pub address: SocketAddr,
-    pub models: Arc<Models<EchoRunners>>,
+    pub models: Arc<Models<InstantRunners>>,
     pub status: watch::Sender<AppStatus>,
     /// Opens the way for loads.
     pub gate: watch::Sender<bool>,
@@ -188,13 +188,13 @@ impl Fixture {
         let registry = Registry::new();
         let model = |name: &str| ModelSettings {
             name: name.to_owned(),
-            spec: EchoSpec,
+            spec: InstantSpec,
             precision: None,
             lifecycle: options.lifecycle,
             account: None,
         };
         let metrics = ResidencyMetrics::new(&registry).unwrap();
-        let runners = EchoRunners { gate: gate_seen };
+        let runners = InstantRunners { gate: gate_seen };
         let models = Models::start(vec![model("tiny"), model("big:7b")], runners, None, &metrics).unwrap();
         let models = Arc::new(models);
 
@@ -213,11 +213,11 @@ impl Fixture {
         Self { proxy, address, models, status, gate, registry, served, _spool: spool }
     }
 
-    pub fn model(&self, name: &str) -> ModelHandle<EchoRunners> {
+    pub fn model(&self, name: &str) -> ModelHandle<InstantRunners> {
         self.models.get(name).unwrap()
     }
 
-    pub fn tiny(&self) -> ModelHandle<EchoRunners> {
+    pub fn tiny(&self) -> ModelHandle<InstantRunners> {
         self.model("tiny")
     }
 
@@ -243,7 +243,7 @@ pub async fn soon<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() 
 }
 
 /// Waits until so many requests hold the model, and so many wait for it.
-pub async fn counts(model: &ModelHandle<EchoRunners>, inflight: usize, queued: usize) {
+pub async fn counts(model: &ModelHandle<InstantRunners>, inflight: usize, queued: usize) {
     soon(&format!("{inflight} in flight, {queued} queued"), || async {
         let snapshot = model.snapshot();
         (snapshot.inflight, snapshot.queued) == (inflight, queued)

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::app::RawApp;
+use crate::app::RawUpstreamApp;
 use crate::client::{Client, exchange, get, post};
 use crate::fixture::Fixture;
 
@@ -10,7 +10,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[tokio::test]
 async fn heads_that_proxies_may_read_differently_are_refused() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
 
     for head in [
@@ -40,7 +40,7 @@ async fn heads_that_proxies_may_read_differently_are_refused() {
 
 #[tokio::test]
 async fn a_length_beside_chunks_reaches_no_app() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
 
     for lengths in
@@ -59,7 +59,7 @@ async fn a_length_beside_chunks_reaches_no_app() {
 
 #[tokio::test]
 async fn a_closed_route_names_the_admin_api() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
 
     for path in ["/unload", "/%75nload", "//unload/", "/UNLOAD", "/x/../models/unload", "/models%2Funload?x"] {
@@ -72,7 +72,7 @@ async fn a_closed_route_names_the_admin_api() {
 
 #[tokio::test]
 async fn methods_and_targets() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
 
     assert_eq!(exchange(proxy.address, "TRACE /v1/chat HTTP/1.1\r\nHost: a\r\n\r\n").await.status, 405);
@@ -87,7 +87,7 @@ async fn methods_and_targets() {
 
 #[tokio::test]
 async fn an_upgrade_to_something_else_is_an_ordinary_request() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::start(app.address).await;
     let request = "GET /v1/models HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n";
     assert_eq!(exchange(proxy.address, request).await.status, 200);
@@ -97,7 +97,7 @@ async fn an_upgrade_to_something_else_is_an_ordinary_request() {
 
 #[tokio::test]
 async fn probes_never_reach_the_app_and_are_answered_when_the_proxy_is_full() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| {
         options.settings.max_connections = 2;
         options.can_load = false;

@@ -3,7 +3,7 @@
 use hush_contract::ModelState;
 use hush_sidecar::status::AppStatus;
 
-use crate::app::RawApp;
+use crate::app::RawUpstreamApp;
 use crate::client::{exchange, get, post};
 use crate::fixture::{Fixture, counts};
 
@@ -11,7 +11,7 @@ const LIST: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent
 
 #[tokio::test]
 async fn lists_load_nothing_and_count_as_nothing() {
-    let app = RawApp::answering(LIST).await;
+    let app = RawUpstreamApp::answering(LIST).await;
     let proxy = Fixture::start(app.address).await;
 
     let got = exchange(proxy.address, get("/v1/models")).await;
@@ -26,7 +26,7 @@ async fn lists_load_nothing_and_count_as_nothing() {
 
 #[tokio::test]
 async fn what_may_load_is_not_forwarded_while_the_model_is_away() {
-    let app = RawApp::answering(LIST).await;
+    let app = RawUpstreamApp::answering(LIST).await;
     let proxy = Fixture::start(app.address).await;
 
     let away = exchange(proxy.address, get("/slots?model=big%3A7b&autoload=true")).await;
@@ -45,7 +45,7 @@ async fn what_may_load_is_not_forwarded_while_the_model_is_away() {
 
 #[tokio::test]
 async fn the_last_good_list_is_given_while_the_app_does_not_run() {
-    let app = RawApp::answering(LIST).await;
+    let app = RawUpstreamApp::answering(LIST).await;
     let proxy = Fixture::start(app.address).await;
     exchange(proxy.address, get("/v1/models")).await;
 
@@ -65,7 +65,7 @@ async fn the_last_good_list_is_given_while_the_app_does_not_run() {
 
 #[tokio::test]
 async fn an_app_that_cannot_be_governed_gets_no_work() {
-    let app = RawApp::answering(LIST).await;
+    let app = RawUpstreamApp::answering(LIST).await;
     let proxy = Fixture::start(app.address).await;
     let cause = "`--enable-sleep-mode` is not set".to_owned();
     proxy.status.send_replace(AppStatus::Unsuitable { cause: cause.clone() });

@@ -7,7 +7,7 @@ use hush_contract::ModelState;
 use hush_sidecar::status::AppStatus;
 use tokio::time::{sleep, timeout};
 
-use crate::app::RawApp;
+use crate::app::RawUpstreamApp;
 use crate::client::{Client, LONG};
 use crate::fixture::{Fixture, counts};
 
@@ -36,8 +36,8 @@ const PING: u8 = 9;
 const PONG: u8 = 10;
 
 /// Accepts, and sends each frame back with its payload. `bye` closes without a word.
-async fn echoing() -> RawApp {
-    RawApp::start(|mut connection| async move {
+async fn echoing() -> RawUpstreamApp {
+    RawUpstreamApp::start(|mut connection| async move {
         if connection.request().await.is_none() {
             return;
         }
@@ -228,7 +228,7 @@ async fn a_message_that_cannot_have_its_model_ends_the_socket() {
 
 #[tokio::test]
 async fn a_handshake_that_the_app_refuses_is_answered_as_it_is() {
-    let app = RawApp::answering("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").await;
+    let app = RawUpstreamApp::answering("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").await;
     let proxy = Fixture::start(app.address).await;
 
     let mut client = Client::connect(proxy.address).await;

@@ -10,7 +10,7 @@ use hush_contract::{ModelState, UnloadReason};
 use hush_residency::UnloadCommand;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::app::RawApp;
+use crate::app::RawUpstreamApp;
 use crate::client::{Client, LONG, exchange, get, post};
 use crate::fixture::{Fixture, counts, soon};
 
@@ -18,7 +18,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[tokio::test]
 async fn a_request_waits_for_its_model_and_then_goes_on() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| options.can_load = false).await;
 
     let mut client = Client::connect(proxy.address).await;
@@ -34,7 +34,7 @@ async fn a_request_waits_for_its_model_and_then_goes_on() {
 
 #[tokio::test]
 async fn a_model_that_does_not_come_is_refused_in_time() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| {
         options.can_load = false;
         options.settings.cold_hold = Some(Duration::from_millis(300));
@@ -60,7 +60,7 @@ async fn a_model_that_does_not_come_is_refused_in_time() {
 
 #[tokio::test]
 async fn a_route_may_wait_for_ever() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| {
         options.can_load = false;
         options.settings.cold_hold = Some(Duration::from_millis(50));
@@ -76,7 +76,7 @@ async fn a_route_may_wait_for_ever() {
 
 #[tokio::test]
 async fn a_full_queue_is_too_many_requests() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| {
         options.can_load = false;
         options.lifecycle.queue_limit = NonZeroUsize::new(2).unwrap();
@@ -97,7 +97,7 @@ async fn a_full_queue_is_too_many_requests() {
 
 #[tokio::test]
 async fn a_client_that_leaves_while_it_waits_is_not_forwarded() {
-    let app = RawApp::answering(OK).await;
+    let app = RawUpstreamApp::answering(OK).await;
     let proxy = Fixture::with(app.address, |options| options.can_load = false).await;
 
     let mut client = Client::connect(proxy.address).await;
@@ -119,7 +119,7 @@ async fn a_client_that_leaves_ends_the_work_and_then_the_lease() {
     for answer in ["", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"] {
         let closed = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&closed);
-        let app = RawApp::start(move |mut connection| {
+        let app = RawUpstreamApp::start(move |mut connection| {
             let count = Arc::clone(&count);
             async move {
                 connection.request().await;
@@ -151,7 +151,7 @@ async fn a_client_that_leaves_ends_the_work_and_then_the_lease() {
 async fn work_that_goes_on_holds_its_model_until_the_app_is_idle() {
     let busy = Arc::new(AtomicU64::new(1));
     let shown = Arc::clone(&busy);
-    let app = RawApp::start(move |mut connection| {
+    let app = RawUpstreamApp::start(move |mut connection| {
         let shown = Arc::clone(&shown);
         async move {
             while let Some(request) = connection.request().await {
@@ -179,7 +179,7 @@ async fn a_storm_of_unloads_loses_no_request_and_repeats_none() {
     const CLIENTS: usize = 8;
     const REQUESTS: usize = 25;
 
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         while let Some(request) = connection.request().await {
             let id = request.header("x-id").unwrap().to_owned();
             connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nid: \r\n").await;
@@ -230,7 +230,7 @@ async fn a_storm_of_unloads_loses_no_request_and_repeats_none() {
 
 #[tokio::test]
 async fn a_shutdown_lets_streams_end_and_takes_no_more() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         connection.request().await;
         connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
         sleep(Duration::from_millis(400)).await;
@@ -256,7 +256,7 @@ async fn a_shutdown_lets_streams_end_and_takes_no_more() {
 
 #[tokio::test]
 async fn a_shutdown_has_an_end() {
-    let app = RawApp::start(|mut connection| async move {
+    let app = RawUpstreamApp::start(|mut connection| async move {
         connection.request().await;
         connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
         connection.closed().await;

@@ -57,7 +57,7 @@ impl LanguageModel {
 }
 
 /// Prints a line per event, with the seconds since the start.
-struct EventPrinter<'a> {
+struct AppEventPrinter<'a> {
     start: Instant,
     speech: &'a Server,
     sidecar: &'a RunningSidecar,
@@ -67,7 +67,7 @@ struct EventPrinter<'a> {
     told: usize,
 }
 
-impl EventPrinter<'_> {
+impl AppEventPrinter<'_> {
     fn tell(&self, who: &str, what: &str) {
         println!("{:6.1} s  {who:<14} {what}", self.start.elapsed().as_secs_f64());
     }
@@ -187,7 +187,7 @@ fn main() -> Result<()> {
     let targets = [format!("media/speech=http://{}", speech.ops), format!("chat/llm=http://{}", sidecar.ops)];
     let controller = Controller::start(&policies, &["--target", &targets[0], "--target", &targets[1]])?;
 
-    let mut story = EventPrinter {
+    let mut story = AppEventPrinter {
         start: Instant::now(),
         speech: &speech,
         sidecar: &sidecar,
@@ -199,7 +199,7 @@ fn main() -> Result<()> {
     tell_story(&mut story)
 }
 
-fn tell_story(story: &mut EventPrinter<'_>) -> Result<()> {
+fn tell_story(story: &mut AppEventPrinter<'_>) -> Result<()> {
     story.look()?;
     story.tell("GPU", "empty: all programs run, and no model is in memory");
     story.speak("en-1.wav")?;

@@ -301,7 +301,7 @@ async fn an_app_that_ends_is_reported_and_governed_again_when_it_is_back() -> Re
     llm.chat()?;
     let controller = stage.controller(&["--scope", "cluster"]).await?;
     wait_until_ready(&controller)?;
-    // Of several controllers only the one that leads writes Events.
+    // Only the controller that leads writes Events.
     wait_until_acting(&controller, true)?;
     llm.wait_for_metric("hush_app_up{app=\"ollama\"}", 1.0)?;
 

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::answer;
 use crate::app::{
-    App, AppAction, AppAnswer, AppParameters, AppRequest, ListedModel, ModelNameSource, ModelPresence, RouteClass,
-    RouteMatch, StepOutcome, known,
+    ActionStepOutcome, App, AppAction, AppAnswer, AppParameters, AppRequest, ListedModel, ModelNameSource,
+    ModelPresence, RouteClass, RouteMatch, known,
 };
 
 #[derive(Deserialize)]
@@ -349,12 +349,12 @@ fn listed_text(listed: &ListedModel) -> String {
 }
 
 /// `done`, `busy: why`, `failed: why`, `out of memory: why`.
-fn outcome_text(outcome: &StepOutcome) -> String {
+fn outcome_text(outcome: &ActionStepOutcome) -> String {
     match outcome {
-        StepOutcome::Done => "done".to_owned(),
-        StepOutcome::Busy { cause } => format!("busy: {cause}"),
-        StepOutcome::Failed { cause, out_of_memory: false } => format!("failed: {cause}"),
-        StepOutcome::Failed { cause, out_of_memory: true } => format!("out of memory: {cause}"),
+        ActionStepOutcome::Done => "done".to_owned(),
+        ActionStepOutcome::Busy { cause } => format!("busy: {cause}"),
+        ActionStepOutcome::Failed { cause, out_of_memory: false } => format!("failed: {cause}"),
+        ActionStepOutcome::Failed { cause, out_of_memory: true } => format!("out of memory: {cause}"),
     }
 }
 

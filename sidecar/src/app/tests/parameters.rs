@@ -63,7 +63,7 @@ fn each_listed_instance_is_unloaded() {
 
     assert_eq!(bodies(&listed, "qwen"), [json!({"instance_id": "qwen"}), json!({"instance_id": "qwen:2"})]);
     assert_eq!(bodies(&listed, "away"), Vec::<Value>::new());
-    assert_eq!(studio.read_unload_step("qwen", 1, &answer(404, "")), crate::app::StepOutcome::Done);
+    assert_eq!(studio.read_unload_step("qwen", 1, &answer(404, "")), crate::app::ActionStepOutcome::Done);
 
     // An app without instances sends the same requests as ever.
     let ollama = app("ollama");

@@ -3,7 +3,7 @@
 use hush_listener::multipart::{MultipartError, MultipartEvent, MultipartParser};
 use percent_encoding::percent_decode;
 
-use super::{FoundName, NameValue, ScanError};
+use super::{BodyScanError, FoundName, NameValue};
 
 /// The longest model name, and the longest name of a field that is compared.
 const TEXT_LIMIT_BYTES: usize = 4 << 10;
@@ -27,7 +27,7 @@ impl MultipartScanner {
     ///
     /// # Errors
     /// If the body is no multipart form, or names two models.
-    pub fn push(&mut self, piece: &[u8]) -> Result<(), ScanError> {
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), BodyScanError> {
         let Self { parser, field, captured, found } = self;
 
         parser.push(piece, |event| match event {
@@ -37,7 +37,7 @@ impl MultipartScanner {
             }
             MultipartEvent::Data(data) => match captured {
                 Some(text) if text.len() + data.len() > TEXT_LIMIT_BYTES => {
-                    Err(ScanError::NameTooLong { limit_bytes: TEXT_LIMIT_BYTES })
+                    Err(BodyScanError::NameTooLong { limit_bytes: TEXT_LIMIT_BYTES })
                 }
                 Some(text) => {
                     text.extend_from_slice(data);
@@ -57,14 +57,14 @@ impl MultipartScanner {
     }
 }
 
-impl From<MultipartError> for ScanError {
+impl From<MultipartError> for BodyScanError {
     fn from(_: MultipartError) -> Self {
         Self::Multipart
     }
 }
 
-fn text_value(text: Vec<u8>) -> Result<NameValue, ScanError> {
-    let name = String::from_utf8(text).map_err(|_| ScanError::NameNotText)?;
+fn text_value(text: Vec<u8>) -> Result<NameValue, BodyScanError> {
+    let name = String::from_utf8(text).map_err(|_| BodyScanError::NameNotText)?;
     Ok(if name.is_empty() { NameValue::Null } else { NameValue::Text(name) })
 }
 
@@ -86,7 +86,7 @@ impl UrlencodedScanner {
     ///
     /// # Errors
     /// If the body names two models.
-    pub fn push(&mut self, piece: &[u8]) -> Result<(), ScanError> {
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), BodyScanError> {
         let mut parts = piece.split(|byte| *byte == b'&');
 
         if let Some(first) = parts.next() {
@@ -103,7 +103,7 @@ impl UrlencodedScanner {
     ///
     /// # Errors
     /// If the body names two models.
-    pub fn finish(&mut self) -> Result<(), ScanError> {
+    pub fn finish(&mut self) -> Result<(), BodyScanError> {
         self.end_pair()
     }
 
@@ -116,7 +116,7 @@ impl UrlencodedScanner {
         self.pair.extend_from_slice(&bytes[..room.min(bytes.len())]);
     }
 
-    fn end_pair(&mut self) -> Result<(), ScanError> {
+    fn end_pair(&mut self) -> Result<(), BodyScanError> {
         let pair = std::mem::take(&mut self.pair);
         let at = pair.iter().position(|byte| *byte == b'=').unwrap_or(pair.len());
 
@@ -124,7 +124,7 @@ impl UrlencodedScanner {
             return Ok(());
         }
         if pair.len() >= 3 * TEXT_LIMIT_BYTES {
-            return Err(ScanError::NameTooLong { limit_bytes: TEXT_LIMIT_BYTES });
+            return Err(BodyScanError::NameTooLong { limit_bytes: TEXT_LIMIT_BYTES });
         }
         self.found.note(text_value(decode(pair.get(at + 1..).unwrap_or_default()))?)
     }
@@ -139,7 +139,7 @@ fn decode(encoded: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// If the query has two different ones.
-pub fn query_parameter(query: &str, parameter: &str) -> Result<Option<String>, ScanError> {
+pub fn query_parameter(query: &str, parameter: &str) -> Result<Option<String>, BodyScanError> {
     let mut scanner = UrlencodedScanner::new(parameter);
     scanner.push(query.as_bytes())?;
     scanner.finish()?;
@@ -162,7 +162,7 @@ pub fn query_without(query: &str, removed: &[String]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn multipart(body: &str) -> Result<Option<String>, ScanError> {
+    fn multipart(body: &str) -> Result<Option<String>, BodyScanError> {
         let mut scanner = MultipartScanner::new("B", "model");
         for piece in body.as_bytes().chunks(7) {
             scanner.push(piece)?;
@@ -183,8 +183,8 @@ mod tests {
         assert_eq!(multipart(&format!("{file}{model}--B--\r\n")), Ok(Some("a/b".to_owned())));
         assert_eq!(multipart(&format!("{file}--B--\r\n")), Ok(None));
         let other = part(r#"name="model""#, "c");
-        assert!(matches!(multipart(&format!("{model}{file}{other}--B--")), Err(ScanError::TwoNames { .. })));
-        assert_eq!(multipart("garbage"), Err(ScanError::Multipart));
+        assert!(matches!(multipart(&format!("{model}{file}{other}--B--")), Err(BodyScanError::TwoNames { .. })));
+        assert_eq!(multipart("garbage"), Err(BodyScanError::Multipart));
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(model("a=1&mod%65l=x+%2fy&b=2"), Ok(Some("x /y".to_owned())));
         assert_eq!(model("model=a&model=a"), Ok(Some("a".to_owned())));
         assert_eq!(model("models=a&model="), Ok(None));
-        assert!(matches!(model("model=a&model=b"), Err(ScanError::TwoNames { .. })));
+        assert!(matches!(model("model=a&model=b"), Err(BodyScanError::TwoNames { .. })));
         assert_eq!(model(&format!("x={}&model=a", "y".repeat(100_000))), Ok(Some("a".to_owned())));
     }
 

@@ -1,7 +1,7 @@
 //! Finds members of the outermost object of a JSON text, while the text arrives in pieces of any size.
 //!
 //! Nothing is parsed into values, so a large body costs no memory, and everything that is not cut out stays as the client
-//! wrote it. The scanner is exact for every valid text. Of invalid ones it accepts some, which the app then refuses.
+//! wrote it. The scanner is exact for every valid text. It accepts some invalid ones, which the app then refuses.
 //!
 //! Go's `encoding/json` compares names without regard to case, also where a letter has an unusual lower case (U+212A is
 //! `k`, U+017F is `s`), so that `Keep_Alive` means `keep_alive` to Ollama. The scanner compares in the same way for all
@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use memchr::memchr2;
 
-use super::{FoundName, NameValue, ScanError};
+use super::{BodyScanError, FoundName, NameValue};
 
 /// The longest model name.
 const VALUE_LIMIT_BYTES: usize = 4 << 10;
@@ -69,7 +69,7 @@ enum MemberRole {
 
 /// What the current value is, as far as it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ValueKind {
+enum JsonValueKind {
     String,
     /// A number or a word.
     Scalar,
@@ -131,7 +131,7 @@ impl JsonScanner {
     ///
     /// # Errors
     /// If the text is no JSON, or names two models.
-    pub fn push(&mut self, piece: &[u8]) -> Result<(), ScanError> {
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), BodyScanError> {
         let mut rest = piece;
 
         while !rest.is_empty() && self.state != ScanState::Done {
@@ -156,10 +156,10 @@ impl JsonScanner {
     ///
     /// # Errors
     /// If the text ended early.
-    pub fn finish(&self) -> Result<(), ScanError> {
+    pub fn finish(&self) -> Result<(), BodyScanError> {
         match self.state {
             ScanState::Done | ScanState::BeforeTop => Ok(()),
-            _ => Err(ScanError::EndsEarly { position: self.position }),
+            _ => Err(BodyScanError::EndsEarly { position: self.position }),
         }
     }
 
@@ -197,7 +197,7 @@ impl JsonScanner {
 
     /// Handles one byte of a state that looks at each byte. Returns how many were used: 0 where the byte ends a number
     /// or a word, and is looked at again.
-    fn scan_byte(&mut self, byte: u8) -> Result<usize, ScanError> {
+    fn scan_byte(&mut self, byte: u8) -> Result<usize, BodyScanError> {
         let is_space = matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
 
         match (self.state, byte) {
@@ -207,7 +207,7 @@ impl JsonScanner {
                 self.state = ScanState::Done;
             }
             (ScanState::InScalar, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r') => {
-                self.end_value(self.position, ValueKind::Scalar)?;
+                self.end_value(self.position, JsonValueKind::Scalar)?;
                 return Ok(0);
             }
             (ScanState::InScalar, b'"' | b'{' | b'[' | b']' | b':') => return Err(self.unexpected(byte)),
@@ -235,11 +235,11 @@ impl JsonScanner {
         Ok(1)
     }
 
-    const fn unexpected(&self, byte: u8) -> ScanError {
-        ScanError::Unexpected { byte, position: self.position }
+    const fn unexpected(&self, byte: u8) -> BodyScanError {
+        BodyScanError::Unexpected { byte, position: self.position }
     }
 
-    fn scan_key(&mut self, rest: &[u8], escaped: bool) -> Result<usize, ScanError> {
+    fn scan_key(&mut self, rest: &[u8], escaped: bool) -> Result<usize, BodyScanError> {
         let (used, end) = string_part(rest, escaped);
 
         let text = if end == StringEnd::Closed { &rest[..used - 1] } else { &rest[..used] };
@@ -255,7 +255,7 @@ impl JsonScanner {
     }
 
     /// The name of a member is known: decides what becomes of the member and of the comma before it.
-    fn begin_member(&mut self) -> Result<(), ScanError> {
+    fn begin_member(&mut self) -> Result<(), BodyScanError> {
         let key = self.captured_key();
         self.role = self.role_of(key.as_deref());
         self.observed = key.and_then(|key| self.names.observed.iter().position(|name| *name == key));
@@ -297,13 +297,13 @@ impl JsonScanner {
         }
     }
 
-    fn scan_string(&mut self, rest: &[u8], escaped: bool) -> Result<usize, ScanError> {
+    fn scan_string(&mut self, rest: &[u8], escaped: bool) -> Result<usize, BodyScanError> {
         let (used, end) = string_part(rest, escaped);
 
         match end {
             StringEnd::Closed => {
                 self.capture_value(&rest[..used - 1])?;
-                self.end_value(self.position + used as u64, ValueKind::String)?;
+                self.end_value(self.position + used as u64, JsonValueKind::String)?;
             }
             StringEnd::Open { escaped } => {
                 self.capture_value(&rest[..used])?;
@@ -323,7 +323,7 @@ impl JsonScanner {
         used
     }
 
-    fn scan_container(&mut self, rest: &[u8], mut depth: u32) -> Result<usize, ScanError> {
+    fn scan_container(&mut self, rest: &[u8], mut depth: u32) -> Result<usize, BodyScanError> {
         for (at, byte) in rest.iter().enumerate() {
             match byte {
                 b'"' => {
@@ -336,7 +336,7 @@ impl JsonScanner {
             }
 
             if depth == 0 {
-                self.end_value(self.position + at as u64 + 1, ValueKind::Container)?;
+                self.end_value(self.position + at as u64 + 1, JsonValueKind::Container)?;
                 return Ok(at + 1);
             }
         }
@@ -345,12 +345,12 @@ impl JsonScanner {
         Ok(rest.len())
     }
 
-    fn capture_value(&mut self, bytes: &[u8]) -> Result<(), ScanError> {
+    fn capture_value(&mut self, bytes: &[u8]) -> Result<(), BodyScanError> {
         if self.role != MemberRole::Model {
             return Ok(());
         }
         if self.captured.len() + bytes.len() > VALUE_LIMIT_BYTES {
-            return Err(ScanError::NameTooLong { limit_bytes: VALUE_LIMIT_BYTES });
+            return Err(BodyScanError::NameTooLong { limit_bytes: VALUE_LIMIT_BYTES });
         }
 
         self.captured.extend_from_slice(bytes);
@@ -358,14 +358,16 @@ impl JsonScanner {
     }
 
     /// A value ends before `end`.
-    fn end_value(&mut self, end: u64, kind: ValueKind) -> Result<(), ScanError> {
+    fn end_value(&mut self, end: u64, kind: JsonValueKind) -> Result<(), BodyScanError> {
         match (self.role, kind) {
-            (MemberRole::Model, ValueKind::String) => {
-                let name = decode(&self.captured).ok_or(ScanError::NameNotText)?;
+            (MemberRole::Model, JsonValueKind::String) => {
+                let name = decode(&self.captured).ok_or(BodyScanError::NameNotText)?;
                 self.found.note(NameValue::Text(name))?;
             }
-            (MemberRole::Model, ValueKind::Scalar) if self.captured == b"null" => self.found.note(NameValue::Null)?,
-            (MemberRole::Model, _) => return Err(ScanError::NameNotText),
+            (MemberRole::Model, JsonValueKind::Scalar) if self.captured == b"null" => {
+                self.found.note(NameValue::Null)?
+            }
+            (MemberRole::Model, _) => return Err(BodyScanError::NameNotText),
             (MemberRole::Removed, _) => self.cut(self.key_start..end)?,
             (MemberRole::Other, _) => {}
         }
@@ -375,13 +377,13 @@ impl JsonScanner {
         Ok(())
     }
 
-    fn cut(&mut self, range: Range<u64>) -> Result<(), ScanError> {
+    fn cut(&mut self, range: Range<u64>) -> Result<(), BodyScanError> {
         match self.cuts.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,
             _ => self.cuts.push(range),
         }
 
-        if self.cuts.len() > CUTS_MAX { Err(ScanError::TooManyRemoved { limit: CUTS_MAX }) } else { Ok(()) }
+        if self.cuts.len() > CUTS_MAX { Err(BodyScanError::TooManyRemoved { limit: CUTS_MAX }) } else { Ok(()) }
     }
 }
 

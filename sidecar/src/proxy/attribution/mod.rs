@@ -21,7 +21,7 @@ use form::{MultipartScanner, UrlencodedScanner};
 
 /// Why a body does not tell its model. The texts are sent to the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ScanError {
+pub enum BodyScanError {
     #[error("the body is no valid JSON: the character {} at byte {position} cannot stand there", describe(*.byte))]
     Unexpected { byte: u8, position: u64 },
     #[error("the body is no valid JSON: it ends after {position} bytes, in the middle of a value")]
@@ -67,9 +67,9 @@ impl fmt::Display for NameValue {
 pub(crate) struct FoundName(Option<NameValue>);
 
 impl FoundName {
-    fn note(&mut self, value: NameValue) -> Result<(), ScanError> {
+    fn note(&mut self, value: NameValue) -> Result<(), BodyScanError> {
         match &self.0 {
-            Some(first) if *first != value => Err(ScanError::TwoNames { first: first.clone(), second: value }),
+            Some(first) if *first != value => Err(BodyScanError::TwoNames { first: first.clone(), second: value }),
             _ => {
                 self.0 = Some(value);
                 Ok(())
@@ -139,7 +139,7 @@ impl BodyScanner {
     ///
     /// # Errors
     /// If the form has no boundary.
-    pub fn new(route: &RouteMatch, headers: &HeaderMap) -> Result<Self, ScanError> {
+    pub fn new(route: &RouteMatch, headers: &HeaderMap) -> Result<Self, BodyScanError> {
         let member = match &route.model {
             ModelNameSource::Body { member } => Some(member.clone()),
             ModelNameSource::None | ModelNameSource::Query { .. } | ModelNameSource::Path { .. } => None,
@@ -155,7 +155,7 @@ impl BodyScanner {
         let kind = match (&content_type, &member) {
             (Some(form), Some(field)) if media_type == "multipart/form-data" => {
                 let boundary = form.get("boundary").filter(|boundary| !boundary.is_empty());
-                let scanner = MultipartScanner::new(boundary.ok_or(ScanError::NoBoundary)?, field);
+                let scanner = MultipartScanner::new(boundary.ok_or(BodyScanError::NoBoundary)?, field);
                 ScannerKind::Multipart(Box::new(scanner))
             }
             _ if media_type.starts_with("multipart/") => ScannerKind::Opaque,
@@ -191,7 +191,7 @@ impl BodyScanner {
     ///
     /// # Errors
     /// If the body does not tell its model.
-    pub fn push(&mut self, piece: &[u8]) -> Result<(), ScanError> {
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), BodyScanError> {
         if matches!(self.kind, ScannerKind::Undecided) {
             self.decide(piece);
         }
@@ -228,7 +228,7 @@ impl BodyScanner {
     ///
     /// # Errors
     /// If it ended early.
-    pub fn finish(&mut self) -> Result<(), ScanError> {
+    pub fn finish(&mut self) -> Result<(), BodyScanError> {
         self.is_finished = true;
 
         match &mut self.kind {

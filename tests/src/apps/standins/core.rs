@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::journal::{Journal, JournalEvent, ViolationKind};
 use super::memory::DeviceMemory;
 use super::options::{Manner, StandInOptions};
-use super::runner_process::{OrphanBehaviour, RunnerProcess};
+use super::runner_process::{OrphanBehaviour, StandInRunner};
 use super::work::Work;
 
 /// Who holds the memory of a model.
@@ -40,14 +40,14 @@ pub enum LoadProblem {
 }
 
 #[derive(Debug)]
-pub struct ModelEntry {
+pub struct StandInModel {
     pub bytes: u64,
     pub phase: Phase,
     /// Requests at work.
     pub inflight: usize,
     /// Loads so far.
     pub instance: u64,
-    pub runner: Option<RunnerProcess>,
+    pub runner: Option<StandInRunner>,
     /// Cancelled to end the load or the answers of this instance early.
     pub cut: CancellationToken,
 }
@@ -57,14 +57,14 @@ pub struct StandIn {
     pub journal: Journal,
     pub memory: DeviceMemory,
     owner: MemoryOwner,
-    models: Mutex<BTreeMap<String, ModelEntry>>,
+    models: Mutex<BTreeMap<String, StandInModel>>,
     /// Notified when a model changes.
     changed: Notify,
 }
 
 impl StandIn {
     pub fn new(options: StandInOptions, owner: MemoryOwner) -> Result<Arc<Self>> {
-        let entry = |bytes| ModelEntry {
+        let entry = |bytes| StandInModel {
             bytes,
             phase: Phase::Away,
             inflight: 0,
@@ -78,7 +78,7 @@ impl StandIn {
         Ok(Arc::new(Self { options, journal, memory, owner, models: Mutex::new(models), changed: Notify::new() }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ModelEntry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, StandInModel>> {
         self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,12 +95,12 @@ impl StandIn {
     }
 
     /// A look at a model; `None`: it is unknown.
-    pub fn look<T>(&self, name: &str, look: impl FnOnce(&ModelEntry) -> T) -> Option<T> {
+    pub fn look<T>(&self, name: &str, look: impl FnOnce(&StandInModel) -> T) -> Option<T> {
         self.lock().get(name).map(look)
     }
 
     /// Changes a model and wakes those that wait.
-    pub fn change<T>(&self, name: &str, change: impl FnOnce(&mut ModelEntry) -> T) -> Option<T> {
+    pub fn change<T>(&self, name: &str, change: impl FnOnce(&mut StandInModel) -> T) -> Option<T> {
         let changed = self.lock().get_mut(name).map(change);
         self.changed.notify_waiters();
         changed
@@ -115,7 +115,7 @@ impl StandIn {
     }
 
     /// Waits until this holds for the model.
-    pub async fn wait_until(&self, name: &str, holds: impl Fn(&ModelEntry) -> bool) {
+    pub async fn wait_until(&self, name: &str, holds: impl Fn(&StandInModel) -> bool) {
         loop {
             let changed = self.changed.notified();
             if self.look(name, &holds).unwrap_or(true) {
@@ -209,14 +209,14 @@ impl StandIn {
                 fits.then_some(None).ok_or(LoadProblem::OutOfMemory)?
             }
             MemoryOwner::Runner(orphan) => {
-                let started = RunnerProcess::start(bytes, self.options.gpu.as_deref(), orphan).await;
+                let started = StandInRunner::start(bytes, self.options.gpu.as_deref(), orphan).await;
                 let runner = started.map_err(|_| LoadProblem::Broken)?.ok_or(LoadProblem::OutOfMemory)?;
                 self.journal.write(JournalEvent::RunnerStarted { pid: runner.pid });
                 Some(runner)
             }
         };
 
-        let exited = runner.as_ref().map(RunnerProcess::exited);
+        let exited = runner.as_ref().map(StandInRunner::exited);
         let instance = self.change(name, |entry| {
             entry.phase = Phase::Loaded;
             entry.instance += 1;

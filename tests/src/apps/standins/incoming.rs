@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::journal::{Journal, JournalEvent};
 
-/// Of a larger body only this much is kept; all of it counts in the checksum.
+/// Only this much of a larger body is kept; all of it counts in the checksum.
 const KEPT_BYTES: usize = 1 << 20;
 
 /// Longer bodies are noted by their checksum alone.

@@ -34,13 +34,13 @@ const WORK: [&str; 14] = [
 /// With `?model=` they are the instance's.
 const INSTANCE_GETS: [&str; 4] = ["/metrics", "/slots", "/props", "/lora-adapters"];
 
-pub struct LlamaRouter {
+pub struct LlamaRouterStandIn {
     app: Arc<StandIn>,
     /// Models whose last instance was killed instead of ending by itself.
     killed: Mutex<BTreeSet<String>>,
 }
 
-impl LlamaRouter {
+impl LlamaRouterStandIn {
     pub fn new(app: Arc<StandIn>) -> Arc<Self> {
         Arc::new(Self { app, killed: Mutex::default() })
     }
@@ -193,7 +193,7 @@ impl LlamaRouter {
     }
 }
 
-impl AppRoutes for LlamaRouter {
+impl AppRoutes for LlamaRouterStandIn {
     async fn answer(self: Arc<Self>, request: Incoming) -> Response {
         let instance = request.parameter("model").filter(|_| INSTANCE_GETS.contains(&request.path.as_str()));
         if let ("GET", Some(name)) = (request.method.as_str(), instance) {

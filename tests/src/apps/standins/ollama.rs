@@ -38,7 +38,7 @@ enum KeepAlive {
 
 /// What the scheduler remembers of a model.
 #[derive(Clone, Copy, Debug)]
-struct Session {
+struct OllamaSession {
     keep_alive: KeepAlive,
     context_length: u64,
     /// Grows with each request: a timer that began before does nothing.
@@ -47,23 +47,23 @@ struct Session {
 
 pub struct Ollama {
     app: Arc<StandIn>,
-    sessions: Mutex<BTreeMap<String, Session>>,
+    sessions: Mutex<BTreeMap<String, OllamaSession>>,
 }
 
 impl Ollama {
     pub fn new(app: Arc<StandIn>) -> Arc<Self> {
         let own_idle = app.options.own_idle_ms.map(Duration::from_millis);
         let keep_alive = own_idle.map_or(KeepAlive::Forever, KeepAlive::Time);
-        let session = Session { keep_alive, context_length: DEFAULT_CONTEXT, use_count: 0 };
+        let session = OllamaSession { keep_alive, context_length: DEFAULT_CONTEXT, use_count: 0 };
         let sessions = Mutex::new(app.names().into_iter().map(|name| (name, session)).collect());
         Arc::new(Self { app, sessions })
     }
 
-    fn sessions(&self) -> MutexGuard<'_, BTreeMap<String, Session>> {
+    fn sessions(&self) -> MutexGuard<'_, BTreeMap<String, OllamaSession>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn session(&self, name: &str) -> Option<Session> {
+    fn session(&self, name: &str) -> Option<OllamaSession> {
         self.sessions().get(name).copied()
     }
 
@@ -92,7 +92,7 @@ impl Ollama {
     /// Makes the model ready for a request, as the scheduler does: loads it, or restarts its runner with other options.
     async fn schedule(&self, name: &str, request: &Incoming) -> Result<(), LoadProblem> {
         let asked = request.json["options"]["num_ctx"].as_u64();
-        let differs = |session: &Session| asked.is_some_and(|asked| asked != session.context_length);
+        let differs = |session: &OllamaSession| asked.is_some_and(|asked| asked != session.context_length);
         if self.session(name).is_some_and(|session| differs(&session)) {
             // The request itself counts already.
             self.app.wait_until(name, |entry| entry.inflight <= 1).await;

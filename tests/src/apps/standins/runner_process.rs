@@ -28,13 +28,13 @@ pub enum OrphanBehaviour {
 }
 
 #[derive(Debug)]
-pub struct RunnerProcess {
+pub struct StandInRunner {
     pub pid: u32,
     stop: mpsc::Sender<()>,
     exited: CancellationToken,
 }
 
-impl RunnerProcess {
+impl StandInRunner {
     /// Starts a child and waits until it holds its memory; `None`: the device has no room for it.
     pub async fn start(bytes: u64, gpu: Option<&str>, orphan: OrphanBehaviour) -> Result<Option<Self>> {
         let orphan = if orphan == OrphanBehaviour::Stays { "stays" } else { "ends" };

@@ -54,7 +54,7 @@ async fn serve_app(options: StandInOptions) -> Result<()> {
 
     match kind {
         StandInKind::Ollama => serve(app.clone(), ollama::Ollama::new(app)).await,
-        StandInKind::LlamaServer => serve(app.clone(), llama_router::LlamaRouter::new(app)).await,
+        StandInKind::LlamaServer => serve(app.clone(), llama_router::LlamaRouterStandIn::new(app)).await,
         StandInKind::Vllm => serve(app.clone(), vllm::Vllm::new(app)).await,
         StandInKind::Sglang => serve(app.clone(), sglang::Sglang::new(app)).await,
         StandInKind::Triton => serve(app.clone(), triton::Triton::new(app)).await,

@@ -9,7 +9,7 @@ fn names(model: bool, removed: &[&str]) -> JsonNames {
     JsonNames { model: model.then(|| "model".to_owned()), removed, observed: Vec::new() }
 }
 
-fn scan(text: &[u8], piece_bytes: usize, names: JsonNames) -> Result<(Option<String>, Vec<Range<u64>>), ScanError> {
+fn scan(text: &[u8], piece_bytes: usize, names: JsonNames) -> Result<(Option<String>, Vec<Range<u64>>), BodyScanError> {
     let mut scanner = JsonScanner::new(names, 0);
     for piece in text.chunks(piece_bytes) {
         scanner.push(piece)?;
@@ -19,7 +19,7 @@ fn scan(text: &[u8], piece_bytes: usize, names: JsonNames) -> Result<(Option<Str
     Ok((scanner.model().map(str::to_owned), cuts))
 }
 
-fn model(text: &str) -> Result<Option<String>, ScanError> {
+fn model(text: &str) -> Result<Option<String>, BodyScanError> {
     let whole = scan(text.as_bytes(), usize::MAX, names(true, &[])).map(|(model, _)| model);
     for piece_bytes in 1..4 {
         assert_eq!(scan(text.as_bytes(), piece_bytes, names(true, &[])).map(|(model, _)| model), whole, "{text}");
@@ -59,26 +59,26 @@ fn two_names_are_refused_unless_they_are_the_same() {
         r#"{"model":"a","Model":"b"}"#,
         r#"{"model":null,"model":"b"}"#,
     ] {
-        assert!(matches!(model(text), Err(ScanError::TwoNames { .. })), "{text}");
+        assert!(matches!(model(text), Err(BodyScanError::TwoNames { .. })), "{text}");
     }
 }
 
 #[test]
 fn texts_that_are_refused() {
     for text in [r#"{"model":1}"#, r#"{"model":true}"#, r#"{"model":["a"]}"#, r#"{"model":"\ud800"}"#] {
-        assert_eq!(model(text), Err(ScanError::NameNotText), "{text}");
+        assert_eq!(model(text), Err(BodyScanError::NameNotText), "{text}");
     }
     for text in ["{", r#"{"a"#, r#"{"a":"#, r#"{"a":1"#, r#"{"a":[{}"#, r#"{"a":1,"#] {
-        assert!(matches!(model(text), Err(ScanError::EndsEarly { .. })), "{text}");
+        assert!(matches!(model(text), Err(BodyScanError::EndsEarly { .. })), "{text}");
     }
     for text in
         ["{a:1}", "{'a':1}", r#"{"a" 1}"#, r#"{"a":1 "b":2}"#, "\0{\0", "<xml>", r#"{"a":1"b":2}"#, r#"{"a":'x'}"#]
     {
-        assert!(matches!(model(text), Err(ScanError::Unexpected { .. })), "{text}");
+        assert!(matches!(model(text), Err(BodyScanError::Unexpected { .. })), "{text}");
     }
     let utf16: Vec<u8> = r#"{"model":"a"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
     assert!(scan(&utf16, 99, names(true, &[])).is_err());
-    assert!(matches!(model(&format!(r#"{{"model":"{}"}}"#, "x".repeat(5000))), Err(ScanError::NameTooLong { .. })));
+    assert!(matches!(model(&format!(r#"{{"model":"{}"}}"#, "x".repeat(5000))), Err(BodyScanError::NameTooLong { .. })));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn values_are_looked_at() {
 #[test]
 fn too_many_members_to_cut_are_refused() {
     let text = format!("{{{}\"a\":1}}", "\"ttl\":1 , ".repeat(CUTS_MAX));
-    assert!(matches!(scan(text.as_bytes(), 64, names(false, &["ttl"])), Err(ScanError::TooManyRemoved { .. })));
+    assert!(matches!(scan(text.as_bytes(), 64, names(false, &["ttl"])), Err(BodyScanError::TooManyRemoved { .. })));
 }
 
 fn json() -> impl Strategy<Value = Value> {
