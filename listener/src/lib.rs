@@ -7,6 +7,7 @@
 //! A refusal before the router has the same body as the router's own errors: the listener defines the body of its errors with an
 //! [`ErrorFormat`].
 
+mod accept;
 mod auth;
 pub mod budget;
 mod connections;
@@ -17,16 +18,19 @@ mod io;
 pub mod multipart;
 pub mod open_files;
 mod refusal;
+mod request_id;
 mod serve;
 mod service;
 pub mod spool;
 
+pub use accept::{AcceptOptions, AcceptedConnection, accept_connections};
 pub use auth::{AccessDenied, Authenticate, Caller, ConnectionPeer};
 pub use connections::{ConnectionAdmission, ConnectionLimit, ConnectionSlot};
 pub use head::{HeadFault, check_head};
 pub use holding_body::HoldingBody;
 pub use io::GuardedIo;
 pub use refusal::{ErrorFormat, FormatErrors, ListenerRefusal, code, format_errors};
+pub use request_id::{REQUEST_ID, request_id};
 pub use serve::{ListenOptions, serve};
 pub use service::{GuardedService, InRequest, RequestPhase, RouteScope};
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hush_listener::{FormatErrors, format_errors};
+use hush_residency::scrape;
 
 use crate::admin;
 use crate::gpu::GpuSampler;
@@ -25,28 +26,13 @@ pub fn router(metrics: Arc<ServerMetrics>, gpus: Option<GpuSampler>) -> Router {
     let recorded = middleware::from_fn_with_state(recorder, serve::record);
 
     Router::new()
-        .route("/metrics", get(scrape))
+        .route("/metrics", get(metrics_text))
         .route("/healthz", get(|| async { "ok" }))
         .layer(middleware::from_fn_with_state(format, format_errors))
         .layer(recorded)
         .with_state((metrics, gpus))
 }
 
-async fn scrape(State((metrics, gpus)): State<(Arc<ServerMetrics>, Option<GpuSampler>)>) -> Response {
-    if let Some(gpus) = gpus {
-        gpus.refresh().await;
-    }
-
-    // Collectors read /proc and call drivers, so they do not run on a thread that serves connections.
-    let encoded = tokio::task::spawn_blocking(move || metrics.encode()).await;
-    match encoded {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Ok(Err(error)) => failed(&error),
-        Err(panicked) => failed(&panicked),
-    }
-}
-
-fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
-    tracing::error!(error = hush_log::explain(error), "encoding the metrics failed");
-    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+async fn metrics_text(State((metrics, gpus)): State<(Arc<ServerMetrics>, Option<GpuSampler>)>) -> Response {
+    scrape(metrics.registry().clone(), gpus).await
 }

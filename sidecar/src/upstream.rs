@@ -11,6 +11,7 @@ mod pool;
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,6 +87,11 @@ impl UpstreamSettings {
 
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         Ok(Self::new(host, authority.port_u16().unwrap_or(80)))
+    }
+
+    /// Whether the app listens on the loopback of this machine.
+    pub fn is_local(&self) -> bool {
+        self.host == "localhost" || self.host.parse().is_ok_and(|host: IpAddr| host.is_loopback())
     }
 
     /// The value of `Host`, and the address in messages.

@@ -14,6 +14,11 @@ pub struct FamilySpec {
     pub help: &'static str,
 }
 
+/// The buckets of [`REQUEST_DURATION_SECONDS`], in seconds: requests take milliseconds (`/healthz`) up to an hour (a film on
+/// a small CPU, a long generation).
+pub const REQUEST_DURATION_BUCKETS: &[f64] =
+    &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
+
 /// The type of a metric family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {

@@ -28,6 +28,7 @@ mod models;
 mod reclaimer;
 mod record_metrics;
 mod runner;
+mod scrape;
 mod snapshot;
 
 pub use change_feed::{ChangeFeed, ModelChange};
@@ -43,4 +44,5 @@ pub use model_handle::{LoadCommandError, LoadProgress, ModelHandle, PendingLoad}
 pub use models::{ModelSettings, Models, StartError};
 pub use reclaimer::reclaim_memory;
 pub use runner::{LoadTimings, ModelRunner, OnRunnerEvent, RunnerEvent, RunnerFactory, RunnerSpec};
+pub use scrape::{encode_metrics, scrape};
 pub use snapshot::{FailedLoad, ModelSnapshot};

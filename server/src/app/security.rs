@@ -59,14 +59,7 @@ pub fn access(settings: &SecuritySettings, listener: IpAddr) -> anyhow::Result<A
     }
 
     let access = AdminAccess::new(checks, listener);
-    match &access {
-        AdminAccess::Closed => tracing::warn!(
-            "the admin API is closed: no credential is configured (--admin-token-file, --admin-token-review) and the \
-             operations listener is not on the loopback"
-        ),
-        AdminAccess::Local => tracing::info!("the admin API serves this machine without a credential"),
-        AdminAccess::Tokens(_) => {}
-    }
+    access.log();
     Ok(access)
 }
 

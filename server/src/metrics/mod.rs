@@ -6,11 +6,8 @@ use hush_log::{DroppedLines, register_program_metrics};
 use hush_residency::ResidencyMetrics;
 use hush_whisper::{Transcript, WindowCounts};
 use prometheus::core::Collector;
-use prometheus::{CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
+use prometheus::{CounterVec, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry};
 
-/// Requests take milliseconds (`/healthz`) up to an hour (a film on a small CPU).
-const REQUEST_BUCKETS: &[f64] =
-    &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
 /// All counters and histograms of the server, and the registry that holds them.
 pub struct ServerMetrics {
     registry: Registry,
@@ -46,7 +43,7 @@ impl ServerMetrics {
         let float_counter = |name: &str| register(&registry, CounterVec::new(options(name), names::labels(name))?);
 
         Ok(Self {
-            request_duration_seconds: histogram(names::REQUEST_DURATION_SECONDS, REQUEST_BUCKETS)?,
+            request_duration_seconds: histogram(names::REQUEST_DURATION_SECONDS, names::REQUEST_DURATION_BUCKETS)?,
             audio_seconds_total: float_counter(names::AUDIO_SECONDS_TOTAL)?,
             encoder_windows_total: float_counter(names::ENCODER_WINDOWS_TOTAL)?,
             device_info: gauge_vec(names::DEVICE_INFO)?,
@@ -73,11 +70,14 @@ impl ServerMetrics {
         self.registry.register(collector)
     }
 
+    /// All families.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// Encodes all families in the text exposition format, version 0.0.4.
     pub fn encode(&self) -> prometheus::Result<Vec<u8>> {
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        Ok(text)
+        hush_residency::encode_metrics(&self.registry)
     }
 }
 

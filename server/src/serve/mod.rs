@@ -8,7 +8,6 @@ pub mod trace;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -21,15 +20,13 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use hush_listener::{
-    ConnectionAdmission, ConnectionLimit, ErrorFormat, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_TIMEOUT,
-    ListenerRefusal, OVERFLOW_TIMEOUT, RequestPhase, RouteScope,
+    AcceptOptions, AcceptedConnection, ErrorFormat, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_TIMEOUT,
+    ListenerRefusal, OVERFLOW_TIMEOUT, RequestPhase, RouteScope, accept_connections,
 };
 
 pub use hush_listener::ConnectionPeer;
@@ -37,14 +34,6 @@ pub use hush_listener::ConnectionPeer;
 use half_close::{ExchangeState, SharedStream, client_gone};
 pub use hush_access::Tls;
 pub use record::{Recorder, record};
-
-/// The pause after a failed accept. Most likely the process has no free file descriptor, and a connection that ends frees one.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Below the 60 s after which common proxies drop a silent connection.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(45);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_PROBES: u32 = 5;
 
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
@@ -84,56 +73,17 @@ fn bare_error_body(refusal: &ListenerRefusal<'_>) -> String {
 /// Serves until `shutdown` is cancelled. Then no connection is accepted, running requests may finish until the deadline, and
 /// the rest are cut off. Dropping the future cuts off all connections at once.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken, options: ServeOptions) {
-    let connections = TaskTracker::new();
-    let cut_off = CancellationToken::new();
-    let _cut_off_on_drop = cut_off.clone().drop_guard();
-    let limit = ConnectionLimit::new(options.max_connections);
+    let accepting = AcceptOptions { max_connections: options.max_connections, drain_deadline: options.drain_deadline };
 
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) if concerns_one_connection(&error) => continue,
-            Err(error) => {
-                tracing::error!(%error, "accepting a connection failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let (slot, route) = match limit.admit() {
-            ConnectionAdmission::Served(slot) => (slot, RouteScope::Everything),
-            ConnectionAdmission::Overflow(slot) => (slot, RouteScope::ProbesOnly),
-            ConnectionAdmission::Closed => continue,
-        };
+    accept_connections(listener, shutdown.clone(), accepting, |accepted| {
+        let AcceptedConnection { stream, peer, phase, scope } = accepted;
+        let connection_options = ConnectionOptions::new(&options, scope, phase);
+        let service =
+            ConnectionService { peer, state: ExchangeState::new(), router: TowerToHyperService::new(router.clone()) };
 
-        let connection_options = ConnectionOptions::new(&options, route, slot.phase.clone());
-        let tls = options.tls.clone();
-        let service = ConnectionService {
-            peer: ConnectionPeer { address },
-            state: ExchangeState::new(),
-            router: TowerToHyperService::new(router.clone()),
-        };
-        let shutdown = shutdown.clone();
-        let cut_off = cut_off.clone();
-        connections.spawn(async move {
-            tokio::select! {
-                () = slot.phase.evicted() => {}
-                () = serve_connection(stream, tls, service, shutdown, connection_options) => {}
-                () = cut_off.cancelled() => {}
-            }
-        });
-    }
-
-    drop(listener);
-    connections.close();
-    if tokio::time::timeout(options.drain_deadline, connections.wait()).await.is_err() {
-        tracing::warn!(connections = connections.len(), "cutting off what still runs at the end of the shutdown");
-        cut_off.cancel();
-        connections.wait().await;
-    }
+        serve_connection(stream, options.tls.clone(), service, shutdown.clone(), connection_options)
+    })
+    .await;
 }
 
 /// The timeouts and limits of one connection.
@@ -171,10 +121,6 @@ async fn serve_connection(
     options: ConnectionOptions,
 ) {
     let address = service.peer.address;
-    if let Err(error) = set_socket_options(&stream) {
-        tracing::debug!(%error, "socket options");
-    }
-
     let stream = SharedStream::new(stream);
     let shared = stream.clone();
     let state = service.state.clone();
@@ -247,21 +193,4 @@ impl Service<Request<Incoming>> for ConnectionService {
         let answer = self.router.call(Request::from_parts(head, body));
         Box::pin(answer.map(|response| in_flight.answer(response)))
     }
-}
-
-/// An answer may take an hour, in which nothing is sent. TCP keep-alive probes find clients that have vanished without closing
-/// the connection, and keep NAT and load balancers from dropping it.
-fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
-    Ok(())
-}
-
-/// Whether only the connection that was to be accepted has failed.
-fn concerns_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }

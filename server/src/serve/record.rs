@@ -1,8 +1,5 @@
 //! Records every request: an id, a line in the log, an observation of its duration, and a trace.
 
-use std::collections::hash_map::RandomState;
-use std::fmt::Write;
-use std::hash::{BuildHasher, Hasher};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,18 +8,16 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::FutureExt;
+use hush_listener::{REQUEST_ID, request_id};
 use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
 use crate::metrics::ServerMetrics;
 use crate::request;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const REQUEST_ID_LIMIT_BYTES: usize = 128;
 
 /// The status of a request whose client is gone before the answer is ready, as nginx records it.
 const CLIENT_GONE: u16 = 499;
@@ -46,7 +41,7 @@ pub async fn record(
     let Recorder { metrics, panicked } = recorder;
 
     let route = matched.map_or_else(|| "other".to_owned(), |matched| route(matched.as_str()));
-    let id = request.headers().get(REQUEST_ID).filter(|id| is_valid_id(id)).cloned().unwrap_or_else(new_id);
+    let id = request_id(request.headers());
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), route);
     let path = request.uri().path().to_owned();
     let facts = request::RequestContext::new(id.to_str().unwrap_or_default());
@@ -81,19 +76,6 @@ pub async fn record(
 /// Routes that differ only in slashes are one route.
 fn route(matched: &str) -> String {
     format!("/{}", matched.trim_matches('/'))
-}
-
-fn is_valid_id(id: &HeaderValue) -> bool {
-    (1..=REQUEST_ID_LIMIT_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-}
-
-fn new_id() -> HeaderValue {
-    let mut id = String::with_capacity(32);
-    for _ in 0..2 {
-        // Each `RandomState` has random keys of its own. Writing to a String cannot fail.
-        let _ = write!(id, "{:016x}", RandomState::new().build_hasher().finish());
-    }
-    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -229,15 +211,6 @@ impl HttpBody for RecordedBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_differ_and_are_valid() {
-        let (one, other) = (new_id(), new_id());
-        assert!(is_valid_id(&one) && one.len() == 32, "{one:?}");
-        assert_ne!(one, other);
-        assert!(!is_valid_id(&HeaderValue::from_static("")));
-        assert!(!is_valid_id(&HeaderValue::from_static("a b")));
-    }
 
     #[test]
     fn aliases_are_one_route() {

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use anyhow::Context;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hush_access::{Authenticate, KeyFile, ReviewOptions, TokenReview};
 use hush_listener::ConnectionPeer;
 use hush_log::exposed_secret;
-use hush_residency::Models;
 use hush_residency::admin::{self, AdminAccess, AdminState};
 use hush_residency::gpu::GpuSampler;
-use prometheus::{Encoder, Registry, TextEncoder};
+use hush_residency::{Models, scrape};
+use prometheus::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -52,14 +52,7 @@ pub fn access(security: &SecurityArgs, listener: IpAddr) -> anyhow::Result<Admin
     }
 
     let access = AdminAccess::new(checks, listener);
-    match &access {
-        AdminAccess::Closed => tracing::warn!(
-            "the admin API is closed: no credential is configured (--admin-token-file, --admin-token-review) and the \
-             operations listener is not on the loopback"
-        ),
-        AdminAccess::Local => tracing::info!("the admin API serves this machine without a credential"),
-        AdminAccess::Tokens(_) => {}
-    }
+    access.log();
     Ok(access)
 }
 
@@ -73,7 +66,7 @@ pub fn router(
     status: watch::Receiver<AppStatus>,
 ) -> Router {
     let open = Router::new()
-        .route("/metrics", get(scrape))
+        .route("/metrics", get(metrics_text))
         .route("/healthz", get(|| async { "ok" }))
         .with_state((registry, gpus));
     let ready = Router::new().route("/readyz", get(readiness)).with_state(status);
@@ -100,24 +93,6 @@ async fn readiness(State(status): State<watch::Receiver<AppStatus>>) -> Response
     }
 }
 
-async fn scrape(State((registry, gpus)): State<(Registry, GpuSampler)>) -> Response {
-    gpus.refresh().await;
-
-    // Collectors read /proc and call drivers, so they do not run on a thread that serves connections.
-    let encoded = tokio::task::spawn_blocking(move || {
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&registry.gather(), &mut text).map(|()| text)
-    })
-    .await;
-
-    match encoded {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Ok(Err(error)) => failed(&error),
-        Err(panicked) => failed(&panicked),
-    }
-}
-
-fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
-    tracing::error!(error = hush_log::explain(error), "encoding the metrics failed");
-    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+async fn metrics_text(State((registry, gpus)): State<(Registry, GpuSampler)>) -> Response {
+    scrape(registry, Some(gpus)).await
 }

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
-use hush_listener::{ConnectionPeer, PROBE_PATHS, RequestPhase, spool};
+use hush_listener::{ConnectionPeer, PROBE_PATHS, REQUEST_ID, RequestPhase, request_id, spool};
 use hush_residency::AcquireError;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -27,7 +27,7 @@ use super::intake::{BodyIntake, IntakeSettings, OutgoingBody};
 use super::kept_answers::{AnswerCopy, KeptAnswers, KeptKey};
 use super::metrics::ProxyMetrics;
 use super::models::{HeldLease, LeasedModel, ModelNames};
-use super::record::{ProxyRequestRecord, request_id};
+use super::record::ProxyRequestRecord;
 use super::routes::{RequestRoutes, classify};
 use super::settings::ProxySettings;
 use super::tunnel::{OpenSocket, SocketUse, SocketWork, Tunnel};
@@ -516,6 +516,6 @@ fn own(response: Response, mut record: ProxyRequestRecord, id: &HeaderValue) -> 
     let (mut head, body) = response.into_parts();
 
     record.code = head.status.as_u16();
-    head.headers.insert(headers::REQUEST_ID, id.clone());
+    head.headers.insert(REQUEST_ID, id.clone());
     Response::from_parts(head, OwnBody { body, record }.into_body())
 }

@@ -13,8 +13,7 @@ use http::header::{
 };
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-
-use super::headers::REQUEST_ID;
+use hush_listener::REQUEST_ID;
 
 /// Marks an answer that is not the app's of this moment.
 const KEPT: HeaderName = HeaderName::from_static("hush-kept-answer");

@@ -3,10 +3,6 @@
 use hush_contract::metrics as names;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
-/// Requests take milliseconds (a list of models) up to an hour (a long generation).
-const REQUEST_BUCKETS: &[f64] =
-    &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
-
 /// Cheap to clone; clones count into the same metrics.
 #[derive(Clone)]
 pub struct ProxyMetrics {
@@ -27,7 +23,7 @@ impl ProxyMetrics {
         let options = |name: &str| Opts::new(name, names::help(name));
 
         let name = names::REQUEST_DURATION_SECONDS;
-        let buckets = HistogramOpts::from(options(name)).buckets(REQUEST_BUCKETS.to_vec());
+        let buckets = HistogramOpts::from(options(name)).buckets(names::REQUEST_DURATION_BUCKETS.to_vec());
         let metrics = Self {
             request_duration_seconds: HistogramVec::new(buckets, names::labels(name))?,
             upstream_failures_total: IntCounterVec::new(

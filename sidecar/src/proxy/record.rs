@@ -2,30 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderValue, Method};
 use hush_listener::PROBE_PATHS;
 
-use super::headers::REQUEST_ID;
 use super::metrics::ProxyMetrics;
 use super::models::HeldLease;
 
-const REQUEST_ID_LIMIT_BYTES: usize = 128;
-
 /// The status of a request whose client is gone before the answer is ready, as nginx records it.
 const CLIENT_GONE: u16 = 499;
-
-/// The id that the client gave its request, or a new one.
-pub fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let is_valid = |id: &&HeaderValue| {
-        (1..=REQUEST_ID_LIMIT_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    };
-    let new = || HeaderValue::try_from(format!("{:032x}", fastrand::u128(..)));
-
-    match headers.get(REQUEST_ID).filter(is_valid) {
-        Some(id) => id.clone(),
-        None => new().unwrap_or(HeaderValue::from_static("-")),
-    }
-}
 
 /// The record of a request, written when it is dropped: the request is answered, or its client is gone.
 pub struct ProxyRequestRecord {

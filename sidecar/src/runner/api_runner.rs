@@ -1,6 +1,5 @@
 //! A model that is loaded and unloaded through the app's API.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
@@ -107,9 +106,7 @@ impl RunnerTask {
     /// Names the processes of an app on this machine, so that their memory counts.
     async fn name_processes(&self) {
         let upstream = self.shared.settings.upstream.settings();
-        let is_here =
-            upstream.host == "localhost" || upstream.host.parse().is_ok_and(|host: IpAddr| host.is_loopback());
-        if !is_here {
+        if !upstream.is_local() {
             return;
         }
 

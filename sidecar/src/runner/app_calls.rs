@@ -4,7 +4,7 @@ use hush_residency::RunnerLoss;
 use tokio::time::{Duration, Instant, sleep};
 
 use super::RunnersShared;
-use super::observation::{AppObservation, ObservedContent};
+use super::observation::{AppObservation, ObservedContent, find_listed};
 use crate::app::{ActionStepOutcome, App, AppAction, AppAnswer, AppAnswerError, ListedModel, ModelPresence};
 use crate::upstream::{Upstream, UpstreamError};
 
@@ -164,21 +164,16 @@ impl RunnersShared {
     /// Asks an app without a list whether its unload is complete, where it says that otherwise.
     async fn confirm_unload(&self, model: &str, deadline: Instant) -> Result<(), ActionError> {
         let Some(request) = self.settings.app.confirm_unload(model) else { return Ok(()) };
-        let mut pause = FIRST_LIST_PAUSE;
 
-        loop {
+        let confirmed = poll_until(deadline, || async {
             match self.settings.upstream.call(&request).await {
-                Ok(answer) if self.settings.app.is_unload_confirmed(model, &answer) => return Ok(()),
-                Err(error @ UpstreamError::Refused { .. }) => return Err(error.into()),
-                Ok(_) | Err(_) => {}
+                Ok(answer) if self.settings.app.is_unload_confirmed(model, &answer) => Some(Ok(())),
+                Err(error @ UpstreamError::Refused { .. }) => Some(Err(error.into())),
+                Ok(_) | Err(_) => None,
             }
-
-            if Instant::now() >= deadline {
-                return Err(ActionError::Unconfirmed { seconds: self.settings.timeouts.unload.as_secs() });
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(LATER_LIST_PAUSE);
-        }
+        })
+        .await;
+        confirmed.unwrap_or_else(|| Err(ActionError::Unconfirmed { seconds: self.settings.timeouts.unload.as_secs() }))
     }
 
     /// How much work the app has for the model; zero where it does not say.
@@ -219,29 +214,37 @@ impl RunnersShared {
         judge: impl Fn(&ListedModel) -> Option<Result<Option<String>, ActionError>>,
     ) -> Option<Result<Option<String>, ActionError>> {
         let names = [model.to_owned()];
-        let mut pause = FIRST_LIST_PAUSE;
 
-        loop {
+        poll_until(deadline, || async {
             match list_models(&self.settings.app, &self.settings.upstream, &names).await {
-                Ok(None) => return Some(Ok(None)),
-                Ok(Some(models)) => {
-                    let away = ListedModel { name: model.to_owned(), presence: ModelPresence::Away, instance: None };
-                    let listed = models.into_iter().find(|listed| listed.name == model).unwrap_or(away);
-                    if let Some(verdict) = judge(&listed) {
-                        return Some(verdict);
-                    }
-                }
-                Err(ListError::Upstream(error @ UpstreamError::Refused { .. })) => return Some(Err(error.into())),
+                Ok(None) => Some(Ok(None)),
+                Ok(Some(models)) => judge(&find_listed(&models, model)),
+                Err(ListError::Upstream(error @ UpstreamError::Refused { .. })) => Some(Err(error.into())),
                 // The app may be too busy to answer while a model comes or goes.
-                Err(error) => tracing::debug!(model, error = hush_log::explain(&error), "the list is not known"),
+                Err(error) => {
+                    tracing::debug!(model, error = hush_log::explain(&error), "the list is not known");
+                    None
+                }
             }
+        })
+        .await
+    }
+}
 
-            if Instant::now() >= deadline {
-                return None;
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(LATER_LIST_PAUSE);
+/// Looks again with growing pauses until there is a verdict; `None`: the time is over.
+async fn poll_until<T, F: Future<Output = Option<T>>>(deadline: Instant, mut look: impl FnMut() -> F) -> Option<T> {
+    let mut pause = FIRST_LIST_PAUSE;
+
+    loop {
+        if let Some(verdict) = look().await {
+            return Some(verdict);
         }
+        if Instant::now() >= deadline {
+            return None;
+        }
+
+        sleep(pause).await;
+        pause = (pause * 2).min(LATER_LIST_PAUSE);
     }
 }
 

@@ -53,9 +53,15 @@ impl AppObservation {
             ObservedContent::Listed(models) => models,
         };
 
-        let away = || ListedModel { name: name.to_owned(), presence: ModelPresence::Away, instance: None };
-        Some(models.iter().find(|model| model.name == name).cloned().unwrap_or_else(away))
+        Some(find_listed(models, name))
     }
+}
+
+/// The entry of a model in the app's list. A model that is not listed is away.
+pub(super) fn find_listed(models: &[ListedModel], name: &str) -> ListedModel {
+    let away = || ListedModel { name: name.to_owned(), presence: ModelPresence::Away, instance: None };
+
+    models.iter().find(|model| model.name == name).cloned().unwrap_or_else(away)
 }
 
 fn loaded(name: &str) -> ListedModel {

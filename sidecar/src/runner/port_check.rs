@@ -16,8 +16,7 @@ const SOMEWHERE_ELSE: &str = "192.0.2.1:9";
 
 /// `None`: the app is on another machine, or this one has no address but the loopback.
 pub(super) async fn is_port_exposed(upstream: &UpstreamSettings) -> Option<bool> {
-    let is_here = upstream.host == "localhost" || upstream.host.parse().is_ok_and(|host: IpAddr| host.is_loopback());
-    let own_address = own_address().filter(|_| is_here)?;
+    let own_address = own_address().filter(|_| upstream.is_local())?;
 
     let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(SocketAddr::new(own_address, upstream.port))).await;
     Some(matches!(connected, Ok(Ok(_))))

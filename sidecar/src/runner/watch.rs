@@ -197,7 +197,7 @@ impl AppWatch {
 
         let observation = observe(&self.app, &self.upstream, &app_names).await;
         if observation.content == ObservedContent::Down {
-            self.publish_status(AppStatus::Unreachable { cause: "it does not accept connections".to_owned() });
+            self.publish_status(not_accepting());
         }
         self.observation.send_replace(observation.clone());
 
@@ -206,7 +206,7 @@ impl AppWatch {
         }
         for handle in handles {
             let (name, after) = away_facts(handle);
-            let is_away = matches!(after.0, ModelState::Unloaded | ModelState::Failed | ModelState::WaitingForMemory);
+            let is_away = !after.0.holds_memory();
             let was_the_same = before.get(name) == Some(&after);
             let listed = names.get(name).and_then(|app_name| observation.find(app_name));
 
@@ -234,7 +234,7 @@ impl AppWatch {
                 self.observation.send_replace(AppObservation::down());
             }
             if change == PresenceChange::Gone && matches!(self.settings.mode, ModelMode::Api) {
-                self.publish_status(AppStatus::Unreachable { cause: "it does not accept connections".to_owned() });
+                self.publish_status(not_accepting());
             }
             self.presence_changed.notify_one();
         }
@@ -287,6 +287,10 @@ impl AppWatch {
             }
         }
     }
+}
+
+fn not_accepting() -> AppStatus {
+    AppStatus::Unreachable { cause: "it does not accept connections".to_owned() }
 }
 
 fn not_asked_yet() -> AppStatus {

@@ -43,6 +43,18 @@ impl AdminAccess {
         }
     }
 
+    /// Logs what an operator would not expect: that the API is closed, or open without a credential.
+    pub fn log(&self) {
+        match self {
+            Self::Closed => tracing::warn!(
+                "the admin API is closed: no credential is configured (--admin-token-file, --admin-token-review) and the \
+                 operations listener is not on the loopback"
+            ),
+            Self::Local => tracing::info!("the admin API serves this machine without a credential"),
+            Self::Tokens(_) => {}
+        }
+    }
+
     async fn admit(
         &self,
         headers: &HeaderMap,
