@@ -110,10 +110,15 @@ pub(super) fn marked(processes: &[ProcessEntry], variable: &OsStr) -> Vec<Proces
 /// and what is below them. Oldest first.
 pub(super) fn remaining(processes: &[ProcessEntry], known: &[ProcessEntry]) -> Vec<ProcessEntry> {
     let identities: HashSet<(i32, u64)> = known.iter().map(|process| (process.pid, process.start_ticks)).collect();
-    let own_session = rustix::process::getsid(None).map(Pid::as_raw_pid).unwrap_or_default();
-    // A session has the process id of its first process, which was one of the app's own.
-    let sessions: HashSet<i32> =
-        known.iter().map(|process| process.session).filter(|session| *session > 0 && *session != own_session).collect();
+    let own_pid = std::process::id();
+    let own_session = processes.iter().find(|process| process.pid.unsigned_abs() == own_pid).map(|own| own.session);
+    // A session has the process id of its first process, which was one of the app's own. It is 0 where that process is
+    // outside of this process id namespace, as it may be in a container.
+    let sessions: HashSet<i32> = known
+        .iter()
+        .map(|process| process.session)
+        .filter(|session| *session > 0 && Some(*session) != own_session)
+        .collect();
     let is_known = |process: &ProcessEntry| {
         identities.contains(&(process.pid, process.start_ticks)) || sessions.contains(&process.session)
     };
@@ -181,6 +186,22 @@ mod tests {
             process(30, 1, 900_030),
         ];
         assert_eq!(pids(&remaining(&table, &known)), [11, 13, 14]);
+    }
+
+    #[test]
+    fn neither_the_own_session_nor_one_outside_of_the_namespace_belongs_to_the_app() {
+        let own_pid = std::process::id().cast_signed();
+        let own_session = 900_001;
+        for session in [own_session, 0] {
+            let known = [process(11, own_pid, session)];
+            let table = [
+                process(own_pid, 1, own_session),
+                process(11, own_pid, session),
+                process(12, 11, session),
+                process(13, 1, session),
+            ];
+            assert_eq!(pids(&remaining(&table, &known)), [11, 12], "session {session}");
+        }
     }
 
     #[test]

@@ -165,18 +165,10 @@ impl StandIn {
 
         let cut = loop {
             let changed = self.changed.notified();
-            let phase = self.change(name, |entry| {
-                let before = entry.phase;
-                if before == Phase::Away {
-                    entry.phase = Phase::Loading;
-                    entry.cut = CancellationToken::new();
-                }
-                (before, entry.cut.clone())
-            });
-            match phase {
-                Some((Phase::Loaded, _)) => return Ok(()),
-                Some((Phase::Away, cut)) => break cut,
-                _ => changed.await,
+            match self.begin_load(name) {
+                (Phase::Loaded, _) => return Ok(()),
+                (Phase::Away, cut) => break cut,
+                (Phase::Loading | Phase::Unloading, _) => changed.await,
             }
         };
 
@@ -186,6 +178,21 @@ impl StandIn {
             self.change(name, |entry| entry.phase = Phase::Away);
         }
         taken
+    }
+
+    /// Marks that the load of a model begins if it is away, and gives the phase from before. Those that wait are woken
+    /// only then: one that waits calls this again and must not wake itself.
+    fn begin_load(&self, name: &str) -> (Phase, CancellationToken) {
+        let mut models = self.lock();
+        let Some(entry) = models.get_mut(name) else { return (Phase::Away, CancellationToken::new()) };
+
+        let before = entry.phase;
+        if before == Phase::Away {
+            entry.phase = Phase::Loading;
+            entry.cut = CancellationToken::new();
+            self.changed.notify_waiters();
+        }
+        (before, entry.cut.clone())
     }
 
     async fn read_weights(&self) {
