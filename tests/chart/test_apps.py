@@ -37,7 +37,8 @@ def words(container: dict) -> list[str]:
 @unittest.skipUnless(HELM.exists(), f"there is no helm at {HELM}: `make helm` builds it")
 class Examples(unittest.TestCase):
     def each(self):
-        self.assertEqual([path.stem for path in APPS], ["app-comfyui", "app-ollama", "app-process", "app-triton", "app-vllm"])
+        self.assertEqual([path.stem for path in APPS], ["app-comfyui", "app-ollama", "app-process", "app-process-unload",
+                                                          "app-triton", "app-vllm"])
         for path in APPS:
             documents = rendered("--values", path)
             found = list(apps(documents))
@@ -146,6 +147,27 @@ class Modes(unittest.TestCase):
         self.assertIn("--mode=process", app["args"][:end])
         self.assertEqual(app["resources"]["limits"], {"nvidia.com/gpu": 1})
 
+    def test_an_app_that_its_sidecar_starts_is_unloaded_by_its_api_and_can_be_ended(self):
+        pod = pod_of(rendered("--values", CHART / "examples/app-process-unload.yaml"), "hush-comfyui")
+        (app,) = pod["spec"]["containers"]
+        self.assertEqual([container["name"] for container in pod["spec"]["initContainers"]], ["copy-sidecar"])
+        end = app["args"].index("--")
+        for argument in ("--app=comfyui", "--mode=api", "--unload=process", "--upstream=http://127.0.0.1:8188"):
+            self.assertIn(argument, app["args"][:end])
+        self.assertEqual(app["args"][end + 1:end + 3], ["python3", "main.py"])
+        self.assertEqual(app["lifecycle"]["preStop"]["sleep"]["seconds"], 5)
+
+    def test_parameters_of_a_description(self):
+        launch = "{model_engine: vllm, model_name: qwen2.5}"
+        documents = rendered("--values", values(
+            f"apps: [{{name: x, kind: xinference, image: 'x/y:1', port: 9997, parameters: {{launch: {launch}}}, "
+            "models: [one, {name: two, parameters: {launch: {model_name: other}}}]}]\n"))
+        config = yaml.safe_load(the(documents, "ConfigMap", "hush-x")["data"]["config.yaml"])
+        self.assertEqual(config, {
+            "models": [{"name": "one"}, {"name": "two", "parameters": {"launch": {"model_name": "other"}}}],
+            "parameters": {"launch": {"model_engine": "vllm", "model_name": "qwen2.5"}},
+        })
+
     def test_a_description_of_ones_own(self):
         documents = rendered("--values", values(
             "apps:\n- {name: own, description: 'name: own', image: 'x/y:1', port: 8000, models: [m]}\n"))
@@ -251,6 +273,9 @@ class Refused(unittest.TestCase):
             (app("kind: ''"), "apps[0].kind is empty"),
             (app("description: 'name: x'"), "exclude each other"),
             (app("mode: process"), "apps[0].command is empty"),
+            (app("startApp: true"), "apps[0].command is empty"),
+            (app("unload: process"), "apps[0].unload: process ends the process"),
+            (app("unload: all"), "unload"),
             (app("readyPath: /health"), "apps[0].readyPath is only for mode: process"),
             (app("name: controller"), "choose another name"),
             (app("name: server"), "choose another name"),

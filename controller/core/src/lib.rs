@@ -79,7 +79,7 @@ pub use policy_fields::{
     FieldValue, MergedSpec, ModelRules, POLICY_FIELDS, PickedValue, PolicyField, PolicySpec, WrittenKind, WrittenValue,
 };
 pub use pressure_timers::PressureMemory;
-pub use residency::PolicyResidency;
+pub use residency::{PolicyResidency, PolicyUnload, ProcessEnding};
 pub use rule_explanation::{FieldExplanation, MatchingPolicy, RequestedValue, RuleExplanation, explain_rules};
 pub use selector::{Glob, Selector, SelectorExpression, SelectorOperator};
 pub use step::step;

@@ -126,6 +126,12 @@ fn model_lines(
         let detail = if why.detail.is_empty() { String::new() } else { format!(": {}", why.detail) };
         lines.push(format!("  Left alone because of {}{detail}.", why.reason));
     }
+    if model.process_stays {
+        let app = &model.app;
+        lines.push(format!(
+            "  An unload leaves the process of {app}: it was not started by its sidecar, which cannot end it."
+        ));
+    }
     lines.extend(policies_line(account, paused));
 
     let mut lines: Vec<String> = lines.iter().map(|line| terminal_line(line)).collect();

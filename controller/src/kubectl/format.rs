@@ -60,7 +60,10 @@ pub fn condition(decision: &DecisionView) -> String {
     let drain = decision.drain_seconds.map(|drain| format!("drain {}", duration(drain * 1000)));
     let hold = decision.hold_seconds.filter(|hold| *hold > 0).map(|hold| format!("hold {}", duration(hold * 1000)));
 
-    [conditions, drain, hold].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    let process =
+        decision.unload.as_deref().filter(|unload| *unload == "Process").map(|_| "ends its process".to_owned());
+
+    [conditions, drain, hold, process].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// The memory that an unload gave back; `None`: nothing was unloaded, or the memory was not measured.

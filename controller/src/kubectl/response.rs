@@ -132,6 +132,8 @@ pub struct DecisionView {
     pub if_idle_seconds: Option<u64>,
     pub drain_seconds: Option<u64>,
     pub hold_seconds: Option<u64>,
+    /// What ends beside the model; absent: nothing.
+    pub unload: Option<String>,
 }
 
 /// A command that has ended, and its outcome.
@@ -148,6 +150,7 @@ pub struct RecordView {
     pub outcome: String,
     pub reclaimed_bytes: Option<u64>,
     pub residual_bytes: Option<u64>,
+    pub process: Option<String>,
     pub message: Option<String>,
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hush_controller::simulate::trace::SplitMix64;
 use hush_core::{
-    Glob, Labels, MemoryAmount, ModelPolicy, PolicyKey, PolicyResidency, PolicySpec, Selector, WarmWindow,
+    Glob, Labels, MemoryAmount, ModelPolicy, PolicyKey, PolicyResidency, PolicySpec, PolicyUnload, Selector, WarmWindow,
 };
 
 use crate::dice_ext::DiceExt;
@@ -83,6 +83,7 @@ fn asks(dice: &mut SplitMix64) -> PolicySpec {
         min_loaded: dice.perhaps(75, &[0, 1, 2]),
         drain_timeout: seconds(dice, 60, &[0, 30, 120]),
         hold_after_eviction: seconds(dice, 60, &[0, 30, 300]),
+        unload: dice.perhaps(60, &[PolicyUnload::App, PolicyUnload::Process, PolicyUnload::Process]),
     }
 }
 

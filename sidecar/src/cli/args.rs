@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hush_access::{ApiServer, ServiceAccount};
+use hush_contract::admin::UnloadMethod;
 
 use super::values::{AppDevice, DurationLimit, read_bytes, read_duration, read_limit};
 
@@ -68,6 +69,25 @@ pub enum ResidencyArg {
     Idle,
     /// Unloaded as soon as no request is in flight.
     OnDemand,
+}
+
+/// What an unload ends, where the sidecar starts an app that unloads its models itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum UnloadChoice {
+    /// The app unloads the model; its process goes on, with what it holds beside its models.
+    #[default]
+    App,
+    /// The process of the app ends with its last model, and is started again for the next load.
+    Process,
+}
+
+impl From<UnloadChoice> for UnloadMethod {
+    fn from(choice: UnloadChoice) -> Self {
+        match choice {
+            UnloadChoice::App => Self::App,
+            UnloadChoice::Process => Self::Process,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -151,6 +171,10 @@ pub struct LifeArgs {
     /// A model without requests for this long is unloaded, with --residency idle; 0: never.
     #[arg(long, env = "HUSH_IDLE_TIMEOUT", value_name = "DURATION", value_parser = read_limit, default_value = "5m")]
     pub idle_timeout: DurationLimit,
+
+    /// What an unload ends that no controller orders, or whose command does not say.
+    #[arg(long, env = "HUSH_UNLOAD", value_enum, default_value = "app")]
+    pub unload: UnloadChoice,
 
     /// How long an unload waits for the requests in flight; then it is given up.
     #[arg(long, env = "HUSH_DRAIN_TIMEOUT", value_name = "DURATION", value_parser = read_duration, default_value = "30s")]

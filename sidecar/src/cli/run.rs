@@ -18,19 +18,21 @@ use prometheus::Registry;
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::args::{LogFormatArg, ModeChoice, SidecarArgs};
+use super::args::{LogFormatArg, ModeChoice, SidecarArgs, UnloadChoice};
 use super::config::{ConfiguredModel, ConfiguredModels, aliases, models};
 use super::gpu::AppGpu;
 use super::ops;
 use crate::app::{App, AppParameters};
-use crate::process::{AppActivity, ProcessSettings, ReadinessProbe, SupervisedApp};
+use crate::process::{AppActivity, AppSurvivors, ProcessSettings, ReadinessProbe, SupervisedApp};
 use crate::proxy::{Proxy, ProxyMetrics, ProxySettings, RequestRoutes};
 use crate::runner::{
-    AppMetrics, AppWatch, DetachFlag, ModelMode, RunnerTimeouts, RunnersSettings, SidecarRunners, SidecarSpec,
-    WatchSettings,
+    AppMetricSources, AppMetrics, AppWatch, DetachFlag, ModelMode, RunnerTimeouts, RunnersSettings, SidecarRunners,
+    SidecarSpec, WatchSettings,
 };
+use crate::status::AppStatus;
 use crate::upstream::{Upstream, UpstreamCredential, UpstreamSettings};
 
 /// Connections of the operations listener: scrapes, controllers and their streams of events.
@@ -58,9 +60,23 @@ struct StartedApp {
     app: Arc<App>,
     upstream: Upstream,
     mode: ModelMode,
-    /// The app runs all the time, and loads and unloads its models itself.
+    /// The app loads and unloads its models itself, and the sidecar has started it.
     supervised: Option<SupervisedApp>,
     activity: AppActivity,
+    survivors: AppSurvivors,
+}
+
+impl StartedApp {
+    /// What the metrics of the app are read from.
+    fn metric_sources(&self, status: watch::Receiver<AppStatus>) -> AppMetricSources {
+        AppMetricSources {
+            app: self.app.name().to_owned(),
+            mode: self.mode.clone(),
+            ends_process: self.supervised.is_some() || matches!(self.mode, ModelMode::Process(_)),
+            survivors: self.survivors.clone(),
+            status,
+        }
+    }
 }
 
 async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
@@ -90,10 +106,12 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
         detach: detach.clone(),
         start: watch.start(),
         activity: governed.activity.clone(),
+        survivors: governed.survivors.clone(),
+        control: governed.supervised.as_ref().map(SupervisedApp::control),
         metrics: app_metrics.clone(),
     };
     let models = start_models(&args, &configured, &governed, runners, &gpu, &residency)?;
-    app_metrics.register(&registry, governed.app.name(), &governed.mode, watch.status())?;
+    app_metrics.register(&registry, governed.metric_sources(watch.status()))?;
 
     let ops_stop = CancellationToken::new();
     let routes: Arc<dyn RequestRoutes> = governed.app.clone();
@@ -174,6 +192,9 @@ fn start_app(
         ModeChoice::Auto => !can_unload,
     };
     let process = process_settings(args, &app, port)?;
+    if process.is_none() && args.life.unload == UnloadChoice::Process {
+        bail!("--unload process: only an app that the sidecar starts can be ended: give its command after `--`");
+    }
 
     let (mode, supervised_settings) = match (is_process, process) {
         (false, process) => (ModelMode::Api, process),
@@ -190,8 +211,10 @@ fn start_app(
     };
 
     let activity = AppActivity::new();
-    let supervised = supervised_settings.map(|settings| SupervisedApp::start(settings, activity.clone()));
-    Ok(StartedApp { app, upstream, mode, supervised, activity })
+    let survivors = AppSurvivors::default();
+    let start = |settings| SupervisedApp::start_with(settings, activity.clone(), survivors.clone());
+    let supervised = supervised_settings.map(start);
+    Ok(StartedApp { app, upstream, mode, supervised, activity, survivors })
 }
 
 fn with_parameters(app: &App, configured: &[ConfiguredModel], common: Map<String, Value>) -> anyhow::Result<App> {
@@ -259,7 +282,8 @@ fn process_settings(args: &SidecarArgs, app: &App, port: u16) -> anyhow::Result<
 }
 
 fn app_watch(args: &SidecarArgs, governed: &StartedApp, metrics: AppMetrics) -> AppWatch {
-    let settings = WatchSettings { interval: args.life.poll_interval, mode: governed.mode.clone() };
+    let control = governed.supervised.as_ref().map(SupervisedApp::control);
+    let settings = WatchSettings { interval: args.life.poll_interval, mode: governed.mode.clone(), control };
 
     AppWatch::new(Arc::clone(&governed.app), governed.upstream.clone(), settings, metrics)
 }
@@ -287,6 +311,7 @@ fn start_models(
             concurrency: at_least_one(args.requests.concurrency),
             drain: model.drain,
             drain_end: DrainEnd::GiveUp,
+            unload_method: args.life.unload.into(),
             ..LifecycleSettings::default()
         },
         account: gpu.account(model.need_bytes),

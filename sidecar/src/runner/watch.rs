@@ -17,6 +17,7 @@ use super::observation::{AppObservation, ObservedContent};
 use super::port_check::is_port_exposed;
 use super::{AppMetrics, AppStart, ModelMode, SidecarRunners};
 use crate::app::{App, AppAnswer, ModelPresence};
+use crate::process::AppControl;
 use crate::status::AppStatus;
 use crate::upstream::{Upstream, UpstreamError};
 
@@ -24,6 +25,7 @@ use crate::upstream::{Upstream, UpstreamError};
 const IDENTIFY_EVERY: Duration = Duration::from_secs(30);
 
 const NOT_ASKED: &str = "it has not been asked yet";
+const NOT_ACCEPTING: &str = "it does not accept connections";
 
 /// How the app is watched.
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub struct WatchSettings {
     pub interval: Duration,
     /// How models are loaded and unloaded.
     pub mode: ModelMode,
+    /// The app that the sidecar ends and starts between its loads.
+    pub control: Option<AppControl>,
 }
 
 /// The channels in which the watch publishes what it sees.
@@ -94,6 +98,9 @@ impl AppWatch {
 
             if let ModelMode::Process(_) = watch.settings.mode {
                 watch.watch_process(&handles);
+            } else if watch.is_app_absent() {
+                watch.publish_absence();
+                identified = None;
             } else {
                 let is_due = identified.is_none_or(|at| at.elapsed() >= IDENTIFY_EVERY);
                 if is_due || !matches!(&*watch.status.borrow(), AppStatus::Running { .. }) {
@@ -117,13 +124,38 @@ impl AppWatch {
         self.publish_status(status);
     }
 
+    /// Whether the app was ended because its models left. It is started again by the next load.
+    fn is_app_absent(&self) -> bool {
+        self.settings.control.as_ref().is_some_and(AppControl::is_absent)
+    }
+
+    /// While the app is away on purpose its models are too, and a request for one of them starts it.
+    fn publish_absence(&self) {
+        self.publish_status(AppStatus::Stopped);
+        self.observation.send_if_modified(|observation| {
+            let is_news = observation.content != ObservedContent::Down;
+            if is_news {
+                *observation = AppObservation::down();
+            }
+            is_news
+        });
+    }
+
+    fn publish_unreachable(&self, cause: String) {
+        if self.is_app_absent() {
+            self.publish_absence();
+        } else {
+            self.publish_status(AppStatus::Unreachable { cause });
+        }
+    }
+
     async fn identify(&self) {
         let mut answers: Vec<AppAnswer> = Vec::new();
         for request in self.app.identify() {
             match self.upstream.call(&request).await {
                 Ok(answer) => answers.push(answer),
                 Err(error) => {
-                    self.publish_status(AppStatus::Unreachable { cause: hush_log::explain(&error) });
+                    self.publish_unreachable(hush_log::explain(&error));
                     return;
                 }
             }
@@ -197,7 +229,7 @@ impl AppWatch {
 
         let observation = observe(&self.app, &self.upstream, &app_names).await;
         if observation.content == ObservedContent::Down {
-            self.publish_status(not_accepting());
+            self.publish_unreachable(NOT_ACCEPTING.to_owned());
         }
         self.observation.send_replace(observation.clone());
 
@@ -234,7 +266,7 @@ impl AppWatch {
                 self.observation.send_replace(AppObservation::down());
             }
             if change == PresenceChange::Gone && matches!(self.settings.mode, ModelMode::Api) {
-                self.publish_status(not_accepting());
+                self.publish_unreachable(NOT_ACCEPTING.to_owned());
             }
             self.presence_changed.notify_one();
         }
@@ -287,10 +319,6 @@ impl AppWatch {
             }
         }
     }
-}
-
-fn not_accepting() -> AppStatus {
-    AppStatus::Unreachable { cause: "it does not accept connections".to_owned() }
 }
 
 fn not_asked_yet() -> AppStatus {

@@ -119,7 +119,12 @@ impl RunningSidecar {
 
     /// An unload command with this body.
     pub fn unload(&self, body: &Value) -> Result<Response> {
-        let path = hush_contract::admin::unload_path(&self.model);
+        self.unload_model(&self.model, body)
+    }
+
+    /// The same for another model than the one that the methods mean.
+    pub fn unload_model(&self, model: &str, body: &Value) -> Result<Response> {
+        let path = hush_contract::admin::unload_path(model);
         post(self.ops, &AppCall::json(&path, body), &[])
     }
 

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use hush_contract::admin::UnloadMethod;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -27,10 +28,17 @@ impl<F: RunnerFactory> ModelActor<F> {
             MachineEffect::StartRunner { generation } if self.slots.is_limited() => self.wait_for_slot(generation),
             MachineEffect::StartRunner { generation } => self.start_runner(generation),
             MachineEffect::AdoptRunner { generation } => self.adopt_runner(generation),
-            MachineEffect::StopRunner { generation } => {
+            MachineEffect::StopRunner { generation, method } => {
                 self.with_account(ModelAccount::begin_unload);
-                self.end_runner(generation, F::Runner::stop);
+                self.end_runner(
+                    generation,
+                    match method {
+                        UnloadMethod::App => F::Runner::stop,
+                        UnloadMethod::Process => F::Runner::stop_with_process,
+                    },
+                );
             }
+            MachineEffect::EndUnusedProcess => self.runners.end_unused_process(),
             MachineEffect::KillRunner { generation } => {
                 self.with_account(ModelAccount::begin_unload);
                 self.end_runner(generation, F::Runner::kill);

@@ -6,5 +6,6 @@ mod actions;
 mod effects;
 mod histories;
 mod plugged_in;
+mod process_unloads;
 mod rules;
 mod world;
