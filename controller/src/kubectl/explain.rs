@@ -118,7 +118,7 @@ fn model_lines(
     let idle = idle.unwrap_or_default();
 
     let mut lines = vec![
-        format!("{}: {}{memory}, generation {}{idle}", model.model, model.state, model.generation),
+        format!("{}: {}{memory}, generation {}{idle}", model.model_and_app(), model.state, model.generation),
         format!("  It {}.", outlook(model, decision, at)),
     ];
     // Without a policy, the outlook has said already why nothing is done.
