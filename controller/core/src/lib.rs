@@ -14,7 +14,8 @@
 //! A module uses modules of the layers above its own, and no others. A test compares this list with the sources.
 //!
 //! ```text
-//! values:   amount duration_text residency time world
+//! values:   amount duration_text residency time
+//! observed: world
 //! inputs:   selector warm_window
 //! fields:   policy_fields
 //! policies: policy

@@ -28,16 +28,7 @@ impl<F: RunnerFactory> ModelActor<F> {
             MachineEffect::StartRunner { generation } if self.slots.is_limited() => self.wait_for_slot(generation),
             MachineEffect::StartRunner { generation } => self.start_runner(generation),
             MachineEffect::AdoptRunner { generation } => self.adopt_runner(generation),
-            MachineEffect::StopRunner { generation, method } => {
-                self.with_account(ModelAccount::begin_unload);
-                self.end_runner(
-                    generation,
-                    match method {
-                        UnloadMethod::App => F::Runner::stop,
-                        UnloadMethod::Process => F::Runner::stop_with_process,
-                    },
-                );
-            }
+            MachineEffect::StopRunner { generation, method } => self.stop_runner(generation, method),
             MachineEffect::EndUnusedProcess => self.runners.end_unused_process(),
             MachineEffect::KillRunner { generation } => {
                 self.with_account(ModelAccount::begin_unload);
@@ -76,6 +67,16 @@ impl<F: RunnerFactory> ModelActor<F> {
                 }
             }
         }
+    }
+
+    fn stop_runner(&mut self, generation: u64, method: UnloadMethod) {
+        self.with_account(ModelAccount::begin_unload);
+
+        let stop = match method {
+            UnloadMethod::App => F::Runner::stop,
+            UnloadMethod::Process => F::Runner::stop_with_process,
+        };
+        self.end_runner(generation, stop);
     }
 
     fn grant(&mut self, lease: LeaseId) {

@@ -192,7 +192,7 @@ fn unloads_that_end_the_process_lose_no_request_of_eight_clients() -> Result<()>
     started.assert_no_violation()
 }
 
-/// Of two models in one process the first leaves by the app's unload, and the process ends with the second, whatever its
+/// The first of two models in one process leaves by the app's unload, and the process ends with the second, whatever its
 /// command says.
 #[test]
 fn the_process_of_several_models_ends_with_the_last() -> Result<()> {
