@@ -27,6 +27,7 @@ use crate::app::{AppAnswer, AppRequest};
 
 pub use connection::{AnswerBody, ConnectionWatch, UpstreamAnswer};
 pub use credential::UpstreamCredential;
+pub use pool::IDLE_UPSTREAM_MAX;
 
 use connection::{SendFailure, UpstreamConnection};
 use pool::UpstreamPool;
