@@ -11,4 +11,5 @@ mod fixture;
 mod hostile;
 mod lists;
 mod sockets;
+mod tls;
 mod waiting;
