@@ -35,33 +35,33 @@ pub struct SidecarFile {
 #[serde(rename_all = "camelCase")]
 struct FileOptions {
     /// How long a request waits for a model that is not in memory, before it is answered with 503.
-    cold_hold: Option<FileValue>,
+    cold_hold: Option<serde_json::Value>,
     /// Requests that may wait for a model; one more is answered with 429.
-    max_queue: Option<FileValue>,
+    max_queue: Option<serde_json::Value>,
     /// Requests that may be in flight in the app at the same time, for each model.
-    concurrency: Option<FileValue>,
+    concurrency: Option<serde_json::Value>,
     /// How much of a request's body is held in plain memory; more goes into the spool.
-    attribution_bytes: Option<FileValue>,
+    attribution_bytes: Option<serde_json::Value>,
     /// The longest request body.
-    max_body: Option<FileValue>,
+    max_body: Option<serde_json::Value>,
     /// A request whose body stops for this long is answered with 408.
-    body_stall: Option<FileValue>,
+    body_stall: Option<serde_json::Value>,
     /// A websocket that works counts as idle after this long without a frame.
-    socket_idle: Option<FileValue>,
+    socket_idle: Option<serde_json::Value>,
     /// The longest wait for the first byte of an answer; 0: no limit.
-    first_byte_timeout: Option<FileValue>,
+    first_byte_timeout: Option<serde_json::Value>,
     /// The longest pause within an answer, after which it is broken off; 0: no limit.
-    between_bytes_timeout: Option<FileValue>,
+    between_bytes_timeout: Option<serde_json::Value>,
     /// The longest time for a whole request; 0: no limit.
-    request_timeout: Option<FileValue>,
+    request_timeout: Option<serde_json::Value>,
     /// Connections of clients at the same time.
-    max_connections: Option<FileValue>,
+    max_connections: Option<serde_json::Value>,
     /// How long a client's connection is kept without a request.
-    keep_alive: Option<FileValue>,
+    keep_alive: Option<serde_json::Value>,
     /// How long a connection to the app may take.
-    connect_timeout: Option<FileValue>,
+    connect_timeout: Option<serde_json::Value>,
     /// How long a connection to the app is kept without a request.
-    upstream_idle: Option<FileValue>,
+    upstream_idle: Option<serde_json::Value>,
     /// Certificate of the listener for clients, PEM, followed by its chain.
     tls_cert: Option<PathBuf>,
     /// Key of `tlsCert`, PEM.
@@ -70,14 +70,6 @@ struct FileOptions {
     ops_tls_cert: Option<PathBuf>,
     /// Key of `opsTlsCert`, PEM.
     ops_tls_key: Option<PathBuf>,
-}
-
-/// A value as on the command line; a number needs no quotes.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(untagged)]
-enum FileValue {
-    Number(u64),
-    Text(String),
 }
 
 /// A model. What is not given is taken from the command line.
@@ -230,15 +222,13 @@ impl OptionSource<'_> {
     fn set<T>(
         &self,
         key: &'static str,
-        value: Option<FileValue>,
+        value: Option<serde_json::Value>,
         target: &mut T,
         read: impl Fn(&str) -> Result<T, String>,
     ) -> Result<(), SidecarConfigError> {
         let Some(value) = value else { return Ok(()) };
-        let text = match value {
-            FileValue::Number(number) => number.to_string(),
-            FileValue::Text(text) => text,
-        };
+        // A number needs no quotes.
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
 
         // Also a value that does not count must be one.
         let value = read(&text).map_err(|problem| {
@@ -426,7 +416,8 @@ mod tests {
             ("models: 3", "models"),
             ("models:\n- name: a\nbodyStall: soon\n", "bodyStall: expected a duration"),
             ("models:\n- name: a\nattributionBytes: 1 apple\n", "attributionBytes: expected a size"),
-            ("models:\n- name: a\nmaxQueue: -1\n", "maxQueue"),
+            ("models:\n- name: a\nmaxQueue: -1\n", "maxQueue: expected a whole number, and not `-1`"),
+            ("models:\n- name: a\ncoldHold: [1s]\n", "coldHold: expected a duration"),
             ("models:\n- name: a\nmaxQueue: many\n", "maxQueue: expected a whole number"),
             ("models:\n- name: a\nbodyStal: 1s\n", "bodyStal"),
         ] {

@@ -58,7 +58,14 @@ fn start(app: &dyn TestedApp, folder: &Path, listeners: (SocketAddr, SocketAddr)
 
     let mut command = Command::new(fixtures::sidecar()?);
     command.args(["--listen", &listeners.0.to_string(), "--ops-listen", &listeners.1.to_string()]);
-    command.args(["--config", &file("config.yaml"), "--ops-tls-cert", &file("tls.crt"), "--ops-tls-key", &file("tls.key")]);
+    command.args([
+        "--config",
+        &file("config.yaml"),
+        "--ops-tls-cert",
+        &file("tls.crt"),
+        "--ops-tls-key",
+        &file("tls.key"),
+    ]);
     command.args(["--log-format", "json", "--poll-interval", "200ms"]).args(app.sidecar_args());
     ChildProgram::start("hush-sidecar", command, &["HUSH_"])
 }
