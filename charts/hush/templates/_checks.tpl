@@ -186,9 +186,6 @@
 {{- if or (has .server.fullname $others) (has $name (list "controller" "server" "app")) }}
 {{- fail (printf "%s.name: the release has objects of the name %s already; choose another name" $field .server.fullname) }}
 {{- end }}
-{{- if .root.Values.opsTls.secretName }}
-{{- fail (printf "%s: hush-sidecar serves its operations port without TLS, and opsTls.secretName asks for it: install apps in a release without opsTls" $field) }}
-{{- end }}
 {{- if not $values.image }}
 {{- fail (printf "%s.image is empty: write the image of the app with its registry and tag" $field) }}
 {{- end }}

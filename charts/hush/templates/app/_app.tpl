@@ -36,6 +36,9 @@ parameters: {{- toYaml . | nindent 2 }}
 # A change of the configuration replaces the pod.
 gpu.hush.dev/config: {{ printf "%s%s" (include "hush.app.config" .) .server.values.description | sha256sum | trunc 16 | quote }}
 kubectl.kubernetes.io/default-container: app
+{{- with include "hush.opsTls.serverAnnotations" .root }}
+{{ . }}
+{{- end }}
 {{- if eq .root.Values.controller.scope "pod" }}
 {{- with include "hush.controller.podAnnotations" .root | trim }}
 {{ . }}
@@ -72,6 +75,13 @@ kubectl.kubernetes.io/default-container: app
 {{- if $values.admin.tokenSecret.name }}
 - {{ printf "--admin-token-file=/var/run/secrets/hush-admin/%s" $values.admin.tokenSecret.key | quote }}
 {{- end }}
+{{- if $values.tls.name }}
+- --tls-cert=/var/run/secrets/hush-tls/tls.crt
+- --tls-key=/var/run/secrets/hush-tls/tls.key
+{{- end }}
+{{- with include "hush.opsTls.serverArgs" .root }}
+{{ . }}
+{{- end }}
 - --log-format=json
 {{- end }}
 
@@ -93,6 +103,12 @@ kubectl.kubernetes.io/default-container: app
 {{- if .server.values.admin.tokenSecret.name }}
 - {name: admin, mountPath: /var/run/secrets/hush-admin, readOnly: true}
 {{- end }}
+{{- if .server.values.tls.name }}
+- {name: tls, mountPath: /var/run/secrets/hush-tls, readOnly: true}
+{{- end }}
+{{- with include "hush.opsTls.serverMount" .root }}
+{{ . }}
+{{- end }}
 {{- end }}
 
 {{- define "hush.app.volumes" -}}
@@ -113,27 +129,35 @@ kubectl.kubernetes.io/default-container: app
 - name: admin
   secret: {secretName: {{ . | quote }}, defaultMode: 0440}
 {{- end }}
+{{- with .server.values.tls.name }}
+- name: tls
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
+{{- with include "hush.opsTls.serverVolume" .root }}
+{{ . }}
+{{- end }}
 {{- end }}
 
 {{/* The ports of the sidecar, and probes. The kubelet asks the sidecar at the operations port: at the other port the same paths may
 be the app's, and its health check may use the GPU. */}}
 {{- define "hush.app.endpoints" -}}
+{{- $scheme := empty .root.Values.opsTls.secretName | ternary "" ", scheme: HTTPS" -}}
 ports:
 - {name: http, containerPort: 9000}
 # The controller looks for this name.
 - {name: ops, containerPort: 9001}
 startupProbe:
-  httpGet: {path: /healthz, port: ops}
+  httpGet: {path: /healthz, port: ops{{ $scheme }}}
   periodSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /healthz, port: ops}
+  httpGet: {path: /healthz, port: ops{{ $scheme }}}
   periodSeconds: 20
   timeoutSeconds: 10
   failureThreshold: 6
 # A sidecar whose model is not loaded, or is busy, is ready; one that cannot govern its app is not.
 readinessProbe:
-  httpGet: {path: /readyz, port: ops}
+  httpGet: {path: /readyz, port: ops{{ $scheme }}}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 3
