@@ -37,7 +37,7 @@ def words(container: dict) -> list[str]:
 @unittest.skipUnless(HELM.exists(), f"there is no helm at {HELM}: `make helm` builds it")
 class Examples(unittest.TestCase):
     def each(self):
-        self.assertEqual([path.stem for path in APPS], ["app-comfyui", "app-ollama", "app-process", "app-process-unload",
+        self.assertEqual([path.stem for path in APPS], ["app-comfyui", "app-ollama", "app-process-unload", "app-process",
                                                           "app-triton", "app-vllm"])
         for path in APPS:
             documents = rendered("--values", path)

@@ -67,12 +67,15 @@ mod tests {
         ServerAppProblem { server: server.into(), app: "ollama".to_owned(), problem: AppProblem::new(kind) }
     }
 
+    fn server(event: &LoopEvent) -> Option<&str> {
+        match event {
+            LoopEvent::AppProblem(problem) => Some(problem.server.as_str()),
+            LoopEvent::ReportsDisagree(report) => Some(report.server.as_str()),
+            LoopEvent::Command { .. } | LoopEvent::Pause(..) => None,
+        }
+    }
+
     fn servers(events: &[LoopEvent]) -> Vec<&str> {
-        let server = |event| match event {
-            &LoopEvent::AppProblem(ref problem) => Some(problem.server.as_str()),
-            &LoopEvent::ReportsDisagree(ref report) => Some(report.server.as_str()),
-            _ => None,
-        };
         events.iter().filter_map(server).collect()
     }
 
