@@ -190,6 +190,8 @@ class Sidecar:
         self.port, self.app_port = free_port(), free_port()
         command = [str(BINARY), "--app", "process", "--model", "bench", "--upstream", f"http://127.0.0.1:{self.app_port}"]
         command += ["--listen", f"127.0.0.1:{self.port}", "--ops-listen", f"127.0.0.1:{free_port()}"]
+        # Each websocket holds its model until it has been idle for a while.
+        command += ["--concurrency", "20000", "--max-queue", "20000"]
         command += ["--", sys.executable, __file__, "app", str(self.app_port), str(start_seconds)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HUSH_")}
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -342,7 +344,7 @@ def transfers(row, spread, sidecar: Sidecar) -> None:
             for way, values in took.items():
                 share = f"{100 * direct / statistics.median(values):.0f} % of direct"
                 note = f"{share}, {spent[way] / 5:.2f} processor seconds" if ways[way][1] else ""
-                if way == "through the proxy":
+                if way == "through the proxy" and unit == "MB/s":
                     note += "; goal 90 %, with a free core for it"
                 row(f"  {way}", spread([amount / value for value in values]), note)
 
