@@ -10,4 +10,5 @@ mod fixture;
 mod hostile;
 mod lists;
 mod sockets;
+mod visits;
 mod waiting;

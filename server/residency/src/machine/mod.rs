@@ -16,7 +16,7 @@ mod report;
 mod settings;
 mod time;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use hush_contract::{ModelState, UnloadReason};
@@ -44,6 +44,8 @@ pub struct ModelMachine {
     generation: u64,
     /// The requests that hold the model, and when each got it.
     granted: BTreeMap<LeaseId, MachineTime>,
+    /// Requests that must find the model in memory and are no activity.
+    visits: BTreeSet<LeaseId>,
     queue: VecDeque<QueuedRequest>,
     /// Load commands without an answer.
     load_commands: Vec<CommandId>,
@@ -108,11 +110,13 @@ struct PendingUnload {
     until: MachineTime,
     /// The runner has refused to end; it is asked again at this time.
     retry_at: Option<MachineTime>,
+    /// Since when the model was idle, when the unload began.
+    idle_since: Option<MachineTime>,
 }
 
 impl PendingUnload {
     const fn new(reason: UnloadReason, since: MachineTime, until: MachineTime) -> Self {
-        Self { reason, command: None, hold: None, since, until, retry_at: None }
+        Self { reason, command: None, hold: None, since, until, retry_at: None, idle_since: None }
     }
 }
 
@@ -163,6 +167,7 @@ impl ModelMachine {
             phase: ModelPhase::Unloaded,
             generation: 0,
             granted: BTreeMap::new(),
+            visits: BTreeSet::new(),
             queue: VecDeque::new(),
             load_commands: Vec::new(),
             failed_load: None,
@@ -199,12 +204,15 @@ impl ModelMachine {
                 let rest_ends = if self.is_asked_for() { None } else { self.rest_until };
                 [self.hold_until, backoff_ends, rest_ends].into_iter().flatten().max()
             }
-            ModelPhase::Ready { idle_since: Some(since), .. } => match self.settings.residency {
-                ResidencyRule::Idle(Some(timeout)) => Some(*since + timeout),
-                _ => None,
-            },
+            // The end of a visit is an event.
+            ModelPhase::Ready { idle_since: Some(since), .. } if self.visits.is_empty() => {
+                match self.settings.residency {
+                    ResidencyRule::Idle(Some(timeout)) => Some(*since + timeout),
+                    _ => None,
+                }
+            }
             ModelPhase::Draining(unload) => match unload.retry_at {
-                Some(retry_at) if self.granted.is_empty() => Some(retry_at.min(unload.until)),
+                Some(retry_at) if self.is_drained() => Some(retry_at.min(unload.until)),
                 _ => Some(unload.until),
             },
             _ => None,
@@ -275,9 +283,15 @@ impl ModelMachine {
         self.failed_load.as_ref().map(|failed| (failed.cause.as_str(), failed.until))
     }
 
-    /// Ends every lease.
+    /// Whether no request holds the model and none must find it in memory.
+    fn is_drained(&self) -> bool {
+        self.granted.is_empty() && self.visits.is_empty()
+    }
+
+    /// Ends every lease and every visit.
     fn revoke_leases(&mut self, why: LeaseLossCause, effects: &mut Vec<MachineEffect>) {
-        for lease in std::mem::take(&mut self.granted).into_keys() {
+        let visits = std::mem::take(&mut self.visits);
+        for lease in std::mem::take(&mut self.granted).into_keys().chain(visits) {
             effects.push(MachineEffect::Lost { lease, why: why.clone() });
         }
     }

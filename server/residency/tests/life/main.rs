@@ -7,4 +7,5 @@ mod effects;
 mod histories;
 mod plugged_in;
 mod rules;
+mod visits;
 mod world;
