@@ -6,7 +6,7 @@ use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
-use super::app_calls::{ActionError, ListError, LoadedInApp, app_ended};
+use super::app_calls::{ActionError, ListError, LoadedInApp, app_ended, load_timed_out};
 use super::app_runs::RunNumber;
 use super::observation::ObservedContent;
 use super::{RunnersShared, SidecarSpec};
@@ -182,6 +182,11 @@ impl RunnerTask {
             }
             Err(ActionError::Restarted) => {
                 (self.notify)(RunnerEvent::Lost(app_ended()));
+                NextPhase::Over
+            }
+            Err(error @ ActionError::LoadTimedOut { .. }) => {
+                (self.notify)(RunnerEvent::Lost(load_timed_out(&error)));
+                self.end_whatever_it_does().await;
                 NextPhase::Over
             }
             Err(error) => {

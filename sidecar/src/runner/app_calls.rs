@@ -1,7 +1,7 @@
 //! Loads, unloads and lists of the app, sent over HTTP. What to send and what answers mean is [`App`]'s to say.
 
 use hush_residency::RunnerLoss;
-use tokio::time::{Duration, Instant, sleep};
+use tokio::time::{Duration, Instant, sleep, timeout_at};
 
 use super::RunnersShared;
 use super::app_runs::RunNumber;
@@ -25,6 +25,8 @@ pub(super) enum ActionError {
     /// The app said that it unloads the model, and still lists it.
     #[error("the app still lists the model {seconds} s after it was asked to unload it")]
     Unconfirmed { seconds: u64 },
+    #[error("the app has not loaded the model after {seconds} s")]
+    LoadTimedOut { seconds: u64 },
     #[error("the app does not run: {0}")]
     AppIsDown(#[source] UpstreamError),
     /// What was loaded is gone, and what was sent may have reached either run.
@@ -126,11 +128,22 @@ fn not_observed(error: &ListError) -> ObservedContent {
 impl RunnersShared {
     /// Sends the steps of a load, and waits until the app lists the model as loaded.
     pub(super) async fn load_model(&self, model: &str) -> Result<LoadedInApp, ActionError> {
+        let limit = self.settings.timeouts.load;
+        let deadline = Instant::now() + limit;
+
+        let load = async {
+            if self.settings.app.starts_loaded() {
+                self.load_recorded(model).await
+            } else {
+                self.load_listed(model, deadline).await
+            }
+        };
+        let loaded = timeout_at(deadline, load).await;
+        loaded.unwrap_or(Err(ActionError::LoadTimedOut { seconds: limit.as_secs() }))
+    }
+
+    async fn load_listed(&self, model: &str, deadline: Instant) -> Result<LoadedInApp, ActionError> {
         let (app, runs) = (&self.settings.app, &self.settings.runs);
-        if app.starts_loaded() {
-            return self.load_recorded(model).await;
-        }
-        let deadline = Instant::now() + self.settings.timeouts.load;
         let run_before = runs.current().number;
         if let Some(there) = self.find_loaded(model, run_before).await {
             return Ok(there);
@@ -167,11 +180,7 @@ impl RunnersShared {
             ModelPresence::Away | ModelPresence::Loading | ModelPresence::Unloading => None,
         })
         .await
-        .unwrap_or_else(|| {
-            let seconds = self.settings.timeouts.load.as_secs();
-            let cause = format!("the app does not list the model as loaded after {seconds} s");
-            Err(ActionError::Failed { cause, out_of_memory: false })
-        })
+        .unwrap_or_else(|| Err(ActionError::LoadTimedOut { seconds: self.settings.timeouts.load.as_secs() }))
     }
 
     /// Sends the steps of an unload, and waits until the app lists the model no more.
@@ -318,6 +327,11 @@ pub(super) fn step_result(outcome: ActionStepOutcome) -> Result<(), ActionError>
         ActionStepOutcome::Busy { cause } => Err(ActionError::Busy(cause)),
         ActionStepOutcome::Failed { cause, out_of_memory } => Err(ActionError::Failed { cause, out_of_memory }),
     }
+}
+
+/// The loss of a runner whose app has not loaded the model in time.
+pub(super) fn load_timed_out(error: &ActionError) -> RunnerLoss {
+    RunnerLoss { cause: hush_residency::LossCause::LoadTimeout, detail: error.to_string() }
 }
 
 /// The loss of a runner whose app does not run any more.

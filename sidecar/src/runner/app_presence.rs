@@ -58,6 +58,7 @@ impl AppPresence {
         };
 
         wait_for_end(&connection).await;
+        tracing::debug!("the app has closed the silent connection");
         let closed_at_once = self.opened.elapsed() < SHORTEST_LIFE;
 
         let run = self.runs.current();

@@ -12,9 +12,14 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::{Duration, sleep};
 
 use crate::process::listening_sockets;
 use crate::upstream::UpstreamSettings;
+
+/// How often the kernel's table is read for a listener that must be there.
+const LOOKS_MAX: usize = 5;
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Counts the runs that the sidecar has seen. A later run has a larger number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,14 +116,13 @@ impl AppRuns {
     /// The app accepts connections, and this is one on which nothing is sent. Returns whether another process listens
     /// than in the run that was known.
     pub(super) async fn note_connection(&self, silent: Arc<TcpStream>) -> bool {
-        let listeners = self.listeners().await;
         let before = self.lock().identity.listeners.clone();
+        let listeners = self.listeners_unlike_none(!before.is_empty()).await;
 
+        // Whoever has accepted the connection listens: where the listeners were seen before and it is not, it is another.
         let current = self.current();
-        let is_other = current.is_up
-            && !before.is_empty()
-            && !listeners.is_empty()
-            && !before.iter().any(|socket| listeners.contains(socket));
+        let is_other = current.is_up && !before.is_empty() && !before.iter().any(|socket| listeners.contains(socket));
+        tracing::debug!(?before, ?listeners, is_other, "connected to the app");
         if is_other {
             self.end(current.number);
         }
@@ -128,7 +132,7 @@ impl AppRuns {
         let is_known = current.is_up && !is_other && facts.identity.number == number;
         facts.identity = RunIdentity {
             number,
-            listeners: if is_known && listeners.is_empty() { before } else { listeners },
+            listeners,
             connection: facts.identity.connection + 1,
             was_seen_starting: if is_known { facts.identity.was_seen_starting } else { facts.was_seen_away },
         };
@@ -162,6 +166,19 @@ impl AppRuns {
         let found = tokio::task::spawn_blocking(move || listening_sockets(port)).await;
 
         found.ok().and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// As [`Self::listeners`], and looks again where there must be some: the kernel's table may miss an entry while it
+    /// changes.
+    async fn listeners_unlike_none(&self, must_be_some: bool) -> Vec<u64> {
+        for _ in 0..LOOKS_MAX {
+            let listeners = self.listeners().await;
+            if !listeners.is_empty() || !must_be_some {
+                return listeners;
+            }
+            sleep(LOOK_PAUSE).await;
+        }
+        Vec::new()
     }
 
     fn lock(&self) -> MutexGuard<'_, RunFacts> {

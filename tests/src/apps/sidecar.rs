@@ -58,7 +58,10 @@ impl RunningSidecar {
         let (api, ops) = (http::free_address()?, http::free_address()?);
         let mut command = Command::new(fixtures::sidecar()?);
         command.args(["--listen", &api.to_string(), "--ops-listen", &ops.to_string()]);
-        command.args(["--log-format", "json", "--poll-interval", "200ms"]).args(&options.args);
+        command
+            .args(["--log-format", "json", "--poll-interval", "200ms"])
+            .args(["--log-level", "info,hush_sidecar=debug"])
+            .args(&options.args);
         // Beside the folder of the user's own sidecars. A sidecar that is started again finds what the one before has left.
         command.env("XDG_STATE_HOME", std::env::temp_dir().join("hush-tests-state"));
         if let Some(script) = &options.gpus {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hush_tests::apps::standins::{StandInKind, ViolationKind};
-use hush_tests::apps::{RunningSidecar, SidecarOptions, post};
+use hush_tests::apps::{AppCall, RunningSidecar, SidecarOptions, post};
 use hush_tests::gpus::GIB;
 use hush_tests::wait::wait_for;
 use serde_json::json;
@@ -34,8 +34,7 @@ pub fn killed_app_breaks_its_streams_and_comes_back(subject: Subject) -> Result<
         assert!([200, 502, 503].contains(&answer.status), "{} {}", answer.status, answer.text());
         Ok((answer.status == 200).then_some(()))
     })?;
-    assert!(governed.sidecar()?.generation()? > before);
-    Ok(())
+    governed.assert_new_generation(before)
 }
 
 /// The app is not touched, and the next sidecar takes over what is there.
@@ -115,7 +114,7 @@ pub fn restarts_in_a_storm_of_unloads_do_no_harm(subject: Subject) -> Result<()>
         wait_for("requests are served again", SOON, || {
             Ok((post(api, &governed.app.short_call(), &[])?.status == 200).then_some(()))
         })?;
-        assert!(governed.sidecar()?.generation()? > before);
+        governed.assert_new_generation(before)?;
         governed.assert_no_violation_but(&[ViolationKind::RequestWhileAway])?;
     }
     Ok(())
@@ -133,7 +132,7 @@ pub fn app_that_restarts_is_a_new_generation(subject: Subject) -> Result<()> {
         let answer = post(governed.sidecar()?.api, &governed.app.short_call(), &[])?;
         Ok((answer.status == 200).then_some(()))
     })?;
-    assert!(governed.sidecar()?.generation()? > before);
+    governed.assert_new_generation(before)?;
     governed.assert_no_violation()
 }
 
@@ -197,6 +196,64 @@ fn memory_that_a_child_keeps_is_residual() -> Result<()> {
     governed.wait_until_idle()?;
     let proof = governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
     assert_eq!(proof["residual_bytes"], 2 * GIB, "{proof}");
+    // It stays in the metrics, for the alert.
+    let residual = governed.sidecar()?.metric("hush_model_residual_bytes", &["model=\"tiny\""])?;
+    assert_eq!(residual, Some((2 * GIB) as f64));
+    Ok(())
+}
+
+#[test]
+fn a_load_that_hangs_fails_in_time_and_is_tried_again_later() -> Result<()> {
+    for kind in [StandInKind::Triton, StandInKind::LlamaServer] {
+        let mut governed = Governed::standin(kind, &["--manner", "load-hangs"])?;
+        governed.kill_sidecar()?;
+        governed.start_sidecar(&["--load-timeout", "1s", "--unload-timeout", "1s"])?;
+        governed.sidecar()?.wait_until_ready()?;
+
+        let answer = governed.send(&governed.app.short_call())?;
+        assert_eq!(answer.status, 503, "{kind:?}: {}", answer.text());
+        assert!(answer.text().contains("has not loaded the model after 1 s"), "{kind:?}: {}", answer.text());
+        assert!(answer.header("retry-after").is_some(), "{kind:?}");
+        governed.sidecar()?.wait_for_state("failed", SOON)?;
+        let restarts =
+            governed.sidecar()?.metric("hush_runner_restarts_total", &["model=\"tiny\"", "cause=\"load_timeout\""])?;
+        assert_eq!(restarts, Some(1.0), "{kind:?}");
+    }
+    Ok(())
+}
+
+/// The app's list says that the model is loaded, and the device shows nothing of it: the figures tell the truth.
+#[test]
+fn a_load_that_lies_shows_no_memory_and_does_no_harm() -> Result<()> {
+    let governed = Governed::standin(StandInKind::Ollama, &["--manner", "load-lies"])?;
+    governed.sidecar()?.wait_until_ready()?;
+    governed.make_ready()?;
+    governed.wait_until_idle()?;
+
+    let vram = governed.sidecar()?.metric("hush_model_vram_bytes", &["model=\"tiny\""])?;
+    assert_eq!(vram, Some(0.0));
+    let proof = governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    assert_eq!((&proof["reclaimed_bytes"], &proof["residual_bytes"]), (&0.into(), &0.into()), "{proof}");
+    governed.assert_no_violation()
+}
+
+#[test]
+fn a_body_without_a_model_is_work_of_the_first_model_and_so_is_an_unknown_route() -> Result<()> {
+    let mut governed = Governed::standin(StandInKind::Ollama, &["--model", "second"])?;
+    governed.kill_sidecar()?;
+    governed.start_sidecar(&["--model", "second"])?;
+    governed.sidecar()?.wait_until_ready()?;
+
+    let before = governed.sidecar()?.generation()?;
+    let nameless =
+        AppCall::json("/api/chat", &json!({"messages": [{"role": "user", "content": "x"}], "stream": false}));
+    governed.send(&nameless)?;
+    assert_eq!(governed.sidecar()?.generation()?, before + 1, "it waited for the first model");
+
+    governed.wait_until_idle()?;
+    governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    governed.send(&AppCall::json("/api/from-the-future", &json!({"model": "tiny"})))?;
+    assert_eq!(governed.sidecar()?.generation()?, before + 2, "deny by default: what is not known is work");
     Ok(())
 }
 
@@ -210,6 +267,9 @@ fn an_unload_that_hangs_is_given_up_and_requests_are_not_lost() -> Result<()> {
     governed.wait_until_idle()?;
     let answer = governed.sidecar()?.unload(&json!({"drain_seconds": 5}))?;
     assert!(answer.status >= 400, "the app has the model still: {}", answer.text());
+    let unconfirmed = governed.sidecar()?.metric("hush_app_unloads_unconfirmed_total", &["model=\"tiny\""])?;
+    assert!(unconfirmed >= Some(1.0), "{unconfirmed:?}");
+    assert_eq!(governed.sidecar()?.state()?, "ready");
     governed.assert_no_violation_but(&[ViolationKind::UnloadTwice])
 }
 
